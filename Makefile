@@ -1,0 +1,49 @@
+# Two commands: `make quickstart` runs the whole method, `make test` passes the tests.  Each does its own set-up.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: quickstart test test-slow test-oracles lint lock clean
+
+quickstart: $(VENV)/.runtime
+	$(BIN)/instructjax quickstart $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-oracles: $(VENV)/.oracles
+	$(BIN)/python -m pytest -m oracle $(ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/pyrefly check
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"InstructJAX needs Python 3.11 or newer and found {v[0]}.{v[1]}: run `make $(MAKECMDGOALS) PYTHON=python3.12`")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.python requirements.lock pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.runtime requirements-test.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-test.lock
+	@touch $@
+
+$(VENV)/.oracles: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-oracles.txt -e '.[oracles]'
+	@touch $@
+
+lock:  ## pins names, versions and hashes for every supported Python; no addresses
+	uv pip compile pyproject.toml --universal --generate-hashes --no-header --no-annotate --quiet -o requirements.lock
+	uv pip compile pyproject.toml --extra test --constraint requirements.lock --universal --generate-hashes --no-header \
+	  --no-annotate --quiet -o requirements-test.lock
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Records, tokenizers, sources and batches: everything between a file and the device."""
