@@ -1,12 +1,12 @@
 """The losses of InstructGPT (Ouyang et al. 2022) and of its relatives, as pure functions of arrays.
 
-Every loss is a sum of weight × term.  A weight is a mask scaled to the share of each term in a mean: `token_mean`,
-`sequence_mean` or `pair_weights` of the whole batch.  So the losses of micro-batches, and of devices, add up to the loss of
-the batch, and the kind of mean is a choice of function.  Whatever stands where a weight is 0 is never read: it may be NaN, and
-its gradient is 0.  Everything is float32 from the logits on; old log-probabilities, old values, advantages and targets are data.
+Every loss is a sum of weight × term.  A weight is a mask scaled to the share of each term in a mean:
+`token_mean`, `sequence_mean` or `pair_weights` of the whole batch.  So the losses of micro-batches add up to
+the loss of the batch, and the kind of mean is a choice of function.  What stands where a weight is 0 may be
+anything, NaN included: it changes neither the loss nor a gradient.  Everything is float32 from the logits on.
 
-Dimensions: B rows, K completions of one prompt, R response tokens, V vocabulary.  A leading `*B` is any number of
-batch dimensions, the vocabulary may be sharded.
+Dimensions: B rows, K completions of one prompt, R response tokens, V vocabulary (it may be sharded).
+`*B` is any number of batch dimensions.
 """
 
 from __future__ import annotations
@@ -29,16 +29,14 @@ def temper(
 ) -> Float[Array, "*B V"]:
   """logits / τ in float32, with banned ids at a probability of exactly 0.
 
-  The policy that samples, the policy that learns and the reference all take their logits from here, so that the
+  The policy that samples, the policy that learns and the reference all take their logits from here, so the
   distribution that is scored is the one that was sampled (Ziegler et al. 2019).  τ = 1 changes no bit.
 
   Raises ValueError unless τ > 0, and IndexError for a banned id outside the vocabulary.
   """
   if not temperature > 0:
     raise ValueError(f"temperature must be above 0, got {temperature}")
-  logits = logits.astype(jnp.float32)
-  if temperature != 1:
-    logits = logits / temperature
+  logits = logits.astype(jnp.float32) / temperature
   if banned:
     hit = np.zeros(logits.shape[-1], bool)
     hit[list(banned)] = True
@@ -49,8 +47,8 @@ def temper(
 def token_logp(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Float[Array, "*B"]:
   """log softmax(logits)[token] = logit[token] - log Σ_v e^logit[v].
 
-  The log-softmax of the whole vocabulary is never formed.  Where the vocabulary is sharded a gather would move the logits,
-  so the token is picked by a sum over a comparison, which stays on its device.
+  The log-softmax of the whole vocabulary is never formed.  Where the vocabulary is sharded, a gather would
+  move the logits between devices; a sum over a comparison picks the token where it is.
   """
   if jax.typeof(logits).sharding.spec[-1] is None:
     picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
@@ -61,8 +59,9 @@ def token_logp(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Float[
 
 def entropy(logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:
   """H = - Σ_v p_v log p_v in nats, p = softmax(logits)."""
-  logits = jnp.maximum(logits.astype(jnp.float32), BANNED)  # -inf counts as banned: 0 log 0 = 0
-  return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jax.nn.softmax(logits) * logits, axis=-1)
+  logits = jnp.maximum(logits.astype(jnp.float32), BANNED)  # -inf is banned too: 0 log 0 = 0
+  logp = jax.nn.log_softmax(logits)
+  return -jnp.sum(jnp.exp(logp) * logp, axis=-1)
 
 
 # Weights: what a loss is the mean of
@@ -74,7 +73,7 @@ def token_mean(mask: Bool[Array, "*B R"]) -> Float[Array, "*B R"]:
 
 
 def sequence_mean(mask: Bool[Array, "B R"]) -> Float[Array, "B R"]:
-  """w = m / (tokens of its row × rows): every row with a marked token counts the same, whatever its length."""
+  """w = m / (tokens of its row × rows): every row with a marked token counts the same."""
   length = jnp.sum(mask, axis=-1, keepdims=True)
   rows = jnp.sum(length > 0)
   return jnp.where(mask, 1 / jnp.maximum(length * rows, 1).astype(jnp.float32), 0)
@@ -83,8 +82,8 @@ def sequence_mean(mask: Bool[Array, "B R"]) -> Float[Array, "B R"]:
 def pair_weights(rank: Int[Array, "B K"], normaliser: str = "remaining") -> Float[Array, "B K K"]:
   """The weight of each pair (i beats j) in Eq. 1; ties and padded completions (rank 0) get none.
 
-  Every prompt counts the same, whatever its K.  The paper drops ties but does not say whether the rest is divided by the
-  "remaining" pairs of the prompt or by "all" C(K,2) of them.  Prompts without such a pair do not count.
+  Every prompt counts the same, whatever its K; one without pairs does not count.  The paper drops ties but
+  leaves open whether the rest is divided by the "remaining" pairs of the prompt or by "all" C(K,2) of them.
 
   Raises ValueError for another normaliser.
   """
@@ -101,9 +100,9 @@ def pair_weights(rank: Int[Array, "B K"], normaliser: str = "remaining") -> Floa
   return jnp.where(beats, share[:, None, None], 0)
 
 
-def _where_weighted(weight: Array, *arrays: Array) -> list[Array]:
-  """The arrays in float32 with 0 where the weight is 0: nothing unweighted reaches a value or a gradient."""
-  return [jnp.where(weight == 0, 0, x.astype(jnp.float32)) for x in arrays]
+def _keep(live: Array, *arrays: Array) -> list[Array]:
+  """The arrays in float32 with 0 where `live` is False: nothing else reaches a value or a gradient."""
+  return [jnp.where(live, x.astype(jnp.float32), 0) for x in arrays]
 
 
 # Step 1: supervised fine-tuning
@@ -112,9 +111,9 @@ def _where_weighted(weight: Array, *arrays: Array) -> list[Array]:
 def nll(logp: Float[Array, "*B"], weight: Float[Array, "*B"]) -> Float[Array, ""]:
   """L = - Σ_t w_t log π(y_t | x, y_<t)   (section 3.5).
 
-  Also the pretraining term of PPO-ptx: Eq. 2 adds γ E log π(x) to what is maximised, so γ nll is added to what is minimised.
+  Also the pretraining term of PPO-ptx: Eq. 2 maximises + γ E log π(x), so γ nll is added to the loss.
   """
-  (logp,) = _where_weighted(weight, logp)
+  (logp,) = _keep(weight != 0, logp)
   return -jnp.sum(weight * logp)
 
 
@@ -128,28 +127,31 @@ def ranking(
 
   `margin` is subtracted from r_i - r_j (Touvron et al. 2023, section 3.2.2).
   """
-  difference = score[:, :, None].astype(jnp.float32) - score[:, None, :].astype(jnp.float32)
-  (difference,) = _where_weighted(weight, difference - margin)
+  score = score.astype(jnp.float32)
+  (difference,) = _keep(weight != 0, score[:, :, None] - score[:, None, :] - margin)
   return -jnp.sum(weight * jax.nn.log_sigmoid(difference))
 
 
 def centering(score: Float[Array, "B K"], weight: Float[Array, "B K K"]) -> Float[Array, ""]:
-  """L = Σ_{i beats j} w_ij (r_i + r_j)²: holds scores around 0 (Eisenstein et al. 2023), where Eq. 1 leaves them free."""
-  (total,) = _where_weighted(weight, score[:, :, None] + score[:, None, :])
+  """L = Σ_{i beats j} w_ij (r_i + r_j)²   (Eisenstein et al. 2023).
+
+  Eq. 1 only sees differences; this holds the scores near 0.
+  """
+  score = score.astype(jnp.float32)
+  (total,) = _keep(weight != 0, score[:, :, None] + score[:, None, :])
   return jnp.sum(weight * jnp.square(total))
 
 
-def best_of_k(
-  score: Float[Array, "B K"], rank: Int[Array, "B K"], weight: Float[Array, " B"]
-) -> Float[Array, ""]:
-  """L = - Σ_b w_b log softmax(r_b)[best], the best is the completion of rank 1   (Ziegler et al. 2019, Eq. 1).
+def best_of_k(score: Float[Array, "B K"], rank: Int[Array, "B K"], weight: Float[Array, " B"]) -> Float[Array, ""]:
+  """L = - Σ_b w_b log softmax(r_b)[best], where the best has rank 1   (Ziegler et al. 2019, Eq. 1).
 
   Completions that share rank 1 share the target equally; a row without one does not count.
   """
-  best = jnp.sum(rank == 1, axis=1)
-  score = jnp.where(rank > 0, score.astype(jnp.float32), BANNED)
-  term = jnp.sum(jnp.where(rank == 1, jax.nn.log_softmax(score), 0), axis=1) / jnp.maximum(best, 1).astype(jnp.float32)
-  return nll(term, jnp.where(best > 0, weight, 0))
+  real = (rank > 0) & (weight != 0)[:, None]
+  best = rank == 1
+  target = weight[:, None] / jnp.maximum(jnp.sum(best, axis=1, keepdims=True), 1).astype(jnp.float32)
+  logp = jax.nn.log_softmax(jnp.where(real, score.astype(jnp.float32), BANNED))
+  return nll(logp, jnp.where(best, target, 0))
 
 
 def ranking_accuracy(
@@ -179,11 +181,11 @@ def clipped_policy(
   *,
   clip: float = 0.2,
 ) -> Float[Array, ""]:
-  """L = Σ_t w_t max(-A_t ρ_t, -A_t clip(ρ_t, 1-ε, 1+ε)),  ρ_t = π(y_t) / π_old(y_t)   (Schulman et al. 2017, Eq. 7).
+  """L = Σ_t w_t max(-A_t ρ_t, -A_t clip(ρ_t, 1-ε, 1+ε)),  ρ = π/π_old   (Schulman et al. 2017, Eq. 7).
 
-  `old_logp` comes from the policy that sampled and stays fixed over all minibatches of an iteration.
+  `old_logp` belongs to the policy that sampled and stays the same over all minibatches of an iteration.
   """
-  logp, old_logp, advantage = _where_weighted(weight, logp, old_logp, advantage)
+  logp, old_logp, advantage = _keep(weight != 0, logp, old_logp, advantage)
   _, free, clipped = _policy_terms(logp, old_logp, advantage, clip)
   return jnp.sum(weight * jnp.maximum(free, clipped))
 
@@ -206,7 +208,7 @@ def clipped_value(
 
   No clipping when `clip` is None.
   """
-  value, old_value, target = _where_weighted(weight, value, old_value, target)
+  value, old_value, target = _keep(weight != 0, value, old_value, target)
   free, clipped = _value_terms(value, old_value, target, jnp.inf if clip is None else clip)
   return 0.5 * jnp.sum(weight * jnp.maximum(free, clipped))
 
@@ -220,7 +222,7 @@ def policy_metrics(
   clip: float = 0.2,
 ) -> Metrics:
   """What to watch in `clipped_policy`, as means over marked tokens; `approxkl` is the mean of ½ (log ρ)²."""
-  logp, old_logp, advantage = _where_weighted(mask, logp, old_logp, advantage)
+  logp, old_logp, advantage = _keep(mask, logp, old_logp, advantage)
   ratio, free, clipped = _policy_terms(logp, old_logp, advantage, clip)
   return {
     "loss/policy_avg": masked_mean(jnp.maximum(free, clipped), mask),
@@ -242,7 +244,7 @@ def value_metrics(
   clip: float | None = 0.2,
 ) -> Metrics:
   """What to watch in `clipped_value`; `explained_var` is 1 - Var[G - V] / Var[G], 1 at best."""
-  value, old_value, target = _where_weighted(mask, value, old_value, target)
+  value, old_value, target = _keep(mask, value, old_value, target)
   free, clipped = _value_terms(value, old_value, target, jnp.inf if clip is None else clip)
   return {
     "loss/value_avg": 0.5 * masked_mean(jnp.maximum(free, clipped), mask),
@@ -271,5 +273,5 @@ def dpo(
   """
   chosen = logp_chosen.astype(jnp.float32) - ref_chosen.astype(jnp.float32)
   rejected = logp_rejected.astype(jnp.float32) - ref_rejected.astype(jnp.float32)
-  (logits,) = _where_weighted(weight, beta * (chosen - rejected))
+  (logits,) = _keep(weight != 0, beta * (chosen - rejected))
   return -jnp.sum(weight * jax.nn.log_sigmoid(logits))

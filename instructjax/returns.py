@@ -1,8 +1,8 @@
-"""From one score a response to a reward, an advantage and a target for every token (Ouyang et al. 2022, section 3.5).
+"""From a score per response to rewards, advantages and targets per token (Ouyang et al. 2022, section 3.5).
 
-Pure functions of arrays, float32 throughout.  Whatever stands where a mask is False is never read: it may be NaN.
+Pure functions of arrays, float32 throughout.  What stands where a mask is False may be anything, even NaN.
 
-Dimensions: B episodes, R response tokens, N samples.  A leading `*B` is any number of batch dimensions.
+Dimensions: B episodes, R response tokens, N samples.  `*B` is any number of batch dimensions.
 Time t runs over response tokens; e is the last token of a response, the end of text when it was drawn.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Real
 
 from instructjax.types import Array, Bool, Float
 
@@ -102,14 +103,14 @@ def value_mask(mask: Mask, place: Place = at_last_token) -> Mask:
 
 
 def token_rewards(
-  score: Float[Array, "*B"] | Array,
+  score: Real[Array, "*B"],
   kl: Float[Array, "*B R"],
   mask: Mask,
   kl_coef: Float[Array, ""] | float,
   *,
   place: Place = at_last_token,
 ) -> Float[Array, "*B R"]:
-  """The reward of each token: a KL penalty everywhere and the score once (Ouyang et al. 2022, section 3.5, Eq. 2).
+  """The reward of each token: the KL penalty everywhere and the score once (section 3.5, Eq. 2).
 
       r_t = - β kl_t m_t + s 1[t = place],        kl_t = log π(y_t|x,y_<t) - log π_ref(y_t|x,y_<t)
 
@@ -120,14 +121,14 @@ def token_rewards(
 
 
 def replace_missing_eos(
-  score: Float[Array, "*B"], ended: Bool[Array, "*B"], *, value: float = -1.0
+  score: Real[Array, "*B"], ended: Bool[Array, "*B"], *, value: float = -1.0
 ) -> Float[Array, "*B"]:
   """The score, or `value` for a response that did not end (Stiennon et al. 2020; Huang et al. 2024)."""
   return jnp.where(ended, score.astype(jnp.float32), value)
 
 
 def penalise_missing_eos(
-  score: Float[Array, "*B"], ended: Bool[Array, "*B"], *, penalty: float = 1.0
+  score: Real[Array, "*B"], ended: Bool[Array, "*B"], *, penalty: float = 1.0
 ) -> Float[Array, "*B"]:
   """The score, less `penalty` for a response that did not end."""
   score = score.astype(jnp.float32)
@@ -149,9 +150,9 @@ def gae(
 
       δ_t = r_t + γ V_t' - V_t,        A_t = δ_t + γλ A_t',        target_t = A_t + V_t
 
-  V_t is the value of the state before token t and t' the next position inside the mask: a gap (the words of
-  somebody else in a dialogue) is stepped over, nothing in it is paid or discounted.  After the last position V = A = 0:
-  the episode is over.  Both results are 0 outside the mask.  The paper's discount γ is 1; λ is not printed.
+  V_t is the value of the state before token t, and t' is the next position inside the mask: a gap (the words
+  of somebody else in a dialogue) is stepped over, nothing in it is paid or discounted.  After the last one
+  the episode is over, V = A = 0.  Both results are 0 outside the mask.  The paper has γ = 1 and prints no λ.
   """
   reward = jnp.where(mask, reward.astype(jnp.float32), 0)
   value = jnp.where(mask, value.astype(jnp.float32), 0)
@@ -193,17 +194,17 @@ def adaptive_kl(
 
 
 def bon_kl(n: int) -> float:
-  """KL(best of n ‖ one sample) = log n - (n - 1)/n nats (Stiennon et al. 2020, App. G.3); less when scores tie."""
+  """KL(best of n ‖ one sample) = log n - (n-1)/n nats (Stiennon et al. 2020, Table 10), less with ties."""
   return math.log(n) - (n - 1) / n
 
 
 def bon_weights(N: int, n: int) -> np.ndarray:
-  """[N] weights, ascending by score, of the unbiased best-of-n estimate from N samples (Nakano et al. 2021, App. I).
+  """[N] weights by ascending score: unbiased best-of-n mean from N samples (Nakano et al. 2021, App. I).
 
-      w_i = C(i-1, n-1) / C(N, n),   i = 1..N          estimate = Σ_i w_i f(x_(i))
+      mean f = Σ_i w_i f(x_(i)),        w_i = C(i-1, n-1) / C(N, n),   i = 1..N
 
-  w_i is the chance that the i-th smallest is the largest of n drawn without replacement.  float64; works from the
-  largest down, w_N = n/N and w_i = w_{i+1} (i-n+1)/i, so that no binomial coefficient is ever formed.
+  w_i is the chance that the i-th smallest is the largest of n that are drawn without replacement.  float64,
+  from the largest down: w_N = n/N and w_i = w_{i+1} (i-n+1)/i, so no binomial coefficient is ever formed.
 
   Raises ValueError unless 1 <= n <= N.
   """

@@ -117,5 +117,3 @@ def fit_bias(params: Params, demonstration_score: Float[Array, ""]) -> Params:
   """
   head = params["head"]
   return params | {"head": head | {"b": head["b"] - demonstration_score}}
-
-

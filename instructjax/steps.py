@@ -57,7 +57,9 @@ def merge(rows: PyTree) -> PyTree:
 
   def leaf(x: Array) -> Array:
     x = jnp.swapaxes(x, 0, 1)
-    return jax.lax.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=sharding.spec("batch", *[None] * (x.ndim - 2)))
+    return jax.lax.reshape(
+      x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=sharding.spec("batch", *[None] * (x.ndim - 2))
+    )
 
   return jax.tree.map(leaf, rows)
 

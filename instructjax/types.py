@@ -159,6 +159,23 @@ class TrainState:
 
 
 __all__ = [
-  "LM", "Array", "Bool", "Cache", "Comparisons", "Demonstrations", "Experience", "Float", "Frozen", "Int", "Key",
-  "Leaf", "Metrics", "Params", "Prompts", "PyTree", "Rollout", "TrainState", "Valid",
+  "LM",
+  "Array",
+  "Bool",
+  "Cache",
+  "Comparisons",
+  "Demonstrations",
+  "Experience",
+  "Float",
+  "Frozen",
+  "Int",
+  "Key",
+  "Leaf",
+  "Metrics",
+  "Params",
+  "Prompts",
+  "PyTree",
+  "Rollout",
+  "TrainState",
+  "Valid",
 ]

@@ -1,0 +1,132 @@
+"""The public spellings of instruction data, as functions from their rows to ours.
+
+Each takes a row and the kind of record that is wanted and returns the fields of that kind:
+`records.read(path, "comparison", formats.preference)`.  A preference row can serve as a comparison, as a
+demonstration (its chosen completion) or as a prompt.  Other columns of a public data set are left out; a
+missing one is a `RecordError`.  Chats become the transcript that HH uses: an empty line and "Human: " or
+"Assistant: " before each message, ending with TURN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from instructjax.data.records import RecordError, Spelling, native
+
+ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant"}
+TURN = "\n\nAssistant:"
+
+
+def preference(row: dict[str, Any], kind: str) -> dict[str, Any]:
+  """prompt, chosen, rejected: texts, or lists of chat messages; the prompt may be what both share."""
+  chosen, rejected = _field(row, "chosen"), _field(row, "rejected")
+  prompt = row.get("prompt")
+  if isinstance(chosen, list) and isinstance(rejected, list):
+    if prompt is None or isinstance(prompt, str):
+      shared = _shared(chosen, rejected)
+      prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    chosen, rejected = _reply("chosen", chosen), _reply("rejected", rejected)
+  elif prompt is None:
+    return hh(row, kind)
+  prompt = transcript(prompt) if isinstance(prompt, list) else prompt
+  return _pair(kind, prompt, chosen, rejected)
+
+
+def hh(row: dict[str, Any], kind: str) -> dict[str, Any]:
+  """chosen, rejected: whole transcripts that differ in the last reply only."""
+  parts = []
+  for name in ("chosen", "rejected"):
+    text = _field(row, name)
+    if not isinstance(text, str) or TURN not in text:
+      raise RecordError(f"{name}: a transcript with '\\n\\nAssistant:' is expected")
+    head, _, reply = text.rpartition(TURN)
+    parts.append((head + TURN, reply.strip()))
+  if parts[0][0] != parts[1][0]:
+    raise RecordError("chosen, rejected: the transcripts differ before the last reply; drop the record")
+  return _pair(kind, parts[0][0], parts[0][1], parts[1][1])
+
+
+def alpaca(row: dict[str, Any], kind: str) -> dict[str, Any]:
+  """instruction, input, output: the input follows the instruction after an empty line."""
+  instruction, given = _field(row, "instruction"), row.get("input") or ""
+  prompt = f"{instruction}\n\n{given}" if given else instruction
+  return _demonstration(kind, prompt, _field(row, "output"))
+
+
+def messages(row: dict[str, Any], kind: str) -> dict[str, Any]:
+  """messages: a chat whose last message is the completion."""
+  chat = _field(row, "messages")
+  if not isinstance(chat, list) or not chat:
+    raise RecordError("messages: a list of {role, content} objects is expected")
+  return _demonstration(kind, transcript(chat[:-1]), _reply("messages", chat[-1:]))
+
+
+def mapped(fields: Mapping[str, str]) -> Spelling:
+  """Any row by a mapping from our fields to its own: {"prompt": "question", "completion": "answer"}."""
+  return lambda row, kind: {ours: _field(row, theirs) for ours, theirs in fields.items()}
+
+
+SPELLINGS: dict[str, Spelling] = {
+  "native": native, "preference": preference, "alpaca": alpaca, "messages": messages, "hh": hh
+}  # fmt: skip
+
+
+def transcript(chat: list[Any]) -> str:
+  """A chat as text, ready for the next reply.  A system message stands first, without a name."""
+  text = ""
+  for at, message in enumerate(chat):
+    role, content = _message(f"messages[{at}]", message)
+    if role == "system":
+      text += ("\n\n" if text else "") + content
+    elif role in ROLES:
+      text += f"\n\n{ROLES[role]}: {content}"
+    else:
+      raise RecordError(f"messages[{at}].role: {role!r}; known are system, {', '.join(ROLES)}")
+  return text + TURN
+
+
+def _message(place: str, message: Any) -> tuple[str, str]:
+  """(role, content), also in the spelling from/value."""
+  if not isinstance(message, dict):
+    raise RecordError(f"{place}: an object with role and content is expected")
+  role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+  if not isinstance(role, str) or not isinstance(content, str):
+    raise RecordError(f"{place}: role and content must be texts")
+  return role, content
+
+
+def _reply(place: str, chat: list[Any]) -> str:
+  """The one assistant message of a list."""
+  if len(chat) != 1:
+    raise RecordError(f"{place}: {len(chat)} messages after the prompt, one is expected")
+  role, content = _message(place, chat[0])
+  if ROLES.get(role) != "Assistant":
+    raise RecordError(f"{place}: the last message must be the assistant's, not {role!r}")
+  return content
+
+
+def _shared(a: list[Any], b: list[Any]) -> int:
+  """How many messages two chats share at the start, the last of the shorter one not counted."""
+  most = min(len(a), len(b)) - 1
+  return next((i for i in range(most) if a[i] != b[i]), max(most, 0))
+
+
+def _pair(kind: str, prompt: Any, chosen: Any, rejected: Any) -> dict[str, Any]:
+  if kind == "comparison":
+    return {"prompt": prompt, "completions": [chosen, rejected], "ranks": [1, 2]}
+  return _demonstration(kind, prompt, chosen)
+
+
+def _demonstration(kind: str, prompt: Any, completion: Any) -> dict[str, Any]:
+  if kind == "demonstration":
+    return {"prompt": prompt, "completion": completion}
+  if kind == "prompt":
+    return {"prompt": prompt}
+  raise RecordError(f"this format holds no {kind}s; choose another format or kind of record")
+
+
+def _field(row: dict[str, Any], name: str) -> Any:
+  if row.get(name) is None:
+    raise RecordError(f"{name}: missing; the row has {', '.join(sorted(row)) or 'no fields'}")
+  return row[name]

@@ -1,0 +1,208 @@
+"""From records to batches of fixed shape: ids once, padding per batch, any batch by its number.
+
+Each kind of record has a function to ids (`demonstrations`, `comparisons`, `prompts`, `text`), which checks
+every length before anything runs, and one to a batch (`pad_demonstrations`, ...).  `stream` puts rows in a
+shuffled, endless order:
+
+  rows = pipeline.demonstrations(records, tokenizer, prompt=24, response=40)
+  batches = pipeline.stream(rows, partial(pipeline.pad_demonstrations, length=64), size=16, seed=0)
+  batches(0), batches(1), ...     # batch i is a function of i: to resume is to remember an integer
+
+A row is bos + prompt + separator and completion + eos, encoded part by part (see `tokenizers`).
+
+Dimensions: B rows, K completions, T tokens, P prompt tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from instructjax.data.records import Comparison, Demonstration, Prompt, Text, report
+from instructjax.data.tokenizers import Tokenizer
+from instructjax.errors import UserError
+from instructjax.types import Comparisons, Demonstrations, Prompts
+
+SEPARATOR = " "  # between a prompt and its completion
+
+
+class Row(NamedTuple):
+  """The ids of one row; those from `start` on are predicted and carry loss."""
+
+  ids: Int[np.ndarray, " T"]
+  start: int
+
+
+class Group(NamedTuple):
+  """The rows of one prompt's completions and their ranks."""
+
+  rows: tuple[Row, ...]
+  ranks: tuple[int, ...]
+
+
+# --- records to ids ---
+
+
+def demonstrations(
+  records: Sequence[Demonstration], tokenizer: Tokenizer, *, prompt: int, response: int, separator: str =
+  SEPARATOR, end_cut: bool = False, name: str = "demonstrations",
+) -> list[Row]:  # fmt: skip
+  """Rows of at most `prompt` + `response` tokens.
+
+  A longer response is cut; it then closes with an end-of-text token only if `end_cut`.  Raises UserError
+  naming each prompt that is longer than `prompt` tokens and each completion that holds an end-of-text token.
+  """
+  problems: list[str] = []
+  rows = []
+  for line, record in enumerate(records, 1):
+    head = _prompt(record.prompt, tokenizer, prompt, f"{name}:{line}: prompt", problems)
+    place = f"{name}:{line}: completion"
+    rows.append(_row(head, record.completion, tokenizer, response, separator, end_cut, place, problems))
+  report(problems)
+  return rows
+
+
+def comparisons(
+  records: Sequence[Comparison], tokenizer: Tokenizer, *, prompt: int, response: int, separator: str =
+  SEPARATOR, end_cut: bool = True, name: str = "comparisons",
+) -> list[Group]:  # fmt: skip
+  """The rows of every completion, as `demonstrations`; a cut one ends too: the score is read at its end."""
+  problems: list[str] = []
+  groups = []
+  for line, record in enumerate(records, 1):
+    head = _prompt(record.prompt, tokenizer, prompt, f"{name}:{line}: prompt", problems)
+    rows = (
+      _row(head, text, tokenizer, response, separator, end_cut, f"{name}:{line}: completions[{k}]", problems)
+      for k, text in enumerate(record.completions)
+    )
+    groups.append(Group(tuple(rows), tuple(record.ranks)))
+  report(problems)
+  return groups
+
+
+def prompts(records: Sequence[Prompt], tokenizer: Tokenizer, *, prompt: int, name: str = "prompts") -> list[Row]:
+  """Rows that hold a prompt only.  Raises UserError naming each one longer than `prompt` tokens."""
+  problems: list[str] = []
+  heads = [
+    _prompt(record.prompt, tokenizer, prompt, f"{name}:{line}: prompt", problems)
+    for line, record in enumerate(records, 1)
+  ]
+  report(problems)
+  return [Row(np.asarray(ids, np.int32), len(ids)) for ids in heads]
+
+
+def text(
+  records: Sequence[Text], tokenizer: Tokenizer, *, length: int, tail: bool = False, name: str = "text"
+) -> list[Row]:
+  """Windows of `length` tokens out of all documents, joined by end-of-text tokens; `tail` keeps the last,
+  short one.
+
+  Raises UserError where the text does not fill one window and `tail` is False.
+  """
+  stream = [i for record in records for i in (*tokenizer.encode(record.text), tokenizer.eos[0])]
+  step = length - len(tokenizer.bos)
+  windows = [(*tokenizer.bos, *stream[at : at + step]) for at in range(0, len(stream), step)]
+  if windows and len(windows[-1]) < (len(tokenizer.bos) + 2 if tail else length):
+    windows.pop()
+  if not windows:
+    raise UserError(
+      f"{name}: {len(stream)} tokens do not fill a window of {length}; give more text or a shorter window"
+    )
+  return [Row(np.asarray(ids, np.int32), 1) for ids in windows]
+
+
+def _prompt(text: str, tokenizer: Tokenizer, limit: int, place: str, problems: list[str]) -> list[int]:
+  ids = [*tokenizer.bos, *tokenizer.encode(text)]
+  if len(ids) > limit:
+    problems.append(f"{place}: {len(ids)} tokens, the limit is {limit}; shorten it, drop the record or raise the limit")
+  if not ids:
+    problems.append(f"{place}: no tokens; give a text")
+  return ids
+
+
+def _row(
+  head: list[int], completion: str, tokenizer: Tokenizer, limit: int, separator: str, end_cut: bool, place:
+  str, problems: list[str],
+) -> Row:  # fmt: skip
+  ids = tokenizer.encode(separator + completion.lstrip() if separator else completion)
+  special = set(ids) & {*tokenizer.eos, *tokenizer.banned}
+  if special:
+    problems.append(f"{place}: holds the special tokens {sorted(special)}; take their names out of the text")
+  end = [tokenizer.eos[0]]
+  if len(ids) + 1 > limit:
+    ids, end = (ids[: limit - 1], end) if end_cut else (ids[:limit], [])
+  return Row(np.asarray([*head, *ids, *end], np.int32), len(head))
+
+
+# --- ids to batches ---
+
+
+def longest(rows: Sequence[Row] | Sequence[Group], multiple: int = 8) -> int:
+  """The length that holds every row, rounded up: the `length` of the padding functions."""
+  sizes = [len(row.ids) for item in rows for row in (item.rows if isinstance(item, Group) else (item,))]
+  return -(-max(sizes) // multiple) * multiple
+
+
+def pad_demonstrations(rows: Sequence[Row], *, length: int) -> Demonstrations:
+  """[B, T] right padded; `mask` is True from each row's start to its end."""
+  tokens, valid = _right([row.ids for row in rows], length)
+  mask = valid & (np.arange(length) >= np.asarray([row.start for row in rows])[:, None])
+  return Demonstrations(tokens=jnp.asarray(tokens), valid=jnp.asarray(valid), mask=jnp.asarray(mask))
+
+
+def pad_comparisons(groups: Sequence[Group], *, k: int, length: int) -> Comparisons:
+  """[B, K, T] right padded; a prompt with fewer than `k` completions is filled up with rank 0."""
+  ids = [row.ids for group in groups for row in group.rows + (EMPTY,) * (k - len(group.rows))]
+  tokens, valid = _right(ids, length)
+  shape = (len(groups), k, length)
+  rank = np.asarray([group.ranks + (0,) * (k - len(group.ranks)) for group in groups], np.int32)
+  return Comparisons(
+    tokens=jnp.asarray(tokens.reshape(shape)), valid=jnp.asarray(valid.reshape(shape)), rank=jnp.asarray(rank)
+  )
+
+
+def pad_prompts(rows: Sequence[Row], *, length: int) -> Prompts:
+  """[B, P] left padded."""
+  tokens, valid = _right([row.ids[::-1] for row in rows], length)
+  return Prompts(
+    tokens=jnp.asarray(np.ascontiguousarray(tokens[:, ::-1])),
+    valid=jnp.asarray(np.ascontiguousarray(valid[:, ::-1])),
+  )
+
+
+EMPTY = Row(np.zeros(0, np.int32), 0)
+
+
+def _right(ids: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
+  sizes = np.asarray([len(row) for row in ids])
+  if sizes.max() > length:
+    raise UserError(f"a row of {sizes.max()} tokens does not fit in batches of length {length}; raise the length")
+  valid = np.arange(length) < sizes[:, None]
+  tokens = np.zeros(valid.shape, np.int32)
+  tokens[valid] = np.concatenate(ids)
+  return tokens, valid
+
+
+# --- order ---
+
+
+def stream(rows: Sequence[Any], pad: Callable[[Sequence[Any]], Any], *, size: int, seed: int) -> Callable[[int], Any]:
+  """Batch number -> batch of `size` rows, in an order shuffled anew each epoch; endless and random access.
+
+  An epoch is len(rows) / size batches; a batch may straddle two epochs.
+  """
+  import grain
+
+  order = grain.MapDataset.source(rows).shuffle(seed=seed).repeat()
+  return order.batch(size, batch_fn=pad).__getitem__
+
+
+def once(rows: Sequence[Any], pad: Callable[[Sequence[Any]], Any], *, size: int) -> Iterator[tuple[Any, int]]:
+  """Every row once, in order: (batch, number of real rows); the last one is filled up from the first rows."""
+  for at in range(0, len(rows), size):
+    part = list(rows[at : at + size])
+    yield pad([*part, *(rows[i % len(rows)] for i in range(size - len(part)))]), len(part)

@@ -1,0 +1,262 @@
+"""The four kinds of records, one JSON object a line, and their validation.
+
+  demonstration  prompt, completion           [id, user, source, use_case]
+  comparison     prompt, completions, ranks   [labeler, id, user, source, use_case, ratings]
+  prompt         prompt                       [id, user, source, use_case]
+  text           text                         [id, source]
+
+A comparison has K of 2 to 9 completions and as many ranks: 1 is best, equal ranks are ties.
+`read` checks every line before it returns anything and lists all problems in one error: nothing is skipped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from instructjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstration:
+  """A prompt and the completion to imitate."""
+
+  prompt: str
+  completion: str
+  id: str | None = None
+  user: str | None = None
+  source: str | None = None
+  use_case: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """K completions of one prompt and their ranks; `ratings` holds Table 3's metadata of each."""
+
+  prompt: str
+  completions: tuple[str, ...]
+  ranks: tuple[int, ...]
+  labeler: str | None = None
+  id: str | None = None
+  user: str | None = None
+  source: str | None = None
+  use_case: str | None = None
+  ratings: tuple[Mapping[str, Any], ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """A prompt without a label."""
+
+  prompt: str
+  id: str | None = None
+  user: str | None = None
+  source: str | None = None
+  use_case: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """A document of pretraining text."""
+
+  text: str
+  id: str | None = None
+  source: str | None = None
+
+
+Record = Demonstration | Comparison | Prompt | Text
+KINDS: dict[str, type] = {
+  "demonstration": Demonstration,
+  "comparison": Comparison,
+  "prompt": Prompt,
+  "text": Text,
+}
+K = (2, 9)  # completions of a comparison
+RATINGS = (  # Table 3; `overall` is 1 to 7, the others are true or false
+  "overall", "fails_instruction", "inappropriate", "hallucination", "satisfies_constraint",
+  "sexual", "violent", "encourages_harm", "denigrates", "harmful_advice", "opinion", "moral_judgment",
+)  # fmt: skip
+Spelling = Callable[[dict[str, Any], str], dict[str, Any]]
+
+
+class RecordError(ValueError):
+  """What is wrong with one record; `read` adds the place.  The message begins with the field."""
+
+
+def native(row: dict[str, Any], kind: str) -> dict[str, Any]:
+  """Our own field names: nothing to translate.  `formats` has the other spellings."""
+  return row
+
+
+def read(path: str | Path, kind: str, spelling: Spelling = native) -> list:
+  """All records of a JSONL file (gzipped where it ends in .gz).  Record n of the list is line n + 1 of the
+  file.
+
+  Raises UserError with one line for every problem: the place, the field and what to do.
+  """
+  path = Path(path)
+  return parse(_lines(path), kind, spelling, name=str(path))
+
+
+def parse(rows: Iterable[Any], kind: str, spelling: Spelling = native, *, name: str = "data") -> list:
+  """Records out of rows: dicts, or the text of a JSON object each.  Raises UserError as `read` does."""
+  if kind not in KINDS:
+    raise UserError(f"unknown kind of record {kind!r}; there are {', '.join(KINDS)}")
+  records, problems, line = [], [], 0
+  for line, row in enumerate(rows, 1):
+    try:
+      records.append(_record(spelling(_object(row), kind), kind))
+    except RecordError as problem:
+      problems.extend(f"{name}:{line}: {what}" for what in str(problem).split("\n"))
+  if not line:
+    problems.append(f"{name}: no records; give one JSON object a line with the fields {_required(kind)}")
+  report(problems)
+  return records
+
+
+def report(problems: Sequence[str], shown: int = 20) -> None:
+  """Raise one UserError with a line for each problem; nothing where there is none."""
+  if problems:
+    more = [f"... and {len(problems) - shown} more problems"] if len(problems) > shown else []
+    raise UserError("\n".join([*problems[:shown], *more]))
+
+
+def write(path: str | Path, records: Iterable[Record]) -> None:
+  """One JSON object a line without empty fields, gzipped where the name ends in .gz.  Never half a file."""
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  content = b"".join(_line(record) for record in records)
+  partial = path.with_name(path.name + ".part")
+  partial.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+  partial.replace(path)
+
+
+def fingerprint(records: Iterable[Record]) -> str:
+  """sha256 of the records as they would be written: the same data has the same fingerprint in any file."""
+  digest = hashlib.sha256()
+  for record in records:
+    digest.update(_line(record))
+  return digest.hexdigest()
+
+
+def _line(record: Record) -> bytes:
+  fields = {key: value for key, value in dataclasses.asdict(record).items() if value is not None}
+  return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
+
+
+# --- validation ---
+
+
+def _lines(path: Path) -> list[bytes]:
+  """The lines of a file, without the last line's end.  Raises UserError where it cannot be read."""
+  try:
+    content = path.read_bytes()
+    content = gzip.decompress(content) if path.suffix == ".gz" else content
+  except FileNotFoundError:
+    raise UserError(f"{path}: no such file; give a JSONL file, one record a line") from None
+  except (OSError, EOFError, zlib.error) as error:
+    raise UserError(f"{path}: cannot be read ({error}); give a JSONL file, gzipped if it ends in .gz") from None
+  lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+  return lines[:-1] if lines[-1] == b"" else lines
+
+
+def _object(row: Any) -> dict[str, Any]:
+  """A dict out of a row."""
+  if isinstance(row, bytes):
+    try:
+      row = json.loads(row.decode("utf-8"))
+    except UnicodeDecodeError as error:
+      raise RecordError(f"not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    except ValueError as error:
+      raise RecordError(f"not JSON ({error}); write one object a line, no empty lines") from None
+  if not isinstance(row, dict):
+    raise RecordError(f"a JSON object is expected, this is {_name(row)}")
+  return row
+
+
+def _record(row: dict[str, Any], kind: str) -> Record:
+  """The record of a row, all of its problems at once."""
+  known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(KINDS[kind])}
+  problems = [f"{key}: unknown field{_suggest(key, known)}" for key in row if key not in known]
+  problems += [
+    f"{key}: missing; a {kind} needs the fields {_required(kind)}"
+    for key, needed in known.items()
+    if needed and row.get(key) is None
+  ]
+  for key in known:
+    if row.get(key) is not None and key not in ("completions", "ranks", "ratings"):
+      problems += _text(key, row[key])
+  if kind == "comparison" and not problems:
+    problems += _ranking(row)
+  if problems:
+    raise RecordError("\n".join(problems))
+  return KINDS[kind](**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+
+
+def _ranking(row: dict[str, Any]) -> list[str]:
+  """What is wrong with the completions, ranks and ratings of a comparison."""
+  completions, ranks, ratings = row["completions"], row["ranks"], row.get("ratings")
+  if not isinstance(completions, list | tuple) or not isinstance(ranks, list | tuple):
+    return [f"completions, ranks: lists are expected, not {_name(completions)} and {_name(ranks)}"]
+  k = len(completions)
+  problems = [what for i, text in enumerate(completions) for what in _text(f"completions[{i}]", text)]
+  if not K[0] <= k <= K[1]:
+    problems.append(f"completions: {k} of them; a comparison has {K[0]} to {K[1]}")
+  if len(ranks) != k:
+    problems.append(f"ranks: {len(ranks)} of them for {k} completions; give one each")
+  elif any(type(rank) is not int or not 1 <= rank <= k for rank in ranks) or (ranks and min(ranks) != 1):
+    problems.append(f"ranks: {list(ranks)}; give integers from 1 (best) to {k}, equal ones for ties")
+  if ratings is not None:
+    if not isinstance(ratings, list | tuple) or len(ratings) != k or not all(isinstance(r, dict) for r in ratings):
+      problems.append(f"ratings: a list of {k} objects is expected, one a completion")
+    else:
+      problems += [what for i, one in enumerate(ratings) for what in _rating(f"ratings[{i}]", one)]
+  return problems
+
+
+def _rating(place: str, rating: dict[str, Any]) -> list[str]:
+  problems = []
+  for key, value in rating.items():
+    if key not in RATINGS:
+      problems.append(f"{place}.{key}: unknown field{_suggest(key, RATINGS)}")
+    elif key == "overall" and (type(value) is not int or not 1 <= value <= 7):
+      problems.append(f"{place}.overall: {value!r}; give an integer from 1 to 7")
+    elif key != "overall" and not isinstance(value, bool):
+      problems.append(f"{place}.{key}: {value!r}; give true or false")
+  return problems
+
+
+def _text(place: str, value: Any) -> list[str]:
+  if not isinstance(value, str):
+    return [f"{place}: text is expected, this is {_name(value)}"]
+  if any("\ud800" <= letter <= "\udfff" for letter in value):
+    return [f"{place}: half a surrogate pair, which is no character; take it out of the text"]
+  return [] if value.strip() else [f"{place}: empty; give a text or take the record out"]
+
+
+def _required(kind: str) -> str:
+  return ", ".join(f.name for f in dataclasses.fields(KINDS[kind]) if f.default is dataclasses.MISSING)
+
+
+def _suggest(key: str, known: Iterable[str]) -> str:
+  near = difflib.get_close_matches(key, list(known), 1)
+  return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+
+
+def _name(value: Any) -> str:
+  names = {
+    dict: "an object",
+    list: "a list",
+    tuple: "a list",
+    str: "a text",
+    bool: "true or false",
+    type(None): "null",
+  }
+  return names.get(type(value), "a number")

@@ -1,0 +1,191 @@
+"""A decoder-only transformer from the parts of a family: `gpt` and `llama` differ in their parts alone.
+
+    x = embed(tokens);   x += attention(norm(x));   x += mlp(norm(x));   hidden = norm(x)
+
+Training scans over layers stacked in one array.  Decoding unrolls them over per-layer caches updated in place.
+
+Dimensions: B rows, T tokens, S cache positions, t new positions, D width, V vocabulary, K key/value heads, C head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from instructjax import sharding
+from instructjax.errors import UserError
+from instructjax.models import blocks
+from instructjax.types import LM, Array, Bool, Cache, Float, Int, Key, Leaf, Params, PyTree, Valid
+
+
+class Family(NamedTuple):
+  """The sizes and the parts of one model.  `remat` is "none", "blocks" or "dots" (keeps matrix products)."""
+
+  vocab_size: int
+  context: int
+  width: int
+  depth: int
+  kv_heads: int
+  head_width: int
+  dropout: float
+  dtype: str
+  remat: str
+  table: PyTree[Leaf]
+  norm: Callable[[Params, Array], Array]
+  mlp: Callable[[Params, Array], Array]  # [B, T, D] -> [B, T, D]
+  embed: Callable[[Params, Array, Array], Array]  # (embed, tokens, positions) -> [B, T, D]
+  rotate: Callable[[Array, Array], Array]  # queries or keys [B, T, heads, C], positions [B, T]
+
+
+def normal(stddev: float) -> Callable[[Key[Array, ""], tuple[int, ...]], Array]:
+  """An initialiser: independent Normal(0, stddev^2)."""
+  return lambda key, shape: stddev * jax.random.normal(key, shape, jnp.float32)
+
+
+def ones(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
+  return jnp.ones(shape, jnp.float32)
+
+
+def zeros(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
+  return jnp.zeros(shape, jnp.float32)
+
+
+def check(width: int, heads: int, kv_heads: int) -> None:
+  """Raises UserError when the heads do not divide the width, or the key heads the heads."""
+  if width % heads or heads % kv_heads:
+    raise UserError(
+      f"width {width}, heads {heads}, kv_heads {kv_heads}: heads must divide the width and kv_heads the heads"
+    )
+
+
+def build(family: Family) -> LM:
+  """The language model as pure functions."""
+  f = family
+  return LM(
+    f.vocab_size, f.context, f.width, f.depth, f.table, partial(init, f.table), partial(stem, f), partial(hidden, f),
+    partial(logits, f), partial(unstack, f), partial(init_cache, f), partial(decode, f),
+  )  # fmt: skip
+
+
+def init(table: PyTree[Leaf], key: Key[Array, ""]) -> Params:
+  """Initial parameters, float32: every leaf draws from a key of its own."""
+  leaves, tree = jax.tree.flatten(table, is_leaf=lambda x: isinstance(x, Leaf))
+  keys = jax.random.split(key, len(leaves))
+  return jax.tree.unflatten(tree, [leaf.init(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+
+
+def attend(
+  f: Family, p: Params, x: Float[Array, "B T D"], at: Int[Array, "B T"], mask: Bool[Array, "B T S"],
+  extend: Callable[[Array, Array], tuple[Array, Array]] = lambda k, v: (k, v),
+) -> Float[Array, "B T D"]:  # fmt: skip
+  """The attention half of a block; `extend` joins new keys and values [B, K, T, C] to those of a cache."""
+  x = f.norm(p["attn_norm"], x)
+  q, k, v = (blocks.linear(p[name], x, f.dtype) for name in ("q", "k", "v"))
+  q, k = f.rotate(q, at), f.rotate(k, at)
+  k, v = extend(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
+  return blocks.linear(p["o"], blocks.attention(q, k, v, mask, f.dtype), f.dtype, contract=2)
+
+
+def block(
+  f: Family, x: Float[Array, "B T D"], layer: tuple[Params, Key[Array, ""] | None], at: Array, mask: Array
+) -> tuple[Float[Array, "B T D"], None]:
+  """One layer as the body of a scan.  Dropout stands at two places: on each half before it is added (App. C.1)."""
+  p, key = layer
+  keys = (None, None) if key is None else jax.random.split(key)
+  x = x + blocks.dropout(keys[0], attend(f, p, x, at, mask), f.dropout)
+  return x + blocks.dropout(keys[1], f.mlp(p, f.norm(p["mlp_norm"], x)), f.dropout), None
+
+
+def run(
+  f: Family, layers: Params, x: Float[Array, "B T D"], valid: Valid, key: Key[Array, ""] | None = None
+) -> Float[Array, "B T D"]:
+  """x through stacked layers."""
+  body = partial(block, f, at=blocks.positions(valid), mask=blocks.causal_mask(valid))
+  if f.remat != "none":
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if f.remat == "dots" else None
+    body = jax.checkpoint(body, prevent_cse=False, policy=policy)
+  depth = jax.tree.leaves(layers)[0].shape[0]
+  keys = None if key is None else jax.random.split(key, depth)
+  return jax.lax.scan(body, x, (layers, keys))[0]
+
+
+def stem(f: Family, params: Params, tokens: Int[Array, "B T"], valid: Valid) -> Float[Array, "B T D"]:
+  """Embeddings carried through `lower`, whose gradient stops here.
+
+  Raises UserError for rows longer than the context.
+  """
+  if tokens.shape[1] > f.context:
+    raise UserError(f"rows of {tokens.shape[1]} tokens do not fit the model's context of {f.context}: shorten the rows")
+  x = f.embed(params["embed"], tokens, blocks.positions(valid))
+  return jax.lax.stop_gradient(run(f, params["lower"], x, valid)) if "lower" in params else x
+
+
+def hidden(
+  f: Family,
+  params: Params,
+  tokens: Int[Array, "B T"],
+  valid: Valid,
+  *,
+  stem: Float[Array, "B T D"] | None = None,
+  key: Key[Array, ""] | None = None,
+) -> Float[Array, "B T D"]:
+  """Hidden states after the final norm."""
+  x = globals()["stem"](f, params, tokens, valid) if stem is None else stem.astype(jnp.float32)
+  return f.norm(params["norm"], run(f, params["blocks"], x, valid, key))
+
+
+def logits(f: Family, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+  """The unembedding: `head` where there is one, else the token embedding."""
+  head = params["head"] if "head" in params else {"w": params["embed"]["tokens"].T}
+  return blocks.linear(head, hidden, f.dtype)
+
+
+def unstack(f: Family, params: Params) -> Params:
+  """Parameters for decoding: a dict a layer, weights cast to the compute dtype and made whole along fsdp, once."""
+
+  def leaf(path, w):
+    return sharding.gather(w.astype(f.dtype) if path[-1].key == "w" and w.dtype == jnp.float32 else w)
+
+  stacks = [params[name] for name in ("lower", "blocks") if name in params]
+  layers = tuple(
+    jax.tree.map(lambda w, i=i: w[i], stack) for stack in stacks for i in range(jax.tree.leaves(stack)[0].shape[0])
+  )
+  rest = {name: leaf for name, leaf in params.items() if name not in ("lower", "blocks")}
+  rest["head"] = params["head"] if "head" in params else {"w": params["embed"]["tokens"].T}
+  return jax.tree_util.tree_map_with_path(leaf, rest | {"layers": layers})
+
+
+def init_cache(f: Family, batch: int, length: int) -> Cache:
+  """An empty cache of `length` positions: keys and values [B, K, S, C] of every layer, real positions, next index."""
+  shape, axes = (batch, f.kv_heads, length, f.head_width), ("batch", "kv_heads", None, None)
+  empty = lambda: tuple(jnp.zeros(shape, f.dtype, out_sharding=sharding.fit(shape, axes)) for _ in range(f.depth))
+  valid = jnp.zeros((batch, length), bool, out_sharding=sharding.fit((batch, length), ("batch", None)))
+  return {"keys": empty(), "values": empty(), "valid": valid, "index": jnp.int32(0)}
+
+
+def decode(
+  f: Family, params: Params, tokens: Int[Array, "B t"], valid: Bool[Array, "B t"], cache: Cache
+) -> tuple[Float[Array, "B t D"], Cache]:
+  """Appends t positions to the cache; every new position attends to the real ones up to itself."""
+  index, t = cache["index"], tokens.shape[1]
+  seen = jax.lax.dynamic_update_slice(cache["valid"], valid, (0, index))
+  count = jnp.sum(cache["valid"], axis=1, keepdims=True, dtype=jnp.int32) + jnp.cumsum(valid, axis=1, dtype=jnp.int32)
+  at = jnp.maximum(count - 1, 0)
+  mask = seen[:, None, :] & (jnp.arange(seen.shape[1]) <= index + jnp.arange(t)[:, None])
+  x = f.embed(params["embed"], tokens, at)
+  keys, values = list(cache["keys"]), list(cache["values"])
+  for i, p in enumerate(params["layers"]):
+
+    def extend(k, v, i=i):
+      place = lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, 0, index, 0))
+      keys[i], values[i] = place(keys[i], k), place(values[i], v)
+      return keys[i], values[i]
+
+    x = x + attend(f, p, x, at, mask, extend)
+    x = x + f.mlp(p, f.norm(p["mlp_norm"], x))
+  cache = {"keys": tuple(keys), "values": tuple(values), "valid": seen, "index": index + t}
+  return f.norm(params["norm"], x), cache

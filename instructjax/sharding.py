@@ -1,0 +1,133 @@
+"""The mesh and the one table that says which logical axis of an array lies along which axis of the mesh.
+
+Three mesh axes: `data` splits the batch; `fsdp` splits the batch and the stored parameters; `model` splits
+heads, hidden units of the MLP and the vocabulary.  All are explicit: the sharding of an array is part of its type, and
+a function that needs one asks for it by logical names.  Without a mesh every helper here is the identity.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from instructjax.errors import UserError
+from instructjax.types import Array, Leaf, PyTree
+
+AXES = ("data", "fsdp", "model")
+RULES: dict[str, tuple[str, ...]] = {
+  "batch": ("data", "fsdp"),
+  "embed": ("fsdp",),
+  "heads": ("model",),
+  "kv_heads": ("model",),
+  "mlp": ("model",),
+  "vocab": ("model",),
+  "layers": (),
+}
+# Axes that are kept whole on every device when the mesh does not divide them (GPT's 50,257 ids; a few key heads).
+MAY_BE_WHOLE = ("kv_heads", "vocab")
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, model: int = 1) -> Mesh:
+  """A mesh of explicit axes over the first data * fsdp * model devices.
+
+  Raises UserError when there are fewer devices than that.
+  """
+  wanted, found = data * fsdp * model, len(jax.devices())
+  if min(data, fsdp, model) < 1 or wanted > found:
+    raise UserError(
+      f"mesh data={data} fsdp={fsdp} model={model} needs {wanted} devices and {found} are there: "
+      f"choose three positive numbers whose product is at most {found}"
+    )
+  devices = jax.devices()[:wanted]
+  return jax.make_mesh((data, fsdp, model), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
+
+
+def is_sharded() -> bool:
+  """Whether a mesh is set (`jax.set_mesh`)."""
+  return not jax.sharding.get_abstract_mesh().empty
+
+
+def spec(*axes: str | None) -> jax.P | None:
+  """The partition of an array whose axes have these logical names; None when no mesh is set."""
+  return jax.P(*[_along(axis) for axis in axes]) if is_sharded() else None
+
+
+def fit(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> jax.P | None:
+  """`spec` for a shape: an axis of MAY_BE_WHOLE that the mesh does not divide is kept whole.
+
+  Raises UserError where another axis does not divide.
+  """
+  if not is_sharded():
+    return None
+  sizes = dict(jax.sharding.get_abstract_mesh().shape)
+  entries = []
+  for size, axis in zip(shape, axes, strict=True):
+    along = _along(axis)
+    parts = int(np.prod([sizes[name] for name in RULES[axis]])) if axis else 1
+    if size % parts and axis in MAY_BE_WHOLE:
+      along = None
+    elif size % parts:
+      raise UserError(
+        f"axis '{axis}' of length {size} (shape {shape}) does not divide over {parts} devices "
+        f"({' x '.join(f'{name}={sizes[name]}' for name in RULES[axis or ''])}): choose a mesh whose parts divide it"
+      )
+    entries.append(along)
+  return jax.P(*entries)
+
+
+def _along(axis: str | None) -> str | tuple[str, ...] | None:
+  names = RULES[axis] if axis else ()
+  return None if not names else names[0] if len(names) == 1 else names
+
+
+def shardings(table: PyTree[Leaf]) -> PyTree:
+  """The partition of every leaf of a table of parameters, for `place` or for `out_shardings`."""
+  return jax.tree.map(lambda leaf: fit(leaf.shape, leaf.axes), table, is_leaf=lambda x: isinstance(x, Leaf))
+
+
+def place(tree: PyTree, specs: PyTree) -> PyTree:
+  """Puts arrays on the mesh by a tree of partitions (`shardings`); the identity when no mesh is set."""
+  if not is_sharded():
+    return tree
+  return jax.tree.map(lambda x, p: jax.device_put(x, NamedSharding(jax.sharding.get_mesh(), p)), tree, specs)
+
+
+def replicate(tree: PyTree) -> PyTree:
+  """A whole copy of every array on every device."""
+  return place(tree, jax.tree.map(lambda x: jax.P(), tree))
+
+
+def place_batch(tree: PyTree) -> PyTree:
+  """Splits the first axis of every array over the devices.
+
+  With several processes each passes the rows that it holds, and the whole batch is all of them.  Raises UserError when the
+  rows do not divide.
+  """
+  if not is_sharded():
+    return tree
+  mesh = jax.sharding.get_mesh()
+
+  def leaf(x: Any) -> Array:
+    rows = x.shape[0] * jax.process_count()
+    sharding = NamedSharding(mesh, fit((rows,), ("batch",)))
+    if jax.process_count() == 1:
+      return jax.device_put(x, sharding)
+    return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+  return jax.tree.map(leaf, tree)
+
+
+def reshard(x: Array, *axes: str | None) -> Array:
+  """`x` moved to the partition of these logical axes; the identity when no mesh is set."""
+  return jax.sharding.reshard(x, spec(*axes)) if is_sharded() else x
+
+
+def gather(w: Array) -> Array:
+  """A parameter made whole along `fsdp` just before its use; the transpose scatters the sum of its gradient."""
+  if not is_sharded():
+    return w
+  without = jax.P(*[None if entry == "fsdp" else entry for entry in jax.typeof(w).sharding.spec])
+  return jax.sharding.reshard(w, without)

@@ -1,0 +1,342 @@
+"""PPO and PPO-ptx: the checklist 4.5 of the specification, line by line."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from instructjax import likelihood, losses, optim, ppo, returns, sharding, steps
+from instructjax.ppo import PPOConfig
+from instructjax.rollout import Sampling
+
+R = 6
+
+
+def setup(family="llama", tx=None, depth=2, **settings):
+  """(PPO, state, frozen): policy, reference and reward model of one tiny family with different weights."""
+  lm = tiny.lm(family, depth=depth)
+  cfg = PPOConfig(**({"minibatches": 2, "ptx_coef": 0.0} | settings))
+  tx = tx or optim.by_subtree(policy=optim.adamw(1e-3, eps=1e-5), value=optim.adamw(1e-3, eps=1e-5))
+  config = ppo.PPO(lm=lm, tx=tx, sampling=Sampling(response=R, temperature=0.7, eos=(3, 4, 5)), cfg=cfg)
+  policy = lm.init(jax.random.key(0))
+  reward_model = tiny.reward_model(lm, 7)
+  frozen = ppo.Frozen(trunk={}, ref=policy, reward=reward_model)
+  params = ppo.init_params(policy, reward_model)
+  state = steps.init_state(jax.random.key(0), params, tx, ema={"policy": params["policy"]}, kl_coef=0.02)
+  return config, state, frozen
+
+
+def collect(config, state, frozen, rows=8, key=1):
+  prompts = tiny.prompts(config.lm, rows=rows)
+  episodes = ppo.rollout(state.params, frozen, prompts, jax.random.key(key), config)
+  scores = ppo.score(frozen, episodes, config)
+  exp, stats = ppo.credit(state.params, frozen, episodes, scores, state.kl_coef, config)
+  return episodes, scores, exp, stats
+
+
+@pytest.mark.parametrize("family", ["gpt", "llama"])
+def test_kl_is_zero_at_the_start_and_sums_to_the_log_ratio_later(family):
+  config, state, frozen = setup(family)
+  *_, stats = collect(config, state, frozen)
+  assert abs(float(stats["objective/kl"])) < 1e-5
+  assert float(stats["rollout/logp_error"]) < 1e-5  # the sampler's log-probabilities are the trainer's
+  moved = state.replace(params=state.params | {"policy": tiny.perturb(state.params["policy"], 0.05)})
+  episodes, scores, exp, stats = collect(config, moved, frozen)
+  logp = lambda p: likelihood.response_logp(config.lm, p, episodes.tokens, episodes.valid, R, temperature=0.7)[0]
+  ratio = ((logp(moved.params["policy"]) - logp(frozen.ref)) * episodes.mask).sum(1)
+  assert float(stats["objective/kl"]) == pytest.approx(float(ratio.mean()), rel=1e-4)
+  reward = returns.token_rewards(
+    scores, exp.logp - logp(frozen.ref) * episodes.mask, episodes.mask, jnp.float32(0.02), place=returns.at_last_token
+  )
+  np.testing.assert_allclose(reward.sum(1), scores - 0.02 * ratio, atol=1e-5)
+
+
+def test_nothing_counts_after_the_end():
+  """Tokens, values and log-probabilities after the end may be anything: the gradient does not move."""
+  config, state, frozen = setup()
+  *_, exp, _ = collect(config, state, frozen)
+  assert not exp.mask.all()
+  junk = lambda x: jnp.where(exp.mask, x, 7.0)
+  other = exp.replace(
+    logp=junk(exp.logp), value=junk(exp.value), advantage=junk(exp.advantage), target=junk(exp.target)
+  )
+  weights = losses.token_mean(exp.mask), losses.token_mean(exp.value_mask)
+  grad = jax.grad(lambda p, e: ppo.ppo_loss(p, (e, *weights), None, frozen=frozen, ppo=config)[0])
+  tiny.assert_trees_equal(grad(state.params, exp), grad(state.params, other))
+
+
+def test_score_is_paid_at_the_last_real_token_or_the_one_after():
+  mask = jnp.array([[True, True, False, False], [True, True, True, True]])
+  at = returns.token_rewards(jnp.array([0.6, -1.5]), jnp.zeros((2, 4)), mask, 0.02, place=returns.at_last_token)
+  np.testing.assert_allclose(at, [[0, 0.6, 0, 0], [0, 0, 0, -1.5]])
+  after = returns.token_rewards(jnp.array([0.6, -1.5]), jnp.zeros((2, 4)), mask, 0.02, place=returns.after_last_token)
+  np.testing.assert_allclose(after, [[0, 0, 0.6, 0], [0, 0, 0, -1.5]])
+
+
+def test_first_minibatch_has_ratio_one_and_later_ones_do_not():
+  config, state, frozen = setup(minibatches=4, epochs=2)
+  *_, exp, _ = collect(config, state, frozen)
+  new, metrics = ppo.improve(state, frozen, exp, None, config)
+  assert float(metrics["policy/ratio_first"]) == pytest.approx(1.0, abs=1e-5)
+  assert float(metrics["policy/ratio_max"]) > 1.001
+  assert new.step == 8
+  _, first = ppo.minibatch_step(state, (exp, None), frozen=frozen, ppo=config)
+  assert float(first["policy/approxkl_avg"]) == pytest.approx(0, abs=1e-9)
+  assert float(first["policy/clipfrac_avg"]) == 0
+
+
+def test_first_gradient_is_reinforce_with_a_baseline():
+  config, state, frozen = setup()
+  *_, exp, _ = collect(config, state, frozen)
+  weights = losses.token_mean(exp.mask), losses.token_mean(exp.value_mask)
+  grads = jax.grad(lambda p: ppo.ppo_loss(p, (exp, *weights), None, frozen=frozen, ppo=config)[0])(state.params)
+
+  def reinforce(policy):
+    logp, _ = ppo.policy_logp(config.lm, policy, exp, None, config.sampling)
+    return -(logp * exp.advantage * exp.mask).sum() / exp.mask.sum()
+
+  tiny.assert_trees_close(grads["policy"], jax.grad(reinforce)(state.params["policy"]), atol=1e-6)
+
+
+def test_every_row_is_used_once_an_epoch_in_a_new_order():
+  cfg = PPOConfig(epochs=3, minibatches=8)
+  at = np.asarray(ppo.order(jax.random.key(0), 512, cfg))
+  assert at.shape == (24, 64)
+  epochs = at.reshape(3, 512)
+  for epoch in epochs:
+    np.testing.assert_array_equal(np.sort(epoch), np.arange(512))
+  assert (epochs[0] != epochs[1]).any()
+  assert (at != np.asarray(ppo.order(jax.random.key(1), 512, cfg))).any()
+
+
+def test_ptx_gradient_is_added_with_its_coefficient_in_one_update():
+  coef = 27.8
+  tx = optim.by_subtree(policy=optax.sgd(1.0), value=optax.sgd(1.0))
+  config, state, frozen = setup(tx=tx, ptx_coef=coef, whiten_advantage=False, ptx_micro=2)
+  *_, exp, _ = collect(config, state, frozen)
+  text = tiny.text(config.lm, rows=64)
+  new, metrics = ppo.minibatch_step(state, (exp, text), frozen=frozen, ppo=config)
+  weights = losses.token_mean(exp.mask), losses.token_mean(exp.value_mask)
+  g = jax.grad(lambda p: ppo.ppo_loss(p, (exp, *weights), None, frozen=frozen, ppo=config)[0])(state.params)
+
+  def nll(policy):  # - log pi(x): the sign of Eq. 2, not of the texts that copy it (E1)
+    logits = config.lm.logits(policy, config.lm.hidden(policy, text.tokens, text.valid))[:, :-1]
+    logp = jnp.take_along_axis(jax.nn.log_softmax(logits), text.tokens[:, 1:, None], 2)[..., 0]
+    return -(logp * text.mask[:, 1:]).sum() / text.mask[:, 1:].sum()
+
+  ptx = jax.grad(nll)(state.params["policy"])
+  expected = jax.tree.map(lambda a, b: a + coef * b, g["policy"], ptx)
+  moved = jax.tree.map(lambda a, b: a - b, state.params["policy"], new.params["policy"])
+  tiny.assert_trees_close(moved, expected, rtol=1e-4, atol=1e-6)
+  assert new.step == state.step + 1
+  assert float(metrics["grad/norm_ptx"]) == pytest.approx(coef * float(optax.tree.norm(ptx)), rel=1e-4)
+  assert float(metrics["grad/norm_ppo"]) == pytest.approx(float(optax.tree.norm(g["policy"])), rel=1e-4)
+
+
+def test_without_ptx_the_branch_is_gone_and_the_bits_are_the_same():
+  config, state, frozen = setup(ptx_coef=0.0)
+  prompts, text = tiny.prompts(config.lm, rows=8), tiny.text(config.lm, rows=64)
+  with_text, _ = jax.jit(partial(ppo.iteration, ppo=config))(state, frozen, prompts, text)
+  without, _ = jax.jit(partial(ppo.iteration, ppo=config))(state, frozen, prompts, None)
+  tiny.assert_trees_equal(with_text.params, without.params)
+  count = lambda cfg: str(
+    jax.make_jaxpr(partial(ppo.iteration, ppo=config._replace(cfg=cfg)))(state, frozen, prompts, text)
+  ).count("dot_general")
+  assert count(PPOConfig(minibatches=2, ptx_coef=0.0)) < count(PPOConfig(minibatches=2, ptx_coef=1.0))
+
+
+def test_pretraining_loss_falls_when_the_reward_is_silent():
+  """E1: with all rewards zero, the ptx term must raise the likelihood of the text."""
+  config, state, frozen = setup(ptx_coef=1.0)
+  *_, exp, _ = collect(config, state, frozen)
+  exp = exp.replace(advantage=jnp.zeros_like(exp.advantage))
+  text = tiny.text(config.lm, rows=64)
+  history = []
+  for _ in range(6):
+    state, metrics = ppo.minibatch_step(state, (exp, text), frozen=frozen, ppo=config)
+    history.append(float(metrics["loss/ptx"]))
+  assert history == sorted(history, reverse=True)
+
+
+@pytest.mark.parametrize("every, updates", [("minibatch", 4), ("iteration", 1)])
+def test_average_of_the_policy_has_its_closed_form(every, updates):
+  tx = optim.by_subtree(policy=optax.sgd(0.0), value=optax.sgd(0.0))
+  config, state, frozen = setup(tx=tx, minibatches=4, ema_decay=0.9, ema_every=every)
+  state = state.replace(ema=jax.tree.map(jnp.zeros_like, state.ema))
+  *_, exp, _ = collect(config, state, frozen)
+  new, _ = ppo.improve(state, frozen, exp, None, config)
+  expected = jax.tree.map(lambda p: (1 - 0.9**updates) * p, state.params["policy"])
+  tiny.assert_trees_close(new.ema["policy"], expected, rtol=1e-5)
+
+
+def test_reference_and_reward_model_are_never_written():
+  config, state, frozen = setup(ptx_coef=1.0)
+  before = jax.tree.map(np.asarray, frozen)
+  step = steps.compiled(partial(ppo.iteration, ppo=config), state)
+  for _ in range(2):
+    state, _ = step(state, frozen, tiny.prompts(config.lm, rows=8), tiny.text(config.lm, rows=64))
+  tiny.assert_trees_equal(frozen, before)
+  moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params["policy"], frozen.ref)
+  assert max(jax.tree.leaves(moved)) > 0
+
+
+def test_value_network_starts_as_the_reward_model():
+  config, state, frozen = setup()
+  tiny.assert_trees_equal(state.params["value"], frozen.reward)
+  episodes, scores, *_ = collect(config, state, frozen)
+  wide = episodes.replace(
+    tokens=jnp.pad(episodes.tokens, ((0, 0), (0, 1))), mask=jnp.pad(episodes.mask, ((0, 0), (0, 1))),
+    valid=jnp.pad(episodes.valid, ((0, 0), (0, 1))),
+  )  # fmt: skip
+  values = ppo.response_values(config.lm, state.params["value"], wide, None)
+  at_end = jnp.take_along_axis(values, episodes.mask.sum(1)[:, None], 1)[:, 0]
+  np.testing.assert_allclose(at_end, scores, atol=1e-5)
+
+
+def test_a_shift_of_the_reward_model_leaves_the_advantages():
+  """B4: the bias moves scores and values alike; what PPO learns from does not change."""
+  config, state, frozen = setup()
+  shifted = frozen.reward | {"head": frozen.reward["head"] | {"b": frozen.reward["head"]["b"] + 2.5}}
+  *_, a, _ = collect(config, state, frozen)
+  moved = state.replace(params=state.params | {"value": shifted})
+  *_, b, _ = collect(config, moved, frozen.replace(reward=shifted))
+  np.testing.assert_allclose(a.advantage, b.advantage, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt", "llama"])
+def test_a_shared_frozen_trunk_changes_nothing(family):
+  """Precomputed trunk activations give the iteration that full forward passes give."""
+  from instructjax.models import freeze
+
+  config, _, _ = setup(family, depth=3)
+  lm = config.lm
+  policy = lm.init(jax.random.key(0))
+  trunk, trained = freeze.split(policy, 1)
+  reward_model = tiny.reward_model(lm, 7)
+  top = {"lm": freeze.split(trunk | reward_model["lm"] | {"blocks": reward_model["lm"]["blocks"]}, 1)[1]}
+  top = {"lm": {k: v for k, v in top["lm"].items() if k != "head"}, "head": reward_model["head"]}
+  params = ppo.init_params(trained, top)
+  state = steps.init_state(jax.random.key(0), params, config.tx, kl_coef=0.02)
+  shared = ppo.Frozen(trunk=trunk, ref=trained, reward=top)
+  prompts = tiny.prompts(lm, rows=8)
+  a, m = ppo.iteration(state, shared, prompts, None, ppo=config)
+  b, n = ppo.iteration(state, shared.replace(reward_trunk=trunk), prompts, None, ppo=config)
+  no_stem = config._replace(lm=lm._replace(stem=lambda *args: None))
+  c, o = ppo.iteration(state, shared, prompts, None, ppo=no_stem)
+  for other, metrics in [(b, n), (c, o)]:
+    tiny.assert_trees_close(a.params, other.params, atol=2e-4)
+    assert float(m["objective/scores"]) == pytest.approx(float(metrics["objective/scores"]), abs=1e-4)
+
+
+def test_parts_jitted_apart_equal_the_whole():
+  config, state, frozen = setup()
+  prompts = tiny.prompts(config.lm, rows=8)
+  whole, metrics = jax.jit(partial(ppo.iteration, ppo=config))(state, frozen, prompts, None)
+  key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+  episodes = jax.jit(partial(ppo.rollout, ppo=config))(state.params, frozen, prompts, key)
+  scores = np.asarray(ppo.score(frozen, episodes, config))  # here any Python function may score
+  exp, _ = jax.jit(partial(ppo.credit, ppo=config))(state.params, frozen, episodes, scores, state.kl_coef)
+  parts, _ = jax.jit(partial(ppo.improve, ppo=config))(state, frozen, exp, None)
+  tiny.assert_trees_close(whole.params, parts.params, atol=1e-5)
+  assert float(metrics["objective/scores"]) == pytest.approx(scores.mean(), abs=1e-5)
+
+
+def test_two_iterations_draw_different_noise_and_a_repeat_does_not():
+  config, state, frozen = setup(tx=optim.by_subtree(policy=optax.sgd(0.0), value=optax.sgd(0.0)))
+  step = jax.jit(partial(ppo.iteration, ppo=config))
+  prompts = tiny.prompts(config.lm, rows=8)
+  one, a = step(state, frozen, prompts, None)
+  _, b = step(one, frozen, prompts, None)
+  _, c = step(state, frozen, prompts, None)
+  assert float(a["objective/scores"]) == float(c["objective/scores"])
+  assert float(a["objective/scores"]) != float(b["objective/scores"])
+
+
+@pytest.mark.parametrize("micro", [2])
+def test_micro_batches_add_up(micro):
+  config, state, frozen = setup(tx=optim.by_subtree(policy=optax.sgd(1.0), value=optax.sgd(1.0)))
+  *_, exp, _ = collect(config, state, frozen)
+  run = lambda m: ppo.minibatch_step(
+    state, (exp, None), frozen=frozen, ppo=config._replace(cfg=PPOConfig(minibatches=1, ptx_coef=0.0, micro=m))
+  )
+  (a, m), (b, n) = run(1), run(micro)
+  tiny.assert_trees_close(a.params, b.params, atol=1e-5)
+  for name in m:
+    assert float(m[name]) == pytest.approx(float(n[name]), rel=1e-4, abs=1e-6), name
+
+
+def test_adaptive_coefficient_lives_in_the_state():
+  config, state, frozen = setup()
+  control = partial(returns.adaptive_kl, target=6.0, horizon=10_000)
+  config = config._replace(kl_control=control)
+  new, metrics = ppo.iteration(state, frozen, tiny.prompts(config.lm, rows=8), None, ppo=config)
+  expected = returns.adaptive_kl(state.kl_coef, metrics["objective/kl"], 8, target=6.0, horizon=10_000)
+  assert float(new.kl_coef) == pytest.approx(float(expected))
+  assert float(new.kl_coef) < 0.02  # no divergence yet: the penalty is eased
+
+
+@pytest.mark.parametrize("family", ["gpt", "llama"])
+def test_sharded_iterations_equal_one_device(mesh, family):
+  prompts_rows = 8
+
+  def run(place_params, place_batch):
+    config, state, frozen = setup(family, ptx_coef=1.0, tx=None)
+    lm = config.lm
+    params = place_params(lm, state.params)
+    frozen = place_params(lm, frozen)
+    state = steps.init_state(jax.random.key(0), params, config.tx, ema={"policy": params["policy"]}, kl_coef=0.02)
+    step = steps.compiled(partial(ppo.iteration, ppo=config), state)
+    history = []
+    for _ in range(2):
+      prompts, text = tiny.prompts(lm, rows=prompts_rows), tiny.text(lm, rows=32)
+      state, metrics = step(state, frozen, place_batch(prompts), place_batch(text))
+      history.append([float(metrics[k]) for k in ("objective/scores", "loss/total", "loss/ptx", "grad/norm_ppo")])
+    assert step._cache_size() == 1
+    return history, jax.tree.map(np.asarray, state.params)
+
+  history, params = run(tiny.place_models, sharding.place_batch)
+  expected, single = tiny.unsharded(lambda: run(lambda lm, p: p, lambda b: b))
+  np.testing.assert_allclose(history, expected, atol=2e-4, rtol=1e-4)
+  tiny.assert_trees_close(params, single, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_policy_converges_to_the_analytic_optimum():
+  """Enumerable toy (vocabulary 4, length 3): pi* = rho exp(r / beta) / Z; the trained policy has KL(pi || pi*) < .01."""
+  lm = tiny.lm("gpt", vocab_size=4, width=32, depth=2)
+  beta = 0.5
+  schedule = optim.linear(3e-3, 400)
+  tx = optim.by_subtree(policy=optim.adamw(schedule, eps=1e-5), value=optim.adamw(schedule, eps=1e-5))
+  cfg = PPOConfig(
+    minibatches=4, epochs=2, ptx_coef=0.0, ema_decay=None, whiten_advantage=True, value_coef=1.0, value_clip=None
+  )
+  config = ppo.PPO(lm=lm, tx=tx, sampling=Sampling(response=3), cfg=cfg)
+  policy = lm.init(jax.random.key(0))
+  frozen = ppo.Frozen(trunk={}, ref=policy, reward=tiny.reward_model(lm, 7))
+  params = ppo.init_params(policy, frozen.reward)
+  state = steps.init_state(jax.random.key(1), params, tx, kl_coef=beta)
+  table = jax.random.normal(jax.random.key(2), (64,))
+  prompts = tiny.Prompts(jnp.zeros((512, 1), jnp.int32), jnp.ones((512, 1), bool))
+  index = lambda tokens: tokens[:, 1] * 16 + tokens[:, 2] * 4 + tokens[:, 3]
+
+  @jax.jit
+  def step(state):
+    key = jax.random.fold_in(state.key, state.step)
+    rows = ppo.rollout(state.params, frozen, prompts, key, config)
+    exp, _ = ppo.credit(state.params, frozen, rows, table[index(rows.tokens)], state.kl_coef, config)
+    return ppo.improve(state, frozen, exp, None, config)[0]
+
+  for _ in range(100):
+    state = step(state)
+
+  grid = jnp.stack(jnp.meshgrid(*[jnp.arange(4)] * 3, indexing="ij"), -1).reshape(64, 3)
+  tokens = jnp.concatenate([jnp.zeros((64, 1), jnp.int32), grid], 1)
+  logp = lambda p: likelihood.response_logp(lm, p, tokens, jnp.ones_like(tokens, bool), 3)[0].sum(1)
+  optimum = jax.nn.log_softmax(logp(frozen.ref) + table[index(tokens)] / beta)
+  pi = logp(state.params["policy"])
+  assert float((jnp.exp(pi) * (pi - optimum)).sum()) < 0.01
+  assert float((jnp.exp(logp(frozen.ref)) * (logp(frozen.ref) - optimum)).sum()) > 0.5

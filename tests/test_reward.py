@@ -1,0 +1,165 @@
+"""The reward model: acceptance list 3.3 of the specification."""
+
+from functools import partial
+from itertools import combinations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from instructjax import losses, optim, reward, sharding, steps
+from instructjax.types import Comparisons
+
+LM = tiny.lm("llama")
+
+
+def model(seed=0, lm=LM):
+  return reward.init(jax.random.key(seed + 100), lm, lm.init(jax.random.key(seed)))
+
+
+def state_of(tx, lm=LM):
+  return steps.init_state(jax.random.key(0), model(lm=lm), tx)
+
+
+def brute_force(scores, ranks):
+  """Eq. 1 by two loops: the mean over prompts of the mean over pairs that are not tied."""
+  total = 0.0
+  for score, rank in zip(np.asarray(scores, np.float64), np.asarray(ranks)):
+    pairs = [(i, j) for i, j in combinations(range(len(rank)), 2) if rank[i] and rank[j] and rank[i] != rank[j]]
+    terms = []
+    for i, j in pairs:
+      w, l = (i, j) if rank[i] < rank[j] else (j, i)
+      terms.append(np.log1p(np.exp(-(score[w] - score[l]))))
+    total += np.mean(terms) if terms else 0.0
+  return total / len(scores)
+
+
+def test_loss_of_a_step_is_equation_1():
+  batch = tiny.comparisons(LM, rows=4, k=5)
+  params = model()
+  scores = reward.score_comparisons(LM, params, batch)
+  _, metrics = reward.reward_step(state_of(optax.sgd(0.1)), {}, batch, lm=LM, tx=optax.sgd(0.1))
+  assert metrics["loss"] == pytest.approx(brute_force(scores, batch.rank), rel=1e-5)
+
+
+def test_grouped_gradient_equals_the_gradient_of_shuffled_pairs():
+  """With equal K, one pass over groups and one pass over all pairs apart have the same gradient."""
+  batch = tiny.comparisons(LM, rows=3, k=4, ties=False)
+  params = model()
+  grouped = jax.grad(lambda p: losses.ranking(reward.score_comparisons(LM, p, batch), losses.pair_weights(batch.rank)))
+
+  pairs = [
+    (b, i, j) if batch.rank[b, i] < batch.rank[b, j] else (b, j, i)
+    for b in range(3)
+    for i, j in combinations(range(4), 2)
+  ]
+  order = np.random.default_rng(0).permutation(len(pairs))
+  b, w, l = np.array(pairs)[order].T
+
+  def shuffled(p):
+    chosen = reward.score(LM, p, batch.tokens[b, w], batch.valid[b, w])
+    rejected = reward.score(LM, p, batch.tokens[b, l], batch.valid[b, l])
+    return -jax.nn.log_sigmoid(chosen - rejected).mean()
+
+  tiny.assert_trees_close(grouped(params), jax.grad(shuffled)(params), atol=1e-6)
+
+
+def test_padded_completions_get_no_gradient():
+  batch = tiny.comparisons(LM, rows=2, k=4)
+  batch = batch.replace(rank=batch.rank.at[:, 3].set(0))
+  rows = jax.grad(lambda s: losses.ranking(s, losses.pair_weights(batch.rank)))(jnp.ones((2, 4)))
+  np.testing.assert_array_equal(rows[:, 3], 0)
+  other = batch.replace(tokens=batch.tokens.at[:, 3].set(1))
+  run = lambda b: reward.reward_step(state_of(optax.sgd(1.0)), {}, b, lm=LM, tx=optax.sgd(1.0))[0].params
+  tiny.assert_trees_close(run(batch), run(other), atol=1e-7)
+
+
+def test_scores_ignore_the_side_and_the_amount_of_padding():
+  params = model()
+  tokens = jax.random.randint(jax.random.key(1), (3, 8), 0, LM.vocab_size)
+  real = jnp.ones((3, 8), bool)
+  scores = reward.score(LM, params, tokens, real)
+  for pad in [(0, 5), (5, 0), (2, 9)]:
+    padded = reward.score(LM, params, jnp.pad(tokens, ((0, 0), pad)), jnp.pad(real, ((0, 0), pad)))
+    np.testing.assert_allclose(padded, scores, atol=1e-5)
+  assert float(jnp.std(scores)) > 1e-3
+
+
+def test_bias_puts_demonstrations_at_zero_and_leaves_the_loss():
+  params = model()
+  params = params | {"head": params["head"] | {"b": jnp.float32(3.0)}}
+  demos = tiny.demonstrations(LM, rows=16)
+  mean = lambda p: reward.score(LM, p, demos.tokens, demos.valid).mean()
+  fitted = reward.fit_bias(params, mean(params))
+  assert abs(float(mean(params))) > 1
+  assert abs(float(mean(fitted))) < 1e-5
+  batch = tiny.comparisons(LM, rows=4, k=4)
+  loss = lambda p: losses.ranking(reward.score_comparisons(LM, p, batch), losses.pair_weights(batch.rank))
+  assert loss(fitted) == pytest.approx(float(loss(params)), rel=1e-5)
+
+
+def test_parameters_are_the_trunk_and_one_row():
+  lm = tiny.lm("llama", tied=False)
+  params = model(lm=lm)
+  count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  full = lm.init(jax.random.key(0))
+  assert count(params) == count(full) - count(full["head"]) + lm.width + 1
+  wide = reward.heads.init_head(jax.random.key(0), 20_000)
+  assert float(wide["w"].std()) == pytest.approx(1 / np.sqrt(20_001), rel=0.03)
+
+
+def test_it_learns_a_preference_and_its_log_odds():
+  """Bradley-Terry labels with log-odds 2 for each token of id 7: held-out accuracy and slope."""
+  lm = tiny.lm("llama", depth=1)
+  tx = optim.adamw(3e-3)
+  state = steps.init_state(jax.random.key(0), model(lm=lm), tx)
+  step = steps.compiled(partial(reward.reward_step, lm=lm, tx=tx), state)
+
+  def batch(seed, rows=32, k=4):
+    key = jax.random.key(seed)
+    tokens = jax.random.randint(key, (rows, k, 6), 6, 9)
+    gold = 2.0 * (tokens == 7).sum(-1) + jax.random.gumbel(jax.random.fold_in(key, 1), (rows, k))
+    return Comparisons(tokens, jnp.ones_like(tokens, bool), jnp.argsort(jnp.argsort(-gold, 1), 1).astype(jnp.int32) + 1)
+
+  for i in range(120):
+    state, _ = step(state, {}, batch(i))
+  test = batch(10_000, rows=200)
+  scores = reward.score_comparisons(lm, state.params, test)
+  correct, pairs = losses.ranking_accuracy(scores, test.rank)
+  assert correct.sum() / pairs.sum() > 0.8
+  slope = np.polyfit(2.0 * np.asarray((test.tokens == 7).sum(-1)).ravel(), np.asarray(scores).ravel(), 1)[0]
+  assert slope == pytest.approx(1.0, abs=0.25)  # the difference of scores is the log-odds
+
+
+def test_micro_batches_add_up():
+  batch = tiny.comparisons(LM, rows=8, k=4)
+  tx = optax.sgd(1.0)
+  run = lambda micro: reward.reward_step(state_of(tx), {}, batch, lm=LM, tx=tx, cfg=reward.RewardConfig(micro=micro))
+  (a, m), (b, n) = run(1), run(4)
+  tiny.assert_trees_close(a.params, b.params, atol=1e-5)
+  assert m["accuracy"] == pytest.approx(float(n["accuracy"]))
+
+
+def test_sharded_steps_equal_one_device(mesh):
+  batch = tiny.comparisons(LM, rows=8, k=3)
+
+  def run(place, place_batch):
+    tx = optim.adamw(1e-2)
+    params = place(model())
+    state = steps.init_state(jax.random.key(0), params, tx)
+    step = steps.compiled(partial(reward.reward_step, lm=LM, tx=tx), state)
+    history = []
+    for _ in range(3):
+      state, metrics = step(state, {}, place_batch(batch))
+      history.append(float(metrics["loss"]))
+    assert step._cache_size() == 1
+    return history
+
+  table = {name: leaf for name, leaf in LM.table.items() if name != "head"}
+  place = lambda p: {"lm": sharding.place(p["lm"], sharding.shardings(table)), "head": sharding.replicate(p["head"])}
+  losses_ = run(place, sharding.place_batch)
+  expected = tiny.unsharded(lambda: run(lambda p: p, lambda b: b))
+  np.testing.assert_allclose(losses_, expected, atol=1e-4)

@@ -1,0 +1,164 @@
+"""The sampler: exact draws, cached decoding against full forward passes, ends, masks, keys."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from instructjax import likelihood, losses, rollout
+from instructjax.rollout import Sampling
+from instructjax.types import Prompts
+
+FAMILIES = ["gpt", "llama"]
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request):
+  lm = tiny.lm(request.param)
+  return lm, lm.init(jax.random.key(0))
+
+
+def test_two_level_draws_follow_the_softmax():
+  logits = jax.random.normal(jax.random.key(1), (3, 700)) * 2  # three blocks, the last one padded
+  draws = jax.vmap(lambda k: rollout.categorical(k, logits))(jax.random.split(jax.random.key(2), 40_000))
+  expected = np.asarray(jax.nn.softmax(logits))
+  for row in range(3):
+    counts = np.bincount(np.asarray(draws[:, row]), minlength=700)
+    common = expected[row] * 40_000 > 20
+    error = (counts - 40_000 * expected[row])[common] / np.sqrt(40_000 * expected[row][common])
+    assert np.abs(error).max() < 4.5  # z-scores of about a hundred cells
+    assert (error**2).mean() == pytest.approx(1.0, abs=0.4)
+
+
+def test_an_id_without_mass_is_never_drawn_whatever_the_uniform_number():
+  mass = jnp.array([[0.0, 0.3, 0.0, 0.7, 0.0]])
+  for u, expected in [(0.0, 1), (0.2999, 1), (0.3, 3), (0.9999999, 3), (1.0, 3), (7.0, 3)]:
+    index, rest = rollout.first_above(mass, jnp.array([u]))
+    assert index[0] == expected
+    assert 0 <= rest[0] < 0.7
+
+
+def test_truncation_by_hand():
+  logits = jnp.log(jnp.array([[0.1, 0.5, 0.15, 0.25]]))
+  kept = lambda **kw: list(np.flatnonzero(np.isfinite(rollout.truncate(logits, **kw))[0]))
+  assert kept(top_k=2, top_p=1.0) == [1, 3]
+  assert kept(top_k=0, top_p=0.5) == [1]
+  assert kept(top_k=0, top_p=0.51) == [1, 3]
+  assert kept(top_k=3, top_p=0.6) == [1, 3]  # after top-k the mass is .9: .5/.9 is below .6
+  assert kept(top_k=0, top_p=1.0) == [0, 1, 2, 3]
+
+
+def test_sampler_logp_equals_the_trainers(model):
+  lm, params = model
+  prompts = tiny.prompts(lm, rows=5)
+  cfg = Sampling(response=7, temperature=0.7, eos=(3, 5), banned=(0, 9))
+  rows = jax.jit(partial(rollout.sample, lm, cfg=cfg))(params, prompts, jax.random.key(3))
+  logp, _ = likelihood.response_logp(lm, params, rows.tokens, rows.valid, 7, temperature=0.7, banned=cfg.banned)
+  np.testing.assert_allclose(rows.logp, logp * rows.mask, atol=2e-5)
+  assert float(jnp.abs(rows.logp).max()) > 0.1
+
+
+def test_greedy_decoding_equals_argmax_of_full_forward_passes(model):
+  lm, params = model
+  prompts = tiny.prompts(lm, rows=4)
+  rows = rollout.sample(lm, params, prompts, jax.random.key(0), Sampling(response=6, temperature=0))
+  tokens, valid = prompts.tokens, prompts.valid
+  for _ in range(6):
+    logits = lm.logits(params, lm.hidden(params, tokens, valid)[:, -1])
+    tokens = jnp.concatenate([tokens, jnp.argmax(logits, -1)[:, None].astype(jnp.int32)], 1)
+    valid = jnp.concatenate([valid, jnp.ones((4, 1), bool)], 1)
+  np.testing.assert_array_equal(rows.tokens, tokens)
+
+
+def test_responses_end_at_any_end_token_and_stay_empty_after_it(model):
+  lm, params = model
+  prompts = tiny.prompts(lm, rows=64)
+  eos = tuple(range(2, 8))
+  rows = rollout.sample(lm, params, prompts, jax.random.key(4), Sampling(response=9, eos=eos))
+  response = np.asarray(rows.tokens[:, -9:])
+  assert rows.ended.any()
+  assert not rows.ended.all()
+  for row, mask, ended in zip(response, np.asarray(rows.mask), np.asarray(rows.ended)):
+    ends = np.flatnonzero(np.isin(row, eos) & mask)
+    length = ends[0] + 1 if len(ends) else 9
+    assert ended == bool(len(ends))
+    np.testing.assert_array_equal(mask, np.arange(9) < length)
+    assert not row[length:].any()
+  np.testing.assert_array_equal(rows.valid[:, -9:], rows.mask)
+
+
+def test_banned_ids_are_never_sampled(model):
+  lm, params = model
+  banned = tuple(range(0, lm.vocab_size, 2))
+  rows = rollout.sample(lm, params, tiny.prompts(lm, rows=32), jax.random.key(5), Sampling(response=8, banned=banned))
+  assert (np.asarray(rows.tokens[:, -8:]) % 2 == 1).all()
+
+
+def test_a_key_repeats_its_samples_and_another_key_does_not(model):
+  lm, params = model
+  run = lambda key: rollout.sample(lm, params, tiny.prompts(lm, rows=8), jax.random.key(key), Sampling(response=8))
+  np.testing.assert_array_equal(run(1).tokens, run(1).tokens)
+  assert (np.asarray(run(1).tokens) != np.asarray(run(2).tokens)).any()
+
+
+def test_identical_prompts_in_a_batch_get_different_responses(model):
+  lm, params = model
+  prompts = jax.tree.map(lambda x: jnp.repeat(x[:1], 16, 0), tiny.prompts(lm, rows=1))
+  rows = rollout.sample(lm, params, prompts, jax.random.key(0), Sampling(response=8))
+  assert len({tuple(r) for r in np.asarray(rows.tokens).tolist()}) > 8
+
+
+def test_padding_on_the_left_changes_nothing(model):
+  lm, params = model
+  prompts = tiny.prompts(lm, rows=4)
+  wide = Prompts(jnp.pad(prompts.tokens, ((0, 0), (5, 0))), jnp.pad(prompts.valid, ((0, 0), (5, 0))))
+  cfg = Sampling(response=6)
+  a = rollout.sample(lm, params, prompts, jax.random.key(6), cfg)
+  b = rollout.sample(lm, params, wide, jax.random.key(6), cfg)
+  np.testing.assert_array_equal(a.tokens[:, -6:], b.tokens[:, -6:])
+  np.testing.assert_allclose(a.logp, b.logp, atol=1e-5)
+
+
+def test_the_loop_stops_when_every_row_has_ended():
+  """With every id an end, the first token ends all rows: the loop must not run the other steps."""
+  lm = tiny.lm("gpt")
+  calls = []
+
+  def decode(params, tokens, valid, cache):
+    jax.debug.callback(lambda: calls.append(tokens.shape[1]))
+    return lm.decode(params, tokens, valid, cache)
+
+  counting = lm._replace(decode=decode)
+  params = lm.init(jax.random.key(0))
+  cfg = Sampling(response=20, eos=tuple(range(lm.vocab_size)))
+  rows = rollout.sample(counting, params, tiny.prompts(lm, rows=3), jax.random.key(0), cfg)
+  jax.block_until_ready(rows)
+  jax.effects_barrier()
+  assert len(calls) == 1  # the prefill
+  assert rows.mask.sum() == 3
+
+
+def test_sampling_runs_sharded_and_gives_the_same_tokens(mesh):
+  from instructjax import sharding
+
+  lm = tiny.lm("llama")
+  with jax.set_mesh(sharding.make_mesh(1, 1, 1)):
+    pass
+  params = lm.init(jax.random.key(0))
+  prompts = tiny.prompts(lm, rows=8)
+  expected = tiny.unsharded(
+    lambda: rollout.sample(lm, params, prompts, jax.random.key(1), Sampling(response=5, eos=(3,)))
+  )
+  placed = sharding.place(params, sharding.shardings(lm.table))
+  run = jax.jit(partial(rollout.sample, lm, cfg=Sampling(response=5, eos=(3,))))
+  rows = run(placed, sharding.place_batch(prompts), jax.random.key(1))
+  np.testing.assert_array_equal(rows.tokens, expected.tokens)
+  np.testing.assert_allclose(rows.logp, expected.logp, atol=1e-4)
+
+
+def test_temperature_shapes_sampler_and_scorer_alike():
+  logits = jnp.array([1.0, 2.0, 4.0])
+  np.testing.assert_allclose(losses.temper(logits, 2.0), [0.5, 1.0, 2.0], rtol=1e-6)

@@ -1,0 +1,151 @@
+"""Supervised fine-tuning: acceptance list 2.5 of the specification, and gradient accumulation."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from instructjax import optim, sft, sharding, steps
+from instructjax.types import Demonstrations
+
+LM = tiny.lm("gpt")
+
+
+def state_of(lm=LM, tx=None, seed=0):
+  tx = tx or optim.adamw(1e-2)
+  return steps.init_state(jax.random.key(seed), lm.init(jax.random.key(seed)), tx), tx
+
+
+@pytest.mark.parametrize("family", ["gpt", "llama"])
+def test_one_batch_is_learned_by_heart(family):
+  lm = tiny.lm(family)
+  state, tx = state_of(lm)
+  batch = tiny.demonstrations(lm, rows=4)
+  step = steps.compiled(partial(sft.sft_step, lm=lm, tx=tx), state)
+  for _ in range(150):
+    state, metrics = step(state, {}, batch)
+  assert metrics["loss"] < 0.01
+  assert step._cache_size() == 1
+
+
+def test_loss_is_the_mean_over_marked_tokens():
+  batch = tiny.demonstrations(LM, rows=3)
+  params = LM.init(jax.random.key(0))
+  logits = np.asarray(LM.logits(params, LM.hidden(params, batch.tokens, batch.valid)), np.float64)
+  total, count = 0.0, 0
+  for b, t in zip(*np.nonzero(np.asarray(batch.mask))):
+    row = logits[b, t - 1]
+    total -= row[batch.tokens[b, t]] - np.log(np.exp(row).sum())
+    count += 1
+  state, tx = state_of()
+  _, metrics = sft.sft_step(state, {}, batch, lm=LM, tx=tx)
+  assert metrics["loss"] == pytest.approx(total / count, rel=1e-5)
+  assert metrics["tokens"] == count
+  assert sft.evaluate(params, batch, lm=LM)[0] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_window_over_the_completions_changes_nothing():
+  batch = tiny.demonstrations(LM, rows=6)
+  state, tx = state_of()
+  window = int(batch.mask.sum(1).max())
+  whole, a = sft.sft_step(state, {}, batch, lm=LM, tx=tx)
+  windowed, b = sft.sft_step(state, {}, batch, lm=LM, tx=tx, cfg=sft.SFTConfig(window=window))
+  assert a["loss"] == pytest.approx(float(b["loss"]), rel=1e-5)
+  tiny.assert_trees_close(whole.params, windowed.params, atol=1e-4)
+
+
+def test_unmarked_tokens_carry_no_gradient():
+  """Changing what is predicted at unmarked, unread positions (the padding) leaves the gradient bit-equal."""
+  batch = tiny.demonstrations(LM, rows=4)
+  noise = jax.random.randint(jax.random.key(9), batch.tokens.shape, 0, LM.vocab_size)
+  other = batch.replace(tokens=jnp.where(batch.valid, batch.tokens, noise))
+  state, tx = state_of(tx=optax.sgd(1.0))
+  a, _ = sft.sft_step(state, {}, batch, lm=LM, tx=tx)
+  b, _ = sft.sft_step(state, {}, other, lm=LM, tx=tx)
+  tiny.assert_trees_equal(a.params, b.params)
+  prompt_only = batch.replace(mask=batch.mask & False)
+  c, metrics = sft.sft_step(state, {}, prompt_only, lm=LM, tx=tx)
+  tiny.assert_trees_equal(c.params, state.params)
+  assert metrics["loss"] == 0
+
+
+def test_dropout_is_random_by_step_off_without_it_and_repeatable():
+  lm = tiny.lm("gpt", dropout=0.5)
+  state, tx = state_of(lm)
+  batch = tiny.demonstrations(lm, rows=4)
+  run = lambda state, cfg: float(sft.sft_step(state, {}, batch, lm=lm, tx=tx, cfg=cfg)[1]["loss"])
+  on, off = sft.SFTConfig(), sft.SFTConfig(dropout=False)
+  assert run(state, on) == run(state, on)
+  assert run(state, on) != run(state.replace(step=jnp.int32(1)), on)
+  assert run(state, off) == run(state.replace(step=jnp.int32(1)), off)
+  assert run(state, off) != run(state, on)
+
+
+def test_packed_rows_give_the_loss_of_separate_rows():
+  single = tiny.demonstrations(LM, rows=2, lengths=[7, 9])
+  cut = lambda x: jnp.concatenate([x[0, :7], x[1, :9]])[None]
+  segments = jnp.array([[1] * 7 + [2] * 9])
+  packed = Demonstrations(cut(single.tokens), segments, cut(single.mask))
+  params = LM.init(jax.random.key(0))
+  a, n = sft.evaluate(params, single, lm=LM)
+  b, m = sft.evaluate(params, packed, lm=LM)
+  assert n == m
+  assert a == pytest.approx(float(b), rel=1e-5)
+
+
+@pytest.mark.parametrize("micro", [2, 4])
+def test_accumulation_equals_one_large_batch_with_ragged_lengths(micro):
+  batch = tiny.demonstrations(LM, rows=8, lengths=[4, 16, 5, 6, 16, 4, 9, 12])
+  state, tx = state_of(tx=optax.sgd(1.0))
+  whole, a = sft.sft_step(state, {}, batch, lm=LM, tx=tx)
+  parts, b = sft.sft_step(state, {}, batch, lm=LM, tx=tx, cfg=sft.SFTConfig(micro=micro))
+  assert a["loss"] == pytest.approx(float(b["loss"]), rel=1e-5)
+  tiny.assert_trees_close(whole.params, parts.params, atol=1e-5)
+
+
+def test_split_and_merge_are_inverse():
+  x = jnp.arange(24).reshape(12, 2)
+  np.testing.assert_array_equal(steps.merge(steps.split(x, 3)), x)
+  np.testing.assert_array_equal(steps.split(x, 3)[0], x[::3])
+
+
+@pytest.mark.parametrize("family", ["gpt", "llama"])
+def test_frozen_blocks_stay_and_the_top_learns(family):
+  from instructjax.models import freeze
+
+  lm = tiny.lm(family, depth=3)
+  trunk, trained = freeze.split(lm.init(jax.random.key(0)), 1)
+  tx = optim.adamw(1e-2)
+  state = steps.init_state(jax.random.key(0), trained, tx)
+  batch = tiny.demonstrations(lm, rows=4)
+  with_stem = batch.replace(stem=lm.stem(trunk, batch.tokens, batch.valid))
+  a, m = sft.sft_step(state, trunk, batch, lm=lm, tx=tx)
+  b, n = sft.sft_step(state, trunk, with_stem, lm=lm, tx=tx)
+  assert m["loss"] == pytest.approx(float(n["loss"]), rel=1e-6)
+  tiny.assert_trees_close(a.params, b.params, atol=1e-5)
+  assert float(jnp.abs(a.params["norm"]["scale"] - trained["norm"]["scale"]).max()) > 0
+
+
+def test_sharded_steps_equal_one_device(mesh):
+  lm = tiny.lm("llama")
+  batch = tiny.demonstrations(lm, rows=8)
+
+  def run(place, place_batch):
+    tx = optim.adamw(1e-2)
+    state = steps.init_state(jax.random.key(0), place(lm.init(jax.random.key(0))), tx)
+    step = steps.compiled(partial(sft.sft_step, lm=lm, tx=tx), state)
+    history = []
+    for _ in range(3):
+      state, metrics = step(state, {}, place_batch(batch))
+      history.append(float(metrics["loss"]))
+    assert step._cache_size() == 1
+    return history, jax.tree.map(np.asarray, state.params)
+
+  losses, params = run(lambda p: sharding.place(p, sharding.shardings(lm.table)), sharding.place_batch)
+  expected, single = tiny.unsharded(lambda: run(lambda p: p, lambda b: b))
+  np.testing.assert_allclose(losses, expected, atol=1e-4)
+  tiny.assert_trees_close(params, single, atol=1e-4)

@@ -1,0 +1,93 @@
+"""Small models and batches that the tests share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from instructjax import reward, sharding
+from instructjax.models import gpt, llama
+from instructjax.types import LM, Comparisons, Demonstrations, Frozen, Prompts
+
+VOCAB = 48
+
+
+def lm(family: str = "gpt", *, vocab_size=VOCAB, width=32, depth=2, dropout=0.0, tied=True) -> LM:
+  if family == "gpt":
+    return gpt.gpt(gpt.GPTConfig(vocab_size=vocab_size, context=64, width=width, depth=depth, heads=4, dropout=dropout))
+  config = llama.LlamaConfig(
+    vocab_size=vocab_size, context=64, width=width, depth=depth, heads=4, kv_heads=2, mlp=64, tied=tied, dropout=dropout
+  )
+  return llama.llama(config)
+
+
+def reward_model(lm: LM, seed: int):
+  params = reward.init(jax.random.key(seed + 1), lm, lm.init(jax.random.key(seed)))
+  return params | {"head": {"w": 4 * params["head"]["w"], "b": jnp.float32(0.3)}}
+
+
+def perturb(params, scale, seed=5):
+  keys = iter(jax.random.split(jax.random.key(seed), len(jax.tree.leaves(params))))
+  return jax.tree.map(lambda p: p + scale * jax.random.normal(next(keys), p.shape), params)
+
+
+def ragged(rows, width, lengths=None, seed=0):
+  lengths = np.random.default_rng(seed).integers(3, width + 1, rows) if lengths is None else np.asarray(lengths)
+  return np.arange(width) < lengths[:, None]
+
+
+def tokens_like(valid, vocab, seed):
+  tokens = jax.random.randint(jax.random.key(seed), valid.shape, 0, vocab)
+  return jnp.where(valid, tokens, 0)
+
+
+def prompts(lm, rows, width=5, seed=11) -> Prompts:
+  valid = jnp.asarray(ragged(rows, width, seed=seed)[:, ::-1])
+  return Prompts(tokens_like(valid, lm.vocab_size, seed), valid)
+
+
+def demonstrations(lm, rows, width=16, lengths=None, seed=12) -> Demonstrations:
+  lengths = np.random.default_rng(seed).integers(5, width + 1, rows) if lengths is None else lengths
+  valid = jnp.asarray(ragged(rows, width, lengths))
+  mask = valid & (jnp.arange(width) >= 3)
+  return Demonstrations(tokens_like(valid, lm.vocab_size, seed), valid, mask)
+
+
+def text(lm, rows, width=8, seed=13) -> Demonstrations:
+  valid = jnp.asarray(ragged(rows, width, seed=seed))
+  return Demonstrations(tokens_like(valid, lm.vocab_size, seed), valid, valid & (jnp.arange(width) > 0))
+
+
+def comparisons(lm, rows, k, width=10, ties=True, seed=14) -> Comparisons:
+  rng = np.random.default_rng(seed)
+  valid = jnp.asarray(ragged(rows * k, width, seed=seed).reshape(rows, k, width))
+  rank = np.stack([rng.permutation(k) + 1 for _ in range(rows)])
+  if ties:
+    rank[0, :2] = 1
+  return Comparisons(tokens_like(valid, lm.vocab_size, seed), valid, jnp.asarray(rank, jnp.int32))
+
+
+def place_models(lm, tree):
+  """Shards every model found in a tree of parameters (or a Frozen) by the table of the language model."""
+  if isinstance(tree, Frozen):
+    return tree.replace(ref=place_models(lm, tree.ref), reward=place_models(lm, tree.reward))
+  if "blocks" in tree:
+    table = {name: lm.table[name] for name in tree}
+    return sharding.place(tree, sharding.shardings(table))
+  return {name: sharding.replicate(sub) if name == "head" else place_models(lm, sub) for name, sub in tree.items()}
+
+
+def unsharded(run):
+  """Runs a function without a mesh, inside a test that has one."""
+  with jax.set_mesh(Mesh(np.empty((), object), ())):
+    return run()
+
+
+def assert_trees_close(a, b, *, rtol=1e-5, atol=0.0):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=rtol, atol=atol), a, b)
+
+
+def assert_trees_equal(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
