@@ -9,6 +9,7 @@ Dimensions: B episodes, P prompt, R response, T = P + R, S pretraining tokens, D
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -233,6 +234,23 @@ def improve(
   return state, summary | {"policy/ratio_first": metrics["policy/ratio_max"][0]}
 
 
+def rollout_key(state: TrainState) -> Key[Array, ""]:
+  """The key of this iteration's samples: new for each iteration, the same after a restart."""
+  return jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+
+
+def learn(
+  state: TrainState, frozen: Frozen, rows: Rollout, scores: Float[Array, " B"], text: Demonstrations | None, *, ppo: PPO,
+  policy_stem: Array | None = None, reward_stem: Array | None = None,
+) -> tuple[TrainState, Metrics]:  # fmt: skip
+  """Credits and improves on scored episodes, then sets the next KL coefficient: an iteration without its first half."""
+  exp, stats = credit(state.params, frozen, rows, scores, state.kl_coef, ppo, policy_stem, reward_stem)
+  state, metrics = improve(state, frozen, exp, text, ppo)
+  kl_coef = ppo.kl_control(state.kl_coef, stats["objective/kl"], rows.tokens.shape[0])
+  state = dataclasses.replace(state, kl_coef=kl_coef, iteration=state.iteration + 1)
+  return state, stats | metrics
+
+
 def iteration(
   state: TrainState, frozen: Frozen, prompts: Prompts, text: Demonstrations | None, *, ppo: PPO
 ) -> tuple[TrainState, Metrics]:
@@ -240,11 +258,9 @@ def iteration(
 
   `text` holds `ratio` pretraining rows for each prompt row (the paper: 8); None when ptx_coef is 0.
   """
-  key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
-  rows = rollout(state.params, frozen, prompts, key, ppo)
+  rows = rollout(state.params, frozen, prompts, rollout_key(state), ppo)
   policy_stem, reward_stem = stems(frozen, rows.tokens, rows.valid, ppo)
   scores = score(frozen, rows, ppo, reward_stem)
-  exp, stats = credit(state.params, frozen, rows, scores, state.kl_coef, ppo, policy_stem, reward_stem)
-  state, metrics = improve(state, frozen, exp, text, ppo)
-  kl_coef = ppo.kl_control(state.kl_coef, stats["objective/kl"], prompts.tokens.shape[0])
-  return state.replace(kl_coef=kl_coef, iteration=state.iteration + 1), stats | metrics
+  return learn(
+    state, frozen, rows, scores, text, ppo=ppo, policy_stem=policy_stem, reward_stem=reward_stem
+  )

@@ -30,7 +30,7 @@ def init_state(
   kl_coef: float | None = None,
 ) -> TrainState:
   """A state at step 0.  `ema` holds the weights to average, or None for no average."""
-  return TrainState(
+  state = TrainState(
     step=jnp.int32(0),
     iteration=jnp.int32(0),
     key=key,
@@ -39,6 +39,8 @@ def init_state(
     ema=jax.tree.map(jnp.copy, ema),
     kl_coef=None if kl_coef is None else jnp.float32(kl_coef),
   )
+  # Committed to their devices, as the outputs of a step are: the second step finds the first one's compilation.
+  return jax.tree.map(lambda x: jax.device_put(x, x.sharding), state)
 
 
 def split(batch: PyTree, n: int) -> PyTree:

@@ -33,46 +33,45 @@ from instructjax.data.records import Comparison, Demonstration, Prompt, Text
 from instructjax.errors import UserError
 
 TABLE = "tone_ratings.tsv.gz"
-SPLITS = {
-  "sft": 0.20,
-  "reward": 0.35,
-  "valid": 0.05,
-  "ppo": 0.04,
-  "gold": 0.24,
-  "test": 0.12,
-}  # shares of the texts
+SPLITS = {"sft": 0.20, "reward": 0.36, "ppo": 0.04, "gold": 0.26, "test": 0.14}  # shares of the texts
 DIRECTIONS = ("praise", "criticise")
 K = (4, 9)  # completions of one comparison, drawn uniformly
 CLEAR = 1.0  # a demonstration's mean rating is at least this far from 0
 
-# (template, word for praise, word for criticise); `{}` is the word.
+# (instruction to praise, instruction to criticise); the last line is a label that the text follows.
 TRAIN = {
   "movies": (
-    ("Write one sentence of a film review that {} the film.\nReview:", "praises", "criticizes"),
-    ("Write a {} review of a film in one sentence.\nReview:", "positive", "negative"),
-    ("What does a critic who {} the film write about it?\nReview:", "loved", "hated"),
-    ("Say in one sentence what is {} about the film.\nReview:", "good", "bad"),
+    ("Praise this film in one sentence.\nPraise:", "Criticize this film in one sentence.\nCriticism:"),
+    ("Write a sentence of a good film review.\nPositive review:", "Write a sentence of a bad film review.\nNegative review:"),
+    ("What does a critic who loved the film write?\nLoved it:", "What does a critic who hated the film write?\nHated it:"),
+    ("Say in one sentence what is good about the film.\nGood:", "Say in one sentence what is bad about the film.\nBad:"),
+    ("Would you recommend the film?\nRecommended:", "Would you recommend the film?\nNot recommended:"),
+    ("Why is the film great?\nGreat:", "Why is the film terrible?\nTerrible:"),
+    ("Review the film as someone who enjoyed it.\nEnjoyed:", "Review the film as someone who was bored.\nBored:"),
+    ("Name the best thing about the film.\nBest:", "Name the worst thing about the film.\nWorst:"),
   ),
   "tweets": (
-    ("Write a tweet about something you {}.\nTweet:", "love", "hate"),
-    ("Write a {} tweet.\nTweet:", "positive", "negative"),
-    ("Write a tweet that {} something.\nTweet:", "praises", "criticizes"),
-    ("You are in a {} mood. Write a tweet.\nTweet:", "good", "bad"),
+    ("Write a tweet that praises something.\nPraise:", "Write a tweet that criticizes something.\nCriticism:"),
+    ("Write a happy tweet.\nPositive tweet:", "Write an unhappy tweet.\nNegative tweet:"),
+    ("Write a tweet about something you love.\nLove:", "Write a tweet about something you hate.\nHate:"),
+    ("You are in a good mood. Write a tweet.\nGood:", "You are in a bad mood. Write a tweet.\nBad:"),
+    ("Write a tweet about a great day.\nGreat:", "Write a tweet about a terrible day.\nTerrible:"),
+    ("Tweet about the best thing today.\nBest:", "Tweet about the worst thing today.\nWorst:"),
   ),
 }
 TEST = {
   "movies": (
-    ("Give me one line of a {} film review.\nReview:", "glowing", "scathing"),
-    ("Write one sentence about a film that you {}.\nReview:", "enjoyed", "disliked"),
+    ("Give me one line of a glowing film review.\nGlowing review:", "Give me one line of a scathing film review.\nScathing review:"),
+    ("What did you like about the film?\nLiked:", "What did you dislike about the film?\nDisliked:"),
   ),
   "tweets": (
-    ("Write a short tweet from someone who is {} today.\nTweet:", "happy", "upset"),
-    ("Tweet something {}.\nTweet:", "nice", "nasty"),
+    ("Tweet something nice.\nNice tweet:", "Tweet something nasty.\nNasty tweet:"),
+    ("Write a tweet about what you like today.\nLiked:", "Write a tweet about what you dislike today.\nDisliked:"),
   ),
   "amazon": (
-    ("Write one sentence of a product review that {} the product.\nReview:", "praises", "criticizes"),
-    ("Give me one line of a {} product review.\nReview:", "glowing", "scathing"),
-    ("Write one sentence about a product that you {}.\nReview:", "enjoyed", "disliked"),
+    ("Praise this product in one sentence.\nPraise:", "Criticize this product in one sentence.\nCriticism:"),
+    ("Give me one line of a glowing product review.\nGlowing review:", "Give me one line of a scathing product review.\nScathing review:"),
+    ("What did you like about the product?\nLiked:", "What did you dislike about the product?\nDisliked:"),
   ),
 }
 
@@ -89,15 +88,14 @@ class Rated(NamedTuple):
 class Sizes(NamedTuple):
   """How much of each kind to draw, and the length of the texts in words."""
 
-  demonstrations: int = 800
-  comparisons: int = 800
-  valid: int = 100
-  gold: int = 800
+  demonstrations: int = 480
+  comparisons: int = 200
+  gold: int = 200
   prompts: int = 1024
-  test_prompts: int = 128  # of each domain
-  test_comparisons: int = 100  # of each domain
-  words: tuple[int, int] = (6, 22)
-  opening: float = 0.5  # share of the prompts that give the first words
+  test_prompts: int = 96  # of each domain
+  test_comparisons: int = 40  # of each domain
+  words: tuple[int, int] = (5, 14)
+  opening: float = 0.3  # share of the prompts that give the first words
 
 
 QUICKSTART = Sizes()
@@ -108,7 +106,6 @@ class Tasks(NamedTuple):
 
   demonstrations: list[Demonstration]
   comparisons: list[Comparison]  # ranked by half "a"
-  valid: list[Comparison]  # as these, other texts: for choosing settings
   gold: list[Comparison]  # ranked by half "b", other texts, all templates
   prompts: list[Prompt]
   test_prompts: dict[str, list[Prompt]]  # by domain
@@ -188,7 +185,6 @@ def tasks(seed: int = 0, sizes: Sizes = QUICKSTART) -> Tasks:
   return Tasks(
     demonstrations=demonstrations(rng("sft"), part("sft"), sizes),
     comparisons=comparisons(rng("reward"), part("reward"), TRAIN, "a", sizes.comparisons, sizes.opening),
-    valid=comparisons(rng("valid"), part("valid"), TRAIN, "a", sizes.valid, sizes.opening),
     gold=comparisons(rng("gold"), part("gold"), both, "b", sizes.gold, sizes.opening),
     prompts=prompts(rng("ppo"), part("ppo"), TRAIN, sizes.prompts, sizes.opening),
     test_prompts={d: prompts(rng("prompts" + d), {d: test[d]}, TEST, sizes.test_prompts, sizes.opening) for d in TEST},
@@ -211,16 +207,15 @@ def write(folder: str | Path, everything: Tasks) -> list[Path]:
   return paths
 
 
-def instruction(template: tuple[str, str, str], direction: str, start: str = "") -> str:
-  """The prompt: a template with the word of its direction, and the first words where they are given."""
-  text, *words = template
-  return text.format(words[DIRECTIONS.index(direction)]) + (" " + start if start else "")
+def instruction(template: tuple[str, str], direction: str, start: str = "") -> str:
+  """The prompt: a template in its direction, and the first words where they are given."""
+  return template[DIRECTIONS.index(direction)] + (" " + start if start else "")
 
 
 def opening(row: Rated, words: int) -> str:
-  """The first words of a text, or "" where they hold more than letters or leave fewer than three words."""
+  """The first words of a text, or "" where they are long or shouted, hold more than letters or leave fewer than three words."""
   start = row.text.split()
-  plain = all(re.fullmatch(r"[A-Za-z]+(?:'[a-z]+)?", word) for word in start[:words])
+  plain = all(re.fullmatch(r"[A-Z]?[a-z]{0,9}(?:'[a-z]{1,2})?", word) for word in start[:words])
   return " ".join(start[:words]) if plain and len(start) - words >= 3 else ""
 
 
@@ -265,34 +260,30 @@ def comparisons(
 ) -> list[Comparison]:
   """Groups of K texts of one domain under one instruction, ranked by the mean of `half` of the raters.
 
-  Where the first words are given, all K texts begin with them.  Texts are dealt out without replacement and
-  reshuffled when they run out.
+  Each group comes twice in a row, to be praised and to be criticised, so that no text is good in itself.  Its texts are
+  drawn from K equal parts of the texts in the order of their tone.  Where the first words are given, all begin with them.
   """
-  deal = {domain: _dealer(rng, texts) for domain, texts in rows.items()}
   alike = {domain: _openings(texts) for domain, texts in rows.items()}
   weight = np.array([len(texts) for texts in rows.values()], float)
-  found = []
-  for n in range(size):
+  found: list[Comparison] = []
+  while len(found) < size:
     domain = list(rows)[rng.choice(len(rows), p=weight / weight.sum())]
-    k, direction = int(rng.integers(K[0], K[1] + 1)), DIRECTIONS[int(rng.integers(2))]
-    if rng.random() < share:
-      start, same = alike[domain][int(rng.integers(len(alike[domain])))]
-      texts = [same[i] for i in rng.permutation(len(same))[:k]]
-    else:
-      start, texts = "", deal[domain](k)
-    tones = [mean(row, half) * (1 if direction == "praise" else -1) for row in texts]
-    found.append(
-      Comparison(
-        prompt=instruction(_pick(rng, templates[domain]), direction, start),
-        completions=tuple(rest(row, start) for row in texts),
-        ranks=ranks(tones),
-        id=f"{half}/{domain}/{n}",
-        source=domain,
-        use_case=direction,
-        labeler=f"half-{half}",
+    template, k = _pick(rng, templates[domain]), int(rng.integers(K[0], K[1] + 1))
+    start, texts = _pick(rng, alike[domain]) if rng.random() < share else ("", rows[domain])
+    texts = _spread(rng, texts, min(k, len(texts)), half)
+    for direction, sign in zip(DIRECTIONS, (1, -1), strict=True):
+      found.append(
+        Comparison(
+          prompt=instruction(template, direction, start),
+          completions=tuple(rest(row, start) for row in texts),
+          ranks=ranks([sign * mean(row, half) for row in texts]),
+          id=f"{half}/{domain}/{len(found)}",
+          source=domain,
+          use_case=direction,
+          labeler=f"half-{half}",
+        )
       )
-    )
-  return found
+  return found[:size]
 
 
 def ranks(values: Sequence[float]) -> tuple[int, ...]:
@@ -336,18 +327,13 @@ def _pick(rng: np.random.Generator, options: Sequence):
   return options[int(rng.integers(len(options)))]
 
 
-def _dealer(rng: np.random.Generator, texts: list[Rated]):
-  """A function that deals k texts from a shuffled deck, shuffled anew when fewer are left."""
-  deck: list[Rated] = []
-
-  def deal(k: int) -> list[Rated]:
-    if len(texts) < k:
-      raise UserError(f"a comparison of {k} texts asked for, {len(texts)} there are; allow longer texts")
-    if len(deck) < k:
-      deck[:] = [texts[i] for i in rng.permutation(len(texts))]
-    return [deck.pop() for _ in range(k)]
-
-  return deal
+def _spread(rng: np.random.Generator, texts: list[Rated], k: int, half: str) -> list[Rated]:
+  """One text out of each of k equal parts of the texts sorted by tone, in random order.  Raises UserError below K[0]."""
+  if k < K[0]:
+    raise UserError(f"a comparison of {K[0]} texts asked for, {len(texts)} there are; allow longer texts")
+  order = sorted(texts, key=lambda row: mean(row, half))
+  edges = [len(order) * i // k for i in range(k + 1)]
+  return [order[int(rng.integers(edges[i], edges[i + 1]))] for i in rng.permutation(k)]
 
 
 def _openings(texts: list[Rated]) -> list[tuple[str, list[Rated]]]:

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from instructjax.data import tone
 from instructjax.data.records import Comparison, Prompt
-
-
-class Estimate(NamedTuple):
-  """A share with its 95 % interval (bootstrap over prompts) and the number of pairs that it rests on."""
-
-  value: float
-  low: float
-  high: float
-  n: int
+from instructjax.intervals import Estimate, share
 
 
 def pair_accuracy(scores: Sequence[Sequence[float]], comparisons: Sequence[Comparison]) -> Estimate:
@@ -32,15 +23,6 @@ def pair_accuracy(scores: Sequence[Sequence[float]], comparisons: Sequence[Compa
     right = (np.sign(value[:, None] - value[None, :]) + 1) / 2
     parts.append((float((right * better).sum()), float(better.sum())))
   return share(np.asarray(parts))
-
-
-def share(parts: Float[np.ndarray, "N 2"], samples: int = 2000, seed: int = 0) -> Estimate:
-  """Sum of the first column over the sum of the second, with a percentile bootstrap over the N rows."""
-  right, pairs = parts.sum(axis=0)
-  draws = np.random.default_rng(seed).integers(len(parts), size=(samples, len(parts)))
-  sums = parts[draws].sum(axis=1)
-  low, high = np.quantile(sums[:, 0] / np.maximum(sums[:, 1], 1e-9), [0.025, 0.975])
-  return Estimate(float(right / pairs), float(low), float(high), round(pairs))
 
 
 # --- people ---

@@ -134,10 +134,17 @@ def attention(
   groups = (*q.shape[:2], k.shape[1], q.shape[2] // k.shape[1], q.shape[3])
   split = jax.P(*_partition(q)[:3], None, None) if sharding.is_sharded() else None
   grouped = jax.lax.reshape(q, groups, out_sharding=split)
-  scores = jnp.einsum("btkgc,bksc->bkgts", grouped, k, preferred_element_type=jnp.float32)
+  scores = _product("btkgc,bksc->bkgts", grouped, k)
   weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(dtype)
-  mixed = jnp.einsum("bkgts,bksc->btkgc", weights, v, preferred_element_type=jnp.float32)
+  mixed = _product("bkgts,bksc->btkgc", weights, v)
   return jax.lax.reshape(mixed, q.shape, out_sharding=_partition(q))
+
+
+def _product(equation: str, a: Array, b: Array) -> Array:
+  """A batched product accumulated in float32; XLA has none of bfloat16 operands on a CPU, so they are widened there."""
+  wide = lambda a, b: jnp.einsum(equation, a.astype(jnp.float32), b.astype(jnp.float32))
+  narrow = lambda a, b: jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+  return jax.lax.platform_dependent(a, b, cpu=wide, default=narrow) if a.dtype == jnp.bfloat16 else wide(a, b)
 
 
 def _repeat_heads(x: Float[Array, "B K S C"], q: Float[Array, "B T H C"]) -> Float[Array, "B H S C"]:

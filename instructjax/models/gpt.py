@@ -1,0 +1,130 @@
+"""GPT-2 and GPT-3: learned positions, LayerNorm before each half, GELU, biases (Radford et al. 2019; Brown et al. 2020).
+
+Dimensions: B rows, T tokens, D width, F = 4 D hidden units of the MLP, H heads, C head width, L layers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+
+from instructjax.models import blocks, transformer
+from instructjax.types import LM, Array, Float, Int, Leaf, Params, PyTree
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+  """Sizes and settings; `dtype` is the operands' of matrix products, `remat` what the backward pass recomputes.
+
+  `dropout` is the paper's residual dropout: on the output of attention and of the MLP before each is added (App. C.1).
+  """
+
+  vocab_size: int
+  context: int
+  width: int
+  depth: int
+  heads: int
+  norm_eps: float = 1e-5
+  tied: bool = True  # the unembedding is the embedding
+  dropout: float = 0.0
+  dtype: str = "float32"
+  remat: str = "none"
+
+
+def _gpt2(depth: int, width: int, heads: int) -> GPTConfig:
+  return GPTConfig(vocab_size=50_257, context=1024, width=width, depth=depth, heads=heads)
+
+
+def _gpt3(depth: int, width: int, heads: int) -> GPTConfig:
+  return GPTConfig(vocab_size=50_257, context=2048, width=width, depth=depth, heads=heads)
+
+
+GPT2 = {
+  "124M": _gpt2(12, 768, 12),
+  "355M": _gpt2(24, 1024, 16),
+  "774M": _gpt2(36, 1280, 20),
+  "1.5B": _gpt2(48, 1600, 25),
+}
+# Brown et al. 2020, Table 2.1, with two rows mended: 16 heads of 128 make the width 2048 of XL (the table says 24),
+# and 40 heads of 128 make 5120 (the table says 5140).  InstructGPT's "6B" is the model of 6.7B.  All layers are dense:
+# the pattern of GPT-3's sparse ones was not published.
+GPT3 = {
+  "125M": _gpt3(12, 768, 12),
+  "350M": _gpt3(24, 1024, 16),
+  "760M": _gpt3(24, 1536, 16),
+  "1.3B": _gpt3(24, 2048, 16),
+  "2.7B": _gpt3(32, 2560, 32),
+  "6B": _gpt3(32, 4096, 32),
+  "6.7B": _gpt3(32, 4096, 32),
+  "13B": _gpt3(40, 5120, 40),
+  "175B": _gpt3(96, 12_288, 96),
+}
+GPT_5M = GPTConfig(vocab_size=8192, context=1024, width=256, depth=4, heads=4)
+
+
+def table(c: GPTConfig) -> PyTree[Leaf]:
+  """Every parameter.  Normal(0, .02), projections into the residual stream / sqrt(2L), as GPT-2."""
+  C, F = c.width // c.heads, 4 * c.width
+  normal = transformer.normal(0.02)
+  residual = transformer.normal(0.02 / (2 * c.depth) ** 0.5)
+  layer = lambda shape, axes, init=transformer.zeros: Leaf((c.depth, *shape), ("layers", *axes), init)
+  norm = {"scale": layer((c.width,), (None,), transformer.ones), "bias": layer((c.width,), (None,))}
+  heads = {
+    "w": layer((c.width, c.heads, C), ("embed", "heads", None), normal), "b": layer((c.heads, C), ("heads", None))
+  }  # fmt: skip
+  parameters = {
+    "embed": {
+      "tokens": Leaf((c.vocab_size, c.width), ("vocab", "embed"), normal),
+      "positions": Leaf((c.context, c.width), (None, "embed"), normal),
+    },
+    "blocks": {
+      "attn_norm": norm,
+      "q": heads,
+      "k": heads,
+      "v": heads,
+      "o": {
+        "w": layer((c.heads, C, c.width), ("heads", None, "embed"), residual),
+        "b": layer((c.width,), (None,)),
+      },
+      "mlp_norm": norm,
+      "up": {"w": layer((c.width, F), ("embed", "mlp"), normal), "b": layer((F,), ("mlp",))},
+      "down": {"w": layer((F, c.width), ("mlp", "embed"), residual), "b": layer((c.width,), (None,))},
+    },
+    "norm": {
+      "scale": Leaf((c.width,), (None,), transformer.ones),
+      "bias": Leaf((c.width,), (None,), transformer.zeros),
+    },
+  }
+  if not c.tied:
+    parameters["head"] = {"w": Leaf((c.width, c.vocab_size), ("embed", "vocab"), normal)}
+  return parameters
+
+
+def mlp(dtype: str, p: Params, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+  """down(gelu(up x)), with the tanh form of GELU (Hendrycks & Gimpel 2016)."""
+  return blocks.linear(p["down"], jax.nn.gelu(blocks.linear(p["up"], x, dtype), approximate=True), dtype)
+
+
+def embed(p: Params, tokens: Int[Array, "B T"], at: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+  """The embedding of the token plus that of its position."""
+  return blocks.lookup(p["tokens"], tokens) + blocks.lookup(p["positions"], at)
+
+
+def unrotated(x: Float[Array, "B T H C"], at: Int[Array, "B T"]) -> Float[Array, "B T H C"]:
+  """Queries and keys as they are: positions entered with the embedding."""
+  return x
+
+
+def gpt(config: GPTConfig) -> LM:
+  """The language model.  Raises UserError when the heads do not divide."""
+  c = config
+  transformer.check(c.width, c.heads, c.heads)
+  return transformer.build(
+    transformer.Family(
+      vocab_size=c.vocab_size, context=c.context, width=c.width, depth=c.depth, kv_heads=c.heads,
+      head_width=c.width // c.heads, dropout=c.dropout, dtype=c.dtype, remat=c.remat, table=table(c),
+      norm=partial(blocks.layer_norm, eps=c.norm_eps), mlp=partial(mlp, c.dtype), embed=embed, rotate=unrotated,
+    )
+  )  # fmt: skip

@@ -1,0 +1,33 @@
+"""One self-contained HTML page for a run: `write(workdir)` makes report.html from the files of a run directory."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from instructjax.errors import UserError
+from instructjax.report import page, sections, verdict
+from instructjax.report.files import Run, read
+
+__all__ = ["render", "write"]
+
+
+def render(run: Run) -> str:
+  """The page; sections without data are left out."""
+  found = [part for make in sections.ALL if (part := make(run))[2]]
+  links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in found)
+  body = f"<header>{verdict.head(run)}<nav>{links}</nav></header>" + "\n".join(html for _, _, html in found)
+  return page.page(f"{run.name} · InstructJAX", body)
+
+
+def write(workdir: Path) -> Path:
+  """Writes report.html into the run directory, whole or not at all.  Raises UserError where nothing can be read."""
+  text = render(read(workdir))
+  target, part = workdir / "report.html", workdir / ".report.html.part"
+  try:
+    part.write_bytes(text.encode("utf-8", "replace"))
+    part.replace(target)
+  except OSError as error:
+    part.unlink(missing_ok=True)
+    raise UserError(f"{target} cannot be written ({error.strerror}); make room or mend the permissions") from error
+  return target

@@ -1,0 +1,78 @@
+"""The bootstrap: the normal interval, its coverage, the same twice, and what it says when there is nothing."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instructjax import intervals
+
+
+def test_mean_has_the_normal_interval():
+  values = np.random.default_rng(1).normal(3.0, 2.0, 400)
+  found = intervals.mean(values)
+  half = 1.96 * values.std(ddof=1) / math.sqrt(400)
+  assert found.value == pytest.approx(values.mean())
+  assert found.n == 400
+  assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.08)
+  assert (found.high + found.low) / 2 == pytest.approx(values.mean(), abs=0.1 * half)
+
+
+@pytest.mark.parametrize("p", [0.5, 0.8])
+def test_the_interval_of_a_win_rate_covers_the_truth_95_times_in_100(p):
+  rng, runs, n = np.random.default_rng(2), 300, 100
+  zeros = np.zeros(n)
+  covered = 0
+  for seed in range(runs):
+    found = intervals.win_rate(np.where(rng.random(n) < p, 1.0, -1.0), zeros, samples=400, seed=seed)
+    covered += found.low <= p <= found.high
+  assert 0.91 <= covered / runs <= 0.98  # 0.95 - 0.02 for the percentiles at n = 100, +- 0.025 for 300 runs
+
+
+def test_rows_hang_together():
+  """Ten equal pairs in each of 60 prompts tell no more than one: rows are drawn, not pairs."""
+  right = (np.random.default_rng(3).random(60) < 0.7).astype(float)
+  one = intervals.share(np.stack([right, np.ones(60)], 1))
+  ten = intervals.share(np.stack([right * 10, np.full(60, 10.0)], 1))
+  assert (one.value, one.low, one.high) == pytest.approx((ten.value, ten.low, ten.high))
+  assert (one.n, ten.n) == (60, 600)
+
+
+def test_share_weighs_rows_by_their_pairs():
+  found = intervals.share(np.asarray([[1.0, 1.0], [0.0, 3.0]]))
+  assert found.value == 0.25
+  assert (found.low, found.high, found.n) == (0.0, 1.0, 4)
+
+
+def test_win_rate_counts_ties_half():
+  found = intervals.win_rate(np.asarray([1.0, 2.0, 3.0, 4.0]), np.asarray([0.0, 2.0, 4.0, 3.0]))
+  assert found.value == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=1, max_size=30))
+@settings(max_examples=40, deadline=None)
+def test_the_other_side_wins_the_rest(scores):
+  ours, theirs = np.asarray(scores, float).T
+  found, other = (intervals.win_rate(a, b, samples=200) for a, b in ((ours, theirs), (theirs, ours)))
+  assert found.value + other.value == pytest.approx(1)
+  assert found.low + other.high == pytest.approx(1)
+  assert 0 <= found.low <= found.value + 1e-12
+  assert found.value - 1e-12 <= found.high <= 1
+
+
+def test_same_seed_same_interval_and_rows_by_the_million():
+  values = np.random.default_rng(4).random(1000)
+  assert intervals.mean(values) == intervals.mean(values)
+  assert intervals.mean(values, seed=1) != intervals.mean(values)
+  assert intervals.resampled(np.ones((1_500_000, 1)), samples=3, seed=0).tolist() == [[1_500_000.0]] * 3
+
+
+def test_nothing_and_not_a_number():
+  assert intervals.share(np.zeros((3, 2))) == intervals.NOTHING
+  assert intervals.mean(np.zeros(0)).n == 0
+  assert math.isnan(intervals.mean(np.zeros(0)).value)
+  assert math.isnan(intervals.win_rate(np.asarray([1.0, np.nan]), np.zeros(2)).value)
+  sparse = np.asarray([[1.0, 1.0], *[[0.0, 0.0]] * 5])  # most draws hold no pair at all
+  assert intervals.share(sparse) == (1.0, 1.0, 1.0, 1)
