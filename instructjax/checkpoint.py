@@ -1,12 +1,13 @@
 """Checkpoints: a pytree of arrays and a JSON object for each step, written by Orbax, the last n kept.
 
-A checkpoint appears whole or not at all.  Its JSON lists the name, shape and type of every leaf, so that a checkpoint of
-another model is told apart before anything is read.
+A checkpoint appears whole or not at all.  Its JSON lists the name, shape and type of every leaf, so that one of another
+model is told apart before anything is read.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,11 +96,13 @@ class Checkpoints:
     import orbax.checkpoint as ocp
 
     options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, enable_async_checkpointing=False)
-    manager = ocp.CheckpointManager(self.folder, options=options)
+    log, level = logging.getLogger("absl"), logging.getLogger("absl").level
+    log.setLevel(logging.CRITICAL)  # the exceptions say it all
     try:
-      yield manager
+      with ocp.CheckpointManager(self.folder, options=options) as manager:
+        yield manager
     finally:
-      manager.close()
+      log.setLevel(level)
 
   def _sweep(self) -> None:
     """Removes what an interrupted save left behind."""
@@ -109,7 +112,7 @@ class Checkpoints:
 
 
 def load_params(folder: str | Path, like: PyTree) -> PyTree:
-  """The `params` of the last checkpoint of a finished stage (`{"params": ...}`), in the shapes and shardings of `like`."""
+  """The parameters of a finished stage (`origin.finish`), with the shapes and shardings of `like`."""
   return Checkpoints(folder).restore({"params": like})[0]["params"]
 
 

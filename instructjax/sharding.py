@@ -85,7 +85,7 @@ def _along(axis: str | None) -> str | tuple[str, ...] | None:
 
 def shardings(table: PyTree[Leaf]) -> PyTree:
   """The partition of every leaf of a table of parameters, for `place` or for `out_shardings`."""
-  return jax.tree.map(lambda leaf: fit(leaf.shape, leaf.axes), table, is_leaf=lambda x: isinstance(x, Leaf))
+  return jax.tree.map(lambda leaf: fit(leaf.shape, leaf.axes), table)
 
 
 def place(tree: PyTree, specs: PyTree) -> PyTree:
@@ -103,8 +103,8 @@ def replicate(tree: PyTree) -> PyTree:
 def place_batch(tree: PyTree) -> PyTree:
   """Splits the first axis of every array over the devices.
 
-  With several processes each passes the rows that it holds, and the whole batch is all of them.  Raises UserError when the
-  rows do not divide.
+  With several processes each passes the rows that it holds, and the whole batch is all of them.  Raises UserError
+  when the rows do not divide.
   """
   if not is_sharded():
     return tree

@@ -11,6 +11,7 @@ from the id of a padding token: padded positions hold id 0 and `valid` False.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from flax import struct
@@ -22,7 +23,8 @@ Cache = PyTree[Array]
 Valid = Bool[Array, "B T"] | Int[Array, "B T"]  # False or 0 is padding; integers above 0 number packed segments
 
 
-class Leaf(NamedTuple):
+@dataclass(frozen=True)
+class Leaf:
   """One parameter: its shape, the logical name of each axis (`sharding.RULES`) and its initialiser."""
 
   shape: tuple[int, ...]

@@ -200,3 +200,41 @@ def _samples(path: Path, records: Sequence[Prompt], answers: dict[str, Answers])
     for i, record in enumerate(records)
   ]
   path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def show(results: dict[str, Any], page: Path) -> None:
+  """Prints the tables."""
+  from rich.console import Console
+  from rich.table import Table
+
+  console = Console()
+  rm = results["rm"]
+  span = lambda e: f"{e['value']:.3f} ({e['low']:.3f} to {e['high']:.3f})"
+  table = Table(title="Reward model: pairs ordered as people did, held-out texts and templates")
+  for name in ("what", "accuracy, 95 % interval", "pairs"):
+    table.add_column(name)
+  rows = {"reward model": rm["pair_accuracy"]} | {f"  {name}": e for name, e in rm["by_domain"].items()}
+  rows |= {"gold model": rm["gold_pair_accuracy"]}
+  rows |= {
+    "VADER lexicon": rm["references"]["vader"],
+    "one rater against another": rm["references"]["raters"],
+    "half of the raters against the other": rm["references"]["ceiling"],
+  }
+  for name, e in rows.items():
+    table.add_row(name, span(e), str(e["n"]))
+  console.print(table)
+  models = results["models"]
+  table = Table(title=f"Policies on {models['sft']['gold']['n']} prompts that no training saw")
+  table.add_column("")
+  for name in models:
+    table.add_column(name)
+  digits = {"score": 2, "gold": 2, "follows": 3, "kl": 2, "length": 1, "eos_rate": 3, "pretrain_nll": 3}
+  for key, places in digits.items():
+    table.add_row(key, *(f"{m[key]['value']:.{places}f}" for m in models.values()))
+  wins = (m["win_rate_vs_sft"] for m in models.values())
+  table.add_row("gold win rate against sft", *(f"{w['value']:.3f}\n{w['low']:.3f} to {w['high']:.3f}" for w in wins))
+  console.print(table)
+  for note in results["notes"]:
+    console.print(note, highlight=False)
+  spent = "  ".join(f"{name} {seconds:.0f}" for name, seconds in results["seconds"].items())
+  console.print(f"Seconds: {spent}.  Peak memory {results['peak_rss_gb']:.1f} GB.  Report: {page}", highlight=False)

@@ -1,1 +1,105 @@
 """Language models as pure functions, and their weights in public formats."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from instructjax.errors import UserError
+from instructjax.models import gguf, gpt, hf, llama
+from instructjax.models.gpt import GPTConfig
+from instructjax.models.hf import save
+from instructjax.models.llama import LlamaConfig
+from instructjax.types import LM, Params
+
+
+class Loaded(NamedTuple):
+  """A model with its weights.  `tokenizer` is what `data.tokenizers.load` opens: GGUF metadata or a folder."""
+
+  lm: LM
+  params: Params
+  config: GPTConfig | LlamaConfig
+  tokenizer: dict[str, Any] | Path
+
+
+def build(config: GPTConfig | LlamaConfig) -> LM:
+  """The language model of a configuration of either family."""
+  return gpt.gpt(config) if isinstance(config, GPTConfig) else llama.llama(config)
+
+
+def load(source: str | Path, **overrides: Any) -> Loaded:
+  """A model from a .gguf file, a Hugging Face folder or a hub id ("owner/name"), which is fetched into the hub's cache.
+
+  `overrides` replace settings of the configuration that leave the weights as they are: dtype, dropout, remat ...
+  Raises UserError where there is no such model, it cannot be read, or an override is unknown or changes a shape.
+  """
+  path = Path(source)
+  if path.is_file():
+    if path.suffix != ".gguf":
+      raise UserError(f"{path}: a model is a .gguf file, a folder with config.json, or a hub id, not '{path.suffix}'")
+    config, params, metadata = gguf.load(path)
+    config = override(config, overrides)
+    return Loaded(build(config), params, config, metadata)
+  folder = path if path.is_dir() else fetch(str(source))
+  config, params = hf.load(folder)
+  config = override(config, overrides)
+  return Loaded(build(config), params, config, folder)
+
+
+def override(config: GPTConfig | LlamaConfig, overrides: dict[str, Any]) -> GPTConfig | LlamaConfig:
+  """The configuration with some fields replaced.  Raises UserError for an unknown one or one that changes a weight."""
+  known = [field.name for field in dataclasses.fields(config)]
+  for name in overrides:
+    if name not in known:
+      near = difflib.get_close_matches(name, known, 1)
+      hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+      raise UserError(f"a model has no setting '{name}': {hint}")
+  new = dataclasses.replace(config, **overrides)
+  for name, value in overrides.items():
+    if _shapes(dataclasses.replace(config, **{name: value})) != _shapes(config):
+      raise UserError(
+        f"'{name}' is {getattr(config, name)} in the weights and cannot be set to {value}: "
+        "leave it, or load another model"
+      )
+  return new
+
+
+def _shapes(config: GPTConfig | LlamaConfig) -> dict[str, Any]:
+  return jax.tree.map(lambda leaf: leaf.shape, hf.table(config))
+
+
+def fetch(name: str) -> Path:
+  """The folder of a model of the Hugging Face hub, fetched where it is not yet in the hub's cache.
+
+  Raises UserError for a name that cannot be one, an unknown or private model, and where the hub is out of reach.
+  """
+  if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or name.endswith(".gguf"):
+    raise UserError(f"{name}: no such file or folder; give a .gguf file, a model folder or a hub id such as owner/name")
+  try:
+    import huggingface_hub
+    from huggingface_hub import errors
+  except ImportError as error:
+    raise UserError(
+      f"{name}: no such file or folder, and no huggingface_hub to fetch it: pip install huggingface_hub"
+    ) from error
+  try:
+    return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "tokenizer.model"]))
+  except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
+    raise UserError(
+      f"{name}: no such file or folder, and the hub has no model of that name that you may read: check the spelling, "
+      "or log in with `hf auth login` for a private one"
+    ) from error
+  except (OSError, ValueError) as error:
+    reason = str(error).strip().partition("\n")[0]
+    raise UserError(
+      f"{name}: no such file or folder, and the hub cannot be reached ({reason}): connect to the network and run "
+      "again, or give the path of a .gguf file or model folder that you have"
+    ) from error
+
+
+__all__ = ["GPTConfig", "LlamaConfig", "Loaded", "build", "fetch", "load", "override", "save"]

@@ -59,7 +59,7 @@ def read_config(metadata: dict[str, Any], *, tied: bool, path: Path) -> llama.Ll
     kv_heads=field("attention.head_count_kv", heads),
     mlp=field("feed_forward_length"),
     rope_base=float(field("rope.freq_base", 10_000.0)),
-    norm_eps=float(np.float32(field("attention.layer_norm_rms_epsilon"))),
+    norm_eps=float(str(np.float32(field("attention.layer_norm_rms_epsilon")))),  # 1e-5, not 9.99999974e-6
     tied=tied,
   )
 

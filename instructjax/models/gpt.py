@@ -1,4 +1,4 @@
-"""GPT-2 and GPT-3: learned positions, LayerNorm before each half, GELU, biases (Radford et al. 2019; Brown et al. 2020).
+"""GPT-2 and GPT-3: learned positions, LayerNorm first, GELU, biases (Radford et al. 2019; Brown et al. 2020).
 
 Dimensions: B rows, T tokens, D width, F = 4 D hidden units of the MLP, H heads, C head width, L layers, V vocabulary.
 """
@@ -69,11 +69,13 @@ def table(c: GPTConfig) -> PyTree[Leaf]:
   C, F = c.width // c.heads, 4 * c.width
   normal = transformer.normal(0.02)
   residual = transformer.normal(0.02 / (2 * c.depth) ** 0.5)
-  layer = lambda shape, axes, init=transformer.zeros: Leaf((c.depth, *shape), ("layers", *axes), init)
-  norm = {"scale": layer((c.width,), (None,), transformer.ones), "bias": layer((c.width,), (None,))}
+  layer = lambda shape, axes, init: Leaf((c.depth, *shape), ("layers", *axes), init)
+  zeros = lambda shape, axes: layer(shape, axes, transformer.zeros)
+  norm = {"scale": layer((c.width,), (None,), transformer.ones), "bias": zeros((c.width,), (None,))}
   heads = {
-    "w": layer((c.width, c.heads, C), ("embed", "heads", None), normal), "b": layer((c.heads, C), ("heads", None))
-  }  # fmt: skip
+    "w": layer((c.width, c.heads, C), ("embed", "heads", None), normal),
+    "b": zeros((c.heads, C), ("heads", None)),
+  }
   parameters = {
     "embed": {
       "tokens": Leaf((c.vocab_size, c.width), ("vocab", "embed"), normal),
@@ -86,11 +88,11 @@ def table(c: GPTConfig) -> PyTree[Leaf]:
       "v": heads,
       "o": {
         "w": layer((c.heads, C, c.width), ("heads", None, "embed"), residual),
-        "b": layer((c.width,), (None,)),
+        "b": zeros((c.width,), (None,)),
       },
       "mlp_norm": norm,
-      "up": {"w": layer((c.width, F), ("embed", "mlp"), normal), "b": layer((F,), ("mlp",))},
-      "down": {"w": layer((F, c.width), ("mlp", "embed"), residual), "b": layer((c.width,), (None,))},
+      "up": {"w": layer((c.width, F), ("embed", "mlp"), normal), "b": zeros((F,), ("mlp",))},
+      "down": {"w": layer((F, c.width), ("mlp", "embed"), residual), "b": zeros((c.width,), (None,))},
     },
     "norm": {
       "scale": Leaf((c.width,), (None,), transformer.ones),

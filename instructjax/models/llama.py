@@ -1,6 +1,7 @@
 """Llama: RMSNorm, rotary positions, grouped-query attention and a gated MLP (Touvron et al. 2023; SmolLM2).
 
-Dimensions: B rows, T tokens, D width, F hidden units of the MLP, H heads, K key/value heads, C = D / H, L layers, V vocabulary.
+Dimensions: B rows, T tokens, D width, F hidden units of the MLP, H heads, K key/value heads,
+C = D / H, L layers, V vocabulary.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 
 Training scans over layers stacked in one array.  Decoding unrolls them over per-layer caches updated in place.
 
-Dimensions: B rows, T tokens, S cache positions, t new positions, D width, V vocabulary, K key/value heads, C head width.
+Dimensions: B rows, T tokens, S cache positions, t new positions, D width, V vocabulary, K key/value heads,
+C head width.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from instructjax import sharding
 from instructjax.errors import UserError
 from instructjax.models import blocks
 from instructjax.types import LM, Array, Bool, Cache, Float, Int, Key, Leaf, Params, PyTree, Valid
+
+DTYPES = ("float32", "bfloat16")
+REMAT = ("none", "blocks", "dots")
 
 
 class Family(NamedTuple):
@@ -63,8 +67,16 @@ def check(width: int, heads: int, kv_heads: int) -> None:
 
 
 def build(family: Family) -> LM:
-  """The language model as pure functions."""
+  """The language model as pure functions.
+
+  Raises UserError for an unknown `dtype` or `remat`, and for an impossible rate of dropout.
+  """
   f = family
+  for name, value, known in (("dtype", f.dtype, DTYPES), ("remat", f.remat, REMAT)):
+    if value not in known:
+      raise UserError(f"{name} is {value!r}: choose one of {', '.join(known)}")
+  if not 0 <= f.dropout < 1:
+    raise UserError(f"dropout is {f.dropout}: choose a rate from 0 up to, but not including, 1")
   return LM(
     f.vocab_size, f.context, f.width, f.depth, f.table, partial(init, f.table), partial(stem, f), partial(hidden, f),
     partial(logits, f), partial(unstack, f), partial(init_cache, f), partial(decode, f),
@@ -73,7 +85,7 @@ def build(family: Family) -> LM:
 
 def init(table: PyTree[Leaf], key: Key[Array, ""]) -> Params:
   """Initial parameters, float32: every leaf draws from a key of its own."""
-  leaves, tree = jax.tree.flatten(table, is_leaf=lambda x: isinstance(x, Leaf))
+  leaves, tree = jax.tree.flatten(table)
   keys = jax.random.split(key, len(leaves))
   return jax.tree.unflatten(tree, [leaf.init(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
 
@@ -160,7 +172,14 @@ def unstack(f: Family, params: Params) -> Params:
 
 
 def init_cache(f: Family, batch: int, length: int) -> Cache:
-  """An empty cache of `length` positions: keys and values [B, K, S, C] of every layer, real positions, next index."""
+  """An empty cache of `length` positions: keys and values [B, K, S, C] of every layer, real positions, next index.
+
+  Raises UserError for more positions than the context.
+  """
+  if length > f.context:
+    raise UserError(
+      f"{length} positions do not fit the model's context of {f.context}: shorten the prompts or the responses"
+    )
   shape, axes = (batch, f.kv_heads, length, f.head_width), ("batch", "kv_heads", None, None)
   empty = lambda: tuple(jnp.zeros(shape, f.dtype, out_sharding=sharding.fit(shape, axes)) for _ in range(f.depth))
   valid = jnp.zeros((batch, length), bool, out_sharding=sharding.fit((batch, length), ("batch", None)))

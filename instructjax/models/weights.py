@@ -17,7 +17,7 @@ Turn = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 
 
 class Source(NamedTuple):
-  """Where a parameter comes from: the name of its tensor ("{}" stands for the layer) and how to turn it to our shape."""
+  """Where a parameter comes from: its tensor's name ("{}" stands for the layer) and how to turn it to our shape."""
 
   name: str
   turn: Turn
@@ -59,4 +59,4 @@ def fill(table: PyTree[Leaf], sources: dict[str, Source], read: Callable[[str], 
       stack[i] = one(sources[where], i, leaf.shape[1:], where)
     return jnp.asarray(stack)
 
-  return jax.tree_util.tree_map_with_path(leaf, table, is_leaf=lambda x: isinstance(x, Leaf))
+  return jax.tree_util.tree_map_with_path(leaf, table)

@@ -1,0 +1,34 @@
+"""Best-of-n: the response that a reward model prefers among n samples (Stiennon et al. 2020; Nakano et al. 2021).
+
+  instructjax bestofn --config=bestofn:tiny --model=runs/sft --config.reward_model=runs/reward --workdir=runs/bestofn
+                                  half a minute on two cores
+
+Leaves samples.jsonl (the best and the first response of each prompt) and, in metrics.jsonl, the mean score and the KL
+bound for n = 1, 2, 4, ... up to `n` (step is n).  1.3b, 6b and 175b are one preset: the size is the model's.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "tiny") -> ConfigDict:
+  tiny = arg == "tiny"
+  if arg not in ("tiny", "1.3b", "6b", "175b"):
+    raise KeyError(arg)
+  c = ConfigDict({"stage": "bestofn", "seed": 0})
+  c.reward_model = ""  # the run that left the reward model that chooses
+  c.gold_model = ""  # a second one that judges the choice; "" has none
+  c.model = {
+    "source": "",  # a run directory, a model folder, a .gguf file or a hub id
+    "shape": "tiny",  # origin.SHAPES, for random weights
+    "tokenizer": "bytes" if tiny else "",  # "" is the source's own
+    "dtype": "float32" if tiny else "bfloat16",
+    "remat": "none",
+    "dropout": 0.0,
+  }
+  c.data = {"prompts": "data/prompts.jsonl", "spelling": "native", "prompt": 128 if tiny else 1024}
+  c.prompts = 32 if tiny else 512  # the first ones of the file; 0 takes all
+  c.n = 8 if tiny else 64
+  c.batch = 4 if tiny else 8  # prompts at a time
+  c.sampling = {"response": 24 if tiny else 1024, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+  c.mesh = {"data": 1, "fsdp": 1, "model": 1}
+  return c

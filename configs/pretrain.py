@@ -1,0 +1,54 @@
+"""Pretraining on plain text (Brown et al. 2020, App. B): the model that everything else starts from.
+
+  instructjax data tone --out=data
+  instructjax pretrain --config=pretrain:tiny --workdir=runs/pretrain      20 s on two cores
+
+  instructjax pretrain --config=pretrain:1.3b --config.data.text=text.jsonl \
+    --config.model.tokenizer=gpt2/tokenizer.json --config.mesh.data=8 --config.mesh.fsdp=32 \
+    --workdir=runs/pretrain-1.3b            300 billion tokens, 2.4e21 FLOP
+
+Printed by Brown et al.: the learning rate and batch of each size, Adam .9/.95/1e-8, clipping at 1, weight decay .1, a
+warmup over 375M tokens and a cosine to 10 % over 260B tokens.
+"""
+
+from ml_collections import ConfigDict
+
+# shape, learning rate, batch in rows of 2048 tokens (1M, 2M and 3.2M tokens)
+SIZES = {"1.3b": ("1.3B", 2.0e-4, 512), "6b": ("6B", 1.2e-4, 1024), "175b": ("175B", 0.6e-4, 1600)}
+
+
+def get_config(arg: str = "tiny") -> ConfigDict:
+  tiny = arg == "tiny"
+  shape, lr, batch = ("tiny", 3e-3, 16) if tiny else SIZES[arg]
+  length = 64 if tiny else 2048
+  tokens = length * batch
+  c = ConfigDict({"stage": "pretrain", "seed": 0})
+  c.model = {
+    "source": "",  # "" is random weights of `shape`; else a run directory, a model folder, a .gguf file or a hub id
+    "shape": shape,  # origin.SHAPES
+    "tokenizer": "bytes" if tiny else "",  # tokenizer.json, SentencePiece .model or "bytes"; "" is the source's own
+    "dtype": "float32" if tiny else "bfloat16",  # of matrix products; parameters are float32
+    "remat": "none" if tiny else "blocks",  # what the backward pass computes again
+    "dropout": 0.0,
+  }
+  c.data = {
+    "text": "data/text_train.jsonl",
+    "valid": "data/text_valid.jsonl" if tiny else "",
+    "length": length,
+    "spelling": "native",
+  }
+  c.steps = 300 if tiny else round(300e9 / tokens)
+  c.epochs = 0  # counts where steps is 0
+  c.batch = batch
+  c.micro = 1  # micro-batches a step
+  c.text_share = 1.0
+  c.top = None  # train only this many blocks from the top; None trains everything
+  c.trunk_dtype = "bfloat16"  # of the blocks that are not trained
+  c.optimizer = {
+    "lr": lr, "schedule": "warmup_cosine", "final": 0.1, "warmup": 20 if tiny else round(375e6 / tokens),
+    "decay": 0 if tiny else round(260e9 / tokens), "b1": 0.9, "b2": 0.95, "eps": 1e-8, "eps_mode": "optax",
+    "weight_decay": 0.1, "clip": 1.0,
+  }  # fmt: skip
+  c.mesh = {"data": 1, "fsdp": 1, "model": 1}
+  c.checkpoint_every, c.keep, c.log_every, c.evaluate_every = (0, 1, 1, 100) if tiny else (1000, 2, 10, 1000)
+  return c

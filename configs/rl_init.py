@@ -1,0 +1,53 @@
+"""The model that PPO starts from and is held to: demonstrations and pretraining text (Ouyang et al. 2022, App. C.3).
+
+  instructjax data tone --out=data
+  instructjax rl_init --config=rl_init:tiny --model=runs/pretrain --workdir=runs/rl_init      20 s on two cores
+
+  instructjax rl_init --config=rl_init:1.3b --model=runs/pretrain-1.3b --config.data.demonstrations=demos.jsonl \
+    --config.data.text=text.jsonl --workdir=runs/rl_init-1.3b
+
+Printed: learning rate and batch of each size, 2 epochs, 10 % pretraining data, cosine to 10 %.  The form of the mix is
+not: here a tenth of the rows of each batch is pretraining text (3 of 32; 1 of 8), the rest are demonstrations.
+"""
+
+from ml_collections import ConfigDict
+
+SIZES = {"1.3b": ("1.3B", 5e-6, 32), "6b": ("6B", 1.04e-5, 32), "175b": ("175B", 2.45e-6, 8)}  # shape, lr, batch
+
+
+def get_config(arg: str = "tiny") -> ConfigDict:
+  tiny = arg == "tiny"
+  shape, lr, batch = ("tiny", 1e-3, 16) if tiny else SIZES[arg]
+  c = ConfigDict({"stage": "rl_init", "seed": 0})
+  c.model = {
+    "source": "",  # "" is random weights of `shape`; else a run directory, a model folder, a .gguf file or a hub id
+    "shape": shape,  # origin.SHAPES
+    "tokenizer": "bytes" if tiny else "",  # tokenizer.json, SentencePiece .model or "bytes"; "" is the source's own
+    "dtype": "float32" if tiny else "bfloat16",  # of matrix products; parameters are float32
+    "remat": "none" if tiny else "blocks",  # what the backward pass computes again
+    "dropout": 0.2,  # residual: after attention and after the MLP
+  }
+  c.data = {
+    "demonstrations": "data/demonstrations.jsonl",
+    "text": "data/text_train.jsonl",
+    "valid": "",  # held-out demonstrations
+    "spelling": "native",  # of the demonstrations: or preference, alpaca, messages, hh
+    "prompt": 128 if tiny else 1024,  # tokens; a longer prompt is an error
+    "response": 96 if tiny else 1024,  # tokens; a longer completion is cut
+    "separator": " ",  # between prompt and completion
+  }
+  c.steps = 0  # 0: epochs count
+  c.epochs = 2
+  c.batch = batch
+  c.micro = 1  # micro-batches a step
+  c.text_share = 0.1  # of the rows of a batch, at least one
+  c.loss_on_prompt = False
+  c.top = None  # train only this many blocks from the top; None trains everything
+  c.trunk_dtype = "bfloat16"  # of the blocks that are not trained
+  c.optimizer = {
+    "lr": lr, "schedule": "cosine", "final": 0.1, "warmup": 0, "b1": 0.9, "b2": 0.95, "eps": 1e-8,
+    "eps_mode": "optax", "weight_decay": 0.0, "clip": 1.0 if tiny else None,
+  }  # fmt: skip
+  c.mesh = {"data": 1, "fsdp": 1, "model": 1}
+  c.checkpoint_every, c.keep, c.log_every, c.evaluate_every = (0, 1, 1, 0) if tiny else (500, 2, 1, 500)
+  return c

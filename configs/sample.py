@@ -1,0 +1,33 @@
+"""Samples responses from any model.
+
+  instructjax sample --config=sample:tiny --model=runs/ppo --workdir=runs/sample
+  instructjax sample --config=sample:1.3b --model=PATH_OR_HUB_ID \
+    --config.prompt="Explain the moon landing to a child."
+
+Prints them and leaves samples.jsonl.  The paper samples InstructGPT at temperature 1 and GPT-3 at .7 (App. F).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "tiny") -> ConfigDict:
+  tiny = arg == "tiny"
+  if arg not in ("tiny", "1.3b", "6b", "175b"):
+    raise KeyError(arg)
+  c = ConfigDict({"stage": "sample", "seed": 0})
+  c.prompt = ""  # one prompt, instead of the file
+  c.model = {
+    "source": "",  # a run directory, a model folder, a .gguf file or a hub id
+    "shape": "tiny",  # origin.SHAPES, for random weights
+    "tokenizer": "bytes" if tiny else "",  # "" is the source's own
+    "dtype": "float32" if tiny else "bfloat16",
+    "remat": "none",
+    "dropout": 0.0,
+  }
+  c.data = {"prompts": "data/prompts.jsonl", "spelling": "native", "prompt": 128 if tiny else 1024}
+  c.prompts = 8  # the first ones of the file; 0 takes all
+  c.n = 1  # responses of each
+  c.batch = 8  # prompts at a time
+  c.sampling = {"response": 48 if tiny else 1024, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+  c.mesh = {"data": 1, "fsdp": 1, "model": 1}
+  return c

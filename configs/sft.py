@@ -1,0 +1,52 @@
+"""Supervised fine-tuning on demonstrations, the SFT baseline (Ouyang et al. 2022, App. C.1).
+
+  instructjax data tone --out=data
+  instructjax sft --config=sft:tiny --model=runs/pretrain --workdir=runs/sft      20 s on two cores
+
+  instructjax sft --config=sft:1.3b --model=runs/pretrain-1.3b --config.data.demonstrations=demos.jsonl \
+    --workdir=runs/sft-1.3b            6,362 steps on the paper's 12,725 demonstrations
+
+Printed: learning rate and batch of each size, 16 epochs, cosine to 10 % without warmup, residual dropout .2, Adam's
+betas.  The paper is silent on Adam's epsilon (1e-8), weight decay (0), clipping (off), and loss on the prompt (off).
+"""
+
+from ml_collections import ConfigDict
+
+SIZES = {"1.3b": ("1.3B", 9.65e-6, 32), "6b": ("6B", 9.65e-6, 32), "175b": ("175B", 5.03e-6, 8)}  # shape, lr, batch
+
+
+def get_config(arg: str = "tiny") -> ConfigDict:
+  tiny = arg == "tiny"
+  shape, lr, batch = ("tiny", 1e-3, 16) if tiny else SIZES[arg]
+  c = ConfigDict({"stage": "sft", "seed": 0})
+  c.model = {
+    "source": "",  # "" is random weights of `shape`; else a run directory, a model folder, a .gguf file or a hub id
+    "shape": shape,  # origin.SHAPES
+    "tokenizer": "bytes" if tiny else "",  # tokenizer.json, SentencePiece .model or "bytes"; "" is the source's own
+    "dtype": "float32" if tiny else "bfloat16",  # of matrix products; parameters are float32
+    "remat": "none" if tiny else "blocks",  # what the backward pass computes again
+    "dropout": 0.2,  # residual: after attention and after the MLP
+  }
+  c.data = {
+    "demonstrations": "data/demonstrations.jsonl",
+    "valid": "",  # held-out demonstrations
+    "spelling": "native",  # or preference, alpaca, messages, hh
+    "prompt": 128 if tiny else 1024,  # tokens; a longer prompt is an error
+    "response": 96 if tiny else 1024,  # tokens; a longer completion is cut
+    "separator": " ",  # between prompt and completion
+  }
+  c.steps = 0  # 0: epochs count
+  c.epochs = 2 if tiny else 16
+  c.batch = batch
+  c.micro = 1  # micro-batches a step
+  c.text_share = 0.0
+  c.loss_on_prompt = False
+  c.top = None  # train only this many blocks from the top; None trains everything
+  c.trunk_dtype = "bfloat16"  # of the blocks that are not trained
+  c.optimizer = {
+    "lr": lr, "schedule": "cosine", "final": 0.1, "warmup": 0, "b1": 0.9, "b2": 0.95, "eps": 1e-8,
+    "eps_mode": "optax", "weight_decay": 0.0, "clip": 1.0 if tiny else None,
+  }  # fmt: skip
+  c.mesh = {"data": 1, "fsdp": 1, "model": 1}
+  c.checkpoint_every, c.keep, c.log_every, c.evaluate_every = (0, 1, 1, 0) if tiny else (500, 2, 1, 500)
+  return c

@@ -1,0 +1,192 @@
+"""The command line: `instructjax COMMAND --config=... --workdir=...`.  Whatever is slow is imported by the command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from instructjax.errors import UserError
+
+STAGES = {
+  "pretrain": "train on plain text",
+  "sft": "fine-tune on demonstrations",
+  "rl_init": "the model that PPO starts from: demonstrations and pretraining text",
+  "reward": "train a reward model on ranked completions",
+  "ppo": "PPO-ptx against a reward model",
+  "bestofn": "keep the best of n samples under a reward model",
+  "sample": "sample responses",
+}
+MODEL = {"ppo": "rl_init"}  # the field that --model sets, where it is not model.source
+
+
+def parser() -> argparse.ArgumentParser:
+  """All commands and their options."""
+  top = argparse.ArgumentParser(
+    prog="instructjax", description="InstructGPT in JAX: SFT, reward models, PPO-ptx.", allow_abbrev=False,
+    epilog="Try: instructjax quickstart",
+  )  # fmt: skip
+  commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+  add = lambda name, text: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+  for name, text in STAGES.items():
+    command = add(name, text)
+    command.add_argument("--config", default=name, metavar="FILE[:PRESET]", help=f"default {name}: configs/{name}.py")
+    command.add_argument("--workdir", default=f"runs/{name}", help=f"default runs/{name}; run again to go on with it")
+    command.add_argument("--model", help="a run directory, a model folder, a .gguf file or a hub id")
+    command.add_argument("--writer", action="append", default=[], choices=["tensorboard", "wandb"])
+    command.epilog = "Any field: --config.optimizer.lr=1e-5; the fields stand in the configuration file."
+  _quickstart(add("quickstart", "the whole method on a real model and human ratings, in minutes"))
+  report = add("report", "one HTML page from a run directory")
+  report.add_argument("--workdir", required=True)
+  _bench(add("bench", "how fast a stage runs, on random weights"))
+  _data(add("data", "check data files, or write the quickstart's"))
+  tokenizer = add("tokenizer", "train a SentencePiece tokenizer").add_subparsers(dest="action", required=True)
+  train = tokenizer.add_parser("train", allow_abbrev=False)
+  train.add_argument("--input", required=True, help="a UTF-8 text file")
+  train.add_argument("--out", required=True, help="ends in .model")
+  train.add_argument("--vocab-size", type=int, default=8192)
+  return top
+
+
+def _quickstart(command: argparse.ArgumentParser) -> None:
+  command.add_argument("--fast", action="store_true", help="smaller, at most three minutes")
+  command.add_argument("--seed", type=int)
+  command.add_argument("--workdir", help="default runs/quickstart, or runs/quickstart-fast")
+  command.add_argument("--model", help="another model than SmolLM2-135M: a folder, a .gguf file or a hub id")
+  command.add_argument("--config", metavar="FILE[:PRESET]", help="default quickstart:full")
+  command.add_argument("--writer", action="append", default=[], choices=["tensorboard", "wandb"])
+
+
+def _bench(command: argparse.ArgumentParser) -> None:
+  command.add_argument("--stage", required=True, choices=["sft", "reward", "rollout", "ppo"])
+  command.add_argument("--shape", default="gpt-5m", help="gpt-5m or smollm2-135m")
+  for name in ("batch", "prompt", "response", "length", "completions", "epochs", "minibatches", "ptx", "repeats"):
+    command.add_argument(f"--{name}", type=int)
+  command.add_argument("--dtype", choices=["float32", "bfloat16"])
+  command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _data(command: argparse.ArgumentParser) -> None:
+  actions = command.add_subparsers(dest="action", required=True)
+  check = actions.add_parser("check", help="validate a JSONL file", allow_abbrev=False)
+  check.add_argument("file")
+  check.add_argument("--kind", required=True, choices=["demonstration", "comparison", "prompt", "text"])
+  check.add_argument("--spelling", default="native", choices=["native", "preference", "alpaca", "messages", "hh"])
+  tone = actions.add_parser("tone", help="write the quickstart's data as JSONL files", allow_abbrev=False)
+  tone.add_argument("--out", required=True)
+  tone.add_argument("--seed", type=int, default=0)
+
+
+def assignments(rest: Sequence[str]) -> list[tuple[str, str]]:
+  """`--config.a.b=v` or `--config.a.b v` as (a.b, v).  Raises UserError for anything else."""
+  found, words = [], list(rest)
+  while words:
+    word = words.pop(0)
+    if not word.startswith("--config."):
+      raise UserError(f"{word}: no such option; add --help to see those there are")
+    name, sign, value = word.removeprefix("--config.").partition("=")
+    if not sign and (not words or words[0].startswith("--")):
+      raise UserError(f"{word}: give a value, {word}=VALUE")
+    found.append((name, value if sign else words.pop(0)))
+  return found
+
+
+def stage(args: argparse.Namespace, rest: Sequence[str]) -> None:
+  from instructjax import settings
+
+  config = settings.load(args.config)
+  if config.get("stage") != args.command:
+    raise UserError(f"--config={args.config} is for stage '{config.get('stage')}', not '{args.command}'")
+  model = [(MODEL.get(args.command, "model.source"), args.model)] if args.model else []
+  config = settings.override(config, [*model, *assignments(rest)])
+  prepare()
+  from instructjax import generate, reinforce, stages
+
+  run: dict[str, Callable[..., None]] = {
+    "pretrain": stages.supervised, "sft": stages.supervised, "rl_init": stages.supervised,
+    "reward": stages.reward_model, "ppo": reinforce.reinforce, "bestofn": generate.best_of_n, "sample": generate.sample,
+  }  # fmt: skip
+  run[args.command](config, Path(args.workdir), tuple(args.writer))
+
+
+def quickstart(args: argparse.Namespace, rest: Sequence[str]) -> None:
+  from instructjax import settings
+
+  config = settings.load(args.config or ("quickstart:fast" if args.fast else "quickstart:full"))
+  named = {"seed": args.seed, "model": args.model}
+  given = [(name, str(value)) for name, value in named.items() if value is not None]
+  config = settings.override(config, [*given, *assignments(rest)])
+  prepare()
+  from instructjax.quickstart import Quickstart, main
+
+  main(Quickstart(**config.to_dict()), args.workdir or f"runs/quickstart{'-fast' if args.fast else ''}")
+
+
+def report(args: argparse.Namespace, rest: Sequence[str]) -> None:
+  assignments(rest)
+  from instructjax import report
+
+  print(report.write(Path(args.workdir)))
+
+
+def bench(args: argparse.Namespace, rest: Sequence[str]) -> None:
+  assignments(rest)
+  prepare()
+  from instructjax.bench import Bench, main
+
+  names = set(vars(args)) - {"command", "json"}
+  main(Bench(**{name: getattr(args, name) for name in names if getattr(args, name) is not None}), as_json=args.json)
+
+
+def data(args: argparse.Namespace, rest: Sequence[str]) -> None:
+  assignments(rest)
+  from instructjax.data import formats, sources, tone
+
+  if args.action == "check":
+    found = sources.load(args.file, args.kind, formats.SPELLINGS[args.spelling])
+    print(f"{args.file}: {len(found)} {args.kind}s, no problem")
+    return
+  for path in tone.write(args.out, tone.tasks(args.seed)):
+    print(path)
+
+
+def tokenizer(args: argparse.Namespace, rest: Sequence[str]) -> None:
+  assignments(rest)
+  from instructjax.data import tokenizers
+
+  found = tokenizers.train_sentencepiece(args.input, args.out, args.vocab_size)
+  print(f"{args.out}: {found.vocab_size} pieces")
+
+
+def prepare() -> None:
+  """Keeps compiled programs in the user's cache, so that the second run starts at once."""
+  import logging
+
+  import jax
+
+  from instructjax.data.download import cache_folder
+
+  logging.getLogger("absl").setLevel(logging.ERROR)
+  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs a command.  0 is success, 2 an error that the user can mend, 130 a stop by Ctrl-C."""
+  args, rest = parser().parse_known_args(arguments)
+  commands = {"quickstart": quickstart, "report": report, "bench": bench, "data": data, "tokenizer": tokenizer}
+  try:
+    commands.get(args.command, stage)(args, rest)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt as stop:
+    print(str(stop) or "stopped", file=sys.stderr)
+    return 130
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,303 @@
+"""One stage from a configuration: reads and checks everything first, then trains with `loop.fit`.
+
+Each stage is a function (config, workdir, sinks); `configs/` documents the fields.  A finished run's directory is the
+`model`, `rl_init` or `reward_model` of the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from instructjax import losses, optim, origin, reward, sft, sharding, steps, writers
+from instructjax.checkpoint import Checkpoints
+from instructjax.data import formats, pipeline, records, sources
+from instructjax.data.tokenizers import Tokenizer
+from instructjax.errors import UserError
+from instructjax.loop import fit
+from instructjax.models import freeze
+from instructjax.types import LM, Demonstrations, Params, PyTree, TrainState
+
+Config = Any  # ml_collections.ConfigDict: its fields are those of the file in configs/
+
+
+# --- what every stage shares ---
+
+
+@contextlib.contextmanager
+def devices(mesh: Config) -> Iterator[int]:
+  """Sets the mesh and gives the number of parts of a batch; one device works without a mesh."""
+  if mesh["data"] * mesh["fsdp"] * mesh["model"] == 1:
+    yield 1
+    return
+  with jax.set_mesh(sharding.make_mesh(**mesh)):
+    yield mesh["data"] * mesh["fsdp"]
+
+
+def divides(rows: int, parts: int, name: str, by: str) -> None:
+  """Raises UserError where `rows` do not divide into `parts`."""
+  if parts < 1 or rows < 1 or rows % parts:
+    raise UserError(f"{name}={rows} does not divide by {by}={parts}; choose a multiple of it")
+
+
+def fits(lm: LM, length: int, what: str) -> None:
+  """Raises UserError where rows of `length` tokens do not fit the model."""
+  if length > lm.context:
+    raise UserError(f"{what} is {length} tokens, the model's context is {lm.context}; lower it in config.data")
+
+
+def read(config: Config, name: str, kind: str) -> list:
+  """The records of config.data[name].  Raises UserError where the field is empty, and for every bad record."""
+  source = config.data[name]
+  if not source:
+    raise UserError(
+      f"config.data.{name} is empty; give a JSONL file of {kind}s, tfds:NAME or hub:OWNER/NAME/file.jsonl"
+    )
+  if config.data.spelling not in formats.SPELLINGS:
+    raise UserError(f"config.data.spelling={config.data.spelling!r}: known are {', '.join(formats.SPELLINGS)}")
+  spelling = formats.SPELLINGS["native" if kind == "text" else config.data.spelling]
+  return sources.load(source, kind, spelling)
+
+
+def demonstration_rows(config: Config, name: str, found: Sequence, tokenizer: Tokenizer) -> list[pipeline.Row]:
+  data = config.data
+  return pipeline.demonstrations(
+    found, tokenizer, prompt=data.prompt, response=data.response, separator=data.separator, name=data[name]
+  )
+
+
+def schedule(settings: Config, updates: int, held: int = 1) -> optim.Schedule:
+  """The learning rate by its name; `held` counts it in iterations of that many updates."""
+  peak, count = settings.lr, max(updates // held, 1)
+  match settings.schedule:
+    case "cosine":
+      found = optim.cosine(peak, count, final=settings.final)
+    case "constant":
+      found = optim.warmup_constant(peak, settings.warmup, start=settings.start if settings.warmup else 1.0)
+    case "linear":
+      found = optim.linear(peak, count)
+    case "warmup_cosine":
+      decay = max(settings.decay or count, settings.warmup + 1)
+      rise = optax.warmup_cosine_decay_schedule(0.0, peak, settings.warmup, decay, settings.final * peak)
+      found = lambda step: jnp.asarray(rise(step), jnp.float32)
+    case other:
+      raise UserError(f"schedule={other!r}: known are cosine, constant, linear, warmup_cosine")
+  return optim.held(found, held) if held > 1 else found
+
+
+def optimizer(settings: Config, updates: int, held: int = 1) -> optax.GradientTransformation:
+  s = settings
+  return optim.adamw(
+    schedule(s, updates, held), b1=s.b1, b2=s.b2, eps=s.eps, eps_mode=s.eps_mode, weight_decay=s.weight_decay,
+    clip=s.clip,
+  )  # fmt: skip
+
+
+def placed(batches: Callable[[int], PyTree]) -> Callable[[int], PyTree]:
+  """The same batches on the devices; each process keeps its own rows."""
+  at, count = jax.process_index(), jax.process_count()
+  mine = lambda x: x[at * (x.shape[0] // count) : (at + 1) * (x.shape[0] // count)]
+  return lambda i: sharding.place_batch(jax.tree.map(mine, batches(i)))
+
+
+def prints(**data: Sequence) -> dict[str, str]:
+  return {name: records.fingerprint(rows) for name, rows in data.items()}
+
+
+def train(
+  config: Config, workdir: Path, writer: writers.Writer, step: Callable, state: TrainState,
+  batches: Callable[[int], Any], count: int, about: Mapping[str, Any],
+  evaluate: Callable[[TrainState], dict[str, Any]] | None = None,
+) -> TrainState:  # fmt: skip
+  """`loop.fit` with the settings of a configuration."""
+  return fit(
+    step, state, batches, steps=count, stage=config.stage, writer=writer,
+    checkpoints=Checkpoints(workdir / "checkpoints" / config.stage, keep=config.keep),
+    checkpoint_every=config.checkpoint_every, log_every=config.log_every, evaluate=evaluate,
+    evaluate_every=config.evaluate_every, extra={"model": about},
+  )  # fmt: skip
+
+
+def run(config: Config, workdir: Path, sinks: tuple[str, ...], fingerprints: Mapping[str, str]):
+  """The run directory; other data under the same names is another run."""
+  return writers.open_run(workdir, config.to_dict() | {"fingerprints": fingerprints}, seed=config.seed, sinks=sinks)
+
+
+# --- pretrain, sft, rl_init ---
+
+
+def supervised(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
+  """Pretraining, SFT, or the model that PPO starts from, by the data that the configuration names."""
+  c = config
+  with devices(c.mesh) as parts:
+    divides(c.batch, c.micro * parts, "config.batch", "micro-batches x devices")
+    demos = read(c, "demonstrations", "demonstration") if "demonstrations" in c.data else []
+    texts = read(c, "text", "text") if "text" in c.data else []
+    held_out = read(c, "valid", "demonstration" if demos else "text") if c.data.valid else []
+    base = origin.open_model(c.model.source, c.model, c.seed)
+    length = c.data.prompt + c.data.response if demos else c.data.length
+    fits(base.lm, length, "a row (prompt + response)" if demos else "config.data.length")
+    rows, window = _demo_rows(c, demos, base.tokenizer)
+    windows = pipeline.text(texts, base.tokenizer, length=length, name=c.data.text) if texts else []
+    valid, _ = (
+      _demo_rows(c, held_out, base.tokenizer, "valid") if demos else (_windows(c, held_out, base.tokenizer), None)
+    )
+    mix = max(round(c.text_share * c.batch), 1) if demos and windows else c.batch if windows else 0
+    batches = _mixed(rows, windows, length, c.batch - mix, mix, c.seed)
+    count = c.steps or c.epochs * len(rows or windows) // (c.batch - mix or mix)
+    if not count:
+      raise UserError(f"{len(rows or windows)} rows make no batch of {c.batch}: give more data or lower config.batch")
+    with run(c, workdir, sinks, prints(data=demos, text=texts, valid=held_out)) as writer:
+      tx = optimizer(c.optimizer, count)
+      trunk, trained = freeze.split(base.params, c.top, dtype=c.trunk_dtype)
+      state = steps.init_state(jax.random.key(c.seed), trained, tx)
+      settings = sft.SFTConfig(micro=c.micro, window=None if mix else window, dropout=c.model.dropout > 0)
+      step = steps.compiled(partial(sft.sft_step, lm=base.lm, tx=tx, cfg=settings), state)
+      base = base._replace(params={})  # donated with the state
+      evaluate = nll(base.lm, trunk, valid, length, parts * c.micro) if valid else None
+      state = train(
+        c, workdir, writer, lambda s, b: step(s, trunk, b), state, placed(batches), count, base.about, evaluate
+      )
+      origin.finish(workdir, int(state.iteration), whole(c, c.model.source, state.params), base.about, "policy")
+
+
+def _demo_rows(
+  c: Config, found: Sequence, tokenizer: Tokenizer, name: str = "demonstrations"
+) -> tuple[list[pipeline.Row], int | None]:
+  """Rows and the longest marked part; with `loss_on_prompt` the prompt is marked too."""
+  if not found:
+    return [], None
+  rows = demonstration_rows(c, name, found, tokenizer)
+  return ([row._replace(start=1) for row in rows], None) if c.loss_on_prompt else (rows, c.data.response)
+
+
+def _windows(c: Config, found: Sequence, tokenizer: Tokenizer) -> list[pipeline.Row]:
+  return pipeline.text(found, tokenizer, length=c.data.length, tail=True, name=c.data.valid) if found else []
+
+
+def _mixed(
+  rows: list, windows: list, length: int, demos: int, texts: int, seed: int
+) -> Callable[[int], Demonstrations]:
+  """Batches of `demos` demonstrations and `texts` windows of text."""
+  pad = partial(pipeline.pad_demonstrations, length=length)
+  streams = [
+    pipeline.stream(source, pad, size=size, seed=seed)
+    for source, size in ((rows, demos), (windows, texts))
+    if source and size
+  ]
+  return lambda i: jax.tree.map(lambda *x: jnp.concatenate(x), *(stream(i) for stream in streams))
+
+
+def nll(
+  lm: LM, trunk: Params, rows: Sequence, length: int, multiple: int, size: int = 16
+) -> Callable[[TrainState], dict[str, Any]]:
+  """Mean negative log-probability of held-out rows in nats a token."""
+  size = -(-size // multiple) * multiple
+  one = jax.jit(lambda params, batch: sft.evaluate(trunk | params, batch, lm=lm))
+
+  def evaluate(state: TrainState) -> dict[str, Any]:
+    total, count = 0.0, 0.0
+    for batch, real in pipeline.once(rows, partial(pipeline.pad_demonstrations, length=length), size=size):
+      batch = dataclasses.replace(batch, mask=batch.mask & (np.arange(size) < real)[:, None])
+      value, tokens = one(state.params, sharding.place_batch(batch))
+      total, count = total + float(value), count + float(tokens)
+    return {"eval/nll": total / max(count, 1.0)}
+
+  return evaluate
+
+
+def whole(c: Config, source: str, trained: Params) -> Params:
+  """The whole model in float32; blocks that were not trained come from the source again."""
+  return trained if c.top is None else origin.joined(origin.open_model(source, c.model, c.seed).params, trained)
+
+
+# --- reward ---
+
+
+def reward_model(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
+  """The reward model on ranked completions; its bias is fitted so that demonstrations score 0 on average."""
+  c = config
+  with devices(c.mesh) as parts:
+    divides(c.batch, c.micro * parts, "config.batch", "micro-batches x devices")
+    ranked = read(c, "comparisons", "comparison")
+    held_out = read(c, "valid", "comparison") if c.data.valid else []
+    demos = read(c, "demonstrations", "demonstration") if c.data.demonstrations else []
+    base = origin.open_model(c.model.source, c.model, c.seed)
+    length = c.data.prompt + c.data.response
+    fits(base.lm, length, "a row (prompt + response)")
+    groups, valid = (
+      _groups(c, found, base.tokenizer, name) for found, name in ((ranked, "comparisons"), (held_out, "valid"))
+    )
+    shown = demonstration_rows(c, "demonstrations", demos, base.tokenizer) if demos else []
+    k = max(len(group.rows) for group in [*groups, *valid])
+    pad = partial(pipeline.pad_comparisons, k=k, length=length)
+    count = c.steps or c.epochs * len(groups) // c.batch
+    if not count:
+      raise UserError(f"{len(groups)} comparisons make no batch of {c.batch}: give more data or lower config.batch")
+    with run(c, workdir, sinks, prints(data=ranked, valid=held_out, demonstrations=demos)) as writer:
+      trunk, trained = freeze.split(base.params, c.top, dtype=c.trunk_dtype)
+      tx = optimizer(c.optimizer, count)
+      key = jax.random.key(c.seed)
+      params = reward.init(jax.random.fold_in(key, 1), base.lm, trained)
+      params = params | {"head": sharding.replicate(params["head"])}
+      base = base._replace(params={})
+      state = steps.init_state(key, params, tx)
+      settings = reward.RewardConfig(micro=c.micro, dropout=c.model.dropout > 0, pairs=c.pairs)
+      step = steps.compiled(partial(reward.reward_step, lm=base.lm, tx=tx, cfg=settings), state)
+      batches = placed(pipeline.stream(groups, pad, size=c.batch, seed=c.seed))
+      evaluate = accuracy(base.lm, trunk, valid, pad, parts * c.micro) if valid else None
+      state = train(c, workdir, writer, lambda s, b: step(s, trunk, b), state, batches, count, base.about, evaluate)
+      params = state.params
+      if shown:
+        params = reward.fit_bias(params, mean_score(base.lm, reward.join(trunk, params), shown, length, parts))
+      body = whole(c, c.model.source, params["lm"])
+      origin.finish(workdir, int(state.iteration), {"lm": body, "head": params["head"]}, base.about, "reward")
+
+
+def _groups(c: Config, found: Sequence, tokenizer: Tokenizer, name: str) -> list[pipeline.Group]:
+  data = c.data
+  return pipeline.comparisons(
+    found, tokenizer, prompt=data.prompt, response=data.response, separator=data.separator, name=data[name]
+  )
+
+
+def accuracy(
+  lm: LM, trunk: Params, groups: Sequence, pad: Callable, multiple: int, size: int = 8
+) -> Callable[[TrainState], dict[str, Any]]:
+  """The share of held-out pairs that are ordered as the labeler did."""
+  size = -(-size // multiple) * multiple
+
+  @jax.jit
+  def one(params, batch):
+    scores = reward.score_comparisons(lm, reward.join(trunk, params), batch)
+    return losses.ranking_accuracy(scores, batch.rank)
+
+  def evaluate(state: TrainState) -> dict[str, Any]:
+    right = total = 0.0
+    for batch, real in pipeline.once(groups, pad, size=size):
+      correct, pairs = one(state.params, sharding.place_batch(batch))
+      right, total = right + float(correct[:real].sum()), total + float(pairs[:real].sum())
+    return {"eval/accuracy": right / max(total, 1.0)}
+
+  return evaluate
+
+
+def mean_score(lm: LM, params: Params, rows: Sequence, length: int, multiple: int, size: int = 16) -> jax.Array:
+  """The mean score of demonstrations."""
+  size = -(-size // multiple) * multiple
+  score = jax.jit(partial(reward.score, lm))
+  pad = partial(pipeline.pad_demonstrations, length=length)
+  parts = [
+    np.asarray(score(params, batch.tokens, batch.valid))[:real]
+    for batch, real in ((sharding.place_batch(b), n) for b, n in pipeline.once(rows, pad, size=size))
+  ]
+  return jnp.float32(np.concatenate(parts).mean())

@@ -1,0 +1,68 @@
+"""Llama: parameter count, rotary positions, the gated MLP, tied and untied heads."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from instructjax.errors import UserError
+from instructjax.models import llama
+from instructjax.types import Leaf
+
+
+def test_smollm2_has_the_parameters_of_the_public_checkpoint():
+  params = jax.eval_shape(llama.llama(llama.SMOLLM2_135M).init, jax.random.key(0))
+  assert sum(math.prod(x.shape) for x in jax.tree.leaves(params)) == 134_515_008
+
+
+def test_every_leaf_names_each_of_its_axes():
+  for leaf in jax.tree.leaves(llama.table(llama.SMOLLM2_135M), is_leaf=lambda x: isinstance(x, Leaf)):
+    assert len(leaf.axes) == len(leaf.shape)
+
+
+def test_rotation_by_complex_numbers():
+  x = np.asarray(jax.random.normal(jax.random.key(0), (1, 4, 2, 6)))
+  at = np.array([[0, 1, 7, 1000]])
+  turn = np.exp(1j * at[..., None] * 100.0 ** (-np.arange(3) / 3))[:, :, None]
+  z = (x[..., :3] + 1j * x[..., 3:]) * turn
+  got = llama.rotate(100.0, jnp.asarray(x), jnp.asarray(at))
+  np.testing.assert_allclose(got, np.concatenate([z.real, z.imag], -1), atol=2e-4)
+  np.testing.assert_array_equal(got[:, 0], x[:, 0])
+
+
+def test_scores_depend_on_the_distance_alone():
+  q, k = jax.random.normal(jax.random.key(1), (2, 1, 1, 1, 8))
+  rotate = partial(llama.rotate, 10_000.0)
+  score = lambda t, s: float((rotate(q, jnp.array([[t]])) * rotate(k, jnp.array([[s]]))).sum())
+  assert score(9, 4) == pytest.approx(score(105, 100), abs=1e-4)
+  assert score(9, 4) != pytest.approx(score(9, 5), abs=1e-3)
+
+
+def test_mlp_is_gated_by_silu():
+  w = {name: np.asarray(jax.random.normal(jax.random.key(i), s)) for i, (name, s) in enumerate(
+    [("gate", (3, 5)), ("up", (3, 5)), ("down", (5, 3))]
+  )}  # fmt: skip
+  x = np.asarray(jax.random.normal(jax.random.key(9), (1, 2, 3)), np.float64)
+  gate = x @ w["gate"]
+  expected = (gate / (1 + np.exp(-gate)) * (x @ w["up"])) @ w["down"]
+  got = llama.mlp("float32", {name: {"w": jnp.asarray(v)} for name, v in w.items()}, jnp.asarray(x, jnp.float32))
+  np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_the_head_is_the_embedding_unless_untied():
+  hidden = jax.random.normal(jax.random.key(1), (3, 32))
+  for tied in (True, False):
+    lm = tiny.lm("llama", tied=tied)
+    params = lm.init(jax.random.key(0))
+    assert ("head" in params) != tied
+    w = params["embed"]["tokens"].T if tied else params["head"]["w"]
+    np.testing.assert_allclose(lm.logits(params, hidden), np.asarray(hidden) @ np.asarray(w), atol=1e-5)
+
+
+def test_key_heads_must_divide_the_heads():
+  with pytest.raises(UserError, match=r"heads 4, kv_heads 3"):
+    llama.llama(llama.LlamaConfig(vocab_size=8, context=8, width=32, depth=1, heads=4, kv_heads=3, mlp=8))

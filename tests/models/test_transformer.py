@@ -1,0 +1,196 @@
+"""Both families as one transformer: decoding, padding, packing, dropout, rematerialisation, limits."""
+
+import dataclasses
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from instructjax.errors import UserError
+from instructjax.models import gpt, transformer
+
+
+def jitted(lm):
+  """The same model, compiled once for each shape."""
+  return lm._replace(hidden=jax.jit(lm.hidden), decode=jax.jit(lm.decode))
+
+
+LMS = {family: tiny.lm(family) for family in ("gpt", "llama")}
+JITTED = {family: jitted(lm) for family, lm in LMS.items()}
+
+
+@pytest.fixture(params=LMS)
+def model(request):
+  """(lm, parameters far from their initial values, so that attention is not uniform)."""
+  lm = JITTED[request.param]
+  return lm, tiny.perturb(lm.init(jax.random.key(0)), 0.2)
+
+
+def text(rows, length, seed=1):
+  return jax.random.randint(jax.random.key(seed), (rows, length), 0, tiny.VOCAB)
+
+
+def test_cached_decoding_equals_the_full_forward_pass(model):
+  """A left-padded prefill, then steps of one, two and three tokens, with padding among them."""
+  lm, params = model
+  lengths = np.array([6, 2, 4])
+  valid = jnp.asarray(np.concatenate([np.arange(6) >= 6 - lengths[:, None], np.ones((3, 6), bool)], 1))
+  valid = valid.at[1, 8:].set(False)  # a row that ended
+  tokens = jnp.where(valid, text(3, 12), 0)
+  full = lm.hidden(params, tokens, valid)
+  layers, cache, parts = lm.unstack(params), lm.init_cache(3, 12), []
+  for start, end in [(0, 6), (6, 7), (7, 9), (9, 12)]:
+    hidden, cache = lm.decode(layers, tokens[:, start:end], valid[:, start:end], cache)
+    parts.append(hidden)
+  got = jnp.concatenate(parts, 1)
+  assert cache["index"] == 12
+  np.testing.assert_allclose(np.asarray(got)[valid], np.asarray(full)[valid], atol=1e-5)
+  np.testing.assert_allclose(lm.logits(layers, got)[:, 5], lm.logits(params, full)[:, 5], atol=1e-5)
+
+
+def test_a_longer_cache_and_later_junk_change_nothing(model):
+  lm, params = model
+  tokens, valid = text(2, 5), jnp.ones((2, 5), bool)
+  short, _ = lm.decode(lm.unstack(params), tokens, valid, lm.init_cache(2, 5))
+  cache = lm.init_cache(2, 9)
+  dirty = cache | {
+    "keys": jax.tree.map(lambda x: x + 9, cache["keys"]),
+    "values": jax.tree.map(lambda x: x - 9, cache["values"]),
+  }
+  long, _ = lm.decode(lm.unstack(params), tokens, valid, dirty)
+  np.testing.assert_allclose(short, long, atol=1e-5)
+
+
+def test_padding_changes_nothing_wherever_it_is(model):
+  lm, params = model
+  tokens = text(2, 6)
+  plain = lm.hidden(params, tokens, jnp.ones((2, 6), bool))
+  for left, right in [(0, 4), (4, 0), (3, 1)]:
+    sides = ((0, 0), (left, right))
+    valid = jnp.pad(jnp.ones((2, 6), bool), sides)
+    padded = lm.hidden(params, jnp.pad(tokens, sides, constant_values=5), valid)
+    np.testing.assert_allclose(padded[:, left : left + 6], plain, atol=1e-5)
+
+
+def test_later_tokens_are_not_seen(model):
+  lm, params = model
+  tokens, valid = text(1, 6), jnp.ones((1, 6), bool)
+  other = tokens.at[0, 4:].set((tokens[0, 4:] + 1) % tiny.VOCAB)
+  a, b = lm.hidden(params, tokens, valid), lm.hidden(params, other, valid)
+  np.testing.assert_array_equal(a[:, :4], b[:, :4])
+  assert float(jnp.abs(a[:, 4:] - b[:, 4:]).max()) > 1e-3
+
+
+def test_packed_texts_equal_separate_ones(model):
+  lm, params = model
+  tokens = text(1, 12)
+  packed = lm.hidden(params, tokens, jnp.array([[1] * 4 + [2] * 4 + [5] * 3 + [0]]))
+  for start, end in [(0, 4), (4, 8), (8, 11)]:
+    alone = lm.hidden(params, tokens[:, start:end], jnp.ones((1, end - start), bool))
+    np.testing.assert_allclose(packed[:, start:end], alone, atol=1e-5)
+
+
+def walk(jaxpr):
+  """Every equation of a jaxpr and of those inside it."""
+  for eqn in jaxpr.eqns:
+    yield eqn
+    for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+      inner = getattr(value, "jaxpr", value)
+      if hasattr(inner, "eqns"):
+        yield from walk(inner)
+
+
+@pytest.mark.parametrize("family", ["gpt", "llama"])
+def test_dropout_draws_two_masks_a_layer_and_no_other(family):
+  lm = tiny.lm(family, dropout=0.2)
+  params = lm.init(jax.random.key(0))
+  tokens, valid = text(2, 5), jnp.ones((2, 5), bool)
+  draws = lambda lm, key: [
+    eqn.outvars[0].aval.shape
+    for eqn in walk(jax.make_jaxpr(lambda p: lm.hidden(p, tokens, valid, key=key))(params).jaxpr)
+    if eqn.primitive.name == "random_bits"
+  ]
+  assert draws(lm, jax.random.key(0)) == [(2, 5, lm.width)] * 2  # in the one body that the scan repeats
+  assert draws(lm, None) == []
+  assert draws(LMS[family], jax.random.key(0)) == []
+
+
+def test_dropout_stands_on_each_half_before_it_is_added():
+  """With halves of constant 1 and 10 at rate one half, the stream gains 0, 2, 20 or 22; nothing else is dropped."""
+  lm = tiny.lm("gpt", depth=1, dropout=0.5)
+  blocks = jax.tree.map(jnp.zeros_like, lm.init(jax.random.key(0))["blocks"])
+  blocks["o"]["b"] += 1
+  blocks["down"]["b"] += 10
+  x, valid = jnp.full((8, 16, 32), 100.0), jnp.ones((8, 16), bool)
+  run = jax.jit(partial(transformer.run, lm.hidden.args[0]))
+  out = np.asarray(run(blocks, x, valid, jax.random.key(1)))
+  values, counts = np.unique(out, return_counts=True)
+  np.testing.assert_array_equal(values, [100, 102, 120, 122])
+  np.testing.assert_allclose(counts / out.size, 0.25, atol=0.03)
+  assert (run(blocks, x, valid, None) == 111).all()
+
+
+def test_layers_and_keys_draw_different_masks():
+  lm = tiny.lm("gpt", depth=2, dropout=0.5)
+  blocks = jax.tree.map(jnp.zeros_like, lm.init(jax.random.key(0))["blocks"])
+  blocks["o"]["b"] = blocks["o"]["b"].at[0].set(1).at[1].set(10)  # layer 0 adds 0 or 2, layer 1 adds 0 or 20
+  x, valid = jnp.zeros((4, 16, 32)), jnp.ones((4, 16), bool)
+  run = jax.jit(lambda key: transformer.run(lm.hidden.args[0], blocks, x, valid, jax.random.key(key)))
+  assert len(np.unique(run(1))) == 4
+  np.testing.assert_array_equal(run(1), run(1))
+  assert float((run(1) != run(2)).mean()) > 0.4
+
+
+@cache
+def gradient(remat):
+  config = gpt.GPTConfig(vocab_size=48, context=64, width=32, depth=2, heads=4, dropout=0.3, remat=remat)
+  lm = gpt.gpt(config)
+  tokens, valid = text(2, 5), jnp.ones((2, 5), bool)
+  loss = lambda p: (lm.hidden(p, tokens, valid, key=jax.random.key(3)) ** 3).sum()
+  params = gpt.gpt(config).init(jax.random.key(0))
+  names = {eqn.primitive.name for eqn in walk(jax.make_jaxpr(loss)(params).jaxpr)}
+  assert bool(names & {"checkpoint", "remat", "remat2"}) == (remat != "none")
+  return jax.jit(jax.grad(loss))(params)
+
+
+@pytest.mark.parametrize("remat", ["blocks", "dots"])
+def test_rematerialisation_changes_no_gradient(remat):
+  tiny.assert_trees_close(gradient("none"), gradient(remat), rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_products_stay_near_float32():
+  """The stream, the norms and the logits are float32; only the operands of products are rounded."""
+  config = gpt.GPTConfig(vocab_size=48, context=64, width=32, depth=2, heads=4)
+  params = gpt.gpt(config).init(jax.random.key(0))
+  half = jitted(gpt.gpt(dataclasses.replace(config, dtype="bfloat16")))
+  tokens, valid = text(2, 8), jnp.ones((2, 8), bool)
+  a, b = jax.jit(gpt.gpt(config).hidden)(params, tokens, valid), half.hidden(params, tokens, valid)
+  assert b.dtype == half.logits(params, b).dtype == jnp.float32
+  assert 1e-5 < float(jnp.abs(a - b).max()) < 0.1
+  cached, cache = half.decode(half.unstack(params), tokens, valid, half.init_cache(2, 8))
+  assert cache["keys"][0].dtype == jnp.bfloat16
+  np.testing.assert_allclose(cached, b, atol=0.05)
+
+
+def test_too_long_rows_and_caches_say_what_fits(model):
+  lm, params = model
+  with pytest.raises(UserError, match=r"rows of 65 tokens do not fit the model's context of 64"):
+    lm.hidden(params, jnp.zeros((1, 65), jnp.int32), jnp.ones((1, 65), bool))
+  with pytest.raises(UserError, match=r"70 positions do not fit the model's context of 64"):
+    lm.init_cache(1, 70)
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"dtype": "float16"}, "dtype is 'float16': choose one of float32, bfloat16"),
+    ({"remat": "block"}, "remat is 'block': choose one of none, blocks, dots"),
+    ({"dropout": 1.0}, "dropout is 1.0"),
+  ],
+)
+def test_unknown_settings_are_refused(change, message):
+  with pytest.raises(UserError, match=message):
+    gpt.gpt(dataclasses.replace(gpt.GPT_5M, **change))

@@ -1,0 +1,264 @@
+"""fit(): steps, cadence, resume, Ctrl-C, NaN."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from instructjax import loop, steps, writers
+from instructjax.checkpoint import Checkpoints
+from instructjax.errors import UserError
+from instructjax.loop import fit
+
+TX = optax.sgd(0.1)
+
+
+def fresh():
+  return steps.init_state(jax.random.key(0), {"w": jnp.float32(1)}, TX)
+
+
+@pytest.fixture(scope="module")
+def step():
+  """w <- w - 0.1 (w - x): a NaN in the batch shows in the loss of its step."""
+
+  def run(state, x):
+    loss = 0.5 * (state.params["w"] - x) ** 2
+    state = steps.update(state, {"w": state.params["w"] - x}, TX)
+    return replace(state, iteration=state.iteration + 1), {"loss": loss, "w": state.params["w"]}
+
+  return steps.compiled(run, fresh())
+
+
+def batch(i):
+  return jnp.float32(i)
+
+
+@pytest.fixture
+def writer(tmp_path):
+  with writers.open_run(tmp_path / "run", {"lr": 0.1}, seed=1) as found:
+    yield found
+
+
+def rows(tmp_path):
+  return [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_step_sees_its_batch_and_is_written_once(step, writer, tmp_path):
+  state = fit(step, fresh(), batch, steps=5, stage="a", writer=writer)
+  assert int(state.iteration) == 5
+  w = 1.0
+  for i, row in enumerate(rows(tmp_path)):
+    assert row["step"] == i + 1
+    assert row["loss"] == pytest.approx(0.5 * (w - i) ** 2)
+    w -= 0.1 * (w - i)
+    assert row["w"] == pytest.approx(w)
+  assert step._cache_size() == 1
+
+
+def test_cadence_of_lines_evaluations_and_checkpoints(step, writer, tmp_path):
+  checkpoints = Checkpoints(tmp_path / "c", keep=9)
+  settings = {"log_every": 3, "evaluate_every": 2, "checkpoint_every": 3}
+  fit(
+    step, fresh(), batch, steps=7, stage="a", writer=writer, checkpoints=checkpoints, extra={"x": 1},
+    evaluate=lambda state: {"eval/w": state.params["w"]}, **settings,
+  )  # fmt: skip
+  assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [3, 6, 7]
+  assert [row["step"] for row in rows(tmp_path) if "eval/w" in row] == [2, 4, 6, 7]
+  assert sorted(int(path.name) for path in (tmp_path / "c").iterdir()) == [3, 6, 7]
+  assert checkpoints.extra() == {"stage": "a", "steps": 7, "x": 1}
+
+
+def test_metrics_are_fetched_while_the_next_step_runs(writer):
+  order = []
+
+  def step(state, x):
+    order.append(f"step {int(state.iteration) + 1}")
+    return replace(state, iteration=state.iteration + 1), {"loss": jnp.float32(0)}
+
+  def batches(i):
+    order.append(f"batch {i + 1}")
+    return batch(i)
+
+  seen = writer._replace(metrics=lambda at, stage, values: order.append(f"metrics {at}"))
+  fit(step, fresh(), batches, steps=3, stage="a", writer=seen)
+  assert order == [
+    "batch 1", "step 1", "batch 2", "step 2", "batch 3", "metrics 1", "step 3", "metrics 2", "metrics 3"
+  ]  # fmt: skip
+
+
+def test_resume_goes_on_and_leaves_no_line_twice(step, writer, tmp_path):
+  whole = fit(step, fresh(), batch, steps=6, stage="whole", writer=writer)
+  checkpoints = Checkpoints(tmp_path / "c")
+  settings = {"stage": "a", "writer": writer, "checkpoints": checkpoints, "checkpoint_every": 2}
+
+  def crash(i):
+    if i == 5:
+      raise MemoryError
+    return batch(i)
+
+  with pytest.raises(MemoryError):
+    fit(step, fresh(), crash, steps=6, **settings)
+  assert checkpoints.latest() == 4
+  state = fit(step, fresh(), batch, steps=6, **settings)
+  assert state.params["w"] == whole.params["w"]
+  by_stage = [[row | {"stage": ""} for row in rows(tmp_path) if row["stage"] == name] for name in ("whole", "a")]
+  assert by_stage[0] == by_stage[1]
+  before = rows(tmp_path)
+  fit(step, fresh(), batch, steps=6, **settings)
+  assert rows(tmp_path) == before
+
+
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(step, writer, tmp_path, capsys):
+  checkpoints = Checkpoints(tmp_path / "c")
+
+  def pressed(i):
+    if i == 2:
+      os.kill(os.getpid(), signal.SIGINT)
+    return batch(i)
+
+  before = signal.getsignal(signal.SIGINT)
+  with pytest.raises(loop.Interrupted, match="a: stopped at step 2 of 9; run the same command again"):
+    fit(step, fresh(), pressed, steps=9, stage="a", writer=writer, checkpoints=checkpoints)
+  assert signal.getsignal(signal.SIGINT) is before
+  assert checkpoints.latest() == 2
+  assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+  assert "stopping after this step" in capsys.readouterr().err
+  assert int(fit(step, fresh(), batch, steps=9, stage="a", writer=writer, checkpoints=checkpoints).iteration) == 9
+  assert [row["step"] for row in rows(tmp_path)] == list(range(1, 10))
+
+
+def test_an_interrupt_that_cut_a_step_keeps_the_checkpoint_before(step, writer, tmp_path):
+  checkpoints = Checkpoints(tmp_path / "c")
+
+  def cut(state, x):
+    state, metrics = step(state, x)
+    if int(state.iteration) == 4:
+      raise KeyboardInterrupt
+    return state, metrics
+
+  with pytest.raises(loop.Interrupted, match="stopped at step 2 of 9"):
+    fit(cut, fresh(), batch, steps=9, stage="a", writer=writer, checkpoints=checkpoints, checkpoint_every=2)
+  assert checkpoints.latest() == 2
+
+
+def test_without_checkpoints_an_interrupt_says_so(step, writer):
+  def cut(i):
+    raise KeyboardInterrupt
+
+  with pytest.raises(loop.Interrupted, match="nothing was saved"):
+    fit(step, fresh(), cut, steps=9, stage="a", writer=writer)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_state(step, writer, tmp_path, bad):
+  checkpoints = Checkpoints(tmp_path / "c")
+  batches = lambda i: jnp.float32(bad if i == 4 else i)
+  with pytest.raises(UserError, match=rf"a: loss is {bad} at step 5; the good state of step 4 is kept"):
+    fit(step, fresh(), batches, steps=9, stage="a", writer=writer, checkpoints=checkpoints, checkpoint_every=2)
+  assert checkpoints.latest() == 4
+  found, _ = checkpoints.restore(fresh())
+  assert jnp.isfinite(found.params["w"])
+  assert rows(tmp_path)[-1]["loss"] is None
+
+
+def test_nan_right_at_a_checkpoint_is_not_saved(step, writer, tmp_path):
+  checkpoints = Checkpoints(tmp_path / "c")
+  batches = lambda i: jnp.float32("nan" if i == 3 else i)
+  with pytest.raises(UserError, match="at step 4; the good state of step 2 is kept"):
+    fit(step, fresh(), batches, steps=9, stage="a", writer=writer, checkpoints=checkpoints, checkpoint_every=2)
+  assert checkpoints.latest() == 2
+
+
+def test_a_metric_that_is_no_loss_may_be_nan(writer, tmp_path):
+  step = lambda state, x: (replace(state, iteration=state.iteration + 1), {"explained": jnp.float32("nan")})
+  fit(step, fresh(), batch, steps=2, stage="a", writer=writer)
+  assert rows(tmp_path)[0] == {"step": 1, "stage": "a", "explained": None}
+
+
+def test_checkpoints_of_another_stage_are_refused(step, writer, tmp_path):
+  checkpoints = Checkpoints(tmp_path / "c")
+  fit(step, fresh(), batch, steps=2, stage="a", writer=writer, checkpoints=checkpoints)
+  with pytest.raises(UserError, match="holds checkpoints of stage 'a', not 'b'"):
+    fit(step, fresh(), batch, steps=2, stage="b", writer=writer, checkpoints=checkpoints)
+  with pytest.raises(UserError, match="is at step 2, beyond the 1 asked for"):
+    fit(step, fresh(), batch, steps=1, stage="a", writer=writer, checkpoints=checkpoints)
+
+
+def test_lines_where_there_is_no_terminal(step, writer, capsys, monkeypatch):
+  now = iter(range(0, 10_000, 4))
+  monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(now)))
+  fit(step, fresh(), batch, steps=9, stage="a", writer=writer)
+  lines = capsys.readouterr().err.splitlines()
+  assert lines[-1].startswith("a 9/9  ")
+  assert "left" in lines[0]
+  assert "loss" in lines[0]
+
+
+def test_a_quick_stage_shows_nothing(step, writer, capsys):
+  fit(step, fresh(), batch, steps=3, stage="a", writer=writer)
+  assert capsys.readouterr().err == ""
+
+
+def test_a_bar_on_a_terminal(step, writer, capsys, monkeypatch):
+  monkeypatch.setattr(loop, "QUIET", -1.0)
+  monkeypatch.setattr(loop.sys.stderr, "isatty", lambda: True, raising=False)
+  fit(step, fresh(), batch, steps=3, stage="warm", writer=writer)
+  shown = capsys.readouterr().err
+  assert "warm" in shown
+  assert "3/3" in shown
+
+
+# --- writers ---
+
+
+def test_another_configuration_in_the_same_directory_is_refused(step, writer, tmp_path):
+  with writers.open_run(tmp_path / "run", {"lr": 0.2}):  # nothing was done yet: the settings may change
+    pass
+  with writers.open_run(tmp_path / "run", {"lr": 0.1}) as again:
+    again.metrics(1, "a", {"loss": 1.0})
+  with pytest.raises(UserError, match=r"run holds a run with config.lr=0.1, this one has config.lr=0.2: name another"):
+    with writers.open_run(tmp_path / "run", {"lr": 0.2}):
+      pass
+
+
+def test_half_a_line_left_by_a_crash_is_dropped(writer, tmp_path):
+  writer.metrics(1, "a", {"x": 1.0})
+  with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 2, "sta')
+  writer.rewind("a", 1)
+  assert rows(tmp_path) == [{"step": 1, "stage": "a", "x": 1.0}]
+
+
+def test_notes_join_the_manifest(writer, tmp_path):
+  writers.note(tmp_path / "run", fingerprints={"data": "abc"})
+  manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+  assert manifest["fingerprints"] == {"data": "abc"}
+  assert manifest["seed"] == 1
+
+
+@pytest.mark.parametrize(("sink", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
+def test_a_missing_package_names_the_extra(sink, package, tmp_path, monkeypatch):
+  monkeypatch.setitem(__import__("sys").modules, package, None)
+  with pytest.raises(UserError, match=rf"needs the package {package}: run .* 'instructjax\[{sink}\]'"):
+    with writers.open_run(tmp_path, {}, sinks=(sink,)):
+      pass
+
+
+def test_sinks_get_every_metric(tmp_path, monkeypatch):
+  import contextlib
+
+  seen = []
+
+  @contextlib.contextmanager
+  def sink(workdir, config):
+    yield lambda step, stage, scalars: seen.append((step, stage, dict(scalars)))
+
+  monkeypatch.setitem(writers.SINKS, "tensorboard", sink)
+  with writers.open_run(tmp_path, {}, sinks=("tensorboard",)) as writer:
+    writer.metrics(3, "a", {"loss": 1.5})
+  assert seen == [(3, "a", {"loss": 1.5})]

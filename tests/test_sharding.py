@@ -1,0 +1,115 @@
+"""Models on four meshes against one device, and what the mesh refuses."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import NamedSharding
+
+from instructjax import sharding
+from instructjax.errors import UserError
+
+LMS = {"gpt": tiny.lm("gpt"), "llama": tiny.lm("llama", tied=False)}
+VALID = np.arange(9) >= np.array([[0], [3], [5], [1], [0], [0], [7], [2]])
+TOKENS = np.where(VALID, np.random.default_rng(0).integers(0, tiny.VOCAB, VALID.shape), 0).astype(np.int32)
+
+
+def everything(lm, params, tokens, valid):
+  """Hidden states, logits, the gradient of a loss, and hidden states by decoding in a loop."""
+
+  def loss(params):
+    hidden = lm.hidden(params, tokens, valid)
+    logits = lm.logits(params, hidden)
+    mass = jax.nn.logsumexp(sharding.reshard(logits, "batch", None, None), -1)
+    return (mass * (valid > 0)).sum(), (hidden, logits)
+
+  grads, (hidden, logits) = jax.grad(loss, has_aux=True)(params)
+  layers = lm.unstack(params)
+  first, cache = lm.decode(layers, tokens[:, :5], valid[:, :5], lm.init_cache(len(tokens), 9))
+
+  def body(carry):
+    t, cache, out = carry
+    cut = partial(jax.lax.dynamic_slice, start_indices=(0, t), slice_sizes=(len(tokens), 1))
+    step, cache = lm.decode(layers, cut(tokens), cut(valid), cache)
+    return t + 1, cache, jax.lax.dynamic_update_slice(out, step, (0, t, 0))
+
+  out = jnp.concatenate([first, jnp.zeros_like(first[:, :4])], 1)
+  *_, decoded = jax.lax.while_loop(lambda c: c[0] < 9, body, (jnp.int32(5), cache, out))
+  return hidden, logits, grads, decoded
+
+
+@cache
+def reference(family):
+  def run():
+    lm = LMS[family]
+    params = tiny.perturb(lm.init(jax.random.key(0)), 0.1)
+    out = jax.jit(partial(everything, lm))(params, jnp.asarray(TOKENS), jnp.asarray(VALID))
+    return jax.tree.map(np.asarray, (params, out))
+
+  return tiny.unsharded(run)
+
+
+@pytest.mark.parametrize("family", LMS)
+def test_a_sharded_model_equals_one_device(mesh, family):
+  lm = LMS[family]
+  host, (hidden, logits, grads, decoded) = reference(family)
+  params = sharding.place(host, sharding.shardings(lm.table))
+  got = jax.jit(partial(everything, lm))(params, sharding.place_batch(TOKENS), sharding.place_batch(VALID))
+  real = VALID[..., None]
+  np.testing.assert_allclose(got[0] * real, hidden * real, atol=1e-4)
+  np.testing.assert_allclose(got[1] * real, logits * real, atol=1e-4)
+  np.testing.assert_allclose(got[3] * real, hidden * real, atol=1e-4)
+  np.testing.assert_allclose(decoded * real, hidden * real, atol=1e-5)
+  tiny.assert_trees_close(got[2], grads, rtol=1e-3, atol=1e-4)
+  jax.tree.map(
+    lambda g, p: np.testing.assert_equal(str(jax.typeof(g).sharding), str(jax.typeof(p).sharding)), got[2], params
+  )
+
+
+def test_parameters_are_stored_in_parts():
+  """On 2 x 4, each device holds an eighth of every matrix but those whose axes the mesh does not divide."""
+  lm = LMS["llama"]
+  with jax.set_mesh(sharding.make_mesh(1, 2, 4)):
+    params = sharding.place(lm.init(jax.random.key(0)), sharding.shardings(lm.table))
+    share = jax.tree.map(lambda x: x.size // x.addressable_shards[0].data.size, params)
+  assert share["blocks"]["q"]["w"] == share["blocks"]["down"]["w"] == share["embed"]["tokens"] == 8
+  assert share["blocks"]["k"]["w"] == 2  # two key heads on four devices are whole
+  assert share["norm"]["scale"] == 1
+
+
+def test_an_odd_vocabulary_is_kept_whole_and_an_odd_width_is_refused():
+  with jax.set_mesh(sharding.make_mesh(1, 2, 4)):
+    assert sharding.fit((50_257, 768), ("vocab", "embed")) == jax.P(None, "fsdp")
+    assert sharding.fit((50_260, 768), ("vocab", "embed")) == jax.P("model", "fsdp")
+    with pytest.raises(UserError, match=r"'heads' of length 6 .*does not divide over 4 devices \(model=4\)"):
+      sharding.fit((32, 6, 8), ("embed", "heads", None))
+    with pytest.raises(UserError, match=r"'batch' of length 7 .*2 devices \(data=1 x fsdp=2\)"):
+      sharding.place_batch(np.zeros((7, 3)))
+
+
+def test_a_mesh_needs_its_devices():
+  with pytest.raises(UserError, match=r"data=4 fsdp=4 model=1 needs 16 devices and 8 are there"):
+    sharding.make_mesh(4, 4, 1)
+  with pytest.raises(UserError, match="positive"):
+    sharding.make_mesh(0, 1, 1)
+
+
+def test_batches_are_split_by_rows(mesh):
+  rows = sharding.place_batch({"tokens": np.arange(16).reshape(8, 2), "stem": np.zeros((8, 2, 3))})
+  parts = mesh.shape["data"] * mesh.shape["fsdp"]
+  assert rows["tokens"].addressable_shards[0].data.shape == (8 // parts, 2)
+  assert rows["stem"].sharding.is_equivalent_to(NamedSharding(mesh, jax.P(("data", "fsdp"))), 3)
+  np.testing.assert_array_equal(rows["tokens"], np.arange(16).reshape(8, 2))
+
+
+def test_without_a_mesh_every_helper_is_the_identity():
+  x = jnp.arange(6.0).reshape(2, 3)
+  assert not sharding.is_sharded()
+  assert sharding.spec("batch", None) is None
+  assert sharding.fit((7, 3), ("batch", None)) is None
+  assert sharding.place(x, None) is x
+  assert sharding.place_batch(x) is sharding.replicate(x) is sharding.reshard(x, "batch", None) is x
+  assert sharding.gather(x) is x

@@ -1,0 +1,244 @@
+"""Every stage through the command line on tiny files, chained, and resumed bit for bit."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from instructjax import cli, loop, origin, stages
+from instructjax.checkpoint import Checkpoints
+
+SMALL = ["--config.data.prompt=12", "--config.data.response=12"]
+TUNE = [*SMALL, "--config.epochs=1", "--config.batch=4"]
+WORDS = ["good", "bad", "fine", "poor", "great"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  """Twelve demonstrations, eight comparisons, eight prompts and some text."""
+  folder = tmp_path_factory.mktemp("data")
+  rows = {
+    "demonstrations": [{"prompt": f"say {i}", "completion": WORDS[i % 5]} for i in range(12)],
+    "comparisons": [
+      {"prompt": f"say {i}", "completions": WORDS[: 2 + i % 3], "ranks": [1, 2, 2, 4][: 2 + i % 3]} for i in range(8)
+    ],
+    "prompts": [{"prompt": f"say {i}"} for i in range(8)],
+    "text": [{"text": "the quick brown fox jumps over the lazy dog " * 4} for _ in range(8)],
+  }
+  for name, part in rows.items():
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  return tmp_path_factory.mktemp("runs")
+
+
+def run(stage: str, workdir: Path, *options: str) -> int:
+  return cli.main([stage, f"--config={stage}:tiny", f"--workdir={workdir}", *options])
+
+
+def files(data: Path, *names: str) -> list[str]:
+  return [f"--config.data.{name}={data / name}.jsonl" for name in names]
+
+
+def metrics(workdir: Path) -> list[dict]:
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def leaves(workdir: Path, stage: str) -> dict[str, np.ndarray]:
+  """Every array of the last checkpoint, as Orbax stored it."""
+  import orbax.checkpoint as ocp
+
+  folder = Checkpoints(workdir / "checkpoints" / stage)
+  with ocp.CheckpointManager(folder.folder) as manager:
+    restored = manager.restore(folder.latest(), args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+  return {name: np.asarray(leaf) for name, leaf in restored.items()}
+
+
+def pretrain(data, workdir, *options):
+  text = f"--config.data.valid={data / 'text.jsonl'}"
+  size = ["--config.data.length=24", "--config.batch=4", "--config.steps=6", "--config.optimizer.warmup=2"]
+  return run("pretrain", workdir, *files(data, "text"), text, *size, *options)
+
+
+@pytest.fixture(scope="module")
+def base(data, runs):
+  assert pretrain(data, runs / "pretrain") == 0
+  return runs / "pretrain"
+
+
+@pytest.fixture(scope="module")
+def sft_run(data, runs, base):
+  options = [*files(data, "demonstrations"), f"--model={base}", *TUNE, "--config.model.dropout=0.1"]
+  assert run("sft", runs / "sft", *options) == 0
+  return runs / "sft"
+
+
+@pytest.fixture(scope="module")
+def init_run(data, runs, base):
+  options = [*files(data, "demonstrations", "text"), f"--model={base}", *TUNE, "--config.top=1"]
+  assert run("rl_init", runs / "rl_init", *options, "--config.trunk_dtype=float32") == 0
+  return runs / "rl_init"
+
+
+@pytest.fixture(scope="module")
+def reward_run(data, runs, sft_run):
+  options = [*files(data, "comparisons", "demonstrations"), f"--model={sft_run}", *TUNE]
+  assert run("reward", runs / "reward", *options, f"--config.data.valid={data / 'comparisons.jsonl'}") == 0
+  return runs / "reward"
+
+
+def ppo(data, workdir, init, judge, *options):
+  size = ["--config.batch=8", "--config.iterations=4", "--config.ppo.minibatches=2", "--config.sampling.response=6"]
+  size += ["--config.data.prompt=12", "--config.data.length=24", "--config.ptx_ratio=1"]
+  models = [f"--model={init}", f"--config.reward_model={judge}"]
+  return run("ppo", workdir, *files(data, "prompts", "text"), *models, *size, *options)
+
+
+def test_pretrain_writes_a_run_directory(base):
+  assert json.loads((base / "config.json").read_text())["data"]["length"] == 24
+  manifest = json.loads((base / "manifest.json").read_text())
+  assert manifest["seed"] == 0
+  assert manifest["versions"]["jax"] == jax.__version__
+  rows = metrics(base)
+  assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+  assert rows[-1]["stage"] == "pretrain"
+  assert 4 < rows[-1]["eval/nll"] < 6
+
+
+def test_only_the_top_block_changes_under_top_1(base, init_run):
+  before, after = (stages_model(folder) for folder in (base, init_run))
+  w = lambda params, layer: params["blocks"]["up"]["w"][layer]
+  np.testing.assert_array_equal(w(before, 0), w(after, 0))
+  np.testing.assert_array_equal(before["embed"]["tokens"], after["embed"]["tokens"])
+  assert (w(before, 1) != w(after, 1)).any()
+
+
+def stages_model(workdir, dtype="float32"):
+  return origin.open_run(workdir, {"dtype": dtype, "remat": "none", "dropout": 0.0}, "policy").params
+
+
+def test_text_rows_are_a_share_of_the_batch(init_run):
+  """Batch 4 with 10 % text: one row of text, three demonstrations; 12 demonstrations make 4 steps."""
+  assert [row["step"] for row in metrics(init_run)] == [1, 2, 3, 4]
+
+
+def test_reward_model_scores_demonstrations_0_on_average(data, reward_run):
+  judge = origin.open_reward_model(str(reward_run), {"dtype": "float32", "remat": "none"})
+  from instructjax.data import pipeline, records
+
+  found = records.read(data / "demonstrations.jsonl", "demonstration")
+  rows = pipeline.demonstrations(found, judge.tokenizer, prompt=12, response=12)
+  params = {"lm": judge.params, "head": judge.head}
+  assert abs(float(stages.mean_score(judge.lm, params, rows, 24, 1))) < 1e-5
+  assert float(judge.head["b"]) != 0
+  assert 0 <= metrics(reward_run)[-1]["eval/accuracy"] <= 1
+
+
+@pytest.fixture(scope="module")
+def ppo_run(data, runs, init_run, reward_run):
+  assert ppo(data, runs / "ppo", init_run, reward_run) == 0
+  return runs / "ppo"
+
+
+def test_ppo_runs_on_both_and_leaves_the_average(ppo_run):
+  rows = metrics(ppo_run)
+  assert [row["step"] for row in rows] == [1, 2, 3, 4]
+  assert abs(rows[0]["objective/kl"]) < 1e-4
+  assert rows[0]["policy/ratio_first"] == pytest.approx(1, abs=1e-4)
+  assert rows[0]["objective/kl_coef"] == pytest.approx(0.02)
+  stored = leaves(ppo_run, "ppo")
+  final = stages_model(ppo_run)
+  np.testing.assert_array_equal(final["blocks"]["up"]["w"], stored["ema/policy/blocks/up/w"])
+  assert (final["blocks"]["up"]["w"] != stored["params/policy/blocks/up/w"]).any()
+
+
+def test_bestofn_and_sample_read_finished_runs(data, runs, sft_run, reward_run, capsys):
+  small = ["--config.data.prompt=12", "--config.sampling.response=6", "--config.batch=2", "--config.prompts=3"]
+  options = [*files(data, "prompts"), f"--model={sft_run}", *small]
+  judged = [f"--config.reward_model={reward_run}", "--config.n=4"]
+  assert run("bestofn", runs / "bestofn", *options, *judged) == 0
+  points = metrics(runs / "bestofn")
+  assert [row["step"] for row in points] == [1, 2, 4]
+  assert points[0]["kl"] == 0
+  assert points[0]["score"] <= points[1]["score"] <= points[2]["score"]
+  samples = [json.loads(line) for line in (runs / "bestofn" / "samples.jsonl").read_text().splitlines()]
+  assert [row["prompt"] for row in samples] == ["say 0", "say 1", "say 2"]
+  assert all(row["scores"]["best"] >= row["scores"]["first"] for row in samples)
+  assert run("sample", runs / "sample", *options, "--config.n=2") == 0
+  rows = [json.loads(line) for line in (runs / "sample" / "samples.jsonl").read_text().splitlines()]
+  assert [len(row["responses"]) for row in rows] == [2, 2, 2]
+  assert "> say 2" in capsys.readouterr().out
+
+
+def stop_after(monkeypatch, count):
+  """Ctrl-C while the batch after step `count` is prepared."""
+
+  def interrupted(step, state, batches, **settings):
+    def limited(i):
+      if i == count:
+        raise KeyboardInterrupt
+      return batches(i)
+
+    return loop.fit(step, state, limited, **settings)
+
+  monkeypatch.setattr(stages, "fit", interrupted)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "ppo"])
+def test_a_stopped_run_goes_on_bit_for_bit(
+  stage, data, base, ppo_run, init_run, reward_run, tmp_path, monkeypatch, capsys
+):
+  finished, again = {
+    "pretrain": (base, lambda folder: pretrain(data, folder)),
+    "ppo": (ppo_run, lambda folder: ppo(data, folder, init_run, reward_run)),
+  }[stage]
+  with monkeypatch.context() as patch:
+    stop_after(patch, 2)
+    assert again(tmp_path / "parts") == 130
+  assert "stopped at step 2 of" in capsys.readouterr().err
+  assert not (tmp_path / "parts" / "checkpoints" / "final").exists()
+  assert again(tmp_path / "parts") == 0
+  assert metrics(tmp_path / "parts") == metrics(finished)
+  whole, parts = leaves(finished, stage), leaves(tmp_path / "parts", stage)
+  assert whole.keys() == parts.keys()
+  for name in whole:
+    np.testing.assert_array_equal(whole[name], parts[name], err_msg=name)
+
+
+def test_a_finished_run_is_not_run_again(data, base):
+  before = (base / "metrics.jsonl").read_text()
+  assert pretrain(data, base) == 0
+  assert (base / "metrics.jsonl").read_text() == before
+
+
+def test_a_mesh_gives_the_same_numbers(data, base, tmp_path):
+  assert pretrain(data, tmp_path / "mesh", "--config.mesh.data=2", "--config.mesh.fsdp=2") == 0
+  for one, many in zip(metrics(base), metrics(tmp_path / "mesh"), strict=True):
+    name = "loss" if "loss" in one else "eval/nll"
+    assert many[name] == pytest.approx(one[name], rel=1e-4)
+
+
+def test_a_model_folder_is_a_source_too(data, base, tmp_path):
+  """Weights saved for other programs come back as the model of a stage."""
+  from instructjax import models
+  from instructjax.data import tokenizers
+
+  (tmp_path / "text.txt").write_text("say good bad fine poor great 0 1 2 3 4 5 6 7 8 9\n" * 20)
+  tokenizers.train_sentencepiece(tmp_path / "text.txt", tmp_path / "t.model", 300)
+  config = origin.SHAPES["tiny"]
+  from dataclasses import replace
+
+  lm = models.build(replace(config, vocab_size=304))
+  models.save(tmp_path / "folder", replace(config, vocab_size=304), lm.init(jax.random.key(0)))
+  options = [*files(data, "demonstrations"), f"--model={tmp_path / 'folder'}", *TUNE, "--config.steps=1"]
+  assert run("sft", tmp_path / "sft", *options, f"--config.model.tokenizer={tmp_path / 't.model'}") == 0
+  found = origin.open_run(tmp_path / "sft", {}, "policy")
+  assert found.lm.vocab_size == 304
+  assert found.tokenizer.banned[-4:] == tuple(range(300, 304))
+  assert jnp.isfinite(found.params["embed"]["tokens"]).all()
