@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -153,6 +154,11 @@ def bench_ppo(lm: LM, b: Bench, rows: int, weight_bytes: int = 4):
 STAGES = {"sft": bench_sft, "reward": bench_reward, "rollout": bench_rollout, "ppo": bench_ppo}
 
 
+def compilations(step: Any) -> int:
+  """How many versions of a jitted function were compiled."""
+  return step._cache_size()
+
+
 def measure(b: Bench) -> dict:
   """Runs one stage `repeats` times after a first call that compiles.
 
@@ -167,6 +173,7 @@ def measure(b: Bench) -> dict:
   if b.stage == "ppo" and rows % b.minibatches:
     raise UserError(f"bench: a batch of {rows} does not split into {b.minibatches} minibatches; make it a multiple")
   lm = SHAPES[b.shape](dtype=b.dtype)
+  step: Any
   step, state, args, counts, (flops, read) = STAGES[b.stage](lm, b, rows)
   seconds = []
   for _ in range(b.repeats + 1):
@@ -185,7 +192,7 @@ def measure(b: Bench) -> dict:
     "peak_rss_gb": peak, "flops": flops, "machine_flops_per_s": flop_rate, "machine_bytes_per_s": byte_rate,
     "limit_s": max(flops / flop_rate, read / byte_rate),
     "share_of_limit": max(flops / flop_rate, read / byte_rate) / median,
-    "compilations": step._cache_size(),
+    "compilations": compilations(step),
   }  # fmt: skip
 
 

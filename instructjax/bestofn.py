@@ -31,17 +31,17 @@ def pick(rows: PyTree, index: Int[Array, " B"], n: int) -> PyTree:
   return jax.tree.map(lambda x: x.at[at].get(out_sharding=sharding.spec("batch", *[None] * (x.ndim - 1))), rows)
 
 
-def curve(proxy: Float[Array, "B N"], gold: Float[Array, "B N"], ns: list[int]) -> list[dict[str, float]]:
-  """Unbiased mean of proxy and gold under best-of-n for each n <= N (Nakano et al. 2021, App. I), with KL log n - (n-1)/n.
+def curve(proxy: Float[Array, "B N"], gold: Float[Array, "B N"], ns: list[int]) -> list[dict[str, float | int]]:
+  """Unbiased mean of proxy and gold under best-of-n for each n <= N (Nakano et al. 2021, App. I).
 
-  The KL is an upper bound that ties make loose.
+  The KL is log n - (n-1)/n, an upper bound that ties make loose.
   """
-  proxy, gold = np.asarray(proxy, np.float64), np.asarray(gold, np.float64)
-  order = np.argsort(proxy, axis=1, kind="stable")
-  ranked = [np.take_along_axis(x, order, axis=1) for x in (proxy, gold)]
-  points = []
+  scores, true = np.asarray(proxy, np.float64), np.asarray(gold, np.float64)
+  order = np.argsort(scores, axis=1, kind="stable")
+  ranked = [np.take_along_axis(x, order, axis=1) for x in (scores, true)]
+  points: list[dict[str, float | int]] = []
   for n in ns:
-    weight = returns.bon_weights(proxy.shape[1], n)
-    best, true = (float((x @ weight).mean()) for x in ranked)
-    points.append({"n": n, "kl": float(returns.bon_kl(n)), "proxy": best, "gold": true})
+    weight = np.asarray(returns.bon_weights(scores.shape[1], n))
+    best, expected = (float((x @ weight).mean()) for x in ranked)
+    points.append({"n": n, "kl": float(returns.bon_kl(n)), "proxy": best, "gold": expected})
   return points

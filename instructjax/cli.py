@@ -56,7 +56,6 @@ def _quickstart(command: argparse.ArgumentParser) -> None:
   command.add_argument("--workdir", help="default runs/quickstart, or runs/quickstart-fast")
   command.add_argument("--model", help="another model than SmolLM2-135M: a folder, a .gguf file or a hub id")
   command.add_argument("--config", metavar="FILE[:PRESET]", help="default quickstart:full")
-  command.add_argument("--writer", action="append", default=[], choices=["tensorboard", "wandb"])
 
 
 def _bench(command: argparse.ArgumentParser) -> None:

@@ -60,8 +60,10 @@ def token_logp(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Float[
 def entropy(logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:
   """H = - Σ_v p_v log p_v in nats, p = softmax(logits)."""
   logits = jnp.maximum(logits.astype(jnp.float32), BANNED)  # -inf is banned too: 0 log 0 = 0
-  logp = jax.nn.log_softmax(logits)
-  return -jnp.sum(jnp.exp(logp) * logp, axis=-1)
+  top = jnp.max(logits, axis=-1, keepdims=True)
+  mass = jnp.exp(logits - top)
+  total = jnp.sum(mass, axis=-1)
+  return jnp.log(total) - jnp.sum(mass * (logits - top), axis=-1) / total
 
 
 # Weights: what a loss is the mean of

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Hashable
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import optax
 
 from instructjax.types import Array, Float, Params
 
-Schedule = Callable[[Array | int], Float[Array, ""]]
+Schedule = Callable[[Any], Float[Array, ""]]  # from the count of updates
 
 
 def cosine(peak: float, steps: int, *, final: float = 0.1) -> Schedule:
@@ -58,12 +58,12 @@ def scale_by_adam_tf(b1: float, b2: float, eps: float) -> optax.GradientTransfor
   adam = optax.scale_by_adam(b1=b1, b2=b2, eps=0.0)
 
   def update(grads, state, params=None):
-    _, state = adam.update(grads, state, params)
-    t = state.count.astype(jnp.float32)
+    found: Any = adam.update(grads, state, params)[1]
+    t = found.count.astype(jnp.float32)
     rate = jnp.sqrt(1 - b2**t) / (1 - b1**t)
-    return jax.tree.map(lambda m, v: rate * m / (jnp.sqrt(v) + eps), state.mu, state.nu), state
+    return jax.tree.map(lambda m, v: rate * m / (jnp.sqrt(v) + eps), found.mu, found.nu), found
 
-  return optax.GradientTransformation(adam.init, update)
+  return optax.GradientTransformation(adam.init, cast(optax.TransformUpdateFn, update))
 
 
 def adamw(
@@ -92,7 +92,8 @@ def adamw(
 
 def by_subtree(**transforms: optax.GradientTransformation) -> optax.GradientTransformation:
   """A transformation of its own for each top-level key, e.g. `by_subtree(policy=..., value=...)`."""
-  return optax.partition(transforms, {name: name for name in transforms})
+  named: dict[Hashable, optax.GradientTransformation] = {**transforms}
+  return optax.partition(named, {name: name for name in transforms})
 
 
 def ema(average: Params, params: Params, decay: float) -> Params:

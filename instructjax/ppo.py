@@ -23,7 +23,18 @@ from instructjax import likelihood, losses, optim, returns, reward, sharding, st
 from instructjax.models import heads
 from instructjax.rollout import Sampling, sample
 from instructjax.types import (
-  LM, Array, Demonstrations, Experience, Float, Frozen, Key, Metrics, Params, Prompts, Rollout, TrainState,
+  LM,
+  Array,
+  Demonstrations,
+  Experience,
+  Float,
+  Frozen,
+  Key,
+  Metrics,
+  Params,
+  Prompts,
+  Rollout,
+  TrainState,
 )  # fmt: skip
 
 
@@ -180,7 +191,7 @@ def minibatch_step(
   cfg = ppo.cfg
   exp, text = batch
   if cfg.whiten_advantage:
-    exp = exp.replace(advantage=returns.whiten(exp.advantage, exp.mask))
+    exp = dataclasses.replace(exp, advantage=returns.whiten(exp.advantage, exp.mask))
   weights = losses.token_mean(exp.mask), losses.token_mean(exp.value_mask)
   loss = partial(ppo_loss, frozen=frozen, ppo=ppo)
   grads, value, (logp, values, entropy) = steps.gradients(loss, state.params, (exp, *weights), micro=cfg.micro)
@@ -192,7 +203,7 @@ def minibatch_step(
     "grad/norm_ppo": optax.tree.norm(grads["policy"]),
     "grad/norm_value": optax.tree.norm(grads["value"]),
   }
-  if cfg.ptx_coef:
+  if text is not None and cfg.ptx_coef:
     share = jnp.full(text.tokens.shape[0], 1.0 / jnp.maximum(text.mask[:, 1:].sum(), 1), jnp.float32)
     loss = partial(ptx_loss, frozen=frozen, ppo=ppo)
     ptx_grads, ptx, _ = steps.gradients(loss, state.params["policy"], (text, share), micro=cfg.ptx_micro)
@@ -214,6 +225,8 @@ def improve(
 ) -> tuple[TrainState, Metrics]:
   """epochs x minibatches optimizer updates on one batch of experience; metrics are means, first and last by name."""
   cfg = ppo.cfg
+  if cfg.ptx_coef and text is None:
+    raise ValueError(f"ptx_coef is {cfg.ptx_coef} and there is no pretraining text: give some, or set it to 0")
   rows = exp.tokens.shape[0]
   take = lambda x, at: x.at[at].get(out_sharding=sharding.spec("batch", *[None] * (x.ndim - 1)))
   at = order(jax.random.fold_in(state.key, state.step), rows, cfg)
@@ -221,7 +234,7 @@ def improve(
   def body(state, at):
     batch = jax.tree.map(lambda x: take(x, at), exp)
     texts = None
-    if cfg.ptx_coef:
+    if text is not None and cfg.ptx_coef:
       ratio = text.tokens.shape[0] // rows
       at_text = (at[:, None] * ratio + jnp.arange(ratio)).reshape(-1)
       texts = jax.tree.map(lambda x: take(x, at_text), text)
@@ -230,7 +243,8 @@ def improve(
   state, metrics = jax.lax.scan(body, state, at)
   summary = {name: value.max() if name.endswith("_max") else value.mean() for name, value in metrics.items()}
   if cfg.ema_decay is not None and cfg.ema_every == "iteration" and state.ema is not None:
-    state = state.replace(ema=optim.ema(state.ema, {name: state.params[name] for name in state.ema}, cfg.ema_decay))
+    average = optim.ema(state.ema, {name: state.params[name] for name in state.ema}, cfg.ema_decay)
+    state = dataclasses.replace(state, ema=average)
   return state, summary | {"policy/ratio_first": metrics["policy/ratio_max"][0]}
 
 
@@ -244,9 +258,12 @@ def learn(
   policy_stem: Array | None = None, reward_stem: Array | None = None,
 ) -> tuple[TrainState, Metrics]:  # fmt: skip
   """Credits and improves on scored episodes, then sets the next KL coefficient: an iteration without its first half."""
-  exp, stats = credit(state.params, frozen, rows, scores, state.kl_coef, ppo, policy_stem, reward_stem)
+  if state.kl_coef is None:
+    raise ValueError("PPO needs a KL coefficient in its state: steps.init_state(..., kl_coef=0.02)")
+  kl_coef = state.kl_coef
+  exp, stats = credit(state.params, frozen, rows, scores, kl_coef, ppo, policy_stem, reward_stem)
   state, metrics = improve(state, frozen, exp, text, ppo)
-  kl_coef = ppo.kl_control(state.kl_coef, stats["objective/kl"], rows.tokens.shape[0])
+  kl_coef = ppo.kl_control(kl_coef, stats["objective/kl"], rows.tokens.shape[0])
   state = dataclasses.replace(state, kl_coef=kl_coef, iteration=state.iteration + 1)
   return state, stats | metrics
 
@@ -261,6 +278,4 @@ def iteration(
   rows = rollout(state.params, frozen, prompts, rollout_key(state), ppo)
   policy_stem, reward_stem = stems(frozen, rows.tokens, rows.valid, ppo)
   scores = score(frozen, rows, ppo, reward_stem)
-  return learn(
-    state, frozen, rows, scores, text, ppo=ppo, policy_stem=policy_stem, reward_stem=reward_stem
-  )
+  return learn(state, frozen, rows, scores, text, ppo=ppo, policy_stem=policy_stem, reward_stem=reward_stem)

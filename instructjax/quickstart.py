@@ -36,7 +36,7 @@ from instructjax.ppo import PPO, PPOConfig
 from instructjax.reward import RewardConfig
 from instructjax.rollout import Sampling
 from instructjax.sft import SFTConfig
-from instructjax.types import LM, Array, Comparisons, Demonstrations, Frozen, Params, Prompts, PyTree, TrainState
+from instructjax.types import LM, Array, Demonstrations, Frozen, Params, Prompts, PyTree, TrainState
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def with_stem(world: World, batch: PyTree, rows: int = 64) -> PyTree:
   stem = np.zeros((*tokens.shape, world.lm.width), jnp.bfloat16)
   for at in range(0, len(real), rows):
     part = np.resize(real[at : at + rows], rows)
-    stem[part] = world.stem(tokens[part], valid[part])
+    stem[part] = world.stem(jnp.asarray(tokens[part]), jnp.asarray(valid[part]))
   return dataclasses.replace(batch, stem=jnp.asarray(stem.reshape(*batch.tokens.shape, -1)))
 
 
@@ -237,7 +237,9 @@ def parts(world: World, sampling: Sampling) -> Policy:
     one = lambda judge: ppo.score(Frozen(trunk, {}, judge), rows, settings, stem)
     return stem, {name: one(judge) for name, judge in judges.items()}
 
-  sample = jax.jit(lambda trunk, params, prompts, key: ppo.rollout({"policy": params}, Frozen(trunk, {}, {}), prompts, key, settings))
+  sample = jax.jit(
+    lambda trunk, params, prompts, key: ppo.rollout({"policy": params}, Frozen(trunk, {}, {}), prompts, key, settings)
+  )
   return Policy(partial(sample, world.trunk), partial(jax.jit(score), world.trunk))
 
 
@@ -284,7 +286,7 @@ def improve(
     checkpoints=checkpoints(world, name), evaluate=lambda state: evaluate(state.params["policy"]),
     evaluate_every=max(c.iterations // 5, 1),
   )  # fmt: skip
-  return state.ema["policy"]
+  return (state.ema or state.params)["policy"]
 
 
 # --- the run ---

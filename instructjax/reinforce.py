@@ -28,9 +28,9 @@ def reinforce(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
   with stages.devices(c.mesh) as parts:
     stages.divides(c.batch, c.ppo.minibatches, "config.batch", "config.ppo.minibatches")
     stages.divides(c.batch // c.ppo.minibatches, c.ppo.micro * parts, "a minibatch", "config.ppo.micro x devices")
-    stages.divides(
-      c.ptx_ratio * c.batch // c.ppo.minibatches, c.ppo.ptx_micro * parts, "a minibatch of text", "ptx_micro x devices"
-    )
+    if c.ppo.ptx_coef:
+      text_rows = c.ptx_ratio * c.batch // c.ppo.minibatches
+      stages.divides(text_rows, c.ppo.ptx_micro * parts, "a minibatch of text", "config.ppo.ptx_micro x devices")
     asked = stages.read(c, "prompts", "prompt")
     texts = stages.read(c, "text", "text") if c.ppo.ptx_coef else []
     policy = origin.open_model(_named(c, "rl_init"), c.model, c.seed)
@@ -43,17 +43,17 @@ def reinforce(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
     prompts = pipeline.stream(rows, partial(pipeline.pad_prompts, length=c.data.prompt), size=c.batch, seed=c.seed)
     pad = partial(pipeline.pad_demonstrations, length=c.data.length)
     mix = pipeline.stream(windows, pad, size=c.batch * c.ptx_ratio, seed=c.seed) if texts else lambda i: None
+    tx = optim.by_subtree(
+      policy=stages.optimizer(c.policy_optimizer, c.iterations * updates, updates),
+      value=stages.optimizer(c.value_optimizer, c.iterations * updates, updates),
+    )
+    settings = ppo_settings(c, policy, judge.lm, tx)
+    state, frozen = _ppo_state(c, policy, judge, tx)
+    step = steps.compiled(partial(ppo.iteration, ppo=settings), state)
+    one = lambda state, batch: step(state, frozen, *batch)
+    batches = stages.placed(lambda i: (prompts(i), mix(i)))
+    policy, judge = policy._replace(params={}), judge._replace(params={})
     with stages.run(c, workdir, sinks, stages.prints(prompts=asked, text=texts)) as writer:
-      tx = optim.by_subtree(
-        policy=stages.optimizer(c.policy_optimizer, c.iterations * updates, updates),
-        value=stages.optimizer(c.value_optimizer, c.iterations * updates, updates),
-      )
-      state, frozen = _ppo_state(c, policy, judge, tx)
-      settings = ppo_settings(c, policy, judge.lm, tx)
-      step = steps.compiled(partial(ppo.iteration, ppo=settings), state)
-      policy = policy._replace(params={})
-      batches = stages.placed(lambda i: (prompts(i), mix(i)))
-      one = lambda state, batch: step(state, frozen, *batch)
       state = stages.train(c, workdir, writer, one, state, batches, c.iterations, policy.about)
       final = state.params["policy"] if state.ema is None else state.ema["policy"]
       origin.finish(workdir, int(state.iteration), stages.whole(c, c.rl_init, final), policy.about, "policy")

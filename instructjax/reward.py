@@ -8,6 +8,7 @@ Dimensions: B prompts, K completions, T tokens, D width.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 
@@ -60,8 +61,12 @@ def flatten(batch: Comparisons) -> Comparisons:
     rows = sharding.spec("batch", *[None] * (x.ndim - 2))
     return jax.lax.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=rows)
 
-  rank = batch.rank
-  return jax.tree.map(leaf, batch.replace(rank=None)).replace(rank=rank)
+  return Comparisons(
+    tokens=leaf(batch.tokens),
+    valid=leaf(batch.valid),
+    rank=batch.rank,
+    stem=None if batch.stem is None else leaf(batch.stem),
+  )
 
 
 def score_comparisons(
@@ -106,7 +111,7 @@ def reward_step(
     "grad/norm": optax.tree.norm(grads),
   }
   state = steps.update(state, grads, tx)
-  return state.replace(iteration=state.iteration + 1), metrics
+  return dataclasses.replace(state, iteration=state.iteration + 1), metrics
 
 
 def fit_bias(params: Params, demonstration_score: Float[Array, ""]) -> Params:

@@ -7,6 +7,7 @@ The same step pretrains (every token is marked) and makes `rl_init` (a share of 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,10 +51,10 @@ def sft_step(
   key = jax.random.fold_in(state.key, state.step)
   share = jnp.full(batch.tokens.shape[0], 1.0 / jnp.maximum(batch.mask[:, 1:].sum(), 1), jnp.float32)
   loss = partial(sft_loss, lm=lm, trunk=trunk, cfg=cfg)
-  grads, value, (logp, mask) = steps.gradients(loss, state.params, (batch, share), key, micro=cfg.micro)
+  grads, value, (_, mask) = steps.gradients(loss, state.params, (batch, share), key, micro=cfg.micro)
   metrics = {"loss": value, "tokens": mask.sum(), "grad/norm": optax.tree.norm(grads)}
   state = steps.update(state, grads, tx, ema_decay=cfg.ema_decay)
-  return state.replace(iteration=state.iteration + 1), metrics
+  return dataclasses.replace(state, iteration=state.iteration + 1), metrics
 
 
 def evaluate(

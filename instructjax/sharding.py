@@ -112,7 +112,7 @@ def place_batch(tree: PyTree) -> PyTree:
 
   def leaf(x: Any) -> Array:
     rows = x.shape[0] * jax.process_count()
-    sharding = NamedSharding(mesh, fit((rows,), ("batch",)))
+    sharding = NamedSharding(mesh, fit((rows,), ("batch",)) or jax.P())
     if jax.process_count() == 1:
       return jax.device_put(x, sharding)
     return jax.make_array_from_process_local_data(sharding, np.asarray(x))

@@ -152,21 +152,22 @@ def supervised(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> No
       _demo_rows(c, held_out, base.tokenizer, "valid") if demos else (_windows(c, held_out, base.tokenizer), None)
     )
     mix = max(round(c.text_share * c.batch), 1) if demos and windows else c.batch if windows else 0
-    batches = _mixed(rows, windows, length, c.batch - mix, mix, c.seed)
+    if demos and mix >= c.batch:
+      raise UserError(f"config.batch={c.batch} with config.text_share={c.text_share} holds no demonstration; raise it")
+    batches = placed(_mixed(rows, windows, length, c.batch - mix, mix, c.seed))
     count = c.steps or c.epochs * len(rows or windows) // (c.batch - mix or mix)
     if not count:
       raise UserError(f"{len(rows or windows)} rows make no batch of {c.batch}: give more data or lower config.batch")
-    with run(c, workdir, sinks, prints(data=demos, text=texts, valid=held_out)) as writer:
-      tx = optimizer(c.optimizer, count)
-      trunk, trained = freeze.split(base.params, c.top, dtype=c.trunk_dtype)
-      state = steps.init_state(jax.random.key(c.seed), trained, tx)
-      settings = sft.SFTConfig(micro=c.micro, window=None if mix else window, dropout=c.model.dropout > 0)
-      step = steps.compiled(partial(sft.sft_step, lm=base.lm, tx=tx, cfg=settings), state)
-      base = base._replace(params={})  # donated with the state
-      evaluate = nll(base.lm, trunk, valid, length, parts * c.micro) if valid else None
-      state = train(
-        c, workdir, writer, lambda s, b: step(s, trunk, b), state, placed(batches), count, base.about, evaluate
-      )
+    tx = optimizer(c.optimizer, count)
+    trunk, trained = freeze.split(base.params, c.top, dtype=c.trunk_dtype)
+    state = steps.init_state(jax.random.key(c.seed), trained, tx)
+    settings = sft.SFTConfig(micro=c.micro, window=None if mix else window, dropout=c.model.dropout > 0)
+    step = steps.compiled(partial(sft.sft_step, lm=base.lm, tx=tx, cfg=settings), state)
+    one = lambda state, batch: step(state, trunk, batch)
+    base = base._replace(params={})  # donated with the state
+    evaluate = nll(base.lm, trunk, valid, length, parts * c.micro) if valid else None
+    with run(c, workdir, sinks, prints(demonstrations=demos, text=texts, valid=held_out)) as writer:
+      state = train(c, workdir, writer, one, state, batches, count, base.about, evaluate)
       origin.finish(workdir, int(state.iteration), whole(c, c.model.source, state.params), base.about, "policy")
 
 
@@ -202,13 +203,13 @@ def nll(
 ) -> Callable[[TrainState], dict[str, Any]]:
   """Mean negative log-probability of held-out rows in nats a token."""
   size = -(-size // multiple) * multiple
-  one = jax.jit(lambda params, batch: sft.evaluate(trunk | params, batch, lm=lm))
+  one = jax.jit(lambda trunk, params, batch: sft.evaluate(trunk | params, batch, lm=lm))
 
   def evaluate(state: TrainState) -> dict[str, Any]:
     total, count = 0.0, 0.0
     for batch, real in pipeline.once(rows, partial(pipeline.pad_demonstrations, length=length), size=size):
       batch = dataclasses.replace(batch, mask=batch.mask & (np.arange(size) < real)[:, None])
-      value, tokens = one(state.params, sharding.place_batch(batch))
+      value, tokens = one(trunk, state.params, sharding.place_batch(batch))
       total, count = total + float(value), count + float(tokens)
     return {"eval/nll": total / max(count, 1.0)}
 
@@ -243,19 +244,19 @@ def reward_model(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> 
     count = c.steps or c.epochs * len(groups) // c.batch
     if not count:
       raise UserError(f"{len(groups)} comparisons make no batch of {c.batch}: give more data or lower config.batch")
-    with run(c, workdir, sinks, prints(data=ranked, valid=held_out, demonstrations=demos)) as writer:
-      trunk, trained = freeze.split(base.params, c.top, dtype=c.trunk_dtype)
-      tx = optimizer(c.optimizer, count)
-      key = jax.random.key(c.seed)
-      params = reward.init(jax.random.fold_in(key, 1), base.lm, trained)
-      params = params | {"head": sharding.replicate(params["head"])}
-      base = base._replace(params={})
-      state = steps.init_state(key, params, tx)
-      settings = reward.RewardConfig(micro=c.micro, dropout=c.model.dropout > 0, pairs=c.pairs)
-      step = steps.compiled(partial(reward.reward_step, lm=base.lm, tx=tx, cfg=settings), state)
-      batches = placed(pipeline.stream(groups, pad, size=c.batch, seed=c.seed))
-      evaluate = accuracy(base.lm, trunk, valid, pad, parts * c.micro) if valid else None
-      state = train(c, workdir, writer, lambda s, b: step(s, trunk, b), state, batches, count, base.about, evaluate)
+    trunk, trained = freeze.split(base.params, c.top, dtype=c.trunk_dtype)
+    tx = optimizer(c.optimizer, count)
+    key = jax.random.key(c.seed)
+    params = reward.init(jax.random.fold_in(key, 1), base.lm, trained)
+    state = steps.init_state(key, params | {"head": sharding.replicate(params["head"])}, tx)
+    settings = reward.RewardConfig(micro=c.micro, dropout=c.model.dropout > 0, pairs=c.pairs)
+    step = steps.compiled(partial(reward.reward_step, lm=base.lm, tx=tx, cfg=settings), state)
+    one = lambda state, batch: step(state, trunk, batch)
+    base = base._replace(params={})
+    batches = placed(pipeline.stream(groups, pad, size=c.batch, seed=c.seed))
+    evaluate = accuracy(base.lm, trunk, valid, pad, parts * c.micro) if valid else None
+    with run(c, workdir, sinks, prints(comparisons=ranked, valid=held_out, demonstrations=demos)) as writer:
+      state = train(c, workdir, writer, one, state, batches, count, base.about, evaluate)
       params = state.params
       if shown:
         params = reward.fit_bias(params, mean_score(base.lm, reward.join(trunk, params), shown, length, parts))
@@ -277,14 +278,14 @@ def accuracy(
   size = -(-size // multiple) * multiple
 
   @jax.jit
-  def one(params, batch):
+  def one(trunk, params, batch):
     scores = reward.score_comparisons(lm, reward.join(trunk, params), batch)
     return losses.ranking_accuracy(scores, batch.rank)
 
   def evaluate(state: TrainState) -> dict[str, Any]:
     right = total = 0.0
     for batch, real in pipeline.once(groups, pad, size=size):
-      correct, pairs = one(state.params, sharding.place_batch(batch))
+      correct, pairs = one(trunk, state.params, sharding.place_batch(batch))
       right, total = right + float(correct[:real].sum()), total + float(pairs[:real].sum())
     return {"eval/accuracy": right / max(total, 1.0)}
 

@@ -8,6 +8,7 @@ Dimensions: N micro-batches, B examples.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -90,11 +91,11 @@ def update(
 ) -> TrainState:
   """Applies one optimizer update; averages `state.ema` (a subtree of the parameters by name) when a decay is given."""
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  params: Any = optax.apply_updates(state.params, updates)
   average = state.ema
   if ema_decay is not None and average is not None:
     average = optim.ema(average, {name: params[name] for name in average}, ema_decay)
-  return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=average)
+  return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=average)
 
 
 def compiled(step: Callable, state: TrainState) -> Callable:

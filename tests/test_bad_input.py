@@ -79,9 +79,8 @@ def test_several_problems_are_listed_at_once(sft):
 )
 def test_comparisons(refused, tmp_path, row, part):
   (tmp_path / "d.jsonl").write_text(json.dumps({"prompt": "a"} | row) + "\n")
-  message = refused(
-    "reward", f"--workdir={tmp_path / 'run'}", f"--config.data.comparisons={tmp_path / 'd.jsonl'}", *TUNE
-  )
+  file = f"--config.data.comparisons={tmp_path / 'd.jsonl'}"
+  message = refused("reward", f"--workdir={tmp_path / 'run'}", file, *TUNE)
   assert part in one_line(message)
   assert not (tmp_path / "run").exists()
 
@@ -89,7 +88,7 @@ def test_comparisons(refused, tmp_path, row, part):
 @pytest.mark.parametrize(
   ("option", "message"),
   [
-    ("--config.optimizer.rl=1", "config.optimizer.rl: no such field; did you mean 'lr'?"),
+    ("--config.optimizer.epss=1", "config.optimizer.epss: no such field; did you mean 'eps'?"),
     ("--config.batch=big", "config.batch=big: a whole number is expected, this is a text; the value before was 4"),
     ("--batch=3", "--batch=3: no such option"),
     ("--config.micro=3", "config.batch=4 does not divide by micro-batches x devices=3; choose a multiple of it"),
@@ -169,7 +168,7 @@ def test_other_settings_or_data_in_the_same_directory(refused, data, base, tmp_p
   text = (data / "text.jsonl").read_text()
   try:
     (data / "text.jsonl").write_text(text.replace("fox", "cow"))
-    assert "config.fingerprints.data" in one_line(refused(*same))
+    assert "config.fingerprints.text=" in one_line(refused(*same))
   finally:
     (data / "text.jsonl").write_text(text)
   assert (base / "metrics.jsonl").read_bytes() == before
@@ -240,5 +239,5 @@ def test_corrupt_download(tmp_path, monkeypatch):
 
   monkeypatch.setenv("INSTRUCTJAX_CACHE", str(tmp_path))
   (tmp_path / "x").write_bytes(b"damaged")
-  with pytest.raises(UserError, match="corrupt download, sha256 .* instead of"):
+  with pytest.raises(UserError, match=r"corrupt download, sha256 .* instead of"):
     download._check(tmp_path / "x", "0" * 64, "m.gguf of p 1")

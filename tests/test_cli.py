@@ -56,7 +56,8 @@ def test_a_configuration_is_found_from_anywhere(tmp_path, monkeypatch):
   [
     ("optimizer.lr", "1e-5", 1e-5), ("optimizer.lr", "1", 1.0), ("batch", "64", 64), ("batch", "1e2", 100),
     ("loss_on_prompt", "true", True), ("loss_on_prompt", "False", False), ("model.source", "a:b=c", "a:b=c"),
-    ("model.source", "12", "12"), ("top", "6", 6), ("top", "none", None), ("optimizer.clip", "0.5", 0.5), ("optimizer.clip", "none", None),
+    ("model.source", "12", "12"), ("top", "6", 6), ("top", "none", None), ("optimizer.clip", "0.5", 0.5),
+    ("optimizer.clip", "none", None),
   ],
 )  # fmt: skip
 def test_overrides_take_the_type_of_the_field(name, text, value):

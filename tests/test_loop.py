@@ -221,9 +221,9 @@ def test_another_configuration_in_the_same_directory_is_refused(step, writer, tm
     pass
   with writers.open_run(tmp_path / "run", {"lr": 0.1}) as again:
     again.metrics(1, "a", {"loss": 1.0})
-  with pytest.raises(UserError, match=r"run holds a run with config.lr=0.1, this one has config.lr=0.2: name another"):
-    with writers.open_run(tmp_path / "run", {"lr": 0.2}):
-      pass
+  message = r"run holds a run with config.lr=0.1, this one has config.lr=0.2: name another"
+  with pytest.raises(UserError, match=message), writers.open_run(tmp_path / "run", {"lr": 0.2}):
+    pass
 
 
 def test_half_a_line_left_by_a_crash_is_dropped(writer, tmp_path):
@@ -244,9 +244,9 @@ def test_notes_join_the_manifest(writer, tmp_path):
 @pytest.mark.parametrize(("sink", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
 def test_a_missing_package_names_the_extra(sink, package, tmp_path, monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, package, None)
-  with pytest.raises(UserError, match=rf"needs the package {package}: run .* 'instructjax\[{sink}\]'"):
-    with writers.open_run(tmp_path, {}, sinks=(sink,)):
-      pass
+  message = rf"needs the package {package}: run .* 'instructjax\[{sink}\]'"
+  with pytest.raises(UserError, match=message), writers.open_run(tmp_path, {}, sinks=(sink,)):
+    pass
 
 
 def test_sinks_get_every_metric(tmp_path, monkeypatch):

@@ -31,8 +31,8 @@ def brute_force(scores, ranks):
     pairs = [(i, j) for i, j in combinations(range(len(rank)), 2) if rank[i] and rank[j] and rank[i] != rank[j]]
     terms = []
     for i, j in pairs:
-      w, l = (i, j) if rank[i] < rank[j] else (j, i)
-      terms.append(np.log1p(np.exp(-(score[w] - score[l]))))
+      w, x = (i, j) if rank[i] < rank[j] else (j, i)
+      terms.append(np.log1p(np.exp(-(score[w] - score[x]))))
     total += np.mean(terms) if terms else 0.0
   return total / len(scores)
 
@@ -57,11 +57,11 @@ def test_grouped_gradient_equals_the_gradient_of_shuffled_pairs():
     for i, j in combinations(range(4), 2)
   ]
   order = np.random.default_rng(0).permutation(len(pairs))
-  b, w, l = np.array(pairs)[order].T
+  b, w, x = np.array(pairs)[order].T
 
   def shuffled(p):
     chosen = reward.score(LM, p, batch.tokens[b, w], batch.valid[b, w])
-    rejected = reward.score(LM, p, batch.tokens[b, l], batch.valid[b, l])
+    rejected = reward.score(LM, p, batch.tokens[b, x], batch.valid[b, x])
     return -jax.nn.log_sigmoid(chosen - rejected).mean()
 
   tiny.assert_trees_close(grouped(params), jax.grad(shuffled)(params), atol=1e-6)

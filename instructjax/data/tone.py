@@ -42,9 +42,18 @@ CLEAR = 1.0  # a demonstration's mean rating is at least this far from 0
 TRAIN = {
   "movies": (
     ("Praise this film in one sentence.\nPraise:", "Criticize this film in one sentence.\nCriticism:"),
-    ("Write a sentence of a good film review.\nPositive review:", "Write a sentence of a bad film review.\nNegative review:"),
-    ("What does a critic who loved the film write?\nLoved it:", "What does a critic who hated the film write?\nHated it:"),
-    ("Say in one sentence what is good about the film.\nGood:", "Say in one sentence what is bad about the film.\nBad:"),
+    (
+      "Write a sentence of a good film review.\nPositive review:",
+      "Write a sentence of a bad film review.\nNegative review:",
+    ),
+    (
+      "What does a critic who loved the film write?\nLoved it:",
+      "What does a critic who hated the film write?\nHated it:",
+    ),
+    (
+      "Say in one sentence what is good about the film.\nGood:",
+      "Say in one sentence what is bad about the film.\nBad:",
+    ),
     ("Would you recommend the film?\nRecommended:", "Would you recommend the film?\nNot recommended:"),
     ("Why is the film great?\nGreat:", "Why is the film terrible?\nTerrible:"),
     ("Review the film as someone who enjoyed it.\nEnjoyed:", "Review the film as someone who was bored.\nBored:"),
@@ -61,7 +70,10 @@ TRAIN = {
 }
 TEST = {
   "movies": (
-    ("Give me one line of a glowing film review.\nGlowing review:", "Give me one line of a scathing film review.\nScathing review:"),
+    (
+      "Give me one line of a glowing film review.\nGlowing review:",
+      "Give me one line of a scathing film review.\nScathing review:",
+    ),
     ("What did you like about the film?\nLiked:", "What did you dislike about the film?\nDisliked:"),
   ),
   "tweets": (
@@ -70,7 +82,10 @@ TEST = {
   ),
   "amazon": (
     ("Praise this product in one sentence.\nPraise:", "Criticize this product in one sentence.\nCriticism:"),
-    ("Give me one line of a glowing product review.\nGlowing review:", "Give me one line of a scathing product review.\nScathing review:"),
+    (
+      "Give me one line of a glowing product review.\nGlowing review:",
+      "Give me one line of a scathing product review.\nScathing review:",
+    ),
     ("What did you like about the product?\nLiked:", "What did you dislike about the product?\nDisliked:"),
   ),
 }

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from instructjax import intervals, likelihood, ppo, reward, sft
+from instructjax import intervals, likelihood, reward
 from instructjax.data import pipeline, tone, tone_measures
 from instructjax.data.records import Comparison, Prompt
 from instructjax.types import Params
@@ -86,7 +85,14 @@ def answer(
   rows = pipeline.prompts(records, world.tokenizer, prompt=c.prompt)
   logp = jax.jit(
     lambda params, rows, stem: likelihood.response_logp(
-      world.lm, world.trunk | params, rows.tokens, rows.valid, c.response, temperature=c.temperature, banned=world.tokenizer.banned, stem=stem
+      world.lm,
+      world.trunk | params,
+      rows.tokens,
+      rows.valid,
+      c.response,
+      temperature=c.temperature,
+      banned=world.tokenizer.banned,
+      stem=stem,
     )[0]
   )
   texts: list[str] = []

@@ -9,6 +9,7 @@ N = B * T, I inputs and O outputs of a product.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import jax
@@ -20,10 +21,10 @@ from instructjax.types import Array, Bool, Float, Int, Key, Params, Valid
 MASKED = -1e30  # a masked attention score: finite, so that a row without keys has no NaN
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def matmul(x: Float[Array, "N I"], w: Float[Array, "I O"], dtype: str, out: jax.P | None) -> Float[Array, "N O"]:
-  """x w with operands of `dtype`, accumulated in float32, partitioned as `out`; the same holds for its gradients."""
-  return _dot(x, w, dtype, ((1,), (0,)), out)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def matmul(x: Float[Array, "N I"], w: Float[Array, "J O"], dtype: str, out: jax.P | None, axis: int = 0) -> Array:
+  """x w, or x w^T where `axis` is 1: operands of `dtype`, accumulated in float32, partitioned as `out`; gradients too."""
+  return _dot(x, w, dtype, ((1,), (axis,)), out)
 
 
 def _dot(a: Array, b: Array, dtype: str, contract: tuple, out: jax.P | None) -> Array:
@@ -31,22 +32,28 @@ def _dot(a: Array, b: Array, dtype: str, contract: tuple, out: jax.P | None) -> 
   return jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32, out_sharding=out)
 
 
-def _matmul_forward(x, w, dtype, out):
-  return _dot(x, w, dtype, ((1,), (0,)), out), (x, w)
+def _matmul_forward(x, w, dtype, out, axis):
+  return _dot(x, w, dtype, ((1,), (axis,)), out), (x, w)
 
 
-def _matmul_backward(dtype, out, saved, g):
+def _matmul_backward(dtype, out, axis, saved, g):
   x, w = saved
-  dx = _dot(g, w, dtype, ((1,), (1,)), _partition(x))
-  dw = _dot(x, g, dtype, ((0,), (0,)), _partition(w))
+  dx = _dot(g, w, dtype, ((1,), (1 - axis,)), _like(x))
+  dw = _dot(*((x, g) if axis == 0 else (g, x)), dtype, ((0,), (0,)), _like(w))
   return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def _partition(x: Array) -> jax.P | None:
-  return jax.typeof(x).sharding.spec if sharding.is_sharded() else None
+def _like(x: Array) -> jax.P | None:
+  """The partition of an array, to be asked for; None without a mesh."""
+  return _partition(x) if sharding.is_sharded() else None
+
+
+def _partition(x: Array) -> jax.P:
+  """How an array lies on the mesh; called only where a mesh is set."""
+  return jax.typeof(x).sharding.spec
 
 
 def linear(p: Params, x: Array, dtype: str, *, contract: int = 1) -> Array:
@@ -57,21 +64,35 @@ def linear(p: Params, x: Array, dtype: str, *, contract: int = 1) -> Array:
   w = sharding.gather(p["w"])
   dtype = "bfloat16" if w.dtype == jnp.bfloat16 else dtype
   lead, inner = x.shape[: x.ndim - contract], w.shape[contract:]
-  flat = x.reshape(-1, _size(x.shape[x.ndim - contract :])), w.reshape(_size(w.shape[:contract]), -1)
+  rows, columns = _flat(x, len(lead)), _flat(w, contract)
   if not sharding.is_sharded():
-    y = matmul(*flat, dtype, None).reshape(*lead, *inner)
+    y = matmul(rows, columns, dtype, None).reshape(*lead, *inner)
   else:
-    rows, columns = _partition(x)[: len(lead)], _partition(w)[contract:]
-    y = matmul(*flat, dtype, jax.P(_partition(flat[0])[0], _partition(flat[1])[1]))
-    y = jax.lax.reshape(y, (*lead, *inner), out_sharding=jax.P(*rows, *columns))
+    y = matmul(rows, columns, dtype, jax.P(_partition(rows)[0], _partition(columns)[1]))
+    split = jax.P(*_partition(x)[: len(lead)], *_partition(w)[contract:])
+    y = jax.lax.reshape(y, (*lead, *inner), out_sharding=split)
   return y + p["b"] if "b" in p else y
 
 
-def _size(shape: tuple[int, ...]) -> int:
-  size = 1
-  for n in shape:
-    size *= n
-  return size
+def unembed(w: Float[Array, "V D"], x: Float[Array, "*B D"], dtype: str) -> Float[Array, "*B V"]:
+  """x w^T with a tied embedding; the transpose is never formed, which would cost more than the product on a CPU."""
+  w = sharding.gather(w)
+  dtype = "bfloat16" if w.dtype == jnp.bfloat16 else dtype
+  rows = _flat(x, x.ndim - 1)
+  if not sharding.is_sharded():
+    return matmul(rows, w, dtype, None, 1).reshape(*x.shape[:-1], w.shape[0])
+  vocab = _partition(w)[0]
+  y = matmul(rows, w, dtype, jax.P(_partition(rows)[0], vocab), 1)
+  return jax.lax.reshape(y, (*x.shape[:-1], w.shape[0]), out_sharding=jax.P(*_partition(x)[:-1], vocab))
+
+
+def _flat(x: Array, lead: int) -> Array:
+  """The first `lead` axes as one and the others as one; each keeps the partition of its first axis."""
+  shape = math.prod(x.shape[:lead]), math.prod(x.shape[lead:])
+  if not sharding.is_sharded():
+    return x.reshape(shape)
+  along = _partition(x)
+  return jax.lax.reshape(x, shape, out_sharding=jax.P(along[0] if lead else None, along[lead]))
 
 
 def rms_norm(p: Params, x: Float[Array, "B T D"], eps: float) -> Float[Array, "B T D"]:
@@ -89,7 +110,7 @@ def dropout(key: Key[Array, ""] | None, x: Float[Array, "B T D"], rate: float) -
   """Zeroes a share `rate` of x and divides the rest by 1 - rate; the identity without a key."""
   if key is None or rate == 0:
     return x
-  keep = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=_partition(x))
+  keep = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=_like(x))
   return jnp.where(keep, x / (1 - rate), 0)
 
 
@@ -137,7 +158,7 @@ def attention(
   scores = _product("btkgc,bksc->bkgts", grouped, k)
   weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(dtype)
   mixed = _product("bkgts,bksc->btkgc", weights, v)
-  return jax.lax.reshape(mixed, q.shape, out_sharding=_partition(q))
+  return jax.lax.reshape(mixed, q.shape, out_sharding=_like(q))
 
 
 def _product(equation: str, a: Array, b: Array) -> Array:

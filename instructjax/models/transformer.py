@@ -152,8 +152,10 @@ def hidden(
 
 def logits(f: Family, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
   """The unembedding: `head` where there is one, else the token embedding."""
-  head = params["head"] if "head" in params else {"w": params["embed"]["tokens"].T}
-  return blocks.linear(head, hidden, f.dtype)
+  if "head" in params:
+    return blocks.linear(params["head"], hidden, f.dtype)
+  tied = params["unembed"]["w"] if "unembed" in params else params["embed"]["tokens"]
+  return blocks.unembed(tied, hidden, f.dtype)
 
 
 def unstack(f: Family, params: Params) -> Params:
@@ -167,7 +169,8 @@ def unstack(f: Family, params: Params) -> Params:
     jax.tree.map(lambda w, i=i: w[i], stack) for stack in stacks for i in range(jax.tree.leaves(stack)[0].shape[0])
   )
   rest = {name: leaf for name, leaf in params.items() if name not in ("lower", "blocks")}
-  rest["head"] = params["head"] if "head" in params else {"w": params["embed"]["tokens"].T}
+  if "head" not in params:
+    rest["unembed"] = {"w": params["embed"]["tokens"]}
   return jax.tree_util.tree_map_with_path(leaf, rest | {"layers": layers})
 
 
