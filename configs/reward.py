@@ -22,7 +22,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
   c.model = {
     "source": "",  # the SFT model: a run directory, a model folder, a .gguf file or a hub id; "" is random weights
     "shape": "tiny" if tiny else "6B",  # origin.SHAPES
-    "tokenizer": "bytes" if tiny else "",  # tokenizer.json, SentencePiece .model or "bytes"; "" is the source's own
+    "tokenizer": "",  # tokenizer.json, SentencePiece .model or "bytes"; "" is the source's own (tiny: bytes)
     "dtype": "float32" if tiny else "bfloat16",  # of matrix products; parameters are float32
     "remat": "none" if tiny else "blocks",  # what the backward pass computes again
     "dropout": 0.0,

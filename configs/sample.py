@@ -19,7 +19,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
   c.model = {
     "source": "",  # a run directory, a model folder, a .gguf file or a hub id
     "shape": "tiny",  # origin.SHAPES, for random weights
-    "tokenizer": "bytes" if tiny else "",  # "" is the source's own
+    "tokenizer": "",  # "" is the source's own
     "dtype": "float32" if tiny else "bfloat16",
     "remat": "none",
     "dropout": 0.0,

@@ -120,7 +120,8 @@ def quickstart(args: argparse.Namespace, rest: Sequence[str]) -> None:
   prepare()
   from instructjax.quickstart import Quickstart, main
 
-  main(Quickstart(**config.to_dict()), args.workdir or f"runs/quickstart{'-fast' if args.fast else ''}")
+  workdir = args.workdir or f"runs/quickstart{'-fast' if args.fast else ''}"
+  main(Quickstart(**config.to_dict()), workdir, tuple(args.writer))
 
 
 def report(args: argparse.Namespace, rest: Sequence[str]) -> None:

@@ -66,7 +66,7 @@ def open_model(source: str, settings: Config, seed: int) -> Origin:
         f"config.model.shape={settings['shape']!r}: there is no such shape; known are {', '.join(SHAPES)}"
       )
     config = dataclasses.replace(SHAPES[settings["shape"]], **changes)
-    found = settings["tokenizer"]
+    found = settings["tokenizer"] or (BYTES if settings["shape"] == "tiny" else "")
     if not found:
       raise UserError(
         "config.model.tokenizer is empty: a model with random weights needs a tokenizer; give a tokenizer.json, a "

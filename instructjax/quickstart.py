@@ -292,14 +292,14 @@ def improve(
 # --- the run ---
 
 
-def main(config: Quickstart, workdir: str | Path) -> Path:
+def main(config: Quickstart, workdir: str | Path, sinks: tuple[str, ...] = ()) -> Path:
   """Runs everything, prints the table, and writes results.json, samples.jsonl and report.html; returns the report.
 
   Run again with the same directory and settings, it goes on where it stopped.  Raises UserError where the model cannot
   be fetched or the directory holds a run with other settings.
   """
   workdir = Path(workdir)
-  with writers.open_run(workdir, dataclasses.asdict(config), seed=config.seed) as writer:
+  with writers.open_run(workdir, dataclasses.asdict(config), seed=config.seed, sinks=sinks) as writer:
     start = time.perf_counter()
     world = open_world(config, workdir, writer)
     c, length = config, config.prompt + config.response

@@ -62,4 +62,4 @@ def evaluate(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """(sum of negative log-probabilities in nats, number of marked tokens) of a batch, dropout off."""
   logp, mask = likelihood.masked_logp(lm, params, batch, window)
-  return -(logp * mask).sum(), mask.sum()
+  return -(logp * mask).sum(), mask.sum(dtype=jnp.float32)

@@ -97,7 +97,7 @@ def test_comparisons(refused, tmp_path, row, part):
     ("--config.data.response=500", "a row (prompt + response) is 512 tokens, the model's context is 256"),
     ("--config.top=7", "cannot train the top 7 blocks of a model with 2"),
     ("--config.model.shape=7B", "config.model.shape='7B': there is no such shape; known are tiny"),
-    ("--config.model.tokenizer=", "config.model.tokenizer is empty"),
+    ("--config.model.shape=gpt-5m", "config.model.tokenizer is empty: a model with random weights needs a tokenizer"),
     ("--config.model.tokenizer=no.json", "no.json: no such tokenizer"),
     ("--config.data.spelling=xml", "config.data.spelling='xml': known are native"),
     ("--config.optimizer.schedule=step", "schedule='step': known are cosine"),

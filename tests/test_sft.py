@@ -13,47 +13,56 @@ from instructjax import optim, sft, sharding, steps
 from instructjax.types import Demonstrations
 
 LM = tiny.lm("gpt")
+SGD, ADAM = optax.sgd(1.0), optim.adamw(1e-2)
 
 
-def state_of(lm=LM, tx=None, seed=0):
-  tx = tx or optim.adamw(1e-2)
-  return steps.init_state(jax.random.key(seed), lm.init(jax.random.key(seed)), tx), tx
+def start(lm=LM, tx=SGD, seed=0):
+  return steps.init_state(jax.random.key(seed), lm.init(jax.random.key(seed)), tx)
+
+
+def step(state, batch, trunk=None, *, lm=LM, tx=SGD, cfg=sft.SFTConfig()):
+  return tiny.jitted(sft.sft_step, lm=lm, tx=tx, cfg=cfg)(state, trunk or {}, batch)
+
+
+def evaluate(params, batch):
+  return tiny.jitted(sft.evaluate, lm=LM)(params, batch)
 
 
 @pytest.mark.parametrize("family", ["gpt", "llama"])
 def test_one_batch_is_learned_by_heart(family):
   lm = tiny.lm(family)
-  state, tx = state_of(lm)
+  state = start(lm, ADAM)
   batch = tiny.demonstrations(lm, rows=4)
-  step = steps.compiled(partial(sft.sft_step, lm=lm, tx=tx), state)
-  for _ in range(150):
-    state, metrics = step(state, {}, batch)
+  step = steps.compiled(partial(sft.sft_step, lm=lm, tx=ADAM), state)
+  with tiny.compilations("sft_step") as compiled:
+    for _ in range(150):
+      state, metrics = step(state, {}, batch)
   assert metrics["loss"] < 0.01
-  assert step._cache_size() == 1
+  assert len(compiled) == 1
 
 
 def test_loss_is_the_mean_over_marked_tokens():
   batch = tiny.demonstrations(LM, rows=3)
   params = LM.init(jax.random.key(0))
-  logits = np.asarray(LM.logits(params, LM.hidden(params, batch.tokens, batch.valid)), np.float64)
+  hidden = jax.jit(LM.hidden)(params, batch.tokens, batch.valid)
+  logits = np.asarray(LM.logits(params, hidden), np.float64)
   total, count = 0.0, 0
   for b, t in zip(*np.nonzero(np.asarray(batch.mask))):
     row = logits[b, t - 1]
     total -= row[batch.tokens[b, t]] - np.log(np.exp(row).sum())
     count += 1
-  state, tx = state_of()
-  _, metrics = sft.sft_step(state, {}, batch, lm=LM, tx=tx)
+  _, metrics = step(start(), batch)
   assert metrics["loss"] == pytest.approx(total / count, rel=1e-5)
   assert metrics["tokens"] == count
-  assert sft.evaluate(params, batch, lm=LM)[0] == pytest.approx(total, rel=1e-5)
+  assert evaluate(params, batch)[0] == pytest.approx(total, rel=1e-5)
 
 
 def test_a_window_over_the_completions_changes_nothing():
   batch = tiny.demonstrations(LM, rows=6)
-  state, tx = state_of()
+  state = start()
   window = int(batch.mask.sum(1).max())
-  whole, a = sft.sft_step(state, {}, batch, lm=LM, tx=tx)
-  windowed, b = sft.sft_step(state, {}, batch, lm=LM, tx=tx, cfg=sft.SFTConfig(window=window))
+  whole, a = step(state, batch)
+  windowed, b = step(state, batch, cfg=sft.SFTConfig(window=window))
   assert a["loss"] == pytest.approx(float(b["loss"]), rel=1e-5)
   tiny.assert_trees_close(whole.params, windowed.params, atol=1e-4)
 
@@ -63,21 +72,21 @@ def test_unmarked_tokens_carry_no_gradient():
   batch = tiny.demonstrations(LM, rows=4)
   noise = jax.random.randint(jax.random.key(9), batch.tokens.shape, 0, LM.vocab_size)
   other = batch.replace(tokens=jnp.where(batch.valid, batch.tokens, noise))
-  state, tx = state_of(tx=optax.sgd(1.0))
-  a, _ = sft.sft_step(state, {}, batch, lm=LM, tx=tx)
-  b, _ = sft.sft_step(state, {}, other, lm=LM, tx=tx)
+  state = start()
+  a, _ = step(state, batch)
+  b, _ = step(state, other)
   tiny.assert_trees_equal(a.params, b.params)
   prompt_only = batch.replace(mask=batch.mask & False)
-  c, metrics = sft.sft_step(state, {}, prompt_only, lm=LM, tx=tx)
+  c, metrics = step(state, prompt_only)
   tiny.assert_trees_equal(c.params, state.params)
   assert metrics["loss"] == 0
 
 
 def test_dropout_is_random_by_step_off_without_it_and_repeatable():
   lm = tiny.lm("gpt", dropout=0.5)
-  state, tx = state_of(lm)
+  state = start(lm)
   batch = tiny.demonstrations(lm, rows=4)
-  run = lambda state, cfg: float(sft.sft_step(state, {}, batch, lm=lm, tx=tx, cfg=cfg)[1]["loss"])
+  run = lambda state, cfg: float(step(state, batch, lm=lm, cfg=cfg)[1]["loss"])
   on, off = sft.SFTConfig(), sft.SFTConfig(dropout=False)
   assert run(state, on) == run(state, on)
   assert run(state, on) != run(state.replace(step=jnp.int32(1)), on)
@@ -91,8 +100,8 @@ def test_packed_rows_give_the_loss_of_separate_rows():
   segments = jnp.array([[1] * 7 + [2] * 9])
   packed = Demonstrations(cut(single.tokens), segments, cut(single.mask))
   params = LM.init(jax.random.key(0))
-  a, n = sft.evaluate(params, single, lm=LM)
-  b, m = sft.evaluate(params, packed, lm=LM)
+  a, n = evaluate(params, single)
+  b, m = evaluate(params, packed)
   assert n == m
   assert a == pytest.approx(float(b), rel=1e-5)
 
@@ -100,9 +109,9 @@ def test_packed_rows_give_the_loss_of_separate_rows():
 @pytest.mark.parametrize("micro", [2, 4])
 def test_accumulation_equals_one_large_batch_with_ragged_lengths(micro):
   batch = tiny.demonstrations(LM, rows=8, lengths=[4, 16, 5, 6, 16, 4, 9, 12])
-  state, tx = state_of(tx=optax.sgd(1.0))
-  whole, a = sft.sft_step(state, {}, batch, lm=LM, tx=tx)
-  parts, b = sft.sft_step(state, {}, batch, lm=LM, tx=tx, cfg=sft.SFTConfig(micro=micro))
+  state = start()
+  whole, a = step(state, batch)
+  parts, b = step(state, batch, cfg=sft.SFTConfig(micro=micro))
   assert a["loss"] == pytest.approx(float(b["loss"]), rel=1e-5)
   tiny.assert_trees_close(whole.params, parts.params, atol=1e-5)
 
@@ -119,30 +128,30 @@ def test_frozen_blocks_stay_and_the_top_learns(family):
 
   lm = tiny.lm(family, depth=3)
   trunk, trained = freeze.split(lm.init(jax.random.key(0)), 1)
-  tx = optim.adamw(1e-2)
-  state = steps.init_state(jax.random.key(0), trained, tx)
+  state = steps.init_state(jax.random.key(0), trained, SGD)
   batch = tiny.demonstrations(lm, rows=4)
-  with_stem = batch.replace(stem=lm.stem(trunk, batch.tokens, batch.valid))
-  a, m = sft.sft_step(state, trunk, batch, lm=lm, tx=tx)
-  b, n = sft.sft_step(state, trunk, with_stem, lm=lm, tx=tx)
+  with_stem = batch.replace(stem=jax.jit(lm.stem)(trunk, batch.tokens, batch.valid))
+  a, m = step(state, batch, trunk, lm=lm)
+  b, n = step(state, with_stem, trunk, lm=lm)
   assert m["loss"] == pytest.approx(float(n["loss"]), rel=1e-6)
   tiny.assert_trees_close(a.params, b.params, atol=1e-5)
   assert float(jnp.abs(a.params["norm"]["scale"] - trained["norm"]["scale"]).max()) > 0
 
 
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 2, 4)], indirect=True, ids=str)
 def test_sharded_steps_equal_one_device(mesh):
   lm = tiny.lm("llama")
   batch = tiny.demonstrations(lm, rows=8)
 
   def run(place, place_batch):
-    tx = optim.adamw(1e-2)
-    state = steps.init_state(jax.random.key(0), place(lm.init(jax.random.key(0))), tx)
-    step = steps.compiled(partial(sft.sft_step, lm=lm, tx=tx), state)
+    state = steps.init_state(jax.random.key(0), place(lm.init(jax.random.key(0))), ADAM)
+    step = steps.compiled(partial(sft.sft_step, lm=lm, tx=ADAM), state)
     history = []
-    for _ in range(3):
-      state, metrics = step(state, {}, place_batch(batch))
-      history.append(float(metrics["loss"]))
-    assert step._cache_size() == 1
+    with tiny.compilations("sft_step") as compiled:
+      for _ in range(3):
+        state, metrics = step(state, {}, place_batch(batch))
+        history.append(float(metrics["loss"]))
+    assert len(compiled) == 1
     return history, jax.tree.map(np.asarray, state.params)
 
   losses, params = run(lambda p: sharding.place(p, sharding.shardings(lm.table)), sharding.place_batch)

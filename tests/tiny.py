@@ -1,5 +1,9 @@
 """Small models and batches that the tests share."""
 
+import contextlib
+import logging
+from functools import cache, partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +16,7 @@ from instructjax.types import LM, Comparisons, Demonstrations, Frozen, Prompts
 VOCAB = 48
 
 
+@cache
 def lm(family: str = "gpt", *, vocab_size=VOCAB, width=32, depth=2, dropout=0.0, tied=True) -> LM:
   if family == "gpt":
     return gpt.gpt(gpt.GPTConfig(vocab_size=vocab_size, context=64, width=width, depth=depth, heads=4, dropout=dropout))
@@ -19,6 +24,39 @@ def lm(family: str = "gpt", *, vocab_size=VOCAB, width=32, depth=2, dropout=0.0,
     vocab_size=vocab_size, context=64, width=width, depth=depth, heads=4, kv_heads=2, mlp=64, tied=tied, dropout=dropout
   )
   return llama.llama(config)
+
+
+_JITTED = {}
+
+
+def jitted(function, **settings):
+  """The function with these settings bound, compiled once for all tests that bind the same ones."""
+
+  def name(value):  # models hold dicts and are known by identity, which lives as long as the entry below
+    try:
+      hash(value)
+    except TypeError:
+      return id(value)
+    return value
+
+  key = (function, *((k, name(v)) for k, v in sorted(settings.items())))
+  if key not in _JITTED:
+    _JITTED[key] = jax.jit(partial(function, **settings)), settings
+  return _JITTED[key][0]
+
+
+@contextlib.contextmanager
+def compilations(name: str):
+  """A list that grows by one each time a function of this name is compiled."""
+  found = []
+  handler, logger = logging.Handler(), logging.getLogger("jax")
+  handler.emit = lambda record: found.append(1) if f"Compiling jit({name})" in record.getMessage() else None
+  logger.addHandler(handler)
+  propagate, logger.propagate = logger.propagate, False
+  with jax.log_compiles():
+    yield found
+  logger.propagate = propagate
+  logger.removeHandler(handler)
 
 
 def reward_model(lm: LM, seed: int):
