@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--config", default=name, metavar="FILE[:PRESET]", help=f"default {name}: configs/{name}.py")
     command.add_argument("--workdir", default=f"runs/{name}", help=f"default runs/{name}; run again to go on with it")
     command.add_argument("--model", help="a run directory, a model folder, a .gguf file or a hub id")
-    command.add_argument("--writer", action="append", default=[], choices=["tensorboard", "wandb"])
+    _writer(command)
     command.epilog = "Any field: --config.optimizer.lr=1e-5; the fields stand in the configuration file."
   _quickstart(add("quickstart", "the whole method on a real model and human ratings, in minutes"))
   report = add("report", "one HTML page from a run directory")
@@ -56,6 +56,11 @@ def _quickstart(command: argparse.ArgumentParser) -> None:
   command.add_argument("--workdir", help="default runs/quickstart, or runs/quickstart-fast")
   command.add_argument("--model", help="another model than SmolLM2-135M: a folder, a .gguf file or a hub id")
   command.add_argument("--config", metavar="FILE[:PRESET]", help="default quickstart:full")
+  _writer(command)
+
+
+def _writer(command: argparse.ArgumentParser) -> None:
+  command.add_argument("--writer", action="append", default=[], choices=["tensorboard", "wandb"], help="besides JSONL")
 
 
 def _bench(command: argparse.ArgumentParser) -> None:

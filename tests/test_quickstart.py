@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from instructjax import quickstart
 from instructjax.data import tone
-from instructjax.evals import tone as evaluation
 from instructjax.models import llama, save
+from instructjax.quickstart import evaluation
 
 TINY = dataclasses.replace(
   quickstart.FAST, top=1, dtype="float32", prompt=64, response=24, text=24, demonstrations=32, comparisons=8, gold=8,

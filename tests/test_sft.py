@@ -14,13 +14,14 @@ from instructjax.types import Demonstrations
 
 LM = tiny.lm("gpt")
 SGD, ADAM = optax.sgd(1.0), optim.adamw(1e-2)
+DEFAULT = sft.SFTConfig()
 
 
 def start(lm=LM, tx=SGD, seed=0):
   return steps.init_state(jax.random.key(seed), lm.init(jax.random.key(seed)), tx)
 
 
-def step(state, batch, trunk=None, *, lm=LM, tx=SGD, cfg=sft.SFTConfig()):
+def step(state, batch, trunk=None, *, lm=LM, tx=SGD, cfg=DEFAULT):
   return tiny.jitted(sft.sft_step, lm=lm, tx=tx, cfg=cfg)(state, trunk or {}, batch)
 
 

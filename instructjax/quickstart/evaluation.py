@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,10 +21,8 @@ from jaxtyping import Float
 from instructjax import intervals, likelihood, reward
 from instructjax.data import pipeline, tone, tone_measures
 from instructjax.data.records import Comparison, Prompt
+from instructjax.quickstart.world import Policy, World, with_stem
 from instructjax.types import Params
-
-if TYPE_CHECKING:
-  from instructjax.quickstart import Policy, World
 
 LENGTH = 64  # tokens of a window of held-out pretraining text
 NOTES = (
@@ -47,8 +45,6 @@ class Answers(NamedTuple):
 
 def text_nll(world: World, rows: int) -> Callable[[Params], tuple[float, np.ndarray]]:
   """(nats per token, nats of each row) of held-out pretraining text under a policy; the stem is computed once."""
-  from instructjax.quickstart import with_stem
-
   windows = pipeline.text(world.tasks.text_valid, world.tokenizer, length=LENGTH)[:rows]
   batch = with_stem(world, pipeline.pad_demonstrations(windows, length=LENGTH))
   run = jax.jit(lambda params, batch: likelihood.masked_logp(world.lm, world.trunk | params, batch))
@@ -63,8 +59,6 @@ def text_nll(world: World, rows: int) -> Callable[[Params], tuple[float, np.ndar
 
 def scores(world: World, judges: dict[str, Params], comparisons: Sequence[Comparison]) -> dict[str, list[list[float]]]:
   """Each judge's score of every completion."""
-  from instructjax.quickstart import with_stem
-
   c = world.config
   groups = pipeline.comparisons(comparisons, world.tokenizer, prompt=c.prompt, response=c.response)
   pad = partial(pipeline.pad_comparisons, k=tone.K[1], length=c.prompt + c.response)

@@ -1,0 +1,186 @@
+"""What every stage of the quickstart reads: settings, the model in its parts, the data, and compiled functions.
+
+Every model is the same trunk (embeddings and lower blocks, frozen, bfloat16) under its own top blocks.  The trunk is
+run once over each text and its activations, the stem, are kept; training and scoring begin at the stem.  `top=None`
+trains all blocks instead.
+
+Dimensions: N rows, B batch, K completions, P prompt, R response, T = P + R, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from instructjax import models, optim, ppo, writers
+from instructjax.checkpoint import Checkpoints
+from instructjax.data import download, pipeline, tokenizers, tone
+from instructjax.errors import UserError
+from instructjax.models import freeze
+from instructjax.ppo import PPO
+from instructjax.rollout import Sampling
+from instructjax.types import LM, Array, Frozen, Params, Prompts, PyTree
+
+
+@dataclass(frozen=True)
+class Quickstart:
+  """Every setting.  Learning rates are larger than the paper's, as a few hundred updates of a small model need."""
+
+  seed: int = 0
+  model: str | None = None  # None fetches SmolLM2-135M-Instruct; or a folder, a .gguf file, a hub id
+  top: int | None = 6  # blocks that are trained; None trains all of them
+  dtype: str = "bfloat16"  # operands of matrix products; parameters, sums and losses are float32
+  trunk_dtype: str = "bfloat16"  # the frozen blocks are stored so
+  # Lengths in tokens.
+  prompt: int = 20
+  response: int = 20
+  text: int = 20  # of a row of pretraining text
+  # Records of each kind.
+  demonstrations: int = 400
+  comparisons: int = 240
+  gold: int = 240
+  test_prompts: int = 96  # of each of three domains
+  test_comparisons: int = 40  # of each domain
+  text_rows: int = 1024
+  text_valid: int = 48  # rows of 64 tokens
+  # SFT and rl_init: cosine to a tenth.  Paper: 16 epochs, and 2 for rl_init.
+  sft_epochs: int = 2
+  sft_batch: int = 16
+  sft_lr: float = 2e-4
+  text_share: float = 0.1  # pretraining rows beside the demonstrations of rl_init
+  # Both reward models: one epoch, cosine to a tenth.
+  reward_batch: int = 2  # prompts: the same texts to be praised and to be criticised
+  reward_lr: float = 1e-3
+  # PPO and PPO-ptx.
+  iterations: int = 10
+  episodes: int = 64
+  minibatches: int = 4
+  temperature: float = 0.7  # of the sampler and of every log-probability of PPO; paper: 1
+  ppo_lr: float = 5e-4
+  value_lr: float = 1e-3
+  kl_coef: float = 0.05
+  ptx_coef: float = 1.0  # paper: 27.8, relative to sums that it does not define
+  ptx_ratio: int = 8  # rows of pretraining text an episode
+  ptx_micro: int = 2
+  ema_decay: float = 0.8  # of 40 updates; paper: .992 of thousands
+  eos_penalty: float = 1.0  # taken from the score of a response without an end; not in the paper
+
+
+FAST = Quickstart(
+  demonstrations=128, comparisons=100, gold=100, test_prompts=21, test_comparisons=16, text_rows=256, text_valid=24,
+  iterations=2,
+)  # fmt: skip
+
+
+class World(NamedTuple):
+  """What every stage reads: the model in its parts, the tokenizer, the data, and the trunk as a compiled function."""
+
+  config: Quickstart
+  workdir: Path
+  writer: writers.Writer
+  lm: LM
+  trunk: Params
+  base: Params  # the trained part before any training
+  tokenizer: tokenizers.Tokenizer
+  tasks: tone.Tasks
+  stem: Callable[[Array, Array], Array]
+
+
+# --- set-up ---
+
+
+def one_line(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+  """The same tokenizer where a new line ends a response and no other token with a line break is ever sampled."""
+  newline = tokenizer.encode("\n")
+  if len(newline) != 1:
+    raise UserError("the quickstart ends responses with a new line, which this tokenizer spells in several tokens")
+  breaks = {i for i in range(tokenizer.vocab_size) if "\n" in tokenizer.decode([i])} - {newline[0]}
+  eos = (newline[0], *(i for i in tokenizer.eos if i != newline[0]))
+  return tokenizer._replace(eos=eos, banned=tuple(sorted((set(tokenizer.banned) | breaks) - set(eos))))
+
+
+def open_world(config: Quickstart, workdir: Path, writer: writers.Writer) -> World:
+  """Fetches and loads the model, splits it, and draws the data.  Raises UserError where any of it is not to be had."""
+  loaded = models.load(config.model or download.fetch(), dtype=config.dtype)
+  tokenizer = one_line(tokenizers.fit(tokenizers.load(loaded.tokenizer), loaded.lm.vocab_size))
+  trunk, base = freeze.split(loaded.params, config.top, dtype=config.trunk_dtype)
+  sizes = tone.Sizes(
+    demonstrations=config.demonstrations,
+    comparisons=config.comparisons,
+    gold=config.gold,
+    prompts=config.iterations * config.episodes,
+    test_prompts=config.test_prompts,
+    test_comparisons=config.test_comparisons,
+  )
+  tasks = tone.tasks(config.seed, sizes)
+  compiled = jax.jit(lambda trunk, tokens, valid: loaded.lm.stem(trunk, tokens, valid).astype(jnp.bfloat16))
+  stem = partial(compiled, trunk)
+  return World(config, workdir, writer, loaded.lm, trunk, base, tokenizer, tasks, stem)
+
+
+def with_stem(world: World, batch: PyTree, rows: int = 64) -> PyTree:
+  """The batch with the stem of each of its rows, computed `rows` at a time; None where no block is frozen."""
+  if "lower" not in world.trunk:
+    return batch
+  tokens, valid = (np.asarray(x).reshape(-1, x.shape[-1]) for x in (batch.tokens, batch.valid))
+  real = np.flatnonzero(valid.any(1))
+  stem = np.zeros((*tokens.shape, world.lm.width), jnp.bfloat16)
+  for at in range(0, len(real), rows):
+    part = np.resize(real[at : at + rows], rows)
+    stem[part] = world.stem(jnp.asarray(tokens[part]), jnp.asarray(valid[part]))
+  return dataclasses.replace(batch, stem=jnp.asarray(stem.reshape(*batch.tokens.shape, -1)))
+
+
+def draw(data: PyTree, size: int, seed: int) -> Callable[[int], PyTree]:
+  """Batch number -> `size` rows of the data, shuffled anew each epoch."""
+  rows = jax.tree.leaves(data)[0].shape[0]
+  take = lambda at: jax.tree.map(lambda x: x[np.asarray(at)], data)
+  return pipeline.stream(range(rows), take, size=size, seed=seed)
+
+
+@contextmanager
+def stage(world: World, name: str) -> Iterator[None]:
+  """Adds the seconds of a stage to `seconds.json`, over all runs of the same directory."""
+  start = time.perf_counter()
+  yield
+  path = world.workdir / "seconds.json"
+  seconds = json.loads(path.read_text()) if path.is_file() else {}
+  seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 1)
+  path.write_text(json.dumps(seconds))
+
+
+def checkpoints(world: World, name: str) -> Checkpoints:
+  return Checkpoints(world.workdir / "checkpoints" / name, keep=1)
+
+
+class Policy(NamedTuple):
+  """The compiled parts of an iteration, shared by PPO, PPO-ptx and the evaluation."""
+
+  sample: Callable[[Params, Prompts, Array], Any]
+  score: Callable[..., tuple[Array, dict[str, Array]]]
+
+
+def parts(world: World, sampling: Sampling) -> Policy:
+  """`sample` draws responses from a trained part; `score` gives (stem, score under each reward model)."""
+  settings = PPO(lm=world.lm, tx=optim.adamw(0.0), sampling=sampling)
+
+  def score(trunk, judges, rows):
+    stem, _ = ppo.stems(Frozen(trunk, {}, {}), rows.tokens, rows.valid, settings)
+    one = lambda judge: ppo.score(Frozen(trunk, {}, judge), rows, settings, stem)
+    return stem, {name: one(judge) for name, judge in judges.items()}
+
+  sample = jax.jit(
+    lambda trunk, params, prompts, key: ppo.rollout({"policy": params}, Frozen(trunk, {}, {}), prompts, key, settings)
+  )
+  return Policy(partial(sample, world.trunk), partial(jax.jit(score), world.trunk))
