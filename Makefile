@@ -10,7 +10,7 @@ quickstart: $(VENV)/.runtime
 	$(BIN)/instructjax quickstart $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow $(ARGS)

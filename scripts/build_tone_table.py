@@ -5,8 +5,9 @@
 The source is the sdist of vaderSentiment 3.3.2 (MIT), which holds the data of Hutto and Gilbert (2014):
 sentences rated for tone, from -4 to 4, by 14 to 99 people each.  Without a path the sdist is fetched with
 pip.  The result is a gzipped table with the columns domain, id, ratings (one digit a rater: the rating + 4)
-and text; the 199 tweets whose mean rating differs between the two files of the source are left out.  The
-script checks the sha256 of the source and of the table and writes nothing when either is wrong.
+and text; the 199 tweets whose mean rating differs between the two files of the source are left out and
+HTML entities are written as their characters.  The script checks the sha256 of the source and of the
+table and writes nothing when either is wrong.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import ast
 import gzip
 import hashlib
+import html
 import io
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from pathlib import Path
 SDIST = "vaderSentiment-3.3.2.tar.gz"
 SDIST_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-TABLE_SHA256 = "5b86fd9a85c1dd632a90f4a810e38e13581326ced9a51c1960cfeeeed6afbb0e"
+TABLE_SHA256 = "dd32aedd1dd7e424025c12175f56bda47449955a4528e687908f00c1dcadd48d"
 FILES = {
   "movies": "movieReviewSnippets",
   "tweets": "tweets",
@@ -54,6 +56,11 @@ def rows(content: bytes) -> list[list[str]]:
   return [line.split("\t") for line in content.decode("utf-8-sig").split("\r\n") if line]
 
 
+def plain(text: str) -> str:
+  """The text without HTML entities, of which some were escaped twice."""
+  return html.unescape(html.unescape(text))
+
+
 def table(sdist: bytes) -> bytes:
   """The whole table, uncompressed."""
   with tarfile.open(fileobj=io.BytesIO(sdist)) as outer:
@@ -69,7 +76,7 @@ def table(sdist: bytes) -> bytes:
         _, other, _, single = ratings[key]
         if abs(float(mean) - float(other)) < 1e-3:
           digits = "".join(str(rating + 4) for rating in ast.literal_eval(single))
-          lines.append("\t".join([domain, key, digits, " ".join(text.split())]))
+          lines.append("\t".join([domain, key, digits, " ".join(plain(text).split())]))
   return ("\n".join(lines) + "\n").encode()
 
 

@@ -3,7 +3,12 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Compiling is most of the time of these tests, and what is compiled runs once or twice: so without optimization.
+os.environ.setdefault(
+  "XLA_FLAGS",
+  "--xla_force_host_platform_device_count=8"
+  " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -21,7 +26,7 @@ if cache:
 # of shardings, numpy arrays and other leaves.
 package = Path(__file__).parent.parent / "instructjax"
 checked = [f"instructjax.{path.stem}" for path in package.iterdir() if path.stem not in ("__init__", "types", "py")]
-install_import_hook(checked, "beartype.beartype")
+install_import_hook(checked, "checks.check")
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
 

@@ -181,7 +181,7 @@ def test_quickstart_gets_its_settings(monkeypatch, tmp_path):
 
   seen = []
   monkeypatch.setattr(cli, "prepare", lambda: None)
-  monkeypatch.setattr(quickstart, "main", lambda config, workdir: seen.append((config, workdir)))
+  monkeypatch.setattr(quickstart, "main", lambda config, workdir, sinks: seen.append((config, workdir)))
   assert cli.main(["quickstart", "--seed=3", f"--workdir={tmp_path}", "--config.top=none"]) == 0
   assert cli.main(["quickstart", "--fast"]) == 0
   (full, workdir), (fast, default) = seen

@@ -68,7 +68,19 @@ def test_the_core_imports_arrays_only(module):
   allowed = PURE | FILES.get(module.split(".")[0], set())
   standard = {"__future__", "collections", "dataclasses", "functools", "math", "typing", "operator", "itertools"}
   if module.startswith("models"):
-    standard |= {"json", "pathlib", "os", "re", "shutil", "tempfile", "contextlib", "importlib", "errno", "struct"}
+    standard |= {
+      "difflib",
+      "json",
+      "pathlib",
+      "os",
+      "re",
+      "shutil",
+      "tempfile",
+      "contextlib",
+      "importlib",
+      "errno",
+      "struct",
+    }
   assert {name.split(".")[0] for name in imports(SOURCES[module])} <= allowed | standard
 
 

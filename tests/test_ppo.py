@@ -1,6 +1,6 @@
 """PPO and PPO-ptx: the checklist 4.5 of the specification, line by line."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,19 @@ from instructjax.rollout import Sampling
 R = 6
 
 
+@cache
+def settings_of(family, depth, tx, settings):
+  """One object for equal settings, so that what was compiled with them is found again."""
+  sampling = Sampling(response=R, temperature=0.7, eos=(3, 4, 5))
+  return ppo.PPO(lm=tiny.lm(family, depth=depth), tx=tx, sampling=sampling, cfg=PPOConfig(**dict(settings)))
+
+
 def setup(family="llama", tx=None, depth=2, **settings):
   """(PPO, state, frozen): policy, reference and reward model of one tiny family with different weights."""
-  lm = tiny.lm(family, depth=depth)
-  cfg = PPOConfig(**({"minibatches": 2, "ptx_coef": 0.0} | settings))
-  tx = tx or optim.by_subtree(policy=optim.adamw(1e-3, eps=1e-5), value=optim.adamw(1e-3, eps=1e-5))
-  config = ppo.PPO(lm=lm, tx=tx, sampling=Sampling(response=R, temperature=0.7, eos=(3, 4, 5)), cfg=cfg)
+  config = settings_of(
+    family, depth, tx or ADAM, tuple(sorted(({"minibatches": 2, "ptx_coef": 0.0} | settings).items()))
+  )
+  lm, tx = config.lm, config.tx
   policy = lm.init(jax.random.key(0))
   reward_model = tiny.reward_model(lm, 7)
   frozen = ppo.Frozen(trunk={}, ref=policy, reward=reward_model)
@@ -30,11 +37,31 @@ def setup(family="llama", tx=None, depth=2, **settings):
   return config, state, frozen
 
 
+SGD = optim.by_subtree(policy=optax.sgd(1.0), value=optax.sgd(1.0))
+STILL = optim.by_subtree(policy=optax.sgd(0.0), value=optax.sgd(0.0))
+ADAM = optim.by_subtree(policy=optim.adamw(1e-3, eps=1e-5), value=optim.adamw(1e-3, eps=1e-5))
+
+
+def jitted(function, config):
+  return tiny.jitted(function, ppo=config)
+
+
+def minibatch_step(config, state, frozen, exp, text):
+  return jitted(ppo.minibatch_step, config)(state, (exp, text), frozen=frozen)
+
+
+def gradient(config, params, exp, frozen):
+  """The gradient of the PPO loss of all rows in one minibatch."""
+  weights = losses.token_mean(exp.mask), losses.token_mean(exp.value_mask)
+  loss = lambda p, e: ppo.ppo_loss(p, (e, *weights), None, frozen=frozen, ppo=config)[0]
+  return jax.jit(jax.grad(loss))(params, exp)
+
+
 def collect(config, state, frozen, rows=8, key=1):
   prompts = tiny.prompts(config.lm, rows=rows)
-  episodes = ppo.rollout(state.params, frozen, prompts, jax.random.key(key), config)
-  scores = ppo.score(frozen, episodes, config)
-  exp, stats = ppo.credit(state.params, frozen, episodes, scores, state.kl_coef, config)
+  episodes = jitted(ppo.rollout, config)(state.params, frozen, prompts, jax.random.key(key))
+  scores = jitted(ppo.score, config)(frozen, episodes)
+  exp, stats = jitted(ppo.credit, config)(state.params, frozen, episodes, scores, state.kl_coef)
   return episodes, scores, exp, stats
 
 
@@ -65,7 +92,8 @@ def test_nothing_counts_after_the_end():
     logp=junk(exp.logp), value=junk(exp.value), advantage=junk(exp.advantage), target=junk(exp.target)
   )
   weights = losses.token_mean(exp.mask), losses.token_mean(exp.value_mask)
-  grad = jax.grad(lambda p, e: ppo.ppo_loss(p, (e, *weights), None, frozen=frozen, ppo=config)[0])
+  loss = lambda p, e: ppo.ppo_loss(p, (e, *weights), None, frozen=frozen, ppo=config)[0]
+  grad = jax.jit(jax.grad(loss))
   tiny.assert_trees_equal(grad(state.params, exp), grad(state.params, other))
 
 
@@ -80,11 +108,11 @@ def test_score_is_paid_at_the_last_real_token_or_the_one_after():
 def test_first_minibatch_has_ratio_one_and_later_ones_do_not():
   config, state, frozen = setup(minibatches=4, epochs=2)
   *_, exp, _ = collect(config, state, frozen)
-  new, metrics = ppo.improve(state, frozen, exp, None, config)
+  new, metrics = jitted(ppo.improve, config)(state, frozen, exp, None)
   assert float(metrics["policy/ratio_first"]) == pytest.approx(1.0, abs=1e-5)
   assert float(metrics["policy/ratio_max"]) > 1.001
   assert new.step == 8
-  _, first = ppo.minibatch_step(state, (exp, None), frozen=frozen, ppo=config)
+  _, first = minibatch_step(config, state, frozen, exp, None)
   assert float(first["policy/approxkl_avg"]) == pytest.approx(0, abs=1e-9)
   assert float(first["policy/clipfrac_avg"]) == 0
 
@@ -92,14 +120,13 @@ def test_first_minibatch_has_ratio_one_and_later_ones_do_not():
 def test_first_gradient_is_reinforce_with_a_baseline():
   config, state, frozen = setup()
   *_, exp, _ = collect(config, state, frozen)
-  weights = losses.token_mean(exp.mask), losses.token_mean(exp.value_mask)
-  grads = jax.grad(lambda p: ppo.ppo_loss(p, (exp, *weights), None, frozen=frozen, ppo=config)[0])(state.params)
+  grads = gradient(config, state.params, exp, frozen)
 
   def reinforce(policy):
     logp, _ = ppo.policy_logp(config.lm, policy, exp, None, config.sampling)
     return -(logp * exp.advantage * exp.mask).sum() / exp.mask.sum()
 
-  tiny.assert_trees_close(grads["policy"], jax.grad(reinforce)(state.params["policy"]), atol=1e-6)
+  tiny.assert_trees_close(grads["policy"], jax.jit(jax.grad(reinforce))(state.params["policy"]), atol=1e-6)
 
 
 def test_every_row_is_used_once_an_epoch_in_a_new_order():
@@ -115,20 +142,18 @@ def test_every_row_is_used_once_an_epoch_in_a_new_order():
 
 def test_ptx_gradient_is_added_with_its_coefficient_in_one_update():
   coef = 27.8
-  tx = optim.by_subtree(policy=optax.sgd(1.0), value=optax.sgd(1.0))
-  config, state, frozen = setup(tx=tx, ptx_coef=coef, whiten_advantage=False, ptx_micro=2)
+  config, state, frozen = setup(tx=SGD, ptx_coef=coef, whiten_advantage=False, ptx_micro=2)
   *_, exp, _ = collect(config, state, frozen)
   text = tiny.text(config.lm, rows=64)
-  new, metrics = ppo.minibatch_step(state, (exp, text), frozen=frozen, ppo=config)
-  weights = losses.token_mean(exp.mask), losses.token_mean(exp.value_mask)
-  g = jax.grad(lambda p: ppo.ppo_loss(p, (exp, *weights), None, frozen=frozen, ppo=config)[0])(state.params)
+  new, metrics = minibatch_step(config, state, frozen, exp, text)
+  g = gradient(config, state.params, exp, frozen)
 
   def nll(policy):  # - log pi(x): the sign of Eq. 2, not of the texts that copy it (E1)
     logits = config.lm.logits(policy, config.lm.hidden(policy, text.tokens, text.valid))[:, :-1]
     logp = jnp.take_along_axis(jax.nn.log_softmax(logits), text.tokens[:, 1:, None], 2)[..., 0]
     return -(logp * text.mask[:, 1:]).sum() / text.mask[:, 1:].sum()
 
-  ptx = jax.grad(nll)(state.params["policy"])
+  ptx = jax.jit(jax.grad(nll))(state.params["policy"])
   expected = jax.tree.map(lambda a, b: a + coef * b, g["policy"], ptx)
   moved = jax.tree.map(lambda a, b: a - b, state.params["policy"], new.params["policy"])
   tiny.assert_trees_close(moved, expected, rtol=1e-4, atol=1e-6)
@@ -140,8 +165,8 @@ def test_ptx_gradient_is_added_with_its_coefficient_in_one_update():
 def test_without_ptx_the_branch_is_gone_and_the_bits_are_the_same():
   config, state, frozen = setup(ptx_coef=0.0)
   prompts, text = tiny.prompts(config.lm, rows=8), tiny.text(config.lm, rows=64)
-  with_text, _ = jax.jit(partial(ppo.iteration, ppo=config))(state, frozen, prompts, text)
-  without, _ = jax.jit(partial(ppo.iteration, ppo=config))(state, frozen, prompts, None)
+  with_text, _ = jitted(ppo.iteration, config)(state, frozen, prompts, text)
+  without, _ = jitted(ppo.iteration, config)(state, frozen, prompts, None)
   tiny.assert_trees_equal(with_text.params, without.params)
   count = lambda cfg: str(
     jax.make_jaxpr(partial(ppo.iteration, ppo=config._replace(cfg=cfg)))(state, frozen, prompts, text)
@@ -157,18 +182,17 @@ def test_pretraining_loss_falls_when_the_reward_is_silent():
   text = tiny.text(config.lm, rows=64)
   history = []
   for _ in range(6):
-    state, metrics = ppo.minibatch_step(state, (exp, text), frozen=frozen, ppo=config)
+    state, metrics = minibatch_step(config, state, frozen, exp, text)
     history.append(float(metrics["loss/ptx"]))
   assert history == sorted(history, reverse=True)
 
 
 @pytest.mark.parametrize("every, updates", [("minibatch", 4), ("iteration", 1)])
 def test_average_of_the_policy_has_its_closed_form(every, updates):
-  tx = optim.by_subtree(policy=optax.sgd(0.0), value=optax.sgd(0.0))
-  config, state, frozen = setup(tx=tx, minibatches=4, ema_decay=0.9, ema_every=every)
+  config, state, frozen = setup(tx=STILL, minibatches=4, ema_decay=0.9, ema_every=every)
   state = state.replace(ema=jax.tree.map(jnp.zeros_like, state.ema))
   *_, exp, _ = collect(config, state, frozen)
-  new, _ = ppo.improve(state, frozen, exp, None, config)
+  new, _ = jitted(ppo.improve, config)(state, frozen, exp, None)
   expected = jax.tree.map(lambda p: (1 - 0.9**updates) * p, state.params["policy"])
   tiny.assert_trees_close(new.ema["policy"], expected, rtol=1e-5)
 
@@ -192,7 +216,7 @@ def test_value_network_starts_as_the_reward_model():
     tokens=jnp.pad(episodes.tokens, ((0, 0), (0, 1))), mask=jnp.pad(episodes.mask, ((0, 0), (0, 1))),
     valid=jnp.pad(episodes.valid, ((0, 0), (0, 1))),
   )  # fmt: skip
-  values = ppo.response_values(config.lm, state.params["value"], wide, None)
+  values = jax.jit(lambda params, rows: ppo.response_values(config.lm, params, rows, None))(state.params["value"], wide)
   at_end = jnp.take_along_axis(values, episodes.mask.sum(1)[:, None], 1)[:, 0]
   np.testing.assert_allclose(at_end, scores, atol=1e-5)
 
@@ -207,7 +231,7 @@ def test_a_shift_of_the_reward_model_leaves_the_advantages():
   np.testing.assert_allclose(a.advantage, b.advantage, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["gpt", "llama"])
+@pytest.mark.parametrize("family", [pytest.param("gpt", marks=pytest.mark.slow), "llama"])
 def test_a_shared_frozen_trunk_changes_nothing(family):
   """Precomputed trunk activations give the iteration that full forward passes give."""
   from instructjax.models import freeze
@@ -223,10 +247,11 @@ def test_a_shared_frozen_trunk_changes_nothing(family):
   state = steps.init_state(jax.random.key(0), params, config.tx, kl_coef=0.02)
   shared = ppo.Frozen(trunk=trunk, ref=trained, reward=top)
   prompts = tiny.prompts(lm, rows=8)
-  a, m = ppo.iteration(state, shared, prompts, None, ppo=config)
-  b, n = ppo.iteration(state, shared.replace(reward_trunk=trunk), prompts, None, ppo=config)
+  run = jitted(ppo.iteration, config)
+  a, m = run(state, shared, prompts, None)
+  b, n = run(state, shared.replace(reward_trunk=trunk), prompts, None)
   no_stem = config._replace(lm=lm._replace(stem=lambda *args: None))
-  c, o = ppo.iteration(state, shared, prompts, None, ppo=no_stem)
+  c, o = jitted(ppo.iteration, no_stem)(state, shared, prompts, None)
   for other, metrics in [(b, n), (c, o)]:
     tiny.assert_trees_close(a.params, other.params, atol=2e-4)
     assert float(m["objective/scores"]) == pytest.approx(float(metrics["objective/scores"]), abs=1e-4)
@@ -235,19 +260,18 @@ def test_a_shared_frozen_trunk_changes_nothing(family):
 def test_parts_jitted_apart_equal_the_whole():
   config, state, frozen = setup()
   prompts = tiny.prompts(config.lm, rows=8)
-  whole, metrics = jax.jit(partial(ppo.iteration, ppo=config))(state, frozen, prompts, None)
-  key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
-  episodes = jax.jit(partial(ppo.rollout, ppo=config))(state.params, frozen, prompts, key)
-  scores = np.asarray(ppo.score(frozen, episodes, config))  # here any Python function may score
-  exp, _ = jax.jit(partial(ppo.credit, ppo=config))(state.params, frozen, episodes, scores, state.kl_coef)
-  parts, _ = jax.jit(partial(ppo.improve, ppo=config))(state, frozen, exp, None)
+  whole, metrics = jitted(ppo.iteration, config)(state, frozen, prompts, None)
+  episodes = jitted(ppo.rollout, config)(state.params, frozen, prompts, ppo.rollout_key(state))
+  scores = np.asarray(jitted(ppo.score, config)(frozen, episodes))  # here any Python function may score
+  exp, _ = jitted(ppo.credit, config)(state.params, frozen, episodes, scores, state.kl_coef)
+  parts, _ = jitted(ppo.improve, config)(state, frozen, exp, None)
   tiny.assert_trees_close(whole.params, parts.params, atol=1e-5)
   assert float(metrics["objective/scores"]) == pytest.approx(scores.mean(), abs=1e-5)
 
 
 def test_two_iterations_draw_different_noise_and_a_repeat_does_not():
-  config, state, frozen = setup(tx=optim.by_subtree(policy=optax.sgd(0.0), value=optax.sgd(0.0)))
-  step = jax.jit(partial(ppo.iteration, ppo=config))
+  config, state, frozen = setup(tx=STILL)
+  step = jitted(ppo.iteration, config)
   prompts = tiny.prompts(config.lm, rows=8)
   one, a = step(state, frozen, prompts, None)
   _, b = step(one, frozen, prompts, None)
@@ -258,11 +282,10 @@ def test_two_iterations_draw_different_noise_and_a_repeat_does_not():
 
 @pytest.mark.parametrize("micro", [2])
 def test_micro_batches_add_up(micro):
-  config, state, frozen = setup(tx=optim.by_subtree(policy=optax.sgd(1.0), value=optax.sgd(1.0)))
+  config, state, frozen = setup(tx=SGD)
   *_, exp, _ = collect(config, state, frozen)
-  run = lambda m: ppo.minibatch_step(
-    state, (exp, None), frozen=frozen, ppo=config._replace(cfg=PPOConfig(minibatches=1, ptx_coef=0.0, micro=m))
-  )
+  cfg = lambda m: config._replace(cfg=PPOConfig(minibatches=1, ptx_coef=0.0, micro=m))
+  run = lambda m: minibatch_step(cfg(m), state, frozen, exp, None)
   (a, m), (b, n) = run(1), run(micro)
   tiny.assert_trees_close(a.params, b.params, atol=1e-5)
   for name in m:
@@ -273,15 +296,24 @@ def test_adaptive_coefficient_lives_in_the_state():
   config, state, frozen = setup()
   control = partial(returns.adaptive_kl, target=6.0, horizon=10_000)
   config = config._replace(kl_control=control)
-  new, metrics = ppo.iteration(state, frozen, tiny.prompts(config.lm, rows=8), None, ppo=config)
+  new, metrics = jitted(ppo.iteration, config)(state, frozen, tiny.prompts(config.lm, rows=8), None)
   expected = returns.adaptive_kl(state.kl_coef, metrics["objective/kl"], 8, target=6.0, horizon=10_000)
   assert float(new.kl_coef) == pytest.approx(float(expected))
   assert float(new.kl_coef) < 0.02  # no divergence yet: the penalty is eased
 
 
+@pytest.mark.parametrize("mesh", [(2, 2, 2)], indirect=True, ids=str)
+def test_sharded_iterations_equal_one_device(mesh):
+  sharded_iterations("llama")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt", "llama"])
-def test_sharded_iterations_equal_one_device(mesh, family):
-  prompts_rows = 8
+def test_sharded_iterations_on_every_mesh(mesh, family):
+  sharded_iterations(family)
+
+
+def sharded_iterations(family):
 
   def run(place_params, place_batch):
     config, state, frozen = setup(family, ptx_coef=1.0, tx=None)
@@ -291,11 +323,12 @@ def test_sharded_iterations_equal_one_device(mesh, family):
     state = steps.init_state(jax.random.key(0), params, config.tx, ema={"policy": params["policy"]}, kl_coef=0.02)
     step = steps.compiled(partial(ppo.iteration, ppo=config), state)
     history = []
-    for _ in range(2):
-      prompts, text = tiny.prompts(lm, rows=prompts_rows), tiny.text(lm, rows=32)
-      state, metrics = step(state, frozen, place_batch(prompts), place_batch(text))
-      history.append([float(metrics[k]) for k in ("objective/scores", "loss/total", "loss/ptx", "grad/norm_ppo")])
-    assert step._cache_size() == 1
+    with tiny.compilations("iteration") as compiled:
+      for _ in range(2):
+        prompts, text = tiny.prompts(lm, rows=16), tiny.text(lm, rows=32)
+        state, metrics = step(state, frozen, place_batch(prompts), place_batch(text))
+        history.append([float(metrics[k]) for k in ("objective/scores", "loss/total", "loss/ptx", "grad/norm_ppo")])
+    assert len(compiled) == 1
     return history, jax.tree.map(np.asarray, state.params)
 
   history, params = run(tiny.place_models, sharding.place_batch)

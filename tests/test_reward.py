@@ -14,10 +14,19 @@ from instructjax import losses, optim, reward, sharding, steps
 from instructjax.types import Comparisons
 
 LM = tiny.lm("llama")
+SGD = optax.sgd(1.0)
 
 
 def model(seed=0, lm=LM):
   return reward.init(jax.random.key(seed + 100), lm, lm.init(jax.random.key(seed)))
+
+
+score = jax.jit(partial(reward.score, LM))
+score_comparisons = jax.jit(partial(reward.score_comparisons, LM))
+
+
+def reward_step(state, batch, *, tx, **settings):
+  return tiny.jitted(reward.reward_step, lm=LM, tx=tx, **settings)(state, {}, batch)
 
 
 def state_of(tx, lm=LM):
@@ -40,8 +49,8 @@ def brute_force(scores, ranks):
 def test_loss_of_a_step_is_equation_1():
   batch = tiny.comparisons(LM, rows=4, k=5)
   params = model()
-  scores = reward.score_comparisons(LM, params, batch)
-  _, metrics = reward.reward_step(state_of(optax.sgd(0.1)), {}, batch, lm=LM, tx=optax.sgd(0.1))
+  scores = score_comparisons(params, batch)
+  _, metrics = reward_step(state_of(SGD), batch, tx=SGD)
   assert metrics["loss"] == pytest.approx(brute_force(scores, batch.rank), rel=1e-5)
 
 
@@ -49,7 +58,9 @@ def test_grouped_gradient_equals_the_gradient_of_shuffled_pairs():
   """With equal K, one pass over groups and one pass over all pairs apart have the same gradient."""
   batch = tiny.comparisons(LM, rows=3, k=4, ties=False)
   params = model()
-  grouped = jax.grad(lambda p: losses.ranking(reward.score_comparisons(LM, p, batch), losses.pair_weights(batch.rank)))
+  grouped = jax.jit(
+    jax.grad(lambda p: losses.ranking(reward.score_comparisons(LM, p, batch), losses.pair_weights(batch.rank)))
+  )
 
   pairs = [
     (b, i, j) if batch.rank[b, i] < batch.rank[b, j] else (b, j, i)
@@ -64,7 +75,7 @@ def test_grouped_gradient_equals_the_gradient_of_shuffled_pairs():
     rejected = reward.score(LM, p, batch.tokens[b, x], batch.valid[b, x])
     return -jax.nn.log_sigmoid(chosen - rejected).mean()
 
-  tiny.assert_trees_close(grouped(params), jax.grad(shuffled)(params), atol=1e-6)
+  tiny.assert_trees_close(grouped(params), jax.jit(jax.grad(shuffled))(params), atol=1e-6)
 
 
 def test_padded_completions_get_no_gradient():
@@ -73,7 +84,7 @@ def test_padded_completions_get_no_gradient():
   rows = jax.grad(lambda s: losses.ranking(s, losses.pair_weights(batch.rank)))(jnp.ones((2, 4)))
   np.testing.assert_array_equal(rows[:, 3], 0)
   other = batch.replace(tokens=batch.tokens.at[:, 3].set(1))
-  run = lambda b: reward.reward_step(state_of(optax.sgd(1.0)), {}, b, lm=LM, tx=optax.sgd(1.0))[0].params
+  run = lambda b: reward_step(state_of(SGD), b, tx=SGD)[0].params
   tiny.assert_trees_close(run(batch), run(other), atol=1e-7)
 
 
@@ -81,9 +92,9 @@ def test_scores_ignore_the_side_and_the_amount_of_padding():
   params = model()
   tokens = jax.random.randint(jax.random.key(1), (3, 8), 0, LM.vocab_size)
   real = jnp.ones((3, 8), bool)
-  scores = reward.score(LM, params, tokens, real)
+  scores = score(params, tokens, real)
   for pad in [(0, 5), (5, 0), (2, 9)]:
-    padded = reward.score(LM, params, jnp.pad(tokens, ((0, 0), pad)), jnp.pad(real, ((0, 0), pad)))
+    padded = score(params, jnp.pad(tokens, ((0, 0), pad)), jnp.pad(real, ((0, 0), pad)))
     np.testing.assert_allclose(padded, scores, atol=1e-5)
   assert float(jnp.std(scores)) > 1e-3
 
@@ -92,12 +103,12 @@ def test_bias_puts_demonstrations_at_zero_and_leaves_the_loss():
   params = model()
   params = params | {"head": params["head"] | {"b": jnp.float32(3.0)}}
   demos = tiny.demonstrations(LM, rows=16)
-  mean = lambda p: reward.score(LM, p, demos.tokens, demos.valid).mean()
+  mean = lambda p: score(p, demos.tokens, demos.valid).mean()
   fitted = reward.fit_bias(params, mean(params))
   assert abs(float(mean(params))) > 1
   assert abs(float(mean(fitted))) < 1e-5
   batch = tiny.comparisons(LM, rows=4, k=4)
-  loss = lambda p: losses.ranking(reward.score_comparisons(LM, p, batch), losses.pair_weights(batch.rank))
+  loss = lambda p: losses.ranking(score_comparisons(p, batch), losses.pair_weights(batch.rank))
   assert loss(fitted) == pytest.approx(float(loss(params)), rel=1e-5)
 
 
@@ -136,26 +147,25 @@ def test_it_learns_a_preference_and_its_log_odds():
 
 def test_micro_batches_add_up():
   batch = tiny.comparisons(LM, rows=8, k=4)
-  tx = optax.sgd(1.0)
-  run = lambda micro: reward.reward_step(state_of(tx), {}, batch, lm=LM, tx=tx, cfg=reward.RewardConfig(micro=micro))
+  run = lambda micro: reward_step(state_of(SGD), batch, tx=SGD, cfg=reward.RewardConfig(micro=micro))
   (a, m), (b, n) = run(1), run(4)
   tiny.assert_trees_close(a.params, b.params, atol=1e-5)
   assert m["accuracy"] == pytest.approx(float(n["accuracy"]))
 
 
 def test_sharded_steps_equal_one_device(mesh):
-  batch = tiny.comparisons(LM, rows=8, k=3)
-
   def run(place, place_batch):
     tx = optim.adamw(1e-2)
     params = place(model())
     state = steps.init_state(jax.random.key(0), params, tx)
     step = steps.compiled(partial(reward.reward_step, lm=LM, tx=tx), state)
     history = []
-    for _ in range(3):
-      state, metrics = step(state, {}, place_batch(batch))
-      history.append(float(metrics["loss"]))
-    assert step._cache_size() == 1
+    batch = tiny.comparisons(LM, rows=8, k=3)
+    with tiny.compilations("reward_step") as compiled:
+      for _ in range(3):
+        state, metrics = step(state, {}, place_batch(batch))
+        history.append(float(metrics["loss"]))
+    assert len(compiled) == 1
     return history
 
   table = {name: leaf for name, leaf in LM.table.items() if name != "head"}

@@ -15,6 +15,10 @@ from instructjax.types import Prompts
 FAMILIES = ["gpt", "llama"]
 
 
+def sample(lm, params, prompts, key, cfg):
+  return tiny.jitted(rollout.sample, lm=lm, cfg=cfg)(params=params, prompts=prompts, key=jax.random.key(key))
+
+
 @pytest.fixture(params=FAMILIES)
 def model(request):
   lm = tiny.lm(request.param)
@@ -64,7 +68,7 @@ def test_sampler_logp_equals_the_trainers(model):
 def test_greedy_decoding_equals_argmax_of_full_forward_passes(model):
   lm, params = model
   prompts = tiny.prompts(lm, rows=4)
-  rows = rollout.sample(lm, params, prompts, jax.random.key(0), Sampling(response=6, temperature=0))
+  rows = sample(lm, params, prompts, 0, Sampling(response=6, temperature=0))
   tokens, valid = prompts.tokens, prompts.valid
   for _ in range(6):
     logits = lm.logits(params, lm.hidden(params, tokens, valid)[:, -1])
@@ -77,7 +81,7 @@ def test_responses_end_at_any_end_token_and_stay_empty_after_it(model):
   lm, params = model
   prompts = tiny.prompts(lm, rows=64)
   eos = tuple(range(2, 8))
-  rows = rollout.sample(lm, params, prompts, jax.random.key(4), Sampling(response=9, eos=eos))
+  rows = sample(lm, params, prompts, 4, Sampling(response=9, eos=eos))
   response = np.asarray(rows.tokens[:, -9:])
   assert rows.ended.any()
   assert not rows.ended.all()
@@ -93,13 +97,13 @@ def test_responses_end_at_any_end_token_and_stay_empty_after_it(model):
 def test_banned_ids_are_never_sampled(model):
   lm, params = model
   banned = tuple(range(0, lm.vocab_size, 2))
-  rows = rollout.sample(lm, params, tiny.prompts(lm, rows=32), jax.random.key(5), Sampling(response=8, banned=banned))
+  rows = sample(lm, params, tiny.prompts(lm, rows=32), 5, Sampling(response=8, banned=banned))
   assert (np.asarray(rows.tokens[:, -8:]) % 2 == 1).all()
 
 
 def test_a_key_repeats_its_samples_and_another_key_does_not(model):
   lm, params = model
-  run = lambda key: rollout.sample(lm, params, tiny.prompts(lm, rows=8), jax.random.key(key), Sampling(response=8))
+  run = lambda key: sample(lm, params, tiny.prompts(lm, rows=8), key, Sampling(response=8))
   np.testing.assert_array_equal(run(1).tokens, run(1).tokens)
   assert (np.asarray(run(1).tokens) != np.asarray(run(2).tokens)).any()
 
@@ -107,7 +111,7 @@ def test_a_key_repeats_its_samples_and_another_key_does_not(model):
 def test_identical_prompts_in_a_batch_get_different_responses(model):
   lm, params = model
   prompts = jax.tree.map(lambda x: jnp.repeat(x[:1], 16, 0), tiny.prompts(lm, rows=1))
-  rows = rollout.sample(lm, params, prompts, jax.random.key(0), Sampling(response=8))
+  rows = sample(lm, params, prompts, 0, Sampling(response=8))
   assert len({tuple(r) for r in np.asarray(rows.tokens).tolist()}) > 8
 
 
@@ -116,8 +120,8 @@ def test_padding_on_the_left_changes_nothing(model):
   prompts = tiny.prompts(lm, rows=4)
   wide = Prompts(jnp.pad(prompts.tokens, ((0, 0), (5, 0))), jnp.pad(prompts.valid, ((0, 0), (5, 0))))
   cfg = Sampling(response=6)
-  a = rollout.sample(lm, params, prompts, jax.random.key(6), cfg)
-  b = rollout.sample(lm, params, wide, jax.random.key(6), cfg)
+  a = sample(lm, params, prompts, 6, cfg)
+  b = sample(lm, params, wide, 6, cfg)
   np.testing.assert_array_equal(a.tokens[:, -6:], b.tokens[:, -6:])
   np.testing.assert_allclose(a.logp, b.logp, atol=1e-5)
 
@@ -145,15 +149,11 @@ def test_sampling_runs_sharded_and_gives_the_same_tokens(mesh):
   from instructjax import sharding
 
   lm = tiny.lm("llama")
-  with jax.set_mesh(sharding.make_mesh(1, 1, 1)):
-    pass
-  params = lm.init(jax.random.key(0))
-  prompts = tiny.prompts(lm, rows=8)
-  expected = tiny.unsharded(
-    lambda: rollout.sample(lm, params, prompts, jax.random.key(1), Sampling(response=5, eos=(3,)))
-  )
-  placed = sharding.place(params, sharding.shardings(lm.table))
   run = jax.jit(partial(rollout.sample, lm, cfg=Sampling(response=5, eos=(3,))))
+  inputs = lambda: (lm.init(jax.random.key(0)), tiny.prompts(lm, rows=8))
+  expected = tiny.unsharded(lambda: run(*inputs(), jax.random.key(1)))
+  params, prompts = inputs()
+  placed = sharding.place(params, sharding.shardings(lm.table))
   rows = run(placed, sharding.place_batch(prompts), jax.random.key(1))
   np.testing.assert_array_equal(rows.tokens, expected.tokens)
   np.testing.assert_allclose(rows.logp, expected.logp, atol=1e-4)

@@ -142,9 +142,9 @@ def test_frozen_blocks_stay_and_the_top_learns(family):
 @pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 2, 4)], indirect=True, ids=str)
 def test_sharded_steps_equal_one_device(mesh):
   lm = tiny.lm("llama")
-  batch = tiny.demonstrations(lm, rows=8)
 
   def run(place, place_batch):
+    batch = tiny.demonstrations(lm, rows=8)
     state = steps.init_state(jax.random.key(0), place(lm.init(jax.random.key(0))), ADAM)
     step = steps.compiled(partial(sft.sft_step, lm=lm, tx=ADAM), state)
     history = []

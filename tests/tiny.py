@@ -19,11 +19,20 @@ VOCAB = 48
 @cache
 def lm(family: str = "gpt", *, vocab_size=VOCAB, width=32, depth=2, dropout=0.0, tied=True) -> LM:
   if family == "gpt":
-    return gpt.gpt(gpt.GPTConfig(vocab_size=vocab_size, context=64, width=width, depth=depth, heads=4, dropout=dropout))
+    return _quick(
+      gpt.gpt(gpt.GPTConfig(vocab_size=vocab_size, context=64, width=width, depth=depth, heads=4, dropout=dropout))
+    )
   config = llama.LlamaConfig(
     vocab_size=vocab_size, context=64, width=width, depth=depth, heads=4, kv_heads=2, mlp=64, tied=tied, dropout=dropout
   )
-  return llama.llama(config)
+  return _quick(llama.llama(config))
+
+
+def _quick(lm: LM) -> LM:
+  """The same model; its pieces are compiled, not run operation by operation, where a test calls them directly."""
+  static = {"init_cache": (0, 1)}
+  pieces = ("init", "hidden", "logits", "decode", "init_cache", "stem")
+  return lm._replace(**{name: jax.jit(getattr(lm, name), static_argnums=static.get(name)) for name in pieces})
 
 
 _JITTED = {}

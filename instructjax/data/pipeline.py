@@ -155,7 +155,13 @@ def pad_demonstrations(rows: Sequence[Row], *, length: int) -> Demonstrations:
 
 
 def pad_comparisons(groups: Sequence[Group], *, k: int, length: int) -> Comparisons:
-  """[B, K, T] right padded; a prompt with fewer than `k` completions is filled up with rank 0."""
+  """[B, K, T] right padded; a prompt with fewer than `k` completions is filled up with rank 0.
+
+  Raises UserError where one has more.
+  """
+  most = max(len(group.rows) for group in groups)
+  if most > k:
+    raise UserError(f"{most} completions do not fit in batches of k = {k}; raise k")
   ids = [row.ids for group in groups for row in group.rows + (EMPTY,) * (k - len(group.rows))]
   tokens, valid = _right(ids, length)
   shape = (len(groups), k, length)
@@ -193,9 +199,12 @@ def _right(ids: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarr
 def stream(rows: Sequence[Any], pad: Callable[[Sequence[Any]], Any], *, size: int, seed: int) -> Callable[[int], Any]:
   """Batch number -> batch of `size` rows, in an order shuffled anew each epoch; endless and random access.
 
-  An epoch is len(rows) / size batches; a batch may straddle two epochs.
+  An epoch is len(rows) / size batches; a batch may straddle two epochs.  Raises UserError where there are no rows.
   """
   import grain
+
+  if not len(rows):
+    raise UserError("no rows to draw from; give a file that holds records")
 
   order = grain.MapDataset.source(rows).shuffle(seed=seed).repeat()
   return order.batch(size, batch_fn=pad).__getitem__

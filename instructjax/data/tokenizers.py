@@ -246,9 +246,8 @@ def _joinable(encode: Callable[[str], list[int]]) -> Callable[[str], list[int]]:
   Some models put a space before every text: there " word" would become two spaces, so the text's own is
   dropped.
   """
-  if encode(" a") == encode("a") or encode("a") != encode(" a")[-len(encode("a")) :]:
-    return encode
-  return lambda text: encode(text[1:] if text.startswith(" ") else text)
+  adds_a_space = encode("a a") == 2 * encode("a")
+  return (lambda text: encode(text.removeprefix(" "))) if adds_a_space else encode
 
 
 def _finish(encode, decode, size, eos, control, bos, fingerprint, *, piece) -> Tokenizer:

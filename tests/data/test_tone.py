@@ -145,10 +145,10 @@ def test_ranks_share_ties():
 
 
 def test_the_texts_of_a_comparison_span_the_tones():
-  rows = [tone.Rated("movies", str(i), f"text {i}", (i - 4,)) for i in range(9)]
+  rows = [tone.Rated("movies", str(i), f"text {i}", (i - 4,)) for i in range(8)]
   for seed in range(20):
-    drawn = tone._spread(np.random.default_rng(seed), rows, 3, "all")
-    assert sorted((row.ratings[0] + 4) // 3 for row in drawn) == [0, 1, 2]
+    drawn = tone._spread(np.random.default_rng(seed), rows, 4, "all")
+    assert sorted((row.ratings[0] + 4) // 2 for row in drawn) == [0, 1, 2, 3]
   with pytest.raises(UserError, match="a comparison of 4 texts asked for, 3 there are"):
     tone._spread(np.random.default_rng(0), rows[:3], 3, "all")
 

@@ -121,11 +121,12 @@ def test_dropout_draws_two_masks_a_layer_and_no_other(family):
 def test_dropout_stands_on_each_half_before_it_is_added():
   """With halves of constant 1 and 10 at rate one half, the stream gains 0, 2, 20 or 22; nothing else is dropped."""
   lm = tiny.lm("gpt", depth=1, dropout=0.5)
+  config = lm.hidden.__wrapped__.args[0]
   blocks = jax.tree.map(jnp.zeros_like, lm.init(jax.random.key(0))["blocks"])
   blocks["o"]["b"] += 1
   blocks["down"]["b"] += 10
   x, valid = jnp.full((8, 16, 32), 100.0), jnp.ones((8, 16), bool)
-  run = jax.jit(partial(transformer.run, lm.hidden.args[0]))
+  run = jax.jit(partial(transformer.run, config))
   out = np.asarray(run(blocks, x, valid, jax.random.key(1)))
   values, counts = np.unique(out, return_counts=True)
   np.testing.assert_array_equal(values, [100, 102, 120, 122])
@@ -135,10 +136,11 @@ def test_dropout_stands_on_each_half_before_it_is_added():
 
 def test_layers_and_keys_draw_different_masks():
   lm = tiny.lm("gpt", depth=2, dropout=0.5)
+  config = lm.hidden.__wrapped__.args[0]
   blocks = jax.tree.map(jnp.zeros_like, lm.init(jax.random.key(0))["blocks"])
   blocks["o"]["b"] = blocks["o"]["b"].at[0].set(1).at[1].set(10)  # layer 0 adds 0 or 2, layer 1 adds 0 or 20
   x, valid = jnp.zeros((4, 16, 32)), jnp.ones((4, 16), bool)
-  run = jax.jit(lambda key: transformer.run(lm.hidden.args[0], blocks, x, valid, jax.random.key(key)))
+  run = jax.jit(lambda key: transformer.run(config, blocks, x, valid, jax.random.key(key)))
   assert len(np.unique(run(1))) == 4
   np.testing.assert_array_equal(run(1), run(1))
   assert float((run(1) != run(2)).mean()) > 0.4
