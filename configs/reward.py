@@ -25,6 +25,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "tokenizer": "",  # tokenizer.json, SentencePiece .model or "bytes"; "" is the source's own (tiny: bytes)
     "dtype": "float32" if tiny else "bfloat16",  # of matrix products; parameters are float32
     "remat": "none" if tiny else "blocks",  # what the backward pass computes again
+    "unroll": 1,  # layers a step of the scan; on a CPU more compile longer and run faster
     "dropout": 0.0,
   }
   c.data = {

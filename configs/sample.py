@@ -22,6 +22,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "tokenizer": "",  # "" is the source's own
     "dtype": "float32" if tiny else "bfloat16",
     "remat": "none",
+    "unroll": 1,  # layers a step of the scan; on a CPU more compile longer and run faster
     "dropout": 0.0,
   }
   c.data = {"prompts": "data/prompts.jsonl", "spelling": "native", "prompt": 128 if tiny else 1024}

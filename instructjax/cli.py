@@ -193,5 +193,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
   return 0
 
 
+def start() -> int:
+  """The `instructjax` command: `main` with memory in pages of 2 MiB, which glibc takes from its environment only.
+
+  On a CPU a fifth of a training step would otherwise go to touching pages of 4 KiB for the first time.
+  """
+  if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+    wide = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wide)
+  return main()
+
+
 if __name__ == "__main__":
-  sys.exit(main())
+  sys.exit(start())

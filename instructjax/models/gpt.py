@@ -16,8 +16,9 @@ from instructjax.types import LM, Array, Float, Int, Leaf, Params, PyTree
 
 @dataclass(frozen=True)
 class GPTConfig:
-  """Sizes and settings; `dtype` is the operands' of matrix products, `remat` what the backward pass recomputes.
+  """Sizes and settings.
 
+  `dtype` is the operands' of matrix products, `remat` what the backward pass recomputes, `unroll` the layers a scan step.
   `dropout` is the paper's residual dropout: on the output of attention and of the MLP before each is added (App. C.1).
   """
 
@@ -31,6 +32,7 @@ class GPTConfig:
   dropout: float = 0.0
   dtype: str = "float32"
   remat: str = "none"
+  unroll: int = 1
 
 
 def _gpt2(depth: int, width: int, heads: int) -> GPTConfig:
@@ -126,7 +128,8 @@ def gpt(config: GPTConfig) -> LM:
   return transformer.build(
     transformer.Family(
       vocab_size=c.vocab_size, context=c.context, width=c.width, depth=c.depth, kv_heads=c.heads,
-      head_width=c.width // c.heads, dropout=c.dropout, dtype=c.dtype, remat=c.remat, table=table(c),
+      head_width=c.width // c.heads, dropout=c.dropout, dtype=c.dtype, remat=c.remat, unroll=c.unroll,
+      table=table(c),
       norm=partial(blocks.layer_norm, eps=c.norm_eps), mlp=partial(mlp, c.dtype), embed=embed, rotate=unrotated,
     )
   )  # fmt: skip

@@ -18,7 +18,10 @@ from instructjax.types import LM, Array, Float, Int, Leaf, Params, PyTree
 
 @dataclass(frozen=True)
 class LlamaConfig:
-  """Sizes and settings; `dtype` is the operands' of matrix products, `remat` what the backward pass recomputes."""
+  """Sizes and settings.
+
+  `dtype` is the operands' of matrix products, `remat` what the backward pass recomputes, `unroll` the layers a scan step.
+  """
 
   vocab_size: int
   context: int
@@ -33,6 +36,7 @@ class LlamaConfig:
   dropout: float = 0.0
   dtype: str = "float32"
   remat: str = "none"
+  unroll: int = 1
 
 
 SMOLLM2_135M = LlamaConfig(
@@ -95,7 +99,8 @@ def llama(config: LlamaConfig) -> LM:
   return transformer.build(
     transformer.Family(
       vocab_size=c.vocab_size, context=c.context, width=c.width, depth=c.depth, kv_heads=c.kv_heads,
-      head_width=c.width // c.heads, dropout=c.dropout, dtype=c.dtype, remat=c.remat, table=table(c),
+      head_width=c.width // c.heads, dropout=c.dropout, dtype=c.dtype, remat=c.remat, unroll=c.unroll,
+      table=table(c),
       norm=partial(blocks.rms_norm, eps=c.norm_eps), mlp=partial(mlp, c.dtype), embed=embed,
       rotate=partial(rotate, c.rope_base),
     )

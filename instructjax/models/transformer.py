@@ -2,7 +2,8 @@
 
     x = embed(tokens);   x += attention(norm(x));   x += mlp(norm(x));   hidden = norm(x)
 
-Training scans over layers stacked in one array.  Decoding unrolls them over per-layer caches updated in place.
+Training scans over layers stacked in one array, `unroll` at a time.  Decoding unrolls them over per-layer caches
+updated in place.
 
 Dimensions: B rows, T tokens, S cache positions, t new positions, D width, V vocabulary, K key/value heads,
 C head width.
@@ -27,7 +28,10 @@ REMAT = ("none", "blocks", "dots")
 
 
 class Family(NamedTuple):
-  """The sizes and the parts of one model.  `remat` is "none", "blocks" or "dots" (keeps matrix products)."""
+  """The sizes and the parts of one model.
+
+  `remat` is "none", "blocks" or "dots" (keeps matrix products); `unroll` is how many layers a step of the scan holds.
+  """
 
   vocab_size: int
   context: int
@@ -38,6 +42,7 @@ class Family(NamedTuple):
   dropout: float
   dtype: str
   remat: str
+  unroll: int
   table: PyTree[Leaf]
   norm: Callable[[Params, Array], Array]
   mlp: Callable[[Params, Array], Array]  # [B, T, D] -> [B, T, D]
@@ -69,12 +74,14 @@ def check(width: int, heads: int, kv_heads: int) -> None:
 def build(family: Family) -> LM:
   """The language model as pure functions.
 
-  Raises UserError for an unknown `dtype` or `remat`, and for an impossible rate of dropout.
+  Raises UserError for an unknown `dtype` or `remat`, an `unroll` below 1, and an impossible rate of dropout.
   """
   f = family
   for name, value, known in (("dtype", f.dtype, DTYPES), ("remat", f.remat, REMAT)):
     if value not in known:
       raise UserError(f"{name} is {value!r}: choose one of {', '.join(known)}")
+  if f.unroll < 1:
+    raise UserError(f"unroll is {f.unroll}: choose 1 or more layers a step of the scan")
   if not 0 <= f.dropout < 1:
     raise UserError(f"dropout is {f.dropout}: choose a rate from 0 up to, but not including, 1")
   return LM(
@@ -122,7 +129,7 @@ def run(
     body = jax.checkpoint(body, prevent_cse=False, policy=policy)
   depth = jax.tree.leaves(layers)[0].shape[0]
   keys = None if key is None else jax.random.split(key, depth)
-  return jax.lax.scan(body, x, (layers, keys))[0]
+  return jax.lax.scan(body, x, (layers, keys), unroll=min(f.unroll, depth))[0]
 
 
 def stem(f: Family, params: Params, tokens: Int[Array, "B T"], valid: Valid) -> Float[Array, "B T D"]:

@@ -25,6 +25,7 @@ from instructjax.quickstart.world import Policy, World, with_stem
 from instructjax.types import Params
 
 LENGTH = 64  # tokens of a window of held-out pretraining text
+ROWS = 16  # windows whose logits are in memory at a time
 NOTES = (
   "The base model, SmolLM2-135M-Instruct, is already instruction-tuned: `base` is no raw language model.",
   "The labels are tone (praise or criticism), not helpfulness, truthfulness or harmlessness.",
@@ -47,28 +48,34 @@ def text_nll(world: World, rows: int) -> Callable[[Params], tuple[float, np.ndar
   """(nats per token, nats of each row) of held-out pretraining text under a policy; the stem is computed once."""
   windows = pipeline.text(world.tasks.text_valid, world.tokenizer, length=LENGTH)[:rows]
   batch = with_stem(world, pipeline.pad_demonstrations(windows, length=LENGTH))
-  run = jax.jit(lambda params, batch: likelihood.masked_logp(world.lm, world.trunk | params, batch))
+  run = jax.jit(lambda params, part: likelihood.masked_logp(world.lm, world.trunk | params, part))
+  parts = [jax.tree.map(lambda x, at=at: x[at : at + ROWS], batch) for at in range(0, len(windows), ROWS)]
 
   def nll(params: Params) -> tuple[float, np.ndarray]:
-    logp, mask = run(params, batch)
-    sums = -np.asarray((logp * mask).sum(1), np.float64)
-    return float(sums.sum() / np.asarray(mask).sum()), sums / np.asarray(mask).sum(1)
+    found = [run(params, part) for part in parts]
+    logp, mask = (np.concatenate([np.asarray(x, np.float64) for x in column]) for column in zip(*found, strict=True))
+    sums = -(logp * mask).sum(1)
+    return float(sums.sum() / mask.sum()), sums / mask.sum(1)
 
   return nll
 
 
-def scores(world: World, judges: dict[str, Params], comparisons: Sequence[Comparison]) -> dict[str, list[list[float]]]:
-  """Each judge's score of every completion."""
+def scorer(world: World, judges: dict[str, Params]) -> Callable[[Sequence[Comparison]], dict[str, list[list[float]]]]:
+  """A function that gives each judge's score of every completion."""
   c = world.config
-  groups = pipeline.comparisons(comparisons, world.tokenizer, prompt=c.prompt, response=c.response)
   pad = partial(pipeline.pad_comparisons, k=tone.K[1], length=c.prompt + c.response)
   one = lambda judge, batch: reward.score_comparisons(world.lm, reward.join(world.trunk, judge), batch)
   run = jax.jit(lambda judges, batch: {name: one(judge, batch) for name, judge in judges.items()})
-  found: dict[str, list[list[float]]] = {name: [] for name in judges}
-  for batch, real in pipeline.once(groups, pad, size=8):
-    for name, score in run(judges, with_stem(world, batch)).items():
-      found[name].extend(np.asarray(score)[:real].tolist())
-  return found
+
+  def scores(comparisons: Sequence[Comparison]) -> dict[str, list[list[float]]]:
+    groups = pipeline.comparisons(comparisons, world.tokenizer, prompt=c.prompt, response=c.response)
+    found: dict[str, list[list[float]]] = {name: [] for name in judges}
+    for batch, real in pipeline.once(groups, pad, size=8):
+      for name, score in run(judges, with_stem(world, batch)).items():
+        found[name].extend(np.asarray(score)[:real].tolist())
+    return found
+
+  return scores
 
 
 def answer(
@@ -77,25 +84,13 @@ def answer(
   """One response to each prompt, and its measures; the batch is that of the PPO rollout, so nothing compiles anew."""
   c = world.config
   rows = pipeline.prompts(records, world.tokenizer, prompt=c.prompt)
-  logp = jax.jit(
-    lambda params, rows, stem: likelihood.response_logp(
-      world.lm,
-      world.trunk | params,
-      rows.tokens,
-      rows.valid,
-      c.response,
-      temperature=c.temperature,
-      banned=world.tokenizer.banned,
-      stem=stem,
-    )[0]
-  )
   texts: list[str] = []
   found: dict[str, list[np.ndarray]] = {}
   batches = pipeline.once(rows, lambda r: pipeline.pad_prompts(r, length=c.prompt), size=c.episodes)
   for i, (batch, real) in enumerate(batches):
     out = policy.sample(params, batch, jax.random.fold_in(jax.random.key(c.seed + 1), i))
     stem, score = policy.score(judges, out)
-    kl = ((logp(params, out, stem) - logp(ref, out, stem)) * out.mask).sum(1)
+    kl = ((policy.logp(params, out, stem) - policy.logp(ref, out, stem)) * out.mask).sum(1)
     part = {"kl": kl, "length": out.mask.sum(1), "ended": out.ended, **score}
     for name, value in part.items():
       found.setdefault(name, []).append(np.asarray(value, np.float64)[:real])
@@ -148,7 +143,8 @@ def ranking(world: World, judges: dict[str, Params]) -> dict[str, Any]:
   """Pair accuracy of the reward model on held-out texts and templates, beside chance, the lexicon and people."""
   tests = world.tasks.test_comparisons
   known = [c for domain, part in tests.items() if domain != "amazon" for c in part]
-  found = {domain: scores(world, judges, part) for domain, part in tests.items()}
+  scores = scorer(world, judges)
+  found = {domain: scores(part) for domain, part in tests.items()}
   flat = lambda name: [s for domain in tests if domain != "amazon" for s in found[domain][name]]
   accuracy = lambda s, c: tone_measures.pair_accuracy(s, c)._asdict()
   return {

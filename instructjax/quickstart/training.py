@@ -105,6 +105,6 @@ def improve(
   state = fit(
     step, state, lambda i: (prompts(i), texts(i)), steps=c.iterations, stage=name, writer=world.writer,
     checkpoints=checkpoints(world, name), evaluate=lambda state: evaluate(state.params["policy"]),
-    evaluate_every=max(c.iterations // 5, 1),
+    evaluate_every=-(-c.iterations // 4),
   )  # fmt: skip
   return (state.ema or state.params)["policy"]

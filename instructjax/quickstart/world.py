@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax import models, optim, ppo, writers
+from instructjax import likelihood, models, optim, ppo, writers
 from instructjax.checkpoint import Checkpoints
 from instructjax.data import download, pipeline, tokenizers, tone
 from instructjax.errors import UserError
@@ -42,16 +42,17 @@ class Quickstart:
   top: int | None = 6  # blocks that are trained; None trains all of them
   dtype: str = "bfloat16"  # operands of matrix products; parameters, sums and losses are float32
   trunk_dtype: str = "bfloat16"  # the frozen blocks are stored so
+  unroll: int = 6  # layers a step of the scan
   # Lengths in tokens.
   prompt: int = 20
   response: int = 20
-  text: int = 20  # of a row of pretraining text
+  text: int = 16  # of a row of pretraining text
   # Records of each kind.
   demonstrations: int = 400
   comparisons: int = 240
-  gold: int = 240
-  test_prompts: int = 96  # of each of three domains
-  test_comparisons: int = 40  # of each domain
+  gold: int = 224
+  test_prompts: int = 85  # of each of three domains
+  test_comparisons: int = 36  # of each domain
   text_rows: int = 1024
   text_valid: int = 48  # rows of 64 tokens
   # SFT and rl_init: cosine to a tenth.  Paper: 16 epochs, and 2 for rl_init.
@@ -63,7 +64,7 @@ class Quickstart:
   reward_batch: int = 2  # prompts: the same texts to be praised and to be criticised
   reward_lr: float = 1e-3
   # PPO and PPO-ptx.
-  iterations: int = 10
+  iterations: int = 9
   episodes: int = 64
   minibatches: int = 4
   temperature: float = 0.7  # of the sampler and of every log-probability of PPO; paper: 1
@@ -112,7 +113,7 @@ def one_line(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 def open_world(config: Quickstart, workdir: Path, writer: writers.Writer) -> World:
   """Fetches and loads the model, splits it, and draws the data.  Raises UserError where any of it is not to be had."""
-  loaded = models.load(config.model or download.fetch(), dtype=config.dtype)
+  loaded = models.load(config.model or download.fetch(), dtype=config.dtype, unroll=config.unroll)
   tokenizer = one_line(tokenizers.fit(tokenizers.load(loaded.tokenizer), loaded.lm.vocab_size))
   trunk, base = freeze.split(loaded.params, config.top, dtype=config.trunk_dtype)
   sizes = tone.Sizes(
@@ -169,10 +170,11 @@ class Policy(NamedTuple):
 
   sample: Callable[[Params, Prompts, Array], Any]
   score: Callable[..., tuple[Array, dict[str, Array]]]
+  logp: Callable[..., Array]
 
 
 def parts(world: World, sampling: Sampling) -> Policy:
-  """`sample` draws responses from a trained part; `score` gives (stem, score under each reward model)."""
+  """`sample` draws responses from a trained part; `score` gives (stem, score under each reward model); `logp` of a response."""
   settings = PPO(lm=world.lm, tx=optim.adamw(0.0), sampling=sampling)
 
   def score(trunk, judges, rows):
@@ -183,4 +185,11 @@ def parts(world: World, sampling: Sampling) -> Policy:
   sample = jax.jit(
     lambda trunk, params, prompts, key: ppo.rollout({"policy": params}, Frozen(trunk, {}, {}), prompts, key, settings)
   )
-  return Policy(partial(sample, world.trunk), partial(jax.jit(score), world.trunk))
+
+  def logp(trunk, params, rows, stem):
+    return likelihood.response_logp(
+      world.lm, trunk | params, rows.tokens, rows.valid, sampling.response,
+      temperature=sampling.temperature, banned=sampling.banned, stem=stem,
+    )[0]  # fmt: skip
+
+  return Policy(*(partial(f, world.trunk) for f in (sample, jax.jit(score), jax.jit(logp))))

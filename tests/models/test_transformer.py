@@ -147,8 +147,8 @@ def test_layers_and_keys_draw_different_masks():
 
 
 @cache
-def gradient(remat):
-  config = gpt.GPTConfig(vocab_size=48, context=64, width=32, depth=2, heads=4, dropout=0.3, remat=remat)
+def gradient(remat, unroll=1):
+  config = gpt.GPTConfig(vocab_size=48, context=64, width=32, depth=3, heads=4, dropout=0.3, remat=remat, unroll=unroll)
   lm = gpt.gpt(config)
   tokens, valid = text(2, 5), jnp.ones((2, 5), bool)
   loss = lambda p: (lm.hidden(p, tokens, valid, key=jax.random.key(3)) ** 3).sum()
@@ -161,6 +161,11 @@ def gradient(remat):
 @pytest.mark.parametrize("remat", ["blocks", "dots"])
 def test_rematerialisation_changes_no_gradient(remat):
   tiny.assert_trees_close(gradient("none"), gradient(remat), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("unroll", [2, 8])  # three layers: one step is left over, or one holds all
+def test_unrolling_changes_no_gradient(unroll):
+  tiny.assert_trees_close(gradient("none"), gradient("none", unroll), rtol=1e-4, atol=1e-4)
 
 
 def test_bfloat16_products_stay_near_float32():
@@ -190,6 +195,7 @@ def test_too_long_rows_and_caches_say_what_fits(model):
   [
     ({"dtype": "float16"}, "dtype is 'float16': choose one of float32, bfloat16"),
     ({"remat": "block"}, "remat is 'block': choose one of none, blocks, dots"),
+    ({"unroll": 0}, "unroll is 0: choose 1 or more"),
     ({"dropout": 1.0}, "dropout is 1.0"),
   ],
 )
