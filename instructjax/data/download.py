@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import importlib.util
@@ -151,14 +152,13 @@ def _run(command: list[str], file: Pinned, wheel: Path, work: Path) -> None:
     )
 
 
-def _arrived(work: Path) -> int:
-  """Bytes of all files below a folder that other processes write to."""
+def _arrived(folder: Path) -> int:
+  """Bytes of all files below a folder in which another process makes, moves and deletes things meanwhile."""
   total = 0
-  for path in work.rglob("*"):
-    try:
-      total += path.stat().st_size if path.is_file() else 0
-    except OSError:  # moved in the meantime
-      continue
+  for parent, _, names in os.walk(folder):  # unlike Path.rglob it passes over a folder that has just gone
+    for name in names:
+      with contextlib.suppress(OSError):
+        total += Path(parent, name).stat().st_size
   return total
 
 

@@ -141,3 +141,18 @@ def test_an_interrupted_download_leaves_no_file(index, monkeypatch, tmp_path):
   with pytest.raises(KeyboardInterrupt):
     download.fetch(file)
   assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def test_counting_what_arrived_survives_a_folder_that_vanishes(tmp_path, monkeypatch):
+  for name in ("a", "b"):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "file").write_bytes(b"12345")
+  scan = os.scandir
+
+  def vanishing(path):
+    if str(path).endswith("b"):
+      raise FileNotFoundError(path)
+    return scan(path)
+
+  monkeypatch.setattr(os, "scandir", vanishing)
+  assert download._arrived(tmp_path) == 5
