@@ -44,6 +44,7 @@ class Bench:
   minibatches: int = 8
   ptx: int = 0  # pretraining rows an episode
   dtype: str = "float32"
+  remat: str = "none"  # what the backward pass computes again
   unroll: int = 8  # layers a step of the scan
   repeats: int = 5
 
@@ -173,7 +174,7 @@ def measure(b: Bench) -> dict:
   rows = b.batch or BATCH[b.stage]
   if b.stage == "ppo" and rows % b.minibatches:
     raise UserError(f"bench: a batch of {rows} does not split into {b.minibatches} minibatches; make it a multiple")
-  lm = SHAPES[b.shape](dtype=b.dtype, unroll=b.unroll)
+  lm = SHAPES[b.shape](dtype=b.dtype, remat=b.remat, unroll=b.unroll)
   step: Any
   step, state, args, counts, (flops, read) = STAGES[b.stage](lm, b, rows)
   seconds = []

@@ -66,9 +66,10 @@ def _writer(command: argparse.ArgumentParser) -> None:
 def _bench(command: argparse.ArgumentParser) -> None:
   command.add_argument("--stage", required=True, choices=["sft", "reward", "rollout", "ppo"])
   command.add_argument("--shape", default="gpt-5m", help="gpt-5m or smollm2-135m")
-  for name in ("batch", "prompt", "response", "length", "completions", "epochs", "minibatches", "ptx", "repeats"):
+  for name in ("batch", "prompt", "response", "length", "completions", "epochs", "minibatches", "ptx", "unroll", "repeats"):
     command.add_argument(f"--{name}", type=int)
   command.add_argument("--dtype", choices=["float32", "bfloat16"])
+  command.add_argument("--remat", choices=["none", "blocks", "dots"])
   command.add_argument("--json", action="store_true", help="print one JSON object")
 
 
