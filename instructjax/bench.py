@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from instructjax import optim, ppo, reward, sft, steps
+from instructjax import memory, optim, ppo, reward, sft, steps
 from instructjax.errors import UserError
 from instructjax.models import gpt, llama
 from instructjax.rollout import Sampling, sample
@@ -183,8 +182,9 @@ def measure(b: Bench) -> dict:
     state, out = step(state, *args)
     jax.block_until_ready((state, out))
     seconds.append(time.perf_counter() - start)
+    memory.release()
   first, seconds = seconds[0], seconds[1:]
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+  peak = memory.peak_gb()
   flop_rate, byte_rate = machine()
   median = statistics.median(seconds)
   return {

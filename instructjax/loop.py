@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from instructjax import memory
 from instructjax.checkpoint import Checkpoints
 from instructjax.errors import UserError
 from instructjax.types import Metrics, TrainState
@@ -89,6 +90,8 @@ def fit(
         waiting.append((at, metrics))
         batch = batches(at) if at < steps else None  # prepared while the step runs
         flush(keep=1)
+        if at == start + 1:
+          memory.release()  # what compiling left behind
         if evaluate is not None and (at == steps or (evaluate_every and at % evaluate_every == 0)):
           flush()
           writer.metrics(at, stage, {name: float(value) for name, value in evaluate(state).items()})

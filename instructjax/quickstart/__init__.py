@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import time
 from pathlib import Path
 
-from instructjax import report, writers
+from instructjax import memory, report, writers
 from instructjax.data import pipeline
 from instructjax.data.records import fingerprint
 from instructjax.quickstart import evaluation
@@ -61,7 +60,7 @@ def main(config: Quickstart, workdir: str | Path, sinks: tuple[str, ...] = ()) -
     results |= {
       "seconds": seconds | {"total": round(sum(seconds.values()), 1)},
       "wall_s": round(time.perf_counter() - start, 1),
-      "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
+      "peak_rss_gb": round(memory.peak_gb(), 2),
       "seed": c.seed,
     }
     (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax import likelihood, models, optim, ppo, writers
+from instructjax import likelihood, memory, models, optim, ppo, writers
 from instructjax.checkpoint import Checkpoints
 from instructjax.data import download, pipeline, tokenizers, tone
 from instructjax.errors import UserError
@@ -155,6 +155,7 @@ def stage(world: World, name: str) -> Iterator[None]:
   """Adds the seconds of a stage to `seconds.json`, over all runs of the same directory."""
   start = time.perf_counter()
   yield
+  memory.release()
   path = world.workdir / "seconds.json"
   seconds = json.loads(path.read_text()) if path.is_file() else {}
   seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 1)
