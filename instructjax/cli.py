@@ -1,4 +1,8 @@
-"""The command line: `instructjax COMMAND --config=... --workdir=...`.  Whatever is slow is imported by the command."""
+"""The command line: `instructjax COMMAND --config=... --workdir=...`.  Whatever is slow is imported by the command.
+
+Exit codes: 0 success, 2 an error that the user can mend, 130 Ctrl-C, 143 SIGTERM (128 + 15, as a shell counts).  On SIGTERM
+(a preemption) a stage finishes its step and saves; a launcher that sees 143 runs the same command again to go on.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +70,18 @@ def _writer(command: argparse.ArgumentParser) -> None:
 def _bench(command: argparse.ArgumentParser) -> None:
   command.add_argument("--stage", required=True, choices=["sft", "reward", "rollout", "ppo"])
   command.add_argument("--shape", default="gpt-5m", help="gpt-5m or smollm2-135m")
-  for name in ("batch", "prompt", "response", "length", "completions", "epochs", "minibatches", "ptx", "unroll", "repeats"):
+  for name in (
+    "batch",
+    "prompt",
+    "response",
+    "length",
+    "completions",
+    "epochs",
+    "minibatches",
+    "ptx",
+    "unroll",
+    "repeats",
+  ):
     command.add_argument(f"--{name}", type=int)
   command.add_argument("--dtype", choices=["float32", "bfloat16"])
   command.add_argument("--remat", choices=["none", "blocks", "dots"])
@@ -180,7 +195,7 @@ def prepare() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs a command.  0 is success, 2 an error that the user can mend, 130 a stop by Ctrl-C."""
+  """Runs a command and returns its exit code."""
   args, rest = parser().parse_known_args(arguments)
   commands = {"quickstart": quickstart, "report": report, "bench": bench, "data": data, "tokenizer": tokenizer}
   try:
@@ -190,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
   except KeyboardInterrupt as stop:
     print(str(stop) or "stopped", file=sys.stderr)
-    return 130
+    return 128 + getattr(stop, "number", 2)  # of the signal; 2 is SIGINT
   return 0
 
 

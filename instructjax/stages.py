@@ -115,15 +115,16 @@ def prints(**data: Sequence) -> dict[str, str]:
 
 def train(
   config: Config, workdir: Path, writer: writers.Writer, step: Callable, state: TrainState,
-  batches: Callable[[int], Any], count: int, about: Mapping[str, Any],
+  batches: Callable[[int], Any], count: int, about: Mapping[str, Any], fingerprints: Mapping[str, str],
   evaluate: Callable[[TrainState], dict[str, Any]] | None = None,
 ) -> TrainState:  # fmt: skip
-  """`loop.fit` with the settings of a configuration."""
+  """`loop.fit` with the settings of a configuration, whose fingerprint each checkpoint holds beside those of the data."""
+  prints = {"configuration": writers.fingerprint(config.to_dict())} | dict(fingerprints)
   return fit(
     step, state, batches, steps=count, stage=config.stage, writer=writer,
-    checkpoints=Checkpoints(workdir / "checkpoints" / config.stage, keep=config.keep),
+    checkpoints=Checkpoints(workdir / "checkpoints" / config.stage, keep=config.keep, best=config.best),
     checkpoint_every=config.checkpoint_every, log_every=config.log_every, evaluate=evaluate,
-    evaluate_every=config.evaluate_every, extra={"model": about},
+    evaluate_every=config.evaluate_every, extra={"model": about, "fingerprints": prints},
   )  # fmt: skip
 
 
@@ -166,8 +167,9 @@ def supervised(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     one = lambda state, batch: step(state, trunk, batch)
     base = base._replace(params={})  # donated with the state
     evaluate = nll(base.lm, trunk, valid, length, parts * c.micro) if valid else None
-    with run(c, workdir, sinks, prints(demonstrations=demos, text=texts, valid=held_out)) as writer:
-      state = train(c, workdir, writer, one, state, batches, count, base.about, evaluate)
+    found = prints(demonstrations=demos, text=texts, valid=held_out)
+    with run(c, workdir, sinks, found) as writer:
+      state = train(c, workdir, writer, one, state, batches, count, base.about, found, evaluate)
       origin.finish(workdir, int(state.iteration), whole(c, c.model.source, state.params), base.about, "policy")
 
 
@@ -255,8 +257,9 @@ def reward_model(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> 
     base = base._replace(params={})
     batches = placed(pipeline.stream(groups, pad, size=c.batch, seed=c.seed))
     evaluate = accuracy(base.lm, trunk, valid, pad, parts * c.micro) if valid else None
-    with run(c, workdir, sinks, prints(comparisons=ranked, valid=held_out, demonstrations=demos)) as writer:
-      state = train(c, workdir, writer, one, state, batches, count, base.about, evaluate)
+    found = prints(comparisons=ranked, valid=held_out, demonstrations=demos)
+    with run(c, workdir, sinks, found) as writer:
+      state = train(c, workdir, writer, one, state, batches, count, base.about, found, evaluate)
       params = state.params
       if shown:
         params = reward.fit_bias(params, mean_score(base.lm, reward.join(trunk, params), shown, length, parts))
