@@ -103,10 +103,8 @@ def optimizer(settings: Config, updates: int, held: int = 1) -> optax.GradientTr
 
 
 def placed(batches: Callable[[int], PyTree]) -> Callable[[int], PyTree]:
-  """The same batches on the devices; each process keeps its own rows."""
-  at, count = jax.process_index(), jax.process_count()
-  mine = lambda x: x[at * (x.shape[0] // count) : (at + 1) * (x.shape[0] // count)]
-  return lambda i: sharding.place_batch(jax.tree.map(mine, batches(i)))
+  """The same batches on the devices."""
+  return lambda i: sharding.place_batch(batches(i))
 
 
 def prints(**data: Sequence) -> dict[str, str]:
@@ -283,13 +281,14 @@ def accuracy(
   @jax.jit
   def one(trunk, params, batch):
     scores = reward.score_comparisons(lm, reward.join(trunk, params), batch)
-    return losses.ranking_accuracy(scores, batch.rank)
+    return jax.tree.map(jnp.sum, losses.ranking_accuracy(scores, batch.rank))
 
   def evaluate(state: TrainState) -> dict[str, Any]:
     right = total = 0.0
     for batch, real in pipeline.once(groups, pad, size=size):
+      batch = dataclasses.replace(batch, rank=batch.rank * (np.arange(size) < real)[:, None])  # 0 is no completion
       correct, pairs = one(trunk, state.params, sharding.place_batch(batch))
-      right, total = right + float(correct[:real].sum()), total + float(pairs[:real].sum())
+      right, total = right + float(correct), total + float(pairs)
     return {"eval/accuracy": right / max(total, 1.0)}
 
   return evaluate
@@ -301,7 +300,7 @@ def mean_score(lm: LM, params: Params, rows: Sequence, length: int, multiple: in
   score = jax.jit(partial(reward.score, lm))
   pad = partial(pipeline.pad_demonstrations, length=length)
   parts = [
-    np.asarray(score(params, batch.tokens, batch.valid))[:real]
+    sharding.fetch(score(params, batch.tokens, batch.valid))[:real]
     for batch, real in ((sharding.place_batch(b), n) for b, n in pipeline.once(rows, pad, size=size))
   ]
   return jnp.float32(np.concatenate(parts).mean())
