@@ -194,9 +194,11 @@ def prepare() -> None:
 
 
 def join(processes: str) -> None:
-  """Joins the other processes.  Raises UserError for a malformed option and where they cannot be reached."""
+  """Joins the other processes, once.  Raises UserError for a malformed option and where they cannot be reached."""
   import jax
 
+  if jax.distributed.is_initialized():
+    return
   given: dict[str, Any] = {}
   if processes != "auto":
     host, *numbers = processes.split(",")

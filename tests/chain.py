@@ -1,5 +1,8 @@
 """All five stages in one process, which ends itself where the plan says: `python tests/chain.py DATA RUNS STAGE:POINT:STEP`.
 
+`python tests/chain.py DATA RUNS PLAN wide` runs shorter ones on a mesh of 2 x 2 x 2 devices, and then samples; with
+`--distributed=...` after it, as one of several processes.
+
 Points, at a step of a stage (or of `final`, the model that pretraining leaves):
   step       the step is running (PPO samples first)
   line       half of the step's line is in metrics.jsonl
@@ -15,7 +18,13 @@ import signal
 import sys
 from pathlib import Path
 
-SMALL = ["--config.data.prompt=12", "--config.data.response=12", "--config.epochs=1", "--config.batch=4", "--config.micro=2"]
+SMALL = [
+  "--config.data.prompt=12",
+  "--config.data.response=12",
+  "--config.epochs=1",
+  "--config.batch=4",
+  "--config.micro=2",
+]
 KEPT = ["--config.checkpoint_every=1", "--config.keep=1"]
 
 
@@ -38,6 +47,23 @@ def options(stage: str, data: Path, runs: Path) -> list[str]:
       *files("prompts", "text"), f"--model={runs / 'rl_init'}", f"--config.reward_model={runs / 'reward'}",
       *(f"--config.{name}={value}" for name, value in ppo.items()),
     ],
+  }[stage]  # fmt: skip
+
+
+def wide(stage: str, data: Path, runs: Path) -> list[str]:
+  """What differs on eight devices; no average is compared here, so the steps are few."""
+  mesh = [f"--config.mesh.{axis}=2" for axis in ("data", "fsdp", "model")]
+  prompts = [f"--config.data.prompts={data / 'prompts.jsonl'}", "--config.prompts=3", "--config.data.prompt=12"]
+  draw = [*prompts, f"--model={runs / 'sft'}", "--config.batch=4", "--config.n=2", "--config.sampling.response=4"]
+  few = ["--config.batch=8", "--config.micro=1"]
+  return mesh + {
+    "pretrain": [*few, "--config.steps=2", "--config.checkpoint_every=0"],
+    "sft": [*few, "--config.steps=2", "--config.checkpoint_every=0"],
+    "rl_init": [*few, "--config.steps=2", "--config.checkpoint_every=0"],
+    "reward": [*few, "--config.steps=2", "--config.checkpoint_every=0"],
+    "ppo": ["--config.batch=32", "--config.iterations=3", "--config.ppo.epochs=1"],
+    "sample": draw,
+    "bestofn": [*draw, f"--config.reward_model={runs / 'reward'}"],
   }[stage]  # fmt: skip
 
 
@@ -88,15 +114,16 @@ def arm(stage: str, point: str, step: int) -> None:
     atomicity.AtomicRenameTemporaryPath.finalize = commit
 
 
-def main(data: str, runs: str, plan: str = "") -> int:
+def main(data: str, runs: str, plan: str = "", size: str = "", *more: str) -> int:
   from instructjax import cli
 
   stage, point, step = plan.split(":") if plan else ("", "", "0")
-  for name in STAGES:
+  for name in (*STAGES, "sample", "bestofn") if size else STAGES:
     if name == stage or (stage == "final" and name == "pretrain"):
       arm(stage, point, int(step))
-    given = options(name, Path(data), Path(runs))
-    code = cli.main([name, f"--config={name}:tiny", f"--workdir={Path(runs) / name}", *given, *KEPT])
+    given = [*options(name, Path(data), Path(runs)), *KEPT] if name in STAGES else []
+    given += wide(name, Path(data), Path(runs)) if size else []
+    code = cli.main([name, f"--config={name}:tiny", f"--workdir={Path(runs) / name}", *given, *more])
     if code:
       return code
   return 0
