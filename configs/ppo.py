@@ -76,5 +76,6 @@ def get_config(arg: str = "tiny") -> ConfigDict:
   c.policy_optimizer = {"lr": policy_lr, **warm, **adam}
   c.value_optimizer = {"lr": value_lr, **warm, "warmup": 0, **adam}
   c.mesh = {"data": 1, "fsdp": 1, "model": 1}
+  c.best = ""  # a metric, objective/scores for one: the checkpoint where it is highest is kept besides the last `keep`
   c.checkpoint_every, c.keep, c.log_every, c.evaluate_every = (0, 1, 1, 0) if tiny else (25, 2, 1, 0)
   return c

@@ -51,5 +51,6 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "weight_decay": 0.1, "clip": 1.0,
   }  # fmt: skip
   c.mesh = {"data": 1, "fsdp": 1, "model": 1}
+  c.best = ""  # a metric, eval/nll for one: the checkpoint where it is lowest is kept besides the last `keep`
   c.checkpoint_every, c.keep, c.log_every, c.evaluate_every = (0, 1, 1, 100) if tiny else (1000, 2, 10, 1000)
   return c

@@ -49,5 +49,6 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "eps_mode": "optax", "weight_decay": 0.0, "clip": 1.0 if tiny else None,
   }  # fmt: skip
   c.mesh = {"data": 1, "fsdp": 1, "model": 1}
+  c.best = ""  # a metric, eval/nll for one: the checkpoint where it is lowest is kept besides the last `keep`
   c.checkpoint_every, c.keep, c.log_every, c.evaluate_every = (0, 1, 1, 0) if tiny else (500, 2, 1, 500)
   return c

@@ -1,114 +1,215 @@
-"""Checkpoints: a pytree of arrays and a JSON object for each step, written by Orbax, the last n kept.
+"""Checkpoints: a pytree of arrays and a JSON object for each step, written by Orbax while the training goes on.
 
-A checkpoint appears whole or not at all.  Its JSON lists the name, shape and type of every leaf, so that one of another
-model is told apart before anything is read.
+A checkpoint appears whole or not at all, and nothing is deleted before its successor is complete.  Its JSON lists the
+name, shape and type of every leaf, so that one of another model is told apart before anything is read, and the sum of its
+bits, which finds what a disk has changed (Orbax reads a flipped byte of an array without a word).
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from instructjax.errors import UserError
 from instructjax.types import PyTree
+
+LOWER = ("loss", "nll")  # a metric with one of these words in its name is better lower, any other higher
 
 
 class Checkpoints:
   """The checkpoints of one folder, which is made by the first save.
 
-    save(step, state, extra)     writes the state and a JSON object; the last `keep` steps stay
-    latest()                     the last step, or None where there is none
+    save(step, state, extra, metrics)
+                                 starts to write the state and a JSON object; the last `keep` steps stay, and the
+                                 one with the best metric of the name `best` (LOWER says which way), if one is named
+    wait()                       returns when the write is complete; every other method waits by itself
+    latest()                     the last complete step, or None where there is none
     extra(step=None)             the JSON object of a step (of the last one)
     restore(state_like, step=None)
                                  (state, extra): the arrays with the shapes, types and shardings of `state_like`,
-                                 whose leaves may be arrays or `jax.ShapeDtypeStruct`s
+                                 whose leaves may be arrays or `jax.ShapeDtypeStruct`s; the mesh may be another one
 
-  A step that was saved before is not written again.
+  `save` returns when the state is copied, so that it may be donated.  A step that was saved before is not written again.
+  With several processes all of them call every method.
   """
 
-  def __init__(self, folder: str | Path, keep: int = 2):
+  def __init__(self, folder: str | Path, keep: int = 2, best: str = ""):
     self.folder = Path(folder).absolute()
     self.keep = keep
+    self.best = best
+    self._open: Any = None  # Orbax's manager, from the first save until `wait`
+    self._step = 0  # the step that it writes
 
-  def save(self, step: int, state: PyTree, extra: dict[str, Any] | None = None) -> None:
-    """Raises UserError when it cannot be written (a full disk); the steps saved before are then still there."""
+  def save(
+    self, step: int, state: PyTree, extra: dict[str, Any] | None = None, metrics: Mapping[str, float] | None = None
+  ) -> None:
+    """Raises UserError when this or the last one cannot be written (a full disk); the steps before are still there."""
     import orbax.checkpoint as ocp
 
     arrays = {name: _data(leaf) for name, leaf in flatten(state).items()}
-    about = {"leaves": {name: _describe(leaf) for name, leaf in flatten(state).items()}, "extra": extra or {}}
+    leaves = {name: _describe(leaf) for name, leaf in flatten(state).items()}
+    about = {"leaves": leaves, "sums": sums(arrays), "extra": extra or {}}
     args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about))
-    try:
-      with self._manager() as manager:
-        if step not in manager.all_steps():
-          manager.save(step, args=args, force=True)
-    except (OSError, ValueError, RuntimeError) as error:  # tensorstore reports a full disk as a ValueError
-      self._sweep()
-      last = self.latest()
-      kept = "no step was saved before" if last is None else f"step {last} is kept"
-      raise UserError(
-        f"{self.folder}: the checkpoint of step {step} could not be written ({reason(error)}); {kept}. Free some "
-        f"space ({shutil.disk_usage(_existing(self.folder)).free >> 20} MiB are left) and run the same command again"
-      ) from error
+    value = (metrics or {}).get(self.best, math.nan)
+    with self._written():
+      if self._open is None:
+        self._open, self._step = self._writer(), step
+      self._open.wait_until_finished()
+      self._step = step
+      if step not in self._open.all_steps():
+        measured = {self.best: float(value)} if math.isfinite(value) else None
+        self._open.save(step, args=args, metrics=measured, force=True)
+
+  def wait(self) -> None:
+    """Raises UserError when the last checkpoint could not be written."""
+    if self._open is not None:
+      with self._written():
+        self._open.wait_until_finished()
+        self._close()
 
   def latest(self) -> int | None:
     """The last complete step."""
-    if not self.folder.is_dir():
-      return None
-    return max((int(path.name) for path in self.folder.iterdir() if path.name.isdigit()), default=None)
+    return max(self.steps(), default=None)
+
+  def steps(self) -> list[int]:
+    """All complete steps, in order."""
+    self.wait()
+    found = self.folder.iterdir() if self.folder.is_dir() else ()
+    return sorted(int(path.name) for path in found if path.name.isdigit())
 
   def extra(self, step: int | None = None) -> dict[str, Any]:
     """The JSON object that was saved with a step."""
-    return self._about(self._step(step))["extra"]
+    return self._about(self._found(step))["extra"]
 
   def restore(self, state_like: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, Any]]:
     """Raises UserError naming the first leaf in which the checkpoint and `state_like` differ."""
     import orbax.checkpoint as ocp
 
-    step = self._step(step)
+    step = self._found(step)
     about, wanted = self._about(step), flatten(state_like)
     compare(about["leaves"], {name: _describe(leaf) for name, leaf in wanted.items()}, self.folder / str(step))
     like = {name: _abstract(leaf) for name, leaf in wanted.items()}
-    with _readable(self.folder / str(step)), self._manager() as manager:
-      found = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
+    with self._readable(step):
+      with self._reader() as manager:
+        found = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
+      if changed := [name for name, value in sums(found).items() if value != about["sums"][name]]:
+        raise ValueError(f"'{changed[0]}' is not as it was written")
     leaves = [_undata(found[name], leaf) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(state_like), leaves), about["extra"]
 
-  def _step(self, step: int | None) -> int:
-    found = self.latest() if step is None else step
+  def _found(self, step: int | None) -> int:
+    last = self.latest()
+    found = last if step is None else step
     if found is None or not (self.folder / str(found)).is_dir():
       raise UserError(f"{self.folder}: holds no checkpoint{'' if step is None else f' of step {step}'}; run it first")
     return found
 
   def _about(self, step: int) -> dict[str, Any]:
+    with self._readable(step):
+      return self._peek(step)
+
+  def _peek(self, step: int) -> dict[str, Any]:
+    """What a step says about itself.  Raises an error of any type where it is damaged, ValueError where it is not ours."""
     import orbax.checkpoint as ocp
 
-    with _readable(self.folder / str(step)), self._manager() as manager:
-      return manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+    with self._reader() as manager:
+      about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+    if not (isinstance(about, dict) and all(isinstance(about.get(name), dict) for name in ("leaves", "sums", "extra"))):
+      raise ValueError("it was not written by instructjax")
+    return about
 
   @contextlib.contextmanager
-  def _manager(self) -> Iterator[Any]:
+  def _readable(self, step: int) -> Iterator[None]:
+    """A damaged checkpoint is the user's to mend: says which step before it is good."""
+    try:
+      yield
+    except Exception as error:  # of truncated files Orbax raises a bare one
+      if isinstance(error, UserError):
+        raise
+      before = next((other for other in reversed(self.steps()) if other < step and self._is_good(other)), None)
+      go_on = "no good step is left, so it starts anew" if before is None else f"it goes on from step {before}"
+      place = self.folder / str(step)
+      raise UserError(
+        f"{place}: cannot be read ({reason(error)}); move this folder away and run the same command again: {go_on}"
+      ) from error
+
+  def _is_good(self, step: int) -> bool:
+    try:
+      return bool(self._about(step))
+    except UserError:
+      return False
+
+  @contextlib.contextmanager
+  def _reader(self) -> Iterator[Any]:
     import orbax.checkpoint as ocp
 
-    options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, enable_async_checkpointing=False)
-    log, level = logging.getLogger("absl"), logging.getLogger("absl").level
-    log.setLevel(logging.CRITICAL)  # the exceptions say it all
+    with quiet(), ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+      yield manager
+
+  def _writer(self) -> Any:
+    import orbax.checkpoint as ocp
+
+    policies = ocp.checkpoint_managers
+    value = lambda metrics: metrics[self.best]
+    kept: list = [policies.LatestN(self.keep)]
+    if self.best:
+      lower = any(word in self.best for word in LOWER)
+      kept.append(policies.BestN(get_metric_fn=value, reverse=lower, n=1, keep_checkpoints_without_metrics=False))
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=policies.AnyPreservationPolicy(kept),
+      best_fn=value if self.best else None,
+      cleanup_tmp_directories=True,  # what a process that was killed left behind
+    )
+    with quiet():
+      return ocp.CheckpointManager(self.folder, options=options)
+
+  @contextlib.contextmanager
+  def _written(self) -> Iterator[None]:
     try:
-      with ocp.CheckpointManager(self.folder, options=options) as manager:
-        yield manager
-    finally:
-      log.setLevel(level)
+      with quiet():
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # tensorstore reports a full disk as a ValueError
+      with contextlib.suppress(OSError, ValueError, RuntimeError):
+        self._close()
+      self._sweep()
+      last = self.latest()
+      kept = "no step was saved before" if last is None else f"step {last} is kept"
+      raise UserError(
+        f"{self.folder}: the checkpoint of step {self._step} could not be written ({reason(error)}); {kept}. Free some "
+        f"space ({shutil.disk_usage(_existing(self.folder)).free >> 20} MiB are left) and run the same command again"
+      ) from error
+
+  def _close(self) -> None:
+    manager, self._open = self._open, None
+    if manager is not None:
+      manager.close()
 
   def _sweep(self) -> None:
     """Removes what an interrupted save left behind."""
     for path in self.folder.glob("*") if self.folder.is_dir() else ():
       if not path.name.isdigit():
         shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Without Orbax's log: the exceptions say it all."""
+  levels = {name: logging.getLogger(name).level for name in ("absl", "asyncio")}
+  for name in levels:
+    logging.getLogger(name).setLevel(logging.CRITICAL)
+  try:
+    yield
+  finally:
+    for name, level in levels.items():
+      logging.getLogger(name).setLevel(level)
 
 
 def load_params(folder: str | Path, like: PyTree) -> PyTree:
@@ -136,6 +237,20 @@ def flatten(tree: PyTree) -> dict[str, Any]:
   return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
+def sums(arrays: Mapping[str, Any]) -> dict[str, int]:
+  """The sum of the bits of every array, read as whole numbers, modulo 2^32: the same on every mesh."""
+  return {name: int(value) for name, value in jax.device_get(_sums(dict(arrays))).items()}
+
+
+@jax.jit
+def _sums(arrays: dict[str, Any]) -> dict[str, Any]:
+  def one(x: Any) -> Any:
+    bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+    return jnp.sum(bits, dtype=jnp.uint32)
+
+  return jax.tree.map(one, arrays)
+
+
 def reason(error: Exception) -> str:
   """The heart of an error that names many files and functions."""
   text = str(error)
@@ -143,17 +258,6 @@ def reason(error: Exception) -> str:
     if sign in text:
       return sign
   return (text.strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-@contextlib.contextmanager
-def _readable(place: Path) -> Iterator[None]:
-  """A damaged checkpoint is the user's to mend."""
-  try:
-    yield
-  except (OSError, ValueError, KeyError, RuntimeError) as error:
-    if isinstance(error, UserError):
-      raise
-    raise UserError(f"{place}: cannot be read ({reason(error)}); delete it to go on from the step before") from error
 
 
 def _existing(path: Path) -> Path:

@@ -1,4 +1,11 @@
-"""The command line: `instructjax COMMAND --config=... --workdir=...`.  Whatever is slow is imported by the command."""
+"""The command line: `instructjax COMMAND --config=... --workdir=...`.  Whatever is slow is imported by the command.
+
+Exit codes: 0 success, 2 an error that the user can mend, 130 Ctrl-C, 143 SIGTERM (128 + 15, as a shell counts).  On SIGTERM
+(a preemption) a stage finishes its step and saves; a launcher that sees 143 runs the same command again to go on.
+
+Several processes (a TPU pod, Slurm): the same command in each with `--distributed`, and a `--workdir` that all of them see.
+Where JAX does not find the others by itself: `--distributed=HOST:PORT,PROCESSES,INDEX`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from instructjax.errors import UserError
 
@@ -36,6 +44,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--workdir", default=f"runs/{name}", help=f"default runs/{name}; run again to go on with it")
     command.add_argument("--model", help="a run directory, a model folder, a .gguf file or a hub id")
     _writer(command)
+    command.add_argument(
+      "--distributed", nargs="?", const="auto", metavar="HOST:PORT,PROCESSES,INDEX",
+      help="this is one of several processes; without a value JAX finds the others (TPU pods, Slurm)",
+    )  # fmt: skip
     command.epilog = "Any field: --config.optimizer.lr=1e-5; the fields stand in the configuration file."
   _quickstart(add("quickstart", "the whole method on a real model and human ratings, in minutes"))
   report = add("report", "one HTML page from a run directory")
@@ -107,6 +119,8 @@ def stage(args: argparse.Namespace, rest: Sequence[str]) -> None:
   model = [(MODEL.get(args.command, "model.source"), args.model)] if args.model else []
   config = settings.override(config, [*model, *assignments(rest)])
   prepare()
+  if args.distributed:
+    join(args.distributed)
   from instructjax import generate, reinforce, stages
 
   run: dict[str, Callable[..., None]] = {
@@ -179,8 +193,26 @@ def prepare() -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
 
 
+def join(processes: str) -> None:
+  """Joins the other processes, once.  Raises UserError for a malformed option and where they cannot be reached."""
+  import jax
+
+  if jax.distributed.is_initialized():
+    return
+  given: dict[str, Any] = {}
+  if processes != "auto":
+    host, *numbers = processes.split(",")
+    if ":" not in host or len(numbers) != 2 or not all(number.isdigit() for number in numbers):
+      raise UserError(f"--distributed={processes}: give HOST:PORT,PROCESSES,INDEX, for example localhost:1234,2,0")
+    given = {"coordinator_address": host, "num_processes": int(numbers[0]), "process_id": int(numbers[1])}
+  try:
+    jax.distributed.initialize(**given)
+  except (ValueError, RuntimeError) as error:
+    raise UserError(f"--distributed: {error}; give HOST:PORT,PROCESSES,INDEX") from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs a command.  0 is success, 2 an error that the user can mend, 130 a stop by Ctrl-C."""
+  """Runs a command and returns its exit code."""
   args, rest = parser().parse_known_args(arguments)
   commands = {"quickstart": quickstart, "report": report, "bench": bench, "data": data, "tokenizer": tokenizer}
   try:
@@ -190,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
   except KeyboardInterrupt as stop:
     print(str(stop) or "stopped", file=sys.stderr)
-    return 130
+    return 128 + getattr(stop, "number", 2)  # of the signal; 2 is SIGINT
   return 0
 
 

@@ -35,7 +35,7 @@ def sample(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
       for prompt, (rows, _) in zip(asked, groups, strict=True):
         texts = responses(model, rows)
         writer.samples([{"prompt": prompt.prompt, "responses": texts}])
-        print("\n".join([f"> {prompt.prompt}", *(text.strip() for text in texts), ""]), flush=True)
+        show("\n".join([f"> {prompt.prompt}", *(text.strip() for text in texts), ""]))
 
 
 def best_of_n(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
@@ -66,7 +66,7 @@ def best_of_n(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
       for point in bestofn.curve(proxy, gold, doublings(c.n)):
         values = {"kl": point["kl"], "score": point["proxy"]} | ({"gold": point["gold"]} if c.gold_model else {})
         writer.metrics(int(point["n"]), "bestofn", values)
-        print("  ".join([f"n {int(point['n'])}", *(f"{name} {value:.3f}" for name, value in values.items())]))
+        show("  ".join([f"n {int(point['n'])}", *(f"{name} {value:.3f}" for name, value in values.items())]))
 
 
 def drawn(
@@ -86,10 +86,10 @@ def drawn(
     pad, done = partial(pipeline.pad_prompts, length=c.data.prompt), 0
     progress = open_progress(c.stage, 0, len(rows))
     for i, (prompts, real) in enumerate(pipeline.once(rows, pad, size=c.batch)):
-      prompts = sharding.place_batch(bestofn.repeat(prompts, c.n))
+      prompts = sharding.place_batch(jax.tree.map(lambda x: np.repeat(x, c.n, axis=0), prompts))
       found = draw(model.params, prompts, jax.random.fold_in(jax.random.key(c.seed), i))
-      scores = {name: np.asarray(one(params[name], found.tokens, found.valid)) for name, one in score.items()}
-      host = jax.tree.map(np.asarray, found)
+      scores = {name: sharding.fetch(one(params[name], found.tokens, found.valid)) for name, one in score.items()}
+      host = sharding.fetch(found)
       done += real
       progress.show(done, {})
       for at in range(0, real * c.n, c.n):
@@ -98,6 +98,12 @@ def drawn(
     progress.close()
 
   return groups()
+
+
+def show(text: str) -> None:
+  """Prints, in one process of several."""
+  if jax.process_index() == 0:
+    print(text, flush=True)
 
 
 def responses(model: Origin, rows: Rollout) -> list[str]:

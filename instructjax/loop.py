@@ -1,9 +1,10 @@
-"""The loop of every stage: run the steps, log, evaluate, checkpoint; resume, stop on NaN, survive Ctrl-C."""
+"""The loop of every stage: run the steps, log, evaluate, checkpoint; resume, stop on NaN, survive Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import sys
 import threading
@@ -27,7 +28,11 @@ Evaluate = Callable[[TrainState], Mapping[str, Any]]
 
 
 class Interrupted(KeyboardInterrupt):
-  """The user stopped a stage; the message says what was saved."""
+  """Ctrl-C or SIGTERM stopped a stage.  The message says what was saved, `number` is the signal."""
+
+  def __init__(self, message: str, number: int = signal.SIGINT):
+    super().__init__(message)
+    self.number = number
 
 
 class Progress(NamedTuple):
@@ -56,16 +61,19 @@ def fit(
 
   `step` is compiled and donates its state (`steps.compiled`).  Where `checkpoints` holds a step, the run goes on from
   there and metrics that were written after it are dropped.  A checkpoint is made every `checkpoint_every` steps, at the
-  end and on Ctrl-C, with `extra` and the name of the stage.  Metrics of a step are fetched while the next one runs;
-  those of every `log_every`-th step and of the last are written.  `evaluate` runs every `evaluate_every` steps and at
-  the end.  0 as `..._every` means: not before the end.
+  end and on Ctrl-C or SIGTERM, with `extra` and the name of the stage; it is written while the next steps run.  Metrics
+  of a step are fetched while the next one runs; those of every `log_every`-th step and of the last are written.
+  `evaluate` runs every `evaluate_every` steps, at the end, and before a checkpoint where it measures `checkpoints.best`.
+  0 as `..._every` means: not before the end.
 
   Raises UserError when a metric named "loss..." is not finite (what is on disk stays good) and Interrupted on Ctrl-C.
   """
-  state, start = resume(state, checkpoints, steps, stage)
+  state, start = resume(state, checkpoints, steps, stage, extra or {})
   writer.rewind(stage, start)
   progress = open_progress(stage, start, steps)
   waiting: list[tuple[int, Metrics]] = []
+  measured: dict[str, float] = {}  # at the last step
+  best = checkpoints.best if checkpoints is not None else ""
 
   def flush(keep: int = 0) -> None:
     """Fetches, checks, shows and writes the metrics that wait, but for the last `keep`."""
@@ -76,11 +84,19 @@ def fit(
         writer.metrics(at, stage, values)
       progress.show(at, values)
       check(values, stage, at, checkpoints)
+      measured.clear()
+      measured.update(values)
+
+  def measure(at: int, evaluate: Evaluate) -> None:
+    flush()
+    values = {name: float(value) for name, value in evaluate(state).items()}
+    writer.metrics(at, stage, values)
+    measured.update(values)
 
   def save(at: int) -> None:
     flush()
     if checkpoints is not None:
-      checkpoints.save(at, state, {"stage": stage, "steps": steps} | dict(extra or {}))
+      checkpoints.save(at, state, {"stage": stage, "steps": steps} | dict(extra or {}), measured)
 
   with stop_signal() as stopped:
     try:
@@ -92,40 +108,62 @@ def fit(
         flush(keep=1)
         if at == start + 1:
           memory.release()  # what compiling left behind
-        if evaluate is not None and (at == steps or (evaluate_every and at % evaluate_every == 0)):
-          flush()
-          writer.metrics(at, stage, {name: float(value) for name, value in evaluate(state).items()})
-        if at == steps or (checkpoint_every and at % checkpoint_every == 0):
+        due = at == steps or bool(checkpoint_every and at % checkpoint_every == 0)
+        if evaluate is not None and (
+          at == steps or (evaluate_every and at % evaluate_every == 0) or (due and best.startswith("eval/"))
+        ):
+          measure(at, evaluate)
+        if due:
           save(at)
-        if stopped():
-          raise KeyboardInterrupt
-    except KeyboardInterrupt:
+          known(best, measured)
+        if number := stopped(at):
+          raise Interrupted("", number)
+    except KeyboardInterrupt as stop:
       at = None if state.iteration.is_deleted() else int(state.iteration)
       if at is not None and at > start:
         save(at)
-      raise Interrupted(interruption(stage, steps, checkpoints)) from None
+      number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
+      raise Interrupted(interruption(stage, steps, checkpoints), number) from None
     finally:
       progress.close()
+      if checkpoints is not None:
+        checkpoints.wait()
   return state
 
 
-def resume(state: TrainState, checkpoints: Checkpoints | None, steps: int, stage: str) -> tuple[TrainState, int]:
+def resume(
+  state: TrainState, checkpoints: Checkpoints | None, steps: int, stage: str, extra: Mapping[str, Any]
+) -> tuple[TrainState, int]:
   """(state of the last checkpoint, its iteration); the state as it is where there is none.
 
-  Raises UserError for a checkpoint of another stage, model or configuration.
+  Raises UserError for a checkpoint of another stage, model, configuration or other data (`extra["fingerprints"]`).
   """
   if checkpoints is None or checkpoints.latest() is None:
     return state, int(state.iteration)
-  found = checkpoints.extra().get("stage", stage)
+  saved = checkpoints.extra()
+  found = saved.get("stage", stage)
   if found != stage:
     raise UserError(
       f"{checkpoints.folder}: holds checkpoints of stage '{found}', not '{stage}'; name another --workdir"
     )
+  before, now = saved.get("fingerprints", {}), extra.get("fingerprints", {})
+  for name in before.keys() & now.keys():
+    if before[name] != now[name]:
+      raise UserError(
+        f"{checkpoints.folder}: holds checkpoints of a run with another {name} ({before[name][:8]}, this one is "
+        f"{now[name][:8]}); name another --workdir"
+      )
   state, _ = checkpoints.restore(state)
   start = int(state.iteration)
   if start > steps:
     raise UserError(f"{checkpoints.folder}: is at step {start}, beyond the {steps} asked for; name another --workdir")
   return state, start
+
+
+def known(best: str, measured: Mapping[str, float]) -> None:
+  """Raises UserError where the metric that chooses the best checkpoint is not measured."""
+  if best and best not in measured:
+    raise UserError(f"config.best={best!r}: this stage does not measure it; it measures {', '.join(sorted(measured))}")
 
 
 def check(values: Mapping[str, float], stage: str, at: int, checkpoints: Checkpoints | None) -> None:
@@ -141,7 +179,7 @@ def check(values: Mapping[str, float], stage: str, at: int, checkpoints: Checkpo
 
 
 def interruption(stage: str, steps: int, checkpoints: Checkpoints | None) -> str:
-  """What the user reads after Ctrl-C."""
+  """What the user reads after Ctrl-C or SIGTERM."""
   last = None if checkpoints is None else checkpoints.latest()
   if last is None:
     return f"{stage}: stopped; nothing was saved"
@@ -149,16 +187,17 @@ def interruption(stage: str, steps: int, checkpoints: Checkpoints | None) -> str
 
 
 @contextlib.contextmanager
-def stop_signal() -> Iterator[Callable[[], bool]]:
-  """Turns the first Ctrl-C (or termination) into a flag, so that a step is never cut in half; the second one raises.
+def stop_signal() -> Iterator[Callable[[int], int]]:
+  """Turns the first Ctrl-C or SIGTERM into a number to ask for after each step, so that a step is never cut in half; the
+  second one acts at once.
 
-  Only in the main thread of a single process: several processes must stop at the same step.
+  Several processes stop at the same step, whichever of them was signalled: JAX's preemption service, which listens to
+  SIGTERM in each of them, agrees on it; a Ctrl-C is passed on to it.  Signals are left alone outside the main thread.
   """
-  asked = False
-  if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-    yield lambda: asked
-    return
-  before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+  asked = 0
+  main, several = threading.current_thread() is threading.main_thread(), jax.process_count() > 1
+  numbers = () if not main else (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM)
+  before = {number: signal.getsignal(number) for number in numbers}
 
   def restore() -> None:
     for number, handler in before.items():
@@ -166,14 +205,21 @@ def stop_signal() -> Iterator[Callable[[], bool]]:
 
   def handle(number, frame) -> None:
     nonlocal asked
-    asked = True
+    asked = number
     restore()
+    if several:
+      os.kill(os.getpid(), signal.SIGTERM)
     print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+  def agreed(at: int) -> int:
+    from jax.experimental import multihost_utils
+
+    return (asked or signal.SIGTERM) if multihost_utils.reached_preemption_sync_point(at) else 0
 
   for number in before:
     signal.signal(number, handle)
   try:
-    yield lambda: asked
+    yield agreed if several else lambda at: asked
   finally:
     restore()
 

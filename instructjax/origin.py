@@ -121,7 +121,9 @@ def open_run(workdir: Path, changes: Mapping[str, Any], kind: str) -> Origin:
 
 def finish(workdir: Path, step: int, params: PyTree, about: Mapping[str, Any], kind: str) -> None:
   """Leaves the whole model of a stage for the next one; `kind` is "policy" or "reward"."""
-  Checkpoints(workdir / "checkpoints" / "final", keep=1).save(step, {"params": params}, {"kind": kind, "model": about})
+  final = Checkpoints(workdir / "checkpoints" / "final", keep=1)
+  final.save(step, {"params": params}, {"kind": kind, "model": about})
+  final.wait()
 
 
 def joined(whole: Params, trained: Params) -> Params:

@@ -53,8 +53,9 @@ def reinforce(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
     one = lambda state, batch: step(state, frozen, *batch)
     batches = stages.placed(lambda i: (prompts(i), mix(i)))
     policy, judge = policy._replace(params={}), judge._replace(params={})
-    with stages.run(c, workdir, sinks, stages.prints(prompts=asked, text=texts)) as writer:
-      state = stages.train(c, workdir, writer, one, state, batches, c.iterations, policy.about)
+    found = stages.prints(prompts=asked, text=texts)
+    with stages.run(c, workdir, sinks, found) as writer:
+      state = stages.train(c, workdir, writer, one, state, batches, c.iterations, policy.about, found)
       final = state.params["policy"] if state.ema is None else state.ema["policy"]
       origin.finish(workdir, int(state.iteration), stages.whole(c, c.rl_init, final), policy.about, "policy")
 

@@ -92,7 +92,7 @@ def place(tree: PyTree, specs: PyTree) -> PyTree:
   """Puts arrays on the mesh by a tree of partitions (`shardings`); the identity when no mesh is set."""
   if not is_sharded():
     return tree
-  return jax.tree.map(lambda x, p: jax.device_put(x, NamedSharding(jax.sharding.get_mesh(), p)), tree, specs)
+  return jax.tree.map(lambda x, p: _put(x, NamedSharding(jax.sharding.get_mesh(), p)), tree, specs)
 
 
 def replicate(tree: PyTree) -> PyTree:
@@ -103,21 +103,31 @@ def replicate(tree: PyTree) -> PyTree:
 def place_batch(tree: PyTree) -> PyTree:
   """Splits the first axis of every array over the devices.
 
-  With several processes each passes the rows that it holds, and the whole batch is all of them.  Raises UserError
-  when the rows do not divide.
+  With several processes each passes the whole batch and places the rows of its own devices, wherever these lie in the
+  mesh.  Raises UserError when the rows do not divide.
   """
   if not is_sharded():
     return tree
   mesh = jax.sharding.get_mesh()
 
-  def leaf(x: Any) -> Array:
-    rows = x.shape[0] * jax.process_count()
-    sharding = NamedSharding(mesh, fit((rows,), ("batch",)) or jax.P())
-    if jax.process_count() == 1:
-      return jax.device_put(x, sharding)
-    return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+  return jax.tree.map(lambda x: _put(x, NamedSharding(mesh, fit(x.shape[:1], ("batch",)) or jax.P())), tree)
 
-  return jax.tree.map(leaf, tree)
+
+def _put(x: Any, where: NamedSharding) -> Array:
+  """`jax.device_put`; with several processes that all hold x, each puts its part and nothing is sent or compared."""
+  if jax.process_count() == 1 or not getattr(x, "is_fully_addressable", True):
+    return jax.device_put(x, where)
+  host = np.asarray(x)
+  return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+
+def fetch(tree: PyTree) -> PyTree:
+  """The whole arrays on the host; with several processes on each of them."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  from jax.experimental import multihost_utils
+
+  return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def reshard(x: Array, *axes: str | None) -> Array:

@@ -103,10 +103,8 @@ def optimizer(settings: Config, updates: int, held: int = 1) -> optax.GradientTr
 
 
 def placed(batches: Callable[[int], PyTree]) -> Callable[[int], PyTree]:
-  """The same batches on the devices; each process keeps its own rows."""
-  at, count = jax.process_index(), jax.process_count()
-  mine = lambda x: x[at * (x.shape[0] // count) : (at + 1) * (x.shape[0] // count)]
-  return lambda i: sharding.place_batch(jax.tree.map(mine, batches(i)))
+  """The same batches on the devices."""
+  return lambda i: sharding.place_batch(batches(i))
 
 
 def prints(**data: Sequence) -> dict[str, str]:
@@ -115,15 +113,16 @@ def prints(**data: Sequence) -> dict[str, str]:
 
 def train(
   config: Config, workdir: Path, writer: writers.Writer, step: Callable, state: TrainState,
-  batches: Callable[[int], Any], count: int, about: Mapping[str, Any],
+  batches: Callable[[int], Any], count: int, about: Mapping[str, Any], fingerprints: Mapping[str, str],
   evaluate: Callable[[TrainState], dict[str, Any]] | None = None,
 ) -> TrainState:  # fmt: skip
-  """`loop.fit` with the settings of a configuration."""
+  """`loop.fit` with the settings of a configuration, whose fingerprint each checkpoint holds beside those of the data."""
+  prints = {"configuration": writers.fingerprint(config.to_dict())} | dict(fingerprints)
   return fit(
     step, state, batches, steps=count, stage=config.stage, writer=writer,
-    checkpoints=Checkpoints(workdir / "checkpoints" / config.stage, keep=config.keep),
+    checkpoints=Checkpoints(workdir / "checkpoints" / config.stage, keep=config.keep, best=config.best),
     checkpoint_every=config.checkpoint_every, log_every=config.log_every, evaluate=evaluate,
-    evaluate_every=config.evaluate_every, extra={"model": about},
+    evaluate_every=config.evaluate_every, extra={"model": about, "fingerprints": prints},
   )  # fmt: skip
 
 
@@ -166,8 +165,9 @@ def supervised(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     one = lambda state, batch: step(state, trunk, batch)
     base = base._replace(params={})  # donated with the state
     evaluate = nll(base.lm, trunk, valid, length, parts * c.micro) if valid else None
-    with run(c, workdir, sinks, prints(demonstrations=demos, text=texts, valid=held_out)) as writer:
-      state = train(c, workdir, writer, one, state, batches, count, base.about, evaluate)
+    found = prints(demonstrations=demos, text=texts, valid=held_out)
+    with run(c, workdir, sinks, found) as writer:
+      state = train(c, workdir, writer, one, state, batches, count, base.about, found, evaluate)
       origin.finish(workdir, int(state.iteration), whole(c, c.model.source, state.params), base.about, "policy")
 
 
@@ -255,8 +255,9 @@ def reward_model(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> 
     base = base._replace(params={})
     batches = placed(pipeline.stream(groups, pad, size=c.batch, seed=c.seed))
     evaluate = accuracy(base.lm, trunk, valid, pad, parts * c.micro) if valid else None
-    with run(c, workdir, sinks, prints(comparisons=ranked, valid=held_out, demonstrations=demos)) as writer:
-      state = train(c, workdir, writer, one, state, batches, count, base.about, evaluate)
+    found = prints(comparisons=ranked, valid=held_out, demonstrations=demos)
+    with run(c, workdir, sinks, found) as writer:
+      state = train(c, workdir, writer, one, state, batches, count, base.about, found, evaluate)
       params = state.params
       if shown:
         params = reward.fit_bias(params, mean_score(base.lm, reward.join(trunk, params), shown, length, parts))
@@ -280,13 +281,14 @@ def accuracy(
   @jax.jit
   def one(trunk, params, batch):
     scores = reward.score_comparisons(lm, reward.join(trunk, params), batch)
-    return losses.ranking_accuracy(scores, batch.rank)
+    return jax.tree.map(jnp.sum, losses.ranking_accuracy(scores, batch.rank))
 
   def evaluate(state: TrainState) -> dict[str, Any]:
     right = total = 0.0
     for batch, real in pipeline.once(groups, pad, size=size):
+      batch = dataclasses.replace(batch, rank=batch.rank * (np.arange(size) < real)[:, None])  # 0 is no completion
       correct, pairs = one(trunk, state.params, sharding.place_batch(batch))
-      right, total = right + float(correct[:real].sum()), total + float(pairs[:real].sum())
+      right, total = right + float(correct), total + float(pairs)
     return {"eval/accuracy": right / max(total, 1.0)}
 
   return evaluate
@@ -298,7 +300,7 @@ def mean_score(lm: LM, params: Params, rows: Sequence, length: int, multiple: in
   score = jax.jit(partial(reward.score, lm))
   pad = partial(pipeline.pad_demonstrations, length=length)
   parts = [
-    np.asarray(score(params, batch.tokens, batch.valid))[:real]
+    sharding.fetch(score(params, batch.tokens, batch.valid))[:real]
     for batch, real in ((sharding.place_batch(b), n) for b, n in pipeline.once(rows, pad, size=size))
   ]
   return jnp.float32(np.concatenate(parts).mean())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import importlib
 import importlib.metadata
 import json
@@ -23,6 +24,10 @@ from instructjax.errors import UserError
 
 Scalars = Mapping[str, float]
 PACKAGES = ("instructjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+# Fields that may change when a run goes on: they change no number but for the order of sums.
+FREE = ("mesh", "checkpoint_every", "keep", "best", "log_every", "evaluate_every")
 
 
 class Writer(NamedTuple):
@@ -64,6 +69,12 @@ def open_run(
       _whole(workdir / "config.json", config)
     note(workdir, **manifest(seed))
     yield _writer(workdir, extra)
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+  """A hash of the settings that make a run what it is."""
+  text = json.dumps({name: value for name, value in config.items() if name not in FREE}, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def note(workdir: str | Path, **facts: Any) -> None:
@@ -110,8 +121,8 @@ def _writer(workdir: Path, sinks: list[Sink]) -> Writer:
     path = workdir / "metrics.jsonl"
     if not path.is_file():
       return
-    lines = path.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if not _after(line, stage, step)]
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and not _after(line, stage, step)]
     if len(kept) < len(lines):
       with _writable(path):
         _replace(path, "".join(kept))
@@ -163,8 +174,8 @@ def _same(workdir: Path, config: Mapping[str, Any]) -> None:
     before = json.loads(path.read_text())
   except (OSError, ValueError) as error:
     raise UserError(f"{path}: cannot be read ({error}); name another --workdir") from None
-  if before != config:
-    key, old, new = next(_differences(before, config))
+  fixed = lambda settings: {name: value for name, value in settings.items() if name not in FREE}
+  for key, old, new in _differences(fixed(before), fixed(config)):
     raise UserError(
       f"{workdir} holds a run with {key}={old!r}, this one has {key}={new!r}: name another --workdir, or use the "
       "settings of that run to go on with it"

@@ -188,7 +188,9 @@ def test_checkpoint_of_another_model(refused, data, base, tmp_path):  # noqa: F8
   shutil.rmtree(tmp_path / "run" / "checkpoints")
   narrow = {name: leaf for name, leaf in lm.init(jax.random.key(0)).items() if name == "norm"}
   state = steps.init_state(jax.random.key(0), narrow, optim.adamw(1e-3))
-  checkpoint.Checkpoints(tmp_path / "run" / "checkpoints" / "pretrain").save(3, state, {"stage": "pretrain"})
+  checkpoints = checkpoint.Checkpoints(tmp_path / "run" / "checkpoints" / "pretrain")
+  checkpoints.save(3, state, {"stage": "pretrain"})
+  checkpoints.wait()
   size = ["--config.data.length=24", "--config.batch=4", "--config.steps=6", "--config.optimizer.warmup=2"]
   valid = f"--config.data.valid={data / 'text.jsonl'}"
   message = refused("pretrain", f"--workdir={tmp_path / 'run'}", *files(data, "text"), valid, *size)

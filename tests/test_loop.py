@@ -132,6 +132,82 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(step, writer, tmp
   assert [row["step"] for row in rows(tmp_path)] == list(range(1, 10))
 
 
+def test_sigterm_finishes_the_step_and_is_told_apart(step, writer, tmp_path, capsys):
+  checkpoints = Checkpoints(tmp_path / "c")
+
+  def preempted(i):
+    if i == 2:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return batch(i)
+
+  with pytest.raises(loop.Interrupted, match="a: stopped at step 2 of 9; run the same command again") as stop:
+    fit(step, fresh(), preempted, steps=9, stage="a", writer=writer, checkpoints=checkpoints)
+  assert stop.value.number == signal.SIGTERM
+  assert checkpoints.latest() == 2
+
+
+def test_several_processes_stop_where_the_preemption_service_says(step, writer, tmp_path, monkeypatch, capsys):
+  """SIGTERM is the service's; a Ctrl-C is passed on to it as a SIGTERM; the step is the one that it names."""
+  from jax.experimental import multihost_utils
+
+  got, asked = [], []
+  monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
+  monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda at: asked.append(at) or at == 4)
+  before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+
+  def pressed(i):
+    if i == 2:
+      os.kill(os.getpid(), signal.SIGINT)
+    return batch(i)
+
+  try:
+    with pytest.raises(loop.Interrupted, match="nothing was saved") as stop:
+      fit(step, fresh(), pressed, steps=9, stage="a", writer=writer)
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  assert (got, asked, stop.value.number) == ([signal.SIGTERM], [1, 2, 3, 4], signal.SIGINT)
+
+
+def test_the_best_checkpoint_stays_and_is_measured(step, writer, tmp_path):
+  checkpoints = Checkpoints(tmp_path / "c", keep=1, best="eval/nll")
+  nll = {2: 3.0, 4: 1.0, 6: 2.0, 8: 5.0}
+  fit(
+    step, fresh(), batch, steps=8, stage="a", writer=writer, checkpoints=checkpoints, checkpoint_every=2,
+    evaluate=lambda state: {"eval/nll": nll[int(state.iteration)]},
+  )  # fmt: skip
+  assert checkpoints.steps() == [4, 8]
+  assert [row["step"] for row in rows(tmp_path) if "eval/nll" in row] == [2, 4, 6, 8]
+  typo = Checkpoints(tmp_path / "d", best="nll")
+  with pytest.raises(UserError, match=r"config.best='nll': this stage does not measure it; it measures loss, w"):
+    fit(step, fresh(), batch, steps=8, stage="a", writer=writer, checkpoints=typo)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(step, writer, tmp_path, monkeypatch):
+  """The commit waits until all steps are done: with donated states, what is written is still the state of its step."""
+  import threading
+
+  from orbax.checkpoint import CheckpointManager
+
+  done = threading.Event()
+  finalize = CheckpointManager._finalize
+  monkeypatch.setattr(CheckpointManager, "_finalize", lambda self, *args: (done.wait(60), finalize(self, *args)))
+  checkpoints = Checkpoints(tmp_path / "c", keep=9)
+  seen = []
+
+  def batches(i):
+    if i == 8:
+      seen.append([path.name for path in (tmp_path / "c").iterdir()])
+      done.set()
+    return batch(i)
+
+  fit(step, fresh(), batches, steps=9, stage="a", writer=writer, checkpoints=checkpoints, checkpoint_every=4)
+  assert checkpoints.steps() == [4, 8, 9]
+  found, _ = checkpoints.restore(fresh(), step=4)
+  w = next(row["w"] for row in rows(tmp_path) if row["step"] == 4)
+  assert float(found.params["w"]) == w
+  assert int(found.iteration) == 4
+
+
 def test_an_interrupt_that_cut_a_step_keeps_the_checkpoint_before(step, writer, tmp_path):
   checkpoints = Checkpoints(tmp_path / "c")
 
@@ -189,6 +265,14 @@ def test_checkpoints_of_another_stage_are_refused(step, writer, tmp_path):
     fit(step, fresh(), batch, steps=1, stage="a", writer=writer, checkpoints=checkpoints)
 
 
+def test_checkpoints_of_other_data_or_settings_are_refused(step, writer, tmp_path):
+  checkpoints = Checkpoints(tmp_path / "c")
+  settings = {"steps": 2, "stage": "a", "writer": writer, "checkpoints": checkpoints}
+  fit(step, fresh(), batch, extra={"fingerprints": {"text": "a" * 64}}, **settings)
+  with pytest.raises(UserError, match=r"a run with another text \(aaaaaaaa, this one is bbbbbbbb\)"):
+    fit(step, fresh(), batch, extra={"fingerprints": {"text": "b" * 64}}, **settings)
+
+
 def test_lines_where_there_is_no_terminal(step, writer, capsys, monkeypatch):
   now = iter(range(0, 10_000, 4))
   monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(now)))
@@ -232,6 +316,24 @@ def test_half_a_line_left_by_a_crash_is_dropped(writer, tmp_path):
     file.write('{"step": 2, "sta')
   writer.rewind("a", 1)
   assert rows(tmp_path) == [{"step": 1, "stage": "a", "x": 1.0}]
+
+
+def test_a_line_without_its_end_is_written_anew(writer, tmp_path):
+  writer.metrics(1, "a", {"x": 1.0})
+  with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 2, "stage": "a", "x": 2.0}')
+  writer.rewind("a", 1)
+  writer.metrics(2, "a", {"x": 2.0})
+  assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+
+
+def test_settings_that_change_no_number_may_change(writer, tmp_path):
+  writer.metrics(1, "a", {"x": 1.0})
+  with writers.open_run(tmp_path / "run", {"lr": 0.1, "mesh": {"data": 2}, "keep": 3}):
+    pass
+  assert json.loads((tmp_path / "run" / "config.json").read_text())["mesh"] == {"data": 2}
+  prints = [writers.fingerprint({"lr": lr, "keep": keep}) for lr, keep in ((1, 1), (1, 2), (2, 1))]
+  assert prints[0] == prints[1] != prints[2]
 
 
 def test_notes_join_the_manifest(writer, tmp_path):

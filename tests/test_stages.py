@@ -224,6 +224,16 @@ def test_a_mesh_gives_the_same_numbers(data, base, tmp_path):
     assert many[name] == pytest.approx(one[name], rel=1e-4)
 
 
+def test_a_run_goes_on_on_another_mesh(data, base, tmp_path, monkeypatch, capsys):
+  with monkeypatch.context() as patch:
+    stop_after(patch, 3)
+    assert pretrain(data, tmp_path / "run", "--config.mesh.data=2", "--config.mesh.model=4") == 130
+  assert pretrain(data, tmp_path / "run", "--config.keep=2") == 0
+  for one, many in zip(metrics(base), metrics(tmp_path / "run"), strict=True):
+    name = "loss" if "loss" in one else "eval/nll"
+    assert many[name] == pytest.approx(one[name], rel=1e-4)
+
+
 def test_a_model_folder_is_a_source_too(data, base, tmp_path):
   """Weights saved for other programs come back as the model of a stage."""
   from instructjax import models

@@ -1,0 +1,111 @@
+"""A run that is killed and started again ends where an uninterrupted one does, bit for bit."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import chain
+import numpy as np
+import pytest
+from test_stages import data, leaves, metrics  # noqa: F401
+
+PLANS = [
+  "pretrain:write:3", "final:commit:5", "sft:step:2", "rl_init:commit:3", "reward:line:2", "ppo:step:2", "ppo:write:3",
+  "ppo:committed:4", "ppo:term:5", "",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def launch(data, tmp_path_factory):  # noqa: F811
+  """Starts `chain.py` and returns how it ended."""
+  cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+  env = os.environ | {
+    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    "JAX_COMPILATION_CACHE_DIR": cache,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+  }
+
+  def start(runs, plan="", *more, flags=""):
+    command = [sys.executable, chain.__file__, str(data), str(runs), plan, *more]
+    settings = env | {"XLA_FLAGS": f"{env['XLA_FLAGS']} {flags}"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=settings)
+
+  return start
+
+
+def ended(process) -> tuple[int, str, str]:
+  out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
+
+
+@pytest.mark.slow  # ten launches of a process, about 90 s
+def test_killed_anywhere_it_ends_where_it_would_have(launch, tmp_path):
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  assert ended(launch(whole))[0] == 0
+  for plan in PLANS:
+    code, _, err = ended(launch(parts, plan))
+    expected = 0 if not plan else 128 + signal.SIGTERM if ":term:" in plan else -signal.SIGKILL
+    assert code == expected, f"{plan}: {code}\n{err[-3000:]}"
+    assert "Traceback" not in err, plan
+    if ":term:" in plan:
+      assert "ppo: stopped at step 5 of 6; run the same command again to go on from there" in err
+  for stage in chain.STAGES:
+    same(whole / stage, parts / stage, stage)
+
+
+def same(whole: Path, parts: Path, stage: str) -> None:
+  """The same bytes of metrics, the same checkpoints kept, the same arrays in the last one and in what is left."""
+  lines = (whole / "metrics.jsonl").read_text()
+  assert (parts / "metrics.jsonl").read_text() == lines
+  steps = [json.loads(line)["step"] for line in lines.splitlines() if "eval/" not in line]
+  assert steps == list(range(1, len(steps) + 1))
+  names = lambda folder: sorted(str(path.relative_to(folder)) for path in (folder / "checkpoints").glob("*/*"))
+  assert names(whole) == names(parts)
+  for kind in (stage, "final"):
+    one, other = leaves(whole, kind), leaves(parts, kind)
+    assert one.keys() == other.keys()
+    for name in one:
+      np.testing.assert_array_equal(one[name], other[name], err_msg=f"{stage} {kind} {name}")
+  if stage == "ppo":
+    assert leaves(whole, stage)["kl_coef"] != np.float32(0.02)
+    assert any(name.startswith("ema/") for name in leaves(whole, stage))
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(launch, tmp_path):
+  """All stages on 2 x 2 x 2 devices, four in each process, killed in PPO and started again: the losses of one process."""
+  one, two = tmp_path / "one", tmp_path / "two"
+
+  def together(plan):
+    with socket.socket() as found:
+      found.bind(("localhost", 0))
+      place = f"--distributed=localhost:{found.getsockname()[1]},2,"
+    flags = "--xla_force_host_platform_device_count=4"
+    both = [launch(two, plan, "wide", place + str(index), flags=flags) for index in range(2)]
+    return [ended(process) for process in both]
+
+  code, _, err = ended(launch(one, "", "wide"))
+  assert code == 0, err
+  # The first one to end takes the other along: it may be told by the coordinator before its own trap.
+  assert -signal.SIGKILL in [code for code, _, _ in together("ppo:step:2")]
+  ends = together("")
+  assert [code for code, _, _ in ends] == [0, 0], ends
+  assert "> say 2" in ends[0][1]
+  assert "say" not in ends[1][1]
+  for stage in (*chain.STAGES, "bestofn"):
+    rows = [metrics(runs / stage) for runs in (one, two)]
+    for alone, shared in zip(*rows, strict=True):
+      assert alone.keys() == shared.keys()
+      for name in alone:
+        if name.startswith(("loss", "eval/nll", "objective/", "step")):
+          assert shared[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-4), f"{stage} {name}"
+    if stage in chain.STAGES:
+      last = max((two / stage / "checkpoints" / stage).iterdir())
+      assert {path.name for path in (last / "state").glob("ocdbt.process_*")} == {"ocdbt.process_0", "ocdbt.process_1"}
+  samples = [(runs / "sample" / "samples.jsonl").read_text() for runs in (one, two)]
+  assert samples[0].count("\n") == samples[1].count("\n") == 3
