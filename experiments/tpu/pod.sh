@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# One TPU VM or a whole slice, from clone to report.  TYPE says which (settings.sh).
+#
+#   DRY_RUN=1 experiments/tpu/pod.sh create     prints what would run
+#   experiments/tpu/pod.sh create               asks for the slice and waits for it
+#   experiments/tpu/pod.sh start                installs and starts the stages on all workers
+#   experiments/tpu/pod.sh watch                the same, again and again: a preempted slice is asked for anew
+#   experiments/tpu/pod.sh logs | report | delete
+set -euo pipefail
+here=$(dirname "$0")
+source "$here/settings.sh"
+at=(--project="$PROJECT" --zone="$ZONE")
+
+on_all() { run gcloud compute tpus tpu-vm ssh "$NAME" "${at[@]}" --worker=all --command="$1"; }
+
+state() {
+  gcloud compute tpus queued-resources describe "$NAME" "${at[@]}" --format='value(state.state)' 2>/dev/null || echo NONE
+}
+
+create() {
+  local spot=()
+  [ "$SPOT" = 1 ] && spot=(--spot)
+  run gcloud compute tpus queued-resources create "$NAME" --node-id="$NAME" "${at[@]}" \
+    --accelerator-type="$TYPE" --runtime-version="$RUNTIME" "${spot[@]}"
+  [ "${DRY_RUN:-0}" = 1 ] && return
+  until [ "$(state)" = ACTIVE ]; do
+    case "$(state)" in FAILED | SUSPENDED) echo "the request ended as $(state)" >&2; return 1 ;; esac
+    sleep 30
+  done
+}
+
+delete() { run gcloud compute tpus queued-resources delete "$NAME" "${at[@]}" --force --quiet; }
+
+start() {
+  run gcloud compute tpus tpu-vm scp "$here/worker.sh" "$here/stages.sh" "$NAME:" "${at[@]}" --worker=all
+  on_all "$(exported) bash worker.sh"
+}
+
+watch() {
+  while true; do
+    [ "$(state)" = ACTIVE ] || { delete || true; create; }
+    start && return
+    [ "${DRY_RUN:-0}" = 1 ] && return
+    echo "the run stopped; the slice is $(state)" >&2
+    sleep 30
+  done
+}
+
+logs() { run gcloud compute tpus tpu-vm ssh "$NAME" "${at[@]}" --worker=0 --command="tail -n 40 $RUNS/*/metrics.jsonl"; }
+
+report() { run gcloud storage cp "gs://$BUCKET/runs/$NAME/ppo/report.html" "$NAME.html"; }
+
+case "${1:-}" in
+  create | start | watch | logs | report | delete) "$1" ;;
+  *) sed -n '2,9p' "$0" >&2; exit 2 ;;
+esac
