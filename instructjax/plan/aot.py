@@ -36,9 +36,11 @@ def device_mesh(where: Pod, mesh: Mapping[str, int]) -> Any:
   from jax.experimental import mesh_utils, topologies
   from jax.sharding import AxisType, Mesh
 
-  # Without these two libtpu looks for a metadata server and says so on stderr.
+  # Without the first two libtpu looks for a metadata server and says so on stderr; without the third it waits for every
+  # other process that has it open, as if both wanted the chips.
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   options: dict[str, Any] = {"num_slices": where.slices} if where.slices > 1 else {}
   if where.kind == "v4":
     options["chip_config_name"] = "megacore"
@@ -46,7 +48,7 @@ def device_mesh(where: Pod, mesh: Mapping[str, int]) -> Any:
     devices = list(topologies.get_topology_desc(where.name, platform="tpu", **options).devices)
   except Exception as error:  # the plugin's own errors have no common type
     first = str(error).strip().partition("\n")[0]
-    raise UserError(f"--topology={where.name}: libtpu has no such topology ({first[:160]}); try a power of two") from error
+    raise UserError(f"--topology={where.name}: libtpu does not give it ({first[:160]}); try another shape") from error
   if len(devices) != where.devices:
     raise UserError(f"--topology={where.name}: libtpu gives {len(devices)} devices, {where.devices} are expected")
   shape = tuple(mesh.values())

@@ -44,11 +44,11 @@ def group(line: str) -> list[int]:
     shape = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", found[1])}
     names = re.findall(r"'([^']+)'", found[2])
     ids = np.arange(math.prod(shape.values())).reshape(tuple(shape.values()))
-    return list(ids[tuple(slice(None) if name in names else 0 for name in shape)].ravel())
+    return ids[tuple(slice(None) if name in names else 0 for name in shape)].ravel().tolist()
   if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
     out, shape, turn = ([int(n) for n in part.split(",")] if part else None for part in found.groups())
     ids = np.arange(math.prod(shape or [])).reshape(shape or [])
-    return list((ids.transpose(turn) if turn else ids).reshape(out or [])[0])
+    return (ids.transpose(turn) if turn else ids).reshape(out or [])[0].tolist()
   if found := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
     return [int(n) for n in found[1].split(",") if n]
   if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line):

@@ -22,8 +22,12 @@ CARRIES = {
 
 @dataclasses.dataclass
 class Cost:
-  """Of one call; all but `flops` are of one device.  `collectives` maps (kind, mesh axes) to (count, payload bytes)."""
+  """Of one call; all but `flops` are of one device.  `collectives` maps (kind, mesh axes) to (count, payload bytes).
 
+  `weight_width` is the bytes of a weight that is gathered: the compiler casts to the compute dtype before it gathers.
+  """
+
+  weight_width: int = 4
   flops: float = 0.0
   device_flops: float = 0.0
   product_bytes: float = 0.0
@@ -47,10 +51,11 @@ def local_bytes(aval: Any) -> int:
 
 
 def axes_of(aval: Any, dim: int) -> tuple[str, ...]:
-  """The mesh axes along one dimension of an array."""
+  """The mesh axes of more than one device along one dimension of an array."""
   sharding = getattr(aval, "sharding", None)
   entry = None if sharding is None or sharding.mesh.empty else sharding.spec[dim]
-  return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+  names = () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+  return tuple(name for name in names if sharding.mesh.shape[name] > 1)
 
 
 def all_axes(aval: Any) -> Counter[str]:
@@ -75,9 +80,9 @@ def opened(jaxpr: Any) -> Any:
   return getattr(jaxpr, "jaxpr", jaxpr)
 
 
-def count(jaxpr: Any, weights: Sequence[bool], trips: int) -> Cost:
+def count(jaxpr: Any, weights: Sequence[bool], trips: int, weight_width: int = 4) -> Cost:
   """The cost of a closed jaxpr; `weights` marks its inputs that are parameters, `trips` bounds its while loops."""
-  cost = Cost()
+  cost = Cost(weight_width)
   _walk(opened(jaxpr), list(weights), 1.0, trips, cost)
   return cost
 
@@ -85,12 +90,15 @@ def count(jaxpr: Any, weights: Sequence[bool], trips: int) -> Cost:
 def _walk(jaxpr: Any, weights: Sequence[bool], times: float, trips: int, cost: Cost) -> list[bool]:
   marked = {v for v, weight in zip(jaxpr.invars, weights) if weight}
   is_weight = lambda v: not hasattr(v, "val") and v in marked
+  lookups = _lookups(jaxpr)
   for eqn in jaxpr.eqns:
     name = eqn.primitive.name
     if name == "dot_general":
       _product(eqn, [is_weight(v) for v in eqn.invars], times, cost)
-    elif name == "reshard":
-      _reshard(eqn, times, cost)
+    elif name == "reshard" and eqn.outvars[0] not in lookups:
+      _reshard(eqn, times, cost, is_weight(eqn.invars[0]))
+    elif name == "scatter-add" and eqn.invars[2] in lookups:
+      cost.collective("all-reduce", lookups[eqn.invars[2]], times, local_bytes(eqn.outvars[0].aval))
     if name in CARRIES and is_weight(eqn.invars[0]):
       marked |= set(eqn.outvars)
     for body, skip in inner(eqn):
@@ -112,15 +120,37 @@ def _product(eqn: Any, weights: Sequence[bool], times: float, cost: Cost) -> Non
   cost.product_bytes += times * sum(local_bytes(x) for x in (a, b, out))
   cost.weight_bytes += times * sum(local_bytes(v.aval) for v, weight in zip(eqn.invars, weights) if weight)
   reduced = [name for dim in left for name in axes_of(a, dim)]
-  if reduced:
-    cost.collective("all-reduce", reduced, times, local_bytes(out))
+  if reduced:  # a gradient that is then stored along fsdp is scattered as it is summed
+    cost.collective("reduce-scatter" if "fsdp" in reduced else "all-reduce", reduced, times, local_bytes(out))
 
 
-def _reshard(eqn: Any, times: float, cost: Cost) -> None:
+def _reshard(eqn: Any, times: float, cost: Cost, weight: bool) -> None:
   before, after = eqn.invars[0].aval, eqn.outvars[0].aval
   gone = [name for name in all_axes(before) if name not in all_axes(after)]
   if gone:
-    cost.collective("all-gather", gone, times, local_bytes(after))
+    width = cost.weight_width if weight and after.dtype.itemsize == 4 else after.dtype.itemsize
+    cost.collective("all-gather", gone, times, local_bytes(after) * width / after.dtype.itemsize)
+
+
+def _lookups(jaxpr: Any) -> dict[Any, list[str]]:
+  """Arrays that stand whole in the jaxpr and never on a device: rows made whole only to be added into a table, or looked up
+  only to be split.  The compiler splits both along the batch.  With each, the axes that it was split over."""
+  readers: dict[Any, list[Any]] = {}
+  for eqn in jaxpr.eqns:
+    for v in eqn.invars:
+      if not hasattr(v, "val"):
+        readers.setdefault(v, []).append(eqn)
+  found: dict[Any, list[str]] = {}
+  for eqn in jaxpr.eqns:
+    out, read = eqn.outvars[0] if eqn.outvars else None, readers.get(eqn.outvars[0] if eqn.outvars else None, [])
+    if len(read) != 1 or out in jaxpr.outvars:
+      continue
+    name, reader = eqn.primitive.name, read[0].primitive.name
+    if name == "reshard" and reader == "scatter-add" and read[0].invars[2] is out:
+      found[out] = list(all_axes(eqn.invars[0].aval))
+    elif name == "gather" and reader == "reshard":
+      found[out] = list(all_axes(read[0].outvars[0].aval))
+  return found
 
 
 # --- memory ---
@@ -137,7 +167,7 @@ def peak(jaxpr: Any, donated: Sequence[bool] = ()) -> int:
   """
   jaxpr = opened(jaxpr)
   last, uses = _lifetimes(jaxpr)
-  fused = _fuse(jaxpr, last, uses)
+  fused = _fuse(jaxpr, last, uses) | set(_lookups(jaxpr))
   donated = list(donated) + [False] * (len(jaxpr.invars) - len(donated))
   sizes = {v: local_bytes(v.aval) for v, own in zip(jaxpr.invars, donated) if own}
   live, most, base = sum(sizes.values()), 0, sum(sizes.values())
@@ -186,17 +216,22 @@ def _lifetimes(jaxpr: Any) -> tuple[dict[Any, int], Counter]:
   return last, uses
 
 
+def _stays(eqn: Any) -> bool:
+  """A reshard to where the array lies already."""
+  return eqn.primitive.name == "reshard" and all_axes(eqn.invars[0].aval) == all_axes(eqn.outvars[0].aval)
+
+
 def _fuse(jaxpr: Any, last: dict[Any, int], uses: Counter) -> set[Any]:
   """Results that never stand in memory; what they are made of lives until they are read."""
   plain = lambda eqn: eqn.primitive.name not in OPAQUE and not list(inner(eqn))
   fused: set[Any] = set()
   for at in range(len(jaxpr.eqns) - 1, -1, -1):
     eqn = jaxpr.eqns[at]
-    if not plain(eqn) or len(eqn.outvars) != 1:
+    if (not plain(eqn) and not _stays(eqn)) or len(eqn.outvars) != 1:
       continue
     out = eqn.outvars[0]
     reader = last[out]
-    free = eqn.primitive.name in FREE
+    free = eqn.primitive.name in FREE or _stays(eqn)
     if free or (uses[out] == 1 and reader < len(jaxpr.eqns) and plain(jaxpr.eqns[reader])):
       fused.add(out)
       for v in eqn.invars:

@@ -28,7 +28,7 @@ def shares(program: Program) -> dict[str, int]:
 def arithmetic(program: Program, traced: Any) -> tuple[dict[str, Any], counting.Cost]:
   """Memory and collectives read off the jaxpr: no compiler is asked."""
   kinds = jax.tree.leaves(program.kinds)
-  cost = counting.count(traced.jaxpr, [kind in ("params", "frozen") for kind in kinds], program.trips)
+  cost = counting.count(traced.jaxpr, [kind in ("params", "frozen") for kind in kinds], program.trips, program.width)
   donated = [program.donate] * len(jax.tree.leaves(program.arguments[0]))
   temp = counting.peak(traced.jaxpr, donated)
   arguments = sum(shares(program).values())

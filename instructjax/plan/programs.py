@@ -49,7 +49,7 @@ class Program(NamedTuple):
   updates: int = 0
   trips: int = 1
   cache_bytes: int = 0
-  plain: Callable[[], Program] | None = None  # the same without rematerialisation, for the FLOPs of the model alone
+  width: int = 4  # bytes of an operand of a matrix product
 
 
 def shape_of(config: Config, preset: str, given: str | None, what: str = "policy") -> str:
@@ -145,7 +145,7 @@ def steps_of(c: Config, stage: str, records: int | None, drawn: int) -> int:
   return c.steps or max(c.epochs * found // max(drawn, 1), 1)
 
 
-def supervised(c: Config, lm: LM, records: int | None, plain: bool = False) -> list[Program]:
+def supervised(c: Config, lm: LM, records: int | None) -> list[Program]:
   """pretrain, sft and rl_init: one program, `sft.sft_step`."""
   mix = c.batch if c.stage == "pretrain" else max(round(c.text_share * c.batch), 1) if c.stage == "rl_init" else 0
   demos = c.batch - mix
@@ -263,5 +263,9 @@ def build(
   check(c, mesh, c.stage)
   lm = language_model(shape, c, **changes)
   if c.stage == "ppo":
-    return reinforcement(c, lm, language_model(judge, c, **changes))
-  return ranking(c, lm, records, completions) if c.stage == "reward" else supervised(c, lm, records)
+    made = reinforcement(c, lm, language_model(judge, c, **changes))
+  elif c.stage == "reward":
+    made = ranking(c, lm, records, completions)
+  else:
+    made = supervised(c, lm, records)
+  return [program._replace(width=jnp.dtype(c.model.dtype).itemsize) for program in made]
