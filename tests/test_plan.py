@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -311,21 +312,35 @@ def test_what_does_not_fit_says_what_to_change():
   assert "state alone is" in found["advice"][0] and "fsdp" in found["advice"][0]
 
 
+def builder(shape):
+  return partial(programs.build, shape=shape, judge=shape, records=None, completions=4)
+
+
 def test_a_search_gives_meshes_of_the_topology():
-  config = settings.load("sft:tiny")
-  build = lambda config, mesh: programs.build(config, "tiny", "tiny", mesh, records=None, completions=4)
-  found = search.search(config, chips.pod("v5e:2x2"), build)
-  assert {tuple(one["mesh"].values()) for one in found} == {(1, 1, 4), (1, 2, 2), (2, 1, 2), (1, 4, 1), (2, 2, 1), (4, 1, 1)}
+  config, where = settings.load("sft:tiny"), chips.pod("v5e:2x2")
+  meshes = list(search.possible(config, where, "tiny", "tiny"))
+  found = search.search(config, where, meshes, builder("tiny"))
+  assert {tuple(one["mesh"].values()) for one in found} == {
+    (1, 1, 4), (1, 2, 2), (2, 1, 2), (1, 4, 1), (2, 2, 1), (4, 1, 1),
+  }  # fmt: skip
   assert all(math.prod(one["mesh"].values()) == 4 for one in found)
-  assert not [mesh for mesh in search.possible(config, chips.pod("v5e:4x2"), build) if mesh["model"] > 4]  # four heads
   assert [one["seconds"] for one in found] == sorted(one["seconds"] for one in found)
+  wider = list(search.possible(config, chips.pod("v5e:4x2"), "tiny", "tiny"))
+  assert wider and all(mesh["model"] <= 4 for mesh in wider)  # four heads
+  assert not list(search.possible(config, chips.pod("v5p:5x7x3"), "tiny", "tiny"))
 
 
 def test_a_search_adds_micro_batches_until_it_fits():
   config = settings.override(settings.load("sft:1.3b"), [("batch", "64")])
-  build = lambda config, mesh: programs.build(config, "1.3B", "", mesh, records=None, completions=4)
-  found = search.tried(config, chips.pod("v5e:2x4"), {"data": 1, "fsdp": 8, "model": 1}, build)
+  found = search.tried(config, chips.pod("v5e:2x4"), {"data": 1, "fsdp": 8, "model": 1}, builder("1.3B"))
   assert found["fits"] and found["micro"] > 1 and found["flags"] == f"--config.micro={found['micro']}"
+
+
+def test_the_pretraining_mix_is_cut_further_than_the_episodes():
+  config = settings.load("ppo:tiny")  # minibatches of 8 episodes and 16 rows of text
+  changed, flags = search.with_micro(config, 4, {"data": 1, "fsdp": 4, "model": 1})
+  assert (changed.ppo.micro, changed.ppo.ptx_micro, config.ppo.micro) == (2, 4, 1)
+  assert flags == "--config.ppo.micro=2 --config.ppo.ptx_micro=4"
 
 
 def test_the_slow_network_is_where_it_is():

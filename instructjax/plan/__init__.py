@@ -34,24 +34,17 @@ class Options:
   top: int = 3  # meshes that a search compiles
 
 
-def builder(config: Config, preset: str, options: Options) -> Callable[..., list]:
-  """(config, mesh, **model changes) -> programs, with the shapes found once.  Raises UserError for an unknown shape."""
+def shapes(config: Config, preset: str, options: Options) -> tuple[str, str]:
+  """The shapes of the policy and of PPO's reward and value networks (or the first again).  Raises UserError."""
   from instructjax.plan import programs
 
   if config.get("stage") not in ("pretrain", "sft", "rl_init", "reward", "ppo"):
     raise UserError(f"stage '{config.get('stage')}' has no plan; there are pretrain, sft, rl_init, reward and ppo")
   shape = programs.shape_of(config, preset, options.policy)
-  judge = shape
-  if config.stage == "ppo":
-    judge = programs.shape_of(config, preset, options.reward or ("tiny" if preset in ("", "tiny") else "6B"), "reward")
-
-  def build(config: Config, mesh: dict[str, int], **changes: Any) -> list:
-    return programs.build(
-      config, shape, judge, mesh, records=options.records, completions=options.completions, **changes
-    )
-
-  build.__doc__ = f"{shape}" + (f", reward and value {judge}" if config.stage == "ppo" else "")
-  return build
+  if config.stage != "ppo":
+    return shape, shape
+  usual = "tiny" if preset in ("", "tiny") else "6B"
+  return shape, programs.shape_of(config, preset, options.reward or usual, "reward")
 
 
 def plan(config: Config, preset: str, options: Options, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
@@ -60,24 +53,27 @@ def plan(config: Config, preset: str, options: Options, say: Callable[[str], Non
   Raises UserError for an unknown topology or shape, and for a mesh that does not divide, with one that does.
   """
   from instructjax.data.download import cache_folder
-  from instructjax.plan import aot, chips, estimate, search
+  from instructjax.plan import aot, chips, estimate, programs, search
 
   where = chips.pod(options.topology, options.slices)
   mesh = chips.mesh(options.mesh, where)
-  build = builder(config, preset, options)
+  shape, judge = shapes(config, preset, options)
+  build = partial(
+    programs.build, config, shape, judge, mesh, records=options.records, completions=options.completions
+  )
   compiling = aot.available() and not options.arithmetic and not where.chip.near
   try:
     with aot.on(where, mesh, False):
-      build(config, mesh)
+      programs.allow(config, shape, judge, mesh)
   except UserError as error:
-    works = list(search.possible(config, where, build))
+    works = list(search.possible(config, where, shape, judge))
     near = min(works, key=partial(_away, mesh), default=None)
     hint = f"; a mesh that works: --mesh={chips.written(near)}" if near else "; no mesh over this topology works"
     raise UserError(f"--mesh={chips.written(mesh)}: {error}{hint}") from error
   folder = cache_folder() / "plans" if compiling else None
   with aot.on(where, mesh, compiling):
-    made = build(config, mesh)
-    plain = [None] * len(made) if config.model.remat == "none" else build(config, mesh, remat="none")
+    made = build()
+    plain = [None] * len(made) if config.model.remat == "none" else build(remat="none")
     rows = [
       estimate.program_report(one, other if one.updates else None, where, mesh, folder, say)
       for one, other in zip(made, plain)
@@ -85,7 +81,7 @@ def plan(config: Config, preset: str, options: Options, say: Callable[[str], Non
   hours = sum(row["calls"] * row["seconds"]["step"] for row in rows) / 3600
   return {
     "stage": config.stage,
-    "model": build.__doc__,
+    "model": shape + (f", reward and value {judge}" if config.stage == "ppo" else ""),
     "topology": where.name,
     "slices": where.slices,
     "devices": where.devices,
@@ -116,12 +112,17 @@ def find(config: Config, preset: str, options: Options, say: Callable[[str], Non
   """Searches the meshes of a topology by arithmetic and compiles the best few."""
   import dataclasses
 
-  from instructjax.plan import chips, search
+  from instructjax.plan import chips, programs, search
 
   where = chips.pod(options.topology, options.slices)
-  found = search.search(config, where, builder(config, preset, options), say)
+  shape, judge = shapes(config, preset, options)
+  build = partial(
+    programs.build, shape=shape, judge=judge, records=options.records, completions=options.completions
+  )
+  meshes = list(search.possible(config, where, shape, judge))
+  found = search.search(config, where, meshes, build, say)
   for one in [one for one in found if one["fits"]][: options.top]:
-    changed, _ = search.with_micro(config, one["micro"])
+    changed, _ = search.with_micro(config, one["micro"], one["mesh"])
     given = dataclasses.replace(options, mesh=chips.written(one["mesh"]), search=False)
     one["plan"] = plan(changed, preset, given, say)
   return {"stage": config.stage, "topology": where.name, "slices": where.slices, "meshes": found}

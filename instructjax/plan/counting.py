@@ -53,7 +53,9 @@ def local_bytes(aval: Any) -> int:
 def axes_of(aval: Any, dim: int) -> tuple[str, ...]:
   """The mesh axes of more than one device along one dimension of an array."""
   sharding = getattr(aval, "sharding", None)
-  entry = None if sharding is None or sharding.mesh.empty else sharding.spec[dim]
+  if sharding is None or sharding.mesh.empty:
+    return ()
+  entry = sharding.spec[dim]
   names = () if entry is None else entry if isinstance(entry, tuple) else (entry,)
   return tuple(name for name in names if sharding.mesh.shape[name] > 1)
 

@@ -14,6 +14,7 @@ from instructjax.plan.collectives import Collective
 from instructjax.plan.programs import Program, local_bytes
 
 ROOM = 0.97  # of the memory is for the program: the runtime keeps the rest
+SURE = 0.85  # of it, where only arithmetic says what the program needs
 KINDS = ("params", "optimizer", "ema", "frozen", "other")
 
 
@@ -61,9 +62,9 @@ def seconds(
   return {"compute": cost.device_flops / chip.flops, "memory": traffic / chip.bandwidth, "links": link}
 
 
-def judge(found: dict[str, Any], where: Pod) -> dict[str, Any]:
+def judge(found: dict[str, Any], where: Pod, by_compiler: bool = False) -> dict[str, Any]:
   """Adds whether it fits."""
-  limit = found.get("limit") or where.chip.memory * ROOM
+  limit = found.get("limit") or where.chip.memory * (ROOM if by_compiler else SURE)
   fits = found["peak"] is not None and not found["refused"] and found["peak"] <= limit
   return found | {"limit": limit, "fits": fits}
 
@@ -81,7 +82,7 @@ def program_report(
   compiled = None
   if folder is not None:
     say(f"compiling {program.name} for {where.name} ...")
-    compiled = judge(aot.report(traced, where, mesh, folder), where)
+    compiled = judge(aot.report(traced, where, mesh, folder), where, True)
   memory = shares(program)
   by_arithmetic = judge(by_arithmetic, where)
   best = compiled if compiled and not compiled["refused"] else by_arithmetic

@@ -12,7 +12,7 @@ from instructjax.plan import chips
 
 
 def gb(n: float | None) -> str:
-  return "?" if n is None else f"{n / 1e9:.2f}"
+  return "?" if n is None else f"{n / 1e9:,.2f}" if n >= 5e6 else f"{n / 1e9:.2g}"
 
 
 def time(seconds: float) -> str:
@@ -84,9 +84,9 @@ def _collectives(console: Console, rows: list[Mapping[str, Any]]) -> None:
 def show_search(result: Mapping[str, Any], console: Console | None = None, count: int = 8) -> None:
   """The best meshes with the flags to use."""
   console = console or Console(width=132, highlight=False)
-  table = Table("flags", "by arithmetic: GB", "fits", "s at least", "compiler: peak GB", "s at least")
+  table = Table("flags", "GB", "fits", "s at least", "compiler: GB", "s at least", title="by arithmetic, then the compiler")
   for one in result["meshes"][:count]:
-    flags = f"--mesh={chips.written(one['mesh'])} {one['flags']}"
+    flags = f"--mesh={chips.written(one['mesh'])}\n  {one['flags']}"
     plan = one.get("plan")
     peaks = [row["compiled"]["peak"] for row in plan["programs"] if row["compiled"]] if plan else []
     peak = f"{gb(max(p or 0 for p in peaks))} {'fits' if plan['fits'] else 'NO'}" if plan and peaks else "-"

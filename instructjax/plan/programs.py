@@ -22,7 +22,7 @@ from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.models import freeze
 from instructjax.origin import Origin
-from instructjax.types import LM, Comparisons, Demonstrations, Frozen, Params, Prompts, PyTree, TrainState
+from instructjax.types import LM, Comparisons, Demonstrations, Frozen, Params, Prompts, PyTree, Rollout, TrainState
 
 Config = Any  # ml_collections.ConfigDict
 # The paper's numbers of records (Table 6), from which epochs become steps, and the most completions a prompt has.
@@ -69,13 +69,13 @@ def language_model(shape: str, config: Config, **changes: Any) -> LM:
 # --- abstract values ---
 
 
-def struct(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> jax.ShapeDtypeStruct:
-  """An array that is never made, split over the mesh by the logical names of its axes."""
+def struct(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> Any:
+  """A ShapeDtypeStruct in the place of an array, split over the mesh by the logical names of its axes."""
   mesh = jax.sharding.get_abstract_mesh()
   return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, sharding.fit(shape, axes) or jax.P()))
 
 
-def rows(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+def rows(shape: tuple[int, ...], dtype: Any) -> Any:
   """An array of a batch, its first axis split."""
   return struct(shape, dtype, "batch", *[None] * (len(shape) - 1))
 
@@ -84,7 +84,7 @@ def parameters(lm: LM) -> Params:
   return jax.tree.map(lambda leaf: struct(leaf.shape, jnp.float32, *leaf.axes), lm.table)
 
 
-def key() -> jax.ShapeDtypeStruct:
+def key() -> Any:
   return struct((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
 
 
@@ -109,11 +109,9 @@ def demonstrations(size: int, length: int) -> Demonstrations:
 
 def state_kinds(state: TrainState) -> TrainState:
   """Which share of memory each leaf of a state belongs to."""
-  fill = lambda kind, tree: jax.tree.map(lambda _: kind, tree)
-  return TrainState(
-    step="other", iteration="other", key="other", params=fill("params", state.params),
-    opt_state=fill("optimizer", state.opt_state), ema=fill("ema", state.ema),
-    kl_coef=None if state.kl_coef is None else "other",
+  return dataclasses.replace(
+    all_of("other", state), params=all_of("params", state.params), opt_state=all_of("optimizer", state.opt_state),
+    ema=all_of("ema", state.ema),
   )  # fmt: skip
 
 
@@ -223,7 +221,11 @@ def reinforcement(c: Config, lm: LM, judge: LM) -> list[Program]:
   def update(state, frozen, experience, text):
     return ppo.improve(state, frozen, experience, text, settings)
 
-  sampled = jax.eval_shape(rollout, state, frozen, prompts)
+  responses = c.batch, c.sampling.response
+  sampled = Rollout(
+    rows((c.batch, length), jnp.int32), rows((c.batch, length), jnp.bool_), rows(responses, jnp.bool_),
+    rows(responses, jnp.float32), rows((c.batch,), jnp.bool_),
+  )  # fmt: skip
   experience = jax.eval_shape(scoring, state, frozen, sampled)
   held = state_kinds(state), all_of("frozen", frozen)
   cache = per_device(jax.eval_shape(lambda: lm.init_cache(c.batch, length)))
@@ -254,6 +256,13 @@ def local_bytes(x: Any) -> int:
   shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
   size = 8 if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize
   return int(np.prod(shape, dtype=np.int64)) * size
+
+
+def allow(c: Config, shape: str, judge: str, mesh: dict[str, int]) -> None:
+  """Raises UserError where batch, heads or widths do not divide over the mesh that is set."""
+  check(c, mesh, c.stage)
+  for name in {shape, judge}:
+    parameters(language_model(name, c))
 
 
 def build(
