@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 from instructjax.errors import UserError
 
 
@@ -130,11 +132,24 @@ def written(sizes: Mapping[str, int]) -> str:
   return ",".join(f"{name}={n}" for name, n in sizes.items())
 
 
-def bandwidth(where: Pod, sizes: Mapping[str, int], along: tuple[str, ...]) -> float:
-  """Bytes/s of a device in a collective along some axes: the slow network where it leaves the slice or the node."""
-  chip = where.chip
-  if chip.near:
-    outer = min(list(sizes).index(name) for name in along)
-    span = math.prod(list(sizes.values())[outer:])
-    return chip.link if span <= chip.near else chip.far
-  return chip.far if where.slices > 1 and "data" in along else chip.link
+def split(where: Pod, sizes: Mapping[str, int], along: tuple[str, ...]) -> tuple[int, int]:
+  """(devices of a collective within one slice or node, how many of those it joins)."""
+  total = math.prod(sizes[name] for name in along)
+  if where.chip.near:
+    ids = np.arange(where.devices).reshape(tuple(sizes.values()))
+    group = ids[tuple(slice(None) if name in along else 0 for name in sizes)].ravel()
+    near = int((group < where.chip.near).sum())
+  else:
+    near = total // (where.slices if "data" in along else 1)
+  return near, total // near
+
+
+def transfer(where: Pod, sizes: Mapping[str, int], kind: str, along: tuple[str, ...], payload: float) -> float:
+  """Seconds of a collective: a ring over the near devices, then one over the slices or nodes with each device's part.
+
+  A ring of n moves (n - 1) / n of what it holds, an all-reduce twice that, a permutation all of it.
+  """
+  near, far = split(where, sizes, along)
+  share = lambda n: 0.0 if n == 1 else 1.0 if kind == "collective-permute" else (n - 1) / n
+  turns = 2 if kind == "all-reduce" else 1
+  return turns * payload * (share(near) / where.chip.link + share(far) / near / where.chip.far)

@@ -134,10 +134,3 @@ def read(text: str, mesh: Mapping[str, int]) -> list[Collective]:
     total[kind, along] = count + times, bytes_ + payload
   made = [Collective(kind, along, *value) for (kind, along), value in total.items() if along]
   return sorted(made, key=lambda c: -c.bytes)
-
-
-def wire(collective: Collective, mesh: Mapping[str, int]) -> float:
-  """Bytes that each device sends: a ring moves (n - 1) / n of the payload, an all-reduce twice that."""
-  n = math.prod(mesh[name] for name in collective.axes)
-  share = 1.0 if collective.kind == "collective-permute" else (n - 1) / n
-  return collective.bytes * share * (2 if collective.kind == "all-reduce" else 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from instructjax.plan import aot, chips, collectives, counting
+from instructjax.plan import aot, chips, counting
 from instructjax.plan.chips import Pod
 from instructjax.plan.collectives import Collective
 from instructjax.plan.programs import Program, local_bytes
@@ -55,10 +55,7 @@ def seconds(
   chip = where.chip
   state = memory["params"] + memory["optimizer"] + memory["ema"]
   traffic = cost.product_bytes + program.updates * (2 * state + memory["params"])
-  link = 0.0
-  for one in moved:
-    c = Collective(one["kind"], tuple(one["axes"]), one["count"], one["bytes"])
-    link += collectives.wire(c, mesh) / chips.bandwidth(where, mesh, c.axes)
+  link = sum(chips.transfer(where, mesh, one["kind"], tuple(one["axes"]), one["bytes"]) for one in moved)
   return {"compute": cost.device_flops / chip.flops, "memory": traffic / chip.bandwidth, "links": link}
 
 
