@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
   report = add("report", "one HTML page from a run directory")
   report.add_argument("--workdir", required=True)
   _bench(add("bench", "how fast a stage runs, on random weights"))
+  _plan(add("plan", "does a stage fit a TPU or GPU pod, and how fast could it be: compiled ahead of time, never run"))
   _data(add("data", "check data files, or write the quickstart's"))
   tokenizer = add("tokenizer", "train a SentencePiece tokenizer").add_subparsers(dest="action", required=True)
   train = tokenizer.add_parser("train", allow_abbrev=False)
@@ -82,6 +83,21 @@ def _bench(command: argparse.ArgumentParser) -> None:
     command.add_argument(f"--{name}", type=int)
   command.add_argument("--dtype", choices=["float32", "bfloat16"])
   command.add_argument("--remat", choices=["none", "blocks", "dots"])
+  command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _plan(command: argparse.ArgumentParser) -> None:
+  command.add_argument("--config", required=True, metavar="FILE[:PRESET]", help="pretrain, sft, rl_init, reward or ppo")
+  command.add_argument("--topology", required=True, help="v4, v5e, v5p, v6e, tpu7x: v5p:8x8x16; GPUs by arithmetic: h100:8")
+  command.add_argument("--mesh", default="", help="data=1,fsdp=64,model=16; the product is the number of devices")
+  command.add_argument("--slices", type=int, default=1, help="of that topology; data lies across them")
+  command.add_argument("--policy", help="a shape such as 175B, where the configuration names none")
+  command.add_argument("--reward", help="shape of the reward and value networks of PPO; default 6B, the paper's")
+  command.add_argument("--records", type=int, help="rows of data, for the steps of an epoch; default the paper's")
+  command.add_argument("--completions", type=int, default=9, help="of a prompt of the reward model; default 9")
+  command.add_argument("--search", action="store_true", help="tries the meshes of the topology, the best first")
+  command.add_argument("--top", type=int, default=3, help="meshes that a search compiles; default 3")
+  command.add_argument("--arithmetic", action="store_true", help="ask no compiler")
   command.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -160,6 +176,18 @@ def bench(args: argparse.Namespace, rest: Sequence[str]) -> None:
   main(Bench(**{name: getattr(args, name) for name in names if getattr(args, name) is not None}), as_json=args.json)
 
 
+def plan(args: argparse.Namespace, rest: Sequence[str]) -> None:
+  from instructjax import settings
+
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a plan needs no device, and takes none
+  config = settings.override(settings.load(args.config), assignments(rest))
+  from instructjax.plan import Options, main
+
+  names = set(vars(args)) - {"command", "json", "config"}
+  preset = args.config.partition(":")[2]
+  main(config, preset, Options(**{name: getattr(args, name) for name in names}), as_json=args.json)
+
+
 def data(args: argparse.Namespace, rest: Sequence[str]) -> None:
   assignments(rest)
   from instructjax.data import formats, sources, tone
@@ -214,7 +242,7 @@ def join(processes: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs a command and returns its exit code."""
   args, rest = parser().parse_known_args(arguments)
-  commands = {"quickstart": quickstart, "report": report, "bench": bench, "data": data, "tokenizer": tokenizer}
+  commands = {"quickstart": quickstart, "report": report, "bench": bench, "plan": plan, "data": data, "tokenizer": tokenizer}
   try:
     commands.get(args.command, stage)(args, rest)
   except UserError as error:

@@ -1,0 +1,142 @@
+"""`instructjax plan`: memory, collectives and time of a stage on any pod, from a machine that has none.
+
+The real steps of the package are traced on abstract values, counted (`counting`), and, where libtpu is installed,
+compiled ahead of time for the topology (`aot`).  Nothing is ever allocated or run: seconds are roofline bounds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from instructjax.errors import UserError
+
+Config = Any  # ml_collections.ConfigDict
+
+
+@dataclass(frozen=True)
+class Options:
+  """What the command line says besides the configuration."""
+
+  topology: str
+  mesh: str = ""
+  slices: int = 1
+  policy: str | None = None  # a shape, where the configuration names none
+  reward: str | None = None  # of the reward and value networks of PPO; the paper's 6B
+  records: int | None = None  # rows of data, for the steps of an epoch; the paper's
+  completions: int = 9  # of a prompt of the reward model
+  arithmetic: bool = False  # asks no compiler
+  search: bool = False
+  top: int = 3  # meshes that a search compiles
+
+
+def shapes(config: Config, preset: str, options: Options) -> tuple[str, str]:
+  """The shapes of the policy and of PPO's reward and value networks (or the first again).  Raises UserError."""
+  from instructjax.plan import programs
+
+  if config.get("stage") not in ("pretrain", "sft", "rl_init", "reward", "ppo"):
+    raise UserError(f"stage '{config.get('stage')}' has no plan; there are pretrain, sft, rl_init, reward and ppo")
+  shape = programs.shape_of(config, preset, options.policy)
+  if config.stage != "ppo":
+    return shape, shape
+  usual = "tiny" if preset in ("", "tiny") else "6B"
+  return shape, programs.shape_of(config, preset, options.reward or usual, "reward")
+
+
+def plan(config: Config, preset: str, options: Options, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+  """The report of a stage on a pod under one mesh, as plain data.
+
+  Raises UserError for an unknown topology or shape, and for a mesh that does not divide, with one that does.
+  """
+  from instructjax.data.download import cache_folder
+  from instructjax.plan import aot, chips, estimate, programs, search
+
+  where = chips.pod(options.topology, options.slices)
+  mesh = chips.mesh(options.mesh, where)
+  shape, judge = shapes(config, preset, options)
+  build = partial(
+    programs.build, config, shape, judge, mesh, records=options.records, completions=options.completions
+  )
+  compiling = aot.available() and not options.arithmetic and not where.chip.near
+  try:
+    with aot.on(where, mesh, False):
+      programs.allow(config, shape, judge, mesh)
+  except UserError as error:
+    works = list(search.possible(config, where, shape, judge))
+    near = min(works, key=partial(_away, mesh), default=None)
+    hint = f"; a mesh that works: --mesh={chips.written(near)}" if near else "; no mesh over this topology works"
+    raise UserError(f"--mesh={chips.written(mesh)}: {error}{hint}") from error
+  folder = cache_folder() / "plans" if compiling else None
+  with aot.on(where, mesh, compiling):
+    made = build()
+    plain = [None] * len(made) if config.model.remat == "none" else build(remat="none")
+    rows = [
+      estimate.program_report(one, other if one.updates else None, where, mesh, folder, say)
+      for one, other in zip(made, plain)
+    ]
+  hours = sum(row["calls"] * row["seconds"]["step"] for row in rows) / 3600
+  return {
+    "stage": config.stage,
+    "model": shape + (f", reward and value {judge}" if config.stage == "ppo" else ""),
+    "topology": where.name,
+    "slices": where.slices,
+    "devices": where.devices,
+    "mesh": mesh,
+    "compiled": compiling,
+    "why_not": "" if compiling else _why(options, where),
+    "programs": rows,
+    "fits": all(row["fits"] for row in rows),
+    "hours": hours,
+    "chip_hours": hours * where.chips,
+    "advice": [line for row in rows if (line := estimate.advice(row, config))],
+  }
+
+
+def _away(wanted: dict[str, int], mesh: dict[str, int]) -> float:
+  import math
+
+  return sum(abs(math.log(mesh[name] / wanted[name])) for name in mesh)
+
+
+def _why(options: Options, where: Any) -> str:
+  if options.arithmetic:
+    return "--arithmetic"
+  return "no GPU compiler is asked" if where.chip.near else "libtpu is not installed: pip install 'instructjax[plan]'"
+
+
+def find(config: Config, preset: str, options: Options, say: Callable[[str], None]) -> dict[str, Any]:
+  """Searches the meshes of a topology by arithmetic and compiles the best few."""
+  import dataclasses
+
+  from instructjax.plan import chips, programs, search
+
+  where = chips.pod(options.topology, options.slices)
+  shape, judge = shapes(config, preset, options)
+  build = partial(
+    programs.build, shape=shape, judge=judge, records=options.records, completions=options.completions
+  )
+  meshes = list(search.possible(config, where, shape, judge))
+  found = search.search(config, where, meshes, build, say)
+  for one in [one for one in found if one["fits"]][: options.top]:
+    changed, _ = search.with_micro(config, one["micro"], one["mesh"])
+    given = dataclasses.replace(options, mesh=chips.written(one["mesh"]), search=False)
+    one["plan"] = plan(changed, preset, given, say)
+  return {"stage": config.stage, "topology": where.name, "slices": where.slices, "meshes": found}
+
+
+def main(config: Config, preset: str, options: Options, *, as_json: bool) -> None:
+  """Prints the plan, or the meshes of a search."""
+  from instructjax.plan import page
+
+  say = (lambda text: None) if as_json else (lambda text: print(text, file=sys.stderr, flush=True))
+  result = (find if options.search else plan)(config, preset, options, say)
+  if as_json:
+    print(json.dumps(result))
+  elif options.search:
+    page.show_search(result)
+  else:
+    page.show(result)

@@ -1,0 +1,155 @@
+"""Chips and topologies: what one device has (public figures of the vendors), and which pods there are."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from instructjax.errors import UserError
+
+
+class Chip(NamedTuple):
+  """Public figures of one device: bf16 FLOP/s (dense), bytes of memory, memory bytes/s, bytes/s to its neighbours.
+
+  `link` is the sum over all links in one direction, so what is predicted from it is a bound.  `far` is between slices
+  (or between nodes of `near` GPUs): 6.25 GB/s a chip of a TPU, 400 Gb/s a GPU.  A tpu7x chip is two devices, and a v4
+  or v5p chip one.
+  """
+
+  flops: float
+  memory: float
+  bandwidth: float
+  link: float
+  far: float
+  dims: int  # of a topology; 0 for GPUs
+  near: int = 0
+  devices: int = 1  # a chip
+
+
+GiB = 1024**3
+CHIPS: dict[str, Chip] = {
+  "v4": Chip(275e12, 32 * GiB, 1228e9, 300e9, 6.25e9, 3),
+  "v5e": Chip(197e12, 16 * GiB, 819e9, 200e9, 6.25e9, 2),
+  "v5p": Chip(459e12, 95 * GiB, 2765e9, 600e9, 6.25e9, 3),
+  "v6e": Chip(918e12, 32 * GiB, 1640e9, 448e9, 6.25e9, 2),
+  "tpu7x": Chip(1153e12, 96 * GiB, 3690e9, 600e9, 6.25e9, 3, devices=2),
+  "h100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9, 0, near=8),
+  "h200": Chip(989e12, 141e9, 4800e9, 450e9, 50e9, 0, near=8),
+}
+
+
+class Pod(NamedTuple):
+  """A topology: `shape` chips of one kind in each of `slices` slices."""
+
+  kind: str
+  shape: tuple[int, ...]
+  slices: int = 1
+
+  @property
+  def chip(self) -> Chip:
+    return CHIPS[self.kind]
+
+  @property
+  def chips(self) -> int:
+    return math.prod(self.shape) * self.slices
+
+  @property
+  def devices(self) -> int:
+    return self.chips * self.chip.devices
+
+  @property
+  def name(self) -> str:
+    return f"{self.kind}:{'x'.join(map(str, self.shape))}"
+
+
+def pod(text: str, slices: int = 1) -> Pod:
+  """`v5p:8x8x16` or `h100:8`.  Raises UserError for an unknown chip or a shape that it does not come in."""
+  kind, _, rest = text.lower().partition(":")
+  if kind not in CHIPS:
+    near = difflib.get_close_matches(kind, CHIPS, 1, 0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"--topology={text}: unknown chip '{kind}'; {hint}known are {', '.join(CHIPS)}")
+  dims = CHIPS[kind].dims or 1
+  example = {1: "8", 2: "4x4", 3: "4x4x8"}[dims]
+  if not re.fullmatch(r"\d+(x\d+)*", rest) or len(rest.split("x")) != dims or "0" in rest.split("x"):
+    raise UserError(f"--topology={text}: {kind} has {dims} dimension{'s' * (dims > 1)}; write {kind}:{example}")
+  if slices < 1:
+    raise UserError(f"--slices={slices}: choose 1 or more")
+  return Pod(kind, tuple(int(n) for n in rest.split("x")), slices)
+
+
+def mesh(text: str, where: Pod) -> dict[str, int]:
+  """`data=1,fsdp=256,model=4`, whose product is the number of devices; what is left out is 1, all of it empty is fsdp.
+
+  Raises UserError for another product, with the nearest that works.
+  """
+  sizes = {"data": where.slices, "fsdp": where.devices // where.slices, "model": 1}
+  if text:
+    sizes = {"data": 1, "fsdp": 1, "model": 1}
+    for part in text.split(","):
+      name, sign, value = part.partition("=")
+      if name not in sizes or not sign or not value.isdigit() or int(value) < 1:
+        raise UserError(f"--mesh={text}: '{part}' is none of data=N, fsdp=N, model=N")
+      sizes[name] = int(value)
+  product = math.prod(sizes.values())
+  if product != where.devices:
+    near = nearest(sizes, where)
+    too = "too small: " if product > where.devices else ""
+    raise UserError(
+      f"--mesh={text}: {product} devices, {where.name}{f' x {where.slices} slices' * (where.slices > 1)} has "
+      f"{where.devices} ({too}nearest that works: --mesh={near})"
+    )
+  if sizes["data"] % where.slices:
+    raise UserError(f"--mesh: data={sizes['data']} does not divide over --slices={where.slices}; choose a multiple of it")
+  return sizes
+
+
+def nearest(sizes: Mapping[str, int], where: Pod) -> str:
+  """The mesh over all devices whose sizes differ least, by factors."""
+  away = lambda m: sum(abs(math.log(m[name] / sizes[name])) for name in sizes)
+  return written(min(meshes(where), key=away))
+
+
+def meshes(where: Pod) -> list[dict[str, int]]:
+  """Every mesh over all devices of a pod; slices lie along data."""
+  n = where.devices
+  divisors = [i for i in range(1, n + 1) if n % i == 0]
+  return [
+    {"data": data, "fsdp": fsdp, "model": n // data // fsdp}
+    for data in divisors
+    if data % where.slices == 0
+    for fsdp in divisors
+    if n % (data * fsdp) == 0
+  ]
+
+
+def written(sizes: Mapping[str, int]) -> str:
+  return ",".join(f"{name}={n}" for name, n in sizes.items())
+
+
+def split(where: Pod, sizes: Mapping[str, int], along: tuple[str, ...]) -> tuple[int, int]:
+  """(devices of a collective within one slice or node, how many of those it joins)."""
+  total = math.prod(sizes[name] for name in along)
+  if where.chip.near:
+    ids = np.arange(where.devices).reshape(tuple(sizes.values()))
+    group = ids[tuple(slice(None) if name in along else 0 for name in sizes)].ravel()
+    near = int((group < where.chip.near).sum())
+  else:
+    near = total // (where.slices if "data" in along else 1)
+  return near, total // near
+
+
+def transfer(where: Pod, sizes: Mapping[str, int], kind: str, along: tuple[str, ...], payload: float) -> float:
+  """Seconds of a collective: a ring over the near devices, then one over the slices or nodes with each device's part.
+
+  A ring of n moves (n - 1) / n of what it holds, an all-reduce twice that, a permutation all of it.
+  """
+  near, far = split(where, sizes, along)
+  share = lambda n: 0.0 if n == 1 else 1.0 if kind == "collective-permute" else (n - 1) / n
+  turns = 2 if kind == "all-reduce" else 1
+  return turns * payload * (share(near) / where.chip.link + share(far) / near / where.chip.far)
