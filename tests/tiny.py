@@ -68,6 +68,16 @@ def compilations(name: str):
   logger.removeHandler(handler)
 
 
+def equations(jaxpr):
+  """Every equation of a jaxpr and of those inside it."""
+  for eqn in jaxpr.eqns:
+    yield eqn
+    for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+      inner = getattr(value, "jaxpr", value)
+      if hasattr(inner, "eqns"):
+        yield from equations(inner)
+
+
 def reward_model(lm: LM, seed: int):
   params = reward.init(jax.random.key(seed + 1), lm, lm.init(jax.random.key(seed)))
   return params | {"head": {"w": 4 * params["head"]["w"], "b": jnp.float32(0.3)}}
