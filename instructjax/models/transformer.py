@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from instructjax import sharding
 from instructjax.errors import UserError
-from instructjax.models import attention, blocks
+from instructjax.models import attention, blocks, freeze
 from instructjax.types import LM, Array, Bool, Cache, Float, Int, Key, Leaf, Params, PyTree, Valid
 
 DTYPES = ("float32", "bfloat16")
@@ -170,10 +170,6 @@ def logits(f: Family, params: Params, hidden: Float[Array, "*B D"]) -> Float[Arr
 
 def unstack(f: Family, params: Params) -> Params:
   """Parameters for decoding: a dict a layer, weights cast to the compute dtype and made whole along fsdp, once."""
-
-  def leaf(path, w):
-    return sharding.gather(w.astype(f.dtype) if path[-1].key == "w" and w.dtype == jnp.float32 else w)
-
   stacks = [params[name] for name in ("lower", "blocks") if name in params]
   layers = tuple(
     jax.tree.map(lambda w, i=i: w[i], stack) for stack in stacks for i in range(jax.tree.leaves(stack)[0].shape[0])
@@ -181,7 +177,7 @@ def unstack(f: Family, params: Params) -> Params:
   rest = {name: leaf for name, leaf in params.items() if name not in ("lower", "blocks")}
   if "head" not in params:
     rest["unembed"] = {"w": params["embed"]["tokens"]}
-  return jax.tree_util.tree_map_with_path(leaf, rest | {"layers": layers})
+  return jax.tree.map(sharding.gather, freeze.cast(rest | {"layers": layers}, f.dtype))
 
 
 def init_cache(f: Family, batch: int, length: int) -> Cache:
