@@ -24,6 +24,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "dtype": "float32" if tiny else "bfloat16",
     "remat": "none",
     "unroll": 1,  # layers a step of the scan; on a CPU more compile longer and run faster
+    "attention": "auto",  # of whole rows: a kernel of the platform where there is one; or xla, splash, cudnn
     "dropout": 0.0,
   }
   c.data = {"prompts": "data/prompts.jsonl", "spelling": "native", "prompt": 128 if tiny else 1024}

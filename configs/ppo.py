@@ -32,6 +32,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "dtype": "float32" if tiny else "bfloat16",  # of matrix products; parameters are float32
     "remat": "none" if tiny else "blocks",  # what the backward pass computes again
     "unroll": 1,  # layers a step of the scan; on a CPU more compile longer and run faster
+    "attention": "auto",  # of whole rows: a kernel of the platform where there is one; or xla, splash, cudnn
     "dropout": 0.0,
   }
   c.data = {
@@ -71,6 +72,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
   }
   c.top = None  # train only this many blocks from the top; None trains everything
   c.trunk_dtype = "bfloat16"  # of the blocks that are not trained
+  c.frozen_dtype = "float32" if tiny else "bfloat16"  # of the matrices of the reference and the reward model
   adam = {"b1": 0.9, "b2": 0.95, "eps": 1e-5, "eps_mode": "optax", "weight_decay": 0.0, "clip": 1.0 if tiny else None}
   warm = {"schedule": "constant", "warmup": 2 if tiny else 10, "start": 0.1, "final": 1.0}  # warmup in iterations
   c.policy_optimizer = {"lr": policy_lr, **warm, **adam}

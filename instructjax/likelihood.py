@@ -1,14 +1,80 @@
 """Log-probabilities of text under a language model: the one place where logits become numbers.
 
-Logits are computed only where a token is predicted.  Dimensions: B batch, T tokens, R predicted tokens, D width.
+Logits are computed only where a token is predicted, and of a large vocabulary for a part of the positions at a time: they
+are the largest array of a training step.  Dimensions: B batch, T tokens, R predicted tokens, D width, V vocabulary,
+N parts of M positions.
 """
 
 from __future__ import annotations
 
+import math
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 
 from instructjax import losses, sharding
 from instructjax.types import LM, Array, Bool, Demonstrations, Float, Int, Key, Params, Valid
+
+LOGITS = 1 << 26  # the most logits that a device holds at once: 256 MB in float32
+
+
+def parts(tokens: Int[Array, "B R"], vocab_size: int) -> int:
+  """N: into how many parts the positions of a row fall, so that a device holds at most LOGITS logits of one part."""
+  rows, positions = tokens.shape
+  if sharding.is_sharded():
+    rows, _ = jax.typeof(tokens).sharding.shard_shape(tokens.shape)
+    whole = sharding.fit((vocab_size,), ("vocab",)) == jax.P(None)
+    vocab_size //= 1 if whole else jax.sharding.get_abstract_mesh().shape["model"]
+  return min(math.ceil(rows * positions * vocab_size / LOGITS), positions)
+
+
+def of_tokens(
+  lm: LM,
+  params: Params,
+  hidden: Float[Array, "B R D"],
+  tokens: Int[Array, "B R"],
+  *,
+  temperature: float = 1.0,
+  banned: tuple[int, ...] = (),
+) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
+  """log p(token | hidden state before it) and the entropy of that distribution.
+
+  Several parts are a scan whose gradient computes the logits of a part again, so those of the batch never exist at once.
+  """
+  N = parts(tokens, lm.vocab_size)
+
+  def part(params, hidden, tokens):
+    logits = losses.temper(lm.logits(params, hidden), temperature, banned)
+    return losses.token_logp(logits, tokens), losses.entropy(logits)
+
+  if N == 1:
+    return part(params, hidden, tokens)
+  # Made whole along fsdp once, and not in every part.
+  outside = {name: jax.tree.map(sharding.gather, p) for name, p in params.items() if name not in ("lower", "blocks")}
+  body = jax.checkpoint(partial(part, outside), prevent_cse=False)
+  _, found = jax.lax.scan(lambda _, x: (None, body(*x)), None, (_cut(hidden, N), _cut(tokens, N)))
+  logp, entropy = (_join(x, tokens.shape[1]) for x in found)
+  return logp, entropy
+
+
+def _cut(x: Array, n: int) -> Array:
+  """[B, R, ...] -> [N, B, M, ...], filled up with zeros at the end."""
+  m = math.ceil(x.shape[1] / n)
+  x = jnp.pad(x, ((0, 0), (0, n * m - x.shape[1]), *[(0, 0)] * (x.ndim - 2)))
+  x = jax.lax.reshape(x, (x.shape[0], n, m, *x.shape[2:]), out_sharding=_rows(x, x.ndim + 1))
+  return jnp.swapaxes(x, 0, 1)
+
+
+def _join(x: Float[Array, "N B M"], length: int) -> Float[Array, "B R"]:
+  """The inverse of `_cut`."""
+  x = jnp.swapaxes(x, 0, 1)
+  return jax.lax.reshape(x, (x.shape[0], x.shape[1] * x.shape[2]), out_sharding=_rows(x, 2))[:, :length]
+
+
+def _rows(x: Array, ndim: int) -> jax.P | None:
+  """The partition of `ndim` axes whose first lies as that of x, the others whole."""
+  return jax.P(jax.typeof(x).sharding.spec[0], *[None] * (ndim - 1)) if sharding.is_sharded() else None
 
 
 def response_logp(
@@ -25,8 +91,7 @@ def response_logp(
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
   """log p(y_t | x, y_<t) and the entropy at each of the last `response` tokens of a row."""
   hidden = lm.hidden(params, tokens, valid, stem=stem, key=key)[:, -response - 1 : -1]
-  logits = losses.temper(lm.logits(params, hidden), temperature, banned)
-  return losses.token_logp(logits, tokens[:, -response:]), losses.entropy(logits)
+  return of_tokens(lm, params, hidden, tokens[:, -response:], temperature=temperature, banned=banned)
 
 
 def masked_logp(
@@ -47,4 +112,4 @@ def masked_logp(
     rows = jnp.arange(mask.shape[0])[:, None]
     take = lambda x: x.at[rows, at].get(out_sharding=sharding.spec("batch", *[None] * (x.ndim - 1)))
     hidden, targets, mask = take(hidden), take(targets), take(mask)
-  return losses.token_logp(lm.logits(params, hidden), targets), mask
+  return of_tokens(lm, params, hidden, targets)[0], mask

@@ -14,7 +14,7 @@ import optax
 from instructjax import optim, origin, ppo, returns, stages, steps
 from instructjax.data import pipeline
 from instructjax.errors import UserError
-from instructjax.models import freeze
+from instructjax.models import freeze, transformer
 from instructjax.origin import Origin
 from instructjax.rollout import Sampling
 from instructjax.types import LM, Frozen, TrainState
@@ -76,7 +76,12 @@ def same_ids(policy: Origin, judge: Origin) -> None:
 
 
 def _ppo_state(c: Config, policy: Origin, judge: Origin, tx: optax.GradientTransformation) -> tuple[TrainState, Frozen]:
-  """The state and what is frozen; the untrained trunk is held once where both sides have the same."""
+  """The state and what is frozen; the untrained trunk is held once where both sides have the same.
+
+  Raises UserError for an unknown `frozen_dtype`.
+  """
+  if c.frozen_dtype not in transformer.DTYPES:
+    raise UserError(f"config.frozen_dtype={c.frozen_dtype!r}: known are {', '.join(transformer.DTYPES)}")
   trunk, ref = freeze.split(policy.params, c.top, dtype=c.trunk_dtype)
   below, body = freeze.split(judge.params, c.top, dtype=c.trunk_dtype)
   scorer = {"lm": body, "head": judge.head}
@@ -86,6 +91,7 @@ def _ppo_state(c: Config, policy: Origin, judge: Origin, tx: optax.GradientTrans
   params = ppo.init_params(ref, scorer)
   ema = None if c.ppo.ema_decay is None else {"policy": params["policy"]}
   state = steps.init_state(jax.random.key(c.seed), params, tx, ema=ema, kl_coef=c.kl.coef)
+  ref, scorer = (freeze.cast(part, c.frozen_dtype) for part in (ref, scorer))
   return state, Frozen(trunk, ref, scorer, None if shared else below)
 
 

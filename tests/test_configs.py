@@ -64,6 +64,7 @@ def test_ppo(size, sweep, value_lr):
   assert (c.sampling.temperature, c.data.prompt, c.sampling.response) == (1.0, 1024, 1024)
   assert c.policy_optimizer.eps == 1e-5
   assert c.model.dropout == 0.0
+  assert c.frozen_dtype == c.model.dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("size", ["1.3b", "6b", "175b", "tiny"])

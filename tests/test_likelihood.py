@@ -1,4 +1,4 @@
-"""Log-probabilities of text: against a plain computation, windows, temperature, banned ids."""
+"""Log-probabilities of text: against a plain computation, windows, temperature, banned ids, part by part."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
-from instructjax import likelihood
+from instructjax import likelihood, losses, optim, sft, sharding, steps
+from instructjax.models import freeze, llama
 from instructjax.types import Demonstrations
 
 LM = tiny.lm("gpt")
@@ -62,11 +63,102 @@ def test_a_window_holds_the_marked_tokens_wherever_they_stand(extra):
 
 
 def test_a_stem_gives_the_same_numbers():
-  from instructjax.models import freeze
-
   trunk, trained = freeze.split(PARAMS, 1)
   batch = tiny.demonstrations(LM, rows=5, width=12)
   expected, _ = likelihood.masked_logp(FAST, PARAMS, batch)
   with_stem = batch.replace(stem=LM.stem(trunk, batch.tokens, batch.valid))
   got, _ = likelihood.masked_logp(FAST, trunk | trained, with_stem)
   np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+ROWS, LENGTH = 8, 7
+
+
+def unembedding(tied, dtype="float32"):
+  """(a model, the parameters of its logits, hidden states, tokens)."""
+  lm = llama.llama(llama.LlamaConfig(tiny.VOCAB, 64, width=32, depth=1, heads=4, kv_heads=2, mlp=64, tied=tied))
+  name = "embed" if tied else "head"
+  params = {
+    name: jax.tree.map(lambda leaf: (20 * leaf.init(jax.random.key(0), leaf.shape)).astype(dtype), lm.table[name])
+  }
+  rng = np.random.default_rng(1)
+  hidden = rng.standard_normal((ROWS, LENGTH, lm.width), np.float32)
+  return lm, params, hidden, rng.integers(10, tiny.VOCAB, (ROWS, LENGTH)).astype(np.int32)
+
+
+def numbers(lm, params, hidden, tokens):
+  """(logp, entropy) and the gradients of both with respect to parameters and hidden states."""
+
+  def loss(params, hidden):
+    logp, entropy = likelihood.of_tokens(lm, params, hidden, tokens, temperature=0.7, banned=(0, 9))
+    return (jnp.sin(logp) + entropy).sum(), (logp, entropy)
+
+  grads, found = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, hidden)
+  return *found, *grads
+
+
+@pytest.mark.parametrize(
+  "logits, tied, dtype",
+  [(8 * 3 * tiny.VOCAB, True, "float32"), (8 * 3 * tiny.VOCAB, False, "float32"), (1, True, "bfloat16")],
+  ids=["three parts, the last filled up", "untied", "a part for each position, frozen bfloat16 unembedding"],
+)
+def test_parts_give_the_numbers_of_the_whole(monkeypatch, logits, tied, dtype):
+  lm, *arrays = unembedding(tied, dtype)
+  params, hidden, tokens = jax.tree.map(jnp.asarray, arrays)
+  whole = numbers(lm, params, hidden, tokens)
+  monkeypatch.setattr(likelihood, "LOGITS", logits)
+  assert likelihood.parts(tokens, lm.vocab_size) == (3 if logits > 1 else LENGTH)
+  found = numbers(lm, params, hidden, tokens)
+  if dtype == "bfloat16":  # frozen: its own gradient, summed in bfloat16, is never taken
+    whole, found = ((logp, entropy, to_hidden) for logp, entropy, _, to_hidden in (whole, found))
+  tiny.assert_trees_close(found, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_parts_on_a_mesh_equal_one_device(monkeypatch, mesh):
+  tied = mesh.shape["data"] != 2
+  lm, host, hidden, tokens = unembedding(tied)
+  expected = tiny.unsharded(lambda: jax.tree.map(np.asarray, numbers(lm, host, hidden, jnp.asarray(tokens))))
+  monkeypatch.setattr(likelihood, "LOGITS", 3 * tiny.VOCAB)
+  params = sharding.place(host, sharding.shardings({name: lm.table[name] for name in host}))
+  hidden, tokens = sharding.place_batch((hidden, tokens))
+  rows = ROWS // (mesh.shape["data"] * mesh.shape["fsdp"])
+  assert likelihood.parts(tokens, lm.vocab_size) == -(-rows * LENGTH // (3 * mesh.shape["model"]))
+  got = numbers(lm, params, hidden, tokens)
+  tiny.assert_trees_close(got, expected, rtol=1e-5, atol=1e-5)
+  alike = lambda g, p: np.testing.assert_equal(str(jax.typeof(g).sharding), str(jax.typeof(p).sharding))
+  jax.tree.map(alike, got[2:], (params, hidden))
+
+
+def largest(jaxpr):
+  """The most elements of a float32 array with an axis as long as the vocabulary and the logits' other axes."""
+  sizes = [
+    v.aval.size for eqn in tiny.equations(jaxpr) for v in eqn.outvars
+    if getattr(v.aval, "shape", ())[-1:] == (tiny.VOCAB,) and v.aval.dtype == jnp.float32
+  ]  # fmt: skip
+  return max(sizes)
+
+
+@pytest.mark.parametrize("logits", [1 << 26, 8 * 3 * tiny.VOCAB])
+def test_an_sft_step_in_parts_holds_no_logits_of_the_whole_batch(monkeypatch, logits):
+  """Neither forward nor backward, before compilation and after it."""
+  monkeypatch.setattr(likelihood, "LOGITS", logits)
+  batch = tiny.demonstrations(LM, rows=ROWS, width=LENGTH + 1)
+  tx = optim.adamw(1e-3)
+  step = lambda state, batch: sft.sft_step(state, {}, batch, lm=LM, tx=tx)
+  state = steps.init_state(jax.random.key(0), PARAMS, tx)
+  whole = ROWS * LENGTH * tiny.VOCAB
+  found = largest(jax.make_jaxpr(step)(state, batch).jaxpr)
+  text = jax.jit(step).lower(state, batch).compile().as_text()
+  shapes = [f"f32[{ROWS},{LENGTH},{tiny.VOCAB}]", f"f32[{ROWS * LENGTH},{tiny.VOCAB}]"]
+  if logits == 1 << 26:
+    assert found == whole and any(shape in text for shape in shapes)
+  else:
+    assert found == logits and not any(shape in text for shape in shapes)
+
+
+def test_log_probabilities_are_float32_and_match_the_losses():
+  hidden, tokens = jax.random.normal(jax.random.key(0), (2, 3, LM.width)), jnp.array([[1, 2, 3], [4, 5, 6]])
+  logp, entropy = likelihood.of_tokens(LM, PARAMS, hidden.astype(jnp.bfloat16), tokens)
+  logits = LM.logits(PARAMS, hidden.astype(jnp.bfloat16))
+  np.testing.assert_array_equal(logp, losses.token_logp(logits, tokens))
+  assert logp.dtype == entropy.dtype == jnp.float32

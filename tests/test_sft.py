@@ -159,3 +159,37 @@ def test_sharded_steps_equal_one_device(mesh):
   expected, single = tiny.unsharded(lambda: run(lambda p: p, lambda b: b))
   np.testing.assert_allclose(losses, expected, atol=1e-4)
   tiny.assert_trees_close(params, single, atol=1e-4)
+
+
+HALF, SLOW = tiny.lm("gpt", dtype="bfloat16"), optim.adamw(2e-3)
+
+
+def test_the_loss_curve_in_bfloat16_follows_float32():
+  """30 steps over four batches: the loss falls by more than .4 nats, and the two curves stay within 1 %."""
+  batches = [tiny.demonstrations(LM, rows=4, seed=seed) for seed in range(4)]
+  curves = []
+  for lm in (LM, HALF):
+    state, losses = start(LM, SLOW), []
+    for i in range(30):
+      state, metrics = step(state, batches[i % 4], lm=lm, tx=SLOW)
+      losses.append(float(metrics["loss"]))
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}  # the masters
+    curves.append(losses)
+  single, half = np.array(curves)
+  assert single[:4].mean() - single[-4:].mean() > 0.4
+  assert 0 < np.abs(half / single - 1).max() < 0.01
+
+
+def test_in_bfloat16_only_operands_of_products_are_rounded():
+  """Norms, softmax, log-probabilities, the loss and the update are float32: read off the step, backward pass included."""
+  batch = tiny.demonstrations(LM, rows=4)
+  found = jax.make_jaxpr(partial(sft.sft_step, lm=HALF, tx=ADAM))(start(LM, ADAM), {}, batch)
+  half = jnp.dtype("bfloat16")
+  kinds = {
+    eqn.primitive.name for eqn in tiny.equations(found.jaxpr) for v in eqn.outvars if getattr(v.aval, "dtype", 0) == half
+  }
+  assert "convert_element_type" in kinds
+  computed = {"exp", "exp2", "log", "reduce_sum", "reduce_max", "add", "sub", "mul", "div", "rsqrt", "sqrt", "tanh", "max"}
+  assert not kinds & computed
+  _, metrics = jax.eval_shape(partial(sft.sft_step, lm=HALF, tx=ADAM), start(LM, ADAM), {}, batch)
+  assert metrics["loss"].dtype == metrics["grad/norm"].dtype == jnp.float32

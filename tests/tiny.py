@@ -17,14 +17,14 @@ VOCAB = 48
 
 
 @cache
-def lm(family: str = "gpt", *, vocab_size=VOCAB, width=32, depth=2, dropout=0.0, tied=True) -> LM:
+def lm(family: str = "gpt", *, vocab_size=VOCAB, width=32, depth=2, dropout=0.0, tied=True, dtype="float32") -> LM:
   if family == "gpt":
-    return _quick(
-      gpt.gpt(gpt.GPTConfig(vocab_size=vocab_size, context=64, width=width, depth=depth, heads=4, dropout=dropout))
-    )
+    config = gpt.GPTConfig(vocab_size, context=64, width=width, depth=depth, heads=4, dropout=dropout, dtype=dtype)
+    return _quick(gpt.gpt(config))
   config = llama.LlamaConfig(
-    vocab_size=vocab_size, context=64, width=width, depth=depth, heads=4, kv_heads=2, mlp=64, tied=tied, dropout=dropout
-  )
+    vocab_size=vocab_size, context=64, width=width, depth=depth, heads=4, kv_heads=2, mlp=64, tied=tied, dropout=dropout,
+    dtype=dtype,
+  )  # fmt: skip
   return _quick(llama.llama(config))
 
 
@@ -66,6 +66,16 @@ def compilations(name: str):
     yield found
   logger.propagate = propagate
   logger.removeHandler(handler)
+
+
+def equations(jaxpr):
+  """Every equation of a jaxpr and of those inside it."""
+  for eqn in jaxpr.eqns:
+    yield eqn
+    for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+      inner = getattr(value, "jaxpr", value)
+      if hasattr(inner, "eqns"):
+        yield from equations(inner)
 
 
 def reward_model(lm: LM, seed: int):

@@ -35,7 +35,7 @@ def build(config: GPTConfig | LlamaConfig) -> LM:
 def load(source: str | Path, **overrides: Any) -> Loaded:
   """A model from a .gguf file, a Hugging Face folder or a hub id ("owner/name"), which is fetched into the hub's cache.
 
-  `overrides` replace settings of the configuration that leave the weights as they are: dtype, dropout, remat ...
+  `overrides` replace settings of the configuration that leave the weights as they are: dtype, dropout, remat, attention ...
   Raises UserError where there is no such model, it cannot be read, or an override is unknown or changes a shape.
   """
   path = Path(source)

@@ -150,8 +150,7 @@ def attention(
   """softmax(q k^T / sqrt(C)) v; each key head serves G queries."""
   q = (q * q.shape[-1] ** -0.5).astype(dtype)
   k, v = k.astype(dtype), v.astype(dtype)
-  if sharding.is_sharded() and _partition(q)[2] != _partition(k)[1]:  # queries are split over devices, keys are not
-    k, v = (_repeat_heads(x, q) for x in (k, v))
+  k, v = like_queries(k, q), like_queries(v, q)
   groups = (*q.shape[:2], k.shape[1], q.shape[2] // k.shape[1], q.shape[3])
   split = jax.P(*_partition(q)[:3], None, None) if sharding.is_sharded() else None
   grouped = jax.lax.reshape(q, groups, out_sharding=split)
@@ -168,8 +167,10 @@ def _product(equation: str, a: Array, b: Array) -> Array:
   return jax.lax.platform_dependent(a, b, cpu=wide, default=narrow) if a.dtype == jnp.bfloat16 else wide(a, b)
 
 
-def _repeat_heads(x: Float[Array, "B K S C"], q: Float[Array, "B T H C"]) -> Float[Array, "B H S C"]:
-  """Every key head once for each of its queries, then split over devices as the queries are."""
+def like_queries(x: Float[Array, "B K S C"], q: Float[Array, "B T H C"]) -> Float[Array, "B _ S C"]:
+  """Where queries are split over devices and key heads are not, every key head once for each query, split as they are."""
+  if not sharding.is_sharded() or _partition(q)[2] == _partition(x)[1]:
+    return x
   B, K, S, C = x.shape
   x = jnp.broadcast_to(x[:, :, None], (B, K, q.shape[2] // K, S, C)).reshape(B, q.shape[2], S, C)
   rows, _, heads, _ = _partition(q)

@@ -18,7 +18,8 @@ from instructjax.types import LM, Array, Float, Int, Leaf, Params, PyTree
 class GPTConfig:
   """Sizes and settings.
 
-  `dtype` is the operands' of matrix products, `remat` what the backward pass recomputes, `unroll` the layers a scan step.
+  `dtype` is the operands' of matrix products, `remat` what the backward pass recomputes, `unroll` the layers a scan step,
+  `attention` who computes it (`models.attention`).
   `dropout` is the paper's residual dropout: on the output of attention and of the MLP before each is added (App. C.1).
   """
 
@@ -33,6 +34,7 @@ class GPTConfig:
   dtype: str = "float32"
   remat: str = "none"
   unroll: int = 1
+  attention: str = "auto"
 
 
 def _gpt2(depth: int, width: int, heads: int) -> GPTConfig:
@@ -129,7 +131,7 @@ def gpt(config: GPTConfig) -> LM:
     transformer.Family(
       vocab_size=c.vocab_size, context=c.context, width=c.width, depth=c.depth, kv_heads=c.heads,
       head_width=c.width // c.heads, dropout=c.dropout, dtype=c.dtype, remat=c.remat, unroll=c.unroll,
-      table=table(c),
+      attention=c.attention, table=table(c),
       norm=partial(blocks.layer_norm, eps=c.norm_eps), mlp=partial(mlp, c.dtype), embed=embed, rotate=unrotated,
     )
   )  # fmt: skip

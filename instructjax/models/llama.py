@@ -20,7 +20,8 @@ from instructjax.types import LM, Array, Float, Int, Leaf, Params, PyTree
 class LlamaConfig:
   """Sizes and settings.
 
-  `dtype` is the operands' of matrix products, `remat` what the backward pass recomputes, `unroll` the layers a scan step.
+  `dtype` is the operands' of matrix products, `remat` what the backward pass recomputes, `unroll` the layers a scan step,
+  `attention` who computes it (`models.attention`).
   """
 
   vocab_size: int
@@ -37,6 +38,7 @@ class LlamaConfig:
   dtype: str = "float32"
   remat: str = "none"
   unroll: int = 1
+  attention: str = "auto"
 
 
 SMOLLM2_135M = LlamaConfig(
@@ -100,7 +102,7 @@ def llama(config: LlamaConfig) -> LM:
     transformer.Family(
       vocab_size=c.vocab_size, context=c.context, width=c.width, depth=c.depth, kv_heads=c.kv_heads,
       head_width=c.width // c.heads, dropout=c.dropout, dtype=c.dtype, remat=c.remat, unroll=c.unroll,
-      table=table(c),
+      attention=c.attention, table=table(c),
       norm=partial(blocks.rms_norm, eps=c.norm_eps), mlp=partial(mlp, c.dtype), embed=embed,
       rotate=partial(rotate, c.rope_base),
     )

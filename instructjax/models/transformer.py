@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from instructjax import sharding
 from instructjax.errors import UserError
-from instructjax.models import blocks
+from instructjax.models import attention, blocks, freeze
 from instructjax.types import LM, Array, Bool, Cache, Float, Int, Key, Leaf, Params, PyTree, Valid
 
 DTYPES = ("float32", "bfloat16")
@@ -30,7 +30,8 @@ REMAT = ("none", "blocks", "dots")
 class Family(NamedTuple):
   """The sizes and the parts of one model.
 
-  `remat` is "none", "blocks" or "dots" (keeps matrix products); `unroll` is how many layers a step of the scan holds.
+  `remat` is "none", "blocks" or "dots" (keeps matrix products); `unroll` is how many layers a step of the scan holds;
+  `attention` is one of `attention.KINDS`.
   """
 
   vocab_size: int
@@ -43,6 +44,7 @@ class Family(NamedTuple):
   dtype: str
   remat: str
   unroll: int
+  attention: str
   table: PyTree[Leaf]
   norm: Callable[[Params, Array], Array]
   mlp: Callable[[Params, Array], Array]  # [B, T, D] -> [B, T, D]
@@ -74,10 +76,11 @@ def check(width: int, heads: int, kv_heads: int) -> None:
 def build(family: Family) -> LM:
   """The language model as pure functions.
 
-  Raises UserError for an unknown `dtype` or `remat`, an `unroll` below 1, and an impossible rate of dropout.
+  Raises UserError for an unknown `dtype`, `remat` or `attention`, an `unroll` below 1, and an impossible rate of dropout.
   """
   f = family
-  for name, value, known in (("dtype", f.dtype, DTYPES), ("remat", f.remat, REMAT)):
+  kinds = ("dtype", f.dtype, DTYPES), ("remat", f.remat, REMAT), ("attention", f.attention, attention.KINDS)
+  for name, value, known in kinds:
     if value not in known:
       raise UserError(f"{name} is {value!r}: choose one of {', '.join(known)}")
   if f.unroll < 1:
@@ -98,24 +101,23 @@ def init(table: PyTree[Leaf], key: Key[Array, ""]) -> Params:
 
 
 def attend(
-  f: Family, p: Params, x: Float[Array, "B T D"], at: Int[Array, "B T"], mask: Bool[Array, "B T S"],
-  extend: Callable[[Array, Array], tuple[Array, Array]] = lambda k, v: (k, v),
-) -> Float[Array, "B T D"]:  # fmt: skip
-  """The attention half of a block; `extend` joins new keys and values [B, K, T, C] to those of a cache."""
+  f: Family, p: Params, x: Float[Array, "B T D"], at: Int[Array, "B T"], mix: Callable[[Array, Array, Array], Array]
+) -> Float[Array, "B T D"]:
+  """The attention half of a block; `mix` takes queries [B, T, H, C], keys and values [B, K, T, C]."""
   x = f.norm(p["attn_norm"], x)
   q, k, v = (blocks.linear(p[name], x, f.dtype) for name in ("q", "k", "v"))
   q, k = f.rotate(q, at), f.rotate(k, at)
-  k, v = extend(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
-  return blocks.linear(p["o"], blocks.attention(q, k, v, mask, f.dtype), f.dtype, contract=2)
+  mixed = mix(q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
+  return blocks.linear(p["o"], mixed, f.dtype, contract=2)
 
 
 def block(
-  f: Family, x: Float[Array, "B T D"], layer: tuple[Params, Key[Array, ""] | None], at: Array, mask: Array
+  f: Family, x: Float[Array, "B T D"], layer: tuple[Params, Key[Array, ""] | None], at: Array, mix: Callable
 ) -> tuple[Float[Array, "B T D"], None]:
   """One layer as the body of a scan.  Dropout stands at two places: on each half before it is added (App. C.1)."""
   p, key = layer
   keys = (None, None) if key is None else jax.random.split(key)
-  x = x + blocks.dropout(keys[0], attend(f, p, x, at, mask), f.dropout)
+  x = x + blocks.dropout(keys[0], attend(f, p, x, at, mix), f.dropout)
   return x + blocks.dropout(keys[1], f.mlp(p, f.norm(p["mlp_norm"], x)), f.dropout), None
 
 
@@ -123,7 +125,8 @@ def run(
   f: Family, layers: Params, x: Float[Array, "B T D"], valid: Valid, key: Key[Array, ""] | None = None
 ) -> Float[Array, "B T D"]:
   """x through stacked layers."""
-  body = partial(block, f, at=blocks.positions(valid), mask=blocks.causal_mask(valid))
+  mix = partial(attention.causal, valid=valid, dtype=f.dtype, kind=f.attention)
+  body = partial(block, f, at=blocks.positions(valid), mix=mix)
   if f.remat != "none":
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if f.remat == "dots" else None
     body = jax.checkpoint(body, prevent_cse=False, policy=policy)
@@ -167,10 +170,6 @@ def logits(f: Family, params: Params, hidden: Float[Array, "*B D"]) -> Float[Arr
 
 def unstack(f: Family, params: Params) -> Params:
   """Parameters for decoding: a dict a layer, weights cast to the compute dtype and made whole along fsdp, once."""
-
-  def leaf(path, w):
-    return sharding.gather(w.astype(f.dtype) if path[-1].key == "w" and w.dtype == jnp.float32 else w)
-
   stacks = [params[name] for name in ("lower", "blocks") if name in params]
   layers = tuple(
     jax.tree.map(lambda w, i=i: w[i], stack) for stack in stacks for i in range(jax.tree.leaves(stack)[0].shape[0])
@@ -178,7 +177,7 @@ def unstack(f: Family, params: Params) -> Params:
   rest = {name: leaf for name, leaf in params.items() if name not in ("lower", "blocks")}
   if "head" not in params:
     rest["unembed"] = {"w": params["embed"]["tokens"]}
-  return jax.tree_util.tree_map_with_path(leaf, rest | {"layers": layers})
+  return jax.tree.map(sharding.gather, freeze.cast(rest | {"layers": layers}, f.dtype))
 
 
 def init_cache(f: Family, batch: int, length: int) -> Cache:
@@ -209,12 +208,12 @@ def decode(
   keys, values = list(cache["keys"]), list(cache["values"])
   for i, p in enumerate(params["layers"]):
 
-    def extend(k, v, i=i):
+    def mix(q, k, v, i=i):
       place = lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, 0, index, 0))
       keys[i], values[i] = place(keys[i], k), place(values[i], v)
-      return keys[i], values[i]
+      return blocks.attention(q, keys[i], values[i], mask, f.dtype)
 
-    x = x + attend(f, p, x, at, mask, extend)
+    x = x + attend(f, p, x, at, mix)
     x = x + f.mlp(p, f.norm(p["mlp_norm"], x))
   cache = {"keys": tuple(keys), "values": tuple(values), "valid": seen, "index": index + t}
   return f.norm(params["norm"], x), cache

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from test_transformer import jitted, walk
+from test_transformer import jitted
 
 from instructjax.errors import UserError
 from instructjax.models import freeze
@@ -42,7 +42,7 @@ def test_the_backward_pass_stops_at_the_trained_blocks(model):
   def backward(params, top):
     trunk, trained = freeze.split(params, top)
     loss = lambda p: lm.logits(trunk | p, lm.hidden(trunk | p, TOKENS, VALID)).sum()
-    eqns = list(walk(jax.make_jaxpr(jax.grad(loss))(trained).jaxpr))
+    eqns = list(tiny.equations(jax.make_jaxpr(jax.grad(loss))(trained).jaxpr))
     scans = [eqn for eqn in eqns if eqn.primitive.name == "scan"]
     return sorted((eqn.params["length"], eqn.params["reverse"]) for eqn in scans)
 
@@ -82,3 +82,12 @@ def test_a_split_model_splits_again(model):
 def test_impossible_splits_say_what_is_possible(model, top):
   with pytest.raises(UserError, match=rf"top {top} blocks of a model with 3: choose 1 to 3"):
     freeze.split(model[1], top)
+
+
+def test_only_float32_matrices_are_cast():
+  lm = tiny.lm("gpt")
+  params = lm.init(jax.random.key(0)) | {"head": {"w": jnp.ones(32), "b": jnp.float32(0)}}
+  cast = freeze.cast(params, "bfloat16")
+  half = {jax.tree_util.keystr(path) for path, x in jax.tree.leaves_with_path(cast) if x.dtype == jnp.bfloat16}
+  assert half == {f"['blocks']['{name}']['w']" for name in ("q", "k", "v", "o", "up", "down")}
+  tiny.assert_trees_equal(freeze.cast(params, "float32"), params)

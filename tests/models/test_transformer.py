@@ -93,16 +93,6 @@ def test_packed_texts_equal_separate_ones(model):
     np.testing.assert_allclose(packed[:, start:end], alone, atol=1e-5)
 
 
-def walk(jaxpr):
-  """Every equation of a jaxpr and of those inside it."""
-  for eqn in jaxpr.eqns:
-    yield eqn
-    for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
-      inner = getattr(value, "jaxpr", value)
-      if hasattr(inner, "eqns"):
-        yield from walk(inner)
-
-
 @pytest.mark.parametrize("family", ["gpt", "llama"])
 def test_dropout_draws_two_masks_a_layer_and_no_other(family):
   lm = tiny.lm(family, dropout=0.2)
@@ -110,7 +100,7 @@ def test_dropout_draws_two_masks_a_layer_and_no_other(family):
   tokens, valid = text(2, 5), jnp.ones((2, 5), bool)
   draws = lambda lm, key: [
     eqn.outvars[0].aval.shape
-    for eqn in walk(jax.make_jaxpr(lambda p: lm.hidden(p, tokens, valid, key=key))(params).jaxpr)
+    for eqn in tiny.equations(jax.make_jaxpr(lambda p: lm.hidden(p, tokens, valid, key=key))(params).jaxpr)
     if eqn.primitive.name == "random_bits"
   ]
   assert draws(lm, jax.random.key(0)) == [(2, 5, lm.width)] * 2  # in the one body that the scan repeats
@@ -153,7 +143,7 @@ def gradient(remat, unroll=1):
   tokens, valid = text(2, 5), jnp.ones((2, 5), bool)
   loss = lambda p: (lm.hidden(p, tokens, valid, key=jax.random.key(3)) ** 3).sum()
   params = gpt.gpt(config).init(jax.random.key(0))
-  names = {eqn.primitive.name for eqn in walk(jax.make_jaxpr(loss)(params).jaxpr)}
+  names = {eqn.primitive.name for eqn in tiny.equations(jax.make_jaxpr(loss)(params).jaxpr)}
   assert bool(names & {"checkpoint", "remat", "remat2"}) == (remat != "none")
   return jax.jit(jax.grad(loss))(params)
 

@@ -1,0 +1,167 @@
+"""Who computes attention: the kernels against the reference, the choice, and what is compiled for a TPU."""
+
+import dataclasses
+import importlib.util
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.experimental import mesh_utils, topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from instructjax import optim, sft, sharding
+from instructjax.errors import UserError
+from instructjax.models import attention, gpt, llama
+from instructjax.types import Demonstrations, TrainState
+
+B, T, C = 8, 128, 64
+AT = np.arange(T)
+
+
+def padding():
+  """Rows padded on the left, on the right and on both sides, a whole one, an empty one; packed segments."""
+  bools = np.stack([AT >= 40, AT < 90, (AT >= 5) & (AT < 100), AT >= 0, AT < 0, AT >= 127, AT < 1, AT % 3 > 0])
+  packed = np.stack([1 + AT // 50, (AT < 120) * (1 + AT // 30), (AT >= 9) * (2 + AT // 64)])
+  return {"bool": bools, "packed": np.concatenate([packed, packed[:, ::-1], packed[:2] * 7]).astype(np.int32)}
+
+
+def draw(heads, kv_heads):
+  rng = np.random.default_rng(0)
+  shapes = (B, T, heads, C), (B, kv_heads, T, C), (B, kv_heads, T, C)
+  return tuple(jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in shapes)
+
+
+def with_gradients(mix, q, k, v, valid):
+  """The output where tokens are real, and the gradients of a loss that reads only those."""
+
+  def loss(q, k, v):
+    out = jnp.where((valid > 0)[:, :, None, None], mix(q, k, v, valid), 0)
+    return jnp.sin(out).sum(), out
+
+  grads, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+  return out, *grads
+
+
+SPLASH = partial(attention.splash, dtype="float32", interpret=True)
+REFERENCE = partial(attention.reference, dtype="float32")
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(2, 2), (4, 2), (2, 1)], ids=["whole", "grouped", "one key head"])
+@pytest.mark.parametrize("kind", ["bool", "packed"])
+def test_splash_equals_the_reference(kind, heads, kv_heads):
+  arrays, valid = draw(heads, kv_heads), jnp.asarray(padding()[kind])
+  got = with_gradients(SPLASH, *arrays, valid)
+  tiny.assert_trees_close(got, with_gradients(REFERENCE, *arrays, valid), rtol=1e-4, atol=2e-5)
+  assert np.isfinite(SPLASH(*arrays, valid)).all()  # padding and the empty row too
+
+
+def test_splash_on_a_mesh_equals_the_reference(mesh):
+  """Two key heads for four queries: they are split over two devices, and repeated for four."""
+  arrays, valid = draw(4, 2), padding()["bool"]
+  expected = tiny.unsharded(lambda: jax.tree.map(np.asarray, with_gradients(REFERENCE, *arrays, jnp.asarray(valid))))
+  axes = ("batch", None, "heads", None), ("batch", "kv_heads", None, None), ("batch", "kv_heads", None, None)
+  q, k, v = (sharding.place(x, sharding.fit(x.shape, a)) for x, a in zip(arrays, axes))
+  got = with_gradients(SPLASH, q, k, v, sharding.place_batch(valid))
+  tiny.assert_trees_close(got, expected, rtol=1e-4, atol=2e-5)
+  jax.tree.map(lambda g, x: np.testing.assert_equal(jax.typeof(g).sharding, jax.typeof(x).sharding), got, (q, q, k, v))
+
+
+def names(kind, length=256, width=64, dtype="bfloat16"):
+  """The functions among which the platform chooses, by its name."""
+  found = {}
+  original = attention.by_platform
+  try:
+    attention.by_platform = lambda default, **others: found.update(others, default=default) or default
+    default = attention.chosen(kind, length, width, dtype)
+  finally:
+    attention.by_platform = original
+  name = lambda f: getattr(f, "func", f).__name__
+  return {platform: name(f) for platform, f in (found or {"default": default}).items()}
+
+
+def test_the_choice(monkeypatch):
+  assert names("xla") == {"default": "reference"}
+  assert names("auto") == {"tpu": "splash", "default": "reference"}
+  assert names("splash") == {"cpu": "splash", "default": "splash"}
+  assert names("cudnn") == {"default": "cudnn"}
+  for shape in [{"length": 200}, {"width": 80}]:
+    assert names("auto", **shape) == {"default": "reference"}
+  monkeypatch.setattr(attention, "has_cudnn", lambda: True)
+  assert names("auto") == {"tpu": "splash", "cuda": "cudnn", "default": "reference"}
+  assert names("auto", length=200, width=80) == {"cuda": "cudnn", "default": "reference"}
+  assert names("auto", dtype="float32") == {"tpu": "splash", "default": "reference"}
+  assert names("auto", length=201, width=256) == {"default": "reference"}
+
+
+@pytest.mark.parametrize(
+  "kind, shape, message",
+  [
+    ("splash", {"length": 200}, "'splash' needs rows of a multiple of 128 tokens, got 200: pad them; or choose 'auto'"),
+    ("splash", {"width": 80}, "'splash' needs heads of a multiple of 64, got 80"),
+    ("cudnn", {"dtype": "float32"}, "'cudnn' needs dtype 'bfloat16', got 'float32'"),
+    ("cudnn", {"length": 201}, "'cudnn' needs rows of an even number of tokens, got 201"),
+    ("cudnn", {"width": 256}, "'cudnn' needs heads of a multiple of 8 up to 128, got 256"),
+  ],
+)
+def test_a_kernel_that_cannot_take_the_shapes_says_so(kind, shape, message):
+  with pytest.raises(UserError, match=message):
+    names(kind, **shape)
+
+
+def test_an_unknown_name_is_refused():
+  with pytest.raises(UserError, match="attention is 'flash': choose one of auto, xla, splash, cudnn"):
+    gpt.gpt(dataclasses.replace(gpt.GPT_5M, attention="flash"))
+
+
+def test_a_model_with_splash_equals_one_with_xla():
+  """A whole model on a CPU, where `splash` is interpreted and `auto` is XLA."""
+  config = llama.LlamaConfig(tiny.VOCAB, T, width=128, depth=1, heads=2, kv_heads=1, mlp=64)
+  params = llama.llama(config).init(jax.random.key(0))
+  valid = jnp.asarray(padding()["bool"])
+  tokens = tiny.tokens_like(valid, tiny.VOCAB, 1)
+  run = lambda kind: jax.jit(llama.llama(dataclasses.replace(config, attention=kind)).hidden)(params, tokens, valid)
+  xla, splash = run("xla"), run("splash")
+  np.testing.assert_array_equal(run("auto"), xla)
+  np.testing.assert_allclose(splash * valid[..., None], xla * valid[..., None], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, which compiles without a TPU")
+@pytest.mark.parametrize("parts, kernels", [((1, 4, 1), "auto"), ((1, 2, 2), "auto"), ((1, 4, 1), "xla")])
+def test_the_sft_step_for_a_tpu_pod_holds_the_kernel(parts, kernels):
+  """Compiled for four chips that are not there, from shapes alone."""
+  topology = topologies.get_topology_desc("v5e:2x2", platform="tpu")
+  devices = mesh_utils.create_device_mesh(parts, list(topology.devices), allow_split_physical_axes=True)
+  mesh = Mesh(devices, sharding.AXES, axis_types=(AxisType.Explicit,) * 3)
+  with jax.set_mesh(mesh):
+    lm = llama.llama(dataclasses.replace(llama.SMOLLM2_135M, depth=2, heads=8, kv_heads=2, width=512,
+                                         dtype="bfloat16", remat="blocks", attention=kernels))  # fmt: skip
+    here = lambda shape, dtype, spec: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+    specs = sharding.shardings(lm.table)
+    params = jax.tree.map(lambda leaf, spec: here(leaf.shape, jnp.float32, spec), lm.table, specs,
+                          is_leaf=lambda x: hasattr(x, "axes"))  # fmt: skip
+    tx = optim.adamw(1e-4)
+    scalar = here((), jnp.int32, jax.P())
+    key = jax.eval_shape(jax.random.key, 0)
+    state = TrainState(scalar, scalar, here((), key.dtype, jax.P()), params, jax.eval_shape(tx.init, params))
+    row = lambda dtype: here((8, 256), dtype, sharding.spec("batch", None))
+    batch = Demonstrations(row(jnp.int32), row(jnp.bool_), row(jnp.bool_))
+    text = jax.jit(partial(sft.sft_step, lm=lm, tx=tx), donate_argnums=0).lower(state, {}, batch).compile().as_text()
+  assert ('custom_call_target="tpu_custom_call"' in text) == (kernels == "auto")
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("valid", padding().values(), ids=padding())
+def test_cudnn_is_lowered_for_a_gpu(monkeypatch, valid, kv_heads):
+  """Not run: JAX is told that cuDNN is there, and lowers forward and backward to its calls."""
+  monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91_000)
+  monkeypatch.setattr(attention, "has_cudnn", lambda: True)
+  loss = lambda q, k, v: attention.chosen("auto", T, C, "bfloat16")(q, k, v, jnp.asarray(valid)).sum()
+  arrays = draw(4, kv_heads)
+  traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arrays)
+  text = traced.lower(lowering_platforms=("cuda",)).as_text()
+  assert "__cudnn$fmhaScaleBiasSoftmax" in text and "__cudnn$fmhaScaleBiasSoftmaxBackward" in text
+  assert "cudnn" not in traced.lower(lowering_platforms=("cpu",)).as_text()
