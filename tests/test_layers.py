@@ -93,7 +93,7 @@ def test_models_are_the_only_part_of_the_core_that_opens_files():
 
 def test_the_command_line_imports_nothing_slow_at_the_top():
   assert {name.split(".")[0] for name in imports(SOURCES["cli"], inside=False)} <= {
-    "__future__", "argparse", "collections", "dataclasses", "os", "pathlib", "sys", "instructjax",
+    "__future__", "argparse", "collections", "dataclasses", "os", "pathlib", "sys", "typing", "instructjax",
   }  # fmt: skip
   own = [n for n in imports(SOURCES["cli"], inside=False) if n.startswith("instructjax.")]
   assert own == ["instructjax.errors.UserError"]
