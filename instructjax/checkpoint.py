@@ -135,10 +135,10 @@ class Checkpoints:
       if isinstance(error, UserError):
         raise
       before = next((other for other in reversed(self.steps()) if other < step and self._is_good(other)), None)
-      go_on = "no good step is left, so it starts anew" if before is None else f"it goes on from step {before}"
+      go_on = "no good step is left here" if before is None else f"it goes on from step {before}"
       place = self.folder / str(step)
       raise UserError(
-        f"{place}: cannot be read ({reason(error)}); move this folder away and run the same command again: {go_on}"
+        f"{place}: cannot be read ({reason(error)}); move this folder away and run the command that wrote it again: {go_on}"
       ) from error
 
   def _is_good(self, step: int) -> bool:
@@ -257,6 +257,8 @@ def reason(error: Exception) -> str:
   for sign in ("No space left on device", "Disk quota exceeded", "File too large", "Permission denied"):
     if sign in text:
       return sign
+  for end in (". See full TensorStore details", " [tensorstore_spec"):
+    text = text.partition(end)[0]
   return (text.strip().splitlines() or [type(error).__name__])[0][:200]
 
 

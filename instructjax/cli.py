@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from instructjax.errors import UserError
 
@@ -227,14 +226,14 @@ def join(processes: str) -> None:
 
   if jax.distributed.is_initialized():
     return
-  given: dict[str, Any] = {}
+  host, count, index = None, None, None
   if processes != "auto":
     host, *numbers = processes.split(",")
     if ":" not in host or len(numbers) != 2 or not all(number.isdigit() for number in numbers):
       raise UserError(f"--distributed={processes}: give HOST:PORT,PROCESSES,INDEX, for example localhost:1234,2,0")
-    given = {"coordinator_address": host, "num_processes": int(numbers[0]), "process_id": int(numbers[1])}
+    count, index = (int(number) for number in numbers)
   try:
-    jax.distributed.initialize(**given)
+    jax.distributed.initialize(host, count, index)
   except (ValueError, RuntimeError) as error:
     raise UserError(f"--distributed: {error}; give HOST:PORT,PROCESSES,INDEX") from error
 

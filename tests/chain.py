@@ -60,8 +60,8 @@ def wide(stage: str, data: Path, runs: Path) -> list[str]:
     "pretrain": [*few, "--config.steps=2", "--config.checkpoint_every=0"],
     "sft": [*few, "--config.steps=2", "--config.checkpoint_every=0"],
     "rl_init": [*few, "--config.steps=2", "--config.checkpoint_every=0"],
-    "reward": [*few, "--config.steps=2", "--config.checkpoint_every=0"],
-    "ppo": ["--config.batch=32", "--config.iterations=3", "--config.ppo.epochs=1"],
+    "reward": [*few, "--config.steps=3"],
+    "ppo": ["--config.batch=32", "--config.iterations=2", "--config.ppo.epochs=1"],
     "sample": draw,
     "bestofn": [*draw, f"--config.reward_model={runs / 'reward'}"],
   }[stage]  # fmt: skip

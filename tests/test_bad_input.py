@@ -116,6 +116,12 @@ def test_unknown_configurations(refused):
   assert "is for stage 'ppo', not 'sft'" in one_line(refused("sft", "--config=ppo:tiny"))
 
 
+@pytest.mark.parametrize("place", ["here", "localhost:1,2", "localhost:1,two,0"])
+def test_other_processes(refused, place):
+  message = one_line(refused("sft", f"--distributed={place}"))
+  assert message.startswith(f"--distributed={place}: give HOST:PORT,PROCESSES,INDEX, for example localhost:1234,2,0")
+
+
 def test_tokenizer_with_more_ids_than_the_model(sft, tmp_path):
   from instructjax.data import tokenizers
 

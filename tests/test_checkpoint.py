@@ -165,12 +165,14 @@ def test_damage_is_named_with_the_step_that_is_still_good(two, damage):
   with pytest.raises(UserError) as error:
     Checkpoints(folder).restore(like)
   assert str(error.value).startswith(f"{folder / '4'}: cannot be read (")
-  assert str(error.value).endswith("; move this folder away and run the same command again: it goes on from step 2")
+  assert str(error.value).endswith(
+    "; move this folder away and run the command that wrote it again: it goes on from step 2"
+  )
   assert "\n" not in str(error.value)
   (folder / "4").rename(folder / "damaged")
   assert Checkpoints(folder).restore(like)[1] == {"n": 2}
   shutil.rmtree(folder / "2" / "about")
-  with pytest.raises(UserError, match=r"2: cannot be read .* no good step is left, so it starts anew"):
+  with pytest.raises(UserError, match=r"2: cannot be read .* no good step is left here"):
     Checkpoints(folder).restore(like)
 
 

@@ -78,7 +78,7 @@ def same(whole: Path, parts: Path, stage: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(launch, tmp_path):
-  """All stages on 2 x 2 x 2 devices, four in each process, killed in PPO and started again: the losses of one process."""
+  """All stages on 2 x 2 x 2 devices, four in each process, killed on the way and started again: the losses of one process."""
   one, two = tmp_path / "one", tmp_path / "two"
 
   def together(plan):
@@ -92,7 +92,7 @@ def test_two_processes_do_what_one_does(launch, tmp_path):
   code, _, err = ended(launch(one, "", "wide"))
   assert code == 0, err
   # The first one to end takes the other along: it may be told by the coordinator before its own trap.
-  assert -signal.SIGKILL in [code for code, _, _ in together("ppo:step:2")]
+  assert -signal.SIGKILL in [code for code, _, _ in together("reward:step:2")]
   ends = together("")
   assert [code for code, _, _ in ends] == [0, 0], ends
   assert "> say 2" in ends[0][1]
