@@ -12,7 +12,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -87,14 +87,20 @@ def trace(program: Program) -> Any:
   return jax.jit(program.function, keep_unused=True, **settings).trace(*program.arguments)
 
 
-def report(traced: Any, where: Pod, mesh: Mapping[str, int], folder: Path) -> dict[str, Any]:
-  """What the compiler says of one device: its memory, and the collectives of the compiled program."""
+def report(
+  traced: Any, where: Pod, mesh: Mapping[str, int], folder: Path, compiling: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+  """What the compiler says of one device: its memory, and the collectives of the compiled program.
+
+  `compiling` is called where no report of this program is kept in `folder`.
+  """
   lowered = traced.lower()
   versions = "/".join(metadata.version(name) for name in ("jax", "libtpu"))
   about = f"{FORMAT} {versions} {where} {dict(mesh)} "
   path = folder / f"{hashlib.sha256((about + lowered.as_text()).encode()).hexdigest()[:32]}.json"
   if path.is_file():
     return json.loads(path.read_text())
+  compiling()
   found = _compile(lowered, mesh)
   folder.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(found))

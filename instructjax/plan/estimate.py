@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,8 @@ def program_report(
     useful = counting.count(aot.trace(plain).jaxpr, [], plain.trips).flops
   compiled = None
   if folder is not None:
-    say(f"compiling {program.name} for {where.name} ...")
-    compiled = judge(aot.report(traced, where, mesh, folder), where, True)
+    told = partial(say, f"compiling {program.name} for {where.name} ...")
+    compiled = judge(aot.report(traced, where, mesh, folder, told), where, True)
   memory = shares(program)
   by_arithmetic = judge(by_arithmetic, where)
   best = compiled if compiled and not compiled["refused"] else by_arithmetic

@@ -1,0 +1,18 @@
+#!/bin/sh
+# Plans the paper's presets into plans.jsonl: one report a line, with its command.  Half an hour on two cores.
+set -e
+cd "$(dirname "$0")"
+: > plans.jsonl
+plan() {
+  instructjax plan "$@" --json | python3 -c '
+import json, sys
+command = " ".join(["instructjax plan", *sys.argv[1:]])
+print(json.dumps({"command": command} | json.load(sys.stdin)))' "$@" >> plans.jsonl
+}
+plan --config=sft:1.3b --topology=v5e:4x4 --mesh=fsdp=16
+plan --config=sft:6b --topology=v5e:4x8 --mesh=fsdp=32
+plan --config=sft:175b --topology=v5p:4x4x8 --mesh=fsdp=8,model=16
+plan --config=reward:6b --topology=v5p:4x4x4 --mesh=fsdp=64
+plan --config=ppo:1.3b --topology=v5p:4x4x4 --mesh=fsdp=64
+plan --config=ppo:6b --topology=v5p:4x4x4 --mesh=fsdp=64
+plan --config=ppo:175b --topology=v5p:8x8x16 --mesh=fsdp=64,model=16 --config.ppo.ptx_micro=8
