@@ -1,5 +1,5 @@
 #!/bin/sh
-# Plans the paper's presets into plans.jsonl: one report a line, with its command.  Half an hour on two cores.
+# Plans the paper's presets into plans.jsonl: one report a line, with its command.  About an hour on two busy cores.
 set -e
 cd "$(dirname "$0")"
 : > plans.jsonl

@@ -126,5 +126,5 @@ def _compile(lowered: Any, mesh: Mapping[str, int]) -> dict[str, Any]:
     "temp": stats.temp_size_in_bytes,
     "outputs": stats.output_size_in_bytes - stats.alias_size_in_bytes,
     "refused": None,
-    "collectives": [c._asdict() for c in collectives.read(compiled.as_text(), mesh)],
+    "collectives": [c._asdict() | {"axes": list(c.axes)} for c in collectives.read(compiled.as_text(), mesh)],
   }

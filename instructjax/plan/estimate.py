@@ -40,7 +40,7 @@ def arithmetic(program: Program, traced: Any) -> tuple[dict[str, Any], counting.
     "arguments": arguments,
     "temp": temp,
     "refused": None,
-    "collectives": [c._asdict() for c in sorted(moved, key=lambda c: -c.bytes)],
+    "collectives": [c._asdict() | {"axes": list(c.axes)} for c in sorted(moved, key=lambda c: -c.bytes)],
   }, cost
 
 
