@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from instructjax import memory, optim, ppo, reward, sft, steps
 from instructjax.errors import UserError
-from instructjax.models import gpt, llama
+from instructjax.models import freeze, gpt, llama
 from instructjax.rollout import Sampling, sample
 from instructjax.types import LM, Comparisons, Demonstrations, Frozen, Prompts
 
@@ -43,6 +43,7 @@ class Bench:
   minibatches: int = 8
   ptx: int = 0  # pretraining rows an episode
   dtype: str = "float32"
+  frozen_dtype: str = "float32"  # of the matrices of PPO's reference and reward model
   remat: str = "none"  # what the backward pass computes again
   unroll: int = 8  # layers a step of the scan
   repeats: int = 5
@@ -136,7 +137,7 @@ def bench_ppo(lm: LM, b: Bench, rows: int, weight_bytes: int = 4):
   policy = lm.init(jax.random.key(0))
   model = reward.init(jax.random.key(0), lm, policy)
   state = steps.init_state(jax.random.key(0), ppo.init_params(policy, model), tx, kl_coef=0.02)
-  frozen = Frozen(trunk={}, ref=policy, reward=model)
+  frozen = Frozen(trunk={}, ref=freeze.cast(policy, b.frozen_dtype), reward=freeze.cast(model, b.frozen_dtype))
   step = steps.compiled(partial(ppo.iteration, ppo=config), state)
   length = b.prompt + b.response
   text = None

@@ -81,6 +81,7 @@ def _bench(command: argparse.ArgumentParser) -> None:
   for name in ("batch", "prompt", "response", "length", "completions", "epochs", "minibatches", "ptx", "unroll", "repeats"):
     command.add_argument(f"--{name}", type=int)
   command.add_argument("--dtype", choices=["float32", "bfloat16"])
+  command.add_argument("--frozen-dtype", choices=["float32", "bfloat16"])
   command.add_argument("--remat", choices=["none", "blocks", "dots"])
   command.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -86,7 +86,9 @@ def open_reward_model(source: str, settings: Config) -> Origin:
       f"reward model {source!r}: not the directory of a finished `instructjax reward` run; give its --workdir"
     )
   return open_run(
-    Path(source), {name: settings[name] for name in ("dtype", "remat", "unroll", "attention")} | {"dropout": 0.0}, "reward"
+    Path(source),
+    {name: settings[name] for name in ("dtype", "remat", "unroll", "attention")} | {"dropout": 0.0},
+    "reward",
   )
 
 

@@ -172,8 +172,8 @@ def test_bench_gets_its_options(monkeypatch):
   seen = []
   monkeypatch.setattr(cli, "prepare", lambda: None)
   monkeypatch.setattr(bench, "main", lambda b, *, as_json: seen.append((b, as_json)))
-  assert cli.main(["bench", "--stage=ppo", "--batch=8", "--epochs=2", "--json"]) == 0
-  assert seen == [(bench.Bench(stage="ppo", batch=8, epochs=2), True)]
+  assert cli.main(["bench", "--stage=ppo", "--batch=8", "--epochs=2", "--frozen-dtype=bfloat16", "--json"]) == 0
+  assert seen == [(bench.Bench(stage="ppo", batch=8, epochs=2, frozen_dtype="bfloat16"), True)]
 
 
 def test_quickstart_gets_its_settings(monkeypatch, tmp_path):

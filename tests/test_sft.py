@@ -186,10 +186,27 @@ def test_in_bfloat16_only_operands_of_products_are_rounded():
   found = jax.make_jaxpr(partial(sft.sft_step, lm=HALF, tx=ADAM))(start(LM, ADAM), {}, batch)
   half = jnp.dtype("bfloat16")
   kinds = {
-    eqn.primitive.name for eqn in tiny.equations(found.jaxpr) for v in eqn.outvars if getattr(v.aval, "dtype", 0) == half
+    eqn.primitive.name
+    for eqn in tiny.equations(found.jaxpr)
+    for v in eqn.outvars
+    if getattr(v.aval, "dtype", 0) == half
   }
   assert "convert_element_type" in kinds
-  computed = {"exp", "exp2", "log", "reduce_sum", "reduce_max", "add", "sub", "mul", "div", "rsqrt", "sqrt", "tanh", "max"}
+  computed = {
+    "exp",
+    "exp2",
+    "log",
+    "reduce_sum",
+    "reduce_max",
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "rsqrt",
+    "sqrt",
+    "tanh",
+    "max",
+  }
   assert not kinds & computed
   _, metrics = jax.eval_shape(partial(sft.sft_step, lm=HALF, tx=ADAM), start(LM, ADAM), {}, batch)
   assert metrics["loss"].dtype == metrics["grad/norm"].dtype == jnp.float32

@@ -130,7 +130,9 @@ def test_text_rows_are_a_share_of_the_batch(init_run):
 
 
 def test_reward_model_scores_demonstrations_0_on_average(data, reward_run):
-  judge = origin.open_reward_model(str(reward_run), {"dtype": "float32", "remat": "none", "unroll": 1, "attention": "auto"})
+  judge = origin.open_reward_model(
+    str(reward_run), {"dtype": "float32", "remat": "none", "unroll": 1, "attention": "auto"}
+  )
   from instructjax.data import pipeline, records
 
   found = records.read(data / "demonstrations.jsonl", "demonstration")
