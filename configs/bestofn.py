@@ -24,6 +24,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "dtype": "float32" if tiny else "bfloat16",
     "remat": "none",
     "unroll": 1,  # layers a step of the scan; on a CPU more compile longer and run faster
+    "sequence": False,
     "attention": "auto",  # of whole rows: a kernel of the platform where there is one; or xla, splash, cudnn
     "dropout": 0.0,
   }
@@ -31,6 +32,6 @@ def get_config(arg: str = "tiny") -> ConfigDict:
   c.prompts = 32 if tiny else 512  # the first ones of the file; 0 takes all
   c.n = 8 if tiny else 64
   c.batch = 4 if tiny else 8  # prompts at a time
-  c.sampling = {"response": 24 if tiny else 1024, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+  c.sampling = {"response": 24 if tiny else 1024, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "whole": True}
   c.mesh = {"data": 1, "fsdp": 1, "model": 1}
   return c

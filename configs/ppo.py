@@ -32,6 +32,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "dtype": "float32" if tiny else "bfloat16",  # of matrix products; parameters are float32
     "remat": "none" if tiny else "blocks",  # what the backward pass computes again
     "unroll": 1,  # layers a step of the scan; on a CPU more compile longer and run faster
+    "sequence": False,  # True splits what is kept between blocks along the sequence too, over mesh.model
     "attention": "auto",  # of whole rows: a kernel of the platform where there is one; or xla, splash, cudnn
     "dropout": 0.0,
   }
@@ -42,7 +43,8 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "prompt": 128 if tiny else 1024,  # tokens; a longer prompt is an error
     "length": 64 if tiny else 2048,  # tokens of a row of pretraining text
   }
-  c.sampling = {"response": 24 if tiny else 1024, "temperature": 1.0}
+  c.sampling = {"response": 24 if tiny else 1024, "temperature": 1.0, "whole": True}
+  # whole=False where the weights do not fit a device whole along fsdp: they are gathered a layer at a time, in every step
   c.iterations = 10 if tiny else 500  # of `batch` episodes: 256,000
   c.batch = 32 if tiny else 512  # episodes
   c.ptx_ratio = 2 if tiny else 8  # pretraining rows an episode

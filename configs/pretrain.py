@@ -30,6 +30,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "dtype": "float32" if tiny else "bfloat16",  # of matrix products; parameters are float32
     "remat": "none" if tiny else "blocks",  # what the backward pass computes again
     "unroll": 1,  # layers a step of the scan; on a CPU more compile longer and run faster
+    "sequence": False,  # True splits what is kept between blocks along the sequence too, over mesh.model
     "attention": "auto",  # of whole rows: a kernel of the platform where there is one; or xla, splash, cudnn
     "dropout": 0.0,
   }

@@ -48,11 +48,11 @@ class Origin(NamedTuple):
 
 def open_model(source: str, settings: Config, seed: int) -> Origin:
   """The language model of a source under `config.model`: shape (for random weights), tokenizer, dtype, remat,
-  unroll, attention, dropout.
+  unroll, sequence, attention, dropout.
 
   Raises UserError for an unknown shape or source, and where the tokenizer does not fit the model.
   """
-  changes = {name: settings[name] for name in ("dtype", "remat", "unroll", "attention", "dropout")}
+  changes = {name: settings[name] for name in ("dtype", "remat", "unroll", "sequence", "attention", "dropout")}
   if is_run(source):
     origin = open_run(Path(source), changes, "policy")
     return _with_tokenizer(origin, settings["tokenizer"])
@@ -87,7 +87,7 @@ def open_reward_model(source: str, settings: Config) -> Origin:
     )
   return open_run(
     Path(source),
-    {name: settings[name] for name in ("dtype", "remat", "unroll", "attention")} | {"dropout": 0.0},
+    {name: settings[name] for name in ("dtype", "remat", "unroll", "sequence", "attention")} | {"dropout": 0.0},
     "reward",
   )
 

@@ -111,7 +111,7 @@ def ppo_settings(c: Config, policy: Origin, reward_lm: LM, tx: optax.GradientTra
     lm=policy.lm, tx=tx, cfg=ppo.PPOConfig(**c.ppo.to_dict()), reward_lm=reward_lm,
     sampling=Sampling(
       response=c.sampling.response, temperature=c.sampling.temperature, eos=policy.tokenizer.eos,
-      banned=policy.tokenizer.banned,
+      banned=policy.tokenizer.banned, whole=c.sampling.whole,
     ),
     place=choice(place, c.place, "place"),
     missing_eos=choice(missing, c.missing_eos.kind, "missing_eos.kind"),

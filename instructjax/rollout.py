@@ -30,6 +30,7 @@ class Sampling:
   top_p: float = 1.0
   eos: tuple[int, ...] = ()
   banned: tuple[int, ...] = ()
+  whole: bool = True  # False where the weights do not fit whole along fsdp: gathered a layer at a time, in every step
 
 
 def truncate(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Array, "B V"]:
@@ -97,7 +98,7 @@ def sample(lm: LM, params: Params, prompts: Prompts, key: Key[Array, ""], cfg: S
   Tokens after the end are 0 with `valid` and `mask` False.
   """
   B, P = prompts.tokens.shape
-  layers = lm.unstack(params)
+  layers = lm.unstack(params, whole=cfg.whole)
   hidden, cache = lm.decode(layers, prompts.tokens, prompts.valid, lm.init_cache(B, P + cfg.response))
 
   def choose(t, hidden, live):

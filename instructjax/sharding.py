@@ -24,10 +24,11 @@ RULES: dict[str, tuple[str, ...]] = {
   "kv_heads": ("model",),
   "mlp": ("model",),
   "vocab": ("model",),
+  "sequence": ("model",),
   "layers": (),
 }
 # Axes that are kept whole on every device when the mesh does not divide them (GPT's 50,257 ids; a few key heads).
-MAY_BE_WHOLE = ("kv_heads", "vocab")
+MAY_BE_WHOLE = ("kv_heads", "vocab", "sequence")
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, model: int = 1) -> Mesh:

@@ -46,7 +46,9 @@ class LM(NamedTuple):
                                   [B, T, D] float32 after the final norm; `stem`, when given, replaces the computation
                                   of `stem(params, tokens, valid)`; `key` switches residual dropout on
     logits(params, hidden)        [..., V] float32 from [..., D]
-    unstack(params)               the same parameters laid out and cast for decoding: blocks as a tuple of layers
+    unstack(params, *, whole=True)
+                                  the same parameters laid out and cast for decoding: blocks as a tuple of layers;
+                                  `whole` gathers them along fsdp once, else a layer at a time in every step
     init_cache(batch, length)     an empty key/value cache for `length` positions
     decode(unstacked, tokens [B, t], valid [B, t], cache)
                                   ([B, t, D] hidden, cache): appends t positions to the cache and attends to all of it;
@@ -62,7 +64,7 @@ class LM(NamedTuple):
   stem: Callable[..., Float[Array, "B T D"]]
   hidden: Callable[..., Float[Array, "B T D"]]
   logits: Callable[..., Float[Array, "... V"]]
-  unstack: Callable[[Params], Params]
+  unstack: Callable[..., Params]
   init_cache: Callable[[int, int], Cache]
   decode: Callable[..., tuple[Float[Array, "B t D"], Cache]]
 

@@ -1,5 +1,6 @@
 """Models on four meshes against one device, and what the mesh refuses."""
 
+import dataclasses
 from functools import cache, partial
 
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import NamedSharding
 
 from instructjax import sharding
 from instructjax.errors import UserError
+from instructjax.models import llama
 
 LMS = {"gpt": tiny.lm("gpt"), "llama": tiny.lm("llama", tied=False)}
 VALID = np.arange(9) >= np.array([[0], [3], [5], [1], [0], [0], [7], [2]])
@@ -67,6 +69,36 @@ def test_a_sharded_model_equals_one_device(mesh, family):
   jax.tree.map(
     lambda g, p: np.testing.assert_equal(str(jax.typeof(g).sharding), str(jax.typeof(p).sharding)), got[2], params
   )
+
+
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 2, 4)], indirect=True, ids=str)
+@pytest.mark.parametrize("width", [8, 9])  # nine tokens do not divide: they stay whole
+def test_a_split_sequence_changes_no_number(mesh, width):
+  """Between blocks the stream lies along `model` too, so a device keeps a part of it for the backward pass."""
+  config = llama.LlamaConfig(vocab_size=48, context=64, width=32, depth=2, heads=4, kv_heads=2, mlp=64, remat="blocks")
+  plain, split = llama.llama(config), llama.llama(dataclasses.replace(config, sequence=True))
+  host = tiny.unsharded(lambda: jax.tree.map(np.asarray, plain.init(jax.random.key(0))))
+
+  def run(lm, params, tokens, valid):
+    loss = lambda params: (jnp.where(valid[..., None], lm.hidden(params, tokens, valid), 0) ** 3).sum()
+    return jax.value_and_grad(loss)(params)
+
+  rows = TOKENS[:, :width], VALID[:, :width]
+  expected = tiny.unsharded(lambda: jax.jit(partial(run, plain))(jax.tree.map(jnp.asarray, host), *map(jnp.asarray, rows)))
+  expected = jax.tree.map(np.asarray, expected)
+  params = sharding.place(host, sharding.shardings(split.table))
+  placed = [sharding.place_batch(x) for x in rows]
+  got = jax.jit(partial(run, split))(params, *placed)
+  tiny.assert_trees_close(jax.tree.map(np.asarray, got), expected, rtol=1e-3, atol=1e-4)
+  kept = [
+    str(var.aval)
+    for eqn in jax.make_jaxpr(partial(run, split))(params, *placed).jaxpr.eqns
+    if eqn.primitive.name == "scan"
+    for var in eqn.outvars
+    if var.aval.shape == (2, 8, width, 32)
+  ]
+  assert kept
+  assert all((f"{width}@model" in aval) == (width == 8) for aval in kept)
 
 
 def test_parameters_are_stored_in_parts():

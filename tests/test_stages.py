@@ -120,7 +120,7 @@ def test_only_the_top_block_changes_under_top_1(base, init_run):
 
 
 def stages_model(workdir, dtype="float32"):
-  settings = {"dtype": dtype, "remat": "none", "unroll": 1, "attention": "auto", "dropout": 0.0}
+  settings = {"dtype": dtype, "remat": "none", "unroll": 1, "sequence": False, "attention": "auto", "dropout": 0.0}
   return origin.open_run(workdir, settings, "policy").params
 
 
@@ -131,7 +131,7 @@ def test_text_rows_are_a_share_of_the_batch(init_run):
 
 def test_reward_model_scores_demonstrations_0_on_average(data, reward_run):
   judge = origin.open_reward_model(
-    str(reward_run), {"dtype": "float32", "remat": "none", "unroll": 1, "attention": "auto"}
+    str(reward_run), {"dtype": "float32", "remat": "none", "unroll": 1, "sequence": False, "attention": "auto"}
   )
   from instructjax.data import pipeline, records
 

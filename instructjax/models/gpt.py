@@ -34,6 +34,7 @@ class GPTConfig:
   dtype: str = "float32"
   remat: str = "none"
   unroll: int = 1
+  sequence: bool = False
   attention: str = "auto"
 
 
@@ -130,7 +131,7 @@ def gpt(config: GPTConfig) -> LM:
   return transformer.build(
     transformer.Family(
       vocab_size=c.vocab_size, context=c.context, width=c.width, depth=c.depth, kv_heads=c.heads,
-      head_width=c.width // c.heads, dropout=c.dropout, dtype=c.dtype, remat=c.remat, unroll=c.unroll,
+      head_width=c.width // c.heads, dropout=c.dropout, dtype=c.dtype, remat=c.remat, unroll=c.unroll, sequence=c.sequence,
       attention=c.attention, table=table(c),
       norm=partial(blocks.layer_norm, eps=c.norm_eps), mlp=partial(mlp, c.dtype), embed=embed, rotate=unrotated,
     )

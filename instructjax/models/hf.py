@@ -98,7 +98,7 @@ def flat_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 def load(folder: str | Path) -> tuple[Config, Params]:
   """(config, float32 parameters), placed on the mesh where one is set.
 
-  Dropout, dtype, remat, unroll and attention are settings of a run, not of the weights: they keep their defaults.
+  Dropout, dtype, remat, unroll, sequence and attention are settings of a run, not of the weights: they keep their defaults.
   Raises UserError for a missing or malformed file, another architecture, and a missing or misshapen tensor.
   """
   folder = Path(folder)

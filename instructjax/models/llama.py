@@ -38,6 +38,7 @@ class LlamaConfig:
   dtype: str = "float32"
   remat: str = "none"
   unroll: int = 1
+  sequence: bool = False
   attention: str = "auto"
 
 
@@ -101,7 +102,7 @@ def llama(config: LlamaConfig) -> LM:
   return transformer.build(
     transformer.Family(
       vocab_size=c.vocab_size, context=c.context, width=c.width, depth=c.depth, kv_heads=c.kv_heads,
-      head_width=c.width // c.heads, dropout=c.dropout, dtype=c.dtype, remat=c.remat, unroll=c.unroll,
+      head_width=c.width // c.heads, dropout=c.dropout, dtype=c.dtype, remat=c.remat, unroll=c.unroll, sequence=c.sequence,
       attention=c.attention, table=table(c),
       norm=partial(blocks.rms_norm, eps=c.norm_eps), mlp=partial(mlp, c.dtype), embed=embed,
       rotate=partial(rotate, c.rope_base),

@@ -31,7 +31,8 @@ class Family(NamedTuple):
   """The sizes and the parts of one model.
 
   `remat` is "none", "blocks" or "dots" (keeps matrix products); `unroll` is how many layers a step of the scan holds;
-  `attention` is one of `attention.KINDS`.
+  `sequence` splits what is kept between blocks along the sequence over the mesh's `model` axis; `attention` is one of
+  `attention.KINDS`.
   """
 
   vocab_size: int
@@ -44,6 +45,7 @@ class Family(NamedTuple):
   dtype: str
   remat: str
   unroll: int
+  sequence: bool
   attention: str
   table: PyTree[Leaf]
   norm: Callable[[Params, Array], Array]
@@ -127,12 +129,31 @@ def run(
   """x through stacked layers."""
   mix = partial(attention.causal, valid=valid, dtype=f.dtype, kind=f.attention)
   body = partial(block, f, at=blocks.positions(valid), mix=mix)
+  if f.sequence:
+    body = partial(split_stream, body)
   if f.remat != "none":
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if f.remat == "dots" else None
     body = jax.checkpoint(body, prevent_cse=False, policy=policy)
   depth = jax.tree.leaves(layers)[0].shape[0]
   keys = None if key is None else jax.random.split(key, depth)
-  return jax.lax.scan(body, x, (layers, keys), unroll=min(f.unroll, depth))[0]
+  if not f.sequence:
+    return jax.lax.scan(body, x, (layers, keys), unroll=min(f.unroll, depth))[0]
+  x, _ = jax.lax.scan(body, along_sequence(x), (layers, keys), unroll=min(f.unroll, depth))
+  return sharding.reshard(x, "batch", None, None)
+
+
+def along_sequence(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+  """x split along the sequence too, over the mesh's `model` axis, where that divides it."""
+  spec = sharding.fit(x.shape, ("batch", "sequence", None))
+  return x if spec is None else jax.sharding.reshard(x, spec)
+
+
+def split_stream(
+  body: Callable, x: Float[Array, "B T D"], layer: tuple[Params, Key[Array, ""] | None]
+) -> tuple[Float[Array, "B T D"], None]:
+  """A block whose input and output, which the backward pass keeps, are split along the sequence; inside they are whole."""
+  x, _ = body(sharding.reshard(x, "batch", None, None), layer)
+  return along_sequence(x), None
 
 
 def stem(f: Family, params: Params, tokens: Int[Array, "B T"], valid: Valid) -> Float[Array, "B T D"]:
@@ -168,8 +189,11 @@ def logits(f: Family, params: Params, hidden: Float[Array, "*B D"]) -> Float[Arr
   return blocks.unembed(tied, hidden, f.dtype)
 
 
-def unstack(f: Family, params: Params) -> Params:
-  """Parameters for decoding: a dict a layer, weights cast to the compute dtype and made whole along fsdp, once."""
+def unstack(f: Family, params: Params, *, whole: bool = True) -> Params:
+  """Parameters for decoding: a dict a layer, weights cast to the compute dtype.
+
+  `whole` makes them whole along fsdp, once; else each is made whole when it is used, in every step.
+  """
   stacks = [params[name] for name in ("lower", "blocks") if name in params]
   layers = tuple(
     jax.tree.map(lambda w, i=i: w[i], stack) for stack in stacks for i in range(jax.tree.leaves(stack)[0].shape[0])
@@ -177,7 +201,8 @@ def unstack(f: Family, params: Params) -> Params:
   rest = {name: leaf for name, leaf in params.items() if name not in ("lower", "blocks")}
   if "head" not in params:
     rest["unembed"] = {"w": params["embed"]["tokens"]}
-  return jax.tree.map(sharding.gather, freeze.cast(rest | {"layers": layers}, f.dtype))
+  found = freeze.cast(rest | {"layers": layers}, f.dtype)
+  return jax.tree.map(sharding.gather, found) if whole else found
 
 
 def init_cache(f: Family, batch: int, length: int) -> Cache:

@@ -62,7 +62,7 @@ def shape_of(config: Config, preset: str, given: str | None, what: str = "policy
 
 
 def language_model(shape: str, config: Config, **changes: Any) -> LM:
-  settings = {name: config.model[name] for name in ("dtype", "remat", "unroll", "dropout")} | changes
+  settings = {name: config.model[name] for name in ("dtype", "remat", "unroll", "sequence", "attention", "dropout")} | changes
   return models.build(dataclasses.replace(origin.SHAPES[shape], **settings))
 
 
