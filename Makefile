@@ -20,7 +20,7 @@ test-oracles: $(VENV)/.oracles
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
-	$(BIN)/pyrefly check
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"InstructJAX needs Python 3.11 or newer and found {v[0]}.{v[1]}: run `make $(MAKECMDGOALS) PYTHON=python3.12`")'

@@ -24,5 +24,5 @@ def test_the_peak_is_in_gb_and_what_is_free_goes_back():
   before, peak, after, now = map(float, out.split())
   assert 0.01 < before < 0.5
   assert 0.5 < peak - before < 0.7  # GB
-  assert after >= peak  # it never falls
+  assert after > peak - 0.01  # it never falls, but for the error of the counter
   assert now < before + 0.1

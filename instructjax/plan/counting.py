@@ -197,10 +197,20 @@ def _inside(eqn: Any, body: Any, skip: int, ends: Sequence[Any]) -> int:
   if eqn.primitive.name not in ("scan", "while"):
     results = sum(local_bytes(v.aval) for v in jaxpr.outvars if hasattr(v, "aval"))
     return max(peak(jaxpr) - results, 0)
-  fixed = eqn.params["num_consts"] if eqn.primitive.name == "scan" else eqn.params["body_nconsts"]
-  carried = eqn.params["num_carry"] if eqn.primitive.name == "scan" else len(jaxpr.invars) - fixed
+  fixed, carried = _loop(eqn, jaxpr)
   owned = [fixed <= i < fixed + carried for i in range(len(jaxpr.invars))]
   return peak(jaxpr, owned)
+
+
+def _loop(eqn: Any, body: Any) -> tuple[int, int]:
+  """(constants, carried values) of a loop.  Those of a scan are told from its sliced arrays by rank: the names of its
+  parameters differ between versions of JAX."""
+  if eqn.primitive.name == "while":
+    fixed = eqn.params["body_nconsts"]
+    return fixed, len(body.invars) - fixed
+  whole = lambda outside, inside: sum(a.aval.ndim == b.aval.ndim for a, b in zip(outside, inside, strict=True))
+  carried = whole(eqn.outvars, body.outvars)
+  return whole(eqn.invars, body.invars) - carried, carried
 
 
 def _lifetimes(jaxpr: Any) -> tuple[dict[Any, int], Counter]:
