@@ -353,22 +353,3 @@ def test_the_slow_network_carries_what_leaves_the_node():
   slices = chips.pod("v5e:4x4", 2)
   assert chips.split(slices, mesh, ("data", "fsdp")) == (4, 2)
   assert chips.split(slices, mesh, ("fsdp",)) == (4, 1)
-
-
-# --- the compiler ---
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not aot.available(), reason="libtpu is not installed")
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "rl_init", "reward", "ppo"])
-def test_every_stage_compiles_for_a_tpu(stage, tmp_path, monkeypatch):
-  monkeypatch.setenv("INSTRUCTJAX_CACHE", str(tmp_path))
-  options = Options("v5e:2x2", "fsdp=2,model=2")
-  found = plan(settings.load(f"{stage}:tiny"), "tiny", options)
-  assert found["compiled"] and found["fits"]
-  for row in found["programs"]:
-    assert row["compiled"]["temp"] >= 0 and row["compiled"]["arguments"] > 0
-    assert {c["kind"] for c in row["compiled"]["collectives"]} >= {"all-gather", "all-reduce"}
-  said = []
-  again = plan(settings.load(f"{stage}:tiny"), "tiny", options, said.append)
-  assert again["programs"] == found["programs"] and not said  # the reports were kept
