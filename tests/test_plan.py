@@ -182,6 +182,20 @@ def test_collectives_in_a_recorded_program():
   assert found["reduce-scatter", ("fsdp",)][2:] == (1, 4 * 64 * 32)
 
 
+def test_what_goes_between_slices_is_a_receive_through_the_host():
+  """As libtpu writes it for two slices; the pair of send and receive is one collective."""
+  line = (
+    "  %{0}.3 = (f32[16,8]{{1,0:T(8,128)}}, u32[], token[]) {0}(%after-all.3), channel_id={1}, is_host_transfer=true, "
+    'frontend_attributes={{_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="{2}"}}\n'
+  )
+  for transfer, kind, factor in [("ALL_REDUCE", "all-reduce", 1), ("REDUCE_SCATTER", "reduce-scatter", 2)]:
+    text = "ENTRY %main.1 (a: f32[]) -> f32[] {\n" + "".join(
+      line.format(what, i, transfer) for i, what in enumerate(("send", "recv"))
+    )
+    found = collectives.read(text, {"data": 2, "fsdp": 4, "model": 1})
+    assert found == [(kind, ("data",), 1, factor * 4 * 16 * 8)]
+
+
 @pytest.mark.parametrize(
   ("text", "ids"),
   [
