@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: quickstart test test-slow test-oracles lint lock clean
+.PHONY: quickstart test test-slow test-oracles test-plan lint lock clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/instructjax quickstart $(ARGS)
@@ -17,6 +17,9 @@ test-slow: $(VENV)/.test
 
 test-oracles: $(VENV)/.oracles
 	$(BIN)/python -m pytest -m oracle $(ARGS)
+
+test-plan: $(VENV)/.plan
+	$(BIN)/python -m pytest -m tpu $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -38,6 +41,10 @@ $(VENV)/.test: $(VENV)/.runtime requirements-test.lock
 
 $(VENV)/.oracles: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-oracles.txt -e '.[oracles]'
+	@touch $@
+
+$(VENV)/.plan: $(VENV)/.test constraints-plan.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-plan.txt -e '.[plan]'
 	@touch $@
 
 lock:  ## pins names, versions and hashes for every supported Python; no addresses

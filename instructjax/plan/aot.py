@@ -23,7 +23,7 @@ from instructjax.plan.chips import GiB, Pod
 from instructjax.plan.programs import Program
 from instructjax.sharding import AXES
 
-FORMAT = 1  # of the cached reports
+FORMAT = 2  # of the cached reports
 
 
 def available() -> bool:

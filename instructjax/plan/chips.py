@@ -16,9 +16,9 @@ from instructjax.errors import UserError
 class Chip(NamedTuple):
   """Public figures of one device: bf16 FLOP/s (dense), bytes of memory, memory bytes/s, bytes/s to its neighbours.
 
-  `link` is the sum over all links in one direction, so what is predicted from it is a bound.  `far` is between slices
-  (or between nodes of `near` GPUs): 6.25 GB/s a chip of a TPU, 400 Gb/s a GPU.  A tpu7x chip is two devices, and a v4
-  or v5p chip one.
+  `link` is the sum over all links in one direction, half of what vendors print as bidirectional, so what is predicted
+  from it is a bound.  `far` is between slices (or between nodes of `near` GPUs).  A tpu7x chip is two devices, which
+  share its memory, links and network; a v4 or v5p chip is one.
   """
 
   flops: float
@@ -32,14 +32,20 @@ class Chip(NamedTuple):
 
 
 GiB = 1024**3
+# TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, tables of key specifications, read in November 2026.
+#   Links: bidirectional 400 (v5e), 1200 (v5p), 800 (v6e) and 1200 GB/s (tpu7x) a chip; v4: 6 links of 50 GB/s (Jouppi et al.
+#   2023, arXiv 2304.01433), which the bisection of 24 TB/s printed there agrees with.  Network: 50 (v5p), 100 (v6e, tpu7x)
+#   Gb/s a chip, and 2 x 100 Gb/s for the 8 chips of a v5e host; v4's is not printed, and taken to be v5p's.
+# GPUs: NVIDIA's data sheets of H100 SXM and H200 SXM: 1,979 TFLOP/s with sparsity, half of it dense; NVLink 900 GB/s in both
+#   directions; 400 Gb/s a GPU between nodes, as in a DGX.
 CHIPS: dict[str, Chip] = {
-  "v4": Chip(275e12, 32 * GiB, 1228e9, 300e9, 6.25e9, 3),
-  "v5e": Chip(197e12, 16 * GiB, 819e9, 200e9, 6.25e9, 2),
+  "v4": Chip(275e12, 32 * GiB, 1200e9, 300e9, 6.25e9, 3),
+  "v5e": Chip(197e12, 16 * GiB, 819e9, 200e9, 3.125e9, 2),
   "v5p": Chip(459e12, 95 * GiB, 2765e9, 600e9, 6.25e9, 3),
-  "v6e": Chip(918e12, 32 * GiB, 1640e9, 448e9, 6.25e9, 2),
-  "tpu7x": Chip(1153e12, 96 * GiB, 3690e9, 600e9, 6.25e9, 3, devices=2),
-  "h100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9, 0, near=8),
-  "h200": Chip(989e12, 141e9, 4800e9, 450e9, 50e9, 0, near=8),
+  "v6e": Chip(918e12, 32 * GiB, 1638e9, 400e9, 12.5e9, 2),
+  "tpu7x": Chip(1153.5e12, 96 * GiB, 3690e9, 300e9, 6.25e9, 3, devices=2),
+  "h100": Chip(989.5e12, 80e9, 3350e9, 450e9, 50e9, 0, near=8),
+  "h200": Chip(989.5e12, 141e9, 4800e9, 450e9, 50e9, 0, near=8),
 }
 
 

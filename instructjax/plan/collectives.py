@@ -1,7 +1,8 @@
 """The collectives of a compiled program, read in its HLO text: kind, mesh axes, how often and how many bytes.
 
 An operation in the body of a loop counts as often as the loop runs, where its condition compares with a constant.  The
-TPU compiler cuts one collective into several fusions that share a channel: they are counted once.
+TPU compiler cuts one collective into several fusions that share a channel: they are counted once.  What goes from slice to
+slice it writes as pairs of a send and a receive through the host, which name the collective that they are a part of.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8}
 _OPERATION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
+_BETWEEN_SLICES = re.compile(r"= \((.*), u32\[\], token\[\]\) recv\(.*_xla_megascale_transfer_type=\"(\w+)\"")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 _ARRAY = re.compile(r"(pred|bf16|f16|f32|f64|[su]\d+|f8\w*)\[([\d,]*)\]")
 
@@ -107,6 +109,13 @@ def frequencies(found: Mapping[str, Sequence[str]]) -> dict[str, float]:
   return often
 
 
+def between_slices(received: str, transfer: str, mesh: Mapping[str, int]) -> tuple[str, int]:
+  """(kind, payload) of a receive from other slices, which lie along data: what each device holds after its own slice's part."""
+  kind = transfer.lower().replace("_", "-")
+  payload = size(received) * (mesh["data"] if kind == "reduce-scatter" else 1)
+  return (kind if kind in KINDS else "collective-permute"), payload
+
+
 def read(text: str, mesh: Mapping[str, int]) -> list[Collective]:
   """The collectives of a module, the largest first.  `mesh` gives the size of each axis in order."""
   found = computations(text)
@@ -114,8 +123,14 @@ def read(text: str, mesh: Mapping[str, int]) -> list[Collective]:
   seen: dict[tuple, tuple[str, tuple[str, ...], float, float]] = {}
   for name, lines in found.items():
     for i, line in enumerate(lines):
+      if name not in often:
+        continue
+      if match := _BETWEEN_SLICES.search(line):
+        kind, payload = between_slices(match[1], match[2], mesh)
+        seen[name, i] = (kind, ("data",), often[name], often[name] * payload)
+        continue
       match = _OPERATION.search(line)
-      if not match or name not in often:
+      if not match:
         continue
       kind, where = match[2], group(line)
       payload = size(match[1], last=bool(match[3]) and kind != "all-reduce")

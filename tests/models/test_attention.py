@@ -1,7 +1,6 @@
 """Who computes attention: the kernels against the reference, the choice, and what is compiled for a TPU."""
 
 import dataclasses
-import importlib.util
 from functools import partial
 
 import jax
@@ -128,8 +127,7 @@ def test_a_model_with_splash_equals_one_with_xla():
   np.testing.assert_allclose(splash * valid[..., None], xla * valid[..., None], atol=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, which compiles without a TPU")
+@pytest.mark.tpu
 @pytest.mark.parametrize("parts, kernels", [((1, 4, 1), "auto"), ((1, 2, 2), "auto"), ((1, 4, 1), "xla")])
 def test_the_sft_step_for_a_tpu_pod_holds_the_kernel(parts, kernels):
   """Compiled for four chips that are not there, from shapes alone."""
