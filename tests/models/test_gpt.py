@@ -70,7 +70,7 @@ def test_gelu_is_the_tanh_form():
   p = {"up": {"w": jnp.eye(1), "b": jnp.zeros(1)}, "down": {"w": jnp.eye(1), "b": jnp.zeros(1)}}
   x = np.linspace(-4, 4, 9)
   expected = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-  got = gpt.mlp("float32", p, jnp.asarray(x, jnp.float32)[None, :, None])[0, :, 0]
+  got = gpt.mlp("float32", "gelu_tanh", p, jnp.asarray(x, jnp.float32)[None, :, None])[0, :, 0]
   np.testing.assert_allclose(got, expected, atol=1e-6)
 
 

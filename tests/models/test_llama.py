@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from instructjax.errors import UserError
-from instructjax.models import llama
+from instructjax.models import blocks, llama, rope
 from instructjax.types import Leaf
 
 
@@ -29,14 +29,14 @@ def test_rotation_by_complex_numbers():
   at = np.array([[0, 1, 7, 1000]])
   turn = np.exp(1j * at[..., None] * 100.0 ** (-np.arange(3) / 3))[:, :, None]
   z = (x[..., :3] + 1j * x[..., 3:]) * turn
-  got = llama.rotate(100.0, jnp.asarray(x), jnp.asarray(at))
+  got = blocks.rotate(jnp.asarray(x), jnp.asarray(at), rope.frequencies(6, 100.0))
   np.testing.assert_allclose(got, np.concatenate([z.real, z.imag], -1), atol=2e-4)
   np.testing.assert_array_equal(got[:, 0], x[:, 0])
 
 
 def test_scores_depend_on_the_distance_alone():
   q, k = jax.random.normal(jax.random.key(1), (2, 1, 1, 1, 8))
-  rotate = partial(llama.rotate, 10_000.0)
+  rotate = partial(blocks.rotate, frequency=rope.frequencies(8, 10_000.0))
   score = lambda t, s: float((rotate(q, jnp.array([[t]])) * rotate(k, jnp.array([[s]]))).sum())
   assert score(9, 4) == pytest.approx(score(105, 100), abs=1e-4)
   assert score(9, 4) != pytest.approx(score(9, 5), abs=1e-3)
@@ -49,7 +49,7 @@ def test_mlp_is_gated_by_silu():
   x = np.asarray(jax.random.normal(jax.random.key(9), (1, 2, 3)), np.float64)
   gate = x @ w["gate"]
   expected = (gate / (1 + np.exp(-gate)) * (x @ w["up"])) @ w["down"]
-  got = llama.mlp("float32", {name: {"w": jnp.asarray(v)} for name, v in w.items()}, jnp.asarray(x, jnp.float32))
+  got = llama.mlp("float32", "silu", {name: {"w": jnp.asarray(v)} for name, v in w.items()}, jnp.asarray(x, jnp.float32))
   np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
