@@ -74,7 +74,7 @@ def read_config(metadata: dict[str, Any], *, tied: bool, path: Path) -> Config:
     return value
 
   width, heads = field("embedding_length"), field("attention.head_count")
-  common = {
+  common: dict[str, Any] = {
     "vocab_size": field("vocab_size", len(metadata.get("tokenizer.ggml.tokens", ())) or None),
     "context": field("context_length"),
     "width": width,

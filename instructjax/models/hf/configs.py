@@ -135,7 +135,7 @@ def _gpt2(raw: Raw, path: Path) -> GPTConfig:
     raw, path, scale_attn_weights=(True,), scale_attn_by_inverse_layer_idx=(False,), add_cross_attention=(False,)
   )  # fmt: skip
   width = _size(raw, "n_embd", path)
-  inner = raw.get("n_inner") and _size(raw, "n_inner", path)
+  inner = _size({"n_inner": 4 * width} | raw, "n_inner", path)
   return GPTConfig(
     vocab_size=_size(raw, "vocab_size", path),
     context=_size(raw, "n_positions", path),
@@ -144,7 +144,7 @@ def _gpt2(raw: Raw, path: Path) -> GPTConfig:
     heads=_size(raw, "n_head", path),
     norm_eps=_number(raw, "layer_norm_epsilon", path),
     tied=bool(raw["tie_word_embeddings"]),
-    mlp=0 if inner in (None, 4 * width) else inner,
+    mlp=0 if inner == 4 * width else inner,
     activation=_activation(raw, "activation_function", path),
   )
 
@@ -215,7 +215,8 @@ def _llama(raw: Raw, path: Path) -> LlamaConfig:
     window=_size(raw, "sliding_window", path) if "L" in letters else 0,
     **_rope(raw, head_width, path),
   )
-  features = {"qkv_bias": biased, "o_bias": biased, "mlp_bias": kind in ("llama", "smollm3") and bool(raw.get("mlp_bias"))}
+  features: dict[str, Any] = {"qkv_bias": biased, "o_bias": biased}
+  features["mlp_bias"] = kind in ("llama", "smollm3") and bool(raw.get("mlp_bias"))
   return dataclasses.replace(config, **features | FEATURES.get(kind, {}))
 
 
@@ -254,7 +255,7 @@ def cycle(letters: str) -> str:
 def _rope(raw: Raw, head_width: int, path: Path) -> dict[str, Any]:
   """The settings of the rotation.  Newer files say `rope_parameters`, older ones `rope_theta` and `rope_scaling`."""
   rope = raw.get("rope_parameters") or {}
-  local = {}
+  local: dict[str, Any] = {}
   if raw["model_type"] == "gemma3_text":
     local = rope.get("sliding_attention") or {}
     _demand(local, path, rope_type=("default",))
@@ -265,7 +266,7 @@ def _rope(raw: Raw, head_width: int, path: Path) -> dict[str, Any]:
   if scaling not in ("default", "linear", "llama3"):
     raise UserError(f"{path}: 'rope_type' is {scaling!r}; this variant is not implemented (default, linear and llama3 are)")
   share = float(rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)))
-  found = {"rope_base": float(rope.get("rope_theta", raw["rope_theta"])), **local}
+  found: dict[str, Any] = {"rope_base": float(rope.get("rope_theta", raw["rope_theta"])), **local}
   if int(head_width * share) != head_width:
     found["rotary"] = int(head_width * share)
   if scaling != "default":
@@ -385,7 +386,7 @@ def _render_rope(c: LlamaConfig, head_width: int) -> Raw:
     rope |= {"low_freq_factor": c.rope_low, "high_freq_factor": c.rope_high}
     rope["original_max_position_embeddings"] = c.rope_context
   share = {"partial_rotary_factor": c.rotary / head_width} if c.rotary else {}
-  older = {"rope_theta": c.rope_base, **share}
+  older: Raw = {"rope_theta": c.rope_base, **share}
   if c.rope_scaling != "none":
     older["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
   if c.model_type != "gemma3_text":
