@@ -88,7 +88,9 @@ def fetch(name: str) -> Path:
       f"{name}: no such file or folder, and no huggingface_hub to fetch it: pip install huggingface_hub"
     ) from error
   try:
-    return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "tokenizer.model"]))
+    wanted = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model"]
+    spare = ["consolidated*", "*/*"]  # the same weights again, under other names
+    return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, ignore_patterns=spare))
   except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
     raise UserError(
       f"{name}: no such file or folder, and the hub has no model of that name that you may read: check the spelling, "

@@ -102,6 +102,29 @@ def test_the_unembedding_is_the_embedding_unless_untied():
   )
 
 
+def test_a_parallel_block_adds_both_halves_of_the_same_input():
+  """With attention of constant 1 and an MLP that copies its normed input, a serial block would see the 1."""
+  config = gpt.GPTConfig(vocab_size=9, context=8, width=8, depth=1, heads=2, rotary=4, parallel=True, one_norm=True,
+                         mlp=8, activation="relu")  # fmt: skip
+  lm = gpt.gpt(config)
+  params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), lm.table)
+  block = params["blocks"]
+  block["o"]["b"] += jnp.arange(8.0)
+  block["attn_norm"]["scale"] += 1
+  block["up"]["w"] += jnp.eye(8)
+  block["down"]["w"] += jnp.eye(8)
+  params["embed"]["tokens"] += jnp.arange(9.0)[:, None] * jnp.array([1.0, -1] * 4)
+  params["norm"]["scale"] += 1
+  assert "mlp_norm" not in block
+  assert "positions" not in params["embed"]
+  x = lm.stem(params, jnp.array([[3]]), jnp.ones((1, 1), bool))
+  hidden = lm.hidden(params, jnp.array([[3]]), jnp.ones((1, 1), bool))[0, 0]
+  normed = np.asarray(x[0, 0]) / np.sqrt(9 + 1e-5)
+  expected = np.asarray(x[0, 0]) + np.arange(8) + np.maximum(normed, 0)
+  expected = (expected - expected.mean()) / np.sqrt(expected.var() + 1e-5)
+  np.testing.assert_allclose(hidden, expected, atol=1e-5)
+
+
 def test_heads_must_divide_the_width():
   with pytest.raises(UserError, match=r"width 32, heads 5"):
     gpt.gpt(gpt.GPTConfig(vocab_size=48, context=64, width=32, depth=2, heads=5))

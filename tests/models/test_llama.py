@@ -63,6 +63,35 @@ def test_the_head_is_the_embedding_unless_untied():
     np.testing.assert_allclose(lm.logits(params, hidden), np.asarray(hidden) @ np.asarray(w), atol=1e-5)
 
 
+def test_letters_say_what_each_layer_sees():
+  config = llama.LlamaConfig(8, 8, width=32, depth=5, heads=4, kv_heads=4, mlp=8, pattern="LNG", window=3,
+                             rope_scaling="linear", rope_factor=2.0, local_rope_base=100.0)  # fmt: skip
+  kinds, pattern = llama.kinds(config)
+  layers = [kinds[i] for i in pattern]
+  assert [kind.window for kind in layers] == [3, 0, 0, 3, 0]
+  np.testing.assert_allclose(layers[0].frequency, rope.frequencies(8, 100.0))
+  np.testing.assert_array_equal(layers[1].frequency, np.zeros(4))
+  np.testing.assert_allclose(layers[2].frequency, rope.frequencies(8, 10_000.0) / 2)
+
+
+@pytest.mark.parametrize("change, message", [
+  ({"pattern": "GX"}, "pattern is 'GX' with window 0: give the letters G, L and N"),
+  ({"pattern": "L"}, "pattern is 'L' with window 0"),
+  ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn': choose one of none, linear, llama3"),
+  ({"activation": "swish"}, "activation is 'swish': choose one of silu"),
+])  # fmt: skip
+def test_unknown_variants_are_refused(change, message):
+  with pytest.raises(UserError, match=message):
+    llama.llama(llama.LlamaConfig(8, 8, width=32, depth=1, heads=4, kv_heads=4, mlp=8, **change))
+
+
+def test_embeddings_are_scaled_by_the_root_of_the_width():
+  tokens, at = jnp.array([[1, 2]]), jnp.zeros((1, 2), jnp.int32)
+  p = {"tokens": jnp.ones((4, 9))}
+  np.testing.assert_allclose(llama.embed(3.0, p, tokens, at), 3.0)
+  np.testing.assert_allclose(llama.embed(1.0, p, tokens, at), 1.0)
+
+
 def test_key_heads_must_divide_the_heads():
   with pytest.raises(UserError, match=r"heads 4, kv_heads 3"):
     llama.llama(llama.LlamaConfig(vocab_size=8, context=8, width=32, depth=1, heads=4, kv_heads=3, mlp=8))
