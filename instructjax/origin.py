@@ -80,16 +80,23 @@ def open_model(source: str, settings: Config, seed: int) -> Origin:
 
 
 def open_reward_model(source: str, settings: Config) -> Origin:
-  """The reward model of a finished run.  Raises UserError for anything else."""
-  if not is_run(source):
+  """The reward model of a finished run, or of a folder of a sequence classifier with one label (`models.save_reward`).
+
+  Raises UserError for anything else.
+  """
+  changes = {name: settings[name] for name in ("dtype", "remat", "unroll", "sequence", "attention")} | {"dropout": 0.0}
+  if is_run(source):
+    return open_run(Path(source), changes, "reward")
+  if not source or not (Path(source) / "config.json").is_file():
     raise UserError(
-      f"reward model {source!r}: not the directory of a finished `instructjax reward` run; give its --workdir"
+      f"reward model {source!r}: not the directory of a finished `instructjax reward` run, nor the folder of a sequence "
+      "classifier; give the --workdir of the one or the path of the other"
     )
-  return open_run(
-    Path(source),
-    {name: settings[name] for name in ("dtype", "remat", "unroll", "sequence", "attention")} | {"dropout": 0.0},
-    "reward",
-  )
+  config, params, head = models.load_reward(source)
+  config = models.override(config, changes)
+  lm = models.build(config)
+  tokenizer = tokenizers.fit(open_tokenizer(source), lm.vocab_size)
+  return Origin(lm, params, tokenizer, describe(config, source), sharding.replicate(head))
 
 
 def is_run(source: str) -> bool:

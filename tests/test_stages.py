@@ -255,3 +255,21 @@ def test_a_model_folder_is_a_source_too(data, base, tmp_path):
   assert found.lm.vocab_size == 304
   assert found.tokenizer.banned[-4:] == tuple(range(300, 304))
   assert jnp.isfinite(found.params["embed"]["tokens"]).all()
+
+
+def test_a_classifier_folder_is_a_reward_model_too(tmp_path):
+  from instructjax import models
+  from instructjax.data import tokenizers
+
+  (tmp_path / "text.txt").write_text("say good bad fine poor great 0 1 2 3 4 5 6 7 8 9\n" * 20)
+  config = origin.SHAPES["tiny"]
+  lm, folder = models.build(config), tmp_path / "folder"
+  head = {"w": jnp.arange(32.0), "b": jnp.float32(0)}
+  params = lm.init(jax.random.key(0))
+  models.save_reward(folder, config, params, head, pad_token_id=0)
+  tokenizers.train_sentencepiece(tmp_path / "text.txt", folder / "tokenizer.model", 200)
+  settings = {"dtype": "bfloat16", "remat": "blocks", "unroll": 2, "sequence": False, "attention": "xla"}
+  found = origin.open_reward_model(str(folder), settings)
+  np.testing.assert_array_equal(found.head["w"], head["w"])
+  np.testing.assert_array_equal(found.params["blocks"]["q"]["w"], params["blocks"]["q"]["w"])
+  assert found.about["config"]["dtype"] == "bfloat16"

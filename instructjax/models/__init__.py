@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 
 from instructjax.errors import UserError
-from instructjax.models import gguf, gpt, hf, llama
+from instructjax.models import gguf, gpt, hf, llama, weights
 from instructjax.models.gpt import GPTConfig
-from instructjax.models.hf import save
+from instructjax.models.hf import load_reward, save, save_reward
 from instructjax.models.llama import LlamaConfig
 from instructjax.types import LM, Params
 
@@ -70,7 +70,7 @@ def override(config: GPTConfig | LlamaConfig, overrides: dict[str, Any]) -> GPTC
 
 
 def _shapes(config: GPTConfig | LlamaConfig) -> dict[str, Any]:
-  return jax.tree.map(lambda leaf: leaf.shape, hf.table(config))
+  return jax.tree.map(lambda leaf: leaf.shape, weights.table(config))
 
 
 def fetch(name: str) -> Path:
@@ -88,7 +88,9 @@ def fetch(name: str) -> Path:
       f"{name}: no such file or folder, and no huggingface_hub to fetch it: pip install huggingface_hub"
     ) from error
   try:
-    return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "tokenizer.model"]))
+    wanted = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model"]
+    spare = ["consolidated*", "*/*"]  # the same weights again, under other names
+    return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, ignore_patterns=spare))
   except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
     raise UserError(
       f"{name}: no such file or folder, and the hub has no model of that name that you may read: check the spelling, "
@@ -102,4 +104,6 @@ def fetch(name: str) -> Path:
     ) from error
 
 
-__all__ = ["GPTConfig", "LlamaConfig", "Loaded", "build", "fetch", "load", "override", "save"]
+__all__ = [
+  "GPTConfig", "LlamaConfig", "Loaded", "build", "fetch", "load", "load_reward", "override", "save", "save_reward",
+]  # fmt: skip

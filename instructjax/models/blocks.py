@@ -1,4 +1,4 @@
-"""What both model families are made of: matrix products, norms, dropout, positions and attention.
+"""What both kinds of model are made of: matrix products, norms, dropout, positions and attention.
 
 The residual stream, norms and softmax are float32.  Matrix products take operands of the compute dtype and accumulate
 in float32.  A weight stored in bfloat16 (a frozen trunk) is multiplied in bfloat16 whatever the compute dtype.
@@ -10,15 +10,23 @@ N = B * T, I inputs and O outputs of a product.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from instructjax import sharding
 from instructjax.types import Array, Bool, Float, Int, Key, Params, Valid
 
 MASKED = -1e30  # a masked attention score: finite, so that a row without keys has no NaN
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  "silu": jax.nn.silu,
+  "gelu": partial(jax.nn.gelu, approximate=False),
+  "gelu_tanh": partial(jax.nn.gelu, approximate=True),  # the tanh form of Hendrycks & Gimpel 2016
+  "relu": jax.nn.relu,
+}
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -97,9 +105,9 @@ def _flat(x: Array, lead: int) -> Array:
   return jax.lax.reshape(x, shape, out_sharding=jax.P(along[0] if lead else None, along[lead]))
 
 
-def rms_norm(p: Params, x: Float[Array, "B T D"], eps: float) -> Float[Array, "B T D"]:
-  """scale * x / sqrt(mean(x^2) + eps)   (Zhang & Sennrich 2019)."""
-  return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * p["scale"]
+def rms_norm(p: Params, x: Float[Array, "B T *D"], eps: float, offset: float = 0.0) -> Float[Array, "B T *D"]:
+  """(offset + scale) * x / sqrt(mean(x^2) + eps) over the last axis   (Zhang & Sennrich 2019; Gemma's offset is 1)."""
+  return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * (offset + p["scale"])
 
 
 def layer_norm(p: Params, x: Float[Array, "B T D"], eps: float) -> Float[Array, "B T D"]:
@@ -135,10 +143,33 @@ def positions(valid: Valid) -> Int[Array, "B T"]:
   return jnp.maximum(count - 1, 0)
 
 
-def causal_mask(valid: Valid) -> Bool[Array, "B T T"]:
-  """True where the key is real, not after the query, and in the same segment."""
+def rotate(
+  x: Float[Array, "B T H C"], at: Int[Array, "B T"], frequency: Float[Array, " F"] | np.ndarray
+) -> Float[Array, "B T H C"]:
+  """Rotary positions (Su et al. 2021): the pair (x_i, x_{i + F}), i < F, turns by the angle t frequency_i.
+
+  Features from 2F on stay as they are; so do all of them where there is no frequency, or all are 0.
+  """
+  half = frequency.shape[0]
+  if not half:
+    return x
+  angle = at[:, :, None, None].astype(jnp.float32) * frequency
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+
+
+def softcapped(x: Array, cap: float) -> Array:
+  """cap * tanh(x / cap); x itself where the cap is 0   (Gemma 2)."""
+  return cap * jnp.tanh(x / cap) if cap else x
+
+
+def causal_mask(valid: Valid, window: Int[Array, ""] | int = 0) -> Bool[Array, "B T T"]:
+  """True where the key is real, not after the query, in the same segment, and among the last `window` columns (0: all)."""
   at = jnp.arange(valid.shape[1])
   mask = (at[None, :] <= at[:, None]) & (valid > 0)[:, None, :]
+  if not isinstance(window, int) or window:
+    mask = mask & (at[:, None] - at[None, :] < window)
   return mask if valid.dtype == jnp.bool_ else mask & (valid[:, None, :] == valid[:, :, None])
 
 
@@ -148,15 +179,18 @@ def attention(
   v: Float[Array, "B K S C"],
   mask: Bool[Array, "B T S"],
   dtype: str,
+  *,
+  scale: float | None = None,
+  softcap: float = 0.0,
 ) -> Float[Array, "B T H C"]:
-  """softmax(q k^T / sqrt(C)) v; each key head serves G queries."""
-  q = (q * q.shape[-1] ** -0.5).astype(dtype)
+  """softmax(softcap(scale q k^T)) v; each key head serves G queries.  The scale is 1 / sqrt(C) where none is given."""
+  q = (q * (q.shape[-1] ** -0.5 if scale is None else scale)).astype(dtype)
   k, v = k.astype(dtype), v.astype(dtype)
   k, v = like_queries(k, q), like_queries(v, q)
   groups = (*q.shape[:2], k.shape[1], q.shape[2] // k.shape[1], q.shape[3])
   split = jax.P(*_partition(q)[:3], None, None) if sharding.is_sharded() else None
   grouped = jax.lax.reshape(q, groups, out_sharding=split)
-  scores = _product("btkgc,bksc->bkgts", grouped, k)
+  scores = softcapped(_product("btkgc,bksc->bkgts", grouped, k), softcap)
   weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(dtype)
   mixed = _product("bkgts,bksc->btkgc", weights, v)
   return jax.lax.reshape(mixed, q.shape, out_sharding=_like(q))

@@ -57,6 +57,28 @@ def test_splash_equals_the_reference(kind, heads, kv_heads):
   assert np.isfinite(SPLASH(*arrays, valid)).all()  # padding and the empty row too
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_splash_with_windows_and_a_soft_cap_equals_the_reference(which):
+  """Two windows, of which a traced number chooses one; the cap is so low that it bends most scores."""
+  rule = attention.Rule(scale=0.3, softcap=2.0, windows=(40, 0))
+  arrays, valid = draw(2, 1), jnp.asarray(padding()["packed"])
+  mix = lambda f: lambda q, k, v, valid: f(q, k, v, valid, jnp.int32(which), rule=rule)
+  got = with_gradients(mix(SPLASH), *arrays, valid)
+  tiny.assert_trees_close(got, with_gradients(mix(REFERENCE), *arrays, valid), rtol=1e-4, atol=2e-5)
+  alone = with_gradients(partial(REFERENCE, rule=rule._replace(windows=rule.windows[which : which + 1])), *arrays, valid)
+  tiny.assert_trees_close(got, alone, rtol=1e-4, atol=2e-5)
+
+
+def test_windows_that_hold_the_whole_row_are_none(monkeypatch):
+  rules = []
+  monkeypatch.setattr(attention, "chosen", lambda *args: rules.append(args[-1]) or (lambda *arrays: arrays[-1]))
+  q, k, v = draw(2, 2)
+  rule = attention.Rule(windows=(T, 0, T - 1))
+  attention.causal(q, k, v, jnp.ones((B, T), bool), 2, dtype="float32", kind="auto", rule=rule)
+  attention.causal(q, k, v, jnp.ones((B, T), bool), 1, dtype="float32", kind="auto", rule=rule._replace(windows=(T, 0)))
+  assert [rule.windows for rule in rules] == [(0, 0, T - 1), (0,)]
+
+
 def test_splash_on_a_mesh_equals_the_reference(mesh):
   """Two key heads for four queries: they are split over two devices, and repeated for four."""
   arrays, valid = draw(4, 2), padding()["bool"]
@@ -110,6 +132,17 @@ def test_a_kernel_that_cannot_take_the_shapes_says_so(kind, shape, message):
     names(kind, **shape)
 
 
+def test_cudnn_has_no_soft_cap(monkeypatch):
+  rule = attention.Rule(softcap=50.0)
+  with pytest.raises(UserError, match="'cudnn' has no soft cap on its scores"):
+    attention.chosen("cudnn", 256, 64, "bfloat16", rule)
+  monkeypatch.setattr(attention, "has_cudnn", lambda: True)
+  found = {}
+  monkeypatch.setattr(attention, "by_platform", lambda default, **others: found.update(others) or default)
+  attention.chosen("auto", 256, 64, "bfloat16", rule)
+  assert set(found) == {"tpu"}
+
+
 def test_an_unknown_name_is_refused():
   with pytest.raises(UserError, match="attention is 'flash': choose one of auto, xla, splash, cudnn"):
     gpt.gpt(dataclasses.replace(gpt.GPT_5M, attention="flash"))
@@ -157,7 +190,9 @@ def test_cudnn_is_lowered_for_a_gpu(monkeypatch, valid, kv_heads):
   """Not run: JAX is told that cuDNN is there, and lowers forward and backward to its calls."""
   monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91_000)
   monkeypatch.setattr(attention, "has_cudnn", lambda: True)
-  loss = lambda q, k, v: attention.chosen("auto", T, C, "bfloat16")(q, k, v, jnp.asarray(valid)).sum()
+  rule = attention.Rule(scale=0.2, windows=(0, 32))
+  mix = attention.chosen("auto", T, C, "bfloat16", rule)
+  loss = lambda q, k, v: mix(q, k, v, jnp.asarray(valid), jnp.int32(1)).sum()
   arrays = draw(4, kv_heads)
   traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arrays)
   text = traced.lower(lowering_platforms=("cuda",)).as_text()

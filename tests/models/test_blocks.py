@@ -51,6 +51,34 @@ def test_norms():
   np.testing.assert_allclose(blocks.layer_norm({"scale": scale, "bias": bias}, x, 1e-5), layer, atol=1e-5)
 
 
+def test_an_offset_is_added_to_the_scale_of_a_norm():
+  x, scale = draw(0, 2, 3, 4, 8), draw(1, 8)
+  plain = blocks.rms_norm({"scale": 1 + scale}, x, 1e-5)
+  np.testing.assert_allclose(blocks.rms_norm({"scale": scale}, x, 1e-5, 1.0), plain, atol=1e-6)
+
+
+def test_a_soft_cap_bends_towards_the_cap():
+  x = jnp.array([-1e4, -3.0, 0.0, 0.01, 3.0, 1e4])
+  np.testing.assert_allclose(blocks.softcapped(x, 3.0), [-3, -3 * np.tanh(1), 0, 0.01, 3 * np.tanh(1), 3], atol=1e-6)
+  assert blocks.softcapped(x, 0.0) is x
+
+
+def test_features_beyond_the_rotated_ones_and_those_of_frequency_0_stay():
+  x, at = draw(0, 1, 4, 2, 8), jnp.array([[0, 1, 2, 90]])
+  y = blocks.rotate(x, at, np.array([0.5, 0.0], np.float32))
+  np.testing.assert_array_equal(y[..., 4:], x[..., 4:])
+  np.testing.assert_array_equal(y[..., [1, 3]], x[..., [1, 3]])
+  turned = np.cos(45.0) * wide(x)[0, 3, :, 0] - np.sin(45.0) * wide(x)[0, 3, :, 2]
+  np.testing.assert_allclose(y[0, 3, :, 0], turned, atol=1e-5)
+  assert blocks.rotate(x, at, np.zeros(0, np.float32)) is x
+
+
+def test_a_window_holds_the_query_and_those_before_it():
+  mask = blocks.causal_mask(jnp.array([[True, True, True, False, True]]), 2)[0]
+  expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 1]]
+  np.testing.assert_array_equal(mask, expected)
+
+
 def test_dropout_zeroes_its_share_and_keeps_the_mean():
   x = jnp.ones((8, 50, 100))
   y = np.asarray(blocks.dropout(jax.random.key(0), x, 0.2))

@@ -70,7 +70,7 @@ def test_gelu_is_the_tanh_form():
   p = {"up": {"w": jnp.eye(1), "b": jnp.zeros(1)}, "down": {"w": jnp.eye(1), "b": jnp.zeros(1)}}
   x = np.linspace(-4, 4, 9)
   expected = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-  got = gpt.mlp("float32", p, jnp.asarray(x, jnp.float32)[None, :, None])[0, :, 0]
+  got = gpt.mlp("float32", "gelu_tanh", p, jnp.asarray(x, jnp.float32)[None, :, None])[0, :, 0]
   np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
@@ -100,6 +100,29 @@ def test_the_unembedding_is_the_embedding_unless_untied():
   np.testing.assert_allclose(
     untied.logits(params, hidden), np.asarray(hidden) @ np.asarray(params["head"]["w"]), atol=1e-5
   )
+
+
+def test_a_parallel_block_adds_both_halves_of_the_same_input():
+  """With attention of constant 1 and an MLP that copies its normed input, a serial block would see the 1."""
+  config = gpt.GPTConfig(vocab_size=9, context=8, width=8, depth=1, heads=2, rotary=4, parallel=True, one_norm=True,
+                         mlp=8, activation="relu")  # fmt: skip
+  lm = gpt.gpt(config)
+  params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), lm.table)
+  block = params["blocks"]
+  block["o"]["b"] += jnp.arange(8.0)
+  block["attn_norm"]["scale"] += 1
+  block["up"]["w"] += jnp.eye(8)
+  block["down"]["w"] += jnp.eye(8)
+  params["embed"]["tokens"] += jnp.arange(9.0)[:, None] * jnp.array([1.0, -1] * 4)
+  params["norm"]["scale"] += 1
+  assert "mlp_norm" not in block
+  assert "positions" not in params["embed"]
+  x = lm.stem(params, jnp.array([[3]]), jnp.ones((1, 1), bool))
+  hidden = lm.hidden(params, jnp.array([[3]]), jnp.ones((1, 1), bool))[0, 0]
+  normed = np.asarray(x[0, 0]) / np.sqrt(9 + 1e-5)
+  expected = np.asarray(x[0, 0]) + np.arange(8) + np.maximum(normed, 0)
+  expected = (expected - expected.mean()) / np.sqrt(expected.var() + 1e-5)
+  np.testing.assert_allclose(hidden, expected, atol=1e-5)
 
 
 def test_heads_must_divide_the_width():

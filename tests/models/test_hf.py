@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from families import FAMILIES
 from safetensors import numpy as st
 
 from instructjax import models, sharding
@@ -27,7 +28,10 @@ CONFIGS = {"gpt": GPT, "llama": LLAMA, "llama-untied": UNTIED, "gpt-untied": UNT
 
 @cache
 def weights(config):
-  return tiny.perturb(models.build(config).init(jax.random.key(0)), 0.1)
+  """Random numbers of the shapes of a model; nothing is compiled."""
+  rng = np.random.default_rng(0)
+  table = models.build(config).table
+  return jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape, np.float32)), table)
 
 
 def saved(folder, config, **kw):
@@ -47,10 +51,9 @@ def edit_config(folder, **changes):
   (folder / hf.CONFIG).write_text(json.dumps({k: v for k, v in raw.items() if v != "absent"}))
 
 
-@pytest.mark.parametrize("shard_bytes", [2**30, 20_000])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name, shard_bytes", [*((name, 2**30) for name in FAMILIES), ("gemma2", 40_000), ("gpt2", 40_000)])
 def test_what_was_saved_is_loaded_bit_for_bit(tmp_path, name, shard_bytes):
-  config = CONFIGS[name]
+  config = FAMILIES[name]
   saved(tmp_path, config, shard_bytes=shard_bytes)
   assert (tmp_path / hf.INDEX).is_file() == (shard_bytes < 2**30)
   found, params = hf.load(tmp_path)
@@ -154,14 +157,21 @@ def test_a_matrix_stored_the_other_way_round_is_not_taken(tmp_path):
 @pytest.mark.parametrize(
   "config, change, message",
   [
-    (LLAMA, {"model_type": "mistral"}, "model_type is 'mistral'; only 'gpt2' and 'llama'"),
+    (LLAMA, {"model_type": "bloom"}, "model_type is 'bloom'; the families that can be read are gpt2, gpt_neox"),
     (LLAMA, {"hidden_size": "absent"}, "'hidden_size' is None; it must be a positive whole number"),
-    (LLAMA, {"attention_bias": True}, "'attention_bias' is True; this variant is not implemented"),
-    (LLAMA, {"head_dim": 16}, "'head_dim' is 16"),
-    (LLAMA, {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "'rope_type' is 'llama3'"),
-    (GPT, {"activation_function": "relu"}, "'activation_function' is 'relu'"),
-    (GPT, {"n_inner": 100}, "'n_inner' is 100"),
+    (LLAMA, {"quantization_config": {"bits": 4}}, "'quantization_config' is .*; this variant is not implemented"),
+    (LLAMA, {"hidden_act": "mish"}, "'hidden_act' is 'mish'"),
+    (LLAMA, {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "'rope_type' is 'dynamic'"),
+    (LLAMA, {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'rope_type' is 'yarn'"),
+    (LLAMA, {"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "'low_freq_factor' is None; it must be a number"),
+    (GPT, {"activation_function": "quick_gelu"}, "'activation_function' is 'quick_gelu'"),
+    (GPT, {"scale_attn_by_inverse_layer_idx": True}, "'scale_attn_by_inverse_layer_idx' is True"),
     (GPT, {"n_layer": "12"}, "'n_layer' is '12'"),
+    (FAMILIES["phi"], {"qk_layernorm": True}, "'qk_layernorm' is True"),
+    (FAMILIES["gpt_neox"], {"attention_bias": False}, "'attention_bias' is False"),
+    (FAMILIES["gemma3"], {"use_bidirectional_attention": True}, "'use_bidirectional_attention' is True"),
+    (FAMILIES["gemma2"], {"layer_types": ["full_attention", "chunked_attention"]}, "'layer_types' is .*chunked"),
+    (FAMILIES["smollm3"], {"use_sliding_window": True}, "'use_sliding_window' is True"),
   ],
 )
 def test_a_configuration_that_would_be_computed_differently_is_refused(tmp_path, config, change, message):
@@ -169,6 +179,125 @@ def test_a_configuration_that_would_be_computed_differently_is_refused(tmp_path,
   edit_config(tmp_path, **change)
   with pytest.raises(UserError, match=message):
     hf.load(tmp_path)
+
+
+def test_a_tensor_that_the_model_has_no_place_for_is_named(tmp_path):
+  saved(tmp_path, LLAMA)
+  name = "model.layers.1.self_attn.q_proj.bias"
+  edit(tmp_path, lambda t: t.update({name: np.ones(32, np.float32), "model.rotary_emb.inv_freq": np.ones(4, np.float32)}))
+  with pytest.raises(UserError, match=f"a model of type 'llama' has no place for its tensors '{name}'; without"):
+    hf.load(tmp_path)
+
+
+def test_a_quantised_tensor_is_refused(tmp_path):
+  saved(tmp_path, LLAMA)
+  edit(tmp_path, lambda t: t.update({"model.norm.weight": t["model.norm.weight"].astype(np.int8)}))
+  with pytest.raises(UserError, match=r"tensor 'model\.norm\.weight' is of type I8; numbers of F64, F32, F16, BF16"):
+    hf.load(tmp_path)
+
+
+def test_a_family_has_no_words_for_the_settings_of_another(tmp_path):
+  config = LlamaConfig(**{**vars(LLAMA), "pattern": "LG", "window": 4, "qk_norm": True})
+  with pytest.raises(UserError, match="type 'llama' cannot have qk_norm=True, pattern='LG', window=4: set another"):
+    hf.save(tmp_path / "a", config, weights(config))
+  assert not (tmp_path / "a").exists()
+
+
+def test_gemma3_with_pictures_gives_its_language_model(tmp_path):
+  """The names and the sparse text_config of the public 4B checkpoint; of what is absent, the family's defaults hold."""
+  config = FAMILIES["gemma3"]
+  saved(tmp_path, config)
+  raw = json.loads((tmp_path / hf.CONFIG).read_text())
+  whole = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "text_config": raw}
+  (tmp_path / hf.CONFIG).write_text(json.dumps(whole))
+
+  def inside(tensors):
+    named = {f"language_model.{name}": x for name, x in tensors.items()}
+    tensors.clear()
+    tensors.update(named | {"vision_tower.x": np.ones(2, np.float32), "multi_modal_projector.y": np.ones(2, np.float32)})
+
+  edit(tmp_path, inside)
+  found, params = hf.load(tmp_path)
+  assert found == config
+  tiny.assert_trees_equal(params, weights(config))
+  sparse = {
+    "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+    "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+  }  # fmt: skip
+  c = hf.configs.parse({"model_type": "gemma3", "text_config": sparse}, tmp_path)
+  assert (c.vocab_size, c.heads, c.kv_heads, c.head_width, c.pattern) == (262_208, 8, 4, 256, "LLLLLG")
+  assert (c.rope_base, c.local_rope_base, c.rope_factor, c.window, c.query_width) == (1e6, 1e4, 8.0, 1024, 0)
+
+
+def test_bfloat16_files_are_half_as_long_and_read_back(tmp_path):
+  config = FAMILIES["qwen3"]
+  saved(tmp_path / "f", config)
+  saved(tmp_path / "h", config, dtype="bfloat16", extra={"eos_token_id": 7})
+  size = lambda name: (tmp_path / name / hf.SINGLE).stat().st_size
+  assert size("h") < 0.6 * size("f")
+  raw = json.loads((tmp_path / "h" / hf.CONFIG).read_text())
+  assert (raw["dtype"], raw["eos_token_id"]) == ("bfloat16", 7)
+  rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), weights(config))
+  tiny.assert_trees_equal(hf.load(tmp_path / "h")[1], rounded)
+  with pytest.raises(UserError, match="dtype is 'float16': choose one of float32, bfloat16"):
+    saved(tmp_path / "g", config, dtype="float16")
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "phi3", "gemma2"])
+def test_fused_tensors_are_read_and_written_on_a_mesh(tmp_path, name):
+  config = FAMILIES[name]
+  with jax.set_mesh(sharding.make_mesh(1, 2, 2)):
+    params = sharding.place(weights(config), sharding.shardings(models.build(config).table))
+    hf.save(tmp_path, config, params)
+    _, again = hf.load(tmp_path)
+    for ours, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(params)):
+      assert jax.typeof(ours).sharding.spec == jax.typeof(theirs).sharding.spec
+  tiny.assert_trees_equal(again, weights(config))
+
+
+# --- reward models ---
+
+
+def reward(config, bias=0.7):
+  params = {name: part for name, part in weights(config).items() if name != "head"}
+  return params, {"w": jnp.linspace(-1, 1, config.width), "b": jnp.float32(bias)}
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2-untied", "phi"])
+def test_a_reward_model_is_read_back(tmp_path, name):
+  """An RMSNorm keeps the bias in the configuration; a LayerNorm takes it into its own: w . (beta' - beta) = b."""
+  config = FAMILIES[name]
+  params, head = reward(config)
+  hf.save_reward(tmp_path, config, params, head, pad_token_id=5)
+  found, again, again_head = hf.load_reward(tmp_path)
+  raw = json.loads((tmp_path / hf.CONFIG).read_text())
+  assert found == config
+  assert (raw["pad_token_id"], raw["num_labels"]) == (5, 1)
+  np.testing.assert_array_equal(again_head["w"], head["w"])
+  if isinstance(config, LlamaConfig):
+    assert again_head["b"] == head["b"]
+    assert raw["auto_map"]["AutoModelForSequenceClassification"].startswith("score_bias.Biased")
+    assert (tmp_path / "score_bias.py").is_file()
+  else:
+    assert again_head["b"] == 0
+    moved = again["norm"]["bias"] - params["norm"]["bias"]
+    assert float(moved @ head["w"]) == pytest.approx(0.7, abs=1e-5)
+    again["norm"] = again["norm"] | {"bias": params["norm"]["bias"]}
+  tiny.assert_trees_equal(again, params)
+
+
+def test_language_models_and_reward_models_are_told_apart(tmp_path):
+  params, head = reward(LLAMA)
+  hf.save_reward(tmp_path / "r", LLAMA, params, head, pad_token_id=0)
+  with pytest.raises(UserError, match=r"r: holds a reward model \(a sequence classifier\); a language model is needed"):
+    hf.load(tmp_path / "r")
+  with pytest.raises(UserError, match="holds no reward model"):
+    hf.load_reward(saved(tmp_path / "m", LLAMA))
+  edit(tmp_path / "r", lambda t: t.update({"score.weight": np.ones((3, 32), np.float32)}))
+  with pytest.raises(UserError, match=r"tensor 'score\.weight' has shape \(3, 32\); a reward model has one label"):
+    hf.load_reward(tmp_path / "r")
+  with pytest.raises(UserError, match="pad_token_id is 48: choose an id below the vocabulary of 48"):
+    hf.save_reward(tmp_path / "x", LLAMA, params, head, pad_token_id=48)
 
 
 def test_older_configurations_are_read(tmp_path):

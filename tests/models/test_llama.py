@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from instructjax.errors import UserError
-from instructjax.models import llama
+from instructjax.models import blocks, llama, rope
 from instructjax.types import Leaf
 
 
@@ -29,14 +29,14 @@ def test_rotation_by_complex_numbers():
   at = np.array([[0, 1, 7, 1000]])
   turn = np.exp(1j * at[..., None] * 100.0 ** (-np.arange(3) / 3))[:, :, None]
   z = (x[..., :3] + 1j * x[..., 3:]) * turn
-  got = llama.rotate(100.0, jnp.asarray(x), jnp.asarray(at))
+  got = blocks.rotate(jnp.asarray(x), jnp.asarray(at), rope.frequencies(6, 100.0))
   np.testing.assert_allclose(got, np.concatenate([z.real, z.imag], -1), atol=2e-4)
   np.testing.assert_array_equal(got[:, 0], x[:, 0])
 
 
 def test_scores_depend_on_the_distance_alone():
   q, k = jax.random.normal(jax.random.key(1), (2, 1, 1, 1, 8))
-  rotate = partial(llama.rotate, 10_000.0)
+  rotate = partial(blocks.rotate, frequency=rope.frequencies(8, 10_000.0))
   score = lambda t, s: float((rotate(q, jnp.array([[t]])) * rotate(k, jnp.array([[s]]))).sum())
   assert score(9, 4) == pytest.approx(score(105, 100), abs=1e-4)
   assert score(9, 4) != pytest.approx(score(9, 5), abs=1e-3)
@@ -49,7 +49,7 @@ def test_mlp_is_gated_by_silu():
   x = np.asarray(jax.random.normal(jax.random.key(9), (1, 2, 3)), np.float64)
   gate = x @ w["gate"]
   expected = (gate / (1 + np.exp(-gate)) * (x @ w["up"])) @ w["down"]
-  got = llama.mlp("float32", {name: {"w": jnp.asarray(v)} for name, v in w.items()}, jnp.asarray(x, jnp.float32))
+  got = llama.mlp("float32", "silu", {name: {"w": jnp.asarray(v)} for name, v in w.items()}, jnp.asarray(x, jnp.float32))
   np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -61,6 +61,35 @@ def test_the_head_is_the_embedding_unless_untied():
     assert ("head" in params) != tied
     w = params["embed"]["tokens"].T if tied else params["head"]["w"]
     np.testing.assert_allclose(lm.logits(params, hidden), np.asarray(hidden) @ np.asarray(w), atol=1e-5)
+
+
+def test_letters_say_what_each_layer_sees():
+  config = llama.LlamaConfig(8, 8, width=32, depth=5, heads=4, kv_heads=4, mlp=8, pattern="LNG", window=3,
+                             rope_scaling="linear", rope_factor=2.0, local_rope_base=100.0)  # fmt: skip
+  kinds, pattern = llama.kinds(config)
+  layers = [kinds[i] for i in pattern]
+  assert [kind.window for kind in layers] == [3, 0, 0, 3, 0]
+  np.testing.assert_allclose(layers[0].frequency, rope.frequencies(8, 100.0))
+  np.testing.assert_array_equal(layers[1].frequency, np.zeros(4))
+  np.testing.assert_allclose(layers[2].frequency, rope.frequencies(8, 10_000.0) / 2)
+
+
+@pytest.mark.parametrize("change, message", [
+  ({"pattern": "GX"}, "pattern is 'GX' with window 0: give the letters G, L and N"),
+  ({"pattern": "L"}, "pattern is 'L' with window 0"),
+  ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn': choose one of none, linear, llama3"),
+  ({"activation": "swish"}, "activation is 'swish': choose one of silu"),
+])  # fmt: skip
+def test_unknown_variants_are_refused(change, message):
+  with pytest.raises(UserError, match=message):
+    llama.llama(llama.LlamaConfig(8, 8, width=32, depth=1, heads=4, kv_heads=4, mlp=8, **change))
+
+
+def test_embeddings_are_scaled_by_the_root_of_the_width():
+  tokens, at = jnp.array([[1, 2]]), jnp.zeros((1, 2), jnp.int32)
+  p = {"tokens": jnp.ones((4, 9))}
+  np.testing.assert_allclose(llama.embed(3.0, p, tokens, at), 3.0)
+  np.testing.assert_allclose(llama.embed(1.0, p, tokens, at), 1.0)
 
 
 def test_key_heads_must_divide_the_heads():

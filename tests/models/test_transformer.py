@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from families import FAMILIES
 
+from instructjax import models, sharding
 from instructjax.errors import UserError
-from instructjax.models import gpt, transformer
+from instructjax.models import freeze, gpt, transformer
 
 
 def jitted(lm):
@@ -91,6 +93,63 @@ def test_packed_texts_equal_separate_ones(model):
   for start, end in [(0, 4), (4, 8), (8, 11)]:
     alone = lm.hidden(params, tokens[:, start:end], jnp.ones((1, end - start), bool))
     np.testing.assert_allclose(packed[:, start:end], alone, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def mixed():
+  """Gemma 2: windows in every second layer, soft caps, norms behind each half; and its parameters."""
+  config = dataclasses.replace(FAMILIES["gemma2"], vocab_size=tiny.VOCAB)
+  lm = transformer_of(config)
+  rng = np.random.default_rng(0)
+  draw = lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape, np.float32))
+  return lm, jax.tree.map(draw, lm.table)
+
+
+def transformer_of(config):
+  lm = models.build(config)
+  return lm._replace(hidden=jax.jit(lm.hidden), decode=jax.jit(lm.decode), stem=jax.jit(lm.stem))
+
+
+def test_layers_of_two_kinds_in_one_scan_equal_cached_decoding_layer_by_layer(mixed):
+  lm, params = mixed
+  tokens, valid = text(2, 14), jnp.asarray(np.arange(14) >= np.array([[0], [3]]))
+  full = lm.hidden(params, tokens, valid)
+  layers, cache = lm.unstack(params), lm.init_cache(2, 16)
+  first, cache = lm.decode(layers, tokens[:, :9], valid[:, :9], cache)
+  second, _ = lm.decode(layers, tokens[:, 9:], valid[:, 9:], cache)
+  got = np.concatenate([first, second], 1)
+  np.testing.assert_allclose(got[valid], np.asarray(full)[valid], atol=1e-5)
+  assert float(jnp.abs(lm.logits(params, 100 * full)).max()) <= 3.0  # the soft cap
+
+
+def test_a_window_is_as_far_as_a_layer_sees():
+  """One local layer of window 5: the fifth token before is seen no more."""
+  lm = transformer_of(dataclasses.replace(FAMILIES["gemma2"], depth=1, vocab_size=tiny.VOCAB))
+  params = lm.init(jax.random.key(0))
+  tokens, valid = text(1, 12), jnp.ones((1, 12), bool)
+  other = tokens.at[0, 3].set((tokens[0, 3] + 1) % tiny.VOCAB)
+  change = jnp.abs(lm.hidden(params, tokens, valid) - lm.hidden(params, other, valid)).max(-1)[0]
+  np.testing.assert_array_equal(np.asarray(change) > 0, [0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("top", [1, 2, 3])
+def test_a_split_model_keeps_the_kind_of_each_layer(mixed, top):
+  lm, params = mixed
+  tokens, valid = text(2, 14), jnp.ones((2, 14), bool)
+  trunk, trained = freeze.split(params, top)
+  np.testing.assert_allclose(lm.hidden(trunk | trained, tokens, valid), lm.hidden(params, tokens, valid), atol=1e-5)
+
+
+def test_windows_and_soft_caps_on_a_mesh(mixed):
+  lm, params = mixed
+  tokens, valid = text(4, 14), jnp.asarray(np.arange(14) >= np.array([[0], [3], [5], [0]]))
+  loss = lambda p, tokens, valid: jnp.sin(lm.logits(p, lm.hidden(p, tokens, valid))).sum()
+  step = jax.jit(jax.value_and_grad(loss))
+  expected = jax.tree.map(np.asarray, step(params, jnp.where(valid, tokens, 0), jnp.ones_like(valid)))
+  with jax.set_mesh(sharding.make_mesh(2, 1, 2)):
+    rows = sharding.place_batch((jnp.where(valid, tokens, 0), jnp.ones_like(valid)))
+    got = step(sharding.place(params, sharding.shardings(lm.table)), *rows)
+  tiny.assert_trees_close(got, expected, rtol=1e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("family", ["gpt", "llama"])

@@ -1,28 +1,31 @@
-"""Logits against transformers on the same weights, both ways: it opens what we save, and we open what it saves."""
+"""Logits, greedy texts and scores against transformers on the same weights, both ways: it opens what we save, and we open
+what it saves."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
+from families import FAMILIES
 
-from instructjax import models
-from instructjax.models.gpt import GPTConfig
-from instructjax.models.llama import LlamaConfig
+from instructjax import models, rollout
+from instructjax.models import heads, hf
+from instructjax.types import Prompts
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]
 
-CONFIGS = {
-  "gpt": GPTConfig(vocab_size=97, context=32, width=48, depth=3, heads=4),
-  "llama": LlamaConfig(
-    vocab_size=97, context=32, width=48, depth=3, heads=6, kv_heads=2, mlp=80, rope_base=5e4, norm_eps=1e-6
-  ),
-  "llama-untied": LlamaConfig(vocab_size=97, context=32, width=48, depth=2, heads=4, kv_heads=4, mlp=80, tied=False),
-}
 TOKENS = np.random.default_rng(0).integers(0, 97, (3, 20))
 VALID = np.arange(20) >= np.array([[0], [6], [13]])  # left padded
+
+
+def draw(config):
+  """Weights of a size that makes attention far from uniform, and norms far from their initial values."""
+  rng = np.random.default_rng(1)
+  table = models.build(config).table
+  return jax.tree.map(lambda leaf: jnp.asarray(0.15 * rng.standard_normal(leaf.shape, np.float32)), table)
 
 
 def theirs(model):
@@ -36,9 +39,9 @@ def theirs(model):
   return out.logits.float().numpy()
 
 
-def ours(loaded):
-  hidden = loaded.lm.hidden(loaded.params, jnp.asarray(TOKENS), jnp.asarray(VALID))
-  return np.asarray(loaded.lm.logits(loaded.params, hidden))
+def ours(lm, params):
+  hidden = jax.jit(lm.hidden)(params, jnp.asarray(TOKENS), jnp.asarray(VALID))
+  return np.asarray(lm.logits(params, hidden))
 
 
 def assert_same_logits(a, b):
@@ -46,41 +49,88 @@ def assert_same_logits(a, b):
   np.testing.assert_allclose(a[VALID], b[VALID], atol=1e-4)
 
 
-@pytest.mark.parametrize("shard_bytes", [2**30, 40_000])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_transformers_opens_what_we_save(tmp_path, name, shard_bytes):
-  config = CONFIGS[name]
-  lm = models.build(config)
-  params = tiny.perturb(lm.init(jax.random.key(0)), 0.1)
-  models.save(tmp_path, config, params, shard_bytes=shard_bytes)
-  model, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-  assert type(model).__name__ == ("GPT2LMHeadModel" if name == "gpt" else "LlamaForCausalLM")
+def opened(folder, **kw):
+  """The model of a folder in transformers, every tensor of it used and none missing."""
+  model, info = transformers.AutoModelForCausalLM.from_pretrained(
+    folder, output_loading_info=True, attn_implementation="eager", dtype=torch.float32, **kw
+  )
   assert not info["missing_keys"]
   assert not info["unexpected_keys"]
   assert not info["mismatched_keys"]
-  assert_same_logits(ours(models.Loaded(lm, params, config, tmp_path)), theirs(model))
+  return model.eval()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_we_open_what_transformers_saves(tmp_path, name):
-  c = CONFIGS[name]
-  torch.manual_seed(0)
-  if name == "gpt":
-    config = transformers.GPT2Config(
-      vocab_size=c.vocab_size, n_positions=c.context, n_embd=c.width, n_layer=c.depth, n_head=c.heads
-    )
-    model = transformers.GPT2LMHeadModel(config)
-  else:
-    config = transformers.LlamaConfig(
-      vocab_size=c.vocab_size, max_position_embeddings=c.context, hidden_size=c.width, num_hidden_layers=c.depth,
-      num_attention_heads=c.heads, num_key_value_heads=c.kv_heads, intermediate_size=c.mlp, rms_norm_eps=c.norm_eps,
-      rope_parameters={"rope_type": "default", "rope_theta": c.rope_base}, tie_word_embeddings=c.tied,
-    )  # fmt: skip
-    model = transformers.LlamaForCausalLM(config)
-  with torch.no_grad():
-    for p in model.parameters():
-      p.add_(0.1 * torch.randn_like(p))
-  model.save_pretrained(tmp_path)
-  loaded = models.load(tmp_path)
-  assert loaded.config == c
-  assert_same_logits(ours(loaded), theirs(model))
+@pytest.mark.parametrize("name", FAMILIES)
+def test_transformers_opens_what_we_save_and_we_what_it_saves(tmp_path, name):
+  config = FAMILIES[name]
+  lm, params = models.build(config), draw(config)
+  models.save(tmp_path / "ours", config, params, shard_bytes=40_000 if name == "gpt2" else 2**30)
+  model = opened(tmp_path / "ours")
+  assert type(model).__name__ == f"{hf.configs.CLASSES[config.model_type]}ForCausalLM"
+  logits = ours(lm, params)
+  assert_same_logits(logits, theirs(model))
+
+  model.save_pretrained(tmp_path / "theirs")
+  loaded = models.load(tmp_path / "theirs")
+  assert loaded.config == config
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_cached_greedy_texts_are_those_of_transformers(tmp_path, name):
+  """Longer than every window, from prompts padded on the left."""
+  config = FAMILIES[name]
+  lm, params = models.build(config), draw(config)
+  models.save(tmp_path, config, params)
+  tokens, valid = TOKENS[:, -9:], VALID[:, -9:]
+  model = opened(tmp_path)
+  settings = {"do_sample": False, "max_new_tokens": 16, "min_new_tokens": 16, "pad_token_id": 0, "eos_token_id": None}
+  found = model.generate(
+    torch.as_tensor(tokens), attention_mask=torch.as_tensor(valid.astype(np.int64)), **settings
+  ).numpy()
+  cfg = rollout.Sampling(response=16, temperature=0.0)
+  prompts = Prompts(jnp.asarray(tokens, jnp.int32), jnp.asarray(valid))
+  got = jax.jit(lambda p: rollout.sample(lm, p, prompts, jax.random.key(0), cfg))(params)
+  np.testing.assert_array_equal(got.tokens[:, 9:], found[:, 9:])
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen2", "gpt2", "gpt_neox", "phi", "phi3"])
+def test_a_reward_model_has_the_same_scores_in_transformers(tmp_path, name):
+  """With the bias: in the last norm of the LayerNorm models, else by the folder's own code."""
+  config = FAMILIES[name]
+  lm = models.build(config)
+  params = {part: leaf for part, leaf in draw(config).items() if part != "head"}
+  head = {"w": jnp.linspace(-1.0, 1.0, config.width), "b": jnp.float32(0.7)}
+  tokens = jnp.asarray(np.where(TOKENS == 96, 95, TOKENS)[:, ::-1].copy())
+  valid = jnp.asarray(VALID[:, ::-1].copy())
+  tokens = jnp.where(valid, tokens, 96)
+  score = np.asarray(heads.score(head, jax.jit(lm.hidden)(params, tokens, valid), valid))
+  models.save_reward(tmp_path / "ours", config, params, head, pad_token_id=96)
+
+  def scores(folder, **kw):
+    auto = transformers.AutoModelForSequenceClassification
+    model = auto.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32, **kw).eval()
+    with torch.no_grad():
+      mask = torch.as_tensor(np.asarray(valid, np.int64))
+      return model, model(torch.as_tensor(np.asarray(tokens)), attention_mask=mask).logits[:, 0].numpy()
+
+  model, found = scores(tmp_path / "ours")
+  folded = isinstance(config, models.GPTConfig)
+  np.testing.assert_allclose(found + (0.0 if folded else 0.7), score, atol=1e-4)
+  if not folded:
+    np.testing.assert_allclose(scores(tmp_path / "ours", trust_remote_code=True)[1], score, atol=1e-4)
+  model.save_pretrained(tmp_path / "theirs")
+  config_again, params_again, head_again = models.load_reward(tmp_path / "theirs")
+  assert config_again == config
+  again = heads.score(head_again, jax.jit(lm.hidden)(params_again, tokens, valid), valid)
+  np.testing.assert_allclose(np.asarray(again), score, atol=1e-4)
+
+
+def test_a_checkpoint_in_bfloat16_is_read(tmp_path):
+  """As most public ones are stored."""
+  config = dataclasses.replace(FAMILIES["qwen2"], tied=False)
+  models.save(tmp_path / "f", config, draw(config))
+  model = opened(tmp_path / "f").to(torch.bfloat16)
+  model.save_pretrained(tmp_path / "b")
+  loaded = models.load(tmp_path / "b")
+  assert_same_logits(ours(loaded.lm, loaded.params), theirs(model.float()))
