@@ -109,7 +109,7 @@ def from_linen(
   """
   from flax import linen
 
-  variables, name = flax.core.unfreeze(variables), type(module).__name__
+  variables, name = flax.core.unfreeze(dict(variables)), type(module).__name__
   if jax.tree.leaves(variables.get("batch_stats")):
     raise _statistics(name)
   if "params" not in variables:
@@ -192,7 +192,7 @@ def _statistics(name: str) -> UserError:
   )
 
 
-def _no_init(*_: Any) -> Params:
+def _no_init(*_: Any) -> Any:
   raise UserError("the weights of a Flax model are those of its module: use the parameters that the adapter returned")
 
 

@@ -1,5 +1,5 @@
-"""Flax models, written as a user would, in every stage: an NNX decoder without a cache (that of the documentation), one with its
-own cache, and a Linen decoder."""
+"""Flax models, written as a user would, in every stage: the NNX decoder of the documentation, which has no cache, one that
+has its own, and a Linen decoder."""
 
 import json
 import re
@@ -53,11 +53,11 @@ class CachedDecoder(nnx.Module):
   def __init__(self, *, rngs):
     self.embed = nnx.Embed(48, WIDTH, rngs=rngs)
     self.at = nnx.Embed(32, WIDTH, rngs=rngs)
-    self.blocks = nnx.List([CachedBlock(rngs=rngs) for _ in range(2)])
+    self.blocks = nnx.List([CachedBlock(rngs=rngs)])
     self.unembed = nnx.Linear(WIDTH, 48, use_bias=False, rngs=rngs)
 
   def hidden(self, tokens, positions, mask):
-    return self.decode(tokens, positions, mask, [None, None], 0)[0]
+    return self.decode(tokens, positions, mask, [None], 0)[0]
 
   def decode(self, tokens, positions, mask, cache, index):
     x, new = self.embed(tokens) + self.at(positions), []
@@ -69,7 +69,7 @@ class CachedDecoder(nnx.Module):
 
 def empty_cache(batch, length):
   part = lambda: jnp.zeros((batch, length, HEADS, WIDTH // HEADS))
-  return [(part(), part()) for _ in range(2)]
+  return [(part(), part())]
 
 
 class LinenDecoder(nn.Module):
@@ -111,7 +111,7 @@ def make(name):
       module, hidden="hidden", logits=logits, decode="decode", init_cache=empty_cache, axes=AXES, **SIZES
     )
     return *found, lambda *args: module.unembed(module.hidden(*args))
-  module = own["Decoder"](**SIZES, depth=2, heads=HEADS, rngs=nnx.Rngs(2))
+  module = own["Decoder"](**SIZES, depth=1, heads=HEADS, rngs=nnx.Rngs(2))
   found = adapters.from_nnx(module, hidden="hidden", logits="logits", **SIZES)
   module.eval()
   return *found, lambda *args: module.logits(module.hidden(*args))
@@ -231,6 +231,10 @@ def alone(name):
   return ONE[name]
 
 
+SLOW = [pytest.param("nnx", marks=pytest.mark.slow), pytest.param("cached", marks=pytest.mark.slow), "linen"]  # compilations
+
+
+@pytest.mark.parametrize("name", SLOW)
 def test_every_stage_trains_it(name):
   first, second, compared, played, moved = alone(name)
   assert second["loss"] < first["loss"]
@@ -244,6 +248,27 @@ def test_every_stage_trains_it(name):
   assert not [key for key in still if not key.startswith("value/") or not any(part in key for part in dead)]
 
 
+def sft_step(name):
+  """Metrics and the parameters after one step."""
+  lm, params, _ = MADE[name]
+  state = state_of(sharding.place(params, sharding.shardings(lm.table)), SGD)
+  step = tiny.jitted(sft.sft_step, lm=lm, tx=SGD, cfg=sft.SFTConfig(dropout=False))
+  state, metrics = step(state, {}, sharding.place_batch(tiny.demonstrations(lm, 8)))
+  return state.params, metrics
+
+
+@pytest.mark.parametrize(("name", "shape"), [("nnx", (8, 1, 1)), ("cached", (2, 2, 2))])
+def test_an_sft_step_on_eight_devices(name, shape):
+  expected, metrics = sft_step(name)
+  with jax.set_mesh(sharding.make_mesh(*shape)):
+    found, many = sft_step(name)
+    if name == "cached":
+      assert found["model"]["blocks"]["0"]["up"]["kernel"].sharding.spec == jax.P("fsdp", "model")
+  np.testing.assert_allclose(many["loss"], metrics["loss"], rtol=1e-5)
+  tiny.assert_trees_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)], ids=["data", "all"])
 def test_eight_devices_give_the_same_numbers(name, shape):
   expected = alone(name)
@@ -294,7 +319,7 @@ def test_what_is_not_possible_is_said():
       self.norm = nnx.BatchNorm(4, rngs=nnx.Rngs(0))
 
   fill = {"hidden": "hidden", "logits": "logits", **SIZES}
-  with pytest.raises(UserError, match="Normed: holds batch statistics.*LayerNorm"):
+  with pytest.raises(UserError, match=r"Normed: holds batch statistics.*LayerNorm"):
     adapters.from_nnx(Normed(), **fill)
   with pytest.raises(UserError, match="holds batch statistics"):
     adapters.from_linen(LinenDecoder(), {"params": {}, "batch_stats": {"mean": jnp.ones(1)}}, **fill)
@@ -349,29 +374,50 @@ def files(folder, *names):
   return [f"--config.data.{name}={folder / name}.jsonl" for name in names]
 
 
-@pytest.mark.filterwarnings("ignore::instructjax.models.adapters.FullForwards")
-def test_the_documented_file_goes_through_every_stage(folder, capsys):
-  model, train = f"--model={folder / 'decoder.py'}:model", ["--config.batch=4", "--config.data.response=6"]
-  assert run("sft", folder, model, *train, *files(folder, "demonstrations"), "--config.epochs=3") == 0
-  rows = [json.loads(line) for line in (folder / "sft" / "metrics.jsonl").read_text().splitlines()]
+TRAIN = ["--config.batch=4", "--config.data.response=6"]
+quietly = pytest.mark.filterwarnings("ignore::instructjax.models.adapters.FullForwards")
+
+
+@pytest.fixture(scope="module")
+def tuned(folder):
+  """An SFT run of the documented file."""
+  options = [*TRAIN, *files(folder, "demonstrations"), "--config.epochs=3"]
+  assert run("sft", folder, f"--model={folder / 'decoder.py'}:model", *options) == 0
+  return folder / "sft"
+
+
+def up(workdir):
+  return origin.open_run(workdir, {}, "policy").params["model"]["blocks"]["0"]["up"]["kernel"]
+
+
+@quietly
+def test_the_documented_file_is_trained_and_sampled(folder, tuned, capsys):
+  rows = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
   assert rows[-1]["loss"] < rows[0]["loss"]
-  tuned = f"--model={folder / 'sft'}"
-  more = [*files(folder, "comparisons", "demonstrations"), "--config.steps=2"]
-  assert run("reward", folder, tuned, *train, *more) == 0
-  sizes = ["--config.batch=8", "--config.iterations=1", "--config.ppo.minibatches=2", "--config.sampling.response=4"]
-  judge = [f"--config.reward_model={folder / 'reward'}", "--config.ppo.ptx_coef=0.0"]
-  assert run("ppo", folder, tuned, *files(folder, "prompts"), *sizes, *judge) == 0
-  found = origin.open_run(folder / "ppo", {}, "policy")
-  start = origin.open_run(folder / "sft", {}, "policy")
+  found = origin.open_run(tuned, {}, "policy")
   assert found.about["source"] == f"{folder / 'decoder.py'}:model"
-  assert (found.params["model"]["blocks"]["0"]["up"]["kernel"] != start.params["model"]["blocks"]["0"]["up"]["kernel"]).any()
+  assert (up(tuned) != origin.open_python(found.about["source"], "").params["model"]["blocks"]["0"]["up"]["kernel"]).any()
   draw = ["--config.n=2", "--config.batch=1", "--config.prompt=say 1", "--config.sampling.response=4"]
-  assert run("sample", folder, f"--model={folder / 'ppo'}", *draw) == 0
+  assert run("sample", folder, f"--model={tuned}", *draw) == 0
   assert "> say 1" in capsys.readouterr().out
 
 
+@quietly
+@pytest.mark.slow
+def test_reward_model_and_ppo_go_on_from_it(folder, tuned):
+  more = [*files(folder, "comparisons", "demonstrations"), "--config.data.valid=", "--config.steps=2"]
+  assert run("reward", folder, f"--model={tuned}", *TRAIN, *more) == 0
+  sizes = ["--config.batch=8", "--config.iterations=1", "--config.ppo.minibatches=2", "--config.sampling.response=4"]
+  judge = [f"--config.reward_model={folder / 'reward'}", "--config.ppo.ptx_coef=0.0"]
+  assert run("ppo", folder, f"--model={tuned}", *files(folder, "prompts"), *sizes, *judge) == 0
+  assert (up(folder / "ppo") != up(tuned)).any()
+  draw = ["--config.batch=1", "--config.prompt=say 1", "--config.sampling.response=4"]
+  assert run("sample", folder, f"--model={folder / 'ppo'}", *draw) == 0
+
+
 def test_sources_that_cannot_be_used_are_named(folder, capsys, monkeypatch):
-  (folder / "other.py").write_text("def number():\n  return 3\n\ndef silent():\n  from decoder import model\n  return model()[:2]\n")
+  code = "def number():\n  return 3\n\ndef silent():\n  from decoder import model\n  return model()[:2]\n"
+  (folder / "other.py").write_text(code)
   monkeypatch.chdir(folder)
   for source, says in {
     "nowhere.py:model": "nowhere.py: no such file",
