@@ -18,7 +18,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
   c.reward_model = ""  # the run that left the reward model that chooses
   c.gold_model = ""  # a second one that judges the choice; "" has none
   c.model = {
-    "source": "",  # a run directory, a model folder, a .gguf file or a hub id
+    "source": "",  # a run directory, a model folder, a .gguf file, a hub id or file.py:function
     "shape": "tiny",  # origin.SHAPES, for random weights
     "tokenizer": "",  # "" is the source's own
     "dtype": "float32" if tiny else "bfloat16",

@@ -20,7 +20,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     raise KeyError(arg)
   c = ConfigDict({"stage": "reward", "seed": 0})
   c.model = {
-    "source": "",  # the SFT model: a run directory, a model folder, a .gguf file or a hub id; "" is random weights
+    "source": "",  # the SFT model: a run, a model folder, a .gguf file, a hub id, file.py:function; "" is random weights
     "shape": "tiny" if tiny else "6B",  # origin.SHAPES
     "tokenizer": "",  # tokenizer.json, SentencePiece .model or "bytes"; "" is the source's own (tiny: bytes)
     "dtype": "float32" if tiny else "bfloat16",  # of matrix products; parameters are float32

@@ -17,7 +17,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
   c = ConfigDict({"stage": "sample", "seed": 0})
   c.prompt = ""  # one prompt, instead of the file
   c.model = {
-    "source": "",  # a run directory, a model folder, a .gguf file or a hub id
+    "source": "",  # a run directory, a model folder, a .gguf file, a hub id or file.py:function
     "shape": "tiny",  # origin.SHAPES, for random weights
     "tokenizer": "",  # "" is the source's own
     "dtype": "float32" if tiny else "bfloat16",

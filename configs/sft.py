@@ -20,7 +20,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
   shape, lr, batch = ("tiny", 1e-3, 16) if tiny else SIZES[arg]
   c = ConfigDict({"stage": "sft", "seed": 0})
   c.model = {
-    "source": "",  # "" is random weights of `shape`; else a run directory, a model folder, a .gguf file or a hub id
+    "source": "",  # "": random weights of `shape`; or a run, a model folder, a .gguf file, a hub id, file.py:function
     "shape": shape,  # origin.SHAPES
     "tokenizer": "",  # tokenizer.json, SentencePiece .model or "bytes"; "" is the source's own (tiny: bytes)
     "dtype": "float32" if tiny else "bfloat16",  # of matrix products; parameters are float32

@@ -43,7 +43,8 @@ class Bench:
   minibatches: int = 8
   ptx: int = 0  # pretraining rows an episode
   dtype: str = "float32"
-  frozen_dtype: str = "float32"  # of the matrices of PPO's reference and reward model
+  frozen_dtype: str = "float32"  # of the matrices of PPO's reference and reward model, and of SFT's blocks below `top`
+  top: int = 0  # SFT trains only this many blocks from the top; 0 trains everything
   remat: str = "none"  # what the backward pass computes again
   unroll: int = 8  # layers a step of the scan
   repeats: int = 5
@@ -102,10 +103,15 @@ def bench_sft(lm: LM, b: Bench, rows: int):
   real = jnp.ones_like(tokens, bool)
   batch = Demonstrations(tokens, real, real.at[:, 0].set(False))
   tx = optim.adamw(1e-4)
-  state = steps.init_state(jax.random.key(0), lm.init(jax.random.key(0)), tx)
+  trunk, trained = freeze.split(lm.init(jax.random.key(0)), b.top or None, dtype=b.frozen_dtype)
+  state = steps.init_state(jax.random.key(0), trained, tx)
   step = steps.compiled(partial(sft.sft_step, lm=lm, tx=tx), state)
-  cost = 3 * forward(lm, rows, b.length, b.length - 1), 0.0
-  return step, state, ({}, batch), {"tokens": rows * b.length}, cost
+  whole = forward(lm, rows, b.length, b.length - 1)
+  if not b.top:
+    return step, state, (trunk, batch), {"tokens": rows * b.length}, (3 * whole, 0.0)
+  unembed = forward(lm, rows, 0, b.length - 1) * (2 if "head" in trained else 1)  # a tied embedding is not trained
+  back = 2 * (forward(lm, rows, b.length, 0) * b.top / lm.depth) + unembed
+  return step, state, (trunk, batch), {"tokens": rows * b.length}, (whole + back, 0.0)
 
 
 def bench_reward(lm: LM, b: Bench, rows: int):
@@ -171,6 +177,8 @@ def measure(b: Bench) -> dict:
     raise UserError(f"bench: unknown stage {b.stage!r}; choose one of {', '.join(STAGES)}")
   if b.shape not in SHAPES:
     raise UserError(f"bench: unknown shape {b.shape!r}; choose one of {', '.join(SHAPES)}")
+  if b.top and b.stage != "sft":
+    raise UserError(f"bench: --top={b.top} is measured for sft only, not for {b.stage}")
   rows = b.batch or BATCH[b.stage]
   if b.stage == "ppo" and rows % b.minibatches:
     raise UserError(f"bench: a batch of {rows} does not split into {b.minibatches} minibatches; make it a multiple")

@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     command = add(name, text)
     command.add_argument("--config", default=name, metavar="FILE[:PRESET]", help=f"default {name}: configs/{name}.py")
     command.add_argument("--workdir", default=f"runs/{name}", help=f"default runs/{name}; run again to go on with it")
-    command.add_argument("--model", help="a run directory, a model folder, a .gguf file or a hub id")
+    command.add_argument("--model", help="a run directory, a model folder, a .gguf file, a hub id or file.py:function")
     _writer(command)
     command.add_argument(
       "--distributed", nargs="?", const="auto", metavar="HOST:PORT,PROCESSES,INDEX",
@@ -78,8 +78,10 @@ def _writer(command: argparse.ArgumentParser) -> None:
 def _bench(command: argparse.ArgumentParser) -> None:
   command.add_argument("--stage", required=True, choices=["sft", "reward", "rollout", "ppo"])
   command.add_argument("--shape", default="gpt-5m", help="gpt-5m or smollm2-135m")
-  for name in ("batch", "prompt", "response", "length", "completions", "epochs", "minibatches", "ptx", "unroll", "repeats"):
+  sizes = "batch", "prompt", "response", "length", "completions", "epochs", "minibatches", "ptx", "unroll", "repeats"
+  for name in sizes:
     command.add_argument(f"--{name}", type=int)
+  command.add_argument("--top", type=int, help="sft: train only this many blocks from the top")
   command.add_argument("--dtype", choices=["float32", "bfloat16"])
   command.add_argument("--frozen-dtype", choices=["float32", "bfloat16"])
   command.add_argument("--remat", choices=["none", "blocks", "dots"])

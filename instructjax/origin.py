@@ -1,18 +1,25 @@
 """Where the model of a stage comes from, and how a finished stage is left for the next one.
 
-A source is "" (random weights of a named shape), the directory of a finished run, or whatever `models.load` opens: a
-folder of safetensors, a .gguf file, a hub id.  A finished run holds the whole model in `checkpoints/final`.
+A source is "" (random weights of a named shape), the directory of a finished run, a Python function that returns a model
+(`file.py:function` or `package.module:function`), or whatever `models.load` opens: a folder of safetensors, a .gguf file,
+a hub id.  A finished run holds the whole model in `checkpoints/final`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import importlib.util
+import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from instructjax import models, sharding
 from instructjax.checkpoint import Checkpoints, load_params
@@ -56,6 +63,8 @@ def open_model(source: str, settings: Config, seed: int) -> Origin:
   if is_run(source):
     origin = open_run(Path(source), changes, "policy")
     return _with_tokenizer(origin, settings["tokenizer"])
+  if is_python(source):
+    return open_python(source, settings["tokenizer"])
   if source:
     loaded = models.load(source, **changes)
     config, lm = loaded.config, loaded.lm
@@ -115,8 +124,10 @@ def open_run(workdir: Path, changes: Mapping[str, Any], kind: str) -> Origin:
       f"{workdir}: this run left a {extra['kind']} model, a {kind} model is needed; give the directory of another run"
     )
   about = extra["model"]
-  config = dataclasses.replace(_CONFIGS[about["family"]](**about["config"]), **changes)
-  lm = models.build(config)
+  if about["family"] == "python":
+    lm, _, _ = call_python(about["source"])
+  else:
+    lm = models.build(dataclasses.replace(_CONFIGS[about["family"]](**about["config"]), **changes))
   table = abstract(lm.table)
   tokenizer = tokenizers.fit(open_tokenizer(about["tokenizer"]), lm.vocab_size)
   if kind == "policy":
@@ -151,9 +162,13 @@ _CONFIGS: dict[str, type] = {"gpt": gpt.GPTConfig, "llama": llama.LlamaConfig}
 def describe(config: ModelConfig, tokenizer: str) -> dict[str, Any]:
   """What `open_run` needs to build the model again."""
   family = "gpt" if isinstance(config, gpt.GPTConfig) else "llama"
+  return {"family": family, "config": dataclasses.asdict(config), "tokenizer": _lasting(tokenizer)}
+
+
+def _lasting(tokenizer: str) -> str:
+  """A tokenizer's reference as it is read from any working directory."""
   place = Path(tokenizer)
-  name = str(place.absolute()) if tokenizer != BYTES and place.exists() else tokenizer
-  return {"family": family, "config": dataclasses.asdict(config), "tokenizer": name}
+  return str(place.absolute()) if tokenizer != BYTES and place.exists() else tokenizer
 
 
 def abstract(table: PyTree[Leaf]) -> PyTree[jax.ShapeDtypeStruct]:
@@ -172,6 +187,76 @@ def random_params(lm: LM, seed: int) -> Params:
   if not sharding.is_sharded():
     return lm.init(jax.random.key(seed))
   return jax.jit(lm.init, out_shardings=sharding.shardings(lm.table))(jax.random.key(seed))
+
+
+# --- a model that a Python function returns ---
+
+
+def is_python(source: str) -> bool:
+  """Whether a source is `file.py:function` or `package.module:function`."""
+  return bool(re.fullmatch(r"(.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*", source))
+
+
+def open_python(source: str, tokenizer: str) -> Origin:
+  """The model of a Python function.  Raises UserError for the errors of `call_python`, and without a tokenizer."""
+  lm, params, named = call_python(source)
+  found = tokenizer or named
+  if not found:
+    raise UserError(
+      f"{source}: names no tokenizer: return (lm, params, tokenizer) or set config.model.tokenizer: a folder, a "
+      f"tokenizer.json, a SentencePiece .model or '{BYTES}'"
+    )
+  place, _, name = source.rpartition(":")
+  lasting = f"{Path(place).absolute()}:{name}" if place.endswith(".py") else source
+  about = {"family": "python", "source": lasting, "tokenizer": _lasting(found)}
+  params = sharding.place(params, sharding.shardings(lm.table))
+  return Origin(lm, params, tokenizers.fit(open_tokenizer(found), lm.vocab_size), about)
+
+
+def call_python(source: str) -> tuple[LM, Params, str]:
+  """(lm, params, tokenizer reference or "") that the function of a source returns; it is called without a mesh.
+
+  Raises UserError where there is no such file, module or function, or where it returns something else.
+  """
+  from flax import nnx
+
+  place, _, name = source.rpartition(":")
+  function = getattr(_module(place), name, None)
+  if not callable(function):
+    raise UserError(f"{source}: {place} has no function '{name}'")
+  with jax.set_mesh(Mesh(np.empty((), object), ())), nnx.use_eager_sharding(False):
+    found = function()
+  if not (isinstance(found, tuple) and len(found) in (2, 3) and isinstance(found[0], LM)):
+    raise UserError(
+      f"{source}: returned {type(found).__name__}; a model is (lm, params) or (lm, params, tokenizer), as from_nnx and "
+      "from_linen give it"
+    )
+  return found[0], found[1], str(found[2]) if len(found) == 3 else ""
+
+
+def _module(place: str) -> Any:
+  """The module of a file or of a name; its folder, or the working directory, joins the places that Python looks in."""
+  path = Path(place).absolute()
+  if place.endswith(".py") and not path.is_file():
+    raise UserError(f"{place}: no such file")
+  name, folder = (path.stem, path.parent) if place.endswith(".py") else (place, Path.cwd())
+  if str(folder) not in sys.path:
+    sys.path.append(str(folder))
+  if not place.endswith(".py"):
+    try:
+      return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+      if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+        raise
+      raise UserError(f"{place}: Python finds no module '{error.name}'; give the path of a .py file, or install it") from error
+  name = f"instructjax_model_{name}"
+  spec = importlib.util.spec_from_file_location(name, path)
+  if spec is None or spec.loader is None:
+    raise UserError(f"{place}: cannot be read as Python")
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module  # dataclasses look their module up
+  spec.loader.exec_module(module)
+  return module
 
 
 # --- tokenizers ---
@@ -205,4 +290,4 @@ def _with_tokenizer(origin: Origin, reference: str) -> Origin:
   if not reference:
     return origin
   tokenizer = tokenizers.fit(open_tokenizer(reference), origin.lm.vocab_size)
-  return origin._replace(tokenizer=tokenizer, about=origin.about | {"tokenizer": reference})
+  return origin._replace(tokenizer=tokenizer, about=origin.about | {"tokenizer": _lasting(reference)})

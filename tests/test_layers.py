@@ -80,6 +80,7 @@ def test_the_core_imports_arrays_only(module):
       "importlib",
       "errno",
       "struct",
+      "warnings",
     }
   assert {name.split(".")[0] for name in imports(SOURCES[module])} <= allowed | standard
 

@@ -15,10 +15,15 @@ def split(params: Params, top: int | None, *, dtype: str | None = None) -> tuple
   `trunk | trained` is a model again.  The trunk is cast to `dtype` (bfloat16 halves its memory and its time).  A tied
   embedding is both input and output, and is not trained.  top=None trains everything: ({}, params).
 
-  Raises UserError when the model has fewer than `top` blocks.
+  Raises UserError when the model has fewer than `top` blocks, or none that are stacked (a Flax model).
   """
   if top is None:
     return {}, params
+  if "blocks" not in params:
+    raise UserError(
+      f"cannot train the top {top} blocks: this model's parameters ({', '.join(params)}) hold no stacked `blocks`, as those of "
+      "the gpt and llama families do; leave `top` empty, or put jax.lax.stop_gradient into your own module"
+    )
   depth = jax.tree.leaves(params["blocks"])[0].shape[0]
   if not 0 < top <= depth:
     raise UserError(

@@ -3,12 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 from test_transformer import jitted
 
+from instructjax import sft, steps
 from instructjax.errors import UserError
 from instructjax.models import freeze
+from instructjax.plan import counting
 
 FAMILIES = {family: jitted(tiny.lm(family, depth=3)) for family in ("gpt", "llama")}
 TOKENS = jax.random.randint(jax.random.key(1), (2, 6), 0, tiny.VOCAB)
@@ -91,3 +94,32 @@ def test_only_float32_matrices_are_cast():
   half = {jax.tree_util.keystr(path) for path, x in jax.tree.leaves_with_path(cast) if x.dtype == jnp.bfloat16}
   assert half == {f"['blocks']['{name}']['w']" for name in ("q", "k", "v", "o", "up", "down")}
   tiny.assert_trees_equal(freeze.cast(params, "float32"), params)
+
+
+def test_a_step_pays_nothing_backward_below_the_trained_blocks():
+  """FLOPs of a whole SFT step, off its jaxpr: forward b a block and u for logits, backward 2 b a trained block.
+
+  The blocks below cost one forward pass.  (The gradient of the tied embedding, which is not trained, still stands in the
+  jaxpr, unused: the compiler drops it.)  The step with one trained block also keeps less for its backward pass.
+  """
+  tx = optax.sgd(0.1)
+
+  def step_of(depth, top):
+    lm = tiny.lm("gpt", depth=depth)
+    trunk, trained = freeze.split(lm.init(jax.random.key(0)), top)
+    state = steps.init_state(jax.random.key(0), trained, tx)
+    step = jax.jit(lambda state, batch: sft.sft_step(state, trunk, batch, lm=lm, tx=tx, cfg=sft.SFTConfig(dropout=False)))
+    batch = tiny.demonstrations(lm, 4)
+    jaxpr = jax.make_jaxpr(step)(state, batch)
+    forward = jax.make_jaxpr(lambda p, b: sft.evaluate(p, b, lm=lm))(trunk | trained, batch)
+    flops = lambda found: counting.count(found, (), 1).flops
+    return flops(jaxpr), flops(forward), counting.peak(jaxpr)
+
+  whole, forward, memory = step_of(3, None)
+  _, shallower, _ = step_of(2, None)
+  block, unembed = forward - shallower, forward - 3 * (forward - shallower)
+  assert whole == 9 * block + 3 * unembed
+  frozen, again, less = step_of(3, 1)
+  assert again == forward
+  assert frozen == 5 * block + 3 * unembed
+  assert less < 0.6 * memory
