@@ -6,6 +6,7 @@ makes several examples out of one pair by drawing other shots: `samples` and `sh
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import random
@@ -34,7 +35,8 @@ def expand(record: FewShot, *, shots: int | None = None, samples: int = 1, seed:
   if count < 0 or samples < 1:
     raise UserError(f"shots {shots}, samples {samples}: give 0 or more shots and at least 1 sample")
   rng = random.Random(f"{seed}/{record.instruction}")
-  about = {name: getattr(record, name) for name in ("id", "user", "source", "use_case", "organisation", "consent", "annotations")}
+  about = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+  about = {name: value for name, value in about.items() if name not in ("instruction", "pairs")}
   return [
     Demonstration(prompt(record.instruction, chosen, target["input"]), target["output"], **about)
     for i, target in enumerate(record.pairs)

@@ -19,7 +19,7 @@ import hashlib
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from instructjax.data import dedup, few_shot, pii, records
 from instructjax.data.records import Comparison, Demonstration, FewShot, Labelled
@@ -276,7 +276,7 @@ def report(cleaned: Cleaned, settings: Hygiene) -> dict[str, Any]:
     "rules": [rule._asdict() for rule in cleaned.rules],
     "pii": {kind: {"spans": spans, "records": holding} for kind, (spans, holding) in cleaned.pii.items()},
     "splits": {
-      name: {"records": len(rows), "users": users(rows), "sha256": records.fingerprint(cast(list, rows))}
+      name: {"records": len(rows), "users": users(rows), "sha256": records.fingerprint(rows)}
       for name, rows in cleaned.splits.items()
     },
   }

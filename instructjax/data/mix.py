@@ -3,8 +3,8 @@
 The paper's own comparison (section 4.1): about 57 % of its prompts are open-ended generation and brainstorming, which public
 NLP collections hardly hold, and about 18 % are classification and question answering, which they mostly are.
 
-A user's prompts hang together, so users are drawn again (the percentile bootstrap of `intervals`), each record that names nobody
-by itself.  The distance of two samples of one and the same mix is above 0 by chance: `chance` is the 95th percentile of
+A user's prompts hang together, so users are drawn again (the percentile bootstrap of `intervals`), each record that names
+nobody by itself.  The distance of two samples of one and the same mix is above 0 by chance: `chance` is the 95th percentile of
 that, over draws of both samples from all users together.  A distance below it says nothing.
 """
 

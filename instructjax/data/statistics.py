@@ -100,6 +100,7 @@ def _annotations(parts: Sequence[Part]) -> Table:
       given = [row.annotations[name] for row in part.rows if row.annotations and name in row.annotations]
       cells.append(_percent(sum(given), len(given)))
     rows.append((name, *cells))
+  rows = [row for row in rows if set(row[1:]) != {None}] or [(NONE, *[None] * len(parts))]
   columns = ("annotation", *[f"{part.data} {part.split}" for part in parts])
   return Table("Table 7: annotations, % of the records that have the field", columns, rows)
 
@@ -119,7 +120,7 @@ def _customers(parts: Sequence[Part], group: str) -> Table:
     mean = round(float(np.mean(sizes)), 2) if sizes else None
     rows.append((part.data, part.split, len(sizes), mean, max(sizes, default=None), nobody))
   columns = ("data", "split", f"{group}s", "prompts each", "most", f"records without {group}")
-  return Table(f"Table 8: different prompts per {group}", columns, rows)
+  return Table(f"Table 8: different prompts per {group}", columns, rows, digits=2)
 
 
 def _lengths(parts: Sequence[Part], length: Length, unit: str) -> list[Table]:

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 
 class Table(NamedTuple):
-  """A title, the names of the columns and the rows; None is a value that there is not."""
+  """A title, the names of the columns, the rows and the decimals to print; None is a value that there is not."""
 
   title: str
   columns: tuple[str, ...]
   rows: list[tuple[Any, ...]]
+  digits: int = 1
 
 
 def as_json(tables: Iterable[Table]) -> list[dict[str, Any]]:
@@ -29,20 +30,20 @@ def show(tables: Sequence[Table]) -> None:
 
   console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
   for table in tables:
-    printed = Printed(
-      title=escape(table.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    console.print(escape(table.title), style="bold", soft_wrap=True)
+    printed = Printed(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, name in enumerate(table.columns):
       texts = all(isinstance(row[i], str) for row in table.rows)
       printed.add_column(escape(name), justify="left" if texts else "right", overflow="fold")
     for row in table.rows:
-      printed.add_row(*[escape(_written(value)) for value in row])
+      printed.add_row(*[escape(_written(value, table.digits)) for value in row])
     console.print(printed)
+    console.print()
 
 
-def _written(value: Any) -> str:
+def _written(value: Any, digits: int) -> str:
   if value is None:
     return "-"
   if isinstance(value, float):
-    return f"{value:,.1f}"
+    return f"{value:,.{digits}f}"
   return f"{value:,}" if isinstance(value, int) else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
