@@ -59,8 +59,8 @@ def compare(a: Sequence[Labelled], b: Sequence[Labelled], *, samples: int = SAMP
 
 
 def table(mix: Mix, names: tuple[str, str]) -> Table:
-  """The mix in percent, the groups last."""
-  row = lambda name, one: (name, *(round(100 * v, 1) for v in (one[0], one[1], one[2].value, one[2].low, one[2].high)))
+  """The mix in percent, the groups last; + 0.0 makes 0 of -0."""
+  row = lambda name, one: (name, *(round(100 * v, 1) + 0.0 for v in (one[0], one[1], one[2].value, one[2].low, one[2].high)))
   rows = [row(name, one) for name, one in mix.shares.items() if name not in GROUPS]
   rows += [row(name, mix.shares[name]) for name in GROUPS]
   columns = ("use case", "A %", "B %", "A - B", "95 % from", "to")

@@ -80,11 +80,14 @@ def test_check_of_a_spelling(data, tmp_path):
   assert data("check", file, "--spelling=hh")[0] == 2
 
 
+LINES = [
+  '{"prompt": "a"}', r'{"prompt": "a", "user": "\ud800"}', '{"completion": 1}', '{"ranks": 1e99}', "[[", "\ufeff{}", "\0",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.binary(max_size=200) | st.lists(
-  st.sampled_from(['{"prompt": "a"}', '{"prompt": "a", "user": "\\ud800"}', '{"completion": 1}', '{"ranks": 1e99}', "[[", "\ufeff{}", "\0"])
-).map(lambda lines: "\n".join(lines).encode()))  # fmt: skip
+@given(content=st.binary(max_size=200) | st.lists(st.sampled_from(LINES)).map(lambda lines: "\n".join(lines).encode()))
 def test_no_file_makes_a_traceback(tmp_path, name, content):
   path = tmp_path / name
   path.write_bytes(content if name.endswith("l") or len(content) % 2 else gzip.compress(content))
@@ -139,7 +142,7 @@ def test_what_clean_refuses(data, tmp_path):
     (["--in", tmp_path / "train.jsonl", f"--out={tmp_path}"], "would write over the input"),
     (["--in", tmp_path / "train.jsonl", f"--out={tmp_path / 'file'}"], "cannot be written"),
     (["--in", tmp_path / "t.jsonl", f"--out={tmp_path}/o"], "holds documents without prompts"),
-    (["--in", tmp_path / "train.jsonl", tmp_path / "d.jsonl", f"--out={tmp_path}/o"], "demonstration and prompt files together"),
+    (["--in", tmp_path / "train.jsonl", tmp_path / "d.jsonl", f"--out={tmp_path}/o"], "demonstration and prompt files"),
     (["--in", tmp_path / "train.jsonl", f"--out={tmp_path}/o", "--cap=-1"], "cap -1: give a positive number"),
     (["--in", tmp_path / "train.jsonl", f"--out={tmp_path}/o", "--tokenizer=none.json"], "none.json"),
   ]:

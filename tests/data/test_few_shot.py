@@ -54,7 +54,7 @@ def test_errors_are_named(tmp_path):
   path.write_text(
     '{"instruction": "a", "pairs": [{"input": "x", "output": "y"}]}\n'
     '{"instruction": "a", "pairs": [{"input": "x", "output": "y"}, {"input": "x", "output": "z"}]}\n'
-    '{"instruction": "a", "pairs": [{"input": "x", "output": "y"}, {"input": " ", "answer": "z"}, {"input": "", "output": "z"}]}\n'
+    '{"instruction": "a", "pairs": [{"input": "x", "output": "y"}, {"input": "q", "a": "z"}, {"input": "", "output": "z"}]}\n'
   )
   _, problems = records.examine(path, "few_shot")
   assert [problem.removeprefix(f"{path}:") for problem in problems] == [

@@ -77,7 +77,11 @@ BAD = [
   ("prompt", {"prompt": "p", "consent": "yes"}, "consent: 'yes'; give true or false"),
   ("prompt", {"prompt": "p", "organisation": 1}, "organisation: text is expected, this is a number"),
   ("prompt", {"prompt": "p", "annotations": []}, "annotations: an object of true and false is expected, this is a list"),
-  ("prompt", {"prompt": "p", "annotations": {"ambigous": True}}, "annotations.ambigous: unknown field; did you mean 'ambiguous'"),
+  (
+    "prompt",
+    {"prompt": "p", "annotations": {"ambigous": True}},
+    "annotations.ambigous: unknown field; did you mean 'ambiguous'",
+  ),
   ("prompt", {"prompt": "p", "annotations": {"ambiguous": 1}}, "annotations.ambiguous: 1; give true or false"),
   ("text", {"text": "t", "consent": True}, "consent: unknown field"),
   ("text", {"text": ["t"]}, "text: text is expected, this is a list"),

@@ -8,8 +8,9 @@ from instructjax.data.records import Comparison, Demonstration, Prompt
 from instructjax.data.statistics import NONE, Part
 
 CUSTOMER = {"source": "customer", "user": "u"}
+ASKED = [Prompt("a" * n, use_case="open_qa", source="customer", user=user) for n, user in ((1, "u"), (2, "u"), (4, "v"))]
 PARTS = [
-  Part("PPO", "train", [Prompt("a" * n, use_case="open_qa", source="customer", user=user) for n, user in ((1, "u"), (2, "u"), (4, "v"))]),
+  Part("PPO", "train", ASKED),
   Part("SFT", "valid", [Demonstration("abc", "de", use_case="Riddles", source="labeler")]),
   Part("SFT", "train", [Demonstration("ab", "c", **CUSTOMER), Demonstration("abcd", "abc", **CUSTOMER)]),
   Part("SFT", "train", [Demonstration("abcdef", "ab", source="labeler", annotations={"ambiguous": True})]),
