@@ -103,7 +103,7 @@ def phones(text: str) -> Iterator[tuple[int, int]]:
 
 
 def cards(text: str) -> Iterator[tuple[int, int]]:
-  """13 to 19 digits, in groups or not, with the beginning and length of an issuer, that pass Luhn's check."""
+  """13 to 19 digits, in groups of 3 or more or in one, with the beginning and length of an issuer, that pass Luhn's check."""
   for run in DIGITS.finditer(text):
     groups = [group.span() for group in re.finditer(r"\d+", run[0])]
     if text[run.end() : run.end() + 1].isalnum():
@@ -120,16 +120,17 @@ def _ends(text: str, groups: list[tuple[int, int]], first: int) -> Iterator[int]
   """Groups at which a number of 13 to 19 digits that begins with group `first` may end."""
   digits = 0
   for i in range(first, len(groups)):
-    digits += groups[i][1] - groups[i][0]
-    if digits > 19:
+    size = groups[i][1] - groups[i][0]
+    digits += size
+    if size < 3 or digits > 19:
       return
     if digits >= 13:
       yield i
 
 
 def _card(text: str, start: int, end: int) -> bool:
-  digits = re.sub(r"[ -]", "", text[start:end])
-  return luhn(digits) and any(begin.match(digits) and len(digits) in lengths for begin, lengths in CARDS)
+  digits = text[start:end].replace(" ", "").replace("-", "")
+  return any(len(digits) in lengths and begin.match(digits) for begin, lengths in CARDS) and luhn(digits)
 
 
 def ibans(text: str) -> Iterator[tuple[int, int]]:

@@ -56,5 +56,5 @@ def test_prompts_of_one_user_hang_together():
 def test_the_same_mix_is_within_chance():
   rng = np.random.default_rng(0)
   draw = lambda: rows(dict(zip(USE_CASES, rng.multinomial(200, np.asarray(list(USE_CASES.values())) / 99.9), strict=True)))
-  beyond = sum(found.distance > found.chance for found in (mix.compare(draw(), draw(), samples=300) for _ in range(100)))
-  assert beyond <= 12  # 5 expected
+  beyond = sum(found.distance > found.chance for found in (mix.compare(draw(), draw(), samples=200) for _ in range(50)))
+  assert beyond <= 7  # 2.5 expected

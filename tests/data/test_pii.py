@@ -114,7 +114,8 @@ def test_spans_are_in_order_and_masking_leaves_the_rest(text):
   assert len(masked) == len(rest) + sum(len(span.kind) + 2 for span in spans)
 
 
-PIECES = ["1 ", "1", "a.", "a@", "+1 ", "1-", "A1 ", "Aa ", "1.", "a:", "eyJ-", "password: ", "-----BEGIN PRIVATE KEY-----"]
+PIECES = ["1 ", "4 ", "1", "a.", "a@", "+1 ", "1-", "A1 ", "Aa ", "1.", "a:", "eyJ-", "password: "]
+PIECES += ["4111 ", "1111-", "-----BEGIN PRIVATE KEY-----"]
 
 
 @pytest.mark.parametrize("piece", PIECES)
