@@ -31,6 +31,8 @@ MODEL = {"ppo": "rl_init"}  # the field that --model sets, where it is not model
 
 def parser() -> argparse.ArgumentParser:
   """All commands and their options."""
+  from instructjax.data.commands import arguments as data_arguments
+
   top = argparse.ArgumentParser(
     prog="instructjax", description="InstructGPT in JAX: SFT, reward models, PPO-ptx.", allow_abbrev=False,
     epilog="Try: instructjax quickstart",
@@ -53,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
   report.add_argument("--workdir", required=True)
   _bench(add("bench", "how fast a stage runs, on random weights"))
   _plan(add("plan", "does a stage fit a TPU or GPU pod, and how fast could it be: compiled ahead of time, never run"))
-  _data(add("data", "check data files, or write the quickstart's"))
+  data_arguments(add("data", "check, clean, count and compare data files, or write the quickstart's"))
   tokenizer = add("tokenizer", "train a SentencePiece tokenizer").add_subparsers(dest="action", required=True)
   train = tokenizer.add_parser("train", allow_abbrev=False)
   train.add_argument("--input", required=True, help="a UTF-8 text file")
@@ -101,17 +103,6 @@ def _plan(command: argparse.ArgumentParser) -> None:
   command.add_argument("--top", type=int, default=3, help="meshes that a search compiles; default 3")
   command.add_argument("--arithmetic", action="store_true", help="ask no compiler")
   command.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _data(command: argparse.ArgumentParser) -> None:
-  actions = command.add_subparsers(dest="action", required=True)
-  check = actions.add_parser("check", help="validate a JSONL file", allow_abbrev=False)
-  check.add_argument("file")
-  check.add_argument("--kind", required=True, choices=["demonstration", "comparison", "prompt", "text"])
-  check.add_argument("--spelling", default="native", choices=["native", "preference", "alpaca", "messages", "hh"])
-  tone = actions.add_parser("tone", help="write the quickstart's data as JSONL files", allow_abbrev=False)
-  tone.add_argument("--out", required=True)
-  tone.add_argument("--seed", type=int, default=0)
 
 
 def assignments(rest: Sequence[str]) -> list[tuple[str, str]]:
@@ -192,14 +183,14 @@ def plan(args: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def data(args: argparse.Namespace, rest: Sequence[str]) -> None:
   assignments(rest)
-  from instructjax.data import formats, sources, tone
+  from instructjax.data import commands
 
-  if args.action == "check":
-    found = sources.load(args.file, args.kind, formats.SPELLINGS[args.spelling])
-    print(f"{args.file}: {len(found)} {args.kind}s, no problem")
-    return
-  for path in tone.write(args.out, tone.tasks(args.seed)):
-    print(path)
+  def open_tokenizer(reference: str):
+    from instructjax import origin  # imports JAX
+
+    return origin.open_tokenizer(reference)
+
+  commands.run(args, open_tokenizer)
 
 
 def tokenizer(args: argparse.Namespace, rest: Sequence[str]) -> None:

@@ -49,7 +49,9 @@ def hh(row: dict[str, Any], kind: str) -> dict[str, Any]:
 
 def alpaca(row: dict[str, Any], kind: str) -> dict[str, Any]:
   """instruction, input, output: the input follows the instruction after an empty line."""
-  instruction, given = _field(row, "instruction"), row.get("input") or ""
+  instruction, given = _field(row, "instruction"), row.get("input")
+  if not isinstance(instruction, str) or not isinstance(given, str | None):
+    raise RecordError("instruction, input: texts are expected")
   prompt = f"{instruction}\n\n{given}" if given else instruction
   return _demonstration(kind, prompt, _field(row, "output"))
 

@@ -1,23 +1,29 @@
-"""The four kinds of records, one JSON object a line, and their validation.
+"""The five kinds of records, one JSON object a line, and their validation.
 
-  demonstration  prompt, completion           [id, user, source, use_case]
-  comparison     prompt, completions, ranks   [labeler, id, user, source, use_case, ratings]
-  prompt         prompt                       [id, user, source, use_case]
+  demonstration  prompt, completion           [FROM, annotations]
+  comparison     prompt, completions, ranks   [labeler, FROM, annotations, ratings]
+  prompt         prompt                       [FROM, annotations]
+  few_shot       instruction, pairs           [FROM, annotations]
   text           text                         [id, source]
 
+FROM is id, user, organisation, source, use_case and consent (true or false: may this be used for training?);
+`annotations` is Table 7's metadata of a prompt, `ratings` Table 3's of each completion.
 A comparison has K of 2 to 9 completions and as many ranks: 1 is best, equal ranks are ties.
+A few_shot record is a labeler's instruction with at least two {input, output} pairs (see `few_shot`).
 `read` checks every line before it returns anything and lists all problems in one error: nothing is skipped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +40,9 @@ class Demonstration:
   user: str | None = None
   source: str | None = None
   use_case: str | None = None
+  organisation: str | None = None
+  consent: bool | None = None
+  annotations: Mapping[str, bool] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +57,9 @@ class Comparison:
   user: str | None = None
   source: str | None = None
   use_case: str | None = None
+  organisation: str | None = None
+  consent: bool | None = None
+  annotations: Mapping[str, bool] | None = None
   ratings: tuple[Mapping[str, Any], ...] | None = None
 
 
@@ -60,6 +72,24 @@ class Prompt:
   user: str | None = None
   source: str | None = None
   use_case: str | None = None
+  organisation: str | None = None
+  consent: bool | None = None
+  annotations: Mapping[str, bool] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShot:
+  """A labeler's instruction and {input, output} pairs that follow it; `few_shot` makes demonstrations of it."""
+
+  instruction: str
+  pairs: tuple[Mapping[str, str], ...]
+  id: str | None = None
+  user: str | None = None
+  source: str | None = None
+  use_case: str | None = None
+  organisation: str | None = None
+  consent: bool | None = None
+  annotations: Mapping[str, bool] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +101,13 @@ class Text:
   source: str | None = None
 
 
-Record = Demonstration | Comparison | Prompt | Text
+Labelled = Demonstration | Comparison | Prompt | FewShot
+Record = Labelled | Text
 KINDS: dict[str, type] = {
   "demonstration": Demonstration,
   "comparison": Comparison,
   "prompt": Prompt,
+  "few_shot": FewShot,
   "text": Text,
 }
 K = (2, 9)  # completions of a comparison
@@ -83,11 +115,17 @@ RATINGS = (  # Table 3; `overall` is 1 to 7, the others are true or false
   "overall", "fails_instruction", "inappropriate", "hallucination", "satisfies_constraint",
   "sexual", "violent", "encourages_harm", "denigrates", "harmful_advice", "opinion", "moral_judgment",
 )  # fmt: skip
+ANNOTATIONS = (  # Table 7, true or false
+  "ambiguous", "sensitive_content", "identity_dependent", "closed_domain", "continuation_style", "requests_opinion",
+  "requests_advice", "requests_moral_judgment", "explicit_safety_constraints", "other_explicit_constraints",
+  "intent_unclear",
+)  # fmt: skip
+NOT_TEXT = ("completions", "ranks", "ratings", "pairs", "annotations", "consent")  # fields with checks of their own
 Spelling = Callable[[dict[str, Any], str], dict[str, Any]]
 
 
 class RecordError(ValueError):
-  """What is wrong with one record; `read` adds the place.  The message begins with the field."""
+  """What is wrong with one record, a message for each problem; `read` adds the place.  A message begins with the field."""
 
 
 def native(row: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -105,8 +143,33 @@ def read(path: str | Path, kind: str, spelling: Spelling = native) -> list:
   return parse(_lines(path), kind, spelling, name=str(path))
 
 
+def examine(path: str | Path, kind: str, spelling: Spelling = native) -> tuple[list, list[str]]:
+  """(records, problems) of a JSONL file: every problem, and never an error."""
+  try:
+    return scan(_lines(Path(path)), kind, spelling, name=str(path))
+  except UserError as error:
+    return [], [str(error)]
+
+
+def objects(path: str | Path) -> Iterator[dict[str, Any]]:
+  """The lines of a JSONL file that are JSON objects.  Raises UserError where it cannot be read."""
+  for line in _lines(Path(path)):
+    with contextlib.suppress(RecordError):
+      yield _object(line)
+
+
 def parse(rows: Iterable[Any], kind: str, spelling: Spelling = native, *, name: str = "data") -> list:
   """Records out of rows: dicts, or the text of a JSON object each.  Raises UserError as `read` does."""
+  records, problems = scan(rows, kind, spelling, name=name)
+  report(problems)
+  return records
+
+
+def scan(rows: Iterable[Any], kind: str, spelling: Spelling = native, *, name: str = "data") -> tuple[list, list[str]]:
+  """(records, problems): every row gives a record or at least one problem, `name:line: what`.
+
+  Raises UserError for an unknown kind.
+  """
   if kind not in KINDS:
     raise UserError(f"unknown kind of record {kind!r}; there are {', '.join(KINDS)}")
   records, problems, line = [], [], 0
@@ -114,11 +177,10 @@ def parse(rows: Iterable[Any], kind: str, spelling: Spelling = native, *, name: 
     try:
       records.append(_record(spelling(_object(row), kind), kind))
     except RecordError as problem:
-      problems.extend(f"{name}:{line}: {what}" for what in str(problem).split("\n"))
+      problems.extend(f"{name}:{line}: {_printable(what)}" for what in problem.args)
   if not line:
     problems.append(f"{name}: no records; give one JSON object a line with the fields {_required(kind)}")
-  report(problems)
-  return records
+  return records, problems
 
 
 def report(problems: Sequence[str], shown: int = 20) -> None:
@@ -161,7 +223,7 @@ def _lines(path: Path) -> list[bytes]:
     content = gzip.decompress(content) if path.suffix == ".gz" else content
   except FileNotFoundError:
     raise UserError(f"{path}: no such file; give a JSONL file, one record a line") from None
-  except (OSError, EOFError, zlib.error) as error:
+  except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: a NUL in the name
     raise UserError(f"{path}: cannot be read ({error}); give a JSONL file, gzipped if it ends in .gz") from None
   lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
   return lines[:-1] if lines[-1] == b"" else lines
@@ -171,14 +233,27 @@ def _object(row: Any) -> dict[str, Any]:
   """A dict out of a row."""
   if isinstance(row, bytes):
     try:
-      row = json.loads(row.decode("utf-8"))
+      row = json.loads(row.decode("utf-8"), object_pairs_hook=_once)
     except UnicodeDecodeError as error:
       raise RecordError(f"not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    except RecordError:
+      raise
+    except RecursionError:
+      raise RecordError("nested too deeply; a record is an object of texts and short lists") from None
     except ValueError as error:
       raise RecordError(f"not JSON ({error}); write one object a line, no empty lines") from None
   if not isinstance(row, dict):
     raise RecordError(f"a JSON object is expected, this is {_name(row)}")
   return row
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """A JSON object; a key that stands twice would lose a value."""
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+    raise RecordError(f"{twice}: stands twice in one object; keep one")
+  return found
 
 
 def _record(row: dict[str, Any], kind: str) -> Record:
@@ -191,12 +266,18 @@ def _record(row: dict[str, Any], kind: str) -> Record:
     if needed and row.get(key) is None
   ]
   for key in known:
-    if row.get(key) is not None and key not in ("completions", "ranks", "ratings"):
+    if row.get(key) is not None and key not in NOT_TEXT:
       problems += _text(key, row[key])
+  if row.get("consent") is not None and "consent" in known:
+    problems += _flag("consent", row["consent"])
+  if row.get("annotations") is not None and "annotations" in known:
+    problems += _flags("annotations", row["annotations"])
   if kind == "comparison" and not problems:
     problems += _ranking(row)
+  if kind == "few_shot" and not problems:
+    problems += _pairs(row["pairs"])
   if problems:
-    raise RecordError("\n".join(problems))
+    raise RecordError(*problems)
   return KINDS[kind](**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
 
 
@@ -212,7 +293,7 @@ def _ranking(row: dict[str, Any]) -> list[str]:
   if len(ranks) != k:
     problems.append(f"ranks: {len(ranks)} of them for {k} completions; give one each")
   elif any(type(rank) is not int or not 1 <= rank <= k for rank in ranks) or (ranks and min(ranks) != 1):
-    problems.append(f"ranks: {list(ranks)}; give integers from 1 (best) to {k}, equal ones for ties")
+    problems.append(f"ranks: {_shown(ranks)}; give integers from 1 (best) to {k}, equal ones for ties")
   if ratings is not None:
     if not isinstance(ratings, list | tuple) or len(ratings) != k or not all(isinstance(r, dict) for r in ratings):
       problems.append(f"ratings: a list of {k} objects is expected, one a completion")
@@ -227,9 +308,37 @@ def _rating(place: str, rating: dict[str, Any]) -> list[str]:
     if key not in RATINGS:
       problems.append(f"{place}.{key}: unknown field{_suggest(key, RATINGS)}")
     elif key == "overall" and (type(value) is not int or not 1 <= value <= 7):
-      problems.append(f"{place}.overall: {value!r}; give an integer from 1 to 7")
-    elif key != "overall" and not isinstance(value, bool):
-      problems.append(f"{place}.{key}: {value!r}; give true or false")
+      problems.append(f"{place}.overall: {_shown(value)}; give an integer from 1 to 7")
+    elif key != "overall":
+      problems += _flag(f"{place}.{key}", value)
+  return problems
+
+
+def _flags(place: str, found: Any) -> list[str]:
+  """What is wrong with the annotations of a prompt."""
+  if not isinstance(found, dict):
+    return [f"{place}: an object of true and false is expected, this is {_name(found)}"]
+  problems = [f"{place}.{key}: unknown field{_suggest(key, ANNOTATIONS)}" for key in found if key not in ANNOTATIONS]
+  return problems + [what for key in ANNOTATIONS if key in found for what in _flag(f"{place}.{key}", found[key])]
+
+
+def _flag(place: str, value: Any) -> list[str]:
+  return [] if isinstance(value, bool) else [f"{place}: {_shown(value)}; give true or false"]
+
+
+def _pairs(pairs: Any) -> list[str]:
+  """What is wrong with the pairs of a few_shot record."""
+  if not isinstance(pairs, list | tuple) or len(pairs) < 2:
+    return ["pairs: a list of at least 2 objects with input and output is expected"]
+  problems, seen = [], {}
+  for i, pair in enumerate(pairs):
+    if not isinstance(pair, dict) or set(pair) != {"input", "output"}:
+      problems.append(f"pairs[{i}]: an object with input and output is expected")
+      continue
+    wrong = [what for key in ("input", "output") for what in _text(f"pairs[{i}].{key}", pair[key])]
+    problems += wrong
+    if not wrong and seen.setdefault(pair["input"], i) != i:
+      problems.append(f"pairs[{i}].input: the same as pairs[{seen[pair['input']]}]'s; take one out")
   return problems
 
 
@@ -239,6 +348,22 @@ def _text(place: str, value: Any) -> list[str]:
   if any("\ud800" <= letter <= "\udfff" for letter in value):
     return [f"{place}: half a surrogate pair, which is no character; take it out of the text"]
   return [] if value.strip() else [f"{place}: empty; give a text or take the record out"]
+
+
+def _shown(value: Any) -> str:
+  """A value for a message, short whatever it holds."""
+  if isinstance(value, list | tuple):
+    parts = [_name(one) if isinstance(one, list | tuple) else _shown(one) for one in value[: K[1]]]
+    return f"[{', '.join([*parts, *(['...'] if len(value) > K[1] else [])])}]"
+  plain = isinstance(value, str | bool | int | float) and not (type(value) is int and abs(value) >= 10**20)
+  text = repr(value) if plain else _name(value)
+  return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _printable(message: str, longest: int = 400) -> str:
+  """A message on one line: what the data brought along in it, a key say, cannot break or forge a line."""
+  text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message[:longest])
+  return text + ("..." if len(message) > longest else "")
 
 
 def _required(kind: str) -> str:

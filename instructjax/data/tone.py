@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import gzip
-import hashlib
 import html
 import re
 from collections import Counter, defaultdict
@@ -29,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from instructjax.data import records
+from instructjax.data.hygiene import number
 from instructjax.data.records import Comparison, Demonstration, Prompt, Text
 from instructjax.errors import UserError
 
@@ -159,13 +159,13 @@ def mean(row: Rated, half: str = "all") -> float:
   """
   if half == "all":
     return sum(row.ratings) / len(row.ratings)
-  part = row.ratings[(_hash("half", row.domain, row.id) + (half == "b")) % 2 :: 2]
+  part = row.ratings[(number("half", row.domain, row.id) + (half == "b")) % 2 :: 2]
   return sum(part) / len(part)
 
 
 def split(row: Rated, seed: int) -> str:
   """The part of SPLITS that a text belongs to: a hash of its letters, so that equal texts stay together."""
-  at = _hash("split", str(seed), re.sub(r"\W+", "", row.text.lower())) / 2**64
+  at = number("split", str(seed), re.sub(r"\W+", "", row.text.lower())) / 2**64
   return list(SPLITS)[int(np.searchsorted(np.cumsum(list(SPLITS.values()))[:-1], at, side="right"))]
 
 
@@ -176,10 +176,6 @@ def parts(seed: int, words: tuple[int, int] = QUICKSTART.words) -> dict[tuple[st
     if usable(row, words):
       found[row.domain, split(row, seed)].append(row)
   return found
-
-
-def _hash(*parts: str) -> int:
-  return int.from_bytes(hashlib.blake2b("/".join(parts).encode(), digest_size=8).digest(), "big")
 
 
 # --- tasks ---
@@ -195,7 +191,7 @@ def tasks(seed: int = 0, sizes: Sizes = QUICKSTART) -> Tasks:
   part = lambda name: {domain: texts[domain, name] for domain in TRAIN}
   whole = [row for name in SPLITS for row in texts["amazon", name]]
   test = part("test") | {"amazon": whole}
-  rng = lambda name: np.random.default_rng(_hash(name, str(seed)))
+  rng = lambda name: np.random.default_rng(number(name, str(seed)))
   text_train, text_valid = articles(seed)
   return Tasks(
     demonstrations=demonstrations(rng("sft"), part("sft"), sizes),
@@ -333,7 +329,7 @@ def articles(seed: int = 0, valid: float = 0.15) -> tuple[list[Text], list[Text]
       whole[row.id.split("_")[0]].append(row.text)
   sides: tuple[list[Text], list[Text]] = ([], [])
   for key, sentences in whole.items():
-    held_out = _hash("article", str(seed), key) / 2**64 < valid
+    held_out = number("article", str(seed), key) / 2**64 < valid
     sides[held_out].append(Text(" ".join(sentences), id=f"nyt/{key}", source="nyt"))
   return sides
 

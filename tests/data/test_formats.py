@@ -67,6 +67,8 @@ def test_any_columns_by_a_mapping():
       "the transcripts differ before the last reply",
     ),
     ("alpaca", "comparison", {"instruction": "q", "output": "a"}, "this format holds no comparisons"),
+    ("alpaca", "demonstration", {"instruction": ["q"], "input": "x", "output": "a"}, "instruction, input: texts are expected"),
+    ("alpaca", "demonstration", {"instruction": "q", "input": 0, "output": "a"}, "instruction, input: texts are expected"),
     ("messages", "demonstration", {"messages": []}, "messages: a list of {role, content} objects"),
     ("messages", "demonstration", {"messages": [{"role": "tool", "content": "x"}, SAY("a")]}, "messages[0].role: 'tool'"),
     ("messages", "demonstration", {"messages": [{"role": "user"}, SAY("a")]}, "role and content must be texts"),

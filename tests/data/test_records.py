@@ -1,6 +1,5 @@
 import gzip
 import json
-from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +12,7 @@ from instructjax.errors import UserError
 FUZZ = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: text.strip())
 maybe = st.none() | words
+flags = st.none() | st.dictionaries(st.sampled_from(records.ANNOTATIONS), st.booleans())
 
 
 def ranked(k):
@@ -27,7 +27,19 @@ def ranked(k):
 KINDS = {
   "demonstration": st.fixed_dictionaries({"prompt": words, "completion": words}, optional={"id": maybe, "user": maybe}),
   "comparison": st.integers(2, 9).flatmap(ranked),
-  "prompt": st.fixed_dictionaries({"prompt": words}, optional={"use_case": maybe}),
+  "prompt": st.fixed_dictionaries(
+    {"prompt": words},
+    optional={"use_case": maybe, "organisation": maybe, "consent": st.none() | st.booleans(), "annotations": flags},
+  ),
+  "few_shot": st.fixed_dictionaries(
+    {
+      "instruction": words,
+      "pairs": st.lists(
+        st.fixed_dictionaries({"input": words, "output": words}), min_size=2, max_size=4, unique_by=lambda pair: pair["input"]
+      ).map(tuple),
+    },
+    optional={"user": maybe, "consent": st.none() | st.booleans()},
+  ),
   "text": st.fixed_dictionaries({"text": words}, optional={"source": maybe}),
 }
 
@@ -62,6 +74,16 @@ BAD = [
   ),
   ("demonstration", {"prompt": "p", "completion": "c", "id": 7}, "id: text is expected, this is a number"),
   ("demonstration", {"prompt": "p", "completion": "\ud800"}, "completion: half a surrogate pair"),
+  ("prompt", {"prompt": "p", "consent": "yes"}, "consent: 'yes'; give true or false"),
+  ("prompt", {"prompt": "p", "organisation": 1}, "organisation: text is expected, this is a number"),
+  ("prompt", {"prompt": "p", "annotations": []}, "annotations: an object of true and false is expected, this is a list"),
+  (
+    "prompt",
+    {"prompt": "p", "annotations": {"ambigous": True}},
+    "annotations.ambigous: unknown field; did you mean 'ambiguous'",
+  ),
+  ("prompt", {"prompt": "p", "annotations": {"ambiguous": 1}}, "annotations.ambiguous: 1; give true or false"),
+  ("text", {"text": "t", "consent": True}, "consent: unknown field"),
   ("text", {"text": ["t"]}, "text: text is expected, this is a list"),
   ("prompt", {"prompt": True}, "prompt: text is expected, this is true or false"),
   ("prompt", [1], "a JSON object is expected, this is a list"),
@@ -136,30 +158,109 @@ def test_a_byte_order_mark_and_a_missing_last_newline_are_fine(tmp_path):
   assert records.read(tmp_path / "x.jsonl", "prompt") == [Prompt("p"), Prompt("q")]
 
 
-def only_user_errors(call: Callable[[], object]) -> None:
-  try:
-    call()
-  except UserError as error:
-    assert str(error)
+# --- any input at all: every line is a record or has a problem, and nothing else ever happens ---
 
 
-@FUZZ
-@given(content=st.binary(max_size=300), kind=st.sampled_from(list(KINDS)), zipped=st.booleans())
-def test_any_bytes_give_records_or_a_user_error(tmp_path, content, kind, zipped):
-  path = tmp_path / ("x.gz" if zipped else "x.jsonl")
-  path.write_bytes(content)
-  only_user_errors(lambda: records.read(path, kind))
+def accounted(path, kind, content: bytes) -> None:
+  """What `examine` says of a file of this content: each line once, as a record or with its number and a problem."""
+  path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+  found, problems = records.examine(path, kind)
+  lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+  count = len(lines) - (lines[-1] == b"")
+  assert all(problem.startswith(f"{path}:") and problem.isprintable() for problem in problems)
+  if count:
+    bad = {int(problem.removeprefix(f"{path}:").split(":")[0]) for problem in problems}
+    assert all(1 <= line <= count for line in bad)
+    assert len(found) + len(bad) == count
+  else:
+    assert not found and len(problems) == 1
 
 
+kinds = st.sampled_from(list(KINDS))
 json_values = st.recursive(
-  st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-  lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+  st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.sampled_from(["\ud800", "\0", "\n"]),
+  lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters()), inner, max_size=4),
   max_leaves=8,
 )
-fields = st.sampled_from(["prompt", "completion", "completions", "ranks", "ratings", "text", "id", "x"])
+names = [field for kind in records.KINDS.values() for field in kind.__dataclass_fields__]
+row = st.dictionaries(st.sampled_from(names) | st.text(), json_values | st.just("ok") | st.just(True), max_size=6)
+line = st.one_of(
+  row.map(lambda row: json.dumps(row).encode()),
+  json_values.map(lambda value: json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")),
+  st.binary(max_size=30),
+)
 
 
 @FUZZ
-@given(row=st.dictionaries(fields, json_values | st.just("ok"), max_size=6), kind=st.sampled_from(list(KINDS)))
-def test_any_json_gives_records_or_a_user_error(row, kind):
-  only_user_errors(lambda: records.parse([row], kind))
+@given(lines=st.lists(line, max_size=5), kind=kinds, name=st.sampled_from(["x.jsonl", "x.jsonl.gz"]), mark=st.booleans())
+def test_any_lines_are_records_or_problems(tmp_path, lines, kind, name, mark):
+  accounted(tmp_path / name, kind, b"\xef\xbb\xbf" * mark + b"\n".join(lines))
+
+
+@FUZZ
+@given(content=st.binary(max_size=300), kind=kinds, at=st.integers(0, 60), zipped=st.booleans())
+def test_any_bytes_and_any_broken_gz_are_problems(tmp_path, content, kind, at, zipped):
+  whole = gzip.compress(b'{"prompt": "p"}\n' * 3, mtime=0)
+  path = tmp_path / "x.gz"
+  path.write_bytes(content if not zipped else whole[:at] + content[:3] + whole[at + 2 :])
+  found, problems = records.examine(path, kind)
+  assert found or problems
+  assert all(problem.startswith(f"{path}") for problem in problems)
+  accounted(tmp_path / "x.jsonl", kind, content)
+
+
+@pytest.mark.parametrize(
+  ("line", "what"),
+  [
+    (b"[" * 100_000, "nested too deeply"),
+    (b'{"prompt": ' + b'{"a": ' * 50_000, "nested too deeply"),
+    (b'{"prompt": "a", "prompt": "b"}', "prompt: stands twice in one object; keep one"),
+    (b'{"prompt": "a", "annotations": {"ambiguous": true, "ambiguous": false}}', "ambiguous: stands twice"),
+    (b'{"prompt": ' + b"9" * 10_000 + b"}", "not JSON"),
+    (b'{"prompt": 1e999}', "prompt: text is expected, this is a number"),
+    (b'{"prompt": "a\0b"}', "not JSON"),
+    (b'\xff\xfe{\0"\0', "not UTF-8 at byte 0"),
+    (b'{"prompt": "\\ud83d"}', "prompt: half a surrogate pair"),
+    (b'{"prompt": "a", "x\\ny:9: forged\\u001b[31m\\ud800": 1}', "x\\ny:9: forged\\x1b[31m\\ud800: unknown field"),
+    (b'{"prompt": "a", "' + b"k" * 100_000 + b'": 1}', "kkkk"),
+    (b'{"prompt": "a"}{"prompt": "b"}', "not JSON"),
+    (b"\xef\xbb\xbf" + b'{"prompt": "a"}', "not JSON"),  # a byte order mark inside, where two files were joined
+    (b"", "not JSON"),
+  ],
+  ids=lambda value: "" if isinstance(value, bytes) else value[:20],
+)
+def test_lines_that_break_readers(tmp_path, line, what):
+  path = tmp_path / "x.jsonl"
+  path.write_bytes(b'{"prompt": "first"}\n' + line + b'\n{"prompt": "last"}\n')
+  found, problems = records.examine(path, "prompt")
+  assert [record.prompt for record in found] == ["first", "last"]
+  (problem,) = problems
+  assert problem.startswith(f"{path}:2: {what}")
+  assert problem.isprintable() and len(problem) < len(str(path)) + 450
+
+
+def test_numbers_and_lists_of_any_size_give_a_short_message():
+  deep = [1]
+  for _ in range(500):
+    deep = [deep]
+  for ranks in ([10**5000, 1], [deep, 1], [float("nan"), 1], ["x" * 10_000, 1], [1] * 100_000):
+    with pytest.raises(UserError) as error:
+      records.parse([{"prompt": "p", "completions": ["a", "b"], "ranks": ranks}], "comparison")
+    assert len(str(error.value)) < 500
+  with pytest.raises(UserError, match=r"ratings\[0\].overall: a number; give an integer"):
+    records.parse([GOOD | {"ratings": [{"overall": 10**5000}, {}, {}]}], "comparison")
+
+
+def test_a_name_that_no_file_can_have():
+  _, problems = records.examine("a\0b", "prompt")
+  assert len(problems) == 1 and "cannot be read" in problems[0]
+  assert records.examine("/", "prompt")[1]
+
+
+@FUZZ
+@given(row=row, kind=kinds)
+def test_any_row_gives_records_or_a_user_error(row, kind):
+  try:
+    assert records.parse([row], kind)
+  except UserError as error:
+    assert str(error)
