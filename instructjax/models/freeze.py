@@ -48,6 +48,8 @@ def cast(params: Params, dtype: str) -> Params:
   return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-def base(params: Params, dtype: str) -> Params:
-  """A whole model below an adapter: its matrices and embeddings in `dtype`, biases and norms in float32."""
+def base(params: Params, dtype: str | None) -> Params:
+  """A whole model below an adapter: its matrices and embeddings in `dtype` (None: as they are), biases and norms in float32."""
+  if dtype is None:
+    return params
   return cast(params, dtype) | {"embed": jax.tree.map(lambda w: w.astype(dtype), params["embed"])}
