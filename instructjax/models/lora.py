@@ -45,7 +45,7 @@ class Adapter:
 
 def products(table: Params) -> list[str]:
   """The names of the products of a model's blocks."""
-  return [name for name, p in table["blocks"].items() if isinstance(p, dict) and "w" in p]
+  return [name for name, p in table.get("blocks", {}).items() if "w" in p]
 
 
 def sizes(table: Params, lora: Lora) -> dict[str, dict[str, Any]]:
@@ -59,7 +59,7 @@ def sizes(table: Params, lora: Lora) -> dict[str, dict[str, Any]]:
     raise UserError(f"the rank of an adapter is {lora.rank}: choose 1 or more, or 0 in config.lora.rank for none")
   if not targets or (unknown := [name for name in targets if name not in known]):
     found = ", ".join(unknown) if targets else "none"
-    raise UserError(f"lora.targets names {found}: this model has {', '.join(known)}")
+    raise UserError(f"lora.targets names {found}: this model has {', '.join(known) or 'no blocks to adapt'}")
   return {name: {"rank": lora.rank, "scale": lora.alpha / lora.rank} for name in known if name in targets}
 
 
