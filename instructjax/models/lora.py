@@ -45,7 +45,7 @@ class Adapter:
 
 def products(table: Params) -> list[str]:
   """The names of the products of a model's blocks."""
-  return [name for name, p in table.get("blocks", {}).items() if "w" in p]
+  return [name for name, p in table.get("blocks", {}).items() if isinstance(p, dict) and "w" in p]
 
 
 def sizes(table: Params, lora: Lora) -> dict[str, dict[str, Any]]:
