@@ -45,7 +45,12 @@ def get_config(arg: str = "tiny") -> ConfigDict:
   c.micro = 1  # micro-batches a step
   c.pairs = "remaining"  # divide by the pairs that do not tie, or by "all"
   c.top = None  # train only this many blocks from the top; None trains everything
-  c.trunk_dtype = "bfloat16"  # of the blocks that are not trained
+  c.trunk_dtype = "bfloat16"  # of the weights that are not trained, under `top` or LoRA
+  c.lora = {
+    "rank": 0,  # of an adapter that is trained in the place of the weights (LoRA); 0 is off
+    "alpha": 16.0,  # the adapter counts alpha / rank
+    "targets": "all",  # products that have one, such as "q,v"; all: q, k, v, o and those of the MLP
+  }
   c.optimizer = {
     "lr": 1e-3 if tiny else 9e-6, "schedule": "cosine", "final": 0.1, "warmup": 0, "b1": 0.9, "b2": 0.95, "eps": 1e-8,
     "eps_mode": "optax", "weight_decay": 0.0, "clip": 1.0 if tiny else None,

@@ -46,7 +46,12 @@ def get_config(arg: str = "tiny") -> ConfigDict:
   c.text_share = 0.1  # of the rows of a batch, at least one
   c.loss_on_prompt = False
   c.top = None  # train only this many blocks from the top; None trains everything
-  c.trunk_dtype = "bfloat16"  # of the blocks that are not trained
+  c.trunk_dtype = "bfloat16"  # of the weights that are not trained, under `top` or LoRA
+  c.lora = {
+    "rank": 0,  # of an adapter that is trained in the place of the weights (LoRA); 0 is off
+    "alpha": 16.0,  # the adapter counts alpha / rank
+    "targets": "all",  # products that have one, such as "q,v"; all: q, k, v, o and those of the MLP
+  }
   c.optimizer = {
     "lr": lr, "schedule": "cosine", "final": 0.1, "warmup": 0, "b1": 0.9, "b2": 0.95, "eps": 1e-8,
     "eps_mode": "optax", "weight_decay": 0.0, "clip": 1.0 if tiny else None,

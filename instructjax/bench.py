@@ -23,9 +23,9 @@ import jax.numpy as jnp
 
 from instructjax import memory, optim, ppo, reward, sft, steps
 from instructjax.errors import UserError
-from instructjax.models import freeze, gpt, llama
+from instructjax.models import freeze, gpt, llama, lora
 from instructjax.rollout import Sampling, sample
-from instructjax.types import LM, Comparisons, Demonstrations, Frozen, Prompts
+from instructjax.types import LM, Comparisons, Demonstrations, Frozen, Params, Prompts
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,11 @@ class Bench:
   minibatches: int = 8
   ptx: int = 0  # pretraining rows an episode
   dtype: str = "float32"
-  frozen_dtype: str = "float32"  # of the matrices of PPO's reference and reward model, and of SFT's blocks below `top`
+  frozen_dtype: str = "float32"  # of the matrices of PPO's reference and reward model, and of what `top` and `lora` freeze
   top: int = 0  # SFT trains only this many blocks from the top; 0 trains everything
   remat: str = "none"  # what the backward pass computes again
   unroll: int = 8  # layers a step of the scan
+  lora: int = 0  # rank of the adapter of sft and ppo; 0 trains all weights
   repeats: int = 5
 
 
@@ -87,6 +88,11 @@ def forward(lm: LM, rows: int, length: int, predicted: int) -> float:
   return rows * (length * (2 * block_weights(lm) + attention) + 2 * predicted * lm.vocab_size * lm.width)
 
 
+def passes(b: Bench) -> int:
+  """Forward passes that a gradient costs: with an adapter the gradients of the matrices are left out (its own are small)."""
+  return 2 if b.lora else 3
+
+
 def decode_cost(lm: LM, b: Bench, rows: int, weight_bytes: int) -> tuple[float, float]:
   """(FLOPs, bytes) of sampling: every step reads all weights and the cache."""
   weights = (block_weights(lm) + lm.vocab_size * lm.width) * weight_bytes
@@ -98,17 +104,29 @@ def prompts_of(lm: LM, rows: int, length: int) -> Prompts:
   return Prompts(tokens, jnp.ones_like(tokens, bool))
 
 
+def parts(lm: LM, b: Bench) -> tuple[Params, Params, Params]:
+  """(trunk, start, trained), as `origin.part` makes them.  Raises UserError for both `top` and `lora`."""
+  params = lm.init(jax.random.key(0))
+  if b.lora and b.top:
+    raise UserError(f"bench: --lora={b.lora} and --top={b.top}: choose one of the two")
+  if not b.lora:
+    trunk, trained = freeze.split(params, b.top or None, dtype=b.frozen_dtype)
+    return trunk, trained, trained
+  sizes = lora.sizes(lm.table, lora.Lora(b.lora))
+  return freeze.base(params, b.frozen_dtype), {}, {"adapter": lora.init(jax.random.key(1), lm.table, sizes)}
+
+
 def bench_sft(lm: LM, b: Bench, rows: int):
   tokens = jax.random.randint(jax.random.key(1), (rows, b.length), 0, lm.vocab_size)
   real = jnp.ones_like(tokens, bool)
   batch = Demonstrations(tokens, real, real.at[:, 0].set(False))
   tx = optim.adamw(1e-4)
-  trunk, trained = freeze.split(lm.init(jax.random.key(0)), b.top or None, dtype=b.frozen_dtype)
+  trunk, _, trained = parts(lm, b)
   state = steps.init_state(jax.random.key(0), trained, tx)
   step = steps.compiled(partial(sft.sft_step, lm=lm, tx=tx), state)
   whole = forward(lm, rows, b.length, b.length - 1)
   if not b.top:
-    return step, state, (trunk, batch), {"tokens": rows * b.length}, (3 * whole, 0.0)
+    return step, state, (trunk, batch), {"tokens": rows * b.length}, (passes(b) * whole, 0.0)
   unembed = forward(lm, rows, 0, b.length - 1) * (2 if "head" in trained else 1)  # a tied embedding is not trained
   back = 2 * (forward(lm, rows, b.length, 0) * b.top / lm.depth) + unembed
   return step, state, (trunk, batch), {"tokens": rows * b.length}, (whole + back, 0.0)
@@ -140,10 +158,10 @@ def bench_ppo(lm: LM, b: Bench, rows: int, weight_bytes: int = 4):
   tx = optim.by_subtree(policy=optim.adamw(1e-6, eps=1e-5), value=optim.adamw(1e-6, eps=1e-5))
   cfg = ppo.PPOConfig(epochs=b.epochs, minibatches=b.minibatches, ptx_coef=1.0 if b.ptx else 0.0, ema_decay=None)
   config = ppo.PPO(lm=lm, tx=tx, sampling=Sampling(response=b.response), cfg=cfg)
-  policy = lm.init(jax.random.key(0))
-  model = reward.init(jax.random.key(0), lm, policy)
-  state = steps.init_state(jax.random.key(0), ppo.init_params(policy, model), tx, kl_coef=0.02)
-  frozen = Frozen(trunk={}, ref=freeze.cast(policy, b.frozen_dtype), reward=freeze.cast(model, b.frozen_dtype))
+  trunk, start, trained = parts(lm, b)
+  model, value = (reward.init(jax.random.key(0), lm, part) for part in (start, trained))
+  state = steps.init_state(jax.random.key(0), ppo.init_params(trained, value), tx, kl_coef=0.02)
+  frozen = Frozen(trunk, ref=freeze.cast(start, b.frozen_dtype), reward=freeze.cast(model, b.frozen_dtype))
   step = steps.compiled(partial(ppo.iteration, ppo=config), state)
   length = b.prompt + b.response
   text = None
@@ -152,8 +170,8 @@ def bench_ppo(lm: LM, b: Bench, rows: int, weight_bytes: int = 4):
     text = Demonstrations(tokens, jnp.ones_like(tokens, bool), jnp.ones_like(tokens, bool))
   flops, read = decode_cost(lm, b, rows, weight_bytes)
   scoring = 2 * forward(lm, rows, length, b.response) + 2 * forward(lm, rows, length, 0)
-  update = 3 * (forward(lm, rows, length, b.response) + forward(lm, rows, length, 0))
-  mix = 3 * forward(lm, rows * b.ptx, length, length - 1)
+  update = passes(b) * (forward(lm, rows, length, b.response) + forward(lm, rows, length, 0))
+  mix = passes(b) * forward(lm, rows * b.ptx, length, length - 1)
   counts = {"episodes": rows, "sampled tokens": rows * b.response}
   prompts = prompts_of(lm, rows, b.prompt)
   return step, state, (frozen, prompts, text), counts, (flops + scoring + b.epochs * (update + mix), read)
@@ -171,7 +189,7 @@ def measure(b: Bench) -> dict:
   """Runs one stage `repeats` times after a first call that compiles.
 
   Raises:
-    UserError: unknown stage or shape, or a batch that the minibatches do not divide.
+    UserError: unknown stage or shape, a batch that the minibatches do not divide, an adapter in another stage than sft or ppo.
   """
   if b.stage not in STAGES:
     raise UserError(f"bench: unknown stage {b.stage!r}; choose one of {', '.join(STAGES)}")
@@ -182,6 +200,8 @@ def measure(b: Bench) -> dict:
   rows = b.batch or BATCH[b.stage]
   if b.stage == "ppo" and rows % b.minibatches:
     raise UserError(f"bench: a batch of {rows} does not split into {b.minibatches} minibatches; make it a multiple")
+  if b.lora and b.stage not in ("sft", "ppo"):
+    raise UserError(f"bench: --lora={b.lora} is for sft and ppo, not for {b.stage}; leave it out")
   lm = SHAPES[b.shape](dtype=b.dtype, remat=b.remat, unroll=b.unroll)
   step: Any
   step, state, args, counts, (flops, read) = STAGES[b.stage](lm, b, rows)

@@ -84,6 +84,7 @@ def _bench(command: argparse.ArgumentParser) -> None:
   for name in sizes:
     command.add_argument(f"--{name}", type=int)
   command.add_argument("--top", type=int, help="sft: train only this many blocks from the top")
+  command.add_argument("--lora", type=int, metavar="RANK", help="sft and ppo: train an adapter of this rank")
   command.add_argument("--dtype", choices=["float32", "bfloat16"])
   command.add_argument("--frozen-dtype", choices=["float32", "bfloat16"])
   command.add_argument("--remat", choices=["none", "blocks", "dots"])

@@ -2,7 +2,8 @@
 
 A source is "" (random weights of a named shape), the directory of a finished run, a Python function that returns a model
 (`file.py:function` or `package.module:function`), or whatever `models.load` opens: a folder of safetensors, a .gguf file,
-a hub id.  A finished run holds the whole model in `checkpoints/final`.
+a hub id; or a folder with an adapter of PEFT.  A finished run holds the whole model in `checkpoints/final`, or an adapter that
+says which base it belongs to.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from instructjax import models, sharding
-from instructjax.checkpoint import Checkpoints, load_params
+from instructjax import models, sharding, writers
+from instructjax.checkpoint import Checkpoints, flatten, load_params, sums
 from instructjax.data import tokenizers
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
-from instructjax.models import gpt, llama
-from instructjax.types import LM, Leaf, Params, PyTree
+from instructjax.models import freeze, gpt, llama, lora, peft
+from instructjax.types import LM, Array, Key, Leaf, Params, PyTree
 
 Config = Any  # ml_collections.ConfigDict
 ModelConfig = gpt.GPTConfig | llama.LlamaConfig
@@ -43,7 +44,8 @@ SHAPES: dict[str, ModelConfig] = {
 class Origin(NamedTuple):
   """A model to start from: whole, float32 parameters and the tokenizer that belongs to them.
 
-  `head` is the scalar head where it is a reward model.  `about` lets a later stage build the model again.
+  `head` is the scalar head where it is a reward model.  `about` lets a later stage build the model again.  Where the
+  parameters hold an `adapter`, `about["adapter"]` has its sizes and `about["base"]` the source and the fingerprint of the rest.
   """
 
   lm: LM
@@ -65,6 +67,11 @@ def open_model(source: str, settings: Config, seed: int) -> Origin:
     return _with_tokenizer(origin, settings["tokenizer"])
   if is_python(source):
     return open_python(source, settings["tokenizer"])
+  if source and peft.is_adapter(source):
+    origin = open_model(peft.base(source), settings, seed)
+    adapter = peft.load(source, _model_config(source, origin.about))
+    about = adapted(origin.about, peft.base(source), origin.params, lora.describe(adapter))
+    return origin._replace(params=lora.merge(origin.params) | {"adapter": adapter}, about=about)
   if source:
     loaded = models.load(source, **changes)
     config, lm = loaded.config, loaded.lm
@@ -88,14 +95,14 @@ def open_model(source: str, settings: Config, seed: int) -> Origin:
   return Origin(lm, params, tokenizer, describe(config, found))
 
 
-def open_reward_model(source: str, settings: Config) -> Origin:
+def open_reward_model(source: str, settings: Config, beside: Origin | None = None) -> Origin:
   """The reward model of a finished run, or of a folder of a sequence classifier with one label (`models.save_reward`).
 
-  Raises UserError for anything else.
+  The base of an adapter is not read again where it is that of `beside`.  Raises UserError for anything else.
   """
   changes = {name: settings[name] for name in ("dtype", "remat", "unroll", "sequence", "attention")} | {"dropout": 0.0}
   if is_run(source):
-    return open_run(Path(source), changes, "reward")
+    return open_run(Path(source), changes, "reward", beside)
   if not source or not (Path(source) / "config.json").is_file():
     raise UserError(
       f"reward model {source!r}: not the directory of a finished `instructjax reward` run, nor the folder of a sequence "
@@ -113,7 +120,7 @@ def is_run(source: str) -> bool:
   return bool(source) and (Path(source) / "checkpoints").is_dir()
 
 
-def open_run(workdir: Path, changes: Mapping[str, Any], kind: str) -> Origin:
+def open_run(workdir: Path, changes: Mapping[str, Any], kind: str, beside: Origin | None = None) -> Origin:
   """What a finished stage left.  Raises UserError where it is not finished or left the other kind of model."""
   final = Checkpoints(workdir / "checkpoints" / "final")
   if final.latest() is None:
@@ -128,15 +135,18 @@ def open_run(workdir: Path, changes: Mapping[str, Any], kind: str) -> Origin:
     lm, _, _ = call_python(about["source"])
   else:
     lm = models.build(dataclasses.replace(_CONFIGS[about["family"]](**about["config"]), **changes))
-  table = abstract(lm.table)
+  table, base = abstract(lm.table), {}
+  if "adapter" in about:
+    table = {"adapter": abstract(lora.table(lm.table, about["adapter"]))}
+    base = open_base(about["base"], workdir, lm, beside)
   tokenizer = tokenizers.fit(open_tokenizer(about["tokenizer"]), lm.vocab_size)
   if kind == "policy":
-    return Origin(lm, load_params(final.folder, table), tokenizer, about)
+    return Origin(lm, base | load_params(final.folder, table), tokenizer, about)
   body = {name: part for name, part in table.items() if name != "head"}
   whole = jax.sharding.NamedSharding(jax.sharding.get_mesh(), jax.P()) if sharding.is_sharded() else None
   leaf = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=whole)
   params = load_params(final.folder, {"lm": body, "head": {"w": leaf(lm.width), "b": leaf()}})
-  return Origin(lm, params["lm"], tokenizer, about, params["head"])
+  return Origin(lm, base | params["lm"], tokenizer, about, params["head"])
 
 
 def finish(workdir: Path, step: int, params: PyTree, about: Mapping[str, Any], kind: str) -> None:
@@ -152,6 +162,101 @@ def joined(whole: Params, trained: Params) -> Params:
   blocks = jax.tree.map(lambda a, b: jnp.concatenate([a[: a.shape[0] - top], b]), whole["blocks"], trained["blocks"])
   kept = {name: leaf for name, leaf in whole.items() if name != "head" or "head" in trained}
   return kept | trained | {"blocks": blocks}
+
+
+# --- what is trained of a model ---
+
+
+class Parts(NamedTuple):
+  """A model in two parts: `trunk | start` is what a stage starts from, `trunk | trained` what it trains, equal at first.
+
+  `about` belongs to the trained model.
+  """
+
+  trunk: Params
+  start: Params
+  trained: Params
+  about: dict[str, Any]
+
+
+def part(origin: Origin, source: str, config: Config, key: Key[Array, ""]) -> Parts:
+  """What `config.top` or `config.lora` trains of a model, the rest cast to `config.trunk_dtype`.
+
+  An adapter that is already there goes on where it has the sizes asked for; any other is merged into its base first.
+  Raises UserError where both are set, for sizes that do not fit the model, and for an adapter of random weights.
+  """
+  c = config
+  if not c.lora.rank:
+    trunk, trained = freeze.split(lora.merge(origin.params), c.top, dtype=c.trunk_dtype)
+    about = {name: value for name, value in origin.about.items() if name not in ("adapter", "base")}
+    return Parts(trunk, trained, trained, about)
+  sizes = lora_sizes(c, origin.lm)
+  if origin.about.get("adapter") == sizes:
+    start = {"adapter": origin.params["adapter"]}
+    return Parts(freeze.base(lora.without(origin.params), c.trunk_dtype), start, start, origin.about)
+  if not source:
+    raise UserError("config.lora.rank is set and the weights are random: give a model to adapt, --model=...")
+  about = adapted(origin.about, source, origin.params, sizes)
+  trained = {"adapter": lora.init(key, origin.lm.table, sizes)}
+  return Parts(freeze.base(lora.merge(origin.params), c.trunk_dtype), {}, trained, about)
+
+
+def lora_sizes(config: Config, lm: LM) -> dict[str, Any]:
+  """The adapter that `config.lora` asks for.  Raises UserError beside `config.top`, and where the model has no such one."""
+  c = config
+  if c.top is not None:
+    raise UserError(f"config.top={c.top} and config.lora.rank={c.lora.rank}: choose one, the other is none or 0")
+  targets = c.lora.targets if c.lora.targets == "all" else tuple(c.lora.targets.replace(" ", "").split(","))
+  return lora.sizes(lm.table, lora.Lora(c.lora.rank, c.lora.alpha, targets))
+
+
+def adapted(about: Mapping[str, Any], source: str, base: Params, sizes: Mapping[str, Any]) -> dict[str, Any]:
+  """What is said about an adapter: its sizes, and where its base is with the fingerprint of that."""
+  place = str(Path(source).absolute()) if Path(source).exists() else source
+  return {**about, "adapter": sizes, "base": {"source": place, "fingerprint": fingerprint(base)}}
+
+
+def save_adapter(folder: Path, adapter: Params, about: Mapping[str, Any]) -> None:
+  """An adapter in the layout of PEFT, beside the name of its base."""
+  peft.save(folder, _model_config(str(folder), about), adapter, about["base"]["source"])
+
+
+def _model_config(what: str, about: Mapping[str, Any]) -> ModelConfig:
+  """The configuration of a model of the families here.  Raises UserError for one of Python, which PEFT does not know."""
+  if about["family"] not in _CONFIGS:
+    raise UserError(f"{what}: an adapter in the layout of PEFT belongs to a public family, this base is a Python model")
+  return _CONFIGS[about["family"]](**about["config"])
+
+
+def fingerprint(params: Params) -> str:
+  """Of the bits of all parameters, the same on every mesh."""
+  return writers.fingerprint(sums(flatten(params)))
+
+
+def open_base(base: Mapping[str, str], workdir: Path, lm: LM, beside: Origin | None = None) -> Params:
+  """The whole model that an adapter belongs to; that of `beside` where it is the same.
+
+  Raises UserError where it is not there any more or has changed since.
+  """
+  if beside is not None and beside.about.get("base") == base:
+    return lora.without(beside.params)
+  source = base["source"]
+  try:
+    if is_run(source):
+      params = open_run(Path(source), {}, "policy").params
+    elif peft.is_adapter(source):
+      found = models.load(peft.base(source))
+      params = found.params | {"adapter": peft.load(source, found.config)}
+    else:
+      params = models.load(source).params
+  except UserError as error:
+    raise UserError(f"{workdir}: holds an adapter; its base cannot be opened: {error}") from error
+  if fingerprint(params) != base["fingerprint"]:
+    raise UserError(
+      f"{workdir}: holds an adapter of {source}, which has other weights now ({fingerprint(params)[:8]}, then "
+      f"{base['fingerprint'][:8]}): put the old ones back, or train the adapter again"
+    )
+  return sharding.place(lora.merge(params), sharding.shardings(lm.table))
 
 
 # --- building ---

@@ -34,7 +34,7 @@ def reinforce(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
     asked = stages.read(c, "prompts", "prompt")
     texts = stages.read(c, "text", "text") if c.ppo.ptx_coef else []
     policy = origin.open_model(_named(c, "rl_init"), c.model, c.seed)
-    judge = origin.open_reward_model(_named(c, "reward_model"), c.model)
+    judge = origin.open_reward_model(_named(c, "reward_model"), c.model, policy)
     same_ids(policy, judge)
     stages.fits(policy.lm, c.data.prompt + c.sampling.response, "prompt + response")
     stages.fits(judge.lm, c.data.prompt + c.sampling.response, "prompt + response")
@@ -48,16 +48,16 @@ def reinforce(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
       value=stages.optimizer(c.value_optimizer, c.iterations * updates, updates),
     )
     settings = ppo_settings(c, policy, judge.lm, tx)
-    state, frozen = _ppo_state(c, policy, judge, tx)
+    state, frozen, about = _ppo_state(c, policy, judge, tx)
     step = steps.compiled(partial(ppo.iteration, ppo=settings), state)
     one = lambda state, batch: step(state, frozen, *batch)
     batches = stages.placed(lambda i: (prompts(i), mix(i)))
     policy, judge = policy._replace(params={}), judge._replace(params={})
     found = stages.prints(prompts=asked, text=texts)
     with stages.run(c, workdir, sinks, found) as writer:
-      state = stages.train(c, workdir, writer, one, state, batches, c.iterations, policy.about, found)
+      state = stages.train(c, workdir, writer, one, state, batches, c.iterations, about, found)
       final = state.params["policy"] if state.ema is None else state.ema["policy"]
-      origin.finish(workdir, int(state.iteration), stages.whole(c, c.rl_init, final), policy.about, "policy")
+      stages.leave(workdir, int(state.iteration), stages.whole(c, c.rl_init, final), about)
 
 
 def _named(c: Config, name: str) -> str:
@@ -75,24 +75,30 @@ def same_ids(policy: Origin, judge: Origin) -> None:
     )
 
 
-def _ppo_state(c: Config, policy: Origin, judge: Origin, tx: optax.GradientTransformation) -> tuple[TrainState, Frozen]:
-  """The state and what is frozen; the untrained trunk is held once where both sides have the same.
+def _ppo_state(
+  c: Config, policy: Origin, judge: Origin, tx: optax.GradientTransformation
+) -> tuple[TrainState, Frozen, dict[str, Any]]:
+  """The state, what is frozen, and what is said about the policy; a trunk that both sides have is held once.
+
+  With LoRA the trunk is the whole base: the reference is that with the adapter off, or with the one of `rl_init`.
 
   Raises UserError for an unknown `frozen_dtype`.
   """
   if c.frozen_dtype not in transformer.DTYPES:
     raise UserError(f"config.frozen_dtype={c.frozen_dtype!r}: known are {', '.join(transformer.DTYPES)}")
-  trunk, ref = freeze.split(policy.params, c.top, dtype=c.trunk_dtype)
-  below, body = freeze.split(judge.params, c.top, dtype=c.trunk_dtype)
+  keys = jax.random.split(jax.random.fold_in(jax.random.key(c.seed), 2))
+  trunk, ref, trained, about = origin.part(policy, c.rl_init, c, keys[0])
+  below, body, value, _ = origin.part(judge, c.reward_model, c, keys[1])
   scorer = {"lm": body, "head": judge.head}
   shared = jax.tree.structure(trunk) == jax.tree.structure(below) and all(
-    a.shape == b.shape and bool(jnp.array_equal(a, b)) for a, b in zip(jax.tree.leaves(trunk), jax.tree.leaves(below))
+    a is b or (a.shape == b.shape and bool(jnp.array_equal(a, b)))
+    for a, b in zip(jax.tree.leaves(trunk), jax.tree.leaves(below))
   )
-  params = ppo.init_params(ref, scorer)
+  params = ppo.init_params(trained, {"lm": value, "head": judge.head})
   ema = None if c.ppo.ema_decay is None else {"policy": params["policy"]}
   state = steps.init_state(jax.random.key(c.seed), params, tx, ema=ema, kl_coef=c.kl.coef)
   ref, scorer = (freeze.cast(part, c.frozen_dtype) for part in (ref, scorer))
-  return state, Frozen(trunk, ref, scorer, None if shared else below)
+  return state, Frozen(trunk, ref, scorer, None if shared else below), about
 
 
 def ppo_settings(c: Config, policy: Origin, reward_lm: LM, tx: optax.GradientTransformation) -> ppo.PPO:

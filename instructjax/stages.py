@@ -24,7 +24,7 @@ from instructjax.data import formats, pipeline, records, sources
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.loop import fit
-from instructjax.models import freeze
+from instructjax.models import lora
 from instructjax.types import LM, Demonstrations, Params, PyTree, TrainState
 
 Config = Any  # ml_collections.ConfigDict: its fields are those of the file in configs/
@@ -158,7 +158,7 @@ def supervised(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     if not count:
       raise UserError(f"{len(rows or windows)} rows make no batch of {c.batch}: give more data or lower config.batch")
     tx = optimizer(c.optimizer, count)
-    trunk, trained = freeze.split(base.params, c.top, dtype=c.trunk_dtype)
+    trunk, _, trained, about = origin.part(base, c.model.source, c, jax.random.fold_in(jax.random.key(c.seed), 2))
     state = steps.init_state(jax.random.key(c.seed), trained, tx)
     settings = sft.SFTConfig(micro=c.micro, window=None if mix else window, dropout=c.model.dropout > 0)
     step = steps.compiled(partial(sft.sft_step, lm=base.lm, tx=tx, cfg=settings), state)
@@ -167,8 +167,8 @@ def supervised(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     evaluate = nll(base.lm, trunk, valid, length, parts * c.micro) if valid else None
     found = prints(demonstrations=demos, text=texts, valid=held_out)
     with run(c, workdir, sinks, found) as writer:
-      state = train(c, workdir, writer, one, state, batches, count, base.about, found, evaluate)
-      origin.finish(workdir, int(state.iteration), whole(c, c.model.source, state.params), base.about, "policy")
+      state = train(c, workdir, writer, one, state, batches, count, about, found, evaluate)
+      leave(workdir, int(state.iteration), whole(c, c.model.source, state.params), about)
 
 
 def _demo_rows(
@@ -217,8 +217,17 @@ def nll(
 
 
 def whole(c: Config, source: str, trained: Params) -> Params:
-  """The whole model in float32; blocks that were not trained come from the source again."""
-  return trained if c.top is None else origin.joined(origin.open_model(source, c.model, c.seed).params, trained)
+  """The whole model in float32, or its adapter; blocks that were not trained come from the source again."""
+  if c.top is None:
+    return trained
+  return origin.joined(lora.merge(origin.open_model(source, c.model, c.seed).params), trained)
+
+
+def leave(workdir: Path, step: int, params: Params, about: Mapping[str, Any]) -> None:
+  """Leaves a policy for the next stage; an adapter also in the layout of PEFT, in `adapter/`."""
+  if "adapter" in about:
+    origin.save_adapter(workdir / "adapter", params["adapter"], about)
+  origin.finish(workdir, step, params, about, "policy")
 
 
 # --- reward ---
@@ -244,9 +253,9 @@ def reward_model(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> 
     count = c.steps or c.epochs * len(groups) // c.batch
     if not count:
       raise UserError(f"{len(groups)} comparisons make no batch of {c.batch}: give more data or lower config.batch")
-    trunk, trained = freeze.split(base.params, c.top, dtype=c.trunk_dtype)
-    tx = optimizer(c.optimizer, count)
     key = jax.random.key(c.seed)
+    trunk, _, trained, about = origin.part(base, c.model.source, c, jax.random.fold_in(key, 2))
+    tx = optimizer(c.optimizer, count)
     params = reward.init(jax.random.fold_in(key, 1), base.lm, trained)
     state = steps.init_state(key, params | {"head": sharding.replicate(params["head"])}, tx)
     settings = reward.RewardConfig(micro=c.micro, dropout=c.model.dropout > 0, pairs=c.pairs)
@@ -257,12 +266,12 @@ def reward_model(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> 
     evaluate = accuracy(base.lm, trunk, valid, pad, parts * c.micro) if valid else None
     found = prints(comparisons=ranked, valid=held_out, demonstrations=demos)
     with run(c, workdir, sinks, found) as writer:
-      state = train(c, workdir, writer, one, state, batches, count, base.about, found, evaluate)
+      state = train(c, workdir, writer, one, state, batches, count, about, found, evaluate)
       params = state.params
       if shown:
         params = reward.fit_bias(params, mean_score(base.lm, reward.join(trunk, params), shown, length, parts))
       body = whole(c, c.model.source, params["lm"])
-      origin.finish(workdir, int(state.iteration), {"lm": body, "head": params["head"]}, base.about, "reward")
+      origin.finish(workdir, int(state.iteration), {"lm": body, "head": params["head"]}, about, "reward")
 
 
 def _groups(c: Config, found: Sequence, tokenizer: Tokenizer, name: str) -> list[pipeline.Group]:

@@ -18,8 +18,11 @@ WORDS = ["good", "bad", "fine", "poor", "great"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
+  return written(tmp_path_factory.mktemp("data"))
+
+
+def written(folder: Path) -> Path:
   """Twelve demonstrations, eight comparisons, eight prompts and some text."""
-  folder = tmp_path_factory.mktemp("data")
   rows = {
     "demonstrations": [{"prompt": f"say {i}", "completion": WORDS[i % 5]} for i in range(12)],
     "comparisons": [

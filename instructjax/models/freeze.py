@@ -43,5 +43,13 @@ def cast(params: Params, dtype: str) -> Params:
 
   A frozen reference or reward model in bfloat16 takes half the memory.
   """
-  leaf = lambda path, w: w.astype(dtype) if path[-1].key == "w" and w.ndim > 1 and w.dtype == jnp.float32 else w
+  named = lambda path: jax.tree_util.keystr(path[-1:], simple=True)
+  leaf = lambda path, w: w.astype(dtype) if named(path) == "w" and w.ndim > 1 and w.dtype == jnp.float32 else w
   return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def base(params: Params, dtype: str | None) -> Params:
+  """A whole model below an adapter: its matrices and embeddings in `dtype` (None: as they are), biases and norms in float32."""
+  if dtype is None:
+    return params
+  return cast(params, dtype) | {"embed": jax.tree.map(lambda w: w.astype(dtype), params["embed"])}

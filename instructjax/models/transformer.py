@@ -24,7 +24,7 @@ import numpy as np
 
 from instructjax import sharding
 from instructjax.errors import UserError
-from instructjax.models import attention, blocks, freeze
+from instructjax.models import attention, blocks, freeze, lora
 from instructjax.types import LM, Array, Bool, Cache, Float, Int, Key, Leaf, Params, PyTree, Valid
 
 DTYPES = ("float32", "bfloat16")
@@ -242,7 +242,7 @@ def hidden(
   """Hidden states after the final norm."""
   x = globals()["stem"](f, params, tokens, valid) if stem is None else stem.astype(jnp.float32)
   below = f.depth - jax.tree.leaves(params["blocks"])[0].shape[0]
-  return f.norm(params["norm"], run(f, params["blocks"], x, valid, key, first=below))
+  return f.norm(params["norm"], run(f, lora.attach(params), x, valid, key, first=below))
 
 
 def logits(f: Family, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
@@ -256,15 +256,20 @@ def logits(f: Family, params: Params, hidden: Float[Array, "*B D"]) -> Float[Arr
 def unstack(f: Family, params: Params, *, whole: bool = True) -> Params:
   """Parameters for decoding: a dict a layer, weights cast to the compute dtype.
 
-  `whole` makes them whole along fsdp, once; else each is made whole when it is used, in every step.
+  `whole` makes them whole along fsdp, once; else each is made whole when it is used, in every step.  An adapter is added to
+  float32 matrices; beside those of bfloat16 it stays apart, for their rounding would swallow what is small against them.
   """
-  stacks = [params[name] for name in ("lower", "blocks") if name in params]
+  stacks = [params["lower"]] if "lower" in params else []
+  stacks.append(lora.attach(params))
   layers = tuple(
     jax.tree.map(lambda w, i=i: w[i], stack) for stack in stacks for i in range(jax.tree.leaves(stack)[0].shape[0])
   )
-  rest = {name: leaf for name, leaf in params.items() if name not in ("lower", "blocks")}
+  rest = {name: leaf for name, leaf in params.items() if name not in ("lower", "blocks", "adapter")}
   if "head" not in params:
     rest["unembed"] = {"w": params["embed"]["tokens"]}
+  if f.dtype == "float32":
+    apart = lambda p: "lora" in p and p["w"].dtype != jnp.float32
+    layers = tuple({name: p if apart(p) else lora.fold(p) for name, p in layer.items()} for layer in layers)
   found = freeze.cast(rest | {"layers": layers}, f.dtype)
   return jax.tree.map(sharding.gather, found) if whole else found
 

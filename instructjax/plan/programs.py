@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 from instructjax import models, optim, origin, ppo, reinforce, reward, sft, sharding, stages
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
-from instructjax.models import freeze
+from instructjax.models import freeze, lora
 from instructjax.origin import Origin
 from instructjax.types import LM, Comparisons, Demonstrations, Frozen, Params, Prompts, PyTree, Rollout, TrainState
 
@@ -102,6 +102,16 @@ def reward_parameters(lm: LM, trained: Params) -> Params:
   return {"lm": body, "head": {"w": struct((lm.width,), jnp.float32, None), "b": struct((), jnp.float32)}}
 
 
+def parts(c: Config, lm: LM) -> tuple[Params, Params, Params]:
+  """(trunk, start, trained) of `origin.part`, without making them."""
+  if not c.lora.rank:
+    trunk, trained = jax.eval_shape(partial(freeze.split, top=c.top, dtype=c.trunk_dtype), parameters(lm))
+    return trunk, trained, trained
+  leaves = lora.table(lm.table, origin.lora_sizes(c, lm))
+  adapter = jax.tree.map(lambda leaf: struct(leaf.shape, jnp.float32, *leaf.axes), leaves)
+  return jax.eval_shape(partial(freeze.base, dtype=c.trunk_dtype), parameters(lm)), {}, {"adapter": adapter}
+
+
 def demonstrations(size: int, length: int) -> Demonstrations:
   real = rows((size, length), jnp.bool_)
   return Demonstrations(rows((size, length), jnp.int32), real, real)
@@ -151,7 +161,7 @@ def supervised(c: Config, lm: LM, records: int | None) -> list[Program]:
   stages.fits(lm, length, "a row (prompt + response)")
   count = steps_of(c, c.stage, records, demos or mix)
   tx = stages.optimizer(c.optimizer, count)
-  trunk, trained = jax.eval_shape(partial(freeze.split, top=c.top, dtype=c.trunk_dtype), parameters(lm))
+  trunk, _, trained = parts(c, lm)
   state = state_of(trained, tx, None, False)
   window = None if mix or c.loss_on_prompt else c.data.response
   cfg = sft.SFTConfig(micro=c.micro, window=window, dropout=c.model.dropout > 0)
@@ -171,7 +181,7 @@ def ranking(c: Config, lm: LM, records: int | None, completions: int) -> list[Pr
   stages.fits(lm, length, "a row (prompt + response)")
   count = steps_of(c, "reward", records, c.batch)
   tx = stages.optimizer(c.optimizer, count)
-  trunk, trained = jax.eval_shape(partial(freeze.split, top=c.top, dtype=c.trunk_dtype), parameters(lm))
+  trunk, _, trained = parts(c, lm)
   state = state_of(reward_parameters(lm, trained), tx, None, False)
   cfg = reward.RewardConfig(micro=c.micro, dropout=c.model.dropout > 0, pairs=c.pairs)
   wide = (c.batch, completions, length)
@@ -200,12 +210,11 @@ def reinforcement(c: Config, lm: LM, judge: LM) -> list[Program]:
   )
   ids = Tokenizer(lambda text: [], lambda ids: "", lm.vocab_size, (lm.vocab_size - 1,), (), (), "planned")
   settings = reinforce.ppo_settings(c, Origin(lm, {}, ids, {}), judge, tx)
-  split = partial(freeze.split, top=c.top, dtype=c.trunk_dtype)
-  trunk, ref = jax.eval_shape(split, parameters(lm))
-  below, body = jax.eval_shape(split, parameters(judge))
+  trunk, ref, trained = parts(c, lm)
+  below, body, value = parts(c, judge)
   scorer = reward_parameters(judge, body)
-  params = {"policy": ref, "value": scorer}
-  state = state_of(params, tx, None if c.ppo.ema_decay is None else {"policy": ref}, True)
+  params = {"policy": trained, "value": reward_parameters(judge, value)}
+  state = state_of(params, tx, None if c.ppo.ema_decay is None else {"policy": trained}, True)
   frozen = Frozen(trunk, ref, scorer, below or None)
   prompts = Prompts(rows((c.batch, c.data.prompt), jnp.int32), rows((c.batch, c.data.prompt), jnp.bool_))
   text = demonstrations(c.batch * c.ptx_ratio, c.data.length) if c.ppo.ptx_coef else None

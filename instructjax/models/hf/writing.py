@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from instructjax.errors import UserError
-from instructjax.models import weights
+from instructjax.models import lora, weights
 from instructjax.models.hf import configs, tensors
 from instructjax.models.hf.configs import CONFIG, Raw
 from instructjax.models.hf.reading import INDEX, SINGLE
@@ -34,7 +34,8 @@ def save(
 ) -> None:
   """Writes a language model: numbers of `dtype`, in files of at most `shard_bytes` (or one tensor) each.
 
-  `extra` are keys for `config.json`, such as eos_token_id.  Frozen blocks (`lower`) are joined to those above them.
+  `extra` are keys for `config.json`, such as eos_token_id.  Frozen blocks (`lower`) are joined to those above them, an
+  adapter is merged.
   Raises UserError for parameters of another shape, a setting that the family has no words for, and where the disk does not
   take them.
   """
@@ -61,6 +62,7 @@ def write(
   if dtype not in DTYPES:
     raise UserError(f"dtype is {dtype!r}: choose one of {', '.join(DTYPES)}")
   folder, texts = Path(folder), dict(texts or {})
+  params = lora.merge(params)
   weights.check(config, wanted, params)
   shards = list(_shards(config, wanted, params, shard_bytes, jnp.dtype(dtype).itemsize))
   names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
