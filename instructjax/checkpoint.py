@@ -36,6 +36,8 @@ class Checkpoints:
     restore(state_like, step=None)
                                  (state, extra): the arrays with the shapes, types and shardings of `state_like`,
                                  whose leaves may be arrays or `jax.ShapeDtypeStruct`s; the mesh may be another one
+    leaves()                     the names of the leaves of the last state with their shapes
+    part(name, like)             one subtree of it
 
   `save` returns when the state is copied, so that it may be donated.  A step that was saved before is not written again.
   With several processes all of them call every method.
@@ -100,10 +102,34 @@ class Checkpoints:
     with self._readable(step):
       with self._reader() as manager:
         found = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
-      if changed := [name for name, value in sums(found).items() if value != about["sums"][name]]:
-        raise ValueError(f"'{changed[0]}' is not as it was written")
+      _check_sums(found, about)
     leaves = [_undata(found[name], leaf) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(state_like), leaves), about["extra"]
+
+  def part(self, name: str, like: PyTree) -> PyTree:
+    """The subtree `name` ("params/policy") of the last state alone, with the shapes and shardings of `like`.
+
+    Raises UserError as `restore` does.
+    """
+    import orbax.checkpoint as ocp
+
+    step, wanted = self._found(None), {f"{name}/{leaf}": x for leaf, x in flatten(like).items()}
+    about = self._about(step)
+    found = {leaf: x for leaf, x in about["leaves"].items() if leaf.startswith(f"{name}/")}
+    compare(found, {leaf: _describe(x) for leaf, x in wanted.items()}, self.folder / str(step))
+    item = {leaf: _abstract(x) for leaf, x in wanted.items()}
+    args = ocp.args.PyTreeRestore(
+      item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+    )
+    with self._readable(step), quiet():
+      with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        arrays = reader.restore(self.folder / str(step) / "state", args=args)
+      _check_sums(arrays, about)
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[leaf] for leaf in wanted])
+
+  def leaves(self) -> dict[str, tuple[int, ...]]:
+    """The shape of every leaf of the last state, by its name."""
+    return {name: tuple(shape) for name, (shape, _) in self._about(self._found(None))["leaves"].items()}
 
   def _found(self, step: int | None) -> int:
     last = self.latest()
@@ -260,6 +286,12 @@ def reason(error: Exception) -> str:
   for end in (". See full TensorStore details", " [tensorstore_spec"):
     text = text.partition(end)[0]
   return (text.strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _check_sums(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+  """Raises ValueError where a disk has changed an array."""
+  if changed := [name for name, value in sums(arrays).items() if value != about["sums"][name]]:
+    raise ValueError(f"'{changed[0]}' is not as it was written")
 
 
 def _existing(path: Path) -> Path:

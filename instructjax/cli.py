@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
   _quickstart(add("quickstart", "the whole method on a real model and human ratings, in minutes"))
   report = add("report", "one HTML page from a run directory")
   report.add_argument("--workdir", required=True)
+  _export(add("export", "a trained model as a folder that transformers and vLLM open"))
   _bench(add("bench", "how fast a stage runs, on random weights"))
   _plan(add("plan", "does a stage fit a TPU or GPU pod, and how fast could it be: compiled ahead of time, never run"))
   data_arguments(add("data", "check, clean, count and compare data files, or write the quickstart's"))
@@ -75,6 +76,14 @@ def _quickstart(command: argparse.ArgumentParser) -> None:
 
 def _writer(command: argparse.ArgumentParser) -> None:
   command.add_argument("--writer", action="append", default=[], choices=["tensorboard", "wandb"], help="besides JSONL")
+
+
+def _export(command: argparse.ArgumentParser) -> None:
+  command.add_argument("--model", required=True, help="the directory of a run, a .gguf file or a model folder")
+  command.add_argument("--out", required=True, metavar="FOLDER")
+  command.add_argument("--weights", default="", choices=["ema", "raw"], help="of PPO; default the average where there is one")
+  command.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+  command.add_argument("--tokenizer", default="", help="another than the model's own")
 
 
 def _bench(command: argparse.ArgumentParser) -> None:
@@ -161,6 +170,14 @@ def report(args: argparse.Namespace, rest: Sequence[str]) -> None:
   print(report.write(Path(args.workdir)))
 
 
+def export(args: argparse.Namespace, rest: Sequence[str]) -> None:
+  assignments(rest)
+  prepare()
+  from instructjax.export import export
+
+  print(export(args.model, args.out, weights=args.weights, dtype=args.dtype, tokenizer=args.tokenizer))
+
+
 def bench(args: argparse.Namespace, rest: Sequence[str]) -> None:
   assignments(rest)
   prepare()
@@ -236,7 +253,10 @@ def join(processes: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs a command and returns its exit code."""
   args, rest = parser().parse_known_args(arguments)
-  commands = {"quickstart": quickstart, "report": report, "bench": bench, "plan": plan, "data": data, "tokenizer": tokenizer}
+  commands = {
+    "quickstart": quickstart, "report": report, "export": export, "bench": bench, "plan": plan, "data": data,
+    "tokenizer": tokenizer,
+  }  # fmt: skip
   try:
     commands.get(args.command, stage)(args, rest)
   except UserError as error:

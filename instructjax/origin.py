@@ -69,7 +69,7 @@ def open_model(source: str, settings: Config, seed: int) -> Origin:
     return open_python(source, settings["tokenizer"])
   if source and peft.is_adapter(source):
     origin = open_model(peft.base(source), settings, seed)
-    adapter = peft.load(source, _model_config(source, origin.about))
+    adapter = peft.load(source, model_config(source, origin.about))
     about = adapted(origin.about, peft.base(source), origin.params, lora.describe(adapter))
     return origin._replace(params=lora.merge(origin.params) | {"adapter": adapter}, about=about)
   if source:
@@ -118,6 +118,12 @@ def open_reward_model(source: str, settings: Config, beside: Origin | None = Non
 def is_run(source: str) -> bool:
   """Whether a source is the directory of a run."""
   return bool(source) and (Path(source) / "checkpoints").is_dir()
+
+
+def kind_of(source: str) -> str:
+  """What a finished run left, "policy" or "reward"; "policy" for any other source."""
+  final = Checkpoints(Path(source) / "checkpoints" / "final")
+  return final.extra()["kind"] if is_run(source) and final.latest() is not None else "policy"
 
 
 def open_run(workdir: Path, changes: Mapping[str, Any], kind: str, beside: Origin | None = None) -> Origin:
@@ -218,13 +224,13 @@ def adapted(about: Mapping[str, Any], source: str, base: Params, sizes: Mapping[
 
 def save_adapter(folder: Path, adapter: Params, about: Mapping[str, Any]) -> None:
   """An adapter in the layout of PEFT, beside the name of its base."""
-  peft.save(folder, _model_config(str(folder), about), adapter, about["base"]["source"])
+  peft.save(folder, model_config(str(folder), about), adapter, about["base"]["source"])
 
 
-def _model_config(what: str, about: Mapping[str, Any]) -> ModelConfig:
-  """The configuration of a model of the families here.  Raises UserError for one of Python, which PEFT does not know."""
+def model_config(what: str, about: Mapping[str, Any]) -> ModelConfig:
+  """The configuration of a model of the families here.  Raises UserError for one of Python, which has no public format."""
   if about["family"] not in _CONFIGS:
-    raise UserError(f"{what}: an adapter in the layout of PEFT belongs to a public family, this base is a Python model")
+    raise UserError(f"{what}: this is a Python model, and the public formats hold models of public families only")
   return _CONFIGS[about["family"]](**about["config"])
 
 
@@ -372,10 +378,7 @@ def open_tokenizer(reference: str) -> Tokenizer:
   if reference == BYTES:
     return byte_tokenizer()
   if reference.endswith(".gguf") and Path(reference).is_file():
-    import gguf
-
-    fields = gguf.GGUFReader(reference).fields
-    return tokenizers.load({name: field.contents() for name, field in fields.items() if name.startswith("tokenizer.")})
+    return tokenizers.load(tokenizers.gguf_metadata(reference))
   return tokenizers.load(reference)
 
 

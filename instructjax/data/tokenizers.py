@@ -82,6 +82,31 @@ def fit(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
   """The byte-level BPE in the metadata of a GGUF file (keys `tokenizer.ggml.*` as they stand in the file).
 
+  Raises UserError as `byte_level` does.
+  """
+  tokenizer = byte_level(metadata)
+  field = lambda key, default=None: metadata.get(f"tokenizer.ggml.{key}", default)
+  eos = (int(field("eos_token_id")),)
+  bos = (int(field("bos_token_id")),) if field("add_bos_token") else ()
+  text = json.dumps([field("pre", "gpt-2"), field("tokens"), field("merges"), field("token_type")])
+  return _wrap(tokenizer, eos, _control(field("token_type")), bos, _hash(text.encode()))
+
+
+def _control(kinds: Sequence[int] | None) -> list[int]:
+  return [i for i, kind in enumerate(kinds or []) if kind == 3]  # 3: control token
+
+
+def gguf_metadata(path: str | Path) -> dict[str, Any]:
+  """What a GGUF file says about its tokenizer, under the file's own keys."""
+  import gguf
+
+  fields = gguf.GGUFReader(path).fields
+  return {name: field.contents() for name, field in fields.items() if name.startswith("tokenizer.")}
+
+
+def byte_level(metadata: Mapping[str, Any]) -> Any:
+  """The same as a `tokenizers.Tokenizer`.
+
   Raises UserError for another kind of tokenizer or another pre-tokenizer than those below.
   """
   import tokenizers as hf
@@ -101,17 +126,14 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     splitter = by_bytes
   else:
     raise UserError(f"tokenizer.ggml.pre is {pre!r}; known are 'gpt-2' and 'smollm': give the model's tokenizer.json")
-  names, kinds = field("tokens"), field("token_type")
+  names = field("tokens")
   merges = [tuple(pair.split(" ", 1)) for pair in field("merges")]
   tokenizer = hf.Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, merges))
   tokenizer.pre_tokenizer = splitter
   tokenizer.decoder = decoders.ByteLevel()
-  control = [i for i, k in enumerate(kinds or []) if k == 3]  # 3: control token
+  control = _control(field("token_type"))
   tokenizer.add_special_tokens([hf.AddedToken(names[i], normalized=False, special=True) for i in control])
-  eos = (int(field("eos_token_id")),)
-  bos = (int(field("bos_token_id")),) if field("add_bos_token") else ()
-  text = json.dumps([pre, names, field("merges"), kinds])
-  return _wrap(tokenizer, eos, control, bos, _hash(text.encode()))
+  return tokenizer
 
 
 def from_json(path: str | Path, eos: Sequence[int | str] = ()) -> Tokenizer:
