@@ -2,7 +2,8 @@
 
 import pytest
 
-from instructjax import settings
+from instructjax import origin, settings
+from instructjax.models import gpt
 from instructjax.plan import Options, plan
 
 pytestmark = pytest.mark.tpu
@@ -51,8 +52,12 @@ def test_every_kind_of_chip_and_several_slices(topology, slices, devices, mesh):
   assert bool(crossing) == (slices > 1)
 
 
-def test_weight_gradients_are_scattered_as_they_are_summed():
-  """What is summed over fsdp and kept whole on each device is less than one matrix of one layer: biases and sums."""
-  (row,) = compiled("sft:tiny", Options("v5e:2x2", "fsdp=4", policy="350M"))["programs"]
+def test_gradients_of_wide_matrices_are_scattered_as_they_are_summed(monkeypatch):
+  """What is summed over fsdp and kept whole on every device is less than one matrix of one layer: biases and the embedding."""
+  wide = gpt.GPTConfig(vocab_size=257, context=256, width=4096, depth=1, heads=32)
+  monkeypatch.setitem(origin.SHAPES, "wide", wide)
+  (row,) = compiled("sft:tiny", Options("v5e:2x2", "fsdp=4", policy="wide"))["programs"]
   moved = {c["kind"]: c["bytes"] for c in row["compiled"]["collectives"]}
-  assert moved["all-reduce"] < 4 * 1024**2 < moved["reduce-scatter"]
+  matrix = 4 * wide.width**2  # bytes; a layer has twelve such
+  assert moved["all-reduce"] < matrix
+  assert 12 * matrix <= moved["reduce-scatter"] < 13 * matrix

@@ -182,6 +182,13 @@ def test_collectives_in_a_recorded_program():
   assert found["reduce-scatter", ("fsdp",)][2:] == (1, 4 * 64 * 32)
 
 
+def test_an_operation_under_way_moves_its_last_array():
+  begun = "(f32[2,8]{1,0:T(8,128)}, bf16[4,8]{1,0:T(8,128)}, u32[]{:S(2)}, u32[]{:S(2)})"
+  assert collectives.size(begun, last=True) == 2 * 4 * 8
+  assert collectives.size("(f32[], f32[])", last=True) == 4
+  assert collectives.size(begun) == 4 * 16 + 2 * 32 + 8
+
+
 def test_what_goes_between_slices_is_a_receive_through_the_host():
   """As libtpu writes it for two slices; the pair of send and receive is one collective."""
   line = (

@@ -16,3 +16,9 @@ plan --config=reward:6b --topology=v5p:4x4x4 --mesh=fsdp=64
 plan --config=ppo:1.3b --topology=v5p:4x4x4 --mesh=fsdp=64
 plan --config=ppo:6b --topology=v5p:4x4x4 --mesh=fsdp=64
 plan --config=ppo:175b --topology=v5p:8x8x16 --mesh=fsdp=64,model=16 --config.ppo.ptx_micro=8
+plan --config=sft:1.3b --topology=v4:2x2x4 --mesh=fsdp=16
+plan --config=sft:1.3b --topology=v6e:4x4 --mesh=fsdp=16
+plan --config=sft:1.3b --topology=tpu7x:2x2x2 --mesh=fsdp=16
+plan --config=sft:6b --topology=v5e:4x4 --slices=2 --mesh=data=2,fsdp=16
+plan --config=sft:175b --topology=v5p:4x4x8 --mesh=fsdp=8,model=16 --config.model.sequence=True
+plan --config=ppo:1.3b --topology=v5p:4x4x4 --mesh=fsdp=64 --config.sampling.whole=False

@@ -32,10 +32,11 @@ class Collective(NamedTuple):
 
 
 def size(text: str, last: bool = False) -> int:
-  """Bytes of the arrays of a type, or of its last one."""
+  """Bytes of the arrays of a type, or of its last one: the scalars behind it are the state of what is under way."""
+  found = _ARRAY.findall(text)
   arrays = [
     math.prod(int(n) for n in dims.split(",") if n) * BYTES.get(dtype, int(re.sub(r"\D", "", dtype[:3]) or 8) // 8 or 1)
-    for dtype, dims in _ARRAY.findall(text)
+    for dtype, dims in ([one for one in found if one[1]] or found if last else found)
   ]
   return (arrays[-1] if last else sum(arrays)) if arrays else 0
 
