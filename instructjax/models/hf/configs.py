@@ -178,9 +178,10 @@ def _neox(raw: Raw, path: Path) -> GPTConfig:
 
 
 def _phi(raw: Raw, path: Path) -> GPTConfig:
-  _demand(raw, path, qk_layernorm=(False,), num_key_value_heads=(raw.get("num_attention_heads"),))
+  heads = (raw.get("num_attention_heads"),)
+  _demand(raw, path, qk_layernorm=(False,), num_key_value_heads=heads, tie_word_embeddings=(False,))
   common = _rotary_gpt(raw, path, "partial_rotary_factor", "rope_theta")
-  return GPTConfig(**common, parallel=True, one_norm=True, head_bias=not common["tied"])
+  return GPTConfig(**common, parallel=True, one_norm=True, head_bias=True)
 
 
 def _llama(raw: Raw, path: Path) -> LlamaConfig:
