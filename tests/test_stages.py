@@ -261,16 +261,18 @@ def test_a_model_folder_is_a_source_too(data, base, tmp_path):
 
 
 def test_a_classifier_folder_is_a_reward_model_too(tmp_path):
+  from dataclasses import replace
+
   from instructjax import models
   from instructjax.data import tokenizers
 
   (tmp_path / "text.txt").write_text("say good bad fine poor great 0 1 2 3 4 5 6 7 8 9\n" * 20)
-  config = origin.SHAPES["tiny"]
+  config = replace(origin.SHAPES["tiny"], vocab_size=304)
   lm, folder = models.build(config), tmp_path / "folder"
   head = {"w": jnp.arange(32.0), "b": jnp.float32(0)}
   params = lm.init(jax.random.key(0))
   models.save_reward(folder, config, params, head, pad_token_id=0)
-  tokenizers.train_sentencepiece(tmp_path / "text.txt", folder / "tokenizer.model", 200)
+  tokenizers.train_sentencepiece(tmp_path / "text.txt", folder / "tokenizer.model", 300)
   settings = {"dtype": "bfloat16", "remat": "blocks", "unroll": 2, "sequence": False, "attention": "xla"}
   found = origin.open_reward_model(str(folder), settings)
   np.testing.assert_array_equal(found.head["w"], head["w"])

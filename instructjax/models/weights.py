@@ -144,8 +144,10 @@ def nest(leaves: dict[str, Any]) -> Params:
   return tree
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def _empty(shape: tuple[int, ...], spec: jax.P | None) -> Array:
-  return jax.jit(partial(jnp.zeros, shape, jnp.float32, out_sharding=spec))()
+  """Zeros of which each device makes its own part."""
+  return jnp.zeros(shape, jnp.float32, out_sharding=spec)
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -70,13 +70,14 @@ def test_splash_with_windows_and_a_soft_cap_equals_the_reference(which):
 
 
 def test_windows_that_hold_the_whole_row_are_none(monkeypatch):
-  rules = []
-  monkeypatch.setattr(attention, "chosen", lambda *args: rules.append(args[-1]) or (lambda *arrays: arrays[-1]))
+  found = []
+  take = lambda rule: lambda *arrays: found.append((rule.windows, int(arrays[-1]))) or arrays[0]
+  monkeypatch.setattr(attention, "chosen", lambda *args: take(args[-1]))
   q, k, v = draw(2, 2)
-  rule = attention.Rule(windows=(T, 0, T - 1))
-  attention.causal(q, k, v, jnp.ones((B, T), bool), 2, dtype="float32", kind="auto", rule=rule)
-  attention.causal(q, k, v, jnp.ones((B, T), bool), 1, dtype="float32", kind="auto", rule=rule._replace(windows=(T, 0)))
-  assert [rule.windows for rule in rules] == [(0, 0, T - 1), (0,)]
+  for windows, which in [((T, 0, T - 1), 2), ((T, 0), 1), ((3,), 0)]:
+    rule = attention.Rule(windows=windows)
+    attention.causal(q, k, v, jnp.ones((B, T), bool), which, dtype="float32", kind="auto", rule=rule)
+  assert found == [((0, 0, T - 1), 2), ((0,), 0), ((3,), 0)]
 
 
 def test_splash_on_a_mesh_equals_the_reference(mesh):
@@ -161,15 +162,23 @@ def test_a_model_with_splash_equals_one_with_xla():
 
 
 @pytest.mark.tpu
-@pytest.mark.parametrize("parts, kernels", [((1, 4, 1), "auto"), ((1, 2, 2), "auto"), ((1, 4, 1), "xla")])
-def test_the_sft_step_for_a_tpu_pod_holds_the_kernel(parts, kernels):
+@pytest.mark.parametrize(
+  "parts, kernels, change",
+  [
+    ((1, 4, 1), "auto", {}),
+    ((1, 2, 2), "auto", {}),
+    ((1, 4, 1), "xla", {}),
+    ((1, 2, 2), "auto", {"pattern": "LG", "window": 130, "softcap": 50.0, "local_rope_base": 1e4}),
+  ],
+)
+def test_the_sft_step_for_a_tpu_pod_holds_the_kernel(parts, kernels, change):
   """Compiled for four chips that are not there, from shapes alone."""
   topology = topologies.get_topology_desc("v5e:2x2", platform="tpu")
   devices = mesh_utils.create_device_mesh(parts, list(topology.devices), allow_split_physical_axes=True)
   mesh = Mesh(devices, sharding.AXES, axis_types=(AxisType.Explicit,) * 3)
   with jax.set_mesh(mesh):
     lm = llama.llama(dataclasses.replace(llama.SMOLLM2_135M, depth=2, heads=8, kv_heads=2, width=512,
-                                         dtype="bfloat16", remat="blocks", attention=kernels))  # fmt: skip
+                                         dtype="bfloat16", remat="blocks", attention=kernels, **change))  # fmt: skip
     here = lambda shape, dtype, spec: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
     specs = sharding.shardings(lm.table)
     params = jax.tree.map(lambda leaf, spec: here(leaf.shape, jnp.float32, spec), lm.table, specs,

@@ -178,9 +178,10 @@ def _neox(raw: Raw, path: Path) -> GPTConfig:
 
 
 def _phi(raw: Raw, path: Path) -> GPTConfig:
-  _demand(raw, path, qk_layernorm=(False,), num_key_value_heads=(raw.get("num_attention_heads"),))
+  heads = (raw.get("num_attention_heads"),)
+  _demand(raw, path, qk_layernorm=(False,), num_key_value_heads=heads, tie_word_embeddings=(False,))
   common = _rotary_gpt(raw, path, "partial_rotary_factor", "rope_theta")
-  return GPTConfig(**common, parallel=True, one_norm=True, head_bias=not common["tied"])
+  return GPTConfig(**common, parallel=True, one_norm=True, head_bias=True)
 
 
 def _llama(raw: Raw, path: Path) -> LlamaConfig:
@@ -261,8 +262,10 @@ def _rope(raw: Raw, head_width: int, path: Path) -> dict[str, Any]:
     _demand(local, path, rope_type=("default",))
     local = {"local_rope_base": float(local.get("rope_theta", raw["rope_local_base_freq"]))}
     rope = rope.get("full_attention") or {}
-  rope = rope | (raw.get("rope_scaling") or {})
-  scaling = rope.get("rope_type", rope.get("type", "default"))
+  for scaled in (rope, raw.get("rope_scaling") or {}):  # an older file's stands above, and names its type otherwise
+    named = {"rope_type": scaled["type"]} if "type" in scaled and "rope_type" not in scaled else {}
+    rope = rope | scaled | named
+  scaling = rope.get("rope_type", "default")
   if scaling not in ("default", "linear", "llama3"):
     raise UserError(f"{path}: 'rope_type' is {scaling!r}; this variant is not implemented (default, linear and llama3 are)")
   share = float(rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)))
@@ -286,8 +289,9 @@ def render(config: Config, dtype: str) -> Raw:
   c = config
   if c.model_type not in CLASSES:
     raise UserError(f"model_type is {c.model_type!r}: choose one of {', '.join(CLASSES)}")
+  architecture = "GPT2LMHeadModel" if c.model_type == "gpt2" else f"{CLASSES[c.model_type]}ForCausalLM"
   raw = {
-    "model_type": c.model_type, "architectures": [f"{CLASSES[c.model_type]}ForCausalLM"], "vocab_size": c.vocab_size,
+    "model_type": c.model_type, "architectures": [architecture], "vocab_size": c.vocab_size,
     "tie_word_embeddings": c.tied, "dtype": dtype, "torch_dtype": dtype, "bos_token_id": None, "eos_token_id": None,
     "pad_token_id": None,
   }  # fmt: skip
