@@ -95,7 +95,8 @@ def test_eight_devices_train_the_same_adapter(stage, data, base, init_run, rewar
   for one, other in zip(metrics({"rl_init": init_run, "reward": reward_run}[stage]), metrics(many), strict=True):
     assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
   if stage == "rl_init":
-    tiny.assert_trees_close(model(many).params, model(init_run).params, atol=1e-3)
+    for one, other in zip(*(jax.tree.leaves(model(folder).params["adapter"]) for folder in (init_run, many))):
+      assert float(jnp.abs(one - other).mean()) < 1e-4  # Adam makes much of a gradient of 0 and its rounding
 
 
 def test_ppo_on_eight_devices_and_on_one(data, init_run, reward_run, ppo_run, tmp_path):
