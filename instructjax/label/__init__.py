@@ -1,7 +1,7 @@
 """`instructjax label`: people write demonstrations, rate and rank outputs on a page of this machine.
 
-What they say becomes records.  store.py keeps it, server.py and guard.py serve page.html, exchange.py reads and writes files, agreement.py measures.
-Nothing here imports jax.
+What they say becomes records.  store.py keeps it, server.py and guard.py serve page.html, exchange.py reads and writes
+files, agreement.py measures.  Nothing here imports jax.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def _export(args: argparse.Namespace) -> None:
   if args.format == "records":
     if not given:
       raise UserError(f"{args.db}: no answers yet")
-    records.write(out, exchange.to_records(given))
+    rows = exchange.comparisons(given) if kind == "comparison" else exchange.demonstrations(given)
+    records.write(out, rows)
   elif args.format == "answers":
     _write(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in exchange.to_answers(answers)))
   else:
@@ -151,7 +152,7 @@ def _agreement(args: argparse.Namespace) -> None:
     db.close()
   if kind != "comparison":
     raise UserError(f"{args.db} holds {kind}s: agreement is about rankings")
-  found = agreement.measure(exchange.to_records(answers))
+  found = agreement.measure(exchange.comparisons(answers))
   if args.json:
     print(json.dumps({name: one._asdict() for name, one in found.items() if one.n}))
   else:

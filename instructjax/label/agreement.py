@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -22,6 +22,7 @@ from instructjax.data.records import RATINGS, Comparison
 from instructjax.errors import UserError
 from instructjax.intervals import Estimate
 
+Count = Callable[[Sequence[int], Sequence[int]], tuple[float, float]]
 Votes = list[Comparison]  # of one prompt and the same outputs, by different labelers
 
 
@@ -40,8 +41,8 @@ def measure(records: Sequence[Comparison]) -> dict[str, Estimate]:
     "tau_b": intervals.share(_shares(groups, _tau)),
   }
   for name in RATINGS:
-    found[f"alpha/{name}"] = alpha([_values(votes, name) for votes in groups])
-  for labeler in sorted({vote.labeler or "" for votes in groups for vote in votes}):
+    found[f"alpha/{name}"] = alpha([_values(group, name) for group in groups])
+  for labeler in sorted({vote.labeler or "" for group in groups for votes in group for vote in votes}):
     found[f"with/{labeler}"] = intervals.share(_shares(groups, _strict, labeler))
   return found
 
@@ -58,7 +59,7 @@ def _groups(records: Sequence[Comparison]) -> list[list[Votes]]:
   return list(prompts.values())
 
 
-def _shares(groups, count, labeler: str | None = None) -> np.ndarray:
+def _shares(groups: list[list[Votes]], count: Count, labeler: str | None = None) -> np.ndarray:
   """[prompts, 2]: the sums of `count(ranks, ranks)`, which is (agreed, out of), over pairs of labelers."""
   rows = np.zeros((len(groups), 2))
   for row, group in zip(rows, groups, strict=True):

@@ -17,37 +17,50 @@ from pathlib import Path
 from typing import Any
 
 from instructjax.data import records
-from instructjax.data.records import Comparison, Demonstration, Record, RecordError
+from instructjax.data.records import Comparison, Demonstration, RecordError
 from instructjax.errors import UserError
 from instructjax.label.tasks import FLAGS, Answer, Task, checked
 
 Loaded = tuple[list[Task], list[Answer]]
+Said = list[tuple[str, dict[str, Any] | None]]  # labelers and their answers; None is a skip
 FACTS = ("id", "user", "source", "use_case")
 NOBODY = "@labeler.invalid"  # Label Studio knows labelers by their mail address
 PAIRS = [("left", "right"), ("text1", "text2"), ("answer1", "answer2"), ("output_1", "output_2"), ("chosen", "rejected")]
 
 
-def to_records(answers: Iterable[Answer]) -> list[Record]:
-  """A record for each answer; skips, notes and `sources` have no place in one."""
-  found: list[Record] = []
+def comparisons(answers: Iterable[Answer]) -> list[Comparison]:
+  """A record for each ranking; skips, notes and `sources` have no place in one."""
+  found = []
   for answer in answers:
-    facts: dict[str, Any] = {name: getattr(answer.task, name) for name in FACTS}
-    if answer.value is None:
-      continue
-    if "completion" in answer.value:
-      found.append(Demonstration(answer.task.prompt, answer.value["completion"], **facts))
-    else:
+    if answer.value is not None:
       ratings, ranks = tuple(answer.value["ratings"]), tuple(answer.value["ranks"])
-      rated = ratings if any(ratings) else None
-      found.append(
-        Comparison(answer.task.prompt, answer.task.completions, ranks, labeler=answer.labeler, ratings=rated, **facts)
-      )
+      facts = _facts(answer.task) | {"labeler": answer.labeler, "ratings": ratings if any(ratings) else None}
+      found.append(Comparison(answer.task.prompt, answer.task.completions, ranks, **facts))
   return found
+
+
+def demonstrations(answers: Iterable[Answer]) -> list[Demonstration]:
+  """A record for each demonstration."""
+  return [Demonstration(a.task.prompt, a.value["completion"], **_facts(a.task)) for a in answers if a.value is not None]
+
+
+def _facts(record: Task | Comparison | Demonstration) -> dict[str, Any]:
+  return {name: getattr(record, name) for name in FACTS}
 
 
 def from_records(path: Path, kind: str) -> Loaded:
   """Labeled records: comparisons with their labeler, or demonstrations."""
-  return _answered(records.read(path, kind))
+  tasks, answers = [], []
+  for record in records.read(path, kind):
+    if isinstance(record, Comparison):
+      task, k = Task(record.prompt, record.completions, **_facts(record)), len(record.completions)
+      value = {"ranks": list(record.ranks), "ratings": [dict(r) for r in record.ratings or [{}] * k], "notes": [""] * k}
+      answers.append(Answer(task, record.labeler or "unnamed", value))
+    else:
+      task = Task(record.prompt, **_facts(record))
+      answers.append(Answer(task, "unnamed", {"completion": record.completion}))
+    tasks.append(task)
+  return tasks, answers
 
 
 def to_answers(answers: Iterable[Answer]) -> list[dict[str, Any]]:
@@ -97,22 +110,6 @@ def _valid(row: dict[str, Any], kind: str) -> None:
   if kind == "comparison":
     row = row | {"ranks": [1] * len(row.get("completions", ()))}
   records.parse([row], "prompt" if kind == "demonstration" else kind, name="task")
-
-
-def _answered(found: Sequence[Record]) -> Loaded:
-  tasks, answers = [], []
-  for record in found:
-    facts: dict[str, Any] = {name: getattr(record, name) for name in FACTS}
-    if isinstance(record, Comparison):
-      task = Task(record.prompt, record.completions, **facts)
-      k = len(task.completions)
-      value = {"ranks": list(record.ranks), "ratings": [dict(r) for r in record.ratings or [{}] * k], "notes": [""] * k}
-      answers.append(Answer(task, record.labeler or "unnamed", value))
-    else:
-      task = Task(record.prompt, **facts)
-      answers.append(Answer(task, "unnamed", {"completion": record.completion}))
-    tasks.append(task)
-  return tasks, answers
 
 
 # --- Label Studio ---
@@ -179,7 +176,7 @@ def labelstudio_config(kind: str, k: int) -> str:
   return f'<View>\n  <Text name="prompt" value="$prompt"/>\n{inner}</View>\n'
 
 
-def from_labelstudio(row: Any, kind: str) -> tuple[Task, list[tuple[str, dict[str, Any] | None]]]:
+def from_labelstudio(row: Any, kind: str) -> tuple[Task, Said]:
   """A task of ours, of a ranking without buckets, or of a pairwise comparison of two texts."""
   data = row.get("data", row) if isinstance(row, dict) else None
   if not isinstance(data, dict):
@@ -197,7 +194,7 @@ def from_labelstudio(row: Any, kind: str) -> tuple[Task, list[tuple[str, dict[st
       raise RecordError("data.items: a list of {id, body} is expected, or two texts " + " or ".join(map("/".join, PAIRS)))
     texts, ids = [data[name] for name in pair], ["left", "right"]
   task = Task(prompt, tuple(texts), **facts)
-  said = []
+  said: Said = []
   for annotation in row.get("annotations") or []:
     value = None if annotation.get("was_cancelled") else _value(annotation.get("result") or [], kind, ids)
     said.append((_labeler(annotation.get("completed_by")), value))
@@ -298,12 +295,12 @@ def _questions(value: dict[str, Any]) -> dict[str, Any]:
   return found
 
 
-def from_argilla(row: Any, kind: str) -> tuple[Task, list[tuple[str, dict[str, Any] | None]]]:
+def from_argilla(row: Any, kind: str) -> tuple[Task, Said]:
   """A record with a prompt and responses; the ranking is the question named so, with ranks or as an ordered list."""
   fields = row.get("fields") if isinstance(row, dict) else None
   if not isinstance(fields, dict):
     raise RecordError("a record with fields is expected")
-  prompt = next((fields[name] for name in ("prompt", "instruction", "input") if fields.get(name)), None)
+  prompt = next((fields[name] for name in ("prompt", "instruction", "input") if fields.get(name)), "")
   names = [name for name, text in fields.items() if re.fullmatch(r"(response|completion|output)[-_]?\d+", name) and text]
   texts = tuple(fields[name] for name in names) if kind == "comparison" else ()
   facts: dict[str, Any] = {name: (row.get("metadata") or {}).get(name) for name in FACTS[1:]}
@@ -315,7 +312,7 @@ def from_argilla(row: Any, kind: str) -> tuple[Task, list[tuple[str, dict[str, A
     for response in responses:
       by_user[str(response["user_id"])][question] = response["value"]
   main = "demonstration" if kind == "demonstration" else "ranking"
-  said = [
+  said: Said = [
     (known.get(user, user), _argilla_value(questions, kind, names)) for user, questions in by_user.items() if main in questions
   ]
   return Task(prompt, texts, id=named, **facts), said

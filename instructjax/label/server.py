@@ -162,6 +162,7 @@ def _skip(db: sqlite3.Connection, options: Options, labeler: str, body: dict[str
 
 def listen(host: str, port: int) -> socket.socket:
   """A listening socket; port 0 takes a free one.  Raises UserError where it cannot be had."""
+  found = None
   try:
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     found = socket.socket(family, kind)
@@ -169,6 +170,8 @@ def listen(host: str, port: int) -> socket.socket:
     found.bind(address)
     found.listen(64)
   except (OSError, OverflowError) as error:
+    if found:
+      found.close()
     raise UserError(f"--host={host} --port={port}: cannot listen there ({error}); try another --port") from None
   return found
 
