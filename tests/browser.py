@@ -2,10 +2,10 @@
 
 import contextlib
 import re
-import select
 import shutil
 import subprocess
 import sys
+import threading
 
 FLAGS = [
   "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
@@ -17,17 +17,17 @@ def start(*arguments, cwd):
   """`instructjax label` in a process: (process, address that it printed)."""
   command = [sys.executable, "-m", "instructjax.cli", "label", "--port=0", *map(str, arguments)]
   process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd)
-  lines = []
-  while True:
-    if not select.select([process.stdout], [], [], 60)[0]:
-      process.kill()
-      raise TimeoutError("".join(lines))
-    line = process.stdout.readline()
-    lines.append(line)
-    if line.startswith("http://"):
-      return process, line.strip()
-    if not line:
-      raise RuntimeError("".join(lines))
+  lines, late = [], threading.Timer(60, process.kill)
+  late.start()
+  try:
+    for line in process.stdout:
+      lines.append(line)
+      if line.startswith("http://"):
+        return process, line.strip()
+  finally:
+    late.cancel()
+  process.stdout.close()
+  raise RuntimeError(f"exit {process.wait()}: {''.join(lines)}")
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def chromium(folder, width=1280, height=900, *, dark=False, touch=False):
 
   options = webdriver.ChromeOptions()
   options.binary_location = shutil.which("chromium")
-  for flag in [*FLAGS, f"--user-data-dir={folder}"]:
+  for flag in [*FLAGS, f"--user-data-dir={folder}", "--window-size=1400,1100"]:
     options.add_argument(flag)
   options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
   service = webdriver.ChromeService(shutil.which("chromedriver"))

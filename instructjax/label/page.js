@@ -271,13 +271,14 @@ function card(i) {
 
 const cardOf = (i) => document.querySelector(`[data-output="${i}"]`);
 
-function place(i, row) {
+function place(i, row, onward = false) {
   const k = state.task.completions.length;
   if (row < 0 || row > k || state.draft.ranks[i] === row) return;
+  const fresh = !state.draft.ranks[i];
   state.draft.ranks[i] = row;
   $("says").textContent = `${name(i)}: ${row ? `rank ${row}` : "not ranked"}`;
   const waiting = state.draft.ranks.indexOf(0);
-  showRanks(i);
+  showRanks(onward && fresh && waiting >= 0 ? waiting : i);
   if (waiting < 0) $("says").textContent += ". All are ranked.";
   ready();
   changed();
@@ -417,7 +418,7 @@ function rankKey(key) {
   }
   if (step) place(i, state.draft.ranks[i] + step);
   else if (turn) cardOf(cards[(cards.indexOf(i) + turn + cards.length) % cards.length])?.focus();
-  else if (/^[0-9]$/.test(key) && Number(key) <= k) place(i, Number(key));
+  else if (/^[0-9]$/.test(key) && Number(key) <= k) place(i, Number(key), true); // and on to the next that has none
   else return false;
   return true;
 }
@@ -487,6 +488,9 @@ $("skip-sure").addEventListener("click", skipSure);
 $("again").addEventListener("click", () => next().catch((error) => problem(error.message)));
 $("show-instructions").addEventListener("click", () => $("instructions").showModal());
 $("show-keys").addEventListener("click", keys);
+for (const id of ["instructions", "keys", "skip-box"]) {
+  $(id).addEventListener("close", () => { if (state.task) (state.kind === "demonstration" ? $("completion") : $("main")).focus({ preventScroll: true }); });
+}
 $("leave").addEventListener("click", async () => {
   await flush();
   localStorage.removeItem("labeler");
