@@ -118,7 +118,7 @@ async function start(labeler) {
     $("instructions-text").textContent = told.instructions;
     localStorage.setItem("labeler", labeler);
     $("leave").textContent = `${labeler} · sign out`;
-    $("leave").hidden = $("place").hidden = false;
+    for (const id of ["leave", "place", "show-instructions"]) $(id).hidden = false;
     problem("");
     const seen = `instructions ${told.kind} ${told.instructions.length}`;
     if (!localStorage.getItem(seen)) {
@@ -135,7 +135,7 @@ async function start(labeler) {
 function signIn(labeler = "", text = "") {
   only("sign-in");
   problem(text);
-  $("leave").hidden = $("place").hidden = true;
+  for (const id of ["leave", "place", "show-instructions"]) $(id).hidden = true;
   $("labeler").value = labeler;
   $("labeler").focus();
 }
@@ -451,7 +451,7 @@ addEventListener("keydown", (event) => {
     if (event.key === "Escape") $("main").focus();
     return;
   }
-  const shared = { b: back, s: skip, r: () => $("instructions").showModal(), "?": keys };
+  const shared = { b: back, s: skip, r: () => state.labeler && $("instructions").showModal(), "?": keys };
   const rating = state.task && !$("rate").hidden, ranking = state.task && !$("rank").hidden;
   if (event.key === "Enter") {
     if (event.target.closest("button, a")) return;
