@@ -98,6 +98,10 @@ async def _body(request: Request) -> dict[str, Any]:
     raise UserError("the request is not JSON") from None
   if not isinstance(found, dict):
     raise UserError("the request is not a JSON object")
+  try:  # what cannot be stored and sent back: infinities, half a surrogate pair
+    json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+  except (ValueError, RecursionError) as error:
+    raise UserError(f"the request holds what JSON or UTF-8 cannot ({error})") from None
   return found
 
 

@@ -2,7 +2,10 @@
 
 import http.client
 import json
+import re
+import shlex
 import threading
+from pathlib import Path
 
 import pytest
 import uvicorn
@@ -143,7 +146,8 @@ def test_other_sites_and_names_are_refused(page):
   assert call(Origin=f"http://localhost:{client.port}") == 403
   assert call(Content_Type="text/plain") == call(Content_Type="application/x-www-form-urlencoded") == 415
   assert client("POST", "/api/next", b"{" * 100_000)[0] == 400
-  assert client("POST", "/api/next", b"[1]")[0] == 400
+  for content in (b"[1]", b'{"x": "\\ud800"}', b'{"labeler": "ana", "x": NaN}', b'{"labeler": "ana", "x": 1e999}', b"\xff"):
+    assert client("POST", "/api/next", content)[0] == 400
   assert client("POST", "/api/next", b"x", Content_Length=str(guard.LARGEST + 1))[0] == 413
 
 
@@ -203,6 +207,17 @@ def test_a_killed_server_keeps_what_it_acknowledged(tmp_path):
   process.terminate()
   process.communicate()
   assert process.returncode in (-15, 143)
+
+
+def test_the_walk_through_names_commands_and_files_that_are_there():
+  folder = Path(__file__).parent.parent.parent / "docs"
+  text = (folder / "labeling.md").read_text().replace("\\\n", "")
+  commands = [line for line in text.split("\n") if line.startswith("instructjax ")]
+  assert len(commands) >= 8
+  for line in commands:
+    cli.parser().parse_known_args(shlex.split(line)[1:])
+  pictures = re.findall(r"[\w]+\.png", text)
+  assert len(pictures) == 2 and all(0 < (folder / name).stat().st_size < 200_000 for name in pictures)
 
 
 def test_a_taken_port_and_missing_files_are_user_errors(tmp_path, capsys):
