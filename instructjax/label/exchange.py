@@ -7,7 +7,6 @@ Argilla: the records that `dataset.records.to_json` writes and `from_json` reads
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import uuid
@@ -19,11 +18,10 @@ from typing import Any
 from instructjax.data import records
 from instructjax.data.records import Comparison, Demonstration, RecordError
 from instructjax.errors import UserError
-from instructjax.label.tasks import FLAGS, Answer, Task, checked
+from instructjax.label.tasks import FACTS, FLAGS, Answer, Task, checked, facts, present
 
 Loaded = tuple[list[Task], list[Answer]]
 Said = list[tuple[str, dict[str, Any] | None]]  # labelers and their answers; None is a skip
-FACTS = ("id", "user", "source", "use_case")
 NOBODY = "@labeler.invalid"  # Label Studio knows labelers by their mail address
 PAIRS = [("left", "right"), ("text1", "text2"), ("answer1", "answer2"), ("output_1", "output_2"), ("chosen", "rejected")]
 
@@ -34,18 +32,14 @@ def comparisons(answers: Iterable[Answer]) -> list[Comparison]:
   for answer in answers:
     if answer.value is not None:
       ratings, ranks = tuple(answer.value["ratings"]), tuple(answer.value["ranks"])
-      facts = _facts(answer.task) | {"labeler": answer.labeler, "ratings": ratings if any(ratings) else None}
-      found.append(Comparison(answer.task.prompt, answer.task.completions, ranks, **facts))
+      known = facts(answer.task) | {"labeler": answer.labeler, "ratings": ratings if any(ratings) else None}
+      found.append(Comparison(answer.task.prompt, answer.task.completions, ranks, **known))
   return found
 
 
 def demonstrations(answers: Iterable[Answer]) -> list[Demonstration]:
   """A record for each demonstration."""
-  return [Demonstration(a.task.prompt, a.value["completion"], **_facts(a.task)) for a in answers if a.value is not None]
-
-
-def _facts(record: Task | Comparison | Demonstration) -> dict[str, Any]:
-  return {name: getattr(record, name) for name in FACTS}
+  return [Demonstration(a.task.prompt, a.value["completion"], **facts(a.task)) for a in answers if a.value is not None]
 
 
 def from_records(path: Path, kind: str) -> Loaded:
@@ -53,11 +47,11 @@ def from_records(path: Path, kind: str) -> Loaded:
   tasks, answers = [], []
   for record in records.read(path, kind):
     if isinstance(record, Comparison):
-      task, k = Task(record.prompt, record.completions, **_facts(record)), len(record.completions)
+      task, k = Task(record.prompt, record.completions, **facts(record)), len(record.completions)
       value = {"ranks": list(record.ranks), "ratings": [dict(r) for r in record.ratings or [{}] * k], "notes": [""] * k}
       answers.append(Answer(task, record.labeler or "unnamed", value))
     else:
-      task = Task(record.prompt, **_facts(record))
+      task = Task(record.prompt, **facts(record))
       answers.append(Answer(task, "unnamed", {"completion": record.completion}))
     tasks.append(task)
   return tasks, answers
@@ -67,9 +61,9 @@ def to_answers(answers: Iterable[Answer]) -> list[dict[str, Any]]:
   """Everything: skips and their reasons, notes, the order shown, the seconds, the sources."""
   rows = []
   for answer in answers:
-    task = {name: value for name, value in dataclasses.asdict(answer.task).items() if value}
     said = {"skipped": answer.reason} if answer.value is None else answer.value
-    rows.append(task | {"labeler": answer.labeler, "shown": answer.shown, "seconds": round(answer.seconds, 1)} | said)
+    how = {"labeler": answer.labeler, "shown": answer.shown, "seconds": round(answer.seconds, 1)}
+    rows.append(present(answer.task) | how | said)
   return rows
 
 
@@ -91,8 +85,6 @@ def load(path: str | Path, kind: str, form: str) -> Loaded:
   for at, row in enumerate(rows):
     try:
       task, said = read(row, kind)
-      plain = {name: value for name, value in dataclasses.asdict(task).items() if value and name != "sources"}
-      _valid(plain, kind)
       for _, value in said:
         if value is not None:
           checked(kind, value, len(task.completions))
@@ -100,16 +92,20 @@ def load(path: str | Path, kind: str, form: str) -> Loaded:
       answers += [Answer(task, labeler, value, "" if value else "skipped elsewhere") for labeler, value in said]
     except (UserError, RecordError) as error:
       problems.append(f"{path}: item {at}: {error}")
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, json.JSONDecodeError) as error:
       problems.append(f"{path}: item {at}: not as {form} writes it ({type(error).__name__}: {error})")
   records.report(problems)
   return tasks, answers
 
 
-def _valid(row: dict[str, Any], kind: str) -> None:
-  if kind == "comparison":
-    row = row | {"ranks": [1] * len(row.get("completions", ()))}
-  records.parse([row], "prompt" if kind == "demonstration" else kind, name="task")
+def _task(kind: str, prompt: Any, texts: list[Any], known: dict[str, Any]) -> Task:
+  """A task out of what another tool wrote, if it is one of ours.  Raises UserError."""
+  row = {"prompt": prompt} | {name: value for name, value in known.items() if value not in (None, "")}
+  if kind == "demonstration":
+    (prompted,) = records.parse([row], "prompt", name="task")
+    return Task(prompted.prompt, **facts(prompted))
+  (ranked,) = records.parse([row | {"completions": texts, "ranks": [1] * len(texts)}], "comparison", name="task")
+  return Task(ranked.prompt, ranked.completions, **facts(ranked))
 
 
 # --- Label Studio ---
@@ -123,7 +119,7 @@ def to_labelstudio(tasks: Sequence[Task], answers: Sequence[Answer], k: int | No
     by_task[answer.task].append(answer)
   rows = []
   for task in tasks:
-    data: dict[str, Any] = {"prompt": task.prompt} | {name: getattr(task, name) for name in FACTS if getattr(task, name)}
+    data = {"prompt": task.prompt} | {name: value for name, value in facts(task).items() if value is not None}
     if task.completions:
       data["items"] = [{"id": str(i), "title": f"Output {i}", "body": text} for i, text in enumerate(task.completions, 1)]
       data |= {f"output_{i}": task.completions[i - 1] if i <= len(task.completions) else "" for i in range(1, k + 1)}
@@ -182,7 +178,6 @@ def from_labelstudio(row: Any, kind: str) -> tuple[Task, Said]:
   if not isinstance(data, dict):
     raise RecordError("a task with data is expected")
   prompt = data.get("prompt", data.get("text"))
-  facts: dict[str, Any] = {name: data.get(name) for name in FACTS}
   items = data.get("items")
   if kind == "demonstration":
     texts, ids = [], []
@@ -193,7 +188,7 @@ def from_labelstudio(row: Any, kind: str) -> tuple[Task, Said]:
     if pair is None:
       raise RecordError("data.items: a list of {id, body} is expected, or two texts " + " or ".join(map("/".join, PAIRS)))
     texts, ids = [data[name] for name in pair], ["left", "right"]
-  task = Task(prompt, tuple(texts), **facts)
+  task = _task(kind, prompt, texts, {name: data.get(name) for name in FACTS})
   said: Said = []
   for annotation in row.get("annotations") or []:
     value = None if annotation.get("was_cancelled") else _value(annotation.get("result") or [], kind, ids)
@@ -260,7 +255,8 @@ def to_argilla(tasks: Sequence[Task], answers: Sequence[Answer]) -> list[dict[st
   rows = []
   for at, task in enumerate(tasks):
     fields = {"prompt": task.prompt} | {f"response_{i}": text for i, text in enumerate(task.completions, 1)}
-    metadata: dict[str, Any] = {name: getattr(task, name) for name in FACTS[1:] if getattr(task, name)}
+    known = {name: value for name, value in facts(task).items() if value is not None and name != "id"}
+    metadata: dict[str, Any] = {name: value if isinstance(value, str) else json.dumps(value) for name, value in known.items()}
     responses = defaultdict(list)
     for answer in by_task[task]:
       for question, value in _questions(answer.value or {}).items():
@@ -302,20 +298,21 @@ def from_argilla(row: Any, kind: str) -> tuple[Task, Said]:
     raise RecordError("a record with fields is expected")
   prompt = next((fields[name] for name in ("prompt", "instruction", "input") if fields.get(name)), "")
   names = [name for name, text in fields.items() if re.fullmatch(r"(response|completion|output)[-_]?\d+", name) and text]
-  texts = tuple(fields[name] for name in names) if kind == "comparison" else ()
-  facts: dict[str, Any] = {name: (row.get("metadata") or {}).get(name) for name in FACTS[1:]}
+  texts = [fields[name] for name in names] if kind == "comparison" else []
+  metadata = row.get("metadata") or {}
+  known = {name: metadata.get(name) for name in FACTS if name != "id"}
+  known |= {name: json.loads(metadata[name]) for name in ("consent", "annotations") if isinstance(known[name], str)}
   given = row.get("id")
   named = given if given and not re.fullmatch(r"task-\d+", str(given)) else None
-  known = {user_id(name): name for name in (row.get("metadata") or {}).get("labelers", [])}
+  labelers = {user_id(name): name for name in metadata.get("labelers", [])}
   by_user: dict[str, dict[str, Any]] = defaultdict(dict)
   for question, responses in (row.get("responses") or {}).items():
     for response in responses:
       by_user[str(response["user_id"])][question] = response["value"]
   main = "demonstration" if kind == "demonstration" else "ranking"
-  said: Said = [
-    (known.get(user, user), _argilla_value(questions, kind, names)) for user, questions in by_user.items() if main in questions
-  ]
-  return Task(prompt, texts, id=named, **facts), said
+  finished = {user: questions for user, questions in by_user.items() if main in questions}
+  said: Said = [(labelers.get(user, user), _argilla_value(one, kind, names)) for user, one in finished.items()]
+  return _task(kind, prompt, texts, known | {"id": named}), said
 
 
 def _argilla_value(questions: dict[str, Any], kind: str, names: list[str]) -> dict[str, Any]:

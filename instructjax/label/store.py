@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from instructjax.errors import UserError
-from instructjax.label.tasks import Answer, Task, canonical, checked
+from instructjax.label.tasks import Answer, Task, canonical, checked, present
 
 APPLICATION = 0x494A4C42  # "IJLB" in the header of the file
 SCHEMA = 1
@@ -142,7 +142,7 @@ def add(db: sqlite3.Connection, tasks: Iterable[Task]) -> tuple[int, int]:
 
 
 def _insert(db: sqlite3.Connection, task: Task) -> int:
-  body = _dump({name: value for name, value in dataclasses.asdict(task).items() if value})
+  body = _dump(present(task))
   row = db.execute("INSERT OR IGNORE INTO task (digest, body) VALUES (?, ?)", [digest(task), body])
   return row.rowcount
 

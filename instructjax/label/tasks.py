@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from instructjax.data import records
-from instructjax.data.records import RATINGS, RecordError
+from instructjax.data.records import RATINGS, Comparison, Demonstration, Prompt, RecordError
 from instructjax.errors import UserError
 
 KINDS = ("demonstration", "comparison")
 FLAGS = RATINGS[1:]
+FACTS = ("id", "user", "source", "use_case", "organisation", "consent", "annotations")  # of a prompt, kept with it
 LONGEST = 100_000  # characters of a demonstration or a note
 
 
@@ -31,6 +32,9 @@ class Task:
   user: str | None = None
   source: str | None = None
   use_case: str | None = None
+  organisation: str | None = None
+  consent: bool | None = None
+  annotations: Mapping[str, bool] | None = dataclasses.field(default=None, hash=False)
   sources: tuple[str, ...] = ()
 
 
@@ -54,7 +58,7 @@ def read(path: str | Path, kind: str) -> tuple[list[Task], list[str]]:
   prompts that keep fewer than two.  Raises UserError with the line and field of every problem.
   """
   if kind == "demonstration":
-    return [Task(**dataclasses.asdict(record)) for record in records.read(path, "prompt")], []
+    return [Task(record.prompt, **facts(record)) for record in records.read(path, "prompt")], []
   origins: list[tuple[str, ...]] = []
   dropped: Counter[str] = Counter()
 
@@ -72,8 +76,18 @@ def read(path: str | Path, kind: str) -> tuple[list[Task], list[str]]:
   if not kept:
     raise UserError(f"{path}: no prompt with two different outputs; sample more (--config.n=4) or at a higher temperature")
   dropped["prompts with fewer than two different responses"] = len(found) - len(kept)
-  tasks = [Task(r.prompt, r.completions, r.id, r.user, r.source, r.use_case, origin) for r, origin in kept]
+  tasks = [Task(r.prompt, r.completions, **facts(r), sources=origin) for r, origin in kept]
   return tasks, [f"left out: {count} {what}" for what, count in dropped.items() if count]
+
+
+def facts(record: Task | Comparison | Demonstration | Prompt) -> dict[str, Any]:
+  """What is known of a prompt, and goes along with it."""
+  return {name: getattr(record, name) for name in FACTS}
+
+
+def present(task: Task) -> dict[str, Any]:
+  """The fields of a task that say something, for JSON."""
+  return {name: value for name, value in dataclasses.asdict(task).items() if value is not None and value != ()}
 
 
 STAND_IN = {"prompt": "\0", "completions": ["a", "b"], "ranks": [1, 1]}  # holds the line of a prompt that is left out
