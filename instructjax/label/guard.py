@@ -22,7 +22,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 LARGEST = 2_000_000  # bytes of a request
 HEADERS = {
-  # Nothing but our own two files runs or styles; texts cannot become HTML even by mistake (Trusted Types).
+  # Nothing but our own files runs or styles; texts cannot become HTML even by mistake (Trusted Types).
   "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
   "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
   "X-Content-Type-Options": "nosniff",
