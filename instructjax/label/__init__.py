@@ -1,7 +1,7 @@
 """`instructjax label`: people write demonstrations, rate and rank outputs on a page of this machine.
 
-What they say becomes records.  store.py keeps it, server.py and guard.py serve page.html and its scripts, exchange.py reads and writes
-files, agreement.py measures.  Nothing here imports jax.
+What they say becomes records.  store.py keeps it, server.py and guard.py serve page.html and its scripts, exchange.py reads
+and writes files, agreement.py measures.  Nothing here imports jax.
 """
 
 from __future__ import annotations
