@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: quickstart test test-slow test-oracles test-plan lint lock clean
+.PHONY: quickstart test test-slow test-oracles test-plan test-browser lint lock clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/instructjax quickstart $(ARGS)
@@ -20,6 +20,9 @@ test-oracles: $(VENV)/.oracles
 
 test-plan: $(VENV)/.plan
 	$(BIN)/python -m pytest -m tpu $(ARGS)
+
+test-browser: $(VENV)/.test  ## needs chromium and chromedriver
+	$(BIN)/python -m pytest -m browser $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

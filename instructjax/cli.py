@@ -32,6 +32,7 @@ MODEL = {"ppo": "rl_init"}  # the field that --model sets, where it is not model
 def parser() -> argparse.ArgumentParser:
   """All commands and their options."""
   from instructjax.data.commands import arguments as data_arguments
+  from instructjax.label import arguments as label_arguments
 
   top = argparse.ArgumentParser(
     prog="instructjax", description="InstructGPT in JAX: SFT, reward models, PPO-ptx.", allow_abbrev=False,
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
   _bench(add("bench", "how fast a stage runs, on random weights"))
   _plan(add("plan", "does a stage fit a TPU or GPU pod, and how fast could it be: compiled ahead of time, never run"))
   data_arguments(add("data", "check, clean, count and compare data files, or write the quickstart's"))
+  label_arguments(add("label", "a page on this machine where people write demonstrations, rate and rank outputs"))
   tokenizer = add("tokenizer", "train a SentencePiece tokenizer").add_subparsers(dest="action", required=True)
   train = tokenizer.add_parser("train", allow_abbrev=False)
   train.add_argument("--input", required=True, help="a UTF-8 text file")
@@ -211,6 +213,13 @@ def data(args: argparse.Namespace, rest: Sequence[str]) -> None:
   commands.run(args, open_tokenizer)
 
 
+def label(args: argparse.Namespace, rest: Sequence[str]) -> None:
+  assignments(rest)
+  from instructjax import label
+
+  label.main(args)
+
+
 def tokenizer(args: argparse.Namespace, rest: Sequence[str]) -> None:
   assignments(rest)
   from instructjax.data import tokenizers
@@ -254,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   """Runs a command and returns its exit code."""
   args, rest = parser().parse_known_args(arguments)
   commands = {
-    "quickstart": quickstart, "report": report, "export": export, "bench": bench, "plan": plan, "data": data,
+    "quickstart": quickstart, "report": report, "export": export, "bench": bench, "plan": plan, "data": data, "label": label,
     "tokenizer": tokenizer,
   }  # fmt: skip
   try:

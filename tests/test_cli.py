@@ -10,7 +10,7 @@ import pytest
 from instructjax import cli, settings
 from instructjax.errors import UserError
 
-COMMANDS = [*cli.STAGES, "quickstart", "report", "bench", "plan", "data", "tokenizer"]
+COMMANDS = [*cli.STAGES, "quickstart", "report", "bench", "plan", "data", "label", "tokenizer"]
 
 
 def test_help_starts_at_once_and_imports_nothing_slow():

@@ -90,7 +90,8 @@ def test_errors(tmp_path):
     export.export(run, tmp_path / "out", weights="ema")
   with pytest.raises(UserError, match="name a folder of its own"):
     export.export(run, run)
-  python = left(tmp_path / "python", weights(0), about={"family": "python", "source": f"{__file__}:model", "tokenizer": "bytes"})
+  about = {"family": "python", "source": f"{__file__}:model", "tokenizer": "bytes"}
+  python = left(tmp_path / "python", weights(0), about=about)
   with pytest.raises(UserError, match="this is a Python model"):
     export.export(python, tmp_path / "out")
   assert not (tmp_path / "out").exists()

@@ -13,7 +13,10 @@ LAYERS = {
   1: ["sharding", "optim", "models"],
   2: ["likelihood", "steps", "rollout", "sft", "reward", "ppo", "bestofn"],
   3: ["data", "checkpoint", "writers", "intervals", "memory"],
-  4: ["loop", "origin", "stages", "reinforce", "generate", "export", "settings", "report", "quickstart", "bench", "plan"],
+  4: [
+    "loop", "origin", "stages", "reinforce", "generate", "export", "settings", "report", "quickstart", "bench", "plan",
+    "label",
+  ],  # fmt: skip
   5: ["cli"],
 }
 # What the pure layers may import; models/ also reads and writes weights.

@@ -1,0 +1,200 @@
+"""What goes out comes back: records, Label Studio and Argilla; and every bad file is a UserError."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from instructjax import cli
+from instructjax.data import records
+from instructjax.errors import UserError
+from instructjax.label import exchange, store
+from instructjax.label.tasks import FLAGS, Answer, Task
+
+OFF = dict.fromkeys(FLAGS, False)
+NASTY = "<script>alert(1)</script> & \"é\" \u2028"
+TASKS = [
+  Task("first", ("a", NASTY, "c"), id="1", user="u", source="s", use_case="chat", organisation="o", consent=False,
+       annotations={"ambiguous": True}, sources=("m1", "m2", "m3")),
+  Task("second", ("x", "y")),
+  Task("nobody's", ("x", "y")),
+]
+ANSWERS = [
+  Answer(TASKS[0], "ana", {
+    "ranks": [2, 1, 2], "notes": ["", NASTY, ""],
+    "ratings": [{"overall": 3} | OFF, {"overall": 7} | OFF | {"hallucination": True, "opinion": True}, {"overall": 1} | OFF],
+  }, shown=(2, 0, 1), seconds=12.5),
+  Answer(TASKS[0], "ben@example.org", {"ranks": [1, 2, 3], "notes": [""] * 3, "ratings": [{"overall": 4} | OFF] * 3}),
+  Answer(TASKS[1], "ana", {"ranks": [1, 1], "notes": ["", ""], "ratings": [{"overall": 4} | OFF] * 2}),
+  Answer(TASKS[1], "ben@example.org", None, "in Greek"),
+]  # fmt: skip
+WRITTEN = [
+  Answer(Task("first", id="1"), "ana", {"completion": NASTY}), Answer(Task("first", id="1"), "ben", {"completion": "b\nc"})
+]  # fmt: skip
+GIVEN = [answer for answer in ANSWERS if answer.value]
+
+
+def fill(path, kind, tasks, answers):
+  db = store.create(path, kind, 2)
+  store.add(db, tasks)
+  store.put(db, answers, 100.0)
+  db.close()
+  return path
+
+
+def said(answers):
+  """What an answer says, by prompt and labeler."""
+  return {(a.task.prompt, a.task.completions, a.labeler): a.value for a in answers}
+
+
+@pytest.mark.parametrize("form", ["records", "labelstudio", "argilla"])
+@pytest.mark.parametrize("kind", ["comparison", "demonstration"])
+def test_round_trips(tmp_path, form, kind, capsys):
+  tasks, answers = (TASKS, ANSWERS) if kind == "comparison" else ([WRITTEN[0].task, Task("unanswered")], WRITTEN)
+  db = fill(tmp_path / "a.sqlite", kind, tasks, answers)
+  out = tmp_path / f"out.{'jsonl' if form == 'records' else 'json'}"
+  assert cli.main(["label", "export", f"--db={db}", f"--out={out}", f"--format={form}"]) == 0
+  back = tmp_path / "b.sqlite"
+  assert cli.main(["label", "import", f"--db={back}", f"--file={out}", f"--format={form}", f"--kind={kind}"]) == 0
+  capsys.readouterr()
+  opened = store.open_existing(back)
+  found, known = store.answers(opened), store.tasks(opened)
+  opened.close()
+  expected = said(answers)
+  if kind == "demonstration" and form == "records":  # these records name no labeler, so the second is known already
+    assert said(found) == {("first", (), "unnamed"): {"completion": NASTY}}
+    return
+  if form == "records":  # have no place for notes and skips
+    expected = {key: value | {"notes": [""] * len(value["ranks"])} for key, value in expected.items() if value}
+  if form == "argilla":
+    expected = {key: value for key, value in expected.items() if value}
+  assert said(found) == expected
+  assert known == [dataclasses.replace(task, sources=()) for task in tasks[: len(known)]]
+  assert len(known) == (2 if form == "records" else len(tasks))
+  assert cli.main(["label", "import", f"--db={back}", f"--file={out}", f"--format={form}"]) == 0
+  assert "0 new tasks" in capsys.readouterr().out  # a second time changes nothing
+
+
+def test_the_export_is_valid_and_has_what_the_paper_asks_for(tmp_path, capsys):
+  db = fill(tmp_path / "a.sqlite", "comparison", TASKS, ANSWERS)
+  out = tmp_path / "ranked.jsonl"
+  assert cli.main(["label", "export", f"--db={db}", f"--out={out}"]) == 0
+  assert cli.main(["data", "check", str(out), "--kind=comparison"]) == 0
+  assert "3 comparisons, no problem" in capsys.readouterr().out
+  first = records.read(out, "comparison")[0]
+  assert (first.labeler, first.ranks, first.completions) == ("ana", (2, 1, 2), TASKS[0].completions)
+  assert (first.id, first.user, first.source, first.use_case) == ("1", "u", "s", "chat")
+  assert (first.organisation, first.consent, first.annotations) == ("o", False, {"ambiguous": True})
+  assert set(first.ratings[1]) == set(records.RATINGS) and first.ratings[1]["hallucination"] is True
+  assert cli.main(["label", "export", f"--db={db}", f"--out={tmp_path / 'all.jsonl'}", "--format=answers"]) == 0
+  rows = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().split("\n") if line]
+  assert rows[0]["notes"] == ["", NASTY, ""] and rows[0]["shown"] == [2, 0, 1] and rows[0]["seconds"] == 12.5
+  assert rows[0]["sources"] == ["m1", "m2", "m3"] and rows[3]["skipped"] == "in Greek"
+
+
+def test_agreement_of_a_file(tmp_path, capsys):
+  db = fill(tmp_path / "a.sqlite", "comparison", TASKS, ANSWERS)
+  assert cli.main(["label", "agreement", f"--db={db}", "--json"]) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert found["agreement"]["value"] == 0.5 and found["agreement"]["n"] == 2  # ab: apart, bc: alike, ac: tied by ana
+  assert cli.main(["label", "agreement", f"--db={db}"]) == 0
+  assert "agreement_ties" in capsys.readouterr().out
+  written = fill(tmp_path / "d.sqlite", "demonstration", [], WRITTEN)
+  assert cli.main(["label", "agreement", f"--db={written}"]) == 2
+  assert "agreement is about rankings" in capsys.readouterr().err
+
+
+def test_the_label_studio_interface_names_every_field_of_the_tasks():
+  rows = exchange.to_labelstudio(TASKS, ANSWERS)
+  tree = ElementTree.fromstring(exchange.labelstudio_config("comparison", 3))
+  tags = {tag.get("name"): tag for tag in tree.iter() if tag.get("name")}
+  shown = {tag.get("value")[1:] for tag in tags.values() if (tag.get("value") or "").startswith("$")}
+  assert all(shown <= set(row["data"]) for row in rows)
+  regions = [region for row in rows for annotation in row["annotations"] for region in annotation["result"]]
+  assert {region["type"] for region in regions} == {"ranker", "rating", "choices", "textarea"}
+  for region in regions:
+    assert tags[region["from_name"]].get("toName") == region["to_name"] and region["to_name"] in tags
+    assert tags[region["from_name"]].tag.lower() == region["type"]
+  buckets = regions[0]["value"]["ranker"]
+  assert buckets == {"rank_1": ["2"], "rank_2": ["1", "3"], "rank_3": []}
+  assert [bucket.get("name") for bucket in tags["ranks"]] == list(buckets)
+
+
+def test_what_label_studio_exports_in_other_projects_is_read():
+  items = [{"id": "blog", "title": "t", "body": "x"}, {"id": "wiki", "title": "t", "body": "y"}]
+  region = {"from_name": "rank", "to_name": "results", "type": "ranker"}
+  for value in ({"ranker": ["wiki", "blog"]}, {"ranker": {"rank": ["wiki", "blog"]}}):
+    annotation = {"completed_by": 7, "result": [region | {"value": value}]}
+    row = {"id": 3, "data": {"text": "p", "items": items}, "annotations": [annotation]}
+    task, ((labeler, answer),) = exchange.from_labelstudio(row, "comparison")
+    assert (task, labeler, answer["ranks"]) == (Task("p", ("x", "y")), "7", [2, 1])
+  pair = {"type": "pairwise", "from_name": "pw", "to_name": "text1,text2", "value": {"selected": "right"}}
+  row = {"data": {"prompt": "p", "text1": "x", "text2": "y"}, "annotations": [{"result": [pair]}, {"was_cancelled": True}]}
+  task, found = exchange.from_labelstudio(row, "comparison")
+  assert task.completions == ("x", "y") and [value and value["ranks"] for _, value in found] == [[2, 1], None]
+
+
+def test_what_argillas_own_library_writes_is_read():
+  """Read back from its server, a ranking is an ordered list of names: ties are lost there, not here."""
+  fields = {"instruction": "p", "response-1": "x", "response-2": "y"}
+  user = "5b5e3b0e-0d5c-4c3b-9d0f-3a3f1d4c2f11"
+  ranking = {"value": ["response-2", "response-1"], "user_id": user}
+  row = {"id": "9", "fields": fields, "metadata": {}, "responses": {"ranking": [ranking]}}
+  task, ((labeler, answer),) = exchange.from_argilla(row, "comparison")
+  assert (task, labeler, answer["ranks"]) == (Task("p", ("x", "y"), id="9"), user, [2, 1])
+
+
+def test_all_problems_of_a_foreign_file_are_listed(tmp_path):
+  path = tmp_path / "x.json"
+  item = {"id": "1", "body": "x"}
+  unranked = {"data": {"prompt": "p", "items": [item, item | {"id": "2"}]}, "annotations": [{"result": []}]}
+  bad = [{"prompt": "p"}, {"prompt": "p", "items": [item]}, {"items": [item, item]}]
+  path.write_text(json.dumps([1, *({"data": data} for data in bad), unranked]))
+  with pytest.raises(UserError) as error:
+    exchange.load(path, "comparison", "labelstudio")
+  places = [line.removeprefix(f"{path}: ").partition(":")[0] for line in str(error.value).split("\n")]
+  assert places == [f"item {at}" for at in range(5)]
+
+
+FUZZ = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+rows = st.recursive(
+  st.none() | st.booleans() | st.integers() | st.text(),
+  lambda inner: st.lists(
+    st.dictionaries(
+      st.sampled_from([
+        "data", "fields", "annotations", "responses", "result", "ranking", "prompt", "items", "value", "response_1"
+      ]), inner, max_size=4,
+    ),
+    max_size=3,
+  ),
+  max_leaves=12,
+)  # fmt: skip
+
+
+forms, kinds = st.sampled_from(["labelstudio", "argilla", "records"]), st.sampled_from(["comparison", "demonstration"])
+
+
+@FUZZ
+@given(content=rows | st.binary(max_size=50), form=forms, kind=kinds)
+def test_any_file_gives_tasks_or_a_user_error(tmp_path, content, form, kind):
+  path = tmp_path / "x.json"
+  path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+  try:
+    exchange.load(path, kind, form)
+  except UserError as error:
+    assert str(error)
+
+
+def test_labeling_starts_without_jax():
+  code = (
+    "import sys; from instructjax import cli\n"
+    "from instructjax.label import agreement, exchange, server, store\n"
+    "sys.exit(f'imported {found}' if (found := {'jax', 'flax', 'orbax', 'ml_collections'} & set(sys.modules)) else 0)"
+  )
+  run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+  assert run.returncode == 0, run.stderr
