@@ -16,7 +16,7 @@ LAYERS = {
   4: [
     "loop", "origin", "stages", "reinforce", "generate", "export", "settings", "report", "quickstart", "bench", "plan",
     "label",
-  ],  # fmt: skip
+  ],
   5: ["cli"],
 }
 # What the pure layers may import; models/ also reads and writes weights.
