@@ -39,7 +39,7 @@ def theirs(model):
 def opened(folder):
   import transformers
 
-  return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+  return transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
 
 
 @pytest.mark.parametrize("targets", ["all", ("q", "v"), ("k", "o", "down")])
