@@ -35,7 +35,7 @@ def open_run(
 
   Raises UserError where it is none, reads other ids than the policy, or does not take rows of `length` tokens.
   """
-  judge = origin.open_reward_model(source, settings)
+  judge = origin.open_reward_model(source, settings, policy)
   if policy is not None:
     same_ids(policy, judge)
     stages.fits(judge.lm, length, "prompt + response")
