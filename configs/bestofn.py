@@ -1,6 +1,6 @@
-"""Best-of-n: the response that a reward model prefers among n samples (Stiennon et al. 2020; Nakano et al. 2021).
+"""Best-of-n: the response that a reward prefers among n samples (Stiennon et al. 2020; Nakano et al. 2021).
 
-  instructjax bestofn --config=bestofn:tiny --model=runs/sft --config.reward_model=runs/reward --workdir=runs/bestofn
+  instructjax bestofn --config=bestofn:tiny --model=runs/sft --config.rewards=runs/reward --workdir=runs/bestofn
                                   half a minute on two cores
 
 Leaves samples.jsonl (the best and the first response of each prompt) and, in metrics.jsonl, the mean score and the KL
@@ -15,8 +15,8 @@ def get_config(arg: str = "tiny") -> ConfigDict:
   if arg not in ("tiny", "1.3b", "6b", "175b"):
     raise KeyError(arg)
   c = ConfigDict({"stage": "bestofn", "seed": 0})
-  c.reward_model = ""  # the run that left the reward model that chooses
-  c.gold_model = ""  # a second one that judges the choice; "" has none
+  c.rewards = ""  # what chooses: the directory of a reward run, or any sum of rewards (docs/rewards.md)
+  c.gold = ""  # a second one that judges the choice; "" has none
   c.model = {
     "source": "",  # a run directory, a model folder, a .gguf file, a hub id or file.py:function
     "shape": "tiny",  # origin.SHAPES, for random weights

@@ -7,6 +7,9 @@
   instructjax ppo --config=ppo:1.3b --config.rl_init=runs/rl_init-1.3b --config.reward_model=runs/reward-6b \
     --config.data.prompts=prompts.jsonl --config.data.text=text.jsonl --workdir=runs/ppo-1.3b
 
+  instructjax ppo --config=ppo:tiny --config.rl_init=runs/rl_init --config.rewards=python:my.py:polite \
+    --workdir=runs/ppo-polite     your own reward: docs/rewards.md
+
 --config.ppo.ptx_coef=0 is plain PPO.  Printed: 256k episodes, 512 a batch, 64 a minibatch, 1 epoch, KL coefficient .02,
 clip .2, no discount, temperature 1, warmup over 10 iterations from a tenth of the peak, value learning rates, EMA .992,
 8 times as many pretraining examples as episodes with coefficient 27.8.  Not printed, with our choice: the policy's peak
@@ -25,7 +28,9 @@ def get_config(arg: str = "tiny") -> ConfigDict:
   policy_lr, value_lr = (3e-4, 1e-3) if tiny else SIZES[arg]
   c = ConfigDict({"stage": "ppo", "seed": 0})
   c.rl_init = ""  # the run that left the model to start from; --model is short for it
-  c.reward_model = ""  # the run that left the reward model
+  c.reward_model = ""  # the run that left the reward model, as which the value network starts; "" starts it as rl_init
+  c.rewards = ""  # what scores a response; "" is the reward model alone.  A sum with weights (docs/rewards.md), for one
+  # "python:my.py:polite + 0.5*http://localhost:8000/score + 2*runs/reward"
   c.model = {
     "shape": "",  # PPO needs a trained model
     "tokenizer": "",  # "" is the one of rl_init

@@ -16,6 +16,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     raise KeyError(arg)
   c = ConfigDict({"stage": "sample", "seed": 0})
   c.prompt = ""  # one prompt, instead of the file
+  c.rewards = ""  # scores for samples.jsonl: runs/reward, python:my.py:polite ... (docs/rewards.md)
   c.model = {
     "source": "",  # a run directory, a model folder, a .gguf file, a hub id or file.py:function
     "shape": "tiny",  # origin.SHAPES, for random weights

@@ -66,7 +66,8 @@ def fit(
   `evaluate` runs every `evaluate_every` steps, at the end, and before a checkpoint where it measures `checkpoints.best`.
   0 as `..._every` means: not before the end.
 
-  Raises UserError when a metric named "loss..." is not finite (what is on disk stays good) and Interrupted on Ctrl-C.
+  Raises UserError when a metric named "loss..." is not finite (what is on disk stays good), when a step raises one (the
+  state before it is saved), and Interrupted on Ctrl-C.
   """
   state, start = resume(state, checkpoints, steps, stage, extra or {})
   writer.rewind(stage, start)
@@ -102,7 +103,15 @@ def fit(
     try:
       batch = batches(start) if start < steps else None
       for at in range(start + 1, steps + 1):
-        state, metrics = step(state, batch)
+        try:
+          state, metrics = step(state, batch)
+        except UserError as error:  # a reward from outside failed
+          if checkpoints is None or state.iteration.is_deleted() or at == start + 1:
+            raise
+          save(at - 1)
+          raise UserError(
+            f"{error}. {stage}: step {at - 1} of {steps} is kept; run the same command again to go on from there"
+          ) from error
         waiting.append((at, metrics))
         batch = batches(at) if at < steps else None  # prepared while the step runs
         flush(keep=1)

@@ -1,29 +1,36 @@
-"""The PPO stage from a configuration: `rl_init`, a reward model, prompts and pretraining text."""
+"""The PPO stage from a configuration: `rl_init`, a reward model or other rewards, prompts and pretraining text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from instructjax import optim, origin, ppo, returns, stages, steps
+from instructjax import optim, origin, ppo, returns, rewards, sharding, stages, steps, writers
 from instructjax.data import pipeline
+from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.models import freeze, transformer
 from instructjax.origin import Origin
 from instructjax.rollout import Sampling
-from instructjax.types import LM, Frozen, TrainState
+from instructjax.types import LM, Array, Demonstrations, Float, Frozen, Metrics, Prompts, Rollout, TrainState
 
 Config = Any  # ml_collections.ConfigDict: its fields are those of configs/ppo.py
 
 
 def reinforce(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
-  """PPO-ptx (PPO where ptx_coef is 0) against a reward model; a whole iteration is one compiled function."""
+  """PPO-ptx (PPO where ptx_coef is 0).
+
+  Against the reward model alone a whole iteration is one compiled function; with `config.rewards` it is two, with the
+  rewards between them.
+  """
   c, updates = config, config.ppo.epochs * config.ppo.minibatches
   with stages.devices(c.mesh) as parts:
     stages.divides(c.batch, c.ppo.minibatches, "config.batch", "config.ppo.minibatches")
@@ -34,10 +41,12 @@ def reinforce(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
     asked = stages.read(c, "prompts", "prompt")
     texts = stages.read(c, "text", "text") if c.ppo.ptx_coef else []
     policy = origin.open_model(_named(c, "rl_init"), c.model, c.seed)
-    judge = origin.open_reward_model(_named(c, "reward_model"), c.model, policy)
-    same_ids(policy, judge)
-    stages.fits(policy.lm, c.data.prompt + c.sampling.response, "prompt + response")
-    stages.fits(judge.lm, c.data.prompt + c.sampling.response, "prompt + response")
+    judge = _judge(c, policy)
+    length = c.data.prompt + c.sampling.response
+    for model in (policy, judge):
+      stages.fits(model.lm, length, "prompt + response")
+    choice(dict.fromkeys(transformer.DTYPES), c.frozen_dtype, "frozen_dtype")
+    sources = rewards.open_all(c.rewards, c.model, policy, length, c.frozen_dtype)
     rows = pipeline.prompts(asked, policy.tokenizer, prompt=c.data.prompt, name=c.data.prompts)
     windows = pipeline.text(texts, policy.tokenizer, length=c.data.length, name=c.data.text) if texts else []
     prompts = pipeline.stream(rows, partial(pipeline.pad_prompts, length=c.data.prompt), size=c.batch, seed=c.seed)
@@ -49,12 +58,19 @@ def reinforce(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
     )
     settings = ppo_settings(c, policy, judge.lm, tx)
     state, frozen, about = _ppo_state(c, policy, judge, tx)
-    step = steps.compiled(partial(ppo.iteration, ppo=settings), state)
+    if sources:
+      frozen = dataclasses.replace(frozen, reward={})
+      said = {row.ids.tobytes(): record.prompt for row, record in zip(rows, asked, strict=True)}
+      step = outside(settings, state, sources, said, policy.tokenizer)
+    else:
+      step = steps.compiled(partial(ppo.iteration, ppo=settings), state)
     one = lambda state, batch: step(state, frozen, *batch)
     batches = stages.placed(lambda i: (prompts(i), mix(i)))
     policy, judge = policy._replace(params={}), judge._replace(params={})
     found = stages.prints(prompts=asked, text=texts)
     with stages.run(c, workdir, sinks, found) as writer:
+      if sources:
+        writers.note(workdir, rewards=rewards.manifest(sources))
       state = stages.train(c, workdir, writer, one, state, batches, c.iterations, about, found)
       final = state.params["policy"] if state.ema is None else state.ema["policy"]
       stages.leave(workdir, int(state.iteration), stages.whole(c, c.rl_init, final), about)
@@ -66,13 +82,56 @@ def _named(c: Config, name: str) -> str:
   return c[name]
 
 
-def same_ids(policy: Origin, judge: Origin) -> None:
-  """Raises UserError where policy and reward model read different ids: the reward model scores the very ids sampled."""
-  if policy.tokenizer.fingerprint != judge.tokenizer.fingerprint or policy.lm.vocab_size != judge.lm.vocab_size:
+def _judge(c: Config, policy: Origin) -> Origin:
+  """What the value network starts as: the reward model (section 3.5), else the policy with a head of zeros (Ziegler et al.
+  2019), so that the first values are 0 and not noise."""
+  if c.reward_model:
+    judge = origin.open_reward_model(c.reward_model, c.model, policy)
+    rewards.same_ids(policy, judge)
+    return judge
+  if not c.rewards:
     raise UserError(
-      f"the policy's tokenizer ({policy.tokenizer.vocab_size} ids, {policy.tokenizer.fingerprint[:8]}) is not the "
-      f"reward model's ({judge.tokenizer.vocab_size} ids, {judge.tokenizer.fingerprint[:8]}); train both from one base"
+      "config.reward_model is empty; give the directory of a finished run, or say in config.rewards what scores a response"
     )
+  head = {"w": jnp.zeros(policy.lm.width, jnp.float32), "b": jnp.float32(0)}
+  body = {name: leaf for name, leaf in policy.params.items() if name != "head"}
+  return policy._replace(params=body, head=sharding.replicate(head))
+
+
+def outside(
+  settings: ppo.PPO, state: TrainState, sources: Sequence[rewards.Reward], said: Mapping[bytes, str], tokenizer: Tokenizer
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """`ppo.iteration` in two compiled halves with any rewards between them; `said` is the text of each prompt by its ids.
+
+  The second half donates the state: where a reward fails, the state is still whole.
+  """
+
+  @jax.jit
+  def draw(state: TrainState, frozen: Frozen, prompts: Prompts) -> Rollout:
+    return ppo.rollout(state.params, frozen, prompts, ppo.rollout_key(state), settings)
+
+  def learn(
+    state: TrainState, frozen: Frozen, rows: Rollout, scores: Float[Array, " B"], text: Demonstrations | None
+  ) -> tuple[TrainState, Metrics]:
+    stems = dict(zip(("policy_stem", "reward_stem"), ppo.stems(frozen, rows.tokens, rows.valid, settings)))
+    return ppo.learn(state, frozen, rows, scores, text, ppo=settings, **stems)
+
+  learned = steps.compiled(learn, state)
+
+  def step(
+    state: TrainState, frozen: Frozen, prompts: Prompts, text: Demonstrations | None
+  ) -> tuple[TrainState, dict[str, Any]]:
+    rows = draw(state, frozen, prompts)
+    host = sharding.fetch(rows)
+    width = host.tokens.shape[1] - host.mask.shape[1]
+    asked = [said[ids[valid].tobytes()] for ids, valid in zip(host.tokens[:, :width], host.valid[:, :width], strict=True)]
+    scores = rewards.score_rollout(sources, rows, host, asked, tokenizer)
+    total = sharding.place_batch(jnp.asarray(rewards.total(sources, scores)))
+    state, metrics = learned(state, frozen, rows, total, text)
+    means = {f"objective/score/{name}": each.mean(dtype=np.float64) for name, each in scores.items()}
+    return state, metrics | means
+
+  return step
 
 
 def _ppo_state(
@@ -81,14 +140,10 @@ def _ppo_state(
   """The state, what is frozen, and what is said about the policy; a trunk that both sides have is held once.
 
   With LoRA the trunk is the whole base: the reference is that with the adapter off, or with the one of `rl_init`.
-
-  Raises UserError for an unknown `frozen_dtype`.
   """
-  if c.frozen_dtype not in transformer.DTYPES:
-    raise UserError(f"config.frozen_dtype={c.frozen_dtype!r}: known are {', '.join(transformer.DTYPES)}")
   keys = jax.random.split(jax.random.fold_in(jax.random.key(c.seed), 2))
   trunk, ref, trained, about = origin.part(policy, c.rl_init, c, keys[0])
-  below, body, value, _ = origin.part(judge, c.reward_model, c, keys[1])
+  below, body, value, _ = origin.part(judge, c.reward_model or c.rl_init, c, keys[1])
   scorer = {"lm": body, "head": judge.head}
   shared = jax.tree.structure(trunk) == jax.tree.structure(below) and all(
     a is b or (a.shape == b.shape and bool(jnp.array_equal(a, b)))

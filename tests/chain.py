@@ -63,7 +63,7 @@ def wide(stage: str, data: Path, runs: Path) -> list[str]:
     "reward": [*few, "--config.steps=3"],
     "ppo": ["--config.batch=32", "--config.iterations=3", "--config.ppo.epochs=1"],
     "sample": draw,
-    "bestofn": [*draw, f"--config.reward_model={runs / 'reward'}"],
+    "bestofn": [*draw, f"--config.rewards={runs / 'reward'}"],
   }[stage]  # fmt: skip
 
 

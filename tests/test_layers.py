@@ -15,7 +15,7 @@ LAYERS = {
   3: ["data", "checkpoint", "writers", "intervals", "memory"],
   4: [
     "loop", "origin", "stages", "reinforce", "generate", "export", "settings", "report", "quickstart", "bench", "plan",
-    "label",
+    "label", "rewards",
   ],
   5: ["cli"],
 }

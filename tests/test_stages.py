@@ -167,7 +167,7 @@ def test_ppo_runs_on_both_and_leaves_the_average(ppo_run):
 def test_bestofn_and_sample_read_finished_runs(data, runs, sft_run, reward_run, capsys):
   small = ["--config.data.prompt=12", "--config.sampling.response=6", "--config.batch=2", "--config.prompts=3"]
   options = [*files(data, "prompts"), f"--model={sft_run}", *small]
-  judged = [f"--config.reward_model={reward_run}", "--config.n=4"]
+  judged = [f"--config.rewards={reward_run}", "--config.n=4"]
   assert run("bestofn", runs / "bestofn", *options, *judged) == 0
   points = metrics(runs / "bestofn")
   assert [row["step"] for row in points] == [1, 2, 4]

@@ -1,0 +1,65 @@
+"""A reward model of ours as a reward: it scores the very ids that were sampled, or texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import numpy as np
+
+from instructjax import origin, reward, sharding, stages
+from instructjax.data import pipeline
+from instructjax.data.tokenizers import Tokenizer
+from instructjax.errors import UserError
+from instructjax.models import freeze
+from instructjax.origin import Config, Origin
+from instructjax.types import Array, Float, Rollout
+
+SIZE = 16  # rows at a time, for each part of the mesh
+
+
+def same_ids(policy: Origin, judge: Origin) -> None:
+  """Raises UserError where policy and reward model read different ids: the reward model scores the very ids sampled."""
+  if policy.tokenizer.fingerprint != judge.tokenizer.fingerprint or policy.lm.vocab_size != judge.lm.vocab_size:
+    raise UserError(
+      f"the policy's tokenizer ({policy.tokenizer.vocab_size} ids, {policy.tokenizer.fingerprint[:8]}) is not the "
+      f"reward model's ({judge.tokenizer.vocab_size} ids, {judge.tokenizer.fingerprint[:8]}); train both from one base"
+    )
+
+
+def open_run(
+  source: str, settings: Config, policy: Origin | None, length: int, dtype: str | None
+) -> tuple[Callable[[Sequence[str], Sequence[str]], np.ndarray], Callable[[Rollout], Float[Array, " B"]]]:
+  """(scores of texts, scores of rollouts [B]) of a finished reward run; matrices are kept in `dtype`.
+
+  Raises UserError where it is none, reads other ids than the policy, or does not take rows of `length` tokens.
+  """
+  judge = origin.open_reward_model(source, settings, policy)
+  if policy is not None:
+    same_ids(policy, judge)
+    stages.fits(judge.lm, length, "prompt + response")
+  params = {"lm": judge.params, "head": judge.head}
+  params = params if dtype is None else freeze.cast(params, dtype)
+  score = jax.jit(partial(reward.score, judge.lm))
+
+  def texts(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    rows = [_row(judge.tokenizer, p, r) for p, r in zip(prompts, responses, strict=True)]
+    longest = max(len(row.ids) for row in rows)
+    stages.fits(judge.lm, longest, "a prompt with its response")
+    pad = partial(pipeline.pad_demonstrations, length=min(-(-longest // 64) * 64, judge.lm.context))
+    mesh = jax.sharding.get_abstract_mesh().shape
+    size = SIZE * (mesh["data"] * mesh["fsdp"] if sharding.is_sharded() else 1)
+    parts = []
+    for batch, real in pipeline.once(rows, pad, size=size):
+      placed = sharding.place_batch(batch)
+      parts.append(sharding.fetch(score(params, placed.tokens, placed.valid))[:real])
+    return np.concatenate(parts)
+
+  return texts, lambda rows: score(params, rows.tokens, rows.valid)
+
+
+def _row(tokenizer: Tokenizer, prompt: str, response: str) -> pipeline.Row:
+  """The ids of both texts, closed with an end-of-text token."""
+  head = [*tokenizer.bos, *tokenizer.encode(prompt)]
+  return pipeline.Row(np.asarray([*head, *tokenizer.encode(response), tokenizer.eos[0]], np.int32), len(head))
