@@ -76,7 +76,10 @@ def drawn(
   if c.n < 1 or c.batch < 1:
     raise UserError(f"config.n={c.n}, config.batch={c.batch}: both must be at least 1")
   stages.fits(model.lm, c.data.prompt + c.sampling.response, "prompt + response")
-  rows = pipeline.prompts(asked, model.tokenizer, prompt=c.data.prompt, name=c.data.prompts)
+  template = stages.chat_template(c, model)
+  for judge in (judges or {}).values():
+    reinforce.same_template(origin.with_template(model.about, template), judge)
+  rows = pipeline.prompts(asked, model.tokenizer, prompt=c.data.prompt, name=c.data.prompts, template=template)
   sampling = Sampling(eos=model.tokenizer.eos, banned=model.tokenizer.banned, **c.sampling.to_dict())
   draw = jax.jit(partial(rollout.sample, model.lm, cfg=sampling))
   score = {name: jax.jit(partial(reward.score, judge.lm)) for name, judge in (judges or {}).items()}

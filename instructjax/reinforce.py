@@ -38,7 +38,10 @@ def reinforce(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
     same_ids(policy, judge)
     stages.fits(policy.lm, c.data.prompt + c.sampling.response, "prompt + response")
     stages.fits(judge.lm, c.data.prompt + c.sampling.response, "prompt + response")
-    rows = pipeline.prompts(asked, policy.tokenizer, prompt=c.data.prompt, name=c.data.prompts)
+    template = stages.chat_template(c, policy)
+    policy = policy._replace(about=origin.with_template(policy.about, template))
+    same_template(policy.about, judge)
+    rows = pipeline.prompts(asked, policy.tokenizer, prompt=c.data.prompt, name=c.data.prompts, template=template)
     windows = pipeline.text(texts, policy.tokenizer, length=c.data.length, name=c.data.text) if texts else []
     prompts = pipeline.stream(rows, partial(pipeline.pad_prompts, length=c.data.prompt), size=c.batch, seed=c.seed)
     pad = partial(pipeline.pad_demonstrations, length=c.data.length)
@@ -72,6 +75,16 @@ def same_ids(policy: Origin, judge: Origin) -> None:
     raise UserError(
       f"the policy's tokenizer ({policy.tokenizer.vocab_size} ids, {policy.tokenizer.fingerprint[:8]}) is not the "
       f"reward model's ({judge.tokenizer.vocab_size} ids, {judge.tokenizer.fingerprint[:8]}); train both from one base"
+    )
+
+
+def same_template(about: Mapping[str, Any], judge: Origin) -> None:
+  """Raises UserError where the prompts are rendered with another chat template than the reward model was trained on."""
+  names = [origin.template_of(one)[:8] or "plain text" for one in (about, judge.about)]
+  if names[0] != names[1]:
+    raise UserError(
+      f"config.data.template gives {names[0]}, the reward model was trained on {names[1]}: it would score other ids than "
+      "it learnt; set config.data.template to the reward model's"
     )
 
 
