@@ -24,7 +24,7 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
-from instructjax.data.records import Message
+from instructjax.data.records import Message, transcript
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
 
@@ -242,6 +242,8 @@ def reply(
 def _prompt(tokenizer: Tokenizer, prompt: str, turns: Sequence[Message] | None) -> Sequence[Message]:
   """The messages of a prompt; a text is one of the user's."""
   messages = turns or ({"role": "user", "content": prompt},)
+  if turns and transcript(turns) != prompt:
+    raise ChatError("the text of the prompt and its messages differ: change both, or read the record again")
   for at, message in enumerate(messages):
     _plain(tokenizer, message["content"], f"messages[{at}].content: " if turns else "")
   if messages[-1]["role"] == "assistant":
