@@ -28,7 +28,12 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "attention": "auto",  # of whole rows: a kernel of the platform where there is one; or xla, splash, cudnn
     "dropout": 0.0,
   }
-  c.data = {"prompts": "data/prompts.jsonl", "spelling": "native", "prompt": 128 if tiny else 1024}
+  c.data = {
+    "prompts": "data/prompts.jsonl",
+    "spelling": "native",  # or preference, alpaca, messages, hh
+    "template": "",  # chat template: "" is plain text, as in the paper; "chat" is the tokenizer's own; or a .jinja file
+    "prompt": 128 if tiny else 1024,  # tokens; a longer prompt is an error
+  }
   c.prompts = 8  # the first ones of the file; 0 takes all
   c.n = 1  # responses of each
   c.batch = 8  # prompts at a time

@@ -10,7 +10,7 @@ import jax
 
 from instructjax import models, origin
 from instructjax.checkpoint import Checkpoints
-from instructjax.data import carry
+from instructjax.data import carry, chat
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.models import lora
@@ -45,6 +45,8 @@ def export(source: str, folder: str | Path, *, weights: str = "", dtype: str = "
     models.save_reward(folder, config, params, model.head, pad_token_id=pad, dtype=dtype, extra=special)
   if jax.process_index() == 0:
     carry.write(model.about["tokenizer"], model.tokenizer, folder, context=config.context)
+    if model.about.get("template"):  # the one that it was trained with
+      (folder / chat.JINJA).write_text(model.about["template"]["text"], "utf-8")
     if model.head is None:
       generation = generation_config(model.tokenizer, special)
       (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", "utf-8")

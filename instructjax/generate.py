@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructjax import bestofn, origin, rewards, rollout, sharding, stages, writers
-from instructjax.data import pipeline
+from instructjax.data import chat, pipeline
 from instructjax.data.records import Prompt
 from instructjax.errors import UserError
 from instructjax.loop import open_progress
@@ -29,9 +29,9 @@ def sample(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
   with stages.devices(c.mesh) as parts:
     stages.divides(c.batch * c.n, parts, "config.batch x n", "devices")
     asked = [Prompt(c.prompt)] if c.prompt else stages.read(c, "prompts", "prompt")[: c.prompts or None]
-    model = origin.open_model(c.model.source, c.model, c.seed)
+    model, template = stages.templated(c, origin.open_model(c.model.source, c.model, c.seed))
     judges = _open(c, "rewards", model)
-    groups = drawn(c, model, asked, {"rewards": judges})
+    groups = drawn(c, model, template, asked, {"rewards": judges})
     with stages.run(c, workdir, sinks, stages.prints(prompts=asked)) as writer:
       if judges:
         writers.note(workdir, rewards=rewards.manifest(judges))
@@ -48,11 +48,11 @@ def best_of_n(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
   with stages.devices(c.mesh) as parts:
     stages.divides(c.batch * c.n, parts, "config.batch x n", "devices")
     asked = stages.read(c, "prompts", "prompt")[: c.prompts or None]
-    model = origin.open_model(c.model.source, c.model, c.seed)
+    model, template = stages.templated(c, origin.open_model(c.model.source, c.model, c.seed))
     if not c.rewards.strip():
       raise UserError("config.rewards is empty; give the directory of a reward run, or any other reward: docs/rewards.md")
     judges, golden = _open(c, "rewards", model), _open(c, "gold", model)
-    groups = drawn(c, model, asked, {"rewards": judges, "gold": golden})
+    groups = drawn(c, model, template, asked, {"rewards": judges, "gold": golden})
     with stages.run(c, workdir, sinks, stages.prints(prompts=asked)) as writer:
       writers.note(workdir, rewards=rewards.manifest(judges), gold=rewards.manifest(golden))
       proxies, golds = [], []
@@ -75,8 +75,9 @@ def _open(c: Config, field: str, model: Origin) -> tuple[rewards.Reward, ...]:
 
 
 def drawn(
-  c: Config, model: Origin, asked: list[Prompt], judges: Mapping[str, Sequence[rewards.Reward]]
-) -> Iterator[tuple[Rollout, dict[str, rewards.Scores]]]:
+  c: Config, model: Origin, template: chat.Template | None, asked: list[Prompt],
+  judges: Mapping[str, Sequence[rewards.Reward]],
+) -> Iterator[tuple[Rollout, dict[str, rewards.Scores]]]:  # fmt: skip
   """For each prompt its n responses and the scores by each group of rewards that is not empty.
 
   Everything is checked at the call, before the first draw.
@@ -84,7 +85,7 @@ def drawn(
   if c.n < 1 or c.batch < 1:
     raise UserError(f"config.n={c.n}, config.batch={c.batch}: both must be at least 1")
   stages.fits(model.lm, c.data.prompt + c.sampling.response, "prompt + response")
-  rows = pipeline.prompts(asked, model.tokenizer, prompt=c.data.prompt, name=c.data.prompts)
+  rows = pipeline.prompts(asked, model.tokenizer, prompt=c.data.prompt, name=c.data.prompts, template=template)
   sampling = Sampling(eos=model.tokenizer.eos, banned=model.tokenizer.banned, **c.sampling.to_dict())
   draw = jax.jit(partial(rollout.sample, model.lm, cfg=sampling))
 

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from instructjax import models, sharding, writers
 from instructjax.checkpoint import Checkpoints, flatten, load_params, sums
-from instructjax.data import tokenizers
+from instructjax.data import chat, tokenizers
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.models import freeze, gpt, llama, lora, peft
@@ -377,15 +377,54 @@ def open_tokenizer(reference: str) -> Tokenizer:
   """A tokenizer by its reference: BYTES, a .gguf model, a folder, a tokenizer.json or a SentencePiece .model."""
   if reference == BYTES:
     return byte_tokenizer()
+  return tokenizers.load(tokenizer_source(reference))
+
+
+def tokenizer_source(reference: str) -> Path | dict[str, Any]:
+  """Where a tokenizer is read from: a path, or the metadata of a .gguf model."""
   if reference.endswith(".gguf") and Path(reference).is_file():
-    return tokenizers.load(tokenizers.gguf_metadata(reference))
-  return tokenizers.load(reference)
+    return tokenizers.gguf_metadata(reference)
+  return Path(reference)
+
+
+def chat_template(name: str, about: Mapping[str, Any], tokenizer: Tokenizer) -> chat.Template | None:
+  """The template of config.data.template: None for "" (plain text), the model's own for "chat", or that of a file.
+
+  A run's own is the one that it was trained with.  Raises UserError where there is none, and for one that cannot be used.
+  """
+  if not name:
+    return None
+  reference = about["tokenizer"]
+  text, tokens = (None, {}) if reference == BYTES else chat.find(tokenizer_source(reference))
+  if name != chat.OWN:
+    return chat.load(name, chat.read(name), tokens, tokenizer)
+  text = about["template"]["text"] if about.get("template") else text
+  if not text:
+    raise UserError(
+      f"config.data.template='{chat.OWN}': the tokenizer {reference} has no chat template; give a .jinja file, or '' for "
+      "plain text"
+    )
+  return chat.load(f"the chat template of {reference}", text, tokens, tokenizer)
+
+
+def with_template(about: Mapping[str, Any], template: chat.Template | None) -> dict[str, Any]:
+  """What a run that read its data through a template says about its model."""
+  return {key: value for key, value in about.items() if key != "template"} | (
+    {"template": chat.about(template)} if template else {}
+  )
+
+
+def template_of(about: Mapping[str, Any]) -> str:
+  """The fingerprint of the template that a model was trained with; "" is plain text."""
+  return (about.get("template") or {}).get("fingerprint", "")
 
 
 def byte_tokenizer() -> Tokenizer:
-  """Every byte of the UTF-8 text is an id; 256 ends a text."""
+  """Every byte of the UTF-8 text is an id; 256, <|endoftext|>, ends a text."""
+  specials = {tokenizers.END_OF_TEXT: 256}
+  encode = tokenizers.named(lambda text: list(text.encode()), specials)
   decode = lambda ids: bytes(i for i in ids if i < 256).decode("utf-8", "replace")
-  return Tokenizer(lambda text: list(text.encode()), decode, 257, (256,), (), (), BYTES)
+  return Tokenizer(encode, decode, 257, (256,), (), (), BYTES, specials)
 
 
 def _reference(tokenizer: Any, source: str) -> str:

@@ -40,14 +40,14 @@ def reinforce(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
       stages.divides(text_rows, c.ppo.ptx_micro * parts, "a minibatch of text", "config.ppo.ptx_micro x devices")
     asked = stages.read(c, "prompts", "prompt")
     texts = stages.read(c, "text", "text") if c.ppo.ptx_coef else []
-    policy = origin.open_model(_named(c, "rl_init"), c.model, c.seed)
+    policy, template = stages.templated(c, origin.open_model(_named(c, "rl_init"), c.model, c.seed))
     judge = _judge(c, policy)
     length = c.data.prompt + c.sampling.response
     for model in (policy, judge):
       stages.fits(model.lm, length, "prompt + response")
     choice(dict.fromkeys(transformer.DTYPES), c.frozen_dtype, "frozen_dtype")
     sources = rewards.open_all(c.rewards, c.model, policy, length, c.frozen_dtype)
-    rows = pipeline.prompts(asked, policy.tokenizer, prompt=c.data.prompt, name=c.data.prompts)
+    rows = pipeline.prompts(asked, policy.tokenizer, prompt=c.data.prompt, name=c.data.prompts, template=template)
     windows = pipeline.text(texts, policy.tokenizer, length=c.data.length, name=c.data.text) if texts else []
     prompts = pipeline.stream(rows, partial(pipeline.pad_prompts, length=c.data.prompt), size=c.batch, seed=c.seed)
     pad = partial(pipeline.pad_demonstrations, length=c.data.length)

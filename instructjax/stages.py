@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ import optax
 
 from instructjax import losses, optim, origin, reward, sft, sharding, steps, writers
 from instructjax.checkpoint import Checkpoints
-from instructjax.data import formats, pipeline, records, sources
+from instructjax.data import chat, formats, pipeline, records, sources
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.loop import fit
@@ -68,11 +69,30 @@ def read(config: Config, name: str, kind: str) -> list:
   return sources.load(source, kind, spelling)
 
 
-def demonstration_rows(config: Config, name: str, found: Sequence, tokenizer: Tokenizer) -> list[pipeline.Row]:
+def templated(config: Config, model: origin.Origin) -> tuple[origin.Origin, chat.Template | None]:
+  """(the model as one that reads chats through config.data.template, that template).
+
+  Says so where the model was trained with another one.
+  """
+  template = origin.chat_template(config.data.template, model.about, model.tokenizer)
+  before, now = origin.template_of(model.about), origin.template_of(origin.with_template({}, template))
+  if before and before != now and jax.process_index() == 0:
+    name = "plain text" if template is None else template.name
+    print(
+      f"note: the model was trained on a chat template ({before[:8]}), this run reads {name}; "
+      "config.data.template=chat goes on with the model's", file=sys.stderr, flush=True,
+    )  # fmt: skip
+  return model._replace(about=origin.with_template(model.about, template)), template
+
+
+def demonstration_rows(
+  config: Config, name: str, found: Sequence, tokenizer: Tokenizer, template: chat.Template | None
+) -> list[pipeline.Row]:
   data = config.data
   return pipeline.demonstrations(
-    found, tokenizer, prompt=data.prompt, response=data.response, separator=data.separator, name=data[name]
-  )
+    found, tokenizer, prompt=data.prompt, response=data.response, separator=data.separator, name=data[name],
+    template=template,
+  )  # fmt: skip
 
 
 def schedule(settings: Config, updates: int, held: int = 1) -> optim.Schedule:
@@ -145,10 +165,11 @@ def supervised(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     base = origin.open_model(c.model.source, c.model, c.seed)
     length = c.data.prompt + c.data.response if demos else c.data.length
     fits(base.lm, length, "a row (prompt + response)" if demos else "config.data.length")
-    rows, window = _demo_rows(c, demos, base.tokenizer)
+    base, template = templated(c, base) if demos else (base, None)
+    rows, window = _demo_rows(c, demos, base.tokenizer, template)
     windows = pipeline.text(texts, base.tokenizer, length=length, name=c.data.text) if texts else []
     valid, _ = (
-      _demo_rows(c, held_out, base.tokenizer, "valid") if demos else (_windows(c, held_out, base.tokenizer), None)
+      _demo_rows(c, held_out, base.tokenizer, template, "valid") if demos else (_windows(c, held_out, base.tokenizer), None)
     )
     mix = max(round(c.text_share * c.batch), 1) if demos and windows else c.batch if windows else 0
     if demos and mix >= c.batch:
@@ -172,13 +193,16 @@ def supervised(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> No
 
 
 def _demo_rows(
-  c: Config, found: Sequence, tokenizer: Tokenizer, name: str = "demonstrations"
+  c: Config, found: Sequence, tokenizer: Tokenizer, template: chat.Template | None, name: str = "demonstrations"
 ) -> tuple[list[pipeline.Row], int | None]:
-  """Rows and the longest marked part; with `loss_on_prompt` the prompt is marked too."""
+  """Rows and the longest marked part; with `loss_on_prompt` the prompt is marked too, and then it is the whole row."""
   if not found:
     return [], None
-  rows = demonstration_rows(c, name, found, tokenizer)
-  return ([row._replace(start=1) for row in rows], None) if c.loss_on_prompt else (rows, c.data.response)
+  rows = demonstration_rows(c, name, found, tokenizer, template)
+  if c.loss_on_prompt:
+    return [row._replace(start=1, mask=None) for row in rows], None
+  apart = any(row.mask is not None and row.mask[: row.start].any() for row in rows)
+  return rows, None if apart else c.data.response
 
 
 def _windows(c: Config, found: Sequence, tokenizer: Tokenizer) -> list[pipeline.Row]:
@@ -244,10 +268,11 @@ def reward_model(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> 
     base = origin.open_model(c.model.source, c.model, c.seed)
     length = c.data.prompt + c.data.response
     fits(base.lm, length, "a row (prompt + response)")
+    base, template = templated(c, base)
     groups, valid = (
-      _groups(c, found, base.tokenizer, name) for found, name in ((ranked, "comparisons"), (held_out, "valid"))
+      _groups(c, found, base.tokenizer, name, template) for found, name in ((ranked, "comparisons"), (held_out, "valid"))
     )
-    shown = demonstration_rows(c, "demonstrations", demos, base.tokenizer) if demos else []
+    shown = demonstration_rows(c, "demonstrations", demos, base.tokenizer, template) if demos else []
     k = max(len(group.rows) for group in [*groups, *valid])
     pad = partial(pipeline.pad_comparisons, k=k, length=length)
     count = c.steps or c.epochs * len(groups) // c.batch
@@ -274,11 +299,14 @@ def reward_model(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> 
       origin.finish(workdir, int(state.iteration), {"lm": body, "head": params["head"]}, about, "reward")
 
 
-def _groups(c: Config, found: Sequence, tokenizer: Tokenizer, name: str) -> list[pipeline.Group]:
+def _groups(
+  c: Config, found: Sequence, tokenizer: Tokenizer, name: str, template: chat.Template | None
+) -> list[pipeline.Group]:
   data = c.data
   return pipeline.comparisons(
-    found, tokenizer, prompt=data.prompt, response=data.response, separator=data.separator, name=data[name]
-  )
+    found, tokenizer, prompt=data.prompt, response=data.response, separator=data.separator, name=data[name],
+    template=template,
+  )  # fmt: skip
 
 
 def accuracy(

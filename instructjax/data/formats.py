@@ -3,19 +3,17 @@
 Each takes a row and the kind of record that is wanted and returns the fields of that kind:
 `records.read(path, "comparison", formats.preference)`.  A preference row can serve as a comparison, as a
 demonstration (its chosen completion) or as a prompt.  Other columns of a public data set are left out; a
-missing one is a `RecordError`.  Chats become the transcript that HH uses: an empty line and "Human: " or
-"Assistant: " before each message, ending with TURN.
+missing one is a `RecordError`.  The prompt of a chat stays a list of messages; `records` has its text too.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from instructjax.data.records import RecordError, Spelling, native
-
-ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant"}
-TURN = "\n\nAssistant:"
+from instructjax.data import records
+from instructjax.data.records import TURN, RecordError, Spelling, native
 
 
 def preference(row: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -29,7 +27,6 @@ def preference(row: dict[str, Any], kind: str) -> dict[str, Any]:
     chosen, rejected = _reply("chosen", chosen), _reply("rejected", rejected)
   elif prompt is None:
     return hh(row, kind)
-  prompt = transcript(prompt) if isinstance(prompt, list) else prompt
   return _pair(kind, prompt, chosen, rejected)
 
 
@@ -44,7 +41,16 @@ def hh(row: dict[str, Any], kind: str) -> dict[str, Any]:
     parts.append((head + TURN, reply.strip()))
   if parts[0][0] != parts[1][0]:
     raise RecordError("chosen, rejected: the transcripts differ before the last reply; drop the record")
-  return _pair(kind, parts[0][0], parts[0][1], parts[1][1])
+  return _pair(kind, _split(parts[0][0]), parts[0][1], parts[1][1])
+
+
+def _split(text: str) -> list[dict[str, str]] | str:
+  """The messages of a transcript, where they give exactly that transcript."""
+  first, *parts = re.split(r"\n\n(Human|Assistant): ", text.removesuffix(TURN))
+  names = {"Human": "user", "Assistant": "assistant"}
+  found = [{"role": names[name], "content": said} for name, said in zip(parts[::2], parts[1::2], strict=True)]
+  whole = not first and found and all(one["content"].strip() for one in found) and records.transcript(found) == text
+  return found if whole else text
 
 
 def alpaca(row: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -61,7 +67,8 @@ def messages(row: dict[str, Any], kind: str) -> dict[str, Any]:
   chat = _field(row, "messages")
   if not isinstance(chat, list) or not chat:
     raise RecordError("messages: a list of {role, content} objects is expected")
-  return _demonstration(kind, transcript(chat[:-1]), _reply("messages", chat[-1:]))
+  reply = _reply("messages", chat[-1:])
+  return _demonstration(kind, [dict(message) for message in records.chat("messages", chat[:-1])], reply)
 
 
 def mapped(fields: Mapping[str, str]) -> Spelling:
@@ -74,38 +81,14 @@ SPELLINGS: dict[str, Spelling] = {
 }  # fmt: skip
 
 
-def transcript(chat: list[Any]) -> str:
-  """A chat as text, ready for the next reply.  A system message stands first, without a name."""
-  text = ""
-  for at, message in enumerate(chat):
-    role, content = _message(f"messages[{at}]", message)
-    if role == "system":
-      text += ("\n\n" if text else "") + content
-    elif role in ROLES:
-      text += f"\n\n{ROLES[role]}: {content}"
-    else:
-      raise RecordError(f"messages[{at}].role: {role!r}; known are system, {', '.join(ROLES)}")
-  return text + TURN
-
-
-def _message(place: str, message: Any) -> tuple[str, str]:
-  """(role, content), also in the spelling from/value."""
-  if not isinstance(message, dict):
-    raise RecordError(f"{place}: an object with role and content is expected")
-  role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
-  if not isinstance(role, str) or not isinstance(content, str):
-    raise RecordError(f"{place}: role and content must be texts")
-  return role, content
-
-
 def _reply(place: str, chat: list[Any]) -> str:
   """The one assistant message of a list."""
   if len(chat) != 1:
     raise RecordError(f"{place}: {len(chat)} messages after the prompt, one is expected")
-  role, content = _message(place, chat[0])
-  if ROLES.get(role) != "Assistant":
-    raise RecordError(f"{place}: the last message must be the assistant's, not {role!r}")
-  return content
+  (message,) = records.chat(place, chat)
+  if message["role"] != "assistant":
+    raise RecordError(f"{place}: the last message must be the assistant's, not {message['role']!r}")
+  return message["content"]
 
 
 def _shared(a: list[Any], b: list[Any]) -> int:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from instructjax.data import dedup, few_shot, pii, records
-from instructjax.data.records import Comparison, Demonstration, FewShot, Labelled
+from instructjax.data.records import Comparison, Demonstration, FewShot, Labelled, Prompt
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
 
@@ -99,10 +99,18 @@ def rewritten(record: Labelled, change: Callable[[str], str]) -> Labelled:
     return dataclasses.replace(record, instruction=change(record.instruction), pairs=pairs)
   if isinstance(record, Comparison):
     texts = tuple(change(text) for text in record.completions)
-    return dataclasses.replace(record, prompt=change(record.prompt), completions=texts)
+    return dataclasses.replace(record, **_prompt(record, change), completions=texts)
   if isinstance(record, Demonstration):
-    return dataclasses.replace(record, prompt=change(record.prompt), completion=change(record.completion))
-  return dataclasses.replace(record, prompt=change(record.prompt))
+    return dataclasses.replace(record, **_prompt(record, change), completion=change(record.completion))
+  return dataclasses.replace(record, **_prompt(record, change))
+
+
+def _prompt(record: Demonstration | Comparison | Prompt, change: Callable[[str], str]) -> dict[str, Any]:
+  """The changed prompt; that of a chat is changed message by message, and its text made again."""
+  if record.turns is None:
+    return {"prompt": change(record.prompt)}
+  turns = tuple({**message, "content": change(message["content"])} for message in record.turns)
+  return {"prompt": records.transcript(turns), "turns": turns}
 
 
 def group_of(record: Labelled, group: str = "user") -> str | None:

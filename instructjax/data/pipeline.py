@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
+from instructjax.data import chat
 from instructjax.data.records import Comparison, Demonstration, Prompt, Text, report
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
@@ -31,10 +32,11 @@ SEPARATOR = " "  # between a prompt and its completion
 
 
 class Row(NamedTuple):
-  """The ids of one row; those from `start` on are predicted and carry loss."""
+  """The ids of one row; those from `start` on are predicted and carry loss, or those that `mask` marks."""
 
   ids: Int[np.ndarray, " T"]
   start: int
+  mask: Bool[np.ndarray, " T"] | None = None  # of a chat, where several replies carry loss
 
 
 class Group(NamedTuple):
@@ -49,18 +51,23 @@ class Group(NamedTuple):
 
 def demonstrations(
   records: Sequence[Demonstration], tokenizer: Tokenizer, *, prompt: int, response: int, separator: str =
-  SEPARATOR, end_cut: bool = False, name: str = "demonstrations",
+  SEPARATOR, end_cut: bool = False, name: str = "demonstrations", template: chat.Template | None = None,
 ) -> list[Row]:  # fmt: skip
   """Rows of at most `prompt` + `response` tokens.
 
   A longer response is cut; it then closes with an end-of-text token only if `end_cut`.  Raises UserError
   naming each prompt that is longer than `prompt` tokens and each completion that holds an end-of-text token.
+  With a `template` the record is rendered as a chat, and every reply of the assistant carries loss.
   """
   problems: list[str] = []
   rows = []
   for line, record in enumerate(records, 1):
-    head = _prompt(record.prompt, tokenizer, prompt, f"{name}:{line}: prompt", problems)
     place = f"{name}:{line}: completion"
+    if template is not None:
+      text = record.completion
+      rows.append(_chat_row(record, text, tokenizer, template, prompt, response, end_cut, place, problems))
+      continue
+    head = _prompt(record.prompt, tokenizer, prompt, f"{name}:{line}: prompt", problems)
     rows.append(_row(head, record.completion, tokenizer, response, separator, end_cut, place, problems))
   report(problems)
   return rows
@@ -68,29 +75,46 @@ def demonstrations(
 
 def comparisons(
   records: Sequence[Comparison], tokenizer: Tokenizer, *, prompt: int, response: int, separator: str =
-  SEPARATOR, end_cut: bool = True, name: str = "comparisons",
+  SEPARATOR, end_cut: bool = True, name: str = "comparisons", template: chat.Template | None = None,
 ) -> list[Group]:  # fmt: skip
   """The rows of every completion, as `demonstrations`; a cut one ends too: the score is read at its end."""
   problems: list[str] = []
   groups = []
   for line, record in enumerate(records, 1):
-    head = _prompt(record.prompt, tokenizer, prompt, f"{name}:{line}: prompt", problems)
-    rows = (
-      _row(head, text, tokenizer, response, separator, end_cut, f"{name}:{line}: completions[{k}]", problems)
-      for k, text in enumerate(record.completions)
-    )
+    places = [f"{name}:{line}: completions[{k}]" for k in range(len(record.completions))]
+    if template is None:
+      head = _prompt(record.prompt, tokenizer, prompt, f"{name}:{line}: prompt", problems)
+      rows = [
+        _row(head, text, tokenizer, response, separator, end_cut, place, problems)
+        for text, place in zip(record.completions, places, strict=True)
+      ]
+    else:
+      rows = [
+        _chat_row(record, text, tokenizer, template, prompt, response, end_cut, place, problems)
+        for text, place in zip(record.completions, places, strict=True)
+      ]
     groups.append(Group(tuple(rows), tuple(record.ranks)))
   report(problems)
   return groups
 
 
-def prompts(records: Sequence[Prompt], tokenizer: Tokenizer, *, prompt: int, name: str = "prompts") -> list[Row]:
+def prompts(
+  records: Sequence[Prompt], tokenizer: Tokenizer, *, prompt: int, name: str = "prompts",
+  template: chat.Template | None = None,
+) -> list[Row]:  # fmt: skip
   """Rows that hold a prompt only.  Raises UserError naming each one longer than `prompt` tokens."""
   problems: list[str] = []
-  heads = [
-    _prompt(record.prompt, tokenizer, prompt, f"{name}:{line}: prompt", problems)
-    for line, record in enumerate(records, 1)
-  ]
+  heads = []
+  for line, record in enumerate(records, 1):
+    place = f"{name}:{line}: prompt"
+    if template is None:
+      heads.append(_prompt(record.prompt, tokenizer, prompt, place, problems))
+      continue
+    try:
+      heads.append(chat.head(template, tokenizer, record.prompt, record.turns))
+      _limit(len(heads[-1]), prompt, place, problems)
+    except chat.ChatError as problem:
+      problems.append(f"{place}: {problem}")
   report(problems)
   return [Row(np.asarray(ids, np.int32), len(ids)) for ids in heads]
 
@@ -117,11 +141,32 @@ def text(
 
 def _prompt(text: str, tokenizer: Tokenizer, limit: int, place: str, problems: list[str]) -> list[int]:
   ids = [*tokenizer.bos, *tokenizer.encode(text)]
-  if len(ids) > limit:
-    problems.append(f"{place}: {len(ids)} tokens, the limit is {limit}; shorten it, drop the record or raise the limit")
+  _limit(len(ids), limit, place, problems)
   if not ids:
     problems.append(f"{place}: no tokens; give a text")
   return ids
+
+
+def _limit(size: int, limit: int, place: str, problems: list[str]) -> None:
+  if size > limit:
+    problems.append(f"{place}: {size} tokens, the limit is {limit}; shorten it, drop the record or raise the limit")
+
+
+def _chat_row(
+  record: Demonstration | Comparison, completion: str, tokenizer: Tokenizer, template: chat.Template, prompt: int,
+  response: int, end_cut: bool, place: str, problems: list[str],
+) -> Row:  # fmt: skip
+  """The row of a chat: what stands before the last reply is the prompt, and that reply is cut as any completion."""
+  try:
+    ids, mask, start = chat.reply(template, tokenizer, record.prompt, record.turns, completion)
+  except chat.ChatError as problem:
+    problems.append(f"{place}: {problem}")
+    return EMPTY
+  _limit(start, prompt, f"{place.rpartition(':')[0]}: prompt", problems)
+  if len(ids) - start > response:
+    ids, mask = ids[: start + response], mask[: start + response]
+    ids[-1] = template.end if end_cut else ids[-1]
+  return Row(np.asarray(ids, np.int32), start, np.asarray(mask, bool))
 
 
 def _row(
@@ -148,9 +193,12 @@ def longest(rows: Sequence[Row] | Sequence[Group], multiple: int = 8) -> int:
 
 
 def pad_demonstrations(rows: Sequence[Row], *, length: int) -> Demonstrations:
-  """[B, T] right padded; `mask` is True from each row's start to its end."""
+  """[B, T] right padded; `mask` is True from each row's start to its end, or where the row's own is."""
   tokens, valid = _right([row.ids for row in rows], length)
   mask = valid & (np.arange(length) >= np.asarray([row.start for row in rows])[:, None])
+  for i, row in enumerate(rows):
+    if row.mask is not None:
+      mask[i, : len(row.mask)] = row.mask
   return Demonstrations(tokens=jnp.asarray(tokens), valid=jnp.asarray(valid), mask=jnp.asarray(mask))
 
 

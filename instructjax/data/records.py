@@ -8,6 +8,7 @@
 
 FROM is id, user, organisation, source, use_case and consent (true or false: may this be used for training?);
 `annotations` is Table 7's metadata of a prompt, `ratings` Table 3's of each completion.
+A prompt is a text, or a chat: a list of {role, content} messages, which is also read as the transcript that HH uses.
 A comparison has K of 2 to 9 completions and as many ranks: 1 is best, equal ranks are ties.
 A few_shot record is a labeler's instruction with at least two {input, output} pairs (see `few_shot`).
 `read` checks every line before it returns anything and lists all problems in one error: nothing is skipped.
@@ -29,6 +30,8 @@ from typing import Any
 
 from instructjax.errors import UserError
 
+Message = Mapping[str, str]  # role (system, user, assistant) and content
+
 
 @dataclasses.dataclass(frozen=True)
 class Demonstration:
@@ -43,6 +46,7 @@ class Demonstration:
   organisation: str | None = None
   consent: bool | None = None
   annotations: Mapping[str, bool] | None = None
+  turns: tuple[Message, ...] | None = dataclasses.field(default=None, compare=False)  # of a prompt that is a chat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Comparison:
   consent: bool | None = None
   annotations: Mapping[str, bool] | None = None
   ratings: tuple[Mapping[str, Any], ...] | None = None
+  turns: tuple[Message, ...] | None = dataclasses.field(default=None, compare=False)  # of a prompt that is a chat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Prompt:
   organisation: str | None = None
   consent: bool | None = None
   annotations: Mapping[str, bool] | None = None
+  turns: tuple[Message, ...] | None = dataclasses.field(default=None, compare=False)  # of a prompt that is a chat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +127,8 @@ ANNOTATIONS = (  # Table 7, true or false
   "intent_unclear",
 )  # fmt: skip
 NOT_TEXT = ("completions", "ranks", "ratings", "pairs", "annotations", "consent")  # fields with checks of their own
+ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant"}
+TURN = "\n\nAssistant:"
 Spelling = Callable[[dict[str, Any], str], dict[str, Any]]
 
 
@@ -210,6 +218,7 @@ def fingerprint(records: Iterable[Record]) -> str:
 
 def _line(record: Record) -> bytes:
   fields = {key: value for key, value in dataclasses.asdict(record).items() if value is not None}
+  fields |= {"prompt": turns} if (turns := fields.pop("turns", None)) else {}
   return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
 
 
@@ -258,7 +267,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _record(row: dict[str, Any], kind: str) -> Record:
   """The record of a row, all of its problems at once."""
-  known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(KINDS[kind])}
+  fields = [field for field in dataclasses.fields(KINDS[kind]) if field.name != "turns"]
+  known = {field.name: field.default is dataclasses.MISSING for field in fields}
+  turns = None
+  if isinstance(row.get("prompt"), list) and "prompt" in known:
+    turns = chat("prompt", row["prompt"])
+    row = row | {"prompt": transcript(turns)}
   problems = [f"{key}: unknown field{_suggest(key, known)}" for key in row if key not in known]
   problems += [
     f"{key}: missing; a {kind} needs the fields {_required(kind)}"
@@ -278,7 +292,39 @@ def _record(row: dict[str, Any], kind: str) -> Record:
     problems += _pairs(row["pairs"])
   if problems:
     raise RecordError(*problems)
-  return KINDS[kind](**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+  values = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+  return KINDS[kind](**values, **({"turns": turns} if turns else {}))
+
+
+def chat(place: str, messages: list[Any]) -> tuple[Message, ...]:
+  """The messages of a list, also in the spelling from/value, with the roles system, user and assistant."""
+  if not messages:
+    raise RecordError(f"{place}: no messages; give a list of {{role, content}} objects")
+  found = []
+  for at, message in enumerate(messages):
+    if not isinstance(message, dict):
+      raise RecordError(f"{place}[{at}]: an object with role and content is expected")
+    role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+    if not isinstance(role, str) or not isinstance(content, str):
+      raise RecordError(f"{place}[{at}]: role and content must be texts")
+    if role not in ("system", *ROLES):
+      raise RecordError(f"{place}[{at}].role: {role!r}; known are system, {', '.join(ROLES)}")
+    if wrong := _text(f"{place}[{at}].content", content):
+      raise RecordError(wrong[0])
+    found.append({"role": {"human": "user", "gpt": "assistant"}.get(role, role), "content": content})
+  return tuple(found)
+
+
+def transcript(messages: Sequence[Message]) -> str:
+  """A chat as text, ready for the next reply: an empty line and "Human: " or "Assistant: " before each message.
+
+  A system message stands first, without a name.
+  """
+  text = ""
+  for message in messages:
+    name = ROLES.get(message["role"])
+    text += f"\n\n{name}: {message['content']}" if name else ("\n\n" if text else "") + message["content"]
+  return text + TURN
 
 
 def _ranking(row: dict[str, Any]) -> list[str]:

@@ -10,14 +10,17 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from instructjax.errors import UserError
 
 USUAL_EOS = ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>", "<eos>")
 MIN_PIECES = 260
+END_OF_TEXT = "<|endoftext|>"
 
 
 class Tokenizer(NamedTuple):
@@ -30,6 +33,7 @@ class Tokenizer(NamedTuple):
   banned                 ids that are never sampled (padding, control tokens, ids without a meaning)
   bos                    ids that the model expects before every row; most have none
   fingerprint            sha256 of what decides the ids, for manifests and checkpoints
+  specials               the special tokens by name
   """
 
   encode: Callable[[str], list[int]]
@@ -39,6 +43,7 @@ class Tokenizer(NamedTuple):
   banned: tuple[int, ...]
   bos: tuple[int, ...]
   fingerprint: str
+  specials: Mapping[str, int] = MappingProxyType({})
 
 
 def load(source: str | Path | Mapping[str, Any]) -> Tokenizer:
@@ -222,7 +227,8 @@ def from_sentencepiece(path: str | Path) -> Tokenizer:
   size = sp.get_piece_size()
   control = [i for i in range(size) if sp.is_control(i) or sp.is_unknown(i) or sp.is_unused(i)]
   bos = [sp.bos_id()] if sp.bos_id() >= 0 else []
-  encode = _joinable(lambda text: list(sp.encode(text)))
+  specials = {sp.id_to_piece(i): i for i in range(size) if sp.is_control(i) or sp.is_unknown(i)}
+  encode = named(_joinable(lambda text: list(sp.encode(text))), specials)
   return _finish(encode, sp.decode, size, [sp.eos_id()], control, bos, _hash(model), piece=sp.id_to_piece)
 
 
@@ -262,6 +268,20 @@ def train_sentencepiece(source: str | Path, target: str | Path, vocab_size: int,
 # --- shared ---
 
 
+def named(encode: Callable[[str], list[int]], specials: Mapping[str, int]) -> Callable[[str], list[int]]:
+  """Encode that turns the name of a special token into its id."""
+  names = "|".join(re.escape(name) for name in sorted(specials, key=len, reverse=True))
+  if not names:
+    return encode
+  split = re.compile(f"({names})")
+
+  def parsed(text: str) -> list[int]:
+    parts = [part for part in split.split(text) if part]
+    return [i for part in parts for i in ([specials[part]] if part in specials else encode(part))]
+
+  return parsed
+
+
 def _joinable(encode: Callable[[str], list[int]]) -> Callable[[str], list[int]]:
   """Encode parts as they would stand in the whole text.
 
@@ -287,6 +307,7 @@ def _finish(encode, decode, size, eos, control, bos, fingerprint, *, piece) -> T
     banned=banned,
     bos=tuple(bos),
     fingerprint=fingerprint,
+    specials={name: i for i in sorted(silent) if i < size and (name := piece(i)) is not None},
   )
 
 

@@ -20,11 +20,20 @@ SIZE = 16  # rows at a time, for each part of the mesh
 
 
 def same_ids(policy: Origin, judge: Origin) -> None:
-  """Raises UserError where policy and reward model read different ids: the reward model scores the very ids sampled."""
+  """Raises UserError where policy and reward model read different ids: the reward model scores the very ids sampled.
+
+  They do where their tokenizers differ, and where the prompts are rendered with another chat template than it learnt.
+  """
   if policy.tokenizer.fingerprint != judge.tokenizer.fingerprint or policy.lm.vocab_size != judge.lm.vocab_size:
     raise UserError(
       f"the policy's tokenizer ({policy.tokenizer.vocab_size} ids, {policy.tokenizer.fingerprint[:8]}) is not the "
       f"reward model's ({judge.tokenizer.vocab_size} ids, {judge.tokenizer.fingerprint[:8]}); train both from one base"
+    )
+  ours, its = (origin.template_of(one.about)[:8] or "plain text" for one in (policy, judge))
+  if ours != its:
+    raise UserError(
+      f"config.data.template gives {ours}, the reward model was trained on {its}: it would score other ids than it learnt; "
+      "set config.data.template to the reward model's"
     )
 
 
