@@ -9,10 +9,7 @@ says which base it belongs to.
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from instructjax import models, sharding, writers
+from instructjax import models, sharding, user_code, writers
 from instructjax.checkpoint import Checkpoints, flatten, load_params, sums
 from instructjax.data import chat, tokenizers
 from instructjax.data.tokenizers import Tokenizer
@@ -327,14 +324,11 @@ def open_python(source: str, tokenizer: str) -> Origin:
 def call_python(source: str) -> tuple[LM, Params, str]:
   """(lm, params, tokenizer reference or "") that the function of a source returns; it is called without a mesh.
 
-  Raises UserError where there is no such file, module or function, or where it returns something else.
+  Raises UserError as `user_code.find` does, and where it returns something else.
   """
   from flax import nnx
 
-  place, _, name = source.rpartition(":")
-  function = getattr(_module(place), name, None)
-  if not callable(function):
-    raise UserError(f"{source}: {place} has no function '{name}'")
+  function, _ = user_code.find(source)
   with jax.set_mesh(Mesh(np.empty((), object), ())), nnx.use_eager_sharding(False):
     found = function()
   if not (isinstance(found, tuple) and len(found) in (2, 3) and isinstance(found[0], LM)):
@@ -343,31 +337,6 @@ def call_python(source: str) -> tuple[LM, Params, str]:
       "from_linen give it"
     )
   return found[0], found[1], str(found[2]) if len(found) == 3 else ""
-
-
-def _module(place: str) -> Any:
-  """The module of a file or of a name; its folder, or the working directory, joins the places that Python looks in."""
-  path = Path(place).absolute()
-  if place.endswith(".py") and not path.is_file():
-    raise UserError(f"{place}: no such file")
-  name, folder = (path.stem, path.parent) if place.endswith(".py") else (place, Path.cwd())
-  if str(folder) not in sys.path:
-    sys.path.append(str(folder))
-  if not place.endswith(".py"):
-    try:
-      return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-      if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-        raise
-      raise UserError(f"{place}: Python finds no module '{error.name}'; give the path of a .py file, or install it") from error
-  name = f"instructjax_model_{name}"
-  spec = importlib.util.spec_from_file_location(name, path)
-  if spec is None or spec.loader is None:
-    raise UserError(f"{place}: cannot be read as Python")
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[name] = module  # dataclasses look their module up
-  spec.loader.exec_module(module)
-  return module
 
 
 # --- tokenizers ---

@@ -12,7 +12,7 @@ LAYERS = {
   0: ["errors", "types", "losses", "returns"],
   1: ["sharding", "optim", "models"],
   2: ["likelihood", "steps", "rollout", "sft", "reward", "ppo", "bestofn"],
-  3: ["data", "checkpoint", "writers", "intervals", "memory"],
+  3: ["data", "checkpoint", "writers", "intervals", "memory", "user_code"],
   4: [
     "loop", "origin", "stages", "reinforce", "generate", "export", "settings", "report", "quickstart", "bench", "plan",
     "label", "rewards",
