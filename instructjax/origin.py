@@ -376,13 +376,6 @@ def chat_template(name: str, about: Mapping[str, Any], tokenizer: Tokenizer) -> 
   return chat.load(f"the chat template of {reference}", text, tokens, tokenizer)
 
 
-def with_template(about: Mapping[str, Any], template: chat.Template | None) -> dict[str, Any]:
-  """What a run that read its data through a template says about its model."""
-  return {key: value for key, value in about.items() if key != "template"} | (
-    {"template": chat.about(template)} if template else {}
-  )
-
-
 def template_of(about: Mapping[str, Any]) -> str:
   """The fingerprint of the template that a model was trained with; "" is plain text."""
   return (about.get("template") or {}).get("fingerprint", "")

@@ -40,7 +40,8 @@ def reinforce(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
       stages.divides(text_rows, c.ppo.ptx_micro * parts, "a minibatch of text", "config.ppo.ptx_micro x devices")
     asked = stages.read(c, "prompts", "prompt")
     texts = stages.read(c, "text", "text") if c.ppo.ptx_coef else []
-    policy, template = stages.templated(c, origin.open_model(_named(c, "rl_init"), c.model, c.seed))
+    policy = origin.open_model(_named(c, "rl_init"), c.model, c.seed)
+    policy, template = stages.templated(c, policy)
     judge = _judge(c, policy)
     length = c.data.prompt + c.sampling.response
     for model in (policy, judge):

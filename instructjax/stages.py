@@ -70,19 +70,19 @@ def read(config: Config, name: str, kind: str) -> list:
 
 
 def templated(config: Config, model: origin.Origin) -> tuple[origin.Origin, chat.Template | None]:
-  """(the model as one that reads chats through config.data.template, that template).
+  """The model as it will say that it was trained or sampled, and the template of config.data.template.
 
   Says so where the model was trained with another one.
   """
   template = origin.chat_template(config.data.template, model.about, model.tokenizer)
-  before, now = origin.template_of(model.about), origin.template_of(origin.with_template({}, template))
+  before, now = origin.template_of(model.about), chat.about(template)["fingerprint"] if template else ""
   if before and before != now and jax.process_index() == 0:
     name = "plain text" if template is None else template.name
     print(
       f"note: the model was trained on a chat template ({before[:8]}), this run reads {name}; "
       "config.data.template=chat goes on with the model's", file=sys.stderr, flush=True,
     )  # fmt: skip
-  return model._replace(about=origin.with_template(model.about, template)), template
+  return model._replace(about=model.about | {"template": chat.about(template) if template else None}), template
 
 
 def demonstration_rows(

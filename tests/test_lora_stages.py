@@ -78,7 +78,7 @@ def test_a_run_leaves_the_adapter_and_the_name_of_its_base(base, init_run):
   assert found.about["adapter"]["up"] == {"rank": 2, "scale": 2.0}
   again = model(init_run / "adapter")  # as PEFT has it
   tiny.assert_trees_equal(again.params, found.params)
-  assert again.about == found.about
+  assert again.about | {"template": None} == found.about  # PEFT has no words for a chat template
   assert peft.base(init_run / "adapter") == str(base)
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from instructjax import origin, reward, sharding, stages
-from instructjax.data import pipeline
+from instructjax.data import chat, pipeline
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.models import freeze
@@ -20,20 +20,17 @@ SIZE = 16  # rows at a time, for each part of the mesh
 
 
 def same_ids(policy: Origin, judge: Origin) -> None:
-  """Raises UserError where policy and reward model read different ids: the reward model scores the very ids sampled.
-
-  They do where their tokenizers differ, and where the prompts are rendered with another chat template than it learnt.
-  """
+  """Raises UserError where policy and reward model read different ids: the reward model scores the very ids sampled."""
   if policy.tokenizer.fingerprint != judge.tokenizer.fingerprint or policy.lm.vocab_size != judge.lm.vocab_size:
     raise UserError(
       f"the policy's tokenizer ({policy.tokenizer.vocab_size} ids, {policy.tokenizer.fingerprint[:8]}) is not the "
       f"reward model's ({judge.tokenizer.vocab_size} ids, {judge.tokenizer.fingerprint[:8]}); train both from one base"
     )
-  ours, its = (origin.template_of(one.about)[:8] or "plain text" for one in (policy, judge))
-  if ours != its:
+  names = [origin.template_of(one.about)[:8] or "plain text" for one in (policy, judge)]
+  if "template" in judge.about and names[0] != names[1]:  # of a folder nobody knows
     raise UserError(
-      f"config.data.template gives {ours}, the reward model was trained on {its}: it would score other ids than it learnt; "
-      "set config.data.template to the reward model's"
+      f"config.data.template gives {names[0]}, the reward model was trained on {names[1]}: it would score other ids than "
+      "it learnt; set config.data.template as the reward model's was"
     )
 
 
@@ -51,9 +48,11 @@ def open_run(
   params = {"lm": judge.params, "head": judge.head}
   params = params if dtype is None else freeze.cast(params, dtype)
   score = jax.jit(partial(reward.score, judge.lm))
+  own = chat.OWN if judge.about.get("template") else ""
+  template = origin.chat_template(own, judge.about, judge.tokenizer)
 
   def texts(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-    rows = [_row(judge.tokenizer, p, r) for p, r in zip(prompts, responses, strict=True)]
+    rows = [_row(judge.tokenizer, template, p, r) for p, r in zip(prompts, responses, strict=True)]
     longest = max(len(row.ids) for row in rows)
     stages.fits(judge.lm, longest, "a prompt with its response")
     pad = partial(pipeline.pad_demonstrations, length=min(-(-longest // 64) * 64, judge.lm.context))
@@ -68,7 +67,13 @@ def open_run(
   return texts, lambda rows: score(params, rows.tokens, rows.valid)
 
 
-def _row(tokenizer: Tokenizer, prompt: str, response: str) -> pipeline.Row:
-  """The ids of both texts, closed with an end-of-text token."""
+def _row(tokenizer: Tokenizer, template: chat.Template | None, prompt: str, response: str) -> pipeline.Row:
+  """The ids of both texts, closed with an end-of-text token; of a chat where the model was trained on one."""
+  if template is not None:
+    try:
+      ids, _, start = chat.reply(template, tokenizer, prompt, None, response)
+    except chat.ChatError as problem:
+      raise UserError(f"a text to score: {problem}; its prompt begins {prompt[:40]!r}") from None
+    return pipeline.Row(np.asarray(ids, np.int32), start)
   head = [*tokenizer.bos, *tokenizer.encode(prompt)]
   return pipeline.Row(np.asarray([*head, *tokenizer.encode(response), tokenizer.eos[0]], np.int32), len(head))

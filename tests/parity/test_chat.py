@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from instructjax.data import chat, tokenizers
+from instructjax.data import chat, records, tokenizers
 
 pytestmark = pytest.mark.oracle
 transformers = pytest.importorskip("transformers")
@@ -91,7 +91,7 @@ def test_text_and_ids(case, size, prompt):
 
 def test_rows_are_the_ids_of_transformers_up_to_the_stop_id(case):
   template, ours, theirs = case
-  ids, mask, start = chat.reply(template, ours, "", tuple(CHAT[:3]), SAID[3][1])
+  ids, mask, start = chat.reply(template, ours, records.transcript(CHAT[:3]), tuple(CHAT[:3]), SAID[3][1])
   assert ids == theirs.apply_chat_template(CHAT)["input_ids"][: len(ids)]
   assert ids[:start] == theirs.apply_chat_template(CHAT[:3], add_generation_prompt=True)["input_ids"]
   learnt = theirs.decode([i for i, marked in zip(ids, mask, strict=True) if marked])
