@@ -36,7 +36,8 @@ def runs(tmp_path_factory):
   data = f"--config.data.demonstrations={folder / 'demonstrations.jsonl'}"
   assert run("sft", folder / "sft", data, f"--config.data.template={folder / 't.jinja'}",
              "--config.data.spelling=messages", *SIZE) == 0  # fmt: skip
-  ranked = [f"--config.data.comparisons={folder / 'comparisons.jsonl'}", "--config.data.demonstrations=", "--config.data.valid="]
+  ranked = [f"--config.data.comparisons={folder / 'comparisons.jsonl'}"]
+  ranked += ["--config.data.demonstrations=", "--config.data.valid="]
   (folder / "t.jinja").unlink()  # the run remembers it
   assert run("reward", folder / "reward", f"--model={folder / 'sft'}", *ranked, "--config.data.template=chat", *SIZE) == 0
   return folder

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -61,7 +62,8 @@ def find(source: str | Path | Mapping[str, Any]) -> tuple[str | None, dict[str, 
   """(template or None, names of special tokens) of GGUF metadata, or of the folder of a tokenizer."""
   if isinstance(source, Mapping):
     names = source.get("tokenizer.ggml.tokens") or []
-    ids = {key: source.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "unk", "pad")}
+    keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    ids = {key: source.get(f"tokenizer.ggml.{theirs}_token_id") for key, theirs in keys.items()}
     return source.get("tokenizer.chat_template"), {f"{k}_token": names[i] for k, i in ids.items() if i is not None}
   folder = Path(source) if Path(source).is_dir() else Path(source).parent
   config, named = _json(folder / CONFIG), _json(folder / NAMES)
@@ -202,7 +204,17 @@ def _environment() -> jinja2.Environment:
 
 def head(template: Template, tokenizer: Tokenizer, prompt: str, turns: Sequence[Message] | None) -> list[int]:
   """The ids of a prompt, from which a rollout starts.  Raises ChatError for a chat that cannot be one."""
-  return tokenizer.encode(render(template, _prompt(tokenizer, prompt, turns), prompt=True))
+  messages = _prompt(tokenizer, prompt, turns)
+  _, starts, _ = layout(template, messages)
+  return _ids(tokenizer, render(template, messages, prompt=True), starts)
+
+
+def _ids(tokenizer: Tokenizer, text: str, starts: Sequence[int]) -> list[int]:
+  """The ids of a text whose replies begin at `starts`; where one would share its first token with the prompt, it is cut."""
+  ids = tokenizer.encode(text)
+  parts = {at: tokenizer.encode(text[:at]) for at in starts}
+  edges = [0, *(at for at, part in parts.items() if ids[: len(part)] != part), len(text)]
+  return ids if len(edges) == 2 else [i for a, b in itertools.pairwise(edges) for i in tokenizer.encode(text[a:b])]
 
 
 def reply(
@@ -216,22 +228,21 @@ def reply(
   before = _prompt(tokenizer, prompt, turns)
   _plain(tokenizer, completion, "")
   text, prompts, spans = layout(template, (*before, {"role": "assistant", "content": completion}))
-  ids, start = tokenizer.encode(text), tokenizer.encode(text[: prompts[-1]])
-  if ids[: len(start)] != start:  # the reply's first letters melt into the prompt's last token
-    ids = start + tokenizer.encode(text[prompts[-1] :])
+  upto = lambda at: _ids(tokenizer, text[:at], [start for start in prompts if start < at])
+  ids, start = _ids(tokenizer, text, prompts), upto(prompts[-1])
   mask, end = [False] * len(ids), 0
   for turn, (first, last) in enumerate(spans):
     opened, closed = len(start), len(ids)
     if turn < len(spans) - 1:
-      part, upto = (tokenizer.encode(text[:at]) for at in (first, last))
-      if ids[: len(part)] != part or ids[: len(upto)] != upto:
+      part, whole = upto(first), upto(last)
+      if ids[: len(part)] != part or ids[: len(whole)] != whole:
         raise ChatError(
           f"the tokens of reply {turn + 1} melt into those of the chat template around it, so its rollout would start from "
           "other tokens; take white space off its ends, or make each reply a record of its own"
         )
-      opened, closed = len(part), len(upto)
+      opened, closed = len(part), len(whole)
     elif first > prompts[-1]:
-      opened = len(tokenizer.encode(text[:first]))
+      opened = len(upto(first))
     end = 1 + next((i for i in range(opened, closed) if ids[i] in tokenizer.eos), -1)
     if not end:
       raise ChatError(f"the chat template closes reply {turn + 1} with none of the stop ids {list(tokenizer.eos)}")

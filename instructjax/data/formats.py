@@ -63,10 +63,12 @@ def alpaca(row: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def messages(row: dict[str, Any], kind: str) -> dict[str, Any]:
-  """messages: a chat whose last message is the completion."""
+  """messages: a chat whose last message is the completion; a prompt may also end with the user's."""
   chat = _field(row, "messages")
   if not isinstance(chat, list) or not chat:
     raise RecordError("messages: a list of {role, content} objects is expected")
+  if kind == "prompt" and (asked := records.chat("messages", chat))[-1]["role"] != "assistant":
+    return {"prompt": [dict(message) for message in asked]}
   reply = _reply("messages", chat[-1:])
   return _demonstration(kind, [dict(message) for message in records.chat("messages", chat[:-1])], reply)
 

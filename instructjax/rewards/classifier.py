@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,8 +25,7 @@ def open_classifier(
     if options[name] not in known:
       raise UserError(f"classifier:{source}: {name}={options[name]!r}; known are {', '.join(known)}")
   try:
-    import torch
-    import transformers
+    torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
   except ImportError as error:
     raise UserError(
       f"classifier:{source} needs the packages torch and transformers ({error}): run `pip install "

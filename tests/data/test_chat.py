@@ -149,3 +149,33 @@ def test_where_templates_are_found(tmp_path):
     chat.find(tmp_path)
   gguf = {"tokenizer.chat_template": "c", "tokenizer.ggml.tokens": ["x", "<e>"], "tokenizer.ggml.eos_token_id": 1}
   assert chat.find(gguf) == ("c", {"eos_token": "<e>"})
+
+
+def test_messages_as_prompts_may_end_with_the_user():
+  chats = [CHAT[:-1], CHAT]
+  found = records.parse([{"messages": one} for one in chats], "prompt", formats.messages)
+  assert [record.turns for record in found] == [tuple(CHAT[:-1])] * 2
+
+
+def test_replies_that_share_a_token_with_the_prompt_are_cut_there():
+  """Two line ends are one token, unless a letter follows the second: so a rollout's prompt is not the whole text's start."""
+  pair = 5
+
+  def encode(text):
+    ids, at = [], 0
+    while at < len(text):
+      double = text.startswith("\n\n", at) and not text[at + 2 : at + 3].isalpha()
+      ids.append(pair if double else ord(text[at]))
+      at += 2 if double else 1
+    return ids
+
+  tokenizer = TOK._replace(encode=named(encode, NAMES))
+  text = PLAIN.replace("'A' + m.content", "'A\n\n' + m.content").replace("%}A{%", "%}A\n\n{%")
+  found = chat.load("t.jinja", text, {}, tokenizer)
+  turns = tuple(CHAT[:-1])
+  ids, mask, start = chat.reply(found, tokenizer, records.transcript(turns), turns, "cd")
+  assert ids.count(pair) == 2
+  assert ids[:start] == chat.head(found, tokenizer, records.transcript(turns), turns)
+  first = chat.head(found, tokenizer, records.transcript(turns[:2]), turns[:2])
+  assert ids[: len(first)] == first and first[-1] == pair
+  assert [i for i, marked in zip(ids, mask) if marked] == [ord("a"), ord("b"), EOS, ord("c"), ord("d"), EOS]
