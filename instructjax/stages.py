@@ -61,7 +61,7 @@ def read(config: Config, name: str, kind: str) -> list:
   source = config.data[name]
   if not source:
     raise UserError(
-      f"config.data.{name} is empty; give a JSONL or Parquet file of {kind}s, tfds:NAME or hub:OWNER/NAME/file.jsonl"
+      f"config.data.{name} is empty; give a JSONL file of {kind}s, a Parquet file, tfds:NAME or hub:OWNER/NAME/file.jsonl"
     )
   return sources.load(source, kind, spellings.choose(config.data.spelling, kind, config.data.fields))
 
