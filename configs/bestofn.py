@@ -31,6 +31,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
   c.data = {
     "prompts": "data/prompts.jsonl",
     "spelling": "native",  # or preference, alpaca, messages, hh
+    "fields": "",  # ours=theirs of another spelling: "prompt=question"
     "template": "",  # chat template: "" is plain text, as in the paper; "chat" is the tokenizer's own; or a .jinja file
     "prompt": 128 if tiny else 1024,  # tokens; a longer prompt is an error
   }

@@ -45,6 +45,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "prompts": "data/prompts.jsonl",
     "text": "data/text_train.jsonl",
     "spelling": "native",  # of the prompts: or preference, alpaca, messages, hh
+    "fields": "",  # ours=theirs of another spelling: "prompt=question,completion=answers.text.0"
     "template": "",  # chat template: "" is plain text, as in the paper; "chat" is the tokenizer's own; or a .jinja file
     "prompt": 128 if tiny else 1024,  # tokens; a longer prompt is an error
     "length": 64 if tiny else 2048,  # tokens of a row of pretraining text

@@ -39,6 +39,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "valid": "data/text_valid.jsonl" if tiny else "",
     "length": length,
     "spelling": "native",
+    "fields": "",  # "text=body" where the documents stand in another field
   }
   c.steps = 300 if tiny else round(300e9 / tokens)
   c.epochs = 0  # counts where steps is 0

@@ -35,6 +35,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "text": "data/text_train.jsonl",
     "valid": "",  # held-out demonstrations
     "spelling": "native",  # of the demonstrations: or preference, alpaca, messages, hh
+    "fields": "",  # ours=theirs of another spelling: "prompt=question,completion=answers.text.0"
     "template": "",  # chat template: "" is plain text, as in the paper; "chat" is the tokenizer's own; or a .jinja file
     "prompt": 128 if tiny else 1024,  # tokens; a longer prompt is an error
     "response": 96 if tiny else 1024,  # tokens; a longer completion is cut

@@ -34,6 +34,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "demonstrations": "data/demonstrations.jsonl",
     "valid": "",  # held-out demonstrations
     "spelling": "native",  # or preference, alpaca, messages, hh
+    "fields": "",  # ours=theirs of another spelling: "prompt=question,completion=answers.text.0"
     "template": "",  # chat template: "" is plain text, as in the paper; "chat" is the tokenizer's own; or a .jinja file
     "prompt": 128 if tiny else 1024,  # tokens; a longer prompt is an error
     "response": 96 if tiny else 1024,  # tokens; a longer completion is cut

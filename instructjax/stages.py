@@ -21,7 +21,7 @@ import optax
 
 from instructjax import losses, optim, origin, reward, sft, sharding, steps, writers
 from instructjax.checkpoint import Checkpoints
-from instructjax.data import chat, formats, pipeline, records, sources
+from instructjax.data import chat, pipeline, records, sources, spellings
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.loop import fit
@@ -61,12 +61,9 @@ def read(config: Config, name: str, kind: str) -> list:
   source = config.data[name]
   if not source:
     raise UserError(
-      f"config.data.{name} is empty; give a JSONL file of {kind}s, tfds:NAME or hub:OWNER/NAME/file.jsonl"
+      f"config.data.{name} is empty; give a JSONL file of {kind}s, a Parquet file, tfds:NAME or hub:OWNER/NAME/file.jsonl"
     )
-  if config.data.spelling not in formats.SPELLINGS:
-    raise UserError(f"config.data.spelling={config.data.spelling!r}: known are {', '.join(formats.SPELLINGS)}")
-  spelling = formats.SPELLINGS["native" if kind == "text" else config.data.spelling]
-  return sources.load(source, kind, spelling)
+  return sources.load(source, kind, spellings.choose(config.data.spelling, kind, config.data.fields))
 
 
 def templated(config: Config, model: origin.Origin) -> tuple[origin.Origin, chat.Template | None]:

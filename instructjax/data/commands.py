@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from instructjax.data import formats, records, sources
+from instructjax.data import records, sources, spellings
 from instructjax.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ def arguments(command: argparse.ArgumentParser) -> None:
   expand.add_argument("--shots", type=int, help="pairs before the target; default all others")
   expand.add_argument("--samples", type=int, default=1, help="examples of each pair with other shots; default 1")
   expand.add_argument("--seed", type=int, default=0)
+  convert = add("convert", "any source as one JSONL file of our records")
+  convert.add_argument("source")
+  convert.add_argument("--out", required=True, metavar="FILE")
+  _kind(convert, [*records.KINDS])
+  convert.add_argument("--leave-out", action="store_true", help="the rows with problems, which are listed, instead of stopping")
   tone = add("tone", "write the quickstart's data as JSONL files")
   tone.add_argument("--out", required=True)
   tone.add_argument("--seed", type=int, default=0)
@@ -52,7 +57,8 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 def _kind(command: argparse.ArgumentParser, kinds: Sequence[str]) -> None:
   command.add_argument("--kind", choices=kinds, help="default: what the fields of a file's first record say")
-  command.add_argument("--spelling", default="native", choices=[*formats.SPELLINGS])
+  command.add_argument("--spelling", default="native", choices=[*spellings.SPELLINGS])
+  command.add_argument("--fields", default="", metavar="OURS=THEIRS,...", help="such as prompt=question,completion=answer")
 
 
 def _tokenizer(command: argparse.ArgumentParser, without: str) -> None:
@@ -80,6 +86,7 @@ def _clean(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
   """The action.  Raises UserError for whatever a user can mend."""
   actions = {"check": check, "clean": clean, "stats": stats, "compare": compare, "expand": expand, "tone": tone}
+  actions |= {"convert": convert}
   actions[args.action](args, open_tokenizer)
 
 
@@ -95,7 +102,7 @@ def _writing(out: str) -> Iterator[None]:
 def check(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
   bad, total = 0, 0
   for file in args.files:
-    found, kind, problems = _examined(file, args.kind, args.spelling)
+    found, kind, problems = _examined(file, args)
     for problem in problems:
       print(problem, file=sys.stderr)
     bad, total = bad + bool(problems), total + len(problems)
@@ -145,7 +152,7 @@ def stats(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
 
   parts = []
   for file in args.files:
-    found, kind = _read(file, args.kind, args.spelling)
+    found, kind = _read(file, args)
     parts.append(statistics.Part(statistics.DATA_SETS[kind], statistics.split_name(file), found))
   length, unit = _length(args.tokenizer, open_tokenizer)
   found = statistics.tables(parts, length, unit, args.group)
@@ -158,7 +165,7 @@ def stats(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
 def compare(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
   from instructjax.data import mix, tables
 
-  a, b = (_read(file, args.kind, args.spelling)[0] for file in args.files)
+  a, b = (_read(file, args)[0] for file in args.files)
   found = mix.compare(a, b, seed=args.seed)
   if args.json:
     shares = {name: {"a": a, "b": b, "difference": one._asdict()} for name, (a, b, one) in found.shares.items()}
@@ -183,6 +190,17 @@ def expand(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
   print(f"{args.out}: {len(rows)} demonstrations from {_count(len(found), 'few-shot prompt')}")
 
 
+def convert(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
+  found, kind, problems = _examined(args.source, args)
+  if not args.leave_out or not found:
+    records.report(problems)
+  for problem in problems:
+    print(f"left out: {problem}", file=sys.stderr)
+  with _writing(args.out):
+    records.write(args.out, found)
+  print(f"{args.out}: {_count(len(found), kind)}; {_count(len(problems), 'problem')}")
+
+
 def tone(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
   from instructjax.data import tone
 
@@ -195,31 +213,33 @@ def tone(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
 # --- files ---
 
 
-def infer(path: str, spelling: str = "native") -> str | None:
-  """The kind of record that the first readable line of a file holds, by its fields; None where none tells."""
+def infer(source: str, spelling: str = "native", fields: str = "") -> str | None:
+  """The kind of record that a source holds, by its spelling, its fields or its first readable row; None where none tells."""
   if spelling != "native":
-    return "comparison" if spelling in ("preference", "hh") else "demonstration"
-  tells = {"completions": "comparison", "completion": "demonstration", "pairs": "few_shot", "text": "text", "prompt": "prompt"}
-  return next((kind for row in records.objects(path) for field, kind in tells.items() if field in row), None)
+    return "comparison" if spelling in spellings.COMPARISONS else "demonstration"
+  if fields:
+    given = spellings.parse(fields, "--")
+    return "comparison" if "chosen" in given else sources.told_by(given)
+  return sources.kind_of(source)
 
 
-def _examined(file: str, kind: str | None, spelling: str) -> tuple[list, str, list[str]]:
+def _examined(source: str, args: argparse.Namespace) -> tuple[list, str, list[str]]:
   """(records, kind, problems) of a file or another source."""
+  kind = args.kind
   try:
-    kind = kind or infer(file, spelling)
+    kind = kind or infer(source, args.spelling, args.fields)
     if kind is None:
-      return [], "record", [f"{file}: no line has the fields of a record; give its kind, --kind={'|'.join(records.KINDS)}"]
-    if file.startswith(("tfds:", "hub:")):
-      return sources.load(file, kind, formats.SPELLINGS[spelling]), kind, []
+      return [], "record", [f"{source}: no line has the fields of a record; give its kind, --kind={'|'.join(records.KINDS)}"]
+    spelling = spellings.choose(args.spelling, kind, args.fields, place="--")
   except UserError as error:
     return [], kind or "record", str(error).split("\n")
-  found, problems = records.examine(file, kind, formats.SPELLINGS[spelling])
+  found, problems = sources.examine(source, kind, spelling)
   return found, kind, problems
 
 
-def _read(file: str, kind: str | None, spelling: str) -> tuple[list, str]:
+def _read(file: str, args: argparse.Namespace) -> tuple[list, str]:
   """(records, kind) of a file.  Raises UserError for every problem and for plain text, which has no prompts."""
-  found, kind, problems = _examined(file, kind, spelling)
+  found, kind, problems = _examined(file, args)
   records.report(problems)
   if kind == "text":
     raise UserError(f"{file}: holds documents without prompts; give {', '.join(KINDS)} files")
@@ -227,7 +247,7 @@ def _read(file: str, kind: str | None, spelling: str) -> tuple[list, str]:
 
 
 def _all(args: argparse.Namespace) -> tuple[list, set[str]]:
-  both = [_read(file, args.kind, args.spelling) for file in args.files]
+  both = [_read(file, args) for file in args.files]
   return [row for found, _ in both for row in found], {kind for _, kind in both}
 
 

@@ -15,6 +15,8 @@ from typing import Any
 from instructjax.data import records
 from instructjax.data.records import TURN, RecordError, Spelling, native
 
+PAIR = ("chosen", "rejected")
+
 
 def preference(row: dict[str, Any], kind: str) -> dict[str, Any]:
   """prompt, chosen, rejected: texts, or lists of chat messages; the prompt may be what both share."""
@@ -74,8 +76,35 @@ def messages(row: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def mapped(fields: Mapping[str, str]) -> Spelling:
-  """Any row by a mapping from our fields to its own: {"prompt": "question", "completion": "answer"}."""
-  return lambda row, kind: {ours: _field(row, theirs) for ours, theirs in fields.items()}
+  """Any row by a mapping from our fields to its own: {"prompt": "question", "completion": "answers.text.0"}.
+
+  A dot goes into an object or, with a number, a list.  `chosen` and `rejected` stand for the completions and ranks of
+  a comparison.
+  """
+
+  def spell(row: dict[str, Any], kind: str) -> dict[str, Any]:
+    found = {ours: lookup(row, theirs) for ours, theirs in fields.items()}
+    pair = [found.pop(name) for name in PAIR if name in found]
+    return found | ({"completions": pair, "ranks": [1, 2]} if pair else {})
+
+  return spell
+
+
+def lookup(row: dict[str, Any], path: str) -> Any:
+  """The value under a name or a path of names and numbers with dots.  Raises RecordError where there is none."""
+  if path in row:
+    return _field(row, path)
+  value: Any = row
+  for name in path.split("."):
+    if isinstance(value, dict):
+      value = value.get(name)
+    elif isinstance(value, list | tuple) and name.isdecimal() and int(name) < len(value):
+      value = value[int(name)]
+    else:
+      value = None
+  if value is None:
+    raise RecordError(f"{path}: missing; the row has {', '.join(sorted(row)) or 'no fields'}")
+  return value
 
 
 SPELLINGS: dict[str, Spelling] = {

@@ -26,7 +26,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from instructjax.errors import UserError
 
@@ -129,11 +129,29 @@ ANNOTATIONS = (  # Table 7, true or false
 NOT_TEXT = ("completions", "ranks", "ratings", "pairs", "annotations", "consent")  # fields with checks of their own
 ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant"}
 TURN = "\n\nAssistant:"
-Spelling = Callable[[dict[str, Any], str], dict[str, Any]]
+
+
+@runtime_checkable
+class PathLike(Protocol):
+  """What `lines` needs of a path: `pathlib.Path`, or etils' for buckets."""
+
+  @property
+  def suffix(self) -> str: ...
+
+  def read_bytes(self) -> bytes: ...
 
 
 class RecordError(ValueError):
   """What is wrong with one record, a message for each problem; `read` adds the place.  A message begins with the field."""
+
+
+class Whole(NamedTuple):
+  """A spelling that needs all rows at once: (line, row) pairs to (line, our fields, or what is wrong there) pairs."""
+
+  spell: Callable[[list[tuple[int, dict[str, Any]]], str], Iterable[tuple[int, dict[str, Any] | RecordError]]]
+
+
+Spelling = Callable[[dict[str, Any], str], dict[str, Any]] | Whole
 
 
 def native(row: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -148,22 +166,14 @@ def read(path: str | Path, kind: str, spelling: Spelling = native) -> list:
   Raises UserError with one line for every problem: the place, the field and what to do.
   """
   path = Path(path)
-  return parse(_lines(path), kind, spelling, name=str(path))
+  return parse(lines(path), kind, spelling, name=str(path))
 
 
-def examine(path: str | Path, kind: str, spelling: Spelling = native) -> tuple[list, list[str]]:
-  """(records, problems) of a JSONL file: every problem, and never an error."""
-  try:
-    return scan(_lines(Path(path)), kind, spelling, name=str(path))
-  except UserError as error:
-    return [], [str(error)]
-
-
-def objects(path: str | Path) -> Iterator[dict[str, Any]]:
-  """The lines of a JSONL file that are JSON objects.  Raises UserError where it cannot be read."""
-  for line in _lines(Path(path)):
+def objects(rows: Iterable[Any]) -> Iterator[dict[str, Any]]:
+  """The rows that are JSON objects."""
+  for row in rows:
     with contextlib.suppress(RecordError):
-      yield _object(line)
+      yield _object(row)
 
 
 def parse(rows: Iterable[Any], kind: str, spelling: Spelling = native, *, name: str = "data") -> list:
@@ -174,21 +184,43 @@ def parse(rows: Iterable[Any], kind: str, spelling: Spelling = native, *, name: 
 
 
 def scan(rows: Iterable[Any], kind: str, spelling: Spelling = native, *, name: str = "data") -> tuple[list, list[str]]:
-  """(records, problems): every row gives a record or at least one problem, `name:line: what`.
+  """(records, problems): every row gives a record or at least one problem, `name:line: what`.  A `Whole` spelling
+  makes of all rows together what it makes of them.
 
   Raises UserError for an unknown kind.
   """
   if kind not in KINDS:
     raise UserError(f"unknown kind of record {kind!r}; there are {', '.join(KINDS)}")
-  records, problems, line = [], [], 0
-  for line, row in enumerate(rows, 1):
+  records, problems, empty = [], [], True
+  for line, row in _spelled(rows, kind, spelling):
+    empty = False
     try:
-      records.append(_record(spelling(_object(row), kind), kind))
+      if isinstance(row, RecordError):
+        raise row
+      records.append(_record(row, kind))
     except RecordError as problem:
       problems.extend(f"{name}:{line}: {_printable(what)}" for what in problem.args)
-  if not line:
+  if empty:
     problems.append(f"{name}: no records; give one JSON object a line with the fields {_required(kind)}")
   return records, problems
+
+
+def _spelled(rows: Iterable[Any], kind: str, spelling: Spelling) -> Iterator[tuple[int, dict[str, Any] | RecordError]]:
+  """(line, our fields or what is wrong) of every row."""
+  good = []
+  for line, row in enumerate(rows, 1):
+    try:
+      fields = _object(row)
+      if isinstance(spelling, Whole):
+        good.append((line, fields))
+        continue
+      fields = spelling(fields, kind)
+    except RecordError as problem:
+      yield line, problem
+    else:
+      yield line, fields
+  if isinstance(spelling, Whole):
+    yield from spelling.spell(good, kind)
 
 
 def report(problems: Sequence[str], shown: int = 20) -> None:
@@ -225,7 +257,7 @@ def _line(record: Record) -> bytes:
 # --- validation ---
 
 
-def _lines(path: Path) -> list[bytes]:
+def lines(path: PathLike) -> list[bytes]:
   """The lines of a file, without the last line's end.  Raises UserError where it cannot be read."""
   try:
     content = path.read_bytes()
@@ -234,8 +266,8 @@ def _lines(path: Path) -> list[bytes]:
     raise UserError(f"{path}: no such file; give a JSONL file, one record a line") from None
   except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: a NUL in the name
     raise UserError(f"{path}: cannot be read ({error}); give a JSONL file, gzipped if it ends in .gz") from None
-  lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-  return lines[:-1] if lines[-1] == b"" else lines
+  found = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+  return found[:-1] if found[-1] == b"" else found
 
 
 def _object(row: Any) -> dict[str, Any]:

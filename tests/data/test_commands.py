@@ -80,6 +80,18 @@ def test_check_of_a_spelling(data, tmp_path):
   assert data("check", file, "--spelling=hh")[0] == 2
 
 
+def test_convert_maps_fields_and_lists_what_it_leaves_out(data, tmp_path):
+  source, out = tmp_path / "x.jsonl", tmp_path / "out.jsonl"
+  source.write_text('{"q": "Q", "a": ["A"]}\n{"q": "R", "a": []}\n')
+  options = [source, "--fields=prompt=q,completion=a.0", f"--out={out}"]
+  code, _, err = data("convert", *options)
+  assert code == 2 and f"{source}:2: a.0: missing" in err and not out.exists()
+  code, shown, err = data("convert", *options, "--leave-out")
+  assert (code, shown) == (0, f"{out}: 1 demonstration; 1 problem\n") and err.startswith(f"left out: {source}:2: a.0")
+  assert records.read(out, "demonstration") == [Demonstration("Q", "A")]
+  assert "give OURS=THEIRS" in data("check", source, "--fields=q")[2]
+
+
 LINES = [
   '{"prompt": "a"}', r'{"prompt": "a", "user": "\ud800"}', '{"completion": 1}', '{"ranks": 1e99}', "[[", "\ufeff{}", "\0",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructjax.data import few_shot, records
+from instructjax.data import few_shot, sources
 from instructjax.data.records import FewShot
 from instructjax.errors import UserError
 
@@ -56,7 +56,7 @@ def test_errors_are_named(tmp_path):
     '{"instruction": "a", "pairs": [{"input": "x", "output": "y"}, {"input": "x", "output": "z"}]}\n'
     '{"instruction": "a", "pairs": [{"input": "x", "output": "y"}, {"input": "q", "a": "z"}, {"input": "", "output": "z"}]}\n'
   )
-  _, problems = records.examine(path, "few_shot")
+  _, problems = sources.examine(path, "few_shot")
   assert [problem.removeprefix(f"{path}:") for problem in problems] == [
     "1: pairs: a list of at least 2 objects with input and output is expected",
     "2: pairs[1].input: the same as pairs[0]'s; take one out",

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instructjax.data import records
+from instructjax.data import records, sources
 from instructjax.data.records import Demonstration, Prompt
 from instructjax.errors import UserError
 
@@ -164,7 +164,7 @@ def test_a_byte_order_mark_and_a_missing_last_newline_are_fine(tmp_path):
 def accounted(path, kind, content: bytes) -> None:
   """What `examine` says of a file of this content: each line once, as a record or with its number and a problem."""
   path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-  found, problems = records.examine(path, kind)
+  found, problems = sources.examine(path, kind)
   lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
   count = len(lines) - (lines[-1] == b"")
   assert all(problem.startswith(f"{path}:") and problem.isprintable() for problem in problems)
@@ -203,7 +203,7 @@ def test_any_bytes_and_any_broken_gz_are_problems(tmp_path, content, kind, at, z
   whole = gzip.compress(b'{"prompt": "p"}\n' * 3, mtime=0)
   path = tmp_path / "x.gz"
   path.write_bytes(content if not zipped else whole[:at] + content[:3] + whole[at + 2 :])
-  found, problems = records.examine(path, kind)
+  found, problems = sources.examine(path, kind)
   assert found or problems
   assert all(problem.startswith(f"{path}") for problem in problems)
   accounted(tmp_path / "x.jsonl", kind, content)
@@ -232,7 +232,7 @@ def test_any_bytes_and_any_broken_gz_are_problems(tmp_path, content, kind, at, z
 def test_lines_that_break_readers(tmp_path, line, what):
   path = tmp_path / "x.jsonl"
   path.write_bytes(b'{"prompt": "first"}\n' + line + b'\n{"prompt": "last"}\n')
-  found, problems = records.examine(path, "prompt")
+  found, problems = sources.examine(path, "prompt")
   assert [record.prompt for record in found] == ["first", "last"]
   (problem,) = problems
   assert problem.startswith(f"{path}:2: {what}")
@@ -252,9 +252,9 @@ def test_numbers_and_lists_of_any_size_give_a_short_message():
 
 
 def test_a_name_that_no_file_can_have():
-  _, problems = records.examine("a\0b", "prompt")
+  _, problems = sources.examine("a\0b", "prompt")
   assert len(problems) == 1 and "cannot be read" in problems[0]
-  assert records.examine("/", "prompt")[1]
+  assert sources.examine("/", "prompt")[1]
 
 
 @FUZZ

@@ -1,5 +1,6 @@
 """Sources: files, prepared TFDS data sets through their random-access reader, and files of hub data sets."""
 
+import importlib.util
 import sys
 import types
 
@@ -97,7 +98,7 @@ def test_a_hub_file_is_read(hub):
 @pytest.mark.parametrize(
   ("source", "message"),
   [
-    ("hub:owner/name", "give OWNER/NAME/path/file.jsonl"),
+    ("hub:owner", "give OWNER/NAME/path/file.jsonl"),
     ("hub:owner/name/absent.jsonl", r"cannot be fetched \(404\)"),
   ],
 )
@@ -105,3 +106,64 @@ def test_hub_errors_are_one_line(hub, source, message):
   with pytest.raises(UserError, match=message) as caught:
     sources.load(source, "demonstration")
   assert "\n" not in str(caught.value)
+
+
+# --- hub data sets through the `datasets` library ---
+
+
+def test_a_hub_data_set_with_configuration_and_split(monkeypatch):
+  calls = []
+  module = types.ModuleType("datasets")
+  module.load_dataset = lambda *args, **more: calls.append((args, more)) or [{"prompt": "a", "completion": "b"}]
+  monkeypatch.setitem(sys.modules, "datasets", module)
+  assert sources.load("hub:owner/name/sub@test", "demonstration") == [Demonstration("a", "b")]
+  assert sources.load("hub:owner/name", "demonstration") == [Demonstration("a", "b")]
+  assert calls == [(("owner/name", "sub"), {"split": "test"}), (("owner/name", None), {"split": "train"})]
+
+
+def test_without_the_datasets_library_a_file_is_the_remedy(monkeypatch):
+  monkeypatch.setitem(sys.modules, "datasets", None)
+  with pytest.raises(UserError, match=r"pip install 'instructjax\[hub\]', or give OWNER/NAME/path/file.jsonl"):
+    sources.load("hub:owner/name", "demonstration")
+
+
+# --- several files, Parquet, buckets ---
+
+
+def test_commas_and_patterns_join_files_and_name_each(tmp_path):
+  pq = pytest.importorskip("pyarrow.parquet")
+  pa = pytest.importorskip("pyarrow")
+  for name, text in (("a1.jsonl", "1"), ("a2.jsonl", "2")):
+    (tmp_path / name).write_text(f'{{"prompt": "{text}"}}\n')
+  rows = [{"prompt": str(i)} for i in range(3, 8)]
+  pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet", row_group_size=2)
+  found = sources.load(f"{tmp_path}/a*.jsonl, {tmp_path}/b.parquet", "prompt")
+  assert [one.prompt for one in found] == ["1", "2", "3", "4", "5", "6", "7"]
+  pq.write_table(pa.Table.from_pylist([*rows, {"prompt": ""}]), tmp_path / "b.parquet", row_group_size=2)
+  (tmp_path / "a1.jsonl").write_text("x\n")
+  _, problems = sources.examine(f"{tmp_path}/a*.jsonl,{tmp_path}/b.parquet", "prompt")
+  assert [problem.split(": ")[0] for problem in problems] == [f"{tmp_path}/a1.jsonl:1", f"{tmp_path}/b.parquet:6"]
+
+
+@pytest.mark.parametrize(
+  ("source", "message"),
+  [
+    ("{}/*.json", "no file has such a name"), ("{}/a.jsonl,", "between two commas"),
+    ("{}/no.parquet", "no such file; give a Parquet file"), ("{}/bad.parquet", "cannot be read .*; give a Parquet file"),
+    ("tfds-dir:{}", "holds no dataset_info.json"), ("gs://bucket/x.jsonl", "gcsfs|cannot be re"), ("x://y/z.jsonl", "x:"),
+  ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_one_line(tmp_path, source, message):
+  (tmp_path / "bad.parquet").write_bytes(b"no parquet")
+  (tmp_path / "a.jsonl").touch()
+  if source.startswith("gs:") and importlib.util.find_spec("gcsfs"):
+    pytest.skip("gcsfs would go to the network")
+  with pytest.raises(UserError, match=message) as caught:
+    sources.load(source.format(tmp_path), "prompt")
+  assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_no_utf8_are_a_problem_of_their_row(tfds):
+  tfds.rows[1]["completion"] = b"\xff"
+  with pytest.raises(UserError, match="tfds:mine@train:2: completion: half a surrogate pair"):
+    sources.load("tfds:mine", "demonstration")
