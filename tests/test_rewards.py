@@ -183,7 +183,7 @@ def test_the_line_is_the_users_and_not_a_librarys(module):
   file = module("import json\ndef f(p, r):\n\n  return json.loads('{')\n")
   assert refused(f"python:{file}:f").endswith(f"at {file}:4")
   assert "no such file" in refused("python:none.py:f")
-  assert "importing it raised ModuleNotFoundError" in refused("python:no_such_module:f")
+  assert "Python finds no module 'no_such_module'" in refused("python:no_such_module:f")
 
 
 # --- servers ---
