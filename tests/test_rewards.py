@@ -326,6 +326,7 @@ def ppo(data, workdir, init, source, *options):  # noqa: F811
 COUNT = "def letters(prompts, responses):\n  return [sum(c in 'aeiou' for c in text) for text in responses]\n"
 
 
+@pytest.mark.slow
 def test_ppo_goes_on_after_its_server_failed_bit_for_bit(data, base, reward_run, server, module, tmp_path, capsys):  # noqa: F811
   """Three sources; nothing compiles after the first iteration; the state before the failure is saved."""
   sources = f"python:{module(COUNT)}:letters + 0.5*{server.url}#batch=3,{FAST} + 2*{reward_run}"
@@ -365,6 +366,7 @@ def test_ppo_learns_a_function(data, base, module, tmp_path):  # noqa: F811
   assert np.mean(scores[-5:]) > 2 * np.mean(scores[:5])
 
 
+@pytest.mark.slow
 def test_the_same_reward_model_inside_and_outside(data, base, reward_run, tmp_path):  # noqa: F811
   """One compiled iteration and two halves with the scores between them give the same run."""
   judged = f"--config.reward_model={reward_run}"
