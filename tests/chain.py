@@ -61,7 +61,7 @@ def wide(stage: str, data: Path, runs: Path) -> list[str]:
     "sft": [*few, "--config.steps=2", "--config.checkpoint_every=0"],
     "rl_init": [*few, "--config.steps=2", "--config.checkpoint_every=0"],
     "reward": [*few, "--config.steps=3"],
-    "ppo": ["--config.batch=32", "--config.iterations=3", "--config.ppo.epochs=1"],
+    "ppo": ["--config.batch=32", "--config.iterations=2", "--config.ppo.epochs=1"],
     "sample": draw,
     "bestofn": [*draw, f"--config.rewards={runs / 'reward'}"],
   }[stage]  # fmt: skip
