@@ -171,7 +171,7 @@ def _reached(path: Any, read: Callable[[Any], Any]) -> Any:
       f"{path}: {_first_line(error)}; run pip install gcsfs and log in (gcloud auth application-default login), or mount "
       "the bucket, or copy the file here"
     ) from None
-  except Exception as error:
+  except Exception as error:  # the clients of buckets have no common type
     raise UserError(f"{path}: cannot be reached ({_first_line(error)}); check the name, the network and your login") from error
 
 
@@ -252,7 +252,7 @@ def _hub_data_set(path: str) -> Part:
     ) from None
   try:
     rows = datasets.load_dataset(f"{owner}/{repository}", config or None, split=split or "train")
-  except Exception as error:
+  except Exception as error:  # a script of the data set's own may raise anything
     raise UserError(
       f"hub:{path}: cannot be loaded ({_first_line(error)}); check the name, the configuration, the split and the network"
     ) from error

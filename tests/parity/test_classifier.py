@@ -2,12 +2,12 @@
 
 import pytest
 
+from instructjax import rewards
+from instructjax.errors import UserError
+
 pytestmark = pytest.mark.oracle
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-
-from instructjax import rewards  # noqa: E402
-from instructjax.errors import UserError  # noqa: E402
 
 PROMPTS = ["say good", "say bad", "say", "say " * 20]
 TEXTS = [" good", " bad fine good", "", " bad"]
