@@ -15,7 +15,7 @@ LAYERS = {
   3: ["data", "checkpoint", "writers", "intervals", "memory", "user_code"],
   4: [
     "loop", "origin", "stages", "reinforce", "generate", "export", "settings", "report", "quickstart", "bench", "plan",
-    "label", "rewards",
+    "label", "rewards", "evals",
   ],
   5: ["cli"],
 }
