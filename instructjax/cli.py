@@ -26,6 +26,7 @@ STAGES = {
   "bestofn": "keep the best of n samples under a reward model",
   "sample": "sample responses",
 }
+SUITES: dict[str, str] = {}  # of evaluations: the module that holds `open_suite`
 MODEL = {"ppo": "rl_init"}  # the field that --model sets, where it is not model.source
 
 
@@ -46,14 +47,12 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--workdir", default=f"runs/{name}", help=f"default runs/{name}; run again to go on with it")
     command.add_argument("--model", help="a run directory, a model folder, a .gguf file, a hub id or file.py:function")
     _writer(command)
-    command.add_argument(
-      "--distributed", nargs="?", const="auto", metavar="HOST:PORT,PROCESSES,INDEX",
-      help="this is one of several processes; without a value JAX finds the others (TPU pods, Slurm)",
-    )  # fmt: skip
+    _distributed(command)
     command.epilog = "Any field: --config.optimizer.lr=1e-5; the fields stand in the configuration file."
   _quickstart(add("quickstart", "the whole method on a real model and human ratings, in minutes"))
   report = add("report", "one HTML page from a run directory")
   report.add_argument("--workdir", required=True)
+  _eval(add("eval", "the paper's evaluations of any set of models, side by side"))
   _export(add("export", "a trained model as a folder that transformers and vLLM open"))
   _bench(add("bench", "how fast a stage runs, on random weights"))
   _plan(add("plan", "does a stage fit a TPU or GPU pod, and how fast could it be: compiled ahead of time, never run"))
@@ -78,6 +77,22 @@ def _quickstart(command: argparse.ArgumentParser) -> None:
 
 def _writer(command: argparse.ArgumentParser) -> None:
   command.add_argument("--writer", action="append", default=[], choices=["tensorboard", "wandb"], help="besides JSONL")
+
+
+def _eval(command: argparse.ArgumentParser) -> None:
+  command.add_argument("--models", required=True, action="append", metavar="NAME=SOURCE,...", help="base=MODEL,sft=runs/sft")
+  command.add_argument("--suite", required=True, action="append", metavar="SUITE,...", help=", ".join(SUITES))
+  command.add_argument("--config", default="eval", metavar="FILE[:PRESET]", help="default eval: configs/eval.py")
+  command.add_argument("--workdir", default="runs/eval", help="default runs/eval; run again to go on, or to add models")
+  _distributed(command)
+  command.epilog = "Any field: --config.baseline=sft; docs/evaluation.md says what each suite needs."
+
+
+def _distributed(command: argparse.ArgumentParser) -> None:
+  command.add_argument(
+    "--distributed", nargs="?", const="auto", metavar="HOST:PORT,PROCESSES,INDEX",
+    help="this is one of several processes; without a value JAX finds the others (TPU pods, Slurm)",
+  )  # fmt: skip
 
 
 def _export(command: argparse.ArgumentParser) -> None:
@@ -149,6 +164,38 @@ def stage(args: argparse.Namespace, rest: Sequence[str]) -> None:
     "reward": stages.reward_model, "ppo": reinforce.reinforce, "bestofn": generate.best_of_n, "sample": generate.sample,
   }  # fmt: skip
   run[args.command](config, Path(args.workdir), tuple(args.writer))
+
+
+def evaluate(args: argparse.Namespace, rest: Sequence[str]) -> None:
+  from importlib import import_module
+
+  from instructjax import settings
+
+  config = settings.override(settings.load(args.config), assignments(rest))
+  models = named_models(args.models)
+  names = list(dict.fromkeys(name.strip() for text in args.suite for name in text.split(",")))
+  for name in names:
+    if name not in SUITES:
+      raise UserError(f"--suite={name}: no such suite; there are {', '.join(SUITES)}")
+  prepare()
+  if args.distributed:
+    join(args.distributed)
+  from instructjax.evals import run
+
+  run.main(config, Path(args.workdir), models, {name: import_module(SUITES[name]).open_suite for name in names})
+
+
+def named_models(given: Sequence[str]) -> dict[str, str]:
+  """{name: source} of `--models name=source,name=source`.  Raises UserError for anything else and a name that stands twice."""
+  found: dict[str, str] = {}
+  for part in (part.strip() for text in given for part in text.split(",")):
+    name, sign, source = part.partition("=")
+    if not name or not sign:
+      raise UserError(f"--models: {part!r}: write NAME=SOURCE, for example base=PATH_OR_HUB_ID,sft=runs/sft")
+    if name in found:
+      raise UserError(f"--models: the name {name!r} stands twice: {found[name]} and {source}")
+    found[name] = source
+  return found
 
 
 def quickstart(args: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -264,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   args, rest = parser().parse_known_args(arguments)
   commands = {
     "quickstart": quickstart, "report": report, "export": export, "bench": bench, "plan": plan, "data": data, "label": label,
-    "tokenizer": tokenizer,
+    "eval": evaluate, "tokenizer": tokenizer,
   }  # fmt: skip
   try:
     commands.get(args.command, stage)(args, rest)

@@ -8,6 +8,7 @@ N parts of M positions.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -29,6 +30,25 @@ def parts(tokens: Int[Array, "B R"], vocab_size: int) -> int:
   return min(math.ceil(rows * positions * vocab_size / LOGITS), positions)
 
 
+Measure = Callable[[Array, Array], tuple[Array, Array]]  # logits [B, M, V] and tokens [B, M] -> two arrays [B, M]
+
+
+def logp_and_entropy(
+  logits: Float[Array, "B M V"], tokens: Int[Array, "B M"]
+) -> tuple[Float[Array, "B M"], Float[Array, "B M"]]:
+  """log p(token), and the entropy of the distribution."""
+  return losses.token_logp(logits, tokens), losses.entropy(logits)
+
+
+def logp_and_likeliest(
+  logits: Float[Array, "B M V"], tokens: Int[Array, "B M"]
+) -> tuple[Float[Array, "B M"], Bool[Array, "B M"]]:
+  """log p(token), and whether no other token is likelier: greedy decoding would draw it, or ties with it."""
+  best = losses.token_logp(logits, jnp.argmax(logits, axis=-1).astype(tokens.dtype))
+  logp = losses.token_logp(logits, tokens)
+  return logp, logp >= best
+
+
 def of_tokens(
   lm: LM,
   params: Params,
@@ -37,8 +57,9 @@ def of_tokens(
   *,
   temperature: float = 1.0,
   banned: tuple[int, ...] = (),
-) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
-  """log p(token | hidden state before it) and the entropy of that distribution.
+  measure: Measure = logp_and_entropy,
+) -> tuple[Array, Array]:
+  """What `measure` makes of the logits before each token; by default log p(token | hidden state before it) and the entropy.
 
   Several parts are a scan whose gradient computes the logits of a part again, so those of the batch never exist at once.
   """
@@ -46,7 +67,7 @@ def of_tokens(
 
   def part(params, hidden, tokens):
     logits = losses.temper(lm.logits(params, hidden), temperature, banned)
-    return losses.token_logp(logits, tokens), losses.entropy(logits)
+    return measure(logits, tokens)
 
   if N == 1:
     return part(params, hidden, tokens)
@@ -54,8 +75,8 @@ def of_tokens(
   outside = {name: jax.tree.map(sharding.gather, p) for name, p in params.items() if name not in ("lower", "blocks")}
   body = jax.checkpoint(partial(part, outside), prevent_cse=False)
   _, found = jax.lax.scan(lambda _, x: (None, body(*x)), None, (_cut(hidden, N), _cut(tokens, N)))
-  logp, entropy = (_join(x, tokens.shape[1]) for x in found)
-  return logp, entropy
+  first, second = (_join(x, tokens.shape[1]) for x in found)
+  return first, second
 
 
 def _cut(x: Array, n: int) -> Array:
@@ -66,8 +87,8 @@ def _cut(x: Array, n: int) -> Array:
   return jnp.swapaxes(x, 0, 1)
 
 
-def _join(x: Float[Array, "N B M"], length: int) -> Float[Array, "B R"]:
-  """The inverse of `_cut`."""
+def _join(x: Array, length: int) -> Array:
+  """[N, B, M] -> [B, R], the inverse of `_cut`."""
   x = jnp.swapaxes(x, 0, 1)
   return jax.lax.reshape(x, (x.shape[0], x.shape[1] * x.shape[2]), out_sharding=_rows(x, 2))[:, :length]
 
@@ -102,6 +123,23 @@ def masked_logp(
   With a `window`, the marked tokens of a row are taken to be contiguous and at most `window` long, and only their logits
   are computed; without one, R = T - 1.
   """
+  hidden, targets, mask = _marked(lm, params, batch, window, key)
+  return of_tokens(lm, params, hidden, targets)[0], mask
+
+
+def continuation(
+  lm: LM, params: Params, batch: Demonstrations, window: int | None = None
+) -> tuple[Float[Array, " B"], Int[Array, " B"], Bool[Array, " B"]]:
+  """(sum of the log-probabilities of the marked tokens in nats, their number, whether each is the likeliest) of each row."""
+  hidden, targets, mask = _marked(lm, params, batch, window)
+  logp, likeliest = of_tokens(lm, params, hidden, targets, measure=logp_and_likeliest)
+  return (logp * mask).sum(1), mask.sum(1, dtype=jnp.int32), jnp.all(likeliest | ~mask, axis=1)
+
+
+def _marked(
+  lm: LM, params: Params, batch: Demonstrations, window: int | None, key: Key[Array, ""] | None = None
+) -> tuple[Float[Array, "B R D"], Int[Array, "B R"], Bool[Array, "B R"]]:
+  """(hidden states, the tokens that follow them, which of these are marked)."""
   hidden = lm.hidden(params, batch.tokens, batch.valid, stem=batch.stem, key=key)
   mask = batch.mask[:, 1:]
   targets = batch.tokens[:, 1:]
@@ -112,4 +150,4 @@ def masked_logp(
     rows = jnp.arange(mask.shape[0])[:, None]
     take = lambda x: x.at[rows, at].get(out_sharding=sharding.spec("batch", *[None] * (x.ndim - 1)))
     hidden, targets, mask = take(hidden), take(targets), take(mask)
-  return of_tokens(lm, params, hidden, targets)[0], mask
+  return hidden, targets, mask

@@ -113,7 +113,7 @@ def _writer(workdir: Path, sinks: list[Sink]) -> Writer:
   def metrics(step: int, stage: str, scalars: Scalars) -> None:
     values = {name: float(value) for name, value in scalars.items()}
     row = {"step": step, "stage": stage} | {k: v if math.isfinite(v) else None for k, v in values.items()}
-    _append(workdir / "metrics.jsonl", [row])
+    append(workdir / "metrics.jsonl", [row])
     for sink in sinks:
       sink(step, stage, values)
 
@@ -125,9 +125,9 @@ def _writer(workdir: Path, sinks: list[Sink]) -> Writer:
     kept = [line for line in lines if line.endswith("\n") and not _after(line, stage, step)]
     if len(kept) < len(lines):
       with _writable(path):
-        _replace(path, "".join(kept))
+        replace(path, "".join(kept))
 
-  return Writer(metrics, lambda rows: _append(workdir / "samples.jsonl", rows), rewind)
+  return Writer(metrics, lambda rows: append(workdir / "samples.jsonl", rows), rewind)
 
 
 def _after(line: str, stage: str, step: int) -> bool:
@@ -139,17 +139,17 @@ def _after(line: str, stage: str, step: int) -> bool:
   return row["stage"] == stage and row["step"] > step
 
 
-def _append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
   text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
   with _writable(path), path.open("a", encoding="utf-8") as file:
     file.write(text)
 
 
 def _whole(path: Path, value: Any) -> None:
-  _replace(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+  replace(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
   part = path.with_name(path.name + ".part")
   part.write_text(text, encoding="utf-8")
   part.replace(path)

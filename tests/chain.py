@@ -80,7 +80,7 @@ def arm(stage: str, point: str, step: int) -> None:
 
   from instructjax import stages, writers
 
-  placed, append, finalize = stages.placed, writers._append, atomicity.AtomicRenameTemporaryPath.finalize
+  placed, append, finalize = stages.placed, writers.append, atomicity.AtomicRenameTemporaryPath.finalize
 
   def trapped(batches):  # batch i is asked for while step i runs
     found = placed(batches)
@@ -109,7 +109,7 @@ def arm(stage: str, point: str, step: int) -> None:
   if point in ("step", "term"):
     stages.placed = trapped
   elif point == "line":
-    writers._append = half
+    writers.append = half
   else:
     atomicity.AtomicRenameTemporaryPath.finalize = commit
 

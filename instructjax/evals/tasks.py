@@ -61,15 +61,11 @@ class Completion(NamedTuple):
 
 
 class Logp(NamedTuple):
-  """The answer to `Likelihood`: nats, summed over `tokens` tokens; `greedy` says that each was the likeliest.
-
-  `cut` is the number of tokens of the context that did not fit the model and were left out at its beginning.
-  """
+  """The answer to `Likelihood`: nats, summed over `tokens` tokens; `greedy` says that each was the likeliest."""
 
   logp: float
   tokens: int
   greedy: bool
-  cut: int = 0
 
 
 class Said(NamedTuple):
@@ -140,19 +136,26 @@ class Task(NamedTuple):
 Heard = Mapping[str, Sequence[Said]]  # by the name of the model, in the order of the items
 
 
+Draw = Callable[[Mapping[str, Any], Mapping[str, str]], str]
+
+
 class Suite(NamedTuple):
   """Several tasks, and what can only be said of several models at once.
 
   together   (folder for files of its own, {task: {model: said}}, {task: {model: scores}}) -> a part of results.json; it
              runs when all models have answered (win rates)
+  draw       (what `together` found, {model: its look on the page}) -> HTML for the page
   """
 
   name: str
   tasks: Sequence[Task]
   together: Callable[[Path, Mapping[str, Heard], Mapping[str, Mapping[str, Sequence[Scores]]]], dict[str, Any]] | None = None
+  draw: Draw | None = None
 
 
-def fingerprint(requests: Sequence[Request]) -> str:
-  """Of what an item asks; an answer to another question is never taken for this one's."""
-  text = json.dumps([[type(request).__name__, *request] for request in requests], ensure_ascii=False)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+Answer = Logp | Completion
+
+
+def fingerprint(*facts: object) -> str:
+  """Of what stands behind an answer or a score; one to another question is never taken for this one's."""
+  return hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest()[:16]

@@ -1,0 +1,104 @@
+"""Requests into rows of ids and rows into batches of few shapes: rows of like length together, the longest first.
+
+A plan is a function of the requests, the model's context and the budget alone, so that a run which goes on makes the same
+batches again, with the same noise: what it samples is what the uninterrupted run would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from instructjax.data.pipeline import Row
+from instructjax.errors import UserError
+from instructjax.evals.tasks import Generate, Likelihood, Request
+
+NARROW = 32  # tokens of the narrowest batch, and the step of the next ones
+
+
+class Ask(NamedTuple):
+  """One row to compute: the place of its item, its request, which sample of that, and the tokens left out at its beginning."""
+
+  item: int
+  request: int
+  sample: int
+  row: Row
+  cut: int
+
+
+class Draw(NamedTuple):
+  """How the rows of a batch are continued; None in its place says that they are weighed."""
+
+  tokens: int
+  temperature: float
+  stop: tuple[str, ...]
+
+
+class Batch(NamedTuple):
+  """Rows of one kind, computed together as `size` rows of `width` tokens (of the prompt, where they are continued)."""
+
+  asks: tuple[Ask, ...]
+  width: int
+  size: int
+  draw: Draw | None
+
+
+def wide(length: int, most: int) -> int:
+  """The width for rows of a length: a quarter of a power of two apart, so that at most a fifth of a row is padding."""
+  step = max(NARROW, 1 << max(length.bit_length() - 3, 0))
+  return min(-(-length // step) * step, most)
+
+
+def rows(
+  requests: Iterable[tuple[int, Sequence[Request]]], head: Callable[[str], list[int]], encode: Callable[[str], list[int]],
+  context: int,
+) -> list[tuple[Ask, Draw | None]]:  # fmt: skip
+  """The rows of the requests of (place of the item, its requests) pairs.
+
+  `head` gives the ids of a prompt, whatever comes before it included, and `encode` those of a continuation.  A prompt that
+  does not fit the context loses its beginning.  Raises UserError where an answer alone does not fit.
+  """
+  found: list[tuple[Ask, Draw | None]] = []
+  for item, several in requests:
+    for number, request in enumerate(several):
+      match request:
+        case Generate(prompt, tokens, temperature, stop, n):
+          ids, cut = _shortened(head(prompt), [], context - tokens, f"an answer of {tokens} tokens")
+          draw = Draw(tokens, temperature, stop)
+          found += [(Ask(item, number, sample, Row(ids, len(ids)), cut), draw) for sample in range(n)]
+        case Likelihood(before, continuation):
+          end = encode(continuation)
+          if not end:
+            raise UserError(f"a continuation of no tokens: {continuation!r} after {before[-40:]!r}")
+          ids, cut = _shortened(head(before), end, context, f"a continuation of {len(end)} tokens")
+          found.append((Ask(item, number, 0, Row(ids, len(ids) - len(end)), cut), None))
+  return found
+
+
+def _shortened(head: list[int], end: list[int], context: int, what: str) -> tuple[np.ndarray, int]:
+  """(ids of at most `context` tokens, how many were left out).  The first id stays: a model may expect it there."""
+  room = context - len(end)
+  if room < 1:
+    raise UserError(f"{what} does not fit the model's context of {context + (0 if end else 1)}; lower config's tokens")
+  cut = max(len(head) - room, 0)
+  kept = [*head[:1], *head[1 + cut :]] if cut else head
+  return np.asarray([*kept, *end], np.int32), cut
+
+
+def plan(asked: Sequence[tuple[Ask, Draw | None]], budget: int, parts: int, most: int) -> list[Batch]:
+  """Batches of at most `budget` tokens, answers included, a multiple of `parts` rows each; `most` is the model's context."""
+  found: list[Batch] = []
+  kinds = dict.fromkeys(draw for _, draw in asked)  # in the order in which they come
+  for draw in kinds:
+    mine = sorted((ask for ask, kind in asked if kind == draw), key=lambda ask: -len(ask.row.ids))  # stable
+    answer = draw.tokens if draw else 0
+    widest = 1 << (len(mine) - 1).bit_length()
+    at = 0
+    while at < len(mine):
+      width = wide(len(mine[at].row.ids), most - answer)
+      size = max(min(budget // (width + answer), widest) // parts, 1) * parts
+      found.append(Batch(tuple(mine[at : at + size]), width, size, draw))
+      at += size
+  return found

@@ -1,0 +1,133 @@
+"""report.html of an evaluation: for each suite a table with the paper's numbers beside ours, forest plots and slices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from instructjax.evals.tasks import Draw
+from instructjax.intervals import Estimate
+from instructjax.report import page as html
+
+LOOKS = {"base": "base", "gpt": "base", "sft": "sft", "ppo": "ppo", "ptx": "ptx", "ppo-ptx": "ptx"}
+OTHERS = ("rm", "gold", "base", "sft", "ppo", "ptx")  # looks of models with other names, in this order
+LEAD = (
+  "Intervals are 95 % bootstrap intervals over clusters of items (the questions on one passage are one cluster): they are "
+  "about other items, not about other training runs. The paper's numbers are for 1.3B, 6B and 175B models."
+)
+
+
+def looks(models: Sequence[str]) -> dict[str, str]:
+  """A look of the page for each model."""
+  free = (look for look in OTHERS * len(models))
+  return {name: LOOKS.get(name.lower()) or next(free) for name in models}
+
+
+def render(name: str, found: Mapping[str, Any], drawings: Mapping[str, Draw | None] | None = None) -> str:
+  """The page of results.json; `drawings` are of what suites say of all models at once."""
+  look = looks(list(found["models"]))
+  sections = [_models(found)]
+  for suite, part in found["suites"].items():
+    draw = (drawings or {}).get(suite)
+    drawn = draw(part["together"], look) if draw and part["together"] else ""
+    body = "".join(_task(task, about, look) for task, about in part["tasks"].items() if about["metrics"])
+    sections.append(html.section(suite, suite, "", drawn, _table(part, list(found["models"])), body))
+  links = "".join(f'<a href="#{at}">{escape(title)}</a>' for at, title, _ in sections)
+  count = len(found["models"])
+  title = f"Evaluations of {count} model{'s' if count != 1 else ''}"
+  head = f'<p class="run">{escape(name)}</p><h1>{title}</h1><p>{escape(LEAD)}</p>'
+  body = "".join(part for *_, part in sections)
+  return html.page(f"{name} · InstructJAX", f"<header>{head}<nav>{links}</nav></header>{body}")
+
+
+def _models(found: Mapping[str, Any]) -> tuple[str, str, str]:
+  said = lambda about, name: escape(str(about.get(name, "")))
+  rows = [
+    [escape(name), said(about, "source"), f"{about.get('parameters', 0):,}", said(about, "weights")[:12]]
+    for name, about in found["models"].items()
+  ]
+  return html.section("models", "Models", "", html.table(("name", "source", "parameters", "weights"), rows))
+
+
+def _table(part: Mapping[str, Any], models: Sequence[str]) -> str:
+  """A line for each task and metric; the paper's three numbers stand under a value."""
+  rows = []
+  for task, about in part["tasks"].items():
+    for metric in about["metrics"]:
+      cells = [_cell(metric, about["models"][m][metric["name"]], metric["paper"].get(m)) for m in models]
+      n = max((about["models"][m][metric["name"]]["n"] for m in models), default=0)
+      arrow = {1: " ↑", -1: " ↓", 0: ""}[metric["better"]]
+      rows.append([escape(task), escape(metric["name"]) + arrow, f"{n:,}", *cells])
+  notes = "".join(
+    f'<p class="note">{escape(task)}: {escape(about["about"])}</p>' for task, about in part["tasks"].items() if about["about"]
+  )
+  cut = "".join(
+    f'<p class="note">{escape(task)}: the prompts of {count} of {about["n"]} items did not fit the context of '
+    f"{escape(model)} and lost their beginning.</p>"
+    for task, about in part["tasks"].items()
+    for model, count in about["cut"].items()
+  )
+  return (html.table(("task", "metric", "n", *map(escape, models)), rows) if rows else "") + notes + cut
+
+
+def estimate(found: Mapping[str, Any]) -> Estimate:
+  """An estimate of results.json; null is NaN."""
+  number = lambda name: math.nan if found[name] is None else float(found[name])
+  return Estimate(number("value"), number("low"), number("high"), int(found["n"]))
+
+
+def _cell(metric: Mapping[str, Any], found: Mapping[str, Any], theirs: Sequence[float] | None) -> str:
+  e = estimate(found)
+  if math.isnan(e.value):
+    return "–"
+  show = lambda value: html.percent(value) if metric["percent"] else html.minus(value, metric["decimals"])
+  beside = f"<small>paper {' / '.join(show(v) for v in theirs)}</small>" if theirs else ""
+  return html.cell(e, metric["percent"], metric["decimals"]) + beside
+
+
+def _task(name: str, about: Mapping[str, Any], look: Mapping[str, str]) -> str:
+  """The first metric of each slice, folded."""
+  first = about["metrics"][0]
+  found = "".join(_slices(name, first, group, values, look) for group, values in about["slices"].items())
+  return f"<details><summary>{escape(name)}: slices</summary>{found}</details>" if found else ""
+
+
+def _slices(
+  name: str, metric: Mapping[str, Any], group: str, values: Mapping[str, Any], look: Mapping[str, str]
+) -> str:
+  models = [model for model in look if any(model in row for row in values.values())]
+  head = (escape(group), *map(escape, models))
+  rows = [[escape(value), *(_cell(metric, row[m][metric["name"]], None) for m in models)] for value, row in values.items()]
+  title = escape(f"{name}, {metric['name']} by {group}")
+  return f"<figure><figcaption>{title}</figcaption>{html.table(head, rows)}</figure>"
+
+
+def show(found: Mapping[str, Any], path: Path) -> None:
+  """Prints the tables."""
+  from rich.console import Console
+  from rich.table import Table
+
+  console = Console()
+  models = list(found["models"])
+  for suite, part in found["suites"].items():
+    table = Table(title=suite)
+    for name in ("task", "metric", "n", *models):
+      table.add_column(name)
+    for task, about in part["tasks"].items():
+      for metric in about["metrics"]:
+        each = [estimate(about["models"][m][metric["name"]]) for m in models]
+        table.add_row(task, metric["name"], str(max(e.n for e in each)), *(_said(metric, e) for e in each))
+    if table.row_count:
+      console.print(table)
+  console.print(f"Report: {path}", highlight=False)
+
+
+def _said(metric: Mapping[str, Any], e: Estimate) -> str:
+  if math.isnan(e.value):
+    return "-"
+  scale, places = (100, 1) if metric["percent"] else (1, metric["decimals"])
+  return f"{scale * e.value:.{places}f}\n{scale * e.low:.{places}f} to {scale * e.high:.{places}f}"
+

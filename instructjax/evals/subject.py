@@ -1,0 +1,151 @@
+"""A model under evaluation: it is opened once and answers the requests of every task, in batches of few shapes.
+
+A source is what `--model` of every stage takes, or that with a text before every prompt: SOURCE#prefix=FILE (the paper's
+prompted GPT-3).  Likelihoods are of the ids that training sees: a context and its continuation are encoded apart.
+Dimensions: B rows, T tokens, P prompt tokens, R response tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from instructjax import likelihood, origin, rollout, sharding
+from instructjax.data import chat, pipeline
+from instructjax.data.tokenizers import Tokenizer
+from instructjax.errors import UserError
+from instructjax.evals import batches
+from instructjax.evals.batches import Batch
+from instructjax.evals.tasks import Answer, Completion, Logp, Request, fingerprint
+from instructjax.rollout import Sampling
+from instructjax.types import LM, Params
+
+Config = Any  # ml_collections.ConfigDict
+
+
+class Subject(NamedTuple):
+  """An open model.
+
+  plan      (items and their requests) -> batches
+  answer    (batch, number of its noise) -> the answers of its rows, in order
+  settings  a fingerprint of what changes an answer beside the weights: template, prefix, seed
+  """
+
+  about: Mapping[str, Any]
+  plan: Callable[[Sequence[tuple[int, Sequence[Request]]]], list[Batch]]
+  answer: Callable[[Batch, int], list[Answer]]
+  settings: str
+
+
+def split(source: str) -> tuple[str, str]:
+  """(the model, the file of its prefix or "") of SOURCE or SOURCE#prefix=FILE.  Raises UserError for other options."""
+  model, sign, option = source.partition("#")
+  if sign and not option.startswith("prefix="):
+    raise UserError(f"--models: {source!r}: after # only prefix=FILE is known, a text that is put before every prompt")
+  return model, option.removeprefix("prefix=")
+
+
+def settings(source: str, config: Config) -> str:
+  """The fingerprint of what changes an answer beside the weights."""
+  written = config.template not in ("", chat.OWN)
+  template = chat.read(config.template) if written else config.template
+  return fingerprint(template, _prefix(split(source)[1]), config.seed, config.model.dtype)
+
+
+def open_subject(source: str, config: Config, parts: int) -> Subject:
+  """Opens a model.  Raises UserError where the source is none, and where its template cannot be used."""
+  model, file = split(source)
+  found = origin.open_model(model, dict(config.model) | {"source": model}, config.seed)
+  template = origin.chat_template(config.template, found.about, found.tokenizer)
+  about = {"source": source, "weights": origin.fingerprint(found.params), "parameters": _count(found.params)}
+  encode = found.tokenizer.encode
+  end = encode if template is None else lambda text: encode(text.lstrip())  # a template has its own space before a reply
+  head = heads(found.tokenizer, template, _prefix(file))
+  asked = partial(batches.rows, head=head, encode=end, context=found.lm.context)
+  plan = lambda requests: batches.plan(asked(requests), config.tokens, parts, found.lm.context)
+  return Subject(about, plan, _answers(found.lm, found.params, found.tokenizer, config.seed), settings(source, config))
+
+
+def heads(tokenizer: Tokenizer, template: chat.Template | None, prefix: str = "") -> Callable[[str], list[int]]:
+  """A function from a prompt to its ids.  Where nothing stands before a text, it follows an end-of-text token, as it does in
+  pretraining."""
+
+  @cache
+  def head(text: str) -> list[int]:
+    text = prefix + text
+    if template is not None:
+      try:
+        return chat.head(template, tokenizer, text, None)
+      except chat.ChatError as problem:
+        raise UserError(f"a prompt of the evaluation cannot be a chat: {problem}; it begins {text[:60]!r}") from None
+    return [*tokenizer.bos, *tokenizer.encode(text)] or [tokenizer.eos[0]]
+
+  return head
+
+
+def _prefix(file: str) -> str:
+  if not file:
+    return ""
+  try:
+    return Path(file).read_text(encoding="utf-8")
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f"#prefix={file}: cannot be read as UTF-8 text ({error})") from None
+
+
+def _count(params: Params) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _answers(lm: LM, params: Params, tokenizer: Tokenizer, seed: int) -> Callable[[Batch, int], list[Answer]]:
+  weigh = jax.jit(partial(likelihood.continuation, lm), static_argnums=2)
+  stops = cache(partial(stop_ids, tokenizer))
+
+  @cache
+  def sampler(cfg: Sampling):
+    return jax.jit(partial(rollout.sample, lm, cfg=cfg))
+
+  def weighed(batch: Batch) -> list[Answer]:
+    placed = sharding.place_batch(pipeline.pad_demonstrations(_filled(batch), length=batch.width))
+    longest = max(len(ask.row.ids) - ask.row.start for ask in batch.asks)
+    window = min(batches.wide(longest, batch.width), batch.width - 1)
+    logp, tokens, greedy = sharding.fetch(weigh(params, placed, window))
+    return [Logp(float(logp[i]), int(tokens[i]), bool(greedy[i])) for i in range(len(batch.asks))]
+
+  def continued(batch: Batch, number: int) -> list[Answer]:
+    draw = batch.draw
+    assert draw is not None
+    eos = (*tokenizer.eos, *stops(draw.stop))
+    cfg = Sampling(draw.tokens, draw.temperature, eos=eos, banned=tokenizer.banned)
+    placed = sharding.place_batch(pipeline.pad_prompts(_filled(batch), length=batch.width))
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    found = sharding.fetch(sampler(cfg)(params, placed, key))
+    return [
+      completion(tokenizer, found.tokens[i, -draw.tokens :][found.mask[i]], bool(found.ended[i]), draw.stop)
+      for i in range(len(batch.asks))
+    ]
+
+  return lambda batch, number: continued(batch, number) if batch.draw else weighed(batch)
+
+
+def _filled(batch: Batch) -> list[pipeline.Row]:
+  """The rows of a batch, filled up with its first ones."""
+  own = [ask.row for ask in batch.asks]
+  return [own[i % len(own)] for i in range(batch.size)]
+
+
+def completion(tokenizer: Tokenizer, ids: np.ndarray, ended: bool, stop: tuple[str, ...]) -> Completion:
+  """The text of sampled ids, cut before the first stop."""
+  text = tokenizer.decode(ids.tolist())
+  found = [at for word in stop if (at := text.find(word)) >= 0]
+  return Completion(text[: min(found)] if found else text, len(ids), ended or bool(found))
+
+
+def stop_ids(tokenizer: Tokenizer, stop: tuple[str, ...]) -> tuple[int, ...]:
+  """The ids whose text holds a stop: sampling may end there.  A stop of several tokens is found in the text afterwards."""
+  ids = set(range(tokenizer.vocab_size)) - set(tokenizer.banned)
+  return tuple(i for i in sorted(ids) if any(word in tokenizer.decode([i]) for word in stop)) if stop else ()

@@ -1,0 +1,207 @@
+"""The runner of evaluations: answers equal to plain computations, kept item by item, and the tables made of them."""
+
+import csv
+import json
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from instructjax import likelihood, origin, rollout, settings
+from instructjax.errors import UserError
+from instructjax.evals import answers, run, subject
+from instructjax.evals.tasks import Generate, Item, Likelihood, Metric, Suite, Task
+from instructjax.rollout import Sampling
+from instructjax.types import Demonstrations, Prompts
+
+TEXTS = ["a", "some longer text here", "x" * 70, "the cat sat", "b", "hello there"]
+
+
+def config(**changes):
+  return settings.override(
+    settings.load("eval"), [("model.dtype", "float32"), ("tokens", "512"), *((k, str(v)) for k, v in changes.items())]
+  )
+
+
+def ask(item):
+  text = item.data["text"]
+  return [Likelihood(text, " yes"), Generate(text, 6), Generate(text, 4, temperature=1.0, n=3, stop=())]
+
+
+def score(items, said):
+  return [{"logp": s.logp().logp, "letters": float(len(s.text(1))), "none": None} for s in said]
+
+
+def suite(texts=TEXTS, score=score):
+  size = lambda t: {"size": "long" if len(t) > 9 else "short"}
+  items = [Item(str(i), {"text": t}, cluster=str(i // 2), slices=size(t)) for i, t in enumerate(texts)]
+  metrics = (Metric("logp", paper=("WSC", "accuracy", "few-shot")), Metric("letters", decimals=1), Metric("none"))
+  return lambda config: Suite("plain", [Task("plain/one", items, ask, score, metrics, batch=4, about="a test")])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def once():
+  """Each model is opened, and its programs compiled, once for all tests."""
+  opened, real = {}, subject.open_subject
+
+  def open_once(source, c, parts):
+    key = source, c.model.shape, c.seed
+    if key not in opened:
+      opened[key] = real(source, c, parts)
+    return opened[key]
+
+  subject.open_subject = open_once
+  yield
+  subject.open_subject = real
+
+
+@pytest.fixture(scope="module")
+def model():
+  return origin.open_model("", dict(config().model), 0)
+
+
+@pytest.fixture(scope="module")
+def opened():
+  return subject.open_subject("", config(), 1)
+
+
+@pytest.fixture(scope="module")
+def asked(opened):
+  """{place: answer} of the suite, straight from the batches."""
+  (task,) = suite()(None).tasks
+  found = {}
+  for number, batch in enumerate(answers.plan(task, opened)):
+    for ask, answer in zip(batch.asks, opened.answer(batch, number), strict=True):
+      found[ask.item, ask.request, ask.sample] = answer
+  return found
+
+
+def test_a_likelihood_is_that_of_the_continuation_alone(model, asked):
+  encode = model.tokenizer.encode
+  for i in (1, 4):
+    text = TEXTS[i]
+    ids = jnp.asarray([[*encode(text), *encode(" yes")]])
+    logits = np.asarray(model.lm.logits(model.params, model.lm.hidden(model.params, ids, jnp.ones_like(ids, bool))), np.float64)
+    logp = (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[0, len(encode(text)) - 1 : -1]
+    picked = logp[np.arange(4), encode(" yes")]
+    found = asked[i, 0, 0]
+    assert found.tokens == 4 and found.logp == pytest.approx(picked.sum(), abs=1e-4)
+    assert found.greedy == bool((logp.argmax(-1) == encode(" yes")).all())
+
+
+def test_greedy_text_is_the_likeliest_continuation_whatever_the_batch(model, asked):
+  for i in (1, 3):  # they stand in batches of other widths
+    ids = jnp.asarray([model.tokenizer.encode(TEXTS[i])])
+    cfg = Sampling(6, 0.0, eos=(*model.tokenizer.eos, *model.tokenizer.encode("\n")), banned=model.tokenizer.banned)
+    sample = jax.jit(partial(rollout.sample, model.lm, cfg=cfg))
+    found = sample(model.params, Prompts(ids, jnp.ones_like(ids, bool)), jax.random.key(0))
+    whole = model.tokenizer.decode(np.asarray(found.tokens[0, -6:])[np.asarray(found.mask[0])].tolist())
+    assert asked[i, 1, 0].text == whole.partition("\n")[0]
+
+
+def test_samples_differ_and_come_again(opened, asked):
+  assert len({asked[i, 2, s].text for i in range(len(TEXTS)) for s in range(3)}) > len(TEXTS)
+  (task,) = suite()(None).tasks
+  numbered = list(enumerate(answers.plan(task, opened)))
+  number, batch = next((n, b) for n, b in numbered if b.draw and b.draw.temperature)
+  again, other = opened.answer(batch, number), opened.answer(batch, number + 99)
+  assert again == [asked[a.item, a.request, a.sample] for a in batch.asks] != other
+
+
+def test_a_text_without_a_context_follows_an_end_of_text_token(model):
+  tokenizer = model.tokenizer
+  assert subject.heads(tokenizer, None)("") == [*tokenizer.bos, *tokenizer.encode("")] or [tokenizer.eos[0]]
+  assert subject.heads(tokenizer, None, "before ")("x") == [*tokenizer.bos, *tokenizer.encode("before x")]
+
+
+def test_everything_is_left_in_the_directory(tmp_path):
+  run.main(config(), tmp_path, {"base": "", "sft": ""}, {"plain": suite()})
+  found = json.loads((tmp_path / "results.json").read_text())
+  task = found["suites"]["plain"]["tasks"]["plain/one"]
+  assert task["n"] == 6 and set(task["models"]) == {"base", "sft"} and task["about"] == "a test"
+  assert task["differences"]["base"]["logp"]["value"] == 0  # the same weights
+  assert task["models"]["base"]["none"] == {"value": None, "low": None, "high": None, "n": 0}
+  assert task["metrics"][0]["paper"]["base"] == [0.587, 0.654, 0.798]
+  assert set(task["slices"]["size"]) == {"long", "short"}
+  lines = [json.loads(line) for line in (tmp_path / "scores" / "plain_one" / "base.jsonl").read_text().splitlines()]
+  mean = sum(line["scores"]["logp"] for line in lines) / 6
+  assert task["models"]["base"]["logp"]["value"] == pytest.approx(mean)
+  rows = list(csv.reader((tmp_path / "results.csv").read_text().splitlines()))
+  assert rows[0][:4] == ["suite", "task", "metric", "model"] and len(rows) == 1 + 3 * 2
+  page = (tmp_path / "report.html").read_text()
+  assert "plain/one" in page and "paper 0.587 / 0.654 / 0.798" in page and "a test" in page
+
+
+def test_a_stopped_run_goes_on_and_gives_the_same(tmp_path, monkeypatch):
+  whole, cut = tmp_path / "whole", tmp_path / "cut"
+  run.main(config(), whole, {"base": ""}, {"plain": suite()})
+  path = answers.file(cut / "answers", "plain/one", "base")
+  path.parent.mkdir(parents=True)
+  kept = answers.file(whole / "answers", "plain/one", "base").read_text()
+  path.write_text(kept[: len(kept) // 2])  # in the middle of a line
+  (cut / "manifest.json").write_text("{}")
+  run.main(config(), cut, {"base": ""}, {"plain": suite()})
+  sort = lambda text: sorted(text.splitlines())
+  assert sort(path.read_text()) == sort(kept)
+  assert json.loads((cut / "results.json").read_text()) == json.loads((whole / "results.json").read_text())
+  monkeypatch.setattr(subject, "open_subject", None)  # nothing is missing: no model is opened, no score made again
+  run.main(config(), cut, {"base": ""}, {"plain": suite(score=None)})
+
+
+def test_a_suite_and_a_model_can_be_added(tmp_path):
+  run.main(config(), tmp_path, {"base": ""}, {"plain": suite()})
+  before = answers.file(tmp_path / "answers", "plain/one", "base").read_text()
+  run.main(config(), tmp_path, {"base": "", "sft": ""}, {"plain": suite()})
+  assert answers.file(tmp_path / "answers", "plain/one", "base").read_text() == before
+  assert set(json.loads((tmp_path / "results.json").read_text())["models"]) == {"base", "sft"}
+
+
+@pytest.mark.parametrize(
+  "change, models, texts, message",
+  [
+    ({}, {"base": ""}, ["another", *TEXTS[1:]], "'0' was given to another question"),
+    ({"seed": 1}, {"base": ""}, TEXTS, "under other settings"),
+    ({"model.shape": "gpt-5m", "model.tokenizer": "bytes"}, {"base": ""}, [*TEXTS, "new"], "has other weights than the base="),
+  ],
+)
+def test_answers_to_something_else_are_refused(tmp_path, change, models, texts, message):
+  run.main(config(), tmp_path, {"base": ""}, {"plain": suite()})
+  with pytest.raises(UserError, match=message):
+    run.main(config(**change), tmp_path, models, {"plain": suite(texts)})
+
+
+def test_an_id_that_stands_twice_is_refused(tmp_path):
+  twice = lambda c: Suite("plain", [Task("one", [Item("a", {}), Item("a", {})], ask, score, ())])
+  with pytest.raises(UserError, match="the id 'a' stands twice"):
+    run.main(config(), tmp_path, {"base": ""}, {"plain": twice})
+
+
+def test_a_broken_line_is_named(tmp_path):
+  path = tmp_path / "a.jsonl"
+  path.write_text('{"a": 1}\nnonsense\n{"b": 2}\n')
+  with pytest.raises(UserError, match=r"a\.jsonl:2: broken"):
+    answers.lines(path)
+
+
+def test_a_source_may_have_a_prefix():
+  assert subject.split("runs/x#prefix=few.txt") == ("runs/x", "few.txt")
+  assert subject.split("runs/x") == ("runs/x", "")
+  with pytest.raises(UserError, match="only prefix=FILE"):
+    subject.split("runs/x#temperature=1")
+
+
+def test_continuation_gives_sums_counts_and_the_likeliest(model):
+  tokens = jnp.asarray([[5, 6, 7, 8], [9, 10, 11, 0]])
+  valid = tokens > 0
+  mask = jnp.asarray([[False, False, True, True], [False, True, True, False]])
+  batch = Demonstrations(tokens, valid, mask)
+  weigh = jax.jit(partial(likelihood.continuation, model.lm), static_argnums=2)
+  logp, count, _ = weigh(model.params, batch, None)
+  each, marked = jax.jit(partial(likelihood.masked_logp, model.lm))(model.params, batch)
+  np.testing.assert_allclose(logp, (each * marked).sum(1), rtol=1e-6)
+  assert count.tolist() == [2, 2] and math.isfinite(float(logp[0]))
+  windowed = weigh(model.params, batch, 2)
+  np.testing.assert_allclose(windowed[0], logp, rtol=1e-5)
