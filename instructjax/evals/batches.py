@@ -65,23 +65,25 @@ def rows(
     for number, request in enumerate(several):
       match request:
         case Generate(prompt, tokens, temperature, stop, n):
-          ids, cut = _shortened(head(prompt), [], context - tokens, f"an answer of {tokens} tokens")
+          ids, cut = _shortened(head(prompt), [], tokens, context)
           draw = Draw(tokens, temperature, stop)
           found += [(Ask(item, number, sample, Row(ids, len(ids)), cut), draw) for sample in range(n)]
         case Likelihood(before, continuation):
           end = encode(continuation)
           if not end:
             raise UserError(f"a continuation of no tokens: {continuation!r} after {before[-40:]!r}")
-          ids, cut = _shortened(head(before), end, context, f"a continuation of {len(end)} tokens")
+          ids, cut = _shortened(head(before), end, len(end), context)
           found.append((Ask(item, number, 0, Row(ids, len(ids) - len(end)), cut), None))
   return found
 
 
-def _shortened(head: list[int], end: list[int], context: int, what: str) -> tuple[np.ndarray, int]:
-  """(ids of at most `context` tokens, how many were left out).  The first id stays: a model may expect it there."""
-  room = context - len(end)
+def _shortened(head: list[int], end: list[int], answer: int, context: int) -> tuple[np.ndarray, int]:
+  """(ids that leave room for the answer, how many were left out).  The first id stays: a model may expect it there."""
+  room = context - answer
   if room < 1:
-    raise UserError(f"{what} does not fit the model's context of {context + (0 if end else 1)}; lower config's tokens")
+    raise UserError(
+      f"an answer of {answer} tokens leaves no room for a prompt in the model's context of {context}; ask for fewer tokens"
+    )
   cut = max(len(head) - room, 0)
   kept = [*head[:1], *head[1 + cut :]] if cut else head
   return np.asarray([*kept, *end], np.int32), cut
