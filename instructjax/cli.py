@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
   report = add("report", "one HTML page from a run directory")
   report.add_argument("--workdir", required=True)
   _eval(add("eval", "the paper's evaluations of any set of models, side by side"))
+  _harness(add("lm_eval", "tasks of EleutherAI's lm-evaluation-harness on a model"))
   _export(add("export", "a trained model as a folder that transformers and vLLM open"))
   _bench(add("bench", "how fast a stage runs, on random weights"))
   _plan(add("plan", "does a stage fit a TPU or GPU pod, and how fast could it be: compiled ahead of time, never run"))
@@ -88,6 +89,16 @@ def _eval(command: argparse.ArgumentParser) -> None:
   command.epilog = "Any field: --config.baseline=sft; docs/evaluation.md says what each suite needs."
 
 
+def _harness(command: argparse.ArgumentParser) -> None:
+  command.add_argument("--model", required=True, metavar="SOURCE", help="as for `instructjax eval`")
+  command.add_argument("--tasks", required=True, metavar="TASK,...", help="`lm_eval ls tasks` lists them")
+  command.add_argument("--include", default="", metavar="FOLDER", help="tasks of your own")
+  command.add_argument("--shots", type=int, help="default the task's own")
+  command.add_argument("--limit", type=int, default=0, help="the first documents of each task only")
+  command.add_argument("--config", default="eval", metavar="FILE[:PRESET]", help="default eval: configs/eval.py")
+  command.add_argument("--workdir", default="runs/lm_eval", help="default runs/lm_eval")
+
+
 def _distributed(command: argparse.ArgumentParser) -> None:
   command.add_argument(
     "--distributed", nargs="?", const="auto", metavar="HOST:PORT,PROCESSES,INDEX",
@@ -104,7 +115,7 @@ def _export(command: argparse.ArgumentParser) -> None:
 
 
 def _bench(command: argparse.ArgumentParser) -> None:
-  command.add_argument("--stage", required=True, choices=["sft", "reward", "rollout", "ppo"])
+  command.add_argument("--stage", required=True, choices=["sft", "reward", "rollout", "ppo", "eval"])
   command.add_argument("--shape", default="gpt-5m", help="gpt-5m or smollm2-135m")
   sizes = "batch", "prompt", "response", "length", "completions", "epochs", "minibatches", "ptx", "unroll", "repeats"
   for name in sizes:
@@ -185,6 +196,18 @@ def evaluate(args: argparse.Namespace, rest: Sequence[str]) -> None:
   run.main(config, Path(args.workdir), models, {name: import_module(SUITES[name]).open_suite for name in names})
 
 
+def harness(args: argparse.Namespace, rest: Sequence[str]) -> None:
+  from instructjax import settings
+
+  config = settings.override(settings.load(args.config), assignments(rest))
+  prepare()
+  from instructjax.evals import harness
+
+  tasks = [task.strip() for task in args.tasks.split(",")]
+  options = {"shots": args.shots, "limit": args.limit, "include": args.include}
+  harness.main(config, args.model, tasks, Path(args.workdir), **options)
+
+
 def named_models(given: Sequence[str]) -> dict[str, str]:
   """{name: source} of `--models name=source,name=source`.  Raises UserError for anything else and a name that stands twice."""
   found: dict[str, str] = {}
@@ -230,6 +253,11 @@ def export(args: argparse.Namespace, rest: Sequence[str]) -> None:
 def bench(args: argparse.Namespace, rest: Sequence[str]) -> None:
   assignments(rest)
   prepare()
+  if args.stage == "eval":
+    from instructjax.evals import speed
+
+    speed.main(args.shape, args.dtype or "float32", args.length or 8192, args.repeats or 5)
+    return
   from instructjax.bench import Bench, main
 
   names = set(vars(args)) - {"command", "json"}
@@ -311,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   args, rest = parser().parse_known_args(arguments)
   commands = {
     "quickstart": quickstart, "report": report, "export": export, "bench": bench, "plan": plan, "data": data, "label": label,
-    "eval": evaluate, "tokenizer": tokenizer,
+    "eval": evaluate, "lm_eval": harness, "tokenizer": tokenizer,
   }  # fmt: skip
   try:
     commands.get(args.command, stage)(args, rest)

@@ -104,7 +104,7 @@ def places(item: str, requests: Sequence[Request]) -> list[Place]:
 
 def plan(task: Task, subject: Subject) -> list[Batch]:
   """The batches of a task."""
-  return subject.plan([(at, task.ask(item)) for at, item in enumerate(task.items)])
+  return subject.plan(subject.rows([(at, task.ask(item)) for at, item in enumerate(task.items)]))
 
 
 def fill(

@@ -36,6 +36,9 @@ class Draw(NamedTuple):
   stop: tuple[str, ...]
 
 
+Asked = tuple[Ask, Draw | None]
+
+
 class Batch(NamedTuple):
   """Rows of one kind, computed together as `size` rows of `width` tokens (of the prompt, where they are continued)."""
 
@@ -54,13 +57,13 @@ def wide(length: int, most: int) -> int:
 def rows(
   requests: Iterable[tuple[int, Sequence[Request]]], head: Callable[[str], list[int]], encode: Callable[[str], list[int]],
   context: int,
-) -> list[tuple[Ask, Draw | None]]:  # fmt: skip
+) -> list[Asked]:  # fmt: skip
   """The rows of the requests of (place of the item, its requests) pairs.
 
   `head` gives the ids of a prompt, whatever comes before it included, and `encode` those of a continuation.  A prompt that
   does not fit the context loses its beginning.  Raises UserError where an answer alone does not fit.
   """
-  found: list[tuple[Ask, Draw | None]] = []
+  found: list[Asked] = []
   for item, several in requests:
     for number, request in enumerate(several):
       match request:
@@ -89,7 +92,7 @@ def _shortened(head: list[int], end: list[int], answer: int, context: int) -> tu
   return np.asarray([*kept, *end], np.int32), cut
 
 
-def plan(asked: Sequence[tuple[Ask, Draw | None]], budget: int, parts: int, most: int) -> list[Batch]:
+def plan(asked: Sequence[Asked], budget: int, parts: int, most: int) -> list[Batch]:
   """Batches of at most `budget` tokens, answers included, a multiple of `parts` rows each; `most` is the model's context."""
   found: list[Batch] = []
   kinds = dict.fromkeys(draw for _, draw in asked)  # in the order in which they come

@@ -20,7 +20,7 @@ from instructjax.data import chat, pipeline
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.evals import batches
-from instructjax.evals.batches import Batch
+from instructjax.evals.batches import Asked, Batch
 from instructjax.evals.tasks import Answer, Completion, Logp, Request, fingerprint
 from instructjax.rollout import Sampling
 from instructjax.types import LM, Params
@@ -31,13 +31,17 @@ Config = Any  # ml_collections.ConfigDict
 class Subject(NamedTuple):
   """An open model.
 
-  plan      (items and their requests) -> batches
+  rows      (place of an item, its requests) pairs -> rows of ids
+  plan      rows -> batches
   answer    (batch, number of its noise) -> the answers of its rows, in order
   settings  a fingerprint of what changes an answer beside the weights: template, prefix, seed
   """
 
   about: Mapping[str, Any]
-  plan: Callable[[Sequence[tuple[int, Sequence[Request]]]], list[Batch]]
+  tokenizer: Tokenizer
+  context: int
+  rows: Callable[[Sequence[tuple[int, Sequence[Request]]]], list[Asked]]
+  plan: Callable[[Sequence[Asked]], list[Batch]]
   answer: Callable[[Batch, int], list[Answer]]
   settings: str
 
@@ -66,9 +70,11 @@ def open_subject(source: str, config: Config, parts: int) -> Subject:
   encode = found.tokenizer.encode
   end = encode if template is None else lambda text: encode(text.lstrip())  # a template has its own space before a reply
   head = heads(found.tokenizer, template, _prefix(file))
-  asked = partial(batches.rows, head=head, encode=end, context=found.lm.context)
-  plan = lambda requests: batches.plan(asked(requests), config.tokens, parts, found.lm.context)
-  return Subject(about, plan, _answers(found.lm, found.params, found.tokenizer, config.seed), settings(source, config))
+  context = found.lm.context
+  asked = partial(batches.rows, head=head, encode=end, context=context)
+  plan = partial(batches.plan, budget=config.tokens, parts=parts, most=context)
+  answer = _answers(found.lm, found.params, found.tokenizer, config.seed)
+  return Subject(about, found.tokenizer, context, asked, plan, answer, settings(source, config))
 
 
 def heads(tokenizer: Tokenizer, template: chat.Template | None, prefix: str = "") -> Callable[[str], list[int]]:

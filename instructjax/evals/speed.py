@@ -1,0 +1,89 @@
+"""`instructjax bench --stage=eval`: how fast evaluations score and generate, beside the same model's forward pass and sampler.
+
+Both sides work on random weights and the same budget of tokens a batch.  The references are what training runs: a forward pass
+with log-probabilities at every position of full rows, and `rollout.sample` of full prompts.  The evaluation has texts of uneven
+lengths; only real tokens count.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from instructjax import likelihood, origin, rollout, settings
+from instructjax.evals import subject
+from instructjax.evals.subject import Subject
+from instructjax.evals.tasks import Completion, Generate, Likelihood, Logp, Request
+from instructjax.rollout import Sampling
+from instructjax.types import Demonstrations, Prompts
+
+ROWS, LENGTHS, ANSWER, RESPONSE = 256, (32, 256), 8, 64
+
+
+def measure(shape: str, dtype: str, budget: int, repeats: int, seed: int = 0) -> dict[str, Any]:
+  """Tokens a second of scoring and of generation, the references, and the ratios; medians of `repeats` after a first call."""
+  given = {"model.shape": shape, "model.tokenizer": origin.BYTES, "model.dtype": dtype, "tokens": budget, "model.unroll": 8}
+  config = settings.override(settings.load("eval"), [(name, str(value)) for name, value in given.items()])
+  model = origin.open_model("", dict(config.model), seed)
+  opened = subject.open_subject("", config, 1)
+  rng = np.random.default_rng(seed)
+  text = lambda length: "".join(map(chr, rng.integers(97, 123, length)))
+  contexts = [text(n) for n in rng.integers(LENGTHS[0], LENGTHS[1] - ANSWER, ROWS)]
+  weighed = [[Likelihood(context, text(ANSWER))] for context in contexts]
+  drawn = [[Generate(context, RESPONSE, 1.0, stop=())] for context in contexts[: ROWS // 4]]
+
+  rows = max(budget // LENGTHS[1], 1)
+  tokens = jnp.asarray(rng.integers(0, model.lm.vocab_size, (rows, LENGTHS[1])), jnp.int32)
+  real = jnp.ones_like(tokens, bool)
+  forward = jax.jit(partial(likelihood.masked_logp, model.lm))
+  width = (LENGTHS[0] + LENGTHS[1]) // 2
+  few = max(min(budget // (width + RESPONSE), rows), 1)
+  prompts = Prompts(tokens[:few, :width], real[:few, :width])
+  cfg = Sampling(RESPONSE, eos=(), banned=model.tokenizer.banned)
+  sample = jax.jit(partial(rollout.sample, model.lm, cfg=cfg))
+
+  seconds = partial(_seconds, repeats=repeats)
+  found = {
+    "forward tokens/s": tokens.size / seconds(lambda: forward(model.params, Demonstrations(tokens, real, real))),
+    "scored tokens/s": sum(len(c) + ANSWER for c in contexts) / seconds(lambda: _answered(opened, weighed)),
+    "sampler tokens/s": prompts.tokens.shape[0] * RESPONSE / seconds(lambda: sample(model.params, prompts, jax.random.key(0))),
+    "generated tokens/s": _count(opened, drawn) / seconds(lambda: _answered(opened, drawn)),
+  }
+  ratios = {
+    "scored / forward": found["scored tokens/s"] / found["forward tokens/s"],
+    "generated / sampler": found["generated tokens/s"] / found["sampler tokens/s"],
+  }
+  return {"shape": shape, "dtype": dtype, "tokens a batch": budget, "device": jax.devices()[0].device_kind} | found | ratios
+
+
+def _answered(opened: Subject, requests: Sequence[Sequence[Request]]) -> list[Logp | Completion]:
+  plan = opened.plan(opened.rows(list(enumerate(requests))))
+  return [answer for number, batch in enumerate(plan) for answer in opened.answer(batch, number)]
+
+
+def _count(opened: Subject, requests: Sequence[Sequence[Request]]) -> int:
+  return sum(answer.tokens for answer in _answered(opened, requests))
+
+
+def _seconds(run: Callable[[], Any], repeats: int) -> float:
+  jax.block_until_ready(run())
+  times = []
+  for _ in range(repeats):
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    times.append(time.perf_counter() - start)
+  return statistics.median(times)
+
+
+def main(shape: str, dtype: str, budget: int, repeats: int) -> None:
+  """Measures and prints."""
+  for name, value in measure(shape, dtype, budget, repeats).items():
+    shown = f"{value:,.{2 if '/ ' in name else 0}f}" if isinstance(value, float) else str(value)
+    print(f"  {name:<20} {shown}")
