@@ -72,7 +72,7 @@ def open_model(source: str, settings: Config, seed: int) -> Origin:
   if source:
     loaded = models.load(source, **changes)
     config, lm = loaded.config, loaded.lm
-    found = settings["tokenizer"] or _reference(loaded.tokenizer, source)
+    found = settings["tokenizer"] or reference(loaded.tokenizer, source)
     params = sharding.place(loaded.params, sharding.shardings(lm.table))
   else:
     if settings["shape"] not in SHAPES:
@@ -143,6 +143,8 @@ def open_run(workdir: Path, changes: Mapping[str, Any], kind: str, beside: Origi
     table = {"adapter": abstract(lora.table(lm.table, about["adapter"]))}
     base = open_base(about["base"], workdir, lm, beside)
   tokenizer = tokenizers.fit(open_tokenizer(about["tokenizer"]), lm.vocab_size)
+  if "eos" in about:  # of a stage that ends responses elsewhere, at a new line for one
+    tokenizer = tokenizer._replace(eos=tuple(about["eos"]), banned=tuple(about["banned"]))
   if kind == "policy":
     return Origin(lm, base | load_params(final.folder, table), tokenizer, about)
   body = {name: part for name, part in table.items() if name != "head"}
@@ -389,7 +391,7 @@ def byte_tokenizer() -> Tokenizer:
   return Tokenizer(encode, decode, 257, (256,), (), (), BYTES, specials)
 
 
-def _reference(tokenizer: Any, source: str) -> str:
+def reference(tokenizer: Any, source: str) -> str:
   """The reference of a loaded model's tokenizer: its path, or the .gguf file whose metadata it is."""
   return source if isinstance(tokenizer, Mapping) else str(tokenizer)
 

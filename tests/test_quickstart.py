@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from instructjax import quickstart
+from instructjax import origin, quickstart
 from instructjax.data import tone
 from instructjax.models import llama, save
 from instructjax.quickstart import evaluation
@@ -72,6 +72,15 @@ def test_results_are_complete_and_repeat(model, tmp_path):
   assert numbers(second) == numbers(first)
   lines = (tmp_path / "a" / "metrics.jsonl").read_text()
   assert (tmp_path / "b" / "metrics.jsonl").read_text() == lines
+  # The models are left whole, as finished runs.
+  settings = {"dtype": "float32", "remat": "none", "unroll": 1, "sequence": False, "attention": "auto", "dropout": 0.0}
+  policy = origin.open_model(str(tmp_path / "a" / "models" / "ptx"), settings | {"tokenizer": ""}, 0)
+  judge = origin.open_reward_model(str(tmp_path / "a" / "models" / "reward"), settings)
+  assert policy.tokenizer.eos[0] == policy.tokenizer.encode("\n")[0] and policy.tokenizer.eos == judge.tokenizer.eos
+  base = origin.open_model(str(model), settings | {"tokenizer": ""}, 0)
+  same = lambda a, b: all(np.allclose(x, y, atol=1e-2) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+  lower = lambda params: jax.tree.map(lambda x: x[:1], params["blocks"])
+  assert same(lower(policy.params), lower(base.params)) and not same(policy.params, base.params)
   # Run again in the same directory, everything is read from the checkpoints.
   assert numbers(run(model, tmp_path / "a")) == numbers(first)
   assert (tmp_path / "a" / "metrics.jsonl").read_text() == lines

@@ -38,6 +38,15 @@ def split(params: Params, top: int | None, *, dtype: str | None = None) -> tuple
   return trunk, trained | {"blocks": jax.tree.map(lambda x: x[depth - top :], params["blocks"])}
 
 
+def whole(trunk: Params, trained: Params) -> Params:
+  """The model of both parts in float32, its blocks in one stack: the inverse of `split` but for what `dtype` rounded."""
+  found = jax.tree.map(lambda x: x.astype(jnp.float32), {name: leaf for name, leaf in trunk.items() if name != "lower"})
+  if "lower" not in trunk:
+    return found | trained
+  join = lambda a, b: jnp.concatenate([a.astype(jnp.float32), b])
+  return found | trained | {"blocks": jax.tree.map(join, trunk["lower"], trained["blocks"])}
+
+
 def cast(params: Params, dtype: str) -> Params:
   """Matrices ("w" of two axes and more) in `dtype`, as a product would round them anyway; biases and norms stay float32.
 

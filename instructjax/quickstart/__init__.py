@@ -12,7 +12,7 @@ from instructjax.data import pipeline
 from instructjax.data.records import fingerprint
 from instructjax.quickstart import evaluation
 from instructjax.quickstart.training import improve, rank, tune, widen
-from instructjax.quickstart.world import FAST, Quickstart, one_line, open_world, parts, stage, with_stem
+from instructjax.quickstart.world import FAST, Quickstart, leave, one_line, open_world, parts, stage, with_stem
 from instructjax.rollout import Sampling
 
 __all__ = ["FAST", "Quickstart", "main", "one_line"]
@@ -54,6 +54,8 @@ def main(config: Quickstart, workdir: str | Path, sinks: tuple[str, ...] = ()) -
       with stage(world, name):
         watch = lambda params: {"eval/pretrain_nll": nll(params)[0]}
         trained[name] = improve(world, name, policy, judges, init, mix, watch, sampling)
+    with stage(world, "models"):
+      leave(world, {name: trained[name] for name in ("sft", "ppo", "ptx")}, {"reward": judge})
     with stage(world, "evaluation"):
       results = evaluation.evaluate(world, policy, judges, trained, init, nll)
     seconds = json.loads((workdir / "seconds.json").read_text())

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax import likelihood, memory, models, optim, ppo, writers
+from instructjax import likelihood, memory, models, optim, origin, ppo, writers
 from instructjax.checkpoint import Checkpoints
 from instructjax.data import download, pipeline, tokenizers, tone
 from instructjax.errors import UserError
@@ -96,6 +96,7 @@ class World(NamedTuple):
   tokenizer: tokenizers.Tokenizer
   tasks: tone.Tasks
   stem: Callable[[Array, Array], Array]
+  about: dict[str, Any]  # how `origin` builds the model again
 
 
 # --- set-up ---
@@ -113,7 +114,8 @@ def one_line(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 def open_world(config: Quickstart, workdir: Path, writer: writers.Writer) -> World:
   """Fetches and loads the model, splits it, and draws the data.  Raises UserError where any of it is not to be had."""
-  loaded = models.load(config.model or download.fetch(), dtype=config.dtype, unroll=config.unroll)
+  source = config.model or download.fetch()
+  loaded = models.load(source, dtype=config.dtype, unroll=config.unroll)
   tokenizer = one_line(tokenizers.fit(tokenizers.load(loaded.tokenizer), loaded.lm.vocab_size))
   trunk, base = freeze.split(loaded.params, config.top, dtype=config.trunk_dtype)
   sizes = tone.Sizes(
@@ -127,7 +129,23 @@ def open_world(config: Quickstart, workdir: Path, writer: writers.Writer) -> Wor
   tasks = tone.tasks(config.seed, sizes)
   compiled = jax.jit(lambda trunk, tokens, valid: loaded.lm.stem(trunk, tokens, valid).astype(jnp.bfloat16))
   stem = partial(compiled, trunk)
-  return World(config, workdir, writer, loaded.lm, trunk, base, tokenizer, tasks, stem)
+  about = origin.describe(loaded.config, origin.reference(loaded.tokenizer, str(source)))
+  about |= {"eos": tokenizer.eos, "banned": tokenizer.banned}  # a line is the whole response
+  return World(config, workdir, writer, loaded.lm, trunk, base, tokenizer, tasks, stem, about)
+
+
+def leave(world: World, policies: Mapping[str, Params], rewards: Mapping[str, Params]) -> None:
+  """Whole models as finished runs under `models/`: `instructjax sample`, `eval` and `export` open them by that directory."""
+  for name, trained in policies.items():
+    _finish(world, name, freeze.whole(world.trunk, trained), "policy")
+  for name, judge in rewards.items():
+    _finish(world, name, {"lm": freeze.whole(world.trunk, judge["lm"]), "head": judge["head"]}, "reward")
+
+
+def _finish(world: World, name: str, params: Params, kind: str) -> None:
+  folder = world.workdir / "models" / name
+  if Checkpoints(folder / "checkpoints" / "final").latest() is None:
+    origin.finish(folder, 0, params, world.about, kind)
 
 
 def with_stem(world: World, batch: PyTree, rows: int = 64) -> PyTree:

@@ -123,3 +123,12 @@ def test_a_step_pays_nothing_backward_below_the_trained_blocks():
   assert again == forward
   assert frozen == 5 * block + 3 * unembed
   assert less < 0.6 * memory
+
+
+@pytest.mark.parametrize("top", [None, 1])
+def test_whole_is_the_inverse_of_split(model, top):
+  _, params = model
+  tiny.assert_trees_equal(freeze.whole(*freeze.split(params, top)), params)
+  rounded = freeze.whole(*freeze.split(params, top, dtype="bfloat16"))
+  tiny.assert_trees_close(rounded, params, rtol=1e-2, atol=1e-6)
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(rounded))
