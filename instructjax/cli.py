@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
   report.add_argument("--workdir", required=True)
   _eval(add("eval", "the paper's evaluations of any set of models, side by side"))
   _harness(add("lm_eval", "tasks of EleutherAI's lm-evaluation-harness on a model"))
+  _card(add("card", "a model card out of a run and its evaluation"))
   _export(add("export", "a trained model as a folder that transformers and vLLM open"))
   _bench(add("bench", "how fast a stage runs, on random weights"))
   _plan(add("plan", "does a stage fit a TPU or GPU pod, and how fast could it be: compiled ahead of time, never run"))
@@ -97,6 +98,13 @@ def _harness(command: argparse.ArgumentParser) -> None:
   command.add_argument("--limit", type=int, default=0, help="the first documents of each task only")
   command.add_argument("--config", default="eval", metavar="FILE[:PRESET]", help="default eval: configs/eval.py")
   command.add_argument("--workdir", default="runs/lm_eval", help="default runs/lm_eval")
+
+
+def _card(command: argparse.ArgumentParser) -> None:
+  command.add_argument("--model", required=True, metavar="RUN", help="the directory of a finished run")
+  command.add_argument("--eval", required=True, metavar="FOLDER", help="the --workdir of `instructjax eval`")
+  command.add_argument("--name", required=True, help="what the model is called there")
+  command.add_argument("--out", default="model_card.md", metavar="FILE")
 
 
 def _distributed(command: argparse.ArgumentParser) -> None:
@@ -206,6 +214,13 @@ def harness(args: argparse.Namespace, rest: Sequence[str]) -> None:
   tasks = [task.strip() for task in args.tasks.split(",")]
   options = {"shots": args.shots, "limit": args.limit, "include": args.include}
   harness.main(config, args.model, tasks, Path(args.workdir), **options)
+
+
+def card(args: argparse.Namespace, rest: Sequence[str]) -> None:
+  assignments(rest)
+  from instructjax.evals import card
+
+  print(card.write(Path(args.model), Path(args.eval), args.name, Path(args.out)))
 
 
 def named_models(given: Sequence[str]) -> dict[str, str]:
@@ -339,7 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   args, rest = parser().parse_known_args(arguments)
   commands = {
     "quickstart": quickstart, "report": report, "export": export, "bench": bench, "plan": plan, "data": data, "label": label,
-    "eval": evaluate, "lm_eval": harness, "tokenizer": tokenizer,
+    "eval": evaluate, "lm_eval": harness, "card": card, "tokenizer": tokenizer,
   }  # fmt: skip
   try:
     commands.get(args.command, stage)(args, rest)
