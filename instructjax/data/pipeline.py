@@ -188,8 +188,12 @@ def _row(
 
 def longest(rows: Sequence[Row] | Sequence[Group], multiple: int = 8) -> int:
   """The length that holds every row, rounded up: the `length` of the padding functions."""
-  sizes = [len(row.ids) for item in rows for row in (item.rows if isinstance(item, Group) else (item,))]
-  return -(-max(sizes) // multiple) * multiple
+  return -(-max(map(size_of, rows)) // multiple) * multiple
+
+
+def size_of(row: Row | Group) -> int:
+  """The tokens of a row, or of the longest one of a group."""
+  return max(len(one.ids) for one in row.rows) if isinstance(row, Group) else len(row.ids)
 
 
 def pad_demonstrations(rows: Sequence[Row], *, length: int) -> Demonstrations:
