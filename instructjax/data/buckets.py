@@ -12,12 +12,15 @@ A function is compiled once for each length that is used.  The padding function 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from instructjax.data import pipeline
 from instructjax.errors import UserError
+
+ENDLESS = 1 << 40  # batches
 
 
 def lengths(longest: int, count: int, least: int = 8) -> tuple[int, ...]:
@@ -53,6 +56,52 @@ def once(
     numbers = order[at : at + size]
     length = fitting(pipeline.size_of(rows[numbers[-1]]), lengths)
     yield pad([rows[numbers[i % len(numbers)]] for i in range(size)], length=length), numbers
+
+
+def stream(
+  rows: Sequence[Any], pad: Callable[..., Any], *, size: int, seed: int, lengths: Sequence[int], mine: Sequence[int] | None =
+  None,
+) -> Callable[[int], Any]:  # fmt: skip
+  """`pipeline.stream` whose batches hold rows of one length each.
+
+  Every bucket is shuffled and repeated by itself, and the buckets take turns as often as they have rows: a row is drawn once
+  in each epoch of its bucket, and the epochs of all buckets go together to a batch.  A bucket that does not fill a batch takes
+  the longest rows of the next shorter one.  Raises UserError where there are no rows.
+  """
+  import grain
+
+  if not len(rows):
+    raise UserError("no rows to draw from; give a file that holds records")
+  found = split(rows, size, lengths)
+  draws = [
+    pipeline.stream([rows[at] for at in numbers], partial(pad, length=length), size=size, seed=seed, mine=mine)
+    for length, numbers in found
+  ]
+  turns = [grain.MapDataset.range(ENDLESS).map(lambda i, bucket=bucket: (bucket, i)) for bucket in range(len(found))]
+  turn: Callable[[int], Any] = grain.MapDataset.mix(turns, weights=[len(numbers) for _, numbers in found]).__getitem__
+
+  def batch(i: int) -> Any:
+    bucket, at = turn(i)
+    return draws[bucket](at)
+
+  return batch
+
+
+def split(rows: Sequence[Any], size: int, lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
+  """(length, numbers of its rows) of every bucket, the shortest first, each of at least `size` rows where there are so
+  many."""
+  sizes = np.asarray([pipeline.size_of(row) for row in rows])
+  order = np.argsort(-sizes, kind="stable")
+  found: list[tuple[int, list[int]]] = []
+  at = 0
+  while at < len(order):
+    length = fitting(int(sizes[order[at]]), lengths)
+    shorter = max((other for other in lengths if other < length), default=0)
+    end = max(int((sizes > shorter).sum()), at + size)
+    end = end if len(order) - end >= size else len(order)
+    found.append((length, sorted(order[at:end].tolist())))
+    at = end
+  return found[::-1]
 
 
 def in_order(parts: Iterable[tuple[Sequence[int], Iterable[Any]]]) -> Iterator[Any]:
