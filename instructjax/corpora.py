@@ -16,14 +16,13 @@ import jax
 
 from instructjax import sharding
 from instructjax.data import lazy, mixture, packing, pipeline, sources, spellings
-from instructjax.data.mixture import Mixture
+from instructjax.data.mixture import Mixture, Rows
 from instructjax.data.records import fingerprint
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.types import PyTree
 
 Config = Any  # ml_collections.ConfigDict: its fields are those of the file in configs/
-Rows = Any  # a sequence that is reached by number, or a Mixture of such
 
 
 class Part(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -83,7 +84,7 @@ def _prompts(
   rows = corpora.rows(
     said, lambda part: pipeline.prompts(part.records, tokenizer, prompt=c.data.prompt, name=part.source, template=template)
   )
-  each = [row for part in rows.parts for row in part] if isinstance(rows, Mixture) else rows
+  each = itertools.chain(*rows.parts) if isinstance(rows, Mixture) else rows
   texts = {row.ids.tobytes(): record.prompt for row, record in zip(each, corpora.records(said), strict=True)}
   draw = {"size": c.batch, "seed": c.seed, "mine": sharding.local_rows(c.batch)}
   lengths = buckets.lengths(c.data.prompt, c.data.buckets)

@@ -23,6 +23,7 @@ import optax
 from instructjax import corpora, losses, optim, origin, reward, sft, sharding, steps, writers
 from instructjax.checkpoint import Checkpoints
 from instructjax.data import chat, pipeline, prefetch, records
+from instructjax.data.mixture import Rows
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.loop import fit
@@ -211,7 +212,9 @@ def _windows(c: Config, found: Sequence, tokenizer: Tokenizer) -> list[pipeline.
   return pipeline.text(found, tokenizer, length=c.data.length, tail=True, name=c.data.valid)
 
 
-def _mixed(c: Config, rows: corpora.Rows, windows: corpora.Rows, length: int, texts: int) -> Callable[[int], Demonstrations]:
+def _mixed(
+  c: Config, rows: Rows, windows: Rows, length: int, texts: int
+) -> Callable[[int], Demonstrations]:
   """Batches of demonstrations and, after them, `texts` rows of text; of both the rows of this process."""
   mine, demos = sharding.local_rows(c.batch), c.batch - texts
   streams = [

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from instructjax.data import pipeline
+from instructjax.data.mixture import Rows
 from instructjax.errors import UserError
 
 ENDLESS = 1 << 40  # batches
@@ -59,7 +60,7 @@ def once(
 
 
 def stream(
-  rows: Sequence[Any], pad: Callable[..., Any], *, size: int, seed: int, lengths: Sequence[int], mine: Sequence[int] | None =
+  rows: Rows, pad: Callable[..., Any], *, size: int, seed: int, lengths: Sequence[int], mine: Sequence[int] | None =
   None,
 ) -> Callable[[int], Any]:  # fmt: skip
   """`pipeline.stream` whose batches hold rows of one length each.
@@ -87,7 +88,7 @@ def stream(
   return batch
 
 
-def split(rows: Sequence[Any], size: int, lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
+def split(rows: Rows, size: int, lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
   """(length, numbers of its rows) of every bucket, the shortest first, each of at least `size` rows where there are so
   many."""
   sizes = np.asarray([pipeline.size_of(row) for row in rows])

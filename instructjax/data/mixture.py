@@ -8,7 +8,7 @@ between them are one source, of which each row is drawn equally often.)
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 
 from instructjax.errors import UserError
 
+Rows = Any  # what is reached by number: a list, or rows that are made when they are asked for; or a Mixture of such
 GRAMMAR = "data is written SOURCE, or WEIGHT*SOURCE several times with ' + ' between"
 TERM = re.compile(r"(?:([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?(\S.*)", re.DOTALL)  # weight, source
 
@@ -25,7 +26,7 @@ TERM = re.compile(r"(?:([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?(\S.
 class Mixture:
   """Rows of several sources and the weight of each; its length is that of all sources together."""
 
-  parts: tuple[Sequence[Any], ...]
+  parts: tuple[Rows, ...]
   weights: tuple[float, ...]
 
   def __len__(self) -> int:
@@ -48,7 +49,7 @@ def parse(text: str) -> list[tuple[float, str]]:
   return found
 
 
-def endless(rows: Sequence[Any] | Mixture, seed: int) -> Callable[[int], Any]:
+def endless(rows: Rows, seed: int) -> Callable[[int], Any]:
   """Place in the order -> row.  Each source is shuffled anew in each of its epochs; the sources take turns by their weights.
 
   Raises UserError where a source has no rows.

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from instructjax.data.mixture import Rows
 from instructjax.data.pipeline import Host, Row, size_of
 from instructjax.errors import UserError
 from instructjax.types import Demonstrations
@@ -25,7 +25,7 @@ from instructjax.types import Demonstrations
 class Packed:
   """Rows of rows: number i holds `rows[at]` for the numbers `at` of `bins[i]`."""
 
-  rows: Sequence[Row]
+  rows: Rows
   bins: tuple[np.ndarray, ...]
   share: float  # of the positions that hold a token
 
@@ -36,9 +36,9 @@ class Packed:
     return tuple(self.rows[int(at)] for at in self.bins[i])
 
 
-def pack(rows: Sequence[Any], length: int, sizes: Int[np.ndarray, " N"] | None = None) -> Packed:
+def pack(rows: Rows, length: int, sizes: Int[np.ndarray, " N"] | None = None) -> Packed:
   """Rows in bins of `length` tokens; `sizes` are theirs where reading them all would cost too much."""
-  sizes = np.asarray([size_of(row) for row in rows], np.int64) if sizes is None else sizes
+  sizes = np.asarray([size_of(rows[i]) for i in range(len(rows))], np.int64) if sizes is None else sizes
   bins = fit(sizes, length)
   return Packed(rows, bins, float(sizes.sum() / max(len(bins) * length, 1)))
 

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from instructjax.data import chat
-from instructjax.data.mixture import Mixture, endless
+from instructjax.data.mixture import Rows, endless
 from instructjax.data.records import Comparison, Demonstration, Prompt, Text, report
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
@@ -259,7 +259,7 @@ def _right(ids: Sequence[np.ndarray], length: int) -> tuple[Host, Host]:
 
 
 def stream(
-  rows: Sequence[Any] | Mixture, pad: Callable[[Sequence[Any]], Any], *, size: int, seed: int, mine: Sequence[int] | None = None
+  rows: Rows, pad: Callable[[Sequence[Any]], Any], *, size: int, seed: int, mine: Sequence[int] | None = None
 ) -> Callable[[int], Any]:
   """Batch number -> batch of `size` rows, in an order shuffled anew each epoch; endless and random access.
 

@@ -69,3 +69,32 @@ def test_values_come_as_soon_as_those_before_are_there():
   found = buckets.in_order(parts())
   assert next(found) == "a" and not seen
   assert list(found) == ["b", "c"]
+
+
+def test_buckets_that_do_not_fill_a_batch_take_the_longest_of_the_next():
+  rows = [row(n) for n in (2, 2, 2, 3, 3, 7, 2)]
+  assert buckets.split(rows, 1, (2, 4, 8)) == [(2, [0, 1, 2, 6]), (4, [3, 4]), (8, [5])]
+  assert buckets.split(rows, 2, (2, 4, 8)) == [(2, [1, 2, 6]), (4, [0, 4]), (8, [3, 5])]
+  assert buckets.split(rows, 3, (2, 4, 8)) == [(2, [0, 1, 2, 6]), (8, [3, 4, 5])]
+  assert buckets.split(rows, 5, (2, 4, 8)) == [(8, list(range(7)))]
+  assert buckets.split(rows[:2], 5, (2, 4, 8)) == [(2, [0, 1])]
+
+
+def test_a_stream_draws_every_prompt_once_an_epoch_from_one_bucket_a_batch():
+  rows = [row(1 + i % 8, i) for i in range(48)]
+  batches = buckets.stream(rows, pipeline.pad_prompts, size=4, seed=1, lengths=(2, 4, 8))
+  found = [batches(i) for i in range(36)]  # three epochs of 12 batches
+  shapes = [batch.tokens.shape[1] for batch in found]
+  assert [shapes.count(n) for n in (2, 4, 8)] == [9, 9, 18]
+  drawn = [int(batch.tokens[at, -1]) for batch in found for at in range(4)]
+  assert sorted(drawn) == sorted([*range(48)] * 3)
+  again = buckets.stream(rows, pipeline.pad_prompts, size=4, seed=1, lengths=(2, 4, 8))
+  np.testing.assert_array_equal(again(30).tokens, found[30].tokens)
+  with pytest.raises(UserError, match="no rows"):
+    buckets.stream([], pipeline.pad_prompts, size=4, seed=1, lengths=(2,))
+
+
+def test_each_process_makes_its_own_rows_of_the_batch():
+  rows = [row(1 + i % 8, i) for i in range(48)]
+  make = lambda mine: buckets.stream(rows, pipeline.pad_prompts, size=4, seed=1, lengths=(2, 4, 8), mine=mine)(5).tokens
+  np.testing.assert_array_equal(np.concatenate([make([0, 1]), make([2, 3])]), make(None))
