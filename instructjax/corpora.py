@@ -42,7 +42,8 @@ def read(config: Config, name: str, kind: str, *, lazily: bool = False) -> list[
       f"config.data.{name} is empty; give a JSONL file of {kind}s, a Parquet file, tfds:NAME or hub:OWNER/NAME/file.jsonl"
     )
   spelling = spellings.choose(config.data.spelling, kind, config.data.fields)
-  load = lazy.texts if lazily else partial(sources.load, kind=kind)
+  said = f"{config.data.spelling} {config.data.fields}"
+  load = partial(lazy.texts, said=said) if lazily else partial(sources.load, kind=kind)
   return [Part(weight, source, load(source, spelling=spelling)) for weight, source in mixture.parse(text)]
 
 

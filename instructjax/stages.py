@@ -59,8 +59,13 @@ def fits(lm: LM, length: int, what: str) -> None:
 
 
 def read(config: Config, name: str, kind: str) -> list:
-  """The records of config.data[name].  Raises UserError where the field is empty, and for every bad record."""
-  return corpora.records(corpora.read(config, name, kind))
+  """The records of config.data[name], one source.  Raises UserError where the field is empty, and for every bad record."""
+  found = corpora.read(config, name, kind)
+  if len(found) > 1:
+    raise UserError(
+      f"config.data.{name}={config.data[name]}: every record is used here, so weights say nothing; give files with commas between"
+    )
+  return found[0].records
 
 
 def templated(config: Config, model: origin.Origin) -> tuple[origin.Origin, chat.Template | None]:

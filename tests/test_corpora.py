@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiny
 from test_stages import (  # noqa: F401
   TUNE,
   base,
@@ -25,7 +26,8 @@ from test_stages import (  # noqa: F401
   stop_after,
 )  # fmt: skip
 
-from instructjax import reinforce
+from instructjax import bench, reinforce
+from instructjax.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +93,22 @@ def test_a_mixture_of_prompts_has_no_buckets(data, init_run, reward_run, tmp_pat
   mixed = f"--config.data.prompts={data / 'prompts.jsonl'} + {data / 'prompts.jsonl'}"
   assert ppo(data, tmp_path / "a", init_run, reward_run, mixed, *sixteen) == 2
   assert "config.data.buckets=2: the batches of a mixture hold prompts of all lengths" in capsys.readouterr().err
+
+
+def test_weights_say_nothing_where_every_record_is_used(data, base, tmp_path, capsys):  # noqa: F811
+  mixed = f"--config.data.prompts={data / 'prompts.jsonl'} + 0.5*{data / 'prompts.jsonl'}"
+  assert run("sample", tmp_path / "sample", f"--model={base}", mixed) == 2
+  assert "every record is used here, so weights say nothing" in capsys.readouterr().err
+
+
+def test_bench_draws_new_batches_of_text(data):  # noqa: F811
+  settings = bench.Bench("sft", length=32, repeats=3, text=str(data / "text.jsonl"))
+  with bench.fed(tiny.lm(vocab_size=300), settings, 4, ("trunk", "one batch")) as (inputs, waited):
+    (_, one), (trunk, other) = inputs(0), inputs(1)
+  assert trunk == "trunk" and one.tokens.shape == other.tokens.shape == (4, 32)
+  assert waited() >= 0
+  with pytest.raises(UserError, match="--text=a.jsonl feeds sft only, not ppo"):
+    bench.measure(bench.Bench("ppo", text="a.jsonl"))
 
 
 TOGETHER = """

@@ -109,6 +109,7 @@ class Texts:
 
   name: str
   parts: tuple[tuple[str, Any, Spelling], ...]
+  said: str = ""  # the spelling, in the words of the configuration
 
   def __len__(self) -> int:
     return sum(len(rows) for _, rows, _ in self.parts)
@@ -132,8 +133,8 @@ class Texts:
     raise IndexError(i)
 
 
-def texts(source: str, spelling: Spelling | None = None) -> Texts:
-  """The documents of a source.  Raises UserError where one of its parts cannot be reached by number."""
+def texts(source: str, spelling: Spelling | None = None, said: str = "") -> Texts:
+  """The documents of a source; `said` tells its spelling from others.  Raises UserError where one of its parts cannot be reached by number."""
   parts = []
   for part in sources.parts(source):
     chosen = spelling or (part.mapping.spell if part.mapping else native)
@@ -142,7 +143,7 @@ def texts(source: str, spelling: Spelling | None = None) -> Texts:
     if part.reach:
       chosen = lambda row, kind, inner=chosen: inner(sources.plain(row), kind)
     parts.append((part.name, by_number(part), chosen))
-  return Texts(source, tuple(parts))
+  return Texts(source, tuple(parts), said)
 
 
 # --- the index ---
@@ -162,7 +163,7 @@ def index(found: Texts, tokenizer: Tokenizer) -> Index:
   Raises UserError listing every document that is no record.
   """
   places = [(name, len(rows), _state(name)) for name, rows, _ in found.parts]
-  key = hashlib.sha256(repr((places, tokenizer.fingerprint)).encode()).hexdigest()
+  key = hashlib.sha256(repr((places, found.said, tokenizer.fingerprint)).encode()).hexdigest()
   folder = download.cache_folder() / "counts"
   path = folder / f"{key[:32]}.npz"
   if path.is_file():

@@ -71,7 +71,8 @@ def test_tokens_are_counted_once(file, cache, monkeypatch):
   assert again.fingerprint == counted.fingerprint
   assert len(list((cache / "counts").iterdir())) == 1
   lazy.index(lazy.texts(str(file)), tokenizer._replace(fingerprint="other"))
-  assert len(list((cache / "counts").iterdir())) == 2
+  lazy.index(lazy.texts(str(file), said="another spelling"), tokenizer)
+  assert len(list((cache / "counts").iterdir())) == 3
 
 
 def test_every_bad_document_is_named(file, tmp_path):
