@@ -63,7 +63,8 @@ def read(config: Config, name: str, kind: str) -> list:
   found = corpora.read(config, name, kind)
   if len(found) > 1:
     raise UserError(
-      f"config.data.{name}={config.data[name]}: every record is used here, so weights say nothing; give files with commas between"
+      f"config.data.{name}={config.data[name]}: every record is used here, so weights say nothing; "
+      "give files with commas between"
     )
   return found[0].records
 

@@ -134,7 +134,10 @@ class Texts:
 
 
 def texts(source: str, spelling: Spelling | None = None, said: str = "") -> Texts:
-  """The documents of a source; `said` tells its spelling from others.  Raises UserError where one of its parts cannot be reached by number."""
+  """The documents of a source; `said` tells its spelling from others.
+
+  Raises UserError where one of its parts cannot be reached by number.
+  """
   parts = []
   for part in sources.parts(source):
     chosen = spelling or (part.mapping.spell if part.mapping else native)
