@@ -50,7 +50,7 @@ def reinforce(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
       stages.fits(model.lm, length, "prompt + response")
     choice(dict.fromkeys(transformer.DTYPES), c.frozen_dtype, "frozen_dtype")
     sources = rewards.open_all(c.rewards, c.model, policy, length, c.frozen_dtype)
-    asked, prompts = _prompts(c, said, policy.tokenizer, template)
+    asked, prompts = drawn_prompts(c, said, policy.tokenizer, template)
     windows, text_print = corpora.texts(c, texts, policy.tokenizer, c.data.length)
     count = c.batch * c.ptx_ratio
     mix = corpora.stream(c, windows, c.data.length, count, sharding.local_rows(count)) if texts else lambda i: None
@@ -77,10 +77,13 @@ def reinforce(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
       stages.leave(workdir, int(state.iteration), stages.whole(c, c.rl_init, final), about)
 
 
-def _prompts(
+def drawn_prompts(
   c: Config, said: Sequence[corpora.Part], tokenizer: Tokenizer, template: chat.Template | None
 ) -> tuple[dict[bytes, str], Callable[[int], Prompts]]:
-  """(the text of each prompt by its ids, batches of prompts)."""
+  """(the text of each prompt by its ids, batches of prompts).
+
+  Raises UserError for prompts that are too long, and for a mixture in buckets.
+  """
   rows = corpora.rows(
     said, lambda part: pipeline.prompts(part.records, tokenizer, prompt=c.data.prompt, name=part.source, template=template)
   )

@@ -26,7 +26,7 @@ from test_stages import (  # noqa: F401
   stop_after,
 )  # fmt: skip
 
-from instructjax import bench, reinforce
+from instructjax import bench, corpora, origin, reinforce, settings
 from instructjax.errors import UserError
 
 
@@ -35,22 +35,23 @@ def cache(tmp_path, monkeypatch):
   monkeypatch.setenv("INSTRUCTJAX_CACHE", str(tmp_path / "cache"))
 
 
-def test_text_that_is_read_lazily_changes_no_bit(data, base, tmp_path):  # noqa: F811
-  assert pretrain(data, tmp_path / "lazy", "--config.data.lazy=true") == 0
-  assert metrics(tmp_path / "lazy") == metrics(base)
-  one, other = leaves(base, "pretrain"), leaves(tmp_path / "lazy", "pretrain")
+def test_text_that_is_read_lazily_changes_no_bit(data, tmp_path):  # noqa: F811
+  assert pretrain(data, tmp_path / "memory", "--config.steps=3") == 0
+  assert pretrain(data, tmp_path / "lazy", "--config.steps=3", "--config.data.lazy=true") == 0
+  assert metrics(tmp_path / "lazy") == metrics(tmp_path / "memory")
+  one, other = (leaves(tmp_path / name, "pretrain") for name in ("memory", "lazy"))
   for name in one:
     np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-def test_a_packed_mixture_goes_on_bit_for_bit(data, base, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_a_packed_mixture_goes_on_bit_for_bit(data, tmp_path, monkeypatch, capsys):  # noqa: F811
   """rl_init on two sources of demonstrations and two of text, all packed, stopped after its second step."""
   demos, text = data / "demonstrations.jsonl", data / "text.jsonl"
   (tmp_path / "more.jsonl").write_text("".join(json.dumps({"prompt": f"do {i}", "completion": "ok"}) + "\n" for i in range(30)))
   (tmp_path / "text.jsonl").write_text('{"text": "a b c"}\n' * 9)
   options = [
     f"--config.data.demonstrations=3*{demos} + {tmp_path / 'more.jsonl'}",
-    f"--config.data.text={text} + 0.5*{tmp_path / 'text.jsonl'}", f"--model={base}", *TUNE, "--config.data.pack=true",
+    f"--config.data.text={text} + 0.5*{tmp_path / 'text.jsonl'}", *TUNE, "--config.data.pack=true",
     "--config.data.lazy=true", "--config.data.prompt=20", "--config.data.response=30", "--config.text_share=0.5",
     "--config.steps=4", "--config.model.dropout=0.1",
   ]  # fmt: skip
@@ -70,40 +71,51 @@ def test_a_packed_mixture_goes_on_bit_for_bit(data, base, tmp_path, monkeypatch,
   assert 0 <= seconds["data"] < seconds["training"]
 
 
-def test_ppo_draws_prompts_of_one_length(data, init_run, reward_run, tmp_path):  # noqa: F811
-  """Eight short prompts and eight long ones: batches of 8 are padded to 8 and to 16 tokens."""
+def sixteen(tmp_path, *names, lengths=2):
+  """The prompts of PPO from files of eight short and eight long ones, in batches of 8."""
   rows = [{"prompt": "a" * (4 + 8 * (i % 2)) + str(i % 8)} for i in range(16)]
-  (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-  prompts = [f"--config.data.prompts={tmp_path / 'prompts.jsonl'}", "--config.data.prompt=16", "--config.iterations=2"]
-  buckets, widths = ["--config.data.buckets=2"], []
-  draw = reinforce.buckets.stream
+  for name in names:
+    (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+  c = settings.load("ppo:tiny")
+  c.batch, c.data.prompt, c.data.buckets = 8, 16, lengths
+  c.data.prompts = " + ".join(str(tmp_path / name) for name in names)
+  found, batches = reinforce.drawn_prompts(c, corpora.read(c, "prompts", "prompt"), origin.byte_tokenizer(), None)
+  return rows, found, [batches(i) for i in range(4)]
 
-  def seen(rows, pad, **settings):
-    return draw(rows, lambda found, length: widths.append((len(found), length)) or pad(found, length=length), **settings)
 
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(reinforce.buckets, "stream", seen)
-    assert ppo(data, tmp_path / "ppo", init_run, reward_run, *prompts, *buckets) == 0
-  assert sorted(widths) == [(8, 8), (8, 16)]
+def test_prompts_of_ppo_come_in_lengths(tmp_path):
+  rows, found, batches = sixteen(tmp_path, "a.jsonl")
+  assert sorted(batch.tokens.shape for batch in batches) == [(8, 8), (8, 8), (8, 16), (8, 16)]
+  texts = [found[ids[valid].tobytes()] for batch in batches for ids, valid in zip(batch.tokens, batch.valid)]
+  assert sorted(texts) == sorted(2 * [row["prompt"] for row in rows])
+  _, _, batches = sixteen(tmp_path, "a.jsonl", lengths=1)
+  assert {batch.tokens.shape for batch in batches} == {(8, 16)}
+
+
+def test_a_mixture_of_prompts_has_no_lengths(tmp_path):
+  _, found, batches = sixteen(tmp_path, "a.jsonl", "b.jsonl", lengths=1)
+  assert len(found) == 16 and {batch.tokens.shape for batch in batches} == {(8, 16)}
+  with pytest.raises(UserError, match=r"config\.data\.buckets=2: the batches of a mixture hold prompts of all lengths"):
+    sixteen(tmp_path, "a.jsonl", "b.jsonl")
+
+
+@pytest.mark.slow  # needs all the stages before it
+def test_ppo_runs_on_prompts_of_two_lengths(data, init_run, reward_run, tmp_path):  # noqa: F811
+  sixteen(tmp_path, "prompts.jsonl")
+  prompts = [f"--config.data.prompts={tmp_path / 'prompts.jsonl'}", "--config.data.prompt=16", "--config.data.buckets=2"]
+  assert ppo(data, tmp_path / "ppo", init_run, reward_run, *prompts, "--config.iterations=2") == 0
   assert [row["step"] for row in metrics(tmp_path / "ppo")] == [1, 2]
 
 
-def test_a_mixture_of_prompts_has_no_buckets(data, init_run, reward_run, tmp_path, capsys):  # noqa: F811
-  sixteen = ["--config.data.prompt=16", "--config.data.buckets=2"]
-  mixed = f"--config.data.prompts={data / 'prompts.jsonl'} + {data / 'prompts.jsonl'}"
-  assert ppo(data, tmp_path / "a", init_run, reward_run, mixed, *sixteen) == 2
-  assert "config.data.buckets=2: the batches of a mixture hold prompts of all lengths" in capsys.readouterr().err
-
-
-def test_weights_say_nothing_where_every_record_is_used(data, base, tmp_path, capsys):  # noqa: F811
+def test_weights_say_nothing_where_every_record_is_used(data, tmp_path, capsys):  # noqa: F811
   mixed = f"--config.data.prompts={data / 'prompts.jsonl'} + 0.5*{data / 'prompts.jsonl'}"
-  assert run("sample", tmp_path / "sample", f"--model={base}", mixed) == 2
+  assert run("sample", tmp_path / "sample", "--model=none", mixed) == 2
   assert "every record is used here, so weights say nothing" in capsys.readouterr().err
 
 
 def test_bench_draws_new_batches_of_text(data):  # noqa: F811
-  settings = bench.Bench("sft", length=32, repeats=3, text=str(data / "text.jsonl"))
-  with bench.fed(tiny.lm(vocab_size=300), settings, 4, ("trunk", "one batch")) as (inputs, waited):
+  asked = bench.Bench("sft", length=32, repeats=3, text=str(data / "text.jsonl"))
+  with bench.fed(tiny.lm(vocab_size=300), asked, 4, ("trunk", "one batch")) as (inputs, waited):
     (_, one), (trunk, other) = inputs(0), inputs(1)
   assert trunk == "trunk" and one.tokens.shape == other.tokens.shape == (4, 32)
   assert waited() >= 0
