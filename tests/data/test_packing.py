@@ -71,8 +71,7 @@ def batches_of(rows, length):
   return packing.pad_packed(packed, length=length), pipeline.pad_demonstrations(apart, length=length)
 
 
-@pytest.mark.parametrize("family", ["gpt", "llama"])
-@pytest.mark.parametrize("micro", [1, 4])
+@pytest.mark.parametrize(("family", "micro"), [("gpt", 4), ("llama", 1)])
 def test_packed_rows_have_the_loss_and_the_gradient_of_separate_ones(family, micro):
   lm = tiny.lm(family)
   params = tiny.perturb(lm.init(jax.random.key(0)), 0.1)
