@@ -73,7 +73,7 @@ def test_a_packed_mixture_goes_on_bit_for_bit(data, tmp_path, monkeypatch, capsy
 
 def sixteen(tmp_path, *names, lengths=2):
   """The prompts of PPO from files of eight short and eight long ones, in batches of 8."""
-  rows = [{"prompt": "a" * (4 + 8 * (i % 2)) + str(i % 8)} for i in range(16)]
+  rows = [{"prompt": "a" * (4 + 8 * (i % 2)) + str(i // 2)} for i in range(16)]
   for name in names:
     (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
   c = settings.load("ppo:tiny")
