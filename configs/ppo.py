@@ -48,7 +48,10 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "fields": "",  # ours=theirs of another spelling: "prompt=question,completion=answers.text.0"
     "template": "",  # chat template: "" is plain text, as in the paper; "chat" is the tokenizer's own; or a .jinja file
     "prompt": 128 if tiny else 1024,  # tokens; a longer prompt is an error
+    "buckets": 1,  # lengths of prompts: with 4, those of a batch are padded to 1/8, 1/4, 1/2 or all of `prompt`
     "length": 64 if tiny else 2048,  # tokens of a row of pretraining text
+    "pack": False,  # True puts several documents in a row, each by itself (docs/data.md)
+    "lazy": False,  # True reads and tokenises text when it is drawn: a corpus that does not fit in memory
   }
   c.sampling = {"response": 24 if tiny else 1024, "temperature": 1.0, "whole": True}
   # whole=False where the weights do not fit a device whole along fsdp: they are gathered a layer at a time, in every step

@@ -35,9 +35,11 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "dropout": 0.0,
   }
   c.data = {
-    "text": "data/text_train.jsonl",
+    "text": "data/text_train.jsonl",  # or a mixture: "0.7*a.jsonl + 0.3*tfds:c4"
     "valid": "data/text_valid.jsonl" if tiny else "",
     "length": length,
+    "pack": False,  # True puts several documents in a row, each by itself (docs/data.md); `batch` counts packed rows
+    "lazy": False,  # True reads and tokenises text when it is drawn: a corpus that does not fit in memory
     "spelling": "native",
     "fields": "",  # "text=body" where the documents stand in another field
   }

@@ -31,7 +31,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "dropout": 0.2,  # residual: after attention and after the MLP
   }
   c.data = {
-    "demonstrations": "data/demonstrations.jsonl",
+    "demonstrations": "data/demonstrations.jsonl",  # or a mixture: "2*a.jsonl + b.jsonl"
     "text": "data/text_train.jsonl",
     "valid": "",  # held-out demonstrations
     "spelling": "native",  # of the demonstrations: or preference, alpaca, messages, hh
@@ -39,6 +39,8 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "template": "",  # chat template: "" is plain text, as in the paper; "chat" is the tokenizer's own; or a .jinja file
     "prompt": 128 if tiny else 1024,  # tokens; a longer prompt is an error
     "response": 96 if tiny else 1024,  # tokens; a longer completion is cut
+    "pack": False,  # True puts several demonstrations, or documents, in a row, each by itself; `batch` counts packed rows
+    "lazy": False,  # True reads and tokenises text when it is drawn: a corpus that does not fit in memory
     "separator": " ",  # between prompt and completion
   }
   c.steps = 0  # 0: epochs count

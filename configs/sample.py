@@ -34,6 +34,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "fields": "",  # ours=theirs of another spelling: "prompt=question"
     "template": "",  # chat template: "" is plain text, as in the paper; "chat" is the tokenizer's own; or a .jinja file
     "prompt": 128 if tiny else 1024,  # tokens; a longer prompt is an error
+    "buckets": 4,  # lengths that prompts are padded to, each half of the next; 1 pads all to `prompt`
   }
   c.prompts = 8  # the first ones of the file; 0 takes all
   c.n = 1  # responses of each

@@ -31,13 +31,14 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "dropout": 0.2,  # residual: after attention and after the MLP
   }
   c.data = {
-    "demonstrations": "data/demonstrations.jsonl",
+    "demonstrations": "data/demonstrations.jsonl",  # or a mixture: "2*a.jsonl + b.jsonl"
     "valid": "",  # held-out demonstrations
     "spelling": "native",  # or preference, alpaca, messages, hh
     "fields": "",  # ours=theirs of another spelling: "prompt=question,completion=answers.text.0"
     "template": "",  # chat template: "" is plain text, as in the paper; "chat" is the tokenizer's own; or a .jinja file
     "prompt": 128 if tiny else 1024,  # tokens; a longer prompt is an error
     "response": 96 if tiny else 1024,  # tokens; a longer completion is cut
+    "pack": False,  # True puts several demonstrations in a row, each by itself (docs/data.md); `batch` counts packed rows
     "separator": " ",  # between prompt and completion
   }
   c.steps = 0  # 0: epochs count

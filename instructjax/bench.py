@@ -1,19 +1,21 @@
 """`instructjax bench`: how fast a stage runs, against the limits of this machine, on random weights.
 
 Reported for each stage: seconds of every repeat (the first call, which compiles, apart), rates, peak memory, and the share of
-the machine's limit: max(FLOP / measured FLOP per second, bytes / measured bytes per second) over the median time.
+the machine's limit: max(FLOP / measured FLOP per second, bytes / measured bytes per second) over the median time.  With `text`
+every SFT step takes a new batch through the whole pipeline, and how long it waited for them is reported.
 FLOPs are counted by hand from the shapes (2 per multiply-add, backward twice the forward), bytes as weights read once a pass.
 Dimensions: B batch, P prompt, R response, T = P + R, K completions, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +23,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from instructjax import memory, optim, ppo, reward, sft, steps
+from instructjax import corpora, memory, optim, origin, ppo, reward, sft, steps
+from instructjax.data import lazy, packing, pipeline, prefetch, tokenizers
 from instructjax.errors import UserError
 from instructjax.models import freeze, gpt, llama, lora
 from instructjax.rollout import Sampling, sample
@@ -48,6 +51,8 @@ class Bench:
   remat: str = "none"  # what the backward pass computes again
   unroll: int = 8  # layers a step of the scan
   lora: int = 0  # rank of the adapter of sft and ppo; 0 trains all weights
+  text: str = ""  # SFT takes documents of this source, read lazily and packed; "" one batch again and again
+  tokenizer: str = "bytes"  # of that text
   repeats: int = 5
 
 
@@ -177,6 +182,21 @@ def bench_ppo(lm: LM, b: Bench, rows: int, weight_bytes: int = 4):
   return step, state, (frozen, prompts, text), counts, (flops + scoring + b.epochs * (update + mix), read)
 
 
+@contextlib.contextmanager
+def fed(lm: LM, b: Bench, rows: int, args: tuple) -> Iterator[tuple[Callable[[int], tuple], Callable[[], float]]]:
+  """(the arguments of repeat i, seconds waited for them): with `text` the last one is a new batch, made as a stage makes it."""
+  if not b.text:
+    yield lambda i: args, lambda: 0.0
+    return
+  tokenizer = tokenizers.fit(origin.open_tokenizer(b.tokenizer), lm.vocab_size)
+  found = lazy.texts(b.text)
+  pieces = lazy.pieces(found, lazy.index(found, tokenizer), tokenizer, b.length)
+  pad = partial(packing.pad_packed, length=b.length)
+  batches = pipeline.stream(packing.pack(pieces, b.length, pieces.sizes), pad, size=rows, seed=0)
+  with prefetch.ahead(corpora.placed(batches), stop=b.repeats + 1) as feed:
+    yield lambda i: (*args[:-1], feed.batch(i)), feed.waited
+
+
 STAGES = {"sft": bench_sft, "reward": bench_reward, "rollout": bench_rollout, "ppo": bench_ppo}
 
 
@@ -200,18 +220,22 @@ def measure(b: Bench) -> dict:
   rows = b.batch or BATCH[b.stage]
   if b.stage == "ppo" and rows % b.minibatches:
     raise UserError(f"bench: a batch of {rows} does not split into {b.minibatches} minibatches; make it a multiple")
+  if b.text and b.stage != "sft":
+    raise UserError(f"bench: --text={b.text} feeds sft only, not {b.stage}; leave it out")
   if b.lora and b.stage not in ("sft", "ppo"):
     raise UserError(f"bench: --lora={b.lora} is for sft and ppo, not for {b.stage}; leave it out")
   lm = SHAPES[b.shape](dtype=b.dtype, remat=b.remat, unroll=b.unroll)
   step: Any
   step, state, args, counts, (flops, read) = STAGES[b.stage](lm, b, rows)
   seconds = []
-  for _ in range(b.repeats + 1):
-    start = time.perf_counter()
-    state, out = step(state, *args)
-    jax.block_until_ready((state, out))
-    seconds.append(time.perf_counter() - start)
-    memory.release()
+  with fed(lm, b, rows, args) as (inputs, waited):
+    for i in range(b.repeats + 1):
+      start = time.perf_counter()
+      state, out = step(state, *inputs(i))
+      jax.block_until_ready((state, out))
+      seconds.append(time.perf_counter() - start)
+      memory.release()
+    waits = {"data_wait_s": waited() / b.repeats, "data_wait_share": waited() / sum(seconds[1:])} if b.text else {}
   first, seconds = seconds[0], seconds[1:]
   peak = memory.peak_gb()
   flop_rate, byte_rate = machine()
@@ -223,7 +247,7 @@ def measure(b: Bench) -> dict:
     "peak_rss_gb": peak, "flops": flops, "machine_flops_per_s": flop_rate, "machine_bytes_per_s": byte_rate,
     "limit_s": max(flops / flop_rate, read / byte_rate),
     "share_of_limit": max(flops / flop_rate, read / byte_rate) / median,
-    "compilations": compilations(step),
+    "compilations": compilations(step), **waits,
   }  # fmt: skip
 
 
@@ -238,6 +262,8 @@ def main(b: Bench, *, as_json: bool = False) -> None:
   print(f"  median of {b.repeats}   {result['median_s']:.3f} s ({spread}); first call {result['first_call_s']:.1f} s")
   for name in [name for name in result if name.endswith("/s")]:
     print(f"  {name:<16} {result[name]:,.0f}")
+  if b.text:
+    print(f"  waits for data   {1e3 * result['data_wait_s']:.1f} ms a step, {100 * result['data_wait_share']:.2f} %")
   print(f"  peak memory      {result['peak_rss_gb']:.2f} GB")
   print(
     f"  machine          {result['machine_flops_per_s'] / 1e9:.0f} GFLOP/s float32, "

@@ -130,6 +130,8 @@ def _bench(command: argparse.ArgumentParser) -> None:
     command.add_argument(f"--{name}", type=int)
   command.add_argument("--top", type=int, help="sft: train only this many blocks from the top")
   command.add_argument("--lora", type=int, metavar="RANK", help="sft and ppo: train an adapter of this rank")
+  command.add_argument("--text", metavar="SOURCE", help="sft: documents that are tokenised and packed while it runs")
+  command.add_argument("--tokenizer", help='of --text; default "bytes"')
   command.add_argument("--dtype", choices=["float32", "bfloat16"])
   command.add_argument("--frozen-dtype", choices=["float32", "bfloat16"])
   command.add_argument("--remat", choices=["none", "blocks", "dots"])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructjax import bestofn, origin, rewards, rollout, sharding, stages, writers
-from instructjax.data import chat, pipeline
+from instructjax.data import buckets, chat, pipeline
 from instructjax.data.records import Prompt
 from instructjax.errors import UserError
 from instructjax.loop import open_progress
@@ -89,27 +89,28 @@ def drawn(
   sampling = Sampling(eos=model.tokenizer.eos, banned=model.tokenizer.banned, **c.sampling.to_dict())
   draw = jax.jit(partial(rollout.sample, model.lm, cfg=sampling))
 
-  def groups() -> Iterator[tuple[Rollout, dict[str, rewards.Scores]]]:
-    pad, done = partial(pipeline.pad_prompts, length=c.data.prompt), 0
+  lengths = buckets.lengths(c.data.prompt, c.data.buckets)
+
+  def groups() -> Iterator[tuple[list[int], list[tuple[Rollout, dict[str, rewards.Scores]]]]]:
+    done = 0
     progress = open_progress(c.stage, 0, len(rows))
-    for i, (prompts, real) in enumerate(pipeline.once(rows, pad, size=c.batch)):
+    for i, (prompts, numbers) in enumerate(buckets.once(rows, pipeline.pad_prompts, size=c.batch, lengths=lengths)):
       prompts = sharding.place_batch(jax.tree.map(lambda x: np.repeat(x, c.n, axis=0), prompts))
       found = draw(model.params, prompts, jax.random.fold_in(jax.random.key(c.seed), i))
       host = sharding.fetch(found)
-      said = [record.prompt for record in asked[done : done + real] for _ in range(c.n)]
+      said = [asked[at].prompt for at in numbers for _ in range(c.n)]
       scores = {
         group: rewards.score_rollout(several, found, host, said, model.tokenizer)
         for group, several in judges.items()
         if several
       }
-      done += real
+      done += len(numbers)
       progress.show(done, {})
-      for at in range(0, real * c.n, c.n):
-        mine = slice(at, at + c.n)
-        yield jax.tree.map(lambda x, mine=mine: x[mine], (host, scores))
+      cut = lambda at, found=(host, scores): jax.tree.map(lambda x: x[at : at + c.n], found)
+      yield numbers, [cut(at) for at in range(0, len(numbers) * c.n, c.n)]
     progress.close()
 
-  return groups()
+  return buckets.in_order(groups())
 
 
 def show(text: str) -> None:

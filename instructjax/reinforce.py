@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from instructjax import optim, origin, ppo, returns, rewards, sharding, stages, steps, writers
-from instructjax.data import pipeline
+from instructjax import corpora, optim, origin, ppo, returns, rewards, sharding, stages, steps, writers
+from instructjax.data import buckets, chat, pipeline
+from instructjax.data.mixture import Mixture
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.models import freeze, transformer
@@ -38,8 +40,8 @@ def reinforce(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
     if c.ppo.ptx_coef:
       text_rows = c.ptx_ratio * c.batch // c.ppo.minibatches
       stages.divides(text_rows, c.ppo.ptx_micro * parts, "a minibatch of text", "config.ppo.ptx_micro x devices")
-    asked = stages.read(c, "prompts", "prompt")
-    texts = stages.read(c, "text", "text") if c.ppo.ptx_coef else []
+    said = corpora.read(c, "prompts", "prompt")
+    texts = corpora.read(c, "text", "text", lazily=c.data.lazy) if c.ppo.ptx_coef else []
     policy = origin.open_model(_named(c, "rl_init"), c.model, c.seed)
     policy, template = stages.templated(c, policy)
     judge = _judge(c, policy)
@@ -48,11 +50,10 @@ def reinforce(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
       stages.fits(model.lm, length, "prompt + response")
     choice(dict.fromkeys(transformer.DTYPES), c.frozen_dtype, "frozen_dtype")
     sources = rewards.open_all(c.rewards, c.model, policy, length, c.frozen_dtype)
-    rows = pipeline.prompts(asked, policy.tokenizer, prompt=c.data.prompt, name=c.data.prompts, template=template)
-    windows = pipeline.text(texts, policy.tokenizer, length=c.data.length, name=c.data.text) if texts else []
-    prompts = pipeline.stream(rows, partial(pipeline.pad_prompts, length=c.data.prompt), size=c.batch, seed=c.seed)
-    pad = partial(pipeline.pad_demonstrations, length=c.data.length)
-    mix = pipeline.stream(windows, pad, size=c.batch * c.ptx_ratio, seed=c.seed) if texts else lambda i: None
+    asked, prompts = drawn_prompts(c, said, policy.tokenizer, template)
+    windows, text_print = corpora.texts(c, texts, policy.tokenizer, c.data.length)
+    count = c.batch * c.ptx_ratio
+    mix = corpora.stream(c, windows, c.data.length, count, sharding.local_rows(count)) if texts else lambda i: None
     tx = optim.by_subtree(
       policy=stages.optimizer(c.policy_optimizer, c.iterations * updates, updates),
       value=stages.optimizer(c.value_optimizer, c.iterations * updates, updates),
@@ -61,20 +62,42 @@ def reinforce(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
     state, frozen, about = _ppo_state(c, policy, judge, tx)
     if sources:
       frozen = dataclasses.replace(frozen, reward={})
-      said = {row.ids.tobytes(): record.prompt for row, record in zip(rows, asked, strict=True)}
-      step = outside(settings, state, sources, said, policy.tokenizer)
+      step = outside(settings, state, sources, asked, policy.tokenizer)
     else:
       step = steps.compiled(partial(ppo.iteration, ppo=settings), state)
     one = lambda state, batch: step(state, frozen, *batch)
-    batches = stages.placed(lambda i: (prompts(i), mix(i)))
+    batches = lambda i: (prompts(i), mix(i))
     policy, judge = policy._replace(params={}), judge._replace(params={})
-    found = stages.prints(prompts=asked, text=texts)
+    found = stages.prints(prompts=corpora.records(said), text=text_print)
     with stages.run(c, workdir, sinks, found) as writer:
       if sources:
         writers.note(workdir, rewards=rewards.manifest(sources))
       state = stages.train(c, workdir, writer, one, state, batches, c.iterations, about, found)
       final = state.params["policy"] if state.ema is None else state.ema["policy"]
       stages.leave(workdir, int(state.iteration), stages.whole(c, c.rl_init, final), about)
+
+
+def drawn_prompts(
+  c: Config, said: Sequence[corpora.Part], tokenizer: Tokenizer, template: chat.Template | None
+) -> tuple[dict[bytes, str], Callable[[int], Prompts]]:
+  """(the text of each prompt by its ids, batches of prompts).
+
+  Raises UserError for prompts that are too long, and for a mixture in buckets.
+  """
+  rows = corpora.rows(
+    said, lambda part: pipeline.prompts(part.records, tokenizer, prompt=c.data.prompt, name=part.source, template=template)
+  )
+  each = itertools.chain(*rows.parts) if isinstance(rows, Mixture) else rows
+  texts = {row.ids.tobytes(): record.prompt for row, record in zip(each, corpora.records(said), strict=True)}
+  draw = {"size": c.batch, "seed": c.seed, "mine": sharding.local_rows(c.batch)}
+  lengths = buckets.lengths(c.data.prompt, c.data.buckets)
+  if len(lengths) == 1:
+    return texts, pipeline.stream(rows, partial(pipeline.pad_prompts, length=c.data.prompt), **draw)
+  if isinstance(rows, Mixture):
+    raise UserError(
+      f"config.data.buckets={c.data.buckets}: the batches of a mixture hold prompts of all lengths; take 1, or one source"
+    )
+  return texts, buckets.stream(rows, pipeline.pad_prompts, lengths=lengths, **draw)
 
 
 def _named(c: Config, name: str) -> str:

@@ -114,6 +114,23 @@ def place_batch(tree: PyTree) -> PyTree:
   return jax.tree.map(lambda x: _put(x, NamedSharding(mesh, fit(x.shape[:1], ("batch",)) or jax.P())), tree)
 
 
+def local_rows(size: int) -> list[int]:
+  """The rows of a batch of `size` that lie on devices of this process, in order; all of them without a mesh."""
+  if not is_sharded():
+    return list(range(size))
+  where = NamedSharding(jax.sharding.get_mesh(), fit((size,), ("batch",)) or jax.P())
+  parts = where.addressable_devices_indices_map((size,)).values()
+  return sorted({at for part in parts if part for at in range(size)[part[0]]})
+
+
+def place_rows(tree: PyTree) -> PyTree:
+  """`place_batch` where each process passes only its `local_rows`."""
+  if jax.process_count() == 1 or not is_sharded():
+    return place_batch(tree)
+  where = NamedSharding(jax.sharding.get_mesh(), jax.P(RULES["batch"]))
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, np.asarray(x)), tree)
+
+
 def _put(x: Any, where: NamedSharding) -> Array:
   """`jax.device_put`; with several processes that all hold x, each puts its part and nothing is sent or compared."""
   if jax.process_count() == 1 or not getattr(x, "is_fully_addressable", True):

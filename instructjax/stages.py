@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,14 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from instructjax import losses, optim, origin, reward, sft, sharding, steps, writers
+from instructjax import corpora, losses, optim, origin, reward, sft, sharding, steps, writers
 from instructjax.checkpoint import Checkpoints
-from instructjax.data import chat, pipeline, records, sources, spellings
+from instructjax.data import chat, pipeline, prefetch, records
+from instructjax.data.mixture import Rows
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.loop import fit
 from instructjax.models import lora
-from instructjax.types import LM, Demonstrations, Params, PyTree, TrainState
+from instructjax.types import LM, Demonstrations, Params, TrainState
 
 Config = Any  # ml_collections.ConfigDict: its fields are those of the file in configs/
 
@@ -57,13 +59,14 @@ def fits(lm: LM, length: int, what: str) -> None:
 
 
 def read(config: Config, name: str, kind: str) -> list:
-  """The records of config.data[name].  Raises UserError where the field is empty, and for every bad record."""
-  source = config.data[name]
-  if not source:
+  """The records of config.data[name], one source.  Raises UserError where the field is empty, and for every bad record."""
+  found = corpora.read(config, name, kind)
+  if len(found) > 1:
     raise UserError(
-      f"config.data.{name} is empty; give a JSONL file of {kind}s, a Parquet file, tfds:NAME or hub:OWNER/NAME/file.jsonl"
+      f"config.data.{name}={config.data[name]}: every record is used here, so weights say nothing; "
+      "give files with commas between"
     )
-  return sources.load(source, kind, spellings.choose(config.data.spelling, kind, config.data.fields))
+  return found[0].records
 
 
 def templated(config: Config, model: origin.Origin) -> tuple[origin.Origin, chat.Template | None]:
@@ -87,9 +90,8 @@ def demonstration_rows(
 ) -> list[pipeline.Row]:
   data = config.data
   return pipeline.demonstrations(
-    found, tokenizer, prompt=data.prompt, response=data.response, separator=data.separator, name=data[name],
-    template=template,
-  )  # fmt: skip
+    found, tokenizer, prompt=data.prompt, response=data.response, separator=data.separator, name=name, template=template
+  )
 
 
 def schedule(settings: Config, updates: int, held: int = 1) -> optim.Schedule:
@@ -119,13 +121,9 @@ def optimizer(settings: Config, updates: int, held: int = 1) -> optax.GradientTr
   )  # fmt: skip
 
 
-def placed(batches: Callable[[int], PyTree]) -> Callable[[int], PyTree]:
-  """The same batches on the devices."""
-  return lambda i: sharding.place_batch(batches(i))
-
-
-def prints(**data: Sequence) -> dict[str, str]:
-  return {name: records.fingerprint(rows) for name, rows in data.items()}
+def prints(**data: Sequence | str) -> dict[str, str]:
+  """The fingerprints of records, or those that are given."""
+  return {name: rows if isinstance(rows, str) else records.fingerprint(rows) for name, rows in data.items()}
 
 
 def train(
@@ -133,14 +131,22 @@ def train(
   batches: Callable[[int], Any], count: int, about: Mapping[str, Any], fingerprints: Mapping[str, str],
   evaluate: Callable[[TrainState], dict[str, Any]] | None = None,
 ) -> TrainState:  # fmt: skip
-  """`loop.fit` with the settings of a configuration, whose fingerprint each checkpoint holds beside those of the data."""
+  """`loop.fit` with the settings of a configuration, whose fingerprint each checkpoint holds beside those of the data.
+
+  Batches are made ahead; how long the steps waited for them stands in manifest.json.
+  """
   prints = {"configuration": writers.fingerprint(config.to_dict())} | dict(fingerprints)
-  return fit(
-    step, state, batches, steps=count, stage=config.stage, writer=writer,
-    checkpoints=Checkpoints(workdir / "checkpoints" / config.stage, keep=config.keep, best=config.best),
-    checkpoint_every=config.checkpoint_every, log_every=config.log_every, evaluate=evaluate,
-    evaluate_every=config.evaluate_every, extra={"model": about, "fingerprints": prints},
-  )  # fmt: skip
+  begun = time.perf_counter()
+  with prefetch.ahead(corpora.placed(batches), stop=count) as feed:
+    state = fit(
+      step, state, feed.batch, steps=count, stage=config.stage, writer=writer,
+      checkpoints=Checkpoints(workdir / "checkpoints" / config.stage, keep=config.keep, best=config.best),
+      checkpoint_every=config.checkpoint_every, log_every=config.log_every, evaluate=evaluate,
+      evaluate_every=config.evaluate_every, extra={"model": about, "fingerprints": prints},
+    )  # fmt: skip
+  seconds = {"data": round(feed.waited(), 3), "training": round(time.perf_counter() - begun, 3)}
+  writers.note(workdir, seconds={config.stage: seconds})
+  return state
 
 
 def run(config: Config, workdir: Path, sinks: tuple[str, ...], fingerprints: Mapping[str, str]):
@@ -156,22 +162,26 @@ def supervised(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> No
   c = config
   with devices(c.mesh) as parts:
     divides(c.batch, c.micro * parts, "config.batch", "micro-batches x devices")
-    demos = read(c, "demonstrations", "demonstration") if "demonstrations" in c.data else []
-    texts = read(c, "text", "text") if "text" in c.data else []
+    demos = corpora.read(c, "demonstrations", "demonstration") if "demonstrations" in c.data else []
+    texts = corpora.read(c, "text", "text", lazily=c.data.lazy) if "text" in c.data else []
     held_out = read(c, "valid", "demonstration" if demos else "text") if c.data.valid else []
     base = origin.open_model(c.model.source, c.model, c.seed)
     length = c.data.prompt + c.data.response if demos else c.data.length
     fits(base.lm, length, "a row (prompt + response)" if demos else "config.data.length")
     base, template = templated(c, base) if demos else (base, None)
-    rows, window = _demo_rows(c, demos, base.tokenizer, template)
-    windows = pipeline.text(texts, base.tokenizer, length=length, name=c.data.text) if texts else []
+    found = {part.source: _demo_rows(c, part.records, base.tokenizer, template, part.source) for part in demos}
+    apart = c.data.pack or any(window is None for _, window in found.values())
+    window = c.data.response if demos and not apart else None
+    rows = corpora.rows(demos, lambda part: corpora.packed(c, part, found[part.source][0], length, "demonstrations"))
+    windows, text_print = corpora.texts(c, texts, base.tokenizer, length)
     valid, _ = (
-      _demo_rows(c, held_out, base.tokenizer, template, "valid") if demos else (_windows(c, held_out, base.tokenizer), None)
-    )
+      _demo_rows(c, held_out, base.tokenizer, template, c.data.valid) if demos
+      else (_windows(c, held_out, base.tokenizer), None)
+    )  # fmt: skip
     mix = max(round(c.text_share * c.batch), 1) if demos and windows else c.batch if windows else 0
     if demos and mix >= c.batch:
       raise UserError(f"config.batch={c.batch} with config.text_share={c.text_share} holds no demonstration; raise it")
-    batches = placed(_mixed(rows, windows, length, c.batch - mix, mix, c.seed))
+    batches = _mixed(c, rows, windows, length, mix)
     count = c.steps or c.epochs * len(rows or windows) // (c.batch - mix or mix)
     if not count:
       raise UserError(f"{len(rows or windows)} rows make no batch of {c.batch}: give more data or lower config.batch")
@@ -183,14 +193,14 @@ def supervised(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     one = lambda state, batch: step(state, trunk, batch)
     base = base._replace(params={})  # donated with the state
     evaluate = nll(base.lm, trunk, valid, length, parts * c.micro) if valid else None
-    found = prints(demonstrations=demos, text=texts, valid=held_out)
-    with run(c, workdir, sinks, found) as writer:
-      state = train(c, workdir, writer, one, state, batches, count, about, found, evaluate)
+    identity = prints(demonstrations=corpora.records(demos), text=text_print, valid=held_out)
+    with run(c, workdir, sinks, identity) as writer:
+      state = train(c, workdir, writer, one, state, batches, count, about, identity, evaluate)
       leave(workdir, int(state.iteration), whole(c, c.model.source, state.params), about)
 
 
 def _demo_rows(
-  c: Config, found: Sequence, tokenizer: Tokenizer, template: chat.Template | None, name: str = "demonstrations"
+  c: Config, found: Sequence, tokenizer: Tokenizer, template: chat.Template | None, name: str
 ) -> tuple[list[pipeline.Row], int | None]:
   """Rows and the longest marked part; with `loss_on_prompt` the prompt is marked too, and then it is the whole row."""
   if not found:
@@ -203,20 +213,24 @@ def _demo_rows(
 
 
 def _windows(c: Config, found: Sequence, tokenizer: Tokenizer) -> list[pipeline.Row]:
-  return pipeline.text(found, tokenizer, length=c.data.length, tail=True, name=c.data.valid) if found else []
+  if not found or c.data.pack:
+    return pipeline.documents(found, tokenizer, length=c.data.length) if found else []
+  return pipeline.text(found, tokenizer, length=c.data.length, tail=True, name=c.data.valid)
 
 
 def _mixed(
-  rows: list, windows: list, length: int, demos: int, texts: int, seed: int
+  c: Config, rows: Rows, windows: Rows, length: int, texts: int
 ) -> Callable[[int], Demonstrations]:
-  """Batches of `demos` demonstrations and `texts` windows of text."""
-  pad = partial(pipeline.pad_demonstrations, length=length)
+  """Batches of demonstrations and, after them, `texts` rows of text; of both the rows of this process."""
+  mine, demos = sharding.local_rows(c.batch), c.batch - texts
   streams = [
-    pipeline.stream(source, pad, size=size, seed=seed)
-    for source, size in ((rows, demos), (windows, texts))
-    if source and size
-  ]
-  return lambda i: jax.tree.map(lambda *x: jnp.concatenate(x), *(stream(i) for stream in streams))
+    corpora.stream(c, source, length, size, here)
+    for source, size, here in (
+      (rows, demos, [at for at in mine if at < demos]), (windows, texts, [at - demos for at in mine if at >= demos])
+    )
+    if here
+  ]  # fmt: skip
+  return lambda i: jax.tree.map(lambda *x: np.concatenate(x), *(stream(i) for stream in streams))
 
 
 def nll(
@@ -259,18 +273,17 @@ def reward_model(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> 
   c = config
   with devices(c.mesh) as parts:
     divides(c.batch, c.micro * parts, "config.batch", "micro-batches x devices")
-    ranked = read(c, "comparisons", "comparison")
+    ranked = corpora.read(c, "comparisons", "comparison")
     held_out = read(c, "valid", "comparison") if c.data.valid else []
     demos = read(c, "demonstrations", "demonstration") if c.data.demonstrations else []
     base = origin.open_model(c.model.source, c.model, c.seed)
     length = c.data.prompt + c.data.response
     fits(base.lm, length, "a row (prompt + response)")
     base, template = templated(c, base)
-    groups, valid = (
-      _groups(c, found, base.tokenizer, name, template) for found, name in ((ranked, "comparisons"), (held_out, "valid"))
-    )
-    shown = demonstration_rows(c, "demonstrations", demos, base.tokenizer, template) if demos else []
-    k = max(len(group.rows) for group in [*groups, *valid])
+    groups = corpora.rows(ranked, lambda part: _groups(c, part.records, base.tokenizer, part.source, template))
+    valid = _groups(c, held_out, base.tokenizer, c.data.valid, template)
+    shown = demonstration_rows(c, c.data.demonstrations, demos, base.tokenizer, template) if demos else []
+    k = max(len(one.completions) for one in [*corpora.records(ranked), *held_out])
     pad = partial(pipeline.pad_comparisons, k=k, length=length)
     count = c.steps or c.epochs * len(groups) // c.batch
     if not count:
@@ -284,9 +297,9 @@ def reward_model(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> 
     step = steps.compiled(partial(reward.reward_step, lm=base.lm, tx=tx, cfg=settings), state)
     one = lambda state, batch: step(state, trunk, batch)
     base = base._replace(params={})
-    batches = placed(pipeline.stream(groups, pad, size=c.batch, seed=c.seed))
+    batches = pipeline.stream(groups, pad, size=c.batch, seed=c.seed, mine=sharding.local_rows(c.batch))
     evaluate = accuracy(base.lm, trunk, valid, pad, parts * c.micro) if valid else None
-    found = prints(comparisons=ranked, valid=held_out, demonstrations=demos)
+    found = prints(comparisons=corpora.records(ranked), valid=held_out, demonstrations=demos)
     with run(c, workdir, sinks, found) as writer:
       state = train(c, workdir, writer, one, state, batches, count, about, found, evaluate)
       params = state.params
@@ -301,9 +314,8 @@ def _groups(
 ) -> list[pipeline.Group]:
   data = c.data
   return pipeline.comparisons(
-    found, tokenizer, prompt=data.prompt, response=data.response, separator=data.separator, name=data[name],
-    template=template,
-  )  # fmt: skip
+    found, tokenizer, prompt=data.prompt, response=data.response, separator=data.separator, name=name, template=template
+  )
 
 
 def accuracy(

@@ -80,11 +80,11 @@ def arm(stage: str, point: str, step: int) -> None:
 
   from instructjax import stages, writers
 
-  placed, append, finalize = stages.placed, writers.append, atomicity.AtomicRenameTemporaryPath.finalize
+  fit, append, finalize = stages.fit, writers.append, atomicity.AtomicRenameTemporaryPath.finalize
 
-  def trapped(batches):  # batch i is asked for while step i runs
-    found = placed(batches)
-    return lambda i: found(i if i != step else end(signal.SIGTERM if point == "term" else signal.SIGKILL) or i)
+  def trapped(one, state, batches, **settings):  # batch i is asked for while step i runs
+    trap = lambda i: batches(i if i != step else end(signal.SIGTERM if point == "term" else signal.SIGKILL) or i)
+    return fit(one, state, trap, **settings)
 
   def half(path, rows):
     rows = list(rows)
@@ -107,7 +107,7 @@ def arm(stage: str, point: str, step: int) -> None:
       end()
 
   if point in ("step", "term"):
-    stages.placed = trapped
+    stages.fit = trapped
   elif point == "line":
     writers.append = half
   else:

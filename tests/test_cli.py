@@ -173,7 +173,11 @@ def test_bench_gets_its_options(monkeypatch):
   monkeypatch.setattr(cli, "prepare", lambda: None)
   monkeypatch.setattr(bench, "main", lambda b, *, as_json: seen.append((b, as_json)))
   assert cli.main(["bench", "--stage=ppo", "--batch=8", "--epochs=2", "--frozen-dtype=bfloat16", "--json"]) == 0
-  assert seen == [(bench.Bench(stage="ppo", batch=8, epochs=2, frozen_dtype="bfloat16"), True)]
+  assert cli.main(["bench", "--stage=sft", "--text=a.jsonl"]) == 0
+  assert seen == [
+    (bench.Bench(stage="ppo", batch=8, epochs=2, frozen_dtype="bfloat16"), True),
+    (bench.Bench(stage="sft", text="a.jsonl"), False),
+  ]
 
 
 def test_quickstart_gets_its_settings(monkeypatch, tmp_path):

@@ -18,17 +18,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
 from instructjax.data import chat
+from instructjax.data.mixture import Rows, endless
 from instructjax.data.records import Comparison, Demonstration, Prompt, Text, report
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.types import Comparisons, Demonstrations, Prompts
 
 SEPARATOR = " "  # between a prompt and its completion
+
+
+Host = Any  # a numpy array in the place of a jax.Array: padding makes batches on the host, `sharding` puts them on the devices
 
 
 class Row(NamedTuple):
@@ -139,6 +142,17 @@ def text(
   return [Row(np.asarray(ids, np.int32), 1) for ids in windows]
 
 
+def documents(records: Sequence[Text], tokenizer: Tokenizer, *, length: int) -> list[Row]:
+  """Each document by itself, with its end-of-text token, in pieces of at most `length` tokens: what is packed.
+
+  A piece that is too short to predict a token is left out.
+  """
+  step, bos = length - len(tokenizer.bos), tokenizer.bos
+  whole = ([*tokenizer.encode(record.text), tokenizer.eos[0]] for record in records)
+  pieces = [(*bos, *ids[at : at + step]) for ids in whole for at in range(0, len(ids), step)]
+  return [Row(np.asarray(ids, np.int32), 1) for ids in pieces if len(ids) >= 2]
+
+
 def _prompt(text: str, tokenizer: Tokenizer, limit: int, place: str, problems: list[str]) -> list[int]:
   ids = [*tokenizer.bos, *tokenizer.encode(text)]
   _limit(len(ids), limit, place, problems)
@@ -188,18 +202,22 @@ def _row(
 
 def longest(rows: Sequence[Row] | Sequence[Group], multiple: int = 8) -> int:
   """The length that holds every row, rounded up: the `length` of the padding functions."""
-  sizes = [len(row.ids) for item in rows for row in (item.rows if isinstance(item, Group) else (item,))]
-  return -(-max(sizes) // multiple) * multiple
+  return -(-max(map(size_of, rows)) // multiple) * multiple
+
+
+def size_of(row: Row | Group) -> int:
+  """The tokens of a row, or of the longest one of a group."""
+  return max(len(one.ids) for one in row.rows) if isinstance(row, Group) else len(row.ids)
 
 
 def pad_demonstrations(rows: Sequence[Row], *, length: int) -> Demonstrations:
   """[B, T] right padded; `mask` is True from each row's start to its end, or where the row's own is."""
   tokens, valid = _right([row.ids for row in rows], length)
-  mask = valid & (np.arange(length) >= np.asarray([row.start for row in rows])[:, None])
+  mask: Host = valid & (np.arange(length) >= np.asarray([row.start for row in rows])[:, None])
   for i, row in enumerate(rows):
     if row.mask is not None:
       mask[i, : len(row.mask)] = row.mask
-  return Demonstrations(tokens=jnp.asarray(tokens), valid=jnp.asarray(valid), mask=jnp.asarray(mask))
+  return Demonstrations(tokens=tokens, valid=valid, mask=mask)
 
 
 def pad_comparisons(groups: Sequence[Group], *, k: int, length: int) -> Comparisons:
@@ -213,25 +231,21 @@ def pad_comparisons(groups: Sequence[Group], *, k: int, length: int) -> Comparis
   ids = [row.ids for group in groups for row in group.rows + (EMPTY,) * (k - len(group.rows))]
   tokens, valid = _right(ids, length)
   shape = (len(groups), k, length)
-  rank = np.asarray([group.ranks + (0,) * (k - len(group.ranks)) for group in groups], np.int32)
-  return Comparisons(
-    tokens=jnp.asarray(tokens.reshape(shape)), valid=jnp.asarray(valid.reshape(shape)), rank=jnp.asarray(rank)
-  )
+  rank: Host = np.asarray([group.ranks + (0,) * (k - len(group.ranks)) for group in groups], np.int32)
+  return Comparisons(tokens=tokens.reshape(shape), valid=valid.reshape(shape), rank=rank)
 
 
 def pad_prompts(rows: Sequence[Row], *, length: int) -> Prompts:
   """[B, P] left padded."""
   tokens, valid = _right([row.ids[::-1] for row in rows], length)
-  return Prompts(
-    tokens=jnp.asarray(np.ascontiguousarray(tokens[:, ::-1])),
-    valid=jnp.asarray(np.ascontiguousarray(valid[:, ::-1])),
-  )
+  flipped: list[Host] = [np.ascontiguousarray(x[:, ::-1]) for x in (tokens, valid)]
+  return Prompts(*flipped)
 
 
 EMPTY = Row(np.zeros(0, np.int32), 0)
 
 
-def _right(ids: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
+def _right(ids: Sequence[np.ndarray], length: int) -> tuple[Host, Host]:
   sizes = np.asarray([len(row) for row in ids])
   if sizes.max() > length:
     raise UserError(f"a row of {sizes.max()} tokens does not fit in batches of length {length}; raise the length")
@@ -244,18 +258,17 @@ def _right(ids: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarr
 # --- order ---
 
 
-def stream(rows: Sequence[Any], pad: Callable[[Sequence[Any]], Any], *, size: int, seed: int) -> Callable[[int], Any]:
+def stream(
+  rows: Rows, pad: Callable[[Sequence[Any]], Any], *, size: int, seed: int, mine: Sequence[int] | None = None
+) -> Callable[[int], Any]:
   """Batch number -> batch of `size` rows, in an order shuffled anew each epoch; endless and random access.
 
-  An epoch is len(rows) / size batches; a batch may straddle two epochs.  Raises UserError where there are no rows.
+  An epoch is len(rows) / size batches; a batch may straddle two epochs.  `mine` are the rows of every batch that this process
+  makes (`sharding.local_rows`), None all.  Raises UserError where there are no rows.
   """
-  import grain
-
-  if not len(rows):
-    raise UserError("no rows to draw from; give a file that holds records")
-
-  order = grain.MapDataset.source(rows).shuffle(seed=seed).repeat()
-  return order.batch(size, batch_fn=pad).__getitem__
+  order = endless(rows, seed)
+  places = range(size) if mine is None else [int(at) for at in mine]
+  return lambda i: pad([order(i * size + at) for at in places])
 
 
 def once(rows: Sequence[Any], pad: Callable[[Sequence[Any]], Any], *, size: int) -> Iterator[tuple[Any, int]]:

@@ -32,11 +32,13 @@ class Part(NamedTuple):
   name      stands before the line or row number in messages
   rows      opens them: dicts, or lines of JSON
   mapping   the ready one of a TFDS data set
+  reach     opens the rows of a TFDS data set by their number
   """
 
   name: str
   rows: Callable[[], Iterable[Any]]
   mapping: Mapping | None = None
+  reach: Callable[[], Any] | None = None
 
 
 def load(source: str | Path, kind: str, spelling: Spelling | None = None, *, folder: str | None = None) -> list:
@@ -187,7 +189,7 @@ def tfds(name: str, folder: str | None = None) -> Part:
   split = split or "train"
   place = f"tfds:{name}@{split}"
   read = lambda module: module.data_source(name, split=split, data_dir=folder, download=False)
-  return Part(place, lambda: map(plain, _prepared(place, read)), mappings.of(name))
+  return _reader(place, read, name)
 
 
 def tfds_folder(place: str) -> Part:
@@ -199,7 +201,12 @@ def tfds_folder(place: str) -> Part:
   name = f"{folder}@{split}"
   builder = _prepared(name, lambda module: module.builder_from_directory(folder))
   read = lambda module: builder.as_data_source(split)
-  return Part(name, lambda: map(plain, _prepared(name, read)), mappings.of(builder.info.full_name))
+  return _reader(name, read, builder.info.full_name)
+
+
+def _reader(place: str, read: Callable[[Any], Any], name: str) -> Part:
+  reach = lambda: _prepared(place, read)
+  return Part(place, lambda: map(plain, reach()), mappings.of(name), reach)
 
 
 def _prepared(place: str, read: Callable[[Any], Any]) -> Any:

@@ -163,7 +163,7 @@ def supervised(c: Config, lm: LM, records: int | None) -> list[Program]:
   tx = stages.optimizer(c.optimizer, count)
   trunk, _, trained = parts(c, lm)
   state = state_of(trained, tx, None, False)
-  window = None if mix or c.loss_on_prompt else c.data.response
+  window = None if mix or c.loss_on_prompt or c.data.pack else c.data.response
   cfg = sft.SFTConfig(micro=c.micro, window=window, dropout=c.model.dropout > 0)
   batch = demonstrations(c.batch, length)
   kinds = (state_kinds(state), all_of("params", trunk), all_of("other", batch))

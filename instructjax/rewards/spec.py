@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from instructjax.data.mixture import TERM
 from instructjax.errors import UserError
 
 GRAMMAR = (
@@ -22,7 +23,6 @@ OPTIONS: dict[str, dict[str, Any]] = {  # of each kind of source, written #name=
   "http": {"batch": 32, **_ENDPOINT},
   "openai": {"template": "", **_ENDPOINT},
 }
-_TERM = re.compile(r"(?:([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?(\S.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def parse(text: str) -> tuple[Term, ...]:
 
 
 def _term(text: str) -> Term:
-  found = _TERM.fullmatch(text)
+  found = TERM.fullmatch(text)
   if not found:
     raise UserError(f"a reward is empty: {GRAMMAR}")
   weight, source = float(found[1] or 1), found[2]

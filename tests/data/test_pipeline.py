@@ -177,3 +177,10 @@ def test_batches_have_one_shape_so_that_nothing_compiles_twice():
   for i in range(4):
     count(batches(i))
   assert count._cache_size() == 1
+
+
+def test_each_process_makes_its_own_rows_of_a_batch():
+  whole = pipeline.stream(list(range(10)), numbers, size=4, seed=2)
+  parts = [pipeline.stream(list(range(10)), numbers, size=4, seed=2, mine=mine) for mine in ([0, 3], [1, 2])]
+  for i in range(9):
+    assert whole(i)[[0, 3, 1, 2]].tolist() == [*parts[0](i).tolist(), *parts[1](i).tolist()]
