@@ -84,8 +84,10 @@ def reward_model(lm: LM, seed: int):
 
 
 def perturb(params, scale, seed=5):
-  keys = iter(jax.random.split(jax.random.key(seed), len(jax.tree.leaves(params))))
-  return jax.tree.map(lambda p: p + scale * jax.random.normal(next(keys), p.shape), params)
+  """The parameters with noise of this scale added, where they lie; nothing is compiled."""
+  rng = np.random.default_rng(seed)
+  noisy = lambda p: (np.asarray(p) + scale * rng.standard_normal(p.shape)).astype(p.dtype)
+  return jax.tree.map(lambda p: jax.device_put(noisy(p), p.sharding), params)
 
 
 def ragged(rows, width, lengths=None, seed=0):

@@ -129,6 +129,7 @@ def test_the_same_parts_give_the_same_ids_everywhere(pairs):
   left = pipeline.pad_prompts(prompts, length=8)
   right = pipeline.pad_demonstrations(demos, length=length)
   ranked = pipeline.pad_comparisons(groups, k=2, length=length)
+  left, right, ranked = jax.tree.map(np.asarray, (left, right, ranked))  # no slice of theirs is compiled
   for i, (prompt, completion) in enumerate(pairs):
     expected = [*TOK.encode(prompt), *TOK.encode(" " + completion.lstrip()), EOS]
     assert right.tokens[i][right.valid[i]].tolist() == expected

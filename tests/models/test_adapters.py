@@ -4,6 +4,7 @@ has its own, and a Linen decoder."""
 import json
 import re
 import warnings
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -117,16 +118,16 @@ def make(name):
   return *found, lambda *args: module.logits(module.hidden(*args))
 
 
-MADE = {name: make(name) for name in ("nnx", "cached", "linen")}
+made = cache(make)
 
 
-@pytest.fixture(params=MADE)
+@pytest.fixture(params=["nnx", "cached", "linen"])
 def name(request):
   return request.param
 
 
 def sampled(name, params, prompts, response=6):
-  lm = MADE[name][0]
+  lm = made(name)[0]
   draw = tiny.jitted(rollout.sample, lm=lm, cfg=rollout.Sampling(response=response, temperature=0))
   with warnings.catch_warnings():
     warnings.simplefilter("ignore", adapters.FullForwards)
@@ -134,7 +135,7 @@ def sampled(name, params, prompts, response=6):
 
 
 def test_it_is_the_module_wherever_the_padding_stands(name):
-  lm, params, logits = MADE[name]
+  lm, params, logits = made(name)
   tokens = jax.random.randint(jax.random.key(1), (2, 6), 0, 48)
   at = jnp.broadcast_to(jnp.arange(6), (2, 6))
   expected = jax.jit(logits)(tokens, at, jnp.broadcast_to(jnp.tri(6, dtype=bool), (2, 6, 6)))
@@ -151,8 +152,8 @@ def test_it_is_the_module_wherever_the_padding_stands(name):
 
 def test_greedy_samples_are_those_of_whole_forward_passes(name):
   """By the module itself, row by row without padding; with its cache and by the fallback."""
-  _, params, logits = MADE[name]
-  prompts = tiny.prompts(MADE[name][0], 3)
+  _, params, logits = made(name)
+  prompts = tiny.prompts(made(name)[0], 3)
   rows = sampled(name, params, prompts)
   whole = jax.jit(logits)
   for row in range(3):
@@ -167,9 +168,9 @@ def test_greedy_samples_are_those_of_whole_forward_passes(name):
 def test_a_model_without_a_cache_says_so_once():
   adapters._say_once.cache_clear()
   with pytest.warns(adapters.FullForwards, match="Decoder has no cache.*give decode and init_cache") as found:
-    MADE["nnx"][0].init_cache(2, 8)
-    MADE["nnx"][0].init_cache(2, 8)
-    MADE["cached"][0].init_cache(2, 8)
+    made("nnx")[0].init_cache(2, 8)
+    made("nnx")[0].init_cache(2, 8)
+    made("cached")[0].init_cache(2, 8)
   assert len(found) == 1
 
 
@@ -181,7 +182,7 @@ SGD = optax.sgd(0.3)
 
 
 def ppo_parts(name):
-  lm, params, _ = MADE[name]
+  lm, params, _ = made(name)
   tx = optim.by_subtree(policy=optax.adam(1e-2), value=optax.adam(1e-2))
   sampling = rollout.Sampling(response=5, eos=(3,), banned=(0,))
   settings = ppo.PPO(lm=lm, tx=tx, sampling=sampling, cfg=ppo.PPOConfig(minibatches=1, ptx_coef=1.0))
@@ -192,7 +193,7 @@ def ppo_parts(name):
 
 def three_stages(name):
   """The metrics of an SFT step, a reward-model step and a PPO iteration."""
-  lm, params, _ = MADE[name]
+  lm, params, _ = made(name)
   put = lambda tree: sharding.place(tree, _specs(lm, tree))
   batch = sharding.place_batch(tiny.demonstrations(lm, 8))
   step = tiny.jitted(sft.sft_step, lm=lm, tx=SGD, cfg=sft.SFTConfig(dropout=False))
@@ -250,7 +251,7 @@ def test_every_stage_trains_it(name):
 
 def sft_step(name):
   """Metrics and the parameters after one step."""
-  lm, params, _ = MADE[name]
+  lm, params, _ = made(name)
   state = state_of(sharding.place(params, sharding.shardings(lm.table)), SGD)
   step = tiny.jitted(sft.sft_step, lm=lm, tx=SGD, cfg=sft.SFTConfig(dropout=False))
   state, metrics = step(state, {}, sharding.place_batch(tiny.demonstrations(lm, 8)))
@@ -280,11 +281,11 @@ def test_eight_devices_give_the_same_numbers(name, shape):
 
 
 def test_metadata_becomes_axes_of_the_mesh():
-  table = MADE["cached"][0].table["model"]["blocks"]["0"]
+  table = made("cached")[0].table["model"]["blocks"]["0"]
   assert table["up"]["kernel"].axes == ("embed", "mlp")
   assert table["qkv"]["kernel"].axes == ("embed", None, "heads", None)
   assert table["down"]["kernel"].axes == (None, None)
-  assert MADE["linen"][0].table["model"]["up"]["kernel"].axes == ("embed", "mlp")
+  assert made("linen")[0].table["model"]["up"]["kernel"].axes == ("embed", "mlp")
   with nnx.use_eager_sharding(False):
     module = CachedDecoder(rngs=nnx.Rngs(1))
   fill = {"hidden": "hidden", "logits": "unembed", **SIZES}
@@ -296,7 +297,7 @@ def test_metadata_becomes_axes_of_the_mesh():
 
 @pytest.mark.parametrize("name", ["nnx", "linen"])
 def test_dropout_is_the_modules_own(name):
-  lm, params, _ = MADE[name]
+  lm, params, _ = made(name)
   tokens, valid = jnp.ones((2, 6), jnp.int32), jnp.ones((2, 6), bool)
   hidden = jax.jit(lm.hidden)
   a, b, again = (hidden(params, tokens, valid, key=jax.random.key(seed)) for seed in (1, 2, 1))
@@ -325,7 +326,7 @@ def test_what_is_not_possible_is_said():
     adapters.from_linen(LinenDecoder(), {"params": {}, "batch_stats": {"mean": jnp.ones(1)}}, **fill)
   with pytest.raises(UserError, match="decode and init_cache belong together"):
     adapters.from_nnx(CachedDecoder.__new__(CachedDecoder), decode="decode", **fill)
-  lm, params, _ = MADE["nnx"]
+  lm, params, _ = made("nnx")
   ids, valid = jnp.ones((1, 33), jnp.int32), jnp.ones((1, 33), bool)
   with pytest.raises(UserError, match="rows of 33 tokens do not fit the model's context of 32"):
     lm.hidden(params, ids, valid)

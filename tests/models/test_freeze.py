@@ -6,14 +6,13 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from test_transformer import jitted
 
 from instructjax import sft, steps
 from instructjax.errors import UserError
 from instructjax.models import freeze
 from instructjax.plan import counting
 
-FAMILIES = {family: jitted(tiny.lm(family, depth=3)) for family in ("gpt", "llama")}
+FAMILIES = {family: tiny.lm(family, depth=3) for family in ("gpt", "llama")}
 TOKENS = jax.random.randint(jax.random.key(1), (2, 6), 0, tiny.VOCAB)
 VALID = jnp.asarray(np.array([[1] * 6, [0, 0, 1, 1, 1, 1]], bool))
 
