@@ -1,36 +1,51 @@
 """Eight fake devices, warnings as errors, and runtime shape checks for every test."""
 
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
 
 # Compiling is most of the time of these tests, and what is compiled runs once or twice: so without optimization, in one piece,
-# and by the emitters that take half as long as their successors (jaxlib 0.12 has only those, and dies of a flag it does not know).
-FLAGS = [
-  "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0",
-  "--xla_llvm_disable_expensive_passes=true", "--xla_cpu_parallel_codegen_split_count=1",
-]  # fmt: skip
-if version("jaxlib").startswith("0.10."):
-  FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+# and by the emitters that take half as long as those after them (jaxlib 0.12 has only these, and dies of an unknown flag).
+os.environ.setdefault(
+  "XLA_FLAGS",
+  "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+  " --xla_cpu_parallel_codegen_split_count=1"
+  + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# What took long to compile is kept, here and not in the user's cache, for runs of the same stage and the next time.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax-cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 import jax
 import pytest
 from jaxtyping import install_import_hook
 
-cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-if cache:
-  jax.config.update("jax_compilation_cache_dir", cache)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+# Entries are written in place: processes side by side, which could read half of one, have a folder each.
+cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+jax.config.update("jax_compilation_cache_dir", str(cache))
 
 # Every jaxtyping annotation of a function is checked while the tests run.  `types` is left out: JAX makes its dataclasses also
 # of shardings, numpy arrays and other leaves.
 package = Path(__file__).parent.parent / "instructjax"
 checked = [f"instructjax.{path.stem}" for path in package.iterdir() if path.stem not in ("__init__", "types", "py")]
 install_import_hook(checked, "checks.check")
+
+
+def pytest_collection_finish():
+  gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen_heap():
+  """Traced and compiled programs stay for the whole run: the collector, which loop.fit calls, need not walk them again."""
+  yield
+  gc.collect()
+  gc.freeze()
+
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
 

@@ -6,14 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 from jax.test_util import check_grads as finite_differences
 from oracles import losses as oracle
 
-from instructjax import losses
+from instructjax import losses as plain
 
+losses = tiny.whole(plain)
 P = jax.P
 close = partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6)
 same = np.testing.assert_array_equal
@@ -441,17 +443,17 @@ def test_vmap_over_leading_dimensions():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_float32_by_construction_under_strict_promotion(dtype):
+  """The types alone: nothing is computed."""
   logp, old, adv, mask = arrays(*ppo_batch())
   lp, old, adv = (x.astype(dtype) for x in (logp, old, adv))
   score, rank = arrays(*ranked_batch())
-  score = score.astype(dtype)
-  with jax.numpy_dtype_promotion("strict"):
+
+  def everything(lp, old, adv, mask, score, rank):
     w, sw, pw = losses.token_mean(mask), losses.sequence_mean(mask), losses.pair_weights(rank)
-    assert losses.pair_weights(rank, "all").dtype == jnp.float32
     share = jnp.full(len(rank), 0.2, jnp.float32)
-    logits = losses.temper(lp, 0.7, (1,))
-    outs = [
-      w, sw, pw, logits,
+    return [
+      w, sw, pw, losses.pair_weights(rank, "all"),
+      losses.temper(lp, 0.7, (1,)),
       losses.token_logp(lp, jnp.zeros(4, jnp.int32)),
       losses.entropy(lp),
       losses.nll(lp, w),
@@ -466,6 +468,9 @@ def test_float32_by_construction_under_strict_promotion(dtype):
       *losses.policy_metrics(lp, old, adv, mask).values(),
       *losses.value_metrics(lp, old, adv, mask).values(),
     ]  # fmt: skip
+
+  with jax.numpy_dtype_promotion("strict"):
+    outs = jax.eval_shape(everything, lp, old, adv, mask, score.astype(dtype), rank)
   assert {x.dtype for x in outs} == {jnp.dtype("float32")}
 
 
@@ -517,7 +522,7 @@ def test_losses_on_an_explicit_mesh(explicit):
     return total + losses.best_of_k(score, rank, share), losses.ranking_accuracy(score, rank)
 
   for f, batch in (tokens, (logp, old, adv, mask)), (completions, (score, rank)):
-    want = jax.value_and_grad(f, has_aux=True)(*batch)
+    want = jax.jit(jax.value_and_grad(f, has_aux=True))(*batch)
     with jax.set_mesh(explicit):
       placed = jax.device_put(batch, P(ROWS, None))
       got = jax.jit(jax.value_and_grad(f, has_aux=True))(*placed)

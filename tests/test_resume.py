@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import chain
+import jax
 import numpy as np
 import pytest
 from test_stages import data, leaves, metrics  # noqa: F401
@@ -20,14 +21,11 @@ PLANS = [
 
 
 @pytest.fixture(scope="module")
-def launch(data, tmp_path_factory):  # noqa: F811
+def launch(data):  # noqa: F811
   """Starts `chain.py` and returns how it ended."""
-  cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
   env = os.environ | {
     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    "JAX_COMPILATION_CACHE_DIR": cache,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,  # of this worker alone
   }
 
   def start(runs, plan="", *more, flags=""):

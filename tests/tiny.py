@@ -1,8 +1,10 @@
 """Small models and batches that the tests share."""
 
 import contextlib
+import inspect
 import logging
-from functools import cache, partial
+from functools import cache, partial, wraps
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +54,27 @@ def jitted(function, **settings):
   if key not in _JITTED:
     _JITTED[key] = jax.jit(partial(function, **settings)), settings
   return _JITTED[key][0]
+
+
+def whole(module):
+  """The module with each function compiled as one, not operation by operation; what is no array in a call is a constant."""
+
+  @cache
+  def compiled(function, static):
+    return jax.jit(function, static_argnames=static)
+
+  def wrap(function):
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def call(*args, **kwargs):
+      given = signature.bind(*args, **kwargs).arguments
+      arrays = {name for name, value in given.items() if isinstance(value, jax.Array | np.ndarray)}
+      return compiled(function, tuple(sorted(given.keys() - arrays)))(**given) if arrays else function(**given)
+
+    return call
+
+  return SimpleNamespace(**{name: wrap(x) if inspect.isfunction(x) else x for name, x in vars(module).items()})
 
 
 @contextlib.contextmanager
