@@ -3,20 +3,24 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+TWO := $(BIN)/python -m pytest -n 2 --dist worksteal
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: quickstart test test-slow test-oracles test-plan test-browser lint lock clean
+.PHONY: quickstart test test-fast test-slow test-oracles test-plan test-browser lint lock clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/instructjax quickstart $(ARGS)
 
-test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+test: lint test-fast
+
+test-fast: $(VENV)/.test
+	$(TWO) $(ARGS)
 
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(TWO) -m slow $(ARGS)
 
 test-oracles: $(VENV)/.oracles
-	$(BIN)/python -m pytest -m oracle $(ARGS)
+	$(TWO) -m oracle $(ARGS)
 
 test-plan: $(VENV)/.plan
 	$(BIN)/python -m pytest -m tpu $(ARGS)
@@ -34,20 +38,20 @@ $(VENV)/.python:
 	@touch $@
 
 $(VENV)/.runtime: $(VENV)/.python requirements.lock pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(INSTALL) --require-hashes -r requirements.lock
+	$(INSTALL) --no-deps -e .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.runtime requirements-test.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-test.lock
+	$(INSTALL) --require-hashes -r requirements-test.lock
 	@touch $@
 
 $(VENV)/.oracles: $(VENV)/.test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-oracles.txt -e '.[oracles]'
+	$(INSTALL) -c constraints-oracles.txt -e '.[oracles]'
 	@touch $@
 
 $(VENV)/.plan: $(VENV)/.test constraints-plan.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-plan.txt -e '.[plan]'
+	$(INSTALL) -c constraints-plan.txt -e '.[plan]'
 	@touch $@
 
 lock:  ## pins names, versions and hashes for every supported Python; no addresses
@@ -56,4 +60,4 @@ lock:  ## pins names, versions and hashes for every supported Python; no address
 	  --no-annotate --quiet -o requirements-test.lock
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .jax-cache
