@@ -2,6 +2,7 @@
 
 import gc
 import os
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,6 +37,7 @@ install_import_hook(checked, "checks.check")
 
 
 def pytest_collection_finish():
+  import_module("hypothesis")  # which asks, once, who holds a generator, and would not see a frozen holder
   gc.freeze()
 
 

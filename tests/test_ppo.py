@@ -286,8 +286,15 @@ def test_parts_jitted_apart_equal_the_whole():
   assert float(metrics["objective/scores"]) == pytest.approx(scores.mean(), abs=1e-5)
 
 
+@cache
+def adaptive_and_still():
+  """One program for two tests: nothing is learned, the coefficient adapts."""
+  config, *rest = setup(tx=STILL)
+  return config._replace(kl_control=partial(returns.adaptive_kl, target=6.0, horizon=10_000)), *rest
+
+
 def test_two_iterations_draw_different_noise_and_a_repeat_does_not():
-  config, state, frozen = setup(tx=STILL)
+  config, state, frozen = adaptive_and_still()
   step = jitted(ppo.iteration, config)
   prompts = tiny.prompts(config.lm, rows=8)
   one, a = step(state, frozen, prompts, None)
@@ -310,9 +317,7 @@ def test_micro_batches_add_up(micro):
 
 
 def test_adaptive_coefficient_lives_in_the_state():
-  config, state, frozen = setup()
-  control = partial(returns.adaptive_kl, target=6.0, horizon=10_000)
-  config = config._replace(kl_control=control)
+  config, state, frozen = adaptive_and_still()
   new, metrics = jitted(ppo.iteration, config)(state, frozen, tiny.prompts(config.lm, rows=8), None)
   expected = returns.adaptive_kl(state.kl_coef, metrics["objective/kl"], 8, target=6.0, horizon=10_000)
   assert float(new.kl_coef) == pytest.approx(float(expected))
