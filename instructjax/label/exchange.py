@@ -18,7 +18,7 @@ from typing import Any
 from instructjax.data import records
 from instructjax.data.records import Comparison, Demonstration, RecordError
 from instructjax.errors import UserError
-from instructjax.label.tasks import FACTS, FLAGS, Answer, Task, checked, facts, present
+from instructjax.label.tasks import FACTS, FLAGS, Answer, Task, checked, facts, present, unanswered
 
 Loaded = tuple[list[Task], list[Answer]]
 Said = list[tuple[str, dict[str, Any] | None]]  # labelers and their answers; None is a skip
@@ -27,19 +27,21 @@ PAIRS = [("left", "right"), ("text1", "text2"), ("answer1", "answer2"), ("output
 
 
 def comparisons(answers: Iterable[Answer]) -> list[Comparison]:
-  """A record for each ranking; skips, notes and `sources` have no place in one."""
+  """A record for each ranking; skips and notes have no place in one."""
   found = []
   for answer in answers:
     if answer.value is not None:
       ratings, ranks = tuple(answer.value["ratings"]), tuple(answer.value["ranks"])
       known = facts(answer.task) | {"labeler": answer.labeler, "ratings": ratings if any(ratings) else None}
+      known |= {"sources": answer.task.sources or None, "turns": answer.task.turns}
       found.append(Comparison(answer.task.prompt, answer.task.completions, ranks, **known))
   return found
 
 
 def demonstrations(answers: Iterable[Answer]) -> list[Demonstration]:
   """A record for each demonstration."""
-  return [Demonstration(a.task.prompt, a.value["completion"], **facts(a.task)) for a in answers if a.value is not None]
+  given = [(answer.task, answer.value["completion"]) for answer in answers if answer.value is not None]
+  return [Demonstration(task.prompt, text, **facts(task), turns=task.turns) for task, text in given]
 
 
 def from_records(path: Path, kind: str) -> Loaded:
@@ -47,13 +49,12 @@ def from_records(path: Path, kind: str) -> Loaded:
   tasks, answers = [], []
   for record in records.read(path, kind):
     if isinstance(record, Comparison):
-      task, k = Task(record.prompt, record.completions, **facts(record)), len(record.completions)
+      k = len(record.completions)
       value = {"ranks": list(record.ranks), "ratings": [dict(r) for r in record.ratings or [{}] * k], "notes": [""] * k}
-      answers.append(Answer(task, record.labeler or "unnamed", value))
+      answers.append(Answer(unanswered(record), record.labeler or "unnamed", value))
     else:
-      task = Task(record.prompt, **facts(record))
-      answers.append(Answer(task, "unnamed", {"completion": record.completion}))
-    tasks.append(task)
+      answers.append(Answer(unanswered(record), "unnamed", {"completion": record.completion}))
+    tasks.append(unanswered(record))
   return tasks, answers
 
 
@@ -103,9 +104,9 @@ def _task(kind: str, prompt: Any, texts: list[Any], known: dict[str, Any]) -> Ta
   row = {"prompt": prompt} | {name: value for name, value in known.items() if value not in (None, "")}
   if kind == "demonstration":
     (prompted,) = records.parse([row], "prompt", name="task")
-    return Task(prompted.prompt, **facts(prompted))
+    return unanswered(prompted)
   (ranked,) = records.parse([row | {"completions": texts, "ranks": [1] * len(texts)}], "comparison", name="task")
-  return Task(ranked.prompt, ranked.completions, **facts(ranked))
+  return unanswered(ranked)
 
 
 # --- Label Studio ---
