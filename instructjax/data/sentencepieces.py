@@ -13,7 +13,7 @@ from instructjax.errors import UserError
 
 MODEL_TYPES = ("bpe", "unigram")
 NORMALIZATIONS = ("identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")
-SPACE = "\u2581"
+NO_SYMBOL = re.compile("[\0\u2581\ud800-\udfff]")
 LONGEST = 1 << 18  # letters of a sentence; four bytes each at most
 RESERVED = re.compile("[\n\r\t\0]")  # SentencePiece passes over a line that holds one
 
@@ -80,10 +80,15 @@ class Training:
         raise UserError(f"{name} {getattr(self, name)!r}: known are {', '.join(known)}")
     if not 0.98 <= self.coverage <= 1:  # SentencePiece's own limits
       raise UserError(f"coverage {self.coverage}: a share of the text's characters, .98 to 1")
-    names = [self.eos, self.pad, self.unk, *([self.bos] if self.bos else []), *self.control, *self.symbols]
-    wrong = next((name for name in names if not name or names.count(name) > 1 or SPACE in name), None)
+    special = [self.eos, self.pad, self.unk, *([self.bos] if self.bos else []), *self.control]
+    names = [*special, *self.symbols]
+    wrong = next((name for name in names if not name or names.count(name) > 1 or NO_SYMBOL.search(name)), None)
+    wrong = next((name for name in special if not name.isprintable() or " " in name), wrong)
     if wrong is not None:
-      raise UserError(f"the piece {wrong!r} is empty, named twice or holds U+2581, SentencePiece's space; name each piece once")
+      raise UserError(
+        f"the piece {wrong!r} is empty, named twice or holds U+2581, SentencePiece's space, or what no piece can; name each "
+        "once, special tokens without spaces"
+      )
     least = 1 + len(names) + 256 * self.byte_fallback
     if self.vocab_size < least:
       raise UserError(

@@ -71,7 +71,7 @@ def measure(tokenizer: Tokenizer, texts: Iterable[str]) -> Measured:
       continue
     ids = tokenizer.encode(text)
     back = tokenizer.decode(ids)
-    if back.removeprefix(" ") != text.removeprefix(" "):
+    if back not in (text, text.removeprefix(" "), f" {text}"):
       lost.append((number, *_around(text, back)))
     here = sum(i in unknown for i in ids)
     strange = strange or (number if here else 0)
