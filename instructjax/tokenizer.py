@@ -111,7 +111,7 @@ def _check(args: argparse.Namespace) -> None:
     told = {"tokenizer": reference, "model": args.model, "figures": figures, "problems": problems}
     print(json.dumps(told, ensure_ascii=False))
   else:
-    title = f"{reference} and {args.model}" if args.model else reference
+    title = f"{reference} and {args.model}" if args.model not in ("", reference) else reference
     tables.show([tables.Table(title, ("figure", "value", "note"), rows, 2)])
   for problem in problems:
     print(problem, file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,12 +59,19 @@ def _control(kinds: Sequence[int] | None) -> list[int]:
 
 def gguf_metadata(path: str | Path) -> dict[str, Any]:
   """What a GGUF file says about its tokenizer, under the file's own keys.  Raises UserError where it is no such file."""
-  import gguf
-
   try:
-    fields = gguf.GGUFReader(path).fields
+    stat = Path(path).stat()
+    return _gguf_metadata(path, stat.st_mtime_ns, stat.st_size)
   except (ValueError, OSError, IndexError) as error:
     raise UserError(f"{path}: not a readable GGUF file ({error}); fetch it again") from error
+
+
+@functools.lru_cache(maxsize=2)
+def _gguf_metadata(path: str | Path, changed: int, size: int) -> dict[str, Any]:
+  """Read once: that takes seconds, a piece at a time."""
+  import gguf
+
+  fields = gguf.GGUFReader(path).fields
   return {name: field.contents() for name, field in fields.items() if name.startswith("tokenizer.")}
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructjax.data import records
+from instructjax.data import records, validation
 from instructjax.data.records import Comparison, Demonstration, RecordError
 from instructjax.errors import UserError
 from instructjax.label.tasks import FACTS, FLAGS, Answer, Task, checked, facts, present, unanswered
@@ -45,9 +45,9 @@ def demonstrations(answers: Iterable[Answer]) -> list[Demonstration]:
 
 
 def from_records(path: Path, kind: str) -> Loaded:
-  """Labeled records: comparisons with their labeler, or demonstrations."""
-  tasks, answers = [], []
-  for record in records.read(path, kind):
+  """Labeled records: comparisons with their labeler, or demonstrations.  Raises UserError with the line of every problem."""
+  tasks, answers, problems = [], [], []
+  for line, record in enumerate(records.read(path, kind), 1):
     if isinstance(record, Comparison):
       k = len(record.completions)
       value = {"ranks": list(record.ranks), "ratings": [dict(r) for r in record.ratings or [{}] * k], "notes": [""] * k}
@@ -55,6 +55,11 @@ def from_records(path: Path, kind: str) -> Loaded:
     else:
       answers.append(Answer(unanswered(record), "unnamed", {"completion": record.completion}))
     tasks.append(unanswered(record))
+    try:
+      checked(kind, answers[-1].value, len(tasks[-1].completions))
+    except UserError as error:
+      problems.append(f"{path}:{line}: {error}")
+  records.report(problems)
   return tasks, answers
 
 
@@ -77,6 +82,8 @@ def load(path: str | Path, kind: str, form: str) -> Loaded:
     rows = json.loads(path.read_text(encoding="utf-8-sig"))
   except FileNotFoundError:
     raise UserError(f"{path}: no such file") from None
+  except RecursionError:
+    raise UserError(f"{path}: nested too deeply; give the file that the tool exported as JSON") from None
   except (OSError, ValueError) as error:
     raise UserError(f"{path}: not JSON ({error}); give the file that the tool exported as JSON") from None
   if not isinstance(rows, list) or not rows:
@@ -92,9 +99,11 @@ def load(path: str | Path, kind: str, form: str) -> Loaded:
       tasks.append(task)
       answers += [Answer(task, labeler, value, "" if value else "skipped elsewhere") for labeler, value in said]
     except (UserError, RecordError) as error:
-      problems.append(f"{path}: item {at}: {error}")
+      lines = [line for part in error.args for line in str(part).split("\n")]
+      problems += [f"{path}: item {at}: {validation.printable(line)}" for line in lines]
     except (KeyError, TypeError, AttributeError, IndexError, json.JSONDecodeError) as error:
-      problems.append(f"{path}: item {at}: not as {form} writes it ({type(error).__name__}: {error})")
+      what = validation.printable(f"not as {form} writes it ({type(error).__name__}: {error})")
+      problems.append(f"{path}: item {at}: {what}")
   records.report(problems)
   return tasks, answers
 
