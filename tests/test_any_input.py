@@ -199,7 +199,9 @@ def test_label_import_takes_all_or_says_why_not(tmp_path, kind, form, data):
     assert command("label", "export", f"--db={db}", f"--out={tmp_path / 'o.json'}", f"--format={target}")[0] == 0
 
 
-BREAKERS = [b"[" * 100_000, b'{"a":' * 50_000, b"\xff", b'["\\ud800"]', b"{}", b"[]", b"", b"[1e999]", b"[" + b"9" * 5000 + b"]"]
+BREAKERS = [
+  b"[" * 100_000, b'{"a":' * 50_000, b"\xff", b'["\\ud800"]', b"{}", b"[]", b"", b"[1e999]", b"[" + b"9" * 5000 + b"]",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("content", BREAKERS, ids=range(len(BREAKERS)))

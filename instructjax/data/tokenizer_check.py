@@ -113,8 +113,8 @@ def misfits(tokenizer: Tokenizer, model: Model) -> list[str]:
         problems.append(f"{place} is {i}, the tokenizer has {size} ids: no text means it; mend the file or give its tokenizer")
     if "eos" in place and ids and not set(ids) & set(tokenizer.eos):
       problems.append(
-        f"{place} is {show(tokenizer, ids)}, a response ends here with {show(tokenizer, tokenizer.eos)}; put the right one "
-        "into eos_token_id of generation_config.json, which is read first"
+        f"{place} is {show(tokenizer, ids)}, a response ends here with {show(tokenizer, tokenizer.eos)}; make them agree: in a "
+        "folder eos_token_id of generation_config.json is read first"
       )
     if "bos" in place and tokenizer.bos and ids and not set(ids) & set(tokenizer.bos):
       problems.append(
