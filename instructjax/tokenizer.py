@@ -208,9 +208,9 @@ def _named_folder(folder: Path) -> dict[str, tuple[int, ...]]:
     for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
       ids = raw.get(key)
       ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
-      wrong = next((i for i in ids if type(i) is not int), None)
-      if wrong is not None:
-        raise UserError(f"{folder / name}: {key} is {wrong!r}, an integer or a list of them is expected; mend the file")
+      wrong = [i for i in ids if type(i) is not int]
+      if wrong:
+        raise UserError(f"{folder / name}: {key} is {wrong[0]!r}, an integer or a list of them is expected; mend the file")
       found[f"{folder / name}: {key}"] = tuple(ids)
   return found
 
