@@ -1,10 +1,13 @@
 """Samples responses from any model.
 
   instructjax sample --config=sample:tiny --model=runs/ppo --workdir=runs/sample
+  instructjax sample --config=sample:tiny --model=sft=runs/sft --model=ppo=runs/ppo --config.sampling.temperature=0.7,1 \
+    --config.n=2 --config.k=4 --workdir=runs/round        # then: instructjax label --tasks=runs/round/samples.jsonl ...
   instructjax sample --config=sample:1.3b --model=PATH_OR_HUB_ID \
     --config.prompt="Explain the moon landing to a child."
 
-Prints them and leaves samples.jsonl.  The paper samples InstructGPT at temperature 1 and GPT-3 at .7 (App. F).
+Leaves samples.jsonl, and prints what one model says at one temperature.  The paper samples InstructGPT at temperature 1 and
+GPT-3 at .7 (App. F), and has people rank 4 to 9 outputs of a prompt (3.5).
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +21,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
   c.prompt = ""  # one prompt, instead of the file
   c.rewards = ""  # scores for samples.jsonl: runs/reward, python:my.py:polite ... (docs/rewards.md)
   c.model = {
-    "source": "",  # a run directory, a model folder, a .gguf file, a hub id or file.py:function
+    "source": "",  # a run directory, a model folder, a .gguf file, a hub id or file.py:function; several: sft=runs/sft,...
     "shape": "tiny",  # origin.SHAPES, for random weights
     "tokenizer": "",  # "" is the source's own
     "dtype": "float32" if tiny else "bfloat16",
@@ -37,8 +40,15 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "buckets": 4,  # lengths that prompts are padded to, each half of the next; 1 pads all to `prompt`
   }
   c.prompts = 8  # the first ones of the file; 0 takes all
-  c.n = 1  # responses of each
+  c.n = 1  # responses of each model at each temperature
+  c.k = 0  # different ones of all that are kept, 2 to 9 for people to rank; 0 keeps all, the repeated ones too
   c.batch = 8  # prompts at a time
-  c.sampling = {"response": 48 if tiny else 1024, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "whole": True}
+  c.sampling = {
+    "response": 48 if tiny else 1024,
+    "temperature": (1.0,),  # several by commas: 0.7,1
+    "top_k": 0,
+    "top_p": 1.0,
+    "whole": True,
+  }
   c.mesh = {"data": 1, "fsdp": 1, "model": 1}
   return c

@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
   """All commands and their options."""
   from instructjax.data.commands import arguments as data_arguments
   from instructjax.label import arguments as label_arguments
+  from instructjax.tokenizer import arguments as tokenizer_arguments
 
   top = argparse.ArgumentParser(
     prog="instructjax", description="InstructGPT in JAX: SFT, reward models, PPO-ptx.", allow_abbrev=False,
@@ -45,7 +46,11 @@ def parser() -> argparse.ArgumentParser:
     command = add(name, text)
     command.add_argument("--config", default=name, metavar="FILE[:PRESET]", help=f"default {name}: configs/{name}.py")
     command.add_argument("--workdir", default=f"runs/{name}", help=f"default runs/{name}; run again to go on with it")
-    command.add_argument("--model", help="a run directory, a model folder, a .gguf file, a hub id or file.py:function")
+    what = "a run directory, a model folder, a .gguf file, a hub id or file.py:function"
+    if name == "sample":
+      command.add_argument("--model", action="append", metavar="[NAME=]MODEL", help=f"{what}; repeated for several")
+    else:
+      command.add_argument("--model", help=what)
     _writer(command)
     _distributed(command)
     command.epilog = "Any field: --config.optimizer.lr=1e-5; the fields stand in the configuration file."
@@ -60,11 +65,7 @@ def parser() -> argparse.ArgumentParser:
   _plan(add("plan", "does a stage fit a TPU or GPU pod, and how fast could it be: compiled ahead of time, never run"))
   data_arguments(add("data", "check, clean, count and compare data files, or write the quickstart's"))
   label_arguments(add("label", "a page on this machine where people write demonstrations, rate and rank outputs"))
-  tokenizer = add("tokenizer", "train a SentencePiece tokenizer").add_subparsers(dest="action", required=True)
-  train = tokenizer.add_parser("train", allow_abbrev=False)
-  train.add_argument("--input", required=True, help="a UTF-8 text file")
-  train.add_argument("--out", required=True, help="ends in .model")
-  train.add_argument("--vocab-size", type=int, default=8192)
+  tokenizer_arguments(add("tokenizer", "train a SentencePiece tokenizer, or check one against a model and texts"))
   return top
 
 
@@ -173,16 +174,17 @@ def stage(args: argparse.Namespace, rest: Sequence[str]) -> None:
   config = settings.load(args.config)
   if config.get("stage") != args.command:
     raise UserError(f"--config={args.config} is for stage '{config.get('stage')}', not '{args.command}'")
-  model = [(MODEL.get(args.command, "model.source"), args.model)] if args.model else []
+  given = args.model if isinstance(args.model, list) else [args.model] if args.model else []
+  model = [(MODEL.get(args.command, "model.source"), ",".join(given))] if given else []
   config = settings.override(config, [*model, *assignments(rest)])
   prepare()
   if args.distributed:
     join(args.distributed)
-  from instructjax import generate, reinforce, stages
+  from instructjax import generate, reinforce, sample, stages
 
   run: dict[str, Callable[..., None]] = {
     "pretrain": stages.supervised, "sft": stages.supervised, "rl_init": stages.supervised,
-    "reward": stages.reward_model, "ppo": reinforce.reinforce, "bestofn": generate.best_of_n, "sample": generate.sample,
+    "reward": stages.reward_model, "ppo": reinforce.reinforce, "bestofn": generate.best_of_n, "sample": sample.sample,
   }  # fmt: skip
   run[args.command](config, Path(args.workdir), tuple(args.writer))
 
@@ -314,10 +316,9 @@ def label(args: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def tokenizer(args: argparse.Namespace, rest: Sequence[str]) -> None:
   assignments(rest)
-  from instructjax.data import tokenizers
+  from instructjax import tokenizer
 
-  found = tokenizers.train_sentencepiece(args.input, args.out, args.vocab_size)
-  print(f"{args.out}: {found.vocab_size} pieces")
+  tokenizer.main(args)
 
 
 def prepare() -> None:

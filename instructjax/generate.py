@@ -1,4 +1,4 @@
-"""Stages that only sample: responses to prompts, and best-of-n under any reward."""
+"""Drawing from a model: responses to prompts, and the stage that keeps the best of n under any reward."""
 
 from __future__ import annotations
 
@@ -18,28 +18,10 @@ from instructjax.errors import UserError
 from instructjax.loop import open_progress
 from instructjax.origin import Origin
 from instructjax.rollout import Sampling
-from instructjax.types import Rollout
+from instructjax.types import Array, Key, Prompts, Rollout
 
+SORTED = 8  # batches whose prompts are sorted by length together; a stopped run goes on after the last such group
 Config = Any  # ml_collections.ConfigDict: its fields are those of the file in configs/
-
-
-def sample(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
-  """Prints `n` responses to each prompt and leaves samples.jsonl, with their scores where `rewards` are named."""
-  c = config
-  with stages.devices(c.mesh) as parts:
-    stages.divides(c.batch * c.n, parts, "config.batch x n", "devices")
-    asked = [Prompt(c.prompt)] if c.prompt else stages.read(c, "prompts", "prompt")[: c.prompts or None]
-    model, template = stages.templated(c, origin.open_model(c.model.source, c.model, c.seed))
-    judges = _open(c, "rewards", model)
-    groups = drawn(c, model, template, asked, {"rewards": judges})
-    with stages.run(c, workdir, sinks, stages.prints(prompts=asked)) as writer:
-      if judges:
-        writers.note(workdir, rewards=rewards.manifest(judges))
-      for prompt, (rows, scores) in zip(asked, groups, strict=True):
-        texts = rewards.responses(model.tokenizer, rows)
-        each = {name: values.tolist() for name, values in scores.get("rewards", {}).items()}
-        writer.samples([{"prompt": prompt.prompt, "responses": texts} | ({"scores": each} if judges else {})])
-        show("\n".join([f"> {prompt.prompt}", *(text.strip() for text in texts), ""]))
 
 
 def best_of_n(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
@@ -52,7 +34,10 @@ def best_of_n(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
     if not c.rewards.strip():
       raise UserError("config.rewards is empty; give the directory of a reward run, or any other reward: docs/rewards.md")
     judges, golden = _open(c, "rewards", model), _open(c, "gold", model)
-    groups = drawn(c, model, template, asked, {"rewards": judges, "gold": golden})
+    groups = drawn(
+      c, model, template, asked, {"rewards": judges, "gold": golden}, temperature=c.sampling.temperature,
+      key=jax.random.key(c.seed), name=c.stage,
+    )  # fmt: skip
     with stages.run(c, workdir, sinks, stages.prints(prompts=asked)) as writer:
       writers.note(workdir, rewards=rewards.manifest(judges), gold=rewards.manifest(golden))
       proxies, golds = [], []
@@ -75,28 +60,36 @@ def _open(c: Config, field: str, model: Origin) -> tuple[rewards.Reward, ...]:
 
 
 def drawn(
-  c: Config, model: Origin, template: chat.Template | None, asked: list[Prompt],
-  judges: Mapping[str, Sequence[rewards.Reward]],
+  c: Config, model: Origin, template: chat.Template | None, asked: Sequence[Prompt],
+  judges: Mapping[str, Sequence[rewards.Reward]], *, temperature: float, key: Key[Array, ""], start: int = 0, name: str,
 ) -> Iterator[tuple[Rollout, dict[str, rewards.Scores]]]:  # fmt: skip
-  """For each prompt its n responses and the scores by each group of rewards that is not empty.
+  """For each prompt from number `start` on, its n responses and the scores by each group of rewards that is not empty.
 
+  `start` is a multiple of SORTED batches, batch i draws with fold_in(key, i), and `name` stands before the progress.
   Everything is checked at the call, before the first draw.
   """
   if c.n < 1 or c.batch < 1:
     raise UserError(f"config.n={c.n}, config.batch={c.batch}: both must be at least 1")
   stages.fits(model.lm, c.data.prompt + c.sampling.response, "prompt + response")
   rows = pipeline.prompts(asked, model.tokenizer, prompt=c.data.prompt, name=c.data.prompts, template=template)
-  sampling = Sampling(eos=model.tokenizer.eos, banned=model.tokenizer.banned, **c.sampling.to_dict())
+  rest = {name: value for name, value in c.sampling.to_dict().items() if name != "temperature"}
+  sampling = Sampling(temperature=temperature, eos=model.tokenizer.eos, banned=model.tokenizer.banned, **rest)
   draw = jax.jit(partial(rollout.sample, model.lm, cfg=sampling))
 
-  lengths = buckets.lengths(c.data.prompt, c.data.buckets)
+  lengths, group = buckets.lengths(c.data.prompt, c.data.buckets), SORTED * c.batch
+
+  def batches() -> Iterator[tuple[int, Prompts, list[int]]]:
+    for begin in range(start, len(rows), group):
+      part = buckets.once(rows[begin : begin + group], pipeline.pad_prompts, size=c.batch, lengths=lengths)
+      for i, (prompts, numbers) in enumerate(part, begin // c.batch):
+        yield i, prompts, [begin + at for at in numbers]
 
   def groups() -> Iterator[tuple[list[int], list[tuple[Rollout, dict[str, rewards.Scores]]]]]:
-    done = 0
-    progress = open_progress(c.stage, 0, len(rows))
-    for i, (prompts, numbers) in enumerate(buckets.once(rows, pipeline.pad_prompts, size=c.batch, lengths=lengths)):
+    done = start
+    progress = open_progress(name, start, len(rows))
+    for i, prompts, numbers in batches():
       prompts = sharding.place_batch(jax.tree.map(lambda x: np.repeat(x, c.n, axis=0), prompts))
-      found = draw(model.params, prompts, jax.random.fold_in(jax.random.key(c.seed), i))
+      found = draw(model.params, prompts, jax.random.fold_in(key, i))
       host = sharding.fetch(found)
       said = [asked[at].prompt for at in numbers for _ in range(c.n)]
       scores = {
@@ -107,7 +100,7 @@ def drawn(
       done += len(numbers)
       progress.show(done, {})
       cut = lambda at, found=(host, scores): jax.tree.map(lambda x: x[at : at + c.n], found)
-      yield numbers, [cut(at) for at in range(0, len(numbers) * c.n, c.n)]
+      yield [at - start for at in numbers], [cut(at) for at in range(0, len(numbers) * c.n, c.n)]
     progress.close()
 
   return buckets.in_order(groups())

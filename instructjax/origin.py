@@ -125,15 +125,8 @@ def kind_of(source: str) -> str:
 
 def open_run(workdir: Path, changes: Mapping[str, Any], kind: str, beside: Origin | None = None) -> Origin:
   """What a finished stage left.  Raises UserError where it is not finished or left the other kind of model."""
+  about = finished(workdir, kind)
   final = Checkpoints(workdir / "checkpoints" / "final")
-  if final.latest() is None:
-    raise UserError(f"{workdir}: this run is not finished; run its command again to complete it")
-  extra = final.extra()
-  if extra["kind"] != kind:
-    raise UserError(
-      f"{workdir}: this run left a {extra['kind']} model, a {kind} model is needed; give the directory of another run"
-    )
-  about = extra["model"]
   if about["family"] == "python":
     lm, _, _ = call_python(about["source"])
   else:
@@ -152,6 +145,22 @@ def open_run(workdir: Path, changes: Mapping[str, Any], kind: str, beside: Origi
   leaf = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=whole)
   params = load_params(final.folder, {"lm": body, "head": {"w": leaf(lm.width), "b": leaf()}})
   return Origin(lm, base | params["lm"], tokenizer, about, params["head"])
+
+
+def finished(workdir: Path, kind: str = "") -> dict[str, Any]:
+  """What a run says about the model it left; of any kind where none is named.
+
+  Raises UserError where it is not finished or left another kind.
+  """
+  final = Checkpoints(workdir / "checkpoints" / "final")
+  if final.latest() is None:
+    raise UserError(f"{workdir}: this run is not finished; run its command again to complete it")
+  extra = final.extra()
+  if kind and extra["kind"] != kind:
+    raise UserError(
+      f"{workdir}: this run left a {extra['kind']} model, a {kind} model is needed; give the directory of another run"
+    )
+  return extra["model"]
 
 
 def finish(workdir: Path, step: int, params: PyTree, about: Mapping[str, Any], kind: str) -> None:

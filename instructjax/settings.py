@@ -80,6 +80,8 @@ def convert(name: str, text: str, old: Any) -> Any:
     if text.lower() in ("true", "false"):
       return text.lower() == "true"
     _wrong(name, text, "true or false", old)
+  if isinstance(old, tuple) and old:  # of one type, by commas
+    return tuple(convert(name, part.strip(), old[0]) for part in text.strip("()").split(",") if part.strip())
   value = literal(text)
   if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
     return float(value)

@@ -1,4 +1,4 @@
-"""The files of a run directory: config.json, manifest.json, metrics.jsonl and samples.jsonl.
+"""The files of a run directory: config.json, manifest.json, metrics.jsonl, samples.jsonl and draws.jsonl.
 
 Metrics may also go to TensorBoard or Weights & Biases.  With several processes only the first one writes.
 """
@@ -44,6 +44,7 @@ class Writer(NamedTuple):
 
 
 Sink = Callable[[int, str, Scalars], None]
+DRAWS = "draws.jsonl"  # of a run that samples: from here it goes on
 SILENT = Writer(lambda step, stage, scalars: None, lambda rows: None, lambda stage, step: None)
 
 
@@ -140,9 +141,31 @@ def _after(line: str, stage: str, step: int) -> bool:
 
 
 def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+  """Adds lines, in the first process."""
+  if jax.process_index() > 0:
+    return
   text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
   with _writable(path), path.open("a", encoding="utf-8") as file:
     file.write(text)
+
+
+def keep(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+  """Leaves a file with just these lines, in the first process."""
+  if jax.process_index() > 0:
+    return
+  with _writable(path):
+    replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+  """The lines of a file up to the first that is not whole; none where there is no file."""
+  found = []
+  with contextlib.suppress(FileNotFoundError, ValueError), path.open(encoding="utf-8") as file:
+    for line in file:
+      if not line.endswith("\n"):
+        break
+      found.append(json.loads(line))
+  return found
 
 
 def _whole(path: Path, value: Any) -> None:
@@ -165,9 +188,9 @@ def _writable(path: Path) -> Iterator[None]:
 
 
 def _same(workdir: Path, config: Mapping[str, Any]) -> None:
-  """Raises UserError where the directory holds the metrics or checkpoints of a run with other settings."""
+  """Raises UserError where the directory holds the metrics, draws or checkpoints of a run with other settings."""
   path = workdir / "config.json"
-  begun = (workdir / "metrics.jsonl").is_file() or (workdir / "checkpoints").is_dir()
+  begun = any((workdir / name).exists() for name in ("metrics.jsonl", DRAWS, "checkpoints"))
   if not (begun and path.is_file()):
     return
   try:

@@ -123,10 +123,10 @@ def test_other_processes(refused, place):
 
 
 def test_tokenizer_with_more_ids_than_the_model(sft, tmp_path):
-  from instructjax.data import tokenizers
+  from instructjax.data import sentencepieces
 
-  (tmp_path / "t.txt").write_text("a few words to train on, again and again\n" * 30)
-  tokenizers.train_sentencepiece(tmp_path / "t.txt", tmp_path / "t.model", 300)
+  texts = ["a few words to train on, again and again"] * 30
+  sentencepieces.train(texts, tmp_path / "t.model", sentencepieces.Training(vocab_size=300))
   message = one_line(sft(f"--config.model.tokenizer={tmp_path / 't.model'}"))
   assert "the tokenizer has 300 ids but the model only 257" in message
 

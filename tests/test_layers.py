@@ -14,8 +14,8 @@ LAYERS = {
   2: ["likelihood", "steps", "rollout", "sft", "reward", "ppo", "bestofn"],
   3: ["data", "checkpoint", "writers", "intervals", "memory", "user_code"],
   4: [
-    "loop", "origin", "corpora", "stages", "reinforce", "generate", "export", "settings", "report", "quickstart", "bench",
-    "plan", "label", "rewards", "evals",
+    "loop", "origin", "corpora", "stages", "reinforce", "generate", "sample", "export", "settings", "report", "quickstart",
+    "bench", "plan", "label", "rewards", "evals", "tokenizer",
   ],
   5: ["cli"],
 }

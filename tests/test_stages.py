@@ -14,6 +14,7 @@ from instructjax.checkpoint import Checkpoints
 SMALL = ["--config.data.prompt=12", "--config.data.response=12"]
 TUNE = [*SMALL, "--config.epochs=1", "--config.batch=4"]
 WORDS = ["good", "bad", "fine", "poor", "great"]
+LETTERS = ["say good bad fine poor great 0 1 2 3 4 5 6 7 8 9"] * 20  # for a tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -243,10 +244,9 @@ def test_a_run_goes_on_on_another_mesh(data, base, tmp_path, monkeypatch, capsys
 def test_a_model_folder_is_a_source_too(data, base, tmp_path):
   """Weights saved for other programs come back as the model of a stage."""
   from instructjax import models
-  from instructjax.data import tokenizers
+  from instructjax.data import sentencepieces
 
-  (tmp_path / "text.txt").write_text("say good bad fine poor great 0 1 2 3 4 5 6 7 8 9\n" * 20)
-  tokenizers.train_sentencepiece(tmp_path / "text.txt", tmp_path / "t.model", 300)
+  sentencepieces.train(LETTERS, tmp_path / "t.model", sentencepieces.Training(vocab_size=300))
   config = origin.SHAPES["tiny"]
   from dataclasses import replace
 
@@ -264,15 +264,14 @@ def test_a_classifier_folder_is_a_reward_model_too(tmp_path):
   from dataclasses import replace
 
   from instructjax import models
-  from instructjax.data import tokenizers
+  from instructjax.data import sentencepieces
 
-  (tmp_path / "text.txt").write_text("say good bad fine poor great 0 1 2 3 4 5 6 7 8 9\n" * 20)
   config = replace(origin.SHAPES["tiny"], vocab_size=304)
   lm, folder = models.build(config), tmp_path / "folder"
   head = {"w": jnp.arange(32.0), "b": jnp.float32(0)}
   params = lm.init(jax.random.key(0))
   models.save_reward(folder, config, params, head, pad_token_id=0)
-  tokenizers.train_sentencepiece(tmp_path / "text.txt", folder / "tokenizer.model", 300)
+  sentencepieces.train(LETTERS, folder / "tokenizer.model", sentencepieces.Training(vocab_size=300))
   settings = {"dtype": "bfloat16", "remat": "blocks", "unroll": 2, "sequence": False, "attention": "xla"}
   found = origin.open_reward_model(str(folder), settings)
   np.testing.assert_array_equal(found.head["w"], head["w"])

@@ -215,12 +215,7 @@ def tone(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
 
 def infer(source: str, spelling: str = "native", fields: str = "") -> str | None:
   """The kind of record that a source holds, by its spelling, its fields or its first readable row; None where none tells."""
-  if spelling != "native":
-    return "comparison" if spelling in spellings.COMPARISONS else "demonstration"
-  if fields:
-    given = spellings.parse(fields, "--")
-    return "comparison" if "chosen" in given else sources.told_by(given)
-  return sources.kind_of(source)
+  return spellings.kind(spelling, fields) or sources.kind_of(source)
 
 
 def _examined(source: str, args: argparse.Namespace) -> tuple[list, str, list[str]]:

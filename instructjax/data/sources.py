@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from instructjax.data import mappings, records
+from instructjax.data import mappings, records, validation
 from instructjax.data.mappings import Mapping
 from instructjax.data.records import Spelling, native
 from instructjax.errors import UserError
 
 FILES = (".jsonl", ".json", ".gz", ".parquet")  # endings by which a file of a hub data set is told from a configuration
+RECORDS = (".jsonl", ".json", ".parquet")  # endings of files of records; any other file may be plain text
 PATTERN = "*?["
 
 
@@ -33,12 +34,14 @@ class Part(NamedTuple):
   rows      opens them: dicts, or lines of JSON
   mapping   the ready one of a TFDS data set
   reach     opens the rows of a TFDS data set by their number
+  plain     its rows are lines of any text, by its name, where text is wanted
   """
 
   name: str
   rows: Callable[[], Iterable[Any]]
   mapping: Mapping | None = None
   reach: Callable[[], Any] | None = None
+  plain: bool = False
 
 
 def load(source: str | Path, kind: str, spelling: Spelling | None = None, *, folder: str | None = None) -> list:
@@ -70,13 +73,14 @@ def examine(
 
 def kind_of(source: str | Path, folder: str | None = None) -> str | None:
   """The kind of record that a source holds: what its ready mapping or the fields of its first readable row say."""
-  for part in parts(source, folder):
-    if part.mapping:
-      return part.mapping.kind
-    found = next((kind for row in records.objects(part.rows()) if (kind := told_by(row))), None)
-    if found:
-      return found
-  return None
+  return next((kind for part in parts(source, folder) if (kind := told(part))), None)
+
+
+def told(part: Part) -> str | None:
+  """The kind of record that the rows of a part are."""
+  if part.mapping:
+    return part.mapping.kind
+  return next((kind for row in validation.objects(part.rows()) if (kind := told_by(row))), None)
 
 
 def told_by(fields: Iterable[str]) -> str | None:
@@ -125,7 +129,7 @@ def _exists(text: str) -> bool:
 def file(path: Any) -> Part:
   """A JSONL or Parquet file under a `Path` or etils' path of a bucket."""
   rows = (lambda: parquet(path)) if path.suffix == ".parquet" else (lambda: _reached(path, records.lines))
-  return Part(str(path), rows)
+  return Part(str(path), rows, plain=not str(path).removesuffix(".gz").endswith(RECORDS))
 
 
 def parquet(path: Any) -> Iterator[Any]:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 
-from instructjax.data import formats, records
+from instructjax.data import formats, records, sources
 from instructjax.data.feedback import oasst, summarize_feedback, ultrafeedback
 from instructjax.data.records import Spelling, Whole
 from instructjax.errors import UserError
@@ -19,6 +19,14 @@ REQUIRED = {
   kind: [field.name for field in dataclasses.fields(record) if field.default is dataclasses.MISSING]
   for kind, record in records.KINDS.items()
 }  # fmt: skip
+
+
+def kind(name: str = "native", fields: str = "") -> str | None:
+  """The kind of record that a spelling or a mapping of fields gives; None where neither tells."""
+  if name != "native":
+    return "comparison" if name in COMPARISONS else "demonstration"
+  given = parse(fields, "--")
+  return "comparison" if "chosen" in given else sources.told_by(given)
 
 
 def choose(

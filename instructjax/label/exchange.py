@@ -15,10 +15,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructjax.data import records
+from instructjax.data import records, validation
 from instructjax.data.records import Comparison, Demonstration, RecordError
 from instructjax.errors import UserError
-from instructjax.label.tasks import FACTS, FLAGS, Answer, Task, checked, facts, present
+from instructjax.label.tasks import FACTS, FLAGS, Answer, Task, checked, facts, present, unanswered
 
 Loaded = tuple[list[Task], list[Answer]]
 Said = list[tuple[str, dict[str, Any] | None]]  # labelers and their answers; None is a skip
@@ -27,33 +27,39 @@ PAIRS = [("left", "right"), ("text1", "text2"), ("answer1", "answer2"), ("output
 
 
 def comparisons(answers: Iterable[Answer]) -> list[Comparison]:
-  """A record for each ranking; skips, notes and `sources` have no place in one."""
+  """A record for each ranking; skips and notes have no place in one."""
   found = []
   for answer in answers:
     if answer.value is not None:
       ratings, ranks = tuple(answer.value["ratings"]), tuple(answer.value["ranks"])
       known = facts(answer.task) | {"labeler": answer.labeler, "ratings": ratings if any(ratings) else None}
+      known |= {"sources": answer.task.sources or None, "turns": answer.task.turns}
       found.append(Comparison(answer.task.prompt, answer.task.completions, ranks, **known))
   return found
 
 
 def demonstrations(answers: Iterable[Answer]) -> list[Demonstration]:
   """A record for each demonstration."""
-  return [Demonstration(a.task.prompt, a.value["completion"], **facts(a.task)) for a in answers if a.value is not None]
+  given = [(answer.task, answer.value["completion"]) for answer in answers if answer.value is not None]
+  return [Demonstration(task.prompt, text, **facts(task), turns=task.turns) for task, text in given]
 
 
 def from_records(path: Path, kind: str) -> Loaded:
-  """Labeled records: comparisons with their labeler, or demonstrations."""
-  tasks, answers = [], []
-  for record in records.read(path, kind):
+  """Labeled records: comparisons with their labeler, or demonstrations.  Raises UserError with the line of every problem."""
+  tasks, answers, problems = [], [], []
+  for line, record in enumerate(records.read(path, kind), 1):
     if isinstance(record, Comparison):
-      task, k = Task(record.prompt, record.completions, **facts(record)), len(record.completions)
+      k = len(record.completions)
       value = {"ranks": list(record.ranks), "ratings": [dict(r) for r in record.ratings or [{}] * k], "notes": [""] * k}
-      answers.append(Answer(task, record.labeler or "unnamed", value))
+      answers.append(Answer(unanswered(record), record.labeler or "unnamed", value))
     else:
-      task = Task(record.prompt, **facts(record))
-      answers.append(Answer(task, "unnamed", {"completion": record.completion}))
-    tasks.append(task)
+      answers.append(Answer(unanswered(record), "unnamed", {"completion": record.completion}))
+    tasks.append(unanswered(record))
+    try:
+      checked(kind, answers[-1].value, len(tasks[-1].completions))
+    except UserError as error:
+      problems.append(f"{path}:{line}: {error}")
+  records.report(problems)
   return tasks, answers
 
 
@@ -76,6 +82,8 @@ def load(path: str | Path, kind: str, form: str) -> Loaded:
     rows = json.loads(path.read_text(encoding="utf-8-sig"))
   except FileNotFoundError:
     raise UserError(f"{path}: no such file") from None
+  except RecursionError:
+    raise UserError(f"{path}: nested too deeply; give the file that the tool exported as JSON") from None
   except (OSError, ValueError) as error:
     raise UserError(f"{path}: not JSON ({error}); give the file that the tool exported as JSON") from None
   if not isinstance(rows, list) or not rows:
@@ -91,9 +99,11 @@ def load(path: str | Path, kind: str, form: str) -> Loaded:
       tasks.append(task)
       answers += [Answer(task, labeler, value, "" if value else "skipped elsewhere") for labeler, value in said]
     except (UserError, RecordError) as error:
-      problems.append(f"{path}: item {at}: {error}")
+      lines = [line for part in error.args for line in str(part).split("\n")]
+      problems += [f"{path}: item {at}: {validation.printable(line)}" for line in lines]
     except (KeyError, TypeError, AttributeError, IndexError, json.JSONDecodeError) as error:
-      problems.append(f"{path}: item {at}: not as {form} writes it ({type(error).__name__}: {error})")
+      what = validation.printable(f"not as {form} writes it ({type(error).__name__}: {error})")
+      problems.append(f"{path}: item {at}: {what}")
   records.report(problems)
   return tasks, answers
 
@@ -103,9 +113,9 @@ def _task(kind: str, prompt: Any, texts: list[Any], known: dict[str, Any]) -> Ta
   row = {"prompt": prompt} | {name: value for name, value in known.items() if value not in (None, "")}
   if kind == "demonstration":
     (prompted,) = records.parse([row], "prompt", name="task")
-    return Task(prompted.prompt, **facts(prompted))
+    return unanswered(prompted)
   (ranked,) = records.parse([row | {"completions": texts, "ranks": [1] * len(texts)}], "comparison", name="task")
-  return Task(ranked.prompt, ranked.completions, **facts(ranked))
+  return unanswered(ranked)
 
 
 # --- Label Studio ---

@@ -307,6 +307,7 @@ def answers(db: sqlite3.Connection) -> list[Answer]:
 def _task(body: str) -> Task:
   fields: dict[str, Any] = json.loads(body)
   fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+  fields["sources"] = tuple({"model": one} if isinstance(one, str) else one for one in fields.get("sources", ()))
   return Task(**fields)
 
 

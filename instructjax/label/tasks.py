@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructjax.data import records
-from instructjax.data.records import RATINGS, Comparison, Demonstration, Prompt, RecordError
+from instructjax.data import records, validation
+from instructjax.data.records import RATINGS, Comparison, Demonstration, Message, Prompt, RecordError
 from instructjax.errors import UserError
 
 KINDS = ("demonstration", "comparison")
@@ -24,7 +24,7 @@ LONGEST = 100_000  # characters of a demonstration or a note
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A prompt and, to be ranked, its outputs; `sources` says where each is from and is never shown to a labeler."""
+  """A prompt and, to be ranked, its outputs; `sources` says what drew each and is never shown to a labeler."""
 
   prompt: str
   completions: tuple[str, ...] = ()
@@ -35,7 +35,8 @@ class Task:
   organisation: str | None = None
   consent: bool | None = None
   annotations: Mapping[str, bool] | None = dataclasses.field(default=None, hash=False)
-  sources: tuple[str, ...] = ()
+  sources: tuple[Mapping[str, Any], ...] = dataclasses.field(default=(), hash=False)
+  turns: tuple[Message, ...] | None = dataclasses.field(default=None, compare=False)  # of a prompt that is a chat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +55,11 @@ def read(path: str | Path, kind: str) -> tuple[list[Task], list[str]]:
   """The tasks of a JSONL file, and in words what was left out of it.
 
   A demonstration task is a `prompt`; a comparison task has `completions` too, or `responses` as `instructjax sample`
-  writes them, and takes `sources`, a text for each.  Of `responses` the empty and the repeated ones are left out, and
-  prompts that keep fewer than two.  Raises UserError with the line and field of every problem.
+  writes them, and takes `sources`, what drew each.  Of `responses` the empty and the repeated ones are left out, prompts that
+  keep fewer than two, and their `scores`.  Raises UserError with the line and field of every problem.
   """
   if kind == "demonstration":
-    return [Task(record.prompt, **facts(record)) for record in records.read(path, "prompt")], []
-  origins: list[tuple[str, ...]] = []
+    return [unanswered(record) for record in records.read(path, "prompt")], []
   dropped: Counter[str] = Counter()
 
   def spelling(row: dict[str, Any], _: str) -> dict[str, Any]:
@@ -68,16 +68,20 @@ def read(path: str | Path, kind: str) -> tuple[list[Task], list[str]]:
       row["completions"] = row.pop("responses")
       few = len(row["completions"]) < records.K[0]
     row["ranks"] = [1] * len(row["completions"])  # so that the record is whole; a labeler gives the real ones
-    origins.append(() if few else tuple(row.pop("sources", None) or ()))
     return STAND_IN if few else row
 
   found = records.read(path, "comparison", spelling)
-  kept = [(record, origin) for record, origin in zip(found, origins, strict=True) if record.prompt != STAND_IN["prompt"]]
+  kept = [record for record in found if record.prompt != STAND_IN["prompt"]]
   if not kept:
     raise UserError(f"{path}: no prompt with two different outputs; sample more (--config.n=4) or at a higher temperature")
   dropped["prompts with fewer than two different responses"] = len(found) - len(kept)
-  tasks = [Task(r.prompt, r.completions, **facts(r), sources=origin) for r, origin in kept]
-  return tasks, [f"left out: {count} {what}" for what, count in dropped.items() if count]
+  return [unanswered(record) for record in kept], [f"left out: {count} {what}" for what, count in dropped.items() if count]
+
+
+def unanswered(record: Comparison | Demonstration | Prompt) -> Task:
+  """What a record asks, without the answer."""
+  outputs = (record.completions, record.sources or ()) if isinstance(record, Comparison) else ((), ())
+  return Task(record.prompt, outputs[0], **facts(record), sources=outputs[1], turns=record.turns)
 
 
 def facts(record: Task | Comparison | Demonstration | Prompt) -> dict[str, Any]:
@@ -101,10 +105,10 @@ def _unranked(row: dict[str, Any], dropped: Counter[str]) -> dict[str, Any]:
   if len(names) != 1:
     raise RecordError("completions: give completions or responses, a list of texts (one of the two)")
   texts, origin = row[names[0]], row.get("sources")
-  if not _texts(texts):
+  if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
     raise RecordError(f"{names[0]}: a list of texts is expected")
-  if origin is not None and not (_texts(origin) and len(origin) == len(texts)):
-    raise RecordError(f"sources: a list of {len(texts)} texts is expected, one for each of {names[0]}")
+  if origin is not None and (wrong := validation.origins(origin, len(texts), names[0].removesuffix("s"))):
+    raise RecordError(*wrong)
   if names[0] == "completions":
     return dict(row)
   first = {text.strip(): at for at, text in reversed(list(enumerate(texts)))}
@@ -112,11 +116,8 @@ def _unranked(row: dict[str, Any], dropped: Counter[str]) -> dict[str, Any]:
   empty = sum(not text.strip() for text in texts)
   dropped["empty responses"] += empty
   dropped["repeated responses"] += len(texts) - len(keep) - empty
-  return row | {"responses": [texts[at] for at in keep]} | ({"sources": [origin[at] for at in keep]} if origin else {})
-
-
-def _texts(value: Any) -> bool:
-  return isinstance(value, list) and all(isinstance(one, str) for one in value)
+  rest = {name: value for name, value in row.items() if name != "scores"}  # those of rewards are not for people
+  return rest | {"responses": [texts[at] for at in keep]} | ({"sources": [origin[at] for at in keep]} if origin else {})
 
 
 # --- answers ---

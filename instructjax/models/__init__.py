@@ -27,6 +27,23 @@ class Loaded(NamedTuple):
   tokenizer: dict[str, Any] | Path
 
 
+EMBEDDINGS = ("wte.weight", "embed_in.weight", "embed_tokens.weight", "token_embd.weight")
+
+
+def embedding_rows(source: str | Path) -> int:
+  """Rows of the token embedding of what `load` opens, read without its weights.  Raises UserError as `load` does."""
+  path = Path(source)
+  if path.is_file():
+    shapes = gguf.shapes(path)
+  else:
+    path = path if path.is_dir() else fetch(str(source))
+    shapes = {name: entry.shape for name, entry in hf.index(path).items()}
+  found = next((shape[0] for name, shape in shapes.items() if name.endswith(EMBEDDINGS)), None)
+  if found is None:
+    raise UserError(f"{path}: no token embedding among its tensors; it is of a family that cannot be read")
+  return found
+
+
 def build(config: GPTConfig | LlamaConfig) -> LM:
   """The language model of a configuration of either family."""
   return gpt.gpt(config) if isinstance(config, GPTConfig) else llama.llama(config)
@@ -105,5 +122,6 @@ def fetch(name: str) -> Path:
 
 
 __all__ = [
-  "GPTConfig", "LlamaConfig", "Loaded", "build", "fetch", "load", "load_reward", "override", "save", "save_reward",
+  "GPTConfig", "LlamaConfig", "Loaded", "build", "embedding_rows", "fetch", "load", "load_reward", "override", "save",
+  "save_reward",
 ]  # fmt: skip

@@ -40,10 +40,7 @@ def load(path: str | Path) -> tuple[Config, Params, dict[str, Any]]:
   import gguf
 
   path = Path(path)
-  try:
-    reader = gguf.GGUFReader(path)
-  except (ValueError, OSError, IndexError) as error:
-    raise UserError(f"{path}: not a readable GGUF file ({error}); fetch it again") from error
+  reader = opened(path)
   metadata = {name: field.contents() for name, field in reader.fields.items()}
   held = {tensor.name: tensor for tensor in reader.tensors}
   used = set()
@@ -59,6 +56,21 @@ def load(path: str | Path) -> tuple[Config, Params, dict[str, Any]]:
   if left := sorted(set(held) - used):
     raise UserError(f"{path}: holds tensor '{left[0]}', which is not implemented; without it, it would be another model")
   return config, params, metadata
+
+
+def opened(path: Path) -> Any:
+  """The reader of a file.  Raises UserError where it is not GGUF."""
+  import gguf
+
+  try:
+    return gguf.GGUFReader(path)
+  except (ValueError, OSError, IndexError) as error:
+    raise UserError(f"{path}: not a readable GGUF file ({error}); fetch it again") from error
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+  """The shape of every tensor, rows first.  Raises UserError where the file is not GGUF."""
+  return {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in opened(path).tensors}
 
 
 def read_config(metadata: dict[str, Any], *, tied: bool, path: Path) -> Config:

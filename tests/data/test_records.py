@@ -19,7 +19,10 @@ def ranked(k):
   """The fields of a comparison of k texts."""
   ranks = st.lists(st.integers(1, k), min_size=k, max_size=k).filter(lambda ranks: min(ranks) == 1)
   rating = st.fixed_dictionaries({}, optional={"overall": st.integers(1, 7), "hallucination": st.booleans()})
+  numbers = {"temperature": st.floats(0, 10), "seed": st.integers()}
+  source = st.fixed_dictionaries({"model": words}, optional=numbers)
   optional = {"labeler": maybe, "use_case": maybe, "ratings": st.none() | st.tuples(*[rating] * k)}
+  optional["sources"] = st.none() | st.tuples(*[source] * k)
   required = {"prompt": words, "completions": st.tuples(*[words] * k), "ranks": ranks.map(tuple)}
   return st.fixed_dictionaries(required, optional=optional)
 
@@ -53,6 +56,12 @@ def test_what_is_written_comes_back(tmp_path, kind, name, data):
   records.write(tmp_path / name, rows)
   assert records.read(tmp_path / name, kind) == rows
   assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_source_that_is_a_text_names_the_model():
+  (found,) = records.parse([GOOD | {"sources": ["sft", {"model": "ppo", "temperature": 1, "seed": 0}, "gpt"]}], "comparison")
+  assert found.sources == ({"model": "sft"}, {"model": "ppo", "temperature": 1, "seed": 0}, {"model": "gpt"})
+  assert records.as_row(found)["sources"][0] == {"model": "sft"}
 
 
 def test_the_same_records_have_the_same_fingerprint_and_other_ones_another():
@@ -100,6 +109,13 @@ BAD = [
   ("comparison", GOOD | {"ratings": [{}]}, "ratings: a list of 3 objects"),
   ("comparison", GOOD | {"ratings": [{}, {"overall": 8}, {}]}, "ratings[1].overall: 8; give an integer from 1 to 7"),
   ("comparison", GOOD | {"ratings": [{}, {}, {"opinion": 1}]}, "ratings[2].opinion: 1; give true or false"),
+  ("comparison", GOOD | {"sources": ["m"]}, "sources: a list of 3 is expected, one a completion: a text, or an object"),
+  ("comparison", GOOD | {"sources": ["m", " ", "m"]}, "sources[1]: empty"),
+  ("comparison", GOOD | {"sources": [{}, "m", "m"]}, "sources[0].model: missing"),
+  ("comparison", GOOD | {"sources": ["m", "m", {"model": 1}]}, "sources[2].model: text is expected, this is a number"),
+  ("comparison", GOOD | {"sources": [{"model": "m", "temperature": -1}, "m", "m"]}, "sources[0].temperature: -1; give"),
+  ("comparison", GOOD | {"sources": [{"model": "m", "seed": 1.5}, "m", "m"]}, "sources[0].seed: 1.5; give an integer"),
+  ("comparison", GOOD | {"sources": [{"model": "m", "temperatur": 1}, "m", "m"]}, "sources[0].temperatur: unknown"),
   (
     "comparison",
     GOOD | {"ratings": [{"overal": 1}, {}, {}]},

@@ -196,11 +196,11 @@ def read(tmp_path, *rows, kind="comparison"):
 def test_samples_are_tasks_without_their_empty_and_repeated_responses(tmp_path):
   found, left_out = read(
     tmp_path,
-    {"prompt": "p", "responses": ["x", "", " y", "x "], "sources": ["m0", "m1", "m2", "m3"]},
+    {"prompt": "p", "responses": ["x", "", " y", "x "], "sources": ["m0", "m1", "m2", "m3"], "scores": {"reward": [0.5] * 4}},
     {"prompt": "q", "responses": ["x", "x"]},
     {"prompt": "r", "completions": ["1", "2"], "id": "7", "user": "u"},
   )
-  assert found == [Task("p", ("x", " y"), sources=("m0", "m2")), Task("r", ("1", "2"), id="7", user="u")]
+  assert found == [Task("p", ("x", " y"), sources=({"model": "m0"}, {"model": "m2"})), Task("r", ("1", "2"), id="7", user="u")]
   assert left_out == [
     "left out: 1 empty responses", "left out: 2 repeated responses",
     "left out: 1 prompts with fewer than two different responses",
@@ -218,7 +218,8 @@ def test_bad_tasks_are_named_by_line_and_field(tmp_path):
   parts = [line.removeprefix(str(tmp_path / "t.jsonl:")) for line in str(error.value).split("\n")]
   expected = [
     "1: completions: 1 of them", "2: completions: give completions or responses", "3: ranks, ratings: labeled already",
-    "4: prompt: empty", "5: responses: a list of texts", "6: completions[1]: empty", "7: sources: a list of 2 texts",
+    "4: prompt: empty", "5: responses: a list of texts", "6: completions[1]: empty",
+    "7: sources: a list of 2 is expected, one a completion",
     "8: modell: unknown field",
   ]  # fmt: skip
   assert [part[: len(what)] for part, what in zip(parts, expected, strict=True)] == expected

@@ -1,8 +1,8 @@
 """Hugging Face model folders in and out: `config.json` and safetensors, language models and reward models."""
 
 from instructjax.models.hf.configs import CONFIG
-from instructjax.models.hf.reading import INDEX, SINGLE, load
+from instructjax.models.hf.reading import INDEX, SINGLE, index, load
 from instructjax.models.hf.rewards import load_reward, save_reward
 from instructjax.models.hf.writing import save
 
-__all__ = ["CONFIG", "INDEX", "SINGLE", "load", "load_reward", "save", "save_reward"]
+__all__ = ["CONFIG", "INDEX", "SINGLE", "index", "load", "load_reward", "save", "save_reward"]
