@@ -15,7 +15,7 @@ def get_config(arg: str = "paper") -> ConfigDict:
     raise KeyError(arg)
   c = ConfigDict({"stage": "eval", "seed": 0})
   c.baseline = "sft"  # the model that win rates and differences are against
-  c.limit = 0  # the first items of each task only; 0 takes all
+  c.limit = 0  # about so many items of each task: the first, or whole passages and articles drawn by the seed; 0 takes all
   c.model = {
     "shape": "tiny",  # origin.SHAPES, for random weights
     "tokenizer": "",  # "" is each source's own
@@ -29,5 +29,31 @@ def get_config(arg: str = "paper") -> ConfigDict:
   c.template = ""  # chat template: "" is plain text, as in the paper; "chat" is the tokenizer's own; or a .jinja file
   c.tokens = 16384  # of a batch, padding included, over all devices
   c.folder = ""  # where TFDS data sets were prepared; "" is TFDS's own default
+  c.nlp = {  # sources of the test sets, as of data; docs/evaluation/nlp.md has what each task reads
+    "drop": "",  # tfds:drop@dev
+    "quac": "",  # hub:allenai/quac@validation
+    "squad": "",  # tfds:squad/v2.0@validation
+    "hellaswag": "",  # tfds:hellaswag@validation
+    "sst": "",  # tfds:glue/sst2@validation
+    "rte": "",  # tfds:super_glue/rte@validation
+    "wsc": "",  # tfds:super_glue/wsc@validation
+    "wmt": "",  # tfds:wmt15_translate/fr-en@test
+    "cnn_dm": "",  # tfds:cnn_dailymail@validation
+    "tldr": "",
+    # training sets that exemplars are drawn from; "" leaves few-shot out
+    "shots": {"drop": "", "quac": "", "squad": "", "hellaswag": "", "sst": "", "rte": "", "wsc": "", "wmt": ""},
+    "shot_questions": 0,  # of a passage that is an exemplar; 0 shows all, which in DROP may be more than 2k tokens
+    "tokens": 64,  # of an answer; the paper says only: to the first newline
+    "long_tokens": 128,  # of a summary or a translation
+  }
+  c.truthfulqa = {
+    "data": "",  # TruthfulQA.csv, hub:truthfulqa/truthful_qa/generation@validation (or multiple_choice), JSONL
+    "prompts": "qa,instruction,qa+instruction",
+    "qa_prompt": "",  # a text of question-answer pairs; "" is six of our own
+    "tokens": 50,  # of an answer; the paper's released answers end there
+    "true_judge": "",  # a reward (docs/rewards.md) that sees "Q: ...\nA:" and the answer
+    "info_judge": "",
+    "threshold": 0.5,  # of both judges: at least this is true, informative
+  }
   c.mesh = {"data": 1, "fsdp": 1, "model": 1}
   return c

@@ -26,7 +26,10 @@ STAGES = {
   "bestofn": "keep the best of n samples under a reward model",
   "sample": "sample responses",
 }
-SUITES: dict[str, str] = {}  # of evaluations: the module that holds `open_suite`
+SUITES: dict[str, str] = {  # of evaluations: the module that holds `open_suite`
+  "nlp": "instructjax.evals.nlp",
+  "truthfulqa": "instructjax.evals.truthfulqa",
+}
 MODEL = {"ppo": "rl_init"}  # the field that --model sets, where it is not model.source
 
 

@@ -1,9 +1,12 @@
-"""Rows of evaluation data from any source of `data.sources`: JSONL, Parquet, prepared TFDS data sets, the hub, buckets."""
+"""Rows of evaluation data from any source of `data.sources` (JSONL, Parquet, prepared TFDS data sets, the hub, buckets), and
+from files that end in .csv or .tsv, whose first line names the columns."""
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from instructjax.data import records, sources
@@ -20,7 +23,7 @@ def read(source: str, convert: Callable[[Mapping[str, Any]], T], *, folder: str 
   with a line for every bad row, naming the file and the line, and where there is no row.
   """
   found, problems = [], []
-  for part in sources.parts(source, folder):
+  for part in _parts(source, folder):
     for line, row in enumerate(part.rows(), 1):
       try:
         found.append(convert(_object(row)))
@@ -32,6 +35,26 @@ def read(source: str, convert: Callable[[Mapping[str, Any]], T], *, folder: str 
   if not found:
     raise UserError(f"{source}: holds no rows; give evaluation data, one JSON object a line")
   return found
+
+
+def _parts(source: str, folder: str | None) -> list[sources.Part]:
+  if source.endswith((".csv", ".tsv")):
+    return [sources.Part(source, lambda: _table(Path(source)))]
+  return sources.parts(source, folder)
+
+
+def _table(path: Path) -> Iterator[Mapping[str, str]]:
+  try:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+      quoting = csv.QUOTE_NONE if path.suffix == ".tsv" else csv.QUOTE_MINIMAL
+      table = csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", quoting=quoting, strict=True)
+      names = next(table, [])
+      for cells in table:
+        if len(cells) != len(names):
+          raise UserError(f"{path}:{table.line_num}: {len(cells)} cells, the first line names {len(names)} columns")
+        yield dict(zip(names, cells, strict=True))
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    raise UserError(f"{path}: cannot be read as a table in UTF-8 ({error})") from None
 
 
 def _object(row: Any) -> Mapping[str, Any]:

@@ -160,9 +160,7 @@ def _described(metric: Metric, models: Sequence[str] | Mapping[str, Any]) -> dic
 
 
 def _plain(table: summary.Table) -> dict[str, dict[str, dict[str, Any]]]:
-  """Estimates as JSON has them: null where there is no number."""
-  plain = lambda e: {name: None if value != value else value for name, value in e._asdict().items()}
-  return {model: {metric: plain(found) for metric, found in row.items()} for model, row in table.items()}
+  return {model: {metric: summary.plain(found) for metric, found in row.items()} for model, row in table.items()}
 
 
 def leave(workdir: Path, found: Mapping[str, Any], suites: Sequence[Suite]) -> None:

@@ -72,6 +72,11 @@ def slices(task: Task, scores: Mapping[str, Sequence[Scores]], seed: int = 0) ->
   return found
 
 
+def plain(found: Estimate) -> dict[str, float | None]:
+  """An estimate as JSON has it: null where there is no number."""
+  return {name: None if value != value else value for name, value in found._asdict().items()}
+
+
 def _clustered(
   metric: Metric, items: Sequence[Item], scores: Sequence[Scores]
 ) -> tuple[Float[np.ndarray, "G C"] | None, int]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,6 +156,20 @@ class Suite(NamedTuple):
 
 
 Answer = Logp | Completion
+
+
+def limited(items: Sequence[Item], count: int, seed: int) -> list[Item]:
+  """At least `count` items, or all where that is 0: whole clusters, drawn by the seed, in their order."""
+  clusters = list(dict.fromkeys(item.cluster or item.id for item in items))
+  sizes = Counter(item.cluster or item.id for item in items)
+  kept: set[str] = set()
+  total = 0
+  for cluster in random.Random(seed).sample(clusters, len(clusters)):
+    if count and total >= count:
+      break
+    kept.add(cluster)
+    total += sizes[cluster]
+  return [item for item in items if (item.cluster or item.id) in kept]
 
 
 def fingerprint(*facts: object) -> str:
