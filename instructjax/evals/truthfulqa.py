@@ -1,8 +1,8 @@
 """TruthfulQA (Lin et al. 2022) as the paper asks it: three forms of prompt, answers in words and by choice.
 
 Judges say whether an answer is true and whether it informs; the paper's were GPT-3 models that nobody can run any more.
-Without judges, and beside them, stands what needs none: is the answer more like a true reference than like a false one?  "I have
-no comment" is true and says nothing, so its rate stands beside, and every claim is also made of the answers that say something.
+Without judges, and beside them, stands what needs none: is the answer more like a true reference than like a false one?
+"I have no comment" is true and says nothing: its rate stands beside, and claims are also made of answers that say something.
 """
 
 from __future__ import annotations
@@ -296,7 +296,8 @@ def ratio(name: str, items: Sequence[Item], ours: Sequence[Scores], theirs: Sequ
 
   def of(sums: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
-      return np.log(sums[..., 0] / sums[..., 1])
+      logs = np.log(sums[..., 0] / sums[..., 1])
+    return np.where(np.isfinite(logs), logs, np.nan)
 
   pairs = lambda scores: [{name: [one[name], 1.0]} for one in scores]
   found = summary.difference(Metric(name, of=of), items, pairs(ours), pairs(theirs), seed)

@@ -1,0 +1,291 @@
+"""Public NLP tasks without a model: the paper's prompts to the letter, every layout of data, scores of answers made up here."""
+
+import json
+
+import pytest
+
+from instructjax import settings
+from instructjax.data import mappings
+from instructjax.errors import UserError
+from instructjax.evals import nlp, paper, tax
+from instructjax.evals.nlp import choice, prompts, reading, writing
+from instructjax.evals.tasks import Completion, Generate, Item, Likelihood, Logp, Metric, Said, limited
+from instructjax.intervals import NOTHING, Estimate
+
+ASKED = "Answer each question using information in the preceding background paragraph. If there is not enough information "
+
+
+def squad_row(at, question, answers, title="T", context="C"):
+  return {"id": str(at), "title": title, "context": context, "question": question, "answers": {"text": answers}}
+
+
+SQUAD = [squad_row(1, "One?", ["a b", "b"]), squad_row(2, "Two?", []), squad_row(3, "Three?", ["c"], context="D")]
+QUAC = {
+  "dialogue_id": "d", "wikipedia_page_title": "Ann", "section_title": "Life", "context": "She ran. CANNOTANSWER",
+  "turn_ids": ["d#0", "d#1"], "questions": ["What?", "Why?"],
+  "answers": {"texts": [["She ran.", "ran"], ["CANNOTANSWER", "CANNOTANSWER", "x"]]},
+  "orig_answers": {"texts": ["She ran.", "CANNOTANSWER"]},
+}  # fmt: skip
+DROP = {"passage": "P", "question": "How many?", "query_id": "q", "answer": "7", "validated_answers": ["7", "seven"]}
+HELLASWAG = {
+  "activity_label": "Surfing", "ctx": "He stands", "endings": ["up.", "on a board.", "x", "y"], "label": "1",
+  "source_id": "activitynet~v_1",
+}  # fmt: skip
+WSC = {"text": "Ann told her: she won, she said.", "span1_text": "Ann", "span2_text": "she", "span2_index": 3, "label": 1}
+
+
+def words(*texts):
+  return Said(tuple((Completion(text, 3, True),) for text in texts))
+
+
+def opened(tmp_path, *options, **data):
+  """The tasks of rows, by name."""
+  for name, rows in data.items():
+    (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    field = f"nlp.shots.{name.removesuffix('_train')}" if name.endswith("_train") else f"nlp.{name}"
+    options = (*options, (field, str(tmp_path / f"{name}.jsonl")))
+  suite = nlp.open_suite(settings.override(settings.load("eval"), list(options)))
+  return {task.name: task for task in suite.tasks}
+
+
+def asked(task, at=0):
+  return task.ask(task.items[at])
+
+
+# --- prompts ---
+
+
+def test_squad_shows_earlier_gold_answers(tmp_path):
+  task = opened(tmp_path, squad=SQUAD)["SQuADv2 zero-shot"]
+  head = f'{ASKED}provided, answer with "Not in background."\n\nTitle: T\n\nBackground: C\n\nQ: One?\n\nA:'
+  assert asked(task) == [Generate(head, 64)]
+  assert asked(task, 1) == [Generate(f"{head} a b\n\nQ: Two?\n\nA:", 64)]
+  assert "D\n\nQ: Three?" in asked(task, 2)[0].prompt and "One?" not in asked(task, 2)[0].prompt
+  assert [item.cluster for item in task.items][:2] == [task.items[0].cluster] * 2 != [task.items[2].cluster] * 2
+  assert [item.slices["answerable"] for item in task.items] == ["yes", "no", "yes"]
+
+
+def test_squad_few_shot(tmp_path):
+  train = [squad_row(10 * n + k, f"q{n}{k}?", [f"a{n}{k}"], context=f"c{n}") for n in range(6) for k in range(2)]
+  task = opened(tmp_path, squad=SQUAD, squad_train=train)["SQuADv2 few-shot"]
+  first, *exemplars, last = asked(task)[0].prompt.split("Title: T\n\nBackground: ")
+  assert first.endswith('"Not in background."\n\n') and last == "C\n\nQ: One?\n\nA:"
+  assert len(exemplars) == 4 and len({text[:2] for text in exemplars}) == 4
+  assert all(text == f"c{n}\n\nQ: q{n}0?\n\nA: a{n}0\n\nQ: q{n}1?\n\nA: a{n}1\n\n" for text in exemplars for n in text[1])
+  again = opened(tmp_path, squad=SQUAD, squad_train=train)["SQuADv2 few-shot"]
+  other = opened(tmp_path, ("seed", "1"), squad=SQUAD, squad_train=train)["SQuADv2 few-shot"]
+  assert asked(again) == asked(task) != asked(other)
+  few = opened(tmp_path, ("nlp.shot_questions", "1"), squad=SQUAD, squad_train=train)["SQuADv2 few-shot"]
+  assert "q10?" not in asked(few)[0].prompt or "q11?" not in asked(few)[0].prompt
+
+
+def test_quac_in_the_layout_of_the_hub(tmp_path):
+  task = opened(tmp_path, quac=[QUAC])["QuAC zero-shot"]
+  head = f'{ASKED}provided, answer with "I don\'t know."\n\nTITLE: Ann - Life\n\nPARAGRAPH: She ran.\n\nQ: What?\n\nA:'
+  assert [asked(task, at)[0].prompt for at in (0, 1)] == [head, f"{head} She ran.\n\nQ: Why?\n\nA:"]
+  assert [item.id for item in task.items] == ["d#0", "d#1"]
+  scores = task.score(task.items, [words(" ran"), words(" I don't know.")])
+  assert scores[0]["F1"] == pytest.approx(100 * (1 + 2 / 3) / 2) and scores[1]["F1"] == 100  # "she ran" has two words
+  assert task.score(task.items[1:], [words(" x")])[0]["F1"] == 0  # most say that there is no answer
+
+
+def test_quac_of_our_own_closes_with_what_is_not_known(tmp_path):
+  row = {"title": "T", "context": "C", "questions": ["a?", "b?"], "answers": [["CANNOTANSWER"], ["b"]]}
+  task = opened(tmp_path, quac=[row])["QuAC zero-shot"]
+  assert asked(task, 1)[0].prompt.endswith("Q: a?\n\nA: I don't know.\n\nQ: b?\n\nA:")
+
+
+def test_drop_shows_no_earlier_questions(tmp_path):
+  second = DROP | {"query_id": "r", "question": "Who?", "answers_spans": {"spans": ["Ann", "Bob"], "types": ["span"] * 2}}
+  train = [DROP | {"passage": f"p{n}", "query_id": f"t{n}"} for n in range(4)]
+  found = opened(tmp_path, drop=[DROP, second], drop_train=train)
+  head = "Answer each question using information in the preceding passage.\n\n"
+  assert asked(found["DROP zero-shot"], 1)[0].prompt == f"{head}Passage: P\nQuestion: Who?\nAnswer:"
+  few = asked(found["DROP few-shot"])[0].prompt
+  assert few.startswith(head) and few.count("\nQuestion: How many?\nAnswer: 7\n\nPassage: ") == 4
+  assert found["DROP zero-shot"].items[1].slices == {"answer": "span"}
+  item, other = found["DROP zero-shot"].items
+  assert item.data["references"] == [["7"], ["seven"]] and other.data["references"] == [["Ann"], ["Bob"]]
+
+
+def test_drop_of_our_own_has_several_spans():
+  passage = reading.drop({"passage": "P", "question": "Who?", "answers": [["Ann", "Bob"], "both"]})
+  assert passage.turns[0].references == [["Ann", "Bob"], ["both"]] and passage.turns[0].answer == "Ann, Bob"
+
+
+def test_choices_stand_after_the_prompt(tmp_path):
+  found = opened(tmp_path, hellaswag=[HELLASWAG], sst=[{"sentence": "fun ", "label": 1}], rte=[
+    {"premise": "It rained.", "hypothesis": "It was wet.", "label": 0}
+  ])  # fmt: skip
+  start = "Complete each independent paragraph using common-sense reasoning.\n\nSurfing: He stands"
+  assert asked(found["HellaSwag zero-shot"]) == [Likelihood(start, f" {e}") for e in HELLASWAG["endings"]]
+  start = "For each snippet of text, label the sentiment of the text as positive or negative.\n\nText: fun\nLabel:"
+  assert asked(found["SST zero-shot"]) == [Likelihood(start, " negative"), Likelihood(start, " positive")]
+  start = "Passage: It rained.\n\nQuestion: From this passage can one reasonably conclude that It was wet?\n\nAnswer:"
+  assert asked(found["RTE zero-shot"]) == [Likelihood(start, " Yes"), Likelihood(start, " No")]
+
+
+def test_a_choice_shot_is_the_right_ending(tmp_path):
+  train = [HELLASWAG | {"ctx": f"He {n}", "source_id": f"s{n}", "label": n % 4} for n in range(20)]
+  task = opened(tmp_path, hellaswag=[HELLASWAG], hellaswag_train=train)["HellaSwag few-shot"]
+  shots = asked(task)[0].context.split("\n\n")[1:-1]
+  numbers = [int(shot.split()[2]) for shot in shots]
+  assert len(set(numbers)) == 15
+  assert shots == [f"Surfing: He {n} {HELLASWAG['endings'][n % 4]}" for n in numbers]
+
+
+def test_wsc(tmp_path):
+  false = WSC | {"span1_text": "her", "label": 0}
+  train = [false, *[WSC | {"text": f"{n} she won", "span2_index": 1} for n in range(15)]]
+  found = opened(tmp_path, wsc=[WSC, false], wsc_train=train)
+  task = found["WSC zero-shot"]
+  assert asked(task)[0].prompt == (
+    "Final Exam with Answer Key\nInstructions: Please carefully read the following passages. For each passage, you must "
+    "identify which noun the pronoun marked in bold refers to.\n\nPassage: Ann told her: **she** won, she said.\n"
+    'Question: In the passage above, what does the pronoun "she" refer to?\nAnswer:'
+  )
+  few = asked(found["WSC few-shot"])[0].prompt
+  assert few.count("Answer: Ann\n\n") == 15 and "Answer: her" not in few
+  assert task.items[0].cluster == task.items[1].cluster
+  said = [" Ann Lee", " the Ann", " An", "", " Bob"]
+  assert [choice.wsc_score(text, task.items[0].data)["accuracy"] for text in said] == [1, 1, 0, 0, 0]
+  assert [choice.wsc_score(text, task.items[1].data)["accuracy"] for text in said] == [1] * 5
+
+
+def test_texts_are_written(tmp_path):
+  found = opened(
+    tmp_path, wmt=[{"translation": {"fr": "Le chat.", "en": "The cat."}}],
+    cnn_dm=[{"article": "Long.", "highlights": "Short."}],
+    tldr=[{"prompt": "SUBREDDIT: r/x\nPOST: Long.\nTL;DR:", "label": " Short."}],
+  )  # fmt: skip
+  start = "Translate the following sentences from French into English.\n\n"
+  assert asked(found["WMT15 Fr-En zero-shot"]) == [Generate(f"{start}French: Le chat.\nEnglish:", 128)]
+  assert asked(found["CNN/DM"]) == [Generate("Long.\n\nTL;DR:", 128)]
+  assert asked(found["TL;DR"]) == [Generate("SUBREDDIT: r/x\nPOST: Long.\n\nTL;DR:", 128)]
+  task = found["CNN/DM"]
+  assert task.score(task.items, [words(" short\nand more")]) == [{"ROUGE-L": 1.0, "words": 1.0}]
+  assert {t.metrics[0].paper for t in found.values()} == {
+    ("WMT15 Fr-En", "BLEU", "zero-shot"), ("CNN/DM", "ROUGE-L", "-"), None,
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("name", "form", "read", "row"),
+  [
+    ("drop", reading.DROP, reading.drop, DROP),
+    ("squad", reading.SQUAD, reading.squad, {**SQUAD[0], "is_impossible": False}),
+    ("hellaswag", choice.HELLASWAG, choice.hellaswag, {**HELLASWAG, "context": "He stands", "label": 1}),
+    ("glue/sst2", choice.SST, choice.sst, {"sentence": "fun", "label": 1}),
+    ("super_glue/rte", choice.RTE, choice.rte, {"premise": "It rained.", "hypothesis": "It was wet.", "label": 0}),
+    ("glue/rte", choice.RTE, choice.rte, {"sentence1": "It rained.", "sentence2": "It was wet.", "label": 1}),
+    ("wmt15_translate/fr-en", writing.WMT, writing.wmt, {"fr": "Le chat.", "en": "The cat."}),
+    ("cnn_dailymail", writing.SUMMARY, writing.cnn_dm, {"article": "Long.", "highlights": "Short."}),
+    ("reddit", writing.SUMMARY, writing.tldr, {"content": "Long.", "summary": "Short."}),
+  ],
+)
+def test_prompts_are_those_of_the_demonstrations(name, form, read, row):
+  """What a FLAN-like baseline is trained on is what the task asks."""
+  passage = read(row)
+  theirs = mappings.of(name).spell(row, "demonstration")
+  assert prompts.opening(form, []) + prompts.query(form, passage, 0) == theirs["prompt"]
+  assert passage.turns[0].answer == theirs["completion"]
+
+
+def test_every_paper_row_is_there(tmp_path):
+  for one in nlp.BENCHMARKS.values():
+    for shots in ("zero-shot", "few-shot") if one.shots else ("-",):
+      if one.title != "TL;DR":
+        assert len(paper.row(one.title, one.metrics[0].name, shots)) == 4
+
+
+# --- scores ---
+
+
+def test_the_highest_mean_wins_not_the_lowest_and_not_the_sum():
+  """E9, by hand: -4 over 4 tokens is -1 each and wins over -3 over 2, which has the higher sum."""
+  said = Said((Logp(-4.0, 4, False), Logp(-3.0, 2, False)))
+  assert choice.choice_score(said, {"choices": ["a", "b"], "label": 0})["accuracy"] == 1
+  assert choice.choice_score(said, {"choices": ["a", "b"], "label": 1})["accuracy"] == 0
+
+
+def test_squad_scores_in_points():
+  data = {"references": ("Not in background.",)}
+  assert reading.squad_score("not in background", data) == {"F1": 100, "EM": 100}
+  assert reading.squad_score("background", data)["F1"] == pytest.approx(100 * 2 / 4)
+  assert reading.drop_score("12 yards", {"references": [["12"]]})["F1"] == pytest.approx(100 * 2 / 3)
+
+
+def test_bleu_counts_are_kept_for_each_item():
+  found = writing.wmt_score("The cat.", {"references": ["The cat."]})
+  assert found["BLEU"] == [3, 3, 3, 2, 1, 0, 3, 2, 1, 0] and found["words"] == 2
+
+
+# --- data that do not fit ---
+
+
+@pytest.mark.parametrize(
+  ("name", "row", "message"),
+  [
+    ("drop", {"passage": "P", "question": "Q", "answers": []}, "drop.jsonl:1: answers: empty"),
+    ("drop", {"passage": "P", "question": "Q", "answers": [1]}, "drop.jsonl:1: answers: a list is expected"),
+    ("quac", {"context": "C", "question": "Q"}, "quac.jsonl:1: question: a whole dialogue a row is expected; TFDS"),
+    ("quac", QUAC | {"questions": ["What?"]}, "answers: one list of texts for each of the 1 questions"),
+    ("squad", squad_row(1, "", ["a"]), "squad.jsonl:1: question: a text is expected"),
+    ("hellaswag", HELLASWAG | {"label": ""}, "label: a whole number from 0 to 3 is expected, this is ''"),
+    ("sst", {"sentence": "x", "label": -1}, "label: .* the answers of this split are not public"),
+    ("wsc", WSC | {"span2_text": "it"}, "span2_text: 'it' does not stand in the text"),
+    ("wsc", WSC | {"span2_index": None}, "span2_index: the number of the pronoun"),
+    ("wmt", {"fr": "x"}, "wmt.jsonl:1: en: a text is expected"),
+  ],
+)
+def test_bad_rows_are_named(tmp_path, name, row, message):
+  with pytest.raises(UserError, match=message):
+    opened(tmp_path, **{name: [row]})
+
+
+def test_what_cannot_be_asked_is_refused(tmp_path):
+  with pytest.raises(UserError, match=r"no data: set one of config\.nlp\.drop"):
+    opened(tmp_path)
+  with pytest.raises(UserError, match="1 exemplars with answers, the paper shows 4"):
+    opened(tmp_path, squad=SQUAD, squad_train=SQUAD[2:])
+  train = [squad_row(n, "One?", ["a"], context="C" if n == 3 else f"c{n}") for n in range(4)]
+  with pytest.raises(UserError, match=r"the exemplar 'Q: One.*is also a question of the test"):
+    opened(tmp_path, squad=SQUAD, squad_train=train)
+  with pytest.raises(UserError, match="tokens=0"):
+    opened(tmp_path, ("nlp.tokens", "0"), squad=SQUAD)
+
+
+def test_a_limit_takes_whole_clusters():
+  items = [Item(str(i), {}, cluster=str(i // 3)) for i in range(30)]
+  found = limited(items, 7, seed=0)
+  assert len(found) == 9 and len({item.cluster for item in found}) == 3
+  assert [int(item.id) for item in found] == sorted(int(item.id) for item in found)
+  assert limited(items, 7, seed=0) == found != limited(items, 7, seed=1)
+  assert limited(items, 0, 0) == items and limited(items, 99, 0) == items
+
+
+# --- the alignment tax ---
+
+
+def test_the_table_of_the_tax_has_the_papers_differences():
+  metric = Metric("F1", decimals=2, paper=("SQuADv2", "F1", "few-shot"))
+  e = lambda value: Estimate(value, value - 1, value + 1, 9)
+  values = {"SQuADv2 few-shot": {"mine": NOTHING, "ptx": e(60.0), "base": e(50.0), "ppo": e(40.0)}}
+  behind = {"SQuADv2 few-shot": {"mine": NOTHING, "ptx": e(10.0), "ppo": e(-10.0)}}
+  (row,) = tax.table(values, behind, {"SQuADv2 few-shot": metric}, "base")
+  assert list(row["models"]) == ["base", "ppo", "ptx", "mine"] and list(row["differences"]) == ["ppo", "ptx", "mine"]
+  assert row["paper_differences"]["ppo"][2] == -17.8 and row["paper_differences"]["ptx"][2] == 0.18  # spec of Table 14
+  assert row["models"]["mine"]["value"] is None and json.dumps(row)
+  page = tax.draw({"base": "base", "tax": [row]}, dict.fromkeys(values["SQuADv2 few-shot"], "base"))
+  assert "ptx − base" in page and "10.00" in page and "paper −10.75 / −9.99 / −17.80" in page
+
+
+def test_the_tax_is_paired(tmp_path):
+  rows = [HELLASWAG | {"source_id": f"s{n}"} for n in range(8)]
+  (task,) = opened(tmp_path, hellaswag=rows).values()
+  good, bad = ([{"accuracy": float(x)} for x in right] for right in ([1] * 6 + [0] * 2, [1] * 4 + [0] * 4))
+  scores = {task.name: {"sft": bad, "base": good}}
+  found = tax.together([task], tmp_path, {}, scores, 0)
+  (row,) = found["tax"]
+  assert found["base"] == "base" and row["differences"]["sft"]["value"] == -0.25 and row["differences"]["sft"]["high"] <= 0
+  assert tax.together([task], tmp_path, {}, {task.name: {"sft": bad, "mine": good}}, 0) == {}
