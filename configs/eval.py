@@ -36,7 +36,7 @@ def get_config(arg: str = "paper") -> ConfigDict:
     "hellaswag": "",  # tfds:hellaswag@validation
     "sst": "",  # tfds:glue/sst2@validation
     "rte": "",  # tfds:super_glue/rte@validation
-    "wsc": "",  # tfds:super_glue/wsc@validation
+    "wsc": "",  # tfds:super_glue/wsc.fixed@validation
     "wmt": "",  # tfds:wmt15_translate/fr-en@test
     "cnn_dm": "",  # tfds:cnn_dailymail@validation
     "tldr": "",

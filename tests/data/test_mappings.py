@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensorflow_datasets.core.dataset_builders.adhoc_builder import AdhocBuilder
+from prepared import prepare
 
 from instructjax.data import mappings, records, sources
 from instructjax.data.records import Demonstration, Prompt, Text
@@ -126,24 +126,6 @@ CASES = {  # name: (features, row, the first record)
     Prompt("So"),
   ),
 }  # fmt: skip
-
-
-class Small(AdhocBuilder, skip_registration=True):
-  """A prepared data set of rows in memory; the parent asks TensorFlow what kind of rows they are."""
-
-  def _split_generators(self, manager):
-    return {name: iter(list(enumerate(rows))) for name, rows in self._split_datasets.items()}
-
-
-def prepare(folder, name, features, rows, file_format="array_record"):
-  name, _, config = name.partition("/")
-  features = F.FeaturesDict(features) if isinstance(features, dict) else features
-  builder = Small(
-    name=name, config=config or None, version="1.0.0", features=features, split_datasets={"train": rows},
-    data_dir=folder, file_format=file_format,
-  )  # fmt: skip
-  builder.download_and_prepare()
-  return builder.data_dir
 
 
 def test_every_mapping_has_a_case():

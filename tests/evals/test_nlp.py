@@ -2,16 +2,21 @@
 
 import json
 
+import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from prepared import prepare
 
 from instructjax import settings
 from instructjax.data import mappings
 from instructjax.errors import UserError
-from instructjax.evals import nlp, paper, tax
+from instructjax.evals import nlp, paper, rows, run, tax, truthfulqa
 from instructjax.evals.nlp import choice, prompts, reading, writing
 from instructjax.evals.tasks import Completion, Generate, Item, Likelihood, Logp, Metric, Said, limited
 from instructjax.intervals import NOTHING, Estimate
 
+F = tfds.features
+TEXT = F.Text()
 ASKED = "Answer each question using information in the preceding background paragraph. If there is not enough information "
 
 
@@ -40,8 +45,8 @@ def words(*texts):
 
 def opened(tmp_path, *options, **data):
   """The tasks of rows, by name."""
-  for name, rows in data.items():
-    (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  for name, found in data.items():
+    (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
     field = f"nlp.shots.{name.removesuffix('_train')}" if name.endswith("_train") else f"nlp.{name}"
     options = (*options, (field, str(tmp_path / f"{name}.jsonl")))
   suite = nlp.open_suite(settings.override(settings.load("eval"), list(options)))
@@ -198,6 +203,46 @@ def test_every_paper_row_is_there(tmp_path):
         assert len(paper.row(one.title, one.metrics[0].name, shots)) == 4
 
 
+# --- prepared TFDS copies ---
+
+
+COPIES = {  # the rows of one data set: its features, the row, the answer that is shown and the references
+  "squad/v2.0": (
+    {"id": TEXT, "title": TEXT, "context": TEXT, "question": TEXT, "is_impossible": np.bool_,
+     "answers": F.Sequence({"answer_start": np.int32, "text": TEXT})},
+    {"id": "i", "title": "T", "context": "é", "question": "Q", "is_impossible": False,
+     "answers": {"answer_start": [1, 2], "text": ["a", "b"]}},
+    "squad", "a", ("a", "b"),
+  ),
+  "drop": (
+    {"passage": TEXT, "question": TEXT, "answer": TEXT, "query_id": TEXT, "validated_answers": F.Sequence(TEXT)}, DROP,
+    "drop", "7", [["7"], ["seven"]],
+  ),
+  "hellaswag": (
+    {"context": TEXT, "activity_label": TEXT, "endings": F.Sequence(TEXT), "label": np.int32, "source_id": TEXT},
+    {"context": "He", "activity_label": "A", "endings": ["a", "b", "c", "d"], "label": 2, "source_id": "wikihow~1"},
+    "hellaswag", "c", (),
+  ),
+  "super_glue/wsc": (
+    {"text": TEXT, "span1_text": TEXT, "span2_text": TEXT, "span1_index": np.int32, "span2_index": np.int32,
+     "label": F.ClassLabel(names=["False", "True"])},
+    {"text": "Ann ran; she won", "span1_text": "Ann", "span2_text": "she", "span1_index": 0, "span2_index": 2, "label": 1},
+    "wsc", "Ann", ("Ann",),
+  ),
+  "wmt15_translate/fr-en": (F.Translation(languages=("fr", "en")), {"fr": "oui", "en": "yes"}, "wmt", "yes", ("yes",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_prepared_copy(tmp_path, name):
+  features, row, benchmark, answer, references = COPIES[name]
+  place = prepare(tmp_path, name, features, [row])
+  (passage,) = rows.read(f"{place}@train", nlp.BENCHMARKS[benchmark].read)
+  assert passage.turns[0].answer == answer and passage.turns[0].references == references
+  suite = nlp.open_suite(settings.override(settings.load("eval"), [(f"nlp.{benchmark}", str(place))]))
+  assert len(suite.tasks) == 1 and len(suite.tasks[0].items) == 1
+
+
 # --- scores ---
 
 
@@ -218,6 +263,27 @@ def test_squad_scores_in_points():
 def test_bleu_counts_are_kept_for_each_item():
   found = writing.wmt_score("The cat.", {"references": ["The cat."]})
   assert found["BLEU"] == [3, 3, 3, 2, 1, 0, 3, 2, 1, 0] and found["words"] == 2
+
+
+def test_a_run_leaves_the_tax_and_the_ratios(tmp_path):
+  """The whole way with a tiny model: its answers are noise, the tables are there."""
+  files = {
+    "nlp.sst": [{"sentence": "fun", "label": 1}, {"sentence": "dull", "label": 0}],
+    "nlp.wmt": [{"fr": "oui", "en": "yes"}],
+    "truthfulqa.data": [{"question": "q?", "best_answer": "a", "correct_answers": [], "incorrect_answers": ["b"]}],
+  }
+  for name, found in files.items():
+    (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+  options = [(name, str(tmp_path / f"{name}.jsonl")) for name in files]
+  options += [("nlp.long_tokens", "4"), ("truthfulqa.tokens", "4"), ("truthfulqa.prompts", "instruction")]
+  config = settings.override(settings.load("eval"), [("model.dtype", "float32"), *options])
+  run.main(config, tmp_path / "run", {"base": "", "ptx": ""}, {"nlp": nlp.open_suite, "truthfulqa": truthfulqa.open_suite})
+  suites = json.loads((tmp_path / "run" / "results.json").read_text())["suites"]
+  assert [row["task"] for row in suites["nlp"]["together"]["tax"]] == ["SST zero-shot", "WMT15 Fr-En zero-shot"]
+  assert suites["nlp"]["tasks"]["SST zero-shot"]["models"]["base"]["accuracy"]["n"] == 2
+  assert suites["truthfulqa"]["together"]["ratios"][0]["judge"]["ptx"] == [1.11, 1.49, 1.3]
+  page = (tmp_path / "run" / "report.html").read_text()
+  assert "The alignment tax" in page and "How many times as often as base" in page
 
 
 # --- data that do not fit ---
@@ -281,8 +347,7 @@ def test_the_table_of_the_tax_has_the_papers_differences():
 
 
 def test_the_tax_is_paired(tmp_path):
-  rows = [HELLASWAG | {"source_id": f"s{n}"} for n in range(8)]
-  (task,) = opened(tmp_path, hellaswag=rows).values()
+  (task,) = opened(tmp_path, hellaswag=[HELLASWAG | {"source_id": f"s{n}"} for n in range(8)]).values()
   good, bad = ([{"accuracy": float(x)} for x in right] for right in ([1] * 6 + [0] * 2, [1] * 4 + [0] * 4))
   scores = {task.name: {"sft": bad, "base": good}}
   found = tax.together([task], tmp_path, {}, scores, 0)

@@ -92,7 +92,7 @@ def _marked(text: str, pronoun: str, index: Any) -> str:
     raise RecordError(f"span2_index: the number of the pronoun among the words of the text is expected, this is {index!r}")
   starts = [found.start() for found in re.finditer(rf"(?<!\w){re.escape(pronoun)}(?!\w)", text)]
   if not starts:
-    raise RecordError(f"span2_text: {pronoun!r} does not stand in the text")
+    raise RecordError(f"span2_text: {pronoun!r} does not stand in the text; super_glue/wsc.fixed has such rows put right")
   start = min(starts, key=lambda at: abs(len(text[:at].split()) - index))
   return f"{text[:start]}**{pronoun}**{text[start + len(pronoun) :]}"
 
