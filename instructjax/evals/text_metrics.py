@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import linear_sum_assignment
 
 N = 4
 CANNOT = "CANNOTANSWER"  # QuAC's mark of a question without an answer
@@ -81,10 +80,12 @@ def quac_f1(prediction: str, references: Sequence[str]) -> float:
 def drop_f1(prediction: str, references: Sequence[Sequence[str]]) -> float:
   """The highest F1 of bags of words (Dua et al. 2019) over references of one or several spans each.
 
-  The bags of both sides are paired so that the sum of their F1 is highest, and it is divided by the longer side's number of
-  bags.  A pair whose reference holds numbers counts only if a number is common.  The official program rounds to .01.
+  Spans of both sides are paired so that the sum of their F1 is highest, and it is divided by the longer side's number of spans.
+  A prediction is one span here, so that is its best pair over the number of the reference's.  A pair whose reference holds
+  numbers counts only if a number is common.  The official program rounds to .01.
   """
-  return max(_drop([prediction], spans) for spans in references)
+  ours = set(_drop_text(prediction).split())
+  return max(max(_bag_f1(ours, set(_drop_text(one).split())) for one in spans) / len(spans) for spans in references)
 
 
 def drop_exact(prediction: str, references: Sequence[Sequence[str]]) -> float:
@@ -92,17 +93,11 @@ def drop_exact(prediction: str, references: Sequence[Sequence[str]]) -> float:
   return float(any(len(spans) == 1 and _drop_text(spans[0]) == _drop_text(prediction) for spans in references))
 
 
-def _drop(ours: Sequence[str], theirs: Sequence[str]) -> float:
-  bags = [[set(_drop_text(one).split()) for one in side] for side in (ours, theirs)]
-  pairs = np.array([[_bag_f1(our, their) for their in bags[1]] for our in bags[0]])
-  return float(pairs[linear_sum_assignment(pairs, maximize=True)].sum() / max(pairs.shape))
-
-
 def _bag_f1(ours: set[str], theirs: set[str]) -> float:
   numbers = {word for word in theirs if _is_number(word)}
   if numbers and not numbers & ours:
     return 0.0
-  if not ours or not theirs:  # an empty side is all found: the other side's share alone is in doubt
+  if not ours or not theirs:
     return float(ours == theirs)
   return _f(len(ours & theirs), len(ours), len(theirs))
 
