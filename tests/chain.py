@@ -1,7 +1,7 @@
 """All five stages in one process, which ends itself where the plan says: `python tests/chain.py DATA RUNS STAGE:POINT:STEP`.
 
 `python tests/chain.py DATA RUNS PLAN wide` runs shorter ones on a mesh of 2 x 2 x 2 devices, and then samples; with
-`--distributed=...` after it, as one of several processes.
+`--distributed=...` after it, as one of several processes.  With `ppo` for `wide` PPO runs alone, from models that are there.
 
 Points, at a step of a stage (or of `final`, the model that pretraining leaves):
   step       the step is running (PPO samples first)
@@ -118,11 +118,12 @@ def main(data: str, runs: str, plan: str = "", size: str = "", *more: str) -> in
   from instructjax import cli
 
   stage, point, step = plan.split(":") if plan else ("", "", "0")
-  for name in (*STAGES, "sample", "bestofn") if size else STAGES:
+  for name in {"": STAGES, "wide": (*STAGES, "sample", "bestofn"), "ppo": ("ppo",)}[size]:
     if name == stage or (stage == "final" and name == "pretrain"):
       arm(stage, point, int(step))
     given = [*options(name, Path(data), Path(runs)), *KEPT] if name in STAGES else []
     given += wide(name, Path(data), Path(runs)) if size else []
+    given += ["--config.iterations=3", "--config.sampling.response=4"] if size == "ppo" else []
     code = cli.main([name, f"--config={name}:tiny", f"--workdir={Path(runs) / name}", *given, *more])
     if code:
       return code

@@ -1,6 +1,8 @@
 """The launch files of experiments/: they parse, a dry run prints what would run, and their `instructjax` commands are real."""
 
+import json
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -99,3 +101,24 @@ def test_an_unknown_action_says_which_there_are():
   )
   assert found.returncode == 2
   assert "create" in found.stderr and "watch" in found.stderr
+
+
+def test_the_tables_of_planned_presets_are_those_of_the_file():
+  """Every row of experiments/tpu/README.md beside its report, and the commands that make it; all of them fit."""
+  folder = ROOT / "experiments/tpu"
+  reports = [json.loads(line) for line in (folder / "plans.jsonl").read_text().splitlines()]
+  text = (folder / "README.md").read_text()
+  rows = [line.split(" | ") for line in text.splitlines() if re.match(r"\| (sft|reward|ppo) ", line)]
+  commands = [line for line in text.splitlines() if line.startswith("instructjax plan")]
+  assert commands == [report["command"] for report in reports]
+  scripted = [line for line in (folder / "presets.sh").read_text().splitlines() if line.startswith("plan --")]
+  assert scripted == [line.removeprefix("instructjax ").replace(" --config.model.attention=xla", "") for line in commands]
+  for report, row in zip(reports, rows, strict=True):
+    programs = report["programs"]
+    peaks = ", ".join(f"{one['program']} {one['compiled']['peak'] / 1e9:.1f}" for one in programs)
+    limit = programs[0]["compiled"]["limit"] / 1e9
+    assert row[0].startswith(f"| {report['stage']} {report['model'].partition(',')[0]}")
+    assert report["topology"] in row[1]
+    numbers = [f"{peaks} (of {limit:.1f})", "yes", f"{report['hours']:.2f}", f"{report['chip_hours']:,.0f}"]
+    assert row[2:] == [*numbers, "XLA |" if "attention=xla" in report["command"] else "splash |"]
+    assert report["fits"] and report["compiled"]

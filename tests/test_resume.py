@@ -2,17 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import chain
 import jax
 import numpy as np
 import pytest
-from test_stages import data, leaves, metrics  # noqa: F401
+from test_stages import base, data, init_run, leaves, metrics, reward_run, runs, sft_run  # noqa: F401
 
 PLANS = [
   "pretrain:write:3", "final:commit:5", "sft:step:2", "rl_init:commit:3", "reward:line:2", "ppo:step:2", "ppo:write:3",
@@ -28,16 +30,36 @@ def launch(data):  # noqa: F811
     "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,  # of this worker alone
   }
 
-  def start(runs, plan="", *more, flags=""):
-    command = [sys.executable, chain.__file__, str(data), str(runs), plan, *more]
-    settings = env | {"XLA_FLAGS": f"{env['XLA_FLAGS']} {flags}"}
+  def start(folder, plan="", *more, **changed):
+    command = [sys.executable, chain.__file__, str(data), str(folder), plan, *more]
+    settings = env | changed
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=settings)
 
   return start
 
 
+@pytest.fixture(scope="module")
+def together(launch):
+  """Starts two processes of four devices each, each with its plan, and returns how they ended.
+
+  Both compile: only the first would write to a cache, and be through with it while the other compiles for longer than
+  connections wait on a busy machine.
+  """
+
+  def start(folder, plans, size):
+    with socket.socket() as found:
+      found.bind(("localhost", 0))
+      place = f"--distributed=localhost:{found.getsockname()[1]},2,"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    one = partial(launch, folder, XLA_FLAGS=flags, JAX_ENABLE_COMPILATION_CACHE="false")
+    both = [one(plan, size, place + str(index)) for index, plan in enumerate(plans)]
+    return [ended(process) for process in both]
+
+  return start
+
+
 def ended(process) -> tuple[int, str, str]:
-  out, err = process.communicate(timeout=300)
+  out, err = process.communicate(timeout=900)
   return process.returncode, out, err
 
 
@@ -75,28 +97,20 @@ def same(whole: Path, parts: Path, stage: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(launch, tmp_path):
+def test_two_processes_do_what_one_does(launch, together, tmp_path):
   """All stages on 2 x 2 x 2 devices, four in each process, killed on the way and started again: the losses of one process."""
   one, two = tmp_path / "one", tmp_path / "two"
-
-  def together(plan):
-    with socket.socket() as found:
-      found.bind(("localhost", 0))
-      place = f"--distributed=localhost:{found.getsockname()[1]},2,"
-    flags = "--xla_force_host_platform_device_count=4"
-    both = [launch(two, plan, "wide", place + str(index), flags=flags) for index in range(2)]
-    return [ended(process) for process in both]
 
   code, _, err = ended(launch(one, "", "wide"))
   assert code == 0, err
   # The first one to end takes the other along: it may be told by the coordinator before its own trap.
-  assert -signal.SIGKILL in [code for code, _, _ in together("reward:step:2")]
-  ends = together("")
+  assert -signal.SIGKILL in [code for code, _, _ in together(two, ["reward:step:2"] * 2, "wide")]
+  ends = together(two, ["", ""], "wide")
   assert [code for code, _, _ in ends] == [0, 0], ends
   assert "> say 2" in ends[0][1]
   assert "say" not in ends[1][1]
   for stage in (*chain.STAGES, "bestofn"):
-    rows = [metrics(runs / stage) for runs in (one, two)]
+    rows = [metrics(folder / stage) for folder in (one, two)]
     for alone, shared in zip(*rows, strict=True):
       assert alone.keys() == shared.keys()
       for name in alone:
@@ -105,5 +119,24 @@ def test_two_processes_do_what_one_does(launch, tmp_path):
     if stage in chain.STAGES:
       last = max((two / stage / "checkpoints" / stage).iterdir())
       assert {path.name for path in (last / "state").glob("ocdbt.process_*")} == {"ocdbt.process_0", "ocdbt.process_1"}
-  samples = [(runs / "sample" / "samples.jsonl").read_text() for runs in (one, two)]
+  samples = [(folder / "sample" / "samples.jsonl").read_text() for folder in (one, two)]
   assert samples[0].count("\n") == samples[1].count("\n") == 3
+
+
+@pytest.mark.slow
+def test_ppo_in_two_processes_of_which_one_is_killed(together, init_run, reward_run, tmp_path):  # noqa: F811
+  """The other process ends by itself; started again, both go on bit for bit.  First the one that does not write is killed,
+  within an iteration, then the one that writes, within a checkpoint."""
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  for folder in (whole, parts):
+    for run in (init_run, reward_run):
+      shutil.copytree(run, folder / run.name)
+  assert [code for code, _, _ in together(whole, ["", ""], "ppo")] == [0, 0]
+  for plans in (["", "ppo:step:2"], ["ppo:write:2", ""]):
+    ends = together(parts, plans, "ppo")
+    killed = plans.index(max(plans))
+    assert ends[killed][0] == -signal.SIGKILL, ends[killed]
+    assert ends[1 - killed][0] not in (0, None), ends[1 - killed]
+    assert not (parts / "ppo" / "checkpoints" / "final").exists()
+  assert [code for code, _, _ in together(parts, ["", ""], "ppo")] == [0, 0]
+  same(whole / "ppo", parts / "ppo", "ppo")

@@ -68,7 +68,8 @@ def plan(config: Config, preset: str, options: Options, say: Callable[[str], Non
   except UserError as error:
     works = list(search.possible(config, where, shape, judge))
     near = min(works, key=partial(_away, mesh), default=None)
-    hint = f"; a mesh that works: --mesh={chips.written(near)}" if near else "; no mesh over this topology works"
+    none = "; no mesh over this topology works: choose another topology or config.batch"
+    hint = f"; a mesh that works: --mesh={chips.written(near)}" if near else none
     raise UserError(f"--mesh={chips.written(mesh)}: {error}{hint}") from error
   folder = cache_folder() / "plans" if compiling else None
   with aot.on(where, mesh, compiling):

@@ -64,13 +64,24 @@ def device_mesh(where: Pod, mesh: Mapping[str, int]) -> Any:
 
 @contextlib.contextmanager
 def on(where: Pod, mesh: Mapping[str, int], compiling: bool) -> Iterator[None]:
-  """Sets the mesh: of compile-only devices, or of no devices at all."""
+  """Sets the mesh: of compile-only devices, or of no devices at all.
+
+  JAX's own cache is off in the first case: it keeps what is compiled for such devices, but cannot read it again.
+  """
   import jax
+  from jax.experimental.compilation_cache.compilation_cache import reset_cache
   from jax.sharding import AbstractMesh, AxisType
 
   if compiling:
-    with jax.set_mesh(device_mesh(where, mesh)):
-      yield
+    enabled = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()  # forgets that it was on
+    try:
+      with jax.set_mesh(device_mesh(where, mesh)):
+        yield
+    finally:
+      jax.config.update("jax_enable_compilation_cache", enabled)
+      reset_cache()
     return
   abstract = AbstractMesh(tuple(mesh.values()), AXES, axis_types=(AxisType.Explicit,) * 3)
   with jax.sharding.use_abstract_mesh(abstract):

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from instructjax import optim, sft, sharding
 from instructjax.errors import UserError
 from instructjax.models import attention, gpt, llama
+from instructjax.plan import aot, chips
 from instructjax.types import Demonstrations, TrainState
 
 B, T, C = 8, 128, 64
@@ -173,11 +173,9 @@ def test_a_model_with_splash_equals_one_with_xla():
 )
 def test_the_sft_step_for_a_tpu_pod_holds_the_kernel(parts, kernels, change):
   """Compiled for four chips that are not there, from shapes alone."""
-  topology = topologies.get_topology_desc("v5e:2x2", platform="tpu")
-  devices = mesh_utils.create_device_mesh(parts, list(topology.devices), allow_split_physical_axes=True)
-  mesh = Mesh(devices, sharding.AXES, axis_types=(AxisType.Explicit,) * 3)
-  with jax.set_mesh(mesh):
-    lm = llama.llama(dataclasses.replace(llama.SMOLLM2_135M, depth=2, heads=8, kv_heads=2, width=512,
+  with aot.on(chips.pod("v5e:2x2"), dict(zip(sharding.AXES, parts)), True):
+    mesh = jax.sharding.get_mesh()
+    lm = llama.llama(dataclasses.replace(llama.SMOLLM2_135M, vocab_size=257, depth=2, heads=8, kv_heads=2, width=512,
                                          dtype="bfloat16", remat="blocks", attention=kernels, **change))  # fmt: skip
     here = lambda shape, dtype, spec: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
     specs = sharding.shardings(lm.table)
