@@ -329,6 +329,23 @@ def test_what_does_not_fit_says_what_to_change():
   assert "more micro-batches (config.micro)" in found["advice"][0]
   found = plan(settings.load("sft:6b"), "6b", Options("v5e:2x2", "fsdp=4", arithmetic=True))
   assert "state alone is" in found["advice"][0] and "fsdp" in found["advice"][0]
+  assert "--topology=v5e:2x4" in found["advice"][0]  # 80 GB over eight, where 10.2 of 14.6 may be state
+
+
+@pytest.mark.parametrize(("mesh", "says"), [("--mesh=fsdp=4", "sft needs"), ("--search", "none of 6 meshes fits")])
+def test_a_topology_too_small_is_an_error_after_the_table(mesh, says, capsys):
+  assert cli.main(["plan", "--config=sft:6b", "--topology=v5e:2x2", mesh, "--arithmetic"]) == 2
+  out, err = capsys.readouterr()
+  assert "GB" in out and "everything fits" not in out
+  assert err.splitlines()[-1].startswith(f"error: {says}" if "mesh" in mesh else f"error: --topology=v5e:2x2: {says}")
+  assert "--topology=v5e:" in err.splitlines()[-1]
+
+
+def test_a_larger_topology():
+  assert [chips.larger(chips.pod("v5e:2x2"), n) for n in (4, 5, 17, 205)] == ["v5e:2x2", "v5e:2x4", "v5e:4x8", "v5e:16x16"]
+  assert chips.larger(chips.pod("v5p:4x4x4"), 100) == "v5p:4x4x8"
+  assert chips.larger(chips.pod("tpu7x:2x2x1"), 9) == "tpu7x:2x2x2"  # two devices a chip
+  assert chips.larger(chips.pod("v5e:4x4", 2), 33) == "v5e:4x8"
 
 
 def builder(shape):

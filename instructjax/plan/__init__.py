@@ -93,7 +93,7 @@ def plan(config: Config, preset: str, options: Options, say: Callable[[str], Non
     "fits": all(row["fits"] for row in rows),
     "hours": hours,
     "chip_hours": hours * where.chips,
-    "advice": [line for row in rows if (line := estimate.advice(row, config))],
+    "advice": [line for row in rows if (line := estimate.advice(row, config, where))],
   }
 
 
@@ -130,7 +130,7 @@ def find(config: Config, preset: str, options: Options, say: Callable[[str], Non
 
 
 def main(config: Config, preset: str, options: Options, *, as_json: bool) -> None:
-  """Prints the plan, or the meshes of a search."""
+  """Prints the plan, or the meshes of a search.  Raises UserError, after that, where nothing fits."""
   from instructjax.plan import page
 
   say = (lambda text: None) if as_json else (lambda text: print(text, file=sys.stderr, flush=True))
@@ -141,3 +141,20 @@ def main(config: Config, preset: str, options: Options, *, as_json: bool) -> Non
     page.show_search(result)
   else:
     page.show(result)
+  if options.search:
+    _some_fit(result, options)
+  elif not result["fits"]:
+    raise UserError("; ".join(result["advice"]))
+
+
+def _some_fit(result: dict[str, Any], options: Options) -> None:
+  from instructjax.plan import chips, estimate
+
+  if any(one["fits"] for one in result["meshes"]):
+    return
+  where = chips.pod(options.topology, options.slices)
+  least, limit = min(one["peak"] for one in result["meshes"]), estimate.SURE * where.chip.memory
+  raise UserError(
+    f"--topology={where.name}: none of {len(result['meshes'])} meshes fits; the smallest needs {least / 1e9:.1f} GB a device "
+    f"of {limit / 1e9:.1f}: try --topology={chips.larger(where, where.devices * least / limit)}"
+  )

@@ -89,6 +89,14 @@ def pod(text: str, slices: int = 1) -> Pod:
   return Pod(kind, tuple(int(n) for n in rest.split("x")), slices)
 
 
+def larger(where: Pod, devices: float) -> str:
+  """`v5e:16x16`: a topology of at least so many devices, the shortest dimension doubled again and again."""
+  shape = list(where.shape)
+  while math.prod(shape) * where.slices * where.chip.devices < devices:
+    shape[shape.index(min(shape))] *= 2
+  return where._replace(shape=tuple(sorted(shape))).name
+
+
 def mesh(text: str, where: Pod) -> dict[str, int]:
   """`data=1,fsdp=256,model=4`, whose product is the number of devices; what is left out is 1, all of it empty is fsdp.
 

@@ -109,7 +109,7 @@ def program_report(
   }
 
 
-def advice(row: Mapping[str, Any], config: Any) -> str:
+def advice(row: Mapping[str, Any], config: Any, where: Pod) -> str:
   """What to change where a program does not fit."""
   found = row["compiled"] or row["arithmetic"]
   if row["fits"]:
@@ -120,9 +120,10 @@ def advice(row: Mapping[str, Any], config: Any) -> str:
   state = sum(row["memory"][kind] for kind in KINDS) / 1e9
   says = f"{row['program']} needs {need:.1f} GB of {have:.1f}: "
   if state > 0.7 * have:
+    larger = chips.larger(where, where.devices * state / (0.7 * have))
     return says + (
-      f"its state alone is {state:.1f} GB a device; split it further with more fsdp or model (a larger topology), "
-      "or train fewer blocks with config.top"
+      f"its state alone is {state:.1f} GB a device; split it further with more fsdp or model "
+      f"(a larger topology, as --topology={larger}), or train fewer blocks with config.top"
     )
   cache = row["memory"]["kv_cache"] / 1e9
   if row["program"] == "rollout":

@@ -62,8 +62,8 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
   console.print(table)
   _collectives(console, rows)
   console.print(f"whole run: at least {result['hours']:.2f} hours, {result['chip_hours']:,.0f} chip-hours")
-  for line in result["advice"] or ["everything fits" if result["fits"] else ""]:
-    console.print(line, soft_wrap=True)
+  if result["fits"]:
+    console.print("everything fits")
 
 
 def _apart(value: float | None) -> str:
