@@ -55,12 +55,14 @@ def metrics(workdir: Path) -> list[dict]:
 
 
 def leaves(workdir: Path, stage: str) -> dict[str, np.ndarray]:
-  """Every array of the last checkpoint, as Orbax stored it."""
+  """Every array of the last checkpoint, as Orbax stored it, from however many processes."""
   import orbax.checkpoint as ocp
 
   folder = Checkpoints(workdir / "checkpoints" / stage)
-  with ocp.CheckpointManager(folder.folder) as manager:
-    restored = manager.restore(folder.latest(), args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+  with ocp.CheckpointManager(folder.folder, item_handlers={"state": ocp.StandardCheckpointHandler()}) as manager:
+    found = manager.item_metadata(folder.latest())["state"]
+    whole = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), dict(found))
+    restored = manager.restore(folder.latest(), args=ocp.args.Composite(state=ocp.args.StandardRestore(whole)))["state"]
   return {name: np.asarray(leaf) for name, leaf in restored.items()}
 
 
