@@ -82,6 +82,26 @@ def test_pod_prints_its_commands(action):
     assert {"NAME=mine", "MESH=data=1,fsdp=64,model=1"} <= set(words)
 
 
+@pytest.mark.parametrize("codes, ends, starts", [([143, 1, 0], 0, 3), ([1, 2], 2, 2)])
+def test_watching_starts_again_but_for_an_error_that_one_can_mend(tmp_path, codes, ends, starts):
+  log = tmp_path / "log"
+  gcloud = f"""#!/usr/bin/env bash
+case "$*" in
+  *describe*) echo ACTIVE ;;
+  *--command=*) echo start >> {log}; codes=({" ".join(map(str, codes))}); exit "${{codes[$(($(wc -l < {log}) - 1))]}}" ;;
+esac
+"""
+  for name, text in (("gcloud", gcloud), ("sleep", "#!/usr/bin/env bash\n")):
+    (tmp_path / name).write_text(text)
+    (tmp_path / name).chmod(0o755)
+  env = os.environ | STAGES | {"NAME": "mine", "PROJECT": "p", "ZONE": "z-a", "TYPE": "v5p-8"}
+  env |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DRY_RUN": "0"}
+  watch = ["bash", str(ROOT / "experiments/tpu/pod.sh"), "watch"]
+  done = subprocess.run(watch, env=env, check=False, timeout=60, capture_output=True, text=True)
+  assert done.returncode == ends, done.stderr
+  assert log.read_text().split() == ["start"] * starts
+
+
 @pytest.mark.parametrize("action", ["image", "cluster", "start", "logs", "delete"])
 def test_xpk_prints_its_commands(action):
   lines = dry("tpu/xpk.sh", action, NAME="mine")

@@ -37,9 +37,12 @@ start() {
 }
 
 watch() {
+  local code
   while true; do
     [ "$(state)" = ACTIVE ] || { delete || true; create; }
     start && return
+    code=$?
+    [ "$code" = 2 ] && { echo "stopped by an error that you can mend; see above, then delete or watch again" >&2; return 2; }
     [ "${DRY_RUN:-0}" = 1 ] && return
     echo "the run stopped; the slice is $(state)" >&2
     sleep 30
