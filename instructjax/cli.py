@@ -29,6 +29,7 @@ STAGES = {
 SUITES: dict[str, str] = {  # of evaluations: the module that holds `open_suite`
   "nlp": "instructjax.evals.nlp",
   "truthfulqa": "instructjax.evals.truthfulqa",
+  "preference": "instructjax.evals.preference",
 }
 MODEL = {"ppo": "rl_init"}  # the field that --model sets, where it is not model.source
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ ANSWERS = {  # prompt 0 to 3: lengths 4, 4, 2, 6 against 2, 4, 4, 3
 LONGER = "def longer(prompts, responses):\n  return [len(r.strip()) for r in responses]\n"
 
 
-def heard(answers=ANSWERS, task="preference prompts"):
+def heard(answers=ANSWERS, task="preference/prompts"):
   say = lambda text: Said(((Completion(f" {text}", len(text), True),),))
   return {task: {model: [say(text) for text in texts] for model, texts in answers.items()}}
 
@@ -50,15 +50,9 @@ def found(config, folder="out", answers=ANSWERS):
   suite = preference.open_suite(config)
   (task,) = suite.tasks
   assert suite.together is not None
-  result = suite.together(config_path(folder), heard(answers, task.name), {})
+  result = suite.together(Path(folder), heard(answers, task.name), {})
   json.loads(json.dumps(result, allow_nan=False))  # what results.json can hold
   return result
-
-
-def config_path(folder):
-  from pathlib import Path
-
-  return Path(folder)
 
 
 def vote(prompt, won, a="a", b="b", **rest):
@@ -238,18 +232,16 @@ def test_figures_are_files(config):
   rows = {row["model"]: row for row in result["figures"]["1"]}
   assert rows["sft"]["value"] == 0.5 and rows["ppo"]["value"] == 0.625
   assert rows["base"]["paper"] == [0.191, 0.219, 0.252]  # held-out labelers
-  lines = (config_path("out") / "figure1.csv").read_text().splitlines()
+  lines = (Path("out") / "figure1.csv").read_text().splitlines()
   assert lines[0] == "prompts,judge,model,against,value,low,high,n,paper"
   assert lines[1].startswith("prompts,heldout,ppo,sft,0.625,") and lines[1].endswith("4,0.663 0.694 0.691")
-  assert (config_path("out") / "figure3.csv").read_text().splitlines() == lines
+  assert (Path("out") / "figure3.csv").read_text().splitlines() == lines
   assert figures.headline("ptx", "base") == [0.85, 0.03]
   assert figures.headline("ppo", "base") is None
 
 
 PAIRWISE = """
-asked = []
 def first(prompts, a, b):
-  asked.extend(zip(prompts, a, b))
   return [.9 for _ in a]
 def longer(prompts, a, b):
   return [{"win": float(len(x) > len(y)), "tie": float(len(x) == len(y)), "loss": float(len(x) < len(y))} for x, y in zip(a, b)]
@@ -279,14 +271,10 @@ def test_a_judge_that_takes_the_first_is_found_out(config, tmp_path):
 
 def test_nothing_is_asked_twice(config, tmp_path):
   """A run that was killed in the middle of a line goes on: what was answered is not asked again."""
-  from instructjax import user_code
-
   (tmp_path / "pair.py").write_text(PAIRWISE)
   config.preference.judges = "python:pair.py:first"
   whole = found(config)
-  asked = user_code.find("pair.py:first")[0].__globals__["asked"]
-  assert len(asked) == 0  # another copy of the module: the one below counts
-  path = config_path("out/prompts/judgements-judge.jsonl")
+  path = Path("out/prompts/judgements-judge.jsonl")
   lines = path.read_text().splitlines(keepends=True)
   assert len(lines) == 14  # 3 + 4 pairs that differ, both orders
   path.write_text("".join(lines[:5]) + lines[5][:20])
@@ -318,7 +306,7 @@ def test_a_chat_model_judges_in_both_orders(config, server):  # noqa: F811
   assert one["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 0.625
   assert len(server.asked) == 15  # the first one again
   assert one["order"]["first"]["value"] == 0.5
-  row = json.loads(config_path("out/prompts/judgements-judge.jsonl").read_text().splitlines()[0])
+  row = json.loads(Path("out/prompts/judgements-judge.jsonl").read_text().splitlines()[0])
   assert set(row) == {"of", "id", "first", "second", "answer"} and row["answer"]["said"].startswith("Reasons.")
   assert "template_sha256" in one["about"]
   assert found(config)["prompts"]["prompts"]["judges"]["judge"] == one
@@ -372,7 +360,7 @@ def test_a_chat_model_rates(config, server, tmp_path):  # noqa: F811
   assert likert["base"]["paper"] == [2.6] and likert["ppo"]["paper"] is None
   pooled = {(row["measure"], row["model"]): row["paper"] for row in result["figures"]["4"]}
   assert pooled["attempts_instruction", "sft"] == [0.864] and pooled["hallucination", "ppo"] == [0.216]
-  assert (config_path("out") / "figure4.csv").is_file() and not (config_path("out") / "figure1.csv").exists()
+  assert (Path("out") / "figure4.csv").is_file() and not (Path("out") / "figure1.csv").exists()
 
 
 @pytest.mark.parametrize(
@@ -413,7 +401,7 @@ def test_people_judge_what_they_were_given(config, tmp_path):
 
 
 def test_labels_of_other_answers_are_an_error(config, tmp_path):
-  rows = [{"prompt": "say 0", "completions": ["aa", "zz"], "ranks": [1, 2]}, {"prompt": "x", "completions": ["q", "r"], "ranks": [1, 2]}]
+  rows = [{"prompt": p, "completions": c, "ranks": [1, 2]} for p, c in (("say 0", ["aa", "zz"]), ("x", ["q", "r"]))]
   written(tmp_path / "ranked.jsonl", rows)
   config.preference.judges = "labels:ranked.jsonl"
   with pytest.raises(UserError, match=r"3 of 4 completions are the answers of no model here \(1 of their prompts"):
@@ -479,7 +467,7 @@ def test_items_have_clusters_slices_and_limits(config, tmp_path):
   assert task.items[0].cluster == task.items[1].cluster != task.items[2].cluster
   (request,) = task.ask(task.items[0])
   assert (request.prompt, request.tokens, request.temperature, request.stop, request.n) == ("x", 1024, 1.0, (), 1)
-  assert task.score(task.items[:1], heard()["preference prompts"]["ppo"][:1]) == [{"characters": 4.0, "ended": 1.0}]
+  assert task.score(task.items[:1], heard()["preference/prompts"]["ppo"][:1]) == [{"characters": 4.0, "ended": 1.0}]
   config.limit = 2
   assert len(preference.open_suite(config).tasks[0].items) == 2
 

@@ -74,7 +74,7 @@ def _task(name: str, source: str, config: Config) -> Task:
   quarters = rates.quartiles([len(record.prompt) for record in found])
   request = lambda item: [Generate(item.data["prompt"], c.response, c.temperature, tuple(c.stop))]
   items = [_item(at, record, quarter) for at, (record, quarter) in enumerate(zip(found, quarters, strict=True), 1)]
-  return Task(f"preference {name}", items, request, _lengths, METRICS)
+  return Task(f"preference/{name}", items, request, _lengths, METRICS)
 
 
 def _item(at: int, record: Prompt, quarter: str) -> Item:

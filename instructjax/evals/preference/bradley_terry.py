@@ -3,7 +3,7 @@
     P(i over j) = sigmoid(s_i - s_j)        (strengths in nats of odds, 0 on average)
 
 Hunter (2004), "MM algorithms for generalized Bradley-Terry models", has the condition under which strengths are finite: a
-model that never lost or never won has none.  Dimensions: M models, S draws.
+model that never lost or never won has none.  Dimensions: M models, MM pairs of them, S draws.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def connected(wins: Float[np.ndarray, "M M"]) -> bool:
   return bool(reached.all())
 
 
-def counts(models: Sequence[str], judged: Sequence[Vote]) -> Float[np.ndarray, "N M*M"]:
+def counts(models: Sequence[str], judged: Sequence[Vote]) -> Float[np.ndarray, "N MM"]:
   """The wins of each vote as a row."""
   place = {name: at for at, name in enumerate(models)}
   found = np.zeros((len(judged), len(models), len(models)))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from instructjax.evals.tasks import Heard, Item, Said
+from instructjax.evals.tasks import Heard, Item
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
   python:FILE.py:FUNCTION      of (prompts, responses): scores; of (prompts, a, b): P(a is better) or {win, tie, loss} each
   openai:URL#MODEL             a chat model says A, B or tie; #template=FILE for other words
   score:SOURCE                 rewards whatever the source, such as score:openai:... for ratings from 1 to 10
-  lm:SOURCE, run:runs/sft      a model of ours: is " A" or " B" the likelier next word?
+  lm:SOURCE, run:runs/sft      a model of ours: is " A" or " B" the likelier next word?  #template=FILE as above
   labels:FILE                  people, on the labeling page (`people`)
 
 Several are written NAME=SOURCE; NAME=SOURCE.  Everything but scores sees each pair in both orders.
@@ -27,7 +27,7 @@ from instructjax.errors import UserError
 from instructjax.evals import subject
 from instructjax.evals.preference import words
 from instructjax.evals.preference.people import Labels, open_labels
-from instructjax.evals.tasks import Likelihood
+from instructjax.evals.tasks import Likelihood, Logp
 from instructjax.rewards import functions, judge, spec
 
 Config = Any  # ml_collections.ConfigDict
@@ -166,7 +166,7 @@ def _probability(name: str, given: Any) -> dict[str, float]:
   except (TypeError, ValueError):
     p = math.nan
   if not 0 <= p <= 1:
-    raise UserError(f"{name}: answered {given!r}; P(the first is better) from 0 to 1, or {{win, tie, loss}} of sum 1, is expected")
+    raise UserError(f"{name}: answered {given!r}; P(the first is better) from 0 to 1, or {{win, tie, loss}} that sum to 1")
   return {"p": p}
 
 
@@ -193,24 +193,30 @@ def _openai(
 
 def _likelihood(name: str, source: str, config: Config) -> Judge:
   """P(first) = p(" A") / (p(" A") + p(" B")) after the template, by a model of ours."""
+  source, _, file = source.partition("#template=")
+  form = judge.template(file, words.SHORT, words.PLACES)
 
   @cache
   def opened() -> subject.Subject:
     return subject.open_subject(source, config, config.mesh.data * config.mesh.fsdp)
 
   def ask(questions: Sequence[Question], stop: threading.Event) -> list[dict[str, float]]:
-    contexts = [judge.filled(words.SHORT, **dict(zip(words.PLACES, question, strict=True))) for question in questions]
+    contexts = [judge.filled(form, **dict(zip(words.PLACES, question, strict=True))) for question in questions]
     asked = [(at, [Likelihood(text, " A"), Likelihood(text, " B")]) for at, text in enumerate(contexts)]
     found = [[0.0, 0.0] for _ in questions]
     for batch in opened().plan(asked):
       for one, answer in zip(batch.asks, opened().answer(batch, 0), strict=True):
+        assert isinstance(answer, Logp)
         found[one.item][one.request] = answer.logp
         if one.cut:
-          raise UserError(f"{name}: a question of {one.cut} tokens more than its context; take a model with a longer one")
+          raise UserError(
+            f"{name}: a question has {one.cut} tokens more than the context of {source}; take a model with a longer one, or a "
+            "shorter #template=FILE"
+          )
     return [{"p": 1 / (1 + math.exp(min(b - a, 700.0)))} for a, b in found]
 
   about = {
-    "source": source, "sha256": _digest(source), "template_sha256": judge.digest(words.SHORT),
+    "source": source, "sha256": _digest(source), "template_sha256": judge.digest(form),
     "settings": subject.settings(source, config),
   }  # fmt: skip
   return Judge(name, PAIRS, ask, about, everywhere=True)

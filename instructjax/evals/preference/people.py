@@ -45,18 +45,19 @@ def votes(labels: Labels, answers: Answers) -> list[Vote]:
 
   Raises UserError where completions are no model's.
   """
-  found = []
-  for record, owners in zip(labels.records, _owners(labels, answers), strict=True):
-    slices, labeler = answers.slices.get(record.prompt, {}), record.labeler or NOBODY
-    outputs = list(zip(owners, record.completions, record.ranks, strict=True))
-    vote = lambda a, b, won, ratio: Vote(record.prompt, a, b, (won,), ratio, labeler, slices)
-    for mine, _, _ in outputs:
-      found += [vote(a, b, 0.5, 0.0) for a, b in combinations(mine, 2)]
-    for (mine, text, rank), (others, other, against) in combinations(outputs, 2):
-      won = 0.5 if rank == against else float(rank < against)
-      found += [vote(a, b, won, ratio(text, other)) for a in mine for b in others if a != b]
+  each = zip(labels.records, _owners(labels, answers), strict=True)
+  found = [vote for record, owners in each for vote in _ranked(record, owners, answers.slices.get(record.prompt, {}))]
   if not found:
     raise UserError(f"{labels.file}: ranks no two of the models {', '.join(answers.models)}; label tasks.jsonl of this suite")
+  return found
+
+
+def _ranked(record: Comparison, owners: Sequence[tuple[str, ...]], slices: Mapping[str, str]) -> list[Vote]:
+  vote = lambda a, b, won, ratio: Vote(record.prompt, a, b, (won,), ratio, record.labeler or NOBODY, slices)
+  found = [vote(a, b, 0.5, 0.0) for mine in owners for a, b in combinations(mine, 2)]
+  for (mine, text, rank), (others, other, against) in combinations(zip(owners, record.completions, record.ranks, strict=True), 2):
+    won = 0.5 if rank == against else float(rank < against)
+    found += [vote(a, b, won, ratio(text, other)) for a in mine for b in others if a != b]
   return found
 
 

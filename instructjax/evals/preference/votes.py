@@ -18,7 +18,6 @@ from jaxtyping import Bool, Float, Num
 from instructjax import intervals
 from instructjax.intervals import NOTHING, SAMPLES, Estimate
 
-
 Values = Sequence[float] | Num[np.ndarray, " N"] | Bool[np.ndarray, " N"]
 
 
