@@ -184,10 +184,10 @@ def stage(args: argparse.Namespace, rest: Sequence[str]) -> None:
   prepare()
   if args.distributed:
     join(args.distributed)
-  from instructjax import generate, reinforce, sample, stages
+  from instructjax import generate, reinforce, sample, selection, stages
 
   run: dict[str, Callable[..., None]] = {
-    "pretrain": stages.supervised, "sft": stages.supervised, "rl_init": stages.supervised,
+    "pretrain": stages.supervised, "sft": selection.supervised, "rl_init": stages.supervised,
     "reward": stages.reward_model, "ppo": reinforce.reinforce, "bestofn": generate.best_of_n, "sample": sample.sample,
   }  # fmt: skip
   run[args.command](config, Path(args.workdir), tuple(args.writer))

@@ -55,7 +55,8 @@ def votes(labels: Labels, answers: Answers) -> list[Vote]:
 def _ranked(record: Comparison, owners: Sequence[tuple[str, ...]], slices: Mapping[str, str]) -> list[Vote]:
   vote = lambda a, b, won, ratio: Vote(record.prompt, a, b, (won,), ratio, record.labeler or NOBODY, slices)
   found = [vote(a, b, 0.5, 0.0) for mine in owners for a, b in combinations(mine, 2)]
-  for (mine, text, rank), (others, other, against) in combinations(zip(owners, record.completions, record.ranks, strict=True), 2):
+  outputs = zip(owners, record.completions, record.ranks, strict=True)
+  for (mine, text, rank), (others, other, against) in combinations(outputs, 2):
     won = 0.5 if rank == against else float(rank < against)
     found += [vote(a, b, won, ratio(text, other)) for a in mine for b in others if a != b]
   return found
