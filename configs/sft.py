@@ -14,7 +14,7 @@ The paper is silent on Adam's epsilon (1e-8), weight decay (0), clipping (off), 
 from ml_collections import ConfigDict
 
 SIZES = {"1.3b": ("1.3B", 9.65e-6, 32), "6b": ("6B", 9.65e-6, 32), "175b": ("175B", 5.03e-6, 8)}  # shape, lr, batch
-PUBLIC = {"flan": ("175B", 4e-6, 64), "t0": ("175B", 4e-6, 128)}  # C.5, one epoch of 896,000 examples: docs/evaluation/baselines.md
+PUBLIC = {"flan": ("175B", 4e-6, 64), "t0": ("175B", 4e-6, 128)}  # C.5: 896,000 examples once
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:

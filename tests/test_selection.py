@@ -10,7 +10,12 @@ from test_stages import TUNE, base, data, files, metrics, run, runs  # noqa: F40
 from instructjax import origin, selection, settings
 from instructjax.checkpoint import Checkpoints
 
-SCORES = "import itertools\nscore = itertools.cycle([1., 3., 2.])\ndef f(prompts, responses):\n  return [next(score)] * len(prompts)\n"
+SCORES = """
+import itertools
+score = itertools.cycle([1., 3., 2.])
+def f(prompts, responses):
+  return [next(score)] * len(prompts)
+"""
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from instructjax.errors import UserError
 from instructjax.evals import subject
 from instructjax.evals.preference import words
 from instructjax.evals.preference.people import Labels, open_labels
-from instructjax.evals.tasks import Likelihood, Logp
+from instructjax.evals.tasks import Likelihood
 from instructjax.rewards import functions, judge, spec
 
 Config = Any  # ml_collections.ConfigDict
@@ -202,18 +202,14 @@ def _likelihood(name: str, source: str, config: Config) -> Judge:
 
   def ask(questions: Sequence[Question], stop: threading.Event) -> list[dict[str, float]]:
     contexts = [judge.filled(form, **dict(zip(words.PLACES, question, strict=True))) for question in questions]
-    asked = [(at, [Likelihood(text, " A"), Likelihood(text, " B")]) for at, text in enumerate(contexts)]
-    found = [[0.0, 0.0] for _ in questions]
-    for batch in opened().plan(asked):
-      for one, answer in zip(batch.asks, opened().answer(batch, 0), strict=True):
-        assert isinstance(answer, Logp)
-        found[one.item][one.request] = answer.logp
-        if one.cut:
-          raise UserError(
-            f"{name}: a question has {one.cut} tokens more than the context of {source}; take a model with a longer one, or a "
-            "shorter #template=FILE"
-          )
-    return [{"p": 1 / (1 + math.exp(min(b - a, 700.0)))} for a, b in found]
+    heard = subject.heard(opened(), [(Likelihood(text, " A"), Likelihood(text, " B")) for text in contexts])
+    if lost := max(said.cut for said in heard):
+      raise UserError(
+        f"{name}: a question has {lost} tokens more than the context of {source}; take a model with a longer one, or a shorter "
+        "#template=FILE"
+      )
+    gaps = [said.logp(1).logp - said.logp(0).logp for said in heard]
+    return [{"p": 1 / (1 + math.exp(min(gap, 700.0)))} for gap in gaps]
 
   about = {
     "source": source, "sha256": _digest(source), "template_sha256": judge.digest(form),
