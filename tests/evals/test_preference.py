@@ -482,3 +482,54 @@ def test_a_judge_that_fails_keeps_what_it_said(config, tmp_path):
   with pytest.raises(UserError, match="no more"):
     kept.asked(judge, [(str(i), "a", "b") for i in range(5)], [{}] * 5, tmp_path / "j.jsonl")
   assert len((tmp_path / "j.jsonl").read_text().splitlines()) == 3
+
+
+# --- the page, and the runner ---
+
+
+def test_the_page_shows_what_was_found(config, tmp_path):
+  (tmp_path / "pair.py").write_text(PAIRWISE)
+  rows = [{"prompt": "q", "completions": ["a", "bb"], "ranks": [2, 1], "labeler": name} for name in "xy"]
+  written(tmp_path / "check.jsonl", rows)
+  config.preference.judges, config.preference.pairs = "<b>=python:pair.py:longer; bias=python:pair.py:first", "all"
+  with pytest.raises(UserError, match="each needs a name"):
+    preference.open_suite(config)
+  config.preference.judges = "good=python:pair.py:longer; bias=python:pair.py:first"
+  config.preference.check = "check.jsonl"
+  result = found(config, answers=ANSWERS | {"<b>ptx": ["z", "zz", "zzzzz", "zzz"]})
+  html = preference.open_suite(config).draw(result, {"sft": "sft", "ppo": "ppo", "base": "base"}).replace("\xa0", " ")
+  assert "Preferred to sft: good, prompts" in html and "Preferred to sft: bias, prompts" in html
+  assert "<b>ptx" not in html and "&lt;b&gt;ptx" in html
+  assert "The answer shown first was preferred in 100.0 % (50 % is no bias); 100.0 % of pairs" in html
+  assert "ppo / base" in html and "implied by the baseline" in html and "52.4 % / 57.8 % / 62.6 %" in html
+  assert "Judges beside people" in html and "<td>people</td>" in html
+
+
+def test_models_answer_and_are_judged_by_a_model(tmp_path, monkeypatch, capsys):
+  """From the command line: two models that differ by a prefix, a tiny model as judge, and nothing is asked again."""
+  from instructjax import cli
+
+  monkeypatch.chdir(tmp_path)
+  written(tmp_path / "prompts.jsonl", [{"prompt": f"say {i}"} for i in range(3)])
+  (tmp_path / "pre.txt").write_text("hello. ")
+  (tmp_path / "short.txt").write_text("Prompt: {prompt}\nA: {a}\nB: {b}\nBetter:")
+  (tmp_path / "mine.py").write_text(LONGER)
+  options = {
+    "preference.prompts": "prompts.jsonl", "preference.judges": "lm=lm:#template=short.txt; long=python:mine.py:longer",
+    "preference.response": 8, "tokens": 512, "model.dtype": "float32",
+  }  # fmt: skip
+  command = ["eval", "--models=base=,sft=#prefix=pre.txt", "--suite=preference", "--workdir=out"]
+  command += [f"--config.{name}={value}" for name, value in options.items()]
+  assert cli.main(command) == 0
+  path = tmp_path / "out" / "preference" / "prompts" / "judgements-lm.jsonl"
+  before = path.read_text()
+  assert len(before.splitlines()) == 6
+  assert all(0 < json.loads(line)["answer"]["p"] < 1 for line in before.splitlines())
+  results = json.loads((tmp_path / "out" / "results.json").read_text())["suites"]["preference"]["together"]
+  assert results["prompts"]["prompts"]["judges"]["lm"]["order"]["first"]["n"] == 3
+  assert "Preferred to sft: lm, prompts" in (tmp_path / "out" / "report.html").read_text()
+  assert cli.main(command) == 0
+  assert path.read_text() == before
+  (tmp_path / "short.txt").write_text("{prompt}{a}{b}" + "long " * 100)
+  assert cli.main(command) == 2
+  assert "tokens more than the context of" in capsys.readouterr().err

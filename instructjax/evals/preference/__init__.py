@@ -36,7 +36,7 @@ from instructjax import writers
 from instructjax.data import records, sources
 from instructjax.data.records import Prompt
 from instructjax.errors import UserError
-from instructjax.evals.preference import agreement, figures, findings, judges, judging, rates
+from instructjax.evals.preference import agreement, figures, findings, judges, judging, page, rates
 from instructjax.evals.preference.heard import Answers
 from instructjax.evals.preference.judges import Judge
 from instructjax.evals.preference.people import Labels
@@ -61,7 +61,7 @@ def open_suite(config: Config) -> Suite:
   tasks = {name: _task(name, source, config) for name, source in judges.named(c.prompts, "prompts").items()}
   asked, raters = judges.open_judges(config), judges.open_raters(config)
   check = sources.load(c.check, "comparison") if c.check else []
-  return Suite("preference", list(tasks.values()), partial(together, config, tasks, asked, raters, check))
+  return Suite("preference", list(tasks.values()), partial(together, config, tasks, asked, raters, check), page.draw)
 
 
 # --- the prompts ---
