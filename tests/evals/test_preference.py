@@ -501,7 +501,8 @@ def test_the_page_shows_what_was_found(config, tmp_path):
   assert "Preferred to sft: good, prompts" in html and "Preferred to sft: bias, prompts" in html
   assert "<b>ptx" not in html and "&lt;b&gt;ptx" in html
   assert "The answer shown first was preferred in 100.0 % (50 % is no bias); 100.0 % of pairs" in html
-  assert "ppo / base" in html and "implied by the baseline" in html and "52.4 % / 57.8 % / 62.6 %" in html
+  assert "ppo / base" in html and "implied by the baseline" in html and "52.4 / 57.8 / 62.6" in html
+  assert "<th>use case</th>" in html and "<small>n 2</small>" in html
   assert "Judges beside people" in html and "<td>people</td>" in html
 
 

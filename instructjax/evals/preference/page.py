@@ -69,10 +69,10 @@ def _shown(shares: Mapping[str, Any]) -> str:
 
 def _judge(prompts: str, judge: str, one: Mapping[str, Any]) -> str:
   """Every model against the baseline, head to head, and what to know of the judge."""
-  head = ("model", "win rate", "wins", "ties", "losses", "at equal length", "Bradley-Terry", "paper")
+  head = ("model", "win rate", "wins", "ties", "losses", "at equal length", "Bradley-Terry", "paper, %")
   fitted = one["bradley_terry"]["rate"]
   share = lambda e: html.cell(estimate(e), True)
-  theirs = lambda numbers: " / ".join(html.percent(value) for value in numbers or ()) or "–"
+  theirs = lambda numbers: " / ".join(f"{100 * value:.1f}" for value in numbers or ()) or "–"
   rows = [
     [
       escape(model), _shown(row["rate"]), *(share(row[name]) for name in ("wins", "ties", "losses")),
@@ -88,7 +88,28 @@ def _judge(prompts: str, judge: str, one: Mapping[str, Any]) -> str:
       for pair, row in one["head_to_head"].items()
     ]
     parts.append(html.table(("pair", "direct win rate", "implied by the baseline", "paper"), rows))
-  return "".join(parts)
+  return "".join([*parts, _slices(one["against_baseline"])])
+
+
+def _slices(models: Mapping[str, Any]) -> str:
+  """Win rates by use case, length of the prompt and ratio of the lengths, folded."""
+  groups: dict[str, set[str]] = {}
+  for row in models.values():
+    for group, values in row["slices"].items():
+      groups.setdefault(group, set()).update(values)
+
+  def cell(row: Mapping[str, Any], group: str, value: str) -> str:
+    found = row["slices"].get(group, {}).get(value)
+    return html.cell(estimate(found), True) + f"<small>n {found['n']:,}</small>" if found else "–"
+
+  tables = [
+    html.table(
+      (escape(group.replace("_", " ")), *map(escape, models)),
+      [[escape(value), *(cell(row, group, value) for row in models.values())] for value in sorted(values)],
+    )
+    for group, values in groups.items()
+  ]
+  return f"<details><summary>slices</summary>{''.join(tables)}</details>" if tables else ""
 
 
 def _plus(numbers: Sequence[float] | None) -> str:
@@ -104,7 +125,8 @@ def _implied(found: Mapping[str, Any] | None) -> str:
 
 
 def _notes(one: Mapping[str, Any]) -> str:
-  said = [f"{one['votes']:,} votes on {one['prompts']:,} prompts by {one['labelers']:,} labelers or judges."]
+  who = f" by {one['labelers']:,} labelers" if one["labelers"] > 1 else ""
+  said = [f"{one['votes']:,} votes on {one['prompts']:,} prompts{who}."]
   if one["order"]:
     order = {name: html.percent(e["value"]) for name, e in one["order"].items() if e["value"] is not None}
     said.append(
