@@ -436,6 +436,7 @@ def test_what_is_wrong_is_said_before_anything_runs(config):
     ("prompts", "a=prompts.jsonl; a=prompts.jsonl", "stands twice"),
     ("pairs", "some", "known are baseline, all"),
     ("judges", "runs/nothing", "no such directory"),
+    ("judges", "run:runs/nothing", "no such directory"),
     ("judges", "python:mine.py:shorter", "has no function 'shorter'"),
     ("judges", "openai:nowhere#x", "no valid address"),
     ("judges", "labels:none.jsonl", "no such file"),
@@ -503,6 +504,7 @@ def test_the_page_shows_what_was_found(config, tmp_path):
   assert "The answer shown first was preferred in 100.0 % (50 % is no bias); 100.0 % of pairs" in html
   assert "ppo / base" in html and "implied by the baseline" in html and "52.4 / 57.8 / 62.6" in html
   assert "<th>use case</th>" in html and "<small>n 2</small>" in html
+  assert "nan" not in html
   assert "Judges beside people" in html and "<td>people</td>" in html
 
 

@@ -89,6 +89,8 @@ def _open(name: str, source: str, config: Config) -> Judge | Labels:
     return open_labels(name, rest)
   if kind == "score":
     return _scores(name, rest, config)
+  if kind == "run" and not Path(rest).is_dir():
+    raise UserError(f"config.preference.judges: {source}: no such directory; give the --workdir of a finished run")
   if kind == "lm" or (kind == "run" and origin.kind_of(rest) == "policy"):
     return _likelihood(name, rest, config)
   if kind == "python" and "+" not in source and _arguments(rest) == 3:

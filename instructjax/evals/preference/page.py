@@ -63,21 +63,25 @@ def _marked(row: Mapping[str, Any], look: Look) -> Row:
   return Row(row["model"], [(look.get(row["model"], "gold"), e.value, e.low, e.high)])
 
 
+def _share(found: Mapping[str, Any] | None) -> str:
+  """A share over its interval; a dash where there is none."""
+  return html.cell(estimate(found), True) if found and found["value"] is not None else "–"
+
+
 def _shown(shares: Mapping[str, Any]) -> str:
-  return html.cell(estimate(shares["by_both"] or shares["by_prompt"]), True)
+  return _share(shares["by_both"] or shares["by_prompt"])
 
 
 def _judge(prompts: str, judge: str, one: Mapping[str, Any]) -> str:
   """Every model against the baseline, head to head, and what to know of the judge."""
   head = ("model", "win rate", "wins", "ties", "losses", "at equal length", "Bradley-Terry", "paper, %")
   fitted = one["bradley_terry"]["rate"]
-  share = lambda e: html.cell(estimate(e), True)
   theirs = lambda numbers: " / ".join(f"{100 * value:.1f}" for value in numbers or ()) or "–"
   rows = [
     [
-      escape(model), _shown(row["rate"]), *(share(row[name]) for name in ("wins", "ties", "losses")),
-      share(row["controlled"]["rate"]) + (" <b>!</b>" if row["flagged"] else ""),
-      share(fitted[model]) if model in fitted else "–", theirs(row["paper"]),
+      escape(model), _shown(row["rate"]), *(_share(row[name]) for name in ("wins", "ties", "losses")),
+      _share(row["controlled"]["rate"]) + (" <b>!</b>" if row["flagged"] else ""),
+      _share(fitted.get(model)), theirs(row["paper"]),
     ]
     for model, row in one["against_baseline"].items()
   ]  # fmt: skip
@@ -100,7 +104,7 @@ def _slices(models: Mapping[str, Any]) -> str:
 
   def cell(row: Mapping[str, Any], group: str, value: str) -> str:
     found = row["slices"].get(group, {}).get(value)
-    return html.cell(estimate(found), True) + f"<small>n {found['n']:,}</small>" if found else "–"
+    return _share(found) + (f"<small>n {found['n']:,}</small>" if found else "")
 
   tables = [
     html.table(
@@ -121,7 +125,7 @@ def _implied(found: Mapping[str, Any] | None) -> str:
   if found is None or found["agree"] is None:
     return "–"
   z = f"z {html.minus(found['z'], 1)}" if found["z"] is not None else ""
-  return f"{html.cell(estimate(found['implied']), True)}<small>{'agrees' if found['agree'] else 'DISAGREES'}, {z}</small>"
+  return f"{_share(found['implied'])}<small>{'agrees' if found['agree'] else 'DISAGREES'}, {z}</small>"
 
 
 def _notes(one: Mapping[str, Any]) -> str:
@@ -157,7 +161,7 @@ def _check(check: Mapping[str, Any]) -> str:
     return ""
   names = ("agreement", "agreement_ties", "tied", "inconsistent")
   rows = [
-    [escape(judge), *(html.cell(estimate(row[name]), True) if row.get(name) else "–" for name in names)]
+    [escape(judge), *(_share(row.get(name)) for name in names)]
     for judge, row in check.items()
     if row
   ]
