@@ -411,6 +411,16 @@ def test_labels_of_other_answers_are_an_error(config, tmp_path):
     found(config)
 
 
+def test_sources_name_the_model_of_another_sample(config, tmp_path):
+  """Other samples of our models count where the records say so; those of a model that is not here are left out."""
+  row = {"prompt": "say 0", "completions": ["x", "y", "z"], "ranks": [1, 2, 3], "sources": ["ppo", "sft", "other"]}
+  written(tmp_path / "ranked.jsonl", [row])
+  config.preference.judges = "labels:ranked.jsonl"
+  one = found(config)["prompts"]["prompts"]["judges"]["judge"]
+  assert one["votes"] == 1
+  assert one["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 1
+
+
 def test_a_judge_is_checked_against_people(config, tmp_path):
   rows = [
     {"prompt": f"q{i}", "completions": ["a", "bb", "cc"], "ranks": ranks, "labeler": labeler}

@@ -80,7 +80,7 @@ def _owners(labels: Labels, answers: Answers) -> list[list[tuple[str, ...]]]:
   """The models of each completion of each record; none where it is the output of a model that is not evaluated."""
   found, lost = [], []
   for record in labels.records:
-    named = [one.get("model") if isinstance(one, Mapping) else one for one in vars(record).get("sources") or ()]
+    named = [one.get("model") for one in record.sources or ()]
     row = []
     for at, text in enumerate(record.completions):
       mine = answers.owners(record.prompt, text)
