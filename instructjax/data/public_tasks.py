@@ -204,7 +204,7 @@ def _examples(
   for at, row in enumerate(part.rows()):
     if at not in chosen:
       continue
-    form = forms[zlib.crc32(f"{seed}/{part.name}/{at}".encode()) % len(forms)]
+    form = forms[zlib.crc32(f"{seed}/{at}".encode()) % len(forms)]
     good, wrong = records.scan([row], "demonstration", form, name=part.name)
     problems += [problem.replace(f"{part.name}:1:", f"{part.name}:{at + 1}:", 1) for problem in wrong]
     found += [dataclasses.replace(one, source=one.source or part.name) for one in good]
