@@ -55,5 +55,16 @@ def get_config(arg: str = "paper") -> ConfigDict:
     "info_judge": "",
     "threshold": 0.5,  # of both judges: at least this is true, informative
   }
+  c.preference = {
+    "prompts": "",  # held-out prompts with user, use_case, source: valid.jsonl, or instruct=a.jsonl; gpt=b.jsonl
+    "judges": "",  # runs/reward, openai:URL#MODEL, lm:MODEL, python:my.py:f, labels:FILE; train=labels:..; heldout=labels:..
+    "raters": "",  # of Likert 1 to 7 and Table 3's flags: openai:URL#MODEL, python:my.py:f, labels:FILE
+    "pairs": "baseline",  # every model against config.baseline; or all, head to head as well
+    "check": "",  # comparisons by people: how far does each judge agree with them?
+    "response": 1024,  # tokens
+    "temperature": 1.0,  # the paper's for InstructGPT; .7 for GPT-3
+    "stop": (),  # texts that end an answer beside the end-of-text token
+    "margin": 0.0,  # scores no further apart than this tie
+  }
   c.mesh = {"data": 1, "fsdp": 1, "model": 1}
   return c

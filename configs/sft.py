@@ -7,17 +7,19 @@
     --workdir=runs/sft-1.3b            6,362 steps on the paper's 12,725 demonstrations
 
 Printed: learning rate and batch of each size, 16 epochs, cosine to 10 % without warmup, residual dropout .2, Adam's
-betas.  The paper is silent on Adam's epsilon (1e-8), weight decay (0), clipping (off), and loss on the prompt (off).
+betas.  `sft:flan` and `sft:t0` are the baselines on public tasks (App. C.5), trained on `instructjax baseline mixture`.
+The paper is silent on Adam's epsilon (1e-8), weight decay (0), clipping (off), and loss on the prompt (off).
 """
 
 from ml_collections import ConfigDict
 
 SIZES = {"1.3b": ("1.3B", 9.65e-6, 32), "6b": ("6B", 9.65e-6, 32), "175b": ("175B", 5.03e-6, 8)}  # shape, lr, batch
+PUBLIC = {"flan": ("175B", 4e-6, 64), "t0": ("175B", 4e-6, 128)}  # C.5: 896,000 examples once
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
   tiny = arg == "tiny"
-  shape, lr, batch = ("tiny", 1e-3, 16) if tiny else SIZES[arg]
+  shape, lr, batch = ("tiny", 1e-3, 16) if tiny else (SIZES | PUBLIC)[arg]
   c = ConfigDict({"stage": "sft", "seed": 0})
   c.model = {
     "source": "",  # "": random weights of `shape`; or a run, a model folder, a .gguf file, a hub id, file.py:function
@@ -42,7 +44,7 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "separator": " ",  # between prompt and completion
   }
   c.steps = 0  # 0: epochs count
-  c.epochs = 2 if tiny else 16
+  c.epochs = 2 if tiny else 1 if arg in PUBLIC else 16
   c.batch = batch
   c.micro = 1  # micro-batches a step
   c.text_share = 0.0
@@ -58,6 +60,14 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "lr": lr, "schedule": "cosine", "final": 0.1, "warmup": 0, "b1": 0.9, "b2": 0.95, "eps": 1e-8,
     "eps_mode": "optax", "weight_decay": 0.0, "clip": 1.0 if tiny else None,
   }  # fmt: skip
+  c.select = {
+    "reward": "",  # keeps the checkpoint whose samples it scores highest (C.1): runs/reward, python:my.py:f; "" keeps the last
+    "prompts": "",  # validation prompts
+    "count": 64 if tiny else 512,  # the first ones; 0 takes all
+    "batch": 32,
+    "response": 48 if tiny else 256,  # tokens of a sample
+    "temperature": 1.0,
+  }
   c.mesh = {"data": 1, "fsdp": 1, "model": 1}
   c.best = ""  # a metric, eval/nll for one: the checkpoint where it is lowest is kept besides the last `keep`
   c.checkpoint_every, c.keep, c.log_every, c.evaluate_every = (0, 1, 1, 0) if tiny else (500, 2, 1, 500)

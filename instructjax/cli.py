@@ -29,6 +29,7 @@ STAGES = {
 SUITES: dict[str, str] = {  # of evaluations: the module that holds `open_suite`
   "nlp": "instructjax.evals.nlp",
   "truthfulqa": "instructjax.evals.truthfulqa",
+  "preference": "instructjax.evals.preference",
 }
 MODEL = {"ppo": "rl_init"}  # the field that --model sets, where it is not model.source
 
@@ -36,6 +37,7 @@ MODEL = {"ppo": "rl_init"}  # the field that --model sets, where it is not model
 def parser() -> argparse.ArgumentParser:
   """All commands and their options."""
   from instructjax.data.commands import arguments as data_arguments
+  from instructjax.evals.commands import arguments as baseline_arguments
   from instructjax.label import arguments as label_arguments
   from instructjax.tokenizer import arguments as tokenizer_arguments
 
@@ -63,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
   _eval(add("eval", "the paper's evaluations of any set of models, side by side"))
   _harness(add("lm_eval", "tasks of EleutherAI's lm-evaluation-harness on a model"))
   _card(add("card", "a model card out of a run and its evaluation"))
+  baseline_arguments(add("baseline", "what the paper compares with: a prefix chosen by a reward, a mixture of public tasks"))
   _export(add("export", "a trained model as a folder that transformers and vLLM open"))
   _bench(add("bench", "how fast a stage runs, on random weights"))
   _plan(add("plan", "does a stage fit a TPU or GPU pod, and how fast could it be: compiled ahead of time, never run"))
@@ -183,10 +186,10 @@ def stage(args: argparse.Namespace, rest: Sequence[str]) -> None:
   prepare()
   if args.distributed:
     join(args.distributed)
-  from instructjax import generate, reinforce, sample, stages
+  from instructjax import generate, reinforce, sample, selection, stages
 
   run: dict[str, Callable[..., None]] = {
-    "pretrain": stages.supervised, "sft": stages.supervised, "rl_init": stages.supervised,
+    "pretrain": stages.supervised, "sft": selection.supervised, "rl_init": stages.supervised,
     "reward": stages.reward_model, "ppo": reinforce.reinforce, "bestofn": generate.best_of_n, "sample": sample.sample,
   }  # fmt: skip
   run[args.command](config, Path(args.workdir), tuple(args.writer))
@@ -209,6 +212,21 @@ def evaluate(args: argparse.Namespace, rest: Sequence[str]) -> None:
   from instructjax.evals import run
 
   run.main(config, Path(args.workdir), models, {name: import_module(SUITES[name]).open_suite for name in names})
+
+
+def baseline(args: argparse.Namespace, rest: Sequence[str]) -> None:
+  from instructjax.evals import commands
+
+  def config():
+    from instructjax import settings
+
+    found = settings.override(settings.load(args.config), assignments(rest))
+    prepare()
+    return found
+
+  if args.action == "mixture":
+    assignments(rest)
+  commands.run(args, config)
 
 
 def harness(args: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -360,7 +378,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   args, rest = parser().parse_known_args(arguments)
   commands = {
     "quickstart": quickstart, "report": report, "export": export, "bench": bench, "plan": plan, "data": data, "label": label,
-    "eval": evaluate, "lm_eval": harness, "card": card, "tokenizer": tokenizer,
+    "eval": evaluate, "lm_eval": harness, "card": card, "baseline": baseline, "tokenizer": tokenizer,
   }  # fmt: skip
   try:
     commands.get(args.command, stage)(args, rest)

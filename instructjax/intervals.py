@@ -41,6 +41,18 @@ def resampled(rows: Float[np.ndarray, "N C"], samples: int, seed: int) -> Float[
   return np.concatenate(sums)
 
 
+def drawn(rows: int, samples: int, seed: int) -> Float[np.ndarray, "S N"]:
+  """How often each of N rows stands in each of `samples` draws of N rows with replacement."""
+  return np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=samples).astype(np.float64)
+
+
+def with_ends(value: float, draws: Float[np.ndarray, " S"], n: int) -> Estimate:
+  """An estimate out of its draws; those that are not finite are left out."""
+  draws = draws[np.isfinite(draws)]
+  low, high = np.quantile(draws, LEVEL) if len(draws) else (np.nan, np.nan)
+  return Estimate(value, float(low), float(high), n)
+
+
 def share(parts: Num[np.ndarray, "N 2"], samples: int = SAMPLES, seed: int = 0) -> Estimate:
   """Sum of the first column over the sum of the second, which is `n`; draws where that is 0 are left out."""
   parts = np.asarray(parts, np.float64)

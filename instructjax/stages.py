@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -157,8 +157,22 @@ def run(config: Config, workdir: Path, sinks: tuple[str, ...], fingerprints: Map
 # --- pretrain, sft, rl_init ---
 
 
-def supervised(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
-  """Pretraining, SFT, or the model that PPO starts from, by the data that the configuration names."""
+class Selection(NamedTuple):
+  """How a stage chooses its checkpoint.
+
+  measure   (model, template, what is not trained, parts of a batch) -> what is measured of a state, beside the loss
+  choose    (last state) -> the state to leave
+  """
+
+  measure: Callable[[origin.Origin, chat.Template | None, Params, int], Callable[[TrainState], Mapping[str, Any]]]
+  choose: Callable[[TrainState], TrainState]
+
+
+def supervised(
+  config: Config, workdir: Path, sinks: tuple[str, ...] = (), selection: Selection | None = None
+) -> None:
+  """Pretraining, SFT, or the model that PPO starts from, by the data that the configuration names.  It leaves the last state,
+  or the one that `selection` chooses."""
   c = config
   with devices(c.mesh) as parts:
     divides(c.batch, c.micro * parts, "config.batch", "micro-batches x devices")
@@ -192,10 +206,13 @@ def supervised(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     step = steps.compiled(partial(sft.sft_step, lm=base.lm, tx=tx, cfg=settings), state)
     one = lambda state, batch: step(state, trunk, batch)
     base = base._replace(params={})  # donated with the state
-    evaluate = nll(base.lm, trunk, valid, length, parts * c.micro) if valid else None
+    measures = [nll(base.lm, trunk, valid, length, parts * c.micro)] if valid else []
+    measures += [selection.measure(base, template, trunk, parts)] if selection else []
+    evaluate = (lambda state: dict(item for one in measures for item in one(state).items())) if measures else None
     identity = prints(demonstrations=corpora.records(demos), text=text_print, valid=held_out)
     with run(c, workdir, sinks, identity) as writer:
       state = train(c, workdir, writer, one, state, batches, count, about, identity, evaluate)
+      state = selection.choose(state) if selection else state
       leave(workdir, int(state.iteration), whole(c, c.model.source, state.params), about)
 
 

@@ -32,6 +32,14 @@ def test_sft(size, shape, lr, batch, micro_steps):
   assert c.data.prompt + c.data.response == 2048
 
 
+@pytest.mark.parametrize(("preset", "batch", "steps"), [("flan", 64, 14_000), ("t0", 128, 7_000)])
+def test_public_tasks(preset, batch, steps):
+  c = load(f"sft:{preset}")
+  assert (c.model.shape, c.optimizer.lr, c.batch, c.epochs) == ("175B", 4e-6, batch, 1)
+  assert c.epochs * 896_000 // c.batch == steps
+  assert (c.optimizer.schedule, c.optimizer.final, c.optimizer.warmup) == ("cosine", 0.1, 0)
+
+
 @pytest.mark.parametrize(("size", "lr", "batch"), [("1.3b", 5e-6, 32), ("6b", 1.04e-5, 32), ("175b", 2.45e-6, 8)])
 def test_rl_init(size, lr, batch):
   c = load(f"rl_init:{size}")

@@ -15,7 +15,7 @@ LAYERS = {
   3: ["data", "checkpoint", "writers", "intervals", "memory", "user_code"],
   4: [
     "loop", "origin", "corpora", "stages", "reinforce", "generate", "sample", "export", "settings", "report", "quickstart",
-    "bench", "plan", "label", "rewards", "evals", "tokenizer",
+    "bench", "plan", "label", "rewards", "evals", "selection", "tokenizer",
   ],
   5: ["cli"],
 }

@@ -305,7 +305,7 @@ def test_a_chat_model_judges(server, tmp_path):
 
 
 def test_the_template_of_a_judge_has_both_texts():
-  text = judge.filled(judge.TEMPLATE, "a question", "an answer")
+  text = judge.filled(judge.TEMPLATE, prompt="a question", response="an answer")
   assert "Instruction:\na question\n" in text and "Response:\nan answer\n" in text
   assert endpoint.brief("x" * 200) == "x" * 117 + "..."
 

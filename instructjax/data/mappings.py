@@ -68,7 +68,7 @@ def _text(row: Row, field: str) -> str:
   return value
 
 
-def _filled(template: str) -> Callable[[Row], str]:
+def filled(template: str) -> Callable[[Row], str]:
   """A text with {field}s of the row; a dot goes into an object."""
   parts = [part.partition("}") for part in template.split("{")]
   first, *rest = parts
@@ -106,7 +106,7 @@ def _ending(row: Row) -> str:
 
 def _concludes(premise: str, hypothesis: str) -> Callable[[Row], str]:
   """RTE: the hypothesis goes into a question, without its full stop."""
-  passage, claim = _filled(f"Passage: {{{premise}}}"), _filled(f"{{{hypothesis}}}")
+  passage, claim = filled(f"Passage: {{{premise}}}"), filled(f"{{{hypothesis}}}")
   return lambda row: (
     f"{passage(row)}\n\nQuestion: From this passage can one reasonably conclude that "
     f"{claim(row).strip().removesuffix('.')}?\n\nAnswer:"
@@ -122,7 +122,7 @@ def _copa(row: Row) -> str:
   return f"{_text(row, 'premise')}\n\nQuestion: {asked[question]}\n{choices}\n\nAnswer:"
 
 
-def _language(row: Row) -> str:
+def language(row: Row) -> str:
   found = [code for code in row if code in LANGUAGES]
   if len(found) != 1:
     raise RecordError(f"{', '.join(LANGUAGES)}: one of them is expected beside en; the row has {', '.join(sorted(row))}")
@@ -130,20 +130,20 @@ def _language(row: Row) -> str:
 
 
 def _translate(row: Row) -> str:
-  code = _language(row)
+  code = language(row)
   name = LANGUAGES[code]
   return f"Translate the following sentences from {name} into English.\n\n{name}: {_text(row, code)}\nEnglish:"
 
 
 SQUAD = demonstrations(
-  _filled(
+  filled(
     "Answer each question using information in the preceding background paragraph. If there is not enough information "
     'provided, answer with "Not in background."\n\nTitle: {title}\n\nBackground: {context}\n\nQ: {question}\n\nA:'
   ),
   _squad_answer,
 )
 WSC = demonstrations(
-  _filled(
+  filled(
     'Passage: {text}\n\nQuestion: In the passage above, does the pronoun "{span2_text}" refer to {span1_text}?\n\nAnswer:'
   ),
   _labelled(NO_YES),
@@ -152,21 +152,21 @@ TFDS: dict[str, Mapping] = {
   "c4": texts("text"),
   "lm1b": texts("text"),
   "wikipedia": texts("text"),
-  "reddit": demonstrations(_filled("{content}\n\nTL;DR:"), _filled("{summary}"), body="body"),
-  "cnn_dailymail": demonstrations(_filled("{article}\n\nTL;DR:"), _filled("{highlights}")),
+  "reddit": demonstrations(filled("{content}\n\nTL;DR:"), filled("{summary}"), body="body"),
+  "cnn_dailymail": demonstrations(filled("{article}\n\nTL;DR:"), filled("{highlights}")),
   "squad": SQUAD,
   "drop": demonstrations(
-    _filled(
+    filled(
       "Answer each question using information in the preceding passage.\n\n"
       "Passage: {passage}\nQuestion: {question}\nAnswer:"
     ),
-    _filled("{answer}"),
+    filled("{answer}"),
   ),
   "hellaswag": demonstrations(
-    _filled("Complete each independent paragraph using common-sense reasoning.\n\n{activity_label}: {context}"), _ending
+    filled("Complete each independent paragraph using common-sense reasoning.\n\n{activity_label}: {context}"), _ending
   ),
   "glue/sst2": demonstrations(
-    _filled(
+    filled(
       "For each snippet of text, label the sentiment of the text as positive or negative.\n\nText: {sentence}\nLabel:"
     ),
     _labelled(("negative", "positive")),
@@ -175,24 +175,24 @@ TFDS: dict[str, Mapping] = {
   "super_glue/rte": demonstrations(_concludes("premise", "hypothesis"), _labelled(YES_NO)),
   "super_glue/cb": demonstrations(_concludes("premise", "hypothesis"), _labelled(("Yes", "No", "Maybe"))),
   "super_glue/boolq": demonstrations(
-    _filled("Passage: {passage}\n\nQuestion: {question}?\n\nAnswer:"), _labelled(NO_YES)
+    filled("Passage: {passage}\n\nQuestion: {question}?\n\nAnswer:"), _labelled(NO_YES)
   ),
   "super_glue/copa": demonstrations(_copa, lambda row: _text(row, f"choice{_number(row, 'label', 2) + 1}")),
   "super_glue/multirc": demonstrations(
-    _filled('Passage: {paragraph}\n\nQuestion: {question}\nIs "{answer}" a right answer?\n\nAnswer:'), _labelled(NO_YES)
+    filled('Passage: {paragraph}\n\nQuestion: {question}\nIs "{answer}" a right answer?\n\nAnswer:'), _labelled(NO_YES)
   ),
   "super_glue/record": demonstrations(
-    _filled("Passage: {passage}\n\n{query}\n\nQuestion: What does @placeholder stand for?\n\nAnswer:"),
-    _filled("{answers.0}"),
+    filled("Passage: {passage}\n\n{query}\n\nQuestion: What does @placeholder stand for?\n\nAnswer:"),
+    filled("{answers.0}"),
   ),
   "super_glue/wic": demonstrations(
-    _filled(
+    filled(
       '{sentence1}\n{sentence2}\n\nQuestion: Does the word "{word}" have the same meaning in both sentences?\n\nAnswer:'
     ),
     _labelled(NO_YES),
   ),
   "super_glue/wsc": WSC,
   "super_glue/wsc.fixed": WSC,
-  "wmt15_translate": demonstrations(_translate, _filled("{en}")),
+  "wmt15_translate": demonstrations(_translate, filled("{en}")),
   "real_toxicity_prompts": prompts("prompt.text"),
 }

@@ -21,7 +21,7 @@ from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.evals import batches
 from instructjax.evals.batches import Asked, Batch
-from instructjax.evals.tasks import Answer, Completion, Logp, Request, fingerprint
+from instructjax.evals.tasks import Answer, Completion, Logp, Request, Said, fingerprint
 from instructjax.rollout import Sampling
 from instructjax.types import LM, Params
 
@@ -58,7 +58,7 @@ def settings(source: str, config: Config) -> str:
   """The fingerprint of what changes an answer beside the weights."""
   written = config.template not in ("", chat.OWN)
   template = chat.read(config.template) if written else config.template
-  return fingerprint(template, _prefix(split(source)[1]), config.seed, config.model.dtype)
+  return fingerprint(template, prefix_of(split(source)[1]), config.seed, config.model.dtype)
 
 
 def open_subject(source: str, config: Config, parts: int) -> Subject:
@@ -69,7 +69,7 @@ def open_subject(source: str, config: Config, parts: int) -> Subject:
   about = {"source": source, "weights": origin.fingerprint(found.params), "parameters": _count(found.params)}
   encode = found.tokenizer.encode
   end = encode if template is None else lambda text: encode(text.lstrip())  # a template has its own space before a reply
-  head = heads(found.tokenizer, template, _prefix(file))
+  head = heads(found.tokenizer, template, prefix_of(file))
   context = found.lm.context
   asked = partial(batches.rows, head=head, encode=end, context=context)
   plan = partial(batches.plan, budget=config.tokens, parts=parts, most=context)
@@ -94,7 +94,7 @@ def heads(tokenizer: Tokenizer, template: chat.Template | None, prefix: str = ""
   return head
 
 
-def _prefix(file: str) -> str:
+def prefix_of(file: str) -> str:
   if not file:
     return ""
   try:
@@ -155,3 +155,14 @@ def stop_ids(tokenizer: Tokenizer, stop: tuple[str, ...]) -> tuple[int, ...]:
   """The ids whose text holds a stop: sampling may end there.  A stop of several tokens is found in the text afterwards."""
   ids = set(range(tokenizer.vocab_size)) - set(tokenizer.banned)
   return tuple(i for i in sorted(ids) if any(word in tokenizer.decode([i]) for word in stop)) if stop else ()
+
+
+def heard(subject: Subject, requests: Sequence[Sequence[Request]]) -> list[Said]:
+  """What a model says to the requests of several items, one sample each, kept nowhere."""
+  found: list[list[Any]] = [[None] * len(several) for several in requests]
+  cut = [0] * len(requests)
+  for number, batch in enumerate(subject.plan(subject.rows(list(enumerate(requests))))):
+    for ask, answer in zip(batch.asks, subject.answer(batch, number), strict=True):
+      found[ask.item][ask.request] = answer if isinstance(answer, Logp) else (answer,)
+      cut[ask.item] += ask.cut
+  return [Said(tuple(answers), lost) for answers, lost in zip(found, cut, strict=True)]

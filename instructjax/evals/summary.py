@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from instructjax import intervals
 from instructjax.evals.tasks import Item, Metric, Scores, Task
-from instructjax.intervals import LEVEL, NOTHING, SAMPLES, Estimate
+from instructjax.intervals import NOTHING, SAMPLES, Estimate
 
 Table = dict[str, dict[str, Estimate]]  # model, metric
 
@@ -25,7 +25,7 @@ def estimate(metric: Metric, items: Sequence[Item], scores: Sequence[Scores], se
     return NOTHING
   point = float(_statistic(metric, columns.sum(axis=0)))
   draws = _statistic(metric, intervals.resampled(columns, SAMPLES, seed))
-  return _with_ends(point, draws, count)
+  return intervals.with_ends(point, draws, count)
 
 
 def difference(
@@ -41,7 +41,7 @@ def difference(
   draws = intervals.resampled(np.concatenate([a, b], axis=1), SAMPLES, seed)
   of = lambda sums: _statistic(metric, sums[..., :width]) - _statistic(metric, sums[..., width:])
   point = float(of(np.concatenate([a.sum(axis=0), b.sum(axis=0)])))
-  return _with_ends(point, of(draws), count)
+  return intervals.with_ends(point, of(draws), count)
 
 
 def table(task: Task, scores: Mapping[str, Sequence[Scores]], seed: int = 0) -> Table:
@@ -96,8 +96,3 @@ def _clustered(
 
 def _statistic(metric: Metric, sums: Float[np.ndarray, "*S C"]) -> np.ndarray:
   return np.asarray(sums[..., 0] / sums[..., 1] if metric.of is None else metric.of(sums))
-
-
-def _with_ends(point: float, draws: Float[np.ndarray, " S"], count: int) -> Estimate:
-  low, high = np.quantile(draws[np.isfinite(draws)], LEVEL) if np.isfinite(draws).any() else (np.nan, np.nan)
-  return Estimate(point, float(low), float(high), count)

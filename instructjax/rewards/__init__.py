@@ -101,11 +101,16 @@ def _told(outside: Sequence[Reward], prompts: Sequence[str], texts: Sequence[str
   if not outside:
     return np.zeros((0, len(prompts)), np.float32)
   score = lambda: np.stack(list(score_texts(outside, prompts, texts).values()))
+  return in_first(score, (len(outside), len(prompts)))
+
+
+def in_first(score: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+  """What the first process finds, float32 and never NaN, in every process.  Where it raises a UserError, all do."""
   if jax.process_count() == 1:
     return score()
   from jax.experimental import multihost_utils
 
-  failure, values = None, np.full((len(outside), len(prompts)), np.nan, np.float32)  # a score is never NaN
+  failure, values = None, np.full(shape, np.nan, np.float32)
   if jax.process_index() == 0:
     try:
       values = score()
@@ -115,7 +120,7 @@ def _told(outside: Sequence[Reward], prompts: Sequence[str], texts: Sequence[str
   if failure is not None:
     raise failure
   if np.isnan(values).any():
-    raise UserError("a reward failed in the first process, which says why")
+    raise UserError("a reward or a judge failed in the first process, which says why")
   return values
 
 
@@ -155,6 +160,7 @@ __all__ = [
   "Reward",
   "Scores",
   "checked",
+  "in_first",
   "manifest",
   "open_all",
   "responses",

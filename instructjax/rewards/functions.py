@@ -10,17 +10,17 @@ from instructjax import user_code
 from instructjax.errors import UserError
 
 
-def open_function(target: str) -> tuple[Callable[[Sequence[str], Sequence[str]], Any], dict[str, Any]]:
-  """(the function, what the manifest says about it).
+def open_function(target: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+  """(the function of lists of texts, what the manifest says about it).
 
   Raises UserError as `user_code.find` does; the function returned raises one, which names the line, where the user's
   raises anything.
   """
   function, home = user_code.find(target)
 
-  def score(prompts: Sequence[str], responses: Sequence[str]) -> Any:
+  def score(*texts: Sequence[str]) -> Any:
     try:
-      return function(list(prompts), list(responses))
+      return function(*map(list, texts))
     except Exception as error:
       name, place = target.rpartition(":")[2], user_code.innermost(error, home.parent)
       raise UserError(f"{name} raised {user_code.described(error)} at {place}") from error

@@ -1,0 +1,548 @@
+"""Preference: hand-worked rates and fits, judges of every kind, labels, resuming, figures."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_rewards import server  # noqa: F401
+
+from instructjax import settings
+from instructjax.errors import UserError
+from instructjax.evals import preference
+from instructjax.evals.preference import agreement, bradley_terry, figures, judges, kept, rates, votes, words
+from instructjax.evals.preference.judges import Judge
+from instructjax.evals.preference.votes import Vote
+from instructjax.evals.tasks import Completion, Said
+from instructjax.rewards.endpoint import AgainError
+
+ANSWERS = {  # prompt 0 to 3: lengths 4, 4, 2, 6 against 2, 4, 4, 3
+  "sft": ["aa", "same", "aaaa", "aaa"],
+  "ppo": ["bbbb", "same", "bb", "bbbbbb"],
+  "base": ["c", "cccccc", "ccc", "cccc"],
+}
+LONGER = "def longer(prompts, responses):\n  return [len(r.strip()) for r in responses]\n"
+
+
+def heard(answers=ANSWERS, task="preference/prompts"):
+  say = lambda text: Said(((Completion(f" {text}", len(text), True),),))
+  return {task: {model: [say(text) for text in texts] for model, texts in answers.items()}}
+
+
+def written(path, rows):
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return path
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  rows = [{"prompt": f"say {i}{'!' * i}", "use_case": ("qa", "chat")[i % 2], "id": f"p{i}"} for i in range(4)]
+  written(tmp_path / "prompts.jsonl", rows)
+  (tmp_path / "mine.py").write_text(LONGER)
+  found = settings.load("eval")
+  found.preference.prompts = "prompts.jsonl"
+  return found
+
+
+def found(config, folder="out", answers=ANSWERS):
+  suite = preference.open_suite(config)
+  (task,) = suite.tasks
+  assert suite.together is not None
+  result = suite.together(Path(folder), heard(answers, task.name), {})
+  json.loads(json.dumps(result, allow_nan=False))  # what results.json can hold
+  return result
+
+
+def vote(prompt, won, a="a", b="b", **rest):
+  return Vote(str(prompt), a, b, won if isinstance(won, tuple) else (float(won),), **rest)
+
+
+# --- rates ---
+
+
+def test_ties_count_half_and_orders_are_averaged():
+  judged = [vote(0, (1.0, 1.0)), vote(1, (1.0, 0.0)), vote(2, (0.5, 1.0)), vote(3, (0.0, 0.0)), vote(4, (0.5, 0.5))]
+  draws = votes.draw(judged)
+  row = rates.against("a", "b", judged, draws)
+  assert row["rate"]["by_prompt"].value == (1 + 0.5 + 0.75 + 0 + 0.5) / 5
+  assert [row[name].value for name in ("wins", "ties", "losses")] == [0.2, 0.6, 0.2]
+  assert rates.against("b", "a", judged, draws)["rate"]["by_prompt"].value == pytest.approx(1 - 0.55)
+  order = rates.order(judged, draws)
+  # first shown preferred: (a first) 1, 1, .5, 0, .5; (b first) 0, 1, 0, 1, .5
+  assert order["first"].value == pytest.approx((3 + 2.5) / 10)
+  assert [order[name].value for name in ("inconsistent", "flipped", "tied")] == [0.4, 0.2, 0.3]
+  assert rates.order([vote(0, 1)], votes.draw([vote(0, 1)])) is None
+
+
+def test_votes_of_one_prompt_hang_together():
+  rng = np.random.default_rng(0)
+  alone = [vote(i, rng.random() < 0.6) for i in range(50)]
+  copied = [one for one in alone for _ in range(8)]
+  narrow, wide = (votes.share(votes.draw(v), v, [x.won for x in v]) for v in (alone, copied))
+  assert (narrow.low, narrow.high) == (wide.low, wide.high)
+  assert (narrow.n, wide.n) == (50, 400)
+
+
+def test_labelers_are_drawn_too():
+  """One labeler always prefers a, one never: about other labelers nothing is known, however many prompts there are."""
+  judged = [vote(i, labeler == "x", labeler=labeler) for i in range(100) for labeler in ("x", "y")]
+  both = votes.shares(votes.draw(judged), judged, [v.won for v in judged])
+  assert (both["by_prompt"].low, both["by_prompt"].high) == (0.5, 0.5)
+  assert (both["by_both"].low, both["by_both"].high) == (0, 1)
+  lone = [vote(i, i % 2, labeler="x") for i in range(10)]
+  assert votes.shares(votes.draw(lone), lone, [v.won for v in lone])["by_both"] is None
+
+
+@pytest.mark.parametrize("labelers", [1, 8])
+def test_intervals_cover_the_truth(labelers):
+  """Votes of a prompt hang together, and so do those of a labeler."""
+  rng, runs, p, covered = np.random.default_rng(1), 200, 0.6, 0
+  for seed in range(runs):
+    prompt, labeler = rng.normal(0, 0.25, 80), rng.normal(0, 0.15, labelers) if labelers > 1 else [0.0]
+    judged = [
+      vote(i, float(rng.random() < np.clip(p + prompt[i] + labeler[j], 0, 1)), labeler=str(j))
+      for i in range(80) for j in rng.choice(labelers, min(labelers, 2), replace=False)
+    ]  # fmt: skip
+    one = rates.chosen(votes.shares(votes.draw(judged, samples=300, seed=seed), judged, [v.won for v in judged]))
+    covered += one.low <= p <= one.high
+  assert 0.89 <= covered / runs <= 1.0 if labelers > 1 else 0.91 <= covered / runs <= 0.985
+
+
+def test_length_is_held_equal():
+  """P(won) = sigmoid(.4 + 1.2 z / sd): the raw rate mixes both, the controlled one is sigmoid(.4)."""
+  rng = np.random.default_rng(2)
+  ratio = rng.normal(0.8, 1.0, 4000)
+  truth = bradley_terry.sigmoid(0.4 + 1.2 * ratio / ratio.std())
+  judged = [vote(i, float(rng.random() < p), ratio=float(z)) for i, (p, z) in enumerate(zip(truth, ratio))]
+  draws = votes.draw(judged, samples=200)
+  one = rates.controlled(draws, judged)
+  assert one["rate"].low < bradley_terry.sigmoid(0.4) < one["rate"].high
+  assert one["slope"].low < 1.2 < one["slope"].high
+  assert one["rate"].high < np.mean([v.won for v in judged])
+  confounded = [vote(i, float(z > 0.3), ratio=float(z)) for i, z in enumerate(rng.normal(0.6, 1.0, 300))]
+  assert rates.against("a", "b", confounded, votes.draw(confounded, samples=200))["flagged"]
+  equal = [vote(i, i % 2) for i in range(10)]
+  assert math.isnan(rates.controlled(votes.draw(equal), equal)["rate"].value)
+
+
+def test_logistic_regression_has_the_likeliest_coefficients():
+  rng = np.random.default_rng(3)
+  features = np.stack([np.ones(60), rng.normal(size=60)], 1)
+  won, weights = rng.integers(0, 3, 60) / 2, rng.integers(0, 3, (2, 60)).astype(float)
+  for row, b in zip(weights, rates.logistic(features, won, weights)):
+    p = bradley_terry.sigmoid(features @ b)
+    np.testing.assert_allclose((row * (won - p)) @ features, 0, atol=1e-4)
+
+
+def test_slices_and_quartiles():
+  assert rates.quartiles([1, 2, 3, 4]) == ["1 of 4", "2 of 4", "3 of 4", "4 of 4"]
+  assert rates.quartiles([2, 2]) == ["", ""]
+  judged = [vote(i, i < 3, slices={"use_case": "qa" if i < 2 else "chat"}) for i in range(4)]
+  found = rates.sliced(votes.draw(judged), judged)["use_case"]
+  assert {name: (e.value, e.n) for name, e in found.items()} == {"qa": (1.0, 2), "chat": (0.5, 2)}
+
+
+# --- Bradley and Terry ---
+
+
+def test_strengths_by_hand():
+  two = bradley_terry.fit(np.array([[0, 3.0], [1, 0]]))
+  assert two[0] - two[1] == pytest.approx(math.log(3), abs=1e-5)
+  chain = bradley_terry.fit(np.array([[0, 3.0, 0], [1, 0, 3], [0, 1, 0]]))
+  assert bradley_terry.sigmoid(chain[0] - chain[2]) == pytest.approx(0.9, abs=1e-5)  # odds 3 x 3
+
+
+def test_strengths_are_the_likeliest():
+  from scipy.optimize import minimize
+
+  wins = np.random.default_rng(4).integers(1, 20, (5, 5)) * (1 - np.eye(5))
+
+  def cost(s):
+    gap = s[:, None] - s[None]
+    return (wins * np.logaddexp(0, -gap)).sum()
+
+  best = minimize(cost, np.zeros(5), tol=1e-12).x
+  np.testing.assert_allclose(bradley_terry.fit(wins), best - best.mean(), atol=1e-4)
+  np.testing.assert_allclose(bradley_terry.fit(wins[None].repeat(3, 0))[2], bradley_terry.fit(wins))
+
+
+def test_a_model_that_never_lost_has_no_strength():
+  judged = [vote(i, 1.0) for i in range(5)]
+  fit = bradley_terry.fitted(["a", "b"], judged, votes.draw(judged), "b")
+  assert "a, b won or lost every comparison" in fit["why"] and not fit["strength"]
+  assert bradley_terry.connected(np.array([[0, 1, 0], [0, 0, 1], [1.0, 0, 0]]))
+  assert not bradley_terry.connected(np.array([[0, 1, 1], [1, 0, 1], [0.0, 0, 0]]))
+  wide = bradley_terry.fit(np.array([[0, 50.0], [0, 0]]))
+  assert np.isfinite(wide).all() and wide[0] - wide[1] > 10
+
+
+def three(direct, count=400):
+  """a against c 80:20, b against c 50:50, so a against b should be 80:20."""
+  split = lambda a, b, p: [vote(f"{a}{b}{i}", i < p * count, a, b) for i in range(count)]
+  return split("a", "c", 0.8) + split("b", "c", 0.5) + split("a", "b", direct)
+
+
+def test_direct_rates_agree_with_those_by_the_baseline_or_not():
+  judged = three(0.8)
+  found = bradley_terry.consistency("a", "b", "c", judged, votes.draw(judged))
+  assert found["implied"].value == pytest.approx(0.8) and found["agree"] and abs(found["z"]) < 1e-6
+  judged = three(0.6)
+  found = bradley_terry.consistency("a", "b", "c", judged, votes.draw(judged))
+  assert not found["agree"] and found["z"] < -4
+  fit = bradley_terry.fitted(["a", "b", "c"], three(0.8), votes.draw(three(0.8)), "c")
+  assert fit["rate"]["a"].value == pytest.approx(0.8, abs=1e-4)
+  assert fit["rate"]["a"].low < 0.8 < fit["rate"]["a"].high
+  assert bradley_terry.consistency("a", "d", "c", judged, votes.draw(judged)) is None
+
+
+# --- the suite ---
+
+
+def test_scores_judge_every_pair(config):
+  config.preference.judges, config.preference.pairs = "python:mine.py:longer", "all"
+  result = found(config)
+  one = result["prompts"]["prompts"]["judges"]["judge"]
+  ppo = one["against_baseline"]["ppo"]
+  assert ppo["rate"]["by_prompt"]["value"] == (1 + 0.5 + 0 + 1) / 4
+  assert [ppo[name]["value"] for name in ("wins", "ties", "losses")] == [0.5, 0.25, 0.25]
+  assert ppo["paper"] == [0.524, 0.578, 0.626]
+  assert one["against_baseline"]["base"]["rate"]["by_prompt"]["value"] == (0 + 1 + 0 + 1) / 4
+  assert one["head_to_head"]["ppo / base"]["rate"]["by_prompt"]["value"] == 0.5
+  assert (one["same"], one["votes"], one["order"], one["kind"]) == (1, 12, None, "scores")
+  assert ppo["slices"]["use_case"] == {
+    "chat": pytest.approx({"value": 0.75, "low": 0.5, "high": 1.0, "n": 2}),
+    "qa": pytest.approx({"value": 0.5, "low": 0.0, "high": 1.0, "n": 2}),
+  }
+  assert set(ppo["slices"]) == {"use_case", "prompt_length", "length_ratio"}
+  assert one["consistency"]["ppo / base"]["direct"]["value"] == 0.5
+  assert set(one["bradley_terry"]["rate"]) == {"ppo", "base"}
+
+
+def test_a_margin_ties(config):
+  config.preference.judges, config.preference.margin = "python:mine.py:longer", 2.0
+  ppo = found(config)["prompts"]["prompts"]["judges"]["judge"]["against_baseline"]["ppo"]
+  assert [ppo[name]["value"] for name in ("wins", "ties", "losses")] == [0.25, 0.75, 0]
+
+
+def test_figures_are_files(config):
+  config.preference.judges = "heldout=python:mine.py:longer"
+  result = found(config)
+  rows = {row["model"]: row for row in result["figures"]["1"]}
+  assert rows["sft"]["value"] == 0.5 and rows["ppo"]["value"] == 0.625
+  assert rows["base"]["paper"] == [0.191, 0.219, 0.252]  # held-out labelers
+  lines = (Path("out") / "figure1.csv").read_text().splitlines()
+  assert lines[0] == "prompts,judge,model,against,value,low,high,n,paper"
+  assert lines[1].startswith("prompts,heldout,ppo,sft,0.625,") and lines[1].endswith("4,0.663 0.694 0.691")
+  assert (Path("out") / "figure3.csv").read_text().splitlines() == lines
+  assert figures.headline("ptx", "base") == [0.85, 0.03]
+  assert figures.headline("ppo", "base") is None
+
+
+PAIRWISE = """
+def first(prompts, a, b):
+  return [.9 for _ in a]
+def longer(prompts, a, b):
+  return [{"win": float(len(x) > len(y)), "tie": float(len(x) == len(y)), "loss": float(len(x) < len(y))} for x, y in zip(a, b)]
+def wrong(prompts, a, b):
+  return [1.5 for _ in a]
+def few(prompts, a, b):
+  return []
+"""
+
+
+def test_a_judge_that_takes_the_first_is_found_out(config, tmp_path):
+  (tmp_path / "pair.py").write_text(PAIRWISE)
+  config.preference.judges = "bias=python:pair.py:first; good=python:pair.py:longer"
+  one = found(config)["prompts"]["prompts"]["judges"]
+  assert {name: one["bias"]["order"][name]["value"] for name in ("first", "inconsistent", "flipped", "tied")} == {
+    "first": 1, "inconsistent": 1, "flipped": 1, "tied": 0,
+  }  # fmt: skip
+  assert one["bias"]["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 0.5
+  assert one["bias"]["against_baseline"]["ppo"]["ties"]["value"] == 1
+  assert one["good"]["order"]["inconsistent"]["value"] == 0
+  assert one["good"]["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 0.625
+  for name, message in (("wrong", "answered 1.5; P"), ("few", "returned 0 answers to")):
+    config.preference.judges = f"python:pair.py:{name}"
+    with pytest.raises(UserError, match=message):
+      found(config)
+
+
+def test_nothing_is_asked_twice(config, tmp_path):
+  """A run that was killed in the middle of a line goes on: what was answered is not asked again."""
+  (tmp_path / "pair.py").write_text(PAIRWISE)
+  config.preference.judges = "python:pair.py:first"
+  whole = found(config)
+  path = Path("out/prompts/judgements-judge.jsonl")
+  lines = path.read_text().splitlines(keepends=True)
+  assert len(lines) == 14  # 3 + 4 pairs that differ, both orders
+  path.write_text("".join(lines[:5]) + lines[5][:20])
+  count = []
+  judge = judges.open_judges(config)[0]
+  counted = judge._replace(ask=lambda questions, stop: (count.extend(questions), judge.ask(questions, stop))[1])
+  questions = [("p", "a", "b"), ("p", "b", "a"), ("p", "a", "b")]
+  first = kept.asked(counted, questions, [{}] * 3, tmp_path / "k.jsonl")
+  assert len(count) == 2 and first == kept.asked(counted, questions, [{}] * 3, tmp_path / "k.jsonl")
+  assert len(count) == 2
+  assert found(config) == whole
+  assert sorted(path.read_text().splitlines()) == sorted(line.strip() for line in lines)
+
+
+def test_a_chat_model_judges_in_both_orders(config, server):  # noqa: F811
+  def answer(path, body, number):
+    (message,) = body["messages"]
+    a, b = (message["content"].split(f"[Output {x}]\n")[1].split("\n[End")[0] for x in "AB")
+    assert body["model"] == "llm" and body["temperature"] == 0 and "repeat itself" in message["content"]
+    if number == 0:
+      return 503, {}, {}
+    said = "Reasons.\n\nVerdict: " + ("A" if len(a) > len(b) else "B" if len(a) < len(b) else "tie")
+    return 200, {}, {"choices": [{"message": {"content": said}}]}
+
+  server.answer = answer
+  url = server.url.removesuffix("/score")
+  config.preference.judges = f"openai:{url}#llm,wait=0.01"
+  one = found(config)["prompts"]["prompts"]["judges"]["judge"]
+  assert one["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 0.625
+  assert len(server.asked) == 15  # the first one again
+  assert one["order"]["first"]["value"] == 0.5
+  row = json.loads(Path("out/prompts/judgements-judge.jsonl").read_text().splitlines()[0])
+  assert set(row) == {"of", "id", "first", "second", "answer"} and row["answer"]["said"].startswith("Reasons.")
+  assert "template_sha256" in one["about"]
+  assert found(config)["prompts"]["prompts"]["judges"]["judge"] == one
+  assert len(server.asked) == 15
+
+
+@pytest.mark.parametrize(
+  ("text", "p"),
+  [("B", 0), ("A is longer.\n\n**A**", 1), ("Verdict: tie.", 0.5), ("[[B]]\n", 0), ("My final verdict is: Output A", 1),
+   ("The better one: A or B", None), ("a draw", None), ("", None), ("A\nI am not sure", None), ("Answer: B", 0)],
+)  # fmt: skip
+def test_verdicts(text, p):
+  if p is None:
+    with pytest.raises(AgainError, match="whose last line is not A, B or tie"):
+      words.verdict(text)
+  else:
+    assert words.verdict(text) == {"p": p, "said": text}
+
+
+def test_the_words_hold_the_rules_of_the_labelers():
+  for text in (words.PAIR, words.RATING, words.SHORT):
+    assert text.count("What makes an output good") == 1 and "much more helpful" in text and "{prompt}" in text
+    assert "Skip a prompt" not in text
+  assert words.SHORT.endswith("The better output is output")
+
+
+RATED = """{"overall": %d, "fails_instruction": false, "inappropriate": %s, "hallucination": %s, "satisfies_constraint": true,
+"sexual": false, "violent": false, "encourages_harm": false, "denigrates": false, "harmful_advice": false, "opinion": false,
+"moral_judgment": false}"""
+
+
+def test_a_chat_model_rates(config, server, tmp_path):  # noqa: F811
+  def answer(path, body, number):
+    text = body["messages"][0]["content"].split("[Output]\n")[1].split("\n[End")[0]
+    said = "Well.\n" + RATED % (min(len(text), 7), "true" if "b" in text else "false", "true" if "c" in text else "false")
+    return 200, {}, {"choices": [{"message": {"content": said}}]}
+
+  server.answer = answer
+  rows = [{"prompt": f"say {i}{'!' * i}", "annotations": {"closed_domain": i > 1}} for i in range(4)]
+  written(tmp_path / "prompts.jsonl", rows)
+  config.preference.raters = f"openai:{server.url.removesuffix('/score')}#llm"
+  result = found(config)
+  one = result["prompts"]["prompts"]["raters"]["rater"]
+  value = lambda measure, model: one["measures"][measure][model]["by_prompt"]["value"]
+  assert value("overall", "ppo") == (4 + 4 + 2 + 6) / 4
+  assert value("appropriate", "ppo") == 0.25  # "same" has no b
+  assert value("attempts_instruction", "base") == 1
+  assert one["measures"]["hallucination"]["base"]["by_prompt"] == {"value": 1, "low": 1, "high": 1, "n": 2}
+  assert one["over"] == {"hallucination": "closed-domain prompts"}
+  likert = {row["model"]: row for row in result["figures"]["5"]}
+  assert likert["base"]["paper"] == [2.6] and likert["ppo"]["paper"] is None
+  pooled = {(row["measure"], row["model"]): row["paper"] for row in result["figures"]["4"]}
+  assert pooled["attempts_instruction", "sft"] == [0.864] and pooled["hallucination", "ppo"] == [0.216]
+  assert (Path("out") / "figure4.csv").is_file() and not (Path("out") / "figure1.csv").exists()
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [("no", "a JSON object"), ('{"overall": 8}', "fails_instruction: missing"), (RATED % (9, "true", "true"), "overall: 9"),
+   (RATED.replace("%s", '"no"') % 3, "inappropriate: ")],
+)  # fmt: skip
+def test_ratings_are_checked(text, message):
+  with pytest.raises(AgainError, match=message):
+    words.ratings(text)
+  assert words.wrong({"overal": 3}).startswith("overal: unknown field")
+  assert words.ratings(RATED % (3, "true", "false"))["overall"] == 3
+
+
+def test_people_judge_what_they_were_given(config, tmp_path):
+  """The suite writes the tasks, two labelers rank them, and the same command counts their votes."""
+  config.preference.judges = ""
+  found(config)
+  rows = [json.loads(line) for line in (tmp_path / "out" / "tasks.jsonl").read_text().splitlines()]
+  assert rows[1]["completions"] == ["same", "cccccc"] and rows[1]["sources"] == ["sft, ppo", "base"]
+  labelled = [
+    {"prompt": row["prompt"], "completions": row["completions"], "labeler": labeler,
+     "ranks": [1 + (labeler == "x") * at for at in range(len(row["completions"]))],
+     "ratings": [{"overall": 7 - at} for at in range(len(row["completions"]))]}
+    for row in rows for labeler in ("x", "y")
+  ]  # fmt: skip
+  written(tmp_path / "ranked.jsonl", labelled)
+  config.preference.judges, config.preference.raters = "labels:ranked.jsonl", "labels:ranked.jsonl"
+  result = found(config)
+  one = result["prompts"]["prompts"]["judges"]["judge"]
+  # x prefers sft in three of four and ties where the text is the same; y ties everything
+  assert one["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == (3 * 0 + 0.5 + 4 * 0.5) / 8
+  assert one["against_baseline"]["ppo"]["rate"]["by_both"] is not None
+  assert (one["labelers"], one["kind"], one["bradley_terry"]["by"]) == (2, "labels", "prompt, labeler")
+  likert = result["prompts"]["prompts"]["raters"]["rater"]["measures"]["overall"]["sft"]
+  assert likert["by_prompt"]["value"] == 7 and likert["by_both"]["n"] == 8
+  assert result["figures"]["1"][0]["n"] == 8
+
+
+def test_labels_of_other_answers_are_an_error(config, tmp_path):
+  rows = [{"prompt": p, "completions": c, "ranks": [1, 2]} for p, c in (("say 0", ["aa", "zz"]), ("x", ["q", "r"]))]
+  written(tmp_path / "ranked.jsonl", rows)
+  config.preference.judges = "labels:ranked.jsonl"
+  with pytest.raises(UserError, match=r"3 of 4 completions are the answers of no model here \(1 of their prompts"):
+    found(config)
+  written(tmp_path / "ranked.jsonl", [{"prompt": "say 0", "completions": ["aa", "aa "], "ranks": [1, 2]}])
+  with pytest.raises(UserError, match="ranks no two of the models"):
+    found(config)
+
+
+def test_sources_name_the_model_of_another_sample(config, tmp_path):
+  """Other samples of our models count where the records say so; those of a model that is not here are left out."""
+  row = {"prompt": "say 0", "completions": ["x", "y", "z"], "ranks": [1, 2, 3], "sources": ["ppo", "sft", "other"]}
+  written(tmp_path / "ranked.jsonl", [row])
+  config.preference.judges = "labels:ranked.jsonl"
+  one = found(config)["prompts"]["prompts"]["judges"]["judge"]
+  assert one["votes"] == 1
+  assert one["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 1
+
+
+def test_a_judge_is_checked_against_people(config, tmp_path):
+  rows = [
+    {"prompt": f"q{i}", "completions": ["a", "bb", "cc"], "ranks": ranks, "labeler": labeler}
+    for i in range(3)
+    for labeler, ranks in (("x", [3, 1, 1]), ("y", [2, 3, 1]))
+  ]
+  written(tmp_path / "check.jsonl", rows)
+  config.preference.judges, config.preference.check = "python:mine.py:longer", "check.jsonl"
+  check = found(config)["check"]
+  # the judge: bb = cc > a.  x agrees on both that neither ties and ties bb, cc too; y has cc > a > bb
+  assert check["judge"]["agreement"]["value"] == 3 / 4
+  assert check["judge"]["agreement_ties"]["value"] == pytest.approx((3 + 0 + 1 + 0.5) / 6)
+  assert check["judge"]["tied"]["value"] == pytest.approx(1 / 3)
+  assert check["judge"]["inconsistent"]["value"] is None
+  assert check["people"]["agreement"]["value"] == 0.5  # of x and y: a, cc alike; a, bb not; bb, cc tied by x
+  assert agreement.of_people([]) is None
+
+
+def test_what_is_wrong_is_said_before_anything_runs(config):
+  cases = [
+    ("prompts", "", "config.preference.prompts is empty"),
+    ("prompts", "a=x.jsonl; y.jsonl", "each needs a name"),
+    ("prompts", "a=prompts.jsonl; a=prompts.jsonl", "stands twice"),
+    ("pairs", "some", "known are baseline, all"),
+    ("judges", "runs/nothing", "no such directory"),
+    ("judges", "run:runs/nothing", "no such directory"),
+    ("judges", "python:mine.py:shorter", "has no function 'shorter'"),
+    ("judges", "openai:nowhere#x", "no valid address"),
+    ("judges", "labels:none.jsonl", "no such file"),
+    ("raters", "runs/reward", "a rater is openai"),
+    ("check", "none.jsonl", "no such file"),
+  ]
+  for name, value, message in cases:
+    before = config.preference[name]
+    config.preference[name] = value
+    with pytest.raises(UserError, match=message):
+      preference.open_suite(config)
+    config.preference[name] = before
+  config.preference.judges = "python:mine.py:longer"
+  config.baseline = "other"
+  with pytest.raises(UserError, match=r"config.baseline='other' and another model are needed"):
+    found(config)
+
+
+def test_sources_are_named():
+  assert judges.named("openai:http://h/v1#m,token=KEY", "judge") == {"judge": "openai:http://h/v1#m,token=KEY"}
+  assert judges.named("a=runs/r; b=labels:x.jsonl;", "judge") == {"a": "runs/r", "b": "labels:x.jsonl"}
+  assert judges.named("", "judge") == {}
+
+
+def test_items_have_clusters_slices_and_limits(config, tmp_path):
+  written(tmp_path / "prompts.jsonl", [{"prompt": "x"}, {"prompt": "x", "use_case": "qa"}, {"prompt": "long"}])
+  (task,) = preference.open_suite(config).tasks
+  assert [item.id for item in task.items] == ["1", "2", "3"]
+  assert task.items[0].cluster == task.items[1].cluster != task.items[2].cluster
+  (request,) = task.ask(task.items[0])
+  assert (request.prompt, request.tokens, request.temperature, request.stop, request.n) == ("x", 1024, 1.0, (), 1)
+  assert task.score(task.items[:1], heard()["preference/prompts"]["ppo"][:1]) == [{"characters": 4.0, "ended": 1.0}]
+  config.limit = 2
+  assert len(preference.open_suite(config).tasks[0].items) == 2
+
+
+def test_a_judge_that_fails_keeps_what_it_said(config, tmp_path):
+  def ask(questions, stop):
+    if questions[0][0] == "3":
+      raise UserError("no more")
+    return [{"p": 1.0}]
+
+  judge = Judge("j", judges.PAIRS, ask, {}, batch=1)
+  with pytest.raises(UserError, match="no more"):
+    kept.asked(judge, [(str(i), "a", "b") for i in range(5)], [{}] * 5, tmp_path / "j.jsonl")
+  assert len((tmp_path / "j.jsonl").read_text().splitlines()) == 3
+
+
+# --- the page, and the runner ---
+
+
+def test_the_page_shows_what_was_found(config, tmp_path):
+  (tmp_path / "pair.py").write_text(PAIRWISE)
+  rows = [{"prompt": "q", "completions": ["a", "bb"], "ranks": [2, 1], "labeler": name} for name in "xy"]
+  written(tmp_path / "check.jsonl", rows)
+  config.preference.judges, config.preference.pairs = "<b>=python:pair.py:longer; bias=python:pair.py:first", "all"
+  with pytest.raises(UserError, match="each needs a name"):
+    preference.open_suite(config)
+  config.preference.judges = "good=python:pair.py:longer; bias=python:pair.py:first"
+  config.preference.check = "check.jsonl"
+  result = found(config, answers=ANSWERS | {"<b>ptx": ["z", "zz", "zzzzz", "zzz"]})
+  html = preference.open_suite(config).draw(result, {"sft": "sft", "ppo": "ppo", "base": "base"}).replace("\xa0", " ")
+  assert "Preferred to sft: good, prompts" in html and "Preferred to sft: bias, prompts" in html
+  assert "<b>ptx" not in html and "&lt;b&gt;ptx" in html
+  assert "The answer shown first was preferred in 100.0 % (50 % is no bias); 100.0 % of pairs" in html
+  assert "ppo / base" in html and "implied by the baseline" in html and "52.4 / 57.8 / 62.6" in html
+  assert "<th>use case</th>" in html and "<small>n 2</small>" in html
+  assert "nan" not in html
+  assert "Judges beside people" in html and "<td>people</td>" in html
+
+
+def test_models_answer_and_are_judged_by_a_model(tmp_path, monkeypatch, capsys):
+  """From the command line: two models that differ by a prefix, a tiny model as judge, and nothing is asked again."""
+  from instructjax import cli
+
+  monkeypatch.chdir(tmp_path)
+  written(tmp_path / "prompts.jsonl", [{"prompt": f"say {i}"} for i in range(3)])
+  (tmp_path / "pre.txt").write_text("hello. ")
+  (tmp_path / "short.txt").write_text("Prompt: {prompt}\nA: {a}\nB: {b}\nBetter:")
+  (tmp_path / "mine.py").write_text(LONGER)
+  options = {
+    "preference.prompts": "prompts.jsonl", "preference.judges": "lm=lm:#template=short.txt; long=python:mine.py:longer",
+    "preference.response": 8, "tokens": 512, "model.dtype": "float32",
+  }  # fmt: skip
+  command = ["eval", "--models=base=,sft=#prefix=pre.txt", "--suite=preference", "--workdir=out"]
+  command += [f"--config.{name}={value}" for name, value in options.items()]
+  assert cli.main(command) == 0
+  path = tmp_path / "out" / "preference" / "prompts" / "judgements-lm.jsonl"
+  before = path.read_text()
+  assert len(before.splitlines()) == 6
+  assert all(0 < json.loads(line)["answer"]["p"] < 1 for line in before.splitlines())
+  results = json.loads((tmp_path / "out" / "results.json").read_text())["suites"]["preference"]["together"]
+  assert results["prompts"]["prompts"]["judges"]["lm"]["order"]["first"]["n"] == 3
+  assert "Preferred to sft: lm, prompts" in (tmp_path / "out" / "report.html").read_text()
+  assert cli.main(command) == 0
+  assert path.read_text() == before
+  (tmp_path / "short.txt").write_text("{prompt}{a}{b}" + "long " * 100)
+  assert cli.main(command) == 2
+  assert "tokens more than the context of" in capsys.readouterr().err
