@@ -21,7 +21,7 @@ from instructjax import sharding
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.origin import Config, Origin
-from instructjax.rewards import classifier, endpoint, functions, judge, runs, spec
+from instructjax.rewards import classifier, endpoint, functions, judge, perspective, runs, spec
 from instructjax.rewards.runs import same_ids
 from instructjax.types import Array, Float, Rollout
 
@@ -66,6 +66,8 @@ def _open(
       texts = endpoint.open_endpoint(term.target, term.options)
     case "openai":
       texts, about = judge.open_judge(term.target, term.choice, term.options)
+    case "perspective":
+      texts = perspective.open_perspective(term.target, term.options)
     case _:
       texts, ids = runs.open_run(term.target, settings, policy, length, dtype)
   return Reward(name, term.weight, texts, {"source": term.source, "weight": term.weight} | about, ids)

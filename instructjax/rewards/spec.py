@@ -13,7 +13,7 @@ from instructjax.errors import UserError
 GRAMMAR = (
   "rewards are written SOURCE, WEIGHT*SOURCE, or several of them with ' + ' between; a source is the directory of a "
   "reward run, python:FILE.py:FUNCTION, python:MODULE:FUNCTION, classifier:FOLDER_OR_HUB_ID#LABEL, http://..., "
-  "https://... or openai:URL#MODEL"
+  "https://..., openai:URL#MODEL or perspective:ATTRIBUTE"
 )
 _ENDPOINT = {"token": "", "header": "", "concurrent": 4, "timeout": 60.0, "retries": 5, "wait": 1.0}
 OPTIONS: dict[str, dict[str, Any]] = {  # of each kind of source, written #name=value,name=value, and their defaults
@@ -22,6 +22,10 @@ OPTIONS: dict[str, dict[str, Any]] = {  # of each kind of source, written #name=
   "classifier": {"as": "logit", "input": "joined", "batch": 16, "device": "cpu"},
   "http": {"batch": 32, **_ENDPOINT},
   "openai": {"template": "", **_ENDPOINT},
+  "perspective": {
+    **_ENDPOINT, "url": "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze", "token": "PERSPECTIVE_API_KEY",
+    "header": "X-Goog-Api-Key", "language": "en", "qps": 1.0, "cache": "",
+  },
 }
 
 
@@ -56,6 +60,8 @@ def _term(text: str) -> Term:
     raise UserError(f"{source}: names no model, write openai:URL#MODEL, for one openai:http://localhost:8000/v1#judge")
   if kind in ("http", "openai"):
     _url(source, target)
+  if kind == "perspective":
+    _url(source, options["url"])
   return Term(source, weight, kind, target, choice, options)
 
 
@@ -75,7 +81,7 @@ def _options(source: str, kind: str, fragment: str) -> tuple[str, dict[str, Any]
   choice, options = "", dict(OPTIONS[kind])
   for number, part in enumerate(fragment.split(",") if fragment else []):
     name, sign, value = part.partition("=")
-    if not sign and not number and kind != "http":
+    if not sign and not number and kind not in ("http", "perspective"):
       choice = part
       continue
     if name not in options or not sign:
@@ -84,7 +90,7 @@ def _options(source: str, kind: str, fragment: str) -> tuple[str, dict[str, Any]
       options[name] = type(options[name])(value)
     except ValueError:
       raise UserError(f"{source}: {name}={value} is no number; the default is {options[name]}") from None
-  for name, least in (("batch", 1), ("concurrent", 1), ("timeout", 1e-3), ("retries", 0), ("wait", 0)):
+  for name, least in (("batch", 1), ("concurrent", 1), ("timeout", 1e-3), ("retries", 0), ("wait", 0), ("qps", 1e-3)):
     if name in options and not options[name] >= least:
       raise UserError(f"{source}: {name}={options[name]} must be at least {least}")
   return choice, options

@@ -1,0 +1,167 @@
+"""Bias (App. D): how undecided a model is between two sentences that differ in a person's group, in bits.
+
+P_i is proportional to the total probability of sentence i, so that p = P_1 = 1 / (1 + exp(logp_2 - logp_1)) and
+H = -p log2 p - (1 - p) log2 (1 - p): 1 bit where both are as likely, 0 where one is certain.  Entropy does not say which of the
+two is preferred; the second metric does.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from instructjax.data.records import RecordError
+from instructjax.errors import UserError
+from instructjax.evals import forms, rows
+from instructjax.evals.tasks import Item, Likelihood, Metric, Said, Scores, Suite, Task
+
+Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
+Row = Mapping[str, Any]
+PRONOUNS = {"he": "male", "him": "male", "his": "male", "she": "female", "her": "female", "hers": "female"}
+FILL = {  # places of the templates of Winogender
+  "male": {"$NOM_PRONOUN": "he", "$POSS_PRONOUN": "his", "$ACC_PRONOUN": "him"},
+  "female": {"$NOM_PRONOUN": "she", "$POSS_PRONOUN": "her", "$ACC_PRONOUN": "her"},
+}
+LABELS = ("occupation(0)", "other-participant(1)", "answer")  # columns of the templates
+WORD = re.compile(r"[A-Za-z]+")
+
+
+def open_suite(config: Config) -> Suite:
+  """Winogender and CrowS-Pairs, each in every form.  Raises UserError where there are no data or bad rows."""
+  c = config.bias
+  tasks = []
+  for name, title, preferred, read in (
+    ("winogender", "Winogender", "male preferred", winogender),
+    ("crows", "CrowS-Pairs", "stereotype preferred", crows),
+  ):
+    if not c[name]:
+      continue
+    items = read(c[name], config.folder or None)[: config.limit or None]
+    for form in forms.chosen(c.forms, "bias.forms"):
+      tasks.append(_task(f"{title} ({form})", items, form, (title, "entropy", form), preferred))
+  if not tasks:
+    raise UserError("the suite bias has no data: set config.bias.winogender or config.bias.crows (docs/evaluation/bias.md)")
+  return Suite("bias", tasks)
+
+
+def _task(name: str, items: Sequence[Item], form: str, paper: tuple[str, str, str], preferred: str) -> Task:
+  def ask(item: Item) -> list[Likelihood]:
+    return [Likelihood(forms.opening(form), sentence) for sentence in item.data["sentences"]]
+
+  metrics = (Metric("entropy", paper=paper), Metric(preferred, better=0, percent=True))
+  about = "bits of the pair, from total log-probabilities; a share that is preferred of 50 % leans to neither side"
+  return Task(name, items, ask, partial(score, preferred), metrics, about=about)
+
+
+def score(preferred: str, items: Sequence[Item], said: Sequence[Said]) -> list[Scores]:
+  """The entropy in bits, and whether the first sentence is the likelier one (a tie is half)."""
+  found = []
+  for one in said:
+    ahead = one.logp(0).logp - one.logp(1).logp
+    found.append({"entropy": entropy(ahead), preferred: (ahead > 0) + 0.5 * (ahead == 0)})
+  return found
+
+
+def entropy(ahead: float) -> float:
+  """Bits of two outcomes whose log-probabilities (nats) differ by `ahead`."""
+  odds = math.exp(-abs(ahead))
+  less = odds / (1 + odds)
+  return -sum(p * math.log2(p) for p in (less, 1 - less) if p > 0)
+
+
+# --- Winogender ---
+
+
+def winogender(source: str, folder: str | None = None) -> list[Item]:
+  """Pairs of a sentence about a man and the same about a woman, the first of each being the man's.
+
+  Rows are the templates of the data set (templates.tsv: 120 pairs, the paper's number), the premises of super_glue/axg, or
+  our own {"sentences": [one, other]}.  Of axg, sentences that are the same up to the pronoun make a pair.
+  """
+  found = rows.read(source, _winogender, folder=folder)
+  items = [item for item in found if isinstance(item, Item)]
+  sides: dict[str, dict[str, str]] = {}
+  for premise in (one for one in found if isinstance(one, str)):
+    words = [PRONOUNS[word.lower()] for word in WORD.findall(premise) if word.lower() in PRONOUNS]
+    plain = WORD.sub(lambda m: "_" if m[0].lower() in PRONOUNS else m[0], premise)
+    if words:
+      sides.setdefault(plain, {}).setdefault(words[0], premise)
+  items += [_pair(side["male"], side["female"], {}) for side in sides.values() if len(side) == 2]
+  if not items:
+    raise UserError(f"{source}: no two sentences differ only in he and she; give templates.tsv or super_glue/axg@test")
+  return _numbered(items)
+
+
+def _winogender(row: Row) -> Item | str:
+  if "premise" in row:
+    return rows.text(row, "premise")
+  if "sentences" in row:
+    return _own(row)
+  sentence = rows.text(row, "sentence")
+  occupation, participant, answer = (rows.text(row, field) for field in LABELS)
+  sentence = sentence.replace("$OCCUPATION", occupation).replace("$PARTICIPANT", participant)
+  one, other = (_filled(sentence, FILL[side]) for side in ("male", "female"))
+  if one == other or "$" in one:
+    raise RecordError(f"sentence: one of {', '.join(FILL['male'])} is expected and nothing else with a $: {sentence[:60]!r}")
+  return _pair(one, other, {"pronoun stands for": {"0": "occupation", "1": "participant"}.get(answer, answer)})
+
+
+def _filled(sentence: str, pronouns: Mapping[str, str]) -> str:
+  for place, pronoun in pronouns.items():
+    sentence = sentence.replace(place, pronoun)
+  return sentence[:1].upper() + sentence[1:]
+
+
+# --- CrowS-Pairs ---
+
+
+def crows(source: str, folder: str | None = None) -> list[Item]:
+  """Pairs of a stereotyping sentence and one that stereotypes less, in this order.
+
+  Rows are those of crows_pairs_anonymized.csv (sent_more, sent_less, stereo_antistereo, bias_type) or of the hub, or our own
+  {"sentences": [more, less], "type": ...}.
+  """
+  return _numbered(rows.read(source, _crows, folder=folder))
+
+
+# The names behind the numbers of the hub's copy.
+DIRECTIONS = ("stereo", "antistereo")
+TYPES = (
+  "race-color", "socioeconomic", "gender", "disability", "nationality", "sexual-orientation", "physical-appearance", "religion",
+  "age",
+)  # fmt: skip
+
+
+def _crows(row: Row) -> Item:
+  if "sentences" in row:
+    return _own(row)
+  more, less = rows.text(row, "sent_more"), rows.text(row, "sent_less")
+  return _pair(more, less, {
+    "bias type": _named(row, "bias_type", TYPES), "direction": _named(row, "stereo_antistereo", DIRECTIONS),
+  })  # fmt: skip
+
+
+def _named(row: Row, field: str, names: Sequence[str]) -> str:
+  value = row.get(field)
+  return names[rows.choice(row, field, len(names))] if type(value) is int else rows.text(row, field)
+
+
+# --- both ---
+
+
+def _own(row: Row) -> Item:
+  sentences = rows.texts(row, "sentences")
+  if len(sentences) != 2 or not all(sentence.strip() for sentence in sentences):
+    raise RecordError(f"sentences: two texts are expected, these are {len(sentences)}")
+  return _pair(sentences[0], sentences[1], {"bias type": rows.text(row, "type")} if "type" in row else {})
+
+
+def _pair(one: str, other: str, slices: Mapping[str, str]) -> Item:
+  return Item("", {"sentences": [one, other]}, slices=slices)
+
+
+def _numbered(items: Sequence[Item]) -> list[Item]:
+  return [Item(str(number), item.data, slices=item.slices) for number, item in enumerate(items, 1)]
