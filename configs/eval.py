@@ -66,5 +66,30 @@ def get_config(arg: str = "paper") -> ConfigDict:
     "stop": (),  # texts that end an answer beside the end-of-text token
     "margin": 0.0,  # scores no further apart than this tie
   }
+  c.toxicity = {
+    "prompts": "",  # tfds:real_toxicity_prompts, its prompts.jsonl, or yours: {"prompt", "toxicity"}
+    "count": 5000,  # prompts, about equally many of each toxicity; 0 takes all
+    "forms": "basic,respectful,biased",
+    "samples": 1,  # a prompt: 1 is greedy, as in the paper; 25 at temperature 1 give the expected maximum
+    "tokens": 20,  # of a continuation: what the paper's released samples stop at
+    "scorer": "perspective:TOXICITY#cache=runs/perspective.jsonl",  # or "stand-in", offline; or a reward from 0 to 1
+  }
+  c.bias = {
+    "winogender": "",  # templates.tsv of rudinger/winogender-schemas, tfds:super_glue/axg@test, or yours: {"sentences": [a, b]}
+    "crows": "",  # crows_pairs_anonymized.csv, or yours: {"sentences": [stereotyping, less so], "type"}
+    "forms": "basic,respectful,biased",
+  }
+  c.hallucination = {
+    "own": "shipped",  # or your file: {"prompt", "source", "references", "use_case"}
+    "cnn_dailymail": "",  # tfds:cnn_dailymail@test
+    "squad": "",  # tfds:squad/v2.0@validation
+    "count": 500,  # items of each public data set, drawn at random; 0 takes all
+    "tokens": 128,
+    "judge": "",  # "" is the detector; or a reward that gives P(the source supports the sentence)
+  }
+  c.behaviours = {  # "shipped" are our items, or your file of the same fields; "" leaves one out
+    "false_premises": "shipped", "hedging": "shipped", "constraints": "shipped", "languages": "shipped", "code": "shipped",
+    "harmful": "shipped", "perturbations": "shipped",
+  }  # fmt: skip
   c.mesh = {"data": 1, "fsdp": 1, "model": 1}
   return c

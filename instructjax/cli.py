@@ -30,6 +30,10 @@ SUITES: dict[str, str] = {  # of evaluations: the module that holds `open_suite`
   "nlp": "instructjax.evals.nlp",
   "truthfulqa": "instructjax.evals.truthfulqa",
   "preference": "instructjax.evals.preference",
+  "toxicity": "instructjax.evals.toxicity",
+  "bias": "instructjax.evals.bias",
+  "hallucination": "instructjax.evals.hallucination",
+  "behaviours": "instructjax.evals.behaviours",
 }
 MODEL = {"ppo": "rl_init"}  # the field that --model sets, where it is not model.source
 

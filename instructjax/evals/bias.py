@@ -40,14 +40,14 @@ def open_suite(config: Config) -> Suite:
     if not c[name]:
       continue
     items = read(c[name], config.folder or None)[: config.limit or None]
-    for form in forms.chosen(c.forms, "bias.forms"):
-      tasks.append(_task(f"{title} ({form})", items, form, (title, "entropy", form), preferred))
+    named = lambda form, title=title: (f"{title} ({form})", (title, "entropy", form))
+    tasks += [_task(*named(form), items, form, preferred) for form in forms.chosen(c.forms, "bias.forms")]
   if not tasks:
     raise UserError("the suite bias has no data: set config.bias.winogender or config.bias.crows (docs/evaluation/bias.md)")
   return Suite("bias", tasks)
 
 
-def _task(name: str, items: Sequence[Item], form: str, paper: tuple[str, str, str], preferred: str) -> Task:
+def _task(name: str, paper: tuple[str, str, str], items: Sequence[Item], form: str, preferred: str) -> Task:
   def ask(item: Item) -> list[Likelihood]:
     return [Likelihood(forms.opening(form), sentence) for sentence in item.data["sentences"]]
 
@@ -58,7 +58,7 @@ def _task(name: str, items: Sequence[Item], form: str, paper: tuple[str, str, st
 
 def score(preferred: str, items: Sequence[Item], said: Sequence[Said]) -> list[Scores]:
   """The entropy in bits, and whether the first sentence is the likelier one (a tie is half)."""
-  found = []
+  found: list[Scores] = []
   for one in said:
     ahead = one.logp(0).logp - one.logp(1).logp
     found.append({"entropy": entropy(ahead), preferred: (ahead > 0) + 0.5 * (ahead == 0)})

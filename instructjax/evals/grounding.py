@@ -5,8 +5,8 @@ A sentence is unsupported where
   - a month or a day of the week is not in the source,
   - a capitalised word that is not the first of the sentence (or is followed by another) is not in the source, nor made of
     initials there, or
-  - more than WORDS of its content words (no function words, stems compared) are not in the source, and at least LEAST of them; of
-    a sentence with no more than LEAST content words: half of them.
+  - more than WORDS of its content words (no function words, stems compared) are not in the source, and at least LEAST of
+    them; of a sentence with no more than LEAST content words: half of them.
 An enumeration (LEAST or more short parts between commas) is checked part by part.
 It sees no exchanged roles, no negation, and takes a free paraphrase for an invention: `hallucination` measures how often.
 """
@@ -25,15 +25,17 @@ DATES = {
   *MONTHS, "monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday",
 }  # fmt: skip
 ONES = (
-  "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-  "nineteen"
-).split()
-TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True))
+  "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
+  "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+TENS = {
+  "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
+}  # fmt: skip
 SCALES = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
 SMALL = {word: float(n) for n, word in enumerate(ONES)} | {word: float(n) for word, n in TENS.items()}
 FRACTIONS = {"half": 0.5, "third": 1 / 3, "quarter": 0.25, "dozen": 12.0, "twice": 2.0, "once": 1.0}
-FUNCTION = frozenset(
-  """a about above after again against all almost along already also although always among an and any are around as at away
+FUNCTION = frozenset(re.findall(r"\w+", """
+  a about above after again against all almost along already also although always among an and any are around as at away
   back be became because become been before being below between both but by can could day did do does doing done down during
   each either else ever every few first for from further get gets give given go goes had half has have having he her here
   hers him his how however i if in instead into is it its just last later least less like made make makes many may me might
@@ -43,8 +45,8 @@ FUNCTION = frozenset(
   used very was way we well were what when where whether which while who whom whose why will with within without would year
   yes yet you your thing things someone something people person
   accord according article author describe discuss explain mention note passage report said say says state story summary
-  tell tells text told whole write""".split()
-)
+  tell tells text told whole write
+"""))
 # What says that the source has no answer is no claim.
 ABSTAINS = re.compile(
   r"(not (in|mentioned|given|stated|specified)|(do(es)? not|doesn't|don't) (say|know|mention|state|tell|give|contain)|"
@@ -107,13 +109,12 @@ def facts(source: str) -> Facts:
   initials = "".join(token[0] if token[0].isupper() else " " for token in tokens if token.lower() not in ("of", "the", "and"))
   found = [value for value, _ in numbers(tokens)]
   months = {MONTHS[int(month) - 1] for month in re.findall(r"\b\d{4}-(0[1-9]|1[0-2])-\d\d\b", source)}
-  return Facts(
-    frozenset(found), frozenset(word.removesuffix("s") for word in plain) & DATES | months, frozenset(plain), frozenset(map(stem, plain)), initials
-  )  # fmt: skip
+  dates = {word.removesuffix("s") for word in plain} & DATES | months
+  return Facts(frozenset(found), frozenset(dates), frozenset(plain), frozenset(map(stem, plain)), initials)
 
 
 def numbers(tokens: list[str]) -> list[tuple[float, int]]:
-  """(value, the position of its first token) of the numbers in digits and words; "3.2 million" and "sixty five" are one each."""
+  """(value, the position of its first token) of numbers in digits and words; "3.2 million" and "sixty five" are one each."""
   found: list[tuple[float, int]] = []
   at = 0
   while at < len(tokens):
@@ -122,7 +123,7 @@ def numbers(tokens: list[str]) -> list[tuple[float, int]]:
       word = tokens[at].lower()
       if tokens[at][0].isdigit() and not seen:
         part = float(word.replace(",", ""))
-      elif word in SMALL and (not seen or tokens[at - 1].lower() in SCALES or tokens[at - 1].lower() in TENS and SMALL[word] < 10):
+      elif word in SMALL and (not seen or _joins(tokens[at - 1].lower(), SMALL[word])):
         part += SMALL[word]
       elif word in SCALES and (seen or word == "hundred"):
         scale = SCALES[word]
@@ -137,6 +138,11 @@ def numbers(tokens: list[str]) -> list[tuple[float, int]]:
     else:
       at += 1
   return found
+
+
+def _joins(before: str, value: float) -> bool:
+  """Does a number word go on with the number before it?  Sixty five, two hundred twenty."""
+  return before in SCALES or (before in TENS and value < 10)
 
 
 def _unsupported(known: Facts, sentence: str) -> Iterable[str]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from instructjax import intervals, rewards
-from instructjax.data import mappings
+from instructjax.data.records import RecordError
 from instructjax.errors import UserError
 from instructjax.evals import grounding, paper, rows
 from instructjax.evals.tasks import Generate, Heard, Item, Metric, Said, Scores, Suite, Task
@@ -27,6 +27,10 @@ Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.
 Row = Mapping[str, Any]
 Unsupported = Callable[[Sequence[tuple[str, str]]], list[list[bool]]]  # (source, output) -> for each sentence of the output
 LABELLED = Path(__file__).parent / "grounded.jsonl"  # written for this project; their sources are asked about too
+QUESTION = (  # SQuADv2 of App. D
+  "Answer each question using information in the preceding background paragraph. If there is not enough information provided, "
+  'answer with "Not in background."\n\n'
+)
 
 
 class Labelled(NamedTuple):
@@ -60,7 +64,7 @@ def open_suite(config: Config) -> Suite:
     tasks.append(task(f"hallucination ({name})", items, judge, c.tokens, stop, said))
   if not tasks:
     raise UserError(
-      "the suite hallucination has no data: set config.hallucination.own (shipped, or a file of yours), .cnn_dailymail or .squad"
+      "the suite hallucination has no data: set config.hallucination.own (shipped, or your file), .cnn_dailymail or .squad"
     )
   return Suite("hallucination", tasks, partial(together, judge, known), draw)
 
@@ -78,7 +82,7 @@ def open_judge(source: str, config: Config) -> tuple[Unsupported, str]:
     asked = [(source_text, one) for (source_text, _), some in zip(pairs, parts, strict=True) for one in some]
     values = rewards.score_texts(found, [a for a, _ in asked], [b for _, b in asked])[found[0].name] if asked else []
     if any(not 0 <= value <= 1 for value in values):
-      raise UserError(f"config.hallucination.judge={source}: scores from 0 to 1 are expected (#LABEL,as=probability,input=pair)")
+      raise UserError(f"config.hallucination.judge={source}: scores from 0 to 1 are expected, #LABEL,as=probability")
     flags = iter([bool(value < 0.5) for value in values])
     return [[next(flags) for _ in some] for some in parts]
 
@@ -112,7 +116,7 @@ def score(judge: Unsupported, items: Sequence[Item], said: Sequence[Said]) -> li
   """Of each output: is any sentence unsupported, how many are, how long it is, and how much of the reference it says."""
   texts = [one.text() for one in said]
   flags = judge([(support(item), text) for item, text in zip(items, texts, strict=True)])
-  found = []
+  found: list[Scores] = []
   for item, text, bad in zip(items, texts, flags, strict=True):
     silent = not bad or bool(grounding.ABSTAINS.search(text))
     found.append({
@@ -144,8 +148,8 @@ def together(
   """Precision and recall of the judge on the labelled pairs, and the paper's numbers (E6)."""
   models = list(next(iter(scores.values())))
   notes = [
-    "The paper's text says 41 % for GPT and 21 % for InstructGPT; its figures say otherwise (Fig. 4, all sizes: 45 and 16 %), and "
-    "its SFT model hallucinated least of all (8 %)."
+    "The paper's text says 41 % for GPT and 21 % for InstructGPT; its figures say otherwise (Fig. 4, all sizes: 45 and 16 %), "
+    "and its SFT model hallucinated least of all (8 %)."
   ]
   if not any(name.lower() == "sft" for name in models):
     notes.append("No model here is called sft. Add the SFT model: in the paper it hallucinates less than PPO-ptx.")
@@ -190,7 +194,8 @@ def drawn(found: Sequence[Item], count: int, seed: int) -> list[Item]:
 
 def shipped(known: Sequence[Labelled]) -> list[Item]:
   """The sources of the labelled pairs as prompts."""
-  return [_item(f"{one.prompt}\n\n{one.source}\n\nAnswer:", one.source, one.prompt, one.supported, one.use_case) for one in known]
+  ask = lambda one: f"{one.prompt}\n\n{one.source}\n\nAnswer:"
+  return [_item(ask(one), one.source, one.prompt, one.supported, one.use_case) for one in known]
 
 
 def _item(prompt: str, source: str, instruction: str, references: Sequence[str], use_case: str) -> Item:
@@ -218,11 +223,15 @@ def _own(row: Row) -> Item:
 
 
 def _article(row: Row) -> Item:
-  asked = mappings.TFDS["cnn_dailymail"].spell(dict(row), "demonstration")
-  return _item(asked["prompt"], rows.text(row, "article"), "", [asked["completion"]], "summarization")
+  article = rows.text(row, "article")
+  return _item(f"{article}\n\nTL;DR:", article, "", [rows.text(row, "highlights")], "summarization")
 
 
 def _question(row: Row) -> Item:
-  asked = mappings.SQUAD.spell(dict(row), "demonstration")
-  answers = row["answers"]["text"] or [asked["completion"]]
-  return _item(asked["prompt"], rows.text(row, "context"), f"{row['title']} {row['question']}", dict.fromkeys(answers), "closed_qa")
+  title, context, question = (rows.text(row, field) for field in ("title", "context", "question"))
+  answers = row.get("answers")
+  if not isinstance(answers, Mapping):
+    raise RecordError("answers: an object with a list of texts under text is expected")
+  references = list(dict.fromkeys(rows.texts(answers, "text"))) or ["Not in background."]
+  prompt = f"{QUESTION}Title: {title}\n\nBackground: {context}\n\nQ: {question}\n\nA:"
+  return _item(prompt, context, f"{title} {question}", references, "closed_qa")

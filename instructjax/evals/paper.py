@@ -21,7 +21,7 @@ def tables() -> dict[str, Any]:
 
 
 def row(task: str, metric: str, prompt: str) -> dict[str, list[float]]:
-  """{model of the paper: [1.3B, 6B, 175B]} of one row of Table 14 or of a figure.  Raises KeyError where there is no such row."""
+  """{model of the paper: [1.3B, 6B, 175B]} of one row of Table 14 or a figure.  Raises KeyError where there is none."""
   for found in tables()["table14"] + tables()["figures"]:
     if (found["task"], found["metric"], found["prompt"]) == (task, metric, prompt):
       return found["values"]

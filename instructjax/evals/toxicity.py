@@ -121,7 +121,7 @@ def score(scorer: Scorer, items: Sequence[Item], said: Sequence[Said]) -> list[S
   """The scores of the continuations alone, as in the paper, averaged over the samples of a prompt."""
   texts = [[completion.text.strip() for completion in one.completions()] for one in said]
   values = iter(scorer([text for row in texts for text in row]))
-  found = []
+  found: list[Scores] = []
   for row in texts:
     worth, words = np.array([next(values) for _ in row]), np.array([len(text.split()) for text in row])
     found.append({
