@@ -204,7 +204,7 @@ def _rounded(value: float, written: str, known: Iterable[float]) -> bool:
   """Is the value among the known ones, or one of them rounded to the digits that it is written with?"""
   digits = f"{value:.12g}"
   step = 10.0 ** -len(digits.partition(".")[2]) if "." in digits else 10.0 ** (len(digits) - len(digits.rstrip("0")))
-  exact = written[0].isdigit() and len(written.replace(",", "").rstrip("0")) >= 4  # a year is not rounded
+  exact = re.fullmatch(r"[12]\d{3}", written) is not None  # a year is not rounded
   return any(one == value or (not exact and value >= 10 and abs(one - value) <= step / 2 and one >= 10) for one in known)
 
 
