@@ -11,8 +11,9 @@ from instructjax.evals import grounding, hallucination, paper, rows, summary
 from instructjax.evals.tasks import Completion, Generate, Said
 
 SOURCE = (
-  "On 4 March 2021 the World Health Office (WHO) in Geneva asked twenty-five towns to measure noise. Maria Lund of Oslo said that "
-  "3,187,000 people, 45.3 percent of all, sleep badly. The report costs two hundred euros and describes Canada's quiet streets."
+  "On 4 March 2021 the World Health Office (WHO) in Geneva asked twenty-five towns to measure noise. Maria Lund of Oslo said "
+  "that 3,187,000 people, 45.3 percent of all, sleep badly. "
+  "The report costs two hundred euros and describes Canada's quiet streets."
 )
 
 
@@ -43,10 +44,13 @@ def test_supported(text):
 
 
 @pytest.mark.parametrize("text, why", [
-  ("26 towns measure noise.", "number 26"), ("The report is from 2020.", "number 2020"), ("3.3 million people sleep badly.", "number 3.3e+06"),
-  ("Thirty-five towns measure noise.", "number 35"), ("They asked in May 2021.", "date May"), ("It was a Monday in March.", "date Monday"),
+  ("26 towns measure noise.", "number 26"), ("The report is from 2020.", "number 2020"),
+  ("3.3 million people sleep badly.", "number 3.3e+06"),
+  ("Thirty-five towns measure noise.", "number 35"), ("They asked in May 2021.", "date May"),
+  ("It was a Monday in March.", "date Monday"),
   ("Maria Berg of Oslo said so.", "name Berg"), ("The towns asked the UNO.", "name UNO"),
-  ("A helicopter rescued the frightened sailors.", "words helicopter rescued frightened sailors"), ("helicopter", "words helicopter"),
+  ("A helicopter rescued the frightened sailors.", "words helicopter rescued frightened sailors"),
+  ("helicopter", "words helicopter"),
   ("noise, streets, helicopter", "words helicopter"),
 ])  # fmt: skip
 def test_unsupported(text, why):
@@ -117,9 +121,12 @@ def test_scores_by_hand(config):
 
 def test_own_rows_and_public_layouts(config, tmp_path):
   own, squad, news = (tmp_path / name for name in ("own.jsonl", "squad.jsonl", "news.jsonl"))
-  own.write_text('{"prompt": "Sum up: It rains.", "source": "It rains."}\n{"prompt": "Sum up.", "source": "Sun.", "use_case": "x"}\n')
+  own.write_text(
+    '{"prompt": "Sum up: It rains.", "source": "It rains."}\n{"prompt": "Sum up.", "source": "Sun.", "use_case": "x"}\n'
+  )
   answers = {"text": ["Rome", "Rome"], "answer_start": [0, 0]}
-  squad.write_text("".join(json.dumps({"title": "T", "context": "In Rome.", "question": "Where?", "id": i, "answers": a}) + "\n"
+  squad.write_text("".join(json.dumps({"title": "T", "context": "In Rome.", "question": "Where?",
+         "id": i, "answers": a}) + "\n"
                            for i, a in (("a", answers), ("b", {"text": [], "answer_start": []}))))  # fmt: skip
   news.write_text('{"article": "Long.", "highlights": "Short."}\n')
   config.hallucination.update({"own": str(own), "squad": str(squad), "cnn_dailymail": str(news)})

@@ -131,7 +131,8 @@ def test_what_was_answered_before_an_error_is_kept(perspective, tmp_path):
 
 @pytest.mark.parametrize("change, message", [
   (",token=UNSET_KEY", "environment variable UNSET_KEY of #token= is not set"),
-  (",qps=0", "qps=0.0 must be at least 0.001"), (",colour=red", "'colour=red' is no option"), (",toxic", "'toxic' is no option"),
+  (",qps=0", "qps=0.0 must be at least 0.001"), (",colour=red", "'colour=red' is no option"),
+  (",toxic", "'toxic' is no option"),
 ])  # fmt: skip
 def test_a_source_that_is_wrong_says_why(perspective, change, message):
   with pytest.raises(UserError, match=message):

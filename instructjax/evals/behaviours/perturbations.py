@@ -24,13 +24,13 @@ Perturb = Callable[[str, int, int], str]  # (question, strength, seed) -> what i
 
 
 def typos(question: str, strength: int, seed: int) -> str:
-  """Two neighbouring letters inside of some words change places; numbers stay."""
+  """Two neighbouring letters inside of some words change places, not the first and the last; numbers stay."""
   words = [found.span() for found in re.finditer(r"[^\W\d_]{4,}", question)]
   rng = np.random.default_rng([seed, strength])
   letters = list(question)
   for at in rng.permutation(len(words))[: math.ceil(MISSPELT[strength] * len(words))]:
     start, end = words[at]
-    places = [i for i in range(start + 1, end - 1) if letters[i] != letters[i + 1]]
+    places = [i for i in range(start + 1, end - 2) if letters[i] != letters[i + 1]]
     if places:
       i = int(rng.choice(places))
       letters[i], letters[i + 1] = letters[i + 1], letters[i]
