@@ -160,12 +160,13 @@ def together(
 
 def measure(judge: Unsupported, known: Sequence[Labelled]) -> dict[str, dict[str, float]]:
   """Precision and recall of "unsupported", by output, with intervals over sources."""
-  pairs = [(at, text, bad) for at, one in enumerate(known) for bad in (False, True) for text in _texts(one, bad)]
-  flags = judge([(f"{known[at].source}\n{known[at].prompt}", text) for at, text, _ in pairs])
-  precision, found = np.zeros((len(known), 2)), np.zeros((len(known), 2))
-  for (at, _, bad), some in zip(pairs, flags, strict=True):
-    precision[at] += (bad and any(some), any(some))
-    found[at] += (bad and any(some), bad)
+  pairs = [(one, text, bad) for one in known for bad in (False, True) for text in _texts(one, bad)]
+  flags = judge([(f"{one.source}\n{one.prompt}", text) for one, text, _ in pairs])
+  places = {source: at for at, source in enumerate(dict.fromkeys(one.source for one in known))}
+  precision, found = np.zeros((2, len(places), 2))
+  for (one, _, bad), some in zip(pairs, flags, strict=True):
+    precision[places[one.source]] += (bad and any(some), any(some))
+    found[places[one.source]] += (bad and any(some), bad)
   return {name: intervals.share(part)._asdict() for name, part in (("precision", precision), ("recall", found))}
 
 

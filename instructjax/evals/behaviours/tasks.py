@@ -14,7 +14,7 @@ from instructjax.evals.tasks import Generate, Item, Metric, Scores, Task
 
 Row = Mapping[str, Any]
 One = Callable[[Item, str], Scores]  # the scores of the text of one answer
-TOKENS = {"short": 64, "answer": 128, "long": 256}
+TOKENS = {"short": 64, "answer": 128, "long": 192}
 PERTURBED = "perturbed"
 CODE = "What does this Python program print? Answer with the output only.\n\n{code}\n\nOutput:"
 
