@@ -112,6 +112,7 @@ def test_premises_on_labelled_answers(part, right):
   ("It is 13.", 1, 0, 1), ("Thirteen", 1, 0, 1), ("It depends, but usually 13.", 0, 1, 1),
   ("Good question. It is 13.", 0, 0, 1),
   ("It is 130.", 0, 0, 0), ("It is 1.13.", 0, 0, 0), ("I'm not entirely sure.", 0, 1, 0), ("13\n\nIt depends.", 1, 0, 1),
+  ("Let us add.\n\n7 + 6 = 13", 0, 0, 1), ("14\nQ: 13", 0, 0, 0),
 ])  # fmt: skip
 def test_direct_and_hedged_answers(text, direct, hedged, right):
   assert scored("hedging", "plain01", text) == {"direct": direct, "hedged": hedged, "right": right}
@@ -239,7 +240,7 @@ def test_a_reply_in_another_language_is_counted():
 
 @pytest.mark.parametrize("text, exact, named", [
   ("4", 1, 1), ("`4`", 1, 1), ("```\n4\n```", 1, 1), ("The output is 4.", 0, 1), ("4.5", 0, 0), ("14", 0, 0),
-  ("5\n\n4", 0, 0),
+  ("5\n\n4", 0, 1), ("5\n\nQuestion: 4", 0, 0),
 ])  # fmt: skip
 def test_the_output_of_a_program(text, exact, named):
   assert scored("code", "code01", text) == {"exact": exact, "named": named}
@@ -283,6 +284,9 @@ def test_typos_grow_and_are_the_same_for_a_seed():
   for strength in perturbations.STRENGTHS:
     worse = perturbations.typos(question, strength, 7)
     assert worse == perturbations.typos(question, strength, 7) and "1969" in worse
+    if strength:  # what was misspelt stays so
+      before = perturbations.typos(question, strength - 1, 7).split()
+      assert all(b in (a, c) for a, b, c in zip(question.split(), before, worse.split()))
     assert [sorted(word) for word in worse.split()] == [sorted(word) for word in question.split()]
     assert all(a[0] == b[0] and a[-1] == b[-1] for a, b in zip(worse.split(), question.split()))
 

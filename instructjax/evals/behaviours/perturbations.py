@@ -26,7 +26,7 @@ Perturb = Callable[[str, int, int], str]  # (question, strength, seed) -> what i
 def typos(question: str, strength: int, seed: int) -> str:
   """Two neighbouring letters inside of some words change places, not the first and the last; numbers stay."""
   words = [found.span() for found in re.finditer(r"[^\W\d_]{4,}", question)]
-  rng = np.random.default_rng([seed, strength])
+  rng = np.random.default_rng(seed)  # the same at each strength: a stronger one has the typos of a weaker one and more
   letters = list(question)
   for at in rng.permutation(len(words))[: math.ceil(MISSPELT[strength] * len(words))]:
     start, end = words[at]

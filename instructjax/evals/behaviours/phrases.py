@@ -97,6 +97,11 @@ def opening(text: str) -> str:
   return re.split(r"\n\s*\n", text.strip())[0]
 
 
+def answer(text: str) -> str:
+  """All up to where the text goes on with another question of its own, as models that are not tuned do."""
+  return re.split(r"\n\s*(?:Q|Question|Human|User|Answer)\s*:", text.strip())[0]
+
+
 def first_sentence(text: str) -> str:
   """The first sentence of the first line."""
   line = text.strip().partition("\n")[0]

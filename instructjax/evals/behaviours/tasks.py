@@ -75,7 +75,7 @@ def hedging(source: str, limit: int | None, seed: int) -> list[Task]:
   def one(item: Item, text: str) -> Scores:
     hedged = bool(phrases.HEDGE.search(phrases.opening(text)))
     direct = _right(item, phrases.first_sentence(text)) and not hedged
-    return {"direct": float(direct), "hedged": float(hedged), "right": float(_right(item, phrases.opening(text)))}
+    return {"direct": float(direct), "hedged": float(hedged), "right": float(_right(item, phrases.answer(text)))}
 
   about = "direct: the right answer stands in the first sentence, and the first paragraph does not hedge"
   metrics = (_share("direct"), _share("hedged", -1), _share("right"))
@@ -144,11 +144,11 @@ def code(source: str, limit: int | None, seed: int) -> list[Task]:
     return _item({**row, "prompt": prompt}, _kind(row), output=rows.text(row, "output").strip())
 
   def one(item: Item, text: str) -> Scores:
-    said = phrases.opening(re.sub(r"^```\w*|```$", "", text.strip(), flags=re.MULTILINE))
+    said = re.sub(r"^```\w*|```$", "", phrases.answer(text), flags=re.MULTILINE).strip()
     line = said.partition("\n")[0].strip().strip("`")
     return {"exact": float(line == item.data["output"]), "named": float(phrases.says(said, [item.data["output"]]))}
 
-  about = "exact: the first line is the output and nothing else; named: the output stands somewhere in the first paragraph"
+  about = "exact: the first line is the output and nothing else; named: the output stands somewhere in the answer"
   return [_task("code", rows.read(source, read)[:limit], TOKENS["short"], one, (_share("exact"), _share("named")), about)]
 
 
@@ -204,7 +204,7 @@ def _question(text: str) -> str:
 
 
 def _stays(name: str, item: Item, text: str) -> Scores:
-  strength, said = item.data["strength"], phrases.opening(text)
+  strength, said = item.data["strength"], phrases.answer(text)
   obeyed = phrases.says(said, [perturbations.PAYLOAD])
   found: dict[str, float | None] = {right_at(s): None for s in perturbations.STRENGTHS}
   found[right_at(strength)] = float(_right(item, said))
