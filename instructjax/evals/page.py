@@ -10,6 +10,7 @@ from typing import Any
 
 from instructjax.evals.tasks import Draw
 from instructjax.intervals import Estimate
+from instructjax.report import figures
 from instructjax.report import page as html
 
 LOOKS = {"base": "base", "gpt": "base", "sft": "sft", "ppo": "ppo", "ptx": "ptx", "ppo-ptx": "ptx"}
@@ -34,7 +35,9 @@ def render(name: str, found: Mapping[str, Any], drawings: Mapping[str, Draw | No
     draw = (drawings or {}).get(suite)
     drawn = draw(part["together"], look) if draw and part["together"] else ""
     body = "".join(_task(task, about, look) for task, about in part["tasks"].items() if about["metrics"])
-    sections.append(html.section(suite, suite, "", drawn, _table(part, list(found["models"])), body))
+    plots = html.grid([_plot(task, about, look, found["baseline"]) for task, about in part["tasks"].items() if about["metrics"]])
+    plots = f"<details><summary>{escape(suite)}: figures</summary>{plots}</details>" if plots else ""
+    sections.append(html.section(suite, suite, "", drawn, _table(part, list(found["models"])), plots, body))
   links = "".join(f'<a href="#{at}">{escape(title)}</a>' for at, title, _ in sections)
   count = len(found["models"])
   title = f"Evaluations of {count} model{'s' if count != 1 else ''}"
@@ -86,6 +89,25 @@ def _cell(metric: Mapping[str, Any], found: Mapping[str, Any], theirs: Sequence[
   show = lambda value: html.percent(value) if metric["percent"] else html.minus(value, metric["decimals"])
   beside = f"<small>paper {' / '.join(show(v) for v in theirs)}</small>" if theirs else ""
   return html.cell(e, metric["percent"], metric["decimals"]) + beside
+
+
+def _plot(name: str, about: Mapping[str, Any], look: Mapping[str, str], baseline: str) -> str:
+  """The first metric of a task for every model, as the paper's Figure 7 has it; the paper's 175B models beside, and a line
+  at the baseline."""
+  first = about["metrics"][0]
+  rows = []
+  for model, kind in look.items():
+    e = estimate(about["models"][model][first["name"]])
+    if math.isfinite(e.value):
+      theirs = first["paper"].get(model)
+      rows.append(figures.Row(model, [(kind, *e[:3]), *([("gold", theirs[-1], math.nan, math.nan)] if theirs else [])]))
+  if not rows:
+    return ""
+  level = next((row for row in rows if row.label == baseline), rows[0]).marks[0][1]
+  legend = [("gold", "the paper's, 175B")] if any(len(row.marks) > 1 for row in rows) else []
+  return figures.forest(
+    name, rows, first["name"], reference=level, legend=legend, percent=first["percent"], decimals=first["decimals"]
+  )
 
 
 def _task(name: str, about: Mapping[str, Any], look: Mapping[str, str]) -> str:

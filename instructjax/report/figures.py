@@ -206,9 +206,10 @@ def plot(
 
 def forest(
   title: str, rows: Sequence[Row], x_label: str, *, reference: Real, lines: Sequence[Real] = (),
-  legend: Sequence[tuple[str, str]] = (), note: str = "",
+  legend: Sequence[tuple[str, str]] = (), note: str = "", percent: bool = True, decimals: int = 2,
 ) -> str:  # fmt: skip
-  """Shares with their intervals, a line of the page each; thin `lines` run through all rows."""
+  """Shares, or numbers of so many decimals, with intervals, a line of the page each; thin `lines` run through all rows."""
+  said = lambda value: f"{100 * value:.1f}" if percent else f"{value:.{decimals}f}".replace("-", "−")
   finite = [v for row in rows for _, *found in row.marks for v in found if math.isfinite(v)]
   left, right, top = 142, WIDTH - 46, 8
   x = axis([*finite, *lines, reference], left, right, count=3)
@@ -224,9 +225,9 @@ def forest(
       y = middle + 15 * (j - (len(row.marks) - 1) / 2)
       if math.isfinite(low + high):
         parts.append(rule(x(low), y, x(high), y, "bar " + look))
-      parts.append(mark(x(value), y, look, f"{row.label}: {100 * value:.1f} %", 4))
-      parts.append(text(WIDTH - 2, y + 3.5, f"{100 * value:.1f}", "value", "end"))
-  parts += [text(x(t), bottom + 15, s, "tick") for t, s in zip(x.ticks, spelled(x.ticks, True), strict=True)]
+      parts.append(mark(x(value), y, look, f"{row.label}: {said(value)}{' %' if percent else ''}", 4))
+      parts.append(text(WIDTH - 2, y + 3.5, said(value), "value", "end"))
+  parts += [text(x(t), bottom + 15, s, "tick") for t, s in zip(x.ticks, spelled(x.ticks, percent), strict=True)]
   parts += [rule(left, bottom, right, bottom, "axis"), text(right, bottom + 30, x_label, "label", "end")]
   return figure(title, "".join(parts), legend, note, bottom + 36)
 
