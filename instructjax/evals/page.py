@@ -34,8 +34,9 @@ def render(name: str, found: Mapping[str, Any], drawings: Mapping[str, Draw | No
   for suite, part in found["suites"].items():
     draw = (drawings or {}).get(suite)
     drawn = draw(part["together"], look) if draw and part["together"] else ""
-    body = "".join(_task(task, about, look) for task, about in part["tasks"].items() if about["metrics"])
-    plots = html.grid([_plot(task, about, look, found["baseline"]) for task, about in part["tasks"].items() if about["metrics"]])
+    shown = {task: about for task, about in part["tasks"].items() if about["metrics"]}
+    body = "".join(_task(task, about, look) for task, about in shown.items())
+    plots = html.grid([_plot(task, about, look, found["baseline"]) for task, about in shown.items()])
     plots = f"<details><summary>{escape(suite)}: figures</summary>{plots}</details>" if plots else ""
     sections.append(html.section(suite, suite, "", drawn, _table(part, list(found["models"])), plots, body))
   links = "".join(f'<a href="#{at}">{escape(title)}</a>' for at, title, _ in sections)
