@@ -1,0 +1,15 @@
+"""The judge of this evaluation, a stand-in for people: the VADER lexicon, which neither trained nor chose any of the models.
+
+A response wins by the tone that its prompt asks for.  Run where `instructjax data tone --out=data` left its files.
+"""
+
+from pathlib import Path
+
+from instructjax.data import records, tone_measures
+
+ASKED = {one.prompt: one for path in sorted(Path("data").glob("test_prompts_*.jsonl")) for one in records.read(path, "prompt")}
+
+
+def tone(prompts, responses):
+  """VADER's score of each response in the direction that its prompt asks for, from -1 to 1."""
+  return [tone_measures.vader_score(ASKED[prompt], text) for prompt, text in zip(prompts, responses, strict=True)]
