@@ -73,6 +73,8 @@ def test_what_is_missing_is_said(options, tmp_path, capsys):
   assert "config.select.prompts is empty" in capsys.readouterr().err
   assert run("sft", tmp_path / "b", *options, "--config.best=eval/nll") == 2
   assert "the checkpoint is chosen by eval/score" in capsys.readouterr().err
+  assert run("sft", tmp_path / "c", *options, "--config.checkpoint_every=0") == 2
+  assert "config.checkpoint_every=0 leaves the last checkpoint alone" in capsys.readouterr().err
 
 
 def test_the_alternative_is_told():
