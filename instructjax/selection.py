@@ -47,7 +47,7 @@ def supervised(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     )
   c.best = SCORE
   asked = sources.load(c.select.prompts, "prompt")[: c.select.count or None]
-  selection = stages.Selection(partial(scores, c, asked), partial(chosen, c, workdir))
+  selection = stages.Selection(partial(scores, c, asked), partial(chosen, c, workdir), stages.prints(select=asked))
   stages.supervised(c, workdir, sinks, selection)
 
 
