@@ -135,9 +135,7 @@ def open_run(workdir: Path, changes: Mapping[str, Any], kind: str, beside: Origi
   if "adapter" in about:
     table = {"adapter": abstract(lora.table(lm.table, about["adapter"]))}
     base = open_base(about["base"], workdir, lm, beside)
-  tokenizer = tokenizers.fit(open_tokenizer(about["tokenizer"]), lm.vocab_size)
-  if "eos" in about:  # of a stage that ends responses elsewhere, at a new line for one
-    tokenizer = tokenizer._replace(eos=tuple(about["eos"]), banned=tuple(about["banned"]))
+  tokenizer = ended(tokenizers.fit(open_tokenizer(about["tokenizer"]), lm.vocab_size), about)
   if kind == "policy":
     return Origin(lm, base | load_params(final.folder, table), tokenizer, about)
   body = {name: part for name, part in table.items() if name != "head"}
@@ -161,6 +159,15 @@ def finished(workdir: Path, kind: str = "") -> dict[str, Any]:
       f"{workdir}: this run left a {extra['kind']} model, a {kind} model is needed; give the directory of another run"
     )
   return extra["model"]
+
+
+def ended(tokenizer: Tokenizer, about: Mapping[str, Any]) -> Tokenizer:
+  """The tokenizer of a run, whose responses may end elsewhere, at a new line for one; that is then no part of their text."""
+  if "eos" not in about:
+    return tokenizer
+  silent = {*about["eos"], *about["banned"]}
+  decode = lambda ids: tokenizer.decode([i for i in ids if int(i) not in silent])
+  return tokenizer._replace(decode=decode, eos=tuple(about["eos"]), banned=tuple(about["banned"]))
 
 
 def finish(workdir: Path, step: int, params: PyTree, about: Mapping[str, Any], kind: str) -> None:
@@ -410,4 +417,5 @@ def _with_tokenizer(origin: Origin, reference: str) -> Origin:
   if not reference:
     return origin
   tokenizer = tokenizers.fit(open_tokenizer(reference), origin.lm.vocab_size)
-  return origin._replace(tokenizer=tokenizer, about=origin.about | {"tokenizer": _lasting(reference)})
+  about = {name: value for name, value in origin.about.items() if name not in ("eos", "banned")}  # ids of the other one
+  return origin._replace(tokenizer=tokenizer, about=about | {"tokenizer": _lasting(reference)})

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from instructjax import generate, origin, rewards, stages, writers
-from instructjax.data import records
+from instructjax.data import records, sources
 from instructjax.data.outputs import Output, choose
 from instructjax.data.records import Prompt
 from instructjax.errors import UserError
@@ -119,9 +119,9 @@ def named(text: str, shape: str) -> tuple[Model, ...]:
   Raises UserError where two have one name.
   """
   found = []
-  for piece in [text] if Path(text).exists() else [piece.strip() for piece in text.split(",")]:
+  for piece in [text] if sources.exists(text) else [piece.strip() for piece in text.split(",")]:
     given = re.fullmatch(r"([\w.:+-]+)=(.+)", piece)
-    name, source = given.groups() if given and not Path(piece).exists() else (Path(piece).name or shape, piece)
+    name, source = given.groups() if given and not sources.exists(piece) else (Path(piece).name or shape, piece)
     found.append(Model(name, source))
   names = [model.name for model in found]
   twice = next((model for model in found if names.count(model.name) > 1), None)

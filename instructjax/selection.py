@@ -40,9 +40,14 @@ def supervised(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     raise UserError("config.select.prompts is empty; give validation prompts, whose samples config.select.reward scores")
   if c.best not in ("", SCORE):
     raise UserError(f"config.best={c.best!r}: with config.select.reward the checkpoint is chosen by {SCORE}; leave it empty")
+  if not c.checkpoint_every:
+    raise UserError(
+      "config.checkpoint_every=0 leaves the last checkpoint alone, and config.select.reward nothing to choose from; set it to "
+      "the steps between checkpoints"
+    )
   c.best = SCORE
   asked = sources.load(c.select.prompts, "prompt")[: c.select.count or None]
-  selection = stages.Selection(partial(scores, c, asked), partial(chosen, c, workdir))
+  selection = stages.Selection(partial(scores, c, asked), partial(chosen, c, workdir), stages.prints(select=asked))
   stages.supervised(c, workdir, sinks, selection)
 
 

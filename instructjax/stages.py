@@ -162,10 +162,12 @@ class Selection(NamedTuple):
 
   measure   (model, template, what is not trained, parts of a batch) -> what is measured of a state, beside the loss
   choose    (last state) -> the state to leave
+  prints    fingerprints of what it measures with
   """
 
   measure: Callable[[origin.Origin, chat.Template | None, Params, int], Callable[[TrainState], Mapping[str, Any]]]
   choose: Callable[[TrainState], TrainState]
+  prints: Mapping[str, str]
 
 
 def supervised(
@@ -210,6 +212,7 @@ def supervised(
     measures += [selection.measure(base, template, trunk, parts)] if selection else []
     evaluate = (lambda state: dict(item for one in measures for item in one(state).items())) if measures else None
     identity = prints(demonstrations=corpora.records(demos), text=text_print, valid=held_out)
+    identity |= selection.prints if selection else {}
     with run(c, workdir, sinks, identity) as writer:
       state = train(c, workdir, writer, one, state, batches, count, about, identity, evaluate)
       state = selection.choose(state) if selection else state

@@ -103,7 +103,8 @@ def _check(args: argparse.Namespace) -> None:
       problems += tokenizer_check.others(tokenizer, origin.open_tokenizer(known.about["tokenizer"]), texts)
   stop, wrong = _template(known.about if known and not args.tokenizer else {"tokenizer": reference}, tokenizer)
   problems += wrong
-  rows = [*_ids(tokenizer, known.rows if known else None), *_figures(tokenizer, found)]
+  drawn = origin.ended(tokenizer, known.about if known and not args.tokenizer else {})
+  rows = [*_ids(drawn, known.rows if known else None), *_figures(tokenizer, found)]
   back = len(tokenizer_check.CASES) - len(failed)
   rows += [("hard cases that come back", back, f"not {'; '.join(failed)}" if failed else ""), ("chat template", None, stop)]
   if args.json:

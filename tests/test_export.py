@@ -99,3 +99,19 @@ def test_errors(tmp_path):
 
 def model():
   return LM, weights(0), "bytes"
+
+
+def test_what_ends_the_responses_of_a_run_is_carried(tmp_path):
+  """The quickstart's models end a response at a new line, and say so in the run."""
+  about = ABOUT | {"eos": [10, 256], "banned": [13]}
+  run = left(tmp_path / "run", weights(0), about=about)
+  own, other = (origin.open_model(run, export.PLAIN | {"tokenizer": name}, 0) for name in ("", origin.BYTES))
+  assert other.tokenizer.eos == (256,) and other.about == ABOUT  # the ids are those of the tokenizer that it had
+  tokenizer = own.tokenizer
+  assert (tokenizer.eos, tokenizer.banned, tokenizer.decode([104, 105, 10])) == ((10, 256), (13,), "hi")
+  folder = export.export(run, tmp_path / "out")
+  generation = json.loads((folder / "generation_config.json").read_text())
+  assert generation["eos_token_id"] == json.loads((folder / "config.json").read_text())["eos_token_id"] == [10, 256]
+  assert generation["suppress_tokens"] == [13]
+  assert json.loads((folder / "tokenizer_config.json").read_text())["eos_token"] == "<|endoftext|>"
+  assert origin.open_tokenizer(str(folder)).eos == (10, 256)

@@ -346,6 +346,11 @@ def test_a_larger_topology():
   assert chips.larger(chips.pod("v5p:4x4x4"), 100) == "v5p:4x4x8"
   assert chips.larger(chips.pod("tpu7x:2x2x1"), 9) == "tpu7x:2x2x2"  # two devices a chip
   assert chips.larger(chips.pod("v5e:4x4", 2), 33) == "v5e:4x8"
+  # a slice of v5e or v6e has at most 256 chips
+  assert [chips.larger(chips.pod(at), n) for at, n in (("v5e:16x16", 257), ("v6e:4x4", 1000), ("v5p:16x16x16", 5000))] == [
+    "v5e:16x16 --slices=2", "v6e:16x16 --slices=4", "v5p:16x16x16 --slices=2"
+  ]  # fmt: skip
+  assert chips.larger(chips.pod("h100:256"), 257) == "h100:512"
 
 
 def builder(shape):

@@ -1,6 +1,7 @@
 """SFT that keeps the checkpoint whose samples score highest."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -21,7 +22,8 @@ def f(prompts, responses):
 @pytest.fixture
 def options(data, base, tmp_path):  # noqa: F811
   (tmp_path / "mine.py").write_text(SCORES)
-  select = {"reward": f"python:{tmp_path / 'mine.py'}:f", "prompts": data / "prompts.jsonl", "response": 4}
+  prompts = shutil.copy(data / "prompts.jsonl", tmp_path)
+  select = {"reward": f"python:{tmp_path / 'mine.py'}:f", "prompts": prompts, "response": 4}
   return [
     *files(data, "demonstrations"), f"--config.data.valid={data / 'demonstrations.jsonl'}", f"--model={base}", *TUNE,
     "--config.checkpoint_every=1", *(f"--config.select.{name}={value}" for name, value in select.items()),
@@ -53,6 +55,10 @@ def test_the_checkpoint_that_scores_highest_is_left(options, tmp_path, capsys):
   assert origin.fingerprint(model.params) != origin.fingerprint(_of_step(kept, 3, model.params))
   assert run("sft", tmp_path / "sft", *options) == 0  # again: nothing to do, the same choice
   assert json.loads((tmp_path / "sft" / "manifest.json").read_text())["selection"] == noted
+  lines = (tmp_path / "prompts.jsonl").read_text().splitlines(keepends=True)
+  (tmp_path / "prompts.jsonl").write_text("".join(lines[1:]))
+  assert run("sft", tmp_path / "sft", *options) == 2  # scores of other prompts do not compare
+  assert "fingerprints" in capsys.readouterr().err
 
 
 def _of_step(folder, step, like):
@@ -73,6 +79,8 @@ def test_what_is_missing_is_said(options, tmp_path, capsys):
   assert "config.select.prompts is empty" in capsys.readouterr().err
   assert run("sft", tmp_path / "b", *options, "--config.best=eval/nll") == 2
   assert "the checkpoint is chosen by eval/score" in capsys.readouterr().err
+  assert run("sft", tmp_path / "c", *options, "--config.checkpoint_every=0") == 2
+  assert "config.checkpoint_every=0 leaves the last checkpoint alone" in capsys.readouterr().err
 
 
 def test_the_alternative_is_told():

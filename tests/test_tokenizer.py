@@ -140,6 +140,10 @@ def test_check_of_a_run_and_of_a_function(tokenizer, tmp_path):
   origin.finish(tmp_path / "run", 1, {"w": jax.numpy.zeros(1)}, about, "policy")
   code, out, err = tokenizer("check", f"--model={tmp_path / 'run'}")
   assert (code, err) == (0, "") and "rows of the embedding" in out
+  about |= {"eos": [10, 256], "banned": [7]}  # as the quickstart leaves its models
+  origin.finish(tmp_path / "line", 1, {"w": jax.numpy.zeros(1)}, about, "policy")
+  figures = json.loads(tokenizer("check", f"--model={tmp_path / 'line'}", "--json")[1])["figures"]
+  assert figures["end a text"] == {"value": 2, "note": "10, 256 '<|endoftext|>'"} and figures["never sampled"]["value"] == 1
   (tmp_path / "m.py").write_text(
     "from instructjax import models, origin\nimport jax\n"
     "def make():\n  lm = models.build(origin.SHAPES['tiny'])\n  return lm, lm.init(jax.random.key(0)), 'bytes'\n"

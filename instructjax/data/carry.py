@@ -57,7 +57,8 @@ def write(reference: str, tokenizer: Tokenizer, folder: Path, *, context: int) -
   _prefix(made, [name(i) for i in tokenizer.bos], tokenizer.bos)
   _equal(made, tokenizer, reference)
   made.save(str(folder / JSON))
-  special = {"eos_token": name(tokenizer.eos[0]), "bos_token": name(tokenizer.bos[0]) if tokenizer.bos else None}
+  end = next((i for i in tokenizer.eos if i in tokenizer.specials.values()), tokenizer.eos[0])  # a new line is text as well
+  special = {"eos_token": name(end), "bos_token": name(tokenizer.bos[0]) if tokenizer.bos else None}
   settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, **special}
   settings |= {"clean_up_tokenization_spaces": False, "padding_side": "left"}
   (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")

@@ -87,16 +87,16 @@ class ParquetRows:
 
 def by_number(part: sources.Part) -> Any:
   """The rows of a source with `len` and `[i]`.  Raises UserError where it can only be read from the front."""
-  path = Path(part.name)
-  if path.suffix in (".jsonl", ".json"):
+  path, remote = Path(part.name), part.name.startswith("hub:") or "://" in part.name
+  if path.suffix in (".jsonl", ".json") and not remote:
     return Lines(path)
-  if path.suffix == ".parquet":
+  if path.suffix == ".parquet" and not remote:
     return ParquetRows(path)
   if part.reach:
     return part.reach()
   raise UserError(
-    f"{part.name}: cannot be read lazily; give a JSONL file that is not gzipped, a Parquet file or a prepared TFDS data set, "
-    "or leave config.data.lazy off"
+    f"{part.name}: cannot be read lazily; give a JSONL file that is not gzipped, a Parquet file or a prepared TFDS data set "
+    "on this machine, or leave config.data.lazy off"
   )
 
 
@@ -165,7 +165,7 @@ def index(found: Texts, tokenizer: Tokenizer) -> Index:
 
   Raises UserError listing every document that is no record.
   """
-  places = [(name, len(rows), _state(name)) for name, rows, _ in found.parts]
+  places = [(name, len(rows), _state(name, rows)) for name, rows, _ in found.parts]
   key = hashlib.sha256(repr((places, found.said, tokenizer.fingerprint)).encode()).hexdigest()
   folder = download.cache_folder() / "counts"
   path = folder / f"{key[:32]}.npz"
@@ -173,7 +173,8 @@ def index(found: Texts, tokenizer: Tokenizer) -> Index:
     with np.load(path) as kept:
       return Index(kept["counts"], str(kept["fingerprint"]))
   counts = np.zeros(len(found), np.int32)
-  problems: list[str] = []
+  empty = [(name, spelling) for name, rows, spelling in found.parts if not len(rows)]
+  problems = [what for name, spelling in empty for what in records.scan([], "text", spelling, name=name)[1]]
 
   def documents() -> Iterator[Text]:
     for i in range(len(found)):
@@ -192,13 +193,16 @@ def index(found: Texts, tokenizer: Tokenizer) -> Index:
   return Index(counts, fingerprint)
 
 
-def _state(name: str) -> tuple[int, int]:
-  """Size and time of a file: another file under the same name is counted again."""
-  path = Path(name)
+def _state(name: str, rows: Any) -> tuple[str, int, int]:
+  """Size and time of a file: another file under the same name is counted again; of a TFDS data set its folder and those of
+  what was prepared there last."""
+  info = getattr(rows, "dataset_info", None)
+  folder = "" if info is None else str(info.data_dir)
+  path = Path(folder, "dataset_info.json") if folder else Path(name)
   if not path.is_file():
-    return 0, 0
+    return folder, 0, 0
   found = path.stat()
-  return found.st_size, found.st_mtime_ns
+  return folder, found.st_size, found.st_mtime_ns
 
 
 # --- rows of tokens ---

@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from instructjax.data import sources
 from instructjax.errors import UserError
 
 Rows = Any  # what is reached by number: a list, or rows that are made when they are asked for; or a Mixture of such
@@ -35,7 +35,7 @@ class Mixture:
 
 def parse(text: str) -> list[tuple[float, str]]:
   """(weight, source) of each term.  Raises UserError where a term is empty or a weight is not above 0."""
-  if Path(text).exists():  # a name may hold ' + '
+  if sources.exists(text):  # a name may hold ' + '
     return [(1.0, text)]
   found = []
   for part in re.split(r"\s\+\s", text):

@@ -93,7 +93,7 @@ def told_by(fields: Iterable[str]) -> str | None:
 def parts(source: str | Path, folder: str | None = None) -> list[Part]:
   """The files and data sets of a source.  Raises UserError where there is no such thing."""
   text = str(source)
-  pieces = [text] if _exists(text) else [piece.strip() for piece in text.split(",")]
+  pieces = [text] if exists(text) else [piece.strip() for piece in text.split(",")]
   if not all(pieces):
     raise UserError(f"{text!r}: names no file between two commas; give FILE,FILE")
   return [part for piece in pieces for part in _parts(piece, folder)]
@@ -105,9 +105,9 @@ def _parts(piece: str, folder: str | None) -> list[Part]:
       return [opened(piece.removeprefix(prefix))]
   if "://" in piece:
     return [file(path) for path in _bucket(piece)]
-  if _exists(f"{piece.partition('@')[0]}/dataset_info.json"):
+  if exists(f"{piece.partition('@')[0]}/dataset_info.json"):
     return [tfds_folder(piece)]
-  if any(letter in piece for letter in PATTERN) and not _exists(piece):
+  if any(letter in piece for letter in PATTERN) and not exists(piece):
     start = Path(Path(piece).anchor)
     found = sorted(start.glob(str(Path(piece).relative_to(start))))
     if not found:
@@ -116,7 +116,8 @@ def _parts(piece: str, folder: str | None) -> list[Part]:
   return [file(Path(piece))]
 
 
-def _exists(text: str) -> bool:
+def exists(text: str) -> bool:
+  """Whether there is such a file or folder; False for what can be no name."""
   try:
     return Path(text).exists()
   except (OSError, ValueError):  # too long or with a NUL

@@ -29,6 +29,7 @@ class Chip(NamedTuple):
   dims: int  # of a topology; 0 for GPUs
   near: int = 0
   devices: int = 1  # a chip
+  largest: int = 0  # chips of a slice; 0: no end
 
 
 GiB = 1024**3
@@ -39,11 +40,11 @@ GiB = 1024**3
 # GPUs: NVIDIA's data sheets of H100 SXM and H200 SXM: 1,979 TFLOP/s with sparsity, half of it dense; NVLink 900 GB/s in both
 #   directions; 400 Gb/s a GPU between nodes, as in a DGX.
 CHIPS: dict[str, Chip] = {
-  "v4": Chip(275e12, 32 * GiB, 1200e9, 300e9, 6.25e9, 3),
-  "v5e": Chip(197e12, 16 * GiB, 819e9, 200e9, 3.125e9, 2),
-  "v5p": Chip(459e12, 95 * GiB, 2765e9, 600e9, 6.25e9, 3),
-  "v6e": Chip(918e12, 32 * GiB, 1638e9, 400e9, 12.5e9, 2),
-  "tpu7x": Chip(1153.5e12, 96 * GiB, 3690e9, 300e9, 6.25e9, 3, devices=2),
+  "v4": Chip(275e12, 32 * GiB, 1200e9, 300e9, 6.25e9, 3, largest=4096),
+  "v5e": Chip(197e12, 16 * GiB, 819e9, 200e9, 3.125e9, 2, largest=256),
+  "v5p": Chip(459e12, 95 * GiB, 2765e9, 600e9, 6.25e9, 3, largest=6144),
+  "v6e": Chip(918e12, 32 * GiB, 1638e9, 400e9, 12.5e9, 2, largest=256),
+  "tpu7x": Chip(1153.5e12, 96 * GiB, 3690e9, 300e9, 6.25e9, 3, devices=2, largest=9216),
   "h100": Chip(989.5e12, 80e9, 3350e9, 450e9, 50e9, 0, near=8),
   "h200": Chip(989.5e12, 141e9, 4800e9, 450e9, 50e9, 0, near=8),
 }
@@ -90,11 +91,15 @@ def pod(text: str, slices: int = 1) -> Pod:
 
 
 def larger(where: Pod, devices: float) -> str:
-  """`v5e:16x16`: a topology of at least so many devices, the shortest dimension doubled again and again."""
-  shape = list(where.shape)
-  while math.prod(shape) * where.slices * where.chip.devices < devices:
-    shape[shape.index(min(shape))] *= 2
-  return where._replace(shape=tuple(sorted(shape))).name
+  """`v5e:16x16`: a topology of at least so many devices, the shortest dimension doubled again and again, and beyond the largest
+  slice the slices: `v5e:16x16 --slices=2`."""
+  shape, slices, chip = list(where.shape), where.slices, where.chip
+  while math.prod(shape) * slices * chip.devices < devices:
+    if chip.largest and 2 * math.prod(shape) > chip.largest:
+      slices *= 2
+    else:
+      shape[shape.index(min(shape))] *= 2
+  return where._replace(shape=tuple(sorted(shape))).name + (f" --slices={slices}" if slices > where.slices else "")
 
 
 def mesh(text: str, where: Pod) -> dict[str, int]:

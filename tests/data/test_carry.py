@@ -34,6 +34,11 @@ def test_bytes_are_their_ids(tmp_path):
   assert made.token_to_id(config["eos_token"]) == 256 == ours.eos[0]
 
 
+def test_a_new_line_that_ends_responses_is_no_special_token(tmp_path):
+  carry.write(origin.BYTES, origin.open_tokenizer(origin.BYTES)._replace(eos=(10, 256)), tmp_path, context=16)
+  assert json.loads((tmp_path / carry.CONFIG).read_text())["eos_token"] == carry.END
+
+
 def test_the_characters_of_byte_level_bpe():
   assert sorted(carry.byte_characters()) == sorted(hf.pre_tokenizers.ByteLevel.alphabet())
 

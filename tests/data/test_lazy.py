@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import sys
 import types
 
@@ -104,6 +105,21 @@ def test_what_cannot_be_reached_by_number(tmp_path):
     lazy.texts(str(tmp_path / "a.jsonl.gz"))
   with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
     lazy.texts(str(tmp_path / "none.jsonl"))
+  for name in ("gs://bucket/a.jsonl", "hub:owner/name/a.parquet"):
+    with pytest.raises(UserError, match=f"{name}: cannot be read lazily; give a JSONL file .* on this machine, or leave"):
+      lazy.by_number(sources.Part(name, list))
+
+
+@pytest.mark.parametrize("use", [lazy.windows, lazy.pieces])
+def test_an_empty_file_is_named_as_in_memory(file, tmp_path, use):
+  (tmp_path / "none.jsonl").write_text("")
+  for source in (tmp_path / "none.jsonl", f"{file},{tmp_path / 'none.jsonl'}"):
+    with pytest.raises(UserError) as memory:
+      sources.load(source, "text")
+    with pytest.raises(UserError, match=r"none\.jsonl: no records") as error:
+      found = lazy.texts(str(source))
+      use(found, lazy.index(found, letters()), letters(), 8)
+    assert str(error.value) == str(memory.value)
 
 
 @pytest.mark.parametrize(
@@ -124,3 +140,25 @@ def test_prepared_data_sets_are_reached_by_number(monkeypatch):
   memory = sources.load("tfds:mine", "text")
   index = lazy.index(found, tokenizer)
   same(lazy.windows(found, index, tokenizer, 8), pipeline.text(memory, tokenizer, length=8))
+
+
+class Prepared(list):
+  """Rows as TFDS gives them, with where they were prepared."""
+
+  def __init__(self, folder, rows):
+    super().__init__(rows)
+    self.dataset_info = types.SimpleNamespace(data_dir=str(folder))
+
+
+def test_a_data_set_that_was_prepared_again_or_elsewhere_is_counted_again(tmp_path):
+  def counts(name, text):
+    rows = Prepared(tmp_path / name, [{"text": text}])
+    return lazy.index(lazy.Texts("t", (("tfds:t@train", rows, sources.native),)), letters()).counts.tolist()
+
+  for name in "ab":
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "dataset_info.json").write_text("{}")
+  assert counts("a", "abc") == counts("a", "kept") == [4]
+  assert counts("b", "abcd") == [5]
+  os.utime(tmp_path / "a" / "dataset_info.json", ns=(1, 1))
+  assert counts("a", "abcde") == [6]

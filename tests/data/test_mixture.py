@@ -14,6 +14,8 @@ def test_the_grammar(tmp_path):
   named = tmp_path / "2*a + b.jsonl"
   named.write_text("")
   assert mixture.parse(str(named)) == [(1.0, str(named))]
+  many = ",".join(f"{i}.jsonl" for i in range(100))  # longer than a name can be
+  assert mixture.parse(many) == [(1.0, many)]
 
 
 @pytest.mark.parametrize(
