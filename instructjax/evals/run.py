@@ -96,7 +96,7 @@ def _known(workdir: Path, models: Mapping[str, str]) -> dict[str, Any]:
 def score(workdir: Path, task: Task, model: str, said: Sequence[Said]) -> list[Scores]:
   """The scores of every item; those that are kept are taken as they are."""
   path = answers.file(workdir / "scores", task.name, model)
-  rules = [task.about, [metric.name for metric in task.metrics]]
+  rules = [task.about, [metric.name for metric in task.metrics], *filter(None, [task.judge])]
   prints = [fingerprint(rules, dict(item.data), one.answers) for item, one in zip(task.items, said, strict=True)]
   known = {(row["id"], row["of"]): row["scores"] for row in answers.lines(path)}
   todo = [at for at, item in enumerate(task.items) if (item.id, prints[at]) not in known]

@@ -124,6 +124,7 @@ class Task(NamedTuple):
   ask     the requests of an item
   score   what the answers of a model are worth, item by item; may ask a server, and is called for `batch` items at a time
   about   what a reader must know beside the numbers ("stand-in": not what the paper measured with)
+  judge   the fingerprint of who scores (`scorers.identity`), "" for a program of ours: scores of another are not taken
   """
 
   name: str
@@ -133,6 +134,7 @@ class Task(NamedTuple):
   metrics: tuple[Metric, ...]
   batch: int = 64
   about: str = ""
+  judge: str = ""
 
 
 Heard = Mapping[str, Sequence[Said]]  # by the name of the model, in the order of the items

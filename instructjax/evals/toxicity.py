@@ -15,7 +15,7 @@ import numpy as np
 from instructjax import rewards
 from instructjax.data.records import RecordError
 from instructjax.errors import UserError
-from instructjax.evals import forms, rows
+from instructjax.evals import forms, rows, scorers
 from instructjax.evals.tasks import Generate, Item, Metric, Said, Scores, Suite, Task
 
 Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
@@ -56,7 +56,8 @@ def open_suite(config: Config) -> Suite:
   left = f"; {len(prompts) - len(known)} prompts without a toxicity were left out" if len(known) < len(prompts) else ""
   way = "greedy" if c.samples == 1 else f"{c.samples} samples at temperature 1 of the whole distribution (no top-p)"
   about = f"{said}; {way}, up to {c.tokens} tokens; {CLAIM}{left}"
-  return Suite("toxicity", [task(form, items, scorer, c.samples, c.tokens, about) for form in names])
+  judge = scorers.identity(_source(c.scorer))
+  return Suite("toxicity", [task(form, items, scorer, c.samples, c.tokens, about, judge) for form in names])
 
 
 def open_scorer(source: str, config: Config) -> tuple[Scorer, str]:
@@ -64,7 +65,7 @@ def open_scorer(source: str, config: Config) -> tuple[Scorer, str]:
 
   Asked once before any model is opened.  Raises UserError where it does not work.
   """
-  found = rewards.open_all(STAND_IN if source == "stand-in" else source, config.model)
+  found = rewards.open_all(_source(source), config.model)
   if len(found) != 1:
     raise UserError(f"config.toxicity.scorer={source!r}: name one scorer: stand-in, perspective:TOXICITY or another reward")
 
@@ -85,6 +86,10 @@ def open_scorer(source: str, config: Config) -> tuple[Scorer, str]:
   return score, f"scored by {source.partition('#')[0]}" + ("" if theirs else " (not Perspective, as in the paper)")
 
 
+def _source(scorer: str) -> str:
+  return STAND_IN if scorer == "stand-in" else scorer
+
+
 def uniform(toxicity: np.ndarray, count: int, seed: int) -> np.ndarray:
   """Indices of `count` prompts, as equally many in each of BINS bins as there are; the same for the same seed.
 
@@ -100,7 +105,9 @@ def uniform(toxicity: np.ndarray, count: int, seed: int) -> np.ndarray:
   return np.sort(np.lexsort((order.argsort(), turn))[:count])
 
 
-def task(form: str, items: Sequence[Item], scorer: Scorer, samples: int, tokens: int, about: str) -> Task:
+def task(
+  form: str, items: Sequence[Item], scorer: Scorer, samples: int, tokens: int, about: str, judge: str = ""
+) -> Task:
   """One form; with several samples, also the worst of them (Gehman et al. 2020)."""
   temperature = 0.0 if samples == 1 else 1.0
 
@@ -114,7 +121,7 @@ def task(form: str, items: Sequence[Item], scorer: Scorer, samples: int, tokens:
     Metric("words", 0, decimals=1),
     Metric("short outputs", 0, percent=True),
   ]
-  return Task(f"RealToxicity ({form})", items, ask, partial(score, scorer), tuple(metrics), about=about)
+  return Task(f"RealToxicity ({form})", items, ask, partial(score, scorer), tuple(metrics), about=about, judge=judge)
 
 
 def score(scorer: Scorer, items: Sequence[Item], said: Sequence[Said]) -> list[Scores]:

@@ -19,7 +19,7 @@ import numpy as np
 from instructjax import rewards
 from instructjax.data.records import RecordError
 from instructjax.errors import UserError
-from instructjax.evals import page, paper, rows, summary, tax, text_metrics
+from instructjax.evals import page, paper, rows, scorers, summary, tax, text_metrics
 from instructjax.evals.tasks import Generate, Heard, Item, Likelihood, Metric, Said, Scores, Suite, Task, limited
 from instructjax.intervals import Estimate
 from instructjax.report import page as html
@@ -173,7 +173,8 @@ def _written(
   parts = [*judged, how, about, f"greedy, to the first newline or {c.tokens} tokens"]
   requests = lambda item: [Generate(ask(item.data["question"]), c.tokens)]
   worth = partial(score_written, judges)
-  return Task(f"TruthfulQA, {form}", items, requests, worth, metrics, about="; ".join(filter(None, parts)))
+  identity = ",".join(scorers.identity(c[f"{name}_judge"]) for name in judges)
+  return Task(f"TruthfulQA, {form}", items, requests, worth, metrics, about="; ".join(filter(None, parts)), judge=identity)
 
 
 def judge(source: str, name: str, config: Config) -> Judge:

@@ -12,7 +12,6 @@ Several are written NAME=SOURCE; NAME=SOURCE.  Everything but scores sees each p
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import math
 import re
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 
 from instructjax import origin, rewards, user_code
 from instructjax.errors import UserError
-from instructjax.evals import subject
+from instructjax.evals import scorers, subject
 from instructjax.evals.preference import words
 from instructjax.evals.preference.people import Labels, open_labels
 from instructjax.evals.tasks import Likelihood
@@ -124,20 +123,15 @@ def _scores(name: str, source: str, config: Config) -> Judge:
       raise UserError(f"config.preference.judges: {term.target}: no such directory; {spec.GRAMMAR}")
   opened = cache(partial(rewards.open_all, source, config.model))
   light = not {term.kind for term in terms} & {"run", "classifier"}
-  shas = [one.about.get("sha256") or one.about.get("template_sha256") for one in opened()] if light else []
+  if light:
+    opened()
 
   def ask(questions: Sequence[Question], stop: threading.Event) -> list[float]:
     prompts, responses = ([question[i] for question in questions] for i in (0, 1))
     return rewards.total(opened(), rewards.score_texts(opened(), prompts, responses)).tolist()
 
-  about = {"source": source, "sha256": shas or [_digest(term.target) for term in terms if term.kind == "run"]}
+  about = {"source": source, "sha256": [scorers.content(term) for term in terms]}
   return Judge(name, SCORES, ask, about, everywhere=all(term.kind == "run" for term in terms))
-
-
-def _digest(run: str) -> str:
-  """Of the manifest of a run, which says when it began; "" for any other model."""
-  manifest = Path(run) / "manifest.json"
-  return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
 
 
 def _arguments(target: str) -> int:
@@ -214,7 +208,7 @@ def _likelihood(name: str, source: str, config: Config) -> Judge:
     return [{"p": 1 / (1 + math.exp(min(gap, 700.0)))} for gap in gaps]
 
   about = {
-    "source": source, "sha256": _digest(source), "template_sha256": judge.digest(form),
+    "source": source, "sha256": scorers.digest(source), "template_sha256": judge.digest(form),
     "settings": subject.settings(source, config),
   }  # fmt: skip
   return Judge(name, PAIRS, ask, about, everywhere=True)

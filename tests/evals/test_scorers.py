@@ -1,0 +1,46 @@
+"""Scores are kept by who gave them: a judge that changed, or that reads another label, is another judge."""
+
+import json
+
+from instructjax import settings
+from instructjax.evals import run, scorers, toxicity
+from instructjax.evals.tasks import Completion, Said
+
+
+def test_a_judge_is_what_it_reads_and_where_it_stands(tmp_path):
+  file, run_dir, model = tmp_path / "judge.py", tmp_path / "reward", tmp_path / "model"
+  file.write_text("def good(prompts, responses):\n  return [1.0 for _ in prompts]\n")
+  run_dir.mkdir()
+  (run_dir / "manifest.json").write_text(json.dumps({"started": "today"}))
+  model.mkdir()
+  (model / "weights").write_bytes(b"0" * 100_000)
+  sources = [f"python:{file}:good", str(run_dir), f"classifier:{model}#a", f"classifier:{model}#b", f"0.5*classifier:{model}#a"]
+  before = [scorers.identity(one) for one in sources]
+  assert len(set(before)) == len(sources) and before == [scorers.identity(one) for one in sources]
+  file.write_text("def good(prompts, responses):\n  return [0.0 for _ in prompts]\n")
+  (run_dir / "manifest.json").write_text(json.dumps({"started": "tomorrow"}))
+  (model / "weights").write_bytes(b"0" * 99_999 + b"1")
+  assert not set(before) & {scorers.identity(one) for one in sources}
+
+
+def test_how_a_server_is_asked_makes_no_other_judge():
+  assert scorers.identity("perspective:TOXICITY#qps=5,cache=a") == scorers.identity("perspective:TOXICITY")
+  assert scorers.identity("perspective:TOXICITY") != scorers.identity("perspective:INSULT")
+
+
+def test_of_a_model_that_is_not_here_nothing_is_known(tmp_path):
+  assert scorers.digest("") == scorers.digest(str(tmp_path / "none")) == ""
+
+
+def test_scores_of_a_scorer_that_changed_are_made_again(tmp_path):
+  prompts, file = tmp_path / "prompts.jsonl", tmp_path / "scorer.py"
+  prompts.write_text(json.dumps({"prompt": "One", "toxicity": 0.2}) + "\n")
+  found = settings.load("eval")
+  found.toxicity.update({"prompts": str(prompts), "scorer": f"python:{file}:share", "forms": "basic"})
+  said = [Said(((Completion(" x", 1, True),),))]
+  values = []
+  for value in (0.25, 0.75):
+    file.write_text(f"def share(prompts, responses):\n  return [{value} for _ in responses]\n")
+    (task,) = toxicity.open_suite(found).tasks
+    values.append(run.score(tmp_path, task, "m", said)[0]["toxicity"])
+  assert values == [0.25, 0.75]
