@@ -19,7 +19,7 @@ import numpy as np
 from instructjax import intervals, rewards
 from instructjax.data.records import RecordError
 from instructjax.errors import UserError
-from instructjax.evals import grounding, paper, rows
+from instructjax.evals import grounding, page, paper, rows, scorers, summary
 from instructjax.evals.tasks import Generate, Heard, Item, Metric, Said, Scores, Suite, Task
 from instructjax.report import page as html
 
@@ -61,7 +61,8 @@ def open_suite(config: Config) -> Suite:
     found = drawn(found, c.count, config.seed) if name != "own" else found
     stop = ("\n\n",) if name == "own" else ("\n",)
     items = _numbered(found)[: config.limit or None]
-    tasks.append(task(f"hallucination ({name})", items, judge, c.tokens, stop, said))
+    who = scorers.identity(c.judge) if c.judge else ""
+    tasks.append(task(f"hallucination ({name})", items, judge, c.tokens, stop, said)._replace(judge=who))
   if not tasks:
     raise UserError(
       "the suite hallucination has no data: set config.hallucination.own (shipped, or your file), .cnn_dailymail or .squad"
@@ -158,8 +159,8 @@ def together(
   return {"judge": measure(judge, [one for one in known if one.part == "test"]), "paper_fig4": theirs, "notes": notes}
 
 
-def measure(judge: Unsupported, known: Sequence[Labelled]) -> dict[str, dict[str, float]]:
-  """Precision and recall of "unsupported", by output, with intervals over sources."""
+def measure(judge: Unsupported, known: Sequence[Labelled]) -> dict[str, dict[str, float | None]]:
+  """Precision and recall of "unsupported", by output, with intervals over sources; null where nothing is flagged."""
   pairs = [(one, text, bad) for one in known for bad in (False, True) for text in _texts(one, bad)]
   flags = judge([(f"{one.source}\n{one.prompt}", text) for one, text, _ in pairs])
   places = {source: at for at, source in enumerate(dict.fromkeys(one.source for one in known))}
@@ -167,7 +168,7 @@ def measure(judge: Unsupported, known: Sequence[Labelled]) -> dict[str, dict[str
   for (one, _, bad), some in zip(pairs, flags, strict=True):
     precision[places[one.source]] += (bad and any(some), any(some))
     found[places[one.source]] += (bad and any(some), bad)
-  return {name: intervals.share(part)._asdict() for name, part in (("precision", precision), ("recall", found))}
+  return {name: summary.plain(intervals.share(part)) for name, part in (("precision", precision), ("recall", found))}
 
 
 def _texts(one: Labelled, bad: bool) -> tuple[str, ...]:
@@ -176,7 +177,8 @@ def _texts(one: Labelled, bad: bool) -> tuple[str, ...]:
 
 def draw(found: Mapping[str, Any], look: Mapping[str, str]) -> str:
   """Beside the table: how good the judge is, and the paper's pooled rates."""
-  cells = [[name, html.cell(intervals.Estimate(**e), share=True), str(e["n"])] for name, e in found["judge"].items()]
+  shown = lambda e: "–" if e["value"] is None else html.cell(page.estimate(e), share=True)
+  cells = [[name, shown(e), str(e["n"])] for name, e in found["judge"].items()]
   judged = html.table(("the judge on labelled pairs", "value", "n"), cells)
   pooled = [[escape(name.replace("_", "-")), html.percent(value)] for name, value in found["paper_fig4"].items()]
   notes = "".join(f'<p class="note">{escape(note)}</p>' for note in found["notes"])

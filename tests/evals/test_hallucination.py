@@ -170,6 +170,14 @@ def test_sft_is_asked_for_and_the_papers_numbers_stand_beside(config, tmp_path):
   assert "8.4" in suite.draw(with_sft, {"sft": "sft"}) and json.dumps(without)
 
 
+def test_a_judge_that_flags_nothing_has_no_precision(labelled):
+  quiet = lambda pairs: [[False] for _ in pairs]
+  found = hallucination.measure(quiet, labelled)
+  assert found["precision"] == {"value": None, "low": None, "high": None, "n": 0} and found["recall"]["value"] == 0
+  json.dumps(found, allow_nan=False)
+  assert "nan" not in hallucination.draw({"judge": found, "paper_fig4": {}, "notes": []}, {})
+
+
 def test_nothing_to_run_is_an_error(config):
   config.hallucination.own = ""
   with pytest.raises(UserError, match="the suite hallucination has no data"):
