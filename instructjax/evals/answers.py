@@ -34,9 +34,10 @@ class Kept(NamedTuple):
 
 
 def file(folder: Path, task: str, model: str) -> Path:
-  """Where the lines of a task and a model are; names become safe for a file system."""
+  """Where the lines of a task and a model are; names become safe for a file system, and those of models stay apart."""
   safe = lambda name: re.sub(r"[^\w.+-]+", "_", name)
-  return folder / safe(task) / f"{safe(model)}.jsonl"
+  apart = "" if safe(model) == model else f"-{fingerprint(model)[:8]}"
+  return folder / safe(task) / f"{safe(model)}{apart}.jsonl"
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -129,9 +129,10 @@ def _rows(task: str, about: Mapping[str, Any], name: str, base: str) -> Iterator
       continue
     less = about["differences"].get(name, {}).get(metric["name"]) if base != name else None
     theirs = metric["paper"].get(name, ())
+    shown = " / ".join(_scaled(metric, value) for value in theirs)
     yield (
       task, metric["name"], str(found["n"]), _number(metric, found), _number(metric, less) if less else "–",
-      " / ".join(f"{value:.{metric['decimals']}f}" for value in theirs) or "–",
+      shown + " %" * (metric["percent"] and bool(shown)) or "–",
     )  # fmt: skip
 
 
@@ -166,9 +167,14 @@ def _about(results: Mapping[str, Any], name: str, place: str) -> Iterator[str]:
 
 def _number(metric: Mapping[str, Any], found: Mapping[str, Any]) -> str:
   e = page.estimate(found)
-  scale, places, unit = (100, 1, " %") if metric["percent"] else (1, metric["decimals"], "")
-  ends = f" ({scale * e.low:.{places}f} to {scale * e.high:.{places}f})" if math.isfinite(e.low + e.high) else ""
-  return f"{scale * e.value:.{places}f}{unit}{ends}"
+  ends = f" ({_scaled(metric, e.low)} to {_scaled(metric, e.high)})" if math.isfinite(e.low + e.high) else ""
+  return f"{_scaled(metric, e.value)}{' %' if metric['percent'] else ''}{ends}"
+
+
+def _scaled(metric: Mapping[str, Any], value: float) -> str:
+  """A value as its metric is shown, without the unit."""
+  scale, places = (100, 1) if metric["percent"] else (1, metric["decimals"])
+  return f"{scale * value:.{places}f}"
 
 
 def _plain(value: str) -> str:
@@ -181,7 +187,7 @@ def _table(head: Sequence[str], rows: Any) -> Iterator[str]:
   cell = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
   lines = [f"| {' | '.join(map(cell, row))} |" for row in rows]
   if lines:
-    yield f"| {' | '.join(head)} |"
+    yield f"| {' | '.join(map(cell, head))} |"
     yield f"|{'---|' * len(head)}"
     yield from lines
     yield ""

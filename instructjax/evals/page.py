@@ -132,20 +132,21 @@ def show(found: Mapping[str, Any], path: Path) -> None:
   """Prints the tables."""
   from rich.console import Console
   from rich.table import Table
+  from rich.text import Text
 
   console = Console()
   models = list(found["models"])
   for suite, part in found["suites"].items():
     table = Table(title=suite)
     for name in ("task", "metric", "n", *models):
-      table.add_column(name)
+      table.add_column(Text(name))  # a name may hold what rich would take for a style
     for task, about in part["tasks"].items():
       for metric in about["metrics"]:
         each = [estimate(about["models"][m][metric["name"]]) for m in models]
         table.add_row(task, metric["name"], str(max(e.n for e in each)), *(_said(metric, e) for e in each))
     if table.row_count:
       console.print(table)
-  console.print(f"Report: {path}", highlight=False)
+  console.print(f"Report: {path}", highlight=False, markup=False)
 
 
 def _said(metric: Mapping[str, Any], e: Estimate) -> str:

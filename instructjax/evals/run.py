@@ -7,6 +7,7 @@ and `report.html`.  Models and suites can be added later: only what is missing r
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -18,7 +19,7 @@ import jax
 
 from instructjax import stages, writers
 from instructjax.errors import UserError
-from instructjax.evals import answers, page, paper, subject, summary
+from instructjax.evals import answers, page, paper, scorers, subject, summary
 from instructjax.evals.tasks import Item, Logp, Metric, Said, Scores, Suite, Task, fingerprint
 from instructjax.loop import open_progress
 
@@ -29,10 +30,12 @@ Open = Callable[[Config], Suite]
 def main(config: Config, workdir: Path, models: Mapping[str, str], suites: Mapping[str, Open]) -> None:
   """Evaluates the models, by name and source, on the suites, by name."""
   c = config
-  opened = [suite(c) for suite in suites.values()]
-  tasks = [task for suite in opened for task in suite.tasks]
-  _checked(tasks)
-  with stages.devices(c.mesh) as parts, writers.open_run(workdir, c.to_dict(), seed=c.seed):
+  with contextlib.ExitStack() as stack:
+    parts = stack.enter_context(stages.devices(c.mesh))
+    opened = [suite(c) for suite in suites.values()]  # a judge of ours lies on the devices of the mesh
+    tasks = [task for suite in opened for task in suite.tasks]
+    _checked(tasks)
+    stack.enter_context(writers.open_run(workdir, c.to_dict(), seed=c.seed))
     heard: dict[str, dict[str, list[Said]]] = {task.name: {} for task in tasks}
     for name, source in models.items():
       for task, said in ask(c, workdir, name, source, tasks, parts).items():
@@ -59,14 +62,15 @@ def _checked(tasks: Sequence[Task]) -> None:
 def ask(
   config: Config, workdir: Path, name: str, source: str, tasks: Sequence[Task], parts: int
 ) -> dict[str, list[Said]]:
-  """What a model says in each task; it is opened only if anything is missing."""
-  settings = subject.settings(source, config)
+  """What a model says in each task; it is opened only if anything is missing, or if it is not surely the one that answered."""
+  settings, place = subject.settings(source, config), scorers.digest(subject.split(source)[0])
   files = {task.name: answers.file(workdir / "answers", task.name, name) for task in tasks}
   there = {task.name: answers.missing(task, files[task.name], settings) for task in tasks}
   open_tasks = [task for task in tasks if there[task.name][2]]
-  if open_tasks:
+  before = _noted(workdir).get(name)
+  if open_tasks or (before is not None and (before["source"], before.get("files")) != (source, place)):
     model = subject.open_subject(source, config, parts)
-    _note(workdir, name, model.about)
+    _note(workdir, name, {**model.about, "files": place})
     plans = {task.name: answers.plan(task, model) for task in open_tasks}
     progress, done = open_progress(name, 0, sum(map(len, plans.values()))), 0
     for task in open_tasks:
@@ -78,8 +82,7 @@ def ask(
 
 def _note(workdir: Path, name: str, about: Mapping[str, Any]) -> None:
   """Raises UserError where another model has answered under this name."""
-  path = workdir / "manifest.json"
-  before = json.loads(path.read_text()).get("models", {}) if path.is_file() else {}
+  before = _noted(workdir)
   if name in before and before[name]["weights"] != about["weights"]:
     raise UserError(
       f"--models: {name}={about['source']} has other weights than the {name}={before[name]['source']} that answered in "
@@ -88,8 +91,14 @@ def _note(workdir: Path, name: str, about: Mapping[str, Any]) -> None:
   writers.note(workdir, models=before | {name: dict(about)})
 
 
+def _noted(workdir: Path) -> dict[str, Any]:
+  """What the manifest says of the models that answered."""
+  path = workdir / "manifest.json"
+  return json.loads(path.read_text()).get("models", {}) if path.is_file() else {}
+
+
 def _known(workdir: Path, models: Mapping[str, str]) -> dict[str, Any]:
-  noted = json.loads((workdir / "manifest.json").read_text()).get("models", {})
+  noted = _noted(workdir)
   return {name: noted.get(name, {"source": source}) for name, source in models.items()}
 
 

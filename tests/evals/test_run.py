@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructjax import likelihood, origin, rollout, settings
+from instructjax import likelihood, origin, rollout, settings, sharding
 from instructjax.errors import UserError
 from instructjax.evals import answers, run, subject
 from instructjax.evals.tasks import Generate, Item, Likelihood, Metric, Suite, Task
@@ -151,12 +151,13 @@ def test_a_stopped_run_goes_on_and_gives_the_same(tmp_path, monkeypatch):
   run.main(config(), cut, {"base": ""}, {"plain": suite(score=None)})
 
 
-def test_a_suite_and_a_model_can_be_added(tmp_path):
+def test_a_suite_and_a_model_can_be_added(tmp_path, capsys):
   run.main(config(), tmp_path, {"base": ""}, {"plain": suite()})
   before = answers.file(tmp_path / "answers", "plain/one", "base").read_text()
-  run.main(config(), tmp_path, {"base": "", "sft": ""}, {"plain": suite()})
+  run.main(config(), tmp_path, {"base": "", "sft[/v2] <b>": ""}, {"plain": suite()})
   assert answers.file(tmp_path / "answers", "plain/one", "base").read_text() == before
-  assert set(json.loads((tmp_path / "results.json").read_text())["models"]) == {"base", "sft"}
+  assert set(json.loads((tmp_path / "results.json").read_text())["models"]) == {"base", "sft[/v2] <b>"}
+  assert "sft[/v2]" in capsys.readouterr().out and "<b>" not in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -205,3 +206,40 @@ def test_continuation_gives_sums_counts_and_the_likeliest(model):
   assert count.tolist() == [2, 2] and math.isfinite(float(logp[0]))
   windowed = weigh(model.params, batch, 2)
   np.testing.assert_allclose(windowed[0], logp, rtol=1e-5)
+
+
+def test_names_that_are_one_file_name_are_kept_apart(tmp_path):
+  names = ("ppo v1", "ppo_v1", "ppo/v1", "ppo@v1")
+  assert len({answers.file(tmp_path, "plain/one", name) for name in names}) == len(names)
+  assert answers.file(tmp_path, "plain/one", "ppo_v1") == tmp_path / "plain_one" / "ppo_v1.jsonl"
+
+
+def test_another_model_under_a_name_that_has_answered_everything_is_noticed(tmp_path, monkeypatch):
+  first, second = tmp_path / "first", tmp_path / "second"
+  for place in (first, second):
+    place.mkdir()
+    (place / "weights").write_text("one")
+  weights = {}
+
+  real = subject.open_subject
+  wrapped = lambda source, c, parts: real("", c, parts)._replace(
+    about={"source": source, "weights": weights.get(source, "one"), "parameters": 1}
+  )
+  monkeypatch.setattr(subject, "open_subject", wrapped)
+  done = lambda source: run.main(config(), tmp_path / "eval", {"base": str(source)}, {"plain": suite()})
+  done(first)
+  done(second)  # moved: the same weights
+  assert json.loads((tmp_path / "eval" / "results.json").read_text())["models"]["base"]["source"] == str(second)
+  weights[str(second)] = "two"
+  done(second)  # nothing says that anything changed
+  (second / "weights").write_text("two")
+  with pytest.raises(UserError, match="has other weights than the base="):
+    done(second)
+
+
+def test_a_suite_opens_its_judges_on_the_mesh(tmp_path):
+  def open_suite(config):
+    raise UserError(f"sharded: {sharding.is_sharded()}")
+
+  with pytest.raises(UserError, match="sharded: True"):
+    run.main(config(**{"mesh.data": 2}), tmp_path, {"base": ""}, {"plain": open_suite})
