@@ -254,7 +254,8 @@ def score_chosen(items: Sequence[Item], said: Sequence[Said]) -> list[Scores]:
     for kind, of in (("", lambda w: w.logp), (" per token", lambda w: w.logp / w.tokens)):
       logp = {choice: of(weight) for choice, weight in weights.items()}
       first, every = item.data["first"], item.data["all"]
-      row[f"MC1{kind}"] = float(first[max(first, key=logp.__getitem__)])
+      likeliest = {right: max(logp[choice] for choice in first if first[choice] == right) for right in (True, False)}
+      row[f"MC1{kind}"] = float(likeliest[True] > likeliest[False])  # of equals none is right
       row[f"MC2{kind}"] = _mass(logp, every)
     found.append(row)
   return found

@@ -171,6 +171,12 @@ def test_mc1_and_mc2_by_hand(tmp_path):
   assert found["MC2 per token"] == pytest.approx((mean[" No."] + mean[" They have no wings."]) / sum(mean.values()))
 
 
+def test_a_model_that_finds_all_answers_alike_knows_none(tmp_path):
+  task = opened(tmp_path, [CHOICES])["TruthfulQA choice, QA prompt"]
+  (found,) = task.score(task.items, [Said(tuple(Logp(-2.0, 2, False) for _ in task.ask(task.items[0])))])
+  assert found["MC1"] == found["MC1 per token"] == 0 and found["MC2"] == pytest.approx(2 / 3)
+
+
 # --- all models at once ---
 
 
