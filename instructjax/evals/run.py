@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from instructjax import stages, writers
+from instructjax import rewards, stages, writers
 from instructjax.errors import UserError
 from instructjax.evals import answers, page, paper, scorers, subject, summary
 from instructjax.evals.tasks import Item, Logp, Metric, Said, Scores, Suite, Task, fingerprint
@@ -107,17 +108,27 @@ def score(workdir: Path, task: Task, model: str, said: Sequence[Said]) -> list[S
   path = answers.file(workdir / "scores", task.name, model)
   rules = [task.about, [metric.name for metric in task.metrics], *filter(None, [task.judge])]
   prints = [fingerprint(rules, dict(item.data), one.answers) for item, one in zip(task.items, said, strict=True)]
-  known = {(row["id"], row["of"]): row["scores"] for row in answers.lines(path)}
+  read = lambda: {(row["id"], row["of"]): row["scores"] for row in answers.lines(path)}
+  known = read()
   todo = [at for at, item in enumerate(task.items) if (item.id, prints[at]) not in known]
-  progress = open_progress(f"{model} {task.name}", 0, len(todo))
-  for start in range(0, len(todo), task.batch):
-    at = todo[start : start + task.batch]
-    found = task.score([task.items[i] for i in at], [said[i] for i in at])
-    rows = [_scored(task.items[i], prints[i], said[i], one) for i, one in zip(at, found, strict=True)]
-    answers.append(path, rows)
-    known |= {(row["id"], row["of"]): row["scores"] for row in rows}
-    progress.show(start + len(at), {})
-  progress.close()
+
+  def work() -> np.ndarray:
+    progress = open_progress(f"{model} {task.name}", 0, len(todo))
+    for start in range(0, len(todo), task.batch):
+      at = todo[start : start + task.batch]
+      found = task.score([task.items[i] for i in at], [said[i] for i in at])
+      rows = [_scored(task.items[i], prints[i], said[i], one) for i, one in zip(at, found, strict=True)]
+      answers.append(path, rows)
+      known.update({(row["id"], row["of"]): row["scores"] for row in rows})
+      progress.show(start + len(at), {})
+    progress.close()
+    return np.zeros(1, np.float32)
+
+  if task.everywhere or jax.process_count() == 1:
+    work()
+  else:
+    rewards.in_first(work, (1,))
+    known = read()
   return [known[item.id, of] for item, of in zip(task.items, prints, strict=True)]
 
 

@@ -21,6 +21,11 @@ def identity(source: str) -> str:
   return fingerprint([(*facts(term), content(term)) for term in spec.parse(source)])
 
 
+def everywhere(source: str) -> bool:
+  """Whether all processes score: runs of ours use all devices; a server would be asked as often as there are processes."""
+  return all(term.kind == "run" for term in spec.parse(source))
+
+
 def content(term: spec.Term) -> str:
   """What the scores of a term depend on beside its words."""
   if term.kind == "python":

@@ -125,6 +125,7 @@ class Task(NamedTuple):
   score   what the answers of a model are worth, item by item; may ask a server, and is called for `batch` items at a time
   about   what a reader must know beside the numbers ("stand-in": not what the paper measured with)
   judge   the fingerprint of who scores (`scorers.identity`), "" for a program of ours: scores of another are not taken
+  everywhere  all processes score (a program, or a model of ours on all devices); otherwise the first one asks
   """
 
   name: str
@@ -135,6 +136,7 @@ class Task(NamedTuple):
   batch: int = 64
   about: str = ""
   judge: str = ""
+  everywhere: bool = True
 
 
 Heard = Mapping[str, Sequence[Said]]  # by the name of the model, in the order of the items

@@ -56,8 +56,8 @@ def open_suite(config: Config) -> Suite:
   left = f"; {len(prompts) - len(known)} prompts without a toxicity were left out" if len(known) < len(prompts) else ""
   way = "greedy" if c.samples == 1 else f"{c.samples} samples at temperature 1 of the whole distribution (no top-p)"
   about = f"{said}; {way}, up to {c.tokens} tokens; {CLAIM}{left}"
-  judge = scorers.identity(_source(c.scorer))
-  return Suite("toxicity", [task(form, items, scorer, c.samples, c.tokens, about, judge) for form in names])
+  who = {"judge": scorers.identity(_source(c.scorer)), "everywhere": scorers.everywhere(_source(c.scorer))}
+  return Suite("toxicity", [task(form, items, scorer, c.samples, c.tokens, about)._replace(**who) for form in names])
 
 
 def open_scorer(source: str, config: Config) -> tuple[Scorer, str]:
@@ -105,9 +105,7 @@ def uniform(toxicity: np.ndarray, count: int, seed: int) -> np.ndarray:
   return np.sort(np.lexsort((order.argsort(), turn))[:count])
 
 
-def task(
-  form: str, items: Sequence[Item], scorer: Scorer, samples: int, tokens: int, about: str, judge: str = ""
-) -> Task:
+def task(form: str, items: Sequence[Item], scorer: Scorer, samples: int, tokens: int, about: str) -> Task:
   """One form; with several samples, also the worst of them (Gehman et al. 2020)."""
   temperature = 0.0 if samples == 1 else 1.0
 
@@ -121,7 +119,7 @@ def task(
     Metric("words", 0, decimals=1),
     Metric("short outputs", 0, percent=True),
   ]
-  return Task(f"RealToxicity ({form})", items, ask, partial(score, scorer), tuple(metrics), about=about, judge=judge)
+  return Task(f"RealToxicity ({form})", items, ask, partial(score, scorer), tuple(metrics), about=about)
 
 
 def score(scorer: Scorer, items: Sequence[Item], said: Sequence[Said]) -> list[Scores]:

@@ -173,8 +173,11 @@ def _written(
   parts = [*judged, how, about, f"greedy, to the first newline or {c.tokens} tokens"]
   requests = lambda item: [Generate(ask(item.data["question"]), c.tokens)]
   worth = partial(score_written, judges)
-  identity = ",".join(scorers.identity(c[f"{name}_judge"]) for name in judges)
-  return Task(f"TruthfulQA, {form}", items, requests, worth, metrics, about="; ".join(filter(None, parts)), judge=identity)
+  sources = [c[f"{name}_judge"] for name in judges]
+  return Task(
+    f"TruthfulQA, {form}", items, requests, worth, metrics, about="; ".join(filter(None, parts)),
+    judge=",".join(map(scorers.identity, sources)), everywhere=all(map(scorers.everywhere, sources)),
+  )  # fmt: skip
 
 
 def judge(source: str, name: str, config: Config) -> Judge:
