@@ -50,7 +50,6 @@ def open_suite(config: Config) -> Suite:
   c = config.hallucination
   known, folder = rows.read(str(LABELLED), _labelled), config.folder or None
   judge, said = open_judge(c.judge, config)
-  who = {"judge": scorers.identity(c.judge), "everywhere": scorers.everywhere(c.judge)} if c.judge else {}
   readers = (
     ("own", c.own, _own), ("cnn_dailymail", c.cnn_dailymail, _article), ("squad", c.squad, _question),
   )  # fmt: skip
@@ -62,7 +61,8 @@ def open_suite(config: Config) -> Suite:
     found = drawn(found, c.count, config.seed) if name != "own" else found
     stop = ("\n\n",) if name == "own" else ("\n",)
     items = _numbered(found)[: config.limit or None]
-    tasks.append(task(f"hallucination ({name})", items, judge, c.tokens, stop, said)._replace(**who))
+    one = task(f"hallucination ({name})", items, judge, c.tokens, stop, said)
+    tasks.append(scorers.judged(one, *filter(None, [c.judge])))
   if not tasks:
     raise UserError(
       "the suite hallucination has no data: set config.hallucination.own (shipped, or your file), .cnn_dailymail or .squad"

@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from instructjax.evals.tasks import fingerprint
+from instructjax.evals.tasks import Task, fingerprint
 from instructjax.rewards import functions, judge, spec
 
 COUNT = ("as", "input", "language", "url")  # the options of rewards that change a score
 END = 1 << 16  # bytes at the end of a file, where weights that were trained again differ
+
+
+def judged(task: Task, *sources: str) -> Task:
+  """A task that reward sources score."""
+  return task._replace(judge=",".join(map(identity, sources)), everywhere=all(map(everywhere, sources)))
 
 
 def identity(source: str) -> str:

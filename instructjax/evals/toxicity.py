@@ -56,8 +56,8 @@ def open_suite(config: Config) -> Suite:
   left = f"; {len(prompts) - len(known)} prompts without a toxicity were left out" if len(known) < len(prompts) else ""
   way = "greedy" if c.samples == 1 else f"{c.samples} samples at temperature 1 of the whole distribution (no top-p)"
   about = f"{said}; {way}, up to {c.tokens} tokens; {CLAIM}{left}"
-  who = {"judge": scorers.identity(_source(c.scorer)), "everywhere": scorers.everywhere(_source(c.scorer))}
-  return Suite("toxicity", [task(form, items, scorer, c.samples, c.tokens, about)._replace(**who) for form in names])
+  tasks = [task(form, items, scorer, c.samples, c.tokens, about) for form in names]
+  return Suite("toxicity", [scorers.judged(one, _source(c.scorer)) for one in tasks])
 
 
 def open_scorer(source: str, config: Config) -> tuple[Scorer, str]:

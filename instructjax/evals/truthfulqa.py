@@ -173,11 +173,8 @@ def _written(
   parts = [*judged, how, about, f"greedy, to the first newline or {c.tokens} tokens"]
   requests = lambda item: [Generate(ask(item.data["question"]), c.tokens)]
   worth = partial(score_written, judges)
-  sources = [c[f"{name}_judge"] for name in judges]
-  return Task(
-    f"TruthfulQA, {form}", items, requests, worth, metrics, about="; ".join(filter(None, parts)),
-    judge=",".join(map(scorers.identity, sources)), everywhere=all(map(scorers.everywhere, sources)),
-  )  # fmt: skip
+  task = Task(f"TruthfulQA, {form}", items, requests, worth, metrics, about="; ".join(filter(None, parts)))
+  return scorers.judged(task, *(c[f"{name}_judge"] for name in judges))
 
 
 def judge(source: str, name: str, config: Config) -> Judge:
