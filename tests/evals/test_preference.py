@@ -518,6 +518,24 @@ def test_the_page_shows_what_was_found(config, tmp_path):
   assert "Judges beside people" in html and "<td>people</td>" in html
 
 
+def test_figure_5_is_a_figure_with_the_papers_marks(config):
+  (Path("rate.py")).write_text("def rate(prompts, responses):\n  return [{'overall': 1 + len(r) % 7} for r in responses]\n")
+  config.preference.raters = "python:rate.py:rate"
+  result = found(config)
+  html = preference.open_suite(config).draw(result, {"sft": "sft", "ppo": "ppo", "base": "base"})
+  (drawn,) = [part for part in html.split("<figure>") if "Overall quality, 1 to 7: rater, prompts" in part]
+  assert "<svg" in drawn and "the paper&#x27;s, 175B" in drawn and ">4.08<" in drawn and "nan" not in drawn
+
+
+def test_head_to_head_without_the_baseline_is_shown_and_one_model_is_an_error(config):
+  config.preference.judges, config.preference.pairs = "python:mine.py:longer", "all"
+  two = {name: ANSWERS[name] for name in ("ppo", "base")}
+  html = preference.open_suite(config).draw(found(config, answers=two), {"ppo": "ppo", "base": "base"})
+  assert "ppo / base" in html
+  with pytest.raises(UserError, match="another model are needed"):
+    found(config, answers={"sft": ANSWERS["sft"]})
+
+
 def test_models_answer_and_are_judged_by_a_model(tmp_path, monkeypatch, capsys):
   """From the command line: two models that differ by a prefix, a tiny model as judge, and nothing is asked again."""
   from instructjax import cli

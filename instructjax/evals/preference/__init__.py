@@ -101,10 +101,10 @@ def together(
   c = config.preference
   answers = {name: Answers(task.items, heard[task.name]) for name, task in tasks.items()}
   models = next(iter(answers.values())).models
-  if asked and c.pairs == "baseline" and (config.baseline not in models or len(models) < 2):
+  if asked and (len(models) < 2 or (c.pairs == "baseline" and config.baseline not in models)):
     raise UserError(
-      f"config.baseline={config.baseline!r} and another model are needed in --models, which has {', '.join(models)}; or set "
-      "config.preference.pairs=all"
+      f"config.baseline={config.baseline!r} and another model are needed in --models, which has {', '.join(models)}; or name "
+      "two others and set config.preference.pairs=all"
     )
   _label_tasks(folder, answers, config.baseline)
   found = {}

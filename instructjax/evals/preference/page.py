@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -29,11 +30,11 @@ def draw(found: Mapping[str, Any], look: Look) -> str:
     _judge(prompts, judge, one)
     for prompts, part in found["prompts"].items()
     for judge, one in part["judges"].items()
-    if one["against_baseline"]
+    if one["against_baseline"] or one["head_to_head"]
   ]
   five = _grouped(found["figures"]["5"], ("prompts", "judge"))
-  likert = [_likert(prompts, rater, rows) for (prompts, rater), rows in five.items()]
-  return html.grid(figures) + "".join([*tables, *likert, _check(found["check"])])
+  figures += [_likert(prompts, rater, rows, look) for (prompts, rater), rows in five.items()]
+  return html.grid(figures) + "".join([*tables, _check(found["check"])])
 
 
 def _grouped(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
@@ -85,7 +86,7 @@ def _judge(prompts: str, judge: str, one: Mapping[str, Any]) -> str:
     ]
     for model, row in one["against_baseline"].items()
   ]  # fmt: skip
-  parts = [f"<h3>{escape(judge)}, {escape(prompts)}</h3>", html.table(head, rows), _notes(one)]
+  parts = [f"<h3>{escape(judge)}, {escape(prompts)}</h3>", html.table(head, rows) if rows else "", _notes(one)]
   if one["head_to_head"]:
     rows = [
       [escape(pair), _shown(row["rate"]), _implied(one["consistency"].get(pair)), _plus(row["paper"])]
@@ -146,13 +147,14 @@ def _notes(one: Mapping[str, Any]) -> str:
   return f'<p class="note">{escape(" ".join(said))}</p>'
 
 
-def _likert(prompts: str, rater: str, rows: Sequence[Mapping[str, Any]]) -> str:
-  """Figure 5, as a table."""
-  cells = [
-    [escape(row["model"]), html.cell(estimate(row)), f"{row['paper'][0]:.2f}" if row["paper"] else "–"] for row in rows
-  ]
-  title = f"<h3>Overall quality, 1 to 7: {escape(rater)}, {escape(prompts)}</h3>"
-  return title + html.table(("model", "mean", "paper, 175B"), cells)
+def _likert(prompts: str, rater: str, rows: Sequence[Mapping[str, Any]], look: Look) -> str:
+  """Figure 5; the paper's 175B models beside."""
+  theirs = lambda row: [("gold", row["paper"][0], math.nan, math.nan)] if row["paper"] else []
+  marks = [Row(row["model"], [*_marked(row, look).marks, *theirs(row)]) for row in rows]
+  legend = [("gold", "the paper's, 175B")] if any(row["paper"] for row in rows) else []
+  note = f"{max(row['n'] for row in rows):,} ratings a model."
+  title, middle = f"Overall quality, 1 to 7: {rater}, {prompts}", 4.0
+  return forest(title, marks, "mean rating", reference=middle, legend=legend, note=note, percent=False)
 
 
 def _check(check: Mapping[str, Any]) -> str:
