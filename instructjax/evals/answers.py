@@ -92,7 +92,7 @@ def missing(task: Task, path: Path, settings: str) -> tuple[dict[Place, Kept], l
       elif known[place].of != prints[-1]:
         raise UserError(
           f"{path}: the answer for item {item.id!r} was given to another question or under other settings (seed, template, "
-          "prefix, dtype); name another --workdir, or delete this file"
+          "prefix, dtype, tokenizer); name another --workdir, or delete this file"
         )
   return known, prints, not complete
 

@@ -34,7 +34,7 @@ class Subject(NamedTuple):
   rows      (place of an item, its requests) pairs -> rows of ids
   plan      rows -> batches
   answer    (batch, number of its noise) -> the answers of its rows, in order
-  settings  a fingerprint of what changes an answer beside the weights: template, prefix, seed
+  settings  a fingerprint of what changes an answer beside the weights: template, prefix, seed, tokenizer
   """
 
   about: Mapping[str, Any]
@@ -58,7 +58,8 @@ def settings(source: str, config: Config) -> str:
   """The fingerprint of what changes an answer beside the weights."""
   written = config.template not in ("", chat.OWN)
   template = chat.read(config.template) if written else config.template
-  return fingerprint(template, prefix_of(split(source)[1]), config.seed, config.model.dtype)
+  named = filter(None, [config.model.tokenizer])  # another than the model's own
+  return fingerprint(template, prefix_of(split(source)[1]), config.seed, config.model.dtype, *named)
 
 
 def open_subject(source: str, config: Config, parts: int) -> Subject:

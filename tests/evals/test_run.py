@@ -18,6 +18,7 @@ from instructjax.rollout import Sampling
 from instructjax.types import Demonstrations, Prompts
 
 TEXTS = ["a", "some longer text here", "x" * 70, "the cat sat", "b", "hello there"]
+BYTES = {"model.tokenizer": "bytes"}
 
 
 def config(**changes):
@@ -161,17 +162,18 @@ def test_a_suite_and_a_model_can_be_added(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  "change, models, texts, message",
+  "before, change, texts, message",
   [
-    ({}, {"base": ""}, ["another", *TEXTS[1:]], "'0' was given to another question"),
-    ({"seed": 1}, {"base": ""}, TEXTS, "under other settings"),
-    ({"model.shape": "gpt-5m", "model.tokenizer": "bytes"}, {"base": ""}, [*TEXTS, "new"], "has other weights than the base="),
+    ({}, {}, ["another", *TEXTS[1:]], "'0' was given to another question"),
+    ({}, {"seed": 1}, TEXTS, "under other settings"),
+    ({}, BYTES, TEXTS, "under other settings"),
+    (BYTES, BYTES | {"model.shape": "gpt-5m"}, [*TEXTS, "new"], "has other weights than the base="),
   ],
 )
-def test_answers_to_something_else_are_refused(tmp_path, change, models, texts, message):
-  run.main(config(), tmp_path, {"base": ""}, {"plain": suite()})
+def test_answers_to_something_else_are_refused(tmp_path, before, change, texts, message):
+  run.main(config(**before), tmp_path, {"base": ""}, {"plain": suite()})
   with pytest.raises(UserError, match=message):
-    run.main(config(**change), tmp_path, models, {"plain": suite(texts)})
+    run.main(config(**change), tmp_path, {"base": ""}, {"plain": suite(texts)})
 
 
 def test_an_id_that_stands_twice_is_refused(tmp_path):
