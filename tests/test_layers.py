@@ -116,3 +116,9 @@ def test_these_tests_can_fail():
   assert not upward("ppo", "from instructjax import losses, rollout")
   with pytest.raises(AssertionError, match="0 layers"):
     layer_of("helpers")
+
+
+def test_no_two_test_files_have_one_name():
+  """pytest imports them by their names alone."""
+  names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+  assert sorted(names) == sorted(set(names))

@@ -7,6 +7,7 @@ asked and how.  A line that was cut short by a kill is dropped.
 from __future__ import annotations
 
 import json
+import os
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
   content = path.read_bytes()
   whole = content[: content.rfind(b"\n") + 1]
   if len(whole) < len(content) and jax.process_index() == 0:
-    path.write_bytes(whole)
+    os.truncate(path, len(whole))
   found = []
   for number, line in enumerate(whole.splitlines(), 1):
     try:

@@ -1,7 +1,7 @@
 """What an answer is worth beside its references: F1 (SQuAD, QuAC, DROP), ROUGE-L, BLEU.  Pure functions of texts.
 
 Written from the definitions in the papers that are named below, and compared to 1e-6 with independent libraries in
-tests/parity/test_text_metrics.py.  F1 and ROUGE-L are fractions of 1, BLEU is in points of 100.
+tests/parity/test_metrics_of_text.py.  F1 and ROUGE-L are fractions of 1, BLEU is in points of 100.
 Dimensions: N the longest n-gram (4), C = 2 + 2 N columns of BLEU.
 """
 
