@@ -89,7 +89,8 @@ def _training(model: Path) -> Iterator[str]:
     yield "Not recorded beside the model.\n"
     return
   run = files.read(folder)
-  settings = {key: value for key, value in run.config.items() if key in SETTINGS} or run.config
+  of_stage = {key: value for key, value in run.config.items() if key in SETTINGS}
+  settings = of_stage if "stage" in of_stage else run.config  # the quickstart's are all its own
   rows = [(key, _plain(value)) for key, value in flat(settings) if value not in ("", '""', "null")]
   yield from _table(("setting", "value"), rows)
   stage = model.name if model.name in run.curves else run.config.get("stage", "")

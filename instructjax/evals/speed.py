@@ -37,7 +37,7 @@ def measure(shape: str, dtype: str, budget: int, repeats: int, seed: int = 0) ->
   text = lambda length: "".join(map(chr, rng.integers(97, 123, length)))
   contexts = [text(n) for n in rng.integers(LENGTHS[0], LENGTHS[1] - ANSWER, ROWS)]
   weighed = [[Likelihood(context, text(ANSWER))] for context in contexts]
-  drawn = [[Generate(context, RESPONSE, 1.0, stop=())] for context in contexts[: ROWS // 4]]
+  drawn = [[Generate(context, RESPONSE, 1.0, stop=())] for context in contexts]
 
   rows = max(budget // LENGTHS[1], 1)
   tokens = jnp.asarray(rng.integers(0, model.lm.vocab_size, (rows, LENGTHS[1])), jnp.int32)
