@@ -99,11 +99,11 @@ def plan(asked: Sequence[Asked], budget: int, parts: int, most: int) -> list[Bat
   for draw in kinds:
     mine = sorted((ask for ask, kind in asked if kind == draw), key=lambda ask: -len(ask.row.ids))  # stable
     answer = draw.tokens if draw else 0
-    widest = 1 << (len(mine) - 1).bit_length()
     at = 0
     while at < len(mine):
       width = wide(len(mine[at].row.ids), most - answer)
-      size = max(min(budget // (width + answer), widest) // parts, 1) * parts
+      left = 1 << (len(mine) - at - 1).bit_length()  # the last batch is no larger than it must be
+      size = max(min(budget // (width + answer), left) // parts, 1) * parts
       found.append(Batch(tuple(mine[at : at + size]), width, size, draw))
       at += size
   return found
