@@ -15,7 +15,7 @@ from instructjax.data.pipeline import Row
 from instructjax.errors import UserError
 from instructjax.evals.tasks import Generate, Likelihood, Request
 
-NARROW = 32  # tokens of the narrowest batch, and the step of the next ones
+NARROW = 16  # tokens of the narrowest batch, and the step of the next ones
 
 
 class Ask(NamedTuple):
@@ -48,10 +48,15 @@ class Batch(NamedTuple):
   draw: Draw | None
 
 
+def rounded(number: int, step: int = 1) -> int:
+  """The next multiple of an eighth of the power of two below a number, or of `step`: few values, at most a ninth in vain."""
+  step = max(step, 1 << max(number.bit_length() - 4, 0))
+  return -(-number // step) * step
+
+
 def wide(length: int, most: int) -> int:
-  """The width for rows of a length: a quarter of a power of two apart, so that at most a fifth of a row is padding."""
-  step = max(NARROW, 1 << max(length.bit_length() - 3, 0))
-  return min(-(-length // step) * step, most)
+  """The width for rows of a length."""
+  return min(rounded(length, NARROW), most)
 
 
 def rows(
@@ -102,8 +107,8 @@ def plan(asked: Sequence[Asked], budget: int, parts: int, most: int) -> list[Bat
     at = 0
     while at < len(mine):
       width = wide(len(mine[at].row.ids), most - answer)
-      left = 1 << (len(mine) - at - 1).bit_length()  # the last batch is no larger than it must be
-      size = max(min(budget // (width + answer), left) // parts, 1) * parts
+      left = rounded(-(-(len(mine) - at) // parts)) * parts  # the last batch is hardly larger than it must be
+      size = max(min(budget // (width + answer) // parts * parts, left), parts)
       found.append(Batch(tuple(mine[at : at + size]), width, size, draw))
       at += size
   return found

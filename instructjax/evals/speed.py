@@ -7,9 +7,8 @@ lengths; only real tokens count.
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +27,7 @@ ROWS, LENGTHS, ANSWER, RESPONSE = 256, (32, 256), 8, 64
 
 
 def measure(shape: str, dtype: str, budget: int, repeats: int, seed: int = 0) -> dict[str, Any]:
-  """Tokens a second of scoring and of generation, the references, and the ratios; medians of `repeats` after a first call."""
+  """Tokens a second of scoring and of generation, the references, and the ratios: medians of `repeats` rounds."""
   given = {"model.shape": shape, "model.tokenizer": origin.BYTES, "model.dtype": dtype, "tokens": budget, "model.unroll": 8}
   config = settings.override(settings.load("eval"), [(name, str(value)) for name, value in given.items()])
   model = origin.open_model("", dict(config.model), seed)
@@ -44,22 +43,22 @@ def measure(shape: str, dtype: str, budget: int, repeats: int, seed: int = 0) ->
   real = jnp.ones_like(tokens, bool)
   forward = jax.jit(partial(likelihood.masked_logp, model.lm))
   width = (LENGTHS[0] + LENGTHS[1]) // 2
-  few = max(min(budget // (width + RESPONSE), rows), 1)
-  prompts = Prompts(tokens[:few, :width], real[:few, :width])
-  cfg = Sampling(RESPONSE, eos=(), banned=model.tokenizer.banned)
+  asked = jnp.asarray(rng.integers(0, model.lm.vocab_size, (max(budget // (width + RESPONSE), 1), width)), jnp.int32)
+  prompts = Prompts(asked, jnp.ones_like(asked, bool))
+  cfg = Sampling(RESPONSE, eos=model.tokenizer.eos, banned=model.tokenizer.banned)
   sample = jax.jit(partial(rollout.sample, model.lm, cfg=cfg))
+  drawn_by_sampler = int(sample(model.params, prompts, jax.random.key(0)).mask.sum())
 
-  seconds = partial(_seconds, repeats=repeats)
-  found = {
-    "forward tokens/s": tokens.size / seconds(lambda: forward(model.params, Demonstrations(tokens, real, real))),
-    "scored tokens/s": sum(len(c) + ANSWER for c in contexts) / seconds(lambda: _answered(opened, weighed)),
-    "sampler tokens/s": prompts.tokens.shape[0] * RESPONSE / seconds(lambda: sample(model.params, prompts, jax.random.key(0))),
-    "generated tokens/s": _count(opened, drawn) / seconds(lambda: _answered(opened, drawn)),
+  answers = _answered(opened, drawn)
+  work: dict[str, tuple[int, Callable[[], Any]]] = {  # name -> (tokens, how they are made)
+    "forward": (tokens.size, lambda: forward(model.params, Demonstrations(tokens, real, real))),
+    "scored": (sum(len(c) + ANSWER for c in contexts), lambda: _answered(opened, weighed)),
+    "sampler": (drawn_by_sampler, lambda: sample(model.params, prompts, jax.random.key(0))),
+    "generated": (sum(answer.tokens for answer in answers), lambda: _answered(opened, drawn)),
   }
-  ratios = {
-    "scored / forward": found["scored tokens/s"] / found["forward tokens/s"],
-    "generated / sampler": found["generated tokens/s"] / found["sampler tokens/s"],
-  }
+  rates = _rates(work, repeats)
+  found = {f"{name} tokens/s": float(np.median(values)) for name, values in rates.items()}
+  ratios = {f"{a} / {b}": float(np.median(rates[a] / rates[b])) for a, b in (("scored", "forward"), ("generated", "sampler"))}
   return {"shape": shape, "dtype": dtype, "tokens a batch": budget, "device": jax.devices()[0].device_kind} | found | ratios
 
 
@@ -68,18 +67,17 @@ def _answered(opened: Subject, requests: Sequence[Sequence[Request]]) -> list[Lo
   return [answer for number, batch in enumerate(plan) for answer in opened.answer(batch, number)]
 
 
-def _count(opened: Subject, requests: Sequence[Sequence[Request]]) -> int:
-  return sum(answer.tokens for answer in _answered(opened, requests))
-
-
-def _seconds(run: Callable[[], Any], repeats: int) -> float:
-  jax.block_until_ready(run())
-  times = []
-  for _ in range(repeats):
-    start = time.perf_counter()
+def _rates(work: Mapping[str, tuple[int, Callable[[], Any]]], repeats: int) -> dict[str, np.ndarray]:
+  """Tokens a second in each round; a round does every work once, so that what slows the machine slows all of them."""
+  for _, run in work.values():
     jax.block_until_ready(run())
-    times.append(time.perf_counter() - start)
-  return statistics.median(times)
+  rates: dict[str, list[float]] = {name: [] for name in work}
+  for _ in range(repeats):
+    for name, (tokens, run) in work.items():
+      start = time.perf_counter()
+      jax.block_until_ready(run())
+      rates[name].append(tokens / (time.perf_counter() - start))
+  return {name: np.array(values) for name, values in rates.items()}
 
 
 def main(shape: str, dtype: str, budget: int, repeats: int) -> None:

@@ -26,6 +26,7 @@ from instructjax.rollout import Sampling
 from instructjax.types import LM, Params
 
 Config = Any  # ml_collections.ConfigDict
+WINDOW = 32  # the fewest positions whose logits are made: a power of two, so that a width has few programs
 
 
 class Subject(NamedTuple):
@@ -119,7 +120,7 @@ def _answers(lm: LM, params: Params, tokenizer: Tokenizer, seed: int) -> Callabl
   def weighed(batch: Batch) -> list[Answer]:
     placed = sharding.place_batch(pipeline.pad_demonstrations(_filled(batch), length=batch.width))
     longest = max(len(ask.row.ids) - ask.row.start for ask in batch.asks)
-    window = min(batches.wide(longest, batch.width), batch.width - 1)
+    window = min(max(WINDOW, 1 << (longest - 1).bit_length()), batch.width - 1)
     logp, tokens, greedy = sharding.fetch(weigh(params, placed, window))
     return [Logp(float(logp[i]), int(tokens[i]), bool(greedy[i])) for i in range(len(batch.asks))]
 

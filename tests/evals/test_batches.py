@@ -53,9 +53,17 @@ def test_a_plan_holds_every_row_once(lengths, parts, budget):
   assert str(plan) == str(batches.plan(rows([[ask(*one)] for one in lengths]), budget, parts, 64))
 
 
+def test_the_last_batch_is_hardly_larger_than_what_is_left():
+  sizes = lambda n, parts: [b.size for b in batches.plan(rows([[Generate("x" * 20, 8, n=n)]]), 40 * 40, parts, 64)]
+  assert sizes(77, 1) == [40, 40]  # 37 are left: 40, and not 64
+  assert sizes(41, 1) == [40, 1]
+  assert sizes(77, 8) == [40, 40]
+  assert sizes(41, 8) == [40, 8]
+
+
 @given(st.integers(1, 5000))
 def test_widths_are_few_and_tight(length):
   width = batches.wide(length, 10**6)
-  assert length <= width and (width - length < batches.NARROW or width <= 1.25 * length)
-  assert len({batches.wide(n, 10**6) for n in range(1, 2049)}) <= 24
+  assert length <= width and (width - length < batches.NARROW or width <= 1.125 * length)
+  assert len({batches.wide(n, 10**6) for n in range(1, 2049)}) <= 48
   assert batches.wide(length, length) == length
