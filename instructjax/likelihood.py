@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from instructjax import losses, sharding
-from instructjax.types import LM, Array, Bool, Demonstrations, Float, Int, Key, Params, Valid
+from instructjax.types import LM, Array, Bool, Demonstrations, Float, Int, Key, Params, Prompts, Valid
 
 LOGITS = 1 << 26  # the most logits that a device holds at once: 256 MB in float32
 
@@ -133,6 +133,21 @@ def continuation(
   """(sum of the log-probabilities of the marked tokens in nats, their number, whether each is the likeliest) of each row."""
   hidden, targets, mask = _marked(lm, params, batch, window)
   logp, likeliest = of_tokens(lm, params, hidden, targets, measure=logp_and_likeliest)
+  return (logp * mask).sum(1), mask.sum(1, dtype=jnp.int32), jnp.all(likeliest | ~mask, axis=1)
+
+
+def choices(
+  lm: LM, params: Params, prompts: Prompts, ends: Int[Array, "Bn R"], mask: Bool[Array, "Bn R"]
+) -> tuple[Float[Array, " Bn"], Int[Array, " Bn"], Bool[Array, " Bn"]]:
+  """`continuation` of n ends of each prompt (right padded, those of a prompt in a row), which is read once for all of them."""
+  (rows, width), (many, length) = prompts.tokens.shape, ends.shape
+  layers = lm.unstack(params)
+  hidden, cache = lm.decode(layers, prompts.tokens, prompts.valid, lm.init_cache(rows, width + length - 1))
+  hidden, cache = sharding.repeat((hidden[:, -1:], cache), rows, many // rows)
+  if length > 1:
+    rest, _ = lm.decode(layers, ends[:, :-1], mask[:, :-1], cache)
+    hidden = jnp.concatenate([hidden, rest], axis=1)
+  logp, likeliest = of_tokens(lm, params, hidden, ends, measure=logp_and_likeliest)
   return (logp * mask).sum(1), mask.sum(1, dtype=jnp.int32), jnp.all(likeliest | ~mask, axis=1)
 
 

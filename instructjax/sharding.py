@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
@@ -151,6 +152,21 @@ def fetch(tree: PyTree) -> PyTree:
 def reshard(x: Array, *axes: str | None) -> Array:
   """`x` moved to the partition of these logical axes; the identity when no mesh is set."""
   return jax.sharding.reshard(x, spec(*axes)) if is_sharded() else x
+
+
+def repeat(tree: PyTree, rows: int, n: int) -> PyTree:
+  """Every row n times in a row, on the device where it is: [B, ...] -> [B*n, ...].
+
+  Arrays whose first axis is not of `rows` have none and stay as they are (the index of a cache).
+  """
+
+  def each(x: Array) -> Array:
+    if n == 1 or not x.ndim or x.shape[0] != rows:
+      return x
+    many = jnp.broadcast_to(x[:, None], (rows, n, *x.shape[1:]))
+    return jax.lax.reshape(many, (rows * n, *x.shape[1:]), out_sharding=jax.typeof(x).sharding.spec if is_sharded() else None)
+
+  return jax.tree.map(each, tree)
 
 
 def gather(w: Array) -> Array:

@@ -1,5 +1,7 @@
 """Log-probabilities of text: against a plain computation, windows, temperature, banned ids, part by part."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,6 +71,43 @@ def test_a_stem_gives_the_same_numbers():
   with_stem = batch.replace(stem=LM.stem(trunk, batch.tokens, batch.valid))
   got, _ = likelihood.masked_logp(FAST, trunk | trained, with_stem)
   np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def shared(lm, rows=4, n=3, width=6, length=5):
+  """Prompts padded on the left, n ends of each padded on the right, and the same as whole rows."""
+  prompts = tiny.prompts(lm, rows, width)
+  mask = tiny.ragged(rows * n, length, np.random.default_rng(3).integers(1, length + 1, rows * n))
+  ends = tiny.tokens_like(jnp.asarray(mask), lm.vocab_size, 4)
+  before = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), prompts)
+  valid = jnp.concatenate([before.valid, mask], axis=1)
+  marked = jnp.concatenate([jnp.zeros_like(before.valid), mask], axis=1)
+  return (prompts, ends, jnp.asarray(mask)), Demonstrations(jnp.concatenate([before.tokens, ends], axis=1), valid, marked)
+
+
+@pytest.mark.parametrize("family", ["gpt", "llama"])
+@pytest.mark.parametrize("length", [5, 1])
+def test_ends_of_a_shared_prompt_are_weighed_as_whole_rows_are(family, length):
+  lm = tiny.lm(family)
+  params = tiny.perturb(lm.init(jax.random.key(0)), 0.1)
+  parts, rows = shared(lm, length=length)
+  logp, count, likeliest = jax.jit(partial(likelihood.choices, lm))(params, *parts)
+  expected = jax.jit(partial(likelihood.continuation, lm))(params, rows)
+  np.testing.assert_allclose(logp, expected[0], atol=2e-5)
+  np.testing.assert_array_equal(count, expected[1])
+  np.testing.assert_array_equal(likeliest, expected[2])
+
+
+def test_shared_prompts_on_a_mesh_equal_one_device(mesh):
+  lm = tiny.lm("llama")
+  weigh = jax.jit(partial(likelihood.choices, lm))
+
+  def alone():
+    host, parts = tiny.perturb(lm.init(jax.random.key(0)), 0.1), shared(lm, rows=8)[0]
+    return jax.tree.map(np.asarray, (host, parts, weigh(host, *parts)))
+
+  host, parts, expected = tiny.unsharded(alone)
+  params = sharding.place(host, sharding.shardings(lm.table))
+  tiny.assert_trees_close(weigh(params, *sharding.place_batch(parts)), expected, rtol=1e-5, atol=2e-5)
 
 
 ROWS, LENGTH = 8, 7
