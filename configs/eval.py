@@ -71,6 +71,7 @@ def get_config(arg: str = "paper") -> ConfigDict:
     "count": 5000,  # prompts, about equally many of each toxicity; 0 takes all
     "forms": "basic,respectful,biased",
     "samples": 1,  # a prompt: 1 is greedy, as in the paper; 25 at temperature 1 give the expected maximum
+    "top_p": 0.9,  # of several samples, as Gehman et al. 2020 draw them; 1 leaves the distribution whole
     "tokens": 20,  # of a continuation: what the paper's released samples stop at
     "scorer": "perspective:TOXICITY#cache=runs/perspective.jsonl",  # or "stand-in", offline; or a reward from 0 to 1
   }

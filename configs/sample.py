@@ -46,8 +46,8 @@ def get_config(arg: str = "tiny") -> ConfigDict:
   c.sampling = {
     "response": 48 if tiny else 1024,
     "temperature": (1.0,),  # several by commas: 0.7,1
-    "top_k": 0,
-    "top_p": 1.0,
+    "top_k": 0,  # the likeliest tokens that are kept; 0 keeps all, as in the paper
+    "top_p": 1.0,  # the mass of likeliest tokens that is kept; 1 keeps all, as in the paper
     "whole": True,
   }
   c.mesh = {"data": 1, "fsdp": 1, "model": 1}

@@ -111,7 +111,9 @@ def response_values(lm: LM, params: Params, rows: Experience | Rollout, stem: Ar
 
 
 def rollout(params: Params, frozen: Frozen, prompts: Prompts, key: Key[Array, ""], ppo: PPO) -> Rollout:
-  """One response per prompt from the current policy."""
+  """One response per prompt from the current policy.  Raises ValueError where `sampling` cuts the distribution."""
+  if ppo.sampling.top_k or ppo.sampling.top_p < 1:
+    raise ValueError(f"PPO scores the whole distribution, this is cut: {ppo.sampling}; set top_k=0 and top_p=1")
   return sample(ppo.lm, frozen.trunk | params["policy"], prompts, key, ppo.sampling)
 
 

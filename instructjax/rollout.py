@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from instructjax import losses, sharding
+from instructjax.errors import UserError
 from instructjax.types import LM, Array, Float, Int, Key, Params, Prompts, Rollout
 
 BLOCK = 256
@@ -21,7 +22,10 @@ BLOCK = 256
 class Sampling:
   """How to sample.  `eos` are all the ids that end a response, `banned` the ids that are never drawn (PAD among them).
 
-  temperature 0 is greedy.  top_k 0 and top_p 1 leave the distribution whole, as PPO needs.
+  temperature 0 is greedy.  top_k 0 and top_p 1 leave the distribution whole, as PPO needs: its ratios and its KL are of whole
+  distributions, and what is cut away is never tried, so that nothing can teach the policy to say it.
+
+  Raises UserError unless top_k >= 0 and 0 < top_p <= 1.
   """
 
   response: int
@@ -32,15 +36,27 @@ class Sampling:
   banned: tuple[int, ...] = ()
   whole: bool = True  # False where the weights do not fit whole along fsdp: gathered a layer at a time, in every step
 
+  def __post_init__(self):
+    if self.top_k < 0 or not 0 < self.top_p <= 1:
+      raise UserError(
+        f"top_k={self.top_k}, top_p={self.top_p}: top_k is a number of tokens (0 keeps all), top_p a share above 0 and up to 1 "
+        "(1 keeps all)"
+      )
+
 
 def truncate(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Array, "B V"]:
-  """-inf outside the k likeliest tokens and outside the smallest set of likeliest tokens that holds mass top_p."""
+  """-inf outside the k likeliest tokens (Fan et al. 2018) and, of these, outside the smallest set of likeliest tokens that
+  holds mass top_p (Holtzman et al. 2020).  Tokens as likely as the last one kept are kept too.
+
+  top_k 0 and top_p 1 sort nothing.
+  """
   if top_k:
     kth = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
     logits = jnp.where(logits < kth, -jnp.inf, logits)
   if top_p < 1:
     ordered = jnp.sort(logits, axis=-1, descending=True)
-    before = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)
+    mass = jax.nn.softmax(ordered)
+    before = jnp.cumsum(mass, axis=-1) - mass
     last = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
     logits = jnp.where(logits < last, -jnp.inf, logits)
   return logits

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from instructjax import likelihood, losses, rollout
+from instructjax.errors import UserError
 from instructjax.rollout import Sampling
 from instructjax.types import Prompts
 
@@ -47,12 +50,68 @@ def test_an_id_without_mass_is_never_drawn_whatever_the_uniform_number():
 
 def test_truncation_by_hand():
   logits = jnp.log(jnp.array([[0.1, 0.5, 0.15, 0.25]]))
-  kept = lambda **kw: list(np.flatnonzero(np.isfinite(rollout.truncate(logits, **kw))[0]))
+  kept = lambda logits=logits, **kw: list(np.flatnonzero(np.isfinite(rollout.truncate(logits, **kw))[0]))
   assert kept(top_k=2, top_p=1.0) == [1, 3]
   assert kept(top_k=0, top_p=0.5) == [1]
   assert kept(top_k=0, top_p=0.51) == [1, 3]
   assert kept(top_k=3, top_p=0.6) == [1, 3]  # after top-k the mass is .9: .5/.9 is below .6
   assert kept(top_k=0, top_p=1.0) == [0, 1, 2, 3]
+  tied = jnp.log(jnp.array([[0.2, 0.4, 0.2, 0.2]]))
+  assert kept(logits=tied, top_k=2, top_p=1.0) == kept(logits=tied, top_k=0, top_p=0.5) == [0, 1, 2, 3]  # none of equals is cut
+  assert kept(logits=tied, top_k=0, top_p=0.4) == [1]
+
+
+@pytest.mark.parametrize("cut", [{"top_p": 0.0}, {"top_p": 1.01}, {"top_k": -1}, {"top_p": float("nan")}])
+def test_a_cut_that_means_nothing_is_refused(cut):
+  with pytest.raises(UserError, match="top_k is a number of tokens"):
+    Sampling(response=1, **cut)
+
+
+def test_the_score_of_a_draw_is_that_of_the_cut_distribution():
+  """p = .5, .25, .15, .1; top-p .7 keeps the first two: 2/3 and 1/3."""
+  logits = jnp.tile(jnp.log(jnp.array([[0.5, 0.25, 0.15, 0.1]])), (4000, 1))
+  token, logp = rollout.draw(jax.random.key(0), logits, Sampling(response=1, top_p=0.7))
+  expected = np.log([2 / 3, 1 / 3])
+  assert set(np.unique(token)) == {0, 1}
+  np.testing.assert_allclose(logp, expected[np.asarray(token)], atol=1e-6)
+  assert (np.asarray(token) == 0).mean() == pytest.approx(2 / 3, abs=0.03)  # four standard errors
+
+
+@given(st.integers(0, 2**31), st.floats(0.05, 1.0), st.integers(0, 12), st.floats(0.1, 3.0))
+@settings(max_examples=30, deadline=None)
+def test_nothing_outside_the_cut_is_drawn(seed, top_p, top_k, temperature):
+  """Against sorting and adding up in float64; logits are rounded, so that many are equal."""
+  rng = np.random.default_rng(seed)
+  logits = np.round(2 * rng.standard_normal((3, 20)), 1).astype(np.float32)
+  cfg = Sampling(response=1, temperature=temperature, top_k=top_k, top_p=top_p, banned=(7,))
+  token, logp = tiny.jitted(draws, cfg=cfg)(key=jax.random.key(seed), logits=jnp.asarray(logits))
+  for row, drawn, scored in zip(logits, np.asarray(token), np.asarray(logp)):
+    p = np.exp(row.astype(np.float64) / temperature) * (np.arange(20) != 7)
+    p[p < np.sort(p)[::-1][(top_k or 20) - 1]] = 0
+    p /= p.sum()
+    more = np.array([p[p > one].sum() for one in p])  # the mass of what is likelier: equals go together
+    outside = more > top_p + 1e-5
+    assert drawn != 7 and not outside[drawn] and p[drawn] > 0
+    inside = p * (more < top_p - 1e-5)
+    if (np.abs(more - top_p) > 1e-5).all():
+      np.testing.assert_allclose(scored, np.log(inside[drawn] / inside.sum()), atol=2e-4)
+
+
+def draws(key, logits, cfg):
+  return rollout.draw(key, logits, cfg)
+
+
+def test_a_whole_distribution_costs_no_sort():
+  lm = tiny.lm("gpt")
+  params, prompts = lm.init(jax.random.key(0)), tiny.prompts(lm, rows=2)
+
+  def primitives(**cut):
+    run = jax.make_jaxpr(partial(rollout.sample, lm, cfg=Sampling(response=2, **cut)))(params, prompts, jax.random.key(0))
+    return {str(eqn.primitive) for eqn in tiny.equations(run.jaxpr)} & {"sort", "top_k"}
+
+  assert primitives() == primitives(temperature=0.0, top_p=0.9) == set()
+  assert primitives(top_p=0.9) == {"sort"}
+  assert primitives(top_k=5) == {"top_k"}
 
 
 def test_sampler_logp_equals_the_trainers(model):
@@ -149,12 +208,12 @@ def test_sampling_runs_sharded_and_gives_the_same_tokens(mesh):
   from instructjax import sharding
 
   lm = tiny.lm("llama")
-  run = jax.jit(partial(rollout.sample, lm, cfg=Sampling(response=5, eos=(3,))))
+  run = jax.jit(partial(rollout.sample, lm, cfg=Sampling(response=5, eos=(3,), top_p=0.9)))
   inputs = lambda: (lm.init(jax.random.key(0)), tiny.prompts(lm, rows=8))
   expected = tiny.unsharded(lambda: run(*inputs(), jax.random.key(1)))
   params, prompts = inputs()
   placed = sharding.place(params, sharding.shardings(lm.table))
-  apart = jax.jit(partial(rollout.sample, lm, cfg=Sampling(response=5, eos=(3,), whole=False)))
+  apart = jax.jit(partial(rollout.sample, lm, cfg=Sampling(response=5, eos=(3,), top_p=0.9, whole=False)))
   for one in (run, apart):  # weights whole along fsdp, and gathered a layer at a time
     rows = one(placed, sharding.place_batch(prompts), jax.random.key(1))
     np.testing.assert_array_equal(rows.tokens, expected.tokens)

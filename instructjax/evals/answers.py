@@ -86,7 +86,7 @@ def missing(task: Task, path: Path, settings: str) -> tuple[dict[Place, Kept], l
   known, prints, complete = load(path), [], True
   for item in task.items:
     requests = task.ask(item)
-    prints.append(fingerprint(settings, [[type(one).__name__, *one] for one in requests]))
+    prints.append(fingerprint(settings, [_words(one) for one in requests]))
     for place in places(item.id, requests):
       if place not in known:
         complete = False
@@ -96,6 +96,12 @@ def missing(task: Task, path: Path, settings: str) -> tuple[dict[Place, Kept], l
           "prefix, dtype, tokenizer); name another --workdir, or delete this file"
         )
   return known, prints, not complete
+
+
+def _words(request: Request) -> list[Any]:
+  """A request as its fingerprint has it; where nothing is cut away it is the one of before requests had top_p and top_k."""
+  whole = isinstance(request, Generate) and request[-2:] == (1.0, 0)
+  return [type(request).__name__, *(request[:-2] if whole else request)]
 
 
 def places(item: str, requests: Sequence[Request]) -> list[Place]:

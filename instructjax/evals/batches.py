@@ -34,6 +34,8 @@ class Draw(NamedTuple):
   tokens: int
   temperature: float
   stop: tuple[str, ...]
+  top_p: float = 1.0
+  top_k: int = 0
 
 
 Asked = tuple[Ask, Draw | None]
@@ -72,9 +74,9 @@ def rows(
   for item, several in requests:
     for number, request in enumerate(several):
       match request:
-        case Generate(prompt, tokens, temperature, stop, n):
+        case Generate(prompt, tokens, temperature, stop, n, top_p, top_k):
           ids, cut = _shortened(head(prompt), [], tokens, context)
-          draw = Draw(tokens, temperature, stop)
+          draw = Draw(tokens, temperature, stop, top_p, top_k)
           found += [(Ask(item, number, sample, Row(ids, len(ids)), cut), draw) for sample in range(n)]
         case Likelihood(before, continuation):
           end = encode(continuation)

@@ -85,15 +85,19 @@ def _likelihood(context: str, continuation: str) -> Likelihood:
 
 def generation(subject: Subject, context: str, options: dict[str, Any]) -> Generate:
   """A request of the harness as ours.  Raises UserError for sampling that `rollout` does not do."""
-  known = {"until", "max_gen_toks", "max_new_tokens", "temperature", "do_sample"}
+  known = ("until", "max_gen_toks", "max_new_tokens", "temperature", "do_sample", "top_p", "top_k")
   drawn = options.get("do_sample", False) and options.get("temperature", 1.0) > 0
   other = {name: value for name, value in options.items() if name not in known}
   if drawn and other:
-    raise UserError(f"the task samples with {other}; the adapter knows until, max_gen_toks, temperature and do_sample")
+    raise UserError(f"the task samples with {other}; the adapter knows {', '.join(known)}")
   until = options.get("until") or ()
   stop = (until,) if isinstance(until, str) else tuple(until)
   tokens = int(options.get("max_gen_toks") or options.get("max_new_tokens") or TOKENS)
-  return Generate(context, min(tokens, subject.context // 2), float(options.get("temperature", 1.0)) if drawn else 0.0, stop)
+  tokens = min(tokens, subject.context // 2)
+  if not drawn:
+    return Generate(context, tokens, 0.0, stop)
+  cut = {"top_p": float(options.get("top_p", 1.0)), "top_k": max(int(options.get("top_k", 0)), 0)}  # -1 is 0 to some
+  return Generate(context, tokens, float(options.get("temperature", 1.0)), stop, **cut)
 
 
 def answered(subject: Subject, name: str, requests: Sequence[Request]) -> list[Answer]:

@@ -128,7 +128,8 @@ def _answers(lm: LM, params: Params, tokenizer: Tokenizer, seed: int) -> Callabl
     draw = batch.draw
     assert draw is not None
     eos = (*tokenizer.eos, *stops(draw.stop))
-    cfg = Sampling(draw.tokens, draw.temperature, eos=eos, banned=tokenizer.banned)
+    cut = {"top_k": draw.top_k, "top_p": draw.top_p}
+    cfg = Sampling(draw.tokens, draw.temperature, eos=eos, banned=tokenizer.banned, **cut)
     placed = sharding.place_batch(pipeline.pad_prompts(_filled(batch), length=batch.width))
     key = jax.random.fold_in(jax.random.key(seed), number)
     found = sharding.fetch(sampler(cfg)(params, placed, key))

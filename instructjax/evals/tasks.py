@@ -37,13 +37,19 @@ class Item:
 
 
 class Generate(NamedTuple):
-  """Continue `prompt` by up to `tokens` tokens, `n` times; the text is cut before the first of `stop`.  0 is greedy."""
+  """Continue `prompt` by up to `tokens` tokens, `n` times; the text is cut before the first of `stop`.
+
+  Temperature 0 is greedy.  Another one draws among the `top_k` likeliest tokens (0: all), and of these from the smallest set
+  that holds mass `top_p`.
+  """
 
   prompt: str
   tokens: int
   temperature: float = 0.0
   stop: tuple[str, ...] = ("\n",)
   n: int = 1
+  top_p: float = 1.0
+  top_k: int = 0
 
 
 class Likelihood(NamedTuple):

@@ -44,6 +44,8 @@ def open_suite(config: Config) -> Suite:
     raise UserError("the suite toxicity has no data: set config.toxicity.prompts, for one to tfds:real_toxicity_prompts")
   if c.samples < 1 or c.tokens < 1 or c.count < 0:
     raise UserError(f"config.toxicity: samples={c.samples}, tokens={c.tokens} must be at least 1, count={c.count} at least 0")
+  if not 0 < c.top_p <= 1:
+    raise UserError(f"config.toxicity.top_p={c.top_p}: a share above 0 and up to 1 is expected; 1 leaves nothing out")
   names = forms.chosen(c.forms, "toxicity.forms")
   prompts = rows.read(c.prompts, _prompt, folder=config.folder or None)
   known = [one for one in prompts if one.toxicity is not None]
@@ -54,9 +56,10 @@ def open_suite(config: Config) -> Suite:
   items = [_item(at, known[at]) for at in uniform(toxicity, count or len(known), config.seed).tolist()]
   scorer, said = open_scorer(c.scorer, config)
   left = f"; {len(prompts) - len(known)} prompts without a toxicity were left out" if len(known) < len(prompts) else ""
-  way = "greedy" if c.samples == 1 else f"{c.samples} samples at temperature 1 of the whole distribution (no top-p)"
+  cut = f"top-p {c.top_p:g}" if c.top_p < 1 else "the whole distribution"
+  way = "greedy" if c.samples == 1 else f"{c.samples} samples at temperature 1, {cut}"
   about = f"{said}; {way}, up to {c.tokens} tokens; {CLAIM}{left}"
-  tasks = [task(form, items, scorer, c.samples, c.tokens, about) for form in names]
+  tasks = [task(form, items, scorer, c, about) for form in names]
   return Suite("toxicity", [scorers.judged(one, _source(c.scorer)) for one in tasks])
 
 
@@ -105,12 +108,13 @@ def uniform(toxicity: np.ndarray, count: int, seed: int) -> np.ndarray:
   return np.sort(np.lexsort((order.argsort(), turn))[:count])
 
 
-def task(form: str, items: Sequence[Item], scorer: Scorer, samples: int, tokens: int, about: str) -> Task:
+def task(form: str, items: Sequence[Item], scorer: Scorer, c: Config, about: str) -> Task:
   """One form; with several samples, also the worst of them (Gehman et al. 2020)."""
-  temperature = 0.0 if samples == 1 else 1.0
+  samples = c.samples
 
   def ask(item: Item) -> list[Generate]:
-    return [Generate(forms.opening(form) + item.data["prompt"], tokens, temperature, n=samples)]
+    request = Generate(forms.opening(form) + item.data["prompt"], c.tokens)
+    return [request if samples == 1 else request._replace(temperature=1.0, n=samples, top_p=c.top_p)]
 
   metrics = [
     Metric("toxicity", -1, paper=("RealToxicity", "toxicity", form) if samples == 1 else None),

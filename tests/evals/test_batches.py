@@ -28,6 +28,12 @@ def test_a_long_context_loses_its_beginning_but_for_the_first_id():
   assert ask.row.ids.tolist() == [1, *CODES("def")] and ask.cut == 3
 
 
+def test_samples_that_are_cut_apart_are_drawn_apart():
+  asked = rows([[Generate("a", 2, 1.0), Generate("a", 2, 1.0, top_p=0.9), Generate("a", 2, 1.0, top_k=5)]])
+  plan = batches.plan(asked, 512, 1, 64)
+  assert [(b.draw.top_p, b.draw.top_k) for b in plan] == [(1.0, 0), (0.9, 0), (1.0, 5)]
+
+
 @pytest.mark.parametrize("request_", [Generate("a", 6), Likelihood("a", "x" * 6), Likelihood("a", "")])
 def test_an_answer_that_cannot_fit_is_an_error(request_):
   with pytest.raises(UserError, match=r"context of 6|no tokens"):

@@ -12,8 +12,8 @@ import pytest
 
 from instructjax import likelihood, origin, rollout, settings, sharding
 from instructjax.errors import UserError
-from instructjax.evals import answers, run, subject
-from instructjax.evals.tasks import Generate, Item, Likelihood, Metric, Suite, Task
+from instructjax.evals import answers, harness, run, subject
+from instructjax.evals.tasks import Generate, Item, Likelihood, Metric, Suite, Task, fingerprint
 from instructjax.rollout import Sampling
 from instructjax.types import Demonstrations, Prompts
 
@@ -174,6 +174,31 @@ def test_answers_to_something_else_are_refused(tmp_path, before, change, texts, 
   run.main(config(**before), tmp_path, {"base": ""}, {"plain": suite()})
   with pytest.raises(UserError, match=message):
     run.main(config(**change), tmp_path, {"base": ""}, {"plain": suite(texts)})
+
+
+def test_an_answer_of_before_top_p_is_still_one_to_its_question(tmp_path):
+  def prints(*requests):
+    task = Task("plain/one", [Item("a", {})], lambda item: requests, score, ())
+    return answers.missing(task, tmp_path / "none", "settings")[1]
+
+  before = ["Generate", "a", 4, 1.0, ["\n"], 3]
+  assert prints(Generate("a", 4, 1.0, n=3)) == [fingerprint("settings", [before])]
+  assert prints(Generate("a", 4, 1.0, n=3, top_p=0.9)) == [fingerprint("settings", [[*before, 0.9, 0]])]
+
+
+def test_a_cut_distribution_reaches_the_sampler(opened):
+  said = lambda *how, **cut: opened.answer(opened.plan(opened.rows([(0, [Generate("a", 8, *how, **cut)])]))[0], 3)[0]
+  assert said(1.0, top_k=1) == said(1.0, top_p=1e-6) == said() != said(1.0)
+
+
+def test_how_the_harness_samples(opened):
+  ask = lambda **options: harness.generation(opened, "a", options)
+  drawn = ask(do_sample=True, top_p=0.9, top_k=40, temperature=0.6, until="e")
+  assert drawn == Generate("a", 128, 0.6, ("e",), top_p=0.9, top_k=40)
+  assert ask(do_sample=False, top_p=0.9) == Generate("a", 128, 0.0, ())
+  assert ask(do_sample=True, top_k=-1) == Generate("a", 128, 1.0, ())
+  with pytest.raises(UserError, match="the task samples with"):
+    ask(do_sample=True, min_p=0.9)
 
 
 def test_an_id_that_stands_twice_is_refused(tmp_path):

@@ -192,6 +192,7 @@ def test_statistics_of_samples_by_hand(config):
   two = said(" aaaa", " xa", " xaa", " aaa")  # 0, 1/2, 1/3, 0
   items = task.items[:2]
   table = summary.table(task._replace(items=items), {"m": task.score(items, [one, two])})["m"]
+  assert task.ask(items[0])[0][2:] == (1.0, ("\n",), 4, 0.9, 0) and "4 samples at temperature 1, top-p 0.9" in task.about
   assert table["toxicity"].value == pytest.approx((1.25 / 4 + (5 / 6) / 4) / 2)
   assert table["P(toxic)"].value == pytest.approx((1 / 4 + 1 / 4) / 2)
   assert table["expected maximum"].value == 0.75 and table["P(any toxic)"].value == 1.0
@@ -214,6 +215,7 @@ def test_the_papers_protocol_is_the_default(config):
 
 @pytest.mark.parametrize("change, message", [
   ({"prompts": ""}, "set config.toxicity.prompts"), ({"samples": 0}, "samples=0"), ({"forms": "kind"}, "'kind' is no form"),
+  ({"top_p": 0.0}, "top_p=0.0: a share above 0"),
   ({"scorer": "python:SCORER:logit"}, r"gave 2; scores from 0 to 1"), ({"scorer": ""}, "name one scorer"),
 ])  # fmt: skip
 def test_a_suite_that_cannot_run_says_why(config, tmp_path, change, message):

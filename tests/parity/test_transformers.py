@@ -95,6 +95,19 @@ def test_cached_greedy_texts_are_those_of_transformers(tmp_path, name):
   np.testing.assert_array_equal(got.tokens[:, 9:], found[:, 9:])
 
 
+@pytest.mark.parametrize("top_k, top_p", [(0, 0.9), (0, 0.1), (5, 1.0), (500, 1.0), (20, 0.7)])
+def test_a_cut_distribution_is_that_of_the_warpers_of_transformers(top_k, top_p):
+  logits = 3 * np.random.default_rng(2).standard_normal((40, 300)).astype(np.float32)  # no two are equal
+  found = torch.as_tensor(logits)
+  if top_k:
+    found = transformers.TopKLogitsWarper(top_k)(None, found)
+  if top_p < 1:
+    found = transformers.TopPLogitsWarper(top_p)(None, found)
+  mine = np.asarray(rollout.truncate(jnp.asarray(logits), top_k, top_p))
+  np.testing.assert_array_equal(mine, found.numpy())
+  assert np.isfinite(mine).any(-1).all() and (np.isinf(mine).any() or top_k == 500)
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma3", "qwen2", "gpt2", "gpt_neox", "phi", "phi3"])
 def test_a_reward_model_has_the_same_scores_in_transformers(tmp_path, name):
   """With the bias: in the last norm of the LayerNorm models, else by the folder's own code."""
