@@ -10,12 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructjax import returns, sharding
-from instructjax.types import Array, Float, Int, Key, Prompts, PyTree
-
-
-def repeat(prompts: Prompts, n: int) -> Prompts:
-  """Every prompt n times in a row: [B, P] -> [B*n, P]."""
-  return jax.tree.map(lambda x: jnp.repeat(x, n, axis=0, out_sharding=sharding.spec("batch", None)), prompts)
+from instructjax.types import Array, Float, Int, Key, PyTree
 
 
 def choose(key: Key[Array, ""], score: Float[Array, "B N"]) -> Int[Array, " B"]:

@@ -73,7 +73,9 @@ def drawn(
   stages.fits(model.lm, c.data.prompt + c.sampling.response, "prompt + response")
   rows = pipeline.prompts(asked, model.tokenizer, prompt=c.data.prompt, name=c.data.prompts, template=template)
   rest = {name: value for name, value in c.sampling.to_dict().items() if name != "temperature"}
-  sampling = Sampling(temperature=temperature, eos=model.tokenizer.eos, banned=model.tokenizer.banned, **rest)
+  each = c.n if c.batch % (c.mesh.data * c.mesh.fsdp) == 0 else 1  # responses of a row: prompts must divide over the devices
+  ends = {"eos": model.tokenizer.eos, "banned": model.tokenizer.banned}
+  sampling = Sampling(temperature=temperature, n=each, **ends, **rest)
   draw = jax.jit(partial(rollout.sample, model.lm, cfg=sampling))
 
   lengths, group = buckets.lengths(c.data.prompt, c.data.buckets), SORTED * c.batch
@@ -88,7 +90,7 @@ def drawn(
     done = start
     progress = open_progress(name, start, len(rows))
     for i, prompts, numbers in batches():
-      prompts = sharding.place_batch(jax.tree.map(lambda x: np.repeat(x, c.n, axis=0), prompts))
+      prompts = sharding.place_batch(jax.tree.map(lambda x: np.repeat(x, c.n // each, axis=0), prompts))
       found = draw(model.params, prompts, jax.random.fold_in(key, i))
       host = sharding.fetch(found)
       said = [asked[at].prompt for at in numbers for _ in range(c.n)]

@@ -111,9 +111,9 @@ def response_values(lm: LM, params: Params, rows: Experience | Rollout, stem: Ar
 
 
 def rollout(params: Params, frozen: Frozen, prompts: Prompts, key: Key[Array, ""], ppo: PPO) -> Rollout:
-  """One response per prompt from the current policy.  Raises ValueError where `sampling` cuts the distribution."""
-  if ppo.sampling.top_k or ppo.sampling.top_p < 1:
-    raise ValueError(f"PPO scores the whole distribution, this is cut: {ppo.sampling}; set top_k=0 and top_p=1")
+  """One response per prompt from the current policy.  Raises ValueError for a cut distribution and for several responses."""
+  if ppo.sampling.top_k or ppo.sampling.top_p < 1 or ppo.sampling.n > 1:
+    raise ValueError(f"PPO draws one response from the whole distribution, this does not: {ppo.sampling}")
   return sample(ppo.lm, frozen.trunk | params["policy"], prompts, key, ppo.sampling)
 
 

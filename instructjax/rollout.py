@@ -34,6 +34,7 @@ class Sampling:
   top_p: float = 1.0
   eos: tuple[int, ...] = ()
   banned: tuple[int, ...] = ()
+  n: int = 1  # responses of each prompt, which is read once for all of them; PPO draws one
   whole: bool = True  # False where the weights do not fit whole along fsdp: gathered a layer at a time, in every step
 
   def __post_init__(self):
@@ -108,7 +109,7 @@ def is_end(token: Int[Array, " B"], eos: tuple[int, ...]) -> Array:
 
 
 def sample(lm: LM, params: Params, prompts: Prompts, key: Key[Array, ""], cfg: Sampling) -> Rollout:
-  """Continues every prompt by up to `cfg.response` tokens.
+  """Continues every prompt by up to `cfg.response` tokens, `cfg.n` times: the rows of a prompt follow each other.
 
   Step t draws with fold_in(key, t): a new key for each call gives new samples, the same key the same samples.
   Tokens after the end are 0 with `valid` and `mask` False.
@@ -116,6 +117,8 @@ def sample(lm: LM, params: Params, prompts: Prompts, key: Key[Array, ""], cfg: S
   B, P = prompts.tokens.shape
   layers = lm.unstack(params, whole=cfg.whole)
   hidden, cache = lm.decode(layers, prompts.tokens, prompts.valid, lm.init_cache(B, P + cfg.response))
+  prompts, hidden, cache = sharding.repeat((prompts, hidden[:, -1:], cache), B, cfg.n)
+  B *= cfg.n
 
   def choose(t, hidden, live):
     logits = sharding.reshard(lm.logits(layers, hidden), "batch", None)

@@ -1,4 +1,4 @@
-"""Best-of-n: repeating, choosing, picking, and the unbiased curve against brute force."""
+"""Best-of-n: choosing, picking, and the unbiased curve against brute force."""
 
 from itertools import combinations
 
@@ -10,14 +10,6 @@ import tiny
 
 from instructjax import bestofn, rollout, sharding
 from instructjax.rollout import Sampling
-from instructjax.types import Prompts
-
-
-def test_every_prompt_is_repeated_in_a_row():
-  prompts = Prompts(jnp.array([[1, 2], [3, 4]]), jnp.array([[True, True], [False, True]]))
-  many = bestofn.repeat(prompts, 3)
-  np.testing.assert_array_equal(many.tokens, [[1, 2]] * 3 + [[3, 4]] * 3)
-  np.testing.assert_array_equal(many.valid, [[1, 1]] * 3 + [[0, 1]] * 3)
 
 
 def test_the_highest_score_is_chosen():
@@ -62,9 +54,8 @@ def chain(place, place_batch):
   """Best of eight responses by the number of their even ids."""
   lm = tiny.lm("gpt", depth=1)
   params = place(lm.init(jax.random.key(0)), lm)
-  many = bestofn.repeat(place_batch(tiny.prompts(lm, rows=8)), 8)
-  sample = jax.jit(lambda p, x, key: rollout.sample(lm, p, x, key, Sampling(response=6)))
-  rows = sample(params, many, jax.random.key(1))
+  sample = jax.jit(lambda p, x, key: rollout.sample(lm, p, x, key, Sampling(response=6, n=8)))
+  rows = sample(params, place_batch(tiny.prompts(lm, rows=8)), jax.random.key(1))
   score = (np.asarray(rows.tokens)[:, -6:] % 2 == 0).sum(1).reshape(8, 8).astype(np.float32)
   index = bestofn.choose(jax.random.key(2), place_batch(jnp.asarray(score)))
   return score, np.asarray(bestofn.pick(rows, index, 8).tokens)

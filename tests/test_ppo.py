@@ -335,12 +335,12 @@ def test_sharded_iterations_on_every_mesh(mesh, family):
   sharded_iterations(family)
 
 
-@pytest.mark.parametrize("cut", [{"top_p": 0.9}, {"top_k": 5}])
-def test_a_cut_distribution_is_refused(cut):
+@pytest.mark.parametrize("cut", [{"top_p": 0.9}, {"top_k": 5}, {"n": 2}])
+def test_a_cut_distribution_and_several_responses_are_refused(cut):
   """Its log-probabilities are not those that the update computes: ratios would not begin at 1."""
   config, state, frozen = setup()
   config = config._replace(sampling=Sampling(response=R, **cut))
-  with pytest.raises(ValueError, match="PPO scores the whole distribution"):
+  with pytest.raises(ValueError, match="one response from the whole distribution"):
     ppo.rollout(state.params, frozen, tiny.prompts(config.lm, rows=2), jax.random.key(0), config)
 
 

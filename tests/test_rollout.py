@@ -1,5 +1,6 @@
 """The sampler: exact draws, cached decoding against full forward passes, ends, masks, keys."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -165,6 +166,17 @@ def test_a_key_repeats_its_samples_and_another_key_does_not(model):
   run = lambda key: sample(lm, params, tiny.prompts(lm, rows=8), key, Sampling(response=8))
   np.testing.assert_array_equal(run(1).tokens, run(1).tokens)
   assert (np.asarray(run(1).tokens) != np.asarray(run(2).tokens)).any()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_prompt_read_once_is_continued_as_if_it_stood_there_n_times(model, temperature):
+  lm, params = model
+  prompts = tiny.prompts(lm, rows=4)
+  cfg = Sampling(response=6, temperature=temperature, eos=(3, 5), n=3)
+  many = jax.tree.map(lambda x: jnp.repeat(x, 3, axis=0), prompts)
+  rows, expected = sample(lm, params, prompts, 0, cfg), sample(lm, params, many, 0, replace(cfg, n=1))
+  tiny.assert_trees_close(rows, expected, atol=2e-5)
+  assert temperature == 0 or len({tuple(row) for row in np.asarray(rows.tokens[:3]).tolist()}) == 3
 
 
 def test_identical_prompts_in_a_batch_get_different_responses(model):

@@ -1,12 +1,16 @@
 """Requests into rows of ids and rows into batches of few shapes: rows of like length together, the longest first.
 
+A prompt that several rows begin with (the choices of a question, the samples of a prompt) is read once for a group of them.
+How large a group is, is chosen for each kind of rows by what the model has to read.
+
 A plan is a function of the requests, the model's context and the budget alone, so that a run which goes on makes the same
 batches again, with the same noise: what it samples is what the uninterrupted run would have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +20,9 @@ from instructjax.errors import UserError
 from instructjax.evals.tasks import Generate, Likelihood, Request
 
 NARROW = 16  # tokens of the narrowest batch, and the step of the next ones
+SHORT = 8  # tokens of the narrowest end of rows that share a prompt
+MOST = 32  # rows that share a prompt
+PAYS = 0.8  # of the tokens that are read when every row is by itself: sharing a prompt has to save the rest
 
 
 class Ask(NamedTuple):
@@ -42,12 +49,22 @@ Asked = tuple[Ask, Draw | None]
 
 
 class Batch(NamedTuple):
-  """Rows of one kind, computed together as `size` rows of `width` tokens (of the prompt, where they are continued)."""
+  """Groups of rows of one kind, computed together: `size` groups of `fan` rows.
 
-  asks: tuple[Ask, ...]
+  The rows of a group share their prompt: `width` is that of prompts and `end` that of what follows.  Rows that are weighed
+  alone have an `end` of 0, and `width` is that of the whole.
+  """
+
+  groups: tuple[tuple[Ask, ...], ...]
   width: int
+  end: int
   size: int
+  fan: int
   draw: Draw | None
+
+  @property
+  def asks(self) -> tuple[Ask, ...]:
+    return tuple(ask for group in self.groups for ask in group)
 
 
 def rounded(number: int, step: int = 1) -> int:
@@ -100,17 +117,60 @@ def _shortened(head: list[int], end: list[int], answer: int, context: int) -> tu
 
 
 def plan(asked: Sequence[Asked], budget: int, parts: int, most: int) -> list[Batch]:
-  """Batches of at most `budget` tokens, answers included, a multiple of `parts` rows each; `most` is the model's context."""
+  """Batches of at most `budget` tokens, answers included, a multiple of `parts` groups each; `most` is the model's context."""
   found: list[Batch] = []
-  kinds = dict.fromkeys(draw for _, draw in asked)  # in the order in which they come
-  for draw in kinds:
-    mine = sorted((ask for ask, kind in asked if kind == draw), key=lambda ask: -len(ask.row.ids))  # stable
-    answer = draw.tokens if draw else 0
-    at = 0
-    while at < len(mine):
-      width = wide(len(mine[at].row.ids), most - answer)
-      left = rounded(-(-(len(mine) - at) // parts)) * parts  # the last batch is hardly larger than it must be
-      size = max(min(budget // (width + answer) // parts * parts, left), parts)
-      found.append(Batch(tuple(mine[at : at + size]), width, size, draw))
-      at += size
+  for draw in dict.fromkeys(draw for _, draw in asked):  # in the order in which they come
+    groups = _by_prompt([ask for ask, kind in asked if kind == draw])
+    batches = partial(_batches, draw=draw, budget=budget, parts=parts)
+    if draw:
+      found += batches(groups, _fan(groups, draw.tokens), draw.tokens, most - draw.tokens)
+      continue
+    ends: dict[int, list[tuple[Ask, ...]]] = {}
+    for group in groups:
+      ends.setdefault(_end(group), []).append(group)
+    alone = []
+    for end, several in sorted(ends.items(), reverse=True):
+      fitting = [group for group in several if group[0].row.start + end <= most]
+      fan = _fan(fitting, end)
+      found += batches(fitting, fan, end, most - end) if fan > 1 else []
+      alone += several if fan == 1 else [group for group in several if group[0].row.start + end > most]
+    found += batches(alone, 1, 0, most)
   return found
+
+
+def _batches(
+  groups: Sequence[tuple[Ask, ...]], fan: int, end: int, most: int, *, draw: Draw | None, budget: int, parts: int
+) -> Iterator[Batch]:
+  """Batches of groups of at most `fan` rows, those with the longest prompts first; no prompt is wider than `most`."""
+  length = lambda group: group[0].row.start if end else len(group[0].row.ids)
+  pieces = [group[at : at + fan] for group in groups for at in range(0, len(group), fan)]
+  pieces.sort(key=length, reverse=True)  # stable
+  at = 0
+  while at < len(pieces):
+    width = wide(length(pieces[at]), most)
+    left = rounded(-(-(len(pieces) - at) // parts)) * parts  # the last batch is hardly larger than it must be
+    size = max(min(budget // (fan * (width + end)) // parts * parts, left), parts)
+    yield Batch(tuple(pieces[at : at + size]), width, end, size, fan, draw)
+    at += size
+
+
+def _by_prompt(asks: Iterable[Ask]) -> list[tuple[Ask, ...]]:
+  """The rows of each prompt."""
+  found: dict[bytes, list[Ask]] = {}
+  for ask in asks:
+    found.setdefault(ask.row.ids[: ask.row.start].tobytes(), []).append(ask)
+  return [tuple(group) for group in found.values()]
+
+
+def _end(group: Sequence[Ask]) -> int:
+  """The room for what follows the prompt in the rows of a group."""
+  longest = max(len(ask.row.ids) - ask.row.start for ask in group)
+  return SHORT if longest <= SHORT else rounded(longest, NARROW)
+
+
+def _fan(groups: Sequence[tuple[Ask, ...]], end: int) -> int:
+  """The rows of a group with which the fewest tokens are read; 1 unless it pays.  `end` tokens follow the prompt in each."""
+  rows, prompt = (np.array(each) for each in ([len(group) for group in groups], [group[0].row.start for group in groups]))
+  alone = sum(rows * prompt) + sum(len(ask.row.ids) - ask.row.start or end for group in groups for ask in group)
+  read = [(-(-rows // fan) * (prompt + fan * end)).sum() for fan in range(2, min(max(rows, default=1), MOST) + 1)]
+  return 2 + int(np.argmin(read)) if read and min(read) < PAYS * alone else 1

@@ -2,7 +2,7 @@
 
 Both sides work on random weights and the same budget of tokens a batch.  The references are what training runs: a forward pass
 with log-probabilities at every position of full rows, and `rollout.sample` of full prompts.  The evaluation has texts of uneven
-lengths; only real tokens count.
+lengths; only real tokens count.  Choices are scored four to a question, and count the tokens of rows that stand by themselves.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from instructjax.evals.tasks import Completion, Generate, Likelihood, Logp, Requ
 from instructjax.rollout import Sampling
 from instructjax.types import Demonstrations, Prompts
 
-ROWS, LENGTHS, ANSWER, RESPONSE = 256, (32, 256), 8, 64
+ROWS, LENGTHS, ANSWER, RESPONSE, CHOICES = 256, (32, 256), 8, 64, 4
+RATIOS = (("scored", "forward"), ("choices", "forward"), ("generated", "sampler"))
 
 
 def measure(shape: str, dtype: str, budget: int, repeats: int, seed: int = 0) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def measure(shape: str, dtype: str, budget: int, repeats: int, seed: int = 0) ->
   text = lambda length: "".join(map(chr, rng.integers(97, 123, length)))
   contexts = [text(n) for n in rng.integers(LENGTHS[0], LENGTHS[1] - ANSWER, ROWS)]
   weighed = [[Likelihood(context, text(ANSWER))] for context in contexts]
+  choices = [[Likelihood(context, text(ANSWER)) for _ in range(CHOICES)] for context in contexts[::CHOICES]]
   drawn = [[Generate(context, RESPONSE, 1.0, stop=())] for context in contexts]
 
   rows = max(budget // LENGTHS[1], 1)
@@ -52,14 +54,19 @@ def measure(shape: str, dtype: str, budget: int, repeats: int, seed: int = 0) ->
   answers = _answered(opened, drawn)
   work: dict[str, tuple[int, Callable[[], Any]]] = {  # name -> (tokens, how they are made)
     "forward": (tokens.size, lambda: forward(model.params, Demonstrations(tokens, real, real))),
-    "scored": (sum(len(c) + ANSWER for c in contexts), lambda: _answered(opened, weighed)),
+    "scored": (_size(weighed), lambda: _answered(opened, weighed)),
+    "choices": (_size(choices), lambda: _answered(opened, choices)),
     "sampler": (drawn_by_sampler, lambda: sample(model.params, prompts, jax.random.key(0))),
     "generated": (sum(answer.tokens for answer in answers), lambda: _answered(opened, drawn)),
   }
   rates = _rates(work, repeats)
   found = {f"{name} tokens/s": float(np.median(values)) for name, values in rates.items()}
-  ratios = {f"{a} / {b}": float(np.median(rates[a] / rates[b])) for a, b in (("scored", "forward"), ("generated", "sampler"))}
+  ratios = {f"{a} / {b}": float(np.median(rates[a] / rates[b])) for a, b in RATIOS}
   return {"shape": shape, "dtype": dtype, "tokens a batch": budget, "device": jax.devices()[0].device_kind} | found | ratios
+
+
+def _size(requests: Sequence[Sequence[Likelihood]]) -> int:
+  return sum(len(one.context) + len(one.continuation) for several in requests for one in several)
 
 
 def _answered(opened: Subject, requests: Sequence[Sequence[Request]]) -> list[Logp | Completion]:

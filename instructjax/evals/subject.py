@@ -7,24 +7,26 @@ Dimensions: B rows, T tokens, P prompt tokens, R response tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
 from instructjax import likelihood, origin, rollout, sharding
 from instructjax.data import chat, pipeline
+from instructjax.data.pipeline import Row
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.evals import batches
-from instructjax.evals.batches import Asked, Batch
+from instructjax.evals.batches import Ask, Asked, Batch
 from instructjax.evals.tasks import Answer, Completion, Logp, Request, Said, fingerprint
 from instructjax.rollout import Sampling
-from instructjax.types import LM, Params
+from instructjax.types import LM, Params, Prompts
 
+T = TypeVar("T")
 Config = Any  # ml_collections.ConfigDict
 WINDOW = 32  # the fewest positions whose logits are made: a power of two, so that a width has few programs
 
@@ -111,6 +113,7 @@ def _count(params: Params) -> int:
 
 def _answers(lm: LM, params: Params, tokenizer: Tokenizer, seed: int) -> Callable[[Batch, int], list[Answer]]:
   weigh = jax.jit(partial(likelihood.continuation, lm), static_argnums=2)
+  weigh_ends = jax.jit(partial(likelihood.choices, lm))
   stops = cache(partial(stop_ids, tokenizer))
 
   @cache
@@ -118,33 +121,47 @@ def _answers(lm: LM, params: Params, tokenizer: Tokenizer, seed: int) -> Callabl
     return jax.jit(partial(rollout.sample, lm, cfg=cfg))
 
   def weighed(batch: Batch) -> list[Answer]:
-    placed = sharding.place_batch(pipeline.pad_demonstrations(_filled(batch), length=batch.width))
-    longest = max(len(ask.row.ids) - ask.row.start for ask in batch.asks)
-    window = min(max(WINDOW, 1 << (longest - 1).bit_length()), batch.width - 1)
-    logp, tokens, greedy = sharding.fetch(weigh(params, placed, window))
-    return [Logp(float(logp[i]), int(tokens[i]), bool(greedy[i])) for i in range(len(batch.asks))]
+    if not batch.end:
+      placed = sharding.place_batch(pipeline.pad_demonstrations([ask.row for ask in _filled(batch)], length=batch.width))
+      longest = max(len(ask.row.ids) - ask.row.start for ask in batch.asks)
+      window = min(max(WINDOW, 1 << (longest - 1).bit_length()), batch.width - 1)
+      found = sharding.fetch(weigh(params, placed, window))
+    else:
+      ends = [Row(ask.row.ids[ask.row.start :], 0) for ask in _filled(batch)]
+      after = pipeline.pad_demonstrations(ends, length=batch.end)
+      found = sharding.fetch(weigh_ends(params, *sharding.place_batch((_prompts(batch), after.tokens, after.mask))))
+    return [Logp(float(logp), int(tokens), bool(greedy)) for logp, tokens, greedy in _own(batch, zip(*found, strict=True))]
 
   def continued(batch: Batch, number: int) -> list[Answer]:
     draw = batch.draw
     assert draw is not None
     eos = (*tokenizer.eos, *stops(draw.stop))
-    cut = {"top_k": draw.top_k, "top_p": draw.top_p}
-    cfg = Sampling(draw.tokens, draw.temperature, eos=eos, banned=tokenizer.banned, **cut)
-    placed = sharding.place_batch(pipeline.pad_prompts(_filled(batch), length=batch.width))
+    how = {"n": batch.fan, "top_k": draw.top_k, "top_p": draw.top_p}
+    cfg = Sampling(draw.tokens, draw.temperature, eos=eos, banned=tokenizer.banned, **how)
     key = jax.random.fold_in(jax.random.key(seed), number)
-    found = sharding.fetch(sampler(cfg)(params, placed, key))
-    return [
-      completion(tokenizer, found.tokens[i, -draw.tokens :][found.mask[i]], bool(found.ended[i]), draw.stop)
-      for i in range(len(batch.asks))
-    ]
+    found = sharding.fetch(sampler(cfg)(params, sharding.place_batch(_prompts(batch)), key))
+    rows = zip(found.tokens[:, -draw.tokens :], found.mask, found.ended, strict=True)
+    return [completion(tokenizer, ids[mask], bool(ended), draw.stop) for ids, mask, ended in _own(batch, rows)]
 
   return lambda batch, number: continued(batch, number) if batch.draw else weighed(batch)
 
 
-def _filled(batch: Batch) -> list[pipeline.Row]:
-  """The rows of a batch, filled up with its first ones."""
-  own = [ask.row for ask in batch.asks]
-  return [own[i % len(own)] for i in range(batch.size)]
+def _filled(batch: Batch) -> list[Ask]:
+  """The rows of a batch: groups are filled up with their first row, the batch with its first groups."""
+  groups = [batch.groups[at % len(batch.groups)] for at in range(batch.size)]
+  return [group[at] if at < len(group) else group[0] for group in groups for at in range(batch.fan)]
+
+
+def _prompts(batch: Batch) -> Prompts:
+  """The prompt of each group."""
+  rows = [ask.row for ask in _filled(batch)[:: batch.fan]]
+  return pipeline.pad_prompts([Row(row.ids[: row.start], 0) for row in rows], length=batch.width)
+
+
+def _own(batch: Batch, rows: Iterable[T]) -> list[T]:
+  """Of the rows of a batch those that were asked for, in the order of `batch.asks`."""
+  each = list(rows)
+  return [each[at * batch.fan + i] for at, group in enumerate(batch.groups) for i in range(len(group))]
 
 
 def completion(tokenizer: Tokenizer, ids: np.ndarray, ended: bool, stop: tuple[str, ...]) -> Completion:

@@ -52,15 +52,40 @@ def test_a_plan_holds_every_row_once(lengths, parts, budget):
   places = lambda asks: sorted((a.item, a.request, a.sample) for a in asks)
   assert places([a for b in plan for a in b.asks]) == places([a for a, _ in asked])
   for batch in plan:
-    answer = batch.draw.tokens if batch.draw else 0
-    assert max(len(a.row.ids) for a in batch.asks) <= batch.width <= 64 - answer
-    assert len(batch.asks) <= batch.size and batch.size % parts == 0
-    assert batch.size * (batch.width + answer) <= max(budget, parts * (batch.width + answer))
+    assert len(batch.groups) <= batch.size and batch.size % parts == 0 and max(map(len, batch.groups)) <= batch.fan
+    assert batch.size * batch.fan * (batch.width + batch.end) <= max(budget, parts * batch.fan * (batch.width + batch.end))
+    assert batch.width + batch.end <= 64
+    for group in batch.groups:
+      assert len({tuple(a.row.ids[: a.row.start]) for a in group}) == 1
+      long = max(len(a.row.ids) for a in group)
+      assert long <= batch.width + batch.end and (not batch.end or group[0].row.start <= batch.width)
   assert str(plan) == str(batches.plan(rows([[ask(*one)] for one in lengths]), budget, parts, 64))
 
 
+def test_choices_of_a_question_share_it_where_that_pays():
+  question = lambda n, ends: [Likelihood(f"{n}" + "x" * 38, end) for end in ends]
+  plan = lambda requests: batches.plan(rows(requests), 10**4, 1, 64)
+  (one,) = plan([question(n, ["a", "bb", "ccc", "d"]) for n in range(3)])
+  assert (one.fan, one.size, one.end, one.width) == (4, 3, batches.SHORT, 48)
+  assert [[(a.item, a.request) for a in group] for group in one.groups] == [[(n, i) for i in range(4)] for n in range(3)]
+  (two,) = plan([question(n, ["a", "b"]) for n in range(2)] + [question(2, "abc")])  # 3 choices: a group of 2 and one of 1
+  assert two.fan in (2, 3) and sorted(map(len, two.groups)) in ([1, 2, 2, 2], [2, 2, 3])
+  (alone,) = plan([[Likelihood("a", "x" * 20), Likelihood("a", "y" * 20)]])  # of 22 tokens 2 would be saved
+  assert (alone.fan, alone.end) == (1, 0)
+  (long,) = plan([[Likelihood("x" * 60, "a"), Likelihood("x" * 60, "b")]])  # 61 + SHORT tokens are more than the context
+  assert (long.fan, long.end) == (1, 0)
+
+
+def test_samples_share_their_prompt_in_groups_that_waste_little():
+  (batch,) = batches.plan(rows([[Generate("x" * 20, 8, 1.0, n=25)], [Generate("y" * 20, 8, 1.0, n=25)]]), 10**4, 1, 64)
+  assert (batch.fan, batch.size, [len(group) for group in batch.groups]) == (25, 2, [25, 25])
+  (few,) = batches.plan(rows([[Generate("x" * 20, 8, 1.0, n=40)]]), 10**4, 1, 64)
+  assert few.fan * few.size == 40  # two groups of 20, and not one of 32 and one of 8
+
+
 def test_the_last_batch_is_hardly_larger_than_what_is_left():
-  sizes = lambda n, parts: [b.size for b in batches.plan(rows([[Generate("x" * 20, 8, n=n)]]), 40 * 40, parts, 64)]
+  asked = lambda n: rows([[Generate("x" * 18 + chr(at), 8)] for at in range(100, 100 + n)])
+  sizes = lambda n, parts: [b.size for b in batches.plan(asked(n), 40 * 40, parts, 64)]
   assert sizes(77, 1) == [40, 40]  # 37 are left: 40, and not 64
   assert sizes(41, 1) == [40, 1]
   assert sizes(77, 8) == [40, 40]
@@ -68,8 +93,11 @@ def test_the_last_batch_is_hardly_larger_than_what_is_left():
 
 
 @given(st.integers(1, 5000))
-def test_widths_are_few_and_tight(length):
+def test_widths_are_tight(length):
   width = batches.wide(length, 10**6)
   assert length <= width and (width - length < batches.NARROW or width <= 1.125 * length)
-  assert len({batches.wide(n, 10**6) for n in range(1, 2049)}) <= 48
   assert batches.wide(length, length) == length
+
+
+def test_there_are_few_widths():
+  assert len({batches.wide(n, 10**6) for n in range(1, 2049)}) == 40

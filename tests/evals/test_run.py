@@ -93,6 +93,20 @@ def test_a_likelihood_is_that_of_the_continuation_alone(model, asked):
     assert found.greedy == bool((logp.argmax(-1) == encode(" yes")).all())
 
 
+def test_choices_are_weighed_alike_with_their_question_and_alone(opened):
+  question = "Which of these animals is the one that lays eggs? Answer: the "
+  requests = [[Likelihood(question + word, end) for end in (" dog", " hen", " elephants", " ox")] for word in ("", "old")]
+  together = opened.plan(opened.rows(list(enumerate(requests))))
+  assert {(batch.fan, len(batch.asks)) for batch in together} == {(4, 4)}
+  shared = {(a.item, a.request): found for b in together for a, found in zip(b.asks, opened.answer(b, 0), strict=True)}
+  for item, several in enumerate(requests):
+    for at, request in enumerate(several):
+      (batch,) = opened.plan(opened.rows([(0, [request])]))
+      (alone,) = opened.answer(batch, 0)
+      assert batch.fan == 1 and shared[item, at].logp == pytest.approx(alone.logp, abs=1e-4)
+      assert (shared[item, at].tokens, shared[item, at].greedy) == (alone.tokens, alone.greedy)
+
+
 def test_greedy_text_is_the_likeliest_continuation_whatever_the_batch(model, asked):
   for i in (1, 3):  # they stand in batches of other widths
     ids = jnp.asarray([model.tokenizer.encode(TEXTS[i])])
