@@ -51,6 +51,20 @@ def find(file: str) -> Path:
   )
 
 
+def assignments(words: Sequence[str]) -> list[tuple[str, str]]:
+  """`--config.a.b=v` or `--config.a.b v` as (a.b, v).  Raises UserError for anything else."""
+  found, left = [], list(words)
+  while left:
+    word = left.pop(0)
+    if not word.startswith("--config."):
+      raise UserError(f"{word}: no such option; add --help to see those there are")
+    name, sign, value = word.removeprefix("--config.").partition("=")
+    if not sign and (not left or left[0].startswith("--")):
+      raise UserError(f"{word}: give a value, {word}=VALUE")
+    found.append((name, value if sign else left.pop(0)))
+  return found
+
+
 def override(config: Config, assignments: Sequence[tuple[str, str]]) -> Config:
   """Sets fields by dotted names.  Raises UserError for an unknown one and for a value of another type."""
   for name, text in assignments:

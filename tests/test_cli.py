@@ -10,7 +10,10 @@ import pytest
 from instructjax import cli, settings
 from instructjax.errors import UserError
 
-COMMANDS = [*cli.STAGES, "quickstart", "report", "bench", "plan", "data", "label", "tokenizer"]
+COMMANDS = [
+  *cli.STAGES, "quickstart", "report", "eval", "lm_eval", "card", "baseline", "export", "bench", "plan", "data", "label",
+  "tokenizer",
+]  # fmt: skip
 
 
 def test_help_starts_at_once_and_imports_nothing_slow():
@@ -91,11 +94,16 @@ def test_wrong_overrides_are_named(name, text, message):
 
 
 def test_words_of_the_command_line_become_assignments():
-  assert cli.assignments(["--config.a.b=1", "--config.c", "x=y"]) == [("a.b", "1"), ("c", "x=y")]
+  assert settings.assignments(["--config.a.b=1", "--config.c", "x=y"]) == [("a.b", "1"), ("c", "x=y")]
   with pytest.raises(UserError, match=r"--confg\.a=1: no such option"):
-    cli.assignments(["--confg.a=1"])
+    settings.assignments(["--confg.a=1"])
   with pytest.raises(UserError, match=r"--config\.a: give a value"):
-    cli.assignments(["--config.a", "--config.b=1"])
+    settings.assignments(["--config.a", "--config.b=1"])
+
+
+def test_a_command_without_a_configuration_takes_no_field_of_one(capsys, tmp_path):
+  assert cli.main(["report", f"--workdir={tmp_path}", "--config.batch=3"]) == 2
+  assert "--config.batch: this command reads no configuration" in capsys.readouterr().err
 
 
 def test_model_is_short_for_a_field(monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ compiled ahead of time for the topology (`aot`).  Nothing is ever allocated or r
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -32,6 +33,22 @@ class Options:
   arithmetic: bool = False  # asks no compiler
   search: bool = False
   top: int = 3  # meshes that a search compiles
+
+
+def arguments(command: argparse.ArgumentParser) -> None:
+  """The options; all but --config and --json are those of `Options`."""
+  command.add_argument("--config", required=True, metavar="FILE[:PRESET]", help="pretrain, sft, rl_init, reward or ppo")
+  command.add_argument("--topology", required=True, help="v4, v5e, v5p, v6e, tpu7x: v5p:8x8x16; GPUs by arithmetic: h100:8")
+  command.add_argument("--mesh", default="", help="data=1,fsdp=64,model=16; the product is the number of devices")
+  command.add_argument("--slices", type=int, default=1, help="of that topology; data lies across them")
+  command.add_argument("--policy", help="a shape such as 175B, where the configuration names none")
+  command.add_argument("--reward", help="shape of the reward and value networks of PPO; default 6B, the paper's")
+  command.add_argument("--records", type=int, help="rows of data, for the steps of an epoch; default the paper's")
+  command.add_argument("--completions", type=int, default=9, help="of a prompt of the reward model; default 9")
+  command.add_argument("--search", action="store_true", help="tries the meshes of the topology, the best first")
+  command.add_argument("--top", type=int, default=3, help="meshes that a search compiles; default 3")
+  command.add_argument("--arithmetic", action="store_true", help="ask no compiler")
+  command.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def shapes(config: Config, preset: str, options: Options) -> tuple[str, str]:
@@ -129,13 +146,15 @@ def find(config: Config, preset: str, options: Options, say: Callable[[str], Non
   return {"stage": config.stage, "topology": where.name, "slices": where.slices, "meshes": found}
 
 
-def main(config: Config, preset: str, options: Options, *, as_json: bool) -> None:
+def main(args: argparse.Namespace, config: Config) -> None:
   """Prints the plan, or the meshes of a search.  Raises UserError, after that, where nothing fits."""
   from instructjax.plan import page
 
-  say = (lambda text: None) if as_json else (lambda text: print(text, file=sys.stderr, flush=True))
+  options = Options(**{name: getattr(args, name) for name in Options.__dataclass_fields__})
+  preset = args.config.partition(":")[2]
+  say = (lambda text: None) if args.json else (lambda text: print(text, file=sys.stderr, flush=True))
   result = (find if options.search else plan)(config, preset, options, say)
-  if as_json:
+  if args.json:
     print(json.dumps(result))
   elif options.search:
     page.show_search(result)
