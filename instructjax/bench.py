@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from instructjax import corpora, memory, optim, origin, ppo, reward, sft, steps
+from instructjax import corpora, memory, optim, ppo, reward, sft, steps
 from instructjax.data import lazy, packing, pipeline, prefetch, tokenizers
 from instructjax.errors import UserError
 from instructjax.models import freeze, gpt, llama, lora
@@ -110,7 +110,7 @@ def prompts_of(lm: LM, rows: int, length: int) -> Prompts:
 
 
 def parts(lm: LM, b: Bench) -> tuple[Params, Params, Params]:
-  """(trunk, start, trained), as `origin.part` makes them.  Raises UserError for both `top` and `lora`."""
+  """(trunk, start, trained), as `trainable.part` makes them.  Raises UserError for both `top` and `lora`."""
   params = lm.init(jax.random.key(0))
   if b.lora and b.top:
     raise UserError(f"bench: --lora={b.lora} and --top={b.top}: choose one of the two")
@@ -188,7 +188,7 @@ def fed(lm: LM, b: Bench, rows: int, args: tuple) -> Iterator[tuple[Callable[[in
   if not b.text:
     yield lambda i: args, lambda: 0.0
     return
-  tokenizer = tokenizers.fit(origin.open_tokenizer(b.tokenizer), lm.vocab_size)
+  tokenizer = tokenizers.fit(tokenizers.by_reference(b.tokenizer), lm.vocab_size)
   found = lazy.texts(b.text)
   pieces = lazy.pieces(found, lazy.index(found, tokenizer), tokenizer, b.length)
   pad = partial(packing.pad_packed, length=b.length)

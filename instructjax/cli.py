@@ -176,12 +176,7 @@ def plan(args: argparse.Namespace, fields: Fields) -> None:
 def data(args: argparse.Namespace, fields: Fields) -> None:
   from instructjax.data import commands
 
-  def open_tokenizer(reference: str):
-    from instructjax import origin  # imports JAX
-
-    return origin.open_tokenizer(reference)
-
-  commands.run(args, open_tokenizer)
+  commands.run(args)
 
 
 def label(args: argparse.Namespace, fields: Fields) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from instructjax import models, origin
+from instructjax import models, origin, trainable
 from instructjax.checkpoint import Checkpoints
 from instructjax.data import carry, chat
 from instructjax.data.tokenizers import Tokenizer
@@ -73,7 +73,7 @@ def chosen(source: str, model: Origin, weights: str) -> Params:
   depth = leaves[f"{raw}/blocks/q/w"][0]  # only the top blocks were trained
   top = lambda leaf: jax.ShapeDtypeStruct((depth, *leaf.shape[1:]), leaf.dtype, sharding=leaf.sharding)
   trained = {name: part for name, part in table.items() if name != "embed"}
-  return origin.joined(model.params, last.part(raw, trained | {"blocks": jax.tree.map(top, table["blocks"])}))
+  return trainable.joined(model.params, last.part(raw, trained | {"blocks": jax.tree.map(top, table["blocks"])}))
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -22,14 +22,13 @@ from jax.sharding import Mesh
 from instructjax import models, sharding, user_code, writers
 from instructjax.checkpoint import Checkpoints, flatten, load_params, sums
 from instructjax.data import chat, tokenizers
-from instructjax.data.tokenizers import Tokenizer
+from instructjax.data.tokenizers import BYTES, Tokenizer
 from instructjax.errors import UserError
-from instructjax.models import freeze, gpt, llama, lora, peft
-from instructjax.types import LM, Array, Key, Leaf, Params, PyTree
+from instructjax.models import gpt, llama, lora, peft
+from instructjax.types import LM, Leaf, Params, PyTree
 
 Config = Any  # ml_collections.ConfigDict
 ModelConfig = gpt.GPTConfig | llama.LlamaConfig
-BYTES = "bytes"  # the tokenizer that needs no file
 SHAPES: dict[str, ModelConfig] = {
   "tiny": gpt.GPTConfig(vocab_size=257, context=256, width=32, depth=2, heads=4),
   "gpt-5m": gpt.GPT_5M,
@@ -88,7 +87,7 @@ def open_model(source: str, settings: Config, seed: int) -> Origin:
       )
     lm = models.build(config)
     params = random_params(lm, seed)
-  tokenizer = tokenizers.fit(open_tokenizer(found), lm.vocab_size)
+  tokenizer = tokenizers.fit(tokenizers.by_reference(found), lm.vocab_size)
   return Origin(lm, params, tokenizer, describe(config, found))
 
 
@@ -108,7 +107,7 @@ def open_reward_model(source: str, settings: Config, beside: Origin | None = Non
   config, params, head = models.load_reward(source)
   config = models.override(config, changes)
   lm = models.build(config)
-  tokenizer = tokenizers.fit(open_tokenizer(source), lm.vocab_size)
+  tokenizer = tokenizers.fit(tokenizers.by_reference(source), lm.vocab_size)
   return Origin(lm, params, tokenizer, describe(config, source), sharding.replicate(head))
 
 
@@ -135,7 +134,7 @@ def open_run(workdir: Path, changes: Mapping[str, Any], kind: str, beside: Origi
   if "adapter" in about:
     table = {"adapter": abstract(lora.table(lm.table, about["adapter"]))}
     base = open_base(about["base"], workdir, lm, beside)
-  tokenizer = ended(tokenizers.fit(open_tokenizer(about["tokenizer"]), lm.vocab_size), about)
+  tokenizer = ended(tokenizers.fit(tokenizers.by_reference(about["tokenizer"]), lm.vocab_size), about)
   if kind == "policy":
     return Origin(lm, base | load_params(final.folder, table), tokenizer, about)
   body = {name: part for name, part in table.items() if name != "head"}
@@ -177,69 +176,13 @@ def finish(workdir: Path, step: int, params: PyTree, about: Mapping[str, Any], k
   final.wait()
 
 
-def joined(whole: Params, trained: Params) -> Params:
-  """The whole model with its top blocks, norm and head replaced by trained ones (the inverse of `freeze.split`)."""
-  top = jax.tree.leaves(trained["blocks"])[0].shape[0]
-  blocks = jax.tree.map(lambda a, b: jnp.concatenate([a[: a.shape[0] - top], b]), whole["blocks"], trained["blocks"])
-  kept = {name: leaf for name, leaf in whole.items() if name != "head" or "head" in trained}
-  return kept | trained | {"blocks": blocks}
-
-
-# --- what is trained of a model ---
-
-
-class Parts(NamedTuple):
-  """A model in two parts: `trunk | start` is what a stage starts from, `trunk | trained` what it trains, equal at first.
-
-  `about` belongs to the trained model.
-  """
-
-  trunk: Params
-  start: Params
-  trained: Params
-  about: dict[str, Any]
-
-
-def part(origin: Origin, source: str, config: Config, key: Key[Array, ""]) -> Parts:
-  """What `config.top` or `config.lora` trains of a model, the rest cast to `config.trunk_dtype`.
-
-  An adapter that is already there goes on where it has the sizes asked for; any other is merged into its base first.
-  Raises UserError where both are set, for sizes that do not fit the model, and for an adapter of random weights.
-  """
-  c = config
-  if not c.lora.rank:
-    trunk, trained = freeze.split(lora.merge(origin.params), c.top, dtype=c.trunk_dtype)
-    about = {name: value for name, value in origin.about.items() if name not in ("adapter", "base")}
-    return Parts(trunk, trained, trained, about)
-  sizes = lora_sizes(c, origin.lm)
-  if origin.about.get("adapter") == sizes:
-    start = {"adapter": origin.params["adapter"]}
-    return Parts(freeze.base(lora.without(origin.params), c.trunk_dtype), start, start, origin.about)
-  if not source:
-    raise UserError("config.lora.rank is set and the weights are random: give a model to adapt, --model=...")
-  about = adapted(origin.about, source, origin.params, sizes)
-  trained = {"adapter": lora.init(key, origin.lm.table, sizes)}
-  return Parts(freeze.base(lora.merge(origin.params), c.trunk_dtype), {}, trained, about)
-
-
-def lora_sizes(config: Config, lm: LM) -> dict[str, Any]:
-  """The adapter that `config.lora` asks for.  Raises UserError beside `config.top`, and where the model has no such one."""
-  c = config
-  if c.top is not None:
-    raise UserError(f"config.top={c.top} and config.lora.rank={c.lora.rank}: choose one, the other is none or 0")
-  targets = c.lora.targets if c.lora.targets == "all" else tuple(c.lora.targets.replace(" ", "").split(","))
-  return lora.sizes(lm.table, lora.Lora(c.lora.rank, c.lora.alpha, targets))
+# --- an adapter and its base ---
 
 
 def adapted(about: Mapping[str, Any], source: str, base: Params, sizes: Mapping[str, Any]) -> dict[str, Any]:
   """What is said about an adapter: its sizes, and where its base is with the fingerprint of that."""
   place = str(Path(source).absolute()) if Path(source).exists() else source
   return {**about, "adapter": sizes, "base": {"source": place, "fingerprint": fingerprint(base)}}
-
-
-def save_adapter(folder: Path, adapter: Params, about: Mapping[str, Any]) -> None:
-  """An adapter in the layout of PEFT, beside the name of its base."""
-  peft.save(folder, model_config(str(folder), about), adapter, about["base"]["source"])
 
 
 def model_config(what: str, about: Mapping[str, Any]) -> ModelConfig:
@@ -336,7 +279,7 @@ def open_python(source: str, tokenizer: str) -> Origin:
   lasting = f"{Path(place).absolute()}:{name}" if place.endswith(".py") else source
   about = {"family": "python", "source": lasting, "tokenizer": _lasting(found)}
   params = sharding.place(params, sharding.shardings(lm.table))
-  return Origin(lm, params, tokenizers.fit(open_tokenizer(found), lm.vocab_size), about)
+  return Origin(lm, params, tokenizers.fit(tokenizers.by_reference(found), lm.vocab_size), about)
 
 
 def call_python(source: str) -> tuple[LM, Params, str]:
@@ -357,21 +300,7 @@ def call_python(source: str) -> tuple[LM, Params, str]:
   return found[0], found[1], str(found[2]) if len(found) == 3 else ""
 
 
-# --- tokenizers ---
-
-
-def open_tokenizer(reference: str) -> Tokenizer:
-  """A tokenizer by its reference: BYTES, a .gguf model, a folder, a tokenizer.json or a SentencePiece .model."""
-  if reference == BYTES:
-    return byte_tokenizer()
-  return tokenizers.load(tokenizer_source(reference))
-
-
-def tokenizer_source(reference: str) -> Path | dict[str, Any]:
-  """Where a tokenizer is read from: a path, or the metadata of a .gguf model."""
-  if reference.endswith(".gguf") and Path(reference).is_file():
-    return tokenizers.gguf_metadata(reference)
-  return Path(reference)
+# --- tokenizers and templates ---
 
 
 def chat_template(name: str, about: Mapping[str, Any], tokenizer: Tokenizer) -> chat.Template | None:
@@ -382,7 +311,7 @@ def chat_template(name: str, about: Mapping[str, Any], tokenizer: Tokenizer) -> 
   if not name:
     return None
   reference = about["tokenizer"]
-  text, tokens = (None, {}) if reference == BYTES else chat.find(tokenizer_source(reference))
+  text, tokens = (None, {}) if reference == BYTES else chat.find(tokenizers.source(reference))
   if name != chat.OWN:
     return chat.load(name, chat.read(name), tokens, tokenizer)
   text = about["template"]["text"] if about.get("template") else text
@@ -399,14 +328,6 @@ def template_of(about: Mapping[str, Any]) -> str:
   return (about.get("template") or {}).get("fingerprint", "")
 
 
-def byte_tokenizer() -> Tokenizer:
-  """Every byte of the UTF-8 text is an id; 256, <|endoftext|>, ends a text."""
-  specials = {tokenizers.END_OF_TEXT: 256}
-  encode = tokenizers.named(lambda text: list(text.encode()), specials)
-  decode = lambda ids: bytes(i for i in ids if i < 256).decode("utf-8", "replace")
-  return Tokenizer(encode, decode, 257, (256,), (), (), BYTES, specials)
-
-
 def reference(tokenizer: Any, source: str) -> str:
   """The reference of a loaded model's tokenizer: its path, or the .gguf file whose metadata it is."""
   return source if isinstance(tokenizer, Mapping) else str(tokenizer)
@@ -416,6 +337,6 @@ def _with_tokenizer(origin: Origin, reference: str) -> Origin:
   """The origin with another tokenizer, where one is named."""
   if not reference:
     return origin
-  tokenizer = tokenizers.fit(open_tokenizer(reference), origin.lm.vocab_size)
+  tokenizer = tokenizers.fit(tokenizers.by_reference(reference), origin.lm.vocab_size)
   about = {name: value for name, value in origin.about.items() if name not in ("eos", "banned")}  # ids of the other one
   return origin._replace(tokenizer=tokenizer, about=about | {"tokenizer": _lasting(reference)})

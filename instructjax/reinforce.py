@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from instructjax import corpora, optim, origin, ppo, returns, rewards, sharding, stages, steps, writers
+from instructjax import corpora, optim, origin, ppo, returns, rewards, sharding, stages, steps, trainable, writers
 from instructjax.data import buckets, chat, pipeline
 from instructjax.data.mixture import Mixture
 from instructjax.data.tokenizers import Tokenizer
@@ -166,8 +166,8 @@ def _ppo_state(
   With LoRA the trunk is the whole base: the reference is that with the adapter off, or with the one of `rl_init`.
   """
   keys = jax.random.split(jax.random.fold_in(jax.random.key(c.seed), 2))
-  trunk, ref, trained, about = origin.part(policy, c.rl_init, c, keys[0])
-  below, body, value, _ = origin.part(judge, c.reward_model or c.rl_init, c, keys[1])
+  trunk, ref, trained, about = trainable.part(policy, c.rl_init, c, keys[0])
+  below, body, value, _ = trainable.part(judge, c.reward_model or c.rl_init, c, keys[1])
   scorer = {"lm": body, "head": judge.head}
   shared = jax.tree.structure(trunk) == jax.tree.structure(below) and all(
     a is b or (a.shape == b.shape and bool(jnp.array_equal(a, b)))

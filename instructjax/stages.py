@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from instructjax import corpora, losses, optim, origin, reward, sft, sharding, steps, writers
+from instructjax import corpora, losses, optim, origin, reward, sft, sharding, steps, trainable, writers
 from instructjax.checkpoint import Checkpoints
 from instructjax.data import chat, pipeline, prefetch, records
 from instructjax.data.mixture import Rows
@@ -202,7 +202,7 @@ def supervised(
     if not count:
       raise UserError(f"{len(rows or windows)} rows make no batch of {c.batch}: give more data or lower config.batch")
     tx = optimizer(c.optimizer, count)
-    trunk, _, trained, about = origin.part(base, c.model.source, c, jax.random.fold_in(jax.random.key(c.seed), 2))
+    trunk, _, trained, about = trainable.part(base, c.model.source, c, jax.random.fold_in(jax.random.key(c.seed), 2))
     state = steps.init_state(jax.random.key(c.seed), trained, tx)
     settings = sft.SFTConfig(micro=c.micro, window=None if mix else window, dropout=c.model.dropout > 0)
     step = steps.compiled(partial(sft.sft_step, lm=base.lm, tx=tx, cfg=settings), state)
@@ -275,13 +275,13 @@ def whole(c: Config, source: str, trained: Params) -> Params:
   """The whole model in float32, or its adapter; blocks that were not trained come from the source again."""
   if c.top is None:
     return trained
-  return origin.joined(lora.merge(origin.open_model(source, c.model, c.seed).params), trained)
+  return trainable.joined(lora.merge(origin.open_model(source, c.model, c.seed).params), trained)
 
 
 def leave(workdir: Path, step: int, params: Params, about: Mapping[str, Any]) -> None:
   """Leaves a policy for the next stage; an adapter also in the layout of PEFT, in `adapter/`."""
   if "adapter" in about:
-    origin.save_adapter(workdir / "adapter", params["adapter"], about)
+    trainable.save_adapter(workdir / "adapter", params["adapter"], about)
   origin.finish(workdir, step, params, about, "policy")
 
 
@@ -309,7 +309,7 @@ def reward_model(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> 
     if not count:
       raise UserError(f"{len(groups)} comparisons make no batch of {c.batch}: give more data or lower config.batch")
     key = jax.random.key(c.seed)
-    trunk, _, trained, about = origin.part(base, c.model.source, c, jax.random.fold_in(key, 2))
+    trunk, _, trained, about = trainable.part(base, c.model.source, c, jax.random.fold_in(key, 2))
     tx = optimizer(c.optimizer, count)
     params = reward.init(jax.random.fold_in(key, 1), base.lm, trained)
     state = steps.init_state(key, params | {"head": sharding.replicate(params["head"])}, tx)

@@ -83,7 +83,7 @@ class Known(NamedTuple):
 
 
 def _check(args: argparse.Namespace) -> None:
-  from instructjax.data import tables, tokenizer_check
+  from instructjax.data import tables, tokenizer_check, tokenizers
 
   if not args.tokenizer and not args.model:
     raise UserError("give --tokenizer, --model or both")
@@ -91,7 +91,7 @@ def _check(args: argparse.Namespace) -> None:
 
   known = _known(args.model, args.tokenizer) if args.model else None
   reference = args.tokenizer or (known.about["tokenizer"] if known else "")
-  tokenizer = origin.open_tokenizer(reference)
+  tokenizer = tokenizers.by_reference(reference)
   texts = list(_texts(args.files, args))
   if args.files and not texts:
     raise UserError(f"{', '.join(args.files)}: no texts")
@@ -100,7 +100,7 @@ def _check(args: argparse.Namespace) -> None:
   if known:
     problems += tokenizer_check.misfits(tokenizer, tokenizer_check.Model(known.rows, known.named))
     if args.tokenizer and known.about["tokenizer"]:
-      problems += tokenizer_check.others(tokenizer, origin.open_tokenizer(known.about["tokenizer"]), texts)
+      problems += tokenizer_check.others(tokenizer, tokenizers.by_reference(known.about["tokenizer"]), texts)
   stop, wrong = _template(known.about if known and not args.tokenizer else {"tokenizer": reference}, tokenizer)
   problems += wrong
   drawn = origin.ended(tokenizer, known.about if known and not args.tokenizer else {})
@@ -159,11 +159,11 @@ def _figures(tokenizer: Tokenizer, found: Any) -> list[Row]:
 def _template(about: dict[str, Any], tokenizer: Tokenizer) -> tuple[str, list[str]]:
   """(how the chat template closes a reply, what is wrong with that)."""
   from instructjax import origin
-  from instructjax.data import chat
+  from instructjax.data import chat, tokenizers
   from instructjax.data.tokenizer_check import show
 
   reference = about["tokenizer"]
-  if not about.get("template") and (reference == origin.BYTES or not chat.find(origin.tokenizer_source(reference))[0]):
+  if not about.get("template") and (reference == tokenizers.BYTES or not chat.find(tokenizers.source(reference))[0]):
     return "none", []
   try:
     template = origin.chat_template(chat.OWN, about, tokenizer)

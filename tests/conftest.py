@@ -36,6 +36,9 @@ checked = [f"instructjax.{path.stem}" for path in package.iterdir() if path.stem
 install_import_hook(checked, "checks.check")
 
 
+pytest_plugins = ["stage_runs", "servers"]  # fixtures that several files share; imported after the lines above
+
+
 def pytest_collection_finish():
   import_module("hypothesis")  # which asks, once, who holds a generator, and would not see a frozen holder
   gc.freeze()

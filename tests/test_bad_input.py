@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_stages import TUNE, base, data, files, pretrain, reward_run, runs, sft_run  # noqa: F401
+from stage_runs import TUNE, files, pretrain
 
 from instructjax import checkpoint, cli
 from instructjax.errors import UserError
@@ -141,7 +141,7 @@ def test_damaged_model_files(sft, tmp_path):
 # --- runs ---
 
 
-def test_runs_of_the_wrong_kind(refused, data, tmp_path, sft_run, reward_run, base):  # noqa: F811
+def test_runs_of_the_wrong_kind(refused, data, tmp_path, sft_run, reward_run, base):
   new, prompts = f"--workdir={tmp_path / 'run'}", files(data, "prompts", "text")
   ppo = ["ppo", new, *prompts, "--config.data.prompt=12"]
   assert "config.rl_init is empty" in one_line(refused(*ppo))
@@ -165,7 +165,7 @@ def test_ppo_batches_that_do_not_divide(refused, tmp_path):
   assert "a minibatch=3 does not divide by config.ppo.micro x devices=2" in message
 
 
-def test_other_settings_or_data_in_the_same_directory(refused, data, base, tmp_path):  # noqa: F811
+def test_other_settings_or_data_in_the_same_directory(refused, data, base, tmp_path):
   before = (base / "metrics.jsonl").read_bytes()
   size = ["--config.data.length=24", "--config.batch=4", "--config.steps=6", "--config.optimizer.warmup=2"]
   valid = f"--config.data.valid={data / 'text.jsonl'}"
@@ -181,7 +181,7 @@ def test_other_settings_or_data_in_the_same_directory(refused, data, base, tmp_p
   assert (base / "metrics.jsonl").read_bytes() == before
 
 
-def test_checkpoint_of_another_model(refused, data, base, tmp_path):  # noqa: F811
+def test_checkpoint_of_another_model(refused, data, base, tmp_path):
   """The directory of one run with the checkpoints of another: the first leaf that differs is named."""
   import shutil
 
@@ -204,7 +204,7 @@ def test_checkpoint_of_another_model(refused, data, base, tmp_path):  # noqa: F8
   assert "belongs to another model or configuration: use its own settings, or another directory" in message
 
 
-def test_full_disk_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_full_disk_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch, capsys):
   import orbax.checkpoint as ocp
 
   save = ocp.CheckpointManager.save
@@ -223,7 +223,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch, c
   assert pretrain(data, tmp_path / "run", "--config.checkpoint_every=2") == 0
 
 
-def test_nan_stops_with_the_step_and_keeps_the_good_state(data, tmp_path, capsys):  # noqa: F811
+def test_nan_stops_with_the_step_and_keeps_the_good_state(data, tmp_path, capsys):
   options = ["--config.optimizer.lr=1e30", "--config.optimizer.warmup=0", "--config.optimizer.weight_decay=1e30"]
   assert pretrain(data, tmp_path / "run", *options, "--config.checkpoint_every=1") == 2
   message = one_line(capsys.readouterr().err.rstrip("\n"))
@@ -232,7 +232,7 @@ def test_nan_stops_with_the_step_and_keeps_the_good_state(data, tmp_path, capsys
   assert "Lower the learning rate" in message
 
 
-def test_a_directory_that_cannot_be_written(refused, data, tmp_path):  # noqa: F811
+def test_a_directory_that_cannot_be_written(refused, data, tmp_path):
   (tmp_path / "file").write_text("")
   message = refused("sft", f"--workdir={tmp_path / 'file' / 'run'}", *files(data, "demonstrations"), *TUNE)
   assert "cannot be written" in one_line(message)

@@ -6,7 +6,7 @@ import pytest
 
 from instructjax import cli, origin
 from instructjax.checkpoint import Checkpoints
-from instructjax.data import chat
+from instructjax.data import chat, tokenizers
 
 TEMPLATE = (
   "{% for m in messages %}{% if m.role == 'assistant' %}{{ 'A' + m.content + eos_token }}{% else %}{{ 'U' + m.content }}"
@@ -79,7 +79,7 @@ def test_sample_and_export(runs, capsys):
   assert "> hi" in capsys.readouterr().out
   assert cli.main(["export", f"--model={runs / 'sft'}", f"--out={runs / 'out'}"]) == 0
   assert chat.find(runs / "out")[0] == TEMPLATE
-  found = origin.open_tokenizer(str(runs / "out"))
+  found = tokenizers.by_reference(str(runs / "out"))
   template = origin.chat_template("chat", {"tokenizer": str(runs / "out")}, found)
   assert found.encode(chat.render(template, [{"role": "user", "content": "hi"}], prompt=True)) == list(b"UhiA")
 

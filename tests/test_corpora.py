@@ -9,24 +9,10 @@ import sys
 import numpy as np
 import pytest
 import tiny
-from test_stages import (  # noqa: F401
-  TUNE,
-  base,
-  data,
-  files,
-  init_run,
-  leaves,
-  metrics,
-  ppo,
-  pretrain,
-  reward_run,
-  run,
-  runs,
-  sft_run,
-  stop_after,
-)  # fmt: skip
+from stage_runs import TUNE, leaves, metrics, ppo, pretrain, run, stop_after
 
-from instructjax import bench, corpora, origin, reinforce, settings
+from instructjax import bench, corpora, reinforce, settings
+from instructjax.data import tokenizers
 from instructjax.errors import UserError
 
 
@@ -35,7 +21,7 @@ def cache(tmp_path, monkeypatch):
   monkeypatch.setenv("INSTRUCTJAX_CACHE", str(tmp_path / "cache"))
 
 
-def test_text_that_is_read_lazily_changes_no_bit(data, tmp_path):  # noqa: F811
+def test_text_that_is_read_lazily_changes_no_bit(data, tmp_path):
   assert pretrain(data, tmp_path / "memory", "--config.steps=3") == 0
   assert pretrain(data, tmp_path / "lazy", "--config.steps=3", "--config.data.lazy=true") == 0
   assert metrics(tmp_path / "lazy") == metrics(tmp_path / "memory")
@@ -44,7 +30,7 @@ def test_text_that_is_read_lazily_changes_no_bit(data, tmp_path):  # noqa: F811
     np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-def test_a_packed_mixture_goes_on_bit_for_bit(data, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_a_packed_mixture_goes_on_bit_for_bit(data, tmp_path, monkeypatch, capsys):
   """rl_init on two sources of demonstrations and two of text, all packed, stopped after its second step."""
   demos, text = data / "demonstrations.jsonl", data / "text.jsonl"
   (tmp_path / "more.jsonl").write_text("".join(json.dumps({"prompt": f"do {i}", "completion": "ok"}) + "\n" for i in range(30)))
@@ -79,7 +65,7 @@ def sixteen(tmp_path, *names, lengths=2):
   c = settings.load("ppo:tiny")
   c.batch, c.data.prompt, c.data.buckets = 8, 16, lengths
   c.data.prompts = " + ".join(str(tmp_path / name) for name in names)
-  found, batches = reinforce.drawn_prompts(c, corpora.read(c, "prompts", "prompt"), origin.byte_tokenizer(), None)
+  found, batches = reinforce.drawn_prompts(c, corpora.read(c, "prompts", "prompt"), tokenizers.of_bytes(), None)
   return rows, found, [batches(i) for i in range(4)]
 
 
@@ -100,20 +86,20 @@ def test_a_mixture_of_prompts_has_no_lengths(tmp_path):
 
 
 @pytest.mark.slow  # needs all the stages before it
-def test_ppo_runs_on_prompts_of_two_lengths(data, init_run, reward_run, tmp_path):  # noqa: F811
+def test_ppo_runs_on_prompts_of_two_lengths(data, init_run, reward_run, tmp_path):
   sixteen(tmp_path, "prompts.jsonl")
   prompts = [f"--config.data.prompts={tmp_path / 'prompts.jsonl'}", "--config.data.prompt=16", "--config.data.buckets=2"]
   assert ppo(data, tmp_path / "ppo", init_run, reward_run, *prompts, "--config.iterations=2") == 0
   assert [row["step"] for row in metrics(tmp_path / "ppo")] == [1, 2]
 
 
-def test_weights_say_nothing_where_every_record_is_used(data, tmp_path, capsys):  # noqa: F811
+def test_weights_say_nothing_where_every_record_is_used(data, tmp_path, capsys):
   mixed = f"--config.data.prompts={data / 'prompts.jsonl'} + 0.5*{data / 'prompts.jsonl'}"
   assert run("sample", tmp_path / "sample", "--model=none", mixed) == 2
   assert "every record is used here, so weights say nothing" in capsys.readouterr().err
 
 
-def test_bench_draws_new_batches_of_text(data):  # noqa: F811
+def test_bench_draws_new_batches_of_text(data):
   asked = bench.Bench("sft", length=32, repeats=3, text=str(data / "text.jsonl"))
   with bench.fed(tiny.lm(vocab_size=300), asked, 4, ("trunk", "one batch")) as (inputs, waited):
     (_, one), (trunk, other) = inputs(0), inputs(1)

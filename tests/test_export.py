@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import tiny
 
-from instructjax import cli, export, models, origin
+from instructjax import cli, export, models, origin, trainable
 from instructjax.checkpoint import Checkpoints
+from instructjax.data import tokenizers
 from instructjax.errors import UserError
 from instructjax.models import heads
 
 LM = models.build(origin.SHAPES["tiny"])
-ABOUT = origin.describe(origin.SHAPES["tiny"], origin.BYTES)
+ABOUT = origin.describe(origin.SHAPES["tiny"], tokenizers.BYTES)
 
 
 def weights(seed):
@@ -47,7 +48,7 @@ def test_a_policy_comes_back_bit_for_bit(tmp_path, capsys):
   generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
   assert config["eos_token_id"] == generation["eos_token_id"] == 256
   assert generation["temperature"] == 1.0 and generation["top_k"] == 0
-  tokenizer = origin.open_tokenizer(str(tmp_path / "out"))
+  tokenizer = tokenizers.by_reference(str(tmp_path / "out"))
   assert tokenizer.encode("né") == list("né".encode()) and tokenizer.eos == (256,)
 
 
@@ -69,7 +70,7 @@ def test_the_last_weights_of_a_run_that_trained_the_top_block(tmp_path):
   top = lambda params: {"blocks": jax.tree.map(lambda x: x[1:], params["blocks"]), "norm": params["norm"]}
   run = ppo(tmp_path / "run", average, top(raw))
   found = opened(export.export(run, tmp_path / "out", weights="raw"))
-  tiny.assert_trees_equal(found, origin.joined(average, top(raw)))
+  tiny.assert_trees_equal(found, trainable.joined(average, top(raw)))
 
 
 def test_a_reward_model_is_a_classifier(tmp_path):
@@ -105,7 +106,7 @@ def test_what_ends_the_responses_of_a_run_is_carried(tmp_path):
   """The quickstart's models end a response at a new line, and say so in the run."""
   about = ABOUT | {"eos": [10, 256], "banned": [13]}
   run = left(tmp_path / "run", weights(0), about=about)
-  own, other = (origin.open_model(run, export.PLAIN | {"tokenizer": name}, 0) for name in ("", origin.BYTES))
+  own, other = (origin.open_model(run, export.PLAIN | {"tokenizer": name}, 0) for name in ("", tokenizers.BYTES))
   assert other.tokenizer.eos == (256,) and other.about == ABOUT  # the ids are those of the tokenizer that it had
   tokenizer = own.tokenizer
   assert (tokenizer.eos, tokenizer.banned, tokenizer.decode([104, 105, 10])) == ((10, 256), (13,), "hi")
@@ -114,4 +115,4 @@ def test_what_ends_the_responses_of_a_run_is_carried(tmp_path):
   assert generation["eos_token_id"] == json.loads((folder / "config.json").read_text())["eos_token_id"] == [10, 256]
   assert generation["suppress_tokens"] == [13]
   assert json.loads((folder / "tokenizer_config.json").read_text())["eos_token"] == "<|endoftext|>"
-  assert origin.open_tokenizer(str(folder)).eos == (10, 256)
+  assert tokenizers.by_reference(str(folder)).eos == (10, 256)

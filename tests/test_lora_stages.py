@@ -7,19 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from test_stages import TUNE, files, leaves, metrics, ppo, run, stop_after, written
+from stage_runs import TUNE, files, leaves, metrics, ppo, run, stop_after
 
-from instructjax import models, optim, origin, reinforce, settings
+from instructjax import models, optim, origin, reinforce, settings, trainable
 from instructjax.errors import UserError
 from instructjax.models import lora, peft
 
 LORA = ["--config.lora.rank=2", "--config.lora.alpha=4.0", "--config.trunk_dtype=float32"]
 EIGHT = [f"--config.mesh.{axis}=2" for axis in ("data", "fsdp", "model")]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  return written(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -171,13 +166,13 @@ def test_the_reference_is_the_base_with_the_adapter_off(base, reward_run):
 
 def test_without_lora_the_merged_model_is_trained(init_run):
   found = model(init_run)
-  trunk, start, trained, about = origin.part(found, str(init_run), config(), jax.random.key(0))
+  trunk, start, trained, about = trainable.part(found, str(init_run), config(), jax.random.key(0))
   assert trunk == {}
   assert start is trained
   tiny.assert_trees_equal(trained, lora.merge(found.params))
   assert "adapter" not in about
   assert "base" not in about
-  top = origin.part(found, str(init_run), config(top=1), jax.random.key(0))
+  top = trainable.part(found, str(init_run), config(top=1), jax.random.key(0))
   assert set(top.trunk) == {"embed", "lower"}
 
 

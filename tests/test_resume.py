@@ -14,7 +14,7 @@ import chain
 import jax
 import numpy as np
 import pytest
-from test_stages import base, data, init_run, leaves, metrics, reward_run, runs, sft_run  # noqa: F401
+from stage_runs import leaves, metrics
 
 PLANS = [
   "pretrain:write:3", "final:commit:5", "sft:step:2", "rl_init:commit:3", "reward:line:2", "ppo:step:2", "ppo:write:3",
@@ -23,7 +23,7 @@ PLANS = [
 
 
 @pytest.fixture(scope="module")
-def launch(data):  # noqa: F811
+def launch(data):
   """Starts `chain.py` and returns how it ended."""
   env = os.environ | {
     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -124,7 +124,7 @@ def test_two_processes_do_what_one_does(launch, together, tmp_path):
 
 
 @pytest.mark.slow
-def test_ppo_in_two_processes_of_which_one_is_killed(together, init_run, reward_run, tmp_path):  # noqa: F811
+def test_ppo_in_two_processes_of_which_one_is_killed(together, init_run, reward_run, tmp_path):
   """The other process ends by itself; started again, both go on bit for bit.  First the one that does not write is killed,
   within an iteration, then the one that writes, within a checkpoint."""
   whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -1,7 +1,6 @@
 """Rewards from outside: the grammar, Python functions, a real server, and PPO, best-of-n and sampling with them."""
 
 import email.utils
-import http.server
 import json
 import threading
 import time
@@ -11,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from test_stages import base, data, files, leaves, metrics, reward_run, run, runs, sft_run  # noqa: F401
+from servers import lengths
+from stage_runs import files, leaves, metrics, run
 
 from instructjax import rewards
 from instructjax.errors import UserError
@@ -31,51 +31,6 @@ def module(tmp_path):
     return tmp_path / name
 
   return write
-
-
-@pytest.fixture
-def server():
-  """A server in a thread; `answer(path, body, number)` gives (status, headers, body or bytes) of request `number`."""
-
-  class Handler(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-      body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-      with found.lock:
-        number = len(found.asked)
-        found.asked.append((self.path, body, dict(self.headers), time.monotonic()))
-        found.live += 1
-        found.most = max(found.most, found.live)
-      status, headers, reply = found.answer(self.path, body, number)
-      with found.lock:
-        found.live -= 1
-      reply = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
-      try:
-        self.send_response(status)
-        for name, value in headers.items():
-          self.send_header(name, value)
-        self.send_header("Content-Length", str(len(reply)))
-        self.end_headers()
-        self.wfile.write(reply)
-      except (BrokenPipeError, ConnectionResetError):  # the client had no more patience
-        pass
-
-    def log_message(self, *args):
-      pass
-
-  found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-  found.asked, found.live, found.most, found.lock = [], 0, 0, threading.Lock()
-  found.answer = lengths
-  found.url = f"http://127.0.0.1:{found.server_address[1]}/score"
-  thread = threading.Thread(target=found.serve_forever, args=(0.01,))
-  thread.start()
-  yield found
-  found.shutdown()
-  thread.join()
-  found.server_close()
-
-
-def lengths(path, body, number):
-  return 200, {}, {"scores": [len(text) for text in body["responses"]]}
 
 
 def score(source: str, prompts=PROMPTS, texts=TEXTS):
@@ -313,7 +268,7 @@ def test_the_template_of_a_judge_has_both_texts():
 # --- stages ---
 
 
-def ppo(data, workdir, init, source, *options):  # noqa: F811
+def ppo(data, workdir, init, source, *options):
   size = {
     "batch": 8, "iterations": 4, "ppo.minibatches": 2, "sampling.response": 6, "data.prompt": 12, "data.length": 24,
     "ptx_ratio": 1,
@@ -327,7 +282,7 @@ COUNT = "def letters(prompts, responses):\n  return [sum(c in 'aeiou' for c in t
 
 
 @pytest.mark.slow
-def test_ppo_goes_on_after_its_server_failed_bit_for_bit(data, base, reward_run, server, module, tmp_path, capsys):  # noqa: F811
+def test_ppo_goes_on_after_its_server_failed_bit_for_bit(data, base, reward_run, server, module, tmp_path, capsys):
   """Three sources; nothing compiles after the first iteration; the state before the failure is saved."""
   sources = f"python:{module(COUNT)}:letters + 0.5*{server.url}#batch=3,{FAST} + 2*{reward_run}"
   again = partial(ppo, data, init=base, source=sources)
@@ -358,7 +313,7 @@ def test_ppo_goes_on_after_its_server_failed_bit_for_bit(data, base, reward_run,
 
 
 @pytest.mark.slow  # 40 iterations, about 20 s
-def test_ppo_learns_a_function(data, base, module, tmp_path):  # noqa: F811
+def test_ppo_learns_a_function(data, base, module, tmp_path):
   options = ["--config.iterations=40", "--config.batch=32", "--config.sampling.response=12", "--config.ppo.ptx_coef=0"]
   options += ["--config.policy_optimizer.lr=3e-3", "--config.kl.coef=0", "--config.ppo.epochs=2"]
   assert ppo(data, tmp_path / "ppo", base, f"python:{module(COUNT)}:letters", *options) == 0
@@ -367,7 +322,7 @@ def test_ppo_learns_a_function(data, base, module, tmp_path):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_the_same_reward_model_inside_and_outside(data, base, reward_run, tmp_path):  # noqa: F811
+def test_the_same_reward_model_inside_and_outside(data, base, reward_run, tmp_path):
   """One compiled iteration and two halves with the scores between them give the same run."""
   judged = f"--config.reward_model={reward_run}"
   assert ppo(data, tmp_path / "in", base, "", judged, "--config.iterations=2") == 0
@@ -378,7 +333,7 @@ def test_the_same_reward_model_inside_and_outside(data, base, reward_run, tmp_pa
     assert outside["objective/score/reward"] == pytest.approx(outside["objective/scores"], rel=1e-5)
 
 
-def test_bestofn_and_sample_with_functions(data, base, module, reward_run, tmp_path):  # noqa: F811
+def test_bestofn_and_sample_with_functions(data, base, module, reward_run, tmp_path):
   small = ["--config.data.prompt=12", "--config.sampling.response=6", "--config.batch=2", "--config.prompts=3"]
   options = [*files(data, "prompts"), f"--model={base}", *small, "--config.n=4"]
   file = module(COUNT + "def spaces(p, r):\n  return [float(t.count(' ')) for t in r]\n")
@@ -396,7 +351,7 @@ def test_bestofn_and_sample_with_functions(data, base, module, reward_run, tmp_p
     assert row["scores"]["spaces"] == [text.count(" ") for text in row["responses"]]
 
 
-def test_a_run_scores_texts_as_it_scores_ids(reward_run):  # noqa: F811
+def test_a_run_scores_texts_as_it_scores_ids(reward_run):
   from instructjax import origin, reward
 
   settings = {"dtype": "float32", "remat": "none", "unroll": 1, "sequence": False, "attention": "auto"}
@@ -413,7 +368,7 @@ def score_with(source, settings, prompts, texts):
   return found
 
 
-def test_ppo_without_any_reward_says_what_to_give(data, base, tmp_path, capsys):  # noqa: F811
+def test_ppo_without_any_reward_says_what_to_give(data, base, tmp_path, capsys):
   assert ppo(data, tmp_path / "run", base, "") == 2
   assert "config.reward_model is empty" in capsys.readouterr().err
   assert not (tmp_path / "run").exists()

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from test_stages import base, data, files, pretrain, reward_run, run, runs, sft_run  # noqa: F401
+from stage_runs import files, run
 
 from instructjax import origin, sample, writers
 from instructjax.label import tasks
@@ -18,14 +18,15 @@ def lines(path):
 
 
 @pytest.fixture(scope="module")
-def models(base, sft_run):  # noqa: F811
+def models(base, sft_run):
   return [f"--model=before={base}", f"--model={sft_run}"]
 
 
 @pytest.fixture(scope="module")
-def round_(data, runs, models):  # noqa: F811
-  assert run("sample", runs / "round", *files(data, "prompts"), *models, *BOTH) == 0
-  return runs / "round"
+def round_(data, tmp_path_factory, models):
+  folder = tmp_path_factory.mktemp("runs") / "round"
+  assert run("sample", folder, *files(data, "prompts"), *models, *BOTH) == 0
+  return folder
 
 
 def test_the_outputs_are_tasks_for_labelers_with_their_sources(round_):
@@ -46,7 +47,7 @@ def test_the_outputs_are_tasks_for_labelers_with_their_sources(round_):
   assert [list(task.sources) for task in found] == [row["sources"] for row in rows] and not left_out
 
 
-def test_draws_do_not_depend_on_what_else_is_sampled(data, round_, sft_run, tmp_path):  # noqa: F811
+def test_draws_do_not_depend_on_what_else_is_sampled(data, round_, sft_run, tmp_path):
   assert run("sample", tmp_path / "one", *files(data, "prompts"), f"--model={sft_run}", *SMALL, "--config.n=2") == 0
   alone = [row["responses"] for row in lines(tmp_path / "one" / "samples.jsonl")]
   both = lines(round_ / "draws.jsonl")
@@ -55,7 +56,7 @@ def test_draws_do_not_depend_on_what_else_is_sampled(data, round_, sft_run, tmp_
 
 
 @pytest.mark.parametrize("stop", [3, 5, 13])
-def test_an_interrupted_round_goes_on_as_if_it_had_not_been(data, models, round_, tmp_path, monkeypatch, stop):  # noqa: F811
+def test_an_interrupted_round_goes_on_as_if_it_had_not_been(data, models, round_, tmp_path, monkeypatch, stop):
   """After 3 prompts of the first cell (batches of 2), between two cells, and inside the second model."""
   append, count = writers.append, iter(range(stop))
 
@@ -80,7 +81,7 @@ def test_an_interrupted_round_goes_on_as_if_it_had_not_been(data, models, round_
     assert (tmp_path / "x" / name).read_text() == (round_ / name).read_text()
 
 
-def test_a_finished_round_stays_and_another_needs_another_directory(data, models, round_, capsys):  # noqa: F811
+def test_a_finished_round_stays_and_another_needs_another_directory(data, models, round_, capsys):
   before = (round_ / "samples.jsonl").read_text()
   assert run("sample", round_, *files(data, "prompts"), *models, *BOTH) == 0
   assert "30 responses to 5 prompts, drawn before" in capsys.readouterr().out
@@ -89,7 +90,7 @@ def test_a_finished_round_stays_and_another_needs_another_directory(data, models
   assert "holds a run with config.seed=0, this one has config.seed=1" in capsys.readouterr().err
 
 
-def test_facts_chats_and_scores_come_along(sft_run, reward_run, tmp_path):  # noqa: F811
+def test_facts_chats_and_scores_come_along(sft_run, reward_run, tmp_path):
   chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
   rows = [{"prompt": chat, "user": "u", "use_case": "chat", "consent": True}, {"prompt": "say", "id": "7"}]
   (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -106,7 +107,7 @@ def test_facts_chats_and_scores_come_along(sft_run, reward_run, tmp_path):  # no
   assert first.turns == tuple(chat) and first.user == "u" and second.id == "7" and second.turns is None
 
 
-def test_one_prompt_after_another_in_one_directory(sft_run, tmp_path, capsys):  # noqa: F811
+def test_one_prompt_after_another_in_one_directory(sft_run, tmp_path, capsys):
   for prompt in ("one", "two"):
     assert run("sample", tmp_path, f"--config.prompt={prompt}", f"--model={sft_run}", *SMALL) == 0
     assert f"> {prompt}" in capsys.readouterr().out
@@ -124,12 +125,12 @@ def test_one_prompt_after_another_in_one_directory(sft_run, tmp_path, capsys):  
     (["--model=a/sft", "--model=b/sft"], "--model: two models are called 'sft'; name them: --model=NAME=a/sft"),
   ],
 )
-def test_what_cannot_be_sampled(data, tmp_path, capsys, options, what):  # noqa: F811
+def test_what_cannot_be_sampled(data, tmp_path, capsys, options, what):
   assert run("sample", tmp_path / "x", *files(data, "prompts"), *SMALL, *options) == 2
   assert what in capsys.readouterr().err and not (tmp_path / "x").exists()
 
 
-def test_every_run_is_looked_at_before_the_first_draw(data, sft_run, reward_run, tmp_path, capsys):  # noqa: F811
+def test_every_run_is_looked_at_before_the_first_draw(data, sft_run, reward_run, tmp_path, capsys):
   (tmp_path / "half" / "checkpoints").mkdir(parents=True)
   for other, what in ((tmp_path / "half", "this run is not finished"), (reward_run, "a policy model is needed")):
     models = [f"--model={sft_run}", f"--model=b={other}"]

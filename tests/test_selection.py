@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from test_stages import TUNE, base, data, files, metrics, run, runs  # noqa: F401
+from stage_runs import TUNE, files, metrics, run
 
 from instructjax import origin, selection, settings
 from instructjax.checkpoint import Checkpoints
@@ -20,7 +20,7 @@ def f(prompts, responses):
 
 
 @pytest.fixture
-def options(data, base, tmp_path):  # noqa: F811
+def options(data, base, tmp_path):
   (tmp_path / "mine.py").write_text(SCORES)
   prompts = shutil.copy(data / "prompts.jsonl", tmp_path)
   select = {"reward": f"python:{tmp_path / 'mine.py'}:f", "prompts": prompts, "response": 4}

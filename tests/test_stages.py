@@ -1,109 +1,16 @@
 """Every stage through the command line on tiny files, chained, and resumed bit for bit."""
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stage_runs import TUNE, files, leaves, metrics, ppo, pretrain, run, stop_after
 
-from instructjax import cli, loop, origin, stages
-from instructjax.checkpoint import Checkpoints
+from instructjax import origin, stages
 
-SMALL = ["--config.data.prompt=12", "--config.data.response=12"]
-TUNE = [*SMALL, "--config.epochs=1", "--config.batch=4"]
-WORDS = ["good", "bad", "fine", "poor", "great"]
 LETTERS = ["say good bad fine poor great 0 1 2 3 4 5 6 7 8 9"] * 20  # for a tokenizer
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  return written(tmp_path_factory.mktemp("data"))
-
-
-def written(folder: Path) -> Path:
-  """Twelve demonstrations, eight comparisons, eight prompts and some text."""
-  rows = {
-    "demonstrations": [{"prompt": f"say {i}", "completion": WORDS[i % 5]} for i in range(12)],
-    "comparisons": [
-      {"prompt": f"say {i}", "completions": WORDS[: 2 + i % 3], "ranks": [1, 2, 2, 4][: 2 + i % 3]} for i in range(8)
-    ],
-    "prompts": [{"prompt": f"say {i}"} for i in range(8)],
-    "text": [{"text": "the quick brown fox jumps over the lazy dog " * 4} for _ in range(8)],
-  }
-  for name, part in rows.items():
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-  return folder
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-  return tmp_path_factory.mktemp("runs")
-
-
-def run(stage: str, workdir: Path, *options: str) -> int:
-  return cli.main([stage, f"--config={stage}:tiny", f"--workdir={workdir}", *options])
-
-
-def files(data: Path, *names: str) -> list[str]:
-  return [f"--config.data.{name}={data / name}.jsonl" for name in names]
-
-
-def metrics(workdir: Path) -> list[dict]:
-  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def leaves(workdir: Path, stage: str) -> dict[str, np.ndarray]:
-  """Every array of the last checkpoint, as Orbax stored it, from however many processes."""
-  import orbax.checkpoint as ocp
-
-  folder = Checkpoints(workdir / "checkpoints" / stage)
-  with ocp.CheckpointManager(folder.folder, item_handlers={"state": ocp.StandardCheckpointHandler()}) as manager:
-    found = manager.item_metadata(folder.latest())["state"]
-    whole = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), dict(found))
-    restored = manager.restore(folder.latest(), args=ocp.args.Composite(state=ocp.args.StandardRestore(whole)))["state"]
-  return {name: np.asarray(leaf) for name, leaf in restored.items()}
-
-
-def pretrain(data, workdir, *options):
-  text = f"--config.data.valid={data / 'text.jsonl'}"
-  size = ["--config.data.length=24", "--config.batch=4", "--config.steps=6", "--config.optimizer.warmup=2"]
-  return run("pretrain", workdir, *files(data, "text"), text, *size, *options)
-
-
-@pytest.fixture(scope="module")
-def base(data, runs):
-  assert pretrain(data, runs / "pretrain") == 0
-  return runs / "pretrain"
-
-
-@pytest.fixture(scope="module")
-def sft_run(data, runs, base):
-  options = [*files(data, "demonstrations"), f"--model={base}", *TUNE, "--config.model.dropout=0.1"]
-  assert run("sft", runs / "sft", *options) == 0
-  return runs / "sft"
-
-
-@pytest.fixture(scope="module")
-def init_run(data, runs, base):
-  options = [*files(data, "demonstrations", "text"), f"--model={base}", *TUNE, "--config.top=1"]
-  assert run("rl_init", runs / "rl_init", *options, "--config.trunk_dtype=float32") == 0
-  return runs / "rl_init"
-
-
-@pytest.fixture(scope="module")
-def reward_run(data, runs, sft_run):
-  options = [*files(data, "comparisons", "demonstrations"), f"--model={sft_run}", *TUNE]
-  assert run("reward", runs / "reward", *options, f"--config.data.valid={data / 'comparisons.jsonl'}") == 0
-  return runs / "reward"
-
-
-def ppo(data, workdir, init, judge, *options):
-  size = ["--config.batch=8", "--config.iterations=4", "--config.ppo.minibatches=2", "--config.sampling.response=6"]
-  size += ["--config.data.prompt=12", "--config.data.length=24", "--config.ptx_ratio=1"]
-  models = [f"--model={init}", f"--config.reward_model={judge}"]
-  return run("ppo", workdir, *files(data, "prompts", "text"), *models, *size, *options)
 
 
 def test_pretrain_writes_a_run_directory(base):
@@ -150,9 +57,10 @@ def test_reward_model_scores_demonstrations_0_on_average(data, reward_run):
 
 
 @pytest.fixture(scope="module")
-def ppo_run(data, runs, init_run, reward_run):
-  assert ppo(data, runs / "ppo", init_run, reward_run) == 0
-  return runs / "ppo"
+def ppo_run(data, tmp_path_factory, init_run, reward_run):
+  folder = tmp_path_factory.mktemp("runs") / "ppo"
+  assert ppo(data, folder, init_run, reward_run) == 0
+  return folder
 
 
 def test_ppo_runs_on_both_and_leaves_the_average(ppo_run):
@@ -167,36 +75,22 @@ def test_ppo_runs_on_both_and_leaves_the_average(ppo_run):
   assert (final["blocks"]["up"]["w"] != stored["params/policy/blocks/up/w"]).any()
 
 
-def test_bestofn_and_sample_read_finished_runs(data, runs, sft_run, reward_run, capsys):
+def test_bestofn_and_sample_read_finished_runs(data, sft_run, reward_run, tmp_path, capsys):
   small = ["--config.data.prompt=12", "--config.sampling.response=6", "--config.batch=2", "--config.prompts=3"]
   options = [*files(data, "prompts"), f"--model={sft_run}", *small]
   judged = [f"--config.rewards={reward_run}", "--config.n=4"]
-  assert run("bestofn", runs / "bestofn", *options, *judged) == 0
-  points = metrics(runs / "bestofn")
+  assert run("bestofn", tmp_path / "bestofn", *options, *judged) == 0
+  points = metrics(tmp_path / "bestofn")
   assert [row["step"] for row in points] == [1, 2, 4]
   assert points[0]["kl"] == 0
   assert points[0]["score"] <= points[1]["score"] <= points[2]["score"]
-  samples = [json.loads(line) for line in (runs / "bestofn" / "samples.jsonl").read_text().splitlines()]
+  samples = [json.loads(line) for line in (tmp_path / "bestofn" / "samples.jsonl").read_text().splitlines()]
   assert [row["prompt"] for row in samples] == ["say 0", "say 1", "say 2"]
   assert all(row["scores"]["best"] >= row["scores"]["first"] for row in samples)
-  assert run("sample", runs / "sample", *options, "--config.n=2") == 0
-  rows = [json.loads(line) for line in (runs / "sample" / "samples.jsonl").read_text().splitlines()]
+  assert run("sample", tmp_path / "sample", *options, "--config.n=2") == 0
+  rows = [json.loads(line) for line in (tmp_path / "sample" / "samples.jsonl").read_text().splitlines()]
   assert [len(row["responses"]) for row in rows] == [2, 2, 2]
   assert "> say 2" in capsys.readouterr().out
-
-
-def stop_after(monkeypatch, count):
-  """Ctrl-C while the batch after step `count` is prepared."""
-
-  def interrupted(step, state, batches, **settings):
-    def limited(i):
-      if i == count:
-        raise KeyboardInterrupt
-      return batches(i)
-
-    return loop.fit(step, state, limited, **settings)
-
-  monkeypatch.setattr(stages, "fit", interrupted)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "ppo"])

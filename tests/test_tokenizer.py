@@ -136,7 +136,7 @@ def test_what_texts_lose(tokenizer, tmp_path):
 
 
 def test_check_of_a_run_and_of_a_function(tokenizer, tmp_path):
-  about = origin.describe(origin.SHAPES["tiny"], origin.BYTES)
+  about = origin.describe(origin.SHAPES["tiny"], tokenizers.BYTES)
   origin.finish(tmp_path / "run", 1, {"w": jax.numpy.zeros(1)}, about, "policy")
   code, out, err = tokenizer("check", f"--model={tmp_path / 'run'}")
   assert (code, err) == (0, "") and "rows of the embedding" in out

@@ -101,7 +101,7 @@ def _equal(made: Any, tokenizer: Tokenizer, reference: str) -> None:
 
 
 def of_bytes() -> Any:
-  """`origin.byte_tokenizer` as byte-level BPE without merges: every byte is its id, and 256 ends a text."""
+  """`tokenizers.of_bytes` as byte-level BPE without merges: every byte is its id, and 256 ends a text."""
   import tokenizers as hf
   from tokenizers import decoders, models, pre_tokenizers
 

@@ -8,16 +8,11 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from instructjax.data import records, sources, spellings
 from instructjax.errors import UserError
 
-if TYPE_CHECKING:
-  from instructjax.data.tokenizers import Tokenizer
-
 KINDS = tuple(kind for kind in records.KINDS if kind != "text")  # those with a prompt
-OpenTokenizer = Callable[[str], "Tokenizer"]  # from --tokenizer; given by the command line, which knows models
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -83,11 +78,11 @@ def _clean(command: argparse.ArgumentParser) -> None:
   command.add_argument("--seed", type=int, help="of the split and of what a rule keeps; default 0")
 
 
-def run(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
+def run(args: argparse.Namespace) -> None:
   """The action.  Raises UserError for whatever a user can mend."""
   actions = {"check": check, "clean": clean, "stats": stats, "compare": compare, "expand": expand, "tone": tone}
   actions |= {"convert": convert}
-  actions[args.action](args, open_tokenizer)
+  actions[args.action](args)
 
 
 @contextlib.contextmanager
@@ -99,7 +94,7 @@ def _writing(out: str) -> Iterator[None]:
     raise UserError(f"--out={out}: cannot be written ({error}); choose another place") from error
 
 
-def check(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
+def check(args: argparse.Namespace) -> None:
   bad, total = 0, 0
   for file in args.files:
     found, kind, problems = _examined(file, args)
@@ -112,8 +107,8 @@ def check(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
     raise UserError(f"{_count(total, 'problem')} in {bad} of {_count(len(args.files), 'file')}; mend the lines above")
 
 
-def clean(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
-  from instructjax.data import hygiene
+def clean(args: argparse.Namespace) -> None:
+  from instructjax.data import hygiene, tokenizers
   from instructjax.data.tables import Table, show
 
   given = {name: getattr(args, name) for name in hygiene.Hygiene.__dataclass_fields__ if getattr(args, name) is not None}
@@ -126,7 +121,7 @@ def clean(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
   rows, kinds = _all(args)
   if len(kinds) > 1:
     raise UserError(f"--in: {' and '.join(sorted(kinds))} files together; clean each kind by itself, with the same --seed")
-  tokenizer = open_tokenizer(args.tokenizer) if args.tokenizer else None
+  tokenizer = tokenizers.by_reference(args.tokenizer) if args.tokenizer else None
   cleaned = hygiene.clean(rows, settings, tokenizer)
   report = {"files": args.files, "tokenizer": args.tokenizer, **hygiene.report(cleaned, settings)}
   with _writing(args.out):
@@ -147,14 +142,14 @@ def clean(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
   ])  # fmt: skip
 
 
-def stats(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
+def stats(args: argparse.Namespace) -> None:
   from instructjax.data import statistics, tables
 
   parts = []
   for file in args.files:
     found, kind = _read(file, args)
     parts.append(statistics.Part(statistics.DATA_SETS[kind], statistics.split_name(file), found))
-  length, unit = _length(args.tokenizer, open_tokenizer)
+  length, unit = _length(args.tokenizer)
   found = statistics.tables(parts, length, unit, args.group)
   if args.json:
     print(json.dumps({"tables": tables.as_json(found)}, ensure_ascii=False))
@@ -162,7 +157,7 @@ def stats(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
     tables.show(found)
 
 
-def compare(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
+def compare(args: argparse.Namespace) -> None:
   from instructjax.data import mix, tables
 
   a, b = (_read(file, args)[0] for file in args.files)
@@ -178,7 +173,7 @@ def compare(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
   )
 
 
-def expand(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
+def expand(args: argparse.Namespace) -> None:
   from instructjax.data import few_shot
 
   found = records.read(args.file, "few_shot")
@@ -190,7 +185,7 @@ def expand(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
   print(f"{args.out}: {len(rows)} demonstrations from {_count(len(found), 'few-shot prompt')}")
 
 
-def convert(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
+def convert(args: argparse.Namespace) -> None:
   found, kind, problems = _examined(args.source, args)
   if not args.leave_out or not found:
     records.report(problems)
@@ -201,7 +196,7 @@ def convert(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
   print(f"{args.out}: {_count(len(found), kind)}; {_count(len(problems), 'problem')}")
 
 
-def tone(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
+def tone(args: argparse.Namespace) -> None:
   from instructjax.data import tone
 
   tasks = tone.tasks(args.seed)
@@ -246,10 +241,12 @@ def _all(args: argparse.Namespace) -> tuple[list, set[str]]:
   return [row for found, _ in both for row in found], {kind for _, kind in both}
 
 
-def _length(reference: str | None, open_tokenizer: OpenTokenizer) -> tuple[Callable[[str], int], str]:
+def _length(reference: str | None) -> tuple[Callable[[str], int], str]:
   if not reference:
     return lambda text: len(text.encode()), "UTF-8 bytes"
-  tokenizer = open_tokenizer(reference)
+  from instructjax.data import tokenizers
+
+  tokenizer = tokenizers.by_reference(reference)
   return lambda text: len(tokenizer.encode(text)), f"tokens of {reference}"
 
 

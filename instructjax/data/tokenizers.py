@@ -14,6 +14,30 @@ from instructjax.errors import UserError
 
 USUAL_EOS = ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>", "<eos>")
 END_OF_TEXT = "<|endoftext|>"
+BYTES = "bytes"  # the tokenizer that needs no file
+
+
+def by_reference(reference: str) -> Tokenizer:
+  """A tokenizer as users and runs name it: BYTES, a .gguf model, a folder, a tokenizer.json or a SentencePiece .model.
+
+  Raises UserError where it is none of these.
+  """
+  return of_bytes() if reference == BYTES else load(source(reference))
+
+
+def source(reference: str) -> Path | dict[str, Any]:
+  """Where a tokenizer is read from: a path, or the metadata of a .gguf model."""
+  if reference.endswith(".gguf") and Path(reference).is_file():
+    return gguf_metadata(reference)
+  return Path(reference)
+
+
+def of_bytes() -> Tokenizer:
+  """Every byte of the UTF-8 text is an id; 256, <|endoftext|>, ends a text."""
+  specials = {END_OF_TEXT: 256}
+  encode = named(lambda text: list(text.encode()), specials)
+  decode = lambda ids: bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+  return Tokenizer(encode, decode, 257, (256,), (), (), BYTES, specials)
 
 
 def load(source: str | Path | Mapping[str, Any]) -> Tokenizer:
@@ -170,6 +194,6 @@ def _wrap(tokenizer, eos: Sequence[int], control: Sequence[int], bos: Sequence[i
 
 
 __all__ = [
-  "END_OF_TEXT", "Tokenizer", "byte_level", "fit", "from_folder", "from_gguf", "from_json", "from_sentencepiece",
-  "gguf_metadata", "load", "named",
+  "BYTES", "END_OF_TEXT", "Tokenizer", "by_reference", "byte_level", "fit", "from_folder", "from_gguf", "from_json",
+  "from_sentencepiece", "gguf_metadata", "load", "named", "of_bytes", "source",
 ]  # fmt: skip

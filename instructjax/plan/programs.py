@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
-from instructjax import models, optim, origin, ppo, reinforce, reward, sft, sharding, stages
+from instructjax import models, optim, origin, ppo, reinforce, reward, sft, sharding, stages, trainable
 from instructjax.data.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.models import freeze, lora
@@ -103,11 +103,11 @@ def reward_parameters(lm: LM, trained: Params) -> Params:
 
 
 def parts(c: Config, lm: LM) -> tuple[Params, Params, Params]:
-  """(trunk, start, trained) of `origin.part`, without making them."""
+  """(trunk, start, trained) of `trainable.part`, without making them."""
   if not c.lora.rank:
     trunk, trained = jax.eval_shape(partial(freeze.split, top=c.top, dtype=c.trunk_dtype), parameters(lm))
     return trunk, trained, trained
-  leaves = lora.table(lm.table, origin.lora_sizes(c, lm))
+  leaves = lora.table(lm.table, trainable.lora_sizes(c, lm))
   adapter = jax.tree.map(lambda leaf: struct(leaf.shape, jnp.float32, *leaf.axes), leaves)
   return jax.eval_shape(partial(freeze.base, dtype=c.trunk_dtype), parameters(lm)), {}, {"adapter": adapter}
 

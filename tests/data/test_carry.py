@@ -5,7 +5,6 @@ import json
 import pytest
 import tokenizers as hf
 
-from instructjax import origin
 from instructjax.data import carry, tokenizers
 from instructjax.errors import UserError
 
@@ -20,14 +19,14 @@ def corpus(tmp_path_factory):
 
 
 def written(reference, folder):
-  ours = origin.open_tokenizer(reference)
+  ours = tokenizers.by_reference(reference)
   folder.mkdir(exist_ok=True)
   carry.write(reference, ours, folder, context=16)
   return ours, hf.Tokenizer.from_file(str(folder / carry.JSON)), json.loads((folder / carry.CONFIG).read_text())
 
 
 def test_bytes_are_their_ids(tmp_path):
-  ours, made, config = written(origin.BYTES, tmp_path / "out")
+  ours, made, config = written(tokenizers.BYTES, tmp_path / "out")
   for text in (*carry.PROBES, "\x00\x7fÿ"):
     assert made.encode(text).ids == ours.encode(text) == list(text.encode())
     assert made.decode(made.encode(text).ids) == text
@@ -35,7 +34,7 @@ def test_bytes_are_their_ids(tmp_path):
 
 
 def test_a_new_line_that_ends_responses_is_no_special_token(tmp_path):
-  carry.write(origin.BYTES, origin.open_tokenizer(origin.BYTES)._replace(eos=(10, 256)), tmp_path, context=16)
+  carry.write(tokenizers.BYTES, tokenizers.by_reference(tokenizers.BYTES)._replace(eos=(10, 256)), tmp_path, context=16)
   assert json.loads((tmp_path / carry.CONFIG).read_text())["eos_token"] == carry.END
 
 
@@ -90,11 +89,11 @@ def test_gguf_metadata_become_a_file_and_its_template_too(tmp_path):
 
 def test_files_of_a_folder_are_copied(tmp_path, corpus):
   source = tmp_path / "source"
-  written(origin.BYTES, source)
+  written(tokenizers.BYTES, source)
   (source / "chat_template.jinja").write_text("x")
   target = tmp_path / "target"
   target.mkdir()
-  carry.write(str(source), origin.open_tokenizer(str(source)), target, context=16)
+  carry.write(str(source), tokenizers.by_reference(str(source)), target, context=16)
   assert sorted(p.name for p in target.iterdir()) == ["chat_template.jinja", carry.JSON, carry.CONFIG]
   assert (target / carry.JSON).read_bytes() == (source / carry.JSON).read_bytes()
 
@@ -102,4 +101,4 @@ def test_files_of_a_folder_are_copied(tmp_path, corpus):
 def test_other_ids_are_an_error(tmp_path):
   other = tokenizers.Tokenizer(lambda text: [1], lambda ids: "", 257, (256,), (), (), "")
   with pytest.raises(UserError, match=r"bytes: no tokenizer.json gives its ids \('' becomes \[\], not \[1\]\)"):
-    carry.write(origin.BYTES, other, tmp_path, context=16)
+    carry.write(tokenizers.BYTES, other, tmp_path, context=16)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_rewards import server  # noqa: F401
 
 from instructjax import settings
 from instructjax.errors import UserError
@@ -289,7 +288,7 @@ def test_nothing_is_asked_twice(config, tmp_path):
   assert sorted(path.read_text().splitlines()) == sorted(line.strip() for line in lines)
 
 
-def test_a_chat_model_judges_in_both_orders(config, server):  # noqa: F811
+def test_a_chat_model_judges_in_both_orders(config, server):
   def answer(path, body, number):
     (message,) = body["messages"]
     a, b = (message["content"].split(f"[Output {x}]\n")[1].split("\n[End")[0] for x in "AB")
@@ -338,7 +337,7 @@ RATED = """{"overall": %d, "fails_instruction": false, "inappropriate": %s, "hal
 "moral_judgment": false}"""
 
 
-def test_a_chat_model_rates(config, server, tmp_path):  # noqa: F811
+def test_a_chat_model_rates(config, server, tmp_path):
   def answer(path, body, number):
     text = body["messages"][0]["content"].split("[Output]\n")[1].split("\n[End")[0]
     said = "Well.\n" + RATED % (min(len(text), 7), "true" if "b" in text else "false", "true" if "c" in text else "false")

@@ -1,9 +1,7 @@
 """Toxicity: prompts drawn evenly, statistics by hand, and a server on this machine that speaks as Perspective does."""
 
 import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -38,36 +36,12 @@ def scorer_file(tmp_path):
 
 
 @pytest.fixture
-def perspective(monkeypatch):
-  """A server; `answer(text, number)` gives (status, headers, body) of request `number`."""
-
-  class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-      body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-      with found.lock:
-        number = len(found.asked)
-        found.asked.append((self.path, body, dict(self.headers), time.monotonic()))
-      status, headers, reply = found.answer(body["comment"]["text"], number)
-      content = json.dumps(reply).encode()
-      self.send_response(status)
-      for name, value in {**headers, "Content-Length": str(len(content))}.items():
-        self.send_header(name, value)
-      self.end_headers()
-      self.wfile.write(content)
-
-    def log_message(self, *args):
-      pass
-
-  found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-  found.asked, found.lock, found.answer = [], threading.Lock(), lambda text, number: (200, {}, rated(len(text) / 100))
-  found.source = f"perspective:TOXICITY#url=http://127.0.0.1:{found.server_address[1]}/v1,token={KEY},qps=1000,wait=0.01"
+def perspective(server, monkeypatch):
+  """A server that speaks as Perspective does: a hundredth for each letter."""
+  server.answer = lambda path, body, number: (200, {}, rated(len(body["comment"]["text"]) / 100))
+  server.source = f"perspective:TOXICITY#url={server.url},token={KEY},qps=1000,wait=0.01"
   monkeypatch.setenv(KEY, "secret")
-  thread = threading.Thread(target=found.serve_forever, args=(0.01,))
-  thread.start()
-  yield found
-  found.shutdown()
-  thread.join()
-  found.server_close()
+  return server
 
 
 def rated(value):
@@ -86,14 +60,14 @@ def test_perspective_is_asked_as_its_documentation_has_it(perspective):
   assert ask(perspective.source + ",language=en+de", ["ab", "", "abcd", "ab"]) == pytest.approx([0.02, 0.0, 0.04, 0.02])
   assert len(perspective.asked) == 2  # once a text, and never for an empty one
   path, body, headers, _ = min(perspective.asked, key=lambda asked: asked[1]["comment"]["text"])
-  assert path == "/v1" and headers["X-Goog-Api-Key"] == "secret" and "secret" not in path
+  assert path == "/score" and headers["X-Goog-Api-Key"] == "secret" and "secret" not in path
   assert body == {
     "comment": {"text": "ab"}, "languages": ["en", "de"], "requestedAttributes": {"TOXICITY": {}}, "doNotStore": True
   }  # fmt: skip
 
 
 def test_a_quota_that_is_used_up_is_waited_for(perspective):
-  perspective.answer = lambda text, number: (200, {}, rated(0.5)) if number else (429, {"Retry-After": "0.2"}, {"error": {}})
+  perspective.answer = lambda *args: (200, {}, rated(0.5)) if args[2] else (429, {"Retry-After": "0.2"}, {"error": {}})
   assert ask(perspective.source, ["a"]) == [0.5]
   first, second = (asked[3] for asked in perspective.asked)
   assert second - first >= 0.2
@@ -121,7 +95,7 @@ def test_answers_are_kept_on_disk_by_text(perspective, tmp_path):
 def test_what_was_answered_before_an_error_is_kept(perspective, tmp_path):
   source = f"{perspective.source},concurrent=1,cache={tmp_path / 'cache.jsonl'}"
   good = perspective.answer
-  perspective.answer = lambda text, number: good(text, number) if number < 2 else (403, {}, {"error": {"message": "no"}})
+  perspective.answer = lambda *args: good(*args) if args[2] < 2 else (403, {}, {"error": {"message": "no"}})
   with pytest.raises(UserError, match="answered 403"):
     ask(source, ["a", "bb", "ccc"])
   perspective.answer = good
@@ -140,7 +114,7 @@ def test_a_source_that_is_wrong_says_why(perspective, change, message):
 
 
 def test_an_answer_that_is_no_score_is_shown(perspective):
-  perspective.answer = lambda text, number: (200, {}, {"attributeScores": {}})
+  perspective.answer = lambda *args: (200, {}, {"attributeScores": {}})
   with pytest.raises(UserError, match="a summaryScore of TOXICITY from 0 to 1 is expected"):
     ask(perspective.source, ["a"])
 

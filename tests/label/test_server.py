@@ -3,7 +3,6 @@
 import http.client
 import json
 import re
-import shlex
 import threading
 from pathlib import Path
 
@@ -210,14 +209,9 @@ def test_a_killed_server_keeps_what_it_acknowledged(tmp_path):
   assert process.returncode in (-15, 143)
 
 
-def test_the_walk_through_names_commands_and_files_that_are_there():
+def test_the_pictures_of_the_walk_through_are_small():
   folder = Path(__file__).parent.parent.parent / "docs"
-  text = (folder / "labeling.md").read_text().replace("\\\n", "")
-  commands = [line for line in text.split("\n") if line.startswith("instructjax ")]
-  assert len(commands) >= 8
-  for line in commands:
-    cli.parser().parse_known_args(shlex.split(line)[1:])
-  pictures = re.findall(r"[\w]+\.png", text)
+  pictures = re.findall(r"[\w]+\.png", (folder / "labeling.md").read_text())
   assert len(pictures) == 2 and all(0 < (folder / name).stat().st_size < 200_000 for name in pictures)
 
 

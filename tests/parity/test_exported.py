@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from instructjax import export, models, origin, rollout
+from instructjax.data import tokenizers
 from instructjax.models import heads
 from instructjax.types import Prompts
 
@@ -25,7 +26,7 @@ def params():
 
 
 def exported(folder, params, kind="policy"):
-  origin.finish(folder / "run", 1, params, origin.describe(CONFIG, origin.BYTES), kind)
+  origin.finish(folder / "run", 1, params, origin.describe(CONFIG, tokenizers.BYTES), kind)
   return export.export(str(folder / "run"), folder / "out")
 
 
