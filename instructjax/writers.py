@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from instructjax.atomic import replace
 from instructjax.errors import UserError
 
 Scalars = Mapping[str, float]
@@ -170,12 +171,6 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 def _whole(path: Path, value: Any) -> None:
   replace(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def replace(path: Path, text: str) -> None:
-  part = path.with_name(path.name + ".part")
-  part.write_text(text, encoding="utf-8")
-  part.replace(path)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ LAYERS = {
   0: ["errors", "types", "losses", "returns"],
   1: ["sharding", "optim", "models"],
   2: ["likelihood", "steps", "rollout", "sft", "reward", "ppo", "bestofn"],
-  3: ["data", "checkpoint", "writers", "intervals", "memory", "user_code", "processes"],
+  3: ["data", "checkpoint", "writers", "intervals", "memory", "user_code", "processes", "atomic"],
   4: [
     "loop", "origin", "trainable", "corpora", "stages", "reinforce", "generate", "sample", "export", "settings", "report",
     "quickstart", "bench", "plan", "label", "rewards", "evals", "selection", "tokenizer",

@@ -211,13 +211,14 @@ def test_a_disk_that_cannot_be_written_leaves_the_old_page(tmp_path, monkeypatch
   before = target.read_bytes()
 
   def refuse(self, data):
+    self.write_text("half")
     raise OSError(28, "No space left on device")
 
   monkeypatch.setattr(Path, "write_bytes", refuse)
   with pytest.raises(UserError, match="No space left"):
     report.write(tmp_path)
   assert target.read_bytes() == before
-  assert not (tmp_path / ".report.html.part").exists()
+  assert not (tmp_path / "report.html.part").exists()
 
 
 def test_broken_lines_and_numbers_are_named_not_hidden(tmp_path):

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from instructjax import atomic
 from instructjax.data import validation
 from instructjax.data.schemas import (
   ANNOTATIONS,
@@ -139,9 +140,7 @@ def write(path: str | Path, records: Iterable[Record]) -> None:
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   content = b"".join(_line(record) for record in records)
-  partial = path.with_name(path.name + ".part")
-  partial.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
-  partial.replace(path)
+  atomic.replace(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 def fingerprint(records: Iterable[Record]) -> str:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from instructjax import atomic
 from instructjax.data.vocabulary import Tokenizer, finish, joinable, named, sha256
 from instructjax.errors import UserError
 
@@ -127,9 +128,7 @@ def train(texts: Iterable[str], target: str | Path, settings: Training = Trainin
     ) from None
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".part")
-    partial.write_bytes(model.getvalue())
-    partial.replace(target)
+    atomic.replace(target, model.getvalue())
   except OSError as error:
     raise UserError(f"{target}: cannot be written ({error}); name another --out") from error
   return from_sentencepiece(target)

@@ -11,6 +11,7 @@ import json
 import time
 from pathlib import Path
 
+from instructjax import atomic
 from instructjax.errors import UserError
 
 
@@ -135,9 +136,7 @@ def _export(args: argparse.Namespace) -> None:
 def _write(path: Path, text: str) -> None:
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    atomic.replace(path, text)
   except OSError as error:
     raise UserError(f"{path}: cannot be written ({error}); name another --out") from error
 

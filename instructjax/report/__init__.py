@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
+from instructjax import atomic
 from instructjax.errors import UserError
 from instructjax.report import page, sections, verdict
 from instructjax.report.files import Run, read
@@ -23,11 +24,9 @@ def render(run: Run) -> str:
 def write(workdir: Path) -> Path:
   """Writes report.html into the run directory, whole or not at all.  Raises UserError where nothing can be read."""
   text = render(read(workdir))
-  target, part = workdir / "report.html", workdir / ".report.html.part"
+  target = workdir / "report.html"
   try:
-    part.write_bytes(text.encode("utf-8", "replace"))
-    part.replace(target)
+    atomic.replace(target, text.encode("utf-8", "replace"))
   except OSError as error:
-    part.unlink(missing_ok=True)
     raise UserError(f"{target} cannot be written ({error.strerror}); make room or mend the permissions") from error
   return target
