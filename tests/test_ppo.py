@@ -326,13 +326,48 @@ def test_adaptive_coefficient_lives_in_the_state():
 
 @pytest.mark.parametrize("mesh", [(2, 2, 2)], indirect=True, ids=str)
 def test_sharded_iterations_equal_one_device(mesh):
-  sharded_iterations("llama")
+  sharded_equal_one_device("llama")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["gpt", "llama"])
-def test_sharded_iterations_on_every_mesh(mesh, family):
-  sharded_iterations(family)
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (1, 2, 4)], indirect=True, ids=str)
+def test_sharded_iterations_on_other_meshes(mesh):
+  sharded_equal_one_device("llama")
+
+
+@pytest.mark.slow
+def test_sharded_iterations_of_the_other_family(mesh):
+  sharded_equal_one_device("gpt")
+
+
+def sharded_equal_one_device(family):
+  history, params = iterations(family, tiny.place_models, sharding.place_batch)
+  expected, single = on_one_device(family)
+  np.testing.assert_allclose(history, expected, atol=2e-4, rtol=1e-4)
+  tiny.assert_trees_close(params, single, atol=1e-3)
+
+
+@cache
+def on_one_device(family):
+  return tiny.unsharded(lambda: iterations(family, lambda lm, p: p, lambda b: b))
+
+
+def iterations(family, place_params, place_batch):
+  """Two of them: what they measure and the parameters that they leave."""
+  config, state, frozen = setup(family, ptx_coef=1.0, tx=None)
+  lm = config.lm
+  params = place_params(lm, state.params)
+  frozen = place_params(lm, frozen)
+  state = steps.init_state(jax.random.key(0), params, config.tx, ema={"policy": params["policy"]}, kl_coef=0.02)
+  step = steps.compiled(partial(ppo.iteration, ppo=config), state)
+  history = []
+  with tiny.compilations("iteration") as compiled:
+    for _ in range(2):
+      prompts, text = tiny.prompts(lm, rows=16), tiny.text(lm, rows=32)
+      state, metrics = step(state, frozen, place_batch(prompts), place_batch(text))
+      history.append([float(metrics[k]) for k in ("objective/scores", "loss/total", "loss/ptx", "grad/norm_ppo")])
+  assert len(compiled) == 1
+  return history, jax.tree.map(np.asarray, state.params)
 
 
 @pytest.mark.parametrize("cut", [{"top_p": 0.9}, {"top_k": 5}, {"n": 2}])
@@ -342,31 +377,6 @@ def test_a_cut_distribution_and_several_responses_are_refused(cut):
   config = config._replace(sampling=Sampling(response=R, **cut))
   with pytest.raises(ValueError, match="one response from the whole distribution"):
     ppo.rollout(state.params, frozen, tiny.prompts(config.lm, rows=2), jax.random.key(0), config)
-
-
-
-def sharded_iterations(family):
-
-  def run(place_params, place_batch):
-    config, state, frozen = setup(family, ptx_coef=1.0, tx=None)
-    lm = config.lm
-    params = place_params(lm, state.params)
-    frozen = place_params(lm, frozen)
-    state = steps.init_state(jax.random.key(0), params, config.tx, ema={"policy": params["policy"]}, kl_coef=0.02)
-    step = steps.compiled(partial(ppo.iteration, ppo=config), state)
-    history = []
-    with tiny.compilations("iteration") as compiled:
-      for _ in range(2):
-        prompts, text = tiny.prompts(lm, rows=16), tiny.text(lm, rows=32)
-        state, metrics = step(state, frozen, place_batch(prompts), place_batch(text))
-        history.append([float(metrics[k]) for k in ("objective/scores", "loss/total", "loss/ptx", "grad/norm_ppo")])
-    assert len(compiled) == 1
-    return history, jax.tree.map(np.asarray, state.params)
-
-  history, params = run(tiny.place_models, sharding.place_batch)
-  expected, single = tiny.unsharded(lambda: run(lambda lm, p: p, lambda b: b))
-  np.testing.assert_allclose(history, expected, atol=2e-4, rtol=1e-4)
-  tiny.assert_trees_close(params, single, atol=1e-3)
 
 
 @pytest.mark.slow
