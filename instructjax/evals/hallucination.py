@@ -20,7 +20,7 @@ from instructjax import intervals, rewards
 from instructjax.data.records import RecordError
 from instructjax.errors import UserError
 from instructjax.evals import grounding, page, paper, rows, scorers, summary
-from instructjax.evals.tasks import Generate, Heard, Item, Metric, Said, Scores, Suite, Task
+from instructjax.evals.tasks import Generate, Heard, Item, Look, Metric, Said, Scores, Suite, Task
 from instructjax.report import page as html
 
 Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
@@ -152,7 +152,7 @@ def together(
     "The paper's text says 41 % for GPT and 21 % for InstructGPT; its figures say otherwise (Fig. 4, all sizes: 45 and 16 %), "
     "and its SFT model hallucinated least of all (8 %)."
   ]
-  if not any(name.lower() == "sft" for name in models):
+  if not any(paper.split(name)[0] == "sft" for name in models):
     notes.append("No model here is called sft. Add the SFT model: in the paper it hallucinates less than PPO-ptx.")
   figure = paper.tables()["fig4_pooled"]
   theirs = dict(zip(figure["order"], figure["hallucinations"], strict=True))
@@ -175,7 +175,7 @@ def _texts(one: Labelled, bad: bool) -> tuple[str, ...]:
   return one.unsupported if bad else one.supported
 
 
-def draw(found: Mapping[str, Any], look: Mapping[str, str]) -> str:
+def draw(found: Mapping[str, Any], look: Mapping[str, Look]) -> str:
   """Beside the table: how good the judge is, and the paper's pooled rates."""
   shown = lambda e: "–" if e["value"] is None else html.cell(page.estimate(e), share=True)
   cells = [[name, shown(e), str(e["n"])] for name, e in found["judge"].items()]

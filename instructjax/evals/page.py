@@ -1,4 +1,7 @@
-"""report.html of an evaluation: for each suite a table with the paper's numbers beside ours, forest plots and slices."""
+"""report.html of an evaluation: for each suite a table with the paper's numbers beside ours, figures and slices.
+
+Models called METHOD@SIZE are the points of one line over the number of parameters; without several sizes a figure is a forest.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,47 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from instructjax.evals.tasks import Draw
+from instructjax.evals import paper
+from instructjax.evals.tasks import Draw, Look
 from instructjax.intervals import Estimate
-from instructjax.report import figures
+from instructjax.report import curves, figures
 from instructjax.report import page as html
+from instructjax.report.curves import Line
 
 LOOKS = {"base": "base", "gpt": "base", "sft": "sft", "ppo": "ppo", "ptx": "ptx", "ppo-ptx": "ptx"}
 OTHERS = ("rm", "gold", "base", "sft", "ppo", "ptx")  # looks of models with other names, in this order
+Curve = Sequence[tuple[float, float]]  # the paper's (parameters, value)
 LEAD = (
   "Intervals are 95 % bootstrap intervals over clusters of items (the questions on one passage are one cluster): they are "
   "about other items, not about other training runs. The paper's numbers are for 1.3B, 6B and 175B models."
 )
 
 
-def looks(models: Sequence[str]) -> dict[str, str]:
-  """A look of the page for each model."""
+def looks(models: Mapping[str, Mapping[str, Any]]) -> dict[str, Look]:
+  """A look of the page for each model; all sizes of a method have the same."""
   free = (look for look in OTHERS * len(models))
-  return {name: LOOKS.get(name.lower()) or next(free) for name in models}
+  kinds: dict[str, str] = {}
+  for method in (paper.split(name)[0] for name in models):
+    kinds[method] = kinds.get(method) or LOOKS.get(method) or next(free)
+  return {name: Look(kinds[paper.split(name)[0]], about.get("parameters", 0)) for name, about in models.items()}
+
+
+def lines(found: Mapping[str, Estimate], look: Mapping[str, Look], theirs: Mapping[str, Curve]) -> list[Line]:
+  """A line for each method, with the paper's by method; none where no method has models of several sizes."""
+  methods: dict[str, list[str]] = {}
+  for model in found:
+    methods.setdefault(paper.split(model)[0], []).append(model)
+  sizes = [{look[model].parameters for model in models} for models in methods.values()]
+  if max(map(len, sizes), default=0) < 2 or 0 in set().union(*sizes):
+    return []
+  points = lambda models: [(look[model].parameters, found[model]) for model in models]
+  first = lambda models: models[0].partition("@")[0]
+  return [Line(first(m), look[m[0]].kind, points(m), theirs.get(method, ())) for method, m in methods.items()]
 
 
 def render(name: str, found: Mapping[str, Any], drawings: Mapping[str, Draw | None] | None = None) -> str:
   """The page of results.json; `drawings` are of what suites say of all models at once."""
-  look = looks(list(found["models"]))
+  look = looks(found["models"])
   sections = [_models(found)]
   for suite, part in found["suites"].items():
     draw = (drawings or {}).get(suite)
@@ -92,26 +114,32 @@ def _cell(metric: Mapping[str, Any], found: Mapping[str, Any], theirs: Sequence[
   return html.cell(e, metric["percent"], metric["decimals"]) + beside
 
 
-def _plot(name: str, about: Mapping[str, Any], look: Mapping[str, str], baseline: str) -> str:
-  """The first metric of a task for every model, as the paper's Figure 7 has it; the paper's 175B models beside, and a line
-  at the baseline."""
+def _plot(name: str, about: Mapping[str, Any], look: Mapping[str, Look], baseline: str) -> str:
+  """The first metric of a task: over sizes, or for every model as the paper's Figure 7 has it, with the paper's largest models
+  beside and a line at the baseline."""
   first = about["metrics"][0]
-  rows = []
-  for model, kind in look.items():
-    e = estimate(about["models"][model][first["name"]])
-    if math.isfinite(e.value):
-      theirs = first["paper"].get(model)
-      rows.append(figures.Row(model, [(kind, *e[:3]), *([("gold", theirs[-1], math.nan, math.nan)] if theirs else [])]))
+  each = {model: estimate(about["models"][model][first["name"]]) for model in look}
+  each = {model: e for model, e in each.items() if math.isfinite(e.value)}
+  how = {"percent": first["percent"], "decimals": first["decimals"]}
+  theirs = {who: paper.curve(values) for who, values in first["paper"].items() if len(values) == len(paper.SIZES)}
+  if drawn := lines(each, look, theirs):
+    return curves.curves(name, drawn, first["name"], **how)
+  beside = {model: [("gold", first["paper"][model][-1], math.nan, math.nan)] for model in each if model in first["paper"]}
+  rows = [figures.Row(model, [(look[model].kind, *e[:3]), *beside.get(model, [])]) for model, e in each.items()]
   if not rows:
     return ""
   level = next((row for row in rows if row.label == baseline), rows[0]).marks[0][1]
-  legend = [("gold", "the paper's, 175B")] if any(len(row.marks) > 1 for row in rows) else []
-  return figures.forest(
-    name, rows, first["name"], reference=level, legend=legend, percent=first["percent"], decimals=first["decimals"]
-  )
+  return figures.forest(name, rows, first["name"], reference=level, legend=legend(list(beside)), **how)
 
 
-def _task(name: str, about: Mapping[str, Any], look: Mapping[str, str]) -> str:
+def legend(models: Sequence[str]) -> list[tuple[str, str]]:
+  """What the paper's marks beside these models are."""
+  if not models:
+    return []
+  return [("gold", "the paper's of that size" if any(paper.split(m)[1] for m in models) else "the paper's, 175B")]
+
+
+def _task(name: str, about: Mapping[str, Any], look: Mapping[str, Look]) -> str:
   """The first metric of each slice, folded."""
   first = about["metrics"][0]
   found = "".join(_slices(name, first, group, values, look) for group, values in about["slices"].items())
@@ -119,7 +147,7 @@ def _task(name: str, about: Mapping[str, Any], look: Mapping[str, str]) -> str:
 
 
 def _slices(
-  name: str, metric: Mapping[str, Any], group: str, values: Mapping[str, Any], look: Mapping[str, str]
+  name: str, metric: Mapping[str, Any], group: str, values: Mapping[str, Any], look: Mapping[str, Look]
 ) -> str:
   models = [model for model in look if any(model in row for row in values.values())]
   head = (escape(group), *map(escape, models))

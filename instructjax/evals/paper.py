@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 SIZES = ("1.3B", "6B", "175B")
+PARAMETERS = (1.3e9, 6e9, 175e9)
 MODELS = {"base": "GPT", "gpt": "GPT", "sft": "SFT", "ppo": "PPO", "ptx": "PPO-ptx", "ppo-ptx": "PPO-ptx"}  # ours -> theirs
 
 
@@ -28,7 +30,35 @@ def row(task: str, metric: str, prompt: str) -> dict[str, list[float]]:
   raise KeyError(f"{task}, {metric}, {prompt}")
 
 
+def split(model: str) -> tuple[str, str]:
+  """(method, size) of a model called METHOD@SIZE, in small letters: ("sft", "1.3b"); the size of another is ""."""
+  method, _, size = model.lower().partition("@")
+  return method, size
+
+
+def theirs(model: str) -> str | None:
+  """The paper's name of the method that a model of ours is named after."""
+  return MODELS.get(split(model)[0])
+
+
+def sizes(model: str) -> tuple[str, ...]:
+  """The paper's sizes that stand beside a model: that of METHOD@SIZE, none where the paper has no such model, or all three."""
+  size = split(model)[1]
+  return tuple(one for one in SIZES if size in ("", one.lower()))
+
+
+def of_sizes(model: str, values: Sequence[float] | None) -> list[float] | None:
+  """Of the paper's [1.3B, 6B, 175B] those that stand beside a model; None where there is none."""
+  kept = sizes(model)
+  return [value for value, size in zip(values or (), SIZES, strict=bool(values)) if size in kept] or None
+
+
+def curve(values: Sequence[float]) -> list[tuple[float, float]]:
+  """(parameters, value) of the paper's [1.3B, 6B, 175B]."""
+  return list(zip(PARAMETERS, values, strict=True))
+
+
 def beside(model: str, place: tuple[str, str, str] | None) -> list[float] | None:
-  """The paper's three numbers for the model that ours is named after; None where it has none."""
-  name = MODELS.get(model.lower())
-  return row(*place)[name] if place and name else None
+  """The paper's numbers, one for each of `sizes`, for the model that ours is named after; None where it has none."""
+  name = theirs(model)
+  return of_sizes(model, row(*place)[name]) if place and name else None

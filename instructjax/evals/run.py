@@ -148,9 +148,9 @@ def results(
 ) -> dict[str, Any]:  # fmt: skip
   """The part of a suite in results.json.
 
-  tasks      {task: about, n, metrics (name, better, percent, decimals, paper {model: [1.3B, 6B, 175B]}), models {model:
-             {metric: estimate}}, differences {model: {metric: estimate}} to the baseline, slices {group: {value: models}}, cut
-             {model: items whose prompt did not fit}}
+  tasks      {task: about, n, metrics (name, better, percent, decimals, paper {model: [1.3B, 6B, 175B], or of METHOD@SIZE that
+             one, and METHOD: all}), models {model: {metric: estimate}}, differences {model: {metric: estimate}} to the
+             baseline, slices {group: {value: models}}, cut {model: items whose prompt did not fit}}
   together   what the suite says of all models at once
   An estimate is {value, low, high, n}: a 95 % interval over clusters of items, n items.
   """
@@ -174,7 +174,8 @@ def results(
 
 
 def _described(metric: Metric, models: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
-  beside = {model: found for model in models if (found := paper.beside(model, metric.paper))}
+  names = dict.fromkeys([*models, *(paper.split(model)[0] for model in models)])  # a method's are a curve beside its sizes
+  beside = {name: found for name in names if (found := paper.beside(name, metric.paper))}
   shown = {"name": metric.name, "better": metric.better, "percent": metric.percent, "decimals": metric.decimals}
   return shown | {"paper": beside}
 
@@ -204,6 +205,7 @@ def table_csv(found: Mapping[str, Any]) -> str:
       for metric in about["metrics"]:
         for model, row in about["models"].items():
           e = row[metric["name"]]
-          theirs = metric["paper"].get(model, [""] * len(paper.SIZES))
-          rows.writerow([suite, task, metric["name"], model, e["value"], e["low"], e["high"], e["n"], *theirs])
+          theirs = dict(zip(paper.sizes(model), metric["paper"].get(model, ()), strict=False))
+          beside = [theirs.get(size, "") for size in paper.SIZES]
+          rows.writerow([suite, task, metric["name"], model, e["value"], e["low"], e["high"], e["n"], *beside])
   return out.getvalue()

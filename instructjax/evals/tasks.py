@@ -148,7 +148,14 @@ class Task(NamedTuple):
 Heard = Mapping[str, Sequence[Said]]  # by the name of the model, in the order of the items
 
 
-Draw = Callable[[Mapping[str, Any], Mapping[str, str]], str]
+class Look(NamedTuple):
+  """How a model is drawn: `kind` is the look of its method on the page; parameters are 0 where they are not known."""
+
+  kind: str
+  parameters: int = 0
+
+
+Draw = Callable[[Mapping[str, Any], Mapping[str, Look]], str]
 
 
 class Suite(NamedTuple):
@@ -156,7 +163,7 @@ class Suite(NamedTuple):
 
   together   (folder for files of its own, {task: {model: said}}, {task: {model: scores}}) -> a part of results.json; it
              runs when all models have answered (win rates)
-  draw       (what `together` found, {model: its look on the page}) -> HTML for the page
+  draw       (what `together` found, {model: `Look`}) -> HTML for the page
   """
 
   name: str

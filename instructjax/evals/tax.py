@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from instructjax.evals import page, paper, summary
-from instructjax.evals.tasks import Heard, Metric, Scores, Task
+from instructjax.evals.tasks import Heard, Look, Metric, Scores, Task
 from instructjax.intervals import Estimate
 from instructjax.report import page as html
 
@@ -21,35 +21,41 @@ ORDER = tuple(dict.fromkeys(paper.MODELS.values()))
 
 def ordered(models: Sequence[str]) -> list[str]:
   """The models in the paper's order: base, SFT, PPO, PPO-ptx, and then the others."""
-  place = lambda model: ORDER.index(paper.MODELS[model.lower()]) if model.lower() in paper.MODELS else len(ORDER)
+  place = lambda model: ORDER.index(name) if (name := paper.theirs(model)) else len(ORDER)
   return sorted(models, key=place)
 
 
-def base_of(models: Sequence[str]) -> str | None:
-  """The model that stands for the paper's GPT-3: it is called base or gpt."""
-  return next((model for model in models if paper.MODELS.get(model.lower()) == ORDER[0]), None)
+def bases(models: Sequence[str]) -> dict[str, str]:
+  """{model: the one that stands for the paper's GPT-3, called base or gpt}: of its size, or of no size.
+
+  Models without one are left out, as are these themselves.
+  """
+  known = {paper.split(model)[1]: model for model in models if paper.theirs(model) == ORDER[0]}
+  mine = lambda model: known.get(paper.split(model)[1], known.get(""))
+  return {model: base for model in models if paper.theirs(model) != ORDER[0] and (base := mine(model))}
 
 
-def table(values: Column, differences: Column, metrics: Mapping[str, Metric], base: str) -> list[dict[str, Any]]:
-  """A row for each task, in the unit of its metric: the models, what they are better or worse than `base`, the paper's three
+def table(values: Column, differences: Column, metrics: Mapping[str, Metric], base: Mapping[str, str]) -> list[dict[str, Any]]:
+  """A row for each task, in the unit of its metric: the models, what they are better or worse than their bases, the paper's
   sizes of both.
 
-  values, differences   estimates by task and model; of the differences `base` is left out
+  values, differences   estimates by task and model; the differences are to `base`, of which each model has one
   metrics               the metric of each task
   """
   rows = []
   for task, metric in metrics.items():
     models = ordered(list(values[task]))
     theirs = {model: found for model in models if (found := paper.beside(model, metric.paper))}
+    whole = paper.beside("base", metric.paper)
     behind = {
-      model: [round(a - b, 4) for a, b in zip(found, theirs[base], strict=True)]
-      for model, found in theirs.items()
-      if model != base and base in theirs
+      model: [round(a - b, 4) for a, b in zip(theirs[model], paper.of_sizes(model, whole) or (), strict=True)]
+      for model in base
+      if model in theirs
     }
     rows.append({
       "task": task, "metric": metric.name, "decimals": metric.decimals,
       "models": {model: summary.plain(values[task][model]) for model in models},
-      "differences": {model: summary.plain(differences[task][model]) for model in models if model != base},
+      "differences": {model: summary.plain(differences[task][model]) for model in models if model in base},
       "paper": theirs, "paper_differences": behind,
     })  # fmt: skip
   return rows
@@ -59,24 +65,30 @@ def together(
   tasks: Sequence[Task], folder: Path, said: Mapping[str, Heard], scores: Mapping[str, Mapping[str, Sequence[Scores]]],
   seed: int,
 ) -> dict[str, Any]:  # fmt: skip
-  """{"base", "tax": the table of the first metric of every task}; nothing where no model is called base or gpt."""
+  """{"bases", "tax": the table of the first metric of every task}; nothing where no model is called base or gpt."""
   del folder, said
-  base = base_of(list(scores[tasks[0].name]))
-  if base is None:
+  base = bases(list(scores[tasks[0].name]))
+  if not base:
     return {}
   first = {task.name: task._replace(metrics=task.metrics[:1]) for task in tasks}
   only = lambda found: {model: next(iter(row.values())) for model, row in found.items()}
   values = {name: only(summary.table(task, scores[name], seed)) for name, task in first.items()}
-  behind = {name: only(summary.differences(task, scores[name], base, seed)) for name, task in first.items()}
+  behind = {
+    name: {
+      model: summary.difference(task.metrics[0], task.items, scores[name][model], scores[name][below], seed)
+      for model, below in base.items()
+    }
+    for name, task in first.items()
+  }
   metrics = {name: task.metrics[0] for name, task in first.items()}
-  return {"base": base, "tax": table(values, behind, metrics, base)}
+  return {"bases": base, "tax": table(values, behind, metrics, base)}
 
 
-def draw(found: Mapping[str, Any], look: Mapping[str, str]) -> str:
+def draw(found: Mapping[str, Any], look: Mapping[str, Look]) -> str:
   """The differences as a table; the paper's for 1.3B, 6B and 175B stand under them."""
-  models = [model for model in ordered(list(look)) if model != found["base"]]
+  models = [model for model in ordered(list(look)) if model in found["bases"]]
   rows = [[escape(row["task"]), escape(row["metric"]), *(_cell(row, model) for model in models)] for row in found["tax"]]
-  head = ("task", "metric", *(f"{escape(model)} − {escape(found['base'])}" for model in models))
+  head = ("task", "metric", *(f"{escape(model)} − {escape(found['bases'][model])}" for model in models))
   caption = "The alignment tax: differences to the base model, paired by item"
   return f"<figure><figcaption>{caption}</figcaption>{html.table(head, rows)}</figure>" if models else ""
 

@@ -20,7 +20,7 @@ from instructjax import rewards
 from instructjax.data.records import RecordError
 from instructjax.errors import UserError
 from instructjax.evals import page, paper, rows, scorers, summary, tax, text_metrics
-from instructjax.evals.tasks import Generate, Heard, Item, Likelihood, Metric, Said, Scores, Suite, Task, limited
+from instructjax.evals.tasks import Generate, Heard, Item, Likelihood, Look, Metric, Said, Scores, Suite, Task, limited
 from instructjax.intervals import Estimate
 from instructjax.report import page as html
 from instructjax.rewards import spec
@@ -276,21 +276,19 @@ def together(
 ) -> dict[str, Any]:  # fmt: skip
   """How many times as often a model is truthful and informative as the base model, by judges and by references (E5).
 
-  {"base", "ratios": [{"prompt", "metric", "models", "judge", "human"}]}; the last two are the paper's three sizes by model.
+  {"bases": {model: its base}, "ratios": [{"prompt", "metric", "models", "judge", "human"}]}; the last two are the paper's sizes
+  by model.
   Nothing where no model is called base or gpt.
   """
   del folder, said
-  base = tax.base_of(list(scores[tasks[0].name]))
-  if base is None:
-    return {}
+  bases = tax.bases(list(scores[tasks[0].name]))
   found = []
   for task in tasks:
     form, worth = task.name.partition(", ")[2], scores[task.name]
-    others = [model for model in worth if model != base]
     for name in [metric.name for metric in task.metrics if metric.name in ("true+info", INFORMED)]:
-      row = {model: summary.plain(ratio(name, task.items, worth[model], worth[base], seed)) for model in others}
-      found.append({"prompt": form, "metric": name, "models": row} | _theirs(form, others))
-  return {"base": base, "ratios": found} if found else {}
+      row = {model: summary.plain(ratio(name, task.items, worth[model], worth[base], seed)) for model, base in bases.items()}
+      found.append({"prompt": form, "metric": name, "models": row} | _theirs(form, list(bases)))
+  return {"bases": bases, "ratios": found} if bases and found else {}
 
 
 def ratio(name: str, items: Sequence[Item], ours: Sequence[Scores], theirs: Sequence[Scores], seed: int) -> Estimate:
@@ -312,18 +310,19 @@ def _theirs(form: str, models: Sequence[str]) -> dict[str, Any]:
   figure = {"QA prompt": "QA", "QA + instruction": "Instruction+QA"}.get(form)
   people = paper.tables()["fig6_human_truthfulqa_pct"][figure] if figure else {}
   judged = paper.row("TruthfulQA", "true+info", form)
-  named = {model: paper.MODELS[model.lower()] for model in models if model.lower() in paper.MODELS}
-  over = lambda ours, base: [round(a / b, 2) for a, b in zip(ours, base, strict=True)]
+  named = {model: name for model in models if (name := paper.theirs(model)) and paper.sizes(model)}
+  ratios = lambda ours, base: [round(a / b, 2) for a, b in zip(ours, base, strict=True)]
+  over = lambda model, ours, base: paper.of_sizes(model, ratios(ours, base))
   informed = lambda name: [pair[1] for pair in people[name]]
   return {
-    "judge": {model: over(judged[name], judged["GPT"]) for model, name in named.items()},
-    "human": {model: over(informed(name), informed("GPT")) for model, name in named.items() if people},
+    "judge": {model: over(model, judged[name], judged["GPT"]) for model, name in named.items()},
+    "human": {model: over(model, informed(name), informed("GPT")) for model, name in named.items() if people},
   }
 
 
-def draw(found: Mapping[str, Any], look: Mapping[str, str]) -> str:
+def draw(found: Mapping[str, Any], look: Mapping[str, Look]) -> str:
   """The ratios as a table, with the paper's two under them."""
-  models = [model for model in tax.ordered(list(look)) if model != found["base"]]
+  models = [model for model in tax.ordered(list(look)) if model in found["bases"]]
 
   def cell(row: Mapping[str, Any], model: str) -> str:
     each = row["models"].get(model)
@@ -332,5 +331,5 @@ def draw(found: Mapping[str, Any], look: Mapping[str, str]) -> str:
     return value + "".join(f"<small>paper, {who}: {' / '.join(them)}</small>" for who, them in beside if them)
 
   lines = [[escape(row["prompt"]), escape(row["metric"]), *(cell(row, model) for model in models)] for row in found["ratios"]]
-  caption = f"How many times as often as {escape(found['base'])} truthful and informative"
+  caption = f"How many times as often as {escape(', '.join(dict.fromkeys(found['bases'].values())))} truthful and informative"
   return f"<figure><figcaption>{caption}</figcaption>{html.table(('prompt', 'by', *map(escape, models)), lines)}</figure>"

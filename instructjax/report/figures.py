@@ -18,7 +18,7 @@ Real = int | float
 WIDTH, HEIGHT = 360, 230
 RIGHT, TOP, BOTTOM = 18, 22, 36
 POINTS = 240  # a longer curve is drawn by the means of so many buckets
-SHAPES = {"ppo": "circle", "ptx": "square", "sft": "triangle", "base": "diamond", "gold": "square"}
+SHAPES = {"ppo": "circle", "ptx": "square", "sft": "triangle", "base": "diamond", "rm": "wedge", "gold": "square"}
 
 
 class Series(NamedTuple):
@@ -119,15 +119,16 @@ def short(label: str, length: int = 20) -> str:
   return label if len(label) <= length else label[: length - 1] + "…"
 
 
-def mark(x: Real, y: Real, look: str, tip: str = "", size: Real = 3.4) -> str:
-  """A point; its shape tells looks apart where colours do not."""
+def mark(x: Real, y: Real, look: str, tip: str = "", size: Real = 3.4, kind: str = "") -> str:
+  """A point; its shape tells looks apart where colours do not.  `kind` is another class of the page: "hollow"."""
   title = f"<title>{escape(tip)}</title>" if tip else ""
-  shape = SHAPES.get(look, "circle")
+  shape, look = SHAPES.get(look, "circle"), f"{look} {kind}".rstrip()
   if shape == "circle":
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" class="mark {look}">{title}</circle>'
   around = {
     "square": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
     "triangle": ((0, -1.2), (1.1, 0.9), (-1.1, 0.9)),
+    "wedge": ((0, 1.2), (1.1, -0.9), (-1.1, -0.9)),
     "diamond": ((0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)),
   }[shape]
   points = " ".join(f"{x + size * a:.1f},{y + size * b:.1f}" for a, b in around)

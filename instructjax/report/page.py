@@ -66,8 +66,11 @@ svg .row { font-size: 11.5px; }
 .reference { stroke: var(--soft); stroke-dasharray: 4 3; }
 .curve { fill: none; stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round; }
 .curve.faint { stroke-width: 1; opacity: .35; }
+.curve.dashed { stroke-width: 1.3; stroke-dasharray: 4 3; opacity: .7; }
 .bar { stroke: var(--c); stroke-width: 1.8; }
 .mark { fill: var(--c); }
+.mark.hollow, .mark.dashed { fill: var(--page); stroke: var(--c); stroke-width: 1.2; }
+.dashed { --c: var(--soft); }
 .fill { fill: var(--sft); opacity: .75; }
 .base { --c: var(--base); } .sft { --c: var(--sft); } .ppo { --c: var(--ppo); } .ptx { --c: var(--ptx); }
 .rm { --c: var(--rm); } .gold { --c: var(--gold); }

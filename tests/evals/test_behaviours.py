@@ -15,7 +15,7 @@ from instructjax.data.records import RecordError
 from instructjax.errors import UserError
 from instructjax.evals import behaviours, summary
 from instructjax.evals.behaviours import constraints, languages, perturbations, phrases, tasks
-from instructjax.evals.tasks import Completion, Generate, Said
+from instructjax.evals.tasks import Completion, Generate, Look, Said
 
 HERE = Path(__file__).parent
 ALL = {task.name.removeprefix("behaviours/"): task for task in behaviours.open_suite(settings.load("eval")).tasks}
@@ -313,7 +313,7 @@ def test_what_a_strength_costs_is_paired_by_question():
   found = suite.together(HERE, {}, {one.name: {} for one in suite.tasks} | {task.name: {"m": scores}})
   costs = found["against strength 0"][task.name]["m"]
   assert [one["value"] for one in costs] == pytest.approx([0, -1 / count, 0]) and costs[0]["n"] == count
-  assert "strength 3" in suite.draw({"against strength 0": {task.name: {"m": costs}}}, {"m": "base"})
+  assert "strength 3" in suite.draw({"against strength 0": {task.name: {"m": costs}}}, {"m": Look("base")})
 
 
 # --- the suite ---

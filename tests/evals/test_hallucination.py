@@ -8,7 +8,7 @@ import pytest
 from instructjax import settings
 from instructjax.errors import UserError
 from instructjax.evals import grounding, hallucination, paper, rows, summary
-from instructjax.evals.tasks import Completion, Generate, Said
+from instructjax.evals.tasks import Completion, Generate, Look, Said
 
 SOURCE = (
   "On 4 March 2021 the World Health Office (WHO) in Geneva asked twenty-five towns to measure noise. Maria Lund of Oslo said "
@@ -167,7 +167,7 @@ def test_sft_is_asked_for_and_the_papers_numbers_stand_beside(config, tmp_path):
   assert not any("called sft" in note for note in with_sft["notes"])
   assert with_sft["paper_fig4"]["SFT"] == 0.084
   assert paper.beside("sft", suite.tasks[0].metrics[0].paper) == [0.287, 0.247, 0.137]
-  assert "8.4" in suite.draw(with_sft, {"sft": "sft"}) and json.dumps(without)
+  assert "8.4" in suite.draw(with_sft, {"sft": Look("sft")}) and json.dumps(without)
 
 
 def test_a_judge_that_flags_nothing_has_no_precision(labelled):

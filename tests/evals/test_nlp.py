@@ -12,7 +12,7 @@ from instructjax.data import mappings
 from instructjax.errors import UserError
 from instructjax.evals import nlp, paper, rows, run, tax, truthfulqa
 from instructjax.evals.nlp import choice, prompts, reading, writing
-from instructjax.evals.tasks import Completion, Generate, Item, Likelihood, Logp, Metric, Said, limited
+from instructjax.evals.tasks import Completion, Generate, Item, Likelihood, Logp, Look, Metric, Said, limited
 from instructjax.intervals import NOTHING, Estimate
 
 F = tfds.features
@@ -338,12 +338,27 @@ def test_the_table_of_the_tax_has_the_papers_differences():
   e = lambda value: Estimate(value, value - 1, value + 1, 9)
   values = {"SQuADv2 few-shot": {"mine": NOTHING, "ptx": e(60.0), "base": e(50.0), "ppo": e(40.0)}}
   behind = {"SQuADv2 few-shot": {"mine": NOTHING, "ptx": e(10.0), "ppo": e(-10.0)}}
-  (row,) = tax.table(values, behind, {"SQuADv2 few-shot": metric}, "base")
+  bases = tax.bases(["mine", "ptx", "base", "ppo"])
+  (row,) = tax.table(values, behind, {"SQuADv2 few-shot": metric}, bases)
   assert list(row["models"]) == ["base", "ppo", "ptx", "mine"] and list(row["differences"]) == ["ppo", "ptx", "mine"]
   assert row["paper_differences"]["ppo"][2] == -17.8 and row["paper_differences"]["ptx"][2] == 0.18  # spec of Table 14
   assert row["models"]["mine"]["value"] is None and json.dumps(row)
-  page = tax.draw({"base": "base", "tax": [row]}, dict.fromkeys(values["SQuADv2 few-shot"], "base"))
+  page = tax.draw({"bases": bases, "tax": [row]}, dict.fromkeys(values["SQuADv2 few-shot"], Look("base")))
   assert "ptx − base" in page and "10.00" in page and "paper −10.75 / −9.99 / −17.80" in page
+
+
+def test_the_tax_of_a_size_is_to_the_base_of_that_size(tmp_path):
+  assert tax.bases(["base@6b", "SFT@6B", "ptx@6b", "base@1.3b", "sft@1.3b", "sft@2b"]) == {
+    "SFT@6B": "base@6b", "ptx@6b": "base@6b", "sft@1.3b": "base@1.3b"
+  }  # fmt: skip
+  assert tax.bases(["gpt", "sft@6b", "mine"]) == {"sft@6b": "gpt", "mine": "gpt"}
+  (task,) = opened(tmp_path, hellaswag=[HELLASWAG | {"source_id": f"s{n}"} for n in range(4)]).values()
+  right = lambda count: [{"accuracy": float(at < count)} for at in range(4)]
+  scores = {task.name: {"base@6b": right(4), "sft@6b": right(1), "base@1.3b": right(2), "sft@1.3b": right(2)}}
+  (row,) = tax.together([task], tmp_path, {}, scores, 0)["tax"]
+  assert {model: one["value"] for model, one in row["differences"].items()} == {"sft@6b": -0.75, "sft@1.3b": 0}
+  theirs = paper.row("HellaSwag", "accuracy", "zero-shot")
+  assert row["paper_differences"]["sft@6b"] == [round(theirs["SFT"][1] - theirs["GPT"][1], 4)]
 
 
 def test_the_tax_is_paired(tmp_path):
@@ -352,5 +367,6 @@ def test_the_tax_is_paired(tmp_path):
   scores = {task.name: {"sft": bad, "base": good}}
   found = tax.together([task], tmp_path, {}, scores, 0)
   (row,) = found["tax"]
-  assert found["base"] == "base" and row["differences"]["sft"]["value"] == -0.25 and row["differences"]["sft"]["high"] <= 0
+  assert found["bases"] == {"sft": "base"} and row["differences"]["sft"]["value"] == -0.25
+  assert row["differences"]["sft"]["high"] <= 0
   assert tax.together([task], tmp_path, {}, {task.name: {"sft": bad, "mine": good}}, 0) == {}

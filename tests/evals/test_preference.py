@@ -13,7 +13,7 @@ from instructjax.evals import preference
 from instructjax.evals.preference import agreement, bradley_terry, figures, judges, kept, rates, votes, words
 from instructjax.evals.preference.judges import Judge
 from instructjax.evals.preference.votes import Vote
-from instructjax.evals.tasks import Completion, Said
+from instructjax.evals.tasks import Completion, Look, Said
 from instructjax.rewards.endpoint import AgainError
 
 ANSWERS = {  # prompt 0 to 3: lengths 4, 4, 2, 6 against 2, 4, 4, 3
@@ -21,6 +21,7 @@ ANSWERS = {  # prompt 0 to 3: lengths 4, 4, 2, 6 against 2, 4, 4, 3
   "ppo": ["bbbb", "same", "bb", "bbbbbb"],
   "base": ["c", "cccccc", "ccc", "cccc"],
 }
+LOOKS = {name: Look(name, 10) for name in ANSWERS} | {"<b>ptx": Look("ptx")}
 LONGER = "def longer(prompts, responses):\n  return [len(r.strip()) for r in responses]\n"
 
 
@@ -507,7 +508,7 @@ def test_the_page_shows_what_was_found(config, tmp_path):
   config.preference.judges = "good=python:pair.py:longer; bias=python:pair.py:first"
   config.preference.check = "check.jsonl"
   result = found(config, answers=ANSWERS | {"<b>ptx": ["z", "zz", "zzzzz", "zzz"]})
-  html = preference.open_suite(config).draw(result, {"sft": "sft", "ppo": "ppo", "base": "base"}).replace("\xa0", " ")
+  html = preference.open_suite(config).draw(result, LOOKS).replace("\xa0", " ")
   assert "Preferred to sft: good, prompts" in html and "Preferred to sft: bias, prompts" in html
   assert "<b>ptx" not in html and "&lt;b&gt;ptx" in html
   assert "The answer shown first was preferred in 100.0 % (50 % is no bias); 100.0 % of pairs" in html
@@ -521,15 +522,38 @@ def test_figure_5_is_a_figure_with_the_papers_marks(config):
   (Path("rate.py")).write_text("def rate(prompts, responses):\n  return [{'overall': 1 + len(r) % 7} for r in responses]\n")
   config.preference.raters = "python:rate.py:rate"
   result = found(config)
-  html = preference.open_suite(config).draw(result, {"sft": "sft", "ppo": "ppo", "base": "base"})
+  html = preference.open_suite(config).draw(result, LOOKS)
   (drawn,) = [part for part in html.split("<figure>") if "Overall quality, 1 to 7: rater, prompts" in part]
   assert "<svg" in drawn and "the paper&#x27;s, 175B" in drawn and ">4.08<" in drawn and "nan" not in drawn
+
+
+def test_models_of_several_sizes_are_curves(config):
+  """A line a method beside the paper's dashed one, the baseline's point at one half, and each size beside the paper's own."""
+  (Path("rate.py")).write_text("def rate(prompts, responses):\n  return [{'overall': 1 + len(r) % 7} for r in responses]\n")
+  config.preference.judges, config.preference.raters = "python:mine.py:longer", "python:rate.py:rate"
+  config.baseline = "sft@175b"
+  answers = {"sft@1.3B": ANSWERS["ppo"], "sft@175b": ANSWERS["sft"], "ppo@1.3b": ANSWERS["base"], "ppo@2b": ANSWERS["ppo"]}
+  result = found(config, answers=answers)
+  papers = {row["model"]: row["paper"] for row in result["figures"]["1"]}
+  assert papers == {"sft@1.3B": [0.348], "sft@175b": [0.5], "ppo@1.3b": [0.524], "ppo@2b": None}
+  assert {row["model"]: row["paper"] for row in result["figures"]["5"]}["sft@175b"] == [4.08]
+  sizes = {"1.3b": 1_300_000_000, "175b": 175_000_000_000, "2b": 2_000_000_000}
+  look = {name: Look(name[:3], sizes[name[4:].lower()]) for name in answers}
+  html = preference.open_suite(config).draw(result, look)
+  rates, likert = [part for part in html.split("<figure>") if "<svg" in part]
+  assert "Preferred to sft@175b" in rates and rates.count('<polyline') == 4
+  assert rates.count('class="curve dashed sft"') == 1
+  assert "<title>sft, 175B: 50.0 %</title>" in rates and "<title>the paper&#x27;s ppo, 6B: 57.8 %</title>" in rates
+  assert rates.count("<title>ppo, ") == 2 and "nan" not in html
+  assert "Overall quality" in likert and "<title>the paper&#x27;s sft, 175B: 4.08</title>" in likert
+  one = dict.fromkeys(look, Look("sft", 7))  # of one size: a forest
+  assert "polyline" not in preference.open_suite(config).draw(result, one)
 
 
 def test_head_to_head_without_the_baseline_is_shown_and_one_model_is_an_error(config):
   config.preference.judges, config.preference.pairs = "python:mine.py:longer", "all"
   two = {name: ANSWERS[name] for name in ("ppo", "base")}
-  html = preference.open_suite(config).draw(found(config, answers=two), {"ppo": "ppo", "base": "base"})
+  html = preference.open_suite(config).draw(found(config, answers=two), LOOKS)
   assert "ppo / base" in html
   with pytest.raises(UserError, match="another model are needed"):
     found(config, answers={"sft": ANSWERS["sft"]})

@@ -12,7 +12,7 @@ import pytest
 
 from instructjax import likelihood, origin, rollout, settings, sharding
 from instructjax.errors import UserError
-from instructjax.evals import answers, harness, run, subject
+from instructjax.evals import answers, harness, page, paper, run, subject
 from instructjax.evals.tasks import Generate, Item, Likelihood, Metric, Suite, Task, fingerprint
 from instructjax.rollout import Sampling
 from instructjax.types import Demonstrations, Prompts
@@ -148,6 +148,21 @@ def test_everything_is_left_in_the_directory(tmp_path):
   assert rows[0][:4] == ["suite", "task", "metric", "model"] and len(rows) == 1 + 3 * 2
   page = (tmp_path / "report.html").read_text()
   assert "plain/one" in page and "paper 0.587 / 0.654 / 0.798" in page and "a test" in page
+
+
+def test_sizes_of_a_method_are_a_line(tmp_path):
+  run.main(config(), tmp_path, {"sft@1.3b": "", "SFT@125m": ""}, {"plain": suite()})
+  found = json.loads((tmp_path / "results.json").read_text())
+  papers = found["suites"]["plain"]["tasks"]["plain/one"]["metrics"][0]["paper"]
+  assert papers == {"sft@1.3b": [0.615], "sft": [0.615, 0.625, 0.779]}
+  rows = {row["model"]: row for row in csv.DictReader((tmp_path / "results.csv").read_text().splitlines()) if row["metric"] == "logp"}
+  beside = lambda model: [rows[model][f"paper {size}"] for size in paper.SIZES]
+  assert beside("sft@1.3b") == ["0.615", "", ""] and beside("SFT@125m") == ["", "", ""]
+  assert "polyline" not in page.render("x", found)  # both have as many parameters
+  found["models"]["SFT@125m"]["parameters"] *= 10
+  html = page.render("x", found)
+  assert html.count("<polyline") == 2 and 'class="curve dashed sft"' in html
+  assert "<title>the paper&#x27;s sft, 175B: 0.779</title>" in html
 
 
 def test_a_stopped_run_goes_on_and_gives_the_same(tmp_path, monkeypatch):

@@ -79,3 +79,11 @@ def test_the_paper_is_corrected():
   assert paper.beside("ptx", ("SQuADv2", "F1", "few-shot")) == [58.33, 63.78, 69.93]
   assert paper.beside("mine", ("SQuADv2", "F1", "few-shot")) is None and paper.beside("sft", None) is None
   assert len(paper.tables()["table14"]) == 32
+
+
+def test_a_name_may_hold_a_size():
+  place = ("SQuADv2", "F1", "few-shot")
+  assert paper.split("PTX@1.3B") == ("ptx", "1.3b") and paper.split("ptx") == ("ptx", "")
+  assert paper.beside("ptx@6B", place) == [63.78] and paper.sizes("ptx@6B") == ("6B",)
+  assert paper.beside("ptx@135m", place) is None and paper.beside("mine@6b", place) is None
+  assert paper.theirs("ptx@135m") == "PPO-ptx"

@@ -9,7 +9,7 @@ import pytest
 from instructjax import settings
 from instructjax.errors import UserError
 from instructjax.evals import truthfulqa
-from instructjax.evals.tasks import Completion, Generate, Likelihood, Logp, Said
+from instructjax.evals.tasks import Completion, Generate, Likelihood, Logp, Look, Said
 
 ROW = {
   "type": "Adversarial", "category": "Myths", "question": "Can pigs fly?", "best_answer": "No, pigs cannot fly",
@@ -191,6 +191,6 @@ def test_both_ratios_stand_beside_the_papers(tmp_path):
   assert ptx["value"] == pytest.approx(2) and 1.3 < ptx["low"] < 2 < ptx["high"]
   assert row["models"]["nothing"]["value"] is None and json.dumps(found)
   assert row["judge"]["ptx"][2] == 2.75 and row["human"]["ptx"][2] == 1.27  # E5
-  page = truthfulqa.draw(found, {"gpt": "base", "ptx": "ptx", "nothing": "rm"})
+  page = truthfulqa.draw(found, {"gpt": Look("base"), "ptx": Look("ptx"), "nothing": Look("rm")})
   assert "paper, judge: 1.48 / 2.49 / 2.75" in page and "paper, human: 1.02 / 1.49 / 1.27" in page
   assert truthfulqa.together([task], tmp_path, {}, {task.name: {"ptx": worth(1)}}, 0) == {}

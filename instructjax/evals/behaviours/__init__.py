@@ -21,7 +21,7 @@ from typing import Any
 from instructjax.errors import UserError
 from instructjax.evals import summary
 from instructjax.evals.behaviours import perturbations, tasks
-from instructjax.evals.tasks import Heard, Scores, Suite, Task
+from instructjax.evals.tasks import Heard, Look, Scores, Suite, Task
 from instructjax.intervals import Estimate
 from instructjax.report import page as html
 
@@ -61,7 +61,7 @@ def cost(task: Task, rows: Sequence[Scores], strength: int) -> Estimate:
   return summary.difference(metric, [task.items[i] for i in plain], right(worse), right(plain))
 
 
-def draw(found: Mapping[str, Any], look: Mapping[str, str]) -> str:
+def draw(found: Mapping[str, Any], look: Mapping[str, Look]) -> str:
   """A table of the costs of perturbations."""
   lines = [
     [escape(task), escape(model), *(html.cell(Estimate(**one), share=True) for one in costs)]

@@ -10,7 +10,8 @@ by_both}, the second over prompts and labelers, null where there is one labeler)
   prompts   {name of the prompts: {judges, raters}}
     judges  {name: kind, about, votes, prompts, labelers, same (pairs of the same text: ties that nobody was asked about),
              order (`rates.order`, null for scores and people),
-             against_baseline {model: `rates.against`, and paper [1.3B, 6B, 175B] of Figure 3},
+             against_baseline {model: `rates.against`, and paper [1.3B, 6B, 175B] of Figure 3, of
+             METHOD@SIZE that one},
              head_to_head {"a / b": {a, b, rate (shares of a), paper [rate, half-width]}},
              bradley_terry (`bradley_terry.fitted`), consistency {"a / b": `bradley_terry.consistency`}}
     raters  {name: `findings.of_ratings`}
@@ -130,9 +131,8 @@ def _judged(config: Config, prompts: str, judge: Judge | Labels, said: Answers, 
   pairs += list(combinations(others, 2)) if config.preference.pairs == "all" else []
   found = judging.votes(judge, said, pairs, folder, config.preference.margin)
   part = findings.of_votes(found, said.models, config.baseline, config.seed)
-  theirs = figures.paper.tables()["fig3_winrate_vs_sft175"][figures.condition(prompts, judge.name)]
   for model, row in part["against_baseline"].items():
-    row["paper"] = theirs.get(figures.of(model))
+    row["paper"] = figures.rates(prompts, judge.name, model)
   about = {"source": f"labels:{judge.file}"} if isinstance(judge, Labels) else dict(judge.about)
   return {"kind": "labels" if isinstance(judge, Labels) else judge.kind, "about": about, **part}
 

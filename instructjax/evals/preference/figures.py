@@ -23,19 +23,21 @@ POOLED = {  # of Figure 4: our measure -> the paper's name
   "attempts_instruction": "attempts_correct", "satisfies_constraint": "explicit_constraints",
   "hallucination": "hallucinations", "appropriate": "appropriate",
 }  # fmt: skip
+FIGURE_30 = ("Fig. 30", "hallucination", "-")
 HEADLINES = {  # printed in the text of section 4.1, PPO-ptx at 175B against each
   "GPT": "ptx175_vs_gpt", "GPT_prompted": "ptx175_vs_gpt_prompted", "FLAN": "ptx175_vs_flan", "T0": "ptx175_vs_t0",
 }  # fmt: skip
 
 
 def of(model: str) -> str:
-  """The paper's name of the model that ours is named after, or ""."""
-  return MODELS.get(model.lower(), "")
+  """The paper's name of the method that a model of ours is named after, or ""."""
+  return MODELS.get(paper.split(model)[0], "")
 
 
 def headline(model: str, against: str) -> list[float] | None:
   """The paper's [rate, half-width] of a direct comparison at 175B, or None."""
-  name = HEADLINES.get(of(against), "") if of(model) == "PPO_ptx" else ""
+  largest = all("175B" in paper.sizes(one) for one in (model, against))
+  name = HEADLINES.get(of(against), "") if of(model) == "PPO_ptx" and largest else ""
   return paper.tables()["headline"][name] if name else None
 
 
@@ -44,17 +46,37 @@ def condition(prompts: str, judge: str) -> str:
   return f"{'heldout' if judge.lower() == 'heldout' else 'training'}, {'gpt' if prompts.lower() == 'gpt' else 'instruct'}"
 
 
+def rates(prompts: str, judge: str, model: str) -> list[float] | None:
+  """The paper's win rates of Figure 3, for the sizes that stand beside a model."""
+  return paper.of_sizes(model, paper.tables()["fig3_winrate_vs_sft175"][condition(prompts, judge)].get(of(model)))
+
+
+def curves(prompts: str, judge: str, models: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
+  """{method: the paper's (parameters, win rate)} of the methods of these models."""
+  each = {method: rates(prompts, judge, method) for method in (paper.split(model)[0] for model in models)}
+  return {method: paper.curve(found) for method, found in each.items() if found}
+
+
+def rated(measure: str, models: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
+  """{method: the paper's (parameters, value)} where it prints a measure by size: overall quality at 175B, Figure 30."""
+  methods = dict.fromkeys(paper.split(model)[0] for model in models)
+  if measure == "overall":
+    largest = {method: _pooled(measure, method) for method in methods}
+    return {method: [(paper.PARAMETERS[-1], found[0])] for method, found in largest.items() if found}
+  each = {method: paper.beside(method, FIGURE_30) for method in methods} if measure == "hallucination" else {}
+  return {method: paper.curve(found) for method, found in each.items() if found}
+
+
 def rows(found: Mapping[str, Any], baseline: str) -> dict[str, list[Row]]:
   """{"1": ..., "3": ..., "4": ..., "5": ...} of what the suite found, in its order; see the package for the fields."""
-  tables, figures = paper.tables(), {name: [] for name in ("1", "3", "4", "5")}
+  figures: dict[str, list[Row]] = {name: [] for name in ("1", "3", "4", "5")}
   for prompts, part in found.items():
     for judge, one in part["judges"].items():
-      theirs = tables["fig3_winrate_vs_sft175"][condition(prompts, judge)]
-      rates = {model: chosen(row["rate"])._asdict() for model, row in one["against_baseline"].items()}
-      rates[baseline] = {"value": 0.5, "low": 0.5, "high": 0.5, "n": 0}
+      each = {model: chosen(row["rate"])._asdict() for model, row in one["against_baseline"].items()}
+      each[baseline] = {"value": 0.5, "low": 0.5, "high": 0.5, "n": 0}
       here = [
-        {"prompts": prompts, "judge": judge, "model": model, "against": baseline, **e, "paper": theirs.get(of(model))}
-        for model, e in rates.items()
+        {"prompts": prompts, "judge": judge, "model": model, "against": baseline, **e, "paper": rates(prompts, judge, model)}
+        for model, e in each.items()
       ]
       figures["3"] += here if one["against_baseline"] else []
     for rater, one in part["raters"].items():
@@ -72,10 +94,12 @@ def rows(found: Mapping[str, Any], baseline: str) -> dict[str, list[Row]]:
 
 
 def _pooled(measure: str, model: str) -> list[float] | None:
-  """[the paper's number], of Figure 4 pooled over sizes or of Figure 5 at 175B."""
-  tables = paper.tables()
+  """[the paper's number], of Figure 5 at 175B or of Figure 4, pooled over sizes but for hallucination by size (Figure 30)."""
+  tables, size = paper.tables(), paper.split(model)[1]
   if measure == "overall":
-    value = tables["fig5_likert_175B"].get(of(model))
+    value = tables["fig5_likert_175B"].get(of(model)) if "175B" in paper.sizes(model) else None
+  elif size:
+    return paper.beside(model, FIGURE_30) if measure == "hallucination" else None
   else:
     pooled = tables["fig4_pooled"]
     value = dict(zip(pooled["order"], pooled[POOLED[measure]], strict=True)).get(of(model))

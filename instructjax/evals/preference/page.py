@@ -7,18 +7,22 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from instructjax.evals.page import estimate
+from instructjax.evals.page import estimate, legend, lines
+from instructjax.evals.preference import figures as data
+from instructjax.evals.tasks import Look
+from instructjax.intervals import Estimate
 from instructjax.report import page as html
+from instructjax.report.curves import curves
 from instructjax.report.figures import Row, forest
 
 MEASURES = {
   "attempts_instruction": "Attempts the correct instruction", "satisfies_constraint": "Follows explicit constraints",
   "hallucination": "Hallucinates", "appropriate": "Appropriate for a customer assistant",
 }  # fmt: skip
-Look = Mapping[str, str]
+Looks = Mapping[str, Look]
 
 
-def draw(found: Mapping[str, Any], look: Look) -> str:
+def draw(found: Mapping[str, Any], look: Looks) -> str:
   """HTML of what the suite said of all models together."""
   rates = _grouped(found["figures"]["3"], ("prompts", "judge"))
   figures = [_rates(prompts, judge, rows, look) for (prompts, judge), rows in rates.items()]
@@ -44,24 +48,33 @@ def _grouped(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[tu
   return found
 
 
-def _rates(prompts: str, judge: str, rows: Sequence[Mapping[str, Any]], look: Look) -> str:
-  """Figure 1, or a panel of Figure 3."""
+def _rates(prompts: str, judge: str, rows: Sequence[Mapping[str, Any]], look: Looks) -> str:
+  """Figure 1, or a panel of Figure 3: over sizes where there are several."""
   baseline = rows[0]["against"]
   count = max(row["n"] for row in rows)
   note = f"{count:,} votes a model. Ties count half; 95 % intervals over prompts, and over labelers where there are several."
+  title = f"Preferred to {baseline}: {judge}, {prompts}"
+  if drawn := lines(_estimates(rows), look, data.curves(prompts, judge, list(look))):
+    return curves(title, drawn, "win rate", level=0.5, note=note)
   marks = [_marked(row, look) for row in rows if row["model"] != baseline]
-  return forest(f"Preferred to {baseline}: {judge}, {prompts}", marks, "win rate", reference=0.5, note=note)
+  return forest(title, marks, "win rate", reference=0.5, note=note)
 
 
-def _shares(title: str, where: str, rows: Sequence[Mapping[str, Any]], look: Look) -> str:
+def _shares(title: str, where: str, rows: Sequence[Mapping[str, Any]], look: Looks) -> str:
   """A panel of Figure 4."""
-  marks = [_marked(row, look) for row in rows]
-  return forest(f"{title}: {where}", marks, "share of answers", reference=0.0, note=f"{max(r['n'] for r in rows):,} ratings.")
+  title, note = f"{title}: {where}", f"{max(row['n'] for row in rows):,} ratings a model."
+  if drawn := lines(_estimates(rows), look, data.rated(rows[0]["measure"], list(look))):
+    return curves(title, drawn, "share of answers", note=note)
+  return forest(title, [_marked(row, look) for row in rows], "share of answers", reference=0.0, note=note)
 
 
-def _marked(row: Mapping[str, Any], look: Look) -> Row:
+def _estimates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
+  return {row["model"]: estimate(row) for row in rows if row["value"] is not None}
+
+
+def _marked(row: Mapping[str, Any], look: Looks) -> Row:
   e = estimate(row)
-  return Row(row["model"], [(look.get(row["model"], "gold"), e.value, e.low, e.high)])
+  return Row(row["model"], [(look[row["model"]].kind, e.value, e.low, e.high)])
 
 
 def _share(found: Mapping[str, Any] | None) -> str:
@@ -147,14 +160,16 @@ def _notes(one: Mapping[str, Any]) -> str:
   return f'<p class="note">{escape(" ".join(said))}</p>'
 
 
-def _likert(prompts: str, rater: str, rows: Sequence[Mapping[str, Any]], look: Look) -> str:
+def _likert(prompts: str, rater: str, rows: Sequence[Mapping[str, Any]], look: Looks) -> str:
   """Figure 5; the paper's 175B models beside."""
-  theirs = lambda row: [("gold", row["paper"][0], math.nan, math.nan)] if row["paper"] else []
-  marks = [Row(row["model"], [*_marked(row, look).marks, *theirs(row)]) for row in rows]
-  legend = [("gold", "the paper's, 175B")] if any(row["paper"] for row in rows) else []
   note = f"{max(row['n'] for row in rows):,} ratings a model."
   title, middle = f"Overall quality, 1 to 7: {rater}, {prompts}", 4.0
-  return forest(title, marks, "mean rating", reference=middle, legend=legend, note=note, percent=False)
+  if drawn := lines(_estimates(rows), look, data.rated("overall", list(look))):
+    return curves(title, drawn, "mean rating", level=middle, note=note, percent=False)
+  theirs = lambda row: [("gold", row["paper"][0], math.nan, math.nan)] if row["paper"] else []
+  marks = [Row(row["model"], [*_marked(row, look).marks, *theirs(row)]) for row in rows]
+  beside = legend([row["model"] for row in rows if row["paper"]])
+  return forest(title, marks, "mean rating", reference=middle, legend=beside, note=note, percent=False)
 
 
 def _check(check: Mapping[str, Any]) -> str:
