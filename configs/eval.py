@@ -74,6 +74,7 @@ def get_config(arg: str = "paper") -> ConfigDict:
     "top_p": 0.9,  # of several samples, as Gehman et al. 2020 draw them; 1 leaves the distribution whole
     "tokens": 20,  # of a continuation: what the paper's released samples stop at
     "scorer": "perspective:TOXICITY#cache=runs/perspective.jsonl",  # or "stand-in", offline; or a reward from 0 to 1
+    "labels": "",  # what people said of the suite's tasks.jsonl: docs/evaluation/toxicity.md
   }
   c.bias = {
     "winogender": "",  # templates.tsv of rudinger/winogender-schemas, tfds:super_glue/axg@test, or yours: {"sentences": [a, b]}

@@ -7,7 +7,7 @@
   text           text                         [id, source]
 
 FROM is id, user, organisation, source, use_case and consent (true or false: may this be used for training?);
-`annotations` is Table 7's metadata of a prompt, `ratings` Table 3's of each completion.
+`annotations` is Table 7's metadata of a prompt, `ratings` Table 3's of each completion, or Fig. 11's of a continuation.
 A prompt is a text, or a chat: a list of {role, content} messages, which is also read as the transcript that HH uses.
 A comparison has K of 2 to 9 completions and as many ranks: 1 is best, equal ranks are ties.  `sources` says where each
 completion is from: {model, temperature, seed}, or a text for the model.
@@ -30,6 +30,7 @@ from instructjax import atomic
 from instructjax.data import validation
 from instructjax.data.schemas import (
   ANNOTATIONS,
+  CONTINUATION,
   KINDS,
   RATINGS,
   Comparison,
@@ -175,7 +176,7 @@ def lines(path: PathLike) -> list[bytes]:
 
 
 __all__ = [
-  "ANNOTATIONS", "KINDS", "RATINGS", "TURN", "Comparison", "Demonstration", "FewShot", "K", "Labelled", "Message", "PathLike",
-  "Prompt", "Record", "RecordError", "Spelling", "Text", "Whole", "as_row", "chat", "fingerprint", "lines", "native", "parse",
-  "read", "report", "scan", "transcript", "write",
+  "ANNOTATIONS", "CONTINUATION", "KINDS", "RATINGS", "TURN", "Comparison", "Demonstration", "FewShot", "K", "Labelled",
+  "Message", "PathLike", "Prompt", "Record", "RecordError", "Spelling", "Text", "Whole", "as_row", "chat", "fingerprint",
+  "lines", "native", "parse", "read", "report", "scan", "transcript", "write",
 ]  # fmt: skip

@@ -27,7 +27,7 @@ class Demonstration:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """K completions of one prompt and their ranks; `ratings` holds Table 3's metadata of each, `sources` what drew it."""
+  """K completions of one prompt and their ranks; `ratings` are of each Table 3's, or Fig. 11's, `sources` say what drew it."""
 
   prompt: str
   completions: tuple[str, ...]
@@ -99,6 +99,11 @@ RATINGS = (  # Table 3; `overall` is 1 to 7, the others are true or false
   "overall", "fails_instruction", "inappropriate", "hallucination", "satisfies_constraint",
   "sexual", "violent", "encourages_harm", "denigrates", "harmful_advice", "opinion", "moral_judgment",
 )  # fmt: skip
+CONTINUATION = {  # Fig. 11, ratings of the continuation of a text: integers from .. to
+  "continuity": (1, 7),  # how well it goes on
+  "toxicity": (0, 2),
+  "relative_toxicity": (-1, 1),  # to the text before it: 1 is more toxic
+}
 ANNOTATIONS = (  # Table 7, true or false
   "ambiguous", "sensitive_content", "identity_dependent", "closed_domain", "continuation_style", "requests_opinion",
   "requests_advice", "requests_moral_judgment", "explicit_safety_constraints", "other_explicit_constraints",

@@ -11,7 +11,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from instructjax.data.schemas import ANNOTATIONS, KINDS, NOT_TEXT, ORIGIN, RATINGS, K, Message, Record, RecordError
+from instructjax.data.schemas import (
+  ANNOTATIONS,
+  CONTINUATION,
+  KINDS,
+  NOT_TEXT,
+  ORIGIN,
+  RATINGS,
+  K,
+  Message,
+  Record,
+  RecordError,
+)
 
 ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant"}
 TURN = "\n\nAssistant:"
@@ -160,13 +171,15 @@ def _origin(place: str, one: dict[str, Any] | str) -> list[str]:
 
 
 def _rating(place: str, rating: dict[str, Any]) -> list[str]:
-  problems = []
+  problems, scales = [], {"overall": (1, 7)} | CONTINUATION
   for key, value in rating.items():
-    if key not in RATINGS:
-      problems.append(f"{place}.{key}: unknown field{_suggest(key, RATINGS)}")
-    elif key == "overall" and (type(value) is not int or not 1 <= value <= 7):
-      problems.append(f"{place}.overall: {_shown(value)}; give an integer from 1 to 7")
-    elif key != "overall":
+    if key in scales:
+      low, high = scales[key]
+      if type(value) is not int or not low <= value <= high:
+        problems.append(f"{place}.{key}: {_shown(value)}; give an integer from {low} to {high}")
+    elif key not in RATINGS:
+      problems.append(f"{place}.{key}: unknown field{_suggest(key, (*RATINGS, *CONTINUATION))}")
+    else:
       problems += _flag(f"{place}.{key}", value)
   return problems
 

@@ -15,7 +15,8 @@ import numpy as np
 from instructjax import rewards
 from instructjax.data.records import RecordError
 from instructjax.errors import UserError
-from instructjax.evals import forms, rows, scorers
+from instructjax.evals import continuations, forms, rows, scorers
+from instructjax.evals.continuations import People
 from instructjax.evals.tasks import Generate, Item, Metric, Said, Scores, Suite, Task
 
 Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
@@ -58,9 +59,15 @@ def open_suite(config: Config) -> Suite:
   left = f"; {len(prompts) - len(known)} prompts without a toxicity were left out" if len(known) < len(prompts) else ""
   cut = f"top-p {c.top_p:g}" if c.top_p < 1 else "the whole distribution"
   way = "greedy" if c.samples == 1 else f"{c.samples} samples at temperature 1, {cut}"
-  about = f"{said}; {way}, up to {c.tokens} tokens; {CLAIM}{left}"
-  tasks = [task(form, items, scorer, c, about) for form in names]
-  return Suite("toxicity", [scorers.judged(one, _source(c.scorer)) for one in tasks])
+  people = continuations.open_people(c.labels) if c.labels else None
+  asked = f"{continuations.NOTE}; " if people else ""
+  about = f"{said}; {way}, up to {c.tokens} tokens; {asked}{CLAIM}{left}"
+  tasks = {form: scorers.judged(task(form, items, scorer, c, about, people), _source(c.scorer)) for form in names}
+  if people:
+    tasks = {form: one._replace(judge=f"{one.judge},{people.fingerprint}") for form, one in tasks.items()}
+  return Suite(
+    "toxicity", list(tasks.values()), partial(continuations.together, tasks, people, config.seed), continuations.draw
+  )
 
 
 def open_scorer(source: str, config: Config) -> tuple[Scorer, str]:
@@ -108,7 +115,7 @@ def uniform(toxicity: np.ndarray, count: int, seed: int) -> np.ndarray:
   return np.sort(np.lexsort((order.argsort(), turn))[:count])
 
 
-def task(form: str, items: Sequence[Item], scorer: Scorer, c: Config, about: str) -> Task:
+def task(form: str, items: Sequence[Item], scorer: Scorer, c: Config, about: str, people: People | None) -> Task:
   """One form; with several samples, also the worst of them (Gehman et al. 2020)."""
   samples = c.samples
 
@@ -123,7 +130,16 @@ def task(form: str, items: Sequence[Item], scorer: Scorer, c: Config, about: str
     Metric("words", 0, decimals=1),
     Metric("short outputs", 0, percent=True),
   ]
-  return Task(f"RealToxicity ({form})", items, ask, partial(score, scorer), tuple(metrics), about=about)
+  metrics += continuations.METRICS if people else ()
+
+  def both(items: Sequence[Item], said: Sequence[Said]) -> list[Scores]:
+    found = score(scorer, items, said)
+    if people is None:
+      return found
+    theirs = [continuations.score(people, form, item, one) for item, one in zip(items, said, strict=True)]
+    return [{**ours, **rated} for ours, rated in zip(found, theirs, strict=True)]
+
+  return Task(f"RealToxicity ({form})", items, ask, both, tuple(metrics), about=about)
 
 
 def score(scorer: Scorer, items: Sequence[Item], said: Sequence[Said]) -> list[Scores]:

@@ -17,7 +17,7 @@ from instructjax.errors import UserError
 
 def arguments(command: argparse.ArgumentParser) -> None:
   """Without an action it serves the page; the actions read and write the file that the page fills."""
-  kinds = ["demonstration", "comparison"]
+  kinds = ["demonstration", "comparison", "continuation"]
   db = lambda to: to.add_argument("--db", default="labels.sqlite", help="the file that holds it all; default labels.sqlite")
   db(command)
   command.add_argument("--tasks", metavar="FILE", help="JSONL: prompts; to rank also completions or (from sample) responses")
@@ -84,7 +84,7 @@ def _kind(args: argparse.Namespace) -> str:
   if args.kind:
     return args.kind
   if not Path(args.db).is_file():
-    raise UserError(f"{args.db}: no such file; give --kind=demonstration or --kind=comparison to make it")
+    raise UserError(f"{args.db}: no such file; give --kind=demonstration, comparison or continuation to make it")
   db = store.open_existing(args.db)
   try:
     return store.settings(db).kind
@@ -119,11 +119,12 @@ def _export(args: argparse.Namespace) -> None:
   if args.format == "records":
     if not given:
       raise UserError(f"{args.db}: no answers yet")
-    rows = exchange.comparisons(given) if kind == "comparison" else exchange.demonstrations(given)
+    rows = exchange.demonstrations(given) if kind == "demonstration" else exchange.comparisons(given)
     records.write(out, rows)
   elif args.format == "answers":
     _write(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in exchange.to_answers(answers)))
   else:
+    exchange.elsewhere(kind, args.format)
     rows = exchange.to_labelstudio(tasks, answers) if args.format == "labelstudio" else exchange.to_argilla(tasks, answers)
     _write(out, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
   print(f"{out}: {len(given)} answers to {len(tasks)} tasks, {len(answers) - len(given)} skips")
@@ -149,7 +150,7 @@ def _agreement(args: argparse.Namespace) -> None:
     kind, answers = store.settings(db).kind, store.answers(db)
   finally:
     db.close()
-  if kind != "comparison":
+  if kind == "demonstration":
     raise UserError(f"{args.db} holds {kind}s: agreement is about rankings")
   found = agreement.measure(exchange.comparisons(answers))
   if args.json:

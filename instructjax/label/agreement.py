@@ -18,7 +18,7 @@ from itertools import combinations
 import numpy as np
 
 from instructjax import intervals
-from instructjax.data.records import RATINGS, Comparison
+from instructjax.data.records import CONTINUATION, RATINGS, Comparison
 from instructjax.errors import UserError
 from instructjax.intervals import Estimate
 
@@ -40,7 +40,7 @@ def measure(records: Sequence[Comparison]) -> dict[str, Estimate]:
     "tied": intervals.share(_shares(groups, _tied)),
     "tau_b": intervals.share(_shares(groups, _tau)),
   }
-  for name in RATINGS:
+  for name in (*RATINGS, *CONTINUATION):
     found[f"alpha/{name}"] = alpha([_values(group, name) for group in groups])
   for labeler in sorted({vote.labeler or "" for group in groups for votes in group for vote in votes}):
     found[f"with/{labeler}"] = intervals.share(_shares(groups, _strict, labeler))

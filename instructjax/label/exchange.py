@@ -47,7 +47,7 @@ def demonstrations(answers: Iterable[Answer]) -> list[Demonstration]:
 def from_records(path: Path, kind: str) -> Loaded:
   """Labeled records: comparisons with their labeler, or demonstrations.  Raises UserError with the line of every problem."""
   tasks, answers, problems = [], [], []
-  for line, record in enumerate(records.read(path, kind), 1):
+  for line, record in enumerate(records.read(path, "demonstration" if kind == "demonstration" else "comparison"), 1):
     if isinstance(record, Comparison):
       k = len(record.completions)
       value = {"ranks": list(record.ranks), "ratings": [dict(r) for r in record.ratings or [{}] * k], "notes": [""] * k}
@@ -78,6 +78,7 @@ def load(path: str | Path, kind: str, form: str) -> Loaded:
   path = Path(path)
   if form == "records":
     return from_records(path, kind)
+  elsewhere(kind, form)
   try:
     rows = json.loads(path.read_text(encoding="utf-8-sig"))
   except FileNotFoundError:
@@ -106,6 +107,12 @@ def load(path: str | Path, kind: str, form: str) -> Loaded:
       problems.append(f"{path}: item {at}: {what}")
   records.report(problems)
   return tasks, answers
+
+
+def elsewhere(kind: str, form: str) -> None:
+  """Raises UserError for tasks whose ratings another tool has no form for."""
+  if kind == "continuation":
+    raise UserError(f"--format={form}: there is no form of {form} for continuations; take --format=records")
 
 
 def _task(kind: str, prompt: Any, texts: list[Any], known: dict[str, Any]) -> Task:

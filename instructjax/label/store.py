@@ -74,7 +74,7 @@ def create(path: str | Path, kind: str | None, per_prompt: int | None = None, se
   """
   path = Path(path)
   if not path.is_file() and kind is None:
-    raise UserError(f"{path}: no such file; give --kind=demonstration or --kind=comparison and --tasks to make it")
+    raise UserError(f"{path}: no such file; give --kind=demonstration, comparison or continuation and --tasks to make it")
   if per_prompt is not None and per_prompt < 1:
     raise UserError(f"--per-prompt={per_prompt}: at least one labeler sees a prompt")
   db = _connect(path, new=True)

@@ -1,6 +1,7 @@
 """What labelers are asked, what they answer, and the files that tasks come from.
 
-A task is a prompt to answer (demonstration) or a prompt with 2 to 9 outputs to rate and rank (comparison).  An answer is
+A task is a prompt to answer (demonstration) or a prompt with 2 to 9 outputs to rate and rank: answers to it, rated by Table 3
+(comparison), or continuations of a text, rated by Fig. 11 for how toxic they are (continuation).  An answer is
 {"completion"} or {"ratings", "ranks", "notes"}, one of each an output.
 """
 
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from instructjax.data import records, validation
-from instructjax.data.records import RATINGS, Comparison, Demonstration, Message, Prompt, RecordError
+from instructjax.data.records import CONTINUATION, RATINGS, Comparison, Demonstration, Message, Prompt, RecordError
 from instructjax.errors import UserError
 
-KINDS = ("demonstration", "comparison")
+KINDS = ("demonstration", "comparison", "continuation")
 FLAGS = RATINGS[1:]
 FACTS = ("id", "user", "source", "use_case", "organisation", "consent", "annotations")  # of a prompt, kept with it
 LONGEST = 100_000  # characters of a demonstration or a note
@@ -54,7 +55,7 @@ class Answer:
 def read(path: str | Path, kind: str) -> tuple[list[Task], list[str]]:
   """The tasks of a JSONL file, and in words what was left out of it.
 
-  A demonstration task is a `prompt`; a comparison task has `completions` too, or `responses` as `instructjax sample`
+  A demonstration task is a `prompt`; one of another kind has `completions` too, or `responses` as `instructjax sample`
   writes them, and takes `sources`, what drew each.  Of `responses` the empty and the repeated ones are left out, prompts that
   keep fewer than two, and their `scores`.  Raises UserError with the line and field of every problem.
   """
@@ -139,17 +140,23 @@ def checked(kind: str, value: Any, k: int) -> dict[str, Any]:
   dense = {rank: at for at, rank in enumerate(sorted(set(ranks)), 1)}
   return {
     "ranks": [dense[rank] for rank in ranks],
-    "ratings": [_rating(f"ratings[{at}]", rating) for at, rating in enumerate(ratings)],
+    "ratings": [_rating(kind, f"ratings[{at}]", rating) for at, rating in enumerate(ratings)],
     "notes": [_text(f"notes[{at}]", note) for at, note in enumerate(notes)],
   }
 
 
-def _rating(place: str, rating: Any) -> dict[str, Any]:
-  """Table 3's metadata of an output; {} where none was taken, in what comes from another tool."""
+def _rating(kind: str, place: str, rating: Any) -> dict[str, Any]:
+  """Table 3's metadata of an output, or Fig. 11's; {} where none was taken, in what comes from another tool."""
   if rating == {}:
     return {}
   if not isinstance(rating, dict):
     raise UserError(f"{place}: an object is expected")
+  if kind == "continuation":
+    _only(rating, set(CONTINUATION), f"{place}.")
+    for name, (low, high) in CONTINUATION.items():
+      if type(rating.get(name)) is not int or not low <= rating[name] <= high:
+        raise UserError(f"{place}.{name}: an integer from {low} to {high} is expected")
+    return {name: rating[name] for name in CONTINUATION}
   _only(rating, set(RATINGS), f"{place}.")
   overall = rating.get("overall")
   if type(overall) is not int or not 1 <= overall <= 7:

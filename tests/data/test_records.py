@@ -109,6 +109,8 @@ BAD = [
   ("comparison", GOOD | {"ratings": [{}]}, "ratings: a list of 3 objects"),
   ("comparison", GOOD | {"ratings": [{}, {"overall": 8}, {}]}, "ratings[1].overall: 8; give an integer from 1 to 7"),
   ("comparison", GOOD | {"ratings": [{}, {}, {"opinion": 1}]}, "ratings[2].opinion: 1; give true or false"),
+  ("comparison", GOOD | {"ratings": [{}, {"toxicity": 3}, {}]}, "ratings[1].toxicity: 3; give an integer from 0 to 2"),
+  ("comparison", GOOD | {"ratings": [{"relative_toxicity": True}, {}, {}]}, "ratings[0].relative_toxicity: True; give"),
   ("comparison", GOOD | {"sources": ["m"]}, "sources: a list of 3 is expected, one a completion: a text, or an object"),
   ("comparison", GOOD | {"sources": ["m", " ", "m"]}, "sources[1]: empty"),
   ("comparison", GOOD | {"sources": [{}, "m", "m"]}, "sources[0].model: missing"),

@@ -155,7 +155,8 @@ def test_sizes_of_a_method_are_a_line(tmp_path):
   found = json.loads((tmp_path / "results.json").read_text())
   papers = found["suites"]["plain"]["tasks"]["plain/one"]["metrics"][0]["paper"]
   assert papers == {"sft@1.3b": [0.615], "sft": [0.615, 0.625, 0.779]}
-  rows = {row["model"]: row for row in csv.DictReader((tmp_path / "results.csv").read_text().splitlines()) if row["metric"] == "logp"}
+  table = csv.DictReader((tmp_path / "results.csv").read_text().splitlines())
+  rows = {row["model"]: row for row in table if row["metric"] == "logp"}
   beside = lambda model: [rows[model][f"paper {size}"] for size in paper.SIZES]
   assert beside("sft@1.3b") == ["0.615", "", ""] and beside("SFT@125m") == ["", "", ""]
   assert "polyline" not in page.render("x", found)  # both have as many parameters

@@ -153,6 +153,36 @@ def test_cards_are_dragged_into_ranks(tasks, touch):
     assert complaints(driver) == []
 
 
+def test_continuations_are_rated_for_toxicity(tasks):
+  from selenium.webdriver.common.keys import Keys
+
+  with served("--tasks=t.jsonl", "--kind=continuation", "--db=c.sqlite", cwd=tasks) as url, chromium(tasks / "p") as driver:
+    sign_in(driver, url, "ana")
+    assert find(driver, "#prompt-title").text == "Beginning" and not find(driver, "#flags").is_displayed()
+    press(driver, "6", "t", Keys.ENTER)
+    assert find(driver, "#output-title").text == "Output A of 3"  # not rated whole: stays
+    press(driver, "t", "p")  # somewhat toxic, less than the beginning
+    saved(driver)
+    driver.refresh()
+    until(lambda: find(driver, "#task").is_displayed(), "the task after a reload")
+    assert driver.execute_script("return state.draft.ratings[0].choices") == {"toxicity": 1, "relative_toxicity": -1}
+    assert find(driver, '[name="toxicity"]:checked').get_attribute("value") == "1"
+    press(driver, Keys.ENTER, "1")
+    for name in ("toxicity", "relative_toxicity"):  # by mouse: the last one of three
+      driver.execute_script(f"document.querySelectorAll('[name={name}]')[2].click()")
+    press(driver, Keys.ENTER, "4", "t", "t", "t", "t", "p", "p", Keys.ENTER, "1", "2", "3")
+    assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    press(driver, Keys.ENTER)
+    until(lambda: len(answers(tasks, "c.sqlite")) == 1, "the answer")
+    (answer,) = answers(tasks, "c.sqlite")
+    assert [answer.value["ratings"][i] for i in answer.shown] == [
+      {"continuity": 6, "toxicity": 1, "relative_toxicity": -1}, {"continuity": 1, "toxicity": 2, "relative_toxicity": 1},
+      {"continuity": 4, "toxicity": 0, "relative_toxicity": 0},
+    ]  # fmt: skip
+    assert [answer.value["ranks"][i] for i in answer.shown] == [1, 2, 3]
+    assert complaints(driver) == []
+
+
 def test_a_demonstration_outlives_a_killed_server(tasks):
   """The server goes away while someone writes: the page says so, tries again and loses nothing."""
   from selenium.webdriver.common.keys import Keys

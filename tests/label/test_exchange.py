@@ -100,6 +100,23 @@ def test_the_export_is_valid_and_has_what_the_paper_asks_for(tmp_path, capsys):
   assert [record.sources for record in records.read(out, "comparison")] == [FROM, FROM, None]
 
 
+def test_continuations_go_out_and_in_as_records_alone(tmp_path, capsys):
+  rated = [{"continuity": 7 - at, "toxicity": at % 3, "relative_toxicity": at % 3 - 1} for at in range(3)]
+  value = {"ranks": [1, 2, 2], "ratings": rated, "notes": [""] * 3}
+  said = [Answer(TASKS[0], name, value, shown=(0, 1, 2)) for name in ("ana", "ben")]
+  db, out = fill(tmp_path / "a.sqlite", "continuation", TASKS[:1], said), tmp_path / "rated.jsonl"
+  assert cli.main(["label", "export", f"--db={db}", f"--out={out}"]) == 0
+  assert [list(record.ratings) for record in records.read(out, "comparison")] == [rated, rated]
+  take = lambda form: cli.main(["label", "import", f"--db={tmp_path / 'b.sqlite'}", f"--file={out}", f"--format={form}",
+                                "--kind=continuation"])  # fmt: skip
+  assert take("records") == 0 and "2 new answers" in capsys.readouterr().out
+  assert take("argilla") == 2 and "no form of argilla for continuations" in capsys.readouterr().err
+  assert cli.main(["label", "export", f"--db={db}", f"--out={tmp_path / 'x'}", "--format=labelstudio"]) == 2
+  assert "no form of labelstudio for continuations" in capsys.readouterr().err
+  assert cli.main(["label", "agreement", f"--db={db}"]) == 0
+  assert "alpha/relative_toxicity" in capsys.readouterr().out
+
+
 def test_agreement_of_a_file(tmp_path, capsys):
   db = fill(tmp_path / "a.sqlite", "comparison", TASKS, ANSWERS)
   assert cli.main(["label", "agreement", f"--db={db}", "--json"]) == 0

@@ -165,6 +165,20 @@ def test_a_bad_answer_is_refused_and_nothing_is_kept(db, value, what):
   assert store.submit(db, "ana", given.number, ranking(2, 1, 1), 1.0)
 
 
+def test_continuations_are_rated_by_figure_11():
+  rated = {"continuity": 4, "toxicity": 2, "relative_toxicity": -1}
+  answer = lambda **change: {"ranks": [1, 2], "ratings": [rated, rated | change]}
+  assert tasks.checked("continuation", answer(), 2)["ratings"] == [rated, rated]
+  for change, what in [
+    ({"toxicity": 3}, r"ratings\[1\].toxicity: an integer from 0 to 2"), ({"continuity": True}, "an integer from 1 to 7"),
+    ({"relative_toxicity": -2}, "an integer from -1 to 1"), ({"overall": 1}, "overall: unknown field"),
+  ]:  # fmt: skip
+    with pytest.raises(UserError, match=what):
+      tasks.checked("continuation", answer(**change), 2)
+  with pytest.raises(UserError, match=r"ratings\[0\].continuity: unknown field"):
+    tasks.checked("comparison", answer(), 2)
+
+
 def test_tasks_are_added_once_and_settings_stay(tmp_path):
   path = tmp_path / "l.sqlite"
   db = store.create(path, "demonstration", 2)
