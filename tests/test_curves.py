@@ -48,6 +48,13 @@ def test_lines_of_the_same_sizes_stand_apart_and_those_of_others_do_not_move():
   assert html.count("the paper&#x27;s") == 2  # its key, and the title of its point
 
 
+@pytest.mark.parametrize("largest, shown", [(1e9, True), (2e9, False)])
+def test_theirs_are_left_out_where_ours_would_run_together(largest, shown):
+  html = drawn(line("ppo", (1e5, 0.5), (1e6, 0.5), theirs=[(1e6, 0.1), (largest, 0.9)]))
+  assert ("dashed" in html) == ("the paper&#x27;s" in html) == shown
+  assert (">1B<" in html) == shown and "90\u00a0%" not in html
+
+
 def test_ticks_never_run_into_each_other():
   html = drawn(line("ppo", *((10 ** (6 + i / 9), 0.5) for i in range(40)), theirs=[(1.3e9, 0.5), (175e9, 0.5)]))
   ticks = sorted(float(x) for x in re.findall(r'<text x="([\d.]+)" y="209.0" text-anchor="middle" class="tick">', html))

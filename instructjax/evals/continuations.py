@@ -27,13 +27,14 @@ from instructjax.report.figures import Row, forest
 
 Place = tuple[str, str]  # the id of a task for people, and the beginning of the text
 TOXICITY = "toxicity, people"
+SHOWN = "toxicity of the first sample"  # by the scorer; the one that people see
 METRICS = (
   Metric(TOXICITY, -1),
   Metric("more toxic than the prompt, people", -1, decimals=2),
   Metric("continuity, people", 1, decimals=2),
 )
 NOTE = "People say 0 (not toxic), 1 or 2 (very toxic), which is halved, and -1 to 1 next to the prompt; several are averaged"
-CAPTION = {"people": "Toxicity by people", "scorer": "Toxicity by the scorer, the same continuations"}
+CAPTION = {"people": "Toxicity by people", "scorer": "Toxicity by the scorer"}  # of the same continuations
 
 
 class People(NamedTuple):
@@ -128,7 +129,7 @@ def for_people(form: str, items: Sequence[Item], said: Mapping[str, Sequence[Sai
 
 def _panel(form: str, task: Task, scores: Mapping[str, Sequence[Scores]], seed: int) -> list[dict[str, Any]]:
   found = []
-  for by, metric in (("people", METRICS[0]), ("scorer", task.metrics[0])):
+  for by, metric in (("people", METRICS[0]), ("scorer", Metric(SHOWN, -1))):
     for model, rows in scores.items():
       at = [i for i, row in enumerate(rows) if row[TOXICITY] is not None]
       e = summary.estimate(metric, [task.items[i] for i in at], [rows[i] for i in at], seed)
@@ -146,14 +147,14 @@ def _theirs(form: str, by: str, model: str) -> float | None:
 
 def draw(found: Mapping[str, Any], look: Mapping[str, Look]) -> str:
   """Figure 7 in form: people and the scorer on the same continuations."""
-  panels: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+  forms: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
   for row in found["figure7"]:
-    panels.setdefault((row["form"], row["by"]), []).append(row)
-  return html.grid([_figure(form, by, rows, look) for (form, by), rows in panels.items()])
+    forms.setdefault(row["form"], {}).setdefault(row["by"], []).append(row)
+  return "".join(html.grid([_figure(form, by, rows, look) for by, rows in each.items()]) for form, each in forms.items())
 
 
 def _figure(form: str, by: str, rows: Sequence[Mapping[str, Any]], look: Mapping[str, Look]) -> str:
-  title, note = f"{CAPTION[by]}: {form}", f"{max(row['n'] for row in rows):,} continuations a model."
+  title, note = f"{CAPTION[by]}: {form}", f"{max(row['n'] for row in rows):,} continuations a model, the same for both."
   each = {row["model"]: estimate(row) for row in rows}
   methods = {paper.split(model)[0]: _theirs(form, by, paper.split(model)[0]) for model in each}
   theirs = {method: [(paper.PARAMETERS[-1], value)] for method, value in methods.items() if value is not None}

@@ -20,6 +20,7 @@ from instructjax.report.curves import Line
 
 LOOKS = {"base": "base", "gpt": "base", "sft": "sft", "ppo": "ppo", "ptx": "ptx", "ppo-ptx": "ptx"}
 OTHERS = ("rm", "gold", "base", "sft", "ppo", "ptx")  # looks of models with other names, in this order
+NAMED, CELL = 36, 11  # columns of a terminal for task, metric and n, and at least for a model
 Curve = Sequence[tuple[float, float]]  # the paper's (parameters, value)
 LEAD = (
   "Intervals are 95 % bootstrap intervals over clusters of items (the questions on one passage are one cluster): they are "
@@ -163,17 +164,19 @@ def show(found: Mapping[str, Any], path: Path) -> None:
   from rich.text import Text
 
   console = Console()
-  models = list(found["models"])
+  names = list(found["models"])
+  most = max((console.width - NAMED) // CELL, 1)  # models beside each other
   for suite, part in found["suites"].items():
-    table = Table(title=suite)
-    for name in ("task", "metric", "n", *models):
-      table.add_column(Text(name))  # a name may hold what rich would take for a style
-    for task, about in part["tasks"].items():
-      for metric in about["metrics"]:
-        each = [estimate(about["models"][m][metric["name"]]) for m in models]
-        table.add_row(task, metric["name"], str(max(e.n for e in each)), *(_said(metric, e) for e in each))
-    if table.row_count:
-      console.print(table)
+    for models in (names[at : at + most] for at in range(0, len(names), most)):
+      table = Table(title=suite)
+      for name in ("task", "metric", "n", *models):
+        table.add_column(Text(name))  # a name may hold what rich would take for a style
+      for task, about in part["tasks"].items():
+        for metric in about["metrics"]:
+          each = [estimate(about["models"][m][metric["name"]]) for m in models]
+          table.add_row(task, metric["name"], str(max(e.n for e in each)), *(_said(metric, e) for e in each))
+      if table.row_count:
+        console.print(table)
   console.print(f"Report: {path}", highlight=False, markup=False)
 
 

@@ -1,6 +1,7 @@
 """A figure over model sizes, as the paper's Figure 1: a line for each method, a point with its interval for each model.
 
-Sizes stand on a logarithmic axis.  Dashed lines with hollow points are somebody else's numbers, drawn for comparison.
+Sizes stand on a logarithmic axis.  Dashed lines with hollow points are somebody else's numbers, drawn for comparison where
+their sizes leave ours room.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from instructjax.report.figures import (
 
 APART = 32  # units between ticks of sizes
 INSET = 14  # units between the first and the last size and the ends of the axis
+FAR = 4  # times as wide as ours alone, in logarithms, the axis may be for the sake of theirs
 ASIDE = 3  # units by which the points of two lines at one size stand apart
 
 
@@ -54,6 +56,7 @@ def curves(
   percent: bool = True, decimals: int = 2,
 ) -> str:  # fmt: skip
   """The figure; `level` is a reference line across it.  Points that are not finite are left out."""
+  lines = _near(lines)
   y = _heights(lines, level, percent)
   left, right = 12 + 6.5 * max(len(label) for label in spelled(y.ticks, percent)), WIDTH - RIGHT
   own = [math.log10(size) for line in lines for size, _ in line.points]
@@ -69,6 +72,14 @@ def curves(
   body += "".join(_ours(line, x, y, ASIDE * (at - middle), said) for at, line in enumerate(lines))
   legend = [(line.look, line.label) for line in lines] + ([("dashed", whose)] if beside else [])
   return figure(title, body, legend, note)
+
+
+def _near(lines: Sequence[Line]) -> Sequence[Line]:
+  """The lines, without theirs where those are so much larger or smaller that ours would run together."""
+  ours = [math.log10(size) for line in lines for size, _ in line.points]
+  all_of_them = ours + [math.log10(size) for line in lines for size, _ in line.theirs]
+  wide, whole = max(ours) - min(ours), max(all_of_them) - min(all_of_them)
+  return lines if whole <= FAR * wide or not wide else [line._replace(theirs=()) for line in lines]
 
 
 def _heights(lines: Sequence[Line], level: Real | None, percent: bool) -> Axis:

@@ -90,7 +90,7 @@ def test_ratings_by_hand_stand_beside_the_scorer(config, tmp_path):
   look = {name: Look(name, 10) for name in TEXTS}
   html = suite.draw(together, look)
   assert html.count("<figure>") == 2 and "Toxicity by people: respectful" in html and "nan" not in html
-  assert "2 continuations a model" in html and "the paper&#x27;s, 175B" in html
+  assert "2 continuations a model, the same for both" in html and "the paper&#x27;s, 175B" in html
 
 
 def test_other_labels_give_other_scores(config, tmp_path):
