@@ -327,9 +327,9 @@ function skipSure() {
 function keys() {
   const rows = [["Enter", "go on (Ctrl Enter in a text)"], ["Esc", "leave a text"], ["b", "back"], ["s", "skip"], ["r", "instructions"], ["?", "this list"]];
   if (state.kind !== "demonstration") {
-    const own = continuing() ? CHOICES.map(([, key, words, all]) => [key, `${words} … ${all.map(([, each]) => each).join(", ")}`])
+    const own = continuing() ? CHOICES.map(([, key, words, all]) => [key, `${words} ${all.map(([, each]) => each).join(", ")}`])
       : FLAGS.map(([, key, words]) => [key, words]);
-    rows.push(["1 … 7", `${$("overall-title").textContent}; when ranking: the rank of the card`], ["n", "notes"],
+    rows.push(["1 … 7", `${continuing() ? "how well it goes on" : "overall quality"}; when ranking: the rank of the card`], ["n", "notes"],
       ["← →", "when ranking: another card"], ["↑ ↓, k j", "when ranking: move the card a rank up or down"], ...own);
   }
   $("keys-list").replaceChildren(...rows.flatMap(([key, words]) => [make("dt", {}, make("kbd", { text: key })), make("dd", { text: words })]));
