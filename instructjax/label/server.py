@@ -1,4 +1,4 @@
-"""The labeling page: four static files and five JSON calls over the store.
+"""The labeling page: five static files and five JSON calls over the store.
 
 One thread serves all labelers: a call is a few milliseconds of SQLite, most of it waiting for the disk.
 """
@@ -30,7 +30,7 @@ from instructjax.label.store import ConflictError
 LABELER = re.compile(r"[\w.@+-]{1,64}")
 FILES = {
   "/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript"),
-  "/rank.js": ("rank.js", "text/javascript"),
+  "/rate.js": ("rate.js", "text/javascript"), "/rank.js": ("rank.js", "text/javascript"),
 }  # fmt: skip
 REASONS = 500  # characters of the reason of a skip
 
