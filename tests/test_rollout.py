@@ -220,12 +220,12 @@ def test_sampling_runs_sharded_and_gives_the_same_tokens(mesh):
   from instructjax import sharding
 
   lm = tiny.lm("llama")
-  run = jax.jit(partial(rollout.sample, lm, cfg=Sampling(response=5, eos=(3,), top_p=0.9)))
+  run = jax.jit(partial(rollout.sample, lm, cfg=Sampling(response=5, eos=(3,), top_k=40, top_p=0.9)))
   inputs = lambda: (lm.init(jax.random.key(0)), tiny.prompts(lm, rows=8))
   expected = tiny.unsharded(lambda: run(*inputs(), jax.random.key(1)))
   params, prompts = inputs()
   placed = sharding.place(params, sharding.shardings(lm.table))
-  apart = jax.jit(partial(rollout.sample, lm, cfg=Sampling(response=5, eos=(3,), top_p=0.9, whole=False)))
+  apart = jax.jit(partial(rollout.sample, lm, cfg=Sampling(response=5, eos=(3,), top_k=40, top_p=0.9, whole=False)))
   for one in (run, apart):  # weights whole along fsdp, and gathered a layer at a time
     rows = one(placed, sharding.place_batch(prompts), jax.random.key(1))
     np.testing.assert_array_equal(rows.tokens, expected.tokens)

@@ -120,6 +120,7 @@ def test_one_prompt_after_another_in_one_directory(sft_run, tmp_path, capsys):
     (["--config.k=7"], "config.k=7: people rank 2 to 9 outputs of a prompt, and 1 models x 1 temperatures x config.n=1 draw 1"),
     (["--config.sampling.temperature=0.7,.7"], "config.sampling.temperature=(0.7, 0.7): give different numbers"),
     (["--config.sampling.temperature=-1"], "config.sampling.temperature=(-1.0,): give different numbers"),
+    (["--config.sampling.top_p=0"], "top_k=0, top_p=0.0: top_k is a number of tokens (0 keeps all), top_p a share above 0"),
     (["--config.sampling.temperature=hot"], "config.sampling.temperature=hot: a number is expected, this is a text"),
     (["--model=x=runs/a", "--model=x=runs/b"], "--model: two models are called 'x'; name them: --model=NAME=runs/a"),
     (["--model=a/sft", "--model=b/sft"], "--model: two models are called 'sft'; name them: --model=NAME=a/sft"),

@@ -36,7 +36,7 @@ class Kept(NamedTuple):
 
 def file(folder: Path, task: str, model: str) -> Path:
   """Where the lines of a task and a model are; names become safe for a file system, and those of models stay apart."""
-  safe = lambda name: re.sub(r"[^\w.+-]+", "_", name)
+  safe = lambda name: re.sub(r"[^\w.+@-]+", "_", name)
   apart = "" if safe(model) == model else f"-{fingerprint(model)[:8]}"
   return folder / safe(task) / f"{safe(model)}{apart}.jsonl"
 

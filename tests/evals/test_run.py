@@ -269,6 +269,7 @@ def test_names_that_are_one_file_name_are_kept_apart(tmp_path):
   names = ("ppo v1", "ppo_v1", "ppo/v1", "ppo@v1")
   assert len({answers.file(tmp_path, "plain/one", name) for name in names}) == len(names)
   assert answers.file(tmp_path, "plain/one", "ppo_v1") == tmp_path / "plain_one" / "ppo_v1.jsonl"
+  assert answers.file(tmp_path, "plain/one", "sft@1.3b") == tmp_path / "plain_one" / "sft@1.3b.jsonl"
 
 
 def test_another_model_under_a_name_that_has_answered_everything_is_noticed(tmp_path, monkeypatch):

@@ -71,7 +71,8 @@ ANSWER = {"ranks": [1, 2], "ratings": RATED, "notes": ["", "n"]}
 def test_the_page_may_run_and_load_nothing_but_its_own_files(page):
   client, *_ = page
   script = "text/javascript"
-  for path, kind in [("/", "text/html"), ("/page.css", "text/css"), ("/page.js", script), ("/rate.js", script), ("/rank.js", script)]:
+  scripts = [(path, script) for path in ("/page.js", "/rate.js", "/rank.js")]
+  for path, kind in [("/", "text/html"), ("/page.css", "text/css"), *scripts]:
     status, headers, text = client("GET", path)
     assert (status, headers["Content-Type"]) == (200, f"{kind}; charset=utf-8")
     policy = dict(part.strip().partition(" ")[::2] for part in headers["Content-Security-Policy"].split(";"))
