@@ -79,6 +79,7 @@ def get_config(arg: str = "paper") -> ConfigDict:
   c.bias = {
     "winogender": "",  # templates.tsv of rudinger/winogender-schemas, tfds:super_glue/axg@test, or yours: {"sentences": [a, b]}
     "crows": "",  # crows_pairs_anonymized.csv, or yours: {"sentences": [stereotyping, less so], "type"}
+    "pairs": "",  # others: NAME=FILE; NAME=FILE, of {"sentences": [stereotyping, less so], "type"}
     "forms": "basic,respectful,biased",
   }
   c.hallucination = {
@@ -88,6 +89,7 @@ def get_config(arg: str = "paper") -> ConfigDict:
     "count": 500,  # items of each public data set, drawn at random; 0 takes all
     "tokens": 128,
     "judge": "",  # "" is the detector; or a reward that gives P(the source supports the sentence)
+    "labelled": "shipped",  # what the judge is measured on; or yours: {"source", "supported": [...], "unsupported": [...]}
   }
   c.behaviours = {  # "shipped" are our items, or your file of the same fields; "" leaves one out
     "false_premises": "shipped", "hedging": "shipped", "constraints": "shipped", "languages": "shipped", "code": "shipped",

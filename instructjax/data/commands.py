@@ -48,6 +48,8 @@ def arguments(command: argparse.ArgumentParser) -> None:
   tone = add("tone", "write the quickstart's data as JSONL files")
   tone.add_argument("--out", required=True)
   tone.add_argument("--seed", type=int, default=0)
+  benchmarks = add("benchmarks", "fetch real evaluation data and write the rows that `instructjax eval` reads")
+  benchmarks.add_argument("--out", required=True, metavar="DIR")
 
 
 def _kind(command: argparse.ArgumentParser, kinds: Sequence[str]) -> None:
@@ -81,7 +83,7 @@ def _clean(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """The action.  Raises UserError for whatever a user can mend."""
   actions = {"check": check, "clean": clean, "stats": stats, "compare": compare, "expand": expand, "tone": tone}
-  actions |= {"convert": convert}
+  actions |= {"convert": convert, "benchmarks": benchmarks}
   actions[args.action](args)
 
 
@@ -203,6 +205,16 @@ def tone(args: argparse.Namespace) -> None:
   with _writing(args.out):
     paths = tone.write(args.out, tasks)
   print("\n".join(map(str, paths)))
+
+
+def benchmarks(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
+  from instructjax.data import benchmarks
+  from instructjax.data.tables import Table, show
+
+  with _writing(args.out):
+    found = benchmarks.write(args.out)
+  rows = [(f"{Path(args.out) / one.name}.jsonl", count, one.field, one.origin, one.about) for one, count in found]
+  show([Table("Real data for evaluations", ("file", "rows", "for", "origin and licence", "what the copy has"), rows)])
 
 
 # --- files ---

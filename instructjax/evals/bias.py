@@ -16,7 +16,7 @@ from typing import Any
 from instructjax.data.records import RecordError
 from instructjax.errors import UserError
 from instructjax.evals import forms, rows
-from instructjax.evals.tasks import Item, Likelihood, Metric, Said, Scores, Suite, Task
+from instructjax.evals.tasks import Item, Likelihood, Metric, Said, Scores, Suite, Task, limited
 
 Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
 Row = Mapping[str, Any]
@@ -26,28 +26,34 @@ FILL = {  # places of the templates of Winogender
   "female": {"$NOM_PRONOUN": "she", "$POSS_PRONOUN": "her", "$ACC_PRONOUN": "her"},
 }
 LABELS = ("occupation(0)", "other-participant(1)", "answer")  # columns of the templates
+PAPER = ("Winogender", "CrowS-Pairs")
 WORD = re.compile(r"[A-Za-z]+")
 
 
 def open_suite(config: Config) -> Suite:
-  """Winogender and CrowS-Pairs, each in every form.  Raises UserError where there are no data or bad rows."""
+  """Winogender, CrowS-Pairs and others, each in every form.  Raises UserError where there are no data or bad rows."""
   c = config.bias
+  named = rows.named(c.pairs, "pairs")
+  if taken := {*named} & {*PAPER}:
+    raise UserError(f"config.bias.pairs: the name {min(taken)!r} is that of a task of the paper; take another")
   tasks = []
-  for name, title, preferred, read in (
-    ("winogender", "Winogender", "male preferred", winogender),
-    ("crows", "CrowS-Pairs", "stereotype preferred", crows),
+  for title, source, preferred, read in (
+    ("Winogender", c.winogender, "male preferred", winogender),
+    ("CrowS-Pairs", c.crows, "stereotype preferred", crows),
+    *((name, source, "stereotype preferred", pairs) for name, source in named.items()),
   ):
-    if not c[name]:
+    if not source:
       continue
-    items = read(c[name], config.folder or None)[: config.limit or None]
-    named = lambda form, title=title: (f"{title} ({form})", (title, "entropy", form))
-    tasks += [_task(*named(form), items, form, preferred) for form in forms.chosen(c.forms, "bias.forms")]
+    items = limited(read(source, config.folder or None), config.limit, config.seed)
+    row = lambda form, title=title: (title, "entropy", form) if title in PAPER else None
+    chosen = forms.chosen(c.forms, "bias.forms")
+    tasks += [_task(f"{title} ({form})", row(form), items, form, preferred) for form in chosen]
   if not tasks:
-    raise UserError("the suite bias has no data: set config.bias.winogender or config.bias.crows (docs/evaluation/bias.md)")
+    raise UserError("the suite bias has no data: set config.bias.winogender, .crows or .pairs (docs/evaluation/bias.md)")
   return Suite("bias", tasks)
 
 
-def _task(name: str, paper: tuple[str, str, str], items: Sequence[Item], form: str, preferred: str) -> Task:
+def _task(name: str, paper: tuple[str, str, str] | None, items: Sequence[Item], form: str, preferred: str) -> Task:
   def ask(item: Item) -> list[Likelihood]:
     return [Likelihood(forms.opening(form), sentence) for sentence in item.data["sentences"]]
 
@@ -149,7 +155,12 @@ def _named(row: Row, field: str, names: Sequence[str]) -> str:
   return names[rows.choice(row, field, len(names))] if type(value) is int else rows.text(row, field)
 
 
-# --- both ---
+# --- all ---
+
+
+def pairs(source: str, folder: str | None = None) -> list[Item]:
+  """Pairs of one's own, {"sentences": [more stereotyping, less], "type": ...}, in this order."""
+  return _numbered(rows.read(source, _own, folder=folder))
 
 
 def _own(row: Row) -> Item:

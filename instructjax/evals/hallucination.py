@@ -34,7 +34,10 @@ QUESTION = (  # SQuADv2 of App. D
 
 
 class Labelled(NamedTuple):
-  """A source, what is asked of it, and outputs that people found to be supported by it and not to be."""
+  """A source, what is asked of it, and outputs that people found to be supported by it and not to be.
+
+  Of one's own, {"source", "supported": [...], "unsupported": [...]} is enough, and "prompt" may be there.
+  """
 
   id: str
   part: str  # dev: the detector's rules were made on it; test: what is measured on
@@ -49,6 +52,9 @@ def open_suite(config: Config) -> Suite:
   """Own prompts, CNN/DM and SQuAD.  Raises UserError where there are no data, for bad rows and a judge that does not work."""
   c = config.hallucination
   known, folder = rows.read(str(LABELLED), _labelled), config.folder or None
+  measured = [one for one in known if one.part == "test"]
+  if c.labelled != "shipped":
+    measured = rows.read(c.labelled, _own_labelled, folder=folder)
   judge, said = open_judge(c.judge, config)
   readers = (
     ("own", c.own, _own), ("cnn_dailymail", c.cnn_dailymail, _article), ("squad", c.squad, _question),
@@ -67,7 +73,7 @@ def open_suite(config: Config) -> Suite:
     raise UserError(
       "the suite hallucination has no data: set config.hallucination.own (shipped, or your file), .cnn_dailymail or .squad"
     )
-  return Suite("hallucination", tasks, partial(together, judge, known), draw)
+  return Suite("hallucination", tasks, partial(together, judge, measured, c.labelled), draw)
 
 
 def open_judge(source: str, config: Config) -> tuple[Unsupported, str]:
@@ -143,10 +149,10 @@ def recall(references: Sequence[str], text: str) -> float | None:
 
 
 def together(
-  judge: Unsupported, known: Sequence[Labelled], folder: Path, said: Mapping[str, Heard],
+  judge: Unsupported, known: Sequence[Labelled], labels: str, folder: Path, said: Mapping[str, Heard],
   scores: Mapping[str, Mapping[str, Sequence[Scores]]],
 ) -> dict[str, Any]:  # fmt: skip
-  """Precision and recall of the judge on the labelled pairs, and the paper's numbers (E6)."""
+  """Precision and recall of the judge on the labelled pairs (`labels` names them), and the paper's numbers (E6)."""
   models = list(next(iter(scores.values())))
   notes = [
     "The paper's text says 41 % for GPT and 21 % for InstructGPT; its figures say otherwise (Fig. 4, all sizes: 45 and 16 %), "
@@ -154,9 +160,11 @@ def together(
   ]
   if not any(paper.split(name)[0] == "sft" for name in models):
     notes.append("No model here is called sft. Add the SFT model: in the paper it hallucinates less than PPO-ptx.")
+  if labels != "shipped":
+    notes.append(f"The judge was measured on {labels}.")
   figure = paper.tables()["fig4_pooled"]
   theirs = dict(zip(figure["order"], figure["hallucinations"], strict=True))
-  return {"judge": measure(judge, [one for one in known if one.part == "test"]), "paper_fig4": theirs, "notes": notes}
+  return {"judge": measure(judge, known), "paper_fig4": theirs, "notes": notes}
 
 
 def measure(judge: Unsupported, known: Sequence[Labelled]) -> dict[str, dict[str, float | None]]:
@@ -215,6 +223,12 @@ def _labelled(row: Row) -> Labelled:
   return Labelled(
     rows.text(row, "id"), part, use_case, prompt, source, rows.texts(row, "supported"), rows.texts(row, "unsupported")
   )
+
+
+def _own_labelled(row: Row) -> Labelled:
+  prompt = rows.text(row, "prompt") if row.get("prompt") else ""
+  source, supported, unsupported = rows.text(row, "source"), rows.texts(row, "supported"), rows.texts(row, "unsupported")
+  return Labelled("", "test", "own", prompt, source, supported, unsupported)
 
 
 def _own(row: Row) -> Item:

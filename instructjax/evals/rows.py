@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +35,22 @@ def read(source: str, convert: Callable[[Mapping[str, Any]], T], *, folder: str 
   records.report(problems)
   if not found:
     raise UserError(f"{source}: holds no rows; give evaluation data, one JSON object a line")
+  return found
+
+
+def named(text: str, default: str) -> dict[str, str]:
+  """{name: source} of "NAME=SOURCE; NAME=SOURCE"; a single source needs no name.  Raises UserError for a name that stands twice
+  and for several without names."""
+  found: dict[str, str] = {}
+  parts = [part.strip() for part in text.split(";") if part.strip()]
+  for part in parts:
+    match = re.fullmatch(r"([A-Za-z][\w.-]*)=(.+)", part)
+    if not match and len(parts) > 1:
+      raise UserError(f"{part!r}: of several each needs a name, NAME=SOURCE; NAME=SOURCE")
+    name, source = (match[1], match[2].strip()) if match else (default, part)
+    if name in found:
+      raise UserError(f"{text!r}: the name {name!r} stands twice")
+    found[name] = source
   return found
 
 

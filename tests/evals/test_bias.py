@@ -133,7 +133,21 @@ def test_the_table_is_the_mean_over_pairs_with_slices(config, tmp_path):
   assert summary.slices(task, scores)["bias type"]["age"]["sft"]["entropy"].value == 0.0
 
 
+def test_other_pairs_have_their_own_name_and_no_paper(config, tmp_path):
+  rows = [{"sentences": [f"{n} he", f"{n} she"], "type": "x"} for n in range(30)]
+  (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  config.bias.update({"pairs": f"WinoBias={tmp_path}/a.jsonl; B={tmp_path}/a.jsonl", "forms": "basic"})
+  one, two = bias.open_suite(config).tasks
+  assert (one.name, two.name) == ("WinoBias (basic)", "B (basic)") and one.metrics[0].paper is None
+  assert [metric.name for metric in one.metrics] == ["entropy", "stereotype preferred"]
+  assert len(one.items) == 30 and one.items[0].slices == {"bias type": "x"}
+  config.limit = 10
+  drawn = [item.id for item in bias.open_suite(config).tasks[0].items]
+  assert len(drawn) == 10 and drawn != [str(n) for n in range(1, 11)]  # rows stand in the order of their groups
+
+
 @pytest.mark.parametrize("change, message", [
+  ({"pairs": "Winogender=x.jsonl"}, "'Winogender' is that of a task of the paper"),
   ({"crows": ""}, "set config.bias.winogender"), ({"forms": "rude"}, "'rude' is no form"), ({"forms": ","}, "is empty"),
 ])  # fmt: skip
 def test_a_suite_that_cannot_run_says_why(config, tmp_path, change, message):

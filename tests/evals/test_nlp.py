@@ -98,6 +98,8 @@ def test_quac_of_our_own_closes_with_what_is_not_known(tmp_path):
   row = {"title": "T", "context": "C", "questions": ["a?", "b?"], "answers": [["CANNOTANSWER"], ["b"]]}
   task = opened(tmp_path, quac=[row])["QuAC zero-shot"]
   assert asked(task, 1)[0].prompt.endswith("Q: a?\n\nA: I don't know.\n\nQ: b?\n\nA:")
+  task = opened(tmp_path, quac=[row | {"title": ""}])["QuAC zero-shot"]  # of a copy that has no titles
+  assert asked(task, 0)[0].prompt.endswith('"I don\'t know."\n\nPARAGRAPH: C\n\nQ: a?\n\nA:')
 
 
 def test_drop_shows_no_earlier_questions(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from instructjax import settings
 from instructjax.errors import UserError
-from instructjax.evals import preference
+from instructjax.evals import preference, rows
 from instructjax.evals.preference import agreement, bradley_terry, figures, judges, kept, rates, votes, words
 from instructjax.evals.preference.judges import Judge
 from instructjax.evals.preference.votes import Vote
@@ -466,9 +466,9 @@ def test_what_is_wrong_is_said_before_anything_runs(config):
 
 
 def test_sources_are_named():
-  assert judges.named("openai:http://h/v1#m,token=KEY", "judge") == {"judge": "openai:http://h/v1#m,token=KEY"}
-  assert judges.named("a=runs/r; b=labels:x.jsonl;", "judge") == {"a": "runs/r", "b": "labels:x.jsonl"}
-  assert judges.named("", "judge") == {}
+  assert rows.named("openai:http://h/v1#m,token=KEY", "judge") == {"judge": "openai:http://h/v1#m,token=KEY"}
+  assert rows.named("a=runs/r; b=labels:x.jsonl;", "judge") == {"a": "runs/r", "b": "labels:x.jsonl"}
+  assert rows.named("", "judge") == {}
 
 
 def test_items_have_clusters_slices_and_limits(config, tmp_path):

@@ -93,9 +93,34 @@ def test_the_hub_has_choices_alone(tmp_path):
   assert task.ask(task.items[0]) == [Likelihood(prompt, f" {text}") for text in ("No.", "Yes.", "They have no wings.")]
 
 
+def test_without_false_answers_only_a_judge_knows_the_truth(tmp_path):
+  rows = [{"question": "Can pigs fly?", "correct_answers": ["Pigs cannot fly", " No "]}]
+  (task,) = opened(tmp_path, rows, ("truthfulqa.prompts", "qa")).values()
+  found = task.score(task.items * 2, words(" Yes, pigs can fly.", " I have no comment."))
+  assert found[0] == {truthfulqa.LIKE: pytest.approx(4 / 7), "no comment": 0, "words": 4}  # pigs fly of 3 and of 4
+  assert found[1][truthfulqa.LIKE] == 2 / 5 and found[1]["no comment"] == 1  # "no" of 1 and of 4; no reference refuses
+  assert {metric.name for metric in task.metrics} == set(found[0]) and "of 1 questions no false answers" in task.about
+  assert truthfulqa.together([task], tmp_path, {}, {task.name: {"base": found, "ptx": found}}, 0) == {}
+  judged = ("truthfulqa.true_judge", judge(tmp_path, "1.0"))
+  (task,) = opened(tmp_path, rows, ("truthfulqa.prompts", "qa"), judged).values()
+  assert task.score(task.items, words(" No."))[0]["true"] == 1 and task.metrics[0].paper is not None
+
+
+def test_questions_of_both_kinds_are_scored_by_what_they_have(tmp_path):
+  rows = [ROW, {"question": "And cows?", "correct_answers": ["No"]}]
+  words_of, choice = opened(tmp_path, rows, ("truthfulqa.prompts", "qa")).values()
+  assert len(choice.items) == 1 and len(words_of.items) == 2
+  scores = words_of.score(words_of.items, words(" No.", " No."))
+  assert [(row.get(truthfulqa.INFORMED), row.get(truthfulqa.LIKE)) for row in scores] == [(1, None), (None, 1)]
+  found = truthfulqa.together([words_of], tmp_path, {}, {words_of.name: {"base": scores, "ptx": scores}}, 0)
+  assert found["ratios"][0]["models"]["ptx"]["n"] == 1
+
+
 @pytest.mark.parametrize(
   ("row", "message"),
   [
+    ({"question": "Why?", "correct_answers": [" "]}, "correct_answers: a text is expected"),
+    ({"question": "Why?", "correct_answers": "No"}, "correct_answers: a list of texts is expected"),
     (ROW | {"incorrect_answers": []}, "incorrect_answers: none"),
     (ROW | {"incorrect_answers": ["Pigs have no wings."]}, "'Pigs have no wings.' is among the true answers too"),
     (ROW | {"question": " "}, "question: a text is expected"),

@@ -82,8 +82,8 @@ def quac(row: Row) -> Passage:
   context = rows.text(row, "context").strip().removesuffix(text_metrics.CANNOT).rstrip()
   titles = [row.get("wikipedia_page_title") or row.get("title"), row.get("section_title")]
   title = " - ".join(one for one in titles if isinstance(one, str) and one)
-  if not title:
-    raise RecordError("title: missing; give the title of the article")
+  if not title and row.get("title") != "":
+    raise RecordError('title: missing; give the title of the article, or "" where nobody knows it')
   ids = row.get("turn_ids")
   names = rows.texts(row, "turn_ids") if ids else [""] * len(questions)
   known = lambda text: UNKNOWN if text == text_metrics.CANNOT else text.strip()
@@ -95,7 +95,7 @@ def quac(row: Row) -> Passage:
     )
     for at, (name, question) in enumerate(zip(names, questions, strict=True))
   ]  # fmt: skip
-  head = f"TITLE: {title}\n\nPARAGRAPH: {context}"
+  head = (f"TITLE: {title}\n\n" if title else "") + f"PARAGRAPH: {context}"
   dialogue = str(row.get("dialogue_id") or f"{head}\n\n{questions}")
   return Passage(dialogue, head, head, tuple(turns))
 

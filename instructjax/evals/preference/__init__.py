@@ -37,6 +37,7 @@ from instructjax import writers
 from instructjax.data import records, sources
 from instructjax.data.records import Prompt
 from instructjax.errors import UserError
+from instructjax.evals import rows
 from instructjax.evals.preference import agreement, figures, findings, judges, judging, page, rates
 from instructjax.evals.preference.heard import Answers
 from instructjax.evals.preference.judges import Judge
@@ -59,7 +60,7 @@ def open_suite(config: Config) -> Suite:
     raise UserError("config.preference.prompts is empty; give a file of held-out prompts, one JSON object a line")
   if c.pairs not in PAIRS:
     raise UserError(f"config.preference.pairs={c.pairs!r}: known are {', '.join(PAIRS)}")
-  tasks = {name: _task(name, source, config) for name, source in judges.named(c.prompts, "prompts").items()}
+  tasks = {name: _task(name, source, config) for name, source in rows.named(c.prompts, "prompts").items()}
   asked, raters = judges.open_judges(config), judges.open_raters(config)
   check = sources.load(c.check, "comparison") if c.check else []
   return Suite("preference", list(tasks.values()), partial(together, config, tasks, asked, raters, check), page.draw)

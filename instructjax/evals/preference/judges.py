@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 
 from instructjax import origin, rewards, user_code
 from instructjax.errors import UserError
-from instructjax.evals import scorers, subject
+from instructjax.evals import rows, scorers, subject
 from instructjax.evals.preference import words
 from instructjax.evals.preference.people import Labels, open_labels
 from instructjax.evals.tasks import Likelihood
@@ -53,33 +52,17 @@ class Judge(NamedTuple):
   everywhere: bool = False
 
 
-def named(text: str, default: str) -> dict[str, str]:
-  """{name: source} of "NAME=SOURCE; NAME=SOURCE"; a single source needs no name.  Raises UserError for a name that stands twice
-  and for several without names."""
-  found: dict[str, str] = {}
-  parts = [part.strip() for part in text.split(";") if part.strip()]
-  for part in parts:
-    match = re.fullmatch(r"([A-Za-z][\w.-]*)=(.+)", part)
-    if not match and len(parts) > 1:
-      raise UserError(f"{part!r}: of several each needs a name, NAME=SOURCE; NAME=SOURCE")
-    name, source = (match[1], match[2].strip()) if match else (default, part)
-    if name in found:
-      raise UserError(f"{text!r}: the name {name!r} stands twice")
-    found[name] = source
-  return found
-
-
 def open_judges(config: Config) -> list[Judge | Labels]:
   """The judges of config.preference.judges; models of ours are opened when they are first asked.
 
   Raises UserError for whatever can be seen before that.
   """
-  return [_open(name, source, config) for name, source in named(config.preference.judges, "judge").items()]
+  return [_open(name, source, config) for name, source in rows.named(config.preference.judges, "judge").items()]
 
 
 def open_raters(config: Config) -> list[Judge | Labels]:
   """The raters of config.preference.raters: openai:, python: (of prompts and responses, a dict each) or labels:."""
-  return [_rater(name, source) for name, source in named(config.preference.raters, "rater").items()]
+  return [_rater(name, source) for name, source in rows.named(config.preference.raters, "rater").items()]
 
 
 def _open(name: str, source: str, config: Config) -> Judge | Labels:
