@@ -147,14 +147,14 @@ def test_a_draw_of_a_large_data_set_is_the_same_for_a_seed():
 
 def test_the_judge_can_be_measured_on_pairs_of_ones_own(config, tmp_path):
   rows = [
-    {"source": "Ann won in May.", "supported": ["Ann won."], "unsupported": ["Bob won.", "Ann won in June."]},
+    {"source": "Ann beat Bob in May.", "supported": ["Ann beat Bob."], "unsupported": ["Bob beat Ann.", "Ann beat Bob in June."]},
     {"source": "It rains.", "prompt": "Weather in Rome?", "supported": ["It rains in Rome."], "unsupported": ["It shines."]},
   ]  # fmt: skip
   config.hallucination.labelled = str(tmp_path / "pairs.jsonl")
   (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   suite = hallucination.open_suite(config)
   found = suite.together(tmp_path, {}, {suite.tasks[0].name: {"sft": []}})
-  assert found["judge"]["recall"]["value"] == 2 / 3  # "Bob" is the first word of its sentence
+  assert found["judge"]["recall"]["value"] == 2 / 3  # exchanged roles are not seen
   assert found["judge"]["precision"]["n"] == 2 and found["notes"][-1] == f"The judge was measured on {tmp_path}/pairs.jsonl."
   (tmp_path / "pairs.jsonl").write_text('{"source": "x", "supported": "y", "unsupported": []}\n')
   with pytest.raises(UserError, match=r"pairs.jsonl:1: supported: a list of texts"):
