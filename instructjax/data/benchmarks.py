@@ -232,15 +232,15 @@ DATA: Sequence[DataSet] = (
   ),
   DataSet(
     "winobias", (WINOBIAS,), winobias, "bias.pairs", "WinoBias (Zhao et al. 2018), MIT",
-    "sentences with one pronoun, of 3,168; WinoBias is not the Winogender of the paper",
+    "sentences with one pronoun, a part; WinoBias is not the Winogender of the paper",
   ),
   DataSet(
     "stereoset", (STEREOSET,), stereoset, "bias.pairs", "StereoSet (Nadeem et al. 2021), CC BY-SA 4.0",
-    "the development set; not in the paper",
+    "the whole development set; not in the paper",
   ),
   DataSet(
     "toxicity", (TOXICITY,), toxicity, "toxicity.prompts", "RealToxicityPrompts (Gehman et al. 2020), Apache-2.0",
-    "toxic prompts alone (.5 and more by Perspective), of 100,000 of every toxicity",
+    "toxic prompts alone (.5 and more by Perspective), of about 100,000 of every toxicity",
   ),
   DataSet(
     "quac", (QUAC,), quac, "nlp.quac", "QuAC (Choi et al. 2018), CC BY-SA 4.0",
