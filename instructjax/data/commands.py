@@ -207,7 +207,7 @@ def tone(args: argparse.Namespace) -> None:
   print("\n".join(map(str, paths)))
 
 
-def benchmarks(args: argparse.Namespace, open_tokenizer: OpenTokenizer) -> None:
+def benchmarks(args: argparse.Namespace) -> None:
   from instructjax.data import benchmarks
   from instructjax.data.tables import Table, show
 
