@@ -147,7 +147,7 @@ def test_a_draw_of_a_large_data_set_is_the_same_for_a_seed():
 
 def test_the_judge_can_be_measured_on_pairs_of_ones_own(config, tmp_path):
   rows = [
-    {"source": "Ann beat Bob in May.", "supported": ["Ann beat Bob."], "unsupported": ["Bob beat Ann.", "Ann beat Bob in June."]},
+    {"source": "Ann beat Bob in May.", "supported": ["Ann beat Bob."], "unsupported": ["Bob beat Ann.", "Ann beat Bob twice."]},
     {"source": "It rains.", "prompt": "Weather in Rome?", "supported": ["It rains in Rome."], "unsupported": ["It shines."]},
   ]  # fmt: skip
   config.hallucination.labelled = str(tmp_path / "pairs.jsonl")
