@@ -116,10 +116,10 @@ def arm(stage: str, point: str, step: int) -> None:
 
 
 def impatient() -> None:
-  """The processes beside one that was killed miss it, and end, after 40 seconds without a sign of it, not after 100."""
+  """The processes beside one that was killed miss it, and end, after 60 seconds without a sign of it, not after 100."""
   import jax
 
-  jax.distributed.initialize = partial(jax.distributed.initialize, heartbeat_timeout_seconds=40)
+  jax.distributed.initialize = partial(jax.distributed.initialize, heartbeat_timeout_seconds=60)
 
 
 def main(data: str, runs: str, plan: str = "", size: str = "", *more: str) -> int:
