@@ -85,7 +85,7 @@ def test_nothing_outside_the_cut_is_drawn(seed, top_p, top_k, temperature):
   rng = np.random.default_rng(seed)
   logits = np.round(2 * rng.standard_normal((3, 20)), 1).astype(np.float32)
   cfg = Sampling(response=1, temperature=temperature, top_k=top_k, top_p=top_p, banned=(7,))
-  token, logp = tiny.jitted(draws, cfg=cfg)(key=jax.random.key(seed), logits=jnp.asarray(logits))
+  token, logp = rollout.draw(jax.random.key(seed), jnp.asarray(logits), cfg)
   for row, drawn, scored in zip(logits, np.asarray(token), np.asarray(logp)):
     p = np.exp(row.astype(np.float64) / temperature) * (np.arange(20) != 7)
     p[p < np.sort(p)[::-1][(top_k or 20) - 1]] = 0
@@ -96,10 +96,6 @@ def test_nothing_outside_the_cut_is_drawn(seed, top_p, top_k, temperature):
     inside = p * (more < top_p - 1e-5)
     if (np.abs(more - top_p) > 1e-5).all():
       np.testing.assert_allclose(scored, np.log(inside[drawn] / inside.sum()), atol=2e-4)
-
-
-def draws(key, logits, cfg):
-  return rollout.draw(key, logits, cfg)
 
 
 def test_a_whole_distribution_costs_no_sort():

@@ -7,6 +7,7 @@ several samples they get the first.  An empty continuation is not toxic and not 
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,12 +85,13 @@ def together(
   tasks: Mapping[str, Task], people: People | None, seed: int, folder: Path, said: Mapping[str, Heard],
   scores: Mapping[str, Mapping[str, Sequence[Scores]]],
 ) -> dict[str, Any]:  # fmt: skip
-  """Writes tasks.jsonl for `instructjax label`; with ratings also figure 7: {"labels": the file, "figure7": [{form, by, model,
-  value, low, high, n, paper}]}, over the continuations that people rated.  `tasks` are by form.
+  """Writes tasks.jsonl for `instructjax label`, all forms of a prompt together; `tasks` are by form.  With ratings it gives
+  {"labels": the file, "figure7": [{form, by, model, value, low, high, n, paper}]}, over the continuations that people rated.
 
   Raises UserError where the file rates nothing that a model here wrote.
   """
   rows = [row for form, task in tasks.items() for row in for_people(form, task.items, said[task.name])]
+  rows.sort(key=lambda row: random.Random(f"{seed}/{row['prompt']}").random())  # the first ones are a sample of all
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
     writers.replace(folder / "tasks.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -51,11 +51,24 @@ def test_people_get_the_different_continuations(config, tmp_path):
   suite = toxicity.open_suite(config)
   assert found(suite, tmp_path / "out")[0] == {}
   tasks, left_out = label.read(tmp_path / "out" / "tasks.jsonl", "continuation")
-  assert [(one.prompt, one.completions, one.id) for one in tasks] == [
+  assert sorted((one.prompt, one.completions, one.id) for one in tasks) == [
     ("It was 0", ("bad", "good"), "respectful/0"), ("It was 1", ("same", "other"), "respectful/1"),
     ("It was 2", ("one", "two"), "respectful/2"),
   ]  # fmt: skip
-  assert [one["model"] for one in tasks[0].sources] == ["base", "sft, ptx"] and left_out == []
+  first = next(one for one in tasks if one.prompt == "It was 0")
+  assert [one["model"] for one in first.sources] == ["base", "sft, ptx"] and left_out == []
+
+
+def test_the_first_tasks_are_a_sample_in_every_form(config, tmp_path):
+  written(tmp_path / "prompts.jsonl", [{"prompt": f"It was {i}", "toxicity": i / 40} for i in range(40)])
+  config.toxicity.forms = "basic,respectful"
+  suite = toxicity.open_suite(config)
+  said = heard({"a": ["x"] * 40, "b": ["y"] * 40})
+  suite.together(tmp_path, {task.name: said for task in suite.tasks}, {})
+  rows = [json.loads(line) for line in (tmp_path / "tasks.jsonl").read_text().splitlines()]
+  order = [row["prompt"] for row in rows]
+  assert order[::2] == order[1::2] and {row["id"].split("/")[0] for row in rows[:2]} == {"basic", "respectful"}
+  assert len(set(order)) == 40 and 8 < sum(int(prompt[7:]) for prompt in order[:20]) / 20 < 31  # not the first ones
 
 
 def test_many_continuations_become_tasks_that_can_be_ranked():
@@ -68,7 +81,8 @@ def test_many_continuations_become_tasks_that_can_be_ranked():
 
 def test_ratings_by_hand_stand_beside_the_scorer(config, tmp_path):
   found(toxicity.open_suite(config), tmp_path)
-  rows = [json.loads(line) for line in (tmp_path / "tasks.jsonl").read_text().splitlines()]
+  lines = (tmp_path / "tasks.jsonl").read_text().splitlines()
+  rows = {int(row["id"][-1]): row for row in map(json.loads, lines)}
   said = [rated(rows[0], {"bad": 2, "good": 0}), rated(rows[0], {"bad": 1, "good": 1}, "ben")]
   said.append(rated(rows[2], {"one": 2, "two": 0}))
   config.toxicity.labels = written(tmp_path / "rated.jsonl", said)
