@@ -124,7 +124,7 @@ def _export(args: argparse.Namespace) -> None:
   elif args.format == "answers":
     _write(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in exchange.to_answers(answers)))
   else:
-    exchange.elsewhere(kind, args.format)
+    exchange.elsewhere(kind, args.format, out)
     rows = exchange.to_labelstudio(tasks, answers) if args.format == "labelstudio" else exchange.to_argilla(tasks, answers)
     _write(out, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
   print(f"{out}: {len(given)} answers to {len(tasks)} tasks, {len(answers) - len(given)} skips")

@@ -78,7 +78,7 @@ def load(path: str | Path, kind: str, form: str) -> Loaded:
   path = Path(path)
   if form == "records":
     return from_records(path, kind)
-  elsewhere(kind, form)
+  elsewhere(kind, form, path)
   try:
     rows = json.loads(path.read_text(encoding="utf-8-sig"))
   except FileNotFoundError:
@@ -109,10 +109,10 @@ def load(path: str | Path, kind: str, form: str) -> Loaded:
   return tasks, answers
 
 
-def elsewhere(kind: str, form: str) -> None:
+def elsewhere(kind: str, form: str, path: Path) -> None:
   """Raises UserError for tasks whose ratings another tool has no form for."""
   if kind == "continuation":
-    raise UserError(f"--format={form}: there is no form of {form} for continuations; take --format=records")
+    raise UserError(f"{path}, --format={form}: there is no form of {form} for continuations; take --format=records")
 
 
 def _task(kind: str, prompt: Any, texts: list[Any], known: dict[str, Any]) -> Task:
