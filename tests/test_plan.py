@@ -251,6 +251,13 @@ def test_collectives_by_arithmetic():
 # --- input ---
 
 
+def test_the_topologies_of_the_tables_are_there():
+  flat = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16 4x2"
+  solid = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 12x12x24"
+  for kind, shapes in {"v5e": flat, "v6e": flat, "v4": solid, "v5p": f"{solid} 16x16x16 16x16x24", "tpu7x": solid}.items():
+    assert all(chips.pod(f"{kind}:{shape}").name == f"{kind}:{shape}" for shape in shapes.split())
+
+
 @pytest.mark.parametrize(
   ("topology", "mesh", "words"),
   [
@@ -258,6 +265,12 @@ def test_collectives_by_arithmetic():
     ("v5e:4", "", ["2 dimensions", "v5e:4x4"]),
     ("v5p:4x4", "", ["3 dimensions", "v5p:4x4x8"]),
     ("h100:2x4", "", ["1 dimension", "h100:8"]),
+    ("v5p:3x5x7", "", ["v5p has no slice of 105 chips in this shape; the nearest: v5p:4x4x8 or v5p:4x8x8"]),
+    ("v4:8x10x8", "", ["the nearest: v4:8x8x12 or v4:8x8x8"]),
+    ("tpu7x:8x2x2", "", ["the nearest: tpu7x:2x2x4 or tpu7x:1x2x4"]),
+    ("v5e:3x4", "", ["the nearest: v5e:4x4 or v5e:2x4"]),
+    ("v6e:1x8", "", ["the nearest: v6e:2x4"]),
+    ("v5p:16x16x48", "", ["12288 chips, the largest slice of v5p has 6144; take several, --slices=N"]),
     ("v5e:2x2", "fsdp=8", ["8 devices", "v5e:2x2 has 4", "too small", "--mesh=data=1,fsdp=4,model=1"]),
     ("v5e:2x2", "fsdp=3", ["3 devices", "--mesh=data=1,fsdp=4,model=1"]),
     ("v5e:2x2", "rows=4", ["'rows=4' is none of data=N"]),
@@ -368,7 +381,7 @@ def test_a_search_gives_meshes_of_the_topology():
   assert [one["seconds"] for one in found] == sorted(one["seconds"] for one in found)
   wider = list(search.possible(config, chips.pod("v5e:4x2"), "tiny", "tiny"))
   assert wider and all(mesh["model"] <= 4 for mesh in wider)  # four heads
-  assert not list(search.possible(config, chips.pod("v5p:5x7x3"), "tiny", "tiny"))
+  assert not list(search.possible(config, chips.Pod("v5p", (5, 7, 3)), "tiny", "tiny"))
 
 
 def test_a_search_adds_micro_batches_until_it_fits():

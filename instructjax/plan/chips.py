@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -50,6 +51,14 @@ CHIPS: dict[str, Chip] = {
 }
 
 
+# Shapes of a slice, whichever side is named first.  v5e and v6e: the tables of the same pages.  v4, v5p and tpu7x: cubes of
+# 4 x 4 x 4 chips joined in any way (v5p's table says that it has most, not all, of these), or a part of one cube, whose sides
+# are 1, 2 or 4; of those the tables have fewer, and not the same ones for each kind, so all pass here.
+FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+PARTS = (1, 2, 4)
+CUBE = 4
+
+
 class Pod(NamedTuple):
   """A topology: `shape` chips of one kind in each of `slices` slices."""
 
@@ -75,7 +84,7 @@ class Pod(NamedTuple):
 
 
 def pod(text: str, slices: int = 1) -> Pod:
-  """`v5p:8x8x16` or `h100:8`.  Raises UserError for an unknown chip or a shape that it does not come in."""
+  """`v5p:8x8x16` or `h100:8`.  Raises UserError for an unknown chip or a shape that it does not come in, with the nearest."""
   kind, _, rest = text.lower().partition(":")
   if kind not in CHIPS:
     near = difflib.get_close_matches(kind, CHIPS, 1, 0.5)
@@ -87,7 +96,34 @@ def pod(text: str, slices: int = 1) -> Pod:
     raise UserError(f"--topology={text}: {kind} has {dims} dimension{'s' * (dims > 1)}; write {kind}:{example}")
   if slices < 1:
     raise UserError(f"--slices={slices}: choose 1 or more")
-  return Pod(kind, tuple(int(n) for n in rest.split("x")), slices)
+  found = Pod(kind, tuple(int(n) for n in rest.split("x")), slices)
+  most, chips = found.chip.largest, found.chips // slices
+  if most and chips > most:
+    raise UserError(f"--topology={text}: {chips} chips, the largest slice of {kind} has {most}; take several, --slices=N")
+  if not exists(found):
+    near = " or ".join(one.name for one in neighbours(found))
+    raise UserError(f"--topology={text}: {kind} has no slice of {chips} chips in this shape; the nearest: {near}")
+  return found
+
+
+def exists(where: Pod) -> bool:
+  """Whether slices of this shape can be had; of GPUs any number."""
+  sides = where.shape
+  if where.chip.dims == 3:
+    return all(n in PARTS for n in sides) or all(n % CUBE == 0 for n in sides)
+  return where.chip.dims == 0 or tuple(sorted(sides)) in FLAT
+
+
+def neighbours(where: Pod, count: int = 2) -> list[Pod]:
+  """The slices that can be had whose sides differ least, by factors."""
+  sides = sorted(where.shape)
+  shapes = set(FLAT)
+  if where.chip.dims == 3:
+    cubes = [range(max(n // CUBE - 1, 1) * CUBE, (n // CUBE + 2) * CUBE, CUBE) for n in sides]
+    shapes = {*itertools.product(PARTS, repeat=3), *itertools.product(*cubes)}
+  away = lambda shape: (sum(abs(math.log(a / b)) for a, b in zip(shape, sides, strict=True)), shape)
+  found = (where._replace(shape=shape, slices=1) for shape in sorted({tuple(sorted(shape)) for shape in shapes}, key=away))
+  return list(itertools.islice(filter(exists, found), count))
 
 
 def larger(where: Pod, devices: float) -> str:
