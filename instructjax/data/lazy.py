@@ -11,11 +11,13 @@ prepared TFDS data sets.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import itertools
 import mmap
 import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -123,11 +125,18 @@ class Texts:
     return (self[i] for i in range(len(self)))
 
   def scan(self, i: int) -> tuple[list, list[str]]:
-    """([the document], [], or [], what is wrong with it)."""
+    """([the document], [], or [], what is wrong with it).  Raises UserError where the file is damaged there."""
     at = i
     for name, rows, spelling in self.parts:
       if at < len(rows):
-        found, problems = records.scan([rows[at]], "text", spelling, name="")
+        try:
+          row = rows[at]
+        except (OSError, ValueError, RuntimeError) as error:  # of a row group of Parquet, or a record of TFDS
+          reason = str(error).strip().partition("\n")[0]
+          raise UserError(
+            f"{name}:{at + 1}: cannot be read ({reason}); the file is damaged: put a whole copy in its place"
+          ) from error
+        found, problems = records.scan([row], "text", spelling, name="")
         return found, [f"{name}:{at + 1}:{problem.removeprefix(':1:')}" for problem in problems]
       at -= len(rows)
     raise IndexError(i)
@@ -163,15 +172,41 @@ class Index:
 def index(found: Texts, tokenizer: Tokenizer) -> Index:
   """Counts the tokens of every document, or reads the counts from the cache (`download.cache_folder`).
 
-  Raises UserError listing every document that is no record.
+  Raises UserError listing every document that is no record, and where the cache cannot be written.
   """
   places = [(name, len(rows), _state(name, rows)) for name, rows, _ in found.parts]
   key = hashlib.sha256(repr((places, found.said, tokenizer.fingerprint)).encode()).hexdigest()
-  folder = download.cache_folder() / "counts"
-  path = folder / f"{key[:32]}.npz"
-  if path.is_file():
-    with np.load(path) as kept:
-      return Index(kept["counts"], str(kept["fingerprint"]))
+  path = download.cache_folder() / "counts" / f"{key[:32]}.npz"
+  damaged = (ValueError, KeyError, EOFError, zipfile.BadZipFile)
+  with contextlib.suppress(OSError, *damaged), path.open("rb") as file, np.load(file) as kept:
+    return Index(kept["counts"], str(kept["fingerprint"]))  # else there is none that is whole: count again
+  with _kept(path) as file:
+    result = _counted(found, tokenizer)
+    np.savez(file, counts=result.counts, fingerprint=result.fingerprint)
+  return result
+
+
+@contextlib.contextmanager
+def _kept(path: Path) -> Iterator[Any]:
+  """A new file, which has its name when all is written.  Raises UserError where it cannot be, before anything is counted."""
+  half: Path | None = None
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+      half = Path(file.name)
+      yield file
+    half.replace(path)
+  except OSError as error:
+    raise UserError(
+      f"{path.parent}: the token counts of config.data.lazy cannot be kept there ({error.strerror or error}); free some space "
+      "or set INSTRUCTJAX_CACHE to another folder"
+    ) from error
+  finally:
+    if half is not None:
+      half.unlink(missing_ok=True)
+
+
+def _counted(found: Texts, tokenizer: Tokenizer) -> Index:
   counts = np.zeros(len(found), np.int32)
   empty = [(name, spelling) for name, rows, spelling in found.parts if not len(rows)]
   problems = [what for name, spelling in empty for what in records.scan([], "text", spelling, name=name)[1]]
@@ -186,10 +221,6 @@ def index(found: Texts, tokenizer: Tokenizer) -> Index:
 
   fingerprint = records.fingerprint(documents())
   records.report(problems)
-  folder.mkdir(parents=True, exist_ok=True)
-  with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as half:
-    np.savez(half, counts=counts, fingerprint=fingerprint)
-  Path(half.name).replace(path)
   return Index(counts, fingerprint)
 
 

@@ -76,6 +76,41 @@ def test_tokens_are_counted_once(file, cache, monkeypatch):
   assert len(list((cache / "counts").iterdir())) == 3
 
 
+def test_a_cache_that_cannot_be_written_is_named_before_anything_is_counted(file, cache):
+  cache.write_text("a file")  # in the place of the folder; permissions do not stop root
+  refuse = letters()._replace(encode=lambda text: pytest.fail("tokenised"))
+  with pytest.raises(UserError, match=r"cache/counts: .* cannot be kept there \(Not a directory\); free .* INSTRUCTJAX_CACHE"):
+    lazy.index(lazy.texts(str(file)), refuse)
+
+
+def test_a_full_disk_leaves_no_half_of_a_count(file, cache, monkeypatch):
+  def full(file, **arrays):
+    file.write(b"half")
+    raise OSError(28, "No space left on device")
+
+  with monkeypatch.context() as patch, pytest.raises(UserError, match=r"counts: .*\(No space left on device\)"):
+    patch.setattr(np, "savez", full)
+    lazy.index(lazy.texts(str(file)), letters())
+  assert not list((cache / "counts").iterdir())
+  counted = lazy.index(lazy.texts(str(file)), letters())
+  (path,) = (cache / "counts").iterdir()
+  path.write_bytes(path.read_bytes()[:40])  # a damaged one is made again
+  np.testing.assert_array_equal(lazy.index(lazy.texts(str(file)), letters()).counts, counted.counts)
+
+
+def test_a_damaged_row_group_is_named_with_its_row(tmp_path):
+  path = tmp_path / "t.parquet"
+  parquet(path, [{"text": "abcdefgh" * 40 + str(i)} for i in range(6)])
+  content = bytearray(path.read_bytes())
+  begin = content.find(b"abcdefgh", len(content) // 2)
+  content[begin - 60 : begin + 60] = bytes(120)
+  path.write_bytes(content)
+  found = lazy.texts(str(path))
+  assert len(found) == 6 and found[0].text.endswith("h0")
+  with pytest.raises(UserError, match=r"t\.parquet:5: cannot be read \(.*\); the file is damaged: put a whole copy"):
+    lazy.index(found, letters())
+
+
 def test_every_bad_document_is_named(file, tmp_path):
   file.write_text(file.read_text() + '{"txt": "a"}\n\n{"text": ""}\n{"text": "fine"}')
   with pytest.raises(UserError) as error:
