@@ -73,7 +73,7 @@ class ParquetRows:
     except ImportError:
       raise UserError(f"{path}: pyarrow is not installed; run pip install 'instructjax[parquet]'") from None
     except (OSError, ValueError) as error:
-      raise UserError(f"{path}: cannot be read ({error}); give a Parquet file") from None
+      raise UserError(f"{path}: cannot be read ({_reason(error)}); give a Parquet file") from None
     sizes = [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
     self.ends = np.cumsum(sizes)
     self.group = lru_cache(TABLES)(self.file.read_row_group)
@@ -85,6 +85,10 @@ class ParquetRows:
     group = int(np.searchsorted(self.ends, i, side="right"))
     first = int(self.ends[group - 1]) if group else 0
     return sources.plain(self.group(group).slice(i - first, 1).to_pylist()[0])
+
+
+def _reason(error: Exception) -> str:
+  return str(error).strip().partition("\n")[0]
 
 
 def by_number(part: sources.Part) -> Any:
@@ -132,9 +136,8 @@ class Texts:
         try:
           row = rows[at]
         except (OSError, ValueError, RuntimeError) as error:  # of a row group of Parquet, or a record of TFDS
-          reason = str(error).strip().partition("\n")[0]
           raise UserError(
-            f"{name}:{at + 1}: cannot be read ({reason}); the file is damaged: put a whole copy in its place"
+            f"{name}:{at + 1}: cannot be read ({_reason(error)}); the file is damaged: put a whole copy in its place"
           ) from error
         found, problems = records.scan([row], "text", spelling, name="")
         return found, [f"{name}:{at + 1}:{problem.removeprefix(':1:')}" for problem in problems]
