@@ -66,8 +66,9 @@ def fit(
   `evaluate` runs every `evaluate_every` steps, at the end, and before a checkpoint where it measures `checkpoints.best`.
   0 as `..._every` means: not before the end.
 
-  Raises UserError when a metric named "loss..." is not finite (what is on disk stays good), when a step raises one (the
-  state before it is saved), and Interrupted on Ctrl-C.
+  Raises UserError when a metric named "loss..." is not finite (what is on disk stays good), Interrupted on Ctrl-C, and what a
+  step, a batch or `evaluate` raises, when the last whole state is saved.  (With several processes only where all of them
+  raise it: a UserError of a step or of `evaluate`.)
   """
   state, start = resume(state, checkpoints, steps, stage, extra or {})
   writer.rewind(stage, start)
@@ -90,7 +91,8 @@ def fit(
 
   def measure(at: int, evaluate: Evaluate) -> None:
     flush()
-    values = {name: float(value) for name, value in evaluate(state).items()}
+    with saving(at):
+      values = {name: float(value) for name, value in evaluate(state).items()}
     writer.metrics(at, stage, values)
     measured.update(values)
 
@@ -99,21 +101,31 @@ def fit(
     if checkpoints is not None:
       checkpoints.save(at, state, {"stage": stage, "steps": steps} | dict(extra or {}), measured)
 
+  @contextlib.contextmanager
+  def saving(at: int, together: bool = True) -> Iterator[None]:
+    """Saves the state of step `at` where its body fails; `together`: with several processes it fails in all of them."""
+    try:
+      yield
+    except Exception as error:
+      able = jax.process_count() == 1 or (together and isinstance(error, UserError))
+      if checkpoints is None or at == start or state.iteration.is_deleted() or not able:
+        raise
+      save(at)
+      kept = f"{stage}: step {at} of {steps} is kept; run the same command again to go on from there"
+      if isinstance(error, UserError):
+        raise UserError(f"{error}. {kept}") from error
+      error.add_note(kept)
+      raise
+
   with stop_signal() as stopped:
     try:
       batch = batches(start) if start < steps else None
       for at in range(start + 1, steps + 1):
-        try:
+        with saving(at - 1):  # a reward from outside may fail
           state, metrics = step(state, batch)
-        except UserError as error:  # a reward from outside failed
-          if checkpoints is None or state.iteration.is_deleted() or at == start + 1:
-            raise
-          save(at - 1)
-          raise UserError(
-            f"{error}. {stage}: step {at - 1} of {steps} is kept; run the same command again to go on from there"
-          ) from error
         waiting.append((at, metrics))
-        batch = batches(at) if at < steps else None  # prepared while the step runs
+        with saving(at, together=False):
+          batch = batches(at) if at < steps else None  # prepared while the step runs
         flush(keep=1)
         if at == start + 1:
           memory.release()  # what compiling left behind

@@ -98,10 +98,10 @@ def test_resume_goes_on_and_leaves_no_line_twice(step, writer, tmp_path):
 
   def crash(i):
     if i == 5:
-      raise MemoryError
+      raise SystemExit  # as SIGKILL, nothing is saved
     return batch(i)
 
-  with pytest.raises(MemoryError):
+  with pytest.raises(SystemExit):
     fit(step, fresh(), crash, steps=6, **settings)
   assert checkpoints.latest() == 4
   state = fit(step, fresh(), batch, steps=6, **settings)
@@ -228,6 +228,60 @@ def test_without_checkpoints_an_interrupt_says_so(step, writer):
 
   with pytest.raises(loop.Interrupted, match="nothing was saved"):
     fit(step, fresh(), cut, steps=9, stage="a", writer=writer)
+
+
+@pytest.mark.parametrize("place", ["batch", "step", "evaluation"])
+@pytest.mark.parametrize("error", [UserError("t.jsonl:7: bad"), OSError("no such disk")], ids=["mendable", "any"])
+def test_what_fails_in_the_middle_leaves_what_was_done(step, writer, tmp_path, place, error):
+  """Step 3 is done when batch 3 is made and evaluation 3 begins; step 4 fails after step 3."""
+  whole = fit(step, fresh(), batch, steps=6, stage="whole", writer=writer)
+  broken = True
+
+  def fails(here, at):
+    if broken and here == place and at == 3:
+      raise error
+
+  def one(state, x):
+    fails("step", int(state.iteration))
+    return step(state, x)
+
+  def evaluate(state):
+    fails("evaluation", int(state.iteration))
+    return {"eval/w": state.params["w"]}
+
+  checkpoints = Checkpoints(tmp_path / "c")
+  batches = lambda i: fails("batch", i) or batch(i)
+  settings = {"steps": 6, "stage": "a", "writer": writer, "checkpoints": checkpoints, "evaluate": evaluate, "evaluate_every": 3}
+  kept = "a: step 3 of 6 is kept; run the same command again to go on from there"
+  with pytest.raises(type(error), match=str(error)) as raised:
+    fit(one, fresh(), batches, **settings)
+  assert kept in (str(raised.value) if isinstance(error, UserError) else raised.value.__notes__)
+  assert checkpoints.latest() == 3
+  if place == "batch":  # nothing is done before it comes again
+    with pytest.raises(type(error)) as raised:
+      fit(one, fresh(), batches, **settings)
+    assert "is kept" not in str(raised.value)
+  broken = False
+  state = fit(one, fresh(), batches, **settings)
+  assert state.params["w"] == whole.params["w"]
+  assert [row["step"] for row in rows(tmp_path) if row["stage"] == "a" and "loss" in row] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("place", ["batch", "evaluation"])
+def test_a_nan_of_the_last_step_is_not_saved_by_another_failure(step, writer, tmp_path, place):
+  checkpoints = Checkpoints(tmp_path / "c")
+
+  def fails(here):
+    if here == place:
+      raise UserError("bad")
+
+  batches = lambda i: jnp.float32("nan") if i == 2 else (i == 3 and fails("batch")) or batch(i)
+  with pytest.raises(UserError, match="loss is nan at step 3; no state was saved before"):
+    fit(
+      step, fresh(), batches, steps=6, stage="a", writer=writer, checkpoints=checkpoints,
+      evaluate=lambda state: fails("evaluation"), evaluate_every=3,
+    )  # fmt: skip
+  assert checkpoints.latest() is None
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
