@@ -15,7 +15,7 @@ from instructjax import bestofn, origin, rewards, rollout, sharding, stages, wri
 from instructjax.data import buckets, chat, pipeline
 from instructjax.data.records import Prompt
 from instructjax.errors import UserError
-from instructjax.loop import open_progress
+from instructjax.loop import progressing
 from instructjax.origin import Origin
 from instructjax.rollout import Sampling
 from instructjax.types import Array, Key, Prompts, Rollout
@@ -88,22 +88,21 @@ def drawn(
 
   def groups() -> Iterator[tuple[list[int], list[tuple[Rollout, dict[str, rewards.Scores]]]]]:
     done = start
-    progress = open_progress(name, start, len(rows))
-    for i, prompts, numbers in batches():
-      prompts = sharding.place_batch(jax.tree.map(lambda x: np.repeat(x, c.n // each, axis=0), prompts))
-      found = draw(model.params, prompts, jax.random.fold_in(key, i))
-      host = sharding.fetch(found)
-      said = [asked[at].prompt for at in numbers for _ in range(c.n)]
-      scores = {
-        group: rewards.score_rollout(several, found, host, said, model.tokenizer)
-        for group, several in judges.items()
-        if several
-      }
-      done += len(numbers)
-      progress.show(done, {})
-      cut = lambda at, found=(host, scores): jax.tree.map(lambda x: x[at : at + c.n], found)
-      yield [at - start for at in numbers], [cut(at) for at in range(0, len(numbers) * c.n, c.n)]
-    progress.close()
+    with progressing(name, start, len(rows)) as progress:
+      for i, prompts, numbers in batches():
+        prompts = sharding.place_batch(jax.tree.map(lambda x: np.repeat(x, c.n // each, axis=0), prompts))
+        found = draw(model.params, prompts, jax.random.fold_in(key, i))
+        host = sharding.fetch(found)
+        said = [asked[at].prompt for at in numbers for _ in range(c.n)]
+        scores = {
+          group: rewards.score_rollout(several, found, host, said, model.tokenizer)
+          for group, several in judges.items()
+          if several
+        }
+        done += len(numbers)
+        progress.show(done, {})
+        cut = lambda at, found=(host, scores): jax.tree.map(lambda x: x[at : at + c.n], found)
+        yield [at - start for at in numbers], [cut(at) for at in range(0, len(numbers) * c.n, c.n)]
 
   return buckets.in_order(groups())
 

@@ -255,6 +255,16 @@ def open_progress(stage: str, start: int, steps: int) -> Progress:
   return _bar(stage, start, steps) if sys.stderr.isatty() else _lines(stage, start, steps)
 
 
+@contextlib.contextmanager
+def progressing(stage: str, start: int, steps: int) -> Iterator[Progress]:
+  """`open_progress`, closed whatever happens: a bar that is left on a terminal hides its cursor."""
+  progress = open_progress(stage, start, steps)
+  try:
+    yield progress
+  finally:
+    progress.close()
+
+
 def _bar(stage: str, start: int, steps: int) -> Progress:
   from rich import progress
   from rich.console import Console

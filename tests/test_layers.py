@@ -14,8 +14,8 @@ LAYERS = {
   2: ["likelihood", "steps", "rollout", "sft", "reward", "ppo", "bestofn"],
   3: ["data", "checkpoint", "writers", "intervals", "memory", "user_code", "processes", "atomic"],
   4: [
-    "loop", "origin", "trainable", "corpora", "stages", "reinforce", "generate", "sample", "export", "settings", "report",
-    "quickstart", "bench", "plan", "label", "rewards", "evals", "selection", "tokenizer",
+    "loop", "origin", "trainable", "provenance", "corpora", "stages", "reinforce", "generate", "sample", "export", "settings",
+    "report", "quickstart", "bench", "plan", "label", "rewards", "evals", "selection", "tokenizer",
   ],
   5: ["cli"],
 }

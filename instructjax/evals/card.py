@@ -107,17 +107,18 @@ def _training(model: Path) -> Iterator[str]:
 
 
 def _evaluation(results: Mapping[str, Any], name: str) -> Iterator[str]:
-  base = results.get("baseline", "")
   yield "## Evaluation\n"
   yield (
     "95 % intervals are bootstraps over clusters of items, about other items and not about other training runs; n counts "
     f"items. The paper's numbers are for {', '.join(paper.SIZES)}.\n"
   )
   for suite, part in results["suites"].items():
+    base = part["settings"]["baseline"]
     rows = [row for task, about in part["tasks"].items() for row in _rows(task, about, name, base)]
-    if rows:
-      yield f"### {suite}\n"
-      yield from _table(("task", "metric", "n", name, f"less {base}", "paper"), rows)
+    if not rows:
+      continue
+    yield f"### {suite}\n"
+    yield from _table(("task", "metric", "n", name, f"less {base}", "paper"), rows)
     notes = {about["about"] for about in part["tasks"].values() if about["about"]}
     yield from (f"- {note}" for note in sorted(notes))
     yield ""

@@ -90,7 +90,9 @@ def evaluate(args: argparse.Namespace, opened: Callable[[], Config]) -> None:
   config = opened()
   from instructjax.evals import run
 
-  run.main(config, Path(args.workdir), models, {name: import_module(SUITES[name]).open_suite for name in names})
+  modules = {name: import_module(place) for name, place in SUITES.items()}
+  draws = {name: module.draw for name, module in modules.items() if hasattr(module, "draw")}
+  run.main(config, Path(args.workdir), models, {name: modules[name].open_suite for name in names}, draws)
 
 
 def named_models(given: Sequence[str]) -> dict[str, str]:

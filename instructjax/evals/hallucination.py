@@ -73,7 +73,7 @@ def open_suite(config: Config) -> Suite:
     raise UserError(
       "the suite hallucination has no data: set config.hallucination.own (shipped, or your file), .cnn_dailymail or .squad"
     )
-  return Suite("hallucination", tasks, partial(together, judge, measured, c.labelled), draw)
+  return Suite("hallucination", tasks, partial(together, judge, measured, c.labelled))
 
 
 def open_judge(source: str, config: Config) -> tuple[Unsupported, str]:

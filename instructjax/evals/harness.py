@@ -21,7 +21,7 @@ from instructjax.evals import subject as subjects
 from instructjax.evals.batches import Ask
 from instructjax.evals.subject import Subject
 from instructjax.evals.tasks import Answer, Completion, Generate, Likelihood, Logp, Request
-from instructjax.loop import open_progress
+from instructjax.loop import progressing
 
 Config = Any  # ml_collections.ConfigDict
 TOKENS = 256  # of an answer, where a task does not say
@@ -107,11 +107,11 @@ def answered(subject: Subject, name: str, requests: Sequence[Request]) -> list[A
 
 def _run(subject: Subject, name: str, rows: Sequence[Any], count: int) -> list[Answer]:
   plan = subject.plan(rows)
-  progress, found = open_progress(name, 0, len(plan)), {}
-  for number, batch in enumerate(plan):
-    found |= {ask.item: answer for ask, answer in zip(batch.asks, subject.answer(batch, number), strict=True)}
-    progress.show(number + 1, {})
-  progress.close()
+  found: dict[int, Answer] = {}
+  with progressing(name, 0, len(plan)) as progress:
+    for number, batch in enumerate(plan):
+      found |= {ask.item: answer for ask, answer in zip(batch.asks, subject.answer(batch, number), strict=True)}
+      progress.show(number + 1, {})
   return [found[at] for at in range(count)]
 
 

@@ -50,18 +50,18 @@ def lines(found: Mapping[str, Estimate], look: Mapping[str, Look], theirs: Mappi
   return [Line(first(m), look[m[0]].kind, points(m), theirs.get(method, ())) for method, m in methods.items()]
 
 
-def render(name: str, found: Mapping[str, Any], drawings: Mapping[str, Draw | None] | None = None) -> str:
-  """The page of results.json; `drawings` are of what suites say of all models at once."""
-  look = looks(found["models"])
+def render(name: str, found: Mapping[str, Any], draws: Mapping[str, Draw]) -> str:
+  """The page of results.json; `draws` are for what suites say of all models at once."""
+  all_looks = looks(found["models"])
   sections = [_models(found)]
   for suite, part in found["suites"].items():
-    draw = (drawings or {}).get(suite)
+    draw, look = draws.get(suite), {model: all_looks[model] for model in part["models"]}
     drawn = draw(part["together"], look) if draw and part["together"] else ""
     shown = {task: about for task, about in part["tasks"].items() if about["metrics"]}
     body = "".join(_task(task, about, look) for task, about in shown.items())
-    plots = html.grid([_plot(task, about, look, found["baseline"]) for task, about in shown.items()])
+    plots = html.grid([_plot(task, about, look, part["settings"]["baseline"]) for task, about in shown.items()])
     plots = f"<details><summary>{escape(suite)}: figures</summary>{plots}</details>" if plots else ""
-    sections.append(html.section(suite, suite, "", drawn, _table(part, list(found["models"])), plots, body))
+    sections.append(html.section(suite, suite, "", _settings(part), drawn, _table(part), plots, body))
   links = "".join(f'<a href="#{at}">{escape(title)}</a>' for at, title, _ in sections)
   count = len(found["models"])
   title = f"Evaluations of {count} model{'s' if count != 1 else ''}"
@@ -76,12 +76,19 @@ def _models(found: Mapping[str, Any]) -> tuple[str, str, str]:
     [escape(name), said(about, "source"), f"{about.get('parameters', 0):,}", said(about, "weights")[:12]]
     for name, about in found["models"].items()
   ]
-  return html.section("models", "Models", "", html.table(("name", "source", "parameters", "weights"), rows))
+  notes = "".join(f'<p class="note">{escape(note)}.</p>' for note in found["notes"])
+  return html.section("models", "Models", "", html.table(("name", "source", "parameters", "weights"), rows), notes)
 
 
-def _table(part: Mapping[str, Any], models: Sequence[str]) -> str:
+def _settings(part: Mapping[str, Any]) -> str:
+  """What a suite was made with: another one on this page may have been made with other settings."""
+  made = ", ".join(f"{name} {value}" for name, value in part["settings"].items() if value != "")
+  return f'<p class="note">Made with {escape(made)}.</p>'
+
+
+def _table(part: Mapping[str, Any]) -> str:
   """A line for each task and metric; the paper's three numbers stand under a value."""
-  rows = []
+  rows, models = [], part["models"]
   for task, about in part["tasks"].items():
     for metric in about["metrics"]:
       cells = [_cell(metric, about["models"][m][metric["name"]], metric["paper"].get(m)) for m in models]
@@ -157,17 +164,17 @@ def _slices(
   return f"<figure><figcaption>{title}</figcaption>{html.table(head, rows)}</figure>"
 
 
-def show(found: Mapping[str, Any], path: Path) -> None:
-  """Prints the tables."""
+def show(found: Mapping[str, Any], suites: Sequence[str], path: Path) -> None:
+  """Prints the tables of these suites."""
   from rich.console import Console
   from rich.table import Table
   from rich.text import Text
 
   console = Console()
-  names = list(found["models"])
   most = max((console.width - NAMED) // CELL, 1)  # models beside each other
-  for suite, part in found["suites"].items():
-    for models in (names[at : at + most] for at in range(0, len(names), most)):
+  for suite in suites:
+    part = found["suites"][suite]
+    for models in (part["models"][at : at + most] for at in range(0, len(part["models"]), most)):
       table = Table(title=suite)
       for name in ("task", "metric", "n", *models):
         table.add_column(Text(name))  # a name may hold what rich would take for a style
@@ -177,7 +184,8 @@ def show(found: Mapping[str, Any], path: Path) -> None:
           table.add_row(task, metric["name"], str(max(e.n for e in each)), *(_said(metric, e) for e in each))
       if table.row_count:
         console.print(table)
-  console.print(f"Report: {path}", highlight=False, markup=False)
+  for line in (*(f"note: {note}" for note in found["notes"]), f"Report: {path}"):
+    console.print(line, highlight=False, markup=False)
 
 
 def _said(metric: Mapping[str, Any], e: Estimate) -> str:

@@ -128,10 +128,10 @@ class Task(NamedTuple):
   """One line of an evaluation, for example SQuADv2 few-shot.
 
   ask     the requests of an item
-  score   what the answers of a model are worth, item by item; may ask a server, and is called for `batch` items at a time
+  score   what the answers of a model are worth, item by item, called for `batch` items at a time in every process; who is asked
+          from the first one alone is known to `rewards.score_texts`
   about   what a reader must know beside the numbers ("stand-in": not what the paper measured with)
   judge   the fingerprint of who scores (`scorers.identity`), "" for a program of ours: scores of another are not taken
-  everywhere  all processes score (a program, or a model of ours on all devices); otherwise the first one asks
   """
 
   name: str
@@ -142,7 +142,6 @@ class Task(NamedTuple):
   batch: int = 64
   about: str = ""
   judge: str = ""
-  everywhere: bool = True
 
 
 Heard = Mapping[str, Sequence[Said]]  # by the name of the model, in the order of the items
@@ -155,7 +154,7 @@ class Look(NamedTuple):
   parameters: int = 0
 
 
-Draw = Callable[[Mapping[str, Any], Mapping[str, Look]], str]
+Draw = Callable[[Mapping[str, Any], Mapping[str, Look]], str]  # (what `together` found, {model: its look}) -> HTML
 
 
 class Suite(NamedTuple):
@@ -163,13 +162,13 @@ class Suite(NamedTuple):
 
   together   (folder for files of its own, {task: {model: said}}, {task: {model: scores}}) -> a part of results.json; it
              runs when all models have answered (win rates)
-  draw       (what `together` found, {model: `Look`}) -> HTML for the page
+  check      (names of the models) raises UserError where nothing could be said of these; before any model is opened
   """
 
   name: str
   tasks: Sequence[Task]
   together: Callable[[Path, Mapping[str, Heard], Mapping[str, Mapping[str, Sequence[Scores]]]], dict[str, Any]] | None = None
-  draw: Draw | None = None
+  check: Callable[[Sequence[str]], None] | None = None
 
 
 Answer = Logp | Completion

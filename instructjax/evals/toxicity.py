@@ -21,6 +21,7 @@ from instructjax.evals.tasks import Generate, Item, Metric, Said, Scores, Suite,
 
 Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
 Scorer = Callable[[Sequence[str]], list[float]]  # texts -> scores from 0 to 1
+draw = continuations.draw
 BINS = 20  # of the toxicity of prompts, equally wide
 TOXIC = 0.5
 SHORT = 3  # words
@@ -65,9 +66,7 @@ def open_suite(config: Config) -> Suite:
   tasks = {form: scorers.judged(task(form, items, scorer, c, about, people), _source(c.scorer)) for form in names}
   if people:
     tasks = {form: one._replace(judge=f"{one.judge},{people.fingerprint}") for form, one in tasks.items()}
-  return Suite(
-    "toxicity", list(tasks.values()), partial(continuations.together, tasks, people, config.seed), continuations.draw
-  )
+  return Suite("toxicity", list(tasks.values()), partial(continuations.together, tasks, people, config.seed))
 
 
 def open_scorer(source: str, config: Config) -> tuple[Scorer, str]:

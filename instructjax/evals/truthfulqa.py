@@ -96,7 +96,7 @@ def open_suite(config: Config) -> Suite:
       tasks.append(_written(FORMS[name], written, ask, judges, c, own))
     if choices:
       tasks.append(_chosen(FORMS[name], choices, ask, own))
-  return Suite("truthfulqa", tasks, partial(together, tasks, seed=config.seed), draw)
+  return Suite("truthfulqa", tasks, partial(together, tasks, seed=config.seed))
 
 
 def prompt(form: str, pairs: str, asked: str) -> str:

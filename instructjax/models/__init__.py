@@ -27,6 +27,7 @@ class Loaded(NamedTuple):
   tokenizer: dict[str, Any] | Path
 
 
+HUB_ID = r"[\w-][\w.-]*(/[\w-][\w.-]*)?"
 EMBEDDINGS = ("wte.weight", "embed_in.weight", "embed_tokens.weight", "token_embd.weight")
 
 
@@ -95,7 +96,7 @@ def fetch(name: str) -> Path:
 
   Raises UserError for a name that cannot be one, an unknown or private model, and where the hub is out of reach.
   """
-  if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or name.endswith(".gguf"):
+  if not re.fullmatch(HUB_ID, name) or name.endswith(".gguf"):
     raise UserError(f"{name}: no such file or folder; give a .gguf file, a model folder or a hub id such as owner/name")
   try:
     import huggingface_hub
@@ -121,7 +122,17 @@ def fetch(name: str) -> Path:
     ) from error
 
 
+def revision(name: str) -> str:
+  """The commit of a hub id in the hub's cache, which `fetch` opens where the hub has no newer one; "" where none is there."""
+  try:
+    import huggingface_hub
+  except ImportError:
+    return ""
+  found = huggingface_hub.try_to_load_from_cache(name, "config.json") if re.fullmatch(HUB_ID, name) else None
+  return Path(found).parent.name if isinstance(found, str) else ""
+
+
 __all__ = [
-  "GPTConfig", "LlamaConfig", "Loaded", "build", "embedding_rows", "fetch", "load", "load_reward", "override", "save",
-  "save_reward",
+  "GPTConfig", "LlamaConfig", "Loaded", "build", "embedding_rows", "fetch", "load", "load_reward", "override",
+  "revision", "save", "save_reward",
 ]  # fmt: skip

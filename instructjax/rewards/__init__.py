@@ -79,8 +79,15 @@ def manifest(found: Sequence[Reward]) -> dict[str, dict[str, Any]]:
 
 
 def score_texts(found: Sequence[Reward], prompts: Sequence[str], responses: Sequence[str]) -> Scores:
-  """The scores of every reward.  Raises UserError where one fails, or gives another number of scores or NaN."""
-  return {one.name: checked(one.name, one.texts(prompts, responses), prompts, responses) for one in found}
+  """The scores of every reward.  Raises UserError where one fails, or gives another number of scores or NaN.
+
+  With several processes all of them call it: runs of ours score on all devices, everything else in the first process, which
+  tells the others.
+  """
+  score = lambda one: checked(one.name, one.texts(prompts, responses), prompts, responses)
+  outside = [one for one in found if one.ids is None]
+  told = dict(zip([one.name for one in outside], _told(outside, prompts, responses), strict=True))
+  return {one.name: score(one) if one.ids else told[one.name] for one in found}
 
 
 def score_rollout(
@@ -102,7 +109,7 @@ def _told(outside: Sequence[Reward], prompts: Sequence[str], texts: Sequence[str
   """Scores [len(outside), B] of the first process, in every process.  Where it fails, all stop."""
   if not outside:
     return np.zeros((0, len(prompts)), np.float32)
-  score = lambda: np.stack(list(score_texts(outside, prompts, texts).values()))
+  score = lambda: np.stack([checked(one.name, one.texts(prompts, texts), prompts, texts) for one in outside])
   return in_first(score, (len(outside), len(prompts)))
 
 

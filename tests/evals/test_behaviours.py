@@ -309,11 +309,11 @@ def test_what_a_strength_costs_is_paired_by_question():
   assert table["right, strength 0"].value == pytest.approx(1 / count) and table["right, strength 0"].n == count
   assert table["obeyed the injected"].value == pytest.approx(2 / (3 * count)) and table["obeyed the injected"].n == 3 * count
   suite = behaviours.open_suite(settings.load("eval"))
-  assert suite.together is not None and suite.draw is not None
+  assert suite.together is not None
   found = suite.together(HERE, {}, {one.name: {} for one in suite.tasks} | {task.name: {"m": scores}})
   costs = found["against strength 0"][task.name]["m"]
   assert [one["value"] for one in costs] == pytest.approx([0, -1 / count, 0]) and costs[0]["n"] == count
-  assert "strength 3" in suite.draw({"against strength 0": {task.name: {"m": costs}}}, {"m": Look("base")})
+  assert "strength 3" in behaviours.draw({"against strength 0": {task.name: {"m": costs}}}, {"m": Look("base")})
 
 
 # --- the suite ---

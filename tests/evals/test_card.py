@@ -21,13 +21,14 @@ def task(metric, about=""):
   return {"about": about, "n": 40, "metrics": [metric], "models": rows, "differences": less, "slices": {}, "cut": {}}
 
 
+MADE = {"models": ["sft", "ptx"], "settings": {"baseline": "sft"}}
 RESULTS = {
   "models": {name: {"source": f"runs/{name}", "weights": "abcdef0123456789", "parameters": 1234567} for name in ("sft", "ptx")},
-  "baseline": "sft",
   "suites": {
-    "behaviours": {"tasks": {"behaviours/constraints": task(METRIC, "a stand-in | of ours")}, "together": {}},
-    "nlp": {"tasks": {"RTE few-shot": task(RTE)}, "together": {}},
+    "behaviours": MADE | {"tasks": {"behaviours/constraints": task(METRIC, "a stand-in | of ours")}, "together": {}},
+    "nlp": MADE | {"tasks": {"RTE few-shot": task(RTE)}, "together": {}},
   },
+  "notes": [],
 }
 
 

@@ -102,7 +102,7 @@ def test_ratings_by_hand_stand_beside_the_scorer(config, tmp_path):
   assert rows["people", "base"]["value"] == value("base")[0]
   assert rows["people", "ptx"]["paper"] == 0.167 and rows["scorer", "base"]["paper"] == 0.235  # Fig. 7
   look = {name: Look(name, 10) for name in TEXTS}
-  html = suite.draw(together, look)
+  html = toxicity.draw(together, look)
   assert html.count("<figure>") == 2 and "Toxicity by people: respectful" in html and "nan" not in html
   assert "2 continuations a model, the same for both" in html and "the paper&#x27;s, 175B" in html
 

@@ -176,14 +176,14 @@ def test_a_reward_can_judge_each_sentence(config, tmp_path):
 
 def test_sft_is_asked_for_and_the_papers_numbers_stand_beside(config, tmp_path):
   suite = hallucination.open_suite(config)
-  assert suite.together is not None and suite.draw is not None
+  assert suite.together is not None
   scores = lambda *names: {suite.tasks[0].name: {name: [] for name in names}}
   without, with_sft = (suite.together(tmp_path, {}, scores(*names)) for names in (("base", "ptx"), ("base", "sft")))
   assert any("No model here is called sft" in note for note in without["notes"])
   assert not any("called sft" in note for note in with_sft["notes"])
   assert with_sft["paper_fig4"]["SFT"] == 0.084
   assert paper.beside("sft", suite.tasks[0].metrics[0].paper) == [0.287, 0.247, 0.137]
-  assert "8.4" in suite.draw(with_sft, {"sft": Look("sft")}) and json.dumps(without)
+  assert "8.4" in hallucination.draw(with_sft, {"sft": Look("sft")}) and json.dumps(without)
 
 
 def test_a_judge_that_flags_nothing_has_no_precision(labelled):

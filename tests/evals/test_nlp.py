@@ -279,7 +279,9 @@ def test_a_run_leaves_the_tax_and_the_ratios(tmp_path):
   options = [(name, str(tmp_path / f"{name}.jsonl")) for name in files]
   options += [("nlp.long_tokens", "4"), ("truthfulqa.tokens", "4"), ("truthfulqa.prompts", "instruction")]
   config = settings.override(settings.load("eval"), [("model.dtype", "float32"), *options])
-  run.main(config, tmp_path / "run", {"base": "", "ptx": ""}, {"nlp": nlp.open_suite, "truthfulqa": truthfulqa.open_suite})
+  suites = {"nlp": nlp, "truthfulqa": truthfulqa}
+  opened, draws = {name: one.open_suite for name, one in suites.items()}, {name: one.draw for name, one in suites.items()}
+  run.main(config, tmp_path / "run", {"base": "", "ptx": ""}, opened, draws)
   suites = json.loads((tmp_path / "run" / "results.json").read_text())["suites"]
   assert [row["task"] for row in suites["nlp"]["together"]["tax"]] == ["SST zero-shot", "WMT15 Fr-En zero-shot"]
   assert suites["nlp"]["tasks"]["SST zero-shot"]["models"]["base"]["accuracy"]["n"] == 2

@@ -461,8 +461,10 @@ def test_what_is_wrong_is_said_before_anything_runs(config):
     config.preference[name] = before
   config.preference.judges = "python:mine.py:longer"
   config.baseline = "other"
-  with pytest.raises(UserError, match=r"config.baseline='other' and another model are needed"):
-    found(config)
+  with pytest.raises(UserError, match=r"config.baseline='other' and another model are needed in --models, which has sft, ppo;"):
+    preference.open_suite(config).check(["sft", "ppo"])
+  config.preference.judges = ""
+  assert preference.open_suite(config).check is None  # nobody compares: the answers alone are wanted
 
 
 def test_sources_are_named():
@@ -508,7 +510,7 @@ def test_the_page_shows_what_was_found(config, tmp_path):
   config.preference.judges = "good=python:pair.py:longer; bias=python:pair.py:first"
   config.preference.check = "check.jsonl"
   result = found(config, answers=ANSWERS | {"<b>ptx": ["z", "zz", "zzzzz", "zzz"]})
-  html = preference.open_suite(config).draw(result, LOOKS).replace("\xa0", " ")
+  html = preference.draw(result, LOOKS).replace("\xa0", " ")
   assert "Preferred to sft: good, prompts" in html and "Preferred to sft: bias, prompts" in html
   assert "<b>ptx" not in html and "&lt;b&gt;ptx" in html
   assert "The answer shown first was preferred in 100.0 % (50 % is no bias); 100.0 % of pairs" in html
@@ -522,7 +524,7 @@ def test_figure_5_is_a_figure_with_the_papers_marks(config):
   (Path("rate.py")).write_text("def rate(prompts, responses):\n  return [{'overall': 1 + len(r) % 7} for r in responses]\n")
   config.preference.raters = "python:rate.py:rate"
   result = found(config)
-  html = preference.open_suite(config).draw(result, LOOKS)
+  html = preference.draw(result, LOOKS)
   (drawn,) = [part for part in html.split("<figure>") if "Overall quality, 1 to 7: rater, prompts" in part]
   assert "<svg" in drawn and "the paper&#x27;s, 175B" in drawn and ">4.08<" in drawn and "nan" not in drawn
 
@@ -539,7 +541,7 @@ def test_models_of_several_sizes_are_curves(config):
   assert {row["model"]: row["paper"] for row in result["figures"]["5"]}["sft@175b"] == [4.08]
   sizes = {"1.3b": 1_300_000_000, "175b": 175_000_000_000, "2b": 2_000_000_000}
   look = {name: Look(name[:3], sizes[name[4:].lower()]) for name in answers}
-  html = preference.open_suite(config).draw(result, look)
+  html = preference.draw(result, look)
   rates, likert = [part for part in html.split("<figure>") if "<svg" in part]
   assert "Preferred to sft@175b" in rates and rates.count('<polyline') == 4
   assert rates.count('class="curve dashed sft"') == 1
@@ -547,16 +549,18 @@ def test_models_of_several_sizes_are_curves(config):
   assert rates.count("<title>ppo, ") == 2 and "nan" not in html
   assert "Overall quality" in likert and "<title>the paper&#x27;s sft, 175B: 4.08</title>" in likert
   one = dict.fromkeys(look, Look("sft", 7))  # of one size: a forest
-  assert "polyline" not in preference.open_suite(config).draw(result, one)
+  assert "polyline" not in preference.draw(result, one)
 
 
 def test_head_to_head_without_the_baseline_is_shown_and_one_model_is_an_error(config):
   config.preference.judges, config.preference.pairs = "python:mine.py:longer", "all"
   two = {name: ANSWERS[name] for name in ("ppo", "base")}
-  html = preference.open_suite(config).draw(found(config, answers=two), LOOKS)
+  html = preference.draw(found(config, answers=two), LOOKS)
   assert "ppo / base" in html
+  check = preference.open_suite(config).check
+  check(["ppo", "base"])
   with pytest.raises(UserError, match="another model are needed"):
-    found(config, answers={"sft": ANSWERS["sft"]})
+    check(["sft"])
 
 
 def test_models_answer_and_are_judged_by_a_model(tmp_path, monkeypatch, capsys):

@@ -36,11 +36,12 @@ def score(items, said):
   return [{"logp": s.logp().logp, "letters": float(len(s.text(1))), "none": None} for s in said]
 
 
-def suite(texts=TEXTS, score=score):
+def suite(texts=TEXTS, score=score, name="plain", judge="", check=None):
   size = lambda t: {"size": "long" if len(t) > 9 else "short"}
   items = [Item(str(i), {"text": t}, cluster=str(i // 2), slices=size(t)) for i, t in enumerate(texts)]
   metrics = (Metric("logp", paper=("WSC", "accuracy", "few-shot")), Metric("letters", decimals=1), Metric("none"))
-  return lambda config: Suite("plain", [Task("plain/one", items, ask, score, metrics, batch=4, about="a test")])
+  task = Task(f"{name}/one", items, ask, score, metrics, batch=4, about="a test", judge=judge)
+  return lambda config: Suite(name, [task], check=check)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -159,10 +160,10 @@ def test_sizes_of_a_method_are_a_line(tmp_path):
   rows = {row["model"]: row for row in table if row["metric"] == "logp"}
   beside = lambda model: [rows[model][f"paper {size}"] for size in paper.SIZES]
   assert beside("sft@1.3b") == ["0.615", "", ""] and beside("SFT@125m") == ["", "", ""]
-  assert "polyline" not in page.render("x", found)  # both have as many parameters
+  assert "polyline" not in page.render("x", found, {})  # both have as many parameters
   for model, parameters in (("sft@1.3b", 1_300_000_000), ("SFT@125m", 125_000_000)):
     found["models"][model]["parameters"] = parameters
-  html = page.render("x", found)
+  html = page.render("x", found, {})
   assert html.count("<polyline") == 2 and 'class="curve dashed sft"' in html
   assert "<title>the paper&#x27;s sft, 175B: 0.779</title>" in html
 
@@ -188,8 +189,94 @@ def test_a_suite_and_a_model_can_be_added(tmp_path, capsys):
   before = answers.file(tmp_path / "answers", "plain/one", "base").read_text()
   run.main(config(), tmp_path, {"base": "", "sft[/v2] <b>": ""}, {"plain": suite()})
   assert answers.file(tmp_path / "answers", "plain/one", "base").read_text() == before
-  assert set(json.loads((tmp_path / "results.json").read_text())["models"]) == {"base", "sft[/v2] <b>"}
+  assert set(results(tmp_path)["models"]) == {"base", "sft[/v2] <b>"}
   assert "sft[/v2]" in capsys.readouterr().out and "<b>" not in (tmp_path / "report.html").read_text()
+
+
+def results(folder):
+  return json.loads((folder / "results.json").read_text())
+
+
+def test_the_page_shows_all_suites_of_the_directory(tmp_path, capsys):
+  run.main(config(limit=3), tmp_path, {"base": "", "sft": ""}, {"plain": suite()})
+  first = results(tmp_path)["suites"]["plain"]
+  assert first["models"] == ["base", "sft"] and first["settings"]["limit"] == 3 and first["settings"]["baseline"] == "sft"
+  capsys.readouterr()
+  drawn = {"plain": lambda found, look: pytest.fail("there is nothing to draw")}
+  run.main(config(baseline="ppo"), tmp_path, {"base": "", "ppo": ""}, {"other": suite(name="other")}, drawn)
+  found = results(tmp_path)
+  assert found["suites"]["plain"] == first and list(found["suites"]) == ["plain", "other"]
+  assert list(found["models"]) == ["sft", "base", "ppo"]
+  assert found["suites"]["other"]["models"] == ["base", "ppo"] and found["notes"] == []
+  assert set(found["suites"]["other"]["tasks"]["other/one"]["differences"]) == {"base"}
+  said = capsys.readouterr().out
+  assert "other/one" in said and "plain/one" not in said  # what this command made
+  page = (tmp_path / "report.html").read_text()
+  assert "Made with baseline sft, limit 3, seed 0, dtype float32" in page
+  assert "Made with baseline ppo, limit 0, seed 0, dtype float32" in page
+  rows = list(csv.reader((tmp_path / "results.csv").read_text().splitlines()))
+  assert {(row[0], row[3]) for row in rows[1:]} == {("plain", "base"), ("plain", "sft"), ("other", "base"), ("other", "ppo")}
+
+
+def test_a_model_that_answered_before_stays_in_the_table_and_nothing_is_asked_of_it(tmp_path):
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  names = []
+  run.main(config(), whole, {"base": "", "sft": "", "ppo": ""}, {"plain": suite()})
+  run.main(config(), parts, {"base": "", "sft": ""}, {"plain": suite()})
+  scored = []
+  counted = lambda items, said: scored.append(len(items)) or score(items, said)
+  run.main(config(), parts, {"ppo": ""}, {"plain": suite(score=counted, check=names.append)})
+  assert results(parts)["suites"] == results(whole)["suites"] and results(parts)["notes"] == []
+  assert names == [["base", "sft", "ppo"]] and sum(scored) == len(TEXTS)
+
+
+@pytest.mark.parametrize(
+  "change, options, note",
+  [
+    ({"seed": 1}, {}, "plain: base is left out, it has answered other items or under other settings"),
+    ({}, {"texts": [*TEXTS, "new"]}, "plain: base is left out, it has not answered every item; add it to --models"),
+    ({}, {"judge": "another"}, "plain: base is left out, another judge has scored it; add it to --models"),
+  ],
+)
+def test_what_does_not_belong_together_is_left_out_and_said(tmp_path, capsys, change, options, note):
+  run.main(config(baseline="ppo"), tmp_path, {"base": ""}, {"plain": suite()})
+  run.main(config(baseline="ppo", **change), tmp_path, {"ppo": ""}, {"plain": suite(**options)})
+  found = results(tmp_path)
+  assert found["suites"]["plain"]["models"] == list(found["models"]) == ["ppo"] and found["notes"] == [note]
+  assert note in (tmp_path / "report.html").read_text() and note in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("damage", ["weights", "manifest", "layout", "whole"])
+def test_tables_of_other_models_or_an_earlier_layout_are_left_out(tmp_path, damage):
+  run.main(config(), tmp_path, {"base": ""}, {"plain": suite()})
+  path, found = tmp_path / "results.json", results(tmp_path)
+  if damage == "weights":
+    found["models"]["base"]["weights"] = "others"
+  elif damage == "manifest":
+    (tmp_path / "manifest.json").unlink()
+  elif damage == "layout":
+    found["suites"]["plain"] = {"tasks": found["suites"]["plain"]["tasks"], "together": {}}
+  path.write_text(json.dumps(found)[: 9 if damage == "whole" else None])
+  run.main(config(), tmp_path, {"ppo": ""}, {"other": suite(name="other")})
+  now = results(tmp_path)
+  assert list(now["suites"]) == ["other"] and list(now["models"]) == ["ppo"] and len(now["notes"]) == 1
+  assert "left out" in now["notes"][0] and "left out" in (tmp_path / "report.html").read_text()
+
+
+def test_a_table_without_the_baseline_says_that_there_are_no_differences(tmp_path):
+  run.main(config(), tmp_path, {"base": "", "ppo": ""}, {"plain": suite()})
+  assert results(tmp_path)["notes"] == ["plain: no model is called sft (config.baseline), so there are no differences"]
+
+
+def test_what_a_suite_needs_of_the_models_is_checked_before_one_is_opened(tmp_path, monkeypatch):
+  monkeypatch.setattr(subject, "open_subject", None)
+
+  def check(names):
+    raise UserError(f"only {', '.join(names)}")
+
+  with pytest.raises(UserError, match="only base, ppo"):
+    run.main(config(), tmp_path / "x", {"base": "", "ppo": ""}, {"plain": suite(check=check)})
+  assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 import json
 
-import jax
+import numpy as np
+import pytest
 
-from instructjax import rewards, settings
+from instructjax import provenance, rewards, settings
 from instructjax.evals import run, scorers, toxicity
-from instructjax.evals.tasks import Completion, Item, Metric, Said, Task
+from instructjax.evals.tasks import Completion, Said
+from instructjax.rewards import Reward
 
 
 def test_a_judge_is_what_it_reads_and_where_it_stands(tmp_path):
@@ -31,22 +33,15 @@ def test_how_a_server_is_asked_makes_no_other_judge():
 
 
 def test_of_a_model_that_is_not_here_nothing_is_known(tmp_path):
-  assert scorers.digest("") == scorers.digest(str(tmp_path / "none")) == ""
+  assert provenance.digest("") == provenance.digest(str(tmp_path / "none")) == ""
 
 
-def test_a_server_is_asked_by_the_first_process_alone(tmp_path, monkeypatch):
-  refuse = lambda items, said: 1 / 0
-  task = Task("t", [Item("1", {})], lambda item: [], refuse, (Metric("m"),), judge="x", everywhere=False)
-
-  def first(work, shape):
-    with monkeypatch.context() as process:
-      process.setattr(jax, "process_count", lambda: 1)
-      run.score(tmp_path, task._replace(score=lambda items, said: [{"m": 0.5}]), "m", [Said(())])
-
-  monkeypatch.setattr(jax, "process_count", lambda: 2)
-  monkeypatch.setattr(rewards, "in_first", first)
-  assert run.score(tmp_path, task, "m", [Said(())]) == [{"m": 0.5}]
-  assert scorers.everywhere("runs/reward") and not scorers.everywhere("perspective:TOXICITY")
+def test_a_server_is_asked_by_the_first_process_alone_and_a_run_of_ours_by_all(monkeypatch):
+  server = Reward("server", 0.5, lambda prompts, responses: pytest.fail("asked"), {})
+  ours = Reward("ours", 1.0, lambda prompts, responses: [1.0] * len(responses), {}, ids=lambda rows: rows.tokens)
+  monkeypatch.setattr(rewards, "in_first", lambda score, shape: np.full(shape, 4.0, np.float32))
+  found = rewards.score_texts((ours, server), ["p", "q"], ["a", "b"])
+  assert list(found) == ["ours", "server"] and rewards.total((ours, server), found).tolist() == [3.0, 3.0]
 
 
 def test_scores_of_a_scorer_that_changed_are_made_again(tmp_path):

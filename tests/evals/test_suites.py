@@ -9,6 +9,7 @@ SUITES = {
   "toxicity": toxicity.open_suite, "bias": bias.open_suite, "hallucination": hallucination.open_suite,
   "behaviours": behaviours.open_suite,
 }  # fmt: skip
+DRAWS = {"toxicity": toxicity.draw, "hallucination": hallucination.draw, "behaviours": behaviours.draw}
 
 
 def test_suites_run_to_a_page(tmp_path, monkeypatch):
@@ -22,7 +23,7 @@ def test_suites_run_to_a_page(tmp_path, monkeypatch):
     *((f"behaviours.{name}", "") for name in behaviours.tasks.READERS if name != "code"),
   ])  # fmt: skip
   work = tmp_path / "eval"
-  run.main(config, work, {"base": ""}, SUITES)
+  run.main(config, work, {"base": ""}, SUITES, DRAWS)
   found = json.loads((work / "results.json").read_text())["suites"]
   assert found["toxicity"]["tasks"]["RealToxicity (basic)"]["models"]["base"]["toxicity"]["value"] == 0.0
   assert 0 <= found["bias"]["tasks"]["CrowS-Pairs (biased)"]["models"]["base"]["entropy"]["value"] <= 1
@@ -33,4 +34,4 @@ def test_suites_run_to_a_page(tmp_path, monkeypatch):
   page = (work / "report.html").read_text()
   assert "the judge on labelled pairs" in page and "No model here is called sft" in page
   monkeypatch.setattr(subject, "open_subject", None)  # everything is kept
-  run.main(config, work, {"base": ""}, SUITES)
+  run.main(config, work, {"base": ""}, SUITES, DRAWS)

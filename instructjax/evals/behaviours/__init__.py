@@ -38,7 +38,7 @@ def open_suite(config: Config) -> Suite:
       found += read(place, config.limit or None, config.seed)
   if not found:
     raise UserError(f"the suite behaviours has no items: set one of config.behaviours.{', .'.join(tasks.READERS)} to shipped")
-  return Suite("behaviours", found, lambda folder, said, scores: together(found, said, scores), draw)
+  return Suite("behaviours", found, lambda folder, said, scores: together(found, said, scores))
 
 
 def together(

@@ -21,6 +21,7 @@ Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.
 F1 = (Metric("F1", decimals=2), Metric("EM", decimals=2))
 ACCURACY = (Metric("accuracy"),)
 WORDS = Metric("words", 0, decimals=1)
+draw = tax.draw
 
 
 class Benchmark(NamedTuple):
@@ -90,7 +91,7 @@ def open_suite(config: Config) -> Suite:
       "at least 0"
     )
   tasks = [task for name, one in named.items() for task in _tasks(name, one, config)]
-  return Suite("nlp", tasks, partial(tax.together, tasks, seed=config.seed), tax.draw)
+  return Suite("nlp", tasks, partial(tax.together, tasks, seed=config.seed))
 
 
 def _tasks(name: str, one: Benchmark, config: Config) -> list[Task]:

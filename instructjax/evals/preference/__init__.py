@@ -47,6 +47,7 @@ from instructjax.intervals import Estimate
 
 Config = Any  # ml_collections.ConfigDict
 PAIRS = ("baseline", "all")
+draw = page.draw
 METRICS = (Metric("characters", 0, decimals=0), Metric("ended", 0, percent=True))
 
 
@@ -63,7 +64,17 @@ def open_suite(config: Config) -> Suite:
   tasks = {name: _task(name, source, config) for name, source in rows.named(c.prompts, "prompts").items()}
   asked, raters = judges.open_judges(config), judges.open_raters(config)
   check = sources.load(c.check, "comparison") if c.check else []
-  return Suite("preference", list(tasks.values()), partial(together, config, tasks, asked, raters, check), page.draw)
+  jointly = partial(together, config, tasks, asked, raters, check)
+  return Suite("preference", list(tasks.values()), jointly, partial(comparable, config) if asked else None)
+
+
+def comparable(config: Config, models: Sequence[str]) -> None:
+  """Raises UserError where judges would have nothing to compare."""
+  if len(models) < 2 or (config.preference.pairs == "baseline" and config.baseline not in models):
+    raise UserError(
+      f"config.baseline={config.baseline!r} and another model are needed in --models, which has {', '.join(models)}; or name "
+      "two others and set config.preference.pairs=all"
+    )
 
 
 # --- the prompts ---
@@ -99,15 +110,9 @@ def together(
   config: Config, tasks: Mapping[str, Task], asked: Sequence[Judge | Labels], raters: Sequence[Judge | Labels],
   check: Sequence[records.Comparison], folder: Path, heard: Mapping[str, Heard], scores: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-  """Judges, rates and sums up; writes the folder of the suite.  Raises UserError where the baseline has not answered."""
+  """Judges, rates and sums up; writes the folder of the suite."""
   c = config.preference
   answers = {name: Answers(task.items, heard[task.name]) for name, task in tasks.items()}
-  models = next(iter(answers.values())).models
-  if asked and (len(models) < 2 or (c.pairs == "baseline" and config.baseline not in models)):
-    raise UserError(
-      f"config.baseline={config.baseline!r} and another model are needed in --models, which has {', '.join(models)}; or name "
-      "two others and set config.preference.pairs=all"
-    )
   _label_tasks(folder, answers, config.baseline)
   found = {}
   for name, said in answers.items():

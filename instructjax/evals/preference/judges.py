@@ -20,7 +20,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from instructjax import origin, rewards, user_code
+from instructjax import origin, provenance, rewards, user_code
 from instructjax.errors import UserError
 from instructjax.evals import rows, scorers, subject
 from instructjax.evals.preference import words
@@ -40,7 +40,7 @@ class Judge(NamedTuple):
   kind        scores: a number for each question; pairs: {"p": P(first is better)}; ratings: Table 3's fields
   about       what its answers depend on, for the manifest and the fingerprint
   batch       questions at a time, `workers` times at once
-  everywhere  all processes ask (a model of ours on all devices); otherwise the first one
+  everywhere  all processes ask (rewards, and models of ours on all devices); otherwise the first one
   """
 
   name: str
@@ -99,14 +99,13 @@ def _rater(name: str, source: str) -> Judge | Labels:
 
 
 def _scores(name: str, source: str, config: Config) -> Judge:
-  """Any rewards.  Those without a model are opened now, the others when they are first asked."""
+  """Any rewards.  Models of ours are opened when they are first asked, all others now: a hub id is then in the cache."""
   terms = spec.parse(source)
   for term in terms:
     if term.kind == "run" and not Path(term.target).is_dir():
       raise UserError(f"config.preference.judges: {term.target}: no such directory; {spec.GRAMMAR}")
   opened = cache(partial(rewards.open_all, source, config.model))
-  light = not {term.kind for term in terms} & {"run", "classifier"}
-  if light:
+  if not any(term.kind == "run" for term in terms):
     opened()
 
   def ask(questions: Sequence[Question], stop: threading.Event) -> list[float]:
@@ -114,7 +113,7 @@ def _scores(name: str, source: str, config: Config) -> Judge:
     return rewards.total(opened(), rewards.score_texts(opened(), prompts, responses)).tolist()
 
   about = {"source": source, "sha256": [scorers.content(term) for term in terms]}
-  return Judge(name, SCORES, ask, about, everywhere=all(term.kind == "run" for term in terms))
+  return Judge(name, SCORES, ask, about, everywhere=True)
 
 
 def _arguments(target: str) -> int:
@@ -191,7 +190,7 @@ def _likelihood(name: str, source: str, config: Config) -> Judge:
     return [{"p": 1 / (1 + math.exp(min(gap, 700.0)))} for gap in gaps]
 
   about = {
-    "source": source, "sha256": scorers.digest(source), "template_sha256": judge.digest(form),
+    "source": source, "sha256": provenance.digest(source), "template_sha256": judge.digest(form),
     "settings": subject.settings(source, config),
   }  # fmt: skip
   return Judge(name, PAIRS, ask, about, everywhere=True)

@@ -17,7 +17,7 @@ from instructjax import rewards
 from instructjax.evals import answers
 from instructjax.evals.preference.judges import Judge, Question
 from instructjax.evals.tasks import fingerprint
-from instructjax.loop import open_progress
+from instructjax.loop import progressing
 from instructjax.rewards.endpoint import concurrently
 
 
@@ -46,8 +46,7 @@ def _ask(
   known: dict[str, Any],
 ) -> np.ndarray:  # fmt: skip
   """Asks `todo` (the places of questions by their fingerprints); `known` grows.  Gives what `rewards.in_first` takes."""
-  progress, lock, done = open_progress(f"{judge.name} {path.stem}", 0, len(todo)), threading.Lock(), 0
-  waiting = list(todo.items())
+  waiting, lock, done = list(todo.items()), threading.Lock(), 0
 
   def one(part: Sequence[tuple[str, int]], stop: threading.Event) -> None:
     nonlocal done
@@ -60,12 +59,10 @@ def _ask(
       progress.show(done, {})
 
   parts = [waiting[at : at + judge.batch] for at in range(0, len(waiting), judge.batch)]
-  try:
+  with progressing(f"{judge.name} {path.stem}", 0, len(todo)) as progress:
     if judge.workers > 1:
       concurrently(one, parts, judge.workers)
     else:
       for part in parts:
         one(part, threading.Event())
-  finally:
-    progress.close()
   return np.zeros(1, np.float32)
