@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from instructjax import models, origin
 from instructjax.errors import UserError
 
@@ -35,6 +37,13 @@ def _end(file: Path) -> tuple[int, str]:
     return size, hashlib.sha256(content.read()).hexdigest()
 
 
+def about(source: str, opened: origin.Origin) -> dict[str, Any]:
+  """What a manifest says of a model that was opened."""
+  count = sum(leaf.size for leaf in jax.tree.leaves(opened.params))
+  files = digest(source.partition("#")[0])
+  return {"source": source, "weights": origin.fingerprint(opened.params), "parameters": count, "files": files}
+
+
 def noted(workdir: Path) -> dict[str, dict[str, Any]]:
   """{name: source, weights, files ...} of the models that have answered in a directory, from its manifest."""
   path = workdir / "manifest.json"
@@ -46,11 +55,11 @@ def doubtful(before: Mapping[str, Any] | None, source: str) -> bool:
   return before is not None and (before["source"], before.get("files")) != (source, digest(source.partition("#")[0]))
 
 
-def compare(workdir: Path, name: str, about: Mapping[str, Any]) -> None:
+def compare(workdir: Path, name: str, now: Mapping[str, Any]) -> None:
   """Raises UserError where another model than the one that was opened has answered under this name."""
   before = noted(workdir).get(name)
-  if before is not None and before["weights"] != about["weights"]:
+  if before is not None and before["weights"] != now["weights"]:
     raise UserError(
-      f"{name}={about['source']} has other weights than the {name}={before['source']} that answered in {workdir} before; give "
+      f"{name}={now['source']} has other weights than the {name}={before['source']} that answered in {workdir} before; give "
       "it another name, or name another --workdir"
     )

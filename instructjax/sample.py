@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from instructjax import generate, origin, rewards, stages, writers
+from instructjax import generate, origin, provenance, rewards, stages, writers
 from instructjax.data import records, sources
 from instructjax.data.outputs import Output, choose
 from instructjax.data.records import Prompt
@@ -26,6 +26,14 @@ class Model(NamedTuple):
 
   name: str
   source: str
+
+
+class Drawing(NamedTuple):
+  """An open model: what it draws, and what the manifest says of it and of its rewards."""
+
+  rows: Iterator[Row]
+  about: dict[str, Any]
+  rewards: dict[str, Any]
 
 
 class Plan(NamedTuple):
@@ -49,6 +57,10 @@ class Plan(NamedTuple):
     each = len(self.temperatures) * len(self.prompts)
     return [model for at, model in enumerate(self.models, 1) if rows < at * each]
 
+  def begun(self, model: Model, rows: int) -> bool:
+    """Whether a model has drawn anything where draws.jsonl has this many rows."""
+    return rows > self.models.index(model) * len(self.temperatures) * len(self.prompts)
+
   def start(self, model: Model, temperature: float, rows: int) -> int:
     """The first prompt that a cell has not answered where draws.jsonl has this many rows."""
     cell = self.models.index(model) * len(self.temperatures) + self.temperatures.index(temperature)
@@ -59,7 +71,8 @@ def sample(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
   """Leaves in samples.jsonl, for each prompt, `n` responses of each model at each temperature, or `k` different ones of all.
 
   Models are opened one after the other.  draws.jsonl holds what they drew; from there a stopped run goes on.  A
-  `config.prompt` is just answered, and may be followed by another in the same directory.
+  `config.prompt` is just answered, and may be followed by another in the same directory.  Raises UserError where a model that
+  has drawn has other weights now.
   """
   c, path = config, workdir / writers.DRAWS
   with stages.devices(c.mesh) as parts:
@@ -68,21 +81,26 @@ def sample(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
     drawn = [] if c.prompt else writers.rows(path)
     drawn = drawn[: plan.whole(len(drawn), generate.SORTED * c.batch)]
     left = plan.left(len(drawn))
+    for model in plan.models[: len(plan.models) - len(left)]:
+      unchanged(c, workdir, model)
     ready = [opened(c, plan, left[0], len(drawn))] if left else []  # all is checked before there is a directory
+    if ready and plan.begun(left[0], len(drawn)):
+      provenance.compare(workdir, left[0].name, ready[0].about)
     with stages.run(c, workdir, sinks, stages.prints(prompts=plan.prompts)) as writer:
       if not c.prompt:
         writers.keep(path, drawn)
       for model in left:
-        rows, judges = ready.pop() if ready else opened(c, plan, model, len(drawn))
-        if judges:
-          writers.note(workdir, rewards=judges)
-        for row in rows:
+        drawing = ready.pop() if ready else opened(c, plan, model, len(drawn))
+        writers.note(workdir, models=provenance.noted(workdir) | {model.name: drawing.about})
+        if drawing.rewards:
+          writers.note(workdir, rewards=drawing.rewards)
+        for row in drawing.rows:
           drawn.append(row)
           if not c.prompt:
             writers.append(path, [row])
           if plan.cells == 1 and not c.k:
             generate.show("\n".join([f"> {plan.prompts[row['prompt']].prompt}", *map(str.strip, row["responses"]), ""]))
-        del rows  # and the model with it: the next one needs its memory
+        del drawing  # and the model with it: the next one needs its memory
       samples = [gathered(c, plan, drawn, at) for at in range(len(plan.prompts))]
       if c.prompt:
         writer.samples(samples)
@@ -133,8 +151,14 @@ def named(text: str, shape: str) -> tuple[Model, ...]:
 # --- drawing ---
 
 
-def opened(c: Config, plan: Plan, model: Model, done: int) -> tuple[Iterator[Row], dict[str, Any]]:
-  """(what a model draws after the first `done` rows of draws.jsonl, what the manifest says of its rewards).
+def unchanged(c: Config, workdir: Path, model: Model) -> None:
+  """Opens a model that has drawn everything where it may be another one now.  Raises UserError where it is."""
+  if provenance.doubtful(provenance.noted(workdir).get(model.name), model.source):
+    provenance.compare(workdir, model.name, provenance.about(model.source, origin.open_model(model.source, c.model, c.seed)))
+
+
+def opened(c: Config, plan: Plan, model: Model, done: int) -> Drawing:
+  """A model that draws what comes after the first `done` rows of draws.jsonl.
 
   Everything is checked at the call, before the first draw.
   """
@@ -159,7 +183,8 @@ def opened(c: Config, plan: Plan, model: Model, done: int) -> tuple[Iterator[Row
     return rows()
 
   cells = [cell(temperature) for temperature in plan.temperatures]
-  return itertools.chain.from_iterable(cells), rewards.manifest(judges)
+  about = provenance.about(model.source, found)
+  return Drawing(itertools.chain.from_iterable(cells), about, rewards.manifest(judges))
 
 
 # --- gathering ---

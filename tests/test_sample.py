@@ -90,6 +90,31 @@ def test_a_finished_round_stays_and_another_needs_another_directory(data, models
   assert "holds a run with config.seed=0, this one has config.seed=1" in capsys.readouterr().err
 
 
+def test_a_model_that_was_trained_again_in_its_place_does_not_go_on(data, base, sft_run, round_, tmp_path, monkeypatch, capsys):
+  """What was drawn is of other weights: at the end of a round, in the middle of it, and where a run only says that it began."""
+  place, work = tmp_path / "model", tmp_path / "x"
+  shutil.copytree(sft_run, place)
+  options = [*files(data, "prompts"), f"--model=sft={place}", *SMALL, "--config.sampling.temperature=0.7,1"]
+  assert run("sample", work, *options) == 0
+  known = json.loads((work / "manifest.json").read_text())["models"]["sft"]
+  assert known["source"] == str(place) and known["weights"] and known["files"]
+  opened, real = [], origin.open_model
+  monkeypatch.setattr(origin, "open_model", lambda source, *rest: opened.append(source) or real(source, *rest))
+  assert run("sample", work, *options) == 0 and not opened
+  (place / "manifest.json").write_text('{"started": "again"}')
+  assert run("sample", work, *options) == 0 and len(opened) == 1  # the same weights
+  shutil.rmtree(place)
+  shutil.copytree(base, place)
+  capsys.readouterr()
+  for drawn in (10, 7):
+    writers.keep(work / "draws.jsonl", writers.rows(work / "draws.jsonl")[:drawn])
+    assert run("sample", work, *options) == 2
+    error = capsys.readouterr().err
+    assert f"sft={place} has other weights than the sft={place} that answered in {work} before" in error
+  (work / "draws.jsonl").unlink()  # nothing was drawn: it may begin
+  assert run("sample", work, *options) == 0
+
+
 def test_facts_chats_and_scores_come_along(sft_run, reward_run, tmp_path):
   chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
   rows = [{"prompt": chat, "user": "u", "use_case": "chat", "consent": True}, {"prompt": "say", "id": "7"}]

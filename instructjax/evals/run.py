@@ -117,8 +117,7 @@ def ask(
   if open_tasks or provenance.doubtful(noted.get(name), source):
     model = subject.open_subject(source, config, parts)
     provenance.compare(workdir, name, model.about)
-    about = {**model.about, "files": provenance.digest(subject.split(source)[0])}
-    writers.note(workdir, models=noted | {name: about})
+    writers.note(workdir, models=noted | {name: dict(model.about)})
     plans = {task.name: answers.plan(task, model) for task in open_tasks}
     with progressing(name, 0, sum(map(len, plans.values()))) as progress:
       done = 0

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from instructjax import likelihood, origin, rollout, sharding
+from instructjax import likelihood, origin, provenance, rollout, sharding
 from instructjax.data import chat, pipeline
 from instructjax.data.pipeline import Row
 from instructjax.data.tokenizers import Tokenizer
@@ -70,7 +70,7 @@ def open_subject(source: str, config: Config, parts: int) -> Subject:
   model, file = split(source)
   found = origin.open_model(model, dict(config.model) | {"source": model}, config.seed)
   template = origin.chat_template(config.template, found.about, found.tokenizer)
-  about = {"source": source, "weights": origin.fingerprint(found.params), "parameters": _count(found.params)}
+  about = provenance.about(source, found)
   encode = found.tokenizer.encode
   end = encode if template is None else lambda text: encode(text.lstrip())  # a template has its own space before a reply
   head = heads(found.tokenizer, template, prefix_of(file))
@@ -105,10 +105,6 @@ def prefix_of(file: str) -> str:
     return Path(file).read_text(encoding="utf-8")
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f"#prefix={file}: cannot be read as UTF-8 text ({error})") from None
-
-
-def _count(params: Params) -> int:
-  return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def _answers(lm: LM, params: Params, tokenizer: Tokenizer, seed: int) -> Callable[[Batch, int], list[Answer]]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructjax import likelihood, origin, rollout, settings, sharding
+from instructjax import likelihood, origin, provenance, rollout, settings, sharding
 from instructjax.errors import UserError
 from instructjax.evals import answers, harness, page, paper, run, subject
 from instructjax.evals.tasks import Generate, Item, Likelihood, Metric, Suite, Task, fingerprint
@@ -369,7 +369,7 @@ def test_another_model_under_a_name_that_has_answered_everything_is_noticed(tmp_
 
   real = subject.open_subject
   wrapped = lambda source, c, parts: real("", c, parts)._replace(
-    about={"source": source, "weights": weights.get(source, "one"), "parameters": 1}
+    about={"source": source, "weights": weights.get(source, "one"), "files": provenance.digest(source), "parameters": 1}
   )
   monkeypatch.setattr(subject, "open_subject", wrapped)
   done = lambda source: run.main(config(), tmp_path / "eval", {"base": str(source)}, {"plain": suite()})
