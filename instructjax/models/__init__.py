@@ -124,11 +124,14 @@ def fetch(name: str) -> Path:
 
 def revision(name: str) -> str:
   """The commit of a hub id in the hub's cache, which `fetch` opens where the hub has no newer one; "" where none is there."""
+  if not re.fullmatch(HUB_ID, name):
+    return ""
   try:
     import huggingface_hub
-  except ImportError:
+
+    found = huggingface_hub.try_to_load_from_cache(name, "config.json")
+  except (ImportError, ValueError):  # ValueError: a name that the hub does not have
     return ""
-  found = huggingface_hub.try_to_load_from_cache(name, "config.json") if re.fullmatch(HUB_ID, name) else None
   return Path(found).parent.name if isinstance(found, str) else ""
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from instructjax import provenance, rewards, settings
+from instructjax import rewards, settings
 from instructjax.evals import run, scorers, toxicity
 from instructjax.evals.tasks import Completion, Said
 from instructjax.rewards import Reward
@@ -30,10 +30,6 @@ def test_a_judge_is_what_it_reads_and_where_it_stands(tmp_path):
 def test_how_a_server_is_asked_makes_no_other_judge():
   assert scorers.identity("perspective:TOXICITY#qps=5,cache=a") == scorers.identity("perspective:TOXICITY")
   assert scorers.identity("perspective:TOXICITY") != scorers.identity("perspective:INSULT")
-
-
-def test_of_a_model_that_is_not_here_nothing_is_known(tmp_path):
-  assert provenance.digest("") == provenance.digest(str(tmp_path / "none")) == ""
 
 
 def test_a_server_is_asked_by_the_first_process_alone_and_a_run_of_ours_by_all(monkeypatch):
