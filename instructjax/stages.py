@@ -38,8 +38,17 @@ Config = Any  # ml_collections.ConfigDict: its fields are those of the file in c
 
 @contextlib.contextmanager
 def devices(mesh: Config) -> Iterator[int]:
-  """Sets the mesh and gives the number of parts of a batch; one device works without a mesh."""
-  if mesh["data"] * mesh["fsdp"] * mesh["model"] == 1:
+  """Sets the mesh and gives the number of parts of a batch; one device works without a mesh.
+
+  Raises UserError where several processes do not use all of their devices: some would wait for others that have no part.
+  """
+  wanted, found = mesh["data"] * mesh["fsdp"] * mesh["model"], jax.device_count()
+  if jax.process_count() > 1 and wanted != found:
+    raise UserError(
+      f"config.mesh takes {wanted} of the {found} devices of {jax.process_count()} processes: set config.mesh.data, .fsdp and "
+      f".model so that their product is {found}"
+    )
+  if wanted == 1:
     yield 1
     return
   with jax.set_mesh(sharding.make_mesh(**mesh)):

@@ -1,19 +1,15 @@
 """A run that is killed and started again ends where an uninterrupted one does, bit for bit."""
 
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-from functools import partial
 from pathlib import Path
 
 import chain
-import jax
 import numpy as np
+import processes
 import pytest
+from processes import ended
 from stage_runs import leaves, metrics
 
 PLANS = [
@@ -24,43 +20,14 @@ PLANS = [
 
 @pytest.fixture(scope="module")
 def launch(data):
-  """Starts `chain.py` and returns how it ended."""
-  env = os.environ | {
-    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,  # of this worker alone
-  }
-
-  def start(folder, plan="", *more, **changed):
-    command = [sys.executable, chain.__file__, str(data), str(folder), plan, *more]
-    settings = env | changed
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=settings)
-
-  return start
+  """Starts `chain.py`."""
+  return lambda folder, plan="", *more: processes.start(chain, data, folder, plan, *more)
 
 
 @pytest.fixture(scope="module")
-def together(launch):
-  """Starts two processes of four devices each, each with its plan, and returns how they ended.
-
-  Both compile: only the first would write to a cache, and be through with it while the other compiles for longer than
-  connections wait on a busy machine.
-  """
-
-  def start(folder, plans, size):
-    with socket.socket() as found:
-      found.bind(("localhost", 0))
-      place = f"--distributed=localhost:{found.getsockname()[1]},2,"
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
-    one = partial(launch, folder, XLA_FLAGS=flags, JAX_ENABLE_COMPILATION_CACHE="false")
-    both = [one(plan, size, place + str(index)) for index, plan in enumerate(plans)]
-    return [ended(process) for process in both]
-
-  return start
-
-
-def ended(process) -> tuple[int, str, str]:
-  out, err = process.communicate(timeout=900)
-  return process.returncode, out, err
+def together(data):
+  """Runs `chain.py` in two processes, each with its plan, and returns how they ended."""
+  return lambda folder, plans, size: processes.together(chain, *((data, folder, plan, size) for plan in plans))
 
 
 @pytest.mark.slow  # ten launches of a process, about 90 s
