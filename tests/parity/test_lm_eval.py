@@ -10,7 +10,7 @@ import pytest
 
 from instructjax import origin, settings
 from instructjax.evals import harness, subject
-from instructjax.evals.tasks import Completion, Generate, Likelihood, Logp
+from instructjax.evals.tasks import Generate, Likelihood
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
 
@@ -48,7 +48,7 @@ def test_any_task_runs(tmp_path, config, capsys, monkeypatch):
   file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
   folder = tmp_path / "tasks"
   folder.mkdir()
-  until = 'generation_kwargs: {until: ["\\n"], max_gen_toks: 5}'
+  until = 'generation_kwargs: {until: ["\\n"], max_gen_toks: 200}'
   several = {
     "local_choice": ("multiple_choice", "{{question}}", "label", "acc", "doc_to_choice: choices"),
     "local_text": ("generate_until", "{{question}}", "answer", "exact_match", until),
@@ -58,9 +58,14 @@ def test_any_task_runs(tmp_path, config, capsys, monkeypatch):
     body = TASK.format(name=name, file=file, kind=kind, text=text, target=target, metric=metric, more=more)
     (folder / f"{name}.yaml").write_text(body)
   harness.main(config, "", list(several), tmp_path / "run", shots=None, limit=0, include=str(folder))
-  found = json.loads((tmp_path / "run" / "lm_eval.json").read_text())["results"]
+  left = json.loads((tmp_path / "run" / "lm_eval.json").read_text())
+  found, limits = left["results"], left["limits"]
   assert set(found) == set(several) and 0 <= found["local_choice"]["acc,none"] <= 1
-  assert "local_whole" in capsys.readouterr().out
+  assert limits["local_choice"] == {"requests": 7, "contexts_cut": 0, "answers_shortened": 0}
+  assert limits["local_text"] == {"requests": 3, "contexts_cut": 0, "answers_shortened": 3}
+  said = capsys.readouterr().out
+  assert "local_whole" in said
+  assert "note: local_text: of 3 requests the answers of 3 were bounded by 128 tokens; the model's context is 256" in said
 
   model = origin.open_model("", dict(config.model), 0)  # bits per byte by a plain computation
   total = 0.0
@@ -76,15 +81,15 @@ def test_any_task_runs(tmp_path, config, capsys, monkeypatch):
 def test_loglikelihoods_are_ours(opened):
   from lm_eval.api.instance import Instance
 
-  adapter = harness.adapter(opened)
+  adapter = harness.adapter(opened, {})
   pairs = [("The sky is", " blue"), ("", "whole text"), ("spaces ", "move"), ("x" * 400, " cut")]
   ask = lambda kind, args: [Instance(kind, {}, one, i) for i, one in enumerate(args)]
   theirs = adapter.loglikelihood(ask("loglikelihood", pairs))
-  ours = harness.answered(opened, "ours", [Likelihood(*(p if p[0] != "spaces " else ("spaces", " move"))) for p in pairs])
-  assert theirs == [(one.logp, one.greedy) for one in ours if isinstance(one, Logp)]
+  ours = subject.heard(opened, [[Likelihood(*(p if p[0] != "spaces " else ("spaces", " move")))] for p in pairs])
+  assert theirs == [(one.logp().logp, one.logp().greedy) for one in ours]
   said = adapter.generate_until(ask("generate_until", [("a", {"until": ["e"], "max_gen_toks": 9}), ("b", {"until": []})]))
-  mine = harness.answered(opened, "ours", [Generate("a", 9, stop=("e",)), Generate("b", 128, stop=())])
-  assert said == [one.text for one in mine if isinstance(one, Completion)]
+  mine = subject.heard(opened, [[Generate("a", 9, stop=("e",))], [Generate("b", 128, stop=())]])
+  assert said == [one.completions()[0].text for one in mine]
 
 
 def test_a_text_longer_than_the_context_is_the_sum_of_its_windows(opened):
