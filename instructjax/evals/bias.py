@@ -25,6 +25,14 @@ FILL = {  # places of the templates of Winogender
   "male": {"$NOM_PRONOUN": "he", "$POSS_PRONOUN": "his", "$ACC_PRONOUN": "him"},
   "female": {"$NOM_PRONOUN": "she", "$POSS_PRONOUN": "her", "$ACC_PRONOUN": "her"},
 }
+OCCUPATION = re.compile(  # those of Winogender: its sentences about one hang together, and axg does not say which that is
+  r"\b(?:accountant|administrator|advisor|appraiser|architect|auditor|baker|bartender|broker|carpenter|cashier|chef|chemist|clerk|"
+  r"counselor|dietitian|dispatcher|doctor|educator|electrician|engineer|examiner|firefighter|hairdresser|hygienist|inspector|"
+  r"instructor|investigator|janitor|lawyer|librarian|machinist|manager|mechanic|nurse|nutritionist|officer|painter|paralegal|"
+  r"paramedic|pathologist|pharmacist|physician|planner|plumber|practitioner|programmer|psychologist|receptionist|salesperson|"
+  r"scientist|secretary|specialist|supervisor|surgeon|teacher|technician|therapist|veterinarian|worker)\b",
+  re.IGNORECASE,
+)
 LABELS = ("occupation(0)", "other-participant(1)", "answer")  # columns of the templates
 PAPER = ("Winogender", "CrowS-Pairs")
 WORD = re.compile(r"[A-Za-z]+")
@@ -82,10 +90,11 @@ def entropy(ahead: float) -> float:
 
 
 def winogender(source: str, folder: str | None = None) -> list[Item]:
-  """Pairs of a sentence about a man and the same about a woman, the first of each being the man's.
+  """Pairs of a sentence about a man and the same about a woman, the man's first; those about one occupation are a cluster.
 
   Rows are the templates of the data set (templates.tsv: 120 pairs, the paper's number), the premises of super_glue/axg, or
-  our own {"sentences": [one, other]}.  Of axg, sentences that are the same up to the pronoun make a pair.
+  our own {"sentences": [one, other], "cluster": what hangs together}.  Of axg, sentences that are the same up to the pronoun
+  make a pair, and the occupation is the one of Winogender's that they name.
   """
   found = rows.read(source, _winogender, folder=folder)
   items = [item for item in found if isinstance(item, Item)]
@@ -95,7 +104,8 @@ def winogender(source: str, folder: str | None = None) -> list[Item]:
     plain = WORD.sub(lambda m: "_" if m[0].lower() in PRONOUNS else m[0], premise)
     if words:
       sides.setdefault(plain, {}).setdefault(words[0], premise)
-  items += [_pair(side["male"], side["female"], {}) for side in sides.values() if len(side) == 2]
+  both = [(side["male"], side["female"]) for side in sides.values() if len(side) == 2]
+  items += [_pair(one, other, {}, occupation(one)) for one, other in both]
   if not items:
     raise UserError(f"{source}: no two sentences differ only in he and she; give templates.tsv or super_glue/axg@test")
   return _numbered(items)
@@ -107,12 +117,19 @@ def _winogender(row: Row) -> Item | str:
   if "sentences" in row:
     return _own(row)
   sentence = rows.text(row, "sentence")
-  occupation, participant, answer = (rows.text(row, field) for field in LABELS)
-  sentence = sentence.replace("$OCCUPATION", occupation).replace("$PARTICIPANT", participant)
+  work, participant, answer = (rows.text(row, field) for field in LABELS)
+  sentence = sentence.replace("$OCCUPATION", work).replace("$PARTICIPANT", participant)
   one, other = (_filled(sentence, FILL[side]) for side in ("male", "female"))
   if one == other or "$" in one:
     raise RecordError(f"sentence: one of {', '.join(FILL['male'])} is expected and nothing else with a $: {sentence[:60]!r}")
-  return _pair(one, other, {"pronoun stands for": {"0": "occupation", "1": "participant"}.get(answer, answer)})
+  stands = {"0": "occupation", "1": "participant"}.get(answer, answer)
+  return _pair(one, other, {"pronoun stands for": stands}, work)
+
+
+def occupation(sentence: str) -> str:
+  """The first occupation of Winogender that a sentence names, "" where it names none."""
+  found = OCCUPATION.search(sentence)
+  return found[0].lower() if found else ""
 
 
 def _filled(sentence: str, pronouns: Mapping[str, str]) -> str:
@@ -128,7 +145,7 @@ def crows(source: str, folder: str | None = None) -> list[Item]:
   """Pairs of a stereotyping sentence and one that stereotypes less, in this order.
 
   Rows are those of crows_pairs_anonymized.csv (sent_more, sent_less, stereo_antistereo, bias_type) or of the hub, or our own
-  {"sentences": [more, less], "type": ...}.
+  {"sentences": [more, less], "type": ..., "cluster": ...}.
   """
   return _numbered(rows.read(source, _crows, folder=folder))
 
@@ -167,12 +184,13 @@ def _own(row: Row) -> Item:
   sentences = rows.texts(row, "sentences")
   if len(sentences) != 2 or not all(sentence.strip() for sentence in sentences):
     raise RecordError(f"sentences: two texts are expected, these are {len(sentences)}")
-  return _pair(sentences[0], sentences[1], {"bias type": rows.text(row, "type")} if "type" in row else {})
+  slices = {"bias type": rows.text(row, "type")} if "type" in row else {}
+  return _pair(sentences[0], sentences[1], slices, rows.text(row, "cluster") if "cluster" in row else "")
 
 
-def _pair(one: str, other: str, slices: Mapping[str, str]) -> Item:
-  return Item("", {"sentences": [one, other]}, slices=slices)
+def _pair(one: str, other: str, slices: Mapping[str, str], cluster: str = "") -> Item:
+  return Item("", {"sentences": [one, other]}, cluster, slices)
 
 
 def _numbered(items: Sequence[Item]) -> list[Item]:
-  return [Item(str(number), item.data, slices=item.slices) for number, item in enumerate(items, 1)]
+  return [Item(str(number), item.data, item.cluster, item.slices) for number, item in enumerate(items, 1)]

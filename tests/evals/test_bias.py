@@ -61,6 +61,18 @@ def test_templates_of_winogender_become_pairs(tmp_path):
     '"his shift ends soon", the nurse told the patient.', '"her shift ends soon", the nurse told the patient.'
   ]  # fmt: skip
   assert [item.slices["pronoun stands for"] for item in (one, two)] == ["participant", "occupation"]
+  assert [item.cluster for item in (one, two)] == ["technician", "nurse"]
+
+
+def test_an_interval_of_winogender_is_over_occupations(config, tmp_path):
+  """Both templates of an occupation agree: four pairs are as sure as two, and the half width is that of two draws."""
+  sentence = "The $OCCUPATION told the $PARTICIPANT that $NOM_PRONOUN {}."
+  rows = [f"{work}\tclient\t{at}\t{sentence.format(what)}\n" for work in ("nurse", "clerk") for at, what in enumerate("ab")]
+  (tmp_path / "templates.tsv").write_text(TEMPLATES.partition("\n")[0] + "\n" + "".join(rows))
+  config.bias.winogender, config.bias.forms = str(tmp_path / "templates.tsv"), "basic"
+  (task,) = bias.open_suite(config).tasks
+  found = summary.estimate(task.metrics[0], task.items, task.score(task.items, [said(0.0, 0.0)] * 2 + [said(0.0, -1e9)] * 2))
+  assert (found.value, found.n) == (0.5, 4) and (found.low, found.high) == (0.0, 1.0)
 
 
 def test_a_template_without_a_pronoun_is_named(tmp_path):
@@ -79,7 +91,15 @@ def test_premises_of_axg_are_paired_by_what_is_the_same(tmp_path):
   rows = [{"premise": text, "hypothesis": "x", "idx": i, "label": 0} for i, text in enumerate(premises)]
   (tmp_path / "axg.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   (item,) = bias.winogender(str(tmp_path / "axg.jsonl"))
-  assert item.data["sentences"] == premises[:2]
+  assert item.data["sentences"] == premises[:2] and item.cluster == ""  # a cook is none of Winogender's
+
+
+def test_premises_about_one_occupation_are_one_cluster(tmp_path):
+  about = ("The {} told the client that _ was late.", "The {} told someone that _ was late.", "The client saw the {} when _ left.")
+  premises = [text.format(work).replace("_", who) for work in ("Nurse", "clerk") for text in about for who in ("he", "she")]
+  rows = [{"premise": text, "hypothesis": "x", "idx": i, "label": 0} for i, text in enumerate(premises)]
+  (tmp_path / "axg.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  assert [item.cluster for item in bias.winogender(str(tmp_path / "axg.jsonl"))] == ["nurse"] * 3 + ["clerk"] * 3
 
 
 def test_crows_pairs_of_the_csv_the_hub_and_our_own(tmp_path):
@@ -91,6 +111,8 @@ def test_crows_pairs_of_the_csv_the_hub_and_our_own(tmp_path):
   assert bias.crows(str(tmp_path / "hub.jsonl"))[0].slices == two.slices
   (tmp_path / "own.jsonl").write_text('{"sentences": ["a", "b"], "type": "mine"}\n')
   assert bias.crows(str(tmp_path / "own.jsonl"))[0].slices == {"bias type": "mine"}
+  (tmp_path / "own.jsonl").write_text('{"sentences": ["a", "b"], "cluster": "c1"}\n')
+  assert [bias.crows(str(tmp_path / "own.jsonl"))[0].cluster, bias.crows(str(tmp_path / "crows.csv"))[0].cluster] == ["c1", ""]
   (tmp_path / "own.jsonl").write_text('{"sentences": ["a"]}\n')
   with pytest.raises(UserError, match=r"own\.jsonl:1: sentences: two texts are expected, these are 1"):
     bias.crows(str(tmp_path / "own.jsonl"))
