@@ -40,6 +40,8 @@ def best_of_n(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
     )  # fmt: skip
     with stages.run(c, workdir, sinks, stages.prints(prompts=asked)) as writer:
       writers.note(workdir, rewards=rewards.manifest(judges), gold=rewards.manifest(golden))
+      writers.keep(workdir / "samples.jsonl", [])  # a run that was stopped begins anew
+      writer.rewind("bestofn", 0)
       proxies, golds = [], []
       for at, (prompt, (rows, scores)) in enumerate(zip(asked, groups, strict=True)):
         texts, score = rewards.responses(model.tokenizer, rows), rewards.total(judges, scores["rewards"])

@@ -345,6 +345,9 @@ def test_bestofn_and_sample_with_functions(data, base, module, reward_run, tmp_p
     assert row["scores"] == {"first": worth(row["first"]), "best": worth(row["best"])}
     assert row["scores"]["best"] >= row["scores"]["first"]
   assert [(row["step"], "gold" in row) for row in metrics(tmp_path / "best")] == [(1, True), (2, True), (4, True)]
+  left = [(tmp_path / "best" / name).read_text() for name in ("samples.jsonl", "metrics.jsonl")]
+  assert run("bestofn", tmp_path / "best", *options, sources, f"--config.gold={reward_run}") == 0  # again: no line twice
+  assert left == [(tmp_path / "best" / name).read_text() for name in ("samples.jsonl", "metrics.jsonl")]
   assert run("sample", tmp_path / "sample", *options, sources) == 0
   for line in (tmp_path / "sample" / "samples.jsonl").read_text().splitlines():
     row = json.loads(line)

@@ -95,7 +95,7 @@ def test_premises_of_axg_are_paired_by_what_is_the_same(tmp_path):
 
 
 def test_premises_about_one_occupation_are_one_cluster(tmp_path):
-  about = ("The {} told the client that _ was late.", "The {} told someone that _ was late.", "The client saw the {} when _ left.")
+  about = ("The {} told the client that _ was late.", "The {} told someone that _ was late.", "Clients saw the {} when _ left.")
   premises = [text.format(work).replace("_", who) for work in ("Nurse", "clerk") for text in about for who in ("he", "she")]
   rows = [{"premise": text, "hypothesis": "x", "idx": i, "label": 0} for i, text in enumerate(premises)]
   (tmp_path / "axg.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
