@@ -9,6 +9,7 @@ import pytest
 from stage_runs import TUNE, files, leaves, metrics, ppo, pretrain, run, stop_after
 
 from instructjax import origin, stages
+from instructjax.errors import UserError
 
 LETTERS = ["say good bad fine poor great 0 1 2 3 4 5 6 7 8 9"] * 20  # for a tokenizer
 
@@ -112,6 +113,16 @@ def test_a_stopped_run_goes_on_bit_for_bit(
   assert whole.keys() == parts.keys()
   for name in whole:
     np.testing.assert_array_equal(whole[name], parts[name], err_msg=name)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 1)])
+def test_several_processes_need_a_mesh_over_all_of_their_devices(monkeypatch, mesh):
+  """Without one each would work for itself, and with a part of one a process without devices would be waited for."""
+  monkeypatch.setattr(stages.jax, "process_count", lambda: 2)
+  given = dict(zip(("data", "fsdp", "model"), mesh))
+  message = rf"config.mesh takes {np.prod(mesh)} of the 8 devices of 2 processes: .* so that their product is 8"
+  with pytest.raises(UserError, match=message), stages.devices(given):
+    pass
 
 
 def test_a_finished_run_is_not_run_again(data, base):
