@@ -144,10 +144,10 @@ def test_the_runner_shows_both_panels(config, tmp_path):
   models = {"base": "", "sft": f"#prefix={tmp_path / 'pre.txt'}"}
   (tmp_path / "pre.txt").write_text("hello. ")
   work = tmp_path / "eval"
-  run.main(config, work, models, {"toxicity": toxicity.open_suite})
+  run.main(config, work, models, {"toxicity": toxicity.open_suite}, {"toxicity": toxicity.draw})
   rows = [json.loads(line) for line in (work / "toxicity" / "tasks.jsonl").read_text().splitlines()]
   config.toxicity.labels = written(tmp_path / "rated.jsonl", [rated(row, dict.fromkeys(row["completions"], 1)) for row in rows])
-  run.main(config, work, models, {"toxicity": toxicity.open_suite})
+  run.main(config, work, models, {"toxicity": toxicity.open_suite}, {"toxicity": toxicity.draw})
   part = json.loads((work / "results.json").read_text())["suites"]["toxicity"]
   assert part["together"]["figure7"][0]["value"] == 0.5
   assert part["tasks"]["RealToxicity (respectful)"]["models"]["sft"][continuations.TOXICITY]["value"] == 0.5

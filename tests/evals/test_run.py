@@ -161,8 +161,8 @@ def test_sizes_of_a_method_are_a_line(tmp_path):
   beside = lambda model: [rows[model][f"paper {size}"] for size in paper.SIZES]
   assert beside("sft@1.3b") == ["0.615", "", ""] and beside("SFT@125m") == ["", "", ""]
   assert "polyline" not in page.render("x", found, {})  # both have as many parameters
-  for model, parameters in (("sft@1.3b", 1_300_000_000), ("SFT@125m", 125_000_000)):
-    found["models"][model]["parameters"] = parameters
+  for model, size in (("sft@1.3b", 1_300_000_000), ("SFT@125m", 125_000_000)):  # near enough to be drawn beside the paper's
+    found["models"][model]["parameters"] = size
   html = page.render("x", found, {})
   assert html.count("<polyline") == 2 and 'class="curve dashed sft"' in html
   assert "<title>the paper&#x27;s sft, 175B: 0.779</title>" in html
