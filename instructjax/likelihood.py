@@ -142,8 +142,10 @@ def choices(
   """`continuation` of n ends of each prompt (right padded, those of a prompt in a row), which is read once for all of them."""
   (rows, width), (many, length) = prompts.tokens.shape, ends.shape
   layers = lm.unstack(params)
-  hidden, cache = lm.decode(layers, prompts.tokens, prompts.valid, lm.init_cache(rows, width + length - 1))
-  hidden, cache = sharding.repeat((hidden[:, -1:], cache), rows, many // rows)
+  empty = lambda rows: lm.init_cache(rows, width + length - 1)
+  hidden, cache = lm.decode(layers, prompts.tokens, prompts.valid, empty(rows))
+  cache = sharding.repeat_cache(cache, many // rows, empty, rows)
+  hidden = sharding.repeat(hidden[:, -1:], many // rows)
   if length > 1:
     rest, _ = lm.decode(layers, ends[:, :-1], mask[:, :-1], cache)
     hidden = jnp.concatenate([hidden, rest], axis=1)

@@ -116,8 +116,10 @@ def sample(lm: LM, params: Params, prompts: Prompts, key: Key[Array, ""], cfg: S
   """
   B, P = prompts.tokens.shape
   layers = lm.unstack(params, whole=cfg.whole)
-  hidden, cache = lm.decode(layers, prompts.tokens, prompts.valid, lm.init_cache(B, P + cfg.response))
-  prompts, hidden, cache = sharding.repeat((prompts, hidden[:, -1:], cache), B, cfg.n)
+  empty = lambda rows: lm.init_cache(rows, P + cfg.response)
+  hidden, cache = lm.decode(layers, prompts.tokens, prompts.valid, empty(B))
+  cache = sharding.repeat_cache(cache, cfg.n, empty, B)
+  prompts, hidden = sharding.repeat((prompts, hidden[:, -1:]), cfg.n)
   B *= cfg.n
 
   def choose(t, hidden, live):
@@ -138,8 +140,8 @@ def sample(lm: LM, params: Params, prompts: Prompts, key: Key[Array, ""], cfg: S
 
   live = jnp.ones_like(prompts.valid[:, 0])
   token, lp, still = choose(0, hidden[:, -1], live)
-  empty = lambda column: jnp.zeros_like(column, shape=(B, cfg.response), out_sharding=sharding.spec("batch", None))
-  buffers = (write(empty(token), 0, token), write(empty(live), 0, live), write(empty(lp), 0, lp))
+  zeros = lambda column: jnp.zeros_like(column, shape=(B, cfg.response), out_sharding=sharding.spec("batch", None))
+  buffers = (write(zeros(token), 0, token), write(zeros(live), 0, live), write(zeros(lp), 0, lp))
   carry = (jnp.int32(1), cache, still, *buffers)
   go_on = lambda c: (c[0] < cfg.response) & jnp.any(c[2])
   _, _, live, tokens, mask, logp = jax.lax.while_loop(go_on, body, carry)

@@ -7,6 +7,8 @@ a function that needs one asks for it by logical names.  Without a mesh every he
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -154,19 +156,35 @@ def reshard(x: Array, *axes: str | None) -> Array:
   return jax.sharding.reshard(x, spec(*axes)) if is_sharded() else x
 
 
-def repeat(tree: PyTree, rows: int, n: int) -> PyTree:
-  """Every row n times in a row, on the device where it is: [B, ...] -> [B*n, ...].
-
-  Arrays whose first axis is not of `rows` have none and stay as they are (the index of a cache).
-  """
+def repeat(tree: PyTree, n: int) -> PyTree:
+  """Every row n times in a row, on the device where it is: [B, ...] -> [B*n, ...]."""
 
   def each(x: Array) -> Array:
-    if n == 1 or not x.ndim or x.shape[0] != rows:
-      return x
-    many = jnp.broadcast_to(x[:, None], (rows, n, *x.shape[1:]))
-    return jax.lax.reshape(many, (rows * n, *x.shape[1:]), out_sharding=jax.typeof(x).sharding.spec if is_sharded() else None)
+    many = jnp.broadcast_to(x[:, None], (x.shape[0], n, *x.shape[1:]))
+    spec = jax.typeof(x).sharding.spec if is_sharded() else None
+    return jax.lax.reshape(many, (x.shape[0] * n, *x.shape[1:]), out_sharding=spec)
 
-  return jax.tree.map(each, tree)
+  return tree if n == 1 else jax.tree.map(each, tree)
+
+
+def repeat_cache(cache: PyTree, n: int, init: Callable[[int], PyTree], rows: int) -> PyTree:
+  """`repeat` of a cache of so many rows; `init` makes an empty one.
+
+  What is no larger for more rows has none and stays as it is (the next index).
+
+  Raises UserError for an array whose rows are not its first axis.
+  """
+
+  def each(x: Array, wanted: jax.ShapeDtypeStruct) -> Array:
+    if wanted.shape == x.shape:
+      return x
+    if x.shape[0] != rows or wanted.shape != (rows * n, *x.shape[1:]):
+      raise UserError(
+        f"init_cache makes an array {x.shape} for {rows} rows and {wanted.shape} for {rows * n}: rows must be the first axis"
+      )
+    return repeat(x, n)
+
+  return cache if n == 1 else jax.tree.map(each, cache, jax.eval_shape(partial(init, rows * n)))
 
 
 def gather(w: Array) -> Array:

@@ -288,7 +288,7 @@ def _decode(
   m: Module, params: Params, tokens: Int[Array, "B t"], valid: Bool[Array, "B t"], cache: Cache
 ) -> tuple[Float[Array, "B t D"], Cache]:
   """Appends t positions to the model's own cache."""
-  (rows, t), index, method = tokens.shape, cache["index"], m.decode or ""
+  t, index, method = tokens.shape[1], cache["index"], m.decode or ""
   seen = jax.lax.dynamic_update_slice(cache["valid"], valid, (0, index))
   before = jnp.sum(cache["valid"], axis=1, keepdims=True, dtype=jnp.int32)
   positions = jnp.maximum(before + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
@@ -302,7 +302,7 @@ def _decode(
       raise UserError(f"{m.name}: decode returned the cache {kinds(new)}, it was given {kinds(own)}: keep its shapes")
     return _expect(m, method, found, (*tokens.shape, m.width)), new
 
-  own = jax.tree.map(lambda x: sharding.spec(*_rows(x, rows)), cache["own"])
+  own = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, cache["own"]) if sharding.is_sharded() else None
   out = sharding.spec("batch", None, None), own
   hidden, new = _auto(run, out, params, tokens, positions, mask, cache["own"], index)
   return hidden, {"own": new, "valid": seen, "index": index + t}

@@ -4,7 +4,7 @@ has its own, and a Linen decoder."""
 import json
 import re
 import warnings
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -163,6 +163,50 @@ def test_greedy_samples_are_those_of_whole_forward_passes(name):
       at = jnp.minimum(jnp.arange(11), 31)[None]
       ids.append(int(whole(padded, at, jnp.tri(11, dtype=bool)[None])[0, len(ids) - 1].argmax()))
     assert rows.tokens[row, 5:].tolist() == ids[-6:]
+
+
+def counting(rows_first=True):
+  """`CachedDecoder` whose cache also has an array of as many numbers as the test has rows, and which has none itself."""
+  lm, params, _ = made("cached")
+  with nnx.use_eager_sharding(False):
+    module = CachedDecoder(rngs=nnx.Rngs(1))
+
+  def decode(m, tokens, positions, mask, cache, index):
+    own, scales = cache
+    x, own = m.decode(tokens, positions, mask, own, index)
+    return x * scales[5].mean(), (own, scales)
+
+  scales = lambda batch: jnp.where(jnp.arange(8) == 5, 1.0, 7.0) if rows_first else jnp.ones((8, batch))
+  found, _ = adapters.from_nnx(
+    module, hidden="hidden", logits=lambda m, hidden: m.unembed(hidden), decode=decode, axes=AXES,
+    init_cache=lambda batch, length: (empty_cache(batch, length), scales(batch)), **SIZES,
+  )  # fmt: skip
+  return lm, found, params
+
+
+def drawn(lm, params, prompts):
+  draw = jax.jit(partial(rollout.sample, lm, cfg=rollout.Sampling(response=6, n=3, temperature=0)))
+  return draw(params, prompts, jax.random.key(0))
+
+
+def test_a_part_of_a_cache_that_has_no_rows_is_not_repeated():
+  """Eight rows and an array of eight: it stays as it is, whatever its first axis is, where a prompt is read once for several."""
+  lm, other, params = counting()
+  prompts = tiny.prompts(lm, 8)
+  tiny.assert_trees_close(drawn(other, params, prompts), drawn(lm, params, prompts))
+  _, wrong, _ = counting(rows_first=False)
+  with pytest.raises(UserError, match=r"an array \(8, 2\) for 2 rows and \(8, 6\) for 6: rows must be the first axis"):
+    drawn(wrong, params, tiny.prompts(lm, 2))
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+def test_a_cache_that_has_parts_without_rows_is_repeated_on_a_mesh(shape):
+  _, other, params = counting()
+  host, prompts = jax.tree.map(np.asarray, (params, tiny.prompts(other, 8)))
+  expected = jax.tree.map(np.asarray, drawn(other, host, prompts))
+  with jax.set_mesh(sharding.make_mesh(*shape)):
+    placed = sharding.place(host, sharding.shardings(other.table))
+    tiny.assert_trees_close(drawn(other, placed, sharding.place_batch(prompts)), expected, rtol=1e-5, atol=2e-5)
 
 
 def test_a_model_without_a_cache_says_so_once():
