@@ -123,7 +123,7 @@ def plan(asked: Sequence[Asked], budget: int, parts: int, most: int) -> list[Bat
     groups = _by_prompt([ask for ask, kind in asked if kind == draw])
     batches = partial(_batches, draw=draw, budget=budget, parts=parts)
     if draw:
-      found += batches(groups, _fan(groups, draw.tokens), draw.tokens, most - draw.tokens)
+      found += batches(groups, _fan(groups, draw.tokens, budget // parts), draw.tokens, most - draw.tokens)
       continue
     ends: dict[int, list[tuple[Ask, ...]]] = {}
     for group in groups:
@@ -131,7 +131,7 @@ def plan(asked: Sequence[Asked], budget: int, parts: int, most: int) -> list[Bat
     alone = []
     for end, several in sorted(ends.items(), reverse=True):
       fitting = [group for group in several if group[0].row.start + end <= most]
-      fan = _fan(fitting, end)
+      fan = _fan(fitting, end, budget // parts)
       found += batches(fitting, fan, end, most - end) if fan > 1 else []
       alone += several if fan == 1 else [group for group in several if group[0].row.start + end > most]
     found += batches(alone, 1, 0, most)
@@ -168,9 +168,13 @@ def _end(group: Sequence[Ask]) -> int:
   return SHORT if longest <= SHORT else rounded(longest, NARROW)
 
 
-def _fan(groups: Sequence[tuple[Ask, ...]], end: int) -> int:
-  """The rows of a group with which the fewest tokens are read; 1 unless it pays.  `end` tokens follow the prompt in each."""
+def _fan(groups: Sequence[tuple[Ask, ...]], end: int, budget: int) -> int:
+  """The rows of a group with which the fewest tokens are read; 1 unless it pays.
+
+  `end` tokens follow the prompt in each.  A group with the longest prompt fits the budget of one part.
+  """
   rows, prompt = (np.array(each) for each in ([len(group) for group in groups], [group[0].row.start for group in groups]))
   alone = sum(rows * prompt) + sum(len(ask.row.ids) - ask.row.start or end for group in groups for ask in group)
-  read = [(-(-rows // fan) * (prompt + fan * end)).sum() for fan in range(2, min(max(rows, default=1), MOST) + 1)]
+  fitting = budget // (rounded(max((group[0].row.start for group in groups), default=0), NARROW) + end)
+  read = [(-(-rows // fan) * (prompt + fan * end)).sum() for fan in range(2, min(max(rows, default=1), MOST, fitting) + 1)]
   return 2 + int(np.argmin(read)) if read and min(read) < PAYS * alone else 1

@@ -53,7 +53,7 @@ def test_a_plan_holds_every_row_once(lengths, parts, budget):
   assert places([a for b in plan for a in b.asks]) == places([a for a, _ in asked])
   for batch in plan:
     assert len(batch.groups) <= batch.size and batch.size % parts == 0 and max(map(len, batch.groups)) <= batch.fan
-    assert batch.size * batch.fan * (batch.width + batch.end) <= max(budget, parts * batch.fan * (batch.width + batch.end))
+    assert batch.size * batch.fan * (batch.width + batch.end) <= max(budget, parts * (batch.width + batch.end))
     assert batch.width + batch.end <= 64
     for group in batch.groups:
       assert len({tuple(a.row.ids[: a.row.start]) for a in group}) == 1
@@ -81,6 +81,14 @@ def test_samples_share_their_prompt_in_groups_that_waste_little():
   assert (batch.fan, batch.size, [len(group) for group in batch.groups]) == (25, 2, [25, 25])
   (few,) = batches.plan(rows([[Generate("x" * 20, 8, 1.0, n=40)]]), 10**4, 1, 64)
   assert few.fan * few.size == 40  # two groups of 20, and not one of 32 and one of 8
+
+
+def test_a_group_fits_the_budget_of_its_device():
+  requests = [[Generate("x" * 50 + chr(at), 8, 1.0, n=25)] for at in range(100, 108)]  # 52 tokens: 64 wide, and 8
+  fans = lambda budget, parts: {(b.fan, b.size) for b in batches.plan(rows(requests, 128), budget, parts, 128)}
+  assert fans(10**5, 8) == {(25, 8)}
+  assert fans(8 * 10 * 72, 8) == {(9, 8)}  # 10 fit, of which the third one would be half empty
+  assert max(fan for fan, _ in fans(8 * 72, 8)) == 1  # a row each, as if each sample stood alone
 
 
 def test_the_last_batch_is_hardly_larger_than_what_is_left():

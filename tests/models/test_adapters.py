@@ -190,7 +190,7 @@ def drawn(lm, params, prompts):
 
 
 def test_a_part_of_a_cache_that_has_no_rows_is_not_repeated():
-  """Eight rows and an array of eight: it stays as it is, whatever its first axis is, where a prompt is read once for several."""
+  """Eight rows and an array of eight: it stays as it is, where a prompt is read once for several."""
   lm, other, params = counting()
   prompts = tiny.prompts(lm, 8)
   tiny.assert_trees_close(drawn(other, params, prompts), drawn(lm, params, prompts))
