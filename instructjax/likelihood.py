@@ -72,7 +72,7 @@ def of_tokens(
   if N == 1:
     return part(params, hidden, tokens)
   # Made whole along fsdp once, and not in every part.
-  outside = {name: jax.tree.map(sharding.gather, p) for name, p in params.items() if name not in ("lower", "blocks")}
+  outside = {name: jax.tree.map(sharding.gather, p) for name, p in params.items() if name not in ("lower", "blocks", "layers")}
   body = jax.checkpoint(partial(part, outside), prevent_cse=False)
   _, found = jax.lax.scan(lambda _, x: (None, body(*x)), None, (_cut(hidden, N), _cut(tokens, N)))
   first, second = (_join(x, tokens.shape[1]) for x in found)
@@ -139,9 +139,12 @@ def continuation(
 def choices(
   lm: LM, params: Params, prompts: Prompts, ends: Int[Array, "Bn R"], mask: Bool[Array, "Bn R"]
 ) -> tuple[Float[Array, " Bn"], Int[Array, " Bn"], Bool[Array, " Bn"]]:
-  """`continuation` of n ends of each prompt (right padded, those of a prompt in a row), which is read once for all of them."""
+  """`continuation` of n ends of each prompt (right padded, those of a prompt in a row), which is read once for all of them.
+
+  Weights become whole along fsdp a layer at a time, as there: all of them at once are for the many steps of a sampler.
+  """
   (rows, width), (many, length) = prompts.tokens.shape, ends.shape
-  layers = lm.unstack(params)
+  layers = lm.unstack(params, whole=False)
   empty = lambda rows: lm.init_cache(rows, width + length - 1)
   hidden, cache = lm.decode(layers, prompts.tokens, prompts.valid, empty(rows))
   cache = sharding.repeat_cache(cache, many // rows, empty, rows)

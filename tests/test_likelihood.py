@@ -97,6 +97,14 @@ def test_ends_of_a_shared_prompt_are_weighed_as_whole_rows_are(family, length):
   np.testing.assert_array_equal(likeliest, expected[2])
 
 
+def test_shared_prompts_do_not_make_a_model_whole_at_once():
+  """`continuation` gathers a layer at a time along fsdp; a model that fits it must fit `choices`."""
+  lm, asked = tiny.lm("gpt"), []
+  noted = lm._replace(unstack=lambda params, **how: asked.append(how) or lm.unstack(params, **how))
+  jax.eval_shape(partial(likelihood.choices, noted), lm.init(jax.random.key(0)), *shared(lm)[0])
+  assert asked == [{"whole": False}]
+
+
 def test_shared_prompts_on_a_mesh_equal_one_device(mesh):
   lm = tiny.lm("llama")
   weigh = jax.jit(partial(likelihood.choices, lm))
