@@ -56,10 +56,14 @@ def doubtful(before: Mapping[str, Any] | None, source: str) -> bool:
 
 
 def compare(workdir: Path, name: str, now: Mapping[str, Any]) -> None:
-  """Raises UserError where another model than the one that was opened has answered under this name."""
+  """Raises UserError where another model has answered under this name, or the same one after another prefix."""
   before = noted(workdir).get(name)
-  if before is not None and before["weights"] != now["weights"]:
+  if before is None:
+    return
+  told = before if "prefix" in before or "#" not in before["source"] else now  # an earlier version did not note it
+  same = {"other weights": before["weights"] == now["weights"], "another prefix": told.get("prefix") == now.get("prefix")}
+  for other in (what for what, found in same.items() if not found):
     raise UserError(
-      f"{name}={now['source']} has other weights than the {name}={before['source']} that answered in {workdir} before; give "
+      f"{name}={now['source']} has {other} than the {name}={before['source']} that answered in {workdir} before; give "
       "it another name, or name another --workdir"
     )

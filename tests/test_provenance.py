@@ -64,3 +64,17 @@ def test_another_model_under_a_name_is_an_error(tmp_path):
   provenance.compare(tmp_path, "ppo", {"source": "runs/b", "weights": "2"})
   with pytest.raises(UserError, match=r"sft=runs/b has other weights than the sft=runs/a that answered in .* before; give it"):
     provenance.compare(tmp_path, "sft", {"source": "runs/b", "weights": "2"})
+
+
+def test_another_prefix_before_the_prompts_of_a_model_is_an_error(tmp_path):
+  one = {"source": "m#prefix=a.txt", "weights": "1"}
+  known = {"p": one | {"prefix": "x"}, "old": one, "bare": one | {"source": "m"}}
+  (tmp_path / "manifest.json").write_text(json.dumps({"models": known}))
+  now = lambda prefix: {"source": "m#prefix=b.txt", "weights": "1", "prefix": prefix}
+  for name, prefix in {"p": "x", "old": "y"}.items():  # "old" is of a version that noted no prefix
+    provenance.compare(tmp_path, name, now(prefix))
+  for name, one in {"p": now("y"), "bare": now("x")}.items():
+    with pytest.raises(UserError, match=rf"{name}=m#prefix=b.txt has another prefix than the {name}=m"):
+      provenance.compare(tmp_path, name, one)
+  with pytest.raises(UserError, match="another prefix"):
+    provenance.compare(tmp_path, "p", {"source": "m", "weights": "1"})

@@ -70,10 +70,11 @@ def open_subject(source: str, config: Config, parts: int) -> Subject:
   model, file = split(source)
   found = origin.open_model(model, dict(config.model) | {"source": model}, config.seed)
   template = origin.chat_template(config.template, found.about, found.tokenizer)
-  about = provenance.about(source, found)
+  prefix = prefix_of(file)
+  about = provenance.about(source, found) | ({"prefix": fingerprint(prefix)} if prefix else {})
   encode = found.tokenizer.encode
   end = encode if template is None else lambda text: encode(text.lstrip())  # a template has its own space before a reply
-  head = heads(found.tokenizer, template, prefix_of(file))
+  head = heads(found.tokenizer, template, prefix)
   context = found.lm.context
   asked = partial(batches.rows, head=head, encode=end, context=context)
   plan = partial(batches.plan, budget=config.tokens, parts=parts, most=context)

@@ -339,6 +339,20 @@ def test_a_source_may_have_a_prefix():
     subject.split("runs/x#temperature=1")
 
 
+def test_a_model_after_another_prefix_needs_another_name(tmp_path):
+  """Its table and that of a suite which is evaluated later stand on one page."""
+  for name, text in {"a": "one ", "b": "two ", "c": "one "}.items():
+    (tmp_path / f"{name}.txt").write_text(text)
+  evaluate = lambda name, title: run.main(
+    config(), tmp_path / "eval", {"few": f"#prefix={tmp_path / name}.txt"}, {title: suite(TEXTS[:1], name=title)}
+  )
+  evaluate("a", "plain")
+  with pytest.raises(UserError, match="has another prefix than the few="):
+    evaluate("b", "second")
+  evaluate("c", "second")
+  assert set(results(tmp_path / "eval")["suites"]) == {"plain", "second"}
+
+
 def test_continuation_gives_sums_counts_and_the_likeliest(model):
   tokens = jnp.asarray([[5, 6, 7, 8], [9, 10, 11, 0]])
   valid = tokens > 0
