@@ -118,7 +118,8 @@ def _evaluation(results: Mapping[str, Any], name: str) -> Iterator[str]:
     if not rows:
       continue
     yield f"### {suite}\n"
-    yield from _table(("task", "metric", "n", name, f"less {base}", "paper"), rows)
+    size = ", ".join(paper.sizes(name)) if paper.split(name)[1] else ""
+    yield from _table(("task", "metric", "n", name, f"less {base}", f"paper, {size}" if size else "paper"), rows)
     notes = {about["about"] for about in part["tasks"].values() if about["about"]}
     yield from (f"- {note}" for note in sorted(notes))
     yield ""

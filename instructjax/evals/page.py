@@ -144,7 +144,9 @@ def legend(models: Sequence[str]) -> list[tuple[str, str]]:
   """What the paper's marks beside these models are."""
   if not models:
     return []
-  return [("gold", "the paper's of that size" if any(paper.split(m)[1] for m in models) else "the paper's, 175B")]
+  sized = {bool(paper.split(model)[1]) for model in models}
+  whose = {(True,): "the paper's of that size", (False,): "the paper's, 175B"}
+  return [("gold", whose.get(tuple(sized), "the paper's: of the size in the name, else 175B"))]
 
 
 def _task(name: str, about: Mapping[str, Any], look: Mapping[str, Look]) -> str:

@@ -49,6 +49,13 @@ def run(tmp_path_factory):
   return folder
 
 
+@pytest.mark.parametrize("name, head", [("ptx@6b", "| paper, 6B |"), ("ptx@135m", "| paper |"), ("ptx", "| paper |")])
+def test_one_number_of_the_paper_has_its_size_above(name, head):
+  found = json.loads(json.dumps(RESULTS).replace('"ptx"', f'"{name}"'))
+  lines = list(card._evaluation(found, name))
+  assert sum(line.startswith("| task |") and line.endswith(head) for line in lines) == 2
+
+
 def test_the_numbers_are_those_of_the_files(run, capsys):
   out = run.parent / "docs" / "card.md"
   given = [f"--model={run}", f"--eval={run.parent / 'eval'}", "--name=ptx", f"--out={out}"]

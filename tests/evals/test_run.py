@@ -168,6 +168,17 @@ def test_sizes_of_a_method_are_a_line(tmp_path):
   assert "<title>the paper&#x27;s sft, 175B: 0.779</title>" in html
 
 
+@pytest.mark.parametrize(
+  "models, whose",
+  [
+    (["sft", "ppo"], "the paper's, 175B"), (["sft@6b", "ppo@1.3b"], "the paper's of that size"),
+    (["sft@6b", "ppo"], "the paper's: of the size in the name, else 175B"),
+  ],
+)  # fmt: skip
+def test_the_key_says_which_size_of_the_paper_stands_beside(models, whose):
+  assert page.legend(models) == [("gold", whose)] and page.legend([]) == []
+
+
 def test_a_stopped_run_goes_on_and_gives_the_same(tmp_path, monkeypatch):
   whole, cut = tmp_path / "whole", tmp_path / "cut"
   run.main(config(), whole, {"base": ""}, {"plain": suite()})
