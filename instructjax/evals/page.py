@@ -144,9 +144,9 @@ def legend(models: Sequence[str]) -> list[tuple[str, str]]:
   """What the paper's marks beside these models are."""
   if not models:
     return []
-  sized = {bool(paper.split(model)[1]) for model in models}
-  whose = {(True,): "the paper's of that size", (False,): "the paper's, 175B"}
-  return [("gold", whose.get(tuple(sized), "the paper's: of the size in the name, else 175B"))]
+  sized = [bool(paper.split(model)[1]) for model in models]
+  some = "the paper's: of the size in the name, else 175B" if any(sized) else "the paper's, 175B"
+  return [("gold", "the paper's of that size" if all(sized) else some)]
 
 
 def _task(name: str, about: Mapping[str, Any], look: Mapping[str, Look]) -> str:
