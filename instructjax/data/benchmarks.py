@@ -204,14 +204,17 @@ def closed_domain(news: str, dialogues: str) -> Iterator[Row]:
 
 
 def pairs(text: str) -> Iterator[Row]:
-  """Sources with the outputs that people found right and wrong."""
+  """Sources with the outputs that people found right and wrong; those that were found both are left out."""
   found: dict[str, tuple[list[str], list[str]]] = {}
   for row in _rows(text):
     right, wrong = found.setdefault(row["article_sent"], ([], []))
     right.append(row["correct_sent"])
     wrong.append(row["incorrect_sent"])
   for source, (right, wrong) in found.items():
-    yield {"source": source, "supported": list(dict.fromkeys(right)), "unsupported": list(dict.fromkeys(wrong))}
+    told = ((right, wrong), (wrong, right))
+    supported, unsupported = ([one for one in dict.fromkeys(some) if one not in others] for some, others in told)
+    if supported or unsupported:
+      yield {"source": source, "supported": supported, "unsupported": unsupported}
 
 
 def piqa(text: str) -> Iterator[Row]:
@@ -254,7 +257,7 @@ DATA: Sequence[DataSet] = (
   DataSet(
     "grounded", (PAIRS,), pairs, "hallucination.labelled",
     "sentences of CNN/DM with right and wrong summaries, by their fields those of Falke et al. 2019; no licence is given",
-    "in lower case",
+    "in lower case; without three summaries that are labelled both right and wrong",
   ),
   DataSet(
     "piqa", (PIQA,), piqa, "lm_eval", "PIQA (Bisk et al. 2020), AFL-3.0",

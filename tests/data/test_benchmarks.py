@@ -38,6 +38,8 @@ FILES = {  # by the member that they stand for
   benchmarks.PAIRS: [
     {"article_sent": "ann won in may.", "correct_sent": "ann won.", "incorrect_sent": "bob won."},
     {"article_sent": "ann won in may.", "correct_sent": "ann won in may.", "incorrect_sent": "bob won."},
+    {"article_sent": "ann won in may.", "correct_sent": "may won.", "incorrect_sent": "may won."},  # both: left out
+    {"article_sent": "bob ran.", "correct_sent": "bob did.", "incorrect_sent": "bob did."},
   ],
   benchmarks.PIQA: [
     {"question": "open a jar", "options": "A. twist the lid\nB. twist\nthe jar", "answer": "B. twist\nthe jar"},
