@@ -119,8 +119,11 @@ def _likelihood(context: str, continuation: str) -> Likelihood:
 
 
 def generation(subject: Subject, context: str, options: dict[str, Any]) -> Generate:
-  """A request of the harness as ours, of at most half of the context.  Raises UserError for sampling that `rollout` does not
-  do."""
+  """A request of the harness as ours, of at most half of the context; an option that is null is as if it were not there.
+
+  A task that samples and names no top_p or top_k draws from the whole distribution.  Raises UserError for other options.
+  """
+  options = {name: value for name, value in options.items() if value is not None}
   known = ("until", "max_gen_toks", "max_new_tokens", "temperature", "do_sample", "top_p", "top_k")
   drawn = options.get("do_sample", False) and options.get("temperature", 1.0) > 0
   other = {name: value for name, value in options.items() if name not in known}

@@ -325,7 +325,7 @@ def test_how_the_harness_samples(opened):
   drawn = ask(do_sample=True, top_p=0.9, top_k=40, temperature=0.6, until="e")
   assert drawn == Generate("a", 128, 0.6, ("e",), top_p=0.9, top_k=40)
   assert ask(do_sample=False, top_p=0.9) == Generate("a", 128, 0.0, ())
-  assert ask(do_sample=True, top_k=-1) == Generate("a", 128, 1.0, ())
+  assert ask(do_sample=True, top_k=-1) == ask(do_sample=True, top_p=None, min_p=None) == Generate("a", 128, 1.0, ())
   with pytest.raises(UserError, match="the task samples with"):
     ask(do_sample=True, min_p=0.9)
 
