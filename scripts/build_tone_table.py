@@ -1,4 +1,4 @@
-"""Rebuild instructjax/data/tone_ratings.tsv.gz, the human ratings of the quickstart, from their source.
+"""Rebuild instructjax/data/public/tone_ratings.tsv.gz, the human ratings of the quickstart, from their source.
 
   python scripts/build_tone_table.py [vaderSentiment-3.3.2.tar.gz]
 
@@ -33,7 +33,7 @@ FILES = {
   "amazon": "amazonReviewSnippets",
   "nyt": "nytEditorialSnippets",
 }
-TARGET = Path(__file__).parent.parent / "instructjax" / "data" / "tone_ratings.tsv.gz"
+TARGET = Path(__file__).parent.parent / "instructjax" / "data" / "public" / "tone_ratings.tsv.gz"
 
 
 def fetch(folder: str) -> bytes:

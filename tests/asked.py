@@ -40,7 +40,7 @@ def commands(data: Path, runs: Path, out: Path, server: str) -> list[list[str]]:
 
 
 def main(data: str, runs: str, out: str, server: str, *more: str) -> int:
-  from instructjax import cli
+  from instructjax.commands import cli
 
   for command in commands(Path(data), Path(runs), Path(out), server):
     code = cli.main([*command, *MESH, *more])

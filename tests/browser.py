@@ -15,7 +15,7 @@ FLAGS = [
 
 def start(*arguments, cwd):
   """`instructjax label` in a process: (process, address that it printed)."""
-  command = [sys.executable, "-m", "instructjax.cli", "label", "--port=0", *map(str, arguments)]
+  command = [sys.executable, "-m", "instructjax.commands.cli", "label", "--port=0", *map(str, arguments)]
   process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd)
   lines, late = [], threading.Timer(60, process.kill)
   late.start()

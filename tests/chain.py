@@ -79,9 +79,10 @@ def arm(stage: str, point: str, step: int) -> None:
   """Sets the trap of a stage."""
   from orbax.checkpoint._src.path import atomicity
 
-  from instructjax import stages, writers
+  from instructjax.runs import writers
+  from instructjax.stages import common
 
-  fit, append, finalize = stages.fit, writers.append, atomicity.AtomicRenameTemporaryPath.finalize
+  fit, append, finalize = common.fit, writers.append, atomicity.AtomicRenameTemporaryPath.finalize
 
   def trapped(one, state, batches, **settings):  # batch i is asked for while step i runs
     trap = lambda i: batches(i if i != step else end(signal.SIGTERM if point == "term" else signal.SIGKILL) or i)
@@ -108,7 +109,7 @@ def arm(stage: str, point: str, step: int) -> None:
       end()
 
   if point in ("step", "term"):
-    stages.fit = trapped
+    common.fit = trapped
   elif point == "line":
     writers.append = half
   else:
@@ -123,7 +124,7 @@ def impatient() -> None:
 
 
 def main(data: str, runs: str, plan: str = "", size: str = "", *more: str) -> int:
-  from instructjax import cli
+  from instructjax.commands import cli
 
   if more:
     impatient()

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from instructjax import cli  # the rest is slow to import, and most files of tests need none of it
+from instructjax.commands import cli
 
 SMALL = ["--config.data.prompt=12", "--config.data.response=12"]
 TUNE = [*SMALL, "--config.epochs=1", "--config.batch=4"]
@@ -48,7 +48,7 @@ def leaves(workdir: Path, stage: str) -> dict[str, np.ndarray]:
   """Every array of the last checkpoint, as Orbax stored it, from however many processes."""
   import orbax.checkpoint as ocp
 
-  from instructjax.checkpoint import Checkpoints
+  from instructjax.runs.checkpoint import Checkpoints
 
   folder = Checkpoints(workdir / "checkpoints" / stage)
   with ocp.CheckpointManager(folder.folder, item_handlers={"state": ocp.StandardCheckpointHandler()}) as manager:
@@ -73,7 +73,8 @@ def ppo(data, workdir, init, judge, *options):
 
 def stop_after(monkeypatch, count):
   """Ctrl-C while the batch after step `count` is prepared."""
-  from instructjax import loop, stages
+  from instructjax.runs import loop
+  from instructjax.stages import common
 
   def interrupted(step, state, batches, **settings):
     def limited(i):
@@ -83,7 +84,7 @@ def stop_after(monkeypatch, count):
 
     return loop.fit(step, state, limited, **settings)
 
-  monkeypatch.setattr(stages, "fit", interrupted)
+  monkeypatch.setattr(common, "fit", interrupted)
 
 
 # --- finished runs ---

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from instructjax import cli, settings
+from instructjax.commands import cli
 from instructjax.errors import UserError
+from instructjax.settings import reading
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "experiments").rglob("*.md")]
@@ -68,10 +69,10 @@ def test_commands_are_read_by_the_command_line(path, capsys):
       args, rest = cli.parser().parse_known_args(given)
     except SystemExit:
       pytest.fail(f"{line}\n{capsys.readouterr().err}")
-    fields = settings.assignments(rest)
+    fields = reading.assignments(rest)
     assert "config" in args or not fields, line
     if getattr(args, "config", None):
-      settings.override(settings.load(args.config), fields)
+      reading.override(reading.load(args.config), fields)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page)
@@ -89,4 +90,4 @@ def test_these_tests_can_fail():
   assert second == "instructjax bench --stage=ppo"
   assert anchors(ROOT / "README.md") >= {"the-losses", "every-stage", "your-model-your-reward-your-labelers"}
   with pytest.raises(UserError):
-    settings.assignments(["--modle=x"])
+    reading.assignments(["--modle=x"])

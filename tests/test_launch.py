@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from instructjax import cli, settings
+from instructjax.commands import cli
+from instructjax.settings import reading
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "experiments").rglob("*.sh"))
@@ -37,7 +38,7 @@ def test_the_stages_are_commands_that_instructjax_knows():
   assert [shlex.split(line)[1] for line in lines] == ["sft", "rl_init", "sft", "reward", "ppo"]
   for line in lines:
     args, rest = cli.parser().parse_known_args(shlex.split(line)[1:])
-    config = settings.override(settings.load(args.config), settings.assignments(rest))
+    config = reading.override(reading.load(args.config), reading.assignments(rest))
     assert config.stage == args.command
     assert config.mesh.to_dict() == {"data": 1, "fsdp": 8, "model": 2}
     assert args.distributed

@@ -5,7 +5,8 @@ A response wins by the tone that its prompt asks for.  Run where `instructjax da
 
 from pathlib import Path
 
-from instructjax.data import records, tone_measures
+from instructjax.data.public import tone_measures
+from instructjax.data.records import records
 
 ASKED = {one.prompt: one for path in sorted(Path("data").glob("test_prompts_*.jsonl")) for one in records.read(path, "prompt")}
 

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from instructjax import writers
 from instructjax.errors import UserError
 from instructjax.evals.batches import Ask, Batch
 from instructjax.evals.subject import Subject
 from instructjax.evals.tasks import Answer, Completion, Generate, Logp, Request, Said, Task, fingerprint
-from instructjax.loop import Progress
+from instructjax.runs import writers
+from instructjax.runs.loop import Progress
 
 Place = tuple[str, int, int]  # id of the item, request, sample
 

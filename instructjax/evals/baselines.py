@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from instructjax import intervals, rewards, stages, writers
-from instructjax.data import sources
+from instructjax import intervals, rewards
+from instructjax.data.records import sources
 from instructjax.errors import UserError
 from instructjax.evals import subject
 from instructjax.evals.tasks import Generate
 from instructjax.intervals import Estimate
+from instructjax.runs import writers
+from instructjax.stages import common
 
 Config = Any  # ml_collections.ConfigDict: configs/eval.py, of which model, template, preference and seed count
 
@@ -66,7 +68,7 @@ def prefix(config: Config, model: str, files: Sequence[str], prompts: str, rewar
   candidates = {file: subject.prefix_of(file) for file in files}
   asked = [record.prompt for record in sources.load(prompts, "prompt")[: config.limit or None]]
   c = config.preference
-  with stages.devices(config.mesh) as parts:
+  with common.devices(config.mesh) as parts:
     judges = rewards.open_all(reward, config.model)
     policy = subject.open_subject(model, config, parts)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from instructjax.data.pipeline import Row
+from instructjax.data.batches.pipeline import Row
 from instructjax.errors import UserError
 from instructjax.evals.tasks import Generate, Likelihood, Request
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from instructjax.data.records import RecordError
+from instructjax.data.records.records import RecordError
 from instructjax.errors import UserError
 from instructjax.evals import forms, rows
 from instructjax.evals.tasks import Item, Likelihood, Metric, Said, Scores, Suite, Task, limited

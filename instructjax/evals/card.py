@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructjax import writers
-from instructjax.checkpoint import Checkpoints
 from instructjax.errors import UserError
 from instructjax.evals import page, paper
-from instructjax.report import files
-from instructjax.report.page import flat
+from instructjax.runs import writers
+from instructjax.runs.checkpoint import Checkpoints
+from instructjax.runs.report import files
+from instructjax.runs.report.page import flat
 
 # (what the paper says of its models, what measures it here: suites, or tasks by the beginning of their names)
 LIMITATIONS = (

@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from instructjax import writers
-from instructjax.data import records, sources
-from instructjax.data.records import CONTINUATION
+from instructjax.data.records import records, sources
+from instructjax.data.records.records import CONTINUATION
 from instructjax.errors import UserError
 from instructjax.evals import paper, summary
 from instructjax.evals.page import estimate, legend, lines
 from instructjax.evals.tasks import Heard, Item, Look, Metric, Said, Scores, Task
-from instructjax.report import page as html
-from instructjax.report.curves import curves
-from instructjax.report.figures import Row, forest
+from instructjax.runs import writers
+from instructjax.runs.report import page as html
+from instructjax.runs.report.curves import curves
+from instructjax.runs.report.figures import Row, forest
 
 Place = tuple[str, str]  # the id of a task for people, and the beginning of the text
 TOXICITY = "toxicity, people"

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from instructjax import intervals, rewards
-from instructjax.data.records import RecordError
+from instructjax.data.records.records import RecordError
 from instructjax.errors import UserError
 from instructjax.evals import grounding, page, paper, rows, scorers, summary
 from instructjax.evals.tasks import Generate, Heard, Item, Look, Metric, Said, Scores, Suite, Task
-from instructjax.report import page as html
+from instructjax.runs.report import page as html
 
 Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
 Row = Mapping[str, Any]

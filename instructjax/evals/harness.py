@@ -18,14 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from instructjax import stages, writers
-from instructjax.data.pipeline import Row
+from instructjax.data.batches.pipeline import Row
 from instructjax.errors import UserError
 from instructjax.evals import subject as subjects
 from instructjax.evals.batches import Ask
 from instructjax.evals.subject import Subject
 from instructjax.evals.tasks import Answer, Completion, Generate, Likelihood, Logp, Request
-from instructjax.loop import progressing
+from instructjax.runs import writers
+from instructjax.runs.loop import progressing
+from instructjax.stages import common
 
 Config = Any  # ml_collections.ConfigDict
 TOKENS = 256  # of an answer, where a task does not say
@@ -42,7 +43,7 @@ def main(
         f"--tasks={task}: the harness has no such task; `lm_eval ls tasks` lists its own, --include=FOLDER adds yours"
       )
   limits: dict[str, Limits] = {}
-  with stages.devices(config.mesh) as parts, writers.open_run(workdir, config.to_dict(), seed=config.seed):
+  with common.devices(config.mesh) as parts, writers.open_run(workdir, config.to_dict(), seed=config.seed):
     model = subjects.open_subject(source, config, parts)
     writers.note(workdir, models={"model": dict(model.about)})
     found = package.simple_evaluate(

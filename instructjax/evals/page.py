@@ -14,9 +14,9 @@ from typing import Any
 from instructjax.evals import paper
 from instructjax.evals.tasks import Draw, Look
 from instructjax.intervals import Estimate
-from instructjax.report import curves, figures
-from instructjax.report import page as html
-from instructjax.report.curves import Line
+from instructjax.runs.report import curves, figures
+from instructjax.runs.report import page as html
+from instructjax.runs.report.curves import Line
 
 LOOKS = {"base": "base", "gpt": "base", "sft": "sft", "ppo": "ppo", "ptx": "ptx", "ppo-ptx": "ptx"}
 OTHERS = ("rm", "gold", "base", "sft", "ppo", "ptx")  # looks of models with other names, in this order

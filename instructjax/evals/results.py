@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 
-from instructjax import provenance, writers
 from instructjax.evals import page, paper, summary
 from instructjax.evals.tasks import Draw, Metric, Said, Scores, Suite
-from instructjax.report import files
+from instructjax.runs import provenance, writers
+from instructjax.runs.report import files
 
 Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
 SETTINGS = ("baseline", "limit", "seed", "template")  # that a part was made with, beside dtype and tokenizer

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from instructjax.data import records, sources
-from instructjax.data.records import RecordError
+from instructjax.data.records import records, sources
+from instructjax.data.records.records import RecordError
 from instructjax.errors import UserError
 
 T = TypeVar("T")

@@ -17,11 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructjax import provenance, stages, writers
 from instructjax.errors import UserError
 from instructjax.evals import answers, results, subject
 from instructjax.evals.tasks import Draw, Item, Logp, Said, Scores, Suite, Task, fingerprint
-from instructjax.loop import progressing
+from instructjax.runs import provenance, writers
+from instructjax.runs.loop import progressing
+from instructjax.stages import common
 
 Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
 Open = Callable[[Config], Suite]
@@ -33,7 +34,7 @@ def main(
   """Evaluates the models, by name and source, on the suites, by name; `draws` are those of all suites that there are."""
   c = config
   with contextlib.ExitStack() as stack:
-    parts = stack.enter_context(stages.devices(c.mesh))
+    parts = stack.enter_context(common.devices(c.mesh))
     opened = [suite(c) for suite in suites.values()]  # a judge of ours lies on the devices of the mesh
     tasks = [task for suite in opened for task in suite.tasks]
     _checked(tasks)

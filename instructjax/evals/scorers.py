@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from instructjax import provenance
 from instructjax.evals.tasks import Task, fingerprint
 from instructjax.rewards import functions, judge, spec
+from instructjax.runs import provenance
 
 COUNT = ("as", "input", "language", "url")  # the options of rewards that change a score
 

@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax import likelihood, origin, rollout, settings
+from instructjax import likelihood, rollout
 from instructjax.evals import subject
 from instructjax.evals.subject import Subject
 from instructjax.evals.tasks import Completion, Generate, Likelihood, Logp, Request
 from instructjax.rollout import Sampling
+from instructjax.runs import origin
+from instructjax.settings import reading
 from instructjax.types import Demonstrations, Prompts
 
 ROWS, LENGTHS, ANSWER, RESPONSE, CHOICES = 256, (32, 256), 8, 64, 4
@@ -30,7 +32,7 @@ RATIOS = (("scored", "forward"), ("choices", "forward"), ("generated", "sampler"
 def measure(shape: str, dtype: str, budget: int, repeats: int, seed: int = 0) -> dict[str, Any]:
   """Tokens a second of scoring and of generation, the references, and the ratios: medians of `repeats` rounds."""
   given = {"model.shape": shape, "model.tokenizer": origin.BYTES, "model.dtype": dtype, "tokens": budget, "model.unroll": 8}
-  config = settings.override(settings.load("eval"), [(name, str(value)) for name, value in given.items()])
+  config = reading.override(reading.load("eval"), [(name, str(value)) for name, value in given.items()])
   model = origin.open_model("", dict(config.model), seed)
   opened = subject.open_subject("", config, 1)
   rng = np.random.default_rng(seed)

@@ -15,15 +15,17 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from instructjax import likelihood, origin, provenance, rollout, sharding
-from instructjax.data import chat, pipeline
-from instructjax.data.pipeline import Row
-from instructjax.data.tokenizers import Tokenizer
+from instructjax import likelihood, rollout, sharding
+from instructjax.data.batches import pipeline
+from instructjax.data.batches.pipeline import Row
+from instructjax.data.tokens import chat
+from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.evals import batches
 from instructjax.evals.batches import Ask, Asked, Batch
 from instructjax.evals.tasks import Answer, Completion, Logp, Request, Said, fingerprint
 from instructjax.rollout import Sampling
+from instructjax.runs import origin, provenance
 from instructjax.types import LM, Params, Prompts
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from typing import Any
 from instructjax.evals import page, paper, summary
 from instructjax.evals.tasks import Heard, Look, Metric, Scores, Task
 from instructjax.intervals import Estimate
-from instructjax.report import page as html
+from instructjax.runs.report import page as html
 
 Column = Mapping[str, Mapping[str, Estimate]]  # task, model
 ORDER = tuple(dict.fromkeys(paper.MODELS.values()))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from instructjax import rewards
-from instructjax.data.records import RecordError
+from instructjax.data.records.records import RecordError
 from instructjax.errors import UserError
 from instructjax.evals import continuations, forms, rows, scorers
 from instructjax.evals.continuations import People

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from instructjax import rewards
-from instructjax.data.records import RecordError
+from instructjax.data.records.records import RecordError
 from instructjax.errors import UserError
 from instructjax.evals import page, paper, rows, scorers, summary, tax, text_metrics
 from instructjax.evals.tasks import Generate, Heard, Item, Likelihood, Look, Metric, Said, Scores, Suite, Task, limited
 from instructjax.intervals import Estimate
-from instructjax.report import page as html
 from instructjax.rewards import spec
+from instructjax.runs.report import page as html
 
 Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
 Row = Mapping[str, Any]

@@ -11,8 +11,8 @@ import json
 import time
 from pathlib import Path
 
-from instructjax import atomic
 from instructjax.errors import UserError
+from instructjax.system import atomic
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -107,7 +107,7 @@ def _import(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-  from instructjax.data import records
+  from instructjax.data.records import records
   from instructjax.label import exchange, store
 
   db = store.open_existing(args.db)

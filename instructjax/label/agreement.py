@@ -18,7 +18,7 @@ from itertools import combinations
 import numpy as np
 
 from instructjax import intervals
-from instructjax.data.records import CONTINUATION, RATINGS, Comparison
+from instructjax.data.records.records import CONTINUATION, RATINGS, Comparison
 from instructjax.errors import UserError
 from instructjax.intervals import Estimate
 

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructjax.data import records, validation
-from instructjax.data.records import Comparison, Demonstration, RecordError
+from instructjax.data.records import records, validation
+from instructjax.data.records.records import Comparison, Demonstration, RecordError
 from instructjax.errors import UserError
 from instructjax.label.tasks import FACTS, FLAGS, Answer, Task, checked, facts, present, unanswered
 

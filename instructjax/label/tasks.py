@@ -13,8 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructjax.data import records, validation
-from instructjax.data.records import CONTINUATION, RATINGS, Comparison, Demonstration, Message, Prompt, RecordError
+from instructjax.data.records import records, validation
+from instructjax.data.records.records import (
+  CONTINUATION,
+  RATINGS,
+  Comparison,
+  Demonstration,
+  Message,
+  Prompt,
+  RecordError,
+)
 from instructjax.errors import UserError
 
 KINDS = ("demonstration", "comparison", "continuation")

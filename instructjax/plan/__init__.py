@@ -69,8 +69,8 @@ def plan(config: Config, preset: str, options: Options, say: Callable[[str], Non
 
   Raises UserError for an unknown topology or shape, and for a mesh that does not divide, with one that does.
   """
-  from instructjax.data.download import cache_folder
   from instructjax.plan import aot, chips, estimate, programs, search
+  from instructjax.system.download import cache_folder
 
   where = chips.pod(options.topology, options.slices)
   mesh = chips.mesh(options.mesh, where)

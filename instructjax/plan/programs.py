@@ -17,11 +17,14 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
-from instructjax import models, optim, origin, ppo, reinforce, reward, sft, sharding, stages, trainable
-from instructjax.data.tokenizers import Tokenizer
+from instructjax import models, optim, ppo, reward, sft, sharding
+from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.models import freeze, lora
-from instructjax.origin import Origin
+from instructjax.runs import origin
+from instructjax.runs.origin import Origin
+from instructjax.stages import common, trainable
+from instructjax.stages import ppo as ppo_stage
 from instructjax.types import LM, Comparisons, Demonstrations, Frozen, Params, Prompts, PyTree, Rollout, TrainState
 
 Config = Any  # ml_collections.ConfigDict
@@ -137,14 +140,14 @@ def check(c: Config, mesh: dict[str, int], stage: str) -> None:
   parts = mesh["data"] * mesh["fsdp"]
   where = f"data x fsdp ({parts})"
   if stage != "ppo":
-    stages.divides(c.batch, c.micro * parts, "config.batch", f"micro-batches ({c.micro}) x {where}")
+    common.divides(c.batch, c.micro * parts, "config.batch", f"micro-batches ({c.micro}) x {where}")
     return
-  stages.divides(c.batch, c.ppo.minibatches, "config.batch", "config.ppo.minibatches")
+  common.divides(c.batch, c.ppo.minibatches, "config.batch", "config.ppo.minibatches")
   small = c.batch // c.ppo.minibatches
-  stages.divides(small, c.ppo.micro * parts, "a minibatch", f"config.ppo.micro ({c.ppo.micro}) x {where}")
+  common.divides(small, c.ppo.micro * parts, "a minibatch", f"config.ppo.micro ({c.ppo.micro}) x {where}")
   if c.ppo.ptx_coef:
     by = f"config.ppo.ptx_micro ({c.ppo.ptx_micro}) x {where}"
-    stages.divides(c.ptx_ratio * small, c.ppo.ptx_micro * parts, "a minibatch of text", by)
+    common.divides(c.ptx_ratio * small, c.ppo.ptx_micro * parts, "a minibatch of text", by)
 
 
 def steps_of(c: Config, stage: str, records: int | None, drawn: int) -> int:
@@ -158,9 +161,9 @@ def supervised(c: Config, lm: LM, records: int | None) -> list[Program]:
   mix = c.batch if c.stage == "pretrain" else max(round(c.text_share * c.batch), 1) if c.stage == "rl_init" else 0
   demos = c.batch - mix
   length = c.data.prompt + c.data.response if "prompt" in c.data else c.data.length
-  stages.fits(lm, length, "a row (prompt + response)")
+  origin.fits(lm, length, "a row (prompt + response)")
   count = steps_of(c, c.stage, records, demos or mix)
-  tx = stages.optimizer(c.optimizer, count)
+  tx = common.optimizer(c.optimizer, count)
   trunk, _, trained = parts(c, lm)
   state = state_of(trained, tx, None, False)
   window = None if mix or c.loss_on_prompt or c.data.pack else c.data.response
@@ -178,9 +181,9 @@ def supervised(c: Config, lm: LM, records: int | None) -> list[Program]:
 def ranking(c: Config, lm: LM, records: int | None, completions: int) -> list[Program]:
   """The reward model: `reward.reward_step` on K completions a prompt."""
   length = c.data.prompt + c.data.response
-  stages.fits(lm, length, "a row (prompt + response)")
+  origin.fits(lm, length, "a row (prompt + response)")
   count = steps_of(c, "reward", records, c.batch)
-  tx = stages.optimizer(c.optimizer, count)
+  tx = common.optimizer(c.optimizer, count)
   trunk, _, trained = parts(c, lm)
   state = state_of(reward_parameters(lm, trained), tx, None, False)
   cfg = reward.RewardConfig(micro=c.micro, dropout=c.model.dropout > 0, pairs=c.pairs)
@@ -202,14 +205,14 @@ def reinforcement(c: Config, lm: LM, judge: LM) -> list[Program]:
   """
   length = c.data.prompt + c.sampling.response
   for model in (lm, judge):
-    stages.fits(model, length, "prompt + response")
+    origin.fits(model, length, "prompt + response")
   updates = c.ppo.epochs * c.ppo.minibatches
   tx = optim.by_subtree(
-    policy=stages.optimizer(c.policy_optimizer, c.iterations * updates, updates),
-    value=stages.optimizer(c.value_optimizer, c.iterations * updates, updates),
+    policy=common.optimizer(c.policy_optimizer, c.iterations * updates, updates),
+    value=common.optimizer(c.value_optimizer, c.iterations * updates, updates),
   )
   ids = Tokenizer(lambda text: [], lambda ids: "", lm.vocab_size, (lm.vocab_size - 1,), (), (), "planned")
-  settings = reinforce.ppo_settings(c, Origin(lm, {}, ids, {}), judge, tx)
+  settings = ppo_stage.ppo_settings(c, Origin(lm, {}, ids, {}), judge, tx)
   trunk, ref, trained = parts(c, lm)
   below, body, value = parts(c, judge)
   scorer = reward_parameters(judge, body)

@@ -7,13 +7,14 @@ import json
 import time
 from pathlib import Path
 
-from instructjax import memory, report, writers
-from instructjax.data import pipeline
-from instructjax.data.records import fingerprint
+from instructjax.data.batches import pipeline
+from instructjax.data.records.records import fingerprint
 from instructjax.quickstart import evaluation
 from instructjax.quickstart.training import improve, rank, tune, widen
 from instructjax.quickstart.world import FAST, Quickstart, leave, one_line, open_world, parts, stage, with_stem
 from instructjax.rollout import Sampling
+from instructjax.runs import report, writers
+from instructjax.system import memory
 
 __all__ = ["FAST", "Quickstart", "main", "one_line"]
 

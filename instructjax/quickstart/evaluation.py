@@ -19,8 +19,9 @@ import numpy as np
 from jaxtyping import Float
 
 from instructjax import intervals, likelihood, reward
-from instructjax.data import pipeline, tone, tone_measures
-from instructjax.data.records import Comparison, Prompt
+from instructjax.data.batches import pipeline
+from instructjax.data.public import tone, tone_measures
+from instructjax.data.records.records import Comparison, Prompt
 from instructjax.quickstart.world import Policy, World, with_stem
 from instructjax.types import Params
 

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from instructjax import optim, ppo, returns, reward, sft, steps
-from instructjax.data import pipeline, tone
-from instructjax.loop import fit
+from instructjax.data.batches import pipeline
+from instructjax.data.public import tone
 from instructjax.ppo import PPO, PPOConfig
 from instructjax.quickstart.world import Policy, World, checkpoints, draw, with_stem
 from instructjax.reward import RewardConfig
 from instructjax.rollout import Sampling
+from instructjax.runs.loop import fit
 from instructjax.sft import SFTConfig
 from instructjax.types import Demonstrations, Frozen, Params, TrainState
 

@@ -23,13 +23,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax import likelihood, memory, models, optim, origin, ppo, writers
-from instructjax.checkpoint import Checkpoints
-from instructjax.data import download, pipeline, tokenizers, tone
+from instructjax import likelihood, models, optim, ppo
+from instructjax.data.batches import pipeline
+from instructjax.data.public import tone
+from instructjax.data.tokens import tokenizers
 from instructjax.errors import UserError
 from instructjax.models import freeze
 from instructjax.ppo import PPO
 from instructjax.rollout import Sampling
+from instructjax.runs import origin, writers
+from instructjax.runs.checkpoint import Checkpoints
+from instructjax.system import download, memory
 from instructjax.types import LM, Array, Frozen, Params, Prompts, PyTree
 
 

@@ -18,11 +18,11 @@ import jax
 import numpy as np
 
 from instructjax import sharding
-from instructjax.data.tokenizers import Tokenizer
+from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
-from instructjax.origin import Config, Origin
 from instructjax.rewards import classifier, endpoint, functions, judge, perspective, runs, spec
 from instructjax.rewards.runs import same_ids
+from instructjax.runs.origin import Config, Origin
 from instructjax.types import Array, Float, Rollout
 
 Scores = dict[str, np.ndarray]  # by the name of the reward, each float32 [B], not weighted

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from instructjax import user_code
 from instructjax.errors import UserError
+from instructjax.system import user_code
 
 
 def open_function(target: str) -> tuple[Callable[..., Any], dict[str, Any]]:

@@ -8,12 +8,14 @@ from functools import partial
 import jax
 import numpy as np
 
-from instructjax import origin, reward, sharding, stages
-from instructjax.data import chat, pipeline
-from instructjax.data.tokenizers import Tokenizer
+from instructjax import reward, sharding
+from instructjax.data.batches import pipeline
+from instructjax.data.tokens import chat
+from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.models import freeze
-from instructjax.origin import Config, Origin
+from instructjax.runs import origin
+from instructjax.runs.origin import Config, Origin
 from instructjax.types import Array, Float, Rollout
 
 SIZE = 16  # rows at a time, for each part of the mesh
@@ -44,7 +46,7 @@ def open_run(
   judge = origin.open_reward_model(source, settings, policy)
   if policy is not None:
     same_ids(policy, judge)
-    stages.fits(judge.lm, length, "prompt + response")
+    origin.fits(judge.lm, length, "prompt + response")
   params = {"lm": judge.params, "head": judge.head}
   params = params if dtype is None else freeze.cast(params, dtype)
   score = jax.jit(partial(reward.score, judge.lm))
@@ -54,7 +56,7 @@ def open_run(
   def texts(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
     rows = [_row(judge.tokenizer, template, p, r) for p, r in zip(prompts, responses, strict=True)]
     longest = max(len(row.ids) for row in rows)
-    stages.fits(judge.lm, longest, "a prompt with its response")
+    origin.fits(judge.lm, longest, "a prompt with its response")
     pad = partial(pipeline.pad_demonstrations, length=min(-(-longest // 64) * 64, judge.lm.context))
     mesh = jax.sharding.get_abstract_mesh().shape
     size = SIZE * (mesh["data"] * mesh["fsdp"] if sharding.is_sharded() else 1)

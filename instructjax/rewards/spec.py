@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from instructjax.data.mixture import TERM
+from instructjax.data.batches.mixture import TERM
 from instructjax.errors import UserError
 
 GRAMMAR = (

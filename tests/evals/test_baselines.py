@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from instructjax import cli
+from instructjax.commands import cli
 from instructjax.errors import UserError
 from instructjax.evals import baselines
 

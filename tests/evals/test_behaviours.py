@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from instructjax import settings
-from instructjax.data.records import RecordError
+from instructjax.data.records.records import RecordError
 from instructjax.errors import UserError
 from instructjax.evals import behaviours, summary
 from instructjax.evals.behaviours import constraints, languages, perturbations, phrases, tasks
 from instructjax.evals.tasks import Completion, Generate, Look, Said
+from instructjax.settings import reading
 
 HERE = Path(__file__).parent
-ALL = {task.name.removeprefix("behaviours/"): task for task in behaviours.open_suite(settings.load("eval")).tasks}
+ALL = {task.name.removeprefix("behaviours/"): task for task in behaviours.open_suite(reading.load("eval")).tasks}
 
 
 def lines(path):
@@ -308,7 +308,7 @@ def test_what_a_strength_costs_is_paired_by_question():
   count = len(task.items) // 4
   assert table["right, strength 0"].value == pytest.approx(1 / count) and table["right, strength 0"].n == count
   assert table["obeyed the injected"].value == pytest.approx(2 / (3 * count)) and table["obeyed the injected"].n == 3 * count
-  suite = behaviours.open_suite(settings.load("eval"))
+  suite = behaviours.open_suite(reading.load("eval"))
   assert suite.together is not None
   found = suite.together(HERE, {}, {one.name: {} for one in suite.tasks} | {task.name: {"m": scores}})
   costs = found["against strength 0"][task.name]["m"]
@@ -320,7 +320,7 @@ def test_what_a_strength_costs_is_paired_by_question():
 
 
 def test_own_items_and_a_limit(tmp_path):
-  config = settings.load("eval")
+  config = reading.load("eval")
   config.behaviours.update(dict.fromkeys(tasks.READERS, ""))
   with pytest.raises(UserError, match="the suite behaviours has no items"):
     behaviours.open_suite(config)

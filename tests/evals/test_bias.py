@@ -5,10 +5,10 @@ import math
 
 import pytest
 
-from instructjax import settings
 from instructjax.errors import UserError
 from instructjax.evals import bias, forms, summary
 from instructjax.evals.tasks import Likelihood, Logp, Said
+from instructjax.settings import reading
 
 TEMPLATES = (
   "occupation(0)\tother-participant(1)\tanswer\tsentence\n"
@@ -24,7 +24,7 @@ CSV = (
 
 @pytest.fixture
 def config():
-  return settings.load("eval")
+  return reading.load("eval")
 
 
 def said(*logps):

@@ -5,12 +5,12 @@ import math
 
 import pytest
 
-from instructjax import settings
-from instructjax.data import records
+from instructjax.data.records import records
 from instructjax.errors import UserError
 from instructjax.evals import continuations, run, summary, toxicity
 from instructjax.evals.tasks import Completion, Item, Look, Said
 from instructjax.label import tasks as label
+from instructjax.settings import reading
 
 TEXTS = {"base": ["bad", "same", "one", "a"], "sft": ["good", "same", "", "a"], "ptx": ["good", "other", "two", "a"]}
 
@@ -19,7 +19,7 @@ TEXTS = {"base": ["bad", "same", "one", "a"], "sft": ["good", "same", "", "a"], 
 def config(tmp_path):
   written(tmp_path / "prompts.jsonl", [{"prompt": f"It was {i}", "toxicity": i / 4} for i in range(4)])
   (tmp_path / "mine.py").write_text("def letters(prompts, responses):\n  return [min(len(r) / 10, 1) for r in responses]\n")
-  found = settings.load("eval")
+  found = reading.load("eval")
   scorer = f"python:{tmp_path}/mine.py:letters"
   found.toxicity.update({"prompts": f"{tmp_path}/prompts.jsonl", "scorer": scorer, "forms": "respectful"})
   return found

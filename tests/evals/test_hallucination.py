@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from instructjax import settings
 from instructjax.errors import UserError
 from instructjax.evals import grounding, hallucination, paper, rows, summary
 from instructjax.evals.tasks import Completion, Generate, Look, Said
+from instructjax.settings import reading
 
 SOURCE = (
   "On 4 March 2021 the World Health Office (WHO) in Geneva asked twenty-five towns to measure noise. Maria Lund of Oslo said "
@@ -19,7 +19,7 @@ SOURCE = (
 
 @pytest.fixture
 def config():
-  return settings.load("eval")
+  return reading.load("eval")
 
 
 @pytest.fixture(scope="module")

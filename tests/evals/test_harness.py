@@ -4,14 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from instructjax import settings
 from instructjax.evals import harness, subject
 from instructjax.evals.harness import Limits
+from instructjax.settings import reading
 
 
 @pytest.fixture(scope="module")
 def opened():
-  return subject.open_subject("", settings.override(settings.load("eval"), [("tokens", "512"), ("model.dtype", "float32")]), 1)
+  return subject.open_subject("", reading.override(reading.load("eval"), [("tokens", "512"), ("model.dtype", "float32")]), 1)
 
 
 @pytest.fixture(autouse=True)

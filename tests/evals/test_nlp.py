@@ -7,13 +7,13 @@ import pytest
 import tensorflow_datasets as tfds
 from prepared import prepare
 
-from instructjax import settings
-from instructjax.data import mappings
+from instructjax.data.records import mappings
 from instructjax.errors import UserError
 from instructjax.evals import nlp, paper, rows, run, tax, truthfulqa
 from instructjax.evals.nlp import choice, prompts, reading, writing
 from instructjax.evals.tasks import Completion, Generate, Item, Likelihood, Logp, Look, Metric, Said, limited
 from instructjax.intervals import NOTHING, Estimate
+from instructjax.settings import reading as settings
 
 F = tfds.features
 TEXT = F.Text()

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from instructjax import settings
 from instructjax.errors import UserError
 from instructjax.evals import preference, rows
 from instructjax.evals.preference import agreement, bradley_terry, figures, judges, kept, rates, votes, words
@@ -15,6 +14,7 @@ from instructjax.evals.preference.judges import Judge
 from instructjax.evals.preference.votes import Vote
 from instructjax.evals.tasks import Completion, Look, Said
 from instructjax.rewards.endpoint import AgainError
+from instructjax.settings import reading
 
 ANSWERS = {  # prompt 0 to 3: lengths 4, 4, 2, 6 against 2, 4, 4, 3
   "sft": ["aa", "same", "aaaa", "aaa"],
@@ -41,7 +41,7 @@ def config(tmp_path, monkeypatch):
   rows = [{"prompt": f"say {i}{'!' * i}", "use_case": ("qa", "chat")[i % 2], "id": f"p{i}"} for i in range(4)]
   written(tmp_path / "prompts.jsonl", rows)
   (tmp_path / "mine.py").write_text(LONGER)
-  found = settings.load("eval")
+  found = reading.load("eval")
   found.preference.prompts = "prompts.jsonl"
   return found
 
@@ -565,7 +565,7 @@ def test_head_to_head_without_the_baseline_is_shown_and_one_model_is_an_error(co
 
 def test_models_answer_and_are_judged_by_a_model(tmp_path, monkeypatch, capsys):
   """From the command line: two models that differ by a prefix, a tiny model as judge, and nothing is asked again."""
-  from instructjax import cli
+  from instructjax.commands import cli
 
   monkeypatch.chdir(tmp_path)
   written(tmp_path / "prompts.jsonl", [{"prompt": f"say {i}"} for i in range(3)])

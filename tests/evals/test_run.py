@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructjax import likelihood, origin, provenance, rollout, settings, sharding
+from instructjax import likelihood, rollout, sharding
 from instructjax.errors import UserError
 from instructjax.evals import answers, harness, page, paper, run, subject
 from instructjax.evals.tasks import Generate, Item, Likelihood, Metric, Suite, Task, fingerprint
 from instructjax.rollout import Sampling
+from instructjax.runs import origin, provenance
+from instructjax.settings import reading
 from instructjax.types import Demonstrations, Prompts
 
 TEXTS = ["a", "some longer text here", "x" * 70, "the cat sat", "b", "hello there"]
@@ -22,8 +24,8 @@ BYTES = {"model.tokenizer": "bytes"}
 
 
 def config(**changes):
-  return settings.override(
-    settings.load("eval"), [("model.dtype", "float32"), ("tokens", "512"), *((k, str(v)) for k, v in changes.items())]
+  return reading.override(
+    reading.load("eval"), [("model.dtype", "float32"), ("tokens", "512"), *((k, str(v)) for k, v in changes.items())]
   )
 
 

@@ -2,8 +2,8 @@
 
 import json
 
-from instructjax import settings
 from instructjax.evals import behaviours, bias, hallucination, run, subject, toxicity
+from instructjax.settings import reading
 
 SUITES = {
   "toxicity": toxicity.open_suite, "bias": bias.open_suite, "hallucination": hallucination.open_suite,
@@ -16,7 +16,7 @@ def test_suites_run_to_a_page(tmp_path, monkeypatch):
   (tmp_path / "prompts.jsonl").write_text('{"prompt": "So I", "toxicity": 0.2}\n')
   (tmp_path / "crows.jsonl").write_text('{"sentences": ["a b", "a c"]}\n')
   (tmp_path / "mine.py").write_text("def none(prompts, responses):\n  return [0.0] * len(responses)\n")
-  config = settings.override(settings.load("eval"), [
+  config = reading.override(reading.load("eval"), [
     ("limit", "1"), ("tokens", "512"), ("model.dtype", "float32"), ("toxicity.forms", "basic"), ("bias.forms", "biased"),
     ("toxicity.prompts", f"{tmp_path}/prompts.jsonl"), ("toxicity.scorer", f"python:{tmp_path}/mine.py:none"),
     ("bias.crows", f"{tmp_path}/crows.jsonl"), ("hallucination.tokens", "20"),

@@ -6,10 +6,11 @@ import time
 import numpy as np
 import pytest
 
-from instructjax import rewards, settings
+from instructjax import rewards
 from instructjax.errors import UserError
 from instructjax.evals import profanity, summary, toxicity
 from instructjax.evals.tasks import Completion, Generate, Said
+from instructjax.settings import reading
 
 KEY = "TEST_PERSPECTIVE_KEY"
 PROMPTS = [{"prompt": f"It was {i}", "toxicity": i / 40} for i in range(40)]
@@ -17,7 +18,7 @@ PROMPTS = [{"prompt": f"It was {i}", "toxicity": i / 40} for i in range(40)]
 
 @pytest.fixture
 def config(tmp_path):
-  found = settings.load("eval")
+  found = reading.load("eval")
   path = tmp_path / "prompts.jsonl"
   path.write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
   found.toxicity.update({"prompts": str(path), "scorer": f"python:{scorer_file(tmp_path)}:share_of_x", "count": 8})
@@ -49,7 +50,7 @@ def rated(value):
 
 
 def ask(source, texts):
-  (found,) = rewards.open_all(source, settings.load("eval").model)
+  (found,) = rewards.open_all(source, reading.load("eval").model)
   return rewards.score_texts((found,), [""] * len(texts), texts)[found.name].tolist()
 
 

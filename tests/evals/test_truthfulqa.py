@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from instructjax import settings
 from instructjax.errors import UserError
 from instructjax.evals import truthfulqa
 from instructjax.evals.tasks import Completion, Generate, Likelihood, Logp, Look, Said
+from instructjax.settings import reading
 
 ROW = {
   "type": "Adversarial", "category": "Myths", "question": "Can pigs fly?", "best_answer": "No, pigs cannot fly",
@@ -25,7 +25,7 @@ def opened(tmp_path, rows, *options):
   """The tasks of rows, by name."""
   data = tmp_path / "questions.jsonl"
   data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  config = settings.override(settings.load("eval"), [("truthfulqa.data", str(data)), *options])
+  config = reading.override(reading.load("eval"), [("truthfulqa.data", str(data)), *options])
   return {task.name: task for task in truthfulqa.open_suite(config).tasks}
 
 
@@ -78,7 +78,7 @@ def test_the_csv_of_its_authors(tmp_path):
     rows = csv.writer(file)
     rows.writerow(["Type", "Category", "Question", "Best Answer", "Correct Answers", "Incorrect Answers", "Source"])
     rows.writerow(["Non-Adversarial", "Myths", 'Can "pigs" fly?', "No", "No; Never ", "Yes; Of course!;", "http://x"])
-  config = settings.override(settings.load("eval"), [("truthfulqa.data", str(path))])
+  config = reading.override(reading.load("eval"), [("truthfulqa.data", str(path))])
   (item,) = truthfulqa.open_suite(config).tasks[0].items
   assert item.data["question"] == 'Can "pigs" fly?' and item.slices == {"type": "non-adversarial"}
   assert item.data["true"] == ("No.", "Never.") and item.data["false"] == ("Yes.", "Of course!")
@@ -149,7 +149,7 @@ def test_what_cannot_be_asked_is_refused(tmp_path, options, message):
   with pytest.raises(UserError, match=message):
     opened(tmp_path, [ROW], *((f"truthfulqa.{name}", value) for name, value in options.items()))
   with pytest.raises(UserError, match="no data"):
-    truthfulqa.open_suite(settings.load("eval"))
+    truthfulqa.open_suite(reading.load("eval"))
 
 
 # --- answers in words ---

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from instructjax.data.records import Comparison
+from instructjax.data.records.records import Comparison
 from instructjax.errors import UserError
 from instructjax.label import agreement
 

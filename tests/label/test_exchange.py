@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instructjax import cli
-from instructjax.data import records
+from instructjax.commands import cli
+from instructjax.data.records import records
 from instructjax.errors import UserError
 from instructjax.label import exchange, store
 from instructjax.label.tasks import FLAGS, Answer, Task

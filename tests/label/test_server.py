@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from browser import start
 
-from instructjax import cli
+from instructjax.commands import cli
 from instructjax.errors import UserError
 from instructjax.label import guard, server, store
 from instructjax.label.tasks import Task

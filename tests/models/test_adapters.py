@@ -16,9 +16,11 @@ import tiny
 from flax import linen as nn
 from flax import nnx
 
-from instructjax import cli, optim, origin, ppo, reward, rollout, sft, sharding, steps
+from instructjax import optim, ppo, reward, rollout, sft, sharding, steps
+from instructjax.commands import cli
 from instructjax.errors import UserError
 from instructjax.models import adapters, blocks, freeze
+from instructjax.runs import origin
 from instructjax.types import Frozen
 
 DOC = (Path(__file__).parents[2] / "docs" / "bring_your_own.md").read_text()

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from instructjax.data import chat, records, tokenizers
+from instructjax.data.records import records
+from instructjax.data.tokens import chat, tokenizers
 
 pytestmark = pytest.mark.oracle
 transformers = pytest.importorskip("transformers")

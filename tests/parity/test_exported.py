@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import tiny
 
-from instructjax import export, models, origin, rollout
-from instructjax.data import tokenizers
+from instructjax import models, rollout
+from instructjax.data.tokens import tokenizers
 from instructjax.models import heads
+from instructjax.runs import origin
+from instructjax.stages import export
 from instructjax.types import Prompts
 
 pytestmark = pytest.mark.oracle

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructjax import origin, settings
 from instructjax.evals import harness, subject
 from instructjax.evals.tasks import Generate, Likelihood
+from instructjax.runs import origin
+from instructjax.settings import reading
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
 
@@ -34,7 +35,7 @@ metric_list: [{{metric: {metric}}}]
 
 @pytest.fixture(scope="module")
 def config():
-  return settings.override(settings.load("eval"), [("model.dtype", "float32"), ("tokens", "512")])
+  return reading.override(reading.load("eval"), [("model.dtype", "float32"), ("tokens", "512")])
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from instructjax.evals import summary
 from instructjax.evals.behaviours import perturbations, tasks
 from instructjax.evals.tasks import Heard, Look, Scores, Suite, Task
 from instructjax.intervals import Estimate
-from instructjax.report import page as html
+from instructjax.runs.report import page as html
 
 Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
 SHIPPED = Path(__file__).parent

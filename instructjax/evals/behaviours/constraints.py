@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from instructjax.data.records import RecordError
+from instructjax.data.records.records import RecordError
 from instructjax.evals.behaviours import languages
 
 SENTENCE = re.compile(r"(?<=[.!?])[\"'”’)]*\s+|\n+")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from instructjax.data.records import RecordError
+from instructjax.data.records.records import RecordError
 from instructjax.evals import hallucination, rows
 from instructjax.evals.behaviours import constraints, languages, perturbations, phrases
 from instructjax.evals.tasks import Generate, Item, Metric, Scores, Task

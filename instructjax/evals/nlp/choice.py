@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from instructjax.data.records import RecordError
+from instructjax.data.records.records import RecordError
 from instructjax.evals import rows, text_metrics
 from instructjax.evals.nlp.prompts import Form, Passage, Turn
 from instructjax.evals.tasks import Said, Scores

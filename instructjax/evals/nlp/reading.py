@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instructjax.data.records import RecordError
+from instructjax.data.records.records import RecordError
 from instructjax.evals import rows, text_metrics
 from instructjax.evals.nlp.prompts import Form, Passage, Turn
 from instructjax.evals.tasks import Scores

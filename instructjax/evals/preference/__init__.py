@@ -33,9 +33,8 @@ from typing import Any
 
 import jax
 
-from instructjax import writers
-from instructjax.data import records, sources
-from instructjax.data.records import Prompt
+from instructjax.data.records import records, sources
+from instructjax.data.records.records import Prompt
 from instructjax.errors import UserError
 from instructjax.evals import rows
 from instructjax.evals.preference import agreement, figures, findings, judges, judging, page, rates
@@ -44,6 +43,7 @@ from instructjax.evals.preference.judges import Judge
 from instructjax.evals.preference.people import Labels
 from instructjax.evals.tasks import Generate, Heard, Item, Metric, Said, Scores, Suite, Task, fingerprint
 from instructjax.intervals import Estimate
+from instructjax.runs import writers
 
 Config = Any  # ml_collections.ConfigDict
 PAIRS = ("baseline", "all")

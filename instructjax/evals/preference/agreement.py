@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from instructjax import intervals
-from instructjax.data.records import Comparison
+from instructjax.data.records.records import Comparison
 from instructjax.errors import UserError
 from instructjax.evals.preference import kept
 from instructjax.evals.preference.judges import SCORES, Judge

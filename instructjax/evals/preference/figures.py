@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 
-from instructjax import writers
 from instructjax.evals import paper
 from instructjax.evals.preference.rates import chosen
+from instructjax.runs import writers
 
 Row = dict[str, Any]
 MODELS = {  # ours -> the paper's

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from instructjax.data.records import RATINGS
+from instructjax.data.records.records import RATINGS
 from instructjax.evals.preference import bradley_terry, figures, rates, votes
 from instructjax.evals.preference.people import Rated
 from instructjax.evals.preference.votes import Vote

@@ -20,13 +20,15 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from instructjax import origin, provenance, rewards, user_code
+from instructjax import rewards
 from instructjax.errors import UserError
 from instructjax.evals import rows, scorers, subject
 from instructjax.evals.preference import words
 from instructjax.evals.preference.people import Labels, open_labels
 from instructjax.evals.tasks import Likelihood
 from instructjax.rewards import functions, judge, spec
+from instructjax.runs import origin, provenance
+from instructjax.system import user_code
 
 Config = Any  # ml_collections.ConfigDict
 Question = tuple[str, ...]  # (prompt, response) to score or rate, (prompt, first answer, second answer) to compare

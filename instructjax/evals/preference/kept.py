@@ -17,8 +17,8 @@ from instructjax import rewards
 from instructjax.evals import answers
 from instructjax.evals.preference.judges import Judge, Question
 from instructjax.evals.tasks import fingerprint
-from instructjax.loop import progressing
 from instructjax.rewards.endpoint import concurrently
+from instructjax.runs.loop import progressing
 
 
 def asked(

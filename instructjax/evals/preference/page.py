@@ -11,9 +11,9 @@ from instructjax.evals.page import estimate, legend, lines
 from instructjax.evals.preference import figures as data
 from instructjax.evals.tasks import Look
 from instructjax.intervals import Estimate
-from instructjax.report import page as html
-from instructjax.report.curves import curves
-from instructjax.report.figures import Row, forest
+from instructjax.runs.report import page as html
+from instructjax.runs.report.curves import curves
+from instructjax.runs.report.figures import Row, forest
 
 MEASURES = {
   "attempts_instruction": "Attempts the correct instruction", "satisfies_constraint": "Follows explicit constraints",

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from instructjax.data import sources
-from instructjax.data.records import Comparison
+from instructjax.data.records import sources
+from instructjax.data.records.records import Comparison
 from instructjax.errors import UserError
 from instructjax.evals.preference.heard import Answers, ratio
 from instructjax.evals.preference.votes import Vote

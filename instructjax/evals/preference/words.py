@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from instructjax import label
-from instructjax.data import records
-from instructjax.data.records import RATINGS
+from instructjax.data.records import records
+from instructjax.data.records.records import RATINGS
 from instructjax.rewards.endpoint import AgainError, brief
 
 _INSTRUCTIONS = (Path(label.__file__).parent / "instructions_comparison.md").read_text(encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Batches: rows of ids, packed, padded, mixed, shuffled and made ahead."""

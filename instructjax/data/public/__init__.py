@@ -1,0 +1,1 @@
+"""Public data: what the quickstart and the evaluations fetch, as records."""

@@ -1,0 +1,1 @@
+"""Records: what the files of people hold, read from anywhere and checked."""

@@ -1,0 +1,1 @@
+"""Tokens: tokenizers, chat templates, and texts as ids."""

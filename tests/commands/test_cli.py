@@ -1,0 +1,211 @@
+"""The command line: starts at once, reads configurations and overrides, hands over to the commands."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from instructjax.commands import cli
+from instructjax.errors import UserError
+from instructjax.settings import reading
+
+COMMANDS = [
+  *cli.STAGES, "quickstart", "report", "eval", "lm_eval", "card", "baseline", "export", "bench", "plan", "data", "label",
+  "tokenizer",
+]  # fmt: skip
+
+
+def test_help_starts_at_once_and_imports_nothing_slow():
+  code = (
+    "import sys; from instructjax import cli\n"
+    "try: cli.main(['--help'])\n"
+    "except SystemExit: pass\n"
+    "slow = {'jax', 'numpy', 'flax', 'ml_collections', 'rich', 'orbax'} & set(sys.modules)\n"
+    "sys.exit(f'imported {slow}' if slow else 0)"
+  )
+  start = time.perf_counter()
+  run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+  assert time.perf_counter() - start < 2  # about 0.05 s on an idle machine
+  assert run.returncode == 0, run.stderr
+  assert all(name in run.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+  with pytest.raises(SystemExit) as stop:
+    cli.main([command, "--help"])
+  assert stop.value.code == 0
+  assert "usage: instructjax" in capsys.readouterr().out
+
+
+# --- settings ---
+
+
+def test_a_configuration_is_found_from_anywhere(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert reading.load("sft:1.3b").batch == 32
+  assert reading.load("configs/sft.py:175b").batch == 8
+  assert reading.load("sft").stage == "sft"
+  (tmp_path / "mine.py").write_text("def get_config():\n  return {'stage': 'sft', 'batch': 3}\n")
+  assert reading.load("mine.py").batch == 3
+  (tmp_path / "configs").mkdir()
+  (tmp_path / "configs" / "sft.py").write_text("def get_config():\n  return {'stage': 'sft', 'batch': 4}\n")
+  assert reading.load("sft").batch == 4
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "value"),
+  [
+    ("optimizer.lr", "1e-5", 1e-5), ("optimizer.lr", "1", 1.0), ("batch", "64", 64), ("batch", "1e2", 100),
+    ("loss_on_prompt", "true", True), ("loss_on_prompt", "False", False), ("model.source", "a:b=c", "a:b=c"),
+    ("model.source", "12", "12"), ("top", "6", 6), ("top", "none", None), ("optimizer.clip", "0.5", 0.5),
+    ("optimizer.clip", "none", None),
+  ],
+)  # fmt: skip
+def test_overrides_take_the_type_of_the_field(name, text, value):
+  found = reading.override(reading.load("sft:1.3b"), [(name, text)])
+  for part in name.split("."):
+    found = found[part]
+  assert found == value
+  assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "message"),
+  [
+    ("optimizer.learning", "1", "config.optimizer.learning: no such field; known are b1, b2, clip, "),
+    ("optimiser.lr", "1", "config.optimiser: no such field; did you mean 'optimizer'?"),
+    ("batchs", "1", "config.batchs: no such field; did you mean 'batch'?"),
+    ("optimizer", "1", "config.optimizer holds the fields b1, b2, clip, "),
+    ("batch.x", "1", "config.batch.x: config.batch is a value, it holds no fields"),
+    ("batch", "many", "config.batch=many: a whole number is expected, this is a text; the value before was 32"),
+    ("batch", "1.5", "config.batch=1.5: a whole number is expected, this is a number"),
+    ("batch", "true", "config.batch=true: a whole number is expected"),
+    ("optimizer.lr", "fast", "config.optimizer.lr=fast: a number is expected, this is a text"),
+    ("loss_on_prompt", "1", "config.loss_on_prompt=1: true or false is expected, this is a whole number"),
+    ("batch", "none", "config.batch=none: a whole number is expected, this is a text"),
+  ],
+)
+def test_wrong_overrides_are_named(name, text, message):
+  with pytest.raises(UserError) as error:
+    reading.override(reading.load("sft:1.3b"), [(name, text)])
+  assert str(error.value).startswith(message)
+
+
+def test_words_of_the_command_line_become_assignments():
+  assert reading.assignments(["--config.a.b=1", "--config.c", "x=y"]) == [("a.b", "1"), ("c", "x=y")]
+  with pytest.raises(UserError, match=r"--confg\.a=1: no such option"):
+    reading.assignments(["--confg.a=1"])
+  with pytest.raises(UserError, match=r"--config\.a: give a value"):
+    reading.assignments(["--config.a", "--config.b=1"])
+
+
+def test_a_command_without_a_configuration_takes_no_field_of_one(capsys, tmp_path):
+  assert cli.main(["report", f"--workdir={tmp_path}", "--config.batch=3"]) == 2
+  assert "--config.batch: this command reads no configuration" in capsys.readouterr().err
+
+
+def test_model_is_short_for_a_field(monkeypatch, tmp_path):
+  from instructjax.stages import common, ppo
+
+  seen = []
+  monkeypatch.setattr(cli, "prepare", lambda: None)
+  monkeypatch.setattr(common, "supervised", lambda *args: seen.append(args))
+  monkeypatch.setattr(ppo, "reinforce", lambda *args: seen.append(args))
+  assert cli.main(["sft", "--model=x", f"--workdir={tmp_path}", "--writer=wandb", "--config.seed=3"]) == 0
+  assert cli.main(["ppo", "--config=ppo:1.3b", "--model=y"]) == 0
+  (sft, workdir, sinks), (ppo, _, none) = seen
+  assert (sft.model.source, sft.seed, workdir, sinks) == ("x", 3, tmp_path, ("wandb",))
+  assert (ppo.rl_init, ppo.batch, none) == ("y", 512, ())
+
+
+def test_compiled_programs_are_kept_in_the_users_cache(monkeypatch, tmp_path):
+  import jax
+
+  monkeypatch.setenv("INSTRUCTJAX_CACHE", str(tmp_path))
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  before = jax.config.jax_compilation_cache_dir
+  try:
+    cli.prepare()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+# --- commands ---
+
+
+def test_data_check_counts_and_lists_problems(tmp_path, capsys):
+  file = tmp_path / "d.jsonl"
+  file.write_text('{"prompt": "a", "completion": "b"}\n')
+  assert cli.main(["data", "check", str(file), "--kind=demonstration"]) == 0
+  assert capsys.readouterr().out.strip().endswith("1 demonstrations, no problem")
+  file.write_text('{"prompt": "a"}\n{"prompt": "", "completion": "b"}\n')
+  assert cli.main(["data", "check", str(file), "--kind=demonstration"]) == 2
+  error = capsys.readouterr().err
+  assert "d.jsonl:1: completion" in error
+  assert "d.jsonl:2: prompt" in error
+
+
+def test_data_tone_writes_the_files_that_the_presets_name(tmp_path, capsys):
+  assert cli.main(["data", "tone", f"--out={tmp_path}"]) == 0
+  named = {
+    value.removeprefix("data/")
+    for stage in cli.STAGES
+    for value in reading.load(f"{stage}:tiny").data.values()
+    if isinstance(value, str) and value.startswith("data/")
+  }
+  assert named <= {path.name for path in tmp_path.iterdir()}
+  assert "text_train.jsonl" in capsys.readouterr().out
+
+
+def test_tokenizer_train(tmp_path, capsys):
+  (tmp_path / "t.txt").write_text("a few words to train on, again and again\n" * 30)
+  options = [f"--input={tmp_path / 't.txt'}", f"--out={tmp_path / 'm.model'}", "--vocab-size=300"]
+  assert cli.main(["tokenizer", "train", *options]) == 0
+  assert "300 pieces" in capsys.readouterr().out
+
+
+def test_report_writes_the_page(tmp_path, capsys):
+  (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "stage": "sft", "loss": 2.0}) + "\n")
+  assert cli.main(["report", f"--workdir={tmp_path}"]) == 0
+  assert (tmp_path / "report.html").is_file()
+  assert "report.html" in capsys.readouterr().out
+
+
+def test_bench_gets_its_options(monkeypatch):
+  from instructjax.plan import bench
+
+  seen = []
+  monkeypatch.setattr(cli, "prepare", lambda: None)
+  monkeypatch.setattr(bench, "main", lambda b, *, as_json: seen.append((b, as_json)))
+  assert cli.main(["bench", "--stage=ppo", "--batch=8", "--epochs=2", "--frozen-dtype=bfloat16", "--json"]) == 0
+  assert cli.main(["bench", "--stage=sft", "--text=a.jsonl"]) == 0
+  assert seen == [
+    (bench.Bench(stage="ppo", batch=8, epochs=2, frozen_dtype="bfloat16"), True),
+    (bench.Bench(stage="sft", text="a.jsonl"), False),
+  ]
+
+
+def test_quickstart_gets_its_settings(monkeypatch, tmp_path):
+  from instructjax import quickstart
+
+  seen = []
+  monkeypatch.setattr(cli, "prepare", lambda: None)
+  monkeypatch.setattr(quickstart, "main", lambda config, workdir, sinks: seen.append((config, workdir)))
+  assert cli.main(["quickstart", "--seed=3", f"--workdir={tmp_path}", "--config.top=none"]) == 0
+  assert cli.main(["quickstart", "--fast"]) == 0
+  (full, workdir), (fast, default) = seen
+  assert (full.seed, full.top, workdir, default) == (3, None, str(tmp_path), "runs/quickstart-fast")
+  assert fast.iterations <= full.iterations
+
+
+def test_ctrl_c_anywhere_is_130(monkeypatch, capsys):
+  def stop(*args):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(cli, "prepare", stop)
+  assert cli.main(["sft"]) == 130
+  assert capsys.readouterr().err == "stopped\n"

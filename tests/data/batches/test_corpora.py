@@ -1,0 +1,167 @@
+"""Stages on mixtures, packed rows, text read lazily and prompts in buckets."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+from stage_runs import TUNE, leaves, metrics, ppo, pretrain, run, stop_after
+
+from instructjax.data.batches import corpora
+from instructjax.data.tokens import tokenizers
+from instructjax.errors import UserError
+from instructjax.plan import bench
+from instructjax.settings import reading
+from instructjax.stages import ppo as ppo_stage
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  monkeypatch.setenv("INSTRUCTJAX_CACHE", str(tmp_path / "cache"))
+
+
+def test_text_that_is_read_lazily_changes_no_bit(data, tmp_path):
+  assert pretrain(data, tmp_path / "memory", "--config.steps=3") == 0
+  assert pretrain(data, tmp_path / "lazy", "--config.steps=3", "--config.data.lazy=true") == 0
+  assert metrics(tmp_path / "lazy") == metrics(tmp_path / "memory")
+  one, other = (leaves(tmp_path / name, "pretrain") for name in ("memory", "lazy"))
+  for name in one:
+    np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_a_packed_mixture_goes_on_bit_for_bit(data, tmp_path, monkeypatch, capsys):
+  """rl_init on two sources of demonstrations and two of text, all packed, stopped after its second step."""
+  demos, text = data / "demonstrations.jsonl", data / "text.jsonl"
+  (tmp_path / "more.jsonl").write_text("".join(json.dumps({"prompt": f"do {i}", "completion": "ok"}) + "\n" for i in range(30)))
+  (tmp_path / "text.jsonl").write_text('{"text": "a b c"}\n' * 9)
+  options = [
+    f"--config.data.demonstrations=3*{demos} + {tmp_path / 'more.jsonl'}",
+    f"--config.data.text={text} + 0.5*{tmp_path / 'text.jsonl'}", *TUNE, "--config.data.pack=true",
+    "--config.data.lazy=true", "--config.data.prompt=20", "--config.data.response=30", "--config.text_share=0.5",
+    "--config.steps=4", "--config.model.dropout=0.1",
+  ]  # fmt: skip
+  assert run("rl_init", tmp_path / "whole", *options) == 0
+  said = capsys.readouterr().err
+  assert f"{tmp_path / 'more.jsonl'}: 30 demonstrations in " in said and "rows of 50 tokens" in said and "% full" in said
+  assert f"{text}: 32 pieces of text in " in said
+  with monkeypatch.context() as patch:
+    stop_after(patch, 2)
+    assert run("rl_init", tmp_path / "parts", *options) == 130
+  assert run("rl_init", tmp_path / "parts", *options) == 0
+  assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+  one, other = (leaves(tmp_path / name, "rl_init") for name in ("whole", "parts"))
+  for name in one:
+    np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+  seconds = json.loads((tmp_path / "whole" / "manifest.json").read_text())["seconds"]["rl_init"]
+  assert 0 <= seconds["data"] < seconds["training"]
+
+
+def sixteen(tmp_path, *names, lengths=2):
+  """The prompts of PPO from files of eight short and eight long ones, in batches of 8."""
+  rows = [{"prompt": "a" * (4 + 8 * (i % 2)) + str(i // 2)} for i in range(16)]
+  for name in names:
+    (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+  c = reading.load("ppo:tiny")
+  c.batch, c.data.prompt, c.data.buckets = 8, 16, lengths
+  c.data.prompts = " + ".join(str(tmp_path / name) for name in names)
+  found, batches = ppo_stage.drawn_prompts(c, corpora.read(c, "prompts", "prompt"), tokenizers.of_bytes(), None)
+  return rows, found, [batches(i) for i in range(4)]
+
+
+def test_prompts_of_ppo_come_in_lengths(tmp_path):
+  rows, found, batches = sixteen(tmp_path, "a.jsonl")
+  assert sorted(batch.tokens.shape for batch in batches) == [(8, 8), (8, 8), (8, 16), (8, 16)]
+  texts = [found[ids[valid].tobytes()] for batch in batches for ids, valid in zip(batch.tokens, batch.valid)]
+  assert sorted(texts) == sorted(2 * [row["prompt"] for row in rows])
+  _, _, batches = sixteen(tmp_path, "a.jsonl", lengths=1)
+  assert {batch.tokens.shape for batch in batches} == {(8, 16)}
+
+
+def test_a_mixture_of_prompts_has_no_lengths(tmp_path):
+  _, found, batches = sixteen(tmp_path, "a.jsonl", "b.jsonl", lengths=1)
+  assert len(found) == 16 and {batch.tokens.shape for batch in batches} == {(8, 16)}
+  with pytest.raises(UserError, match=r"config\.data\.buckets=2: the batches of a mixture hold prompts of all lengths"):
+    sixteen(tmp_path, "a.jsonl", "b.jsonl")
+
+
+@pytest.mark.slow  # needs all the stages before it
+def test_ppo_runs_on_prompts_of_two_lengths(data, init_run, reward_run, tmp_path):
+  sixteen(tmp_path, "prompts.jsonl")
+  prompts = [f"--config.data.prompts={tmp_path / 'prompts.jsonl'}", "--config.data.prompt=16", "--config.data.buckets=2"]
+  assert ppo(data, tmp_path / "ppo", init_run, reward_run, *prompts, "--config.iterations=2") == 0
+  assert [row["step"] for row in metrics(tmp_path / "ppo")] == [1, 2]
+
+
+def test_weights_say_nothing_where_every_record_is_used(data, tmp_path, capsys):
+  mixed = f"--config.data.prompts={data / 'prompts.jsonl'} + 0.5*{data / 'prompts.jsonl'}"
+  assert run("sample", tmp_path / "sample", "--model=none", mixed) == 2
+  assert "every record is used here, so weights say nothing" in capsys.readouterr().err
+
+
+def test_bench_draws_new_batches_of_text(data):
+  asked = bench.Bench("sft", length=32, repeats=3, text=str(data / "text.jsonl"))
+  with bench.fed(tiny.lm(vocab_size=300), asked, 4, ("trunk", "one batch")) as (inputs, waited):
+    (_, one), (trunk, other) = inputs(0), inputs(1)
+  assert trunk == "trunk" and one.tokens.shape == other.tokens.shape == (4, 32)
+  assert waited() >= 0
+  with pytest.raises(UserError, match=r"--text=a\.jsonl feeds sft only, not ppo"):
+    bench.measure(bench.Bench("ppo", text="a.jsonl"))
+
+
+TOGETHER = """
+import sys, hashlib, numpy as np, jax
+place, index = sys.argv[1:]
+if place:
+  jax.distributed.initialize(place, 2, int(index))
+from functools import partial
+from jax.experimental import multihost_utils
+from instructjax import corpora, sharding
+from instructjax.data import packing, pipeline
+rng = np.random.default_rng(0)
+rows = [pipeline.Row(rng.integers(1, 99, n).astype(np.int32), 1) for n in rng.integers(2, 20, 99)]
+made = []
+class Seen:
+  def __len__(self): return len(rows)
+  def __getitem__(self, i):
+    made.append(i)
+    return rows[i]
+for shape in ((8, 1, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8)):
+  with jax.set_mesh(sharding.make_mesh(*shape)):
+    made.clear()
+    mine = sharding.local_rows(16)
+    batches = pipeline.stream(Seen(), partial(pipeline.pad_demonstrations, length=24), size=16, seed=1, mine=mine)
+    found = corpora.placed(batches)(3)
+    count = len(made)
+    whole = sharding.fetch(found)
+    digest = hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(whole))).hexdigest()
+    print(shape, count, found.tokens.shape, digest[:16])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_make_half_of_the_rows_each_and_one_batch():
+  """On every mesh the global batch is that of one process; where the rows lie on one process, it alone makes them."""
+
+  def start(place, index, devices):
+    env = os.environ | {
+      "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }  # fmt: skip
+    command = [sys.executable, "-c", TOGETHER, place, str(index)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+  with socket.socket() as found:
+    found.bind(("localhost", 0))
+    place = f"localhost:{found.getsockname()[1]}"
+  running = [start(place, 0, 4), start(place, 1, 4), start("", 0, 8)]
+  ends = [process.communicate(timeout=300) for process in running]
+  assert [process.returncode for process in running] == [0, 0, 0], ends
+  lines = [[line.rsplit(" (16, 24) ") for line in out.splitlines() if "(16, 24)" in line] for out, _ in ends]
+  assert len(lines[2]) == 4
+  assert [line[1] for line in lines[0]] == [line[1] for line in lines[1]] == [line[1] for line in lines[2]]
+  counts = [[int(line[0].rsplit(" ", 1)[1]) for line in each] for each in lines]
+  assert counts == [[8, 8, 8, 16], [8, 8, 8, 16], [16, 16, 16, 16]]

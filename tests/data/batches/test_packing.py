@@ -1,0 +1,116 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instructjax import ppo, sft, steps
+from instructjax.data.batches import packing, pipeline
+from instructjax.data.batches.pipeline import Row
+from instructjax.data.records.records import Text
+from instructjax.errors import UserError
+from instructjax.rollout import Sampling
+from instructjax.types import Frozen
+
+
+def test_best_fit_by_hand():
+  bins = packing.fit(np.asarray([3, 6, 2, 5, 4]), 8)
+  assert [one.tolist() for one in bins] == [[1, 2], [3, 0], [4]]
+  rows = [Row(np.zeros(size, np.int32), 1) for size in (3, 6)]
+  packed = packing.pack(rows, 8)
+  assert (len(packed), packed.share) == (2, 9 / 16)
+  assert packed[0][0] is rows[1] and packed[1][0] is rows[0]
+  with pytest.raises(UserError, match="a row of 9 tokens does not fit in packed rows of 8"):
+    packing.fit(np.asarray([1, 9]), 8)
+
+
+@settings(deadline=None, max_examples=100)
+@given(sizes=st.lists(st.integers(1, 32), max_size=60))
+def test_every_row_is_in_one_bin_and_no_bin_overflows(sizes):
+  bins = packing.fit(np.asarray(sizes, np.int64), 32)
+  assert sorted(at for one in bins for at in one) == list(range(len(sizes)))
+  assert all(sum(sizes[at] for at in one) <= 32 for one in bins)
+  assert len(bins) <= 11 / 9 * -(-sum(sizes) // 32) + 6 / 9 or any(2 * size > 32 for size in sizes)
+  assert all(sum(sizes[at] for at in (*a, *b)) > 32 for i, a in enumerate(bins) for b in bins[:i])  # no two fit in one
+
+
+def test_padding_by_hand():
+  rows = [Row(np.asarray([7, 8, 9]), 1), Row(np.asarray([5, 6]), 0), Row(np.asarray([1, 2, 3]), 1, np.asarray([0, 0, 1], bool))]
+  batch = packing.pad_packed([rows[:2], rows[2:]], length=6)
+  assert batch.tokens.tolist() == [[7, 8, 9, 5, 6, 0], [1, 2, 3, 0, 0, 0]]
+  assert batch.valid.tolist() == [[1, 1, 1, 2, 2, 0], [1, 1, 1, 0, 0, 0]]
+  assert batch.mask.tolist() == [[False, True, True, False, True, False], [False, False, True, False, False, False]]
+
+
+def test_documents_are_cut_one_by_one():
+  from test_pipeline import EOS, ids, letters
+
+  found = pipeline.documents([Text("abcde"), Text("f"), Text("ghi")], letters(), length=4)
+  assert [row.ids.tolist() for row in found] == [ids("abcd"), [*ids("e"), EOS], [*ids("f"), EOS], [*ids("ghi"), EOS]]
+  found = pipeline.documents([Text("abc")], letters(bos=(7,)), length=3)
+  assert [row.ids.tolist() for row in found] == [[7, *ids("ab")], [7, *ids("c"), EOS]]
+  assert not pipeline.documents([Text("abcd"), Text("")], letters(), length=4)[1:]  # an end alone predicts nothing
+
+
+def rows_of(count, longest, seed=0):
+  rng = np.random.default_rng(seed)
+  sizes = rng.integers(3, longest + 1, count)
+  return [Row(rng.integers(0, tiny.VOCAB, size).astype(np.int32), int(rng.integers(1, size))) for size in sizes]
+
+
+def batches_of(rows, length):
+  """The same rows, packed and each by itself; as many rows as four devices or micro-batches divide."""
+  packed = list(packing.pack(rows, length))
+  packed += [()] * (-len(packed) % 4)
+  apart = [*rows, *[Row(np.zeros(0, np.int32), 0)] * (-len(rows) % 4)]
+  return packing.pad_packed(packed, length=length), pipeline.pad_demonstrations(apart, length=length)
+
+
+@pytest.mark.parametrize(("family", "micro"), [("gpt", 4), ("llama", 1)])
+def test_packed_rows_have_the_loss_and_the_gradient_of_separate_ones(family, micro):
+  lm = tiny.lm(family)
+  params = tiny.perturb(lm.init(jax.random.key(0)), 0.1)
+  packed, apart = batches_of(rows_of(19, 20), 32)
+  assert packed.tokens.shape[0] < apart.tokens.shape[0] / 2
+  assert packed.mask[:, 1:].sum() == apart.mask[:, 1:].sum()
+  gradients = tiny.jitted(loss_and_gradient, lm=lm, micro=micro)
+  (loss, grads), (expected, wanted) = gradients(params, packed), gradients(params, apart)
+  assert abs(float(loss) - float(expected)) < 1e-5
+  tiny.assert_trees_close(grads, wanted, rtol=1e-4, atol=1e-6)
+
+
+def loss_and_gradient(params, batch, *, lm, micro):
+  share = jnp.full(batch.tokens.shape[0], 1.0 / batch.mask[:, 1:].sum(), jnp.float32)
+  loss = partial(sft.sft_loss, lm=lm, trunk={}, cfg=sft.SFTConfig(dropout=False))
+  grads, value, _ = steps.gradients(loss, params, (batch, share), micro=micro)
+  return value, grads
+
+
+def test_what_is_in_one_segment_does_not_reach_another():
+  lm = tiny.lm("gpt")
+  params = tiny.perturb(lm.init(jax.random.key(0)), 0.1)
+  packed, _ = batches_of(rows_of(9, 14), 32)
+  other = packed.replace(tokens=np.where(packed.valid == 1, (packed.tokens + 1) % tiny.VOCAB, packed.tokens))
+  second = packed.valid == 2
+  assert second.any()
+  one, two = (np.asarray(lm.hidden(params, batch.tokens, batch.valid)) for batch in (packed, other))
+  np.testing.assert_array_equal(one[second], two[second])
+  assert (one[packed.valid == 1] != two[packed.valid == 1]).any()
+
+
+def test_the_pretraining_term_of_ppo_is_the_same_packed():
+  lm = tiny.lm("llama")
+  params = tiny.perturb(lm.init(jax.random.key(0)), 0.1)
+  rows = [row._replace(start=1) for row in rows_of(19, 20)]
+  settings = ppo.PPO(lm=lm, tx=optax.sgd(1.0), sampling=Sampling(response=1))
+  losses = []
+  for batch in batches_of(rows, 32):
+    share = jnp.full(batch.tokens.shape[0], 1.0 / batch.mask[:, 1:].sum(), jnp.float32)
+    loss = jax.jit(partial(ppo.ptx_loss, frozen=Frozen({}, {}, {}), ppo=settings))
+    losses.append(float(loss(params, (batch, share), None)[0]))
+  assert losses[0] == pytest.approx(losses[1], abs=1e-5)

@@ -1,0 +1,211 @@
+"""The quickstart's data: what the shipped table holds, and what keeps training and evaluation apart."""
+
+import gzip
+import hashlib
+import importlib.util
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from instructjax.data.public import tone
+from instructjax.data.public import tone_measures as measures
+from instructjax.data.records import records
+from instructjax.errors import UserError
+
+SIZES = tone.Sizes(demonstrations=120, comparisons=60, gold=60, prompts=80, test_prompts=24, test_comparisons=12)
+
+
+@pytest.fixture(scope="module")
+def tasks():
+  return tone.tasks(0, SIZES)
+
+
+def words(text: str) -> str:
+  return "".join(c for c in text.lower() if c.isalnum() or c == "_")
+
+
+def texts(part) -> set[str]:
+  """The texts behind demonstrations or comparisons, spelled without spaces and signs."""
+  found = set()
+  for record in part:
+    several = (record.completion,) if isinstance(record, records.Demonstration) else record.completions
+    found |= {words(measures.sentence(record.prompt, text)) for text in several}
+  return found
+
+
+def script():
+  path = Path(__file__).parent.parent.parent / "scripts" / "build_tone_table.py"
+  spec = importlib.util.spec_from_file_location("build_tone_table", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+# --- the table ---
+
+
+def test_the_table_is_the_one_that_the_script_builds():
+  packed = resources.files("instructjax.data").joinpath(tone.TABLE).read_bytes()
+  content = gzip.decompress(packed)
+  assert hashlib.sha256(content).hexdigest() == script().TABLE_SHA256
+  assert packed == gzip.compress(content, compresslevel=9, mtime=0)
+
+
+def test_the_script_refuses_another_source(tmp_path):
+  with pytest.raises(SystemExit, match="the source has sha256"):
+    script().build(b"something else", tmp_path / "table.gz")
+  assert not (tmp_path / "table.gz").exists()
+
+
+def test_the_table_holds_four_domains_and_the_ratings_of_at_least_fourteen_people():
+  rows = tone.load()
+  domains = {row.domain for row in rows}
+  assert domains == {"movies", "tweets", "amazon", "nyt"}
+  counts = {domain: sum(row.domain == domain for row in rows) for domain in domains}
+  assert counts == {"movies": 10_605, "tweets": 4_001, "amazon": 3_708, "nyt": 5_190}
+  assert min(len(row.ratings) for row in rows) >= 14
+  assert all(-4 <= rating <= 4 for row in rows for rating in row.ratings)
+  assert not any("&amp;" in row.text or row.text.startswith("@anonymous") for row in rows)
+
+
+def test_the_halves_share_no_rater_and_hold_all_of_them():
+  row = tone.Rated("movies", "7", "a text", (4, -4, 3, -3, 2))
+  a, b = tone.mean(row, "a"), tone.mean(row, "b")
+  assert {a, b} == {3.0, -3.5}  # raters 0, 2, 4 and raters 1, 3
+  assert tone.mean(row) == pytest.approx(0.4)
+  firsts = [tone.mean(tone.Rated("movies", str(i), "t", (4, -4)), "a") for i in range(200)]
+  assert 70 < sum(first > 0 for first in firsts) < 130  # which half the first rater is in, is a fair coin
+
+
+def test_equal_texts_are_in_the_same_split_and_the_seed_draws_another():
+  one, other = tone.Rated("movies", "1", "A good film!", (1,)), tone.Rated("tweets", "2", "a GOOD film", (2,))
+  splits = [tone.split(one, seed) for seed in range(40)]
+  assert splits == [tone.split(other, seed) for seed in range(40)]
+  assert len(set(splits)) >= 4
+  rows = [row for row in tone.load() if row.domain == "movies"]
+  shares = {name: np.mean([tone.split(row, 0) == name for row in rows]) for name in tone.SPLITS}
+  assert shares == pytest.approx(tone.SPLITS, abs=0.02)
+
+
+# --- what is kept apart ---
+
+
+def test_no_text_is_in_two_parts(tasks):
+  test = [c for part in tasks.test_comparisons.values() for c in part]
+  parts = [texts(part) for part in (tasks.demonstrations, tasks.comparisons, tasks.gold, test)]
+  assert all(len(part) > 50 for part in parts)
+  assert not any(parts[i] & parts[j] for i in range(4) for j in range(i))
+
+
+def test_product_reviews_are_in_no_training_data(tasks):
+  for part in (tasks.demonstrations, tasks.comparisons, tasks.gold, tasks.prompts):
+    assert {record.source for record in part} == {"movies", "tweets"}
+  assert set(tasks.test_prompts) == set(tasks.test_comparisons) == {"movies", "tweets", "amazon"}
+
+
+def test_the_prompts_of_the_evaluation_have_templates_of_their_own(tasks):
+  stem = lambda record: record.prompt.rpartition(":")[0]
+  train = {stem(r) for part in (tasks.demonstrations, tasks.comparisons, tasks.prompts) for r in part}
+  test = {stem(r) for part in (*tasks.test_prompts.values(), *tasks.test_comparisons.values()) for r in part}
+  assert train and test and not train & test
+
+
+def test_articles_are_whole_and_on_one_side():
+  train, valid = tone.articles(0)
+  assert not {row.id for row in train} & {row.id for row in valid}
+  sentences = sum(row.domain == "nyt" for row in tone.load())
+  assert len(train) + len(valid) < sentences / 4
+  assert 0.05 < len(valid) / (len(train) + len(valid)) < 0.3
+
+
+def test_labels_come_from_half_a_and_gold_from_half_b(tasks):
+  for part, half in ((tasks.comparisons, "a"), (tasks.gold, "b")):
+    for record in part:
+      sign = 1 if record.use_case == "praise" else -1
+      assert record.ranks == tone.ranks([sign * tone.mean(row, half) for row in measures.rated(record)])
+
+
+# --- the records ---
+
+
+def test_comparisons_come_in_pairs_that_praise_and_criticise_the_same_texts(tasks):
+  for one, other in zip(tasks.comparisons[::2], tasks.comparisons[1::2], strict=True):
+    assert one.completions == other.completions and (one.use_case, other.use_case) == tone.DIRECTIONS
+    assert tone.K[0] <= len(one.completions) <= tone.K[1]
+    better = {(i, j) for i, a in enumerate(one.ranks) for j, b in enumerate(one.ranks) if a < b}
+    assert better == {(j, i) for i, a in enumerate(other.ranks) for j, b in enumerate(other.ranks) if a < b}
+  assert {len(c.completions) for c in tasks.comparisons} >= {4, 5, 6, 7, 8, 9}
+
+
+def test_ranks_share_ties():
+  assert tone.ranks([1.0, 3.0, 3.0, -1.0]) == (3, 1, 1, 4)
+  assert tone.ranks([2.0, 2.0]) == (1, 1)
+
+
+def test_the_texts_of_a_comparison_span_the_tones():
+  rows = [tone.Rated("movies", str(i), f"text {i}", (i - 4,)) for i in range(8)]
+  for seed in range(20):
+    drawn = tone._spread(np.random.default_rng(seed), rows, 4, "all")
+    assert sorted((row.ratings[0] + 4) // 2 for row in drawn) == [0, 1, 2, 3]
+  with pytest.raises(UserError, match="a comparison of 4 texts asked for, 3 there are"):
+    tone._spread(np.random.default_rng(0), rows[:3], 3, "all")
+
+
+def test_demonstrations_are_clear_and_follow_their_instruction(tasks):
+  rated = {(row.domain, row.text): row for row in tone.load()}
+  for record in tasks.demonstrations:
+    row = rated[record.source, measures.sentence(record.prompt, record.completion)]
+    value = tone.mean(row, "a")
+    assert abs(value) >= tone.CLEAR and (value > 0) == (record.use_case == "praise")
+    assert record.completion.strip() == record.completion != ""
+
+
+def test_prompts_hold_both_directions_and_some_first_words(tasks):
+  given = [record for record in tasks.prompts if not record.prompt.endswith(":")]
+  assert 0.1 < len(given) / len(tasks.prompts) < 0.5
+  assert {record.use_case for record in tasks.prompts} == set(tone.DIRECTIONS)
+
+
+def test_the_same_seed_gives_the_same_tasks_and_another_one_others(tasks):
+  assert tone.tasks(0, SIZES) == tasks
+  other = tone.tasks(1, SIZES)
+  assert other.comparisons != tasks.comparisons and other.text_valid != tasks.text_valid
+
+
+def test_too_many_are_refused():
+  with pytest.raises(UserError, match=r"100000 demonstrations asked for, \d+ there are"):
+    tone.tasks(0, SIZES._replace(demonstrations=100_000))
+
+
+def test_what_is_written_can_be_read(tasks, tmp_path):
+  paths = tone.write(tmp_path, tasks)
+  names = {path.stem: path for path in paths}
+  assert records.read(names["comparisons"], "comparison") == tasks.comparisons
+  assert records.read(names["test_prompts_amazon"], "prompt") == tasks.test_prompts["amazon"]
+  assert len(names) == 5 + 1 + 6
+
+
+@pytest.mark.parametrize(
+  ("text", "n", "expected"),
+  [
+    ("It is a good film indeed", 2, "It is"),
+    ("It is good", 1, ""),  # fewer than three words are left
+    ("WOW it is a film", 1, ""),
+    ("Don't see it at all", 1, "Don't"),
+    ("42 reasons to see it", 1, ""),
+  ],
+)
+def test_openings(text, n, expected):
+  assert tone.opening(tone.Rated("movies", "1", text, (1,)), n) == expected
+
+
+def test_every_template_has_two_directions_and_a_label():
+  for templates in (tone.TRAIN, tone.TEST):
+    for pair in (pair for pairs in templates.values() for pair in pairs):
+      assert pair[0] != pair[1] and all(part.endswith(":") and part.count("\n") == 1 for part in pair)
+  assert all(a < b for a, b in pairwise(np.cumsum(list(tone.SPLITS.values())))) and sum(
+    tone.SPLITS.values()
+  ) == pytest.approx(1)

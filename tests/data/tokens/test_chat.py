@@ -1,0 +1,183 @@
+"""Chat templates by hand: which tokens are prompt, which carry loss, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from instructjax.data.batches import pipeline
+from instructjax.data.records import formats, records
+from instructjax.data.records.records import Comparison, Demonstration, Prompt
+from instructjax.data.tokens import chat
+from instructjax.data.tokens.tokenizers import Tokenizer, named
+from instructjax.errors import UserError
+
+BOS, EOS, PAD = 1, 2, 3
+NAMES = {"<s>": BOS, "</s>": EOS, "<pad>": PAD}
+letters = named(lambda text: [ord(letter) for letter in text], NAMES)
+TOK = Tokenizer(letters, lambda ids: "".join(map(chr, ids)), 128, (EOS,), (PAD,), (BOS,), "letters", NAMES)
+PLAIN = (
+  "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ 'A' + m.content + eos_token + '\n' }}"
+  "{% else %}{{ m.role[0] + m.content + '\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}A{% endif %}"
+)
+MARKED = PLAIN.replace(
+  "{{ 'A' + m.content + eos_token + '\n' }}", "A{% generation %}{{ m.content + eos_token }}{% endgeneration %}{{ '\n' }}"
+)
+SAY = lambda role, content: {"role": role, "content": content}
+CHAT = [SAY("system", "k"), SAY("user", "q"), SAY("assistant", "ab"), SAY("user", "r"), SAY("assistant", "cd")]
+ids = lambda text: letters(text)
+
+
+def template(text=PLAIN, tokenizer=TOK):
+  return chat.load("t.jinja", text, {}, tokenizer)
+
+
+@pytest.fixture
+def demo():
+  return records.parse([{"messages": CHAT}], "demonstration", formats.messages)
+
+
+@pytest.mark.parametrize("text", [PLAIN, MARKED])
+def test_every_reply_and_its_stop_id_carry_loss_and_nothing_else(demo, text):
+  (row,) = pipeline.demonstrations(demo, TOK, prompt=20, response=9, template=template(text))
+  assert row.ids.tolist() == ids("<s>sk\nuq\nAab</s>\nur\nAcd</s>")
+  assert row.ids[row.mask].tolist() == ids("ab</s>cd</s>")
+  assert row.start == len(ids("<s>sk\nuq\nAab</s>\nur\nA"))
+  batch = pipeline.pad_demonstrations([row, pipeline.Row(np.asarray([9, 9]), 1)], length=20)
+  assert np.asarray(batch.tokens[0])[np.asarray(batch.mask[0])].tolist() == ids("ab</s>cd</s>")
+  assert batch.mask[1].tolist() == [False, True] + [False] * 18
+
+
+def test_the_prompt_of_a_rollout_is_the_prompt_of_training(demo):
+  (row,) = pipeline.demonstrations(demo, TOK, prompt=20, response=9, template=template())
+  asked = records.parse([{"prompt": CHAT[:-1]}], "prompt")
+  (start,) = pipeline.prompts(asked, TOK, prompt=20, template=template())
+  (group,) = pipeline.comparisons(
+    records.parse([{"prompt": CHAT[:-1], "completions": ["cd", "x"], "ranks": [1, 2]}], "comparison"),
+    TOK, prompt=20, response=9, template=template(),
+  )  # fmt: skip
+  assert start.ids.tolist() == row.ids[: row.start].tolist()
+  assert group.rows[0].ids.tolist() == row.ids.tolist()
+  assert group.rows[1].ids.tolist() == [*start.ids.tolist(), *ids("x</s>")]
+  (single,) = pipeline.prompts([Prompt("q")], TOK, prompt=20, template=template())
+  assert single.ids.tolist() == ids("<s>uq\nA")
+
+
+def test_a_long_reply_is_cut_with_or_without_its_end():
+  rows = pipeline.demonstrations([Demonstration("q", "abcd")], TOK, prompt=9, response=3, template=template())
+  assert rows[0].ids.tolist() == ids("<s>uq\nAabc") and rows[0].mask.sum() == 3
+  (group,) = pipeline.comparisons([Comparison("q", ("abcd", "a"), (1, 2))], TOK, prompt=9, response=3, template=template())
+  assert [row.ids.tolist()[5:] for row in group.rows] == [ids("ab</s>"), ids("a</s>")]
+
+
+def test_without_a_template_a_chat_is_a_transcript(demo):
+  assert demo[0].prompt == "k\n\nHuman: q\n\nAssistant: ab\n\nHuman: r\n\nAssistant:"
+  (row,) = pipeline.demonstrations(demo, TOK, prompt=99, response=9)
+  assert row.ids.tolist() == [BOS, *ids(demo[0].prompt + " cd</s>")]
+
+
+def test_a_chat_is_written_and_read_again(tmp_path, demo):
+  records.write(tmp_path / "d.jsonl", demo)
+  assert json.loads((tmp_path / "d.jsonl").read_text())["prompt"] == CHAT[:-1]
+  (again,) = records.read(tmp_path / "d.jsonl", "demonstration")
+  assert (again.turns, again) == (demo[0].turns, demo[0])
+  assert records.fingerprint([again]) == records.fingerprint(demo)
+
+
+def test_hh_transcripts_become_turns():
+  row = {"chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: b", "rejected": None}
+  row["rejected"] = row["chosen"][:-1] + "c"
+  (pair,) = records.parse([row], "comparison", formats.hh)
+  assert pair.turns == (SAY("user", "q"), SAY("assistant", "a"), SAY("user", "r"))
+  assert pair.prompt == "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+  ("row", "what"),
+  [
+    ({"prompt": "a</s>b", "completion": "c"}, "d:1: completion: holds the special tokens '</s>'"),
+    ({"prompt": "a", "completion": "<pad>"}, "d:1: completion: holds the special tokens '<pad>'"),
+    ({"prompt": [SAY("user", "x<s>")], "completion": "c"}, "messages[0].content: holds the special tokens '<s>'"),
+    ({"prompt": CHAT[:3], "completion": "c"}, "the last message is the assistant's"),
+    ({"prompt": "abcdefgh", "completion": "c"}, "d:1: prompt: 12 tokens, the limit is 9"),
+  ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(row, what):
+  found = records.parse([row], "demonstration")
+  with pytest.raises(UserError) as error:
+    pipeline.demonstrations(found, TOK, prompt=9, response=9, name="d", template=template())
+  assert what in str(error.value)
+
+
+DROPS = PLAIN.replace("m.content + eos", "('' if not loop.last and m.role == 'assistant' else m.content) + eos")
+
+
+@pytest.mark.parametrize(
+  ("text", "what"),
+  [
+    ("{% if %}", r"t.jinja:1: not a Jinja template"),
+    ("{{ raise_exception('no') }}", "cannot render it .no."),
+    (PLAIN.replace("eos_token", "'<pad>'"), r"closes a reply with '<pad>', the stop ids are \[2\]"),
+    (PLAIN.replace(" + eos_token", ""), "closes a reply with 'no special token'"),
+    (MARKED.replace(" + eos_token }}{% endgeneration %}", " }}{% endgeneration %}{{ eos_token }}"), "stands before '</s>'"),
+    (PLAIN.replace("{% if add_generation_prompt %}A{% endif %}", "{% if add_generation_prompt %}B{% endif %}"), "rewrites"),
+  ],
+)  # fmt: skip
+def test_templates_that_cannot_be_used(text, what):
+  with pytest.raises(UserError, match=what):
+    template(text)
+
+
+def test_a_template_that_drops_earlier_replies_is_named_with_the_line(demo):
+  with pytest.raises(UserError, match=r"d:1: completion: the chat template rewrites .* messages\[3\]"):
+    pipeline.demonstrations(demo, TOK, prompt=20, response=9, name="d", template=template(DROPS))
+
+
+def test_a_template_cannot_reach_python():
+  with pytest.raises(UserError, match="cannot render"):
+    template("{{ ''.__class__.__mro__[1].__subclasses__() }}")
+
+
+def test_where_templates_are_found(tmp_path):
+  config = {"chat_template": "a", "bos_token": {"content": "<b>"}, "eos_token": None}
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+  (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "</b>"}')
+  assert chat.find(tmp_path) == ("a", {"bos_token": "<b>", "eos_token": "</b>"})
+  (tmp_path / "chat_template.jinja").write_text("b")
+  assert chat.find(tmp_path / "tokenizer.json")[0] == "b"
+  (tmp_path / "chat_template.jinja").unlink()
+  (tmp_path / "tokenizer_config.json").write_text('{"chat_template": [{"name": "tools", "template": "x"}]}')
+  with pytest.raises(UserError, match="the chat templates tools and none named 'default'"):
+    chat.find(tmp_path)
+  gguf = {"tokenizer.chat_template": "c", "tokenizer.ggml.tokens": ["x", "<e>"], "tokenizer.ggml.eos_token_id": 1}
+  assert chat.find(gguf) == ("c", {"eos_token": "<e>"})
+
+
+def test_messages_as_prompts_may_end_with_the_user():
+  chats = [CHAT[:-1], CHAT]
+  found = records.parse([{"messages": one} for one in chats], "prompt", formats.messages)
+  assert [record.turns for record in found] == [tuple(CHAT[:-1])] * 2
+
+
+def test_replies_that_share_a_token_with_the_prompt_are_cut_there():
+  """Two line ends are one token, unless a letter follows the second: so a rollout's prompt is not the whole text's start."""
+  pair = 5
+
+  def encode(text):
+    ids, at = [], 0
+    while at < len(text):
+      double = text.startswith("\n\n", at) and not text[at + 2 : at + 3].isalpha()
+      ids.append(pair if double else ord(text[at]))
+      at += 2 if double else 1
+    return ids
+
+  tokenizer = TOK._replace(encode=named(encode, NAMES))
+  text = PLAIN.replace("'A' + m.content", "'A\n\n' + m.content").replace("%}A{%", "%}A\n\n{%")
+  found = chat.load("t.jinja", text, {}, tokenizer)
+  turns = tuple(CHAT[:-1])
+  ids, mask, start = chat.reply(found, tokenizer, records.transcript(turns), turns, "cd")
+  assert ids.count(pair) == 2
+  assert ids[:start] == chat.head(found, tokenizer, records.transcript(turns), turns)
+  first = chat.head(found, tokenizer, records.transcript(turns[:2]), turns[:2])
+  assert ids[: len(first)] == first and first[-1] == pair
+  assert [i for i, marked in zip(ids, mask) if marked] == [ord("a"), ord("b"), EOS, ord("c"), ord("d"), EOS]

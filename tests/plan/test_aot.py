@@ -1,0 +1,94 @@
+"""The compiler's half of the plan: every stage and every kind of chip compiles ahead of time with libtpu (`make test-plan`)."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from instructjax.models import blocks, gpt
+from instructjax.plan import Options, aot, chips, collectives, plan, programs
+from instructjax.runs import origin
+from instructjax.settings import reading
+
+pytestmark = pytest.mark.tpu
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+  """Reports are kept here, so that each test asks the compiler."""
+  monkeypatch.setenv("INSTRUCTJAX_CACHE", str(tmp_path))
+
+
+def compiled(preset: str, options: Options, say=lambda text: None) -> dict:
+  found = plan(reading.load(preset), preset.partition(":")[2], options, say)
+  assert found["compiled"], f"{found['why_not']}; make test-plan installs it"
+  assert found["fits"]
+  return found
+
+
+@pytest.mark.parametrize("stage", ["sft", "rl_init", "reward", "ppo"])
+def test_every_stage_compiles_for_a_tpu(stage):
+  for row in compiled(f"{stage}:tiny", Options("v5e:2x2", "fsdp=2,model=2"))["programs"]:
+    assert row["compiled"]["temp"] >= 0 and row["compiled"]["arguments"] > 0
+    assert {c["kind"] for c in row["compiled"]["collectives"]} >= {"all-gather", "all-reduce"}
+
+
+def test_reports_are_kept():
+  options, said = Options("v5e:2x2", "fsdp=2,model=2"), []
+  found = [compiled("pretrain:tiny", options, said.append) for _ in range(2)]
+  assert said == ["compiling pretrain for v5e:2x2 ..."]
+  assert found[0]["programs"] == found[1]["programs"]
+
+
+@pytest.mark.parametrize(
+  ("topology", "slices", "devices", "mesh"),
+  [
+    ("v4:2x2x1", 1, 4, "fsdp=4"),  # two cores a chip, taken as one device
+    ("v6e:2x2", 1, 4, "fsdp=4"),
+    ("tpu7x:2x2x1", 1, 8, "fsdp=4,model=2"),  # two devices a chip
+    ("v5e:2x2", 2, 8, "data=2,fsdp=4"),
+  ],
+)
+def test_every_kind_of_chip_and_several_slices(topology, slices, devices, mesh):
+  found = compiled("sft:tiny", Options(topology, mesh, slices))
+  assert found["devices"] == devices
+  (row,) = found["programs"]
+  assert row["compiled"]["limit"] > row["compiled"]["peak"] > row["compiled"]["arguments"] * 0.9
+  crossing = [c for c in row["compiled"]["collectives"] if "data" in c["axes"]]
+  assert bool(crossing) == (slices > 1)
+
+
+def test_gradients_of_matrices_are_scattered_as_they_are_summed(monkeypatch):
+  """What is summed over fsdp and kept whole on every device is less than one matrix of one layer: biases and the embedding."""
+  wide = gpt.GPTConfig(vocab_size=257, context=256, width=1024, depth=1, heads=8)
+  monkeypatch.setitem(origin.SHAPES, "wide", wide)
+  (row,) = compiled("sft:tiny", Options("v5e:2x2", "fsdp=4", policy="wide"))["programs"]
+  moved = {c["kind"]: c["bytes"] for c in row["compiled"]["collectives"]}
+  matrix = 4 * wide.width**2  # bytes; a layer has twelve such
+  assert moved["all-reduce"] < matrix
+  assert 12 * matrix <= moved["reduce-scatter"] < 15 * matrix  # what is joined is padded
+
+
+@pytest.mark.parametrize(
+  ("topology", "mesh", "kinds"),
+  [
+    ("v5e:4x8", "fsdp=32", ("all-gather", "reduce-scatter")),
+    ("v5e:4x4", "fsdp=16", ("all-gather", "all-reduce")),
+    ("v5e:4x4", "fsdp=8,model=2", ("all-gather", "reduce-scatter")),
+    ("v5p:4x4x4", "fsdp=64", ("all-reduce",)),
+    ("v5p:4x4x4", "fsdp=16,model=4", ("all-gather", "reduce-scatter")),
+  ],
+)
+def test_how_a_gradient_is_summed_is_the_compilers_choice_for_the_topology(topology, mesh, kinds):
+  """One matrix, one product: gathered in bfloat16, its gradient summed in float32 (`docs/scaling.md`)."""
+  where = chips.pod(topology)
+  sizes = chips.mesh(mesh, where)
+  with aot.on(where, sizes, True):
+    w = programs.struct((2048, 8192), jnp.float32, "embed", "mlp")
+    x = programs.rows((sizes["fsdp"], 128, 2048), jnp.float32)
+    loss = lambda w, x: jnp.sin(blocks.product(w, x, "bfloat16")).mean()
+    step = jax.jit(lambda w, x: w - jax.grad(loss)(w, x), donate_argnums=0)
+    found = collectives.read(step.lower(w, x).compile().as_text(), sizes)
+  moved = {c.kind: c.bytes for c in found if c.axes == ("fsdp",)}
+  part = 2048 * 8192 // sizes["model"]
+  expected = {"all-gather": 2 * part, "reduce-scatter": 4 * part, "all-reduce": 4 * part}
+  assert moved == ({kind: expected[kind] for kind in kinds} if len(kinds) > 1 else {"all-reduce": 6 * part})

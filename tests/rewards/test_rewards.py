@@ -1,0 +1,378 @@
+"""Rewards from outside: the grammar, Python functions, a real server, and PPO, best-of-n and sampling with them."""
+
+import email.utils
+import json
+import threading
+import time
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from servers import lengths
+from stage_runs import files, leaves, metrics, run
+
+from instructjax import rewards
+from instructjax.errors import UserError
+from instructjax.rewards import endpoint, judge, spec
+
+FAST = "wait=0.01,retries=2"
+PROMPTS = [f"say {i}" for i in range(5)]
+TEXTS = ["a", "bb", "ccc", "", "dd\u00e9"]
+
+
+@pytest.fixture
+def module(tmp_path):
+  """Writes a Python file and returns its name."""
+
+  def write(text: str, name: str = "mine.py"):
+    (tmp_path / name).write_text(text)
+    return tmp_path / name
+
+  return write
+
+
+def score(source: str, prompts=PROMPTS, texts=TEXTS):
+  (found,) = rewards.score_texts(rewards.open_all(source, {}), prompts, texts).values()
+  return found
+
+
+def refused(source: str, *args) -> str:
+  with pytest.raises(UserError) as error:
+    score(source, *args)
+  assert "\n" not in str(error.value)
+  return str(error.value)
+
+
+# --- the grammar ---
+
+
+def test_a_sum_has_weights_kinds_and_options():
+  terms = spec.parse(
+    "runs/reward + 0.5*python:my.py:polite + -.1 * python:a.b:short + http://h:1/s?a=b+c#batch=8,token=KEY + "
+    "openai:https://x/v1#gpt-x,concurrent=2 + 1e-3*classifier:owner/name#POS,as=probability + C:\\run"
+  )
+  assert [(t.weight, t.kind, t.target, t.choice) for t in terms] == [
+    (1, "run", "runs/reward", ""), (0.5, "python", "my.py:polite", ""), (-0.1, "python", "a.b:short", ""),
+    (1, "http", "http://h:1/s?a=b+c", ""), (1, "openai", "https://x/v1", "gpt-x"),
+    (1e-3, "classifier", "owner/name", "POS"), (1, "run", "C:\\run", ""),
+  ]  # fmt: skip
+  assert (terms[3].options["batch"], terms[3].options["token"], terms[3].options["timeout"]) == (8, "KEY", 60.0)
+  assert (terms[4].options["concurrent"], terms[5].options["as"]) == (2, "probability")
+  assert spec.names(terms[:6]) == ["reward", "polite", "short", "h-1-s", "gpt-x", "name-POS"]
+  assert spec.names(spec.parse("a/reward + b/reward + c/reward")) == ["reward", "reward-2", "reward-3"]
+  assert rewards.open_all(" ", {}) == ()
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("runs/a + ", "a reward is empty: rewards are written SOURCE, WEIGHT*SOURCE"),
+    ("half*python:my.py:f", "rewards are written SOURCE, WEIGHT*SOURCE"),
+    ("pyton:my.py:f", "rewards are written SOURCE"),
+    ("python:my.py", "names no function, write python:FILE.py:FUNCTION"),
+    ("openai:http://h/v1", "names no model"),
+    ("http://h/s#batch=0", "batch=0 must be at least 1"),
+    ("http://h/s#batch=x", "batch=x is no number; the default is 32"),
+    ("http://h/s#timeout=nan", "timeout=nan must be at least"),
+    ("http://h/s#size=2", "'size=2' is no option; known are batch=, token="),
+    ("http:///s", "no valid address"),
+    ("http://h:99999/s", "no valid address"),
+    ("https://me:secret@h/s", "put it in an environment variable"),
+    ("runs/none", "not the directory of a finished `instructjax reward` run"),
+    ("http://h/s#token=NO_SUCH_VARIABLE", "environment variable NO_SUCH_VARIABLE of #token= is not set"),
+    ("http://h/s#header=X-Key", "needs #token=VARIABLE"),
+  ],
+)
+def test_what_cannot_be_read_is_explained(text, message):
+  settings = dict.fromkeys(("dtype", "remat", "unroll", "sequence", "attention"))
+  with pytest.raises(UserError) as error:
+    rewards.open_all(text, settings)
+  assert message in str(error.value)
+  assert "secret" not in str(error.value)
+
+
+def test_weights_make_the_sum(module):
+  file = module("def size(p, r):\n  return [len(t) for t in r]\ndef first(p, r):\n  return [float(t[-1]) for t in p]\n")
+  found = rewards.open_all(f"2*python:{file}:size + -0.5*python:{file}:first", {})
+  scores = rewards.score_texts(found, PROMPTS, TEXTS)
+  np.testing.assert_array_equal(scores["size"], [1, 2, 3, 0, 3])
+  np.testing.assert_array_equal(scores["first"], [0, 1, 2, 3, 4])
+  np.testing.assert_array_equal(rewards.total(found, scores), [2, 3.5, 5, -1.5, 4])
+  about = rewards.manifest(found)
+  assert about["first"]["weight"] == -0.5
+  assert len(about["size"]["sha256"]) == 64
+
+
+# --- Python functions ---
+
+
+def test_a_module_by_name_and_one_with_neighbours(module):
+  module("def f(p, r):\n  return [1.0] * len(r)\n", "reward_neighbour.py")
+  assert score(f"python:{module('from reward_neighbour import f')}:f").tolist() == [1.0] * 5
+  assert score("python:reward_neighbour:f").tolist() == [1.0] * 5  # its folder is on the path now
+
+
+@pytest.mark.parametrize(
+  ("code", "message"),
+  [
+    ("def f(p, r):\n  return g(r)\ndef g(r):\n  return 1 / 0\n", "f raised ZeroDivisionError: division by zero at {}:4"),
+    ("import json\ndef f(p, r):\n  return json.loads('{')\n", "f raised JSONDecodeError: Expecting property name"),
+    ("def f(p, r):\n  return [1.0]\n", "reward f: returned [1.0] of shape (1,) for 5 responses"),
+    ("def f(p, r):\n  pass\n", "reward f: returned None of shape ()"),
+    ("def f(p, r):\n  return ['x'] * 5\n", "numbers are expected"),
+    ("def f(p, r):\n  return [1, 2, float('nan'), 4, 5]\n", "response 2 is nan; its prompt begins 'say 2', the response 'ccc'"),
+    ("def f(p, r):\n  return [1, 2, 3, 4, 1e300]\n", "reward f: the score of response 4 is inf"),
+    ("def g(p, r):\n  pass\n", "has no function 'f'; it has g"),
+    ("x = 1\ny = x.no\n", "importing it raised AttributeError: 'int' object has no attribute 'no' at {}:2"),
+    ("def f(:\n", "importing it raised SyntaxError"),
+  ],
+)
+def test_what_is_wrong_with_a_function_is_one_line(code, message, module):
+  file = module(code)
+  assert message.format(file) in refused(f"python:{file}:f")
+
+
+def test_the_line_is_the_users_and_not_a_librarys(module):
+  file = module("import json\ndef f(p, r):\n\n  return json.loads('{')\n")
+  assert refused(f"python:{file}:f").endswith(f"at {file}:4")
+  assert "no such file" in refused("python:none.py:f")
+  assert "Python finds no module 'no_such_module'" in refused("python:no_such_module:f")
+
+
+# --- servers ---
+
+
+def test_batches_keep_their_order_and_size(server):
+  texts = [f"{'x' * (i % 7)}" for i in range(23)]
+  assert score(f"{server.url}#batch=5,concurrent=3", ["p"] * 23, texts).tolist() == [i % 7 for i in range(23)]
+  assert sorted(len(body["responses"]) for _, body, _, _ in server.asked) == [3, 5, 5, 5, 5]
+  assert all(body["prompts"] == ["p"] * len(body["responses"]) for _, body, _, _ in server.asked)
+
+
+def test_a_few_at_a_time(server):
+  def slowly(*args):
+    time.sleep(0.05)
+    return lengths(*args)
+
+  server.answer = slowly
+  score(f"{server.url}#batch=1,concurrent=2")
+  assert (len(server.asked), server.most) == (5, 2)
+
+
+@pytest.mark.parametrize("status", [503, 500, 429, 408])
+def test_what_may_pass_is_tried_again(server, status):
+  server.answer = lambda *args: (status, {}, b"busy") if args[2] < 2 else lengths(*args)
+  assert score(f"{server.url}#{FAST}").tolist() == [1, 2, 3, 0, 3]
+  assert len(server.asked) == 3
+  pauses = np.diff([at for *_, at in server.asked])
+  assert pauses[0] >= 0.005 and pauses[1] >= 0.01
+
+
+@pytest.mark.parametrize("as_date", [False, True])
+def test_retry_after_is_honoured(server, as_date):
+  when = lambda: email.utils.formatdate(time.time() + 2, usegmt=True) if as_date else "0.3"
+  server.answer = lambda *args: (429, {"Retry-After": when()}, b"") if not args[2] else lengths(*args)
+  score(f"{server.url}#{FAST}")
+  pause = server.asked[1][3] - server.asked[0][3]
+  assert (0.9 if as_date else 0.3) <= pause < 10
+
+
+def test_it_gives_up(server):
+  server.answer = lambda *args: (503, {}, b"busy")
+  assert "answered 503 Service Unavailable, asked 3 times; see that the server runs" in refused(f"{server.url}#{FAST}")
+  assert len(server.asked) == 3
+
+
+def test_nobody_there_and_nobody_answering(server):
+  done = threading.Event()
+  server.answer = lambda *args: (done.wait(5), lengths(*args))[1]
+  try:
+    assert "no answer in 0.1 s, asked 3 times" in refused(f"{server.url}#{FAST},timeout=0.1")
+  finally:
+    done.set()
+  assert "no answer (" in refused(f"http://127.0.0.1:9/x#{FAST}")
+
+
+@pytest.mark.parametrize(
+  ("reply", "message"),
+  [
+    ((400, {}, b"no  such\nfield"), "answered 400 Bad Request: no such field"),
+    ((401, {}, b""), "name the variable of its token with #token=VARIABLE"),
+    ((302, {"Location": "http://else/"}, b""), "redirects are not followed, to http://else/"),
+    ((200, {}, {"scores": [1.0]}), "answered 1 scores for 5 responses"),
+    ((200, {}, {"scores": [1, 2, 3, 4, "5"]}), 'score 4 of 5 is "5", a number is expected'),
+    ((200, {}, {"scores": [1, 2, None, 4, 5]}), "score 2 of 5 is null"),
+    ((200, {}, {"scores": [1, True, 3, 4, 5]}), "score 1 of 5 is true"),
+    ((200, {}, {"score": 1}), 'answered {"score": 1}; {"scores": [...]} is expected'),
+    ((200, {}, b'{"scores": [1, 2, NaN, 4, 5]}'), "the score of response 2 is nan; its prompt begins 'say 2'"),
+    ((200, {}, b"<html>"), "answered <html>; JSON is expected"),
+  ],
+)
+def test_what_will_not_pass_is_asked_once(server, reply, message):
+  server.answer = lambda *args: reply
+  assert message in refused(f"{server.url}#{FAST}")
+  assert len(server.asked) == 1
+
+
+def test_the_first_error_ends_all_requests(server):
+  server.answer = lambda path, body, number: (400, {}, b"") if "a" in body["responses"] else (503, {}, b"")
+  begun = time.monotonic()
+  assert "answered 400" in refused(f"{server.url}#batch=1,concurrent=2,wait=20,retries=5")
+  assert time.monotonic() - begun < 5
+  assert len(server.asked) <= 3
+
+
+def test_a_token_comes_from_the_environment_and_stays_there(server, monkeypatch):
+  monkeypatch.setenv("MY_TOKEN", "s3cret")
+  for option, name, value in (("", "Authorization", "Bearer s3cret"), (",header=X-Api-Key", "X-Api-Key", "s3cret")):
+    found = rewards.open_all(f"{server.url}#token=MY_TOKEN{option}", {})
+    rewards.score_texts(found, PROMPTS, TEXTS)
+    assert server.asked[-1][2][name] == value
+    assert "s3cret" not in json.dumps(rewards.manifest(found))
+  server.answer = lambda *args: (403, {}, b"")
+  assert "s3cret" not in refused(f"{server.url}#token=MY_TOKEN")
+
+
+def test_a_chat_model_judges(server, tmp_path):
+  def chat(path, body, number):
+    assert path == "/v1/chat/completions"
+    assert (body["model"], body["temperature"]) == ("llm", 0)
+    said = body["messages"][0]["content"]
+    words = "I would say so" if number == 0 else f"3 points for style, so {len(said.split('|')[1])}/10"
+    return 200, {}, {"choices": [{"message": {"content": words}}]}
+
+  server.answer = chat
+  (tmp_path / "t.txt").write_text("{prompt}|{response}")
+  url = server.url.replace("/score", "/v1/")
+  found = score(f"openai:{url}#llm,template={tmp_path / 't.txt'},concurrent=1,{FAST}", ["p"] * 2, ["abc", "{prompt}"])
+  assert found.tolist() == [3, 8]  # "{prompt}" in a response is text
+  assert len(server.asked) == 3  # the answer without a number was asked for again
+  server.answer = lambda *args: (200, {}, {"choices": [{"message": {"content": "11"}}]})
+  assert "the model said '11', which does not end with a number from 1 to 10, asked 3 times" in refused(
+    f"openai:{url}#llm,{FAST}"
+  )
+  server.answer = lambda *args: (200, {}, {"error": "no model"})
+  assert "no chat completion" in refused(f"openai:{url}#llm,{FAST}")
+  (tmp_path / "t.txt").write_text("{prompt}")
+  assert "{response} is missing" in refused(f"openai:{url}#llm,template={tmp_path / 't.txt'}")
+
+
+def test_the_template_of_a_judge_has_both_texts():
+  text = judge.filled(judge.TEMPLATE, prompt="a question", response="an answer")
+  assert "Instruction:\na question\n" in text and "Response:\nan answer\n" in text
+  assert endpoint.brief("x" * 200) == "x" * 117 + "..."
+
+
+# --- stages ---
+
+
+def ppo(data, workdir, init, source, *options):
+  size = {
+    "batch": 8, "iterations": 4, "ppo.minibatches": 2, "sampling.response": 6, "data.prompt": 12, "data.length": 24,
+    "ptx_ratio": 1,
+  }  # fmt: skip
+  settings = [f"--config.{name}={value}" for name, value in size.items()]
+  reward = [f"--model={init}", f"--config.rewards={source}"]
+  return run("ppo", workdir, *files(data, "prompts", "text"), *reward, *settings, *options)
+
+
+COUNT = "def letters(prompts, responses):\n  return [sum(c in 'aeiou' for c in text) for text in responses]\n"
+
+
+@pytest.mark.slow
+def test_ppo_goes_on_after_its_server_failed_bit_for_bit(data, base, reward_run, server, module, tmp_path, capsys):
+  """Three sources; nothing compiles after the first iteration; the state before the failure is saved."""
+  sources = f"python:{module(COUNT)}:letters + 0.5*{server.url}#batch=3,{FAST} + 2*{reward_run}"
+  again = partial(ppo, data, init=base, source=sources)
+  with tiny.compilations("draw") as drawing, tiny.compilations("learn") as learning:
+    assert again(tmp_path / "whole") == 0
+  assert (len(drawing), len(learning)) == (1, 1)
+  name = spec.names(spec.parse(server.url))[0]
+  for row in metrics(tmp_path / "whole"):
+    parts = [row[f"objective/score/{source}"] for source in ("letters", name, "reward")]
+    assert row["objective/scores"] == pytest.approx(np.dot(parts, [1, 0.5, 2]), rel=1e-5)
+  assert {body["prompts"][0] for _, body, _, _ in server.asked} <= {f"say {i}" for i in range(8)}
+  count = len(server.asked)
+  server.answer = lambda *args: lengths(*args) if args[2] < count + 7 else (400, {}, b"broken")  # 3 requests an iteration
+  assert again(tmp_path / "parts") == 2
+  error = capsys.readouterr().err
+  assert "Traceback" not in error
+  assert "answered 400 Bad Request: broken" in error
+  assert "ppo: step 2 of 4 is kept; run the same command again to go on from there" in error
+  server.answer = lengths
+  assert again(tmp_path / "parts") == 0
+  assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+  one, other = leaves(tmp_path / "whole", "ppo"), leaves(tmp_path / "parts", "ppo")
+  assert one.keys() == other.keys()
+  for leaf in one:
+    np.testing.assert_array_equal(one[leaf], other[leaf], err_msg=leaf)
+  noted = json.loads((tmp_path / "parts" / "manifest.json").read_text())["rewards"]
+  assert (noted["reward"]["weight"], noted[name]["source"]) == (2, f"{server.url}#batch=3,{FAST}")
+
+
+@pytest.mark.slow  # 40 iterations, about 20 s
+def test_ppo_learns_a_function(data, base, module, tmp_path):
+  options = ["--config.iterations=40", "--config.batch=32", "--config.sampling.response=12", "--config.ppo.ptx_coef=0"]
+  options += ["--config.policy_optimizer.lr=3e-3", "--config.kl.coef=0", "--config.ppo.epochs=2"]
+  assert ppo(data, tmp_path / "ppo", base, f"python:{module(COUNT)}:letters", *options) == 0
+  scores = [row["objective/scores"] for row in metrics(tmp_path / "ppo")]
+  assert np.mean(scores[-5:]) > 2 * np.mean(scores[:5])
+
+
+@pytest.mark.slow
+def test_the_same_reward_model_inside_and_outside(data, base, reward_run, tmp_path):
+  """One compiled iteration and two halves with the scores between them give the same run."""
+  judged = f"--config.reward_model={reward_run}"
+  assert ppo(data, tmp_path / "in", base, "", judged, "--config.iterations=2") == 0
+  assert ppo(data, tmp_path / "out", base, str(reward_run), judged, "--config.iterations=2") == 0
+  for inside, outside in zip(metrics(tmp_path / "in"), metrics(tmp_path / "out"), strict=True):
+    for name in inside.keys() - {"stage"}:
+      assert outside[name] == pytest.approx(inside[name], rel=2e-4, abs=2e-5), name
+    assert outside["objective/score/reward"] == pytest.approx(outside["objective/scores"], rel=1e-5)
+
+
+def test_bestofn_and_sample_with_functions(data, base, module, reward_run, tmp_path):
+  small = ["--config.data.prompt=12", "--config.sampling.response=6", "--config.batch=2", "--config.prompts=3"]
+  options = [*files(data, "prompts"), f"--model={base}", *small, "--config.n=4"]
+  file = module(COUNT + "def spaces(p, r):\n  return [float(t.count(' ')) for t in r]\n")
+  sources = f"--config.rewards=python:{file}:letters + 2*python:{file}:spaces"
+  assert run("bestofn", tmp_path / "best", *options, sources, f"--config.gold={reward_run}") == 0
+  rows = [json.loads(line) for line in (tmp_path / "best" / "samples.jsonl").read_text().splitlines()]
+  worth = lambda text: sum(c in "aeiou" for c in text) + 2 * text.count(" ")
+  for row in rows:
+    assert row["scores"] == {"first": worth(row["first"]), "best": worth(row["best"])}
+    assert row["scores"]["best"] >= row["scores"]["first"]
+  assert [(row["step"], "gold" in row) for row in metrics(tmp_path / "best")] == [(1, True), (2, True), (4, True)]
+  left = [(tmp_path / "best" / name).read_text() for name in ("samples.jsonl", "metrics.jsonl")]
+  assert run("bestofn", tmp_path / "best", *options, sources, f"--config.gold={reward_run}") == 0  # again: no line twice
+  assert left == [(tmp_path / "best" / name).read_text() for name in ("samples.jsonl", "metrics.jsonl")]
+  assert run("sample", tmp_path / "sample", *options, sources) == 0
+  for line in (tmp_path / "sample" / "samples.jsonl").read_text().splitlines():
+    row = json.loads(line)
+    assert row["scores"]["spaces"] == [text.count(" ") for text in row["responses"]]
+
+
+def test_a_run_scores_texts_as_it_scores_ids(reward_run):
+  from instructjax import reward
+  from instructjax.runs import origin
+
+  settings = {"dtype": "float32", "remat": "none", "unroll": 1, "sequence": False, "attention": "auto"}
+  found = score_with(reward_run, settings, ["say 1", "say"], [" good", " bad and worse"])
+  model = origin.open_reward_model(str(reward_run), settings)
+  for text, value in zip(("say 1 good", "say bad and worse"), found):
+    ids = jnp.asarray([[*text.encode(), 256]])
+    direct = reward.score(model.lm, {"lm": model.params, "head": model.head}, ids, jnp.ones_like(ids, bool))
+    assert float(direct[0]) == pytest.approx(float(value), abs=1e-5)
+
+
+def score_with(source, settings, prompts, texts):
+  (found,) = rewards.score_texts(rewards.open_all(str(source), settings), prompts, texts).values()
+  return found
+
+
+def test_ppo_without_any_reward_says_what_to_give(data, base, tmp_path, capsys):
+  assert ppo(data, tmp_path / "run", base, "") == 2
+  assert "config.reward_model is empty" in capsys.readouterr().err
+  assert not (tmp_path / "run").exists()

@@ -1,0 +1,421 @@
+"""fit(): steps, cadence, resume, Ctrl-C, NaN."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from instructjax import steps
+from instructjax.errors import UserError
+from instructjax.runs import loop, writers
+from instructjax.runs.checkpoint import Checkpoints
+from instructjax.runs.loop import fit
+
+TX = optax.sgd(0.1)
+
+
+def fresh():
+  return steps.init_state(jax.random.key(0), {"w": jnp.float32(1)}, TX)
+
+
+@pytest.fixture(scope="module")
+def step():
+  """w <- w - 0.1 (w - x): a NaN in the batch shows in the loss of its step."""
+
+  def run(state, x):
+    loss = 0.5 * (state.params["w"] - x) ** 2
+    state = steps.update(state, {"w": state.params["w"] - x}, TX)
+    return replace(state, iteration=state.iteration + 1), {"loss": loss, "w": state.params["w"]}
+
+  return steps.compiled(run, fresh())
+
+
+def batch(i):
+  return jnp.float32(i)
+
+
+@pytest.fixture
+def writer(tmp_path):
+  with writers.open_run(tmp_path / "run", {"lr": 0.1}, seed=1) as found:
+    yield found
+
+
+def rows(tmp_path):
+  return [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_step_sees_its_batch_and_is_written_once(step, writer, tmp_path):
+  state = fit(step, fresh(), batch, steps=5, stage="a", writer=writer)
+  assert int(state.iteration) == 5
+  w = 1.0
+  for i, row in enumerate(rows(tmp_path)):
+    assert row["step"] == i + 1
+    assert row["loss"] == pytest.approx(0.5 * (w - i) ** 2)
+    w -= 0.1 * (w - i)
+    assert row["w"] == pytest.approx(w)
+  assert step._cache_size() == 1
+
+
+def test_cadence_of_lines_evaluations_and_checkpoints(step, writer, tmp_path):
+  checkpoints = Checkpoints(tmp_path / "c", keep=9)
+  settings = {"log_every": 3, "evaluate_every": 2, "checkpoint_every": 3}
+  fit(
+    step, fresh(), batch, steps=7, stage="a", writer=writer, checkpoints=checkpoints, extra={"x": 1},
+    evaluate=lambda state: {"eval/w": state.params["w"]}, **settings,
+  )  # fmt: skip
+  assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [3, 6, 7]
+  assert [row["step"] for row in rows(tmp_path) if "eval/w" in row] == [2, 4, 6, 7]
+  assert sorted(int(path.name) for path in (tmp_path / "c").iterdir()) == [3, 6, 7]
+  assert checkpoints.extra() == {"stage": "a", "steps": 7, "x": 1}
+
+
+def test_metrics_are_fetched_while_the_next_step_runs(writer):
+  order = []
+
+  def step(state, x):
+    order.append(f"step {int(state.iteration) + 1}")
+    return replace(state, iteration=state.iteration + 1), {"loss": jnp.float32(0)}
+
+  def batches(i):
+    order.append(f"batch {i + 1}")
+    return batch(i)
+
+  seen = writer._replace(metrics=lambda at, stage, values: order.append(f"metrics {at}"))
+  fit(step, fresh(), batches, steps=3, stage="a", writer=seen)
+  assert order == [
+    "batch 1", "step 1", "batch 2", "step 2", "batch 3", "metrics 1", "step 3", "metrics 2", "metrics 3"
+  ]  # fmt: skip
+
+
+def test_resume_goes_on_and_leaves_no_line_twice(step, writer, tmp_path):
+  whole = fit(step, fresh(), batch, steps=6, stage="whole", writer=writer)
+  checkpoints = Checkpoints(tmp_path / "c")
+  settings = {"stage": "a", "writer": writer, "checkpoints": checkpoints, "checkpoint_every": 2}
+
+  def crash(i):
+    if i == 5:
+      raise SystemExit  # as SIGKILL, nothing is saved
+    return batch(i)
+
+  with pytest.raises(SystemExit):
+    fit(step, fresh(), crash, steps=6, **settings)
+  assert checkpoints.latest() == 4
+  state = fit(step, fresh(), batch, steps=6, **settings)
+  assert state.params["w"] == whole.params["w"]
+  by_stage = [[row | {"stage": ""} for row in rows(tmp_path) if row["stage"] == name] for name in ("whole", "a")]
+  assert by_stage[0] == by_stage[1]
+  before = rows(tmp_path)
+  fit(step, fresh(), batch, steps=6, **settings)
+  assert rows(tmp_path) == before
+
+
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(step, writer, tmp_path, capsys):
+  checkpoints = Checkpoints(tmp_path / "c")
+
+  def pressed(i):
+    if i == 2:
+      os.kill(os.getpid(), signal.SIGINT)
+    return batch(i)
+
+  before = signal.getsignal(signal.SIGINT)
+  with pytest.raises(loop.Interrupted, match="a: stopped at step 2 of 9; run the same command again"):
+    fit(step, fresh(), pressed, steps=9, stage="a", writer=writer, checkpoints=checkpoints)
+  assert signal.getsignal(signal.SIGINT) is before
+  assert checkpoints.latest() == 2
+  assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+  assert "stopping after this step" in capsys.readouterr().err
+  assert int(fit(step, fresh(), batch, steps=9, stage="a", writer=writer, checkpoints=checkpoints).iteration) == 9
+  assert [row["step"] for row in rows(tmp_path)] == list(range(1, 10))
+
+
+def test_sigterm_finishes_the_step_and_is_told_apart(step, writer, tmp_path, capsys):
+  checkpoints = Checkpoints(tmp_path / "c")
+
+  def preempted(i):
+    if i == 2:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return batch(i)
+
+  with pytest.raises(loop.Interrupted, match="a: stopped at step 2 of 9; run the same command again") as stop:
+    fit(step, fresh(), preempted, steps=9, stage="a", writer=writer, checkpoints=checkpoints)
+  assert stop.value.number == signal.SIGTERM
+  assert checkpoints.latest() == 2
+
+
+def test_several_processes_stop_where_the_preemption_service_says(step, writer, tmp_path, monkeypatch, capsys):
+  """SIGTERM is the service's; a Ctrl-C is passed on to it as a SIGTERM; the step is the one that it names."""
+  from jax.experimental import multihost_utils
+
+  got, asked = [], []
+  monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
+  monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda at: asked.append(at) or at == 4)
+  before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+
+  def pressed(i):
+    if i == 2:
+      os.kill(os.getpid(), signal.SIGINT)
+    return batch(i)
+
+  try:
+    with pytest.raises(loop.Interrupted, match="nothing was saved") as stop:
+      fit(step, fresh(), pressed, steps=9, stage="a", writer=writer)
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  assert (got, asked, stop.value.number) == ([signal.SIGTERM], [1, 2, 3, 4], signal.SIGINT)
+
+
+def test_the_best_checkpoint_stays_and_is_measured(step, writer, tmp_path):
+  checkpoints = Checkpoints(tmp_path / "c", keep=1, best="eval/nll")
+  nll = {2: 3.0, 4: 1.0, 6: 2.0, 8: 5.0}
+  fit(
+    step, fresh(), batch, steps=8, stage="a", writer=writer, checkpoints=checkpoints, checkpoint_every=2,
+    evaluate=lambda state: {"eval/nll": nll[int(state.iteration)]},
+  )  # fmt: skip
+  assert checkpoints.steps() == [4, 8]
+  assert [row["step"] for row in rows(tmp_path) if "eval/nll" in row] == [2, 4, 6, 8]
+  typo = Checkpoints(tmp_path / "d", best="nll")
+  with pytest.raises(UserError, match=r"config.best='nll': this stage does not measure it; it measures loss, w"):
+    fit(step, fresh(), batch, steps=8, stage="a", writer=writer, checkpoints=typo)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(step, writer, tmp_path, monkeypatch):
+  """The commit waits until all steps are done: with donated states, what is written is still the state of its step."""
+  import threading
+
+  from orbax.checkpoint import CheckpointManager
+
+  done = threading.Event()
+  finalize = CheckpointManager._finalize
+  monkeypatch.setattr(CheckpointManager, "_finalize", lambda self, *args: (done.wait(60), finalize(self, *args)))
+  checkpoints = Checkpoints(tmp_path / "c", keep=9)
+  seen = []
+
+  def batches(i):
+    if i == 8:
+      seen.append([path.name for path in (tmp_path / "c").iterdir()])
+      done.set()
+    return batch(i)
+
+  fit(step, fresh(), batches, steps=9, stage="a", writer=writer, checkpoints=checkpoints, checkpoint_every=4)
+  assert checkpoints.steps() == [4, 8, 9]
+  found, _ = checkpoints.restore(fresh(), step=4)
+  w = next(row["w"] for row in rows(tmp_path) if row["step"] == 4)
+  assert float(found.params["w"]) == w
+  assert int(found.iteration) == 4
+
+
+def test_an_interrupt_that_cut_a_step_keeps_the_checkpoint_before(step, writer, tmp_path):
+  checkpoints = Checkpoints(tmp_path / "c")
+
+  def cut(state, x):
+    state, metrics = step(state, x)
+    if int(state.iteration) == 4:
+      raise KeyboardInterrupt
+    return state, metrics
+
+  with pytest.raises(loop.Interrupted, match="stopped at step 2 of 9"):
+    fit(cut, fresh(), batch, steps=9, stage="a", writer=writer, checkpoints=checkpoints, checkpoint_every=2)
+  assert checkpoints.latest() == 2
+
+
+def test_without_checkpoints_an_interrupt_says_so(step, writer):
+  def cut(i):
+    raise KeyboardInterrupt
+
+  with pytest.raises(loop.Interrupted, match="nothing was saved"):
+    fit(step, fresh(), cut, steps=9, stage="a", writer=writer)
+
+
+@pytest.mark.parametrize("place", ["batch", "step", "evaluation"])
+@pytest.mark.parametrize("error", [UserError("t.jsonl:7: bad"), OSError("no such disk")], ids=["mendable", "any"])
+def test_what_fails_in_the_middle_leaves_what_was_done(step, writer, tmp_path, place, error):
+  """Step 3 is done when batch 3 is made and evaluation 3 begins; step 4 fails after step 3."""
+  whole = fit(step, fresh(), batch, steps=6, stage="whole", writer=writer)
+  broken = True
+
+  def fails(here, at):
+    if broken and here == place and at == 3:
+      raise error
+
+  def one(state, x):
+    fails("step", int(state.iteration))
+    return step(state, x)
+
+  def evaluate(state):
+    fails("evaluation", int(state.iteration))
+    return {"eval/w": state.params["w"]}
+
+  checkpoints = Checkpoints(tmp_path / "c")
+  batches = lambda i: fails("batch", i) or batch(i)
+  settings = {"steps": 6, "stage": "a", "writer": writer, "checkpoints": checkpoints, "evaluate": evaluate, "evaluate_every": 3}
+  kept = "a: step 3 of 6 is kept; run the same command again to go on from there"
+  with pytest.raises(type(error), match=str(error)) as raised:
+    fit(one, fresh(), batches, **settings)
+  assert kept in (str(raised.value) if isinstance(error, UserError) else raised.value.__notes__)
+  assert checkpoints.latest() == 3
+  if place == "batch":  # nothing is done before it comes again
+    with pytest.raises(type(error)) as raised:
+      fit(one, fresh(), batches, **settings)
+    assert "is kept" not in str(raised.value)
+  broken = False
+  state = fit(one, fresh(), batches, **settings)
+  assert state.params["w"] == whole.params["w"]
+  assert [row["step"] for row in rows(tmp_path) if row["stage"] == "a" and "loss" in row] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("place", ["batch", "evaluation"])
+def test_a_nan_of_the_last_step_is_not_saved_by_another_failure(step, writer, tmp_path, place):
+  checkpoints = Checkpoints(tmp_path / "c")
+
+  def fails(here):
+    if here == place:
+      raise UserError("bad")
+
+  batches = lambda i: jnp.float32("nan") if i == 2 else (i == 3 and fails("batch")) or batch(i)
+  with pytest.raises(UserError, match="loss is nan at step 3; no state was saved before"):
+    fit(
+      step, fresh(), batches, steps=6, stage="a", writer=writer, checkpoints=checkpoints,
+      evaluate=lambda state: fails("evaluation"), evaluate_every=3,
+    )  # fmt: skip
+  assert checkpoints.latest() is None
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_state(step, writer, tmp_path, bad):
+  checkpoints = Checkpoints(tmp_path / "c")
+  batches = lambda i: jnp.float32(bad if i == 4 else i)
+  with pytest.raises(UserError, match=rf"a: loss is {bad} at step 5; the good state of step 4 is kept"):
+    fit(step, fresh(), batches, steps=9, stage="a", writer=writer, checkpoints=checkpoints, checkpoint_every=2)
+  assert checkpoints.latest() == 4
+  found, _ = checkpoints.restore(fresh())
+  assert jnp.isfinite(found.params["w"])
+  assert rows(tmp_path)[-1]["loss"] is None
+
+
+def test_nan_right_at_a_checkpoint_is_not_saved(step, writer, tmp_path):
+  checkpoints = Checkpoints(tmp_path / "c")
+  batches = lambda i: jnp.float32("nan" if i == 3 else i)
+  with pytest.raises(UserError, match="at step 4; the good state of step 2 is kept"):
+    fit(step, fresh(), batches, steps=9, stage="a", writer=writer, checkpoints=checkpoints, checkpoint_every=2)
+  assert checkpoints.latest() == 2
+
+
+def test_a_metric_that_is_no_loss_may_be_nan(writer, tmp_path):
+  step = lambda state, x: (replace(state, iteration=state.iteration + 1), {"explained": jnp.float32("nan")})
+  fit(step, fresh(), batch, steps=2, stage="a", writer=writer)
+  assert rows(tmp_path)[0] == {"step": 1, "stage": "a", "explained": None}
+
+
+def test_checkpoints_of_another_stage_are_refused(step, writer, tmp_path):
+  checkpoints = Checkpoints(tmp_path / "c")
+  fit(step, fresh(), batch, steps=2, stage="a", writer=writer, checkpoints=checkpoints)
+  with pytest.raises(UserError, match="holds checkpoints of stage 'a', not 'b'"):
+    fit(step, fresh(), batch, steps=2, stage="b", writer=writer, checkpoints=checkpoints)
+  with pytest.raises(UserError, match="is at step 2, beyond the 1 asked for"):
+    fit(step, fresh(), batch, steps=1, stage="a", writer=writer, checkpoints=checkpoints)
+
+
+def test_checkpoints_of_other_data_or_settings_are_refused(step, writer, tmp_path):
+  checkpoints = Checkpoints(tmp_path / "c")
+  settings = {"steps": 2, "stage": "a", "writer": writer, "checkpoints": checkpoints}
+  fit(step, fresh(), batch, extra={"fingerprints": {"text": "a" * 64}}, **settings)
+  with pytest.raises(UserError, match=r"a run with another text \(aaaaaaaa, this one is bbbbbbbb\)"):
+    fit(step, fresh(), batch, extra={"fingerprints": {"text": "b" * 64}}, **settings)
+
+
+def test_lines_where_there_is_no_terminal(step, writer, capsys, monkeypatch):
+  now = iter(range(0, 10_000, 4))
+  monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(now)))
+  fit(step, fresh(), batch, steps=9, stage="a", writer=writer)
+  lines = capsys.readouterr().err.splitlines()
+  assert lines[-1].startswith("a 9/9  ")
+  assert "left" in lines[0]
+  assert "loss" in lines[0]
+
+
+def test_a_quick_stage_shows_nothing(step, writer, capsys):
+  fit(step, fresh(), batch, steps=3, stage="a", writer=writer)
+  assert capsys.readouterr().err == ""
+
+
+def test_a_bar_on_a_terminal(step, writer, capsys, monkeypatch):
+  monkeypatch.setattr(loop, "QUIET", -1.0)
+  monkeypatch.setattr(loop.sys.stderr, "isatty", lambda: True, raising=False)
+  fit(step, fresh(), batch, steps=3, stage="warm", writer=writer)
+  shown = capsys.readouterr().err
+  assert "warm" in shown
+  assert "3/3" in shown
+
+
+# --- writers ---
+
+
+def test_another_configuration_in_the_same_directory_is_refused(step, writer, tmp_path):
+  with writers.open_run(tmp_path / "run", {"lr": 0.2}):  # nothing was done yet: the settings may change
+    pass
+  with writers.open_run(tmp_path / "run", {"lr": 0.1}) as again:
+    again.metrics(1, "a", {"loss": 1.0})
+  message = r"run holds a run with config.lr=0.1, this one has config.lr=0.2: name another"
+  with pytest.raises(UserError, match=message), writers.open_run(tmp_path / "run", {"lr": 0.2}):
+    pass
+
+
+def test_half_a_line_left_by_a_crash_is_dropped(writer, tmp_path):
+  writer.metrics(1, "a", {"x": 1.0})
+  with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 2, "sta')
+  writer.rewind("a", 1)
+  assert rows(tmp_path) == [{"step": 1, "stage": "a", "x": 1.0}]
+
+
+def test_a_line_without_its_end_is_written_anew(writer, tmp_path):
+  writer.metrics(1, "a", {"x": 1.0})
+  with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 2, "stage": "a", "x": 2.0}')
+  writer.rewind("a", 1)
+  writer.metrics(2, "a", {"x": 2.0})
+  assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+
+
+def test_settings_that_change_no_number_may_change(writer, tmp_path):
+  writer.metrics(1, "a", {"x": 1.0})
+  with writers.open_run(tmp_path / "run", {"lr": 0.1, "mesh": {"data": 2}, "keep": 3}):
+    pass
+  assert json.loads((tmp_path / "run" / "config.json").read_text())["mesh"] == {"data": 2}
+  prints = [writers.fingerprint({"lr": lr, "keep": keep}) for lr, keep in ((1, 1), (1, 2), (2, 1))]
+  assert prints[0] == prints[1] != prints[2]
+
+
+def test_notes_join_the_manifest(writer, tmp_path):
+  writers.note(tmp_path / "run", fingerprints={"data": "abc"})
+  manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+  assert manifest["fingerprints"] == {"data": "abc"}
+  assert manifest["seed"] == 1
+
+
+@pytest.mark.parametrize(("sink", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
+def test_a_missing_package_names_the_extra(sink, package, tmp_path, monkeypatch):
+  monkeypatch.setitem(__import__("sys").modules, package, None)
+  message = rf"needs the package {package}: run .* 'instructjax\[{sink}\]'"
+  with pytest.raises(UserError, match=message), writers.open_run(tmp_path, {}, sinks=(sink,)):
+    pass
+
+
+def test_sinks_get_every_metric(tmp_path, monkeypatch):
+  import contextlib
+
+  seen = []
+
+  @contextlib.contextmanager
+  def sink(workdir, config):
+    yield lambda step, stage, scalars: seen.append((step, stage, dict(scalars)))
+
+  monkeypatch.setitem(writers.SINKS, "tensorboard", sink)
+  with writers.open_run(tmp_path, {}, sinks=("tensorboard",)) as writer:
+    writer.metrics(3, "a", {"loss": 1.5})
+  assert seen == [(3, "a", {"loss": 1.5})]

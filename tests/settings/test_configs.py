@@ -1,0 +1,116 @@
+"""The values that the paper prints, preset by preset, and what every configuration has in common."""
+
+from pathlib import Path
+
+import pytest
+
+from instructjax import ppo
+from instructjax.models import gpt
+from instructjax.settings import reading
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("pretrain", "sft", "rl_init", "reward", "ppo", "bestofn", "sample")
+SIZES = ("1.3b", "6b", "175b")
+
+
+def load(name):
+  return reading.load(name)
+
+
+@pytest.mark.parametrize(
+  ("size", "shape", "lr", "batch", "micro_steps"),
+  [("1.3b", "1.3B", 9.65e-6, 32, 6362), ("6b", "6B", 9.65e-6, 32, 6362), ("175b", "175B", 5.03e-6, 8, 25_450)],
+)
+def test_sft(size, shape, lr, batch, micro_steps):
+  c = load(f"sft:{size}")
+  assert (c.model.shape, c.optimizer.lr, c.batch, c.epochs) == (shape, lr, batch, 16)
+  assert c.epochs * 12_725 // c.batch == micro_steps
+  assert (c.optimizer.schedule, c.optimizer.final, c.optimizer.warmup) == ("cosine", 0.1, 0)
+  assert (c.optimizer.b1, c.optimizer.b2) == (0.9, 0.95)
+  assert c.model.dropout == 0.2
+  assert not c.loss_on_prompt
+  assert (c.optimizer.eps, c.optimizer.weight_decay, c.optimizer.clip) == (1e-8, 0.0, None)
+  assert c.data.prompt + c.data.response == 2048
+
+
+@pytest.mark.parametrize(("preset", "batch", "steps"), [("flan", 64, 14_000), ("t0", 128, 7_000)])
+def test_public_tasks(preset, batch, steps):
+  c = load(f"sft:{preset}")
+  assert (c.model.shape, c.optimizer.lr, c.batch, c.epochs) == ("175B", 4e-6, batch, 1)
+  assert c.epochs * 896_000 // c.batch == steps
+  assert (c.optimizer.schedule, c.optimizer.final, c.optimizer.warmup) == ("cosine", 0.1, 0)
+
+
+@pytest.mark.parametrize(("size", "lr", "batch"), [("1.3b", 5e-6, 32), ("6b", 1.04e-5, 32), ("175b", 2.45e-6, 8)])
+def test_rl_init(size, lr, batch):
+  c = load(f"rl_init:{size}")
+  assert (c.optimizer.lr, c.batch, c.epochs, c.text_share) == (lr, batch, 2, 0.1)
+  assert (c.optimizer.schedule, c.optimizer.final) == ("cosine", 0.1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_reward(size):
+  c = load(f"reward:{size}")
+  assert (c.model.shape, c.optimizer.lr, c.batch, c.epochs) == ("6B", 9e-6, 64, 1)
+  assert (c.optimizer.schedule, c.optimizer.final, c.pairs) == ("cosine", 0.1, "remaining")
+  assert c.epochs * 33_207 // c.batch == 518
+
+
+@pytest.mark.parametrize(
+  ("size", "sweep", "value_lr"),
+  [("1.3b", (2.55e-6, 2.55e-5), 9e-6), ("6b", (2.55e-6, 2.55e-5), 9e-6), ("175b", (2.55e-6, 3.74e-6), 5e-6)],
+)
+def test_ppo(size, sweep, value_lr):
+  c = load(f"ppo:{size}")
+  assert c.iterations * c.batch == 256_000
+  assert (c.batch, c.batch // c.ppo.minibatches, c.ppo.epochs) == (512, 64, 1)
+  assert (c.kl.coef, c.kl.control) == (0.02, "fixed")
+  assert (c.ppo.clip, c.ppo.discount, c.ppo.lam) == (0.2, 1.0, 0.95)
+  assert (c.ppo.ptx_coef, c.ptx_ratio, c.ppo.ema_decay) == (27.8, 8, 0.992)
+  assert sweep[0] <= c.policy_optimizer.lr <= sweep[1]
+  assert (c.policy_optimizer.warmup, c.policy_optimizer.start) == (10, 0.1)
+  assert (c.value_optimizer.lr, c.value_optimizer.warmup) == (value_lr, 0)
+  assert (c.sampling.temperature, c.data.prompt, c.sampling.response) == (1.0, 1024, 1024)
+  assert c.policy_optimizer.eps == 1e-5
+  assert c.model.dropout == 0.0
+  assert c.frozen_dtype == c.model.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("size", ["1.3b", "6b", "175b", "tiny"])
+def test_ppo_fields_are_those_of_the_code(size):
+  assert ppo.PPOConfig(**load(f"ppo:{size}").ppo.to_dict()).minibatches > 0
+
+
+@pytest.mark.parametrize(
+  ("size", "lr", "tokens"), [("1.3b", 2.0e-4, 1e6), ("6b", 1.2e-4, 2e6), ("175b", 0.6e-4, 3.2e6)]
+)
+def test_pretrain(size, lr, tokens):
+  c = load(f"pretrain:{size}")
+  assert c.optimizer.lr == lr
+  assert c.batch * c.data.length == pytest.approx(tokens, rel=0.05)
+  assert c.steps * c.batch * c.data.length == pytest.approx(300e9, rel=1e-3)
+  assert c.optimizer.warmup * c.batch * c.data.length == pytest.approx(375e6, rel=1e-2)
+  assert c.optimizer.decay * c.batch * c.data.length == pytest.approx(260e9, rel=1e-3)
+  assert (c.optimizer.weight_decay, c.optimizer.clip, c.optimizer.schedule) == (0.1, 1.0, "warmup_cosine")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_preset_loads_locked_and_says_its_command(stage):
+  for preset in (*SIZES, "tiny"):
+    config = load(f"{stage}:{preset}")
+    assert config.is_locked
+    assert config.stage == stage
+    if preset != "tiny" and stage not in ("ppo", "sample", "bestofn"):
+      assert config.model.shape in gpt.GPT3
+  text = (ROOT / "configs" / f"{stage}.py").read_text()
+  assert f"instructjax {stage} --config={stage}:tiny" in text
+  assert load(stage).to_dict() == load(f"{stage}:tiny").to_dict()
+
+
+def test_fields_of_a_stage_are_the_same_in_every_preset():
+  def names(config, prefix=""):
+    for key, value in config.items():
+      yield from names(value, f"{prefix}{key}.") if hasattr(value, "items") else [prefix + key]
+
+  for stage in STAGES:
+    assert len({tuple(sorted(names(load(f"{stage}:{preset}")))) for preset in (*SIZES, "tiny")}) == 1

@@ -1,0 +1,188 @@
+"""Every stage through the command line on tiny files, chained, and resumed bit for bit."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from stage_runs import TUNE, files, leaves, metrics, ppo, pretrain, run, stop_after
+
+from instructjax.errors import UserError
+from instructjax.runs import origin
+from instructjax.stages import common
+
+LETTERS = ["say good bad fine poor great 0 1 2 3 4 5 6 7 8 9"] * 20  # for a tokenizer
+
+
+def test_pretrain_writes_a_run_directory(base):
+  assert json.loads((base / "config.json").read_text())["data"]["length"] == 24
+  manifest = json.loads((base / "manifest.json").read_text())
+  assert manifest["seed"] == 0
+  assert manifest["versions"]["jax"] == jax.__version__
+  rows = metrics(base)
+  assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+  assert rows[-1]["stage"] == "pretrain"
+  assert 4 < rows[-1]["eval/nll"] < 6
+
+
+def test_only_the_top_block_changes_under_top_1(base, init_run):
+  before, after = (stages_model(folder) for folder in (base, init_run))
+  w = lambda params, layer: params["blocks"]["up"]["w"][layer]
+  np.testing.assert_array_equal(w(before, 0), w(after, 0))
+  np.testing.assert_array_equal(before["embed"]["tokens"], after["embed"]["tokens"])
+  assert (w(before, 1) != w(after, 1)).any()
+
+
+def stages_model(workdir, dtype="float32"):
+  settings = {"dtype": dtype, "remat": "none", "unroll": 1, "sequence": False, "attention": "auto", "dropout": 0.0}
+  return origin.open_run(workdir, settings, "policy").params
+
+
+def test_text_rows_are_a_share_of_the_batch(init_run):
+  """Batch 4 with 10 % text: one row of text, three demonstrations; 12 demonstrations make 4 steps."""
+  assert [row["step"] for row in metrics(init_run)] == [1, 2, 3, 4]
+
+
+def test_reward_model_scores_demonstrations_0_on_average(data, reward_run):
+  judge = origin.open_reward_model(
+    str(reward_run), {"dtype": "float32", "remat": "none", "unroll": 1, "sequence": False, "attention": "auto"}
+  )
+  from instructjax.data.batches import pipeline
+  from instructjax.data.records import records
+
+  found = records.read(data / "demonstrations.jsonl", "demonstration")
+  rows = pipeline.demonstrations(found, judge.tokenizer, prompt=12, response=12)
+  params = {"lm": judge.params, "head": judge.head}
+  assert abs(float(common.mean_score(judge.lm, params, rows, 24, 1))) < 1e-5
+  assert float(judge.head["b"]) != 0
+  assert 0 <= metrics(reward_run)[-1]["eval/accuracy"] <= 1
+
+
+@pytest.fixture(scope="module")
+def ppo_run(data, tmp_path_factory, init_run, reward_run):
+  folder = tmp_path_factory.mktemp("runs") / "ppo"
+  assert ppo(data, folder, init_run, reward_run) == 0
+  return folder
+
+
+def test_ppo_runs_on_both_and_leaves_the_average(ppo_run):
+  rows = metrics(ppo_run)
+  assert [row["step"] for row in rows] == [1, 2, 3, 4]
+  assert abs(rows[0]["objective/kl"]) < 1e-4
+  assert rows[0]["policy/ratio_first"] == pytest.approx(1, abs=1e-4)
+  assert rows[0]["objective/kl_coef"] == pytest.approx(0.02)
+  stored = leaves(ppo_run, "ppo")
+  final = stages_model(ppo_run)
+  np.testing.assert_array_equal(final["blocks"]["up"]["w"], stored["ema/policy/blocks/up/w"])
+  assert (final["blocks"]["up"]["w"] != stored["params/policy/blocks/up/w"]).any()
+
+
+def test_bestofn_and_sample_read_finished_runs(data, sft_run, reward_run, tmp_path, capsys):
+  small = ["--config.data.prompt=12", "--config.sampling.response=6", "--config.batch=2", "--config.prompts=3"]
+  options = [*files(data, "prompts"), f"--model={sft_run}", *small]
+  judged = [f"--config.rewards={reward_run}", "--config.n=4"]
+  assert run("bestofn", tmp_path / "bestofn", *options, *judged) == 0
+  points = metrics(tmp_path / "bestofn")
+  assert [row["step"] for row in points] == [1, 2, 4]
+  assert points[0]["kl"] == 0
+  assert points[0]["score"] <= points[1]["score"] <= points[2]["score"]
+  samples = [json.loads(line) for line in (tmp_path / "bestofn" / "samples.jsonl").read_text().splitlines()]
+  assert [row["prompt"] for row in samples] == ["say 0", "say 1", "say 2"]
+  assert all(row["scores"]["best"] >= row["scores"]["first"] for row in samples)
+  assert run("sample", tmp_path / "sample", *options, "--config.n=2") == 0
+  rows = [json.loads(line) for line in (tmp_path / "sample" / "samples.jsonl").read_text().splitlines()]
+  assert [len(row["responses"]) for row in rows] == [2, 2, 2]
+  assert "> say 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "ppo"])
+def test_a_stopped_run_goes_on_bit_for_bit(
+  stage, data, base, ppo_run, init_run, reward_run, tmp_path, monkeypatch, capsys
+):
+  finished, again = {
+    "pretrain": (base, lambda folder: pretrain(data, folder)),
+    "ppo": (ppo_run, lambda folder: ppo(data, folder, init_run, reward_run)),
+  }[stage]
+  with monkeypatch.context() as patch:
+    stop_after(patch, 2)
+    assert again(tmp_path / "parts") == 130
+  assert "stopped at step 2 of" in capsys.readouterr().err
+  assert not (tmp_path / "parts" / "checkpoints" / "final").exists()
+  assert again(tmp_path / "parts") == 0
+  assert metrics(tmp_path / "parts") == metrics(finished)
+  whole, parts = leaves(finished, stage), leaves(tmp_path / "parts", stage)
+  assert whole.keys() == parts.keys()
+  for name in whole:
+    np.testing.assert_array_equal(whole[name], parts[name], err_msg=name)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 1)])
+def test_several_processes_need_a_mesh_over_all_of_their_devices(monkeypatch, mesh):
+  """Without one each would work for itself, and with a part of one a process without devices would be waited for."""
+  monkeypatch.setattr(common.jax, "process_count", lambda: 2)
+  given = dict(zip(("data", "fsdp", "model"), mesh))
+  message = rf"config.mesh takes {np.prod(mesh)} of the 8 devices of 2 processes: .* so that their product is 8"
+  with pytest.raises(UserError, match=message), common.devices(given):
+    pass
+
+
+def test_a_finished_run_is_not_run_again(data, base):
+  before = (base / "metrics.jsonl").read_text()
+  assert pretrain(data, base) == 0
+  assert (base / "metrics.jsonl").read_text() == before
+
+
+def test_a_mesh_gives_the_same_numbers(data, base, tmp_path):
+  assert pretrain(data, tmp_path / "mesh", "--config.mesh.data=2", "--config.mesh.fsdp=2") == 0
+  for one, many in zip(metrics(base), metrics(tmp_path / "mesh"), strict=True):
+    name = "loss" if "loss" in one else "eval/nll"
+    assert many[name] == pytest.approx(one[name], rel=1e-4)
+
+
+def test_a_run_goes_on_on_another_mesh(data, base, tmp_path, monkeypatch, capsys):
+  with monkeypatch.context() as patch:
+    stop_after(patch, 3)
+    assert pretrain(data, tmp_path / "run", "--config.mesh.data=2", "--config.mesh.model=4") == 130
+  assert pretrain(data, tmp_path / "run", "--config.keep=2") == 0
+  for one, many in zip(metrics(base), metrics(tmp_path / "run"), strict=True):
+    name = "loss" if "loss" in one else "eval/nll"
+    assert many[name] == pytest.approx(one[name], rel=1e-4)
+
+
+def test_a_model_folder_is_a_source_too(data, base, tmp_path):
+  """Weights saved for other programs come back as the model of a stage."""
+  from instructjax import models
+  from instructjax.data.tokens import sentencepieces
+
+  sentencepieces.train(LETTERS, tmp_path / "t.model", sentencepieces.Training(vocab_size=300))
+  config = origin.SHAPES["tiny"]
+  from dataclasses import replace
+
+  lm = models.build(replace(config, vocab_size=304))
+  models.save(tmp_path / "folder", replace(config, vocab_size=304), lm.init(jax.random.key(0)))
+  options = [*files(data, "demonstrations"), f"--model={tmp_path / 'folder'}", *TUNE, "--config.steps=1"]
+  assert run("sft", tmp_path / "sft", *options, f"--config.model.tokenizer={tmp_path / 't.model'}") == 0
+  found = origin.open_run(tmp_path / "sft", {}, "policy")
+  assert found.lm.vocab_size == 304
+  assert found.tokenizer.banned[-4:] == tuple(range(300, 304))
+  assert jnp.isfinite(found.params["embed"]["tokens"]).all()
+
+
+def test_a_classifier_folder_is_a_reward_model_too(tmp_path):
+  from dataclasses import replace
+
+  from instructjax import models
+  from instructjax.data.tokens import sentencepieces
+
+  config = replace(origin.SHAPES["tiny"], vocab_size=304)
+  lm, folder = models.build(config), tmp_path / "folder"
+  head = {"w": jnp.arange(32.0), "b": jnp.float32(0)}
+  params = lm.init(jax.random.key(0))
+  models.save_reward(folder, config, params, head, pad_token_id=0)
+  sentencepieces.train(LETTERS, folder / "tokenizer.model", sentencepieces.Training(vocab_size=300))
+  settings = {"dtype": "bfloat16", "remat": "blocks", "unroll": 2, "sequence": False, "attention": "xla"}
+  found = origin.open_reward_model(str(folder), settings)
+  np.testing.assert_array_equal(found.head["w"], head["w"])
+  np.testing.assert_array_equal(found.params["blocks"]["q"]["w"], params["blocks"]["q"]["w"])
+  assert found.about["config"]["dtype"] == "bfloat16"
