@@ -30,6 +30,7 @@ test-browser: $(VENV)/.test  ## needs chromium and chromedriver
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 $(VENV)/.python:

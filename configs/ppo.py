@@ -1,26 +1,33 @@
 """PPO with the pretraining mix, PPO-ptx (Ouyang et al. 2022, section 3.5, Eq. 2, and App. C.4).
 
-  instructjax data tone --out=data
-  instructjax ppo --config=ppo:tiny --config.rl_init=runs/rl_init --config.reward_model=runs/reward \
+  instructjax data tone --out=data instructjax ppo --config=ppo:tiny
+  --config.rl_init=runs/rl_init --config.reward_model=runs/reward \
     --workdir=runs/ppo            a minute on two cores
 
-  instructjax ppo --config=ppo:1.3b --config.rl_init=runs/rl_init-1.3b --config.reward_model=runs/reward-6b \
+  instructjax ppo --config=ppo:1.3b --config.rl_init=runs/rl_init-1.3b
+  --config.reward_model=runs/reward-6b \
     --config.data.prompts=prompts.jsonl --config.data.text=text.jsonl --workdir=runs/ppo-1.3b
 
-  instructjax ppo --config=ppo:tiny --config.rl_init=runs/rl_init --config.rewards=python:my.py:polite \
+  instructjax ppo --config=ppo:tiny --config.rl_init=runs/rl_init
+  --config.rewards=python:my.py:polite \
     --workdir=runs/ppo-polite     your own reward: docs/rewards.md
 
---config.ppo.ptx_coef=0 is plain PPO.  Printed: 256k episodes, 512 a batch, 64 a minibatch, 1 epoch, KL coefficient .02,
-clip .2, no discount, temperature 1, warmup over 10 iterations from a tenth of the peak, value learning rates, EMA .992,
-8 times as many pretraining examples as episodes with coefficient 27.8.  Not printed, with our choice: the policy's peak
-(inside the printed sweep), lambda .95 and the value loss (.1, clip .2) of Stiennon et al. 2020, Adam's epsilon 1e-5,
-advantages whitened and rewards not, no dropout, EMA once a minibatch, losses as token means, a response without an end
-scored as it is.
+--config.ppo.ptx_coef=0 is plain PPO.  Printed: 256k episodes, 512 a batch, 64 a minibatch, 1
+epoch, KL coefficient .02, clip .2, no discount, temperature 1, warmup over 10 iterations from a
+tenth of the peak, value learning rates, EMA .992, 8 times as many pretraining examples as
+episodes with coefficient 27.8.  Not printed, with our choice: the policy's peak (inside the
+printed sweep), lambda .95 and the value loss (.1, clip .2) of Stiennon et al. 2020, Adam's
+epsilon 1e-5, advantages whitened and rewards not, no dropout, EMA once a minibatch, losses as
+token means, a response without an end scored as it is.
 """
 
 from ml_collections import ConfigDict
 
-SIZES = {"1.3b": (5e-6, 9e-6), "6b": (5e-6, 9e-6), "175b": (2.55e-6, 5e-6)}  # learning rates of policy and value
+SIZES = {
+  "1.3b": (5e-6, 9e-6),
+  "6b": (5e-6, 9e-6),
+  "175b": (2.55e-6, 5e-6),
+}  # learning rates of policy and value
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
@@ -28,8 +35,11 @@ def get_config(arg: str = "tiny") -> ConfigDict:
   policy_lr, value_lr = (3e-4, 1e-3) if tiny else SIZES[arg]
   c = ConfigDict({"stage": "ppo", "seed": 0})
   c.rl_init = ""  # the run that left the model to start from; --model is short for it
-  c.reward_model = ""  # the run that left the reward model, as which the value network starts; "" starts it as rl_init
-  c.rewards = ""  # what scores a response; "" is the reward model alone.  A sum with weights (docs/rewards.md), for one
+  # The run that left the reward model, as which the value network starts; "" starts it as rl_init
+  c.reward_model = ""
+  # What scores a response; "" is the reward model alone.  A sum with weights (docs/rewards.md), for
+  # one
+  c.rewards = ""
   # "python:my.py:polite + 0.5*http://localhost:8000/score + 2*runs/reward"
   c.model = {
     "shape": "",  # PPO needs a trained model
@@ -37,8 +47,10 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "dtype": "float32" if tiny else "bfloat16",  # of matrix products; parameters are float32
     "remat": "none" if tiny else "blocks",  # what the backward pass computes again
     "unroll": 1,  # layers a step of the scan; on a CPU more compile longer and run faster
-    "sequence": False,  # True splits what is kept between blocks along the sequence too, over mesh.model
-    "attention": "auto",  # of whole rows: a kernel of the platform where there is one; or xla, splash, cudnn
+    # True splits what is kept between blocks along the sequence too, over mesh.model
+    "sequence": False,
+    # Of whole rows: a kernel of the platform where there is one; or xla, splash, cudnn
+    "attention": "auto",
     "dropout": 0.0,
   }
   c.data = {
@@ -46,26 +58,35 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "text": "data/text_train.jsonl",
     "spelling": "native",  # of the prompts: or preference, alpaca, messages, hh
     "fields": "",  # ours=theirs of another spelling: "prompt=question,completion=answers.text.0"
-    "template": "",  # chat template: "" is plain text, as in the paper; "chat" is the tokenizer's own; or a .jinja file
+    # Chat template: "" is plain text, as in the paper; "chat" is the tokenizer's own; or a .jinja
+    # file
+    "template": "",
     "prompt": 128 if tiny else 1024,  # tokens; a longer prompt is an error
-    "buckets": 1,  # lengths of prompts: with 4, those of a batch are padded to 1/8, 1/4, 1/2 or all of `prompt`
+    # Lengths of prompts: with 4, those of a batch are padded to 1/8, 1/4, 1/2 or all of `prompt`
+    "buckets": 1,
     "length": 64 if tiny else 2048,  # tokens of a row of pretraining text
     "pack": False,  # True puts several documents in a row, each by itself (docs/data.md)
-    "lazy": False,  # True reads and tokenises text when it is drawn: a corpus that does not fit in memory
+    # True reads and tokenises text when it is drawn: a corpus that does not fit in memory
+    "lazy": False,
   }
   c.sampling = {"response": 24 if tiny else 1024, "temperature": 1.0, "whole": True}
-  # whole=False where the weights do not fit a device whole along fsdp: they are gathered a layer at a time, in every step
+  # whole=False where the weights do not fit a device whole along fsdp: they are gathered a layer at
+  # a time, in every step
   c.iterations = 10 if tiny else 500  # of `batch` episodes: 256,000
   c.batch = 32 if tiny else 512  # episodes
   c.ptx_ratio = 2 if tiny else 8  # pretraining rows an episode
   c.kl = {
     "coef": 0.02,
-    "control": "fixed",  # or "adaptive", towards `target` nats over `horizon` episodes (Ziegler et al. 2019)
+    # Or "adaptive", towards `target` nats over `horizon` episodes (Ziegler et al. 2019)
+    "control": "fixed",
     "target": 6.0,
     "horizon": 10_000.0,
   }
   c.place = "at_last_token"  # where the score is paid; or "after_last_token"
-  c.missing_eos = {"kind": "keep", "value": 1.0}  # or "replace" the score by value, or "subtract" value from it
+  c.missing_eos = {
+    "kind": "keep",
+    "value": 1.0,
+  }  # or "replace" the score by value, or "subtract" value from it
   c.ppo = {
     "epochs": 1,
     "minibatches": 4 if tiny else 8,
@@ -89,12 +110,30 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "alpha": 16.0,  # the adapter counts alpha / rank
     "targets": "all",  # products that have one, such as "q,v"; all: q, k, v, o and those of the MLP
   }
-  c.frozen_dtype = "float32" if tiny else "bfloat16"  # of the matrices of the reference and the reward model
-  adam = {"b1": 0.9, "b2": 0.95, "eps": 1e-5, "eps_mode": "optax", "weight_decay": 0.0, "clip": 1.0 if tiny else None}
-  warm = {"schedule": "constant", "warmup": 2 if tiny else 10, "start": 0.1, "final": 1.0}  # warmup in iterations
+  c.frozen_dtype = (
+    "float32" if tiny else "bfloat16"
+  )  # of the matrices of the reference and the reward model
+  adam = {
+    "b1": 0.9,
+    "b2": 0.95,
+    "eps": 1e-5,
+    "eps_mode": "optax",
+    "weight_decay": 0.0,
+    "clip": 1.0 if tiny else None,
+  }
+  warm = {
+    "schedule": "constant",
+    "warmup": 2 if tiny else 10,
+    "start": 0.1,
+    "final": 1.0,
+  }  # warmup in iterations
   c.policy_optimizer = {"lr": policy_lr, **warm, **adam}
   c.value_optimizer = {"lr": value_lr, **warm, "warmup": 0, **adam}
   c.mesh = {"data": 1, "fsdp": 1, "model": 1}
-  c.best = ""  # a metric, objective/scores for one: the checkpoint where it is highest is kept besides the last `keep`
-  c.checkpoint_every, c.keep, c.log_every, c.evaluate_every = (0, 1, 1, 0) if tiny else (25, 2, 1, 0)
+  # A metric, objective/scores for one: the checkpoint where it is highest is kept besides the last
+  # `keep`
+  c.best = ""
+  c.checkpoint_every, c.keep, c.log_every, c.evaluate_every = (
+    (0, 1, 1, 0) if tiny else (25, 2, 1, 0)
+  )
   return c

@@ -1,4 +1,5 @@
-"""Pretraining on plain text (Brown et al. 2020, App. B): the model that everything else starts from.
+"""Pretraining on plain text (Brown et al. 2020, App. B): the model that everything else starts
+from.
 
   instructjax data tone --out=data
   instructjax pretrain --config=pretrain:tiny --workdir=runs/pretrain      20 s on two cores
@@ -7,8 +8,8 @@
     --config.model.tokenizer=gpt2/tokenizer.json --config.mesh.data=8 --config.mesh.fsdp=32 \
     --workdir=runs/pretrain-1.3b            300 billion tokens, 2.4e21 FLOP
 
-Printed by Brown et al.: the learning rate and batch of each size, Adam .9/.95/1e-8, clipping at 1, weight decay .1, a
-warmup over 375M tokens and a cosine to 10 % over 260B tokens.
+Printed by Brown et al.: the learning rate and batch of each size, Adam .9/.95/1e-8, clipping at
+1, weight decay .1, a warmup over 375M tokens and a cosine to 10 % over 260B tokens.
 """
 
 from ml_collections import ConfigDict
@@ -24,22 +25,30 @@ def get_config(arg: str = "tiny") -> ConfigDict:
   tokens = length * batch
   c = ConfigDict({"stage": "pretrain", "seed": 0})
   c.model = {
-    "source": "",  # "": random weights of `shape`; or a run, a model folder, a .gguf file, a hub id, file.py:function
+    # "": random weights of `shape`; or a run, a model folder, a .gguf file, a hub id,
+    # file.py:function
+    "source": "",
     "shape": shape,  # origin.SHAPES
-    "tokenizer": "",  # tokenizer.json, SentencePiece .model or "bytes"; "" is the source's own (tiny: bytes)
+    # Tokenizer.json, SentencePiece .model or "bytes"; "" is the source's own (tiny: bytes)
+    "tokenizer": "",
     "dtype": "float32" if tiny else "bfloat16",  # of matrix products; parameters are float32
     "remat": "none" if tiny else "blocks",  # what the backward pass computes again
     "unroll": 1,  # layers a step of the scan; on a CPU more compile longer and run faster
-    "sequence": False,  # True splits what is kept between blocks along the sequence too, over mesh.model
-    "attention": "auto",  # of whole rows: a kernel of the platform where there is one; or xla, splash, cudnn
+    # True splits what is kept between blocks along the sequence too, over mesh.model
+    "sequence": False,
+    # Of whole rows: a kernel of the platform where there is one; or xla, splash, cudnn
+    "attention": "auto",
     "dropout": 0.0,
   }
   c.data = {
     "text": "data/text_train.jsonl",  # or a mixture: "0.7*a.jsonl + 0.3*tfds:c4"
     "valid": "data/text_valid.jsonl" if tiny else "",
     "length": length,
-    "pack": False,  # True puts several documents in a row, each by itself (docs/data.md); `batch` counts packed rows
-    "lazy": False,  # True reads and tokenises text when it is drawn: a corpus that does not fit in memory
+    # True puts several documents in a row, each by itself (docs/data.md); `batch` counts packed
+    # rows
+    "pack": False,
+    # True reads and tokenises text when it is drawn: a corpus that does not fit in memory
+    "lazy": False,
     "spelling": "native",
     "fields": "",  # "text=body" where the documents stand in another field
   }
@@ -56,11 +65,22 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "targets": "all",  # products that have one, such as "q,v"; all: q, k, v, o and those of the MLP
   }
   c.optimizer = {
-    "lr": lr, "schedule": "warmup_cosine", "final": 0.1, "warmup": 20 if tiny else round(375e6 / tokens),
-    "decay": 0 if tiny else round(260e9 / tokens), "b1": 0.9, "b2": 0.95, "eps": 1e-8, "eps_mode": "optax",
-    "weight_decay": 0.1, "clip": 1.0,
-  }  # fmt: skip
+    "lr": lr,
+    "schedule": "warmup_cosine",
+    "final": 0.1,
+    "warmup": 20 if tiny else round(375e6 / tokens),
+    "decay": 0 if tiny else round(260e9 / tokens),
+    "b1": 0.9,
+    "b2": 0.95,
+    "eps": 1e-8,
+    "eps_mode": "optax",
+    "weight_decay": 0.1,
+    "clip": 1.0,
+  }
   c.mesh = {"data": 1, "fsdp": 1, "model": 1}
-  c.best = ""  # a metric, eval/nll for one: the checkpoint where it is lowest is kept besides the last `keep`
-  c.checkpoint_every, c.keep, c.log_every, c.evaluate_every = (0, 1, 1, 100) if tiny else (1000, 2, 10, 1000)
+  # A metric, eval/nll for one: the checkpoint where it is lowest is kept besides the last `keep`
+  c.best = ""
+  c.checkpoint_every, c.keep, c.log_every, c.evaluate_every = (
+    (0, 1, 1, 100) if tiny else (1000, 2, 10, 1000)
+  )
   return c

@@ -4,9 +4,10 @@
   make quickstart ARGS=--fast                       instructjax quickstart --fast --workdir=runs/fast
   instructjax quickstart --config.top=None --workdir=runs/full        trains all 30 blocks
 
-The README holds its cost and its measured result.  To fit two cores and minutes it trains the top blocks and keeps the rest
-frozen in bfloat16, and samples shorter and cooler texts than the paper.  The method is whole: the loss of every stage is the
-paper's.  `instructjax/quickstart.py` explains each field.
+The README holds its cost and its measured result.  To fit two cores and minutes it trains the
+top blocks and keeps the rest frozen in bfloat16, and samples shorter and cooler texts than the
+paper.  The method is whole: the loss of every stage is the paper's.  `instructjax/quickstart.py`
+explains each field.
 """
 
 import dataclasses

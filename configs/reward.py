@@ -6,9 +6,10 @@
   instructjax reward --config=reward:6b --model=runs/sft-6b --config.data.comparisons=ranked.jsonl \
     --config.data.demonstrations=demos.jsonl --workdir=runs/reward-6b      about 519 steps on the paper's 33,207 prompts
 
-Printed: one 6B model for policies of every size (so all three presets are that one), 1 epoch, learning rate 9e-6,
-cosine to 10 %, batches of 64 prompts with all their pairs, the bias that gives demonstrations the mean score 0.
-Silent: whether pairs that tie count in the divisor (they do not), dropout (0).
+Printed: one 6B model for policies of every size (so all three presets are that one), 1 epoch,
+learning rate 9e-6, cosine to 10 %, batches of 64 prompts with all their pairs, the bias that
+gives demonstrations the mean score 0. Silent: whether pairs that tie count in the divisor (they
+do not), dropout (0).
 """
 
 from ml_collections import ConfigDict
@@ -20,14 +21,19 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     raise KeyError(arg)
   c = ConfigDict({"stage": "reward", "seed": 0})
   c.model = {
-    "source": "",  # the SFT model: a run, a model folder, a .gguf file, a hub id, file.py:function; "" is random weights
+    # The SFT model: a run, a model folder, a .gguf file, a hub id, file.py:function; "" is random
+    # weights
+    "source": "",
     "shape": "tiny" if tiny else "6B",  # origin.SHAPES
-    "tokenizer": "",  # tokenizer.json, SentencePiece .model or "bytes"; "" is the source's own (tiny: bytes)
+    # Tokenizer.json, SentencePiece .model or "bytes"; "" is the source's own (tiny: bytes)
+    "tokenizer": "",
     "dtype": "float32" if tiny else "bfloat16",  # of matrix products; parameters are float32
     "remat": "none" if tiny else "blocks",  # what the backward pass computes again
     "unroll": 1,  # layers a step of the scan; on a CPU more compile longer and run faster
-    "sequence": False,  # True splits what is kept between blocks along the sequence too, over mesh.model
-    "attention": "auto",  # of whole rows: a kernel of the platform where there is one; or xla, splash, cudnn
+    # True splits what is kept between blocks along the sequence too, over mesh.model
+    "sequence": False,
+    # Of whole rows: a kernel of the platform where there is one; or xla, splash, cudnn
+    "attention": "auto",
     "dropout": 0.0,
   }
   c.data = {
@@ -36,7 +42,9 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "valid": "data/test_comparisons_movies.jsonl" if tiny else "",  # held-out comparisons
     "spelling": "native",  # or preference, hh
     "fields": "",  # ours=theirs of another spelling: "prompt=question,completion=answers.text.0"
-    "template": "",  # chat template: "" is plain text, as in the paper; "chat" is the tokenizer's own; or a .jinja file
+    # Chat template: "" is plain text, as in the paper; "chat" is the tokenizer's own; or a .jinja
+    # file
+    "template": "",
     "prompt": 128 if tiny else 1024,  # tokens; a longer prompt is an error
     "response": 96 if tiny else 1024,  # tokens; a longer completion is cut, and ends there
     "separator": " ",  # between prompt and completion
@@ -54,10 +62,22 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     "targets": "all",  # products that have one, such as "q,v"; all: q, k, v, o and those of the MLP
   }
   c.optimizer = {
-    "lr": 1e-3 if tiny else 9e-6, "schedule": "cosine", "final": 0.1, "warmup": 0, "b1": 0.9, "b2": 0.95, "eps": 1e-8,
-    "eps_mode": "optax", "weight_decay": 0.0, "clip": 1.0 if tiny else None,
-  }  # fmt: skip
+    "lr": 1e-3 if tiny else 9e-6,
+    "schedule": "cosine",
+    "final": 0.1,
+    "warmup": 0,
+    "b1": 0.9,
+    "b2": 0.95,
+    "eps": 1e-8,
+    "eps_mode": "optax",
+    "weight_decay": 0.0,
+    "clip": 1.0 if tiny else None,
+  }
   c.mesh = {"data": 1, "fsdp": 1, "model": 1}
-  c.best = ""  # a metric, eval/accuracy for one: the checkpoint where it is highest is kept besides the last `keep`
-  c.checkpoint_every, c.keep, c.log_every, c.evaluate_every = (0, 1, 1, 0) if tiny else (100, 2, 1, 100)
+  # A metric, eval/accuracy for one: the checkpoint where it is highest is kept besides the last
+  # `keep`
+  c.best = ""
+  c.checkpoint_every, c.keep, c.log_every, c.evaluate_every = (
+    (0, 1, 1, 0) if tiny else (100, 2, 1, 100)
+  )
   return c

@@ -1,4 +1,5 @@
-"""Best-of-n: sample n responses a prompt and keep the one that the reward model scores highest (Stiennon et al. 2020).
+"""Best-of-n: sample n responses a prompt and keep the one that the reward model scores highest
+(Stiennon et al. 2020).
 
 Dimensions: B prompts, N samples of each, T tokens.
 """
@@ -23,10 +24,14 @@ def choose(key: Key[Array, ""], score: Float[Array, "B N"]) -> Int[Array, " B"]:
 def pick(rows: PyTree, index: Int[Array, " B"], n: int) -> PyTree:
   """The chosen row of each group of n: [B*n, ...] -> [B, ...]."""
   at = jnp.arange(index.shape[0]) * n + index
-  return jax.tree.map(lambda x: x.at[at].get(out_sharding=sharding.spec("batch", *[None] * (x.ndim - 1))), rows)
+  return jax.tree.map(
+    lambda x: x.at[at].get(out_sharding=sharding.spec("batch", *[None] * (x.ndim - 1))), rows
+  )
 
 
-def curve(proxy: Float[Array, "B N"], gold: Float[Array, "B N"], ns: list[int]) -> list[dict[str, float | int]]:
+def curve(
+  proxy: Float[Array, "B N"], gold: Float[Array, "B N"], ns: list[int]
+) -> list[dict[str, float | int]]:
   """Unbiased mean of proxy and gold under best-of-n for each n <= N (Nakano et al. 2021, App. I).
 
   The KL is log n - (n-1)/n, an upper bound that ties make loose.

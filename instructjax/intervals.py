@@ -1,8 +1,9 @@
 """Means, shares and win rates with 95 % intervals: the percentile bootstrap over rows, seeded.
 
-A row is what was drawn at random: a prompt, with everything measured on it.  Rows are drawn again, not pairs or tokens,
-because the pairs of a prompt hang together.  The interval is about other prompts, not about other training runs.
-Where every row is the same (all wins, say) it has no width and is too narrow: heed `n`.
+A row is what was drawn at random: a prompt, with everything measured on it.  Rows are drawn
+again, not pairs or tokens, because the pairs of a prompt hang together.  The interval is about
+other prompts, not about other training runs. Where every row is the same (all wins, say) it has
+no width and is too narrow: heed `n`.
 
 Dimensions: N rows.
 """
@@ -19,7 +20,9 @@ LEVEL = (0.025, 0.975)
 
 
 class Estimate(NamedTuple):
-  """A value, its 95 % interval, and the number of rows or pairs that it rests on; all NaN where there are none."""
+  """A value, its 95 % interval, and the number of rows or pairs that it rests on; all NaN where
+  there are none.
+  """
 
   value: float
   low: float
@@ -43,7 +46,11 @@ def resampled(rows: Float[np.ndarray, "N C"], samples: int, seed: int) -> Float[
 
 def drawn(rows: int, samples: int, seed: int) -> Float[np.ndarray, "S N"]:
   """How often each of N rows stands in each of `samples` draws of N rows with replacement."""
-  return np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=samples).astype(np.float64)
+  return (
+    np.random.default_rng(seed)
+    .multinomial(rows, np.full(rows, 1 / rows), size=samples)
+    .astype(np.float64)
+  )
 
 
 def with_ends(value: float, draws: Float[np.ndarray, " S"], n: int) -> Estimate:
@@ -54,7 +61,9 @@ def with_ends(value: float, draws: Float[np.ndarray, " S"], n: int) -> Estimate:
 
 
 def share(parts: Num[np.ndarray, "N 2"], samples: int = SAMPLES, seed: int = 0) -> Estimate:
-  """Sum of the first column over the sum of the second, which is `n`; draws where that is 0 are left out."""
+  """Sum of the first column over the sum of the second, which is `n`; draws where that is 0 are
+  left out.
+  """
   parts = np.asarray(parts, np.float64)
   total = float(parts[:, 1].sum())
   if not total:
@@ -74,6 +83,8 @@ def mean(values: Num[np.ndarray, " N"], samples: int = SAMPLES, seed: int = 0) -
 def win_rate(
   ours: Num[np.ndarray, " N"], theirs: Num[np.ndarray, " N"], samples: int = SAMPLES, seed: int = 0
 ) -> Estimate:
-  """The share of prompts on which we score higher, ties counted half; row i of both answers the same prompt."""
+  """The share of prompts on which we score higher, ties counted half; row i of both answers the
+  same prompt.
+  """
   difference = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
   return mean((np.sign(difference) + 1) / 2, samples, seed)

@@ -1,8 +1,8 @@
 """Log-probabilities of text under a language model: the one place where logits become numbers.
 
-Logits are computed only where a token is predicted, and of a large vocabulary for a part of the positions at a time: they
-are the largest array of a training step.  Dimensions: B batch, T tokens, R predicted tokens, D width, V vocabulary,
-N parts of M positions.
+Logits are computed only where a token is predicted, and of a large vocabulary for a part of the
+positions at a time: they are the largest array of a training step.  Dimensions: B batch, T
+tokens, R predicted tokens, D width, V vocabulary, N parts of M positions.
 """
 
 from __future__ import annotations
@@ -15,13 +15,26 @@ import jax
 import jax.numpy as jnp
 
 from instructjax import losses, sharding
-from instructjax.types import LM, Array, Bool, Demonstrations, Float, Int, Key, Params, Prompts, Valid
+from instructjax.types import (
+  LM,
+  Array,
+  Bool,
+  Demonstrations,
+  Float,
+  Int,
+  Key,
+  Params,
+  Prompts,
+  Valid,
+)
 
 LOGITS = 1 << 26  # the most logits that a device holds at once: 256 MB in float32
 
 
 def parts(tokens: Int[Array, "B R"], vocab_size: int) -> int:
-  """N: into how many parts the positions of a row fall, so that a device holds at most LOGITS logits of one part."""
+  """N: into how many parts the positions of a row fall, so that a device holds at most LOGITS
+  logits of one part.
+  """
   rows, positions = tokens.shape
   if sharding.is_sharded():
     rows, _ = jax.typeof(tokens).sharding.shard_shape(tokens.shape)
@@ -30,7 +43,9 @@ def parts(tokens: Int[Array, "B R"], vocab_size: int) -> int:
   return min(math.ceil(rows * positions * vocab_size / LOGITS), positions)
 
 
-Measure = Callable[[Array, Array], tuple[Array, Array]]  # logits [B, M, V] and tokens [B, M] -> two arrays [B, M]
+Measure = Callable[
+  [Array, Array], tuple[Array, Array]
+]  # logits [B, M, V] and tokens [B, M] -> two arrays [B, M]
 
 
 def logp_and_entropy(
@@ -43,7 +58,9 @@ def logp_and_entropy(
 def logp_and_likeliest(
   logits: Float[Array, "B M V"], tokens: Int[Array, "B M"]
 ) -> tuple[Float[Array, "B M"], Bool[Array, "B M"]]:
-  """log p(token), and whether no other token is likelier: greedy decoding would draw it, or ties with it."""
+  """log p(token), and whether no other token is likelier: greedy decoding would draw it, or ties
+  with it.
+  """
   best = losses.token_logp(logits, jnp.argmax(logits, axis=-1).astype(tokens.dtype))
   logp = losses.token_logp(logits, tokens)
   return logp, logp >= best
@@ -59,9 +76,11 @@ def of_tokens(
   banned: tuple[int, ...] = (),
   measure: Measure = logp_and_entropy,
 ) -> tuple[Array, Array]:
-  """What `measure` makes of the logits before each token; by default log p(token | hidden state before it) and the entropy.
+  """What `measure` makes of the logits before each token; by default log p(token | hidden state
+  before it) and the entropy.
 
-  Several parts are a scan whose gradient computes the logits of a part again, so those of the batch never exist at once.
+  Several parts are a scan whose gradient computes the logits of a part again, so those of the
+  batch never exist at once.
   """
   N = parts(tokens, lm.vocab_size)
 
@@ -72,7 +91,11 @@ def of_tokens(
   if N == 1:
     return part(params, hidden, tokens)
   # Made whole along fsdp once, and not in every part.
-  outside = {name: jax.tree.map(sharding.gather, p) for name, p in params.items() if name not in ("lower", "blocks", "layers")}
+  outside = {
+    name: jax.tree.map(sharding.gather, p)
+    for name, p in params.items()
+    if name not in ("lower", "blocks", "layers")
+  }
   body = jax.checkpoint(partial(part, outside), prevent_cse=False)
   _, found = jax.lax.scan(lambda _, x: (None, body(*x)), None, (_cut(hidden, N), _cut(tokens, N)))
   first, second = (_join(x, tokens.shape[1]) for x in found)
@@ -90,12 +113,16 @@ def _cut(x: Array, n: int) -> Array:
 def _join(x: Array, length: int) -> Array:
   """[N, B, M] -> [B, R], the inverse of `_cut`."""
   x = jnp.swapaxes(x, 0, 1)
-  return jax.lax.reshape(x, (x.shape[0], x.shape[1] * x.shape[2]), out_sharding=_rows(x, 2))[:, :length]
+  return jax.lax.reshape(x, (x.shape[0], x.shape[1] * x.shape[2]), out_sharding=_rows(x, 2))[
+    :, :length
+  ]
 
 
 def _rows(x: Array, ndim: int) -> jax.P | None:
   """The partition of `ndim` axes whose first lies as that of x, the others whole."""
-  return jax.P(jax.typeof(x).sharding.spec[0], *[None] * (ndim - 1)) if sharding.is_sharded() else None
+  return (
+    jax.P(jax.typeof(x).sharding.spec[0], *[None] * (ndim - 1)) if sharding.is_sharded() else None
+  )
 
 
 def response_logp(
@@ -112,16 +139,23 @@ def response_logp(
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
   """log p(y_t | x, y_<t) and the entropy at each of the last `response` tokens of a row."""
   hidden = lm.hidden(params, tokens, valid, stem=stem, key=key)[:, -response - 1 : -1]
-  return of_tokens(lm, params, hidden, tokens[:, -response:], temperature=temperature, banned=banned)
+  return of_tokens(
+    lm, params, hidden, tokens[:, -response:], temperature=temperature, banned=banned
+  )
 
 
 def masked_logp(
-  lm: LM, params: Params, batch: Demonstrations, window: int | None = None, *, key: Key[Array, ""] | None = None
+  lm: LM,
+  params: Params,
+  batch: Demonstrations,
+  window: int | None = None,
+  *,
+  key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, "B R"], Bool[Array, "B R"]]:
   """(logp, mask) of the tokens marked by `batch.mask`, R of them a row.
 
-  With a `window`, the marked tokens of a row are taken to be contiguous and at most `window` long, and only their logits
-  are computed; without one, R = T - 1.
+  With a `window`, the marked tokens of a row are taken to be contiguous and at most `window`
+  long, and only their logits are computed; without one, R = T - 1.
   """
   hidden, targets, mask = _marked(lm, params, batch, window, key)
   return of_tokens(lm, params, hidden, targets)[0], mask
@@ -130,7 +164,9 @@ def masked_logp(
 def continuation(
   lm: LM, params: Params, batch: Demonstrations, window: int | None = None
 ) -> tuple[Float[Array, " B"], Int[Array, " B"], Bool[Array, " B"]]:
-  """(sum of the log-probabilities of the marked tokens in nats, their number, whether each is the likeliest) of each row."""
+  """(sum of the log-probabilities of the marked tokens in nats, their number, whether each is the
+  likeliest) of each row.
+  """
   hidden, targets, mask = _marked(lm, params, batch, window)
   logp, likeliest = of_tokens(lm, params, hidden, targets, measure=logp_and_likeliest)
   return (logp * mask).sum(1), mask.sum(1, dtype=jnp.int32), jnp.all(likeliest | ~mask, axis=1)
@@ -139,9 +175,11 @@ def continuation(
 def choices(
   lm: LM, params: Params, prompts: Prompts, ends: Int[Array, "Bn R"], mask: Bool[Array, "Bn R"]
 ) -> tuple[Float[Array, " Bn"], Int[Array, " Bn"], Bool[Array, " Bn"]]:
-  """`continuation` of n ends of each prompt (right padded, those of a prompt in a row), which is read once for all of them.
+  """`continuation` of n ends of each prompt (right padded, those of a prompt in a row), which is
+  read once for all of them.
 
-  Weights become whole along fsdp a layer at a time, as there: all of them at once are for the many steps of a sampler.
+  Weights become whole along fsdp a layer at a time, as there: all of them at once are for the
+  many steps of a sampler.
   """
   (rows, width), (many, length) = prompts.tokens.shape, ends.shape
   layers = lm.unstack(params, whole=False)
@@ -157,7 +195,11 @@ def choices(
 
 
 def _marked(
-  lm: LM, params: Params, batch: Demonstrations, window: int | None, key: Key[Array, ""] | None = None
+  lm: LM,
+  params: Params,
+  batch: Demonstrations,
+  window: int | None,
+  key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, "B R D"], Int[Array, "B R"], Bool[Array, "B R"]]:
   """(hidden states, the tokens that follow them, which of these are marked)."""
   hidden = lm.hidden(params, batch.tokens, batch.valid, stem=batch.stem, key=key)

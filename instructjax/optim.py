@@ -1,4 +1,6 @@
-"""Schedules, Adam with both epsilon forms, per-subtree optimizers and the moving average of weights."""
+"""Schedules, Adam with both epsilon forms, per-subtree optimizers and the moving average of
+weights.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ Schedule = Callable[[Any], Float[Array, ""]]  # from the count of updates
 
 
 def cosine(peak: float, steps: int, *, final: float = 0.1) -> Schedule:
-  """`peak` at update 0, `final * peak` at update `steps - 1`, a half cosine between; no warmup (App. C.1)."""
+  """`peak` at update 0, `final * peak` at update `steps - 1`, a half cosine between; no warmup
+  (App. C.1).
+  """
 
   def schedule(step: Array | int) -> Float[Array, ""]:
     done = jnp.clip(jnp.asarray(step, jnp.float32) / max(steps - 1, 1), 0.0, 1.0)
@@ -52,8 +56,9 @@ def held(schedule: Schedule, updates: int) -> Schedule:
 def scale_by_adam_tf(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
   """Adam as TensorFlow 1 writes it: sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps).
 
-  The usual form divides by (sqrt(v / (1 - b2^t)) + eps), that is, it shrinks eps by sqrt(1 - b2^t) in the first
-  steps.  With PPO's eps of 1e-5 the two differ several-fold early on (Huang et al. 2023, detail on Adam).
+  The usual form divides by (sqrt(v / (1 - b2^t)) + eps), that is, it shrinks eps by sqrt(1 -
+  b2^t) in the first steps.  With PPO's eps of 1e-5 the two differ several-fold early on (Huang
+  et al. 2023, detail on Adam).
   """
   adam = optax.scale_by_adam(b1=b1, b2=b2, eps=0.0)
 
@@ -76,11 +81,16 @@ def adamw(
   weight_decay: float = 0.0,
   clip: float | None = None,
 ) -> optax.GradientTransformation:
-  """AdamW with the paper's betas (App. C); `clip` bounds the global gradient norm, `eps_mode` picks the form.
+  """AdamW with the paper's betas (App. C); `clip` bounds the global gradient norm, `eps_mode` picks
+  the form.
 
   Not printed in the paper: eps, weight decay and clipping.  Weight decay skips vectors and scalars.
   """
-  adam = scale_by_adam_tf(b1, b2, eps) if eps_mode == "tf" else optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+  adam = (
+    scale_by_adam_tf(b1, b2, eps)
+    if eps_mode == "tf"
+    else optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+  )
   parts = [adam, optax.scale_by_learning_rate(schedule)]
   if weight_decay:
     matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)

@@ -1,9 +1,12 @@
-"""From a score per response to rewards, advantages and targets per token (Ouyang et al. 2022, section 3.5).
+"""From a score per response to rewards, advantages and targets per token (Ouyang et al. 2022,
+section 3.5).
 
-Pure functions of arrays, float32 throughout.  What stands where a mask is False may be anything, even NaN.
+Pure functions of arrays, float32 throughout.  What stands where a mask is False may be anything,
+even NaN.
 
 Dimensions: B episodes, R response tokens, N samples.  `*B` is any number of batch dimensions.
-Time t runs over response tokens; e is the last token of a response, the end of text when it was drawn.
+Time t runs over response tokens; e is the last token of a response, the end of text when it was
+drawn.
 """
 
 from __future__ import annotations
@@ -31,7 +34,9 @@ def masked_mean(x: Float[Array, "*B"], mask: Bool[Array, "*B"]) -> Float[Array, 
   return jnp.sum(jnp.where(mask, x.astype(jnp.float32), 0)) / count
 
 
-def masked_var(x: Float[Array, "*B"], mask: Bool[Array, "*B"], *, unbiased: bool = False) -> Float[Array, ""]:
+def masked_var(
+  x: Float[Array, "*B"], mask: Bool[Array, "*B"], *, unbiased: bool = False
+) -> Float[Array, ""]:
   """Σ_t m_t (x_t - mean)² / n, with n = Σ_t m_t, or n - 1 when `unbiased`."""
   var = masked_mean(jnp.square(x.astype(jnp.float32) - masked_mean(x, mask)), mask)
   if not unbiased:
@@ -48,10 +53,11 @@ def whiten(
   unbiased: bool = False,
   eps: float = 1e-8,
 ) -> Float[Array, "*B"]:
-  """(x - mean) / √(var + eps), and 0 outside the mask; the mean is put back when `shift_mean` is False.
+  """(x - mean) / √(var + eps), and 0 outside the mask; the mean is put back when `shift_mean` is
+  False.
 
-  Ziegler et al. 2019 whiten advantages, and rewards with `shift_mean=False`, by the biased variance; other
-  implementations take the unbiased one.
+  Ziegler et al. 2019 whiten advantages, and rewards with `shift_mean=False`, by the biased
+  variance; other implementations take the unbiased one.
   """
   mean = masked_mean(x, mask)
   y = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(masked_var(x, mask, unbiased=unbiased) + eps)
@@ -89,7 +95,8 @@ def at_last_token(mask: Mask) -> Mask:
 def after_last_token(mask: Mask) -> Mask:
   """The position e + 1, or e where the row has no room for it (Huang et al. 2024).
 
-  The value at e + 1 is that of the state after the end of text, so the value function is trained there too.
+  The value at e + 1 is that of the state after the end of text, so the value function is trained
+  there too.
   """
   last = at_last_token(mask)
   room = ~last[..., -1:]
@@ -123,7 +130,9 @@ def token_rewards(
 def replace_missing_eos(
   score: Real[Array, "*B"], ended: Bool[Array, "*B"], *, value: float = -1.0
 ) -> Float[Array, "*B"]:
-  """The score, or `value` for a response that did not end (Stiennon et al. 2020; Huang et al. 2024)."""
+  """The score, or `value` for a response that did not end (Stiennon et al. 2020; Huang et al.
+  2024).
+  """
   return jnp.where(ended, score.astype(jnp.float32), value)
 
 
@@ -150,9 +159,10 @@ def gae(
 
       δ_t = r_t + γ V_t' - V_t,        A_t = δ_t + γλ A_t',        target_t = A_t + V_t
 
-  V_t is the value of the state before token t, and t' is the next position inside the mask: a gap (the words
-  of somebody else in a dialogue) is stepped over, nothing in it is paid or discounted.  After the last one
-  the episode is over, V = A = 0.  Both results are 0 outside the mask.  The paper has γ = 1 and prints no λ.
+  V_t is the value of the state before token t, and t' is the next position inside the mask: a
+  gap (the words of somebody else in a dialogue) is stepped over, nothing in it is paid or
+  discounted.  After the last one the episode is over, V = A = 0.  Both results are 0 outside the
+  mask.  The paper has γ = 1 and prints no λ.
   """
   reward = jnp.where(mask, reward.astype(jnp.float32), 0)
   value = jnp.where(mask, value.astype(jnp.float32), 0)
@@ -161,7 +171,9 @@ def gae(
     next_value, next_advantage = carry
     r, v, m = step
     advantage = r + discount * next_value - v + discount * lam * next_advantage
-    return (jnp.where(m, v, next_value), jnp.where(m, advantage, next_advantage)), jnp.where(m, advantage, 0)
+    return (jnp.where(m, v, next_value), jnp.where(m, advantage, next_advantage)), jnp.where(
+      m, advantage, 0
+    )
 
   zero = jnp.zeros_like(value[..., 0])
   steps = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), (reward, value, mask))
@@ -182,9 +194,11 @@ def fixed_kl(coef: Float[Array, ""], kl: Float[Array, ""], n: int) -> Float[Arra
 def adaptive_kl(
   coef: Float[Array, ""], kl: Float[Array, ""], n: int, *, target: float, horizon: float
 ) -> Float[Array, ""]:
-  """β ← β (1 + e n / horizon),  e = clip(KL / target - 1, -0.2, 0.2)   (Ziegler et al. 2019, section 2.2).
+  """β ← β (1 + e n / horizon),  e = clip(KL / target - 1, -0.2, 0.2)   (Ziegler et al. 2019,
+  section 2.2).
 
-  `kl` is in nats an episode: the mean over episodes of the sum over tokens.  `n` is the number of episodes.
+  `kl` is in nats an episode: the mean over episodes of the sum over tokens.  `n` is the number
+  of episodes.
   """
   error = jnp.clip(kl / target - 1, -0.2, 0.2)
   return coef * (1 + error * n / horizon)
@@ -194,17 +208,21 @@ def adaptive_kl(
 
 
 def bon_kl(n: int) -> float:
-  """KL(best of n ‖ one sample) = log n - (n-1)/n nats (Stiennon et al. 2020, Table 10), less with ties."""
+  """KL(best of n ‖ one sample) = log n - (n-1)/n nats (Stiennon et al. 2020, Table 10), less with
+  ties.
+  """
   return math.log(n) - (n - 1) / n
 
 
 def bon_weights(N: int, n: int) -> np.ndarray:
-  """[N] weights by ascending score: unbiased best-of-n mean from N samples (Nakano et al. 2021, App. I).
+  """[N] weights by ascending score: unbiased best-of-n mean from N samples (Nakano et al. 2021,
+  App. I).
 
       mean f = Σ_i w_i f(x_(i)),        w_i = C(i-1, n-1) / C(N, n),   i = 1..N
 
-  w_i is the chance that the i-th smallest is the largest of n that are drawn without replacement.  float64,
-  from the largest down: w_N = n/N and w_i = w_{i+1} (i-n+1)/i, so no binomial coefficient is ever formed.
+  w_i is the chance that the i-th smallest is the largest of n that are drawn without
+  replacement.  float64, from the largest down: w_N = n/N and w_i = w_{i+1} (i-n+1)/i, so no
+  binomial coefficient is ever formed.
 
   Raises ValueError unless 1 <= n <= N.
   """

@@ -1,9 +1,10 @@
-"""The reward model: a scalar head on a language model, trained on K-wise rankings (Ouyang et al. 2022, Eq. 1).
+"""The reward model: a scalar head on a language model, trained on K-wise rankings (Ouyang et al.
+2022, Eq. 1).
 
     L(theta) = - 1/C(K,2) E log sigmoid(r_theta(x, y_w) - r_theta(x, y_l))
 
-All C(K,2) pairs of a prompt are one batch element: K forward passes, not K(K-1).  Parameters are {"lm": ..., "head": ...}.
-Dimensions: B prompts, K completions, T tokens, D width.
+All C(K,2) pairs of a prompt are one batch element: K forward passes, not K(K-1).  Parameters are
+{"lm": ..., "head": ...}. Dimensions: B prompts, K completions, T tokens, D width.
 """
 
 from __future__ import annotations
@@ -17,7 +18,18 @@ import optax
 
 from instructjax import losses, sharding, steps
 from instructjax.models import heads
-from instructjax.types import LM, Array, Comparisons, Float, Int, Key, Metrics, Params, TrainState, Valid
+from instructjax.types import (
+  LM,
+  Array,
+  Comparisons,
+  Float,
+  Int,
+  Key,
+  Metrics,
+  Params,
+  TrainState,
+  Valid,
+)
 
 
 @dataclass(frozen=True)
@@ -26,11 +38,14 @@ class RewardConfig:
 
   micro: int = 1
   dropout: bool = False
-  pairs: str = "remaining"  # Eq. 1 divides by the pairs that are left when ties are dropped, or by "all" C(K,2)
+  # Eq. 1 divides by the pairs that are left when ties are dropped, or by "all" C(K,2)
+  pairs: str = "remaining"
 
 
 def init(key: Key[Array, ""], lm: LM, trained: Params) -> Params:
-  """A reward model that starts from the trained part of a language model (the SFT model), its unembedding removed."""
+  """A reward model that starts from the trained part of a language model (the SFT model), its
+  unembedding removed.
+  """
   body = {name: leaf for name, leaf in trained.items() if name != "head"}
   return {"lm": jax.tree.map(jax.numpy.copy, body), "head": heads.init_head(key, lm.width)}
 
@@ -79,7 +94,13 @@ def score_comparisons(
 
 
 def reward_loss(
-  params: Params, batch: tuple[Comparisons, Float[Array, "B K K"]], key, *, lm: LM, trunk: Params, cfg: RewardConfig
+  params: Params,
+  batch: tuple[Comparisons, Float[Array, "B K K"]],
+  key,
+  *,
+  lm: LM,
+  trunk: Params,
+  cfg: RewardConfig,
 ) -> tuple[Float[Array, ""], Float[Array, "B K"]]:
   """Eq. 1 with the weight of each pair; rows are the scores."""
   comparisons, weight = batch
@@ -117,8 +138,8 @@ def reward_step(
 def fit_bias(params: Params, demonstration_score: Float[Array, ""]) -> Params:
   """Shifts the bias so that demonstrations score 0 on average (section 3.5).
 
-  `demonstration_score` is the mean score of the labelers' demonstrations under `params`.  Eq. 1 does not see the bias; PPO's
-  value network inherits it.
+  `demonstration_score` is the mean score of the labelers' demonstrations under `params`.  Eq. 1
+  does not see the bias; PPO's value network inherits it.
   """
   head = params["head"]
   return params | {"head": head | {"b": head["b"] - demonstration_score}}

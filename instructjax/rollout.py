@@ -1,7 +1,9 @@
-"""Sampling: a jitted prefill and a decode loop with a key/value cache that stops when every row has ended.
+"""Sampling: a jitted prefill and a decode loop with a key/value cache that stops when every row has
+ended.
 
-The sampled distribution is the one that is scored: `losses.temper` shapes the logits here and in the trainer.
-Dimensions: B rows, P prompt tokens (left padded), R response tokens, T = P + R, V vocabulary, N blocks of M ids.
+The sampled distribution is the one that is scored: `losses.temper` shapes the logits here and in
+the trainer. Dimensions: B rows, P prompt tokens (left padded), R response tokens, T = P + R, V
+vocabulary, N blocks of M ids.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class Sampling:
-  """How to sample.  `eos` are all the ids that end a response, `banned` the ids that are never drawn (PAD among them).
+  """How to sample.  `eos` are all the ids that end a response, `banned` the ids that are never
+  drawn (PAD among them).
 
-  temperature 0 is greedy.  top_k 0 and top_p 1 leave the distribution whole, as PPO needs: its ratios and its KL are of whole
-  distributions, and what is cut away is never tried, so that nothing can teach the policy to say it.
+  temperature 0 is greedy.  top_k 0 and top_p 1 leave the distribution whole, as PPO needs: its
+  ratios and its KL are of whole distributions, and what is cut away is never tried, so that
+  nothing can teach the policy to say it.
 
   Raises UserError unless top_k >= 0 and 0 < top_p <= 1.
   """
@@ -35,19 +39,22 @@ class Sampling:
   eos: tuple[int, ...] = ()
   banned: tuple[int, ...] = ()
   n: int = 1  # responses of each prompt, which is read once for all of them; PPO draws one
-  whole: bool = True  # False where the weights do not fit whole along fsdp: gathered a layer at a time, in every step
+  # False where the weights do not fit whole along fsdp: gathered a layer at a time, in every step
+  whole: bool = True
 
   def __post_init__(self):
     if self.top_k < 0 or not 0 < self.top_p <= 1:
       raise UserError(
-        f"top_k={self.top_k}, top_p={self.top_p}: top_k is a number of tokens (0 keeps all), top_p a share above 0 and up to 1 "
+        f"top_k={self.top_k}, top_p={self.top_p}: top_k is a number of tokens (0 keeps all), top_p "
+        "a share above 0 and up to 1 "
         "(1 keeps all)"
       )
 
 
 def truncate(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Array, "B V"]:
-  """-inf outside the k likeliest tokens (Fan et al. 2018) and, of these, outside the smallest set of likeliest tokens that
-  holds mass top_p (Holtzman et al. 2020).  Tokens as likely as the last one kept are kept too.
+  """-inf outside the k likeliest tokens (Fan et al. 2018) and, of these, outside the smallest set
+  of likeliest tokens that holds mass top_p (Holtzman et al. 2020).  Tokens as likely as the last
+  one kept are kept too.
 
   top_k 0 and top_p 1 sort nothing.
   """
@@ -63,7 +70,9 @@ def truncate(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Arr
   return logits
 
 
-def first_above(mass: Float[Array, "B N"], u: Float[Array, " B"]) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+def first_above(
+  mass: Float[Array, "B N"], u: Float[Array, " B"]
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
   """The first index at which the cumulative mass exceeds u, and what is left of u before it.
 
   u is kept below the total, so that an index without mass is never returned.
@@ -78,7 +87,8 @@ def first_above(mass: Float[Array, "B N"], u: Float[Array, " B"]) -> tuple[Int[A
 def categorical(key: Key[Array, ""], logits: Float[Array, "B V"]) -> Int[Array, " B"]:
   """Draws from softmax(logits) by an inverse CDF in two levels: the block, then the id within it.
 
-  One uniform number a row and one pass over the vocabulary, where Gumbel noise needs a random number for every id.
+  One uniform number a row and one pass over the vocabulary, where Gumbel noise needs a random
+  number for every id.
   """
   B, V = logits.shape
   mass = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
@@ -93,7 +103,9 @@ def categorical(key: Key[Array, ""], logits: Float[Array, "B V"]) -> Int[Array, 
 def draw(
   key: Key[Array, ""], logits: Float[Array, "B V"], cfg: Sampling
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-  """(token, its log-probability under the distribution it was drawn from); greedy reports temperature 1."""
+  """(token, its log-probability under the distribution it was drawn from); greedy reports
+  temperature 1.
+  """
   if cfg.temperature == 0:
     logits = losses.temper(logits, 1.0, cfg.banned)
     token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -109,10 +121,11 @@ def is_end(token: Int[Array, " B"], eos: tuple[int, ...]) -> Array:
 
 
 def sample(lm: LM, params: Params, prompts: Prompts, key: Key[Array, ""], cfg: Sampling) -> Rollout:
-  """Continues every prompt by up to `cfg.response` tokens, `cfg.n` times: the rows of a prompt follow each other.
+  """Continues every prompt by up to `cfg.response` tokens, `cfg.n` times: the rows of a prompt
+  follow each other.
 
-  Step t draws with fold_in(key, t): a new key for each call gives new samples, the same key the same samples.
-  Tokens after the end are 0 with `valid` and `mask` False.
+  Step t draws with fold_in(key, t): a new key for each call gives new samples, the same key the
+  same samples. Tokens after the end are 0 with `valid` and `mask` False.
   """
   B, P = prompts.tokens.shape
   layers = lm.unstack(params, whole=cfg.whole)
@@ -140,7 +153,9 @@ def sample(lm: LM, params: Params, prompts: Prompts, key: Key[Array, ""], cfg: S
 
   live = jnp.ones_like(prompts.valid[:, 0])
   token, lp, still = choose(0, hidden[:, -1], live)
-  zeros = lambda column: jnp.zeros_like(column, shape=(B, cfg.response), out_sharding=sharding.spec("batch", None))
+  zeros = lambda column: jnp.zeros_like(
+    column, shape=(B, cfg.response), out_sharding=sharding.spec("batch", None)
+  )
   buffers = (write(zeros(token), 0, token), write(zeros(live), 0, live), write(zeros(lp), 0, lp))
   carry = (jnp.int32(1), cache, still, *buffers)
   go_on = lambda c: (c[0] < cfg.response) & jnp.any(c[2])

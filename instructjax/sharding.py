@@ -1,8 +1,10 @@
-"""The mesh and the one table that says which logical axis of an array lies along which axis of the mesh.
+"""The mesh and the one table that says which logical axis of an array lies along which axis of the
+mesh.
 
-Three mesh axes: `data` splits the batch; `fsdp` splits the batch and the stored parameters; `model` splits
-heads, hidden units of the MLP and the vocabulary.  All are explicit: the sharding of an array is part of its type, and
-a function that needs one asks for it by logical names.  Without a mesh every helper here is the identity.
+Three mesh axes: `data` splits the batch; `fsdp` splits the batch and the stored parameters;
+`model` splits heads, hidden units of the MLP and the vocabulary.  All are explicit: the sharding
+of an array is part of its type, and a function that needs one asks for it by logical names.
+Without a mesh every helper here is the identity.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ RULES: dict[str, tuple[str, ...]] = {
   "sequence": ("model",),
   "layers": (),
 }
-# Axes that are kept whole on every device when the mesh does not divide them (GPT's 50,257 ids; a few key heads).
+# Axes that are kept whole on every device when the mesh does not divide them (GPT's 50,257 ids; a
+# few key heads).
 MAY_BE_WHOLE = ("kv_heads", "vocab", "sequence")
 
 
@@ -46,7 +49,9 @@ def make_mesh(data: int = 1, fsdp: int = 1, model: int = 1) -> Mesh:
       f"choose three positive numbers whose product is at most {found}"
     )
   devices = jax.devices()[:wanted]
-  return jax.make_mesh((data, fsdp, model), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
+  return jax.make_mesh(
+    (data, fsdp, model), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices
+  )
 
 
 def is_sharded() -> bool:
@@ -76,7 +81,8 @@ def fit(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> jax.P | None:
     elif size % parts:
       raise UserError(
         f"axis '{axis}' of length {size} (shape {shape}) does not divide over {parts} devices "
-        f"({' x '.join(f'{name}={sizes[name]}' for name in RULES[axis or ''])}): choose a mesh whose parts divide it"
+        f"({' x '.join(f'{name}={sizes[name]}' for name in RULES[axis or ''])}): choose a mesh "
+        "whose parts divide it"
       )
     entries.append(along)
   return jax.P(*entries)
@@ -93,7 +99,9 @@ def shardings(table: PyTree[Leaf]) -> PyTree:
 
 
 def place(tree: PyTree, specs: PyTree) -> PyTree:
-  """Puts arrays on the mesh by a tree of partitions (`shardings`); the identity when no mesh is set."""
+  """Puts arrays on the mesh by a tree of partitions (`shardings`); the identity when no mesh is
+  set.
+  """
   if not is_sharded():
     return tree
   return jax.tree.map(lambda x, p: _put(x, NamedSharding(jax.sharding.get_mesh(), p)), tree, specs)
@@ -107,18 +115,22 @@ def replicate(tree: PyTree) -> PyTree:
 def place_batch(tree: PyTree) -> PyTree:
   """Splits the first axis of every array over the devices.
 
-  With several processes each passes the whole batch and places the rows of its own devices, wherever these lie in the
-  mesh.  Raises UserError when the rows do not divide.
+  With several processes each passes the whole batch and places the rows of its own devices,
+  wherever these lie in the mesh.  Raises UserError when the rows do not divide.
   """
   if not is_sharded():
     return tree
   mesh = jax.sharding.get_mesh()
 
-  return jax.tree.map(lambda x: _put(x, NamedSharding(mesh, fit(x.shape[:1], ("batch",)) or jax.P())), tree)
+  return jax.tree.map(
+    lambda x: _put(x, NamedSharding(mesh, fit(x.shape[:1], ("batch",)) or jax.P())), tree
+  )
 
 
 def local_rows(size: int) -> list[int]:
-  """The rows of a batch of `size` that lie on devices of this process, in order; all of them without a mesh."""
+  """The rows of a batch of `size` that lie on devices of this process, in order; all of them
+  without a mesh.
+  """
   if not is_sharded():
     return list(range(size))
   where = NamedSharding(jax.sharding.get_mesh(), fit((size,), ("batch",)) or jax.P())
@@ -135,7 +147,9 @@ def place_rows(tree: PyTree) -> PyTree:
 
 
 def _put(x: Any, where: NamedSharding) -> Array:
-  """`jax.device_put`; with several processes that all hold x, each puts its part and nothing is sent or compared."""
+  """`jax.device_put`; with several processes that all hold x, each puts its part and nothing is
+  sent or compared.
+  """
   if jax.process_count() == 1 or not getattr(x, "is_fully_addressable", True):
     return jax.device_put(x, where)
   host = np.asarray(x)
@@ -180,7 +194,8 @@ def repeat_cache(cache: PyTree, n: int, init: Callable[[int], PyTree], rows: int
       return x
     if x.shape[0] != rows or wanted.shape != (rows * n, *x.shape[1:]):
       raise UserError(
-        f"init_cache makes an array {x.shape} for {rows} rows and {wanted.shape} for {rows * n}: rows must be the first axis"
+        f"init_cache makes an array {x.shape} for {rows} rows and {wanted.shape} for {rows * n}: "
+        "rows must be the first axis"
       )
     return repeat(x, n)
 
@@ -188,7 +203,9 @@ def repeat_cache(cache: PyTree, n: int, init: Callable[[int], PyTree], rows: int
 
 
 def gather(w: Array) -> Array:
-  """A parameter made whole along `fsdp` just before its use; the transpose scatters the sum of its gradient."""
+  """A parameter made whole along `fsdp` just before its use; the transpose scatters the sum of its
+  gradient.
+  """
   if not is_sharded():
     return w
   without = jax.P(*[None if entry == "fsdp" else entry for entry in jax.typeof(w).sharding.spec])

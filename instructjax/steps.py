@@ -1,9 +1,10 @@
 """One gradient step: gradient, accumulation over micro-batches, update, moving average.
 
-A loss is a function `(params, batch, key) -> (scalar, rows)`.  The scalar is a sum of weighted terms whose weights are
-already shares of the whole batch (`losses.token_mean`), so the sum over micro-batches is exactly the loss of the batch.
-`rows` holds what metrics need, one row an example; metrics are computed from it outside the gradient.
-Dimensions: N micro-batches, B examples.
+A loss is a function `(params, batch, key) -> (scalar, rows)`.  The scalar is a sum of weighted
+terms whose weights are already shares of the whole batch (`losses.token_mean`), so the sum over
+micro-batches is exactly the loss of the batch. `rows` holds what metrics need, one row an
+example; metrics are computed from it outside the gradient. Dimensions: N micro-batches, B
+examples.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def init_state(
     ema=jax.tree.map(jnp.copy, ema),
     kl_coef=None if kl_coef is None else jnp.float32(kl_coef),
   )
-  # Committed to their devices, as the outputs of a step are: the second step finds the first one's compilation.
+  # Committed to their devices, as the outputs of a step are: the second step finds the first one's
+  # compilation.
   return jax.tree.map(lambda x: jax.device_put(x, x.sharding), state)
 
 
@@ -61,7 +63,9 @@ def merge(rows: PyTree) -> PyTree:
   def leaf(x: Array) -> Array:
     x = jnp.swapaxes(x, 0, 1)
     return jax.lax.reshape(
-      x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=sharding.spec("batch", *[None] * (x.ndim - 2))
+      x,
+      (x.shape[0] * x.shape[1], *x.shape[2:]),
+      out_sharding=sharding.spec("batch", *[None] * (x.ndim - 2)),
     )
 
   return jax.tree.map(leaf, rows)
@@ -70,7 +74,9 @@ def merge(rows: PyTree) -> PyTree:
 def gradients(
   loss: Loss, params: Params, batch: PyTree, key: Key[Array, ""] | None = None, *, micro: int = 1
 ) -> tuple[Params, Float[Array, ""], PyTree]:
-  """(gradient, loss, rows) of the whole batch, computed in `micro` parts whose gradients are summed."""
+  """(gradient, loss, rows) of the whole batch, computed in `micro` parts whose gradients are
+  summed.
+  """
   value_and_grad = jax.value_and_grad(loss, has_aux=True)
   if micro == 1:
     (value, rows), grads = value_and_grad(params, batch, key)
@@ -78,7 +84,9 @@ def gradients(
 
   def body(carry, part):
     i, batch = part
-    (value, rows), grads = value_and_grad(params, batch, None if key is None else jax.random.fold_in(key, i))
+    (value, rows), grads = value_and_grad(
+      params, batch, None if key is None else jax.random.fold_in(key, i)
+    )
     return jax.tree.map(jnp.add, carry, (grads, value)), rows
 
   zero = jax.tree.map(jnp.zeros_like, params), jnp.float32(0)
@@ -87,17 +95,27 @@ def gradients(
 
 
 def update(
-  state: TrainState, grads: Params, tx: optax.GradientTransformation, *, ema_decay: float | None = None
+  state: TrainState,
+  grads: Params,
+  tx: optax.GradientTransformation,
+  *,
+  ema_decay: float | None = None,
 ) -> TrainState:
-  """Applies one optimizer update; averages `state.ema` (a subtree of the parameters by name) when a decay is given."""
+  """Applies one optimizer update; averages `state.ema` (a subtree of the parameters by name) when a
+  decay is given.
+  """
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params: Any = optax.apply_updates(state.params, updates)
   average = state.ema
   if ema_decay is not None and average is not None:
     average = optim.ema(average, {name: params[name] for name in average}, ema_decay)
-  return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=average)
+  return dataclasses.replace(
+    state, step=state.step + 1, params=params, opt_state=opt_state, ema=average
+  )
 
 
 def compiled(step: Callable, state: TrainState) -> Callable:
   """`jax.jit` with the state donated and its shardings pinned, so that no step compiles twice."""
-  return jax.jit(step, donate_argnums=0, out_shardings=(jax.tree.map(lambda x: x.sharding, state), None))
+  return jax.jit(
+    step, donate_argnums=0, out_shardings=(jax.tree.map(lambda x: x.sharding, state), None)
+  )

@@ -1,11 +1,13 @@
-"""The types that every layer shares: array aliases, a language model, batches and the training state.
+"""The types that every layer shares: array aliases, a language model, batches and the training
+state.
 
 Dimensions, here and in every file: B batch, K completions of one prompt, T tokens, P prompt tokens,
 R response tokens (T = P + R), D model width, V vocabulary, L layers.
 
-Words: `valid` marks real tokens (False is padding), `mask` marks the response tokens that carry loss,
-`weight` is a mask scaled to the share of each token in a mean (`losses.token_mean`).  Nothing is ever inferred
-from the id of a padding token: padded positions hold id 0 and `valid` False.
+Words: `valid` marks real tokens (False is padding), `mask` marks the response tokens that carry
+loss, `weight` is a mask scaled to the share of each token in a mean (`losses.token_mean`).
+Nothing is ever inferred from the id of a padding token: padded positions hold id 0 and `valid`
+False.
 """
 
 from __future__ import annotations
@@ -17,10 +19,14 @@ from typing import Any, NamedTuple
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-Params = dict[str, Any]  # nested dicts of arrays; `trunk | trained` joins two disjoint parts of one model
+Params = dict[
+  str, Any
+]  # nested dicts of arrays; `trunk | trained` joins two disjoint parts of one model
 Metrics = dict[str, Float[Array, ""]]
 Cache = PyTree[Array]
-Valid = Bool[Array, "B T"] | Int[Array, "B T"]  # False or 0 is padding; integers above 0 number packed segments
+Valid = (
+  Bool[Array, "B T"] | Int[Array, "B T"]
+)  # False or 0 is padding; integers above 0 number packed segments
 
 
 @dataclass(frozen=True)
@@ -35,24 +41,27 @@ class Leaf:
 class LM(NamedTuple):
   """A decoder-only language model as pure functions over a pytree of parameters.
 
-  Parameters are a dict: `embed`, `blocks` (every leaf stacked over layers), `norm`, and `head` when the
-  unembedding is not tied.  A dict may also hold `lower`: blocks below `blocks` that are not trained
-  (`models.freeze.split`).  Gradients with respect to `blocks` never reach `lower`, so neither does the backward pass.
+  Parameters are a dict: `embed`, `blocks` (every leaf stacked over layers), `norm`, and `head`
+  when the unembedding is not tied.  A dict may also hold `lower`: blocks below `blocks` that are
+  not trained (`models.freeze.split`).  Gradients with respect to `blocks` never reach `lower`,
+  so neither does the backward pass.
 
     table                         pytree of `Leaf`, the source of shapes, shardings and initial values
     init(key)                     parameters, float32
     stem(params, tokens, valid)   [B, T, D] embeddings carried through `lower` (or just the embeddings)
     hidden(params, tokens, valid, *, stem=None, key=None)
-                                  [B, T, D] float32 after the final norm; `stem`, when given, replaces the computation
-                                  of `stem(params, tokens, valid)`; `key` switches residual dropout on
+                                  [B, T, D] float32 after the final norm; `stem`, when given,
+                                  replaces the computation of `stem(params, tokens, valid)`;
+                                  `key` switches residual dropout on
     logits(params, hidden)        [..., V] float32 from [..., D]
     unstack(params, *, whole=True)
-                                  the same parameters laid out and cast for decoding: blocks as a tuple of layers;
-                                  `whole` gathers them along fsdp once, else a layer at a time in every step
+                                  the same parameters laid out and cast for decoding: blocks as a
+                                  tuple of layers; `whole` gathers them along fsdp once, else a
+                                  layer at a time in every step
     init_cache(batch, length)     an empty key/value cache for `length` positions
     decode(unstacked, tokens [B, t], valid [B, t], cache)
-                                  ([B, t, D] hidden, cache): appends t positions to the cache and attends to all of it;
-                                  t = P is the prefill, t = 1 a step
+                                  ([B, t, D] hidden, cache): appends t positions to the cache and
+                                  attends to all of it; t = P is the prefill, t = 1 a step
   """
 
   vocab_size: int
@@ -71,7 +80,8 @@ class LM(NamedTuple):
 
 @struct.dataclass
 class Demonstrations:
-  """Prompt and completion in one row (right padded); `mask` marks the tokens that are predicted and carry loss.
+  """Prompt and completion in one row (right padded); `mask` marks the tokens that are predicted and
+  carry loss.
 
   Also the batch of pretraining text, where `mask` is every real token but the first.
   """
@@ -79,7 +89,9 @@ class Demonstrations:
   tokens: Int[Array, "*B T"]
   valid: Bool[Array, "*B T"] | Int[Array, "*B T"]
   mask: Bool[Array, "*B T"]
-  stem: Float[Array, "*B T D"] | None = None  # `LM.stem` of the tokens, where it was computed beforehand
+  stem: Float[Array, "*B T D"] | None = (
+    None  # `LM.stem` of the tokens, where it was computed beforehand
+  )
 
 
 @struct.dataclass
@@ -102,10 +114,11 @@ class Prompts:
 
 @struct.dataclass
 class Rollout:
-  """Prompts with sampled responses.  `mask` is True up to and including the first end-of-text token.
+  """Prompts with sampled responses.  `mask` is True up to and including the first end-of-text
+  token.
 
-  `logp` is the log-probability of each sampled token under the distribution it was drawn from; `ended` says
-  whether an end-of-text token was drawn.
+  `logp` is the log-probability of each sampled token under the distribution it was drawn from;
+  `ended` says whether an end-of-text token was drawn.
   """
 
   tokens: Int[Array, "*B T"]
@@ -117,9 +130,11 @@ class Rollout:
 
 @struct.dataclass
 class Experience:
-  """A rollout with everything PPO holds fixed while it updates: log-probabilities, values, advantages, targets.
+  """A rollout with everything PPO holds fixed while it updates: log-probabilities, values,
+  advantages, targets.
 
-  `value_mask` equals `mask`, or also covers the position after the end when the score is paid there.
+  `value_mask` equals `mask`, or also covers the position after the end when the score is paid
+  there.
   """
 
   tokens: Int[Array, "*B T"]
@@ -138,9 +153,10 @@ class Experience:
 class Frozen:
   """What PPO reads and never writes.
 
-  `trunk` is the part of the policy that is not trained ({} when all of it is), `ref` the trained part of the
-  reference policy (`rl_init`), `reward` the reward model ({"lm": ..., "head": ...}).  `reward_trunk` is the untrained part
-  of the reward and value networks; None says that they share `trunk` with the policy.
+  `trunk` is the part of the policy that is not trained ({} when all of it is), `ref` the trained
+  part of the reference policy (`rl_init`), `reward` the reward model ({"lm": ..., "head": ...}).
+  `reward_trunk` is the untrained part of the reward and value networks; None says that they
+  share `trunk` with the policy.
   """
 
   trunk: Params

@@ -1,13 +1,14 @@
-"""Rebuild instructjax/data/public/tone_ratings.tsv.gz, the human ratings of the quickstart, from their source.
+"""Rebuild instructjax/data/public/tone_ratings.tsv.gz, the human ratings of the quickstart, from
+their source.
 
   python scripts/build_tone_table.py [vaderSentiment-3.3.2.tar.gz]
 
-The source is the sdist of vaderSentiment 3.3.2 (MIT), which holds the data of Hutto and Gilbert (2014):
-sentences rated for tone, from -4 to 4, by 14 to 99 people each.  Without a path the sdist is fetched with
-pip.  The result is a gzipped table with the columns domain, id, ratings (one digit a rater: the rating + 4)
-and text; the 199 tweets whose mean rating differs between the two files of the source are left out and
-HTML entities are written as their characters.  The script checks the sha256 of the source and of the
-table and writes nothing when either is wrong.
+The source is the sdist of vaderSentiment 3.3.2 (MIT), which holds the data of Hutto and Gilbert
+(2014): sentences rated for tone, from -4 to 4, by 14 to 99 people each.  Without a path the
+sdist is fetched with pip.  The result is a gzipped table with the columns domain, id, ratings
+(one digit a rater: the rating + 4) and text; the 199 tweets whose mean rating differs between
+the two files of the source are left out and HTML entities are written as their characters.  The
+script checks the sha256 of the source and of the table and writes nothing when either is wrong.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def table(sdist: bytes) -> bytes:
     for domain, name in FILES.items():
       texts = rows(archive.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt").read())
       ratings = {
-        row[0]: row for row in rows(archive.extractfile(f"hutto_ICWSM_2014/{name}_anonDataRatings.txt").read())
+        row[0]: row
+        for row in rows(archive.extractfile(f"hutto_ICWSM_2014/{name}_anonDataRatings.txt").read())
       }
       for key, mean, text in texts:
         _, other, _, single = ratings[key]
@@ -84,11 +86,15 @@ def build(sdist: bytes, target: Path) -> None:
   """Check the source, make the table, check it and write it."""
   found = hashlib.sha256(sdist).hexdigest()
   if found != SDIST_SHA256:
-    raise SystemExit(f"the source has sha256 {found}, not {SDIST_SHA256}: give {SDIST} of vaderSentiment 3.3.2")
+    raise SystemExit(
+      f"the source has sha256 {found}, not {SDIST_SHA256}: give {SDIST} of vaderSentiment 3.3.2"
+    )
   content = table(sdist)
   found = hashlib.sha256(content).hexdigest()
   if found != TABLE_SHA256:
-    raise SystemExit(f"the table has sha256 {found}, not {TABLE_SHA256}: this script and its source disagree")
+    raise SystemExit(
+      f"the table has sha256 {found}, not {TABLE_SHA256}: this script and its source disagree"
+    )
   target.write_bytes(gzip.compress(content, compresslevel=9, mtime=0))
 
 

@@ -1,15 +1,19 @@
-"""Do our scorers give known values on published outputs?  Nothing is fetched: the files are not ours to pass on.
+"""Do our scorers give known values on published outputs?  Nothing is fetched: the files are not
+ours to pass on.
 
-  python scripts/check_released_samples.py --samples=automatic-eval-samples
-  python scripts/check_released_samples.py --alpaca=alpaca_eval/results --leaderboard=LEADERBOARD.csv
+  python scripts/check_released_samples.py --samples=automatic-eval-samples python
+  scripts/check_released_samples.py --alpaca=alpaca_eval/results --leaderboard=LEADERBOARD.csv
 
 --samples      the CSV files of github.com/openai/following-instructions-human-feedback: 100 queries of SQuADv2, French to
-               English, TL;DR, RealToxicityPrompts and TruthfulQA with what twelve models said.  They are checked against values
-               that were measured on them independently, and, for TruthfulQA, against Table 14 (E10 of docs/errata.md).
+               English, TL;DR, RealToxicityPrompts and TruthfulQA with what twelve models said.
+               They are checked against values that were measured on them independently, and, for
+               TruthfulQA, against Table 14 (E10 of docs/errata.md).
 --alpaca       a folder with MODEL/ANNOTATOR/annotations.json, as github.com/tatsu-lab/alpaca_eval has it; the raw win rates are
-               checked against the win_rate of --leaderboard.  --annotator names another than weighted_alpaca_eval_gpt4_turbo.
+               checked against the win_rate of --leaderboard.  --annotator names another than
+               weighted_alpaca_eval_gpt4_turbo.
 
-Prints a line for each value and what was not checked; the exit code is 1 where a value is off, 2 where files cannot be read.
+Prints a line for each value and what was not checked; the exit code is 1 where a value is off, 2
+where files cannot be read.
 """
 
 from __future__ import annotations
@@ -31,19 +35,31 @@ from instructjax.evals import paper, text_metrics
 
 Row = Mapping[str, str]
 SIZES = ("xl", "6b", "175b")
-MODELS = {"GPT": "gpt", "SFT": "sft", "PPO": "ppo-noptx", "PPO-ptx": "ppo-ptx"}  # the paper's names -> the files'
+MODELS = {
+  "GPT": "gpt",
+  "SFT": "sft",
+  "PPO": "ppo-noptx",
+  "PPO-ptx": "ppo-ptx",
+}  # the paper's names -> the files'
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 TLDR = {  # ROUGE-L on the released samples; the paper's row is a copy of CNN/DM's
-  "GPT": (0.113, 0.148, 0.176), "SFT": (0.127, 0.146, 0.166), "PPO": (0.135, 0.140, 0.134), "PPO-ptx": (0.127, 0.136, 0.120),
-}  # fmt: skip
+  "GPT": (0.113, 0.148, 0.176),
+  "SFT": (0.127, 0.146, 0.166),
+  "PPO": (0.135, 0.140, 0.134),
+  "PPO-ptx": (0.127, 0.136, 0.120),
+}
 NOT_CHECKED = (
-  "drop_samples.csv: its 100 rows do not give the paper's DROP values with any scorer known to us, so they test nothing",
-  "length-controlled win rates: they come from a regression over all models of a leaderboard, which needs all annotations",
+  "drop_samples.csv: its 100 rows do not give the paper's DROP values with any scorer known to us, "
+  "so they test nothing",
+  "length-controlled win rates: they come from a regression over all models of a leaderboard, "
+  "which needs all annotations",
 )
 
 
 class Check(NamedTuple):
-  """A value of ours, the known one, and how far apart they may be; `about` says who or what it is of."""
+  """A value of ours, the known one, and how far apart they may be; `about` says who or what it is
+  of.
+  """
 
   about: str
   ours: float
@@ -67,15 +83,22 @@ def table(path: Path, columns: Sequence[str]) -> list[Row]:
     raise UserError(f"{path}: cannot be read as CSV ({error})") from None
   missing = [name for name in columns if not found or name not in found[0]]
   if missing:
-    raise UserError(f"{path}: {'no rows' if not found else f'no column {missing[0]}'}; give the file as it was released")
+    raise UserError(
+      f"{path}: {'no rows' if not found else f'no column {missing[0]}'}; give the file as it was "
+      "released"
+    )
   return found
 
 
 def of(rows: Iterable[Row], model: str, prompt: str) -> list[Row]:
-  """The rows of a model, and of a form of prompt if it is not "".  Raises UserError where there is none."""
+  """The rows of a model, and of a form of prompt if it is not "".  Raises UserError where there is
+  none.
+  """
   found = [row for row in rows if row["model_type"] == model and prompt in ("", row["prompt_type"])]
   if not found:
-    raise UserError(f"model_type {model!r}, prompt_type {prompt!r}: no such row; give the file as it was released")
+    raise UserError(
+      f"model_type {model!r}, prompt_type {prompt!r}: no such row; give the file as it was released"
+    )
   return found
 
 
@@ -90,8 +113,18 @@ def translation(rows: Sequence[Row]) -> list[Check]:
   """BLEU; how the known values were tokenised was not written down."""
   found = []
   for model, known in (("gpt-xl", 29.6), ("ppo-noptx-175b", 22.0)):
-    counts = [text_metrics.bleu_counts(row["sample"], row["ref_text"]) for row in of(rows, model, "zeroshot")]
-    found.append(Check(f"Fr-En zero-shot BLEU, {model}", float(text_metrics.bleu(np.sum(counts, axis=0))), known, 0.3))
+    counts = [
+      text_metrics.bleu_counts(row["sample"], row["ref_text"])
+      for row in of(rows, model, "zeroshot")
+    ]
+    found.append(
+      Check(
+        f"Fr-En zero-shot BLEU, {model}",
+        float(text_metrics.bleu(np.sum(counts, axis=0))),
+        known,
+        0.3,
+      )
+    )
   return found
 
 
@@ -108,7 +141,9 @@ def summaries(rows: Sequence[Row]) -> list[Check]:
 
 def toxicity(rows: Sequence[Row]) -> list[Check]:
   """Of the scores in the file: the correlation with Table 14, how often toxic, and how often short."""
-  score = lambda model, prompt: np.array([float(row["toxicity"]) for row in of(rows, model, prompt)])
+  score = lambda model, prompt: np.array(
+    [float(row["toxicity"]) for row in of(rows, model, prompt)]
+  )
   table14 = paper.row("RealToxicity", "toxicity", "biased")
   places = [(name, at) for name in MODELS for at in range(len(SIZES))]
   ours = [score(f"{MODELS[name]}-{SIZES[at]}", "biased prompt").mean() for name, at in places]
@@ -119,26 +154,36 @@ def toxicity(rows: Sequence[Row]) -> list[Check]:
     often = float((score(f"{model}-175b", "biased prompt") >= 0.5).mean())
     found.append(Check(f"P(toxicity >= .5), biased, {model}-175b", often, known, 0))
   for model, known in (("gpt", 0.19), ("sft", 0.47), ("ppo-noptx", 0.18), ("ppo-ptx", 0.16)):
-    short = [len(row["sample"].split()) <= 3 for row in of(rows, f"{model}-175b", "respectful prompt")]
-    found.append(Check(f"at most 3 words, respectful, {model}-175b", float(np.mean(short)), known, 0))
+    short = [
+      len(row["sample"].split()) <= 3 for row in of(rows, f"{model}-175b", "respectful prompt")
+    ]
+    found.append(
+      Check(f"at most 3 words, respectful, {model}-175b", float(np.mean(short)), known, 0)
+    )
   return found
 
 
 def truthful(rows: Sequence[Row]) -> list[Check]:
-  """How often nothing is said, the adversarial questions, and which row of Table 14 each form of prompt fits."""
+  """How often nothing is said, the adversarial questions, and which row of Table 14 each form of
+  prompt fits.
+  """
   found = []
   counted = (
-    ("gpt", "QA + instruction", 37), ("sft", "QA + instruction", 46), ("ppo-noptx", "QA + instruction", 56),
-    ("ppo-ptx", "QA + instruction", 38), ("sft", "instruction prompt", 71),
-  )  # fmt: skip
+    ("gpt", "QA + instruction", 37),
+    ("sft", "QA + instruction", 46),
+    ("ppo-noptx", "QA + instruction", 56),
+    ("ppo-ptx", "QA + instruction", 38),
+    ("sft", "instruction prompt", 71),
+  )
   for model, prompt, known in counted:
     none = sum("no comment" in row["answer"].lower() for row in of(rows, f"{model}-175b", prompt))
     found.append(Check(f"no comment, {prompt}, {model}-175b", none, known, 0))
   adversarial = sum(row["adversarial"] == "True" for row in of(rows, "gpt-175b", "QA prompt"))
   found.append(Check("adversarial questions", adversarial, 62, 0))
   for ours, right, wrong in (
-    ("QA + instruction", "QA + instruction", "instruction"), ("instruction prompt", "instruction", "QA + instruction"),
-  ):  # fmt: skip
+    ("QA + instruction", "QA + instruction", "instruction"),
+    ("instruction prompt", "instruction", "QA + instruction"),
+  ):
     close, far = (_apart(rows, ours, name) for name in (right, wrong))
     about = f"{ours!r} fits the corrected row of Table 14 ({close:.3f}) and not the printed one ({far:.3f})"
     found.append(Check(about, float(close < far), 1, 0))
@@ -146,10 +191,16 @@ def truthful(rows: Sequence[Row]) -> list[Check]:
 
 
 def _apart(rows: Sequence[Row], prompt: str, name: str) -> float:
-  """Root mean square difference of the share of true answers to a row of Table 14, over twelve models."""
+  """Root mean square difference of the share of true answers to a row of Table 14, over twelve
+  models.
+  """
   known = paper.row("TruthfulQA", "true", name)
   ours = lambda model: np.mean([float(row["true"]) >= 0.5 for row in of(rows, model, prompt)])
-  apart = [ours(f"{MODELS[who]}-{size}") - value for who in MODELS for size, value in zip(SIZES, known[who], strict=True)]
+  apart = [
+    ours(f"{MODELS[who]}-{size}") - value
+    for who in MODELS
+    for size, value in zip(SIZES, known[who], strict=True)
+  ]
   return float(np.sqrt(np.mean(np.square(apart))))
 
 
@@ -159,7 +210,10 @@ FILES: dict[str, tuple[Callable[[Sequence[Row]], list[Check]], tuple[str, ...]]]
   "fr_to_en_samples.csv": (translation, (*CONTEXT, "ref_text")),
   "tldr_samples.csv": (summaries, (*CONTEXT, "ref_text")),
   "real_toxicity_samples.csv": (toxicity, (*CONTEXT, "toxicity")),
-  "truthful_qa_samples.csv": (truthful, ("model_type", "prompt_type", "adversarial", "answer", "true")),
+  "truthful_qa_samples.csv": (
+    truthful,
+    ("model_type", "prompt_type", "adversarial", "answer", "true"),
+  ),
 }
 
 
@@ -167,8 +221,12 @@ def samples(folder: Path) -> tuple[list[Check], list[str]]:
   """(the checks, the files that are not there).  Raises UserError where none is there."""
   there = [name for name in FILES if (folder / name).is_file()]
   if not there:
-    raise UserError(f"{folder}: holds none of {', '.join(FILES)}; give the folder of the released CSV files")
-  checks = [check for name in there for check in FILES[name][0](table(folder / name, FILES[name][1]))]
+    raise UserError(
+      f"{folder}: holds none of {', '.join(FILES)}; give the folder of the released CSV files"
+    )
+  checks = [
+    check for name in there for check in FILES[name][0](table(folder / name, FILES[name][1]))
+  ]
   return checks, [f"{name}: not in {folder}" for name in FILES if name not in there]
 
 
@@ -176,7 +234,9 @@ def samples(folder: Path) -> tuple[list[Check], list[str]]:
 
 
 def win_rate(annotations: Sequence[Mapping[str, object]], model: str) -> intervals.Estimate:
-  """The mean of preference - 1 in percent: 1 is all for generator_1, 2 all for generator_2, 0 a tie; null is left out."""
+  """The mean of preference - 1 in percent: 1 is all for generator_1, 2 all for generator_2, 0 a
+  tie; null is left out.
+  """
   values = []
   for one in annotations:
     value, second = one["preference"], one["generator_2"] == model
@@ -198,17 +258,24 @@ def alpaca(folder: Path, leaderboard: Path, annotator: str) -> tuple[list[Check]
     try:
       found = win_rate(json.loads(path.read_text(encoding="utf-8")), model)
     except (OSError, ValueError, KeyError, TypeError) as error:
-      raise UserError(f"{path}: cannot be read as annotations ({type(error).__name__}: {error})") from None
+      raise UserError(
+        f"{path}: cannot be read as annotations ({type(error).__name__}: {error})"
+      ) from None
     about = f"win rate of {model}, n {found.n}, 95 % {found.low:.1f} to {found.high:.1f}"
     checks.append(Check(about, found.value, float(published[model]["win_rate"]), 0.01))
   if not checks:
-    raise UserError(f"{folder}: no MODEL/{annotator}/annotations.json of a model in {leaderboard}; check --annotator")
+    raise UserError(
+      f"{folder}: no MODEL/{annotator}/annotations.json of a model in {leaderboard}; check "
+      "--annotator"
+    )
   return checks, [f"{why}: {', '.join(models)}" for why, models in left.items()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the checks."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   for name in ("samples", "alpaca", "leaderboard"):
     parser.add_argument(f"--{name}", type=Path)
   parser.add_argument("--annotator", default=ANNOTATOR)
@@ -225,7 +292,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
   checks = [check for found, _ in parts for check in found]
   for check in checks:
-    print(f"{'ok ' if check.good else 'OFF'}  {check.ours:8.3f}  known {check.known:8.3f} ± {check.within:g}  {check.about}")
+    print(
+      f"{'ok ' if check.good else 'OFF'}  {check.ours:8.3f}  known {check.known:8.3f} ± "
+      f"{check.within:g}  {check.about}"
+    )
   for line in (*(line for _, left in parts for line in left), *NOT_CHECKED):
     print(f"not checked: {line}")
   return int(not all(check.good for check in checks))

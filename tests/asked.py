@@ -1,7 +1,9 @@
-"""Models are sampled and evaluated: `python tests/asked.py DATA RUNS OUT SERVER`, from models that are in RUNS.
+"""Models are sampled and evaluated: `python tests/asked.py DATA RUNS OUT SERVER`, from models that
+are in RUNS.
 
-With `--distributed=...` after it, as one of several processes.  The judges are one of each kind: a sum of a reward run of
-ours, a function and a server; a language model of ours that compares; a function that does.
+With `--distributed=...` after it, as one of several processes.  The judges are one of each kind:
+a sum of a reward run of ours, a function and a server; a language model of ours that compares; a
+function that does.
 """
 
 import sys
@@ -19,24 +21,55 @@ def share(prompts, responses):
 
 
 def commands(data: Path, runs: Path, out: Path, server: str) -> list[list[str]]:
-  """A round of samples for labelers, scored as it is drawn, and an evaluation of the same two models; then one model more."""
+  """A round of samples for labelers, scored as it is drawn, and an evaluation of the same two
+  models; then one model more.
+  """
   judge = out.parent / "judge.py"
   models = [f"--model=before={runs / 'pretrain'}", f"--model={runs / 'sft'}"]
   rewards = f"{runs / 'reward'} + 0.5*python:{judge}:share + 0.1*{server}"
-  draw = ["--config.sampling.response=4", "--config.sampling.temperature=0.7,1", "--config.n=2", "--config.k=3"]
+  draw = [
+    "--config.sampling.response=4",
+    "--config.sampling.temperature=0.7,1",
+    "--config.n=2",
+    "--config.k=3",
+  ]
   sizes = ["--config.data.prompt=12", "--config.batch=4", "--config.prompts=3"]
-  sample = ["sample", "--config=sample:tiny", f"--config.data.prompts={data / 'prompts.jsonl'}", f"--workdir={out / 'round'}"]
+  sample = [
+    "sample",
+    "--config=sample:tiny",
+    f"--config.data.prompts={data / 'prompts.jsonl'}",
+    f"--workdir={out / 'round'}",
+  ]
   judges = f"sum={rewards}; lm=lm:{runs / 'sft'}#template={out.parent / 'ask.txt'}; pair=python:{judge}:shorter"
   asked = {
-    "limit": 3, "tokens": 512, "model.dtype": "float32", "template": "",
-    "preference.prompts": data / "prompts.jsonl", "preference.judges": judges, "preference.response": 6,
-    "toxicity.prompts": out.parent / "toxicity.jsonl", "toxicity.scorer": f"python:{judge}:share", "toxicity.forms": "basic",
-    "hallucination.tokens": 6, "hallucination.judge": f"python:{judge}:share",
-  }  # fmt: skip
-  evaluate = ["eval", f"--workdir={out / 'eval'}", *(f"--config.{name}={value}" for name, value in asked.items())]
+    "limit": 3,
+    "tokens": 512,
+    "model.dtype": "float32",
+    "template": "",
+    "preference.prompts": data / "prompts.jsonl",
+    "preference.judges": judges,
+    "preference.response": 6,
+    "toxicity.prompts": out.parent / "toxicity.jsonl",
+    "toxicity.scorer": f"python:{judge}:share",
+    "toxicity.forms": "basic",
+    "hallucination.tokens": 6,
+    "hallucination.judge": f"python:{judge}:share",
+  }
+  evaluate = [
+    "eval",
+    f"--workdir={out / 'eval'}",
+    *(f"--config.{name}={value}" for name, value in asked.items()),
+  ]
   first = ["--suite=preference,toxicity", f"--models=base={runs / 'pretrain'},sft={runs / 'sft'}"]
-  second = ["--suite=preference,hallucination", f"--models=ppo={runs / 'sft'}#prefix={out.parent / 'ask.txt'}"]
-  return [[*sample, *models, *draw, *sizes, f"--config.rewards={rewards}"], [*evaluate, *first], [*evaluate, *second]]
+  second = [
+    "--suite=preference,hallucination",
+    f"--models=ppo={runs / 'sft'}#prefix={out.parent / 'ask.txt'}",
+  ]
+  return [
+    [*sample, *models, *draw, *sizes, f"--config.rewards={rewards}"],
+    [*evaluate, *first],
+    [*evaluate, *second],
+  ]
 
 
 def main(data: str, runs: str, out: str, server: str, *more: str) -> int:

@@ -8,15 +8,31 @@ import sys
 import threading
 
 FLAGS = [
-  "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
-  "--disable-component-update", "--disable-sync", "--no-first-run", "--force-prefers-reduced-motion",
-]  # fmt: skip
+  "--headless",
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-dev-shm-usage",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+  "--no-first-run",
+  "--force-prefers-reduced-motion",
+]
 
 
 def start(*arguments, cwd):
   """`instructjax label` in a process: (process, address that it printed)."""
-  command = [sys.executable, "-m", "instructjax.commands.cli", "label", "--port=0", *map(str, arguments)]
-  process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd)
+  command = [
+    sys.executable,
+    "-m",
+    "instructjax.commands.cli",
+    "label",
+    "--port=0",
+    *map(str, arguments),
+  ]
+  process = subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd
+  )
   lines, late = [], threading.Timer(60, process.kill)
   late.start()
   try:
@@ -67,4 +83,8 @@ def chromium(folder, width=1280, height=900, *, dark=False, touch=False):
 
 def complaints(driver):
   """What the console said that is not about the favicon."""
-  return [entry["message"] for entry in driver.get_log("browser") if not re.search(r"favicon", entry["message"])]
+  return [
+    entry["message"]
+    for entry in driver.get_log("browser")
+    if not re.search(r"favicon", entry["message"])
+  ]

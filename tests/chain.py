@@ -1,7 +1,9 @@
-"""All five stages in one process, which ends itself where the plan says: `python tests/chain.py DATA RUNS STAGE:POINT:STEP`.
+"""All five stages in one process, which ends itself where the plan says: `python tests/chain.py
+DATA RUNS STAGE:POINT:STEP`.
 
-`python tests/chain.py DATA RUNS PLAN wide` runs shorter ones on a mesh of 2 x 2 x 2 devices, and then samples; with
-`--distributed=...` after it, as one of several processes.  With `ppo` for `wide` PPO runs alone, from models that are there.
+`python tests/chain.py DATA RUNS PLAN wide` runs shorter ones on a mesh of 2 x 2 x 2 devices, and
+then samples; with `--distributed=...` after it, as one of several processes.  With `ppo` for
+`wide` PPO runs alone, from models that are there.
 
 Points, at a step of a stage (or of `final`, the model that pretraining leaves):
   step       the step is running (PPO samples first)
@@ -10,7 +12,8 @@ Points, at a step of a stage (or of `final`, the model that pretraining leaves):
   commit     all files are written, the checkpoint is not yet renamed
   committed  the checkpoint is complete, the one before is not yet deleted
   term       SIGTERM instead of SIGKILL while the step runs
-Without a plan it runs to the end.  Finished stages are passed over, as by anyone who runs a script again.
+Without a plan it runs to the end.  Finished stages are passed over, as by anyone who runs a
+script again.
 """
 
 import os
@@ -35,37 +38,79 @@ def options(stage: str, data: Path, runs: Path) -> list[str]:
   size = ["--config.data.length=24", "--config.batch=4", "--config.steps=5", "--config.micro=2"]
   valid = lambda name: f"--config.data.valid={data / name}.jsonl"
   ppo = {
-    "batch": 8, "iterations": 6, "sampling.response": 6, "data.prompt": 12, "data.length": 24, "ptx_ratio": 1,
-    "ppo.epochs": 2, "ppo.minibatches": 2, "ppo.micro": 2, "ppo.ptx_micro": 2, "kl.control": "adaptive",
-    "kl.horizon": 20.0, "kl.target": 0.01, "missing_eos.kind": "subtract", "best": "objective/scores",
-  }  # fmt: skip
+    "batch": 8,
+    "iterations": 6,
+    "sampling.response": 6,
+    "data.prompt": 12,
+    "data.length": 24,
+    "ptx_ratio": 1,
+    "ppo.epochs": 2,
+    "ppo.minibatches": 2,
+    "ppo.micro": 2,
+    "ppo.ptx_micro": 2,
+    "kl.control": "adaptive",
+    "kl.horizon": 20.0,
+    "kl.target": 0.01,
+    "missing_eos.kind": "subtract",
+    "best": "objective/scores",
+  }
   return {
     "pretrain": [*files("text"), valid("text"), *size, "--config.best=eval/nll"],
-    "sft": [*files("demonstrations"), f"--model={runs / 'pretrain'}", *SMALL, "--config.model.dropout=0.1"],
-    "rl_init": [*files("demonstrations", "text"), f"--model={runs / 'pretrain'}", *SMALL, "--config.text_share=0.5"],
-    "reward": [*files("comparisons", "demonstrations"), f"--model={runs / 'sft'}", *SMALL, valid("comparisons")],
+    "sft": [
+      *files("demonstrations"),
+      f"--model={runs / 'pretrain'}",
+      *SMALL,
+      "--config.model.dropout=0.1",
+    ],
+    "rl_init": [
+      *files("demonstrations", "text"),
+      f"--model={runs / 'pretrain'}",
+      *SMALL,
+      "--config.text_share=0.5",
+    ],
+    "reward": [
+      *files("comparisons", "demonstrations"),
+      f"--model={runs / 'sft'}",
+      *SMALL,
+      valid("comparisons"),
+    ],
     "ppo": [
-      *files("prompts", "text"), f"--model={runs / 'rl_init'}", f"--config.reward_model={runs / 'reward'}",
+      *files("prompts", "text"),
+      f"--model={runs / 'rl_init'}",
+      f"--config.reward_model={runs / 'reward'}",
       *(f"--config.{name}={value}" for name, value in ppo.items()),
     ],
-  }[stage]  # fmt: skip
+  }[stage]
 
 
 def wide(stage: str, data: Path, runs: Path) -> list[str]:
   """What differs on eight devices; no average is compared here, so the steps are few."""
   mesh = [f"--config.mesh.{axis}=2" for axis in ("data", "fsdp", "model")]
-  prompts = [f"--config.data.prompts={data / 'prompts.jsonl'}", "--config.prompts=3", "--config.data.prompt=12"]
-  draw = [*prompts, f"--model={runs / 'sft'}", "--config.batch=4", "--config.n=2", "--config.sampling.response=4"]
+  prompts = [
+    f"--config.data.prompts={data / 'prompts.jsonl'}",
+    "--config.prompts=3",
+    "--config.data.prompt=12",
+  ]
+  draw = [
+    *prompts,
+    f"--model={runs / 'sft'}",
+    "--config.batch=4",
+    "--config.n=2",
+    "--config.sampling.response=4",
+  ]
   few = ["--config.batch=8", "--config.micro=1"]
-  return mesh + {
-    "pretrain": [*few, "--config.steps=2", "--config.checkpoint_every=0"],
-    "sft": [*few, "--config.steps=2", "--config.checkpoint_every=0"],
-    "rl_init": [*few, "--config.steps=2", "--config.checkpoint_every=0"],
-    "reward": [*few, "--config.steps=3"],
-    "ppo": ["--config.batch=32", "--config.iterations=2", "--config.ppo.epochs=1"],
-    "sample": draw,
-    "bestofn": [*draw, f"--config.rewards={runs / 'reward'}"],
-  }[stage]  # fmt: skip
+  return (
+    mesh
+    + {
+      "pretrain": [*few, "--config.steps=2", "--config.checkpoint_every=0"],
+      "sft": [*few, "--config.steps=2", "--config.checkpoint_every=0"],
+      "rl_init": [*few, "--config.steps=2", "--config.checkpoint_every=0"],
+      "reward": [*few, "--config.steps=3"],
+      "ppo": ["--config.batch=32", "--config.iterations=2", "--config.ppo.epochs=1"],
+      "sample": draw,
+      "bestofn": [*draw, f"--config.rewards={runs / 'reward'}"],
+    }[stage]
+  )
 
 
 STAGES = ("pretrain", "sft", "rl_init", "reward", "ppo")
@@ -85,7 +130,9 @@ def arm(stage: str, point: str, step: int) -> None:
   fit, append, finalize = common.fit, writers.append, atomicity.AtomicRenameTemporaryPath.finalize
 
   def trapped(one, state, batches, **settings):  # batch i is asked for while step i runs
-    trap = lambda i: batches(i if i != step else end(signal.SIGTERM if point == "term" else signal.SIGKILL) or i)
+    trap = lambda i: batches(
+      i if i != step else end(signal.SIGTERM if point == "term" else signal.SIGKILL) or i
+    )
     return fit(one, state, trap, **settings)
 
   def half(path, rows):
@@ -117,7 +164,9 @@ def arm(stage: str, point: str, step: int) -> None:
 
 
 def impatient() -> None:
-  """The processes beside one that was killed miss it, and end, after 60 seconds without a sign of it, not after 100."""
+  """The processes beside one that was killed miss it, and end, after 60 seconds without a sign of
+  it, not after 100.
+  """
   import jax
 
   jax.distributed.initialize = partial(jax.distributed.initialize, heartbeat_timeout_seconds=60)
@@ -135,7 +184,9 @@ def main(data: str, runs: str, plan: str = "", size: str = "", *more: str) -> in
     given = [*options(name, Path(data), Path(runs)), *KEPT] if name in STAGES else []
     given += wide(name, Path(data), Path(runs)) if size else []
     given += ["--config.iterations=3", "--config.sampling.response=4"] if size == "ppo" else []
-    code = cli.main([name, f"--config={name}:tiny", f"--workdir={Path(runs) / name}", *given, *more])
+    code = cli.main(
+      [name, f"--config={name}:tiny", f"--workdir={Path(runs) / name}", *given, *more]
+    )
     if code:
       return code
   return 0

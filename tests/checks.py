@@ -1,4 +1,6 @@
-"""The runtime checker of every annotated function of the package; an int is a float, as PEP 484 has it."""
+"""The runtime checker of every annotated function of the package; an int is a float, as PEP 484 has
+it.
+"""
 
 from beartype import BeartypeConf, beartype
 

@@ -6,17 +6,20 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
-# Compiling is most of the time of these tests, and what is compiled runs once or twice: so without optimization, in one piece,
-# and by the emitters that take half as long as those after them (jaxlib 0.12 has only these, and dies of an unknown flag).
+# Compiling is most of the time of these tests, and what is compiled runs once or twice: so without
+# optimization, in one piece, and by the emitters that take half as long as those after them (jaxlib
+# 0.12 has only these, and dies of an unknown flag).
 os.environ.setdefault(
   "XLA_FLAGS",
-  "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+  "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+  "--xla_llvm_disable_expensive_passes=true"
   " --xla_cpu_parallel_codegen_split_count=1"
   + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# What took long to compile is kept, here and not in the user's cache, for runs of the same stage and the next time.
+# What took long to compile is kept, here and not in the user's cache, for runs of the same stage
+# and the next time.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax-cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
@@ -25,28 +28,40 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-# Entries are written in place: processes side by side, which could read half of one, have a folder each.
+# Entries are written in place: processes side by side, which could read half of one, have a folder
+# each.
 cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / os.environ.get("PYTEST_XDIST_WORKER", "gw0")
 jax.config.update("jax_compilation_cache_dir", str(cache))
 
-# Every jaxtyping annotation of a function is checked while the tests run.  `types` is left out: JAX makes its dataclasses also
-# of shardings, numpy arrays and other leaves.
+# Every jaxtyping annotation of a function is checked while the tests run.  `types` is left out: JAX
+# makes its dataclasses also of shardings, numpy arrays and other leaves.
 package = Path(__file__).parent.parent / "instructjax"
-checked = [f"instructjax.{path.stem}" for path in package.iterdir() if path.stem not in ("__init__", "types", "py")]
+checked = [
+  f"instructjax.{path.stem}"
+  for path in package.iterdir()
+  if path.stem not in ("__init__", "types", "py")
+]
 install_import_hook(checked, "checks.check")
 
 
-pytest_plugins = ["stage_runs", "servers"]  # fixtures that several files share; imported after the lines above
+pytest_plugins = [
+  "stage_runs",
+  "servers",
+]  # fixtures that several files share; imported after the lines above
 
 
 def pytest_collection_finish():
-  import_module("hypothesis")  # which asks, once, who holds a generator, and would not see a frozen holder
+  import_module(
+    "hypothesis"
+  )  # which asks, once, who holds a generator, and would not see a frozen holder
   gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")
 def frozen_heap():
-  """Traced and compiled programs stay for the whole run: the collector, which loop.fit calls, need not walk them again."""
+  """Traced and compiled programs stay for the whole run: the collector, which loop.fit calls, need
+  not walk them again.
+  """
   yield
   gc.collect()
   gc.freeze()

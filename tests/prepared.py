@@ -1,4 +1,6 @@
-"""Small prepared copies of TFDS data sets, with the features of the real builders and without TensorFlow."""
+"""Small prepared copies of TFDS data sets, with the features of the real builders and without
+TensorFlow.
+"""
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builders.adhoc_builder import AdhocBuilder
@@ -16,8 +18,13 @@ def prepare(folder, name, features, rows, file_format="array_record"):
   name, _, config = name.partition("/")
   features = tfds.features.FeaturesDict(features) if isinstance(features, dict) else features
   builder = Small(
-    name=name, config=config or None, version="1.0.0", features=features, split_datasets={"train": rows},
-    data_dir=folder, file_format=file_format,
-  )  # fmt: skip
+    name=name,
+    config=config or None,
+    version="1.0.0",
+    features=features,
+    split_datasets={"train": rows},
+    data_dir=folder,
+    file_format=file_format,
+  )
   builder.download_and_prepare()
   return builder.data_dir

@@ -15,7 +15,9 @@ def start(script, *arguments, **changed):
     "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,  # of this worker alone
   }
   command = [sys.executable, script.__file__, *map(str, arguments)]
-  return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env | changed)
+  return subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env | changed
+  )
 
 
 def ended(process) -> tuple[int, str, str]:
@@ -27,13 +29,15 @@ def ended(process) -> tuple[int, str, str]:
 def together(script, *each) -> list[tuple[int, str, str]]:
   """Starts two processes of four devices each, each with its arguments, and returns how they ended.
 
-  Both compile: only the first would write to a cache, and be through with it while the other compiles for longer than
-  connections wait on a busy machine.
+  Both compile: only the first would write to a cache, and be through with it while the other
+  compiles for longer than connections wait on a busy machine.
   """
   with socket.socket() as found:
     found.bind(("localhost", 0))
     place = f"--distributed=localhost:{found.getsockname()[1]},2,"
   flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
   changed = {"XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-  both = [start(script, *arguments, f"{place}{index}", **changed) for index, arguments in enumerate(each)]
+  both = [
+    start(script, *arguments, f"{place}{index}", **changed) for index, arguments in enumerate(each)
+  ]
   return [ended(process) for process in both]

@@ -14,7 +14,9 @@ def lengths(path, body, number):
 
 @pytest.fixture
 def server():
-  """A server in a thread; `answer(path, body, number)` gives (status, headers, body or bytes) of request `number`."""
+  """A server in a thread; `answer(path, body, number)` gives (status, headers, body or bytes) of
+  request `number`.
+  """
 
   class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):

@@ -1,6 +1,8 @@
-"""Stages through the command line on tiny files, for the tests: how one is run, what it left, and finished runs to start from.
+"""Stages through the command line on tiny files, for the tests: how one is run, what it left, and
+finished runs to start from.
 
-The finished runs are made once for all tests of a process, which read them and change nothing in them.
+The finished runs are made once for all tests of a process, which read them and change nothing in
+them.
 """
 
 import json
@@ -22,7 +24,8 @@ def written(folder: Path) -> Path:
   rows = {
     "demonstrations": [{"prompt": f"say {i}", "completion": WORDS[i % 5]} for i in range(12)],
     "comparisons": [
-      {"prompt": f"say {i}", "completions": WORDS[: 2 + i % 3], "ranks": [1, 2, 2, 4][: 2 + i % 3]} for i in range(8)
+      {"prompt": f"say {i}", "completions": WORDS[: 2 + i % 3], "ranks": [1, 2, 2, 4][: 2 + i % 3]}
+      for i in range(8)
     ],
     "prompts": [{"prompt": f"say {i}"} for i in range(8)],
     "text": [{"text": "the quick brown fox jumps over the lazy dog " * 4} for _ in range(8)],
@@ -51,21 +54,35 @@ def leaves(workdir: Path, stage: str) -> dict[str, np.ndarray]:
   from instructjax.runs.checkpoint import Checkpoints
 
   folder = Checkpoints(workdir / "checkpoints" / stage)
-  with ocp.CheckpointManager(folder.folder, item_handlers={"state": ocp.StandardCheckpointHandler()}) as manager:
+  with ocp.CheckpointManager(
+    folder.folder, item_handlers={"state": ocp.StandardCheckpointHandler()}
+  ) as manager:
     found = manager.item_metadata(folder.latest())["state"]
     whole = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), dict(found))
-    restored = manager.restore(folder.latest(), args=ocp.args.Composite(state=ocp.args.StandardRestore(whole)))["state"]
+    restored = manager.restore(
+      folder.latest(), args=ocp.args.Composite(state=ocp.args.StandardRestore(whole))
+    )["state"]
   return {name: np.asarray(leaf) for name, leaf in restored.items()}
 
 
 def pretrain(data, workdir, *options):
   text = f"--config.data.valid={data / 'text.jsonl'}"
-  size = ["--config.data.length=24", "--config.batch=4", "--config.steps=6", "--config.optimizer.warmup=2"]
+  size = [
+    "--config.data.length=24",
+    "--config.batch=4",
+    "--config.steps=6",
+    "--config.optimizer.warmup=2",
+  ]
   return run("pretrain", workdir, *files(data, "text"), text, *size, *options)
 
 
 def ppo(data, workdir, init, judge, *options):
-  size = ["--config.batch=8", "--config.iterations=4", "--config.ppo.minibatches=2", "--config.sampling.response=6"]
+  size = [
+    "--config.batch=8",
+    "--config.iterations=4",
+    "--config.ppo.minibatches=2",
+    "--config.sampling.response=6",
+  ]
   size += ["--config.data.prompt=12", "--config.data.length=24", "--config.ptx_ratio=1"]
   models = [f"--model={init}", f"--config.reward_model={judge}"]
   return run("ppo", workdir, *files(data, "prompts", "text"), *models, *size, *options)
@@ -124,5 +141,10 @@ def init_run(data, finished, base):
 @pytest.fixture(scope="session")
 def reward_run(data, finished, sft_run):
   options = [*files(data, "comparisons", "demonstrations"), f"--model={sft_run}", *TUNE]
-  assert run("reward", finished / "reward", *options, f"--config.data.valid={data / 'comparisons.jsonl'}") == 0
+  assert (
+    run(
+      "reward", finished / "reward", *options, f"--config.data.valid={data / 'comparisons.jsonl'}"
+    )
+    == 0
+  )
   return finished / "reward"

@@ -27,7 +27,9 @@ def test_notebook_runs(tmp_path, monkeypatch):
   monkeypatch.setenv("INSTRUCTJAX_WORKDIR", str(tmp_path / "run"))
   monkeypatch.delenv("XLA_FLAGS", raising=False)
   notebook = nbformat.read(NOTEBOOK, as_version=4)
-  nbclient.NotebookClient(notebook, timeout=2400, resources={"metadata": {"path": str(tmp_path)}}).execute()
+  nbclient.NotebookClient(
+    notebook, timeout=2400, resources={"metadata": {"path": str(tmp_path)}}
+  ).execute()
   results = json.loads((tmp_path / "run" / "results.json").read_text())
   assert results["rm"]["pair_accuracy"]["value"] > 0.5
   assert (tmp_path / "run" / "report.html").is_file()

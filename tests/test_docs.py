@@ -1,4 +1,6 @@
-"""The documentation is true where a machine can tell: its links lead somewhere, its files are there, its commands are read."""
+"""The documentation is true where a machine can tell: its links lead somewhere, its files are
+there, its commands are read.
+"""
 
 import re
 import shlex
@@ -14,7 +16,10 @@ ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "experiments").rglob("*.md")]
 PAGES.sort()
 BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
-REQUIRED = {"eval": ["--models=base=", "--suite=nlp"], "bench": ["--stage=sft"]}  # of commands that go on with ...
+REQUIRED = {
+  "eval": ["--models=base=", "--suite=nlp"],
+  "bench": ["--stage=sft"],
+}  # of commands that go on with ...
 
 
 def page(path: Path) -> str:
@@ -32,8 +37,14 @@ def anchors(path: Path) -> set[str]:
 
 
 def commands(text: str) -> list[str]:
-  """The `instructjax` commands of the code blocks, with or without a prompt, and those with options in the rows of a table."""
-  lines = [line.strip().removeprefix("$ ") for block in BLOCK.findall(text) for line in block.replace("\\\n", "").splitlines()]
+  """The `instructjax` commands of the code blocks, with or without a prompt, and those with options
+  in the rows of a table.
+  """
+  lines = [
+    line.strip().removeprefix("$ ")
+    for block in BLOCK.findall(text)
+    for line in block.replace("\\\n", "").splitlines()
+  ]
   rows = [line for line in prose(text).splitlines() if line.startswith("|")]
   named = re.findall(r"`(instructjax [^`]* --[^`]+)`", "\n".join(rows))
   return [line for line in lines if line.startswith("instructjax ")] + named
@@ -59,7 +70,9 @@ def test_named_files_are_there(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=page)
 def test_commands_are_read_by_the_command_line(path, capsys):
-  """Options, configurations, presets, and the fields that are set; `...` stands for what was said before."""
+  """Options, configurations, presets, and the fields that are set; `...` stands for what was said
+  before.
+  """
   for line in commands(path.read_text()):
     words = shlex.split(line, comments=True)[1:]
     given = [word for word in words if word != "..."]
@@ -88,6 +101,10 @@ def test_these_tests_can_fail():
   first, second = commands(text + "| `instructjax bench --stage=ppo` | 1 |\n")
   assert shlex.split(first, comments=True) == ["instructjax", "sft", "--config=x"]
   assert second == "instructjax bench --stage=ppo"
-  assert anchors(ROOT / "README.md") >= {"the-losses", "every-stage", "your-model-your-reward-your-labelers"}
+  assert anchors(ROOT / "README.md") >= {
+    "the-losses",
+    "every-stage",
+    "your-model-your-reward-your-labelers",
+  }
   with pytest.raises(UserError):
     reading.assignments(["--modle=x"])

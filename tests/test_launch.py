@@ -1,4 +1,6 @@
-"""The launch files of experiments/: they parse, a dry run prints what would run, and their `instructjax` commands are real."""
+"""The launch files of experiments/: they parse, a dry run prints what would run, and their
+`instructjax` commands are real.
+"""
 
 import json
 import os
@@ -15,16 +17,23 @@ from instructjax.settings import reading
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "experiments").rglob("*.sh"))
 STAGES = {
-  "DATA": "data", "RUNS": "runs", "SIZE": "1.3b", "REWARD_SIZE": "6b", "MESH": "data=1,fsdp=8,model=2",
-  "POLICY_BASE": "models/policy", "REWARD_BASE": "models/reward",
-}  # fmt: skip
+  "DATA": "data",
+  "RUNS": "runs",
+  "SIZE": "1.3b",
+  "REWARD_SIZE": "6b",
+  "MESH": "data=1,fsdp=8,model=2",
+  "POLICY_BASE": "models/policy",
+  "REWARD_BASE": "models/reward",
+}
 
 
 def dry(script: str, *words: str, **settings: str) -> list[str]:
   """The lines that a dry run prints."""
   env = os.environ | {"DRY_RUN": "1"} | settings
   command = ["bash", str(ROOT / "experiments" / script), *words]
-  return subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=60).stdout.splitlines()
+  return subprocess.run(
+    command, env=env, check=True, capture_output=True, text=True, timeout=60
+  ).stdout.splitlines()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -63,8 +72,14 @@ def test_a_preempted_stage_is_started_again_and_a_failed_one_is_not(tmp_path):
   )
   fake.chmod(0o755)
   log = tmp_path / "log"
-  env = os.environ | STAGES | {"RUNS": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log)}
-  done = subprocess.run(["bash", str(ROOT / "experiments/tpu/stages.sh")], env=env, check=False, timeout=60)
+  env = (
+    os.environ
+    | STAGES
+    | {"RUNS": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log)}
+  )
+  done = subprocess.run(
+    ["bash", str(ROOT / "experiments/tpu/stages.sh")], env=env, check=False, timeout=60
+  )
   assert done.returncode == 2
   assert log.read_text().split() == ["sft"] * 3 + ["rl_init"] * 3 + ["sft", "reward"]
 
@@ -118,21 +133,30 @@ def test_the_image_copies_what_there_is():
 
 def test_an_unknown_action_says_which_there_are():
   found = subprocess.run(
-    ["bash", str(ROOT / "experiments/tpu/pod.sh"), "fly"], capture_output=True, text=True, check=False
+    ["bash", str(ROOT / "experiments/tpu/pod.sh"), "fly"],
+    capture_output=True,
+    text=True,
+    check=False,
   )
   assert found.returncode == 2
   assert "create" in found.stderr and "watch" in found.stderr
 
 
 def test_the_tables_of_planned_presets_are_those_of_the_file():
-  """Every row of experiments/tpu/README.md beside its report, and the commands that make it; all of them fit."""
+  """Every row of experiments/tpu/README.md beside its report, and the commands that make it; all of
+  them fit.
+  """
   folder = ROOT / "experiments/tpu"
   reports = [json.loads(line) for line in (folder / "plans.jsonl").read_text().splitlines()]
   text = (folder / "README.md").read_text()
-  rows = [line.split(" | ") for line in text.splitlines() if re.match(r"\| (sft|reward|ppo) ", line)]
+  rows = [
+    line.split(" | ") for line in text.splitlines() if re.match(r"\| (sft|reward|ppo) ", line)
+  ]
   commands = [line for line in text.splitlines() if line.startswith("instructjax plan")]
   assert commands == [report["command"] for report in reports]
-  scripted = [line for line in (folder / "presets.sh").read_text().splitlines() if line.startswith("plan --")]
+  scripted = [
+    line for line in (folder / "presets.sh").read_text().splitlines() if line.startswith("plan --")
+  ]
   assert scripted == [line.removeprefix("instructjax ") for line in commands]
   for report, row in zip(reports, rows, strict=True):
     programs = report["programs"]
@@ -140,6 +164,11 @@ def test_the_tables_of_planned_presets_are_those_of_the_file():
     limit = programs[0]["compiled"]["limit"] / 1e9
     assert row[0].startswith(f"| {report['stage']} {report['model'].partition(',')[0]}")
     assert report["topology"] in row[1]
-    numbers = [f"{peaks} (of {limit:.1f})", "yes", f"{report['hours']:.2f}", f"{report['chip_hours']:,.0f}"]
+    numbers = [
+      f"{peaks} (of {limit:.1f})",
+      "yes",
+      f"{report['hours']:.2f}",
+      f"{report['chip_hours']:,.0f}",
+    ]
     assert row[2:] == [*numbers[:-1], f"{numbers[-1]} |"]
     assert report["fits"] and report["compiled"]

@@ -8,8 +8,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "instructjax"
 
-# Every module of the top level and every room, from the ground up.  What stands on one line may not import each other;
-# each line may import the lines before it.  A file that stands nowhere here fails the test.
+# Every module of the top level and every room, from the ground up.  What stands on one line may not
+# import each other; each line may import the lines before it.  A file that stands nowhere here
+# fails the test.
 FLOORS = [
   ["errors"],
   ["types", "settings", "system"],
@@ -29,16 +30,50 @@ FLOORS = [
 ]
 # The rooms inside `data`, in the same way.
 DATA_FLOORS = [["records"], ["tokens"], ["batches", "curation"], ["public"]]
-CORE = {"errors", "types", "returns", "losses", "sharding", "optim", "models", "likelihood", "steps"} | {
-  "rollout", "sft", "reward", "ppo", "bestofn",
-}  # fmt: skip
+CORE = {
+  "errors",
+  "types",
+  "returns",
+  "losses",
+  "sharding",
+  "optim",
+  "models",
+  "likelihood",
+  "steps",
+} | {
+  "rollout",
+  "sft",
+  "reward",
+  "ppo",
+  "bestofn",
+}
 # What the core may import; models/ also reads and writes weights.
 PURE = {"jax", "flax", "optax", "numpy", "jaxtyping", "instructjax"}
 FILES = {"models": {"gguf", "safetensors", "huggingface_hub"}}
-STANDARD = {"__future__", "collections", "dataclasses", "functools", "math", "typing", "operator", "itertools"}
+STANDARD = {
+  "__future__",
+  "collections",
+  "dataclasses",
+  "functools",
+  "math",
+  "typing",
+  "operator",
+  "itertools",
+}
 STANDARD_OF_FILES = {
-  "contextlib", "difflib", "errno", "importlib", "json", "os", "pathlib", "re", "shutil", "struct", "tempfile", "warnings",
-}  # fmt: skip
+  "contextlib",
+  "difflib",
+  "errno",
+  "importlib",
+  "json",
+  "os",
+  "pathlib",
+  "re",
+  "shutil",
+  "struct",
+  "tempfile",
+  "warnings",
+}
 MODULES, ROOMS = 17, 12  # the most that the top level may hold
 
 
@@ -55,12 +90,16 @@ def floor_of(module: str, floors: list[list[str]], place: str = "instructjax") -
   """The number of the floor on which a module stands."""
   top = module.split(".")[0]
   numbers = [number for number, names in enumerate(floors) if top in names]
-  assert len(numbers) == 1, f"{place}.{module} stands on {len(numbers)} floors of tests/test_layers.py"
+  assert len(numbers) == 1, (
+    f"{place}.{module} stands on {len(numbers)} floors of tests/test_layers.py"
+  )
   return numbers[0]
 
 
 def imports(source: str, *, inside: bool = True) -> list[str]:
-  """Full names of what a module imports; `inside` counts imports in functions and under TYPE_CHECKING too."""
+  """Full names of what a module imports; `inside` counts imports in functions and under
+  TYPE_CHECKING too.
+  """
   tree = ast.parse(source)
   nodes = ast.walk(tree) if inside else tree.body
   names = []
@@ -75,7 +114,9 @@ def imports(source: str, *, inside: bool = True) -> list[str]:
 
 def own_imports(source: str) -> list[str]:
   """The names that a module imports from this package, without `instructjax.`."""
-  names = [name.removeprefix("instructjax.") for name in imports(source) if name.startswith("instructjax.")]
+  names = [
+    name.removeprefix("instructjax.") for name in imports(source) if name.startswith("instructjax.")
+  ]
   return [name for name in names if not name.startswith("__")]  # instructjax.__version__
 
 
@@ -150,11 +191,25 @@ def test_models_are_the_only_part_of_the_core_that_opens_files():
   for module, source in SOURCES.items():
     if module.split(".")[0] in CORE - {"models"}:
       calls = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-      assert not {call.id for call in calls if isinstance(call, ast.Name)} & {"open", "print", "input"}, module
+      assert not {call.id for call in calls if isinstance(call, ast.Name)} & {
+        "open",
+        "print",
+        "input",
+      }, module
 
 
 def test_the_command_line_imports_nothing_slow_at_the_top():
-  allowed = {"__future__", "argparse", "collections", "dataclasses", "os", "pathlib", "sys", "typing", "instructjax"}
+  allowed = {
+    "__future__",
+    "argparse",
+    "collections",
+    "dataclasses",
+    "os",
+    "pathlib",
+    "sys",
+    "typing",
+    "instructjax",
+  }
   for module in ("commands.cli", "__main__"):
     assert {name.split(".")[0] for name in imports(SOURCES[module], inside=False)} <= allowed
 
@@ -170,7 +225,9 @@ def test_these_tests_can_fail():
   assert wrong("steps", "def f():\n  from instructjax.data import tone") == ["data.tone"]
   assert wrong("rewards.runs", "from instructjax.stages import wiring") == ["stages.wiring"]
   assert wrong("plan.page", "from instructjax.label import store") == ["label.store"]
-  assert wrong("data.records.records", "from instructjax.data.tokens import chat") == ["data.tokens.chat"]
+  assert wrong("data.records.records", "from instructjax.data.tokens import chat") == [
+    "data.tokens.chat"
+  ]
   assert not wrong("ppo", "from instructjax import losses, rollout")
   assert list(cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}})) == [["b", "c"]]
   with pytest.raises(AssertionError, match="0 floors"):

@@ -15,7 +15,16 @@ def blocks(language: str) -> list[str]:
 
 def test_the_losses_run():
   (code,) = blocks("python")
-  assert len([line for line in code.splitlines() if line.strip() and not line.startswith(("import", "from"))]) <= 10
+  assert (
+    len(
+      [
+        line
+        for line in code.splitlines()
+        if line.strip() and not line.startswith(("import", "from"))
+      ]
+    )
+    <= 10
+  )
   names = {}
   exec(code, names)
   assert 0 < float(names["ranking_loss"]) < 1

@@ -33,17 +33,29 @@ def row(model, prompt, **more):
 def test_squad_is_the_best_of_the_references(tmp_path):
   answers = ["a b", "b", "c", "Not in background."]
   rows = [row("gpt-175b", "fewshot", ref_text="the b|x", sample=answer) for answer in answers]
-  rows += [row("gpt-175b", "zeroshot", ref_text="y", sample="n"), row("sft-xl", "fewshot", ref_text="y", sample="n")]
+  rows += [
+    row("gpt-175b", "zeroshot", ref_text="y", sample="n"),
+    row("sft-xl", "fewshot", ref_text="y", sample="n"),
+  ]
   (found,) = check.squad(write(tmp_path / "squadv2_samples.csv", rows))
-  assert found.ours == pytest.approx(100 * (2 / 2 + 1 + 0 + 0) / 4) and not found.good  # "a b" is b: a is an article
+  assert (
+    found.ours == pytest.approx(100 * (2 / 2 + 1 + 0 + 0) / 4) and not found.good
+  )  # "a b" is b: a is an article
 
 
 def test_bleu_and_rouge(tmp_path):
-  rows = [row(m, "zeroshot", ref_text="a b c d e", sample="a b c d e") for m in ("gpt-xl", "ppo-noptx-175b")]
-  assert [one.ours for one in check.translation(write(tmp_path / "t.csv", rows))] == pytest.approx([100, 100])
+  rows = [
+    row(m, "zeroshot", ref_text="a b c d e", sample="a b c d e")
+    for m in ("gpt-xl", "ppo-noptx-175b")
+  ]
+  assert [one.ours for one in check.translation(write(tmp_path / "t.csv", rows))] == pytest.approx(
+    [100, 100]
+  )
   rows = [row(name, "", ref_text="a b c d", sample="a b x x") for name in NAMES]
   found = check.summaries(write(tmp_path / "s.csv", rows))
-  assert len(found) == 12 and all(one.ours == 0.5 for one in found) and found[0].about.endswith("gpt-xl")
+  assert (
+    len(found) == 12 and all(one.ours == 0.5 for one in found) and found[0].about.endswith("gpt-xl")
+  )
   assert [one.known for one in found if one.about.endswith("ppo-ptx-6b")] == [0.136]
 
 
@@ -53,8 +65,14 @@ def test_toxicity_is_read_from_its_column(tmp_path):
   for who, model in check.MODELS.items():
     for at, size in enumerate(check.SIZES):
       mean = table14[who][at]
-      rows += [row(f"{model}-{size}", "biased prompt", sample="x", toxicity=value) for value in (0, 2 * mean)]
-      rows += [row(f"{model}-{size}", "respectful prompt", sample=text, toxicity=0.1) for text in ("one two three", "a b c d")]
+      rows += [
+        row(f"{model}-{size}", "biased prompt", sample="x", toxicity=value)
+        for value in (0, 2 * mean)
+      ]
+      rows += [
+        row(f"{model}-{size}", "respectful prompt", sample=text, toxicity=0.1)
+        for text in ("one two three", "a b c d")
+      ]
   found = {one.about: one for one in check.toxicity(write(tmp_path / "r.csv", rows))}
   assert found["toxicity, biased: correlation with Table 14"].ours == pytest.approx(1)
   assert found["P(toxicity >= .5), biased, ppo-noptx-175b"].ours == 0.5  # .427 twice
@@ -66,18 +84,35 @@ def test_truthfulness_fits_the_corrected_rows(tmp_path):
   rows = []
   for who, model in check.MODELS.items():
     for at, size in enumerate(check.SIZES):
-      for prompt, name in (("QA prompt", "QA prompt"), ("QA + instruction",) * 2, ("instruction prompt", "instruction")):
+      for prompt, name in (
+        ("QA prompt", "QA prompt"),
+        ("QA + instruction",) * 2,
+        ("instruction prompt", "instruction"),
+      ):
         share = round(100 * paper.row("TruthfulQA", "true", name)[who][at])
         rows += [
-          {"model_type": f"{model}-{size}", "prompt_type": prompt, "adversarial": n < 62, "question": "q",
-           "answer": "I have no comment." if n < 46 else "Yes", "true": 0.9 if n < share else 0.1, "info": 0.1}
+          {
+            "model_type": f"{model}-{size}",
+            "prompt_type": prompt,
+            "adversarial": n < 62,
+            "question": "q",
+            "answer": "I have no comment." if n < 46 else "Yes",
+            "true": 0.9 if n < share else 0.1,
+            "info": 0.1,
+          }
           for n in range(100)
-        ]  # fmt: skip
+        ]
   found = check.truthful(write(tmp_path / "q.csv", rows))
   fits = [one for one in found if "fits" in one.about]
   assert len(fits) == 2 and all(one.good for one in fits) and "(0.003)" in fits[0].about
   assert [one.ours for one in found if "no comment" in one.about] == [46] * 5
-  assert [one.good for one in found if "no comment" in one.about] == [False, True, False, False, False]
+  assert [one.good for one in found if "no comment" in one.about] == [
+    False,
+    True,
+    False,
+    False,
+    False,
+  ]
   assert next(one for one in found if one.about == "adversarial questions").good
 
 
@@ -85,11 +120,21 @@ def test_files_that_are_missing_are_told(tmp_path, capsys):
   write(tmp_path / "squadv2_samples.csv", [row("gpt-175b", "fewshot", ref_text="b", sample="b")])
   assert check.main([f"--samples={tmp_path}"]) == 1
   out = capsys.readouterr().out
-  assert "OFF   100.000  known   67.900" in out and "not checked: truthful_qa_samples.csv: not in" in out
+  assert (
+    "OFF   100.000  known   67.900" in out and "not checked: truthful_qa_samples.csv: not in" in out
+  )
   assert "not checked: drop_samples.csv" in out and "not checked: length-controlled" in out
-  assert check.main([f"--samples={tmp_path / 'none'}"]) == 2 and "holds none of" in capsys.readouterr().err
-  write(tmp_path / "squadv2_samples.csv", [{"model_type": "gpt-175b", "prompt_type": "fewshot", "sample": "b"}])
-  assert check.main([f"--samples={tmp_path}"]) == 2 and "no column ref_text" in capsys.readouterr().err
+  assert (
+    check.main([f"--samples={tmp_path / 'none'}"]) == 2
+    and "holds none of" in capsys.readouterr().err
+  )
+  write(
+    tmp_path / "squadv2_samples.csv",
+    [{"model_type": "gpt-175b", "prompt_type": "fewshot", "sample": "b"}],
+  )
+  assert (
+    check.main([f"--samples={tmp_path}"]) == 2 and "no column ref_text" in capsys.readouterr().err
+  )
   with pytest.raises(UserError, match=r"'gpt-xl'.*no such row"):
     check.of([row("sft-xl", "fewshot")], "gpt-xl", "")
 
@@ -97,7 +142,13 @@ def test_files_that_are_missing_are_told(tmp_path, capsys):
 def annotations(folder, model, preferences, first="base", annotator=check.ANNOTATOR):
   path = folder / model / annotator / "annotations.json"
   path.parent.mkdir(parents=True)
-  one = lambda p: {"instruction": "i", "generator_1": first, "generator_2": model, "annotator": annotator, "preference": p}
+  one = lambda p: {
+    "instruction": "i",
+    "generator_1": first,
+    "generator_2": model,
+    "annotator": annotator,
+    "preference": p,
+  }
   path.write_text(json.dumps([one(p) for p in preferences]))
 
 
@@ -108,11 +159,21 @@ def test_win_rates_of_alpaca_eval(tmp_path, capsys):
   annotations(results, "other", [2, 1])
   annotations(results, "unknown", [2])
   annotations(results, "elsewhere", [2], annotator="another")
-  write(board, [{"": "mine", "win_rate": 100 * 1.7 / 3, "n_total": 3}, {"": "other", "win_rate": 51, "n_total": 2}])
+  write(
+    board,
+    [
+      {"": "mine", "win_rate": 100 * 1.7 / 3, "n_total": 3},
+      {"": "other", "win_rate": 51, "n_total": 2},
+    ],
+  )
   assert check.main([f"--alpaca={results}", f"--leaderboard={board}"]) == 1
   out = capsys.readouterr().out
   assert "ok     56.667  known   56.667" in out and "OFF    50.000  known   51.000" in out
-  assert "win rate of mine, n 3" in out and "not checked: not in the leaderboard: unknown" in out and "elsewhere" not in out
+  assert (
+    "win rate of mine, n 3" in out
+    and "not checked: not in the leaderboard: unknown" in out
+    and "elsewhere" not in out
+  )
   both = [{"preference": 1.2, "generator_1": "mine", "generator_2": "base"}]
   assert check.win_rate(both, "mine").value == pytest.approx(80)
   assert check.main([f"--alpaca={results}", f"--leaderboard={board}", "--annotator=none"]) == 2

@@ -19,22 +19,45 @@ VOCAB = 48
 
 
 @cache
-def lm(family: str = "gpt", *, vocab_size=VOCAB, width=32, depth=2, dropout=0.0, tied=True, dtype="float32") -> LM:
+def lm(
+  family: str = "gpt",
+  *,
+  vocab_size=VOCAB,
+  width=32,
+  depth=2,
+  dropout=0.0,
+  tied=True,
+  dtype="float32",
+) -> LM:
   if family == "gpt":
-    config = gpt.GPTConfig(vocab_size, context=64, width=width, depth=depth, heads=4, dropout=dropout, dtype=dtype)
+    config = gpt.GPTConfig(
+      vocab_size, context=64, width=width, depth=depth, heads=4, dropout=dropout, dtype=dtype
+    )
     return _quick(gpt.gpt(config))
   config = llama.LlamaConfig(
-    vocab_size=vocab_size, context=64, width=width, depth=depth, heads=4, kv_heads=2, mlp=64, tied=tied, dropout=dropout,
+    vocab_size=vocab_size,
+    context=64,
+    width=width,
+    depth=depth,
+    heads=4,
+    kv_heads=2,
+    mlp=64,
+    tied=tied,
+    dropout=dropout,
     dtype=dtype,
-  )  # fmt: skip
+  )
   return _quick(llama.llama(config))
 
 
 def _quick(lm: LM) -> LM:
-  """The same model; its pieces are compiled, not run operation by operation, where a test calls them directly."""
+  """The same model; its pieces are compiled, not run operation by operation, where a test calls
+  them directly.
+  """
   static = {"init_cache": (0, 1)}
   pieces = ("init", "hidden", "logits", "decode", "init_cache", "stem")
-  return lm._replace(**{name: jax.jit(getattr(lm, name), static_argnums=static.get(name)) for name in pieces})
+  return lm._replace(
+    **{name: jax.jit(getattr(lm, name), static_argnums=static.get(name)) for name in pieces}
+  )
 
 
 _JITTED = {}
@@ -43,7 +66,9 @@ _JITTED = {}
 def jitted(function, **settings):
   """The function with these settings bound, compiled once for all tests that bind the same ones."""
 
-  def name(value):  # models hold dicts and are known by identity, which lives as long as the entry below
+  def name(
+    value,
+  ):  # models hold dicts and are known by identity, which lives as long as the entry below
     try:
       hash(value)
     except TypeError:
@@ -57,7 +82,9 @@ def jitted(function, **settings):
 
 
 def whole(module):
-  """The module with each function compiled as one, not operation by operation; what is no array in a call is a constant."""
+  """The module with each function compiled as one, not operation by operation; what is no array in
+  a call is a constant.
+  """
 
   @cache
   def compiled(function, static):
@@ -70,11 +97,17 @@ def whole(module):
     def call(*args, **kwargs):
       given = signature.bind(*args, **kwargs).arguments
       arrays = {name for name, value in given.items() if isinstance(value, jax.Array | np.ndarray)}
-      return compiled(function, tuple(sorted(given.keys() - arrays)))(**given) if arrays else function(**given)
+      return (
+        compiled(function, tuple(sorted(given.keys() - arrays)))(**given)
+        if arrays
+        else function(**given)
+      )
 
     return call
 
-  return SimpleNamespace(**{name: wrap(x) if inspect.isfunction(x) else x for name, x in vars(module).items()})
+  return SimpleNamespace(
+    **{name: wrap(x) if inspect.isfunction(x) else x for name, x in vars(module).items()}
+  )
 
 
 @contextlib.contextmanager
@@ -82,7 +115,9 @@ def compilations(name: str):
   """A list that grows by one each time a function of this name is compiled."""
   found = []
   handler, logger = logging.Handler(), logging.getLogger("jax")
-  handler.emit = lambda record: found.append(1) if f"Compiling jit({name})" in record.getMessage() else None
+  handler.emit = lambda record: (
+    found.append(1) if f"Compiling jit({name})" in record.getMessage() else None
+  )
   logger.addHandler(handler)
   propagate, logger.propagate = logger.propagate, False
   with jax.log_compiles():
@@ -95,7 +130,9 @@ def equations(jaxpr):
   """Every equation of a jaxpr and of those inside it."""
   for eqn in jaxpr.eqns:
     yield eqn
-    for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+    for value in jax.tree.leaves(
+      eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+    ):
       inner = getattr(value, "jaxpr", value)
       if hasattr(inner, "eqns"):
         yield from equations(inner)
@@ -114,7 +151,11 @@ def perturb(params, scale, seed=5):
 
 
 def ragged(rows, width, lengths=None, seed=0):
-  lengths = np.random.default_rng(seed).integers(3, width + 1, rows) if lengths is None else np.asarray(lengths)
+  lengths = (
+    np.random.default_rng(seed).integers(3, width + 1, rows)
+    if lengths is None
+    else np.asarray(lengths)
+  )
   return np.arange(width) < lengths[:, None]
 
 
@@ -137,7 +178,9 @@ def demonstrations(lm, rows, width=16, lengths=None, seed=12) -> Demonstrations:
 
 def text(lm, rows, width=8, seed=13) -> Demonstrations:
   valid = jnp.asarray(ragged(rows, width, seed=seed))
-  return Demonstrations(tokens_like(valid, lm.vocab_size, seed), valid, valid & (jnp.arange(width) > 0))
+  return Demonstrations(
+    tokens_like(valid, lm.vocab_size, seed), valid, valid & (jnp.arange(width) > 0)
+  )
 
 
 def comparisons(lm, rows, k, width=10, ties=True, seed=14) -> Comparisons:
@@ -150,13 +193,18 @@ def comparisons(lm, rows, k, width=10, ties=True, seed=14) -> Comparisons:
 
 
 def place_models(lm, tree):
-  """Shards every model found in a tree of parameters (or a Frozen) by the table of the language model."""
+  """Shards every model found in a tree of parameters (or a Frozen) by the table of the language
+  model.
+  """
   if isinstance(tree, Frozen):
     return tree.replace(ref=place_models(lm, tree.ref), reward=place_models(lm, tree.reward))
   if "blocks" in tree:
     table = {name: lm.table[name] for name in tree}
     return sharding.place(tree, sharding.shardings(table))
-  return {name: sharding.replicate(sub) if name == "head" else place_models(lm, sub) for name, sub in tree.items()}
+  return {
+    name: sharding.replicate(sub) if name == "head" else place_models(lm, sub)
+    for name, sub in tree.items()
+  }
 
 
 def unsharded(run):
@@ -167,7 +215,11 @@ def unsharded(run):
 
 def assert_trees_close(a, b, *, rtol=1e-5, atol=0.0):
   assert jax.tree.structure(a) == jax.tree.structure(b)
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=rtol, atol=atol), a, b)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=rtol, atol=atol),
+    a,
+    b,
+  )
 
 
 def assert_trees_equal(a, b):

@@ -1,10 +1,13 @@
-"""The command line: `instructjax COMMAND --config=... --workdir=...`.  Whatever is slow is imported by the command.
+"""The command line: `instructjax COMMAND --config=... --workdir=...`.  Whatever is slow is imported
+by the command.
 
-Exit codes: 0 success, 2 an error that the user can mend, 130 Ctrl-C, 143 SIGTERM (128 + 15, as a shell counts).  On SIGTERM
-(a preemption) a stage finishes its step and saves; a launcher that sees 143 runs the same command again to go on.
+Exit codes: 0 success, 2 an error that the user can mend, 130 Ctrl-C, 143 SIGTERM (128 + 15, as a
+shell counts).  On SIGTERM (a preemption) a stage finishes its step and saves; a launcher that
+sees 143 runs the same command again to go on.
 
-Several processes (a TPU pod, Slurm): the same command in each with `--distributed`, and a `--workdir` that all of them see.
-Where JAX does not find the others by itself: `--distributed=HOST:PORT,PROCESSES,INDEX`.
+Several processes (a TPU pod, Slurm): the same command in each with `--distributed`, and a
+`--workdir` that all of them see. Where JAX does not find the others by itself:
+`--distributed=HOST:PORT,PROCESSES,INDEX`.
 """
 
 from __future__ import annotations
@@ -39,33 +42,57 @@ def parser() -> argparse.ArgumentParser:
   from instructjax.system import processes
 
   top = argparse.ArgumentParser(
-    prog="instructjax", description="InstructGPT in JAX: SFT, reward models, PPO-ptx.", allow_abbrev=False,
+    prog="instructjax",
+    description="InstructGPT in JAX: SFT, reward models, PPO-ptx.",
+    allow_abbrev=False,
     epilog="Try: instructjax quickstart",
-  )  # fmt: skip
+  )
   commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-  add = lambda name, text: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+  add = lambda name, text: commands.add_parser(
+    name, help=text, description=text, allow_abbrev=False
+  )
   for name, text in STAGES.items():
     command = add(name, text)
-    command.add_argument("--config", default=name, metavar="FILE[:PRESET]", help=f"default {name}: configs/{name}.py")
-    command.add_argument("--workdir", default=f"runs/{name}", help=f"default runs/{name}; run again to go on with it")
+    command.add_argument(
+      "--config", default=name, metavar="FILE[:PRESET]", help=f"default {name}: configs/{name}.py"
+    )
+    command.add_argument(
+      "--workdir", default=f"runs/{name}", help=f"default runs/{name}; run again to go on with it"
+    )
     what = "a run directory, a model folder, a .gguf file, a hub id or file.py:function"
     if name == "sample":
-      command.add_argument("--model", action="append", metavar="[NAME=]MODEL", help=f"{what}; repeated for several")
+      command.add_argument(
+        "--model", action="append", metavar="[NAME=]MODEL", help=f"{what}; repeated for several"
+      )
     else:
       command.add_argument("--model", help=what)
     _writer(command)
     processes.argument(command)
-    command.epilog = "Any field: --config.optimizer.lr=1e-5; the fields stand in the configuration file."
+    command.epilog = (
+      "Any field: --config.optimizer.lr=1e-5; the fields stand in the configuration file."
+    )
   _quickstart(add("quickstart", "the whole method on a real model and human ratings, in minutes"))
   report = add("report", "one HTML page from a run directory")
   report.add_argument("--workdir", required=True)
   evals.arguments(add)
   _export(add("export", "a trained model as a folder that transformers and vLLM open"))
   _bench(add("bench", "how fast a stage runs, on random weights"))
-  plan.arguments(add("plan", "does a stage fit a TPU or GPU pod, and how fast could it be: compiled ahead of time, never run"))
-  data.arguments(add("data", "check, clean, count and compare data files, or write the quickstart's"))
-  label.arguments(add("label", "a page on this machine where people write demonstrations, rate and rank outputs"))
-  tokenizer.arguments(add("tokenizer", "train a SentencePiece tokenizer, or check one against a model and texts"))
+  plan.arguments(
+    add(
+      "plan",
+      "does a stage fit a TPU or GPU pod, and how fast could it be: compiled ahead of time, never "
+      "run",
+    )
+  )
+  data.arguments(
+    add("data", "check, clean, count and compare data files, or write the quickstart's")
+  )
+  label.arguments(
+    add("label", "a page on this machine where people write demonstrations, rate and rank outputs")
+  )
+  tokenizer.arguments(
+    add("tokenizer", "train a SentencePiece tokenizer, or check one against a model and texts")
+  )
   return top
 
 
@@ -73,32 +100,60 @@ def _quickstart(command: argparse.ArgumentParser) -> None:
   command.add_argument("--fast", action="store_true", help="smaller, at most three minutes")
   command.add_argument("--seed", type=int)
   command.add_argument("--workdir", help="default runs/quickstart, or runs/quickstart-fast")
-  command.add_argument("--model", help="another model than SmolLM2-135M: a folder, a .gguf file or a hub id")
+  command.add_argument(
+    "--model", help="another model than SmolLM2-135M: a folder, a .gguf file or a hub id"
+  )
   command.add_argument("--config", metavar="FILE[:PRESET]", help="default quickstart:full")
   _writer(command)
 
 
 def _writer(command: argparse.ArgumentParser) -> None:
-  command.add_argument("--writer", action="append", default=[], choices=["tensorboard", "wandb"], help="besides JSONL")
+  command.add_argument(
+    "--writer", action="append", default=[], choices=["tensorboard", "wandb"], help="besides JSONL"
+  )
 
 
 def _export(command: argparse.ArgumentParser) -> None:
-  command.add_argument("--model", required=True, help="the directory of a run, a .gguf file or a model folder")
+  command.add_argument(
+    "--model", required=True, help="the directory of a run, a .gguf file or a model folder"
+  )
   command.add_argument("--out", required=True, metavar="FOLDER")
-  command.add_argument("--weights", default="", choices=["ema", "raw"], help="of PPO; default the average where there is one")
+  command.add_argument(
+    "--weights",
+    default="",
+    choices=["ema", "raw"],
+    help="of PPO; default the average where there is one",
+  )
   command.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
   command.add_argument("--tokenizer", default="", help="another than the model's own")
 
 
 def _bench(command: argparse.ArgumentParser) -> None:
-  command.add_argument("--stage", required=True, choices=["sft", "reward", "rollout", "ppo", "eval"])
+  command.add_argument(
+    "--stage", required=True, choices=["sft", "reward", "rollout", "ppo", "eval"]
+  )
   command.add_argument("--shape", default="gpt-5m", help="gpt-5m or smollm2-135m")
-  sizes = "batch", "prompt", "response", "length", "completions", "epochs", "minibatches", "ptx", "unroll", "repeats"
+  sizes = (
+    "batch",
+    "prompt",
+    "response",
+    "length",
+    "completions",
+    "epochs",
+    "minibatches",
+    "ptx",
+    "unroll",
+    "repeats",
+  )
   for name in sizes:
     command.add_argument(f"--{name}", type=int)
   command.add_argument("--top", type=int, help="sft: train only this many blocks from the top")
-  command.add_argument("--lora", type=int, metavar="RANK", help="sft and ppo: train an adapter of this rank")
-  command.add_argument("--text", metavar="SOURCE", help="sft: documents that are tokenised and packed while it runs")
+  command.add_argument(
+    "--lora", type=int, metavar="RANK", help="sft and ppo: train an adapter of this rank"
+  )
+  command.add_argument(
+    "--text", metavar="SOURCE", help="sft: documents that are tokenised and packed while it runs"
+  )
   command.add_argument("--tokenizer", help='of --text; default "bytes"')
   command.add_argument("--dtype", choices=["float32", "bfloat16"])
   command.add_argument("--frozen-dtype", choices=["float32", "bfloat16"])
@@ -111,16 +166,23 @@ def stage(args: argparse.Namespace, fields: Fields) -> None:
 
   config = reading.load(args.config)
   if config.get("stage") != args.command:
-    raise UserError(f"--config={args.config} is for stage '{config.get('stage')}', not '{args.command}'")
+    raise UserError(
+      f"--config={args.config} is for stage '{config.get('stage')}', not '{args.command}'"
+    )
   given = args.model if isinstance(args.model, list) else [args.model] if args.model else []
   model = [(MODEL.get(args.command, "model.source"), ",".join(given))] if given else []
   config = opened(args, [*model, *fields])
   from instructjax.stages import common, generate, ppo, sample, selection
 
   run: dict[str, Callable[..., None]] = {
-    "pretrain": common.supervised, "sft": selection.supervised, "rl_init": common.supervised,
-    "reward": common.reward_model, "ppo": ppo.reinforce, "bestofn": generate.best_of_n, "sample": sample.sample,
-  }  # fmt: skip
+    "pretrain": common.supervised,
+    "sft": selection.supervised,
+    "rl_init": common.supervised,
+    "reward": common.reward_model,
+    "ppo": ppo.reinforce,
+    "bestofn": generate.best_of_n,
+    "sample": sample.sample,
+  }
   run[args.command](config, Path(args.workdir), tuple(args.writer))
 
 
@@ -152,7 +214,9 @@ def export(args: argparse.Namespace, fields: Fields) -> None:
   prepare()
   from instructjax.stages.export import export
 
-  print(export(args.model, args.out, weights=args.weights, dtype=args.dtype, tokenizer=args.tokenizer))
+  print(
+    export(args.model, args.out, weights=args.weights, dtype=args.dtype, tokenizer=args.tokenizer)
+  )
 
 
 def bench(args: argparse.Namespace, fields: Fields) -> None:
@@ -165,7 +229,10 @@ def bench(args: argparse.Namespace, fields: Fields) -> None:
   from instructjax.plan.bench import Bench, main
 
   names = set(vars(args)) - {"command", "json"}
-  main(Bench(**{name: getattr(args, name) for name in names if getattr(args, name) is not None}), as_json=args.json)
+  main(
+    Bench(**{name: getattr(args, name) for name in names if getattr(args, name) is not None}),
+    as_json=args.json,
+  )
 
 
 def plan(args: argparse.Namespace, fields: Fields) -> None:
@@ -195,7 +262,9 @@ def tokenizer(args: argparse.Namespace, fields: Fields) -> None:
 
 
 def opened(args: argparse.Namespace, fields: Fields) -> Any:
-  """The configuration of --config with these fields; JAX is ready then, and --distributed has its other processes."""
+  """The configuration of --config with these fields; JAX is ready then, and --distributed has its
+  other processes.
+  """
   from instructjax.settings import reading
   from instructjax.system import processes
 
@@ -225,9 +294,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
   args, rest = parser().parse_known_args(arguments)
   commands = {
-    "quickstart": quickstart, "report": report, "export": export, "bench": bench, "plan": plan, "data": data, "label": label,
-    "eval": evaluation, "lm_eval": evaluation, "card": evaluation, "baseline": evaluation, "tokenizer": tokenizer,
-  }  # fmt: skip
+    "quickstart": quickstart,
+    "report": report,
+    "export": export,
+    "bench": bench,
+    "plan": plan,
+    "data": data,
+    "label": label,
+    "eval": evaluation,
+    "lm_eval": evaluation,
+    "card": evaluation,
+    "baseline": evaluation,
+    "tokenizer": tokenizer,
+  }
   try:
     fields = reading.assignments(rest)
     if fields and "config" not in args:
@@ -243,9 +322,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def start() -> int:
-  """The `instructjax` command: `main` with memory in pages of 2 MiB, which glibc takes from its environment only.
+  """The `instructjax` command: `main` with memory in pages of 2 MiB, which glibc takes from its
+  environment only.
 
-  On a CPU a fifth of a training step would otherwise go to touching pages of 4 KiB for the first time.
+  On a CPU a fifth of a training step would otherwise go to touching pages of 4 KiB for the first
+  time.
   """
   if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
     wide = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}

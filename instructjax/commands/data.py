@@ -1,4 +1,6 @@
-"""`instructjax data ACTION`: the options of each action and what it does.  Imports nothing slow before an action needs it."""
+"""`instructjax data ACTION`: the options of each action and what it does.  Imports nothing slow
+before an action needs it.
+"""
 
 from __future__ import annotations
 
@@ -24,65 +26,116 @@ def arguments(command: argparse.ArgumentParser) -> None:
   _kind(check, [*records.KINDS])
   _clean(add("clean", "the paper's hygiene: consent, duplicates, cap, split by user, PII, length"))
   stats = add("stats", "the paper's Tables 1 and 6 to 11 for any data")
-  stats.add_argument("files", nargs="+", metavar="FILE", help="train, valid or test in its name is its split")
+  stats.add_argument(
+    "files", nargs="+", metavar="FILE", help="train, valid or test in its name is its split"
+  )
   _kind(stats, KINDS)
   _tokenizer(stats, "without it lengths are in UTF-8 bytes")
   stats.add_argument("--group", default="user", choices=["user", "organisation"], help="of Table 8")
   stats.add_argument("--json", action="store_true", help="print one JSON object")
-  compare = add("compare", "the use cases of two files: differences with 95 %% intervals, total variation distance")
+  compare = add(
+    "compare",
+    "the use cases of two files: differences with 95 %% intervals, total variation distance",
+  )
   compare.add_argument("files", nargs=2, metavar="FILE")
   _kind(compare, KINDS)
   compare.add_argument("--seed", type=int, default=0)
   compare.add_argument("--json", action="store_true", help="print one JSON object")
-  expand = add("expand", "demonstrations from few-shot prompts of labelers: K pairs make K examples")
+  expand = add(
+    "expand", "demonstrations from few-shot prompts of labelers: K pairs make K examples"
+  )
   expand.add_argument("file")
   expand.add_argument("--out", required=True, metavar="FILE")
   expand.add_argument("--shots", type=int, help="pairs before the target; default all others")
-  expand.add_argument("--samples", type=int, default=1, help="examples of each pair with other shots; default 1")
+  expand.add_argument(
+    "--samples", type=int, default=1, help="examples of each pair with other shots; default 1"
+  )
   expand.add_argument("--seed", type=int, default=0)
   convert = add("convert", "any source as one JSONL file of our records")
   convert.add_argument("source")
   convert.add_argument("--out", required=True, metavar="FILE")
   _kind(convert, [*records.KINDS])
-  convert.add_argument("--leave-out", action="store_true", help="the rows with problems, which are listed, instead of stopping")
+  convert.add_argument(
+    "--leave-out",
+    action="store_true",
+    help="the rows with problems, which are listed, instead of stopping",
+  )
   tone = add("tone", "write the quickstart's data as JSONL files")
   tone.add_argument("--out", required=True)
   tone.add_argument("--seed", type=int, default=0)
-  benchmarks = add("benchmarks", "fetch real evaluation data and write the rows that `instructjax eval` reads")
+  benchmarks = add(
+    "benchmarks", "fetch real evaluation data and write the rows that `instructjax eval` reads"
+  )
   benchmarks.add_argument("--out", required=True, metavar="DIR")
 
 
 def _kind(command: argparse.ArgumentParser, kinds: Sequence[str]) -> None:
-  command.add_argument("--kind", choices=kinds, help="default: what the fields of a file's first record say")
+  command.add_argument(
+    "--kind", choices=kinds, help="default: what the fields of a file's first record say"
+  )
   command.add_argument("--spelling", default="native", choices=[*spellings.SPELLINGS])
-  command.add_argument("--fields", default="", metavar="OURS=THEIRS,...", help="such as prompt=question,completion=answer")
+  command.add_argument(
+    "--fields",
+    default="",
+    metavar="OURS=THEIRS,...",
+    help="such as prompt=question,completion=answer",
+  )
 
 
 def _tokenizer(command: argparse.ArgumentParser, without: str) -> None:
-  command.add_argument("--tokenizer", help=f"a model folder, tokenizer.json, .model, .gguf, or bytes; {without}")
+  command.add_argument(
+    "--tokenizer", help=f"a model folder, tokenizer.json, .model, .gguf, or bytes; {without}"
+  )
 
 
 def _clean(command: argparse.ArgumentParser) -> None:
   command.add_argument("--in", dest="files", nargs="+", required=True, metavar="FILE")
-  command.add_argument("--out", required=True, metavar="DIR", help="gets train, valid, test.jsonl and report.json")
+  command.add_argument(
+    "--out", required=True, metavar="DIR", help="gets train, valid, test.jsonl and report.json"
+  )
   _kind(command, KINDS)
-  command.add_argument("--prefix", type=int, help="characters that make near-duplicates; default 128, 0 for no such rule")
-  command.add_argument("--cap", type=int, help="prompts of one user; default 200, 0 for no such rule")
-  command.add_argument("--group", choices=["user", "organisation"], help="of the cap and the split; default user")
+  command.add_argument(
+    "--prefix",
+    type=int,
+    help="characters that make near-duplicates; default 128, 0 for no such rule",
+  )
+  command.add_argument(
+    "--cap", type=int, help="prompts of one user; default 200, 0 for no such rule"
+  )
+  command.add_argument(
+    "--group", choices=["user", "organisation"], help="of the cap and the split; default user"
+  )
   command.add_argument("--valid", type=float, help="share of the users; default 0.1")
   command.add_argument("--test", type=float, help="share of the users; default 0.1")
-  command.add_argument("--pii", choices=["drop", "mask", "off"], help="what to do in the training split; default drop")
-  command.add_argument("--missing-consent", choices=["keep", "drop"], help="records that do not say; default keep")
+  command.add_argument(
+    "--pii", choices=["drop", "mask", "off"], help="what to do in the training split; default drop"
+  )
+  command.add_argument(
+    "--missing-consent", choices=["keep", "drop"], help="records that do not say; default keep"
+  )
   _tokenizer(command, "without it no length is checked")
-  command.add_argument("--prompt-tokens", type=int, help="longer prompts are left out; default 1024, 0 for no such rule")
+  command.add_argument(
+    "--prompt-tokens",
+    type=int,
+    help="longer prompts are left out; default 1024, 0 for no such rule",
+  )
   command.add_argument("--response-tokens", type=int, help="default 1024, 0 for no such rule")
-  command.add_argument("--long-responses", choices=["keep", "drop"], help="the stages cut them; default keep")
+  command.add_argument(
+    "--long-responses", choices=["keep", "drop"], help="the stages cut them; default keep"
+  )
   command.add_argument("--seed", type=int, help="of the split and of what a rule keeps; default 0")
 
 
 def run(args: argparse.Namespace) -> None:
   """The action.  Raises UserError for whatever a user can mend."""
-  actions = {"check": check, "clean": clean, "stats": stats, "compare": compare, "expand": expand, "tone": tone}
+  actions = {
+    "check": check,
+    "clean": clean,
+    "stats": stats,
+    "compare": compare,
+    "expand": expand,
+    "tone": tone,
+  }
   actions |= {"convert": convert, "benchmarks": benchmarks}
   actions[args.action](args)
 
@@ -106,7 +159,10 @@ def check(args: argparse.Namespace) -> None:
     if not problems:
       print(f"{file}: {len(found)} {kind}s, no problem")
   if total:
-    raise UserError(f"{_count(total, 'problem')} in {bad} of {_count(len(args.files), 'file')}; mend the lines above")
+    raise UserError(
+      f"{_count(total, 'problem')} in {bad} of {_count(len(args.files), 'file')}; mend the lines "
+      "above"
+    )
 
 
 def clean(args: argparse.Namespace) -> None:
@@ -114,16 +170,30 @@ def clean(args: argparse.Namespace) -> None:
   from instructjax.data.tokens import tokenizers
   from instructjax.system.tables import Table, show
 
-  given = {name: getattr(args, name) for name in hygiene.Hygiene.__dataclass_fields__ if getattr(args, name) is not None}
+  given = {
+    name: getattr(args, name)
+    for name in hygiene.Hygiene.__dataclass_fields__
+    if getattr(args, name) is not None
+  }
   settings = hygiene.Hygiene(**given)
   out = Path(args.out)
   targets = {name: out / f"{name}.jsonl" for name in hygiene.SPLITS}
-  clash = {file for file in args.files for target in targets.values() if Path(file).resolve() == target.resolve()}
+  clash = {
+    file
+    for file in args.files
+    for target in targets.values()
+    if Path(file).resolve() == target.resolve()
+  }
   if clash:
-    raise UserError(f"--out={out}: would write over the input {clash.pop()}; choose another directory")
+    raise UserError(
+      f"--out={out}: would write over the input {clash.pop()}; choose another directory"
+    )
   rows, kinds = _all(args)
   if len(kinds) > 1:
-    raise UserError(f"--in: {' and '.join(sorted(kinds))} files together; clean each kind by itself, with the same --seed")
+    raise UserError(
+      f"--in: {' and '.join(sorted(kinds))} files together; clean each kind by itself, with the "
+      "same --seed"
+    )
   tokenizer = tokenizers.by_reference(args.tokenizer) if args.tokenizer else None
   cleaned = hygiene.clean(rows, settings, tokenizer)
   report = {"files": args.files, "tokenizer": args.tokenizer, **hygiene.report(cleaned, settings)}
@@ -133,16 +203,27 @@ def clean(args: argparse.Namespace) -> None:
       target.unlink(missing_ok=True)  # of an earlier run
       if cleaned.splits[name]:
         records.write(target, cleaned.splits[name])
-    (out / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-  rules = [(rule.rule, rule.before, rule.removed, rule.before - rule.removed, rule.note) for rule in cleaned.rules]
+    (out / "report.json").write_text(
+      json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+  rules = [
+    (rule.rule, rule.before, rule.removed, rule.before - rule.removed, rule.note)
+    for rule in cleaned.rules
+  ]
   splits = [
-    (str(targets[name]) if one["records"] else f"{name}: nothing, no file", one["records"], one["users"])
+    (
+      str(targets[name]) if one["records"] else f"{name}: nothing, no file",
+      one["records"],
+      one["users"],
+    )
     for name, one in report["splits"].items()
   ]
-  show([
-    Table("Rules", ("rule", "records", "removed", "left", "note"), rules),
-    Table("Splits", ("file", "records", "users"), splits),
-  ])  # fmt: skip
+  show(
+    [
+      Table("Rules", ("rule", "records", "removed", "left", "note"), rules),
+      Table("Splits", ("file", "records", "users"), splits),
+    ]
+  )
 
 
 def stats(args: argparse.Namespace) -> None:
@@ -168,12 +249,16 @@ def compare(args: argparse.Namespace) -> None:
   a, b = (_read(file, args)[0] for file in args.files)
   found = mix.compare(a, b, seed=args.seed)
   if args.json:
-    shares = {name: {"a": a, "b": b, "difference": one._asdict()} for name, (a, b, one) in found.shares.items()}
+    shares = {
+      name: {"a": a, "b": b, "difference": one._asdict()}
+      for name, (a, b, one) in found.shares.items()
+    }
     print(json.dumps(found._asdict() | {"shares": shares}, ensure_ascii=False))
     return
   tables.show([mix.table(found, tuple(args.files))])
   print(
-    f"total variation distance {found.distance:.3f}; two samples of one mix of these sizes differ by up to "
+    f"total variation distance {found.distance:.3f}; two samples of one mix of these sizes differ "
+    "by up to "
     f"{found.chance:.3f} in 95 of 100 draws"
   )
 
@@ -183,7 +268,9 @@ def expand(args: argparse.Namespace) -> None:
 
   found = records.read(args.file, "few_shot")
   rows = [
-    demo for one in found for demo in few_shot.expand(one, shots=args.shots, samples=args.samples, seed=args.seed)
+    demo
+    for one in found
+    for demo in few_shot.expand(one, shots=args.shots, samples=args.samples, seed=args.seed)
   ]
   with _writing(args.out):
     records.write(args.out, rows)
@@ -216,15 +303,28 @@ def benchmarks(args: argparse.Namespace) -> None:
 
   with _writing(args.out):
     found = benchmarks.write(args.out)
-  rows = [(f"{Path(args.out) / one.name}.jsonl", count, one.field, one.origin, one.about) for one, count in found]
-  show([Table("Real data for evaluations", ("file", "rows", "for", "origin and licence", "what the copy has"), rows)])
+  rows = [
+    (f"{Path(args.out) / one.name}.jsonl", count, one.field, one.origin, one.about)
+    for one, count in found
+  ]
+  show(
+    [
+      Table(
+        "Real data for evaluations",
+        ("file", "rows", "for", "origin and licence", "what the copy has"),
+        rows,
+      )
+    ]
+  )
 
 
 # --- files ---
 
 
 def infer(source: str, spelling: str = "native", fields: str = "") -> str | None:
-  """The kind of record that a source holds, by its spelling, its fields or its first readable row; None where none tells."""
+  """The kind of record that a source holds, by its spelling, its fields or its first readable row;
+  None where none tells.
+  """
   return spellings.kind(spelling, fields) or sources.kind_of(source)
 
 
@@ -234,7 +334,14 @@ def _examined(source: str, args: argparse.Namespace) -> tuple[list, str, list[st
   try:
     kind = kind or infer(source, args.spelling, args.fields)
     if kind is None:
-      return [], "record", [f"{source}: no line has the fields of a record; give its kind, --kind={'|'.join(records.KINDS)}"]
+      return (
+        [],
+        "record",
+        [
+          f"{source}: no line has the fields of a record; give its kind, "
+          f"--kind={'|'.join(records.KINDS)}"
+        ],
+      )
     spelling = spellings.choose(args.spelling, kind, args.fields, place="--")
   except UserError as error:
     return [], kind or "record", str(error).split("\n")
@@ -243,7 +350,9 @@ def _examined(source: str, args: argparse.Namespace) -> tuple[list, str, list[st
 
 
 def _read(file: str, args: argparse.Namespace) -> tuple[list, str]:
-  """(records, kind) of a file.  Raises UserError for every problem and for plain text, which has no prompts."""
+  """(records, kind) of a file.  Raises UserError for every problem and for plain text, which has no
+  prompts.
+  """
   found, kind, problems = _examined(file, args)
   records.report(problems)
   if kind == "text":

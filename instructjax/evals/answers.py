@@ -1,7 +1,8 @@
-"""What models said, answer by answer, in JSONL: a run that was stopped anywhere goes on, and nothing is asked twice.
+"""What models said, answer by answer, in JSONL: a run that was stopped anywhere goes on, and
+nothing is asked twice.
 
-A line is one answer: the id of its item, the number of the request and of the sample, and `of`, the fingerprint of what was
-asked and how.  A line that was cut short by a kill is dropped.
+A line is one answer: the id of its item, the number of the request and of the sample, and `of`,
+the fingerprint of what was asked and how.  A line that was cut short by a kill is dropped.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ import jax
 from instructjax.errors import UserError
 from instructjax.evals.batches import Ask, Batch
 from instructjax.evals.subject import Subject
-from instructjax.evals.tasks import Answer, Completion, Generate, Logp, Request, Said, Task, fingerprint
+from instructjax.evals.tasks import (
+  Answer,
+  Completion,
+  Generate,
+  Logp,
+  Request,
+  Said,
+  Task,
+  fingerprint,
+)
 from instructjax.runs import writers
 from instructjax.runs.loop import Progress
 
@@ -35,14 +45,17 @@ class Kept(NamedTuple):
 
 
 def file(folder: Path, task: str, model: str) -> Path:
-  """Where the lines of a task and a model are; names become safe for a file system, and those of models stay apart."""
+  """Where the lines of a task and a model are; names become safe for a file system, and those of
+  models stay apart.
+  """
   safe = lambda name: re.sub(r"[^\w.+@-]+", "_", name)
   apart = "" if safe(model) == model else f"-{fingerprint(model)[:8]}"
   return folder / safe(task) / f"{safe(model)}{apart}.jsonl"
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-  """The objects of a file that only ever grows; the end of a last line that was cut short is taken away.
+  """The objects of a file that only ever grows; the end of a last line that was cut short is taken
+  away.
 
   Raises UserError for any other broken line.
   """
@@ -57,7 +70,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
     try:
       found.append(json.loads(line))
     except ValueError as error:
-      raise UserError(f"{path}:{number}: broken ({error}); take the line out, it will be made again") from None
+      raise UserError(
+        f"{path}:{number}: broken ({error}); take the line out, it will be made again"
+      ) from None
   return found
 
 
@@ -92,14 +107,17 @@ def missing(task: Task, path: Path, settings: str) -> tuple[dict[Place, Kept], l
         complete = False
       elif known[place].of != prints[-1]:
         raise UserError(
-          f"{path}: the answer for item {item.id!r} was given to another question or under other settings (seed, template, "
+          f"{path}: the answer for item {item.id!r} was given to another question or under other "
+          "settings (seed, template, "
           "prefix, dtype, tokenizer); name another --workdir, or delete this file"
         )
   return known, prints, not complete
 
 
 def _words(request: Request) -> list[Any]:
-  """A request as its fingerprint has it; where nothing is cut away it is the one of before requests had top_p and top_k."""
+  """A request as its fingerprint has it; where nothing is cut away it is the one of before requests
+  had top_p and top_k.
+  """
   whole = isinstance(request, Generate) and request[-2:] == (1.0, 0)
   return [type(request).__name__, *(request[:-2] if whole else request)]
 
@@ -107,7 +125,9 @@ def _words(request: Request) -> list[Any]:
 def places(item: str, requests: Sequence[Request]) -> list[Place]:
   """The places of all answers of an item."""
   count = lambda request: request.n if isinstance(request, Generate) else 1
-  return [(item, number, sample) for number, one in enumerate(requests) for sample in range(count(one))]
+  return [
+    (item, number, sample) for number, one in enumerate(requests) for sample in range(count(one))
+  ]
 
 
 def plan(task: Task, subject: Subject) -> list[Batch]:
@@ -116,10 +136,18 @@ def plan(task: Task, subject: Subject) -> list[Batch]:
 
 
 def fill(
-  task: Task, subject: Subject, batches: Sequence[Batch], path: Path, known: dict[Place, Kept], prints: Sequence[str],
-  progress: Progress, done: int,
-) -> int:  # fmt: skip
-  """Asks what is not known yet and keeps it, batch by batch; `known` grows.  Gives the number of batches done."""
+  task: Task,
+  subject: Subject,
+  batches: Sequence[Batch],
+  path: Path,
+  known: dict[Place, Kept],
+  prints: Sequence[str],
+  progress: Progress,
+  done: int,
+) -> int:
+  """Asks what is not known yet and keeps it, batch by batch; `known` grows.  Gives the number of
+  batches done.
+  """
   for number, batch in enumerate(batches):
     place = lambda ask: (task.items[ask.item].id, ask.request, ask.sample)
     if not all(place(ask) in known for ask in batch.asks):
@@ -136,7 +164,11 @@ def fill(
 
 
 def _line(place: Place, ask: Ask, of: str, answer: Answer) -> dict[str, Any]:
-  return dict(zip(("id", "request", "sample"), place, strict=True)) | {"of": of, "cut": ask.cut} | answer._asdict()
+  return (
+    dict(zip(("id", "request", "sample"), place, strict=True))
+    | {"of": of, "cut": ask.cut}
+    | answer._asdict()
+  )
 
 
 def said(task: Task, known: Mapping[Place, Kept]) -> list[Said]:
@@ -145,7 +177,10 @@ def said(task: Task, known: Mapping[Place, Kept]) -> list[Said]:
   for item in task.items:
     answers, cut = [], 0
     for number, request in enumerate(task.ask(item)):
-      several = [known[item.id, number, sample] for sample in range(request.n if isinstance(request, Generate) else 1)]
+      several = [
+        known[item.id, number, sample]
+        for sample in range(request.n if isinstance(request, Generate) else 1)
+      ]
       cut += several[0].cut
       if isinstance(request, Generate):
         answers.append(tuple(kept.answer for kept in several))

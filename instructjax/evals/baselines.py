@@ -1,8 +1,11 @@
-"""The prompted baseline (Ouyang et al. 2022, section 3.5): the few-shot prefix whose answers a reward model likes best.
+"""The prompted baseline (Ouyang et al. 2022, section 3.5): the few-shot prefix whose answers a
+reward model likes best.
 
-  instructjax baseline prefix --model=BASE --candidates=a.txt,b.txt --prompts=valid.jsonl --reward=runs/reward --out=best.txt
+  instructjax baseline prefix --model=BASE --candidates=a.txt,b.txt --prompts=valid.jsonl
+  --reward=runs/reward --out=best.txt
 
-In the paper two people wrote two prefixes each, and the one that scored highest on validation prompts was kept.
+In the paper two people wrote two prefixes each, and the one that scored highest on validation
+prompts was kept.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from instructjax.intervals import Estimate
 from instructjax.runs import writers
 from instructjax.stages import common
 
-Config = Any  # ml_collections.ConfigDict: configs/eval.py, of which model, template, preference and seed count
+# Ml_collections.ConfigDict: configs/eval.py, of which model, template, preference and seed count
+Config = Any
 
 
 class Candidate(NamedTuple):
@@ -47,21 +51,31 @@ def select_prefix(
 ) -> list[Candidate]:
   """All candidates (a name and a text each), the one with the highest mean reward first.
 
-  `sample` answers texts, prefix + prompt; `reward` scores (prompts, answers), and never sees the prefix.  Of equal means the
-  earlier candidate wins.
+  `sample` answers texts, prefix + prompt; `reward` scores (prompts, answers), and never sees the
+  prefix.  Of equal means the earlier candidate wins.
   """
   if not candidates or not prompts:
-    raise UserError(f"{len(candidates)} prefixes and {len(prompts)} prompts: at least one of each is needed")
+    raise UserError(
+      f"{len(candidates)} prefixes and {len(prompts)} prompts: at least one of each is needed"
+    )
   scores = {}
   for name, prefix in candidates.items():
-    scores[name] = np.asarray(reward(prompts, sample([prefix + prompt for prompt in prompts])), np.float64)
+    scores[name] = np.asarray(
+      reward(prompts, sample([prefix + prompt for prompt in prompts])), np.float64
+    )
   best = max(scores.values(), key=lambda values: values.mean())
-  found = [Candidate(name, intervals.mean(s), intervals.mean(best - s), tuple(s.tolist())) for name, s in scores.items()]
+  found = [
+    Candidate(name, intervals.mean(s), intervals.mean(best - s), tuple(s.tolist()))
+    for name, s in scores.items()
+  ]
   return sorted(found, key=lambda one: -one.mean.value)
 
 
-def prefix(config: Config, model: str, files: Sequence[str], prompts: str, reward: str, out: Path) -> str:
-  """`select_prefix` for files; writes the best text to `out`, and everything to `out`.json.  Gives what to print.
+def prefix(
+  config: Config, model: str, files: Sequence[str], prompts: str, reward: str, out: Path
+) -> str:
+  """`select_prefix` for files; writes the best text to `out`, and everything to `out`.json.  Gives
+  what to print.
 
   Samples as the evaluation does: config.preference.response, temperature and stop.
   """
@@ -76,14 +90,23 @@ def prefix(config: Config, model: str, files: Sequence[str], prompts: str, rewar
       requests = [[Generate(text, c.response, c.temperature, tuple(c.stop))] for text in texts]
       return [said.completions()[0].text for said in subject.heard(policy, requests)]
 
-    score = lambda prompts, answers: rewards.total(judges, rewards.score_texts(judges, prompts, answers)).tolist()
+    score = lambda prompts, answers: rewards.total(
+      judges, rewards.score_texts(judges, prompts, answers)
+    ).tolist()
     found = select_prefix(candidates, sample, score, asked)
-  about = {"model": dict(policy.about), "rewards": rewards.manifest(judges), "prompts": prompts, "seed": config.seed}
+  about = {
+    "model": dict(policy.about),
+    "rewards": rewards.manifest(judges),
+    "prompts": prompts,
+    "seed": config.seed,
+  }
   about |= {"response": c.response, "temperature": c.temperature, "stop": list(c.stop)}
   plain = lambda one: one._asdict() | {"mean": one.mean._asdict(), "behind": one.behind._asdict()}
   writers.replace(out, candidates[found[0].name])
   report = about | {"candidates": [plain(one) for one in found]}
-  writers.replace(out.with_name(f"{out.name}.json"), json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+  writers.replace(
+    out.with_name(f"{out.name}.json"), json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+  )
   return text(found, out)
 
 

@@ -1,10 +1,13 @@
-"""Requests into rows of ids and rows into batches of few shapes: rows of like length together, the longest first.
+"""Requests into rows of ids and rows into batches of few shapes: rows of like length together, the
+longest first.
 
-A prompt that several rows begin with (the choices of a question, the samples of a prompt) is read once for a group of them.
-How large a group is, is chosen for each kind of rows by what the model has to read.
+A prompt that several rows begin with (the choices of a question, the samples of a prompt) is
+read once for a group of them. How large a group is, is chosen for each kind of rows by what the
+model has to read.
 
-A plan is a function of the requests, the model's context and the budget alone, so that a run which goes on makes the same
-batches again, with the same noise: what it samples is what the uninterrupted run would have.
+A plan is a function of the requests, the model's context and the budget alone, so that a run
+which goes on makes the same batches again, with the same noise: what it samples is what the
+uninterrupted run would have.
 """
 
 from __future__ import annotations
@@ -22,11 +25,14 @@ from instructjax.evals.tasks import Generate, Likelihood, Request
 NARROW = 16  # tokens of the narrowest batch, and the step of the next ones
 SHORT = 8  # tokens of the narrowest end of rows that share a prompt
 MOST = 32  # rows that share a prompt
-PAYS = 0.8  # of the tokens that are read when every row is by itself: sharing a prompt has to save the rest
+# Of the tokens that are read when every row is by itself: sharing a prompt has to save the rest
+PAYS = 0.8
 
 
 class Ask(NamedTuple):
-  """One row to compute: the place of its item, its request, which sample of that, and the tokens left out at its beginning."""
+  """One row to compute: the place of its item, its request, which sample of that, and the tokens
+  left out at its beginning.
+  """
 
   item: int
   request: int
@@ -51,8 +57,8 @@ Asked = tuple[Ask, Draw | None]
 class Batch(NamedTuple):
   """Groups of rows of one kind, computed together: `size` groups of `fan` rows.
 
-  The rows of a group share their prompt: `width` is that of prompts and `end` that of what follows.  Rows that are weighed
-  alone have an `end` of 0, and `width` is that of the whole.
+  The rows of a group share their prompt: `width` is that of prompts and `end` that of what
+  follows.  Rows that are weighed alone have an `end` of 0, and `width` is that of the whole.
   """
 
   groups: tuple[tuple[Ask, ...], ...]
@@ -68,7 +74,9 @@ class Batch(NamedTuple):
 
 
 def rounded(number: int, step: int = 1) -> int:
-  """The next multiple of an eighth of the power of two below a number, or of `step`: few values, at most a ninth in vain."""
+  """The next multiple of an eighth of the power of two below a number, or of `step`: few values, at
+  most a ninth in vain.
+  """
   step = max(step, 1 << max(number.bit_length() - 4, 0))
   return -(-number // step) * step
 
@@ -79,13 +87,16 @@ def wide(length: int, most: int) -> int:
 
 
 def rows(
-  requests: Iterable[tuple[int, Sequence[Request]]], head: Callable[[str], list[int]], encode: Callable[[str], list[int]],
+  requests: Iterable[tuple[int, Sequence[Request]]],
+  head: Callable[[str], list[int]],
+  encode: Callable[[str], list[int]],
   context: int,
-) -> list[Asked]:  # fmt: skip
+) -> list[Asked]:
   """The rows of the requests of (place of the item, its requests) pairs.
 
-  `head` gives the ids of a prompt, whatever comes before it included, and `encode` those of a continuation.  A prompt that
-  does not fit the context loses its beginning.  Raises UserError where an answer alone does not fit.
+  `head` gives the ids of a prompt, whatever comes before it included, and `encode` those of a
+  continuation.  A prompt that does not fit the context loses its beginning.  Raises UserError
+  where an answer alone does not fit.
   """
   found: list[Asked] = []
   for item, several in requests:
@@ -94,7 +105,9 @@ def rows(
         case Generate(prompt, tokens, temperature, stop, n, top_p, top_k):
           ids, cut = _shortened(head(prompt), [], tokens, context)
           draw = Draw(tokens, temperature, stop, top_p, top_k)
-          found += [(Ask(item, number, sample, Row(ids, len(ids)), cut), draw) for sample in range(n)]
+          found += [
+            (Ask(item, number, sample, Row(ids, len(ids)), cut), draw) for sample in range(n)
+          ]
         case Likelihood(before, continuation):
           end = encode(continuation)
           if not end:
@@ -104,12 +117,17 @@ def rows(
   return found
 
 
-def _shortened(head: list[int], end: list[int], answer: int, context: int) -> tuple[np.ndarray, int]:
-  """(ids that leave room for the answer, how many were left out).  The first id stays: a model may expect it there."""
+def _shortened(
+  head: list[int], end: list[int], answer: int, context: int
+) -> tuple[np.ndarray, int]:
+  """(ids that leave room for the answer, how many were left out).  The first id stays: a model may
+  expect it there.
+  """
   room = context - answer
   if room < 1:
     raise UserError(
-      f"an answer of {answer} tokens leaves no room for a prompt in the model's context of {context}; ask for fewer tokens"
+      f"an answer of {answer} tokens leaves no room for a prompt in the model's context of "
+      f"{context}; ask for fewer tokens"
     )
   cut = max(len(head) - room, 0)
   kept = [*head[:1], *head[1 + cut :]] if cut else head
@@ -117,13 +135,17 @@ def _shortened(head: list[int], end: list[int], answer: int, context: int) -> tu
 
 
 def plan(asked: Sequence[Asked], budget: int, parts: int, most: int) -> list[Batch]:
-  """Batches of at most `budget` tokens, answers included, a multiple of `parts` groups each; `most` is the model's context."""
+  """Batches of at most `budget` tokens, answers included, a multiple of `parts` groups each; `most`
+  is the model's context.
+  """
   found: list[Batch] = []
   for draw in dict.fromkeys(draw for _, draw in asked):  # in the order in which they come
     groups = _by_prompt([ask for ask, kind in asked if kind == draw])
     batches = partial(_batches, draw=draw, budget=budget, parts=parts)
     if draw:
-      found += batches(groups, _fan(groups, draw.tokens, budget // parts), draw.tokens, most - draw.tokens)
+      found += batches(
+        groups, _fan(groups, draw.tokens, budget // parts), draw.tokens, most - draw.tokens
+      )
       continue
     ends: dict[int, list[tuple[Ask, ...]]] = {}
     for group in groups:
@@ -133,22 +155,35 @@ def plan(asked: Sequence[Asked], budget: int, parts: int, most: int) -> list[Bat
       fitting = [group for group in several if group[0].row.start + end <= most]
       fan = _fan(fitting, end, budget // parts)
       found += batches(fitting, fan, end, most - end) if fan > 1 else []
-      alone += several if fan == 1 else [group for group in several if group[0].row.start + end > most]
+      alone += (
+        several if fan == 1 else [group for group in several if group[0].row.start + end > most]
+      )
     found += batches(alone, 1, 0, most)
   return found
 
 
 def _batches(
-  groups: Sequence[tuple[Ask, ...]], fan: int, end: int, most: int, *, draw: Draw | None, budget: int, parts: int
+  groups: Sequence[tuple[Ask, ...]],
+  fan: int,
+  end: int,
+  most: int,
+  *,
+  draw: Draw | None,
+  budget: int,
+  parts: int,
 ) -> Iterator[Batch]:
-  """Batches of groups of at most `fan` rows, those with the longest prompts first; no prompt is wider than `most`."""
+  """Batches of groups of at most `fan` rows, those with the longest prompts first; no prompt is
+  wider than `most`.
+  """
   length = lambda group: group[0].row.start if end else len(group[0].row.ids)
   pieces = [group[at : at + fan] for group in groups for at in range(0, len(group), fan)]
   pieces.sort(key=length, reverse=True)  # stable
   at = 0
   while at < len(pieces):
     width = wide(length(pieces[at]), most)
-    left = rounded(-(-(len(pieces) - at) // parts)) * parts  # the last batch is hardly larger than it must be
+    left = (
+      rounded(-(-(len(pieces) - at) // parts)) * parts
+    )  # the last batch is hardly larger than it must be
     size = max(min(budget // (fan * (width + end)) // parts * parts, left), parts)
     yield Batch(tuple(pieces[at : at + size]), width, end, size, fan, draw)
     at += size
@@ -171,10 +206,21 @@ def _end(group: Sequence[Ask]) -> int:
 def _fan(groups: Sequence[tuple[Ask, ...]], end: int, budget: int) -> int:
   """The rows of a group with which the fewest tokens are read; 1 unless it pays.
 
-  `end` tokens follow the prompt in each.  A group with the longest prompt fits the budget of one part.
+  `end` tokens follow the prompt in each.  A group with the longest prompt fits the budget of one
+  part.
   """
-  rows, prompt = (np.array(each) for each in ([len(group) for group in groups], [group[0].row.start for group in groups]))
-  alone = sum(rows * prompt) + sum(len(ask.row.ids) - ask.row.start or end for group in groups for ask in group)
-  fitting = budget // (rounded(max((group[0].row.start for group in groups), default=0), NARROW) + end)
-  read = [(-(-rows // fan) * (prompt + fan * end)).sum() for fan in range(2, min(max(rows, default=1), MOST, fitting) + 1)]
+  rows, prompt = (
+    np.array(each)
+    for each in ([len(group) for group in groups], [group[0].row.start for group in groups])
+  )
+  alone = sum(rows * prompt) + sum(
+    len(ask.row.ids) - ask.row.start or end for group in groups for ask in group
+  )
+  fitting = budget // (
+    rounded(max((group[0].row.start for group in groups), default=0), NARROW) + end
+  )
+  read = [
+    (-(-rows // fan) * (prompt + fan * end)).sum()
+    for fan in range(2, min(max(rows, default=1), MOST, fitting) + 1)
+  ]
   return 2 + int(np.argmin(read)) if read and min(read) < PAYS * alone else 1

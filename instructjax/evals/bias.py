@@ -1,8 +1,9 @@
-"""Bias (App. D): how undecided a model is between two sentences that differ in a person's group, in bits.
+"""Bias (App. D): how undecided a model is between two sentences that differ in a person's group, in
+bits.
 
-P_i is proportional to the total probability of sentence i, so that p = P_1 = 1 / (1 + exp(logp_2 - logp_1)) and
-H = -p log2 p - (1 - p) log2 (1 - p): 1 bit where both are as likely, 0 where one is certain.  Entropy does not say which of the
-two is preferred; the second metric does.
+P_i is proportional to the total probability of sentence i, so that p = P_1 = 1 / (1 + exp(logp_2
+- logp_1)) and H = -p log2 p - (1 - p) log2 (1 - p): 1 bit where both are as likely, 0 where one
+is certain.  Entropy does not say which of the two is preferred; the second metric does.
 """
 
 from __future__ import annotations
@@ -20,12 +21,20 @@ from instructjax.evals.tasks import Item, Likelihood, Metric, Said, Scores, Suit
 
 Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
 Row = Mapping[str, Any]
-PRONOUNS = {"he": "male", "him": "male", "his": "male", "she": "female", "her": "female", "hers": "female"}
+PRONOUNS = {
+  "he": "male",
+  "him": "male",
+  "his": "male",
+  "she": "female",
+  "her": "female",
+  "hers": "female",
+}
 FILL = {  # places of the templates of Winogender
   "male": {"$NOM_PRONOUN": "he", "$POSS_PRONOUN": "his", "$ACC_PRONOUN": "him"},
   "female": {"$NOM_PRONOUN": "she", "$POSS_PRONOUN": "her", "$ACC_PRONOUN": "her"},
 }
-OCCUPATION = re.compile(  # those of Winogender: its sentences about one hang together, and axg does not say which that is
+# Those of Winogender: its sentences about one hang together, and axg does not say which that is
+OCCUPATION = re.compile(
   r"\b(?:accountant|administrator|advisor|appraiser|architect|auditor|baker|bartender|broker|carpenter|cashier|chef|chemist|clerk|"
   r"counselor|dietitian|dispatcher|doctor|educator|electrician|engineer|examiner|firefighter|hairdresser|hygienist|inspector|"
   r"instructor|investigator|janitor|lawyer|librarian|machinist|manager|mechanic|nurse|nutritionist|officer|painter|paralegal|"
@@ -39,11 +48,15 @@ WORD = re.compile(r"[A-Za-z]+")
 
 
 def open_suite(config: Config) -> Suite:
-  """Winogender, CrowS-Pairs and others, each in every form.  Raises UserError where there are no data or bad rows."""
+  """Winogender, CrowS-Pairs and others, each in every form.  Raises UserError where there are no
+  data or bad rows.
+  """
   c = config.bias
   named = rows.named(c.pairs, "pairs")
   if taken := {*named} & {*PAPER}:
-    raise UserError(f"config.bias.pairs: the name {min(taken)!r} is that of a task of the paper; take another")
+    raise UserError(
+      f"config.bias.pairs: the name {min(taken)!r} is that of a task of the paper; take another"
+    )
   tasks = []
   for title, source, preferred, read in (
     ("Winogender", c.winogender, "male preferred", winogender),
@@ -57,11 +70,16 @@ def open_suite(config: Config) -> Suite:
     chosen = forms.chosen(c.forms, "bias.forms")
     tasks += [_task(f"{title} ({form})", row(form), items, form, preferred) for form in chosen]
   if not tasks:
-    raise UserError("the suite bias has no data: set config.bias.winogender, .crows or .pairs (docs/evaluation/bias.md)")
+    raise UserError(
+      "the suite bias has no data: set config.bias.winogender, .crows or .pairs "
+      "(docs/evaluation/bias.md)"
+    )
   return Suite("bias", tasks)
 
 
-def _task(name: str, paper: tuple[str, str, str] | None, items: Sequence[Item], form: str, preferred: str) -> Task:
+def _task(
+  name: str, paper: tuple[str, str, str] | None, items: Sequence[Item], form: str, preferred: str
+) -> Task:
   def ask(item: Item) -> list[Likelihood]:
     return [Likelihood(forms.opening(form), sentence) for sentence in item.data["sentences"]]
 
@@ -90,11 +108,13 @@ def entropy(ahead: float) -> float:
 
 
 def winogender(source: str, folder: str | None = None) -> list[Item]:
-  """Pairs of a sentence about a man and the same about a woman, the man's first; those about one occupation are a cluster.
+  """Pairs of a sentence about a man and the same about a woman, the man's first; those about one
+  occupation are a cluster.
 
-  Rows are the templates of the data set (templates.tsv: 120 pairs, the paper's number), the premises of super_glue/axg, or
-  our own {"sentences": [one, other], "cluster": what hangs together}.  Of axg, sentences that are the same up to the pronoun
-  make a pair, and the occupation is the one of Winogender's that they name.
+  Rows are the templates of the data set (templates.tsv: 120 pairs, the paper's number), the
+  premises of super_glue/axg, or our own {"sentences": [one, other], "cluster": what hangs
+  together}.  Of axg, sentences that are the same up to the pronoun make a pair, and the
+  occupation is the one of Winogender's that they name.
   """
   found = rows.read(source, _winogender, folder=folder)
   items = [item for item in found if isinstance(item, Item)]
@@ -107,7 +127,10 @@ def winogender(source: str, folder: str | None = None) -> list[Item]:
   both = [(side["male"], side["female"]) for side in sides.values() if len(side) == 2]
   items += [_pair(one, other, {}, occupation(one)) for one, other in both]
   if not items:
-    raise UserError(f"{source}: no two sentences differ only in he and she; give templates.tsv or super_glue/axg@test")
+    raise UserError(
+      f"{source}: no two sentences differ only in he and she; give templates.tsv or "
+      "super_glue/axg@test"
+    )
   return _numbered(items)
 
 
@@ -121,7 +144,10 @@ def _winogender(row: Row) -> Item | str:
   sentence = sentence.replace("$OCCUPATION", work).replace("$PARTICIPANT", participant)
   one, other = (_filled(sentence, FILL[side]) for side in ("male", "female"))
   if one == other or "$" in one:
-    raise RecordError(f"sentence: one of {', '.join(FILL['male'])} is expected and nothing else with a $: {sentence[:60]!r}")
+    raise RecordError(
+      f"sentence: one of {', '.join(FILL['male'])} is expected and nothing else with a $: "
+      f"{sentence[:60]!r}"
+    )
   stands = {"0": "occupation", "1": "participant"}.get(answer, answer)
   return _pair(one, other, {"pronoun stands for": stands}, work)
 
@@ -144,8 +170,8 @@ def _filled(sentence: str, pronouns: Mapping[str, str]) -> str:
 def crows(source: str, folder: str | None = None) -> list[Item]:
   """Pairs of a stereotyping sentence and one that stereotypes less, in this order.
 
-  Rows are those of crows_pairs_anonymized.csv (sent_more, sent_less, stereo_antistereo, bias_type) or of the hub, or our own
-  {"sentences": [more, less], "type": ..., "cluster": ...}.
+  Rows are those of crows_pairs_anonymized.csv (sent_more, sent_less, stereo_antistereo,
+  bias_type) or of the hub, or our own {"sentences": [more, less], "type": ..., "cluster": ...}.
   """
   return _numbered(rows.read(source, _crows, folder=folder))
 
@@ -153,18 +179,30 @@ def crows(source: str, folder: str | None = None) -> list[Item]:
 # The names behind the numbers of the hub's copy.
 DIRECTIONS = ("stereo", "antistereo")
 TYPES = (
-  "race-color", "socioeconomic", "gender", "disability", "nationality", "sexual-orientation", "physical-appearance", "religion",
+  "race-color",
+  "socioeconomic",
+  "gender",
+  "disability",
+  "nationality",
+  "sexual-orientation",
+  "physical-appearance",
+  "religion",
   "age",
-)  # fmt: skip
+)
 
 
 def _crows(row: Row) -> Item:
   if "sentences" in row:
     return _own(row)
   more, less = rows.text(row, "sent_more"), rows.text(row, "sent_less")
-  return _pair(more, less, {
-    "bias type": _named(row, "bias_type", TYPES), "direction": _named(row, "stereo_antistereo", DIRECTIONS),
-  })  # fmt: skip
+  return _pair(
+    more,
+    less,
+    {
+      "bias type": _named(row, "bias_type", TYPES),
+      "direction": _named(row, "stereo_antistereo", DIRECTIONS),
+    },
+  )
 
 
 def _named(row: Row, field: str, names: Sequence[str]) -> str:
@@ -185,7 +223,9 @@ def _own(row: Row) -> Item:
   if len(sentences) != 2 or not all(sentence.strip() for sentence in sentences):
     raise RecordError(f"sentences: two texts are expected, these are {len(sentences)}")
   slices = {"bias type": rows.text(row, "type")} if "type" in row else {}
-  return _pair(sentences[0], sentences[1], slices, rows.text(row, "cluster") if "cluster" in row else "")
+  return _pair(
+    sentences[0], sentences[1], slices, rows.text(row, "cluster") if "cluster" in row else ""
+  )
 
 
 def _pair(one: str, other: str, slices: Mapping[str, str], cluster: str = "") -> Item:
@@ -193,4 +233,6 @@ def _pair(one: str, other: str, slices: Mapping[str, str], cluster: str = "") ->
 
 
 def _numbered(items: Sequence[Item]) -> list[Item]:
-  return [Item(str(number), item.data, item.cluster, item.slices) for number, item in enumerate(items, 1)]
+  return [
+    Item(str(number), item.data, item.cluster, item.slices) for number, item in enumerate(items, 1)
+  ]

@@ -1,7 +1,9 @@
-"""A model card out of the files of a run and of an evaluation: `instructjax card --model=runs/ppo --eval=runs/eval --name=ptx`.
+"""A model card out of the files of a run and of an evaluation: `instructjax card --model=runs/ppo
+--eval=runs/eval --name=ptx`.
 
-After Mitchell et al. (2019, "Model Cards for Model Reporting").  Every number is copied from a file that stands beside it; what
-was not measured is said to be so.  The limitations are those that the paper lists (Ouyang et al. 2022, sections 5.2 to 5.4).
+After Mitchell et al. (2019, "Model Cards for Model Reporting").  Every number is copied from a
+file that stands beside it; what was not measured is said to be so.  The limitations are those
+that the paper lists (Ouyang et al. 2022, sections 5.2 to 5.4).
 """
 
 from __future__ import annotations
@@ -18,36 +20,73 @@ from instructjax.runs.checkpoint import Checkpoints
 from instructjax.runs.report import files
 from instructjax.runs.report.page import flat
 
-# (what the paper says of its models, what measures it here: suites, or tasks by the beginning of their names)
+# (what the paper says of its models, what measures it here: suites, or tasks by the beginning of
+# their names)
 LIMITATIONS = (
-  ("They answer as about 40 contractors, most of them English-speaking, would have them answer; most comparisons were labelled "
-   "by one person. Whoever labelled the data of this model stands for nobody else either.", ()),
+  (
+    "They answer as about 40 contractors, most of them English-speaking, would have them answer; "
+    "most comparisons were labelled "
+    "by one person. Whoever labelled the data of this model stands for nobody else either.",
+    (),
+  ),
   ("They still write toxic and biased text, and more of it when told to.", ("toxicity", "bias")),
-  ("They make up facts, and what the text before them does not say.", ("truthfulqa", "hallucination")),
+  (
+    "They make up facts, and what the text before them does not say.",
+    ("truthfulqa", "hallucination"),
+  ),
   ("They follow harmful instructions.", ("behaviours/harmful",)),
   ("They go along with false premises.", ("behaviours/false",)),
   ("They hedge where a plain answer is due.", ("behaviours/hedging",)),
-  ("They lose track of several explicit constraints in one instruction.", ("behaviours/constraints",)),
-  ("They were trained on little but English and little code, and at times answer other languages in English.",
-   ("behaviours/lang", "behaviours/code")),
-  ("Small changes of the words, or instructions inside of a text, change the answer.", ("behaviours/perturb",)),
+  (
+    "They lose track of several explicit constraints in one instruction.",
+    ("behaviours/constraints",),
+  ),
+  (
+    "They were trained on little but English and little code, and at times answer other languages "
+    "in English.",
+    ("behaviours/lang", "behaviours/code"),
+  ),
+  (
+    "Small changes of the words, or instructions inside of a text, change the answer.",
+    ("behaviours/perturb",),
+  ),
   ("They lose on public NLP tasks what their preferences cost (the alignment tax).", ("nlp",)),
   ("Whether an output harms depends on where the model is used, which no number here knows.", ()),
-)  # fmt: skip
-USES = (
-  "Research on alignment: reproducing and studying supervised fine-tuning, reward models and PPO from human feedback. It is no "
-  "product, and nothing here says that it is safe to use as one, least of all where people may come to harm."
 )
-SETTINGS = ("stage", "seed", "batch", "epochs", "steps", "optimizer", "ppo", "sampling", "lora", "top", "pairs", "mesh")
+USES = (
+  "Research on alignment: reproducing and studying supervised fine-tuning, reward models and PPO "
+  "from human feedback. It is no "
+  "product, and nothing here says that it is safe to use as one, least of all where people may "
+  "come to harm."
+)
+SETTINGS = (
+  "stage",
+  "seed",
+  "batch",
+  "epochs",
+  "steps",
+  "optimizer",
+  "ppo",
+  "sampling",
+  "lora",
+  "top",
+  "pairs",
+  "mesh",
+)
 MEASURED = 12  # metrics of the last step that are shown
 
 
 def write(model: Path, evaluation: Path, name: str, out: Path) -> Path:
-  """Writes the card.  Raises UserError where the run is not finished, or the evaluation has no model of that name."""
+  """Writes the card.  Raises UserError where the run is not finished, or the evaluation has no
+  model of that name.
+  """
   results = files.whole(evaluation / "results.json", [])
   if name not in files.inside(results, "models"):
     known = ", ".join(files.inside(results, "models")) or "nobody"
-    raise UserError(f"{evaluation}: has results of {known}, not of --name={name}; give the --workdir of `instructjax eval`")
+    raise UserError(
+      f"{evaluation}: has results of {known}, not of --name={name}; give the --workdir of "
+      "`instructjax eval`"
+    )
   out.parent.mkdir(parents=True, exist_ok=True)
   writers.replace(out, "\n".join(card(model, results, name)).rstrip() + "\n")
   return out
@@ -72,10 +111,21 @@ def card(model: Path, results: Mapping[str, Any], name: str) -> Iterator[str]:
 def _model(about: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[str]:
   model = about["model"]
   yield "## The model\n"
-  facts = {"kind": about["kind"], "family": model["family"], "parameters": f"{known.get('parameters', 0):,}"}
+  facts = {
+    "kind": about["kind"],
+    "family": model["family"],
+    "parameters": f"{known.get('parameters', 0):,}",
+  }
   shape = model.get("config") or {}
-  facts |= {key: shape[key] for key in ("vocab_size", "context", "width", "depth", "heads", "kv_heads", "mlp") if key in shape}
-  facts |= {"tokenizer": Path(model["tokenizer"]).name, "weights (fingerprint)": str(known.get("weights", ""))[:16]}
+  facts |= {
+    key: shape[key]
+    for key in ("vocab_size", "context", "width", "depth", "heads", "kv_heads", "mlp")
+    if key in shape
+  }
+  facts |= {
+    "tokenizer": Path(model["tokenizer"]).name,
+    "weights (fingerprint)": str(known.get("weights", ""))[:16],
+  }
   if model.get("base"):
     facts["adapter of"] = Path(model["base"]["source"]).name
   yield from _table(("", ""), facts.items())
@@ -83,7 +133,9 @@ def _model(about: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[str]:
 
 def _training(model: Path) -> Iterator[str]:
   """What the run directory says, or that of the quickstart above it."""
-  folder = next((one for one in (model, model.parent.parent) if (one / "config.json").is_file()), None)
+  folder = next(
+    (one for one in (model, model.parent.parent) if (one / "config.json").is_file()), None
+  )
   yield "## Training\n"
   if folder is None:
     yield "Not recorded beside the model.\n"
@@ -97,11 +149,17 @@ def _training(model: Path) -> Iterator[str]:
   last = {metric: curve[max(curve)] for metric, curve in run.curves.get(stage, {}).items()}
   if last:
     yield f"The last values of `metrics.jsonl`, stage `{stage}`:\n"
-    shown = [(metric, f"{value:.4g}") for metric, value in last.items() if not metric.startswith("time/")]
+    shown = [
+      (metric, f"{value:.4g}") for metric, value in last.items() if not metric.startswith("time/")
+    ]
     yield from _table(("metric", "value"), shown[:MEASURED])
   prints = files.inside(run.manifest, "fingerprints") or files.inside(run.config, "fingerprints")
   facts = [(f"data: {key}", str(value)[:16]) for key, value in prints.items()]
-  facts += [(key, run.manifest[key]) for key in ("seed", "python", "device", "devices", "processes") if key in run.manifest]
+  facts += [
+    (key, run.manifest[key])
+    for key in ("seed", "python", "device", "devices", "processes")
+    if key in run.manifest
+  ]
   facts += list(files.inside(run.manifest, "versions").items())
   yield from _table(("made with", ""), facts)
 
@@ -109,7 +167,8 @@ def _training(model: Path) -> Iterator[str]:
 def _evaluation(results: Mapping[str, Any], name: str) -> Iterator[str]:
   yield "## Evaluation\n"
   yield (
-    "95 % intervals are bootstraps over clusters of items, about other items and not about other training runs; n counts "
+    "95 % intervals are bootstraps over clusters of items, about other items and not about other "
+    "training runs; n counts "
     f"items. The paper's numbers are for {', '.join(paper.SIZES)}.\n"
   )
   for suite, part in results["suites"].items():
@@ -119,7 +178,9 @@ def _evaluation(results: Mapping[str, Any], name: str) -> Iterator[str]:
       continue
     yield f"### {suite}\n"
     size = ", ".join(paper.sizes(name)) if paper.split(name)[1] else ""
-    yield from _table(("task", "metric", "n", name, f"less {base}", f"paper, {size}" if size else "paper"), rows)
+    yield from _table(
+      ("task", "metric", "n", name, f"less {base}", f"paper, {size}" if size else "paper"), rows
+    )
     notes = {about["about"] for about in part["tasks"].values() if about["about"]}
     yield from (f"- {note}" for note in sorted(notes))
     yield ""
@@ -134,9 +195,13 @@ def _rows(task: str, about: Mapping[str, Any], name: str, base: str) -> Iterator
     theirs = metric["paper"].get(name, ())
     shown = " / ".join(_scaled(metric, value) for value in theirs)
     yield (
-      task, metric["name"], str(found["n"]), _number(metric, found), _number(metric, less) if less else "–",
+      task,
+      metric["name"],
+      str(found["n"]),
+      _number(metric, found),
+      _number(metric, less) if less else "–",
       shown + " %" * (metric["percent"] and bool(shown)) or "–",
-    )  # fmt: skip
+    )
 
 
 def _limitations(results: Mapping[str, Any], name: str) -> Iterator[str]:
@@ -150,7 +215,9 @@ def _limitations(results: Mapping[str, Any], name: str) -> Iterator[str]:
       continue
     found = [line for place in places for line in _about(results, name, place)]
     yield from (f"  {line}" for line in found[:6])
-    missing = [place.partition("/")[0] for place in places if not list(_about(results, name, place))]
+    missing = [
+      place.partition("/")[0] for place in places if not list(_about(results, name, place))
+    ]
     if missing:
       yield f"  Not measured: `instructjax eval --suite={','.join(dict.fromkeys(missing))}`."
   yield ""
@@ -170,7 +237,11 @@ def _about(results: Mapping[str, Any], name: str, place: str) -> Iterator[str]:
 
 def _number(metric: Mapping[str, Any], found: Mapping[str, Any]) -> str:
   e = page.estimate(found)
-  ends = f" ({_scaled(metric, e.low)} to {_scaled(metric, e.high)})" if math.isfinite(e.low + e.high) else ""
+  ends = (
+    f" ({_scaled(metric, e.low)} to {_scaled(metric, e.high)})"
+    if math.isfinite(e.low + e.high)
+    else ""
+  )
   return f"{_scaled(metric, e.value)}{' %' if metric['percent'] else ''}{ends}"
 
 

@@ -1,4 +1,5 @@
-"""The three forms in which the paper asks for toxicity and bias (App. D): no instruction, a respectful one, a biased one.
+"""The three forms in which the paper asks for toxicity and bias (App. D): no instruction, a
+respectful one, a biased one.
 
 The paper does not print what separates an instruction from the text: an empty line here.
 """
@@ -19,7 +20,9 @@ def chosen(text: str, field: str) -> list[str]:
   names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
   for name in names:
     if name not in FORMS:
-      raise UserError(f"config.{field}: {name!r} is no form of prompt; there are {', '.join(FORMS)}")
+      raise UserError(
+        f"config.{field}: {name!r} is no form of prompt; there are {', '.join(FORMS)}"
+      )
   if not names:
     raise UserError(f"config.{field} is empty; name some of {', '.join(FORMS)}")
   return names

@@ -1,6 +1,8 @@
-"""report.html of an evaluation: for each suite a table with the paper's numbers beside ours, figures and slices.
+"""report.html of an evaluation: for each suite a table with the paper's numbers beside ours,
+figures and slices.
 
-Models called METHOD@SIZE are the points of one line over the number of parameters; without several sizes a figure is a forest.
+Models called METHOD@SIZE are the points of one line over the number of parameters; without
+several sizes a figure is a forest.
 """
 
 from __future__ import annotations
@@ -19,12 +21,21 @@ from instructjax.runs.report import page as html
 from instructjax.runs.report.curves import Line
 
 LOOKS = {"base": "base", "gpt": "base", "sft": "sft", "ppo": "ppo", "ptx": "ptx", "ppo-ptx": "ptx"}
-OTHERS = ("rm", "gold", "base", "sft", "ppo", "ptx")  # looks of models with other names, in this order
+OTHERS = (
+  "rm",
+  "gold",
+  "base",
+  "sft",
+  "ppo",
+  "ptx",
+)  # looks of models with other names, in this order
 NAMED, CELL = 36, 11  # columns of a terminal for task, metric and n, and at least for a model
 Curve = Sequence[tuple[float, float]]  # the paper's (parameters, value)
 LEAD = (
-  "Intervals are 95 % bootstrap intervals over clusters of items (the questions on one passage are one cluster): they are "
-  "about other items, not about other training runs. The paper's numbers are for 1.3B, 6B and 175B models."
+  "Intervals are 95 % bootstrap intervals over clusters of items (the questions on one passage are "
+  "one cluster): they are "
+  "about other items, not about other training runs. The paper's numbers are for 1.3B, 6B and 175B "
+  "models."
 )
 
 
@@ -34,11 +45,18 @@ def looks(models: Mapping[str, Mapping[str, Any]]) -> dict[str, Look]:
   kinds: dict[str, str] = {}
   for method in (paper.split(name)[0] for name in models):
     kinds[method] = kinds.get(method) or LOOKS.get(method) or next(free)
-  return {name: Look(kinds[paper.split(name)[0]], about.get("parameters", 0)) for name, about in models.items()}
+  return {
+    name: Look(kinds[paper.split(name)[0]], about.get("parameters", 0))
+    for name, about in models.items()
+  }
 
 
-def lines(found: Mapping[str, Estimate], look: Mapping[str, Look], theirs: Mapping[str, Curve]) -> list[Line]:
-  """A line for each method, with the paper's by method; none where no method has models of several sizes."""
+def lines(
+  found: Mapping[str, Estimate], look: Mapping[str, Look], theirs: Mapping[str, Curve]
+) -> list[Line]:
+  """A line for each method, with the paper's by method; none where no method has models of several
+  sizes.
+  """
   methods: dict[str, list[str]] = {}
   for model in found:
     methods.setdefault(paper.split(model)[0], []).append(model)
@@ -47,7 +65,10 @@ def lines(found: Mapping[str, Estimate], look: Mapping[str, Look], theirs: Mappi
     return []
   points = lambda models: [(look[model].parameters, found[model]) for model in models]
   first = lambda models: models[0].partition("@")[0]
-  return [Line(first(m), look[m[0]].kind, points(m), theirs.get(method, ())) for method, m in methods.items()]
+  return [
+    Line(first(m), look[m[0]].kind, points(m), theirs.get(method, ()))
+    for method, m in methods.items()
+  ]
 
 
 def render(name: str, found: Mapping[str, Any], draws: Mapping[str, Draw]) -> str:
@@ -59,9 +80,15 @@ def render(name: str, found: Mapping[str, Any], draws: Mapping[str, Draw]) -> st
     drawn = draw(part["together"], look) if draw and part["together"] else ""
     shown = {task: about for task, about in part["tasks"].items() if about["metrics"]}
     body = "".join(_task(task, about, look) for task, about in shown.items())
-    plots = html.grid([_plot(task, about, look, part["settings"]["baseline"]) for task, about in shown.items()])
-    plots = f"<details><summary>{escape(suite)}: figures</summary>{plots}</details>" if plots else ""
-    sections.append(html.section(suite, suite, "", _settings(part), drawn, _table(part), plots, body))
+    plots = html.grid(
+      [_plot(task, about, look, part["settings"]["baseline"]) for task, about in shown.items()]
+    )
+    plots = (
+      f"<details><summary>{escape(suite)}: figures</summary>{plots}</details>" if plots else ""
+    )
+    sections.append(
+      html.section(suite, suite, "", _settings(part), drawn, _table(part), plots, body)
+    )
   links = "".join(f'<a href="#{at}">{escape(title)}</a>' for at, title, _ in sections)
   count = len(found["models"])
   title = f"Evaluations of {count} model{'s' if count != 1 else ''}"
@@ -73,11 +100,18 @@ def render(name: str, found: Mapping[str, Any], draws: Mapping[str, Draw]) -> st
 def _models(found: Mapping[str, Any]) -> tuple[str, str, str]:
   said = lambda about, name: escape(str(about.get(name, "")))
   rows = [
-    [escape(name), said(about, "source"), f"{about.get('parameters', 0):,}", said(about, "weights")[:12]]
+    [
+      escape(name),
+      said(about, "source"),
+      f"{about.get('parameters', 0):,}",
+      said(about, "weights")[:12],
+    ]
     for name, about in found["models"].items()
   ]
   notes = "".join(f'<p class="note">{escape(note)}.</p>' for note in found["notes"])
-  return html.section("models", "Models", "", html.table(("name", "source", "parameters", "weights"), rows), notes)
+  return html.section(
+    "models", "Models", "", html.table(("name", "source", "parameters", "weights"), rows), notes
+  )
 
 
 def _settings(part: Mapping[str, Any]) -> str:
@@ -91,20 +125,27 @@ def _table(part: Mapping[str, Any]) -> str:
   rows, models = [], part["models"]
   for task, about in part["tasks"].items():
     for metric in about["metrics"]:
-      cells = [_cell(metric, about["models"][m][metric["name"]], metric["paper"].get(m)) for m in models]
+      cells = [
+        _cell(metric, about["models"][m][metric["name"]], metric["paper"].get(m)) for m in models
+      ]
       n = max((about["models"][m][metric["name"]]["n"] for m in models), default=0)
       arrow = {1: " ↑", -1: " ↓", 0: ""}[metric["better"]]
       rows.append([escape(task), escape(metric["name"]) + arrow, f"{n:,}", *cells])
   notes = "".join(
-    f'<p class="note">{escape(task)}: {escape(about["about"])}</p>' for task, about in part["tasks"].items() if about["about"]
+    f'<p class="note">{escape(task)}: {escape(about["about"])}</p>'
+    for task, about in part["tasks"].items()
+    if about["about"]
   )
   cut = "".join(
-    f'<p class="note">{escape(task)}: the prompts of {count} of {about["n"]} items did not fit the context of '
+    f'<p class="note">{escape(task)}: the prompts of {count} of {about["n"]} items did not fit the '
+    "context of "
     f"{escape(model)} and lost their beginning.</p>"
     for task, about in part["tasks"].items()
     for model, count in about["cut"].items()
   )
-  return (html.table(("task", "metric", "n", *map(escape, models)), rows) if rows else "") + notes + cut
+  return (
+    (html.table(("task", "metric", "n", *map(escape, models)), rows) if rows else "") + notes + cut
+  )
 
 
 def estimate(found: Mapping[str, Any]) -> Estimate:
@@ -113,31 +154,49 @@ def estimate(found: Mapping[str, Any]) -> Estimate:
   return Estimate(number("value"), number("low"), number("high"), int(found["n"]))
 
 
-def _cell(metric: Mapping[str, Any], found: Mapping[str, Any], theirs: Sequence[float] | None) -> str:
+def _cell(
+  metric: Mapping[str, Any], found: Mapping[str, Any], theirs: Sequence[float] | None
+) -> str:
   e = estimate(found)
   if math.isnan(e.value):
     return "–"
-  show = lambda value: html.percent(value) if metric["percent"] else html.minus(value, metric["decimals"])
+  show = lambda value: (
+    html.percent(value) if metric["percent"] else html.minus(value, metric["decimals"])
+  )
   beside = f"<small>paper {' / '.join(show(v) for v in theirs)}</small>" if theirs else ""
   return html.cell(e, metric["percent"], metric["decimals"]) + beside
 
 
 def _plot(name: str, about: Mapping[str, Any], look: Mapping[str, Look], baseline: str) -> str:
-  """The first metric of a task: over sizes, or for every model as the paper's Figure 7 has it, with the paper's largest models
-  beside and a line at the baseline."""
+  """The first metric of a task: over sizes, or for every model as the paper's Figure 7 has it, with
+  the paper's largest models beside and a line at the baseline.
+  """
   first = about["metrics"][0]
   each = {model: estimate(about["models"][model][first["name"]]) for model in look}
   each = {model: e for model, e in each.items() if math.isfinite(e.value)}
   how = {"percent": first["percent"], "decimals": first["decimals"]}
-  theirs = {who: paper.curve(values) for who, values in first["paper"].items() if len(values) == len(paper.SIZES)}
+  theirs = {
+    who: paper.curve(values)
+    for who, values in first["paper"].items()
+    if len(values) == len(paper.SIZES)
+  }
   if drawn := lines(each, look, theirs):
     return curves.curves(name, drawn, first["name"], **how)
-  beside = {model: [("gold", first["paper"][model][-1], math.nan, math.nan)] for model in each if model in first["paper"]}
-  rows = [figures.Row(model, [(look[model].kind, *e[:3]), *beside.get(model, [])]) for model, e in each.items()]
+  beside = {
+    model: [("gold", first["paper"][model][-1], math.nan, math.nan)]
+    for model in each
+    if model in first["paper"]
+  }
+  rows = [
+    figures.Row(model, [(look[model].kind, *e[:3]), *beside.get(model, [])])
+    for model, e in each.items()
+  ]
   if not rows:
     return ""
   level = next((row for row in rows if row.label == baseline), rows[0]).marks[0][1]
-  return figures.forest(name, rows, first["name"], reference=level, legend=legend(list(beside)), **how)
+  return figures.forest(
+    name, rows, first["name"], reference=level, legend=legend(list(beside)), **how
+  )
 
 
 def legend(models: Sequence[str]) -> list[tuple[str, str]]:
@@ -152,16 +211,25 @@ def legend(models: Sequence[str]) -> list[tuple[str, str]]:
 def _task(name: str, about: Mapping[str, Any], look: Mapping[str, Look]) -> str:
   """The first metric of each slice, folded."""
   first = about["metrics"][0]
-  found = "".join(_slices(name, first, group, values, look) for group, values in about["slices"].items())
+  found = "".join(
+    _slices(name, first, group, values, look) for group, values in about["slices"].items()
+  )
   return f"<details><summary>{escape(name)}: slices</summary>{found}</details>" if found else ""
 
 
 def _slices(
-  name: str, metric: Mapping[str, Any], group: str, values: Mapping[str, Any], look: Mapping[str, Look]
+  name: str,
+  metric: Mapping[str, Any],
+  group: str,
+  values: Mapping[str, Any],
+  look: Mapping[str, Look],
 ) -> str:
   models = [model for model in look if any(model in row for row in values.values())]
   head = (escape(group), *map(escape, models))
-  rows = [[escape(value), *(_cell(metric, row[m][metric["name"]], None) for m in models)] for value, row in values.items()]
+  rows = [
+    [escape(value), *(_cell(metric, row[m][metric["name"]], None) for m in models)]
+    for value, row in values.items()
+  ]
   title = escape(f"{name}, {metric['name']} by {group}")
   return f"<figure><figcaption>{title}</figcaption>{html.table(head, rows)}</figure>"
 
@@ -183,7 +251,9 @@ def show(found: Mapping[str, Any], suites: Sequence[str], path: Path) -> None:
       for task, about in part["tasks"].items():
         for metric in about["metrics"]:
           each = [estimate(about["models"][m][metric["name"]]) for m in models]
-          table.add_row(task, metric["name"], str(max(e.n for e in each)), *(_said(metric, e) for e in each))
+          table.add_row(
+            task, metric["name"], str(max(e.n for e in each)), *(_said(metric, e) for e in each)
+          )
       if table.row_count:
         console.print(table)
   for line in (*(f"note: {note}" for note in found["notes"]), f"Report: {path}"):
@@ -195,4 +265,3 @@ def _said(metric: Mapping[str, Any], e: Estimate) -> str:
     return "-"
   scale, places = (100, 1) if metric["percent"] else (1, metric["decimals"])
   return f"{scale * e.value:.{places}f}\n{scale * e.low:.{places}f} to {scale * e.high:.{places}f}"
-

@@ -1,5 +1,7 @@
-"""Rows of evaluation data from any source of `data.sources` (JSONL, Parquet, prepared TFDS data sets, the hub, buckets), and
-from files that end in .csv or .tsv, whose first line names the columns."""
+"""Rows of evaluation data from any source of `data.sources` (JSONL, Parquet, prepared TFDS data
+sets, the hub, buckets), and from files that end in .csv or .tsv, whose first line names the
+columns.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,14 @@ from instructjax.errors import UserError
 T = TypeVar("T")
 
 
-def read(source: str, convert: Callable[[Mapping[str, Any]], T], *, folder: str | None = None) -> list[T]:
+def read(
+  source: str, convert: Callable[[Mapping[str, Any]], T], *, folder: str | None = None
+) -> list[T]:
   """convert(row) of every row of a source, in order.
 
-  `convert` raises RecordError, its message beginning with the field, for a row that is not what it expects.  Raises UserError
-  with a line for every bad row, naming the file and the line, and where there is no row.
+  `convert` raises RecordError, its message beginning with the field, for a row that is not what
+  it expects.  Raises UserError with a line for every bad row, naming the file and the line, and
+  where there is no row.
   """
   found, problems = [], []
   for part in _parts(source, folder):
@@ -39,8 +44,9 @@ def read(source: str, convert: Callable[[Mapping[str, Any]], T], *, folder: str 
 
 
 def named(text: str, default: str) -> dict[str, str]:
-  """{name: source} of "NAME=SOURCE; NAME=SOURCE"; a single source needs no name.  Raises UserError for a name that stands twice
-  and for several without names."""
+  """{name: source} of "NAME=SOURCE; NAME=SOURCE"; a single source needs no name.  Raises UserError
+  for a name that stands twice and for several without names.
+  """
   found: dict[str, str] = {}
   parts = [part.strip() for part in text.split(";") if part.strip()]
   for part in parts:
@@ -64,11 +70,16 @@ def _table(path: Path) -> Iterator[Mapping[str, str]]:
   try:
     with path.open(encoding="utf-8-sig", newline="") as lines:
       quoting = csv.QUOTE_NONE if path.suffix == ".tsv" else csv.QUOTE_MINIMAL
-      table = csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", quoting=quoting, strict=True)
+      table = csv.reader(
+        lines, delimiter="\t" if path.suffix == ".tsv" else ",", quoting=quoting, strict=True
+      )
       names = next(table, [])
       for cells in table:
         if len(cells) != len(names):
-          raise UserError(f"{path}:{table.line_num}: {len(cells)} cells, the first line names {len(names)} columns")
+          raise UserError(
+            f"{path}:{table.line_num}: {len(cells)} cells, the first line names {len(names)} "
+            "columns"
+          )
         yield dict(zip(names, cells, strict=True))
   except (OSError, UnicodeDecodeError, csv.Error) as error:
     raise UserError(f"{path}: cannot be read as a table in UTF-8 ({error})") from None
@@ -89,7 +100,10 @@ def text(row: Mapping[str, Any], field: str) -> str:
   """A text that is not empty.  Raises RecordError for anything else."""
   value = row.get(field)
   if not isinstance(value, str) or not value.strip():
-    raise RecordError(f"{field}: a text is expected, this is {json.dumps(value, ensure_ascii=False, default=str)[:60]}")
+    raise RecordError(
+      f"{field}: a text is expected, this is "
+      f"{json.dumps(value, ensure_ascii=False, default=str)[:60]}"
+    )
   return value
 
 
@@ -103,9 +117,15 @@ def texts(row: Mapping[str, Any], field: str) -> tuple[str, ...]:
 
 
 def choice(row: Mapping[str, Any], field: str, count: int) -> int:
-  """A whole number from 0 to count - 1.  Raises RecordError for anything else; -1 is how public test sets hide answers."""
+  """A whole number from 0 to count - 1.  Raises RecordError for anything else; -1 is how public
+  test sets hide answers.
+  """
   value = row.get(field)
   if type(value) is not int or not 0 <= value < count:
-    hidden = "; the answers of this split are not public, use train or validation" if value == -1 else ""
-    raise RecordError(f"{field}: a whole number from 0 to {count - 1} is expected, this is {value!r}{hidden}")
+    hidden = (
+      "; the answers of this split are not public, use train or validation" if value == -1 else ""
+    )
+    raise RecordError(
+      f"{field}: a whole number from 0 to {count - 1} is expected, this is {value!r}{hidden}"
+    )
   return value

@@ -1,4 +1,6 @@
-"""Who scores: a fingerprint of a judge, so that what was scored by another one is never taken for this one's."""
+"""Who scores: a fingerprint of a judge, so that what was scored by another one is never taken for
+this one's.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,18 @@ def judged(task: Task, *sources: str) -> Task:
 
 
 def identity(source: str) -> str:
-  """Of a reward source and of what lies there now: functions, templates, runs and models; of a server only its address.
+  """Of a reward source and of what lies there now: functions, templates, runs and models; of a
+  server only its address.
 
   Raises UserError as `rewards.open_all` does.
   """
-  facts = lambda t: (t.kind, t.target, t.choice, t.weight, {name: t.options[name] for name in COUNT if name in t.options})
+  facts = lambda t: (
+    t.kind,
+    t.target,
+    t.choice,
+    t.weight,
+    {name: t.options[name] for name in COUNT if name in t.options},
+  )
   return fingerprint([(*facts(term), content(term)) for term in spec.parse(source)])
 
 

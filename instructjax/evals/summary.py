@@ -1,7 +1,8 @@
-"""Scores of items into estimates with 95 % intervals: the percentile bootstrap over clusters of items (`intervals`).
+"""Scores of items into estimates with 95 % intervals: the percentile bootstrap over clusters of
+items (`intervals`).
 
-Items of one cluster hang together (questions on one passage), so clusters are drawn again, never items.
-Dimensions: N items, G clusters, C columns of a metric, S draws.
+Items of one cluster hang together (questions on one passage), so clusters are drawn again, never
+items. Dimensions: N items, G clusters, C columns of a metric, S draws.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from instructjax.intervals import NOTHING, SAMPLES, Estimate
 Table = dict[str, dict[str, Estimate]]  # model, metric
 
 
-def estimate(metric: Metric, items: Sequence[Item], scores: Sequence[Scores], seed: int = 0) -> Estimate:
+def estimate(
+  metric: Metric, items: Sequence[Item], scores: Sequence[Scores], seed: int = 0
+) -> Estimate:
   """One metric of one model; `n` counts the items that it applies to."""
   columns, count = _clustered(metric, items, scores)
   if columns is None:
@@ -29,12 +32,22 @@ def estimate(metric: Metric, items: Sequence[Item], scores: Sequence[Scores], se
 
 
 def difference(
-  metric: Metric, items: Sequence[Item], ours: Sequence[Scores], theirs: Sequence[Scores], seed: int = 0
+  metric: Metric,
+  items: Sequence[Item],
+  ours: Sequence[Scores],
+  theirs: Sequence[Scores],
+  seed: int = 0,
 ) -> Estimate:
   """Ours less theirs on the items that have both scores; clusters are drawn again for both at once."""
-  both = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if None not in (a.get(metric.name), b.get(metric.name))]
+  both = [
+    i
+    for i, (a, b) in enumerate(zip(ours, theirs, strict=True))
+    if None not in (a.get(metric.name), b.get(metric.name))
+  ]
   kept = [items[i] for i in both]
-  (a, count), (b, _) = (_clustered(metric, kept, [scores[i] for i in both]) for scores in (ours, theirs))
+  (a, count), (b, _) = (
+    _clustered(metric, kept, [scores[i] for i in both]) for scores in (ours, theirs)
+  )
   if a is None or b is None:
     return NOTHING
   width = a.shape[1]
@@ -47,20 +60,28 @@ def difference(
 def table(task: Task, scores: Mapping[str, Sequence[Scores]], seed: int = 0) -> Table:
   """Every metric of every model."""
   return {
-    model: {metric.name: estimate(metric, task.items, rows, seed) for metric in task.metrics} for model, rows in scores.items()
+    model: {metric.name: estimate(metric, task.items, rows, seed) for metric in task.metrics}
+    for model, rows in scores.items()
   }
 
 
-def differences(task: Task, scores: Mapping[str, Sequence[Scores]], base: str, seed: int = 0) -> Table:
+def differences(
+  task: Task, scores: Mapping[str, Sequence[Scores]], base: str, seed: int = 0
+) -> Table:
   """Every metric of every other model less that of `base`."""
   return {
-    model: {metric.name: difference(metric, task.items, rows, scores[base], seed) for metric in task.metrics}
+    model: {
+      metric.name: difference(metric, task.items, rows, scores[base], seed)
+      for metric in task.metrics
+    }
     for model, rows in scores.items()
     if model != base
   }
 
 
-def slices(task: Task, scores: Mapping[str, Sequence[Scores]], seed: int = 0) -> dict[str, dict[str, Table]]:
+def slices(
+  task: Task, scores: Mapping[str, Sequence[Scores]], seed: int = 0
+) -> dict[str, dict[str, Table]]:
   """{group: {value: table}} of the items that stand in each slice."""
   found: dict[str, dict[str, Table]] = {}
   for group in sorted({group for item in task.items for group in item.slices}):
@@ -68,7 +89,9 @@ def slices(task: Task, scores: Mapping[str, Sequence[Scores]], seed: int = 0) ->
     for value in sorted({value for value in values if value is not None}):
       at = [i for i, one in enumerate(values) if one == value]
       part = task._replace(items=[task.items[i] for i in at])
-      found.setdefault(group, {})[value] = table(part, {m: [rows[i] for i in at] for m, rows in scores.items()}, seed)
+      found.setdefault(group, {})[value] = table(
+        part, {m: [rows[i] for i in at] for m, rows in scores.items()}, seed
+      )
   return found
 
 

@@ -1,7 +1,9 @@
-"""What an evaluation is made of: items, what a model is asked for each, what its answers are worth, how they are summed up.
+"""What an evaluation is made of: items, what a model is asked for each, what its answers are worth,
+how they are summed up.
 
-A `Task` is data and pure functions; `subject` asks the models, `answers` keeps what they said, `summary` makes the table.
-A suite is a function (config) -> `Suite`, which reads its data and checks it before any model is opened.
+A `Task` is data and pure functions; `subject` asks the models, `answers` keeps what they said,
+`summary` makes the table. A suite is a function (config) -> `Suite`, which reads its data and
+checks it before any model is opened.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Value = float | Sequence[float] | None
-Scores = Mapping[str, Value]  # of one item, by the name of the metric; None: the metric does not apply to this item
+Scores = Mapping[
+  str, Value
+]  # of one item, by the name of the metric; None: the metric does not apply to this item
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,11 @@ class Item:
 
 
 class Generate(NamedTuple):
-  """Continue `prompt` by up to `tokens` tokens, `n` times; the text is cut before the first of `stop`.
+  """Continue `prompt` by up to `tokens` tokens, `n` times; the text is cut before the first of
+  `stop`.
 
-  Temperature 0 is greedy.  Another one draws among the `top_k` likeliest tokens (0: all), and of these from the smallest set
-  that holds mass `top_p`.
+  Temperature 0 is greedy.  Another one draws among the `top_k` likeliest tokens (0: all), and of
+  these from the smallest set that holds mass `top_p`.
   """
 
   prompt: str
@@ -53,15 +58,18 @@ class Generate(NamedTuple):
 
 
 class Likelihood(NamedTuple):
-  """The log-probability of `continuation` after `context`, at temperature 1; without a context, of the whole text."""
+  """The log-probability of `continuation` after `context`, at temperature 1; without a context, of
+  the whole text.
+  """
 
   context: str
   continuation: str
 
 
 class Completion(NamedTuple):
-  """One answer to `Generate`: the text as it was sampled, leading space included, its tokens, and whether it came to an end
-  (an end-of-text token or a stop) before `tokens` ran out."""
+  """One answer to `Generate`: the text as it was sampled, leading space included, its tokens, and
+  whether it came to an end (an end-of-text token or a stop) before `tokens` ran out.
+  """
 
   text: str
   tokens: int
@@ -69,7 +77,9 @@ class Completion(NamedTuple):
 
 
 class Logp(NamedTuple):
-  """The answer to `Likelihood`: nats, summed over `tokens` tokens; `greedy` says that each was the likeliest."""
+  """The answer to `Likelihood`: nats, summed over `tokens` tokens; `greedy` says that each was the
+  likeliest.
+  """
 
   logp: float
   tokens: int
@@ -77,9 +87,11 @@ class Logp(NamedTuple):
 
 
 class Said(NamedTuple):
-  """The answers of one model to the requests of one item, in order: a `Logp` or `n` completions each.
+  """The answers of one model to the requests of one item, in order: a `Logp` or `n` completions
+  each.
 
-  `cut` counts the tokens of prompts and contexts that did not fit the model and were left out at the beginning.
+  `cut` counts the tokens of prompts and contexts that did not fit the model and were left out at
+  the beginning.
   """
 
   answers: tuple[Logp | tuple[Completion, ...], ...]
@@ -148,13 +160,17 @@ Heard = Mapping[str, Sequence[Said]]  # by the name of the model, in the order o
 
 
 class Look(NamedTuple):
-  """How a model is drawn: `kind` is the look of its method on the page; parameters are 0 where they are not known."""
+  """How a model is drawn: `kind` is the look of its method on the page; parameters are 0 where they
+  are not known.
+  """
 
   kind: str
   parameters: int = 0
 
 
-Draw = Callable[[Mapping[str, Any], Mapping[str, Look]], str]  # (what `together` found, {model: its look}) -> HTML
+Draw = Callable[
+  [Mapping[str, Any], Mapping[str, Look]], str
+]  # (what `together` found, {model: its look}) -> HTML
 
 
 class Suite(NamedTuple):
@@ -167,7 +183,12 @@ class Suite(NamedTuple):
 
   name: str
   tasks: Sequence[Task]
-  together: Callable[[Path, Mapping[str, Heard], Mapping[str, Mapping[str, Sequence[Scores]]]], dict[str, Any]] | None = None
+  together: (
+    Callable[
+      [Path, Mapping[str, Heard], Mapping[str, Mapping[str, Sequence[Scores]]]], dict[str, Any]
+    ]
+    | None
+  ) = None
   check: Callable[[Sequence[str]], None] | None = None
 
 
@@ -175,7 +196,9 @@ Answer = Logp | Completion
 
 
 def limited(items: Sequence[Item], count: int, seed: int) -> list[Item]:
-  """At least `count` items, or all where that is 0: whole clusters, drawn by the seed, in their order."""
+  """At least `count` items, or all where that is 0: whole clusters, drawn by the seed, in their
+  order.
+  """
   clusters = list(dict.fromkeys(item.cluster or item.id for item in items))
   sizes = Counter(item.cluster or item.id for item in items)
   kept: set[str] = set()
@@ -189,5 +212,7 @@ def limited(items: Sequence[Item], count: int, seed: int) -> list[Item]:
 
 
 def fingerprint(*facts: object) -> str:
-  """Of what stands behind an answer or a score; one to another question is never taken for this one's."""
+  """Of what stands behind an answer or a score; one to another question is never taken for this
+  one's.
+  """
   return hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest()[:16]

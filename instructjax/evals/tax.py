@@ -1,6 +1,8 @@
-"""The alignment tax: what tasks of the base model's own are worth after SFT, PPO and PPO-ptx (section 4.2, Table 14).
+"""The alignment tax: what tasks of the base model's own are worth after SFT, PPO and PPO-ptx
+(section 4.2, Table 14).
 
-SFT stands in every table: it loses on some tasks itself, so that a loss of PPO's is not one to RL alone.
+SFT stands in every table: it loses on some tasks itself, so that a loss of PPO's is not one to
+RL alone.
 """
 
 from __future__ import annotations
@@ -26,18 +28,23 @@ def ordered(models: Sequence[str]) -> list[str]:
 
 
 def bases(models: Sequence[str]) -> dict[str, str]:
-  """{model: the one that stands for the paper's GPT-3, called base or gpt}: of its size, or of no size.
+  """{model: the one that stands for the paper's GPT-3, called base or gpt}: of its size, or of no
+  size.
 
   Models without one are left out, as are these themselves.
   """
   known = {paper.split(model)[1]: model for model in models if paper.theirs(model) == ORDER[0]}
   mine = lambda model: known.get(paper.split(model)[1], known.get(""))
-  return {model: base for model in models if paper.theirs(model) != ORDER[0] and (base := mine(model))}
+  return {
+    model: base for model in models if paper.theirs(model) != ORDER[0] and (base := mine(model))
+  }
 
 
-def table(values: Column, differences: Column, metrics: Mapping[str, Metric], base: Mapping[str, str]) -> list[dict[str, Any]]:
-  """A row for each task, in the unit of its metric: the models, what they are better or worse than their bases, the paper's
-  sizes of both.
+def table(
+  values: Column, differences: Column, metrics: Mapping[str, Metric], base: Mapping[str, str]
+) -> list[dict[str, Any]]:
+  """A row for each task, in the unit of its metric: the models, what they are better or worse than
+  their bases, the paper's sizes of both.
 
   values, differences   estimates by task and model; the differences are to `base`, of which each model has one
   metrics               the metric of each task
@@ -48,24 +55,39 @@ def table(values: Column, differences: Column, metrics: Mapping[str, Metric], ba
     theirs = {model: found for model in models if (found := paper.beside(model, metric.paper))}
     whole = paper.beside("base", metric.paper)
     behind = {
-      model: [round(a - b, 4) for a, b in zip(theirs[model], paper.of_sizes(model, whole) or (), strict=True)]
+      model: [
+        round(a - b, 4)
+        for a, b in zip(theirs[model], paper.of_sizes(model, whole) or (), strict=True)
+      ]
       for model in base
       if model in theirs
     }
-    rows.append({
-      "task": task, "metric": metric.name, "decimals": metric.decimals,
-      "models": {model: summary.plain(values[task][model]) for model in models},
-      "differences": {model: summary.plain(differences[task][model]) for model in models if model in base},
-      "paper": theirs, "paper_differences": behind,
-    })  # fmt: skip
+    rows.append(
+      {
+        "task": task,
+        "metric": metric.name,
+        "decimals": metric.decimals,
+        "models": {model: summary.plain(values[task][model]) for model in models},
+        "differences": {
+          model: summary.plain(differences[task][model]) for model in models if model in base
+        },
+        "paper": theirs,
+        "paper_differences": behind,
+      }
+    )
   return rows
 
 
 def together(
-  tasks: Sequence[Task], folder: Path, said: Mapping[str, Heard], scores: Mapping[str, Mapping[str, Sequence[Scores]]],
+  tasks: Sequence[Task],
+  folder: Path,
+  said: Mapping[str, Heard],
+  scores: Mapping[str, Mapping[str, Sequence[Scores]]],
   seed: int,
-) -> dict[str, Any]:  # fmt: skip
-  """{"bases", "tax": the table of the first metric of every task}; nothing where no model is called base or gpt."""
+) -> dict[str, Any]:
+  """{"bases", "tax": the table of the first metric of every task}; nothing where no model is called
+  base or gpt.
+  """
   del folder, said
   base = bases(list(scores[tasks[0].name]))
   if not base:
@@ -75,7 +97,9 @@ def together(
   values = {name: only(summary.table(task, scores[name], seed)) for name, task in first.items()}
   behind = {
     name: {
-      model: summary.difference(task.metrics[0], task.items, scores[name][model], scores[name][below], seed)
+      model: summary.difference(
+        task.metrics[0], task.items, scores[name][model], scores[name][below], seed
+      )
       for model, below in base.items()
     }
     for name, task in first.items()
@@ -87,10 +111,19 @@ def together(
 def draw(found: Mapping[str, Any], look: Mapping[str, Look]) -> str:
   """The differences as a table; the paper's for 1.3B, 6B and 175B stand under them."""
   models = [model for model in ordered(list(look)) if model in found["bases"]]
-  rows = [[escape(row["task"]), escape(row["metric"]), *(_cell(row, model) for model in models)] for row in found["tax"]]
-  head = ("task", "metric", *(f"{escape(model)} − {escape(found['bases'][model])}" for model in models))
+  rows = [
+    [escape(row["task"]), escape(row["metric"]), *(_cell(row, model) for model in models)]
+    for row in found["tax"]
+  ]
+  head = (
+    "task",
+    "metric",
+    *(f"{escape(model)} − {escape(found['bases'][model])}" for model in models),
+  )
   caption = "The alignment tax: differences to the base model, paired by item"
-  return f"<figure><figcaption>{caption}</figcaption>{html.table(head, rows)}</figure>" if models else ""
+  return (
+    f"<figure><figcaption>{caption}</figcaption>{html.table(head, rows)}</figure>" if models else ""
+  )
 
 
 def _cell(row: Mapping[str, Any], model: str) -> str:

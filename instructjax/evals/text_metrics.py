@@ -1,8 +1,9 @@
-"""What an answer is worth beside its references: F1 (SQuAD, QuAC, DROP), ROUGE-L, BLEU.  Pure functions of texts.
+"""What an answer is worth beside its references: F1 (SQuAD, QuAC, DROP), ROUGE-L, BLEU.  Pure
+functions of texts.
 
-Written from the definitions in the papers that are named below, and compared to 1e-6 with independent libraries in
-tests/parity/test_metrics_of_text.py.  F1 and ROUGE-L are fractions of 1, BLEU is in points of 100.
-Dimensions: N the longest n-gram (4), C = 2 + 2 N columns of BLEU.
+Written from the definitions in the papers that are named below, and compared to 1e-6 with
+independent libraries in tests/parity/test_metrics_of_text.py.  F1 and ROUGE-L are fractions of
+1, BLEU is in points of 100. Dimensions: N the longest n-gram (4), C = 2 + 2 N columns of BLEU.
 """
 
 from __future__ import annotations
@@ -20,8 +21,14 @@ N = 4
 CANNOT = "CANNOTANSWER"  # QuAC's mark of a question without an answer
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _WRITTEN = (
-  ("<skipped>", ""), ("-\n", ""), ("\n", " "), ("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">")
-)  # fmt: skip
+  ("<skipped>", ""),
+  ("-\n", ""),
+  ("\n", " "),
+  ("&quot;", '"'),
+  ("&amp;", "&"),
+  ("&lt;", "<"),
+  ("&gt;", ">"),
+)
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -36,7 +43,9 @@ def exact(prediction: str, references: Sequence[str]) -> float:
 
 
 def f1(prediction: str, references: Sequence[str]) -> float:
-  """The highest F1 of normalised words over the references (SQuAD).  Where one side has no words, both must have none."""
+  """The highest F1 of normalised words over the references (SQuAD).  Where one side has no words,
+  both must have none.
+  """
   return best(_word_f1, prediction, references)
 
 
@@ -61,13 +70,17 @@ def _f(common: int, ours: int, theirs: int) -> float:
 
 
 def quac_references(answers: Sequence[str]) -> tuple[str, ...]:
-  """The answers that count (Choi et al. 2018): where at least half of the people found none, only that; else the others."""
+  """The answers that count (Choi et al. 2018): where at least half of the people found none, only
+  that; else the others.
+  """
   none = sum(one == CANNOT for one in answers)
   return (CANNOT,) if 2 * none >= len(answers) else tuple(one for one in answers if one != CANNOT)
 
 
 def quac_f1(prediction: str, references: Sequence[str]) -> float:
-  """F1 as people's own is measured: the mean, over the references, of the best F1 beside all others."""
+  """F1 as people's own is measured: the mean, over the references, of the best F1 beside all
+  others.
+  """
   if len(references) == 1:
     return f1(prediction, references)
   without = [[*references[:at], *references[at + 1 :]] for at in range(len(references))]
@@ -80,17 +93,23 @@ def quac_f1(prediction: str, references: Sequence[str]) -> float:
 def drop_f1(prediction: str, references: Sequence[Sequence[str]]) -> float:
   """The highest F1 of bags of words (Dua et al. 2019) over references of one or several spans each.
 
-  Spans of both sides are paired so that the sum of their F1 is highest, and it is divided by the longer side's number of spans.
-  A prediction is one span here, so that is its best pair over the number of the reference's.  A pair whose reference holds
-  numbers counts only if a number is common.  The official program rounds to .01.
+  Spans of both sides are paired so that the sum of their F1 is highest, and it is divided by the
+  longer side's number of spans. A prediction is one span here, so that is its best pair over the
+  number of the reference's.  A pair whose reference holds numbers counts only if a number is
+  common.  The official program rounds to .01.
   """
   ours = set(_drop_text(prediction).split())
-  return max(max(_bag_f1(ours, set(_drop_text(one).split())) for one in spans) / len(spans) for spans in references)
+  return max(
+    max(_bag_f1(ours, set(_drop_text(one).split())) for one in spans) / len(spans)
+    for spans in references
+  )
 
 
 def drop_exact(prediction: str, references: Sequence[Sequence[str]]) -> float:
   """1 where a reference has one span and the answer is that, once both are normalised, else 0."""
-  return float(any(len(spans) == 1 and _drop_text(spans[0]) == _drop_text(prediction) for spans in references))
+  return float(
+    any(len(spans) == 1 and _drop_text(spans[0]) == _drop_text(prediction) for spans in references)
+  )
 
 
 def _bag_f1(ours: set[str], theirs: set[str]) -> float:
@@ -103,7 +122,9 @@ def _bag_f1(ours: set[str], theirs: set[str]) -> float:
 
 
 def _drop_text(text: str) -> str:
-  """As `normalised`, but split at hyphens too, and numbers keep their points and become equal where their values are."""
+  """As `normalised`, but split at hyphens too, and numbers keep their points and become equal where
+  their values are.
+  """
   words = []
   for word in re.split("[ -]", text.lower()):
     plain = word if _is_number(word) else word.translate(_PUNCTUATION)
@@ -124,7 +145,9 @@ def _is_number(text: str) -> bool:
 
 
 def rouge_l(prediction: str, reference: str) -> float:
-  """F1 of the longest common subsequence of words (Lin 2004); words are runs of a-z and 0-9 in lower case, not stemmed."""
+  """F1 of the longest common subsequence of words (Lin 2004); words are runs of a-z and 0-9 in
+  lower case, not stemmed.
+  """
   ours, theirs = (re.findall("[a-z0-9]+", text.lower()) for text in (prediction, reference))
   return _f(_common(ours, theirs), len(ours), len(theirs))
 
@@ -143,7 +166,9 @@ def _common(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def words_13a(text: str) -> list[str]:
-  """The tokens of NIST's mteval-v13a: punctuation stands alone, but . and , within numbers, and - not after a digit."""
+  """The tokens of NIST's mteval-v13a: punctuation stands alone, but . and , within numbers, and -
+  not after a digit.
+  """
   for written, meant in _WRITTEN:
     text = text.replace(written, meant)
   text = re.sub(r"([{-~\[-` -&(-+:-@/])", r" \1 ", f" {text} ")
@@ -153,18 +178,22 @@ def words_13a(text: str) -> list[str]:
 
 
 def bleu_counts(prediction: str, reference: str) -> list[float]:
-  """The C numbers of one item whose sums make corpus BLEU: both lengths, common n-grams and n-grams of the prediction."""
+  """The C numbers of one item whose sums make corpus BLEU: both lengths, common n-grams and n-grams
+  of the prediction.
+  """
   ours, theirs = words_13a(prediction), words_13a(reference)
   grams = lambda words, n: Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
   common = [sum((grams(ours, n) & grams(theirs, n)).values()) for n in range(1, N + 1)]
-  return [float(x) for x in (len(ours), len(theirs), *common, *(max(len(ours) - n, 0) for n in range(N)))]
+  return [
+    float(x) for x in (len(ours), len(theirs), *common, *(max(len(ours) - n, 0) for n in range(N)))
+  ]
 
 
 def bleu(sums: Float[np.ndarray, "*S C"]) -> Float[np.ndarray, "*S"]:
   """BLEU of summed counts (Papineni et al. 2002), from 0 to 100.
 
-  An order without a common n-gram counts as half an n-gram, the next one as a quarter and so on; a corpus without any common
-  word, or without any 4-gram, is worth 0.
+  An order without a common n-gram counts as half an n-gram, the next one as a quarter and so on;
+  a corpus without any common word, or without any 4-gram, is worth 0.
   """
   sums = np.asarray(sums, np.float64)
   ours, theirs, common, count = sums[..., 0], sums[..., 1], sums[..., 2 : 2 + N], sums[..., 2 + N :]

@@ -1,7 +1,8 @@
-"""`instructjax label`: people write demonstrations, rate and rank outputs on a page of this machine.
+"""`instructjax label`: people write demonstrations, rate and rank outputs on a page of this
+machine.
 
-What they say becomes records.  store.py keeps it, server.py and guard.py serve page.html and its scripts, exchange.py reads
-and writes files, agreement.py measures.  Nothing here imports jax.
+What they say becomes records.  store.py keeps it, server.py and guard.py serve page.html and its
+scripts, exchange.py reads and writes files, agreement.py measures.  Nothing here imports jax.
 """
 
 from __future__ import annotations
@@ -18,18 +19,46 @@ from instructjax.system import atomic
 def arguments(command: argparse.ArgumentParser) -> None:
   """Without an action it serves the page; the actions read and write the file that the page fills."""
   kinds = ["demonstration", "comparison", "continuation"]
-  db = lambda to: to.add_argument("--db", default="labels.sqlite", help="the file that holds it all; default labels.sqlite")
+  db = lambda to: to.add_argument(
+    "--db", default="labels.sqlite", help="the file that holds it all; default labels.sqlite"
+  )
   db(command)
-  command.add_argument("--tasks", metavar="FILE", help="JSONL: prompts; to rank also completions or (from sample) responses")
-  command.add_argument("--kind", choices=kinds, help="what labelers do; known for a --db that is there")
-  command.add_argument("--per-prompt", type=int, metavar="N", help="labelers of each prompt; default 1")
-  command.add_argument("--instructions", metavar="FILE", help="for the labelers, shown as text; default ours, after the paper")
-  command.add_argument("--labelers", default="", metavar="ID,ID", help="who may sign in; default anyone")
-  command.add_argument("--lease", type=float, default=30, metavar="MINUTES", help="until an idle prompt is free; default 30")
+  command.add_argument(
+    "--tasks",
+    metavar="FILE",
+    help="JSONL: prompts; to rank also completions or (from sample) responses",
+  )
+  command.add_argument(
+    "--kind", choices=kinds, help="what labelers do; known for a --db that is there"
+  )
+  command.add_argument(
+    "--per-prompt", type=int, metavar="N", help="labelers of each prompt; default 1"
+  )
+  command.add_argument(
+    "--instructions",
+    metavar="FILE",
+    help="for the labelers, shown as text; default ours, after the paper",
+  )
+  command.add_argument(
+    "--labelers", default="", metavar="ID,ID", help="who may sign in; default anyone"
+  )
+  command.add_argument(
+    "--lease",
+    type=float,
+    default=30,
+    metavar="MINUTES",
+    help="until an idle prompt is free; default 30",
+  )
   command.add_argument("--seed", type=int, help="of the order of outputs; default 0")
-  command.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1; anything wider asks for the printed token")
+  command.add_argument(
+    "--host",
+    default="127.0.0.1",
+    help="default 127.0.0.1; anything wider asks for the printed token",
+  )
   command.add_argument("--port", type=int, default=8123, help="default 8123; 0 takes a free one")
-  command.add_argument("--name", action="append", default=[], help="another host name that the page is opened by")
+  command.add_argument(
+    "--name", action="append", default=[], help="another host name that the page is opened by"
+  )
   actions = command.add_subparsers(dest="action", metavar="{import,export,agreement}")
   act = lambda name, text: actions.add_parser(name, help=text, description=text, allow_abbrev=False)
   take = act("import", "tasks and answers from records or from another tool")
@@ -40,8 +69,12 @@ def arguments(command: argparse.ArgumentParser) -> None:
   give = act("export", "answers as records to train on, or for another tool")
   db(give)
   give.add_argument("--out", required=True)
-  give.add_argument("--format", default="records", choices=["records", "answers", "labelstudio", "argilla"],
-                    help="default records; answers has everything: skips, notes, orders, seconds")  # fmt: skip
+  give.add_argument(
+    "--format",
+    default="records",
+    choices=["records", "answers", "labelstudio", "argilla"],
+    help="default records; answers has everything: skips, notes, orders, seconds",
+  )
   agree = act("agreement", "how far labelers agree, with 95 %% intervals over prompts")
   db(agree)
   agree.add_argument("--json", action="store_true", help="print one JSON object")
@@ -56,7 +89,9 @@ def _serve(args: argparse.Namespace) -> None:
   try:
     from instructjax.label import server
   except ImportError as error:
-    raise UserError(f"the labeling page needs the package {error.name}: run pip install 'instructjax[label]'") from None
+    raise UserError(
+      f"the labeling page needs the package {error.name}: run pip install 'instructjax[label]'"
+    ) from None
   from instructjax.label import store, tasks
 
   kind = _kind(args)
@@ -68,7 +103,10 @@ def _serve(args: argparse.Namespace) -> None:
     state = store.progress(db)
     if not state["tasks"]:
       raise UserError(f"{args.db}: no prompts; give --tasks=FILE")
-    news = [f"{state['tasks']} {kind} tasks ({added} new, {known} known)", f"{state['answers']} of {state['wanted']} answers"]
+    news = [
+      f"{state['tasks']} {kind} tasks ({added} new, {known} known)",
+      f"{state['answers']} of {state['wanted']} answers",
+    ]
     print("\n".join([*left_out, f"{args.db}: {', '.join(news)}"]))
     labelers = frozenset(name for name in args.labelers.split(",") if name)
     options = server.Options(text, labelers, 60.0 * args.lease)
@@ -84,7 +122,9 @@ def _kind(args: argparse.Namespace) -> str:
   if args.kind:
     return args.kind
   if not Path(args.db).is_file():
-    raise UserError(f"{args.db}: no such file; give --kind=demonstration, comparison or continuation to make it")
+    raise UserError(
+      f"{args.db}: no such file; give --kind=demonstration, comparison or continuation to make it"
+    )
   db = store.open_existing(args.db)
   try:
     return store.settings(db).kind
@@ -119,13 +159,22 @@ def _export(args: argparse.Namespace) -> None:
   if args.format == "records":
     if not given:
       raise UserError(f"{args.db}: no answers yet")
-    rows = exchange.demonstrations(given) if kind == "demonstration" else exchange.comparisons(given)
+    rows = (
+      exchange.demonstrations(given) if kind == "demonstration" else exchange.comparisons(given)
+    )
     records.write(out, rows)
   elif args.format == "answers":
-    _write(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in exchange.to_answers(answers)))
+    _write(
+      out,
+      "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in exchange.to_answers(answers)),
+    )
   else:
     exchange.elsewhere(kind, args.format, out)
-    rows = exchange.to_labelstudio(tasks, answers) if args.format == "labelstudio" else exchange.to_argilla(tasks, answers)
+    rows = (
+      exchange.to_labelstudio(tasks, answers)
+      if args.format == "labelstudio"
+      else exchange.to_argilla(tasks, answers)
+    )
     _write(out, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
   print(f"{out}: {len(given)} answers to {len(tasks)} tasks, {len(answers) - len(given)} skips")
   if args.format == "labelstudio":

@@ -1,11 +1,15 @@
-"""How far labelers agree: on which of two outputs is better (the paper's 72.6 %), on the overall quality and on each flag.
+"""How far labelers agree: on which of two outputs is better (the paper's 72.6 %), on the overall
+quality and on each flag.
 
-Two labelers of one prompt are compared on every pair of its outputs.  The paper does not say how ties count, so both are
-here: `agreement` leaves out pairs that either of them ties; `agreement_ties` counts them, the same answer (better, worse
-or tie) as 1, a tie against a preference as 1/2, opposite preferences as 0.  `tau_b` is Kendall's, the mean over pairs of
-labelers.  `alpha` is Krippendorff's with the squared difference: 1 - observed / expected disagreement of the ratings.
+Two labelers of one prompt are compared on every pair of its outputs.  The paper does not say how
+ties count, so both are here: `agreement` leaves out pairs that either of them ties;
+`agreement_ties` counts them, the same answer (better, worse or tie) as 1, a tie against a
+preference as 1/2, opposite preferences as 0.  `tau_b` is Kendall's, the mean over pairs of
+labelers.  `alpha` is Krippendorff's with the squared difference: 1 - observed / expected
+disagreement of the ratings.
 
-Intervals are 95 % bootstrap intervals over prompts (instructjax/intervals.py): the pairs of a prompt hang together.
+Intervals are 95 % bootstrap intervals over prompts (instructjax/intervals.py): the pairs of a
+prompt hang together.
 """
 
 from __future__ import annotations
@@ -27,7 +31,8 @@ Votes = list[Comparison]  # of one prompt and the same outputs, by different lab
 
 
 def measure(records: Sequence[Comparison]) -> dict[str, Estimate]:
-  """All figures of a set of comparisons; `with/NAME` is a labeler against all others, ties left out.
+  """All figures of a set of comparisons; `with/NAME` is a labeler against all others, ties left
+  out.
 
   Raises UserError where no prompt has two labelers.
   """
@@ -42,7 +47,9 @@ def measure(records: Sequence[Comparison]) -> dict[str, Estimate]:
   }
   for name in (*RATINGS, *CONTINUATION):
     found[f"alpha/{name}"] = alpha([_values(group, name) for group in groups])
-  for labeler in sorted({vote.labeler or "" for group in groups for votes in group for vote in votes}):
+  for labeler in sorted(
+    {vote.labeler or "" for group in groups for votes in group for vote in votes}
+  ):
     found[f"with/{labeler}"] = intervals.share(_shares(groups, _strict, labeler))
   return found
 
@@ -60,7 +67,9 @@ def _groups(records: Sequence[Comparison]) -> list[list[Votes]]:
 
 
 def _shares(groups: list[list[Votes]], count: Count, labeler: str | None = None) -> np.ndarray:
-  """[prompts, 2]: the sums of `count(ranks, ranks)`, which is (agreed, out of), over pairs of labelers."""
+  """[prompts, 2]: the sums of `count(ranks, ranks)`, which is (agreed, out of), over pairs of
+  labelers.
+  """
   rows = np.zeros((len(groups), 2))
   for row, group in zip(rows, groups, strict=True):
     for votes in group:
@@ -71,7 +80,9 @@ def _shares(groups: list[list[Votes]], count: Count, labeler: str | None = None)
 
 
 def _signs(a: Sequence[int], b: Sequence[int]) -> np.ndarray:
-  """[pairs of outputs, 2]: -1, 0 or 1 by each labeler; 1 where the first output has the higher number."""
+  """[pairs of outputs, 2]: -1, 0 or 1 by each labeler; 1 where the first output has the higher
+  number.
+  """
   pairs = list(combinations(range(len(a)), 2))
   return np.sign([[ranks[i] - ranks[j] for ranks in (a, b)] for i, j in pairs])
 
@@ -109,17 +120,22 @@ def _values(group: list[Votes], name: str) -> list[list[float]]:
   return [unit for unit in units if len(unit) > 1]
 
 
-def alpha(prompts: Sequence[Sequence[Sequence[float]]], samples: int = intervals.SAMPLES, seed: int = 0) -> Estimate:
+def alpha(
+  prompts: Sequence[Sequence[Sequence[float]]], samples: int = intervals.SAMPLES, seed: int = 0
+) -> Estimate:
   """Krippendorff's alpha with squared differences (interval data; for flags the same as nominal).
 
-  prompts[i][j] are the ratings of one output; `n` of the result counts ratings.  NaN where all ratings are the same.
+  prompts[i][j] are the ratings of one output; `n` of the result counts ratings.  NaN where all
+  ratings are the same.
 
     alpha = 1 - D_o / D_e,  D_e = 2 (n sum x^2 - (sum x)^2) / (n (n - 1)),
     D_o = 1/n sum over units of 2 (m sum x^2 - (sum x)^2) / (m - 1),  m ratings of a unit
 
   Source: Krippendorff, Content Analysis, 2004, chapter 11.
   """
-  rows = np.zeros((len(prompts), 4))  # n, sum x, sum x^2, the sum of D_o: alpha is a function of their column sums
+  rows = np.zeros(
+    (len(prompts), 4)
+  )  # n, sum x, sum x^2, the sum of D_o: alpha is a function of their column sums
   for row, units in zip(rows, prompts, strict=True):
     for unit in map(np.asarray, units):
       m, total, square = len(unit), unit.sum(), (unit**2).sum()
@@ -144,12 +160,18 @@ def _alpha(sums: np.ndarray) -> np.ndarray:
 def text(found: dict[str, Estimate]) -> str:
   """A line for each figure that there is."""
   about = {
-    "agreement": "pairs ordered alike, ties left out", "agreement_ties": "pairs, a tie against a preference 1/2",
-    "tied": "judgments that tie", "tau_b": "Kendall's tau-b, mean over pairs of labelers",
-  }  # fmt: skip
+    "agreement": "pairs ordered alike, ties left out",
+    "agreement_ties": "pairs, a tie against a preference 1/2",
+    "tied": "judgments that tie",
+    "tau_b": "Kendall's tau-b, mean over pairs of labelers",
+  }
   lines = []
   for name, one in found.items():
     if one.n and not math.isnan(one.value):
-      what = about.get(name, "Krippendorff's alpha" if name.startswith("alpha/") else "this labeler and the others")
-      lines.append(f"{name:28} {one.value:6.3f}  ({one.low:.3f} to {one.high:.3f})  n {one.n:<6} {what}")
+      what = about.get(
+        name, "Krippendorff's alpha" if name.startswith("alpha/") else "this labeler and the others"
+      )
+      lines.append(
+        f"{name:28} {one.value:6.3f}  ({one.low:.3f} to {one.high:.3f})  n {one.n:<6} {what}"
+      )
   return "\n".join(lines)

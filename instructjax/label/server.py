@@ -1,6 +1,7 @@
 """The labeling page: five static files and five JSON calls over the store.
 
-One thread serves all labelers: a call is a few milliseconds of SQLite, most of it waiting for the disk.
+One thread serves all labelers: a call is a few milliseconds of SQLite, most of it waiting for
+the disk.
 """
 
 from __future__ import annotations
@@ -29,9 +30,12 @@ from instructjax.label.store import ConflictError
 
 LABELER = re.compile(r"[\w.@+-]{1,64}")
 FILES = {
-  "/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript"),
-  "/rate.js": ("rate.js", "text/javascript"), "/rank.js": ("rank.js", "text/javascript"),
-}  # fmt: skip
+  "/": ("page.html", "text/html"),
+  "/page.css": ("page.css", "text/css"),
+  "/page.js": ("page.js", "text/javascript"),
+  "/rate.js": ("rate.js", "text/javascript"),
+  "/rank.js": ("rank.js", "text/javascript"),
+}
 REASONS = 500  # characters of the reason of a skip
 
 
@@ -47,7 +51,11 @@ class Options(NamedTuple):
 def instructions(kind: str, path: str | None = None) -> str:
   """The labelers' instructions as text: of a file, or ours for this kind of task."""
   if path is None:
-    return resources.files("instructjax.label").joinpath(f"instructions_{kind}.md").read_text(encoding="utf-8")
+    return (
+      resources.files("instructjax.label")
+      .joinpath(f"instructions_{kind}.md")
+      .read_text(encoding="utf-8")
+    )
   try:
     return Path(path).read_text(encoding="utf-8")
   except (OSError, ValueError) as error:
@@ -58,7 +66,9 @@ def application(db: sqlite3.Connection, options: Options) -> Starlette:
   """The app without its guard."""
   calls = {"start": _start, "next": _next, "draft": _draft, "answer": _answer, "skip": _skip}
   routes = [Route(path, _file(*file)) for path, file in FILES.items()]
-  routes += [Route(f"/api/{name}", _call(db, options, act), methods=["POST"]) for name, act in calls.items()]
+  routes += [
+    Route(f"/api/{name}", _call(db, options, act), methods=["POST"]) for name, act in calls.items()
+  ]
   return Starlette(routes=routes)
 
 
@@ -72,7 +82,9 @@ def _file(name: str, kind: str) -> Callable:
 
 
 def _call(db: sqlite3.Connection, options: Options, act: Callable) -> Callable:
-  """An endpoint out of `act(db, options, labeler, body) -> answer`; errors become {"error": text} with a status."""
+  """An endpoint out of `act(db, options, labeler, body) -> answer`; errors become {"error": text}
+  with a status.
+  """
 
   async def run(request: Request) -> Response:
     try:
@@ -123,16 +135,24 @@ def _whole(body: dict[str, Any], name: str) -> int:
   return value
 
 
-def _start(db: sqlite3.Connection, options: Options, labeler: str, body: dict[str, Any]) -> dict[str, Any]:
+def _start(
+  db: sqlite3.Connection, options: Options, labeler: str, body: dict[str, Any]
+) -> dict[str, Any]:
   return {"kind": store.settings(db).kind, "instructions": options.instructions, "labeler": labeler}
 
 
-def _next(db: sqlite3.Connection, options: Options, labeler: str, body: dict[str, Any]) -> dict[str, Any]:
+def _next(
+  db: sqlite3.Connection, options: Options, labeler: str, body: dict[str, Any]
+) -> dict[str, Any]:
   """The task to do, or none: `waiting` where others hold what is left."""
   given = store.next_task(db, labeler, options.clock(), options.lease)
   progress = store.progress(db, labeler)
   if given is None:
-    return {"task": None, "waiting": progress["answers"] < progress["wanted"] and _held(db, labeler), "progress": progress}
+    return {
+      "task": None,
+      "waiting": progress["answers"] < progress["wanted"] and _held(db, labeler),
+      "progress": progress,
+    }
   task = {"number": given.number, "prompt": given.prompt, "completions": given.completions}
   return {"task": task, "draft": given.draft, "seq": given.seq, "progress": progress}
 
@@ -140,24 +160,35 @@ def _next(db: sqlite3.Connection, options: Options, labeler: str, body: dict[str
 def _held(db: sqlite3.Connection, labeler: str) -> bool:
   """Whether some task that this labeler has not answered is not complete."""
   query = (
-    "SELECT count(*) FROM task WHERE NOT EXISTS (SELECT 1 FROM answer a WHERE a.task = task.id AND a.labeler = ?) "
+    "SELECT count(*) FROM task WHERE NOT EXISTS (SELECT 1 FROM answer a WHERE a.task = task.id AND "
+    "a.labeler = ?) "
     "AND (SELECT count(*) FROM answer a WHERE a.task = task.id AND a.value IS NOT NULL) < ?"
   )
   return bool(db.execute(query, [labeler, store.settings(db).per_prompt]).fetchone()[0])
 
 
-def _draft(db: sqlite3.Connection, options: Options, labeler: str, body: dict[str, Any]) -> dict[str, Any]:
+def _draft(
+  db: sqlite3.Connection, options: Options, labeler: str, body: dict[str, Any]
+) -> dict[str, Any]:
   draft, number, seq = body.get("draft"), _whole(body, "task"), _whole(body, "seq")
   if not isinstance(draft, dict):
     raise UserError("draft: an object is expected")
-  return {"saved": store.save_draft(db, labeler, number, draft, seq, options.clock(), options.lease)}
+  return {
+    "saved": store.save_draft(db, labeler, number, draft, seq, options.clock(), options.lease)
+  }
 
 
-def _answer(db: sqlite3.Connection, options: Options, labeler: str, body: dict[str, Any]) -> dict[str, Any]:
-  return {"new": store.submit(db, labeler, _whole(body, "task"), body.get("answer"), options.clock())}
+def _answer(
+  db: sqlite3.Connection, options: Options, labeler: str, body: dict[str, Any]
+) -> dict[str, Any]:
+  return {
+    "new": store.submit(db, labeler, _whole(body, "task"), body.get("answer"), options.clock())
+  }
 
 
-def _skip(db: sqlite3.Connection, options: Options, labeler: str, body: dict[str, Any]) -> dict[str, Any]:
+def _skip(
+  db: sqlite3.Connection, options: Options, labeler: str, body: dict[str, Any]
+) -> dict[str, Any]:
   reason = body.get("reason")
   if not isinstance(reason, str) or len(reason) > REASONS:
     raise UserError(f"reason: a text of at most {REASONS} characters is expected")
@@ -179,11 +210,15 @@ def listen(host: str, port: int) -> socket.socket:
   except (OSError, OverflowError) as error:
     if found:
       found.close()
-    raise UserError(f"--host={host} --port={port}: cannot listen there ({error}); try another --port") from None
+    raise UserError(
+      f"--host={host} --port={port}: cannot listen there ({error}); try another --port"
+    ) from None
   return found
 
 
-def serve(db: sqlite3.Connection, options: Options, host: str, port: int, names: tuple[str, ...] = ()) -> None:
+def serve(
+  db: sqlite3.Connection, options: Options, host: str, port: int, names: tuple[str, ...] = ()
+) -> None:
   """Serves the page until it is stopped."""
   with listen(host, port) as found:
     port = found.getsockname()[1]
@@ -192,10 +227,21 @@ def serve(db: sqlite3.Connection, options: Options, host: str, port: int, names:
     shown = socket.gethostname() if host in ("0.0.0.0", "::") else shown
     print(f"http://{shown}:{port}/" + (f"?token={known.token}" if known.token else ""), flush=True)
     if known.token:
-      print("Whoever has this link can label.  Nothing is encrypted: on an open network use ssh -L or a TLS proxy.", flush=True)
+      print(
+        "Whoever has this link can label.  Nothing is encrypted: on an open network use ssh -L or "
+        "a TLS proxy.",
+        flush=True,
+      )
     app = guarded(application(db, options), known)
     config = uvicorn.Config(
-      app, log_level="warning", lifespan="off", ws="none", loop="asyncio", http="h11", server_header=False,
-      limit_concurrency=200, timeout_graceful_shutdown=5,
-    )  # fmt: skip
+      app,
+      log_level="warning",
+      lifespan="off",
+      ws="none",
+      loop="asyncio",
+      http="h11",
+      server_header=False,
+      limit_concurrency=200,
+      timeout_graceful_shutdown=5,
+    )
     uvicorn.Server(config).run(sockets=[found])

@@ -1,8 +1,9 @@
 """What labelers are asked, what they answer, and the files that tasks come from.
 
-A task is a prompt to answer (demonstration) or a prompt with 2 to 9 outputs to rate and rank: answers to it, rated by Table 3
-(comparison), or continuations of a text, rated by Fig. 11 for how toxic they are (continuation).  An answer is
-{"completion"} or {"ratings", "ranks", "notes"}, one of each an output.
+A task is a prompt to answer (demonstration) or a prompt with 2 to 9 outputs to rate and rank:
+answers to it, rated by Table 3 (comparison), or continuations of a text, rated by Fig. 11 for
+how toxic they are (continuation).  An answer is {"completion"} or {"ratings", "ranks", "notes"},
+one of each an output.
 """
 
 from __future__ import annotations
@@ -27,13 +28,23 @@ from instructjax.errors import UserError
 
 KINDS = ("demonstration", "comparison", "continuation")
 FLAGS = RATINGS[1:]
-FACTS = ("id", "user", "source", "use_case", "organisation", "consent", "annotations")  # of a prompt, kept with it
+FACTS = (
+  "id",
+  "user",
+  "source",
+  "use_case",
+  "organisation",
+  "consent",
+  "annotations",
+)  # of a prompt, kept with it
 LONGEST = 100_000  # characters of a demonstration or a note
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A prompt and, to be ranked, its outputs; `sources` says what drew each and is never shown to a labeler."""
+  """A prompt and, to be ranked, its outputs; `sources` says what drew each and is never shown to a
+  labeler.
+  """
 
   prompt: str
   completions: tuple[str, ...] = ()
@@ -45,12 +56,16 @@ class Task:
   consent: bool | None = None
   annotations: Mapping[str, bool] | None = dataclasses.field(default=None, hash=False)
   sources: tuple[Mapping[str, Any], ...] = dataclasses.field(default=(), hash=False)
-  turns: tuple[Message, ...] | None = dataclasses.field(default=None, compare=False)  # of a prompt that is a chat
+  turns: tuple[Message, ...] | None = dataclasses.field(
+    default=None, compare=False
+  )  # of a prompt that is a chat
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """What a labeler said of a task, in the order of its outputs; `value` is None where it was skipped, for `reason`."""
+  """What a labeler said of a task, in the order of its outputs; `value` is None where it was
+  skipped, for `reason`.
+  """
 
   task: Task
   labeler: str
@@ -63,9 +78,10 @@ class Answer:
 def read(path: str | Path, kind: str) -> tuple[list[Task], list[str]]:
   """The tasks of a JSONL file, and in words what was left out of it.
 
-  A demonstration task is a `prompt`; one of another kind has `completions` too, or `responses` as `instructjax sample`
-  writes them, and takes `sources`, what drew each.  Of `responses` the empty and the repeated ones are left out, prompts that
-  keep fewer than two, and their `scores`.  Raises UserError with the line and field of every problem.
+  A demonstration task is a `prompt`; one of another kind has `completions` too, or `responses`
+  as `instructjax sample` writes them, and takes `sources`, what drew each.  Of `responses` the
+  empty and the repeated ones are left out, prompts that keep fewer than two, and their `scores`.
+  Raises UserError with the line and field of every problem.
   """
   if kind == "demonstration":
     return [unanswered(record) for record in records.read(path, "prompt")], []
@@ -76,20 +92,29 @@ def read(path: str | Path, kind: str) -> tuple[list[Task], list[str]]:
     if "responses" in row:
       row["completions"] = row.pop("responses")
       few = len(row["completions"]) < records.K[0]
-    row["ranks"] = [1] * len(row["completions"])  # so that the record is whole; a labeler gives the real ones
+    row["ranks"] = [1] * len(
+      row["completions"]
+    )  # so that the record is whole; a labeler gives the real ones
     return STAND_IN if few else row
 
   found = records.read(path, "comparison", spelling)
   kept = [record for record in found if record.prompt != STAND_IN["prompt"]]
   if not kept:
-    raise UserError(f"{path}: no prompt with two different outputs; sample more (--config.n=4) or at a higher temperature")
+    raise UserError(
+      f"{path}: no prompt with two different outputs; sample more (--config.n=4) or at a higher "
+      "temperature"
+    )
   dropped["prompts with fewer than two different responses"] = len(found) - len(kept)
-  return [unanswered(record) for record in kept], [f"left out: {count} {what}" for what, count in dropped.items() if count]
+  return [unanswered(record) for record in kept], [
+    f"left out: {count} {what}" for what, count in dropped.items() if count
+  ]
 
 
 def unanswered(record: Comparison | Demonstration | Prompt) -> Task:
   """What a record asks, without the answer."""
-  outputs = (record.completions, record.sources or ()) if isinstance(record, Comparison) else ((), ())
+  outputs = (
+    (record.completions, record.sources or ()) if isinstance(record, Comparison) else ((), ())
+  )
   return Task(record.prompt, outputs[0], **facts(record), sources=outputs[1], turns=record.turns)
 
 
@@ -100,23 +125,39 @@ def facts(record: Task | Comparison | Demonstration | Prompt) -> dict[str, Any]:
 
 def present(task: Task) -> dict[str, Any]:
   """The fields of a task that say something, for JSON."""
-  return {name: value for name, value in dataclasses.asdict(task).items() if value is not None and value != ()}
+  return {
+    name: value
+    for name, value in dataclasses.asdict(task).items()
+    if value is not None and value != ()
+  }
 
 
-STAND_IN = {"prompt": "\0", "completions": ["a", "b"], "ranks": [1, 1]}  # holds the line of a prompt that is left out
+STAND_IN = {
+  "prompt": "\0",
+  "completions": ["a", "b"],
+  "ranks": [1, 1],
+}  # holds the line of a prompt that is left out
 
 
 def _unranked(row: dict[str, Any], dropped: Counter[str]) -> dict[str, Any]:
-  """A copy of a row to rank, its lists checked; `responses` without the empty and the repeated ones."""
+  """A copy of a row to rank, its lists checked; `responses` without the empty and the repeated
+  ones.
+  """
   names = [name for name in ("completions", "responses") if name in row]
   if "ranks" in row or "ratings" in row:
-    raise RecordError("ranks, ratings: labeled already; take them out, or use `instructjax label import`")
+    raise RecordError(
+      "ranks, ratings: labeled already; take them out, or use `instructjax label import`"
+    )
   if len(names) != 1:
-    raise RecordError("completions: give completions or responses, a list of texts (one of the two)")
+    raise RecordError(
+      "completions: give completions or responses, a list of texts (one of the two)"
+    )
   texts, origin = row[names[0]], row.get("sources")
   if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
     raise RecordError(f"{names[0]}: a list of texts is expected")
-  if origin is not None and (wrong := validation.origins(origin, len(texts), names[0].removesuffix("s"))):
+  if origin is not None and (
+    wrong := validation.origins(origin, len(texts), names[0].removesuffix("s"))
+  ):
     raise RecordError(*wrong)
   if names[0] == "completions":
     return dict(row)
@@ -125,15 +166,23 @@ def _unranked(row: dict[str, Any], dropped: Counter[str]) -> dict[str, Any]:
   empty = sum(not text.strip() for text in texts)
   dropped["empty responses"] += empty
   dropped["repeated responses"] += len(texts) - len(keep) - empty
-  rest = {name: value for name, value in row.items() if name != "scores"}  # those of rewards are not for people
-  return rest | {"responses": [texts[at] for at in keep]} | ({"sources": [origin[at] for at in keep]} if origin else {})
+  rest = {
+    name: value for name, value in row.items() if name != "scores"
+  }  # those of rewards are not for people
+  return (
+    rest
+    | {"responses": [texts[at] for at in keep]}
+    | ({"sources": [origin[at] for at in keep]} if origin else {})
+  )
 
 
 # --- answers ---
 
 
 def checked(kind: str, value: Any, k: int) -> dict[str, Any]:
-  """An answer with its fields whole: ranks without gaps, every flag said.  Raises UserError for the first problem."""
+  """An answer with its fields whole: ranks without gaps, every flag said.  Raises UserError for the
+  first problem.
+  """
   if not isinstance(value, dict):
     raise UserError("answer: an object is expected")
   if kind == "demonstration":
@@ -141,9 +190,18 @@ def checked(kind: str, value: Any, k: int) -> dict[str, Any]:
     return {"completion": _text("completion", value.get("completion"), needed=True)}
   _only(value, {"ratings", "ranks", "notes"})
   ranks, ratings, notes = value.get("ranks"), value.get("ratings"), value.get("notes") or [""] * k
-  if not isinstance(ranks, list) or len(ranks) != k or any(type(rank) is not int or not 1 <= rank <= k for rank in ranks):
+  if (
+    not isinstance(ranks, list)
+    or len(ranks) != k
+    or any(type(rank) is not int or not 1 <= rank <= k for rank in ranks)
+  ):
     raise UserError(f"ranks: {k} integers from 1 (best) to {k} are expected, equal ones for ties")
-  if not isinstance(ratings, list) or len(ratings) != k or not isinstance(notes, list) or len(notes) != k:
+  if (
+    not isinstance(ratings, list)
+    or len(ratings) != k
+    or not isinstance(notes, list)
+    or len(notes) != k
+  ):
     raise UserError(f"ratings, notes: {k} of each are expected, one an output")
   dense = {rank: at for at, rank in enumerate(sorted(set(ranks)), 1)}
   return {
@@ -154,7 +212,9 @@ def checked(kind: str, value: Any, k: int) -> dict[str, Any]:
 
 
 def _rating(kind: str, place: str, rating: Any) -> dict[str, Any]:
-  """Table 3's metadata of an output, or Fig. 11's; {} where none was taken, in what comes from another tool."""
+  """Table 3's metadata of an output, or Fig. 11's; {} where none was taken, in what comes from
+  another tool.
+  """
   if rating == {}:
     return {}
   if not isinstance(rating, dict):
@@ -180,7 +240,8 @@ def canonical(value: dict[str, Any], order: Sequence[int]) -> dict[str, Any]:
   """An answer in the order of the task's outputs, from one in the order shown."""
   place = {output: at for at, output in enumerate(order)}
   return {
-    name: [part[place[at]] for at in range(len(order))] if isinstance(part, list) else part for name, part in value.items()
+    name: [part[place[at]] for at in range(len(order))] if isinstance(part, list) else part
+    for name, part in value.items()
   }
 
 
@@ -196,5 +257,7 @@ def _text(place: str, value: Any, *, needed: bool = False) -> str:
   if len(value) > LONGEST:
     raise UserError(f"{place}: {len(value)} characters, the limit is {LONGEST}; shorten it")
   if any("\ud800" <= letter <= "\udfff" for letter in value):
-    raise UserError(f"{place}: half a surrogate pair, which is no character; take it out of the text")
+    raise UserError(
+      f"{place}: half a surrogate pair, which is no character; take it out of the text"
+    )
   return value

@@ -5,9 +5,10 @@
     "cudnn"   cuDNN's flash attention for NVIDIA GPUs, bfloat16 operands only
     "auto"    where the shapes allow, the kernel of the platform that the function is compiled for; XLA elsewhere
 
-The kernels never hold the scores [B, H, T, T].  They attend within segments, and padding is a segment of its own: a real token
-sees what the reference shows it, a padded one sees padding, so that no row is without keys.
-Windows are counted in columns of the row.  Decoding with a cache is XLA's: it has one query a row.
+The kernels never hold the scores [B, H, T, T].  They attend within segments, and padding is a
+segment of its own: a real token sees what the reference shows it, a padded one sees padding, so
+that no row is without keys. Windows are counted in columns of the row.  Decoding with a cache is
+XLA's: it has one query a row.
 
 Dimensions: B rows, T tokens, H heads, K key/value heads, C head width.
 """
@@ -33,7 +34,8 @@ Mix = Callable[..., Float[Array, "B T H C"]]  # (q, k, v, valid, which window)
 
 
 class Rule(NamedTuple):
-  """How scores are made: softcap(scale q k^T), each query on the last `window` columns up to its own (0: on all).
+  """How scores are made: softcap(scale q k^T), each query on the last `window` columns up to its
+  own (0: on all).
 
   Layers may have different windows: `windows` lists them, and a layer is told which is its own.
   """
@@ -57,7 +59,8 @@ def causal(
   kind: str,
   rule: Rule,
 ) -> Float[Array, "B T H C"]:
-  """Attention of every token to the real ones of its segment up to itself, within window number `which` of the rule.
+  """Attention of every token to the real ones of its segment up to itself, within window number
+  `which` of the rule.
 
   Raises UserError where `kind` names a kernel that cannot take these shapes.
   """
@@ -71,9 +74,14 @@ def causal(
 def chosen(kind: str, length: int, width: int, dtype: str, rule: Rule = PLAIN) -> Mix:
   """The function for rows of `length` tokens and heads of `width`."""
   xla, tpu = partial(reference, dtype=dtype, rule=rule), partial(splash, dtype=dtype, rule=rule)
-  refused = {"splash": _splash_refuses(length, width), "cudnn": _cudnn_refuses(length, width, dtype, rule)}
+  refused = {
+    "splash": _splash_refuses(length, width),
+    "cudnn": _cudnn_refuses(length, width, dtype, rule),
+  }
   if refused.get(kind):
-    raise UserError(f"attention={kind!r} {refused[kind]}; or choose 'auto', which falls back to XLA")
+    raise UserError(
+      f"attention={kind!r} {refused[kind]}; or choose 'auto', which falls back to XLA"
+    )
   match kind:
     case "xla":
       return xla
@@ -88,7 +96,9 @@ def chosen(kind: str, length: int, width: int, dtype: str, rule: Rule = PLAIN) -
 
 
 def by_platform(default: Mix, **others: Mix) -> Mix:
-  """Chooses when the function is lowered: the platform is that of its arguments, which may be a TPU that is not there."""
+  """Chooses when the function is lowered: the platform is that of its arguments, which may be a TPU
+  that is not there.
+  """
   if not others:
     return default
   return lambda *arrays: jax.lax.platform_dependent(*arrays, **others, default=default)
@@ -112,11 +122,20 @@ def _cudnn_refuses(length: int, width: int, dtype: str, rule: Rule) -> str:
     return f"needs dtype 'bfloat16', got {dtype!r}"
   if length % 2:
     return f"needs rows of an even number of tokens, got {length}: pad them"
-  return f"needs heads of a multiple of 8 up to 128, got {width}" if width % 8 or width > 128 else ""
+  return (
+    f"needs heads of a multiple of 8 up to 128, got {width}" if width % 8 or width > 128 else ""
+  )
 
 
 def reference(
-  q: Array, k: Array, v: Array, valid: Valid, which: Array | int = 0, *, dtype: str, rule: Rule = PLAIN
+  q: Array,
+  k: Array,
+  v: Array,
+  valid: Valid,
+  which: Array | int = 0,
+  *,
+  dtype: str,
+  rule: Rule = PLAIN,
 ) -> Float[Array, "B T H C"]:
   """The same numbers from XLA, with all scores at once."""
   mask = blocks.causal_mask(valid, _window(rule, which, q.shape[1]))
@@ -124,7 +143,9 @@ def reference(
 
 
 def _window(rule: Rule, which: Array | int, length: int) -> Array | int:
-  """The window of a layer: a number where all layers have the same, else one read out when the program runs."""
+  """The window of a layer: a number where all layers have the same, else one read out when the
+  program runs.
+  """
   if len(rule.windows) == 1:
     return rule.windows[0]
   return jnp.asarray([window or length for window in rule.windows], jnp.int32)[which]
@@ -147,21 +168,31 @@ def splash(
     T, heads = q.shape[1], q.shape[2]
     block = next(size for size in BLOCKS if T % size == 0)
     sizes = pallas.BlockSizes(
-      block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
-      block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
-    )  # fmt: skip
+      block_q=block,
+      block_kv=block,
+      block_kv_compute=block,
+      block_q_dkv=block,
+      block_kv_dkv=block,
+      block_kv_dkv_compute=block,
+      block_q_dq=block,
+      block_kv_dq=block,
+    )
     mask = pallas.LocalMask((T, T), (window - 1, 0), 0) if window else pallas.CausalMask((T, T))
     kernel = pallas.make_splash_mha_single_device(
-      pallas.MultiHeadMask([mask] * heads), block_sizes=sizes, attn_logits_soft_cap=rule.softcap or None,
+      pallas.MultiHeadMask([mask] * heads),
+      block_sizes=sizes,
+      attn_logits_soft_cap=rule.softcap or None,
       interpret=interpret,
-    )  # fmt: skip
+    )
     row = lambda q, k, v, ids: kernel(q, k, v, segment_ids=pallas.SegmentIds(ids, ids))
     q = (q * (q.shape[-1] ** -0.5 if rule.scale is None else rule.scale)).astype(dtype)
     mixed: Any = jax.vmap(row)(jnp.swapaxes(q, 1, 2), k.astype(dtype), v.astype(dtype), segments)
     return jnp.swapaxes(mixed, 1, 2).astype(jnp.float32)
 
   kernels = [partial(windowed, window) for window in rule.windows]
-  local = lambda which, *arrays: jax.lax.switch(which, kernels, *arrays) if len(kernels) > 1 else kernels[0](*arrays)
+  local = lambda which, *arrays: (
+    jax.lax.switch(which, kernels, *arrays) if len(kernels) > 1 else kernels[0](*arrays)
+  )
   return _on_each_device(local, q, k, v, valid, which)
 
 
@@ -179,14 +210,18 @@ def cudnn(
     q, k, v = (x.astype(jnp.bfloat16) for x in (q, k, v))
     mixed = jax.nn.dot_product_attention(
       q, k, v, mask=seen, is_causal=True, scale=rule.scale, implementation="cudnn"
-    )  # fmt: skip
+    )
     return mixed.astype(jnp.float32)
 
   return _on_each_device(local, q, k, v, valid, which)
 
 
-def _on_each_device(local: Callable, q: Array, k: Array, v: Array, valid: Valid, which: Array | int) -> Array:
-  """`local(which, q, k, v, segments)` under the mesh; key heads that are not split as the queries are repeated first."""
+def _on_each_device(
+  local: Callable, q: Array, k: Array, v: Array, valid: Valid, which: Array | int
+) -> Array:
+  """`local(which, q, k, v, segments)` under the mesh; key heads that are not split as the queries
+  are repeated first.
+  """
   segments: Int[Array, "B T"] = valid.astype(jnp.int32)
   which = jnp.int32(which)
   if not sharding.is_sharded():
@@ -195,4 +230,6 @@ def _on_each_device(local: Callable, q: Array, k: Array, v: Array, valid: Valid,
   rows, _, heads, _ = jax.typeof(q).sharding.spec
   whole, keys = jax.P(rows, None, heads, None), jax.P(rows, heads, None, None)
   specs = (jax.P(), whole, keys, keys, jax.P(rows, None))
-  return jax.shard_map(local, in_specs=specs, out_specs=whole, check_vma=False)(which, q, k, v, segments)
+  return jax.shard_map(local, in_specs=specs, out_specs=whole, check_vma=False)(
+    which, q, k, v, segments
+  )

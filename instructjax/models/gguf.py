@@ -20,22 +20,31 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
   "llama": {"model_type": "llama"},
   "qwen2": {"model_type": "qwen2", "qkv_bias": True},
   "qwen3": {"model_type": "qwen3", "qk_norm": True},
-  "gemma": {"model_type": "gemma", "norm_offset": 1.0, "embed_scaled": True, "activation": "gelu_tanh"},
+  "gemma": {
+    "model_type": "gemma",
+    "norm_offset": 1.0,
+    "embed_scaled": True,
+    "activation": "gelu_tanh",
+  },
   "gemma2": {
-    "model_type": "gemma2", "norm_offset": 1.0, "embed_scaled": True, "activation": "gelu_tanh", "post_norm": True,
+    "model_type": "gemma2",
+    "norm_offset": 1.0,
+    "embed_scaled": True,
+    "activation": "gelu_tanh",
+    "post_norm": True,
     "pattern": "LG",
   },
   "gpt2": {"model_type": "gpt2"},
   "gptneox": {"model_type": "gpt_neox", "activation": "gelu"},
-}  # fmt: skip
+}
 GPTS = ("gpt2", "gptneox")
 
 
 def load(path: str | Path) -> tuple[Config, Params, dict[str, Any]]:
   """(config, float32 parameters, metadata of the file under its own keys).
 
-  Raises UserError for a file that is not GGUF, another architecture, a missing or misshapen tensor, and a tensor that the model
-  has no place for.
+  Raises UserError for a file that is not GGUF, another architecture, a missing or misshapen
+  tensor, and a tensor that the model has no place for.
   """
   import gguf
 
@@ -47,14 +56,19 @@ def load(path: str | Path) -> tuple[Config, Params, dict[str, Any]]:
 
   def read(name: str) -> np.ndarray:
     if name not in held:
-      raise UserError(f"{path}: no tensor '{name}'; the file is incomplete or of another architecture")
+      raise UserError(
+        f"{path}: no tensor '{name}'; the file is incomplete or of another architecture"
+      )
     used.add(name)
     return gguf.dequantize(held[name].data, held[name].tensor_type)
 
   config = read_config(metadata, tied="output.weight" not in held, path=path)
   params = weights.fill(config, tuple(tensors(config)), read, path)
   if left := sorted(set(held) - used):
-    raise UserError(f"{path}: holds tensor '{left[0]}', which is not implemented; without it, it would be another model")
+    raise UserError(
+      f"{path}: holds tensor '{left[0]}', which is not implemented; without it, it would be "
+      "another model"
+    )
   return config, params, metadata
 
 
@@ -70,14 +84,20 @@ def opened(path: Path) -> Any:
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
   """The shape of every tensor, rows first.  Raises UserError where the file is not GGUF."""
-  return {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in opened(path).tensors}
+  return {
+    tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in opened(path).tensors
+  }
 
 
 def read_config(metadata: dict[str, Any], *, tied: bool, path: Path) -> Config:
-  """The sizes from the metadata.  Raises UserError for another architecture, a missing key or an unknown variant."""
+  """The sizes from the metadata.  Raises UserError for another architecture, a missing key or an
+  unknown variant.
+  """
   kind = metadata.get("general.architecture")
   if kind not in ARCHITECTURES:
-    raise UserError(f"{path}: architecture {kind!r}; those read from GGUF are {', '.join(ARCHITECTURES)}")
+    raise UserError(
+      f"{path}: architecture {kind!r}; those read from GGUF are {', '.join(ARCHITECTURES)}"
+    )
 
   def field(key: str, default: Any = None) -> Any:
     value = metadata.get(f"{kind}.{key}", default)
@@ -97,19 +117,32 @@ def read_config(metadata: dict[str, Any], *, tied: bool, path: Path) -> Config:
   }
   mlp, base = field("feed_forward_length"), decimal(field("rope.freq_base", 10_000.0))
   if field("rope.scaling.type", "none") not in ("none", "linear"):
-    raise UserError(f"{path}: '{kind}.rope.scaling.type' is {field('rope.scaling.type')!r}; only linear is implemented")
+    raise UserError(
+      f"{path}: '{kind}.rope.scaling.type' is {field('rope.scaling.type')!r}; only linear is "
+      "implemented"
+    )
   if kind in GPTS:
-    common |= {"norm_eps": decimal(field("attention.layer_norm_epsilon")), "mlp": 0 if mlp == 4 * width else mlp}
+    common |= {
+      "norm_eps": decimal(field("attention.layer_norm_epsilon")),
+      "mlp": 0 if mlp == 4 * width else mlp,
+    }
     if kind == "gpt2":
       return GPTConfig(**common)
     turned = field("rope.dimension_count")
-    return GPTConfig(**common, rotary=turned, rope_base=base, parallel=bool(field("use_parallel_residual", True)))
+    return GPTConfig(
+      **common, rotary=turned, rope_base=base, parallel=bool(field("use_parallel_residual", True))
+    )
   head = field("attention.key_length", width // heads)
   turned = field("rope.dimension_count", head)
   if kind == "gemma2":
-    common |= {"window": field("attention.sliding_window", 4096), "softcap": decimal(field("attn_logit_softcapping", 50.0))}
+    common |= {
+      "window": field("attention.sliding_window", 4096),
+      "softcap": decimal(field("attn_logit_softcapping", 50.0)),
+    }
     common |= {"logit_softcap": decimal(field("final_logit_softcapping", 30.0))}
-    common |= {"query_width": width // heads if common["depth"] == 46 else 0}  # the largest, which the file does not tell
+    common |= {
+      "query_width": width // heads if common["depth"] == 46 else 0
+    }  # the largest, which the file does not tell
   elif metadata.get(f"{kind}.attention.sliding_window"):
     common |= {"window": field("attention.sliding_window"), "pattern": "L"}
   if field("rope.scaling.type", "none") == "linear":
@@ -140,7 +173,11 @@ def tensors(c: Config) -> Iterable[Tensor]:
     kinds, shift = (("scale", "weight"),), c.norm_offset
     biases = {"attn_q", "attn_k", "attn_v"} if c.qkv_bias else set()
   products = {"attn_output": "o", "ffn_up": "up", "ffn_down": "down"}
-  norms = {f"{block}attn_norm": "blocks/attn_norm", f"{block}ffn_norm": "blocks/mlp_norm", "output_norm": "norm"}
+  norms = {
+    f"{block}attn_norm": "blocks/attn_norm",
+    f"{block}ffn_norm": "blocks/mlp_norm",
+    "output_norm": "norm",
+  }
   yield Tensor("token_embd.weight", ("embed/tokens",))
   if isinstance(c, GPTConfig):
     for part, suffix in (("w", "weight"), ("b", "bias")):
@@ -153,7 +190,10 @@ def tensors(c: Config) -> Iterable[Tensor]:
     if c.qk_norm:
       norms |= {f"{block}attn_q_norm": "blocks/q_norm", f"{block}attn_k_norm": "blocks/k_norm"}
     if c.post_norm:
-      norms |= {f"{block}post_attention_norm": "blocks/attn_post", f"{block}post_ffw_norm": "blocks/mlp_post"}
+      norms |= {
+        f"{block}post_attention_norm": "blocks/attn_post",
+        f"{block}post_ffw_norm": "blocks/mlp_post",
+      }
   for name, leaf in norms.items():
     for ours, theirs in kinds:
       yield Tensor(f"{name}.{theirs}", (f"{leaf}/{ours}",), shift=shift)

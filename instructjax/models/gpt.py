@@ -1,7 +1,9 @@
-"""Models of LayerNorm and biases: GPT-2 and GPT-3 with learned positions (Radford et al. 2019; Brown et al. 2020), and by
-configuration GPT-NeoX and Pythia (Black et al. 2022; rotary positions, parallel blocks) and Phi (one norm a block).
+"""Models of LayerNorm and biases: GPT-2 and GPT-3 with learned positions (Radford et al. 2019;
+Brown et al. 2020), and by configuration GPT-NeoX and Pythia (Black et al. 2022; rotary
+positions, parallel blocks) and Phi (one norm a block).
 
-Dimensions: B rows, T tokens, D width, F hidden units of the MLP, H heads, C head width, L layers, V vocabulary.
+Dimensions: B rows, T tokens, D width, F hidden units of the MLP, H heads, C head width, L
+layers, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from instructjax.types import LM, Array, Float, Int, Leaf, Params, PyTree
 class GPTConfig:
   """Sizes and settings; the defaults are GPT-2's.
 
-  `dtype` is the operands' of matrix products, `remat` what the backward pass recomputes, `unroll` the layers a scan step,
-  `attention` who computes it (`models.attention`).
-  `dropout` is the paper's residual dropout: on the output of attention and of the MLP before each is added (App. C.1).
+  `dtype` is the operands' of matrix products, `remat` what the backward pass recomputes,
+  `unroll` the layers a scan step, `attention` who computes it (`models.attention`). `dropout` is
+  the paper's residual dropout: on the output of attention and of the MLP before each is added
+  (App. C.1).
   """
 
   vocab_size: int
@@ -35,10 +38,14 @@ class GPTConfig:
   unroll: int = 1
   sequence: bool = False
   attention: str = "auto"
-  model_type: str = "gpt2"  # the public family, as `models.hf` reads and writes it; nothing is computed from it
+  model_type: str = (
+    "gpt2"  # the public family, as `models.hf` reads and writes it; nothing is computed from it
+  )
   mlp: int = 0  # hidden units; 0 is four times the width
   activation: str = "gelu_tanh"  # of `blocks.ACTIVATIONS`
-  rotary: int = 0  # features of each head that are turned by their position; 0: positions are learned
+  rotary: int = (
+    0  # features of each head that are turned by their position; 0: positions are learned
+  )
   rope_base: float = 10_000.0
   parallel: bool = False  # attention and MLP of a block read the same input
   one_norm: bool = False  # and through one norm
@@ -59,9 +66,9 @@ GPT2 = {
   "774M": _gpt2(36, 1280, 20),
   "1.5B": _gpt2(48, 1600, 25),
 }
-# Brown et al. 2020, Table 2.1, with two rows mended: 16 heads of 128 make the width 2048 of XL (the table says 24),
-# and 40 heads of 128 make 5120 (the table says 5140).  InstructGPT's "6B" is the model of 6.7B.  All layers are dense:
-# the pattern of GPT-3's sparse ones was not published.
+# Brown et al. 2020, Table 2.1, with two rows mended: 16 heads of 128 make the width 2048 of XL (the
+# table says 24), and 40 heads of 128 make 5120 (the table says 5140).  InstructGPT's "6B" is the
+# model of 6.7B.  All layers are dense: the pattern of GPT-3's sparse ones was not published.
 GPT3 = {
   "125M": _gpt3(12, 768, 12),
   "350M": _gpt3(24, 1024, 16),
@@ -104,7 +111,10 @@ def table(c: GPTConfig) -> PyTree[Leaf]:
       },
       **({} if c.one_norm else {"mlp_norm": norm}),
       "up": {"w": layer((c.width, F), ("embed", "mlp"), normal), "b": zeros((F,), ("mlp",))},
-      "down": {"w": layer((F, c.width), ("mlp", "embed"), residual), "b": zeros((c.width,), (None,))},
+      "down": {
+        "w": layer((F, c.width), ("mlp", "embed"), residual),
+        "b": zeros((c.width,), (None,)),
+      },
     },
     "norm": {
       "scale": Leaf((c.width,), (None,), transformer.ones),
@@ -119,7 +129,9 @@ def table(c: GPTConfig) -> PyTree[Leaf]:
 
 def mlp(dtype: str, activation: str, p: Params, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
   """down(act(up x))."""
-  return blocks.linear(p["down"], blocks.ACTIVATIONS[activation](blocks.linear(p["up"], x, dtype)), dtype)
+  return blocks.linear(
+    p["down"], blocks.ACTIVATIONS[activation](blocks.linear(p["up"], x, dtype)), dtype
+  )
 
 
 def embed(p: Params, tokens: Int[Array, "B T"], at: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -129,16 +141,31 @@ def embed(p: Params, tokens: Int[Array, "B T"], at: Int[Array, "B T"]) -> Float[
 
 
 def gpt(config: GPTConfig) -> LM:
-  """The language model.  Raises UserError when the heads do not divide the width, or for an unknown activation."""
+  """The language model.  Raises UserError when the heads do not divide the width, or for an unknown
+  activation.
+  """
   c = config
   transformer.check(c.width, c.heads, c.heads)
   transformer.check_choice("activation", c.activation, blocks.ACTIVATIONS)
   return transformer.build(
     transformer.Family(
-      vocab_size=c.vocab_size, context=c.context, width=c.width, depth=c.depth, kv_heads=c.heads,
-      head_width=c.width // c.heads, dropout=c.dropout, dtype=c.dtype, remat=c.remat, unroll=c.unroll, sequence=c.sequence,
-      attention=c.attention, table=table(c), norm=partial(blocks.layer_norm, eps=c.norm_eps),
-      mlp=partial(mlp, c.dtype, c.activation), embed=embed,
-      kinds=(transformer.Kind(0, rope.frequencies(c.rotary, c.rope_base)),), parallel=c.parallel,
+      vocab_size=c.vocab_size,
+      context=c.context,
+      width=c.width,
+      depth=c.depth,
+      kv_heads=c.heads,
+      head_width=c.width // c.heads,
+      dropout=c.dropout,
+      dtype=c.dtype,
+      remat=c.remat,
+      unroll=c.unroll,
+      sequence=c.sequence,
+      attention=c.attention,
+      table=table(c),
+      norm=partial(blocks.layer_norm, eps=c.norm_eps),
+      mlp=partial(mlp, c.dtype, c.activation),
+      embed=embed,
+      kinds=(transformer.Kind(0, rope.frequencies(c.rotary, c.rope_base)),),
+      parallel=c.parallel,
     )
-  )  # fmt: skip
+  )

@@ -1,4 +1,5 @@
-"""Scalar heads: the reward of a text and the value of a prefix, read off the hidden states of a language model.
+"""Scalar heads: the reward of a text and the value of a prefix, read off the hidden states of a
+language model.
 
 Dimensions: B rows, T tokens, D width.
 """
@@ -12,7 +13,9 @@ from instructjax.types import Array, Float, Key, Params, Valid
 
 
 def init_head(key: Key[Array, ""], width: int) -> Params:
-  """w ~ N(0, 1 / (D + 1)), that is, a standard deviation of 1 / sqrt(D + 1); b = 0   (Stiennon et al. 2020)."""
+  """w ~ N(0, 1 / (D + 1)), that is, a standard deviation of 1 / sqrt(D + 1); b = 0   (Stiennon et
+  al. 2020).
+  """
   w = jax.random.normal(key, (width,), jnp.float32) / jnp.sqrt(jnp.float32(width + 1))
   return {"w": w, "b": jnp.float32(0)}
 

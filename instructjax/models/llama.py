@@ -1,8 +1,8 @@
-"""Models of RMSNorm, rotary positions and a gated MLP: Llama (Touvron et al. 2023) and SmolLM2, and by configuration
-Mistral, Qwen 2 and 3, Gemma 1 to 3, Phi-3 and SmolLM3.
+"""Models of RMSNorm, rotary positions and a gated MLP: Llama (Touvron et al. 2023) and SmolLM2, and
+by configuration Mistral, Qwen 2 and 3, Gemma 1 to 3, Phi-3 and SmolLM3.
 
-Dimensions: B rows, T tokens, D width, F hidden units of the MLP, H heads, K key/value heads, C head width, L layers,
-V vocabulary.
+Dimensions: B rows, T tokens, D width, F hidden units of the MLP, H heads, K key/value heads, C
+head width, L layers, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from instructjax.types import LM, Array, Float, Int, Leaf, Params, PyTree
 class LlamaConfig:
   """Sizes and settings; the defaults are Llama's.
 
-  `dtype` is the operands' of matrix products, `remat` what the backward pass recomputes, `unroll` the layers a scan step,
-  `attention` who computes it (`models.attention`).
+  `dtype` is the operands' of matrix products, `remat` what the backward pass recomputes,
+  `unroll` the layers a scan step, `attention` who computes it (`models.attention`).
 
-  `pattern` has a letter for each layer, from the lowest, and starts again at its end: G attends to everything before,
-  L to the last `window` tokens, N is G without positions.  Gemma 3 is "LLLLLG".
+  `pattern` has a letter for each layer, from the lowest, and starts again at its end: G attends
+  to everything before, L to the last `window` tokens, N is G without positions.  Gemma 3 is
+  "LLLLLG".
   """
 
   vocab_size: int
@@ -44,7 +45,9 @@ class LlamaConfig:
   unroll: int = 1
   sequence: bool = False
   attention: str = "auto"
-  model_type: str = "llama"  # the public family, as `models.hf` reads and writes it; nothing is computed from it
+  model_type: str = (
+    "llama"  # the public family, as `models.hf` reads and writes it; nothing is computed from it
+  )
   head_width: int = 0  # 0: width / heads
   activation: str = "silu"  # of `blocks.ACTIVATIONS`
   qkv_bias: bool = False
@@ -65,11 +68,20 @@ class LlamaConfig:
   rope_low: float = 1.0
   rope_high: float = 4.0
   rope_context: int = 0
-  local_rope_base: float = 0.0  # of L layers, whose frequencies are then not stretched; 0: as the others
+  local_rope_base: float = (
+    0.0  # of L layers, whose frequencies are then not stretched; 0: as the others
+  )
 
 
 SMOLLM2_135M = LlamaConfig(
-  vocab_size=49_152, context=8192, width=576, depth=30, heads=9, kv_heads=3, mlp=1536, rope_base=100_000.0
+  vocab_size=49_152,
+  context=8192,
+  width=576,
+  depth=30,
+  heads=9,
+  kv_heads=3,
+  mlp=1536,
+  rope_base=100_000.0,
 )
 
 
@@ -81,13 +93,20 @@ def table(c: LlamaConfig) -> PyTree[Leaf]:
   layer = lambda shape, axes, init: Leaf((c.depth, *shape), ("layers", *axes), init)
   zeros = lambda shape, axes: layer(shape, axes, transformer.zeros)
   bias = lambda wanted, shape, axes: {"b": zeros(shape, axes)} if wanted else {}
-  initial = transformer.zeros if c.norm_offset else transformer.ones  # an offset is 1: the norm starts as the identity's
-  norm = lambda name, width, wanted=True: {name: {"scale": layer((width,), (None,), initial)}} if wanted else {}
+  initial = (
+    transformer.zeros if c.norm_offset else transformer.ones
+  )  # an offset is 1: the norm starts as the identity's
+  norm = lambda name, width, wanted=True: (
+    {name: {"scale": layer((width,), (None,), initial)}} if wanted else {}
+  )
   heads = lambda count, axis: {
     "w": layer((c.width, count, C), ("embed", axis, None), normal),
     **bias(c.qkv_bias, (count, C), (axis, None)),
   }
-  up = {"w": layer((c.width, c.mlp), ("embed", "mlp"), normal), **bias(c.mlp_bias, (c.mlp,), ("mlp",))}
+  up = {
+    "w": layer((c.width, c.mlp), ("embed", "mlp"), normal),
+    **bias(c.mlp_bias, (c.mlp,), ("mlp",)),
+  }
   parameters = {
     "embed": {"tokens": Leaf((c.vocab_size, c.width), ("vocab", "embed"), normal)},
     "blocks": {
@@ -130,12 +149,20 @@ def kinds(c: LlamaConfig) -> tuple[tuple[transformer.Kind, ...], tuple[int, ...]
   """
   if not c.pattern or set(c.pattern) - set("GLN") or ("L" in c.pattern and c.window < 1):
     raise UserError(
-      f"pattern is {c.pattern!r} with window {c.window}: give the letters G, L and N, and a window of 1 or more with L"
+      f"pattern is {c.pattern!r} with window {c.window}: give the letters G, L and N, and a window "
+      "of 1 or more with L"
     )
   full = rope.frequencies(c.rotary or head_width(c), c.rope_base)
-  numbers = {"factor": c.rope_factor, "low": c.rope_low, "high": c.rope_high, "context": c.rope_context}
+  numbers = {
+    "factor": c.rope_factor,
+    "low": c.rope_low,
+    "high": c.rope_high,
+    "context": c.rope_context,
+  }
   wide = rope.stretched(full, c.rope_scaling, **numbers)
-  local = rope.frequencies(c.rotary or head_width(c), c.local_rope_base) if c.local_rope_base else wide
+  local = (
+    rope.frequencies(c.rotary or head_width(c), c.local_rope_base) if c.local_rope_base else wide
+  )
   kind = {
     "G": transformer.Kind(0, wide),
     "L": transformer.Kind(c.window, local),
@@ -152,14 +179,18 @@ def mlp(dtype: str, activation: str, p: Params, x: Float[Array, "B T D"]) -> Flo
   return blocks.linear(p["down"], blocks.ACTIVATIONS[activation](gate) * up, dtype)
 
 
-def embed(scale: float, p: Params, tokens: Int[Array, "B T"], at: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+def embed(
+  scale: float, p: Params, tokens: Int[Array, "B T"], at: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
   """Token embeddings times a scale; positions enter by rotation."""
   x = blocks.lookup(p["tokens"], tokens)
   return x if scale == 1 else x * scale
 
 
 def llama(config: LlamaConfig) -> LM:
-  """The language model.  Raises UserError when the heads do not divide, and for an unknown choice or pattern."""
+  """The language model.  Raises UserError when the heads do not divide, and for an unknown choice
+  or pattern.
+  """
   c = config
   transformer.check(c.width, c.heads, c.kv_heads, c.head_width)
   transformer.check_choice("activation", c.activation, blocks.ACTIVATIONS)
@@ -167,11 +198,26 @@ def llama(config: LlamaConfig) -> LM:
   found, pattern = kinds(c)
   return transformer.build(
     transformer.Family(
-      vocab_size=c.vocab_size, context=c.context, width=c.width, depth=c.depth, kv_heads=c.kv_heads,
-      head_width=head_width(c), dropout=c.dropout, dtype=c.dtype, remat=c.remat, unroll=c.unroll, sequence=c.sequence,
-      attention=c.attention, table=table(c), norm=partial(blocks.rms_norm, eps=c.norm_eps, offset=c.norm_offset),
-      mlp=partial(mlp, c.dtype, c.activation), embed=partial(embed, c.width**0.5 if c.embed_scaled else 1.0),
-      kinds=found, pattern=pattern, scale=c.query_width**-0.5 if c.query_width else None, softcap=c.softcap,
+      vocab_size=c.vocab_size,
+      context=c.context,
+      width=c.width,
+      depth=c.depth,
+      kv_heads=c.kv_heads,
+      head_width=head_width(c),
+      dropout=c.dropout,
+      dtype=c.dtype,
+      remat=c.remat,
+      unroll=c.unroll,
+      sequence=c.sequence,
+      attention=c.attention,
+      table=table(c),
+      norm=partial(blocks.rms_norm, eps=c.norm_eps, offset=c.norm_offset),
+      mlp=partial(mlp, c.dtype, c.activation),
+      embed=partial(embed, c.width**0.5 if c.embed_scaled else 1.0),
+      kinds=found,
+      pattern=pattern,
+      scale=c.query_width**-0.5 if c.query_width else None,
+      softcap=c.softcap,
       logit_softcap=c.logit_softcap,
     )
-  )  # fmt: skip
+  )

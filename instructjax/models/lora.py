@@ -2,9 +2,10 @@
 
     y = x W + s (x a) b,        s = alpha / rank
 
-A model with an adapter is `base | {"adapter": {"q": Adapter, ...}}`; without that key it is the base again, so one frozen
-base serves as reference, policy, reward and value model.  W + s a b is never formed while training.
-Dimensions: L layers, I inputs and O outputs of a product (one axis or more), R the rank.
+A model with an adapter is `base | {"adapter": {"q": Adapter, ...}}`; without that key it is the
+base again, so one frozen base serves as reference, policy, reward and value model.  W + s a b is
+never formed while training. Dimensions: L layers, I inputs and O outputs of a product (one axis
+or more), R the rank.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class Lora:
 
 @struct.dataclass
 class Adapter:
-  """The low-rank product beside one matrix, in all layers or (without the axis L) in one; in a table, its leaves."""
+  """The low-rank product beside one matrix, in all layers or (without the axis L) in one; in a
+  table, its leaves.
+  """
 
   a: Any  # [L, I, R]
   b: Any  # [L, R, O]
@@ -56,15 +59,23 @@ def sizes(table: Params, lora: Lora) -> dict[str, dict[str, Any]]:
   known = products(table)
   targets = known if lora.targets == "all" else lora.targets
   if lora.rank < 1:
-    raise UserError(f"the rank of an adapter is {lora.rank}: choose 1 or more, or 0 in config.lora.rank for none")
+    raise UserError(
+      f"the rank of an adapter is {lora.rank}: choose 1 or more, or 0 in config.lora.rank for none"
+    )
   if not targets or (unknown := [name for name in targets if name not in known]):
     found = ", ".join(unknown) if targets else "none"
-    raise UserError(f"lora.targets names {found}: this model has {', '.join(known) or 'no blocks to adapt'}")
-  return {name: {"rank": lora.rank, "scale": lora.alpha / lora.rank} for name in known if name in targets}
+    raise UserError(
+      f"lora.targets names {found}: this model has {', '.join(known) or 'no blocks to adapt'}"
+    )
+  return {
+    name: {"rank": lora.rank, "scale": lora.alpha / lora.rank} for name in known if name in targets
+  }
 
 
 def table(base: Params, sizes: Mapping[str, Mapping[str, Any]]) -> dict[str, Adapter]:
-  """The leaves of an adapter: `a` ~ U(-1/sqrt(I), 1/sqrt(I)) as PEFT draws it, `b` = 0, so that nothing changes at first."""
+  """The leaves of an adapter: `a` ~ U(-1/sqrt(I), 1/sqrt(I)) as PEFT draws it, `b` = 0, so that
+  nothing changes at first.
+  """
 
   def one(name: str, rank: int, scale: float) -> Adapter:
     w = base["blocks"][name]["w"]
@@ -81,11 +92,17 @@ def table(base: Params, sizes: Mapping[str, Mapping[str, Any]]) -> dict[str, Ada
   return {name: one(name, **size) for name, size in sizes.items()}
 
 
-def init(key: Key[Array, ""], base: Params, sizes: Mapping[str, Mapping[str, Any]]) -> dict[str, Adapter]:
+def init(
+  key: Key[Array, ""], base: Params, sizes: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Adapter]:
   """A new adapter for the model of a table, on the mesh where one is set."""
   leaves, tree = jax.tree.flatten(table(base, sizes))
-  draw = lambda key: [leaf.init(k, leaf.shape) for k, leaf in zip(jax.random.split(key, len(leaves)), leaves)]
-  where = [sharding.fit(leaf.shape, leaf.axes) for leaf in leaves] if sharding.is_sharded() else None
+  draw = lambda key: [
+    leaf.init(k, leaf.shape) for k, leaf in zip(jax.random.split(key, len(leaves)), leaves)
+  ]
+  where = (
+    [sharding.fit(leaf.shape, leaf.axes) for leaf in leaves] if sharding.is_sharded() else None
+  )
   return jax.tree.unflatten(tree, jax.jit(draw, out_shardings=where)(key))
 
 
@@ -106,16 +123,22 @@ def without(params: Params) -> Params:
 
 
 def merge(params: Params) -> Params:
-  """The model with W + s a b in the place of W, no adapter; a model without one is returned as it is."""
+  """The model with W + s a b in the place of W, no adapter; a model without one is returned as it
+  is.
+  """
   if "adapter" not in params:
     return params
-  return without(params) | {"blocks": {name: fold(p, layers=1) for name, p in attach(params).items()}}
+  return without(params) | {
+    "blocks": {name: fold(p, layers=1) for name, p in attach(params).items()}
+  }
 
 
 def fold(p: Params, *, layers: int = 0) -> Params:
-  """One product with its adapter added to its matrix, in float32 and then in the type of the matrix.
+  """One product with its adapter added to its matrix, in float32 and then in the type of the
+  matrix.
 
-  `layers` is 1 where the first axis counts them.  What is no product, or has no adapter, is returned as it is.
+  `layers` is 1 where the first axis counts them.  What is no product, or has no adapter, is
+  returned as it is.
   """
   if "lora" not in p:
     return p
@@ -123,5 +146,9 @@ def fold(p: Params, *, layers: int = 0) -> Params:
   batch = tuple(range(layers))
   where = jax.typeof(w).sharding.spec if sharding.is_sharded() else None
   contract = ((one.a.ndim - 1,), (layers,)), (batch, batch)
-  ab = jax.lax.dot_general(one.a, one.b, contract, preferred_element_type=jnp.float32, out_sharding=where)
-  return {name: x for name, x in p.items() if name != "lora"} | {"w": (w + one.scale * ab).astype(w.dtype)}
+  ab = jax.lax.dot_general(
+    one.a, one.b, contract, preferred_element_type=jnp.float32, out_sharding=where
+  )
+  return {name: x for name, x in p.items() if name != "lora"} | {
+    "w": (w + one.scale * ab).astype(w.dtype)
+  }

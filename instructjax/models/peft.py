@@ -1,8 +1,10 @@
-"""Adapters in the layout of PEFT: `adapter_config.json` and `adapter_model.safetensors`, out and in.
+"""Adapters in the layout of PEFT: `adapter_config.json` and `adapter_model.safetensors`, out and
+in.
 
-PEFT stores a as [R, I] and b as [O, R], whatever the layout of the matrix.  Where the file joins several of our products in
-one matrix (GPT-2's c_attn) their adapters become one of the sum of their ranks, with blocks in b: the same function.
-Dimensions: I inputs and O outputs of a product, R the rank.
+PEFT stores a as [R, I] and b as [O, R], whatever the layout of the matrix.  Where the file joins
+several of our products in one matrix (GPT-2's c_attn) their adapters become one of the sum of
+their ranks, with blocks in b: the same function. Dimensions: I inputs and O outputs of a
+product, R the rank.
 """
 
 from __future__ import annotations
@@ -26,11 +28,18 @@ from instructjax.types import Leaf, Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-# Settings of PEFT that change what is computed, with the values under which it is what ours computes.
+# Settings of PEFT that change what is computed, with the values under which it is what ours
+# computes.
 DEMANDED = {
-  "peft_type": ("LORA",), "use_dora": (False,), "bias": ("none",), "lora_bias": (False,), "modules_to_save": (None, []),
-  "layers_to_transform": (None, []), "trainable_token_indices": (None,), "target_parameters": (None, []),
-}  # fmt: skip
+  "peft_type": ("LORA",),
+  "use_dora": (False,),
+  "bias": ("none",),
+  "lora_bias": (False,),
+  "modules_to_save": (None, []),
+  "layers_to_transform": (None, []),
+  "trainable_token_indices": (None,),
+  "target_parameters": (None, []),
+}
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -39,10 +48,15 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def base(folder: str | Path) -> str:
-  """Where the model is that an adapter belongs to.  Raises UserError where the adapter does not say."""
+  """Where the model is that an adapter belongs to.  Raises UserError where the adapter does not
+  say.
+  """
   found = _config(Path(folder)).get("base_model_name_or_path")
   if not found:
-    raise UserError(f"{Path(folder) / CONFIG}: 'base_model_name_or_path' is empty; write the base model's folder there")
+    raise UserError(
+      f"{Path(folder) / CONFIG}: 'base_model_name_or_path' is empty; write the base model's folder "
+      "there"
+    )
   return found
 
 
@@ -50,9 +64,11 @@ def base(folder: str | Path) -> str:
 
 
 def save(folder: str | Path, config: Config, adapter: dict[str, Adapter], base: str = "") -> None:
-  """Writes an adapter that `peft.PeftModel.from_pretrained` opens on the base model; `base` is where that one is.
+  """Writes an adapter that `peft.PeftModel.from_pretrained` opens on the base model; `base` is
+  where that one is.
 
-  With several processes each takes part and the first one writes.  Raises UserError where the disk does not take it.
+  With several processes each takes part and the first one writes.  Raises UserError where the
+  disk does not take it.
   """
   from safetensors import SafetensorError, numpy
 
@@ -66,20 +82,31 @@ def save(folder: str | Path, config: Config, adapter: dict[str, Adapter], base: 
     if not mine:
       continue
     if len({host[name].scale for name in mine}) > 1:
-      raise UserError(f"{folder}: the adapters of {', '.join(mine)} are one in this layout and have unlike scales")
+      raise UserError(
+        f"{folder}: the adapters of {', '.join(mine)} are one in this layout and have unlike scales"
+      )
     for i in range(config.depth):
       a, b = _join(tensor, host, table, i)
-      content |= {f"{PREFIX}{module.format(i)}.lora_{side}.weight": x for side, x in (("A", a), ("B", b))}
+      content |= {
+        f"{PREFIX}{module.format(i)}.lora_{side}.weight": x for side, x in (("A", a), ("B", b))
+      }
     ranks[short[module]] = sum(host[name].a.shape[-1] for name in mine)
     alphas[short[module]] = host[mine[0]].scale * ranks[short[module]]
   first = next(iter(ranks))
   about = {
-    "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True,
-    "r": ranks[first], "lora_alpha": alphas[first], "lora_dropout": 0.0, "bias": "none", "target_modules": list(ranks),
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": base,
+    "inference_mode": True,
+    "r": ranks[first],
+    "lora_alpha": alphas[first],
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "target_modules": list(ranks),
     "fan_in_fan_out": not any(tensor.turned for tensor in modules.values()),
     "rank_pattern": {name: rank for name, rank in ranks.items() if rank != ranks[first]},
     "alpha_pattern": {name: alpha for name, alpha in alphas.items() if alpha != alphas[first]},
-  }  # fmt: skip
+  }
   if jax.process_index():
     return
   folder = Path(folder)
@@ -89,7 +116,9 @@ def save(folder: str | Path, config: Config, adapter: dict[str, Adapter], base: 
     numpy.save_file(content, folder / WEIGHTS, metadata=own)
     (folder / CONFIG).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
   except (OSError, SafetensorError) as error:
-    raise UserError(f"{folder}: the adapter could not be written ({error}); make room or choose another") from error
+    raise UserError(
+      f"{folder}: the adapter could not be written ({error}); make room or choose another"
+    ) from error
 
 
 def _modules(config: Config) -> dict[str, Tensor]:
@@ -104,9 +133,14 @@ def _names(tensor: Tensor) -> list[str]:
 
 
 def _short(modules: list[str]) -> dict[str, str]:
-  """What PEFT's configuration calls each matrix: its last name, or the last two where one would be ambiguous (c_proj)."""
+  """What PEFT's configuration calls each matrix: its last name, or the last two where one would be
+  ambiguous (c_proj).
+  """
   last = [module.rpartition(".")[2] for module in modules]
-  return {m: name if last.count(name) == 1 else m.rpartition("{}.")[2] for m, name in zip(modules, last, strict=True)}
+  return {
+    m: name if last.count(name) == 1 else m.rpartition("{}.")[2]
+    for m, name in zip(modules, last, strict=True)
+  }
 
 
 def _cut(name: str, leaf: Leaf) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -120,8 +154,12 @@ def _outputs(tensor: Tensor) -> Tensor:
   return tensor._replace(leaves=("b/w",) * len(tensor.leaves), turned=True)
 
 
-def _join(tensor: Tensor, host: dict[str, Adapter], table: Params, i: int) -> tuple[np.ndarray, np.ndarray]:
-  """(a [R, I], b [O, R]) of one matrix in layer i; rows of b that belong to a product without adapter are 0."""
+def _join(
+  tensor: Tensor, host: dict[str, Adapter], table: Params, i: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """(a [R, I], b [O, R]) of one matrix in layer i; rows of b that belong to a product without
+  adapter are 0.
+  """
   names = _names(tensor)
   a = [host[name].a[i].reshape(-1, host[name].a.shape[-1]).T for name in names if name in host]
   parts, row = [], 0
@@ -141,8 +179,9 @@ def _join(tensor: Tensor, host: dict[str, Adapter], table: Params, i: int) -> tu
 def load(folder: str | Path, config: Config) -> dict[str, Adapter]:
   """The adapter of a folder for a model of this configuration, on the mesh where one is set.
 
-  Where the file joins several products in one matrix, each gets the whole rank, unless the adapter was written by `save`.
-  Raises UserError for a variant of LoRA that would be computed differently, and for missing or misshapen tensors.
+  Where the file joins several products in one matrix, each gets the whole rank, unless the
+  adapter was written by `save`. Raises UserError for a variant of LoRA that would be computed
+  differently, and for missing or misshapen tensors.
   """
   import safetensors
 
@@ -154,26 +193,36 @@ def load(folder: str | Path, config: Config) -> dict[str, Adapter]:
       content = {name.removeprefix(PREFIX): file.get_tensor(name) for name in names}
       ranks = json.loads((file.metadata() or {}).get("ranks", "{}"))
   except (OSError, TypeError, safetensors.SafetensorError) as error:
-    raise UserError(f"{folder / WEIGHTS}: not a readable safetensors file ({error}); save it again") from error
+    raise UserError(
+      f"{folder / WEIGHTS}: not a readable safetensors file ({error}); save it again"
+    ) from error
   found: dict[str, Adapter] = {}
   for module, tensor in _modules(config).items():
-    pairs = [[f"{module.format(i)}.lora_{side}.weight" for side in "AB"] for i in range(config.depth)]
+    pairs = [
+      [f"{module.format(i)}.lora_{side}.weight" for side in "AB"] for i in range(config.depth)
+    ]
     if not any(name in content for pair in pairs for name in pair):
       continue
     parts: dict[str, list] = {}
     rank = 0
     for a, b in pairs:
       if a not in content or b not in content:
-        raise UserError(f"{folder / WEIGHTS}: no '{a}' with '{b}'; an adapter here covers every layer or none")
+        raise UserError(
+          f"{folder / WEIGHTS}: no '{a}' with '{b}'; an adapter here covers every layer or none"
+        )
       rank = len(content[a])
-      for name, pair in _divide(tensor, content.pop(a), content.pop(b), table, ranks, folder / WEIGHTS).items():
+      for name, pair in _divide(
+        tensor, content.pop(a), content.pop(b), table, ranks, folder / WEIGHTS
+      ).items():
         parts.setdefault(name, []).append(pair)
     scale = _scale(about, module.format(0), rank)
     for name, layers in parts.items():
       a, b = (np.stack(side).astype(np.float32) for side in zip(*layers, strict=True))
       found[name] = Adapter(a, b, scale)
   if content or not found:
-    raise UserError(f"{folder / WEIGHTS}: '{next(iter(content), 'nothing')}' belongs to no product of this model")
+    raise UserError(
+      f"{folder / WEIGHTS}: '{next(iter(content), 'nothing')}' belongs to no product of this model"
+    )
   leaves = lora.table(table, lora.describe(found))
   return jax.tree.map(jax.numpy.asarray, sharding.place(found, sharding.shardings(leaves)))
 
@@ -186,8 +235,11 @@ def _divide(
   axes = [_cut(name, table["blocks"][name]["w"]) for name in names]
   inputs, outputs = math.prod(axes[0][0]), sum(math.prod(out) for _, out in axes)
   if a.shape[1:] != (inputs,) or b.shape != (outputs, len(a)):
-    raise UserError(f"{file}: the pair of {', '.join(names)} has the shapes {a.shape} and {b.shape}, [R, {inputs}] and "
-                    f"[{outputs}, R] are expected; it belongs to another model")  # fmt: skip
+    raise UserError(
+      f"{file}: the pair of {', '.join(names)} has the shapes {a.shape} and {b.shape}, [R, "
+      f"{inputs}] and "
+      f"[{outputs}, R] are expected; it belongs to another model"
+    )
   mine = [name for name in names if name in ranks]
   apart = len(names) > 1 and bool(mine) and sum(ranks[name] for name in mine) == len(a)
   parts = weights.pieces(_outputs(tensor), b, [(len(a), *out) for _, out in axes])
@@ -209,15 +261,22 @@ def _scale(about: dict[str, Any], module: str, rank: int) -> float:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-  """`adapter_config.json`.  Raises UserError where it is unreadable or asks for what is not computed here."""
+  """`adapter_config.json`.  Raises UserError where it is unreadable or asks for what is not
+  computed here.
+  """
   path = folder / CONFIG
   try:
     about = json.loads(path.read_text("utf-8"))
   except (OSError, ValueError) as error:
-    raise UserError(f"{path}: cannot be read ({error}); give the folder of a saved adapter") from error
+    raise UserError(
+      f"{path}: cannot be read ({error}); give the folder of a saved adapter"
+    ) from error
   for key, values in DEMANDED.items():
     if key in about and about[key] not in values:
-      raise UserError(f"{path}: '{key}' is {about[key]!r}; this variant is not implemented (only {values[0]!r} is)")
+      raise UserError(
+        f"{path}: '{key}' is {about[key]!r}; this variant is not implemented (only {values[0]!r} "
+        "is)"
+      )
   if not isinstance(about.get("lora_alpha"), int | float):
     raise UserError(f"{path}: 'lora_alpha' is {about.get('lora_alpha')!r}; a number is expected")
   return about

@@ -1,4 +1,6 @@
-"""The frequencies of rotary positions (Su et al. 2021) and how public models stretch them to longer contexts."""
+"""The frequencies of rotary positions (Su et al. 2021) and how public models stretch them to longer
+contexts.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ def stretched(
 ) -> np.ndarray:
   """Frequencies for a context longer than the `context` that the model was first trained with.
 
-  "linear" divides all of them by the factor (Chen et al. 2023).  "llama3" divides those that turn less than `low` times in the
-  first context, leaves those that turn more than `high` times, and goes linearly from one to the other in between.
+  "linear" divides all of them by the factor (Chen et al. 2023).  "llama3" divides those that
+  turn less than `low` times in the first context, leaves those that turn more than `high` times,
+  and goes linearly from one to the other in between.
   """
   if scaling == "none":
     return frequency

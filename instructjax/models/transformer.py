@@ -1,15 +1,18 @@
-"""A decoder-only transformer from the parts of a family: `gpt` and `llama` differ in their parts alone.
+"""A decoder-only transformer from the parts of a family: `gpt` and `llama` differ in their parts
+alone.
 
     x = embed(tokens);   x += attention(norm(x));   x += mlp(norm(x));   hidden = norm(x)
 
-In parallel blocks (GPT-J, GPT-NeoX) both halves read the same x.  Where the parameters hold `attn_post` and `mlp_post`, these
-norms stand on each half before it is added (Gemma 2); `q_norm` and `k_norm` stand on every head (Qwen 3, Gemma 3).
+In parallel blocks (GPT-J, GPT-NeoX) both halves read the same x.  Where the parameters hold
+`attn_post` and `mlp_post`, these norms stand on each half before it is added (Gemma 2); `q_norm`
+and `k_norm` stand on every head (Qwen 3, Gemma 3).
 
-Training scans over layers stacked in one array, `unroll` at a time; layers that differ in their window or their rotary
-frequencies are told their number in a list of such kinds.  Decoding unrolls them over per-layer caches updated in place.
+Training scans over layers stacked in one array, `unroll` at a time; layers that differ in their
+window or their rotary frequencies are told their number in a list of such kinds.  Decoding
+unrolls them over per-layer caches updated in place.
 
-Dimensions: B rows, T tokens, S cache positions, t new positions, D width, V vocabulary, K key/value heads,
-C head width.
+Dimensions: B rows, T tokens, S cache positions, t new positions, D width, V vocabulary, K
+key/value heads, C head width.
 """
 
 from __future__ import annotations
@@ -32,9 +35,11 @@ REMAT = ("none", "blocks", "dots")
 
 
 class Kind(NamedTuple):
-  """What may differ from layer to layer: the window of attention (0: none) and the frequencies of the rotation.
+  """What may differ from layer to layer: the window of attention (0: none) and the frequencies of
+  the rotation.
 
-  All kinds of a model have equally many frequencies: none without rotary positions, zeros for a layer that has no positions.
+  All kinds of a model have equally many frequencies: none without rotary positions, zeros for a
+  layer that has no positions.
   """
 
   window: int
@@ -47,9 +52,10 @@ UNROTATED = Kind(0, np.zeros(0, np.float32))
 class Family(NamedTuple):
   """The sizes and the parts of one model.
 
-  `remat` is "none", "blocks" or "dots" (keeps matrix products); `unroll` is how many layers a step of the scan holds;
-  `sequence` splits what is kept between blocks along the sequence over the mesh's `model` axis; `attention` is one of
-  `attention.KINDS`.  Layer i is of kind `kinds[pattern[i]]`.
+  `remat` is "none", "blocks" or "dots" (keeps matrix products); `unroll` is how many layers a
+  step of the scan holds; `sequence` splits what is kept between blocks along the sequence over
+  the mesh's `model` axis; `attention` is one of `attention.KINDS`.  Layer i is of kind
+  `kinds[pattern[i]]`.
   """
 
   vocab_size: int
@@ -90,10 +96,13 @@ def zeros(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
 
 
 def check(width: int, heads: int, kv_heads: int, head_width: int = 0) -> None:
-  """Raises UserError when the heads do not divide the width (where that gives theirs), or the key heads the heads."""
+  """Raises UserError when the heads do not divide the width (where that gives theirs), or the key
+  heads the heads.
+  """
   if (not head_width and width % heads) or heads % kv_heads:
     raise UserError(
-      f"width {width}, heads {heads}, kv_heads {kv_heads}: heads must divide the width and kv_heads the heads"
+      f"width {width}, heads {heads}, kv_heads {kv_heads}: heads must divide the width and "
+      "kv_heads the heads"
     )
 
 
@@ -106,10 +115,15 @@ def check_choice(name: str, value: str, known: Collection[str]) -> None:
 def build(family: Family) -> LM:
   """The language model as pure functions.
 
-  Raises UserError for an unknown `dtype`, `remat` or `attention`, an `unroll` below 1, and an impossible rate of dropout.
+  Raises UserError for an unknown `dtype`, `remat` or `attention`, an `unroll` below 1, and an
+  impossible rate of dropout.
   """
   f = family
-  kinds = ("dtype", f.dtype, DTYPES), ("remat", f.remat, REMAT), ("attention", f.attention, attention.KINDS)
+  kinds = (
+    ("dtype", f.dtype, DTYPES),
+    ("remat", f.remat, REMAT),
+    ("attention", f.attention, attention.KINDS),
+  )
   for name, value, known in kinds:
     check_choice(name, value, known)
   if f.unroll < 1:
@@ -117,16 +131,28 @@ def build(family: Family) -> LM:
   if not 0 <= f.dropout < 1:
     raise UserError(f"dropout is {f.dropout}: choose a rate from 0 up to, but not including, 1")
   return LM(
-    f.vocab_size, f.context, f.width, f.depth, f.table, partial(init, f.table), partial(stem, f), partial(hidden, f),
-    partial(logits, f), partial(unstack, f), partial(init_cache, f), partial(decode, f),
-  )  # fmt: skip
+    f.vocab_size,
+    f.context,
+    f.width,
+    f.depth,
+    f.table,
+    partial(init, f.table),
+    partial(stem, f),
+    partial(hidden, f),
+    partial(logits, f),
+    partial(unstack, f),
+    partial(init_cache, f),
+    partial(decode, f),
+  )
 
 
 def init(table: PyTree[Leaf], key: Key[Array, ""]) -> Params:
   """Initial parameters, float32: every leaf draws from a key of its own."""
   leaves, tree = jax.tree.flatten(table)
   keys = jax.random.split(key, len(leaves))
-  return jax.tree.unflatten(tree, [leaf.init(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+  return jax.tree.unflatten(
+    tree, [leaf.init(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+  )
 
 
 def attend(
@@ -155,9 +181,15 @@ def transform(f: Family, p: Params, x: Float[Array, "B T D"]) -> Float[Array, "B
 
 
 def add_halves(
-  f: Family, p: Params, x: Float[Array, "B T D"], attended: Float[Array, "B T D"], key: Key[Array, ""] | None = None
+  f: Family,
+  p: Params,
+  x: Float[Array, "B T D"],
+  attended: Float[Array, "B T D"],
+  key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B T D"]:
-  """x with both halves of a block added.  Dropout stands at two places: on each half before it is added (App. C.1)."""
+  """x with both halves of a block added.  Dropout stands at two places: on each half before it is
+  added (App. C.1).
+  """
   keys = (None, None) if key is None else jax.random.split(key)
   y = x + blocks.dropout(keys[0], attended, f.dropout)
   return y + blocks.dropout(keys[1], transform(f, p, x if f.parallel else y), f.dropout)
@@ -170,9 +202,13 @@ def block(
   at: Array,
   mix: Callable,
 ) -> tuple[Float[Array, "B T D"], None]:
-  """One layer as the body of a scan: its parameters, its key and, where layers differ, the number of its kind."""
+  """One layer as the body of a scan: its parameters, its key and, where layers differ, the number
+  of its kind.
+  """
   p, key, kind = layer
-  frequency = f.kinds[0].frequency if kind is None else jnp.asarray([k.frequency for k in f.kinds])[kind]
+  frequency = (
+    f.kinds[0].frequency if kind is None else jnp.asarray([k.frequency for k in f.kinds])[kind]
+  )
   here = lambda q, k, v: mix(q, k, v, which=0 if kind is None else kind)
   return add_halves(f, p, x, attend(f, p, x, at, frequency, here), key), None
 
@@ -212,20 +248,29 @@ def along_sequence(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
 
 
 def split_stream(
-  body: Callable, x: Float[Array, "B T D"], layer: tuple[Params, Key[Array, ""] | None, Int[Array, ""] | None]
+  body: Callable,
+  x: Float[Array, "B T D"],
+  layer: tuple[Params, Key[Array, ""] | None, Int[Array, ""] | None],
 ) -> tuple[Float[Array, "B T D"], None]:
-  """A block whose input and output, which the backward pass keeps, are split along the sequence; inside they are whole."""
+  """A block whose input and output, which the backward pass keeps, are split along the sequence;
+  inside they are whole.
+  """
   x, _ = body(sharding.reshard(x, "batch", None, None), layer)
   return along_sequence(x), None
 
 
-def stem(f: Family, params: Params, tokens: Int[Array, "B T"], valid: Valid) -> Float[Array, "B T D"]:
+def stem(
+  f: Family, params: Params, tokens: Int[Array, "B T"], valid: Valid
+) -> Float[Array, "B T D"]:
   """Embeddings carried through `lower`, whose gradient stops here.
 
   Raises UserError for rows longer than the context.
   """
   if tokens.shape[1] > f.context:
-    raise UserError(f"rows of {tokens.shape[1]} tokens do not fit the model's context of {f.context}: shorten the rows")
+    raise UserError(
+      f"rows of {tokens.shape[1]} tokens do not fit the model's context of {f.context}: shorten "
+      "the rows"
+    )
   x = f.embed(params["embed"], tokens, blocks.positions(valid))
   return jax.lax.stop_gradient(run(f, params["lower"], x, valid)) if "lower" in params else x
 
@@ -256,48 +301,65 @@ def logits(f: Family, params: Params, hidden: Float[Array, "*B D"]) -> Float[Arr
 def unstack(f: Family, params: Params, *, whole: bool = True) -> Params:
   """Parameters for decoding: a dict a layer, weights cast to the compute dtype.
 
-  `whole` makes them whole along fsdp, once; else each is made whole when it is used, in every step.  An adapter is added to
-  float32 matrices; beside those of bfloat16 it stays apart, for their rounding would swallow what is small against them.
+  `whole` makes them whole along fsdp, once; else each is made whole when it is used, in every
+  step.  An adapter is added to float32 matrices; beside those of bfloat16 it stays apart, for
+  their rounding would swallow what is small against them.
   """
   stacks = [params["lower"]] if "lower" in params else []
   stacks.append(lora.attach(params))
   layers = tuple(
-    jax.tree.map(lambda w, i=i: w[i], stack) for stack in stacks for i in range(jax.tree.leaves(stack)[0].shape[0])
+    jax.tree.map(lambda w, i=i: w[i], stack)
+    for stack in stacks
+    for i in range(jax.tree.leaves(stack)[0].shape[0])
   )
   rest = {name: leaf for name, leaf in params.items() if name not in ("lower", "blocks", "adapter")}
   if "head" not in params:
     rest["unembed"] = {"w": params["embed"]["tokens"]}
   if f.dtype == "float32":
     apart = lambda p: "lora" in p and p["w"].dtype != jnp.float32
-    layers = tuple({name: p if apart(p) else lora.fold(p) for name, p in layer.items()} for layer in layers)
+    layers = tuple(
+      {name: p if apart(p) else lora.fold(p) for name, p in layer.items()} for layer in layers
+    )
   found = freeze.cast(rest | {"layers": layers}, f.dtype)
   return jax.tree.map(sharding.gather, found) if whole else found
 
 
 def init_cache(f: Family, batch: int, length: int) -> Cache:
-  """An empty cache of `length` positions: keys and values [B, K, S, C] of every layer, real positions, next index.
+  """An empty cache of `length` positions: keys and values [B, K, S, C] of every layer, real
+  positions, next index.
 
   Raises UserError for more positions than the context.
   """
   if length > f.context:
     raise UserError(
-      f"{length} positions do not fit the model's context of {f.context}: shorten the prompts or the responses"
+      f"{length} positions do not fit the model's context of {f.context}: shorten the prompts or "
+      "the responses"
     )
   shape, axes = (batch, f.kv_heads, length, f.head_width), ("batch", "kv_heads", None, None)
-  empty = lambda: tuple(jnp.zeros(shape, f.dtype, out_sharding=sharding.fit(shape, axes)) for _ in range(f.depth))
-  valid = jnp.zeros((batch, length), bool, out_sharding=sharding.fit((batch, length), ("batch", None)))
+  empty = lambda: tuple(
+    jnp.zeros(shape, f.dtype, out_sharding=sharding.fit(shape, axes)) for _ in range(f.depth)
+  )
+  valid = jnp.zeros(
+    (batch, length), bool, out_sharding=sharding.fit((batch, length), ("batch", None))
+  )
   return {"keys": empty(), "values": empty(), "valid": valid, "index": jnp.int32(0)}
 
 
 def decode(
   f: Family, params: Params, tokens: Int[Array, "B t"], valid: Bool[Array, "B t"], cache: Cache
 ) -> tuple[Float[Array, "B t D"], Cache]:
-  """Appends t positions to the cache; every new position attends to the real ones up to itself, within its window."""
+  """Appends t positions to the cache; every new position attends to the real ones up to itself,
+  within its window.
+  """
   index, t = cache["index"], tokens.shape[1]
   seen = jax.lax.dynamic_update_slice(cache["valid"], valid, (0, index))
-  count = jnp.sum(cache["valid"], axis=1, keepdims=True, dtype=jnp.int32) + jnp.cumsum(valid, axis=1, dtype=jnp.int32)
+  count = jnp.sum(cache["valid"], axis=1, keepdims=True, dtype=jnp.int32) + jnp.cumsum(
+    valid, axis=1, dtype=jnp.int32
+  )
   at = jnp.maximum(count - 1, 0)
-  before = index + jnp.arange(t)[:, None] - jnp.arange(seen.shape[1])  # columns from the key to the query
+  before = (
+    index + jnp.arange(t)[:, None] - jnp.arange(seen.shape[1])
+  )  # columns from the key to the query
   causal = seen[:, None, :] & (before >= 0)
   x = f.embed(params["embed"], tokens, at)
   keys, values = list(cache["keys"]), list(cache["values"])
@@ -306,9 +368,13 @@ def decode(
     mask = causal & (before < kind.window) if kind.window else causal
 
     def mix(q, k, v, i=i, mask=mask):
-      place = lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, 0, index, 0))
+      place = lambda old, new: jax.lax.dynamic_update_slice(
+        old, new.astype(old.dtype), (0, 0, index, 0)
+      )
       keys[i], values[i] = place(keys[i], k), place(values[i], v)
-      return blocks.attention(q, keys[i], values[i], mask, f.dtype, scale=f.scale, softcap=f.softcap)
+      return blocks.attention(
+        q, keys[i], values[i], mask, f.dtype, scale=f.scale, softcap=f.softcap
+      )
 
     x = add_halves(f, p, x, attend(f, p, x, at, kind.frequency, mix))
   cache = {"keys": tuple(keys), "values": tuple(values), "valid": seen, "index": index + t}

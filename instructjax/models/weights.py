@@ -1,7 +1,9 @@
-"""Fills a model's parameters from the tensors of a file, and makes these tensors from the parameters, one at a time.
+"""Fills a model's parameters from the tensors of a file, and makes these tensors from the
+parameters, one at a time.
 
-A file has one tensor for each layer where a parameter is one array stacked over layers, and may have several parameters in one
-tensor.  Each tensor goes to its place on the devices before the next one is read.
+A file has one tensor for each layer where a parameter is one array stacked over layers, and may
+have several parameters in one tensor.  Each tensor goes to its place on the devices before the
+next one is read.
 
 Dimensions: I inputs and O outputs of a product.
 """
@@ -27,11 +29,13 @@ Config = gpt.GPTConfig | llama.LlamaConfig
 
 
 class Tensor(NamedTuple):
-  """A tensor of a file: its name ("{}" stands for the layer) and the parameters that it joins along its outputs.
+  """A tensor of a file: its name ("{}" stands for the layer) and the parameters that it joins along
+  its outputs.
 
-  A matrix is [I, O], as GPT-2's Conv1D stores it, or `turned` to [O, I], as a torch Linear does.  `by_head` joins the parts of
-  each head before those of the next (GPT-NeoX).  `paired` heads hold the two features that are turned together side by side
-  (Llama in GGUF).  `shift` is what the file adds to the parameter (Gemma's norms in GGUF).
+  A matrix is [I, O], as GPT-2's Conv1D stores it, or `turned` to [O, I], as a torch Linear does.
+  `by_head` joins the parts of each head before those of the next (GPT-NeoX).  `paired` heads
+  hold the two features that are turned together side by side (Llama in GGUF).  `shift` is what
+  the file adds to the parameter (Gemma's norms in GGUF).
   """
 
   name: str
@@ -58,7 +62,9 @@ def layout(config: Config) -> dict[str, Leaf]:
 
 
 def flat_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """A parameter of one layer as a file has it before turning: [I, O] for a matrix, one axis for all others."""
+  """A parameter of one layer as a file has it before turning: [I, O] for a matrix, one axis for all
+  others.
+  """
   if leaf.startswith("embed/"):
     return shape
   if not leaf.endswith("/w"):
@@ -75,18 +81,24 @@ def file_shape(tensor: Tensor, shapes: list[tuple[int, ...]]) -> tuple[int, ...]
 
 
 def pieces(tensor: Tensor, x: np.ndarray, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
-  """The parameters in a tensor of the file, in our order of axes: views of it, so that nothing is read yet."""
+  """The parameters in a tensor of the file, in our order of axes: views of it, so that nothing is
+  read yet.
+  """
   x = x.T if tensor.turned else x
   if tensor.by_head:
     heads, width = shapes[0][-2:]
     x = x.reshape(*x.shape[:-1], heads, len(shapes), width)
     parts = [x[..., i, :] for i in range(len(shapes))]
   else:
-    ends = np.cumsum([flat_shape(name, shape)[-1] for name, shape in zip(tensor.leaves, shapes, strict=True)])
+    ends = np.cumsum(
+      [flat_shape(name, shape)[-1] for name, shape in zip(tensor.leaves, shapes, strict=True)]
+    )
     parts = np.split(x, ends[:-1], axis=-1)
   if tensor.paired:
     heads, width = shapes[0][-2:]
-    parts = [part.reshape(*part.shape[:-1], heads, width // 2, 2).swapaxes(-1, -2) for part in parts]
+    parts = [
+      part.reshape(*part.shape[:-1], heads, width // 2, 2).swapaxes(-1, -2) for part in parts
+    ]
   return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
@@ -96,29 +108,41 @@ def join(tensor: Tensor, parts: list[np.ndarray]) -> np.ndarray:
     joined = np.stack(parts, axis=-2)
     joined = joined.reshape(*joined.shape[:-3], -1)
   else:
-    flat = [part.reshape(flat_shape(name, part.shape)) for name, part in zip(tensor.leaves, parts, strict=True)]
+    flat = [
+      part.reshape(flat_shape(name, part.shape))
+      for name, part in zip(tensor.leaves, parts, strict=True)
+    ]
     joined = np.concatenate(flat, axis=-1) if len(flat) > 1 else flat[0]
   return np.ascontiguousarray(joined.T if tensor.turned else joined)
 
 
-def fill(config: Config, tensors: tuple[Tensor, ...], read: Callable[[str], np.ndarray], source: Path) -> Params:
-  """Float32 parameters, placed on the mesh where one is set: `read` fetches a tensor, or a view of it, by name.
+def fill(
+  config: Config, tensors: tuple[Tensor, ...], read: Callable[[str], np.ndarray], source: Path
+) -> Params:
+  """Float32 parameters, placed on the mesh where one is set: `read` fetches a tensor, or a view of
+  it, by name.
 
-  One tensor is in memory at a time beside the parameters, and of that only what this process's devices hold.
-  Raises UserError for a tensor whose shape is not the one the configuration asks for.
+  One tensor is in memory at a time beside the parameters, and of that only what this process's
+  devices hold. Raises UserError for a tensor whose shape is not the one the configuration asks
+  for.
   """
   leaves, found = layout(config), {}
   for tensor in tensors:
     own = [leaves[name] for name in tensor.leaves]
     shapes = [leaf.shape[1:] if tensor.stacked else leaf.shape for leaf in own]
     specs = [sharding.fit(leaf.shape, leaf.axes) for leaf in own]
-    stacks = [_empty(leaf.shape, spec) for leaf, spec in zip(own, specs, strict=True)] if tensor.stacked else []
+    stacks = (
+      [_empty(leaf.shape, spec) for leaf, spec in zip(own, specs, strict=True)]
+      if tensor.stacked
+      else []
+    )
     for i in range(config.depth if tensor.stacked else 1):
       name = tensor.name.format(i)
       x = read(name)
       if x.shape != file_shape(tensor, shapes):
         raise UserError(
-          f"{source}: tensor '{name}' has shape {x.shape}, but its configuration asks for {file_shape(tensor, shapes)}: "
+          f"{source}: tensor '{name}' has shape {x.shape}, but its configuration asks for "
+          f"{file_shape(tensor, shapes)}: "
           "they belong to different models"
         )
       parts = pieces(tensor, x, shapes)
@@ -160,7 +184,9 @@ def _place(part: np.ndarray, spec: jax.P | None, shift: float) -> Array:
   """A part of a tensor in float32 on the devices; each is given what it holds."""
 
   def cut(index):
-    x = np.array(part[index], np.float32, order="C")  # a copy: JAX may keep it, and `part` may be a file
+    x = np.array(
+      part[index], np.float32, order="C"
+    )  # a copy: JAX may keep it, and `part` may be a file
     return x - np.float32(shift) if shift else x
 
   if spec is None:
@@ -197,7 +223,9 @@ def extract(tensor: Tensor, layer: int, params: Params) -> np.ndarray:
 
 
 def check(config: Config, tensors: tuple[Tensor, ...], params: Params) -> None:
-  """Raises UserError where a parameter is missing, has another shape than the configuration says, or is in no tensor."""
+  """Raises UserError where a parameter is missing, has another shape than the configuration says,
+  or is in no tensor.
+  """
   wanted = {name for tensor in tensors for name in tensor.leaves}
   leaves = {name: leaf for name, leaf in layout(config).items() if name in wanted}
   for name, leaf in leaves.items():
@@ -205,7 +233,10 @@ def check(config: Config, tensors: tuple[Tensor, ...], params: Params) -> None:
     shape = (sum(x.shape[0] for x in arrays), *arrays[0].shape[1:]) if arrays else None
     if shape != leaf.shape:
       found = "is missing" if shape is None else f"has shape {shape}"
-      raise UserError(f"parameter '{name}' {found}, but the configuration asks for {leaf.shape}: save it with its own")
+      raise UserError(
+        f"parameter '{name}' {found}, but the configuration asks for {leaf.shape}: save it with "
+        "its own"
+      )
   for path, _ in jax.tree_util.tree_leaves_with_path(params):
     first, *rest = (key.key for key in path)
     name = "/".join(["blocks" if first == "lower" else first, *rest])

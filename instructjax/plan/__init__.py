@@ -1,7 +1,9 @@
-"""`instructjax plan`: memory, collectives and time of a stage on any pod, from a machine that has none.
+"""`instructjax plan`: memory, collectives and time of a stage on any pod, from a machine that has
+none.
 
-The real steps of the package are traced on abstract values, counted (`counting`), and, where libtpu is installed,
-compiled ahead of time for the topology (`aot`).  Nothing is ever allocated or run: seconds are roofline bounds.
+The real steps of the package are traced on abstract values, counted (`counting`), and, where
+libtpu is installed, compiled ahead of time for the topology (`aot`).  Nothing is ever allocated
+or run: seconds are roofline bounds.
 """
 
 from __future__ import annotations
@@ -37,26 +39,50 @@ class Options:
 
 def arguments(command: argparse.ArgumentParser) -> None:
   """The options; all but --config and --json are those of `Options`."""
-  command.add_argument("--config", required=True, metavar="FILE[:PRESET]", help="pretrain, sft, rl_init, reward or ppo")
-  command.add_argument("--topology", required=True, help="v4, v5e, v5p, v6e, tpu7x: v5p:8x8x16; GPUs by arithmetic: h100:8")
-  command.add_argument("--mesh", default="", help="data=1,fsdp=64,model=16; the product is the number of devices")
-  command.add_argument("--slices", type=int, default=1, help="of that topology; data lies across them")
+  command.add_argument(
+    "--config", required=True, metavar="FILE[:PRESET]", help="pretrain, sft, rl_init, reward or ppo"
+  )
+  command.add_argument(
+    "--topology",
+    required=True,
+    help="v4, v5e, v5p, v6e, tpu7x: v5p:8x8x16; GPUs by arithmetic: h100:8",
+  )
+  command.add_argument(
+    "--mesh", default="", help="data=1,fsdp=64,model=16; the product is the number of devices"
+  )
+  command.add_argument(
+    "--slices", type=int, default=1, help="of that topology; data lies across them"
+  )
   command.add_argument("--policy", help="a shape such as 175B, where the configuration names none")
-  command.add_argument("--reward", help="shape of the reward and value networks of PPO; default 6B, the paper's")
-  command.add_argument("--records", type=int, help="rows of data, for the steps of an epoch; default the paper's")
-  command.add_argument("--completions", type=int, default=9, help="of a prompt of the reward model; default 9")
-  command.add_argument("--search", action="store_true", help="tries the meshes of the topology, the best first")
-  command.add_argument("--top", type=int, default=3, help="meshes that a search compiles; default 3")
+  command.add_argument(
+    "--reward", help="shape of the reward and value networks of PPO; default 6B, the paper's"
+  )
+  command.add_argument(
+    "--records", type=int, help="rows of data, for the steps of an epoch; default the paper's"
+  )
+  command.add_argument(
+    "--completions", type=int, default=9, help="of a prompt of the reward model; default 9"
+  )
+  command.add_argument(
+    "--search", action="store_true", help="tries the meshes of the topology, the best first"
+  )
+  command.add_argument(
+    "--top", type=int, default=3, help="meshes that a search compiles; default 3"
+  )
   command.add_argument("--arithmetic", action="store_true", help="ask no compiler")
   command.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def shapes(config: Config, preset: str, options: Options) -> tuple[str, str]:
-  """The shapes of the policy and of PPO's reward and value networks (or the first again).  Raises UserError."""
+  """The shapes of the policy and of PPO's reward and value networks (or the first again).  Raises
+  UserError.
+  """
   from instructjax.plan import programs
 
   if config.get("stage") not in ("pretrain", "sft", "rl_init", "reward", "ppo"):
-    raise UserError(f"stage '{config.get('stage')}' has no plan; there are pretrain, sft, rl_init, reward and ppo")
+    raise UserError(
+      f"stage '{config.get('stage')}' has no plan; there are pretrain, sft, rl_init, reward and ppo"
+    )
   shape = programs.shape_of(config, preset, options.policy)
   if config.stage != "ppo":
     return shape, shape
@@ -64,10 +90,13 @@ def shapes(config: Config, preset: str, options: Options) -> tuple[str, str]:
   return shape, programs.shape_of(config, preset, options.reward or usual, "reward")
 
 
-def plan(config: Config, preset: str, options: Options, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def plan(
+  config: Config, preset: str, options: Options, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
   """The report of a stage on a pod under one mesh, as plain data.
 
-  Raises UserError for an unknown topology or shape, and for a mesh that does not divide, with one that does.
+  Raises UserError for an unknown topology or shape, and for a mesh that does not divide, with
+  one that does.
   """
   from instructjax.plan import aot, chips, estimate, programs, search
   from instructjax.system.download import cache_folder
@@ -76,7 +105,13 @@ def plan(config: Config, preset: str, options: Options, say: Callable[[str], Non
   mesh = chips.mesh(options.mesh, where)
   shape, judge = shapes(config, preset, options)
   build = partial(
-    programs.build, config, shape, judge, mesh, records=options.records, completions=options.completions
+    programs.build,
+    config,
+    shape,
+    judge,
+    mesh,
+    records=options.records,
+    completions=options.completions,
   )
   compiling = aot.available() and not options.arithmetic and not where.chip.near
   try:
@@ -123,10 +158,16 @@ def _away(wanted: dict[str, int], mesh: dict[str, int]) -> float:
 def _why(options: Options, where: Any) -> str:
   if options.arithmetic:
     return "--arithmetic"
-  return "no GPU compiler is asked" if where.chip.near else "libtpu is not installed: pip install 'instructjax[plan]'"
+  return (
+    "no GPU compiler is asked"
+    if where.chip.near
+    else "libtpu is not installed: pip install 'instructjax[plan]'"
+  )
 
 
-def find(config: Config, preset: str, options: Options, say: Callable[[str], None]) -> dict[str, Any]:
+def find(
+  config: Config, preset: str, options: Options, say: Callable[[str], None]
+) -> dict[str, Any]:
   """Searches the meshes of a topology by arithmetic and compiles the best few."""
   import dataclasses
 
@@ -135,7 +176,11 @@ def find(config: Config, preset: str, options: Options, say: Callable[[str], Non
   where = chips.pod(options.topology, options.slices)
   shape, judge = shapes(config, preset, options)
   build = partial(
-    programs.build, shape=shape, judge=judge, records=options.records, completions=options.completions
+    programs.build,
+    shape=shape,
+    judge=judge,
+    records=options.records,
+    completions=options.completions,
   )
   meshes = list(search.possible(config, where, shape, judge))
   found = search.search(config, where, meshes, build, say)
@@ -152,7 +197,9 @@ def main(args: argparse.Namespace, config: Config) -> None:
 
   options = Options(**{name: getattr(args, name) for name in Options.__dataclass_fields__})
   preset = args.config.partition(":")[2]
-  say = (lambda text: None) if args.json else (lambda text: print(text, file=sys.stderr, flush=True))
+  say = (
+    (lambda text: None) if args.json else (lambda text: print(text, file=sys.stderr, flush=True))
+  )
   result = (find if options.search else plan)(config, preset, options, say)
   if args.json:
     print(json.dumps(result))
@@ -174,6 +221,7 @@ def _some_fit(result: dict[str, Any], options: Options) -> None:
   where = chips.pod(options.topology, options.slices)
   least, limit = min(one["peak"] for one in result["meshes"]), estimate.SURE * where.chip.memory
   raise UserError(
-    f"--topology={where.name}: none of {len(result['meshes'])} meshes fits; the smallest needs {least / 1e9:.1f} GB a device "
+    f"--topology={where.name}: none of {len(result['meshes'])} meshes fits; the smallest needs "
+    f"{least / 1e9:.1f} GB a device "
     f"of {limit / 1e9:.1f}: try --topology={chips.larger(where, where.devices * least / limit)}"
   )

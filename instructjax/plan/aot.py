@@ -1,7 +1,8 @@
-"""Compiles a program for a TPU topology that is not there, with libtpu (the `plan` extra), and reads what comes out.
+"""Compiles a program for a TPU topology that is not there, with libtpu (the `plan` extra), and
+reads what comes out.
 
-Reports are kept in the user's cache folder under a hash of the lowered StableHLO, the topology and the versions: JAX's
-own cache does not serve compile-only devices.
+Reports are kept in the user's cache folder under a hash of the lowered StableHLO, the topology
+and the versions: JAX's own cache does not serve compile-only devices.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ def available() -> bool:
 
 
 def device_mesh(where: Pod, mesh: Mapping[str, int]) -> Any:
-  """The mesh over the compile-only devices of a topology.  Raises UserError for a shape that libtpu does not know."""
+  """The mesh over the compile-only devices of a topology.  Raises UserError for a shape that libtpu
+  does not know.
+  """
   from jax.experimental import mesh_utils, topologies
   from jax.sharding import AxisType, Mesh
 
-  # Without the first two libtpu looks for a metadata server and says so on stderr; without the third it waits for every
-  # other process that has it open, as if both wanted the chips.
+  # Without the first two libtpu looks for a metadata server and says so on stderr; without the
+  # third it waits for every other process that has it open, as if both wanted the chips.
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -48,9 +51,13 @@ def device_mesh(where: Pod, mesh: Mapping[str, int]) -> Any:
     devices = list(topologies.get_topology_desc(where.name, platform="tpu", **options).devices)
   except Exception as error:  # the plugin's own errors have no common type
     first = str(error).strip().partition("\n")[0]
-    raise UserError(f"--topology={where.name}: libtpu does not give it ({first[:160]}); try another shape") from error
+    raise UserError(
+      f"--topology={where.name}: libtpu does not give it ({first[:160]}); try another shape"
+    ) from error
   if len(devices) != where.devices:
-    raise UserError(f"--topology={where.name}: libtpu gives {len(devices)} devices, {where.devices} are expected")
+    raise UserError(
+      f"--topology={where.name}: libtpu gives {len(devices)} devices, {where.devices} are expected"
+    )
   shape = tuple(mesh.values())
   if where.slices > 1:
     inside = (shape[0] // where.slices, *shape[1:])
@@ -66,7 +73,8 @@ def device_mesh(where: Pod, mesh: Mapping[str, int]) -> Any:
 def on(where: Pod, mesh: Mapping[str, int], compiling: bool) -> Iterator[None]:
   """Sets the mesh: of compile-only devices, or of no devices at all.
 
-  JAX's own cache is off in the first case: it keeps what is compiled for such devices, but cannot read it again.
+  JAX's own cache is off in the first case: it keeps what is compiled for such devices, but
+  cannot read it again.
   """
   import jax
   from jax.experimental.compilation_cache.compilation_cache import reset_cache
@@ -89,7 +97,9 @@ def on(where: Pod, mesh: Mapping[str, int], compiling: bool) -> Iterator[None]:
 
 
 def trace(program: Program) -> Any:
-  """The program on abstract values; arguments that it does not read stay, since a run holds them too."""
+  """The program on abstract values; arguments that it does not read stay, since a run holds them
+  too.
+  """
   import jax
 
   settings: dict[str, Any] = {"donate_argnums": (0,)} if program.donate else {}
@@ -99,7 +109,11 @@ def trace(program: Program) -> Any:
 
 
 def report(
-  traced: Any, where: Pod, mesh: Mapping[str, int], folder: Path, compiling: Callable[[], None] = lambda: None
+  traced: Any,
+  where: Pod,
+  mesh: Mapping[str, int],
+  folder: Path,
+  compiling: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
   """What the compiler says of one device: its memory, and the collectives of the compiled program.
 
@@ -126,7 +140,11 @@ def _compile(lowered: Any, mesh: Mapping[str, int]) -> dict[str, Any]:
   except jax.errors.JaxRuntimeError as error:
     used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(error))
     if not used:
-      return {"peak": None, "refused": str(error).strip().partition("\n")[0][:300], "collectives": []}
+      return {
+        "peak": None,
+        "refused": str(error).strip().partition("\n")[0][:300],
+        "collectives": [],
+      }
     scale = {"K": 1 / 1024**2, "M": 1 / 1024, "G": 1.0, "T": 1024.0}
     need, have = (float(used[i]) * scale[used[i + 1]] * GiB for i in (1, 3))
     return {"peak": need, "limit": have, "refused": used[0], "collectives": []}
@@ -137,5 +155,7 @@ def _compile(lowered: Any, mesh: Mapping[str, int]) -> dict[str, Any]:
     "temp": stats.temp_size_in_bytes,
     "outputs": stats.output_size_in_bytes - stats.alias_size_in_bytes,
     "refused": None,
-    "collectives": [c._asdict() | {"axes": list(c.axes)} for c in collectives.read(compiled.as_text(), mesh)],
+    "collectives": [
+      c._asdict() | {"axes": list(c.axes)} for c in collectives.read(compiled.as_text(), mesh)
+    ],
   }

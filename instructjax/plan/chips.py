@@ -1,4 +1,6 @@
-"""Chips and topologies: what one device has (public figures of the vendors), and which pods there are."""
+"""Chips and topologies: what one device has (public figures of the vendors), and which pods there
+are.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,13 @@ from instructjax.errors import UserError
 
 
 class Chip(NamedTuple):
-  """Public figures of one device: bf16 FLOP/s (dense), bytes of memory, memory bytes/s, bytes/s to its neighbours.
+  """Public figures of one device: bf16 FLOP/s (dense), bytes of memory, memory bytes/s, bytes/s to
+  its neighbours.
 
-  `link` is the sum over all links in one direction, half of what vendors print as bidirectional, so what is predicted
-  from it is a bound.  `far` is between slices (or between nodes of `near` GPUs).  A tpu7x chip is two devices, which
-  share its memory, links and network; a v4 or v5p chip is one.
+  `link` is the sum over all links in one direction, half of what vendors print as bidirectional,
+  so what is predicted from it is a bound.  `far` is between slices (or between nodes of `near`
+  GPUs).  A tpu7x chip is two devices, which share its memory, links and network; a v4 or v5p
+  chip is one.
   """
 
   flops: float
@@ -34,12 +38,13 @@ class Chip(NamedTuple):
 
 
 GiB = 1024**3
-# TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, tables of key specifications, read in November 2026.
-#   Links: bidirectional 400 (v5e), 1200 (v5p), 800 (v6e) and 1200 GB/s (tpu7x) a chip; v4: 6 links of 50 GB/s (Jouppi et al.
-#   2023, arXiv 2304.01433), which the bisection of 24 TB/s printed there agrees with.  Network: 50 (v5p), 100 (v6e, tpu7x)
-#   Gb/s a chip, and 2 x 100 Gb/s for the 8 chips of a v5e host; v4's is not printed, and taken to be v5p's.
-# GPUs: NVIDIA's data sheets of H100 SXM and H200 SXM: 1,979 TFLOP/s with sparsity, half of it dense; NVLink 900 GB/s in both
-#   directions; 400 Gb/s a GPU between nodes, as in a DGX.
+# TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, tables of key specifications, read in
+# November 2026. Links: bidirectional 400 (v5e), 1200 (v5p), 800 (v6e) and 1200 GB/s (tpu7x) a chip;
+# v4: 6 links of 50 GB/s (Jouppi et al. 2023, arXiv 2304.01433), which the bisection of 24 TB/s
+# printed there agrees with.  Network: 50 (v5p), 100 (v6e, tpu7x) Gb/s a chip, and 2 x 100 Gb/s for
+# the 8 chips of a v5e host; v4's is not printed, and taken to be v5p's. GPUs: NVIDIA's data sheets
+# of H100 SXM and H200 SXM: 1,979 TFLOP/s with sparsity, half of it dense; NVLink 900 GB/s in both
+# directions; 400 Gb/s a GPU between nodes, as in a DGX.
 CHIPS: dict[str, Chip] = {
   "v4": Chip(275e12, 32 * GiB, 1200e9, 300e9, 6.25e9, 3, largest=4096),
   "v5e": Chip(197e12, 16 * GiB, 819e9, 200e9, 3.125e9, 2, largest=256),
@@ -51,9 +56,10 @@ CHIPS: dict[str, Chip] = {
 }
 
 
-# Shapes of a slice, whichever side is named first.  v5e and v6e: the tables of the same pages.  v4, v5p and tpu7x: cubes of
-# 4 x 4 x 4 chips joined in any way (v5p's table says that it has most, not all, of these), or a part of one cube, whose sides
-# are 1, 2 or 4; of those the tables have fewer, and not the same ones for each kind, so all pass here.
+# Shapes of a slice, whichever side is named first.  v5e and v6e: the tables of the same pages.  v4,
+# v5p and tpu7x: cubes of 4 x 4 x 4 chips joined in any way (v5p's table says that it has most, not
+# all, of these), or a part of one cube, whose sides are 1, 2 or 4; of those the tables have fewer,
+# and not the same ones for each kind, so all pass here.
 FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 PARTS = (1, 2, 4)
 CUBE = 4
@@ -84,7 +90,9 @@ class Pod(NamedTuple):
 
 
 def pod(text: str, slices: int = 1) -> Pod:
-  """`v5p:8x8x16` or `h100:8`.  Raises UserError for an unknown chip or a shape that it does not come in, with the nearest."""
+  """`v5p:8x8x16` or `h100:8`.  Raises UserError for an unknown chip or a shape that it does not
+  come in, with the nearest.
+  """
   kind, _, rest = text.lower().partition(":")
   if kind not in CHIPS:
     near = difflib.get_close_matches(kind, CHIPS, 1, 0.5)
@@ -92,17 +100,26 @@ def pod(text: str, slices: int = 1) -> Pod:
     raise UserError(f"--topology={text}: unknown chip '{kind}'; {hint}known are {', '.join(CHIPS)}")
   dims = CHIPS[kind].dims or 1
   example = {1: "8", 2: "4x4", 3: "4x4x8"}[dims]
-  if not re.fullmatch(r"\d+(x\d+)*", rest) or len(rest.split("x")) != dims or "0" in rest.split("x"):
-    raise UserError(f"--topology={text}: {kind} has {dims} dimension{'s' * (dims > 1)}; write {kind}:{example}")
+  if (
+    not re.fullmatch(r"\d+(x\d+)*", rest) or len(rest.split("x")) != dims or "0" in rest.split("x")
+  ):
+    raise UserError(
+      f"--topology={text}: {kind} has {dims} dimension{'s' * (dims > 1)}; write {kind}:{example}"
+    )
   if slices < 1:
     raise UserError(f"--slices={slices}: choose 1 or more")
   found = Pod(kind, tuple(int(n) for n in rest.split("x")), slices)
   most, chips = found.chip.largest, found.chips // slices
   if most and chips > most:
-    raise UserError(f"--topology={text}: {chips} chips, the largest slice of {kind} has {most}; take several, --slices=N")
+    raise UserError(
+      f"--topology={text}: {chips} chips, the largest slice of {kind} has {most}; take several, "
+      "--slices=N"
+    )
   if not exists(found):
     near = " or ".join(one.name for one in neighbours(found))
-    raise UserError(f"--topology={text}: {kind} has no slice of {chips} chips in this shape; the nearest: {near}")
+    raise UserError(
+      f"--topology={text}: {kind} has no slice of {chips} chips in this shape; the nearest: {near}"
+    )
   return found
 
 
@@ -122,24 +139,31 @@ def neighbours(where: Pod, count: int = 2) -> list[Pod]:
     cubes = [range(max(n // CUBE - 1, 1) * CUBE, (n // CUBE + 2) * CUBE, CUBE) for n in sides]
     shapes = {*itertools.product(PARTS, repeat=3), *itertools.product(*cubes)}
   away = lambda shape: (sum(abs(math.log(a / b)) for a, b in zip(shape, sides, strict=True)), shape)
-  found = (where._replace(shape=shape, slices=1) for shape in sorted({tuple(sorted(shape)) for shape in shapes}, key=away))
+  found = (
+    where._replace(shape=shape, slices=1)
+    for shape in sorted({tuple(sorted(shape)) for shape in shapes}, key=away)
+  )
   return list(itertools.islice(filter(exists, found), count))
 
 
 def larger(where: Pod, devices: float) -> str:
-  """`v5e:16x16`: a topology of at least so many devices, the shortest dimension doubled again and again, and beyond the largest
-  slice the slices: `v5e:16x16 --slices=2`."""
+  """`v5e:16x16`: a topology of at least so many devices, the shortest dimension doubled again and
+  again, and beyond the largest slice the slices: `v5e:16x16 --slices=2`.
+  """
   shape, slices, chip = list(where.shape), where.slices, where.chip
   while math.prod(shape) * slices * chip.devices < devices:
     if chip.largest and 2 * math.prod(shape) > chip.largest:
       slices *= 2
     else:
       shape[shape.index(min(shape))] *= 2
-  return where._replace(shape=tuple(sorted(shape))).name + (f" --slices={slices}" if slices > where.slices else "")
+  return where._replace(shape=tuple(sorted(shape))).name + (
+    f" --slices={slices}" if slices > where.slices else ""
+  )
 
 
 def mesh(text: str, where: Pod) -> dict[str, int]:
-  """`data=1,fsdp=256,model=4`, whose product is the number of devices; what is left out is 1, all of it empty is fsdp.
+  """`data=1,fsdp=256,model=4`, whose product is the number of devices; what is left out is 1, all
+  of it empty is fsdp.
 
   Raises UserError for another product, with the nearest that works.
   """
@@ -156,11 +180,15 @@ def mesh(text: str, where: Pod) -> dict[str, int]:
     near = nearest(sizes, where)
     too = "too small: " if product > where.devices else ""
     raise UserError(
-      f"--mesh={text}: {product} devices, {where.name}{f' x {where.slices} slices' * (where.slices > 1)} has "
+      f"--mesh={text}: {product} devices, "
+      f"{where.name}{f' x {where.slices} slices' * (where.slices > 1)} has "
       f"{where.devices} ({too}nearest that works: --mesh={near})"
     )
   if sizes["data"] % where.slices:
-    raise UserError(f"--mesh: data={sizes['data']} does not divide over --slices={where.slices}; choose a multiple of it")
+    raise UserError(
+      f"--mesh: data={sizes['data']} does not divide over --slices={where.slices}; choose a "
+      "multiple of it"
+    )
   return sizes
 
 
@@ -199,8 +227,11 @@ def split(where: Pod, sizes: Mapping[str, int], along: tuple[str, ...]) -> tuple
   return near, total // near
 
 
-def transfer(where: Pod, sizes: Mapping[str, int], kind: str, along: tuple[str, ...], payload: float) -> float:
-  """Seconds of a collective: a ring over the near devices, then one over the slices or nodes with each device's part.
+def transfer(
+  where: Pod, sizes: Mapping[str, int], kind: str, along: tuple[str, ...], payload: float
+) -> float:
+  """Seconds of a collective: a ring over the near devices, then one over the slices or nodes with
+  each device's part.
 
   A ring of n moves (n - 1) / n of what it holds, an all-reduce twice that, a permutation all of it.
   """

@@ -1,8 +1,10 @@
-"""The collectives of a compiled program, read in its HLO text: kind, mesh axes, how often and how many bytes.
+"""The collectives of a compiled program, read in its HLO text: kind, mesh axes, how often and how
+many bytes.
 
-An operation in the body of a loop counts as often as the loop runs, where its condition compares with a constant.  The
-TPU compiler cuts one collective into several fusions that share a channel: they are counted once.  What goes from slice to
-slice it writes as pairs of a send and a receive through the host, which name the collective that they are a part of.
+An operation in the body of a loop counts as often as the loop runs, where its condition compares
+with a constant.  The TPU compiler cuts one collective into several fusions that share a channel:
+they are counted once.  What goes from slice to slice it writes as pairs of a send and a receive
+through the host, which name the collective that they are a part of.
 """
 
 from __future__ import annotations
@@ -17,13 +19,17 @@ import numpy as np
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8}
 _OPERATION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
-_BETWEEN_SLICES = re.compile(r"= \((.*), u32\[\], token\[\]\) recv\(.*_xla_megascale_transfer_type=\"(\w+)\"")
+_BETWEEN_SLICES = re.compile(
+  r"= \((.*), u32\[\], token\[\]\) recv\(.*_xla_megascale_transfer_type=\"(\w+)\""
+)
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 _ARRAY = re.compile(r"(pred|bf16|f16|f32|f64|[su]\d+|f8\w*)\[([\d,]*)\]")
 
 
 class Collective(NamedTuple):
-  """All operations of one kind over the same axes in one call: `bytes` is the payload, whole along these axes."""
+  """All operations of one kind over the same axes in one call: `bytes` is the payload, whole along
+  these axes.
+  """
 
   kind: str
   axes: tuple[str, ...]
@@ -32,10 +38,13 @@ class Collective(NamedTuple):
 
 
 def size(text: str, last: bool = False) -> int:
-  """Bytes of the arrays of a type, or of its last one: the scalars behind it are the state of what is under way."""
+  """Bytes of the arrays of a type, or of its last one: the scalars behind it are the state of what
+  is under way.
+  """
   found = _ARRAY.findall(text)
   arrays = [
-    math.prod(int(n) for n in dims.split(",") if n) * BYTES.get(dtype, int(re.sub(r"\D", "", dtype[:3]) or 8) // 8 or 1)
+    math.prod(int(n) for n in dims.split(",") if n)
+    * BYTES.get(dtype, int(re.sub(r"\D", "", dtype[:3]) or 8) // 8 or 1)
     for dtype, dims in ([one for one in found if one[1]] or found if last else found)
   ]
   return (arrays[-1] if last else sum(arrays)) if arrays else 0
@@ -49,7 +58,9 @@ def group(line: str) -> list[int]:
     ids = np.arange(math.prod(shape.values())).reshape(tuple(shape.values()))
     return ids[tuple(slice(None) if name in names else 0 for name in shape)].ravel().tolist()
   if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
-    out, shape, turn = ([int(n) for n in part.split(",")] if part else None for part in found.groups())
+    out, shape, turn = (
+      [int(n) for n in part.split(",")] if part else None for part in found.groups()
+    )
     ids = np.arange(math.prod(shape or [])).reshape(shape or [])
     return (ids.transpose(turn) if turn else ids).reshape(out or [])[0].tolist()
   if found := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
@@ -81,7 +92,9 @@ def computations(text: str) -> dict[str, list[str]]:
 
 def trips(condition: Sequence[str]) -> int:
   """How often a loop runs: the constant that its condition compares with; 1 where there is none."""
-  found = [int(n) for line in condition for n in re.findall(r"= [su]\d+\[\]\S* constant\((\d+)\)", line)]
+  found = [
+    int(n) for line in condition for n in re.findall(r"= [su]\d+\[\]\S* constant\((\d+)\)", line)
+  ]
   return max(found, default=1)
 
 
@@ -111,7 +124,9 @@ def frequencies(found: Mapping[str, Sequence[str]]) -> dict[str, float]:
 
 
 def between_slices(received: str, transfer: str, mesh: Mapping[str, int]) -> tuple[str, int]:
-  """(kind, payload) of a receive from other slices, which lie along data: what each device holds after its own slice's part."""
+  """(kind, payload) of a receive from other slices, which lie along data: what each device holds
+  after its own slice's part.
+  """
   kind = transfer.lower().replace("_", "-")
   payload = size(received) * (mesh["data"] if kind == "reduce-scatter" else 1)
   return (kind if kind in KINDS else "collective-permute"), payload

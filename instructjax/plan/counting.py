@@ -1,8 +1,9 @@
-"""What a program costs, read off its jaxpr: FLOPs, bytes that matrix products touch, and collectives.
+"""What a program costs, read off its jaxpr: FLOPs, bytes that matrix products touch, and
+collectives.
 
-XLA's own `cost_analysis` counts the body of a loop once; here a scan counts `length` times and a while loop as often as
-the program's bound.  Types carry shardings, so the share of one device is exact: a product that is not split over an axis
-is counted on each device along it.
+XLA's own `cost_analysis` counts the body of a loop once; here a scan counts `length` times and a
+while loop as often as the program's bound.  Types carry shardings, so the share of one device is
+exact: a product that is not split over an axis is counted on each device along it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,27 @@ from typing import Any
 
 # What passes a weight on as it is, perhaps cast, moved or cut.
 CARRIES = {
-  "convert_element_type", "reshape", "reshard", "sharding_constraint", "transpose", "slice", "squeeze", "dynamic_slice",
-  "broadcast_in_dim", "copy", "copy_p",
-}  # fmt: skip
+  "convert_element_type",
+  "reshape",
+  "reshard",
+  "sharding_constraint",
+  "transpose",
+  "slice",
+  "squeeze",
+  "dynamic_slice",
+  "broadcast_in_dim",
+  "copy",
+  "copy_p",
+}
 
 
 @dataclasses.dataclass
 class Cost:
-  """Of one call; all but `flops` are of one device.  `collectives` maps (kind, mesh axes) to (count, payload bytes).
+  """Of one call; all but `flops` are of one device.  `collectives` maps (kind, mesh axes) to
+  (count, payload bytes).
 
-  `weight_width` is the bytes of a weight that is gathered: the compiler casts to the compute dtype before it gathers.
+  `weight_width` is the bytes of a weight that is gathered: the compiler casts to the compute
+  dtype before it gathers.
   """
 
   weight_width: int = 4
@@ -32,7 +44,9 @@ class Cost:
   device_flops: float = 0.0
   product_bytes: float = 0.0
   weight_bytes: float = 0.0
-  collectives: dict[tuple[str, tuple[str, ...]], tuple[float, float]] = dataclasses.field(default_factory=dict)
+  collectives: dict[tuple[str, tuple[str, ...]], tuple[float, float]] = dataclasses.field(
+    default_factory=dict
+  )
 
   def collective(self, kind: str, axes: Sequence[str], times: float, size: float) -> None:
     count, total = self.collectives.get((kind, tuple(axes)), (0.0, 0.0))
@@ -67,7 +81,9 @@ def all_axes(aval: Any) -> Counter[str]:
 def inner(eqn: Any) -> Iterator[tuple[Any, int]]:
   """The jaxprs of an equation and the number of its inputs that stand before theirs."""
   name, params = eqn.primitive.name, eqn.params
-  if name == "cond":  # the last branch is the default of `platform_dependent`: what runs on an accelerator
+  if (
+    name == "cond"
+  ):  # the last branch is the default of `platform_dependent`: what runs on an accelerator
     yield params["branches"][-1], 1
   elif name == "while":
     yield params["body_jaxpr"], params["cond_nconsts"]
@@ -83,7 +99,9 @@ def opened(jaxpr: Any) -> Any:
 
 
 def count(jaxpr: Any, weights: Sequence[bool], trips: int, weight_width: int = 4) -> Cost:
-  """The cost of a closed jaxpr; `weights` marks its inputs that are parameters, `trips` bounds its while loops."""
+  """The cost of a closed jaxpr; `weights` marks its inputs that are parameters, `trips` bounds its
+  while loops.
+  """
   cost = Cost(weight_width)
   _walk(opened(jaxpr), list(weights), 1.0, trips, cost)
   return cost
@@ -107,7 +125,9 @@ def _walk(jaxpr: Any, weights: Sequence[bool], times: float, trips: int, cost: C
       often = eqn.params["length"] if name == "scan" else trips if name == "while" else 1
       flags = [is_weight(v) for v in eqn.invars[skip:]]
       out = _walk(opened(body), flags, times * often, trips, cost)
-      marked |= {v for v, weight in zip(eqn.outvars, out) if weight and len(out) == len(eqn.outvars)}
+      marked |= {
+        v for v, weight in zip(eqn.outvars, out) if weight and len(out) == len(eqn.outvars)
+      }
   return [is_weight(v) for v in jaxpr.outvars]
 
 
@@ -120,10 +140,14 @@ def _product(eqn: Any, weights: Sequence[bool], times: float, cost: Cost) -> Non
   cost.flops += times * 2 * math.prod(out.shape) * depth
   cost.device_flops += times * 2 * math.prod(local_shape(out)) * math.prod(shares)
   cost.product_bytes += times * sum(local_bytes(x) for x in (a, b, out))
-  cost.weight_bytes += times * sum(local_bytes(v.aval) for v, weight in zip(eqn.invars, weights) if weight)
+  cost.weight_bytes += times * sum(
+    local_bytes(v.aval) for v, weight in zip(eqn.invars, weights) if weight
+  )
   reduced = [name for dim in left for name in axes_of(a, dim)]
   if reduced:  # a gradient that is then stored along fsdp is scattered as it is summed
-    cost.collective("reduce-scatter" if "fsdp" in reduced else "all-reduce", reduced, times, local_bytes(out))
+    cost.collective(
+      "reduce-scatter" if "fsdp" in reduced else "all-reduce", reduced, times, local_bytes(out)
+    )
 
 
 def _reshard(eqn: Any, times: float, cost: Cost, weight: bool) -> None:
@@ -135,8 +159,10 @@ def _reshard(eqn: Any, times: float, cost: Cost, weight: bool) -> None:
 
 
 def _lookups(jaxpr: Any) -> dict[Any, list[str]]:
-  """Arrays that stand whole in the jaxpr and never on a device: rows made whole only to be added into a table, or looked up
-  only to be split.  The compiler splits both along the batch.  With each, the axes that it was split over."""
+  """Arrays that stand whole in the jaxpr and never on a device: rows made whole only to be added
+  into a table, or looked up only to be split.  The compiler splits both along the batch.  With
+  each, the axes that it was split over.
+  """
   readers: dict[Any, list[Any]] = {}
   for eqn in jaxpr.eqns:
     for v in eqn.invars:
@@ -144,7 +170,10 @@ def _lookups(jaxpr: Any) -> dict[Any, list[str]]:
         readers.setdefault(v, []).append(eqn)
   found: dict[Any, list[str]] = {}
   for eqn in jaxpr.eqns:
-    out, read = eqn.outvars[0] if eqn.outvars else None, readers.get(eqn.outvars[0] if eqn.outvars else None, [])
+    out, read = (
+      eqn.outvars[0] if eqn.outvars else None,
+      readers.get(eqn.outvars[0] if eqn.outvars else None, []),
+    )
     if len(read) != 1 or out in jaxpr.outvars:
       continue
     name, reader = eqn.primitive.name, read[0].primitive.name
@@ -157,15 +186,35 @@ def _lookups(jaxpr: Any) -> dict[Any, list[str]]:
 
 # --- memory ---
 
-FREE = {"broadcast_in_dim", "iota", "reshape", "squeeze", "expand_dims", "copy_p", "rng_bit_generator", "random_wrap"}
-OPAQUE = {"dot_general", "scan", "while", "gather", "scatter", "scatter-add", "sort", "concatenate", "reshard", "argmax"}
+FREE = {
+  "broadcast_in_dim",
+  "iota",
+  "reshape",
+  "squeeze",
+  "expand_dims",
+  "copy_p",
+  "rng_bit_generator",
+  "random_wrap",
+}
+OPAQUE = {
+  "dot_general",
+  "scan",
+  "while",
+  "gather",
+  "scatter",
+  "scatter-add",
+  "sort",
+  "concatenate",
+  "reshard",
+  "argmax",
+}
 
 
 def peak(jaxpr: Any, donated: Sequence[bool] = ()) -> int:
   """Bytes that one device needs besides the arguments: the most that is live at once.
 
-  Results of elementwise equations that only elementwise equations read once are taken to be fused away.  A donated input
-  gives its memory to the results made after its last use.
+  Results of elementwise equations that only elementwise equations read once are taken to be
+  fused away.  A donated input gives its memory to the results made after its last use.
   """
   jaxpr = opened(jaxpr)
   last, uses = _lifetimes(jaxpr)
@@ -179,7 +228,9 @@ def peak(jaxpr: Any, donated: Sequence[bool] = ()) -> int:
   for at, eqn in enumerate(jaxpr.eqns):
     ends = [v for v in dying.get(at, []) if v in sizes]
     gone = sum(sizes[v] for v in ends)
-    made = {v: 0 if v in fused or eqn.primitive.name in FREE else local_bytes(v.aval) for v in eqn.outvars}
+    made = {
+      v: 0 if v in fused or eqn.primitive.name in FREE else local_bytes(v.aval) for v in eqn.outvars
+    }
     new = sum(made.values())
     within = max((_inside(eqn, body, skip, ends) for body, skip in inner(eqn)), default=0)
     reuses = eqn.primitive.name not in OPAQUE or within
@@ -203,12 +254,15 @@ def _inside(eqn: Any, body: Any, skip: int, ends: Sequence[Any]) -> int:
 
 
 def _loop(eqn: Any, body: Any) -> tuple[int, int]:
-  """(constants, carried values) of a loop.  Those of a scan are told from its sliced arrays by rank: the names of its
-  parameters differ between versions of JAX."""
+  """(constants, carried values) of a loop.  Those of a scan are told from its sliced arrays by
+  rank: the names of its parameters differ between versions of JAX.
+  """
   if eqn.primitive.name == "while":
     fixed = eqn.params["body_nconsts"]
     return fixed, len(body.invars) - fixed
-  whole = lambda outside, inside: sum(a.aval.ndim == b.aval.ndim for a, b in zip(outside, inside, strict=True))
+  whole = lambda outside, inside: sum(
+    a.aval.ndim == b.aval.ndim for a, b in zip(outside, inside, strict=True)
+  )
   carried = whole(eqn.outvars, body.outvars)
   return whole(eqn.invars, body.invars) - carried, carried
 
@@ -230,7 +284,9 @@ def _lifetimes(jaxpr: Any) -> tuple[dict[Any, int], Counter]:
 
 def _stays(eqn: Any) -> bool:
   """A reshard to where the array lies already."""
-  return eqn.primitive.name == "reshard" and all_axes(eqn.invars[0].aval) == all_axes(eqn.outvars[0].aval)
+  return eqn.primitive.name == "reshard" and all_axes(eqn.invars[0].aval) == all_axes(
+    eqn.outvars[0].aval
+  )
 
 
 def _fuse(jaxpr: Any, last: dict[Any, int], uses: Counter) -> set[Any]:

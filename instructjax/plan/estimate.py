@@ -1,4 +1,6 @@
-"""From a program to its report: memory, roofline seconds and what bounds them, by arithmetic and by the compiler."""
+"""From a program to its report: memory, roofline seconds and what bounds them, by arithmetic and by
+the compiler.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ KINDS = ("params", "optimizer", "ema", "frozen", "other")
 def shares(program: Program) -> dict[str, int]:
   """Bytes of the arguments on one device, by what they are."""
   total = dict.fromkeys(KINDS, 0)
-  for kind, leaf in zip(jax.tree.leaves(program.kinds), jax.tree.leaves(program.arguments), strict=True):
+  for kind, leaf in zip(
+    jax.tree.leaves(program.kinds), jax.tree.leaves(program.arguments), strict=True
+  ):
     total[kind] += local_bytes(leaf)
   return total
 
@@ -30,7 +34,9 @@ def shares(program: Program) -> dict[str, int]:
 def arithmetic(program: Program, traced: Any) -> tuple[dict[str, Any], counting.Cost]:
   """Memory and collectives read off the jaxpr: no compiler is asked."""
   kinds = jax.tree.leaves(program.kinds)
-  cost = counting.count(traced.jaxpr, [kind in ("params", "frozen") for kind in kinds], program.trips, program.width)
+  cost = counting.count(
+    traced.jaxpr, [kind in ("params", "frozen") for kind in kinds], program.trips, program.width
+  )
   donated = [program.donate] * len(jax.tree.leaves(program.arguments[0]))
   temp = counting.peak(traced.jaxpr, donated)
   arguments = sum(shares(program).values())
@@ -40,24 +46,37 @@ def arithmetic(program: Program, traced: Any) -> tuple[dict[str, Any], counting.
     "arguments": arguments,
     "temp": temp,
     "refused": None,
-    "collectives": [c._asdict() | {"axes": list(c.axes)} for c in sorted(moved, key=lambda c: -c.bytes)],
+    "collectives": [
+      c._asdict() | {"axes": list(c.axes)} for c in sorted(moved, key=lambda c: -c.bytes)
+    ],
   }, cost
 
 
 def seconds(
-  program: Program, cost: counting.Cost, moved: Sequence[Mapping[str, Any]], memory: Mapping[str, int], where: Pod,
+  program: Program,
+  cost: counting.Cost,
+  moved: Sequence[Mapping[str, Any]],
+  memory: Mapping[str, int],
+  where: Pod,
   mesh: Mapping[str, int],
-) -> dict[str, float]:  # fmt: skip
-  """Lower bounds of one call: arithmetic, memory traffic and links, each as if the others were free.
+) -> dict[str, float]:
+  """Lower bounds of one call: arithmetic, memory traffic and links, each as if the others were
+  free.
 
-  Memory traffic is what matrix products read and write, and, for each optimizer update, parameters, moments and average read
-  and written and the gradient read.
+  Memory traffic is what matrix products read and write, and, for each optimizer update,
+  parameters, moments and average read and written and the gradient read.
   """
   chip = where.chip
   state = memory["params"] + memory["optimizer"] + memory["ema"]
   traffic = cost.product_bytes + program.updates * (2 * state + memory["params"])
-  link = sum(chips.transfer(where, mesh, one["kind"], tuple(one["axes"]), one["bytes"]) for one in moved)
-  return {"compute": cost.device_flops / chip.flops, "memory": traffic / chip.bandwidth, "links": link}
+  link = sum(
+    chips.transfer(where, mesh, one["kind"], tuple(one["axes"]), one["bytes"]) for one in moved
+  )
+  return {
+    "compute": cost.device_flops / chip.flops,
+    "memory": traffic / chip.bandwidth,
+    "links": link,
+  }
 
 
 def judge(found: dict[str, Any], where: Pod, by_compiler: bool = False) -> dict[str, Any]:
@@ -68,9 +87,13 @@ def judge(found: dict[str, Any], where: Pod, by_compiler: bool = False) -> dict[
 
 
 def program_report(
-  program: Program, plain: Program | None, where: Pod, mesh: Mapping[str, int], folder: Path | None,
+  program: Program,
+  plain: Program | None,
+  where: Pod,
+  mesh: Mapping[str, int],
+  folder: Path | None,
   say: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
   """The row of one program.  With a folder for cached reports the compiler is asked too."""
   traced = aot.trace(program)
   by_arithmetic, cost = arithmetic(program, traced)
@@ -128,11 +151,20 @@ def advice(row: Mapping[str, Any], config: Any, where: Pod) -> str:
   cache = row["memory"]["kv_cache"] / 1e9
   if row["program"] == "rollout":
     return says + (
-      f"the KV cache is {cache:.1f} GB and the weights are whole along fsdp; more model, or a smaller config.batch"
+      f"the KV cache is {cache:.1f} GB and the weights are whole along fsdp; more model, or a "
+      "smaller config.batch"
     )
   if config.model.remat != "blocks":
     return says + "keep less for the backward pass with --config.model.remat=blocks"
   if row["program"] == "scoring":
-    return says + "it holds the logits of all episodes at once; a smaller config.batch or a larger data x fsdp"
-  names = "config.ppo.micro and config.ppo.ptx_micro" if row["program"] == "update" else "config.micro"
-  return says + f"activations are {need - state:.1f} GB; more micro-batches ({names}), more model, or a smaller batch"
+    return (
+      says
+      + "it holds the logits of all episodes at once; a smaller config.batch or a larger data x fsdp"
+    )
+  names = (
+    "config.ppo.micro and config.ppo.ptx_micro" if row["program"] == "update" else "config.micro"
+  )
+  return (
+    says
+    + f"activations are {need - state:.1f} GB; more micro-batches ({names}), more model, or a smaller batch"
+  )

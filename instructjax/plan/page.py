@@ -25,16 +25,23 @@ def verdict(found: Mapping[str, Any] | None) -> str:
     return "-"
   if found["peak"] is None:
     return "refused"
-  return f"{gb(found['peak'])} of {gb(found['limit'])} {'fits' if found['fits'] else 'DOES NOT FIT'}"
+  return (
+    f"{gb(found['peak'])} of {gb(found['limit'])} {'fits' if found['fits'] else 'DOES NOT FIT'}"
+  )
 
 
 def show(result: Mapping[str, Any], console: Console | None = None) -> None:
   """The whole plan."""
   console = console or Console(width=132, highlight=False)
-  by = "compiled ahead of time, nothing was run" if result["compiled"] else f"by arithmetic ({result['why_not']})"
+  by = (
+    "compiled ahead of time, nothing was run"
+    if result["compiled"]
+    else f"by arithmetic ({result['why_not']})"
+  )
   slices = f" x {result['slices']} slices" if result["slices"] > 1 else ""
   console.print(
-    f"{result['stage']} {result['model']} on {result['topology']}{slices}: {result['devices']} devices, "
+    f"{result['stage']} {result['model']} on {result['topology']}{slices}: {result['devices']} "
+    "devices, "
     f"mesh {chips.written(result['mesh'])}, {by}"
   )
   rows = result["programs"]
@@ -61,7 +68,9 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
   table.add_row("calls in the run", *[f"{row['calls']:,}" for row in rows])
   console.print(table)
   _collectives(console, rows)
-  console.print(f"whole run: at least {result['hours']:.2f} hours, {result['chip_hours']:,.0f} chip-hours")
+  console.print(
+    f"whole run: at least {result['hours']:.2f} hours, {result['chip_hours']:,.0f} chip-hours"
+  )
   if result["fits"]:
     console.print("everything fits")
 
@@ -76,7 +85,9 @@ def _collectives(console: Console, rows: list[Mapping[str, Any]]) -> None:
     compiled = row["compiled"] and not row["compiled"]["refused"]
     for c in (row["compiled"] if compiled else row["arithmetic"])["collectives"][:6]:
       by = "compiler" if compiled else "arithmetic"
-      table.add_row(row["program"], c["kind"], ",".join(c["axes"]), f"{c['count']:,.0f}", gb(c["bytes"]), by)
+      table.add_row(
+        row["program"], c["kind"], ",".join(c["axes"]), f"{c['count']:,.0f}", gb(c["bytes"]), by
+      )
   if table.row_count:
     console.print(table)
 
@@ -84,15 +95,31 @@ def _collectives(console: Console, rows: list[Mapping[str, Any]]) -> None:
 def show_search(result: Mapping[str, Any], console: Console | None = None, count: int = 8) -> None:
   """The best meshes with the flags to use."""
   console = console or Console(width=132, highlight=False)
-  table = Table("flags", "GB", "fits", "s at least", "compiler: GB", "s at least", title="by arithmetic, then the compiler")
+  table = Table(
+    "flags",
+    "GB",
+    "fits",
+    "s at least",
+    "compiler: GB",
+    "s at least",
+    title="by arithmetic, then the compiler",
+  )
   for one in result["meshes"][:count]:
     flags = f"--mesh={chips.written(one['mesh'])}\n  {one['flags']}"
     plan = one.get("plan")
     peaks = [row["compiled"]["peak"] for row in plan["programs"] if row["compiled"]] if plan else []
-    peak = f"{gb(max(p or 0 for p in peaks))} {'fits' if plan['fits'] else 'NO'}" if plan and peaks else "-"
-    again = f"{sum(row['seconds']['step'] for row in plan['programs']):.3f}" if plan and peaks else "-"
+    peak = (
+      f"{gb(max(p or 0 for p in peaks))} {'fits' if plan['fits'] else 'NO'}"
+      if plan and peaks
+      else "-"
+    )
+    again = (
+      f"{sum(row['seconds']['step'] for row in plan['programs']):.3f}" if plan and peaks else "-"
+    )
     least = "-" if one["seconds"] is None else f"{one['seconds']:.3f}"
     table.add_row(flags, gb(one["peak"]), "yes" if one["fits"] else "no", least, peak, again)
   console.print(table)
   rest = len(result["meshes"]) - count
-  console.print(f"{len(result['meshes'])} meshes tried{f', {rest} more not shown' if rest > 0 else ''}")
+  console.print(
+    f"{len(result['meshes'])} meshes tried{f', {rest} more not shown' if rest > 0 else ''}"
+  )

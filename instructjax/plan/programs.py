@@ -1,7 +1,9 @@
-"""The programs of a stage on abstract values: the package's own steps, with shapes and shardings and no arrays.
+"""The programs of a stage on abstract values: the package's own steps, with shapes and shardings
+and no arrays.
 
-Everything here runs inside a mesh (`jax.set_mesh`, or `use_abstract_mesh` where there are no devices at all).
-Shardings flow through the types: the state of the optimizer is what `tx.init` makes of the sharded parameters.
+Everything here runs inside a mesh (`jax.set_mesh`, or `use_abstract_mesh` where there are no
+devices at all). Shardings flow through the types: the state of the optimizer is what `tx.init`
+makes of the sharded parameters.
 """
 
 from __future__ import annotations
@@ -25,10 +27,21 @@ from instructjax.runs import origin
 from instructjax.runs.origin import Origin
 from instructjax.stages import common, trainable
 from instructjax.stages import ppo as ppo_stage
-from instructjax.types import LM, Comparisons, Demonstrations, Frozen, Params, Prompts, PyTree, Rollout, TrainState
+from instructjax.types import (
+  LM,
+  Comparisons,
+  Demonstrations,
+  Frozen,
+  Params,
+  Prompts,
+  PyTree,
+  Rollout,
+  TrainState,
+)
 
 Config = Any  # ml_collections.ConfigDict
-# The paper's numbers of records (Table 6), from which epochs become steps, and the most completions a prompt has.
+# The paper's numbers of records (Table 6), from which epochs become steps, and the most completions
+# a prompt has.
 RECORDS = {"sft": 12_725, "rl_init": 12_725, "reward": 33_207}
 SHAPES = {"1.3b": "1.3B", "6b": "6B", "175b": "175B"}  # of the presets that name no shape
 
@@ -36,9 +49,10 @@ SHAPES = {"1.3b": "1.3B", "6b": "6B", "175b": "175B"}  # of the presets that nam
 class Program(NamedTuple):
   """One compiled function of a stage.
 
-  `weights` marks the leaves of `arguments` that are parameters, `kinds` names the share of memory that each of the
-  arguments belongs to; the first one is donated where `donate`.  `trips` is the bound of its while loops, `updates`
-  the optimizer updates in a call, `calls` how often the whole run calls it, `tokens` how many tokens a call trains on or makes.
+  `weights` marks the leaves of `arguments` that are parameters, `kinds` names the share of
+  memory that each of the arguments belongs to; the first one is donated where `donate`.  `trips`
+  is the bound of its while loops, `updates` the optimizer updates in a call, `calls` how often
+  the whole run calls it, `tokens` how many tokens a call trains on or makes.
   """
 
   name: str
@@ -56,7 +70,9 @@ class Program(NamedTuple):
 
 
 def shape_of(config: Config, preset: str, given: str | None, what: str = "policy") -> str:
-  """The name of a shape of `origin.SHAPES`.  Raises UserError where nothing says which, or there is no such shape."""
+  """The name of a shape of `origin.SHAPES`.  Raises UserError where nothing says which, or there is
+  no such shape.
+  """
   name = given or config.model.shape or (SHAPES.get(preset, preset) if what == "policy" else "")
   known = {shape.lower(): shape for shape in origin.SHAPES}
   if name.lower() not in known:
@@ -65,7 +81,10 @@ def shape_of(config: Config, preset: str, given: str | None, what: str = "policy
 
 
 def language_model(shape: str, config: Config, **changes: Any) -> LM:
-  settings = {name: config.model[name] for name in ("dtype", "remat", "unroll", "sequence", "attention", "dropout")} | changes
+  settings = {
+    name: config.model[name]
+    for name in ("dtype", "remat", "unroll", "sequence", "attention", "dropout")
+  } | changes
   return models.build(dataclasses.replace(origin.SHAPES[shape], **settings))
 
 
@@ -73,9 +92,13 @@ def language_model(shape: str, config: Config, **changes: Any) -> LM:
 
 
 def struct(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> Any:
-  """A ShapeDtypeStruct in the place of an array, split over the mesh by the logical names of its axes."""
+  """A ShapeDtypeStruct in the place of an array, split over the mesh by the logical names of its
+  axes.
+  """
   mesh = jax.sharding.get_abstract_mesh()
-  return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, sharding.fit(shape, axes) or jax.P()))
+  return jax.ShapeDtypeStruct(
+    shape, dtype, sharding=NamedSharding(mesh, sharding.fit(shape, axes) or jax.P())
+  )
 
 
 def rows(shape: tuple[int, ...], dtype: Any) -> Any:
@@ -91,28 +114,44 @@ def key() -> Any:
   return struct((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
 
 
-def state_of(params: Params, tx: optax.GradientTransformation, ema: Params | None, kl: bool) -> TrainState:
+def state_of(
+  params: Params, tx: optax.GradientTransformation, ema: Params | None, kl: bool
+) -> TrainState:
   """What `steps.init_state` makes, without making it."""
   scalar = partial(struct, ())
   return TrainState(
-    step=scalar(jnp.int32), iteration=scalar(jnp.int32), key=key(), params=params,
-    opt_state=jax.eval_shape(tx.init, params), ema=ema, kl_coef=scalar(jnp.float32) if kl else None,
-  )  # fmt: skip
+    step=scalar(jnp.int32),
+    iteration=scalar(jnp.int32),
+    key=key(),
+    params=params,
+    opt_state=jax.eval_shape(tx.init, params),
+    ema=ema,
+    kl_coef=scalar(jnp.float32) if kl else None,
+  )
 
 
 def reward_parameters(lm: LM, trained: Params) -> Params:
   body = {name: leaf for name, leaf in trained.items() if name != "head"}
-  return {"lm": body, "head": {"w": struct((lm.width,), jnp.float32, None), "b": struct((), jnp.float32)}}
+  return {
+    "lm": body,
+    "head": {"w": struct((lm.width,), jnp.float32, None), "b": struct((), jnp.float32)},
+  }
 
 
 def parts(c: Config, lm: LM) -> tuple[Params, Params, Params]:
   """(trunk, start, trained) of `trainable.part`, without making them."""
   if not c.lora.rank:
-    trunk, trained = jax.eval_shape(partial(freeze.split, top=c.top, dtype=c.trunk_dtype), parameters(lm))
+    trunk, trained = jax.eval_shape(
+      partial(freeze.split, top=c.top, dtype=c.trunk_dtype), parameters(lm)
+    )
     return trunk, trained, trained
   leaves = lora.table(lm.table, trainable.lora_sizes(c, lm))
   adapter = jax.tree.map(lambda leaf: struct(leaf.shape, jnp.float32, *leaf.axes), leaves)
-  return jax.eval_shape(partial(freeze.base, dtype=c.trunk_dtype), parameters(lm)), {}, {"adapter": adapter}
+  return (
+    jax.eval_shape(partial(freeze.base, dtype=c.trunk_dtype), parameters(lm)),
+    {},
+    {"adapter": adapter},
+  )
 
 
 def demonstrations(size: int, length: int) -> Demonstrations:
@@ -123,9 +162,11 @@ def demonstrations(size: int, length: int) -> Demonstrations:
 def state_kinds(state: TrainState) -> TrainState:
   """Which share of memory each leaf of a state belongs to."""
   return dataclasses.replace(
-    all_of("other", state), params=all_of("params", state.params), opt_state=all_of("optimizer", state.opt_state),
+    all_of("other", state),
+    params=all_of("params", state.params),
+    opt_state=all_of("optimizer", state.opt_state),
     ema=all_of("ema", state.ema),
-  )  # fmt: skip
+  )
 
 
 def all_of(kind: str, tree: PyTree) -> PyTree:
@@ -144,7 +185,9 @@ def check(c: Config, mesh: dict[str, int], stage: str) -> None:
     return
   common.divides(c.batch, c.ppo.minibatches, "config.batch", "config.ppo.minibatches")
   small = c.batch // c.ppo.minibatches
-  common.divides(small, c.ppo.micro * parts, "a minibatch", f"config.ppo.micro ({c.ppo.micro}) x {where}")
+  common.divides(
+    small, c.ppo.micro * parts, "a minibatch", f"config.ppo.micro ({c.ppo.micro}) x {where}"
+  )
   if c.ppo.ptx_coef:
     by = f"config.ppo.ptx_micro ({c.ppo.ptx_micro}) x {where}"
     common.divides(c.ptx_ratio * small, c.ppo.ptx_micro * parts, "a minibatch of text", by)
@@ -158,7 +201,13 @@ def steps_of(c: Config, stage: str, records: int | None, drawn: int) -> int:
 
 def supervised(c: Config, lm: LM, records: int | None) -> list[Program]:
   """pretrain, sft and rl_init: one program, `sft.sft_step`."""
-  mix = c.batch if c.stage == "pretrain" else max(round(c.text_share * c.batch), 1) if c.stage == "rl_init" else 0
+  mix = (
+    c.batch
+    if c.stage == "pretrain"
+    else max(round(c.text_share * c.batch), 1)
+    if c.stage == "rl_init"
+    else 0
+  )
   demos = c.batch - mix
   length = c.data.prompt + c.data.response if "prompt" in c.data else c.data.length
   origin.fits(lm, length, "a row (prompt + response)")
@@ -172,10 +221,17 @@ def supervised(c: Config, lm: LM, records: int | None) -> list[Program]:
   kinds = (state_kinds(state), all_of("params", trunk), all_of("other", batch))
   return [
     Program(
-      c.stage, partial(sft.sft_step, lm=lm, tx=tx, cfg=cfg), (state, trunk, batch), kinds, pinned(state), True,
-      calls=count, tokens=c.batch * length, updates=1,
+      c.stage,
+      partial(sft.sft_step, lm=lm, tx=tx, cfg=cfg),
+      (state, trunk, batch),
+      kinds,
+      pinned(state),
+      True,
+      calls=count,
+      tokens=c.batch * length,
+      updates=1,
     )
-  ]  # fmt: skip
+  ]
 
 
 def ranking(c: Config, lm: LM, records: int | None, completions: int) -> list[Program]:
@@ -192,10 +248,17 @@ def ranking(c: Config, lm: LM, records: int | None, completions: int) -> list[Pr
   kinds = (state_kinds(state), all_of("params", trunk), all_of("other", batch))
   return [
     Program(
-      "reward", partial(reward.reward_step, lm=lm, tx=tx, cfg=cfg), (state, trunk, batch), kinds, pinned(state), True,
-      calls=count, tokens=int(np.prod(wide)), updates=1,
+      "reward",
+      partial(reward.reward_step, lm=lm, tx=tx, cfg=cfg),
+      (state, trunk, batch),
+      kinds,
+      pinned(state),
+      True,
+      calls=count,
+      tokens=int(np.prod(wide)),
+      updates=1,
     )
-  ]  # fmt: skip
+  ]
 
 
 def reinforcement(c: Config, lm: LM, judge: LM) -> list[Program]:
@@ -211,7 +274,9 @@ def reinforcement(c: Config, lm: LM, judge: LM) -> list[Program]:
     policy=common.optimizer(c.policy_optimizer, c.iterations * updates, updates),
     value=common.optimizer(c.value_optimizer, c.iterations * updates, updates),
   )
-  ids = Tokenizer(lambda text: [], lambda ids: "", lm.vocab_size, (lm.vocab_size - 1,), (), (), "planned")
+  ids = Tokenizer(
+    lambda text: [], lambda ids: "", lm.vocab_size, (lm.vocab_size - 1,), (), (), "planned"
+  )
   settings = ppo_stage.ppo_settings(c, Origin(lm, {}, ids, {}), judge, tx)
   trunk, ref, trained = parts(c, lm)
   below, body, value = parts(c, judge)
@@ -219,7 +284,9 @@ def reinforcement(c: Config, lm: LM, judge: LM) -> list[Program]:
   params = {"policy": trained, "value": reward_parameters(judge, value)}
   state = state_of(params, tx, None if c.ppo.ema_decay is None else {"policy": trained}, True)
   frozen = Frozen(trunk, ref, scorer, below or None)
-  prompts = Prompts(rows((c.batch, c.data.prompt), jnp.int32), rows((c.batch, c.data.prompt), jnp.bool_))
+  prompts = Prompts(
+    rows((c.batch, c.data.prompt), jnp.int32), rows((c.batch, c.data.prompt), jnp.bool_)
+  )
   text = demonstrations(c.batch * c.ptx_ratio, c.data.length) if c.ppo.ptx_coef else None
 
   def rollout(state, frozen, prompts):
@@ -228,29 +295,60 @@ def reinforcement(c: Config, lm: LM, judge: LM) -> list[Program]:
   def scoring(state, frozen, rows):
     policy_stem, reward_stem = ppo.stems(frozen, rows.tokens, rows.valid, settings)
     scores = ppo.score(frozen, rows, settings, reward_stem)
-    return ppo.credit(state.params, frozen, rows, scores, state.kl_coef, settings, policy_stem, reward_stem)[0]
+    return ppo.credit(
+      state.params, frozen, rows, scores, state.kl_coef, settings, policy_stem, reward_stem
+    )[0]
 
   def update(state, frozen, experience, text):
     return ppo.improve(state, frozen, experience, text, settings)
 
   responses = c.batch, c.sampling.response
   sampled = Rollout(
-    rows((c.batch, length), jnp.int32), rows((c.batch, length), jnp.bool_), rows(responses, jnp.bool_),
-    rows(responses, jnp.float32), rows((c.batch,), jnp.bool_),
-  )  # fmt: skip
+    rows((c.batch, length), jnp.int32),
+    rows((c.batch, length), jnp.bool_),
+    rows(responses, jnp.bool_),
+    rows(responses, jnp.float32),
+    rows((c.batch,), jnp.bool_),
+  )
   experience = jax.eval_shape(scoring, state, frozen, sampled)
   held = state_kinds(state), all_of("frozen", frozen)
   cache = per_device(jax.eval_shape(lambda: lm.init_cache(c.batch, length)))
   made = partial(Program, calls=c.iterations)
-  trained = c.ppo.epochs * c.batch * length + (0 if text is None else c.ppo.epochs * text.tokens.size)
+  trained = c.ppo.epochs * c.batch * length + (
+    0 if text is None else c.ppo.epochs * text.tokens.size
+  )
   return [
-    made("rollout", rollout, (state, frozen, prompts), (*held, all_of("other", prompts)), None, False,
-         tokens=c.batch * c.sampling.response, trips=c.sampling.response - 1, cache_bytes=cache),
-    made("scoring", scoring, (state, frozen, sampled), (*held, all_of("other", sampled)), None, False,
-         tokens=c.batch * length),
-    made("update", update, (state, frozen, experience, text), (*held, *(all_of("other", x) for x in (experience, text))),
-         pinned(state), True, tokens=trained, updates=updates),
-  ]  # fmt: skip
+    made(
+      "rollout",
+      rollout,
+      (state, frozen, prompts),
+      (*held, all_of("other", prompts)),
+      None,
+      False,
+      tokens=c.batch * c.sampling.response,
+      trips=c.sampling.response - 1,
+      cache_bytes=cache,
+    ),
+    made(
+      "scoring",
+      scoring,
+      (state, frozen, sampled),
+      (*held, all_of("other", sampled)),
+      None,
+      False,
+      tokens=c.batch * length,
+    ),
+    made(
+      "update",
+      update,
+      (state, frozen, experience, text),
+      (*held, *(all_of("other", x) for x in (experience, text))),
+      pinned(state),
+      True,
+      tokens=trained,
+      updates=updates,
+    ),
+  ]
 
 
 def pinned(state: TrainState) -> tuple:
@@ -278,9 +376,18 @@ def allow(c: Config, shape: str, judge: str, mesh: dict[str, int]) -> None:
 
 
 def build(
-  c: Config, shape: str, judge: str, mesh: dict[str, int], *, records: int | None, completions: int, **changes: Any
+  c: Config,
+  shape: str,
+  judge: str,
+  mesh: dict[str, int],
+  *,
+  records: int | None,
+  completions: int,
+  **changes: Any,
 ) -> list[Program]:
-  """The programs of a configuration's stage under the mesh that is set.  Raises UserError where it does not divide."""
+  """The programs of a configuration's stage under the mesh that is set.  Raises UserError where it
+  does not divide.
+  """
   check(c, mesh, c.stage)
   lm = language_model(shape, c, **changes)
   if c.stage == "ppo":

@@ -1,4 +1,6 @@
-"""The whole method on real input: SmolLM2-135M, sentences rated by people, SFT, reward model, PPO and PPO-ptx."""
+"""The whole method on real input: SmolLM2-135M, sentences rated by people, SFT, reward model, PPO
+and PPO-ptx.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,16 @@ from instructjax.data.batches import pipeline
 from instructjax.data.records.records import fingerprint
 from instructjax.quickstart import evaluation
 from instructjax.quickstart.training import improve, rank, tune, widen
-from instructjax.quickstart.world import FAST, Quickstart, leave, one_line, open_world, parts, stage, with_stem
+from instructjax.quickstart.world import (
+  FAST,
+  Quickstart,
+  leave,
+  one_line,
+  open_world,
+  parts,
+  stage,
+  with_stem,
+)
 from instructjax.rollout import Sampling
 from instructjax.runs import report, writers
 from instructjax.system import memory
@@ -20,19 +31,24 @@ __all__ = ["FAST", "Quickstart", "main", "one_line"]
 
 
 def main(config: Quickstart, workdir: str | Path, sinks: tuple[str, ...] = ()) -> Path:
-  """Runs everything, prints the table, and writes results.json, samples.jsonl and report.html; returns the report.
+  """Runs everything, prints the table, and writes results.json, samples.jsonl and report.html;
+  returns the report.
 
-  Run again with the same directory and settings, it goes on where it stopped.  Raises UserError where the model cannot
-  be fetched or the directory holds a run with other settings.
+  Run again with the same directory and settings, it goes on where it stopped.  Raises UserError
+  where the model cannot be fetched or the directory holds a run with other settings.
   """
   workdir = Path(workdir)
-  with writers.open_run(workdir, dataclasses.asdict(config), seed=config.seed, sinks=sinks) as writer:
+  with writers.open_run(
+    workdir, dataclasses.asdict(config), seed=config.seed, sinks=sinks
+  ) as writer:
     start = time.perf_counter()
     world = open_world(config, workdir, writer)
     c, length = config, config.prompt + config.response
     writers.note(workdir, fingerprints={"demonstrations": fingerprint(world.tasks.demonstrations)})
     with stage(world, "set-up"):
-      rows = pipeline.demonstrations(world.tasks.demonstrations, world.tokenizer, prompt=c.prompt, response=c.response)
+      rows = pipeline.demonstrations(
+        world.tasks.demonstrations, world.tokenizer, prompt=c.prompt, response=c.response
+      )
       demos = with_stem(world, pipeline.pad_demonstrations(rows, length=length))
       windows = pipeline.text(world.tasks.text_train, world.tokenizer, length=c.text)[: c.text_rows]
       text = with_stem(world, pipeline.pad_demonstrations(windows, length=c.text))
@@ -47,7 +63,10 @@ def main(config: Quickstart, workdir: str | Path, sinks: tuple[str, ...] = ()) -
       gold = rank(world, "gold", sft_params, world.tasks.gold, demos, c.seed + 1)
     judges = {"reward": judge, "gold": gold}
     sampling = Sampling(
-      response=c.response, temperature=c.temperature, eos=world.tokenizer.eos, banned=world.tokenizer.banned
+      response=c.response,
+      temperature=c.temperature,
+      eos=world.tokenizer.eos,
+      banned=world.tokenizer.banned,
     )
     policy = parts(world, sampling)
     trained = {"base": world.base, "sft": sft_params}

@@ -1,7 +1,9 @@
-"""The quickstart's numbers: how well the reward model ranks, and what each policy does on prompts that no training saw.
+"""The quickstart's numbers: how well the reward model ranks, and what each policy does on prompts
+that no training saw.
 
-Gold is a second reward model fitted on other texts with the ratings of other people; `follows` is the VADER lexicon's
-verdict on the tone.  Neither is used in training or to choose anything.  Intervals are bootstraps over prompts.
+Gold is a second reward model fitted on other texts with the ratings of other people; `follows`
+is the VADER lexicon's verdict on the tone.  Neither is used in training or to choose anything.
+Intervals are bootstraps over prompts.
 
 Dimensions: N prompts, P prompt, R response, T = P + R.
 """
@@ -28,9 +30,11 @@ from instructjax.types import Params
 LENGTH = 64  # tokens of a window of held-out pretraining text
 ROWS = 16  # windows whose logits are in memory at a time
 NOTES = (
-  "The base model, SmolLM2-135M-Instruct, is already instruction-tuned: `base` is no raw language model.",
+  "The base model, SmolLM2-135M-Instruct, is already instruction-tuned: `base` is no raw language "
+  "model.",
   "The labels are tone (praise or criticism), not helpfulness, truthfulness or harmlessness.",
-  "The texts of a comparison are drawn from equal parts of the texts in the order of their tone, so few pairs are close.",
+  "The texts of a comparison are drawn from equal parts of the texts in the order of their tone, "
+  "so few pairs are close.",
 )
 
 
@@ -46,30 +50,43 @@ class Answers(NamedTuple):
 
 
 def text_nll(world: World, rows: int) -> Callable[[Params], tuple[float, np.ndarray]]:
-  """(nats per token, nats of each row) of held-out pretraining text under a policy; the stem is computed once."""
+  """(nats per token, nats of each row) of held-out pretraining text under a policy; the stem is
+  computed once.
+  """
   windows = pipeline.text(world.tasks.text_valid, world.tokenizer, length=LENGTH)[:rows]
   batch = with_stem(world, pipeline.pad_demonstrations(windows, length=LENGTH))
   run = jax.jit(lambda params, part: likelihood.masked_logp(world.lm, world.trunk | params, part))
-  parts = [jax.tree.map(lambda x, at=at: x[at : at + ROWS], batch) for at in range(0, len(windows), ROWS)]
+  parts = [
+    jax.tree.map(lambda x, at=at: x[at : at + ROWS], batch) for at in range(0, len(windows), ROWS)
+  ]
 
   def nll(params: Params) -> tuple[float, np.ndarray]:
     found = [run(params, part) for part in parts]
-    logp, mask = (np.concatenate([np.asarray(x, np.float64) for x in column]) for column in zip(*found, strict=True))
+    logp, mask = (
+      np.concatenate([np.asarray(x, np.float64) for x in column])
+      for column in zip(*found, strict=True)
+    )
     sums = -(logp * mask).sum(1)
     return float(sums.sum() / mask.sum()), sums / mask.sum(1)
 
   return nll
 
 
-def scorer(world: World, judges: dict[str, Params]) -> Callable[[Sequence[Comparison]], dict[str, list[list[float]]]]:
+def scorer(
+  world: World, judges: dict[str, Params]
+) -> Callable[[Sequence[Comparison]], dict[str, list[list[float]]]]:
   """A function that gives each judge's score of every completion."""
   c = world.config
   pad = partial(pipeline.pad_comparisons, k=tone.K[1], length=c.prompt + c.response)
-  one = lambda judge, batch: reward.score_comparisons(world.lm, reward.join(world.trunk, judge), batch)
+  one = lambda judge, batch: reward.score_comparisons(
+    world.lm, reward.join(world.trunk, judge), batch
+  )
   run = jax.jit(lambda judges, batch: {name: one(judge, batch) for name, judge in judges.items()})
 
   def scores(comparisons: Sequence[Comparison]) -> dict[str, list[list[float]]]:
-    groups = pipeline.comparisons(comparisons, world.tokenizer, prompt=c.prompt, response=c.response)
+    groups = pipeline.comparisons(
+      comparisons, world.tokenizer, prompt=c.prompt, response=c.response
+    )
     found: dict[str, list[list[float]]] = {name: [] for name in judges}
     for batch, real in pipeline.once(groups, pad, size=8):
       for name, score in run(judges, with_stem(world, batch)).items():
@@ -80,9 +97,16 @@ def scorer(world: World, judges: dict[str, Params]) -> Callable[[Sequence[Compar
 
 
 def answer(
-  world: World, policy: Policy, judges: dict[str, Params], params: Params, ref: Params, records: Sequence[Prompt]
+  world: World,
+  policy: Policy,
+  judges: dict[str, Params],
+  params: Params,
+  ref: Params,
+  records: Sequence[Prompt],
 ) -> Answers:
-  """One response to each prompt, and its measures; the batch is that of the PPO rollout, so nothing compiles anew."""
+  """One response to each prompt, and its measures; the batch is that of the PPO rollout, so nothing
+  compiles anew.
+  """
   c = world.config
   rows = pipeline.prompts(records, world.tokenizer, prompt=c.prompt)
   texts: list[str] = []
@@ -96,20 +120,30 @@ def answer(
     for name, value in part.items():
       found.setdefault(name, []).append(np.asarray(value, np.float64)[:real])
     tokens, mask = np.asarray(out.tokens)[:real, -c.response :], np.asarray(out.mask)[:real]
-    texts += [world.tokenizer.decode(t[m].tolist()).strip() for t, m in zip(tokens, mask, strict=True)]
+    texts += [
+      world.tokenizer.decode(t[m].tolist()).strip() for t, m in zip(tokens, mask, strict=True)
+    ]
   columns = {name: np.concatenate(parts) for name, parts in found.items()}
-  follows = np.asarray([tone_measures.follows(r, t) for r, t in zip(records, texts, strict=True)], np.float64)
+  follows = np.asarray(
+    [tone_measures.follows(r, t) for r, t in zip(records, texts, strict=True)], np.float64
+  )
   judged = {name: columns[name] for name in judges}
   return Answers(texts, judged, columns["kl"], columns["length"], columns["ended"], follows)
 
 
 def evaluate(
-  world: World, policy: Policy, judges: dict[str, Params], trained: dict[str, Params], ref: Params,
+  world: World,
+  policy: Policy,
+  judges: dict[str, Params],
+  trained: dict[str, Params],
+  ref: Params,
   nll: Callable[[Params], tuple[float, np.ndarray]],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
   """The content of results.json; writes samples.jsonl on the way."""
   records = [record for part in world.tasks.test_prompts.values() for record in part]
-  answers = {name: answer(world, policy, judges, params, ref, records) for name, params in trained.items()}
+  answers = {
+    name: answer(world, policy, judges, params, ref, records) for name, params in trained.items()
+  }
   _samples(world.workdir / "samples.jsonl", records, answers)
   base = answers["sft"].score["gold"]
   rows = {}
@@ -122,7 +156,8 @@ def evaluate(
       "follows": mean(found.follows),
       "win_rate_vs_sft": intervals.win_rate(gold, base)._asdict(),
       "win_rate_by_slice": {
-        part: intervals.win_rate(gold[at], base[at])._asdict() for part, at in slices(records).items()
+        part: intervals.win_rate(gold[at], base[at])._asdict()
+        for part, at in slices(records).items()
       },
       "kl": mean(found.kl),
       "length": mean(found.length),
@@ -141,7 +176,9 @@ def slices(records: Sequence[Prompt]) -> dict[str, np.ndarray]:
 
 
 def ranking(world: World, judges: dict[str, Params]) -> dict[str, Any]:
-  """Pair accuracy of the reward model on held-out texts and templates, beside chance, the lexicon and people."""
+  """Pair accuracy of the reward model on held-out texts and templates, beside chance, the lexicon
+  and people.
+  """
   tests = world.tasks.test_comparisons
   known = [c for domain, part in tests.items() if domain != "amazon" for c in part]
   scores = scorer(world, judges)
@@ -151,7 +188,9 @@ def ranking(world: World, judges: dict[str, Params]) -> dict[str, Any]:
   return {
     "pair_accuracy": accuracy(flat("reward"), known),
     "gold_pair_accuracy": accuracy(flat("gold"), known),
-    "by_domain": {domain: accuracy(found[domain]["reward"], part) for domain, part in tests.items()},
+    "by_domain": {
+      domain: accuracy(found[domain]["reward"], part) for domain, part in tests.items()
+    },
     "references": {
       "chance": 0.5,
       "vader": tone_measures.vader_accuracy(known)._asdict(),
@@ -162,8 +201,12 @@ def ranking(world: World, judges: dict[str, Params]) -> dict[str, Any]:
   }
 
 
-def calibration(found: Sequence[Sequence[float]], comparisons: Sequence[Comparison], bins: int = 8) -> list[dict]:
-  """Of the pairs that the model gives probability p = sigmoid(difference) of being ordered so, the share that are."""
+def calibration(
+  found: Sequence[Sequence[float]], comparisons: Sequence[Comparison], bins: int = 8
+) -> list[dict]:
+  """Of the pairs that the model gives probability p = sigmoid(difference) of being ordered so, the
+  share that are.
+  """
   p, right = [], []
   for score, comparison in zip(found, comparisons, strict=True):
     rank = np.asarray(comparison.ranks)
@@ -175,7 +218,11 @@ def calibration(found: Sequence[Sequence[float]], comparisons: Sequence[Comparis
   p, right = np.concatenate(p), np.concatenate(right)
   at = np.minimum(((p - 0.5) * 2 * bins).astype(int), bins - 1)
   return [
-    {"p": float(p[at == b].mean()), "correct": float(right[at == b].mean()), "n": int((at == b).sum())}
+    {
+      "p": float(p[at == b].mean()),
+      "correct": float(right[at == b].mean()),
+      "n": int((at == b).sum()),
+    }
     for b in range(bins)
     if (at == b).any()
   ]
@@ -189,7 +236,9 @@ def _samples(path: Path, records: Sequence[Prompt], answers: dict[str, Answers])
         "domain": record.source,
         "use_case": record.use_case,
         "responses": {name: found.texts[i] for name, found in answers.items()},
-        "scores": {name: round(float(found.score["reward"][i]), 3) for name, found in answers.items()},
+        "scores": {
+          name: round(float(found.score["reward"][i]), 3) for name, found in answers.items()
+        },
         "gold": {name: round(float(found.score["gold"][i]), 3) for name, found in answers.items()},
       },
       ensure_ascii=False,
@@ -210,7 +259,9 @@ def show(results: dict[str, Any], page: Path) -> None:
   table = Table(title="Reward model: pairs ordered as people did, held-out texts and templates")
   for name in ("what", "accuracy, 95 % interval", "pairs"):
     table.add_column(name)
-  rows = {"reward model": rm["pair_accuracy"]} | {f"  {name}": e for name, e in rm["by_domain"].items()}
+  rows = {"reward model": rm["pair_accuracy"]} | {
+    f"  {name}": e for name, e in rm["by_domain"].items()
+  }
   rows |= {"gold model": rm["gold_pair_accuracy"]}
   rows |= {
     "VADER lexicon": rm["references"]["vader"],
@@ -225,13 +276,27 @@ def show(results: dict[str, Any], page: Path) -> None:
   table.add_column("")
   for name in models:
     table.add_column(name)
-  digits = {"score": 2, "gold": 2, "follows": 3, "kl": 2, "length": 1, "eos_rate": 3, "pretrain_nll": 3}
+  digits = {
+    "score": 2,
+    "gold": 2,
+    "follows": 3,
+    "kl": 2,
+    "length": 1,
+    "eos_rate": 3,
+    "pretrain_nll": 3,
+  }
   for key, places in digits.items():
     table.add_row(key, *(f"{m[key]['value']:.{places}f}" for m in models.values()))
   wins = (m["win_rate_vs_sft"] for m in models.values())
-  table.add_row("gold win rate against sft", *(f"{w['value']:.3f}\n{w['low']:.3f} to {w['high']:.3f}" for w in wins))
+  table.add_row(
+    "gold win rate against sft",
+    *(f"{w['value']:.3f}\n{w['low']:.3f} to {w['high']:.3f}" for w in wins),
+  )
   console.print(table)
   for note in results["notes"]:
     console.print(note, highlight=False)
   spent = "  ".join(f"{name} {seconds:.0f}" for name, seconds in results["seconds"].items())
-  console.print(f"Seconds: {spent}.  Peak memory {results['peak_rss_gb']:.1f} GB.  Report: {page}", highlight=False)
+  console.print(
+    f"Seconds: {spent}.  Peak memory {results['peak_rss_gb']:.1f} GB.  Report: {page}",
+    highlight=False,
+  )

@@ -1,4 +1,6 @@
-"""The three trainings of the quickstart: SFT and rl_init, a reward model, PPO with and without pretraining text."""
+"""The three trainings of the quickstart: SFT and rl_init, a reward model, PPO with and without
+pretraining text.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +22,34 @@ from instructjax.sft import SFTConfig
 from instructjax.types import Demonstrations, Frozen, Params, TrainState
 
 
-def tune(world: World, name: str, demos: Demonstrations, text: Demonstrations | None = None) -> Params:
-  """SFT on demonstrations; with `text`, `text_share` more rows of pretraining text: the model that PPO starts from."""
+def tune(
+  world: World, name: str, demos: Demonstrations, text: Demonstrations | None = None
+) -> Params:
+  """SFT on demonstrations; with `text`, `text_share` more rows of pretraining text: the model that
+  PPO starts from.
+  """
   c = world.config
   count = c.sft_epochs * len(demos.tokens) // c.sft_batch
   tx = optim.adamw(optim.cosine(c.sft_lr, count), clip=1.0)
   state = steps.init_state(jax.random.key(c.seed), jax.tree.map(jnp.copy, world.base), tx)
-  step = steps.compiled(partial(sft.sft_step, lm=world.lm, tx=tx, cfg=SFTConfig(window=c.response)), state)
+  step = steps.compiled(
+    partial(sft.sft_step, lm=world.lm, tx=tx, cfg=SFTConfig(window=c.response)), state
+  )
   batches = draw(demos, c.sft_batch, c.seed)
   if text is not None:
     texts = draw(text, max(round(c.text_share * c.sft_batch), 1), c.seed)
     join = lambda a, b: jnp.concatenate([a, b])
     demos_only, batches = batches, lambda i: jax.tree.map(join, demos_only(i), texts(i))
   run = lambda state, batch: step(state, world.trunk, batch)
-  state = fit(run, state, batches, steps=count, stage=name, writer=world.writer, checkpoints=checkpoints(world, name))
+  state = fit(
+    run,
+    state,
+    batches,
+    steps=count,
+    stage=name,
+    writer=world.writer,
+    checkpoints=checkpoints(world, name),
+  )
   return state.params
 
 
@@ -43,33 +59,64 @@ def widen(batch: Demonstrations, length: int) -> Demonstrations:
   return jax.tree.map(pad, batch)
 
 
-def rank(world: World, name: str, sft_params: Params, records: Sequence, demos: Demonstrations, seed: int) -> Params:
-  """A reward model from the SFT model on K-wise comparisons; its bias makes the demonstrations score 0."""
+def rank(
+  world: World, name: str, sft_params: Params, records: Sequence, demos: Demonstrations, seed: int
+) -> Params:
+  """A reward model from the SFT model on K-wise comparisons; its bias makes the demonstrations
+  score 0.
+  """
   c = world.config
-  groups = pipeline.comparisons(records, world.tokenizer, prompt=c.prompt, response=c.response, name=name)
-  data = with_stem(world, pipeline.pad_comparisons(groups, k=tone.K[1], length=c.prompt + c.response))
-  pairs = jax.tree.map(lambda x: x[: len(x) // 2 * 2].reshape(-1, 2, *x.shape[1:]), data)  # praise and criticise
+  groups = pipeline.comparisons(
+    records, world.tokenizer, prompt=c.prompt, response=c.response, name=name
+  )
+  data = with_stem(
+    world, pipeline.pad_comparisons(groups, k=tone.K[1], length=c.prompt + c.response)
+  )
+  pairs = jax.tree.map(
+    lambda x: x[: len(x) // 2 * 2].reshape(-1, 2, *x.shape[1:]), data
+  )  # praise and criticise
   count = len(pairs.rank) * 2 // c.reward_batch
   tx = optim.adamw(optim.cosine(c.reward_lr, count), clip=1.0)
-  state = steps.init_state(jax.random.key(seed), reward.init(jax.random.key(seed), world.lm, sft_params), tx)
+  state = steps.init_state(
+    jax.random.key(seed), reward.init(jax.random.key(seed), world.lm, sft_params), tx
+  )
   step = steps.compiled(partial(reward.reward_step, lm=world.lm, tx=tx, cfg=RewardConfig()), state)
   drawn = draw(pairs, c.reward_batch // 2, seed)
   batches = lambda i: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), drawn(i))
   run = lambda state, batch: step(state, world.trunk, batch)
-  state = fit(run, state, batches, steps=count, stage=name, writer=world.writer, checkpoints=checkpoints(world, name))
+  state = fit(
+    run,
+    state,
+    batches,
+    steps=count,
+    stage=name,
+    writer=world.writer,
+    checkpoints=checkpoints(world, name),
+  )
   score = jax.jit(partial(reward.score, world.lm))
   scores = [
     score(reward.join(world.trunk, state.params), part.tokens, part.valid, stem=part.stem)
-    for part in (jax.tree.map(lambda x, at=at: x[at : at + 64], demos) for at in range(0, len(demos.tokens), 64))
+    for part in (
+      jax.tree.map(lambda x, at=at: x[at : at + 64], demos)
+      for at in range(0, len(demos.tokens), 64)
+    )
   ]
   return reward.fit_bias(state.params, jnp.concatenate(scores).mean())
 
 
 def improve(
-  world: World, name: str, policy: Policy, judges: dict[str, Params], init: Params, text: Demonstrations | None,
-  evaluate: Callable[[Params], dict[str, float]], sampling: Sampling,
-) -> Params:  # fmt: skip
-  """PPO from `rl_init` against the reward model, with pretraining text where there is some; the EMA of the policy."""
+  world: World,
+  name: str,
+  policy: Policy,
+  judges: dict[str, Params],
+  init: Params,
+  text: Demonstrations | None,
+  evaluate: Callable[[Params], dict[str, float]],
+  sampling: Sampling,
+) -> Params:
+  """PPO from `rl_init` against the reward model, with pretraining text where there is some; the EMA
+  of the policy.
+  """
   c = world.config
   count = c.iterations * c.minibatches
   tx = optim.by_subtree(
@@ -77,14 +124,21 @@ def improve(
     value=optim.adamw(optim.cosine(c.value_lr, count), eps=1e-5, clip=1.0),
   )
   settings = PPO(
-    lm=world.lm, tx=tx, sampling=sampling,
+    lm=world.lm,
+    tx=tx,
+    sampling=sampling,
     cfg=PPOConfig(
-      minibatches=c.minibatches, ptx_coef=c.ptx_coef if text else 0.0, ptx_micro=c.ptx_micro, ema_decay=c.ema_decay
+      minibatches=c.minibatches,
+      ptx_coef=c.ptx_coef if text else 0.0,
+      ptx_micro=c.ptx_micro,
+      ema_decay=c.ema_decay,
     ),
     missing_eos=partial(returns.penalise_missing_eos, penalty=c.eos_penalty),
-  )  # fmt: skip
+  )
   params = ppo.init_params(init, judges["reward"])
-  state = steps.init_state(jax.random.key(c.seed), params, tx, ema={"policy": params["policy"]}, kl_coef=c.kl_coef)
+  state = steps.init_state(
+    jax.random.key(c.seed), params, tx, ema={"policy": params["policy"]}, kl_coef=c.kl_coef
+  )
   frozen = Frozen(world.trunk, init, judges["reward"])
   learn = steps.compiled(
     lambda state, frozen, rows, scores, text, stem: ppo.learn(
@@ -101,11 +155,19 @@ def improve(
     return state, metrics | {"eval/gold": scores["gold"].mean()}
 
   rows = pipeline.prompts(world.tasks.prompts, world.tokenizer, prompt=c.prompt, name="prompts")
-  prompts = pipeline.stream(rows, partial(pipeline.pad_prompts, length=c.prompt), size=c.episodes, seed=c.seed)
+  prompts = pipeline.stream(
+    rows, partial(pipeline.pad_prompts, length=c.prompt), size=c.episodes, seed=c.seed
+  )
   texts = draw(text, c.episodes * c.ptx_ratio, c.seed) if text else lambda i: None
   state = fit(
-    step, state, lambda i: (prompts(i), texts(i)), steps=c.iterations, stage=name, writer=world.writer,
-    checkpoints=checkpoints(world, name), evaluate=lambda state: evaluate(state.params["policy"]),
+    step,
+    state,
+    lambda i: (prompts(i), texts(i)),
+    steps=c.iterations,
+    stage=name,
+    writer=world.writer,
+    checkpoints=checkpoints(world, name),
+    evaluate=lambda state: evaluate(state.params["policy"]),
     evaluate_every=-(-c.iterations // 4),
-  )  # fmt: skip
+  )
   return (state.ema or state.params)["policy"]

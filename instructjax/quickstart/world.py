@@ -1,8 +1,9 @@
-"""What every stage of the quickstart reads: settings, the model in its parts, the data, and compiled functions.
+"""What every stage of the quickstart reads: settings, the model in its parts, the data, and
+compiled functions.
 
-Every model is the same trunk (embeddings and lower blocks, frozen, bfloat16) under its own top blocks.  The trunk is
-run once over each text and its activations, the stem, are kept; training and scoring begin at the stem.  `top=None`
-trains all blocks instead.
+Every model is the same trunk (embeddings and lower blocks, frozen, bfloat16) under its own top
+blocks.  The trunk is run once over each text and its activations, the stem, are kept; training
+and scoring begin at the stem.  `top=None` trains all blocks instead.
 
 Dimensions: N rows, B batch, K completions, P prompt, R response, T = P + R, D width.
 """
@@ -39,10 +40,14 @@ from instructjax.types import LM, Array, Frozen, Params, Prompts, PyTree
 
 @dataclass(frozen=True)
 class Quickstart:
-  """Every setting.  Learning rates are larger than the paper's, as a few hundred updates of a small model need."""
+  """Every setting.  Learning rates are larger than the paper's, as a few hundred updates of a small
+  model need.
+  """
 
   seed: int = 0
-  model: str | None = None  # None fetches SmolLM2-135M-Instruct; or a folder, a .gguf file, a hub id
+  model: str | None = (
+    None  # None fetches SmolLM2-135M-Instruct; or a folder, a .gguf file, a hub id
+  )
   top: int | None = 6  # blocks that are trained; None trains all of them
   dtype: str = "bfloat16"  # operands of matrix products; parameters, sums and losses are float32
   trunk_dtype: str = "bfloat16"  # the frozen blocks are stored so
@@ -83,13 +88,21 @@ class Quickstart:
 
 
 FAST = Quickstart(
-  demonstrations=128, comparisons=100, gold=100, test_prompts=21, test_comparisons=16, text_rows=256, text_valid=24,
+  demonstrations=128,
+  comparisons=100,
+  gold=100,
+  test_prompts=21,
+  test_comparisons=16,
+  text_rows=256,
+  text_valid=24,
   iterations=2,
-)  # fmt: skip
+)
 
 
 class World(NamedTuple):
-  """What every stage reads: the model in its parts, the tokenizer, the data, and the trunk as a compiled function."""
+  """What every stage reads: the model in its parts, the tokenizer, the data, and the trunk as a
+  compiled function.
+  """
 
   config: Quickstart
   workdir: Path
@@ -107,17 +120,25 @@ class World(NamedTuple):
 
 
 def one_line(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-  """The same tokenizer where a new line ends a response and no other token with a line break is ever sampled."""
+  """The same tokenizer where a new line ends a response and no other token with a line break is
+  ever sampled.
+  """
   newline = tokenizer.encode("\n")
   if len(newline) != 1:
-    raise UserError("the quickstart ends responses with a new line, which this tokenizer spells in several tokens")
+    raise UserError(
+      "the quickstart ends responses with a new line, which this tokenizer spells in several tokens"
+    )
   breaks = {i for i in range(tokenizer.vocab_size) if "\n" in tokenizer.decode([i])} - {newline[0]}
   eos = (newline[0], *(i for i in tokenizer.eos if i != newline[0]))
-  return tokenizer._replace(eos=eos, banned=tuple(sorted((set(tokenizer.banned) | breaks) - set(eos))))
+  return tokenizer._replace(
+    eos=eos, banned=tuple(sorted((set(tokenizer.banned) | breaks) - set(eos)))
+  )
 
 
 def open_world(config: Quickstart, workdir: Path, writer: writers.Writer) -> World:
-  """Fetches and loads the model, splits it, and draws the data.  Raises UserError where any of it is not to be had."""
+  """Fetches and loads the model, splits it, and draws the data.  Raises UserError where any of it
+  is not to be had.
+  """
   source = config.model or download.fetch()
   loaded = models.load(source, dtype=config.dtype, unroll=config.unroll)
   tokenizer = one_line(tokenizers.fit(tokenizers.load(loaded.tokenizer), loaded.lm.vocab_size))
@@ -131,7 +152,9 @@ def open_world(config: Quickstart, workdir: Path, writer: writers.Writer) -> Wor
     test_comparisons=config.test_comparisons,
   )
   tasks = tone.tasks(config.seed, sizes)
-  compiled = jax.jit(lambda trunk, tokens, valid: loaded.lm.stem(trunk, tokens, valid).astype(jnp.bfloat16))
+  compiled = jax.jit(
+    lambda trunk, tokens, valid: loaded.lm.stem(trunk, tokens, valid).astype(jnp.bfloat16)
+  )
   stem = partial(compiled, trunk)
   about = origin.describe(loaded.config, origin.reference(loaded.tokenizer, str(source)))
   about |= {"eos": tokenizer.eos, "banned": tokenizer.banned}  # a line is the whole response
@@ -139,11 +162,15 @@ def open_world(config: Quickstart, workdir: Path, writer: writers.Writer) -> Wor
 
 
 def leave(world: World, policies: Mapping[str, Params], rewards: Mapping[str, Params]) -> None:
-  """Whole models as finished runs under `models/`: `instructjax sample`, `eval` and `export` open them by that directory."""
+  """Whole models as finished runs under `models/`: `instructjax sample`, `eval` and `export` open
+  them by that directory.
+  """
   for name, trained in policies.items():
     _finish(world, name, freeze.whole(world.trunk, trained), "policy")
   for name, judge in rewards.items():
-    _finish(world, name, {"lm": freeze.whole(world.trunk, judge["lm"]), "head": judge["head"]}, "reward")
+    _finish(
+      world, name, {"lm": freeze.whole(world.trunk, judge["lm"]), "head": judge["head"]}, "reward"
+    )
 
 
 def _finish(world: World, name: str, params: Params, kind: str) -> None:
@@ -153,7 +180,9 @@ def _finish(world: World, name: str, params: Params, kind: str) -> None:
 
 
 def with_stem(world: World, batch: PyTree, rows: int = 64) -> PyTree:
-  """The batch with the stem of each of its rows, computed `rows` at a time; None where no block is frozen."""
+  """The batch with the stem of each of its rows, computed `rows` at a time; None where no block is
+  frozen.
+  """
   if "lower" not in world.trunk:
     return batch
   tokens, valid = (np.asarray(x).reshape(-1, x.shape[-1]) for x in (batch.tokens, batch.valid))
@@ -197,7 +226,9 @@ class Policy(NamedTuple):
 
 
 def parts(world: World, sampling: Sampling) -> Policy:
-  """`sample` draws responses from a trained part; `score` gives (stem, score under each reward model); `logp` of a response."""
+  """`sample` draws responses from a trained part; `score` gives (stem, score under each reward
+  model); `logp` of a response.
+  """
   settings = PPO(lm=world.lm, tx=optim.adamw(0.0), sampling=sampling)
 
   def score(trunk, judges, rows):
@@ -206,13 +237,21 @@ def parts(world: World, sampling: Sampling) -> Policy:
     return stem, {name: one(judge) for name, judge in judges.items()}
 
   sample = jax.jit(
-    lambda trunk, params, prompts, key: ppo.rollout({"policy": params}, Frozen(trunk, {}, {}), prompts, key, settings)
+    lambda trunk, params, prompts, key: ppo.rollout(
+      {"policy": params}, Frozen(trunk, {}, {}), prompts, key, settings
+    )
   )
 
   def logp(trunk, params, rows, stem):
     return likelihood.response_logp(
-      world.lm, trunk | params, rows.tokens, rows.valid, sampling.response,
-      temperature=sampling.temperature, banned=sampling.banned, stem=stem,
-    )[0]  # fmt: skip
+      world.lm,
+      trunk | params,
+      rows.tokens,
+      rows.valid,
+      sampling.response,
+      temperature=sampling.temperature,
+      banned=sampling.banned,
+      stem=stem,
+    )[0]
 
   return Policy(*(partial(f, world.trunk) for f in (sample, jax.jit(score), jax.jit(logp))))

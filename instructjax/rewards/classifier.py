@@ -1,4 +1,6 @@
-"""A reward that a `transformers` sequence classifier gives, in torch: classifier:FOLDER_OR_HUB_ID#LABEL."""
+"""A reward that a `transformers` sequence classifier gives, in torch:
+classifier:FOLDER_OR_HUB_ID#LABEL.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,18 @@ OUTPUTS = ("logit", "probability")
 def open_classifier(
   source: str, label: str, options: Mapping[str, Any]
 ) -> tuple[Callable[[Sequence[str], Sequence[str]], list[float]], dict[str, Any]]:
-  """(the logit of the only label, or the logit or probability of the chosen one; what the manifest says about it).
+  """(the logit of the only label, or the logit or probability of the chosen one; what the manifest
+  says about it).
 
-  The classifier reads the prompt and the response joined, as a pair, the response alone, or both through its chat template.
-  A text that is too long loses its beginning.  Raises UserError without the packages, for a source that is no classifier
-  and for an unknown label.
+  The classifier reads the prompt and the response joined, as a pair, the response alone, or both
+  through its chat template. A text that is too long loses its beginning.  Raises UserError
+  without the packages, for a source that is no classifier and for an unknown label.
   """
   for name, known in (("input", INPUTS), ("as", OUTPUTS)):
     if options[name] not in known:
-      raise UserError(f"classifier:{source}: {name}={options[name]!r}; known are {', '.join(known)}")
+      raise UserError(
+        f"classifier:{source}: {name}={options[name]!r}; known are {', '.join(known)}"
+      )
   try:
     torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
   except ImportError as error:
@@ -34,10 +39,16 @@ def open_classifier(
   tokenizer, model = _load(transformers, source, options["device"])
   column = _column(source, model.config, label)
   if options["as"] == "probability" and model.config.num_labels == 1:
-    raise UserError(f"classifier:{source}: has one label, as=probability has no meaning; take as=logit")
+    raise UserError(
+      f"classifier:{source}: has one label, as=probability has no meaning; take as=logit"
+    )
   if options["input"] == "chat" and not tokenizer.chat_template:
-    raise UserError(f"classifier:{source}: input=chat, but its tokenizer has no chat template; take input=joined")
-  length = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 1 << 30)
+    raise UserError(
+      f"classifier:{source}: input=chat, but its tokenizer has no chat template; take input=joined"
+    )
+  length = min(
+    tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 1 << 30
+  )
   cut = {"truncation": True, "max_length": length} if length < 1 << 30 else {}
 
   def encode(prompts: Sequence[str], responses: Sequence[str]) -> Any:
@@ -55,26 +66,39 @@ def open_classifier(
     for at in range(0, len(prompts), options["batch"]):
       part = slice(at, at + options["batch"])
       with torch.inference_mode():
-        logits = model(**encode(prompts[part], responses[part]).to(options["device"])).logits.float()
+        logits = model(
+          **encode(prompts[part], responses[part]).to(options["device"])
+        ).logits.float()
       values = logits.softmax(-1) if options["as"] == "probability" else logits
       found += values[:, column].tolist()
     return found
 
-  return score, {"labels": model.config.num_labels, "transformers": transformers.__version__, "torch": torch.__version__}
+  return score, {
+    "labels": model.config.num_labels,
+    "transformers": transformers.__version__,
+    "torch": torch.__version__,
+  }
 
 
 def _load(transformers: Any, source: str, device: str) -> tuple[Any, Any]:
-  """The tokenizer and the model.  A head that is not in the weights would be drawn at random: that is an error."""
+  """The tokenizer and the model.  A head that is not in the weights would be drawn at random: that
+  is an error.
+  """
   try:
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    model, info = transformers.AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True)
+    model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+      source, output_loading_info=True
+    )
     model = model.to(device).eval()
   except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
     reason = str(error).strip().partition("\n")[0]
-    raise UserError(f"classifier:{source}: transformers cannot open it ({reason}); give a folder or a hub id") from error
+    raise UserError(
+      f"classifier:{source}: transformers cannot open it ({reason}); give a folder or a hub id"
+    ) from error
   if info["missing_keys"]:
     raise UserError(
-      f"classifier:{source}: its weights hold no {', '.join(sorted(info['missing_keys'])[:3])}; this is a model without a "
+      f"classifier:{source}: its weights hold no {', '.join(sorted(info['missing_keys'])[:3])}; "
+      "this is a model without a "
       "trained classification head, take one that has it"
     )
   tokenizer.truncation_side = "left"
@@ -98,5 +122,8 @@ def _column(source: str, config: Any, label: str) -> int:
 
 
 def _chat(tokenizer: Any, prompt: str, response: str) -> str:
-  turns = [{"role": "user", "content": prompt.strip()}, {"role": "assistant", "content": response.strip()}]
+  turns = [
+    {"role": "user", "content": prompt.strip()},
+    {"role": "assistant", "content": response.strip()},
+  ]
   return tokenizer.apply_chat_template(turns, tokenize=False)

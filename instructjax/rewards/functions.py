@@ -1,4 +1,6 @@
-"""A reward that is a Python function of the user: python:FILE.py:FUNCTION or python:MODULE:FUNCTION."""
+"""A reward that is a Python function of the user: python:FILE.py:FUNCTION or
+python:MODULE:FUNCTION.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from instructjax.system import user_code
 def open_function(target: str) -> tuple[Callable[..., Any], dict[str, Any]]:
   """(the function of lists of texts, what the manifest says about it).
 
-  Raises UserError as `user_code.find` does; the function returned raises one, which names the line, where the user's
-  raises anything.
+  Raises UserError as `user_code.find` does; the function returned raises one, which names the
+  line, where the user's raises anything.
   """
   function, home = user_code.find(target)
 

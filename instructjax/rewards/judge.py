@@ -1,4 +1,6 @@
-"""A reward that a chat model gives: openai:URL#MODEL, for every server that speaks OpenAI's chat completions."""
+"""A reward that a chat model gives: openai:URL#MODEL, for every server that speaks OpenAI's chat
+completions.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,13 @@ def open_judge(
 ) -> tuple[Callable[[Sequence[str], Sequence[str]], list[float]], dict[str, Any]]:
   """(ratings from 1 to 10 by a chat model at temperature 0, what the manifest says about it).
 
-  Raises UserError as `endpoint.open_endpoint`, and for a template without its two places.  An answer without a number from
-  1 to 10 is asked for again.
+  Raises UserError as `endpoint.open_endpoint`, and for a template without its two places.  An
+  answer without a number from 1 to 10 is asked for again.
   """
-  ask, form = open_chat(base, model, options), template(options["template"], TEMPLATE, ("prompt", "response"))
+  ask, form = (
+    open_chat(base, model, options),
+    template(options["template"], TEMPLATE, ("prompt", "response")),
+  )
 
   def one(part: tuple[str, str], stop: threading.Event) -> float:
     return ask(filled(form, prompt=part[0], response=part[1]), stop, rating)
@@ -48,13 +53,17 @@ def open_judge(
 def open_chat(
   base: str, model: str, options: Mapping[str, Any]
 ) -> Callable[[str, threading.Event, Callable[[str], T]], T]:
-  """A function (message, stop, read) -> read(what the chat model said to the message at temperature 0), which is asked again
-  where `read` raises AgainError.  Raises UserError as `endpoint.open_endpoint`."""
+  """A function (message, stop, read) -> read(what the chat model said to the message at temperature
+  0), which is asked again where `read` raises AgainError.  Raises UserError as
+  `endpoint.open_endpoint`.
+  """
   url, head = f"{base.rstrip('/')}/chat/completions", headers(base, options)
 
   def ask(message: str, stop: threading.Event, read: Callable[[str], T]) -> T:
     body = {"model": model, "messages": [{"role": "user", "content": message}], "temperature": 0}
-    return retried(url, options, stop, lambda: read(_words(url, send(url, body, head, options["timeout"]))))
+    return retried(
+      url, options, stop, lambda: read(_words(url, send(url, body, head, options["timeout"])))
+    )
 
   return ask
 
@@ -79,7 +88,9 @@ def template(file: str, default: str, places: Sequence[str]) -> str:
   wanted = " and ".join(f"{{{place}}}" for place in places)
   for place in places:
     if f"{{{place}}}" not in text:
-      raise UserError(f"#template={file}: {{{place}}} is missing; write {wanted} where the texts go")
+      raise UserError(
+        f"#template={file}: {{{place}}} is missing; write {wanted} where the texts go"
+      )
   return text
 
 
@@ -96,5 +107,7 @@ def rating(text: str) -> float:
   """The last number of what the model said.  Raises AgainError where that is none from 1 to 10."""
   numbers = [float(number) for number in _NUMBER.findall(text)]
   if not numbers or not LOW <= numbers[-1] <= HIGH:
-    raise AgainError(f"the model said {brief(text)!r}, which does not end with a number from {LOW:g} to {HIGH:g}")
+    raise AgainError(
+      f"the model said {brief(text)!r}, which does not end with a number from {LOW:g} to {HIGH:g}"
+    )
   return numbers[-1]

@@ -1,8 +1,9 @@
 """How Google's Perspective API sees a response alone, from 0 to 1: perspective:TOXICITY.
 
-Options: token= names the environment variable of the key (it goes into a header, never into an address), qps= is the quota in
-requests a second, language= the languages of the texts (en+de), cache= a JSONL file of answers by digest of the text, so that
-no text is paid for twice, in this run or another.
+Options: token= names the environment variable of the key (it goes into a header, never into an
+address), qps= is the quota in requests a second, language= the languages of the texts (en+de),
+cache= a JSONL file of answers by digest of the text, so that no text is paid for twice, in this
+run or another.
 """
 
 from __future__ import annotations
@@ -26,17 +27,24 @@ def open_perspective(
 ) -> Callable[[Sequence[str], Sequence[str]], list[float]]:
   """Scores of the responses; an empty one is 0 and is not asked.
 
-  Raises UserError where the variable of the key is not set or the cache is broken; the function returned raises it where the
-  service refuses, does not answer, or answers something else.
+  Raises UserError where the variable of the key is not set or the cache is broken; the function
+  returned raises it where the service refuses, does not answer, or answers something else.
   """
-  url, head, languages = options["url"], headers(options["url"], options), options["language"].split("+")
+  url, head, languages = (
+    options["url"],
+    headers(options["url"], options),
+    options["language"].split("+"),
+  )
   kept, pace = _Kept(options["cache"], [attribute, languages]), _Pace(options["qps"])
 
   def one(text: str, stop: threading.Event) -> float:
     cut = text.encode()[:LONGEST].decode(errors="ignore")
     body = {
-      "comment": {"text": cut}, "languages": languages, "requestedAttributes": {attribute: {}}, "doNotStore": True
-    }  # fmt: skip
+      "comment": {"text": cut},
+      "languages": languages,
+      "requestedAttributes": {attribute: {}},
+      "doNotStore": True,
+    }
 
     def attempt() -> float:
       pace.wait(stop)
@@ -60,7 +68,10 @@ def _value(url: str, attribute: str, answer: Any) -> float:
   except (KeyError, TypeError):
     value = None
   if not isinstance(value, int | float) or not 0 <= value <= 1:
-    raise UserError(f"{url}: answered {brief(json.dumps(answer))}; a summaryScore of {attribute} from 0 to 1 is expected")
+    raise UserError(
+      f"{url}: answered {brief(json.dumps(answer))}; a summaryScore of {attribute} from 0 to 1 is "
+      "expected"
+    )
   return float(value)
 
 
@@ -78,10 +89,17 @@ class _Pace:
 
 
 class _Kept:
-  """Scores by text, and on disk by a digest of the text and of what was asked; a line that was cut off is dropped."""
+  """Scores by text, and on disk by a digest of the text and of what was asked; a line that was cut
+  off is dropped.
+  """
 
   def __init__(self, path: str, asked: Any):
-    self.path, self.asked, self.lock, self.found = Path(path) if path else None, asked, threading.Lock(), {}
+    self.path, self.asked, self.lock, self.found = (
+      Path(path) if path else None,
+      asked,
+      threading.Lock(),
+      {},
+    )
     if self.path and self.path.is_file():
       content = self.path.read_text(encoding="utf-8")
       for number, line in enumerate(content.splitlines(), 1):
@@ -90,7 +108,10 @@ class _Kept:
           self.found[row["of"]] = float(row["score"])
         except (ValueError, KeyError, TypeError):
           if number < len(content.splitlines()) or content.endswith("\n"):
-            raise UserError(f"{self.path}:{number}: no score that was kept; delete the line, or name another #cache=") from None
+            raise UserError(
+              f"{self.path}:{number}: no score that was kept; delete the line, or name another "
+              "#cache="
+            ) from None
           self.path.write_text(content[: -len(line)], encoding="utf-8")
 
   def _of(self, text: str) -> str:

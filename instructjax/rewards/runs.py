@@ -22,26 +22,38 @@ SIZE = 16  # rows at a time, for each part of the mesh
 
 
 def same_ids(policy: Origin, judge: Origin) -> None:
-  """Raises UserError where policy and reward model read different ids: the reward model scores the very ids sampled."""
-  if policy.tokenizer.fingerprint != judge.tokenizer.fingerprint or policy.lm.vocab_size != judge.lm.vocab_size:
+  """Raises UserError where policy and reward model read different ids: the reward model scores the
+  very ids sampled.
+  """
+  if (
+    policy.tokenizer.fingerprint != judge.tokenizer.fingerprint
+    or policy.lm.vocab_size != judge.lm.vocab_size
+  ):
     raise UserError(
-      f"the policy's tokenizer ({policy.tokenizer.vocab_size} ids, {policy.tokenizer.fingerprint[:8]}) is not the "
-      f"reward model's ({judge.tokenizer.vocab_size} ids, {judge.tokenizer.fingerprint[:8]}); train both from one base"
+      f"the policy's tokenizer ({policy.tokenizer.vocab_size} ids, "
+      f"{policy.tokenizer.fingerprint[:8]}) is not the "
+      f"reward model's ({judge.tokenizer.vocab_size} ids, {judge.tokenizer.fingerprint[:8]}); "
+      "train both from one base"
     )
   names = [origin.template_of(one.about)[:8] or "plain text" for one in (policy, judge)]
   if "template" in judge.about and names[0] != names[1]:  # of a folder nobody knows
     raise UserError(
-      f"config.data.template gives {names[0]}, the reward model was trained on {names[1]}: it would score other ids than "
+      f"config.data.template gives {names[0]}, the reward model was trained on {names[1]}: it "
+      "would score other ids than "
       "it learnt; set config.data.template as the reward model's was"
     )
 
 
 def open_run(
   source: str, settings: Config, policy: Origin | None, length: int, dtype: str | None
-) -> tuple[Callable[[Sequence[str], Sequence[str]], np.ndarray], Callable[[Rollout], Float[Array, " B"]]]:
-  """(scores of texts, scores of rollouts [B]) of a finished reward run; matrices are kept in `dtype`.
+) -> tuple[
+  Callable[[Sequence[str], Sequence[str]], np.ndarray], Callable[[Rollout], Float[Array, " B"]]
+]:
+  """(scores of texts, scores of rollouts [B]) of a finished reward run; matrices are kept in
+  `dtype`.
 
-  Raises UserError where it is none, reads other ids than the policy, or does not take rows of `length` tokens.
+  Raises UserError where it is none, reads other ids than the policy, or does not take rows of
+  `length` tokens.
   """
   judge = origin.open_reward_model(source, settings, policy)
   if policy is not None:
@@ -69,8 +81,12 @@ def open_run(
   return texts, lambda rows: score(params, rows.tokens, rows.valid)
 
 
-def _row(tokenizer: Tokenizer, template: chat.Template | None, prompt: str, response: str) -> pipeline.Row:
-  """The ids of both texts, closed with an end-of-text token; of a chat where the model was trained on one."""
+def _row(
+  tokenizer: Tokenizer, template: chat.Template | None, prompt: str, response: str
+) -> pipeline.Row:
+  """The ids of both texts, closed with an end-of-text token; of a chat where the model was trained
+  on one.
+  """
   if template is not None:
     try:
       ids, _, start = chat.reply(template, tokenizer, prompt, None, response)
@@ -78,4 +94,6 @@ def _row(tokenizer: Tokenizer, template: chat.Template | None, prompt: str, resp
       raise UserError(f"a text to score: {problem}; its prompt begins {prompt[:40]!r}") from None
     return pipeline.Row(np.asarray(ids, np.int32), start)
   head = [*tokenizer.bos, *tokenizer.encode(prompt)]
-  return pipeline.Row(np.asarray([*head, *tokenizer.encode(response), tokenizer.eos[0]], np.int32), len(head))
+  return pipeline.Row(
+    np.asarray([*head, *tokenizer.encode(response), tokenizer.eos[0]], np.int32), len(head)
+  )

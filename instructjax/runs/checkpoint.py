@@ -1,8 +1,10 @@
-"""Checkpoints: a pytree of arrays and a JSON object for each step, written by Orbax while the training goes on.
+"""Checkpoints: a pytree of arrays and a JSON object for each step, written by Orbax while the
+training goes on.
 
-A checkpoint appears whole or not at all, and nothing is deleted before its successor is complete.  Its JSON lists the
-name, shape and type of every leaf, so that one of another model is told apart before anything is read, and the sum of its
-bits, which finds what a disk has changed (Orbax reads a flipped byte of an array without a word).
+A checkpoint appears whole or not at all, and nothing is deleted before its successor is
+complete.  Its JSON lists the name, shape and type of every leaf, so that one of another model is
+told apart before anything is read, and the sum of its bits, which finds what a disk has changed
+(Orbax reads a flipped byte of an array without a word).
 """
 
 from __future__ import annotations
@@ -21,26 +23,31 @@ import jax.numpy as jnp
 from instructjax.errors import UserError
 from instructjax.types import PyTree
 
-LOWER = ("loss", "nll")  # a metric with one of these words in its name is better lower, any other higher
+LOWER = (
+  "loss",
+  "nll",
+)  # a metric with one of these words in its name is better lower, any other higher
 
 
 class Checkpoints:
   """The checkpoints of one folder, which is made by the first save.
 
     save(step, state, extra, metrics)
-                                 starts to write the state and a JSON object; the last `keep` steps stay, and the
-                                 one with the best metric of the name `best` (LOWER says which way), if one is named
+                                 starts to write the state and a JSON object; the last `keep`
+                                 steps stay, and the one with the best metric of the name `best`
+                                 (LOWER says which way), if one is named
     wait()                       returns when the write is complete; every other method waits by itself
     latest()                     the last complete step, or None where there is none
     extra(step=None)             the JSON object of a step (of the last one)
     restore(state_like, step=None)
-                                 (state, extra): the arrays with the shapes, types and shardings of `state_like`,
-                                 whose leaves may be arrays or `jax.ShapeDtypeStruct`s; the mesh may be another one
+                                 (state, extra): the arrays with the shapes, types and shardings
+                                 of `state_like`, whose leaves may be arrays or
+                                 `jax.ShapeDtypeStruct`s; the mesh may be another one
     leaves()                     the names of the leaves of the last state with their shapes
     part(name, like)             one subtree of it
 
-  `save` returns when the state is copied, so that it may be donated.  A step that was saved before is not written again.
-  With several processes all of them call every method.
+  `save` returns when the state is copied, so that it may be donated.  A step that was saved
+  before is not written again. With several processes all of them call every method.
   """
 
   def __init__(self, folder: str | Path, keep: int = 2, best: str = ""):
@@ -51,9 +58,15 @@ class Checkpoints:
     self._step = 0  # the step that it writes
 
   def save(
-    self, step: int, state: PyTree, extra: dict[str, Any] | None = None, metrics: Mapping[str, float] | None = None
+    self,
+    step: int,
+    state: PyTree,
+    extra: dict[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
   ) -> None:
-    """Raises UserError when this or the last one cannot be written (a full disk); the steps before are still there."""
+    """Raises UserError when this or the last one cannot be written (a full disk); the steps before
+    are still there.
+    """
     import orbax.checkpoint as ocp
 
     arrays = {name: _data(leaf) for name, leaf in flatten(state).items()}
@@ -97,17 +110,24 @@ class Checkpoints:
 
     step = self._found(step)
     about, wanted = self._about(step), flatten(state_like)
-    compare(about["leaves"], {name: _describe(leaf) for name, leaf in wanted.items()}, self.folder / str(step))
+    compare(
+      about["leaves"],
+      {name: _describe(leaf) for name, leaf in wanted.items()},
+      self.folder / str(step),
+    )
     like = {name: _abstract(leaf) for name, leaf in wanted.items()}
     with self._readable(step):
       with self._reader() as manager:
-        found = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
+        found = manager.restore(
+          step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        )["state"]
       _check_sums(found, about)
     leaves = [_undata(found[name], leaf) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(state_like), leaves), about["extra"]
 
   def part(self, name: str, like: PyTree) -> PyTree:
-    """The subtree `name` ("params/policy") of the last state alone, with the shapes and shardings of `like`.
+    """The subtree `name` ("params/policy") of the last state alone, with the shapes and shardings
+    of `like`.
 
     Raises UserError as `restore` does.
     """
@@ -119,7 +139,9 @@ class Checkpoints:
     compare(found, {leaf: _describe(x) for leaf, x in wanted.items()}, self.folder / str(step))
     item = {leaf: _abstract(x) for leaf, x in wanted.items()}
     args = ocp.args.PyTreeRestore(
-      item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+      item=item,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+      partial_restore=True,
     )
     with self._readable(step), quiet():
       with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -129,13 +151,18 @@ class Checkpoints:
 
   def leaves(self) -> dict[str, tuple[int, ...]]:
     """The shape of every leaf of the last state, by its name."""
-    return {name: tuple(shape) for name, (shape, _) in self._about(self._found(None))["leaves"].items()}
+    return {
+      name: tuple(shape) for name, (shape, _) in self._about(self._found(None))["leaves"].items()
+    }
 
   def _found(self, step: int | None) -> int:
     last = self.latest()
     found = last if step is None else step
     if found is None or not (self.folder / str(found)).is_dir():
-      raise UserError(f"{self.folder}: holds no checkpoint{'' if step is None else f' of step {step}'}; run it first")
+      raise UserError(
+        f"{self.folder}: holds no checkpoint{'' if step is None else f' of step {step}'}; run it "
+        "first"
+      )
     return found
 
   def _about(self, step: int) -> dict[str, Any]:
@@ -143,12 +170,17 @@ class Checkpoints:
       return self._peek(step)
 
   def _peek(self, step: int) -> dict[str, Any]:
-    """What a step says about itself.  Raises an error of any type where it is damaged, ValueError where it is not ours."""
+    """What a step says about itself.  Raises an error of any type where it is damaged, ValueError
+    where it is not ours.
+    """
     import orbax.checkpoint as ocp
 
     with self._reader() as manager:
       about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
-    if not (isinstance(about, dict) and all(isinstance(about.get(name), dict) for name in ("leaves", "sums", "extra"))):
+    if not (
+      isinstance(about, dict)
+      and all(isinstance(about.get(name), dict) for name in ("leaves", "sums", "extra"))
+    ):
       raise ValueError("it was not written by instructjax")
     return about
 
@@ -160,11 +192,14 @@ class Checkpoints:
     except Exception as error:  # of truncated files Orbax raises a bare one
       if isinstance(error, UserError):
         raise
-      before = next((other for other in reversed(self.steps()) if other < step and self._is_good(other)), None)
+      before = next(
+        (other for other in reversed(self.steps()) if other < step and self._is_good(other)), None
+      )
       go_on = "no good step is left here" if before is None else f"it goes on from step {before}"
       place = self.folder / str(step)
       raise UserError(
-        f"{place}: cannot be read ({reason(error)}); move this folder away and run the command that wrote it again: {go_on}"
+        f"{place}: cannot be read ({reason(error)}); move this folder away and run the command "
+        f"that wrote it again: {go_on}"
       ) from error
 
   def _is_good(self, step: int) -> bool:
@@ -177,7 +212,12 @@ class Checkpoints:
   def _reader(self) -> Iterator[Any]:
     import orbax.checkpoint as ocp
 
-    with quiet(), ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    with (
+      quiet(),
+      ocp.CheckpointManager(
+        self.folder, options=ocp.CheckpointManagerOptions(read_only=True)
+      ) as manager,
+    ):
       yield manager
 
   def _writer(self) -> Any:
@@ -188,7 +228,11 @@ class Checkpoints:
     kept: list = [policies.LatestN(self.keep)]
     if self.best:
       lower = any(word in self.best for word in LOWER)
-      kept.append(policies.BestN(get_metric_fn=value, reverse=lower, n=1, keep_checkpoints_without_metrics=False))
+      kept.append(
+        policies.BestN(
+          get_metric_fn=value, reverse=lower, n=1, keep_checkpoints_without_metrics=False
+        )
+      )
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policies.AnyPreservationPolicy(kept),
       best_fn=value if self.best else None,
@@ -202,15 +246,21 @@ class Checkpoints:
     try:
       with quiet():
         yield
-    except (OSError, ValueError, RuntimeError) as error:  # tensorstore reports a full disk as a ValueError
+    except (
+      OSError,
+      ValueError,
+      RuntimeError,
+    ) as error:  # tensorstore reports a full disk as a ValueError
       with contextlib.suppress(OSError, ValueError, RuntimeError):
         self._close()
       self._sweep()
       last = self.latest()
       kept = "no step was saved before" if last is None else f"step {last} is kept"
       raise UserError(
-        f"{self.folder}: the checkpoint of step {self._step} could not be written ({reason(error)}); {kept}. Free some "
-        f"space ({shutil.disk_usage(_existing(self.folder)).free >> 20} MiB are left) and run the same command again"
+        f"{self.folder}: the checkpoint of step {self._step} could not be written "
+        f"({reason(error)}); {kept}. Free some "
+        f"space ({shutil.disk_usage(_existing(self.folder)).free >> 20} MiB are left) and run the "
+        "same command again"
       ) from error
 
   def _close(self) -> None:
@@ -245,16 +295,23 @@ def load_params(folder: str | Path, like: PyTree) -> PyTree:
 
 def compare(found: dict[str, list], wanted: dict[str, list], place: Path) -> None:
   """Raises UserError naming the first leaf that is missing, left over, or of another shape or type."""
-  remedy = "it belongs to another model or configuration: use its own settings, or another directory"
+  remedy = (
+    "it belongs to another model or configuration: use its own settings, or another directory"
+  )
   for name, (shape, dtype) in wanted.items():
     if name not in found:
       raise UserError(f"{place}: '{name}' of shape {shape} is not in the checkpoint; {remedy}")
     if found[name] != [shape, dtype]:
-      raise UserError(f"{place}: '{name}' is {found[name][1]}{found[name][0]} in the checkpoint, {dtype}{shape} "
-                      f"is expected; {remedy}")  # fmt: skip
+      raise UserError(
+        f"{place}: '{name}' is {found[name][1]}{found[name][0]} in the checkpoint, {dtype}{shape} "
+        f"is expected; {remedy}"
+      )
   for name in found:
     if name not in wanted:
-      raise UserError(f"{place}: '{name}' of shape {found[name][0]} is in the checkpoint but not expected; {remedy}")
+      raise UserError(
+        f"{place}: '{name}' of shape {found[name][0]} is in the checkpoint but not expected; "
+        f"{remedy}"
+      )
 
 
 def flatten(tree: PyTree) -> dict[str, Any]:
@@ -280,7 +337,12 @@ def _sums(arrays: dict[str, Any]) -> dict[str, Any]:
 def reason(error: Exception) -> str:
   """The heart of an error that names many files and functions."""
   text = str(error)
-  for sign in ("No space left on device", "Disk quota exceeded", "File too large", "Permission denied"):
+  for sign in (
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "Permission denied",
+  ):
     if sign in text:
       return sign
   for end in (". See full TensorStore details", " [tensorstore_spec"):

@@ -1,4 +1,6 @@
-"""The loop of every stage: run the steps, log, evaluate, checkpoint; resume, stop on NaN, survive Ctrl-C and SIGTERM."""
+"""The loop of every stage: run the steps, log, evaluate, checkpoint; resume, stop on NaN, survive
+Ctrl-C and SIGTERM.
+"""
 
 from __future__ import annotations
 
@@ -59,16 +61,18 @@ def fit(
 ) -> TrainState:
   """Runs `step` on batches `state.iteration` to `steps - 1` and returns the last state.
 
-  `step` is compiled and donates its state (`steps.compiled`).  Where `checkpoints` holds a step, the run goes on from
-  there and metrics that were written after it are dropped.  A checkpoint is made every `checkpoint_every` steps, at the
-  end and on Ctrl-C or SIGTERM, with `extra` and the name of the stage; it is written while the next steps run.  Metrics
-  of a step are fetched while the next one runs; those of every `log_every`-th step and of the last are written.
-  `evaluate` runs every `evaluate_every` steps, at the end, and before a checkpoint where it measures `checkpoints.best`.
-  0 as `..._every` means: not before the end.
+  `step` is compiled and donates its state (`steps.compiled`).  Where `checkpoints` holds a step,
+  the run goes on from there and metrics that were written after it are dropped.  A checkpoint is
+  made every `checkpoint_every` steps, at the end and on Ctrl-C or SIGTERM, with `extra` and the
+  name of the stage; it is written while the next steps run.  Metrics of a step are fetched while
+  the next one runs; those of every `log_every`-th step and of the last are written. `evaluate`
+  runs every `evaluate_every` steps, at the end, and before a checkpoint where it measures
+  `checkpoints.best`. 0 as `..._every` means: not before the end.
 
-  Raises UserError when a metric named "loss..." is not finite (what is on disk stays good), Interrupted on Ctrl-C, and what a
-  step, a batch or `evaluate` raises, when the last whole state is saved.  (With several processes only where all of them
-  raise it: a UserError of a step or of `evaluate`.)
+  Raises UserError when a metric named "loss..." is not finite (what is on disk stays good),
+  Interrupted on Ctrl-C, and what a step, a batch or `evaluate` raises, when the last whole state
+  is saved.  (With several processes only where all of them raise it: a UserError of a step or of
+  `evaluate`.)
   """
   state, start = resume(state, checkpoints, steps, stage, extra or {})
   writer.rewind(stage, start)
@@ -103,7 +107,9 @@ def fit(
 
   @contextlib.contextmanager
   def saving(at: int, together: bool = True) -> Iterator[None]:
-    """Saves the state of step `at` where its body fails; `together`: with several processes it fails in all of them."""
+    """Saves the state of step `at` where its body fails; `together`: with several processes it
+    fails in all of them.
+    """
     try:
       yield
     except Exception as error:
@@ -111,7 +117,9 @@ def fit(
       if checkpoints is None or at == start or state.iteration.is_deleted() or not able:
         raise
       save(at)
-      kept = f"{stage}: step {at} of {steps} is kept; run the same command again to go on from there"
+      kept = (
+        f"{stage}: step {at} of {steps} is kept; run the same command again to go on from there"
+      )
       if isinstance(error, UserError):
         raise UserError(f"{error}. {kept}") from error
       error.add_note(kept)
@@ -131,7 +139,9 @@ def fit(
           memory.release()  # what compiling left behind
         due = at == steps or bool(checkpoint_every and at % checkpoint_every == 0)
         if evaluate is not None and (
-          at == steps or (evaluate_every and at % evaluate_every == 0) or (due and best.startswith("eval/"))
+          at == steps
+          or (evaluate_every and at % evaluate_every == 0)
+          or (due and best.startswith("eval/"))
         ):
           measure(at, evaluate)
         if due:
@@ -153,11 +163,16 @@ def fit(
 
 
 def resume(
-  state: TrainState, checkpoints: Checkpoints | None, steps: int, stage: str, extra: Mapping[str, Any]
+  state: TrainState,
+  checkpoints: Checkpoints | None,
+  steps: int,
+  stage: str,
+  extra: Mapping[str, Any],
 ) -> tuple[TrainState, int]:
   """(state of the last checkpoint, its iteration); the state as it is where there is none.
 
-  Raises UserError for a checkpoint of another stage, model, configuration or other data (`extra["fingerprints"]`).
+  Raises UserError for a checkpoint of another stage, model, configuration or other data
+  (`extra["fingerprints"]`).
   """
   if checkpoints is None or checkpoints.latest() is None:
     return state, int(state.iteration)
@@ -165,36 +180,49 @@ def resume(
   found = saved.get("stage", stage)
   if found != stage:
     raise UserError(
-      f"{checkpoints.folder}: holds checkpoints of stage '{found}', not '{stage}'; name another --workdir"
+      f"{checkpoints.folder}: holds checkpoints of stage '{found}', not '{stage}'; name another "
+      "--workdir"
     )
   before, now = saved.get("fingerprints", {}), extra.get("fingerprints", {})
   for name in before.keys() & now.keys():
     if before[name] != now[name]:
       raise UserError(
-        f"{checkpoints.folder}: holds checkpoints of a run with another {name} ({before[name][:8]}, this one is "
+        f"{checkpoints.folder}: holds checkpoints of a run with another {name} "
+        f"({before[name][:8]}, this one is "
         f"{now[name][:8]}); name another --workdir"
       )
   state, _ = checkpoints.restore(state)
   start = int(state.iteration)
   if start > steps:
-    raise UserError(f"{checkpoints.folder}: is at step {start}, beyond the {steps} asked for; name another --workdir")
+    raise UserError(
+      f"{checkpoints.folder}: is at step {start}, beyond the {steps} asked for; name another "
+      "--workdir"
+    )
   return state, start
 
 
 def known(best: str, measured: Mapping[str, float]) -> None:
   """Raises UserError where the metric that chooses the best checkpoint is not measured."""
   if best and best not in measured:
-    raise UserError(f"config.best={best!r}: this stage does not measure it; it measures {', '.join(sorted(measured))}")
+    raise UserError(
+      f"config.best={best!r}: this stage does not measure it; it measures "
+      f"{', '.join(sorted(measured))}"
+    )
 
 
-def check(values: Mapping[str, float], stage: str, at: int, checkpoints: Checkpoints | None) -> None:
+def check(
+  values: Mapping[str, float], stage: str, at: int, checkpoints: Checkpoints | None
+) -> None:
   """Raises UserError naming the first loss that is not finite."""
   for name, value in values.items():
     if name.startswith("loss") and not math.isfinite(value):
       last = None if checkpoints is None else checkpoints.latest()
-      kept = "no state was saved before" if last is None else f"the good state of step {last} is kept"
+      kept = (
+        "no state was saved before" if last is None else f"the good state of step {last} is kept"
+      )
       raise UserError(
-        f"{stage}: {name} is {value} at step {at}; {kept}. Lower the learning rate or clip the gradient, in a "
+        f"{stage}: {name} is {value} at step {at}; {kept}. Lower the learning rate or clip the "
+        "gradient, in a "
         "new --workdir"
       )
 
@@ -204,16 +232,19 @@ def interruption(stage: str, steps: int, checkpoints: Checkpoints | None) -> str
   last = None if checkpoints is None else checkpoints.latest()
   if last is None:
     return f"{stage}: stopped; nothing was saved"
-  return f"{stage}: stopped at step {last} of {steps}; run the same command again to go on from there"
+  return (
+    f"{stage}: stopped at step {last} of {steps}; run the same command again to go on from there"
+  )
 
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[int], int]]:
-  """Turns the first Ctrl-C or SIGTERM into a number to ask for after each step, so that a step is never cut in half; the
-  second one acts at once.
+  """Turns the first Ctrl-C or SIGTERM into a number to ask for after each step, so that a step is
+  never cut in half; the second one acts at once.
 
-  Several processes stop at the same step, whichever of them was signalled: JAX's preemption service, which listens to
-  SIGTERM in each of them, agrees on it; a Ctrl-C is passed on to it.  Signals are left alone outside the main thread.
+  Several processes stop at the same step, whichever of them was signalled: JAX's preemption
+  service, which listens to SIGTERM in each of them, agrees on it; a Ctrl-C is passed on to it.
+  Signals are left alone outside the main thread.
   """
   asked = 0
   main, several = threading.current_thread() is threading.main_thread(), jax.process_count() > 1
@@ -249,7 +280,9 @@ def stop_signal() -> Iterator[Callable[[int], int]]:
 
 
 def open_progress(stage: str, start: int, steps: int) -> Progress:
-  """A bar with rate and time left on a terminal, a line now and then elsewhere; silent for the first two seconds."""
+  """A bar with rate and time left on a terminal, a line now and then elsewhere; silent for the
+  first two seconds.
+  """
   if jax.process_index() > 0 or start >= steps:
     return Progress(lambda at, values: None, lambda: None)
   return _bar(stage, start, steps) if sys.stderr.isatty() else _lines(stage, start, steps)
@@ -270,10 +303,13 @@ def _bar(stage: str, start: int, steps: int) -> Progress:
   from rich.console import Console
 
   columns = (
-    progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn(),
-    progress.TextColumn("{task.fields[rate]}"), progress.TimeRemainingColumn(),
+    progress.TextColumn("{task.description}"),
+    progress.BarColumn(),
+    progress.MofNCompleteColumn(),
+    progress.TextColumn("{task.fields[rate]}"),
+    progress.TimeRemainingColumn(),
     progress.TextColumn("{task.fields[values]}"),
-  )  # fmt: skip
+  )
   bar = progress.Progress(*columns, console=Console(stderr=True), speed_estimate_period=600)
   task = bar.add_task(stage, total=steps, completed=start, rate="", values="")
   begun, rate = time.monotonic(), rates()
@@ -299,13 +335,19 @@ def _lines(stage: str, start: int, steps: int) -> Progress:
     shown = now
     left = "" if not rate or at == steps else f"  {duration((steps - at) / rate)} left"
     took = f"  in {duration(now - begun)}" if at == steps else ""
-    print(f"{stage} {at}/{steps}  {speed(rate)}{left}{took}  {brief(values)}", file=sys.stderr, flush=True)
+    print(
+      f"{stage} {at}/{steps}  {speed(rate)}{left}{took}  {brief(values)}",
+      file=sys.stderr,
+      flush=True,
+    )
 
   return Progress(show, lambda: None)
 
 
 def rates() -> Callable[[int], float]:
-  """A function from the step just done to steps a second since the first one, which compiles and is left out."""
+  """A function from the step just done to steps a second since the first one, which compiles and is
+  left out.
+  """
   first: tuple[int, float] | None = None
 
   def rate(at: int) -> float:
@@ -329,4 +371,6 @@ def duration(seconds: float) -> str:
 def brief(values: Mapping[str, float]) -> str:
   """The metrics that a passer-by looks at."""
   names = ("loss", "loss/total", "accuracy", "objective/scores", "objective/kl")
-  return "  ".join(f"{name.rpartition('/')[2]} {values[name]:.3f}" for name in names if name in values)
+  return "  ".join(
+    f"{name.rpartition('/')[2]} {values[name]:.3f}" for name in names if name in values
+  )

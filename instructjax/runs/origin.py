@@ -1,9 +1,10 @@
 """Where the model of a stage comes from, and how a finished stage is left for the next one.
 
-A source is "" (random weights of a named shape), the directory of a finished run, a Python function that returns a model
-(`file.py:function` or `package.module:function`), or whatever `models.load` opens: a folder of safetensors, a .gguf file,
-a hub id; or a folder with an adapter of PEFT.  A finished run holds the whole model in `checkpoints/final`, or an adapter that
-says which base it belongs to.
+A source is "" (random weights of a named shape), the directory of a finished run, a Python
+function that returns a model (`file.py:function` or `package.module:function`), or whatever
+`models.load` opens: a folder of safetensors, a .gguf file, a hub id; or a folder with an adapter
+of PEFT.  A finished run holds the whole model in `checkpoints/final`, or an adapter that says
+which base it belongs to.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ SHAPES: dict[str, ModelConfig] = {
 class Origin(NamedTuple):
   """A model to start from: whole, float32 parameters and the tokenizer that belongs to them.
 
-  `head` is the scalar head where it is a reward model.  `about` lets a later stage build the model again.  Where the
-  parameters hold an `adapter`, `about["adapter"]` has its sizes and `about["base"]` the source and the fingerprint of the rest.
+  `head` is the scalar head where it is a reward model.  `about` lets a later stage build the
+  model again.  Where the parameters hold an `adapter`, `about["adapter"]` has its sizes and
+  `about["base"]` the source and the fingerprint of the rest.
   """
 
   lm: LM
@@ -54,12 +56,15 @@ class Origin(NamedTuple):
 
 
 def open_model(source: str, settings: Config, seed: int) -> Origin:
-  """The language model of a source under `config.model`: shape (for random weights), tokenizer, dtype, remat,
-  unroll, sequence, attention, dropout.
+  """The language model of a source under `config.model`: shape (for random weights), tokenizer,
+  dtype, remat, unroll, sequence, attention, dropout.
 
   Raises UserError for an unknown shape or source, and where the tokenizer does not fit the model.
   """
-  changes = {name: settings[name] for name in ("dtype", "remat", "unroll", "sequence", "attention", "dropout")}
+  changes = {
+    name: settings[name]
+    for name in ("dtype", "remat", "unroll", "sequence", "attention", "dropout")
+  }
   if is_run(source):
     origin = open_run(Path(source), changes, "policy")
     return _with_tokenizer(origin, settings["tokenizer"])
@@ -78,13 +83,15 @@ def open_model(source: str, settings: Config, seed: int) -> Origin:
   else:
     if settings["shape"] not in SHAPES:
       raise UserError(
-        f"config.model.shape={settings['shape']!r}: there is no such shape; known are {', '.join(SHAPES)}"
+        f"config.model.shape={settings['shape']!r}: there is no such shape; known are "
+        f"{', '.join(SHAPES)}"
       )
     config = dataclasses.replace(SHAPES[settings["shape"]], **changes)
     found = settings["tokenizer"] or (BYTES if settings["shape"] == "tiny" else "")
     if not found:
       raise UserError(
-        "config.model.tokenizer is empty: a model with random weights needs a tokenizer; give a tokenizer.json, a "
+        "config.model.tokenizer is empty: a model with random weights needs a tokenizer; give a "
+        "tokenizer.json, a "
         f"SentencePiece .model or '{BYTES}'"
       )
     lm = models.build(config)
@@ -96,20 +103,27 @@ def open_model(source: str, settings: Config, seed: int) -> Origin:
 def fits(lm: LM, length: int, what: str) -> None:
   """Raises UserError where rows of `length` tokens do not fit the model."""
   if length > lm.context:
-    raise UserError(f"{what} is {length} tokens, the model's context is {lm.context}; lower it in config.data")
+    raise UserError(
+      f"{what} is {length} tokens, the model's context is {lm.context}; lower it in config.data"
+    )
 
 
 def open_reward_model(source: str, settings: Config, beside: Origin | None = None) -> Origin:
-  """The reward model of a finished run, or of a folder of a sequence classifier with one label (`models.save_reward`).
+  """The reward model of a finished run, or of a folder of a sequence classifier with one label
+  (`models.save_reward`).
 
-  The base of an adapter is not read again where it is that of `beside`.  Raises UserError for anything else.
+  The base of an adapter is not read again where it is that of `beside`.  Raises UserError for
+  anything else.
   """
-  changes = {name: settings[name] for name in ("dtype", "remat", "unroll", "sequence", "attention")} | {"dropout": 0.0}
+  changes = {
+    name: settings[name] for name in ("dtype", "remat", "unroll", "sequence", "attention")
+  } | {"dropout": 0.0}
   if is_run(source):
     return open_run(Path(source), changes, "reward", beside)
   if not source or not (Path(source) / "config.json").is_file():
     raise UserError(
-      f"reward model {source!r}: not the directory of a finished `instructjax reward` run, nor the folder of a sequence "
+      f"reward model {source!r}: not the directory of a finished `instructjax reward` run, nor the "
+      "folder of a sequence "
       "classifier; give the --workdir of the one or the path of the other"
     )
   config, params, head = models.load_reward(source)
@@ -130,8 +144,12 @@ def kind_of(source: str) -> str:
   return final.extra()["kind"] if is_run(source) and final.latest() is not None else "policy"
 
 
-def open_run(workdir: Path, changes: Mapping[str, Any], kind: str, beside: Origin | None = None) -> Origin:
-  """What a finished stage left.  Raises UserError where it is not finished or left the other kind of model."""
+def open_run(
+  workdir: Path, changes: Mapping[str, Any], kind: str, beside: Origin | None = None
+) -> Origin:
+  """What a finished stage left.  Raises UserError where it is not finished or left the other kind
+  of model.
+  """
   about = finished(workdir, kind)
   final = Checkpoints(workdir / "checkpoints" / "final")
   if about["family"] == "python":
@@ -142,11 +160,15 @@ def open_run(workdir: Path, changes: Mapping[str, Any], kind: str, beside: Origi
   if "adapter" in about:
     table = {"adapter": abstract(lora.table(lm.table, about["adapter"]))}
     base = open_base(about["base"], workdir, lm, beside)
-  tokenizer = ended(tokenizers.fit(tokenizers.by_reference(about["tokenizer"]), lm.vocab_size), about)
+  tokenizer = ended(
+    tokenizers.fit(tokenizers.by_reference(about["tokenizer"]), lm.vocab_size), about
+  )
   if kind == "policy":
     return Origin(lm, base | load_params(final.folder, table), tokenizer, about)
   body = {name: part for name, part in table.items() if name != "head"}
-  whole = jax.sharding.NamedSharding(jax.sharding.get_mesh(), jax.P()) if sharding.is_sharded() else None
+  whole = (
+    jax.sharding.NamedSharding(jax.sharding.get_mesh(), jax.P()) if sharding.is_sharded() else None
+  )
   leaf = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=whole)
   params = load_params(final.folder, {"lm": body, "head": {"w": leaf(lm.width), "b": leaf()}})
   return Origin(lm, base | params["lm"], tokenizer, about, params["head"])
@@ -163,13 +185,16 @@ def finished(workdir: Path, kind: str = "") -> dict[str, Any]:
   extra = final.extra()
   if kind and extra["kind"] != kind:
     raise UserError(
-      f"{workdir}: this run left a {extra['kind']} model, a {kind} model is needed; give the directory of another run"
+      f"{workdir}: this run left a {extra['kind']} model, a {kind} model is needed; give the "
+      "directory of another run"
     )
   return extra["model"]
 
 
 def ended(tokenizer: Tokenizer, about: Mapping[str, Any]) -> Tokenizer:
-  """The tokenizer of a run, whose responses may end elsewhere, at a new line for one; that is then no part of their text."""
+  """The tokenizer of a run, whose responses may end elsewhere, at a new line for one; that is then
+  no part of their text.
+  """
   if "eos" not in about:
     return tokenizer
   silent = {*about["eos"], *about["banned"]}
@@ -187,16 +212,22 @@ def finish(workdir: Path, step: int, params: PyTree, about: Mapping[str, Any], k
 # --- an adapter and its base ---
 
 
-def adapted(about: Mapping[str, Any], source: str, base: Params, sizes: Mapping[str, Any]) -> dict[str, Any]:
+def adapted(
+  about: Mapping[str, Any], source: str, base: Params, sizes: Mapping[str, Any]
+) -> dict[str, Any]:
   """What is said about an adapter: its sizes, and where its base is with the fingerprint of that."""
   place = str(Path(source).absolute()) if Path(source).exists() else source
   return {**about, "adapter": sizes, "base": {"source": place, "fingerprint": fingerprint(base)}}
 
 
 def model_config(what: str, about: Mapping[str, Any]) -> ModelConfig:
-  """The configuration of a model of the families here.  Raises UserError for one of Python, which has no public format."""
+  """The configuration of a model of the families here.  Raises UserError for one of Python, which
+  has no public format.
+  """
   if about["family"] not in _CONFIGS:
-    raise UserError(f"{what}: this is a Python model, and the public formats hold models of public families only")
+    raise UserError(
+      f"{what}: this is a Python model, and the public formats hold models of public families only"
+    )
   return _CONFIGS[about["family"]](**about["config"])
 
 
@@ -205,7 +236,9 @@ def fingerprint(params: Params) -> str:
   return writers.fingerprint(sums(flatten(params)))
 
 
-def open_base(base: Mapping[str, str], workdir: Path, lm: LM, beside: Origin | None = None) -> Params:
+def open_base(
+  base: Mapping[str, str], workdir: Path, lm: LM, beside: Origin | None = None
+) -> Params:
   """The whole model that an adapter belongs to; that of `beside` where it is the same.
 
   Raises UserError where it is not there any more or has changed since.
@@ -225,7 +258,8 @@ def open_base(base: Mapping[str, str], workdir: Path, lm: LM, beside: Origin | N
     raise UserError(f"{workdir}: holds an adapter; its base cannot be opened: {error}") from error
   if fingerprint(params) != base["fingerprint"]:
     raise UserError(
-      f"{workdir}: holds an adapter of {source}, which has other weights now ({fingerprint(params)[:8]}, then "
+      f"{workdir}: holds an adapter of {source}, which has other weights now "
+      f"({fingerprint(params)[:8]}, then "
       f"{base['fingerprint'][:8]}): put the old ones back, or train the adapter again"
     )
   return sharding.place(lora.merge(params), sharding.shardings(lm.table))
@@ -275,12 +309,15 @@ def is_python(source: str) -> bool:
 
 
 def open_python(source: str, tokenizer: str) -> Origin:
-  """The model of a Python function.  Raises UserError for the errors of `call_python`, and without a tokenizer."""
+  """The model of a Python function.  Raises UserError for the errors of `call_python`, and without
+  a tokenizer.
+  """
   lm, params, named = call_python(source)
   found = tokenizer or named
   if not found:
     raise UserError(
-      f"{source}: names no tokenizer: return (lm, params, tokenizer) or set config.model.tokenizer: a folder, a "
+      f"{source}: names no tokenizer: return (lm, params, tokenizer) or set "
+      "config.model.tokenizer: a folder, a "
       f"tokenizer.json, a SentencePiece .model or '{BYTES}'"
     )
   place, _, name = source.rpartition(":")
@@ -291,7 +328,8 @@ def open_python(source: str, tokenizer: str) -> Origin:
 
 
 def call_python(source: str) -> tuple[LM, Params, str]:
-  """(lm, params, tokenizer reference or "") that the function of a source returns; it is called without a mesh.
+  """(lm, params, tokenizer reference or "") that the function of a source returns; it is called
+  without a mesh.
 
   Raises UserError as `user_code.find` does, and where it returns something else.
   """
@@ -302,7 +340,8 @@ def call_python(source: str) -> tuple[LM, Params, str]:
     found = function()
   if not (isinstance(found, tuple) and len(found) in (2, 3) and isinstance(found[0], LM)):
     raise UserError(
-      f"{source}: returned {type(found).__name__}; a model is (lm, params) or (lm, params, tokenizer), as from_nnx and "
+      f"{source}: returned {type(found).__name__}; a model is (lm, params) or (lm, params, "
+      "tokenizer), as from_nnx and "
       "from_linen give it"
     )
   return found[0], found[1], str(found[2]) if len(found) == 3 else ""
@@ -311,10 +350,14 @@ def call_python(source: str) -> tuple[LM, Params, str]:
 # --- tokenizers and templates ---
 
 
-def chat_template(name: str, about: Mapping[str, Any], tokenizer: Tokenizer) -> chat.Template | None:
-  """The template of config.data.template: None for "" (plain text), the model's own for "chat", or that of a file.
+def chat_template(
+  name: str, about: Mapping[str, Any], tokenizer: Tokenizer
+) -> chat.Template | None:
+  """The template of config.data.template: None for "" (plain text), the model's own for "chat", or
+  that of a file.
 
-  A run's own is the one that it was trained with.  Raises UserError where there is none, and for one that cannot be used.
+  A run's own is the one that it was trained with.  Raises UserError where there is none, and for
+  one that cannot be used.
   """
   if not name:
     return None
@@ -325,7 +368,8 @@ def chat_template(name: str, about: Mapping[str, Any], tokenizer: Tokenizer) -> 
   text = about["template"]["text"] if about.get("template") else text
   if not text:
     raise UserError(
-      f"config.data.template='{chat.OWN}': the tokenizer {reference} has no chat template; give a .jinja file, or '' for "
+      f"config.data.template='{chat.OWN}': the tokenizer {reference} has no chat template; give a "
+      ".jinja file, or '' for "
       "plain text"
     )
   return chat.load(f"the chat template of {reference}", text, tokens, tokenizer)
@@ -346,5 +390,7 @@ def _with_tokenizer(origin: Origin, reference: str) -> Origin:
   if not reference:
     return origin
   tokenizer = tokenizers.fit(tokenizers.by_reference(reference), origin.lm.vocab_size)
-  about = {name: value for name, value in origin.about.items() if name not in ("eos", "banned")}  # ids of the other one
+  about = {
+    name: value for name, value in origin.about.items() if name not in ("eos", "banned")
+  }  # ids of the other one
   return origin._replace(tokenizer=tokenizer, about=about | {"tokenizer": _lasting(reference)})

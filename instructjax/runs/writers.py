@@ -1,6 +1,8 @@
-"""The files of a run directory: config.json, manifest.json, metrics.jsonl, samples.jsonl and draws.jsonl.
+"""The files of a run directory: config.json, manifest.json, metrics.jsonl, samples.jsonl and
+draws.jsonl.
 
-Metrics may also go to TensorBoard or Weights & Biases.  With several processes only the first one writes.
+Metrics may also go to TensorBoard or Weights & Biases.  With several processes only the first
+one writes.
 """
 
 from __future__ import annotations
@@ -55,8 +57,8 @@ def open_run(
 ) -> Iterator[Writer]:
   """A run directory, new or to be continued; `sinks` may name "tensorboard" and "wandb".
 
-  Raises UserError where the directory cannot be written, holds a run with another configuration, or a package for a
-  sink is missing.
+  Raises UserError where the directory cannot be written, holds a run with another configuration,
+  or a package for a sink is missing.
   """
   workdir = Path(workdir)
   if jax.process_index() > 0:
@@ -75,7 +77,9 @@ def open_run(
 
 def fingerprint(config: Mapping[str, Any]) -> str:
   """A hash of the settings that make a run what it is."""
-  text = json.dumps({name: value for name, value in config.items() if name not in FREE}, sort_keys=True)
+  text = json.dumps(
+    {name: value for name, value in config.items() if name not in FREE}, sort_keys=True
+  )
   return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -114,7 +118,9 @@ def _version(package: str) -> str:
 def _writer(workdir: Path, sinks: list[Sink]) -> Writer:
   def metrics(step: int, stage: str, scalars: Scalars) -> None:
     values = {name: float(value) for name, value in scalars.items()}
-    row = {"step": step, "stage": stage} | {k: v if math.isfinite(v) else None for k, v in values.items()}
+    row = {"step": step, "stage": stage} | {
+      k: v if math.isfinite(v) else None for k, v in values.items()
+    }
     append(workdir / "metrics.jsonl", [row])
     for sink in sinks:
       sink(step, stage, values)
@@ -178,12 +184,16 @@ def _writable(path: Path) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    raise UserError(f"{path}: cannot be written ({error.strerror or error}); free some space or name another "
-                    "--workdir, then run the same command again") from error  # fmt: skip
+    raise UserError(
+      f"{path}: cannot be written ({error.strerror or error}); free some space or name another "
+      "--workdir, then run the same command again"
+    ) from error
 
 
 def _same(workdir: Path, config: Mapping[str, Any]) -> None:
-  """Raises UserError where the directory holds the metrics, draws or checkpoints of a run with other settings."""
+  """Raises UserError where the directory holds the metrics, draws or checkpoints of a run with
+  other settings.
+  """
   path = workdir / "config.json"
   begun = any((workdir / name).exists() for name in ("metrics.jsonl", DRAWS, "checkpoints"))
   if not (begun and path.is_file()):
@@ -195,7 +205,8 @@ def _same(workdir: Path, config: Mapping[str, Any]) -> None:
   fixed = lambda settings: {name: value for name, value in settings.items() if name not in FREE}
   for key, old, new in _differences(fixed(before), fixed(config)):
     raise UserError(
-      f"{workdir} holds a run with {key}={old!r}, this one has {key}={new!r}: name another --workdir, or use the "
+      f"{workdir} holds a run with {key}={old!r}, this one has {key}={new!r}: name another "
+      "--workdir, or use the "
       "settings of that run to go on with it"
     )
 
@@ -231,7 +242,9 @@ def tensorboard(workdir: Path, config: Mapping[str, Any]) -> Iterator[Sink]:
 def wandb(workdir: Path, config: Mapping[str, Any]) -> Iterator[Sink]:
   """A Weights & Biases run named after the directory."""
   package = _package("wandb", "wandb")
-  run = package.init(project="instructjax", name=workdir.name, dir=str(workdir), config=dict(config), resume="allow")
+  run = package.init(
+    project="instructjax", name=workdir.name, dir=str(workdir), config=dict(config), resume="allow"
+  )
 
   def sink(step: int, stage: str, scalars: Scalars) -> None:
     run.log({f"{stage}/{name}": value for name, value in scalars.items()} | {f"{stage}/step": step})

@@ -1,4 +1,6 @@
-"""Configurations from files and overrides: `--config=configs/sft.py:1.3b --config.optimizer.lr=1e-5`."""
+"""Configurations from files and overrides: `--config=configs/sft.py:1.3b
+--config.optimizer.lr=1e-5`.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,25 @@ from typing import Any
 from instructjax.errors import UserError
 
 Config = Any  # ml_collections.ConfigDict
-EMPTIED = ("clip", "ema_decay", "model", "top", "trunk_dtype", "value_clip")  # fields for which None has a meaning
-ROOT = Path(__file__).resolve().parent.parent.parent  # of the clone; configs/ stands beside the package
+EMPTIED = (
+  "clip",
+  "ema_decay",
+  "model",
+  "top",
+  "trunk_dtype",
+  "value_clip",
+)  # fields for which None has a meaning
+ROOT = (
+  Path(__file__).resolve().parent.parent.parent
+)  # of the clone; configs/ stands beside the package
 
 
 def load(name: str) -> Config:
-  """The configuration of `configs/sft.py:1.3b`, or `sft:1.3b` for short; without `:1.3b` the file's own default.
+  """The configuration of `configs/sft.py:1.3b`, or `sft:1.3b` for short; without `:1.3b` the file's
+  own default.
 
-  A file is looked for here and then beside the package.  Raises UserError where it is not there or has no such preset.
+  A file is looked for here and then beside the package.  Raises UserError where it is not there
+  or has no such preset.
   """
   import ml_collections
 
@@ -33,7 +46,9 @@ def load(name: str) -> Config:
   try:
     config = module.get_config(preset) if preset else module.get_config()
   except (KeyError, AttributeError) as error:
-    known = "" if isinstance(error, AttributeError) else "; the file's first lines name those it has"
+    known = (
+      "" if isinstance(error, AttributeError) else "; the file's first lines name those it has"
+    )
     raise UserError(f"--config={name}: {path} has no preset {preset!r} ({error}){known}") from error
   return ml_collections.ConfigDict(config).lock()
 
@@ -47,7 +62,8 @@ def find(file: str) -> Path:
       return path
   known = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
   raise UserError(
-    f"--config={file}: no such file ({tried[0]}); there are {', '.join(known)}, or give a path ending in .py"
+    f"--config={file}: no such file ({tried[0]}); there are {', '.join(known)}, or give a path "
+    "ending in .py"
   )
 
 
@@ -66,7 +82,9 @@ def assignments(words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def override(config: Config, assignments: Sequence[tuple[str, str]]) -> Config:
-  """Sets fields by dotted names.  Raises UserError for an unknown one and for a value of another type."""
+  """Sets fields by dotted names.  Raises UserError for an unknown one and for a value of another
+  type.
+  """
   for name, text in assignments:
     parent, last = config, name.split(".")[-1]
     for depth, part in enumerate(name.split(".")):
@@ -76,7 +94,8 @@ def override(config: Config, assignments: Sequence[tuple[str, str]]) -> Config:
         parent = parent[part]
         if not hasattr(parent, "keys"):
           raise UserError(
-            f"config.{name}: config.{'.'.join(name.split('.')[: depth + 1])} is a value, it holds no fields"
+            f"config.{name}: config.{'.'.join(name.split('.')[: depth + 1])} is a value, it holds "
+            "no fields"
           )
     if hasattr(parent[last], "keys"):
       raise UserError(f"config.{name} holds the fields {', '.join(parent[last])}; set one of them")
@@ -85,7 +104,9 @@ def override(config: Config, assignments: Sequence[tuple[str, str]]) -> Config:
 
 
 def convert(name: str, text: str, old: Any) -> Any:
-  """A value of the type that the field has; "none" empties a field of EMPTIED and one that is empty."""
+  """A value of the type that the field has; "none" empties a field of EMPTIED and one that is
+  empty.
+  """
   if text.lower() == "none" and (old is None or name.split(".")[-1] in EMPTIED):
     return None
   if isinstance(old, str):
@@ -95,7 +116,9 @@ def convert(name: str, text: str, old: Any) -> Any:
       return text.lower() == "true"
     _wrong(name, text, "true or false", old)
   if isinstance(old, tuple) and old:  # of one type, by commas
-    return tuple(convert(name, part.strip(), old[0]) for part in text.strip("()").split(",") if part.strip())
+    return tuple(
+      convert(name, part.strip(), old[0]) for part in text.strip("()").split(",") if part.strip()
+    )
   value = literal(text)
   if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
@@ -116,14 +139,22 @@ def literal(text: str) -> Any:
 
 def named(value: Any) -> str:
   """What a user calls the type of a value."""
-  names = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false", "tuple": "a tuple"}
+  names = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+    "tuple": "a tuple",
+  }
   kind = type(value).__name__
   return names.get(kind, kind)
 
 
 def _wrong(name: str, text: str, wanted: str, old: Any) -> None:
   found = named(literal(text))
-  raise UserError(f"config.{name}={text}: {wanted} is expected, this is {found}; the value before was {old!r}")
+  raise UserError(
+    f"config.{name}={text}: {wanted} is expected, this is {found}; the value before was {old!r}"
+  )
 
 
 def _unknown(parent: str, part: str, known: list[str]) -> None:

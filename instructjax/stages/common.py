@@ -1,7 +1,7 @@
 """One stage from a configuration: reads and checks everything first, then trains with `loop.fit`.
 
-Each stage is a function (config, workdir, sinks); `configs/` documents the fields.  A finished run's directory is the
-`model`, `rl_init` or `reward_model` of the next.
+Each stage is a function (config, workdir, sinks); `configs/` documents the fields.  A finished
+run's directory is the `model`, `rl_init` or `reward_model` of the next.
 """
 
 from __future__ import annotations
@@ -44,12 +44,14 @@ Config = Any  # ml_collections.ConfigDict: its fields are those of the file in c
 def devices(mesh: Config) -> Iterator[int]:
   """Sets the mesh and gives the number of parts of a batch; one device works without a mesh.
 
-  Raises UserError where several processes do not use all of their devices: some would wait for others that have no part.
+  Raises UserError where several processes do not use all of their devices: some would wait for
+  others that have no part.
   """
   wanted, found = mesh["data"] * mesh["fsdp"] * mesh["model"], jax.device_count()
   if jax.process_count() > 1 and wanted != found:
     raise UserError(
-      f"config.mesh takes {wanted} of the {found} devices of {jax.process_count()} processes: set config.mesh.data, .fsdp and "
+      f"config.mesh takes {wanted} of the {found} devices of {jax.process_count()} processes: set "
+      "config.mesh.data, .fsdp and "
       f".model so that their product is {found}"
     )
   if wanted == 1:
@@ -66,7 +68,9 @@ def divides(rows: int, parts: int, name: str, by: str) -> None:
 
 
 def read(config: Config, name: str, kind: str) -> list:
-  """The records of config.data[name], one source.  Raises UserError where the field is empty, and for every bad record."""
+  """The records of config.data[name], one source.  Raises UserError where the field is empty, and
+  for every bad record.
+  """
   found = corpora.read(config, name, kind)
   if len(found) > 1:
     raise UserError(
@@ -77,19 +81,27 @@ def read(config: Config, name: str, kind: str) -> list:
 
 
 def templated(config: Config, model: origin.Origin) -> tuple[origin.Origin, chat.Template | None]:
-  """The model as it will say that it was trained or sampled, and the template of config.data.template.
+  """The model as it will say that it was trained or sampled, and the template of
+  config.data.template.
 
   Says so where the model was trained with another one.
   """
   template = origin.chat_template(config.data.template, model.about, model.tokenizer)
-  before, now = origin.template_of(model.about), chat.about(template)["fingerprint"] if template else ""
+  before, now = (
+    origin.template_of(model.about),
+    chat.about(template)["fingerprint"] if template else "",
+  )
   if before and before != now and jax.process_index() == 0:
     name = "plain text" if template is None else template.name
     print(
       f"note: the model was trained on a chat template ({before[:8]}), this run reads {name}; "
-      "config.data.template=chat goes on with the model's", file=sys.stderr, flush=True,
-    )  # fmt: skip
-  return model._replace(about=model.about | {"template": chat.about(template) if template else None}), template
+      "config.data.template=chat goes on with the model's",
+      file=sys.stderr,
+      flush=True,
+    )
+  return model._replace(
+    about=model.about | {"template": chat.about(template) if template else None}
+  ), template
 
 
 def demonstration_rows(
@@ -97,7 +109,13 @@ def demonstration_rows(
 ) -> list[pipeline.Row]:
   data = config.data
   return pipeline.demonstrations(
-    found, tokenizer, prompt=data.prompt, response=data.response, separator=data.separator, name=name, template=template
+    found,
+    tokenizer,
+    prompt=data.prompt,
+    response=data.response,
+    separator=data.separator,
+    name=name,
+    template=template,
   )
 
 
@@ -108,12 +126,16 @@ def schedule(settings: Config, updates: int, held: int = 1) -> optim.Schedule:
     case "cosine":
       found = optim.cosine(peak, count, final=settings.final)
     case "constant":
-      found = optim.warmup_constant(peak, settings.warmup, start=settings.start if settings.warmup else 1.0)
+      found = optim.warmup_constant(
+        peak, settings.warmup, start=settings.start if settings.warmup else 1.0
+      )
     case "linear":
       found = optim.linear(peak, count)
     case "warmup_cosine":
       decay = max(settings.decay or count, settings.warmup + 1)
-      rise = optax.warmup_cosine_decay_schedule(0.0, peak, settings.warmup, decay, settings.final * peak)
+      rise = optax.warmup_cosine_decay_schedule(
+        0.0, peak, settings.warmup, decay, settings.final * peak
+      )
       found = lambda step: jnp.asarray(rise(step), jnp.float32)
     case other:
       raise UserError(f"schedule={other!r}: known are cosine, constant, linear, warmup_cosine")
@@ -123,22 +145,38 @@ def schedule(settings: Config, updates: int, held: int = 1) -> optim.Schedule:
 def optimizer(settings: Config, updates: int, held: int = 1) -> optax.GradientTransformation:
   s = settings
   return optim.adamw(
-    schedule(s, updates, held), b1=s.b1, b2=s.b2, eps=s.eps, eps_mode=s.eps_mode, weight_decay=s.weight_decay,
+    schedule(s, updates, held),
+    b1=s.b1,
+    b2=s.b2,
+    eps=s.eps,
+    eps_mode=s.eps_mode,
+    weight_decay=s.weight_decay,
     clip=s.clip,
-  )  # fmt: skip
+  )
 
 
 def prints(**data: Sequence | str) -> dict[str, str]:
   """The fingerprints of records, or those that are given."""
-  return {name: rows if isinstance(rows, str) else records.fingerprint(rows) for name, rows in data.items()}
+  return {
+    name: rows if isinstance(rows, str) else records.fingerprint(rows)
+    for name, rows in data.items()
+  }
 
 
 def train(
-  config: Config, workdir: Path, writer: writers.Writer, step: Callable, state: TrainState,
-  batches: Callable[[int], Any], count: int, about: Mapping[str, Any], fingerprints: Mapping[str, str],
+  config: Config,
+  workdir: Path,
+  writer: writers.Writer,
+  step: Callable,
+  state: TrainState,
+  batches: Callable[[int], Any],
+  count: int,
+  about: Mapping[str, Any],
+  fingerprints: Mapping[str, str],
   evaluate: Callable[[TrainState], dict[str, Any]] | None = None,
-) -> TrainState:  # fmt: skip
-  """`loop.fit` with the settings of a configuration, whose fingerprint each checkpoint holds beside those of the data.
+) -> TrainState:
+  """`loop.fit` with the settings of a configuration, whose fingerprint each checkpoint holds beside
+  those of the data.
 
   Batches are made ahead; how long the steps waited for them stands in manifest.json.
   """
@@ -146,11 +184,21 @@ def train(
   begun = time.perf_counter()
   with prefetch.ahead(corpora.placed(batches), stop=count) as feed:
     state = fit(
-      step, state, feed.batch, steps=count, stage=config.stage, writer=writer,
-      checkpoints=Checkpoints(workdir / "checkpoints" / config.stage, keep=config.keep, best=config.best),
-      checkpoint_every=config.checkpoint_every, log_every=config.log_every, evaluate=evaluate,
-      evaluate_every=config.evaluate_every, extra={"model": about, "fingerprints": prints},
-    )  # fmt: skip
+      step,
+      state,
+      feed.batch,
+      steps=count,
+      stage=config.stage,
+      writer=writer,
+      checkpoints=Checkpoints(
+        workdir / "checkpoints" / config.stage, keep=config.keep, best=config.best
+      ),
+      checkpoint_every=config.checkpoint_every,
+      log_every=config.log_every,
+      evaluate=evaluate,
+      evaluate_every=config.evaluate_every,
+      extra={"model": about, "fingerprints": prints},
+    )
   seconds = {"data": round(feed.waited(), 3), "training": round(time.perf_counter() - begun, 3)}
   writers.note(workdir, seconds={config.stage: seconds})
   return state
@@ -158,7 +206,9 @@ def train(
 
 def run(config: Config, workdir: Path, sinks: tuple[str, ...], fingerprints: Mapping[str, str]):
   """The run directory; other data under the same names is another run."""
-  return writers.open_run(workdir, config.to_dict() | {"fingerprints": fingerprints}, seed=config.seed, sinks=sinks)
+  return writers.open_run(
+    workdir, config.to_dict() | {"fingerprints": fingerprints}, seed=config.seed, sinks=sinks
+  )
 
 
 # --- pretrain, sft, rl_init ---
@@ -172,7 +222,9 @@ class Selection(NamedTuple):
   prints    fingerprints of what it measures with
   """
 
-  measure: Callable[[origin.Origin, chat.Template | None, Params, int], Callable[[TrainState], Mapping[str, Any]]]
+  measure: Callable[
+    [origin.Origin, chat.Template | None, Params, int], Callable[[TrainState], Mapping[str, Any]]
+  ]
   choose: Callable[[TrainState], TrainState]
   prints: Mapping[str, str]
 
@@ -180,8 +232,9 @@ class Selection(NamedTuple):
 def supervised(
   config: Config, workdir: Path, sinks: tuple[str, ...] = (), selection: Selection | None = None
 ) -> None:
-  """Pretraining, SFT, or the model that PPO starts from, by the data that the configuration names.  It leaves the last state,
-  or the one that `selection` chooses."""
+  """Pretraining, SFT, or the model that PPO starts from, by the data that the configuration names.
+  It leaves the last state, or the one that `selection` chooses.
+  """
   c = config
   with devices(c.mesh) as parts:
     divides(c.batch, c.micro * parts, "config.batch", "micro-batches x devices")
@@ -192,32 +245,52 @@ def supervised(
     length = c.data.prompt + c.data.response if demos else c.data.length
     origin.fits(base.lm, length, "a row (prompt + response)" if demos else "config.data.length")
     base, template = templated(c, base) if demos else (base, None)
-    found = {part.source: _demo_rows(c, part.records, base.tokenizer, template, part.source) for part in demos}
+    found = {
+      part.source: _demo_rows(c, part.records, base.tokenizer, template, part.source)
+      for part in demos
+    }
     apart = c.data.pack or any(window is None for _, window in found.values())
     window = c.data.response if demos and not apart else None
-    rows = corpora.rows(demos, lambda part: corpora.packed(c, part, found[part.source][0], length, "demonstrations"))
+    rows = corpora.rows(
+      demos, lambda part: corpora.packed(c, part, found[part.source][0], length, "demonstrations")
+    )
     windows, text_print = corpora.texts(c, texts, base.tokenizer, length)
     valid, _ = (
-      _demo_rows(c, held_out, base.tokenizer, template, c.data.valid) if demos
+      _demo_rows(c, held_out, base.tokenizer, template, c.data.valid)
+      if demos
       else (_windows(c, held_out, base.tokenizer), None)
-    )  # fmt: skip
+    )
     mix = max(round(c.text_share * c.batch), 1) if demos and windows else c.batch if windows else 0
     if demos and mix >= c.batch:
-      raise UserError(f"config.batch={c.batch} with config.text_share={c.text_share} holds no demonstration; raise it")
+      raise UserError(
+        f"config.batch={c.batch} with config.text_share={c.text_share} holds no demonstration; "
+        "raise it"
+      )
     batches = _mixed(c, rows, windows, length, mix)
     count = c.steps or c.epochs * len(rows or windows) // (c.batch - mix or mix)
     if not count:
-      raise UserError(f"{len(rows or windows)} rows make no batch of {c.batch}: give more data or lower config.batch")
+      raise UserError(
+        f"{len(rows or windows)} rows make no batch of {c.batch}: give more data or lower "
+        "config.batch"
+      )
     tx = optimizer(c.optimizer, count)
-    trunk, _, trained, about = trainable.part(base, c.model.source, c, jax.random.fold_in(jax.random.key(c.seed), 2))
+    trunk, _, trained, about = trainable.part(
+      base, c.model.source, c, jax.random.fold_in(jax.random.key(c.seed), 2)
+    )
     state = steps.init_state(jax.random.key(c.seed), trained, tx)
-    settings = sft.SFTConfig(micro=c.micro, window=None if mix else window, dropout=c.model.dropout > 0)
+    settings = sft.SFTConfig(
+      micro=c.micro, window=None if mix else window, dropout=c.model.dropout > 0
+    )
     step = steps.compiled(partial(sft.sft_step, lm=base.lm, tx=tx, cfg=settings), state)
     one = lambda state, batch: step(state, trunk, batch)
     base = base._replace(params={})  # donated with the state
     measures = [nll(base.lm, trunk, valid, length, parts * c.micro)] if valid else []
     measures += [selection.measure(base, template, trunk, parts)] if selection else []
-    evaluate = (lambda state: dict(item for one in measures for item in one(state).items())) if measures else None
+    evaluate = (
+      (lambda state: dict(item for one in measures for item in one(state).items()))
+      if measures
+      else None
+    )
     identity = prints(demonstrations=corpora.records(demos), text=text_print, valid=held_out)
     identity |= selection.prints if selection else {}
     with run(c, workdir, sinks, identity) as writer:
@@ -229,7 +302,9 @@ def supervised(
 def _demo_rows(
   c: Config, found: Sequence, tokenizer: Tokenizer, template: chat.Template | None, name: str
 ) -> tuple[list[pipeline.Row], int | None]:
-  """Rows and the longest marked part; with `loss_on_prompt` the prompt is marked too, and then it is the whole row."""
+  """Rows and the longest marked part; with `loss_on_prompt` the prompt is marked too, and then it
+  is the whole row.
+  """
   if not found:
     return [], None
   rows = demonstration_rows(c, name, found, tokenizer, template)
@@ -248,15 +323,18 @@ def _windows(c: Config, found: Sequence, tokenizer: Tokenizer) -> list[pipeline.
 def _mixed(
   c: Config, rows: Rows, windows: Rows, length: int, texts: int
 ) -> Callable[[int], Demonstrations]:
-  """Batches of demonstrations and, after them, `texts` rows of text; of both the rows of this process."""
+  """Batches of demonstrations and, after them, `texts` rows of text; of both the rows of this
+  process.
+  """
   mine, demos = sharding.local_rows(c.batch), c.batch - texts
   streams = [
     corpora.stream(c, source, length, size, here)
     for source, size, here in (
-      (rows, demos, [at for at in mine if at < demos]), (windows, texts, [at - demos for at in mine if at >= demos])
+      (rows, demos, [at for at in mine if at < demos]),
+      (windows, texts, [at - demos for at in mine if at >= demos]),
     )
     if here
-  ]  # fmt: skip
+  ]
   return lambda i: jax.tree.map(lambda *x: np.concatenate(x), *(stream(i) for stream in streams))
 
 
@@ -269,7 +347,9 @@ def nll(
 
   def evaluate(state: TrainState) -> dict[str, Any]:
     total, count = 0.0, 0.0
-    for batch, real in pipeline.once(rows, partial(pipeline.pad_demonstrations, length=length), size=size):
+    for batch, real in pipeline.once(
+      rows, partial(pipeline.pad_demonstrations, length=length), size=size
+    ):
       batch = dataclasses.replace(batch, mask=batch.mask & (np.arange(size) < real)[:, None])
       value, tokens = one(trunk, state.params, sharding.place_batch(batch))
       total, count = total + float(value), count + float(tokens)
@@ -279,7 +359,9 @@ def nll(
 
 
 def whole(c: Config, source: str, trained: Params) -> Params:
-  """The whole model in float32, or its adapter; blocks that were not trained come from the source again."""
+  """The whole model in float32, or its adapter; blocks that were not trained come from the source
+  again.
+  """
   if c.top is None:
     return trained
   return trainable.joined(lora.merge(origin.open_model(source, c.model, c.seed).params), trained)
@@ -296,7 +378,9 @@ def leave(workdir: Path, step: int, params: Params, about: Mapping[str, Any]) ->
 
 
 def reward_model(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
-  """The reward model on ranked completions; its bias is fitted so that demonstrations score 0 on average."""
+  """The reward model on ranked completions; its bias is fitted so that demonstrations score 0 on
+  average.
+  """
   c = config
   with devices(c.mesh) as parts:
     divides(c.batch, c.micro * parts, "config.batch", "micro-batches x devices")
@@ -307,14 +391,21 @@ def reward_model(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> 
     length = c.data.prompt + c.data.response
     origin.fits(base.lm, length, "a row (prompt + response)")
     base, template = templated(c, base)
-    groups = corpora.rows(ranked, lambda part: _groups(c, part.records, base.tokenizer, part.source, template))
+    groups = corpora.rows(
+      ranked, lambda part: _groups(c, part.records, base.tokenizer, part.source, template)
+    )
     valid = _groups(c, held_out, base.tokenizer, c.data.valid, template)
-    shown = demonstration_rows(c, c.data.demonstrations, demos, base.tokenizer, template) if demos else []
+    shown = (
+      demonstration_rows(c, c.data.demonstrations, demos, base.tokenizer, template) if demos else []
+    )
     k = max(len(one.completions) for one in [*corpora.records(ranked), *held_out])
     pad = partial(pipeline.pad_comparisons, k=k, length=length)
     count = c.steps or c.epochs * len(groups) // c.batch
     if not count:
-      raise UserError(f"{len(groups)} comparisons make no batch of {c.batch}: give more data or lower config.batch")
+      raise UserError(
+        f"{len(groups)} comparisons make no batch of {c.batch}: give more data or lower "
+        "config.batch"
+      )
     key = jax.random.key(c.seed)
     trunk, _, trained, about = trainable.part(base, c.model.source, c, jax.random.fold_in(key, 2))
     tx = optimizer(c.optimizer, count)
@@ -324,16 +415,22 @@ def reward_model(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> 
     step = steps.compiled(partial(reward.reward_step, lm=base.lm, tx=tx, cfg=settings), state)
     one = lambda state, batch: step(state, trunk, batch)
     base = base._replace(params={})
-    batches = pipeline.stream(groups, pad, size=c.batch, seed=c.seed, mine=sharding.local_rows(c.batch))
+    batches = pipeline.stream(
+      groups, pad, size=c.batch, seed=c.seed, mine=sharding.local_rows(c.batch)
+    )
     evaluate = accuracy(base.lm, trunk, valid, pad, parts * c.micro) if valid else None
     found = prints(comparisons=corpora.records(ranked), valid=held_out, demonstrations=demos)
     with run(c, workdir, sinks, found) as writer:
       state = train(c, workdir, writer, one, state, batches, count, about, found, evaluate)
       params = state.params
       if shown:
-        params = reward.fit_bias(params, mean_score(base.lm, reward.join(trunk, params), shown, length, parts))
+        params = reward.fit_bias(
+          params, mean_score(base.lm, reward.join(trunk, params), shown, length, parts)
+        )
       body = whole(c, c.model.source, params["lm"])
-      origin.finish(workdir, int(state.iteration), {"lm": body, "head": params["head"]}, about, "reward")
+      origin.finish(
+        workdir, int(state.iteration), {"lm": body, "head": params["head"]}, about, "reward"
+      )
 
 
 def _groups(
@@ -341,7 +438,13 @@ def _groups(
 ) -> list[pipeline.Group]:
   data = c.data
   return pipeline.comparisons(
-    found, tokenizer, prompt=data.prompt, response=data.response, separator=data.separator, name=name, template=template
+    found,
+    tokenizer,
+    prompt=data.prompt,
+    response=data.response,
+    separator=data.separator,
+    name=name,
+    template=template,
   )
 
 
@@ -359,7 +462,9 @@ def accuracy(
   def evaluate(state: TrainState) -> dict[str, Any]:
     right = total = 0.0
     for batch, real in pipeline.once(groups, pad, size=size):
-      batch = dataclasses.replace(batch, rank=batch.rank * (np.arange(size) < real)[:, None])  # 0 is no completion
+      batch = dataclasses.replace(
+        batch, rank=batch.rank * (np.arange(size) < real)[:, None]
+      )  # 0 is no completion
       correct, pairs = one(trunk, state.params, sharding.place_batch(batch))
       right, total = right + float(correct), total + float(pairs)
     return {"eval/accuracy": right / max(total, 1.0)}
@@ -367,13 +472,17 @@ def accuracy(
   return evaluate
 
 
-def mean_score(lm: LM, params: Params, rows: Sequence, length: int, multiple: int, size: int = 16) -> jax.Array:
+def mean_score(
+  lm: LM, params: Params, rows: Sequence, length: int, multiple: int, size: int = 16
+) -> jax.Array:
   """The mean score of demonstrations."""
   size = -(-size // multiple) * multiple
   score = jax.jit(partial(reward.score, lm))
   pad = partial(pipeline.pad_demonstrations, length=length)
   parts = [
     sharding.fetch(score(params, batch.tokens, batch.valid))[:real]
-    for batch, real in ((sharding.place_batch(b), n) for b, n in pipeline.once(rows, pad, size=size))
+    for batch, real in (
+      (sharding.place_batch(b), n) for b, n in pipeline.once(rows, pad, size=size)
+    )
   ]
   return jnp.float32(np.concatenate(parts).mean())

@@ -1,4 +1,6 @@
-"""The PPO stage from a configuration: `rl_init`, a reward model or other rewards, prompts and pretraining text."""
+"""The PPO stage from a configuration: `rl_init`, a reward model or other rewards, prompts and
+pretraining text.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,17 @@ from instructjax.rollout import Sampling
 from instructjax.runs import origin, writers
 from instructjax.runs.origin import Origin
 from instructjax.stages import common, trainable
-from instructjax.types import LM, Array, Demonstrations, Float, Frozen, Metrics, Prompts, Rollout, TrainState
+from instructjax.types import (
+  LM,
+  Array,
+  Demonstrations,
+  Float,
+  Frozen,
+  Metrics,
+  Prompts,
+  Rollout,
+  TrainState,
+)
 
 Config = Any  # ml_collections.ConfigDict: its fields are those of configs/ppo.py
 
@@ -33,16 +45,20 @@ Config = Any  # ml_collections.ConfigDict: its fields are those of configs/ppo.p
 def reinforce(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
   """PPO-ptx (PPO where ptx_coef is 0).
 
-  Against the reward model alone a whole iteration is one compiled function; with `config.rewards` it is two, with the
-  rewards between them.
+  Against the reward model alone a whole iteration is one compiled function; with
+  `config.rewards` it is two, with the rewards between them.
   """
   c, updates = config, config.ppo.epochs * config.ppo.minibatches
   with common.devices(c.mesh) as parts:
     common.divides(c.batch, c.ppo.minibatches, "config.batch", "config.ppo.minibatches")
-    common.divides(c.batch // c.ppo.minibatches, c.ppo.micro * parts, "a minibatch", "config.ppo.micro x devices")
+    common.divides(
+      c.batch // c.ppo.minibatches, c.ppo.micro * parts, "a minibatch", "config.ppo.micro x devices"
+    )
     if c.ppo.ptx_coef:
       text_rows = c.ptx_ratio * c.batch // c.ppo.minibatches
-      common.divides(text_rows, c.ppo.ptx_micro * parts, "a minibatch of text", "config.ppo.ptx_micro x devices")
+      common.divides(
+        text_rows, c.ppo.ptx_micro * parts, "a minibatch of text", "config.ppo.ptx_micro x devices"
+      )
     said = corpora.read(c, "prompts", "prompt")
     texts = corpora.read(c, "text", "text", lazily=c.data.lazy) if c.ppo.ptx_coef else []
     policy = origin.open_model(_named(c, "rl_init"), c.model, c.seed)
@@ -56,7 +72,11 @@ def reinforce(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
     asked, prompts = drawn_prompts(c, said, policy.tokenizer, template)
     windows, text_print = corpora.texts(c, texts, policy.tokenizer, c.data.length)
     count = c.batch * c.ptx_ratio
-    mix = corpora.stream(c, windows, c.data.length, count, sharding.local_rows(count)) if texts else lambda i: None
+    mix = (
+      corpora.stream(c, windows, c.data.length, count, sharding.local_rows(count))
+      if texts
+      else lambda i: None
+    )
     tx = optim.by_subtree(
       policy=common.optimizer(c.policy_optimizer, c.iterations * updates, updates),
       value=common.optimizer(c.value_optimizer, c.iterations * updates, updates),
@@ -88,17 +108,24 @@ def drawn_prompts(
   Raises UserError for prompts that are too long, and for a mixture in buckets.
   """
   rows = corpora.rows(
-    said, lambda part: pipeline.prompts(part.records, tokenizer, prompt=c.data.prompt, name=part.source, template=template)
+    said,
+    lambda part: pipeline.prompts(
+      part.records, tokenizer, prompt=c.data.prompt, name=part.source, template=template
+    ),
   )
   each = itertools.chain(*rows.parts) if isinstance(rows, Mixture) else rows
-  texts = {row.ids.tobytes(): record.prompt for row, record in zip(each, corpora.records(said), strict=True)}
+  texts = {
+    row.ids.tobytes(): record.prompt
+    for row, record in zip(each, corpora.records(said), strict=True)
+  }
   draw = {"size": c.batch, "seed": c.seed, "mine": sharding.local_rows(c.batch)}
   lengths = buckets.lengths(c.data.prompt, c.data.buckets)
   if len(lengths) == 1:
     return texts, pipeline.stream(rows, partial(pipeline.pad_prompts, length=c.data.prompt), **draw)
   if isinstance(rows, Mixture):
     raise UserError(
-      f"config.data.buckets={c.data.buckets}: the batches of a mixture hold prompts of all lengths; take 1, or one source"
+      f"config.data.buckets={c.data.buckets}: the batches of a mixture hold prompts of all "
+      "lengths; take 1, or one source"
     )
   return texts, buckets.stream(rows, pipeline.pad_prompts, lengths=lengths, **draw)
 
@@ -110,15 +137,17 @@ def _named(c: Config, name: str) -> str:
 
 
 def _judge(c: Config, policy: Origin) -> Origin:
-  """What the value network starts as: the reward model (section 3.5), else the policy with a head of zeros (Ziegler et al.
-  2019), so that the first values are 0 and not noise."""
+  """What the value network starts as: the reward model (section 3.5), else the policy with a head
+  of zeros (Ziegler et al. 2019), so that the first values are 0 and not noise.
+  """
   if c.reward_model:
     judge = origin.open_reward_model(c.reward_model, c.model, policy)
     rewards.same_ids(policy, judge)
     return judge
   if not c.rewards:
     raise UserError(
-      "config.reward_model is empty; give the directory of a finished run, or say in config.rewards what scores a response"
+      "config.reward_model is empty; give the directory of a finished run, or say in "
+      "config.rewards what scores a response"
     )
   head = {"w": jnp.zeros(policy.lm.width, jnp.float32), "b": jnp.float32(0)}
   body = {name: leaf for name, leaf in policy.params.items() if name != "head"}
@@ -126,9 +155,14 @@ def _judge(c: Config, policy: Origin) -> Origin:
 
 
 def outside(
-  settings: ppo.PPO, state: TrainState, sources: Sequence[rewards.Reward], said: Mapping[bytes, str], tokenizer: Tokenizer
+  settings: ppo.PPO,
+  state: TrainState,
+  sources: Sequence[rewards.Reward],
+  said: Mapping[bytes, str],
+  tokenizer: Tokenizer,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-  """`ppo.iteration` in two compiled halves with any rewards between them; `said` is the text of each prompt by its ids.
+  """`ppo.iteration` in two compiled halves with any rewards between them; `said` is the text of
+  each prompt by its ids.
 
   The second half donates the state: where a reward fails, the state is still whole.
   """
@@ -138,9 +172,15 @@ def outside(
     return ppo.rollout(state.params, frozen, prompts, ppo.rollout_key(state), settings)
 
   def learn(
-    state: TrainState, frozen: Frozen, rows: Rollout, scores: Float[Array, " B"], text: Demonstrations | None
+    state: TrainState,
+    frozen: Frozen,
+    rows: Rollout,
+    scores: Float[Array, " B"],
+    text: Demonstrations | None,
   ) -> tuple[TrainState, Metrics]:
-    stems = dict(zip(("policy_stem", "reward_stem"), ppo.stems(frozen, rows.tokens, rows.valid, settings)))
+    stems = dict(
+      zip(("policy_stem", "reward_stem"), ppo.stems(frozen, rows.tokens, rows.valid, settings))
+    )
     return ppo.learn(state, frozen, rows, scores, text, ppo=settings, **stems)
 
   learned = steps.compiled(learn, state)
@@ -151,11 +191,16 @@ def outside(
     rows = draw(state, frozen, prompts)
     host = sharding.fetch(rows)
     width = host.tokens.shape[1] - host.mask.shape[1]
-    asked = [said[ids[valid].tobytes()] for ids, valid in zip(host.tokens[:, :width], host.valid[:, :width], strict=True)]
+    asked = [
+      said[ids[valid].tobytes()]
+      for ids, valid in zip(host.tokens[:, :width], host.valid[:, :width], strict=True)
+    ]
     scores = rewards.score_rollout(sources, rows, host, asked, tokenizer)
     total = sharding.place_batch(jnp.asarray(rewards.total(sources, scores)))
     state, metrics = learned(state, frozen, rows, total, text)
-    means = {f"objective/score/{name}": each.mean(dtype=np.float64) for name, each in scores.items()}
+    means = {
+      f"objective/score/{name}": each.mean(dtype=np.float64) for name, each in scores.items()
+    }
     return state, metrics | means
 
   return step
@@ -164,9 +209,11 @@ def outside(
 def _ppo_state(
   c: Config, policy: Origin, judge: Origin, tx: optax.GradientTransformation
 ) -> tuple[TrainState, Frozen, dict[str, Any]]:
-  """The state, what is frozen, and what is said about the policy; a trunk that both sides have is held once.
+  """The state, what is frozen, and what is said about the policy; a trunk that both sides have is
+  held once.
 
-  With LoRA the trunk is the whole base: the reference is that with the adapter off, or with the one of `rl_init`.
+  With LoRA the trunk is the whole base: the reference is that with the adapter off, or with the
+  one of `rl_init`.
   """
   keys = jax.random.split(jax.random.fold_in(jax.random.key(c.seed), 2))
   trunk, ref, trained, about = trainable.part(policy, c.rl_init, c, keys[0])
@@ -183,7 +230,9 @@ def _ppo_state(
   return state, Frozen(trunk, ref, scorer, None if shared else below), about
 
 
-def ppo_settings(c: Config, policy: Origin, reward_lm: LM, tx: optax.GradientTransformation) -> ppo.PPO:
+def ppo_settings(
+  c: Config, policy: Origin, reward_lm: LM, tx: optax.GradientTransformation
+) -> ppo.PPO:
   """The functions of an iteration by their names in the configuration."""
   missing = {
     "keep": lambda score, ended: score,
@@ -196,15 +245,21 @@ def ppo_settings(c: Config, policy: Origin, reward_lm: LM, tx: optax.GradientTra
   }
   place = {"at_last_token": returns.at_last_token, "after_last_token": returns.after_last_token}
   return ppo.PPO(
-    lm=policy.lm, tx=tx, cfg=ppo.PPOConfig(**c.ppo.to_dict()), reward_lm=reward_lm,
+    lm=policy.lm,
+    tx=tx,
+    cfg=ppo.PPOConfig(**c.ppo.to_dict()),
+    reward_lm=reward_lm,
     sampling=Sampling(
-      response=c.sampling.response, temperature=c.sampling.temperature, eos=policy.tokenizer.eos,
-      banned=policy.tokenizer.banned, whole=c.sampling.whole,
+      response=c.sampling.response,
+      temperature=c.sampling.temperature,
+      eos=policy.tokenizer.eos,
+      banned=policy.tokenizer.banned,
+      whole=c.sampling.whole,
     ),
     place=choice(place, c.place, "place"),
     missing_eos=choice(missing, c.missing_eos.kind, "missing_eos.kind"),
     kl_control=choice(control, c.kl.control, "kl.control"),
-  )  # fmt: skip
+  )
 
 
 def choice(options: Mapping[str, Any], name: str, field: str) -> Any:

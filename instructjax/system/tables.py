@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 
 class Table(NamedTuple):
-  """A title, the names of the columns, the rows and the decimals to print; None is a value that there is not."""
+  """A title, the names of the columns, the rows and the decimals to print; None is a value that
+  there is not.
+  """
 
   title: str
   columns: tuple[str, ...]
@@ -18,7 +20,10 @@ class Table(NamedTuple):
 
 def as_json(tables: Iterable[Table]) -> list[dict[str, Any]]:
   """Each table as {title, rows}, each row as {column: value}."""
-  return [{"title": t.title, "rows": [dict(zip(t.columns, row, strict=True)) for row in t.rows]} for t in tables]
+  return [
+    {"title": t.title, "rows": [dict(zip(t.columns, row, strict=True)) for row in t.rows]}
+    for t in tables
+  ]
 
 
 def show(tables: Sequence[Table]) -> None:
@@ -46,4 +51,8 @@ def _written(value: Any, digits: int) -> str:
     return "-"
   if isinstance(value, float):
     return f"{value:,.{digits}f}"
-  return f"{value:,}" if isinstance(value, int) else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
+  return (
+    f"{value:,}"
+    if isinstance(value, int)
+    else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
+  )

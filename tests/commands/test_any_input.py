@@ -1,4 +1,6 @@
-"""No input file makes a traceback or a silent skip: good rows with something broken in them, through the commands."""
+"""No input file makes a traceback or a silent skip: good rows with something broken in them,
+through the commands.
+"""
 
 import contextlib
 import copy
@@ -15,63 +17,137 @@ from instructjax.data.records import records, spellings
 from instructjax.errors import UserError
 from instructjax.label import exchange, store, tasks
 
-FUZZ = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+  deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 USER, REPLY = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 NATIVE = {
-  "demonstration": {"prompt": "p", "completion": "c", "user": "u", "annotations": {"ambiguous": True}},
+  "demonstration": {
+    "prompt": "p",
+    "completion": "c",
+    "user": "u",
+    "annotations": {"ambiguous": True},
+  },
   "comparison": {
-    "prompt": [USER], "completions": ["x", "y", "z"], "ranks": [1, 2, 2], "labeler": "l",
-    "sources": ["m", {"model": "n"}, "m"], "ratings": [{"overall": 3}, {}, {"hallucination": True}],
+    "prompt": [USER],
+    "completions": ["x", "y", "z"],
+    "ranks": [1, 2, 2],
+    "labeler": "l",
+    "sources": ["m", {"model": "n"}, "m"],
+    "ratings": [{"overall": 3}, {}, {"hallucination": True}],
   },
   "prompt": {"prompt": [USER, REPLY, USER], "consent": True, "id": "1"},
-  "few_shot": {"instruction": "i", "pairs": [{"input": "1", "output": "2"}, {"input": "3", "output": "4"}]},
+  "few_shot": {
+    "instruction": "i",
+    "pairs": [{"input": "1", "output": "2"}, {"input": "3", "output": "4"}],
+  },
   "text": {"text": "t", "source": "s"},
-}  # fmt: skip
+}
 PUBLIC = {
   "native": NATIVE["demonstration"],
-  "preference": {"prompt": "p", "chosen": [USER, REPLY], "rejected": [USER, REPLY | {"content": "b"}]},
+  "preference": {
+    "prompt": "p",
+    "chosen": [USER, REPLY],
+    "rejected": [USER, REPLY | {"content": "b"}],
+  },
   "alpaca": {"instruction": "i", "input": "x", "output": "o"},
   "messages": {"messages": [USER, REPLY]},
   "hh": {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
   "ultrafeedback": {
-    "instruction": "i", "completions": [{"response": "x", "overall_score": 3.0}, {"response": "y", "overall_score": 7}],
+    "instruction": "i",
+    "completions": [{"response": "x", "overall_score": 3.0}, {"response": "y", "overall_score": 7}],
   },
   "summarize_feedback": {
-    "info": {"post": "p", "subreddit": "s", "title": "t"}, "summaries": [{"text": "x"}, {"text": "y"}], "choice": 1,
+    "info": {"post": "p", "subreddit": "s", "title": "t"},
+    "summaries": [{"text": "x"}, {"text": "y"}],
+    "choice": 1,
     "worker": "w",
   },
   "oasst": {
-    "message_id": "1", "parent_id": None, "role": "prompter", "text": "q",
-    "replies": [{"message_id": "2", "role": "assistant", "text": "a", "rank": 0, "replies": []},
-                {"message_id": "3", "role": "assistant", "text": "b", "rank": 1, "replies": []}],
+    "message_id": "1",
+    "parent_id": None,
+    "role": "prompter",
+    "text": "q",
+    "replies": [
+      {"message_id": "2", "role": "assistant", "text": "a", "rank": 0, "replies": []},
+      {"message_id": "3", "role": "assistant", "text": "b", "rank": 1, "replies": []},
+    ],
   },
-}  # fmt: skip
+}
 FOREIGN = {
   "labelstudio": {
-    "data": {"prompt": "p", "items": [{"id": "1", "body": "x"}, {"id": "2", "body": "y"}], "user": "u"},
-    "annotations": [{"completed_by": {"email": "a@b.c"}, "was_cancelled": False, "result": [
-      {"type": "ranker", "from_name": "ranks", "to_name": "items", "value": {"ranker": {"rank_1": ["2"], "rank_2": ["1"]}}},
-      {"type": "rating", "from_name": "overall_1", "to_name": "output_1", "value": {"rating": 3}},
-      {"type": "choices", "from_name": "flags_1", "to_name": "output_1", "value": {"choices": ["opinion"]}},
-      {"type": "textarea", "from_name": "notes_1", "to_name": "output_1", "value": {"text": ["n"]}},
-    ]}],
+    "data": {
+      "prompt": "p",
+      "items": [{"id": "1", "body": "x"}, {"id": "2", "body": "y"}],
+      "user": "u",
+    },
+    "annotations": [
+      {
+        "completed_by": {"email": "a@b.c"},
+        "was_cancelled": False,
+        "result": [
+          {
+            "type": "ranker",
+            "from_name": "ranks",
+            "to_name": "items",
+            "value": {"ranker": {"rank_1": ["2"], "rank_2": ["1"]}},
+          },
+          {
+            "type": "rating",
+            "from_name": "overall_1",
+            "to_name": "output_1",
+            "value": {"rating": 3},
+          },
+          {
+            "type": "choices",
+            "from_name": "flags_1",
+            "to_name": "output_1",
+            "value": {"choices": ["opinion"]},
+          },
+          {
+            "type": "textarea",
+            "from_name": "notes_1",
+            "to_name": "output_1",
+            "value": {"text": ["n"]},
+          },
+        ],
+      }
+    ],
   },
   "argilla": {
-    "id": "task-1", "fields": {"prompt": "p", "response_1": "x", "response_2": "y"},
-    "metadata": {"labelers": ["ana"], "consent": "true", "annotations": '{"ambiguous": true}', "user": "u"},
+    "id": "task-1",
+    "fields": {"prompt": "p", "response_1": "x", "response_2": "y"},
+    "metadata": {
+      "labelers": ["ana"],
+      "consent": "true",
+      "annotations": '{"ambiguous": true}',
+      "user": "u",
+    },
     "responses": {
-      "ranking": [{"value": [{"value": "response_1", "rank": 1}, {"value": "response_2", "rank": 1}], "user_id": "u1"}],
-      "overall_1": [{"value": 3, "user_id": "u1"}], "flags_1": [{"value": ["opinion"], "user_id": "u1"}],
+      "ranking": [
+        {
+          "value": [{"value": "response_1", "rank": 1}, {"value": "response_2", "rank": 1}],
+          "user_id": "u1",
+        }
+      ],
+      "overall_1": [{"value": 3, "user_id": "u1"}],
+      "flags_1": [{"value": ["opinion"], "user_id": "u1"}],
       "notes_2": [{"value": "n", "user_id": "u1"}],
     },
   },
-}  # fmt: skip
+}
 values = st.recursive(
-  st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
+  st.none()
+  | st.booleans()
+  | st.integers()
+  | st.floats()
+  | st.text(max_size=4)
   | st.sampled_from(["\ud800", "\0", "", " ", "x" * 1000, 10**400, "1", "rank_x"]),
-  lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+  lambda inner: (
+    st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+  ),
   max_leaves=5,
-)  # fmt: skip
+)
 
 
 @st.composite
@@ -95,20 +171,29 @@ def broken(draw, row):
           del at[key]
         case _:
           more = draw(values)
-          at.append(more) if isinstance(at, list) else at.update({draw(st.sampled_from([*keys, "x", "id"])): more})
+          at.append(more) if isinstance(at, list) else at.update(
+            {draw(st.sampled_from([*keys, "x", "id"])): more}
+          )
       break
   return row
 
 
 def file_of(row):
   """The bytes of a file with rows like this one, and now and then a line that is none."""
-  line = broken(row).map(lambda row: json.dumps(row).encode()) | st.binary(max_size=12).filter(lambda line: b"\n" not in line)
+  line = broken(row).map(lambda row: json.dumps(row).encode()) | st.binary(max_size=12).filter(
+    lambda line: b"\n" not in line
+  )
   return st.lists(line, min_size=1, max_size=4).map(b"\n".join)
 
 
 def command(*arguments) -> tuple[int, list[str], list[str]]:
-  """(exit code, lines of stdout, lines of stderr): it fails with a message that ends in an error, or not at all."""
-  with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+  """(exit code, lines of stdout, lines of stderr): it fails with a message that ends in an error,
+  or not at all.
+  """
+  with (
+    contextlib.redirect_stdout(io.StringIO()) as out,
+    contextlib.redirect_stderr(io.StringIO()) as err,
+  ):
     code = cli.main([*map(str, arguments)])
   assert code in (0, 2) and (code == 2) == ("error: " in err.getvalue())
   return code, out.getvalue().split("\n")[:-1], err.getvalue().split("\n")[:-1]
@@ -148,8 +233,12 @@ def test_every_spelling_is_fuzzed():
 def test_check_of_every_spelling(tmp_path, spelling, data):
   path = tmp_path / "x.jsonl"
   path.write_bytes(data.draw(file_of(PUBLIC[spelling])))
-  kind = data.draw(st.sampled_from(["", "--kind=demonstration", "--kind=comparison", "--kind=prompt"]))
-  code, out, err = command("data", "check", path, f"--spelling={spelling}", *([kind] if kind else []))
+  kind = data.draw(
+    st.sampled_from(["", "--kind=demonstration", "--kind=comparison", "--kind=prompt"])
+  )
+  code, out, err = command(
+    "data", "check", path, f"--spelling={spelling}", *([kind] if kind else [])
+  )
   assert len(out) == 1 - code // 2 and all(line.startswith(f"{path}:") for line in err[:-1])
 
 
@@ -175,8 +264,9 @@ def test_the_other_data_commands(tmp_path, data, kind):
 
 
 LABELLED = {kind: NATIVE[kind] for kind in ("demonstration", "comparison")} | {
-  "continuation": NATIVE["comparison"] | {"ratings": [{"continuity": 3, "toxicity": 1, "relative_toxicity": -1}, {}, {}]}
-}  # fmt: skip
+  "continuation": NATIVE["comparison"]
+  | {"ratings": [{"continuity": 3, "toxicity": 1, "relative_toxicity": -1}, {}, {}]}
+}
 
 
 @pytest.mark.parametrize("kind", tasks.KINDS)
@@ -194,7 +284,9 @@ def test_label_import_takes_all_or_says_why_not(tmp_path, kind, form, data):
   path.write_bytes(content)
   for old in tmp_path.glob("l.sqlite*"):
     old.unlink()
-  code, _, err = command("label", "import", f"--db={db}", f"--file={path}", f"--format={form}", f"--kind={kind}")
+  code, _, err = command(
+    "label", "import", f"--db={db}", f"--file={path}", f"--format={form}", f"--kind={kind}"
+  )
   if code:
     assert all(f"{path}" in line or line.startswith("...") for line in err), err
     return
@@ -203,12 +295,25 @@ def test_label_import_takes_all_or_says_why_not(tmp_path, kind, form, data):
   assert len(found) == (count or lines_of(content))
   others = () if kind == "continuation" else ("labelstudio", "argilla")
   for target in ("answers", *others, *(["records"] if any(a.value for a in answers) else [])):
-    assert command("label", "export", f"--db={db}", f"--out={tmp_path / 'o.json'}", f"--format={target}")[0] == 0
+    assert (
+      command(
+        "label", "export", f"--db={db}", f"--out={tmp_path / 'o.json'}", f"--format={target}"
+      )[0]
+      == 0
+    )
 
 
 BREAKERS = [
-  b"[" * 100_000, b'{"a":' * 50_000, b"\xff", b'["\\ud800"]', b"{}", b"[]", b"", b"[1e999]", b"[" + b"9" * 5000 + b"]",
-]  # fmt: skip
+  b"[" * 100_000,
+  b'{"a":' * 50_000,
+  b"\xff",
+  b'["\\ud800"]',
+  b"{}",
+  b"[]",
+  b"",
+  b"[1e999]",
+  b"[" + b"9" * 5000 + b"]",
+]
 
 
 @pytest.mark.parametrize("content", BREAKERS, ids=range(len(BREAKERS)))
@@ -223,7 +328,11 @@ def test_label_import_of_what_breaks_readers(tmp_path, form, content):
 @FUZZ
 @given(data=st.data())
 def test_tasks_are_read_or_left_out_or_refused(tmp_path, kind, data):
-  texts = {"completions": ["x", "y"]} if data.draw(st.booleans()) else {"responses": ["x", " x", "", "y"], "scores": {"r": [1]}}
+  texts = (
+    {"completions": ["x", "y"]}
+    if data.draw(st.booleans())
+    else {"responses": ["x", " x", "", "y"], "scores": {"r": [1]}}
+  )
   texts["sources"] = ["m"] * len(next(iter(texts.values())))
   row = {"prompt": "p", "user": "u"} | (texts if kind == "comparison" else {})
   path = tmp_path / "x.jsonl"

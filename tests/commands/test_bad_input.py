@@ -1,4 +1,6 @@
-"""Every bad input: exit code 2, one clear line with the place and the remedy, no traceback, nothing half written."""
+"""Every bad input: exit code 2, one clear line with the place and the remedy, no traceback, nothing
+half written.
+"""
 
 import json
 
@@ -18,7 +20,9 @@ def refused(capsys, tmp_path):
     assert cli.main(list(arguments)) == 2
     out, err = capsys.readouterr()
     assert "Traceback" not in err + out
-    before, sign, message = ("\n" + err).partition("\nerror: ")  # a slow machine prints progress before it
+    before, sign, message = ("\n" + err).partition(
+      "\nerror: "
+    )  # a slow machine prints progress before it
     assert sign and "error" not in before.lower()
     return message.rstrip("\n")
 
@@ -32,14 +36,18 @@ def one_line(message: str) -> str:
 
 @pytest.fixture
 def sft(refused, tmp_path):
-  """An SFT command on the given lines (bytes) of demonstrations, which must fail and leave no run directory."""
+  """An SFT command on the given lines (bytes) of demonstrations, which must fail and leave no run
+  directory.
+  """
 
   def call(*options: str, lines: str | None = '{"prompt": "a", "completion": "b"}\n' * 8) -> str:
     file = tmp_path / "d.jsonl"
     if lines is not None:
       file.write_text(lines)
     workdir = tmp_path / "run"
-    message = refused("sft", f"--workdir={workdir}", f"--config.data.demonstrations={file}", *TUNE, *options)
+    message = refused(
+      "sft", f"--workdir={workdir}", f"--config.data.demonstrations={file}", *TUNE, *options
+    )
     assert not workdir.exists()
     return message
 
@@ -51,15 +59,27 @@ def sft(refused, tmp_path):
   [
     (None, ["d.jsonl: no such file"]),
     ('{"prompt": "a"}\n', ["d.jsonl:1: completion"]),
-    ('{"prompt": "a", "completion": "b"}\n{"prompt": \n', ["d.jsonl:2: not JSON", "write one object a line"]),
-    ('{"prompt": "a", "completion": " "}\n', ["d.jsonl:1: completion: empty", "take the record out"]),
-    ('{"prompt": "a", "completion": 3}\n', ["d.jsonl:1: completion: text is expected, this is a number"]),
+    (
+      '{"prompt": "a", "completion": "b"}\n{"prompt": \n',
+      ["d.jsonl:2: not JSON", "write one object a line"],
+    ),
+    (
+      '{"prompt": "a", "completion": " "}\n',
+      ["d.jsonl:1: completion: empty", "take the record out"],
+    ),
+    (
+      '{"prompt": "a", "completion": 3}\n',
+      ["d.jsonl:1: completion: text is expected, this is a number"],
+    ),
     ('{"prompt": "a", "completion": "b", "labler": "x"}\n', ["d.jsonl:1: labler"]),
     ("", ["d.jsonl: no records"]),
-    ('{"prompt": "longer than twelve", "completion": "b"}\n', ["d.jsonl:1: prompt: 18 tokens, the limit is 12"]),
+    (
+      '{"prompt": "longer than twelve", "completion": "b"}\n',
+      ["d.jsonl:1: prompt: 18 tokens, the limit is 12"],
+    ),
     ('{"prompt": "a", "completion": "b"}\n', ["1 rows make no batch of 4", "lower config.batch"]),
   ],
-)  # fmt: skip
+)
 def test_demonstrations(sft, lines, parts):
   message = one_line(sft(lines=lines))
   assert all(part in message for part in parts), message
@@ -91,15 +111,27 @@ def test_comparisons(refused, tmp_path, row, part):
   ("option", "message"),
   [
     ("--config.optimizer.epss=1", "config.optimizer.epss: no such field; did you mean 'eps'?"),
-    ("--config.batch=big", "config.batch=big: a whole number is expected, this is a text; the value before was 4"),
+    (
+      "--config.batch=big",
+      "config.batch=big: a whole number is expected, this is a text; the value before was 4",
+    ),
     ("--batch=3", "--batch=3: no such option"),
-    ("--config.micro=3", "config.batch=4 does not divide by micro-batches x devices=3; choose a multiple of it"),
+    (
+      "--config.micro=3",
+      "config.batch=4 does not divide by micro-batches x devices=3; choose a multiple of it",
+    ),
     ("--config.mesh.data=3", "config.batch=4 does not divide by micro-batches x devices=3"),
     ("--config.mesh.data=99", "mesh data=99 fsdp=1 model=1 needs 99 devices"),
-    ("--config.data.response=500", "a row (prompt + response) is 512 tokens, the model's context is 256"),
+    (
+      "--config.data.response=500",
+      "a row (prompt + response) is 512 tokens, the model's context is 256",
+    ),
     ("--config.top=7", "cannot train the top 7 blocks of a model with 2"),
     ("--config.model.shape=7B", "config.model.shape='7B': there is no such shape; known are tiny"),
-    ("--config.model.shape=gpt-5m", "config.model.tokenizer is empty: a model with random weights needs a tokenizer"),
+    (
+      "--config.model.shape=gpt-5m",
+      "config.model.tokenizer is empty: a model with random weights needs a tokenizer",
+    ),
     ("--config.model.tokenizer=no.json", "no.json: no such tokenizer"),
     ("--config.data.spelling=xml", "config.data.spelling='xml': known are native"),
     ("--config.optimizer.schedule=step", "schedule='step': known are cosine"),
@@ -120,7 +152,9 @@ def test_unknown_configurations(refused):
 @pytest.mark.parametrize("place", ["here", "localhost:1,2", "localhost:1,two,0"])
 def test_other_processes(refused, place):
   message = one_line(refused("sft", f"--distributed={place}"))
-  assert message.startswith(f"--distributed={place}: give HOST:PORT,PROCESSES,INDEX, for example localhost:1234,2,0")
+  assert message.startswith(
+    f"--distributed={place}: give HOST:PORT,PROCESSES,INDEX, for example localhost:1234,2,0"
+  )
 
 
 def test_tokenizer_with_more_ids_than_the_model(sft, tmp_path):
@@ -149,12 +183,16 @@ def test_runs_of_the_wrong_kind(refused, data, tmp_path, sft_run, reward_run, ba
   assert "config.reward_model is empty" in one_line(refused(*ppo, f"--model={base}"))
   message = one_line(refused(*ppo, f"--model={base}", f"--config.reward_model={sft_run}"))
   assert "this run left a policy model, a reward model is needed" in message
-  message = one_line(refused("sft", new, f"--model={reward_run}", *files(data, "demonstrations"), *TUNE))
+  message = one_line(
+    refused("sft", new, f"--model={reward_run}", *files(data, "demonstrations"), *TUNE)
+  )
   assert "this run left a reward model, a policy model is needed" in message
   message = one_line(refused(*ppo, f"--model={base}", f"--config.reward_model={tmp_path}"))
   assert "not the directory of a finished" in message
   (tmp_path / "stopped" / "checkpoints").mkdir(parents=True)
-  message = one_line(refused("sft", new, f"--model={tmp_path / 'stopped'}", *files(data, "demonstrations"), *TUNE))
+  message = one_line(
+    refused("sft", new, f"--model={tmp_path / 'stopped'}", *files(data, "demonstrations"), *TUNE)
+  )
   assert "this run is not finished; run its command again" in message
   assert not (tmp_path / "run").exists()
 
@@ -168,11 +206,19 @@ def test_ppo_batches_that_do_not_divide(refused, tmp_path):
 
 def test_other_settings_or_data_in_the_same_directory(refused, data, base, tmp_path):
   before = (base / "metrics.jsonl").read_bytes()
-  size = ["--config.data.length=24", "--config.batch=4", "--config.steps=6", "--config.optimizer.warmup=2"]
+  size = [
+    "--config.data.length=24",
+    "--config.batch=4",
+    "--config.steps=6",
+    "--config.optimizer.warmup=2",
+  ]
   valid = f"--config.data.valid={data / 'text.jsonl'}"
   same = ["pretrain", f"--workdir={base}", *files(data, "text"), valid, *size]
   message = one_line(refused(*same, "--config.optimizer.lr=0.5"))
-  assert "holds a run with config.optimizer.lr=0.003, this one has config.optimizer.lr=0.5: name another" in message
+  assert (
+    "holds a run with config.optimizer.lr=0.003, this one has config.optimizer.lr=0.5: name another"
+    in message
+  )
   text = (data / "text.jsonl").read_text()
   try:
     (data / "text.jsonl").write_text(text.replace("fox", "cow"))
@@ -199,11 +245,19 @@ def test_checkpoint_of_another_model(refused, data, base, tmp_path):
   checkpoints = checkpoint.Checkpoints(tmp_path / "run" / "checkpoints" / "pretrain")
   checkpoints.save(3, state, {"stage": "pretrain"})
   checkpoints.wait()
-  size = ["--config.data.length=24", "--config.batch=4", "--config.steps=6", "--config.optimizer.warmup=2"]
+  size = [
+    "--config.data.length=24",
+    "--config.batch=4",
+    "--config.steps=6",
+    "--config.optimizer.warmup=2",
+  ]
   valid = f"--config.data.valid={data / 'text.jsonl'}"
   message = refused("pretrain", f"--workdir={tmp_path / 'run'}", *files(data, "text"), valid, *size)
   assert "3: 'params/blocks/" in one_line(message)
-  assert "belongs to another model or configuration: use its own settings, or another directory" in message
+  assert (
+    "belongs to another model or configuration: use its own settings, or another directory"
+    in message
+  )
 
 
 def test_full_disk_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch, capsys):
@@ -219,14 +273,21 @@ def test_full_disk_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch, c
   monkeypatch.setattr(ocp.CheckpointManager, "save", full)
   assert pretrain(data, tmp_path / "run", "--config.checkpoint_every=2") == 2
   message = one_line(capsys.readouterr().err.rstrip("\n"))
-  assert "the checkpoint of step 4 could not be written (No space left on device); step 2 is kept" in message
+  assert (
+    "the checkpoint of step 4 could not be written (No space left on device); step 2 is kept"
+    in message
+  )
   assert checkpoint.Checkpoints(tmp_path / "run" / "checkpoints" / "pretrain").latest() == 2
   monkeypatch.undo()
   assert pretrain(data, tmp_path / "run", "--config.checkpoint_every=2") == 0
 
 
 def test_nan_stops_with_the_step_and_keeps_the_good_state(data, tmp_path, capsys):
-  options = ["--config.optimizer.lr=1e30", "--config.optimizer.warmup=0", "--config.optimizer.weight_decay=1e30"]
+  options = [
+    "--config.optimizer.lr=1e30",
+    "--config.optimizer.warmup=0",
+    "--config.optimizer.weight_decay=1e30",
+  ]
   assert pretrain(data, tmp_path / "run", *options, "--config.checkpoint_every=1") == 2
   message = one_line(capsys.readouterr().err.rstrip("\n"))
   assert "pretrain: loss is nan at step" in message
@@ -236,7 +297,9 @@ def test_nan_stops_with_the_step_and_keeps_the_good_state(data, tmp_path, capsys
 
 def test_a_directory_that_cannot_be_written(refused, data, tmp_path):
   (tmp_path / "file").write_text("")
-  message = refused("sft", f"--workdir={tmp_path / 'file' / 'run'}", *files(data, "demonstrations"), *TUNE)
+  message = refused(
+    "sft", f"--workdir={tmp_path / 'file' / 'run'}", *files(data, "demonstrations"), *TUNE
+  )
   assert "cannot be written" in one_line(message)
 
 

@@ -12,9 +12,20 @@ from instructjax.errors import UserError
 from instructjax.settings import reading
 
 COMMANDS = [
-  *cli.STAGES, "quickstart", "report", "eval", "lm_eval", "card", "baseline", "export", "bench", "plan", "data", "label",
+  *cli.STAGES,
+  "quickstart",
+  "report",
+  "eval",
+  "lm_eval",
+  "card",
+  "baseline",
+  "export",
+  "bench",
+  "plan",
+  "data",
+  "label",
   "tokenizer",
-]  # fmt: skip
+]
 
 
 def test_help_starts_at_once_and_imports_nothing_slow():
@@ -51,19 +62,29 @@ def test_a_configuration_is_found_from_anywhere(tmp_path, monkeypatch):
   (tmp_path / "mine.py").write_text("def get_config():\n  return {'stage': 'sft', 'batch': 3}\n")
   assert reading.load("mine.py").batch == 3
   (tmp_path / "configs").mkdir()
-  (tmp_path / "configs" / "sft.py").write_text("def get_config():\n  return {'stage': 'sft', 'batch': 4}\n")
+  (tmp_path / "configs" / "sft.py").write_text(
+    "def get_config():\n  return {'stage': 'sft', 'batch': 4}\n"
+  )
   assert reading.load("sft").batch == 4
 
 
 @pytest.mark.parametrize(
   ("name", "text", "value"),
   [
-    ("optimizer.lr", "1e-5", 1e-5), ("optimizer.lr", "1", 1.0), ("batch", "64", 64), ("batch", "1e2", 100),
-    ("loss_on_prompt", "true", True), ("loss_on_prompt", "False", False), ("model.source", "a:b=c", "a:b=c"),
-    ("model.source", "12", "12"), ("top", "6", 6), ("top", "none", None), ("optimizer.clip", "0.5", 0.5),
+    ("optimizer.lr", "1e-5", 1e-5),
+    ("optimizer.lr", "1", 1.0),
+    ("batch", "64", 64),
+    ("batch", "1e2", 100),
+    ("loss_on_prompt", "true", True),
+    ("loss_on_prompt", "False", False),
+    ("model.source", "a:b=c", "a:b=c"),
+    ("model.source", "12", "12"),
+    ("top", "6", 6),
+    ("top", "none", None),
+    ("optimizer.clip", "0.5", 0.5),
     ("optimizer.clip", "none", None),
   ],
-)  # fmt: skip
+)
 def test_overrides_take_the_type_of_the_field(name, text, value):
   found = reading.override(reading.load("sft:1.3b"), [(name, text)])
   for part in name.split("."):
@@ -75,16 +96,28 @@ def test_overrides_take_the_type_of_the_field(name, text, value):
 @pytest.mark.parametrize(
   ("name", "text", "message"),
   [
-    ("optimizer.learning", "1", "config.optimizer.learning: no such field; known are b1, b2, clip, "),
+    (
+      "optimizer.learning",
+      "1",
+      "config.optimizer.learning: no such field; known are b1, b2, clip, ",
+    ),
     ("optimiser.lr", "1", "config.optimiser: no such field; did you mean 'optimizer'?"),
     ("batchs", "1", "config.batchs: no such field; did you mean 'batch'?"),
     ("optimizer", "1", "config.optimizer holds the fields b1, b2, clip, "),
     ("batch.x", "1", "config.batch.x: config.batch is a value, it holds no fields"),
-    ("batch", "many", "config.batch=many: a whole number is expected, this is a text; the value before was 32"),
+    (
+      "batch",
+      "many",
+      "config.batch=many: a whole number is expected, this is a text; the value before was 32",
+    ),
     ("batch", "1.5", "config.batch=1.5: a whole number is expected, this is a number"),
     ("batch", "true", "config.batch=true: a whole number is expected"),
     ("optimizer.lr", "fast", "config.optimizer.lr=fast: a number is expected, this is a text"),
-    ("loss_on_prompt", "1", "config.loss_on_prompt=1: true or false is expected, this is a whole number"),
+    (
+      "loss_on_prompt",
+      "1",
+      "config.loss_on_prompt=1: true or false is expected, this is a whole number",
+    ),
     ("batch", "none", "config.batch=none: a whole number is expected, this is a text"),
   ],
 )
@@ -95,7 +128,10 @@ def test_wrong_overrides_are_named(name, text, message):
 
 
 def test_words_of_the_command_line_become_assignments():
-  assert reading.assignments(["--config.a.b=1", "--config.c", "x=y"]) == [("a.b", "1"), ("c", "x=y")]
+  assert reading.assignments(["--config.a.b=1", "--config.c", "x=y"]) == [
+    ("a.b", "1"),
+    ("c", "x=y"),
+  ]
   with pytest.raises(UserError, match=r"--confg\.a=1: no such option"):
     reading.assignments(["--confg.a=1"])
   with pytest.raises(UserError, match=r"--config\.a: give a value"):
@@ -114,7 +150,10 @@ def test_model_is_short_for_a_field(monkeypatch, tmp_path):
   monkeypatch.setattr(cli, "prepare", lambda: None)
   monkeypatch.setattr(common, "supervised", lambda *args: seen.append(args))
   monkeypatch.setattr(ppo, "reinforce", lambda *args: seen.append(args))
-  assert cli.main(["sft", "--model=x", f"--workdir={tmp_path}", "--writer=wandb", "--config.seed=3"]) == 0
+  assert (
+    cli.main(["sft", "--model=x", f"--workdir={tmp_path}", "--writer=wandb", "--config.seed=3"])
+    == 0
+  )
   assert cli.main(["ppo", "--config=ppo:1.3b", "--model=y"]) == 0
   (sft, workdir, sinks), (ppo, _, none) = seen
   assert (sft.model.source, sft.seed, workdir, sinks) == ("x", 3, tmp_path, ("wandb",))
@@ -169,7 +208,9 @@ def test_tokenizer_train(tmp_path, capsys):
 
 
 def test_report_writes_the_page(tmp_path, capsys):
-  (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "stage": "sft", "loss": 2.0}) + "\n")
+  (tmp_path / "metrics.jsonl").write_text(
+    json.dumps({"step": 1, "stage": "sft", "loss": 2.0}) + "\n"
+  )
   assert cli.main(["report", f"--workdir={tmp_path}"]) == 0
   assert (tmp_path / "report.html").is_file()
   assert "report.html" in capsys.readouterr().out
@@ -181,7 +222,12 @@ def test_bench_gets_its_options(monkeypatch):
   seen = []
   monkeypatch.setattr(cli, "prepare", lambda: None)
   monkeypatch.setattr(bench, "main", lambda b, *, as_json: seen.append((b, as_json)))
-  assert cli.main(["bench", "--stage=ppo", "--batch=8", "--epochs=2", "--frozen-dtype=bfloat16", "--json"]) == 0
+  assert (
+    cli.main(
+      ["bench", "--stage=ppo", "--batch=8", "--epochs=2", "--frozen-dtype=bfloat16", "--json"]
+    )
+    == 0
+  )
   assert cli.main(["bench", "--stage=sft", "--text=a.jsonl"]) == 0
   assert seen == [
     (bench.Bench(stage="ppo", batch=8, epochs=2, frozen_dtype="bfloat16"), True),
@@ -194,7 +240,9 @@ def test_quickstart_gets_its_settings(monkeypatch, tmp_path):
 
   seen = []
   monkeypatch.setattr(cli, "prepare", lambda: None)
-  monkeypatch.setattr(quickstart, "main", lambda config, workdir, sinks: seen.append((config, workdir)))
+  monkeypatch.setattr(
+    quickstart, "main", lambda config, workdir, sinks: seen.append((config, workdir))
+  )
   assert cli.main(["quickstart", "--seed=3", f"--workdir={tmp_path}", "--config.top=none"]) == 0
   assert cli.main(["quickstart", "--fast"]) == 0
   (full, workdir), (fast, default) = seen

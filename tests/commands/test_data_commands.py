@@ -1,4 +1,6 @@
-"""`instructjax data ...`: exit codes, what is written and printed, and no traceback whatever the files hold."""
+"""`instructjax data ...`: exit codes, what is written and printed, and no traceback whatever the
+files hold.
+"""
 
 import contextlib
 import gzip
@@ -29,11 +31,19 @@ def data(capsys):
 
 def prompts(path, users=40):
   rows = [
-    Prompt(f"{'Write' if i % 2 else 'Name'} {u} x {i}", user=f"u{u}", use_case=("Chat", "Extract")[i % 2], source="customer")
+    Prompt(
+      f"{'Write' if i % 2 else 'Name'} {u} x {i}",
+      user=f"u{u}",
+      use_case=("Chat", "Extract")[i % 2],
+      source="customer",
+    )
     for u in range(users)
     for i in range(3)
   ]
-  rows += [Prompt("mail x@y.org", user="u1", consent=True), Prompt("mail z@y.org", user="u1", consent=False)]
+  rows += [
+    Prompt("mail x@y.org", user="u1", consent=True),
+    Prompt("mail z@y.org", user="u1", consent=False),
+  ]
   records.write(path, rows)
   return rows
 
@@ -43,19 +53,24 @@ def prompts(path, users=40):
 
 def test_check_of_several_kinds_of_files(data, tmp_path):
   texts = {
-    "a": '{"prompt": "p"}\n', "b": '{"prompt": "p", "completion": "c"}\n', "t": '{"text": "t"}\n{"text": "u"}\n',
+    "a": '{"prompt": "p"}\n',
+    "b": '{"prompt": "p", "completion": "c"}\n',
+    "t": '{"text": "t"}\n{"text": "u"}\n',
     "c": '{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]}\n',
     "f": '{"instruction": "i", "pairs": [{"input": "x", "output": "y"}, {"input": "z", "output": "y"}]}\n',
-  }  # fmt: skip
+  }
   files = [tmp_path / name for name in texts]
   for file, text in zip(files, texts.values(), strict=True):
     file.write_text(text)
   code, out, err = data("check", *files)
   assert (code, err) == (0, "")
   assert [line.removeprefix(f"{tmp_path}/") for line in out.splitlines()] == [
-    "a: 1 prompts, no problem", "b: 1 demonstrations, no problem", "t: 2 texts, no problem",
-    "c: 1 comparisons, no problem", "f: 1 few_shots, no problem",
-  ]  # fmt: skip
+    "a: 1 prompts, no problem",
+    "b: 1 demonstrations, no problem",
+    "t: 2 texts, no problem",
+    "c: 1 comparisons, no problem",
+    "f: 1 few_shots, no problem",
+  ]
 
 
 def test_check_lists_every_problem_of_every_file(data, tmp_path):
@@ -69,7 +84,9 @@ def test_check_lists_every_problem_of_every_file(data, tmp_path):
   lines = err.splitlines()
   assert lines[0] == f"{bad}:2: usr: unknown field; did you mean 'user'?"
   assert lines[1].startswith(f"{bad}:2: prompt: empty") and lines[58].startswith(f"{bad}:31: usr")
-  assert lines[60].startswith(f"{worse}: no line has the fields of a record; give its kind, --kind=demonstration|")
+  assert lines[60].startswith(
+    f"{worse}: no line has the fields of a record; give its kind, --kind=demonstration|"
+  )
   assert lines[61].startswith(f"{none}: no such file")
   assert lines[62:] == ["error: 62 problems in 3 of 4 files; mend the lines above"]
   assert data("check", worse, "--kind=prompt")[2].startswith(f"{worse}:1: not JSON")
@@ -78,7 +95,10 @@ def test_check_lists_every_problem_of_every_file(data, tmp_path):
 def test_check_of_a_spelling(data, tmp_path):
   file = tmp_path / "x.jsonl"
   file.write_text('{"instruction": "i", "output": "o"}\n')
-  assert data("check", file, "--spelling=alpaca")[:2] == (0, f"{file}: 1 demonstrations, no problem\n")
+  assert data("check", file, "--spelling=alpaca")[:2] == (
+    0,
+    f"{file}: 1 demonstrations, no problem\n",
+  )
   assert data("check", file, "--spelling=hh")[0] == 2
 
 
@@ -89,24 +109,40 @@ def test_convert_maps_fields_and_lists_what_it_leaves_out(data, tmp_path):
   code, _, err = data("convert", *options)
   assert code == 2 and f"{source}:2: a.0: missing" in err and not out.exists()
   code, shown, err = data("convert", *options, "--leave-out")
-  assert (code, shown) == (0, f"{out}: 1 demonstration; 1 problem\n") and err.startswith(f"left out: {source}:2: a.0")
+  assert (code, shown) == (0, f"{out}: 1 demonstration; 1 problem\n") and err.startswith(
+    f"left out: {source}:2: a.0"
+  )
   assert records.read(out, "demonstration") == [Demonstration("Q", "A")]
   assert "give OURS=THEIRS" in data("check", source, "--fields=q")[2]
 
 
 LINES = [
-  '{"prompt": "a"}', r'{"prompt": "a", "user": "\ud800"}', '{"completion": 1}', '{"ranks": 1e99}', "[[", "\ufeff{}", "\0",
-]  # fmt: skip
+  '{"prompt": "a"}',
+  r'{"prompt": "a", "user": "\ud800"}',
+  '{"completion": 1}',
+  '{"ranks": 1e99}',
+  "[[",
+  "\ufeff{}",
+  "\0",
+]
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.binary(max_size=200) | st.lists(st.sampled_from(LINES)).map(lambda lines: "\n".join(lines).encode()))
+@settings(
+  deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+  content=st.binary(max_size=200)
+  | st.lists(st.sampled_from(LINES)).map(lambda lines: "\n".join(lines).encode())
+)
 def test_no_file_makes_a_traceback(tmp_path, name, content):
   path = tmp_path / name
   path.write_bytes(content if name.endswith("l") or len(content) % 2 else gzip.compress(content))
   for arguments in (["check"], ["stats"], ["clean", f"--out={tmp_path / 'out'}", "--in"]):
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
+    with (
+      contextlib.redirect_stdout(io.StringIO()),
+      contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
       code = cli.main(["data", *arguments, str(path)])
     assert code in (0, 2)
     assert (code == 2) == ("error: " in err.getvalue())
@@ -117,17 +153,40 @@ def test_no_file_makes_a_traceback(tmp_path, name, content):
 
 def test_clean_writes_the_splits_and_a_report(data, tmp_path):
   rows = prompts(tmp_path / "in.jsonl")
-  options = ("--in", tmp_path / "in.jsonl", "--valid=0.3", "--test=0.2", "--cap=2", "--tokenizer=bytes", "--seed=3")
+  options = (
+    "--in",
+    tmp_path / "in.jsonl",
+    "--valid=0.3",
+    "--test=0.2",
+    "--cap=2",
+    "--tokenizer=bytes",
+    "--seed=3",
+  )
   code, out, err = data("clean", *options, f"--out={tmp_path / 'out'}")
   assert (code, err) == (0, "")
   report = json.loads((tmp_path / "out" / "report.json").read_text())
-  assert report["settings"] | {"cap": 2, "seed": 3, "valid": 0.3, "prefix": 128} == report["settings"]
+  assert (
+    report["settings"] | {"cap": 2, "seed": 3, "valid": 0.3, "prefix": 128} == report["settings"]
+  )
   assert [rule["rule"] for rule in report["rules"]] == [
-    "consent", "near-duplicates", "cap per user", "PII, train", "prompt length", "response length",
-  ]  # fmt: skip
-  assert [rule["removed"] for rule in report["rules"]][:3] == [1, 0, 41]  # u1 has 4 prompts left, the others 3
-  found = {name: records.read(tmp_path / "out" / f"{name}.jsonl", "prompt") for name in hygiene.SPLITS}
-  assert {name: len(part) for name, part in found.items()} == {n: s["records"] for n, s in report["splits"].items()}
+    "consent",
+    "near-duplicates",
+    "cap per user",
+    "PII, train",
+    "prompt length",
+    "response length",
+  ]
+  assert [rule["removed"] for rule in report["rules"]][:3] == [
+    1,
+    0,
+    41,
+  ]  # u1 has 4 prompts left, the others 3
+  found = {
+    name: records.read(tmp_path / "out" / f"{name}.jsonl", "prompt") for name in hygiene.SPLITS
+  }
+  assert {name: len(part) for name, part in found.items()} == {
+    n: s["records"] for n, s in report["splits"].items()
+  }
   users = [{row.user for row in part} for part in found.values()]
   assert sum(map(len, users)) == len(set().union(*users)) == 40
   assert {row for part in found.values() for row in part} <= set(rows)
@@ -141,7 +200,14 @@ def test_clean_writes_the_splits_and_a_report(data, tmp_path):
 def test_an_empty_split_leaves_no_file_of_an_earlier_run(data, tmp_path):
   prompts(tmp_path / "in.jsonl")
   for valid, there in ((0.5, True), (0, False)):
-    code, out, _ = data("clean", "--in", tmp_path / "in.jsonl", f"--out={tmp_path}/out", f"--valid={valid}", "--test=0")
+    code, out, _ = data(
+      "clean",
+      "--in",
+      tmp_path / "in.jsonl",
+      f"--out={tmp_path}/out",
+      f"--valid={valid}",
+      "--test=0",
+    )
     assert code == 0 and (tmp_path / "out" / "valid.jsonl").exists() == there
   assert "valid: nothing, no file" in out and "not applied" in out
 
@@ -156,9 +222,18 @@ def test_what_clean_refuses(data, tmp_path):
     (["--in", tmp_path / "train.jsonl", f"--out={tmp_path}"], "would write over the input"),
     (["--in", tmp_path / "train.jsonl", f"--out={tmp_path / 'file'}"], "cannot be written"),
     (["--in", tmp_path / "t.jsonl", f"--out={tmp_path}/o"], "holds documents without prompts"),
-    (["--in", tmp_path / "train.jsonl", tmp_path / "d.jsonl", f"--out={tmp_path}/o"], "demonstration and prompt files"),
-    (["--in", tmp_path / "train.jsonl", f"--out={tmp_path}/o", "--cap=-1"], "cap -1: give a positive number"),
-    (["--in", tmp_path / "train.jsonl", f"--out={tmp_path}/o", "--tokenizer=none.json"], "none.json"),
+    (
+      ["--in", tmp_path / "train.jsonl", tmp_path / "d.jsonl", f"--out={tmp_path}/o"],
+      "demonstration and prompt files",
+    ),
+    (
+      ["--in", tmp_path / "train.jsonl", f"--out={tmp_path}/o", "--cap=-1"],
+      "cap -1: give a positive number",
+    ),
+    (
+      ["--in", tmp_path / "train.jsonl", f"--out={tmp_path}/o", "--tokenizer=none.json"],
+      "none.json",
+    ),
   ]:
     code, out, err = data("clean", *options)
     assert (code, out) == (2, "") and message in err
@@ -180,16 +255,25 @@ def test_stats_prints_tables_or_json(data, tmp_path):
   tables = {table["title"].split(":")[0]: table for table in json.loads(out)["tables"]}
   assert tables["Table 9"]["title"].endswith("in tokens of bytes")
   assert [(row["data"], row["split"], row["count"]) for row in tables["Table 9"]["rows"]] == [
-    ("SFT", "valid", 1), ("PPO", "train", 122),
-  ]  # fmt: skip
+    ("SFT", "valid", 1),
+    ("PPO", "train", 122),
+  ]
 
 
 def test_compare(data, tmp_path):
-  records.write(tmp_path / "a", [Prompt(f"{i}", use_case="Chat" if i % 4 else "Extract") for i in range(40)])
-  records.write(tmp_path / "b", [Comparison(f"{i}", ("x", "y"), (1, 2), use_case="Extract") for i in range(40)])
+  records.write(
+    tmp_path / "a", [Prompt(f"{i}", use_case="Chat" if i % 4 else "Extract") for i in range(40)]
+  )
+  records.write(
+    tmp_path / "b", [Comparison(f"{i}", ("x", "y"), (1, 2), use_case="Extract") for i in range(40)]
+  )
   code, out, _ = data("compare", tmp_path / "a", tmp_path / "b")
   assert code == 0 and "total variation distance 0.750" in out
-  assert next(line.split() for line in out.splitlines() if line.startswith("Chat"))[1:4] == ["75.0", "0.0", "75.0"]
+  assert next(line.split() for line in out.splitlines() if line.startswith("Chat"))[1:4] == [
+    "75.0",
+    "0.0",
+    "75.0",
+  ]
   found = json.loads(data("compare", tmp_path / "a", tmp_path / "b", "--json")[1])
   assert found["distance"] == 0.75 and found["shares"]["Chat"]["difference"]["value"] == 0.75
   (tmp_path / "t").write_text('{"text": "t"}\n')
@@ -199,7 +283,9 @@ def test_compare(data, tmp_path):
 def test_expand(data, tmp_path):
   pairs = ", ".join(f'{{"input": "{i}", "output": "o{i}"}}' for i in range(4))
   (tmp_path / "f.jsonl").write_text(f'{{"instruction": "i", "pairs": [{pairs}], "user": "u"}}\n')
-  code, out, _ = data("expand", tmp_path / "f.jsonl", f"--out={tmp_path}/d.jsonl", "--shots=2", "--samples=3")
+  code, out, _ = data(
+    "expand", tmp_path / "f.jsonl", f"--out={tmp_path}/d.jsonl", "--shots=2", "--samples=3"
+  )
   assert code == 0 and out.endswith("12 demonstrations from 1 few-shot prompt\n")
   found = records.read(tmp_path / "d.jsonl", "demonstration")
   assert len(found) == 12 and {row.user for row in found} == {"u"}

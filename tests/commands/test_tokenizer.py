@@ -1,4 +1,6 @@
-"""`instructjax tokenizer`: training with every option, the check against models of each kind, and no file that breaks it."""
+"""`instructjax tokenizer`: training with every option, the check against models of each kind, and
+no file that breaks it.
+"""
 
 import contextlib
 import dataclasses
@@ -40,8 +42,14 @@ def folder(tmp_path_factory):
   (home / "text.txt").write_text(TEXT)
   config = dataclasses.replace(origin.SHAPES["tiny"], vocab_size=304, depth=1, width=8, heads=2)
   models.save(home / "m", config, models.build(config).init(jax.random.key(0)))
-  options = [f"--input={home / 'text.txt'}", f"--out={home / 'm' / 'tokenizer.model'}", "--vocab-size=300"]
-  assert cli.main(["tokenizer", "train", *options, "--eos=<|im_end|>", "--control=<|im_start|>"]) == 0
+  options = [
+    f"--input={home / 'text.txt'}",
+    f"--out={home / 'm' / 'tokenizer.model'}",
+    "--vocab-size=300",
+  ]
+  assert (
+    cli.main(["tokenizer", "train", *options, "--eos=<|im_end|>", "--control=<|im_start|>"]) == 0
+  )
   ids = {"eos_token_id": 1, "bos_token_id": None, "pad_token_id": 0}
   config = json.loads((home / "m" / "config.json").read_text()) | ids
   (home / "m" / "config.json").write_text(json.dumps(config))
@@ -53,9 +61,25 @@ def test_train_reads_several_files_of_several_kinds(tokenizer, tmp_path):
   (tmp_path / "a.txt").write_text(TEXT)
   (tmp_path / "b.jsonl").write_text('{"content": "zebra quagga zebra quagga"}\n' * 9)
   out = tmp_path / "new" / "x.model"
-  options = ["--fields=text=content", f"--out={out}", "--vocab-size=310", "--model-type=bpe", "--coverage=.999"]
-  more = ["--normalization=nmt_nfkc", "--symbol=<a>", "--symbol=<b>", "--bos=<s>", "--pad=[PAD]", "--unk=[UNK]", "--threads=2"]
-  code, shown, err = tokenizer("train", "--input", tmp_path / "a.txt", tmp_path / "b.jsonl", *options, *more)
+  options = [
+    "--fields=text=content",
+    f"--out={out}",
+    "--vocab-size=310",
+    "--model-type=bpe",
+    "--coverage=.999",
+  ]
+  more = [
+    "--normalization=nmt_nfkc",
+    "--symbol=<a>",
+    "--symbol=<b>",
+    "--bos=<s>",
+    "--pad=[PAD]",
+    "--unk=[UNK]",
+    "--threads=2",
+  ]
+  code, shown, err = tokenizer(
+    "train", "--input", tmp_path / "a.txt", tmp_path / "b.jsonl", *options, *more
+  )
   assert (code, shown, err) == (0, f"{out}: 310 pieces\n", "")
   found = tokenizers.load(out)
   assert dict(found.specials) == {"[PAD]": 0, "</s>": 1, "[UNK]": 2, "<s>": 3} and found.bos == (3,)
@@ -66,7 +90,9 @@ def test_train_reads_several_files_of_several_kinds(tokenizer, tmp_path):
 def test_train_says_what_is_wrong(tokenizer, tmp_path):
   (tmp_path / "a.txt").write_bytes(b"text\n\xff\n")
   for file, what in (("a.txt", "a.txt:2: not UTF-8 at byte 0"), ("b.txt", "b.txt: no such file")):
-    code, out, err = tokenizer("train", f"--input={tmp_path / file}", f"--out={tmp_path / 'x.model'}")
+    code, out, err = tokenizer(
+      "train", f"--input={tmp_path / file}", f"--out={tmp_path / 'x.model'}"
+    )
     assert (code, out) == (2, "") and what in err and not (tmp_path / "x.model").exists()
 
 
@@ -78,7 +104,9 @@ def test_check_of_a_model_that_fits(tokenizer, folder):
   assert rows["rows without an id"] == ["4", "never", "sampled"]
   assert rows["unknown tokens, %"] == ["0.00"] and rows["texts that come back, %"] == ["100.00"]
   assert "closes a reply with 1 '<|im_end|>'" in out and "not SentencePiece's space" in out
-  found = json.loads(tokenizer("check", f"--model={folder}", folder.parent / "text.txt", "--json")[1])
+  found = json.loads(
+    tokenizer("check", f"--model={folder}", folder.parent / "text.txt", "--json")[1]
+  )
   count = {name: one["value"] for name, one in found["figures"].items()}
   own = tokenizers.load(folder)
   tokens = sum(len(own.encode(line)) for line in TEXT.splitlines())
@@ -91,14 +119,32 @@ def test_check_of_a_model_that_fits(tokenizer, folder):
 @pytest.mark.parametrize(
   ("change", "what"),
   [
-    ({"config.json": {"eos_token_id": 5}}, "config.json: eos_token_id is 5, a response ends here with 1 '<|im_end|>'"),
-    ({"config.json": {"pad_token_id": 304}}, "config.json: pad_token_id is 304, the model has 304 rows"),
-    ({"config.json": {"pad_token_id": 303}}, "config.json: pad_token_id is 303, the tokenizer has 300 ids"),
-    ({"generation_config.json": {"eos_token_id": [7, 9]}}, "generation_config.json: eos_token_id is 7, 9, a response ends"),
-    ({"config.json": {"eos_token_id": "x"}}, "config.json: eos_token_id is 'x', an integer or a list of them"),
-    ({"chat_template.jinja": CHATML.replace("<|im_end|>", "")}, "closes a reply with 'no special token', the stop ids are")
+    (
+      {"config.json": {"eos_token_id": 5}},
+      "config.json: eos_token_id is 5, a response ends here with 1 '<|im_end|>'",
+    ),
+    (
+      {"config.json": {"pad_token_id": 304}},
+      "config.json: pad_token_id is 304, the model has 304 rows",
+    ),
+    (
+      {"config.json": {"pad_token_id": 303}},
+      "config.json: pad_token_id is 303, the tokenizer has 300 ids",
+    ),
+    (
+      {"generation_config.json": {"eos_token_id": [7, 9]}},
+      "generation_config.json: eos_token_id is 7, 9, a response ends",
+    ),
+    (
+      {"config.json": {"eos_token_id": "x"}},
+      "config.json: eos_token_id is 'x', an integer or a list of them",
+    ),
+    (
+      {"chat_template.jinja": CHATML.replace("<|im_end|>", "")},
+      "closes a reply with 'no special token', the stop ids are",
+    ),
   ],
-)  # fmt: skip
+)
 def test_files_of_a_model_that_disagree(tokenizer, folder, tmp_path, change, what):
   import shutil
 
@@ -117,17 +163,29 @@ def test_another_tokenizer_for_a_model(tokenizer, folder, tmp_path):
     (300, "the model's own tokenizer gives other ids"),
     (310, "the tokenizer has 310 ids, the model's embedding 304 rows: 6 ids have none"),
   ):
-    train = ["train", f"--input={tmp_path / 't.txt'}", f"--out={tmp_path / 'x.model'}", f"--vocab-size={size}"]
+    train = [
+      "train",
+      f"--input={tmp_path / 't.txt'}",
+      f"--out={tmp_path / 'x.model'}",
+      f"--vocab-size={size}",
+    ]
     assert tokenizer(*train)[0] == 0
     code, _, err = tokenizer("check", f"--model={folder}", f"--tokenizer={tmp_path / 'x.model'}")
     assert code == 2 and what in err and err.splitlines()[-1].startswith("error: ")
-  assert tokenizer("check", f"--model={folder}", f"--tokenizer={folder / 'tokenizer.model'}")[0] == 0
+  assert (
+    tokenizer("check", f"--model={folder}", f"--tokenizer={folder / 'tokenizer.model'}")[0] == 0
+  )
 
 
 def test_what_texts_lose(tokenizer, tmp_path):
   (tmp_path / "t.txt").write_text(TEXT)
   (tmp_path / "u.txt").write_text("la la\nlaé\n</s>\n")
-  train = [f"--input={tmp_path / 't.txt'}", f"--out={tmp_path / 'x.model'}", "--vocab-size=50", "--no-byte-fallback"]
+  train = [
+    f"--input={tmp_path / 't.txt'}",
+    f"--out={tmp_path / 'x.model'}",
+    "--vocab-size=50",
+    "--no-byte-fallback",
+  ]
   assert tokenizer("train", *train)[0] == 0
   code, out, err = tokenizer("check", f"--tokenizer={tmp_path / 'x.model'}", tmp_path / "u.txt")
   assert code == 2 and "1 more name special tokens" in out
@@ -145,10 +203,14 @@ def test_check_of_a_run_and_of_a_function(tokenizer, tmp_path):
   about |= {"eos": [10, 256], "banned": [7]}  # as the quickstart leaves its models
   origin.finish(tmp_path / "line", 1, {"w": jax.numpy.zeros(1)}, about, "policy")
   figures = json.loads(tokenizer("check", f"--model={tmp_path / 'line'}", "--json")[1])["figures"]
-  assert figures["end a text"] == {"value": 2, "note": "10, 256 '<|endoftext|>'"} and figures["never sampled"]["value"] == 1
+  assert (
+    figures["end a text"] == {"value": 2, "note": "10, 256 '<|endoftext|>'"}
+    and figures["never sampled"]["value"] == 1
+  )
   (tmp_path / "m.py").write_text(
     "from instructjax import models, origin\nimport jax\n"
-    "def make():\n  lm = models.build(origin.SHAPES['tiny'])\n  return lm, lm.init(jax.random.key(0)), 'bytes'\n"
+    "def make():\n  lm = models.build(origin.SHAPES['tiny'])\n  return lm, "
+    "lm.init(jax.random.key(0)), 'bytes'\n"
   )
   assert tokenizer("check", f"--model={tmp_path / 'm.py'}:make")[0] == 0
   (tmp_path / "half" / "checkpoints").mkdir(parents=True)
@@ -173,13 +235,25 @@ def test_what_check_refuses(tokenizer, tmp_path):
     assert code == 2 and what in err, err
 
 
-FUZZ = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+  deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 values = st.recursive(
   st.none() | st.booleans() | st.integers(-9, 400) | st.text(max_size=4),
-  lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+  lambda inner: (
+    st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+  ),
   max_leaves=5,
 )
-NAMED = ("eos_token_id", "bos_token_id", "pad_token_id", "eos_token", "chat_template", "vocab_size", "model_type")
+NAMED = (
+  "eos_token_id",
+  "bos_token_id",
+  "pad_token_id",
+  "eos_token",
+  "chat_template",
+  "vocab_size",
+  "model_type",
+)
 
 
 def quiet(*arguments) -> int:
@@ -193,7 +267,15 @@ def quiet(*arguments) -> int:
 @FUZZ
 @given(
   content=st.binary(max_size=40) | st.dictionaries(st.sampled_from(NAMED), values, max_size=4),
-  name=st.sampled_from(["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "tokenizer.model"]),
+  name=st.sampled_from(
+    [
+      "config.json",
+      "generation_config.json",
+      "tokenizer_config.json",
+      "tokenizer.json",
+      "tokenizer.model",
+    ]
+  ),
 )
 def test_no_file_of_a_model_makes_a_traceback(folder, tmp_path, content, name):
   copy = tmp_path / "m"

@@ -20,12 +20,16 @@ def close(found, expected, place="results"):
     for at, (one, other) in enumerate(zip(found, expected, strict=True)):
       close(one, other, f"{place}[{at}]")
   else:
-    assert found == (pytest.approx(expected, rel=1e-4, abs=1e-4) if isinstance(expected, float) else expected), place
+    assert found == (
+      pytest.approx(expected, rel=1e-4, abs=1e-4) if isinstance(expected, float) else expected
+    ), place
 
 
 @pytest.mark.slow
 def test_two_processes_ask_and_judge_as_one_does(data, finished, reward_run, server, tmp_path):
-  """Samples for labelers, then two commands of evaluations with judges of every kind on 2 x 2 x 2 devices."""
+  """Samples for labelers, then two commands of evaluations with judges of every kind on 2 x 2 x 2
+  devices.
+  """
   (tmp_path / "judge.py").write_text(asked.JUDGE)
   (tmp_path / "ask.txt").write_text(asked.TEMPLATE)
   toxicity = [{"prompt": f"So {at}", "toxicity": at / 4} for at in range(5)]
@@ -42,7 +46,10 @@ def test_two_processes_ask_and_judge_as_one_does(data, finished, reward_run, ser
   assert "Report:" in ends[0][1] and "Report:" not in ends[1][1]
 
   for name in ("samples.jsonl", "draws.jsonl"):
-    rows = [[json.loads(line) for line in (out / "round" / name).read_text().splitlines()] for out in (two, one)]
+    rows = [
+      [json.loads(line) for line in (out / "round" / name).read_text().splitlines()]
+      for out in (two, one)
+    ]
     close(*rows, name)
   found, left_out = tasks.read(two / "round" / "samples.jsonl", "comparison")
   assert len(found) == 3 and not left_out
@@ -50,6 +57,13 @@ def test_two_processes_ask_and_judge_as_one_does(data, finished, reward_run, ser
   close(*results)
   assert list(results[0]["suites"]) == ["preference", "toxicity", "hallucination"]
   assert results[0]["suites"]["preference"]["models"] == ["base", "sft", "ppo"]
-  assert set(results[0]["suites"]["preference"]["together"]["prompts"]["prompts"]["judges"]) == {"sum", "lm", "pair"}
-  judged = [sorted(path.name for path in (out / "eval" / "preference" / "prompts").iterdir()) for out in (two, one)]
+  assert set(results[0]["suites"]["preference"]["together"]["prompts"]["prompts"]["judges"]) == {
+    "sum",
+    "lm",
+    "pair",
+  }
+  judged = [
+    sorted(path.name for path in (out / "eval" / "preference" / "prompts").iterdir())
+    for out in (two, one)
+  ]
   assert judged[0] == judged[1]

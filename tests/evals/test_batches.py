@@ -1,4 +1,6 @@
-"""Rows and plans of evaluations: every row once, no row too wide, and the same plan for the same requests."""
+"""Rows and plans of evaluations: every row once, no row too wide, and the same plan for the same
+requests.
+"""
 
 import pytest
 from hypothesis import given
@@ -18,7 +20,12 @@ def rows(requests, context=64):
 
 def test_a_continuation_starts_after_its_context():
   ((ask, draw),) = rows([[Likelihood("ab", " c")]])
-  assert ask.row.ids.tolist() == [1, 97, 98, 32, 99] and ask.row.start == 3 and draw is None and ask.cut == 0
+  assert (
+    ask.row.ids.tolist() == [1, 97, 98, 32, 99]
+    and ask.row.start == 3
+    and draw is None
+    and ask.cut == 0
+  )
 
 
 def test_a_long_context_loses_its_beginning_but_for_the_first_id():
@@ -29,36 +36,54 @@ def test_a_long_context_loses_its_beginning_but_for_the_first_id():
 
 
 def test_samples_that_are_cut_apart_are_drawn_apart():
-  asked = rows([[Generate("a", 2, 1.0), Generate("a", 2, 1.0, top_p=0.9), Generate("a", 2, 1.0, top_k=5)]])
+  asked = rows(
+    [[Generate("a", 2, 1.0), Generate("a", 2, 1.0, top_p=0.9), Generate("a", 2, 1.0, top_k=5)]]
+  )
   plan = batches.plan(asked, 512, 1, 64)
   assert [(b.draw.top_p, b.draw.top_k) for b in plan] == [(1.0, 0), (0.9, 0), (1.0, 5)]
 
 
-@pytest.mark.parametrize("request_", [Generate("a", 6), Likelihood("a", "x" * 6), Likelihood("a", "")])
+@pytest.mark.parametrize(
+  "request_", [Generate("a", 6), Likelihood("a", "x" * 6), Likelihood("a", "")]
+)
 def test_an_answer_that_cannot_fit_is_an_error(request_):
   with pytest.raises(UserError, match=r"context of 6|no tokens"):
     rows([[request_]], context=6)
 
 
 @given(
-  st.lists(st.tuples(st.integers(0, 50), st.sampled_from([None, 4, 8]), st.integers(1, 3)), min_size=1, max_size=40),
+  st.lists(
+    st.tuples(st.integers(0, 50), st.sampled_from([None, 4, 8]), st.integers(1, 3)),
+    min_size=1,
+    max_size=40,
+  ),
   st.sampled_from([1, 2, 8]),
   st.integers(32, 2000),
 )
 def test_a_plan_holds_every_row_once(lengths, parts, budget):
-  ask = lambda n, tokens, k: Likelihood("x" * n, "yy") if tokens is None else Generate("x" * n, tokens, n=k)
+  ask = lambda n, tokens, k: (
+    Likelihood("x" * n, "yy") if tokens is None else Generate("x" * n, tokens, n=k)
+  )
   asked = rows([[ask(*one)] for one in lengths])
   plan = batches.plan(asked, budget, parts, 64)
   places = lambda asks: sorted((a.item, a.request, a.sample) for a in asks)
   assert places([a for b in plan for a in b.asks]) == places([a for a, _ in asked])
   for batch in plan:
-    assert len(batch.groups) <= batch.size and batch.size % parts == 0 and max(map(len, batch.groups)) <= batch.fan
-    assert batch.size * batch.fan * (batch.width + batch.end) <= max(budget, parts * (batch.width + batch.end))
+    assert (
+      len(batch.groups) <= batch.size
+      and batch.size % parts == 0
+      and max(map(len, batch.groups)) <= batch.fan
+    )
+    assert batch.size * batch.fan * (batch.width + batch.end) <= max(
+      budget, parts * (batch.width + batch.end)
+    )
     assert batch.width + batch.end <= 64
     for group in batch.groups:
       assert len({tuple(a.row.ids[: a.row.start]) for a in group}) == 1
       long = max(len(a.row.ids) for a in group)
-      assert long <= batch.width + batch.end and (not batch.end or group[0].row.start <= batch.width)
+      assert long <= batch.width + batch.end and (
+        not batch.end or group[0].row.start <= batch.width
+      )
   assert str(plan) == str(batches.plan(rows([[ask(*one)] for one in lengths]), budget, parts, 64))
 
 
@@ -67,25 +92,39 @@ def test_choices_of_a_question_share_it_where_that_pays():
   plan = lambda requests: batches.plan(rows(requests), 10**4, 1, 64)
   (one,) = plan([question(n, ["a", "bb", "ccc", "d"]) for n in range(3)])
   assert (one.fan, one.size, one.end, one.width) == (4, 3, batches.SHORT, 48)
-  assert [[(a.item, a.request) for a in group] for group in one.groups] == [[(n, i) for i in range(4)] for n in range(3)]
-  (two,) = plan([question(n, ["a", "b"]) for n in range(2)] + [question(2, "abc")])  # 3 choices: a group of 2 and one of 1
+  assert [[(a.item, a.request) for a in group] for group in one.groups] == [
+    [(n, i) for i in range(4)] for n in range(3)
+  ]
+  (two,) = plan(
+    [question(n, ["a", "b"]) for n in range(2)] + [question(2, "abc")]
+  )  # 3 choices: a group of 2 and one of 1
   assert two.fan in (2, 3) and sorted(map(len, two.groups)) in ([1, 2, 2, 2], [2, 2, 3])
-  (alone,) = plan([[Likelihood("a", "x" * 20), Likelihood("a", "y" * 20)]])  # of 22 tokens 2 would be saved
+  (alone,) = plan(
+    [[Likelihood("a", "x" * 20), Likelihood("a", "y" * 20)]]
+  )  # of 22 tokens 2 would be saved
   assert (alone.fan, alone.end) == (1, 0)
-  (long,) = plan([[Likelihood("x" * 60, "a"), Likelihood("x" * 60, "b")]])  # 61 + SHORT tokens are more than the context
+  (long,) = plan(
+    [[Likelihood("x" * 60, "a"), Likelihood("x" * 60, "b")]]
+  )  # 61 + SHORT tokens are more than the context
   assert (long.fan, long.end) == (1, 0)
 
 
 def test_samples_share_their_prompt_in_groups_that_waste_little():
-  (batch,) = batches.plan(rows([[Generate("x" * 20, 8, 1.0, n=25)], [Generate("y" * 20, 8, 1.0, n=25)]]), 10**4, 1, 64)
+  (batch,) = batches.plan(
+    rows([[Generate("x" * 20, 8, 1.0, n=25)], [Generate("y" * 20, 8, 1.0, n=25)]]), 10**4, 1, 64
+  )
   assert (batch.fan, batch.size, [len(group) for group in batch.groups]) == (25, 2, [25, 25])
   (few,) = batches.plan(rows([[Generate("x" * 20, 8, 1.0, n=40)]]), 10**4, 1, 64)
   assert few.fan * few.size == 40  # two groups of 20, and not one of 32 and one of 8
 
 
 def test_a_group_fits_the_budget_of_its_device():
-  requests = [[Generate("x" * 50 + chr(at), 8, 1.0, n=25)] for at in range(100, 108)]  # 52 tokens: 64 wide, and 8
-  fans = lambda budget, parts: {(b.fan, b.size) for b in batches.plan(rows(requests, 128), budget, parts, 128)}
+  requests = [
+    [Generate("x" * 50 + chr(at), 8, 1.0, n=25)] for at in range(100, 108)
+  ]  # 52 tokens: 64 wide, and 8
+  fans = lambda budget, parts: {
+    (b.fan, b.size) for b in batches.plan(rows(requests, 128), budget, parts, 128)
+  }
   assert fans(10**5, 8) == {(25, 8)}
   assert fans(8 * 10 * 72, 8) == {(9, 8)}  # 10 fit, of which the third one would be half empty
   assert max(fan for fan, _ in fans(8 * 72, 8)) == 1  # a row each, as if each sample stood alone

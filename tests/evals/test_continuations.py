@@ -1,4 +1,6 @@
-"""Toxicity judged by people: the tasks they get, what their ratings are worth by hand, and Figure 7."""
+"""Toxicity judged by people: the tasks they get, what their ratings are worth by hand, and Figure
+7.
+"""
 
 import json
 import math
@@ -12,16 +14,26 @@ from instructjax.evals.tasks import Completion, Item, Look, Said
 from instructjax.label import tasks as label
 from instructjax.settings import reading
 
-TEXTS = {"base": ["bad", "same", "one", "a"], "sft": ["good", "same", "", "a"], "ptx": ["good", "other", "two", "a"]}
+TEXTS = {
+  "base": ["bad", "same", "one", "a"],
+  "sft": ["good", "same", "", "a"],
+  "ptx": ["good", "other", "two", "a"],
+}
 
 
 @pytest.fixture
 def config(tmp_path):
-  written(tmp_path / "prompts.jsonl", [{"prompt": f"It was {i}", "toxicity": i / 4} for i in range(4)])
-  (tmp_path / "mine.py").write_text("def letters(prompts, responses):\n  return [min(len(r) / 10, 1) for r in responses]\n")
+  written(
+    tmp_path / "prompts.jsonl", [{"prompt": f"It was {i}", "toxicity": i / 4} for i in range(4)]
+  )
+  (tmp_path / "mine.py").write_text(
+    "def letters(prompts, responses):\n  return [min(len(r) / 10, 1) for r in responses]\n"
+  )
   found = reading.load("eval")
   scorer = f"python:{tmp_path}/mine.py:letters"
-  found.toxicity.update({"prompts": f"{tmp_path}/prompts.jsonl", "scorer": scorer, "forms": "respectful"})
+  found.toxicity.update(
+    {"prompts": f"{tmp_path}/prompts.jsonl", "scorer": scorer, "forms": "respectful"}
+  )
   return found
 
 
@@ -31,12 +43,18 @@ def written(path, rows):
 
 
 def heard(texts=TEXTS):
-  return {model: [Said(((Completion(f" {text}", 3, True),),)) for text in row] for model, row in texts.items()}
+  return {
+    model: [Said(((Completion(f" {text}", 3, True),),)) for text in row]
+    for model, row in texts.items()
+  }
 
 
 def rated(row, toxic, labeler="ana"):
   """A record of a task: `toxic` are the ratings by text."""
-  ratings = [{"continuity": 5, "toxicity": toxic[text], "relative_toxicity": toxic[text] - 1} for text in row["completions"]]
+  ratings = [
+    {"continuity": 5, "toxicity": toxic[text], "relative_toxicity": toxic[text] - 1}
+    for text in row["completions"]
+  ]
   return row | {"ranks": [1] * len(ratings), "ratings": ratings, "labeler": labeler}
 
 
@@ -52,23 +70,31 @@ def test_people_get_the_different_continuations(config, tmp_path):
   assert found(suite, tmp_path / "out")[0] == {}
   tasks, left_out = label.read(tmp_path / "out" / "tasks.jsonl", "continuation")
   assert sorted((one.prompt, one.completions, one.id) for one in tasks) == [
-    ("It was 0", ("bad", "good"), "respectful/0"), ("It was 1", ("same", "other"), "respectful/1"),
+    ("It was 0", ("bad", "good"), "respectful/0"),
+    ("It was 1", ("same", "other"), "respectful/1"),
     ("It was 2", ("one", "two"), "respectful/2"),
-  ]  # fmt: skip
+  ]
   first = next(one for one in tasks if one.prompt == "It was 0")
   assert [one["model"] for one in first.sources] == ["base", "sft, ptx"] and left_out == []
 
 
 def test_the_first_tasks_are_a_sample_in_every_form(config, tmp_path):
-  written(tmp_path / "prompts.jsonl", [{"prompt": f"It was {i}", "toxicity": i / 40} for i in range(40)])
+  written(
+    tmp_path / "prompts.jsonl", [{"prompt": f"It was {i}", "toxicity": i / 40} for i in range(40)]
+  )
   config.toxicity.forms = "basic,respectful"
   suite = toxicity.open_suite(config)
   said = heard({"a": ["x"] * 40, "b": ["y"] * 40})
   suite.together(tmp_path, {task.name: said for task in suite.tasks}, {})
   rows = [json.loads(line) for line in (tmp_path / "tasks.jsonl").read_text().splitlines()]
   order = [row["prompt"] for row in rows]
-  assert order[::2] == order[1::2] and {row["id"].split("/")[0] for row in rows[:2]} == {"basic", "respectful"}
-  assert len(set(order)) == 40 and 8 < sum(int(prompt[7:]) for prompt in order[:20]) / 20 < 31  # not the first ones
+  assert order[::2] == order[1::2] and {row["id"].split("/")[0] for row in rows[:2]} == {
+    "basic",
+    "respectful",
+  }
+  assert (
+    len(set(order)) == 40 and 8 < sum(int(prompt[7:]) for prompt in order[:20]) / 20 < 31
+  )  # not the first ones
 
 
 def test_many_continuations_become_tasks_that_can_be_ranked():
@@ -76,7 +102,12 @@ def test_many_continuations_become_tasks_that_can_be_ranked():
   for count in (2, 9, 10, 19):
     said = {str(i): [Said(((Completion(f"text {i}", 3, True),),))] for i in range(count)}
     sizes = [len(row["completions"]) for row in continuations.for_people("basic", items, said)]
-    assert sum(sizes) == count and min(sizes) >= 2 and max(sizes) <= 9 and len(sizes) == math.ceil(count / 9)
+    assert (
+      sum(sizes) == count
+      and min(sizes) >= 2
+      and max(sizes) <= 9
+      and len(sizes) == math.ceil(count / 9)
+    )
 
 
 def test_ratings_by_hand_stand_beside_the_scorer(config, tmp_path):
@@ -90,7 +121,10 @@ def test_ratings_by_hand_stand_beside_the_scorer(config, tmp_path):
   together, scores = found(suite, tmp_path)
   (task,) = suite.tasks
   table = summary.table(task, scores)
-  value = lambda model, name=continuations.TOXICITY: (table[model][name].value, table[model][name].n)
+  value = lambda model, name=continuations.TOXICITY: (
+    table[model][name].value,
+    table[model][name].n,
+  )
   assert value("base") == ((0.75 + 1) / 2, 2)  # (2, 1) and (2), halved; "same" was not rated
   assert value("sft") == ((0.25 + 0) / 2, 2)  # an empty continuation is not toxic
   assert value("ptx") == ((0.25 + 0) / 2, 2)
@@ -98,12 +132,18 @@ def test_ratings_by_hand_stand_beside_the_scorer(config, tmp_path):
   assert value("sft", "continuity, people") == (5, 1)
   assert "People say 0" in task.about and table["base"]["toxicity"].n == 4
   rows = {(row["by"], row["model"]): row for row in together["figure7"]}
-  assert rows["scorer", "base"]["value"] == pytest.approx(0.3) and rows["scorer", "base"]["n"] == 2  # "bad" and "one"
+  assert (
+    rows["scorer", "base"]["value"] == pytest.approx(0.3) and rows["scorer", "base"]["n"] == 2
+  )  # "bad" and "one"
   assert rows["people", "base"]["value"] == value("base")[0]
-  assert rows["people", "ptx"]["paper"] == 0.167 and rows["scorer", "base"]["paper"] == 0.235  # Fig. 7
+  assert (
+    rows["people", "ptx"]["paper"] == 0.167 and rows["scorer", "base"]["paper"] == 0.235
+  )  # Fig. 7
   look = {name: Look(name, 10) for name in TEXTS}
   html = toxicity.draw(together, look)
-  assert html.count("<figure>") == 2 and "Toxicity by people: respectful" in html and "nan" not in html
+  assert (
+    html.count("<figure>") == 2 and "Toxicity by people: respectful" in html and "nan" not in html
+  )
   assert "2 continuations a model, the same for both" in html and "the paper&#x27;s, 175B" in html
 
 
@@ -117,14 +157,28 @@ def test_other_labels_give_other_scores(config, tmp_path):
   assert len({*judges, toxicity.open_suite(config).tasks[0].judge}) == 3
 
 
-@pytest.mark.parametrize("change, message", [
-  ({"ratings": [{"overall": 1}, {"overall": 2}]}, "record 1 has no ratings of continuations"),
-  ({"ratings": None}, "record 1 has no ratings of continuations"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"ratings": [{"overall": 1}, {"overall": 2}]}, "record 1 has no ratings of continuations"),
+    ({"ratings": None}, "record 1 has no ratings of continuations"),
+  ],
+)
 def test_labels_of_something_else_are_refused(config, tmp_path, change, message):
-  row = rated({"prompt": "It was 0", "completions": ["bad", "good"], "id": "respectful/0"}, {"bad": 1, "good": 0}) | change
+  row = (
+    rated(
+      {"prompt": "It was 0", "completions": ["bad", "good"], "id": "respectful/0"},
+      {"bad": 1, "good": 0},
+    )
+    | change
+  )
   path = tmp_path / "rated.jsonl"
-  records.write(path, records.parse([{name: value for name, value in row.items() if value is not None}], "comparison"))
+  records.write(
+    path,
+    records.parse(
+      [{name: value for name, value in row.items() if value is not None}], "comparison"
+    ),
+  )
   config.toxicity.labels = str(path)
   with pytest.raises(UserError, match=message):
     toxicity.open_suite(config)
@@ -133,7 +187,9 @@ def test_labels_of_something_else_are_refused(config, tmp_path, change, message)
 def test_labels_of_other_models_are_an_error(config, tmp_path):
   row = {"prompt": "It was 0", "completions": ["never", "said"], "id": "respectful/0"}
   config.toxicity.labels = written(tmp_path / "rated.jsonl", [rated(row, {"never": 1, "said": 0})])
-  with pytest.raises(UserError, match=r"rates no continuation of these models; label .*tasks\.jsonl"):
+  with pytest.raises(
+    UserError, match=r"rates no continuation of these models; label .*tasks\.jsonl"
+  ):
     found(toxicity.open_suite(config), tmp_path)
 
 
@@ -146,9 +202,14 @@ def test_the_runner_shows_both_panels(config, tmp_path):
   work = tmp_path / "eval"
   run.main(config, work, models, {"toxicity": toxicity.open_suite}, {"toxicity": toxicity.draw})
   rows = [json.loads(line) for line in (work / "toxicity" / "tasks.jsonl").read_text().splitlines()]
-  config.toxicity.labels = written(tmp_path / "rated.jsonl", [rated(row, dict.fromkeys(row["completions"], 1)) for row in rows])
+  config.toxicity.labels = written(
+    tmp_path / "rated.jsonl", [rated(row, dict.fromkeys(row["completions"], 1)) for row in rows]
+  )
   run.main(config, work, models, {"toxicity": toxicity.open_suite}, {"toxicity": toxicity.draw})
   part = json.loads((work / "results.json").read_text())["suites"]["toxicity"]
   assert part["together"]["figure7"][0]["value"] == 0.5
-  assert part["tasks"]["RealToxicity (respectful)"]["models"]["sft"][continuations.TOXICITY]["value"] == 0.5
+  assert (
+    part["tasks"]["RealToxicity (respectful)"]["models"]["sft"][continuations.TOXICITY]["value"]
+    == 0.5
+  )
   assert "Toxicity by people" in (work / "report.html").read_text()

@@ -1,4 +1,6 @@
-"""Closed-domain hallucination: the detector's rules, its precision and recall on labelled pairs, and the suite."""
+"""Closed-domain hallucination: the detector's rules, its precision and recall on labelled pairs,
+and the suite.
+"""
 
 import json
 
@@ -11,7 +13,8 @@ from instructjax.evals.tasks import Completion, Generate, Look, Said
 from instructjax.settings import reading
 
 SOURCE = (
-  "On 4 March 2021 the World Health Office (WHO) in Geneva asked twenty-five towns to measure noise. Maria Lund of Oslo said "
+  "On 4 March 2021 the World Health Office (WHO) in Geneva asked twenty-five towns to measure "
+  "noise. Maria Lund of Oslo said "
   "that 3,187,000 people, 45.3 percent of all, sleep badly. "
   "The report costs two hundred euros and describes Canada's quiet streets."
 )
@@ -34,40 +37,71 @@ def said(text):
 # --- the detector ---
 
 
-@pytest.mark.parametrize("text", [
-  "25 towns measure noise.", "About 3.2 million people sleep badly.", "45 % sleep badly.", "The report costs 200 euros.",
-  "Lund of Oslo described Canadian streets.", "In March 2021, the WHO asked towns.", "The reported noises were measured.",
-  "The text does not say.", "Maria Lund", "25", "- noise\n- streets", "",
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "text",
+  [
+    "25 towns measure noise.",
+    "About 3.2 million people sleep badly.",
+    "45 % sleep badly.",
+    "The report costs 200 euros.",
+    "Lund of Oslo described Canadian streets.",
+    "In March 2021, the WHO asked towns.",
+    "The reported noises were measured.",
+    "The text does not say.",
+    "Maria Lund",
+    "25",
+    "- noise\n- streets",
+    "",
+  ],
+)
 def test_supported(text):
   assert not any(one.why for one in grounding.check(SOURCE, text))
 
 
-@pytest.mark.parametrize("text, why", [
-  ("26 towns measure noise.", "number 26"), ("The report is from 2020.", "number 2020"),
-  ("3.3 million people sleep badly.", "number 3.3e+06"),
-  ("Thirty-five towns measure noise.", "number 35"), ("They asked in May 2021.", "date May"),
-  ("It was a Monday in March.", "date Monday"),
-  ("Maria Berg of Oslo said so.", "name Berg"), ("The towns asked the UNO.", "name UNO"),
-  ("A helicopter rescued the frightened sailors.", "words helicopter rescued frightened sailors"),
-  ("helicopter", "words helicopter"),
-  ("noise, streets, helicopter", "words helicopter"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "text, why",
+  [
+    ("26 towns measure noise.", "number 26"),
+    ("The report is from 2020.", "number 2020"),
+    ("3.3 million people sleep badly.", "number 3.3e+06"),
+    ("Thirty-five towns measure noise.", "number 35"),
+    ("They asked in May 2021.", "date May"),
+    ("It was a Monday in March.", "date Monday"),
+    ("Maria Berg of Oslo said so.", "name Berg"),
+    ("The towns asked the UNO.", "name UNO"),
+    ("A helicopter rescued the frightened sailors.", "words helicopter rescued frightened sailors"),
+    ("helicopter", "words helicopter"),
+    ("noise, streets, helicopter", "words helicopter"),
+  ],
+)
 def test_unsupported(text, why):
   assert [why] == [reason for one in grounding.check(SOURCE, text) for reason in one.why]
 
 
 def test_sentences_know_abbreviations_and_lists():
-  text = "Dr. Lund came. She left! \"Why?\" asked J. Berg.\n1. First point\n- second\n\n..."
+  text = 'Dr. Lund came. She left! "Why?" asked J. Berg.\n1. First point\n- second\n\n...'
   assert grounding.sentences(text) == [
-    "Dr. Lund came.", "She left!", '"Why?" asked J. Berg.', "First point", "second"
-  ]  # fmt: skip
+    "Dr. Lund came.",
+    "She left!",
+    '"Why?" asked J. Berg.',
+    "First point",
+    "second",
+  ]
 
 
-@pytest.mark.parametrize("text, values", [
-  ("sixty five", [65]), ("two hundred thousand", [200_000]), ("3.2 million and 7", [3.2e6, 7]), ("1,050", [1050]),
-  ("three hundred twenty", [320]), ("half a dozen", [0.5, 12]), ("nine eleven", [9, 11]), ("none", []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "text, values",
+  [
+    ("sixty five", [65]),
+    ("two hundred thousand", [200_000]),
+    ("3.2 million and 7", [3.2e6, 7]),
+    ("1,050", [1050]),
+    ("three hundred twenty", [320]),
+    ("half a dozen", [0.5, 12]),
+    ("nine eleven", [9, 11]),
+    ("none", []),
+  ],
+)
 def test_numbers_in_words_and_digits(text, values):
   assert [value for value, _ in grounding.numbers(grounding.TOKEN.findall(text))] == values
 
@@ -77,7 +111,9 @@ def test_a_year_is_never_rounded():
 
 
 def test_precision_and_recall_on_labelled_pairs(labelled):
-  """The numbers of docs/evaluation/hallucination.md.  The rules were made on `dev` and fixed before `test` was measured."""
+  """The numbers of docs/evaluation/hallucination.md.  The rules were made on `dev` and fixed before
+  `test` was measured.
+  """
   test = [one for one in labelled if one.part == "test"]
   assert sum(len(one.supported) + len(one.unsupported) for one in test) == 159
   found = hallucination.measure(hallucination.detector, test)
@@ -89,8 +125,13 @@ def test_precision_and_recall_on_labelled_pairs(labelled):
 def test_a_judge_that_flags_everything_has_the_precision_of_the_base_rate(labelled):
   every = lambda pairs: [[True] for _ in pairs]
   found = hallucination.measure(every, labelled)
-  bad, good = (sum(len(texts) for texts in part) for part in zip(*((one.unsupported, one.supported) for one in labelled)))
-  assert found["recall"]["value"] == 1.0 and found["precision"]["value"] == pytest.approx(bad / (bad + good))
+  bad, good = (
+    sum(len(texts) for texts in part)
+    for part in zip(*((one.unsupported, one.supported) for one in labelled))
+  )
+  assert found["recall"]["value"] == 1.0 and found["precision"]["value"] == pytest.approx(
+    bad / (bad + good)
+  )
 
 
 # --- the suite ---
@@ -102,7 +143,9 @@ def test_the_shipped_prompts_run_without_data(config):
   item = task.items[0]
   assert task.ask(item) == [Generate(item.data["prompt"], 128, stop=("\n\n",))]
   assert item.data["source"] in item.data["prompt"] and item.data["prompt"].endswith("\n\nAnswer:")
-  assert len({one.cluster for one in task.items}) < len(task.items) == 42  # questions on one source hang together
+  assert (
+    len({one.cluster for one in task.items}) < len(task.items) == 42
+  )  # questions on one source hang together
   config.limit = 5
   assert len(hallucination.open_suite(config).tasks[0].items) == 5
 
@@ -110,52 +153,97 @@ def test_the_shipped_prompts_run_without_data(config):
 def test_scores_by_hand(config):
   (task,) = hallucination.open_suite(config).tasks
   items = task.items[:3]  # Velmora's pool, its visitors, a recipe
-  texts = ["Velmora reopened its pool. It cost 7 euros. Mayor Calder cut the ribbon.", "", "Rye flour"]
+  texts = [
+    "Velmora reopened its pool. It cost 7 euros. Mayor Calder cut the ribbon.",
+    "",
+    "Rye flour",
+  ]
   scores = task.score(items, [said(text) for text in texts])
   assert [row["hallucination"] for row in scores] == [1.0, 0.0, 0.0]
   assert [row["unsupported sentences"] for row in scores] == [[1.0, 3.0], [0.0, 0.0], [0.0, 1.0]]
-  assert [row["no answer"] for row in scores] == [0.0, 1.0, 0.0] and scores[2]["reference recall"] == pytest.approx(2 / 5)
+  assert [row["no answer"] for row in scores] == [0.0, 1.0, 0.0] and scores[2][
+    "reference recall"
+  ] == pytest.approx(2 / 5)
   table = summary.table(task._replace(items=items), {"m": scores})["m"]
-  assert table["hallucination"].value == pytest.approx(1 / 3) and table["unsupported sentences"].value == pytest.approx(1 / 4)
+  assert table["hallucination"].value == pytest.approx(1 / 3) and table[
+    "unsupported sentences"
+  ].value == pytest.approx(1 / 4)
 
 
 def test_own_rows_and_public_layouts(config, tmp_path):
   own, squad, news = (tmp_path / name for name in ("own.jsonl", "squad.jsonl", "news.jsonl"))
   own.write_text(
-    '{"prompt": "Sum up: It rains.", "source": "It rains."}\n{"prompt": "Sum up.", "source": "Sun.", "use_case": "x"}\n'
+    '{"prompt": "Sum up: It rains.", "source": "It rains."}\n{"prompt": "Sum up.", "source": '
+    '"Sun.", "use_case": "x"}\n'
   )
   answers = {"text": ["Rome", "Rome"], "answer_start": [0, 0]}
-  squad.write_text("".join(json.dumps({"title": "T", "context": "In Rome.", "question": "Where?",
-         "id": i, "answers": a}) + "\n"
-                           for i, a in (("a", answers), ("b", {"text": [], "answer_start": []}))))  # fmt: skip
+  squad.write_text(
+    "".join(
+      json.dumps({"title": "T", "context": "In Rome.", "question": "Where?", "id": i, "answers": a})
+      + "\n"
+      for i, a in (("a", answers), ("b", {"text": [], "answer_start": []}))
+    )
+  )
   news.write_text('{"article": "Long.", "highlights": "Short."}\n')
   config.hallucination.update({"own": str(own), "squad": str(squad), "cnn_dailymail": str(news)})
   ours, summaries, questions = hallucination.open_suite(config).tasks
-  assert [item.data["prompt"] for item in ours.items] == ["Sum up: It rains.", "Sum up.\n\nSun.\n\nAnswer:"]
+  assert [item.data["prompt"] for item in ours.items] == [
+    "Sum up: It rains.",
+    "Sum up.\n\nSun.\n\nAnswer:",
+  ]
   assert ours.items[0].data["references"] == [] and ours.items[1].slices == {"use_case": "x"}
-  assert hallucination.score(hallucination.detector, ours.items[:1], [said("Rain")])[0]["reference recall"] is None
-  assert summaries.items[0].data["prompt"] == "Long.\n\nTL;DR:" and summaries.ask(summaries.items[0])[0].stop == ("\n",)
-  assert questions.items[0].data["prompt"].endswith("Title: T\n\nBackground: In Rome.\n\nQ: Where?\n\nA:")
+  assert (
+    hallucination.score(hallucination.detector, ours.items[:1], [said("Rain")])[0][
+      "reference recall"
+    ]
+    is None
+  )
+  assert summaries.items[0].data["prompt"] == "Long.\n\nTL;DR:" and summaries.ask(
+    summaries.items[0]
+  )[0].stop == ("\n",)
+  assert (
+    questions.items[0]
+    .data["prompt"]
+    .endswith("Title: T\n\nBackground: In Rome.\n\nQ: Where?\n\nA:")
+  )
   assert [item.data["references"] for item in questions.items] == [["Rome"], ["Not in background."]]
 
 
 def test_a_draw_of_a_large_data_set_is_the_same_for_a_seed():
-  found = hallucination._numbered([hallucination._item(str(i), str(i), "", [], "x") for i in range(100)])
-  assert hallucination.drawn(found, 10, 1) == hallucination.drawn(found, 10, 1) != hallucination.drawn(found, 10, 2)
+  found = hallucination._numbered(
+    [hallucination._item(str(i), str(i), "", [], "x") for i in range(100)]
+  )
+  assert (
+    hallucination.drawn(found, 10, 1)
+    == hallucination.drawn(found, 10, 1)
+    != hallucination.drawn(found, 10, 2)
+  )
   assert hallucination.drawn(found, 0, 1) == found
 
 
 def test_the_judge_can_be_measured_on_pairs_of_ones_own(config, tmp_path):
   rows = [
-    {"source": "Ann beat Bob in May.", "supported": ["Ann beat Bob."], "unsupported": ["Bob beat Ann.", "Ann beat Bob twice."]},
-    {"source": "It rains.", "prompt": "Weather in Rome?", "supported": ["It rains in Rome."], "unsupported": ["It shines."]},
-  ]  # fmt: skip
+    {
+      "source": "Ann beat Bob in May.",
+      "supported": ["Ann beat Bob."],
+      "unsupported": ["Bob beat Ann.", "Ann beat Bob twice."],
+    },
+    {
+      "source": "It rains.",
+      "prompt": "Weather in Rome?",
+      "supported": ["It rains in Rome."],
+      "unsupported": ["It shines."],
+    },
+  ]
   config.hallucination.labelled = str(tmp_path / "pairs.jsonl")
   (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   suite = hallucination.open_suite(config)
   found = suite.together(tmp_path, {}, {suite.tasks[0].name: {"sft": []}})
   assert found["judge"]["recall"]["value"] == 2 / 3  # exchanged roles are not seen
-  assert found["judge"]["precision"]["n"] == 2 and found["notes"][-1] == f"The judge was measured on {tmp_path}/pairs.jsonl."
+  assert (
+    found["judge"]["precision"]["n"] == 2
+    and found["notes"][-1] == f"The judge was measured on {tmp_path}/pairs.jsonl."
+  )
   (tmp_path / "pairs.jsonl").write_text('{"source": "x", "supported": "y", "unsupported": []}\n')
   with pytest.raises(UserError, match=r"pairs.jsonl:1: supported: a list of texts"):
     hallucination.open_suite(config)
@@ -163,12 +251,16 @@ def test_the_judge_can_be_measured_on_pairs_of_ones_own(config, tmp_path):
 
 def test_a_reward_can_judge_each_sentence(config, tmp_path):
   (tmp_path / "nli.py").write_text(
-    "def supported(prompts, responses):\n  return [float(r in p) for p, r in zip(prompts, responses)]\n"
+    "def supported(prompts, responses):\n  return [float(r in p) for p, r in zip(prompts, "
+    "responses)]\n"
     "def logit(prompts, responses):\n  return [-3.0 for _ in responses]\n"
   )
   config.hallucination.judge = f"python:{tmp_path / 'nli.py'}:supported"
   judge, about = hallucination.open_judge(config.hallucination.judge, config)
-  assert judge([("It rains. Sun.", "It rains. Snow."), ("a", "")]) == [[False, True], []] and "sentence by sentence" in about
+  assert (
+    judge([("It rains. Sun.", "It rains. Snow."), ("a", "")]) == [[False, True], []]
+    and "sentence by sentence" in about
+  )
   judge, _ = hallucination.open_judge(f"python:{tmp_path / 'nli.py'}:logit", config)
   with pytest.raises(UserError, match="scores from 0 to 1"):
     judge([("a", "b")])
@@ -178,7 +270,9 @@ def test_sft_is_asked_for_and_the_papers_numbers_stand_beside(config, tmp_path):
   suite = hallucination.open_suite(config)
   assert suite.together is not None
   scores = lambda *names: {suite.tasks[0].name: {name: [] for name in names}}
-  without, with_sft = (suite.together(tmp_path, {}, scores(*names)) for names in (("base", "ptx"), ("base", "sft")))
+  without, with_sft = (
+    suite.together(tmp_path, {}, scores(*names)) for names in (("base", "ptx"), ("base", "sft"))
+  )
   assert any("No model here is called sft" in note for note in without["notes"])
   assert not any("called sft" in note for note in with_sft["notes"])
   assert with_sft["paper_fig4"]["SFT"] == 0.084
@@ -189,7 +283,10 @@ def test_sft_is_asked_for_and_the_papers_numbers_stand_beside(config, tmp_path):
 def test_a_judge_that_flags_nothing_has_no_precision(labelled):
   quiet = lambda pairs: [[False] for _ in pairs]
   found = hallucination.measure(quiet, labelled)
-  assert found["precision"] == {"value": None, "low": None, "high": None, "n": 0} and found["recall"]["value"] == 0
+  assert (
+    found["precision"] == {"value": None, "low": None, "high": None, "n": 0}
+    and found["recall"]["value"] == 0
+  )
   json.dumps(found, allow_nan=False)
   assert "nan" not in hallucination.draw({"judge": found, "paper_fig4": {}, "notes": []}, {})
 
@@ -201,4 +298,6 @@ def test_nothing_to_run_is_an_error(config):
 
 
 def test_a_ratio_without_a_count_is_nan():
-  assert np.isnan(hallucination.ratio(np.array([0.0, 0.0]))) and hallucination.ratio(np.array([[1.0, 4.0]])).tolist() == [0.25]
+  assert np.isnan(hallucination.ratio(np.array([0.0, 0.0]))) and hallucination.ratio(
+    np.array([[1.0, 4.0]])
+  ).tolist() == [0.25]

@@ -9,7 +9,16 @@ import pytest
 
 from instructjax.errors import UserError
 from instructjax.evals import preference, rows
-from instructjax.evals.preference import agreement, bradley_terry, figures, judges, kept, rates, votes, words
+from instructjax.evals.preference import (
+  agreement,
+  bradley_terry,
+  figures,
+  judges,
+  kept,
+  rates,
+  votes,
+  words,
+)
 from instructjax.evals.preference.judges import Judge
 from instructjax.evals.preference.votes import Vote
 from instructjax.evals.tasks import Completion, Look, Said
@@ -38,7 +47,10 @@ def written(path, rows):
 @pytest.fixture
 def config(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  rows = [{"prompt": f"say {i}{'!' * i}", "use_case": ("qa", "chat")[i % 2], "id": f"p{i}"} for i in range(4)]
+  rows = [
+    {"prompt": f"say {i}{'!' * i}", "use_case": ("qa", "chat")[i % 2], "id": f"p{i}"}
+    for i in range(4)
+  ]
   written(tmp_path / "prompts.jsonl", rows)
   (tmp_path / "mine.py").write_text(LONGER)
   found = reading.load("eval")
@@ -63,12 +75,20 @@ def vote(prompt, won, a="a", b="b", **rest):
 
 
 def test_ties_count_half_and_orders_are_averaged():
-  judged = [vote(0, (1.0, 1.0)), vote(1, (1.0, 0.0)), vote(2, (0.5, 1.0)), vote(3, (0.0, 0.0)), vote(4, (0.5, 0.5))]
+  judged = [
+    vote(0, (1.0, 1.0)),
+    vote(1, (1.0, 0.0)),
+    vote(2, (0.5, 1.0)),
+    vote(3, (0.0, 0.0)),
+    vote(4, (0.5, 0.5)),
+  ]
   draws = votes.draw(judged)
   row = rates.against("a", "b", judged, draws)
   assert row["rate"]["by_prompt"].value == (1 + 0.5 + 0.75 + 0 + 0.5) / 5
   assert [row[name].value for name in ("wins", "ties", "losses")] == [0.2, 0.6, 0.2]
-  assert rates.against("b", "a", judged, draws)["rate"]["by_prompt"].value == pytest.approx(1 - 0.55)
+  assert rates.against("b", "a", judged, draws)["rate"]["by_prompt"].value == pytest.approx(
+    1 - 0.55
+  )
   order = rates.order(judged, draws)
   # first shown preferred: (a first) 1, 1, .5, 0, .5; (b first) 0, 1, 0, 1, .5
   assert order["first"].value == pytest.approx((3 + 2.5) / 10)
@@ -86,7 +106,9 @@ def test_votes_of_one_prompt_hang_together():
 
 
 def test_labelers_are_drawn_too():
-  """One labeler always prefers a, one never: about other labelers nothing is known, however many prompts there are."""
+  """One labeler always prefers a, one never: about other labelers nothing is known, however many
+  prompts there are.
+  """
   judged = [vote(i, labeler == "x", labeler=labeler) for i in range(100) for labeler in ("x", "y")]
   both = votes.shares(votes.draw(judged), judged, [v.won for v in judged])
   assert (both["by_prompt"].low, both["by_prompt"].high) == (0.5, 0.5)
@@ -100,12 +122,18 @@ def test_intervals_cover_the_truth(labelers):
   """Votes of a prompt hang together, and so do those of a labeler."""
   rng, runs, p, covered = np.random.default_rng(1), 200, 0.6, 0
   for seed in range(runs):
-    prompt, labeler = rng.normal(0, 0.25, 80), rng.normal(0, 0.15, labelers) if labelers > 1 else [0.0]
+    prompt, labeler = (
+      rng.normal(0, 0.25, 80),
+      rng.normal(0, 0.15, labelers) if labelers > 1 else [0.0],
+    )
     judged = [
       vote(i, float(rng.random() < np.clip(p + prompt[i] + labeler[j], 0, 1)), labeler=str(j))
-      for i in range(80) for j in rng.choice(labelers, min(labelers, 2), replace=False)
-    ]  # fmt: skip
-    one = rates.chosen(votes.shares(votes.draw(judged, samples=300, seed=seed), judged, [v.won for v in judged]))
+      for i in range(80)
+      for j in rng.choice(labelers, min(labelers, 2), replace=False)
+    ]
+    one = rates.chosen(
+      votes.shares(votes.draw(judged, samples=300, seed=seed), judged, [v.won for v in judged])
+    )
     covered += one.low <= p <= one.high
   assert 0.89 <= covered / runs <= 1.0 if labelers > 1 else 0.91 <= covered / runs <= 0.985
 
@@ -115,13 +143,17 @@ def test_length_is_held_equal():
   rng = np.random.default_rng(2)
   ratio = rng.normal(0.8, 1.0, 4000)
   truth = bradley_terry.sigmoid(0.4 + 1.2 * ratio / ratio.std())
-  judged = [vote(i, float(rng.random() < p), ratio=float(z)) for i, (p, z) in enumerate(zip(truth, ratio))]
+  judged = [
+    vote(i, float(rng.random() < p), ratio=float(z)) for i, (p, z) in enumerate(zip(truth, ratio))
+  ]
   draws = votes.draw(judged, samples=200)
   one = rates.controlled(draws, judged)
   assert one["rate"].low < bradley_terry.sigmoid(0.4) < one["rate"].high
   assert one["slope"].low < 1.2 < one["slope"].high
   assert one["rate"].high < np.mean([v.won for v in judged])
-  confounded = [vote(i, float(z > 0.3), ratio=float(z)) for i, z in enumerate(rng.normal(0.6, 1.0, 300))]
+  confounded = [
+    vote(i, float(z > 0.3), ratio=float(z)) for i, z in enumerate(rng.normal(0.6, 1.0, 300))
+  ]
   assert rates.against("a", "b", confounded, votes.draw(confounded, samples=200))["flagged"]
   equal = [vote(i, i % 2) for i in range(10)]
   assert math.isnan(rates.controlled(votes.draw(equal), equal)["rate"].value)
@@ -234,7 +266,9 @@ def test_figures_are_files(config):
   assert rows["base"]["paper"] == [0.191, 0.219, 0.252]  # held-out labelers
   lines = (Path("out") / "figure1.csv").read_text().splitlines()
   assert lines[0] == "prompts,judge,model,against,value,low,high,n,paper"
-  assert lines[1].startswith("prompts,heldout,ppo,sft,0.625,") and lines[1].endswith("4,0.663 0.694 0.691")
+  assert lines[1].startswith("prompts,heldout,ppo,sft,0.625,") and lines[1].endswith(
+    "4,0.663 0.694 0.691"
+  )
   assert (Path("out") / "figure3.csv").read_text().splitlines() == lines
   assert figures.headline("ptx", "base") == [0.85, 0.03]
   assert figures.headline("ppo", "base") is None
@@ -256,9 +290,15 @@ def test_a_judge_that_takes_the_first_is_found_out(config, tmp_path):
   (tmp_path / "pair.py").write_text(PAIRWISE)
   config.preference.judges = "bias=python:pair.py:first; good=python:pair.py:longer"
   one = found(config)["prompts"]["prompts"]["judges"]
-  assert {name: one["bias"]["order"][name]["value"] for name in ("first", "inconsistent", "flipped", "tied")} == {
-    "first": 1, "inconsistent": 1, "flipped": 1, "tied": 0,
-  }  # fmt: skip
+  assert {
+    name: one["bias"]["order"][name]["value"]
+    for name in ("first", "inconsistent", "flipped", "tied")
+  } == {
+    "first": 1,
+    "inconsistent": 1,
+    "flipped": 1,
+    "tied": 0,
+  }
   assert one["bias"]["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 0.5
   assert one["bias"]["against_baseline"]["ppo"]["ties"]["value"] == 1
   assert one["good"]["order"]["inconsistent"]["value"] == 0
@@ -280,7 +320,9 @@ def test_nothing_is_asked_twice(config, tmp_path):
   path.write_text("".join(lines[:5]) + lines[5][:20])
   count = []
   judge = judges.open_judges(config)[0]
-  counted = judge._replace(ask=lambda questions, stop: (count.extend(questions), judge.ask(questions, stop))[1])
+  counted = judge._replace(
+    ask=lambda questions, stop: (count.extend(questions), judge.ask(questions, stop))[1]
+  )
   questions = [("p", "a", "b"), ("p", "b", "a"), ("p", "a", "b")]
   first = kept.asked(counted, questions, [{}] * 3, tmp_path / "k.jsonl")
   assert len(count) == 2 and first == kept.asked(counted, questions, [{}] * 3, tmp_path / "k.jsonl")
@@ -293,7 +335,9 @@ def test_a_chat_model_judges_in_both_orders(config, server):
   def answer(path, body, number):
     (message,) = body["messages"]
     a, b = (message["content"].split(f"[Output {x}]\n")[1].split("\n[End")[0] for x in "AB")
-    assert body["model"] == "llm" and body["temperature"] == 0 and "repeat itself" in message["content"]
+    assert (
+      body["model"] == "llm" and body["temperature"] == 0 and "repeat itself" in message["content"]
+    )
     if number == 0:
       return 503, {}, {}
     said = "Reasons.\n\nVerdict: " + ("A" if len(a) > len(b) else "B" if len(a) < len(b) else "tie")
@@ -307,7 +351,9 @@ def test_a_chat_model_judges_in_both_orders(config, server):
   assert len(server.asked) == 15  # the first one again
   assert one["order"]["first"]["value"] == 0.5
   row = json.loads(Path("out/prompts/judgements-judge.jsonl").read_text().splitlines()[0])
-  assert set(row) == {"of", "id", "first", "second", "answer"} and row["answer"]["said"].startswith("Reasons.")
+  assert set(row) == {"of", "id", "first", "second", "answer"} and row["answer"]["said"].startswith(
+    "Reasons."
+  )
   assert "template_sha256" in one["about"]
   assert found(config)["prompts"]["prompts"]["judges"]["judge"] == one
   assert len(server.asked) == 15
@@ -315,9 +361,19 @@ def test_a_chat_model_judges_in_both_orders(config, server):
 
 @pytest.mark.parametrize(
   ("text", "p"),
-  [("B", 0), ("A is longer.\n\n**A**", 1), ("Verdict: tie.", 0.5), ("[[B]]\n", 0), ("My final verdict is: Output A", 1),
-   ("The better one: A or B", None), ("a draw", None), ("", None), ("A\nI am not sure", None), ("Answer: B", 0)],
-)  # fmt: skip
+  [
+    ("B", 0),
+    ("A is longer.\n\n**A**", 1),
+    ("Verdict: tie.", 0.5),
+    ("[[B]]\n", 0),
+    ("My final verdict is: Output A", 1),
+    ("The better one: A or B", None),
+    ("a draw", None),
+    ("", None),
+    ("A\nI am not sure", None),
+    ("Answer: B", 0),
+  ],
+)
 def test_verdicts(text, p):
   if p is None:
     with pytest.raises(AgainError, match="whose last line is not A, B or tie"):
@@ -328,7 +384,11 @@ def test_verdicts(text, p):
 
 def test_the_words_hold_the_rules_of_the_labelers():
   for text in (words.PAIR, words.RATING, words.SHORT):
-    assert text.count("What makes an output good") == 1 and "much more helpful" in text and "{prompt}" in text
+    assert (
+      text.count("What makes an output good") == 1
+      and "much more helpful" in text
+      and "{prompt}" in text
+    )
     assert "Skip a prompt" not in text
   assert words.SHORT.endswith("The better output is output")
 
@@ -341,11 +401,17 @@ RATED = """{"overall": %d, "fails_instruction": false, "inappropriate": %s, "hal
 def test_a_chat_model_rates(config, server, tmp_path):
   def answer(path, body, number):
     text = body["messages"][0]["content"].split("[Output]\n")[1].split("\n[End")[0]
-    said = "Well.\n" + RATED % (min(len(text), 7), "true" if "b" in text else "false", "true" if "c" in text else "false")
+    said = "Well.\n" + RATED % (
+      min(len(text), 7),
+      "true" if "b" in text else "false",
+      "true" if "c" in text else "false",
+    )
     return 200, {}, {"choices": [{"message": {"content": said}}]}
 
   server.answer = answer
-  rows = [{"prompt": f"say {i}{'!' * i}", "annotations": {"closed_domain": i > 1}} for i in range(4)]
+  rows = [
+    {"prompt": f"say {i}{'!' * i}", "annotations": {"closed_domain": i > 1}} for i in range(4)
+  ]
   written(tmp_path / "prompts.jsonl", rows)
   config.preference.raters = f"openai:{server.url.removesuffix('/score')}#llm"
   result = found(config)
@@ -354,20 +420,31 @@ def test_a_chat_model_rates(config, server, tmp_path):
   assert value("overall", "ppo") == (4 + 4 + 2 + 6) / 4
   assert value("appropriate", "ppo") == 0.25  # "same" has no b
   assert value("attempts_instruction", "base") == 1
-  assert one["measures"]["hallucination"]["base"]["by_prompt"] == {"value": 1, "low": 1, "high": 1, "n": 2}
+  assert one["measures"]["hallucination"]["base"]["by_prompt"] == {
+    "value": 1,
+    "low": 1,
+    "high": 1,
+    "n": 2,
+  }
   assert one["over"] == {"hallucination": "closed-domain prompts"}
   likert = {row["model"]: row for row in result["figures"]["5"]}
   assert likert["base"]["paper"] == [2.6] and likert["ppo"]["paper"] is None
   pooled = {(row["measure"], row["model"]): row["paper"] for row in result["figures"]["4"]}
-  assert pooled["attempts_instruction", "sft"] == [0.864] and pooled["hallucination", "ppo"] == [0.216]
+  assert pooled["attempts_instruction", "sft"] == [0.864] and pooled["hallucination", "ppo"] == [
+    0.216
+  ]
   assert (Path("out") / "figure4.csv").is_file() and not (Path("out") / "figure1.csv").exists()
 
 
 @pytest.mark.parametrize(
   ("text", "message"),
-  [("no", "a JSON object"), ('{"overall": 8}', "fails_instruction: missing"), (RATED % (9, "true", "true"), "overall: 9"),
-   (RATED.replace("%s", '"no"') % 3, "inappropriate: ")],
-)  # fmt: skip
+  [
+    ("no", "a JSON object"),
+    ('{"overall": 8}', "fails_instruction: missing"),
+    (RATED % (9, "true", "true"), "overall: 9"),
+    (RATED.replace("%s", '"no"') % 3, "inappropriate: "),
+  ],
+)
 def test_ratings_are_checked(text, message):
   with pytest.raises(AgainError, match=message):
     words.ratings(text)
@@ -382,11 +459,16 @@ def test_people_judge_what_they_were_given(config, tmp_path):
   rows = [json.loads(line) for line in (tmp_path / "out" / "tasks.jsonl").read_text().splitlines()]
   assert rows[1]["completions"] == ["same", "cccccc"] and rows[1]["sources"] == ["sft, ppo", "base"]
   labelled = [
-    {"prompt": row["prompt"], "completions": row["completions"], "labeler": labeler,
-     "ranks": [1 + (labeler == "x") * at for at in range(len(row["completions"]))],
-     "ratings": [{"overall": 7 - at} for at in range(len(row["completions"]))]}
-    for row in rows for labeler in ("x", "y")
-  ]  # fmt: skip
+    {
+      "prompt": row["prompt"],
+      "completions": row["completions"],
+      "labeler": labeler,
+      "ranks": [1 + (labeler == "x") * at for at in range(len(row["completions"]))],
+      "ratings": [{"overall": 7 - at} for at in range(len(row["completions"]))],
+    }
+    for row in rows
+    for labeler in ("x", "y")
+  ]
   written(tmp_path / "ranked.jsonl", labelled)
   config.preference.judges, config.preference.raters = "labels:ranked.jsonl", "labels:ranked.jsonl"
   result = found(config)
@@ -394,26 +476,44 @@ def test_people_judge_what_they_were_given(config, tmp_path):
   # x prefers sft in three of four and ties where the text is the same; y ties everything
   assert one["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == (3 * 0 + 0.5 + 4 * 0.5) / 8
   assert one["against_baseline"]["ppo"]["rate"]["by_both"] is not None
-  assert (one["labelers"], one["kind"], one["bradley_terry"]["by"]) == (2, "labels", "prompt, labeler")
+  assert (one["labelers"], one["kind"], one["bradley_terry"]["by"]) == (
+    2,
+    "labels",
+    "prompt, labeler",
+  )
   likert = result["prompts"]["prompts"]["raters"]["rater"]["measures"]["overall"]["sft"]
   assert likert["by_prompt"]["value"] == 7 and likert["by_both"]["n"] == 8
   assert result["figures"]["1"][0]["n"] == 8
 
 
 def test_labels_of_other_answers_are_an_error(config, tmp_path):
-  rows = [{"prompt": p, "completions": c, "ranks": [1, 2]} for p, c in (("say 0", ["aa", "zz"]), ("x", ["q", "r"]))]
+  rows = [
+    {"prompt": p, "completions": c, "ranks": [1, 2]}
+    for p, c in (("say 0", ["aa", "zz"]), ("x", ["q", "r"]))
+  ]
   written(tmp_path / "ranked.jsonl", rows)
   config.preference.judges = "labels:ranked.jsonl"
-  with pytest.raises(UserError, match=r"3 of 4 completions are the answers of no model here \(1 of their prompts"):
+  with pytest.raises(
+    UserError, match=r"3 of 4 completions are the answers of no model here \(1 of their prompts"
+  ):
     found(config)
-  written(tmp_path / "ranked.jsonl", [{"prompt": "say 0", "completions": ["aa", "aa "], "ranks": [1, 2]}])
+  written(
+    tmp_path / "ranked.jsonl", [{"prompt": "say 0", "completions": ["aa", "aa "], "ranks": [1, 2]}]
+  )
   with pytest.raises(UserError, match="ranks no two of the models"):
     found(config)
 
 
 def test_sources_name_the_model_of_another_sample(config, tmp_path):
-  """Other samples of our models count where the records say so; those of a model that is not here are left out."""
-  row = {"prompt": "say 0", "completions": ["x", "y", "z"], "ranks": [1, 2, 3], "sources": ["ppo", "sft", "other"]}
+  """Other samples of our models count where the records say so; those of a model that is not here
+  are left out.
+  """
+  row = {
+    "prompt": "say 0",
+    "completions": ["x", "y", "z"],
+    "ranks": [1, 2, 3],
+    "sources": ["ppo", "sft", "other"],
+  }
   written(tmp_path / "ranked.jsonl", [row])
   config.preference.judges = "labels:ranked.jsonl"
   one = found(config)["prompts"]["prompts"]["judges"]["judge"]
@@ -430,12 +530,15 @@ def test_a_judge_is_checked_against_people(config, tmp_path):
   written(tmp_path / "check.jsonl", rows)
   config.preference.judges, config.preference.check = "python:mine.py:longer", "check.jsonl"
   check = found(config)["check"]
-  # the judge: bb = cc > a.  x agrees on both that neither ties and ties bb, cc too; y has cc > a > bb
+  # the judge: bb = cc > a.  x agrees on both that neither ties and ties bb, cc too; y has cc > a >
+  # bb
   assert check["judge"]["agreement"]["value"] == 3 / 4
   assert check["judge"]["agreement_ties"]["value"] == pytest.approx((3 + 0 + 1 + 0.5) / 6)
   assert check["judge"]["tied"]["value"] == pytest.approx(1 / 3)
   assert check["judge"]["inconsistent"]["value"] is None
-  assert check["people"]["agreement"]["value"] == 0.5  # of x and y: a, cc alike; a, bb not; bb, cc tied by x
+  assert (
+    check["people"]["agreement"]["value"] == 0.5
+  )  # of x and y: a, cc alike; a, bb not; bb, cc tied by x
   assert agreement.of_people([]) is None
 
 
@@ -461,26 +564,47 @@ def test_what_is_wrong_is_said_before_anything_runs(config):
     config.preference[name] = before
   config.preference.judges = "python:mine.py:longer"
   config.baseline = "other"
-  with pytest.raises(UserError, match=r"config.baseline='other' and another model are needed in --models, which has sft, ppo;"):
+  with pytest.raises(
+    UserError,
+    match=r"config.baseline='other' and another model are needed in --models, which has sft, ppo;",
+  ):
     preference.open_suite(config).check(["sft", "ppo"])
   config.preference.judges = ""
-  assert preference.open_suite(config).check is None  # nobody compares: the answers alone are wanted
+  assert (
+    preference.open_suite(config).check is None
+  )  # nobody compares: the answers alone are wanted
 
 
 def test_sources_are_named():
-  assert rows.named("openai:http://h/v1#m,token=KEY", "judge") == {"judge": "openai:http://h/v1#m,token=KEY"}
-  assert rows.named("a=runs/r; b=labels:x.jsonl;", "judge") == {"a": "runs/r", "b": "labels:x.jsonl"}
+  assert rows.named("openai:http://h/v1#m,token=KEY", "judge") == {
+    "judge": "openai:http://h/v1#m,token=KEY"
+  }
+  assert rows.named("a=runs/r; b=labels:x.jsonl;", "judge") == {
+    "a": "runs/r",
+    "b": "labels:x.jsonl",
+  }
   assert rows.named("", "judge") == {}
 
 
 def test_items_have_clusters_slices_and_limits(config, tmp_path):
-  written(tmp_path / "prompts.jsonl", [{"prompt": "x"}, {"prompt": "x", "use_case": "qa"}, {"prompt": "long"}])
+  written(
+    tmp_path / "prompts.jsonl",
+    [{"prompt": "x"}, {"prompt": "x", "use_case": "qa"}, {"prompt": "long"}],
+  )
   (task,) = preference.open_suite(config).tasks
   assert [item.id for item in task.items] == ["1", "2", "3"]
   assert task.items[0].cluster == task.items[1].cluster != task.items[2].cluster
   (request,) = task.ask(task.items[0])
-  assert (request.prompt, request.tokens, request.temperature, request.stop, request.n) == ("x", 1024, 1.0, (), 1)
-  assert task.score(task.items[:1], heard()["preference/prompts"]["ppo"][:1]) == [{"characters": 4.0, "ended": 1.0}]
+  assert (request.prompt, request.tokens, request.temperature, request.stop, request.n) == (
+    "x",
+    1024,
+    1.0,
+    (),
+    1,
+  )
+  assert task.score(task.items[:1], heard()["preference/prompts"]["ppo"][:1]) == [
+    {"characters": 4.0, "ended": 1.0}
+  ]
   config.limit = 2
   assert len(preference.open_suite(config).tasks[0].items) == 2
 
@@ -502,9 +626,14 @@ def test_a_judge_that_fails_keeps_what_it_said(config, tmp_path):
 
 def test_the_page_shows_what_was_found(config, tmp_path):
   (tmp_path / "pair.py").write_text(PAIRWISE)
-  rows = [{"prompt": "q", "completions": ["a", "bb"], "ranks": [2, 1], "labeler": name} for name in "xy"]
+  rows = [
+    {"prompt": "q", "completions": ["a", "bb"], "ranks": [2, 1], "labeler": name} for name in "xy"
+  ]
   written(tmp_path / "check.jsonl", rows)
-  config.preference.judges, config.preference.pairs = "<b>=python:pair.py:longer; bias=python:pair.py:first", "all"
+  config.preference.judges, config.preference.pairs = (
+    "<b>=python:pair.py:longer; bias=python:pair.py:first",
+    "all",
+  )
   with pytest.raises(UserError, match="each needs a name"):
     preference.open_suite(config)
   config.preference.judges = "good=python:pair.py:longer; bias=python:pair.py:first"
@@ -513,7 +642,9 @@ def test_the_page_shows_what_was_found(config, tmp_path):
   html = preference.draw(result, LOOKS).replace("\xa0", " ")
   assert "Preferred to sft: good, prompts" in html and "Preferred to sft: bias, prompts" in html
   assert "<b>ptx" not in html and "&lt;b&gt;ptx" in html
-  assert "The answer shown first was preferred in 100.0 % (50 % is no bias); 100.0 % of pairs" in html
+  assert (
+    "The answer shown first was preferred in 100.0 % (50 % is no bias); 100.0 % of pairs" in html
+  )
   assert "ppo / base" in html and "implied by the baseline" in html and "52.4 / 57.8 / 62.6" in html
   assert "<th>use case</th>" in html and "<small>n 2</small>" in html
   assert "nan" not in html
@@ -521,20 +652,41 @@ def test_the_page_shows_what_was_found(config, tmp_path):
 
 
 def test_figure_5_is_a_figure_with_the_papers_marks(config):
-  (Path("rate.py")).write_text("def rate(prompts, responses):\n  return [{'overall': 1 + len(r) % 7} for r in responses]\n")
+  (Path("rate.py")).write_text(
+    "def rate(prompts, responses):\n  return [{'overall': 1 + len(r) % 7} for r in responses]\n"
+  )
   config.preference.raters = "python:rate.py:rate"
   result = found(config)
   html = preference.draw(result, LOOKS)
-  (drawn,) = [part for part in html.split("<figure>") if "Overall quality, 1 to 7: rater, prompts" in part]
-  assert "<svg" in drawn and "the paper&#x27;s, 175B" in drawn and ">4.08<" in drawn and "nan" not in drawn
+  (drawn,) = [
+    part for part in html.split("<figure>") if "Overall quality, 1 to 7: rater, prompts" in part
+  ]
+  assert (
+    "<svg" in drawn
+    and "the paper&#x27;s, 175B" in drawn
+    and ">4.08<" in drawn
+    and "nan" not in drawn
+  )
 
 
 def test_models_of_several_sizes_are_curves(config):
-  """A line a method beside the paper's dashed one, the baseline's point at one half, and each size beside the paper's own."""
-  (Path("rate.py")).write_text("def rate(prompts, responses):\n  return [{'overall': 1 + len(r) % 7} for r in responses]\n")
-  config.preference.judges, config.preference.raters = "python:mine.py:longer", "python:rate.py:rate"
+  """A line a method beside the paper's dashed one, the baseline's point at one half, and each size
+  beside the paper's own.
+  """
+  (Path("rate.py")).write_text(
+    "def rate(prompts, responses):\n  return [{'overall': 1 + len(r) % 7} for r in responses]\n"
+  )
+  config.preference.judges, config.preference.raters = (
+    "python:mine.py:longer",
+    "python:rate.py:rate",
+  )
   config.baseline = "sft@175b"
-  answers = {"sft@1.3B": ANSWERS["ppo"], "sft@175b": ANSWERS["sft"], "ppo@1.3b": ANSWERS["base"], "ppo@2b": ANSWERS["ppo"]}
+  answers = {
+    "sft@1.3B": ANSWERS["ppo"],
+    "sft@175b": ANSWERS["sft"],
+    "ppo@1.3b": ANSWERS["base"],
+    "ppo@2b": ANSWERS["ppo"],
+  }
   result = found(config, answers=answers)
   papers = {row["model"]: row["paper"] for row in result["figures"]["1"]}
   assert papers == {"sft@1.3B": [0.348], "sft@175b": [0.5], "ppo@1.3b": [0.524], "ppo@2b": None}
@@ -543,9 +695,12 @@ def test_models_of_several_sizes_are_curves(config):
   look = {name: Look(name[:3], sizes[name[4:].lower()]) for name in answers}
   html = preference.draw(result, look)
   rates, likert = [part for part in html.split("<figure>") if "<svg" in part]
-  assert "Preferred to sft@175b" in rates and rates.count('<polyline') == 4
+  assert "Preferred to sft@175b" in rates and rates.count("<polyline") == 4
   assert rates.count('class="curve dashed sft"') == 1
-  assert "<title>sft, 175B: 50.0 %</title>" in rates and "<title>the paper&#x27;s ppo, 6B: 57.8 %</title>" in rates
+  assert (
+    "<title>sft, 175B: 50.0 %</title>" in rates
+    and "<title>the paper&#x27;s ppo, 6B: 57.8 %</title>" in rates
+  )
   assert rates.count("<title>ppo, ") == 2 and "nan" not in html
   assert "Overall quality" in likert and "<title>the paper&#x27;s sft, 175B: 4.08</title>" in likert
   one = dict.fromkeys(look, Look("sft", 7))  # of one size: a forest
@@ -564,7 +719,9 @@ def test_head_to_head_without_the_baseline_is_shown_and_one_model_is_an_error(co
 
 
 def test_models_answer_and_are_judged_by_a_model(tmp_path, monkeypatch, capsys):
-  """From the command line: two models that differ by a prefix, a tiny model as judge, and nothing is asked again."""
+  """From the command line: two models that differ by a prefix, a tiny model as judge, and nothing
+  is asked again.
+  """
   from instructjax.commands import cli
 
   monkeypatch.chdir(tmp_path)
@@ -573,9 +730,12 @@ def test_models_answer_and_are_judged_by_a_model(tmp_path, monkeypatch, capsys):
   (tmp_path / "short.txt").write_text("Prompt: {prompt}\nA: {a}\nB: {b}\nBetter:")
   (tmp_path / "mine.py").write_text(LONGER)
   options = {
-    "preference.prompts": "prompts.jsonl", "preference.judges": "lm=lm:#template=short.txt; long=python:mine.py:longer",
-    "preference.response": 8, "tokens": 512, "model.dtype": "float32",
-  }  # fmt: skip
+    "preference.prompts": "prompts.jsonl",
+    "preference.judges": "lm=lm:#template=short.txt; long=python:mine.py:longer",
+    "preference.response": 8,
+    "tokens": 512,
+    "model.dtype": "float32",
+  }
   command = ["eval", "--models=base=,sft=#prefix=pre.txt", "--suite=preference", "--workdir=out"]
   command += [f"--config.{name}={value}" for name, value in options.items()]
   assert cli.main(command) == 0
@@ -583,7 +743,9 @@ def test_models_answer_and_are_judged_by_a_model(tmp_path, monkeypatch, capsys):
   before = path.read_text()
   assert len(before.splitlines()) == 6
   assert all(0 < json.loads(line)["answer"]["p"] < 1 for line in before.splitlines())
-  results = json.loads((tmp_path / "out" / "results.json").read_text())["suites"]["preference"]["together"]
+  results = json.loads((tmp_path / "out" / "results.json").read_text())["suites"]["preference"][
+    "together"
+  ]
   assert results["prompts"]["prompts"]["judges"]["lm"]["order"]["first"]["n"] == 3
   assert "Preferred to sft: lm, prompts" in (tmp_path / "out" / "report.html").read_text()
   assert cli.main(command) == 0

@@ -1,4 +1,6 @@
-"""The runner of evaluations: answers equal to plain computations, kept item by item, and the tables made of them."""
+"""The runner of evaluations: answers equal to plain computations, kept item by item, and the tables
+made of them.
+"""
 
 import csv
 import json
@@ -25,13 +27,18 @@ BYTES = {"model.tokenizer": "bytes"}
 
 def config(**changes):
   return reading.override(
-    reading.load("eval"), [("model.dtype", "float32"), ("tokens", "512"), *((k, str(v)) for k, v in changes.items())]
+    reading.load("eval"),
+    [("model.dtype", "float32"), ("tokens", "512"), *((k, str(v)) for k, v in changes.items())],
   )
 
 
 def ask(item):
   text = item.data["text"]
-  return [Likelihood(text, " yes"), Generate(text, 6), Generate(text, 4, temperature=1.0, n=3, stop=())]
+  return [
+    Likelihood(text, " yes"),
+    Generate(text, 6),
+    Generate(text, 4, temperature=1.0, n=3, stop=()),
+  ]
 
 
 def score(items, said):
@@ -40,8 +47,14 @@ def score(items, said):
 
 def suite(texts=TEXTS, score=score, name="plain", judge="", check=None):
   size = lambda t: {"size": "long" if len(t) > 9 else "short"}
-  items = [Item(str(i), {"text": t}, cluster=str(i // 2), slices=size(t)) for i, t in enumerate(texts)]
-  metrics = (Metric("logp", paper=("WSC", "accuracy", "few-shot")), Metric("letters", decimals=1), Metric("none"))
+  items = [
+    Item(str(i), {"text": t}, cluster=str(i // 2), slices=size(t)) for i, t in enumerate(texts)
+  ]
+  metrics = (
+    Metric("logp", paper=("WSC", "accuracy", "few-shot")),
+    Metric("letters", decimals=1),
+    Metric("none"),
+  )
   task = Task(f"{name}/one", items, ask, score, metrics, batch=4, about="a test", judge=judge)
   return lambda config: Suite(name, [task], check=check)
 
@@ -88,7 +101,10 @@ def test_a_likelihood_is_that_of_the_continuation_alone(model, asked):
   for i in (1, 4):
     text = TEXTS[i]
     ids = jnp.asarray([[*encode(text), *encode(" yes")]])
-    logits = np.asarray(model.lm.logits(model.params, model.lm.hidden(model.params, ids, jnp.ones_like(ids, bool))), np.float64)
+    logits = np.asarray(
+      model.lm.logits(model.params, model.lm.hidden(model.params, ids, jnp.ones_like(ids, bool))),
+      np.float64,
+    )
     logp = (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[0, len(encode(text)) - 1 : -1]
     picked = logp[np.arange(4), encode(" yes")]
     found = asked[i, 0, 0]
@@ -98,10 +114,17 @@ def test_a_likelihood_is_that_of_the_continuation_alone(model, asked):
 
 def test_choices_are_weighed_alike_with_their_question_and_alone(opened):
   question = "Which of these animals is the one that lays eggs? Answer: the "
-  requests = [[Likelihood(question + word, end) for end in (" dog", " hen", " elephants", " ox")] for word in ("", "old")]
+  requests = [
+    [Likelihood(question + word, end) for end in (" dog", " hen", " elephants", " ox")]
+    for word in ("", "old")
+  ]
   together = opened.plan(opened.rows(list(enumerate(requests))))
   assert {(batch.fan, len(batch.asks)) for batch in together} == {(4, 4)}
-  shared = {(a.item, a.request): found for b in together for a, found in zip(b.asks, opened.answer(b, 0), strict=True)}
+  shared = {
+    (a.item, a.request): found
+    for b in together
+    for a, found in zip(b.asks, opened.answer(b, 0), strict=True)
+  }
   for item, several in enumerate(requests):
     for at, request in enumerate(several):
       (batch,) = opened.plan(opened.rows([(0, [request])]))
@@ -113,10 +136,17 @@ def test_choices_are_weighed_alike_with_their_question_and_alone(opened):
 def test_greedy_text_is_the_likeliest_continuation_whatever_the_batch(model, asked):
   for i in (1, 3):  # they stand in batches of other widths
     ids = jnp.asarray([model.tokenizer.encode(TEXTS[i])])
-    cfg = Sampling(6, 0.0, eos=(*model.tokenizer.eos, *model.tokenizer.encode("\n")), banned=model.tokenizer.banned)
+    cfg = Sampling(
+      6,
+      0.0,
+      eos=(*model.tokenizer.eos, *model.tokenizer.encode("\n")),
+      banned=model.tokenizer.banned,
+    )
     sample = jax.jit(partial(rollout.sample, model.lm, cfg=cfg))
     found = sample(model.params, Prompts(ids, jnp.ones_like(ids, bool)), jax.random.key(0))
-    whole = model.tokenizer.decode(np.asarray(found.tokens[0, -6:])[np.asarray(found.mask[0])].tolist())
+    whole = model.tokenizer.decode(
+      np.asarray(found.tokens[0, -6:])[np.asarray(found.mask[0])].tolist()
+    )
     assert asked[i, 1, 0].text == whole.partition("\n")[0]
 
 
@@ -131,8 +161,13 @@ def test_samples_differ_and_come_again(opened, asked):
 
 def test_a_text_without_a_context_follows_an_end_of_text_token(model):
   tokenizer = model.tokenizer
-  assert subject.heads(tokenizer, None)("") == [*tokenizer.bos, *tokenizer.encode("")] or [tokenizer.eos[0]]
-  assert subject.heads(tokenizer, None, "before ")("x") == [*tokenizer.bos, *tokenizer.encode("before x")]
+  assert subject.heads(tokenizer, None)("") == [*tokenizer.bos, *tokenizer.encode("")] or [
+    tokenizer.eos[0]
+  ]
+  assert subject.heads(tokenizer, None, "before ")("x") == [
+    *tokenizer.bos,
+    *tokenizer.encode("before x"),
+  ]
 
 
 def test_everything_is_left_in_the_directory(tmp_path):
@@ -144,7 +179,10 @@ def test_everything_is_left_in_the_directory(tmp_path):
   assert task["models"]["base"]["none"] == {"value": None, "low": None, "high": None, "n": 0}
   assert task["metrics"][0]["paper"]["base"] == [0.587, 0.654, 0.798]
   assert set(task["slices"]["size"]) == {"long", "short"}
-  lines = [json.loads(line) for line in (tmp_path / "scores" / "plain_one" / "base.jsonl").read_text().splitlines()]
+  lines = [
+    json.loads(line)
+    for line in (tmp_path / "scores" / "plain_one" / "base.jsonl").read_text().splitlines()
+  ]
   mean = sum(line["scores"]["logp"] for line in lines) / 6
   assert task["models"]["base"]["logp"]["value"] == pytest.approx(mean)
   rows = list(csv.reader((tmp_path / "results.csv").read_text().splitlines()))
@@ -163,7 +201,10 @@ def test_sizes_of_a_method_are_a_line(tmp_path):
   beside = lambda model: [rows[model][f"paper {size}"] for size in paper.SIZES]
   assert beside("sft@1.3b") == ["0.615", "", ""] and beside("SFT@125m") == ["", "", ""]
   assert "polyline" not in page.render("x", found, {})  # both have as many parameters
-  for model, size in (("sft@1.3b", 1_300_000_000), ("SFT@125m", 125_000_000)):  # near enough to be drawn beside the paper's
+  for model, size in (
+    ("sft@1.3b", 1_300_000_000),
+    ("SFT@125m", 125_000_000),
+  ):  # near enough to be drawn beside the paper's
     found["models"][model]["parameters"] = size
   html = page.render("x", found, {})
   assert html.count("<polyline") == 2 and 'class="curve dashed sft"' in html
@@ -173,10 +214,11 @@ def test_sizes_of_a_method_are_a_line(tmp_path):
 @pytest.mark.parametrize(
   "models, whose",
   [
-    (["sft", "ppo"], "the paper's, 175B"), (["sft@6b", "ppo@1.3b"], "the paper's of that size"),
+    (["sft", "ppo"], "the paper's, 175B"),
+    (["sft@6b", "ppo@1.3b"], "the paper's of that size"),
     (["sft@6b", "ppo"], "the paper's: of the size in the name, else 175B"),
   ],
-)  # fmt: skip
+)
 def test_the_key_says_which_size_of_the_paper_stands_beside(models, whose):
   assert page.legend(models) == [("gold", whose)] and page.legend([]) == []
 
@@ -192,8 +234,12 @@ def test_a_stopped_run_goes_on_and_gives_the_same(tmp_path, monkeypatch):
   run.main(config(), cut, {"base": ""}, {"plain": suite()})
   sort = lambda text: sorted(text.splitlines())
   assert sort(path.read_text()) == sort(kept)
-  assert json.loads((cut / "results.json").read_text()) == json.loads((whole / "results.json").read_text())
-  monkeypatch.setattr(subject, "open_subject", None)  # nothing is missing: no model is opened, no score made again
+  assert json.loads((cut / "results.json").read_text()) == json.loads(
+    (whole / "results.json").read_text()
+  )
+  monkeypatch.setattr(
+    subject, "open_subject", None
+  )  # nothing is missing: no model is opened, no score made again
   run.main(config(), cut, {"base": ""}, {"plain": suite(score=None)})
 
 
@@ -203,7 +249,9 @@ def test_a_suite_and_a_model_can_be_added(tmp_path, capsys):
   run.main(config(), tmp_path, {"base": "", "sft[/v2] <b>": ""}, {"plain": suite()})
   assert answers.file(tmp_path / "answers", "plain/one", "base").read_text() == before
   assert set(results(tmp_path)["models"]) == {"base", "sft[/v2] <b>"}
-  assert "sft[/v2]" in capsys.readouterr().out and "<b>" not in (tmp_path / "report.html").read_text()
+  assert (
+    "sft[/v2]" in capsys.readouterr().out and "<b>" not in (tmp_path / "report.html").read_text()
+  )
 
 
 def results(folder):
@@ -213,10 +261,16 @@ def results(folder):
 def test_the_page_shows_all_suites_of_the_directory(tmp_path, capsys):
   run.main(config(limit=3), tmp_path, {"base": "", "sft": ""}, {"plain": suite()})
   first = results(tmp_path)["suites"]["plain"]
-  assert first["models"] == ["base", "sft"] and first["settings"]["limit"] == 3 and first["settings"]["baseline"] == "sft"
+  assert (
+    first["models"] == ["base", "sft"]
+    and first["settings"]["limit"] == 3
+    and first["settings"]["baseline"] == "sft"
+  )
   capsys.readouterr()
   drawn = {"plain": lambda found, look: pytest.fail("there is nothing to draw")}
-  run.main(config(baseline="ppo"), tmp_path, {"base": "", "ppo": ""}, {"other": suite(name="other")}, drawn)
+  run.main(
+    config(baseline="ppo"), tmp_path, {"base": "", "ppo": ""}, {"other": suite(name="other")}, drawn
+  )
   found = results(tmp_path)
   assert found["suites"]["plain"] == first and list(found["suites"]) == ["plain", "other"]
   assert list(found["models"]) == ["sft", "base", "ppo"]
@@ -228,7 +282,12 @@ def test_the_page_shows_all_suites_of_the_directory(tmp_path, capsys):
   assert "Made with baseline sft, limit 3, seed 0, dtype float32" in page
   assert "Made with baseline ppo, limit 0, seed 0, dtype float32" in page
   rows = list(csv.reader((tmp_path / "results.csv").read_text().splitlines()))
-  assert {(row[0], row[3]) for row in rows[1:]} == {("plain", "base"), ("plain", "sft"), ("other", "base"), ("other", "ppo")}
+  assert {(row[0], row[3]) for row in rows[1:]} == {
+    ("plain", "base"),
+    ("plain", "sft"),
+    ("other", "base"),
+    ("other", "ppo"),
+  }
 
 
 def test_a_model_that_answered_before_stays_in_the_table_and_nothing_is_asked_of_it(tmp_path):
@@ -246,17 +305,35 @@ def test_a_model_that_answered_before_stays_in_the_table_and_nothing_is_asked_of
 @pytest.mark.parametrize(
   "change, options, note",
   [
-    ({"seed": 1}, {}, "plain: base is left out, it has answered other items or under other settings"),
-    ({}, {"texts": [*TEXTS, "new"]}, "plain: base is left out, it has not answered every item; add it to --models"),
-    ({}, {"judge": "another"}, "plain: base is left out, another judge has scored it; add it to --models"),
+    (
+      {"seed": 1},
+      {},
+      "plain: base is left out, it has answered other items or under other settings",
+    ),
+    (
+      {},
+      {"texts": [*TEXTS, "new"]},
+      "plain: base is left out, it has not answered every item; add it to --models",
+    ),
+    (
+      {},
+      {"judge": "another"},
+      "plain: base is left out, another judge has scored it; add it to --models",
+    ),
   ],
 )
-def test_what_does_not_belong_together_is_left_out_and_said(tmp_path, capsys, change, options, note):
+def test_what_does_not_belong_together_is_left_out_and_said(
+  tmp_path, capsys, change, options, note
+):
   run.main(config(baseline="ppo"), tmp_path, {"base": ""}, {"plain": suite()})
   run.main(config(baseline="ppo", **change), tmp_path, {"ppo": ""}, {"plain": suite(**options)})
   found = results(tmp_path)
-  assert found["suites"]["plain"]["models"] == list(found["models"]) == ["ppo"] and found["notes"] == [note]
-  assert note in (tmp_path / "report.html").read_text() and note in " ".join(capsys.readouterr().out.split())
+  assert found["suites"]["plain"]["models"] == list(found["models"]) == ["ppo"] and found[
+    "notes"
+  ] == [note]
+  assert note in (tmp_path / "report.html").read_text() and note in " ".join(
+    capsys.readouterr().out.split()
+  )
 
 
 @pytest.mark.parametrize("damage", ["weights", "manifest", "layout", "whole"])
@@ -272,13 +349,17 @@ def test_tables_of_other_models_or_an_earlier_layout_are_left_out(tmp_path, dama
   path.write_text(json.dumps(found)[: 9 if damage == "whole" else None])
   run.main(config(), tmp_path, {"ppo": ""}, {"other": suite(name="other")})
   now = results(tmp_path)
-  assert list(now["suites"]) == ["other"] and list(now["models"]) == ["ppo"] and len(now["notes"]) == 1
+  assert (
+    list(now["suites"]) == ["other"] and list(now["models"]) == ["ppo"] and len(now["notes"]) == 1
+  )
   assert "left out" in now["notes"][0] and "left out" in (tmp_path / "report.html").read_text()
 
 
 def test_a_table_without_the_baseline_says_that_there_are_no_differences(tmp_path):
   run.main(config(), tmp_path, {"base": "", "ppo": ""}, {"plain": suite()})
-  assert results(tmp_path)["notes"] == ["plain: no model is called sft (config.baseline), so there are no differences"]
+  assert results(tmp_path)["notes"] == [
+    "plain: no model is called sft (config.baseline), so there are no differences"
+  ]
 
 
 def test_what_a_suite_needs_of_the_models_is_checked_before_one_is_opened(tmp_path, monkeypatch):
@@ -314,11 +395,15 @@ def test_an_answer_of_before_top_p_is_still_one_to_its_question(tmp_path):
 
   before = ["Generate", "a", 4, 1.0, ["\n"], 3]
   assert prints(Generate("a", 4, 1.0, n=3)) == [fingerprint("settings", [before])]
-  assert prints(Generate("a", 4, 1.0, n=3, top_p=0.9)) == [fingerprint("settings", [[*before, 0.9, 0]])]
+  assert prints(Generate("a", 4, 1.0, n=3, top_p=0.9)) == [
+    fingerprint("settings", [[*before, 0.9, 0]])
+  ]
 
 
 def test_a_cut_distribution_reaches_the_sampler(opened):
-  said = lambda *how, **cut: opened.answer(opened.plan(opened.rows([(0, [Generate("a", 8, *how, **cut)])]))[0], 3)[0]
+  said = lambda *how, **cut: opened.answer(
+    opened.plan(opened.rows([(0, [Generate("a", 8, *how, **cut)])]))[0], 3
+  )[0]
   assert said(1.0, top_k=1) == said(1.0, top_p=1e-6) == said() != said(1.0)
 
 
@@ -327,7 +412,11 @@ def test_how_the_harness_samples(opened):
   drawn = ask(do_sample=True, top_p=0.9, top_k=40, temperature=0.6, until="e")
   assert drawn == Generate("a", 128, 0.6, ("e",), top_p=0.9, top_k=40)
   assert ask(do_sample=False, top_p=0.9) == Generate("a", 128, 0.0, ())
-  assert ask(do_sample=True, top_k=-1) == ask(do_sample=True, top_p=None, min_p=None) == Generate("a", 128, 1.0, ())
+  assert (
+    ask(do_sample=True, top_k=-1)
+    == ask(do_sample=True, top_p=None, min_p=None)
+    == Generate("a", 128, 1.0, ())
+  )
   with pytest.raises(UserError, match="the task samples with"):
     ask(do_sample=True, min_p=0.9)
 
@@ -357,7 +446,10 @@ def test_a_model_after_another_prefix_needs_another_name(tmp_path):
   for name, text in {"a": "one ", "b": "two ", "c": "one "}.items():
     (tmp_path / f"{name}.txt").write_text(text)
   evaluate = lambda name, title: run.main(
-    config(), tmp_path / "eval", {"few": f"#prefix={tmp_path / name}.txt"}, {title: suite(TEXTS[:1], name=title)}
+    config(),
+    tmp_path / "eval",
+    {"few": f"#prefix={tmp_path / name}.txt"},
+    {title: suite(TEXTS[:1], name=title)},
   )
   evaluate("a", "plain")
   with pytest.raises(UserError, match="has another prefix than the few="):
@@ -384,7 +476,9 @@ def test_names_that_are_one_file_name_are_kept_apart(tmp_path):
   names = ("ppo v1", "ppo_v1", "ppo/v1", "ppo@v1")
   assert len({answers.file(tmp_path, "plain/one", name) for name in names}) == len(names)
   assert answers.file(tmp_path, "plain/one", "ppo_v1") == tmp_path / "plain_one" / "ppo_v1.jsonl"
-  assert answers.file(tmp_path, "plain/one", "sft@1.3b") == tmp_path / "plain_one" / "sft@1.3b.jsonl"
+  assert (
+    answers.file(tmp_path, "plain/one", "sft@1.3b") == tmp_path / "plain_one" / "sft@1.3b.jsonl"
+  )
 
 
 def test_another_model_under_a_name_that_has_answered_everything_is_noticed(tmp_path, monkeypatch):
@@ -396,13 +490,22 @@ def test_another_model_under_a_name_that_has_answered_everything_is_noticed(tmp_
 
   real = subject.open_subject
   wrapped = lambda source, c, parts: real("", c, parts)._replace(
-    about={"source": source, "weights": weights.get(source, "one"), "files": provenance.digest(source), "parameters": 1}
+    about={
+      "source": source,
+      "weights": weights.get(source, "one"),
+      "files": provenance.digest(source),
+      "parameters": 1,
+    }
   )
   monkeypatch.setattr(subject, "open_subject", wrapped)
-  done = lambda source: run.main(config(), tmp_path / "eval", {"base": str(source)}, {"plain": suite()})
+  done = lambda source: run.main(
+    config(), tmp_path / "eval", {"base": str(source)}, {"plain": suite()}
+  )
   done(first)
   done(second)  # moved: the same weights
-  assert json.loads((tmp_path / "eval" / "results.json").read_text())["models"]["base"]["source"] == str(second)
+  assert json.loads((tmp_path / "eval" / "results.json").read_text())["models"]["base"][
+    "source"
+  ] == str(second)
   weights[str(second)] = "two"
   done(second)  # nothing says that anything changed
   (second / "weights").write_text("two")

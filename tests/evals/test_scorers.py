@@ -1,4 +1,6 @@
-"""Scores are kept by who gave them: a judge that changed, or that reads another label, is another judge."""
+"""Scores are kept by who gave them: a judge that changed, or that reads another label, is another
+judge.
+"""
 
 import json
 
@@ -19,7 +21,13 @@ def test_a_judge_is_what_it_reads_and_where_it_stands(tmp_path):
   (run_dir / "manifest.json").write_text(json.dumps({"started": "today"}))
   model.mkdir()
   (model / "weights").write_bytes(b"0" * 100_000)
-  sources = [f"python:{file}:good", str(run_dir), f"classifier:{model}#a", f"classifier:{model}#b", f"0.5*classifier:{model}#a"]
+  sources = [
+    f"python:{file}:good",
+    str(run_dir),
+    f"classifier:{model}#a",
+    f"classifier:{model}#b",
+    f"0.5*classifier:{model}#a",
+  ]
   before = [scorers.identity(one) for one in sources]
   assert len(set(before)) == len(sources) and before == [scorers.identity(one) for one in sources]
   file.write_text("def good(prompts, responses):\n  return [0.0 for _ in prompts]\n")
@@ -29,23 +37,32 @@ def test_a_judge_is_what_it_reads_and_where_it_stands(tmp_path):
 
 
 def test_how_a_server_is_asked_makes_no_other_judge():
-  assert scorers.identity("perspective:TOXICITY#qps=5,cache=a") == scorers.identity("perspective:TOXICITY")
+  assert scorers.identity("perspective:TOXICITY#qps=5,cache=a") == scorers.identity(
+    "perspective:TOXICITY"
+  )
   assert scorers.identity("perspective:TOXICITY") != scorers.identity("perspective:INSULT")
 
 
 def test_a_server_is_asked_by_the_first_process_alone_and_a_run_of_ours_by_all(monkeypatch):
   server = Reward("server", 0.5, lambda prompts, responses: pytest.fail("asked"), {})
-  ours = Reward("ours", 1.0, lambda prompts, responses: [1.0] * len(responses), {}, ids=lambda rows: rows.tokens)
+  ours = Reward(
+    "ours", 1.0, lambda prompts, responses: [1.0] * len(responses), {}, ids=lambda rows: rows.tokens
+  )
   monkeypatch.setattr(rewards, "in_first", lambda score, shape: np.full(shape, 4.0, np.float32))
   found = rewards.score_texts((ours, server), ["p", "q"], ["a", "b"])
-  assert list(found) == ["ours", "server"] and rewards.total((ours, server), found).tolist() == [3.0, 3.0]
+  assert list(found) == ["ours", "server"] and rewards.total((ours, server), found).tolist() == [
+    3.0,
+    3.0,
+  ]
 
 
 def test_scores_of_a_scorer_that_changed_are_made_again(tmp_path):
   prompts, file = tmp_path / "prompts.jsonl", tmp_path / "scorer.py"
   prompts.write_text(json.dumps({"prompt": "One", "toxicity": 0.2}) + "\n")
   found = reading.load("eval")
-  found.toxicity.update({"prompts": str(prompts), "scorer": f"python:{file}:share", "forms": "basic"})
+  found.toxicity.update(
+    {"prompts": str(prompts), "scorer": f"python:{file}:share", "forms": "basic"}
+  )
   said = [Said(((Completion(" x", 1, True),),))]
   values = []
   for value in (0.25, 0.75):

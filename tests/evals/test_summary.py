@@ -1,4 +1,6 @@
-"""Estimates of evaluations by hand: clusters, items without a score, corpus metrics, paired differences, slices."""
+"""Estimates of evaluations by hand: clusters, items without a score, corpus metrics, paired
+differences, slices.
+"""
 
 import math
 
@@ -35,7 +37,9 @@ def test_clusters_are_drawn_again_not_items():
 
 
 def test_a_corpus_metric_is_of_sums():
-  found = summary.estimate(RATIO, ITEMS, scores([[1, 2], [0, 4], [3, 4], [0, 1], [1, 1], [0, 8]], "r"))
+  found = summary.estimate(
+    RATIO, ITEMS, scores([[1, 2], [0, 4], [3, 4], [0, 1], [1, 1], [0, 8]], "r")
+  )
   assert found.value == pytest.approx(100 * 5 / 20) and found.low <= found.value <= found.high
 
 
@@ -77,7 +81,10 @@ def test_the_paper_is_corrected():
   with pytest.raises(KeyError):
     paper.row("TLDR", "ROUGE-L", "-")  # E11
   assert paper.beside("ptx", ("SQuADv2", "F1", "few-shot")) == [58.33, 63.78, 69.93]
-  assert paper.beside("mine", ("SQuADv2", "F1", "few-shot")) is None and paper.beside("sft", None) is None
+  assert (
+    paper.beside("mine", ("SQuADv2", "F1", "few-shot")) is None
+    and paper.beside("sft", None) is None
+  )
   assert len(paper.tables()["table14"]) == 32
 
 

@@ -11,8 +11,18 @@ from instructjax.evals import text_metrics as metrics
 @pytest.mark.parametrize(
   ("prediction", "references", "f1", "exact"),
   [
-    ("The Normans!", ["normans", "the people"], 1, 1),  # articles, case and punctuation do not count
-    ("in the north of France", ["France", "northern France"], 2 / (4 + 1), 0),  # the other gives 2 / (4 + 2)
+    (
+      "The Normans!",
+      ["normans", "the people"],
+      1,
+      1,
+    ),  # articles, case and punctuation do not count
+    (
+      "in the north of France",
+      ["France", "northern France"],
+      2 / (4 + 1),
+      0,
+    ),  # the other gives 2 / (4 + 2)
     ("red red", ["red"], 2 / 3, 0),  # a word counts as often as it stands there: 1 of 2, 1 of 1
     ("", ["Not in background."], 0, 0),
     ("a", ["the"], 1, 1),  # nothing is left of either
@@ -78,12 +88,32 @@ def test_rouge_l(prediction, reference, value):
 def test_13a_splits_as_nist_does():
   text = 'The U.S. paid $3,000.50, "twice" &amp; 7-fold - well-known.'
   assert metrics.words_13a(text) == [
-    "The", "U", ".", "S", ".", "paid", "$", "3,000.50", ",", '"', "twice", '"', "&", "7", "-", "fold", "-", "well-known", ".",
-  ]  # fmt: skip
+    "The",
+    "U",
+    ".",
+    "S",
+    ".",
+    "paid",
+    "$",
+    "3,000.50",
+    ",",
+    '"',
+    "twice",
+    '"',
+    "&",
+    "7",
+    "-",
+    "fold",
+    "-",
+    "well-known",
+    ".",
+  ]
 
 
 def test_bleu_is_of_sums():
-  """1 to 4 of 5 words twice: precisions 8/10, 5/8, 3/6, 1/4 of the sums, brevity of 10 words beside 11."""
+  """1 to 4 of 5 words twice: precisions 8/10, 5/8, 3/6, 1/4 of the sums, brevity of 10 words beside
+  11.
+  """
   pairs = [("a b c d e", "a b c d x"), ("a b x d e", "a b c d e f")]
   counts = np.array([metrics.bleu_counts(*pair) for pair in pairs])
   assert counts.tolist() == [[5, 5, 4, 3, 2, 1, 5, 4, 3, 2], [5, 6, 4, 2, 0, 0, 5, 4, 3, 2]]
@@ -97,7 +127,9 @@ def test_bleu_of_little():
   zero = np.array(metrics.bleu_counts("p q r s t", "a b c d e"))
   assert metrics.bleu(zero) == 0
   assert metrics.bleu(np.array(metrics.bleu_counts("", "a"))) == 0
-  smooth = np.array(metrics.bleu_counts("a b x d", "a b c d"))  # 3/4, 1/3, then 1/2 of 2 and 1/4 of 1
+  smooth = np.array(
+    metrics.bleu_counts("a b x d", "a b c d")
+  )  # 3/4, 1/3, then 1/2 of 2 and 1/4 of 1
   assert metrics.bleu(smooth) == pytest.approx(100 * (3 / 4 * 1 / 3 * 1 / 4 * 1 / 4) ** 0.25)
   assert metrics.sentence_bleu("yes", "yes") == pytest.approx(100)
   assert metrics.sentence_bleu("a c", "a b") == pytest.approx(100 * (1 / 2 * 1 / 2) ** 0.5)

@@ -22,7 +22,9 @@ def test_by_hand():
   # Ana-Ben: 2 of 2 strict, 2.5 of 3.  Ana-Cem: 2 of 3, 2 of 3.  Ben-Cem: 1 of 2, 1.5 of 3.
   assert found["agreement"].value == pytest.approx(5 / 7) and found["agreement"].n == 7
   assert found["agreement_ties"].value == pytest.approx(6 / 9) and found["agreement_ties"].n == 9
-  assert found["tied"].value == pytest.approx(2 / 18)  # Ben's tie, against two others, of 9 x 2 judgments
+  assert found["tied"].value == pytest.approx(
+    2 / 18
+  )  # Ben's tie, against two others, of 9 x 2 judgments
   assert found["with/ana"].value == pytest.approx(4 / 5)
   assert found["with/cem"].value == pytest.approx(3 / 5)
   assert found["tau_b"].value == pytest.approx((2 / math.sqrt(6) + 1 / 3 + 0.0) / 3)
@@ -38,7 +40,8 @@ def test_tau_b_is_scipys():
 
 
 def test_alpha_by_hand():
-  # Units {1, 2}, {3, 3}, {5, 4}: n = 6, D_o = (1 + 0 + 1) * 2 / 6; D_e = mean squared difference of all 15 pairs.
+  # Units {1, 2}, {3, 3}, {5, 4}: n = 6, D_o = (1 + 0 + 1) * 2 / 6; D_e = mean squared difference of
+  # all 15 pairs.
   values = [1, 2, 3, 3, 5, 4]
   expected = np.mean([(x - y) ** 2 for i, x in enumerate(values) for y in values[:i]])
   found = agreement.alpha([[[1.0, 2.0]], [[3.0, 3.0]], [[5.0, 4.0]]])
@@ -51,11 +54,17 @@ def test_alpha_by_hand():
 def test_krippendorffs_own_example():
   """Interval data of Krippendorff (2011), four observers and twelve units with gaps: alpha = .849."""
   table = [
-    [1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None], [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, 3],
-    [None, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, None], [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, None],
-  ]  # fmt: skip
-  units = [[float(value) for value in column if value is not None] for column in zip(*table, strict=True)]
-  assert agreement.alpha([[unit] for unit in units if len(unit) > 1]).value == pytest.approx(0.849, abs=5e-4)
+    [1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None],
+    [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, 3],
+    [None, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, None],
+    [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, None],
+  ]
+  units = [
+    [float(value) for value in column if value is not None] for column in zip(*table, strict=True)
+  ]
+  assert agreement.alpha([[unit] for unit in units if len(unit) > 1]).value == pytest.approx(
+    0.849, abs=5e-4
+  )
 
 
 def test_intervals_are_over_prompts_and_ratings_count():
@@ -65,7 +74,9 @@ def test_intervals_are_over_prompts_and_ratings_count():
     truth = rng.permutation(4)
     for name in ("ana", "ben"):
       ranks = np.argsort(np.argsort(truth + rng.normal(0, 1.0, 4))) + 1
-      votes.append(vote(name, *map(int, ranks), prompt=f"p{i}", overall=[int(8 - rank) for rank in ranks]))
+      votes.append(
+        vote(name, *map(int, ranks), prompt=f"p{i}", overall=[int(8 - rank) for rank in ranks])
+      )
   found = agreement.measure(votes)
   one = found["agreement"]
   assert one.n == 360 and 0.02 < one.high - one.low < 0.2 and one.low < one.value < one.high

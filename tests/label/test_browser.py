@@ -1,4 +1,6 @@
-"""The labeling page in headless Chromium: by keys, by mouse, by finger; reloads, and data that tries to be HTML."""
+"""The labeling page in headless Chromium: by keys, by mouse, by finger; reloads, and data that
+tries to be HTML.
+"""
 
 import json
 import time
@@ -10,7 +12,9 @@ from instructjax.label import store
 
 pytestmark = pytest.mark.browser
 
-EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"><b>bold</b>"
+EVIL = (
+  "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"><b>bold</b>"
+)
 TEXTS = ["the first", EVIL, "the third"]
 
 
@@ -68,7 +72,10 @@ def answers(folder, db="l.sqlite"):
 def test_by_keys_with_a_reload_at_every_step(tasks):
   from selenium.webdriver.common.keys import Keys
 
-  with served("--tasks=t.jsonl", "--kind=comparison", "--db=l.sqlite", cwd=tasks) as url, chromium(tasks / "p") as driver:
+  with (
+    served("--tasks=t.jsonl", "--kind=comparison", "--db=l.sqlite", cwd=tasks) as url,
+    chromium(tasks / "p") as driver,
+  ):
 
     def reload():
       saved(driver)
@@ -94,8 +101,10 @@ def test_by_keys_with_a_reload_at_every_step(tasks):
     press(driver, "2", "2", "1")  # each goes on to the next
     reload()
     assert [find(driver, f'[data-output="{i}"]').get_attribute("aria-label") for i in range(3)] == [
-      "Output A, rank 2", "Output B, rank 2", "Output C, rank 1"
-    ]  # fmt: skip
+      "Output A, rank 2",
+      "Output B, rank 2",
+      "Output C, rank 1",
+    ]
     press(driver, Keys.ARROW_RIGHT, Keys.ARROW_DOWN, "j", "k")
     moved = driver.switch_to.active_element.get_attribute("aria-label")
     assert moved.endswith(("rank 3", "rank 2")) and find(driver, "#go").is_enabled()
@@ -110,12 +119,16 @@ def test_by_keys_with_a_reload_at_every_step(tasks):
     first = TEXTS.index(shown[0])
     assert answer.value["notes"][first] == "a note with 7 and s"
     rating = answer.value["ratings"][first]
-    assert rating["overall"] == 5 and [name for name, value in rating.items() if value is True] == ["opinion"]
+    assert rating["overall"] == 5 and [name for name, value in rating.items() if value is True] == [
+      "opinion"
+    ]
     press(driver, "s", "in Greek", Keys.ENTER)
     until(lambda: find(driver, "#end").is_displayed(), "the end")
     assert find(driver, "#end-title").text == "All done"
     assert [answer.reason for answer in answers(tasks)] == ["", "in Greek"]
-    assert driver.title == "Labeling" and not driver.find_elements("css selector", "main img, main script, main b")
+    assert driver.title == "Labeling" and not driver.find_elements(
+      "css selector", "main img, main script, main b"
+    )
     assert complaints(driver) == []
 
 
@@ -135,15 +148,25 @@ def test_cards_are_dragged_into_ranks(tasks, touch):
     until(lambda: find(driver, "#rank").is_displayed(), "the ranking")
     for output, row in [(0, 2), (1, 1), (2, 2)]:
       target = find(driver, f'[data-row="{row}"]')
-      driver.execute_script("scrollTo(0, arguments[0].getBoundingClientRect().bottom + scrollY - innerHeight + 200)", target)
-      chain = ActionBuilder(driver, mouse=PointerInput("touch" if touch else "mouse", "finger"), duration=100)
+      driver.execute_script(
+        "scrollTo(0, arguments[0].getBoundingClientRect().bottom + scrollY - innerHeight + 200)",
+        target,
+      )
+      chain = ActionBuilder(
+        driver, mouse=PointerInput("touch" if touch else "mouse", "finger"), duration=100
+      )
       pen = chain.pointer_action
       pen.move_to(find(driver, f'[data-output="{output}"] strong'))
       pen.pointer_down()
       pen.move_to(target)
       pen.pointer_up()
       chain.perform()
-      until(lambda output=output, row=row: driver.execute_script(f"return state.draft.ranks[{output}]") == row, "the drop")
+      until(
+        lambda output=output, row=row: (
+          driver.execute_script(f"return state.draft.ranks[{output}]") == row
+        ),
+        "the drop",
+      )
     assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     assert not driver.find_elements("css selector", ".ghost")
     find(driver, "#go").click()
@@ -156,16 +179,25 @@ def test_cards_are_dragged_into_ranks(tasks, touch):
 def test_continuations_are_rated_for_toxicity(tasks):
   from selenium.webdriver.common.keys import Keys
 
-  with served("--tasks=t.jsonl", "--kind=continuation", "--db=c.sqlite", cwd=tasks) as url, chromium(tasks / "p") as driver:
+  with (
+    served("--tasks=t.jsonl", "--kind=continuation", "--db=c.sqlite", cwd=tasks) as url,
+    chromium(tasks / "p") as driver,
+  ):
     sign_in(driver, url, "ana")
-    assert find(driver, "#prompt-title").text == "Beginning" and not find(driver, "#flags").is_displayed()
+    assert (
+      find(driver, "#prompt-title").text == "Beginning"
+      and not find(driver, "#flags").is_displayed()
+    )
     press(driver, "6", "t", Keys.ENTER)
     assert find(driver, "#output-title").text == "Output A of 3"  # not rated whole: stays
     press(driver, "t", "p")  # somewhat toxic, less than the beginning
     saved(driver)
     driver.refresh()
     until(lambda: find(driver, "#task").is_displayed(), "the task after a reload")
-    assert driver.execute_script("return state.draft.ratings[0].choices") == {"toxicity": 1, "relative_toxicity": -1}
+    assert driver.execute_script("return state.draft.ratings[0].choices") == {
+      "toxicity": 1,
+      "relative_toxicity": -1,
+    }
     assert find(driver, '[name="toxicity"]:checked').get_attribute("value") == "1"
     press(driver, Keys.ENTER, "1")
     for name in ("toxicity", "relative_toxicity"):  # by mouse: the last one of three
@@ -176,9 +208,10 @@ def test_continuations_are_rated_for_toxicity(tasks):
     until(lambda: len(answers(tasks, "c.sqlite")) == 1, "the answer")
     (answer,) = answers(tasks, "c.sqlite")
     assert [answer.value["ratings"][i] for i in answer.shown] == [
-      {"continuity": 6, "toxicity": 1, "relative_toxicity": -1}, {"continuity": 1, "toxicity": 2, "relative_toxicity": 1},
+      {"continuity": 6, "toxicity": 1, "relative_toxicity": -1},
+      {"continuity": 1, "toxicity": 2, "relative_toxicity": 1},
       {"continuity": 4, "toxicity": 0, "relative_toxicity": 0},
-    ]  # fmt: skip
+    ]
     assert [answer.value["ranks"][i] for i in answer.shown] == [1, 2, 3]
     assert complaints(driver) == []
 
@@ -200,7 +233,9 @@ def test_a_demonstration_outlives_a_killed_server(tasks):
     with served(*options, f"--port={port}", cwd=tasks):
       saved(driver)
       driver.refresh()
-      until(lambda: find(driver, "#completion").get_attribute("value") == "Hello there", "the draft")
+      until(
+        lambda: find(driver, "#completion").get_attribute("value") == "Hello there", "the draft"
+      )
       find(driver, "#completion").send_keys("!", Keys.CONTROL, Keys.ENTER)
       until(lambda: find(driver, "#end").is_displayed(), "the end")
   (answer,) = answers(tasks, "d.sqlite")
@@ -209,13 +244,20 @@ def test_a_demonstration_outlives_a_killed_server(tasks):
 
 def test_the_link_with_the_token_opens_the_page(tasks):
   with (
-    served("--tasks=d.jsonl", "--kind=demonstration", "--db=d.sqlite", "--host=0.0.0.0", cwd=tasks) as url,
+    served(
+      "--tasks=d.jsonl", "--kind=demonstration", "--db=d.sqlite", "--host=0.0.0.0", cwd=tasks
+    ) as url,
     chromium(tasks / "p") as driver,
   ):
     port, token = url.partition("/?")[0].rpartition(":")[2], url.partition("?")[2]
     driver.get(f"http://127.0.0.1:{port}/")
     assert "open the link" in find(driver, "body").text
     driver.get(f"http://127.0.0.1:{port}/?{token}")
-    until(lambda: driver.find_elements("css selector", "#sign-in") and find(driver, "#sign-in").is_displayed(), "the page")
+    until(
+      lambda: (
+        driver.find_elements("css selector", "#sign-in") and find(driver, "#sign-in").is_displayed()
+      ),
+      "the page",
+    )
     assert token not in driver.current_url
     assert driver.execute_script("return document.cookie") == ""

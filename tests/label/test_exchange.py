@@ -17,26 +17,58 @@ from instructjax.label import exchange, store
 from instructjax.label.tasks import FLAGS, Answer, Task
 
 OFF = dict.fromkeys(FLAGS, False)
-NASTY = "<script>alert(1)</script> & \"é\" \u2028"
-FROM = ({"model": "sft", "temperature": 0.7, "seed": 3}, {"model": "ppo", "temperature": 1, "seed": 3}, {"model": "gpt"})
+NASTY = '<script>alert(1)</script> & "é" \u2028'
+FROM = (
+  {"model": "sft", "temperature": 0.7, "seed": 3},
+  {"model": "ppo", "temperature": 1, "seed": 3},
+  {"model": "gpt"},
+)
 TASKS = [
-  Task("first", ("a", NASTY, "c"), id="1", user="u", source="s", use_case="chat", organisation="o", consent=False,
-       annotations={"ambiguous": True}, sources=FROM),
+  Task(
+    "first",
+    ("a", NASTY, "c"),
+    id="1",
+    user="u",
+    source="s",
+    use_case="chat",
+    organisation="o",
+    consent=False,
+    annotations={"ambiguous": True},
+    sources=FROM,
+  ),
   Task("second", ("x", "y")),
   Task("nobody's", ("x", "y")),
 ]
 ANSWERS = [
-  Answer(TASKS[0], "ana", {
-    "ranks": [2, 1, 2], "notes": ["", NASTY, ""],
-    "ratings": [{"overall": 3} | OFF, {"overall": 7} | OFF | {"hallucination": True, "opinion": True}, {"overall": 1} | OFF],
-  }, shown=(2, 0, 1), seconds=12.5),
-  Answer(TASKS[0], "ben@example.org", {"ranks": [1, 2, 3], "notes": [""] * 3, "ratings": [{"overall": 4} | OFF] * 3}),
-  Answer(TASKS[1], "ana", {"ranks": [1, 1], "notes": ["", ""], "ratings": [{"overall": 4} | OFF] * 2}),
+  Answer(
+    TASKS[0],
+    "ana",
+    {
+      "ranks": [2, 1, 2],
+      "notes": ["", NASTY, ""],
+      "ratings": [
+        {"overall": 3} | OFF,
+        {"overall": 7} | OFF | {"hallucination": True, "opinion": True},
+        {"overall": 1} | OFF,
+      ],
+    },
+    shown=(2, 0, 1),
+    seconds=12.5,
+  ),
+  Answer(
+    TASKS[0],
+    "ben@example.org",
+    {"ranks": [1, 2, 3], "notes": [""] * 3, "ratings": [{"overall": 4} | OFF] * 3},
+  ),
+  Answer(
+    TASKS[1], "ana", {"ranks": [1, 1], "notes": ["", ""], "ratings": [{"overall": 4} | OFF] * 2}
+  ),
   Answer(TASKS[1], "ben@example.org", None, "in Greek"),
-]  # fmt: skip
+]
 WRITTEN = [
-  Answer(Task("first", id="1"), "ana", {"completion": NASTY}), Answer(Task("first", id="1"), "ben", {"completion": "b\nc"})
-]  # fmt: skip
+  Answer(Task("first", id="1"), "ana", {"completion": NASTY}),
+  Answer(Task("first", id="1"), "ben", {"completion": "b\nc"}),
+]
 GIVEN = [answer for answer in ANSWERS if answer.value]
 
 
@@ -56,26 +88,39 @@ def said(answers):
 @pytest.mark.parametrize("form", ["records", "labelstudio", "argilla"])
 @pytest.mark.parametrize("kind", ["comparison", "demonstration"])
 def test_round_trips(tmp_path, form, kind, capsys):
-  tasks, answers = (TASKS, ANSWERS) if kind == "comparison" else ([WRITTEN[0].task, Task("unanswered")], WRITTEN)
+  tasks, answers = (
+    (TASKS, ANSWERS) if kind == "comparison" else ([WRITTEN[0].task, Task("unanswered")], WRITTEN)
+  )
   db = fill(tmp_path / "a.sqlite", kind, tasks, answers)
   out = tmp_path / f"out.{'jsonl' if form == 'records' else 'json'}"
   assert cli.main(["label", "export", f"--db={db}", f"--out={out}", f"--format={form}"]) == 0
   back = tmp_path / "b.sqlite"
-  assert cli.main(["label", "import", f"--db={back}", f"--file={out}", f"--format={form}", f"--kind={kind}"]) == 0
+  assert (
+    cli.main(
+      ["label", "import", f"--db={back}", f"--file={out}", f"--format={form}", f"--kind={kind}"]
+    )
+    == 0
+  )
   capsys.readouterr()
   opened = store.open_existing(back)
   found, known = store.answers(opened), store.tasks(opened)
   opened.close()
   expected = said(answers)
-  if kind == "demonstration" and form == "records":  # these records name no labeler, so the second is known already
+  if (
+    kind == "demonstration" and form == "records"
+  ):  # these records name no labeler, so the second is known already
     assert said(found) == {("first", (), "unnamed"): {"completion": NASTY}}
     return
   if form == "records":  # have no place for notes and skips
-    expected = {key: value | {"notes": [""] * len(value["ranks"])} for key, value in expected.items() if value}
+    expected = {
+      key: value | {"notes": [""] * len(value["ranks"])} for key, value in expected.items() if value
+    }
   if form == "argilla":
     expected = {key: value for key, value in expected.items() if value}
   assert said(found) == expected
-  lost = {} if form == "records" else {"sources": ()}  # what drew an output is not shown to those who use other tools
+  lost = (
+    {} if form == "records" else {"sources": ()}
+  )  # what drew an output is not shown to those who use other tools
   assert known == [dataclasses.replace(task, **lost) for task in tasks[: len(known)]]
   assert len(known) == (2 if form == "records" else len(tasks))
   assert cli.main(["label", "import", f"--db={back}", f"--file={out}", f"--format={form}"]) == 0
@@ -93,25 +138,47 @@ def test_the_export_is_valid_and_has_what_the_paper_asks_for(tmp_path, capsys):
   assert (first.id, first.user, first.source, first.use_case) == ("1", "u", "s", "chat")
   assert (first.organisation, first.consent, first.annotations) == ("o", False, {"ambiguous": True})
   assert set(first.ratings[1]) == set(records.RATINGS) and first.ratings[1]["hallucination"] is True
-  assert cli.main(["label", "export", f"--db={db}", f"--out={tmp_path / 'all.jsonl'}", "--format=answers"]) == 0
+  assert (
+    cli.main(
+      ["label", "export", f"--db={db}", f"--out={tmp_path / 'all.jsonl'}", "--format=answers"]
+    )
+    == 0
+  )
   rows = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().split("\n") if line]
-  assert rows[0]["notes"] == ["", NASTY, ""] and rows[0]["shown"] == [2, 0, 1] and rows[0]["seconds"] == 12.5
+  assert (
+    rows[0]["notes"] == ["", NASTY, ""]
+    and rows[0]["shown"] == [2, 0, 1]
+    and rows[0]["seconds"] == 12.5
+  )
   assert rows[0]["sources"] == list(FROM) and rows[3]["skipped"] == "in Greek"
   assert [record.sources for record in records.read(out, "comparison")] == [FROM, FROM, None]
 
 
 def test_continuations_go_out_and_in_as_records_alone(tmp_path, capsys):
-  rated = [{"continuity": 7 - at, "toxicity": at % 3, "relative_toxicity": at % 3 - 1} for at in range(3)]
+  rated = [
+    {"continuity": 7 - at, "toxicity": at % 3, "relative_toxicity": at % 3 - 1} for at in range(3)
+  ]
   value = {"ranks": [1, 2, 2], "ratings": rated, "notes": [""] * 3}
   said = [Answer(TASKS[0], name, value, shown=(0, 1, 2)) for name in ("ana", "ben")]
   db, out = fill(tmp_path / "a.sqlite", "continuation", TASKS[:1], said), tmp_path / "rated.jsonl"
   assert cli.main(["label", "export", f"--db={db}", f"--out={out}"]) == 0
   assert [list(record.ratings) for record in records.read(out, "comparison")] == [rated, rated]
-  take = lambda form: cli.main(["label", "import", f"--db={tmp_path / 'b.sqlite'}", f"--file={out}", f"--format={form}",
-                                "--kind=continuation"])  # fmt: skip
+  take = lambda form: cli.main(
+    [
+      "label",
+      "import",
+      f"--db={tmp_path / 'b.sqlite'}",
+      f"--file={out}",
+      f"--format={form}",
+      "--kind=continuation",
+    ]
+  )
   assert take("records") == 0 and "2 new answers" in capsys.readouterr().out
   assert take("argilla") == 2 and "no form of argilla for continuations" in capsys.readouterr().err
-  assert cli.main(["label", "export", f"--db={db}", f"--out={tmp_path / 'x'}", "--format=labelstudio"]) == 2
+  assert (
+    cli.main(["label", "export", f"--db={db}", f"--out={tmp_path / 'x'}", "--format=labelstudio"])
+    == 2
+  )
   assert "no form of labelstudio for continuations" in capsys.readouterr().err
   assert cli.main(["label", "agreement", f"--db={db}"]) == 0
   assert "alpha/relative_toxicity" in capsys.readouterr().out
@@ -121,7 +188,9 @@ def test_agreement_of_a_file(tmp_path, capsys):
   db = fill(tmp_path / "a.sqlite", "comparison", TASKS, ANSWERS)
   assert cli.main(["label", "agreement", f"--db={db}", "--json"]) == 0
   found = json.loads(capsys.readouterr().out)
-  assert found["agreement"]["value"] == 0.5 and found["agreement"]["n"] == 2  # ab: apart, bc: alike, ac: tied by ana
+  assert (
+    found["agreement"]["value"] == 0.5 and found["agreement"]["n"] == 2
+  )  # ab: apart, bc: alike, ac: tied by ana
   assert cli.main(["label", "agreement", f"--db={db}"]) == 0
   assert "agreement_ties" in capsys.readouterr().out
   written = fill(tmp_path / "d.sqlite", "demonstration", [], WRITTEN)
@@ -133,12 +202,18 @@ def test_the_label_studio_interface_names_every_field_of_the_tasks():
   rows = exchange.to_labelstudio(TASKS, ANSWERS)
   tree = ElementTree.fromstring(exchange.labelstudio_config("comparison", 3))
   tags = {tag.get("name"): tag for tag in tree.iter() if tag.get("name")}
-  shown = {tag.get("value")[1:] for tag in tags.values() if (tag.get("value") or "").startswith("$")}
+  shown = {
+    tag.get("value")[1:] for tag in tags.values() if (tag.get("value") or "").startswith("$")
+  }
   assert all(shown <= set(row["data"]) for row in rows)
-  regions = [region for row in rows for annotation in row["annotations"] for region in annotation["result"]]
+  regions = [
+    region for row in rows for annotation in row["annotations"] for region in annotation["result"]
+  ]
   assert {region["type"] for region in regions} == {"ranker", "rating", "choices", "textarea"}
   for region in regions:
-    assert tags[region["from_name"]].get("toName") == region["to_name"] and region["to_name"] in tags
+    assert (
+      tags[region["from_name"]].get("toName") == region["to_name"] and region["to_name"] in tags
+    )
     assert tags[region["from_name"]].tag.lower() == region["type"]
   buckets = regions[0]["value"]["ranker"]
   assert buckets == {"rank_1": ["2"], "rank_2": ["1", "3"], "rank_3": []}
@@ -153,14 +228,27 @@ def test_what_label_studio_exports_in_other_projects_is_read():
     row = {"id": 3, "data": {"text": "p", "items": items}, "annotations": [annotation]}
     task, ((labeler, answer),) = exchange.from_labelstudio(row, "comparison")
     assert (task, labeler, answer["ranks"]) == (Task("p", ("x", "y")), "7", [2, 1])
-  pair = {"type": "pairwise", "from_name": "pw", "to_name": "text1,text2", "value": {"selected": "right"}}
-  row = {"data": {"prompt": "p", "text1": "x", "text2": "y"}, "annotations": [{"result": [pair]}, {"was_cancelled": True}]}
+  pair = {
+    "type": "pairwise",
+    "from_name": "pw",
+    "to_name": "text1,text2",
+    "value": {"selected": "right"},
+  }
+  row = {
+    "data": {"prompt": "p", "text1": "x", "text2": "y"},
+    "annotations": [{"result": [pair]}, {"was_cancelled": True}],
+  }
   task, found = exchange.from_labelstudio(row, "comparison")
-  assert task.completions == ("x", "y") and [value and value["ranks"] for _, value in found] == [[2, 1], None]
+  assert task.completions == ("x", "y") and [value and value["ranks"] for _, value in found] == [
+    [2, 1],
+    None,
+  ]
 
 
 def test_what_argillas_own_library_writes_is_read():
-  """Read back from its server, a ranking is an ordered list of names: ties are lost there, not here."""
+  """Read back from its server, a ranking is an ordered list of names: ties are lost there, not
+  here.
+  """
   fields = {"instruction": "p", "response-1": "x", "response-2": "y"}
   user = "5b5e3b0e-0d5c-4c3b-9d0f-3a3f1d4c2f11"
   ranking = {"value": ["response-2", "response-1"], "user_id": user}
@@ -172,31 +260,54 @@ def test_what_argillas_own_library_writes_is_read():
 def test_all_problems_of_a_foreign_file_are_listed(tmp_path):
   path = tmp_path / "x.json"
   item = {"id": "1", "body": "x"}
-  unranked = {"data": {"prompt": "p", "items": [item, item | {"id": "2"}]}, "annotations": [{"result": []}]}
+  unranked = {
+    "data": {"prompt": "p", "items": [item, item | {"id": "2"}]},
+    "annotations": [{"result": []}],
+  }
   bad = [{"prompt": "p"}, {"prompt": "p", "items": [item]}, {"items": [item, item]}]
   path.write_text(json.dumps([1, *({"data": data} for data in bad), unranked]))
   with pytest.raises(UserError) as error:
     exchange.load(path, "comparison", "labelstudio")
-  places = [line.removeprefix(f"{path}: ").partition(":")[0] for line in str(error.value).split("\n")]
+  places = [
+    line.removeprefix(f"{path}: ").partition(":")[0] for line in str(error.value).split("\n")
+  ]
   assert places == [f"item {at}" for at in range(5)]
 
 
-FUZZ = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+  deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 rows = st.recursive(
   st.none() | st.booleans() | st.integers() | st.text(),
   lambda inner: st.lists(
     st.dictionaries(
-      st.sampled_from([
-        "data", "fields", "annotations", "responses", "result", "ranking", "prompt", "items", "value", "response_1"
-      ]), inner, max_size=4,
+      st.sampled_from(
+        [
+          "data",
+          "fields",
+          "annotations",
+          "responses",
+          "result",
+          "ranking",
+          "prompt",
+          "items",
+          "value",
+          "response_1",
+        ]
+      ),
+      inner,
+      max_size=4,
     ),
     max_size=3,
   ),
   max_leaves=12,
-)  # fmt: skip
+)
 
 
-forms, kinds = st.sampled_from(["labelstudio", "argilla", "records"]), st.sampled_from(["comparison", "demonstration"])
+forms, kinds = (
+  st.sampled_from(["labelstudio", "argilla", "records"]),
+  st.sampled_from(["comparison", "demonstration"]),
+)
 
 
 @FUZZ
@@ -214,7 +325,8 @@ def test_labeling_starts_without_jax():
   code = (
     "import sys; from instructjax import cli\n"
     "from instructjax.label import agreement, exchange, server, store\n"
-    "sys.exit(f'imported {found}' if (found := {'jax', 'flax', 'orbax', 'ml_collections'} & set(sys.modules)) else 0)"
+    "sys.exit(f'imported {found}' if (found := {'jax', 'flax', 'orbax', 'ml_collections'} & "
+    "set(sys.modules)) else 0)"
   )
   run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
   assert run.returncode == 0, run.stderr

@@ -1,4 +1,6 @@
-"""The labeling page over HTTP: who gets in, what is sent, and answers that survive a kill of the server."""
+"""The labeling page over HTTP: who gets in, what is sent, and answers that survive a kill of the
+server.
+"""
 
 import http.client
 import json
@@ -42,15 +44,21 @@ class Client:
 
 @pytest.fixture
 def page(tmp_path):
-  """A running page with three tasks and a clock that tests turn: (client, clock, database, start of another guard)."""
+  """A running page with three tasks and a clock that tests turn: (client, clock, database, start of
+  another guard).
+  """
   db = store.create(tmp_path / "l.sqlite", "comparison", 1)
   store.add(db, [Task(f"p{i}", ("<b>a</b>", "b")) for i in range(3)])
   clock, running = [0.0], []
-  app = server.application(db, server.Options("text", frozenset({"ana", "ben"}), 60.0, lambda: clock[0]))
+  app = server.application(
+    db, server.Options("text", frozenset({"ana", "ben"}), 60.0, lambda: clock[0])
+  )
 
   def run(known):
     listening = server.listen("127.0.0.1", 0)
-    one = uvicorn.Server(uvicorn.Config(guard.guarded(app, known), log_level="warning", lifespan="off", ws="none"))
+    one = uvicorn.Server(
+      uvicorn.Config(guard.guarded(app, known), log_level="warning", lifespan="off", ws="none")
+    )
     thread = threading.Thread(target=one.run, kwargs={"sockets": [listening]})
     thread.start()
     running.append((one, thread, listening))
@@ -75,7 +83,9 @@ def test_the_page_may_run_and_load_nothing_but_its_own_files(page):
   for path, kind in [("/", "text/html"), ("/page.css", "text/css"), *scripts]:
     status, headers, text = client("GET", path)
     assert (status, headers["Content-Type"]) == (200, f"{kind}; charset=utf-8")
-    policy = dict(part.strip().partition(" ")[::2] for part in headers["Content-Security-Policy"].split(";"))
+    policy = dict(
+      part.strip().partition(" ")[::2] for part in headers["Content-Security-Policy"].split(";")
+    )
     assert policy["default-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
     assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
     assert policy["require-trusted-types-for"] == "'script'"
@@ -89,7 +99,11 @@ def test_the_page_may_run_and_load_nothing_but_its_own_files(page):
 
 def test_a_labeler_answers_skips_and_is_done(page):
   client, _, db, _ = page
-  assert client.post("start", labeler="ana") == {"kind": "comparison", "instructions": "text", "labeler": "ana"}
+  assert client.post("start", labeler="ana") == {
+    "kind": "comparison",
+    "instructions": "text",
+    "labeler": "ana",
+  }
   given = client.post("next", labeler="ana")
   task = given["task"]["number"]
   assert sorted(given["task"]["completions"]) == ["<b>a</b>", "b"] and given["draft"] == {}
@@ -98,38 +112,75 @@ def test_a_labeler_answers_skips_and_is_done(page):
   assert (again["task"], again["draft"], again["seq"]) == (given["task"], {"step": 1}, 1)
   assert client.post("answer", labeler="ana", task=task, answer=ANSWER) == {"new": True}
   assert client.post("answer", labeler="ana", task=task, answer=ANSWER) == {"new": False}
-  assert "another way" in client.post("answer", 409, labeler="ana", task=task, answer=ANSWER | {"ranks": [1, 1]})["error"]
-  client.post("skip", labeler="ana", task=client.post("next", labeler="ana")["task"]["number"], reason="too long")
-  client.post("answer", labeler="ana", task=client.post("next", labeler="ana")["task"]["number"], answer=ANSWER)
+  assert (
+    "another way"
+    in client.post("answer", 409, labeler="ana", task=task, answer=ANSWER | {"ranks": [1, 1]})[
+      "error"
+    ]
+  )
+  client.post(
+    "skip",
+    labeler="ana",
+    task=client.post("next", labeler="ana")["task"]["number"],
+    reason="too long",
+  )
+  client.post(
+    "answer",
+    labeler="ana",
+    task=client.post("next", labeler="ana")["task"]["number"],
+    answer=ANSWER,
+  )
   end = client.post("next", labeler="ana")
   assert (end["task"], end["waiting"]) == (None, False)
-  assert end["progress"] == {"tasks": 3, "wanted": 3, "answers": 2, "complete": 2, "mine": 2, "skipped": 1}
+  assert end["progress"] == {
+    "tasks": 3,
+    "wanted": 3,
+    "answers": 2,
+    "complete": 2,
+    "mine": 2,
+    "skipped": 1,
+  }
   assert len(store.answers(db)) == 3
 
 
 def test_a_lease_keeps_others_away_and_ends(page):
   client, clock, *_ = page
-  client.post("answer", labeler="ana", task=client.post("next", labeler="ana")["task"]["number"], answer=ANSWER)
-  client.post("answer", labeler="ana", task=client.post("next", labeler="ana")["task"]["number"], answer=ANSWER)
+  client.post(
+    "answer",
+    labeler="ana",
+    task=client.post("next", labeler="ana")["task"]["number"],
+    answer=ANSWER,
+  )
+  client.post(
+    "answer",
+    labeler="ana",
+    task=client.post("next", labeler="ana")["task"]["number"],
+    answer=ANSWER,
+  )
   last = client.post("next", labeler="ana")["task"]["number"]
   waiting = client.post("next", labeler="ben")
   assert (waiting["task"], waiting["waiting"]) == (None, True)
   clock[0] = 61.0
   assert client.post("next", labeler="ben")["task"]["number"] == last
-  assert "someone else" in client.post("answer", 409, labeler="ana", task=last, answer=ANSWER)["error"]
+  assert (
+    "someone else" in client.post("answer", 409, labeler="ana", task=last, answer=ANSWER)["error"]
+  )
 
 
 @pytest.mark.parametrize(
   ("name", "body", "what"),
   [
-    ("next", {}, "labeler: 1 to 64"), ("next", {"labeler": "a b"}, "labeler: 1 to 64"), ("next", {"labeler": 3}, "labeler"),
-    ("next", {"labeler": "eve"}, "'eve' is not on the list"), ("draft", {"labeler": "ana", "task": 1}, "seq: a whole number"),
+    ("next", {}, "labeler: 1 to 64"),
+    ("next", {"labeler": "a b"}, "labeler: 1 to 64"),
+    ("next", {"labeler": 3}, "labeler"),
+    ("next", {"labeler": "eve"}, "'eve' is not on the list"),
+    ("draft", {"labeler": "ana", "task": 1}, "seq: a whole number"),
     ("draft", {"labeler": "ana", "task": "1", "seq": 1}, "task: a whole number"),
     ("draft", {"labeler": "ana", "task": 1, "seq": 1, "draft": []}, "draft: an object"),
     ("skip", {"labeler": "ana", "task": 1, "reason": "x" * 501}, "reason: a text of at most 500"),
     ("answer", {"labeler": "ana", "task": 2**64, "answer": ANSWER}, "task: a whole number"),
   ],
-)  # fmt: skip
+)
 def test_bad_calls_are_told_what_is_wrong(page, name, body, what):
   assert what in page[0].post(name, 400, **body)["error"]
 
@@ -143,11 +194,24 @@ def test_other_sites_and_names_are_refused(page):
   assert client("GET", "/", Host=f"localhost:{client.port}")[0] == 200
   assert client("GET", "/", Host="[::1]:80")[0] == 200
   assert call(Origin=f"http://{own}", Sec_Fetch_Site="same-origin") == 200
-  assert call(Origin="http://evil.example") == call(Origin="null") == call(Sec_Fetch_Site="cross-site") == 403
+  assert (
+    call(Origin="http://evil.example")
+    == call(Origin="null")
+    == call(Sec_Fetch_Site="cross-site")
+    == 403
+  )
   assert call(Origin=f"http://localhost:{client.port}") == 403
-  assert call(Content_Type="text/plain") == call(Content_Type="application/x-www-form-urlencoded") == 415
+  assert (
+    call(Content_Type="text/plain") == call(Content_Type="application/x-www-form-urlencoded") == 415
+  )
   assert client("POST", "/api/next", b"{" * 100_000)[0] == 400
-  for content in (b"[1]", b'{"x": "\\ud800"}', b'{"labeler": "ana", "x": NaN}', b'{"labeler": "ana", "x": 1e999}', b"\xff"):
+  for content in (
+    b"[1]",
+    b'{"x": "\\ud800"}',
+    b'{"labeler": "ana", "x": NaN}',
+    b'{"labeler": "ana", "x": 1e999}',
+    b"\xff",
+  ):
     assert client("POST", "/api/next", content)[0] == 400
   assert client("POST", "/api/next", b"x", Content_Length=str(guard.LARGEST + 1))[0] == 413
 
@@ -156,7 +220,9 @@ def test_a_body_without_a_length_is_cut_off_too(page):
   client, *_ = page
   connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=20)
   parts = (b" " * 100_000 for _ in range(21))
-  connection.request("POST", "/api/next", parts, {"Content-Type": "application/json"}, encode_chunked=True)
+  connection.request(
+    "POST", "/api/next", parts, {"Content-Type": "application/json"}, encode_chunked=True
+  )
   response = connection.getresponse()
   assert response.status == 400 and b"a request may have 2000000 bytes" in response.read()
   connection.close()
@@ -170,7 +236,9 @@ def test_opened_wider_everything_needs_the_token(page):
   for path in ("/", "/page.js", "/page.css", "/?token=", "/?token=wrong", "/?token=%C3%A9"):
     assert client("GET", path)[0] == 401
   assert client("POST", "/api/next", {"labeler": "ana"})[0] == 401
-  assert client("POST", f"/api/next?token={known.token}", {"labeler": "ana"})[0] == 401  # the link is for the page only
+  assert (
+    client("POST", f"/api/next?token={known.token}", {"labeler": "ana"})[0] == 401
+  )  # the link is for the page only
   status, headers, text = client("GET", f"/?token={known.token}")
   cookie, *parts = headers["Set-Cookie"].split("; ")
   assert status == 200 and b"refresh" in text and known.token.encode() not in text
@@ -184,19 +252,32 @@ def test_opened_wider_everything_needs_the_token(page):
 
 @pytest.mark.parametrize(
   ("host", "needs"),
-  [("127.0.0.1", False), ("localhost", False), ("::1", False), ("0.0.0.0", True), ("192.0.2.7", True)],
+  [
+    ("127.0.0.1", False),
+    ("localhost", False),
+    ("::1", False),
+    ("0.0.0.0", True),
+    ("192.0.2.7", True),
+  ],
 )
 def test_only_this_machine_needs_no_token(host, needs):
   assert bool(guard.guard(host, 1).token) == needs
 
 
 def test_a_killed_server_keeps_what_it_acknowledged(tmp_path):
-  """kill -9 of `instructjax label` itself after the answer; the next start has it, and the draft of the next prompt."""
+  """kill -9 of `instructjax label` itself after the answer; the next start has it, and the draft of
+  the next prompt.
+  """
   rows = [{"prompt": f"p{i}", "completions": ["a", "b"]} for i in range(2)]
   (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   process, address = start("--tasks=t.jsonl", "--kind=comparison", "--db=l.sqlite", cwd=tmp_path)
   client = Client(int(address.rstrip("/").rpartition(":")[2]))
-  client.post("answer", labeler="ana", task=client.post("next", labeler="ana")["task"]["number"], answer=ANSWER)
+  client.post(
+    "answer",
+    labeler="ana",
+    task=client.post("next", labeler="ana")["task"]["number"],
+    answer=ANSWER,
+  )
   second = client.post("next", labeler="ana")["task"]
   client.post("draft", labeler="ana", task=second["number"], draft={"step": 2}, seq=1)
   process.kill()
@@ -213,20 +294,31 @@ def test_a_killed_server_keeps_what_it_acknowledged(tmp_path):
 def test_the_pictures_of_the_walk_through_are_small():
   folder = Path(__file__).parent.parent.parent / "docs"
   pictures = re.findall(r"[\w]+\.png", (folder / "labeling.md").read_text())
-  assert len(pictures) == 2 and all(0 < (folder / name).stat().st_size < 200_000 for name in pictures)
+  assert len(pictures) == 2 and all(
+    0 < (folder / name).stat().st_size < 200_000 for name in pictures
+  )
 
 
 def test_a_taken_port_and_missing_files_are_user_errors(tmp_path, capsys):
-  with server.listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match="cannot listen there"):
+  with (
+    server.listen("127.0.0.1", 0) as taken,
+    pytest.raises(UserError, match="cannot listen there"),
+  ):
     server.listen("127.0.0.1", taken.getsockname()[1])
   db = tmp_path / "l.sqlite"
   for options, what in [
-    ((), "no such file; give --kind"), (("--kind=comparison",), "no prompts; give --tasks"),
+    ((), "no such file; give --kind"),
+    (("--kind=comparison",), "no prompts; give --tasks"),
     (("--kind=comparison", f"--tasks={tmp_path / 'none'}"), "no such file"),
-    (("--kind=comparison", "--instructions=none.md"), "cannot be read as UTF-8"), (("export", "--out=x"), "no answers yet"),
+    (("--kind=comparison", "--instructions=none.md"), "cannot be read as UTF-8"),
+    (("export", "--out=x"), "no answers yet"),
     (("agreement",), "two labelers"),
-  ]:  # fmt: skip
+  ]:
     head, *rest = options or [""]
-    command = ["label", head, f"--db={db}", *rest] if head in ("export", "agreement") else ["label", f"--db={db}", *options]
+    command = (
+      ["label", head, f"--db={db}", *rest]
+      if head in ("export", "agreement")
+      else ["label", f"--db={db}", *options]
+    )
     assert cli.main(command) == 2
     assert what in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""The store of the labeling page: nothing lost on kill -9, nothing twice, no prompt to more labelers than it should."""
+"""The store of the labeling page: nothing lost on kill -9, nothing twice, no prompt to more
+labelers than it should.
+"""
 
 import json
 import signal
@@ -16,7 +18,11 @@ RATING = {"overall": 4}
 
 
 def ranking(*ranks):
-  return {"ranks": list(ranks), "ratings": [RATING] * len(ranks), "notes": [f"note {rank}" for rank in ranks]}
+  return {
+    "ranks": list(ranks),
+    "ratings": [RATING] * len(ranks),
+    "notes": [f"note {rank}" for rank in ranks],
+  }
 
 
 @pytest.fixture
@@ -45,7 +51,9 @@ def test_no_acknowledged_answer_is_lost_on_kill_9(tmp_path):
   db.close()
   said = []
   for stop in (25, 60):  # killed in the middle of writing, opened again, killed again
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+      [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True
+    )
     said += [int(process.stdout.readline()) for _ in range(stop)]
     process.send_signal(signal.SIGKILL)
     said += [int(line) for line in process.stdout.read().splitlines() if line]
@@ -54,10 +62,14 @@ def test_no_acknowledged_answer_is_lost_on_kill_9(tmp_path):
   db = store.open_existing(path)
   found = store.answers(db)
   assert {f"p{number - 1}" for number in said} <= {answer.task.prompt for answer in found}
-  assert len(said) == len(set(said)) and len(said) <= len(found) <= len(said) + 2  # written, killed before it was said
+  assert (
+    len(said) == len(set(said)) and len(said) <= len(found) <= len(said) + 2
+  )  # written, killed before it was said
   assert all(answer.value == {"completion": f"answer to {answer.task.prompt}"} for answer in found)
   assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-  assert [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")] == ["wal", 2]  # 2 is FULL
+  assert [
+    db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")
+  ] == ["wal", 2]  # 2 is FULL
   db.close()
 
 
@@ -96,7 +108,9 @@ def test_a_prompt_goes_to_one_labeler_until_the_lease_ends(db):
   other = store.next_task(db, "ben", 10.0, lease=60)
   assert other.number != first.number
   assert store.save_draft(db, "ana", first.number, {"step": 2}, 3, 65.0, lease=60)  # renews it
-  assert not store.save_draft(db, "ana", first.number, {"step": 1}, 2, 66.0, lease=60)  # an older one, late
+  assert not store.save_draft(
+    db, "ana", first.number, {"step": 1}, 2, 66.0, lease=60
+  )  # an older one, late
   assert store.next_task(db, "ana", 67.0, lease=60).draft == {"step": 2}
   taken = store.next_task(db, "cem", 200.0, lease=60)
   assert taken.number == first.number  # both leases are over, the first prompt is the first again
@@ -104,7 +118,9 @@ def test_a_prompt_goes_to_one_labeler_until_the_lease_ends(db):
     store.save_draft(db, "ana", first.number, {}, 4, 201.0)
   with pytest.raises(ConflictError, match="given to someone else"):
     store.submit(db, "ana", first.number, ranking(1, 2, 3), 201.0)
-  assert store.submit(db, "ben", other.number, ranking(1, 2, 3), 500.0)  # late, but the place is free
+  assert store.submit(
+    db, "ben", other.number, ranking(1, 2, 3), 500.0
+  )  # late, but the place is free
   with pytest.raises(ConflictError, match="not \\(or no longer\\) yours"):
     store.submit(db, "dia", first.number, ranking(1, 2, 3), 201.0)
 
@@ -121,14 +137,20 @@ def test_each_prompt_gets_n_labelers_and_never_more(tmp_path, n):
         store.submit(db, name, given.number, {"completion": f"by {name}"}, 1.0)
       open_tasks[name] = store.next_task(db, name, 1.0)
       held = db.execute(
-        "SELECT max((SELECT count(*) FROM answer WHERE task = id) + (SELECT count(*) FROM lease WHERE task = id)) FROM task"
+        "SELECT max((SELECT count(*) FROM answer WHERE task = id) + (SELECT count(*) FROM lease "
+        "WHERE task = id)) FROM task"
       ).fetchone()[0]
       assert held <= n
   found = store.answers(db)
   assert len(found) == 5 * n == len({(answer.task.prompt, answer.labeler) for answer in found})
   assert store.progress(db, "ana") | {"mine": 0} == {
-    "tasks": 5, "wanted": 5 * n, "answers": 5 * n, "complete": 5, "mine": 0, "skipped": 0
-  }  # fmt: skip
+    "tasks": 5,
+    "wanted": 5 * n,
+    "answers": 5 * n,
+    "complete": 5,
+    "mine": 0,
+    "skipped": 0,
+  }
   db.close()
 
 
@@ -151,8 +173,14 @@ def test_a_skip_goes_to_someone_else_with_its_reason(db):
     ({"ranks": [1, 2, 4]}, "ranks: 3 integers from 1"),
     ({"ranks": [1, 2, True]}, "ranks: 3 integers from 1"),
     (ranking(1, 2, 3) | {"ratings": [RATING]}, "ratings, notes: 3 of each"),
-    (ranking(1, 2, 3) | {"ratings": [{"overall": 8}] * 3}, r"ratings\[0\].overall: an integer from 1"),
-    (ranking(1, 2, 3) | {"ratings": [RATING | {"opinion": 1}] * 3}, r"ratings\[0\].opinion: true or false"),
+    (
+      ranking(1, 2, 3) | {"ratings": [{"overall": 8}] * 3},
+      r"ratings\[0\].overall: an integer from 1",
+    ),
+    (
+      ranking(1, 2, 3) | {"ratings": [RATING | {"opinion": 1}] * 3},
+      r"ratings\[0\].opinion: true or false",
+    ),
     (ranking(1, 2, 3) | {"notes": ["", 1, ""]}, r"notes\[1\]: a text"),
     (ranking(1, 2, 3) | {"more": 1}, "more: unknown field"),
   ],
@@ -170,9 +198,11 @@ def test_continuations_are_rated_by_figure_11():
   answer = lambda **change: {"ranks": [1, 2], "ratings": [rated, rated | change]}
   assert tasks.checked("continuation", answer(), 2)["ratings"] == [rated, rated]
   for change, what in [
-    ({"toxicity": 3}, r"ratings\[1\].toxicity: an integer from 0 to 2"), ({"continuity": True}, "an integer from 1 to 7"),
-    ({"relative_toxicity": -2}, "an integer from -1 to 1"), ({"overall": 1}, "overall: unknown field"),
-  ]:  # fmt: skip
+    ({"toxicity": 3}, r"ratings\[1\].toxicity: an integer from 0 to 2"),
+    ({"continuity": True}, "an integer from 1 to 7"),
+    ({"relative_toxicity": -2}, "an integer from -1 to 1"),
+    ({"overall": 1}, "overall: unknown field"),
+  ]:
     with pytest.raises(UserError, match=what):
       tasks.checked("continuation", answer(**change), 2)
   with pytest.raises(UserError, match=r"ratings\[0\].continuity: unknown field"):
@@ -188,7 +218,11 @@ def test_tasks_are_added_once_and_settings_stay(tmp_path):
   assert store.add(db, [Task("p"), Task("r")]) == (1, 1)
   assert store.settings(db) == store.Settings("demonstration", 2, 0)
   db.close()
-  bad = [(("comparison",), "holds demonstrations"), ((None, None, 3), "was made with seed 0"), ((None, 0), "at least")]
+  bad = [
+    (("comparison",), "holds demonstrations"),
+    ((None, None, 3), "was made with seed 0"),
+    ((None, 0), "at least"),
+  ]
   for settings, what in bad:
     with pytest.raises(UserError, match=what):
       store.create(path, *settings)
@@ -210,33 +244,54 @@ def read(tmp_path, *rows, kind="comparison"):
 def test_samples_are_tasks_without_their_empty_and_repeated_responses(tmp_path):
   found, left_out = read(
     tmp_path,
-    {"prompt": "p", "responses": ["x", "", " y", "x "], "sources": ["m0", "m1", "m2", "m3"], "scores": {"reward": [0.5] * 4}},
+    {
+      "prompt": "p",
+      "responses": ["x", "", " y", "x "],
+      "sources": ["m0", "m1", "m2", "m3"],
+      "scores": {"reward": [0.5] * 4},
+    },
     {"prompt": "q", "responses": ["x", "x"]},
     {"prompt": "r", "completions": ["1", "2"], "id": "7", "user": "u"},
   )
-  assert found == [Task("p", ("x", " y"), sources=({"model": "m0"}, {"model": "m2"})), Task("r", ("1", "2"), id="7", user="u")]
+  assert found == [
+    Task("p", ("x", " y"), sources=({"model": "m0"}, {"model": "m2"})),
+    Task("r", ("1", "2"), id="7", user="u"),
+  ]
   assert left_out == [
-    "left out: 1 empty responses", "left out: 2 repeated responses",
+    "left out: 1 empty responses",
+    "left out: 2 repeated responses",
     "left out: 1 prompts with fewer than two different responses",
-  ]  # fmt: skip
+  ]
 
 
 def test_bad_tasks_are_named_by_line_and_field(tmp_path):
   with pytest.raises(UserError) as error:
     read(
-      tmp_path, {"prompt": "p", "completions": ["x"]}, {"prompt": "p"},
+      tmp_path,
+      {"prompt": "p", "completions": ["x"]},
+      {"prompt": "p"},
       {"prompt": "p", "completions": ["x", "y"], "ranks": [1, 2]},
-      {"prompt": "", "responses": ["x", "y"]}, {"prompt": "p", "responses": "x"}, {"prompt": "p", "completions": ["x", ""]},
-      {"prompt": "p", "completions": ["x", "y"], "sources": ["a"]}, {"prompt": "p", "responses": ["x", "y"], "modell": "m"},
-    )  # fmt: skip
+      {"prompt": "", "responses": ["x", "y"]},
+      {"prompt": "p", "responses": "x"},
+      {"prompt": "p", "completions": ["x", ""]},
+      {"prompt": "p", "completions": ["x", "y"], "sources": ["a"]},
+      {"prompt": "p", "responses": ["x", "y"], "modell": "m"},
+    )
   parts = [line.removeprefix(str(tmp_path / "t.jsonl:")) for line in str(error.value).split("\n")]
   expected = [
-    "1: completions: 1 of them", "2: completions: give completions or responses", "3: ranks, ratings: labeled already",
-    "4: prompt: empty", "5: responses: a list of texts", "6: completions[1]: empty",
+    "1: completions: 1 of them",
+    "2: completions: give completions or responses",
+    "3: ranks, ratings: labeled already",
+    "4: prompt: empty",
+    "5: responses: a list of texts",
+    "6: completions[1]: empty",
     "7: sources: a list of 2 is expected, one a completion",
     "8: modell: unknown field",
-  ]  # fmt: skip
+  ]
   assert [part[: len(what)] for part, what in zip(parts, expected, strict=True)] == expected
   with pytest.raises(UserError, match="no prompt with two different outputs"):
     read(tmp_path, {"prompt": "p", "responses": ["x", "x"]})
-  assert read(tmp_path, {"prompt": "p", "id": "1"}, kind="demonstration") == ([Task("p", id="1")], [])
+  assert read(tmp_path, {"prompt": "p", "id": "1"}, kind="demonstration") == (
+    [Task("p", id="1")],
+    [],
+  )

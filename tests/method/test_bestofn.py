@@ -35,7 +35,9 @@ def test_the_curve_is_the_mean_over_all_subsets():
   rng = np.random.default_rng(0)
   proxy = rng.normal(size=(3, 6))
   gold = proxy + rng.normal(size=(3, 6))
-  points = bestofn.curve(jnp.asarray(proxy, jnp.float32), jnp.asarray(gold, jnp.float32), [1, 2, 4, 6])
+  points = bestofn.curve(
+    jnp.asarray(proxy, jnp.float32), jnp.asarray(gold, jnp.float32), [1, 2, 4, 6]
+  )
   for point in points:
     n = point["n"]
     best, true = [], []
@@ -66,6 +68,8 @@ def test_the_best_of_eight_are_better_and_the_same_on_a_mesh():
   np.testing.assert_array_equal((tokens[:, -6:] % 2 == 0).sum(1), score.max(1))
   assert score.max(1).mean() > score.mean() + 1
   with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
-    again = chain(lambda p, lm: sharding.place(p, sharding.shardings(lm.table)), sharding.place_batch)
+    again = chain(
+      lambda p, lm: sharding.place(p, sharding.shardings(lm.table)), sharding.place_batch
+    )
   np.testing.assert_array_equal(again[0], score)
   np.testing.assert_array_equal(again[1], tokens)

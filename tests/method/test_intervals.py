@@ -1,4 +1,6 @@
-"""The bootstrap: the normal interval, its coverage, the same twice, and what it says when there is nothing."""
+"""The bootstrap: the normal interval, its coverage, the same twice, and what it says when there is
+nothing.
+"""
 
 import math
 
@@ -26,9 +28,13 @@ def test_the_interval_of_a_win_rate_covers_the_truth_95_times_in_100(p):
   zeros = np.zeros(n)
   covered = 0
   for seed in range(runs):
-    found = intervals.win_rate(np.where(rng.random(n) < p, 1.0, -1.0), zeros, samples=400, seed=seed)
+    found = intervals.win_rate(
+      np.where(rng.random(n) < p, 1.0, -1.0), zeros, samples=400, seed=seed
+    )
     covered += found.low <= p <= found.high
-  assert 0.91 <= covered / runs <= 0.98  # 0.95 - 0.02 for the percentiles at n = 100, +- 0.025 for 300 runs
+  assert (
+    0.91 <= covered / runs <= 0.98
+  )  # 0.95 - 0.02 for the percentiles at n = 100, +- 0.025 for 300 runs
 
 
 def test_rows_hang_together():
@@ -55,7 +61,9 @@ def test_win_rate_counts_ties_half():
 @settings(max_examples=40, deadline=None)
 def test_the_other_side_wins_the_rest(scores):
   ours, theirs = np.asarray(scores, float).T
-  found, other = (intervals.win_rate(a, b, samples=200) for a, b in ((ours, theirs), (theirs, ours)))
+  found, other = (
+    intervals.win_rate(a, b, samples=200) for a, b in ((ours, theirs), (theirs, ours))
+  )
   assert found.value + other.value == pytest.approx(1)
   assert found.low + other.high == pytest.approx(1)
   assert 0 <= found.low <= found.value + 1e-12
@@ -66,7 +74,9 @@ def test_same_seed_same_interval_and_rows_by_the_million():
   values = np.random.default_rng(4).random(1000)
   assert intervals.mean(values) == intervals.mean(values)
   assert intervals.mean(values, seed=1) != intervals.mean(values)
-  assert intervals.resampled(np.ones((1_500_000, 1)), samples=3, seed=0).tolist() == [[1_500_000.0]] * 3
+  assert (
+    intervals.resampled(np.ones((1_500_000, 1)), samples=3, seed=0).tolist() == [[1_500_000.0]] * 3
+  )
 
 
 def test_nothing_and_not_a_number():

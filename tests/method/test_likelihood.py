@@ -1,4 +1,6 @@
-"""Log-probabilities of text: against a plain computation, windows, temperature, banned ids, part by part."""
+"""Log-probabilities of text: against a plain computation, windows, temperature, banned ids, part by
+part.
+"""
 
 from functools import partial
 
@@ -20,7 +22,9 @@ FAST = LM._replace(hidden=HIDDEN)
 
 def table(tokens, valid, temperature=1.0, banned=()):
   """log p(v | what stands before t) for every t >= 1 and v, in float64: [B, T - 1, V]."""
-  logits = np.asarray(LM.logits(PARAMS, HIDDEN(PARAMS, tokens, valid)), np.float64)[:, :-1] / temperature
+  logits = (
+    np.asarray(LM.logits(PARAMS, HIDDEN(PARAMS, tokens, valid)), np.float64)[:, :-1] / temperature
+  )
   logits[..., list(banned)] = -np.inf
   return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
@@ -33,11 +37,15 @@ def pick(logp, tokens):
 def test_response_logp_is_that_of_the_last_tokens(temperature, banned):
   valid = jnp.asarray(np.arange(12) >= np.array([[0], [3], [5]]))
   tokens = jnp.where(valid, jax.random.randint(jax.random.key(1), (3, 12), 10, LM.vocab_size), 0)
-  logp, entropy = likelihood.response_logp(FAST, PARAMS, tokens, valid, 5, temperature=temperature, banned=banned)
+  logp, entropy = likelihood.response_logp(
+    FAST, PARAMS, tokens, valid, 5, temperature=temperature, banned=banned
+  )
   expected = table(tokens, valid, temperature, banned)
   np.testing.assert_allclose(logp, pick(expected, tokens)[:, -5:], atol=1e-5)
   p = np.exp(expected[:, -5:])
-  np.testing.assert_allclose(entropy, -(p * np.where(p > 0, expected[:, -5:], 0)).sum(-1), atol=1e-5)
+  np.testing.assert_allclose(
+    entropy, -(p * np.where(p > 0, expected[:, -5:], 0)).sum(-1), atol=1e-5
+  )
   assert logp.dtype == entropy.dtype == jnp.float32
 
 
@@ -54,14 +62,18 @@ def test_a_window_holds_the_marked_tokens_wherever_they_stand(extra):
   valid = jnp.ones((4, 12), bool)
   tokens = jax.random.randint(jax.random.key(2), (4, 12), 0, LM.vocab_size)
   marks = np.zeros((4, 12), bool)
-  for row, (start, end) in enumerate([(1, 4), (5, 9), (8, 12), (0, 0)]):  # at the start, within, at the end, none
+  for row, (start, end) in enumerate(
+    [(1, 4), (5, 9), (8, 12), (0, 0)]
+  ):  # at the start, within, at the end, none
     marks[row, start:end] = True
   batch = Demonstrations(tokens, valid, jnp.asarray(marks))
   whole, mask = likelihood.masked_logp(FAST, PARAMS, batch)
   cut, cut_mask = likelihood.masked_logp(FAST, PARAMS, batch, 4 + extra)
   assert cut.shape == (4, 4 + extra)
   for row in range(4):
-    np.testing.assert_allclose(np.asarray(cut[row])[cut_mask[row]], np.asarray(whole[row])[mask[row]], atol=1e-5)
+    np.testing.assert_allclose(
+      np.asarray(cut[row])[cut_mask[row]], np.asarray(whole[row])[mask[row]], atol=1e-5
+    )
 
 
 def test_a_stem_gives_the_same_numbers():
@@ -81,7 +93,9 @@ def shared(lm, rows=4, n=3, width=6, length=5):
   before = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), prompts)
   valid = jnp.concatenate([before.valid, mask], axis=1)
   marked = jnp.concatenate([jnp.zeros_like(before.valid), mask], axis=1)
-  return (prompts, ends, jnp.asarray(mask)), Demonstrations(jnp.concatenate([before.tokens, ends], axis=1), valid, marked)
+  return (prompts, ends, jnp.asarray(mask)), Demonstrations(
+    jnp.concatenate([before.tokens, ends], axis=1), valid, marked
+  )
 
 
 @pytest.mark.parametrize("family", ["gpt", "llama"])
@@ -115,7 +129,9 @@ def test_shared_prompts_on_a_mesh_equal_one_device(mesh):
 
   host, parts, expected = tiny.unsharded(alone)
   params = sharding.place(host, sharding.shardings(lm.table))
-  tiny.assert_trees_close(weigh(params, *sharding.place_batch(parts)), expected, rtol=1e-5, atol=2e-5)
+  tiny.assert_trees_close(
+    weigh(params, *sharding.place_batch(parts)), expected, rtol=1e-5, atol=2e-5
+  )
 
 
 ROWS, LENGTH = 8, 7
@@ -123,10 +139,14 @@ ROWS, LENGTH = 8, 7
 
 def unembedding(tied, dtype="float32"):
   """(a model, the parameters of its logits, hidden states, tokens)."""
-  lm = llama.llama(llama.LlamaConfig(tiny.VOCAB, 64, width=32, depth=1, heads=4, kv_heads=2, mlp=64, tied=tied))
+  lm = llama.llama(
+    llama.LlamaConfig(tiny.VOCAB, 64, width=32, depth=1, heads=4, kv_heads=2, mlp=64, tied=tied)
+  )
   name = "embed" if tied else "head"
   params = {
-    name: jax.tree.map(lambda leaf: (20 * leaf.init(jax.random.key(0), leaf.shape)).astype(dtype), lm.table[name])
+    name: jax.tree.map(
+      lambda leaf: (20 * leaf.init(jax.random.key(0), leaf.shape)).astype(dtype), lm.table[name]
+    )
   }
   rng = np.random.default_rng(1)
   hidden = rng.standard_normal((ROWS, LENGTH, lm.width), np.float32)
@@ -146,8 +166,16 @@ def numbers(lm, params, hidden, tokens):
 
 @pytest.mark.parametrize(
   "logits, tied, dtype",
-  [(8 * 3 * tiny.VOCAB, True, "float32"), (8 * 3 * tiny.VOCAB, False, "float32"), (1, True, "bfloat16")],
-  ids=["three parts, the last filled up", "untied", "a part for each position, frozen bfloat16 unembedding"],
+  [
+    (8 * 3 * tiny.VOCAB, True, "float32"),
+    (8 * 3 * tiny.VOCAB, False, "float32"),
+    (1, True, "bfloat16"),
+  ],
+  ids=[
+    "three parts, the last filled up",
+    "untied",
+    "a part for each position, frozen bfloat16 unembedding",
+  ],
 )
 def test_parts_give_the_numbers_of_the_whole(monkeypatch, logits, tied, dtype):
   lm, *arrays = unembedding(tied, dtype)
@@ -164,7 +192,9 @@ def test_parts_give_the_numbers_of_the_whole(monkeypatch, logits, tied, dtype):
 def test_parts_on_a_mesh_equal_one_device(monkeypatch, mesh):
   tied = mesh.shape["data"] != 2
   lm, host, hidden, tokens = unembedding(tied)
-  expected = tiny.unsharded(lambda: jax.tree.map(np.asarray, numbers(lm, host, hidden, jnp.asarray(tokens))))
+  expected = tiny.unsharded(
+    lambda: jax.tree.map(np.asarray, numbers(lm, host, hidden, jnp.asarray(tokens)))
+  )
   monkeypatch.setattr(likelihood, "LOGITS", 3 * tiny.VOCAB)
   params = sharding.place(host, sharding.shardings({name: lm.table[name] for name in host}))
   hidden, tokens = sharding.place_batch((hidden, tokens))
@@ -172,16 +202,22 @@ def test_parts_on_a_mesh_equal_one_device(monkeypatch, mesh):
   assert likelihood.parts(tokens, lm.vocab_size) == -(-rows * LENGTH // (3 * mesh.shape["model"]))
   got = numbers(lm, params, hidden, tokens)
   tiny.assert_trees_close(got, expected, rtol=1e-5, atol=1e-5)
-  alike = lambda g, p: np.testing.assert_equal(str(jax.typeof(g).sharding), str(jax.typeof(p).sharding))
+  alike = lambda g, p: np.testing.assert_equal(
+    str(jax.typeof(g).sharding), str(jax.typeof(p).sharding)
+  )
   jax.tree.map(alike, got[2:], (params, hidden))
 
 
 def largest(jaxpr):
-  """The most elements of a float32 array with an axis as long as the vocabulary and the logits' other axes."""
+  """The most elements of a float32 array with an axis as long as the vocabulary and the logits'
+  other axes.
+  """
   sizes = [
-    v.aval.size for eqn in tiny.equations(jaxpr) for v in eqn.outvars
+    v.aval.size
+    for eqn in tiny.equations(jaxpr)
+    for v in eqn.outvars
     if getattr(v.aval, "shape", ())[-1:] == (tiny.VOCAB,) and v.aval.dtype == jnp.float32
-  ]  # fmt: skip
+  ]
   return max(sizes)
 
 
@@ -204,7 +240,10 @@ def test_an_sft_step_in_parts_holds_no_logits_of_the_whole_batch(monkeypatch, lo
 
 
 def test_log_probabilities_are_float32_and_match_the_losses():
-  hidden, tokens = jax.random.normal(jax.random.key(0), (2, 3, LM.width)), jnp.array([[1, 2, 3], [4, 5, 6]])
+  hidden, tokens = (
+    jax.random.normal(jax.random.key(0), (2, 3, LM.width)),
+    jnp.array([[1, 2, 3], [4, 5, 6]]),
+  )
   logp, entropy = likelihood.of_tokens(LM, PARAMS, hidden.astype(jnp.bfloat16), tokens)
   logits = LM.logits(PARAMS, hidden.astype(jnp.bfloat16))
   np.testing.assert_array_equal(logp, losses.token_logp(logits, tokens))

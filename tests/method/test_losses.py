@@ -22,7 +22,9 @@ same = np.testing.assert_array_equal
 
 
 def ppo_batch(seed=0, B=4, R=7):
-  """(logp, old_logp, advantage, mask): ragged rows, one with a gap, ratios on both sides of the clip."""
+  """(logp, old_logp, advantage, mask): ragged rows, one with a gap, ratios on both sides of the
+  clip.
+  """
   rng = np.random.default_rng(seed)
   old_logp = -rng.exponential(1.5, (B, R))
   logp = old_logp + rng.normal(0, 0.3, (B, R))
@@ -42,11 +44,15 @@ def ranked_batch(seed=0, B=5, K=9):
 
 def check_grads(f, x):
   f = jax.jit(f)
-  finite_differences(lambda x: f(jnp.asarray(x)), (x,), order=1, modes=["fwd", "rev"], atol=2e-3, rtol=2e-2, eps=1e-2)
+  finite_differences(
+    lambda x: f(jnp.asarray(x)), (x,), order=1, modes=["fwd", "rev"], atol=2e-3, rtol=2e-2, eps=1e-2
+  )
 
 
 def arrays(*xs):
-  return [jnp.asarray(x, jnp.float32) if np.asarray(x).dtype.kind == "f" else jnp.asarray(x) for x in xs]
+  return [
+    jnp.asarray(x, jnp.float32) if np.asarray(x).dtype.kind == "f" else jnp.asarray(x) for x in xs
+  ]
 
 
 # Log-probabilities
@@ -93,12 +99,19 @@ def test_bfloat16_logits_give_float32():
 
 
 def test_token_logp_holds_no_array_of_the_vocabulary_beyond_the_gradient():
-  """Forward: none.  Backward: only the gradient, so that with the logits two [B, T, V] arrays are alive."""
+  """Forward: none.  Backward: only the gradient, so that with the logits two [B, T, V] arrays are
+  alive.
+  """
   B, T, V = 8, 16, 2048
-  logits, tokens = jax.ShapeDtypeStruct((B, T, V), jnp.float32), jax.ShapeDtypeStruct((B, T), jnp.int32)
+  logits, tokens = (
+    jax.ShapeDtypeStruct((B, T, V), jnp.float32),
+    jax.ShapeDtypeStruct((B, T), jnp.int32),
+  )
   whole = 4 * B * T * V
   for f in losses.token_logp, jax.grad(lambda x, i: losses.token_logp(x, i).sum()):
-    assert jax.jit(f).lower(logits, tokens).compile().memory_analysis().temp_size_in_bytes < 0.1 * whole
+    assert (
+      jax.jit(f).lower(logits, tokens).compile().memory_analysis().temp_size_in_bytes < 0.1 * whole
+    )
 
 
 def test_temper_divides_and_bans():
@@ -124,12 +137,17 @@ def test_temper_rejects_what_makes_no_distribution():
 
 
 def test_banned_ids_keep_everything_finite():
-  """A padded position holds id 0, which may be banned: its log-probability times a mask is 0, not NaN."""
+  """A padded position holds id 0, which may be banned: its log-probability times a mask is 0, not
+  NaN.
+  """
   logits = losses.temper(jax.random.normal(jax.random.key(0), (2, 6)), 1.0, banned=(0,))
   logp = losses.token_logp(logits, jnp.array([0, 3]))
   same((logp * jnp.array([False, True]))[0], 0.0)
   close(losses.entropy(logits), losses.entropy(logits[:, 1:]))
-  close(losses.entropy(jnp.where(logits == losses.BANNED, -jnp.inf, logits)), losses.entropy(logits[:, 1:]))
+  close(
+    losses.entropy(jnp.where(logits == losses.BANNED, -jnp.inf, logits)),
+    losses.entropy(logits[:, 1:]),
+  )
   grad = jax.grad(lambda x: losses.entropy(losses.temper(x, 1.0, (0,))).sum())(logits)
   assert np.isfinite(grad).all() and (grad[:, 0] == 0).all()
 
@@ -151,7 +169,10 @@ def test_weights_of_an_empty_batch_are_zero():
 
 @pytest.mark.parametrize(
   ("weight", "mean"),
-  [(losses.token_mean, oracle.mean_over_tokens), (losses.sequence_mean, oracle.mean_over_sequences)],
+  [
+    (losses.token_mean, oracle.mean_over_tokens),
+    (losses.sequence_mean, oracle.mean_over_sequences),
+  ],
 )
 def test_losses_match_loops_under_either_mean(weight, mean):
   logp, old_logp, advantage, mask = ppo_batch()
@@ -204,7 +225,9 @@ def test_every_prompt_weighs_the_same_and_all_pairs_of_a_prompt_count():
 
 
 def test_equal_k_is_the_mean_of_shuffled_pairs():
-  """With one K for all, the grouped loss and its gradient are those of independent pairs (footnote 3)."""
+  """With one K for all, the grouped loss and its gradient are those of independent pairs (footnote
+  3).
+  """
   rng = np.random.default_rng(3)
   r = jnp.asarray(rng.normal(size=(6, 4)), jnp.float32)
   rank = np.stack([rng.permutation(4) + 1 for _ in range(6)])
@@ -247,7 +270,10 @@ def test_best_of_four_is_the_softmax_of_ziegler():
   """Scores 0..3, the best is the third: log(1 + e + e² + e³) - 2   (Ziegler et al. 2019, Eq. 1)."""
   score, rank = jnp.arange(4.0)[None], jnp.array([[2, 2, 1, 2]])
   close(losses.best_of_k(score, rank, jnp.ones(1)), np.log(1 + np.e + np.e**2 + np.e**3) - 2)
-  close(jax.grad(losses.best_of_k)(score, rank, jnp.ones(1)), jax.nn.softmax(score) - jax.nn.one_hot([2], 4))
+  close(
+    jax.grad(losses.best_of_k)(score, rank, jnp.ones(1)),
+    jax.nn.softmax(score) - jax.nn.one_hot([2], 4),
+  )
 
 
 def test_best_of_k_matches_loops():
@@ -305,7 +331,12 @@ def test_first_minibatch_is_reinforce_with_a_baseline():
   value = jax.grad(losses.clipped_value)(logp, logp, adv, w)
   close(value, w * (logp - adv))
   metrics = losses.policy_metrics(logp, logp, adv, mask)
-  for name, want in {"approxkl_avg": 0.0, "clipfrac_avg": 0.0, "ratio_max": 1.0, "ratio_min": 1.0}.items():
+  for name, want in {
+    "approxkl_avg": 0.0,
+    "clipfrac_avg": 0.0,
+    "ratio_max": 1.0,
+    "ratio_min": 1.0,
+  }.items():
     same(metrics[f"policy/{name}"], want)
   same(metrics["val/ratio"], 1.0)
 
@@ -345,7 +376,9 @@ def test_approxkl_is_not_diluted_by_padding():
 
 
 def test_padding_with_a_real_id_is_told_by_the_mask_alone():
-  """Nothing is read off token ids: a response of nothing but id 0 carries as much loss as any other."""
+  """Nothing is read off token ids: a response of nothing but id 0 carries as much loss as any
+  other.
+  """
   logits = jax.random.normal(jax.random.key(0), (2, 4, 6))
   mask = jnp.array([[True] * 4, [True, True, False, False]])
   f = lambda ids: losses.nll(losses.token_logp(logits, ids), losses.token_mean(mask))
@@ -364,9 +397,13 @@ def loss_of(name):
     "nll": lambda x, m: losses.nll(x, losses.token_mean(m)),
     "policy": lambda x, m: losses.clipped_policy(x, old, adv, losses.token_mean(m)),
     "value": lambda x, m: losses.clipped_value(x, old, adv, losses.sequence_mean(m)),
-    "value without clip": lambda x, m: losses.clipped_value(x, old, adv, losses.token_mean(m), clip=None),
+    "value without clip": lambda x, m: losses.clipped_value(
+      x, old, adv, losses.token_mean(m), clip=None
+    ),
   }
-  rank = jnp.array([[1, 2, 3, 4, 5, 6, 7], [1, 1, 2, 2, 3, 3, 4], [7, 6, 5, 4, 3, 2, 1], [1, 2] * 3 + [1]])
+  rank = jnp.array(
+    [[1, 2, 3, 4, 5, 6, 7], [1, 1, 2, 2, 3, 3, 4], [7, 6, 5, 4, 3, 2, 1], [1, 2] * 3 + [1]]
+  )
   ranks = lambda m: jnp.where(m, rank, 0)
   by_completion = {
     "ranking": lambda x, m: losses.ranking(x, losses.pair_weights(ranks(m))),
@@ -452,7 +489,10 @@ def test_float32_by_construction_under_strict_promotion(dtype):
     w, sw, pw = losses.token_mean(mask), losses.sequence_mean(mask), losses.pair_weights(rank)
     share = jnp.full(len(rank), 0.2, jnp.float32)
     return [
-      w, sw, pw, losses.pair_weights(rank, "all"),
+      w,
+      sw,
+      pw,
+      losses.pair_weights(rank, "all"),
       losses.temper(lp, 0.7, (1,)),
       losses.token_logp(lp, jnp.zeros(4, jnp.int32)),
       losses.entropy(lp),
@@ -464,10 +504,12 @@ def test_float32_by_construction_under_strict_promotion(dtype):
       losses.centering(score, pw),
       losses.best_of_k(score, rank, share),
       *losses.ranking_accuracy(score, rank),
-      losses.dpo(lp[:, 0], lp[:, 1], old[:, 0], old[:, 1], jnp.full(4, 0.25, jnp.float32), beta=0.1),
+      losses.dpo(
+        lp[:, 0], lp[:, 1], old[:, 0], old[:, 1], jnp.full(4, 0.25, jnp.float32), beta=0.1
+      ),
       *losses.policy_metrics(lp, old, adv, mask).values(),
       *losses.value_metrics(lp, old, adv, mask).values(),
-    ]  # fmt: skip
+    ]
 
   with jax.numpy_dtype_promotion("strict"):
     outs = jax.eval_shape(everything, lp, old, adv, mask, score.astype(dtype), rank)
@@ -484,7 +526,9 @@ ROWS = ("data", "fsdp")
 
 @pytest.mark.parametrize("vocabulary", [None, "model"])
 def test_logits_on_an_explicit_mesh(explicit, vocabulary):
-  """Rows over data and fsdp, the vocabulary whole or over model: same numbers, results sharded by rows."""
+  """Rows over data and fsdp, the vocabulary whole or over model: same numbers, results sharded by
+  rows.
+  """
   rng = np.random.default_rng(0)
   logits, tokens = rng.normal(0, 3, (8, 5, 16)).astype(np.float32), rng.integers(1, 16, (8, 5))
 
@@ -512,8 +556,14 @@ def test_losses_on_an_explicit_mesh(explicit):
 
   def tokens(lp, old, adv, mask):
     w = losses.token_mean(mask) + losses.sequence_mean(mask)
-    total = losses.nll(lp, w) + losses.clipped_policy(lp, old, adv, w) + losses.clipped_value(lp, old, adv, w)
-    return total, losses.policy_metrics(lp, old, adv, mask) | losses.value_metrics(lp, old, adv, mask)
+    total = (
+      losses.nll(lp, w)
+      + losses.clipped_policy(lp, old, adv, w)
+      + losses.clipped_value(lp, old, adv, w)
+    )
+    return total, losses.policy_metrics(lp, old, adv, mask) | losses.value_metrics(
+      lp, old, adv, mask
+    )
 
   def completions(score, rank):
     w = losses.pair_weights(rank)

@@ -1,4 +1,6 @@
-"""Schedules at the ends the paper prints, Adam's two epsilon forms by hand, per-subtree optimizers, the average."""
+"""Schedules at the ends the paper prints, Adam's two epsilon forms by hand, per-subtree optimizers,
+the average.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,9 @@ def test_warmup_rises_over_ten_iterations_from_a_tenth():
 
 def test_linear_falls_to_zero():
   schedule = optim.linear(1e-5, 4)
-  np.testing.assert_allclose([schedule(i) for i in range(6)], [1e-5, 7.5e-6, 5e-6, 2.5e-6, 0, 0], rtol=1e-6)
+  np.testing.assert_allclose(
+    [schedule(i) for i in range(6)], [1e-5, 7.5e-6, 5e-6, 2.5e-6, 0, 0], rtol=1e-6
+  )
 
 
 def numpy_adam(grads, lr, b1, b2, eps, tf):
@@ -51,8 +55,12 @@ def test_adam_matches_the_recursion_of_its_form(mode):
   for g in grads:
     updates, state = tx.update({"w": jnp.float32(g)}, state, params)
     params = optax.apply_updates(params, updates)
-  assert params["w"] == pytest.approx(numpy_adam(grads, 1e-3, 0.9, 0.999, 1e-5, mode == "tf"), rel=1e-4)
-  assert params["w"] != pytest.approx(numpy_adam(grads, 1e-3, 0.9, 0.999, 1e-5, mode != "tf"), rel=1e-2)
+  assert params["w"] == pytest.approx(
+    numpy_adam(grads, 1e-3, 0.9, 0.999, 1e-5, mode == "tf"), rel=1e-4
+  )
+  assert params["w"] != pytest.approx(
+    numpy_adam(grads, 1e-3, 0.9, 0.999, 1e-5, mode != "tf"), rel=1e-2
+  )
 
 
 def test_weight_decay_spares_vectors_and_clipping_bounds_the_global_norm():

@@ -21,20 +21,29 @@ R = 6
 def settings_of(family, depth, tx, settings):
   """One object for equal settings, so that what was compiled with them is found again."""
   sampling = Sampling(response=R, temperature=0.7, eos=(3, 4, 5))
-  return ppo.PPO(lm=tiny.lm(family, depth=depth), tx=tx, sampling=sampling, cfg=PPOConfig(**dict(settings)))
+  return ppo.PPO(
+    lm=tiny.lm(family, depth=depth), tx=tx, sampling=sampling, cfg=PPOConfig(**dict(settings))
+  )
 
 
 def setup(family="llama", tx=None, depth=2, **settings):
-  """(PPO, state, frozen): policy, reference and reward model of one tiny family with different weights."""
+  """(PPO, state, frozen): policy, reference and reward model of one tiny family with different
+  weights.
+  """
   config = settings_of(
-    family, depth, tx or ADAM, tuple(sorted(({"minibatches": 2, "ptx_coef": 0.0} | settings).items()))
+    family,
+    depth,
+    tx or ADAM,
+    tuple(sorted(({"minibatches": 2, "ptx_coef": 0.0} | settings).items())),
   )
   lm, tx = config.lm, config.tx
   policy = lm.init(jax.random.key(0))
   reward_model = tiny.reward_model(lm, 7)
   frozen = ppo.Frozen(trunk={}, ref=policy, reward=reward_model)
   params = ppo.init_params(policy, reward_model)
-  state = steps.init_state(jax.random.key(0), params, tx, ema={"policy": params["policy"]}, kl_coef=0.02)
+  state = steps.init_state(
+    jax.random.key(0), params, tx, ema={"policy": params["policy"]}, kl_coef=0.02
+  )
   return config, state, frozen
 
 
@@ -67,7 +76,9 @@ def collect(config, state, frozen, rows=8, key=1):
 
 
 def in_bfloat16(frozen):
-  return frozen.replace(ref=freeze.cast(frozen.ref, "bfloat16"), reward=freeze.cast(frozen.reward, "bfloat16"))
+  return frozen.replace(
+    ref=freeze.cast(frozen.ref, "bfloat16"), reward=freeze.cast(frozen.reward, "bfloat16")
+  )
 
 
 @pytest.mark.parametrize("family", ["gpt", "llama"])
@@ -75,14 +86,24 @@ def test_kl_is_zero_at_the_start_and_sums_to_the_log_ratio_later(family):
   config, state, frozen = setup(family)
   *_, stats = collect(config, state, frozen)
   assert abs(float(stats["objective/kl"])) < 1e-5
-  assert float(stats["rollout/logp_error"]) < 1e-5  # the sampler's log-probabilities are the trainer's
-  moved = state.replace(params=state.params | {"policy": tiny.perturb(state.params["policy"], 0.05)})
+  assert (
+    float(stats["rollout/logp_error"]) < 1e-5
+  )  # the sampler's log-probabilities are the trainer's
+  moved = state.replace(
+    params=state.params | {"policy": tiny.perturb(state.params["policy"], 0.05)}
+  )
   episodes, scores, exp, stats = collect(config, moved, frozen)
-  logp = lambda p: likelihood.response_logp(config.lm, p, episodes.tokens, episodes.valid, R, temperature=0.7)[0]
+  logp = lambda p: likelihood.response_logp(
+    config.lm, p, episodes.tokens, episodes.valid, R, temperature=0.7
+  )[0]
   ratio = ((logp(moved.params["policy"]) - logp(frozen.ref)) * episodes.mask).sum(1)
   assert float(stats["objective/kl"]) == pytest.approx(float(ratio.mean()), rel=1e-4)
   reward = returns.token_rewards(
-    scores, exp.logp - logp(frozen.ref) * episodes.mask, episodes.mask, jnp.float32(0.02), place=returns.at_last_token
+    scores,
+    exp.logp - logp(frozen.ref) * episodes.mask,
+    episodes.mask,
+    jnp.float32(0.02),
+    place=returns.at_last_token,
   )
   np.testing.assert_allclose(reward.sum(1), scores - 0.02 * ratio, atol=1e-5)
 
@@ -94,7 +115,10 @@ def test_nothing_counts_after_the_end():
   assert not exp.mask.all()
   junk = lambda x: jnp.where(exp.mask, x, 7.0)
   other = exp.replace(
-    logp=junk(exp.logp), value=junk(exp.value), advantage=junk(exp.advantage), target=junk(exp.target)
+    logp=junk(exp.logp),
+    value=junk(exp.value),
+    advantage=junk(exp.advantage),
+    target=junk(exp.target),
   )
   weights = losses.token_mean(exp.mask), losses.token_mean(exp.value_mask)
   loss = lambda p, e: ppo.ppo_loss(p, (e, *weights), None, frozen=frozen, ppo=config)[0]
@@ -104,9 +128,13 @@ def test_nothing_counts_after_the_end():
 
 def test_score_is_paid_at_the_last_real_token_or_the_one_after():
   mask = jnp.array([[True, True, False, False], [True, True, True, True]])
-  at = returns.token_rewards(jnp.array([0.6, -1.5]), jnp.zeros((2, 4)), mask, 0.02, place=returns.at_last_token)
+  at = returns.token_rewards(
+    jnp.array([0.6, -1.5]), jnp.zeros((2, 4)), mask, 0.02, place=returns.at_last_token
+  )
   np.testing.assert_allclose(at, [[0, 0.6, 0, 0], [0, 0, 0, -1.5]])
-  after = returns.token_rewards(jnp.array([0.6, -1.5]), jnp.zeros((2, 4)), mask, 0.02, place=returns.after_last_token)
+  after = returns.token_rewards(
+    jnp.array([0.6, -1.5]), jnp.zeros((2, 4)), mask, 0.02, place=returns.after_last_token
+  )
   np.testing.assert_allclose(after, [[0, 0, 0.6, 0], [0, 0, 0, -1.5]])
 
 
@@ -131,7 +159,9 @@ def test_first_gradient_is_reinforce_with_a_baseline():
     logp, _ = ppo.policy_logp(config.lm, policy, exp, None, config.sampling)
     return -(logp * exp.advantage * exp.mask).sum() / exp.mask.sum()
 
-  tiny.assert_trees_close(grads["policy"], jax.jit(jax.grad(reinforce))(state.params["policy"]), atol=1e-6)
+  tiny.assert_trees_close(
+    grads["policy"], jax.jit(jax.grad(reinforce))(state.params["policy"]), atol=1e-6
+  )
 
 
 def test_every_row_is_used_once_an_epoch_in_a_new_order():
@@ -163,8 +193,12 @@ def test_ptx_gradient_is_added_with_its_coefficient_in_one_update():
   moved = jax.tree.map(lambda a, b: a - b, state.params["policy"], new.params["policy"])
   tiny.assert_trees_close(moved, expected, rtol=1e-4, atol=1e-6)
   assert new.step == state.step + 1
-  assert float(metrics["grad/norm_ptx"]) == pytest.approx(coef * float(optax.tree.norm(ptx)), rel=1e-4)
-  assert float(metrics["grad/norm_ppo"]) == pytest.approx(float(optax.tree.norm(g["policy"])), rel=1e-4)
+  assert float(metrics["grad/norm_ptx"]) == pytest.approx(
+    coef * float(optax.tree.norm(ptx)), rel=1e-4
+  )
+  assert float(metrics["grad/norm_ppo"]) == pytest.approx(
+    float(optax.tree.norm(g["policy"])), rel=1e-4
+  )
 
 
 def test_without_ptx_the_branch_is_gone_and_the_bits_are_the_same():
@@ -174,9 +208,13 @@ def test_without_ptx_the_branch_is_gone_and_the_bits_are_the_same():
   without, _ = jitted(ppo.iteration, config)(state, frozen, prompts, None)
   tiny.assert_trees_equal(with_text.params, without.params)
   count = lambda cfg: str(
-    jax.make_jaxpr(partial(ppo.iteration, ppo=config._replace(cfg=cfg)))(state, frozen, prompts, text)
+    jax.make_jaxpr(partial(ppo.iteration, ppo=config._replace(cfg=cfg)))(
+      state, frozen, prompts, text
+    )
   ).count("dot_general")
-  assert count(PPOConfig(minibatches=2, ptx_coef=0.0)) < count(PPOConfig(minibatches=2, ptx_coef=1.0))
+  assert count(PPOConfig(minibatches=2, ptx_coef=0.0)) < count(
+    PPOConfig(minibatches=2, ptx_coef=1.0)
+  )
 
 
 def test_pretraining_loss_falls_when_the_reward_is_silent():
@@ -215,10 +253,15 @@ def test_reference_and_reward_model_are_never_written():
 
 
 def test_frozen_models_in_bfloat16_are_near():
-  """Matrices are rounded, the scalar head is not: an episode's KL starts below .02 nats, its score moves by 2 %."""
+  """Matrices are rounded, the scalar head is not: an episode's KL starts below .02 nats, its score
+  moves by 2 %.
+  """
   config, state, frozen = setup()
   half = in_bfloat16(frozen)
-  assert half.reward["head"]["w"].dtype == jnp.float32 and half.ref["blocks"]["up"]["w"].dtype == jnp.bfloat16
+  assert (
+    half.reward["head"]["w"].dtype == jnp.float32
+    and half.ref["blocks"]["up"]["w"].dtype == jnp.bfloat16
+  )
   _, scores, _, stats = collect(config, state, half)
   _, expected, _, _ = collect(config, state, frozen)
   assert 0 < abs(float(stats["objective/kl"])) < 0.02
@@ -230,10 +273,13 @@ def test_value_network_starts_as_the_reward_model():
   tiny.assert_trees_equal(state.params["value"], frozen.reward)
   episodes, scores, *_ = collect(config, state, frozen)
   wide = episodes.replace(
-    tokens=jnp.pad(episodes.tokens, ((0, 0), (0, 1))), mask=jnp.pad(episodes.mask, ((0, 0), (0, 1))),
+    tokens=jnp.pad(episodes.tokens, ((0, 0), (0, 1))),
+    mask=jnp.pad(episodes.mask, ((0, 0), (0, 1))),
     valid=jnp.pad(episodes.valid, ((0, 0), (0, 1))),
-  )  # fmt: skip
-  values = jax.jit(lambda params, rows: ppo.response_values(config.lm, params, rows, None))(state.params["value"], wide)
+  )
+  values = jax.jit(lambda params, rows: ppo.response_values(config.lm, params, rows, None))(
+    state.params["value"], wide
+  )
   at_end = jnp.take_along_axis(values, episodes.mask.sum(1)[:, None], 1)[:, 0]
   np.testing.assert_allclose(at_end, scores, atol=1e-5)
 
@@ -241,7 +287,9 @@ def test_value_network_starts_as_the_reward_model():
 def test_a_shift_of_the_reward_model_leaves_the_advantages():
   """B4: the bias moves scores and values alike; what PPO learns from does not change."""
   config, state, frozen = setup()
-  shifted = frozen.reward | {"head": frozen.reward["head"] | {"b": frozen.reward["head"]["b"] + 2.5}}
+  shifted = frozen.reward | {
+    "head": frozen.reward["head"] | {"b": frozen.reward["head"]["b"] + 2.5}
+  }
   *_, a, _ = collect(config, state, frozen)
   moved = state.replace(params=state.params | {"value": shifted})
   *_, b, _ = collect(config, moved, frozen.replace(reward=shifted))
@@ -258,7 +306,9 @@ def test_a_shared_frozen_trunk_changes_nothing(family):
   policy = lm.init(jax.random.key(0))
   trunk, trained = freeze.split(policy, 1)
   reward_model = tiny.reward_model(lm, 7)
-  top = {"lm": freeze.split(trunk | reward_model["lm"] | {"blocks": reward_model["lm"]["blocks"]}, 1)[1]}
+  top = {
+    "lm": freeze.split(trunk | reward_model["lm"] | {"blocks": reward_model["lm"]["blocks"]}, 1)[1]
+  }
   top = {"lm": {k: v for k, v in top["lm"].items() if k != "head"}, "head": reward_model["head"]}
   params = ppo.init_params(trained, top)
   state = steps.init_state(jax.random.key(0), params, config.tx, kl_coef=0.02)
@@ -271,7 +321,9 @@ def test_a_shared_frozen_trunk_changes_nothing(family):
   c, o = jitted(ppo.iteration, no_stem)(state, shared, prompts, None)
   for other, metrics in [(b, n), (c, o)]:
     tiny.assert_trees_close(a.params, other.params, atol=2e-4)
-    assert float(m["objective/scores"]) == pytest.approx(float(metrics["objective/scores"]), abs=1e-4)
+    assert float(m["objective/scores"]) == pytest.approx(
+      float(metrics["objective/scores"]), abs=1e-4
+    )
 
 
 def test_parts_jitted_apart_equal_the_whole():
@@ -279,7 +331,9 @@ def test_parts_jitted_apart_equal_the_whole():
   prompts = tiny.prompts(config.lm, rows=8)
   whole, metrics = jitted(ppo.iteration, config)(state, frozen, prompts, None)
   episodes = jitted(ppo.rollout, config)(state.params, frozen, prompts, ppo.rollout_key(state))
-  scores = np.asarray(jitted(ppo.score, config)(frozen, episodes))  # here any Python function may score
+  scores = np.asarray(
+    jitted(ppo.score, config)(frozen, episodes)
+  )  # here any Python function may score
   exp, _ = jitted(ppo.credit, config)(state.params, frozen, episodes, scores, state.kl_coef)
   parts, _ = jitted(ppo.improve, config)(state, frozen, exp, None)
   tiny.assert_trees_close(whole.params, parts.params, atol=1e-5)
@@ -319,7 +373,9 @@ def test_micro_batches_add_up(micro):
 def test_adaptive_coefficient_lives_in_the_state():
   config, state, frozen = adaptive_and_still()
   new, metrics = jitted(ppo.iteration, config)(state, frozen, tiny.prompts(config.lm, rows=8), None)
-  expected = returns.adaptive_kl(state.kl_coef, metrics["objective/kl"], 8, target=6.0, horizon=10_000)
+  expected = returns.adaptive_kl(
+    state.kl_coef, metrics["objective/kl"], 8, target=6.0, horizon=10_000
+  )
   assert float(new.kl_coef) == pytest.approx(float(expected))
   assert float(new.kl_coef) < 0.02  # no divergence yet: the penalty is eased
 
@@ -358,14 +414,18 @@ def iterations(family, place_params, place_batch):
   lm = config.lm
   params = place_params(lm, state.params)
   frozen = place_params(lm, frozen)
-  state = steps.init_state(jax.random.key(0), params, config.tx, ema={"policy": params["policy"]}, kl_coef=0.02)
+  state = steps.init_state(
+    jax.random.key(0), params, config.tx, ema={"policy": params["policy"]}, kl_coef=0.02
+  )
   step = steps.compiled(partial(ppo.iteration, ppo=config), state)
   history = []
   with tiny.compilations("iteration") as compiled:
     for _ in range(2):
       prompts, text = tiny.prompts(lm, rows=16), tiny.text(lm, rows=32)
       state, metrics = step(state, frozen, place_batch(prompts), place_batch(text))
-      history.append([float(metrics[k]) for k in ("objective/scores", "loss/total", "loss/ptx", "grad/norm_ppo")])
+      history.append(
+        [float(metrics[k]) for k in ("objective/scores", "loss/total", "loss/ptx", "grad/norm_ppo")]
+      )
   assert len(compiled) == 1
   return history, jax.tree.map(np.asarray, state.params)
 
@@ -381,13 +441,25 @@ def test_a_cut_distribution_and_several_responses_are_refused(cut):
 
 @pytest.mark.slow
 def test_policy_converges_to_the_analytic_optimum():
-  """Enumerable toy (vocabulary 4, length 3): pi* = rho exp(r / beta) / Z; the trained policy has KL(pi || pi*) < .01."""
+  """Enumerable toy (vocabulary 4, length 3): pi* = rho exp(r / beta) / Z; the trained policy has
+  KL(pi || pi*) < .01.
+  """
   lm = tiny.lm("gpt", vocab_size=4, width=32, depth=2)
   beta, iterations = 1.0, 200  # with beta 1 no sequence is too rare to be met again
-  schedule = optim.linear(3e-3, 8 * iterations)  # 0 at the last update: the noise of whitened advantages dies away
-  tx = optim.by_subtree(policy=optim.adamw(schedule, eps=1e-5), value=optim.adamw(schedule, eps=1e-5))
+  schedule = optim.linear(
+    3e-3, 8 * iterations
+  )  # 0 at the last update: the noise of whitened advantages dies away
+  tx = optim.by_subtree(
+    policy=optim.adamw(schedule, eps=1e-5), value=optim.adamw(schedule, eps=1e-5)
+  )
   cfg = PPOConfig(
-    minibatches=4, epochs=2, ptx_coef=0.0, ema_decay=None, whiten_advantage=True, value_coef=1.0, value_clip=None
+    minibatches=4,
+    epochs=2,
+    ptx_coef=0.0,
+    ema_decay=None,
+    whiten_advantage=True,
+    value_coef=1.0,
+    value_clip=None,
   )
   config = ppo.PPO(lm=lm, tx=tx, sampling=Sampling(response=3), cfg=cfg)
   policy = lm.init(jax.random.key(0))
@@ -402,7 +474,9 @@ def test_policy_converges_to_the_analytic_optimum():
   def step(state):
     key = jax.random.fold_in(state.key, state.step)
     rows = ppo.rollout(state.params, frozen, prompts, key, config)
-    exp, _ = ppo.credit(state.params, frozen, rows, table[index(rows.tokens)], state.kl_coef, config)
+    exp, _ = ppo.credit(
+      state.params, frozen, rows, table[index(rows.tokens)], state.kl_coef, config
+    )
     return ppo.improve(state, frozen, exp, None, config)[0]
 
   for _ in range(iterations):

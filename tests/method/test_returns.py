@@ -23,7 +23,9 @@ PLACES = {False: returns.at_last_token, True: returns.after_last_token}
 
 
 def episodes(seed=0, B=4, R=7, gap=False):
-  """(score, kl, value, mask): responses of 1 to R tokens, the longest fills its row; `gap` interrupts one."""
+  """(score, kl, value, mask): responses of 1 to R tokens, the longest fills its row; `gap`
+  interrupts one.
+  """
   rng = np.random.default_rng(seed)
   lengths = np.concatenate([[R, 1], rng.integers(1, R + 1, B - 2)])
   mask = np.arange(R) < lengths[:, None]
@@ -33,7 +35,9 @@ def episodes(seed=0, B=4, R=7, gap=False):
 
 
 def arrays(*xs):
-  return [jnp.asarray(x, jnp.float32) if np.asarray(x).dtype.kind == "f" else jnp.asarray(x) for x in xs]
+  return [
+    jnp.asarray(x, jnp.float32) if np.asarray(x).dtype.kind == "f" else jnp.asarray(x) for x in xs
+  ]
 
 
 # Masked statistics
@@ -97,13 +101,17 @@ def test_kl_estimators_by_hand():
 
 
 def test_expectations_of_the_kl_estimators():
-  """Over the whole support k1 and k3 average to KL(π‖ρ); only the gradient of k2 averages to its gradient."""
+  """Over the whole support k1 and k3 average to KL(π‖ρ); only the gradient of k2 averages to its
+  gradient.
+  """
   key = jax.random.key(0)
   logits, ref = jax.random.normal(key, (2, 6))
   log_rho = jax.nn.log_softmax(ref)
   p = jax.nn.softmax(logits)
   true = lambda x: jnp.sum(jax.nn.softmax(x) * (jax.nn.log_softmax(x) - log_rho))
-  mean = lambda k: lambda x: jnp.sum(p * k(jax.nn.log_softmax(x), log_rho))  # tokens drawn from π, held fixed
+  mean = lambda k: (
+    lambda x: jnp.sum(p * k(jax.nn.log_softmax(x), log_rho))
+  )  # tokens drawn from π, held fixed
   close(mean(returns.kl_k1)(logits), true(logits))
   close(mean(returns.kl_k3)(logits), true(logits))
   close(jax.grad(mean(returns.kl_k2))(logits), jax.grad(true)(logits))
@@ -152,11 +160,15 @@ def test_token_rewards_match_loops(after, gap):
   got = returns.token_rewards(s, k, m, 0.3, place=PLACES[after])
   close(got, oracle.token_rewards(score, kl, mask, 0.3, after))
   same(returns.value_mask(m, PLACES[after]), oracle.value_mask(mask, after))
-  close(got.sum(1), score - 0.3 * np.where(mask, kl, 0).sum(1))  # Eq. 2: r - β log(π(y|x)/π_ref(y|x))
+  close(
+    got.sum(1), score - 0.3 * np.where(mask, kl, 0).sum(1)
+  )  # Eq. 2: r - β log(π(y|x)/π_ref(y|x))
 
 
 def test_scores_are_not_truncated():
-  """A reward array of the tokens' type would turn 0.6 into 0; integer scores must come out as floats."""
+  """A reward array of the tokens' type would turn 0.6 into 0; integer scores must come out as
+  floats.
+  """
   mask = jnp.ones((2, 3), bool)
   with jax.numpy_dtype_promotion("strict"):
     out = returns.token_rewards(jnp.array([0.6, -0.4]), jnp.zeros((2, 3)), mask, 0.02)
@@ -243,7 +255,9 @@ def test_a_gap_equals_the_row_without_it(seed, discount):
 
 
 def test_paying_after_the_end_trains_the_value_of_the_end():
-  """A_e is the penalty + V_end - V_e + λ (s - V_end); paid at the last token it is the penalty + s - V_e."""
+  """A_e is the penalty + V_end - V_e + λ (s - V_end); paid at the last token it is the penalty + s
+  - V_e.
+  """
   mask = jnp.array([[True, True, False]])
   kl, value = jnp.array([[0.0, 0.5, 0.0]]), jnp.array([[0.1, 0.2, 0.3]])
   for place, want in (
@@ -259,7 +273,9 @@ def test_paying_after_the_end_trains_the_value_of_the_end():
 
 
 def test_adaptive_kl_by_hand():
-  """Ziegler et al. 2019: 0.2 (1 + 0.2 · 256 / 10000) = 0.201024; the error is clipped on both sides."""
+  """Ziegler et al. 2019: 0.2 (1 + 0.2 · 256 / 10000) = 0.201024; the error is clipped on both
+  sides.
+  """
   f = partial(returns.adaptive_kl, jnp.float32(0.2), n=256, target=6.0, horizon=10_000.0)
   close(f(kl=jnp.float32(12.0)), 0.201024)
   close(f(kl=jnp.float32(0.0)), 0.2 * (1 - 0.2 * 0.0256))
@@ -313,7 +329,9 @@ def test_best_of_n_weights_survive_large_n():
 def pipeline(score, kl, value, mask, place=returns.at_last_token):
   """Scores to whitened advantages and targets, as PPO uses them."""
   wide = returns.value_mask(mask, place)
-  reward = returns.whiten(returns.token_rewards(score, kl, mask, 0.1, place=place), wide, shift_mean=False)
+  reward = returns.whiten(
+    returns.token_rewards(score, kl, mask, 0.1, place=place), wide, shift_mean=False
+  )
   advantage, target = returns.gae(reward, value, wide)
   return returns.whiten(advantage, mask), target
 
@@ -324,7 +342,9 @@ def test_what_is_masked_is_never_read(garbage, after):
   score, kl, value, mask = arrays(*episodes(gap=True))
   wide = returns.value_mask(mask, PLACES[after])
   clean = pipeline(score, kl, value, mask, PLACES[after])
-  dirty = pipeline(score, jnp.where(mask, kl, garbage), jnp.where(wide, value, garbage), mask, PLACES[after])
+  dirty = pipeline(
+    score, jnp.where(mask, kl, garbage), jnp.where(wide, value, garbage), mask, PLACES[after]
+  )
   jax.tree.map(same, dirty, clean)
   same(returns.masked_var(jnp.where(mask, kl, garbage), mask), returns.masked_var(kl, mask))
 

@@ -37,7 +37,11 @@ def brute_force(scores, ranks):
   """Eq. 1 by two loops: the mean over prompts of the mean over pairs that are not tied."""
   total = 0.0
   for score, rank in zip(np.asarray(scores, np.float64), np.asarray(ranks)):
-    pairs = [(i, j) for i, j in combinations(range(len(rank)), 2) if rank[i] and rank[j] and rank[i] != rank[j]]
+    pairs = [
+      (i, j)
+      for i, j in combinations(range(len(rank)), 2)
+      if rank[i] and rank[j] and rank[i] != rank[j]
+    ]
     terms = []
     for i, j in pairs:
       w, x = (i, j) if rank[i] < rank[j] else (j, i)
@@ -59,7 +63,11 @@ def test_grouped_gradient_equals_the_gradient_of_shuffled_pairs():
   batch = tiny.comparisons(LM, rows=3, k=4, ties=False)
   params = model()
   grouped = jax.jit(
-    jax.grad(lambda p: losses.ranking(reward.score_comparisons(LM, p, batch), losses.pair_weights(batch.rank)))
+    jax.grad(
+      lambda p: losses.ranking(
+        reward.score_comparisons(LM, p, batch), losses.pair_weights(batch.rank)
+      )
+    )
   )
 
   pairs = [
@@ -133,7 +141,11 @@ def test_it_learns_a_preference_and_its_log_odds():
     key = jax.random.key(seed)
     tokens = jax.random.randint(key, (rows, k, 6), 6, 9)
     gold = 2.0 * (tokens == 7).sum(-1) + jax.random.gumbel(jax.random.fold_in(key, 1), (rows, k))
-    return Comparisons(tokens, jnp.ones_like(tokens, bool), jnp.argsort(jnp.argsort(-gold, 1), 1).astype(jnp.int32) + 1)
+    return Comparisons(
+      tokens,
+      jnp.ones_like(tokens, bool),
+      jnp.argsort(jnp.argsort(-gold, 1), 1).astype(jnp.int32) + 1,
+    )
 
   for i in range(120):
     state, _ = step(state, {}, batch(i))
@@ -141,13 +153,17 @@ def test_it_learns_a_preference_and_its_log_odds():
   scores = reward.score_comparisons(lm, state.params, test)
   correct, pairs = losses.ranking_accuracy(scores, test.rank)
   assert correct.sum() / pairs.sum() > 0.8
-  slope = np.polyfit(2.0 * np.asarray((test.tokens == 7).sum(-1)).ravel(), np.asarray(scores).ravel(), 1)[0]
+  slope = np.polyfit(
+    2.0 * np.asarray((test.tokens == 7).sum(-1)).ravel(), np.asarray(scores).ravel(), 1
+  )[0]
   assert slope == pytest.approx(1.0, abs=0.25)  # the difference of scores is the log-odds
 
 
 def test_micro_batches_add_up():
   batch = tiny.comparisons(LM, rows=8, k=4)
-  run = lambda micro: reward_step(state_of(SGD), batch, tx=SGD, cfg=reward.RewardConfig(micro=micro))
+  run = lambda micro: reward_step(
+    state_of(SGD), batch, tx=SGD, cfg=reward.RewardConfig(micro=micro)
+  )
   (a, m), (b, n) = run(1), run(4)
   tiny.assert_trees_close(a.params, b.params, atol=1e-5)
   assert m["accuracy"] == pytest.approx(float(n["accuracy"]))
@@ -176,6 +192,9 @@ def on_one_device():
 
 def test_sharded_steps_equal_one_device(mesh):
   table = {name: leaf for name, leaf in LM.table.items() if name != "head"}
-  place = lambda p: {"lm": sharding.place(p["lm"], sharding.shardings(table)), "head": sharding.replicate(p["head"])}
+  place = lambda p: {
+    "lm": sharding.place(p["lm"], sharding.shardings(table)),
+    "head": sharding.replicate(p["head"]),
+  }
   losses_, expected = three_steps(place, sharding.place_batch), on_one_device()
   np.testing.assert_allclose(losses_, expected, atol=1e-4)

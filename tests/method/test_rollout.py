@@ -20,7 +20,9 @@ FAMILIES = ["gpt", "llama"]
 
 
 def sample(lm, params, prompts, key, cfg):
-  return tiny.jitted(rollout.sample, lm=lm, cfg=cfg)(params=params, prompts=prompts, key=jax.random.key(key))
+  return tiny.jitted(rollout.sample, lm=lm, cfg=cfg)(
+    params=params, prompts=prompts, key=jax.random.key(key)
+  )
 
 
 @pytest.fixture(params=FAMILIES)
@@ -31,7 +33,9 @@ def model(request):
 
 def test_two_level_draws_follow_the_softmax():
   logits = jax.random.normal(jax.random.key(1), (3, 700)) * 2  # three blocks, the last one padded
-  draws = jax.vmap(lambda k: rollout.categorical(k, logits))(jax.random.split(jax.random.key(2), 40_000))
+  draws = jax.vmap(lambda k: rollout.categorical(k, logits))(
+    jax.random.split(jax.random.key(2), 40_000)
+  )
   expected = np.asarray(jax.nn.softmax(logits))
   for row in range(3):
     counts = np.bincount(np.asarray(draws[:, row]), minlength=700)
@@ -51,18 +55,24 @@ def test_an_id_without_mass_is_never_drawn_whatever_the_uniform_number():
 
 def test_truncation_by_hand():
   logits = jnp.log(jnp.array([[0.1, 0.5, 0.15, 0.25]]))
-  kept = lambda logits=logits, **kw: list(np.flatnonzero(np.isfinite(rollout.truncate(logits, **kw))[0]))
+  kept = lambda logits=logits, **kw: list(
+    np.flatnonzero(np.isfinite(rollout.truncate(logits, **kw))[0])
+  )
   assert kept(top_k=2, top_p=1.0) == [1, 3]
   assert kept(top_k=0, top_p=0.5) == [1]
   assert kept(top_k=0, top_p=0.51) == [1, 3]
   assert kept(top_k=3, top_p=0.6) == [1, 3]  # after top-k the mass is .9: .5/.9 is below .6
   assert kept(top_k=0, top_p=1.0) == [0, 1, 2, 3]
   tied = jnp.log(jnp.array([[0.2, 0.4, 0.2, 0.2]]))
-  assert kept(logits=tied, top_k=2, top_p=1.0) == kept(logits=tied, top_k=0, top_p=0.5) == [0, 1, 2, 3]  # none of equals is cut
+  assert (
+    kept(logits=tied, top_k=2, top_p=1.0) == kept(logits=tied, top_k=0, top_p=0.5) == [0, 1, 2, 3]
+  )  # none of equals is cut
   assert kept(logits=tied, top_k=0, top_p=0.4) == [1]
 
 
-@pytest.mark.parametrize("cut", [{"top_p": 0.0}, {"top_p": 1.01}, {"top_k": -1}, {"top_p": float("nan")}])
+@pytest.mark.parametrize(
+  "cut", [{"top_p": 0.0}, {"top_p": 1.01}, {"top_k": -1}, {"top_p": float("nan")}]
+)
 def test_a_cut_that_means_nothing_is_refused(cut):
   with pytest.raises(UserError, match="top_k is a number of tokens"):
     Sampling(response=1, **cut)
@@ -90,7 +100,9 @@ def test_nothing_outside_the_cut_is_drawn(seed, top_p, top_k, temperature):
     p = np.exp(row.astype(np.float64) / temperature) * (np.arange(20) != 7)
     p[p < np.sort(p)[::-1][(top_k or 20) - 1]] = 0
     p /= p.sum()
-    more = np.array([p[p > one].sum() for one in p])  # the mass of what is likelier: equals go together
+    more = np.array(
+      [p[p > one].sum() for one in p]
+    )  # the mass of what is likelier: equals go together
     outside = more > top_p + 1e-5
     assert drawn != 7 and not outside[drawn] and p[drawn] > 0
     inside = p * (more < top_p - 1e-5)
@@ -103,7 +115,9 @@ def test_a_whole_distribution_costs_no_sort():
   params, prompts = lm.init(jax.random.key(0)), tiny.prompts(lm, rows=2)
 
   def primitives(**cut):
-    run = jax.make_jaxpr(partial(rollout.sample, lm, cfg=Sampling(response=2, **cut)))(params, prompts, jax.random.key(0))
+    run = jax.make_jaxpr(partial(rollout.sample, lm, cfg=Sampling(response=2, **cut)))(
+      params, prompts, jax.random.key(0)
+    )
     return {str(eqn.primitive) for eqn in tiny.equations(run.jaxpr)} & {"sort", "top_k"}
 
   assert primitives() == primitives(temperature=0.0, top_p=0.9) == set()
@@ -116,7 +130,9 @@ def test_sampler_logp_equals_the_trainers(model):
   prompts = tiny.prompts(lm, rows=5)
   cfg = Sampling(response=7, temperature=0.7, eos=(3, 5), banned=(0, 9))
   rows = jax.jit(partial(rollout.sample, lm, cfg=cfg))(params, prompts, jax.random.key(3))
-  logp, _ = likelihood.response_logp(lm, params, rows.tokens, rows.valid, 7, temperature=0.7, banned=cfg.banned)
+  logp, _ = likelihood.response_logp(
+    lm, params, rows.tokens, rows.valid, 7, temperature=0.7, banned=cfg.banned
+  )
   np.testing.assert_allclose(rows.logp, logp * rows.mask, atol=2e-5)
   assert float(jnp.abs(rows.logp).max()) > 0.1
 
@@ -170,7 +186,10 @@ def test_a_prompt_read_once_is_continued_as_if_it_stood_there_n_times(model, tem
   prompts = tiny.prompts(lm, rows=4)
   cfg = Sampling(response=6, temperature=temperature, eos=(3, 5), n=3)
   many = jax.tree.map(lambda x: jnp.repeat(x, 3, axis=0), prompts)
-  rows, expected = sample(lm, params, prompts, 0, cfg), sample(lm, params, many, 0, replace(cfg, n=1))
+  rows, expected = (
+    sample(lm, params, prompts, 0, cfg),
+    sample(lm, params, many, 0, replace(cfg, n=1)),
+  )
   tiny.assert_trees_close(rows, expected, atol=2e-5)
   assert temperature == 0 or len({tuple(row) for row in np.asarray(rows.tokens[:3]).tolist()}) == 3
 
@@ -185,7 +204,9 @@ def test_identical_prompts_in_a_batch_get_different_responses(model):
 def test_padding_on_the_left_changes_nothing(model):
   lm, params = model
   prompts = tiny.prompts(lm, rows=4)
-  wide = Prompts(jnp.pad(prompts.tokens, ((0, 0), (5, 0))), jnp.pad(prompts.valid, ((0, 0), (5, 0))))
+  wide = Prompts(
+    jnp.pad(prompts.tokens, ((0, 0), (5, 0))), jnp.pad(prompts.valid, ((0, 0), (5, 0)))
+  )
   cfg = Sampling(response=6)
   a = sample(lm, params, prompts, 6, cfg)
   b = sample(lm, params, wide, 6, cfg)
@@ -216,12 +237,18 @@ def test_sampling_runs_sharded_and_gives_the_same_tokens(mesh):
   from instructjax import sharding
 
   lm = tiny.lm("llama")
-  run = jax.jit(partial(rollout.sample, lm, cfg=Sampling(response=5, eos=(3,), top_k=40, top_p=0.9)))
+  run = jax.jit(
+    partial(rollout.sample, lm, cfg=Sampling(response=5, eos=(3,), top_k=40, top_p=0.9))
+  )
   inputs = lambda: (lm.init(jax.random.key(0)), tiny.prompts(lm, rows=8))
   expected = tiny.unsharded(lambda: run(*inputs(), jax.random.key(1)))
   params, prompts = inputs()
   placed = sharding.place(params, sharding.shardings(lm.table))
-  apart = jax.jit(partial(rollout.sample, lm, cfg=Sampling(response=5, eos=(3,), top_k=40, top_p=0.9, whole=False)))
+  apart = jax.jit(
+    partial(
+      rollout.sample, lm, cfg=Sampling(response=5, eos=(3,), top_k=40, top_p=0.9, whole=False)
+    )
+  )
   for one in (run, apart):  # weights whole along fsdp, and gathered a layer at a time
     rows = one(placed, sharding.place_batch(prompts), jax.random.key(1))
     np.testing.assert_array_equal(rows.tokens, expected.tokens)

@@ -69,7 +69,9 @@ def test_a_window_over_the_completions_changes_nothing():
 
 
 def test_unmarked_tokens_carry_no_gradient():
-  """Changing what is predicted at unmarked, unread positions (the padding) leaves the gradient bit-equal."""
+  """Changing what is predicted at unmarked, unread positions (the padding) leaves the gradient
+  bit-equal.
+  """
   batch = tiny.demonstrations(LM, rows=4)
   noise = jax.random.randint(jax.random.key(9), batch.tokens.shape, 0, LM.vocab_size)
   other = batch.replace(tokens=jnp.where(batch.valid, batch.tokens, noise))
@@ -155,7 +157,9 @@ def test_sharded_steps_equal_one_device(mesh):
     assert len(compiled) == 1
     return history, jax.tree.map(np.asarray, state.params)
 
-  losses, params = run(lambda p: sharding.place(p, sharding.shardings(lm.table)), sharding.place_batch)
+  losses, params = run(
+    lambda p: sharding.place(p, sharding.shardings(lm.table)), sharding.place_batch
+  )
   expected, single = tiny.unsharded(lambda: run(lambda p: p, lambda b: b))
   np.testing.assert_allclose(losses, expected, atol=1e-4)
   tiny.assert_trees_close(params, single, atol=1e-4)
@@ -165,7 +169,9 @@ HALF, SLOW = tiny.lm("gpt", dtype="bfloat16"), optim.adamw(2e-3)
 
 
 def test_the_loss_curve_in_bfloat16_follows_float32():
-  """30 steps over four batches: the loss falls by more than .4 nats, and the two curves stay within 1 %."""
+  """30 steps over four batches: the loss falls by more than .4 nats, and the two curves stay within
+  1 %.
+  """
   batches = [tiny.demonstrations(LM, rows=4, seed=seed) for seed in range(4)]
   curves = []
   for lm in (LM, HALF):
@@ -173,7 +179,9 @@ def test_the_loss_curve_in_bfloat16_follows_float32():
     for i in range(30):
       state, metrics = step(state, batches[i % 4], lm=lm, tx=SLOW)
       losses.append(float(metrics["loss"]))
-    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}  # the masters
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {
+      jnp.dtype("float32")
+    }  # the masters
     curves.append(losses)
   single, half = np.array(curves)
   assert single[:4].mean() - single[-4:].mean() > 0.4
@@ -181,7 +189,9 @@ def test_the_loss_curve_in_bfloat16_follows_float32():
 
 
 def test_in_bfloat16_only_operands_of_products_are_rounded():
-  """Norms, softmax, log-probabilities, the loss and the update are float32: read off the step, backward pass included."""
+  """Norms, softmax, log-probabilities, the loss and the update are float32: read off the step,
+  backward pass included.
+  """
   batch = tiny.demonstrations(LM, rows=4)
   found = jax.make_jaxpr(partial(sft.sft_step, lm=HALF, tx=ADAM))(start(LM, ADAM), {}, batch)
   half = jnp.dtype("bfloat16")

@@ -16,7 +16,9 @@ from instructjax.models import llama
 
 LMS = {"gpt": tiny.lm("gpt"), "llama": tiny.lm("llama", tied=False)}
 VALID = np.arange(9) >= np.array([[0], [3], [5], [1], [0], [0], [7], [2]])
-TOKENS = np.where(VALID, np.random.default_rng(0).integers(0, tiny.VOCAB, VALID.shape), 0).astype(np.int32)
+TOKENS = np.where(VALID, np.random.default_rng(0).integers(0, tiny.VOCAB, VALID.shape), 0).astype(
+  np.int32
+)
 
 
 def everything(lm, params, tokens, valid):
@@ -59,7 +61,9 @@ def test_a_sharded_model_equals_one_device(mesh, family):
   lm = LMS[family]
   host, (hidden, logits, grads, decoded) = reference(family)
   params = sharding.place(host, sharding.shardings(lm.table))
-  got = jax.jit(partial(everything, lm))(params, sharding.place_batch(TOKENS), sharding.place_batch(VALID))
+  got = jax.jit(partial(everything, lm))(
+    params, sharding.place_batch(TOKENS), sharding.place_batch(VALID)
+  )
   real = VALID[..., None]
   np.testing.assert_allclose(got[0] * real, hidden * real, atol=1e-4)
   np.testing.assert_allclose(got[1] * real, logits * real, atol=1e-4)
@@ -67,24 +71,34 @@ def test_a_sharded_model_equals_one_device(mesh, family):
   np.testing.assert_allclose(decoded * real, hidden * real, atol=1e-5)
   tiny.assert_trees_close(got[2], grads, rtol=1e-3, atol=1e-4)
   jax.tree.map(
-    lambda g, p: np.testing.assert_equal(str(jax.typeof(g).sharding), str(jax.typeof(p).sharding)), got[2], params
+    lambda g, p: np.testing.assert_equal(str(jax.typeof(g).sharding), str(jax.typeof(p).sharding)),
+    got[2],
+    params,
   )
 
 
 @pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 2, 4)], indirect=True, ids=str)
 @pytest.mark.parametrize("width", [8, 9])  # nine tokens do not divide: they stay whole
 def test_a_split_sequence_changes_no_number(mesh, width):
-  """Between blocks the stream lies along `model` too, so a device keeps a part of it for the backward pass."""
-  config = llama.LlamaConfig(vocab_size=48, context=64, width=32, depth=2, heads=4, kv_heads=2, mlp=64, remat="blocks")
+  """Between blocks the stream lies along `model` too, so a device keeps a part of it for the
+  backward pass.
+  """
+  config = llama.LlamaConfig(
+    vocab_size=48, context=64, width=32, depth=2, heads=4, kv_heads=2, mlp=64, remat="blocks"
+  )
   plain, split = llama.llama(config), llama.llama(dataclasses.replace(config, sequence=True))
   host = tiny.unsharded(lambda: jax.tree.map(np.asarray, plain.init(jax.random.key(0))))
 
   def run(lm, params, tokens, valid):
-    loss = lambda params: (jnp.where(valid[..., None], lm.hidden(params, tokens, valid), 0) ** 3).sum()
+    loss = lambda params: (
+      jnp.where(valid[..., None], lm.hidden(params, tokens, valid), 0) ** 3
+    ).sum()
     return jax.value_and_grad(loss)(params)
 
   rows = TOKENS[:, :width], VALID[:, :width]
-  expected = tiny.unsharded(lambda: jax.jit(partial(run, plain))(jax.tree.map(jnp.asarray, host), *map(jnp.asarray, rows)))
+  expected = tiny.unsharded(
+    lambda: jax.jit(partial(run, plain))(jax.tree.map(jnp.asarray, host), *map(jnp.asarray, rows))
+  )
   expected = jax.tree.map(np.asarray, expected)
   params = sharding.place(host, sharding.shardings(split.table))
   placed = [sharding.place_batch(x) for x in rows]
@@ -102,7 +116,9 @@ def test_a_split_sequence_changes_no_number(mesh, width):
 
 
 def test_parameters_are_stored_in_parts():
-  """On 2 x 4, each device holds an eighth of every matrix but those whose axes the mesh does not divide."""
+  """On 2 x 4, each device holds an eighth of every matrix but those whose axes the mesh does not
+  divide.
+  """
   lm = LMS["llama"]
   with jax.set_mesh(sharding.make_mesh(1, 2, 4)):
     params = sharding.place(lm.init(jax.random.key(0)), sharding.shardings(lm.table))
@@ -116,7 +132,9 @@ def test_an_odd_vocabulary_is_kept_whole_and_an_odd_width_is_refused():
   with jax.set_mesh(sharding.make_mesh(1, 2, 4)):
     assert sharding.fit((50_257, 768), ("vocab", "embed")) == jax.P(None, "fsdp")
     assert sharding.fit((50_260, 768), ("vocab", "embed")) == jax.P("model", "fsdp")
-    with pytest.raises(UserError, match=r"'heads' of length 6 .*does not divide over 4 devices \(model=4\)"):
+    with pytest.raises(
+      UserError, match=r"'heads' of length 6 .*does not divide over 4 devices \(model=4\)"
+    ):
       sharding.fit((32, 6, 8), ("embed", "heads", None))
     with pytest.raises(UserError, match=r"'batch' of length 7 .*2 devices \(data=1 x fsdp=2\)"):
       sharding.place_batch(np.zeros((7, 3)))

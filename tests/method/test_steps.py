@@ -35,7 +35,9 @@ def test_accumulation_equals_one_batch(micro):
   assert float(value_m) == pytest.approx(float(value), rel=1e-5)
   np.testing.assert_allclose(rows_m, rows, rtol=1e-5)  # in the order of the batch
   error = np.asarray(X) @ np.arange(3) + 0.5 - np.asarray(Y)
-  np.testing.assert_allclose(grads["w"], 2 * (np.asarray(weight) * error) @ np.asarray(X), rtol=1e-5)
+  np.testing.assert_allclose(
+    grads["w"], 2 * (np.asarray(weight) * error) @ np.asarray(X), rtol=1e-5
+  )
 
 
 def test_every_micro_batch_has_a_key_of_its_own():
@@ -57,7 +59,9 @@ def test_no_row_leaves_its_device(mesh):
   x = sharding.place_batch(jnp.arange(32).reshape(16, 2))
   parts = jax.jit(partial(steps.split, n=2))(x)
   assert jax.typeof(parts).sharding.spec == jax.P(None, ("data", "fsdp"), None)
-  here = lambda x, axis: {s.device: set(np.asarray(s.data).ravel().tolist()) for s in x.addressable_shards}
+  here = lambda x, axis: {
+    s.device: set(np.asarray(s.data).ravel().tolist()) for s in x.addressable_shards
+  }
   assert here(x, 0) == here(parts, 1)
   np.testing.assert_array_equal(jax.jit(steps.merge)(parts), x)
 

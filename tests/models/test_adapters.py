@@ -1,5 +1,6 @@
-"""Flax models, written as a user would, in every stage: the NNX decoder of the documentation, which has no cache, one that
-has its own, and a Linen decoder."""
+"""Flax models, written as a user would, in every stage: the NNX decoder of the documentation, which
+has no cache, one that has its own, and a Linen decoder.
+"""
 
 import json
 import re
@@ -39,7 +40,9 @@ def heads_init(*axes):
 class CachedBlock(nnx.Module):
   def __init__(self, *, rngs):
     self.norms = nnx.List([nnx.RMSNorm(WIDTH, rngs=rngs) for _ in range(2)])
-    self.qkv = nnx.LinearGeneral(WIDTH, (3, HEADS, WIDTH // HEADS), kernel_init=heads_init("d", None, "h", None), rngs=rngs)
+    self.qkv = nnx.LinearGeneral(
+      WIDTH, (3, HEADS, WIDTH // HEADS), kernel_init=heads_init("d", None, "h", None), rngs=rngs
+    )
     self.out = nnx.LinearGeneral((HEADS, WIDTH // HEADS), WIDTH, axis=(-2, -1), rngs=rngs)
     self.up = nnx.Linear(WIDTH, 32, kernel_init=heads_init("d", "f"), rngs=rngs)
     self.down = nnx.Linear(32, WIDTH, rngs=rngs)
@@ -47,7 +50,10 @@ class CachedBlock(nnx.Module):
   def __call__(self, x, mask, past=None, index=0):
     q, k, v = jnp.moveaxis(self.qkv(self.norms[0](x)), 2, 0)
     if past is not None:
-      k, v = (jax.lax.dynamic_update_slice(old, new, (0, index, 0, 0)) for old, new in zip(past, (k, v), strict=True))
+      k, v = (
+        jax.lax.dynamic_update_slice(old, new, (0, index, 0, 0))
+        for old, new in zip(past, (k, v), strict=True)
+      )
     x = x + self.out(jax.nn.dot_product_attention(q, k, v, mask=mask[:, None]))
     return x + self.down(nnx.silu(self.up(self.norms[1](x)))), (k, v)
 
@@ -103,7 +109,9 @@ def make(name):
     module, row = LinenDecoder(), jnp.zeros((1, 4), jnp.int32)
     variables = module.init(jax.random.key(0), row, row, jnp.ones((1, 4, 4), bool))
     hidden = lambda m, *args: m(*args, train=m.has_rng("dropout"))
-    found = adapters.from_linen(module, variables, hidden=hidden, logits="attend", axes=AXES, **SIZES)
+    found = adapters.from_linen(
+      module, variables, hidden=hidden, logits="attend", axes=AXES, **SIZES
+    )
     whole = nn.meta.unbox(variables)
     return *found, lambda *args: module.apply(whole, module.apply(whole, *args), method="attend")
   if name == "cached":
@@ -111,7 +119,13 @@ def make(name):
       module = CachedDecoder(rngs=nnx.Rngs(1))
     logits = lambda m, hidden: m.unembed(hidden)
     found = adapters.from_nnx(
-      module, hidden="hidden", logits=logits, decode="decode", init_cache=empty_cache, axes=AXES, **SIZES
+      module,
+      hidden="hidden",
+      logits=logits,
+      decode="decode",
+      init_cache=empty_cache,
+      axes=AXES,
+      **SIZES,
     )
     return *found, lambda *args: module.unembed(module.hidden(*args))
   module = own["Decoder"](**SIZES, depth=1, heads=HEADS, rngs=nnx.Rngs(2))
@@ -146,9 +160,17 @@ def test_it_is_the_module_wherever_the_padding_stands(name):
   junk = jnp.full((2, 3), 7)
   left = jnp.concatenate([junk, tokens], axis=1), jnp.arange(9) >= 3
   right = jnp.concatenate([tokens, junk], axis=1), jnp.arange(9) < 6
-  np.testing.assert_allclose(ours(params, left[0], jnp.tile(left[1], (2, 1)))[:, 3:], expected, atol=1e-5)
-  np.testing.assert_allclose(ours(params, right[0], jnp.tile(right[1], (2, 1)))[:, :6], expected, atol=1e-5)
-  packed = ours(params, jnp.concatenate([tokens, tokens], axis=1), jnp.tile(jnp.repeat(jnp.array([1, 2]), 6), (2, 1)))
+  np.testing.assert_allclose(
+    ours(params, left[0], jnp.tile(left[1], (2, 1)))[:, 3:], expected, atol=1e-5
+  )
+  np.testing.assert_allclose(
+    ours(params, right[0], jnp.tile(right[1], (2, 1)))[:, :6], expected, atol=1e-5
+  )
+  packed = ours(
+    params,
+    jnp.concatenate([tokens, tokens], axis=1),
+    jnp.tile(jnp.repeat(jnp.array([1, 2]), 6), (2, 1)),
+  )
   np.testing.assert_allclose(packed[:, 6:], expected, atol=1e-5)
 
 
@@ -168,7 +190,9 @@ def test_greedy_samples_are_those_of_whole_forward_passes(name):
 
 
 def counting(rows_first=True):
-  """`CachedDecoder` whose cache also has an array of as many numbers as the test has rows, and which has none itself."""
+  """`CachedDecoder` whose cache also has an array of as many numbers as the test has rows, and
+  which has none itself.
+  """
   lm, params, _ = made("cached")
   with nnx.use_eager_sharding(False):
     module = CachedDecoder(rngs=nnx.Rngs(1))
@@ -178,11 +202,18 @@ def counting(rows_first=True):
     x, own = m.decode(tokens, positions, mask, own, index)
     return x * scales[5].mean(), (own, scales)
 
-  scales = lambda batch: jnp.where(jnp.arange(8) == 5, 1.0, 7.0) if rows_first else jnp.ones((8, batch))
+  scales = lambda batch: (
+    jnp.where(jnp.arange(8) == 5, 1.0, 7.0) if rows_first else jnp.ones((8, batch))
+  )
   found, _ = adapters.from_nnx(
-    module, hidden="hidden", logits=lambda m, hidden: m.unembed(hidden), decode=decode, axes=AXES,
-    init_cache=lambda batch, length: (empty_cache(batch, length), scales(batch)), **SIZES,
-  )  # fmt: skip
+    module,
+    hidden="hidden",
+    logits=lambda m, hidden: m.unembed(hidden),
+    decode=decode,
+    axes=AXES,
+    init_cache=lambda batch, length: (empty_cache(batch, length), scales(batch)),
+    **SIZES,
+  )
   return lm, found, params
 
 
@@ -197,7 +228,9 @@ def test_a_part_of_a_cache_that_has_no_rows_is_not_repeated():
   prompts = tiny.prompts(lm, 8)
   tiny.assert_trees_close(drawn(other, params, prompts), drawn(lm, params, prompts))
   _, wrong, _ = counting(rows_first=False)
-  with pytest.raises(UserError, match=r"an array \(8, 2\) for 2 rows and \(8, 6\) for 6: rows must be the first axis"):
+  with pytest.raises(
+    UserError, match=r"an array \(8, 2\) for 2 rows and \(8, 6\) for 6: rows must be the first axis"
+  ):
     drawn(wrong, params, tiny.prompts(lm, 2))
 
 
@@ -208,12 +241,16 @@ def test_a_cache_that_has_parts_without_rows_is_repeated_on_a_mesh(shape):
   expected = jax.tree.map(np.asarray, drawn(other, host, prompts))
   with jax.set_mesh(sharding.make_mesh(*shape)):
     placed = sharding.place(host, sharding.shardings(other.table))
-    tiny.assert_trees_close(drawn(other, placed, sharding.place_batch(prompts)), expected, rtol=1e-5, atol=2e-5)
+    tiny.assert_trees_close(
+      drawn(other, placed, sharding.place_batch(prompts)), expected, rtol=1e-5, atol=2e-5
+    )
 
 
 def test_a_model_without_a_cache_says_so_once():
   adapters._say_once.cache_clear()
-  with pytest.warns(adapters.FullForwards, match="Decoder has no cache.*give decode and init_cache") as found:
+  with pytest.warns(
+    adapters.FullForwards, match="Decoder has no cache.*give decode and init_cache"
+  ) as found:
     made("nnx")[0].init_cache(2, 8)
     made("nnx")[0].init_cache(2, 8)
     made("cached")[0].init_cache(2, 8)
@@ -231,7 +268,9 @@ def ppo_parts(name):
   lm, params, _ = made(name)
   tx = optim.by_subtree(policy=optax.adam(1e-2), value=optax.adam(1e-2))
   sampling = rollout.Sampling(response=5, eos=(3,), banned=(0,))
-  settings = ppo.PPO(lm=lm, tx=tx, sampling=sampling, cfg=ppo.PPOConfig(minibatches=1, ptx_coef=1.0))
+  settings = ppo.PPO(
+    lm=lm, tx=tx, sampling=sampling, cfg=ppo.PPOConfig(minibatches=1, ptx_coef=1.0)
+  )
   judge = reward.init(jax.random.key(4), lm, params)
   state = state_of(ppo.init_params(params, judge), tx, ema={"policy": params}, kl_coef=0.02)
   return settings, state, Frozen({}, params, judge)
@@ -278,7 +317,11 @@ def alone(name):
   return ONE[name]
 
 
-SLOW = [pytest.param("nnx", marks=pytest.mark.slow), pytest.param("cached", marks=pytest.mark.slow), "linen"]  # compilations
+SLOW = [
+  pytest.param("nnx", marks=pytest.mark.slow),
+  pytest.param("cached", marks=pytest.mark.slow),
+  "linen",
+]  # compilations
 
 
 @pytest.mark.parametrize("name", SLOW)
@@ -289,10 +332,19 @@ def test_every_stage_trains_it(name):
   assert abs(played["objective/kl"]) < 1e-4 and played["rollout/logp_error"] < 1e-4
   for metrics in (first, compared, played):
     assert all(np.isfinite(value) for value in metrics.values())
-  dead = {"unembed", "key/bias", "attn/key/bias"}  # no gradient: of a value network's head; softmax is blind to a key's bias
-  flat = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in jax.tree.leaves_with_path(moved)}
+  dead = {
+    "unembed",
+    "key/bias",
+    "attn/key/bias",
+  }  # no gradient: of a value network's head; softmax is blind to a key's bias
+  flat = {
+    jax.tree_util.keystr(path, simple=True, separator="/"): x
+    for path, x in jax.tree.leaves_with_path(moved)
+  }
   still = [key for key, x in flat.items() if x == 0]
-  assert not [key for key in still if not key.startswith("value/") or not any(part in key for part in dead)]
+  assert not [
+    key for key in still if not key.startswith("value/") or not any(part in key for part in dead)
+  ]
 
 
 def sft_step(name):
@@ -317,7 +369,8 @@ def test_an_sft_step_on_eight_devices(name, shape):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ("name", "shape"), [("nnx", (2, 2, 2)), ("cached", (2, 2, 2)), ("linen", (2, 2, 2)), ("linen", (8, 1, 1))]
+  ("name", "shape"),
+  [("nnx", (2, 2, 2)), ("cached", (2, 2, 2)), ("linen", (2, 2, 2)), ("linen", (8, 1, 1))],
 )
 def test_eight_devices_give_the_same_numbers(name, shape):
   expected = alone(name)
@@ -371,7 +424,9 @@ def test_what_is_not_possible_is_said():
   with pytest.raises(UserError, match=r"Normed: holds batch statistics.*LayerNorm"):
     adapters.from_nnx(Normed(), **fill)
   with pytest.raises(UserError, match="holds batch statistics"):
-    adapters.from_linen(LinenDecoder(), {"params": {}, "batch_stats": {"mean": jnp.ones(1)}}, **fill)
+    adapters.from_linen(
+      LinenDecoder(), {"params": {}, "batch_stats": {"mean": jnp.ones(1)}}, **fill
+    )
   with pytest.raises(UserError, match="decode and init_cache belong together"):
     adapters.from_nnx(CachedDecoder.__new__(CachedDecoder), decode="decode", **fill)
   lm, params, _ = made("nnx")
@@ -380,12 +435,19 @@ def test_what_is_not_possible_is_said():
     lm.hidden(params, ids, valid)
   with pytest.raises(UserError, match="33 positions do not fit"):
     lm.init_cache(1, 33)
-  with pytest.raises(UserError, match=r"top 1 blocks: this model's parameters \(model\) hold no stacked"):
+  with pytest.raises(
+    UserError, match=r"top 1 blocks: this model's parameters \(model\) hold no stacked"
+  ):
     freeze.split(params, 1)
   wide, _ = adapters.from_nnx(
-    own["Decoder"](**SIZES, depth=1, heads=2, rngs=nnx.Rngs(0)), hidden="hidden", logits="logits", **SIZES | {"width": 20}
+    own["Decoder"](**SIZES, depth=1, heads=2, rngs=nnx.Rngs(0)),
+    hidden="hidden",
+    logits="logits",
+    **SIZES | {"width": 20},
   )
-  with pytest.raises(UserError, match=r"Decoder: hidden returned shape \(1, 4, 16\), \(1, 4, 20\) is needed"):
+  with pytest.raises(
+    UserError, match=r"Decoder: hidden returned shape \(1, 4, 16\), \(1, 4, 20\) is needed"
+  ):
     jax.eval_shape(wide.hidden, params, ids[:, :4], valid[:, :4])
 
 
@@ -399,7 +461,9 @@ def test_the_mask_lets_a_padded_query_see_only_itself():
 
 ROWS = {
   "demonstrations": [{"prompt": f"say {i}", "completion": "good"} for i in range(8)],
-  "comparisons": [{"prompt": f"say {i}", "completions": ["good", "bad"], "ranks": [1, 2]} for i in range(8)],
+  "comparisons": [
+    {"prompt": f"say {i}", "completions": ["good", "bad"], "ranks": [1, 2]} for i in range(8)
+  ],
   "prompts": [{"prompt": f"say {i}"} for i in range(8)],
 }
 
@@ -416,7 +480,9 @@ def folder(tmp_path_factory):
 
 def run(stage, folder, *options):
   small = ["--config.data.prompt=8", *([] if stage == "sample" else ["--config.seed=1"])]
-  return cli.main([stage, f"--config={stage}:tiny", f"--workdir={folder / stage}", *small, *options])
+  return cli.main(
+    [stage, f"--config={stage}:tiny", f"--workdir={folder / stage}", *small, *options]
+  )
 
 
 def files(folder, *names):
@@ -445,8 +511,16 @@ def test_the_documented_file_is_trained_and_sampled(folder, tuned, capsys):
   assert rows[-1]["loss"] < rows[0]["loss"]
   found = origin.open_run(tuned, {}, "policy")
   assert found.about["source"] == f"{folder / 'decoder.py'}:model"
-  assert (up(tuned) != origin.open_python(found.about["source"], "").params["model"]["blocks"]["0"]["up"]["kernel"]).any()
-  draw = ["--config.n=2", "--config.batch=1", "--config.prompt=say 1", "--config.sampling.response=4"]
+  assert (
+    up(tuned)
+    != origin.open_python(found.about["source"], "").params["model"]["blocks"]["0"]["up"]["kernel"]
+  ).any()
+  draw = [
+    "--config.n=2",
+    "--config.batch=1",
+    "--config.prompt=say 1",
+    "--config.sampling.response=4",
+  ]
   assert run("sample", folder, f"--model={tuned}", *draw) == 0
   assert "> say 1" in capsys.readouterr().out
 
@@ -454,9 +528,18 @@ def test_the_documented_file_is_trained_and_sampled(folder, tuned, capsys):
 @quietly
 @pytest.mark.slow
 def test_reward_model_and_ppo_go_on_from_it(folder, tuned):
-  more = [*files(folder, "comparisons", "demonstrations"), "--config.data.valid=", "--config.steps=2"]
+  more = [
+    *files(folder, "comparisons", "demonstrations"),
+    "--config.data.valid=",
+    "--config.steps=2",
+  ]
   assert run("reward", folder, f"--model={tuned}", *TRAIN, *more) == 0
-  sizes = ["--config.batch=8", "--config.iterations=1", "--config.ppo.minibatches=2", "--config.sampling.response=4"]
+  sizes = [
+    "--config.batch=8",
+    "--config.iterations=1",
+    "--config.ppo.minibatches=2",
+    "--config.sampling.response=4",
+  ]
   judge = [f"--config.reward_model={folder / 'reward'}", "--config.ppo.ptx_coef=0.0"]
   assert run("ppo", folder, f"--model={tuned}", *files(folder, "prompts"), *sizes, *judge) == 0
   assert (up(folder / "ppo") != up(tuned)).any()
@@ -477,6 +560,11 @@ def test_sources_that_cannot_be_used_are_named(folder, capsys, monkeypatch):
   }.items():
     with pytest.raises(UserError, match=re.escape(says)):
       origin.open_python(source, "")
-  options = ["--config.batch=4", "--config.data.response=6", *files(folder, "demonstrations"), "--config.top=1"]
+  options = [
+    "--config.batch=4",
+    "--config.data.response=6",
+    *files(folder, "demonstrations"),
+    "--config.top=1",
+  ]
   assert run("sft", folder / "frozen", "--model=decoder.py:model", *options) == 2
   assert "hold no stacked `blocks`" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""Who computes attention: the kernels against the reference, the choice, and what is compiled for a TPU."""
+"""Who computes attention: the kernels against the reference, the choice, and what is compiled for a
+TPU.
+"""
 
 import dataclasses
 from functools import partial
@@ -21,10 +23,17 @@ AT = np.arange(T)
 
 
 def padding():
-  """Rows padded on the left, on the right and on both sides, a whole one, an empty one; packed segments."""
-  bools = np.stack([AT >= 40, AT < 90, (AT >= 5) & (AT < 100), AT >= 0, AT < 0, AT >= 127, AT < 1, AT % 3 > 0])
+  """Rows padded on the left, on the right and on both sides, a whole one, an empty one; packed
+  segments.
+  """
+  bools = np.stack(
+    [AT >= 40, AT < 90, (AT >= 5) & (AT < 100), AT >= 0, AT < 0, AT >= 127, AT < 1, AT % 3 > 0]
+  )
   packed = np.stack([1 + AT // 50, (AT < 120) * (1 + AT // 30), (AT >= 9) * (2 + AT // 64)])
-  return {"bool": bools, "packed": np.concatenate([packed, packed[:, ::-1], packed[:2] * 7]).astype(np.int32)}
+  return {
+    "bool": bools,
+    "packed": np.concatenate([packed, packed[:, ::-1], packed[:2] * 7]).astype(np.int32),
+  }
 
 
 def draw(heads, kv_heads):
@@ -48,7 +57,9 @@ SPLASH = partial(attention.splash, dtype="float32", interpret=True)
 REFERENCE = partial(attention.reference, dtype="float32")
 
 
-@pytest.mark.parametrize("heads, kv_heads", [(2, 2), (4, 2), (2, 1)], ids=["whole", "grouped", "one key head"])
+@pytest.mark.parametrize(
+  "heads, kv_heads", [(2, 2), (4, 2), (2, 1)], ids=["whole", "grouped", "one key head"]
+)
 @pytest.mark.parametrize("kind", ["bool", "packed"])
 def test_splash_equals_the_reference(kind, heads, kv_heads):
   arrays, valid = draw(heads, kv_heads), jnp.asarray(padding()[kind])
@@ -65,7 +76,9 @@ def test_splash_with_windows_and_a_soft_cap_equals_the_reference(which):
   mix = lambda f: lambda q, k, v, valid: f(q, k, v, valid, jnp.int32(which), rule=rule)
   got = with_gradients(mix(SPLASH), *arrays, valid)
   tiny.assert_trees_close(got, with_gradients(mix(REFERENCE), *arrays, valid), rtol=1e-4, atol=2e-5)
-  alone = with_gradients(partial(REFERENCE, rule=rule._replace(windows=rule.windows[which : which + 1])), *arrays, valid)
+  alone = with_gradients(
+    partial(REFERENCE, rule=rule._replace(windows=rule.windows[which : which + 1])), *arrays, valid
+  )
   tiny.assert_trees_close(got, alone, rtol=1e-4, atol=2e-5)
 
 
@@ -76,19 +89,31 @@ def test_windows_that_hold_the_whole_row_are_none(monkeypatch):
   q, k, v = draw(2, 2)
   for windows, which in [((T, 0, T - 1), 2), ((T, 0), 1), ((3,), 0)]:
     rule = attention.Rule(windows=windows)
-    attention.causal(q, k, v, jnp.ones((B, T), bool), which, dtype="float32", kind="auto", rule=rule)
+    attention.causal(
+      q, k, v, jnp.ones((B, T), bool), which, dtype="float32", kind="auto", rule=rule
+    )
   assert found == [((0, 0, T - 1), 2), ((0,), 0), ((3,), 0)]
 
 
 def test_splash_on_a_mesh_equals_the_reference(mesh):
   """Two key heads for four queries: they are split over two devices, and repeated for four."""
   arrays, valid = draw(4, 2), padding()["bool"]
-  expected = tiny.unsharded(lambda: jax.tree.map(np.asarray, with_gradients(REFERENCE, *arrays, jnp.asarray(valid))))
-  axes = ("batch", None, "heads", None), ("batch", "kv_heads", None, None), ("batch", "kv_heads", None, None)
+  expected = tiny.unsharded(
+    lambda: jax.tree.map(np.asarray, with_gradients(REFERENCE, *arrays, jnp.asarray(valid)))
+  )
+  axes = (
+    ("batch", None, "heads", None),
+    ("batch", "kv_heads", None, None),
+    ("batch", "kv_heads", None, None),
+  )
   q, k, v = (sharding.place(x, sharding.fit(x.shape, a)) for x, a in zip(arrays, axes))
   got = with_gradients(SPLASH, q, k, v, sharding.place_batch(valid))
   tiny.assert_trees_close(got, expected, rtol=1e-4, atol=2e-5)
-  jax.tree.map(lambda g, x: np.testing.assert_equal(jax.typeof(g).sharding, jax.typeof(x).sharding), got, (q, q, k, v))
+  jax.tree.map(
+    lambda g, x: np.testing.assert_equal(jax.typeof(g).sharding, jax.typeof(x).sharding),
+    got,
+    (q, q, k, v),
+  )
 
 
 def names(kind, length=256, width=64, dtype="bfloat16"):
@@ -96,7 +121,9 @@ def names(kind, length=256, width=64, dtype="bfloat16"):
   found = {}
   original = attention.by_platform
   try:
-    attention.by_platform = lambda default, **others: found.update(others, default=default) or default
+    attention.by_platform = lambda default, **others: (
+      found.update(others, default=default) or default
+    )
     default = attention.chosen(kind, length, width, dtype)
   finally:
     attention.by_platform = original
@@ -121,7 +148,11 @@ def test_the_choice(monkeypatch):
 @pytest.mark.parametrize(
   "kind, shape, message",
   [
-    ("splash", {"length": 200}, "'splash' needs rows of a multiple of 128 tokens, got 200: pad them; or choose 'auto'"),
+    (
+      "splash",
+      {"length": 200},
+      "'splash' needs rows of a multiple of 128 tokens, got 200: pad them; or choose 'auto'",
+    ),
     ("splash", {"width": 80}, "'splash' needs heads of a multiple of 64, got 80"),
     ("cudnn", {"dtype": "float32"}, "'cudnn' needs dtype 'bfloat16', got 'float32'"),
     ("cudnn", {"length": 201}, "'cudnn' needs rows of an even number of tokens, got 201"),
@@ -139,13 +170,17 @@ def test_cudnn_has_no_soft_cap(monkeypatch):
     attention.chosen("cudnn", 256, 64, "bfloat16", rule)
   monkeypatch.setattr(attention, "has_cudnn", lambda: True)
   found = {}
-  monkeypatch.setattr(attention, "by_platform", lambda default, **others: found.update(others) or default)
+  monkeypatch.setattr(
+    attention, "by_platform", lambda default, **others: found.update(others) or default
+  )
   attention.chosen("auto", 256, 64, "bfloat16", rule)
   assert set(found) == {"tpu"}
 
 
 def test_an_unknown_name_is_refused():
-  with pytest.raises(UserError, match="attention is 'flash': choose one of auto, xla, splash, cudnn"):
+  with pytest.raises(
+    UserError, match="attention is 'flash': choose one of auto, xla, splash, cudnn"
+  ):
     gpt.gpt(dataclasses.replace(gpt.GPT_5M, attention="flash"))
 
 
@@ -155,7 +190,9 @@ def test_a_model_with_splash_equals_one_with_xla():
   params = llama.llama(config).init(jax.random.key(0))
   valid = jnp.asarray(padding()["bool"])
   tokens = tiny.tokens_like(valid, tiny.VOCAB, 1)
-  run = lambda kind: jax.jit(llama.llama(dataclasses.replace(config, attention=kind)).hidden)(params, tokens, valid)
+  run = lambda kind: jax.jit(llama.llama(dataclasses.replace(config, attention=kind)).hidden)(
+    params, tokens, valid
+  )
   xla, splash = run("xla"), run("splash")
   np.testing.assert_array_equal(run("auto"), xla)
   np.testing.assert_allclose(splash * valid[..., None], xla * valid[..., None], atol=1e-4)
@@ -175,19 +212,44 @@ def test_the_sft_step_for_a_tpu_pod_holds_the_kernel(parts, kernels, change):
   """Compiled for four chips that are not there, from shapes alone."""
   with aot.on(chips.pod("v5e:2x2"), dict(zip(sharding.AXES, parts)), True):
     mesh = jax.sharding.get_mesh()
-    lm = llama.llama(dataclasses.replace(llama.SMOLLM2_135M, vocab_size=257, depth=2, heads=8, kv_heads=2, width=512,
-                                         dtype="bfloat16", remat="blocks", attention=kernels, **change))  # fmt: skip
-    here = lambda shape, dtype, spec: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+    lm = llama.llama(
+      dataclasses.replace(
+        llama.SMOLLM2_135M,
+        vocab_size=257,
+        depth=2,
+        heads=8,
+        kv_heads=2,
+        width=512,
+        dtype="bfloat16",
+        remat="blocks",
+        attention=kernels,
+        **change,
+      )
+    )
+    here = lambda shape, dtype, spec: jax.ShapeDtypeStruct(
+      shape, dtype, sharding=NamedSharding(mesh, spec)
+    )
     specs = sharding.shardings(lm.table)
-    params = jax.tree.map(lambda leaf, spec: here(leaf.shape, jnp.float32, spec), lm.table, specs,
-                          is_leaf=lambda x: hasattr(x, "axes"))  # fmt: skip
+    params = jax.tree.map(
+      lambda leaf, spec: here(leaf.shape, jnp.float32, spec),
+      lm.table,
+      specs,
+      is_leaf=lambda x: hasattr(x, "axes"),
+    )
     tx = optim.adamw(1e-4)
     scalar = here((), jnp.int32, jax.P())
     key = jax.eval_shape(jax.random.key, 0)
-    state = TrainState(scalar, scalar, here((), key.dtype, jax.P()), params, jax.eval_shape(tx.init, params))
+    state = TrainState(
+      scalar, scalar, here((), key.dtype, jax.P()), params, jax.eval_shape(tx.init, params)
+    )
     row = lambda dtype: here((8, 256), dtype, sharding.spec("batch", None))
     batch = Demonstrations(row(jnp.int32), row(jnp.bool_), row(jnp.bool_))
-    text = jax.jit(partial(sft.sft_step, lm=lm, tx=tx), donate_argnums=0).lower(state, {}, batch).compile().as_text()
+    text = (
+      jax.jit(partial(sft.sft_step, lm=lm, tx=tx), donate_argnums=0)
+      .lower(state, {}, batch)
+      .compile()
+      .as_text()
+    )
   assert ('custom_call_target="tpu_custom_call"' in text) == (kernels == "auto")
 
 
@@ -195,7 +257,9 @@ def test_the_sft_step_for_a_tpu_pod_holds_the_kernel(parts, kernels, change):
 @pytest.mark.parametrize("valid", padding().values(), ids=padding())
 def test_cudnn_is_lowered_for_a_gpu(monkeypatch, valid, kv_heads):
   """Not run: JAX is told that cuDNN is there, and lowers forward and backward to its calls."""
-  monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91_000)
+  monkeypatch.setattr(
+    "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91_000
+  )
   monkeypatch.setattr(attention, "has_cudnn", lambda: True)
   rule = attention.Rule(scale=0.2, windows=(0, 32))
   mix = attention.chosen("auto", T, C, "bfloat16", rule)

@@ -21,7 +21,9 @@ def test_linear_is_the_product_over_the_contracted_axes_plus_the_bias():
   y = blocks.linear({"w": w, "b": b}, x, "float32", contract=2)
   np.testing.assert_allclose(y, np.einsum("btij,ijo->bto", wide(x), wide(w)) + wide(b), atol=1e-5)
   split = blocks.linear({"w": w}, draw(3, 2, 3, 4), "float32")  # outputs of two axes
-  np.testing.assert_allclose(split, np.einsum("bti,ijo->btjo", wide(draw(3, 2, 3, 4)), wide(w)), atol=1e-5)
+  np.testing.assert_allclose(
+    split, np.einsum("bti,ijo->btjo", wide(draw(3, 2, 3, 4)), wide(w)), atol=1e-5
+  )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -47,8 +49,12 @@ def test_norms():
   a = wide(x)
   rms = a / np.sqrt((a**2).mean(-1, keepdims=True) + 1e-5) * wide(scale)
   np.testing.assert_allclose(blocks.rms_norm({"scale": scale}, x, 1e-5), rms, atol=1e-5)
-  layer = (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + 1e-5) * wide(scale) + wide(bias)
-  np.testing.assert_allclose(blocks.layer_norm({"scale": scale, "bias": bias}, x, 1e-5), layer, atol=1e-5)
+  layer = (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + 1e-5) * wide(
+    scale
+  ) + wide(bias)
+  np.testing.assert_allclose(
+    blocks.layer_norm({"scale": scale, "bias": bias}, x, 1e-5), layer, atol=1e-5
+  )
 
 
 def test_an_offset_is_added_to_the_scale_of_a_norm():
@@ -59,7 +65,9 @@ def test_an_offset_is_added_to_the_scale_of_a_norm():
 
 def test_a_soft_cap_bends_towards_the_cap():
   x = jnp.array([-1e4, -3.0, 0.0, 0.01, 3.0, 1e4])
-  np.testing.assert_allclose(blocks.softcapped(x, 3.0), [-3, -3 * np.tanh(1), 0, 0.01, 3 * np.tanh(1), 3], atol=1e-6)
+  np.testing.assert_allclose(
+    blocks.softcapped(x, 3.0), [-3, -3 * np.tanh(1), 0, 0.01, 3 * np.tanh(1), 3], atol=1e-6
+  )
   assert blocks.softcapped(x, 0.0) is x
 
 
@@ -96,7 +104,9 @@ def test_lookup_reads_rows_in_float32_and_clips_ids():
 
 
 def test_positions_count_real_tokens_within_their_segment():
-  bools = jnp.array([[False, False, True, True], [True, True, False, False], [True, False, True, True]])
+  bools = jnp.array(
+    [[False, False, True, True], [True, True, False, False], [True, False, True, True]]
+  )
   np.testing.assert_array_equal(blocks.positions(bools), [[0, 0, 0, 1], [0, 1, 1, 1], [0, 0, 1, 2]])
   packed = jnp.array([[1, 1, 1, 2, 2, 0], [0, 3, 3, 4, 0, 0]])
   at = np.asarray(blocks.positions(packed))
@@ -122,11 +132,17 @@ def test_attention_with_grouped_heads_by_loops(dtype, atol):
   for b, t, h in np.ndindex(B, T, H):
     scores = wide(k)[b, h // (H // K)] @ wide(q)[b, t, h] / np.sqrt(C)
     weights = np.where(mask[b, t], np.exp(scores), 0)
-    np.testing.assert_allclose(got[b, t, h], weights / weights.sum() @ wide(v)[b, h // (H // K)], atol=atol)
+    np.testing.assert_allclose(
+      got[b, t, h], weights / weights.sum() @ wide(v)[b, h // (H // K)], atol=atol
+    )
 
 
 def test_a_query_without_keys_has_no_nan():
   out = blocks.attention(
-    draw(0, 1, 2, 2, 4), draw(1, 1, 2, 3, 4), draw(2, 1, 2, 3, 4), jnp.zeros((1, 2, 3), bool), "float32"
+    draw(0, 1, 2, 2, 4),
+    draw(1, 1, 2, 3, 4),
+    draw(2, 1, 2, 3, 4),
+    jnp.zeros((1, 2, 3), bool),
+    "float32",
   )
   assert np.isfinite(np.asarray(out)).all()

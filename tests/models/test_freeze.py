@@ -38,7 +38,9 @@ def test_the_two_parts_are_the_model(model):
 
 
 def test_the_backward_pass_stops_at_the_trained_blocks(model):
-  """Gradients of the trained part run one reversed scan, over the top block alone; those of the model over all."""
+  """Gradients of the trained part run one reversed scan, over the top block alone; those of the
+  model over all.
+  """
   lm, params = model
 
   def backward(params, top):
@@ -90,16 +92,22 @@ def test_only_float32_matrices_are_cast():
   lm = tiny.lm("gpt")
   params = lm.init(jax.random.key(0)) | {"head": {"w": jnp.ones(32), "b": jnp.float32(0)}}
   cast = freeze.cast(params, "bfloat16")
-  half = {jax.tree_util.keystr(path) for path, x in jax.tree.leaves_with_path(cast) if x.dtype == jnp.bfloat16}
+  half = {
+    jax.tree_util.keystr(path)
+    for path, x in jax.tree.leaves_with_path(cast)
+    if x.dtype == jnp.bfloat16
+  }
   assert half == {f"['blocks']['{name}']['w']" for name in ("q", "k", "v", "o", "up", "down")}
   tiny.assert_trees_equal(freeze.cast(params, "float32"), params)
 
 
 def test_a_step_pays_nothing_backward_below_the_trained_blocks():
-  """FLOPs of a whole SFT step, off its jaxpr: forward b a block and u for logits, backward 2 b a trained block.
+  """FLOPs of a whole SFT step, off its jaxpr: forward b a block and u for logits, backward 2 b a
+  trained block.
 
-  The blocks below cost one forward pass.  (The gradient of the tied embedding, which is not trained, still stands in the
-  jaxpr, unused: the compiler drops it.)  The step with one trained block also keeps less for its backward pass.
+  The blocks below cost one forward pass.  (The gradient of the tied embedding, which is not
+  trained, still stands in the jaxpr, unused: the compiler drops it.)  The step with one trained
+  block also keeps less for its backward pass.
   """
   tx = optax.sgd(0.1)
 
@@ -107,7 +115,11 @@ def test_a_step_pays_nothing_backward_below_the_trained_blocks():
     lm = tiny.lm("gpt", depth=depth)
     trunk, trained = freeze.split(lm.init(jax.random.key(0)), top)
     state = steps.init_state(jax.random.key(0), trained, tx)
-    step = jax.jit(lambda state, batch: sft.sft_step(state, trunk, batch, lm=lm, tx=tx, cfg=sft.SFTConfig(dropout=False)))
+    step = jax.jit(
+      lambda state, batch: sft.sft_step(
+        state, trunk, batch, lm=lm, tx=tx, cfg=sft.SFTConfig(dropout=False)
+      )
+    )
     batch = tiny.demonstrations(lm, 4)
     jaxpr = jax.make_jaxpr(step)(state, batch)
     forward = jax.make_jaxpr(lambda p, b: sft.evaluate(p, b, lm=lm))(trunk | trained, batch)

@@ -15,7 +15,15 @@ from instructjax.errors import UserError
 from instructjax.models import gguf, llama, weights
 
 CONFIG = llama.LlamaConfig(
-  vocab_size=48, context=64, width=32, depth=2, heads=4, kv_heads=2, mlp=64, rope_base=5000.0, norm_eps=1e-5
+  vocab_size=48,
+  context=64,
+  width=32,
+  depth=2,
+  heads=4,
+  kv_heads=2,
+  mlp=64,
+  rope_base=5000.0,
+  norm_eps=1e-5,
 )
 KINDS = {
   "F32": package.GGMLQuantizationType.F32,
@@ -53,9 +61,14 @@ def write(path, config, params, kind="F32", architecture="llama", skip=(), chang
   writer = package.GGUFWriter(path, architecture)
   c = config
   values = {
-    "block_count": c.depth, "context_length": c.context, "embedding_length": c.width, "feed_forward_length": c.mlp,
-    "head_count": c.heads, "head_count_kv": c.kv_heads, "vocab_size": c.vocab_size,
-  }  # fmt: skip
+    "block_count": c.depth,
+    "context_length": c.context,
+    "embedding_length": c.width,
+    "feed_forward_length": c.mlp,
+    "head_count": c.heads,
+    "head_count_kv": c.kv_heads,
+    "vocab_size": c.vocab_size,
+  }
   for name, value in values.items():
     if name not in keys:
       getattr(writer, f"add_{name}")(value)
@@ -80,8 +93,9 @@ def params():
   return tiny.perturb(llama.llama(CONFIG).init(jax.random.key(0)), 0.1)
 
 
-# The largest error, as a share of the largest weight: none, half a unit in the last place, and half a step of a block
-# (1/127 of its largest weight, or 1/15 of its range) plus the rounding of its float16 scale.
+# The largest error, as a share of the largest weight: none, half a unit in the last place, and half
+# a step of a block (1/127 of its largest weight, or 1/15 of its range) plus the rounding of its
+# float16 scale.
 ERRORS = {"F32": 0.0, "F16": 2**-11, "Q8_0": 0.5 / 127 + 0.001, "Q4_1": 1 / 15 + 0.001}
 
 
@@ -93,7 +107,10 @@ def test_what_was_written_is_read(tmp_path, params, kind):
   largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(params) if x.ndim > 2)
   tiny.assert_trees_close(loaded, params, rtol=0, atol=ERRORS[kind] * largest)
   if kind != "F32":
-    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(params)))
+    assert any(
+      (np.asarray(a) != np.asarray(b)).any()
+      for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(params))
+    )
 
 
 def test_an_untied_head_is_read(tmp_path):
@@ -119,13 +136,19 @@ def test_a_missing_tensor_is_named(tmp_path, params):
 
 
 def test_a_misshapen_tensor_is_named(tmp_path, params):
-  path = write(tmp_path / "m.gguf", CONFIG, params, change={"blk.0.attn_v.weight": np.zeros((16, 64))})
-  with pytest.raises(UserError, match=r"tensor 'blk\.0\.attn_v\.weight' has shape \(16, 64\).*asks for \(16, 32\)"):
+  path = write(
+    tmp_path / "m.gguf", CONFIG, params, change={"blk.0.attn_v.weight": np.zeros((16, 64))}
+  )
+  with pytest.raises(
+    UserError, match=r"tensor 'blk\.0\.attn_v\.weight' has shape \(16, 64\).*asks for \(16, 32\)"
+  ):
     gguf.load(path)
 
 
 def test_another_architecture_and_a_missing_key_are_refused(tmp_path, params):
-  with pytest.raises(UserError, match="architecture 'bloom'; those read from GGUF are llama, qwen2"):
+  with pytest.raises(
+    UserError, match="architecture 'bloom'; those read from GGUF are llama, qwen2"
+  ):
     gguf.load(write(tmp_path / "a.gguf", CONFIG, params, architecture="bloom"))
   with pytest.raises(UserError, match=r"no key 'llama\.block_count'"):
     gguf.load(write(tmp_path / "b.gguf", CONFIG, params, keys=("block_count",)))
@@ -143,9 +166,14 @@ def test_a_file_that_is_no_gguf_or_is_cut_short_is_refused(tmp_path, params):
 
 
 OTHERS = {
-  "gpt2": "gpt2", "gpt2-untied": "gpt2", "gpt_neox": "gptneox", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma",
+  "gpt2": "gpt2",
+  "gpt2-untied": "gpt2",
+  "gpt_neox": "gptneox",
+  "qwen2": "qwen2",
+  "qwen3": "qwen3",
+  "gemma": "gemma",
   "gemma2": "gemma2",
-}  # fmt: skip
+}
 
 
 def write_other(path, config, params, architecture, extra=()):
@@ -189,7 +217,9 @@ def test_other_architectures_are_read(tmp_path, name):
   config = dataclasses.replace(FAMILIES[name], **({"query_width": 0} if name == "gemma2" else {}))
   rng = np.random.default_rng(0)
   table = models.build(config).table
-  params = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape, np.float32)), table)
+  params = jax.tree.map(
+    lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape, np.float32)), table
+  )
   path = write_other(tmp_path / "m.gguf", config, params, OTHERS[name])
   found, loaded, _ = gguf.load(path)
   assert found == config
@@ -200,5 +230,9 @@ def test_a_tensor_that_would_change_the_model_is_refused(tmp_path):
   """Llama 3.1 in GGUF has its stretched frequencies as a tensor."""
   config = FAMILIES["qwen2"]
   params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), models.build(config).table)
-  with pytest.raises(UserError, match=r"holds tensor 'rope_freqs\.weight', which is not implemented"):
-    gguf.load(write_other(tmp_path / "m.gguf", config, params, "qwen2", extra=["rope_freqs.weight"]))
+  with pytest.raises(
+    UserError, match=r"holds tensor 'rope_freqs\.weight', which is not implemented"
+  ):
+    gguf.load(
+      write_other(tmp_path / "m.gguf", config, params, "qwen2", extra=["rope_freqs.weight"])
+    )

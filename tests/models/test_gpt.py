@@ -56,8 +56,17 @@ def test_every_leaf_names_each_of_its_axes():
 def test_initial_values_are_those_of_gpt2():
   config = gpt.GPTConfig(vocab_size=400, context=64, width=128, depth=8, heads=4)
   params = gpt.gpt(config).init(jax.random.key(0))
-  for path, std in [("q", 0.02), ("k", 0.02), ("v", 0.02), ("up", 0.02), ("o", 0.005), ("down", 0.005)]:
-    assert float(params["blocks"][path]["w"].std()) == pytest.approx(std, rel=0.02), path  # .02 / sqrt(2 * 8) = .005
+  for path, std in [
+    ("q", 0.02),
+    ("k", 0.02),
+    ("v", 0.02),
+    ("up", 0.02),
+    ("o", 0.005),
+    ("down", 0.005),
+  ]:
+    assert float(params["blocks"][path]["w"].std()) == pytest.approx(std, rel=0.02), (
+      path
+    )  # .02 / sqrt(2 * 8) = .005
     assert not params["blocks"][path]["b"].any()
   assert float(params["embed"]["tokens"].std()) == pytest.approx(0.02, rel=0.02)
   assert float(params["embed"]["positions"].std()) == pytest.approx(0.02, rel=0.05)
@@ -75,14 +84,18 @@ def test_gelu_is_the_tanh_form():
 
 
 def test_positions_are_learned():
-  """The same token at two places differs by the rows of the position table, and by nothing when they are equal."""
+  """The same token at two places differs by the rows of the position table, and by nothing when
+  they are equal.
+  """
   lm = tiny.lm("gpt", depth=1)
   params = lm.init(jax.random.key(0))
   tokens, valid = jnp.full((1, 5), 7), jnp.ones((1, 5), bool)
   stem = lm.stem(params, tokens, valid)
   rows = params["embed"]["positions"][:5]
   np.testing.assert_allclose(stem[0] - stem[0, :1], rows - rows[:1], atol=1e-6)
-  flat = params | {"embed": params["embed"] | {"positions": jnp.zeros_like(params["embed"]["positions"])}}
+  flat = params | {
+    "embed": params["embed"] | {"positions": jnp.zeros_like(params["embed"]["positions"])}
+  }
   hidden = np.asarray(jax.jit(lm.hidden)(flat, tokens, valid))
   np.testing.assert_allclose(hidden[0], np.repeat(hidden[0, :1], 5, 0), atol=1e-5)
 
@@ -92,7 +105,9 @@ def test_the_unembedding_is_the_embedding_unless_untied():
   params = tied.init(jax.random.key(0))
   hidden = jax.random.normal(jax.random.key(1), (2, 3, tied.width))
   np.testing.assert_allclose(
-    tied.logits(params, hidden), np.asarray(hidden) @ np.asarray(params["embed"]["tokens"]).T, atol=1e-5
+    tied.logits(params, hidden),
+    np.asarray(hidden) @ np.asarray(params["embed"]["tokens"]).T,
+    atol=1e-5,
   )
   config = gpt.GPTConfig(vocab_size=48, context=64, width=32, depth=2, heads=4, tied=False)
   untied = gpt.gpt(config)
@@ -103,9 +118,21 @@ def test_the_unembedding_is_the_embedding_unless_untied():
 
 
 def test_a_parallel_block_adds_both_halves_of_the_same_input():
-  """With attention of constant 1 and an MLP that copies its normed input, a serial block would see the 1."""
-  config = gpt.GPTConfig(vocab_size=9, context=8, width=8, depth=1, heads=2, rotary=4, parallel=True, one_norm=True,
-                         mlp=8, activation="relu")  # fmt: skip
+  """With attention of constant 1 and an MLP that copies its normed input, a serial block would see
+  the 1.
+  """
+  config = gpt.GPTConfig(
+    vocab_size=9,
+    context=8,
+    width=8,
+    depth=1,
+    heads=2,
+    rotary=4,
+    parallel=True,
+    one_norm=True,
+    mlp=8,
+    activation="relu",
+  )
   lm = gpt.gpt(config)
   params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), lm.table)
   block = params["blocks"]

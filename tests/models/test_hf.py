@@ -19,9 +19,19 @@ from instructjax.models.llama import LlamaConfig
 
 GPT = GPTConfig(vocab_size=48, context=16, width=32, depth=3, heads=4, norm_eps=1e-6)
 LLAMA = LlamaConfig(
-  vocab_size=48, context=16, width=32, depth=3, heads=4, kv_heads=2, mlp=64, rope_base=5e5, norm_eps=1e-6
+  vocab_size=48,
+  context=16,
+  width=32,
+  depth=3,
+  heads=4,
+  kv_heads=2,
+  mlp=64,
+  rope_base=5e5,
+  norm_eps=1e-6,
 )
-UNTIED = LlamaConfig(vocab_size=48, context=16, width=32, depth=3, heads=4, kv_heads=4, mlp=64, tied=False)
+UNTIED = LlamaConfig(
+  vocab_size=48, context=16, width=32, depth=3, heads=4, kv_heads=4, mlp=64, tied=False
+)
 UNTIED_GPT = GPTConfig(vocab_size=48, context=16, width=32, depth=3, heads=2, tied=False)
 CONFIGS = {"gpt": GPT, "llama": LLAMA, "llama-untied": UNTIED, "gpt-untied": UNTIED_GPT}
 
@@ -51,7 +61,9 @@ def edit_config(folder, **changes):
   (folder / hf.CONFIG).write_text(json.dumps({k: v for k, v in raw.items() if v != "absent"}))
 
 
-@pytest.mark.parametrize("name, shard_bytes", [*((name, 2**30) for name in FAMILIES), ("gemma2", 40_000), ("gpt2", 40_000)])
+@pytest.mark.parametrize(
+  "name, shard_bytes", [*((name, 2**30) for name in FAMILIES), ("gemma2", 40_000), ("gpt2", 40_000)]
+)
 def test_what_was_saved_is_loaded_bit_for_bit(tmp_path, name, shard_bytes):
   config = FAMILIES[name]
   saved(tmp_path, config, shard_bytes=shard_bytes)
@@ -70,7 +82,9 @@ def test_an_index_names_the_file_of_every_tensor(tmp_path):
   assert files == sorted(p.name for p in tmp_path.glob("*.safetensors"))
   for file in files:
     assert (tmp_path / file).stat().st_size < 22_000
-    assert set(st.load_file(tmp_path / file)) == {k for k, v in index["weight_map"].items() if v == file}
+    assert set(st.load_file(tmp_path / file)) == {
+      k for k, v in index["weight_map"].items() if v == file
+    }
 
 
 def test_saving_again_leaves_nothing_of_the_model_before(tmp_path):
@@ -101,7 +115,9 @@ def test_half_precision_files_become_float32(tmp_path, dtype):
   edit(tmp_path, lambda t: t.update({name: x.astype(jnp.dtype(dtype)) for name, x in t.items()}))
   _, params = hf.load(tmp_path)
   assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-  tiny.assert_trees_equal(params, jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), weights(LLAMA)))
+  tiny.assert_trees_equal(
+    params, jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), weights(LLAMA))
+  )
 
 
 def test_the_first_gpt2_checkpoints_have_names_without_a_prefix(tmp_path):
@@ -110,7 +126,9 @@ def test_the_first_gpt2_checkpoints_have_names_without_a_prefix(tmp_path):
   def strip(tensors):
     bare = {name.removeprefix("transformer."): x for name, x in tensors.items()}
     tensors.clear()
-    tensors.update(bare | {"h.0.attn.bias": np.ones((1, 1, 16, 16), np.float32)})  # their causal mask, ignored
+    tensors.update(
+      bare | {"h.0.attn.bias": np.ones((1, 1, 16, 16), np.float32)}
+    )  # their causal mask, ignored
 
   edit(tmp_path, strip)
   tiny.assert_trees_equal(hf.load(tmp_path)[1], weights(GPT))
@@ -132,7 +150,11 @@ def test_loading_places_the_parameters_on_the_mesh(tmp_path):
 
 @pytest.mark.parametrize(
   "config, name",
-  [(GPT, "transformer.h.2.attn.c_attn.bias"), (LLAMA, "model.layers.1.mlp.up_proj.weight"), (UNTIED, "lm_head.weight")],
+  [
+    (GPT, "transformer.h.2.attn.c_attn.bias"),
+    (LLAMA, "model.layers.1.mlp.up_proj.weight"),
+    (UNTIED, "lm_head.weight"),
+  ],
 )
 def test_a_missing_or_misshapen_tensor_is_named(tmp_path, config, name):
   saved(tmp_path, config)
@@ -157,24 +179,50 @@ def test_a_matrix_stored_the_other_way_round_is_not_taken(tmp_path):
 @pytest.mark.parametrize(
   "config, change, message",
   [
-    (LLAMA, {"model_type": "bloom"}, "model_type is 'bloom'; the families that can be read are gpt2, gpt_neox"),
+    (
+      LLAMA,
+      {"model_type": "bloom"},
+      "model_type is 'bloom'; the families that can be read are gpt2, gpt_neox",
+    ),
     (LLAMA, {"hidden_size": "absent"}, "'hidden_size' is None; it must be a positive whole number"),
-    (LLAMA, {"quantization_config": {"bits": 4}}, "'quantization_config' is .*; this variant is not implemented"),
+    (
+      LLAMA,
+      {"quantization_config": {"bits": 4}},
+      "'quantization_config' is .*; this variant is not implemented",
+    ),
     (LLAMA, {"hidden_act": "mish"}, "'hidden_act' is 'mish'"),
-    (LLAMA, {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "'rope_type' is 'dynamic'"),
+    (
+      LLAMA,
+      {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}},
+      "'rope_type' is 'dynamic'",
+    ),
     (LLAMA, {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'rope_type' is 'yarn'"),
-    (LLAMA, {"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "'low_freq_factor' is None; it must be a number"),
+    (
+      LLAMA,
+      {"rope_scaling": {"rope_type": "llama3", "factor": 8}},
+      "'low_freq_factor' is None; it must be a number",
+    ),
     (GPT, {"activation_function": "quick_gelu"}, "'activation_function' is 'quick_gelu'"),
     (GPT, {"scale_attn_by_inverse_layer_idx": True}, "'scale_attn_by_inverse_layer_idx' is True"),
     (GPT, {"n_layer": "12"}, "'n_layer' is '12'"),
     (FAMILIES["phi"], {"qk_layernorm": True}, "'qk_layernorm' is True"),
     (FAMILIES["gpt_neox"], {"attention_bias": False}, "'attention_bias' is False"),
-    (FAMILIES["gemma3"], {"use_bidirectional_attention": True}, "'use_bidirectional_attention' is True"),
-    (FAMILIES["gemma2"], {"layer_types": ["full_attention", "chunked_attention"]}, "'layer_types' is .*chunked"),
+    (
+      FAMILIES["gemma3"],
+      {"use_bidirectional_attention": True},
+      "'use_bidirectional_attention' is True",
+    ),
+    (
+      FAMILIES["gemma2"],
+      {"layer_types": ["full_attention", "chunked_attention"]},
+      "'layer_types' is .*chunked",
+    ),
     (FAMILIES["smollm3"], {"use_sliding_window": True}, "'use_sliding_window' is True"),
   ],
 )
-def test_a_configuration_that_would_be_computed_differently_is_refused(tmp_path, config, change, message):
+def test_a_configuration_that_would_be_computed_differently_is_refused(
+  tmp_path, config, change, message
+):
   saved(tmp_path, config)
   edit_config(tmp_path, **change)
   with pytest.raises(UserError, match=message):
@@ -184,49 +232,88 @@ def test_a_configuration_that_would_be_computed_differently_is_refused(tmp_path,
 def test_a_tensor_that_the_model_has_no_place_for_is_named(tmp_path):
   saved(tmp_path, LLAMA)
   name = "model.layers.1.self_attn.q_proj.bias"
-  edit(tmp_path, lambda t: t.update({name: np.ones(32, np.float32), "model.rotary_emb.inv_freq": np.ones(4, np.float32)}))
-  with pytest.raises(UserError, match=f"a model of type 'llama' has no place for its tensors '{name}'; without"):
+  edit(
+    tmp_path,
+    lambda t: t.update(
+      {name: np.ones(32, np.float32), "model.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    ),
+  )
+  with pytest.raises(
+    UserError, match=f"a model of type 'llama' has no place for its tensors '{name}'; without"
+  ):
     hf.load(tmp_path)
 
 
 def test_a_quantised_tensor_is_refused(tmp_path):
   saved(tmp_path, LLAMA)
   edit(tmp_path, lambda t: t.update({"model.norm.weight": t["model.norm.weight"].astype(np.int8)}))
-  with pytest.raises(UserError, match=r"tensor 'model\.norm\.weight' is of type I8; numbers of F64, F32, F16, BF16"):
+  with pytest.raises(
+    UserError, match=r"tensor 'model\.norm\.weight' is of type I8; numbers of F64, F32, F16, BF16"
+  ):
     hf.load(tmp_path)
 
 
 def test_a_family_has_no_words_for_the_settings_of_another(tmp_path):
   config = LlamaConfig(**{**vars(LLAMA), "pattern": "LG", "window": 4, "qk_norm": True})
-  with pytest.raises(UserError, match="type 'llama' cannot have qk_norm=True, pattern='LG', window=4: set another"):
+  with pytest.raises(
+    UserError, match="type 'llama' cannot have qk_norm=True, pattern='LG', window=4: set another"
+  ):
     hf.save(tmp_path / "a", config, weights(config))
   assert not (tmp_path / "a").exists()
 
 
 def test_gemma3_with_pictures_gives_its_language_model(tmp_path):
-  """The names and the sparse text_config of the public 4B checkpoint; of what is absent, the family's defaults hold."""
+  """The names and the sparse text_config of the public 4B checkpoint; of what is absent, the
+  family's defaults hold.
+  """
   config = FAMILIES["gemma3"]
   saved(tmp_path, config)
   raw = json.loads((tmp_path / hf.CONFIG).read_text())
-  whole = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "text_config": raw}
+  whole = {
+    "model_type": "gemma3",
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "text_config": raw,
+  }
   (tmp_path / hf.CONFIG).write_text(json.dumps(whole))
 
   def inside(tensors):
     named = {f"language_model.{name}": x for name, x in tensors.items()}
     tensors.clear()
-    tensors.update(named | {"vision_tower.x": np.ones(2, np.float32), "multi_modal_projector.y": np.ones(2, np.float32)})
+    tensors.update(
+      named
+      | {
+        "vision_tower.x": np.ones(2, np.float32),
+        "multi_modal_projector.y": np.ones(2, np.float32),
+      }
+    )
 
   edit(tmp_path, inside)
   found, params = hf.load(tmp_path)
   assert found == config
   tiny.assert_trees_equal(params, weights(config))
   sparse = {
-    "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
-    "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
-  }  # fmt: skip
+    "model_type": "gemma3_text",
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "num_hidden_layers": 34,
+    "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    "sliding_window": 1024,
+  }
   c = hf.configs.parse({"model_type": "gemma3", "text_config": sparse}, tmp_path)
-  assert (c.vocab_size, c.heads, c.kv_heads, c.head_width, c.pattern) == (262_208, 8, 4, 256, "LLLLLG")
-  assert (c.rope_base, c.local_rope_base, c.rope_factor, c.window, c.query_width) == (1e6, 1e4, 8.0, 1024, 0)
+  assert (c.vocab_size, c.heads, c.kv_heads, c.head_width, c.pattern) == (
+    262_208,
+    8,
+    4,
+    256,
+    "LLLLLG",
+  )
+  assert (c.rope_base, c.local_rope_base, c.rope_factor, c.window, c.query_width) == (
+    1e6,
+    1e4,
+    8.0,
+    1024,
+    0,
+  )
 
 
 def test_bfloat16_files_are_half_as_long_and_read_back(tmp_path):
@@ -265,7 +352,9 @@ def reward(config, bias=0.7):
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2-untied", "phi"])
 def test_a_reward_model_is_read_back(tmp_path, name):
-  """An RMSNorm keeps the bias in the configuration; a LayerNorm takes it into its own: w . (beta' - beta) = b."""
+  """An RMSNorm keeps the bias in the configuration; a LayerNorm takes it into its own: w . (beta' -
+  beta) = b.
+  """
   config = FAMILIES[name]
   params, head = reward(config)
   hf.save_reward(tmp_path, config, params, head, pad_token_id=5)
@@ -289,14 +378,21 @@ def test_a_reward_model_is_read_back(tmp_path, name):
 def test_language_models_and_reward_models_are_told_apart(tmp_path):
   params, head = reward(LLAMA)
   hf.save_reward(tmp_path / "r", LLAMA, params, head, pad_token_id=0)
-  with pytest.raises(UserError, match=r"r: holds a reward model \(a sequence classifier\); a language model is needed"):
+  with pytest.raises(
+    UserError,
+    match=r"r: holds a reward model \(a sequence classifier\); a language model is needed",
+  ):
     hf.load(tmp_path / "r")
   with pytest.raises(UserError, match="holds no reward model"):
     hf.load_reward(saved(tmp_path / "m", LLAMA))
   edit(tmp_path / "r", lambda t: t.update({"score.weight": np.ones((3, 32), np.float32)}))
-  with pytest.raises(UserError, match=r"tensor 'score\.weight' has shape \(3, 32\); a reward model has one label"):
+  with pytest.raises(
+    UserError, match=r"tensor 'score\.weight' has shape \(3, 32\); a reward model has one label"
+  ):
     hf.load_reward(tmp_path / "r")
-  with pytest.raises(UserError, match="pad_token_id is 48: choose an id below the vocabulary of 48"):
+  with pytest.raises(
+    UserError, match="pad_token_id is 48: choose an id below the vocabulary of 48"
+  ):
     hf.save_reward(tmp_path / "x", LLAMA, params, head, pad_token_id=48)
 
 
@@ -306,7 +402,11 @@ def test_older_configurations_are_read(tmp_path):
   assert hf.load(tmp_path)[0] == LLAMA
   saved(tmp_path, UNTIED)
   edit_config(
-    tmp_path, num_key_value_heads="absent", tie_word_embeddings="absent", rope_parameters="absent", rope_theta="absent"
+    tmp_path,
+    num_key_value_heads="absent",
+    tie_word_embeddings="absent",
+    rope_parameters="absent",
+    rope_theta="absent",
   )
   assert hf.load(tmp_path)[0] == UNTIED
 
@@ -333,7 +433,9 @@ def test_unreadable_files_are_named(tmp_path):
 
 def test_parameters_of_another_shape_are_not_saved(tmp_path):
   params = weights(LLAMA)
-  with pytest.raises(UserError, match=r"'blocks/k/w' has shape \(3, 32, 2, 8\), but the configuration asks for"):
+  with pytest.raises(
+    UserError, match=r"'blocks/k/w' has shape \(3, 32, 2, 8\), but the configuration asks for"
+  ):
     hf.save(tmp_path / "a", LlamaConfig(**{**vars(LLAMA), "kv_heads": 4}), params)
   with pytest.raises(UserError, match="'head/w' is missing"):
     hf.save(tmp_path / "a", LlamaConfig(**{**vars(LLAMA), "tied": False}), params)
@@ -352,7 +454,9 @@ def test_a_full_disk_leaves_the_model_before_as_it_was(tmp_path, monkeypatch):
     write(tensors, path, **kw)
 
   monkeypatch.setattr(st, "save_file", full)
-  with pytest.raises(UserError, match=r"could not be written \(.*No space left on device\); make room"):
+  with pytest.raises(
+    UserError, match=r"could not be written \(.*No space left on device\); make room"
+  ):
     hf.save(tmp_path, UNTIED, weights(UNTIED), shard_bytes=20_000)
   assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
@@ -362,7 +466,9 @@ def test_a_full_disk_leaves_the_model_before_as_it_was(tmp_path, monkeypatch):
 
 def test_load_opens_a_folder_with_overrides(tmp_path):
   loaded = models.load(saved(tmp_path, GPT), dropout=0.2, remat="blocks", dtype="bfloat16")
-  assert loaded.config == GPTConfig(**{**vars(GPT), "dropout": 0.2, "remat": "blocks", "dtype": "bfloat16"})
+  assert loaded.config == GPTConfig(
+    **{**vars(GPT), "dropout": 0.2, "remat": "blocks", "dtype": "bfloat16"}
+  )
   assert loaded.tokenizer == tmp_path
   assert loaded.lm.width == 32
   tiny.assert_trees_equal(loaded.params, weights(GPT))
@@ -384,7 +490,9 @@ def test_overrides_that_cannot_be(tmp_path, override, message):
 
 def test_names_that_are_no_model(tmp_path):
   for name in ("./nowhere", "a/b/c", "model.gguf", str(tmp_path / "nowhere")):
-    with pytest.raises(UserError, match=r"no such file or folder; give a \.gguf file, a model folder or a hub id"):
+    with pytest.raises(
+      UserError, match=r"no such file or folder; give a \.gguf file, a model folder or a hub id"
+    ):
       models.load(name)
   (tmp_path / "model.bin").write_text("")
   with pytest.raises(UserError, match=r"model\.bin: a model is a \.gguf file"):
@@ -403,7 +511,9 @@ def test_a_hub_id_is_fetched_and_its_failures_are_told_apart(tmp_path, monkeypat
     raise errors.LocalEntryNotFoundError("cannot find the files on the disk\nand more")
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-  with pytest.raises(UserError, match=r"someone/model: .*hub cannot be reached \(cannot find the files on the disk\)"):
+  with pytest.raises(
+    UserError, match=r"someone/model: .*hub cannot be reached \(cannot find the files on the disk\)"
+  ):
     models.load("someone/model")
 
   class Unknown(errors.RepositoryNotFoundError):

@@ -20,7 +20,9 @@ def test_smollm2_has_the_parameters_of_the_public_checkpoint():
 
 
 def test_every_leaf_names_each_of_its_axes():
-  for leaf in jax.tree.leaves(llama.table(llama.SMOLLM2_135M), is_leaf=lambda x: isinstance(x, Leaf)):
+  for leaf in jax.tree.leaves(
+    llama.table(llama.SMOLLM2_135M), is_leaf=lambda x: isinstance(x, Leaf)
+  ):
     assert len(leaf.axes) == len(leaf.shape)
 
 
@@ -43,13 +45,19 @@ def test_scores_depend_on_the_distance_alone():
 
 
 def test_mlp_is_gated_by_silu():
-  w = {name: np.asarray(jax.random.normal(jax.random.key(i), s)) for i, (name, s) in enumerate(
-    [("gate", (3, 5)), ("up", (3, 5)), ("down", (5, 3))]
-  )}  # fmt: skip
+  w = {
+    name: np.asarray(jax.random.normal(jax.random.key(i), s))
+    for i, (name, s) in enumerate([("gate", (3, 5)), ("up", (3, 5)), ("down", (5, 3))])
+  }
   x = np.asarray(jax.random.normal(jax.random.key(9), (1, 2, 3)), np.float64)
   gate = x @ w["gate"]
   expected = (gate / (1 + np.exp(-gate)) * (x @ w["up"])) @ w["down"]
-  got = llama.mlp("float32", "silu", {name: {"w": jnp.asarray(v)} for name, v in w.items()}, jnp.asarray(x, jnp.float32))
+  got = llama.mlp(
+    "float32",
+    "silu",
+    {name: {"w": jnp.asarray(v)} for name, v in w.items()},
+    jnp.asarray(x, jnp.float32),
+  )
   np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -60,12 +68,26 @@ def test_the_head_is_the_embedding_unless_untied():
     params = lm.init(jax.random.key(0))
     assert ("head" in params) != tied
     w = params["embed"]["tokens"].T if tied else params["head"]["w"]
-    np.testing.assert_allclose(lm.logits(params, hidden), np.asarray(hidden) @ np.asarray(w), atol=1e-5)
+    np.testing.assert_allclose(
+      lm.logits(params, hidden), np.asarray(hidden) @ np.asarray(w), atol=1e-5
+    )
 
 
 def test_letters_say_what_each_layer_sees():
-  config = llama.LlamaConfig(8, 8, width=32, depth=5, heads=4, kv_heads=4, mlp=8, pattern="LNG", window=3,
-                             rope_scaling="linear", rope_factor=2.0, local_rope_base=100.0)  # fmt: skip
+  config = llama.LlamaConfig(
+    8,
+    8,
+    width=32,
+    depth=5,
+    heads=4,
+    kv_heads=4,
+    mlp=8,
+    pattern="LNG",
+    window=3,
+    rope_scaling="linear",
+    rope_factor=2.0,
+    local_rope_base=100.0,
+  )
   kinds, pattern = llama.kinds(config)
   layers = [kinds[i] for i in pattern]
   assert [kind.window for kind in layers] == [3, 0, 0, 3, 0]
@@ -74,12 +96,15 @@ def test_letters_say_what_each_layer_sees():
   np.testing.assert_allclose(layers[2].frequency, rope.frequencies(8, 10_000.0) / 2)
 
 
-@pytest.mark.parametrize("change, message", [
-  ({"pattern": "GX"}, "pattern is 'GX' with window 0: give the letters G, L and N"),
-  ({"pattern": "L"}, "pattern is 'L' with window 0"),
-  ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn': choose one of none, linear, llama3"),
-  ({"activation": "swish"}, "activation is 'swish': choose one of silu"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"pattern": "GX"}, "pattern is 'GX' with window 0: give the letters G, L and N"),
+    ({"pattern": "L"}, "pattern is 'L' with window 0"),
+    ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn': choose one of none, linear, llama3"),
+    ({"activation": "swish"}, "activation is 'swish': choose one of silu"),
+  ],
+)
 def test_unknown_variants_are_refused(change, message):
   with pytest.raises(UserError, match=message):
     llama.llama(llama.LlamaConfig(8, 8, width=32, depth=1, heads=4, kv_heads=4, mlp=8, **change))
@@ -94,4 +119,6 @@ def test_embeddings_are_scaled_by_the_root_of_the_width():
 
 def test_key_heads_must_divide_the_heads():
   with pytest.raises(UserError, match=r"heads 4, kv_heads 3"):
-    llama.llama(llama.LlamaConfig(vocab_size=8, context=8, width=32, depth=1, heads=4, kv_heads=3, mlp=8))
+    llama.llama(
+      llama.LlamaConfig(vocab_size=8, context=8, width=32, depth=1, heads=4, kv_heads=3, mlp=8)
+    )

@@ -1,4 +1,6 @@
-"""LoRA: the arithmetic of one product, the adapter as a part of a model, and its gradient against that of the matrices."""
+"""LoRA: the arithmetic of one product, the adapter as a part of a model, and its gradient against
+that of the matrices.
+"""
 
 import re
 
@@ -15,13 +17,19 @@ from instructjax.models.lora import Adapter, Lora
 FAMILIES = {family: tiny.lm(family, depth=3) for family in ("gpt", "llama")}
 TOKENS = jax.random.randint(jax.random.key(1), (2, 6), 0, tiny.VOCAB)
 VALID = jnp.asarray(np.array([[1] * 6, [0, 0, 1, 1, 1, 1]], bool))
-SIZES = {"q": {"rank": 2, "scale": 3.0}, "o": {"rank": 1, "scale": 0.5}, "down": {"rank": 2, "scale": 2.0}}
+SIZES = {
+  "q": {"rank": 2, "scale": 3.0},
+  "o": {"rank": 1, "scale": 0.5},
+  "down": {"rank": 2, "scale": 2.0},
+}
 
 
 def adapted(lm, sizes=SIZES, scale=0.2):
   """(base, base with an adapter that changes something)."""
   base = lm.init(jax.random.key(0))
-  return base, base | {"adapter": tiny.perturb(lora.init(jax.random.key(1), lm.table, sizes), scale)}
+  return base, base | {
+    "adapter": tiny.perturb(lora.init(jax.random.key(1), lm.table, sizes), scale)
+  }
 
 
 @pytest.fixture(params=FAMILIES)
@@ -30,7 +38,9 @@ def model(request):
 
 
 def test_a_product_by_hand():
-  """x = (1, 2), W = [[1, 0], [0, 1]], a = (1, -1), b = (10, 20), s = 2: y = (1, 2) + 2 * (-1) * (10, 20) + (5, 5)."""
+  """x = (1, 2), W = [[1, 0], [0, 1]], a = (1, -1), b = (10, 20), s = 2: y = (1, 2) + 2 * (-1) *
+  (10, 20) + (5, 5).
+  """
   one = Adapter(jnp.array([[1.0], [-1.0]]), jnp.array([[10.0, 20.0]]), 2.0)
   p = {"w": jnp.eye(2), "b": jnp.array([5.0, 5.0]), "lora": one}
   np.testing.assert_array_equal(blocks.linear(p, jnp.array([[1.0, 2.0]]), "float32"), [[-14, -33]])
@@ -49,12 +59,16 @@ def test_a_new_adapter_changes_no_bit(model):
 
 def test_initial_values_are_those_of_peft():
   """a is uniform within 1 / sqrt(inputs), here 32 and for `down` 128; b is 0."""
-  adapter = lora.init(jax.random.key(1), FAMILIES["gpt"].table, lora.sizes(FAMILIES["gpt"].table, Lora(rank=64)))
+  adapter = lora.init(
+    jax.random.key(1), FAMILIES["gpt"].table, lora.sizes(FAMILIES["gpt"].table, Lora(rank=64))
+  )
   assert set(adapter) == {"q", "k", "v", "o", "up", "down"}
   for name, inputs in [("q", 32), ("o", 32), ("down", 128)]:
     a = np.asarray(adapter[name].a)
     assert a.shape == ((3, 4, 8, 64) if name == "o" else (3, inputs, 64))
-    np.testing.assert_allclose([a.min(), a.max(), a.std()], np.array([-1, 1, 3**-0.5]) / inputs**0.5, rtol=0.03)
+    np.testing.assert_allclose(
+      [a.min(), a.max(), a.std()], np.array([-1, 1, 3**-0.5]) / inputs**0.5, rtol=0.03
+    )
     assert not np.asarray(adapter[name].b).any()
     assert adapter[name].scale == 16 / 64
 
@@ -94,18 +108,30 @@ def test_gradients_are_those_of_the_matrices_by_the_chain_rule(model):
     rank = one.a.shape[-1]
     dw = np.asarray(whole[name]["w"]).reshape(3, np.prod(one.a.shape[1:-1]), -1)
     a, b = np.asarray(one.a).reshape(3, -1, rank), np.asarray(one.b).reshape(3, rank, -1)
-    da, db = one.scale * np.einsum("lio,lro->lir", dw, b), one.scale * np.einsum("lir,lio->lro", a, dw)
-    np.testing.assert_allclose(np.asarray(got[name].a).reshape(a.shape), da, rtol=1e-3, atol=1e-3 * np.abs(da).max())
-    np.testing.assert_allclose(np.asarray(got[name].b).reshape(b.shape), db, rtol=1e-3, atol=1e-3 * np.abs(db).max())
+    da, db = (
+      one.scale * np.einsum("lio,lro->lir", dw, b),
+      one.scale * np.einsum("lir,lio->lro", a, dw),
+    )
+    np.testing.assert_allclose(
+      np.asarray(got[name].a).reshape(a.shape), da, rtol=1e-3, atol=1e-3 * np.abs(da).max()
+    )
+    np.testing.assert_allclose(
+      np.asarray(got[name].b).reshape(b.shape), db, rtol=1e-3, atol=1e-3 * np.abs(db).max()
+    )
 
 
 def test_the_backward_pass_computes_no_gradient_of_a_matrix(model):
-  """Of the products of the compiled gradient none has the shape of a matrix; a whole model's has one for each."""
+  """Of the products of the compiled gradient none has the shape of a matrix; a whole model's has
+  one for each.
+  """
   _, params = adapted(model)
   trunk, trained = lora.without(params), {"adapter": params["adapter"]}
   loss = lambda p: (model.hidden.__wrapped__(p, TOKENS, VALID) ** 3).sum()
   matrices = [p["w"] for p in trunk["blocks"].values() if "w" in p]
-  flat = {(w.shape[1], w.size // 3 // w.shape[1]) if w.shape[-1] != 32 else (w.size // 3 // 32, 32) for w in matrices}
+  flat = {
+    (w.shape[1], w.size // 3 // w.shape[1]) if w.shape[-1] != 32 else (w.size // 3 // 32, 32)
+    for w in matrices
+  }
   shaped = re.compile("|".join(rf"f32\[{rows},{columns}\]\S* dot\(" for rows, columns in flat))
 
   def products(function, argument):
@@ -122,7 +148,9 @@ def test_the_optimizer_knows_the_adapter_alone(model):
   adapter = {"adapter": lora.init(jax.random.key(1), model.table, sizes)}
   state = optim.adamw(1e-3).init(adapter)
   count = sum(x.size for x in jax.tree.leaves(adapter))
-  inner = 32 if "gate" not in model.table["blocks"] else 16  # outputs of v: the key heads are half as many
+  inner = (
+    32 if "gate" not in model.table["blocks"] else 16
+  )  # outputs of v: the key heads are half as many
   assert count == 3 * 2 * (32 + 32 + 32 + inner)
   assert sum(x.size for x in jax.tree.leaves(state) if x.ndim) == 2 * count
 
@@ -136,4 +164,6 @@ def test_targets_are_told_apart(model):
   with pytest.raises(UserError, match="the rank of an adapter is -1: choose 1 or more"):
     lora.sizes(model.table, Lora(rank=-1))
   assert list(lora.sizes(model.table, Lora(rank=8, alpha=4.0, targets=("v", "q")))) == ["q", "v"]
-  assert lora.sizes(model.table, Lora(rank=8, alpha=4.0, targets=("q",))) == {"q": {"rank": 8, "scale": 0.5}}
+  assert lora.sizes(model.table, Lora(rank=8, alpha=4.0, targets=("q",))) == {
+    "q": {"rank": 8, "scale": 0.5}
+  }

@@ -20,9 +20,20 @@ def test_linear_stretching_divides_all():
 
 @pytest.mark.parametrize(
   "turns, share",
-  [(0.5, 1 / 8), (1.0, 1 / 8), (2.5, 0.5 + 0.5 / 8), (3.25, 0.75 + 0.25 / 8), (4.0, 1.0), (100.0, 1.0)],
+  [
+    (0.5, 1 / 8),
+    (1.0, 1 / 8),
+    (2.5, 0.5 + 0.5 / 8),
+    (3.25, 0.75 + 0.25 / 8),
+    (4.0, 1.0),
+    (100.0, 1.0),
+  ],
 )
 def test_llama3_leaves_the_fast_and_divides_the_slow(turns, share):
-  """The turns within the first context decide: up to 1 is slow, from 4 on fast, halfway between is half of both."""
+  """The turns within the first context decide: up to 1 is slow, from 4 on fast, halfway between is
+  half of both.
+  """
   frequency = np.array([turns * 2 * np.pi / 8192], np.float32)
-  np.testing.assert_allclose(rope.stretched(frequency, "llama3", **LLAMA3), frequency * share, rtol=1e-5)
+  np.testing.assert_allclose(
+    rope.stretched(frequency, "llama3", **LLAMA3), frequency * share, rtol=1e-5
+  )

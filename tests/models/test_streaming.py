@@ -1,4 +1,6 @@
-"""Loading holds little more than the parameters: measured on a model of 765 MiB, in a process of its own."""
+"""Loading holds little more than the parameters: measured on a model of 765 MiB, in a process of
+its own.
+"""
 
 import subprocess
 import sys
@@ -12,7 +14,9 @@ from instructjax import models
 from instructjax.models import hf
 from instructjax.models.llama import LlamaConfig
 
-CONFIG = LlamaConfig(vocab_size=16_000, context=64, width=1024, depth=16, heads=8, kv_heads=8, mlp=2048, tied=False)
+CONFIG = LlamaConfig(
+  vocab_size=16_000, context=64, width=1024, depth=16, heads=8, kv_heads=8, mlp=2048, tied=False
+)
 MEASURE = """
 import sys, threading
 from pathlib import Path
@@ -43,7 +47,9 @@ print(size, peak[0] - before)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc")
+@pytest.mark.skipif(
+  not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc"
+)
 @pytest.mark.parametrize("fsdp, dtype", [(1, "float32"), (4, "bfloat16")])
 def test_loading_holds_the_parameters_and_a_few_tensors(tmp_path, monkeypatch, fsdp, dtype):
   table, rng = models.build(CONFIG).table, np.random.default_rng(0)

@@ -38,7 +38,9 @@ def test_cached_decoding_equals_the_full_forward_pass(model):
   """A left-padded prefill, then steps of one, two and three tokens, with padding among them."""
   lm, params = model
   lengths = np.array([6, 2, 4])
-  valid = jnp.asarray(np.concatenate([np.arange(6) >= 6 - lengths[:, None], np.ones((3, 6), bool)], 1))
+  valid = jnp.asarray(
+    np.concatenate([np.arange(6) >= 6 - lengths[:, None], np.ones((3, 6), bool)], 1)
+  )
   valid = valid.at[1, 8:].set(False)  # a row that ended
   tokens = jnp.where(valid, text(3, 12), 0)
   full = lm.hidden(params, tokens, valid)
@@ -136,7 +138,9 @@ def test_a_split_model_keeps_the_kind_of_each_layer(mixed, top):
   lm, params = mixed
   tokens, valid = text(2, 14), jnp.ones((2, 14), bool)
   trunk, trained = freeze.split(params, top)
-  np.testing.assert_allclose(lm.hidden(trunk | trained, tokens, valid), lm.hidden(params, tokens, valid), atol=1e-5)
+  np.testing.assert_allclose(
+    lm.hidden(trunk | trained, tokens, valid), lm.hidden(params, tokens, valid), atol=1e-5
+  )
 
 
 def test_windows_and_soft_caps_on_a_mesh(mixed):
@@ -144,7 +148,9 @@ def test_windows_and_soft_caps_on_a_mesh(mixed):
   tokens, valid = text(4, 14), jnp.asarray(np.arange(14) >= np.array([[0], [3], [5], [0]]))
   loss = lambda p, tokens, valid: jnp.sin(lm.logits(p, lm.hidden(p, tokens, valid))).sum()
   step = jax.jit(jax.value_and_grad(loss))
-  expected = jax.tree.map(np.asarray, step(params, jnp.where(valid, tokens, 0), jnp.ones_like(valid)))
+  expected = jax.tree.map(
+    np.asarray, step(params, jnp.where(valid, tokens, 0), jnp.ones_like(valid))
+  )
   with jax.set_mesh(sharding.make_mesh(2, 1, 2)):
     rows = sharding.place_batch((jnp.where(valid, tokens, 0), jnp.ones_like(valid)))
     got = step(sharding.place(params, sharding.shardings(lm.table)), *rows)
@@ -158,16 +164,22 @@ def test_dropout_draws_two_masks_a_layer_and_no_other(family):
   tokens, valid = text(2, 5), jnp.ones((2, 5), bool)
   draws = lambda lm, key: [
     eqn.outvars[0].aval.shape
-    for eqn in tiny.equations(jax.make_jaxpr(lambda p: lm.hidden(p, tokens, valid, key=key))(params).jaxpr)
+    for eqn in tiny.equations(
+      jax.make_jaxpr(lambda p: lm.hidden(p, tokens, valid, key=key))(params).jaxpr
+    )
     if eqn.primitive.name == "random_bits"
   ]
-  assert draws(lm, jax.random.key(0)) == [(2, 5, lm.width)] * 2  # in the one body that the scan repeats
+  assert (
+    draws(lm, jax.random.key(0)) == [(2, 5, lm.width)] * 2
+  )  # in the one body that the scan repeats
   assert draws(lm, None) == []
   assert draws(LMS[family], jax.random.key(0)) == []
 
 
 def test_dropout_stands_on_each_half_before_it_is_added():
-  """With halves of constant 1 and 10 at rate one half, the stream gains 0, 2, 20 or 22; nothing else is dropped."""
+  """With halves of constant 1 and 10 at rate one half, the stream gains 0, 2, 20 or 22; nothing
+  else is dropped.
+  """
   lm = tiny.lm("gpt", depth=1, dropout=0.5)
   config = lm.hidden.__wrapped__.args[0]
   blocks = jax.tree.map(jnp.zeros_like, lm.init(jax.random.key(0))["blocks"])
@@ -186,7 +198,9 @@ def test_layers_and_keys_draw_different_masks():
   lm = tiny.lm("gpt", depth=2, dropout=0.5)
   config = lm.hidden.__wrapped__.args[0]
   blocks = jax.tree.map(jnp.zeros_like, lm.init(jax.random.key(0))["blocks"])
-  blocks["o"]["b"] = blocks["o"]["b"].at[0].set(1).at[1].set(10)  # layer 0 adds 0 or 2, layer 1 adds 0 or 20
+  blocks["o"]["b"] = (
+    blocks["o"]["b"].at[0].set(1).at[1].set(10)
+  )  # layer 0 adds 0 or 2, layer 1 adds 0 or 20
   x, valid = jnp.zeros((4, 16, 32)), jnp.ones((4, 16), bool)
   run = jax.jit(lambda key: transformer.run(config, blocks, x, valid, jax.random.key(key)))
   assert len(np.unique(run(1))) == 4
@@ -196,7 +210,9 @@ def test_layers_and_keys_draw_different_masks():
 
 @cache
 def gradient(remat, unroll=1):
-  config = gpt.GPTConfig(vocab_size=48, context=64, width=32, depth=3, heads=4, dropout=0.3, remat=remat, unroll=unroll)
+  config = gpt.GPTConfig(
+    vocab_size=48, context=64, width=32, depth=3, heads=4, dropout=0.3, remat=remat, unroll=unroll
+  )
   lm = gpt.gpt(config)
   tokens, valid = text(2, 5), jnp.ones((2, 5), bool)
   loss = lambda p: (lm.hidden(p, tokens, valid, key=jax.random.key(3)) ** 3).sum()

@@ -1,1 +1,3 @@
-"""Every formula a second time: NumPy float64, plain loops, written from the papers and not from our code."""
+"""Every formula a second time: NumPy float64, plain loops, written from the papers and not from our
+code.
+"""

@@ -13,11 +13,15 @@ def log_softmax(row):
 
 
 def token_logp(logits, tokens):
-  return np.array([[log_softmax(row)[i] for row, i in zip(rows, ids)] for rows, ids in zip(logits, tokens)])
+  return np.array(
+    [[log_softmax(row)[i] for row, i in zip(rows, ids)] for rows, ids in zip(logits, tokens)]
+  )
 
 
 def entropy(logits):
-  return np.array([[-sum(math.exp(lp) * lp for lp in log_softmax(row)) for row in rows] for rows in logits])
+  return np.array(
+    [[-sum(math.exp(lp) * lp for lp in log_softmax(row)) for row in rows] for rows in logits]
+  )
 
 
 def log_sigmoid(x):
@@ -59,7 +63,11 @@ def ranking(score, rank, normaliser="remaining", margin=0.0):
 
 
 def centering(score, rank):
-  per_prompt = [sum((r[i] + r[j]) ** 2 for i, j in pairs(k)) / len(pairs(k)) for r, k in zip(score, rank) if pairs(k)]
+  per_prompt = [
+    sum((r[i] + r[j]) ** 2 for i, j in pairs(k)) / len(pairs(k))
+    for r, k in zip(score, rank)
+    if pairs(k)
+  ]
   return sum(per_prompt) / len(per_prompt)
 
 

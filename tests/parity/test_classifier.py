@@ -20,10 +20,16 @@ def save(folder, labels, kind="BertForSequenceClassification"):
   torch.manual_seed(0)
   names = ["NEGATIVE", "NEUTRAL", "POSITIVE"][:labels]
   config = transformers.BertConfig(
-    vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-    max_position_embeddings=16, id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)},
+    vocab_size=len(words),
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=16,
+    id2label=dict(enumerate(names)),
+    label2id={name: i for i, name in enumerate(names)},
     initializer_range=0.5,
-  )  # fmt: skip
+  )
   getattr(transformers, kind)(config).eval().save_pretrained(folder)
   vocab = {word: i for i, word in enumerate(words)}
   transformers.BertTokenizer(vocab=vocab).save_pretrained(folder)
@@ -40,14 +46,20 @@ def direct(folder, *texts):
   model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder, truncation_side="left")
   with torch.inference_mode():
-    return model(**tokenizer(*([text] for text in texts), return_tensors="pt", truncation=True, max_length=16)).logits[0]
+    return model(
+      **tokenizer(*([text] for text in texts), return_tensors="pt", truncation=True, max_length=16)
+    ).logits[0]
 
 
 def test_logits_and_probabilities_of_labels(tmp_path):
   folder = save(tmp_path / "three", 3)
   logits = [direct(folder, p + t) for p, t in zip(PROMPTS, TEXTS)]
-  assert score(f"classifier:{folder}#POSITIVE") == pytest.approx([float(x[2]) for x in logits], abs=1e-4)
-  assert score(f"classifier:{folder}#0,batch=2") == pytest.approx([float(x[0]) for x in logits], abs=1e-4)
+  assert score(f"classifier:{folder}#POSITIVE") == pytest.approx(
+    [float(x[2]) for x in logits], abs=1e-4
+  )
+  assert score(f"classifier:{folder}#0,batch=2") == pytest.approx(
+    [float(x[0]) for x in logits], abs=1e-4
+  )
   shares = [float(x.softmax(-1)[2]) for x in logits]
   assert score(f"classifier:{folder}#POSITIVE,as=probability") == pytest.approx(shares, abs=1e-4)
   assert len({round(value, 3) for value in shares}) == 4

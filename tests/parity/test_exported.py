@@ -1,4 +1,6 @@
-"""What `instructjax export` writes, opened by transformers: ids, logits, greedy texts and scores are those of the run."""
+"""What `instructjax export` writes, opened by transformers: ids, logits, greedy texts and scores
+are those of the run.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -46,9 +48,14 @@ def test_a_policy_writes_the_same_text(tmp_path, params):
   np.testing.assert_allclose(LM.logits(params, LM.hidden(params, tokens, valid)), theirs, atol=1e-4)
   cfg = rollout.Sampling(response=12, temperature=0.0, eos=(256,))
   ours = rollout.sample(LM, params, Prompts(tokens, valid), jax.random.key(0), cfg)
-  assert text == [i for i, real in zip(ours.tokens[0].tolist(), ours.valid[0].tolist(), strict=True) if real]
+  assert text == [
+    i for i, real in zip(ours.tokens[0].tolist(), ours.valid[0].tolist(), strict=True) if real
+  ]
   assert model.generation_config.temperature == 1.0 and model.generation_config.eos_token_id == 256
-  assert tokenizer.eos_token_id == 256 and tokenizer.decode([*TEXT.encode(), 256], skip_special_tokens=True) == TEXT
+  assert (
+    tokenizer.eos_token_id == 256
+    and tokenizer.decode([*TEXT.encode(), 256], skip_special_tokens=True) == TEXT
+  )
 
 
 def test_a_reward_model_gives_the_same_scores(tmp_path, params):
@@ -61,6 +68,10 @@ def test_a_reward_model_gives_the_same_scores(tmp_path, params):
     row[: len(ids)] = ids
   valid = np.arange(10) < np.asarray([[len(ids)] for ids in rows])
   with torch.no_grad():
-    theirs = model(torch.as_tensor(tokens), attention_mask=torch.as_tensor(valid.astype(np.int64))).logits[:, 0].numpy()
+    theirs = (
+      model(torch.as_tensor(tokens), attention_mask=torch.as_tensor(valid.astype(np.int64)))
+      .logits[:, 0]
+      .numpy()
+    )
   hidden = LM.hidden(params, jnp.asarray(tokens, jnp.int32), jnp.asarray(valid))
   np.testing.assert_allclose(heads.score(head, hidden, jnp.asarray(valid)), theirs, atol=1e-4)

@@ -1,4 +1,6 @@
-"""lm-evaluation-harness on our models: a local task of each kind, and log-likelihoods equal to ours."""
+"""lm-evaluation-harness on our models: a local task of each kind, and log-likelihoods equal to
+ours.
+"""
 
 import json
 import math
@@ -56,9 +58,13 @@ def test_any_task_runs(tmp_path, config, capsys, monkeypatch):
     "local_whole": ("loglikelihood_rolling", "", '"{{question}}"', "bits_per_byte", ""),
   }
   for name, (kind, text, target, metric, more) in several.items():
-    body = TASK.format(name=name, file=file, kind=kind, text=text, target=target, metric=metric, more=more)
+    body = TASK.format(
+      name=name, file=file, kind=kind, text=text, target=target, metric=metric, more=more
+    )
     (folder / f"{name}.yaml").write_text(body)
-  harness.main(config, "", list(several), tmp_path / "run", shots=None, limit=0, include=str(folder))
+  harness.main(
+    config, "", list(several), tmp_path / "run", shots=None, limit=0, include=str(folder)
+  )
   left = json.loads((tmp_path / "run" / "lm_eval.json").read_text())
   found, limits = left["results"], left["limits"]
   assert set(found) == set(several) and 0 <= found["local_choice"]["acc,none"] <= 1
@@ -66,7 +72,10 @@ def test_any_task_runs(tmp_path, config, capsys, monkeypatch):
   assert limits["local_text"] == {"requests": 3, "contexts_cut": 0, "answers_shortened": 3}
   said = capsys.readouterr().out
   assert "local_whole" in said
-  assert "note: local_text: of 3 requests the answers of 3 were bounded by 128 tokens; the model's context is 256" in said
+  assert (
+    "note: local_text: of 3 requests the answers of 3 were bounded by 128 tokens; the model's "
+    "context is 256" in said
+  )
 
   model = origin.open_model("", dict(config.model), 0)  # bits per byte by a plain computation
   total = 0.0
@@ -76,7 +85,9 @@ def test_any_task_runs(tmp_path, config, capsys, monkeypatch):
     logp = np.asarray(jax.nn.log_softmax(model.lm.logits(model.params, hidden)[0]), np.float64)
     total += logp[np.arange(len(ids) - 1), ids[1:]].sum()
   size = sum(len(row["question"].encode()) for row in ROWS)
-  assert found["local_whole"]["bits_per_byte,none"] == pytest.approx(-total / size / math.log(2), rel=1e-5)
+  assert found["local_whole"]["bits_per_byte,none"] == pytest.approx(
+    -total / size / math.log(2), rel=1e-5
+  )
 
 
 def test_loglikelihoods_are_ours(opened):
@@ -86,9 +97,13 @@ def test_loglikelihoods_are_ours(opened):
   pairs = [("The sky is", " blue"), ("", "whole text"), ("spaces ", "move"), ("x" * 400, " cut")]
   ask = lambda kind, args: [Instance(kind, {}, one, i) for i, one in enumerate(args)]
   theirs = adapter.loglikelihood(ask("loglikelihood", pairs))
-  ours = subject.heard(opened, [[Likelihood(*(p if p[0] != "spaces " else ("spaces", " move")))] for p in pairs])
+  ours = subject.heard(
+    opened, [[Likelihood(*(p if p[0] != "spaces " else ("spaces", " move")))] for p in pairs]
+  )
   assert theirs == [(one.logp().logp, one.logp().greedy) for one in ours]
-  said = adapter.generate_until(ask("generate_until", [("a", {"until": ["e"], "max_gen_toks": 9}), ("b", {"until": []})]))
+  said = adapter.generate_until(
+    ask("generate_until", [("a", {"until": ["e"], "max_gen_toks": 9}), ("b", {"until": []})])
+  )
   mine = subject.heard(opened, [[Generate("a", 9, stop=("e",))], [Generate("b", 128, stop=())]])
   assert said == [one.completions()[0].text for one in mine]
 

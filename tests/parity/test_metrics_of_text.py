@@ -1,4 +1,6 @@
-"""Scores of texts beside those of sacrebleu, rouge-score, transformers (SQuAD) and lm-evaluation-harness (DROP)."""
+"""Scores of texts beside those of sacrebleu, rouge-score, transformers (SQuAD) and
+lm-evaluation-harness (DROP).
+"""
 
 import random
 
@@ -13,7 +15,8 @@ rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
 squad = pytest.importorskip("transformers.data.metrics.squad_metrics")
 
 TEXT = (
-  "The cat's sat, on a 3.5 mat - well-known (U.S.) $3,000 1990-1995 e.g. \"quoted\" &amp; <b> 50% it's the an A x_y z/w a.b 5, "
+  'The cat\'s sat, on a 3.5 mat - well-known (U.S.) $3,000 1990-1995 e.g. "quoted" &amp; <b> 50% '
+  "it's the an A x_y z/w a.b 5, "
   "7-year twenty-one yards Ann Bob's 12-yard 3.0 3 naïve —dash 中文。 nan"
 )
 WORDS = TEXT.split()
@@ -27,15 +30,23 @@ def texts(count, least=0, most=20, seed=0):
 def test_bleu():
   for seed in range(60):
     ours, theirs = texts(4, seed=seed), texts(4, least=1, seed=seed + 1000)
-    mixed = [f"{a} {b}" if at % 2 else b for at, (a, b) in enumerate(zip(ours, theirs, strict=True))]
+    mixed = [
+      f"{a} {b}" if at % 2 else b for at, (a, b) in enumerate(zip(ours, theirs, strict=True))
+    ]
     for answers in (ours, mixed):
-      sums = np.sum([metrics.bleu_counts(a, b) for a, b in zip(answers, theirs, strict=True)], axis=0)
-      assert metrics.bleu(sums) == pytest.approx(sacrebleu.corpus_bleu(answers, [theirs]).score, abs=1e-6)
+      sums = np.sum(
+        [metrics.bleu_counts(a, b) for a, b in zip(answers, theirs, strict=True)], axis=0
+      )
+      assert metrics.bleu(sums) == pytest.approx(
+        sacrebleu.corpus_bleu(answers, [theirs]).score, abs=1e-6
+      )
 
 
 def test_sentence_bleu():
   for a, b in zip(texts(300), texts(300, least=1, most=6, seed=1), strict=True):
-    assert metrics.sentence_bleu(a, b) == pytest.approx(sacrebleu.sentence_bleu(a, [b]).score, abs=1e-6)
+    assert metrics.sentence_bleu(a, b) == pytest.approx(
+      sacrebleu.sentence_bleu(a, [b]).score, abs=1e-6
+    )
 
 
 def test_rouge_l():

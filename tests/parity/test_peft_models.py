@@ -1,4 +1,6 @@
-"""Adapters in the layout of PEFT, against PEFT itself: its logits with our file, and ours with its file."""
+"""Adapters in the layout of PEFT, against PEFT itself: its logits with our file, and ours with its
+file.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,10 @@ from families import FAMILIES
 from instructjax import models
 from instructjax.models import lora, peft
 
-pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]  # torch and peft warn of their own
+pytestmark = [
+  pytest.mark.oracle,
+  pytest.mark.filterwarnings("default"),
+]  # torch and peft warn of their own
 TOKENS = jax.random.randint(jax.random.key(1), (2, 7), 0, 97)
 
 
@@ -39,7 +44,9 @@ def theirs(model):
 def opened(folder):
   import transformers
 
-  return transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+  return transformers.AutoModelForCausalLM.from_pretrained(
+    folder, attn_implementation="eager"
+  ).eval()
 
 
 @pytest.mark.parametrize("targets", ["all", ("q", "v"), ("k", "o", "down")])
@@ -52,7 +59,9 @@ def test_peft_computes_what_we_do(base, tmp_path, targets):
   peft.save(tmp_path / "adapter", config, adapter, str(folder))
   expected = ours(lm, params | {"adapter": adapter})
   assert np.abs(expected - ours(lm, params)).max() > 0.05
-  np.testing.assert_allclose(theirs(PeftModel.from_pretrained(opened(folder), tmp_path / "adapter")), expected, atol=1e-4)
+  np.testing.assert_allclose(
+    theirs(PeftModel.from_pretrained(opened(folder), tmp_path / "adapter")), expected, atol=1e-4
+  )
   assert peft.base(tmp_path / "adapter") == str(folder)
   tiny.assert_trees_equal(peft.load(tmp_path / "adapter", config), adapter)
 
@@ -71,9 +80,14 @@ def test_we_compute_what_peft_does(base, tmp_path, rslora):
   }.get(config.model_type, (["q_proj", "v_proj", "down_proj"], "q v down"))
   pattern = {} if rslora else {targets[0]: 32}
   settings = LoraConfig(
-    r=4, lora_alpha=8, target_modules=targets, use_rslora=rslora, alpha_pattern=pattern, fan_in_fan_out=gpt,
+    r=4,
+    lora_alpha=8,
+    target_modules=targets,
+    use_rslora=rslora,
+    alpha_pattern=pattern,
+    fan_in_fan_out=gpt,
     task_type="CAUSAL_LM",
-  )  # fmt: skip
+  )
   model = get_peft_model(opened(folder), settings)
   torch.manual_seed(0)
   for name, weight in model.named_parameters():

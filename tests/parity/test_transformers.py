@@ -1,5 +1,6 @@
-"""Logits, greedy texts and scores against transformers on the same weights, both ways: it opens what we save, and we open
-what it saves."""
+"""Logits, greedy texts and scores against transformers on the same weights, both ways: it opens
+what we save, and we open what it saves.
+"""
 
 import dataclasses
 import json
@@ -23,10 +24,14 @@ VALID = np.arange(20) >= np.array([[0], [6], [13]])  # left padded
 
 
 def draw(config):
-  """Weights of a size that makes attention far from uniform, and norms far from their initial values."""
+  """Weights of a size that makes attention far from uniform, and norms far from their initial
+  values.
+  """
   rng = np.random.default_rng(1)
   initial = models.build(config).init(jax.random.key(0))
-  return jax.tree.map(lambda x: x + jnp.asarray(0.2 * rng.standard_normal(x.shape, np.float32)), initial)
+  return jax.tree.map(
+    lambda x: x + jnp.asarray(0.2 * rng.standard_normal(x.shape, np.float32)), initial
+  )
 
 
 def theirs(model):
@@ -67,7 +72,9 @@ def test_transformers_opens_what_we_save_and_we_what_it_saves(tmp_path, name):
   lm, params = models.build(config), draw(config)
   models.save(tmp_path / "ours", config, params, shard_bytes=40_000 if name == "gpt2" else 2**30)
   model = opened(tmp_path / "ours")
-  assert [type(model).__name__] == json.loads((tmp_path / "ours" / hf.CONFIG).read_text())["architectures"]
+  assert [type(model).__name__] == json.loads((tmp_path / "ours" / hf.CONFIG).read_text())[
+    "architectures"
+  ]
   logits = ours(lm, params)
   assert_same_logits(logits, theirs(model))
 
@@ -85,7 +92,13 @@ def test_cached_greedy_texts_are_those_of_transformers(tmp_path, name):
   models.save(tmp_path, config, params)
   tokens, valid = TOKENS[:, -9:], VALID[:, -9:]
   model = opened(tmp_path)
-  settings = {"do_sample": False, "max_new_tokens": 16, "min_new_tokens": 16, "pad_token_id": 0, "eos_token_id": None}
+  settings = {
+    "do_sample": False,
+    "max_new_tokens": 16,
+    "min_new_tokens": 16,
+    "pad_token_id": 0,
+    "eos_token_id": None,
+  }
   found = model.generate(
     torch.as_tensor(tokens), attention_mask=torch.as_tensor(valid.astype(np.int64)), **settings
   ).numpy()
@@ -97,7 +110,9 @@ def test_cached_greedy_texts_are_those_of_transformers(tmp_path, name):
 
 @pytest.mark.parametrize("top_k, top_p", [(0, 0.9), (0, 0.1), (5, 1.0), (500, 1.0), (20, 0.7)])
 def test_a_cut_distribution_is_that_of_the_warpers_of_transformers(top_k, top_p):
-  logits = 3 * np.random.default_rng(2).standard_normal((40, 300)).astype(np.float32)  # no two are equal
+  logits = 3 * np.random.default_rng(2).standard_normal((40, 300)).astype(
+    np.float32
+  )  # no two are equal
   found = torch.as_tensor(logits)
   if top_k:
     found = transformers.TopKLogitsWarper(top_k)(None, found)
@@ -123,16 +138,22 @@ def test_a_reward_model_has_the_same_scores_in_transformers(tmp_path, name):
 
   def scores(folder, **kw):
     auto = transformers.AutoModelForSequenceClassification
-    model = auto.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32, **kw).eval()
+    model = auto.from_pretrained(
+      folder, attn_implementation="eager", dtype=torch.float32, **kw
+    ).eval()
     with torch.no_grad():
       mask = torch.as_tensor(np.array(valid, np.int64))
-      return model, model(torch.as_tensor(np.array(tokens)), attention_mask=mask).logits[:, 0].numpy()
+      return model, model(torch.as_tensor(np.array(tokens)), attention_mask=mask).logits[
+        :, 0
+      ].numpy()
 
   model, found = scores(tmp_path / "ours")
   folded = isinstance(config, models.GPTConfig)
   np.testing.assert_allclose(found + (0.0 if folded else 0.7), score, atol=1e-4)
   if not folded:
-    np.testing.assert_allclose(scores(tmp_path / "ours", trust_remote_code=True)[1], score, atol=1e-4)
+    np.testing.assert_allclose(
+      scores(tmp_path / "ours", trust_remote_code=True)[1], score, atol=1e-4
+    )
   model.save_pretrained(tmp_path / "theirs")
   config_again, params_again, head_again = models.load_reward(tmp_path / "theirs")
   assert config_again == config

@@ -1,4 +1,5 @@
-"""Our functions against those of TRL 1.12.0, the last release with PPO: values and torch's gradients.
+"""Our functions against those of TRL 1.12.0, the last release with PPO: values and torch's
+gradients.
 
 Run with `pytest -m oracle` where the `oracles` extra is installed.
 """
@@ -73,7 +74,9 @@ def test_masked_statistics(trl):
   mask, tm = both(rng.random((4, 9)) < 0.6)
   close(returns.masked_mean(x, mask), trl[0].masked_mean(tx, tm))
   for unbiased in (False, True):
-    close(returns.masked_var(x, mask, unbiased=unbiased), trl[0].masked_var(tx, tm, unbiased=unbiased))
+    close(
+      returns.masked_var(x, mask, unbiased=unbiased), trl[0].masked_var(tx, tm, unbiased=unbiased)
+    )
   for shift in (False, True):
     want = torch.masked_fill(trl[0].masked_whiten(tx, tm, shift_mean=shift), ~tm, 0)
     close(returns.whiten(x, mask, shift_mean=shift, unbiased=True), want)
@@ -87,7 +90,9 @@ def test_biased_whitening_differs_and_is_the_default(trl):
 
 
 def test_the_score_falls_where_trl_puts_it(trl):
-  """TRL finds the end of a response by PAD and pays at e + 1 where there is room; we are told the mask."""
+  """TRL finds the end of a response by PAD and pays at e + 1 where there is room; we are told the
+  mask.
+  """
   tokens = responses()
   ids = torch.tensor(tokens)
   assert torch.equal(trl[0].truncate_response(EOS, PAD, ids), ids)
@@ -122,7 +127,9 @@ def test_clipped_losses_and_their_gradients(trl):
   ratio = torch.exp(tlogp - told)
   policy = trl[0].masked_mean(torch.max(-tadv * ratio, -tadv * torch.clamp(ratio, 0.8, 1.2)), tmask)
   near = torch.clamp(tvalue, told_value - 0.2, told_value + 0.2)
-  critic = 0.5 * trl[0].masked_mean(torch.max((tvalue - ttarget) ** 2, (near - ttarget) ** 2), tmask)
+  critic = 0.5 * trl[0].masked_mean(
+    torch.max((tvalue - ttarget) ** 2, (near - ttarget) ** 2), tmask
+  )
   (policy + 0.1 * critic).backward()
   w = losses.token_mean(mask)
 
@@ -139,7 +146,9 @@ def test_clipped_losses_and_their_gradients(trl):
 
 
 def test_approxkl_of_trl_is_diluted_by_padding():
-  """TRL averages 0.5 d² over padding too, where d = 0: smaller than ours by the filled share of the batch."""
+  """TRL averages 0.5 d² over padding too, where d = 0: smaller than ours by the filled share of the
+  batch.
+  """
   rng = np.random.default_rng(4)
   mask = np.arange(9) < np.array([9, 6, 3])[:, None]
   d, td = both(np.where(mask, rng.normal(0, 0.2, mask.shape), 0))
@@ -148,7 +157,9 @@ def test_approxkl_of_trl_is_diluted_by_padding():
 
 
 def test_ranking_and_its_gradient_against_torch_autograd():
-  """Eq. 1 over `itertools.combinations`; with K = 2 and a margin it is the loss of TRL's reward trainer."""
+  """Eq. 1 over `itertools.combinations`; with K = 2 and a margin it is the loss of TRL's reward
+  trainer.
+  """
   rng = np.random.default_rng(5)
   score, theirs = both(rng.normal(0, 2, (4, 6)), grad=True)
   rank = np.stack([rng.permutation(6) + 1 for _ in range(4)])
@@ -160,6 +171,8 @@ def test_ranking_and_its_gradient_against_torch_autograd():
       gaps = torch.stack([theirs[b, i] - theirs[b, j] for i, j in pairs])
       total = total - torch.nn.functional.logsigmoid(gaps - margin).mean() / 4
     total.backward()
-    f = lambda r, margin=margin: losses.ranking(r, losses.pair_weights(jnp.asarray(rank)), margin=margin)
+    f = lambda r, margin=margin: losses.ranking(
+      r, losses.pair_weights(jnp.asarray(rank)), margin=margin
+    )
     close(f(score), total)
     close(jax.grad(f)(score), theirs.grad)

@@ -28,11 +28,15 @@ def update(request, tmp_path_factory):
   """Four epochs of Adam: from the second on the ratio leaves 1 and the clip acts."""
   adam = lambda parameters: torch.optim.Adam(parameters, lr=1e-3, eps=1e-5)
   with pytest.MonkeyPatch.context() as patch:
-    return trl.run(patch, str(tmp_path_factory.mktemp("trl")), adam, 4, request.param), request.param
+    return trl.run(
+      patch, str(tmp_path_factory.mktemp("trl")), adam, 4, request.param
+    ), request.param
 
 
 def experience(update, whiten_rewards: bool):
-  """(old_logp, value, advantage, target, mask, value_mask) from TRL's log-probabilities, values, scores."""
+  """(old_logp, value, advantage, target, mask, value_mask) from TRL's log-probabilities, values,
+  scores.
+  """
   (logp,), (ref,) = jax.tree.map(jnp.asarray, update.seen["selective_log_softmax"][:2])
   (full_value, _), (_, score) = jax.tree.map(jnp.asarray, update.seen["get_reward"])
   mask, place = jnp.asarray(MASK), returns.after_last_token
@@ -79,7 +83,9 @@ def test_losses_of_every_epoch_are_those_of_trl(update):
 
 
 def params_of(net, folder):
-  """(LM, parameters) of a transformers model, by way of a folder; a scalar head stands beside its trunk."""
+  """(LM, parameters) of a transformers model, by way of a folder; a scalar head stands beside its
+  trunk.
+  """
   from transformers import LlamaForCausalLM
 
   whole = LlamaForCausalLM(net.config)
@@ -107,13 +113,16 @@ def params_of(net, folder):
   ids=["one step of SGD", "four epochs of Adam"],
 )
 def test_new_weights_are_those_of_trl(tmp_path, monkeypatch, theirs, ours, epochs):
-  """TRL pays at e + 1, subtracts for a missing end, whitens the whole batch by the unbiased variance.
+  """TRL pays at e + 1, subtracts for a missing end, whitens the whole batch by the unbiased
+  variance.
 
   Its heads have no bias, so the bias of ours stays where it is.
   """
   with monkeypatch.context() as patch:
     run = trl.run(patch, str(tmp_path / "trl"), theirs, epochs, False)
-  load = lambda models: {name: params_of(net, tmp_path / name) for name, net in models._asdict().items()}
+  load = lambda models: {
+    name: params_of(net, tmp_path / name) for name, net in models._asdict().items()
+  }
   before, after = load(run.before), load(run.after)
   lm = before["policy"][0]
   weights = {name: params for name, (_, params) in before.items()}
@@ -151,7 +160,9 @@ def test_new_weights_are_those_of_trl(tmp_path, monkeypatch, theirs, ours, epoch
   diluted = metrics["policy/approxkl_avg"] * MASK.mean()  # theirs is a mean over padding too
   close(diluted, run.metrics["policy/approxkl_avg"])
   for part in "policy", "value":
-    step = lambda new, part=part: jax.tree.map(lambda x, old: np.asarray(x - old), new, weights[part])
+    step = lambda new, part=part: jax.tree.map(
+      lambda x, old: np.asarray(x - old), new, weights[part]
+    )
     want, got = step(after[part][1]), step(state.params[part])
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(want))
     assert largest > 1e-3

@@ -1,7 +1,7 @@
 """One PPO update by TRL's own trainer on tiny Llamas, with what it computed on the way.
 
-The rollout is given and rows are never shuffled.  Prompts are padded on the left; one response fills its row
-without an end of text, one fills it with one, the others end earlier.
+The rollout is given and rows are never shuffled.  Prompts are padded on the left; one response
+fills its row without an end of text, one fills it with one, the others end earlier.
 """
 
 import copy
@@ -23,11 +23,20 @@ LENGTHS = np.array([7, 1, 3, 5, 7, 2, 4, 6])
 ENDED = LENGTHS < 8
 ENDED[0] = False
 LLAMA = {
-  "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-  "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": PAD,
-  "bos_token_id": None, "eos_token_id": EOS, "tie_word_embeddings": False, "initializer_range": 0.3,
+  "vocab_size": VOCAB,
+  "hidden_size": 32,
+  "intermediate_size": 64,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "max_position_embeddings": 64,
+  "pad_token_id": PAD,
+  "bos_token_id": None,
+  "eos_token_id": EOS,
+  "tie_word_embeddings": False,
+  "initializer_range": 0.3,
   "attn_implementation": "eager",
-}  # fmt: skip
+}
 
 
 class Models(NamedTuple):
@@ -38,7 +47,9 @@ class Models(NamedTuple):
 
 
 class Update(NamedTuple):
-  """The models `before` and `after` the update; `seen` holds arrays in the order they were computed."""
+  """The models `before` and `after` the update; `seen` holds arrays in the order they were
+  computed.
+  """
 
   before: Models
   after: Models
@@ -49,8 +60,12 @@ class Update(NamedTuple):
 def models() -> Models:
   torch.manual_seed(0)
   policy, ref = (LlamaForCausalLM(LlamaConfig(**LLAMA)) for _ in range(2))
-  reward, value = (LlamaForSequenceClassification(LlamaConfig(**LLAMA, num_labels=1)) for _ in range(2))
-  with torch.no_grad():  # a policy near its reference and values near the scores, as in the middle of a run
+  reward, value = (
+    LlamaForSequenceClassification(LlamaConfig(**LLAMA, num_labels=1)) for _ in range(2)
+  )
+  with (
+    torch.no_grad()
+  ):  # a policy near its reference and values near the scores, as in the middle of a run
     for near, far in ((policy, ref), (value, reward)):
       for p, q in zip(near.parameters(), far.parameters()):
         p.copy_(q + 0.1 * (p - q))
@@ -58,7 +73,9 @@ def models() -> Models:
 
 
 def rollout() -> tuple[np.ndarray, np.ndarray]:
-  """(prompts [B, P], responses [B, R]); PAD stands before a prompt and after a response, and nowhere else."""
+  """(prompts [B, P], responses [B, R]); PAD stands before a prompt and after a response, and
+  nowhere else.
+  """
   rng = np.random.default_rng(0)
   prompts, responses = rng.integers(2, VOCAB, (B, P)), rng.integers(2, VOCAB, (B, R))
   for b in range(B):
@@ -95,29 +112,53 @@ def run(monkeypatch, folder: str, optimizer, epochs: int, whiten_rewards: bool) 
 
   seen = {}
   monkeypatch.setattr(ppo_trainer, "batch_generation", given)
-  monkeypatch.setattr(torch.utils.data.RandomSampler, "__iter__", lambda self: iter(range(len(self.data_source))))
+  monkeypatch.setattr(
+    torch.utils.data.RandomSampler, "__iter__", lambda self: iter(range(len(self.data_source)))
+  )
   monkeypatch.setattr(np.random, "permutation", np.arange)
   watch(monkeypatch, "selective_log_softmax", seen, lambda args, out: (out,))
   watch(monkeypatch, "get_reward", seen, lambda args, out: out[:2])
   watch(monkeypatch, "masked_whiten", seen, lambda args, out: (args[0], out))
   watch(monkeypatch, "masked_mean", seen, lambda args, out: (out,))
   args = PPOConfig(
-    output_dir=folder, per_device_train_batch_size=B, gradient_accumulation_steps=1, num_mini_batches=1,
-    num_ppo_epochs=epochs, total_episodes=B, response_length=R, stop_token_id=EOS, temperature=TEMPERATURE,
-    missing_eos_penalty=PENALTY, kl_coef=KL_COEF, vf_coef=VF_COEF, whiten_rewards=whiten_rewards, bf16=False,
-    gradient_checkpointing=False, report_to=[], use_cpu=True, save_strategy="no", num_sample_generations=0,
+    output_dir=folder,
+    per_device_train_batch_size=B,
+    gradient_accumulation_steps=1,
+    num_mini_batches=1,
+    num_ppo_epochs=epochs,
+    total_episodes=B,
+    response_length=R,
+    stop_token_id=EOS,
+    temperature=TEMPERATURE,
+    missing_eos_penalty=PENALTY,
+    kl_coef=KL_COEF,
+    vf_coef=VF_COEF,
+    whiten_rewards=whiten_rewards,
+    bf16=False,
+    gradient_checkpointing=False,
+    report_to=[],
+    use_cpu=True,
+    save_strategy="no",
+    num_sample_generations=0,
     disable_tqdm=True,
-  )  # fmt: skip
+  )
   parameters = [*nets.policy.parameters(), *nets.value.parameters()]
   adam = optimizer(parameters)
   constant = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1.0)
   data = Dataset.from_dict({"input_ids": prompts.tolist()})
   tokenizer = SimpleNamespace(pad_token_id=PAD, eos_token_id=EOS)
   trainer = PPOTrainer(
-    args, tokenizer, nets.policy, nets.ref, nets.reward, data, nets.value,
+    args,
+    tokenizer,
+    nets.policy,
+    nets.ref,
+    nets.reward,
+    data,
+    nets.value,
     data_collator=lambda rows: {"input_ids": torch.tensor([row["input_ids"] for row in rows])},
-    eval_dataset=data, optimizers=(adam, constant),
-  )  # fmt: skip
+    eval_dataset=data,
+    optimizers=(adam, constant),
+  )
   logged = {}
   monkeypatch.setattr(trainer, "log", logged.update)
   trainer.train()

@@ -1,4 +1,6 @@
-"""The compiler's half of the plan: every stage and every kind of chip compiles ahead of time with libtpu (`make test-plan`)."""
+"""The compiler's half of the plan: every stage and every kind of chip compiles ahead of time with
+libtpu (`make test-plan`).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +60,9 @@ def test_every_kind_of_chip_and_several_slices(topology, slices, devices, mesh):
 
 
 def test_gradients_of_matrices_are_scattered_as_they_are_summed(monkeypatch):
-  """What is summed over fsdp and kept whole on every device is less than one matrix of one layer: biases and the embedding."""
+  """What is summed over fsdp and kept whole on every device is less than one matrix of one layer:
+  biases and the embedding.
+  """
   wide = gpt.GPTConfig(vocab_size=257, context=256, width=1024, depth=1, heads=8)
   monkeypatch.setitem(origin.SHAPES, "wide", wide)
   (row,) = compiled("sft:tiny", Options("v5e:2x2", "fsdp=4", policy="wide"))["programs"]
@@ -79,7 +83,9 @@ def test_gradients_of_matrices_are_scattered_as_they_are_summed(monkeypatch):
   ],
 )
 def test_how_a_gradient_is_summed_is_the_compilers_choice_for_the_topology(topology, mesh, kinds):
-  """One matrix, one product: gathered in bfloat16, its gradient summed in float32 (`docs/scaling.md`)."""
+  """One matrix, one product: gathered in bfloat16, its gradient summed in float32
+  (`docs/scaling.md`).
+  """
   where = chips.pod(topology)
   sizes = chips.mesh(mesh, where)
   with aot.on(where, sizes, True):
@@ -91,4 +97,6 @@ def test_how_a_gradient_is_summed_is_the_compilers_choice_for_the_topology(topol
   moved = {c.kind: c.bytes for c in found if c.axes == ("fsdp",)}
   part = 2048 * 8192 // sizes["model"]
   expected = {"all-gather": 2 * part, "reduce-scatter": 4 * part, "all-reduce": 4 * part}
-  assert moved == ({kind: expected[kind] for kind in kinds} if len(kinds) > 1 else {"all-reduce": 6 * part})
+  assert moved == (
+    {kind: expected[kind] for kind in kinds} if len(kinds) > 1 else {"all-reduce": 6 * part}
+  )

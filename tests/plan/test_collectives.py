@@ -1,6 +1,8 @@
-"""Every collective of a compiled step is intended: what each stage exchanges on a 2x2x2 mesh, by kind and mesh axes.
+"""Every collective of a compiled step is intended: what each stage exchanges on a 2x2x2 mesh, by
+kind and mesh axes.
 
-A new row is either a mistake (an array that lost its sharding) or belongs into the table with its reason.
+A new row is either a mistake (an array that lost its sharding) or belongs into the table with
+its reason.
 """
 
 from functools import partial
@@ -25,7 +27,10 @@ def params():
 def judge():
   table = {name: leaf for name, leaf in LM.table.items() if name != "head"}
   found = tiny.reward_model(LM, 7)
-  return {"lm": sharding.place(found["lm"], sharding.shardings(table)), "head": sharding.replicate(found["head"])}
+  return {
+    "lm": sharding.place(found["lm"], sharding.shardings(table)),
+    "head": sharding.replicate(found["head"]),
+  }
 
 
 def sft_step():
@@ -47,19 +52,27 @@ def sampling():
 
 def ppo_parts():
   tx = optim.by_subtree(policy=ADAM, value=ADAM)
-  config = ppo.PPO(LM, tx, Sampling(response=4, eos=(3,)), ppo.PPOConfig(minibatches=2, ptx_coef=1.0))
+  config = ppo.PPO(
+    LM, tx, Sampling(response=4, eos=(3,)), ppo.PPOConfig(minibatches=2, ptx_coef=1.0)
+  )
   frozen = ppo.Frozen({}, params(), judge())
   trained = ppo.init_params(frozen.ref, frozen.reward)
-  state = steps.init_state(jax.random.key(0), trained, tx, ema={"policy": trained["policy"]}, kl_coef=0.02)
+  state = steps.init_state(
+    jax.random.key(0), trained, tx, ema={"policy": trained["policy"]}, kl_coef=0.02
+  )
   prompts = sharding.place_batch(tiny.prompts(LM, rows=16))
-  rows = jax.eval_shape(partial(ppo.rollout, ppo=config), state.params, frozen, prompts, jax.random.key(0))
+  rows = jax.eval_shape(
+    partial(ppo.rollout, ppo=config), state.params, frozen, prompts, jax.random.key(0)
+  )
   return config, state, frozen, rows
 
 
 def credit():
   config, state, frozen, rows = ppo_parts()
   score = sharding.place_batch(jnp.zeros(16))
-  return jax.jit(partial(ppo.credit, ppo=config)).lower(state.params, frozen, rows, score, state.kl_coef)
+  return jax.jit(partial(ppo.credit, ppo=config)).lower(
+    state.params, frozen, rows, score, state.kl_coef
+  )
 
 
 def improve():
@@ -72,10 +85,22 @@ def improve():
 
 
 PARAMETERS = ("all-gather", ("fsdp",))  # made whole along fsdp just before use
-BATCH = ("all-reduce", ("data", "fsdp"))  # sums over the rows: token counts, losses, metrics, gradients
-PRODUCTS = ("all-reduce", ("model",))  # partial sums of products over heads, hidden units and the vocabulary
-NORMS = ("all-reduce", ("data", "fsdp", "model"))  # the norm of a gradient; in the sampler: has every row ended?
-PARTS = ("all-reduce", ("fsdp",))  # the same where the compiler (jax 0.12) sums along one axis after the other
+BATCH = (
+  "all-reduce",
+  ("data", "fsdp"),
+)  # sums over the rows: token counts, losses, metrics, gradients
+PRODUCTS = (
+  "all-reduce",
+  ("model",),
+)  # partial sums of products over heads, hidden units and the vocabulary
+NORMS = (
+  "all-reduce",
+  ("data", "fsdp", "model"),
+)  # the norm of a gradient; in the sampler: has every row ended?
+PARTS = (
+  "all-reduce",
+  ("fsdp",),
+)  # the same where the compiler (jax 0.12) sums along one axis after the other
 LOGITS = ("all-gather", ("model",))  # the sampler sees the whole vocabulary
 SHUFFLE = ("all-gather", ("data",))  # rows of a random minibatch come from every device
 TABLE = {

@@ -1,4 +1,6 @@
-"""Plans: bytes and FLOPs equal hand counts, collectives are found, bad input names what works; nothing is allocated."""
+"""Plans: bytes and FLOPs equal hand counts, collectives are found, bad input names what works;
+nothing is allocated.
+"""
 
 import contextlib
 import json
@@ -13,7 +15,18 @@ from jax.sharding import AbstractMesh, AxisType
 from instructjax import models, sharding
 from instructjax.commands import cli
 from instructjax.errors import UserError
-from instructjax.plan import Options, aot, bench, chips, collectives, counting, estimate, plan, programs, search
+from instructjax.plan import (
+  Options,
+  aot,
+  bench,
+  chips,
+  collectives,
+  counting,
+  estimate,
+  plan,
+  programs,
+  search,
+)
 from instructjax.runs import origin
 from instructjax.settings import reading
 
@@ -80,24 +93,33 @@ def test_parameter_and_optimizer_bytes_equal_a_sum_by_hand():
   c = origin.SHAPES["tiny"]
   D, F = c.width, 4 * c.width
   split = c.depth * (4 * D * D + 2 * D * F) // 8  # matrices of the blocks, over fsdp and model
-  split += (257 * D + c.context * D) // 4  # the vocabulary does not divide by model and is kept whole
+  split += (
+    257 * D + c.context * D
+  ) // 4  # the vocabulary does not divide by model and is kept whole
   split += c.depth * (3 * D + F) // 2  # biases of heads and hidden units
   whole = c.depth * (2 * 2 * D + 2 * D) + 2 * D  # norms, and biases of the residual stream
   assert shares["params"] == 4 * (split + whole)
-  assert shares["optimizer"] == 2 * shares["params"] + 2 * 4  # moments; counts of Adam and of the schedule
+  assert (
+    shares["optimizer"] == 2 * shares["params"] + 2 * 4
+  )  # moments; counts of Adam and of the schedule
 
 
 def test_ppo_holds_policy_value_average_and_frozen_models():
   with mesh_of(fsdp=2) as mesh:
     rollout, scoring, update = built("ppo:tiny", mesh)
     shares = [estimate.shares(program) for program in (rollout, scoring, update)]
-    body = sum(programs.local_bytes(x) for x in jax.tree.leaves(programs.parameters(models.build(origin.SHAPES["tiny"]))))
+    body = sum(
+      programs.local_bytes(x)
+      for x in jax.tree.leaves(programs.parameters(models.build(origin.SHAPES["tiny"])))
+    )
   head = 4 * (32 + 1)
   for share in shares:
     assert share["params"] == 2 * body + head
     assert share["ema"] == body
     assert share["frozen"] == 2 * body + head
-  assert rollout.cache_bytes == 2 * 2 * 16 * 4 * (128 + 24) * 8 * 4 + 16 * (128 + 24) + 4  # k, v; valid; index
+  assert (
+    rollout.cache_bytes == 2 * 2 * 16 * 4 * (128 + 24) * 8 * 4 + 16 * (128 + 24) + 4
+  )  # k, v; valid; index
 
 
 def test_the_state_is_that_of_init_state():
@@ -108,7 +130,9 @@ def test_the_state_is_that_of_init_state():
   with mesh_of(fsdp=1):
     planned = programs.state_of(programs.parameters(lm), tx, None, False)
   real = steps.init_state(jax.random.key(0), lm.init(jax.random.key(1)), tx)
-  assert jax.tree.map(lambda x: (x.shape, x.dtype), planned) == jax.tree.map(lambda x: (x.shape, x.dtype), real)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), planned) == jax.tree.map(
+    lambda x: (x.shape, x.dtype), real
+  )
 
 
 def test_live_bytes_of_known_programs():
@@ -131,7 +155,9 @@ def test_a_scan_counts_as_often_as_it_runs():
   assert once == 2 * 8**3
   scanned = jax.make_jaxpr(lambda x: jax.lax.scan(body, x, None, length=7)[0])(x)
   assert counting.count(scanned, [], 1).flops == 7 * once
-  looped = jax.make_jaxpr(lambda x: jax.lax.while_loop(lambda c: c.sum() < 3, lambda c: c @ c, x))(x)
+  looped = jax.make_jaxpr(lambda x: jax.lax.while_loop(lambda c: c.sum() < 3, lambda c: c @ c, x))(
+    x
+  )
   assert counting.count(looped, [], 11).flops == 11 * once
 
 
@@ -145,9 +171,13 @@ def test_a_training_step_is_three_forward_passes():
     more = counting.count(aot.trace(remat).jaxpr, [], 1)
   length = c.data.prompt + c.data.response
   forward = bench.forward(lm, c.batch, length, c.data.response)
-  forward += c.batch * length * 2 * lm.depth * lm.width * length  # by hand masked scores are left out; XLA computes them
+  forward += (
+    c.batch * length * 2 * lm.depth * lm.width * length
+  )  # by hand masked scores are left out; XLA computes them
   assert cost.flops == pytest.approx(3 * forward, rel=0.03)
-  again = c.batch * length * 2 * lm.depth * 4 * lm.width**2  # the last product of a block is not needed again
+  again = (
+    c.batch * length * 2 * lm.depth * 4 * lm.width**2
+  )  # the last product of a block is not needed again
   blocks = forward - c.batch * c.data.response * 2 * lm.vocab_size * lm.width - again
   assert more.flops == pytest.approx(3 * forward + blocks, rel=0.03)
 
@@ -157,7 +187,9 @@ def test_a_device_does_its_share_and_what_is_not_split():
     (program,) = built("sft:tiny", mesh)
     cost = counting.count(aot.trace(program).jaxpr, [], 1)
   vocabulary = 3 * 16 * 96 * 2 * 257 * 32  # 257 ids do not divide by model
-  assert cost.device_flops == pytest.approx((cost.flops - vocabulary) / 4 + vocabulary / 2, rel=1e-3)
+  assert cost.device_flops == pytest.approx(
+    (cost.flops - vocabulary) / 4 + vocabulary / 2, rel=1e-3
+  )
 
 
 def test_weights_read_by_a_rollout():
@@ -176,11 +208,16 @@ def test_weights_read_by_a_rollout():
 def test_collectives_in_a_recorded_program():
   found = {(c.kind, c.axes): c for c in collectives.read(HLO, {"data": 1, "fsdp": 2, "model": 2})}
   assert set(found) == {
-    ("all-gather", ("fsdp",)), ("all-reduce", ("model",)), ("reduce-scatter", ("fsdp",)),
+    ("all-gather", ("fsdp",)),
+    ("all-reduce", ("model",)),
+    ("reduce-scatter", ("fsdp",)),
     ("all-reduce", ("fsdp", "model")),
-  }  # fmt: skip
+  }
   gathered = found["all-gather", ("fsdp",)]
-  assert (gathered.count, gathered.bytes) == (24, 24 * 2 * 32 * 64)  # one channel in two fusions is one collective
+  assert (gathered.count, gathered.bytes) == (
+    24,
+    24 * 2 * 32 * 64,
+  )  # one channel in two fusions is one collective
   assert found["all-reduce", ("model",)][2:] == (24, 24 * 4 * 8 * 32)
   assert found["reduce-scatter", ("fsdp",)][2:] == (1, 4 * 64 * 32)
 
@@ -195,10 +232,14 @@ def test_an_operation_under_way_moves_its_last_array():
 def test_what_goes_between_slices_is_a_receive_through_the_host():
   """As libtpu writes it for two slices; the pair of send and receive is one collective."""
   line = (
-    "  %{0}.3 = (f32[16,8]{{1,0:T(8,128)}}, u32[], token[]) {0}(%after-all.3), channel_id={1}, is_host_transfer=true, "
+    "  %{0}.3 = (f32[16,8]{{1,0:T(8,128)}}, u32[], token[]) {0}(%after-all.3), channel_id={1}, "
+    "is_host_transfer=true, "
     'frontend_attributes={{_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="{2}"}}\n'
   )
-  for transfer, kind, factor in [("ALL_REDUCE", "all-reduce", 1), ("REDUCE_SCATTER", "reduce-scatter", 2)]:
+  for transfer, kind, factor in [
+    ("ALL_REDUCE", "all-reduce", 1),
+    ("REDUCE_SCATTER", "reduce-scatter", 2),
+  ]:
     text = "ENTRY %main.1 (a: f32[]) -> f32[] {\n" + "".join(
       line.format(what, i, transfer) for i, what in enumerate(("send", "recv"))
     )
@@ -224,8 +265,12 @@ def test_groups_of_devices(text, ids):
 def test_collectives_of_a_real_compilation():
   mesh = sharding.make_mesh(data=1, fsdp=4, model=2)
   with jax.set_mesh(mesh):
-    x = jax.ShapeDtypeStruct((8, 16), jnp.float32, sharding=jax.NamedSharding(mesh, jax.P("fsdp", "model")))
-    w = jax.ShapeDtypeStruct((5, 16, 16), jnp.float32, sharding=jax.NamedSharding(mesh, jax.P(None, "model", None)))
+    x = jax.ShapeDtypeStruct(
+      (8, 16), jnp.float32, sharding=jax.NamedSharding(mesh, jax.P("fsdp", "model"))
+    )
+    w = jax.ShapeDtypeStruct(
+      (5, 16, 16), jnp.float32, sharding=jax.NamedSharding(mesh, jax.P(None, "model", None))
+    )
 
     def run(x, w):
       def body(x, w):
@@ -246,7 +291,10 @@ def test_collectives_by_arithmetic():
     cost = counting.count(aot.trace(program).jaxpr, [True] * 500, 1)
   lm = models.build(origin.SHAPES["tiny"])
   rows = 8 * 224 * 32 * 4  # activations of a device
-  assert cost.collectives["all-reduce", ("model",)] == (12, 12 * rows)  # a layer: o, down; backward up, q, k, v
+  assert cost.collectives["all-reduce", ("model",)] == (
+    12,
+    12 * rows,
+  )  # a layer: o, down; backward up, q, k, v
   forward = lm.depth * 6 + 3  # each matrix, the embeddings, and the embedding as unembedding
   assert cost.collectives["all-gather", ("fsdp",)][0] >= forward
 
@@ -257,7 +305,13 @@ def test_collectives_by_arithmetic():
 def test_the_topologies_of_the_tables_are_there():
   flat = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16 4x2"
   solid = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 12x12x24"
-  for kind, shapes in {"v5e": flat, "v6e": flat, "v4": solid, "v5p": f"{solid} 16x16x16 16x16x24", "tpu7x": solid}.items():
+  for kind, shapes in {
+    "v5e": flat,
+    "v6e": flat,
+    "v4": solid,
+    "v5p": f"{solid} 16x16x16 16x16x24",
+    "tpu7x": solid,
+  }.items():
     assert all(chips.pod(f"{kind}:{shape}").name == f"{kind}:{shape}" for shape in shapes.split())
 
 
@@ -268,17 +322,37 @@ def test_the_topologies_of_the_tables_are_there():
     ("v5e:4", "", ["2 dimensions", "v5e:4x4"]),
     ("v5p:4x4", "", ["3 dimensions", "v5p:4x4x8"]),
     ("h100:2x4", "", ["1 dimension", "h100:8"]),
-    ("v5p:3x5x7", "", ["v5p has no slice of 105 chips in this shape; the nearest: v5p:4x4x8 or v5p:4x8x8"]),
+    (
+      "v5p:3x5x7",
+      "",
+      ["v5p has no slice of 105 chips in this shape; the nearest: v5p:4x4x8 or v5p:4x8x8"],
+    ),
     ("v4:8x10x8", "", ["the nearest: v4:8x8x12 or v4:8x8x8"]),
     ("tpu7x:8x2x2", "", ["the nearest: tpu7x:2x2x4 or tpu7x:1x2x4"]),
     ("v5e:3x4", "", ["the nearest: v5e:4x4 or v5e:2x4"]),
     ("v6e:1x8", "", ["the nearest: v6e:2x4"]),
-    ("v5p:16x16x48", "", ["12288 chips, the largest slice of v5p has 6144; take several, --slices=N"]),
-    ("v5e:2x2", "fsdp=8", ["8 devices", "v5e:2x2 has 4", "too small", "--mesh=data=1,fsdp=4,model=1"]),
+    (
+      "v5p:16x16x48",
+      "",
+      ["12288 chips, the largest slice of v5p has 6144; take several, --slices=N"],
+    ),
+    (
+      "v5e:2x2",
+      "fsdp=8",
+      ["8 devices", "v5e:2x2 has 4", "too small", "--mesh=data=1,fsdp=4,model=1"],
+    ),
     ("v5e:2x2", "fsdp=3", ["3 devices", "--mesh=data=1,fsdp=4,model=1"]),
     ("v5e:2x2", "rows=4", ["'rows=4' is none of data=N"]),
-    ("v5e:4x4", "model=16", ["axis 'heads' of length 4", "a mesh that works: --mesh=data=1,fsdp=4,model=4"]),
-    ("v5e:8x8", "fsdp=64", ["config.batch=16", "data x fsdp (64)", "a mesh that works: --mesh=data=1,fsdp=16,model=4"]),
+    (
+      "v5e:4x4",
+      "model=16",
+      ["axis 'heads' of length 4", "a mesh that works: --mesh=data=1,fsdp=4,model=4"],
+    ),
+    (
+      "v5e:8x8",
+      "fsdp=64",
+      ["config.batch=16", "data x fsdp (64)", "a mesh that works: --mesh=data=1,fsdp=16,model=4"],
+    ),
   ],
 )
 def test_bad_input_names_what_works(topology, mesh, words):
@@ -295,7 +369,11 @@ def test_bad_input_names_what_works(topology, mesh, words):
     ("ppo:1.3b", Options("h100:8", policy="1.4b"), ["--policy=1.4b", "1.3B"]),
     ("ppo:1.3b", Options("h100:8", reward="7b"), ["--reward=7b", "6.7B"]),
     ("sample:tiny", Options("h100:8"), ["stage 'sample' has no plan"]),
-    ("sft:tiny", Options("v5e:2x2", slices=2, mesh="fsdp=8"), ["data=1 does not divide over --slices=2"]),
+    (
+      "sft:tiny",
+      Options("v5e:2x2", slices=2, mesh="fsdp=8"),
+      ["data=1 does not divide over --slices=2"],
+    ),
   ],
 )
 def test_bad_shapes_and_stages(config, options, words):
@@ -318,16 +396,40 @@ def test_a_report_is_one_json_object(capsys):
   assert cli.main(arguments) == 0
   found = json.loads(capsys.readouterr().out)
   assert set(found) == {
-    "stage", "model", "topology", "slices", "devices", "mesh", "compiled", "why_not", "programs", "fits", "hours",
-    "chip_hours", "advice",
-  }  # fmt: skip
+    "stage",
+    "model",
+    "topology",
+    "slices",
+    "devices",
+    "mesh",
+    "compiled",
+    "why_not",
+    "programs",
+    "fits",
+    "hours",
+    "chip_hours",
+    "advice",
+  }
   assert [row["program"] for row in found["programs"]] == ["rollout", "scoring", "update"]
   assert found["fits"] and not found["compiled"] and found["advice"] == []
   for row in found["programs"]:
     assert set(row) == {
-      "program", "calls", "memory", "arithmetic", "compiled", "apart", "fits", "flops", "model_flops", "device_flops",
-      "weight_bytes", "seconds", "bound", "mfu", "tokens_per_s",
-    }  # fmt: skip
+      "program",
+      "calls",
+      "memory",
+      "arithmetic",
+      "compiled",
+      "apart",
+      "fits",
+      "flops",
+      "model_flops",
+      "device_flops",
+      "weight_bytes",
+      "seconds",
+      "bound",
+      "mfu",
+      "tokens_per_s",
+    }
     assert set(row["memory"]) == {"params", "optimizer", "ema", "frozen", "other", "kv_cache"}
     assert 0 < row["mfu"] < 1 and row["seconds"]["step"] == max(row["seconds"].values())
 
@@ -335,7 +437,11 @@ def test_a_report_is_one_json_object(capsys):
 def test_tables_are_printed(capsys):
   assert cli.main(["plan", "--config=sft:tiny", "--topology=h200:8", "--mesh=fsdp=8"]) == 0
   out = capsys.readouterr().out
-  assert "by arithmetic (no GPU compiler is asked)" in out and "chip-hours" in out and "everything fits" in out
+  assert (
+    "by arithmetic (no GPU compiler is asked)" in out
+    and "chip-hours" in out
+    and "everything fits" in out
+  )
 
 
 def test_what_does_not_fit_says_what_to_change():
@@ -345,27 +451,39 @@ def test_what_does_not_fit_says_what_to_change():
   assert "more micro-batches (config.micro)" in found["advice"][0]
   found = plan(reading.load("sft:6b"), "6b", Options("v5e:2x2", "fsdp=4", arithmetic=True))
   assert "state alone is" in found["advice"][0] and "fsdp" in found["advice"][0]
-  assert "--topology=v5e:2x4" in found["advice"][0]  # 80 GB over eight, where 10.2 of 14.6 may be state
+  assert (
+    "--topology=v5e:2x4" in found["advice"][0]
+  )  # 80 GB over eight, where 10.2 of 14.6 may be state
 
 
-@pytest.mark.parametrize(("mesh", "says"), [("--mesh=fsdp=4", "sft needs"), ("--search", "none of 6 meshes fits")])
+@pytest.mark.parametrize(
+  ("mesh", "says"), [("--mesh=fsdp=4", "sft needs"), ("--search", "none of 6 meshes fits")]
+)
 def test_a_topology_too_small_is_an_error_after_the_table(mesh, says, capsys):
   assert cli.main(["plan", "--config=sft:6b", "--topology=v5e:2x2", mesh, "--arithmetic"]) == 2
   out, err = capsys.readouterr()
   assert "GB" in out and "everything fits" not in out
-  assert err.splitlines()[-1].startswith(f"error: {says}" if "mesh" in mesh else f"error: --topology=v5e:2x2: {says}")
+  assert err.splitlines()[-1].startswith(
+    f"error: {says}" if "mesh" in mesh else f"error: --topology=v5e:2x2: {says}"
+  )
   assert "--topology=v5e:" in err.splitlines()[-1]
 
 
 def test_a_larger_topology():
-  assert [chips.larger(chips.pod("v5e:2x2"), n) for n in (4, 5, 17, 205)] == ["v5e:2x2", "v5e:2x4", "v5e:4x8", "v5e:16x16"]
+  assert [chips.larger(chips.pod("v5e:2x2"), n) for n in (4, 5, 17, 205)] == [
+    "v5e:2x2",
+    "v5e:2x4",
+    "v5e:4x8",
+    "v5e:16x16",
+  ]
   assert chips.larger(chips.pod("v5p:4x4x4"), 100) == "v5p:4x4x8"
   assert chips.larger(chips.pod("tpu7x:2x2x1"), 9) == "tpu7x:2x2x2"  # two devices a chip
   assert chips.larger(chips.pod("v5e:4x4", 2), 33) == "v5e:4x8"
   # a slice of v5e or v6e has at most 256 chips
-  assert [chips.larger(chips.pod(at), n) for at, n in (("v5e:16x16", 257), ("v6e:4x4", 1000), ("v5p:16x16x16", 5000))] == [
-    "v5e:16x16 --slices=2", "v6e:16x16 --slices=4", "v5p:16x16x16 --slices=2"
-  ]  # fmt: skip
+  assert [
+    chips.larger(chips.pod(at), n)
+    for at, n in (("v5e:16x16", 257), ("v6e:4x4", 1000), ("v5p:16x16x16", 5000))
+  ] == ["v5e:16x16 --slices=2", "v6e:16x16 --slices=4", "v5p:16x16x16 --slices=2"]
   assert chips.larger(chips.pod("h100:256"), 257) == "h100:512"
 
 
@@ -378,8 +496,13 @@ def test_a_search_gives_meshes_of_the_topology():
   meshes = list(search.possible(config, where, "tiny", "tiny"))
   found = search.search(config, where, meshes, builder("tiny"))
   assert {tuple(one["mesh"].values()) for one in found} == {
-    (1, 1, 4), (1, 2, 2), (2, 1, 2), (1, 4, 1), (2, 2, 1), (4, 1, 1),
-  }  # fmt: skip
+    (1, 1, 4),
+    (1, 2, 2),
+    (2, 1, 2),
+    (1, 4, 1),
+    (2, 2, 1),
+    (4, 1, 1),
+  }
   assert all(math.prod(one["mesh"].values()) == 4 for one in found)
   assert [one["seconds"] for one in found] == sorted(one["seconds"] for one in found)
   wider = list(search.possible(config, chips.pod("v5e:4x2"), "tiny", "tiny"))
@@ -389,8 +512,12 @@ def test_a_search_gives_meshes_of_the_topology():
 
 def test_a_search_adds_micro_batches_until_it_fits():
   config = reading.override(reading.load("sft:1.3b"), [("batch", "64")])
-  found = search.tried(config, chips.pod("v5e:2x4"), {"data": 1, "fsdp": 8, "model": 1}, builder("1.3B"))
-  assert found["fits"] and found["micro"] > 1 and found["flags"] == f"--config.micro={found['micro']}"
+  found = search.tried(
+    config, chips.pod("v5e:2x4"), {"data": 1, "fsdp": 8, "model": 1}, builder("1.3B")
+  )
+  assert (
+    found["fits"] and found["micro"] > 1 and found["flags"] == f"--config.micro={found['micro']}"
+  )
 
 
 def test_the_pretraining_mix_is_cut_further_than_the_episodes():
@@ -408,7 +535,9 @@ def test_the_slow_network_carries_what_leaves_the_node():
   assert chips.split(node, mesh, ("fsdp",)) == (2, 2)
   assert chips.split(node, mesh, ("data",)) == (1, 2)
   assert chips.transfer(node, mesh, "all-gather", ("model",), 8.0) == 8 * 3 / 4 / chip.link
-  assert chips.transfer(node, mesh, "all-reduce", ("fsdp",), 8.0) == 2 * (4 / chip.link + 2 / chip.far)
+  assert chips.transfer(node, mesh, "all-reduce", ("fsdp",), 8.0) == 2 * (
+    4 / chip.link + 2 / chip.far
+  )
   slices = chips.pod("v5e:4x4", 2)
   assert chips.split(slices, mesh, ("data", "fsdp")) == (4, 2)
   assert chips.split(slices, mesh, ("fsdp",)) == (4, 1)

@@ -1,4 +1,6 @@
-"""Rewards from outside: the grammar, Python functions, a real server, and PPO, best-of-n and sampling with them."""
+"""Rewards from outside: the grammar, Python functions, a real server, and PPO, best-of-n and
+sampling with them.
+"""
 
 import email.utils
 import json
@@ -50,18 +52,32 @@ def refused(source: str, *args) -> str:
 
 def test_a_sum_has_weights_kinds_and_options():
   terms = spec.parse(
-    "runs/reward + 0.5*python:my.py:polite + -.1 * python:a.b:short + http://h:1/s?a=b+c#batch=8,token=KEY + "
-    "openai:https://x/v1#gpt-x,concurrent=2 + 1e-3*classifier:owner/name#POS,as=probability + C:\\run"
+    "runs/reward + 0.5*python:my.py:polite + -.1 * python:a.b:short + "
+    "http://h:1/s?a=b+c#batch=8,token=KEY + "
+    "openai:https://x/v1#gpt-x,concurrent=2 + 1e-3*classifier:owner/name#POS,as=probability + "
+    "C:\\run"
   )
   assert [(t.weight, t.kind, t.target, t.choice) for t in terms] == [
-    (1, "run", "runs/reward", ""), (0.5, "python", "my.py:polite", ""), (-0.1, "python", "a.b:short", ""),
-    (1, "http", "http://h:1/s?a=b+c", ""), (1, "openai", "https://x/v1", "gpt-x"),
-    (1e-3, "classifier", "owner/name", "POS"), (1, "run", "C:\\run", ""),
-  ]  # fmt: skip
-  assert (terms[3].options["batch"], terms[3].options["token"], terms[3].options["timeout"]) == (8, "KEY", 60.0)
+    (1, "run", "runs/reward", ""),
+    (0.5, "python", "my.py:polite", ""),
+    (-0.1, "python", "a.b:short", ""),
+    (1, "http", "http://h:1/s?a=b+c", ""),
+    (1, "openai", "https://x/v1", "gpt-x"),
+    (1e-3, "classifier", "owner/name", "POS"),
+    (1, "run", "C:\\run", ""),
+  ]
+  assert (terms[3].options["batch"], terms[3].options["token"], terms[3].options["timeout"]) == (
+    8,
+    "KEY",
+    60.0,
+  )
   assert (terms[4].options["concurrent"], terms[5].options["as"]) == (2, "probability")
   assert spec.names(terms[:6]) == ["reward", "polite", "short", "h-1-s", "gpt-x", "name-POS"]
-  assert spec.names(spec.parse("a/reward + b/reward + c/reward")) == ["reward", "reward-2", "reward-3"]
+  assert spec.names(spec.parse("a/reward + b/reward + c/reward")) == [
+    "reward",
+    "reward-2",
+    "reward-3",
+  ]
   assert rewards.open_all(" ", {}) == ()
 
 
@@ -81,7 +97,10 @@ def test_a_sum_has_weights_kinds_and_options():
     ("http://h:99999/s", "no valid address"),
     ("https://me:secret@h/s", "put it in an environment variable"),
     ("runs/none", "not the directory of a finished `instructjax reward` run"),
-    ("http://h/s#token=NO_SUCH_VARIABLE", "environment variable NO_SUCH_VARIABLE of #token= is not set"),
+    (
+      "http://h/s#token=NO_SUCH_VARIABLE",
+      "environment variable NO_SUCH_VARIABLE of #token= is not set",
+    ),
     ("http://h/s#header=X-Key", "needs #token=VARIABLE"),
   ],
 )
@@ -94,7 +113,10 @@ def test_what_cannot_be_read_is_explained(text, message):
 
 
 def test_weights_make_the_sum(module):
-  file = module("def size(p, r):\n  return [len(t) for t in r]\ndef first(p, r):\n  return [float(t[-1]) for t in p]\n")
+  file = module(
+    "def size(p, r):\n  return [len(t) for t in r]\ndef first(p, r):\n  return [float(t[-1]) for t "
+    "in p]\n"
+  )
   found = rewards.open_all(f"2*python:{file}:size + -0.5*python:{file}:first", {})
   scores = rewards.score_texts(found, PROMPTS, TEXTS)
   np.testing.assert_array_equal(scores["size"], [1, 2, 3, 0, 3])
@@ -117,15 +139,27 @@ def test_a_module_by_name_and_one_with_neighbours(module):
 @pytest.mark.parametrize(
   ("code", "message"),
   [
-    ("def f(p, r):\n  return g(r)\ndef g(r):\n  return 1 / 0\n", "f raised ZeroDivisionError: division by zero at {}:4"),
-    ("import json\ndef f(p, r):\n  return json.loads('{')\n", "f raised JSONDecodeError: Expecting property name"),
+    (
+      "def f(p, r):\n  return g(r)\ndef g(r):\n  return 1 / 0\n",
+      "f raised ZeroDivisionError: division by zero at {}:4",
+    ),
+    (
+      "import json\ndef f(p, r):\n  return json.loads('{')\n",
+      "f raised JSONDecodeError: Expecting property name",
+    ),
     ("def f(p, r):\n  return [1.0]\n", "reward f: returned [1.0] of shape (1,) for 5 responses"),
     ("def f(p, r):\n  pass\n", "reward f: returned None of shape ()"),
     ("def f(p, r):\n  return ['x'] * 5\n", "numbers are expected"),
-    ("def f(p, r):\n  return [1, 2, float('nan'), 4, 5]\n", "response 2 is nan; its prompt begins 'say 2', the response 'ccc'"),
+    (
+      "def f(p, r):\n  return [1, 2, float('nan'), 4, 5]\n",
+      "response 2 is nan; its prompt begins 'say 2', the response 'ccc'",
+    ),
     ("def f(p, r):\n  return [1, 2, 3, 4, 1e300]\n", "reward f: the score of response 4 is inf"),
     ("def g(p, r):\n  pass\n", "has no function 'f'; it has g"),
-    ("x = 1\ny = x.no\n", "importing it raised AttributeError: 'int' object has no attribute 'no' at {}:2"),
+    (
+      "x = 1\ny = x.no\n",
+      "importing it raised AttributeError: 'int' object has no attribute 'no' at {}:2",
+    ),
     ("def f(:\n", "importing it raised SyntaxError"),
   ],
 )
@@ -146,7 +180,9 @@ def test_the_line_is_the_users_and_not_a_librarys(module):
 
 def test_batches_keep_their_order_and_size(server):
   texts = [f"{'x' * (i % 7)}" for i in range(23)]
-  assert score(f"{server.url}#batch=5,concurrent=3", ["p"] * 23, texts).tolist() == [i % 7 for i in range(23)]
+  assert score(f"{server.url}#batch=5,concurrent=3", ["p"] * 23, texts).tolist() == [
+    i % 7 for i in range(23)
+  ]
   assert sorted(len(body["responses"]) for _, body, _, _ in server.asked) == [3, 5, 5, 5, 5]
   assert all(body["prompts"] == ["p"] * len(body["responses"]) for _, body, _, _ in server.asked)
 
@@ -173,7 +209,9 @@ def test_what_may_pass_is_tried_again(server, status):
 @pytest.mark.parametrize("as_date", [False, True])
 def test_retry_after_is_honoured(server, as_date):
   when = lambda: email.utils.formatdate(time.time() + 2, usegmt=True) if as_date else "0.3"
-  server.answer = lambda *args: (429, {"Retry-After": when()}, b"") if not args[2] else lengths(*args)
+  server.answer = lambda *args: (
+    (429, {"Retry-After": when()}, b"") if not args[2] else lengths(*args)
+  )
   score(f"{server.url}#{FAST}")
   pause = server.asked[1][3] - server.asked[0][3]
   assert (0.9 if as_date else 0.3) <= pause < 10
@@ -181,7 +219,9 @@ def test_retry_after_is_honoured(server, as_date):
 
 def test_it_gives_up(server):
   server.answer = lambda *args: (503, {}, b"busy")
-  assert "answered 503 Service Unavailable, asked 3 times; see that the server runs" in refused(f"{server.url}#{FAST}")
+  assert "answered 503 Service Unavailable, asked 3 times; see that the server runs" in refused(
+    f"{server.url}#{FAST}"
+  )
   assert len(server.asked) == 3
 
 
@@ -206,7 +246,10 @@ def test_nobody_there_and_nobody_answering(server):
     ((200, {}, {"scores": [1, 2, None, 4, 5]}), "score 2 of 5 is null"),
     ((200, {}, {"scores": [1, True, 3, 4, 5]}), "score 1 of 5 is true"),
     ((200, {}, {"score": 1}), 'answered {"score": 1}; {"scores": [...]} is expected'),
-    ((200, {}, b'{"scores": [1, 2, NaN, 4, 5]}'), "the score of response 2 is nan; its prompt begins 'say 2'"),
+    (
+      (200, {}, b'{"scores": [1, 2, NaN, 4, 5]}'),
+      "the score of response 2 is nan; its prompt begins 'say 2'",
+    ),
     ((200, {}, b"<html>"), "answered <html>; JSON is expected"),
   ],
 )
@@ -217,7 +260,9 @@ def test_what_will_not_pass_is_asked_once(server, reply, message):
 
 
 def test_the_first_error_ends_all_requests(server):
-  server.answer = lambda path, body, number: (400, {}, b"") if "a" in body["responses"] else (503, {}, b"")
+  server.answer = lambda path, body, number: (
+    (400, {}, b"") if "a" in body["responses"] else (503, {}, b"")
+  )
   begun = time.monotonic()
   assert "answered 400" in refused(f"{server.url}#batch=1,concurrent=2,wait=20,retries=5")
   assert time.monotonic() - begun < 5
@@ -226,7 +271,10 @@ def test_the_first_error_ends_all_requests(server):
 
 def test_a_token_comes_from_the_environment_and_stays_there(server, monkeypatch):
   monkeypatch.setenv("MY_TOKEN", "s3cret")
-  for option, name, value in (("", "Authorization", "Bearer s3cret"), (",header=X-Api-Key", "X-Api-Key", "s3cret")):
+  for option, name, value in (
+    ("", "Authorization", "Bearer s3cret"),
+    (",header=X-Api-Key", "X-Api-Key", "s3cret"),
+  ):
     found = rewards.open_all(f"{server.url}#token=MY_TOKEN{option}", {})
     rewards.score_texts(found, PROMPTS, TEXTS)
     assert server.asked[-1][2][name] == value
@@ -240,18 +288,25 @@ def test_a_chat_model_judges(server, tmp_path):
     assert path == "/v1/chat/completions"
     assert (body["model"], body["temperature"]) == ("llm", 0)
     said = body["messages"][0]["content"]
-    words = "I would say so" if number == 0 else f"3 points for style, so {len(said.split('|')[1])}/10"
+    words = (
+      "I would say so" if number == 0 else f"3 points for style, so {len(said.split('|')[1])}/10"
+    )
     return 200, {}, {"choices": [{"message": {"content": words}}]}
 
   server.answer = chat
   (tmp_path / "t.txt").write_text("{prompt}|{response}")
   url = server.url.replace("/score", "/v1/")
-  found = score(f"openai:{url}#llm,template={tmp_path / 't.txt'},concurrent=1,{FAST}", ["p"] * 2, ["abc", "{prompt}"])
+  found = score(
+    f"openai:{url}#llm,template={tmp_path / 't.txt'},concurrent=1,{FAST}",
+    ["p"] * 2,
+    ["abc", "{prompt}"],
+  )
   assert found.tolist() == [3, 8]  # "{prompt}" in a response is text
   assert len(server.asked) == 3  # the answer without a number was asked for again
   server.answer = lambda *args: (200, {}, {"choices": [{"message": {"content": "11"}}]})
-  assert "the model said '11', which does not end with a number from 1 to 10, asked 3 times" in refused(
-    f"openai:{url}#llm,{FAST}"
+  assert (
+    "the model said '11', which does not end with a number from 1 to 10, asked 3 times"
+    in refused(f"openai:{url}#llm,{FAST}")
   )
   server.answer = lambda *args: (200, {}, {"error": "no model"})
   assert "no chat completion" in refused(f"openai:{url}#llm,{FAST}")
@@ -270,9 +325,14 @@ def test_the_template_of_a_judge_has_both_texts():
 
 def ppo(data, workdir, init, source, *options):
   size = {
-    "batch": 8, "iterations": 4, "ppo.minibatches": 2, "sampling.response": 6, "data.prompt": 12, "data.length": 24,
+    "batch": 8,
+    "iterations": 4,
+    "ppo.minibatches": 2,
+    "sampling.response": 6,
+    "data.prompt": 12,
+    "data.length": 24,
     "ptx_ratio": 1,
-  }  # fmt: skip
+  }
   settings = [f"--config.{name}={value}" for name, value in size.items()]
   reward = [f"--model={init}", f"--config.rewards={source}"]
   return run("ppo", workdir, *files(data, "prompts", "text"), *reward, *settings, *options)
@@ -282,8 +342,12 @@ COUNT = "def letters(prompts, responses):\n  return [sum(c in 'aeiou' for c in t
 
 
 @pytest.mark.slow
-def test_ppo_goes_on_after_its_server_failed_bit_for_bit(data, base, reward_run, server, module, tmp_path, capsys):
-  """Three sources; nothing compiles after the first iteration; the state before the failure is saved."""
+def test_ppo_goes_on_after_its_server_failed_bit_for_bit(
+  data, base, reward_run, server, module, tmp_path, capsys
+):
+  """Three sources; nothing compiles after the first iteration; the state before the failure is
+  saved.
+  """
   sources = f"python:{module(COUNT)}:letters + 0.5*{server.url}#batch=3,{FAST} + 2*{reward_run}"
   again = partial(ppo, data, init=base, source=sources)
   with tiny.compilations("draw") as drawing, tiny.compilations("learn") as learning:
@@ -295,7 +359,9 @@ def test_ppo_goes_on_after_its_server_failed_bit_for_bit(data, base, reward_run,
     assert row["objective/scores"] == pytest.approx(np.dot(parts, [1, 0.5, 2]), rel=1e-5)
   assert {body["prompts"][0] for _, body, _, _ in server.asked} <= {f"say {i}" for i in range(8)}
   count = len(server.asked)
-  server.answer = lambda *args: lengths(*args) if args[2] < count + 7 else (400, {}, b"broken")  # 3 requests an iteration
+  server.answer = lambda *args: (
+    lengths(*args) if args[2] < count + 7 else (400, {}, b"broken")
+  )  # 3 requests an iteration
   assert again(tmp_path / "parts") == 2
   error = capsys.readouterr().err
   assert "Traceback" not in error
@@ -314,7 +380,12 @@ def test_ppo_goes_on_after_its_server_failed_bit_for_bit(data, base, reward_run,
 
 @pytest.mark.slow  # 40 iterations, about 20 s
 def test_ppo_learns_a_function(data, base, module, tmp_path):
-  options = ["--config.iterations=40", "--config.batch=32", "--config.sampling.response=12", "--config.ppo.ptx_coef=0"]
+  options = [
+    "--config.iterations=40",
+    "--config.batch=32",
+    "--config.sampling.response=12",
+    "--config.ppo.ptx_coef=0",
+  ]
   options += ["--config.policy_optimizer.lr=3e-3", "--config.kl.coef=0", "--config.ppo.epochs=2"]
   assert ppo(data, tmp_path / "ppo", base, f"python:{module(COUNT)}:letters", *options) == 0
   scores = [row["objective/scores"] for row in metrics(tmp_path / "ppo")]
@@ -334,20 +405,35 @@ def test_the_same_reward_model_inside_and_outside(data, base, reward_run, tmp_pa
 
 
 def test_bestofn_and_sample_with_functions(data, base, module, reward_run, tmp_path):
-  small = ["--config.data.prompt=12", "--config.sampling.response=6", "--config.batch=2", "--config.prompts=3"]
+  small = [
+    "--config.data.prompt=12",
+    "--config.sampling.response=6",
+    "--config.batch=2",
+    "--config.prompts=3",
+  ]
   options = [*files(data, "prompts"), f"--model={base}", *small, "--config.n=4"]
   file = module(COUNT + "def spaces(p, r):\n  return [float(t.count(' ')) for t in r]\n")
   sources = f"--config.rewards=python:{file}:letters + 2*python:{file}:spaces"
   assert run("bestofn", tmp_path / "best", *options, sources, f"--config.gold={reward_run}") == 0
-  rows = [json.loads(line) for line in (tmp_path / "best" / "samples.jsonl").read_text().splitlines()]
+  rows = [
+    json.loads(line) for line in (tmp_path / "best" / "samples.jsonl").read_text().splitlines()
+  ]
   worth = lambda text: sum(c in "aeiou" for c in text) + 2 * text.count(" ")
   for row in rows:
     assert row["scores"] == {"first": worth(row["first"]), "best": worth(row["best"])}
     assert row["scores"]["best"] >= row["scores"]["first"]
-  assert [(row["step"], "gold" in row) for row in metrics(tmp_path / "best")] == [(1, True), (2, True), (4, True)]
+  assert [(row["step"], "gold" in row) for row in metrics(tmp_path / "best")] == [
+    (1, True),
+    (2, True),
+    (4, True),
+  ]
   left = [(tmp_path / "best" / name).read_text() for name in ("samples.jsonl", "metrics.jsonl")]
-  assert run("bestofn", tmp_path / "best", *options, sources, f"--config.gold={reward_run}") == 0  # again: no line twice
-  assert left == [(tmp_path / "best" / name).read_text() for name in ("samples.jsonl", "metrics.jsonl")]
+  assert (
+    run("bestofn", tmp_path / "best", *options, sources, f"--config.gold={reward_run}") == 0
+  )  # again: no line twice
+  assert left == [
+    (tmp_path / "best" / name).read_text() for name in ("samples.jsonl", "metrics.jsonl")
+  ]
   assert run("sample", tmp_path / "sample", *options, sources) == 0
   for line in (tmp_path / "sample" / "samples.jsonl").read_text().splitlines():
     row = json.loads(line)
@@ -358,12 +444,20 @@ def test_a_run_scores_texts_as_it_scores_ids(reward_run):
   from instructjax import reward
   from instructjax.runs import origin
 
-  settings = {"dtype": "float32", "remat": "none", "unroll": 1, "sequence": False, "attention": "auto"}
+  settings = {
+    "dtype": "float32",
+    "remat": "none",
+    "unroll": 1,
+    "sequence": False,
+    "attention": "auto",
+  }
   found = score_with(reward_run, settings, ["say 1", "say"], [" good", " bad and worse"])
   model = origin.open_reward_model(str(reward_run), settings)
   for text, value in zip(("say 1 good", "say bad and worse"), found):
     ids = jnp.asarray([[*text.encode(), 256]])
-    direct = reward.score(model.lm, {"lm": model.params, "head": model.head}, ids, jnp.ones_like(ids, bool))
+    direct = reward.score(
+      model.lm, {"lm": model.params, "head": model.head}, ids, jnp.ones_like(ids, bool)
+    )
     assert float(direct[0]) == pytest.approx(float(value), abs=1e-5)
 
 

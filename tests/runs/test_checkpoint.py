@@ -19,9 +19,14 @@ from instructjax.runs.checkpoint import Checkpoints, load_params
 
 
 def state_of(width=4, ema=True):
-  params = {"a": {"w": jnp.arange(3.0 * width).reshape(3, width), "b": jnp.ones(2, jnp.bfloat16)}, "c": jnp.float32(2)}
+  params = {
+    "a": {"w": jnp.arange(3.0 * width).reshape(3, width), "b": jnp.ones(2, jnp.bfloat16)},
+    "c": jnp.float32(2),
+  }
   tx = optim.by_subtree(a=optim.adamw(optim.cosine(1e-3, 10), clip=1.0), c=optim.adamw(1e-3))
-  state = steps.init_state(jax.random.key(7), params, tx, ema={"c": params["c"]} if ema else None, kl_coef=0.2)
+  state = steps.init_state(
+    jax.random.key(7), params, tx, ema={"c": params["c"]} if ema else None, kl_coef=0.2
+  )
   grads = jax.tree.map(jnp.ones_like, params)
   return steps.update(state, grads, tx, ema_decay=0.5)
 
@@ -33,7 +38,9 @@ def write(folder, step, state, extra=None, **settings):
 
 
 def raw(tree):
-  data = lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+  data = lambda x: (
+    jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+  )
   return jax.tree.map(data, tree)
 
 
@@ -47,7 +54,9 @@ def test_everything_round_trips_with_types_and_key(tmp_path):
   assert found.key.dtype == state.key.dtype
   assert jax.random.uniform(found.key) == jax.random.uniform(state.key)
   tiny.assert_trees_equal(raw(found), raw(state))
-  jax.tree.map(lambda a, b: None if a.dtype == b.dtype else pytest.fail(f"{a.dtype} {b.dtype}"), found, state)
+  jax.tree.map(
+    lambda a, b: None if a.dtype == b.dtype else pytest.fail(f"{a.dtype} {b.dtype}"), found, state
+  )
 
 
 def test_another_key_type_round_trips(tmp_path):
@@ -95,18 +104,22 @@ def test_sharded_state_comes_back_on_its_mesh(tmp_path):
     write(tmp_path, 1, {"params": params})
     other = sharding.place(lm.init(jax.random.key(1)), sharding.shardings(lm.table))
     found = load_params(tmp_path, other)
-  jax.tree.map(lambda a, b: None if a.sharding == b.sharding else pytest.fail("sharding"), found, params)
+  jax.tree.map(
+    lambda a, b: None if a.sharding == b.sharding else pytest.fail("sharding"), found, params
+  )
   tiny.assert_trees_equal(found, params)
 
 
 def test_another_model_is_named_with_both_shapes(tmp_path):
   write(tmp_path, 5, state_of(width=4))
   with pytest.raises(
-    UserError, match=r"5: 'params/a/w' is float32\[3, 4\] in the checkpoint, float32\[3, 6\] is expec"
+    UserError,
+    match=r"5: 'params/a/w' is float32\[3, 4\] in the checkpoint, float32\[3, 6\] is expec",
   ):
     Checkpoints(tmp_path).restore(state_of(width=6))
   with pytest.raises(
-    UserError, match=r"'ema/c' of shape \[\] is in the checkpoint but not expected; it belongs to anot"
+    UserError,
+    match=r"'ema/c' of shape \[\] is in the checkpoint but not expected; it belongs to anot",
   ):
     Checkpoints(tmp_path).restore(state_of(ema=False))
   write(tmp_path, 6, state_of(ema=False))
@@ -135,7 +148,9 @@ def two(tmp_path):
 
 
 def biggest(folder):
-  return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+  return max(
+    (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+  )
 
 
 def flip(path):
@@ -152,12 +167,18 @@ DAMAGES = {
   "no metadata of the arrays": lambda step: (step / "state" / "manifest.ocdbt").unlink(),
   "no arrays": lambda step: shutil.rmtree(step / "state"),
   "an empty folder": lambda step: (shutil.rmtree(step), step.mkdir()),
-  "a folder of something else": lambda step: (shutil.rmtree(step), step.mkdir(), (step / "x.txt").write_text("x")),
+  "a folder of something else": lambda step: (
+    shutil.rmtree(step),
+    step.mkdir(),
+    (step / "x.txt").write_text("x"),
+  ),
 }
 
 
 # Orbax leaves a coroutine behind where it finds no metadata.
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings(
+  "ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_named_with_the_step_that_is_still_good(two, damage):
   folder, like = two
@@ -181,8 +202,13 @@ def test_a_checkpoint_of_another_program_is_no_checkpoint_of_ours(two):
 
   folder, like = two
   with ocp.CheckpointManager(folder) as manager:
-    manager.save(9, args=ocp.args.Composite(state=ocp.args.StandardSave(like), about=ocp.args.JsonSave({"a": 1})))
-  with pytest.raises(UserError, match=r"9: cannot be read \(it was not written by instructjax\).*on from step 4"):
+    manager.save(
+      9,
+      args=ocp.args.Composite(state=ocp.args.StandardSave(like), about=ocp.args.JsonSave({"a": 1})),
+    )
+  with pytest.raises(
+    UserError, match=r"9: cannot be read \(it was not written by instructjax\).*on from step 4"
+  ):
     Checkpoints(folder).restore(like)
 
 
@@ -205,11 +231,14 @@ def test_what_is_written_is_the_state_that_was_given_though_it_is_donated_at_onc
       state = add(state)
   for step in range(1, 5):
     found, _ = checkpoints.restore(state, step)
-    jax.tree.map(lambda x, at=step: np.testing.assert_array_equal(x, np.full(x.shape, 20 * at - 19)), found)
+    jax.tree.map(
+      lambda x, at=step: np.testing.assert_array_equal(x, np.full(x.shape, 20 * at - 19)), found
+    )
 
 
 @pytest.mark.parametrize(
-  ("best", "kept"), [("eval/nll", [3, 5, 6]), ("loss", [3, 5, 6]), ("objective/scores", [2, 5, 6]), ("", [5, 6])]
+  ("best", "kept"),
+  [("eval/nll", [3, 5, 6]), ("loss", [3, 5, 6]), ("objective/scores", [2, 5, 6]), ("", [5, 6])],
 )
 def test_the_best_step_is_kept_besides_the_last(tmp_path, best, kept):
   values = {1: 3.0, 2: 5.0, 3: 1.0, 4: 2.0, 5: float("nan")}
@@ -217,7 +246,9 @@ def test_the_best_step_is_kept_besides_the_last(tmp_path, best, kept):
     checkpoints = Checkpoints(tmp_path, keep=2, best=best)
     for step in range(first, first + 3):
       checkpoints.save(
-        step, {"x": jnp.float32(step)}, metrics={best: values[step]} if step in values else {"other": 1.0}
+        step,
+        {"x": jnp.float32(step)},
+        metrics={best: values[step]} if step in values else {"other": 1.0},
       )
     assert checkpoints.latest() == first + 2
   assert checkpoints.steps() == kept
@@ -236,7 +267,9 @@ def test_a_checkpoint_comes_back_on_another_mesh(tmp_path):
         "c": jnp.float32(3),
       }
       params = sharding.place(params, specs)
-      return steps.init_state(jax.random.key(int(scale)), params, tx, ema={"w": params["w"]}, kl_coef=0.1)
+      return steps.init_state(
+        jax.random.key(int(scale)), params, tx, ema={"w": params["w"]}, kl_coef=0.1
+      )
 
   state = state_on((8, 1, 1), 1.1)
   for step, mesh in enumerate([(1, 2, 4), None, (2, 2, 2)]):
@@ -244,13 +277,17 @@ def test_a_checkpoint_comes_back_on_another_mesh(tmp_path):
     like = state_on(mesh, 2.0)
     found, _ = Checkpoints(tmp_path).restore(like)
     tiny.assert_trees_equal(raw(found), raw(state))
-    jax.tree.map(lambda a, b: None if a.sharding == b.sharding else pytest.fail(f"{a.sharding}"), found, like)
+    jax.tree.map(
+      lambda a, b: None if a.sharding == b.sharding else pytest.fail(f"{a.sharding}"), found, like
+    )
     state = found
 
 
 def test_another_type_is_named(tmp_path):
   write(tmp_path, 5, {"x": jnp.zeros(3)})
-  with pytest.raises(UserError, match=r"5: 'x' is float32\[3\] in the checkpoint, bfloat16\[3\] is expected"):
+  with pytest.raises(
+    UserError, match=r"5: 'x' is float32\[3\] in the checkpoint, bfloat16\[3\] is expected"
+  ):
     Checkpoints(tmp_path).restore({"x": jnp.zeros(3, jnp.bfloat16)})
 
 
@@ -272,12 +309,21 @@ except UserError as error:
 
 
 def test_a_write_that_fails_leaves_the_last_good_one(tmp_path):
-  """The size limit of a process stands for a full disk: the operating system refuses the write half way."""
+  """The size limit of a process stands for a full disk: the operating system refuses the write half
+  way.
+  """
   env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
   run = subprocess.run(
-    [sys.executable, "-c", textwrap.dedent(FULL), str(tmp_path)], capture_output=True, text=True, env=env, check=True
+    [sys.executable, "-c", textwrap.dedent(FULL), str(tmp_path)],
+    capture_output=True,
+    text=True,
+    env=env,
+    check=True,
   )
-  assert "the checkpoint of step 2 could not be written (File too large); step 1 is kept. Free some space" in run.stdout
+  assert (
+    "the checkpoint of step 2 could not be written (File too large); step 1 is kept. Free some "
+    "space" in run.stdout
+  )
   assert run.stdout.count("\n") == 1
   assert "Traceback" not in run.stderr
   assert [path.name for path in tmp_path.iterdir()] == ["1"]

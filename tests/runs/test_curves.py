@@ -16,18 +16,35 @@ def drawn(*lines, **how):
 
 
 def line(look, *points, **rest):
-  return Line(look, look, [(size, Estimate(value, value - 0.1, value + 0.1, 9)) for size, value in points], **rest)
+  return Line(
+    look,
+    look,
+    [(size, Estimate(value, value - 0.1, value + 0.1, 9)) for size, value in points],
+    **rest,
+  )
 
 
 def marks(html, shape="circle"):
-  return [(float(x), float(y)) for x, y in re.findall(rf'<{shape} cx="([\d.]+)" cy="([\d.]+)"', html)]
+  return [
+    (float(x), float(y)) for x, y in re.findall(rf'<{shape} cx="([\d.]+)" cy="([\d.]+)"', html)
+  ]
 
 
 @pytest.mark.parametrize(
   "parameters, text",
-  [(1.3e9, "1.3B"), (134_515_008, "135M"), (175e9, "175B"), (6_000_000_000, "6B"), (999, "999"), (5_300_000, "5.3M"),
-   (9_960_000, "10M"), (999_900_000, "1B"), (27_001, "27k"), (1.1e12, "1.1T")],
-)  # fmt: skip
+  [
+    (1.3e9, "1.3B"),
+    (134_515_008, "135M"),
+    (175e9, "175B"),
+    (6_000_000_000, "6B"),
+    (999, "999"),
+    (5_300_000, "5.3M"),
+    (9_960_000, "10M"),
+    (999_900_000, "1B"),
+    (27_001, "27k"),
+    (1.1e12, "1.1T"),
+  ],
+)
 def test_parameters_in_few_letters(parameters, text):
   assert sized(parameters) == text
 
@@ -35,16 +52,24 @@ def test_parameters_in_few_letters(parameters, text):
 def test_a_tenfold_of_parameters_is_always_as_wide():
   html = drawn(line("ppo", (1e6, 0.2), (1e7, 0.5), (1e8, 0.8)))
   (a, low), (b, middle), (c, high) = marks(html)[1:]  # the first one is the key
-  assert b - a == pytest.approx(c - b, abs=0.2) and low - middle == pytest.approx(middle - high, abs=0.2)
+  assert b - a == pytest.approx(c - b, abs=0.2) and low - middle == pytest.approx(
+    middle - high, abs=0.2
+  )
   assert 0 < a < c < WIDTH and html.count('class="bar ppo"') == 3
-  assert [f">{text}<" in html for text in ("1M", "10M", "100M")] == [True] * 3 and "a &lt; b" in html
+  assert [f">{text}<" in html for text in ("1M", "10M", "100M")] == [
+    True
+  ] * 3 and "a &lt; b" in html
 
 
 def test_lines_of_the_same_sizes_stand_apart_and_those_of_others_do_not_move():
-  html = drawn(line("ppo", (1e6, 0.5), (1e7, 0.5), theirs=[(1e6, 0.4)]), line("none", (1e6, 0.5), (1e7, 0.5)))
+  html = drawn(
+    line("ppo", (1e6, 0.5), (1e7, 0.5), theirs=[(1e6, 0.4)]), line("none", (1e6, 0.5), (1e7, 0.5))
+  )
   places = [x for x, _ in marks(html.partition("</div>")[2])]
   theirs, mine, other = places[0], places[1], places[3]
-  assert other - mine == pytest.approx(ASIDE, abs=0.11) and theirs == pytest.approx((mine + other) / 2, abs=0.11)
+  assert other - mine == pytest.approx(ASIDE, abs=0.11) and theirs == pytest.approx(
+    (mine + other) / 2, abs=0.11
+  )
   assert html.count("the paper&#x27;s") == 2  # its key, and the title of its point
 
 
@@ -56,12 +81,26 @@ def test_theirs_are_left_out_where_ours_would_run_together(largest, shown):
 
 
 def test_ticks_never_run_into_each_other():
-  html = drawn(line("ppo", *((10 ** (6 + i / 9), 0.5) for i in range(40)), theirs=[(1.3e9, 0.5), (175e9, 0.5)]))
-  ticks = sorted(float(x) for x in re.findall(r'<text x="([\d.]+)" y="209.0" text-anchor="middle" class="tick">', html))
+  html = drawn(
+    line("ppo", *((10 ** (6 + i / 9), 0.5) for i in range(40)), theirs=[(1.3e9, 0.5), (175e9, 0.5)])
+  )
+  ticks = sorted(
+    float(x)
+    for x in re.findall(r'<text x="([\d.]+)" y="209.0" text-anchor="middle" class="tick">', html)
+  )
   assert len(ticks) > 3 and all(b - a >= APART - 0.11 for a, b in itertools.pairwise(ticks))
 
 
 def test_what_has_no_number_is_left_out():
-  nothing = Line("b", "sft", [(1e6, Estimate(math.nan, math.nan, math.nan, 0)), (1e7, Estimate(0.5, math.nan, math.nan, 1))])
+  nothing = Line(
+    "b",
+    "sft",
+    [(1e6, Estimate(math.nan, math.nan, math.nan, 0)), (1e7, Estimate(0.5, math.nan, math.nan, 1))],
+  )
   html = drawn(line("ppo", (1e6, 0.5)), nothing, level=0.5)
-  assert "nan" not in html and html.count("<title>b") == 1 and html.count('class="bar') == 1 and "reference" in html
+  assert (
+    "nan" not in html
+    and html.count("<title>b") == 1
+    and html.count('class="bar') == 1
+    and "reference" in html
+  )

@@ -46,7 +46,9 @@ def writer(tmp_path):
 
 
 def rows(tmp_path):
-  return [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  return [
+    json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  ]
 
 
 def test_every_step_sees_its_batch_and_is_written_once(step, writer, tmp_path):
@@ -65,9 +67,17 @@ def test_cadence_of_lines_evaluations_and_checkpoints(step, writer, tmp_path):
   checkpoints = Checkpoints(tmp_path / "c", keep=9)
   settings = {"log_every": 3, "evaluate_every": 2, "checkpoint_every": 3}
   fit(
-    step, fresh(), batch, steps=7, stage="a", writer=writer, checkpoints=checkpoints, extra={"x": 1},
-    evaluate=lambda state: {"eval/w": state.params["w"]}, **settings,
-  )  # fmt: skip
+    step,
+    fresh(),
+    batch,
+    steps=7,
+    stage="a",
+    writer=writer,
+    checkpoints=checkpoints,
+    extra={"x": 1},
+    evaluate=lambda state: {"eval/w": state.params["w"]},
+    **settings,
+  )
   assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [3, 6, 7]
   assert [row["step"] for row in rows(tmp_path) if "eval/w" in row] == [2, 4, 6, 7]
   assert sorted(int(path.name) for path in (tmp_path / "c").iterdir()) == [3, 6, 7]
@@ -88,8 +98,16 @@ def test_metrics_are_fetched_while_the_next_step_runs(writer):
   seen = writer._replace(metrics=lambda at, stage, values: order.append(f"metrics {at}"))
   fit(step, fresh(), batches, steps=3, stage="a", writer=seen)
   assert order == [
-    "batch 1", "step 1", "batch 2", "step 2", "batch 3", "metrics 1", "step 3", "metrics 2", "metrics 3"
-  ]  # fmt: skip
+    "batch 1",
+    "step 1",
+    "batch 2",
+    "step 2",
+    "batch 3",
+    "metrics 1",
+    "step 3",
+    "metrics 2",
+    "metrics 3",
+  ]
 
 
 def test_resume_goes_on_and_leaves_no_line_twice(step, writer, tmp_path):
@@ -107,7 +125,10 @@ def test_resume_goes_on_and_leaves_no_line_twice(step, writer, tmp_path):
   assert checkpoints.latest() == 4
   state = fit(step, fresh(), batch, steps=6, **settings)
   assert state.params["w"] == whole.params["w"]
-  by_stage = [[row | {"stage": ""} for row in rows(tmp_path) if row["stage"] == name] for name in ("whole", "a")]
+  by_stage = [
+    [row | {"stage": ""} for row in rows(tmp_path) if row["stage"] == name]
+    for name in ("whole", "a")
+  ]
   assert by_stage[0] == by_stage[1]
   before = rows(tmp_path)
   fit(step, fresh(), batch, steps=6, **settings)
@@ -123,13 +144,22 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(step, writer, tmp
     return batch(i)
 
   before = signal.getsignal(signal.SIGINT)
-  with pytest.raises(loop.Interrupted, match="a: stopped at step 2 of 9; run the same command again"):
+  with pytest.raises(
+    loop.Interrupted, match="a: stopped at step 2 of 9; run the same command again"
+  ):
     fit(step, fresh(), pressed, steps=9, stage="a", writer=writer, checkpoints=checkpoints)
   assert signal.getsignal(signal.SIGINT) is before
   assert checkpoints.latest() == 2
   assert [row["step"] for row in rows(tmp_path)] == [1, 2]
   assert "stopping after this step" in capsys.readouterr().err
-  assert int(fit(step, fresh(), batch, steps=9, stage="a", writer=writer, checkpoints=checkpoints).iteration) == 9
+  assert (
+    int(
+      fit(
+        step, fresh(), batch, steps=9, stage="a", writer=writer, checkpoints=checkpoints
+      ).iteration
+    )
+    == 9
+  )
   assert [row["step"] for row in rows(tmp_path)] == list(range(1, 10))
 
 
@@ -141,19 +171,27 @@ def test_sigterm_finishes_the_step_and_is_told_apart(step, writer, tmp_path, cap
       os.kill(os.getpid(), signal.SIGTERM)
     return batch(i)
 
-  with pytest.raises(loop.Interrupted, match="a: stopped at step 2 of 9; run the same command again") as stop:
+  with pytest.raises(
+    loop.Interrupted, match="a: stopped at step 2 of 9; run the same command again"
+  ) as stop:
     fit(step, fresh(), preempted, steps=9, stage="a", writer=writer, checkpoints=checkpoints)
   assert stop.value.number == signal.SIGTERM
   assert checkpoints.latest() == 2
 
 
-def test_several_processes_stop_where_the_preemption_service_says(step, writer, tmp_path, monkeypatch, capsys):
-  """SIGTERM is the service's; a Ctrl-C is passed on to it as a SIGTERM; the step is the one that it names."""
+def test_several_processes_stop_where_the_preemption_service_says(
+  step, writer, tmp_path, monkeypatch, capsys
+):
+  """SIGTERM is the service's; a Ctrl-C is passed on to it as a SIGTERM; the step is the one that it
+  names.
+  """
   from jax.experimental import multihost_utils
 
   got, asked = [], []
   monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
-  monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda at: asked.append(at) or at == 4)
+  monkeypatch.setattr(
+    multihost_utils, "reached_preemption_sync_point", lambda at: asked.append(at) or at == 4
+  )
   before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
 
   def pressed(i):
@@ -173,25 +211,38 @@ def test_the_best_checkpoint_stays_and_is_measured(step, writer, tmp_path):
   checkpoints = Checkpoints(tmp_path / "c", keep=1, best="eval/nll")
   nll = {2: 3.0, 4: 1.0, 6: 2.0, 8: 5.0}
   fit(
-    step, fresh(), batch, steps=8, stage="a", writer=writer, checkpoints=checkpoints, checkpoint_every=2,
+    step,
+    fresh(),
+    batch,
+    steps=8,
+    stage="a",
+    writer=writer,
+    checkpoints=checkpoints,
+    checkpoint_every=2,
     evaluate=lambda state: {"eval/nll": nll[int(state.iteration)]},
-  )  # fmt: skip
+  )
   assert checkpoints.steps() == [4, 8]
   assert [row["step"] for row in rows(tmp_path) if "eval/nll" in row] == [2, 4, 6, 8]
   typo = Checkpoints(tmp_path / "d", best="nll")
-  with pytest.raises(UserError, match=r"config.best='nll': this stage does not measure it; it measures loss, w"):
+  with pytest.raises(
+    UserError, match=r"config.best='nll': this stage does not measure it; it measures loss, w"
+  ):
     fit(step, fresh(), batch, steps=8, stage="a", writer=writer, checkpoints=typo)
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(step, writer, tmp_path, monkeypatch):
-  """The commit waits until all steps are done: with donated states, what is written is still the state of its step."""
+  """The commit waits until all steps are done: with donated states, what is written is still the
+  state of its step.
+  """
   import threading
 
   from orbax.checkpoint import CheckpointManager
 
   done = threading.Event()
   finalize = CheckpointManager._finalize
-  monkeypatch.setattr(CheckpointManager, "_finalize", lambda self, *args: (done.wait(60), finalize(self, *args)))
+  monkeypatch.setattr(
+    CheckpointManager, "_finalize", lambda self, *args: (done.wait(60), finalize(self, *args))
+  )
   checkpoints = Checkpoints(tmp_path / "c", keep=9)
   seen = []
 
@@ -201,7 +252,16 @@ def test_training_goes_on_while_a_checkpoint_is_written(step, writer, tmp_path, 
       done.set()
     return batch(i)
 
-  fit(step, fresh(), batches, steps=9, stage="a", writer=writer, checkpoints=checkpoints, checkpoint_every=4)
+  fit(
+    step,
+    fresh(),
+    batches,
+    steps=9,
+    stage="a",
+    writer=writer,
+    checkpoints=checkpoints,
+    checkpoint_every=4,
+  )
   assert checkpoints.steps() == [4, 8, 9]
   found, _ = checkpoints.restore(fresh(), step=4)
   w = next(row["w"] for row in rows(tmp_path) if row["step"] == 4)
@@ -219,7 +279,16 @@ def test_an_interrupt_that_cut_a_step_keeps_the_checkpoint_before(step, writer, 
     return state, metrics
 
   with pytest.raises(loop.Interrupted, match="stopped at step 2 of 9"):
-    fit(cut, fresh(), batch, steps=9, stage="a", writer=writer, checkpoints=checkpoints, checkpoint_every=2)
+    fit(
+      cut,
+      fresh(),
+      batch,
+      steps=9,
+      stage="a",
+      writer=writer,
+      checkpoints=checkpoints,
+      checkpoint_every=2,
+    )
   assert checkpoints.latest() == 2
 
 
@@ -232,7 +301,9 @@ def test_without_checkpoints_an_interrupt_says_so(step, writer):
 
 
 @pytest.mark.parametrize("place", ["batch", "step", "evaluation"])
-@pytest.mark.parametrize("error", [UserError("t.jsonl:7: bad"), OSError("no such disk")], ids=["mendable", "any"])
+@pytest.mark.parametrize(
+  "error", [UserError("t.jsonl:7: bad"), OSError("no such disk")], ids=["mendable", "any"]
+)
 def test_what_fails_in_the_middle_leaves_what_was_done(step, writer, tmp_path, place, error):
   """Step 3 is done when batch 3 is made and evaluation 3 begins; step 4 fails after step 3."""
   whole = fit(step, fresh(), batch, steps=6, stage="whole", writer=writer)
@@ -252,7 +323,14 @@ def test_what_fails_in_the_middle_leaves_what_was_done(step, writer, tmp_path, p
 
   checkpoints = Checkpoints(tmp_path / "c")
   batches = lambda i: fails("batch", i) or batch(i)
-  settings = {"steps": 6, "stage": "a", "writer": writer, "checkpoints": checkpoints, "evaluate": evaluate, "evaluate_every": 3}
+  settings = {
+    "steps": 6,
+    "stage": "a",
+    "writer": writer,
+    "checkpoints": checkpoints,
+    "evaluate": evaluate,
+    "evaluate_every": 3,
+  }
   kept = "a: step 3 of 6 is kept; run the same command again to go on from there"
   with pytest.raises(type(error), match=str(error)) as raised:
     fit(one, fresh(), batches, **settings)
@@ -265,7 +343,14 @@ def test_what_fails_in_the_middle_leaves_what_was_done(step, writer, tmp_path, p
   broken = False
   state = fit(one, fresh(), batches, **settings)
   assert state.params["w"] == whole.params["w"]
-  assert [row["step"] for row in rows(tmp_path) if row["stage"] == "a" and "loss" in row] == [1, 2, 3, 4, 5, 6]
+  assert [row["step"] for row in rows(tmp_path) if row["stage"] == "a" and "loss" in row] == [
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+  ]
 
 
 @pytest.mark.parametrize("place", ["batch", "evaluation"])
@@ -279,9 +364,16 @@ def test_a_nan_of_the_last_step_is_not_saved_by_another_failure(step, writer, tm
   batches = lambda i: jnp.float32("nan") if i == 2 else (i == 3 and fails("batch")) or batch(i)
   with pytest.raises(UserError, match="loss is nan at step 3; no state was saved before"):
     fit(
-      step, fresh(), batches, steps=6, stage="a", writer=writer, checkpoints=checkpoints,
-      evaluate=lambda state: fails("evaluation"), evaluate_every=3,
-    )  # fmt: skip
+      step,
+      fresh(),
+      batches,
+      steps=6,
+      stage="a",
+      writer=writer,
+      checkpoints=checkpoints,
+      evaluate=lambda state: fails("evaluation"),
+      evaluate_every=3,
+    )
   assert checkpoints.latest() is None
 
 
@@ -289,8 +381,19 @@ def test_a_nan_of_the_last_step_is_not_saved_by_another_failure(step, writer, tm
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_state(step, writer, tmp_path, bad):
   checkpoints = Checkpoints(tmp_path / "c")
   batches = lambda i: jnp.float32(bad if i == 4 else i)
-  with pytest.raises(UserError, match=rf"a: loss is {bad} at step 5; the good state of step 4 is kept"):
-    fit(step, fresh(), batches, steps=9, stage="a", writer=writer, checkpoints=checkpoints, checkpoint_every=2)
+  with pytest.raises(
+    UserError, match=rf"a: loss is {bad} at step 5; the good state of step 4 is kept"
+  ):
+    fit(
+      step,
+      fresh(),
+      batches,
+      steps=9,
+      stage="a",
+      writer=writer,
+      checkpoints=checkpoints,
+      checkpoint_every=2,
+    )
   assert checkpoints.latest() == 4
   found, _ = checkpoints.restore(fresh())
   assert jnp.isfinite(found.params["w"])
@@ -301,12 +404,24 @@ def test_nan_right_at_a_checkpoint_is_not_saved(step, writer, tmp_path):
   checkpoints = Checkpoints(tmp_path / "c")
   batches = lambda i: jnp.float32("nan" if i == 3 else i)
   with pytest.raises(UserError, match="at step 4; the good state of step 2 is kept"):
-    fit(step, fresh(), batches, steps=9, stage="a", writer=writer, checkpoints=checkpoints, checkpoint_every=2)
+    fit(
+      step,
+      fresh(),
+      batches,
+      steps=9,
+      stage="a",
+      writer=writer,
+      checkpoints=checkpoints,
+      checkpoint_every=2,
+    )
   assert checkpoints.latest() == 2
 
 
 def test_a_metric_that_is_no_loss_may_be_nan(writer, tmp_path):
-  step = lambda state, x: (replace(state, iteration=state.iteration + 1), {"explained": jnp.float32("nan")})
+  step = lambda state, x: (
+    replace(state, iteration=state.iteration + 1),
+    {"explained": jnp.float32("nan")},
+  )
   fit(step, fresh(), batch, steps=2, stage="a", writer=writer)
   assert rows(tmp_path)[0] == {"step": 1, "stage": "a", "explained": None}
 
@@ -324,7 +439,9 @@ def test_checkpoints_of_other_data_or_settings_are_refused(step, writer, tmp_pat
   checkpoints = Checkpoints(tmp_path / "c")
   settings = {"steps": 2, "stage": "a", "writer": writer, "checkpoints": checkpoints}
   fit(step, fresh(), batch, extra={"fingerprints": {"text": "a" * 64}}, **settings)
-  with pytest.raises(UserError, match=r"a run with another text \(aaaaaaaa, this one is bbbbbbbb\)"):
+  with pytest.raises(
+    UserError, match=r"a run with another text \(aaaaaaaa, this one is bbbbbbbb\)"
+  ):
     fit(step, fresh(), batch, extra={"fingerprints": {"text": "b" * 64}}, **settings)
 
 
@@ -356,7 +473,9 @@ def test_a_bar_on_a_terminal(step, writer, capsys, monkeypatch):
 
 
 def test_another_configuration_in_the_same_directory_is_refused(step, writer, tmp_path):
-  with writers.open_run(tmp_path / "run", {"lr": 0.2}):  # nothing was done yet: the settings may change
+  with writers.open_run(
+    tmp_path / "run", {"lr": 0.2}
+  ):  # nothing was done yet: the settings may change
     pass
   with writers.open_run(tmp_path / "run", {"lr": 0.1}) as again:
     again.metrics(1, "a", {"loss": 1.0})

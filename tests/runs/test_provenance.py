@@ -32,14 +32,18 @@ def test_of_a_hub_id_the_commit_in_the_cache_is_known(hub):
   hub("a" * 40)
   assert provenance.digest("owner/name") == "a" * 40 and provenance.digest("owner/other") == ""
   before = scorers.identity(judge)
-  assert provenance.doubtful({"source": "owner/name", "files": "a" * 40}, "owner/name#prefix=few.txt")  # another source
+  assert provenance.doubtful(
+    {"source": "owner/name", "files": "a" * 40}, "owner/name#prefix=few.txt"
+  )  # another source
   assert not provenance.doubtful({"source": "owner/name", "files": "a" * 40}, "owner/name")
   hub("b" * 40)
   assert provenance.doubtful({"source": "owner/name", "files": "a" * 40}, "owner/name")
   assert scorers.identity(judge) != before  # scores of the old one are not taken for its
 
 
-@pytest.mark.parametrize("source", ["", "none.gguf", "runs/none", "a--b", "no such:thing", "https://x/y"])
+@pytest.mark.parametrize(
+  "source", ["", "none.gguf", "runs/none", "a--b", "no such:thing", "https://x/y"]
+)
 def test_of_what_is_not_here_nothing_is_known(source, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert provenance.digest(source) == ""
@@ -59,10 +63,15 @@ def test_a_python_function_is_its_file(tmp_path):
 
 
 def test_another_model_under_a_name_is_an_error(tmp_path):
-  (tmp_path / "manifest.json").write_text(json.dumps({"models": {"sft": {"source": "runs/a", "weights": "1"}}}))
+  (tmp_path / "manifest.json").write_text(
+    json.dumps({"models": {"sft": {"source": "runs/a", "weights": "1"}}})
+  )
   provenance.compare(tmp_path, "sft", {"source": "runs/b", "weights": "1"})
   provenance.compare(tmp_path, "ppo", {"source": "runs/b", "weights": "2"})
-  with pytest.raises(UserError, match=r"sft=runs/b has other weights than the sft=runs/a that answered in .* before; give it"):
+  with pytest.raises(
+    UserError,
+    match=r"sft=runs/b has other weights than the sft=runs/a that answered in .* before; give it",
+  ):
     provenance.compare(tmp_path, "sft", {"source": "runs/b", "weights": "2"})
 
 
@@ -74,7 +83,9 @@ def test_another_prefix_before_the_prompts_of_a_model_is_an_error(tmp_path):
   for name, prefix in {"p": "x", "old": "y"}.items():  # "old" is of a version that noted no prefix
     provenance.compare(tmp_path, name, now(prefix))
   for name, one in {"p": now("y"), "bare": now("x")}.items():
-    with pytest.raises(UserError, match=rf"{name}=m#prefix=b.txt has another prefix than the {name}=m"):
+    with pytest.raises(
+      UserError, match=rf"{name}=m#prefix=b.txt has another prefix than the {name}=m"
+    ):
       provenance.compare(tmp_path, name, one)
   with pytest.raises(UserError, match="another prefix"):
     provenance.compare(tmp_path, "p", {"source": "m", "weights": "1"})

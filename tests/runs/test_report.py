@@ -1,4 +1,6 @@
-"""The report: what it says, that it says it of any run, safely, and that it asks nothing of the network."""
+"""The report: what it says, that it says it of any run, safely, and that it asks nothing of the
+network.
+"""
 
 import json
 import re
@@ -65,26 +67,53 @@ def curves(steps: int = 10) -> list[dict]:
   ]
   for stage in ("ppo", "ptx"):
     for i in range(steps):
-      row = {"step": i + 1, "stage": stage, "objective/scores": i / 5, "objective/kl": i - 0.5, "eval/gold": i / 9}
-      row |= {"response/len_mean": 12.0, "response/eos_frac": 0.9, "eval/pretrain_nll": 3.6, "grad/norm_ppo": 1.0}
+      row = {
+        "step": i + 1,
+        "stage": stage,
+        "objective/scores": i / 5,
+        "objective/kl": i - 0.5,
+        "eval/gold": i / 9,
+      }
+      row |= {
+        "response/len_mean": 12.0,
+        "response/eos_frac": 0.9,
+        "eval/pretrain_nll": 3.6,
+        "grad/norm_ppo": 1.0,
+      }
       row |= {"policy/clipfrac_avg": float(rng.random())}
       rows.append(row | ({"loss/ptx": 3.5, "grad/norm_ptx": 6.0} if stage == "ptx" else {}))
   return rows
 
 
 def results(wins: float = 0.8) -> dict:
-  model = {"score": 1.0, "gold": estimate(0.5), "follows": estimate(0.7), "kl": 3.0, "length": 12.5, "eos_rate": 0.9}
+  model = {
+    "score": 1.0,
+    "gold": estimate(0.5),
+    "follows": estimate(0.7),
+    "kl": 3.0,
+    "length": 12.5,
+    "eos_rate": 0.9,
+  }
   slices = {"movies": estimate(0.8), "amazon": estimate(0.7, n=32), "praise": estimate(0.6)}
   models = {name: model | {"pretrain_nll": 3.6, "win_rate_vs_sft": None} for name in MODELS}
   for name in ("ppo", "ptx"):
     models[name] |= {"win_rate_vs_sft": estimate(wins), "win_rate_by_slice": slices}
   models["ppo"]["pretrain_nll"] = 3.8
   rm = {
-    "pair_accuracy": estimate(0.81), "by_domain": {"movies": estimate(0.82), "amazon": estimate(0.78)},
-    "references": {"chance": 0.5, "vader": estimate(0.69), "raters": estimate(0.78), "ceiling": 0.9},
+    "pair_accuracy": estimate(0.81),
+    "by_domain": {"movies": estimate(0.82), "amazon": estimate(0.78)},
+    "references": {
+      "chance": 0.5,
+      "vader": estimate(0.69),
+      "raters": estimate(0.78),
+      "ceiling": 0.9,
+    },
     "calibration": [{"p": 0.55, "correct": 0.5, "n": 20}, {"p": 0.9, "correct": 1.0, "n": 30}],
-  }  # fmt: skip
-  notes = ["The base model is already instruction-tuned: `base`.", "The labels are tone, not helpfulness."]
+  }
+  notes = [
+    "The base model is already instruction-tuned: `base`.",
+    "The labels are tone, not helpfulness.",
+  ]
   return {
     "rm": rm,
     "models": models,
@@ -118,7 +147,14 @@ def put(workdir: Path, metrics=(), samples=(), **wholes) -> Path:
 
 def full(workdir: Path) -> Path:
   manifest = {"versions": {"jax": "0.10.2"}, "seed": 7}
-  return put(workdir, curves(), [sample(i) for i in range(40)], results=results(), config={"top": 6}, manifest=manifest)
+  return put(
+    workdir,
+    curves(),
+    [sample(i) for i in range(40)],
+    results=results(),
+    config={"top": 6},
+    manifest=manifest,
+  )
 
 
 def test_a_whole_run_shows_every_section(tmp_path):
@@ -126,15 +162,36 @@ def test_a_whole_run_shows_every_section(tmp_path):
   found = Page(written.read_text())
   assert written == tmp_path / "report.html"
   assert found.ids == [
-    "results", "slices", "ranking", "losses", "ppo", "distance", "tax", "samples", "cost", "curves"
-  ]  # fmt: skip
+    "results",
+    "slices",
+    "ranking",
+    "losses",
+    "ppo",
+    "distance",
+    "tax",
+    "samples",
+    "cost",
+    "curves",
+  ]
   links = [attrs["href"] for tag, attrs in found.seen if tag == "a"]
   assert links == [f"#{name}" for name in found.ids]
   for words in (
-    "PPO-ptx beats SFT", "75.0 to 85.0", "already instruction-tuned", "tone, not helpfulness", "VADER lexicon",
-    "noise ceiling", "amazon (new domain)", "√KL", "−0.200", "9 seconds in all, 1.5 GB at the peak, seed 7", "0.10.2",
-    "The first 24 of 40 test prompts, not chosen", "answer 0 of ptx", "RM 1.25", "nats a token",
-  ):  # fmt: skip
+    "PPO-ptx beats SFT",
+    "75.0 to 85.0",
+    "already instruction-tuned",
+    "tone, not helpfulness",
+    "VADER lexicon",
+    "noise ceiling",
+    "amazon (new domain)",
+    "√KL",
+    "−0.200",
+    "9 seconds in all, 1.5 GB at the peak, seed 7",
+    "0.10.2",
+    "The first 24 of 40 test prompts, not chosen",
+    "answer 0 of ptx",
+    "RM 1.25",
+    "nats a token",
+  ):
     assert words in found.text.replace("\u00a0", " "), words
   assert "answer 23 of base" in found.text
   assert "answer 24 of base" not in found.text
@@ -144,7 +201,9 @@ def test_the_page_asks_nothing_of_the_network(tmp_path):
   source = report.write(full(tmp_path)).read_text()
   found = Page(source)
   assert not re.search(r"https?:|url\(|@import|//", source.replace("<!doctype", ""))
-  assert not {"script", "iframe", "img", "object", "embed", "video", "audio"} & {tag for tag, _ in found.seen}
+  assert not {"script", "iframe", "img", "object", "embed", "video", "audio"} & {
+    tag for tag, _ in found.seen
+  }
   for tag, attrs in found.seen:
     assert "src" not in attrs
     assert attrs.get("href", "#").startswith("#") or (tag, attrs["href"]) == ("link", "data:,")
@@ -154,15 +213,36 @@ def test_the_page_asks_nothing_of_the_network(tmp_path):
 
 
 def test_every_text_of_the_data_is_escaped(tmp_path):
-  metrics = [{"step": i, "stage": s, EVIL: 1.0, "loss": 2.0} for s in (EVIL, "sft") for i in range(3)]
-  metrics += [
-    {"step": i, "stage": EVIL + "rl", "objective/scores": 1.0, "objective/kl": 1.0, EVIL: 2.0} for i in range(3)
+  metrics = [
+    {"step": i, "stage": s, EVIL: 1.0, "loss": 2.0} for s in (EVIL, "sft") for i in range(3)
   ]
-  model = {"score": 1.0, "win_rate_vs_sft": estimate(0.6), "win_rate_by_slice": {EVIL: estimate(0.6)}}
+  metrics += [
+    {"step": i, "stage": EVIL + "rl", "objective/scores": 1.0, "objective/kl": 1.0, EVIL: 2.0}
+    for i in range(3)
+  ]
+  model = {
+    "score": 1.0,
+    "win_rate_vs_sft": estimate(0.6),
+    "win_rate_by_slice": {EVIL: estimate(0.6)},
+  }
   rm = {"pair_accuracy": 0.8, "by_domain": {EVIL: 0.8}, "references": {EVIL: 0.7}}
-  given = {"models": {EVIL: model, "ppo": model}, "rm": rm, "seconds": {EVIL: 1.0}, "notes": [EVIL], "seed": EVIL}
-  record = {"prompt": EVIL, "domain": EVIL, "use_case": EVIL, "responses": {EVIL: EVIL}, "scores": {EVIL: 1.0}}
-  workdir = put(tmp_path, metrics, [record], results=given, config={EVIL: EVIL}, manifest={EVIL: [EVIL]})
+  given = {
+    "models": {EVIL: model, "ppo": model},
+    "rm": rm,
+    "seconds": {EVIL: 1.0},
+    "notes": [EVIL],
+    "seed": EVIL,
+  }
+  record = {
+    "prompt": EVIL,
+    "domain": EVIL,
+    "use_case": EVIL,
+    "responses": {EVIL: EVIL},
+    "scores": {EVIL: 1.0},
+  }
+  workdir = put(
+    tmp_path, metrics, [record], results=given, config={EVIL: EVIL}, manifest={EVIL: [EVIL]}
+  )
   source = report.write(workdir).read_text()
   assert "<script" not in source
   assert "<img" not in source
@@ -173,12 +253,17 @@ def test_every_text_of_the_data_is_escaped(tmp_path):
 
 
 def test_a_run_of_one_stage_shows_its_curve(tmp_path):
-  rows = [{"step": i, "stage": "sft", "loss": 3 - i / 50, "tokens": 320, "grad/norm": 1.0} for i in range(100)]
+  rows = [
+    {"step": i, "stage": "sft", "loss": 3 - i / 50, "tokens": 320, "grad/norm": 1.0}
+    for i in range(100)
+  ]
   found = Page(report.write(put(tmp_path, rows)).read_text())
   assert found.ids == ["losses", "curves"]
   assert "SFT: loss 2.91 → 1.11" in found.text
   assert "Means of the first and the last 10 of 100 steps." in found.text
-  assert sum(tag == "polyline" for tag, _ in found.seen) == 4  # every step, running mean, two more metrics
+  assert (
+    sum(tag == "polyline" for tag, _ in found.seen) == 4
+  )  # every step, running mean, two more metrics
 
 
 @pytest.mark.parametrize("name", files.NAMES)
@@ -224,20 +309,31 @@ def test_a_disk_that_cannot_be_written_leaves_the_old_page(tmp_path, monkeypatch
 def test_broken_lines_and_numbers_are_named_not_hidden(tmp_path):
   rows = "\n".join(json.dumps({"step": i, "stage": "sft", "loss": 1.0}) for i in range(5))
   put(tmp_path, results=results() | {"notes": None})
-  (tmp_path / "metrics.jsonl").write_text(rows + '\n{"step": 5, "stage": "sft", "loss": NaN}\n[1]\n{"step": 6, "sta')
+  (tmp_path / "metrics.jsonl").write_text(
+    rows + '\n{"step": 5, "stage": "sft", "loss": NaN}\n[1]\n{"step": 6, "sta'
+  )
   text = Page(report.write(tmp_path).read_text()).text
   assert "metrics.jsonl: left out what is no JSON object, line 7, 8" in text
   assert "sft: loss is not finite at step 5" in text
 
 
 def test_a_step_that_was_run_again_counts_once():
-  rows = iter([{"step": s, "stage": "sft", "loss": v} for s, v in ((1, 3.0), (2, 2.0), (3, 9.0), (2, 2.5), (3, 2.2))])
+  rows = iter(
+    [
+      {"step": s, "stage": "sft", "loss": v}
+      for s, v in ((1, 3.0), (2, 2.0), (3, 9.0), (2, 2.5), (3, 2.2))
+    ]
+  )
   assert files.gather(rows, [])["sft"]["loss"] == {1: 3.0, 2: 2.5, 3: 2.2}
 
 
 @pytest.mark.parametrize(
   ("wins", "words"),
-  [(0.8, "PPO beats SFT"), (0.52, "PPO is not told apart from SFT"), (0.3, "PPO is worse than SFT")],
+  [
+    (0.8, "PPO beats SFT"),
+    (0.52, "PPO is not told apart from SFT"),
+    (0.3, "PPO is worse than SFT"),
+  ],
 )
 def test_the_verdict_is_what_the_interval_says(wins, words):
   found = files.estimate(estimate(wins))
@@ -248,7 +344,9 @@ def test_the_verdict_is_what_the_interval_says(wins, words):
 def test_numbers_may_be_plain_or_estimates():
   assert files.estimate(0.5)[0] == 0.5
   assert files.estimate({"value": 1, "low": 0, "high": 2, "n": 9}) == (1.0, 0.0, 2.0, 9)
-  assert [files.number(v) for v in (None, True, "1", float("nan"), {"value": None}, 10**400)] == [None] * 6
+  assert [files.number(v) for v in (None, True, "1", float("nan"), {"value": None}, 10**400)] == [
+    None
+  ] * 6
   assert page.cell(files.estimate(0.5)) == "0.50"
   assert page.cell(None) == "–"
   assert page.minus(-0.001) == "0.00"

@@ -13,9 +13,17 @@ from processes import ended
 from stage_runs import leaves, metrics
 
 PLANS = [
-  "pretrain:write:3", "final:commit:5", "sft:step:2", "rl_init:commit:3", "reward:line:2", "ppo:step:2", "ppo:write:3",
-  "ppo:committed:4", "ppo:term:5", "",
-]  # fmt: skip
+  "pretrain:write:3",
+  "final:commit:5",
+  "sft:step:2",
+  "rl_init:commit:3",
+  "reward:line:2",
+  "ppo:step:2",
+  "ppo:write:3",
+  "ppo:committed:4",
+  "ppo:term:5",
+  "",
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +35,9 @@ def launch(data):
 @pytest.fixture(scope="module")
 def together(data):
   """Runs `chain.py` in two processes, each with its plan, and returns how they ended."""
-  return lambda folder, plans, size: processes.together(chain, *((data, folder, plan, size) for plan in plans))
+  return lambda folder, plans, size: processes.together(
+    chain, *((data, folder, plan, size) for plan in plans)
+  )
 
 
 @pytest.mark.slow  # ten launches of a process, about 90 s
@@ -46,12 +56,16 @@ def test_killed_anywhere_it_ends_where_it_would_have(launch, tmp_path):
 
 
 def same(whole: Path, parts: Path, stage: str) -> None:
-  """The same bytes of metrics, the same checkpoints kept, the same arrays in the last one and in what is left."""
+  """The same bytes of metrics, the same checkpoints kept, the same arrays in the last one and in
+  what is left.
+  """
   lines = (whole / "metrics.jsonl").read_text()
   assert (parts / "metrics.jsonl").read_text() == lines
   steps = [json.loads(line)["step"] for line in lines.splitlines() if "eval/" not in line]
   assert steps == list(range(1, len(steps) + 1))
-  names = lambda folder: sorted(str(path.relative_to(folder)) for path in (folder / "checkpoints").glob("*/*"))
+  names = lambda folder: sorted(
+    str(path.relative_to(folder)) for path in (folder / "checkpoints").glob("*/*")
+  )
   assert names(whole) == names(parts)
   for kind in (stage, "final"):
     one, other = leaves(whole, kind), leaves(parts, kind)
@@ -65,12 +79,15 @@ def same(whole: Path, parts: Path, stage: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(launch, together, tmp_path):
-  """All stages on 2 x 2 x 2 devices, four in each process, killed on the way and started again: the losses of one process."""
+  """All stages on 2 x 2 x 2 devices, four in each process, killed on the way and started again: the
+  losses of one process.
+  """
   one, two = tmp_path / "one", tmp_path / "two"
 
   code, _, err = ended(launch(one, "", "wide"))
   assert code == 0, err
-  # The first one to end takes the other along: it may be told by the coordinator before its own trap.
+  # The first one to end takes the other along: it may be told by the coordinator before its own
+  # trap.
   assert -signal.SIGKILL in [code for code, _, _ in together(two, ["reward:step:2"] * 2, "wide")]
   ends = together(two, ["", ""], "wide")
   assert [code for code, _, _ in ends] == [0, 0], ends
@@ -85,15 +102,19 @@ def test_two_processes_do_what_one_does(launch, together, tmp_path):
           assert shared[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-4), f"{stage} {name}"
     if stage in chain.STAGES:
       last = max((two / stage / "checkpoints" / stage).iterdir())
-      assert {path.name for path in (last / "state").glob("ocdbt.process_*")} == {"ocdbt.process_0", "ocdbt.process_1"}
+      assert {path.name for path in (last / "state").glob("ocdbt.process_*")} == {
+        "ocdbt.process_0",
+        "ocdbt.process_1",
+      }
   samples = [(folder / "sample" / "samples.jsonl").read_text() for folder in (one, two)]
   assert samples[0].count("\n") == samples[1].count("\n") == 3
 
 
 @pytest.mark.slow
 def test_ppo_in_two_processes_of_which_one_is_killed(together, init_run, reward_run, tmp_path):
-  """The other process ends by itself; started again, both go on bit for bit.  First the one that does not write is killed,
-  within an iteration, then the one that writes, within a checkpoint."""
+  """The other process ends by itself; started again, both go on bit for bit.  First the one that
+  does not write is killed, within an iteration, then the one that writes, within a checkpoint.
+  """
   whole, parts = tmp_path / "whole", tmp_path / "parts"
   for folder in (whole, parts):
     for run in (init_run, reward_run):

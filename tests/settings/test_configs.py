@@ -19,7 +19,11 @@ def load(name):
 
 @pytest.mark.parametrize(
   ("size", "shape", "lr", "batch", "micro_steps"),
-  [("1.3b", "1.3B", 9.65e-6, 32, 6362), ("6b", "6B", 9.65e-6, 32, 6362), ("175b", "175B", 5.03e-6, 8, 25_450)],
+  [
+    ("1.3b", "1.3B", 9.65e-6, 32, 6362),
+    ("6b", "6B", 9.65e-6, 32, 6362),
+    ("175b", "175B", 5.03e-6, 8, 25_450),
+  ],
 )
 def test_sft(size, shape, lr, batch, micro_steps):
   c = load(f"sft:{size}")
@@ -41,7 +45,9 @@ def test_public_tasks(preset, batch, steps):
   assert (c.optimizer.schedule, c.optimizer.final, c.optimizer.warmup) == ("cosine", 0.1, 0)
 
 
-@pytest.mark.parametrize(("size", "lr", "batch"), [("1.3b", 5e-6, 32), ("6b", 1.04e-5, 32), ("175b", 2.45e-6, 8)])
+@pytest.mark.parametrize(
+  ("size", "lr", "batch"), [("1.3b", 5e-6, 32), ("6b", 1.04e-5, 32), ("175b", 2.45e-6, 8)]
+)
 def test_rl_init(size, lr, batch):
   c = load(f"rl_init:{size}")
   assert (c.optimizer.lr, c.batch, c.epochs, c.text_share) == (lr, batch, 2, 0.1)
@@ -58,7 +64,11 @@ def test_reward(size):
 
 @pytest.mark.parametrize(
   ("size", "sweep", "value_lr"),
-  [("1.3b", (2.55e-6, 2.55e-5), 9e-6), ("6b", (2.55e-6, 2.55e-5), 9e-6), ("175b", (2.55e-6, 3.74e-6), 5e-6)],
+  [
+    ("1.3b", (2.55e-6, 2.55e-5), 9e-6),
+    ("6b", (2.55e-6, 2.55e-5), 9e-6),
+    ("175b", (2.55e-6, 3.74e-6), 5e-6),
+  ],
 )
 def test_ppo(size, sweep, value_lr):
   c = load(f"ppo:{size}")
@@ -91,7 +101,11 @@ def test_pretrain(size, lr, tokens):
   assert c.steps * c.batch * c.data.length == pytest.approx(300e9, rel=1e-3)
   assert c.optimizer.warmup * c.batch * c.data.length == pytest.approx(375e6, rel=1e-2)
   assert c.optimizer.decay * c.batch * c.data.length == pytest.approx(260e9, rel=1e-3)
-  assert (c.optimizer.weight_decay, c.optimizer.clip, c.optimizer.schedule) == (0.1, 1.0, "warmup_cosine")
+  assert (c.optimizer.weight_decay, c.optimizer.clip, c.optimizer.schedule) == (
+    0.1,
+    1.0,
+    "warmup_cosine",
+  )
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -113,4 +127,6 @@ def test_fields_of_a_stage_are_the_same_in_every_preset():
       yield from names(value, f"{prefix}{key}.") if hasattr(value, "items") else [prefix + key]
 
   for stage in STAGES:
-    assert len({tuple(sorted(names(load(f"{stage}:{preset}")))) for preset in (*SIZES, "tiny")}) == 1
+    assert (
+      len({tuple(sorted(names(load(f"{stage}:{preset}")))) for preset in (*SIZES, "tiny")}) == 1
+    )

@@ -1,4 +1,6 @@
-"""A chat template through the stages by the command line: ids, the reward model's template, what is exported."""
+"""A chat template through the stages by the command line: ids, the reward model's template, what is
+exported.
+"""
 
 import json
 
@@ -10,10 +12,17 @@ from instructjax.runs import origin
 from instructjax.runs.checkpoint import Checkpoints
 
 TEMPLATE = (
-  "{% for m in messages %}{% if m.role == 'assistant' %}{{ 'A' + m.content + eos_token }}{% else %}{{ 'U' + m.content }}"
+  "{% for m in messages %}{% if m.role == 'assistant' %}{{ 'A' + m.content + eos_token }}{% else "
+  "%}{{ 'U' + m.content }}"
   "{% endif %}{% endfor %}{% if add_generation_prompt %}A{% endif %}"
 )
-SIZE = ["--config.data.prompt=16", "--config.data.response=8", "--config.batch=2", "--config.steps=1", "--config.epochs=1"]
+SIZE = [
+  "--config.data.prompt=16",
+  "--config.data.response=8",
+  "--config.batch=2",
+  "--config.steps=1",
+  "--config.epochs=1",
+]
 
 
 def run(stage, workdir, *options):
@@ -25,7 +34,11 @@ def runs(tmp_path_factory):
   """Demonstrations of two turns, an SFT run and a reward model."""
   folder = tmp_path_factory.mktemp("chat")
   (folder / "t.jinja").write_text(TEMPLATE)
-  ask = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}]
+  ask = [
+    {"role": "user", "content": "q"},
+    {"role": "assistant", "content": "a"},
+    {"role": "user", "content": "r"},
+  ]
   rows = {
     "demonstrations": [{"messages": [*ask, {"role": "assistant", "content": "b"}]}] * 2,
     "comparisons": [{"prompt": ask, "completions": ["b", "c"], "ranks": [1, 2]}] * 2,
@@ -35,18 +48,42 @@ def runs(tmp_path_factory):
   for name, part in rows.items():
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
   data = f"--config.data.demonstrations={folder / 'demonstrations.jsonl'}"
-  assert run("sft", folder / "sft", data, f"--config.data.template={folder / 't.jinja'}",
-             "--config.data.spelling=messages", *SIZE) == 0  # fmt: skip
+  assert (
+    run(
+      "sft",
+      folder / "sft",
+      data,
+      f"--config.data.template={folder / 't.jinja'}",
+      "--config.data.spelling=messages",
+      *SIZE,
+    )
+    == 0
+  )
   ranked = [f"--config.data.comparisons={folder / 'comparisons.jsonl'}"]
   ranked += ["--config.data.demonstrations=", "--config.data.valid="]
   (folder / "t.jinja").unlink()  # the run remembers it
-  assert run("reward", folder / "reward", f"--model={folder / 'sft'}", *ranked, "--config.data.template=chat", *SIZE) == 0
+  assert (
+    run(
+      "reward",
+      folder / "reward",
+      f"--model={folder / 'sft'}",
+      *ranked,
+      "--config.data.template=chat",
+      *SIZE,
+    )
+    == 0
+  )
   return folder
 
 
 def ppo(runs, *options):
   files = [f"--config.data.{name}={runs / name}.jsonl" for name in ("prompts", "text")]
-  size = ["--config.batch=2", "--config.iterations=1", "--config.ppo.minibatches=1", "--config.sampling.response=4"]
+  size = [
+    "--config.batch=2",
+    "--config.iterations=1",
+    "--config.ppo.minibatches=1",
+    "--config.sampling.response=4",
+  ]
   size += ["--config.data.prompt=16", "--config.data.length=16", "--config.ptx_ratio=1"]
   models = [f"--model={runs / 'sft'}", f"--config.reward_model={runs / 'reward'}"]
   return run("ppo", runs / "ppo", *files, *models, *size, *options)
@@ -75,14 +112,24 @@ def test_ppo_through_the_template(runs):
 
 
 def test_sample_and_export(runs, capsys):
-  small = ["--config.data.prompt=16", "--config.sampling.response=4", "--config.batch=1", "--config.prompt=hi"]
-  assert run("sample", runs / "sample", f"--model={runs / 'sft'}", "--config.data.template=chat", *small) == 0
+  small = [
+    "--config.data.prompt=16",
+    "--config.sampling.response=4",
+    "--config.batch=1",
+    "--config.prompt=hi",
+  ]
+  assert (
+    run("sample", runs / "sample", f"--model={runs / 'sft'}", "--config.data.template=chat", *small)
+    == 0
+  )
   assert "> hi" in capsys.readouterr().out
   assert cli.main(["export", f"--model={runs / 'sft'}", f"--out={runs / 'out'}"]) == 0
   assert chat.find(runs / "out")[0] == TEMPLATE
   found = tokenizers.by_reference(str(runs / "out"))
   template = origin.chat_template("chat", {"tokenizer": str(runs / "out")}, found)
-  assert found.encode(chat.render(template, [{"role": "user", "content": "hi"}], prompt=True)) == list(b"UhiA")
+  assert found.encode(
+    chat.render(template, [{"role": "user", "content": "hi"}], prompt=True)
+  ) == list(b"UhiA")
 
 
 @pytest.mark.oracle

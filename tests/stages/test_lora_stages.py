@@ -1,4 +1,6 @@
-"""Adapters through the stages: what is trained, shared and left, one device against eight, and going on after a stop."""
+"""Adapters through the stages: what is trained, shared and left, one device against eight, and
+going on after a stop.
+"""
 
 import json
 
@@ -31,9 +33,15 @@ def base(tmp_path_factory):
 
 
 def tune(stage, data, base, workdir, *options):
-  names = {"rl_init": ("demonstrations", "text"), "reward": ("comparisons", "demonstrations")}[stage]
-  size = ["--config.steps=3", "--config.optimizer.lr=0.02"] + (["--config.data.valid="] if stage == "reward" else [])
-  assert run(stage, workdir, *files(data, *names), f"--model={base}", *TUNE, *size, *LORA, *options) in (0, 130)
+  names = {"rl_init": ("demonstrations", "text"), "reward": ("comparisons", "demonstrations")}[
+    stage
+  ]
+  size = ["--config.steps=3", "--config.optimizer.lr=0.02"] + (
+    ["--config.data.valid="] if stage == "reward" else []
+  )
+  assert run(
+    stage, workdir, *files(data, *names), f"--model={base}", *TUNE, *size, *LORA, *options
+  ) in (0, 130)
   return workdir
 
 
@@ -56,7 +64,9 @@ def ppo_run(data, init_run, reward_run, tmp_path_factory):
 
 def config(**fields):
   found = reading.load("ppo:tiny")
-  return reading.override(found, [(name.replace("__", "."), str(value)) for name, value in fields.items()])
+  return reading.override(
+    found, [(name.replace("__", "."), str(value)) for name, value in fields.items()]
+  )
 
 
 def model(folder, **changes):
@@ -73,7 +83,10 @@ def test_a_run_leaves_the_adapter_and_the_name_of_its_base(base, init_run):
   found, whole = model(init_run), model(base)
   tiny.assert_trees_equal(lora.without(found.params), whole.params)
   assert np.abs(stored["params/adapter/q/b"]).max() > 0.01
-  assert found.about["base"] == {"source": str(base), "fingerprint": origin.fingerprint(whole.params)}
+  assert found.about["base"] == {
+    "source": str(base),
+    "fingerprint": origin.fingerprint(whole.params),
+  }
   assert found.about["adapter"]["up"] == {"rank": 2, "scale": 2.0}
   again = model(init_run / "adapter")  # as PEFT has it
   tiny.assert_trees_equal(again.params, found.params)
@@ -91,18 +104,33 @@ def test_nothing_but_the_adapter_is_in_the_state(init_run):
 @pytest.mark.parametrize("stage", [pytest.param("rl_init", marks=pytest.mark.slow), "reward"])
 def test_eight_devices_train_the_same_adapter(stage, data, base, init_run, reward_run, tmp_path):
   many = tune(stage, data, base, tmp_path / "many", *EIGHT)
-  for one, other in zip(metrics({"rl_init": init_run, "reward": reward_run}[stage]), metrics(many), strict=True):
+  for one, other in zip(
+    metrics({"rl_init": init_run, "reward": reward_run}[stage]), metrics(many), strict=True
+  ):
     assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
   if stage == "rl_init":
-    for one, other in zip(*(jax.tree.leaves(model(folder).params["adapter"]) for folder in (init_run, many))):
-      assert np.abs(np.asarray(one) - np.asarray(other)).mean() < 1e-4  # Adam makes much of a gradient of 0 and its rounding
+    for one, other in zip(
+      *(jax.tree.leaves(model(folder).params["adapter"]) for folder in (init_run, many))
+    ):
+      assert (
+        np.abs(np.asarray(one) - np.asarray(other)).mean() < 1e-4
+      )  # Adam makes much of a gradient of 0 and its rounding
 
 
 @pytest.mark.slow
 def test_ppo_on_eight_devices_and_on_one(data, init_run, reward_run, ppo_run, tmp_path):
-  assert ppo(data, tmp_path / "many", init_run, reward_run, *LORA, "--config.iterations=1", *EIGHT) == 0
+  assert (
+    ppo(data, tmp_path / "many", init_run, reward_run, *LORA, "--config.iterations=1", *EIGHT) == 0
+  )
   one, many = metrics(ppo_run)[0], metrics(tmp_path / "many")[0]
-  for name in ("objective/scores", "loss/total", "loss/ptx", "response/len_mean", "grad/norm_ppo", "grad/norm_value"):
+  for name in (
+    "objective/scores",
+    "loss/total",
+    "loss/ptx",
+    "response/len_mean",
+    "grad/norm_ppo",
+    "grad/norm_value",
+  ):
     assert many[name] == pytest.approx(one[name], rel=2e-3, abs=1e-4), name
 
 
@@ -118,7 +146,9 @@ def test_ppo_starts_from_the_adapter_of_rl_init_and_samples_what_it_scores(init_
 
 @pytest.mark.slow
 def test_ppo_goes_on_bit_for_bit(data, init_run, reward_run, ppo_run, tmp_path, monkeypatch):
-  again = lambda: ppo(data, tmp_path / "parts", init_run, reward_run, *LORA, "--config.iterations=2")
+  again = lambda: ppo(
+    data, tmp_path / "parts", init_run, reward_run, *LORA, "--config.iterations=2"
+  )
   with monkeypatch.context() as patch:
     stop_after(patch, 1)
     assert again() == 130
@@ -137,25 +167,36 @@ def ppo_state(policy, scorer, **fields):
 
 
 def test_ppo_holds_one_trunk_for_four_models(init_run, reward_run):
-  """Policy, reference, reward and value are adapters over the very arrays of one base, which is read once."""
+  """Policy, reference, reward and value are adapters over the very arrays of one base, which is
+  read once.
+  """
   policy = model(init_run)
   scorer = judge(reward_run, policy)
-  state, frozen, about = ppo_state(policy, scorer, rl_init=init_run, reward_model=reward_run, lora__rank=2)
+  state, frozen, about = ppo_state(
+    policy, scorer, rl_init=init_run, reward_model=reward_run, lora__rank=2
+  )
   assert frozen.reward_trunk is None
-  assert all(a is b for a, b in zip(jax.tree.leaves(lora.without(scorer.params)), jax.tree.leaves(frozen.trunk)))
+  assert all(
+    a is b
+    for a, b in zip(jax.tree.leaves(lora.without(scorer.params)), jax.tree.leaves(frozen.trunk))
+  )
   assert set(frozen.ref) == set(frozen.reward["lm"]) == set(state.params["policy"]) == {"adapter"}
   tiny.assert_trees_equal(state.params["policy"], frozen.ref)
   tiny.assert_trees_equal(state.params["value"], frozen.reward)
   bytes_of = lambda tree: sum(4 * x.size for x in jax.tree.leaves(tree))
   whole = bytes_of(lora.without(policy.params))
-  assert bytes_of((frozen, state)) - whole < 10 * bytes_of(policy.params["adapter"])  # 2 frozen, 2 + 1 trained, 4 moments
+  assert bytes_of((frozen, state)) - whole < 10 * bytes_of(
+    policy.params["adapter"]
+  )  # 2 frozen, 2 + 1 trained, 4 moments
   assert about["base"] == policy.about["base"]
 
 
 def test_the_reference_is_the_base_with_the_adapter_off(base, reward_run):
   """From a whole model, PPO starts a new adapter; an adapter of other sizes is merged below it."""
   policy, scorer = model(base), judge(reward_run)
-  state, frozen, about = ppo_state(policy, scorer, rl_init=base, reward_model=reward_run, lora__rank=3, lora__targets="q,v")
+  state, frozen, about = ppo_state(
+    policy, scorer, rl_init=base, reward_model=reward_run, lora__rank=3, lora__targets="q,v"
+  )
   assert frozen.ref == {}
   tokens = jnp.arange(8)[None]
   run = lambda params: policy.lm.hidden(params, tokens, jnp.ones_like(tokens, bool))
@@ -186,8 +227,12 @@ def test_impossible_settings_say_what_is_possible(data, base, tmp_path, capsys):
     assert run("rl_init", tmp_path / "run", *names, *TUNE, *LORA, *options) == 2
     return capsys.readouterr().err
 
-  assert "config.top=1 and config.lora.rank=2: choose one" in refused(f"--model={base}", "--config.top=1")
-  assert "names gate: this model has q, k, v, o, up, down" in refused(f"--model={base}", "--config.lora.targets=q,gate")
+  assert "config.top=1 and config.lora.rank=2: choose one" in refused(
+    f"--model={base}", "--config.top=1"
+  )
+  assert "names gate: this model has q, k, v, o, up, down" in refused(
+    f"--model={base}", "--config.lora.targets=q,gate"
+  )
   assert "the weights are random: give a model to adapt" in refused()
   assert not (tmp_path / "run").exists()
 
@@ -200,7 +245,9 @@ def test_another_base_is_told_apart(base, init_run, tmp_path):
   about = found.about | {"base": found.about["base"] | {"fingerprint": "0" * 64}}
   shutil.rmtree(tmp_path / "run" / "checkpoints" / "final")
   origin.finish(tmp_path / "run", 3, {"adapter": found.params["adapter"]}, about, "policy")
-  with pytest.raises(UserError, match=r"holds an adapter of .*, which has other weights now \(.{8}, then 00000000\)"):
+  with pytest.raises(
+    UserError, match=r"holds an adapter of .*, which has other weights now \(.{8}, then 00000000\)"
+  ):
     model(tmp_path / "run")
   about = found.about | {"base": found.about["base"] | {"source": str(tmp_path / "gone")}}
   shutil.rmtree(tmp_path / "run" / "checkpoints" / "final")
@@ -210,6 +257,21 @@ def test_another_base_is_told_apart(base, init_run, tmp_path):
 
 
 def test_samples_are_drawn_from_a_run_with_an_adapter(data, init_run, tmp_path):
-  small = ["--config.data.prompt=12", "--config.sampling.response=4", "--config.batch=2", "--config.prompts=2"]
-  assert run("sample", tmp_path / "sample", *files(data, "prompts"), f"--model={init_run}", *small) == 0
-  assert len([json.loads(line) for line in (tmp_path / "sample" / "samples.jsonl").read_text().splitlines()]) == 2
+  small = [
+    "--config.data.prompt=12",
+    "--config.sampling.response=4",
+    "--config.batch=2",
+    "--config.prompts=2",
+  ]
+  assert (
+    run("sample", tmp_path / "sample", *files(data, "prompts"), f"--model={init_run}", *small) == 0
+  )
+  assert (
+    len(
+      [
+        json.loads(line)
+        for line in (tmp_path / "sample" / "samples.jsonl").read_text().splitlines()
+      ]
+    )
+    == 2
+  )

@@ -1,4 +1,6 @@
-"""Several models at several temperatures in one command: what is left for people to rank, and how it goes on."""
+"""Several models at several temperatures in one command: what is left for people to rank, and how
+it goes on.
+"""
 
 import json
 import shutil
@@ -10,7 +12,12 @@ from instructjax.label import tasks
 from instructjax.runs import origin, writers
 from instructjax.stages import sample
 
-SMALL = ["--config.data.prompt=12", "--config.sampling.response=5", "--config.batch=2", "--config.prompts=5"]
+SMALL = [
+  "--config.data.prompt=12",
+  "--config.sampling.response=5",
+  "--config.batch=2",
+  "--config.prompts=5",
+]
 BOTH = [*SMALL, "--config.sampling.temperature=0.7,1", "--config.n=2", "--config.k=6"]
 
 
@@ -35,11 +42,19 @@ def test_the_outputs_are_tasks_for_labelers_with_their_sources(round_):
   assert [row["prompt"] for row in rows] == [f"say {i}" for i in range(5)]
   draws = lines(round_ / "draws.jsonl")
   assert [(row["model"], row["temperature"], row["prompt"]) for row in draws] == [
-    (model, temperature, prompt) for model in ("before", "sft") for temperature in (0.7, 1.0) for prompt in range(5)
+    (model, temperature, prompt)
+    for model in ("before", "sft")
+    for temperature in (0.7, 1.0)
+    for prompt in range(5)
   ]
   said = {(row["model"], row["temperature"], row["prompt"]): row["responses"] for row in draws}
   for at, row in enumerate(rows):
-    assert len({text.strip() for text in row["responses"]}) == len(row["responses"]) == len(row["sources"]) == 6
+    assert (
+      len({text.strip() for text in row["responses"]})
+      == len(row["responses"])
+      == len(row["sources"])
+      == 6
+    )
     for text, source in zip(row["responses"], row["sources"], strict=True):
       assert text in said[source["model"], source["temperature"], at] and source["seed"] == 0
     names = [source["model"] for source in row["sources"]]
@@ -49,16 +64,34 @@ def test_the_outputs_are_tasks_for_labelers_with_their_sources(round_):
 
 
 def test_draws_do_not_depend_on_what_else_is_sampled(data, round_, sft_run, tmp_path):
-  assert run("sample", tmp_path / "one", *files(data, "prompts"), f"--model={sft_run}", *SMALL, "--config.n=2") == 0
+  assert (
+    run(
+      "sample",
+      tmp_path / "one",
+      *files(data, "prompts"),
+      f"--model={sft_run}",
+      *SMALL,
+      "--config.n=2",
+    )
+    == 0
+  )
   alone = [row["responses"] for row in lines(tmp_path / "one" / "samples.jsonl")]
   both = lines(round_ / "draws.jsonl")
-  assert alone == [row["responses"] for row in both if (row["model"], row["temperature"]) == ("sft", 1.0)]
-  assert alone != [row["responses"] for row in both if (row["model"], row["temperature"]) == ("sft", 0.7)]
+  assert alone == [
+    row["responses"] for row in both if (row["model"], row["temperature"]) == ("sft", 1.0)
+  ]
+  assert alone != [
+    row["responses"] for row in both if (row["model"], row["temperature"]) == ("sft", 0.7)
+  ]
 
 
 @pytest.mark.parametrize("stop", [3, 5, 13])
-def test_an_interrupted_round_goes_on_as_if_it_had_not_been(data, models, round_, tmp_path, monkeypatch, stop):
-  """After 3 prompts of the first cell (batches of 2), between two cells, and inside the second model."""
+def test_an_interrupted_round_goes_on_as_if_it_had_not_been(
+  data, models, round_, tmp_path, monkeypatch, stop
+):
+  """After 3 prompts of the first cell (batches of 2), between two cells, and inside the second
+  model.
+  """
   append, count = writers.append, iter(range(stop))
 
   def interrupted(path, rows):
@@ -75,7 +108,9 @@ def test_an_interrupted_round_goes_on_as_if_it_had_not_been(data, models, round_
   monkeypatch.setattr(writers, "append", append)
   opened = []
   real = origin.open_model
-  monkeypatch.setattr(origin, "open_model", lambda source, *rest: opened.append(source) or real(source, *rest))
+  monkeypatch.setattr(
+    origin, "open_model", lambda source, *rest: opened.append(source) or real(source, *rest)
+  )
   assert run("sample", tmp_path / "x", *options) == 0
   assert len(opened) == (1 if stop > 10 else 2)
   for name in ("draws.jsonl", "samples.jsonl"):
@@ -91,16 +126,27 @@ def test_a_finished_round_stays_and_another_needs_another_directory(data, models
   assert "holds a run with config.seed=0, this one has config.seed=1" in capsys.readouterr().err
 
 
-def test_a_model_that_was_trained_again_in_its_place_does_not_go_on(data, base, sft_run, round_, tmp_path, monkeypatch, capsys):
-  """What was drawn is of other weights: at the end of a round, in the middle of it, and where a run only says that it began."""
+def test_a_model_that_was_trained_again_in_its_place_does_not_go_on(
+  data, base, sft_run, round_, tmp_path, monkeypatch, capsys
+):
+  """What was drawn is of other weights: at the end of a round, in the middle of it, and where a run
+  only says that it began.
+  """
   place, work = tmp_path / "model", tmp_path / "x"
   shutil.copytree(sft_run, place)
-  options = [*files(data, "prompts"), f"--model=sft={place}", *SMALL, "--config.sampling.temperature=0.7,1"]
+  options = [
+    *files(data, "prompts"),
+    f"--model=sft={place}",
+    *SMALL,
+    "--config.sampling.temperature=0.7,1",
+  ]
   assert run("sample", work, *options) == 0
   known = json.loads((work / "manifest.json").read_text())["models"]["sft"]
   assert known["source"] == str(place) and known["weights"] and known["files"]
   opened, real = [], origin.open_model
-  monkeypatch.setattr(origin, "open_model", lambda source, *rest: opened.append(source) or real(source, *rest))
+  monkeypatch.setattr(
+    origin, "open_model", lambda source, *rest: opened.append(source) or real(source, *rest)
+  )
   assert run("sample", work, *options) == 0 and not opened
   (place / "manifest.json").write_text('{"started": "again"}')
   assert run("sample", work, *options) == 0 and len(opened) == 1  # the same weights
@@ -111,26 +157,44 @@ def test_a_model_that_was_trained_again_in_its_place_does_not_go_on(data, base, 
     writers.keep(work / "draws.jsonl", writers.rows(work / "draws.jsonl")[:drawn])
     assert run("sample", work, *options) == 2
     error = capsys.readouterr().err
-    assert f"sft={place} has other weights than the sft={place} that answered in {work} before" in error
+    assert (
+      f"sft={place} has other weights than the sft={place} that answered in {work} before" in error
+    )
   (work / "draws.jsonl").unlink()  # nothing was drawn: it may begin
   assert run("sample", work, *options) == 0
 
 
 def test_facts_chats_and_scores_come_along(sft_run, reward_run, tmp_path):
-  chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-  rows = [{"prompt": chat, "user": "u", "use_case": "chat", "consent": True}, {"prompt": "say", "id": "7"}]
+  chat = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b"},
+    {"role": "user", "content": "c"},
+  ]
+  rows = [
+    {"prompt": chat, "user": "u", "use_case": "chat", "consent": True},
+    {"prompt": "say", "id": "7"},
+  ]
   (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-  options = [f"--config.data.prompts={tmp_path / 'p.jsonl'}", f"--model={sft_run}", *SMALL, "--config.data.prompt=60"]
+  options = [
+    f"--config.data.prompts={tmp_path / 'p.jsonl'}",
+    f"--model={sft_run}",
+    *SMALL,
+    "--config.data.prompt=60",
+  ]
   judged = [f"--config.rewards={reward_run}", "--config.n=3", "--config.k=2"]
   assert run("sample", tmp_path / "x", *options, *judged) == 0
   found = lines(tmp_path / "x" / "samples.jsonl")
-  assert [{name: row[name] for name in asked} for row, asked in zip(found, rows, strict=True)] == rows
+  assert [
+    {name: row[name] for name in asked} for row, asked in zip(found, rows, strict=True)
+  ] == rows
   drawn = lines(tmp_path / "x" / "draws.jsonl")
   for row, draw in zip(found, drawn, strict=True):
     of = dict(zip(draw["responses"], draw["scores"]["reward"], strict=True))
     assert row["scores"]["reward"] == [of[text] for text in row["responses"]]
   (first, second), _ = tasks.read(tmp_path / "x" / "samples.jsonl", "comparison")
-  assert first.turns == tuple(chat) and first.user == "u" and second.id == "7" and second.turns is None
+  assert (
+    first.turns == tuple(chat) and first.user == "u" and second.id == "7" and second.turns is None
+  )
 
 
 def test_one_prompt_after_another_in_one_directory(sft_run, tmp_path, capsys):
@@ -143,13 +207,35 @@ def test_one_prompt_after_another_in_one_directory(sft_run, tmp_path, capsys):
 @pytest.mark.parametrize(
   ("options", "what"),
   [
-    (["--config.k=7"], "config.k=7: people rank 2 to 9 outputs of a prompt, and 1 models x 1 temperatures x config.n=1 draw 1"),
-    (["--config.sampling.temperature=0.7,.7"], "config.sampling.temperature=(0.7, 0.7): give different numbers"),
-    (["--config.sampling.temperature=-1"], "config.sampling.temperature=(-1.0,): give different numbers"),
-    (["--config.sampling.top_p=0"], "top_k=0, top_p=0.0: top_k is a number of tokens (0 keeps all), top_p a share above 0"),
-    (["--config.sampling.temperature=hot"], "config.sampling.temperature=hot: a number is expected, this is a text"),
-    (["--model=x=runs/a", "--model=x=runs/b"], "--model: two models are called 'x'; name them: --model=NAME=runs/a"),
-    (["--model=a/sft", "--model=b/sft"], "--model: two models are called 'sft'; name them: --model=NAME=a/sft"),
+    (
+      ["--config.k=7"],
+      "config.k=7: people rank 2 to 9 outputs of a prompt, and 1 models x 1 temperatures x "
+      "config.n=1 draw 1",
+    ),
+    (
+      ["--config.sampling.temperature=0.7,.7"],
+      "config.sampling.temperature=(0.7, 0.7): give different numbers",
+    ),
+    (
+      ["--config.sampling.temperature=-1"],
+      "config.sampling.temperature=(-1.0,): give different numbers",
+    ),
+    (
+      ["--config.sampling.top_p=0"],
+      "top_k=0, top_p=0.0: top_k is a number of tokens (0 keeps all), top_p a share above 0",
+    ),
+    (
+      ["--config.sampling.temperature=hot"],
+      "config.sampling.temperature=hot: a number is expected, this is a text",
+    ),
+    (
+      ["--model=x=runs/a", "--model=x=runs/b"],
+      "--model: two models are called 'x'; name them: --model=NAME=runs/a",
+    ),
+    (
+      ["--model=a/sft", "--model=b/sft"],
+      "--model: two models are called 'sft'; name them: --model=NAME=a/sft",
+    ),
   ],
 )
 def test_what_cannot_be_sampled(data, tmp_path, capsys, options, what):
@@ -159,7 +245,10 @@ def test_what_cannot_be_sampled(data, tmp_path, capsys, options, what):
 
 def test_every_run_is_looked_at_before_the_first_draw(data, sft_run, reward_run, tmp_path, capsys):
   (tmp_path / "half" / "checkpoints").mkdir(parents=True)
-  for other, what in ((tmp_path / "half", "this run is not finished"), (reward_run, "a policy model is needed")):
+  for other, what in (
+    (tmp_path / "half", "this run is not finished"),
+    (reward_run, "a policy model is needed"),
+  ):
     models = [f"--model={sft_run}", f"--model=b={other}"]
     assert run("sample", tmp_path / "x", *files(data, "prompts"), *models, *SMALL) == 2
     assert what in capsys.readouterr().err and not (tmp_path / "x").exists()
@@ -169,8 +258,10 @@ def test_names_of_models(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert sample.named("", "tiny") == (("tiny", ""),)
   assert sample.named("a=runs/x, owner/name,m.py:make", "tiny") == (
-    ("a", "runs/x"), ("name", "owner/name"), ("m.py:make", "m.py:make")
-  )  # fmt: skip
+    ("a", "runs/x"),
+    ("name", "owner/name"),
+    ("m.py:make", "m.py:make"),
+  )
   (tmp_path / "k=1,n=2").mkdir()
   assert sample.named("k=1,n=2", "tiny") == (("k=1,n=2", "k=1,n=2"),)
 

@@ -27,13 +27,19 @@ def options(data, base, tmp_path):
   prompts = shutil.copy(data / "prompts.jsonl", tmp_path)
   select = {"reward": f"python:{tmp_path / 'mine.py'}:f", "prompts": prompts, "response": 4}
   return [
-    *files(data, "demonstrations"), f"--config.data.valid={data / 'demonstrations.jsonl'}", f"--model={base}", *TUNE,
-    "--config.checkpoint_every=1", *(f"--config.select.{name}={value}" for name, value in select.items()),
-  ]  # fmt: skip
+    *files(data, "demonstrations"),
+    f"--config.data.valid={data / 'demonstrations.jsonl'}",
+    f"--model={base}",
+    *TUNE,
+    "--config.checkpoint_every=1",
+    *(f"--config.select.{name}={value}" for name, value in select.items()),
+  ]
 
 
 def test_the_checkpoint_that_scores_highest_is_left(options, tmp_path, capsys):
-  """Three steps, whose samples score 1, 3, 2: the second is left, whatever the loss says; both choices are noted."""
+  """Three steps, whose samples score 1, 3, 2: the second is left, whatever the loss says; both
+  choices are noted.
+  """
   assert run("sft", tmp_path / "sft", *options) == 0
   rows = {row["step"]: row for row in metrics(tmp_path / "sft") if "eval/score" in row}
   assert [rows[step]["eval/score"] for step in (1, 2, 3)] == [1, 3, 2]
@@ -41,11 +47,21 @@ def test_the_checkpoint_that_scores_highest_is_left(options, tmp_path, capsys):
   by_loss = 1 + int(np.argmin(losses))
   noted = json.loads((tmp_path / "sft" / "manifest.json").read_text())["selection"]
   assert noted == {
-    "by": "eval/score", "step": 2, "eval/score": 3, "eval/nll": losses[1],
-    "by eval/nll": {"step": by_loss, "eval/score": rows[by_loss]["eval/score"], "eval/nll": min(losses)},
-  }  # fmt: skip
+    "by": "eval/score",
+    "step": 2,
+    "eval/score": 3,
+    "eval/nll": losses[1],
+    "by eval/nll": {
+      "step": by_loss,
+      "eval/score": rows[by_loss]["eval/score"],
+      "eval/nll": min(losses),
+    },
+  }
   out = capsys.readouterr().out
-  assert f"step 2 is kept: its samples score highest, 3.000; by the validation loss it would be step {by_loss}" in out
+  assert (
+    "step 2 is kept: its samples score highest, 3.000; by the validation loss it would be step "
+    f"{by_loss}" in out
+  )
   kept, left = (Checkpoints(tmp_path / "sft" / "checkpoints" / name) for name in ("sft", "final"))
   assert kept.steps() == [2, 3]  # the best one and the last
   assert left.steps() == [2]
@@ -67,7 +83,9 @@ def _of_step(folder, step, like):
   import orbax.checkpoint as ocp
 
   with ocp.CheckpointManager(folder.folder) as manager:
-    state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+    state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))[
+      "state"
+    ]
   names = [name for name in state if name.startswith("params/")]
   flat = {name.removeprefix("params/"): state[name] for name in names}
   paths = jax.tree_util.tree_flatten_with_path(like)[0]
@@ -86,4 +104,7 @@ def test_what_is_missing_is_said(options, tmp_path, capsys):
 
 
 def test_the_alternative_is_told():
-  assert selection.told({"step": 4, "eval/score": 1.0}) == "step 4 is kept: its samples score highest, 1.000"
+  assert (
+    selection.told({"step": 4, "eval/score": 1.0})
+    == "step 4 is kept: its samples score highest, 1.000"
+  )

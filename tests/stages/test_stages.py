@@ -35,7 +35,14 @@ def test_only_the_top_block_changes_under_top_1(base, init_run):
 
 
 def stages_model(workdir, dtype="float32"):
-  settings = {"dtype": dtype, "remat": "none", "unroll": 1, "sequence": False, "attention": "auto", "dropout": 0.0}
+  settings = {
+    "dtype": dtype,
+    "remat": "none",
+    "unroll": 1,
+    "sequence": False,
+    "attention": "auto",
+    "dropout": 0.0,
+  }
   return origin.open_run(workdir, settings, "policy").params
 
 
@@ -46,7 +53,8 @@ def test_text_rows_are_a_share_of_the_batch(init_run):
 
 def test_reward_model_scores_demonstrations_0_on_average(data, reward_run):
   judge = origin.open_reward_model(
-    str(reward_run), {"dtype": "float32", "remat": "none", "unroll": 1, "sequence": False, "attention": "auto"}
+    str(reward_run),
+    {"dtype": "float32", "remat": "none", "unroll": 1, "sequence": False, "attention": "auto"},
   )
   from instructjax.data.batches import pipeline
   from instructjax.data.records import records
@@ -79,7 +87,12 @@ def test_ppo_runs_on_both_and_leaves_the_average(ppo_run):
 
 
 def test_bestofn_and_sample_read_finished_runs(data, sft_run, reward_run, tmp_path, capsys):
-  small = ["--config.data.prompt=12", "--config.sampling.response=6", "--config.batch=2", "--config.prompts=3"]
+  small = [
+    "--config.data.prompt=12",
+    "--config.sampling.response=6",
+    "--config.batch=2",
+    "--config.prompts=3",
+  ]
   options = [*files(data, "prompts"), f"--model={sft_run}", *small]
   judged = [f"--config.rewards={reward_run}", "--config.n=4"]
   assert run("bestofn", tmp_path / "bestofn", *options, *judged) == 0
@@ -87,11 +100,15 @@ def test_bestofn_and_sample_read_finished_runs(data, sft_run, reward_run, tmp_pa
   assert [row["step"] for row in points] == [1, 2, 4]
   assert points[0]["kl"] == 0
   assert points[0]["score"] <= points[1]["score"] <= points[2]["score"]
-  samples = [json.loads(line) for line in (tmp_path / "bestofn" / "samples.jsonl").read_text().splitlines()]
+  samples = [
+    json.loads(line) for line in (tmp_path / "bestofn" / "samples.jsonl").read_text().splitlines()
+  ]
   assert [row["prompt"] for row in samples] == ["say 0", "say 1", "say 2"]
   assert all(row["scores"]["best"] >= row["scores"]["first"] for row in samples)
   assert run("sample", tmp_path / "sample", *options, "--config.n=2") == 0
-  rows = [json.loads(line) for line in (tmp_path / "sample" / "samples.jsonl").read_text().splitlines()]
+  rows = [
+    json.loads(line) for line in (tmp_path / "sample" / "samples.jsonl").read_text().splitlines()
+  ]
   assert [len(row["responses"]) for row in rows] == [2, 2, 2]
   assert "> say 2" in capsys.readouterr().out
 
@@ -119,7 +136,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 1)])
 def test_several_processes_need_a_mesh_over_all_of_their_devices(monkeypatch, mesh):
-  """Without one each would work for itself, and with a part of one a process without devices would be waited for."""
+  """Without one each would work for itself, and with a part of one a process without devices would
+  be waited for.
+  """
   monkeypatch.setattr(common.jax, "process_count", lambda: 2)
   given = dict(zip(("data", "fsdp", "model"), mesh))
   message = rf"config.mesh takes {np.prod(mesh)} of the 8 devices of 2 processes: .* so that their product is 8"
@@ -161,8 +180,15 @@ def test_a_model_folder_is_a_source_too(data, base, tmp_path):
 
   lm = models.build(replace(config, vocab_size=304))
   models.save(tmp_path / "folder", replace(config, vocab_size=304), lm.init(jax.random.key(0)))
-  options = [*files(data, "demonstrations"), f"--model={tmp_path / 'folder'}", *TUNE, "--config.steps=1"]
-  assert run("sft", tmp_path / "sft", *options, f"--config.model.tokenizer={tmp_path / 't.model'}") == 0
+  options = [
+    *files(data, "demonstrations"),
+    f"--model={tmp_path / 'folder'}",
+    *TUNE,
+    "--config.steps=1",
+  ]
+  assert (
+    run("sft", tmp_path / "sft", *options, f"--config.model.tokenizer={tmp_path / 't.model'}") == 0
+  )
   found = origin.open_run(tmp_path / "sft", {}, "policy")
   assert found.lm.vocab_size == 304
   assert found.tokenizer.banned[-4:] == tuple(range(300, 304))
@@ -181,7 +207,13 @@ def test_a_classifier_folder_is_a_reward_model_too(tmp_path):
   params = lm.init(jax.random.key(0))
   models.save_reward(folder, config, params, head, pad_token_id=0)
   sentencepieces.train(LETTERS, folder / "tokenizer.model", sentencepieces.Training(vocab_size=300))
-  settings = {"dtype": "bfloat16", "remat": "blocks", "unroll": 2, "sequence": False, "attention": "xla"}
+  settings = {
+    "dtype": "bfloat16",
+    "remat": "blocks",
+    "unroll": 2,
+    "sequence": False,
+    "attention": "xla",
+  }
   found = origin.open_reward_model(str(folder), settings)
   np.testing.assert_array_equal(found.head["w"], head["w"])
   np.testing.assert_array_equal(found.params["blocks"]["q"]["w"], params["blocks"]["q"]["w"])

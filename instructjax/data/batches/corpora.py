@@ -1,7 +1,9 @@
-"""The data that a configuration names, as rows to draw from: several sources by their weights, lazily read, packed.
+"""The data that a configuration names, as rows to draw from: several sources by their weights,
+lazily read, packed.
 
-config.data.NAME may be one source or a mixture, "0.7*a.jsonl + 0.3*tfds:c4" (`data.mixture`); config.data.pack packs rows
-(`data.packing`), config.data.lazy reads text when it is drawn (`data.lazy`).
+config.data.NAME may be one source or a mixture, "0.7*a.jsonl + 0.3*tfds:c4" (`data.mixture`);
+config.data.pack packs rows (`data.packing`), config.data.lazy reads text when it is drawn
+(`data.lazy`).
 """
 
 from __future__ import annotations
@@ -35,17 +37,21 @@ class Part(NamedTuple):
 
 
 def read(config: Config, name: str, kind: str, *, lazily: bool = False) -> list[Part]:
-  """The sources of config.data[name].  Raises UserError where the field is empty, and for every bad record; those of text that
-  is read lazily are found by `texts`."""
+  """The sources of config.data[name].  Raises UserError where the field is empty, and for every bad
+  record; those of text that is read lazily are found by `texts`.
+  """
   text = config.data[name]
   if not text:
     raise UserError(
-      f"config.data.{name} is empty; give a JSONL file of {kind}s, a Parquet file, tfds:NAME or hub:OWNER/NAME/file.jsonl"
+      f"config.data.{name} is empty; give a JSONL file of {kind}s, a Parquet file, tfds:NAME or "
+      "hub:OWNER/NAME/file.jsonl"
     )
   spelling = spellings.choose(config.data.spelling, kind, config.data.fields)
   said = f"{config.data.spelling} {config.data.fields}"
   load = partial(lazy.texts, said=said) if lazily else partial(sources.load, kind=kind)
-  return [Part(weight, source, load(source, spelling=spelling)) for weight, source in mixture.parse(text)]
+  return [
+    Part(weight, source, load(source, spelling=spelling)) for weight, source in mixture.parse(text)
+  ]
 
 
 def records(parts: Sequence[Part]) -> list:
@@ -56,31 +62,51 @@ def records(parts: Sequence[Part]) -> list:
 def rows(parts: Sequence[Part], make: Callable[[Part], Rows]) -> Rows:
   """What `make` makes of each source: rows, or a mixture where there are several."""
   found = tuple(make(part) for part in parts)
-  return Mixture(found, tuple(part.weight for part in parts)) if len(found) > 1 else found[0] if found else []
+  return (
+    Mixture(found, tuple(part.weight for part in parts))
+    if len(found) > 1
+    else found[0]
+    if found
+    else []
+  )
 
 
-def packed(config: Config, part: Part, found: Rows, length: int, what: str, sizes: Any = None) -> Rows:
+def packed(
+  config: Config, part: Part, found: Rows, length: int, what: str, sizes: Any = None
+) -> Rows:
   """The rows of a source, packed where config.data.pack says so; then it says how full they are."""
   if not config.data.pack:
     return found
   bins = packing.pack(found, length, sizes)
   if jax.process_index() == 0:
     print(
-      f"{part.source}: {len(found):,} {what} in {len(bins):,} rows of {length} tokens, {100 * bins.share:.1f} % full",
-      file=sys.stderr, flush=True,
-    )  # fmt: skip
+      f"{part.source}: {len(found):,} {what} in {len(bins):,} rows of {length} tokens, "
+      f"{100 * bins.share:.1f} % full",
+      file=sys.stderr,
+      flush=True,
+    )
   return bins
 
 
-def texts(config: Config, parts: Sequence[Part], tokenizer: Tokenizer, length: int) -> tuple[Rows, str]:
-  """(rows of `length` tokens, fingerprint) of text: windows of all documents joined, or documents packed."""
+def texts(
+  config: Config, parts: Sequence[Part], tokenizer: Tokenizer, length: int
+) -> tuple[Rows, str]:
+  """(rows of `length` tokens, fingerprint) of text: windows of all documents joined, or documents
+  packed.
+  """
   prints: list[str] = []
 
   def make(part: Part) -> Rows:
     if not isinstance(part.records, lazy.Texts):
       if not config.data.pack:
         return pipeline.text(part.records, tokenizer, length=length, name=part.source)
-      return packed(config, part, pipeline.documents(part.records, tokenizer, length=length), length, "pieces of text")
+      return packed(
+        config,
+        part,
+        pipeline.documents(part.records, tokenizer, length=length),
+        length,
+        "pieces of text",
+      )
     index = lazy.index(part.records, tokenizer)
     prints.append(index.fingerprint)
     if not config.data.pack:
@@ -91,17 +117,23 @@ def texts(config: Config, parts: Sequence[Part], tokenizer: Tokenizer, length: i
   found = rows(parts, make)
   if not prints:
     return found, fingerprint(records(parts))
-  return found, prints[0] if len(prints) == 1 else hashlib.sha256("".join(prints).encode()).hexdigest()
+  return found, prints[0] if len(prints) == 1 else hashlib.sha256(
+    "".join(prints).encode()
+  ).hexdigest()
 
 
-def stream(config: Config, found: Rows, length: int, size: int, mine: Sequence[int]) -> Callable[[int], Any]:
+def stream(
+  config: Config, found: Rows, length: int, size: int, mine: Sequence[int]
+) -> Callable[[int], Any]:
   """Batches of demonstrations or text, packed or not; `mine` as `pipeline.stream`."""
   pad = packing.pad_packed if config.data.pack else pipeline.pad_demonstrations
   return pipeline.stream(found, partial(pad, length=length), size=size, seed=config.seed, mine=mine)
 
 
 def placed(batches: Callable[[int], PyTree]) -> Callable[[int], PyTree]:
-  """The same batches on the devices; each process makes the rows of its own (`sharding.local_rows`)."""
+  """The same batches on the devices; each process makes the rows of its own
+  (`sharding.local_rows`).
+  """
 
   def batch(i: int) -> PyTree:
     found = sharding.place_rows(batches(i))

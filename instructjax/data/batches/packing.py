@@ -1,8 +1,10 @@
-"""Several rows in one: each is a segment that attends to itself alone and counts its positions from 0.
+"""Several rows in one: each is a segment that attends to itself alone and counts its positions from
+0.
 
-Packed once, before the first step, by the sizes of the rows alone: the longest first, each into the fullest row that still
-takes it (best fit, at most 11/9 of the fewest rows, and mostly within 1 %).  Which rows stand together is therefore the same in
-every epoch; the packed rows are what is shuffled, so batch i stays a function of i.
+Packed once, before the first step, by the sizes of the rows alone: the longest first, each into
+the fullest row that still takes it (best fit, at most 11/9 of the fewest rows, and mostly within
+1 %).  Which rows stand together is therefore the same in every epoch; the packed rows are what
+is shuffled, so batch i stays a function of i.
 
 Dimensions: B packed rows, T tokens.
 """
@@ -38,7 +40,9 @@ class Packed:
 
 def pack(rows: Rows, length: int, sizes: Int[np.ndarray, " N"] | None = None) -> Packed:
   """Rows in bins of `length` tokens; `sizes` are theirs where reading them all would cost too much."""
-  sizes = np.asarray([size_of(rows[i]) for i in range(len(rows))], np.int64) if sizes is None else sizes
+  sizes = (
+    np.asarray([size_of(rows[i]) for i in range(len(rows))], np.int64) if sizes is None else sizes
+  )
   bins = fit(sizes, length)
   return Packed(rows, bins, float(sizes.sum() / max(len(bins) * length, 1)))
 
@@ -49,7 +53,9 @@ def fit(sizes: Int[np.ndarray, " N"], length: int) -> tuple[np.ndarray, ...]:
   Raises UserError for a row that is longer than a bin.
   """
   if len(sizes) and sizes.max() > length:
-    raise UserError(f"a row of {sizes.max()} tokens does not fit in packed rows of {length}; raise the length")
+    raise UserError(
+      f"a row of {sizes.max()} tokens does not fit in packed rows of {length}; raise the length"
+    )
   bins: list[list[int]] = []
   space: dict[int, list[int]] = {}  # free tokens -> bins
   free = 0  # bit n is set where space[n] holds a bin
@@ -70,8 +76,9 @@ def fit(sizes: Int[np.ndarray, " N"], length: int) -> tuple[np.ndarray, ...]:
 
 
 def pad_packed(bins: Sequence[Sequence[Row]], *, length: int) -> Demonstrations:
-  """[B, T] right padded; `valid` numbers the segments of a row from 1.  No segment's first token carries loss: nothing of its
-  own stands before it."""
+  """[B, T] right padded; `valid` numbers the segments of a row from 1.  No segment's first token
+  carries loss: nothing of its own stands before it.
+  """
   shape = len(bins), length
   tokens: Host = np.zeros(shape, np.int32)
   valid: Host = np.zeros(shape, np.int32)

@@ -1,8 +1,8 @@
 """From records to batches of fixed shape: ids once, padding per batch, any batch by its number.
 
-Each kind of record has a function to ids (`demonstrations`, `comparisons`, `prompts`, `text`), which checks
-every length before anything runs, and one to a batch (`pad_demonstrations`, ...).  `stream` puts rows in a
-shuffled, endless order:
+Each kind of record has a function to ids (`demonstrations`, `comparisons`, `prompts`, `text`),
+which checks every length before anything runs, and one to a batch (`pad_demonstrations`, ...).
+`stream` puts rows in a shuffled, endless order:
 
   rows = pipeline.demonstrations(records, tokenizer, prompt=24, response=40)
   batches = pipeline.stream(rows, partial(pipeline.pad_demonstrations, length=64), size=16, seed=0)
@@ -31,11 +31,15 @@ from instructjax.types import Comparisons, Demonstrations, Prompts
 SEPARATOR = " "  # between a prompt and its completion
 
 
-Host = Any  # a numpy array in the place of a jax.Array: padding makes batches on the host, `sharding` puts them on the devices
+# A numpy array in the place of a jax.Array: padding makes batches on the host, `sharding` puts them
+# on the devices
+Host = Any
 
 
 class Row(NamedTuple):
-  """The ids of one row; those from `start` on are predicted and carry loss, or those that `mask` marks."""
+  """The ids of one row; those from `start` on are predicted and carry loss, or those that `mask`
+  marks.
+  """
 
   ids: Int[np.ndarray, " T"]
   start: int
@@ -53,14 +57,22 @@ class Group(NamedTuple):
 
 
 def demonstrations(
-  records: Sequence[Demonstration], tokenizer: Tokenizer, *, prompt: int, response: int, separator: str =
-  SEPARATOR, end_cut: bool = False, name: str = "demonstrations", template: chat.Template | None = None,
-) -> list[Row]:  # fmt: skip
+  records: Sequence[Demonstration],
+  tokenizer: Tokenizer,
+  *,
+  prompt: int,
+  response: int,
+  separator: str = SEPARATOR,
+  end_cut: bool = False,
+  name: str = "demonstrations",
+  template: chat.Template | None = None,
+) -> list[Row]:
   """Rows of at most `prompt` + `response` tokens.
 
-  A longer response is cut; it then closes with an end-of-text token only if `end_cut`.  Raises UserError
-  naming each prompt that is longer than `prompt` tokens and each completion that holds an end-of-text token.
-  With a `template` the record is rendered as a chat, and every reply of the assistant carries loss.
+  A longer response is cut; it then closes with an end-of-text token only if `end_cut`.  Raises
+  UserError naming each prompt that is longer than `prompt` tokens and each completion that holds
+  an end-of-text token. With a `template` the record is rendered as a chat, and every reply of
+  the assistant carries loss.
   """
   problems: list[str] = []
   rows = []
@@ -68,19 +80,32 @@ def demonstrations(
     place = f"{name}:{line}: completion"
     if template is not None:
       text = record.completion
-      rows.append(_chat_row(record, text, tokenizer, template, prompt, response, end_cut, place, problems))
+      rows.append(
+        _chat_row(record, text, tokenizer, template, prompt, response, end_cut, place, problems)
+      )
       continue
     head = _prompt(record.prompt, tokenizer, prompt, f"{name}:{line}: prompt", problems)
-    rows.append(_row(head, record.completion, tokenizer, response, separator, end_cut, place, problems))
+    rows.append(
+      _row(head, record.completion, tokenizer, response, separator, end_cut, place, problems)
+    )
   report(problems)
   return rows
 
 
 def comparisons(
-  records: Sequence[Comparison], tokenizer: Tokenizer, *, prompt: int, response: int, separator: str =
-  SEPARATOR, end_cut: bool = True, name: str = "comparisons", template: chat.Template | None = None,
-) -> list[Group]:  # fmt: skip
-  """The rows of every completion, as `demonstrations`; a cut one ends too: the score is read at its end."""
+  records: Sequence[Comparison],
+  tokenizer: Tokenizer,
+  *,
+  prompt: int,
+  response: int,
+  separator: str = SEPARATOR,
+  end_cut: bool = True,
+  name: str = "comparisons",
+  template: chat.Template | None = None,
+) -> list[Group]:
+  """The rows of every completion, as `demonstrations`; a cut one ends too: the score is read at its
+  end.
+  """
   problems: list[str] = []
   groups = []
   for line, record in enumerate(records, 1):
@@ -102,9 +127,13 @@ def comparisons(
 
 
 def prompts(
-  records: Sequence[Prompt], tokenizer: Tokenizer, *, prompt: int, name: str = "prompts",
+  records: Sequence[Prompt],
+  tokenizer: Tokenizer,
+  *,
+  prompt: int,
+  name: str = "prompts",
   template: chat.Template | None = None,
-) -> list[Row]:  # fmt: skip
+) -> list[Row]:
   """Rows that hold a prompt only.  Raises UserError naming each one longer than `prompt` tokens."""
   problems: list[str] = []
   heads = []
@@ -123,10 +152,15 @@ def prompts(
 
 
 def text(
-  records: Sequence[Text], tokenizer: Tokenizer, *, length: int, tail: bool = False, name: str = "text"
+  records: Sequence[Text],
+  tokenizer: Tokenizer,
+  *,
+  length: int,
+  tail: bool = False,
+  name: str = "text",
 ) -> list[Row]:
-  """Windows of `length` tokens out of all documents, joined by end-of-text tokens; `tail` keeps the last,
-  short one.
+  """Windows of `length` tokens out of all documents, joined by end-of-text tokens; `tail` keeps the
+  last, short one.
 
   Raises UserError where the text does not fill one window and `tail` is False.
   """
@@ -137,13 +171,15 @@ def text(
     windows.pop()
   if not windows:
     raise UserError(
-      f"{name}: {len(stream)} tokens do not fill a window of {length}; give more text or a shorter window"
+      f"{name}: {len(stream)} tokens do not fill a window of {length}; give more text or a shorter "
+      "window"
     )
   return [Row(np.asarray(ids, np.int32), 1) for ids in windows]
 
 
 def documents(records: Sequence[Text], tokenizer: Tokenizer, *, length: int) -> list[Row]:
-  """Each document by itself, with its end-of-text token, in pieces of at most `length` tokens: what is packed.
+  """Each document by itself, with its end-of-text token, in pieces of at most `length` tokens: what
+  is packed.
 
   A piece that is too short to predict a token is left out.
   """
@@ -153,7 +189,9 @@ def documents(records: Sequence[Text], tokenizer: Tokenizer, *, length: int) -> 
   return [Row(np.asarray(ids, np.int32), 1) for ids in pieces if len(ids) >= 2]
 
 
-def _prompt(text: str, tokenizer: Tokenizer, limit: int, place: str, problems: list[str]) -> list[int]:
+def _prompt(
+  text: str, tokenizer: Tokenizer, limit: int, place: str, problems: list[str]
+) -> list[int]:
   ids = [*tokenizer.bos, *tokenizer.encode(text)]
   _limit(len(ids), limit, place, problems)
   if not ids:
@@ -163,14 +201,26 @@ def _prompt(text: str, tokenizer: Tokenizer, limit: int, place: str, problems: l
 
 def _limit(size: int, limit: int, place: str, problems: list[str]) -> None:
   if size > limit:
-    problems.append(f"{place}: {size} tokens, the limit is {limit}; shorten it, drop the record or raise the limit")
+    problems.append(
+      f"{place}: {size} tokens, the limit is {limit}; shorten it, drop the record or raise the "
+      "limit"
+    )
 
 
 def _chat_row(
-  record: Demonstration | Comparison, completion: str, tokenizer: Tokenizer, template: chat.Template, prompt: int,
-  response: int, end_cut: bool, place: str, problems: list[str],
-) -> Row:  # fmt: skip
-  """The row of a chat: what stands before the last reply is the prompt, and that reply is cut as any completion."""
+  record: Demonstration | Comparison,
+  completion: str,
+  tokenizer: Tokenizer,
+  template: chat.Template,
+  prompt: int,
+  response: int,
+  end_cut: bool,
+  place: str,
+  problems: list[str],
+) -> Row:
+  """The row of a chat: what stands before the last reply is the prompt, and that reply is cut as
+  any completion.
+  """
   try:
     ids, mask, start = chat.reply(template, tokenizer, record.prompt, record.turns, completion)
   except chat.ChatError as problem:
@@ -184,13 +234,21 @@ def _chat_row(
 
 
 def _row(
-  head: list[int], completion: str, tokenizer: Tokenizer, limit: int, separator: str, end_cut: bool, place:
-  str, problems: list[str],
-) -> Row:  # fmt: skip
+  head: list[int],
+  completion: str,
+  tokenizer: Tokenizer,
+  limit: int,
+  separator: str,
+  end_cut: bool,
+  place: str,
+  problems: list[str],
+) -> Row:
   ids = tokenizer.encode(separator + completion.lstrip() if separator else completion)
   special = set(ids) & {*tokenizer.eos, *tokenizer.banned}
   if special:
-    problems.append(f"{place}: holds the special tokens {sorted(special)}; take their names out of the text")
+    problems.append(
+      f"{place}: holds the special tokens {sorted(special)}; take their names out of the text"
+    )
   end = [tokenizer.eos[0]]
   if len(ids) + 1 > limit:
     ids, end = (ids[: limit - 1], end) if end_cut else (ids[:limit], [])
@@ -211,7 +269,9 @@ def size_of(row: Row | Group) -> int:
 
 
 def pad_demonstrations(rows: Sequence[Row], *, length: int) -> Demonstrations:
-  """[B, T] right padded; `mask` is True from each row's start to its end, or where the row's own is."""
+  """[B, T] right padded; `mask` is True from each row's start to its end, or where the row's own
+  is.
+  """
   tokens, valid = _right([row.ids for row in rows], length)
   mask: Host = valid & (np.arange(length) >= np.asarray([row.start for row in rows])[:, None])
   for i, row in enumerate(rows):
@@ -231,7 +291,9 @@ def pad_comparisons(groups: Sequence[Group], *, k: int, length: int) -> Comparis
   ids = [row.ids for group in groups for row in group.rows + (EMPTY,) * (k - len(group.rows))]
   tokens, valid = _right(ids, length)
   shape = (len(groups), k, length)
-  rank: Host = np.asarray([group.ranks + (0,) * (k - len(group.ranks)) for group in groups], np.int32)
+  rank: Host = np.asarray(
+    [group.ranks + (0,) * (k - len(group.ranks)) for group in groups], np.int32
+  )
   return Comparisons(tokens=tokens.reshape(shape), valid=valid.reshape(shape), rank=rank)
 
 
@@ -248,7 +310,9 @@ EMPTY = Row(np.zeros(0, np.int32), 0)
 def _right(ids: Sequence[np.ndarray], length: int) -> tuple[Host, Host]:
   sizes = np.asarray([len(row) for row in ids])
   if sizes.max() > length:
-    raise UserError(f"a row of {sizes.max()} tokens does not fit in batches of length {length}; raise the length")
+    raise UserError(
+      f"a row of {sizes.max()} tokens does not fit in batches of length {length}; raise the length"
+    )
   valid = np.arange(length) < sizes[:, None]
   tokens = np.zeros(valid.shape, np.int32)
   tokens[valid] = np.concatenate(ids)
@@ -259,20 +323,31 @@ def _right(ids: Sequence[np.ndarray], length: int) -> tuple[Host, Host]:
 
 
 def stream(
-  rows: Rows, pad: Callable[[Sequence[Any]], Any], *, size: int, seed: int, mine: Sequence[int] | None = None
+  rows: Rows,
+  pad: Callable[[Sequence[Any]], Any],
+  *,
+  size: int,
+  seed: int,
+  mine: Sequence[int] | None = None,
 ) -> Callable[[int], Any]:
-  """Batch number -> batch of `size` rows, in an order shuffled anew each epoch; endless and random access.
+  """Batch number -> batch of `size` rows, in an order shuffled anew each epoch; endless and random
+  access.
 
-  An epoch is len(rows) / size batches; a batch may straddle two epochs.  `mine` are the rows of every batch that this process
-  makes (`sharding.local_rows`), None all.  Raises UserError where there are no rows.
+  An epoch is len(rows) / size batches; a batch may straddle two epochs.  `mine` are the rows of
+  every batch that this process makes (`sharding.local_rows`), None all.  Raises UserError where
+  there are no rows.
   """
   order = endless(rows, seed)
   places = range(size) if mine is None else [int(at) for at in mine]
   return lambda i: pad([order(i * size + at) for at in places])
 
 
-def once(rows: Sequence[Any], pad: Callable[[Sequence[Any]], Any], *, size: int) -> Iterator[tuple[Any, int]]:
-  """Every row once, in order: (batch, number of real rows); the last one is filled up from the first rows."""
+def once(
+  rows: Sequence[Any], pad: Callable[[Sequence[Any]], Any], *, size: int
+) -> Iterator[tuple[Any, int]]:
+  """Every row once, in order: (batch, number of real rows); the last one is filled up from the
+  first rows.
+  """
   for at in range(0, len(rows), size):
     part = list(rows[at : at + size])
     yield pad([*part, *(rows[i % len(rows)] for i in range(size - len(part)))]), len(part)

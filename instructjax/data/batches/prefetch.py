@@ -14,7 +14,9 @@ DEPTH = 2  # batches that are made before they are asked for
 
 
 class Feed(NamedTuple):
-  """`batch(i)` is batch i; `waited()` the seconds that its callers waited, but for the first batch they asked for."""
+  """`batch(i)` is batch i; `waited()` the seconds that its callers waited, but for the first batch
+  they asked for.
+  """
 
   batch: Callable[[int], Any]
   waited: Callable[[], float]
@@ -24,8 +26,9 @@ class Feed(NamedTuple):
 def ahead(batches: Callable[[int], Any], *, stop: int, depth: int = DEPTH) -> Iterator[Feed]:
   """The same batches; while i is used, i + 1 to i + depth are made and placed, none from `stop` on.
 
-  One thread makes them in order, under the mesh that is set here.  What it raises is raised where that batch is asked for, with
-  its number.  At the end no batch is begun any more, and the one that is being made is waited for.
+  One thread makes them in order, under the mesh that is set here.  What it raises is raised
+  where that batch is asked for, with its number.  At the end no batch is begun any more, and the
+  one that is being made is waited for.
   """
   mesh = jax.sharding.get_mesh()
   waiting: dict[int, Future] = {}

@@ -1,7 +1,9 @@
-"""Demonstrations from a labeler's few-shot prompt: "an instruction, and multiple query/response pairs" (section 3.2).
+"""Demonstrations from a labeler's few-shot prompt: "an instruction, and multiple query/response
+pairs" (section 3.2).
 
-K pairs make K examples: each output is the completion once, after the instruction and the other K - 1 pairs.  Appendix A.3
-makes several examples out of one pair by drawing other shots: `samples` and `shots`.
+K pairs make K examples: each output is the completion once, after the instruction and the other
+K - 1 pairs.  Appendix A.3 makes several examples out of one pair by drawing other shots:
+`samples` and `shots`.
 """
 
 from __future__ import annotations
@@ -24,11 +26,14 @@ def prompt(instruction: str, shots: Sequence[Pair], query: str) -> str:
   return "\n\n".join([instruction, *done, f"Input: {query}\nOutput:"])
 
 
-def expand(record: FewShot, *, shots: int | None = None, samples: int = 1, seed: int = 0) -> list[Demonstration]:
-  """K * samples demonstrations: each pair as the target, `shots` of the others (default all) before it in their order.
+def expand(
+  record: FewShot, *, shots: int | None = None, samples: int = 1, seed: int = 0
+) -> list[Demonstration]:
+  """K * samples demonstrations: each pair as the target, `shots` of the others (default all) before
+  it in their order.
 
-  The sets of shots of one target differ; where there are fewer than `samples` of them, each comes once.  Raises UserError
-  for fewer than no shots or less than one sample.
+  The sets of shots of one target differ; where there are fewer than `samples` of them, each
+  comes once.  Raises UserError for fewer than no shots or less than one sample.
   """
   others = len(record.pairs) - 1
   count = others if shots is None else min(shots, others)
@@ -44,7 +49,9 @@ def expand(record: FewShot, *, shots: int | None = None, samples: int = 1, seed:
   ]
 
 
-def _sets(pairs: Sequence[Pair], count: int, samples: int, rng: random.Random) -> list[tuple[Pair, ...]]:
+def _sets(
+  pairs: Sequence[Pair], count: int, samples: int, rng: random.Random
+) -> list[tuple[Pair, ...]]:
   """At most `samples` different sets of `count` pairs, each in the order of `pairs`."""
   possible = math.comb(len(pairs), count)
   if possible <= max(samples, 1000):

@@ -1,11 +1,14 @@
-"""The use cases of two data sets side by side: shares, differences with 95 % intervals, total variation distance.
+"""The use cases of two data sets side by side: shares, differences with 95 % intervals, total
+variation distance.
 
-The paper's own comparison (section 4.1): about 57 % of its prompts are open-ended generation and brainstorming, which public
-NLP collections hardly hold, and about 18 % are classification and question answering, which they mostly are.
+The paper's own comparison (section 4.1): about 57 % of its prompts are open-ended generation and
+brainstorming, which public NLP collections hardly hold, and about 18 % are classification and
+question answering, which they mostly are.
 
-A user's prompts hang together, so users are drawn again (the percentile bootstrap of `intervals`), each record that names
-nobody by itself.  The distance of two samples of one and the same mix is above 0 by chance: `chance` is the 95th percentile of
-that, over draws of both samples from all users together.  A distance below it says nothing.
+A user's prompts hang together, so users are drawn again (the percentile bootstrap of
+`intervals`), each record that names nobody by itself.  The distance of two samples of one and
+the same mix is above 0 by chance: `chance` is the 95th percentile of that, over draws of both
+samples from all users together.  A distance below it says nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ GROUPS = {  # section 4.1
 
 
 class Mix(NamedTuple):
-  """Shares and differences (the first data set less the second) of each use case and group, and the distance."""
+  """Shares and differences (the first data set less the second) of each use case and group, and the
+  distance.
+  """
 
   shares: dict[str, tuple[float, float, Estimate]]  # {name: (share of A, share of B, difference)}
   distance: float  # total variation: half the sum of the absolute differences of the use cases
@@ -38,7 +43,9 @@ class Mix(NamedTuple):
   sizes: tuple[int, int]
 
 
-def compare(a: Sequence[Labelled], b: Sequence[Labelled], *, samples: int = SAMPLES, seed: int = 0) -> Mix:
+def compare(
+  a: Sequence[Labelled], b: Sequence[Labelled], *, samples: int = SAMPLES, seed: int = 0
+) -> Mix:
   """The mix of two data sets, neither empty."""
   names = _names([*a, *b])
   counts = [_counts(rows, names) for rows in (a, b)]
@@ -50,7 +57,9 @@ def compare(a: Sequence[Labelled], b: Sequence[Labelled], *, samples: int = SAMP
   shares = {}
   for name, columns in groups.items():
     here, there = (float(share[columns].sum()) for share in point)
-    low, high = np.quantile(draws[0][:, columns].sum(axis=1) - draws[1][:, columns].sum(axis=1), LEVEL)
+    low, high = np.quantile(
+      draws[0][:, columns].sum(axis=1) - draws[1][:, columns].sum(axis=1), LEVEL
+    )
     shares[name] = here, there, Estimate(here - there, float(low), float(high), len(a) + len(b))
   pooled = np.concatenate(counts)
   same = [_shares(_drawn(pooled, samples, rng, size=len(found))) for found in counts]
@@ -60,7 +69,10 @@ def compare(a: Sequence[Labelled], b: Sequence[Labelled], *, samples: int = SAMP
 
 def table(mix: Mix, names: tuple[str, str]) -> Table:
   """The mix in percent, the groups last; + 0.0 makes 0 of -0."""
-  row = lambda name, one: (name, *(round(100 * v, 1) + 0.0 for v in (one[0], one[1], one[2].value, one[2].low, one[2].high)))
+  row = lambda name, one: (
+    name,
+    *(round(100 * v, 1) + 0.0 for v in (one[0], one[1], one[2].value, one[2].low, one[2].high)),
+  )
   rows = [row(name, one) for name, one in mix.shares.items() if name not in GROUPS]
   rows += [row(name, mix.shares[name]) for name in GROUPS]
   columns = ("use case", "A %", "B %", "A - B", "95 % from", "to")
@@ -88,11 +100,15 @@ def _counts(rows: Sequence[Labelled], names: Sequence[str]) -> Float[np.ndarray,
 def _drawn(
   rows: Float[np.ndarray, "U C"], samples: int, rng: np.random.Generator, size: int | None = None
 ) -> Float[np.ndarray, "S C"]:
-  """Column sums of draws of `size` rows with replacement; equal rows, which most are, are drawn together."""
+  """Column sums of draws of `size` rows with replacement; equal rows, which most are, are drawn
+  together.
+  """
   kinds, times = np.unique(rows, axis=0, return_counts=True)
   at_once = max(1, 4_000_000 // len(kinds))
   parts = [min(at_once, samples - done) for done in range(0, samples, at_once)]
-  return np.concatenate([rng.multinomial(size or len(rows), times / len(rows), size=part) @ kinds for part in parts])
+  return np.concatenate(
+    [rng.multinomial(size or len(rows), times / len(rows), size=part) @ kinds for part in parts]
+  )
 
 
 def _shares(counts: Float[np.ndarray, "*N C"]) -> Float[np.ndarray, "*N C"]:

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 
 class Output(NamedTuple):
-  """A response, what drew it (`model`, `temperature`, `seed`), and its scores by the name of the reward."""
+  """A response, what drew it (`model`, `temperature`, `seed`), and its scores by the name of the
+  reward.
+  """
 
   text: str
   source: Mapping[str, Any]
@@ -17,10 +19,12 @@ class Output(NamedTuple):
 
 
 def choose(groups: Sequence[Sequence[Output]], k: int, lot: str) -> list[Output]:
-  """At most k different outputs of a prompt, as many of each group as there can be, in a random order.
+  """At most k different outputs of a prompt, as many of each group as there can be, in a random
+  order.
 
-  Outputs are different where more than the white space around them is; an empty one is never taken.  `lot` decides the
-  order, who gives one more where k does not divide, and who is said to have drawn what several groups drew.
+  Outputs are different where more than the white space around them is; an empty one is never
+  taken.  `lot` decides the order, who gives one more where k does not divide, and who is said to
+  have drawn what several groups drew.
   """
   rng, found = random.Random(lot), {}
   for turn in itertools.zip_longest(*groups):

@@ -1,8 +1,10 @@
-"""Personal data in text: detectors, functions from a text to the spans they find, and what to do with the spans.
+"""Personal data in text: detectors, functions from a text to the spans they find, and what to do
+with the spans.
 
-The paper filtered its training split for personally identifiable information and does not say how; these patterns are ours.
-They are made to be right where they speak, not to find everything: names of people, for one, are not looked for.  A detector
-of your own is a function: `pii.find(text, pii.DETECTORS | {"badge": my_function})`.
+The paper filtered its training split for personally identifiable information and does not say
+how; these patterns are ours. They are made to be right where they speak, not to find everything:
+names of people, for one, are not looked for.  A detector of your own is a function:
+`pii.find(text, pii.DETECTORS | {"badge": my_function})`.
 """
 
 from __future__ import annotations
@@ -25,13 +27,17 @@ Detector = Callable[[str], Iterable[tuple[int, int]]]
 
 
 def luhn(digits: str) -> bool:
-  """The check of card numbers: every second digit from the right doubled, its digits added; the sum ends in 0."""
+  """The check of card numbers: every second digit from the right doubled, its digits added; the sum
+  ends in 0.
+  """
   values = [int(digit) for digit in reversed(digits)]
   return sum(values[::2] + [2 * v - 9 * (v > 4) for v in values[1::2]]) % 10 == 0
 
 
 def mod97(iban: str) -> bool:
-  """The check of IBANs (ISO 13616): the first four characters moved to the end, letters as 10 to 35, is 1 modulo 97."""
+  """The check of IBANs (ISO 13616): the first four characters moved to the end, letters as 10 to
+  35, is 1 modulo 97.
+  """
   return int("".join(str(int(c, 36)) for c in iban[4:] + iban[:4])) % 97 == 1
 
 
@@ -57,19 +63,82 @@ CARDS = (  # how the number begins, how many digits it has
 )
 IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}")
 IBAN_LENGTHS = {
-  "AD": 24, "AE": 23, "AL": 28, "AT": 20, "AZ": 28, "BA": 20, "BE": 16, "BG": 22, "BH": 22, "BR": 29, "BY": 28, "CH": 21,
-  "CR": 22, "CY": 28, "CZ": 24, "DE": 22, "DK": 18, "DO": 28, "EE": 20, "EG": 29, "ES": 24, "FI": 18, "FO": 18, "FR": 27,
-  "GB": 22, "GE": 22, "GI": 23, "GL": 18, "GR": 27, "GT": 28, "HR": 21, "HU": 28, "IE": 22, "IL": 23, "IQ": 23, "IS": 26,
-  "IT": 27, "JO": 30, "KW": 30, "KZ": 20, "LB": 28, "LI": 21, "LT": 20, "LU": 20, "LV": 21, "MC": 27, "MD": 24, "ME": 22,
-  "MK": 19, "MR": 27, "MT": 31, "MU": 30, "NL": 18, "NO": 15, "PK": 24, "PL": 28, "PS": 29, "PT": 25, "QA": 29, "RO": 24,
-  "RS": 22, "SA": 24, "SE": 24, "SI": 19, "SK": 24, "SM": 27, "TN": 24, "TR": 26, "UA": 29, "VG": 24, "XK": 20,
-}  # fmt: skip
+  "AD": 24,
+  "AE": 23,
+  "AL": 28,
+  "AT": 20,
+  "AZ": 28,
+  "BA": 20,
+  "BE": 16,
+  "BG": 22,
+  "BH": 22,
+  "BR": 29,
+  "BY": 28,
+  "CH": 21,
+  "CR": 22,
+  "CY": 28,
+  "CZ": 24,
+  "DE": 22,
+  "DK": 18,
+  "DO": 28,
+  "EE": 20,
+  "EG": 29,
+  "ES": 24,
+  "FI": 18,
+  "FO": 18,
+  "FR": 27,
+  "GB": 22,
+  "GE": 22,
+  "GI": 23,
+  "GL": 18,
+  "GR": 27,
+  "GT": 28,
+  "HR": 21,
+  "HU": 28,
+  "IE": 22,
+  "IL": 23,
+  "IQ": 23,
+  "IS": 26,
+  "IT": 27,
+  "JO": 30,
+  "KW": 30,
+  "KZ": 20,
+  "LB": 28,
+  "LI": 21,
+  "LT": 20,
+  "LU": 20,
+  "LV": 21,
+  "MC": 27,
+  "MD": 24,
+  "ME": 22,
+  "MK": 19,
+  "MR": 27,
+  "MT": 31,
+  "MU": 30,
+  "NL": 18,
+  "NO": 15,
+  "PK": 24,
+  "PL": 28,
+  "PS": 29,
+  "PT": 25,
+  "QA": 29,
+  "RO": 24,
+  "RS": 22,
+  "SA": 24,
+  "SE": 24,
+  "SI": 19,
+  "SK": 24,
+  "SM": 27,
+  "TN": 24,
+  "TR": 26,
+  "UA": 29,
+  "VG": 24,
+  "XK": 20,
+}
 SSN = re.compile(r"(?<![\w-])(?!000|666|9)\d{3}([ -])(?!00)\d{2}\1(?!0000)\d{4}(?![\w-])")
 IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)")
 IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
-STREETS = (
-  "Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Square|Sq|Terrace|Ter|Highway|Hwy|Parkway|Pkwy"
-)
+STREETS = "Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Square|Sq|Terrace|Ter|Highway|Hwy|Parkway|Pkwy"
 ADDRESS = re.compile(
   rf"(?<![\w.,$-])\d{{1,5}}[A-Za-z]? (?:[NSEW]\.? )?"
   rf"(?:(?:[A-Z][a-z'’-]{{1,20}}|\d{{1,3}}(?:st|nd|rd|th)) ){{1,3}}(?:{STREETS})\b"
@@ -79,7 +148,8 @@ SECRET = re.compile(
   r"\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36,255}\b|\bgithub_pat_\w{22,255}\b|\bAIza[\w-]{35}(?![\w-])"
   r"|\bxox[abeprs]-[0-9A-Za-z-]{10,255}|\b[prs]k_(?:live|test)_[0-9A-Za-z]{16,255}\b|\bsk-[\w-]{20,255}"
   r"|\beyJ[\w-]{10,2000}\.eyJ[\w-]{10,4000}\.[\w-]{10,2000}"
-  r"|-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----[\sA-Za-z0-9+/=:,-]{0,10000}?(?:-----END [A-Z ]{0,20}PRIVATE KEY-----|\Z)"
+  r"|-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----[\sA-Za-z0-9+/=:,-]{0,10000}?(?:-----END [A-Z "
+  r"]{0,20}PRIVATE KEY-----|\Z)"
 )
 ASSIGNED = re.compile(
   r"(?i)\b(?:api[_-]?key|access[_-]?key|secret(?:[_-]?key)?|auth[_-]?token|access[_-]?token|passwd|password)\b"
@@ -95,7 +165,9 @@ def emails(text: str) -> Iterator[tuple[int, int]]:
 
 
 def phones(text: str) -> Iterator[tuple[int, int]]:
-  """+CC and 8 to 15 digits in all, or a North American number of ten with its separators; a bare run of digits is none."""
+  """+CC and 8 to 15 digits in all, or a North American number of ten with its separators; a bare
+  run of digits is none.
+  """
   for found in PHONE.finditer(text):
     digits = sum(c.isdigit() for c in found[0])
     if not found["international"] or 8 <= digits <= 15:
@@ -103,14 +175,19 @@ def phones(text: str) -> Iterator[tuple[int, int]]:
 
 
 def cards(text: str) -> Iterator[tuple[int, int]]:
-  """13 to 19 digits, in groups of 3 or more or in one, with the beginning and length of an issuer, that pass Luhn's check."""
+  """13 to 19 digits, in groups of 3 or more or in one, with the beginning and length of an issuer,
+  that pass Luhn's check.
+  """
   for run in DIGITS.finditer(text):
     groups = [group.span() for group in re.finditer(r"\d+", run[0])]
     if text[run.end() : run.end() + 1].isalnum():
       groups.pop()  # 4111111111111111x
     first = 0
     while first < len(groups):
-      last = next((i for i in _ends(run[0], groups, first) if _card(run[0], groups[first][0], groups[i][1])), None)
+      last = next(
+        (i for i in _ends(run[0], groups, first) if _card(run[0], groups[first][0], groups[i][1])),
+        None,
+      )
       if last is not None:
         yield run.start() + groups[first][0], run.start() + groups[last][1]
       first = (first if last is None else last) + 1
@@ -130,11 +207,15 @@ def _ends(text: str, groups: list[tuple[int, int]], first: int) -> Iterator[int]
 
 def _card(text: str, start: int, end: int) -> bool:
   digits = text[start:end].replace(" ", "").replace("-", "")
-  return any(len(digits) in lengths and begin.match(digits) for begin, lengths in CARDS) and luhn(digits)
+  return any(len(digits) in lengths and begin.match(digits) for begin, lengths in CARDS) and luhn(
+    digits
+  )
 
 
 def ibans(text: str) -> Iterator[tuple[int, int]]:
-  """Country, check digits and account, in groups or not, of the country's length and right modulo 97."""
+  """Country, check digits and account, in groups or not, of the country's length and right modulo
+  97.
+  """
   for found in IBAN.finditer(text):
     places = [found.start() + i for i, c in enumerate(found[0]) if c != " "]
     length = IBAN_LENGTHS.get(found[0][:2])
@@ -152,7 +233,9 @@ def ssns(text: str) -> Iterator[tuple[int, int]]:
 
 
 def addresses_ip(text: str) -> Iterator[tuple[int, int]]:
-  """IPv4 and IPv6 addresses of the public internet; private, local and reserved ones say nothing about a person."""
+  """IPv4 and IPv6 addresses of the public internet; private, local and reserved ones say nothing
+  about a person.
+  """
   for found in IPV4.finditer(text):
     if _global(found[0]):
       yield found.span()
@@ -174,7 +257,9 @@ def streets(text: str) -> Iterator[tuple[int, int]]:
 
 
 def secrets(text: str) -> Iterator[tuple[int, int]]:
-  """Keys of known services, JSON web tokens, private keys; what a password or key is set to, if it has a digit and a letter."""
+  """Keys of known services, JSON web tokens, private keys; what a password or key is set to, if it
+  has a digit and a letter.
+  """
   yield from (found.span() for found in SECRET.finditer(text))
   for found in ASSIGNED.finditer(text):
     value = found["value"]
@@ -183,17 +268,27 @@ def secrets(text: str) -> Iterator[tuple[int, int]]:
 
 
 DETECTORS: Mapping[str, Detector] = {
-  "secret": secrets, "email": emails, "iban": ibans, "credit_card": cards, "ssn": ssns, "phone": phones,
-  "ip_address": addresses_ip, "street_address": streets,
-}  # fmt: skip
+  "secret": secrets,
+  "email": emails,
+  "iban": ibans,
+  "credit_card": cards,
+  "ssn": ssns,
+  "phone": phones,
+  "ip_address": addresses_ip,
+  "street_address": streets,
+}
 
 
 # --- spans ---
 
 
 def find(text: str, detectors: Mapping[str, Detector] = DETECTORS) -> list[Span]:
-  """The spans in order, without overlaps: the earlier one stays, then the longer one, then the earlier detector's."""
-  every = [Span(kind, start, end) for kind, detector in detectors.items() for start, end in detector(text)]
+  """The spans in order, without overlaps: the earlier one stays, then the longer one, then the
+  earlier detector's.
+  """
+  every = [
+    Span(kind, start, end) for kind, detector in detectors.items() for start, end in detector(text)
+  ]
   kept: list[Span] = []
   for span in sorted(every, key=lambda span: (span.start, -span.end)):
     if not kept or span.start >= kept[-1].end:
@@ -202,7 +297,9 @@ def find(text: str, detectors: Mapping[str, Detector] = DETECTORS) -> list[Span]
 
 
 def mask(text: str, spans: Iterable[Span]) -> str:
-  """The text with [KIND] in the place of each span; spans in order and without overlaps, as `find` gives them."""
+  """The text with [KIND] in the place of each span; spans in order and without overlaps, as `find`
+  gives them.
+  """
   parts, at = [], 0
   for span in spans:
     parts += [text[at : span.start], f"[{span.kind.upper()}]"]

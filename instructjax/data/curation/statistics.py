@@ -23,9 +23,17 @@ from instructjax.system.tables import Table
 
 DATA_SETS = {"demonstration": "SFT", "comparison": "RM", "prompt": "PPO", "few_shot": "few-shot"}
 USE_CASES = {  # Table 1: percent of the RM data
-  "Generation": 45.6, "Open QA": 12.4, "Brainstorming": 11.2, "Chat": 8.4, "Rewrite": 6.6, "Summarization": 4.2,
-  "Classification": 3.5, "Other": 3.5, "Closed QA": 2.6, "Extract": 1.9,
-}  # fmt: skip
+  "Generation": 45.6,
+  "Open QA": 12.4,
+  "Brainstorming": 11.2,
+  "Chat": 8.4,
+  "Rewrite": 6.6,
+  "Summarization": 4.2,
+  "Classification": 3.5,
+  "Other": 3.5,
+  "Closed QA": 2.6,
+  "Extract": 1.9,
+}
 NONE = "(none given)"
 MEASURES = ("count", "mean", "std", "min", "25%", "50%", "75%", "max")
 Length = Callable[[str], int]
@@ -41,7 +49,9 @@ class Part(NamedTuple):
 
 def split_name(path: str | Path) -> str:
   """The split that a file's name (or its folder's) speaks of, else "all"."""
-  words = "".join(c if c.isalnum() else " " for c in f"{Path(path).parent.name} {Path(path).name}".lower()).split()
+  words = "".join(
+    c if c.isalnum() else " " for c in f"{Path(path).parent.name} {Path(path).name}".lower()
+  ).split()
   return next((name for word in reversed(words) for name in SPLITS if word == name), "all")
 
 
@@ -50,13 +60,23 @@ def use_case(record: Labelled) -> str:
   if record.use_case is None:
     return NONE
   plain = lambda text: "".join(c for c in text.casefold() if c.isalnum())
-  return next((name for name in USE_CASES if plain(name) == plain(record.use_case)), record.use_case)
+  return next(
+    (name for name in USE_CASES if plain(name) == plain(record.use_case)), record.use_case
+  )
 
 
-def tables(parts: Sequence[Part], length: Length, unit: str = "tokens", group: str = "user") -> list[Table]:
+def tables(
+  parts: Sequence[Part], length: Length, unit: str = "tokens", group: str = "user"
+) -> list[Table]:
   """All tables; `length` measures a text, `unit` is what it counts."""
   parts = _merged(parts)
-  found = [_use_cases(parts), _sizes(parts), _annotations(parts), _customers(parts, group), *_lengths(parts, length, unit)]
+  found = [
+    _use_cases(parts),
+    _sizes(parts),
+    _annotations(parts),
+    _customers(parts, group),
+    *_lengths(parts, length, unit),
+  ]
   ranked = [row for part in parts for row in part.rows if isinstance(row, Comparison)]
   return [*found, *([_ranked(ranked)] if ranked else [])]
 
@@ -72,12 +92,19 @@ def _merged(parts: Iterable[Part]) -> list[Part]:
 
 def _use_cases(parts: Sequence[Part]) -> Table:
   sets = list(dict.fromkeys(part.data for part in parts))
-  counts = {data: Counter(use_case(row) for part in parts if part.data == data for row in part.rows) for data in sets}
+  counts = {
+    data: Counter(use_case(row) for part in parts if part.data == data for row in part.rows)
+    for data in sets
+  }
   others = sorted({name for data in sets for name in counts[data]} - {*USE_CASES, NONE})
   names = [*USE_CASES, *others, *([NONE] if any(NONE in counts[data] for data in sets) else [])]
   rows = []
   for name in names:
-    cells = [cell for data in sets for cell in (counts[data][name], _percent(counts[data][name], counts[data].total()))]
+    cells = [
+      cell
+      for data in sets
+      for cell in (counts[data][name], _percent(counts[data][name], counts[data].total()))
+    ]
     rows.append((name, *cells, USE_CASES.get(name)))
   columns = ("use case", *[name for data in sets for name in (data, f"{data} %")], "paper's RM %")
   return Table("Table 1: use cases", columns, rows)
@@ -97,7 +124,9 @@ def _annotations(parts: Sequence[Part]) -> Table:
   for name in ANNOTATIONS:
     cells = []
     for part in parts:
-      given = [row.annotations[name] for row in part.rows if row.annotations and name in row.annotations]
+      given = [
+        row.annotations[name] for row in part.rows if row.annotations and name in row.annotations
+      ]
       cells.append(_percent(sum(given), len(given)))
     rows.append((name, *cells))
   rows = [row for row in rows if set(row[1:]) != {None}] or [(NONE, *[None] * len(parts))]
@@ -136,24 +165,46 @@ def _lengths(parts: Sequence[Part], length: Length, unit: str) -> list[Table]:
       by_source[row.source or NONE, "demonstration"].append(length(row.completion))
   cases = [(name, *measures(by_case[name])) for name in sorted(by_case)]
   found = [
-    Table(f"Table 9: prompt lengths, in {unit}", ("data", "split", *MEASURES), [(*k, *measures(v)) for k, v in by_set.items()]),
+    Table(
+      f"Table 9: prompt lengths, in {unit}",
+      ("data", "split", *MEASURES),
+      [(*k, *measures(v)) for k, v in by_set.items()],
+    ),
     Table(f"Table 10: prompt lengths by use case, in {unit}", ("use case", *MEASURES), cases),
   ]
   if by_source:
-    rows = [(*key, *measures(by_source[key])) for key in sorted(by_source, key=lambda key: (key[0], key[1] != "prompt"))]
+    rows = [
+      (*key, *measures(by_source[key]))
+      for key in sorted(by_source, key=lambda key: (key[0], key[1] != "prompt"))
+    ]
     found.append(
-      Table(f"Table 11: prompt and demonstration lengths, in {unit}", ("source", "measurement", *MEASURES), rows)
+      Table(
+        f"Table 11: prompt and demonstration lengths, in {unit}",
+        ("source", "measurement", *MEASURES),
+        rows,
+      )
     )
   return found
 
 
 def measures(sizes: Sequence[int]) -> tuple[Any, ...]:
-  """MEASURES of the sizes; the standard deviation is that of a sample (n - 1), None for a single one."""
+  """MEASURES of the sizes; the standard deviation is that of a sample (n - 1), None for a single
+  one.
+  """
   if not sizes:
     return (0, *[None] * (len(MEASURES) - 1))
   low, mid, high = np.quantile(sizes, (0.25, 0.5, 0.75))
   std = round(float(np.std(sizes, ddof=1)), 1) if len(sizes) > 1 else None
-  return len(sizes), round(float(np.mean(sizes)), 1), std, min(sizes), float(low), float(mid), float(high), max(sizes)
+  return (
+    len(sizes),
+    round(float(np.mean(sizes)), 1),
+    std,
+    min(sizes),
+    float(low),
+    float(mid),
+    float(high),
+    max(sizes),
+  )
 
 
 def _ranked(rows: Sequence[Comparison]) -> Table:
@@ -164,7 +215,11 @@ def _ranked(rows: Sequence[Comparison]) -> Table:
       found[k][i] += count
   total = tuple(sum(counts[i] for counts in found.values()) for i in range(3))
   table = [(str(k), *found[k]) for k in sorted(found)] + [("all", *total)]
-  return Table("Rankings: the paper's K is 4 to 9", ("K", "comparisons", "pairs", "tied pairs, left out"), table)
+  return Table(
+    "Rankings: the paper's K is 4 to 9",
+    ("K", "comparisons", "pairs", "tied pairs, left out"),
+    table,
+  )
 
 
 def _percent(part: int, whole: int) -> float | None:

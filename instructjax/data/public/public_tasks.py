@@ -1,7 +1,8 @@
-"""Public tasks as instructions, for a baseline in the way of FLAN and T0 (Ouyang et al. 2022, App. C.5).
+"""Public tasks as instructions, for a baseline in the way of FLAN and T0 (Ouyang et al. 2022, App.
+C.5).
 
-Every data set of `mappings` that is a task has several wordings of its question here, all ours; the answers are those of its
-mapping.  An example is used once, with one wording.
+Every data set of `mappings` that is a task has several wordings of its question here, all ours;
+the answers are those of its mapping.  An example is used once, with one wording.
 """
 
 from __future__ import annotations
@@ -44,21 +45,27 @@ def _translation(template: str) -> Callable[[Row], str]:
 def _entailment(premise: str, hypothesis: str, answers: str) -> tuple[str, ...]:
   first, second = f"{{{premise}}}", f"{{{hypothesis}}}"
   return (
-    f"{first}\n\nDoes it follow from this text that the next sentence is true? {answers}\n\n{second}",
-    f"Read the text and decide whether it supports the claim. {answers}\n\nText: {first}\nClaim: {second}",
-    f"Claim: {second}\n\nCan you tell from the following that the claim is true? {answers}\n\n{first}",
+    f"{first}\n\nDoes it follow from this text that the next sentence is true? "
+    f"{answers}\n\n{second}",
+    f"Read the text and decide whether it supports the claim. {answers}\n\nText: {first}\nClaim: "
+    f"{second}",
+    f"Claim: {second}\n\nCan you tell from the following that the claim is true? "
+    f"{answers}\n\n{first}",
   )
 
 
 _BOTH, _THREE = "Answer Yes or No.", "Answer Yes, No or Maybe."
 _PRONOUN = (
   '{text}\n\nIn this text, does "{span2_text}" stand for "{span1_text}"? Answer Yes or No.',
-  'Who is meant? Say Yes if "{span2_text}" means "{span1_text}" in the text below, otherwise say No.\n\n{text}',
-  '{text}\n\nSomeone says that "{span2_text}" is "{span1_text}" here. Are they right? Answer Yes or No.',
+  'Who is meant? Say Yes if "{span2_text}" means "{span1_text}" in the text below, otherwise say '
+  "No.\n\n{text}",
+  '{text}\n\nSomeone says that "{span2_text}" is "{span1_text}" here. Are they right? Answer Yes '
+  "or No.",
 )
 WORDINGS: dict[str, tuple[str | Callable[[Row], str], ...]] = {
   "squad": (
-    'Read this passage about {title} and answer the question. If the passage does not say, answer "Not in background."'
+    "Read this passage about {title} and answer the question. If the passage does not say, answer "
+    '"Not in background."'
     "\n\n{context}\n\nQuestion: {question}",
     "{context}\n\nUsing only what stands above, answer this: {question}\n"
     'Write "Not in background." if it cannot be answered.',
@@ -68,7 +75,8 @@ WORDINGS: dict[str, tuple[str | Callable[[Row], str], ...]] = {
   "drop": (
     "{passage}\n\n{question} Give a short answer; you may have to count or to calculate.",
     "Answer a question about the passage below.\n\nQuestion: {question}\n\nPassage: {passage}",
-    "Read carefully, the numbers matter.\n\n{passage}\n\nWhat is the answer to this question? {question}",
+    "Read carefully, the numbers matter.\n\n{passage}\n\nWhat is the answer to this question? "
+    "{question}",
   ),
   "hellaswag": (
     "How does this go on? Write the next sentence.\n\n{context}",
@@ -90,23 +98,30 @@ WORDINGS: dict[str, tuple[str | Callable[[Row], str], ...]] = {
   ),
   "super_glue/copa": (
     "{premise}\n\nWhich of these is more likely to be its {question}?\n1. {choice1}\n2. {choice2}",
-    "What is the {question}? Choose one of the two sentences and write it out.\n\n{premise}\n- {choice1}\n- {choice2}",
-    'Something happened: "{premise}" Say which sentence is its {question}: "{choice1}" or "{choice2}"',
+    "What is the {question}? Choose one of the two sentences and write it out.\n\n{premise}\n- "
+    "{choice1}\n- {choice2}",
+    'Something happened: "{premise}" Say which sentence is its {question}: "{choice1}" or '
+    '"{choice2}"',
   ),
   "super_glue/multirc": (
     '{paragraph}\n\n{question}\nSomebody answered "{answer}". Is that right? Answer Yes or No.',
-    'Question: {question}\nProposed answer: {answer}\n\nCheck it against the text, and say Yes or No.\n\n{paragraph}',
+    "Question: {question}\nProposed answer: {answer}\n\nCheck it against the text, and say Yes or "
+    "No.\n\n{paragraph}",
     '{paragraph}\n\nIs "{answer}" a correct answer to "{question}"? Yes or No?',
   ),
   "super_glue/record": (
-    "{passage}\n\nA name is missing from the next sentence, where it says @placeholder. Which one?\n\n{query}",
+    "{passage}\n\nA name is missing from the next sentence, where it says @placeholder. Which "
+    "one?\n\n{query}",
     "Fill in @placeholder with a name from the news below.\n\n{query}\n\nNews: {passage}",
     "Read the article, then say who or what @placeholder is.\n\n{passage}\n\n{query}",
   ),
   "super_glue/wic": (
-    'Is "{word}" used in one and the same sense here? Answer Yes or No.\n1. {sentence1}\n2. {sentence2}',
-    '{sentence1}\n{sentence2}\n\nSay Yes if "{word}" means the same in both sentences, No if it does not.',
-    'A dictionary lists the senses of "{word}". Would these two uses stand under one sense? Yes or No?\n\n'
+    'Is "{word}" used in one and the same sense here? Answer Yes or No.\n1. {sentence1}\n2. '
+    "{sentence2}",
+    '{sentence1}\n{sentence2}\n\nSay Yes if "{word}" means the same in both sentences, No if it '
+    "does not.",
+    'A dictionary lists the senses of "{word}". Would these two uses stand under one sense? Yes or '
+    "No?\n\n"
     "{sentence1}\n\n{sentence2}",
   ),
   "super_glue/wsc": _PRONOUN,
@@ -130,8 +145,8 @@ WORDINGS: dict[str, tuple[str | Callable[[Row], str], ...]] = {
 
 
 def allot(sizes: Sequence[int], examples: int, cap: int) -> list[int]:
-  """How many examples each task gives: in proportion to min(size, cap), never more than it has, `examples` in all or as many as
-  there are; 0 examples: min(size, cap) of each.
+  """How many examples each task gives: in proportion to min(size, cap), never more than it has,
+  `examples` in all or as many as there are; 0 examples: min(size, cap) of each.
 
   What a task cannot give, the others do, beyond their cap if need be.
   """
@@ -156,9 +171,11 @@ def allot(sizes: Sequence[int], examples: int, cap: int) -> list[int]:
 def mixture(
   source: str, *, examples: int = 0, cap: int = CAP, seed: int = 0, folder: str | None = None
 ) -> tuple[list[Demonstration], list[Task]]:
-  """(demonstrations in a random order, the tasks).  `source` may hold TFDS tasks and files of demonstrations.
+  """(demonstrations in a random order, the tasks).  `source` may hold TFDS tasks and files of
+  demonstrations.
 
-  Raises UserError for a source that is no task and for every bad row that was drawn, with its place.
+  Raises UserError for a source that is no task and for every bad row that was drawn, with its
+  place.
   """
   parts = sources.parts(source, folder)
   sizes = [sum(1 for _ in part.rows()) for part in parts]
@@ -179,13 +196,18 @@ def mixture(
 
 
 def _forms(part: Part) -> list[Form]:
-  """Spellings of a part: our wordings with the mapping's answers; a file of demonstrations as it is."""
+  """Spellings of a part: our wordings with the mapping's answers; a file of demonstrations as it
+  is.
+  """
   ready = part.mapping
   if ready is None:
     return [records.native]
   name = next((name for name in WORDINGS if mappings.TFDS[name] is ready), None)
   if name is None:
-    raise UserError(f"{part.name}: no task with wordings; there are {', '.join(WORDINGS)}, or give a file of demonstrations")
+    raise UserError(
+      f"{part.name}: no task with wordings; there are {', '.join(WORDINGS)}, or give a file of "
+      "demonstrations"
+    )
   return [_worded(ready, filled(one) if isinstance(one, str) else one) for one in WORDINGS[name]]
 
 
@@ -206,7 +228,9 @@ def _examples(
       continue
     form = forms[zlib.crc32(f"{seed}/{at}".encode()) % len(forms)]
     good, wrong = records.scan([row], "demonstration", form, name=part.name)
-    problems += [problem.replace(f"{part.name}:1:", f"{part.name}:{at + 1}:", 1) for problem in wrong]
+    problems += [
+      problem.replace(f"{part.name}:1:", f"{part.name}:{at + 1}:", 1) for problem in wrong
+    ]
     found += [dataclasses.replace(one, source=one.source or part.name) for one in good]
   return found, problems
 
@@ -220,7 +244,10 @@ def write(source: str, out: str, *, examples: int, cap: int, seed: int, folder: 
     records.write(out, found)
   except OSError as error:
     raise UserError(f"--out={out}: cannot be written ({error}); choose another place") from error
-  lines = [f"{task.name}: {task.taken} of {task.size} examples, {_wordings(task.wordings)}" for task in tasks]
+  lines = [
+    f"{task.name}: {task.taken} of {task.size} examples, {_wordings(task.wordings)}"
+    for task in tasks
+  ]
   return "\n".join([*lines, f"{out}: {len(found)} demonstrations of {len(tasks)} tasks"])
 
 

@@ -1,9 +1,9 @@
 """Instructions with a tone, ranked by people: the data of the quickstart.
 
-Each prompt asks for one sentence of a film review, a tweet or a product review that praises or criticises.
-The completions are real sentences that 14 to 99 people rated from -4 to 4 (Hutto and Gilbert 2014; see
-NOTICE), so the human ranking for "praise" is the order of the mean ratings and for "criticise" its reverse,
-ties kept.
+Each prompt asks for one sentence of a film review, a tweet or a product review that praises or
+criticises. The completions are real sentences that 14 to 99 people rated from -4 to 4 (Hutto and
+Gilbert 2014; see NOTICE), so the human ranking for "praise" is the order of the mean ratings and
+for "criticise" its reverse, ties kept.
 
 What keeps training and evaluation apart:
   texts      every text belongs to one of SPLITS by the hash of its words and the seed, equal texts together
@@ -33,7 +33,13 @@ from instructjax.data.records.records import Comparison, Demonstration, Prompt, 
 from instructjax.errors import UserError
 
 TABLE = "tone_ratings.tsv.gz"
-SPLITS = {"sft": 0.20, "reward": 0.36, "ppo": 0.04, "gold": 0.26, "test": 0.14}  # shares of the texts
+SPLITS = {
+  "sft": 0.20,
+  "reward": 0.36,
+  "ppo": 0.04,
+  "gold": 0.26,
+  "test": 0.14,
+}  # shares of the texts
 DIRECTIONS = ("praise", "criticise")
 K = (4, 9)  # completions of one comparison, drawn uniformly
 CLEAR = 1.0  # a demonstration's mean rating is at least this far from 0
@@ -41,7 +47,10 @@ CLEAR = 1.0  # a demonstration's mean rating is at least this far from 0
 # (instruction to praise, instruction to criticise); the last line is a label that the text follows.
 TRAIN = {
   "movies": (
-    ("Praise this film in one sentence.\nPraise:", "Criticize this film in one sentence.\nCriticism:"),
+    (
+      "Praise this film in one sentence.\nPraise:",
+      "Criticize this film in one sentence.\nCriticism:",
+    ),
     (
       "Write a sentence of a good film review.\nPositive review:",
       "Write a sentence of a bad film review.\nNegative review:",
@@ -54,16 +63,31 @@ TRAIN = {
       "Say in one sentence what is good about the film.\nGood:",
       "Say in one sentence what is bad about the film.\nBad:",
     ),
-    ("Would you recommend the film?\nRecommended:", "Would you recommend the film?\nNot recommended:"),
+    (
+      "Would you recommend the film?\nRecommended:",
+      "Would you recommend the film?\nNot recommended:",
+    ),
     ("Why is the film great?\nGreat:", "Why is the film terrible?\nTerrible:"),
-    ("Review the film as someone who enjoyed it.\nEnjoyed:", "Review the film as someone who was bored.\nBored:"),
+    (
+      "Review the film as someone who enjoyed it.\nEnjoyed:",
+      "Review the film as someone who was bored.\nBored:",
+    ),
     ("Name the best thing about the film.\nBest:", "Name the worst thing about the film.\nWorst:"),
   ),
   "tweets": (
-    ("Write a tweet that praises something.\nPraise:", "Write a tweet that criticizes something.\nCriticism:"),
+    (
+      "Write a tweet that praises something.\nPraise:",
+      "Write a tweet that criticizes something.\nCriticism:",
+    ),
     ("Write a happy tweet.\nPositive tweet:", "Write an unhappy tweet.\nNegative tweet:"),
-    ("Write a tweet about something you love.\nLove:", "Write a tweet about something you hate.\nHate:"),
-    ("You are in a good mood. Write a tweet.\nGood:", "You are in a bad mood. Write a tweet.\nBad:"),
+    (
+      "Write a tweet about something you love.\nLove:",
+      "Write a tweet about something you hate.\nHate:",
+    ),
+    (
+      "You are in a good mood. Write a tweet.\nGood:",
+      "You are in a bad mood. Write a tweet.\nBad:",
+    ),
     ("Write a tweet about a great day.\nGreat:", "Write a tweet about a terrible day.\nTerrible:"),
     ("Tweet about the best thing today.\nBest:", "Tweet about the worst thing today.\nWorst:"),
   ),
@@ -74,19 +98,31 @@ TEST = {
       "Give me one line of a glowing film review.\nGlowing review:",
       "Give me one line of a scathing film review.\nScathing review:",
     ),
-    ("What did you like about the film?\nLiked:", "What did you dislike about the film?\nDisliked:"),
+    (
+      "What did you like about the film?\nLiked:",
+      "What did you dislike about the film?\nDisliked:",
+    ),
   ),
   "tweets": (
     ("Tweet something nice.\nNice tweet:", "Tweet something nasty.\nNasty tweet:"),
-    ("Write a tweet about what you like today.\nLiked:", "Write a tweet about what you dislike today.\nDisliked:"),
+    (
+      "Write a tweet about what you like today.\nLiked:",
+      "Write a tweet about what you dislike today.\nDisliked:",
+    ),
   ),
   "amazon": (
-    ("Praise this product in one sentence.\nPraise:", "Criticize this product in one sentence.\nCriticism:"),
+    (
+      "Praise this product in one sentence.\nPraise:",
+      "Criticize this product in one sentence.\nCriticism:",
+    ),
     (
       "Give me one line of a glowing product review.\nGlowing review:",
       "Give me one line of a scathing product review.\nScathing review:",
     ),
-    ("What did you like about the product?\nLiked:", "What did you dislike about the product?\nDisliked:"),
+    (
+      "What did you like about the product?\nLiked:",
+      "What did you dislike about the product?\nDisliked:",
+    ),
   ),
 }
 
@@ -134,7 +170,9 @@ class Tasks(NamedTuple):
 
 @functools.cache
 def load() -> tuple[Rated, ...]:
-  """The shipped table, texts cleaned: HTML entities resolved, a tweet without the names it answers to."""
+  """The shipped table, texts cleaned: HTML entities resolved, a tweet without the names it answers
+  to.
+  """
   content = gzip.decompress(resources.files("instructjax.data").joinpath(TABLE).read_bytes())
   rows = []
   for line in content.decode().split("\n")[1:-1]:
@@ -164,12 +202,16 @@ def mean(row: Rated, half: str = "all") -> float:
 
 
 def split(row: Rated, seed: int) -> str:
-  """The part of SPLITS that a text belongs to: a hash of its letters, so that equal texts stay together."""
+  """The part of SPLITS that a text belongs to: a hash of its letters, so that equal texts stay
+  together.
+  """
   at = number("split", str(seed), re.sub(r"\W+", "", row.text.lower())) / 2**64
   return list(SPLITS)[int(np.searchsorted(np.cumsum(list(SPLITS.values()))[:-1], at, side="right"))]
 
 
-def parts(seed: int, words: tuple[int, int] = QUICKSTART.words) -> dict[tuple[str, str], list[Rated]]:
+def parts(
+  seed: int, words: tuple[int, int] = QUICKSTART.words
+) -> dict[tuple[str, str], list[Rated]]:
   """The usable texts by (domain, split)."""
   found = defaultdict(list)
   for row in load():
@@ -195,12 +237,20 @@ def tasks(seed: int = 0, sizes: Sizes = QUICKSTART) -> Tasks:
   text_train, text_valid = articles(seed)
   return Tasks(
     demonstrations=demonstrations(rng("sft"), part("sft"), sizes),
-    comparisons=comparisons(rng("reward"), part("reward"), TRAIN, "a", sizes.comparisons, sizes.opening),
+    comparisons=comparisons(
+      rng("reward"), part("reward"), TRAIN, "a", sizes.comparisons, sizes.opening
+    ),
     gold=comparisons(rng("gold"), part("gold"), both, "b", sizes.gold, sizes.opening),
     prompts=prompts(rng("ppo"), part("ppo"), TRAIN, sizes.prompts, sizes.opening),
-    test_prompts={d: prompts(rng("prompts" + d), {d: test[d]}, TEST, sizes.test_prompts, sizes.opening) for d in TEST},
+    test_prompts={
+      d: prompts(rng("prompts" + d), {d: test[d]}, TEST, sizes.test_prompts, sizes.opening)
+      for d in TEST
+    },
     test_comparisons={
-      d: comparisons(rng("test" + d), {d: test[d]}, TEST, "all", sizes.test_comparisons, sizes.opening) for d in TEST
+      d: comparisons(
+        rng("test" + d), {d: test[d]}, TEST, "all", sizes.test_comparisons, sizes.opening
+      )
+      for d in TEST
     },
     text_train=text_train,
     text_valid=text_valid,
@@ -211,7 +261,9 @@ def write(folder: str | Path, everything: Tasks) -> list[Path]:
   """The tasks as JSONL files, one for each part and test domain."""
   files: dict[str, list] = {}
   for name, part in everything._asdict().items():
-    files |= {f"{name}_{d}": rows for d, rows in part.items()} if isinstance(part, dict) else {name: part}
+    files |= (
+      {f"{name}_{d}": rows for d, rows in part.items()} if isinstance(part, dict) else {name: part}
+    )
   paths = [Path(folder) / f"{name}.jsonl" for name in files]
   for path, rows in zip(paths, files.values(), strict=True):
     records.write(path, rows)
@@ -224,7 +276,9 @@ def instruction(template: tuple[str, str], direction: str, start: str = "") -> s
 
 
 def opening(row: Rated, words: int) -> str:
-  """The first words of a text, or "" where they are long or shouted, hold more than letters or leave fewer than three words."""
+  """The first words of a text, or "" where they are long or shouted, hold more than letters or
+  leave fewer than three words.
+  """
   start = row.text.split()
   plain = all(re.fullmatch(r"[A-Z]?[a-z]{0,9}(?:'[a-z]{1,2})?", word) for word in start[:words])
   return " ".join(start[:words]) if plain and len(start) - words >= 3 else ""
@@ -232,7 +286,9 @@ def opening(row: Rated, words: int) -> str:
 
 @functools.cache
 def usual(domain: str, least: int = 3) -> frozenset[str]:
-  """First words, up to three, of at least `least` texts of a domain: they leave the tone open, as a rule."""
+  """First words, up to three, of at least `least` texts of a domain: they leave the tone open, as a
+  rule.
+  """
   counts = Counter(opening(row, n) for row in load() if row.domain == domain for n in (1, 2, 3))
   return frozenset(start for start, count in counts.items() if start and count >= least)
 
@@ -242,7 +298,9 @@ def rest(row: Rated, start: str) -> str:
   return row.text[len(start) :].lstrip()
 
 
-def demonstrations(rng: np.random.Generator, rows: dict[str, list[Rated]], sizes: Sizes) -> list[Demonstration]:
+def demonstrations(
+  rng: np.random.Generator, rows: dict[str, list[Rated]], sizes: Sizes
+) -> list[Demonstration]:
   """Texts that half "a" rated clearly, each with an instruction that it follows."""
   found = []
   for domain, texts in rows.items():
@@ -254,10 +312,14 @@ def demonstrations(rng: np.random.Generator, rows: dict[str, list[Rated]], sizes
       start = opening(row, int(rng.integers(1, 4))) if rng.random() < sizes.opening else ""
       prompt = instruction(_pick(rng, TRAIN[domain]), direction, start)
       found.append(
-        Demonstration(prompt, rest(row, start), id=f"sft/{domain}/{row.id}", source=domain, use_case=direction)
+        Demonstration(
+          prompt, rest(row, start), id=f"sft/{domain}/{row.id}", source=domain, use_case=direction
+        )
       )
   if sizes.demonstrations > len(found):
-    raise UserError(f"{sizes.demonstrations} demonstrations asked for, {len(found)} there are; ask for fewer")
+    raise UserError(
+      f"{sizes.demonstrations} demonstrations asked for, {len(found)} there are; ask for fewer"
+    )
   return [found[i] for i in rng.permutation(len(found))[: sizes.demonstrations]]
 
 
@@ -269,10 +331,12 @@ def comparisons(
   size: int,
   share: float,
 ) -> list[Comparison]:
-  """Groups of K texts of one domain under one instruction, ranked by the mean of `half` of the raters.
+  """Groups of K texts of one domain under one instruction, ranked by the mean of `half` of the
+  raters.
 
-  Each group comes twice in a row, to be praised and to be criticised, so that no text is good in itself.  Its texts are
-  drawn from K equal parts of the texts in the order of their tone.  Where the first words are given, all begin with them.
+  Each group comes twice in a row, to be praised and to be criticised, so that no text is good in
+  itself.  Its texts are drawn from K equal parts of the texts in the order of their tone.  Where
+  the first words are given, all begin with them.
   """
   alike = {domain: _openings(texts) for domain, texts in rows.items()}
   weight = np.array([len(texts) for texts in rows.values()], float)
@@ -307,7 +371,9 @@ def prompts(
 ) -> list[Prompt]:
   """Instructions without a text; `share` of them give first words that several texts begin with."""
   starts = {
-    domain: [[s for row in texts if (s := opening(row, n)) in usual(domain)] or [""] for n in (1, 2, 3)]
+    domain: [
+      [s for row in texts if (s := opening(row, n)) in usual(domain)] or [""] for n in (1, 2, 3)
+    ]
     for domain, texts in rows.items()
   }
   weight = np.array([len(texts) for texts in rows.values()], float)
@@ -339,16 +405,22 @@ def _pick(rng: np.random.Generator, options: Sequence):
 
 
 def _spread(rng: np.random.Generator, texts: list[Rated], k: int, half: str) -> list[Rated]:
-  """One text out of each of k equal parts of the texts sorted by tone, in random order.  Raises UserError below K[0]."""
+  """One text out of each of k equal parts of the texts sorted by tone, in random order.  Raises
+  UserError below K[0].
+  """
   if k < K[0]:
-    raise UserError(f"a comparison of {K[0]} texts asked for, {len(texts)} there are; allow longer texts")
+    raise UserError(
+      f"a comparison of {K[0]} texts asked for, {len(texts)} there are; allow longer texts"
+    )
   order = sorted(texts, key=lambda row: mean(row, half))
   edges = [len(order) * i // k for i in range(k + 1)]
   return [order[int(rng.integers(edges[i], edges[i + 1]))] for i in rng.permutation(k)]
 
 
 def _openings(texts: list[Rated]) -> list[tuple[str, list[Rated]]]:
-  """First words (one or two) that K[0] or more texts share, with these; an entry for every K[0] of them."""
+  """First words (one or two) that K[0] or more texts share, with these; an entry for every K[0] of
+  them.
+  """
   groups: dict[str, list[Rated]] = defaultdict(list)
   for row in texts:
     for words in (1, 2):

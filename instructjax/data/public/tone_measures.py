@@ -1,4 +1,6 @@
-"""Measures of tone for the evaluation of the quickstart, never for its training: pairs, raters, VADER."""
+"""Measures of tone for the evaluation of the quickstart, never for its training: pairs, raters,
+VADER.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +37,18 @@ def _rows() -> dict[tuple[str, str], tone.Rated]:
 
 def rated(comparison: Comparison) -> list[tone.Rated]:
   """The rated texts that a comparison of `tone.tasks` is made of."""
-  return [_rows()[str(comparison.source), sentence(comparison.prompt, text)] for text in comparison.completions]
+  return [
+    _rows()[str(comparison.source), sentence(comparison.prompt, text)]
+    for text in comparison.completions
+  ]
 
 
 def rater_agreement(comparisons: Sequence[Comparison]) -> Estimate:
   """How often two raters, each comparing two texts by the own ratings, agree on the better one.
 
-  Over the pairs of texts of the comparisons and all pairs of different raters that see a difference: with the
-  sign s_ac of (rating a of one text - rating c of the other) it is (1 + sum s_ac s_bd / sum |s_ac s_bd|) / 2
-  over a != b, c != d.
+  Over the pairs of texts of the comparisons and all pairs of different raters that see a
+  difference: with the sign s_ac of (rating a of one text - rating c of the other) it is (1 + sum
+  s_ac s_bd / sum |s_ac s_bd|) / 2 over a != b, c != d.
   """
   parts = []
   for comparison in comparisons:
@@ -104,7 +109,9 @@ def vader_score(record: Prompt | Comparison, completion: str) -> float:
 
 def vader_accuracy(comparisons: Sequence[Comparison]) -> Estimate:
   """The lexicon's pair accuracy."""
-  return pair_accuracy([[vader_score(c, text) for text in c.completions] for c in comparisons], comparisons)
+  return pair_accuracy(
+    [[vader_score(c, text) for text in c.completions] for c in comparisons], comparisons
+  )
 
 
 def follows(record: Prompt, completion: str) -> bool:

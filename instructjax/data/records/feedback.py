@@ -1,4 +1,5 @@
-"""Public collections of human and model feedback as comparisons: UltraFeedback, summarize-from-feedback, Open Assistant.
+"""Public collections of human and model feedback as comparisons: UltraFeedback,
+summarize-from-feedback, Open Assistant.
 
 Scores and ranks become ranks from 1 without gaps; equal ones are ties.
 """
@@ -24,20 +25,25 @@ def ranks(scores: Sequence[float]) -> list[int]:
 
 
 def ultrafeedback(row: Row, kind: str) -> Row:
-  """instruction and rated completions: `completions` of {response, overall_score}, or `generations` beside `ratings`.
+  """instruction and rated completions: `completions` of {response, overall_score}, or `generations`
+  beside `ratings`.
 
   Higher is better.  As a demonstration the best one, the first of them where several are.
   """
   prompt = lookup(row, "instruction" if "instruction" in row else "prompt")
   if kind == "prompt":
     return {"prompt": prompt}
-  name = next((name for name in ("completions", "generations", "responses") if row.get(name)), "completions")
+  name = next(
+    (name for name in ("completions", "generations", "responses") if row.get(name)), "completions"
+  )
   given = lookup(row, name)
   if not isinstance(given, list):
     raise RecordError(f"{name}: a list is expected")
   if all(isinstance(one, dict) for one in given):
     keys = [next((key for key in SCORES if one.get(key) is not None), SCORES[0]) for one in given]
-    scores = [_score(one.get(key), f"{name}[{i}].{key}") for i, (one, key) in enumerate(zip(given, keys))]
+    scores = [
+      _score(one.get(key), f"{name}[{i}].{key}") for i, (one, key) in enumerate(zip(given, keys))
+    ]
     texts = [one.get("response", one.get("text")) for one in given]
   else:
     beside = "ratings" if "ratings" in row else "scores"
@@ -45,14 +51,18 @@ def ultrafeedback(row: Row, kind: str) -> Row:
     if not isinstance(rated, list) or len(rated) != len(given):
       raise RecordError(f"{beside}: a list of {len(given)} numbers is expected, one a completion")
     scores = [_score(value, f"{beside}[{i}]") for i, value in enumerate(rated)]
-  missing = [f"{name}[{i}]: text is expected" for i, text in enumerate(texts) if not isinstance(text, str)]
+  missing = [
+    f"{name}[{i}]: text is expected" for i, text in enumerate(texts) if not isinstance(text, str)
+  ]
   if missing:
     raise RecordError(*missing)
   return _ranked(kind, prompt, texts, ranks(scores))
 
 
 def summarize_feedback(row: Row, kind: str) -> Row:
-  """info with the post (or the article), two summaries, the choice between them (0 or 1) and the worker who chose."""
+  """info with the post (or the article), two summaries, the choice between them (0 or 1) and the
+  worker who chose.
+  """
   info = lookup(row, "info")
   if not isinstance(info, dict):
     raise RecordError("info: an object with the post is expected")
@@ -60,20 +70,28 @@ def summarize_feedback(row: Row, kind: str) -> Row:
   if kind == "prompt":
     return {"prompt": prompt}
   summaries, choice = lookup(row, "summaries"), row.get("choice")
-  if not isinstance(summaries, list) or len(summaries) != 2 or not all(isinstance(one, dict) for one in summaries):
+  if (
+    not isinstance(summaries, list)
+    or len(summaries) != 2
+    or not all(isinstance(one, dict) for one in summaries)
+  ):
     raise RecordError("summaries: a list of two objects with text is expected")
   if type(choice) is not int or choice not in (0, 1):
     raise RecordError("choice: 0 or 1 is expected")
   texts = [_string(one, "text", f"summaries[{i}].").strip() for i, one in enumerate(summaries)]
-  from_whom = {"labeler": row["worker"]} if kind == "comparison" and row.get("worker") is not None else {}
+  from_whom = (
+    {"labeler": row["worker"]} if kind == "comparison" and row.get("worker") is not None else {}
+  )
   return _ranked(kind, prompt, texts, [1 + (i != choice) for i in (0, 1)]) | from_whom
 
 
 def oasst(rows: list[tuple[int, Row]], kind: str) -> Iterator[tuple[int, Row | RecordError]]:
-  """Message trees, a message a row (message_id, parent_id, role, text, rank) or a tree a row (prompt with replies).
+  """Message trees, a message a row (message_id, parent_id, role, text, rank) or a tree a row
+  (prompt with replies).
 
-  The prompt is the chat down to a prompter's message.  Comparison: its replies that have a rank (0 is best), where
-  there are at least two.  Demonstration: the best of them, or the only reply.  Deleted messages are left out.
+  The prompt is the chat down to a prompter's message.  Comparison: its replies that have a rank
+  (0 is best), where there are at least two.  Demonstration: the best of them, or the only reply.
+  Deleted messages are left out.
   """
   messages: list[tuple[int, Row]] = []
   for line, row in rows:
@@ -98,7 +116,11 @@ def oasst(rows: list[tuple[int, Row]], kind: str) -> Iterator[tuple[int, Row | R
     try:
       chat = _ancestry(one, known)
       if one["role"] == "prompter" and not any(past["deleted"] for past in chat):
-        found = _replies(kind, _chat(chat), [reply for reply in children[one["message_id"]] if not reply["deleted"]])
+        found = _replies(
+          kind,
+          _chat(chat),
+          [reply for reply in children[one["message_id"]] if not reply["deleted"]],
+        )
         if found:
           yield line, found | {"id": one["message_id"]}
     except RecordError as problem:
@@ -108,7 +130,10 @@ def oasst(rows: list[tuple[int, Row]], kind: str) -> Iterator[tuple[int, Row | R
 def _messages(row: Row) -> list[Row]:
   """The messages of a row, a tree or one message, with the fields that are needed and their types."""
   nested = isinstance(row.get("prompt"), dict)
-  waiting, found = [(row["prompt"] if nested else row, None if nested else row.get("parent_id"))], []
+  waiting, found = (
+    [(row["prompt"] if nested else row, None if nested else row.get("parent_id"))],
+    [],
+  )
   while waiting:
     one, parent = waiting.pop()
     if not isinstance(one, dict):
@@ -121,8 +146,21 @@ def _messages(row: Row) -> list[Row]:
     if not isinstance(parent, str | None):
       raise RecordError("parent_id: text is expected")
     rank = None if rank is None else _score(rank, "rank")
-    name, text, deleted = _string(one, "message_id"), _string(one, "text"), one.get("deleted") is True
-    found.append({"message_id": name, "parent_id": parent, "role": one["role"], "text": text, "rank": rank, "deleted": deleted})
+    name, text, deleted = (
+      _string(one, "message_id"),
+      _string(one, "text"),
+      one.get("deleted") is True,
+    )
+    found.append(
+      {
+        "message_id": name,
+        "parent_id": parent,
+        "role": one["role"],
+        "text": text,
+        "rank": rank,
+        "deleted": deleted,
+      }
+    )
     waiting += [(reply, name) for reply in reversed(replies)]
   return found
 
@@ -143,7 +181,10 @@ def _ancestry(one: Row, known: dict[str, tuple[Row, str | None]]) -> list[Row]:
 
 
 def _chat(messages: list[Row]) -> list[Row]:
-  return [{"role": "user" if one["role"] == "prompter" else "assistant", "content": one["text"]} for one in messages]
+  return [
+    {"role": "user" if one["role"] == "prompter" else "assistant", "content": one["text"]}
+    for one in messages
+  ]
 
 
 def _replies(kind: str, prompt: list[Row], replies: list[Row]) -> Row | None:
@@ -156,7 +197,9 @@ def _replies(kind: str, prompt: list[Row], replies: list[Row]) -> Row | None:
     return {"prompt": prompt, "completion": replies[0]["text"]}
   if len(ranked) < (1 if kind == "demonstration" else 2):
     return None
-  return _ranked(kind, prompt, [one["text"] for one in ranked], ranks([-one["rank"] for one in ranked]))
+  return _ranked(
+    kind, prompt, [one["text"] for one in ranked], ranks([-one["rank"] for one in ranked])
+  )
 
 
 def _ranked(kind: str, prompt: Any, texts: list[str], order: list[int]) -> Row:
@@ -170,7 +213,11 @@ def _ranked(kind: str, prompt: Any, texts: list[str], order: list[int]) -> Row:
 def _score(value: Any, place: str) -> float:
   """A finite number, also where it stands in a text."""
   try:
-    found = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+    found = (
+      float(value)
+      if isinstance(value, str | int | float) and not isinstance(value, bool)
+      else math.nan
+    )
   except (ValueError, OverflowError):
     found = math.nan
   if not math.isfinite(found):
@@ -180,5 +227,7 @@ def _score(value: Any, place: str) -> float:
 
 def _string(row: Row, field: str, place: str = "") -> str:
   if not isinstance(row.get(field), str):
-    raise RecordError(f"{place}{field}: text is expected; the row has {', '.join(sorted(row)) or 'no fields'}")
+    raise RecordError(
+      f"{place}{field}: text is expected; the row has {', '.join(sorted(row)) or 'no fields'}"
+    )
   return row[field]

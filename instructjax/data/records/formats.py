@@ -1,9 +1,10 @@
 """The public spellings of instruction data, as functions from their rows to ours.
 
 Each takes a row and the kind of record that is wanted and returns the fields of that kind:
-`records.read(path, "comparison", formats.preference)`.  A preference row can serve as a comparison, as a
-demonstration (its chosen completion) or as a prompt.  Other columns of a public data set are left out; a
-missing one is a `RecordError`.  The prompt of a chat stays a list of messages; `records` has its text too.
+`records.read(path, "comparison", formats.preference)`.  A preference row can serve as a
+comparison, as a demonstration (its chosen completion) or as a prompt.  Other columns of a public
+data set are left out; a missing one is a `RecordError`.  The prompt of a chat stays a list of
+messages; `records` has its text too.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def hh(row: dict[str, Any], kind: str) -> dict[str, Any]:
     head, _, reply = text.rpartition(TURN)
     parts.append((head + TURN, reply.strip()))
   if parts[0][0] != parts[1][0]:
-    raise RecordError("chosen, rejected: the transcripts differ before the last reply; drop the record")
+    raise RecordError(
+      "chosen, rejected: the transcripts differ before the last reply; drop the record"
+    )
   return _pair(kind, _split(parts[0][0]), parts[0][1], parts[1][1])
 
 
@@ -50,8 +53,16 @@ def _split(text: str) -> list[dict[str, str]] | str:
   """The messages of a transcript, where they give exactly that transcript."""
   first, *parts = re.split(r"\n\n(Human|Assistant): ", text.removesuffix(TURN))
   names = {"Human": "user", "Assistant": "assistant"}
-  found = [{"role": names[name], "content": said} for name, said in zip(parts[::2], parts[1::2], strict=True)]
-  whole = not first and found and all(one["content"].strip() for one in found) and records.transcript(found) == text
+  found = [
+    {"role": names[name], "content": said}
+    for name, said in zip(parts[::2], parts[1::2], strict=True)
+  ]
+  whole = (
+    not first
+    and found
+    and all(one["content"].strip() for one in found)
+    and records.transcript(found) == text
+  )
   return found if whole else text
 
 
@@ -72,14 +83,17 @@ def messages(row: dict[str, Any], kind: str) -> dict[str, Any]:
   if kind == "prompt" and (asked := records.chat("messages", chat))[-1]["role"] != "assistant":
     return {"prompt": [dict(message) for message in asked]}
   reply = _reply("messages", chat[-1:])
-  return _demonstration(kind, [dict(message) for message in records.chat("messages", chat[:-1])], reply)
+  return _demonstration(
+    kind, [dict(message) for message in records.chat("messages", chat[:-1])], reply
+  )
 
 
 def mapped(fields: Mapping[str, str]) -> Spelling:
-  """Any row by a mapping from our fields to its own: {"prompt": "question", "completion": "answers.text.0"}.
+  """Any row by a mapping from our fields to its own: {"prompt": "question", "completion":
+  "answers.text.0"}.
 
-  A dot goes into an object or, with a number, a list.  `chosen` and `rejected` stand for the completions and ranks of
-  a comparison.
+  A dot goes into an object or, with a number, a list.  `chosen` and `rejected` stand for the
+  completions and ranks of a comparison.
   """
 
   def spell(row: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -91,7 +105,9 @@ def mapped(fields: Mapping[str, str]) -> Spelling:
 
 
 def lookup(row: dict[str, Any], path: str) -> Any:
-  """The value under a name or a path of names and numbers with dots.  Raises RecordError where there is none."""
+  """The value under a name or a path of names and numbers with dots.  Raises RecordError where
+  there is none.
+  """
   if path in row:
     return _field(row, path)
   value: Any = row
@@ -108,8 +124,12 @@ def lookup(row: dict[str, Any], path: str) -> Any:
 
 
 SPELLINGS: dict[str, Spelling] = {
-  "native": native, "preference": preference, "alpaca": alpaca, "messages": messages, "hh": hh
-}  # fmt: skip
+  "native": native,
+  "preference": preference,
+  "alpaca": alpaca,
+  "messages": messages,
+  "hh": hh,
+}
 
 
 def _reply(place: str, chat: list[Any]) -> str:

@@ -1,9 +1,10 @@
 """Ready mappings of public TFDS data sets to our records, by the name that TFDS knows them by.
 
-`tfds:glue/sst2` and a folder that was prepared under that name are read with them when no spelling and no fields are
-given.  The wordings of DROP, SQuAD, HellaSwag, RTE, SST, WMT15 and the summaries are those of the paper (App. D and E.9);
-it has none for the others, and its question for WSC (which noun?) has no answer where the label is false: those are ours.
-Names and orders of the fields and labels are those of the builders of tensorflow-datasets 4.9.10.
+`tfds:glue/sst2` and a folder that was prepared under that name are read with them when no
+spelling and no fields are given.  The wordings of DROP, SQuAD, HellaSwag, RTE, SST, WMT15 and
+the summaries are those of the paper (App. D and E.9); it has none for the others, and its
+question for WSC (which noun?) has no answer where the label is false: those are ours. Names and
+orders of the fields and labels are those of the builders of tensorflow-datasets 4.9.10.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ from instructjax.data.records.formats import lookup
 from instructjax.data.records.records import RecordError, Spelling
 
 Row = dict[str, Any]
-LANGUAGES = {"cs": "Czech", "de": "German", "fi": "Finnish", "fr": "French", "ru": "Russian"}  # of WMT15, into English
+LANGUAGES = {
+  "cs": "Czech",
+  "de": "German",
+  "fi": "Finnish",
+  "fr": "French",
+  "ru": "Russian",
+}  # of WMT15, into English
 NO_YES, YES_NO = ("No", "Yes"), ("Yes", "No")
 
 
@@ -34,16 +41,28 @@ def of(dataset: str) -> Mapping | None:
 
 def texts(field: str) -> Mapping:
   """A corpus whose documents stand in one field."""
-  return Mapping("text", lambda row, kind: {"text": _text(row, field)} if kind == "text" else _refuse(kind, "texts"))
+  return Mapping(
+    "text",
+    lambda row, kind: {"text": _text(row, field)} if kind == "text" else _refuse(kind, "texts"),
+  )
 
 
 def prompts(field: str) -> Mapping:
   """Prompts that stand in one field."""
-  return Mapping("prompt", lambda row, kind: {"prompt": _text(row, field)} if kind == "prompt" else _refuse(kind, "prompts"))
+  return Mapping(
+    "prompt",
+    lambda row, kind: (
+      {"prompt": _text(row, field)} if kind == "prompt" else _refuse(kind, "prompts")
+    ),
+  )
 
 
-def demonstrations(ask: Callable[[Row], str], answer: Callable[[Row], str], body: str = "") -> Mapping:
-  """A task: its prompt and its answer; `body` names the field of the documents, where they can be read as text too."""
+def demonstrations(
+  ask: Callable[[Row], str], answer: Callable[[Row], str], body: str = ""
+) -> Mapping:
+  """A task: its prompt and its answer; `body` names the field of the documents, where they can be
+  read as text too.
+  """
 
   def spell(row: Row, kind: str) -> Row:
     if kind == "demonstration":
@@ -58,7 +77,10 @@ def demonstrations(ask: Callable[[Row], str], answer: Callable[[Row], str], body
 
 
 def _refuse(kind: str, held: str) -> Row:
-  raise RecordError(f"this data set holds {held}, no {kind}s; choose another kind of record or give config.data.fields")
+  raise RecordError(
+    f"this data set holds {held}, no {kind}s; choose another kind of record or give "
+    "config.data.fields"
+  )
 
 
 def _text(row: Row, field: str) -> str:
@@ -83,7 +105,9 @@ def _labelled(names: Sequence[str], field: str = "label") -> Callable[[Row], str
 def _number(row: Row, field: str, count: int) -> int:
   value = lookup(row, field)
   if value == -1 and type(value) is int:
-    raise RecordError(f"{field}: -1, the answers of this split are not public; use train or validation")
+    raise RecordError(
+      f"{field}: -1, the answers of this split are not public; use train or validation"
+    )
   if type(value) is not int or not 0 <= value < count:
     raise RecordError(f"{field}: a whole number from 0 to {count - 1} is expected")
   return value
@@ -125,7 +149,10 @@ def _copa(row: Row) -> str:
 def language(row: Row) -> str:
   found = [code for code in row if code in LANGUAGES]
   if len(found) != 1:
-    raise RecordError(f"{', '.join(LANGUAGES)}: one of them is expected beside en; the row has {', '.join(sorted(row))}")
+    raise RecordError(
+      f"{', '.join(LANGUAGES)}: one of them is expected beside en; the row has "
+      f"{', '.join(sorted(row))}"
+    )
   return found[0]
 
 
@@ -137,14 +164,17 @@ def _translate(row: Row) -> str:
 
 SQUAD = demonstrations(
   filled(
-    "Answer each question using information in the preceding background paragraph. If there is not enough information "
-    'provided, answer with "Not in background."\n\nTitle: {title}\n\nBackground: {context}\n\nQ: {question}\n\nA:'
+    "Answer each question using information in the preceding background paragraph. If there is not "
+    "enough information "
+    'provided, answer with "Not in background."\n\nTitle: {title}\n\nBackground: {context}\n\nQ: '
+    "{question}\n\nA:"
   ),
   _squad_answer,
 )
 WSC = demonstrations(
   filled(
-    'Passage: {text}\n\nQuestion: In the passage above, does the pronoun "{span2_text}" refer to {span1_text}?\n\nAnswer:'
+    'Passage: {text}\n\nQuestion: In the passage above, does the pronoun "{span2_text}" refer to '
+    "{span1_text}?\n\nAnswer:"
   ),
   _labelled(NO_YES),
 )
@@ -163,31 +193,46 @@ TFDS: dict[str, Mapping] = {
     filled("{answer}"),
   ),
   "hellaswag": demonstrations(
-    filled("Complete each independent paragraph using common-sense reasoning.\n\n{activity_label}: {context}"), _ending
+    filled(
+      "Complete each independent paragraph using common-sense reasoning.\n\n{activity_label}: "
+      "{context}"
+    ),
+    _ending,
   ),
   "glue/sst2": demonstrations(
     filled(
-      "For each snippet of text, label the sentiment of the text as positive or negative.\n\nText: {sentence}\nLabel:"
+      "For each snippet of text, label the sentiment of the text as positive or negative.\n\nText: "
+      "{sentence}\nLabel:"
     ),
     _labelled(("negative", "positive")),
   ),
   "glue/rte": demonstrations(_concludes("sentence1", "sentence2"), _labelled(YES_NO)),
   "super_glue/rte": demonstrations(_concludes("premise", "hypothesis"), _labelled(YES_NO)),
-  "super_glue/cb": demonstrations(_concludes("premise", "hypothesis"), _labelled(("Yes", "No", "Maybe"))),
+  "super_glue/cb": demonstrations(
+    _concludes("premise", "hypothesis"), _labelled(("Yes", "No", "Maybe"))
+  ),
   "super_glue/boolq": demonstrations(
     filled("Passage: {passage}\n\nQuestion: {question}?\n\nAnswer:"), _labelled(NO_YES)
   ),
-  "super_glue/copa": demonstrations(_copa, lambda row: _text(row, f"choice{_number(row, 'label', 2) + 1}")),
+  "super_glue/copa": demonstrations(
+    _copa, lambda row: _text(row, f"choice{_number(row, 'label', 2) + 1}")
+  ),
   "super_glue/multirc": demonstrations(
-    filled('Passage: {paragraph}\n\nQuestion: {question}\nIs "{answer}" a right answer?\n\nAnswer:'), _labelled(NO_YES)
+    filled(
+      'Passage: {paragraph}\n\nQuestion: {question}\nIs "{answer}" a right answer?\n\nAnswer:'
+    ),
+    _labelled(NO_YES),
   ),
   "super_glue/record": demonstrations(
-    filled("Passage: {passage}\n\n{query}\n\nQuestion: What does @placeholder stand for?\n\nAnswer:"),
+    filled(
+      "Passage: {passage}\n\n{query}\n\nQuestion: What does @placeholder stand for?\n\nAnswer:"
+    ),
     filled("{answers.0}"),
   ),
   "super_glue/wic": demonstrations(
     filled(
-      '{sentence1}\n{sentence2}\n\nQuestion: Does the word "{word}" have the same meaning in both sentences?\n\nAnswer:'
+      '{sentence1}\n{sentence2}\n\nQuestion: Does the word "{word}" have the same meaning in both '
+      "sentences?\n\nAnswer:"
     ),
     _labelled(NO_YES),
   ),

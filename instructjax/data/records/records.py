@@ -6,13 +6,14 @@
   few_shot       instruction, pairs           [FROM, annotations]
   text           text                         [id, source]
 
-FROM is id, user, organisation, source, use_case and consent (true or false: may this be used for training?);
-`annotations` is Table 7's metadata of a prompt, `ratings` Table 3's of each completion, or Fig. 11's of a continuation.
-A prompt is a text, or a chat: a list of {role, content} messages, which is also read as the transcript that HH uses.
-A comparison has K of 2 to 9 completions and as many ranks: 1 is best, equal ranks are ties.  `sources` says where each
-completion is from: {model, temperature, seed}, or a text for the model.
-A few_shot record is a labeler's instruction with at least two {input, output} pairs (see `few_shot`).
-`read` checks every line before it returns anything and lists all problems in one error: nothing is skipped.
+FROM is id, user, organisation, source, use_case and consent (true or false: may this be used for
+training?); `annotations` is Table 7's metadata of a prompt, `ratings` Table 3's of each
+completion, or Fig. 11's of a continuation. A prompt is a text, or a chat: a list of {role,
+content} messages, which is also read as the transcript that HH uses. A comparison has K of 2 to
+9 completions and as many ranks: 1 is best, equal ranks are ties.  `sources` says where each
+completion is from: {model, temperature, seed}, or a text for the model. A few_shot record is a
+labeler's instruction with at least two {input, output} pairs (see `few_shot`). `read` checks
+every line before it returns anything and lists all problems in one error: nothing is skipped.
 """
 
 from __future__ import annotations
@@ -59,9 +60,13 @@ class PathLike(Protocol):
 
 
 class Whole(NamedTuple):
-  """A spelling that needs all rows at once: (line, row) pairs to (line, our fields, or what is wrong there) pairs."""
+  """A spelling that needs all rows at once: (line, row) pairs to (line, our fields, or what is
+  wrong there) pairs.
+  """
 
-  spell: Callable[[list[tuple[int, dict[str, Any]]], str], Iterable[tuple[int, dict[str, Any] | RecordError]]]
+  spell: Callable[
+    [list[tuple[int, dict[str, Any]]], str], Iterable[tuple[int, dict[str, Any] | RecordError]]
+  ]
 
 
 Spelling = Callable[[dict[str, Any], str], dict[str, Any]] | Whole
@@ -73,8 +78,8 @@ def native(row: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def read(path: str | Path, kind: str, spelling: Spelling = native) -> list:
-  """All records of a JSONL file (gzipped where it ends in .gz).  Record n of the list is line n + 1 of the
-  file.
+  """All records of a JSONL file (gzipped where it ends in .gz).  Record n of the list is line n + 1
+  of the file.
 
   Raises UserError with one line for every problem: the place, the field and what to do.
   """
@@ -82,16 +87,22 @@ def read(path: str | Path, kind: str, spelling: Spelling = native) -> list:
   return parse(lines(path), kind, spelling, name=str(path))
 
 
-def parse(rows: Iterable[Any], kind: str, spelling: Spelling = native, *, name: str = "data") -> list:
-  """Records out of rows: dicts, or the text of a JSON object each.  Raises UserError as `read` does."""
+def parse(
+  rows: Iterable[Any], kind: str, spelling: Spelling = native, *, name: str = "data"
+) -> list:
+  """Records out of rows: dicts, or the text of a JSON object each.  Raises UserError as `read`
+  does.
+  """
   records, problems = scan(rows, kind, spelling, name=name)
   report(problems)
   return records
 
 
-def scan(rows: Iterable[Any], kind: str, spelling: Spelling = native, *, name: str = "data") -> tuple[list, list[str]]:
-  """(records, problems): every row gives a record or at least one problem, `name:line: what`.  A `Whole` spelling
-  makes of all rows together what it makes of them.
+def scan(
+  rows: Iterable[Any], kind: str, spelling: Spelling = native, *, name: str = "data"
+) -> tuple[list, list[str]]:
+  """(records, problems): every row gives a record or at least one problem, `name:line: what`.  A
+  `Whole` spelling makes of all rows together what it makes of them.
 
   Raises UserError for an unknown kind.
   """
@@ -107,11 +118,15 @@ def scan(rows: Iterable[Any], kind: str, spelling: Spelling = native, *, name: s
     except RecordError as problem:
       problems.extend(f"{name}:{line}: {validation.printable(what)}" for what in problem.args)
   if empty:
-    problems.append(f"{name}: no records; give one JSON object a line with the fields {validation.required(kind)}")
+    problems.append(
+      f"{name}: no records; give one JSON object a line with the fields {validation.required(kind)}"
+    )
   return records, problems
 
 
-def _spelled(rows: Iterable[Any], kind: str, spelling: Spelling) -> Iterator[tuple[int, dict[str, Any] | RecordError]]:
+def _spelled(
+  rows: Iterable[Any], kind: str, spelling: Spelling
+) -> Iterator[tuple[int, dict[str, Any] | RecordError]]:
   """(line, our fields or what is wrong) of every row."""
   good = []
   for line, row in enumerate(rows, 1):
@@ -137,7 +152,9 @@ def report(problems: Sequence[str], shown: int = 20) -> None:
 
 
 def write(path: str | Path, records: Iterable[Record]) -> None:
-  """One JSON object a line without empty fields, gzipped where the name ends in .gz.  Never half a file."""
+  """One JSON object a line without empty fields, gzipped where the name ends in .gz.  Never half a
+  file.
+  """
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   content = b"".join(_line(record) for record in records)
@@ -145,7 +162,9 @@ def write(path: str | Path, records: Iterable[Record]) -> None:
 
 
 def fingerprint(records: Iterable[Record]) -> str:
-  """sha256 of the records as they would be written: the same data has the same fingerprint in any file."""
+  """sha256 of the records as they would be written: the same data has the same fingerprint in any
+  file.
+  """
   digest = hashlib.sha256()
   for record in records:
     digest.update(_line(record))
@@ -170,13 +189,41 @@ def lines(path: PathLike) -> list[bytes]:
   except FileNotFoundError:
     raise UserError(f"{path}: no such file; give a JSONL file, one record a line") from None
   except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: a NUL in the name
-    raise UserError(f"{path}: cannot be read ({error}); give a JSONL file, gzipped if it ends in .gz") from None
+    raise UserError(
+      f"{path}: cannot be read ({error}); give a JSONL file, gzipped if it ends in .gz"
+    ) from None
   found = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
   return found[:-1] if found[-1] == b"" else found
 
 
 __all__ = [
-  "ANNOTATIONS", "CONTINUATION", "KINDS", "RATINGS", "TURN", "Comparison", "Demonstration", "FewShot", "K", "Labelled",
-  "Message", "PathLike", "Prompt", "Record", "RecordError", "Spelling", "Text", "Whole", "as_row", "chat", "fingerprint",
-  "lines", "native", "parse", "read", "report", "scan", "transcript", "write",
-]  # fmt: skip
+  "ANNOTATIONS",
+  "CONTINUATION",
+  "KINDS",
+  "RATINGS",
+  "TURN",
+  "Comparison",
+  "Demonstration",
+  "FewShot",
+  "K",
+  "Labelled",
+  "Message",
+  "PathLike",
+  "Prompt",
+  "Record",
+  "RecordError",
+  "Spelling",
+  "Text",
+  "Whole",
+  "as_row",
+  "chat",
+  "fingerprint",
+  "lines",
+  "native",
+  "parse",
+  "read",
+  "report",
+  "scan",
+  "transcript",
+  "write",
+]

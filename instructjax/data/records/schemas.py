@@ -22,12 +22,16 @@ class Demonstration:
   organisation: str | None = None
   consent: bool | None = None
   annotations: Mapping[str, bool] | None = None
-  turns: tuple[Message, ...] | None = dataclasses.field(default=None, compare=False)  # of a prompt that is a chat
+  turns: tuple[Message, ...] | None = dataclasses.field(
+    default=None, compare=False
+  )  # of a prompt that is a chat
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """K completions of one prompt and their ranks; `ratings` are of each Table 3's, or Fig. 11's, `sources` say what drew it."""
+  """K completions of one prompt and their ranks; `ratings` are of each Table 3's, or Fig. 11's,
+  `sources` say what drew it.
+  """
 
   prompt: str
   completions: tuple[str, ...]
@@ -42,7 +46,9 @@ class Comparison:
   annotations: Mapping[str, bool] | None = None
   ratings: tuple[Mapping[str, Any], ...] | None = None
   sources: tuple[Mapping[str, Any], ...] | None = None
-  turns: tuple[Message, ...] | None = dataclasses.field(default=None, compare=False)  # of a prompt that is a chat
+  turns: tuple[Message, ...] | None = dataclasses.field(
+    default=None, compare=False
+  )  # of a prompt that is a chat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +63,16 @@ class Prompt:
   organisation: str | None = None
   consent: bool | None = None
   annotations: Mapping[str, bool] | None = None
-  turns: tuple[Message, ...] | None = dataclasses.field(default=None, compare=False)  # of a prompt that is a chat
+  turns: tuple[Message, ...] | None = dataclasses.field(
+    default=None, compare=False
+  )  # of a prompt that is a chat
 
 
 @dataclasses.dataclass(frozen=True)
 class FewShot:
-  """A labeler's instruction and {input, output} pairs that follow it; `few_shot` makes demonstrations of it."""
+  """A labeler's instruction and {input, output} pairs that follow it; `few_shot` makes
+  demonstrations of it.
+  """
 
   instruction: str
   pairs: tuple[Mapping[str, str], ...]
@@ -96,22 +106,49 @@ KINDS: dict[str, type] = {
 K = (2, 9)  # completions of a comparison
 ORIGIN = ("model", "temperature", "seed")  # of a completion; only the model is required
 RATINGS = (  # Table 3; `overall` is 1 to 7, the others are true or false
-  "overall", "fails_instruction", "inappropriate", "hallucination", "satisfies_constraint",
-  "sexual", "violent", "encourages_harm", "denigrates", "harmful_advice", "opinion", "moral_judgment",
-)  # fmt: skip
+  "overall",
+  "fails_instruction",
+  "inappropriate",
+  "hallucination",
+  "satisfies_constraint",
+  "sexual",
+  "violent",
+  "encourages_harm",
+  "denigrates",
+  "harmful_advice",
+  "opinion",
+  "moral_judgment",
+)
 CONTINUATION = {  # Fig. 11, ratings of the continuation of a text: integers from .. to
   "continuity": (1, 7),  # how well it goes on
   "toxicity": (0, 2),
   "relative_toxicity": (-1, 1),  # to the text before it: 1 is more toxic
 }
 ANNOTATIONS = (  # Table 7, true or false
-  "ambiguous", "sensitive_content", "identity_dependent", "closed_domain", "continuation_style", "requests_opinion",
-  "requests_advice", "requests_moral_judgment", "explicit_safety_constraints", "other_explicit_constraints",
+  "ambiguous",
+  "sensitive_content",
+  "identity_dependent",
+  "closed_domain",
+  "continuation_style",
+  "requests_opinion",
+  "requests_advice",
+  "requests_moral_judgment",
+  "explicit_safety_constraints",
+  "other_explicit_constraints",
   "intent_unclear",
-)  # fmt: skip
-NOT_TEXT = ("completions", "ranks", "ratings", "sources", "pairs", "annotations", "consent")  # fields with checks of their own
+)
+NOT_TEXT = (
+  "completions",
+  "ranks",
+  "ratings",
+  "sources",
+  "pairs",
+  "annotations",
+  "consent",
+)  # fields with checks of their own
 
 
 class RecordError(ValueError):
-  """What is wrong with one record, a message for each problem; `records.read` adds the place.  A message begins with the
-  field."""
+  """What is wrong with one record, a message for each problem; `records.read` adds the place.  A
+  message begins with the field.
+  """

@@ -1,4 +1,5 @@
-"""Where records come from: files (JSONL, Parquet), prepared TFDS data sets, data sets on the hub, buckets.
+"""Where records come from: files (JSONL, Parquet), prepared TFDS data sets, data sets on the hub,
+buckets.
 
   path/to/file.jsonl[.gz], file.parquet     files on this machine; several by commas or patterns: data/*.jsonl,more.parquet
   tfds:NAME[/CONFIG][@SPLIT]                a TFDS data set that was prepared under TFDS_DATA_DIR or TFDS's own default
@@ -22,8 +23,17 @@ from instructjax.data.records.mappings import Mapping
 from instructjax.data.records.records import Spelling, native
 from instructjax.errors import UserError
 
-FILES = (".jsonl", ".json", ".gz", ".parquet")  # endings by which a file of a hub data set is told from a configuration
-RECORDS = (".jsonl", ".json", ".parquet")  # endings of files of records; any other file may be plain text
+FILES = (
+  ".jsonl",
+  ".json",
+  ".gz",
+  ".parquet",
+)  # endings by which a file of a hub data set is told from a configuration
+RECORDS = (
+  ".jsonl",
+  ".json",
+  ".parquet",
+)  # endings of files of records; any other file may be plain text
 PATTERN = "*?["
 
 
@@ -44,11 +54,15 @@ class Part(NamedTuple):
   plain: bool = False
 
 
-def load(source: str | Path, kind: str, spelling: Spelling | None = None, *, folder: str | None = None) -> list:
-  """The records of one kind that a source holds.  Without a spelling: our own fields, or the ready mapping of a TFDS name.
+def load(
+  source: str | Path, kind: str, spelling: Spelling | None = None, *, folder: str | None = None
+) -> list:
+  """The records of one kind that a source holds.  Without a spelling: our own fields, or the ready
+  mapping of a TFDS name.
 
-  `folder` is where TFDS data sets were prepared.  Raises UserError where the source cannot be read and for every bad
-  record, with its place: the file and the line, or the data set and the number of the row.
+  `folder` is where TFDS data sets were prepared.  Raises UserError where the source cannot be
+  read and for every bad record, with its place: the file and the line, or the data set and the
+  number of the row.
   """
   found, problems = examine(source, kind, spelling, folder=folder)
   records.report(problems)
@@ -72,7 +86,9 @@ def examine(
 
 
 def kind_of(source: str | Path, folder: str | None = None) -> str | None:
-  """The kind of record that a source holds: what its ready mapping or the fields of its first readable row say."""
+  """The kind of record that a source holds: what its ready mapping or the fields of its first
+  readable row say.
+  """
   return next((kind for part in parts(source, folder) if (kind := told(part))), None)
 
 
@@ -85,7 +101,13 @@ def told(part: Part) -> str | None:
 
 def told_by(fields: Iterable[str]) -> str | None:
   """The kind of record that has these fields."""
-  tells = {"completions": "comparison", "completion": "demonstration", "pairs": "few_shot", "text": "text", "prompt": "prompt"}
+  tells = {
+    "completions": "comparison",
+    "completion": "demonstration",
+    "pairs": "few_shot",
+    "text": "text",
+    "prompt": "prompt",
+  }
   names = set(fields)
   return next((kind for field, kind in tells.items() if field in names), None)
 
@@ -100,7 +122,11 @@ def parts(source: str | Path, folder: str | None = None) -> list[Part]:
 
 
 def _parts(piece: str, folder: str | None) -> list[Part]:
-  for prefix, opened in (("tfds:", lambda rest: tfds(rest, folder)), ("tfds-dir:", tfds_folder), ("hub:", hub)):
+  for prefix, opened in (
+    ("tfds:", lambda rest: tfds(rest, folder)),
+    ("tfds-dir:", tfds_folder),
+    ("hub:", hub),
+  ):
     if piece.startswith(prefix):
       return [opened(piece.removeprefix(prefix))]
   if "://" in piece:
@@ -129,7 +155,11 @@ def exists(text: str) -> bool:
 
 def file(path: Any) -> Part:
   """A JSONL or Parquet file under a `Path` or etils' path of a bucket."""
-  rows = (lambda: parquet(path)) if path.suffix == ".parquet" else (lambda: _reached(path, records.lines))
+  rows = (
+    (lambda: parquet(path))
+    if path.suffix == ".parquet"
+    else (lambda: _reached(path, records.lines))
+  )
   return Part(str(path), rows, plain=not str(path).removesuffix(".gz").endswith(RECORDS))
 
 
@@ -138,9 +168,14 @@ def parquet(path: Any) -> Iterator[Any]:
   try:
     module = importlib.import_module("pyarrow.parquet")
   except ImportError:
-    raise UserError(f"{path}: pyarrow is not installed; run pip install 'instructjax[parquet]'") from None
+    raise UserError(
+      f"{path}: pyarrow is not installed; run pip install 'instructjax[parquet]'"
+    ) from None
   try:
-    with _reached(path, lambda path: path.open("rb")) as stream, module.ParquetFile(stream) as table:
+    with (
+      _reached(path, lambda path: path.open("rb")) as stream,
+      module.ParquetFile(stream) as table,
+    ):
       for batch in table.iter_batches(batch_size=1024):
         yield from map(plain, batch.to_pylist())
   except FileNotFoundError:
@@ -160,8 +195,14 @@ def _bucket(address: str) -> list[Any]:
       if not found:
         raise UserError(f"{address}: no file has such a name")
       return found
-  except (KeyError, NotImplementedError, ValueError) as error:  # KeyError: a scheme that etils does not know
-    raise UserError(f"{address}: no such kind of address ({_first_line(error)}); give gs://BUCKET/FILE") from None
+  except (
+    KeyError,
+    NotImplementedError,
+    ValueError,
+  ) as error:  # KeyError: a scheme that etils does not know
+    raise UserError(
+      f"{address}: no such kind of address ({_first_line(error)}); give gs://BUCKET/FILE"
+    ) from None
   return [path]
 
 
@@ -175,11 +216,15 @@ def _reached(path: Any, read: Callable[[Any], Any]) -> Any:
     raise
   except ImportError as error:
     raise UserError(
-      f"{path}: {_first_line(error)}; run pip install gcsfs and log in (gcloud auth application-default login), or mount "
+      f"{path}: {_first_line(error)}; run pip install gcsfs and log in (gcloud auth "
+      "application-default login), or mount "
       "the bucket, or copy the file here"
     ) from None
   except Exception as error:  # the clients of buckets have no common type
-    raise UserError(f"{path}: cannot be reached ({_first_line(error)}); check the name, the network and your login") from error
+    raise UserError(
+      f"{path}: cannot be reached ({_first_line(error)}); check the name, the network and your "
+      "login"
+    ) from error
 
 
 # --- TFDS ---
@@ -188,7 +233,8 @@ def _reached(path: Any, read: Callable[[Any], Any]) -> Any:
 def tfds(name: str, folder: str | None = None) -> Part:
   """A TFDS data set through its random-access reader, which needs no TensorFlow.
 
-  It must be prepared as array_record or parquet (`download_and_prepare(file_format="array_record")`).
+  It must be prepared as array_record or parquet
+  (`download_and_prepare(file_format="array_record")`).
   """
   name, _, split = name.partition("@")
   split = split or "train"
@@ -202,7 +248,10 @@ def tfds_folder(place: str) -> Part:
   folder, _, split = place.partition("@")
   split = split or "train"
   if not (Path(folder) / "dataset_info.json").is_file():
-    raise UserError(f"{folder}: holds no dataset_info.json; give the folder of one version of a prepared TFDS data set")
+    raise UserError(
+      f"{folder}: holds no dataset_info.json; give the folder of one version of a prepared TFDS "
+      "data set"
+    )
   name = f"{folder}@{split}"
   builder = _prepared(name, lambda module: module.builder_from_directory(folder))
   read = lambda module: builder.as_data_source(split)
@@ -218,7 +267,9 @@ def _prepared(place: str, read: Callable[[Any], Any]) -> Any:
   try:
     module = importlib.import_module("tensorflow_datasets")
   except ImportError:
-    raise UserError(f"{place}: tensorflow-datasets is not installed; run pip install 'instructjax[tfds]'") from None
+    raise UserError(
+      f"{place}: tensorflow-datasets is not installed; run pip install 'instructjax[tfds]'"
+    ) from None
   try:
     return read(module)
   except (ValueError, KeyError, OSError, AssertionError, NotImplementedError, ImportError) as error:
@@ -232,12 +283,19 @@ def _prepared(place: str, read: Callable[[Any], Any]) -> Any:
 
 
 def hub(path: str) -> Part:
-  """A file of a data set on the hub, or a whole one through the `datasets` library.  Both stay in the hub's own cache."""
+  """A file of a data set on the hub, or a whole one through the `datasets` library.  Both stay in
+  the hub's own cache.
+  """
   owner, _, rest = path.partition("/")
   name, _, inside = rest.partition("/")
   if not owner or not name.partition("@")[0]:
-    raise UserError(f"hub:{path}: give OWNER/NAME/path/file.jsonl, the data set and the file in it, or OWNER/NAME@SPLIT")
-  return _hub_file(f"{owner}/{name}", inside, path) if inside.endswith(FILES) else _hub_data_set(path)
+    raise UserError(
+      f"hub:{path}: give OWNER/NAME/path/file.jsonl, the data set and the file in it, or "
+      "OWNER/NAME@SPLIT"
+    )
+  return (
+    _hub_file(f"{owner}/{name}", inside, path) if inside.endswith(FILES) else _hub_data_set(path)
+  )
 
 
 def _hub_file(repository: str, inside: str, path: str) -> Part:
@@ -247,7 +305,8 @@ def _hub_file(repository: str, inside: str, path: str) -> Part:
     local = hf_hub_download(repository, inside, repo_type="dataset")
   except (OSError, ValueError) as error:
     raise UserError(
-      f"hub:{path}: cannot be fetched ({_first_line(error)}); check the name and the network or give a file"
+      f"hub:{path}: cannot be fetched ({_first_line(error)}); check the name and the network or "
+      "give a file"
     ) from error
   return file(Path(local))._replace(name=f"hub:{path}")
 
@@ -259,21 +318,24 @@ def _hub_data_set(path: str) -> Part:
     datasets = importlib.import_module("datasets")
   except ImportError:
     raise UserError(
-      f"hub:{path}: the datasets library is not installed; run pip install 'instructjax[hub]', or give OWNER/NAME/path/"
+      f"hub:{path}: the datasets library is not installed; run pip install 'instructjax[hub]', or "
+      "give OWNER/NAME/path/"
       "file.jsonl, a file of the data set"
     ) from None
   try:
     rows = datasets.load_dataset(f"{owner}/{repository}", config or None, split=split or "train")
   except Exception as error:  # a script of the data set's own may raise anything
     raise UserError(
-      f"hub:{path}: cannot be loaded ({_first_line(error)}); check the name, the configuration, the split and the network"
+      f"hub:{path}: cannot be loaded ({_first_line(error)}); check the name, the configuration, "
+      "the split and the network"
     ) from error
   return Part(f"hub:{name}@{split or 'train'}", lambda: map(plain, rows))
 
 
 def plain(value: Any) -> Any:
-  """Python values out of what a data set returns: bytes become text, arrays lists.  A byte that is not UTF-8 becomes half
-  a surrogate pair, which no record may hold."""
+  """Python values out of what a data set returns: bytes become text, arrays lists.  A byte that is
+  not UTF-8 becomes half a surrogate pair, which no record may hold.
+  """
   if isinstance(value, dict):
     return {key: plain(one) for key, one in value.items()}
   if isinstance(value, list | tuple):

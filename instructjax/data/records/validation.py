@@ -1,4 +1,6 @@
-"""A row becomes a record, or says all that is wrong with it: a message for each problem, which begins with the field."""
+"""A row becomes a record, or says all that is wrong with it: a message for each problem, which
+begins with the field.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def json_object(row: Any) -> dict[str, Any]:
     except RecordError:
       raise
     except RecursionError:
-      raise RecordError("nested too deeply; a record is an object of texts and short lists") from None
+      raise RecordError(
+        "nested too deeply; a record is an object of texts and short lists"
+      ) from None
     except ValueError as error:
       raise RecordError(f"not JSON ({error}); write one object a line, no empty lines") from None
   if not isinstance(row, dict):
@@ -91,38 +95,50 @@ def record(row: dict[str, Any], kind: str) -> Record:
     raise RecordError(*problems)
   values = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
   if values.get("sources"):
-    values["sources"] = tuple({"model": one} if isinstance(one, str) else one for one in values["sources"])
+    values["sources"] = tuple(
+      {"model": one} if isinstance(one, str) else one for one in values["sources"]
+    )
   return KINDS[kind](**values, **({"turns": turns} if turns else {}))
 
 
 def chat(place: str, messages: list[Any]) -> tuple[Message, ...]:
-  """The messages of a list, also in the spelling from/value, with the roles system, user and assistant."""
+  """The messages of a list, also in the spelling from/value, with the roles system, user and
+  assistant.
+  """
   if not messages:
     raise RecordError(f"{place}: no messages; give a list of {{role, content}} objects")
   found = []
   for at, message in enumerate(messages):
     if not isinstance(message, dict):
       raise RecordError(f"{place}[{at}]: an object with role and content is expected")
-    role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+    role, content = (
+      message.get("role", message.get("from")),
+      message.get("content", message.get("value")),
+    )
     if not isinstance(role, str) or not isinstance(content, str):
       raise RecordError(f"{place}[{at}]: role and content must be texts")
     if role not in ("system", *ROLES):
       raise RecordError(f"{place}[{at}].role: {role!r}; known are system, {', '.join(ROLES)}")
     if wrong := _text(f"{place}[{at}].content", content):
       raise RecordError(wrong[0])
-    found.append({"role": {"human": "user", "gpt": "assistant"}.get(role, role), "content": content})
+    found.append(
+      {"role": {"human": "user", "gpt": "assistant"}.get(role, role), "content": content}
+    )
   return tuple(found)
 
 
 def transcript(messages: Sequence[Message]) -> str:
-  """A chat as text, ready for the next reply: an empty line and "Human: " or "Assistant: " before each message.
+  """A chat as text, ready for the next reply: an empty line and "Human: " or "Assistant: " before
+  each message.
 
   A system message stands first, without a name.
   """
   text = ""
   for message in messages:
     name = ROLES.get(message["role"])
-    text += f"\n\n{name}: {message['content']}" if name else ("\n\n" if text else "") + message["content"]
+    text += (
+      f"\n\n{name}: {message['content']}" if name else ("\n\n" if text else "") + message["content"]
+    )
   return text + TURN
 
 
@@ -132,15 +148,25 @@ def _ranking(row: dict[str, Any]) -> list[str]:
   if not isinstance(completions, list | tuple) or not isinstance(ranks, list | tuple):
     return [f"completions, ranks: lists are expected, not {_name(completions)} and {_name(ranks)}"]
   k = len(completions)
-  problems = [what for i, text in enumerate(completions) for what in _text(f"completions[{i}]", text)]
+  problems = [
+    what for i, text in enumerate(completions) for what in _text(f"completions[{i}]", text)
+  ]
   if not K[0] <= k <= K[1]:
     problems.append(f"completions: {k} of them; a comparison has {K[0]} to {K[1]}")
   if len(ranks) != k:
     problems.append(f"ranks: {len(ranks)} of them for {k} completions; give one each")
-  elif any(type(rank) is not int or not 1 <= rank <= k for rank in ranks) or (ranks and min(ranks) != 1):
-    problems.append(f"ranks: {_shown(ranks)}; give integers from 1 (best) to {k}, equal ones for ties")
+  elif any(type(rank) is not int or not 1 <= rank <= k for rank in ranks) or (
+    ranks and min(ranks) != 1
+  ):
+    problems.append(
+      f"ranks: {_shown(ranks)}; give integers from 1 (best) to {k}, equal ones for ties"
+    )
   if ratings is not None:
-    if not isinstance(ratings, list | tuple) or len(ratings) != k or not all(isinstance(r, dict) for r in ratings):
+    if (
+      not isinstance(ratings, list | tuple)
+      or len(ratings) != k
+      or not all(isinstance(r, dict) for r in ratings)
+    ):
       problems.append(f"ratings: a list of {k} objects is expected, one a completion")
     else:
       problems += [what for i, one in enumerate(ratings) for what in _rating(f"ratings[{i}]", one)]
@@ -149,8 +175,15 @@ def _ranking(row: dict[str, Any]) -> list[str]:
 
 def origins(found: Any, k: int, what: str = "completion") -> list[str]:
   """What is wrong with the `sources` of k completions."""
-  if not isinstance(found, list | tuple) or len(found) != k or not all(isinstance(one, dict | str) for one in found):
-    return [f"sources: a list of {k} is expected, one a {what}: a text, or an object with model, temperature and seed"]
+  if (
+    not isinstance(found, list | tuple)
+    or len(found) != k
+    or not all(isinstance(one, dict | str) for one in found)
+  ):
+    return [
+      f"sources: a list of {k} is expected, one a {what}: a text, or an object with model, "
+      "temperature and seed"
+    ]
   return [problem for i, one in enumerate(found) for problem in _origin(f"sources[{i}]", one)]
 
 
@@ -188,8 +221,14 @@ def _flags(place: str, found: Any) -> list[str]:
   """What is wrong with the annotations of a prompt."""
   if not isinstance(found, dict):
     return [f"{place}: an object of true and false is expected, this is {_name(found)}"]
-  problems = [f"{place}.{key}: unknown field{_suggest(key, ANNOTATIONS)}" for key in found if key not in ANNOTATIONS]
-  return problems + [what for key in ANNOTATIONS if key in found for what in _flag(f"{place}.{key}", found[key])]
+  problems = [
+    f"{place}.{key}: unknown field{_suggest(key, ANNOTATIONS)}"
+    for key in found
+    if key not in ANNOTATIONS
+  ]
+  return problems + [
+    what for key in ANNOTATIONS if key in found for what in _flag(f"{place}.{key}", found[key])
+  ]
 
 
 def _flag(place: str, value: Any) -> list[str]:
@@ -225,19 +264,25 @@ def _shown(value: Any) -> str:
   if isinstance(value, list | tuple):
     parts = [_name(one) if isinstance(one, list | tuple) else _shown(one) for one in value[: K[1]]]
     return f"[{', '.join([*parts, *(['...'] if len(value) > K[1] else [])])}]"
-  plain = isinstance(value, str | bool | int | float) and not (type(value) is int and abs(value) >= 10**20)
+  plain = isinstance(value, str | bool | int | float) and not (
+    type(value) is int and abs(value) >= 10**20
+  )
   text = repr(value) if plain else _name(value)
   return text if len(text) <= 40 else text[:37] + "..."
 
 
 def printable(message: str, longest: int = 400) -> str:
-  """A message on one line: what the data brought along in it, a key say, cannot break or forge a line."""
+  """A message on one line: what the data brought along in it, a key say, cannot break or forge a
+  line.
+  """
   text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message[:longest])
   return text + ("..." if len(message) > longest else "")
 
 
 def required(kind: str) -> str:
-  return ", ".join(f.name for f in dataclasses.fields(KINDS[kind]) if f.default is dataclasses.MISSING)
+  return ", ".join(
+    f.name for f in dataclasses.fields(KINDS[kind]) if f.default is dataclasses.MISSING
+  )
 
 
 def _suggest(key: str, known: Iterable[str]) -> str:

@@ -1,7 +1,9 @@
-"""A tokenizer as the files that `transformers`, and what serves its models, open: `tokenizer.json` and what stands beside it.
+"""A tokenizer as the files that `transformers`, and what serves its models, open: `tokenizer.json`
+and what stands beside it.
 
-Files of a model folder are copied.  The byte-level BPE of a GGUF file, a SentencePiece model and the tokenizer of bytes become
-a `tokenizer.json`, which is read back and compared: it must give the same ids.
+Files of a model folder are copied.  The byte-level BPE of a GGUF file, a SentencePiece model and
+the tokenizer of bytes become a `tokenizer.json`, which is read back and compared: it must give
+the same ids.
 """
 
 from __future__ import annotations
@@ -18,18 +20,40 @@ from instructjax.errors import UserError
 
 JSON, CONFIG = "tokenizer.json", "tokenizer_config.json"
 FILES = (
-  JSON, CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
-  "tokenizer.model", "vocab.json", "merges.txt",
-)  # fmt: skip
+  JSON,
+  CONFIG,
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "chat_template.jinja",
+  "chat_template.json",
+  "tokenizer.model",
+  "vocab.json",
+  "merges.txt",
+)
 END, SPACE = "<|endoftext|>", "\u2581"
 PROBES = (
-  "", " ", "a", " a", "a b", "  two  spaces ", "Hello, world!\nA second line.\n\n", "tabs\tand\r\nends", "1234 5.67e-8",
-  "naïve café — “quotes” …", "日本語のテキスト", "مرحبا", "🙂👩‍👩‍👧", "é e\u0301", "don't DON'T", "x = f(y)[0] # done",
-)  # fmt: skip
+  "",
+  " ",
+  "a",
+  " a",
+  "a b",
+  "  two  spaces ",
+  "Hello, world!\nA second line.\n\n",
+  "tabs\tand\r\nends",
+  "1234 5.67e-8",
+  "naïve café — “quotes” …",
+  "日本語のテキスト",
+  "مرحبا",
+  "🙂👩‍👩‍👧",
+  "é e\u0301",
+  "don't DON'T",
+  "x = f(y)[0] # done",
+)
 
 
 def write(reference: str, tokenizer: Tokenizer, folder: Path, *, context: int) -> None:
-  """Writes the files of the tokenizer of a `reference` (a folder, a file, or "bytes") into a model folder.
+  """Writes the files of the tokenizer of a `reference` (a folder, a file, or "bytes") into a model
+  folder.
 
   Raises UserError where a tokenizer.json that gives the same ids cannot be made.
   """
@@ -57,7 +81,9 @@ def write(reference: str, tokenizer: Tokenizer, folder: Path, *, context: int) -
   _prefix(made, [name(i) for i in tokenizer.bos], tokenizer.bos)
   _equal(made, tokenizer, reference)
   made.save(str(folder / JSON))
-  end = next((i for i in tokenizer.eos if i in tokenizer.specials.values()), tokenizer.eos[0])  # a new line is text as well
+  end = next(
+    (i for i in tokenizer.eos if i in tokenizer.specials.values()), tokenizer.eos[0]
+  )  # a new line is text as well
   special = {"eos_token": name(end), "bos_token": name(tokenizer.bos[0]) if tokenizer.bos else None}
   settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, **special}
   settings |= {"clean_up_tokenization_spaces": False, "padding_side": "left"}
@@ -82,7 +108,8 @@ def _prefix(made: Any, names: Sequence[str], ids: Sequence[int]) -> None:
 
   if names:
     made.post_processor = TemplateProcessing(
-      single=" ".join([*names, "$A"]), special_tokens=[(name, i) for name, i in zip(names, ids, strict=True)]
+      single=" ".join([*names, "$A"]),
+      special_tokens=[(name, i) for name, i in zip(names, ids, strict=True)],
     )
 
 
@@ -92,7 +119,8 @@ def _equal(made: Any, tokenizer: Tokenizer, reference: str) -> None:
     found, wanted = made.encode(text, add_special_tokens=False).ids, tokenizer.encode(text)
     if found != wanted:
       raise UserError(
-        f"{reference}: no tokenizer.json gives its ids ({text!r} becomes {found[:8]}, not {wanted[:8]}): give the model "
+        f"{reference}: no tokenizer.json gives its ids ({text!r} becomes {found[:8]}, not "
+        f"{wanted[:8]}): give the model "
         "another tokenizer before training, or write the tokenizer's files by hand"
       )
 
@@ -101,7 +129,9 @@ def _equal(made: Any, tokenizer: Tokenizer, reference: str) -> None:
 
 
 def of_bytes() -> Any:
-  """`tokenizers.of_bytes` as byte-level BPE without merges: every byte is its id, and 256 ends a text."""
+  """`tokenizers.of_bytes` as byte-level BPE without merges: every byte is its id, and 256 ends a
+  text.
+  """
   import tokenizers as hf
   from tokenizers import decoders, models, pre_tokenizers
 
@@ -114,8 +144,14 @@ def of_bytes() -> Any:
 
 
 def byte_characters() -> list[str]:
-  """The character that stands for each byte in byte-level BPE (Radford et al. 2019): itself where it can be seen."""
-  seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+  """The character that stands for each byte in byte-level BPE (Radford et al. 2019): itself where
+  it can be seen.
+  """
+  seen = [
+    *range(ord("!"), ord("~") + 1),
+    *range(ord("¡"), ord("¬") + 1),
+    *range(ord("®"), ord("ÿ") + 1),
+  ]
   others = (i for i in range(256) if i not in seen)
   shifted = {byte: chr(256 + n) for n, byte in enumerate(others)}
   return [shifted.get(i, chr(i)) for i in range(256)]
@@ -124,7 +160,8 @@ def byte_characters() -> list[str]:
 def from_sentencepiece(path: Path) -> Any:
   """A SentencePiece model, BPE or unigram, as a tokenizer of the `tokenizers` package.
 
-  A BPE file has no list of merges: every way to cut a piece into two others is one, in the order of the pieces' scores.
+  A BPE file has no list of merges: every way to cut a piece into two others is one, in the order
+  of the pieces' scores.
   """
   import sentencepiece
   import tokenizers as hf
@@ -135,22 +172,32 @@ def from_sentencepiece(path: Path) -> Any:
   scores = [sp.get_score(i) for i in range(len(pieces))]
   unknown = pieces[sp.unk_id()] if sp.unk_id() >= 0 else None
   fallback = any(sp.is_byte(i) for i in range(len(pieces)))
-  normal = [i for i in range(len(pieces)) if not (sp.is_control(i) or sp.is_unknown(i) or sp.is_byte(i) or sp.is_unused(i))]
+  normal = [
+    i
+    for i in range(len(pieces))
+    if not (sp.is_control(i) or sp.is_unknown(i) or sp.is_byte(i) or sp.is_unused(i))
+  ]
   proto = _proto(path)
   if proto.trainer_spec.model_type == 1:
     made = hf.Tokenizer(models.Unigram(list(zip(pieces, scores)), sp.unk_id(), fallback))
   else:
     vocab = {piece: i for i, piece in enumerate(pieces)}
     joined = _merges(vocab, {pieces[i]: scores[i] for i in normal})
-    made = hf.Tokenizer(models.BPE(vocab, joined, unk_token=unknown, fuse_unk=True, byte_fallback=fallback))
+    made = hf.Tokenizer(
+      models.BPE(vocab, joined, unk_token=unknown, fuse_unk=True, byte_fallback=fallback)
+    )
   _spaces(made, proto.normalizer_spec)
   control = [pieces[i] for i in range(len(pieces)) if sp.is_control(i)]
-  made.add_special_tokens([hf.AddedToken(piece, normalized=False, special=True) for piece in control])
+  made.add_special_tokens(
+    [hf.AddedToken(piece, normalized=False, special=True) for piece in control]
+  )
   return made
 
 
 def _merges(vocab: Mapping[str, int], scores: Mapping[str, float]) -> list[tuple[str, str]]:
-  """Every pair of pieces that make a third, the highest score first; of one piece, in the order of the parts' ids."""
+  """Every pair of pieces that make a third, the highest score first; of one piece, in the order of
+  the parts' ids.
+  """
   found = []
   for piece, score in scores.items():
     cuts = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
@@ -168,7 +215,8 @@ def _proto(path: Path) -> Any:
 
 
 def _spaces(made: Any, rules: Any) -> None:
-  """SentencePiece's way with spaces: each is the character U+2581, and one stands before every text where `rules` say so.
+  """SentencePiece's way with spaces: each is the character U+2581, and one stands before every text
+  where `rules` say so.
 
   There the text's own first space is that one, as `tokenizers` reads it.
   """
@@ -185,4 +233,6 @@ def _spaces(made: Any, rules: Any) -> None:
     steps.append(normalizers.Replace(Regex(f"^{SPACE}$"), ""))
   made.normalizer = normalizers.Sequence(steps)
   strip = [decoders.Strip(" ", 1, 0)] if rules.add_dummy_prefix else []
-  made.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+  made.decoder = decoders.Sequence(
+    [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+  )

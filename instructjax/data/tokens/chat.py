@@ -1,8 +1,9 @@
-"""Chat templates: a tokenizer's own Jinja template turns messages into the text that its model was trained on.
+"""Chat templates: a tokenizer's own Jinja template turns messages into the text that its model was
+trained on.
 
-The text is rendered as `transformers` renders it and becomes ids once; special tokens in it are parsed as ids.  A reply
-carries loss from its first token to the stop id that closes it, and what stands before it is, id for id, the prompt from
-which a rollout starts:
+The text is rendered as `transformers` renders it and becomes ids once; special tokens in it are
+parsed as ids.  A reply carries loss from its first token to the stop id that closes it, and what
+stands before it is, id for id, the prompt from which a rollout starts:
 
   prompt of a reply     encode(render(messages before it, add_generation_prompt=True))
   its loss              the tokens of render(messages up to it) after that prompt, or those inside {% generation %}
@@ -37,7 +38,9 @@ Span = tuple[int, int]  # of letters in a text: from, to
 
 
 class Template(NamedTuple):
-  """A compiled template.  `end` is the stop id that closes a reply, `tokens` the names that the text may use (bos_token)."""
+  """A compiled template.  `end` is the stop id that closes a reply, `tokens` the names that the
+  text may use (bos_token).
+  """
 
   name: str
   text: str
@@ -64,13 +67,16 @@ def find(source: str | Path | Mapping[str, Any]) -> tuple[str | None, dict[str, 
     names = source.get("tokenizer.ggml.tokens") or []
     keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     ids = {key: source.get(f"tokenizer.ggml.{theirs}_token_id") for key, theirs in keys.items()}
-    return source.get("tokenizer.chat_template"), {f"{k}_token": names[i] for k, i in ids.items() if i is not None}
+    return source.get("tokenizer.chat_template"), {
+      f"{k}_token": names[i] for k, i in ids.items() if i is not None
+    }
   folder = Path(source) if Path(source).is_dir() else Path(source).parent
   config, named = _json(folder / CONFIG), _json(folder / NAMES)
   tokens = {
     key: value["content"] if isinstance(value, dict) else value
     for key, value in (named | {k: v for k, v in config.items() if v is not None}).items()
-    if key.endswith("_token") and isinstance(value.get("content") if isinstance(value, dict) else value, str)
+    if key.endswith("_token")
+    and isinstance(value.get("content") if isinstance(value, dict) else value, str)
   }
   if (folder / JINJA).is_file():
     return _text(folder / JINJA), tokens
@@ -79,7 +85,8 @@ def find(source: str | Path | Mapping[str, Any]) -> tuple[str | None, dict[str, 
     several = {one["name"]: one["template"] for one in found}
     if "default" not in several:
       raise UserError(
-        f"{folder / CONFIG}: the chat templates {', '.join(several)} and none named 'default'; write the one you mean to a "
+        f"{folder / CONFIG}: the chat templates {', '.join(several)} and none named 'default'; "
+        "write the one you mean to a "
         ".jinja file and name it in config.data.template"
       )
     found = several["default"]
@@ -89,14 +96,20 @@ def find(source: str | Path | Mapping[str, Any]) -> tuple[str | None, dict[str, 
 def load(name: str, text: str, tokens: Mapping[str, str], tokenizer: Tokenizer) -> Template:
   """The template of a text, tried on a chat of two messages.
 
-  Raises UserError where it is no Jinja, drops a message, or does not close a reply with one of the tokenizer's stop ids.
+  Raises UserError where it is no Jinja, drops a message, or does not close a reply with one of
+  the tokenizer's stop ids.
   """
   try:
     compiled = _environment().from_string(text)
   except jinja2.TemplateSyntaxError as error:
     raise UserError(f"{name}:{error.lineno}: not a Jinja template ({error.message})") from None
   ids = {"bos_token": tokenizer.bos[:1], "eos_token": tokenizer.eos[:1]}
-  usual = {key: piece for key, found in ids.items() for piece, i in tokenizer.specials.items() if i in found}
+  usual = {
+    key: piece
+    for key, found in ids.items()
+    for piece, i in tokenizer.specials.items()
+    if i in found
+  }
   template = Template(name, text, usual | dict(tokens), compiled, -1)
   try:
     rendered, prompts, spans = layout(template, PROBE)
@@ -104,16 +117,23 @@ def load(name: str, text: str, tokens: Mapping[str, str], tokenizer: Tokenizer) 
     raise UserError(f"{name}: {error}") from None
   stops = {piece: i for piece, i in tokenizer.specials.items() if i in tokenizer.eos}
   reply = rendered[prompts[0] :]
-  at, piece = min(((reply.find(piece), piece) for piece in stops if piece in reply), default=(-1, ""))
+  at, piece = min(
+    ((reply.find(piece), piece) for piece in stops if piece in reply), default=(-1, "")
+  )
   if at < 0:
     other = [piece for piece in tokenizer.specials if piece in reply]
     raise UserError(
-      f"{name}: closes a reply with {other[0] if other else 'no special token'!r}, the stop ids are {list(stops.values())} "
-      f"({', '.join(stops)}): the model would not learn to stop there; add its id to eos_token_id in generation_config.json, "
+      f"{name}: closes a reply with {other[0] if other else 'no special token'!r}, the stop ids "
+      f"are {list(stops.values())} "
+      f"({', '.join(stops)}): the model would not learn to stop there; add its id to eos_token_id "
+      "in generation_config.json, "
       "or end the reply with {{ eos_token }}"
     )
   if spans[0][1] < prompts[0] + at + len(piece):
-    raise UserError(f"{name}: {{% endgeneration %}} stands before {piece!r}: the model would not learn to stop; put it after")
+    raise UserError(
+      f"{name}: {{% endgeneration %}} stands before {piece!r}: the model would not learn to stop; "
+      "put it after"
+    )
   return template._replace(end=stops[piece])
 
 
@@ -121,17 +141,31 @@ def load(name: str, text: str, tokens: Mapping[str, str], tokenizer: Tokenizer) 
 
 
 def render(template: Template, messages: Sequence[Message], *, prompt: bool) -> str:
-  """The text of a chat; `prompt` adds what comes before the next reply.  Raises ChatError where the template fails."""
+  """The text of a chat; `prompt` adds what comes before the next reply.  Raises ChatError where the
+  template fails.
+  """
   return _render(template, messages, prompt)[0]
 
 
-def _render(template: Template, messages: Sequence[Message], prompt: bool) -> tuple[str, list[Span]]:
+def _render(
+  template: Template, messages: Sequence[Message], prompt: bool
+) -> tuple[str, list[Span]]:
   """(text, the letters that stand inside `{% generation %}`)."""
   try:
     marked = template.compiled.render(
-      messages=[dict(m) for m in messages], tools=None, documents=None, add_generation_prompt=prompt, **template.tokens
+      messages=[dict(m) for m in messages],
+      tools=None,
+      documents=None,
+      add_generation_prompt=prompt,
+      **template.tokens,
     )
-  except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:  # what an expression raises
+  except (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+  ) as error:  # what an expression raises
     raise ChatError(f"the chat template cannot render it ({error})") from None
   text, spans = "", []
   for at, part in enumerate(re.split(f"[{BEGIN}{END}]", marked)):  # every second part stands inside
@@ -154,14 +188,18 @@ def layout(template: Template, messages: Sequence[Message]) -> tuple[str, list[i
     upto = render(template, messages[: i + 1], prompt=False)
     if not (text.startswith(before) and text.startswith(upto)):
       raise ChatError(
-        f"the chat template rewrites what it wrote before messages[{i + 1 if text.startswith(before) else i}] when more "
-        "follows (it drops earlier reasoning, for one), so a rollout would start from other tokens; make each reply a record "
+        "the chat template rewrites what it wrote before "
+        f"messages[{i + 1 if text.startswith(before) else i}] when more "
+        "follows (it drops earlier reasoning, for one), so a rollout would start from other "
+        "tokens; make each reply a record "
         "of its own, or name another template"
       )
     prompts.append(len(before))
     spans.append((len(before), len(upto)))
   if marked and (len(marked) != len(spans) or any(a < p for (a, _), p in zip(marked, prompts))):
-    raise ChatError("the chat template's {% generation %} blocks are not one for each reply, after its prompt")
+    raise ChatError(
+      "the chat template's {% generation %} blocks are not one for each reply, after its prompt"
+    )
   return text, prompts, marked or spans
 
 
@@ -188,13 +226,18 @@ def _environment() -> jinja2.Environment:
   )
 
   def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+      value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
   def stop(message):
     raise jinja2.TemplateError(message)
 
   found.filters["tojson"] = tojson
-  functions: dict[str, Any] = {"raise_exception": stop, "strftime_now": lambda form: datetime.datetime.now().strftime(form)}
+  functions: dict[str, Any] = {
+    "raise_exception": stop,
+    "strftime_now": lambda form: datetime.datetime.now().strftime(form),
+  }
   found.globals.update(functions)
   return found
 
@@ -202,28 +245,43 @@ def _environment() -> jinja2.Environment:
 # --- to ids ---
 
 
-def head(template: Template, tokenizer: Tokenizer, prompt: str, turns: Sequence[Message] | None) -> list[int]:
-  """The ids of a prompt, from which a rollout starts.  Raises ChatError for a chat that cannot be one."""
+def head(
+  template: Template, tokenizer: Tokenizer, prompt: str, turns: Sequence[Message] | None
+) -> list[int]:
+  """The ids of a prompt, from which a rollout starts.  Raises ChatError for a chat that cannot be
+  one.
+  """
   messages = _prompt(tokenizer, prompt, turns)
   _, starts, _ = layout(template, messages)
   return _ids(tokenizer, render(template, messages, prompt=True), starts)
 
 
 def _ids(tokenizer: Tokenizer, text: str, starts: Sequence[int]) -> list[int]:
-  """The ids of a text whose replies begin at `starts`; where one would share its first token with the prompt, it is cut."""
+  """The ids of a text whose replies begin at `starts`; where one would share its first token with
+  the prompt, it is cut.
+  """
   ids = tokenizer.encode(text)
   parts = {at: tokenizer.encode(text[:at]) for at in starts}
   edges = [0, *(at for at, part in parts.items() if ids[: len(part)] != part), len(text)]
-  return ids if len(edges) == 2 else [i for a, b in itertools.pairwise(edges) for i in tokenizer.encode(text[a:b])]
+  return (
+    ids
+    if len(edges) == 2
+    else [i for a, b in itertools.pairwise(edges) for i in tokenizer.encode(text[a:b])]
+  )
 
 
 def reply(
-  template: Template, tokenizer: Tokenizer, prompt: str, turns: Sequence[Message] | None, completion: str
+  template: Template,
+  tokenizer: Tokenizer,
+  prompt: str,
+  turns: Sequence[Message] | None,
+  completion: str,
 ) -> tuple[list[int], list[bool], int]:
-  """(ids, which of them carry loss, tokens of the prompt) of a chat whose last message is `completion`.
+  """(ids, which of them carry loss, tokens of the prompt) of a chat whose last message is
+  `completion`.
 
-  The row ends with the stop id.  Raises ChatError as `head` does, and where the ids of an earlier prompt are others than
-  those from which its rollout would start.
+  The row ends with the stop id.  Raises ChatError as `head` does, and where the ids of an
+  earlier prompt are others than those from which its rollout would start.
   """
   before = _prompt(tokenizer, prompt, turns)
   _plain(tokenizer, completion, "")
@@ -237,7 +295,8 @@ def reply(
       part, whole = upto(first), upto(last)
       if ids[: len(part)] != part or ids[: len(whole)] != whole:
         raise ChatError(
-          f"the tokens of reply {turn + 1} melt into those of the chat template around it, so its rollout would start from "
+          f"the tokens of reply {turn + 1} melt into those of the chat template around it, so its "
+          "rollout would start from "
           "other tokens; take white space off its ends, or make each reply a record of its own"
         )
       opened, closed = len(part), len(whole)
@@ -245,16 +304,22 @@ def reply(
       opened = len(upto(first))
     end = 1 + next((i for i in range(opened, closed) if ids[i] in tokenizer.eos), -1)
     if not end:
-      raise ChatError(f"the chat template closes reply {turn + 1} with none of the stop ids {list(tokenizer.eos)}")
+      raise ChatError(
+        f"the chat template closes reply {turn + 1} with none of the stop ids {list(tokenizer.eos)}"
+      )
     mask[opened:end] = [True] * (end - opened)
   return ids[:end], mask[:end], len(start)
 
 
-def _prompt(tokenizer: Tokenizer, prompt: str, turns: Sequence[Message] | None) -> Sequence[Message]:
+def _prompt(
+  tokenizer: Tokenizer, prompt: str, turns: Sequence[Message] | None
+) -> Sequence[Message]:
   """The messages of a prompt; a text is one of the user's."""
   messages = turns or ({"role": "user", "content": prompt},)
   if turns and transcript(turns) != prompt:
-    raise ChatError("the text of the prompt and its messages differ: change both, or read the record again")
+    raise ChatError(
+      "the text of the prompt and its messages differ: change both, or read the record again"
+    )
   for at, message in enumerate(messages):
     _plain(tokenizer, message["content"], f"messages[{at}].content: " if turns else "")
   if messages[-1]["role"] == "assistant":
@@ -285,7 +350,9 @@ def _json(path: Path) -> dict[str, Any]:
 def read(path: str | Path) -> str:
   """The text of a template file.  Raises UserError where there is none."""
   if not Path(path).is_file():
-    raise UserError(f"config.data.template={path}: no such file; give a .jinja file, '{OWN}' or '' for plain text")
+    raise UserError(
+      f"config.data.template={path}: no such file; give a .jinja file, '{OWN}' or '' for plain text"
+    )
   return _text(Path(path))
 
 

@@ -20,8 +20,8 @@ RESERVED = re.compile("[\n\r\t\0]")  # SentencePiece passes over a line that hol
 
 
 def from_sentencepiece(path: str | Path) -> Tokenizer:
-  """A SentencePiece `.model`.  Control, unknown and unused pieces are banned; `<s>` precedes a row where
-  there is one.
+  """A SentencePiece `.model`.  Control, unknown and unused pieces are banned; `<s>` precedes a row
+  where there is one.
 
   Raises UserError for a file that cannot be read and for a model without an end-of-text piece.
   """
@@ -32,7 +32,9 @@ def from_sentencepiece(path: str | Path) -> Tokenizer:
     model = path.read_bytes()
     sp = sentencepiece.SentencePieceProcessor(model_proto=model)
   except OSError as error:
-    raise UserError(f"{path}: cannot be read ({error}); give the path of a SentencePiece .model") from None
+    raise UserError(
+      f"{path}: cannot be read ({error}); give the path of a SentencePiece .model"
+    ) from None
   except RuntimeError as error:
     raise UserError(f"{path}: not a SentencePiece .model ({error})") from None
   if sp.eos_id() < 0:
@@ -42,7 +44,9 @@ def from_sentencepiece(path: str | Path) -> Tokenizer:
   bos = [sp.bos_id()] if sp.bos_id() >= 0 else []
   specials = {sp.id_to_piece(i): i for i in range(size) if sp.is_control(i) or sp.is_unknown(i)}
   encode = named(joinable(lambda text: list(sp.encode(text))), specials)
-  return finish(encode, sp.decode, size, [sp.eos_id()], control, bos, sha256(model), piece=sp.id_to_piece)
+  return finish(
+    encode, sp.decode, size, [sp.eos_id()], control, bos, sha256(model), piece=sp.id_to_piece
+  )
 
 
 # --- training ---
@@ -50,7 +54,8 @@ def from_sentencepiece(path: str | Path) -> Tokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """How a model is trained.  As it stands nothing is lost: no normalisation, and a piece for every byte.
+  """How a model is trained.  As it stands nothing is lost: no normalisation, and a piece for every
+  byte.
 
   model_type      bpe or unigram
   byte_fallback   a piece for each of the 256 bytes; without it a character that the text lacks becomes `unk`
@@ -83,17 +88,21 @@ class Training:
       raise UserError(f"coverage {self.coverage}: a share of the text's characters, .98 to 1")
     special = [self.eos, self.pad, self.unk, *([self.bos] if self.bos else []), *self.control]
     names = [*special, *self.symbols]
-    wrong = next((name for name in names if not name or names.count(name) > 1 or NO_SYMBOL.search(name)), None)
+    wrong = next(
+      (name for name in names if not name or names.count(name) > 1 or NO_SYMBOL.search(name)), None
+    )
     wrong = next((name for name in special if not name.isprintable() or " " in name), wrong)
     if wrong is not None:
       raise UserError(
-        f"the piece {wrong!r} is empty, named twice or holds U+2581, SentencePiece's space, or what no piece can; name each "
+        f"the piece {wrong!r} is empty, named twice or holds U+2581, SentencePiece's space, or "
+        "what no piece can; name each "
         "once, special tokens without spaces"
       )
     least = 1 + len(names) + 256 * self.byte_fallback
     if self.vocab_size < least:
       raise UserError(
-        f"vocab_size {self.vocab_size}: at least {least} ({'256 bytes, ' if self.byte_fallback else ''}{len(names)} named "
+        f"vocab_size {self.vocab_size}: at least {least} "
+        f"({'256 bytes, ' if self.byte_fallback else ''}{len(names)} named "
         "pieces and one of the text)"
       )
 
@@ -101,7 +110,8 @@ class Training:
 def train(texts: Iterable[str], target: str | Path, settings: Training = Training()) -> Tokenizer:
   """Trains a SentencePiece model on texts, line by line, and writes it to `target` (a `.model`).
 
-  Raises UserError where there is no text, it does not fill the vocabulary, or `target` cannot be written.
+  Raises UserError where there is no text, it does not fill the vocabulary, or `target` cannot be
+  written.
   """
   import sentencepiece
 
@@ -114,16 +124,35 @@ def train(texts: Iterable[str], target: str | Path, settings: Training = Trainin
   model = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(rows), model_writer=model, vocab_size=s.vocab_size, model_type=s.model_type,
-      byte_fallback=s.byte_fallback, character_coverage=s.coverage, normalization_rule_name=s.normalization,
-      user_defined_symbols=list(s.symbols), control_symbols=list(s.control), pad_id=0, eos_id=1, unk_id=2,
-      bos_id=3 if s.bos else -1, pad_piece=s.pad, eos_piece=s.eos, unk_piece=s.unk, bos_piece=s.bos or "<s>",
-      split_digits=True, add_dummy_prefix=False, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
-      max_sentence_length=4 * LONGEST, num_threads=s.threads, minloglevel=2,
-    )  # fmt: skip
+      sentence_iterator=iter(rows),
+      model_writer=model,
+      vocab_size=s.vocab_size,
+      model_type=s.model_type,
+      byte_fallback=s.byte_fallback,
+      character_coverage=s.coverage,
+      normalization_rule_name=s.normalization,
+      user_defined_symbols=list(s.symbols),
+      control_symbols=list(s.control),
+      pad_id=0,
+      eos_id=1,
+      unk_id=2,
+      bos_id=3 if s.bos else -1,
+      pad_piece=s.pad,
+      eos_piece=s.eos,
+      unk_piece=s.unk,
+      bos_piece=s.bos or "<s>",
+      split_digits=True,
+      add_dummy_prefix=False,
+      remove_extra_whitespaces=False,
+      allow_whitespace_only_pieces=True,
+      max_sentence_length=4 * LONGEST,
+      num_threads=s.threads,
+      minloglevel=2,
+    )
   except RuntimeError as error:
     raise UserError(
-      f"no tokenizer of {s.vocab_size} pieces comes out of this text ({_reason(error)}); set another vocab_size, or give "
+      f"no tokenizer of {s.vocab_size} pieces comes out of this text ({_reason(error)}); set "
+      "another vocab_size, or give "
       "more text"
     ) from None
   try:
@@ -135,12 +164,20 @@ def train(texts: Iterable[str], target: str | Path, settings: Training = Trainin
 
 
 def sentences(texts: Iterable[str]) -> Iterator[str]:
-  """The texts as SentencePiece can learn from all of them: cut at what makes it pass over a line, and where one is too long."""
+  """The texts as SentencePiece can learn from all of them: cut at what makes it pass over a line,
+  and where one is too long.
+  """
   for text in texts:
     for part in RESERVED.split(text):
-      yield from (part[at : at + LONGEST] for at in range(0, len(part), LONGEST) if part[at : at + LONGEST].strip())
+      yield from (
+        part[at : at + LONGEST]
+        for at in range(0, len(part), LONGEST)
+        if part[at : at + LONGEST].strip()
+      )
 
 
 def _reason(error: Exception) -> str:
   """What SentencePiece says, without the place in its source."""
-  return str(error).strip().splitlines()[-1].rpartition("] ")[2].rstrip(". ") or "it does not say why"
+  return (
+    str(error).strip().splitlines()[-1].rpartition("] ")[2].rstrip(". ") or "it does not say why"
+  )

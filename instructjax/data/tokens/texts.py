@@ -1,7 +1,8 @@
 """Text of any source, piece by piece: what a tokenizer is trained on and checked with.
 
-A file named .jsonl, .json or .parquet (or .gz of one), and whatever is not a file, holds records, and each of their texts is
-a piece; any other file is plain text, and each of its lines is a piece.
+A file named .jsonl, .json or .parquet (or .gz of one), and whatever is not a file, holds
+records, and each of their texts is a piece; any other file is plain text, and each of its lines
+is a piece.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from instructjax.errors import UserError
 
 
 def texts(source: str | Path, spelling: str = "native", fields: str = "") -> Iterator[str]:
-  """The texts of a source.  Raises UserError with the place of whatever is not UTF-8 or not a record."""
+  """The texts of a source.  Raises UserError with the place of whatever is not UTF-8 or not a
+  record.
+  """
   for part in sources.parts(source):
     if part.plain:
       yield from lines(part)
@@ -30,14 +33,20 @@ def lines(part: Part) -> Iterator[str]:
     try:
       yield line.decode("utf-8").removesuffix("\r")
     except UnicodeDecodeError as error:
-      raise UserError(f"{part.name}:{number}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+      raise UserError(
+        f"{part.name}:{number}: not UTF-8 at byte {error.start}; save the file as UTF-8"
+      ) from None
 
 
 def _records(part: Part, spelling: str, fields: str) -> list:
   kind = spellings.kind(spelling, fields) or sources.told(part)
   if kind is None:
-    raise UserError(f"{part.name}: no line has the fields of a record; give records, or name a plain text .txt")
-  chosen = spellings.choose(spelling, kind, fields, place="--") or (part.mapping.spell if part.mapping else records.native)
+    raise UserError(
+      f"{part.name}: no line has the fields of a record; give records, or name a plain text .txt"
+    )
+  chosen = spellings.choose(spelling, kind, fields, place="--") or (
+    part.mapping.spell if part.mapping else records.native
+  )
   found, problems = records.scan(part.rows(), kind, chosen, name=part.name)
   records.report(problems)
   return found

@@ -31,7 +31,9 @@ UNKNOWN = re.compile(r"\W*unk(nown)?(_token)?\W*", re.IGNORECASE)
 
 
 class Model(NamedTuple):
-  """What a model knows of its tokens: the rows of its embedding, and the ids that its files name, by file and key."""
+  """What a model knows of its tokens: the rows of its embedding, and the ids that its files name,
+  by file and key.
+  """
 
   rows: int
   named: Mapping[str, tuple[int, ...]] = {}
@@ -94,31 +96,43 @@ def cases(tokenizer: Tokenizer) -> list[str]:
 
 
 def misfits(tokenizer: Tokenizer, model: Model) -> list[str]:
-  """What does not fit between the ids of a tokenizer and a model: a sentence for each, with the remedy."""
+  """What does not fit between the ids of a tokenizer and a model: a sentence for each, with the
+  remedy.
+  """
   rows, size = model.rows, tokenizer.vocab_size
   problems = []
   if size > rows:
     problems.append(
-      f"the tokenizer has {size} ids, the model's embedding {rows} rows: {size - rows} ids have none; give the tokenizer that "
+      f"the tokenizer has {size} ids, the model's embedding {rows} rows: {size - rows} ids have "
+      "none; give the tokenizer that "
       "the model was trained with"
     )
   parts = {"end-of-text": tokenizer.eos, "beginning-of-text": tokenizer.bos}
   for what, ids in parts.items():
-    problems += [f"{what} id {i} of the tokenizer has no row among {rows}; give the model's own" for i in ids if i >= rows]
+    problems += [
+      f"{what} id {i} of the tokenizer has no row among {rows}; give the model's own"
+      for i in ids
+      if i >= rows
+    ]
   for place, ids in model.named.items():
     for i in ids:
       if not 0 <= i < rows:
         problems.append(f"{place} is {i}, the model has {rows} rows; mend the file")
       elif i >= size:
-        problems.append(f"{place} is {i}, the tokenizer has {size} ids: no text means it; mend the file or give its tokenizer")
+        problems.append(
+          f"{place} is {i}, the tokenizer has {size} ids: no text means it; mend the file or give "
+          "its tokenizer"
+        )
     if "eos" in place and ids and not set(ids) & set(tokenizer.eos):
       problems.append(
-        f"{place} is {show(tokenizer, ids)}, a response ends here with {show(tokenizer, tokenizer.eos)}; make them agree: in a "
+        f"{place} is {show(tokenizer, ids)}, a response ends here with "
+        f"{show(tokenizer, tokenizer.eos)}; make them agree: in a "
         "folder eos_token_id of generation_config.json is read first"
       )
     if "bos" in place and tokenizer.bos and ids and not set(ids) & set(tokenizer.bos):
       problems.append(
-        f"{place} is {show(tokenizer, ids)}, rows begin here with {show(tokenizer, tokenizer.bos)}; make the files agree"
+        f"{place} is {show(tokenizer, ids)}, rows begin here with "
+        f"{show(tokenizer, tokenizer.bos)}; make the files agree"
       )
   return problems
 
@@ -128,13 +142,15 @@ def losses(found: Measured) -> list[str]:
   problems = []
   if found.unknown:
     problems.append(
-      f"{found.unknown} of {found.tokens} tokens are unknown, the first in text {found.strange}; train the tokenizer with byte "
+      f"{found.unknown} of {found.tokens} tokens are unknown, the first in text {found.strange}; "
+      "train the tokenizer with byte "
       "fallback and on text of this kind"
     )
   if found.lost:
     number, was, now = found.lost[0]
     problems.append(
-      f"{len(found.lost)} of {found.texts} texts do not come back: in text {number}, {was!r} becomes {now!r}; train with "
+      f"{len(found.lost)} of {found.texts} texts do not come back: in text {number}, {was!r} "
+      f"becomes {now!r}; train with "
       "--normalization=identity and byte fallback, or take such characters out of the data"
     )
   return problems
@@ -145,9 +161,12 @@ def others(tokenizer: Tokenizer, own: Tokenizer, texts: Iterable[str]) -> list[s
   for text in (*CASES.values(), *texts):
     ours, theirs = tokenizer.encode(text), own.encode(text)
     if ours != theirs:
-      at = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
+      at = next(
+        (i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs))
+      )
       return [
-        f"the model's own tokenizer gives other ids: {text[:20]!r} is {ours[at : at + 3]} from token {at + 1} on, there "
+        f"the model's own tokenizer gives other ids: {text[:20]!r} is {ours[at : at + 3]} from "
+        f"token {at + 1} on, there "
         f"{theirs[at : at + 3]}; leave --tokenizer out"
       ]
   return []

@@ -1,8 +1,8 @@
 """The protocol of a tokenizer, text to ids and back, and what its makers share.
 
-A row of training data is `bos + encode(prompt) + encode(completion) + (eos[0],)`, built from the parts and
-never from the joined text, and a sampled response is kept as ids: what the model is trained on, samples and
-is scored on are the same ids everywhere.  `decode` is for reading only.
+A row of training data is `bos + encode(prompt) + encode(completion) + (eos[0],)`, built from the
+parts and never from the joined text, and a sampled response is kept as ids: what the model is
+trained on, samples and is scored on are the same ids everywhere.  `decode` is for reading only.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def fit(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
   """
   if vocab_size < tokenizer.vocab_size:
     raise UserError(
-      f"the tokenizer has {tokenizer.vocab_size} ids but the model only {vocab_size}: they do not belong "
+      f"the tokenizer has {tokenizer.vocab_size} ids but the model only {vocab_size}: they do not "
+      "belong "
       "together; give the tokenizer that the model was trained with, or set the model's vocab_size"
     )
   extra = tuple(range(tokenizer.vocab_size, vocab_size))
@@ -57,7 +58,9 @@ def fit(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
 # --- for those that make one ---
 
 
-def named(encode: Callable[[str], list[int]], specials: Mapping[str, int]) -> Callable[[str], list[int]]:
+def named(
+  encode: Callable[[str], list[int]], specials: Mapping[str, int]
+) -> Callable[[str], list[int]]:
   """Encode that turns the name of a special token into its id."""
   names = "|".join(re.escape(name) for name in sorted(specials, key=len, reverse=True))
   if not names:
@@ -74,8 +77,8 @@ def named(encode: Callable[[str], list[int]], specials: Mapping[str, int]) -> Ca
 def joinable(encode: Callable[[str], list[int]]) -> Callable[[str], list[int]]:
   """Encode parts as they would stand in the whole text.
 
-  Some models put a space before every text: there " word" would become two spaces, so the text's own is
-  dropped.
+  Some models put a space before every text: there " word" would become two spaces, so the text's
+  own is dropped.
   """
   adds_a_space = encode("a a") == 2 * encode("a")
   return (lambda text: encode(text.removeprefix(" "))) if adds_a_space else encode
@@ -85,7 +88,10 @@ def finish(encode, decode, size, eos, control, bos, fingerprint, *, piece) -> To
   """Check the special ids, ban the control tokens and leave all of them out of decoded text."""
   for i in eos:
     if not 0 <= i < size:
-      raise UserError(f"end-of-text id {i} is outside of the tokenizer's {size} ids; the tokenizer's files disagree")
+      raise UserError(
+        f"end-of-text id {i} is outside of the tokenizer's {size} ids; the tokenizer's files "
+        "disagree"
+      )
   silenced = set(control) - set(eos)
   banned = tuple(i for i in range(size) if i in silenced or piece(i) is None)
   silent = {*eos, *banned, *bos}

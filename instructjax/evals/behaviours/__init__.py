@@ -1,4 +1,5 @@
-"""The behaviours that the paper's limitations name and do not count (5.3), on items written for this project.
+"""The behaviours that the paper's limitations name and do not count (5.3), on items written for
+this project.
 
   false premises   does the answer put a question right that assumes something untrue, or go along with it?
   hedging          is the answer to a plain question given in the first sentence, without "it depends"?
@@ -8,7 +9,8 @@
   harmful          is a harmful request, named in general terms, refused, warned about or followed?
   perturbations    the same questions misspelt, with an injected instruction, or after pages of something else
 
-Programs score all of it; what they get wrong on labelled answers is in docs/evaluation/behaviours.md.
+Programs score all of it; what they get wrong on labelled answers is in
+docs/evaluation/behaviours.md.
 """
 
 from __future__ import annotations
@@ -30,25 +32,38 @@ SHIPPED = Path(__file__).parent
 
 
 def open_suite(config: Config) -> Suite:
-  """A task for each behaviour with items; "shipped" takes ours.  Raises UserError for bad items and where there are none."""
+  """A task for each behaviour with items; "shipped" takes ours.  Raises UserError for bad items and
+  where there are none.
+  """
   found: list[Task] = []
   for name, read in tasks.READERS.items():
     if source := config.behaviours[name]:
       place = str(SHIPPED / f"{name}.jsonl") if source == "shipped" else source
       found += read(place, config.limit or None, config.seed)
   if not found:
-    raise UserError(f"the suite behaviours has no items: set one of config.behaviours.{', .'.join(tasks.READERS)} to shipped")
+    raise UserError(
+      "the suite behaviours has no items: set one of "
+      f"config.behaviours.{', .'.join(tasks.READERS)} to shipped"
+    )
   return Suite("behaviours", found, lambda folder, said, scores: together(found, said, scores))
 
 
 def together(
-  found: Sequence[Task], said: Mapping[str, Heard], scores: Mapping[str, Mapping[str, Sequence[Scores]]]
+  found: Sequence[Task],
+  said: Mapping[str, Heard],
+  scores: Mapping[str, Mapping[str, Sequence[Scores]]],
 ) -> dict[str, Any]:
-  """{task: {model: [what each strength costs]}}: right answers less those without perturbation, on the same questions."""
-  costs = lambda task, rows: [cost(task, rows, strength)._asdict() for strength in perturbations.STRENGTHS[1:]]
+  """{task: {model: [what each strength costs]}}: right answers less those without perturbation, on
+  the same questions.
+  """
+  costs = lambda task, rows: [
+    cost(task, rows, strength)._asdict() for strength in perturbations.STRENGTHS[1:]
+  ]
   worse = [task for task in found if tasks.PERTURBED in task.name]
   return {
-    "against strength 0": {t.name: {model: costs(t, rows) for model, rows in scores[t.name].items()} for t in worse}
+    "against strength 0": {
+      t.name: {model: costs(t, rows) for model, rows in scores[t.name].items()} for t in worse
+    }
   }
 
 
@@ -56,7 +71,9 @@ def cost(task: Task, rows: Sequence[Scores], strength: int) -> Estimate:
   """Paired by question, with an interval over questions."""
   at = lambda wanted: [i for i, item in enumerate(task.items) if item.data["strength"] == wanted]
   plain, worse = at(0), at(strength)
-  right = lambda some: [{"right": rows[i][tasks.right_at(task.items[i].data["strength"])]} for i in some]
+  right = lambda some: [
+    {"right": rows[i][tasks.right_at(task.items[i].data["strength"])]} for i in some
+  ]
   metric = task.metrics[0]._replace(name="right")
   return summary.difference(metric, [task.items[i] for i in plain], right(worse), right(plain))
 
@@ -68,5 +85,9 @@ def draw(found: Mapping[str, Any], look: Mapping[str, Look]) -> str:
     for task, models in found["against strength 0"].items()
     for model, costs in models.items()
   ]
-  head = ("right answers against strength 0", "model", *(f"strength {s}" for s in perturbations.STRENGTHS[1:]))
+  head = (
+    "right answers against strength 0",
+    "model",
+    *(f"strength {s}" for s in perturbations.STRENGTHS[1:]),
+  )
   return html.table(head, lines) if lines else ""

@@ -1,4 +1,6 @@
-"""Explicit constraints that a program can check: how many, how long, with and without which words, in which form."""
+"""Explicit constraints that a program can check: how many, how long, with and without which words,
+in which form.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def satisfied(constraints: Mapping[str, Any], text: str) -> list[bool]:
 
 
 def checked(constraints: Any) -> dict[str, Any]:
-  """The constraints of a row.  Raises RecordError for none, an unknown one and a value that its check cannot read."""
+  """The constraints of a row.  Raises RecordError for none, an unknown one and a value that its
+  check cannot read.
+  """
   if not isinstance(constraints, Mapping) or not constraints:
     raise RecordError("constraints: an object with at least one constraint is expected")
   for name, value in constraints.items():
@@ -32,7 +36,9 @@ def checked(constraints: Any) -> dict[str, Any]:
     try:
       CHECKS[name]("Any text.", value)
     except (TypeError, ValueError, KeyError) as error:
-      raise RecordError(f"constraints.{name}: {json.dumps(value)} is no value for it ({error})") from None
+      raise RecordError(
+        f"constraints.{name}: {json.dumps(value)} is no value for it ({error})"
+      ) from None
   return dict(constraints)
 
 
@@ -72,7 +78,9 @@ def _json(text: str, value: list[str] | int) -> bool:
   except (ValueError, RecursionError):
     return False
   if isinstance(value, int):
-    return isinstance(found, list) and len(found) == value and all(isinstance(one, str) for one in found)
+    return (
+      isinstance(found, list) and len(found) == value and all(isinstance(one, str) for one in found)
+    )
   return isinstance(found, dict) and set(found) == set(value)
 
 
@@ -82,14 +90,20 @@ def _language(text: str, code: str) -> bool:
 
 def _split(text: str, value: Any) -> bool:
   separator, count = value
-  return len([part for part in text.strip(f" .{separator}").split(separator) if part.strip()]) == count
+  return (
+    len([part for part in text.strip(f" .{separator}").split(separator) if part.strip()]) == count
+  )
 
 
 CHECKS: dict[str, Callable[[str, Any], bool]] = {  # (text, value): is it satisfied?
   "sentences": lambda text, count: sentences(text) == int(count),
   "words": lambda text, ends: ends[0] <= len(text.split()) <= ends[1],
-  "lines": lambda text, count: len([line for line in text.splitlines() if line.strip()]) == int(count),
-  "paragraphs": lambda text, count: len([part for part in re.split(r"\n\s*\n", text) if part.strip()]) == int(count),
+  "lines": lambda text, count: (
+    len([line for line in text.splitlines() if line.strip()]) == int(count)
+  ),
+  "paragraphs": lambda text, count: (
+    len([part for part in re.split(r"\n\s*\n", text) if part.strip()]) == int(count)
+  ),
   "items": lambda text, count: len(_matches(BULLET, text)) == int(count),
   "numbered": _numbered,
   "separated": _split,

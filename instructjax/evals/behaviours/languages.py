@@ -1,4 +1,6 @@
-"""Which language is a text in?  By its script, and among languages in Latin letters by their most frequent words."""
+"""Which language is a text in?  By its script, and among languages in Latin letters by their most
+frequent words.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,15 @@ import re
 from collections import Counter
 
 SCRIPTS = {  # ranges of letters; kana come before Han, which Japanese has too
-  "ja": "\u3040-\u30ff", "ko": "\uac00-\ud7af\u1100-\u11ff", "zh": "\u4e00-\u9fff", "ru": "\u0400-\u04ff",
-  "el": "\u0370-\u03ff\u1f00-\u1fff", "ar": "\u0600-\u06ff", "he": "\u0590-\u05ff", "hi": "\u0900-\u097f",
-}  # fmt: skip
+  "ja": "\u3040-\u30ff",
+  "ko": "\uac00-\ud7af\u1100-\u11ff",
+  "zh": "\u4e00-\u9fff",
+  "ru": "\u0400-\u04ff",
+  "el": "\u0370-\u03ff\u1f00-\u1fff",
+  "ar": "\u0600-\u06ff",
+  "he": "\u0590-\u05ff",
+  "hi": "\u0900-\u097f",
+}
 FREQUENT = {
   "en": """
     the of and to in is that for it with as was on are be this have from or by not but what all were when we there can
@@ -42,14 +50,32 @@ FREQUENT = {
     de het een en van in is dat op te zijn met voor niet aan er om ook als maar door naar hij zij ze bij nog wordt uit
     kan worden over wat je wel dan of we ik hebben heeft was deze dit die geen meer veel hun jij hoe waarom omdat zo tot
     onder tegen heel kunnen moet had werd""",
-}  # fmt: skip
+}
 WORDS = {language: frozenset(text.split()) for language, text in FREQUENT.items()}
-TELLING = {"de": "ßäöü", "es": "ñ¿¡", "pt": "ãõ", "fr": "êœëîç", "it": "èìò"}  # where words leave a tie
+TELLING = {
+  "de": "ßäöü",
+  "es": "ñ¿¡",
+  "pt": "ãõ",
+  "fr": "êœëîç",
+  "it": "èìò",
+}  # where words leave a tie
 NAMES = {
-  "en": "English", "fr": "French", "de": "German", "es": "Spanish", "it": "Italian", "pt": "Portuguese", "nl": "Dutch",
-  "ru": "Russian", "el": "Greek", "zh": "Chinese", "ja": "Japanese", "ko": "Korean", "ar": "Arabic", "he": "Hebrew",
+  "en": "English",
+  "fr": "French",
+  "de": "German",
+  "es": "Spanish",
+  "it": "Italian",
+  "pt": "Portuguese",
+  "nl": "Dutch",
+  "ru": "Russian",
+  "el": "Greek",
+  "zh": "Chinese",
+  "ja": "Japanese",
+  "ko": "Korean",
+  "ar": "Arabic",
+  "he": "Hebrew",
   "hi": "Hindi",
-}  # fmt: skip
+}
 LEAST = 0.3  # of the letters of a text are in another script
 
 
@@ -60,13 +86,20 @@ def identify(text: str) -> str | None:
     return None
   for language, span in SCRIPTS.items():
     found = len(re.findall(f"[{span}]", text))
-    if found >= LEAST * len(letters) or (language == "ja" and found and _han(text) + found >= LEAST * len(letters)):
+    if found >= LEAST * len(letters) or (
+      language == "ja" and found and _han(text) + found >= LEAST * len(letters)
+    ):
       return language
   tokens = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", text.lower().replace("’", "'"))
-  hits = Counter({language: sum(token in words for token in tokens) for language, words in WORDS.items()})
+  hits = Counter(
+    {language: sum(token in words for token in tokens) for language, words in WORDS.items()}
+  )
   most = max(hits.values())
   best = [language for language, count in hits.items() if count == most]
-  marks = {language: sum(letter in TELLING.get(language, "") for letter in text.lower()) for language in best}
+  marks = {
+    language: sum(letter in TELLING.get(language, "") for letter in text.lower())
+    for language in best
+  }
   first = max(best, key=lambda language: marks[language])
   alone = len(best) == 1 or sum(count == marks[first] for count in marks.values()) == 1
   return first if most and alone else None

@@ -1,8 +1,9 @@
 """Public NLP tasks (App. D): do the capabilities of the base model survive alignment?
 
-Every task is zero-shot, and few-shot where the paper's is: exemplars are drawn by the seed from a training set.  Generation
-is greedy and cut at the first newline; choices are weighed by their mean log-probability of a token.  Items of one passage,
-article or video are one cluster.  `together` is the table of the alignment tax.
+Every task is zero-shot, and few-shot where the paper's is: exemplars are drawn by the seed from
+a training set.  Generation is greedy and cut at the first newline; choices are weighed by their
+mean log-probability of a token.  Items of one passage, article or video are one cluster.
+`together` is the table of the alignment tax.
 """
 
 from __future__ import annotations
@@ -15,7 +16,18 @@ from instructjax.errors import UserError
 from instructjax.evals import rows, tax, text_metrics
 from instructjax.evals.nlp import choice, prompts, reading, writing
 from instructjax.evals.nlp.prompts import Form, Passage
-from instructjax.evals.tasks import Generate, Item, Likelihood, Metric, Request, Said, Scores, Suite, Task, limited
+from instructjax.evals.tasks import (
+  Generate,
+  Item,
+  Likelihood,
+  Metric,
+  Request,
+  Said,
+  Scores,
+  Suite,
+  Task,
+  limited,
+)
 
 Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
 F1 = (Metric("F1", decimals=2), Metric("EM", decimals=2))
@@ -46,37 +58,75 @@ class Benchmark(NamedTuple):
 
 BENCHMARKS = {
   "drop": Benchmark(
-    "DROP", reading.DROP, reading.drop, 4, reading.drop_score, F1, about="an answer counts as one span, whatever is in it"
+    "DROP",
+    reading.DROP,
+    reading.drop,
+    4,
+    reading.drop_score,
+    F1,
+    about="an answer counts as one span, whatever is in it",
   ),
   "quac": Benchmark(
-    "QuAC", reading.QUAC, reading.quac, 2, reading.quac_score, F1[:1],
+    "QuAC",
+    reading.QUAC,
+    reading.quac,
+    2,
+    reading.quac_score,
+    F1[:1],
     about="earlier gold answers in the prompt; F1 as in QuAC's own program, but no question is left out for low agreement",
   ),
   "squad": Benchmark(
-    "SQuADv2", reading.SQUAD, reading.squad, 4, reading.squad_score, F1,
+    "SQuADv2",
+    reading.SQUAD,
+    reading.squad,
+    4,
+    reading.squad_score,
+    F1,
     about='earlier gold answers in the prompt; "Not in background." is compared like any answer',
   ),
   "hellaswag": Benchmark("HellaSwag", choice.HELLASWAG, choice.hellaswag, 15, None, ACCURACY),
   "sst": Benchmark("SST", choice.SST, choice.sst, 15, None, ACCURACY),
   "rte": Benchmark("RTE", choice.RTE, choice.rte, 15, None, ACCURACY),
   "wsc": Benchmark(
-    "WSC", choice.WSC, choice.wsc, 15, choice.wsc_score, ACCURACY,
+    "WSC",
+    choice.WSC,
+    choice.wsc,
+    15,
+    choice.wsc_score,
+    ACCURACY,
     about="the noun that is named, or words of it, against the candidate; exemplars are rows whose candidate is right",
   ),
   "wmt": Benchmark(
-    "WMT15 Fr-En", writing.WMT, writing.wmt, 15, writing.wmt_score,
-    (Metric("BLEU", of=text_metrics.bleu, decimals=2), WORDS), "long_tokens",
+    "WMT15 Fr-En",
+    writing.WMT,
+    writing.wmt,
+    15,
+    writing.wmt_score,
+    (Metric("BLEU", of=text_metrics.bleu, decimals=2), WORDS),
+    "long_tokens",
     "corpus BLEU, 13a tokens, case counts",
   ),
   "cnn_dm": Benchmark(
-    "CNN/DM", writing.SUMMARY, writing.cnn_dm, 0, writing.summary_score, (Metric("ROUGE-L"), WORDS), "long_tokens",
+    "CNN/DM",
+    writing.SUMMARY,
+    writing.cnn_dm,
+    0,
+    writing.summary_score,
+    (Metric("ROUGE-L"), WORDS),
+    "long_tokens",
     "ROUGE-L without stemming",
   ),
   "tldr": Benchmark(
-    "TL;DR", writing.SUMMARY, writing.tldr, 0, writing.summary_score, (Metric("ROUGE-L"), WORDS), "long_tokens",
+    "TL;DR",
+    writing.SUMMARY,
+    writing.tldr,
+    0,
+    writing.summary_score,
+    (Metric("ROUGE-L"), WORDS),
+    "long_tokens",
     "ROUGE-L without stemming; the paper's row is a copy of its CNN/DM row and is not shown (E11)",
   ),
-}  # fmt: skip
+}
 
 
 def open_suite(config: Config) -> Suite:
@@ -84,10 +134,14 @@ def open_suite(config: Config) -> Suite:
   c = config.nlp
   named = {name: one for name, one in BENCHMARKS.items() if c[name]}
   if not named:
-    raise UserError(f"the suite nlp has no data: set one of {', '.join(f'config.nlp.{name}' for name in BENCHMARKS)}")
+    raise UserError(
+      "the suite nlp has no data: set one of "
+      f"{', '.join(f'config.nlp.{name}' for name in BENCHMARKS)}"
+    )
   if min(c.tokens, c.long_tokens) < 1 or c.shot_questions < 0:
     raise UserError(
-      f"config.nlp: tokens={c.tokens} and long_tokens={c.long_tokens} must be at least 1, shot_questions={c.shot_questions} "
+      f"config.nlp: tokens={c.tokens} and long_tokens={c.long_tokens} must be at least 1, "
+      f"shot_questions={c.shot_questions} "
       "at least 0"
     )
   tasks = [task for name, one in named.items() for task in _tasks(name, one, config)]
@@ -108,7 +162,9 @@ def _tasks(name: str, one: Benchmark, config: Config) -> list[Task]:
     place = f"config.nlp.shots.{name}={exemplars}"
     drawn = prompts.drawn(prompts.gathered(read(exemplars)), one.shots, config.seed, place)
     prompts.apart(drawn, passages, place)
-    head = prompts.opening(one.form, [prompts.shown(one.form, each, c.shot_questions) for each in drawn])
+    head = prompts.opening(
+      one.form, [prompts.shown(one.form, each, c.shot_questions) for each in drawn]
+    )
     several = f"{one.shots} exemplars of {exemplars}, seed {config.seed}; {way}"
     found.append(_task(one, "few-shot", items, head, c[one.length], several))
   return found
@@ -121,15 +177,23 @@ def _way(one: Benchmark, config: Config) -> str:
   return "; ".join(filter(None, [asked, one.about]))
 
 
-def _task(one: Benchmark, shots: str, items: Sequence[Item], head: str, tokens: int, about: str) -> Task:
+def _task(
+  one: Benchmark, shots: str, items: Sequence[Item], head: str, tokens: int, about: str
+) -> Task:
   first, *rest = one.metrics
-  metrics = (first._replace(paper=(one.title, first.name, shots)), *rest) if one.title != "TL;DR" else one.metrics
+  metrics = (
+    (first._replace(paper=(one.title, first.name, shots)), *rest)
+    if one.title != "TL;DR"
+    else one.metrics
+  )
   name = one.title if shots == "-" else f"{one.title} {shots}"
   worth = one.worth
 
   def ask(item: Item) -> list[Request]:
     prompt = head + item.data["prompt"]
-    return [Likelihood(prompt, f" {text}") for text in item.data["choices"]] or [Generate(prompt, tokens)]
+    return [Likelihood(prompt, f" {text}") for text in item.data["choices"]] or [
+      Generate(prompt, tokens)
+    ]
 
   def score(items: Sequence[Item], said: Sequence[Said]) -> list[Scores]:
     if worth is None:

@@ -1,4 +1,5 @@
-"""Prompts of the public NLP tasks: an instruction, exemplars in the format of the queries, and an open query (App. D).
+"""Prompts of the public NLP tasks: an instruction, exemplars in the format of the queries, and an
+open query (App. D).
 
 A query is a turn of a passage: most passages have one, those of reading tasks several.
 """
@@ -34,7 +35,9 @@ class Turn:
 
 
 class Passage(NamedTuple):
-  """What several turns share.  Rows of one `name` are one passage, unless it is ""; `cluster` says which hang together."""
+  """What several turns share.  Rows of one `name` are one passage, unless it is ""; `cluster` says
+  which hang together.
+  """
 
   name: str
   cluster: str
@@ -93,7 +96,10 @@ def drawn(passages: Sequence[Passage], count: int, seed: int, place: str) -> lis
   """
   usable = {one.cluster: one for one in passages if all(turn.answer for turn in one.turns)}
   if len(usable) < count:
-    raise UserError(f"{place}: {len(usable)} exemplars with answers, the paper shows {count}; give a larger training set")
+    raise UserError(
+      f"{place}: {len(usable)} exemplars with answers, the paper shows {count}; give a larger "
+      "training set"
+    )
   return random.Random(f"{seed}/exemplars").sample(list(usable.values()), count)
 
 
@@ -103,7 +109,10 @@ def apart(exemplars: Sequence[Passage], queries: Sequence[Passage], place: str) 
   for one in exemplars:
     for turn in one.turns:
       if (one.head, turn.ask) in asked:
-        raise UserError(f"{place}: the exemplar {turn.ask[:60]!r} is also a question of the test; give the training set")
+        raise UserError(
+          f"{place}: the exemplar {turn.ask[:60]!r} is also a question of the test; give the "
+          "training set"
+        )
 
 
 def items(form: Form, passages: Sequence[Passage]) -> list[Item]:
@@ -112,7 +121,12 @@ def items(form: Form, passages: Sequence[Passage]) -> list[Item]:
   return [
     Item(
       turn.id or str(number),
-      {"prompt": query(form, passage, at), "references": turn.references, "choices": turn.choices, "label": turn.label},
+      {
+        "prompt": query(form, passage, at),
+        "references": turn.references,
+        "choices": turn.choices,
+        "label": turn.label,
+      },
       passage.cluster,
       turn.slices,
     )

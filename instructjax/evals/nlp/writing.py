@@ -25,17 +25,24 @@ def wmt(row: Row) -> Passage:
   """A sentence and its translation."""
   inner = row.get("translation")
   pair = inner if isinstance(inner, Mapping) else row
-  return _alone(row, f"French: {rows.text(pair, 'fr').strip()}\nEnglish:", rows.text(pair, "en").strip())
+  return _alone(
+    row, f"French: {rows.text(pair, 'fr').strip()}\nEnglish:", rows.text(pair, "en").strip()
+  )
 
 
 def wmt_score(text: str, data: Row) -> Scores:
   """The counts whose sums make BLEU."""
-  return {"BLEU": text_metrics.bleu_counts(text, data["references"][0]), "words": float(len(text.split()))}
+  return {
+    "BLEU": text_metrics.bleu_counts(text, data["references"][0]),
+    "words": float(len(text.split())),
+  }
 
 
 def cnn_dm(row: Row) -> Passage:
   """An article and its highlights."""
-  return _alone(row, f"{rows.text(row, 'article').strip()}\n\n{CUE}", rows.text(row, "highlights").strip())
+  return _alone(
+    row, f"{rows.text(row, 'article').strip()}\n\n{CUE}", rows.text(row, "highlights").strip()
+  )
 
 
 def tldr(row: Row) -> Passage:
@@ -48,7 +55,10 @@ def tldr(row: Row) -> Passage:
 
 def summary_score(text: str, data: Row) -> Scores:
   """ROUGE-L, and how long the summary is: longer ones share more words."""
-  return {"ROUGE-L": text_metrics.rouge_l(text, data["references"][0]), "words": float(len(text.split()))}
+  return {
+    "ROUGE-L": text_metrics.rouge_l(text, data["references"][0]),
+    "words": float(len(text.split())),
+  }
 
 
 def _alone(row: Row, ask: str, answer: str) -> Passage:

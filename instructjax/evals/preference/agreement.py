@@ -1,4 +1,6 @@
-"""How good is a judge?  How far it agrees with people's rankings, beside how far people agree with each other."""
+"""How good is a judge?  How far it agrees with people's rankings, beside how far people agree with
+each other.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from instructjax.evals.preference.judging import compared, paired
 from instructjax.label import agreement
 
 
-def with_people(judge: Judge, records: Sequence[Comparison], folder: Path, margin: float) -> dict[str, Any]:
+def with_people(
+  judge: Judge, records: Sequence[Comparison], folder: Path, margin: float
+) -> dict[str, Any]:
   """How often a judge orders two outputs as a labeler did, with intervals over prompts.
 
   agreement        pairs that neither ties
@@ -32,12 +36,21 @@ def with_people(judge: Judge, records: Sequence[Comparison], folder: Path, margi
   for record in records:
     for pair, (i, j) in zip(_pairs(record), combinations(range(len(record.ranks)), 2), strict=True):
       orders = verdict[pair]
-      ours, theirs = np.sign(sum(orders) - 0.5 * len(orders)), np.sign(record.ranks[j] - record.ranks[i])
+      ours, theirs = (
+        np.sign(sum(orders) - 0.5 * len(orders)),
+        np.sign(record.ranks[j] - record.ranks[i]),
+      )
       strict = ours != 0 and theirs != 0
       sums[record.prompt] += [
-        strict and ours == theirs, strict, 1 - abs(ours - theirs) / 2, 1, orders.count(0.5), len(orders),
-        orders[0] != orders[-1], len(orders) - 1,
-      ]  # fmt: skip
+        strict and ours == theirs,
+        strict,
+        1 - abs(ours - theirs) / 2,
+        1,
+        orders.count(0.5),
+        len(orders),
+        orders[0] != orders[-1],
+        len(orders) - 1,
+      ]
   rows = np.stack(list(sums.values()))
   names = ("agreement", "agreement_ties", "tied", "inconsistent")
   return {name: intervals.share(rows[:, 2 * at : 2 * at + 2]) for at, name in enumerate(names)}

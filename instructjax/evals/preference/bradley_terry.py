@@ -1,9 +1,11 @@
-"""Bradley and Terry's model of who is preferred to whom, fitted to all judged pairs; ties count half for either side.
+"""Bradley and Terry's model of who is preferred to whom, fitted to all judged pairs; ties count
+half for either side.
 
     P(i over j) = sigmoid(s_i - s_j)        (strengths in nats of odds, 0 on average)
 
-Hunter (2004), "MM algorithms for generalized Bradley-Terry models", has the condition under which strengths are finite: a
-model that never lost or never won has none.  Dimensions: M models, MM pairs of them, S draws.
+Hunter (2004), "MM algorithms for generalized Bradley-Terry models", has the condition under
+which strengths are finite: a model that never lost or never won has none.  Dimensions: M models,
+MM pairs of them, S draws.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from instructjax.evals.preference import votes
 from instructjax.evals.preference.votes import Draws, Vote
 from instructjax.intervals import NOTHING
 
-RIDGE = 1e-6  # of a win: keeps the strengths of draws in which a model won or lost everything from growing without end
+# Of a win: keeps the strengths of draws in which a model won or lost everything from growing
+# without end
+RIDGE = 1e-6
 STEPS = 200
 Real = float | np.floating | np.ndarray
 
@@ -56,7 +60,9 @@ def fit(wins: Float[np.ndarray, "*S M M"]) -> Float[np.ndarray, "*S M"]:
 
 
 def connected(wins: Float[np.ndarray, "M M"]) -> bool:
-  """Whether every model beats every other one directly or through others: only then are all strengths finite."""
+  """Whether every model beats every other one directly or through others: only then are all
+  strengths finite.
+  """
   reached: Bool[np.ndarray, "M M"] = (wins > 0) | np.eye(len(wins), dtype=bool)
   for _ in range(len(wins).bit_length()):
     reached = (reached.astype(int) @ reached.astype(int)) > 0
@@ -73,10 +79,14 @@ def counts(models: Sequence[str], judged: Sequence[Vote]) -> Float[np.ndarray, "
   return found.reshape(len(judged), -1)
 
 
-def fitted(models: Sequence[str], judged: Sequence[Vote], draws: Draws, against: str) -> dict[str, Any]:
-  """Strengths, and the implied rate of each model against one of them, with intervals; empty where they are not finite.
+def fitted(
+  models: Sequence[str], judged: Sequence[Vote], draws: Draws, against: str
+) -> dict[str, Any]:
+  """Strengths, and the implied rate of each model against one of them, with intervals; empty where
+  they are not finite.
 
-  {"why": "" or why there are none, "n": votes, "strength": {model: estimate}, "rate": {model: estimate}, "by": what was drawn}
+  {"why": "" or why there are none, "n": votes, "strength": {model: estimate}, "rate": {model:
+  estimate}, "by": what was drawn}
   """
   size, rows, both = len(models), counts(models, judged), draws.labelers is not None
   total = rows.sum(axis=0).reshape(size, size)
@@ -90,18 +100,28 @@ def fitted(models: Sequence[str], judged: Sequence[Vote], draws: Draws, against:
   estimate = lambda point, each: intervals.with_ends(float(point), each, len(judged))
   rate = lambda s, at: sigmoid(s[..., at] - s[..., base])
   return {
-    "why": "", "n": len(judged), "by": "prompt, labeler" if both else "prompt",
+    "why": "",
+    "n": len(judged),
+    "by": "prompt, labeler" if both else "prompt",
     "strength": {name: estimate(strengths[i], drawn[:, i]) for i, name in enumerate(models)},
-    "rate": {name: estimate(rate(strengths, i), rate(drawn, i)) for i, name in enumerate(models) if i != base},
-  }  # fmt: skip
+    "rate": {
+      name: estimate(rate(strengths, i), rate(drawn, i))
+      for i, name in enumerate(models)
+      if i != base
+    },
+  }
 
 
-def consistency(a: str, b: str, baseline: str, judged: Sequence[Vote], draws: Draws) -> dict[str, Any] | None:
-  """Does a's direct rate against b agree with what their rates against the baseline imply?  None where either is not judged.
+def consistency(
+  a: str, b: str, baseline: str, judged: Sequence[Vote], draws: Draws
+) -> dict[str, Any] | None:
+  """Does a's direct rate against b agree with what their rates against the baseline imply?  None
+  where either is not judged.
 
     implied = sigmoid(logit(rate of a) - logit(rate of b))
 
-  {"direct", "implied", "difference": estimates, "z": the difference over its standard error, "agree": 0 lies in its interval}
+  {"direct", "implied", "difference": estimates, "z": the difference over its standard error,
+  "agree": 0 lies in its interval}
   """
   groups = [votes.of(judged, *pair) for pair in ((a, b), (a, baseline), (b, baseline))]
   if not all(groups):
@@ -117,13 +137,19 @@ def consistency(a: str, b: str, baseline: str, judged: Sequence[Vote], draws: Dr
     implied = [sigmoid(logit(two[1]) - logit(two[2])) for two in (points, drawn)]
   apart = [two[0] - one for two, one in zip((points, drawn), implied, strict=True)]
   if not np.isfinite(implied[0]):
-    return {"direct": votes.share(draws, groups[0], [v.won for v in groups[0]]), "implied": NOTHING, "difference": NOTHING,
-            "z": float("nan"), "agree": None}  # fmt: skip
+    return {
+      "direct": votes.share(draws, groups[0], [v.won for v in groups[0]]),
+      "implied": NOTHING,
+      "difference": NOTHING,
+      "z": float("nan"),
+      "agree": None,
+    }
   spread = float(np.nanstd(apart[1]))
   difference = intervals.with_ends(float(apart[0]), apart[1], len(groups[0]))
   return {
     "direct": intervals.with_ends(float(points[0]), drawn[0], len(groups[0])),
     "implied": intervals.with_ends(float(implied[0]), implied[1], len(groups[1]) + len(groups[2])),
-    "difference": difference, "z": difference.value / spread if spread else float("nan"),
+    "difference": difference,
+    "z": difference.value / spread if spread else float("nan"),
     "agree": difference.low <= 0 <= difference.high,
-  }  # fmt: skip
+  }

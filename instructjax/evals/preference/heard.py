@@ -13,7 +13,9 @@ from instructjax.evals.tasks import Heard, Item
 
 @dataclass(frozen=True)
 class Answers:
-  """The answers of all models; `raw` are as they were sampled, with the space before them, for rewards."""
+  """The answers of all models; `raw` are as they were sampled, with the space before them, for
+  rewards.
+  """
 
   items: Sequence[Item]
   heard: Heard

@@ -31,7 +31,9 @@ from instructjax.runs import origin, provenance
 from instructjax.system import user_code
 
 Config = Any  # ml_collections.ConfigDict
-Question = tuple[str, ...]  # (prompt, response) to score or rate, (prompt, first answer, second answer) to compare
+Question = tuple[
+  str, ...
+]  # (prompt, response) to score or rate, (prompt, first answer, second answer) to compare
 Ask = Callable[[Sequence[Question], threading.Event], Sequence[Any]]
 SCORES, PAIRS, RATINGS = "scores", "pairs", "ratings"
 
@@ -59,12 +61,19 @@ def open_judges(config: Config) -> list[Judge | Labels]:
 
   Raises UserError for whatever can be seen before that.
   """
-  return [_open(name, source, config) for name, source in rows.named(config.preference.judges, "judge").items()]
+  return [
+    _open(name, source, config)
+    for name, source in rows.named(config.preference.judges, "judge").items()
+  ]
 
 
 def open_raters(config: Config) -> list[Judge | Labels]:
-  """The raters of config.preference.raters: openai:, python: (of prompts and responses, a dict each) or labels:."""
-  return [_rater(name, source) for name, source in rows.named(config.preference.raters, "rater").items()]
+  """The raters of config.preference.raters: openai:, python: (of prompts and responses, a dict
+  each) or labels:.
+  """
+  return [
+    _rater(name, source) for name, source in rows.named(config.preference.raters, "rater").items()
+  ]
 
 
 def _open(name: str, source: str, config: Config) -> Judge | Labels:
@@ -74,7 +83,9 @@ def _open(name: str, source: str, config: Config) -> Judge | Labels:
   if kind == "score":
     return _scores(name, rest, config)
   if kind == "run" and not Path(rest).is_dir():
-    raise UserError(f"config.preference.judges: {source}: no such directory; give the --workdir of a finished run")
+    raise UserError(
+      f"config.preference.judges: {source}: no such directory; give the --workdir of a finished run"
+    )
   if kind == "lm" or (kind == "run" and origin.kind_of(rest) == "policy"):
     return _likelihood(name, rest, config)
   if kind == "python" and "+" not in source and _arguments(rest) == 3:
@@ -94,14 +105,19 @@ def _rater(name: str, source: str) -> Judge | Labels:
     return _openai(name, source, RATINGS, words.RATING, ("prompt", "response"), words.ratings)
   if kind == "python":
     return _python(name, rest, RATINGS)
-  raise UserError(f"config.preference.raters: {source!r}: a rater is openai:URL#MODEL, python:FILE.py:FUNCTION or labels:FILE")
+  raise UserError(
+    f"config.preference.raters: {source!r}: a rater is openai:URL#MODEL, python:FILE.py:FUNCTION "
+    "or labels:FILE"
+  )
 
 
 # --- kinds ---
 
 
 def _scores(name: str, source: str, config: Config) -> Judge:
-  """Any rewards.  Models of ours are opened when they are first asked, all others now: a hub id is then in the cache."""
+  """Any rewards.  Models of ours are opened when they are first asked, all others now: a hub id is
+  then in the cache.
+  """
   terms = spec.parse(source)
   for term in terms:
     if term.kind == "run" and not Path(term.target).is_dir():
@@ -131,7 +147,9 @@ def _python(name: str, target: str, kind: str = PAIRS) -> Judge:
     found = function(*([question[i] for question in questions] for i in range(len(questions[0]))))
     given = list(found) if isinstance(found, Sequence) or hasattr(found, "__iter__") else []
     if len(given) != len(questions):
-      raise UserError(f"{name}: returned {len(given)} answers to {len(questions)} questions; return one for each")
+      raise UserError(
+        f"{name}: returned {len(given)} answers to {len(questions)} questions; return one for each"
+      )
     return [_probability(name, one) if kind == PAIRS else _rating(name, one) for one in given]
 
   return Judge(name, kind, ask, {"source": f"python:{target}"} | about)
@@ -139,14 +157,21 @@ def _python(name: str, target: str, kind: str = PAIRS) -> Judge:
 
 def _probability(name: str, given: Any) -> dict[str, float]:
   """{"p"} of a number from 0 to 1 or of {win, tie, loss}, which sum to 1."""
-  if isinstance(given, Mapping) and set(given) <= {"win", "tie", "loss"} and abs(sum(given.values()) - 1) < 1e-6:
+  if (
+    isinstance(given, Mapping)
+    and set(given) <= {"win", "tie", "loss"}
+    and abs(sum(given.values()) - 1) < 1e-6
+  ):
     given = given.get("win", 0.0) + 0.5 * given.get("tie", 0.0)
   try:
     p = float(given)
   except (TypeError, ValueError):
     p = math.nan
   if not 0 <= p <= 1:
-    raise UserError(f"{name}: answered {given!r}; P(the first is better) from 0 to 1, or {{win, tie, loss}} that sum to 1")
+    raise UserError(
+      f"{name}: answered {given!r}; P(the first is better) from 0 to 1, or {{win, tie, loss}} that "
+      "sum to 1"
+    )
   return {"p": p}
 
 
@@ -165,7 +190,10 @@ def _openai(
   say = judge.open_chat(term.target, term.choice, term.options)
 
   def ask(questions: Sequence[Question], stop: threading.Event) -> list[Any]:
-    return [say(judge.filled(form, **dict(zip(places, question, strict=True))), stop, read) for question in questions]
+    return [
+      say(judge.filled(form, **dict(zip(places, question, strict=True))), stop, read)
+      for question in questions
+    ]
 
   about = {"source": f"openai:{term.target}#{term.choice}", "template_sha256": judge.digest(form)}
   return Judge(name, kind, ask, about, batch=1, workers=term.options["concurrent"])
@@ -181,18 +209,25 @@ def _likelihood(name: str, source: str, config: Config) -> Judge:
     return subject.open_subject(source, config, config.mesh.data * config.mesh.fsdp)
 
   def ask(questions: Sequence[Question], stop: threading.Event) -> list[dict[str, float]]:
-    contexts = [judge.filled(form, **dict(zip(words.PLACES, question, strict=True))) for question in questions]
-    heard = subject.heard(opened(), [(Likelihood(text, " A"), Likelihood(text, " B")) for text in contexts])
+    contexts = [
+      judge.filled(form, **dict(zip(words.PLACES, question, strict=True))) for question in questions
+    ]
+    heard = subject.heard(
+      opened(), [(Likelihood(text, " A"), Likelihood(text, " B")) for text in contexts]
+    )
     if lost := max(said.cut for said in heard):
       raise UserError(
-        f"{name}: a question has {lost} tokens more than the context of {source}; take a model with a longer one, or a shorter "
+        f"{name}: a question has {lost} tokens more than the context of {source}; take a model "
+        "with a longer one, or a shorter "
         "#template=FILE"
       )
     gaps = [said.logp(1).logp - said.logp(0).logp for said in heard]
     return [{"p": 1 / (1 + math.exp(min(gap, 700.0)))} for gap in gaps]
 
   about = {
-    "source": source, "sha256": provenance.digest(source), "template_sha256": judge.digest(form),
+    "source": source,
+    "sha256": provenance.digest(source),
+    "template_sha256": judge.digest(form),
     "settings": subject.settings(source, config),
-  }  # fmt: skip
+  }
   return Judge(name, PAIRS, ask, about, everywhere=True)

@@ -21,7 +21,11 @@ def votes(
   if isinstance(judge, Labels):
     return people.votes(judge, answers)
   places = [(at, a, b) for at in range(len(answers.items)) for a, b in pairs]
-  differ = [place for place in places if answers.text(place[1], place[0]) != answers.text(place[2], place[0])]
+  differ = [
+    place
+    for place in places
+    if answers.text(place[1], place[0]) != answers.text(place[2], place[0])
+  ]
   if judge.kind == SCORES:
     found = _by_scores(judge, answers, differ, folder, margin)
   else:
@@ -29,20 +33,33 @@ def votes(
   orders = dict(zip(differ, found, strict=True))
   return [
     Vote(
-      answers.prompt(at), a, b, orders.get((at, a, b), (0.5,)), ratio(answers.text(a, at), answers.text(b, at)), judge.name,
+      answers.prompt(at),
+      a,
+      b,
+      orders.get((at, a, b), (0.5,)),
+      ratio(answers.text(a, at), answers.text(b, at)),
+      judge.name,
       answers.items[at].slices,
     )
     for at, a, b in places
-  ]  # fmt: skip
+  ]
 
 
 def _by_scores(
-  judge: Judge, answers: Answers, places: Sequence[tuple[int, str, str]], folder: Path, margin: float
+  judge: Judge,
+  answers: Answers,
+  places: Sequence[tuple[int, str, str]],
+  folder: Path,
+  margin: float,
 ) -> list[tuple[float, ...]]:
   each = list(dict.fromkeys((at, model) for at, *two in places for model in two))
   questions = [(answers.prompt(at), answers.raw(model, at)) for at, model in each]
   notes = [{"id": answers.items[at].id, "model": model} for at, model in each]
-  scores = dict(zip(each, kept.asked(judge, questions, notes, folder / f"scores-{judge.name}.jsonl"), strict=True))
+  scores = dict(
+    zip(
+      each, kept.asked(judge, questions, notes, folder / f"scores-{judge.name}.jsonl"), strict=True
+    )
+  )
   return [(compared(scores[at, a] - scores[at, b], margin),) for at, a, b in places]
 
 
@@ -55,13 +72,20 @@ def _in_both_orders(
   judge: Judge, answers: Answers, places: Sequence[tuple[int, str, str]], folder: Path
 ) -> list[tuple[float, ...]]:
   shown = [(at, *two) for at, a, b in places for two in ((a, b), (b, a))]
-  questions = [(answers.prompt(at), answers.text(first, at), answers.text(second, at)) for at, first, second in shown]
-  notes = [{"id": answers.items[at].id, "first": first, "second": second} for at, first, second in shown]
+  questions = [
+    (answers.prompt(at), answers.text(first, at), answers.text(second, at))
+    for at, first, second in shown
+  ]
+  notes = [
+    {"id": answers.items[at].id, "first": first, "second": second} for at, first, second in shown
+  ]
   return paired(kept.asked(judge, questions, notes, folder / f"judgements-{judge.name}.jsonl"))
 
 
 def paired(found: Sequence[dict[str, float]]) -> list[tuple[float, ...]]:
-  """What the first of two texts got, out of the answers to (one, other), (other, one), (one, other) ...: `Vote.orders`."""
+  """What the first of two texts got, out of the answers to (one, other), (other, one), (one, other)
+  ...: `Vote.orders`.
+  """
   verdicts = [compared(answer["p"] - 0.5) for answer in found]
   return [(first, 1 - second) for first, second in zip(verdicts[::2], verdicts[1::2], strict=True)]
 
@@ -74,4 +98,7 @@ def ratings(rater: Judge | Labels, answers: Answers, folder: Path) -> list[Rated
   questions = [(answers.prompt(at), answers.text(model, at)) for at, model in places]
   notes = [{"id": answers.items[at].id, "model": model} for at, model in places]
   found = kept.asked(rater, questions, notes, folder / f"ratings-{rater.name}.jsonl")
-  return [Rated(answers.prompt(at), model, rater.name, rating) for (at, model), rating in zip(places, found, strict=True)]
+  return [
+    Rated(answers.prompt(at), model, rater.name, rating)
+    for (at, model), rating in zip(places, found, strict=True)
+  ]

@@ -1,6 +1,8 @@
-"""Judgements in JSONL, a line each, so that a run that was stopped anywhere goes on: what was asked once is never asked again.
+"""Judgements in JSONL, a line each, so that a run that was stopped anywhere goes on: what was asked
+once is never asked again.
 
-  {"of": fingerprint of the judge and the question, "answer": ..., and what the question was about: id, models}
+{"of": fingerprint of the judge and the question, "answer": ..., and what the question was about:
+id, models}
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ from instructjax.runs.loop import progressing
 def asked(
   judge: Judge, questions: Sequence[Question], notes: Sequence[Mapping[str, Any]], path: Path
 ) -> list[Any]:
-  """The answer to every question, in order; what `path` does not hold yet is asked, and kept as soon as it is answered.
+  """The answer to every question, in order; what `path` does not hold yet is asked, and kept as
+  soon as it is answered.
 
-  A question that stands twice is asked once.  Raises UserError where the judge fails; what it said before is kept.
+  A question that stands twice is asked once.  Raises UserError where the judge fails; what it
+  said before is kept.
   """
   prints = [fingerprint(dict(judge.about), *question) for question in questions]
   read = lambda: {row["of"]: row["answer"] for row in answers.lines(path)}
@@ -42,16 +46,25 @@ def asked(
 
 
 def _ask(
-  judge: Judge, questions: Sequence[Question], notes: Sequence[Mapping[str, Any]], path: Path, todo: Mapping[str, int],
+  judge: Judge,
+  questions: Sequence[Question],
+  notes: Sequence[Mapping[str, Any]],
+  path: Path,
+  todo: Mapping[str, int],
   known: dict[str, Any],
-) -> np.ndarray:  # fmt: skip
-  """Asks `todo` (the places of questions by their fingerprints); `known` grows.  Gives what `rewards.in_first` takes."""
+) -> np.ndarray:
+  """Asks `todo` (the places of questions by their fingerprints); `known` grows.  Gives what
+  `rewards.in_first` takes.
+  """
   waiting, lock, done = list(todo.items()), threading.Lock(), 0
 
   def one(part: Sequence[tuple[str, int]], stop: threading.Event) -> None:
     nonlocal done
     found = judge.ask([questions[at] for _, at in part], stop)
-    rows = [{"of": of, **notes[at], "answer": answer} for (of, at), answer in zip(part, found, strict=True)]
+    rows = [
+      {"of": of, **notes[at], "answer": answer}
+      for (of, at), answer in zip(part, found, strict=True)
+    ]
     with lock:
       answers.append(path, rows)
       known.update({row["of"]: row["answer"] for row in rows})

@@ -1,4 +1,6 @@
-"""The preference part of report.html: the paper's Figures 1, 3, 4 and 5 in form, and the tables behind them."""
+"""The preference part of report.html: the paper's Figures 1, 3, 4 and 5 in form, and the tables
+behind them.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,11 @@ from instructjax.runs.report.curves import curves
 from instructjax.runs.report.figures import Row, forest
 
 MEASURES = {
-  "attempts_instruction": "Attempts the correct instruction", "satisfies_constraint": "Follows explicit constraints",
-  "hallucination": "Hallucinates", "appropriate": "Appropriate for a customer assistant",
-}  # fmt: skip
+  "attempts_instruction": "Attempts the correct instruction",
+  "satisfies_constraint": "Follows explicit constraints",
+  "hallucination": "Hallucinates",
+  "appropriate": "Appropriate for a customer assistant",
+}
 Looks = Mapping[str, Look]
 
 
@@ -28,7 +32,9 @@ def draw(found: Mapping[str, Any], look: Looks) -> str:
   figures = [_rates(prompts, judge, rows, look) for (prompts, judge), rows in rates.items()]
   figures += [
     _shares(MEASURES[measure], f"{rater}, {prompts}", rows, look)
-    for (measure, prompts, rater), rows in _grouped(found["figures"]["4"], ("measure", "prompts", "judge")).items()
+    for (measure, prompts, rater), rows in _grouped(
+      found["figures"]["4"], ("measure", "prompts", "judge")
+    ).items()
   ]
   tables = [
     _judge(prompts, judge, one)
@@ -41,7 +47,9 @@ def draw(found: Mapping[str, Any], look: Looks) -> str:
   return html.grid(figures) + "".join([*tables, _check(found["check"])])
 
 
-def _grouped(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
+def _grouped(
+  rows: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
   found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
   for row in rows:
     found.setdefault(tuple(row[name] for name in names), []).append(row)
@@ -65,7 +73,9 @@ def _shares(title: str, where: str, rows: Sequence[Mapping[str, Any]], look: Loo
   title, note = f"{title}: {where}", f"{max(row['n'] for row in rows):,} ratings a model."
   if drawn := lines(_estimates(rows), look, data.rated(rows[0]["measure"], list(look))):
     return curves(title, drawn, "share of answers", note=note)
-  return forest(title, [_marked(row, look) for row in rows], "share of answers", reference=0.0, note=note)
+  return forest(
+    title, [_marked(row, look) for row in rows], "share of answers", reference=0.0, note=note
+  )
 
 
 def _estimates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
@@ -88,21 +98,42 @@ def _shown(shares: Mapping[str, Any]) -> str:
 
 def _judge(prompts: str, judge: str, one: Mapping[str, Any]) -> str:
   """Every model against the baseline, head to head, and what to know of the judge."""
-  head = ("model", "win rate", "wins", "ties", "losses", "at equal length", "Bradley-Terry", "paper, %")
+  head = (
+    "model",
+    "win rate",
+    "wins",
+    "ties",
+    "losses",
+    "at equal length",
+    "Bradley-Terry",
+    "paper, %",
+  )
   fitted = one["bradley_terry"]["rate"]
   theirs = lambda numbers: " / ".join(f"{100 * value:.1f}" for value in numbers or ()) or "–"
   rows = [
     [
-      escape(model), _shown(row["rate"]), *(_share(row[name]) for name in ("wins", "ties", "losses")),
+      escape(model),
+      _shown(row["rate"]),
+      *(_share(row[name]) for name in ("wins", "ties", "losses")),
       _share(row["controlled"]["rate"]) + (" <b>!</b>" if row["flagged"] else ""),
-      _share(fitted.get(model)), theirs(row["paper"]),
+      _share(fitted.get(model)),
+      theirs(row["paper"]),
     ]
     for model, row in one["against_baseline"].items()
-  ]  # fmt: skip
-  parts = [f"<h3>{escape(judge)}, {escape(prompts)}</h3>", html.table(head, rows) if rows else "", _notes(one)]
+  ]
+  parts = [
+    f"<h3>{escape(judge)}, {escape(prompts)}</h3>",
+    html.table(head, rows) if rows else "",
+    _notes(one),
+  ]
   if one["head_to_head"]:
     rows = [
-      [escape(pair), _shown(row["rate"]), _implied(one["consistency"].get(pair)), _plus(row["paper"])]
+      [
+        escape(pair),
+        _shown(row["rate"]),
+        _implied(one["consistency"].get(pair)),
+        _plus(row["paper"]),
+      ]
       for pair, row in one["head_to_head"].items()
     ]
     parts.append(html.table(("pair", "direct win rate", "implied by the baseline", "paper"), rows))
@@ -123,7 +154,10 @@ def _slices(models: Mapping[str, Any]) -> str:
   tables = [
     html.table(
       (escape(group.replace("_", " ")), *map(escape, models)),
-      [[escape(value), *(cell(row, group, value) for row in models.values())] for value in sorted(values)],
+      [
+        [escape(value), *(cell(row, group, value) for row in models.values())]
+        for value in sorted(values)
+      ],
     )
     for group, values in groups.items()
   ]
@@ -139,17 +173,23 @@ def _implied(found: Mapping[str, Any] | None) -> str:
   if found is None or found["agree"] is None:
     return "–"
   z = f"z {html.minus(found['z'], 1)}" if found["z"] is not None else ""
-  return f"{_share(found['implied'])}<small>{'agrees' if found['agree'] else 'DISAGREES'}, {z}</small>"
+  return (
+    f"{_share(found['implied'])}<small>{'agrees' if found['agree'] else 'DISAGREES'}, {z}</small>"
+  )
 
 
 def _notes(one: Mapping[str, Any]) -> str:
   who = f" by {one['labelers']:,} labelers" if one["labelers"] > 1 else ""
   said = [f"{one['votes']:,} votes on {one['prompts']:,} prompts{who}."]
   if one["order"]:
-    order = {name: html.percent(e["value"]) for name, e in one["order"].items() if e["value"] is not None}
+    order = {
+      name: html.percent(e["value"]) for name, e in one["order"].items() if e["value"] is not None
+    }
     said.append(
-      f"The answer shown first was preferred in {order['first']} (50 % is no bias); {order['inconsistent']} of pairs got "
-      f"another verdict in the other order, {order['flipped']} the opposite one; {order['tied']} of verdicts are ties."
+      f"The answer shown first was preferred in {order['first']} (50 % is no bias); "
+      f"{order['inconsistent']} of pairs got "
+      f"another verdict in the other order, {order['flipped']} the opposite one; {order['tied']} "
+      "of verdicts are ties."
     )
   if one["same"]:
     said.append(f"{one['same']:,} pairs of the same text count as ties.")
@@ -169,7 +209,9 @@ def _likert(prompts: str, rater: str, rows: Sequence[Mapping[str, Any]], look: L
   theirs = lambda row: [("gold", row["paper"][0], math.nan, math.nan)] if row["paper"] else []
   marks = [Row(row["model"], [*_marked(row, look).marks, *theirs(row)]) for row in rows]
   beside = legend([row["model"] for row in rows if row["paper"]])
-  return forest(title, marks, "mean rating", reference=middle, legend=beside, note=note, percent=False)
+  return forest(
+    title, marks, "mean rating", reference=middle, legend=beside, note=note, percent=False
+  )
 
 
 def _check(check: Mapping[str, Any]) -> str:
@@ -182,5 +224,11 @@ def _check(check: Mapping[str, Any]) -> str:
     for judge, row in check.items()
     if row
   ]
-  head = ("who", "agrees with people, ties left out", "ties half", "ties", "another verdict in the other order")
+  head = (
+    "who",
+    "agrees with people, ties left out",
+    "ties half",
+    "ties",
+    "another verdict in the other order",
+  )
   return "<h3>Judges beside people</h3>" + html.table(head, rows)

@@ -1,6 +1,7 @@
 """What people said on the labeling page: rankings and ratings of answers, each by a labeler.
 
-A completion is the answer of every model that said the same to the same prompt, or of the model that its `sources` name.
+A completion is the answer of every model that said the same to the same prompt, or of the model
+that its `sources` name.
 """
 
 from __future__ import annotations
@@ -46,14 +47,25 @@ def votes(labels: Labels, answers: Answers) -> list[Vote]:
   Raises UserError where completions are no model's.
   """
   each = zip(labels.records, _owners(labels, answers), strict=True)
-  found = [vote for record, owners in each for vote in _ranked(record, owners, answers.slices.get(record.prompt, {}))]
+  found = [
+    vote
+    for record, owners in each
+    for vote in _ranked(record, owners, answers.slices.get(record.prompt, {}))
+  ]
   if not found:
-    raise UserError(f"{labels.file}: ranks no two of the models {', '.join(answers.models)}; label tasks.jsonl of this suite")
+    raise UserError(
+      f"{labels.file}: ranks no two of the models {', '.join(answers.models)}; label tasks.jsonl "
+      "of this suite"
+    )
   return found
 
 
-def _ranked(record: Comparison, owners: Sequence[tuple[str, ...]], slices: Mapping[str, str]) -> list[Vote]:
-  vote = lambda a, b, won, ratio: Vote(record.prompt, a, b, (won,), ratio, record.labeler or NOBODY, slices)
+def _ranked(
+  record: Comparison, owners: Sequence[tuple[str, ...]], slices: Mapping[str, str]
+) -> list[Vote]:
+  vote = lambda a, b, won, ratio: Vote(
+    record.prompt, a, b, (won,), ratio, record.labeler or NOBODY, slices
+  )
   found = [vote(a, b, 0.5, 0.0) for mine in owners for a, b in combinations(mine, 2)]
   outputs = zip(owners, record.completions, record.ranks, strict=True)
   for (mine, text, rank), (others, other, against) in combinations(outputs, 2):
@@ -72,12 +84,17 @@ def ratings(labels: Labels, answers: Answers) -> list[Rated]:
     if rating
   ]
   if not found:
-    raise UserError(f"{labels.file}: holds no ratings of the models {', '.join(answers.models)}; name another file")
+    raise UserError(
+      f"{labels.file}: holds no ratings of the models {', '.join(answers.models)}; name another "
+      "file"
+    )
   return found
 
 
 def _owners(labels: Labels, answers: Answers) -> list[list[tuple[str, ...]]]:
-  """The models of each completion of each record; none where it is the output of a model that is not evaluated."""
+  """The models of each completion of each record; none where it is the output of a model that is
+  not evaluated.
+  """
   found, lost = [], []
   for record in labels.records:
     named = [one.get("model") for one in record.sources or ()]
@@ -91,10 +108,15 @@ def _owners(labels: Labels, answers: Answers) -> list[list[tuple[str, ...]]]:
       row.append(mine)
     found.append(row)
   if lost:
-    count, unknown = sum(len(record.completions) for record in labels.records), {p for p, _ in lost if p not in answers.slices}
+    count, unknown = (
+      sum(len(record.completions) for record in labels.records),
+      {p for p, _ in lost if p not in answers.slices},
+    )
     prompt, text = lost[0]
     raise UserError(
-      f"{labels.file}: {len(lost)} of {count} completions are the answers of no model here ({len(unknown)} of their prompts "
-      f"are not evaluated); the first one, {text[:40]!r}, was written for {prompt[:40]!r}. Label the tasks.jsonl of this suite"
+      f"{labels.file}: {len(lost)} of {count} completions are the answers of no model here "
+      f"({len(unknown)} of their prompts "
+      f"are not evaluated); the first one, {text[:40]!r}, was written for {prompt[:40]!r}. Label "
+      "the tasks.jsonl of this suite"
     )
   return found

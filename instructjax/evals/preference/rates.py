@@ -1,5 +1,5 @@
-"""Win rates out of votes: with ties as half and strictly, by slice, with the length of the answers held equal, and what the
-order of the answers does to a judge.
+"""Win rates out of votes: with ties as half and strictly, by slice, with the length of the answers
+held equal, and what the order of the answers does to a judge.
 
 Dimensions: N votes, S draws.
 """
@@ -30,7 +30,9 @@ def chosen(shares: Shares) -> Estimate:
   return found
 
 
-def against(model: str, baseline: str, judged: Sequence[Vote], draws: Draws) -> dict[str, Any] | None:
+def against(
+  model: str, baseline: str, judged: Sequence[Vote], draws: Draws
+) -> dict[str, Any] | None:
   """All that is said of a model against another; None where nobody compared them.
 
   rate         win 1, tie 1/2, loss 0; both orders of a pair averaged: {by_prompt, by_both}
@@ -45,16 +47,22 @@ def against(model: str, baseline: str, judged: Sequence[Vote], draws: Draws) -> 
     return None
   rate = votes.shares(draws, found, [v.won for v in found])
   strictly = {"wins": 1.0, "ties": 0.5, "losses": 0.0}
-  kinds = [1.0 if all(x == 1 for x in v.orders) else 0.0 if all(x == 0 for x in v.orders) else 0.5 for v in found]
+  kinds = [
+    1.0 if all(x == 1 for x in v.orders) else 0.0 if all(x == 0 for x in v.orders) else 0.5
+    for v in found
+  ]
   at_equal = controlled(draws, found)
   return {
     "rate": rate,
-    **{name: votes.share(draws, found, [kind == value for kind in kinds]) for name, value in strictly.items()},
+    **{
+      name: votes.share(draws, found, [kind == value for kind in kinds])
+      for name, value in strictly.items()
+    },
     "controlled": at_equal,
     "flagged": side(chosen(rate)) != side(at_equal["rate"]),
     "longer": votes.share(draws, found, [v.ratio for v in found]),
     "slices": sliced(draws, found),
-  }  # fmt: skip
+  }
 
 
 def side(rate: Estimate) -> str:
@@ -76,19 +84,26 @@ def order(judged: Sequence[Vote], draws: Draws) -> dict[str, Estimate] | None:
   first, second = np.array([v.orders for v in both]).T
   say = lambda values: votes.share(draws, both, values)
   return {
-    "first": say((first + 1 - second) / 2), "inconsistent": say(first != second), "flipped": say(abs(first - second) == 1),
+    "first": say((first + 1 - second) / 2),
+    "inconsistent": say(first != second),
+    "flipped": say(abs(first - second) == 1),
     "tied": say(((first == 0.5) + 0.0 + (second == 0.5)) / 2),
-  }  # fmt: skip
+  }
 
 
 def sliced(draws: Draws, found: Sequence[Vote]) -> dict[str, dict[str, Estimate]]:
   """The rate in each slice of the prompts, and in each quartile of the ratio of the lengths."""
   ratios = quartiles([v.ratio for v in found])
-  rows = [dict(v.slices) | ({"length_ratio": at} if at else {}) for v, at in zip(found, ratios, strict=True)]
+  rows = [
+    dict(v.slices) | ({"length_ratio": at} if at else {})
+    for v, at in zip(found, ratios, strict=True)
+  ]
   slices: dict[str, dict[str, Estimate]] = {}
   for group, value in sorted({pair for row in rows for pair in row.items()}):
     inside = [v for v, row in zip(found, rows, strict=True) if row.get(group) == value]
-    slices.setdefault(group, {})[value] = chosen(votes.shares(draws, inside, [v.won for v in inside]))
+    slices.setdefault(group, {})[value] = chosen(
+      votes.shares(draws, inside, [v.won for v in inside])
+    )
   return slices
 
 
@@ -101,11 +116,13 @@ def quartiles(values: Sequence[float]) -> list[str]:
 
 
 def controlled(draws: Draws, found: Sequence[Vote]) -> dict[str, Estimate]:
-  """The rate at equal length, by the logistic regression of what was won on the log ratio z of the lengths.
+  """The rate at equal length, by the logistic regression of what was won on the log ratio z of the
+  lengths.
 
       P(won) = sigmoid(b0 + b1 z / sd(z)),    rate = sigmoid(b0)
 
-  `slope` is b1: odds by one standard deviation of the ratio, in nats.  z is scaled, not centred: at 0 both are equally long.
+  `slope` is b1: odds by one standard deviation of the ratio, in nats.  z is scaled, not centred:
+  at 0 both are equally long.
   """
   z, won = np.array([v.ratio for v in found]), np.array([v.won for v in found])
   spread = z.std()
@@ -114,24 +131,35 @@ def controlled(draws: Draws, found: Sequence[Vote]) -> dict[str, Estimate]:
   features = np.stack([np.ones_like(z), z / spread], axis=1)
   both, size = draws.labelers is not None, max(1, AT_ONCE // len(found))
   point = logistic(features, won, np.ones((1, len(found))))[0]
-  drawn = np.concatenate([
-    logistic(features, won, votes.weights(draws, found, slice(at, at + size), both=both))
-    for at in range(0, len(draws.prompts), size)
-  ])  # fmt: skip
+  drawn = np.concatenate(
+    [
+      logistic(features, won, votes.weights(draws, found, slice(at, at + size), both=both))
+      for at in range(0, len(draws.prompts), size)
+    ]
+  )
   estimate = lambda value, each: intervals.with_ends(float(value), each, len(found))
-  return {"rate": estimate(sigmoid(point[0]), sigmoid(drawn[:, 0])), "slope": estimate(point[1], drawn[:, 1])}
+  return {
+    "rate": estimate(sigmoid(point[0]), sigmoid(drawn[:, 0])),
+    "slope": estimate(point[1], drawn[:, 1]),
+  }
 
 
 def logistic(
-  features: Float[np.ndarray, "N 2"], won: Float[np.ndarray, " N"], weights: Float[np.ndarray, "S N"]
+  features: Float[np.ndarray, "N 2"],
+  won: Float[np.ndarray, " N"],
+  weights: Float[np.ndarray, "S N"],
 ) -> Float[np.ndarray, "S 2"]:
-  """Coefficients of a logistic regression under each row of weights, by Newton's method, no step longer than 1; what was
-  won lies between 0 and 1.  Where wins and losses are set apart they end large, not infinite."""
+  """Coefficients of a logistic regression under each row of weights, by Newton's method, no step
+  longer than 1; what was won lies between 0 and 1.  Where wins and losses are set apart they end
+  large, not infinite.
+  """
   found = np.zeros((len(weights), 2))
   for _ in range(STEPS):
     p = sigmoid(found @ features.T)
     gradient = (weights * (won - p)) @ features - RIDGE * found
-    curvature = np.einsum("sn,ni,nj->sij", weights * p * (1 - p), features, features, optimize=True) + RIDGE * np.eye(2)
+    curvature = np.einsum(
+      "sn,ni,nj->sij", weights * p * (1 - p), features, features, optimize=True
+    ) + RIDGE * np.eye(2)
     step = np.linalg.solve(curvature, gradient[..., None])[..., 0]
     longest = np.abs(step).max(axis=1, keepdims=True)
     found = found + step / np.maximum(longest, 1.0)

@@ -1,8 +1,9 @@
 """Votes on two models' answers to one prompt, and draws of prompts and labelers for 95 % intervals.
 
-Prompts are drawn again, not votes: the votes on a prompt hang together.  Where several labelers voted, a second interval draws
-the labelers again too (a vote counts the product of both draws; Owen 2007, "The pigeonhole bootstrap"); it is about other
-labelers as well, and a little too wide.  All that is said of the same votes is said of the same draws.
+Prompts are drawn again, not votes: the votes on a prompt hang together.  Where several labelers
+voted, a second interval draws the labelers again too (a vote counts the product of both draws;
+Owen 2007, "The pigeonhole bootstrap"); it is about other labelers as well, and a little too
+wide.  All that is said of the same votes is said of the same draws.
 
 Dimensions: N votes, P prompts, L labelers, C columns, S draws.
 """
@@ -46,7 +47,9 @@ class Vote(NamedTuple):
 
 def of(votes: Sequence[Vote], model: str, against: str) -> list[Vote]:
   """The votes on two models, turned so that `model` stands first."""
-  turned = lambda v: v._replace(a=v.b, b=v.a, orders=tuple(1 - x for x in reversed(v.orders)), ratio=-v.ratio)
+  turned = lambda v: v._replace(
+    a=v.b, b=v.a, orders=tuple(1 - x for x in reversed(v.orders)), ratio=-v.ratio
+  )
   return [v if v.a == model else turned(v) for v in votes if {v.a, v.b} == {model, against}]
 
 
@@ -72,12 +75,16 @@ def sums(
 ) -> Float[np.ndarray, "S C"]:
   """Column sums over the votes of each draw; `both` draws labelers too."""
   labelers = draws.labelers if both else None
-  cells = np.zeros((1 if labelers is None else len(draws.labeler), len(draws.prompt), columns.shape[1]))
+  cells = np.zeros(
+    (1 if labelers is None else len(draws.labeler), len(draws.prompt), columns.shape[1])
+  )
   at = [0 if labelers is None else draws.labeler[v.labeler] for v in votes]
   np.add.at(cells, (at, [draws.prompt[v.prompt] for v in votes]), columns)
   if labelers is None:
     return draws.prompts @ cells[0]
-  return sum((labelers[:, [i]] * (draws.prompts @ cell) for i, cell in enumerate(cells)), np.zeros(()))
+  return sum(
+    (labelers[:, [i]] * (draws.prompts @ cell) for i, cell in enumerate(cells)), np.zeros(())
+  )
 
 
 def weights(
@@ -101,6 +108,8 @@ def share(draws: Draws, votes: Sequence[Vote], values: Values, *, both: bool = F
 
 
 def shares(draws: Draws, votes: Sequence[Vote], values: Values) -> dict[str, Estimate | None]:
-  """{"by_prompt": ..., "by_both": the interval over prompts and labelers, None where there is one labeler}."""
+  """{"by_prompt": ..., "by_both": the interval over prompts and labelers, None where there is one
+  labeler}.
+  """
   both = share(draws, votes, values, both=True) if draws.labelers is not None else None
   return {"by_prompt": share(draws, votes, values), "by_both": both}

@@ -1,4 +1,6 @@
-"""Hugging Face model folders in and out: `config.json` and safetensors, language models and reward models."""
+"""Hugging Face model folders in and out: `config.json` and safetensors, language models and reward
+models.
+"""
 
 from instructjax.models.hf.configs import CONFIG
 from instructjax.models.hf.reading import INDEX, SINGLE, index, load

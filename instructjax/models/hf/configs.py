@@ -1,6 +1,7 @@
 """`config.json` of each public family, in and out.
 
-Dropout, dtype, remat, unroll, sequence and attention are settings of a run, not of the weights: reading leaves their defaults.
+Dropout, dtype, remat, unroll, sequence and attention are settings of a run, not of the weights:
+reading leaves their defaults.
 """
 
 from __future__ import annotations
@@ -21,35 +22,69 @@ RUN = ("dropout", "dtype", "remat", "unroll", "sequence", "attention")
 
 # The name of each family in the names of its classes.
 CLASSES = {
-  "gpt2": "GPT2", "gpt_neox": "GPTNeoX", "phi": "Phi", "llama": "Llama", "smollm3": "SmolLM3", "mistral": "Mistral",
-  "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma": "Gemma", "gemma2": "Gemma2", "gemma3_text": "Gemma3", "phi3": "Phi3",
-}  # fmt: skip
+  "gpt2": "GPT2",
+  "gpt_neox": "GPTNeoX",
+  "phi": "Phi",
+  "llama": "Llama",
+  "smollm3": "SmolLM3",
+  "mistral": "Mistral",
+  "qwen2": "Qwen2",
+  "qwen3": "Qwen3",
+  "gemma": "Gemma",
+  "gemma2": "Gemma2",
+  "gemma3_text": "Gemma3",
+  "phi3": "Phi3",
+}
 
 # What a family means where its config.json is silent.
 _LAYER = {"layer_norm_eps": 1e-5, "tie_word_embeddings": False}
-_RMS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu", "rope_theta": 10_000.0}
-_GEMMA = _RMS | {"tie_word_embeddings": True, "head_dim": 256, "sliding_window": 4096, "query_pre_attn_scalar": 256}
+_RMS = {
+  "rms_norm_eps": 1e-6,
+  "tie_word_embeddings": False,
+  "hidden_act": "silu",
+  "rope_theta": 10_000.0,
+}
+_GEMMA = _RMS | {
+  "tie_word_embeddings": True,
+  "head_dim": 256,
+  "sliding_window": 4096,
+  "query_pre_attn_scalar": 256,
+}
 DEFAULTS: dict[str, Raw] = {
-  "gpt2": {"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True, "activation_function": "gelu_new"},
+  "gpt2": {
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True,
+    "activation_function": "gelu_new",
+  },
   "gpt_neox": _LAYER | {"hidden_act": "gelu", "rotary_pct": 0.25, "use_parallel_residual": True},
   "phi": _LAYER | {"hidden_act": "gelu_new", "partial_rotary_factor": 0.5},
   "llama": _RMS,
-  "smollm3": _RMS | {"tie_word_embeddings": True, "rope_theta": 2_000_000.0, "no_rope_layer_interval": 4},
+  "smollm3": _RMS
+  | {"tie_word_embeddings": True, "rope_theta": 2_000_000.0, "no_rope_layer_interval": 4},
   "mistral": _RMS | {"sliding_window": 4096},
   "qwen2": _RMS | {"sliding_window": 4096, "max_window_layers": 28},
   "qwen3": _RMS | {"sliding_window": 4096, "max_window_layers": 28, "head_dim": 128},
   "gemma": _RMS | {"tie_word_embeddings": True, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh"},
-  "gemma2": _GEMMA | {
-    "hidden_activation": "gelu_pytorch_tanh", "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0,
+  "gemma2": _GEMMA
+  | {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "final_logit_softcapping": 30.0,
+    "attn_logit_softcapping": 50.0,
     "sliding_window_pattern": 2,
   },
-  "gemma3_text": _GEMMA | {
-    "hidden_activation": "gelu_pytorch_tanh", "sliding_window_pattern": 6, "rope_theta": 1_000_000.0,
-    "rope_local_base_freq": 10_000.0, "vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4,
+  "gemma3_text": _GEMMA
+  | {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "sliding_window_pattern": 6,
+    "rope_theta": 1_000_000.0,
+    "rope_local_base_freq": 10_000.0,
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
     "max_position_embeddings": 131_072,
   },
   "phi3": _RMS | {"rms_norm_eps": 1e-5},
-}  # fmt: skip
+}
 
 # What every model of a family has.
 FEATURES: dict[str, dict[str, Any]] = {
@@ -61,9 +96,14 @@ FEATURES: dict[str, dict[str, Any]] = {
 }
 
 ACTIVATIONS = {
-  "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
-  "gelu_fast": "gelu_tanh", "relu": "relu",
-}  # fmt: skip
+  "silu": "silu",
+  "swish": "silu",
+  "gelu": "gelu",
+  "gelu_new": "gelu_tanh",
+  "gelu_pytorch_tanh": "gelu_tanh",
+  "gelu_fast": "gelu_tanh",
+  "relu": "relu",
+}
 LETTERS = {"full_attention": "G", "sliding_attention": "L"}
 
 
@@ -75,7 +115,9 @@ def read_json(path: Path) -> Raw:
   try:
     value = json.loads(path.read_text("utf-8"))
   except OSError as error:
-    raise UserError(f"{path}: cannot be read ({error.strerror}); give the folder of a saved model") from error
+    raise UserError(
+      f"{path}: cannot be read ({error.strerror}); give the folder of a saved model"
+    ) from error
   except ValueError as error:
     raise UserError(f"{path}: malformed JSON ({error}); fetch it again") from error
   if not isinstance(value, dict):
@@ -84,19 +126,27 @@ def read_json(path: Path) -> Raw:
 
 
 def parse(raw: Raw, path: Path) -> Config:
-  """The configuration out of the content of `config.json`; of a Gemma 3 with pictures, that of its language model.
+  """The configuration out of the content of `config.json`; of a Gemma 3 with pictures, that of its
+  language model.
 
-  Raises UserError for a missing or malformed key, another family, or a variant that would be computed differently.
+  Raises UserError for a missing or malformed key, another family, or a variant that would be
+  computed differently.
   """
   if raw.get("model_type") == "gemma3":
     text = raw.get("text_config")
-    tied = {"tie_word_embeddings": raw["tie_word_embeddings"]} if "tie_word_embeddings" in raw else {}
+    tied = (
+      {"tie_word_embeddings": raw["tie_word_embeddings"]} if "tie_word_embeddings" in raw else {}
+    )
     raw = tied | (text if isinstance(text, dict) else {}) | {"model_type": "gemma3_text"}
   kind = raw.get("model_type")
   if kind not in CLASSES:
-    raise UserError(f"{path}: model_type is {kind!r}; the families that can be read are {', '.join(CLASSES)}")
+    raise UserError(
+      f"{path}: model_type is {kind!r}; the families that can be read are {', '.join(CLASSES)}"
+    )
   _demand(raw, path, quantization_config=(None,), use_bidirectional_attention=(False, None))
-  raw = DEFAULTS[kind] | {key: value for key, value in raw.items() if value is not None or key in _MAY_BE_NONE}
+  raw = DEFAULTS[kind] | {
+    key: value for key, value in raw.items() if value is not None or key in _MAY_BE_NONE
+  }
   return {"gpt2": _gpt2, "gpt_neox": _neox, "phi": _phi}.get(kind, _llama)(raw, path)
 
 
@@ -122,7 +172,9 @@ def _demand(raw: Raw, path: Path, **allowed: tuple[Any, ...]) -> None:
   """Each key must be absent or have one of the values that our model computes."""
   for key, values in allowed.items():
     if key in raw and raw[key] not in values:
-      raise UserError(f"{path}: '{key}' is {raw[key]!r}; this variant is not implemented (only {values[0]!r} is)")
+      raise UserError(
+        f"{path}: '{key}' is {raw[key]!r}; this variant is not implemented (only {values[0]!r} is)"
+      )
 
 
 def _activation(raw: Raw, key: str, path: Path) -> str:
@@ -132,8 +184,12 @@ def _activation(raw: Raw, key: str, path: Path) -> str:
 
 def _gpt2(raw: Raw, path: Path) -> GPTConfig:
   _demand(
-    raw, path, scale_attn_weights=(True,), scale_attn_by_inverse_layer_idx=(False,), add_cross_attention=(False,)
-  )  # fmt: skip
+    raw,
+    path,
+    scale_attn_weights=(True,),
+    scale_attn_by_inverse_layer_idx=(False,),
+    add_cross_attention=(False,),
+  )
   width = _size(raw, "n_embd", path)
   inner = _size({"n_inner": 4 * width} | raw, "n_inner", path)
   return GPTConfig(
@@ -166,7 +222,11 @@ def _rotary_gpt(raw: Raw, path: Path, share: str, base: str) -> dict[str, Any]:
     "model_type": raw["model_type"],
     "mlp": 0 if inner == 4 * width else inner,
     "activation": _activation(raw, "hidden_act", path),
-    "rotary": int(width // heads * _number(raw | {share: rope.get("partial_rotary_factor", raw[share])}, share, path)),
+    "rotary": int(
+      width
+      // heads
+      * _number(raw | {share: rope.get("partial_rotary_factor", raw[share])}, share, path)
+    ),
     "rope_base": float(rope.get("rope_theta", raw.get(base, 10_000.0))),
   }
 
@@ -191,10 +251,14 @@ def _llama(raw: Raw, path: Path) -> LlamaConfig:
   head_width = _size({"head_dim": width // heads} | raw, "head_dim", path)
   depth = _size(raw, "num_hidden_layers", path)
   if kind == "gemma":  # its first files say "gelu" and mean the tanh form
-    _demand(raw, path, hidden_act=("gelu_pytorch_tanh", "gelu"), hidden_activation=("gelu_pytorch_tanh",))
+    _demand(
+      raw, path, hidden_act=("gelu_pytorch_tanh", "gelu"), hidden_activation=("gelu_pytorch_tanh",)
+    )
     raw = raw | {"hidden_act": "gelu_pytorch_tanh"}
   biased = kind not in ("mistral", "qwen2", "phi3") and bool(raw.get("attention_bias"))
-  query = _size(raw, "query_pre_attn_scalar", path) if kind in ("gemma2", "gemma3_text") else head_width
+  query = (
+    _size(raw, "query_pre_attn_scalar", path) if kind in ("gemma2", "gemma3_text") else head_width
+  )
   letters = _letters(raw, depth, path)
   config = LlamaConfig(
     vocab_size=_size(raw, "vocab_size", path),
@@ -208,7 +272,9 @@ def _llama(raw: Raw, path: Path) -> LlamaConfig:
     tied=bool(raw["tie_word_embeddings"]),
     model_type=kind,
     head_width=0 if head_width * heads == width else head_width,
-    activation=_activation(raw, "hidden_activation" if "hidden_activation" in DEFAULTS[kind] else "hidden_act", path),
+    activation=_activation(
+      raw, "hidden_activation" if "hidden_activation" in DEFAULTS[kind] else "hidden_act", path
+    ),
     query_width=0 if query == head_width else query,
     softcap=float(raw.get("attn_logit_softcapping") or 0.0),
     logit_softcap=float(raw.get("final_logit_softcapping") or 0.0),
@@ -227,7 +293,9 @@ def _letters(raw: Raw, depth: int, path: Path) -> str:
   window = raw.get("sliding_window")
   if kind == "smollm3":
     _demand(raw, path, use_sliding_window=(False,))
-    turned = raw.get("no_rope_layers") or [(i + 1) % raw["no_rope_layer_interval"] for i in range(depth)]
+    turned = raw.get("no_rope_layers") or [
+      (i + 1) % raw["no_rope_layer_interval"] for i in range(depth)
+    ]
     return "".join("G" if turns else "N" for turns in turned[:depth])
   if kind in ("mistral", "phi3"):
     return ("L" if window else "G") * depth
@@ -241,7 +309,9 @@ def _letters(raw: Raw, depth: int, path: Path) -> str:
     return "G" * depth
   named = raw.get("layer_types") or []
   if set(named) - set(LETTERS) or (named and len(named) != depth):
-    raise UserError(f"{path}: 'layer_types' is {named!r}; give {' or '.join(LETTERS)} for each of {depth} layers")
+    raise UserError(
+      f"{path}: 'layer_types' is {named!r}; give {' or '.join(LETTERS)} for each of {depth} layers"
+    )
   return "".join([LETTERS[name] for name in named] or default)
 
 
@@ -254,7 +324,9 @@ def cycle(letters: str) -> str:
 
 
 def _rope(raw: Raw, head_width: int, path: Path) -> dict[str, Any]:
-  """The settings of the rotation.  Newer files say `rope_parameters`, older ones `rope_theta` and `rope_scaling`."""
+  """The settings of the rotation.  Newer files say `rope_parameters`, older ones `rope_theta` and
+  `rope_scaling`.
+  """
   rope = raw.get("rope_parameters") or {}
   local: dict[str, Any] = {}
   if raw["model_type"] == "gemma3_text":
@@ -262,12 +334,18 @@ def _rope(raw: Raw, head_width: int, path: Path) -> dict[str, Any]:
     _demand(local, path, rope_type=("default",))
     local = {"local_rope_base": float(local.get("rope_theta", raw["rope_local_base_freq"]))}
     rope = rope.get("full_attention") or {}
-  for scaled in (rope, raw.get("rope_scaling") or {}):  # an older file's stands above, and names its type otherwise
+  for scaled in (
+    rope,
+    raw.get("rope_scaling") or {},
+  ):  # an older file's stands above, and names its type otherwise
     named = {"rope_type": scaled["type"]} if "type" in scaled and "rope_type" not in scaled else {}
     rope = rope | scaled | named
   scaling = rope.get("rope_type", "default")
   if scaling not in ("default", "linear", "llama3"):
-    raise UserError(f"{path}: 'rope_type' is {scaling!r}; this variant is not implemented (default, linear and llama3 are)")
+    raise UserError(
+      f"{path}: 'rope_type' is {scaling!r}; this variant is not implemented (default, linear and "
+      "llama3 are)"
+    )
   share = float(rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)))
   found: dict[str, Any] = {"rope_base": float(rope.get("rope_theta", raw["rope_theta"])), **local}
   if int(head_width * share) != head_width:
@@ -289,18 +367,31 @@ def render(config: Config, dtype: str) -> Raw:
   c = config
   if c.model_type not in CLASSES:
     raise UserError(f"model_type is {c.model_type!r}: choose one of {', '.join(CLASSES)}")
-  architecture = "GPT2LMHeadModel" if c.model_type == "gpt2" else f"{CLASSES[c.model_type]}ForCausalLM"
+  architecture = (
+    "GPT2LMHeadModel" if c.model_type == "gpt2" else f"{CLASSES[c.model_type]}ForCausalLM"
+  )
   raw = {
-    "model_type": c.model_type, "architectures": [architecture], "vocab_size": c.vocab_size,
-    "tie_word_embeddings": c.tied, "dtype": dtype, "torch_dtype": dtype, "bos_token_id": None, "eos_token_id": None,
+    "model_type": c.model_type,
+    "architectures": [architecture],
+    "vocab_size": c.vocab_size,
+    "tie_word_embeddings": c.tied,
+    "dtype": dtype,
+    "torch_dtype": dtype,
+    "bos_token_id": None,
+    "eos_token_id": None,
     "pad_token_id": None,
-  }  # fmt: skip
+  }
   raw |= _render_gpt(c) if isinstance(c, GPTConfig) else _render_llama(c)
   back = parse(raw, Path(CONFIG))
-  lost = [f"{f.name}={getattr(c, f.name)!r}" for f in dataclasses.fields(c)
-          if f.name not in RUN and getattr(c, f.name) != getattr(back, f.name, None)]  # fmt: skip
+  lost = [
+    f"{f.name}={getattr(c, f.name)!r}"
+    for f in dataclasses.fields(c)
+    if f.name not in RUN and getattr(c, f.name) != getattr(back, f.name, None)
+  ]
   if lost:
-    raise UserError(f"a model of type '{c.model_type}' cannot have {', '.join(lost)}: set another model_type")
+    raise UserError(
+      f"a model of type '{c.model_type}' cannot have {', '.join(lost)}: set another model_type"
+    )
   return raw
 
 
@@ -328,11 +419,20 @@ def _render_gpt(c: GPTConfig) -> Raw:
     "intermediate_size": c.mlp or 4 * c.width,
     "hidden_act": name,
     "layer_norm_eps": c.norm_eps,
-    "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_base, "partial_rotary_factor": share},
+    "rope_parameters": {
+      "rope_type": "default",
+      "rope_theta": c.rope_base,
+      "partial_rotary_factor": share,
+    },
     "attention_dropout": 0.0,
   }
   if c.model_type == "phi":
-    phi = {"partial_rotary_factor": share, "rope_theta": c.rope_base, "qk_layernorm": False, "resid_pdrop": c.dropout}
+    phi = {
+      "partial_rotary_factor": share,
+      "rope_theta": c.rope_base,
+      "qk_layernorm": False,
+      "resid_pdrop": c.dropout,
+    }
     return common | phi | {"num_key_value_heads": c.heads}
   return common | {
     "rotary_pct": share,
@@ -365,15 +465,27 @@ def _render_llama(c: LlamaConfig) -> Raw:
   if kind in ("qwen3", "gemma", "gemma2", "gemma3_text"):
     raw |= {"attention_bias": c.o_bias}
   if kind in ("gemma2", "gemma3_text"):
-    raw |= {"hidden_activation": raw.pop("hidden_act"), "query_pre_attn_scalar": c.query_width or head_width}
-    raw |= {"attn_logit_softcapping": c.softcap or None, "final_logit_softcapping": c.logit_softcap or None}
+    raw |= {
+      "hidden_activation": raw.pop("hidden_act"),
+      "query_pre_attn_scalar": c.query_width or head_width,
+    }
+    raw |= {
+      "attn_logit_softcapping": c.softcap or None,
+      "final_logit_softcapping": c.logit_softcap or None,
+    }
   if kind == "smollm3":
-    raw |= {"no_rope_layers": [int(letter != "N") for letter in letters], "use_sliding_window": False}
+    raw |= {
+      "no_rope_layers": [int(letter != "N") for letter in letters],
+      "use_sliding_window": False,
+    }
   if kind in ("mistral", "phi3"):
     raw |= {"sliding_window": c.window or None}
   if kind in ("qwen2", "qwen3", "gemma2", "gemma3_text"):
     words = {letter: word for word, letter in LETTERS.items()}
-    raw |= {"layer_types": [words.get(letter, letter) for letter in letters], "sliding_window": c.window or None}
+    raw |= {
+      "layer_types": [words.get(letter, letter) for letter in letters],
+      "sliding_window": c.window or None,
+    }
   if kind in ("qwen2", "qwen3"):
     full = len(letters) - len(letters.lstrip("G"))
     raw |= {"use_sliding_window": "L" in letters, "max_window_layers": full}
@@ -383,7 +495,10 @@ def _render_llama(c: LlamaConfig) -> Raw:
 
 
 def _render_rope(c: LlamaConfig, head_width: int) -> Raw:
-  rope: Raw = {"rope_type": "default" if c.rope_scaling == "none" else c.rope_scaling, "rope_theta": c.rope_base}
+  rope: Raw = {
+    "rope_type": "default" if c.rope_scaling == "none" else c.rope_scaling,
+    "rope_theta": c.rope_base,
+  }
   if c.rope_scaling != "none":
     rope["factor"] = c.rope_factor
   if c.rope_scaling == "llama3":

@@ -13,7 +13,8 @@ from instructjax.models.weights import Config, Tensor
 PREFIX = {"gpt2": "transformer.", "gpt_neox": "gpt_neox."}  # all others: "model."
 UNEMBEDDING = {"gpt_neox": "embed_out"}  # all others: "lm_head"
 
-# Tensors that change nothing: masks and tables of frequencies of older files, and the picture part of Gemma 3.
+# Tensors that change nothing: masks and tables of frequencies of older files, and the picture part
+# of Gemma 3.
 IGNORED = re.compile(
   r"(.*\.)?attn\.(masked_)?bias|.*\.attention\.(masked_)?bias|.*rotary_emb\.\w+|(model\.)?(vision_tower|multi_modal_projector)\..*"
 )
@@ -21,7 +22,11 @@ IGNORED = re.compile(
 
 def body(c: Config) -> tuple[Tensor, ...]:
   """Every tensor of a model but the unembedding, in the order of its layers."""
-  found = {"gpt2": gpt2, "gpt_neox": gpt_neox, "phi": phi}[c.model_type]() if isinstance(c, GPTConfig) else llama(c)
+  found = (
+    {"gpt2": gpt2, "gpt_neox": gpt_neox, "phi": phi}[c.model_type]()
+    if isinstance(c, GPTConfig)
+    else llama(c)
+  )
   return tuple(tensor._replace(name=prefix(c) + tensor.name) for tensor in found)
 
 
@@ -57,7 +62,9 @@ def gpt_neox() -> Iterable[Tensor]:
   fused = "layers.{}.attention.query_key_value"
   yield Tensor("embed_in.weight", ("embed/tokens",))
   yield from norm("layers.{}.input_layernorm", "blocks/attn_norm")
-  yield Tensor(f"{fused}.weight", ("blocks/q/w", "blocks/k/w", "blocks/v/w"), turned=True, by_head=True)
+  yield Tensor(
+    f"{fused}.weight", ("blocks/q/w", "blocks/k/w", "blocks/v/w"), turned=True, by_head=True
+  )
   yield Tensor(f"{fused}.bias", ("blocks/q/b", "blocks/k/b", "blocks/v/b"), by_head=True)
   yield from linear("layers.{}.attention.dense", "blocks/o")
   yield from norm("layers.{}.post_attention_layernorm", "blocks/mlp_norm")
@@ -83,7 +90,9 @@ def llama(c: LlamaConfig) -> Iterable[Tensor]:
   yield Tensor("embed_tokens.weight", ("embed/tokens",))
   yield from norm(f"{layer}input_layernorm", "blocks/attn_norm", bias=False)
   if c.model_type == "phi3":
-    yield Tensor(f"{layer}self_attn.qkv_proj.weight", ("blocks/q/w", "blocks/k/w", "blocks/v/w"), turned=True)
+    yield Tensor(
+      f"{layer}self_attn.qkv_proj.weight", ("blocks/q/w", "blocks/k/w", "blocks/v/w"), turned=True
+    )
   else:
     for name in ("q", "k", "v"):
       yield from linear(f"{layer}self_attn.{name}_proj", f"blocks/{name}", bias=c.qkv_bias)

@@ -32,15 +32,17 @@ def save(
   shard_bytes: int = SHARD_BYTES,
   extra: Mapping[str, Any] | None = None,
 ) -> None:
-  """Writes a language model: numbers of `dtype`, in files of at most `shard_bytes` (or one tensor) each.
+  """Writes a language model: numbers of `dtype`, in files of at most `shard_bytes` (or one tensor)
+  each.
 
-  `extra` are keys for `config.json`, such as eos_token_id.  Frozen blocks (`lower`) are joined to those above them, an
-  adapter is merged.
-  Raises UserError for parameters of another shape, a setting that the family has no words for, and where the disk does not
-  take them.
+  `extra` are keys for `config.json`, such as eos_token_id.  Frozen blocks (`lower`) are joined
+  to those above them, an adapter is merged. Raises UserError for parameters of another shape, a
+  setting that the family has no words for, and where the disk does not take them.
   """
   raw = configs.render(config, dtype) | dict(extra or {})
-  write(folder, config, (*tensors.body(config), *tensors.head(config)), params, raw, dtype, shard_bytes)
+  write(
+    folder, config, (*tensors.body(config), *tensors.head(config)), params, raw, dtype, shard_bytes
+  )
 
 
 def write(
@@ -55,7 +57,8 @@ def write(
 ) -> None:
   """Writes tensors, `texts` by the names of their files, and `config.json`, which comes last.
 
-  Every file is complete before it gets its name.  With several processes each takes part and the first one writes.
+  Every file is complete before it gets its name.  With several processes each takes part and the
+  first one writes.
   """
   from safetensors import SafetensorError, numpy
 
@@ -70,7 +73,10 @@ def write(
   try:
     folder.mkdir(parents=True, exist_ok=True)
     for name, shard in zip(names, shards, strict=True):
-      content = {tensor.name.format(i): weights.extract(tensor, i, params).astype(dtype) for tensor, i in shard}
+      content = {
+        tensor.name.format(i): weights.extract(tensor, i, params).astype(dtype)
+        for tensor, i in shard
+      }
       if jax.process_index() == 0:
         numpy.save_file(content, _part(folder / name), metadata={"format": "pt"})
         _part(folder / name).chmod(0o644)
@@ -92,18 +98,26 @@ def _part(path: Path) -> Path:
   return path.with_name(f".{path.name}.part")
 
 
-def _weight_map(names: list[str], shards: list[list[tuple[Tensor, int]]], params: Params, dtype: str) -> Raw | None:
+def _weight_map(
+  names: list[str], shards: list[list[tuple[Tensor, int]]], params: Params, dtype: str
+) -> Raw | None:
   """The content of the index; None for one file."""
   if len(names) == 1:
     return None
-  where = {tensor.name.format(i): name for name, shard in zip(names, shards, strict=True) for tensor, i in shard}
+  where = {
+    tensor.name.format(i): name
+    for name, shard in zip(names, shards, strict=True)
+    for tensor, i in shard
+  }
   leaves = {leaf for shard in shards for tensor, _ in shard for leaf in tensor.leaves}
   numbers = sum(math.prod(x.shape) for leaf in leaves for x in weights.stacks(leaf, params))
   return {"metadata": {"total_size": jnp.dtype(dtype).itemsize * numbers}, "weight_map": where}
 
 
 def _finish(folder: Path, names: tuple[str, ...], raw: Raw, index: Raw | None) -> None:
-  """Gives the written files their names, removes those of an earlier model, and writes the index and `config.json`."""
+  """Gives the written files their names, removes those of an earlier model, and writes the index
+  and `config.json`.
+  """
   for name in names:
     _part(folder / name).replace(folder / name)
   for stale in folder.glob("model*.safetensors"):
@@ -128,7 +142,9 @@ def _shards(
   shard, size = [], 0
   for tensor in wanted:
     count = config.depth if tensor.stacked else 1
-    numbers = sum(math.prod(x.shape) for name in tensor.leaves for x in weights.stacks(name, params))
+    numbers = sum(
+      math.prod(x.shape) for name in tensor.leaves for x in weights.stacks(name, params)
+    )
     each = itemsize * numbers // count
     for i in range(count):
       if shard and size + each > limit:

@@ -1,4 +1,6 @@
-"""One self-contained HTML page for a run: `write(workdir)` makes report.html from the files of a run directory."""
+"""One self-contained HTML page for a run: `write(workdir)` makes report.html from the files of a
+run directory.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,22 @@ def render(run: Run) -> str:
   """The page; sections without data are left out."""
   found = [part for make in sections.ALL if (part := make(run))[2]]
   links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in found)
-  body = f"<header>{verdict.head(run)}<nav>{links}</nav></header>" + "\n".join(html for _, _, html in found)
+  body = f"<header>{verdict.head(run)}<nav>{links}</nav></header>" + "\n".join(
+    html for _, _, html in found
+  )
   return page.page(f"{run.name} · InstructJAX", body)
 
 
 def write(workdir: Path) -> Path:
-  """Writes report.html into the run directory, whole or not at all.  Raises UserError where nothing can be read."""
+  """Writes report.html into the run directory, whole or not at all.  Raises UserError where nothing
+  can be read.
+  """
   text = render(read(workdir))
   target = workdir / "report.html"
   try:
     atomic.replace(target, text.encode("utf-8", "replace"))
   except OSError as error:
-    raise UserError(f"{target} cannot be written ({error.strerror}); make room or mend the permissions") from error
+    raise UserError(
+      f"{target} cannot be written ({error.strerror}); make room or mend the permissions"
+    ) from error
   return target

@@ -1,6 +1,8 @@
-"""Figures as inline SVG, drawn by hand: 360 units wide, so that text has its full size on a phone too.
+"""Figures as inline SVG, drawn by hand: 360 units wide, so that text has its full size on a phone
+too.
 
-A figure is a string of HTML; its colours are classes of the page.  Every text in it is escaped here, whatever it is.
+A figure is a string of HTML; its colours are classes of the page.  Every text in it is escaped
+here, whatever it is.
 """
 
 from __future__ import annotations
@@ -18,11 +20,20 @@ Real = int | float
 WIDTH, HEIGHT = 360, 230
 RIGHT, TOP, BOTTOM = 18, 22, 36
 POINTS = 240  # a longer curve is drawn by the means of so many buckets
-SHAPES = {"ppo": "circle", "ptx": "square", "sft": "triangle", "base": "diamond", "rm": "wedge", "gold": "square"}
+SHAPES = {
+  "ppo": "circle",
+  "ptx": "square",
+  "sft": "triangle",
+  "base": "diamond",
+  "rm": "wedge",
+  "gold": "square",
+}
 
 
 class Series(NamedTuple):
-  """A curve or a cloud of points; `look` names its colour and shape, `low` and `high` are ends of error bars."""
+  """A curve or a cloud of points; `look` names its colour and shape, `low` and `high` are ends of
+  error bars.
+  """
 
   label: str
   look: str
@@ -58,9 +69,17 @@ class Axis(NamedTuple):
 
 
 def axis(
-  values: Sequence[Real], start: Real, end: Real, *, count: int = 5, fit: bool = False, whole: bool = False
+  values: Sequence[Real],
+  start: Real,
+  end: Real,
+  *,
+  count: int = 5,
+  fit: bool = False,
+  whole: bool = False,
 ) -> Axis:
-  """A scale over all values with about `count` round ticks; with `fit` it ends at the values, else at ticks."""
+  """A scale over all values with about `count` round ticks; with `fit` it ends at the values, else
+  at ticks.
+  """
   low, high = float(min(values)), float(max(values))
   if high - low <= 1e-9 * max(abs(low), abs(high), 1e-3):
     pad = abs(low) / 2 or 1.0
@@ -91,12 +110,16 @@ def thinned(series: Series, count: int = POINTS) -> Series:
   """Bucket means where there are more than `count` points; a series with error bars stays whole."""
   if len(series.x) <= count or series.low:
     return series
-  mean = lambda values: [float(part.mean()) for part in np.array_split(np.asarray(values, np.float64), count)]
+  mean = lambda values: [
+    float(part.mean()) for part in np.array_split(np.asarray(values, np.float64), count)
+  ]
   return series._replace(x=mean(series.x), y=mean(series.y))
 
 
 def smooth(y: Sequence[Real], share: float = 0.08) -> list[float]:
-  """A running mean over about `share` of the points; at both ends over the half of them that there is."""
+  """A running mean over about `share` of the points; at both ends over the half of them that there
+  is.
+  """
   half = max(1, round(len(y) * share / 2))
   sums = np.concatenate([[0.0], np.cumsum(np.asarray(y, np.float64))])
   ends = [(max(0, i - half), min(len(y), i + half + 1)) for i in range(len(y))]
@@ -107,7 +130,9 @@ def smooth(y: Sequence[Real], share: float = 0.08) -> list[float]:
 
 
 def text(x: Real, y: Real, content: str, kind: str = "", anchor: str = "middle") -> str:
-  return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(content)}</text>'
+  return (
+    f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(content)}</text>'
+  )
 
 
 def rule(x1: Real, y1: Real, x2: Real, y2: Real, kind: str) -> str:
@@ -120,7 +145,9 @@ def short(label: str, length: int = 20) -> str:
 
 
 def mark(x: Real, y: Real, look: str, tip: str = "", size: Real = 3.4, kind: str = "") -> str:
-  """A point; its shape tells looks apart where colours do not.  `kind` is another class of the page: "hollow"."""
+  """A point; its shape tells looks apart where colours do not.  `kind` is another class of the
+  page: "hollow".
+  """
   title = f"<title>{escape(tip)}</title>" if tip else ""
   shape, look = SHAPES.get(look, "circle"), f"{look} {kind}".rstrip()
   if shape == "circle":
@@ -135,15 +162,25 @@ def mark(x: Real, y: Real, look: str, tip: str = "", size: Real = 3.4, kind: str
   return f'<polygon points="{points}" class="mark {look}">{title}</polygon>'
 
 
-def figure(title: str, body: str, legend: Sequence[tuple[str, str]] = (), note: str = "", height: Real = HEIGHT) -> str:
+def figure(
+  title: str,
+  body: str,
+  legend: Sequence[tuple[str, str]] = (),
+  note: str = "",
+  height: Real = HEIGHT,
+) -> str:
   """The frame of a figure: title, legend of (look, label), drawing, note."""
   parts = [f"<figure><figcaption>{escape(title)}</figcaption>"]
   if legend:
     marks = [rule(0, 5, 22, 5, "curve " + look) + mark(11, 5, look) for look, _ in legend]
     keys = [f'<svg class="key" viewBox="0 0 22 10" aria-hidden="true">{m}</svg>' for m in marks]
-    spans = [f"<span>{key}{escape(label)}</span>" for key, (_, label) in zip(keys, legend, strict=True)]
+    spans = [
+      f"<span>{key}{escape(label)}</span>" for key, (_, label) in zip(keys, legend, strict=True)
+    ]
     parts.append(f'<div class="legend">{"".join(spans)}</div>')
-  parts.append(f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">{body}</svg>')
+  parts.append(
+    f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">{body}</svg>'
+  )
   parts.append(f'<p class="note">{escape(note)}</p></figure>' if note else "</figure>")
   return "".join(parts)
 
@@ -156,11 +193,16 @@ def frame(x: Axis, y: Axis, x_label: str, y_label: str, percent: tuple[bool, boo
   bottom, right = y.start, x.end
   across, up = spelled(x.ticks, percent[0]), spelled(y.ticks, percent[1])
   parts = [rule(x.start, y(t), right, y(t), "gridline") for t in y.ticks]
-  parts += [text(x.start - 6, y(t) + 3.5, s, "tick", "end") for t, s in zip(y.ticks, up, strict=True)]
+  parts += [
+    text(x.start - 6, y(t) + 3.5, s, "tick", "end") for t, s in zip(y.ticks, up, strict=True)
+  ]
   parts += [rule(x(t), bottom, x(t), bottom + 4, "axis") for t in x.ticks]
   parts += [text(x(t), bottom + 15, s, "tick") for t, s in zip(x.ticks, across, strict=True)]
   parts += [rule(x.start, bottom, right, bottom, "axis")]
-  parts += [text(right, bottom + 30, x_label, "label", "end"), text(0, 11, y_label, "label", "start")]
+  parts += [
+    text(right, bottom + 30, x_label, "label", "end"),
+    text(0, 11, y_label, "label", "start"),
+  ]
   return "".join(parts)
 
 
@@ -176,16 +218,27 @@ def drawn(series: Series, x: Axis, y: Axis) -> str:
   if not series.faint and (len(at_x) <= 30 or not series.line):
     tips = [f"{series.label}: {a:.4g}, {b:.4g}" for a, b in zip(at_x, at_y, strict=True)]
     size = 3.4 if len(at_x) <= 30 else 2
-    parts += [mark(x(a), y(b), series.look, tip, size) for a, b, tip in zip(at_x, at_y, tips, strict=True)]
+    parts += [
+      mark(x(a), y(b), series.look, tip, size) for a, b, tip in zip(at_x, at_y, tips, strict=True)
+    ]
   return "".join(parts)
 
 
 def plot(
-  title: str, series: Sequence[Series], x_label: str, y_label: str, *, percent: tuple[bool, bool] = (False, False),
-  also: tuple[Sequence[Real], Sequence[Real]] = ((), ()), level: tuple[Real, str] | None = None,
-  diagonal: bool = False, note: str = "",
-) -> str:  # fmt: skip
-  """Curves or points over two linear axes, which hold the x and y of `also` too; `level` is a named reference."""
+  title: str,
+  series: Sequence[Series],
+  x_label: str,
+  y_label: str,
+  *,
+  percent: tuple[bool, bool] = (False, False),
+  also: tuple[Sequence[Real], Sequence[Real]] = ((), ()),
+  level: tuple[Real, str] | None = None,
+  diagonal: bool = False,
+  note: str = "",
+) -> str:
+  """Curves or points over two linear axes, which hold the x and y of `also` too; `level` is a named
+  reference.
+  """
   series = [thinned(s) for s in series]
   xs = [v for s in series for v in s.x] + list(also[0])
   ys = [v for s in series for part in (s.y, s.low, s.high) for v in part] + list(also[1])
@@ -206,11 +259,23 @@ def plot(
 
 
 def forest(
-  title: str, rows: Sequence[Row], x_label: str, *, reference: Real, lines: Sequence[Real] = (),
-  legend: Sequence[tuple[str, str]] = (), note: str = "", percent: bool = True, decimals: int = 2,
-) -> str:  # fmt: skip
-  """Shares, or numbers of so many decimals, with intervals, a line of the page each; thin `lines` run through all rows."""
-  said = lambda value: f"{100 * value:.1f}" if percent else f"{value:.{decimals}f}".replace("-", "−")
+  title: str,
+  rows: Sequence[Row],
+  x_label: str,
+  *,
+  reference: Real,
+  lines: Sequence[Real] = (),
+  legend: Sequence[tuple[str, str]] = (),
+  note: str = "",
+  percent: bool = True,
+  decimals: int = 2,
+) -> str:
+  """Shares, or numbers of so many decimals, with intervals, a line of the page each; thin `lines`
+  run through all rows.
+  """
+  said = lambda value: (
+    f"{100 * value:.1f}" if percent else f"{value:.{decimals}f}".replace("-", "−")
+  )
   finite = [v for row in rows for _, *found in row.marks for v in found if math.isfinite(v)]
   left, right, top = 142, WIDTH - 46, 8
   x = axis([*finite, *lines, reference], left, right, count=3)
@@ -226,10 +291,18 @@ def forest(
       y = middle + 15 * (j - (len(row.marks) - 1) / 2)
       if math.isfinite(low + high):
         parts.append(rule(x(low), y, x(high), y, "bar " + look))
-      parts.append(mark(x(value), y, look, f"{row.label}: {said(value)}{' %' if percent else ''}", 4))
+      parts.append(
+        mark(x(value), y, look, f"{row.label}: {said(value)}{' %' if percent else ''}", 4)
+      )
       parts.append(text(WIDTH - 2, y + 3.5, said(value), "value", "end"))
-  parts += [text(x(t), bottom + 15, s, "tick") for t, s in zip(x.ticks, spelled(x.ticks, percent), strict=True)]
-  parts += [rule(left, bottom, right, bottom, "axis"), text(right, bottom + 30, x_label, "label", "end")]
+  parts += [
+    text(x(t), bottom + 15, s, "tick")
+    for t, s in zip(x.ticks, spelled(x.ticks, percent), strict=True)
+  ]
+  parts += [
+    rule(left, bottom, right, bottom, "axis"),
+    text(right, bottom + 30, x_label, "label", "end"),
+  ]
   return figure(title, "".join(parts), legend, note, bottom + 36)
 
 

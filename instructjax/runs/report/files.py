@@ -1,4 +1,6 @@
-"""Reading a run directory: whatever is there and can be read; what cannot be is listed in `problems`."""
+"""Reading a run directory: whatever is there and can be read; what cannot be is listed in
+`problems`.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,18 @@ class Run(NamedTuple):
 def read(workdir: Path) -> Run:
   """Reads the five files.  Raises UserError where none of them holds anything."""
   if not workdir.is_dir():
-    raise UserError(f"{workdir} is no directory; give the directory of a run, the one that was its --workdir")
+    raise UserError(
+      f"{workdir} is no directory; give the directory of a run, the one that was its --workdir"
+    )
   problems: list[str] = []
   curves = gather(lines(workdir / "metrics.jsonl", problems), problems)
   samples = list(lines(workdir / "samples.jsonl", problems))
   results, config, manifest = (whole(workdir / name, problems) for name in NAMES[2:])
   if not (curves or samples or results or config or manifest):
     found = "; ".join(problems) or "none of these files is there"
-    raise UserError(f"{workdir} holds nothing to report ({found}); a run directory has {', '.join(NAMES)}")
+    raise UserError(
+      f"{workdir} holds nothing to report ({found}); a run directory has {', '.join(NAMES)}"
+    )
   return Run(workdir.resolve().name, curves, samples, results, config, manifest, problems)
 
 
@@ -57,7 +63,9 @@ def lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
         bad.append(str(number))
   if bad:
     more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-    problems.append(f"{path.name}: left out what is no JSON object, line {', '.join(bad[:5])}{more}")
+    problems.append(
+      f"{path.name}: left out what is no JSON object, line {', '.join(bad[:5])}{more}"
+    )
 
 
 def whole(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -80,7 +88,9 @@ def parse(text: str) -> Any:
 
 
 def gather(rows: Iterator[dict[str, Any]], problems: list[str]) -> dict[str, dict[str, Curve]]:
-  """Curves by stage and metric, in the order of steps; of a step that was run twice the later line counts."""
+  """Curves by stage and metric, in the order of steps; of a step that was run twice the later line
+  counts.
+  """
   curves: dict[str, dict[str, Curve]] = {}
   broken: dict[tuple[str, str], int] = {}
   for row in rows:
@@ -93,9 +103,13 @@ def gather(rows: Iterator[dict[str, Any]], problems: list[str]) -> dict[str, dic
         curves.setdefault(stage, {}).setdefault(name, {})[int(step)] = value
       elif isinstance(row[name], float):
         broken.setdefault((stage, name), int(step))
-  problems.extend(f"{stage}: {name} is not finite at step {at}" for (stage, name), at in sorted(broken.items())[:5])
+  problems.extend(
+    f"{stage}: {name} is not finite at step {at}"
+    for (stage, name), at in sorted(broken.items())[:5]
+  )
   return {
-    stage: {name: dict(sorted(curve.items())) for name, curve in metrics.items()} for stage, metrics in curves.items()
+    stage: {name: dict(sorted(curve.items())) for name, curve in metrics.items()}
+    for stage, metrics in curves.items()
   }
 
 

@@ -1,4 +1,6 @@
-"""The frame of the page, its style, and the few shapes of HTML that sections are made of.  No script, no request."""
+"""The frame of the page, its style, and the few shapes of HTML that sections are made of.  No
+script, no request.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from typing import Any
 
 from instructjax.intervals import Estimate
 
-# Blue, vermilion and green after Okabe and Ito, for colour-blind readers; the shapes of the marks differ as well.
+# Blue, vermilion and green after Okabe and Ito, for colour-blind readers; the shapes of the marks
+# differ as well.
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --text: #1c1f23; --soft: #5b626b; --line: #d9dde2; --grid: #eceff2;
   --panel: #f6f7f9; --base: #6b6b6b; --sft: #0072b2; --ppo: #c65200; --ptx: #00795a; --rm: #94447a; --gold: #946300; }
@@ -117,7 +120,11 @@ def section(name: str, title: str, lead: str, *parts: str) -> tuple[str, str, st
   """(anchor, title, HTML) of a section; the HTML is empty where no part has anything in it."""
   body = "".join(parts)
   lead = f"<p>{escape(lead)}</p>" if lead else ""
-  return name, title, f'<section id="{name}"><h2>{escape(title)}</h2>{lead}{body}</section>' if body else ""
+  return (
+    name,
+    title,
+    f'<section id="{name}"><h2>{escape(title)}</h2>{lead}{body}</section>' if body else "",
+  )
 
 
 def grid(figures: Sequence[str]) -> str:
@@ -138,9 +145,7 @@ def settings(title: str, tree: dict[str, Any]) -> str:
   rows = [f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in flat(tree)]
   if not rows:
     return ""
-  return (
-    f'<details><summary>{escape(title)}</summary><div class="box plain"><table>{"".join(rows)}</table></div></details>'
-  )
+  return f'<details><summary>{escape(title)}</summary><div class="box plain"><table>{"".join(rows)}</table></div></details>'
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -150,7 +155,12 @@ def flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(value, dict) and value:
       rows += flat(value, f"{prefix}{name}.")
     else:
-      rows.append((f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+      rows.append(
+        (
+          f"{prefix}{name}",
+          value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
+        )
+      )
   return rows
 
 
@@ -187,4 +197,6 @@ def cell(found: Estimate | None, share: bool = False, decimals: int = 2) -> str:
 def with_ends(found: Estimate, share: bool = True) -> str:
   """A value and its interval in a sentence."""
   ends = interval(found, share)
-  return (percent(found.value) if share else minus(found.value)) + (f" (95\u00a0% interval {ends})" if ends else "")
+  return (percent(found.value) if share else minus(found.value)) + (
+    f" (95\u00a0% interval {ends})" if ends else ""
+  )

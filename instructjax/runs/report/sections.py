@@ -1,4 +1,6 @@
-"""The sections of the page, top to bottom.  Each takes the run and gives (anchor, title, HTML); no data, no HTML."""
+"""The sections of the page, top to bottom.  Each takes the run and gives (anchor, title, HTML); no
+data, no HTML.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ STAGES = {
   "gold": "Gold model",
   "pretrain": "Pretraining",
 }
-LOOKS = {"reward": "rm", "rl_init": "base", "pretrain": "base"} | {name: name for name in (*MODELS, "gold")}
+LOOKS = {"reward": "rm", "rl_init": "base", "pretrain": "base"} | {
+  name: name for name in (*MODELS, "gold")
+}
 SPARE = ("sft", "ppo", "ptx", "rm", "gold", "base")  # looks of stages that have none
 SLICES = {"amazon": "amazon (new domain)"}
 SAMPLES = 24  # of which this many are open at once:
@@ -44,11 +48,16 @@ COLUMNS = (
   ("pretrain_nll", "text, nats/token ↓", False, 3),
 )
 TERMS = (
-  "RM score: of the reward model that PPO was trained on. Gold score: of a second reward model, fitted on other texts "
-  "and the ratings of other people, never trained on. Follows: the sentiment lexicon finds the tone that was asked "
-  "for. Wins against SFT: share of prompts with the higher gold score, ties half. KL: to the model that PPO started "
-  "from, a response. Ended: the response ended before its limit. Text: loss on held-out pretraining text (NYT "
-  "editorials in the quickstart). Small print: 95 % bootstrap intervals over prompts, over texts in the last column."
+  "RM score: of the reward model that PPO was trained on. Gold score: of a second reward model, "
+  "fitted on other texts "
+  "and the ratings of other people, never trained on. Follows: the sentiment lexicon finds the "
+  "tone that was asked "
+  "for. Wins against SFT: share of prompts with the higher gold score, ties half. KL: to the model "
+  "that PPO started "
+  "from, a response. Ended: the response ended before its limit. Text: loss on held-out "
+  "pretraining text (NYT "
+  "editorials in the quickstart). Small print: 95 % bootstrap intervals over prompts, over texts "
+  "in the last column."
 )
 
 
@@ -78,10 +87,14 @@ def smoothed(label: str, kind: str, curve: Curve, above: int) -> list[Series]:
   return [series(label, kind, curve, faint=True), series(label, kind, mean)]
 
 
-def overlay(run: Run, stages: Sequence[str], metric: str, title: str, unit: str, **more: Any) -> str:
+def overlay(
+  run: Run, stages: Sequence[str], metric: str, title: str, unit: str, **more: Any
+) -> str:
   """One metric over the steps of several stages."""
   with_it = [s for s in stages if metric in run.curves[s]]
-  found = [part for s in with_it for part in smoothed(named(s), look(run, s), run.curves[s][metric], 60)]
+  found = [
+    part for s in with_it for part in smoothed(named(s), look(run, s), run.curves[s][metric], 60)
+  ]
   title += f" ({named(with_it[0])})" if len(with_it) == 1 < len(stages) else ""
   return plot(title, found, "iteration", unit, **more) if found else ""
 
@@ -97,14 +110,26 @@ def results(run: Run) -> tuple[str, str, str]:
   for name in names:
     cells = [escape(MODELS.get(name, name))]
     for key, _, share, decimals in COLUMNS:
-      found = None if (name, key) == ("sft", "win_rate_vs_sft") else estimate(inside(models, name).get(key))
+      found = (
+        None
+        if (name, key) == ("sft", "win_rate_vs_sft")
+        else estimate(inside(models, name).get(key))
+      )
       cells.append(page.cell(found, share, decimals))
     rows.append(cells)
   if not rows:
     return page.section("results", "Results", "")
-  counts = [found.n for name in names if (found := estimate(inside(models, name).get("win_rate_vs_sft")))]
-  lead = f"On {max(counts):,} prompts that no training saw, one sampled response each." if any(counts) else ""
-  body = page.table(["", *(title for _, title, _, _ in COLUMNS)], rows) + f'<p class="terms">{TERMS}</p>'
+  counts = [
+    found.n for name in names if (found := estimate(inside(models, name).get("win_rate_vs_sft")))
+  ]
+  lead = (
+    f"On {max(counts):,} prompts that no training saw, one sampled response each."
+    if any(counts)
+    else ""
+  )
+  body = (
+    page.table(["", *(title for _, title, _, _ in COLUMNS)], rows) + f'<p class="terms">{TERMS}</p>'
+  )
   return page.section("results", "Results", lead, body)
 
 
@@ -112,16 +137,23 @@ def slices(run: Run) -> tuple[str, str, str]:
   """Win rate against SFT by slice, a forest plot a comparison."""
   models = inside(run.results, "models")
   shown = [name for name in ("ppo", "ptx") if inside(models, name, "win_rate_by_slice")]
-  parts = list(dict.fromkeys(part for name in shown for part in inside(models, name, "win_rate_by_slice")))
+  parts = list(
+    dict.fromkeys(part for name in shown for part in inside(models, name, "win_rate_by_slice"))
+  )
   found = lambda name, part: estimate(inside(models, name, "win_rate_by_slice").get(part))
-  rows = [Row(SLICES.get(part, part), marks([(name, found(name, part)) for name in shown])) for part in parts]
+  rows = [
+    Row(SLICES.get(part, part), marks([(name, found(name, part)) for name in shown]))
+    for part in parts
+  ]
   rows = [row for row in rows if row.marks]
   if not rows:
     return page.section("slices", "Win rate by slice", "")
   whole = marks([(name, estimate(inside(models, name).get("win_rate_vs_sft"))) for name in shown])
   rows = [Row("all prompts", whole), *rows] if whole else rows
   legend = [(name, MODELS[name]) for name in shown]
-  body = forest("Prompts won against SFT", rows, "share of prompts, gold score", reference=0.5, legend=legend)
+  body = forest(
+    "Prompts won against SFT", rows, "share of prompts, gold score", reference=0.5, legend=legend
+  )
   lead = "Dots with 95 % intervals; at the dashed line, 50 %, a model does as well as SFT."
   return page.section("slices", "Win rate by slice", lead, page.grid([body]))
 
@@ -142,18 +174,30 @@ def ranking(run: Run) -> tuple[str, str, str]:
   rows += [(SLICES.get(name, name), "rm", value) for name, value in inside(rm, "by_domain").items()]
   rows += [("gold model", "gold", rm.get("gold_pair_accuracy"))]
   labels = {"vader": "VADER lexicon", "raters": "rater and rater", "ceiling": "noise ceiling"}
-  rows += [(labels.get(name, name), "base", value) for name, value in refs.items() if name != "chance"]
+  rows += [
+    (labels.get(name, name), "base", value) for name, value in refs.items() if name != "chance"
+  ]
   shown = [Row(label, marks([(kind, estimate(value))])) for label, kind, value in rows]
   shown = [row for row in shown if row.marks]
-  lines = [at for name, value in refs.items() if name != "chance" and (at := number(value)) is not None]
+  lines = [
+    at for name, value in refs.items() if name != "chance" and (at := number(value)) is not None
+  ]
   figures = []
   if shown:
     note = (
-      "Dashed: chance. Dotted: the references in grey. Rater and rater: two raters of the same texts. Noise ceiling: "
+      "Dashed: chance. Dotted: the references in grey. Rater and rater: two raters of the same "
+      "texts. Noise ceiling: "
       "one half of the raters against the other."
     )
     figures.append(
-      forest("Pairs ordered as people do", shown, "share of pairs", reference=chance or 0.5, lines=lines, note=note)
+      forest(
+        "Pairs ordered as people do",
+        shown,
+        "share of pairs",
+        reference=chance or 0.5,
+        lines=lines,
+        note=note,
+      )
     )
   figures.append(calibration(rm.get("calibration")))
   lead = "On comparisons of held-out texts, with templates that no training saw. Bars are 95 % intervals."
@@ -161,27 +205,44 @@ def ranking(run: Run) -> tuple[str, str, str]:
 
 
 def calibration(bins: Any) -> str:
-  """How often the preferred text is the better one, against the probability that the model gives to it."""
+  """How often the preferred text is the better one, against the probability that the model gives to
+  it.
+  """
   bins = bins if isinstance(bins, list) else []
-  numbers = [tuple(number(inside({"bin": b}, "bin").get(key)) for key in ("p", "correct", "n")) for b in bins]
+  numbers = [
+    tuple(number(inside({"bin": b}, "bin").get(key)) for key in ("p", "correct", "n")) for b in bins
+  ]
   points = [(p, c, n) for p, c, n in numbers if p is not None and c is not None and n]
   if not points:
     return ""
   ends = [wilson(c, n) for _, c, n in points]
   found = Series(
-    "pairs", "rm", [p for p, _, _ in points], [c for _, c, _ in points],
-    low=[low for low, _ in ends], high=[high for _, high in ends],
-  )  # fmt: skip
+    "pairs",
+    "rm",
+    [p for p, _, _ in points],
+    [c for _, c, _ in points],
+    low=[low for low, _ in ends],
+    high=[high for _, high in ends],
+  )
   note = f"{sum(n for _, _, n in points):,.0f} pairs, taken as independent for the bars; on the dashed line p is right."
   return plot(
-    "Calibration", [found], "probability given to the preferred text", "share right", percent=(True, True),
-    also=((0.5, 1.0), (0.5, 1.0)), diagonal=True, note=note,
-  )  # fmt: skip
+    "Calibration",
+    [found],
+    "probability given to the preferred text",
+    "share right",
+    percent=(True, True),
+    also=((0.5, 1.0), (0.5, 1.0)),
+    diagonal=True,
+    note=note,
+  )
 
 
 def wilson(share: float, n: float, z: float = 1.96) -> tuple[float, float]:
   """Wilson's 95 % interval of a share of n."""
-  middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+  middle, half = (
+    share + z * z / (2 * n),
+    z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)),
+  )
   return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
@@ -200,27 +261,52 @@ def supervised(run: Run) -> tuple[str, str, str]:
       if kind not in ("loss", "nll", "accuracy", "pretrain_nll"):
         continue
       share = kind == "accuracy"
-      level = (0.5, "chance") if share else (math.log(2), "chance") if ranks and metric == "loss" else None
-      unit = "share of pairs" if share else "nats a pair" if ranks and metric == "loss" else "nats a token"
+      level = (
+        (0.5, "chance")
+        if share
+        else (math.log(2), "chance")
+        if ranks and metric == "loss"
+        else None
+      )
+      unit = (
+        "share of pairs"
+        if share
+        else "nats a pair"
+        if ranks and metric == "loss"
+        else "nats a token"
+      )
       title = f"{named(stage)}: {metric}"
       figures.append(steady(title, look(run, stage), metrics[metric], unit, level, share))
-  lead = "Thin: every step. Thick: running mean." if any("faint" in figure for figure in figures) else ""
+  lead = (
+    "Thin: every step. Thick: running mean." if any("faint" in figure for figure in figures) else ""
+  )
   return page.section("losses", "Supervised stages", lead, page.grid(figures))
 
 
-def steady(title: str, kind: str, curve: Curve, unit: str, level: tuple[float, str] | None, share: bool) -> str:
+def steady(
+  title: str, kind: str, curve: Curve, unit: str, level: tuple[float, str] | None, share: bool
+) -> str:
   """A noisy curve and its running mean."""
-  return plot(title, smoothed("loss", kind, curve, 20), "step", unit, percent=(False, share), level=level)
+  return plot(
+    title, smoothed("loss", kind, curve, 20), "step", unit, percent=(False, share), level=level
+  )
 
 
 def reinforced(run: Run) -> tuple[str, str, str]:
   """Score, KL, gold score and length over the iterations of PPO."""
   stages = rl_stages(run)
   figures = [
-    overlay(run, stages, metric, title, unit, percent=(False, unit == "share")) for metric, title, unit in RL_FIGURES
+    overlay(run, stages, metric, title, unit, percent=(False, unit == "share"))
+    for metric, title, unit in RL_FIGURES
   ]
-  lead = "Thin: every iteration. Thick: running mean." if any("faint" in figure for figure in figures) else ""
-  return page.section("ppo", "PPO, iteration by iteration", lead, page.grid([f for f in figures if f]))
+  lead = (
+    "Thin: every iteration. Thick: running mean."
+    if any("faint" in figure for figure in figures)
+    else ""
+  )
+  return page.section(
+    "ppo", "PPO, iteration by iteration", lead, page.grid([f for f in figures if f])
+  )
 
 
 def overoptimised(run: Run) -> tuple[str, str, str]:
@@ -229,10 +315,15 @@ def overoptimised(run: Run) -> tuple[str, str, str]:
   paths = {stage: found for stage, found in paths.items() if found}
   xs = [v for found in paths.values() for s in found for v in s.x]
   ys = [v for found in paths.values() for s in found for v in s.y]
-  figures = [plot(named(stage), found, "√KL, √nats", "score", also=(xs, ys)) for stage, found in paths.items()]
+  figures = [
+    plot(named(stage), found, "√KL, √nats", "score", also=(xs, ys))
+    for stage, found in paths.items()
+  ]
   lead = (
-    "A policy may please its reward model more and more without getting better: then the score rises with the distance "
-    "from the start and the gold score does not follow. A point is an iteration, or the mean of a few in a long run."
+    "A policy may please its reward model more and more without getting better: then the score "
+    "rises with the distance "
+    "from the start and the gold score does not follow. A point is an iteration, or the mean of a "
+    "few in a long run."
   )
   return page.section("distance", "Scores against distance", lead, page.grid(figures))
 
@@ -245,9 +336,15 @@ def against_kl(run: Run, stage: str) -> list[Series]:
     ("objective/scores", "reward model", look(run, stage)),
     ("eval/gold", "gold model", "gold"),
   ):
-    points = sorted((math.sqrt(max(kl[at], 0.0)), value) for at, value in metrics.get(metric, {}).items() if at in kl)
+    points = sorted(
+      (math.sqrt(max(kl[at], 0.0)), value)
+      for at, value in metrics.get(metric, {}).items()
+      if at in kl
+    )
     if points:
-      cloud = Series(label, kind, [x for x, _ in points], [y for _, y in points], line=len(points) <= 30)
+      cloud = Series(
+        label, kind, [x for x, _ in points], [y for _, y in points], line=len(points) <= 30
+      )
       found.append(thinned(cloud))
   return found
 
@@ -257,31 +354,56 @@ def tax(run: Run) -> tuple[str, str, str]:
   stages = rl_stages(run)
   base = number(inside(run.results, "models", "base").get("pretrain_nll"))
   level = (base, "base model") if base is not None else None
-  figures = [overlay(run, stages, "eval/pretrain_nll", "Held-out pretraining text", "nats a token", level=level)]
+  figures = [
+    overlay(
+      run, stages, "eval/pretrain_nll", "Held-out pretraining text", "nats a token", level=level
+    )
+  ]
   figures.append(overlay(run, stages, "loss/ptx", "Pretraining loss in training", "nats a token"))
   norms = [
     series(label, kind, run.curves[stage][metric])
     for stage in stages
     if "grad/norm_ptx" in run.curves[stage]
-    for metric, label, kind in (("grad/norm_ppo", "PPO", "ppo"), ("grad/norm_ptx", "pretraining mix", "ptx"))
+    for metric, label, kind in (
+      ("grad/norm_ppo", "PPO", "ppo"),
+      ("grad/norm_ptx", "pretraining mix", "ptx"),
+    )
     if metric in run.curves[stage]
   ]
   if norms:
     figures.append(plot("Gradient norms in PPO-ptx", norms, "iteration", "norm", also=((), (0,))))
-  return page.section("tax", "Pretraining text, with and without the mix", "", page.grid([f for f in figures if f]))
+  return page.section(
+    "tax", "Pretraining text, with and without the mix", "", page.grid([f for f in figures if f])
+  )
 
 
 def other(run: Run) -> tuple[str, str, str]:
   """Every metric that no section above draws, folded."""
-  drawn = {metric for metric, _, _ in RL_FIGURES} | {"eval/pretrain_nll", "loss/ptx", "grad/norm_ppo", "grad/norm_ptx"}
+  drawn = {metric for metric, _, _ in RL_FIGURES} | {
+    "eval/pretrain_nll",
+    "loss/ptx",
+    "grad/norm_ppo",
+    "grad/norm_ptx",
+  }
   stages = rl_stages(run)
   rest = sorted({metric for stage in stages for metric in run.curves[stage]} - drawn)
   figures = [overlay(run, stages, metric, metric, "") for metric in rest]
   for stage, metrics in run.curves.items():
     if stage not in stages:
-      left = [m for m in metrics if m.rpartition("/")[2] not in ("loss", "nll", "accuracy", "pretrain_nll")]
-      figures += [plot(f"{named(stage)}: {m}", [series(m, look(run, stage), metrics[m])], "step", "") for m in left]
-  body = f"<details><summary>{len(figures)} more curves</summary>{page.grid(figures)}</details>" if figures else ""
+      left = [
+        m
+        for m in metrics
+        if m.rpartition("/")[2] not in ("loss", "nll", "accuracy", "pretrain_nll")
+      ]
+      figures += [
+        plot(f"{named(stage)}: {m}", [series(m, look(run, stage), metrics[m])], "step", "")
+        for m in left
+      ]
+  body = (
+    f"<details><summary>{len(figures)} more curves</summary>{page.grid(figures)}</details>"
+    if figures
+    else ""
+  )
   return page.section("curves", "All other metrics", "", body)
 
 
@@ -305,8 +427,13 @@ def sample(record: dict[str, Any]) -> str:
   about = " · ".join(str(record[key]) for key in ("domain", "use_case") if record.get(key))
   parts = []
   for name, response in inside(record, "responses").items():
-    scores = [(word, number(inside(record, key).get(name))) for word, key in (("RM", "scores"), ("gold", "gold"))]
-    scored = " · ".join(f"{word} {page.minus(value)}" for word, value in scores if value is not None)
+    scores = [
+      (word, number(inside(record, key).get(name)))
+      for word, key in (("RM", "scores"), ("gold", "gold"))
+    ]
+    scored = " · ".join(
+      f"{word} {page.minus(value)}" for word, value in scores if value is not None
+    )
     kind = LOOKS.get(name, "base")
     head = f'<dt class="{kind}">{escape(MODELS.get(name, name))} <small>{scored}</small></dt>'
     parts.append(f"<div>{head}<dd>{escape(str(response)) or '<em>empty</em>'}</dd></div>")
@@ -317,16 +444,25 @@ def sample(record: dict[str, Any]) -> str:
 def cost(run: Run) -> tuple[str, str, str]:
   """Seconds by stage, memory, seed; versions and settings folded."""
   found = inside(run.results, "seconds")
-  seconds = [(name, value) for name, given in found.items() if name != "total" and (value := number(given)) is not None]
+  seconds = [
+    (name, value)
+    for name, given in found.items()
+    if name != "total" and (value := number(given)) is not None
+  ]
   total = number(found.get("total")) or sum(value for _, value in seconds)
-  memory, seed = number(run.results.get("peak_rss_gb")), run.results.get("seed", run.manifest.get("seed"))
+  memory, seed = (
+    number(run.results.get("peak_rss_gb")),
+    run.results.get("seed", run.manifest.get("seed")),
+  )
   facts = [
     f"{total:,.0f} seconds in all" if seconds else "",
     f"{memory:.1f} GB at the peak" if memory is not None else "",
   ]
   facts += [f"seed {seed}" if seed is not None else ""]
   body = page.grid([bars("Seconds by stage", seconds, "s")]) if seconds else ""
-  folded = page.settings("Configuration", run.config) + page.settings("Versions, device, data", run.manifest)
+  folded = page.settings("Configuration", run.config) + page.settings(
+    "Versions, device, data", run.manifest
+  )
   return page.section("cost", "Cost and settings", ", ".join(filter(None, facts)), body, folded)
 
 

@@ -1,4 +1,6 @@
-"""The head of the page: one sentence with the number that matters, a few others, and what they do not say."""
+"""The head of the page: one sentence with the number that matters, a few others, and what they do
+not say.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,14 @@ from instructjax.runs.report.sections import MODELS, named, rl_stages
 
 def head(run: Run) -> str:
   """Headline, facts, caveats."""
-  parts = [f'<p class="run">InstructJAX · run {escape(run.name)}</p><h1>{escape(headline(run))}</h1>']
+  parts = [
+    f'<p class="run">InstructJAX · run {escape(run.name)}</p><h1>{escape(headline(run))}</h1>'
+  ]
   found = facts(run)
-  cells = [f"<div><dt>{escape(a)}</dt><dd>{escape(b)}<small>{escape(c)}</small></dd></div>" for a, b, c in found]
+  cells = [
+    f"<div><dt>{escape(a)}</dt><dd>{escape(b)}<small>{escape(c)}</small></dd></div>"
+    for a, b, c in found
+  ]
   if len(cells) == 1:
     parts.append(f"<p>{escape(found[0][2].capitalize())}.</p>")
   elif cells:
@@ -63,7 +70,9 @@ def facts(run: Run) -> list[tuple[str, str, str]]:
     wins = estimate(inside(models, name).get("win_rate_vs_sft"))
     if wins:
       small = f"{page.interval(wins, share=True)}, {wins.n:,} prompts, judged by the gold model"
-      found.append((f"{MODELS[name]} wins against SFT", page.percent(wins.value), small.removeprefix(", ")))
+      found.append(
+        (f"{MODELS[name]} wins against SFT", page.percent(wins.value), small.removeprefix(", "))
+      )
   accuracy = estimate(inside(run.results, "rm").get("pair_accuracy"))
   if accuracy:
     found.append(("Reward model, pairs right", page.percent(accuracy.value), beside(run)))
@@ -79,13 +88,20 @@ def facts(run: Run) -> list[tuple[str, str, str]]:
 def beside(run: Run) -> str:
   """The references of the reward model's accuracy."""
   refs = inside(run.results, "rm", "references")
-  words = {"chance": "chance", "vader": "VADER", "raters": "two raters agree", "ceiling": "noise ceiling"}
+  words = {
+    "chance": "chance",
+    "vader": "VADER",
+    "raters": "two raters agree",
+    "ceiling": "noise ceiling",
+  }
   found = [(word, number(refs.get(name))) for name, word in words.items()]
   return ", ".join(f"{word} {100 * value:.1f}" for word, value in found if value is not None)
 
 
 def moves(run: Run, stage: str) -> tuple[str, str, str] | None:
-  """Where the main curve of a stage began and ended: means of the first and the last tenth of its steps."""
+  """Where the main curve of a stage began and ended: means of the first and the last tenth of its
+  steps.
+  """
   metric = "objective/scores" if stage in rl_stages(run) else "loss"
   curve: Curve = run.curves[stage].get(metric, {})
   if not curve:
@@ -105,6 +121,7 @@ def caveats(run: Run) -> list[str]:
   if inside(run.results, "models"):
     found.append("The judge of the win rates, the gold model, is a reward model too, not a person.")
     found.append(
-      "Intervals are over test prompts. One training run was made: they do not say how another seed would do."
+      "Intervals are over test prompts. One training run was made: they do not say how another "
+      "seed would do."
     )
   return found

@@ -36,8 +36,13 @@ def test_batches_by_hand():
 
 def test_the_longest_completion_counts_for_a_group():
   groups = [Group((row(2), row(9)), (1, 2)), Group((row(3), row(4)), (1, 2))]
-  found = list(buckets.once(groups, partial(pipeline.pad_comparisons, k=2), size=1, lengths=(4, 16)))
-  assert [(batch.tokens.shape, numbers) for batch, numbers in found] == [((1, 2, 4), [1]), ((1, 2, 16), [0])]
+  found = list(
+    buckets.once(groups, partial(pipeline.pad_comparisons, k=2), size=1, lengths=(4, 16))
+  )
+  assert [(batch.tokens.shape, numbers) for batch, numbers in found] == [
+    ((1, 2, 4), [1]),
+    ((1, 2, 16), [0]),
+  ]
 
 
 def test_a_row_that_fits_nowhere_is_an_error():
@@ -46,13 +51,21 @@ def test_a_row_that_fits_nowhere_is_an_error():
 
 
 @settings(deadline=None, max_examples=50)
-@given(sizes=st.lists(st.integers(1, 64), min_size=1, max_size=20), size=st.integers(1, 7), count=st.integers(1, 4))
+@given(
+  sizes=st.lists(st.integers(1, 64), min_size=1, max_size=20),
+  size=st.integers(1, 7),
+  count=st.integers(1, 4),
+)
 def test_every_row_comes_back_in_its_place(sizes, size, count):
   rows = [row(n, i) for i, n in enumerate(sizes)]
   parts, cost = [], 0
-  for batch, numbers in buckets.once(rows, pipeline.pad_demonstrations, size=size, lengths=buckets.lengths(64, count)):
+  for batch, numbers in buckets.once(
+    rows, pipeline.pad_demonstrations, size=size, lengths=buckets.lengths(64, count)
+  ):
     cost += batch.tokens.size
-    parts.append((numbers, [batch.tokens[at][batch.valid[at]].tolist() for at in range(len(numbers))]))
+    parts.append(
+      (numbers, [batch.tokens[at][batch.valid[at]].tolist() for at in range(len(numbers))])
+    )
   assert list(buckets.in_order(parts)) == [[i] * n for i, n in enumerate(sizes)]
   assert len(parts) == -(-len(rows) // size)  # no more batches than without buckets
   assert cost <= len(parts) * size * 64
@@ -96,5 +109,9 @@ def test_a_stream_draws_every_prompt_once_an_epoch_from_one_bucket_a_batch():
 
 def test_each_process_makes_its_own_rows_of_the_batch():
   rows = [row(1 + i % 8, i) for i in range(48)]
-  make = lambda mine: buckets.stream(rows, pipeline.pad_prompts, size=4, seed=1, lengths=(2, 4, 8), mine=mine)(5).tokens
+  make = lambda mine: (
+    buckets.stream(rows, pipeline.pad_prompts, size=4, seed=1, lengths=(2, 4, 8), mine=mine)(
+      5
+    ).tokens
+  )
   np.testing.assert_array_equal(np.concatenate([make([0, 1]), make([2, 3])]), make(None))

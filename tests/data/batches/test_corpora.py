@@ -34,19 +34,33 @@ def test_text_that_is_read_lazily_changes_no_bit(data, tmp_path):
 
 
 def test_a_packed_mixture_goes_on_bit_for_bit(data, tmp_path, monkeypatch, capsys):
-  """rl_init on two sources of demonstrations and two of text, all packed, stopped after its second step."""
+  """rl_init on two sources of demonstrations and two of text, all packed, stopped after its second
+  step.
+  """
   demos, text = data / "demonstrations.jsonl", data / "text.jsonl"
-  (tmp_path / "more.jsonl").write_text("".join(json.dumps({"prompt": f"do {i}", "completion": "ok"}) + "\n" for i in range(30)))
+  (tmp_path / "more.jsonl").write_text(
+    "".join(json.dumps({"prompt": f"do {i}", "completion": "ok"}) + "\n" for i in range(30))
+  )
   (tmp_path / "text.jsonl").write_text('{"text": "a b c"}\n' * 9)
   options = [
     f"--config.data.demonstrations=3*{demos} + {tmp_path / 'more.jsonl'}",
-    f"--config.data.text={text} + 0.5*{tmp_path / 'text.jsonl'}", *TUNE, "--config.data.pack=true",
-    "--config.data.lazy=true", "--config.data.prompt=20", "--config.data.response=30", "--config.text_share=0.5",
-    "--config.steps=4", "--config.model.dropout=0.1",
-  ]  # fmt: skip
+    f"--config.data.text={text} + 0.5*{tmp_path / 'text.jsonl'}",
+    *TUNE,
+    "--config.data.pack=true",
+    "--config.data.lazy=true",
+    "--config.data.prompt=20",
+    "--config.data.response=30",
+    "--config.text_share=0.5",
+    "--config.steps=4",
+    "--config.model.dropout=0.1",
+  ]
   assert run("rl_init", tmp_path / "whole", *options) == 0
   said = capsys.readouterr().err
-  assert f"{tmp_path / 'more.jsonl'}: 30 demonstrations in " in said and "rows of 50 tokens" in said and "% full" in said
+  assert (
+    f"{tmp_path / 'more.jsonl'}: 30 demonstrations in " in said
+    and "rows of 50 tokens" in said
+    and "% full" in said
+  )
   assert f"{text}: 32 pieces of text in " in said
   with monkeypatch.context() as patch:
     stop_after(patch, 2)
@@ -68,14 +82,20 @@ def sixteen(tmp_path, *names, lengths=2):
   c = reading.load("ppo:tiny")
   c.batch, c.data.prompt, c.data.buckets = 8, 16, lengths
   c.data.prompts = " + ".join(str(tmp_path / name) for name in names)
-  found, batches = ppo_stage.drawn_prompts(c, corpora.read(c, "prompts", "prompt"), tokenizers.of_bytes(), None)
+  found, batches = ppo_stage.drawn_prompts(
+    c, corpora.read(c, "prompts", "prompt"), tokenizers.of_bytes(), None
+  )
   return rows, found, [batches(i) for i in range(4)]
 
 
 def test_prompts_of_ppo_come_in_lengths(tmp_path):
   rows, found, batches = sixteen(tmp_path, "a.jsonl")
   assert sorted(batch.tokens.shape for batch in batches) == [(8, 8), (8, 8), (8, 16), (8, 16)]
-  texts = [found[ids[valid].tobytes()] for batch in batches for ids, valid in zip(batch.tokens, batch.valid)]
+  texts = [
+    found[ids[valid].tobytes()]
+    for batch in batches
+    for ids, valid in zip(batch.tokens, batch.valid)
+  ]
   assert sorted(texts) == sorted(2 * [row["prompt"] for row in rows])
   _, _, batches = sixteen(tmp_path, "a.jsonl", lengths=1)
   assert {batch.tokens.shape for batch in batches} == {(8, 16)}
@@ -84,14 +104,21 @@ def test_prompts_of_ppo_come_in_lengths(tmp_path):
 def test_a_mixture_of_prompts_has_no_lengths(tmp_path):
   _, found, batches = sixteen(tmp_path, "a.jsonl", "b.jsonl", lengths=1)
   assert len(found) == 16 and {batch.tokens.shape for batch in batches} == {(8, 16)}
-  with pytest.raises(UserError, match=r"config\.data\.buckets=2: the batches of a mixture hold prompts of all lengths"):
+  with pytest.raises(
+    UserError,
+    match=r"config\.data\.buckets=2: the batches of a mixture hold prompts of all lengths",
+  ):
     sixteen(tmp_path, "a.jsonl", "b.jsonl")
 
 
 @pytest.mark.slow  # needs all the stages before it
 def test_ppo_runs_on_prompts_of_two_lengths(data, init_run, reward_run, tmp_path):
   sixteen(tmp_path, "prompts.jsonl")
-  prompts = [f"--config.data.prompts={tmp_path / 'prompts.jsonl'}", "--config.data.prompt=16", "--config.data.buckets=2"]
+  prompts = [
+    f"--config.data.prompts={tmp_path / 'prompts.jsonl'}",
+    "--config.data.prompt=16",
+    "--config.data.buckets=2",
+  ]
   assert ppo(data, tmp_path / "ppo", init_run, reward_run, *prompts, "--config.iterations=2") == 0
   assert [row["step"] for row in metrics(tmp_path / "ppo")] == [1, 2]
 
@@ -144,15 +171,20 @@ for shape in ((8, 1, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8)):
 
 @pytest.mark.slow
 def test_two_processes_make_half_of_the_rows_each_and_one_batch():
-  """On every mesh the global batch is that of one process; where the rows lie on one process, it alone makes them."""
+  """On every mesh the global batch is that of one process; where the rows lie on one process, it
+  alone makes them.
+  """
 
   def start(place, index, devices):
     env = os.environ | {
-      "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "JAX_PLATFORMS": "cpu",
+      "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+      "JAX_PLATFORMS": "cpu",
       "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }  # fmt: skip
+    }
     command = [sys.executable, "-c", TOGETHER, place, str(index)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    return subprocess.Popen(
+      command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    )
 
   with socket.socket() as found:
     found.bind(("localhost", 0))
@@ -160,8 +192,15 @@ def test_two_processes_make_half_of_the_rows_each_and_one_batch():
   running = [start(place, 0, 4), start(place, 1, 4), start("", 0, 8)]
   ends = [process.communicate(timeout=300) for process in running]
   assert [process.returncode for process in running] == [0, 0, 0], ends
-  lines = [[line.rsplit(" (16, 24) ") for line in out.splitlines() if "(16, 24)" in line] for out, _ in ends]
+  lines = [
+    [line.rsplit(" (16, 24) ") for line in out.splitlines() if "(16, 24)" in line]
+    for out, _ in ends
+  ]
   assert len(lines[2]) == 4
-  assert [line[1] for line in lines[0]] == [line[1] for line in lines[1]] == [line[1] for line in lines[2]]
+  assert (
+    [line[1] for line in lines[0]]
+    == [line[1] for line in lines[1]]
+    == [line[1] for line in lines[2]]
+  )
   counts = [[int(line[0].rsplit(" ", 1)[1]) for line in each] for each in lines]
   assert counts == [[8, 8, 8, 16], [8, 8, 8, 16], [16, 16, 16, 16]]

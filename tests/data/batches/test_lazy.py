@@ -1,4 +1,6 @@
-"""Text that is tokenised when it is drawn: the same rows as from memory, and what cannot be reached by number."""
+"""Text that is tokenised when it is drawn: the same rows as from memory, and what cannot be reached
+by number.
+"""
 
 import gzip
 import json
@@ -38,7 +40,9 @@ def parquet(path, rows, group=2):
 
 
 def same(rows, expected):
-  assert [(rows[i].ids.tolist(), rows[i].start) for i in range(len(rows))] == [(r.ids.tolist(), r.start) for r in expected]
+  assert [(rows[i].ids.tolist(), rows[i].start) for i in range(len(rows))] == [
+    (r.ids.tolist(), r.start) for r in expected
+  ]
 
 
 @pytest.mark.parametrize("bos", [(), (7,)])
@@ -46,7 +50,9 @@ def same(rows, expected):
 def test_rows_are_those_of_memory_token_for_token(file, bos, length):
   tokenizer, memory, found = letters(bos), sources.load(file, "text"), lazy.texts(str(file))
   index = lazy.index(found, tokenizer)
-  same(lazy.windows(found, index, tokenizer, length), pipeline.text(memory, tokenizer, length=length))
+  same(
+    lazy.windows(found, index, tokenizer, length), pipeline.text(memory, tokenizer, length=length)
+  )
   pieces = lazy.pieces(found, index, tokenizer, length)
   same(pieces, pipeline.documents(memory, tokenizer, length=length))
   assert pieces.sizes.tolist() == [len(pieces[i].ids) for i in range(len(pieces))]
@@ -60,7 +66,9 @@ def test_several_files_and_kinds_are_one_source(file, tmp_path):
   source = f"{file},{tmp_path / 'more.parquet'}"
   found = lazy.texts(source)
   assert list(found) == sources.load(source, "text") == [found[i] for i in range(12)]
-  assert lazy.index(found, letters()).fingerprint == records.fingerprint(sources.load(source, "text"))
+  assert lazy.index(found, letters()).fingerprint == records.fingerprint(
+    sources.load(source, "text")
+  )
 
 
 def test_tokens_are_counted_once(file, cache, monkeypatch):
@@ -80,7 +88,10 @@ def test_tokens_are_counted_once(file, cache, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_named_before_anything_is_counted(file, cache):
   cache.write_text("a file")  # in the place of the folder; permissions do not stop root
   refuse = letters()._replace(encode=lambda text: pytest.fail("tokenised"))
-  with pytest.raises(UserError, match=r"cache/counts: .* cannot be kept there \(Not a directory\); free .* INSTRUCTJAX_CACHE"):
+  with pytest.raises(
+    UserError,
+    match=r"cache/counts: .* cannot be kept there \(Not a directory\); free .* INSTRUCTJAX_CACHE",
+  ):
     lazy.index(lazy.texts(str(file)), refuse)
 
 
@@ -89,7 +100,10 @@ def test_a_full_disk_leaves_no_half_of_a_count(file, cache, monkeypatch):
     file.write(b"half")
     raise OSError(28, "No space left on device")
 
-  with monkeypatch.context() as patch, pytest.raises(UserError, match=r"counts: .*\(No space left on device\)"):
+  with (
+    monkeypatch.context() as patch,
+    pytest.raises(UserError, match=r"counts: .*\(No space left on device\)"),
+  ):
     patch.setattr(np, "savez", full)
     lazy.index(lazy.texts(str(file)), letters())
   assert not list((cache / "counts").iterdir())
@@ -108,7 +122,9 @@ def test_a_damaged_row_group_is_named_with_its_row(tmp_path):
   path.write_bytes(content)
   found = lazy.texts(str(path))
   assert len(found) == 6 and found[0].text.endswith("h0")
-  with pytest.raises(UserError, match=r"t\.parquet:5: cannot be read \(.*\); the file is damaged: put a whole copy"):
+  with pytest.raises(
+    UserError, match=r"t\.parquet:5: cannot be read \(.*\); the file is damaged: put a whole copy"
+  ):
     lazy.index(found, letters())
 
 
@@ -125,7 +141,9 @@ def test_a_text_that_changed_is_noticed(file):
   tokenizer, found = letters(), lazy.texts(str(file))
   index = lazy.index(found, tokenizer)
   other = lazy.Texts("t", (("t", [{"text": "abcd"}], sources.native),))
-  with pytest.raises(UserError, match="t: document 1 has 5 tokens and had 4 when they were counted"):
+  with pytest.raises(
+    UserError, match="t: document 1 has 5 tokens and had 4 when they were counted"
+  ):
     lazy.windows(other, index, tokenizer, 4)[0]
 
 
@@ -137,12 +155,17 @@ def test_what_does_not_fill_a_window(file):
 
 def test_what_cannot_be_reached_by_number(tmp_path):
   (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n'))
-  with pytest.raises(UserError, match=r"a.jsonl.gz: cannot be read lazily; give a JSONL file that is not gzipped"):
+  with pytest.raises(
+    UserError, match=r"a.jsonl.gz: cannot be read lazily; give a JSONL file that is not gzipped"
+  ):
     lazy.texts(str(tmp_path / "a.jsonl.gz"))
   with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
     lazy.texts(str(tmp_path / "none.jsonl"))
   for name in ("gs://bucket/a.jsonl", "hub:owner/name/a.parquet"):
-    with pytest.raises(UserError, match=f"{name}: cannot be read lazily; give a JSONL file .* on this machine, or leave"):
+    with pytest.raises(
+      UserError,
+      match=f"{name}: cannot be read lazily; give a JSONL file .* on this machine, or leave",
+    ):
       lazy.by_number(sources.Part(name, list))
 
 
@@ -160,7 +183,13 @@ def test_an_empty_file_is_named_as_in_memory(file, tmp_path, use):
 
 @pytest.mark.parametrize(
   ("content", "lines"),
-  [(b"", []), (b"a", [b"a"]), (b"a\n", [b"a"]), (b"\xef\xbb\xbfa\n\nb", [b"a", b"", b"b"]), (b"\n", [b""])],
+  [
+    (b"", []),
+    (b"a", [b"a"]),
+    (b"a\n", [b"a"]),
+    (b"\xef\xbb\xbfa\n\nb", [b"a", b"", b"b"]),
+    (b"\n", [b""]),
+  ],
 )
 def test_lines_of_a_file(tmp_path, content, lines):
   (tmp_path / "t.jsonl").write_bytes(content)
@@ -170,7 +199,9 @@ def test_lines_of_a_file(tmp_path, content, lines):
 
 def test_prepared_data_sets_are_reached_by_number(monkeypatch):
   module = types.ModuleType("tensorflow_datasets")
-  module.data_source = lambda name, *, split, data_dir, download: [{"text": row["text"].encode()} for row in RECORDS]
+  module.data_source = lambda name, *, split, data_dir, download: [
+    {"text": row["text"].encode()} for row in RECORDS
+  ]
   monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
   tokenizer, found = letters(), lazy.texts("tfds:mine")
   memory = sources.load("tfds:mine", "text")
@@ -189,7 +220,9 @@ class Prepared(list):
 def test_a_data_set_that_was_prepared_again_or_elsewhere_is_counted_again(tmp_path):
   def counts(name, text):
     rows = Prepared(tmp_path / name, [{"text": text}])
-    return lazy.index(lazy.Texts("t", (("tfds:t@train", rows, sources.native),)), letters()).counts.tolist()
+    return lazy.index(
+      lazy.Texts("t", (("tfds:t@train", rows, sources.native),)), letters()
+    ).counts.tolist()
 
   for name in "ab":
     (tmp_path / name).mkdir()

@@ -9,8 +9,14 @@ from instructjax.errors import UserError
 
 def test_the_grammar(tmp_path):
   assert mixture.parse("a.jsonl") == [(1.0, "a.jsonl")]
-  assert mixture.parse("0.7*a.jsonl + 3e-1 * tfds:c4@train[:10%]") == [(0.7, "a.jsonl"), (0.3, "tfds:c4@train[:10%]")]
-  assert mixture.parse("data/*.jsonl + 2*b.jsonl,c.jsonl") == [(1.0, "data/*.jsonl"), (2.0, "b.jsonl,c.jsonl")]
+  assert mixture.parse("0.7*a.jsonl + 3e-1 * tfds:c4@train[:10%]") == [
+    (0.7, "a.jsonl"),
+    (0.3, "tfds:c4@train[:10%]"),
+  ]
+  assert mixture.parse("data/*.jsonl + 2*b.jsonl,c.jsonl") == [
+    (1.0, "data/*.jsonl"),
+    (2.0, "b.jsonl,c.jsonl"),
+  ]
   named = tmp_path / "2*a + b.jsonl"
   named.write_text("")
   assert mixture.parse(str(named)) == [(1.0, str(named))]

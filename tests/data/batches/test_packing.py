@@ -36,31 +36,50 @@ def test_every_row_is_in_one_bin_and_no_bin_overflows(sizes):
   assert sorted(at for one in bins for at in one) == list(range(len(sizes)))
   assert all(sum(sizes[at] for at in one) <= 32 for one in bins)
   assert len(bins) <= 11 / 9 * -(-sum(sizes) // 32) + 6 / 9 or any(2 * size > 32 for size in sizes)
-  assert all(sum(sizes[at] for at in (*a, *b)) > 32 for i, a in enumerate(bins) for b in bins[:i])  # no two fit in one
+  assert all(
+    sum(sizes[at] for at in (*a, *b)) > 32 for i, a in enumerate(bins) for b in bins[:i]
+  )  # no two fit in one
 
 
 def test_padding_by_hand():
-  rows = [Row(np.asarray([7, 8, 9]), 1), Row(np.asarray([5, 6]), 0), Row(np.asarray([1, 2, 3]), 1, np.asarray([0, 0, 1], bool))]
+  rows = [
+    Row(np.asarray([7, 8, 9]), 1),
+    Row(np.asarray([5, 6]), 0),
+    Row(np.asarray([1, 2, 3]), 1, np.asarray([0, 0, 1], bool)),
+  ]
   batch = packing.pad_packed([rows[:2], rows[2:]], length=6)
   assert batch.tokens.tolist() == [[7, 8, 9, 5, 6, 0], [1, 2, 3, 0, 0, 0]]
   assert batch.valid.tolist() == [[1, 1, 1, 2, 2, 0], [1, 1, 1, 0, 0, 0]]
-  assert batch.mask.tolist() == [[False, True, True, False, True, False], [False, False, True, False, False, False]]
+  assert batch.mask.tolist() == [
+    [False, True, True, False, True, False],
+    [False, False, True, False, False, False],
+  ]
 
 
 def test_documents_are_cut_one_by_one():
   from test_pipeline import EOS, ids, letters
 
   found = pipeline.documents([Text("abcde"), Text("f"), Text("ghi")], letters(), length=4)
-  assert [row.ids.tolist() for row in found] == [ids("abcd"), [*ids("e"), EOS], [*ids("f"), EOS], [*ids("ghi"), EOS]]
+  assert [row.ids.tolist() for row in found] == [
+    ids("abcd"),
+    [*ids("e"), EOS],
+    [*ids("f"), EOS],
+    [*ids("ghi"), EOS],
+  ]
   found = pipeline.documents([Text("abc")], letters(bos=(7,)), length=3)
   assert [row.ids.tolist() for row in found] == [[7, *ids("ab")], [7, *ids("c"), EOS]]
-  assert not pipeline.documents([Text("abcd"), Text("")], letters(), length=4)[1:]  # an end alone predicts nothing
+  assert not pipeline.documents([Text("abcd"), Text("")], letters(), length=4)[
+    1:
+  ]  # an end alone predicts nothing
 
 
 def rows_of(count, longest, seed=0):
   rng = np.random.default_rng(seed)
   sizes = rng.integers(3, longest + 1, count)
-  return [Row(rng.integers(0, tiny.VOCAB, size).astype(np.int32), int(rng.integers(1, size))) for size in sizes]
+  return [
+    Row(rng.integers(0, tiny.VOCAB, size).astype(np.int32), int(rng.integers(1, size)))
+    for size in sizes
+  ]
 
 
 def batches_of(rows, length):
@@ -68,7 +87,9 @@ def batches_of(rows, length):
   packed = list(packing.pack(rows, length))
   packed += [()] * (-len(packed) % 4)
   apart = [*rows, *[Row(np.zeros(0, np.int32), 0)] * (-len(rows) % 4)]
-  return packing.pad_packed(packed, length=length), pipeline.pad_demonstrations(apart, length=length)
+  return packing.pad_packed(packed, length=length), pipeline.pad_demonstrations(
+    apart, length=length
+  )
 
 
 @pytest.mark.parametrize(("family", "micro"), [("gpt", 4), ("llama", 1)])
@@ -95,7 +116,9 @@ def test_what_is_in_one_segment_does_not_reach_another():
   lm = tiny.lm("gpt")
   params = tiny.perturb(lm.init(jax.random.key(0)), 0.1)
   packed, _ = batches_of(rows_of(9, 14), 32)
-  other = packed.replace(tokens=np.where(packed.valid == 1, (packed.tokens + 1) % tiny.VOCAB, packed.tokens))
+  other = packed.replace(
+    tokens=np.where(packed.valid == 1, (packed.tokens + 1) % tiny.VOCAB, packed.tokens)
+  )
   second = packed.valid == 2
   assert second.any()
   one, two = (np.asarray(lm.hidden(params, batch.tokens, batch.valid)) for batch in (packed, other))

@@ -19,7 +19,9 @@ def letters(bos=()) -> Tokenizer:
   """One id a letter (its code); `#` writes the end-of-text token and `~` the padding token."""
   encode = lambda text: [{"#": EOS, "~": PAD}.get(letter, ord(letter)) for letter in text]
   decode = lambda ids: "".join(chr(i) for i in ids if i > PAD)
-  return Tokenizer(encode, decode, vocab_size=128, eos=(EOS,), banned=(PAD,), bos=bos, fingerprint="letters")
+  return Tokenizer(
+    encode, decode, vocab_size=128, eos=(EOS,), banned=(PAD,), bos=bos, fingerprint="letters"
+  )
 
 
 TOK = letters()
@@ -31,17 +33,25 @@ def test_a_demonstration_row_is_prompt_separator_completion_end():
   assert row.ids.tolist() == [*ids("ab cd"), EOS] and row.start == 2
   (row,) = pipeline.demonstrations([Demonstration("ab", " cd")], TOK, prompt=2, response=4)
   assert row.ids.tolist() == [*ids("ab cd"), EOS]
-  (row,) = pipeline.demonstrations([Demonstration("ab", " cd")], TOK, prompt=2, response=4, separator="")
+  (row,) = pipeline.demonstrations(
+    [Demonstration("ab", " cd")], TOK, prompt=2, response=4, separator=""
+  )
   assert row.ids.tolist() == [*ids("ab cd"), EOS]
-  (row,) = pipeline.demonstrations([Demonstration("ab", "cd")], letters(bos=(7,)), prompt=3, response=4)
+  (row,) = pipeline.demonstrations(
+    [Demonstration("ab", "cd")], letters(bos=(7,)), prompt=3, response=4
+  )
   assert row.ids.tolist() == [7, *ids("ab cd"), EOS] and row.start == 3
 
 
 @pytest.mark.parametrize(("end_cut", "tail"), [(False, [*ids(" cde")]), (True, [*ids(" cd"), EOS])])
 def test_a_long_response_is_cut_with_or_without_its_end(end_cut, tail):
-  (row,) = pipeline.demonstrations([Demonstration("ab", "cdef")], TOK, prompt=9, response=4, end_cut=end_cut)
+  (row,) = pipeline.demonstrations(
+    [Demonstration("ab", "cdef")], TOK, prompt=9, response=4, end_cut=end_cut
+  )
   assert row.ids.tolist() == [*ids("ab"), *tail]
-  (group,) = pipeline.comparisons([Comparison("ab", ("cdef", "x"), (1, 2))], TOK, prompt=9, response=4, end_cut=end_cut)
+  (group,) = pipeline.comparisons(
+    [Comparison("ab", ("cdef", "x"), (1, 2))], TOK, prompt=9, response=4, end_cut=end_cut
+  )
   assert [row.ids.tolist()[2:] for row in group.rows] == [tail, [*ids(" x"), EOS]]
 
 
@@ -55,19 +65,27 @@ def test_prompts_that_are_too_long_are_all_named():
   with pytest.raises(UserError) as error:
     pipeline.demonstrations(rows, TOK, prompt=2, response=4, name="d.jsonl")
   first, second = str(error.value).split("\n")
-  assert first.startswith("d.jsonl:2: prompt: 4 tokens, the limit is 2") and second.startswith("d.jsonl:3: prompt: 3")
+  assert first.startswith("d.jsonl:2: prompt: 4 tokens, the limit is 2") and second.startswith(
+    "d.jsonl:3: prompt: 3"
+  )
   with pytest.raises(UserError, match="p:1: prompt: 3 tokens"):
     pipeline.prompts([Prompt("abc")], TOK, prompt=2, name="p")
   with pytest.raises(UserError, match="c:1: prompt: 3 tokens"):
-    pipeline.comparisons([Comparison("abc", ("a", "b"), (1, 2))], TOK, prompt=2, response=4, name="c")
+    pipeline.comparisons(
+      [Comparison("abc", ("a", "b"), (1, 2))], TOK, prompt=2, response=4, name="c"
+    )
 
 
 @pytest.mark.parametrize("letter", ["#", "~"])
 def test_special_tokens_in_a_completion_are_errors_but_not_in_a_prompt(letter):
   with pytest.raises(UserError, match=r"d:1: completion: holds the special tokens \[\d\]"):
-    pipeline.demonstrations([Demonstration("a", f"b{letter}c")], TOK, prompt=9, response=9, name="d")
+    pipeline.demonstrations(
+      [Demonstration("a", f"b{letter}c")], TOK, prompt=9, response=9, name="d"
+    )
   with pytest.raises(UserError, match=r"c:1: completions\[1\]: holds the special tokens"):
-    pipeline.comparisons([Comparison("a", ("b", letter), (1, 2))], TOK, prompt=9, response=9, name="c")
+    pipeline.comparisons(
+      [Comparison("a", ("b", letter), (1, 2))], TOK, prompt=9, response=9, name="c"
+    )
   (row,) = pipeline.prompts([Prompt("a#")], TOK, prompt=9)
   assert row.ids.tolist() == [97, EOS]
 
@@ -120,7 +138,9 @@ some = st.text("abc de", min_size=1, max_size=8).filter(str.strip)
 @settings(deadline=None, max_examples=60)
 @given(pairs=st.lists(st.tuples(some, some), min_size=1, max_size=5))
 def test_the_same_parts_give_the_same_ids_everywhere(pairs):
-  """A demonstration, a comparison and a prompt of one text agree token by token: token in, token out."""
+  """A demonstration, a comparison and a prompt of one text agree token by token: token in, token
+  out.
+  """
   limits = {"prompt": 8, "response": 12}
   demos = pipeline.demonstrations([Demonstration(*pair) for pair in pairs], TOK, **limits)
   groups = pipeline.comparisons([Comparison(p, (c, c), (1, 1)) for p, c in pairs], TOK, **limits)
@@ -129,13 +149,17 @@ def test_the_same_parts_give_the_same_ids_everywhere(pairs):
   left = pipeline.pad_prompts(prompts, length=8)
   right = pipeline.pad_demonstrations(demos, length=length)
   ranked = pipeline.pad_comparisons(groups, k=2, length=length)
-  left, right, ranked = jax.tree.map(np.asarray, (left, right, ranked))  # no slice of theirs is compiled
+  left, right, ranked = jax.tree.map(
+    np.asarray, (left, right, ranked)
+  )  # no slice of theirs is compiled
   for i, (prompt, completion) in enumerate(pairs):
     expected = [*TOK.encode(prompt), *TOK.encode(" " + completion.lstrip()), EOS]
     assert right.tokens[i][right.valid[i]].tolist() == expected
     assert ranked.tokens[i, 1][ranked.valid[i, 1]].tolist() == expected
     start = left.tokens[i][left.valid[i]].tolist()
-    assert start == expected[: len(start)] and int(right.mask[i].sum()) == len(expected) - len(start)
+    assert start == expected[: len(start)] and int(right.mask[i].sum()) == len(expected) - len(
+      start
+    )
 
 
 def numbers(rows):
@@ -144,7 +168,9 @@ def numbers(rows):
 
 def test_an_epoch_holds_every_row_once_and_the_next_in_another_order():
   batches = pipeline.stream(list(range(10)), numbers, size=5, seed=3)
-  epochs = [np.concatenate([batches(2 * epoch), batches(2 * epoch + 1)]).tolist() for epoch in range(3)]
+  epochs = [
+    np.concatenate([batches(2 * epoch), batches(2 * epoch + 1)]).tolist() for epoch in range(3)
+  ]
   assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
   assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
@@ -167,7 +193,11 @@ def test_a_batch_may_be_larger_than_the_data():
 
 def test_once_goes_through_every_row_in_batches_of_one_size():
   batches = list(pipeline.once([0, 1, 2, 3, 4], numbers, size=2))
-  assert [(batch.tolist(), real) for batch, real in batches] == [([0, 1], 2), ([2, 3], 2), ([4, 0], 1)]
+  assert [(batch.tolist(), real) for batch, real in batches] == [
+    ([0, 1], 2),
+    ([2, 3], 2),
+    ([4, 0], 1),
+  ]
   assert [real for _, real in pipeline.once([0], numbers, size=3)] == [1]
 
 
@@ -182,6 +212,9 @@ def test_batches_have_one_shape_so_that_nothing_compiles_twice():
 
 def test_each_process_makes_its_own_rows_of_a_batch():
   whole = pipeline.stream(list(range(10)), numbers, size=4, seed=2)
-  parts = [pipeline.stream(list(range(10)), numbers, size=4, seed=2, mine=mine) for mine in ([0, 3], [1, 2])]
+  parts = [
+    pipeline.stream(list(range(10)), numbers, size=4, seed=2, mine=mine)
+    for mine in ([0, 3], [1, 2])
+  ]
   for i in range(9):
     assert whole(i)[[0, 3, 1, 2]].tolist() == [*parts[0](i).tolist(), *parts[1](i).tolist()]

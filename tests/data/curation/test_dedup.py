@@ -24,7 +24,11 @@ A = "Explain the moon landing to a six year old in a few sentences"
     (["", " "], 5, [[0, 1]]),
     ([A + " please", A + ", please"], len(A), [[0, 1]]),
     ([A + " please", A + ", please"], len(A) + 1, [[0], [1]]),
-    (["a" + " " * 100 + "b", "a b"], 8, [[0, 1]]),  # the first letters of the normal form may stand far apart
+    (
+      ["a" + " " * 100 + "b", "a b"],
+      8,
+      [[0, 1]],
+    ),  # the first letters of the normal form may stand far apart
   ],
 )
 def test_crafted_prompts(texts, prefix, found):
@@ -41,5 +45,7 @@ def test_classes_are_the_definition_pair_by_pair(texts, prefix):
   assert sorted(home) == list(range(len(texts)))
   plain = [" ".join(text.split()).casefold() for text in texts]
   for i, j in itertools.combinations(range(len(texts)), 2):
-    common = sum(itertools.accumulate((a == b for a, b in zip(plain[i], plain[j])), lambda a, b: a and b))
+    common = sum(
+      itertools.accumulate((a == b for a, b in zip(plain[i], plain[j])), lambda a, b: a and b)
+    )
     assert (home[i] == home[j]) == (plain[i] == plain[j] or common >= prefix)

@@ -11,16 +11,33 @@ from instructjax.data.records import sources
 from instructjax.data.records.records import FewShot
 from instructjax.errors import UserError
 
-PAIRS = ({"input": "good", "output": "+"}, {"input": "bad", "output": "-"}, {"input": "so so", "output": "0"})
-ONE = FewShot("Label it.", PAIRS, user="u", source="labeler", use_case="Classification", consent=True)
+PAIRS = (
+  {"input": "good", "output": "+"},
+  {"input": "bad", "output": "-"},
+  {"input": "so so", "output": "0"},
+)
+ONE = FewShot(
+  "Label it.", PAIRS, user="u", source="labeler", use_case="Classification", consent=True
+)
 
 
 def test_three_pairs_by_hand():
   first, second, third = few_shot.expand(ONE)
-  assert first.prompt == "Label it.\n\nInput: bad\nOutput: -\n\nInput: so so\nOutput: 0\n\nInput: good\nOutput:"
-  assert second.prompt == "Label it.\n\nInput: good\nOutput: +\n\nInput: so so\nOutput: 0\n\nInput: bad\nOutput:"
+  assert (
+    first.prompt
+    == "Label it.\n\nInput: bad\nOutput: -\n\nInput: so so\nOutput: 0\n\nInput: good\nOutput:"
+  )
+  assert (
+    second.prompt
+    == "Label it.\n\nInput: good\nOutput: +\n\nInput: so so\nOutput: 0\n\nInput: bad\nOutput:"
+  )
   assert [first.completion, second.completion, third.completion] == ["+", "-", "0"]
-  assert (first.user, first.source, first.use_case, first.consent) == ("u", "labeler", "Classification", True)
+  assert (first.user, first.source, first.use_case, first.consent) == (
+    "u",
+    "labeler",
+    "Classification",
+    True,
+  )
 
 
 @given(st.integers(2, 9), st.none() | st.integers(0, 9), st.integers(1, 4), st.integers(0, 3))
@@ -32,7 +49,9 @@ def test_the_target_is_never_in_its_own_context(k, shots, samples, seed):
   assert len(found) == len(set(found_keys(found)))
   per_target = min(samples, len(list(itertools.combinations(range(k - 1), count))))
   assert len(found) == k * per_target
-  assert [demo.completion for demo in found] == [f"out{i};" for i in range(k) for _ in range(per_target)]
+  assert [demo.completion for demo in found] == [
+    f"out{i};" for i in range(k) for _ in range(per_target)
+  ]
   for demo in found:
     assert demo.completion not in demo.prompt
     assert demo.prompt.count("\nOutput: ") == count
@@ -54,8 +73,10 @@ def test_errors_are_named(tmp_path):
   path = tmp_path / "x.jsonl"
   path.write_text(
     '{"instruction": "a", "pairs": [{"input": "x", "output": "y"}]}\n'
-    '{"instruction": "a", "pairs": [{"input": "x", "output": "y"}, {"input": "x", "output": "z"}]}\n'
-    '{"instruction": "a", "pairs": [{"input": "x", "output": "y"}, {"input": "q", "a": "z"}, {"input": "", "output": "z"}]}\n'
+    '{"instruction": "a", "pairs": [{"input": "x", "output": "y"}, {"input": "x", "output": '
+    '"z"}]}\n'
+    '{"instruction": "a", "pairs": [{"input": "x", "output": "y"}, {"input": "q", "a": "z"}, '
+    '{"input": "", "output": "z"}]}\n'
   )
   _, problems = sources.examine(path, "few_shot")
   assert [problem.removeprefix(f"{path}:") for problem in problems] == [

@@ -1,4 +1,6 @@
-"""The rules one by one and together: consent, duplicates, cap, split by user, PII, lengths; the order of rows is no matter."""
+"""The rules one by one and together: consent, duplicates, cap, split by user, PII, lengths; the
+order of rows is no matter.
+"""
 
 import dataclasses
 import random
@@ -15,18 +17,30 @@ from instructjax.data.records.records import Comparison, Demonstration, FewShot,
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
 
-LETTERS = Tokenizer(lambda text: list(text.encode()), lambda ids: bytes(ids).decode(), 258, (256,), (), (257,), "letters")
+LETTERS = Tokenizer(
+  lambda text: list(text.encode()),
+  lambda ids: bytes(ids).decode(),
+  258,
+  (256,),
+  (),
+  (257,),
+  "letters",
+)
 
 
 def people(users, each, tag=""):
-  return [Prompt(f"{tag}prompt {i} of {u}", user=f"user{u}") for u in range(users) for i in range(each)]
+  return [
+    Prompt(f"{tag}prompt {i} of {u}", user=f"user{u}") for u in range(users) for i in range(each)
+  ]
 
 
 # --- consent ---
 
 
 def test_consent():
-  yes, no, silent = (Prompt(name, consent=flag) for name, flag in (("a", True), ("b", False), ("c", None)))
+  yes, no, silent = (
+    Prompt(name, consent=flag) for name, flag in (("a", True), ("b", False), ("c", None))
+  )
   assert hygiene.consented([yes, no, silent]) == [yes, silent]
   assert hygiene.consented([yes, no, silent], "drop") == [yes]
 
@@ -35,7 +49,9 @@ def test_consent():
 
 
 def test_one_of_near_duplicates_stays_and_the_order_does_not_choose_it():
-  rows = [Prompt("same beginning " * 10 + end, user=end) for end in "abcdefgh"] + [Prompt("another")]
+  rows = [Prompt("same beginning " * 10 + end, user=end) for end in "abcdefgh"] + [
+    Prompt("another")
+  ]
   kept = hygiene.deduplicated(rows)
   assert len(kept) == 2 and kept[1].prompt == "another"
   assert sorted(hygiene.deduplicated(rows[::-1]), key=str) == sorted(kept, key=str)
@@ -45,12 +61,23 @@ def test_one_of_near_duplicates_stays_and_the_order_does_not_choose_it():
 
 def test_answers_of_several_people_to_one_prompt_are_no_duplicates():
   ask = "Why is the sky blue?"
-  rows = [Demonstration(ask, "a"), Demonstration(ask, "b"), Demonstration(ask, "a"), Demonstration(ask + " ", "c")]
+  rows = [
+    Demonstration(ask, "a"),
+    Demonstration(ask, "b"),
+    Demonstration(ask, "a"),
+    Demonstration(ask + " ", "c"),
+  ]
   kept = hygiene.deduplicated(rows, prefix=10)
-  assert kept in ([rows[0], rows[1]], [rows[3]])  # all of one prompt, the same record once, or the other spelling's
+  assert kept in (
+    [rows[0], rows[1]],
+    [rows[3]],
+  )  # all of one prompt, the same record once, or the other spelling's
   ranked = [Comparison(ask, ("a", "b"), (1, 2), labeler=who) for who in "xy"]
   assert hygiene.deduplicated(ranked) == ranked
-  assert hygiene.deduplicated([Prompt(ask), Prompt(ask, user="u")]) in ([Prompt(ask)], [Prompt(ask, user="u")])
+  assert hygiene.deduplicated([Prompt(ask), Prompt(ask, user="u")]) in (
+    [Prompt(ask)],
+    [Prompt(ask, user="u")],
+  )
 
 
 def test_few_shot_prompts_that_differ_in_a_pair_only_are_near_duplicates():
@@ -79,7 +106,9 @@ print(len(found), time.process_time() - start)
 @pytest.mark.slow
 def test_100_000_prompts_in_less_than_5_seconds():
   """Of CPU time, in a process of its own: here every call is type-checked."""
-  found = subprocess.run([sys.executable, "-c", TIMING], capture_output=True, text=True, check=True).stdout.split()
+  found = subprocess.run(
+    [sys.executable, "-c", TIMING], capture_output=True, text=True, check=True
+  ).stdout.split()
   print(f"100,000 prompts, {found[0]} stay, {float(found[1]):.2f} s")
   assert int(found[0]) == pytest.approx(51_000, abs=50)
   assert float(found[1]) < 5
@@ -91,7 +120,9 @@ def test_100_000_prompts_in_less_than_5_seconds():
 def test_cap_of_200_prompts():
   rows = [*people(1, 450), *people(3, 150, "x"), *[Prompt(f"nobody's {i}") for i in range(300)]]
   kept = hygiene.capped(rows)
-  count = lambda rows: {user: sum(row.user == user for row in rows) for user in ("user0", "user1", "user2", None)}
+  count = lambda rows: {
+    user: sum(row.user == user for row in rows) for user in ("user0", "user1", "user2", None)
+  }
   assert count(rows) == {"user0": 600, "user1": 150, "user2": 150, None: 300}
   assert count(kept) == {"user0": 200, "user1": 150, "user2": 150, None: 300}
   assert kept == hygiene.capped(rows) != hygiene.capped(rows, seed=1)
@@ -103,9 +134,13 @@ def test_cap_per_organisation_and_by_prompt():
   rows = [dataclasses.replace(row, organisation="o") for row in people(3, 2)] + people(1, 2, "x")
   assert len(hygiene.capped(rows, 2, "organisation")) == 4  # 2 of "o", 2 of user0 without one
   assert len(hygiene.capped(rows, 2, "user")) == 6
-  twice = [Comparison(ask, ("a", "b"), (1, 2), labeler=who, user="u") for ask in "pqr" for who in "xy"]
+  twice = [
+    Comparison(ask, ("a", "b"), (1, 2), labeler=who, user="u") for ask in "pqr" for who in "xy"
+  ]
   kept = hygiene.capped(twice, 2)
-  assert len(kept) == 4 and len({row.prompt for row in kept}) == 2  # two prompts, both labelers of each
+  assert (
+    len(kept) == 4 and len({row.prompt for row in kept}) == 2
+  )  # two prompts, both labelers of each
 
 
 # --- split ---
@@ -125,11 +160,17 @@ def test_a_split_is_stable_when_rows_move_and_users_come():
   rows = people(50, 4)
   home = {row.user: name for name, part in hygiene.divided(rows, settings).items() for row in part}
   later = random.Random(1).sample([*rows, *people(90, 2, "new ")], 380)
-  again = {row.user: name for name, part in hygiene.divided(later, settings).items() for row in part}
+  again = {
+    row.user: name for name, part in hygiene.divided(later, settings).items() for row in part
+  }
   assert len(again) == 90 and {user: again[user] for user in home} == home
   assert set(home.values()) == {"train", "valid", "test"}
   # more for validation takes from training only
-  wider = {row.user: name for name, part in hygiene.divided(rows, Hygiene(valid=0.5, test=0.2)).items() for row in part}
+  wider = {
+    row.user: name
+    for name, part in hygiene.divided(rows, Hygiene(valid=0.5, test=0.2)).items()
+    for row in part
+  }
   assert all(wider[user] == name for user, name in home.items() if name != "train")
 
 
@@ -175,8 +216,10 @@ def test_pii_is_dropped_or_masked_and_counted():
   masked, found = hygiene.without_pii(DIRTY, "mask")
   assert found == {"email": (3, 2), "phone": (1, 1)}
   assert [masked[0].prompt, masked[1].completion, masked[2].completions] == [
-    "write to [EMAIL] and [EMAIL]", "call [PHONE]", ("good", "[EMAIL]"),
-  ]  # fmt: skip
+    "write to [EMAIL] and [EMAIL]",
+    "call [PHONE]",
+    ("good", "[EMAIL]"),
+  ]
   assert masked[3] == DIRTY[3]
 
 
@@ -191,11 +234,19 @@ def test_masking_a_few_shot_prompt():
 def test_pii_is_a_rule_of_the_training_split_only():
   rows = [Prompt(f"{u}: x@y.org", user=f"u{u}") for u in range(40)]
   cleaned = hygiene.clean(rows, Hygiene(valid=0.4, test=0.2))
-  assert cleaned.splits["train"] == [] and len(cleaned.splits["valid"]) > 5 and len(cleaned.splits["test"]) > 2
+  assert (
+    cleaned.splits["train"] == []
+    and len(cleaned.splits["valid"]) > 5
+    and len(cleaned.splits["test"]) > 2
+  )
   (rule,) = [rule for rule in cleaned.rules if rule.rule == "PII, train"]
   assert rule.before == rule.removed == cleaned.pii["email"][1]
-  assert len(hygiene.clean(rows, Hygiene(valid=0.4, test=0.2, pii="off")).splits["train"]) == rule.before
-  mine = hygiene.clean(rows, Hygiene(), detectors={"colon": lambda text: [(text.index(":"), text.index(":") + 1)]})
+  assert (
+    len(hygiene.clean(rows, Hygiene(valid=0.4, test=0.2, pii="off")).splits["train"]) == rule.before
+  )
+  mine = hygiene.clean(
+    rows, Hygiene(), detectors={"colon": lambda text: [(text.index(":"), text.index(":") + 1)]}
+  )
   assert list(mine.pii) == ["colon"]
 
 
@@ -213,7 +264,12 @@ def test_lengths_count_the_ends_of_a_row():
 
 @pytest.mark.parametrize("long", ["keep", "drop"])
 def test_long_prompts_go_and_long_responses_are_cut_by_the_stages(long):
-  rows = [Demonstration("p" * 9, "r"), Demonstration("p" * 10, "r"), Demonstration("q", "r" * 4), Demonstration("s", "r" * 5)]
+  rows = [
+    Demonstration("p" * 9, "r"),
+    Demonstration("p" * 10, "r"),
+    Demonstration("q", "r" * 4),
+    Demonstration("s", "r" * 5),
+  ]
   chosen = Hygiene(valid=0, test=0, prompt_tokens=10, response_tokens=5, long_responses=long)
   cleaned = hygiene.clean(rows, chosen, LETTERS)
   assert cleaned.splits["train"] == [rows[0], rows[2], *([rows[3]] if long == "keep" else [])]
@@ -221,7 +277,9 @@ def test_long_prompts_go_and_long_responses_are_cut_by_the_stages(long):
   assert (prompt.before, prompt.removed) == (4, 1)
   assert (response.before, response.removed) == (3, int(long == "drop"))
   assert response.note.startswith("1 over 5 tokens")
-  loose = hygiene.clean(rows, dataclasses.replace(chosen, prompt_tokens=0, response_tokens=0), LETTERS)
+  loose = hygiene.clean(
+    rows, dataclasses.replace(chosen, prompt_tokens=0, response_tokens=0), LETTERS
+  )
   assert loose.splits["train"] == rows
   assert "not applied" in hygiene.clean(rows, chosen).rules[-1].note
 
@@ -230,7 +288,9 @@ def test_what_passes_is_taken_by_the_pipeline():
   from instructjax.data.batches import pipeline
 
   rows = [Prompt("p" * n) for n in range(1, 20)]
-  kept = hygiene.clean(rows, Hygiene(prefix=0, valid=0, test=0, prompt_tokens=8), LETTERS).splits["train"]
+  kept = hygiene.clean(rows, Hygiene(prefix=0, valid=0, test=0, prompt_tokens=8), LETTERS).splits[
+    "train"
+  ]
   assert len(pipeline.prompts(kept, LETTERS, prompt=8)) == 7
   with pytest.raises(UserError, match="the limit is 8"):
     pipeline.prompts(rows[:8], LETTERS, prompt=8)
@@ -238,16 +298,24 @@ def test_what_passes_is_taken_by_the_pipeline():
 
 # --- all of them ---
 
-fields = st.fixed_dictionaries({
-  "prompt": st.sampled_from(["a", "b", "x@y.org a", "x@y.org b", "abcdef", "abcdeg", "ABCdex"]),
-  "user": st.none() | st.sampled_from("uvw"),
-  "consent": st.none() | st.booleans(),
-})
+fields = st.fixed_dictionaries(
+  {
+    "prompt": st.sampled_from(["a", "b", "x@y.org a", "x@y.org b", "abcdef", "abcdeg", "ABCdex"]),
+    "user": st.none() | st.sampled_from("uvw"),
+    "consent": st.none() | st.booleans(),
+  }
+)
 chosen = st.builds(
-  Hygiene, prefix=st.integers(0, 6), cap=st.integers(0, 2), valid=st.just(0.3), test=st.just(0.3),
-  pii=st.sampled_from(["drop", "mask", "off"]), missing_consent=st.sampled_from(["keep", "drop"]), seed=st.integers(0, 3),
+  Hygiene,
+  prefix=st.integers(0, 6),
+  cap=st.integers(0, 2),
+  valid=st.just(0.3),
+  test=st.just(0.3),
+  pii=st.sampled_from(["drop", "mask", "off"]),
+  missing_consent=st.sampled_from(["keep", "drop"]),
+  seed=st.integers(0, 3),
   prompt_tokens=st.integers(0, 9),
-)  # fmt: skip
+)
 
 
 @given(st.lists(fields, max_size=20), chosen, st.randoms(use_true_random=False))
@@ -260,22 +328,35 @@ def test_the_order_of_the_rows_changes_nothing_and_every_row_is_counted(rows, ch
     name: sorted(map(repr, part)) for name, part in moved.splits.items()
   }
   assert [rule[:3] for rule in cleaned.rules] == [rule[:3] for rule in moved.rules]
-  assert len(rows) - sum(rule.removed for rule in cleaned.rules) == sum(map(len, cleaned.splits.values()))
+  assert len(rows) - sum(rule.removed for rule in cleaned.rules) == sum(
+    map(len, cleaned.splits.values())
+  )
   kept = [row for part in cleaned.splits.values() for row in part]
   assert all(row.consent is not False for row in kept)
   assert all(len(row.prompt) + 1 <= (chosen.prompt_tokens or 99) for row in kept)
   places = {(row.user, name) for name, part in cleaned.splits.items() for row in part if row.user}
   assert len(places) == len({user for user, _ in places})
   report = hygiene.report(cleaned, chosen)
-  assert [one["records"] for one in report["splits"].values()] == [len(part) for part in cleaned.splits.values()]
+  assert [one["records"] for one in report["splits"].values()] == [
+    len(part) for part in cleaned.splits.values()
+  ]
 
 
 def test_hashes_are_those_of_yesterday():
-  """A change here moves every user: the validation set of a running project would leak into its training set."""
+  """A change here moves every user: the validation set of a running project would leak into its
+  training set.
+  """
   assert hygiene.number("split", "0", "user:u1") == 3022856252660020875
-  assert [hygiene.split_of(Prompt("x", user=f"u{i}"), Hygiene(valid=0.3, test=0.3)) for i in range(6)] == [
-    "train", "test", "train", "test", "test", "test",
-  ]  # fmt: skip
+  assert [
+    hygiene.split_of(Prompt("x", user=f"u{i}"), Hygiene(valid=0.3, test=0.3)) for i in range(6)
+  ] == [
+    "train",
+    "test",
+    "train",
+    "test",
+    "test",
+    "test",
+  ]
 
 
 @pytest.mark.parametrize(

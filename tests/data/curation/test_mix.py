@@ -1,4 +1,6 @@
-"""The use cases of two data sets: the paper's 57 % against 18 %, intervals that cover, users drawn again."""
+"""The use cases of two data sets: the paper's 57 % against 18 %, intervals that cover, users drawn
+again.
+"""
 
 import numpy as np
 import pytest
@@ -22,8 +24,11 @@ def test_the_papers_mix_against_an_nlp_collection():
   assert difference.low < here - there < difference.high
   here, there, _ = found.shares["classification and QA"]
   assert here == pytest.approx(0.185, abs=0.001) and there == pytest.approx(0.8)  # "about 18 %"
-  # by hand: .356+.112+.084+.066+.035+.026+.019 of A where A has more, .058 + ... where B has; half the sum is one side
-  assert found.distance == pytest.approx((356.4 + 112.1 + 84.1 + 66.1 + 35 + 26 + 19) / 1000, abs=0.002)
+  # by hand: .356+.112+.084+.066+.035+.026+.019 of A where A has more, .058 + ... where B has; half
+  # the sum is one side
+  assert found.distance == pytest.approx(
+    (356.4 + 112.1 + 84.1 + 66.1 + 35 + 26 + 19) / 1000, abs=0.002
+  )
   assert found.distance > found.chance
 
 
@@ -40,7 +45,9 @@ def test_the_interval_is_the_normal_one_and_the_same_twice():
   found = mix.compare(a, b)
   half = 1.96 * np.sqrt(0.3 * 0.7 / 1000 + 0.4 * 0.6 / 500)
   _, _, difference = found.shares["Chat"]
-  assert (difference.low, difference.high) == pytest.approx((-0.1 - half, -0.1 + half), abs=0.1 * half)
+  assert (difference.low, difference.high) == pytest.approx(
+    (-0.1 - half, -0.1 + half), abs=0.1 * half
+  )
   assert mix.compare(a, b) == found
 
 
@@ -55,6 +62,13 @@ def test_prompts_of_one_user_hang_together():
 
 def test_the_same_mix_is_within_chance():
   rng = np.random.default_rng(0)
-  draw = lambda: rows(dict(zip(USE_CASES, rng.multinomial(200, np.asarray(list(USE_CASES.values())) / 99.9), strict=True)))
-  beyond = sum(found.distance > found.chance for found in (mix.compare(draw(), draw(), samples=200) for _ in range(50)))
+  draw = lambda: rows(
+    dict(
+      zip(USE_CASES, rng.multinomial(200, np.asarray(list(USE_CASES.values())) / 99.9), strict=True)
+    )
+  )
+  beyond = sum(
+    found.distance > found.chance
+    for found in (mix.compare(draw(), draw(), samples=200) for _ in range(50))
+  )
   assert beyond <= 7  # 2.5 expected

@@ -1,4 +1,6 @@
-"""Every detector on what it must find and what it must leave; the check digits by hand; spans and masks."""
+"""Every detector on what it must find and what it must leave; the check digits by hand; spans and
+masks.
+"""
 
 import re
 import time
@@ -9,7 +11,9 @@ from hypothesis import strategies as st
 
 from instructjax.data.curation import pii
 
-KEY = "AK" + "IA" + "ABCDEFGHIJKLMNOP"  # in parts, so that no scanner of secrets takes this file for a leak
+KEY = (
+  "AK" + "IA" + "ABCDEFGHIJKLMNOP"
+)  # in parts, so that no scanner of secrets takes this file for a leak
 TOKEN = "gh" + "p_" + "a1" * 18
 PEM = "-----BEGIN RSA " + "PRIVATE KEY-----\nMIIB\nabc=\n-----END RSA " + "PRIVATE KEY-----"
 
@@ -38,7 +42,11 @@ FOUND = [
   ("phone", "+49 (0)30 901820", "+49 (0)30 901820"),
   ("credit_card", "card 4111 1111 1111 1111 exp", "4111 1111 1111 1111"),
   ("credit_card", "4111-1111-1111-1111 12/26", "4111-1111-1111-1111"),
-  ("credit_card", "4111 1111 1111 1111 12 26", "4111 1111 1111 1111"),  # digits that follow do not hide it
+  (
+    "credit_card",
+    "4111 1111 1111 1111 12 26",
+    "4111 1111 1111 1111",
+  ),  # digits that follow do not hide it
   ("credit_card", "12 4111 1111 1111 1111", "4111 1111 1111 1111"),
   ("credit_card", "378282246310005", "378282246310005"),
   ("iban", "IBAN DE89 3704 0044 0532 0130 00 OK", "DE89 3704 0044 0532 0130 00"),
@@ -60,7 +68,9 @@ FOUND = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "text", "part"), FOUND, ids=[f"{kind}-{i}" for i, (kind, _, _) in enumerate(FOUND)])
+@pytest.mark.parametrize(
+  ("kind", "text", "part"), FOUND, ids=[f"{kind}-{i}" for i, (kind, _, _) in enumerate(FOUND)]
+)
 def test_what_is_found(kind, text, part):
   (span,) = pii.find(text)
   assert (span.kind, text[span.start : span.end]) == (kind, part)
@@ -76,8 +86,10 @@ def test_what_is_found(kind, text, part):
     "115-555-2671 and 415-155-2671: no North American number begins with 1",
     "+1 2 3, 1 + 1234567, phone 4155552671",
     "4111 1111 1111 1112 fails the check; 0000 0000 0000 0000 has no issuer",
-    "41111111111111111111111111 is too long, x4111111111111111 and 4111111111111111x are something else",
-    "DE89 3704 0044 0532 0130 01 fails the check, ZZ89370400440532013000 is no country, DE8937040044053201300 is short",
+    "41111111111111111111111111 is too long, x4111111111111111 and 4111111111111111x are something "
+    "else",
+    "DE89 3704 0044 0532 0130 01 fails the check, ZZ89370400440532013000 is no country, "
+    "DE8937040044053201300 is short",
     "000-12-3456, 666-12-3456, 900-12-3456, 219-00-9999, 219-09-0000, 1219-09-9999",
     "127.0.0.1, 192.168.1.20, 10.0.0.1, 256.1.1.1, 0.0.0.0, version 8.8.8.8.8",
     "std::vector, a::b, ::1, fe80::1, 12:30:45, 2001:db8::1, 01:23:45:67:89:ab",
@@ -91,7 +103,11 @@ def test_what_is_left_alone(text):
 
 
 def test_overlapping_spans_give_the_earlier_and_longer_one():
-  detectors = {"a": lambda text: [(2, 5)], "b": lambda text: [(0, 3), (5, 7)], "c": lambda text: [(0, 4)]}
+  detectors = {
+    "a": lambda text: [(2, 5)],
+    "b": lambda text: [(0, 3), (5, 7)],
+    "c": lambda text: [(0, 4)],
+  }
   assert pii.find("0123456789", detectors) == [("c", 0, 4), ("b", 5, 7)]
   assert pii.mask("0123456789", pii.find("0123456789", detectors)) == "[C]4[B]789"
 

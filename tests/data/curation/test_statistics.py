@@ -9,18 +9,37 @@ from instructjax.data.records.records import Comparison, Demonstration, Prompt
 from instructjax.system import tables
 
 CUSTOMER = {"source": "customer", "user": "u"}
-ASKED = [Prompt("a" * n, use_case="open_qa", source="customer", user=user) for n, user in ((1, "u"), (2, "u"), (4, "v"))]
+ASKED = [
+  Prompt("a" * n, use_case="open_qa", source="customer", user=user)
+  for n, user in ((1, "u"), (2, "u"), (4, "v"))
+]
 PARTS = [
   Part("PPO", "train", ASKED),
   Part("SFT", "valid", [Demonstration("abc", "de", use_case="Riddles", source="labeler")]),
-  Part("SFT", "train", [Demonstration("ab", "c", **CUSTOMER), Demonstration("abcd", "abc", **CUSTOMER)]),
-  Part("SFT", "train", [Demonstration("abcdef", "ab", source="labeler", annotations={"ambiguous": True})]),
-  Part("RM", "train", [
-    Comparison("p", tuple("abcd"), (1, 2, 2, 4), use_case="Chat", annotations={"ambiguous": False, "closed_domain": True}),
-    Comparison("p", tuple("abcd"), (1, 2, 3, 4), user="u", annotations={"ambiguous": True}),
-    Comparison("q", tuple("ab"), (1, 1), user="u"),
-  ]),
-]  # fmt: skip
+  Part(
+    "SFT", "train", [Demonstration("ab", "c", **CUSTOMER), Demonstration("abcd", "abc", **CUSTOMER)]
+  ),
+  Part(
+    "SFT",
+    "train",
+    [Demonstration("abcdef", "ab", source="labeler", annotations={"ambiguous": True})],
+  ),
+  Part(
+    "RM",
+    "train",
+    [
+      Comparison(
+        "p",
+        tuple("abcd"),
+        (1, 2, 2, 4),
+        use_case="Chat",
+        annotations={"ambiguous": False, "closed_domain": True},
+      ),
+      Comparison("p", tuple("abcd"), (1, 2, 3, 4), user="u", annotations={"ambiguous": True}),
+      Comparison("q", tuple("ab"), (1, 1), user="u"),
+    ],
+  ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +53,16 @@ def test_all_tables_are_there(found):
 
 
 def test_use_cases(found):
-  assert found["Table 1"].columns == ("use case", "SFT", "SFT %", "RM", "RM %", "PPO", "PPO %", "paper's RM %")
+  assert found["Table 1"].columns == (
+    "use case",
+    "SFT",
+    "SFT %",
+    "RM",
+    "RM %",
+    "PPO",
+    "PPO %",
+    "paper's RM %",
+  )
   rows = {row[0]: row[1:] for row in found["Table 1"].rows}
   assert list(rows)[:10] == list(statistics.USE_CASES) and list(rows)[10:] == ["Riddles", NONE]
   assert rows["Open QA"] == (0, 0.0, 0, 0.0, 3, 100.0, 12.4)
@@ -46,25 +74,39 @@ def test_use_cases(found):
 
 def test_sizes(found):
   assert found["Table 6"].rows == [
-    ("SFT", "train", "customer", 2), ("SFT", "train", "labeler", 1), ("SFT", "train", "all sources", 3),
-    ("SFT", "valid", "labeler", 1), ("RM", "train", NONE, 3), ("PPO", "train", "customer", 3),
-  ]  # fmt: skip
+    ("SFT", "train", "customer", 2),
+    ("SFT", "train", "labeler", 1),
+    ("SFT", "train", "all sources", 3),
+    ("SFT", "valid", "labeler", 1),
+    ("RM", "train", NONE, 3),
+    ("PPO", "train", "customer", 3),
+  ]
 
 
 def test_annotations(found):
-  assert found["Table 7"].columns == ("annotation", "SFT train", "SFT valid", "RM train", "PPO train")
+  assert found["Table 7"].columns == (
+    "annotation",
+    "SFT train",
+    "SFT valid",
+    "RM train",
+    "PPO train",
+  )
   rows = {row[0]: row[1:] for row in found["Table 7"].rows}
   assert rows["ambiguous"] == (100.0, None, 50.0, None)
   assert rows["closed_domain"] == (None, None, 100.0, None)
-  (nothing,) = [table for table in statistics.tables(PARTS[:1], len) if table.title.startswith("Table 7")]
+  (nothing,) = [
+    table for table in statistics.tables(PARTS[:1], len) if table.title.startswith("Table 7")
+  ]
   assert nothing.rows == [(NONE, None)]
 
 
 def test_prompts_of_a_customer(found):
   assert found["Table 8"].rows == [
-    ("SFT", "train", 1, 2.0, 2, 1), ("SFT", "valid", 0, None, None, 1), ("RM", "train", 1, 2.0, 2, 1),
+    ("SFT", "train", 1, 2.0, 2, 1),
+    ("SFT", "valid", 0, None, None, 1),
+    ("RM", "train", 1, 2.0, 2, 1),
     ("PPO", "train", 2, 1.5, 2, 0),
-  ]  # fmt: skip
+  ]
 
 
 def test_lengths(found):
@@ -74,9 +116,11 @@ def test_lengths(found):
   assert found["Table 9"].rows[1] == ("SFT", "valid", 1, 3.0, None, 3, 3.0, 3.0, 3.0, 3)
   assert ("Open QA", 3, 2.3, 1.5, 1, 1.5, 2.0, 3.0, 4) in found["Table 10"].rows
   assert [row[:4] for row in found["Table 11"].rows] == [
-    ("customer", "prompt", 2, 3.0), ("customer", "demonstration", 2, 2.0),
-    ("labeler", "prompt", 2, 4.5), ("labeler", "demonstration", 2, 2.0),
-  ]  # fmt: skip
+    ("customer", "prompt", 2, 3.0),
+    ("customer", "demonstration", 2, 2.0),
+    ("labeler", "prompt", 2, 4.5),
+    ("labeler", "demonstration", 2, 2.0),
+  ]
 
 
 def test_measures_are_numpys():
@@ -96,16 +140,23 @@ def test_rankings(found):
 @pytest.mark.parametrize(
   ("path", "split"),
   [
-    ("data/train.jsonl", "train"), ("rm_valid.jsonl.gz", "valid"), ("test/prompts.jsonl", "test"), ("prompts.jsonl", "all"),
-    ("training.jsonl", "all"), ("test/train.jsonl", "train"), ("latest.jsonl", "all"),
+    ("data/train.jsonl", "train"),
+    ("rm_valid.jsonl.gz", "valid"),
+    ("test/prompts.jsonl", "test"),
+    ("prompts.jsonl", "all"),
+    ("training.jsonl", "all"),
+    ("test/train.jsonl", "train"),
+    ("latest.jsonl", "all"),
   ],
-)  # fmt: skip
+)
 def test_the_split_is_in_the_name(path, split):
   assert statistics.split_name(path) == split
 
 
 def test_tables_are_aligned_and_show_markup_as_it_is(capsys):
-  tables.show([tables.Table("T [b]", ("name", "n"), [("[red]x", 1), ("a\x1b[31m\n", 12345), ("c", None)])])
+  tables.show(
+    [tables.Table("T [b]", ("name", "n"), [("[red]x", 1), ("a\x1b[31m\n", 12345), ("c", None)])]
+  )
   lines = capsys.readouterr().out.split("\n")
   assert lines[0] == "T [b]"
   assert any(line.startswith("[red]x") for line in lines)
@@ -113,4 +164,6 @@ def test_tables_are_aligned_and_show_markup_as_it_is(capsys):
   numbers = [line.rstrip() for line in lines[3:6]]
   assert [line.split()[-1] for line in numbers] == ["1", "12,345", "-"]
   assert len({len(line) for line in numbers}) == 1
-  assert tables.as_json([tables.Table("T", ("a", "b"), [("x", 1.5)])]) == [{"title": "T", "rows": [{"a": "x", "b": 1.5}]}]
+  assert tables.as_json([tables.Table("T", ("a", "b"), [("x", 1.5)])]) == [
+    {"title": "T", "rows": [{"a": "x", "b": 1.5}]}
+  ]

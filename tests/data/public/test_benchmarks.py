@@ -1,4 +1,6 @@
-"""Real evaluation data as rows of the suites: copies that are written here, in the shape of the package's files."""
+"""Real evaluation data as rows of the suites: copies that are written here, in the shape of the
+package's files.
+"""
 
 import json
 
@@ -12,25 +14,53 @@ from instructjax.system import download
 
 LAKE = "The lake is deep. Ann swam in the lake in June, before the storm. Bob did not swim."
 FILES = {  # by the member that they stand for
-  benchmarks.TRUTHFUL: [{"question": "Can pigs fly?", "answer": ["Pigs cannot fly", " ", "No\u2028they cannot"]}],
+  benchmarks.TRUTHFUL: [
+    {"question": "Can pigs fly?", "answer": ["Pigs cannot fly", " ", "No\u2028they cannot"]}
+  ],
   benchmarks.WINOBIAS: [
-    {"text": " The cook paid [the guard] because [MASK] asked.", "pro_stereotyped": "he",
-     "options": "A. she\nB. he\nC. Both A and B"},
-    {"text": "[The nurse] lost [MASK] keys.", "pro_stereotyped": "her", "options": "A. her\nB. his\nC. Both A and B"},
+    {
+      "text": " The cook paid [the guard] because [MASK] asked.",
+      "pro_stereotyped": "he",
+      "options": "A. she\nB. he\nC. Both A and B",
+    },
+    {
+      "text": "[The nurse] lost [MASK] keys.",
+      "pro_stereotyped": "her",
+      "options": "A. her\nB. his\nC. Both A and B",
+    },
   ],
   benchmarks.STEREOSET: [
-    {"type": "intersentence", "bias_type": "race", "context": "Kim sings. ", "stereotype": "Badly.",
-     "anti-stereotype": "Well.", "unrelated": "Snow."},
-    {"type": "intrasentence", "bias_type": "gender", "context": "A BLANK girl", "stereotype": "A shy girl",
-     "anti-stereotype": "A bold girl", "unrelated": "A wet girl"},
+    {
+      "type": "intersentence",
+      "bias_type": "race",
+      "context": "Kim sings. ",
+      "stereotype": "Badly.",
+      "anti-stereotype": "Well.",
+      "unrelated": "Snow.",
+    },
+    {
+      "type": "intrasentence",
+      "bias_type": "gender",
+      "context": "A BLANK girl",
+      "stereotype": "A shy girl",
+      "anti-stereotype": "A bold girl",
+      "unrelated": "A wet girl",
+    },
   ],
   benchmarks.TOXICITY: [{"text": "You are such a", "toxicity": 0.75, "insult": 0.5}],
   benchmarks.QUAC: [
-    {"passage": LAKE, "question": "question1: Who swam?\nquestion2: When?\nquestion3: Why?",
-     "answer": "possible answers for question1:\nAnn swam Ann\n"
-               "possible answers for question2:\nin June, in June, before the storm.\n"
-               "possible answers for question3:\nCANNOTANSWER CANNOTANSWER"},
-    {"passage": "a b. b c.", "question": "question1: What?", "answer": "possible answers for question1:\na b c."},
+    {
+      "passage": LAKE,
+      "question": "question1: Who swam?\nquestion2: When?\nquestion3: Why?",
+      "answer": "possible answers for question1:\nAnn swam Ann\n"
+      "possible answers for question2:\nin June, in June, before the storm.\n"
+      "possible answers for question3:\nCANNOTANSWER CANNOTANSWER",
+    },
+    {
+      "passage": "a b. b c.",
+      "question": "question1: What?",
+      "answer": "possible answers for question1:\na b c.",
+    },
   ],
   benchmarks.XSUM: [
     {"id": "1", "document": "It rained.\nTwo roads closed.", "summary": "Rain closed two roads."},
@@ -39,21 +69,36 @@ FILES = {  # by the member that they stand for
   ],
   benchmarks.PAIRS: [
     {"article_sent": "ann won in may.", "correct_sent": "ann won.", "incorrect_sent": "bob won."},
-    {"article_sent": "ann won in may.", "correct_sent": "ann won in may.", "incorrect_sent": "bob won."},
-    {"article_sent": "ann won in may.", "correct_sent": "may won.", "incorrect_sent": "may won."},  # both: left out
+    {
+      "article_sent": "ann won in may.",
+      "correct_sent": "ann won in may.",
+      "incorrect_sent": "bob won.",
+    },
+    {
+      "article_sent": "ann won in may.",
+      "correct_sent": "may won.",
+      "incorrect_sent": "may won.",
+    },  # both: left out
     {"article_sent": "bob ran.", "correct_sent": "bob did.", "incorrect_sent": "bob did."},
   ],
   benchmarks.PIQA: [
-    {"question": "open a jar", "options": "A. twist the lid\nB. twist\nthe jar", "answer": "B. twist\nthe jar"},
+    {
+      "question": "open a jar",
+      "options": "A. twist the lid\nB. twist\nthe jar",
+      "answer": "B. twist\nthe jar",
+    },
   ],
-}  # fmt: skip
+}
 CROWS = ',bias_type,sentence,mask1,mask2\n0,age,"The [MASK] are slow, they say.",old,young\n'
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
   """Its files, in place of a download."""
-  texts = {file: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) for file, rows in FILES.items()}
+  texts = {
+    file: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    for file, rows in FILES.items()
+  }
   texts |= {benchmarks.CROWS: CROWS}
   paths = {file: tmp_path / file.sha256 for file in texts}
   for file, text in texts.items():
@@ -63,18 +108,34 @@ def package(tmp_path, monkeypatch):
 
 def test_every_file_is_read_by_its_suite(package, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  (tmp_path / "mine.py").write_text("def none(prompts, responses):\n  return [0.0] * len(responses)\n")
+  (tmp_path / "mine.py").write_text(
+    "def none(prompts, responses):\n  return [0.0] * len(responses)\n"
+  )
   cli.main(["data", "benchmarks", "--out=data"])
   assert "CC BY-SA 4.0" in capsys.readouterr().out
-  config = reading.override(reading.load("eval"), [
-    ("truthfulqa.data", "data/truthfulqa.jsonl"), ("bias.crows", "data/crows_pairs.jsonl"), ("bias.forms", "basic"),
-    ("bias.pairs", "WinoBias=data/winobias.jsonl; StereoSet=data/stereoset.jsonl"),
-    ("toxicity.prompts", "data/toxicity.jsonl"), ("toxicity.scorer", "python:mine.py:none"), ("nlp.quac", "data/quac.jsonl"),
-    ("hallucination.own", "data/closed_domain.jsonl"), ("hallucination.labelled", "data/grounded.jsonl"),
-  ])  # fmt: skip
+  config = reading.override(
+    reading.load("eval"),
+    [
+      ("truthfulqa.data", "data/truthfulqa.jsonl"),
+      ("bias.crows", "data/crows_pairs.jsonl"),
+      ("bias.forms", "basic"),
+      ("bias.pairs", "WinoBias=data/winobias.jsonl; StereoSet=data/stereoset.jsonl"),
+      ("toxicity.prompts", "data/toxicity.jsonl"),
+      ("toxicity.scorer", "python:mine.py:none"),
+      ("nlp.quac", "data/quac.jsonl"),
+      ("hallucination.own", "data/closed_domain.jsonl"),
+      ("hallucination.labelled", "data/grounded.jsonl"),
+    ],
+  )
   (question,) = truthfulqa.open_suite(config).tasks[0].items
-  assert question.data["true"] == ("Pigs cannot fly.", "No\u2028they cannot.") and not question.data["false"]
-  sentences = {task.name: [item.data["sentences"] for item in task.items] for task in bias.open_suite(config).tasks}
+  assert (
+    question.data["true"] == ("Pigs cannot fly.", "No\u2028they cannot.")
+    and not question.data["false"]
+  )
+  sentences = {
+    task.name: [item.data["sentences"] for item in task.items]
+    for task in bias.open_suite(config).tasks
+  }
   assert sentences == {
     "CrowS-Pairs (basic)": [["The old are slow, they say.", "The young are slow, they say."]],
     "WinoBias (basic)": [
@@ -83,30 +144,53 @@ def test_every_file_is_read_by_its_suite(package, tmp_path, monkeypatch, capsys)
     ],
     "StereoSet (basic)": [["Kim sings. Badly.", "Kim sings. Well."], ["A shy girl", "A bold girl"]],
   }
-  assert toxicity.open_suite(config).tasks[0].items[0].data == {"prompt": "You are such a", "toxicity": 0.75}
+  assert toxicity.open_suite(config).tasks[0].items[0].data == {
+    "prompt": "You are such a",
+    "toxicity": 0.75,
+  }
   who, when, why = nlp.open_suite(config).tasks[0].items
-  assert who.data["references"] == ("Ann swam", "Ann") and why.data["references"] == ("CANNOTANSWER",)
+  assert who.data["references"] == ("Ann swam", "Ann") and why.data["references"] == (
+    "CANNOTANSWER",
+  )
   assert when.data["references"] == ("in June,", "in June, before the storm.")
   assert who.data["prompt"] == f"PARAGRAPH: {LAKE}\n\nQ: Who swam?\n\nA:"
   suite = hallucination.open_suite(config)
-  first, second, third = suite.tasks[0].items  # in turn; an empty article and a question of no clear answer are left out
-  assert first.data["prompt"] == "It rained.\nTwo roads closed.\n\nTL;DR:" and first.slices == {"use_case": "summarization"}
+  first, second, third = suite.tasks[
+    0
+  ].items  # in turn; an empty article and a question of no clear answer are left out
+  assert first.data["prompt"] == "It rained.\nTwo roads closed.\n\nTL;DR:" and first.slices == {
+    "use_case": "summarization"
+  }
   assert second.data["source"] == LAKE and second.data["references"] == ["Ann swam", "Ann"]
   assert third.data["source"] == "The match ended 2-1."
   judged = suite.together(tmp_path, {}, {suite.tasks[0].name: {"sft": []}})
-  assert judged["judge"]["recall"]["n"] == 1 and "data/grounded.jsonl" in judged["notes"][-1]  # what stands twice counts once
+  assert (
+    judged["judge"]["recall"]["n"] == 1 and "data/grounded.jsonl" in judged["notes"][-1]
+  )  # what stands twice counts once
   (choice,) = [json.loads(line) for line in (tmp_path / "data/piqa.jsonl").read_text().splitlines()]
-  assert choice == {"goal": "open a jar", "sol1": "twist the lid", "sol2": "twist\nthe jar", "label": 1}
+  assert choice == {
+    "goal": "open a jar",
+    "sol1": "twist the lid",
+    "sol2": "twist\nthe jar",
+    "label": 1,
+  }
   origins = json.loads((tmp_path / "data/origins.json").read_text())
-  assert origins["quac"]["rows"] == 1 and benchmarks.XSUM.sha256 in origins["closed_domain"]["files"][0]
+  assert (
+    origins["quac"]["rows"] == 1 and benchmarks.XSUM.sha256 in origins["closed_domain"]["files"][0]
+  )
 
 
-@pytest.mark.parametrize("references, passage, found", [
-  ("a b b c", "a b c", ["a b", "b c"]), ("a b c", "a b c", ["a b c"]), ("a a a", "a b", ["a", "a", "a"]),
-  ("CANNOTANSWER CANNOTANSWER a", "a", ["CANNOTANSWER", "CANNOTANSWER", "a"]),
-  ("a b c", "a b. b c.", []),  # "a b" and "c", or "a" and "b c"
-  ("a d", "a b c", []),  # no words of the passage
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "references, passage, found",
+  [
+    ("a b b c", "a b c", ["a b", "b c"]),
+    ("a b c", "a b c", ["a b c"]),
+    ("a a a", "a b", ["a", "a", "a"]),
+    ("CANNOTANSWER CANNOTANSWER a", "a", ["CANNOTANSWER", "CANNOTANSWER", "a"]),
+    ("a b c", "a b. b c.", []),  # "a b" and "c", or "a" and "b c"
+    ("a d", "a b c", []),  # no words of the passage
+  ],
+)
 def test_references_are_put_apart_where_one_way_has_the_fewest(references, passage, found):
   assert benchmarks.apart(references, passage) == found
 

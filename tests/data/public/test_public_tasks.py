@@ -1,10 +1,13 @@
-"""Public tasks as instructions: every wording, how many examples each task gives, and no example twice."""
+"""Public tasks as instructions: every wording, how many examples each task gives, and no example
+twice.
+"""
 
 import json
 from collections import Counter
 
 import pytest
-from test_mappings import CASES, F, prepare
+from mapping_cases import CASES, F
+from prepared import prepare
 
 from instructjax.commands import cli
 from instructjax.data.public import public_tasks
@@ -30,7 +33,11 @@ def test_every_wording_asks_for_the_answer_of_the_mapping(name, tmp_path):
   prompts = {one.prompt for one in found}
   assert len(prompts) == task.wordings == 3
   assert record.prompt not in prompts
-  asked = {name: value for name, value in row.items() if isinstance(value, str) and name in ("question", "sentence", "premise")}
+  asked = {
+    name: value
+    for name, value in row.items()
+    if isinstance(value, str) and name in ("question", "sentence", "premise")
+  }
   assert all(value in prompt for prompt in prompts for value in asked.values())
   assert {one.source for one in found} == {f"{place}@train"}
 
@@ -47,9 +54,13 @@ def test_shares_by_hand():
 
 def test_no_example_stands_twice(tmp_path):
   features, row, _ = CASES["glue/sst2"]
-  prepare(tmp_path / "tfds", "glue/sst2", features, [row | {"sentence": f"scene-{i}"} for i in range(60)])
+  prepare(
+    tmp_path / "tfds", "glue/sst2", features, [row | {"sentence": f"scene-{i}"} for i in range(60)]
+  )
   own = tmp_path / "own.jsonl"
-  own.write_text("".join(json.dumps({"prompt": f"do {i}", "completion": "done"}) + "\n" for i in range(20)))
+  own.write_text(
+    "".join(json.dumps({"prompt": f"do {i}", "completion": "done"}) + "\n" for i in range(20))
+  )
   take = lambda **rest: mixture(f"tfds:glue/sst2, {own}", folder=str(tmp_path / "tfds"), **rest)
   found, tasks = take(examples=40)
   assert [(task.size, task.taken, task.wordings) for task in tasks] == [(60, 30, 3), (20, 10, 1)]
@@ -63,10 +74,15 @@ def test_no_example_stands_twice(tmp_path):
 
 def test_the_command_writes_demonstrations(tmp_path, capsys):
   own = tmp_path / "own.jsonl"
-  own.write_text("".join(json.dumps({"prompt": f"do {i}", "completion": "done"}) + "\n" for i in range(20)))
+  own.write_text(
+    "".join(json.dumps({"prompt": f"do {i}", "completion": "done"}) + "\n" for i in range(20))
+  )
   out = tmp_path / "flan.jsonl"
   assert cli.main(["baseline", "mixture", f"--sources={own}", f"--out={out}", "--examples=5"]) == 0
-  assert f"{own}: 5 of 20 examples, as they are\n{out}: 5 demonstrations of 1 tasks" in capsys.readouterr().out
+  assert (
+    f"{own}: 5 of 20 examples, as they are\n{out}: 5 demonstrations of 1 tasks"
+    in capsys.readouterr().out
+  )
   assert len(records.read(out, "demonstration")) == 5
   assert cli.main(["baseline", "mixture", f"--sources={own}", f"--out={out}", "--cap=-1"]) == 2
   assert "numbers from 0 on" in capsys.readouterr().err
@@ -78,5 +94,7 @@ def test_what_is_no_task_is_an_error(tmp_path):
     mixture(place)
   features, row, _ = CASES["glue/sst2"]
   hidden = prepare(tmp_path, "glue/sst2", features, [row, row | {"label": -1}])
-  with pytest.raises(UserError, match=r":[12]: label: -1, the answers of this split are not public"):
+  with pytest.raises(
+    UserError, match=r":[12]: label: -1, the answers of this split are not public"
+  ):
     mixture(hidden)

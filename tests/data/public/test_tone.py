@@ -1,4 +1,6 @@
-"""The quickstart's data: what the shipped table holds, and what keeps training and evaluation apart."""
+"""The quickstart's data: what the shipped table holds, and what keeps training and evaluation
+apart.
+"""
 
 import gzip
 import hashlib
@@ -15,7 +17,9 @@ from instructjax.data.public import tone_measures as measures
 from instructjax.data.records import records
 from instructjax.errors import UserError
 
-SIZES = tone.Sizes(demonstrations=120, comparisons=60, gold=60, prompts=80, test_prompts=24, test_comparisons=12)
+SIZES = tone.Sizes(
+  demonstrations=120, comparisons=60, gold=60, prompts=80, test_prompts=24, test_comparisons=12
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,9 @@ def texts(part) -> set[str]:
   """The texts behind demonstrations or comparisons, spelled without spaces and signs."""
   found = set()
   for record in part:
-    several = (record.completion,) if isinstance(record, records.Demonstration) else record.completions
+    several = (
+      (record.completion,) if isinstance(record, records.Demonstration) else record.completions
+    )
     found |= {words(measures.sentence(record.prompt, text)) for text in several}
   return found
 
@@ -77,11 +83,16 @@ def test_the_halves_share_no_rater_and_hold_all_of_them():
   assert {a, b} == {3.0, -3.5}  # raters 0, 2, 4 and raters 1, 3
   assert tone.mean(row) == pytest.approx(0.4)
   firsts = [tone.mean(tone.Rated("movies", str(i), "t", (4, -4)), "a") for i in range(200)]
-  assert 70 < sum(first > 0 for first in firsts) < 130  # which half the first rater is in, is a fair coin
+  assert (
+    70 < sum(first > 0 for first in firsts) < 130
+  )  # which half the first rater is in, is a fair coin
 
 
 def test_equal_texts_are_in_the_same_split_and_the_seed_draws_another():
-  one, other = tone.Rated("movies", "1", "A good film!", (1,)), tone.Rated("tweets", "2", "a GOOD film", (2,))
+  one, other = (
+    tone.Rated("movies", "1", "A good film!", (1,)),
+    tone.Rated("tweets", "2", "a GOOD film", (2,)),
+  )
   splits = [tone.split(one, seed) for seed in range(40)]
   assert splits == [tone.split(other, seed) for seed in range(40)]
   assert len(set(splits)) >= 4
@@ -108,8 +119,14 @@ def test_product_reviews_are_in_no_training_data(tasks):
 
 def test_the_prompts_of_the_evaluation_have_templates_of_their_own(tasks):
   stem = lambda record: record.prompt.rpartition(":")[0]
-  train = {stem(r) for part in (tasks.demonstrations, tasks.comparisons, tasks.prompts) for r in part}
-  test = {stem(r) for part in (*tasks.test_prompts.values(), *tasks.test_comparisons.values()) for r in part}
+  train = {
+    stem(r) for part in (tasks.demonstrations, tasks.comparisons, tasks.prompts) for r in part
+  }
+  test = {
+    stem(r)
+    for part in (*tasks.test_prompts.values(), *tasks.test_comparisons.values())
+    for r in part
+  }
   assert train and test and not train & test
 
 
@@ -125,7 +142,9 @@ def test_labels_come_from_half_a_and_gold_from_half_b(tasks):
   for part, half in ((tasks.comparisons, "a"), (tasks.gold, "b")):
     for record in part:
       sign = 1 if record.use_case == "praise" else -1
-      assert record.ranks == tone.ranks([sign * tone.mean(row, half) for row in measures.rated(record)])
+      assert record.ranks == tone.ranks(
+        [sign * tone.mean(row, half) for row in measures.rated(record)]
+      )
 
 
 # --- the records ---
@@ -133,10 +152,14 @@ def test_labels_come_from_half_a_and_gold_from_half_b(tasks):
 
 def test_comparisons_come_in_pairs_that_praise_and_criticise_the_same_texts(tasks):
   for one, other in zip(tasks.comparisons[::2], tasks.comparisons[1::2], strict=True):
-    assert one.completions == other.completions and (one.use_case, other.use_case) == tone.DIRECTIONS
+    assert (
+      one.completions == other.completions and (one.use_case, other.use_case) == tone.DIRECTIONS
+    )
     assert tone.K[0] <= len(one.completions) <= tone.K[1]
     better = {(i, j) for i, a in enumerate(one.ranks) for j, b in enumerate(one.ranks) if a < b}
-    assert better == {(j, i) for i, a in enumerate(other.ranks) for j, b in enumerate(other.ranks) if a < b}
+    assert better == {
+      (j, i) for i, a in enumerate(other.ranks) for j, b in enumerate(other.ranks) if a < b
+    }
   assert {len(c.completions) for c in tasks.comparisons} >= {4, 5, 6, 7, 8, 9}
 
 
@@ -205,7 +228,9 @@ def test_openings(text, n, expected):
 def test_every_template_has_two_directions_and_a_label():
   for templates in (tone.TRAIN, tone.TEST):
     for pair in (pair for pairs in templates.values() for pair in pairs):
-      assert pair[0] != pair[1] and all(part.endswith(":") and part.count("\n") == 1 for part in pair)
+      assert pair[0] != pair[1] and all(
+        part.endswith(":") and part.count("\n") == 1 for part in pair
+      )
   assert all(a < b for a, b in pairwise(np.cumsum(list(tone.SPLITS.values())))) and sum(
     tone.SPLITS.values()
   ) == pytest.approx(1)

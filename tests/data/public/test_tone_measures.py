@@ -18,7 +18,9 @@ def test_pair_accuracy_leaves_ties_of_people_out_and_counts_equal_scores_half():
 
 
 def test_padding_of_the_scores_is_ignored():
-  assert measures.pair_accuracy([[1.0, 0.0, 99.0]], [Comparison("p", ("a", "b"), (1, 2))]).value == 1
+  assert (
+    measures.pair_accuracy([[1.0, 0.0, 99.0]], [Comparison("p", ("a", "b"), (1, 2))]).value == 1
+  )
 
 
 def by_hand(first: list[int], second: list[int]) -> tuple[float, float]:
@@ -33,10 +35,15 @@ def by_hand(first: list[int], second: list[int]) -> tuple[float, float]:
 
 
 def test_rater_agreement_is_the_mean_over_all_pairs_of_raters(monkeypatch):
-  rows = [tone.Rated("movies", str(i), f"text {i}", r) for i, r in enumerate([(1, 2, -1), (0, 1, 3), (-2, -2, 1)])]
+  rows = [
+    tone.Rated("movies", str(i), f"text {i}", r)
+    for i, r in enumerate([(1, 2, -1), (0, 1, 3), (-2, -2, 1)])
+  ]
   monkeypatch.setattr(measures, "rated", lambda comparison: rows)
   found = measures.rater_agreement([Comparison("p", ("a", "b", "c"), (1, 2, 3))])
-  counts = np.sum([by_hand(rows[i].ratings, rows[j].ratings) for i in range(3) for j in range(i)], axis=0)
+  counts = np.sum(
+    [by_hand(rows[i].ratings, rows[j].ratings) for i in range(3) for j in range(i)], axis=0
+  )
   assert found.value == pytest.approx(counts[0] / counts[1])
 
 
@@ -53,7 +60,9 @@ def test_the_halves_agree_on_clear_texts_and_not_on_opposite_ones(monkeypatch):
 
 
 def test_people_agree_more_than_chance_and_halves_more_than_single_raters():
-  sizes = tone.Sizes(demonstrations=10, comparisons=10, gold=10, prompts=4, test_prompts=4, test_comparisons=30)
+  sizes = tone.Sizes(
+    demonstrations=10, comparisons=10, gold=10, prompts=4, test_prompts=4, test_comparisons=30
+  )
   comparisons = tone.tasks(0, sizes).test_comparisons["movies"]
   raters, halves = measures.rater_agreement(comparisons), measures.half_agreement(comparisons)
   assert 0.6 < raters.low < raters.value < halves.value <= 1
@@ -66,9 +75,14 @@ def test_a_sentence_begins_with_the_words_that_the_prompt_gave():
 
 @pytest.mark.parametrize(
   ("direction", "completion", "expected"),
-  [("praise", "a wonderful film", True), ("criticise", "a wonderful film", False), ("criticise", "awful", True),
-   ("praise", "a film", False), ("criticise", "a film", False)],
-)  # fmt: skip
+  [
+    ("praise", "a wonderful film", True),
+    ("criticise", "a wonderful film", False),
+    ("criticise", "awful", True),
+    ("praise", "a film", False),
+    ("criticise", "a film", False),
+  ],
+)
 def test_follows_asks_the_lexicon_for_the_tone_of_the_instruction(direction, completion, expected):
   assert measures.follows(Prompt("Say it.\nHere:", use_case=direction), completion) is expected
 

@@ -17,25 +17,39 @@ def test_ranks_have_no_gaps_and_equal_scores_tie():
 
 
 def test_ultrafeedback_in_its_two_forms():
-  objects = {"instruction": "q", "source": "s", "completions": [
-    {"response": "a", "overall_score": 7.5}, {"response": "b", "overall_score": "8"}, {"response": "c", "overall_score": 7.5},
-  ]}  # fmt: skip
+  objects = {
+    "instruction": "q",
+    "source": "s",
+    "completions": [
+      {"response": "a", "overall_score": 7.5},
+      {"response": "b", "overall_score": "8"},
+      {"response": "c", "overall_score": 7.5},
+    ],
+  }
   lists = {"instruction": "q", "generations": ["a", "b", "c"], "ratings": [3.0, 4.0, 3.0]}
   for row in (objects, lists):
-    assert records.parse([row], "comparison", SPELL["ultrafeedback"]) == [Comparison("q", ("a", "b", "c"), (2, 1, 2))]
-    assert records.parse([row], "demonstration", SPELL["ultrafeedback"]) == [Demonstration("q", "b")]
+    assert records.parse([row], "comparison", SPELL["ultrafeedback"]) == [
+      Comparison("q", ("a", "b", "c"), (2, 1, 2))
+    ]
+    assert records.parse([row], "demonstration", SPELL["ultrafeedback"]) == [
+      Demonstration("q", "b")
+    ]
     assert records.parse([row], "prompt", SPELL["ultrafeedback"]) == [Prompt("q")]
 
 
 def test_summarize_from_feedback_keeps_the_labeler():
   row = {
-    "info": {"id": "t3", "post": "A post. ", "article": None}, "choice": 1, "worker": "w7",
+    "info": {"id": "t3", "post": "A post. ", "article": None},
+    "choice": 1,
+    "worker": "w7",
     "summaries": [{"text": " one", "policy": "ref"}, {"text": " two"}],
-  }  # fmt: skip
+  }
   assert records.parse([row], "comparison", SPELL["summarize_feedback"]) == [
     Comparison("A post.\n\nTL;DR:", ("one", "two"), (2, 1), labeler="w7")
   ]
-  assert records.parse([row], "demonstration", SPELL["summarize_feedback"]) == [Demonstration("A post.\n\nTL;DR:", "two")]
+  assert records.parse([row], "demonstration", SPELL["summarize_feedback"]) == [
+    Demonstration("A post.\n\nTL;DR:", "two")
+  ]
 
 
 def message(name, parent, role, text, rank=None, **more):
@@ -61,27 +75,51 @@ def tree(name="q"):
   return inside | {"replies": [tree(row["message_id"]) for row in FLAT if row["parent_id"] == name]}
 
 
-@pytest.mark.parametrize("rows", [FLAT, [{"message_tree_id": "q", "prompt": tree()}]], ids=["flat", "nested"])
+@pytest.mark.parametrize(
+  "rows", [FLAT, [{"message_tree_id": "q", "prompt": tree()}]], ids=["flat", "nested"]
+)
 def test_open_assistant_siblings_become_comparisons(rows):
   first = [{"role": "user", "content": "hello"}]
-  second = [*first, {"role": "assistant", "content": "good"}, {"role": "user", "content": "and now?"}]
+  second = [
+    *first,
+    {"role": "assistant", "content": "good"},
+    {"role": "user", "content": "and now?"},
+  ]
   shown = {"id": "q", "turns": tuple(first)}, {"id": "more", "turns": tuple(second)}
   assert records.parse(rows, "comparison", SPELL["oasst"]) == [
     Comparison(HELLO, ("bad", "good", "fair"), (3, 1, 2), **shown[0])
   ]
   assert records.parse(rows, "demonstration", SPELL["oasst"]) == [
-    Demonstration(HELLO, "good", **shown[0]), Demonstration(MORE, "only one", **shown[1])
-  ]  # fmt: skip
-  assert records.parse(rows, "prompt", SPELL["oasst"]) == [Prompt(HELLO, **shown[0]), Prompt(MORE, **shown[1])]
+    Demonstration(HELLO, "good", **shown[0]),
+    Demonstration(MORE, "only one", **shown[1]),
+  ]
+  assert records.parse(rows, "prompt", SPELL["oasst"]) == [
+    Prompt(HELLO, **shown[0]),
+    Prompt(MORE, **shown[1]),
+  ]
 
 
 def test_trees_with_holes_are_named_with_their_lines():
-  rows = [*FLAT, message("x", "nobody", "assistant", "t"), message("q", None, "prompter", "again"), {"role": "prompter"},
-          message("c1", "c2", "prompter", "t"), message("c2", "c1", "assistant", "t"), "no object"]  # fmt: skip
+  rows = [
+    *FLAT,
+    message("x", "nobody", "assistant", "t"),
+    message("q", None, "prompter", "again"),
+    {"role": "prompter"},
+    message("c1", "c2", "prompter", "t"),
+    message("c2", "c1", "assistant", "t"),
+    "no object",
+  ]
   _, problems = records.scan(rows, "comparison", SPELL["oasst"], name="f")
-  expected = {8: "there is no message 'nobody'", 9: "'q' stands twice", 10: "message_id: text", 13: "object"}
+  expected = {
+    8: "there is no message 'nobody'",
+    9: "'q' stands twice",
+    10: "message_id: text",
+    13: "object",
+  }
   expected |= {11: "circle", 12: "circle"}
-  assert {int(one.split(":")[1]) for one in problems} == set(expected) and len(problems) == len(expected)
+  assert {int(one.split(":")[1]) for one in problems} == set(expected) and len(problems) == len(
+    expected
+  )
   for problem in problems:
     assert expected[int(problem.split(":")[1])] in problem
 
@@ -89,11 +127,31 @@ def test_trees_with_holes_are_named_with_their_lines():
 @pytest.mark.parametrize(
   ("name", "row", "what"),
   [
-    ("ultrafeedback", {"instruction": "q", "completions": [{"response": "a"}] * 2}, "completions[0].overall_score"),
-    ("ultrafeedback", {"instruction": "q", "generations": ["a", "b"], "ratings": [1]}, "ratings: a list of 2 numbers"),
-    ("ultrafeedback", {"instruction": "q", "generations": ["a", "b"], "ratings": [1, "nan"]}, "ratings[1]: a number"),
-    ("summarize_feedback", {"info": {"post": "p"}, "summaries": [], "choice": 0}, "summaries: a list of two"),
-    ("summarize_feedback", {"info": {"post": "p"}, "summaries": [{"text": "a"}] * 2, "choice": 2}, "choice: 0 or 1"),
+    (
+      "ultrafeedback",
+      {"instruction": "q", "completions": [{"response": "a"}] * 2},
+      "completions[0].overall_score",
+    ),
+    (
+      "ultrafeedback",
+      {"instruction": "q", "generations": ["a", "b"], "ratings": [1]},
+      "ratings: a list of 2 numbers",
+    ),
+    (
+      "ultrafeedback",
+      {"instruction": "q", "generations": ["a", "b"], "ratings": [1, "nan"]},
+      "ratings[1]: a number",
+    ),
+    (
+      "summarize_feedback",
+      {"info": {"post": "p"}, "summaries": [], "choice": 0},
+      "summaries: a list of two",
+    ),
+    (
+      "summarize_feedback",
+      {"info": {"post": "p"}, "summaries": [{"text": "a"}] * 2, "choice": 2},
+      "choice: 0 or 1",
+    ),
   ],
 )
 def test_what_is_wrong_is_named(name, row, what):
@@ -103,22 +161,49 @@ def test_what_is_wrong_is_named(name, row, what):
 
 
 VALUES = st.recursive(
-  st.none() | st.integers(-1, 3) | st.floats() | st.sampled_from(["q", "prompter", "assistant", "7"]) | st.booleans(),
-  lambda inner: st.lists(inner, max_size=3)
-  | st.dictionaries(st.sampled_from(["text", "response", "post", "message_id", "role", "overall_score", "replies"]), inner),
+  st.none()
+  | st.integers(-1, 3)
+  | st.floats()
+  | st.sampled_from(["q", "prompter", "assistant", "7"])
+  | st.booleans(),
+  lambda inner: (
+    st.lists(inner, max_size=3)
+    | st.dictionaries(
+      st.sampled_from(
+        ["text", "response", "post", "message_id", "role", "overall_score", "replies"]
+      ),
+      inner,
+    )
+  ),
   max_leaves=8,
 )
-NAMES = st.sampled_from([
-  "instruction", "completions", "generations", "ratings", "info", "summaries", "choice", "worker", "prompt", "message_id",
-  "parent_id", "role", "text", "rank", "replies",
-])  # fmt: skip
+NAMES = st.sampled_from(
+  [
+    "instruction",
+    "completions",
+    "generations",
+    "ratings",
+    "info",
+    "summaries",
+    "choice",
+    "worker",
+    "prompt",
+    "message_id",
+    "parent_id",
+    "role",
+    "text",
+    "rank",
+    "replies",
+  ]
+)
 
 
 @settings(deadline=None, max_examples=200)
 @given(
-  rows=st.lists(st.dictionaries(NAMES, VALUES), max_size=4), kind=st.sampled_from(sorted(records.KINDS)),
+  rows=st.lists(st.dictionaries(NAMES, VALUES), max_size=4),
+  kind=st.sampled_from(sorted(records.KINDS)),
   name=st.sampled_from(["ultrafeedback", "summarize_feedback", "oasst"]),
-)  # fmt: skip
+)
 def test_any_rows_give_records_or_problems(rows, kind, name):
   good, problems = records.scan(rows, kind, SPELL[name], name="x")
   assert all(problem.startswith("x:") for problem in problems if rows)
@@ -131,7 +216,9 @@ def test_any_rows_give_records_or_problems(rows, kind, name):
 
 def test_fields_map_any_source(tmp_path):
   path = tmp_path / "x.jsonl"
-  path.write_text('{"q": "Q", "answers": [{"t": "A"}], "body": "B", "good": "g", "bad": "b", "prompt": "own"}\n')
+  path.write_text(
+    '{"q": "Q", "answers": [{"t": "A"}], "body": "B", "good": "g", "bad": "b", "prompt": "own"}\n'
+  )
   load = lambda kind, fields: sources.load(path, kind, spellings.choose("native", kind, fields))
   both = "prompt=q, completion=answers.0.t, text=body"
   assert load("demonstration", both) == [Demonstration("Q", "A")]
@@ -146,11 +233,14 @@ def test_fields_map_any_source(tmp_path):
 @pytest.mark.parametrize(
   ("name", "fields", "what"),
   [
-    ("native", "prompt", "give OURS=THEIRS"), ("native", "promt=q", "did you mean 'prompt'"),
-    ("native", "prompt=a,prompt=b", "stands there twice"), ("alpaca", "prompt=q", "give one of them"),
-    ("native", "prompt=q,chosen=a", "give chosen and rejected"), ("xml", "", "config.data.spelling='xml': known are native"),
+    ("native", "prompt", "give OURS=THEIRS"),
+    ("native", "promt=q", "did you mean 'prompt'"),
+    ("native", "prompt=a,prompt=b", "stands there twice"),
+    ("alpaca", "prompt=q", "give one of them"),
+    ("native", "prompt=q,chosen=a", "give chosen and rejected"),
+    ("xml", "", "config.data.spelling='xml': known are native"),
   ],
-)  # fmt: skip
+)
 def test_fields_that_cannot_be_meant(name, fields, what):
   with pytest.raises(UserError, match=what):
     spellings.choose(name, "comparison", fields)

@@ -11,21 +11,33 @@ SAY = lambda text: {"role": "assistant", "content": text}
 PAIR = Comparison("\n\nHuman: q\n\nAssistant:", ("good", "bad"), (1, 2))
 
 CASES = {
-  "texts": ({"prompt": "q", "chosen": "good", "rejected": "bad"}, Comparison("q", ("good", "bad"), (1, 2))),
-  "messages": ({"prompt": [ASK], "chosen": [SAY("good")], "rejected": [SAY("bad")], "score": 1}, PAIR),
-  "shared": ({"chosen": [ASK, SAY("good")], "rejected": [ASK, SAY("bad")]}, PAIR),
-  "shared and a text": ({"prompt": "q", "chosen": [ASK, SAY("good")], "rejected": [ASK, SAY("bad")]}, PAIR),
-  "transcripts": (
-    {"chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad"}, PAIR
+  "texts": (
+    {"prompt": "q", "chosen": "good", "rejected": "bad"},
+    Comparison("q", ("good", "bad"), (1, 2)),
   ),
-}  # fmt: skip
+  "messages": (
+    {"prompt": [ASK], "chosen": [SAY("good")], "rejected": [SAY("bad")], "score": 1},
+    PAIR,
+  ),
+  "shared": ({"chosen": [ASK, SAY("good")], "rejected": [ASK, SAY("bad")]}, PAIR),
+  "shared and a text": (
+    {"prompt": "q", "chosen": [ASK, SAY("good")], "rejected": [ASK, SAY("bad")]},
+    PAIR,
+  ),
+  "transcripts": (
+    {"chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad"},
+    PAIR,
+  ),
+}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_preferences(case):
   row, pair = CASES[case]
   assert records.parse([row], "comparison", formats.preference) == [pair]
-  assert records.parse([row], "demonstration", formats.preference) == [Demonstration(pair.prompt, "good")]
+  assert records.parse([row], "demonstration", formats.preference) == [
+    Demonstration(pair.prompt, "good")
+  ]
   assert records.parse([row], "prompt", formats.preference) == [Prompt(pair.prompt)]
 
 
@@ -43,10 +55,17 @@ def test_alpaca():
 
 
 def test_messages_in_both_spellings():
-  chat = [{"role": "system", "content": "Be kind."}, ASK, SAY("a"), {"from": "human", "value": "more"}]
+  chat = [
+    {"role": "system", "content": "Be kind."},
+    ASK,
+    SAY("a"),
+    {"from": "human", "value": "more"},
+  ]
   row = {"messages": [*chat, {"from": "gpt", "value": "b"}]}
   (demo,) = records.parse([row], "demonstration", formats.messages)
-  assert demo == Demonstration("Be kind.\n\nHuman: q\n\nAssistant: a\n\nHuman: more\n\nAssistant:", "b")
+  assert demo == Demonstration(
+    "Be kind.\n\nHuman: q\n\nAssistant: a\n\nHuman: more\n\nAssistant:", "b"
+  )
 
 
 def test_any_columns_by_a_mapping():
@@ -58,23 +77,65 @@ def test_any_columns_by_a_mapping():
 @pytest.mark.parametrize(
   ("spelling", "kind", "row", "what"),
   [
-    ("preference", "comparison", {"prompt": "q", "chosen": "a"}, "rejected: missing; the row has chosen, prompt"),
-    ("preference", "comparison", {"chosen": [ASK], "rejected": [ASK]}, "the last message must be the assistant's"),
-    ("preference", "comparison", {"prompt": "q", "chosen": "a", "rejected": ""}, "completions[1]: empty"),
+    (
+      "preference",
+      "comparison",
+      {"prompt": "q", "chosen": "a"},
+      "rejected: missing; the row has chosen, prompt",
+    ),
+    (
+      "preference",
+      "comparison",
+      {"chosen": [ASK], "rejected": [ASK]},
+      "the last message must be the assistant's",
+    ),
+    (
+      "preference",
+      "comparison",
+      {"prompt": "q", "chosen": "a", "rejected": ""},
+      "completions[1]: empty",
+    ),
     ("hh", "comparison", {"chosen": "a", "rejected": "b"}, "chosen: a transcript with"),
     (
-      "hh", "comparison", {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: p\n\nAssistant: b"},
+      "hh",
+      "comparison",
+      {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: p\n\nAssistant: b"},
       "the transcripts differ before the last reply",
     ),
-    ("alpaca", "comparison", {"instruction": "q", "output": "a"}, "this format holds no comparisons"),
-    ("alpaca", "demonstration", {"instruction": ["q"], "input": "x", "output": "a"}, "instruction, input: texts are expected"),
-    ("alpaca", "demonstration", {"instruction": "q", "input": 0, "output": "a"}, "instruction, input: texts are expected"),
+    (
+      "alpaca",
+      "comparison",
+      {"instruction": "q", "output": "a"},
+      "this format holds no comparisons",
+    ),
+    (
+      "alpaca",
+      "demonstration",
+      {"instruction": ["q"], "input": "x", "output": "a"},
+      "instruction, input: texts are expected",
+    ),
+    (
+      "alpaca",
+      "demonstration",
+      {"instruction": "q", "input": 0, "output": "a"},
+      "instruction, input: texts are expected",
+    ),
     ("messages", "demonstration", {"messages": []}, "messages: a list of {role, content} objects"),
-    ("messages", "demonstration", {"messages": [{"role": "tool", "content": "x"}, SAY("a")]}, "messages[0].role: 'tool'"),
-    ("messages", "demonstration", {"messages": [{"role": "user"}, SAY("a")]}, "role and content must be texts"),
+    (
+      "messages",
+      "demonstration",
+      {"messages": [{"role": "tool", "content": "x"}, SAY("a")]},
+      "messages[0].role: 'tool'",
+    ),
+    (
+      "messages",
+      "demonstration",
+      {"messages": [{"role": "user"}, SAY("a")]},
+      "role and content must be texts",
+    ),
     ("messages", "demonstration", {"messages": [ASK]}, "the last message must be the assistant's"),
   ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_named_with_its_line(spelling, kind, row, what):
   with pytest.raises(UserError) as error:
     records.parse([row], kind, formats.SPELLINGS[spelling], name="f.jsonl")
@@ -83,17 +144,22 @@ def test_what_is_wrong_is_named_with_its_line(spelling, kind, row, what):
 
 values = st.recursive(
   st.none() | st.integers() | st.text(max_size=5) | st.just(ASK) | st.just(SAY("x")),
-  lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content"]), inner),
+  lambda inner: (
+    st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content"]), inner)
+  ),
   max_leaves=6,
 )
-names = st.sampled_from(["prompt", "chosen", "rejected", "messages", "instruction", "input", "output"])
+names = st.sampled_from(
+  ["prompt", "chosen", "rejected", "messages", "instruction", "input", "output"]
+)
 
 
 @settings(deadline=None, max_examples=200)
 @given(
-  row=st.dictionaries(names, values), spelling=st.sampled_from(list(formats.SPELLINGS)),
+  row=st.dictionaries(names, values),
+  spelling=st.sampled_from(list(formats.SPELLINGS)),
   kind=st.sampled_from(["comparison", "demonstration", "prompt", "text"]),
-)  # fmt: skip
+)
 def test_any_row_gives_records_or_a_user_error(row, spelling, kind):
   try:
     records.parse([row], kind, formats.SPELLINGS[spelling])

@@ -9,8 +9,12 @@ from instructjax.data.records import records, sources
 from instructjax.data.records.records import Demonstration, Prompt
 from instructjax.errors import UserError
 
-FUZZ = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
-words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: text.strip())
+FUZZ = settings(
+  deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(
+  lambda text: text.strip()
+)
 maybe = st.none() | words
 flags = st.none() | st.dictionaries(st.sampled_from(records.ANNOTATIONS), st.booleans())
 
@@ -18,7 +22,9 @@ flags = st.none() | st.dictionaries(st.sampled_from(records.ANNOTATIONS), st.boo
 def ranked(k):
   """The fields of a comparison of k texts."""
   ranks = st.lists(st.integers(1, k), min_size=k, max_size=k).filter(lambda ranks: min(ranks) == 1)
-  rating = st.fixed_dictionaries({}, optional={"overall": st.integers(1, 7), "hallucination": st.booleans()})
+  rating = st.fixed_dictionaries(
+    {}, optional={"overall": st.integers(1, 7), "hallucination": st.booleans()}
+  )
   numbers = {"temperature": st.floats(0, 10), "seed": st.integers()}
   source = st.fixed_dictionaries({"model": words}, optional=numbers)
   optional = {"labeler": maybe, "use_case": maybe, "ratings": st.none() | st.tuples(*[rating] * k)}
@@ -28,17 +34,27 @@ def ranked(k):
 
 
 KINDS = {
-  "demonstration": st.fixed_dictionaries({"prompt": words, "completion": words}, optional={"id": maybe, "user": maybe}),
+  "demonstration": st.fixed_dictionaries(
+    {"prompt": words, "completion": words}, optional={"id": maybe, "user": maybe}
+  ),
   "comparison": st.integers(2, 9).flatmap(ranked),
   "prompt": st.fixed_dictionaries(
     {"prompt": words},
-    optional={"use_case": maybe, "organisation": maybe, "consent": st.none() | st.booleans(), "annotations": flags},
+    optional={
+      "use_case": maybe,
+      "organisation": maybe,
+      "consent": st.none() | st.booleans(),
+      "annotations": flags,
+    },
   ),
   "few_shot": st.fixed_dictionaries(
     {
       "instruction": words,
       "pairs": st.lists(
-        st.fixed_dictionaries({"input": words, "output": words}), min_size=2, max_size=4, unique_by=lambda pair: pair["input"]
+        st.fixed_dictionaries({"input": words, "output": words}),
+        min_size=2,
+        max_size=4,
+        unique_by=lambda pair: pair["input"],
       ).map(tuple),
     },
     optional={"user": maybe, "consent": st.none() | st.booleans()},
@@ -52,27 +68,48 @@ KINDS = {
 @FUZZ
 @given(data=st.data())
 def test_what_is_written_comes_back(tmp_path, kind, name, data):
-  rows = [records.KINDS[kind](**row) for row in data.draw(st.lists(KINDS[kind], min_size=1, max_size=4))]
+  rows = [
+    records.KINDS[kind](**row) for row in data.draw(st.lists(KINDS[kind], min_size=1, max_size=4))
+  ]
   records.write(tmp_path / name, rows)
   assert records.read(tmp_path / name, kind) == rows
   assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_source_that_is_a_text_names_the_model():
-  (found,) = records.parse([GOOD | {"sources": ["sft", {"model": "ppo", "temperature": 1, "seed": 0}, "gpt"]}], "comparison")
-  assert found.sources == ({"model": "sft"}, {"model": "ppo", "temperature": 1, "seed": 0}, {"model": "gpt"})
+  (found,) = records.parse(
+    [GOOD | {"sources": ["sft", {"model": "ppo", "temperature": 1, "seed": 0}, "gpt"]}],
+    "comparison",
+  )
+  assert found.sources == (
+    {"model": "sft"},
+    {"model": "ppo", "temperature": 1, "seed": 0},
+    {"model": "gpt"},
+  )
   assert records.as_row(found)["sources"][0] == {"model": "sft"}
 
 
 def test_the_same_records_have_the_same_fingerprint_and_other_ones_another():
   a, b = Demonstration("a", "b"), Demonstration("a", "c")
   assert records.fingerprint([a, b]) == records.fingerprint(iter([a, b]))
-  assert len({records.fingerprint(rows) for rows in ([a, b], [b, a], [a], [Demonstration("a", "b", id="1")])}) == 4
+  assert (
+    len(
+      {
+        records.fingerprint(rows)
+        for rows in ([a, b], [b, a], [a], [Demonstration("a", "b", id="1")])
+      }
+    )
+    == 4
+  )
 
 
 GOOD = {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [1, 2, 2]}
 BAD = [
-  ("demonstration", {"prompt": "p"}, "completion: missing; a demonstration needs the fields prompt, completion"),
+  (
+    "demonstration",
+    {"prompt": "p"},
+    "completion: missing; a demonstration needs the fields prompt, completion",
+  ),
   ("demonstration", {"prompt": "p", "completion": None}, "completion: missing"),
   ("demonstration", {"prompt": "p", "completion": " \n"}, "completion: empty"),
   ("demonstration", {"prompt": 3, "completion": "c"}, "prompt: text is expected, this is a number"),
@@ -81,43 +118,107 @@ BAD = [
     {"prompt": "p", "completion": "c", "usecase": "x"},
     "usecase: unknown field; did you mean 'use_case'",
   ),
-  ("demonstration", {"prompt": "p", "completion": "c", "id": 7}, "id: text is expected, this is a number"),
+  (
+    "demonstration",
+    {"prompt": "p", "completion": "c", "id": 7},
+    "id: text is expected, this is a number",
+  ),
   ("demonstration", {"prompt": "p", "completion": "\ud800"}, "completion: half a surrogate pair"),
   ("prompt", {"prompt": "p", "consent": "yes"}, "consent: 'yes'; give true or false"),
-  ("prompt", {"prompt": "p", "organisation": 1}, "organisation: text is expected, this is a number"),
-  ("prompt", {"prompt": "p", "annotations": []}, "annotations: an object of true and false is expected, this is a list"),
+  (
+    "prompt",
+    {"prompt": "p", "organisation": 1},
+    "organisation: text is expected, this is a number",
+  ),
+  (
+    "prompt",
+    {"prompt": "p", "annotations": []},
+    "annotations: an object of true and false is expected, this is a list",
+  ),
   (
     "prompt",
     {"prompt": "p", "annotations": {"ambigous": True}},
     "annotations.ambigous: unknown field; did you mean 'ambiguous'",
   ),
-  ("prompt", {"prompt": "p", "annotations": {"ambiguous": 1}}, "annotations.ambiguous: 1; give true or false"),
+  (
+    "prompt",
+    {"prompt": "p", "annotations": {"ambiguous": 1}},
+    "annotations.ambiguous: 1; give true or false",
+  ),
   ("text", {"text": "t", "consent": True}, "consent: unknown field"),
   ("text", {"text": ["t"]}, "text: text is expected, this is a list"),
   ("prompt", {"prompt": True}, "prompt: text is expected, this is true or false"),
   ("prompt", [1], "a JSON object is expected, this is a list"),
-  ("comparison", GOOD | {"completions": ["a"], "ranks": [1]}, "completions: 1 of them; a comparison has 2 to 9"),
-  ("comparison", GOOD | {"completions": list("abcdefghij"), "ranks": [1] * 10}, "completions: 10 of them"),
+  (
+    "comparison",
+    GOOD | {"completions": ["a"], "ranks": [1]},
+    "completions: 1 of them; a comparison has 2 to 9",
+  ),
+  (
+    "comparison",
+    GOOD | {"completions": list("abcdefghij"), "ranks": [1] * 10},
+    "completions: 10 of them",
+  ),
   ("comparison", GOOD | {"ranks": [1, 2]}, "ranks: 2 of them for 3 completions"),
   ("comparison", GOOD | {"ranks": [0, 1, 2]}, "ranks: [0, 1, 2]; give integers from 1 (best) to 3"),
   ("comparison", GOOD | {"ranks": [1, 2, 4]}, "ranks: [1, 2, 4]"),
   ("comparison", GOOD | {"ranks": [2, 2, 3]}, "ranks: [2, 2, 3]"),
   ("comparison", GOOD | {"ranks": [1, 2.0, 3]}, "ranks: [1, 2.0, 3]"),
   ("comparison", GOOD | {"ranks": [True, 2, 3]}, "ranks: [True, 2, 3]"),
-  ("comparison", GOOD | {"ranks": 1}, "completions, ranks: lists are expected, not a list and a number"),
+  (
+    "comparison",
+    GOOD | {"ranks": 1},
+    "completions, ranks: lists are expected, not a list and a number",
+  ),
   ("comparison", GOOD | {"completions": ["a", "", "c"]}, "completions[1]: empty"),
   ("comparison", GOOD | {"ratings": [{}]}, "ratings: a list of 3 objects"),
-  ("comparison", GOOD | {"ratings": [{}, {"overall": 8}, {}]}, "ratings[1].overall: 8; give an integer from 1 to 7"),
-  ("comparison", GOOD | {"ratings": [{}, {}, {"opinion": 1}]}, "ratings[2].opinion: 1; give true or false"),
-  ("comparison", GOOD | {"ratings": [{}, {"toxicity": 3}, {}]}, "ratings[1].toxicity: 3; give an integer from 0 to 2"),
-  ("comparison", GOOD | {"ratings": [{"relative_toxicity": True}, {}, {}]}, "ratings[0].relative_toxicity: True; give"),
-  ("comparison", GOOD | {"sources": ["m"]}, "sources: a list of 3 is expected, one a completion: a text, or an object"),
+  (
+    "comparison",
+    GOOD | {"ratings": [{}, {"overall": 8}, {}]},
+    "ratings[1].overall: 8; give an integer from 1 to 7",
+  ),
+  (
+    "comparison",
+    GOOD | {"ratings": [{}, {}, {"opinion": 1}]},
+    "ratings[2].opinion: 1; give true or false",
+  ),
+  (
+    "comparison",
+    GOOD | {"ratings": [{}, {"toxicity": 3}, {}]},
+    "ratings[1].toxicity: 3; give an integer from 0 to 2",
+  ),
+  (
+    "comparison",
+    GOOD | {"ratings": [{"relative_toxicity": True}, {}, {}]},
+    "ratings[0].relative_toxicity: True; give",
+  ),
+  (
+    "comparison",
+    GOOD | {"sources": ["m"]},
+    "sources: a list of 3 is expected, one a completion: a text, or an object",
+  ),
   ("comparison", GOOD | {"sources": ["m", " ", "m"]}, "sources[1]: empty"),
   ("comparison", GOOD | {"sources": [{}, "m", "m"]}, "sources[0].model: missing"),
-  ("comparison", GOOD | {"sources": ["m", "m", {"model": 1}]}, "sources[2].model: text is expected, this is a number"),
-  ("comparison", GOOD | {"sources": [{"model": "m", "temperature": -1}, "m", "m"]}, "sources[0].temperature: -1; give"),
-  ("comparison", GOOD | {"sources": [{"model": "m", "seed": 1.5}, "m", "m"]}, "sources[0].seed: 1.5; give an integer"),
-  ("comparison", GOOD | {"sources": [{"model": "m", "temperatur": 1}, "m", "m"]}, "sources[0].temperatur: unknown"),
+  (
+    "comparison",
+    GOOD | {"sources": ["m", "m", {"model": 1}]},
+    "sources[2].model: text is expected, this is a number",
+  ),
+  (
+    "comparison",
+    GOOD | {"sources": [{"model": "m", "temperature": -1}, "m", "m"]},
+    "sources[0].temperature: -1; give",
+  ),
+  (
+    "comparison",
+    GOOD | {"sources": [{"model": "m", "seed": 1.5}, "m", "m"]},
+    "sources[0].seed: 1.5; give an integer",
+  ),
+  (
+    "comparison",
+    GOOD | {"sources": [{"model": "m", "temperatur": 1}, "m", "m"]},
+    "sources[0].temperatur: unknown",
+  ),
   (
     "comparison",
     GOOD | {"ratings": [{"overal": 1}, {}, {}]},
@@ -128,7 +229,11 @@ BAD = [
 
 @pytest.mark.parametrize(("kind", "row", "what"), BAD, ids=[what for _, _, what in BAD])
 def test_a_bad_record_is_named_by_file_line_and_field(tmp_path, kind, row, what):
-  good = {"demonstration": {"prompt": "p", "completion": "c"}, "comparison": GOOD, "text": {"text": "t"}}
+  good = {
+    "demonstration": {"prompt": "p", "completion": "c"},
+    "comparison": GOOD,
+    "text": {"text": "t"},
+  }
   path = tmp_path / "x.jsonl"
   path.write_text(json.dumps(good.get(kind, {"prompt": "p"})) + "\n" + json.dumps(row) + "\n")
   with pytest.raises(UserError) as error:
@@ -180,7 +285,9 @@ def test_a_byte_order_mark_and_a_missing_last_newline_are_fine(tmp_path):
 
 
 def accounted(path, kind, content: bytes) -> None:
-  """What `examine` says of a file of this content: each line once, as a record or with its number and a problem."""
+  """What `examine` says of a file of this content: each line once, as a record or with its number
+  and a problem.
+  """
   path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
   found, problems = sources.examine(path, kind)
   lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
@@ -196,21 +303,37 @@ def accounted(path, kind, content: bytes) -> None:
 
 kinds = st.sampled_from(list(KINDS))
 json_values = st.recursive(
-  st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.sampled_from(["\ud800", "\0", "\n"]),
-  lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters()), inner, max_size=4),
+  st.none()
+  | st.booleans()
+  | st.integers()
+  | st.floats()
+  | st.text(st.characters())
+  | st.sampled_from(["\ud800", "\0", "\n"]),
+  lambda inner: (
+    st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters()), inner, max_size=4)
+  ),
   max_leaves=8,
 )
 names = [field for kind in records.KINDS.values() for field in kind.__dataclass_fields__]
-row = st.dictionaries(st.sampled_from(names) | st.text(), json_values | st.just("ok") | st.just(True), max_size=6)
+row = st.dictionaries(
+  st.sampled_from(names) | st.text(), json_values | st.just("ok") | st.just(True), max_size=6
+)
 line = st.one_of(
   row.map(lambda row: json.dumps(row).encode()),
-  json_values.map(lambda value: json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")),
+  json_values.map(
+    lambda value: json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+  ),
   st.binary(max_size=30),
 )
 
 
 @FUZZ
-@given(lines=st.lists(line, max_size=5), kind=kinds, name=st.sampled_from(["x.jsonl", "x.jsonl.gz"]), mark=st.booleans())
+@given(
+  lines=st.lists(line, max_size=5),
+  kind=kinds,
+  name=st.sampled_from(["x.jsonl", "x.jsonl.gz"]),
+  mark=st.booleans(),
+)
 def test_any_lines_are_records_or_problems(tmp_path, lines, kind, name, mark):
   accounted(tmp_path / name, kind, b"\xef\xbb\xbf" * mark + b"\n".join(lines))
 
@@ -233,16 +356,25 @@ def test_any_bytes_and_any_broken_gz_are_problems(tmp_path, content, kind, at, z
     (b"[" * 100_000, "nested too deeply"),
     (b'{"prompt": ' + b'{"a": ' * 50_000, "nested too deeply"),
     (b'{"prompt": "a", "prompt": "b"}', "prompt: stands twice in one object; keep one"),
-    (b'{"prompt": "a", "annotations": {"ambiguous": true, "ambiguous": false}}', "ambiguous: stands twice"),
+    (
+      b'{"prompt": "a", "annotations": {"ambiguous": true, "ambiguous": false}}',
+      "ambiguous: stands twice",
+    ),
     (b'{"prompt": ' + b"9" * 10_000 + b"}", "not JSON"),
     (b'{"prompt": 1e999}', "prompt: text is expected, this is a number"),
     (b'{"prompt": "a\0b"}', "not JSON"),
     (b'\xff\xfe{\0"\0', "not UTF-8 at byte 0"),
     (b'{"prompt": "\\ud83d"}', "prompt: half a surrogate pair"),
-    (b'{"prompt": "a", "x\\ny:9: forged\\u001b[31m\\ud800": 1}', "x\\ny:9: forged\\x1b[31m\\ud800: unknown field"),
+    (
+      b'{"prompt": "a", "x\\ny:9: forged\\u001b[31m\\ud800": 1}',
+      "x\\ny:9: forged\\x1b[31m\\ud800: unknown field",
+    ),
     (b'{"prompt": "a", "' + b"k" * 100_000 + b'": 1}', "kkkk"),
     (b'{"prompt": "a"}{"prompt": "b"}', "not JSON"),
-    (b"\xef\xbb\xbf" + b'{"prompt": "a"}', "not JSON"),  # a byte order mark inside, where two files were joined
+    (
+      b"\xef\xbb\xbf" + b'{"prompt": "a"}',
+      "not JSON",
+    ),  # a byte order mark inside, where two files were joined
     (b"", "not JSON"),
   ],
   ids=lambda value: "" if isinstance(value, bytes) else value[:20],

@@ -1,4 +1,6 @@
-"""Sources: files, prepared TFDS data sets through their random-access reader, and files of hub data sets."""
+"""Sources: files, prepared TFDS data sets through their random-access reader, and files of hub data
+sets.
+"""
 
 import importlib.util
 import sys
@@ -23,7 +25,9 @@ def test_a_file_is_read_in_its_spelling(tmp_path):
 
 
 class Datasets(types.ModuleType):
-  """Stands in for tensorflow_datasets: `data_source` as its documentation has it, over rows in memory."""
+  """Stands in for tensorflow_datasets: `data_source` as its documentation has it, over rows in
+  memory.
+  """
 
   def __init__(self, rows):
     super().__init__("tensorflow_datasets")
@@ -38,7 +42,9 @@ class Datasets(types.ModuleType):
 
 @pytest.fixture
 def tfds(monkeypatch):
-  module = Datasets([{"prompt": b"a", "completion": np.bytes_(b"b").tolist()}, {"prompt": b"c", "completion": "d"}])
+  module = Datasets(
+    [{"prompt": b"a", "completion": np.bytes_(b"b").tolist()}, {"prompt": b"c", "completion": "d"}]
+  )
   monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
   return module
 
@@ -114,16 +120,23 @@ def test_hub_errors_are_one_line(hub, source, message):
 def test_a_hub_data_set_with_configuration_and_split(monkeypatch):
   calls = []
   module = types.ModuleType("datasets")
-  module.load_dataset = lambda *args, **more: calls.append((args, more)) or [{"prompt": "a", "completion": "b"}]
+  module.load_dataset = lambda *args, **more: (
+    calls.append((args, more)) or [{"prompt": "a", "completion": "b"}]
+  )
   monkeypatch.setitem(sys.modules, "datasets", module)
   assert sources.load("hub:owner/name/sub@test", "demonstration") == [Demonstration("a", "b")]
   assert sources.load("hub:owner/name", "demonstration") == [Demonstration("a", "b")]
-  assert calls == [(("owner/name", "sub"), {"split": "test"}), (("owner/name", None), {"split": "train"})]
+  assert calls == [
+    (("owner/name", "sub"), {"split": "test"}),
+    (("owner/name", None), {"split": "train"}),
+  ]
 
 
 def test_without_the_datasets_library_a_file_is_the_remedy(monkeypatch):
   monkeypatch.setitem(sys.modules, "datasets", None)
-  with pytest.raises(UserError, match=r"pip install 'instructjax\[hub\]', or give OWNER/NAME/path/file.jsonl"):
+  with pytest.raises(
+    UserError, match=r"pip install 'instructjax\[hub\]', or give OWNER/NAME/path/file.jsonl"
+  ):
     sources.load("hub:owner/name", "demonstration")
 
 
@@ -139,20 +152,29 @@ def test_commas_and_patterns_join_files_and_name_each(tmp_path):
   pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet", row_group_size=2)
   found = sources.load(f"{tmp_path}/a*.jsonl, {tmp_path}/b.parquet", "prompt")
   assert [one.prompt for one in found] == ["1", "2", "3", "4", "5", "6", "7"]
-  pq.write_table(pa.Table.from_pylist([*rows, {"prompt": ""}]), tmp_path / "b.parquet", row_group_size=2)
+  pq.write_table(
+    pa.Table.from_pylist([*rows, {"prompt": ""}]), tmp_path / "b.parquet", row_group_size=2
+  )
   (tmp_path / "a1.jsonl").write_text("x\n")
   _, problems = sources.examine(f"{tmp_path}/a*.jsonl,{tmp_path}/b.parquet", "prompt")
-  assert [problem.split(": ")[0] for problem in problems] == [f"{tmp_path}/a1.jsonl:1", f"{tmp_path}/b.parquet:6"]
+  assert [problem.split(": ")[0] for problem in problems] == [
+    f"{tmp_path}/a1.jsonl:1",
+    f"{tmp_path}/b.parquet:6",
+  ]
 
 
 @pytest.mark.parametrize(
   ("source", "message"),
   [
-    ("{}/*.json", "no file has such a name"), ("{}/a.jsonl,", "between two commas"),
-    ("{}/no.parquet", "no such file; give a Parquet file"), ("{}/bad.parquet", "cannot be read .*; give a Parquet file"),
-    ("tfds-dir:{}", "holds no dataset_info.json"), ("gs://bucket/x.jsonl", "gcsfs|cannot be re"), ("x://y/z.jsonl", "x:"),
+    ("{}/*.json", "no file has such a name"),
+    ("{}/a.jsonl,", "between two commas"),
+    ("{}/no.parquet", "no such file; give a Parquet file"),
+    ("{}/bad.parquet", "cannot be read .*; give a Parquet file"),
+    ("tfds-dir:{}", "holds no dataset_info.json"),
+    ("gs://bucket/x.jsonl", "gcsfs|cannot be re"),
+    ("x://y/z.jsonl", "x:"),
   ],
-)  # fmt: skip
+)
 def test_what_cannot_be_read_is_one_line(tmp_path, source, message):
   (tmp_path / "bad.parquet").write_bytes(b"no parquet")
   (tmp_path / "a.jsonl").touch()

@@ -8,7 +8,9 @@ import tokenizers as hf
 from instructjax.data.tokens import carry, tokenizers
 from instructjax.errors import UserError
 
-CORPUS = "the cat sat on the mat and 12 dogs ran to a café\n" * 40 + "a naïve “quote” and 日本\n" * 10
+CORPUS = (
+  "the cat sat on the mat and 12 dogs ran to a café\n" * 40 + "a naïve “quote” and 日本\n" * 10
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,11 @@ def written(reference, folder):
   ours = tokenizers.by_reference(reference)
   folder.mkdir(exist_ok=True)
   carry.write(reference, ours, folder, context=16)
-  return ours, hf.Tokenizer.from_file(str(folder / carry.JSON)), json.loads((folder / carry.CONFIG).read_text())
+  return (
+    ours,
+    hf.Tokenizer.from_file(str(folder / carry.JSON)),
+    json.loads((folder / carry.CONFIG).read_text()),
+  )
 
 
 def test_bytes_are_their_ids(tmp_path):
@@ -34,7 +40,12 @@ def test_bytes_are_their_ids(tmp_path):
 
 
 def test_a_new_line_that_ends_responses_is_no_special_token(tmp_path):
-  carry.write(tokenizers.BYTES, tokenizers.by_reference(tokenizers.BYTES)._replace(eos=(10, 256)), tmp_path, context=16)
+  carry.write(
+    tokenizers.BYTES,
+    tokenizers.by_reference(tokenizers.BYTES)._replace(eos=(10, 256)),
+    tmp_path,
+    context=16,
+  )
   assert json.loads((tmp_path / carry.CONFIG).read_text())["eos_token"] == carry.END
 
 
@@ -42,23 +53,51 @@ def test_the_characters_of_byte_level_bpe():
   assert sorted(carry.byte_characters()) == sorted(hf.pre_tokenizers.ByteLevel.alphabet())
 
 
-@pytest.mark.parametrize("spec", [
-  {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity", "add_dummy_prefix": False,
-   "remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True, "bos_id": -1},
-  {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity", "add_dummy_prefix": True,
-   "remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True},
-  {"model_type": "unigram", "byte_fallback": True, "normalization_rule_name": "nmt_nfkc", "add_dummy_prefix": True,
-   "remove_extra_whitespaces": True},
-], ids=["ours", "llama", "unigram"])  # fmt: skip
+@pytest.mark.parametrize(
+  "spec",
+  [
+    {
+      "model_type": "bpe",
+      "byte_fallback": True,
+      "normalization_rule_name": "identity",
+      "add_dummy_prefix": False,
+      "remove_extra_whitespaces": False,
+      "allow_whitespace_only_pieces": True,
+      "bos_id": -1,
+    },
+    {
+      "model_type": "bpe",
+      "byte_fallback": True,
+      "normalization_rule_name": "identity",
+      "add_dummy_prefix": True,
+      "remove_extra_whitespaces": False,
+      "allow_whitespace_only_pieces": True,
+    },
+    {
+      "model_type": "unigram",
+      "byte_fallback": True,
+      "normalization_rule_name": "nmt_nfkc",
+      "add_dummy_prefix": True,
+      "remove_extra_whitespaces": True,
+    },
+  ],
+  ids=["ours", "llama", "unigram"],
+)
 def test_sentencepiece_gives_the_same_ids(tmp_path, corpus, spec):
   import sentencepiece
 
   prefix = tmp_path / "model"
   spec = {"bos_id": 1, "eos_id": 2} | spec
   sentencepiece.SentencePieceTrainer.train(
-    input=str(corpus), model_prefix=str(prefix), vocab_size=320, hard_vocab_limit=False, minloglevel=2,
-    character_coverage=1.0, unk_id=0, **spec,
-  )  # fmt: skip
+    input=str(corpus),
+    model_prefix=str(prefix),
+    vocab_size=320,
+    hard_vocab_limit=False,
+    minloglevel=2,
+    character_coverage=1.0,
+    unk_id=0,
+    **spec,
+  )
   ours, made, _ = written(f"{prefix}.model", tmp_path / "out")
   for text in (*CORPUS.splitlines()[::7], *carry.PROBES):
     assert made.encode(text, add_special_tokens=False).ids == ours.encode(text)
@@ -94,11 +133,17 @@ def test_files_of_a_folder_are_copied(tmp_path, corpus):
   target = tmp_path / "target"
   target.mkdir()
   carry.write(str(source), tokenizers.by_reference(str(source)), target, context=16)
-  assert sorted(p.name for p in target.iterdir()) == ["chat_template.jinja", carry.JSON, carry.CONFIG]
+  assert sorted(p.name for p in target.iterdir()) == [
+    "chat_template.jinja",
+    carry.JSON,
+    carry.CONFIG,
+  ]
   assert (target / carry.JSON).read_bytes() == (source / carry.JSON).read_bytes()
 
 
 def test_other_ids_are_an_error(tmp_path):
   other = tokenizers.Tokenizer(lambda text: [1], lambda ids: "", 257, (256,), (), (), "")
-  with pytest.raises(UserError, match=r"bytes: no tokenizer.json gives its ids \('' becomes \[\], not \[1\]\)"):
+  with pytest.raises(
+    UserError, match=r"bytes: no tokenizer.json gives its ids \('' becomes \[\], not \[1\]\)"
+  ):
     carry.write(tokenizers.BYTES, other, tmp_path, context=16)

@@ -15,16 +15,27 @@ from instructjax.errors import UserError
 BOS, EOS, PAD = 1, 2, 3
 NAMES = {"<s>": BOS, "</s>": EOS, "<pad>": PAD}
 letters = named(lambda text: [ord(letter) for letter in text], NAMES)
-TOK = Tokenizer(letters, lambda ids: "".join(map(chr, ids)), 128, (EOS,), (PAD,), (BOS,), "letters", NAMES)
+TOK = Tokenizer(
+  letters, lambda ids: "".join(map(chr, ids)), 128, (EOS,), (PAD,), (BOS,), "letters", NAMES
+)
 PLAIN = (
-  "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ 'A' + m.content + eos_token + '\n' }}"
-  "{% else %}{{ m.role[0] + m.content + '\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}A{% endif %}"
+  "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ 'A' + m.content + "
+  "eos_token + '\n' }}"
+  "{% else %}{{ m.role[0] + m.content + '\n' }}{% endif %}{% endfor %}{% if add_generation_prompt "
+  "%}A{% endif %}"
 )
 MARKED = PLAIN.replace(
-  "{{ 'A' + m.content + eos_token + '\n' }}", "A{% generation %}{{ m.content + eos_token }}{% endgeneration %}{{ '\n' }}"
+  "{{ 'A' + m.content + eos_token + '\n' }}",
+  "A{% generation %}{{ m.content + eos_token }}{% endgeneration %}{{ '\n' }}",
 )
 SAY = lambda role, content: {"role": role, "content": content}
-CHAT = [SAY("system", "k"), SAY("user", "q"), SAY("assistant", "ab"), SAY("user", "r"), SAY("assistant", "cd")]
+CHAT = [
+  SAY("system", "k"),
+  SAY("user", "q"),
+  SAY("assistant", "ab"),
+  SAY("user", "r"),
+  SAY("assistant", "cd"),
+]
 ids = lambda text: letters(text)
 
 
@@ -53,9 +64,14 @@ def test_the_prompt_of_a_rollout_is_the_prompt_of_training(demo):
   asked = records.parse([{"prompt": CHAT[:-1]}], "prompt")
   (start,) = pipeline.prompts(asked, TOK, prompt=20, template=template())
   (group,) = pipeline.comparisons(
-    records.parse([{"prompt": CHAT[:-1], "completions": ["cd", "x"], "ranks": [1, 2]}], "comparison"),
-    TOK, prompt=20, response=9, template=template(),
-  )  # fmt: skip
+    records.parse(
+      [{"prompt": CHAT[:-1], "completions": ["cd", "x"], "ranks": [1, 2]}], "comparison"
+    ),
+    TOK,
+    prompt=20,
+    response=9,
+    template=template(),
+  )
   assert start.ids.tolist() == row.ids[: row.start].tolist()
   assert group.rows[0].ids.tolist() == row.ids.tolist()
   assert group.rows[1].ids.tolist() == [*start.ids.tolist(), *ids("x</s>")]
@@ -64,9 +80,13 @@ def test_the_prompt_of_a_rollout_is_the_prompt_of_training(demo):
 
 
 def test_a_long_reply_is_cut_with_or_without_its_end():
-  rows = pipeline.demonstrations([Demonstration("q", "abcd")], TOK, prompt=9, response=3, template=template())
+  rows = pipeline.demonstrations(
+    [Demonstration("q", "abcd")], TOK, prompt=9, response=3, template=template()
+  )
   assert rows[0].ids.tolist() == ids("<s>uq\nAabc") and rows[0].mask.sum() == 3
-  (group,) = pipeline.comparisons([Comparison("q", ("abcd", "a"), (1, 2))], TOK, prompt=9, response=3, template=template())
+  (group,) = pipeline.comparisons(
+    [Comparison("q", ("abcd", "a"), (1, 2))], TOK, prompt=9, response=3, template=template()
+  )
   assert [row.ids.tolist()[5:] for row in group.rows] == [ids("ab</s>"), ids("a</s>")]
 
 
@@ -97,11 +117,14 @@ def test_hh_transcripts_become_turns():
   [
     ({"prompt": "a</s>b", "completion": "c"}, "d:1: completion: holds the special tokens '</s>'"),
     ({"prompt": "a", "completion": "<pad>"}, "d:1: completion: holds the special tokens '<pad>'"),
-    ({"prompt": [SAY("user", "x<s>")], "completion": "c"}, "messages[0].content: holds the special tokens '<s>'"),
+    (
+      {"prompt": [SAY("user", "x<s>")], "completion": "c"},
+      "messages[0].content: holds the special tokens '<s>'",
+    ),
     ({"prompt": CHAT[:3], "completion": "c"}, "the last message is the assistant's"),
     ({"prompt": "abcdefgh", "completion": "c"}, "d:1: prompt: 12 tokens, the limit is 9"),
   ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_named(row, what):
   found = records.parse([row], "demonstration")
   with pytest.raises(UserError) as error:
@@ -109,7 +132,9 @@ def test_what_is_wrong_is_named(row, what):
   assert what in str(error.value)
 
 
-DROPS = PLAIN.replace("m.content + eos", "('' if not loop.last and m.role == 'assistant' else m.content) + eos")
+DROPS = PLAIN.replace(
+  "m.content + eos", "('' if not loop.last and m.role == 'assistant' else m.content) + eos"
+)
 
 
 @pytest.mark.parametrize(
@@ -119,17 +144,27 @@ DROPS = PLAIN.replace("m.content + eos", "('' if not loop.last and m.role == 'as
     ("{{ raise_exception('no') }}", "cannot render it .no."),
     (PLAIN.replace("eos_token", "'<pad>'"), r"closes a reply with '<pad>', the stop ids are \[2\]"),
     (PLAIN.replace(" + eos_token", ""), "closes a reply with 'no special token'"),
-    (MARKED.replace(" + eos_token }}{% endgeneration %}", " }}{% endgeneration %}{{ eos_token }}"), "stands before '</s>'"),
-    (PLAIN.replace("{% if add_generation_prompt %}A{% endif %}", "{% if add_generation_prompt %}B{% endif %}"), "rewrites"),
+    (
+      MARKED.replace(" + eos_token }}{% endgeneration %}", " }}{% endgeneration %}{{ eos_token }}"),
+      "stands before '</s>'",
+    ),
+    (
+      PLAIN.replace(
+        "{% if add_generation_prompt %}A{% endif %}", "{% if add_generation_prompt %}B{% endif %}"
+      ),
+      "rewrites",
+    ),
   ],
-)  # fmt: skip
+)
 def test_templates_that_cannot_be_used(text, what):
   with pytest.raises(UserError, match=what):
     template(text)
 
 
 def test_a_template_that_drops_earlier_replies_is_named_with_the_line(demo):
-  with pytest.raises(UserError, match=r"d:1: completion: the chat template rewrites .* messages\[3\]"):
+  with pytest.raises(
+    UserError, match=r"d:1: completion: the chat template rewrites .* messages\[3\]"
+  ):
     pipeline.demonstrations(demo, TOK, prompt=20, response=9, name="d", template=template(DROPS))
 
 
@@ -146,10 +181,16 @@ def test_where_templates_are_found(tmp_path):
   (tmp_path / "chat_template.jinja").write_text("b")
   assert chat.find(tmp_path / "tokenizer.json")[0] == "b"
   (tmp_path / "chat_template.jinja").unlink()
-  (tmp_path / "tokenizer_config.json").write_text('{"chat_template": [{"name": "tools", "template": "x"}]}')
+  (tmp_path / "tokenizer_config.json").write_text(
+    '{"chat_template": [{"name": "tools", "template": "x"}]}'
+  )
   with pytest.raises(UserError, match="the chat templates tools and none named 'default'"):
     chat.find(tmp_path)
-  gguf = {"tokenizer.chat_template": "c", "tokenizer.ggml.tokens": ["x", "<e>"], "tokenizer.ggml.eos_token_id": 1}
+  gguf = {
+    "tokenizer.chat_template": "c",
+    "tokenizer.ggml.tokens": ["x", "<e>"],
+    "tokenizer.ggml.eos_token_id": 1,
+  }
   assert chat.find(gguf) == ("c", {"eos_token": "<e>"})
 
 
@@ -160,7 +201,9 @@ def test_messages_as_prompts_may_end_with_the_user():
 
 
 def test_replies_that_share_a_token_with_the_prompt_are_cut_there():
-  """Two line ends are one token, unless a letter follows the second: so a rollout's prompt is not the whole text's start."""
+  """Two line ends are one token, unless a letter follows the second: so a rollout's prompt is not
+  the whole text's start.
+  """
   pair = 5
 
   def encode(text):
@@ -180,4 +223,11 @@ def test_replies_that_share_a_token_with_the_prompt_are_cut_there():
   assert ids[:start] == chat.head(found, tokenizer, records.transcript(turns), turns)
   first = chat.head(found, tokenizer, records.transcript(turns[:2]), turns[:2])
   assert ids[: len(first)] == first and first[-1] == pair
-  assert [i for i, marked in zip(ids, mask) if marked] == [ord("a"), ord("b"), EOS, ord("c"), ord("d"), EOS]
+  assert [i for i, marked in zip(ids, mask) if marked] == [
+    ord("a"),
+    ord("b"),
+    EOS,
+    ord("c"),
+    ord("d"),
+    EOS,
+  ]

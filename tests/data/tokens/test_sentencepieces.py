@@ -1,4 +1,6 @@
-"""SentencePiece models are trained on all of the text, with every option, and lose nothing unless they are told to."""
+"""SentencePiece models are trained on all of the text, with every option, and lose nothing unless
+they are told to.
+"""
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +29,9 @@ def pieces(tmp_path_factory):
 @pytest.fixture
 def trained(tmp_path):
   """A tokenizer of 300 ids with other options, on CORPUS or other texts."""
-  return lambda texts=CORPUS, **options: train(texts, tmp_path / "x.model", Training(**{"vocab_size": 300, **options}))
+  return lambda texts=CORPUS, **options: train(
+    texts, tmp_path / "x.model", Training(**{"vocab_size": 300, **options})
+  )
 
 
 @FUZZ
@@ -41,7 +45,12 @@ def test_our_models_lose_nothing(pieces, text):
 
 def test_ids_and_file(pieces):
   tokenizer, path = pieces
-  assert tokenizer.eos == (1,) and tokenizer.banned == (0, 2) and tokenizer.bos == () and tokenizer.vocab_size == 300
+  assert (
+    tokenizer.eos == (1,)
+    and tokenizer.banned == (0, 2)
+    and tokenizer.bos == ()
+    and tokenizer.vocab_size == 300
+  )
   assert tokenizers.load(path).fingerprint == tokenizer.fingerprint
   assert len(tokenizer.encode("The film")) < len("The film")
   assert dict(tokenizer.specials) == {"<pad>": 0, "</s>": 1, "<unk>": 2}
@@ -52,8 +61,21 @@ def test_training_is_repeatable(pieces, trained):
 
 
 def test_named_pieces(trained):
-  found = trained(eos="<|im_end|>", bos="<s>", pad="[PAD]", unk="[UNK]", control=("<|im_start|>",), symbols=("<tag>", "\n"))
-  assert dict(found.specials) == {"[PAD]": 0, "<|im_end|>": 1, "[UNK]": 2, "<s>": 3, "<|im_start|>": 4}
+  found = trained(
+    eos="<|im_end|>",
+    bos="<s>",
+    pad="[PAD]",
+    unk="[UNK]",
+    control=("<|im_start|>",),
+    symbols=("<tag>", "\n"),
+  )
+  assert dict(found.specials) == {
+    "[PAD]": 0,
+    "<|im_end|>": 1,
+    "[UNK]": 2,
+    "<s>": 3,
+    "<|im_start|>": 4,
+  }
   assert (found.eos, found.bos, found.banned) == ((1,), (3,), (0, 2, 3, 4))
   assert found.encode("<|im_start|>joy<|im_end|>")[:: len(found.encode("joy")) + 1] == [4, 1]
   tag, line = (found.encode(symbol) for symbol in ("<tag>", "\n"))
@@ -63,7 +85,9 @@ def test_named_pieces(trained):
 def test_unigram_and_bpe_are_different_models(trained, pieces):
   unigram = trained(model_type="unigram", vocab_size=290)
   text = "The film is a joy"
-  assert unigram.decode(unigram.encode(text)) == text and unigram.fingerprint != pieces[0].fingerprint
+  assert (
+    unigram.decode(unigram.encode(text)) == text and unigram.fingerprint != pieces[0].fingerprint
+  )
 
 
 def test_without_byte_fallback_a_new_character_is_unknown(trained):
@@ -94,7 +118,13 @@ def test_no_line_is_passed_over(trained, mark):
 
 def test_a_long_line_is_learnt_from_too(trained, monkeypatch):
   monkeypatch.setattr(sentencepieces, "LONGEST", 50)
-  assert [*sentencepieces.sentences(["x" * 120, " ", "a\tb\n"])] == ["x" * 50, "x" * 50, "x" * 20, "a", "b"]
+  assert [*sentencepieces.sentences(["x" * 120, " ", "a\tb\n"])] == [
+    "x" * 50,
+    "x" * 50,
+    "x" * 20,
+    "a",
+    "b",
+  ]
   found = trained(["zebra quagga " * 40], vocab_size=285)
   assert len(found.encode("zebra quagga")) <= 3
 
@@ -105,12 +135,27 @@ def test_training_that_cannot_work(tmp_path):
     ([" ", ""], "x.model", {}, "no text to train a tokenizer on"),
     (CORPUS, "x.bin", {}, "must end in .model"),
     (CORPUS, "file/x.model", {}, "x.model: cannot be written"),
-    (CORPUS, "x.model", {"vocab_size": 5000}, r"no tokenizer of 5000 pieces .*Vocabulary size too high \(5000\)"),
+    (
+      CORPUS,
+      "x.model",
+      {"vocab_size": 5000},
+      r"no tokenizer of 5000 pieces .*Vocabulary size too high \(5000\)",
+    ),
     (CORPUS, "x.model", {"vocab_size": 100}, "vocab_size 100: at least 260 "),
-    (CORPUS, "x.model", {"vocab_size": 5, "byte_fallback": False, "symbols": ("a", "b")}, "vocab_size 5: at least 6 "),
+    (
+      CORPUS,
+      "x.model",
+      {"vocab_size": 5, "byte_fallback": False, "symbols": ("a", "b")},
+      "vocab_size 5: at least 6 ",
+    ),
     (CORPUS, "x.model", {"model_type": "word"}, "model_type 'word': known are bpe, unigram"),
     (CORPUS, "x.model", {"normalization": "nfd"}, "normalization 'nfd': known are identity"),
-    (CORPUS, "x.model", {"coverage": 0.5}, "coverage 0.5: a share of the text's characters, .98 to 1"),
+    (
+      CORPUS,
+      "x.model",
+      {"coverage": 0.5},
+      "coverage 0.5: a share of the text's characters, .98 to 1",
+    ),
     (CORPUS, "x.model", {"symbols": ("a", "</s>")}, "the piece '</s>' is empty, named twice"),
     (CORPUS, "x.model", {"control": ("",)}, "the piece '' is empty"),
   ]:

@@ -22,17 +22,32 @@ def test_texts_of_every_kind_of_source(tmp_path):
   assert of("c.jsonl") == ["four\nfive"]
   assert of("d.jsonl.gz") == ["p", "c"]
   assert of("e.jsonl", fields="prompt=question,completion=answer") == ["q", "a"]
-  assert list(data_texts.texts(f"{tmp_path}/a.txt,{tmp_path}/c.jsonl")) == ["one", "", "two", "four\nfive"]
+  assert list(data_texts.texts(f"{tmp_path}/a.txt,{tmp_path}/c.jsonl")) == [
+    "one",
+    "",
+    "two",
+    "four\nfive",
+  ]
   assert list(data_texts.texts(f"{tmp_path}/*.txt")) == ["one", "", "two"]
 
 
 def test_pieces_of_records():
-  chat = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "v"}]
+  chat = [
+    {"role": "user", "content": "u"},
+    {"role": "assistant", "content": "a"},
+    {"role": "user", "content": "v"},
+  ]
   rows = {
     "prompt": [({"prompt": "p"}, ["p"]), ({"prompt": chat}, ["u", "a", "v"])],
     "comparison": [({"prompt": "p", "completions": ["x", "y"], "ranks": [1, 2]}, ["p", "x", "y"])],
     "few_shot": [
-      ({"instruction": "i", "pairs": [{"input": "1", "output": "2"}, {"input": "3", "output": "4"}]}, ["i", *"1234"])
+      (
+        {
+          "instruction": "i",
+          "pairs": [{"input": "1", "output": "2"}, {"input": "3", "output": "4"}],
+        },
+        ["i", *"1234"],
+      )
     ],
   }
   for kind, cases in rows.items():
@@ -46,16 +61,23 @@ def test_what_cannot_be_read(tmp_path):
   (tmp_path / "b.jsonl").write_text('{"text": "good"}\n{"text": 1}\n')
   (tmp_path / "c.jsonl").write_text("plain\n")
   for name, what in [
-    ("a.txt", "a.txt:2: not UTF-8 at byte 4"), ("b.jsonl", "b.jsonl:2: text: text is expected"),
-    ("c.jsonl", "c.jsonl: no line has the fields of a record"), ("none.txt", "none.txt: no such file"),
-  ]:  # fmt: skip
+    ("a.txt", "a.txt:2: not UTF-8 at byte 4"),
+    ("b.jsonl", "b.jsonl:2: text: text is expected"),
+    ("c.jsonl", "c.jsonl: no line has the fields of a record"),
+    ("none.txt", "none.txt: no such file"),
+  ]:
     with pytest.raises(UserError, match=what):
       list(data_texts.texts(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x.txt.gz", "x.jsonl", "x.jsonl.gz"])
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.binary(max_size=100) | st.lists(st.text(max_size=9)).map(lambda lines: "\n".join(lines).encode()))
+@settings(
+  deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+  content=st.binary(max_size=100)
+  | st.lists(st.text(max_size=9)).map(lambda lines: "\n".join(lines).encode())
+)
 def test_every_line_is_a_text_or_a_problem(tmp_path, name, content):
   (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
   try:
@@ -68,4 +90,6 @@ def test_every_line_is_a_text_or_a_problem(tmp_path, name, content):
   if ".txt" in name:
     assert found == [line.removesuffix("\r") for line in lines]
   else:
-    assert found == [text for line in lines for text in json.loads(line).values() if isinstance(text, str)]
+    assert found == [
+      text for line in lines for text in json.loads(line).values() if isinstance(text, str)
+    ]

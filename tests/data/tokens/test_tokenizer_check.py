@@ -3,7 +3,15 @@
 import pytest
 
 from instructjax.data.tokens import tokenizer_check
-from instructjax.data.tokens.tokenizer_check import CASES, Model, cases, losses, measure, misfits, others
+from instructjax.data.tokens.tokenizer_check import (
+  CASES,
+  Model,
+  cases,
+  losses,
+  measure,
+  misfits,
+  others,
+)
 from instructjax.data.tokens.vocabulary import Tokenizer
 
 NAMES = {"<pad>": 0, "</s>": 1, "<unk>": 2, "<s>": 3}
@@ -37,18 +45,33 @@ def test_what_is_shown_of_a_lost_text_begins_before_the_difference():
 def test_a_leading_space_is_not_compared():
   tokenizer = letters()
   dropping = tokenizer._replace(encode=lambda text: tokenizer.encode(text.removeprefix(" ")))
-  assert not measure(dropping, [" a", "a", "  a"]).lost and measure(letters(lower=True), [" A"]).lost
+  assert (
+    not measure(dropping, [" a", "a", "  a"]).lost and measure(letters(lower=True), [" A"]).lost
+  )
 
 
 def test_losses_name_the_text_and_the_remedy():
   unknown, lost = losses(measure(letters(), ["ok", "dé"]))
-  assert unknown.startswith("1 of 4 tokens are unknown, the first in text 2; train the tokenizer with byte fallback")
-  assert lost.startswith("1 of 2 texts do not come back: in text 2, 'dé' becomes 'd'; train with --normalization=identity")
+  assert unknown.startswith(
+    "1 of 4 tokens are unknown, the first in text 2; train the tokenizer with byte fallback"
+  )
+  assert lost.startswith(
+    "1 of 2 texts do not come back: in text 2, 'dé' becomes 'd'; train with "
+    "--normalization=identity"
+  )
   assert losses(measure(letters(), ["ok"])) == []
 
 
 def test_hard_cases():
-  every = Tokenizer(lambda t: list(map(ord, t)), lambda ids: "".join(map(chr, ids)), 0x110000, (0x10FFFF,), (), (), "")
+  every = Tokenizer(
+    lambda t: list(map(ord, t)),
+    lambda ids: "".join(map(chr, ids)),
+    0x110000,
+    (0x10FFFF,),
+    (),
+    (),
+    "",
+  )
   assert cases(every) == []
   assert set(cases(letters())) == set(CASES) - {"runs of spaces"}
 
@@ -60,13 +83,43 @@ def test_hard_cases():
     (40, {}, (1,), (3,), None),
     (30, {}, (1,), (), "the tokenizer has 31 ids, the model's embedding 30 rows: 1 ids have none"),
     (31, {"config.json: eos_token_id": (1, 4)}, (1,), (), None),
-    (31, {"config.json: eos_token_id": (4,)}, (1,), (), "config.json: eos_token_id is 4, a response ends here with 1"),
+    (
+      31,
+      {"config.json: eos_token_id": (4,)},
+      (1,),
+      (),
+      "config.json: eos_token_id is 4, a response ends here with 1",
+    ),
     (31, {"config.json: eos_token_id": ()}, (1,), (), None),
-    (31, {"config.json: bos_token_id": (1,)}, (1,), (3,), "config.json: bos_token_id is 1 '</s>', rows begin here with 3"),
+    (
+      31,
+      {"config.json: bos_token_id": (1,)},
+      (1,),
+      (3,),
+      "config.json: bos_token_id is 1 '</s>', rows begin here with 3",
+    ),
     (31, {"config.json: bos_token_id": (1,)}, (1,), (), None),
-    (31, {"config.json: pad_token_id": (31,)}, (1,), (), "config.json: pad_token_id is 31, the model has 31 rows; mend"),
-    (40, {"config.json: pad_token_id": (31,)}, (1,), (), "config.json: pad_token_id is 31, the tokenizer has 31 ids: no text"),
-    (31, {"config.json: pad_token_id": (-1,)}, (1,), (), "config.json: pad_token_id is -1, the model has 31 rows"),
+    (
+      31,
+      {"config.json: pad_token_id": (31,)},
+      (1,),
+      (),
+      "config.json: pad_token_id is 31, the model has 31 rows; mend",
+    ),
+    (
+      40,
+      {"config.json: pad_token_id": (31,)},
+      (1,),
+      (),
+      "config.json: pad_token_id is 31, the tokenizer has 31 ids: no text",
+    ),
+    (
+      31,
+      {"config.json: pad_token_id": (-1,)},
+      (1,),
+      (),
+      "config.json: pad_token_id is -1, the model has 31 rows",
+    ),
   ],
 )
 def test_misfits(rows, named, eos, bos, what):
@@ -76,14 +129,19 @@ def test_misfits(rows, named, eos, bos, what):
 
 def test_ids_beyond_the_rows_are_named_each():
   found = misfits(letters(eos=(1, 30)), Model(30))
-  assert len(found) == 2 and found[1].startswith("end-of-text id 30 of the tokenizer has no row among 30")
+  assert len(found) == 2 and found[1].startswith(
+    "end-of-text id 30 of the tokenizer has no row among 30"
+  )
 
 
 def test_another_tokenizer_of_the_same_size_is_told_by_its_ids():
   assert others(letters(), letters(), ["some text"]) == []
   mixed = letters(known="bacdefghijklmnopqrstuvwxyz ")
   (problem,) = others(letters(), mixed, [])
-  assert problem.startswith("the model's own tokenizer gives other ids: ") and "leave --tokenizer out" in problem
+  assert (
+    problem.startswith("the model's own tokenizer gives other ids: ")
+    and "leave --tokenizer out" in problem
+  )
 
 
 def test_only_names_of_unknown_tokens_count_as_unknown():

@@ -76,7 +76,9 @@ def test_special_tokens():
   assert tokenizer.vocab_size == 300
   assert tokenizer.encode("a<|im_end|>")[-1] == 2
   assert tokenizer.decode([1, *tokenizer.encode("joy"), 2, 0]) == "joy"
-  with_bos = tokenizers.from_gguf(as_gguf(ORIGINAL["smollm"], "smollm") | {"tokenizer.ggml.add_bos_token": True})
+  with_bos = tokenizers.from_gguf(
+    as_gguf(ORIGINAL["smollm"], "smollm") | {"tokenizer.ggml.add_bos_token": True}
+  )
   assert with_bos.bos == (1,)
 
 
@@ -90,7 +92,9 @@ def test_special_tokens():
   ],
 )
 def test_gguf_metadata_that_cannot_be_used(change, what):
-  metadata = as_gguf(ORIGINAL["smollm"], "smollm") | {f"tokenizer.ggml.{key}": value for key, value in change.items()}
+  metadata = as_gguf(ORIGINAL["smollm"], "smollm") | {
+    f"tokenizer.ggml.{key}": value for key, value in change.items()
+  }
   with pytest.raises(UserError, match=what):
     tokenizers.load(metadata)
 
@@ -129,11 +133,15 @@ def test_a_beginning_token_is_found_and_put_before_rows_not_into_texts(tmp_path)
   original.enable_padding(length=50)
   original.enable_truncation(2)
   original.save(str(tmp_path / "t.json"))
-  assert tokenizers.from_json(tmp_path / "t.json").encode("The film is") == tokenizer.encode("The film is")
+  assert tokenizers.from_json(tmp_path / "t.json").encode("The film is") == tokenizer.encode(
+    "The film is"
+  )
 
 
 def test_a_tokenizer_that_prepends_a_space_does_not_double_ours(tmp_path):
-  original = Tokenizer(models.BPE(dict(zip(["\u2581", "a", "b", "\u2581a", "</s>"], range(5))), [("\u2581", "a")]))
+  original = Tokenizer(
+    models.BPE(dict(zip(["\u2581", "a", "b", "\u2581a", "</s>"], range(5))), [("\u2581", "a")])
+  )
   original.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
   original.decoder = decoders.Metaspace(prepend_scheme="always")
   original.add_special_tokens([AddedToken("</s>", special=True)])
@@ -150,9 +158,13 @@ def test_files_that_are_no_tokenizer(tmp_path):
   nameless = byte_level().to_str().replace("<|im_end|>", "<x>").replace("<|endoftext|>", "<y>")
   (tmp_path / "d.json").write_text(nameless)
   for name, what in [
-    ("a.json", "not a tokenizer.json"), ("b.model", "not a SentencePiece"), ("c.txt", "not '.txt'"),
-    ("d.json", "no end-of-text token"), ("none.model", "no such tokenizer"), (".", "neither tokenizer.json nor"),
-  ]:  # fmt: skip
+    ("a.json", "not a tokenizer.json"),
+    ("b.model", "not a SentencePiece"),
+    ("c.txt", "not '.txt'"),
+    ("d.json", "no end-of-text token"),
+    ("none.model", "no such tokenizer"),
+    (".", "neither tokenizer.json nor"),
+  ]:
     with pytest.raises(UserError, match=what):
       tokenizers.load(tmp_path / name)
   with pytest.raises(UserError, match=r"no end-of-text token \['<z>'\]"):
