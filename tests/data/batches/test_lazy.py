@@ -10,7 +10,7 @@ import types
 
 import numpy as np
 import pytest
-from test_pipeline import letters
+from letters import letters
 
 from instructjax.data.batches import lazy, packing, pipeline
 from instructjax.data.records import records, sources

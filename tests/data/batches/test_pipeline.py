@@ -5,24 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from letters import EOS, letters
 
 from instructjax.data.batches import pipeline
 from instructjax.data.batches.pipeline import Group, Row
 from instructjax.data.records.records import Comparison, Demonstration, Prompt, Text
-from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
-
-EOS, PAD = 1, 2
-
-
-def letters(bos=()) -> Tokenizer:
-  """One id a letter (its code); `#` writes the end-of-text token and `~` the padding token."""
-  encode = lambda text: [{"#": EOS, "~": PAD}.get(letter, ord(letter)) for letter in text]
-  decode = lambda ids: "".join(chr(i) for i in ids if i > PAD)
-  return Tokenizer(
-    encode, decode, vocab_size=128, eos=(EOS,), banned=(PAD,), bos=bos, fingerprint="letters"
-  )
-
 
 TOK = letters()
 ids = lambda text: [ord(letter) for letter in text]
