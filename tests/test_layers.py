@@ -222,7 +222,9 @@ def test_no_suppressions():
 
 def test_these_tests_can_fail():
   assert wrong("losses", "from instructjax import ppo") == ["ppo"]
-  assert wrong("steps", "def f():\n  from instructjax.data import tone") == ["data.tone"]
+  assert wrong("steps", "def f():\n  from instructjax.data.public import tone") == [
+    "data.public.tone"
+  ]
   assert wrong("rewards.runs", "from instructjax.stages import wiring") == ["stages.wiring"]
   assert wrong("plan.page", "from instructjax.label import store") == ["label.store"]
   assert wrong("data.records.records", "from instructjax.data.tokens import chat") == [

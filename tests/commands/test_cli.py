@@ -30,7 +30,7 @@ COMMANDS = [
 
 def test_help_starts_at_once_and_imports_nothing_slow():
   code = (
-    "import sys; from instructjax import cli\n"
+    "import sys; from instructjax.commands import cli\n"
     "try: cli.main(['--help'])\n"
     "except SystemExit: pass\n"
     "slow = {'jax', 'numpy', 'flax', 'ml_collections', 'rich', 'orbax'} & set(sys.modules)\n"

@@ -208,7 +208,7 @@ def test_check_of_a_run_and_of_a_function(tokenizer, tmp_path):
     and figures["never sampled"]["value"] == 1
   )
   (tmp_path / "m.py").write_text(
-    "from instructjax import models, origin\nimport jax\n"
+    "from instructjax import models; from instructjax.runs import origin\nimport jax\n"
     "def make():\n  lm = models.build(origin.SHAPES['tiny'])\n  return lm, "
     "lm.init(jax.random.key(0)), 'bytes'\n"
   )

@@ -323,7 +323,7 @@ def test_any_file_gives_tasks_or_a_user_error(tmp_path, content, form, kind):
 
 def test_labeling_starts_without_jax():
   code = (
-    "import sys; from instructjax import cli\n"
+    "import sys; from instructjax.commands import cli\n"
     "from instructjax.label import agreement, exchange, server, store\n"
     "sys.exit(f'imported {found}' if (found := {'jax', 'flax', 'orbax', 'ml_collections'} & "
     "set(sys.modules)) else 0)"

@@ -294,7 +294,7 @@ def test_another_type_is_named(tmp_path):
 FULL = """
 import resource, sys
 import jax, jax.numpy as jnp
-from instructjax.checkpoint import Checkpoints
+from instructjax.runs.checkpoint import Checkpoints
 from instructjax.errors import UserError
 
 checkpoints = Checkpoints(sys.argv[1])

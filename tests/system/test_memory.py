@@ -5,7 +5,7 @@ import sys
 
 CODE = """
 import numpy as np
-from instructjax import memory
+from instructjax.system import memory
 
 now = lambda: int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1]) / 1e6
 before = now()

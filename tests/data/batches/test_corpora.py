@@ -146,8 +146,8 @@ if place:
   jax.distributed.initialize(place, 2, int(index))
 from functools import partial
 from jax.experimental import multihost_utils
-from instructjax import corpora, sharding
-from instructjax.data import packing, pipeline
+from instructjax.data.batches import corpora; from instructjax import sharding
+from instructjax.data.batches import packing; from instructjax.data.batches import pipeline
 rng = np.random.default_rng(0)
 rows = [pipeline.Row(rng.integers(1, 99, n).astype(np.int32), 1) for n in rng.integers(2, 20, 99)]
 made = []

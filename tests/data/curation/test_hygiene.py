@@ -89,8 +89,8 @@ def test_few_shot_prompts_that_differ_in_a_pair_only_are_near_duplicates():
 
 TIMING = """
 import random, time
-from instructjax.data import hygiene
-from instructjax.data.records import Prompt
+from instructjax.data.curation import hygiene
+from instructjax.data.records.records import Prompt
 
 rng = random.Random(0)
 words = [format(i, "05x") for i in range(5000)]
