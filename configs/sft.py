@@ -1,102 +1,22 @@
-"""Supervised fine-tuning on demonstrations, the SFT baseline (Ouyang et al. 2022, App. C.1).
+r"""Supervised fine-tuning on demonstrations, the SFT baseline (Ouyang et al. 2022, App. C.1).
 
   instructjax data tone --out=data
-  instructjax sft --config=sft:tiny --model=runs/pretrain --workdir=runs/sft      20 s on two cores
+  instructjax sft --config=sft:tiny --model=runs/pretrain --workdir=runs/sft      # 20 s on two cores
 
-  instructjax sft --config=sft:1.3b --model=runs/pretrain-1.3b
-  --config.data.demonstrations=demos.jsonl \
-    --workdir=runs/sft-1.3b            6,362 steps on the paper's 12,725 demonstrations
+  instructjax sft --config=sft:1.3b --model=runs/pretrain-1.3b \
+    --config.data.demonstrations=demos.jsonl --workdir=runs/sft-1.3b
 
-Printed: learning rate and batch of each size, 16 epochs, cosine to 10 % without warmup, residual
-dropout .2, Adam's betas.  `sft:flan` and `sft:t0` are the baselines on public tasks (App. C.5),
-trained on `instructjax baseline mixture`. The paper is silent on Adam's epsilon (1e-8), weight
-decay (0), clipping (off), and loss on the prompt (off).
+Presets: tiny, 1.3b, 6b, 175b; flan and t0 are the baselines on public tasks (App. C.5), trained on
+what `instructjax baseline mixture` writes. The paper prints the learning rate and the batch of each
+size, 16 epochs, a cosine to 10 % without warm-up, residual dropout .2 and the betas of Adam. It is
+silent on the epsilon of Adam (1e-8), weight decay (0), clipping (off) and loss on the prompt (off).
 """
 
 from ml_collections import ConfigDict
 
-SIZES = {
-  "1.3b": ("1.3B", 9.65e-6, 32),
-  "6b": ("6B", 9.65e-6, 32),
-  "175b": ("175B", 5.03e-6, 8),
-}  # shape, lr, batch
-PUBLIC = {"flan": ("175B", 4e-6, 64), "t0": ("175B", 4e-6, 128)}  # C.5: 896,000 examples once
+from instructjax import settings
 
 
-def get_config(arg: str = "tiny") -> ConfigDict:
-  tiny = arg == "tiny"
-  shape, lr, batch = ("tiny", 1e-3, 16) if tiny else (SIZES | PUBLIC)[arg]
-  c = ConfigDict({"stage": "sft", "seed": 0})
-  c.model = {
-    # "": random weights of `shape`; or a run, a model folder, a .gguf file, a hub id,
-    # file.py:function
-    "source": "",
-    "shape": shape,  # origin.SHAPES
-    # Tokenizer.json, SentencePiece .model or "bytes"; "" is the source's own (tiny: bytes)
-    "tokenizer": "",
-    "dtype": "float32" if tiny else "bfloat16",  # of matrix products; parameters are float32
-    "remat": "none" if tiny else "blocks",  # what the backward pass computes again
-    "unroll": 1,  # layers a step of the scan; on a CPU more compile longer and run faster
-    # True splits what is kept between blocks along the sequence too, over mesh.model
-    "sequence": False,
-    # Of whole rows: a kernel of the platform where there is one; or xla, splash, cudnn
-    "attention": "auto",
-    "dropout": 0.2,  # residual: after attention and after the MLP
-  }
-  c.data = {
-    "demonstrations": "data/demonstrations.jsonl",  # or a mixture: "2*a.jsonl + b.jsonl"
-    "valid": "",  # held-out demonstrations
-    "spelling": "native",  # or preference, alpaca, messages, hh
-    "fields": "",  # ours=theirs of another spelling: "prompt=question,completion=answers.text.0"
-    # Chat template: "" is plain text, as in the paper; "chat" is the tokenizer's own; or a .jinja
-    # file
-    "template": "",
-    "prompt": 128 if tiny else 1024,  # tokens; a longer prompt is an error
-    "response": 96 if tiny else 1024,  # tokens; a longer completion is cut
-    # True puts several demonstrations in a row, each by itself (docs/data.md); `batch` counts
-    # packed rows
-    "pack": False,
-    "separator": " ",  # between prompt and completion
-  }
-  c.steps = 0  # 0: epochs count
-  c.epochs = 2 if tiny else 1 if arg in PUBLIC else 16
-  c.batch = batch
-  c.micro = 1  # micro-batches a step
-  c.text_share = 0.0
-  c.loss_on_prompt = False
-  c.top = None  # train only this many blocks from the top; None trains everything
-  c.trunk_dtype = "bfloat16"  # of the weights that are not trained, under `top` or LoRA
-  c.lora = {
-    "rank": 0,  # of an adapter that is trained in the place of the weights (LoRA); 0 is off
-    "alpha": 16.0,  # the adapter counts alpha / rank
-    "targets": "all",  # products that have one, such as "q,v"; all: q, k, v, o and those of the MLP
-  }
-  c.optimizer = {
-    "lr": lr,
-    "schedule": "cosine",
-    "final": 0.1,
-    "warmup": 0,
-    "b1": 0.9,
-    "b2": 0.95,
-    "eps": 1e-8,
-    "eps_mode": "optax",
-    "weight_decay": 0.0,
-    "clip": 1.0 if tiny else None,
-  }
-  c.select = {
-    # Keeps the checkpoint whose samples it scores highest (C.1): runs/reward, python:my.py:f; ""
-    # keeps the last
-    "reward": "",
-    "prompts": "",  # validation prompts
-    "count": 64 if tiny else 512,  # the first ones; 0 takes all
-    "batch": 32,
-    "response": 48 if tiny else 256,  # tokens of a sample
-    "temperature": 1.0,
-  }
-  c.mesh = {"data": 1, "fsdp": 1, "model": 1}
-  # A metric, eval/nll for one: the checkpoint where it is lowest is kept besides the last `keep`
-  c.best = ""
-  c.checkpoint_every, c.keep, c.log_every, c.evaluate_every = (
-    (0, 1, 1, 0) if tiny else (500, 2, 1, 500)
-  )
-  return c
+def get_config(preset: str = "tiny") -> ConfigDict:
+  """The fields and their sentences: `instructjax config sft:tiny`."""
+  return settings.config_dict("sft", preset)

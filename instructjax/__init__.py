@@ -4,4 +4,4 @@ Import what you need: `from instructjax import losses, returns, ppo`.  Nothing i
 so that the command line starts at once.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

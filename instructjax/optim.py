@@ -38,14 +38,26 @@ def warmup_constant(peak: float, warmup: int = 10, *, start: float = 0.1) -> Sch
   return schedule
 
 
-def linear(peak: float, steps: int) -> Schedule:
-  """`peak` falling linearly to 0 over `steps` (Ziegler et al. 2019; Stiennon et al. 2020)."""
+def linear(peak: float, steps: int, *, final: float = 0.0) -> Schedule:
+  """`peak` falling linearly to `final * peak` over `steps` (Ziegler et al. 2019; Stiennon et al. 2020)."""
 
   def schedule(step: Array | int) -> Float[Array, ""]:
     done = jnp.clip(jnp.asarray(step, jnp.float32) / max(steps, 1), 0.0, 1.0)
-    return jnp.float32(peak) * (1 - done)
+    return jnp.float32(peak) * (1 - (1 - final) * done)
 
   return schedule
+
+
+def warmed_up(schedule: Schedule, peak: float, warmup: int, *, start: float = 0.1) -> Schedule:
+  """`start * peak` at update 0, rising linearly to `peak` at update `warmup`; from there `schedule`."""
+
+  def rise_and_follow(step: Array | int) -> Float[Array, ""]:
+    step = jnp.asarray(step, jnp.int32)
+    done = jnp.clip(step.astype(jnp.float32) / max(warmup, 1), 0.0, 1.0)
+    rising = jnp.float32(peak) * (start + (1 - start) * done)
+    return jnp.where(step < warmup, rising, schedule(jnp.maximum(step - warmup, 0)))
+
+  return rise_and_follow
 
 
 def held(schedule: Schedule, updates: int) -> Schedule:

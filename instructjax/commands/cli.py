@@ -165,10 +165,8 @@ def stage(args: argparse.Namespace, fields: Fields) -> None:
   from instructjax.settings import reading
 
   config = reading.load(args.config)
-  if config.get("stage") != args.command:
-    raise UserError(
-      f"--config={args.config} is for stage '{config.get('stage')}', not '{args.command}'"
-    )
+  if config.stage != args.command:
+    raise UserError(f"--config={args.config} is for stage '{config.stage}', not '{args.command}'")
   given = args.model if isinstance(args.model, list) else [args.model] if args.model else []
   model = [(MODEL.get(args.command, "model.source"), ",".join(given))] if given else []
   config = opened(args, [*model, *fields])
@@ -191,10 +189,10 @@ def quickstart(args: argparse.Namespace, fields: Fields) -> None:
   named = {"seed": args.seed, "model": args.model}
   given = [(name, str(value)) for name, value in named.items() if value is not None]
   config = opened(args, [*given, *fields])
-  from instructjax.quickstart import Quickstart, main
+  from instructjax.quickstart import main
 
   workdir = args.workdir or f"runs/quickstart{'-fast' if args.fast else ''}"
-  main(Quickstart(**config.to_dict()), workdir, tuple(args.writer))
+  main(config, workdir, tuple(args.writer))
 
 
 def report(args: argparse.Namespace, fields: Fields) -> None:

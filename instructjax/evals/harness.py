@@ -28,6 +28,7 @@ from instructjax.evals.subject import Subject
 from instructjax.evals.tasks import Answer, Completion, Generate, Likelihood, Logp, Request
 from instructjax.runs import writers
 from instructjax.runs.loop import progressing
+from instructjax.settings.fields import to_dict
 from instructjax.stages import common
 
 Config = Any  # ml_collections.ConfigDict
@@ -60,7 +61,7 @@ def main(
   limits: dict[str, Limits] = {}
   with (
     common.devices(config.mesh) as parts,
-    writers.open_run(workdir, config.to_dict(), seed=config.seed),
+    writers.open_run(workdir, to_dict(config), seed=config.seed),
   ):
     model = subjects.open_subject(source, config, parts)
     writers.note(workdir, models={"model": dict(model.about)})

@@ -17,6 +17,7 @@ from instructjax.evals import page, paper, summary
 from instructjax.evals.tasks import Draw, Metric, Said, Scores, Suite
 from instructjax.runs import provenance, writers
 from instructjax.runs.report import files
+from instructjax.settings.fields import to_dict
 
 Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
 SETTINGS = (
@@ -72,7 +73,7 @@ def of_suite(
     together = suite.together(
       workdir / suite.name, own, {task.name: worth[task.name] for task in suite.tasks}
     )
-  made = {name: config[name] for name in SETTINGS} | {
+  made = {name: to_dict(config)[name] for name in SETTINGS} | {
     name: config.model[name] for name in ("dtype", "tokenizer")
   }
   return {

@@ -26,6 +26,7 @@ from instructjax.evals import answers, results, subject
 from instructjax.evals.tasks import Draw, Item, Logp, Said, Scores, Suite, Task, fingerprint
 from instructjax.runs import provenance, writers
 from instructjax.runs.loop import progressing
+from instructjax.settings.fields import to_dict
 from instructjax.stages import common
 
 Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
@@ -62,7 +63,7 @@ def main(
           f"{suite.name}: no model is called {c.baseline} (config.baseline), so there are no "
           "differences"
         )
-    stack.enter_context(writers.open_run(workdir, c.to_dict(), seed=c.seed))
+    stack.enter_context(writers.open_run(workdir, to_dict(c), seed=c.seed))
     for name, source in models.items():
       for task, said in ask(c, workdir, name, source, tasks, parts).items():
         heard[task][name] = said

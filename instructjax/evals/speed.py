@@ -46,7 +46,7 @@ def measure(shape: str, dtype: str, budget: int, repeats: int, seed: int = 0) ->
   config = reading.override(
     reading.load("eval"), [(name, str(value)) for name, value in given.items()]
   )
-  model = origin.open_model("", dict(config.model), seed)
+  model = origin.open_model("", config.model, seed)
   opened = subject.open_subject("", config, 1)
   rng = np.random.default_rng(seed)
   text = lambda length: "".join(map(chr, rng.integers(97, 123, length)))

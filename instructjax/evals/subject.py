@@ -81,7 +81,7 @@ def open_subject(source: str, config: Config, parts: int) -> Subject:
   used.
   """
   model, file = split(source)
-  found = origin.open_model(model, dict(config.model) | {"source": model}, config.seed)
+  found = origin.open_model(model, config.model, config.seed)
   template = origin.chat_template(config.template, found.about, found.tokenizer)
   prefix = prefix_of(file)
   about = provenance.about(source, found) | ({"prefix": fingerprint(prefix)} if prefix else {})

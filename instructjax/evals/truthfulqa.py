@@ -119,7 +119,9 @@ def open_suite(config: Config) -> Suite:
   items = limited(items, config.limit, config.seed)
   written, choices = ([item for item in items if item.data[field]] for field in ("true", "first"))
   judges = {
-    name: judge(c[f"{name}_judge"], name, config) for name in ("true", "info") if c[f"{name}_judge"]
+    name: judge(getattr(c, f"{name}_judge"), name, config)
+    for name in ("true", "info")
+    if getattr(c, f"{name}_judge")
   }
   if "info" in judges and "true" not in judges:
     raise UserError(
@@ -256,7 +258,8 @@ def _written(
     Metric("words", 0, decimals=1),
   )
   judged = [
-    f"{name} by {c[f'{name}_judge']} at {c.threshold:g}, not the paper's judge" for name in judges
+    f"{name} by {getattr(c, f'{name}_judge')} at {c.threshold:g}, not the paper's judge"
+    for name in judges
   ]
   how = (
     "truthful: more like a true reference than like any false one, a stand-in for people and judges"
@@ -269,7 +272,7 @@ def _written(
   task = Task(
     f"TruthfulQA, {form}", items, requests, worth, metrics, about="; ".join(filter(None, parts))
   )
-  return scorers.judged(task, *(c[f"{name}_judge"] for name in judges))
+  return scorers.judged(task, *(getattr(c, f"{name}_judge") for name in judges))
 
 
 def judge(source: str, name: str, config: Config) -> Judge:

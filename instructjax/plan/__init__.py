@@ -79,9 +79,9 @@ def shapes(config: Config, preset: str, options: Options) -> tuple[str, str]:
   """
   from instructjax.plan import programs
 
-  if config.get("stage") not in ("pretrain", "sft", "rl_init", "reward", "ppo"):
+  if config.stage not in ("pretrain", "sft", "rl_init", "reward", "ppo"):
     raise UserError(
-      f"stage '{config.get('stage')}' has no plan; there are pretrain, sft, rl_init, reward and ppo"
+      f"stage '{config.stage}' has no plan; there are pretrain, sft, rl_init, reward and ppo"
     )
   shape = programs.shape_of(config, preset, options.policy)
   if config.stage != "ppo":

@@ -82,7 +82,7 @@ def shape_of(config: Config, preset: str, given: str | None, what: str = "policy
 
 def language_model(shape: str, config: Config, **changes: Any) -> LM:
   settings = {
-    name: config.model[name]
+    name: getattr(config.model, name)
     for name in ("dtype", "remat", "unroll", "sequence", "attention", "dropout")
   } | changes
   return models.build(dataclasses.replace(origin.SHAPES[shape], **settings))
@@ -209,7 +209,7 @@ def supervised(c: Config, lm: LM, records: int | None) -> list[Program]:
     else 0
   )
   demos = c.batch - mix
-  length = c.data.prompt + c.data.response if "prompt" in c.data else c.data.length
+  length = c.data.prompt + c.data.response if c.stage != "pretrain" else c.data.length
   origin.fits(lm, length, "a row (prompt + response)")
   count = steps_of(c, c.stage, records, demos or mix)
   tx = common.optimizer(c.optimizer, count)

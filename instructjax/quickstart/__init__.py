@@ -14,7 +14,6 @@ from instructjax.data.records.records import fingerprint
 from instructjax.quickstart import evaluation
 from instructjax.quickstart.training import improve, rank, tune, widen
 from instructjax.quickstart.world import (
-  FAST,
   Quickstart,
   leave,
   one_line,
@@ -25,6 +24,7 @@ from instructjax.quickstart.world import (
 )
 from instructjax.rollout import Sampling
 from instructjax.runs import report, writers
+from instructjax.settings.quickstart import FAST
 from instructjax.system import memory
 
 __all__ = ["FAST", "Quickstart", "main", "one_line"]

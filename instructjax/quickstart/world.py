@@ -15,7 +15,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,69 +33,11 @@ from instructjax.ppo import PPO
 from instructjax.rollout import Sampling
 from instructjax.runs import origin, writers
 from instructjax.runs.checkpoint import Checkpoints
+from instructjax.settings.quickstart import QuickstartSettings
 from instructjax.system import download, memory
 from instructjax.types import LM, Array, Frozen, Params, Prompts, PyTree
 
-
-@dataclass(frozen=True)
-class Quickstart:
-  """Every setting.  Learning rates are larger than the paper's, as a few hundred updates of a small
-  model need.
-  """
-
-  seed: int = 0
-  model: str | None = (
-    None  # None fetches SmolLM2-135M-Instruct; or a folder, a .gguf file, a hub id
-  )
-  top: int | None = 6  # blocks that are trained; None trains all of them
-  dtype: str = "bfloat16"  # operands of matrix products; parameters, sums and losses are float32
-  trunk_dtype: str = "bfloat16"  # the frozen blocks are stored so
-  unroll: int = 6  # layers a step of the scan
-  # Lengths in tokens.
-  prompt: int = 20
-  response: int = 20
-  text: int = 16  # of a row of pretraining text
-  # Records of each kind.
-  demonstrations: int = 400
-  comparisons: int = 240
-  gold: int = 224
-  test_prompts: int = 85  # of each of three domains
-  test_comparisons: int = 36  # of each domain
-  text_rows: int = 1024
-  text_valid: int = 48  # rows of 64 tokens
-  # SFT and rl_init: cosine to a tenth.  Paper: 16 epochs, and 2 for rl_init.
-  sft_epochs: int = 2
-  sft_batch: int = 16
-  sft_lr: float = 2e-4
-  text_share: float = 0.1  # pretraining rows beside the demonstrations of rl_init
-  # Both reward models: one epoch, cosine to a tenth.
-  reward_batch: int = 2  # prompts: the same texts to be praised and to be criticised
-  reward_lr: float = 1e-3
-  # PPO and PPO-ptx.
-  iterations: int = 9
-  episodes: int = 64
-  minibatches: int = 4
-  temperature: float = 0.7  # of the sampler and of every log-probability of PPO; paper: 1
-  ppo_lr: float = 5e-4
-  value_lr: float = 1e-3
-  kl_coef: float = 0.05
-  ptx_coef: float = 1.0  # paper: 27.8, relative to sums that it does not define
-  ptx_ratio: int = 8  # rows of pretraining text an episode
-  ptx_micro: int = 2
-  ema_decay: float = 0.8  # of 40 updates; paper: .992 of thousands
-  eos_penalty: float = 1.0  # taken from the score of a response without an end; not in the paper
-
-
-FAST = Quickstart(
-  demonstrations=128,
-  comparisons=100,
-  gold=100,
-  test_prompts=21,
-  test_comparisons=16,
-  text_rows=256,
-  text_valid=24,
-  iterations=2,
-)
+Quickstart = QuickstartSettings
 
 
 class World(NamedTuple):

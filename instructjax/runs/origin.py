@@ -27,6 +27,7 @@ from instructjax.errors import UserError
 from instructjax.models import gpt, llama, lora, peft
 from instructjax.runs import writers
 from instructjax.runs.checkpoint import Checkpoints, flatten, load_params, sums
+from instructjax.settings.subjects import AnyModelSettings
 from instructjax.system import user_code
 from instructjax.types import LM, Leaf, Params, PyTree
 
@@ -55,21 +56,21 @@ class Origin(NamedTuple):
   head: Params | None = None
 
 
-def open_model(source: str, settings: Config, seed: int) -> Origin:
+def open_model(source: str, settings: AnyModelSettings, seed: int) -> Origin:
   """The language model of a source under `config.model`: shape (for random weights), tokenizer,
   dtype, remat, unroll, sequence, attention, dropout.
 
   Raises UserError for an unknown shape or source, and where the tokenizer does not fit the model.
   """
   changes = {
-    name: settings[name]
+    name: getattr(settings, name)
     for name in ("dtype", "remat", "unroll", "sequence", "attention", "dropout")
   }
   if is_run(source):
     origin = open_run(Path(source), changes, "policy")
-    return _with_tokenizer(origin, settings["tokenizer"])
+    return _with_tokenizer(origin, settings.tokenizer)
   if is_python(source):
-    return open_python(source, settings["tokenizer"])
+    return open_python(source, settings.tokenizer)
   if source and peft.is_adapter(source):
     origin = open_model(peft.base(source), settings, seed)
     adapter = peft.load(source, model_config(source, origin.about))
@@ -78,16 +79,16 @@ def open_model(source: str, settings: Config, seed: int) -> Origin:
   if source:
     loaded = models.load(source, **changes)
     config, lm = loaded.config, loaded.lm
-    found = settings["tokenizer"] or reference(loaded.tokenizer, source)
+    found = settings.tokenizer or reference(loaded.tokenizer, source)
     params = sharding.place(loaded.params, sharding.shardings(lm.table))
   else:
-    if settings["shape"] not in SHAPES:
+    if settings.shape not in SHAPES:
       raise UserError(
-        f"config.model.shape={settings['shape']!r}: there is no such shape; known are "
+        f"config.model.shape={settings.shape!r}: there is no such shape; known are "
         f"{', '.join(SHAPES)}"
       )
-    config = dataclasses.replace(SHAPES[settings["shape"]], **changes)
-    found = settings["tokenizer"] or (BYTES if settings["shape"] == "tiny" else "")
+    config = dataclasses.replace(SHAPES[settings.shape], **changes)
+    found = settings.tokenizer or (BYTES if settings.shape == "tiny" else "")
     if not found:
       raise UserError(
         "config.model.tokenizer is empty: a model with random weights needs a tokenizer; give a "
@@ -108,7 +109,9 @@ def fits(lm: LM, length: int, what: str) -> None:
     )
 
 
-def open_reward_model(source: str, settings: Config, beside: Origin | None = None) -> Origin:
+def open_reward_model(
+  source: str, settings: AnyModelSettings, beside: Origin | None = None
+) -> Origin:
   """The reward model of a finished run, or of a folder of a sequence classifier with one label
   (`models.save_reward`).
 
@@ -116,7 +119,7 @@ def open_reward_model(source: str, settings: Config, beside: Origin | None = Non
   anything else.
   """
   changes = {
-    name: settings[name] for name in ("dtype", "remat", "unroll", "sequence", "attention")
+    name: getattr(settings, name) for name in ("dtype", "remat", "unroll", "sequence", "attention")
   } | {"dropout": 0.0}
   if is_run(source):
     return open_run(Path(source), changes, "reward", beside)

@@ -1,163 +1,136 @@
-"""Configurations from files and overrides: `--config=configs/sft.py:1.3b
---config.optimizer.lr=1e-5`.
+"""Configurations from files and from the command line: `--config=sft:1.3b --config.optimizer.lr=1e-5`.
+
+A file in `configs/` has a function `get_config(preset)` that returns an `ml_collections.ConfigDict`;
+what is read from it is a typed settings object, and the ConfigDict goes no further.
 """
 
 from __future__ import annotations
 
-import ast
-import difflib
 import importlib.util
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from instructjax.errors import UserError
+from instructjax.settings import evals, fields, ppo, quickstart, reward, sampling, supervised
 
-Config = Any  # ml_collections.ConfigDict
-EMPTIED = (
-  "clip",
-  "ema_decay",
-  "model",
-  "top",
-  "trunk_dtype",
-  "value_clip",
-)  # fields for which None has a meaning
-ROOT = (
-  Path(__file__).resolve().parent.parent.parent
-)  # of the clone; configs/ stands beside the package
+# The stages and their presets; the first preset of a stage is the one that is taken where none is named.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+  "pretrain": supervised.PRETRAIN,
+  "sft": supervised.SFT,
+  "rl_init": supervised.RL_INIT,
+  "reward": reward.REWARD,
+  "ppo": ppo.PPO,
+  "bestofn": sampling.BESTOFN,
+  "sample": sampling.SAMPLE,
+  "eval": evals.EVAL,
+  "quickstart": quickstart.QUICKSTART,
+}
 
 
-def load(name: str) -> Config:
-  """The configuration of `configs/sft.py:1.3b`, or `sft:1.3b` for short; without `:1.3b` the file's
-  own default.
+def preset(stage: str, name: str = "") -> Any:
+  """The settings of a stage under a preset.  Raises UserError where the stage has no such preset."""
+  presets = PRESETS[stage]
+  name = name or next(iter(presets))
+  if name not in presets:
+    raise UserError(f"--config={stage}:{name}: no such preset; there are {', '.join(presets)}")
+  return presets[name]
 
-  A file is looked for here and then beside the package.  Raises UserError where it is not there
-  or has no such preset.
-  """
+
+def config_dict(stage: str, name: str = "") -> Any:
+  """A preset as the ConfigDict that `get_config` of a file in `configs/` returns."""
   import ml_collections
 
-  file, _, preset = name.partition(":")
-  path = find(file)
+  return ml_collections.ConfigDict(fields.to_dict(preset(stage, name)))
+
+
+def load(name: str) -> Any:
+  """The settings of `sft:1.3b`, or of a file such as `my_sft.py:1.3b`; without `:1.3b` the default.
+
+  Raises UserError where there is no such stage, file or preset, and for a field that does not fit.
+  """
+  file, _, preset_name = name.partition(":")
+  if not file.endswith(".py"):
+    path = Path("configs") / f"{file}.py"
+    if not path.is_file():
+      if file not in PRESETS:
+        raise UserError(
+          f"--config={file}: no such configuration; there are {', '.join(PRESETS)}, or give a path ending in .py"
+        )
+      return preset(file, preset_name)
+    file = str(path)
+  return from_file(Path(file), preset_name, f"--config={name}")
+
+
+def from_file(path: Path, preset_name: str, option: str) -> Any:
+  """The settings that the `get_config` of a Python file returns.
+
+  Raises UserError where there is no such file, where it has no such function or preset, and for a
+  field that does not fit.
+  """
+  if not path.is_file():
+    raise UserError(
+      f"{option}: {path} is no file; give the path of a configuration, or one of {', '.join(PRESETS)}"
+    )
+  module = _run(path)
+  get_config = getattr(module, "get_config", None)
+  if get_config is None:
+    raise UserError(f"{option}: {path} has no function get_config")
+  if preset_name and not inspect.signature(get_config).parameters:
+    raise UserError(f"{option}: get_config of {path} takes no preset; leave out :{preset_name}")
+  try:
+    config = get_config(preset_name) if preset_name else get_config()
+  except KeyError as error:
+    raise UserError(f"{option}: {path} has no preset {preset_name!r} ({error})") from error
+  return from_dict(config.to_dict() if hasattr(config, "to_dict") else dict(config), option)
+
+
+def _run(path: Path) -> ModuleType:
   spec = importlib.util.spec_from_file_location(f"instructjax_config_{path.stem}", path)
   if spec is None or spec.loader is None:
-    raise UserError(f"--config={name}: {path} is no Python file")
+    raise UserError(f"{path} is no Python file")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  try:
-    config = module.get_config(preset) if preset else module.get_config()
-  except (KeyError, AttributeError) as error:
-    known = (
-      "" if isinstance(error, AttributeError) else "; the file's first lines name those it has"
-    )
-    raise UserError(f"--config={name}: {path} has no preset {preset!r} ({error}){known}") from error
-  return ml_collections.ConfigDict(config).lock()
+  return module
 
 
-def find(file: str) -> Path:
-  """The path of a configuration file."""
-  short = Path("configs") / f"{file}.py"
-  tried = [Path(file), ROOT / file] if file.endswith(".py") else [short, ROOT / short]
-  for path in tried:
-    if path.is_file():
-      return path
-  known = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-  raise UserError(
-    f"--config={file}: no such file ({tried[0]}); there are {', '.join(known)}, or give a path "
-    "ending in .py"
-  )
+def from_dict(tree: Mapping[str, Any], option: str = "config") -> Any:
+  """Settings from nested mappings, whose `stage` says which they are.
+
+  Raises UserError for an unknown stage and for a field that does not fit.
+  """
+  stage = tree.get("stage")
+  if stage not in PRESETS:
+    raise UserError(f"{option}: stage={stage!r} is none of {', '.join(PRESETS)}")
+  return fields.built(type(preset(stage)), tree)
 
 
 def assignments(words: Sequence[str]) -> list[tuple[str, str]]:
   """`--config.a.b=v` or `--config.a.b v` as (a.b, v).  Raises UserError for anything else."""
-  found, left = [], list(words)
-  while left:
-    word = left.pop(0)
+  pairs, waiting = [], list(words)
+  while waiting:
+    word = waiting.pop(0)
     if not word.startswith("--config."):
       raise UserError(f"{word}: no such option; add --help to see those there are")
     name, sign, value = word.removeprefix("--config.").partition("=")
-    if not sign and (not left or left[0].startswith("--")):
+    if not sign and (not waiting or waiting[0].startswith("--")):
       raise UserError(f"{word}: give a value, {word}=VALUE")
-    found.append((name, value if sign else left.pop(0)))
-  return found
+    pairs.append((name, value if sign else waiting.pop(0)))
+  return pairs
 
 
-def override(config: Config, assignments: Sequence[tuple[str, str]]) -> Config:
-  """Sets fields by dotted names.  Raises UserError for an unknown one and for a value of another
-  type.
+def override(settings: Any, pairs: Sequence[tuple[str, str]]) -> Any:
+  """The settings with other values, given as texts for dotted names.
+
+  All of them are set before fields are checked against each other, so that their order is free.
+  Raises UserError for an unknown field, a value that does not fit and fields in conflict.
   """
-  for name, text in assignments:
-    parent, last = config, name.split(".")[-1]
-    for depth, part in enumerate(name.split(".")):
-      if part not in parent:
-        _unknown(".".join(name.split(".")[:depth]), part, list(parent))
-      if depth < name.count("."):
-        parent = parent[part]
-        if not hasattr(parent, "keys"):
-          raise UserError(
-            f"config.{name}: config.{'.'.join(name.split('.')[: depth + 1])} is a value, it holds "
-            "no fields"
-          )
-    if hasattr(parent[last], "keys"):
-      raise UserError(f"config.{name} holds the fields {', '.join(parent[last])}; set one of them")
-    parent[last] = convert(name, text, parent[last])
-  return config
-
-
-def convert(name: str, text: str, old: Any) -> Any:
-  """A value of the type that the field has; "none" empties a field of EMPTIED and one that is
-  empty.
-  """
-  if text.lower() == "none" and (old is None or name.split(".")[-1] in EMPTIED):
-    return None
-  if isinstance(old, str):
-    return text
-  if isinstance(old, bool):
-    if text.lower() in ("true", "false"):
-      return text.lower() == "true"
-    _wrong(name, text, "true or false", old)
-  if isinstance(old, tuple) and old:  # of one type, by commas
-    return tuple(
-      convert(name, part.strip(), old[0]) for part in text.strip("()").split(",") if part.strip()
-    )
-  value = literal(text)
-  if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if isinstance(old, int) and isinstance(value, float) and value == int(value):
-    return int(value)
-  if old is not None and type(value) is not type(old):
-    _wrong(name, text, named(old), old)
-  return value
-
-
-def literal(text: str) -> Any:
-  """A Python literal, or the text itself."""
-  try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return text
-
-
-def named(value: Any) -> str:
-  """What a user calls the type of a value."""
-  names = {
-    "int": "a whole number",
-    "float": "a number",
-    "str": "a text",
-    "bool": "true or false",
-    "tuple": "a tuple",
-  }
-  kind = type(value).__name__
-  return names.get(kind, kind)
-
-
-def _wrong(name: str, text: str, wanted: str, old: Any) -> None:
-  found = named(literal(text))
-  raise UserError(
-    f"config.{name}={text}: {wanted} is expected, this is {found}; the value before was {old!r}"
-  )
-
-
-def _unknown(parent: str, part: str, known: list[str]) -> None:
-  near = difflib.get_close_matches(part, known, 1)
-  hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
-  raise UserError(f"config.{parent + '.' if parent else ''}{part}: no such field; {hint}")
+  known = {field.path: field for field in fields.walk(settings)}
+  changes: dict[str, Any] = {}
+  for path, text in pairs:
+    field = known.get(path)
+    # A name that is no field gets its message from `replaced`.
+    changes[path] = text if field is None else fields.parsed(path, text, field.kind, field.limits)
+  return fields.replaced(settings, changes) if changes else settings

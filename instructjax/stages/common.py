@@ -31,6 +31,8 @@ from instructjax.models import lora
 from instructjax.runs import origin, writers
 from instructjax.runs.checkpoint import Checkpoints
 from instructjax.runs.loop import fit
+from instructjax.settings.fields import to_dict
+from instructjax.settings.subjects import OptimizerSettings
 from instructjax.stages import trainable
 from instructjax.types import LM, Demonstrations, Params, TrainState
 
@@ -47,7 +49,7 @@ def devices(mesh: Config) -> Iterator[int]:
   Raises UserError where several processes do not use all of their devices: some would wait for
   others that have no part.
   """
-  wanted, found = mesh["data"] * mesh["fsdp"] * mesh["model"], jax.device_count()
+  wanted, found = mesh.data * mesh.fsdp * mesh.model, jax.device_count()
   if jax.process_count() > 1 and wanted != found:
     raise UserError(
       f"config.mesh takes {wanted} of the {found} devices of {jax.process_count()} processes: set "
@@ -57,8 +59,8 @@ def devices(mesh: Config) -> Iterator[int]:
   if wanted == 1:
     yield 1
     return
-  with jax.set_mesh(sharding.make_mesh(**mesh)):
-    yield mesh["data"] * mesh["fsdp"]
+  with jax.set_mesh(sharding.make_mesh(mesh.data, mesh.fsdp, mesh.model)):
+    yield mesh.data * mesh.fsdp
 
 
 def divides(rows: int, parts: int, name: str, by: str) -> None:
@@ -68,13 +70,13 @@ def divides(rows: int, parts: int, name: str, by: str) -> None:
 
 
 def read(config: Config, name: str, kind: str) -> list:
-  """The records of config.data[name], one source.  Raises UserError where the field is empty, and
+  """The records of getattr(config.data, name), one source.  Raises UserError where the field is empty, and
   for every bad record.
   """
   found = corpora.read(config, name, kind)
   if len(found) > 1:
     raise UserError(
-      f"config.data.{name}={config.data[name]}: every record is used here, so weights say nothing; "
+      f"config.data.{name}={getattr(config.data, name)}: every record is used here, so weights say nothing; "
       "give files with commas between"
     )
   return found[0].records
@@ -119,27 +121,25 @@ def demonstration_rows(
   )
 
 
-def schedule(settings: Config, updates: int, held: int = 1) -> optim.Schedule:
-  """The learning rate by its name; `held` counts it in iterations of that many updates."""
-  peak, count = settings.lr, max(updates // held, 1)
+def schedule(settings: OptimizerSettings, updates: int, held: int = 1) -> optim.Schedule:
+  """The learning rate that settings describe, over so many updates.
+
+  `held` is the number of updates during which the rate stays the same: PPO counts iterations.
+  """
+  last = settings.decay or max(updates // held, 1)
+  falling = max(last - settings.warmup, 1)
   match settings.schedule:
     case "cosine":
-      found = optim.cosine(peak, count, final=settings.final)
-    case "constant":
-      found = optim.warmup_constant(
-        peak, settings.warmup, start=settings.start if settings.warmup else 1.0
-      )
+      final = 0.1 if settings.final is None else settings.final
+      rate = optim.cosine(settings.lr, falling, final=final)
     case "linear":
-      found = optim.linear(peak, count)
-    case "warmup_cosine":
-      decay = max(settings.decay or count, settings.warmup + 1)
-      rise = optax.warmup_cosine_decay_schedule(
-        0.0, peak, settings.warmup, decay, settings.final * peak
-      )
-      found = lambda step: jnp.asarray(rise(step), jnp.float32)
-    case other:
-      raise UserError(f"schedule={other!r}: known are cosine, constant, linear, warmup_cosine")
-  return optim.held(found, held) if held > 1 else found
+      rate = optim.linear(settings.lr, falling, final=settings.final or 0.0)
+    case "constant":
+      rate = optim.warmup_constant(settings.lr, 0, start=1.0)
+  if settings.warmup:
+    start = 0.1 if settings.start is None else settings.start
+    rate = optim.warmed_up(rate, settings.lr, settings.warmup, start=start)
+  return optim.held(rate, held) if held > 1 else rate
 
 
 def optimizer(settings: Config, updates: int, held: int = 1) -> optax.GradientTransformation:
@@ -180,7 +180,7 @@ def train(
 
   Batches are made ahead; how long the steps waited for them stands in manifest.json.
   """
-  prints = {"configuration": writers.fingerprint(config.to_dict())} | dict(fingerprints)
+  prints = {"configuration": writers.fingerprint(to_dict(config))} | dict(fingerprints)
   begun = time.perf_counter()
   with prefetch.ahead(corpora.placed(batches), stop=count) as feed:
     state = fit(
@@ -207,7 +207,7 @@ def train(
 def run(config: Config, workdir: Path, sinks: tuple[str, ...], fingerprints: Mapping[str, str]):
   """The run directory; other data under the same names is another run."""
   return writers.open_run(
-    workdir, config.to_dict() | {"fingerprints": fingerprints}, seed=config.seed, sinks=sinks
+    workdir, to_dict(config) | {"fingerprints": fingerprints}, seed=config.seed, sinks=sinks
   )
 
 
@@ -238,8 +238,8 @@ def supervised(
   c = config
   with devices(c.mesh) as parts:
     divides(c.batch, c.micro * parts, "config.batch", "micro-batches x devices")
-    demos = corpora.read(c, "demonstrations", "demonstration") if "demonstrations" in c.data else []
-    texts = corpora.read(c, "text", "text", lazily=c.data.lazy) if "text" in c.data else []
+    demos = corpora.read(c, "demonstrations", "demonstration") if c.stage != "pretrain" else []
+    texts = corpora.read(c, "text", "text", lazily=c.data.lazy) if c.stage != "sft" else []
     held_out = read(c, "valid", "demonstration" if demos else "text") if c.data.valid else []
     base = origin.open_model(c.model.source, c.model, c.seed)
     length = c.data.prompt + c.data.response if demos else c.data.length

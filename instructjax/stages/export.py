@@ -4,6 +4,7 @@ export`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,13 @@ from instructjax.models import lora
 from instructjax.runs import origin
 from instructjax.runs.checkpoint import Checkpoints
 from instructjax.runs.origin import Origin
+from instructjax.settings.subjects import LoadedModelSettings
 from instructjax.stages import trainable
 from instructjax.types import Params
 
 WEIGHTS = ("", "ema", "raw")
 SUPPRESSED = 1000  # ids; generation_config.json names no more of them than this
-PLAIN = {
-  "dtype": "float32",
-  "remat": "none",
-  "unroll": 1,
-  "sequence": False,
-  "attention": "auto",
-  "dropout": 0.0,
-}
+PLAIN = LoadedModelSettings(dtype="float32", remat="none")
 
 
 def export(
@@ -52,7 +47,7 @@ def export(
       f"--out={folder}: this is a file, a run or the model itself; name a folder of its own"
     )
   is_reward = origin.kind_of(source) == "reward"
-  settings = PLAIN | {"tokenizer": tokenizer}
+  settings = dataclasses.replace(PLAIN, tokenizer=tokenizer)
   model = (
     origin.open_reward_model(source, settings)
     if is_reward

@@ -22,6 +22,7 @@ from instructjax.rollout import Sampling
 from instructjax.runs import origin, writers
 from instructjax.runs.loop import progressing
 from instructjax.runs.origin import Origin
+from instructjax.settings.fields import to_dict
 from instructjax.stages import common
 from instructjax.types import Array, Key, Prompts, Rollout
 
@@ -89,7 +90,7 @@ def best_of_n(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> Non
 
 
 def _open(c: Config, field: str, model: Origin) -> tuple[rewards.Reward, ...]:
-  return rewards.open_all(c[field], c.model, model, c.data.prompt + c.sampling.response)
+  return rewards.open_all(getattr(c, field), c.model, model, c.data.prompt + c.sampling.response)
 
 
 def drawn(
@@ -116,7 +117,7 @@ def drawn(
   rows = pipeline.prompts(
     asked, model.tokenizer, prompt=c.data.prompt, name=c.data.prompts, template=template
   )
-  rest = {name: value for name, value in c.sampling.to_dict().items() if name != "temperature"}
+  rest = {name: value for name, value in to_dict(c.sampling).items() if name != "temperature"}
   each = (
     c.n if c.batch % (c.mesh.data * c.mesh.fsdp) == 0 else 1
   )  # responses of a row: prompts must divide over the devices

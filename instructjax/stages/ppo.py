@@ -131,9 +131,9 @@ def drawn_prompts(
 
 
 def _named(c: Config, name: str) -> str:
-  if not c[name]:
+  if not getattr(c, name):
     raise UserError(f"config.{name} is empty; give the directory of a finished run")
-  return c[name]
+  return getattr(c, name)
 
 
 def _judge(c: Config, policy: Origin) -> Origin:
@@ -236,18 +236,25 @@ def ppo_settings(
   """The functions of an iteration by their names in the configuration."""
   missing = {
     "keep": lambda score, ended: score,
-    "replace": partial(returns.replace_missing_eos, value=c.missing_eos.value),
-    "subtract": partial(returns.penalise_missing_eos, penalty=c.missing_eos.value),
+    "replace": partial(
+      returns.replace_missing_eos, value=1.0 if c.missing_eos.value is None else c.missing_eos.value
+    ),
+    "subtract": partial(
+      returns.penalise_missing_eos,
+      penalty=1.0 if c.missing_eos.value is None else c.missing_eos.value,
+    ),
   }
   control = {
     "fixed": returns.fixed_kl,
-    "adaptive": partial(returns.adaptive_kl, target=c.kl.target, horizon=c.kl.horizon),
+    "adaptive": partial(
+      returns.adaptive_kl, target=c.kl.target or 6.0, horizon=c.kl.horizon or 10_000.0
+    ),
   }
   place = {"at_last_token": returns.at_last_token, "after_last_token": returns.after_last_token}
   return ppo.PPO(
     lm=policy.lm,
     tx=tx,
-    cfg=ppo.PPOConfig(**c.ppo.to_dict()),
+    cfg=c.ppo,
     reward_lm=reward_lm,
     sampling=Sampling(
       response=c.sampling.response,

@@ -9,6 +9,7 @@ manifest.json.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -60,7 +61,7 @@ def supervised(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> No
       "nothing to choose from; set it to "
       "the steps between checkpoints"
     )
-  c.best = SCORE
+  c = dataclasses.replace(c, best=SCORE)
   asked = sources.load(c.select.prompts, "prompt")[: c.select.count or None]
   selection = common.Selection(
     partial(scores, c, asked), partial(chosen, c, workdir), common.prints(select=asked)
@@ -86,7 +87,7 @@ def scores(
     asked, base.tokenizer, prompt=c.data.prompt, name=s.prompts, template=template
   )
   judges = rewards.open_all(
-    s.reward, dict(c.model) | {"dropout": 0.0}, base, c.data.prompt + s.response
+    s.reward, dataclasses.replace(c.model, dropout=0.0), base, c.data.prompt + s.response
   )
   cfg = Sampling(s.response, s.temperature, eos=base.tokenizer.eos, banned=base.tokenizer.banned)
   draw = jax.jit(

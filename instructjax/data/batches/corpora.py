@@ -37,10 +37,10 @@ class Part(NamedTuple):
 
 
 def read(config: Config, name: str, kind: str, *, lazily: bool = False) -> list[Part]:
-  """The sources of config.data[name].  Raises UserError where the field is empty, and for every bad
+  """The sources of getattr(config.data, name).  Raises UserError where the field is empty, and for every bad
   record; those of text that is read lazily are found by `texts`.
   """
-  text = config.data[name]
+  text = getattr(config.data, name)
   if not text:
     raise UserError(
       f"config.data.{name} is empty; give a JSONL file of {kind}s, a Parquet file, tfds:NAME or "

@@ -132,7 +132,7 @@ BENCHMARKS = {
 def open_suite(config: Config) -> Suite:
   """The tasks whose data are given.  Raises UserError where none is, and for bad data."""
   c = config.nlp
-  named = {name: one for name, one in BENCHMARKS.items() if c[name]}
+  named = {name: one for name, one in BENCHMARKS.items() if getattr(c, name)}
   if not named:
     raise UserError(
       "the suite nlp has no data: set one of "
@@ -156,7 +156,7 @@ def _tasks(name: str, one: Benchmark, config: Config) -> list[Task]:
   items = limited(prompts.items(one.form, passages), config.limit, config.seed)
   way = _way(one, config)
   zero = "zero-shot" if one.shots else "-"
-  found = [_task(one, zero, items, prompts.opening(one.form, []), c[one.length], way)]
+  found = [_task(one, zero, items, prompts.opening(one.form, []), getattr(c, one.length), way)]
   exemplars = c.shots.get(name, "")
   if exemplars:
     place = f"config.nlp.shots.{name}={exemplars}"
@@ -166,7 +166,7 @@ def _tasks(name: str, one: Benchmark, config: Config) -> list[Task]:
       one.form, [prompts.shown(one.form, each, c.shot_questions) for each in drawn]
     )
     several = f"{one.shots} exemplars of {exemplars}, seed {config.seed}; {way}"
-    found.append(_task(one, "few-shot", items, head, c[one.length], several))
+    found.append(_task(one, "few-shot", items, head, getattr(c, one.length), several))
   return found
 
 

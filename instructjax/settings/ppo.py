@@ -1,0 +1,160 @@
+"""The settings of the PPO stage, with the paper's presets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from instructjax.settings import subjects
+from instructjax.settings.fields import group, replaced, setting, settings
+from instructjax.settings.method import KLSettings, MissingEosSettings, PPOConfig
+from instructjax.settings.subjects import (
+  Dtype,
+  LoadedModelSettings,
+  LoraSettings,
+  MeshSettings,
+  OptimizerSettings,
+)
+from instructjax.settings.supervised import TINY_MODEL, one_part
+
+
+@settings
+class PromptAndTextData:
+  """Prompts that are answered, and pretraining text for the mix."""
+
+  prompts: str = setting("data/prompts.jsonl", "Prompts, or a mixture of files.")
+  text: str = setting(
+    "data/text_train.jsonl", "Documents of the pretraining mix; plain PPO reads none."
+  )
+  spelling: str = subjects.spelling("prompts")
+  fields: str = subjects.fields()
+  template: str = subjects.template()
+  prompt: int = subjects.prompt_tokens()
+  buckets: int = setting(
+    1,
+    "Lengths that prompts are padded to, each half of the next; 1 pads all to `prompt`.",
+    low=1,
+    high=16,
+  )
+  length: int = subjects.tokens(2048, "Tokens of a row of pretraining text.")
+  pack: bool = subjects.pack()
+  lazy: bool = subjects.lazy()
+
+
+@settings
+class RolloutSettings:
+  """How PPO samples its episodes: from the whole distribution, which is the one that is scored."""
+
+  response: int = subjects.tokens(1024, "Tokens of a response.")
+  temperature: float = setting(
+    1.0,
+    "The temperature of samples, log-probabilities and the update alike (paper: 1).",
+    above=0,
+    high=100,
+  )
+  whole: bool = setting(
+    True,
+    "Gathers the weights along fsdp once; false gathers a layer at a time, where they do not fit.",
+  )
+
+
+@settings
+class PPOSettings:
+  """PPO with the pretraining mix, PPO-ptx (Ouyang et al. 2022, section 3.5, Eq. 2, and App. C.4)."""
+
+  stage: Literal["ppo"] = setting("ppo", "The stage that these settings belong to.")
+  seed: int = subjects.seed()
+  rl_init: str = setting("", "The run that left the model to start from; --model is short for it.")
+  reward_model: str = setting(
+    "",
+    "The run that left the reward model, as which the value network starts; empty starts it as rl_init.",
+  )
+  rewards: str = setting(
+    "",
+    "What scores a response: a sum such as runs/reward + 0.5*python:my.py:f; empty is the reward model alone.",
+  )
+  model: LoadedModelSettings = group(LoadedModelSettings())
+  data: PromptAndTextData = group(PromptAndTextData())
+  sampling: RolloutSettings = group(RolloutSettings())
+  iterations: int = setting(500, "Iterations of `batch` episodes (paper: 256,000 episodes).", low=1)
+  batch: int = subjects.batch(512, "Episodes of an iteration.")
+  ptx_ratio: int = setting(8, "Rows of pretraining text an episode (paper: 8).", low=1, high=10_000)
+  kl: KLSettings = group(KLSettings())
+  place: Literal["at_last_token", "after_last_token"] = setting(
+    "at_last_token", "Where the score is paid."
+  )
+  missing_eos: MissingEosSettings = group(MissingEosSettings())
+  ppo: PPOConfig = group(PPOConfig())
+  top: int | None = subjects.top()
+  trunk_dtype: Dtype | None = subjects.trunk_dtype()
+  lora: LoraSettings = group(LoraSettings())
+  frozen_dtype: Dtype = setting(
+    "bfloat16", "The type of the matrices of the reference and the reward model."
+  )
+  policy_optimizer: OptimizerSettings = group(OptimizerSettings())
+  value_optimizer: OptimizerSettings = group(OptimizerSettings())
+  mesh: MeshSettings = group(MeshSettings())
+  best: str = subjects.best("objective/scores for one, which is best where it is highest")
+  checkpoint_every: int = subjects.checkpoint_every(25)
+  keep: int = subjects.keep()
+  log_every: int = subjects.log_every(1)
+
+  def conflicts(self) -> Iterator[tuple[str, str]]:
+    yield from one_part(self.top, self.lora)
+    groups = ("objective/", "response/", "policy/", "loss/", "val/", "grad/", "rollout/")
+    if self.best and not self.best.startswith(groups):
+      yield (
+        "best",
+        "this stage does not measure it; it measures objective/scores, objective/kl, loss/total ...",
+      )
+    if self.batch % self.ppo.minibatches:
+      yield (
+        "batch",
+        f"it does not divide by config.ppo.minibatches={self.ppo.minibatches}; choose a multiple of it",
+      )
+
+  @property
+  def updates(self) -> int:
+    """Optimizer updates of an iteration."""
+    return self.ppo.epochs * self.ppo.minibatches
+
+
+def _ppo(shape: str, policy_lr: float, value_lr: float) -> PPOSettings:
+  """A size of the paper; the policy's learning rate is not printed and lies inside the printed sweep."""
+  changes = {
+    "model.shape": shape,
+    "policy_optimizer.lr": policy_lr,
+    "value_optimizer.lr": value_lr,
+    # The policy warms up over 10 iterations from a tenth of the peak (App. C.4).
+    "policy_optimizer.warmup": 10,
+    "policy_optimizer.start": 0.1,
+  }
+  for name in ("policy_optimizer", "value_optimizer"):
+    changes |= {f"{name}.schedule": "constant", f"{name}.eps": 1e-5}
+  return replaced(PPOSettings(), changes)
+
+
+PPO: Mapping[str, PPOSettings] = {
+  "tiny": replaced(
+    _ppo("tiny", 3e-4, 1e-3),
+    TINY_MODEL
+    | {
+      "data.prompt": 128,
+      "data.length": 64,
+      "sampling.response": 24,
+      "iterations": 10,
+      "batch": 32,
+      "ptx_ratio": 2,
+      "ppo.minibatches": 4,
+      "frozen_dtype": "float32",
+      "policy_optimizer.warmup": 2,
+      "policy_optimizer.clip": 1.0,
+      "value_optimizer.clip": 1.0,
+      "checkpoint_every": 0,
+      "keep": 1,
+    },
+  ),
+  "1.3b": _ppo("1.3B", 5e-6, 9e-6),
+  "6b": _ppo("6B", 5e-6, 9e-6),
+  "175b": _ppo("175B", 2.55e-6, 5e-6),
+}

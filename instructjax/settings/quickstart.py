@@ -1,0 +1,91 @@
+"""The settings of the quickstart, from which the settings of its stages follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from instructjax.settings import subjects
+from instructjax.settings.fields import replaced, setting, settings
+from instructjax.settings.subjects import Dtype
+
+
+@settings
+class QuickstartSettings:
+  """The whole method on sentences whose tone people rated.
+
+  Learning rates are larger than the paper's, as a few hundred updates of a small model need.
+  """
+
+  stage: Literal["quickstart"] = setting("quickstart", "The stage that these settings belong to.")
+  seed: int = subjects.seed()
+  model: str = setting(
+    "", "A folder, a .gguf file or a hub id; empty fetches SmolLM2-135M-Instruct."
+  )
+  top: int | None = setting(
+    6, "Blocks that are trained, from the top; none trains all.", low=1, high=10_000
+  )
+  dtype: Dtype = subjects.dtype()
+  trunk_dtype: Dtype = setting("bfloat16", "The type of the blocks that are not trained.")
+  unroll: int = setting(6, "Layers in a step of the scan.", low=1, high=1000)
+  prompt: int = subjects.tokens(20, "Tokens of a prompt.")
+  response: int = subjects.tokens(20, "Tokens of a response.")
+  text: int = subjects.tokens(16, "Tokens of a row of pretraining text.")
+  demonstrations: int = setting(400, "Demonstrations.", low=1, high=100_000)
+  comparisons: int = setting(
+    240, "Comparisons that the reward model is trained on.", low=2, high=100_000
+  )
+  gold: int = setting(
+    224, "Comparisons of other people that the gold model is trained on.", low=2, high=100_000
+  )
+  test_prompts: int = setting(85, "Test prompts of each of three domains.", low=1, high=100_000)
+  test_comparisons: int = setting(36, "Test comparisons of each domain.", low=1, high=100_000)
+  text_rows: int = setting(1024, "Rows of pretraining text.", low=1, high=1_000_000)
+  text_valid: int = setting(
+    48, "Held-out rows of 64 tokens of pretraining text.", low=1, high=100_000
+  )
+  sft_epochs: int = setting(2, "Epochs of SFT and of rl_init (paper: 16 and 2).", low=1, high=1000)
+  sft_batch: int = setting(16, "Rows of a batch of SFT.", low=1)
+  sft_lr: float = setting(2e-4, "The peak of SFT's learning rate.", above=0, high=1)
+  text_share: float = setting(
+    0.1, "The share of pretraining text in a batch of rl_init.", above=0, below=1
+  )
+  reward_batch: int = setting(2, "Prompts of a batch of the reward models.", low=1)
+  reward_lr: float = setting(1e-3, "The peak of the reward models' learning rate.", above=0, high=1)
+  iterations: int = setting(9, "Iterations of PPO.", low=1, high=100_000)
+  episodes: int = setting(64, "Episodes of an iteration.", low=1)
+  minibatches: int = setting(4, "Minibatches of an iteration.", low=1)
+  temperature: float = setting(0.7, "The temperature of the policy (paper: 1).", above=0, high=100)
+  ppo_lr: float = setting(5e-4, "The learning rate of the policy.", above=0, high=1)
+  value_lr: float = setting(1e-3, "The peak of the value network's learning rate.", above=0, high=1)
+  kl_coef: float = setting(
+    0.05, "The coefficient of the KL penalty (paper: .02).", low=0, high=1000
+  )
+  ptx_coef: float = setting(
+    1.0, "The weight of the pretraining loss (paper: 27.8).", above=0, high=1e6
+  )
+  ptx_ratio: int = setting(8, "Rows of pretraining text an episode (paper: 8).", low=1, high=10_000)
+  ptx_micro: int = setting(2, "Micro-batches of the pretraining loss.", low=1)
+  ema_decay: float = setting(
+    0.8, "The decay of the average of weights, over 36 updates.", low=0, below=1
+  )
+  eos_penalty: float = setting(
+    1.0, "Taken from the score of a response that did not end; not in the paper.", low=0, high=1e6
+  )
+
+
+FULL = QuickstartSettings()
+FAST = replaced(
+  FULL,
+  {
+    "demonstrations": 128,
+    "comparisons": 100,
+    "gold": 100,
+    "test_prompts": 21,
+    "test_comparisons": 16,
+    "text_rows": 256,
+    "text_valid": 24,
+    "iterations": 2,
+  },
+)
+QUICKSTART: Mapping[str, QuickstartSettings] = {"full": FULL, "fast": FAST}

@@ -1,0 +1,148 @@
+"""The settings of sampling and of best-of-n, with their presets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from instructjax.settings import subjects
+from instructjax.settings.fields import group, replaced, setting, settings
+from instructjax.settings.subjects import MeshSettings, ModelSettings
+from instructjax.settings.supervised import TINY_MODEL
+
+RANKED = (2, 9)  # outputs of a prompt that people rank; the paper has 4 to 9
+
+
+def response(default: int) -> Any:
+  return subjects.tokens(default, "Tokens of a response.")
+
+
+def top_k() -> Any:
+  return setting(
+    0, "The likeliest tokens that are sampled from; 0 takes all, as in the paper.", low=0
+  )
+
+
+def top_p() -> Any:
+  return setting(
+    1.0,
+    "The mass of likeliest tokens that is sampled from; 1 takes all, as in the paper.",
+    above=0,
+    high=1,
+  )
+
+
+def whole() -> Any:
+  return setting(
+    True,
+    "Gathers the weights along fsdp once; false gathers a layer at a time, where they do not fit.",
+  )
+
+
+@settings
+class PromptData:
+  """Prompts to answer."""
+
+  prompts: str = setting("data/prompts.jsonl", "The prompts.")
+  spelling: str = subjects.spelling("prompts")
+  fields: str = subjects.fields()
+  template: str = subjects.template()
+  prompt: int = subjects.prompt_tokens()
+  buckets: int = setting(
+    4,
+    "Lengths that prompts are padded to, each half of the next; 1 pads all to `prompt`.",
+    low=1,
+    high=16,
+  )
+
+
+@settings
+class DrawSettings:
+  """How best-of-n samples."""
+
+  response: int = response(1024)
+  temperature: float = setting(1.0, "The temperature; 0 is greedy.", low=0, high=100)
+  top_k: int = top_k()
+  top_p: float = top_p()
+  whole: bool = whole()
+
+
+@settings
+class BestOfNSettings:
+  """The best of n responses under a reward (Stiennon et al. 2020; Nakano et al. 2021)."""
+
+  stage: Literal["bestofn"] = setting("bestofn", "The stage that these settings belong to.")
+  seed: int = subjects.seed()
+  rewards: str = setting("", "What chooses: a reward run, or any sum of rewards (docs/rewards.md).")
+  gold: str = setting("", "A second reward that judges the choice; empty has none.")
+  model: ModelSettings = group(ModelSettings(remat="none"))
+  data: PromptData = group(PromptData())
+  prompts: int = setting(512, "The first prompts of the file; 0 takes all.", low=0)
+  n: int = setting(64, "Responses of a prompt.", low=1, high=100_000)
+  batch: int = subjects.batch(8, "Prompts that are sampled together.")
+  sampling: DrawSettings = group(DrawSettings())
+  mesh: MeshSettings = group(MeshSettings())
+
+
+@settings
+class SeveralDrawSettings:
+  """How samples are drawn, at one temperature or at several."""
+
+  response: int = response(1024)
+  temperature: tuple[float, ...] = setting(
+    (1.0,), "Temperatures, several by commas: 0.7,1.", low=0, high=100
+  )
+  top_k: int = top_k()
+  top_p: float = top_p()
+  whole: bool = whole()
+
+  def conflicts(self) -> Iterator[tuple[str, str]]:
+    if not self.temperature or len(set(self.temperature)) < len(self.temperature):
+      yield "temperature", "give different numbers, such as 0.7,1"
+
+
+@settings
+class SampleSettings:
+  """Responses of one or several models (Ouyang et al. 2022, section 3.5 and App. F)."""
+
+  stage: Literal["sample"] = setting("sample", "The stage that these settings belong to.")
+  seed: int = subjects.seed()
+  prompt: str = setting("", "One prompt, instead of a file of them.")
+  rewards: str = setting(
+    "", "Scores for samples.jsonl: runs/reward, python:my.py:f ... (docs/rewards.md)."
+  )
+  model: ModelSettings = group(ModelSettings(remat="none"))
+  data: PromptData = group(PromptData())
+  prompts: int = setting(8, "The first prompts of the file; 0 takes all.", low=0)
+  n: int = setting(1, "Responses of each model at each temperature.", low=1, high=100_000)
+  k: int = setting(
+    0, "Different responses of all that are kept for people to rank; 0 keeps all.", low=0
+  )
+  batch: int = subjects.batch(8, "Prompts that are sampled together.")
+  sampling: SeveralDrawSettings = group(SeveralDrawSettings())
+  mesh: MeshSettings = group(MeshSettings())
+
+  def conflicts(self) -> Iterator[tuple[str, str]]:
+    least, most = RANKED
+    if self.k and not least <= self.k <= most:
+      yield (
+        "k",
+        f"people rank {least} to {most} outputs of a prompt; choose k among them, or 0 keeps all",
+      )
+
+
+TINY_DRAWS = TINY_MODEL | {"data.prompt": 128}
+TINY_BESTOFN = {"prompts": 32, "n": 8, "batch": 4, "sampling.response": 24}
+# The size is that of the model: the presets of the paper's sizes are one.
+BESTOFN: Mapping[str, BestOfNSettings] = {
+  "tiny": replaced(BestOfNSettings(), TINY_DRAWS | TINY_BESTOFN),
+  "1.3b": BestOfNSettings(),
+  "6b": BestOfNSettings(),
+  "175b": BestOfNSettings(),
+}
+SAMPLE: Mapping[str, SampleSettings] = {
+  "tiny": replaced(SampleSettings(), TINY_DRAWS | {"sampling.response": 48}),
+  "1.3b": SampleSettings(),
+  "6b": SampleSettings(),
+  "175b": SampleSettings(),
+}

@@ -1,0 +1,275 @@
+"""The subjects that several stages have settings for: models, adapters, optimizers, meshes, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from instructjax.settings.fields import setting, settings
+
+Dtype = Literal["float32", "bfloat16"]
+Remat = Literal["none", "blocks", "dots"]
+Attention = Literal["auto", "xla", "splash", "cudnn"]
+
+
+# --- fields that many classes have: each call makes one, whose type stands in the class ---
+
+
+def seed() -> Any:
+  return setting(0, "Every random number of a run follows from it.", low=0, high=2**32 - 1)
+
+
+def batch(default: int, sentence: str) -> Any:
+  return setting(default, sentence, low=1)
+
+
+def micro() -> Any:
+  return setting(1, "Micro-batches of a step, whose gradients are added up.", low=1)
+
+
+def tokens(default: int, sentence: str) -> Any:
+  return setting(default, sentence, low=1, high=1_000_000)
+
+
+def dtype() -> Any:
+  return setting("bfloat16", "The type of matrix products; parameters and sums are float32.")
+
+
+def remat(default: Remat) -> Any:
+  return setting(
+    default, "What the backward pass computes again: nothing, whole blocks, or all but products."
+  )
+
+
+def unroll() -> Any:
+  sentence = "Layers in a step of the scan; on a CPU more compile longer and run faster."
+  return setting(1, sentence, low=1, high=1000)
+
+
+def sequence() -> Any:
+  sentence = "Splits what is kept between blocks along the sequence too, over mesh.model."
+  return setting(False, sentence)
+
+
+def attention() -> Any:
+  sentence = "The attention of whole rows: auto takes a kernel of the platform where there is one."
+  return setting("auto", sentence)
+
+
+def dropout(default: float = 0.0) -> Any:
+  sentence = "Residual dropout: after attention and after the MLP."
+  return setting(default, sentence, low=0, below=1)
+
+
+def tokenizer() -> Any:
+  sentence = (
+    'A tokenizer.json, a SentencePiece .model, or "bytes"; empty is the own one of the model.'
+  )
+  return setting("", sentence)
+
+
+def spelling(kind: str) -> Any:
+  sentence = f"The spelling of the {kind}; native is ours (docs/data.md)."
+  return setting("native", sentence)
+
+
+def fields() -> Any:
+  sentence = 'Ours=theirs of another spelling: "prompt=question,completion=answers.text.0".'
+  return setting("", sentence)
+
+
+def template() -> Any:
+  sentence = "The chat template: empty is plain text, chat the tokenizer's own, or a .jinja file."
+  return setting("", sentence)
+
+
+def separator() -> Any:
+  return setting(" ", "The text between a prompt and its completion.")
+
+
+def pack() -> Any:
+  return setting(
+    False, "Puts several texts in a row, each by itself; `batch` then counts packed rows."
+  )
+
+
+def lazy() -> Any:
+  return setting(
+    False, "Reads and tokenises text when it is needed: for a corpus larger than the memory."
+  )
+
+
+def prompt_tokens() -> Any:
+  return tokens(1024, "Tokens of a prompt; a longer prompt is an error.")
+
+
+def response_tokens() -> Any:
+  return tokens(1024, "Tokens of a completion; a longer one is cut.")
+
+
+def stems() -> Any:
+  sentence = "Computes the untrained blocks once a row and keeps what they give (with config.top)."
+  return setting(False, sentence)
+
+
+def top() -> Any:
+  sentence = "Trains only this many blocks from the top; none trains everything."
+  return setting(None, sentence, low=1, high=10_000)
+
+
+def trunk_dtype() -> Any:
+  sentence = "The type of the weights that are not trained, under `top` or LoRA; none leaves them as they are."
+  return setting("bfloat16", sentence)
+
+
+def best(metrics: str) -> Any:
+  sentence = (
+    f"A metric ({metrics}) whose best checkpoint is kept besides the last `keep`; empty keeps none."
+  )
+  return setting("", sentence)
+
+
+def checkpoint_every(default: int) -> Any:
+  return setting(default, "Steps between checkpoints; 0 makes one at the end alone.", low=0)
+
+
+def keep() -> Any:
+  return setting(2, "Checkpoints that are kept, the last ones.", low=1, high=10_000)
+
+
+def log_every(default: int) -> Any:
+  return setting(
+    default, "Steps between lines of metrics.jsonl; the last step is always written.", low=1
+  )
+
+
+def evaluate_every(default: int) -> Any:
+  return setting(
+    default, "Steps between evaluations on held-out data; 0 evaluates at the end alone.", low=0
+  )
+
+
+# --- classes ---
+
+Shape = Literal[
+  "tiny",
+  "gpt-5m",
+  "gpt2-124M",
+  "gpt2-355M",
+  "gpt2-774M",
+  "gpt2-1.5B",
+  "125M",
+  "350M",
+  "760M",
+  "1.3B",
+  "2.7B",
+  "6B",
+  "6.7B",
+  "13B",
+  "175B",
+]
+
+
+@settings
+class ModelSettings:
+  """The model that a stage starts from, and how it is computed."""
+
+  source: str = setting(
+    "",
+    "A run, a model folder, a .gguf file, a hub id or file.py:function; empty is random weights.",
+  )
+  shape: Shape = setting("tiny", "The shape of random weights, where there is no source.")
+  tokenizer: str = tokenizer()
+  dtype: Dtype = dtype()
+  remat: Remat = remat("blocks")
+  unroll: int = unroll()
+  sequence: bool = sequence()
+  attention: Attention = attention()
+  dropout: float = dropout()
+
+
+@settings
+class LoadedModelSettings:
+  """How a model is computed whose source is named elsewhere: PPO's `rl_init`, the models of an evaluation."""
+
+  shape: Shape = setting(
+    "tiny", "The shape of random weights, or the one that is planned, where there is no source."
+  )
+  tokenizer: str = tokenizer()
+  dtype: Dtype = dtype()
+  remat: Remat = remat("blocks")
+  unroll: int = unroll()
+  sequence: bool = sequence()
+  attention: Attention = attention()
+  dropout: float = dropout()
+
+
+AnyModelSettings = ModelSettings | LoadedModelSettings
+
+
+@settings
+class LoraSettings:
+  """An adapter that is trained in the place of the weights (Hu et al. 2021)."""
+
+  rank: int = setting(
+    0, "The rank of the adapter; 0 trains the weights themselves.", low=0, high=10_000
+  )
+  alpha: float = setting(16.0, "The adapter counts alpha / rank.", above=0, high=1e6)
+  targets: str = setting(
+    "all", 'The products that have an adapter, such as "q,v"; all: q, k, v, o and the MLP.'
+  )
+
+
+@settings
+class MeshSettings:
+  """The mesh of devices; the product of the three is the number of devices."""
+
+  data: int = setting(
+    1, "Devices that split the batch and hold whole weights.", low=1, high=1_000_000
+  )
+  fsdp: int = setting(
+    1, "Devices that split the batch and the stored weights.", low=1, high=1_000_000
+  )
+  model: int = setting(
+    1, "Devices that split heads, hidden units and the vocabulary.", low=1, high=1_000_000
+  )
+
+
+@settings
+class OptimizerSettings:
+  """AdamW and its learning rate (Ouyang et al. 2022, App. C)."""
+
+  lr: float = setting(1e-5, "The peak of the learning rate.", above=0, high=1)
+  schedule: Literal["cosine", "constant", "linear"] = setting(
+    "cosine", "What the learning rate does after the warm-up."
+  )
+  warmup: int = setting(
+    0, "Updates over which the rate rises (in PPO: iterations); 0 has no warm-up.", low=0
+  )
+  start: float | None = setting(
+    None, "The share of lr at which the warm-up begins; none is .1 (App. C.4).", low=0, high=1
+  )
+  final: float | None = setting(
+    None, "The share of lr at the end; none is .1 for cosine and 0 for linear.", low=0, high=1
+  )
+  decay: int = setting(0, "The update at which the rate reaches its end; 0 is the last one.", low=0)
+  b1: float = setting(0.9, "Adam's decay of the mean gradient.", low=0, below=1)
+  b2: float = setting(0.95, "Adam's decay of the mean squared gradient.", low=0, below=1)
+  eps: float = setting(1e-8, "Adam's epsilon.", above=0, high=1)
+  eps_mode: Literal["optax", "tf"] = setting(
+    "optax", "Where epsilon is added: as optax or as TensorFlow 1 does it."
+  )
+  weight_decay: float = setting(0.0, "Decoupled weight decay of matrices.", low=0, high=1)
+  clip: float | None = setting(
+    None, "The bound of the global gradient norm; none clips nothing.", above=0, high=1e6
+  )
+
+  def conflicts(self) -> Iterator[tuple[str, str]]:
+    if self.schedule == "constant" and self.final is not None:
+      yield "final", "a constant rate has no end; leave it none, or choose another schedule"
+    if self.schedule == "constant" and self.decay:
+      yield "decay", "a constant rate has no end; leave it 0, or choose another schedule"
+    if self.start is not None and not self.warmup:
+      yield "start", "there is no warm-up that begins there; set warmup too"
+    if self.decay and self.decay <= self.warmup:
+      yield "decay", f"the rate would end before its warm-up of {self.warmup} updates; raise it"
