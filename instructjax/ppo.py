@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ import optax
 from instructjax import likelihood, losses, optim, returns, reward, sharding, steps
 from instructjax.models import heads
 from instructjax.rollout import Sampling, sample
+from instructjax.settings.method import PPOConfig
 from instructjax.types import (
   LM,
   Array,
@@ -39,30 +39,6 @@ from instructjax.types import (
   Rollout,
   TrainState,
 )
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-  """Settings of an iteration.  Printed in the paper: epochs, minibatches (512 / 64), kl_coef, clip,
-  ema_decay, ptx_coef and the 8 pretraining examples an episode; the rest follows Ziegler et al.
-  2019 and Stiennon et al. 2020.
-  """
-
-  epochs: int = 1
-  minibatches: int = 8
-  clip: float = 0.2
-  value_clip: float | None = 0.2
-  value_coef: float = 0.1
-  discount: float = 1.0
-  lam: float = 0.95
-  whiten_advantage: bool = True  # per minibatch
-  whiten_reward: bool = False
-  # Gamma, relative to token means of both losses; 0 is plain PPO and compiles the branch away
-  ptx_coef: float = 27.8
-  ema_decay: float | None = 0.992
-  ema_every: str = "minibatch"  # or "iteration"
-  micro: int = 1  # micro-batches of the PPO loss in a minibatch
-  ptx_micro: int = 1  # micro-batches of the pretraining loss in a minibatch
 
 
 class PPO(NamedTuple):

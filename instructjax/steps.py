@@ -23,7 +23,7 @@ from instructjax.types import Array, Float, Key, Params, PyTree, TrainState
 Loss = Callable[[Params, Any, Key[Array, ""] | None], tuple[Float[Array, ""], PyTree]]
 
 
-def init_state(
+def new_state(
   key: Key[Array, ""],
   params: Params,
   tx: optax.GradientTransformation,
@@ -31,8 +31,8 @@ def init_state(
   ema: Params | None = None,
   kl_coef: float | None = None,
 ) -> TrainState:
-  """A state at step 0.  `ema` holds the weights to average, or None for no average."""
-  state = TrainState(
+  """A state at step 0, on arrays or on shapes. `ema` holds the weights to average, if any."""
+  return TrainState(
     step=jnp.int32(0),
     iteration=jnp.int32(0),
     key=key,
@@ -41,9 +41,26 @@ def init_state(
     ema=jax.tree.map(jnp.copy, ema),
     kl_coef=None if kl_coef is None else jnp.float32(kl_coef),
   )
-  # Committed to their devices, as the outputs of a step are: the second step finds the first one's
-  # compilation.
+
+
+def commit(state: TrainState) -> TrainState:
+  """The same state committed to its devices, as the outputs of a step are.
+
+  The second step then finds the compilation of the first.
+  """
   return jax.tree.map(lambda x: jax.device_put(x, x.sharding), state)
+
+
+def init_state(
+  key: Key[Array, ""],
+  params: Params,
+  tx: optax.GradientTransformation,
+  *,
+  ema: Params | None = None,
+  kl_coef: float | None = None,
+) -> TrainState:
+  """A state at step 0, committed to its devices: `commit` of `new_state`."""
+  return commit(new_state(key, params, tx, ema=ema, kl_coef=kl_coef))
 
 
 def split(batch: PyTree, n: int) -> PyTree:

@@ -24,7 +24,7 @@ from instructjax.evals import subject
 from instructjax.evals.tasks import Generate
 from instructjax.intervals import Estimate
 from instructjax.runs import writers
-from instructjax.stages import common
+from instructjax.stages import running
 
 # Ml_collections.ConfigDict: configs/eval.py, of which model, template, preference and seed count
 Config = Any
@@ -82,7 +82,7 @@ def prefix(
   candidates = {file: subject.prefix_of(file) for file in files}
   asked = [record.prompt for record in sources.load(prompts, "prompt")[: config.limit or None]]
   c = config.preference
-  with common.devices(config.mesh) as parts:
+  with running.devices(config.mesh) as parts:
     judges = rewards.open_all(reward, config.model)
     policy = subject.open_subject(model, config, parts)
 

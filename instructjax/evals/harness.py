@@ -29,7 +29,7 @@ from instructjax.evals.tasks import Answer, Completion, Generate, Likelihood, Lo
 from instructjax.runs import writers
 from instructjax.runs.loop import progressing
 from instructjax.settings.fields import to_dict
-from instructjax.stages import common
+from instructjax.stages import running
 
 Config = Any  # ml_collections.ConfigDict
 TOKENS = 256  # of an answer, where a task does not say
@@ -60,7 +60,7 @@ def main(
       )
   limits: dict[str, Limits] = {}
   with (
-    common.devices(config.mesh) as parts,
+    running.devices(config.mesh) as parts,
     writers.open_run(workdir, to_dict(config), seed=config.seed),
   ):
     model = subjects.open_subject(source, config, parts)

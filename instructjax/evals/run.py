@@ -27,7 +27,7 @@ from instructjax.evals.tasks import Draw, Item, Logp, Said, Scores, Suite, Task,
 from instructjax.runs import provenance, writers
 from instructjax.runs.loop import progressing
 from instructjax.settings.fields import to_dict
-from instructjax.stages import common
+from instructjax.stages import running
 
 Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
 Open = Callable[[Config], Suite]
@@ -45,7 +45,7 @@ def main(
   """
   c = config
   with contextlib.ExitStack() as stack:
-    parts = stack.enter_context(common.devices(c.mesh))
+    parts = stack.enter_context(running.devices(c.mesh))
     opened = [
       suite(c) for suite in suites.values()
     ]  # a judge of ours lies on the devices of the mesh

@@ -4,50 +4,56 @@ fits first.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from instructjax.errors import UserError
 from instructjax.plan import aot, chips, estimate, programs
 from instructjax.plan.chips import Pod
+from instructjax.settings import PPOSettings, replaced
 
-Config = Any
 Build = Callable[..., list[programs.Program]]  # (config, mesh=...)
 MOST = 64  # micro-batches
 
 
-def with_micro(config: Config, n: int, mesh: Mapping[str, int]) -> tuple[Config, str]:
-  """The configuration with n micro-batches, and the flags that say so; PPO's own rows may be too
-  few for n.
+def with_micro(
+  config: programs.Settings, count: int, mesh: Mapping[str, int]
+) -> tuple[programs.Settings, str]:
+  """(the settings with so many micro-batches, the options that say so).
+
+  PPO's own rows may be too few for `count`.
   """
-  changed = copy.deepcopy(config)
-  if config.stage == "ppo":
-    rows = config.batch // config.ppo.minibatches // (mesh["data"] * mesh["fsdp"])
-    changed.ppo.micro, changed.ppo.ptx_micro = min(n, rows), n
-    return changed, f"--config.ppo.micro={changed.ppo.micro} --config.ppo.ptx_micro={n}"
-  changed.micro = n
-  return changed, f"--config.micro={n}"
+  changes = {"micro": count}
+  if isinstance(config, PPOSettings):
+    episodes = config.batch // config.ppo.minibatches
+    rows = max(episodes // (mesh["data"] * mesh["fsdp"]), 1)
+    changes = {"ppo.micro": min(count, rows), "ppo.ptx_micro": count}
+  options = " ".join(f"--config.{name}={value}" for name, value in changes.items())
+  return replaced(config, changes), options
 
 
-def possible(config: Config, where: Pod, shape: str, judge: str) -> Iterator[dict[str, int]]:
+def possible(
+  config: programs.Settings, where: Pod, shape: str, judge: str
+) -> Iterator[dict[str, int]]:
   """Meshes over all devices that divide the batch, the heads and the widths."""
   for mesh in chips.meshes(where):
     try:
       with aot.on(where, mesh, False):
-        programs.allow(config, shape, judge, mesh)
+        programs.check(config, shape, judge)
     except UserError:
       continue
     yield mesh
 
 
-def tried(config: Config, where: Pod, mesh: Mapping[str, int], build: Build) -> dict[str, Any]:
+def tried(
+  config: programs.Settings, where: Pod, mesh: Mapping[str, int], build: Build
+) -> dict[str, Any]:
   """One mesh with as few micro-batches as fit: its seconds a step of the run, and its largest
   program.
   """
   n, peak, total, fits = 1, 0.0, 0.0, False
   with aot.on(where, mesh, False):
-    made = build(config, mesh=dict(mesh))
+    made = build(config)
     peak = float(max(sum(estimate.shares(program).values()) for program in made))
     room = peak <= where.chip.memory
     while room:  # the programs that train, until they fit
@@ -55,7 +61,7 @@ def tried(config: Config, where: Pod, mesh: Mapping[str, int], build: Build) -> 
       if fits or n >= MOST:
         break
       try:
-        made = build(with_micro(config, 2 * n, mesh)[0], mesh=dict(mesh))
+        made = build(with_micro(config, 2 * n, mesh)[0])
       except UserError:
         break
       n *= 2
@@ -93,7 +99,7 @@ def _sum(
 
 
 def search(
-  config: Config,
+  config: programs.Settings,
   where: Pod,
   meshes: Sequence[dict[str, int]],
   build: Build,

@@ -39,6 +39,7 @@ class PromptAndTextData:
   length: int = subjects.tokens(2048, "Tokens of a row of pretraining text.")
   pack: bool = subjects.pack()
   lazy: bool = subjects.lazy()
+  stems: bool = subjects.stems()
 
 
 @settings

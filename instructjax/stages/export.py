@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,30 +32,24 @@ PLAIN = LoadedModelSettings(dtype="float32", remat="none")
 def export(
   source: str, folder: str | Path, *, weights: str = "", dtype: str = "float32", tokenizer: str = ""
 ) -> Path:
-  """Writes the model of a source (a run, a folder, a .gguf file, a hub id) and its tokenizer; an
-  adapter is merged.
+  """Writes the model of a source (a run, a folder, a .gguf file, a hub id) and its tokenizer; an adapter is merged.
 
-  `weights` chooses between the average ("ema") and the last weights ("raw") of a PPO run; "" is
-  what the next stage would get: the average where there is one.  A reward model becomes a
-  sequence classifier with one label. Raises UserError for an unfinished run, weights that it
-  does not have, a Python model, and a folder that is in use.
+  `weights` chooses between the average ("ema") and the last weights ("raw") of a PPO run; "" is what the
+  next stage would get: the average where there is one. A reward model becomes a sequence classifier with
+  one label.
+
+  Raises UserError for an unfinished run, weights that it does not have, a Python model, and a folder that
+  is in use.
   """
   folder = Path(folder)
-  if folder.exists() and (
-    not folder.is_dir() or origin.is_run(str(folder)) or folder.resolve() == Path(source).resolve()
-  ):
-    raise UserError(
-      f"--out={folder}: this is a file, a run or the model itself; name a folder of its own"
-    )
-  is_reward = origin.kind_of(source) == "reward"
+  check_free(folder, source)
   settings = dataclasses.replace(PLAIN, tokenizer=tokenizer)
-  model = (
-    origin.open_reward_model(source, settings)
-    if is_reward
-    else origin.open_model(source, settings, 0)
-  )
+  if origin.kind_of(source) == "reward":
+    model = origin.open_reward_model(source, settings)
+  else:
+    model = origin.open_model(source, settings, 0)
   config = origin.model_config(source, model.about)
-  params = lora.merge(chosen(source, model, weights))
+  params = lora.merge(choose_weights(source, model, weights))
   special = special_ids(model.tokenizer)
   if model.head is None:
     models.save(folder, config, params, dtype=dtype, extra=special)
@@ -64,54 +59,76 @@ def export(
       folder, config, params, model.head, pad_token_id=pad, dtype=dtype, extra=special
     )
   if jax.process_index() == 0:
-    carry.write(model.about["tokenizer"], model.tokenizer, folder, context=config.context)
-    if model.about.get("template"):  # the one that it was trained with
-      (folder / chat.JINJA).write_text(model.about["template"]["text"], "utf-8")
-    if model.head is None:
-      generation = generation_config(model.tokenizer, special)
-      (folder / "generation_config.json").write_text(
-        json.dumps(generation, indent=2) + "\n", "utf-8"
-      )
+    write_tokenizer(folder, model, special, config.context)
   return folder
 
 
-def chosen(source: str, model: Origin, weights: str) -> Params:
-  """The parameters that `weights` asks for.  Raises UserError where the run has no such ones."""
+def check_free(folder: Path, source: str) -> None:
+  """Raises UserError where the folder is a file, a run, or the model itself."""
+  if not folder.exists():
+    return
+  is_source = folder.resolve() == Path(source).resolve()
+  if not folder.is_dir() or origin.is_run(str(folder)) or is_source:
+    raise UserError(
+      f"--out={folder}: this is a file, a run or the model itself; name a folder of its own"
+    )
+
+
+def write_tokenizer(folder: Path, model: Origin, special: dict[str, Any], context: int) -> None:
+  """Writes the tokenizer, the chat template that the model was trained with, and how to sample."""
+  carry.write(model.about["tokenizer"], model.tokenizer, folder, context=context)
+  template = model.about.get("template")
+  if template:
+    (folder / chat.JINJA).write_text(template["text"], "utf-8")
+  if model.head is None:
+    generation = json.dumps(generation_config(model.tokenizer, special), indent=2)
+    (folder / "generation_config.json").write_text(generation + "\n", "utf-8")
+
+
+def choose_weights(source: str, model: Origin, weights: str) -> Params:
+  """The parameters that `weights` asks for.  Raises UserError where the run does not have them."""
   if weights not in WEIGHTS:
     raise UserError(f"--weights={weights}: choose ema or raw")
   last = Checkpoints(Path(source) / "checkpoints" / "ppo")
   leaves = last.leaves() if last.latest() is not None else {}
-  averaged = any(name.startswith("ema/policy/") for name in leaves)
-  if weights == "ema" and not averaged:
+  has_average = any(name.startswith("ema/policy/") for name in leaves)
+  if weights == "ema" and not has_average:
     raise UserError(
       f"{source}: holds no average; leave --weights away, or train PPO with config.ppo.ema_decay"
     )
-  if weights != "raw" or not averaged:
+  if weights != "raw" or not has_average:
     return model.params
+  return last_weights(model, last, leaves)
+
+
+def last_weights(model: Origin, last: Checkpoints, leaves: Mapping[str, Any]) -> Params:
+  """The last weights of a PPO run, whatever part of the model it trained."""
   table: dict[str, Any] = origin.abstract(model.lm.table)
-  raw = "params/policy"
+  name = "params/policy"
   if "adapter" in model.about:
-    return model.params | last.part(
-      raw, {"adapter": origin.abstract(lora.table(model.lm.table, model.about["adapter"]))}
-    )
-  if f"{raw}/embed/tokens" in leaves:
-    return last.part(raw, table)
-  depth = leaves[f"{raw}/blocks/q/w"][0]  # only the top blocks were trained
-  top = lambda leaf: jax.ShapeDtypeStruct(
-    (depth, *leaf.shape[1:]), leaf.dtype, sharding=leaf.sharding
-  )
-  trained = {name: part for name, part in table.items() if name != "embed"}
-  return trainable.joined(
-    model.params, last.part(raw, trained | {"blocks": jax.tree.map(top, table["blocks"])})
-  )
+    adapter = origin.abstract(lora.table(model.lm.table, model.about["adapter"]))
+    return model.params | last.part(name, {"adapter": adapter})
+  if f"{name}/embed/tokens" in leaves:
+    return last.part(name, table)
+  # Only the top blocks were trained: the checkpoint holds fewer blocks than the model has.
+  depth = leaves[f"{name}/blocks/q/w"][0]
+
+  def top_blocks(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((depth, *leaf.shape[1:]), leaf.dtype, sharding=leaf.sharding)
+
+  like = {part: tree for part, tree in table.items() if part != "embed"}
+  like["blocks"] = jax.tree.map(top_blocks, table["blocks"])
+  return trainable.joined(model.params, last.part(name, like))
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-  """eos, bos and pad for config.json.  Every text ends with an eos, so any other id may fill up a
-  row.
+  """The ids of eos, bos and pad for config.json.
+
+  Every text ends with an eos, so any other id may fill up a row.
   """
   eos = list(tokenizer.eos)
-  pad = next(i for i in (*tokenizer.banned, *range(len(eos) + 1)) if i not in eos)
+  candidates = (*tokenizer.banned, *range(len(eos) + 1))
+  pad = next(token for token in candidates if token not in eos)
   return {
     "eos_token_id": eos if len(eos) > 1 else eos[0],
     "bos_token_id": tokenizer.bos[0] if tokenizer.bos else None,
@@ -121,7 +138,7 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def generation_config(tokenizer: Tokenizer, special: dict[str, Any]) -> dict[str, Any]:
   """Plain sampling at temperature 1 from the ids that our sampler draws, ended by the same ids."""
-  never = (
-    {"suppress_tokens": list(tokenizer.banned)} if 0 < len(tokenizer.banned) <= SUPPRESSED else {}
-  )
-  return {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **special, **never}
+  config = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **special}
+  if 0 < len(tokenizer.banned) <= SUPPRESSED:
+    config["suppress_tokens"] = list(tokenizer.banned)
+  return config

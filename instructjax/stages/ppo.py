@@ -1,10 +1,7 @@
-"""The PPO stage from a configuration: `rl_init`, a reward model or other rewards, prompts and
-pretraining text.
-"""
+"""The PPO stage: from `rl_init`, against a reward model or other rewards, with pretraining text."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,162 +11,360 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from instructjax import optim, ppo, returns, rewards, sharding, steps
-from instructjax.data.batches import buckets, corpora, pipeline
-from instructjax.data.batches.mixture import Mixture
+from instructjax.data.batches import buckets, corpora, packing, pipeline
+from instructjax.data.batches.mixture import Mixture, Rows
 from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
-from instructjax.errors import UserError
-from instructjax.models import freeze, transformer
+from instructjax.errors import UserError, naming
+from instructjax.models import freeze
 from instructjax.rollout import Sampling
 from instructjax.runs import origin, writers
 from instructjax.runs.origin import Origin
-from instructjax.stages import common, trainable
+from instructjax.settings.method import KLSettings, MissingEosSettings
+from instructjax.settings.ppo import PPOSettings
+from instructjax.stages import running, stems, trainable
+from instructjax.stages.wiring import (
+  Part,
+  Stage,
+  batch_shards,
+  demonstrations_of,
+  optimizer,
+  require_multiple,
+  rows_of,
+  whole_on_each_device,
+)
 from instructjax.types import (
   LM,
   Array,
   Demonstrations,
+  Experience,
   Float,
   Frozen,
-  Metrics,
+  Params,
   Prompts,
   Rollout,
   TrainState,
 )
 
-Config = Any  # ml_collections.ConfigDict: its fields are those of configs/ppo.py
+
+def row_length(settings: PPOSettings) -> int:
+  """Tokens of an episode: a prompt and its response."""
+  return settings.data.prompt + settings.sampling.response
 
 
-def reinforce(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
-  """PPO-ptx (PPO where ptx_coef is 0).
+def check_batch(settings: PPOSettings, shards: int) -> None:
+  """Raises UserError where episodes or text do not divide into micro-batches over the devices."""
+  ppo_settings = settings.ppo
+  episodes = settings.batch // ppo_settings.minibatches
+  require_multiple(
+    episodes,
+    ppo_settings.micro * shards,
+    f"config.batch={settings.batch}: a minibatch",
+    "config.ppo.micro x devices",
+  )
+  if ppo_settings.ptx_coef:
+    rows = settings.ptx_ratio * episodes
+    require_multiple(
+      rows,
+      ppo_settings.ptx_micro * shards,
+      f"config.batch={settings.batch}: a minibatch of text",
+      "config.ppo.ptx_micro x devices",
+    )
 
-  Against the reward model alone a whole iteration is one compiled function; with
-  `config.rewards` it is two, with the rewards between them.
+
+def experiment_of(settings: PPOSettings, policy: LM, reward_lm: LM, sampling: Sampling) -> ppo.PPO:
+  """The functions and settings of an iteration."""
+  updates = settings.updates
+  count = settings.iterations * updates
+  tx = optim.by_subtree(
+    policy=optimizer(settings.policy_optimizer, count, updates),
+    value=optimizer(settings.value_optimizer, count, updates),
+  )
+  return ppo.PPO(
+    lm=policy,
+    tx=tx,
+    sampling=sampling,
+    cfg=settings.ppo,
+    reward_lm=reward_lm,
+    place=PLACES[settings.place],
+    missing_eos=missing_eos(settings.missing_eos),
+    kl_control=kl_control(settings.kl),
+  )
+
+
+def wire(
+  settings: PPOSettings,
+  experiment: ppo.PPO,
+  *,
+  shares_trunk: bool,
+  adapters_go_on: tuple[bool, bool] = (False, False),
+) -> Stage:
+  """The stage on a policy and a reward model: `ppo.iteration`.
+
+  `shares_trunk` says that both have the same untrained trunk, which is then held once. With
+  `config.rewards` the reward model is no part of what is frozen: the scores come from outside.
+
+  Raises UserError where batches do not divide over the mesh, or rows are longer than a context.
   """
-  c, updates = config, config.ppo.epochs * config.ppo.minibatches
-  with common.devices(c.mesh) as parts:
-    common.divides(c.batch, c.ppo.minibatches, "config.batch", "config.ppo.minibatches")
-    common.divides(
-      c.batch // c.ppo.minibatches, c.ppo.micro * parts, "a minibatch", "config.ppo.micro x devices"
+  check_batch(settings, batch_shards())
+  policy, reward_lm = experiment.lm, experiment.reward_lm or experiment.lm
+  for lm in (policy, reward_lm):
+    origin.fits(lm, row_length(settings), "config.data.prompt + config.sampling.response")
+  from_outside = bool(settings.rewards.strip())
+
+  def init(
+    key: Any, policy_params: Params, judge_params: Params, judge_head: Params
+  ) -> tuple[TrainState, Frozen]:
+    """With LoRA the trunk is the whole base: the reference is that with the adapter off, or `rl_init`'s."""
+    keys = jax.random.split(jax.random.fold_in(key, 2))
+    mine = trainable.split(
+      policy, policy_params, keys[0], settings, adapter_goes_on=adapters_go_on[0]
     )
-    if c.ppo.ptx_coef:
-      text_rows = c.ptx_ratio * c.batch // c.ppo.minibatches
-      common.divides(
-        text_rows, c.ppo.ptx_micro * parts, "a minibatch of text", "config.ppo.ptx_micro x devices"
-      )
-    said = corpora.read(c, "prompts", "prompt")
-    texts = corpora.read(c, "text", "text", lazily=c.data.lazy) if c.ppo.ptx_coef else []
-    policy = origin.open_model(_named(c, "rl_init"), c.model, c.seed)
-    policy, template = common.templated(c, policy)
-    judge = _judge(c, policy)
-    length = c.data.prompt + c.sampling.response
-    for model in (policy, judge):
-      origin.fits(model.lm, length, "prompt + response")
-    choice(dict.fromkeys(transformer.DTYPES), c.frozen_dtype, "frozen_dtype")
-    sources = rewards.open_all(c.rewards, c.model, policy, length, c.frozen_dtype)
-    asked, prompts = drawn_prompts(c, said, policy.tokenizer, template)
-    windows, text_print = corpora.texts(c, texts, policy.tokenizer, c.data.length)
-    count = c.batch * c.ptx_ratio
-    mix = (
-      corpora.stream(c, windows, c.data.length, count, sharding.local_rows(count))
-      if texts
-      else lambda i: None
+    theirs = trainable.split(
+      reward_lm, judge_params, keys[1], settings, adapter_goes_on=adapters_go_on[1]
     )
-    tx = optim.by_subtree(
-      policy=common.optimizer(c.policy_optimizer, c.iterations * updates, updates),
-      value=common.optimizer(c.value_optimizer, c.iterations * updates, updates),
+    head = whole_on_each_device(judge_head)
+    value = {"lm": without_head(theirs.trained), "head": head}
+    params = ppo.init_params(mine.trained, value)
+    ema = None if settings.ppo.ema_decay is None else {"policy": params["policy"]}
+    state = steps.new_state(key, params, experiment.tx, ema=ema, kl_coef=settings.kl.coef)
+    scorer: Params = {}
+    if not from_outside:
+      scorer = {"lm": without_head(theirs.start), "head": head}
+      scorer = freeze.cast(scorer, settings.frozen_dtype)
+    frozen = Frozen(
+      mine.trunk,
+      freeze.cast(mine.start, settings.frozen_dtype),
+      scorer,
+      None if shares_trunk else theirs.trunk,
     )
-    settings = ppo_settings(c, policy, judge.lm, tx)
-    state, frozen, about = _ppo_state(c, policy, judge, tx)
-    if sources:
-      frozen = dataclasses.replace(frozen, reward={})
-      step = outside(settings, state, sources, asked, policy.tokenizer)
+    return state, frozen
+
+  def step(state: TrainState, frozen: Frozen, batch: dict[str, Any]) -> Any:
+    return ppo.iteration(state, frozen, batch["prompts"], batch["text"], ppo=experiment)
+
+  shape = (settings.batch, settings.data.prompt)
+  text = None
+  if settings.ppo.ptx_coef:
+    stem = stems.stem_type(policy, settings.model.dtype) if settings.data.stems else None
+    text = demonstrations_of(settings.batch * settings.ptx_ratio, settings.data.length, stem)
+  prompts = Prompts(rows_of(shape, jnp.int32), rows_of(shape, jnp.bool_))
+  batch = {"prompts": prompts, "text": text}
+  parts = parts_of(settings, experiment, from_outside, text)
+  return Stage("ppo", init, step, batch, parts, settings.iterations)
+
+
+def without_head(params: Params) -> Params:
+  """A trunk under a scalar head: the unembedding, if it is untied, is no part of it."""
+  return {name: leaf for name, leaf in params.items() if name != "head"}
+
+
+def parts_of(
+  settings: PPOSettings, experiment: ppo.PPO, from_outside: bool, text: Demonstrations | None
+) -> tuple[Part, ...]:
+  """An iteration as the three programs that need memory at different times."""
+
+  def rollout(state: TrainState, frozen: Frozen, prompts: Prompts) -> Rollout:
+    return ppo.rollout(state.params, frozen, prompts, ppo.rollout_key(state), experiment)
+
+  def scoring(state: TrainState, frozen: Frozen, rows: Rollout) -> Experience:
+    policy_stem, reward_stem = ppo.stems(frozen, rows.tokens, rows.valid, experiment)
+    if from_outside:
+      scores = jnp.zeros_like(rows.logp[:, 0])
     else:
-      step = steps.compiled(partial(ppo.iteration, ppo=settings), state)
-    one = lambda state, batch: step(state, frozen, *batch)
-    batches = lambda i: (prompts(i), mix(i))
-    policy, judge = policy._replace(params={}), judge._replace(params={})
-    found = common.prints(prompts=corpora.records(said), text=text_print)
-    with common.run(c, workdir, sinks, found) as writer:
-      if sources:
-        writers.note(workdir, rewards=rewards.manifest(sources))
-      state = common.train(c, workdir, writer, one, state, batches, c.iterations, about, found)
-      final = state.params["policy"] if state.ema is None else state.ema["policy"]
-      common.leave(workdir, int(state.iteration), common.whole(c, c.rl_init, final), about)
+      scores = ppo.score(frozen, rows, experiment, reward_stem)
+    assert state.kl_coef is not None  # `init` sets it
+    experience, _ = ppo.credit(
+      state.params,
+      frozen,
+      rows,
+      scores,
+      state.kl_coef,
+      experiment,
+      policy_stem,
+      reward_stem,
+    )
+    return experience
+
+  def update(
+    state: TrainState, frozen: Frozen, experience: Experience, text: Demonstrations | None
+  ) -> Any:
+    return ppo.improve(state, frozen, experience, text, experiment)
+
+  length, response = row_length(settings), settings.sampling.response
+  trained = settings.batch * length + (0 if text is None else text.tokens.size)
+  return (
+    Part(
+      "rollout",
+      rollout,
+      ("prompts",),
+      "rollout",
+      tokens=settings.batch * response,
+      trips=max(response - 1, 1),
+    ),
+    Part("scoring", scoring, ("rollout",), "experience", tokens=settings.batch * length),
+    Part(
+      "update",
+      update,
+      ("experience", "text"),
+      "state",
+      tokens=settings.ppo.epochs * trained,
+      updates=settings.updates,
+    ),
+  )
 
 
-def drawn_prompts(
-  c: Config, said: Sequence[corpora.Part], tokenizer: Tokenizer, template: chat.Template | None
+# --- the functions that settings name ---
+
+PLACES = {"at_last_token": returns.at_last_token, "after_last_token": returns.after_last_token}
+
+
+def missing_eos(settings: MissingEosSettings) -> Callable:
+  """What becomes of the score of a response that did not end."""
+  value = 1.0 if settings.value is None else settings.value
+  match settings.kind:
+    case "replace":
+      return partial(returns.replace_missing_eos, value=value)
+    case "subtract":
+      return partial(returns.penalise_missing_eos, penalty=value)
+    case "keep":
+      return lambda score, ended: score
+
+
+def kl_control(settings: KLSettings) -> Callable:
+  """How the next KL coefficient follows from the KL (the defaults are those of Ziegler et al. 2019)."""
+  if settings.control == "fixed":
+    return returns.fixed_kl
+  target = 6.0 if settings.target is None else settings.target
+  horizon = 10_000.0 if settings.horizon is None else settings.horizon
+  return partial(returns.adaptive_kl, target=target, horizon=horizon)
+
+
+def sampling_of(settings: PPOSettings, tokenizer: Tokenizer) -> Sampling:
+  """How episodes are sampled: from the whole distribution, ended by the ids of the tokenizer."""
+  rollout = settings.sampling
+  return Sampling(
+    response=rollout.response,
+    temperature=rollout.temperature,
+    eos=tokenizer.eos,
+    banned=tokenizer.banned,
+    whole=rollout.whole,
+  )
+
+
+# --- models ---
+
+
+def open_rl_init(settings: PPOSettings) -> Origin:
+  """The model that PPO starts from.  Raises UserError where none is named, or it is none."""
+  if not settings.rl_init:
+    raise UserError("config.rl_init is empty; give the directory of a finished run, or --model")
+  with naming("config.rl_init", settings.rl_init):
+    return origin.open_model(settings.rl_init, settings.model, settings.seed)
+
+
+def open_judge(settings: PPOSettings, policy: Origin) -> Origin:
+  """What the value network starts as: the reward model (section 3.5).
+
+  Without one it starts as the policy with a head of zeros (Ziegler et al. 2019), so that the first
+  values are 0 and not noise.
+
+  Raises UserError where nothing says what scores a response, and for a reward model of other ids.
+  """
+  if settings.reward_model:
+    with naming("config.reward_model", settings.reward_model):
+      judge = origin.open_reward_model(settings.reward_model, settings.model, policy)
+    rewards.same_ids(policy, judge)
+    return judge
+  if not settings.rewards.strip():
+    raise UserError(
+      "config.reward_model is empty; give the directory of a finished run, or say in config.rewards "
+      "what scores a response"
+    )
+  head = {"w": jnp.zeros(policy.lm.width, jnp.float32), "b": jnp.float32(0)}
+  return policy._replace(params=without_head(policy.params), head=sharding.replicate(head))
+
+
+# --- data ---
+
+
+def draw_prompts(
+  settings: PPOSettings,
+  sources: Sequence[corpora.Part],
+  tokenizer: Tokenizer,
+  template: chat.Template | None,
 ) -> tuple[dict[bytes, str], Callable[[int], Prompts]]:
   """(the text of each prompt by its ids, batches of prompts).
 
   Raises UserError for prompts that are too long, and for a mixture in buckets.
   """
-  rows = corpora.rows(
-    said,
-    lambda part: pipeline.prompts(
-      part.records, tokenizer, prompt=c.data.prompt, name=part.source, template=template
-    ),
-  )
-  each = itertools.chain(*rows.parts) if isinstance(rows, Mixture) else rows
-  texts = {
-    row.ids.tobytes(): record.prompt
-    for row, record in zip(each, corpora.records(said), strict=True)
-  }
-  draw = {"size": c.batch, "seed": c.seed, "mine": sharding.local_rows(c.batch)}
-  lengths = buckets.lengths(c.data.prompt, c.data.buckets)
+  data = settings.data
+
+  def rows_of_source(part: corpora.Part) -> list[pipeline.Row]:
+    return pipeline.prompts(
+      part.records, tokenizer, prompt=data.prompt, name=part.source, template=template
+    )
+
+  rows = corpora.rows(sources, rows_of_source)
+  every_row = itertools.chain(*rows.parts) if isinstance(rows, Mixture) else rows
+  records = corpora.records(sources)
+  texts = {row.ids.tobytes(): record.prompt for row, record in zip(every_row, records, strict=True)}
+  mine = sharding.local_rows(settings.batch)
+  lengths = buckets.lengths(data.prompt, data.buckets)
   if len(lengths) == 1:
-    return texts, pipeline.stream(rows, partial(pipeline.pad_prompts, length=c.data.prompt), **draw)
+    pad = partial(pipeline.pad_prompts, length=data.prompt)
+    return texts, pipeline.stream(rows, pad, size=settings.batch, seed=settings.seed, mine=mine)
   if isinstance(rows, Mixture):
     raise UserError(
-      f"config.data.buckets={c.data.buckets}: the batches of a mixture hold prompts of all "
-      "lengths; take 1, or one source"
+      f"config.data.buckets={data.buckets}: the batches of a mixture hold prompts of all lengths; "
+      "take 1, or one source"
     )
-  return texts, buckets.stream(rows, pipeline.pad_prompts, lengths=lengths, **draw)
+  return texts, buckets.stream(
+    rows,
+    pipeline.pad_prompts,
+    size=settings.batch,
+    seed=settings.seed,
+    lengths=lengths,
+    mine=mine,
+  )
 
 
-def _named(c: Config, name: str) -> str:
-  if not getattr(c, name):
-    raise UserError(f"config.{name} is empty; give the directory of a finished run")
-  return getattr(c, name)
+def draw_text(
+  settings: PPOSettings, windows: Rows, lm: LM, trunk: Params
+) -> Callable[[int], Demonstrations | None]:
+  """Batches of the pretraining mix; None each time where the mix is off."""
+  if not settings.ppo.ptx_coef:
+    return lambda number: None
+  data, size = settings.data, settings.batch * settings.ptx_ratio
+  pad_rows = packing.pad_packed if data.pack else pipeline.pad_demonstrations
+  rows, pad = windows, partial(pad_rows, length=data.length)
+  if data.stems:
+    rows, pad = stems.kept_rows(lm, trunk, rows, pad, settings.model.dtype)
+  mine = sharding.local_rows(size)
+  return pipeline.stream(rows, pad, size=size, seed=settings.seed, mine=mine)
 
 
-def _judge(c: Config, policy: Origin) -> Origin:
-  """What the value network starts as: the reward model (section 3.5), else the policy with a head
-  of zeros (Ziegler et al. 2019), so that the first values are 0 and not noise.
-  """
-  if c.reward_model:
-    judge = origin.open_reward_model(c.reward_model, c.model, policy)
-    rewards.same_ids(policy, judge)
-    return judge
-  if not c.rewards:
-    raise UserError(
-      "config.reward_model is empty; give the directory of a finished run, or say in "
-      "config.rewards what scores a response"
-    )
-  head = {"w": jnp.zeros(policy.lm.width, jnp.float32), "b": jnp.float32(0)}
-  body = {name: leaf for name, leaf in policy.params.items() if name != "head"}
-  return policy._replace(params=body, head=sharding.replicate(head))
+# --- rewards from outside ---
 
 
-def outside(
-  settings: ppo.PPO,
+def step_with_rewards(
+  experiment: ppo.PPO,
   state: TrainState,
   sources: Sequence[rewards.Reward],
-  said: Mapping[bytes, str],
+  texts: Mapping[bytes, str],
   tokenizer: Tokenizer,
-) -> Callable[..., tuple[TrainState, Metrics]]:
-  """`ppo.iteration` in two compiled halves with any rewards between them; `said` is the text of
-  each prompt by its ids.
+) -> Callable[..., Any]:
+  """An iteration in two compiled halves with any rewards between them.
 
-  The second half donates the state: where a reward fails, the state is still whole.
+  `texts` is the text of each prompt by its ids. The second half donates the state: where a reward
+  fails, the state is still whole.
   """
 
   @jax.jit
   def draw(state: TrainState, frozen: Frozen, prompts: Prompts) -> Rollout:
-    return ppo.rollout(state.params, frozen, prompts, ppo.rollout_key(state), settings)
+    return ppo.rollout(state.params, frozen, prompts, ppo.rollout_key(state), experiment)
 
   def learn(
     state: TrainState,
@@ -177,100 +372,104 @@ def outside(
     rows: Rollout,
     scores: Float[Array, " B"],
     text: Demonstrations | None,
-  ) -> tuple[TrainState, Metrics]:
-    stems = dict(
-      zip(("policy_stem", "reward_stem"), ppo.stems(frozen, rows.tokens, rows.valid, settings))
+  ) -> Any:
+    policy_stem, reward_stem = ppo.stems(frozen, rows.tokens, rows.valid, experiment)
+    return ppo.learn(
+      state,
+      frozen,
+      rows,
+      scores,
+      text,
+      ppo=experiment,
+      policy_stem=policy_stem,
+      reward_stem=reward_stem,
     )
-    return ppo.learn(state, frozen, rows, scores, text, ppo=settings, **stems)
 
-  learned = steps.compiled(learn, state)
+  compiled_learn = steps.compiled(learn, state)
 
-  def step(
-    state: TrainState, frozen: Frozen, prompts: Prompts, text: Demonstrations | None
-  ) -> tuple[TrainState, dict[str, Any]]:
-    rows = draw(state, frozen, prompts)
-    host = sharding.fetch(rows)
-    width = host.tokens.shape[1] - host.mask.shape[1]
-    asked = [
-      said[ids[valid].tobytes()]
-      for ids, valid in zip(host.tokens[:, :width], host.valid[:, :width], strict=True)
-    ]
-    scores = rewards.score_rollout(sources, rows, host, asked, tokenizer)
+  def step(state: TrainState, frozen: Frozen, batch: dict[str, Any]) -> tuple[TrainState, dict]:
+    rows = draw(state, frozen, batch["prompts"])
+    on_host = sharding.fetch(rows)
+    width = on_host.tokens.shape[1] - on_host.mask.shape[1]
+    prompts = []
+    for ids, valid in zip(on_host.tokens[:, :width], on_host.valid[:, :width], strict=True):
+      prompts.append(texts[ids[valid].tobytes()])
+    scores = rewards.score_rollout(sources, rows, on_host, prompts, tokenizer)
     total = sharding.place_batch(jnp.asarray(rewards.total(sources, scores)))
-    state, metrics = learned(state, frozen, rows, total, text)
+    state, metrics = compiled_learn(state, frozen, rows, total, batch["text"])
     means = {
-      f"objective/score/{name}": each.mean(dtype=np.float64) for name, each in scores.items()
+      f"objective/score/{name}": values.mean(dtype=np.float64) for name, values in scores.items()
     }
     return state, metrics | means
 
   return step
 
 
-def _ppo_state(
-  c: Config, policy: Origin, judge: Origin, tx: optax.GradientTransformation
-) -> tuple[TrainState, Frozen, dict[str, Any]]:
-  """The state, what is frozen, and what is said about the policy; a trunk that both sides have is
-  held once.
+# --- the command ---
 
-  With LoRA the trunk is the whole base: the reference is that with the adapter off, or with the
-  one of `rl_init`.
+
+def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
+  """PPO-ptx (PPO where ptx_coef is 0).
+
+  Against the reward model alone a whole iteration is one compiled function; with `config.rewards` it
+  is two, with the rewards between them.
+
+  Raises UserError for whatever is wrong with the settings, the data or the models, before anything is
+  written.
   """
-  keys = jax.random.split(jax.random.fold_in(jax.random.key(c.seed), 2))
-  trunk, ref, trained, about = trainable.part(policy, c.rl_init, c, keys[0])
-  below, body, value, _ = trainable.part(judge, c.reward_model or c.rl_init, c, keys[1])
-  scorer = {"lm": body, "head": judge.head}
-  shared = jax.tree.structure(trunk) == jax.tree.structure(below) and all(
-    a is b or (a.shape == b.shape and bool(jnp.array_equal(a, b)))
-    for a, b in zip(jax.tree.leaves(trunk), jax.tree.leaves(below))
-  )
-  params = ppo.init_params(trained, {"lm": value, "head": judge.head})
-  ema = None if c.ppo.ema_decay is None else {"policy": params["policy"]}
-  state = steps.init_state(jax.random.key(c.seed), params, tx, ema=ema, kl_coef=c.kl.coef)
-  ref, scorer = (freeze.cast(part, c.frozen_dtype) for part in (ref, scorer))
-  return state, Frozen(trunk, ref, scorer, None if shared else below), about
-
-
-def ppo_settings(
-  c: Config, policy: Origin, reward_lm: LM, tx: optax.GradientTransformation
-) -> ppo.PPO:
-  """The functions of an iteration by their names in the configuration."""
-  missing = {
-    "keep": lambda score, ended: score,
-    "replace": partial(
-      returns.replace_missing_eos, value=1.0 if c.missing_eos.value is None else c.missing_eos.value
-    ),
-    "subtract": partial(
-      returns.penalise_missing_eos,
-      penalty=1.0 if c.missing_eos.value is None else c.missing_eos.value,
-    ),
-  }
-  control = {
-    "fixed": returns.fixed_kl,
-    "adaptive": partial(
-      returns.adaptive_kl, target=c.kl.target or 6.0, horizon=c.kl.horizon or 10_000.0
-    ),
-  }
-  place = {"at_last_token": returns.at_last_token, "after_last_token": returns.after_last_token}
-  return ppo.PPO(
-    lm=policy.lm,
-    tx=tx,
-    cfg=c.ppo,
-    reward_lm=reward_lm,
-    sampling=Sampling(
-      response=c.sampling.response,
-      temperature=c.sampling.temperature,
-      eos=policy.tokenizer.eos,
-      banned=policy.tokenizer.banned,
-      whole=c.sampling.whole,
-    ),
-    place=choice(place, c.place, "place"),
-    missing_eos=choice(missing, c.missing_eos.kind, "missing_eos.kind"),
-    kl_control=choice(control, c.kl.control, "kl.control"),
-  )
-
-
-def choice(options: Mapping[str, Any], name: str, field: str) -> Any:
-  """The option of a name.  Raises UserError where there is none."""
-  if name not in options:
-    raise UserError(f"config.{field}={name!r}: known are {', '.join(options)}")
-  return options[name]
+  data = settings.data
+  with running.devices(settings.mesh) as shards:
+    check_batch(settings, shards)
+    prompt_sources = corpora.read(data, "prompts", "prompt")
+    text_sources = []
+    if settings.ppo.ptx_coef:
+      text_sources = corpora.read(data, "text", "text", lazily=data.lazy)
+    policy = open_rl_init(settings)
+    policy, template = running.with_template(data.template, policy)
+    judge = open_judge(settings, policy)
+    length = row_length(settings)
+    for model in (policy, judge):
+      origin.fits(model.lm, length, "config.data.prompt + config.sampling.response")
+    with naming("config.rewards", settings.rewards):
+      reward_sources = rewards.open_all(
+        settings.rewards, settings.model, policy, length, settings.frozen_dtype
+      )
+    texts, prompts = draw_prompts(settings, prompt_sources, policy.tokenizer, template)
+    windows, text_print = corpora.texts(data, text_sources, policy.tokenizer, data.length)
+    sampling = sampling_of(settings, policy.tokenizer)
+    experiment = experiment_of(settings, policy.lm, judge.lm, sampling)
+    stage = wire(
+      settings,
+      experiment,
+      shares_trunk=trainable.shares_trunk(policy, judge, settings),
+      adapters_go_on=(trainable.goes_on(policy, settings), trainable.goes_on(judge, settings)),
+    )
+    about = trainable.about_trained(policy, settings.rl_init, settings)
+    state, frozen = running.start(
+      stage, settings.seed, policy.params, judge.params, judge.head or {}
+    )
+    policy, judge = policy._replace(params={}), judge._replace(params={})
+    step = None
+    if reward_sources:
+      step = step_with_rewards(experiment, state, reward_sources, texts, policy.tokenizer)
+    mix = draw_text(settings, windows, policy.lm, frozen.trunk)
+    prints = running.fingerprints(prompts=corpora.records(prompt_sources), text=text_print)
+    training = running.Training(
+      stage,
+      state,
+      frozen,
+      lambda number: {"prompts": prompts(number), "text": mix(number)},
+      about,
+      prints,
+      step=step,
+    )
+    del state  # the first step takes it over
+    with running.open_run(settings, workdir, sinks, prints) as writer:
+      if reward_sources:
+        writers.note(workdir, rewards=rewards.manifest(reward_sources))
+      final = running.train(settings, workdir, writer, training)
+      trained = final.params["policy"] if final.ema is None else final.ema["policy"]
+      params = running.whole_model(
+        settings.top, settings.rl_init, settings.model, settings.seed, trained
+      )
+      running.leave_policy(workdir, int(final.iteration), params, about)

@@ -12,14 +12,17 @@ from typing import Any, NamedTuple
 import jax
 
 from instructjax import rewards
+from instructjax.data.batches import corpora
 from instructjax.data.curation.outputs import Output, choose
 from instructjax.data.records import records, sources
 from instructjax.data.records.records import Prompt
-from instructjax.errors import UserError
+from instructjax.errors import UserError, naming
 from instructjax.runs import origin, provenance, writers
-from instructjax.stages import common, generate
+from instructjax.settings.sampling import SampleSettings
+from instructjax.stages import running
+from instructjax.stages.drawing import SORTED, draw_responses
+from instructjax.stages.wiring import require_multiple
 
-Config = Any  # ml_collections.ConfigDict: its fields are those of configs/sample.py
 Row = dict[str, Any]  # of draws.jsonl: model, temperature, prompt (its number), responses, scores
 
 
@@ -31,7 +34,7 @@ class Model(NamedTuple):
 
 
 class Drawing(NamedTuple):
-  """An open model: what it draws, and what the manifest says of it and of its rewards."""
+  """An open model: the rows it draws, and what the manifest says of it and of its rewards."""
 
   rows: Iterator[Row]
   about: dict[str, Any]
@@ -39,9 +42,7 @@ class Drawing(NamedTuple):
 
 
 class Plan(NamedTuple):
-  """What is sampled.  A cell is one model at one temperature; cells follow each other in the order
-  of draws.jsonl.
-  """
+  """What is sampled. A cell is one model at one temperature; cells follow each other in draws.jsonl."""
 
   models: tuple[Model, ...]
   temperatures: tuple[float, ...]
@@ -51,218 +52,232 @@ class Plan(NamedTuple):
   def cells(self) -> int:
     return len(self.models) * len(self.temperatures)
 
-  def whole(self, rows: int, group: int) -> int:
-    """The rows of draws.jsonl up to the group of batches that was not finished."""
+  def whole_rows(self, rows: int, group: int) -> int:
+    """The number of rows of draws.jsonl before the group of batches that was not finished."""
     cell, within = divmod(rows, len(self.prompts))
     return cell * len(self.prompts) + within // group * group
 
-  def left(self, rows: int) -> list[Model]:
+  def waiting(self, rows: int) -> list[Model]:
     """The models that have not drawn everything where draws.jsonl has this many rows."""
-    each = len(self.temperatures) * len(self.prompts)
-    return [model for at, model in enumerate(self.models, 1) if rows < at * each]
+    rows_a_model = len(self.temperatures) * len(self.prompts)
+    return [model for number, model in enumerate(self.models, 1) if rows < number * rows_a_model]
 
-  def begun(self, model: Model, rows: int) -> bool:
-    """Whether a model has drawn anything where draws.jsonl has this many rows."""
-    return rows > self.models.index(model) * len(self.temperatures) * len(self.prompts)
+  def has_begun(self, model: Model, rows: int) -> bool:
+    """Returns whether a model has drawn anything where draws.jsonl has this many rows."""
+    rows_a_model = len(self.temperatures) * len(self.prompts)
+    return rows > self.models.index(model) * rows_a_model
 
   def start(self, model: Model, temperature: float, rows: int) -> int:
     """The first prompt that a cell has not answered where draws.jsonl has this many rows."""
-    cell = self.models.index(model) * len(self.temperatures) + self.temperatures.index(temperature)
+    cell = self.models.index(model) * len(self.temperatures)
+    cell += self.temperatures.index(temperature)
     return min(max(rows - cell * len(self.prompts), 0), len(self.prompts))
 
 
-def sample(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
-  """Leaves in samples.jsonl, for each prompt, `n` responses of each model at each temperature, or
-  `k` different ones of all.
+def run(settings: SampleSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
+  """Leaves in samples.jsonl, for each prompt, `n` responses of each model at each temperature.
 
-  Models are opened one after the other.  draws.jsonl holds what they drew; from there a stopped
-  run goes on.  A `config.prompt` is just answered, and may be followed by another in the same
-  directory.  Raises UserError where a model that has drawn has other weights now.
+  With `k` it leaves that many different responses of all. Models are opened one after the other.
+  draws.jsonl holds what they drew, and a stopped run goes on from there. A `config.prompt` is just
+  answered, and may be followed by another in the same directory.
+
+  Raises UserError for whatever is wrong before the first draw, and where a model that has drawn has
+  other weights now.
   """
-  c, path = config, workdir / writers.DRAWS
-  with common.devices(c.mesh) as parts:
-    common.divides(c.batch * c.n, parts, "config.batch x n", "devices")
-    plan = planned(c)
-    drawn = [] if c.prompt else writers.rows(path)
-    drawn = drawn[: plan.whole(len(drawn), generate.SORTED * c.batch)]
-    left = plan.left(len(drawn))
-    for model in plan.models[: len(plan.models) - len(left)]:
-      unchanged(c, workdir, model)
-    ready = (
-      [opened(c, plan, left[0], len(drawn))] if left else []
-    )  # all is checked before there is a directory
-    if ready and plan.begun(left[0], len(drawn)):
-      provenance.compare(workdir, left[0].name, ready[0].about)
-    with common.run(c, workdir, sinks, common.prints(prompts=plan.prompts)) as writer:
-      if not c.prompt:
-        writers.keep(path, drawn)
-      for model in left:
-        drawing = ready.pop() if ready else opened(c, plan, model, len(drawn))
-        writers.note(workdir, models=provenance.noted(workdir) | {model.name: drawing.about})
+  draws = workdir / writers.DRAWS
+  with running.devices(settings.mesh) as shards:
+    require_multiple(settings.batch * settings.n, shards, "config.batch x config.n", "devices")
+    plan = make_plan(settings)
+    rows = [] if settings.prompt else writers.rows(draws)
+    rows = rows[: plan.whole_rows(len(rows), SORTED * settings.batch)]
+    waiting = plan.waiting(len(rows))
+    for model in plan.models[: len(plan.models) - len(waiting)]:
+      check_unchanged(settings, workdir, model)
+    # The first model is opened, and with it everything checked, before there is a directory.
+    opened = []
+    if waiting:
+      opened = [open_drawing(settings, plan, waiting[0], len(rows))]
+      if plan.has_begun(waiting[0], len(rows)):
+        provenance.compare(workdir, waiting[0].name, opened[0].about)
+    prints = running.fingerprints(prompts=plan.prompts)
+    with running.open_run(settings, workdir, sinks, prints) as writer:
+      if not settings.prompt:
+        writers.keep(draws, rows)
+      for model in waiting:
+        drawing = opened.pop() if opened else open_drawing(settings, plan, model, len(rows))
+        models = provenance.noted(workdir) | {model.name: drawing.about}
+        writers.note(workdir, models=models)
         if drawing.rewards:
           writers.note(workdir, rewards=drawing.rewards)
         for row in drawing.rows:
-          drawn.append(row)
-          if not c.prompt:
-            writers.append(path, [row])
-          if plan.cells == 1 and not c.k:
-            generate.show(
-              "\n".join(
-                [f"> {plan.prompts[row['prompt']].prompt}", *map(str.strip, row["responses"]), ""]
-              )
-            )
+          rows.append(row)
+          if not settings.prompt:
+            writers.append(draws, [row])
+          if plan.cells == 1 and not settings.k:
+            show_row(plan, row)
         del drawing  # and the model with it: the next one needs its memory
-      samples = [gathered(c, plan, drawn, at) for at in range(len(plan.prompts))]
-      if c.prompt:
+      samples = [gather(settings, plan, rows, number) for number in range(len(plan.prompts))]
+      if settings.prompt:
         writer.samples(samples)
       else:
         writers.keep(workdir / "samples.jsonl", samples)
-    generate.show(told(c, plan, samples, workdir / "samples.jsonl", again=not left))
+    running.show(describe(settings, samples, workdir / "samples.jsonl", drawn_before=not waiting))
+
+
+def show_row(plan: Plan, row: Row) -> None:
+  """Prints a prompt and the responses to it."""
+  responses = [response.strip() for response in row["responses"]]
+  running.show("\n".join([f"> {plan.prompts[row['prompt']].prompt}", *responses, ""]))
 
 
 # --- the plan ---
 
 
-def planned(c: Config) -> Plan:
-  """What a configuration asks for.  Raises UserError for whatever can be known to be wrong before a
-  model is opened.
-  """
-  models = named(c.model.source or "", c.model.shape)
+def make_plan(settings: SampleSettings) -> Plan:
+  """What the settings ask for.  Raises UserError for whatever can be wrong before a model is opened."""
+  models = named_models(settings.model.source, settings.model.shape)
   for model in models:
     if origin.is_run(model.source):
       origin.finished(Path(model.source), "policy")
-  temperatures = tuple(c.sampling.temperature)
-  if not temperatures or min(temperatures) < 0 or len(set(temperatures)) < len(temperatures):
+  temperatures = settings.sampling.temperature
+  most = settings.n * len(models) * len(temperatures)
+  if settings.k > most:
     raise UserError(
-      f"config.sampling.temperature={temperatures}: give different numbers from 0, such as 0.7,1"
+      f"config.k={settings.k}: {len(models)} models x {len(temperatures)} temperatures x "
+      f"config.n={settings.n} draw {most} responses of a prompt; lower it, or raise config.n"
     )
-  most = c.n * len(models) * len(temperatures)
-  if c.k and not records.K[0] <= c.k <= min(records.K[1], most):
-    raise UserError(
-      f"config.k={c.k}: people rank {records.K[0]} to {records.K[1]} outputs of a prompt, and "
-      f"{len(models)} models x "
-      f"{len(temperatures)} temperatures x config.n={c.n} draw {most}; choose k among them, raise "
-      "config.n, or 0 keeps all"
-    )
-  prompts = (
-    [Prompt(c.prompt)] if c.prompt else common.read(c, "prompts", "prompt")[: c.prompts or None]
-  )
-  return Plan(models, temperatures, prompts)
+  if settings.prompt:
+    return Plan(models, temperatures, [Prompt(settings.prompt)])
+  prompts = corpora.read_one(settings.data, "prompts", "prompt")
+  return Plan(models, temperatures, prompts[: settings.prompts or None])
 
 
-def named(text: str, shape: str) -> tuple[Model, ...]:
+def named_models(text: str, shape: str) -> tuple[Model, ...]:
   """The models of "sft=runs/sft,ppo=runs/ppo"; without a name it is the last part of the source.
 
   Raises UserError where two have one name.
   """
-  found = []
-  for piece in [text] if sources.exists(text) else [piece.strip() for piece in text.split(",")]:
-    given = re.fullmatch(r"([\w.:+-]+)=(.+)", piece)
-    name, source = (
-      given.groups() if given and not sources.exists(piece) else (Path(piece).name or shape, piece)
-    )
-    found.append(Model(name, source))
-  names = [model.name for model in found]
-  twice = next((model for model in found if names.count(model.name) > 1), None)
-  if twice:
-    raise UserError(
-      f"--model: two models are called {twice.name!r}; name them: --model=NAME={twice.source}"
-    )
-  return tuple(found)
+  pieces = [text] if sources.exists(text) else [piece.strip() for piece in text.split(",")]
+  models = []
+  for piece in pieces:
+    match = re.fullmatch(r"([\w.:+-]+)=(.+)", piece)
+    if match and not sources.exists(piece):
+      models.append(Model(match[1], match[2]))
+    else:
+      models.append(Model(Path(piece).name or shape, piece))
+  names = [model.name for model in models]
+  for model in models:
+    if names.count(model.name) > 1:
+      raise UserError(
+        f"--model: two models are called {model.name!r}; name them: --model=NAME={model.source}"
+      )
+  return tuple(models)
 
 
 # --- drawing ---
 
 
-def unchanged(c: Config, workdir: Path, model: Model) -> None:
-  """Opens a model that has drawn everything where it may be another one now.  Raises UserError
-  where it is.
+def check_unchanged(settings: SampleSettings, workdir: Path, model: Model) -> None:
+  """Opens a model that has drawn everything, where it may be another one now.
+
+  Raises UserError where it is.
   """
   if provenance.doubtful(provenance.noted(workdir).get(model.name), model.source):
-    provenance.compare(
-      workdir,
-      model.name,
-      provenance.about(model.source, origin.open_model(model.source, c.model, c.seed)),
-    )
+    opened = running.open_policy(model.source, settings.model, settings.seed)
+    provenance.compare(workdir, model.name, provenance.about(model.source, opened))
 
 
-def opened(c: Config, plan: Plan, model: Model, done: int) -> Drawing:
+def open_drawing(settings: SampleSettings, plan: Plan, model: Model, done: int) -> Drawing:
   """A model that draws what comes after the first `done` rows of draws.jsonl.
 
   Everything is checked at the call, before the first draw.
   """
-  found, template = common.templated(c, origin.open_model(model.source, c.model, c.seed))
-  judges = rewards.open_all(c.rewards, c.model, found, c.data.prompt + c.sampling.response)
+  opened = running.open_policy(model.source, settings.model, settings.seed)
+  policy, template = running.with_template(settings.data.template, opened)
+  length = settings.data.prompt + settings.sampling.response
+  with naming("config.rewards", settings.rewards):
+    reward_sources = rewards.open_all(settings.rewards, settings.model, policy, length)
 
-  def cell(temperature: float) -> Iterator[Row]:
+  def rows_at(temperature: float) -> Iterator[Row]:
     start = plan.start(model, temperature, done)
-    key = jax.random.fold_in(
-      jax.random.key(c.seed), zlib.crc32(f"{model.name} {temperature:g}".encode())
-    )
-    groups = generate.drawn(
-      c,
-      found,
+    # A cell has a key of its own, so that its draws do not depend on what else is sampled.
+    cell = zlib.crc32(f"{model.name} {temperature:g}".encode())
+    responses = draw_responses(
+      settings,
+      policy,
       template,
       plan.prompts,
-      {"rewards": judges},
+      {"rewards": reward_sources},
       temperature=temperature,
-      key=key,
+      key=jax.random.fold_in(jax.random.key(settings.seed), cell),
       start=start,
-      name=f"{c.stage} {model.name} {temperature:g}",
+      name=f"{settings.stage} {model.name} {temperature:g}",
     )
 
     def rows() -> Iterator[Row]:
-      for at, (drawn, scores) in enumerate(groups, start):
-        texts = rewards.responses(found.tokenizer, drawn)
-        each = {name: values.tolist() for name, values in scores.get("rewards", {}).items()}
-        row = {"model": model.name, "temperature": temperature, "prompt": at, "responses": texts}
-        yield row | ({"scores": each} if judges else {})
+      for number, (drawn_rows, scores) in enumerate(responses, start):
+        row: Row = {
+          "model": model.name,
+          "temperature": temperature,
+          "prompt": number,
+          "responses": rewards.responses(policy.tokenizer, drawn_rows),
+        }
+        if reward_sources:
+          by_name = scores["rewards"]
+          row["scores"] = {name: values.tolist() for name, values in by_name.items()}
+        yield row
 
     return rows()
 
-  cells = [cell(temperature) for temperature in plan.temperatures]
-  about = provenance.about(model.source, found)
-  return Drawing(itertools.chain.from_iterable(cells), about, rewards.manifest(judges))
+  cells = [rows_at(temperature) for temperature in plan.temperatures]
+  about = provenance.about(model.source, policy)
+  return Drawing(itertools.chain.from_iterable(cells), about, rewards.manifest(reward_sources))
 
 
 # --- gathering ---
 
 
-def gathered(c: Config, plan: Plan, drawn: Sequence[Row], at: int) -> Mapping[str, Any]:
+def gather(
+  settings: SampleSettings, plan: Plan, rows: Sequence[Row], number: int
+) -> Mapping[str, Any]:
   """The line of samples.jsonl for a prompt, as `instructjax label` reads it."""
   groups = []
-  for row in drawn[at :: len(plan.prompts)]:
-    source = {"model": row["model"], "temperature": row["temperature"], "seed": c.seed}
-    scores = row.get("scores", {})
-    each = [
-      {name: values[i] for name, values in scores.items()} for i in range(len(row["responses"]))
-    ]
-    groups.append(
-      [Output(text, source, one) for text, one in zip(row["responses"], each, strict=True)]
-    )
-  asked = records.as_row(plan.prompts[at])
-  kept = (
-    choose(groups, c.k, f"{c.seed}/{at}") if c.k else [one for group in groups for one in group]
-  )
-  line = asked | {"responses": [one.text for one in kept], "sources": [one.source for one in kept]}
-  names = kept[0].scores if kept else {}
-  return line | (
-    {"scores": {name: [one.scores[name] for one in kept] for name in names}} if names else {}
-  )
+  for row in rows[number :: len(plan.prompts)]:
+    source = {"model": row["model"], "temperature": row["temperature"], "seed": settings.seed}
+    outputs = []
+    for at, response in enumerate(row["responses"]):
+      scores = {name: values[at] for name, values in row.get("scores", {}).items()}
+      outputs.append(Output(response, source, scores))
+    groups.append(outputs)
+  if settings.k:
+    outputs = choose(groups, settings.k, f"{settings.seed}/{number}")
+  else:
+    outputs = list(itertools.chain.from_iterable(groups))
+  line = records.as_row(plan.prompts[number]) | {
+    "responses": [output.text for output in outputs],
+    "sources": [output.source for output in outputs],
+  }
+  if outputs and outputs[0].scores:
+    names = outputs[0].scores
+    line["scores"] = {name: [output.scores[name] for output in outputs] for name in names}
+  return line
 
 
-def told(
-  c: Config, plan: Plan, samples: Sequence[Mapping[str, Any]], path: Path, *, again: bool
+def describe(
+  settings: SampleSettings,
+  samples: Sequence[Mapping[str, Any]],
+  path: Path,
+  *,
+  drawn_before: bool,
 ) -> str:
-  """What there is now, in words."""
+  """What samples.jsonl holds now, in words."""
   counts = [len(row["responses"]) for row in samples]
-  words = [
-    f"{path}: {sum(counts)} responses to {len(samples)} prompts{', drawn before' if again else ''}"
-  ]
-  few = sum(count < c.k for count in counts)
+  before = ", drawn before" if drawn_before else ""
+  lines = [f"{path}: {sum(counts)} responses to {len(samples)} prompts{before}"]
+  few = sum(count < settings.k for count in counts)
   if few:
-    words.append(
-      f"{few} prompts have fewer than config.k={c.k} different responses, at least {min(counts)}; "
-      "raise config.n"
+    lines.append(
+      f"{few} prompts have fewer than config.k={settings.k} different responses, at least "
+      f"{min(counts)}; raise config.n"
     )
-  return "\n".join(words)
+  return "\n".join(lines)

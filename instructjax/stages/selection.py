@@ -1,10 +1,8 @@
-"""SFT whose checkpoint is chosen by a reward on validation prompts (Ouyang et al. 2022, section 3.5
-and App. C.1).
+"""SFT whose checkpoint is chosen by a reward on validation prompts (Ouyang et al. 2022, section 3.5 and App. C.1).
 
-The paper's SFT overfits after one epoch by its validation loss, but goes on to win by the reward
-model and by people, so it keeps the checkpoint whose samples score highest.  config.select names
-the reward and the prompts; the one that the loss would have chosen is noted beside it in
-manifest.json.
+The paper's SFT overfits after one epoch by its validation loss, but goes on to win by the reward model
+and by people, so it keeps the checkpoint whose samples score highest. config.select names the reward and
+the prompts; the checkpoint that the loss would have chosen is noted beside it in manifest.json.
 """
 
 from __future__ import annotations
@@ -24,122 +22,128 @@ from instructjax.data.batches import pipeline
 from instructjax.data.records import sources
 from instructjax.data.records.records import Prompt
 from instructjax.data.tokens import chat
-from instructjax.errors import UserError
+from instructjax.errors import naming
 from instructjax.rollout import Sampling
 from instructjax.runs import origin, writers
 from instructjax.runs.checkpoint import Checkpoints
 from instructjax.runs.loop import Evaluate
 from instructjax.runs.origin import Origin
-from instructjax.stages import common, generate
-from instructjax.types import Params, TrainState
+from instructjax.settings.supervised import SFTSettings
+from instructjax.stages import pretrain_sft, running
+from instructjax.types import Params, Prompts, Rollout, TrainState
 
-Config = Any  # ml_collections.ConfigDict
 SCORE, NLL = "eval/score", "eval/nll"
 
 
-def supervised(config: Config, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
-  """SFT.  With config.select.reward it leaves the checkpoint that scores highest, else the last
-  one.
-  """
-  c = config
-  if not c.select.reward.strip():
-    common.supervised(c, workdir, sinks)
+def run(settings: SFTSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
+  """SFT. With config.select.reward it leaves the checkpoint that scores highest, else the last one."""
+  select = settings.select
+  if not select.reward.strip():
+    pretrain_sft.run(settings, workdir, sinks)
     return
-  if not c.select.prompts:
-    raise UserError(
-      "config.select.prompts is empty; give validation prompts, whose samples config.select.reward "
-      "scores"
-    )
-  if c.best not in ("", SCORE):
-    raise UserError(
-      f"config.best={c.best!r}: with config.select.reward the checkpoint is chosen by {SCORE}; "
-      "leave it empty"
-    )
-  if not c.checkpoint_every:
-    raise UserError(
-      "config.checkpoint_every=0 leaves the last checkpoint alone, and config.select.reward "
-      "nothing to choose from; set it to "
-      "the steps between checkpoints"
-    )
-  c = dataclasses.replace(c, best=SCORE)
-  asked = sources.load(c.select.prompts, "prompt")[: c.select.count or None]
-  selection = common.Selection(
-    partial(scores, c, asked), partial(chosen, c, workdir), common.prints(select=asked)
+  settings = dataclasses.replace(settings, best=SCORE)
+  with naming("config.select.prompts", select.prompts):
+    prompts = sources.load(select.prompts, "prompt")[: select.count or None]
+  selection = pretrain_sft.Selection(
+    measure=partial(mean_reward, settings, prompts),
+    choose=partial(choose_checkpoint, settings, workdir),
+    prints=running.fingerprints(select=prompts),
   )
-  common.supervised(c, workdir, sinks, selection)
+  pretrain_sft.run(settings, workdir, sinks, selection)
 
 
-def scores(
-  c: Config,
-  asked: Sequence[Prompt],
-  base: Origin,
+def mean_reward(
+  settings: SFTSettings,
+  prompts: Sequence[Prompt],
+  model: Origin,
   template: chat.Template | None,
   trunk: Params,
-  parts: int,
+  shards: int,
 ) -> Evaluate:
-  """A function of the state: the mean reward of a sample to each prompt, with the same noise at
-  every step.
-  """
-  s = c.select
-  size = -(-s.batch // parts) * parts
-  origin.fits(base.lm, c.data.prompt + s.response, "prompt + response of config.select")
+  """A function of the state: the mean reward of a sample to each prompt, with the same noise at every step."""
+  select = settings.select
+  size = running.rows_for(select.batch, shards)
+  length = settings.data.prompt + select.response
+  origin.fits(model.lm, length, "config.data.prompt + config.select.response")
   rows = pipeline.prompts(
-    asked, base.tokenizer, prompt=c.data.prompt, name=s.prompts, template=template
+    prompts,
+    model.tokenizer,
+    prompt=settings.data.prompt,
+    name=select.prompts,
+    template=template,
   )
-  judges = rewards.open_all(
-    s.reward, dataclasses.replace(c.model, dropout=0.0), base, c.data.prompt + s.response
+  undisturbed = dataclasses.replace(settings.model, dropout=0.0)
+  with naming("config.select.reward", select.reward):
+    reward_sources = rewards.open_all(select.reward, undisturbed, model, length)
+  sampling = Sampling(
+    select.response,
+    select.temperature,
+    eos=model.tokenizer.eos,
+    banned=model.tokenizer.banned,
   )
-  cfg = Sampling(s.response, s.temperature, eos=base.tokenizer.eos, banned=base.tokenizer.banned)
-  draw = jax.jit(
-    lambda trunk, params, prompts, key: rollout.sample(base.lm, trunk | params, prompts, key, cfg)
-  )
-  pad = partial(pipeline.pad_prompts, length=c.data.prompt)
+
+  @jax.jit
+  def draw(trunk: Params, params: Params, prompts: Prompts, key: Any) -> Rollout:
+    return rollout.sample(model.lm, trunk | params, prompts, key, sampling)
+
+  pad = partial(pipeline.pad_prompts, length=settings.data.prompt)
 
   def evaluate(state: TrainState) -> dict[str, Any]:
-    found: list[np.ndarray] = []
-    for at, (prompts, real) in enumerate(pipeline.once(rows, pad, size=size)):
-      key = jax.random.fold_in(jax.random.key(c.seed), at)
-      drawn = draw(trunk, state.params, sharding.place_batch(prompts), key)
-      said = [record.prompt for record in asked[at * size : at * size + real]]
-      each = rewards.score_rollout(judges, drawn, sharding.fetch(drawn), said, base.tokenizer)
-      found.append(rewards.total(judges, each))
-    return {SCORE: float(np.concatenate(found).mean())}
+    totals: list[np.ndarray] = []
+    for number, (padded, real) in enumerate(pipeline.once(rows, pad, size=size)):
+      key = jax.random.fold_in(jax.random.key(settings.seed), number)
+      responses = draw(trunk, state.params, sharding.place_batch(padded), key)
+      first = number * size
+      texts = [record.prompt for record in prompts[first : first + real]]
+      on_host = sharding.fetch(responses)
+      scores = rewards.score_rollout(reward_sources, responses, on_host, texts, model.tokenizer)
+      totals.append(rewards.total(reward_sources, scores))
+    return {SCORE: float(np.concatenate(totals).mean())}
 
   return evaluate
 
 
-def chosen(c: Config, workdir: Path, state: TrainState) -> TrainState:
-  """The checkpoint with the highest score; manifest.json gets `selection`: which, and which the
-  loss would have chosen.
+def choose_checkpoint(settings: SFTSettings, workdir: Path, state: TrainState) -> TrainState:
+  """The checkpoint with the highest score.
+
+  manifest.json gets `selection`: which checkpoint it is, and which one the loss would have chosen.
   """
-  folder = Checkpoints(workdir / "checkpoints" / c.stage, keep=c.keep, best=SCORE)
-  measured = _measured(workdir / "metrics.jsonl", c.stage)
-  kept = [step for step in folder.steps() if SCORE in measured.get(step, {})]
-  step = max(kept, key=lambda step: (measured[step][SCORE], -step))
-  found: dict[str, Any] = {"by": SCORE, "step": step, **measured[step]}
+  checkpoints = Checkpoints(
+    workdir / "checkpoints" / settings.stage, keep=settings.keep, best=SCORE
+  )
+  measured = evaluations(workdir / "metrics.jsonl", settings.stage)
+  scored = [step for step in checkpoints.steps() if SCORE in measured.get(step, {})]
+  # Of equal scores the earliest checkpoint is taken.
+  best = max(scored, key=lambda step: (measured[step][SCORE], -step))
+  selection: dict[str, Any] = {"by": SCORE, "step": best, **measured[best]}
   losses = {step: values for step, values in measured.items() if NLL in values}
   if losses:
-    other = min(losses, key=lambda step: losses[step][NLL])
-    found |= {f"by {NLL}": {"step": other, **losses[other]}}
-  writers.note(workdir, selection=found)
-  generate.show(told(found))
-  return state if step == int(state.iteration) else folder.restore(state, step)[0]
+    by_loss = min(losses, key=lambda step: losses[step][NLL])
+    selection[f"by {NLL}"] = {"step": by_loss, **losses[by_loss]}
+  writers.note(workdir, selection=selection)
+  running.show(describe(selection))
+  return state if best == int(state.iteration) else checkpoints.restore(state, best)[0]
 
 
-def told(found: Mapping[str, Any]) -> str:
-  """In a line: what was chosen, and the alternative."""
-  text = f"step {found['step']} is kept: its samples score highest, {found[SCORE]:.3f}"
-  other = found.get(f"by {NLL}")
-  if other is None:
+def describe(selection: Mapping[str, Any]) -> str:
+  """One line that says which checkpoint is kept, and which one the loss would have kept."""
+  text = f"step {selection['step']} is kept: its samples score highest, {selection[SCORE]:.3f}"
+  by_loss = selection.get(f"by {NLL}")
+  if by_loss is None:
     return text
-  return f"{text}; by the validation loss it would be step {other['step']}, which scores {other.get(SCORE, float('nan')):.3f}"
+  score = by_loss.get(SCORE, float("nan"))
+  return (
+    f"{text}; by the validation loss it would be step {by_loss['step']}, which scores {score:.3f}"
+  )
 
 
-def _measured(path: Path, stage: str) -> dict[int, dict[str, float]]:
+def evaluations(path: Path, stage: str) -> dict[int, dict[str, float]]:
   """{step: {metric: value}} of the evaluations of a run."""
-  found: dict[int, dict[str, float]] = {}
+  measured: dict[int, dict[str, float]] = {}
   for line in path.read_text(encoding="utf-8").splitlines():
     row = json.loads(line)
     if row["stage"] == stage and row.get(SCORE) is not None:
-      found[row["step"]] = {name: row[name] for name in (SCORE, NLL) if row.get(name) is not None}
-  return found
+      measured[row["step"]] = {
+        name: row[name] for name in (SCORE, NLL) if row.get(name) is not None
+      }
+  return measured

@@ -1,89 +1,146 @@
-"""What a stage trains of a model, the top blocks or an adapter or all of it, and how the whole is
-put together again.
+"""What a stage trains of a model: the top blocks, an adapter, or all of it.
+
+Three rules meet here. With `top` the trunk is the embeddings and the lower blocks. With `lora` the
+trunk is the whole base, and the trained part is an adapter. Without either the trunk is empty. In each
+case `trunk | trained` is a model again, and the trunk is kept in `trunk_dtype`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from instructjax.errors import UserError
+from instructjax.errors import UserError, naming
 from instructjax.models import freeze, lora, peft
-from instructjax.runs.origin import Config, Origin, adapted, model_config
+from instructjax.runs.origin import Origin, adapted, model_config
+from instructjax.settings.subjects import LoraSettings
 from instructjax.types import LM, Array, Key, Params
 
 
-class Parts(NamedTuple):
-  """A model in two parts: `trunk | start` is what a stage starts from, `trunk | trained` what it
-  trains, equal at first.
+class TrainedPart(Protocol):
+  """The fields of a stage's settings that say what it trains."""
 
-  `about` belongs to the trained model.
+  @property
+  def top(self) -> int | None: ...
+
+  @property
+  def lora(self) -> LoraSettings: ...
+
+  @property
+  def trunk_dtype(self) -> Any: ...
+
+
+class Split(NamedTuple):
+  """A model in two parts: `trunk | start` is what a stage starts from, `trunk | trained` what it trains.
+
+  The two are equal at first: a new adapter changes nothing.
   """
 
   trunk: Params
   start: Params
   trained: Params
-  about: dict[str, Any]
 
 
-def part(origin: Origin, source: str, config: Config, key: Key[Array, ""]) -> Parts:
-  """What `config.top` or `config.lora` trains of a model, the rest cast to `config.trunk_dtype`.
+def split(
+  lm: LM,
+  params: Params,
+  key: Key[Array, ""],
+  settings: TrainedPart,
+  *,
+  adapter_goes_on: bool = False,
+) -> Split:
+  """The parts of a model, on arrays or on shapes.
 
-  An adapter that is already there goes on where it has the sizes asked for; any other is merged
-  into its base first. Raises UserError where both are set, for sizes that do not fit the model,
-  and for an adapter of random weights.
+  `adapter_goes_on` says that the adapter in `params` has the sizes asked for and is trained further;
+  any other one is merged into its base first.
+
+  Raises UserError for more blocks than the model has and for an adapter that does not fit it.
   """
-  c = config
-  if not c.lora.rank:
-    trunk, trained = freeze.split(lora.merge(origin.params), c.top, dtype=c.trunk_dtype)
-    about = {name: value for name, value in origin.about.items() if name not in ("adapter", "base")}
-    return Parts(trunk, trained, trained, about)
-  sizes = lora_sizes(c, origin.lm)
-  if origin.about.get("adapter") == sizes:
-    start = {"adapter": origin.params["adapter"]}
-    return Parts(
-      freeze.base(lora.without(origin.params), c.trunk_dtype), start, start, origin.about
-    )
+  if not settings.lora.rank:
+    merged = lora.merge(params)
+    with naming("config.top", settings.top):
+      trunk, trained = freeze.split(merged, settings.top, dtype=settings.trunk_dtype)
+    return Split(trunk, trained, trained)
+  if adapter_goes_on:
+    start = {"adapter": params["adapter"]}
+    return Split(freeze.base(lora.without(params), settings.trunk_dtype), start, start)
+  adapter = lora.init(key, lm.table, adapter_sizes(settings.lora, lm))
+  base = freeze.base(lora.merge(params), settings.trunk_dtype)
+  return Split(base, {}, {"adapter": adapter})
+
+
+def adapter_sizes(settings: LoraSettings, lm: LM) -> dict[str, Any]:
+  """The sizes of the adapter that is asked for.  Raises UserError where the model has no such one."""
+  targets: tuple[str, ...] | str = settings.targets
+  if targets != "all":
+    targets = tuple(settings.targets.replace(" ", "").split(","))
+  with naming("config.lora.targets", settings.targets):
+    return lora.sizes(lm.table, lora.Lora(settings.rank, settings.alpha, targets))
+
+
+def goes_on(model: Origin, settings: TrainedPart) -> bool:
+  """Returns whether a model brings an adapter of just the sizes asked for."""
+  if not settings.lora.rank or "adapter" not in model.about:
+    return False
+  return model.about["adapter"] == adapter_sizes(settings.lora, model.lm)
+
+
+def about_trained(model: Origin, source: str, settings: TrainedPart) -> dict[str, Any]:
+  """What is said about the model that a stage trains, so that a later stage can build it again.
+
+  Raises UserError for an adapter of random weights.
+  """
+  if not settings.lora.rank:
+    return {name: value for name, value in model.about.items() if name not in ("adapter", "base")}
+  if goes_on(model, settings):
+    return model.about
   if not source:
     raise UserError(
-      "config.lora.rank is set and the weights are random: give a model to adapt, --model=..."
+      f"config.lora.rank={settings.lora.rank}: the weights are random; give a model to adapt, --model=..."
     )
-  about = adapted(origin.about, source, origin.params, sizes)
-  trained = {"adapter": lora.init(key, origin.lm.table, sizes)}
-  return Parts(freeze.base(lora.merge(origin.params), c.trunk_dtype), {}, trained, about)
+  return adapted(model.about, source, model.params, adapter_sizes(settings.lora, model.lm))
 
 
-def lora_sizes(config: Config, lm: LM) -> dict[str, Any]:
-  """The adapter that `config.lora` asks for.  Raises UserError beside `config.top`, and where the
-  model has no such one.
+def shares_trunk(policy: Origin, other: Origin, settings: TrainedPart) -> bool:
+  """Returns whether two models have the same trunk, which is then held once.
+
+  Arrays that are one object are not compared; reward models are opened beside the policy for that.
   """
-  c = config
-  if c.top is not None:
-    raise UserError(
-      f"config.top={c.top} and config.lora.rank={c.lora.rank}: choose one, the other is none or 0"
-    )
-  targets = (
-    c.lora.targets if c.lora.targets == "all" else tuple(c.lora.targets.replace(" ", "").split(","))
-  )
-  return lora.sizes(lm.table, lora.Lora(c.lora.rank, c.lora.alpha, targets))
+  first = _trunk(policy, settings)
+  second = _trunk(other, settings)
+  if jax.tree.structure(first) != jax.tree.structure(second):
+    return False
+  for mine, theirs in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+    if mine is theirs:
+      continue
+    if mine.shape != theirs.shape or not bool(jnp.array_equal(mine, theirs)):
+      return False
+  return True
+
+
+def _trunk(model: Origin, settings: TrainedPart) -> Params:
+  key = jax.random.key(0)  # of an adapter, which is no part of the trunk
+  return split(
+    model.lm, model.params, key, settings, adapter_goes_on=goes_on(model, settings)
+  ).trunk
 
 
 def joined(whole: Params, trained: Params) -> Params:
-  """The whole model with its top blocks, norm and head replaced by trained ones (the inverse of
-  `freeze.split`).
-  """
+  """The whole model with its top blocks, norm and head replaced by trained ones."""
   top = jax.tree.leaves(trained["blocks"])[0].shape[0]
-  blocks = jax.tree.map(
-    lambda a, b: jnp.concatenate([a[: a.shape[0] - top], b]), whole["blocks"], trained["blocks"]
-  )
+
+  def replace_top(old: Array, new: Array) -> Array:
+    return jnp.concatenate([old[: old.shape[0] - top], new])
+
+  blocks = jax.tree.map(replace_top, whole["blocks"], trained["blocks"])
   kept = {name: leaf for name, leaf in whole.items() if name != "head" or "head" in trained}
   return kept | trained | {"blocks": blocks}
 
 
 def save_adapter(folder: Path, adapter: Params, about: Mapping[str, Any]) -> None:
-  """An adapter in the layout of PEFT, beside the name of its base."""
+  """Writes an adapter in the layout of PEFT, with the name of its base."""
   peft.save(folder, model_config(str(folder), about), adapter, about["base"]["source"])

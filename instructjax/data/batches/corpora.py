@@ -1,9 +1,8 @@
-"""The data that a configuration names, as rows to draw from: several sources by their weights,
-lazily read, packed.
+"""The data that settings name, as rows to draw from: several sources by their weights, lazily read, packed.
 
-config.data.NAME may be one source or a mixture, "0.7*a.jsonl + 0.3*tfds:c4" (`data.mixture`);
-config.data.pack packs rows (`data.packing`), config.data.lazy reads text when it is drawn
-(`data.lazy`).
+A field such as config.data.text may name one source or a mixture, "0.7*a.jsonl + 0.3*tfds:c4"
+(`data.batches.mixture`). With config.data.pack rows are packed (`data.batches.packing`), with
+config.data.lazy text is read when it is needed (`data.batches.lazy`).
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -22,10 +21,18 @@ from instructjax.data.batches.mixture import Mixture, Rows
 from instructjax.data.records import sources, spellings
 from instructjax.data.records.records import fingerprint
 from instructjax.data.tokens.tokenizers import Tokenizer
-from instructjax.errors import UserError
+from instructjax.errors import UserError, naming
 from instructjax.types import PyTree
 
-Config = Any  # ml_collections.ConfigDict: its fields are those of the file in configs/
+
+class SourceSettings(Protocol):
+  """The fields of a stage's `config.data` that say how its sources are read."""
+
+  @property
+  def spelling(self) -> str: ...
+
+  @property
+  def fields(self) -> str: ...
 
 
 class Part(NamedTuple):
@@ -36,51 +43,67 @@ class Part(NamedTuple):
   records: Any  # a list, or `lazy.Texts`
 
 
-def read(config: Config, name: str, kind: str, *, lazily: bool = False) -> list[Part]:
-  """The sources of getattr(config.data, name).  Raises UserError where the field is empty, and for every bad
-  record; those of text that is read lazily are found by `texts`.
+def read(data: SourceSettings, name: str, kind: str, *, lazily: bool = False) -> list[Part]:
+  """The sources that the field `config.data.NAME` names, with their records.
+
+  Raises UserError where the field is empty, and for every bad record. Those of text that is read
+  lazily are found by `texts`.
   """
-  text = getattr(config.data, name)
+  text = getattr(data, name)
   if not text:
     raise UserError(
       f"config.data.{name} is empty; give a JSONL file of {kind}s, a Parquet file, tfds:NAME or "
       "hub:OWNER/NAME/file.jsonl"
     )
-  spelling = spellings.choose(config.data.spelling, kind, config.data.fields)
-  said = f"{config.data.spelling} {config.data.fields}"
-  load = partial(lazy.texts, said=said) if lazily else partial(sources.load, kind=kind)
-  return [
-    Part(weight, source, load(source, spelling=spelling)) for weight, source in mixture.parse(text)
-  ]
+  spelling = spellings.choose(data.spelling, kind, data.fields)
+  if lazily:
+    load = partial(lazy.texts, said=f"{data.spelling} {data.fields}")
+  else:
+    load = partial(sources.load, kind=kind)
+  parts = []
+  with naming(f"config.data.{name}", text):
+    for weight, source in mixture.parse(text):
+      parts.append(Part(weight, source, load(source, spelling=spelling)))
+  return parts
+
+
+def read_one(data: SourceSettings, name: str, kind: str) -> list:
+  """The records of a field that names one source, every one of which is used.
+
+  Raises UserError where the field is empty or names a mixture, and for every bad record.
+  """
+  parts = read(data, name, kind)
+  if len(parts) > 1:
+    raise UserError(
+      f"config.data.{name}={getattr(data, name)}: every record is used here, so weights say nothing; "
+      "give files with commas between"
+    )
+  return parts[0].records
 
 
 def records(parts: Sequence[Part]) -> list:
-  """Those of all sources, one after the other."""
+  """The records of all sources, one source after the other."""
   return [record for part in parts for record in part.records]
 
 
 def rows(parts: Sequence[Part], make: Callable[[Part], Rows]) -> Rows:
   """What `make` makes of each source: rows, or a mixture where there are several."""
-  found = tuple(make(part) for part in parts)
-  return (
-    Mixture(found, tuple(part.weight for part in parts))
-    if len(found) > 1
-    else found[0]
-    if found
-    else []
-  )
+  rows_by_part = tuple(make(part) for part in parts)
+  if not rows_by_part:
+    return []
+  if len(rows_by_part) == 1:
+    return rows_by_part[0]
+  return Mixture(rows_by_part, tuple(part.weight for part in parts))
 
 
-def packed(
-  config: Config, part: Part, found: Rows, length: int, what: str, sizes: Any = None
-) -> Rows:
-  """The rows of a source, packed where config.data.pack says so; then it says how full they are."""
-  if not config.data.pack:
-    return found
-  bins = packing.pack(found, length, sizes)
+def packed(pack: bool, source: str, rows: Rows, length: int, what: str, sizes: Any = None) -> Rows:
+  """The rows of a source, packed where `pack` says so; then a line on stderr says how full they are."""
+  if not pack:
+    return rows
+  bins = packing.pack(rows, length, sizes)
   if jax.process_index() == 0:
     print(
-      f"{part.source}: {len(found):,} {what} in {len(bins):,} rows of {length} tokens, "
+      f"{source}: {len(rows):,} {what} in {len(bins):,} rows of {length} tokens, "
       f"{100 * bins.share:.1f} % full",
       file=sys.stderr,
       flush=True,
@@ -88,55 +111,50 @@ def packed(
   return bins
 
 
+class TextSettings(Protocol):
+  """The field of a stage's `config.data` that says whether text is packed."""
+
+  @property
+  def pack(self) -> bool: ...
+
+
 def texts(
-  config: Config, parts: Sequence[Part], tokenizer: Tokenizer, length: int
+  data: TextSettings, parts: Sequence[Part], tokenizer: Tokenizer, length: int
 ) -> tuple[Rows, str]:
-  """(rows of `length` tokens, fingerprint) of text: windows of all documents joined, or documents
-  packed.
+  """(rows of `length` tokens, fingerprint) of text.
+
+  Rows are windows of all documents joined or, packed, documents side by side.
   """
-  prints: list[str] = []
+  lazy_prints: list[str] = []
 
-  def make(part: Part) -> Rows:
-    if not isinstance(part.records, lazy.Texts):
-      if not config.data.pack:
-        return pipeline.text(part.records, tokenizer, length=length, name=part.source)
-      return packed(
-        config,
-        part,
-        pipeline.documents(part.records, tokenizer, length=length),
-        length,
-        "pieces of text",
-      )
-    index = lazy.index(part.records, tokenizer)
-    prints.append(index.fingerprint)
-    if not config.data.pack:
-      return lazy.windows(part.records, index, tokenizer, length)
-    pieces = lazy.pieces(part.records, index, tokenizer, length)
-    return packed(config, part, pieces, length, "pieces of text", pieces.sizes)
+  def rows_of_source(part: Part) -> Rows:
+    what = "pieces of text"
+    if isinstance(part.records, lazy.Texts):
+      index = lazy.index(part.records, tokenizer)
+      lazy_prints.append(index.fingerprint)
+      if not data.pack:
+        return lazy.windows(part.records, index, tokenizer, length)
+      pieces = lazy.pieces(part.records, index, tokenizer, length)
+      return packed(data.pack, part.source, pieces, length, what, pieces.sizes)
+    if not data.pack:
+      return pipeline.text(part.records, tokenizer, length=length, name=part.source)
+    documents = pipeline.documents(part.records, tokenizer, length=length)
+    return packed(data.pack, part.source, documents, length, what)
 
-  found = rows(parts, make)
-  if not prints:
-    return found, fingerprint(records(parts))
-  return found, prints[0] if len(prints) == 1 else hashlib.sha256(
-    "".join(prints).encode()
-  ).hexdigest()
-
-
-def stream(
-  config: Config, found: Rows, length: int, size: int, mine: Sequence[int]
-) -> Callable[[int], Any]:
-  """Batches of demonstrations or text, packed or not; `mine` as `pipeline.stream`."""
-  pad = packing.pad_packed if config.data.pack else pipeline.pad_demonstrations
-  return pipeline.stream(found, partial(pad, length=length), size=size, seed=config.seed, mine=mine)
+  all_rows = rows(parts, rows_of_source)
+  # The records of lazy text are never all in memory; its index was made from a pass over them.
+  if not lazy_prints:
+    return all_rows, fingerprint(records(parts))
+  if len(lazy_prints) == 1:
+    return all_rows, lazy_prints[0]
+  return all_rows, hashlib.sha256("".join(lazy_prints).encode()).hexdigest()
 
 
 def placed(batches: Callable[[int], PyTree]) -> Callable[[int], PyTree]:
-  """The same batches on the devices; each process makes the rows of its own
-  (`sharding.local_rows`).
-  """
+  """The same batches on the devices; each process makes the rows of its own (`sharding.local_rows`)."""
 
-  def batch(i: int) -> PyTree:
-    found = sharding.place_rows(batches(i))
-    return found if sharding.is_sharded() else jax.device_put(found)
+  def batch(number: int) -> PyTree:
+    arrays = sharding.place_rows(batches(number))
+    return arrays if sharding.is_sharded() else jax.device_put(arrays)
 
   return batch

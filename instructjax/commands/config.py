@@ -1,0 +1,55 @@
+"""`instructjax config ppo:6b`: every field of a configuration with its value and its sentence."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+
+from instructjax.commands.options import Fields
+
+WIDTH = 100  # columns of the output
+
+
+def arguments(command: argparse.ArgumentParser) -> None:
+  """The options of `instructjax config`."""
+  command.add_argument(
+    "config",
+    metavar="NAME[:PRESET]",
+    help="sft:1.3b, ppo:6b, eval ..., or a file with get_config()",
+  )
+  command.add_argument("--json", action="store_true", help="print the values as one JSON object")
+
+
+def run(args: argparse.Namespace, fields: Fields) -> None:
+  """Prints the fields; those of the command line are set first."""
+  from instructjax import settings
+
+  config = settings.override(settings.load(args.config), fields)
+  if args.json:
+    print(json.dumps(settings.to_dict(config), indent=2))
+    return
+  print(describe(config))
+
+
+def describe(config: object) -> str:
+  """The fields of settings in three columns: name, value, sentence with its range or choices."""
+  from instructjax.settings import fields
+
+  rows = [
+    (f"config.{field.path}", fields.show(field.value) or '""', field)
+    for field in fields.walk(config)
+  ]
+  name_width = max(len(name) for name, _, _ in rows)
+  value_width = min(max(len(value) for _, value, _ in rows), 30)
+  lines = []
+  for name, value, field in rows:
+    sentence = field.sentence
+    expectation = fields.expectation(field.kind, field.limits)
+    if expectation not in ("a text", "true or false"):
+      sentence = f"{sentence} [{expectation}]"
+    margin = name_width + value_width + 4
+    wrapped = textwrap.wrap(sentence, max(WIDTH - margin, 40))
+    lines.append(f"{name:<{name_width}}  {value:<{value_width}}  {wrapped[0]}")
+    lines += [" " * margin + line for line in wrapped[1:]]
+  return "\n".join(lines)

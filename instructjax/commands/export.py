@@ -1,0 +1,29 @@
+"""`instructjax export`: a trained model as a folder that transformers and vLLM open."""
+
+from __future__ import annotations
+
+import argparse
+
+from instructjax.commands.options import Fields, prepare_jax
+
+
+def arguments(command: argparse.ArgumentParser) -> None:
+  """The options of `instructjax export`."""
+  source = "the directory of a run, a .gguf file or a model folder"
+  command.add_argument("--model", required=True, help=source)
+  command.add_argument("--out", required=True, metavar="FOLDER")
+  weights = "of PPO; default the average where there is one"
+  command.add_argument("--weights", default="", choices=["ema", "raw"], help=weights)
+  command.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+  command.add_argument("--tokenizer", default="", help="another than the model's own")
+
+
+def run(args: argparse.Namespace, fields: Fields) -> None:
+  """Writes the folder and prints its path."""
+  prepare_jax()
+  from instructjax.stages.export import export
+
+  folder = export(
+    args.model, args.out, weights=args.weights, dtype=args.dtype, tokenizer=args.tokenizer
+  )
+  print(folder)

@@ -1,0 +1,48 @@
+"""The options that several commands have, and what happens before a command that uses JAX."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from instructjax.system import processes
+
+Fields = Sequence[tuple[str, str]]  # of the settings, which the command line sets
+WRITERS = ("tensorboard", "wandb")
+
+
+def add_writer(command: argparse.ArgumentParser) -> None:
+  """Adds `--writer`."""
+  help_text = "where metrics go besides metrics.jsonl"
+  command.add_argument("--writer", action="append", default=[], choices=WRITERS, help=help_text)
+
+
+def add_distributed(command: argparse.ArgumentParser) -> None:
+  """Adds `--distributed`."""
+  processes.argument(command)
+
+
+def open_settings(args: argparse.Namespace, fields: Fields) -> Any:
+  """The settings of --config with these fields; JAX is ready then, and has its other processes."""
+  from instructjax import settings
+
+  opened = settings.override(settings.load(args.config), fields)
+  prepare_jax()
+  if getattr(args, "distributed", None):
+    processes.join(args.distributed)
+  return opened
+
+
+def prepare_jax() -> None:
+  """Keeps compiled programs in the user's cache, so that the second run starts at once."""
+  import logging
+
+  import jax
+
+  from instructjax.system.download import cache_folder
+
+  logging.getLogger("absl").setLevel(logging.ERROR)
+  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))

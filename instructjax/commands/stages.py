@@ -1,0 +1,89 @@
+"""The commands that run one stage: pretrain, sft, rl_init, reward, ppo, bestofn and sample."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from instructjax.commands.options import Fields, add_distributed, add_writer, open_settings
+from instructjax.errors import UserError
+
+STAGES = {
+  "pretrain": "train on plain text",
+  "sft": "fine-tune on demonstrations",
+  "rl_init": "the model that PPO starts from: demonstrations and pretraining text",
+  "reward": "train a reward model on ranked completions",
+  "ppo": "PPO-ptx against a reward model",
+  "bestofn": "keep the best of n samples under a reward model",
+  "sample": "sample responses",
+}
+MODEL_FIELD = {"ppo": "rl_init"}  # the field that --model sets, where it is not model.source
+
+
+def arguments(command: argparse.ArgumentParser, stage: str) -> None:
+  """The options of a stage."""
+  command.add_argument(
+    "--config",
+    default=stage,
+    metavar="NAME[:PRESET]",
+    help=f"default {stage}; a preset ({stage}:1.3b) or a file with get_config()",
+  )
+  command.add_argument(
+    "--workdir",
+    default=f"runs/{stage}",
+    help=f"default runs/{stage}; run the same command again to go on with it",
+  )
+  source = "a run directory, a model folder, a .gguf file, a hub id or file.py:function"
+  if stage == "sample":
+    command.add_argument(
+      "--model", action="append", metavar="[NAME=]MODEL", help=f"{source}; repeated for several"
+    )
+  else:
+    command.add_argument("--model", help=source)
+  add_writer(command)
+  add_distributed(command)
+
+
+def run(args: argparse.Namespace, fields: Fields) -> None:
+  """Runs the stage of a command.  Raises UserError where the configuration is that of another one."""
+  from instructjax import settings
+
+  config = settings.load(args.config)
+  if config.stage != args.command:
+    raise UserError(f"--config={args.config} is for stage '{config.stage}', not '{args.command}'")
+  sources = args.model if isinstance(args.model, list) else [args.model] if args.model else []
+  model = []
+  if sources:
+    model = [(MODEL_FIELD.get(args.command, "model.source"), ",".join(sources))]
+  config = open_settings(args, [*model, *fields])
+  stage_of(args.command)(config, Path(args.workdir), tuple(args.writer))
+
+
+def stage_of(name: str) -> Callable[..., None]:
+  """The function (settings, workdir, sinks) of a stage.  Only its own module is imported."""
+  match name:
+    case "pretrain" | "rl_init":
+      from instructjax.stages import pretrain_sft
+
+      return pretrain_sft.run
+    case "sft":
+      from instructjax.stages import selection
+
+      return selection.run
+    case "reward":
+      from instructjax.stages import reward
+
+      return reward.run
+    case "ppo":
+      from instructjax.stages import ppo
+
+      return ppo.run
+    case "bestofn":
+      from instructjax.stages import bestofn
+
+      return bestofn.run
+    case _:
+      from instructjax.stages import sample
+
+      return sample.run

@@ -1,0 +1,106 @@
+"""Responses to prompts from a model that is open: batches of few shapes, in the order of the prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
+import jax
+import numpy as np
+
+from instructjax import rewards, rollout, sharding
+from instructjax.data.batches import buckets, pipeline
+from instructjax.data.records.records import Prompt
+from instructjax.data.tokens import chat
+from instructjax.rollout import Sampling
+from instructjax.runs import origin
+from instructjax.runs.loop import progressing
+from instructjax.runs.origin import Origin
+from instructjax.settings.sampling import BestOfNSettings, SampleSettings
+from instructjax.types import Array, Key, Prompts, Rollout
+
+# Batches whose prompts are sorted by length together; a stopped run goes on after the last such group.
+SORTED = 8
+Drawn = tuple[Rollout, dict[str, rewards.Scores]]  # the responses to one prompt, and their scores
+
+
+def draw_responses(
+  settings: BestOfNSettings | SampleSettings,
+  model: Origin,
+  template: chat.Template | None,
+  prompts: Sequence[Prompt],
+  rewards_by_group: Mapping[str, Sequence[rewards.Reward]],
+  *,
+  temperature: float,
+  key: Key[Array, ""],
+  start: int = 0,
+  name: str,
+) -> Iterator[Drawn]:
+  """Yields, for each prompt from number `start` on, its n responses and their scores by each group of rewards.
+
+  `start` is a multiple of SORTED batches, batch i draws with fold_in(key, i), and `name` stands before
+  the progress. Everything is checked at the call, before the first draw.
+
+  Raises UserError for prompts that are too long.
+  """
+  data, draw_settings = settings.data, settings.sampling
+  length = data.prompt + draw_settings.response
+  origin.fits(model.lm, length, "config.data.prompt + config.sampling.response")
+  rows = pipeline.prompts(
+    prompts, model.tokenizer, prompt=data.prompt, name=data.prompts, template=template
+  )
+  # A prompt is read once for all its responses, where the prompts of a batch divide over the devices;
+  # otherwise each response has a row of its own.
+  shards = settings.mesh.data * settings.mesh.fsdp
+  responses_a_row = settings.n if settings.batch % shards == 0 else 1
+  rows_a_prompt = settings.n // responses_a_row
+  sampling = Sampling(
+    response=draw_settings.response,
+    temperature=temperature,
+    top_k=draw_settings.top_k,
+    top_p=draw_settings.top_p,
+    whole=draw_settings.whole,
+    n=responses_a_row,
+    eos=model.tokenizer.eos,
+    banned=model.tokenizer.banned,
+  )
+  draw = jax.jit(partial(rollout.sample, model.lm, cfg=sampling))
+  lengths = buckets.lengths(data.prompt, data.buckets)
+  group_size = SORTED * settings.batch
+
+  def batches() -> Iterator[tuple[int, Prompts, list[int]]]:
+    """Yields (number of the batch, its prompts, which prompts these are)."""
+    for begin in range(start, len(rows), group_size):
+      group = rows[begin : begin + group_size]
+      in_group = buckets.once(group, pipeline.pad_prompts, size=settings.batch, lengths=lengths)
+      for number, (padded, places) in enumerate(in_group, begin // settings.batch):
+        yield number, padded, [begin + place for place in places]
+
+  def score(rows: Rollout, on_host: Rollout, numbers: Sequence[int]) -> dict[str, rewards.Scores]:
+    texts = [prompts[number].prompt for number in numbers for _ in range(settings.n)]
+    scores = {}
+    for group, sources in rewards_by_group.items():
+      if sources:
+        scores[group] = rewards.score_rollout(sources, rows, on_host, texts, model.tokenizer)
+    return scores
+
+  def results() -> Iterator[tuple[list[int], list[Drawn]]]:
+    done = start
+    with progressing(name, start, len(rows)) as progress:
+      for number, padded, numbers in batches():
+        repeated = jax.tree.map(lambda x: np.repeat(x, rows_a_prompt, axis=0), padded)
+        responses = draw(
+          model.params, sharding.place_batch(repeated), jax.random.fold_in(key, number)
+        )
+        on_host = sharding.fetch(responses)
+        scored = (on_host, score(responses, on_host, numbers))
+        done += len(numbers)
+        progress.show(done, {})
+        each_prompt = [_rows_of(scored, at * settings.n, settings.n) for at in range(len(numbers))]
+        yield [number - start for number in numbers], each_prompt
+
+  return buckets.in_order(results())
+
+
+def _rows_of(scored: Drawn, begin: int, count: int) -> Drawn:
+  return jax.tree.map(lambda array: array[begin : begin + count], scored)

@@ -1,0 +1,378 @@
+"""Pretraining, SFT and the model that PPO starts from: one wiring, told apart by their data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from instructjax import sft, sharding, steps
+from instructjax.data.batches import corpora, packing, pipeline
+from instructjax.data.batches.mixture import Rows
+from instructjax.data.tokens import chat
+from instructjax.data.tokens.tokenizers import Tokenizer
+from instructjax.errors import UserError
+from instructjax.runs import origin
+from instructjax.runs.loop import Evaluate
+from instructjax.settings.supervised import (
+  DemonstrationData,
+  MixedData,
+  PretrainSettings,
+  RLInitSettings,
+  SFTSettings,
+  SupervisedSettings,
+)
+from instructjax.stages import running, stems, trainable
+from instructjax.stages.wiring import (
+  Part,
+  Stage,
+  batch_shards,
+  demonstrations_of,
+  optimizer,
+  require_multiple,
+)
+from instructjax.types import LM, Demonstrations, Params, TrainState
+
+
+def row_length(settings: SupervisedSettings) -> int:
+  """Tokens of a row."""
+  if isinstance(settings, PretrainSettings):
+    return settings.data.length
+  return settings.data.prompt + settings.data.response
+
+
+def text_rows(settings: SupervisedSettings) -> int:
+  """The rows of a batch that are text: all, none, or a share."""
+  if isinstance(settings, PretrainSettings):
+    return settings.batch
+  return settings.text_rows if isinstance(settings, RLInitSettings) else 0
+
+
+def keeps_stems(settings: SupervisedSettings) -> bool:
+  return not isinstance(settings, PretrainSettings) and settings.data.stems
+
+
+def wire(
+  settings: SupervisedSettings,
+  lm: LM,
+  calls: int,
+  *,
+  window: int | None = None,
+  adapter_goes_on: bool = False,
+) -> Stage:
+  """The stage on a model: `sft.sft_step` on demonstrations, on text, or on both.
+
+  `window` is the length of the longest completion where all marked tokens lie at the end of a row.
+
+  Raises UserError where the batch does not divide over the mesh, or rows are longer than the context.
+  """
+  length = row_length(settings)
+  require_multiple(
+    settings.batch, settings.micro * batch_shards(), "config.batch", "config.micro x devices"
+  )
+  with_text = text_rows(settings) > 0
+  origin.fits(
+    lm, length, "config.data.length" if with_text else "config.data.prompt + config.data.response"
+  )
+  tx = optimizer(settings.optimizer, calls)
+  step_settings = sft.SFTConfig(
+    micro=settings.micro,
+    window=None if with_text else window,
+    dropout=settings.model.dropout > 0,
+  )
+
+  def init(key: Any, params: Params) -> tuple[TrainState, Params]:
+    parts = trainable.split(
+      lm, params, jax.random.fold_in(key, 2), settings, adapter_goes_on=adapter_goes_on
+    )
+    return steps.new_state(key, parts.trained, tx), parts.trunk
+
+  def step(state: TrainState, trunk: Params, batch: dict[str, Demonstrations]) -> Any:
+    return sft.sft_step(state, trunk, batch["rows"], lm=lm, tx=tx, cfg=step_settings)
+
+  def train_rows(state: TrainState, trunk: Params, rows: Demonstrations) -> Any:
+    return step(state, trunk, {"rows": rows})
+
+  stem = stems.stem_type(lm, settings.model.dtype) if keeps_stems(settings) else None
+  part = Part(
+    settings.stage, train_rows, ("rows",), "state", tokens=settings.batch * length, updates=1
+  )
+  batch = {"rows": demonstrations_of(settings.batch, length, stem)}
+  return Stage(settings.stage, init, step, batch, (part,), calls)
+
+
+# --- the data of a run ---
+
+
+class Prepared(NamedTuple):
+  """The rows of a run.
+
+  demonstrations, text   rows to draw from
+  held_out               rows to evaluate on
+  window                 the longest completion, where all marked tokens lie at the end of a row
+  prints                 fingerprints of the records
+  """
+
+  demonstrations: Rows
+  text: Rows
+  held_out: Sequence
+  window: int | None
+  prints: Mapping[str, str]
+
+
+def read_records(settings: SupervisedSettings) -> tuple[list, list, list]:
+  """(demonstrations by source, text by source, held-out records), all of them checked."""
+  data = settings.data
+  demonstrations, texts = [], []
+  if not isinstance(data, DemonstrationData | MixedData):
+    texts = corpora.read(data, "text", "text", lazily=data.lazy)
+  else:
+    demonstrations = corpora.read(data, "demonstrations", "demonstration")
+  if isinstance(data, MixedData):
+    texts = corpora.read(data, "text", "text", lazily=data.lazy)
+  held_out = []
+  if data.valid:
+    held_out = corpora.read_one(data, "valid", "demonstration" if demonstrations else "text")
+  return demonstrations, texts, held_out
+
+
+def prepare(
+  settings: SupervisedSettings,
+  sources: tuple[list, list, list],
+  tokenizer: Tokenizer,
+  template: chat.Template | None,
+) -> Prepared:
+  """Turns records into rows.  Raises UserError for prompts that are too long, all of them listed."""
+  demonstrations, texts, held_out = sources
+  data, length = settings.data, row_length(settings)
+  windows, text_print = corpora.texts(data, texts, tokenizer, length)
+  prints = running.fingerprints(
+    demonstrations=corpora.records(demonstrations), text=text_print, valid=held_out
+  )
+  if isinstance(settings, PretrainSettings):
+    return Prepared([], windows, held_out_windows(settings, held_out, tokenizer), None, prints)
+  rows_by_source = {}
+  at_the_end = not settings.data.pack
+  for part in demonstrations:
+    rows, marked_at_end = demonstration_rows(
+      settings, part.records, tokenizer, template, part.source
+    )
+    rows_by_source[part.source] = rows
+    at_the_end = at_the_end and marked_at_end
+
+  def packed_rows(part: corpora.Part) -> Rows:
+    rows = rows_by_source[part.source]
+    return corpora.packed(data.pack, part.source, rows, length, "demonstrations")
+
+  valid, _ = demonstration_rows(settings, held_out, tokenizer, template, data.valid)
+  window = settings.data.response if at_the_end else None
+  return Prepared(corpora.rows(demonstrations, packed_rows), windows, valid, window, prints)
+
+
+def demonstration_rows(
+  settings: SFTSettings | RLInitSettings,
+  records: Sequence,
+  tokenizer: Tokenizer,
+  template: chat.Template | None,
+  name: str,
+) -> tuple[list[pipeline.Row], bool]:
+  """(rows, whether all marked tokens lie in the last `response` tokens of their row).
+
+  With `loss_on_prompt` the whole row is marked, and in a chat earlier replies are too.
+  """
+  if not records:
+    return [], True
+  data = settings.data
+  rows = pipeline.demonstrations(
+    records,
+    tokenizer,
+    prompt=data.prompt,
+    response=data.response,
+    separator=data.separator,
+    name=name,
+    template=template,
+  )
+  if settings.loss_on_prompt:
+    return [row._replace(start=1, mask=None) for row in rows], False
+  marked_before = any(row.mask is not None and row.mask[: row.start].any() for row in rows)
+  return rows, not marked_before
+
+
+def held_out_windows(
+  settings: PretrainSettings, records: Sequence, tokenizer: Tokenizer
+) -> list[pipeline.Row]:
+  """Held-out text in rows: windows of all documents joined, or each document by itself."""
+  data = settings.data
+  if not records:
+    return []
+  if data.pack:
+    return pipeline.documents(records, tokenizer, length=data.length)
+  return pipeline.text(records, tokenizer, length=data.length, tail=True, name=data.valid)
+
+
+def count_steps(settings: SupervisedSettings, prepared: Prepared) -> int:
+  """The updates of a run: `steps`, or so many epochs of the demonstrations (of the text, alone).
+
+  Raises UserError where there are fewer rows than a batch takes.
+  """
+  demonstrations = settings.batch - text_rows(settings)
+  rows = len(prepared.demonstrations) if demonstrations else len(prepared.text)
+  calls = settings.steps or settings.epochs * rows // (demonstrations or settings.batch)
+  if not calls:
+    raise UserError(
+      f"config.batch={settings.batch}: {rows} rows make no batch; give more data or lower it"
+    )
+  return calls
+
+
+def batches_of(
+  settings: SupervisedSettings, prepared: Prepared, lm: LM, trunk: Params
+) -> Callable[[int], dict[str, Demonstrations]]:
+  """Batches of demonstrations and, after them, rows of text; of both the rows of this process."""
+  mine = sharding.local_rows(settings.batch)
+  demonstrations = settings.batch - text_rows(settings)
+  pad_rows = packing.pad_packed if settings.data.pack else pipeline.pad_demonstrations
+  streams = []
+  for rows, first, size in (
+    (prepared.demonstrations, 0, demonstrations),
+    (prepared.text, demonstrations, settings.batch - demonstrations),
+  ):
+    here = [number - first for number in mine if first <= number < first + size]
+    if not here:
+      continue
+    pad = partial(pad_rows, length=row_length(settings))
+    if keeps_stems(settings):
+      rows, pad = stems.kept_rows(lm, trunk, rows, pad, settings.model.dtype)
+    streams.append(pipeline.stream(rows, pad, size=size, seed=settings.seed, mine=here))
+
+  def batch(number: int) -> dict[str, Demonstrations]:
+    parts = [stream(number) for stream in streams]
+    return {"rows": jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)}
+
+  return batch
+
+
+# --- measures ---
+
+
+def held_out_nll(
+  lm: LM, trunk: Params, rows: Sequence, length: int, multiple: int, size: int = 16
+) -> Evaluate:
+  """A function of the state: the mean negative log-probability of held-out rows, in nats a token."""
+  size = running.rows_for(size, multiple)
+
+  @jax.jit
+  def sum_nll(trunk: Params, params: Params, batch: Demonstrations) -> Any:
+    return sft.evaluate(trunk | params, batch, lm=lm)
+
+  def evaluate(state: TrainState) -> dict[str, Any]:
+    total, count = 0.0, 0.0
+    pad = partial(pipeline.pad_demonstrations, length=length)
+    for batch, real in pipeline.once(rows, pad, size=size):
+      # The last batch is filled up with rows that were counted before; they carry no mask.
+      counted = (np.arange(size) < real)[:, None]
+      batch = dataclasses.replace(batch, mask=batch.mask & counted)
+      value, tokens = sum_nll(trunk, state.params, sharding.place_batch(batch))
+      total += float(value)
+      count += float(tokens)
+    return {"eval/nll": total / max(count, 1.0)}
+
+  return evaluate
+
+
+def together(measures: Sequence[Evaluate]) -> Evaluate | None:
+  """One function that measures everything; None where nothing is measured."""
+  if not measures:
+    return None
+
+  def evaluate(state: TrainState) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for measure in measures:
+      values |= measure(state)
+    return values
+
+  return evaluate
+
+
+# --- the command ---
+
+
+class Selection(NamedTuple):
+  """How SFT chooses its checkpoint.
+
+  measure   (model, template, trunk, parts of a batch) -> a function of the state
+  choose    (last state) -> the state to leave
+  prints    fingerprints of what it measures with
+  """
+
+  measure: Callable[[origin.Origin, chat.Template | None, Params, int], Evaluate]
+  choose: Callable[[TrainState], TrainState]
+  prints: Mapping[str, str]
+
+
+def run(
+  settings: SupervisedSettings,
+  workdir: Path,
+  sinks: tuple[str, ...] = (),
+  selection: Selection | None = None,
+) -> None:
+  """Trains and leaves the last state, or the one that `selection` chooses.
+
+  Raises UserError for whatever is wrong with the settings, the data or the model, before anything is
+  written.
+  """
+  source = settings.model.source
+  with running.devices(settings.mesh) as shards:
+    require_multiple(
+      settings.batch, settings.micro * shards, "config.batch", "config.micro x devices"
+    )
+    sources = read_records(settings)
+    model = running.open_policy(source, settings.model, settings.seed)
+    origin.fits(model.lm, row_length(settings), "config.data.prompt + config.data.response")
+    template = None
+    if not isinstance(settings, PretrainSettings):
+      model, template = running.with_template(settings.data.template, model)
+    prepared = prepare(settings, sources, model.tokenizer, template)
+    stage = wire(
+      settings,
+      model.lm,
+      count_steps(settings, prepared),
+      window=prepared.window,
+      adapter_goes_on=trainable.goes_on(model, settings),
+    )
+    about = trainable.about_trained(model, source, settings)
+    state, trunk = running.start(stage, settings.seed, model.params)
+    model = model._replace(params={})  # they are donated with the state
+    measures = []
+    if prepared.held_out:
+      multiple = shards * settings.micro
+      length = row_length(settings)
+      measures.append(held_out_nll(model.lm, trunk, prepared.held_out, length, multiple))
+    prints = dict(prepared.prints)
+    if selection is not None:
+      measures.append(selection.measure(model, template, trunk, shards))
+      prints |= selection.prints
+    training = running.Training(
+      stage,
+      state,
+      trunk,
+      batches_of(settings, prepared, model.lm, trunk),
+      about,
+      prints,
+      together(measures),
+      settings.evaluate_every,
+    )
+    del state  # the first step takes it over
+    with running.open_run(settings, workdir, sinks, prints) as writer:
+      final = running.train(settings, workdir, writer, training)
+      if selection is not None:
+        final = selection.choose(final)
+      params = running.whole_model(
+        settings.top, source, settings.model, settings.seed, final.params
+      )
+      running.leave_policy(workdir, int(final.iteration), params, about)

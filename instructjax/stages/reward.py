@@ -1,0 +1,251 @@
+"""The reward stage: ranked completions, and the bias that gives demonstrations the mean score 0."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from instructjax import losses, reward, sharding, steps
+from instructjax.data.batches import corpora, pipeline
+from instructjax.data.tokens import chat
+from instructjax.data.tokens.tokenizers import Tokenizer
+from instructjax.errors import UserError
+from instructjax.runs import origin
+from instructjax.runs.loop import Evaluate
+from instructjax.settings.reward import RewardSettings
+from instructjax.stages import running, stems, trainable
+from instructjax.stages.wiring import (
+  Part,
+  Stage,
+  batch_shards,
+  optimizer,
+  require_multiple,
+  rows_of,
+  whole_on_each_device,
+)
+from instructjax.types import LM, Comparisons, Params, TrainState
+
+
+def wire(
+  settings: RewardSettings,
+  lm: LM,
+  calls: int,
+  completions: int,
+  *,
+  adapter_goes_on: bool = False,
+) -> Stage:
+  """The stage on a model: `reward.reward_step` on prompts with up to `completions` ranked texts each.
+
+  Raises UserError where the batch does not divide over the mesh, or rows are longer than the context.
+  """
+  require_multiple(
+    settings.batch, settings.micro * batch_shards(), "config.batch", "config.micro x devices"
+  )
+  length = settings.data.prompt + settings.data.response
+  origin.fits(lm, length, "config.data.prompt + config.data.response")
+  tx = optimizer(settings.optimizer, calls)
+  step_settings = reward.RewardConfig(
+    micro=settings.micro, dropout=settings.model.dropout > 0, pairs=settings.pairs
+  )
+
+  def init(key: Any, params: Params) -> tuple[TrainState, Params]:
+    parts = trainable.split(
+      lm, params, jax.random.fold_in(key, 2), settings, adapter_goes_on=adapter_goes_on
+    )
+    model = reward.init(jax.random.fold_in(key, 1), lm, parts.trained)
+    model |= {"head": whole_on_each_device(model["head"])}
+    return steps.new_state(key, model, tx), parts.trunk
+
+  def step(state: TrainState, trunk: Params, batch: dict[str, Comparisons]) -> Any:
+    return reward.reward_step(state, trunk, batch["comparisons"], lm=lm, tx=tx, cfg=step_settings)
+
+  def train_comparisons(state: TrainState, trunk: Params, comparisons: Comparisons) -> Any:
+    return step(state, trunk, {"comparisons": comparisons})
+
+  shape = (settings.batch, completions, length)
+  stem = None
+  if settings.data.stems:
+    width, dtype = stems.stem_type(lm, settings.model.dtype)
+    stem = rows_of((*shape, width), dtype)
+  batch = Comparisons(
+    rows_of(shape, jnp.int32), rows_of(shape, jnp.bool_), rows_of(shape[:2], jnp.int32), stem
+  )
+  tokens = settings.batch * completions * length
+  part = Part("reward", train_comparisons, ("comparisons",), "state", tokens=tokens, updates=1)
+  return Stage("reward", init, step, {"comparisons": batch}, (part,), calls)
+
+
+# --- data ---
+
+
+def groups_of(
+  settings: RewardSettings,
+  records: Sequence,
+  tokenizer: Tokenizer,
+  name: str,
+  template: chat.Template | None,
+) -> list[pipeline.Group]:
+  """The rows of each prompt's completions.  Raises UserError for prompts that are too long."""
+  data = settings.data
+  return pipeline.comparisons(
+    records,
+    tokenizer,
+    prompt=data.prompt,
+    response=data.response,
+    separator=data.separator,
+    name=name,
+    template=template,
+  )
+
+
+def demonstration_rows(
+  settings: RewardSettings, records: Sequence, tokenizer: Tokenizer, template: chat.Template | None
+) -> list[pipeline.Row]:
+  """The demonstrations that are to score 0 on average."""
+  data = settings.data
+  if not records:
+    return []
+  return pipeline.demonstrations(
+    records,
+    tokenizer,
+    prompt=data.prompt,
+    response=data.response,
+    separator=data.separator,
+    name=data.demonstrations,
+    template=template,
+  )
+
+
+# --- measures ---
+
+
+def held_out_accuracy(
+  lm: LM, trunk: Params, groups: Sequence, pad: Callable, multiple: int, size: int = 8
+) -> Evaluate:
+  """A function of the state: the share of held-out pairs that are ordered as the labeler did."""
+  size = running.rows_for(size, multiple)
+
+  @jax.jit
+  def count_pairs(trunk: Params, params: Params, batch: Comparisons) -> Any:
+    scores = reward.score_comparisons(lm, reward.join(trunk, params), batch)
+    return jax.tree.map(jnp.sum, losses.ranking_accuracy(scores, batch.rank))
+
+  def evaluate(state: TrainState) -> dict[str, Any]:
+    correct = total = 0.0
+    for batch, real in pipeline.once(groups, pad, size=size):
+      # The last batch is filled up with prompts that were counted before; rank 0 is no completion.
+      counted = (np.arange(size) < real)[:, None]
+      batch = dataclasses.replace(batch, rank=batch.rank * counted)
+      right, pairs = count_pairs(trunk, state.params, sharding.place_batch(batch))
+      correct += float(right)
+      total += float(pairs)
+    return {"eval/accuracy": correct / max(total, 1.0)}
+
+  return evaluate
+
+
+def mean_score(
+  lm: LM, params: Params, rows: Sequence, length: int, multiple: int, size: int = 16
+) -> jax.Array:
+  """The mean score of demonstrations."""
+  size = running.rows_for(size, multiple)
+  score = jax.jit(partial(reward.score, lm))
+  pad = partial(pipeline.pad_demonstrations, length=length)
+  scores = []
+  for batch, real in pipeline.once(rows, pad, size=size):
+    placed = sharding.place_batch(batch)
+    scores.append(sharding.fetch(score(params, placed.tokens, placed.valid))[:real])
+  return jnp.float32(np.concatenate(scores).mean())
+
+
+# --- the command ---
+
+
+def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
+  """Trains the reward model, fits its bias, and leaves it.
+
+  Raises UserError for whatever is wrong with the settings, the data or the model, before anything is
+  written.
+  """
+  source, data = settings.model.source, settings.data
+  with running.devices(settings.mesh) as shards:
+    require_multiple(
+      settings.batch, settings.micro * shards, "config.batch", "config.micro x devices"
+    )
+    sources = corpora.read(data, "comparisons", "comparison")
+    held_out = corpora.read_one(data, "valid", "comparison") if data.valid else []
+    demonstrations = []
+    if data.demonstrations:
+      demonstrations = corpora.read_one(data, "demonstrations", "demonstration")
+    model = running.open_policy(source, settings.model, settings.seed)
+    length = data.prompt + data.response
+    origin.fits(model.lm, length, "config.data.prompt + config.data.response")
+    model, template = running.with_template(data.template, model)
+    tokenizer = model.tokenizer
+    groups = corpora.rows(
+      sources, lambda part: groups_of(settings, part.records, tokenizer, part.source, template)
+    )
+    valid = groups_of(settings, held_out, tokenizer, data.valid, template)
+    shown = demonstration_rows(settings, demonstrations, tokenizer, template)
+    completions = max(len(record.completions) for record in [*corpora.records(sources), *held_out])
+    pad = partial(pipeline.pad_comparisons, k=completions, length=length)
+    calls = settings.steps or settings.epochs * len(groups) // settings.batch
+    if not calls:
+      raise UserError(
+        f"config.batch={settings.batch}: {len(groups)} comparisons make no batch; give more data or "
+        "lower it"
+      )
+    stage = wire(
+      settings,
+      model.lm,
+      calls,
+      completions,
+      adapter_goes_on=trainable.goes_on(model, settings),
+    )
+    about = trainable.about_trained(model, source, settings)
+    state, trunk = running.start(stage, settings.seed, model.params)
+    model = model._replace(params={})  # they are donated with the state
+    rows, pad_rows = groups, pad
+    if data.stems:
+      rows, pad_rows = stems.kept_rows(model.lm, trunk, groups, pad, settings.model.dtype)
+    draw = pipeline.stream(
+      rows,
+      pad_rows,
+      size=settings.batch,
+      seed=settings.seed,
+      mine=sharding.local_rows(settings.batch),
+    )
+    evaluate = None
+    if valid:
+      multiple = shards * settings.micro
+      evaluate = held_out_accuracy(model.lm, trunk, valid, pad, multiple)
+    prints = running.fingerprints(
+      comparisons=corpora.records(sources), valid=held_out, demonstrations=demonstrations
+    )
+    training = running.Training(
+      stage,
+      state,
+      trunk,
+      lambda number: {"comparisons": draw(number)},
+      about,
+      prints,
+      evaluate,
+      settings.evaluate_every,
+    )
+    del state  # the first step takes it over
+    with running.open_run(settings, workdir, sinks, prints) as writer:
+      final = running.train(settings, workdir, writer, training)
+      params = final.params
+      if shown:
+        whole = reward.join(trunk, params)
+        params = reward.fit_bias(params, mean_score(model.lm, whole, shown, length, shards))
+      body = running.whole_model(settings.top, source, settings.model, settings.seed, params["lm"])
+      left = {"lm": body, "head": params["head"]}
+      origin.finish(workdir, int(final.iteration), left, about, "reward")

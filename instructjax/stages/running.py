@@ -1,0 +1,240 @@
+"""What every stage does around its steps: devices, data, the run directory, the loop, and what it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from instructjax import sharding, steps
+from instructjax.data.batches import corpora, prefetch
+from instructjax.data.records import records
+from instructjax.data.tokens import chat
+from instructjax.errors import UserError, naming
+from instructjax.models import lora
+from instructjax.runs import origin, writers
+from instructjax.runs.checkpoint import Checkpoints
+from instructjax.runs.loop import Evaluate, fit
+from instructjax.settings.fields import to_dict
+from instructjax.settings.subjects import AnyModelSettings, MeshSettings
+from instructjax.stages import trainable
+from instructjax.stages.wiring import Stage
+from instructjax.types import Params, PyTree, TrainState
+
+
+class TrainingSettings(Protocol):
+  """The fields that the settings of every training stage have."""
+
+  @property
+  def stage(self) -> str: ...
+
+  @property
+  def seed(self) -> int: ...
+
+  @property
+  def keep(self) -> int: ...
+
+  @property
+  def best(self) -> str: ...
+
+  @property
+  def checkpoint_every(self) -> int: ...
+
+  @property
+  def log_every(self) -> int: ...
+
+
+class AnySettings(Protocol):
+  """The fields that the settings of every stage have."""
+
+  @property
+  def stage(self) -> str: ...
+
+  @property
+  def seed(self) -> int: ...
+
+
+@contextlib.contextmanager
+def devices(mesh: MeshSettings) -> Iterator[int]:
+  """Sets the mesh and yields the number of parts of a batch; one device works without a mesh.
+
+  Raises UserError where there are fewer devices than the mesh takes, and where several processes
+  would not use all of theirs: some would wait for others that have no part.
+  """
+  wanted, available = mesh.data * mesh.fsdp * mesh.model, jax.device_count()
+  sizes = (
+    f"config.mesh.data={mesh.data}, config.mesh.fsdp={mesh.fsdp}, config.mesh.model={mesh.model}"
+  )
+  if wanted > available:
+    raise UserError(
+      f"{sizes} take {wanted} devices and {available} are there: choose three numbers whose product "
+      f"is at most {available}"
+    )
+  if jax.process_count() > 1 and wanted != available:
+    raise UserError(
+      f"{sizes} take {wanted} of the {available} devices of {jax.process_count()} processes: choose "
+      f"three numbers whose product is {available}"
+    )
+  if wanted == 1:
+    yield 1
+    return
+  with jax.set_mesh(sharding.make_mesh(mesh.data, mesh.fsdp, mesh.model)):
+    yield mesh.data * mesh.fsdp
+
+
+# --- models and data ---
+
+
+def open_policy(source: str, settings: AnyModelSettings, seed: int) -> origin.Origin:
+  """The language model of a source.  Raises UserError, which names the source, where it is none."""
+  with naming("config.model.source", source):
+    return origin.open_model(source, settings, seed)
+
+
+def with_template(name: str, model: origin.Origin) -> tuple[origin.Origin, chat.Template | None]:
+  """The model as it will say that it was trained or sampled, and the chat template of that name.
+
+  Says so on stderr where the model was trained with another template.
+  """
+  with naming("config.data.template", name):
+    template = origin.chat_template(name, model.about, model.tokenizer)
+  before = origin.template_of(model.about)
+  now = chat.about(template)["fingerprint"] if template else ""
+  if before and before != now and jax.process_index() == 0:
+    reads = "plain text" if template is None else template.name
+    print(
+      f"note: the model was trained on a chat template ({before[:8]}), this run reads {reads}; "
+      "config.data.template=chat goes on with the model's",
+      file=sys.stderr,
+      flush=True,
+    )
+  about = model.about | {"template": chat.about(template) if template else None}
+  return model._replace(about=about), template
+
+
+def fingerprints(**data: Sequence | str) -> dict[str, str]:
+  """The fingerprints of records by name; a text is a fingerprint already."""
+  return {
+    name: rows if isinstance(rows, str) else records.fingerprint(rows)
+    for name, rows in data.items()
+  }
+
+
+def rows_for(size: int, shards: int) -> int:
+  """The number of rows of an evaluation's batch: at least `size`, and a multiple of the shards."""
+  return -(-size // shards) * shards
+
+
+# --- a run ---
+
+
+def open_run(
+  settings: AnySettings, workdir: Path, sinks: tuple[str, ...], prints: Mapping[str, str]
+) -> contextlib.AbstractContextManager[writers.Writer]:
+  """The run directory; other data under the same names are another run."""
+  config = to_dict(settings) | {"fingerprints": dict(prints)}
+  return writers.open_run(workdir, config, seed=settings.seed, sinks=sinks)
+
+
+def start(stage: Stage, seed: int, *models: Params) -> tuple[TrainState, PyTree]:
+  """The state at step 0 and what is frozen, on the devices where the compiled step expects them."""
+  state, frozen = stage.init(jax.random.key(seed), *models)
+  return steps.commit(state), frozen
+
+
+class Training(NamedTuple):
+  """What the loop of a stage needs besides its settings.
+
+  stage           the wiring
+  state, frozen   where it starts
+  batches         batch i, by name
+  about           what is said about the model that is trained
+  prints          fingerprints of the data
+  evaluate        what is measured on held-out data, if anything
+  evaluate_every  steps between evaluations; 0 evaluates at the end alone
+  step            the compiled step, where it is not that of the wiring
+  """
+
+  stage: Stage
+  state: TrainState
+  frozen: PyTree
+  batches: Callable[[int], Any]
+  about: Mapping[str, Any]
+  prints: Mapping[str, str]
+  evaluate: Evaluate | None = None
+  evaluate_every: int = 0
+  step: Callable[..., Any] | None = None
+
+
+def train(
+  settings: TrainingSettings, workdir: Path, writer: writers.Writer, training: Training
+) -> TrainState:
+  """Runs the loop of a stage and returns its last state.
+
+  Each checkpoint holds the fingerprint of the settings beside those of the data. Batches are made
+  ahead; how long the steps waited for them stands in manifest.json.
+  """
+  stage, frozen = training.stage, training.frozen
+  step = training.step or steps.compiled(stage.step, training.state)
+
+  def one_step(state: TrainState, batch: Any) -> Any:
+    return step(state, frozen, batch)
+
+  prints = {"configuration": writers.fingerprint(to_dict(settings))} | dict(training.prints)
+  checkpoints = Checkpoints(
+    workdir / "checkpoints" / settings.stage, keep=settings.keep, best=settings.best
+  )
+  begun = time.perf_counter()
+  with prefetch.ahead(corpora.placed(training.batches), stop=stage.calls) as feed:
+    state = fit(
+      one_step,
+      training.state,
+      feed.batch,
+      steps=stage.calls,
+      stage=settings.stage,
+      writer=writer,
+      checkpoints=checkpoints,
+      checkpoint_every=settings.checkpoint_every,
+      log_every=settings.log_every,
+      evaluate=training.evaluate,
+      evaluate_every=training.evaluate_every,
+      extra={"model": training.about, "fingerprints": prints},
+    )
+  elapsed = time.perf_counter() - begun
+  seconds = {"data": round(feed.waited(), 3), "training": round(elapsed, 3)}
+  writers.note(workdir, seconds={settings.stage: seconds})
+  return state
+
+
+# --- what a stage leaves ---
+
+
+def whole_model(
+  top: int | None, source: str, settings: AnyModelSettings, seed: int, trained: Params
+) -> Params:
+  """The whole model in float32, or its adapter.
+
+  Blocks that were not trained come from the source again: the trunk was rounded.
+  """
+  if top is None:
+    return trained
+  base = lora.merge(origin.open_model(source, settings, seed).params)
+  return trainable.joined(base, trained)
+
+
+def leave_policy(workdir: Path, step: int, params: Params, about: Mapping[str, Any]) -> None:
+  """Leaves a policy for the next stage; an adapter also in the layout of PEFT, in `adapter/`."""
+  if "adapter" in about:
+    trainable.save_adapter(workdir / "adapter", params["adapter"], about)
+  origin.finish(workdir, step, params, about, "policy")
+
+
+def show(text: str) -> None:
+  """Prints, in one process of several."""
+  if jax.process_index() == 0:
+    print(text, flush=True)

@@ -1,0 +1,76 @@
+"""Rows that bring the activations of the blocks that are not trained, computed once a row.
+
+With `config.top` most of a step would go to blocks that never change. Their output for a row of data is
+the same in every epoch: here it is computed before the first step and kept on the host, in the type of
+the matrix products.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from instructjax import sharding
+from instructjax.errors import UserError
+from instructjax.stages.running import rows_for
+from instructjax.stages.wiring import batch_shards
+from instructjax.types import LM, Params, PyTree
+
+ROWS = 64  # that are computed together
+
+
+def stem_type(lm: LM, dtype: str) -> tuple[int, Any]:
+  """(width, dtype) of the activations that a row brings."""
+  return lm.width, jnp.dtype(dtype)
+
+
+def with_stems(lm: LM, trunk: Params, batch: PyTree, dtype: str) -> PyTree:
+  """A batch on the host with the stem of each of its rows; padded completions get zeros."""
+  tokens, valid = (
+    np.asarray(array).reshape(-1, array.shape[-1]) for array in (batch.tokens, batch.valid)
+  )
+  size = rows_for(ROWS, batch_shards())
+  compute = jax.jit(partial(_stem, lm, dtype=jnp.dtype(dtype)))
+  stems = np.zeros((*tokens.shape, lm.width), jnp.dtype(dtype))
+  real = np.flatnonzero(valid.any(1))
+  for begin in range(0, len(real), size):
+    rows = np.resize(
+      real[begin : begin + size], size
+    )  # the last part is filled up with its own rows
+    placed = sharding.place_batch((tokens[rows], valid[rows]))
+    stems[rows] = sharding.fetch(compute(trunk, *placed))
+  return dataclasses.replace(batch, stem=stems.reshape(*batch.tokens.shape, lm.width))
+
+
+def _stem(lm: LM, trunk: Params, tokens: Any, valid: Any, *, dtype: Any) -> Any:
+  return lm.stem(trunk, tokens, valid).astype(dtype)
+
+
+def kept_rows(
+  lm: LM, trunk: Params, rows: Any, pad: Callable[[Sequence], PyTree], dtype: str
+) -> tuple[range, Callable[[Sequence[int]], PyTree]]:
+  """(row numbers, a padding function of numbers) in the place of (rows, a padding function of rows).
+
+  Raises UserError for rows that are no list: a mixture, or text that is read when it is needed.
+  """
+  if not isinstance(rows, list):
+    raise UserError(
+      "config.data.stems=true: the stems of all rows are kept, which takes rows that are all in "
+      "memory; leave config.data.lazy and config.data.pack off, and give one source and no mixture"
+    )
+  if "lower" not in trunk:
+    raise UserError(
+      "config.data.stems=true: every block is trained, so there is nothing to keep; set config.top"
+    )
+  data = with_stems(lm, trunk, pad(rows), dtype)
+
+  def take(numbers: Sequence[int]) -> PyTree:
+    return jax.tree.map(lambda array: np.asarray(array)[np.asarray(numbers)], data)
+
+  return range(len(rows)), take

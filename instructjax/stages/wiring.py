@@ -1,0 +1,153 @@
+"""What a stage of training is: one wiring that the command runs, and that others plan or time.
+
+A `Stage` is made of pure functions. They work on arrays, and under `jax.eval_shape` on shapes, so that
+what is planned for a pod and what is timed on a laptop is what runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+
+from instructjax import optim, sharding
+from instructjax.errors import UserError
+from instructjax.settings.subjects import OptimizerSettings
+from instructjax.types import Demonstrations, Metrics, Params, PyTree, TrainState
+
+
+class Part(NamedTuple):
+  """One program of a step, as it may be compiled apart from the others.
+
+  name        what it does
+  function    (state, frozen, *inputs) -> output
+  reads       the names of its inputs: of a batch, or what an earlier part writes
+  writes      the name of its output; "state" where it trains
+  tokens      tokens that a call trains on or makes
+  updates     optimizer updates of a call
+  trips       the bound of its while loops
+  """
+
+  name: str
+  function: Callable[..., Any]
+  reads: tuple[str, ...]
+  writes: str
+  tokens: int
+  updates: int = 0
+  trips: int = 1
+
+
+class Stage(NamedTuple):
+  """A stage of training, wired once.
+
+  name        "sft", "reward", ...
+  init        (key, *parameters of the models) -> (state, what is frozen)
+  step        (state, frozen, batch) -> (state, metrics); it is compiled with its state donated
+  batch       the shapes of one batch over all devices, by name
+  parts       the step as programs that may be compiled apart, in their order
+  calls       how often a run calls the step
+  """
+
+  name: str
+  init: Callable[..., tuple[TrainState, PyTree]]
+  step: Callable[[TrainState, PyTree, dict[str, Any]], tuple[TrainState, Metrics]]
+  batch: dict[str, PyTree]
+  parts: tuple[Part, ...]
+  calls: int
+
+
+# --- shapes ---
+
+
+def shape_of(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> Any:
+  """A ShapeDtypeStruct in the place of an array, split over the mesh by the logical names of its axes."""
+  spec = sharding.fit(shape, axes)
+  where = None
+  if spec is not None:
+    where = NamedSharding(jax.sharding.get_abstract_mesh(), spec)
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+
+def rows_of(shape: tuple[int, ...], dtype: Any) -> Any:
+  """An array of a batch that is not there, its first axis split over the devices."""
+  return shape_of(shape, dtype, "batch", *[None] * (len(shape) - 1))
+
+
+def demonstrations_of(
+  size: int, length: int, stem: tuple[int, Any] | None = None
+) -> Demonstrations:
+  """The shapes of `size` rows of `length` tokens; `stem` is (width, dtype) where rows bring theirs."""
+  real = rows_of((size, length), jnp.bool_)
+  activations = None if stem is None else rows_of((size, length, stem[0]), stem[1])
+  return Demonstrations(rows_of((size, length), jnp.int32), real, real, activations)
+
+
+def key_of() -> Any:
+  """The shape of a random key."""
+  return shape_of((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
+
+
+def whole_on_each_device(tree: Params) -> Params:
+  """The same arrays, or shapes, with a whole copy on every device."""
+  return jax.tree.map(lambda x: sharding.reshard(x, *[None] * x.ndim), tree)
+
+
+# --- the optimizer that settings describe ---
+
+
+def learning_rate(settings: OptimizerSettings, updates: int, held: int = 1) -> optim.Schedule:
+  """The learning rate over so many updates.
+
+  `held` is the number of updates during which the rate stays the same: PPO counts iterations.
+  """
+  last = settings.decay or max(updates // held, 1)
+  falling = max(last - settings.warmup, 1)
+  match settings.schedule:
+    case "cosine":
+      final = 0.1 if settings.final is None else settings.final
+      rate = optim.cosine(settings.lr, falling, final=final)
+    case "linear":
+      final = 0.0 if settings.final is None else settings.final
+      rate = optim.linear(settings.lr, falling, final=final)
+    case "constant":
+      rate = optim.warmup_constant(settings.lr, 0, start=1.0)
+  if settings.warmup:
+    start = 0.1 if settings.start is None else settings.start
+    rate = optim.warmed_up(rate, settings.lr, settings.warmup, start=start)
+  return optim.held(rate, held) if held > 1 else rate
+
+
+def optimizer(
+  settings: OptimizerSettings, updates: int, held: int = 1
+) -> optax.GradientTransformation:
+  """AdamW with that learning rate."""
+  return optim.adamw(
+    learning_rate(settings, updates, held),
+    b1=settings.b1,
+    b2=settings.b2,
+    eps=settings.eps,
+    eps_mode=settings.eps_mode,
+    weight_decay=settings.weight_decay,
+    clip=settings.clip,
+  )
+
+
+# --- what a mesh asks of a batch ---
+
+
+def require_multiple(rows: int, parts: int, name: str, by: str) -> None:
+  """Raises UserError where `rows` do not divide into `parts`."""
+  if parts < 1 or rows < 1 or rows % parts:
+    raise UserError(f"{name}={rows} does not divide by {by}={parts}; choose a multiple of it")
+
+
+def batch_shards() -> int:
+  """The number of parts that the mesh splits a batch into; 1 without a mesh."""
+  if not sharding.is_sharded():
+    return 1
+  sizes = dict(jax.sharding.get_abstract_mesh().shape)
+  return sizes["data"] * sizes["fsdp"]
