@@ -1,4 +1,7 @@
-"""The error that a user can fix."""
+"""The one exception that is meant for users.
+
+The command line prints its message as one line and exits with code 2.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,11 @@ import contextlib
 from collections.abc import Iterator
 
 
-class UserError(Exception):
-  """Something that the user can fix: the message has the numbers, the place and the remedy."""
+class UserError(ValueError):
+  """A mistake that the user can correct.
+
+  The message carries the numbers, the place (file, line, field) and the remedy.
+  """
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
 """Log-probabilities of text under a language model: the one place where logits become numbers.
 
-Logits are computed only where a token is predicted, and of a large vocabulary for a part of the
-positions at a time: they are the largest array of a training step.  Dimensions: B batch, T
-tokens, R predicted tokens, D width, V vocabulary, N parts of M positions.
+Logits are the largest array of a training step. They are computed only where a token is predicted,
+and where the vocabulary is large, for a part of the positions at a time.
+
+Dimensions: B batch, T tokens, R predicted tokens, D width, V vocabulary. The R positions of a row
+are cut into N parts of M positions.
 """
 
 from __future__ import annotations
@@ -28,40 +30,51 @@ from instructjax.types import (
   Valid,
 )
 
-LOGITS = 1 << 26  # the most logits that a device holds at once: 256 MB in float32
+# The most logits that a device holds at once: 256 MB in float32.
+LOGITS = 1 << 26
+
+# Maps logits [B, M, V] and tokens [B, M] to two arrays [B, M].
+Measure = Callable[[Array, Array], tuple[Array, Array]]
+
+# Of each row: the sum of the log-probabilities of its marked tokens in nats, their number, and
+# whether each of them is the likeliest token at its place.
+RowScores = tuple[Float[Array, " B"], Int[Array, " B"], Bool[Array, " B"]]
 
 
 def parts(tokens: Int[Array, "B R"], vocab_size: int) -> int:
-  """N: into how many parts the positions of a row fall, so that a device holds at most LOGITS
-  logits of one part.
-  """
+  """Returns N, the number of parts by which a device holds at most LOGITS logits at once."""
   rows, positions = tokens.shape
   if sharding.is_sharded():
+    # Only the rows and the ids of one device count. A vocabulary that the mesh does not divide is
+    # whole on every device.
     rows, _ = jax.typeof(tokens).sharding.shard_shape(tokens.shape)
-    whole = sharding.fit((vocab_size,), ("vocab",)) == jax.P(None)
-    vocab_size //= 1 if whole else jax.sharding.get_abstract_mesh().shape["model"]
-  return min(math.ceil(rows * positions * vocab_size / LOGITS), positions)
-
-
-Measure = Callable[
-  [Array, Array], tuple[Array, Array]
-]  # logits [B, M, V] and tokens [B, M] -> two arrays [B, M]
+    vocabulary_is_whole = sharding.fit((vocab_size,), ("vocab",)) == jax.P(None)
+    if not vocabulary_is_whole:
+      vocab_size //= jax.sharding.get_abstract_mesh().shape["model"]
+  # A part has at least one position of every row.
+  needed = math.ceil(rows * positions * vocab_size / LOGITS)
+  return min(needed, positions)
 
 
 def logp_and_entropy(
-  logits: Float[Array, "B M V"], tokens: Int[Array, "B M"]
+  logits: Float[Array, "B M V"],
+  tokens: Int[Array, "B M"],
 ) -> tuple[Float[Array, "B M"], Float[Array, "B M"]]:
-  """log p(token), and the entropy of the distribution."""
+  """Returns log p(token) and the entropy of the distribution, both in nats."""
   return losses.token_logp(logits, tokens), losses.entropy(logits)
 
 
 def logp_and_likeliest(
-  logits: Float[Array, "B M V"], tokens: Int[Array, "B M"]
+  logits: Float[Array, "B M V"],
+  tokens: Int[Array, "B M"],
 ) -> tuple[Float[Array, "B M"], Bool[Array, "B M"]]:
-  """log p(token), and whether no other token is likelier: greedy decoding would draw it, or ties
-  with it.
+  """Returns log p(token), and whether no other token is likelier.
+
+  That is whether greedy decoding would choose the token, or one that ties with it.
   """
-  best = losses.token_logp(logits, jnp.argmax(logits, axis=-1).astype(tokens.dtype))
+  # Both numbers come from the same function, so a tie is an exact equality.
+  likeliest = jnp.argmax(logits, axis=-1).astype(tokens.dtype)
+  best = losses.token_logp(logits, likeliest)
   logp = losses.token_logp(logits, tokens)
   return logp, logp >= best
 
@@ -76,53 +89,70 @@ def of_tokens(
   banned: tuple[int, ...] = (),
   measure: Measure = logp_and_entropy,
 ) -> tuple[Array, Array]:
-  """What `measure` makes of the logits before each token; by default log p(token | hidden state
-  before it) and the entropy.
+  """Returns what `measure` makes of the logits before each token.
 
-  Several parts are a scan whose gradient computes the logits of a part again, so those of the
-  batch never exist at once.
+  The default gives log p(token | the hidden state before it) and the entropy. Several parts are a
+  scan whose gradient computes the logits of a part again, so the logits of the whole batch never
+  exist at once.
   """
-  N = parts(tokens, lm.vocab_size)
 
-  def part(params, hidden, tokens):
-    logits = losses.temper(lm.logits(params, hidden), temperature, banned)
+  def measure_part(params, hidden, tokens):
+    logits = lm.logits(params, hidden)
+    logits = losses.temper(logits, temperature, banned)
     return measure(logits, tokens)
 
+  N = parts(tokens, lm.vocab_size)
   if N == 1:
-    return part(params, hidden, tokens)
-  # Made whole along fsdp once, and not in every part.
-  outside = {
-    name: jax.tree.map(sharding.gather, p)
-    for name, p in params.items()
+    return measure_part(params, hidden, tokens)
+
+  # The unembedding is made whole along fsdp once, before the scan, and not in every part of it.
+  outside_blocks = {
+    name: jax.tree.map(sharding.gather, subtree)
+    for name, subtree in params.items()
     if name not in ("lower", "blocks", "layers")
   }
-  body = jax.checkpoint(partial(part, outside), prevent_cse=False)
-  _, found = jax.lax.scan(lambda _, x: (None, body(*x)), None, (_cut(hidden, N), _cut(tokens, N)))
-  first, second = (_join(x, tokens.shape[1]) for x in found)
-  return first, second
+  remeasure_part = jax.checkpoint(
+    partial(measure_part, outside_blocks),
+    prevent_cse=False,  # a scan needs no guard against common subexpressions
+  )
+
+  def body(_, part):
+    return None, remeasure_part(*part)
+
+  hidden_parts = _cut(hidden, N)
+  token_parts = _cut(tokens, N)
+  _, (first, second) = jax.lax.scan(body, None, (hidden_parts, token_parts))
+  length = tokens.shape[1]
+  return _join(first, length), _join(second, length)
 
 
 def _cut(x: Array, n: int) -> Array:
   """[B, R, ...] -> [N, B, M, ...], filled up with zeros at the end."""
-  m = math.ceil(x.shape[1] / n)
-  x = jnp.pad(x, ((0, 0), (0, n * m - x.shape[1]), *[(0, 0)] * (x.ndim - 2)))
-  x = jax.lax.reshape(x, (x.shape[0], n, m, *x.shape[2:]), out_sharding=_rows(x, x.ndim + 1))
+  rows, length, *rest = x.shape
+  m = math.ceil(length / n)
+  padding = [(0, 0)] * x.ndim
+  padding[1] = (0, n * m - length)
+  x = jnp.pad(x, padding)
+  spec = _rows(x, x.ndim + 1)
+  x = jax.lax.reshape(x, (rows, n, m, *rest), out_sharding=spec)
   return jnp.swapaxes(x, 0, 1)
 
 
 def _join(x: Array, length: int) -> Array:
   """[N, B, M] -> [B, R], the inverse of `_cut`."""
   x = jnp.swapaxes(x, 0, 1)
-  return jax.lax.reshape(x, (x.shape[0], x.shape[1] * x.shape[2]), out_sharding=_rows(x, 2))[
-    :, :length
-  ]
+  rows, n, m = x.shape
+  spec = _rows(x, 2)
+  x = jax.lax.reshape(x, (rows, n * m), out_sharding=spec)
+  return x[:, :length]
 
 
 def _rows(x: Array, ndim: int) -> jax.P | None:
-  """The partition of `ndim` axes whose first lies as that of x, the others whole."""
-  return (
-    jax.P(jax.typeof(x).sharding.spec[0], *[None] * (ndim - 1)) if sharding.is_sharded() else None
-  )
+  """The partition of an array of `ndim` axes that splits its rows as those of x, and only them."""
+  if not sharding.is_sharded():
+    return None
+  first = jax.typeof(x).sharding.spec[0]
+  return jax.P(first, *[None] * (ndim - 1))
 
 
 def response_logp(
@@ -137,10 +167,18 @@ def response_logp(
   stem: Float[Array, "B T D"] | None = None,
   key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
-  """log p(y_t | x, y_<t) and the entropy at each of the last `response` tokens of a row."""
-  hidden = lm.hidden(params, tokens, valid, stem=stem, key=key)[:, -response - 1 : -1]
+  """Returns log p(y_t | x, y_<t) and the entropy at each of the last `response` tokens of a row."""
+  hidden = lm.hidden(params, tokens, valid, stem=stem, key=key)
+  # The hidden state before a token predicts it.
+  before = hidden[:, -response - 1 : -1]
+  targets = tokens[:, -response:]
   return of_tokens(
-    lm, params, hidden, tokens[:, -response:], temperature=temperature, banned=banned
+    lm,
+    params,
+    before,
+    targets,
+    temperature=temperature,
+    banned=banned,
   )
 
 
@@ -152,46 +190,73 @@ def masked_logp(
   *,
   key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, "B R"], Bool[Array, "B R"]]:
-  """(logp, mask) of the tokens marked by `batch.mask`, R of them a row.
+  """Returns (logp, mask) of the tokens marked by `batch.mask`, R of them a row.
 
-  With a `window`, the marked tokens of a row are taken to be contiguous and at most `window`
-  long, and only their logits are computed; without one, R = T - 1.
+  With a `window`, the marked tokens of a row are taken to be contiguous and at most `window` long,
+  and only their logits are computed. Without one, R = T - 1.
   """
   hidden, targets, mask = _marked(lm, params, batch, window, key)
-  return of_tokens(lm, params, hidden, targets)[0], mask
+  logp, _ = of_tokens(lm, params, hidden, targets)
+  return logp, mask
 
 
 def continuation(
-  lm: LM, params: Params, batch: Demonstrations, window: int | None = None
-) -> tuple[Float[Array, " B"], Int[Array, " B"], Bool[Array, " B"]]:
-  """(sum of the log-probabilities of the marked tokens in nats, their number, whether each is the
-  likeliest) of each row.
-  """
+  lm: LM,
+  params: Params,
+  batch: Demonstrations,
+  window: int | None = None,
+) -> RowScores:
+  """Scores the marked tokens of each row, as multiple-choice evaluations do."""
   hidden, targets, mask = _marked(lm, params, batch, window)
-  logp, likeliest = of_tokens(lm, params, hidden, targets, measure=logp_and_likeliest)
-  return (logp * mask).sum(1), mask.sum(1, dtype=jnp.int32), jnp.all(likeliest | ~mask, axis=1)
+  return _score_ends(lm, params, hidden, targets, mask)
 
 
 def choices(
-  lm: LM, params: Params, prompts: Prompts, ends: Int[Array, "Bn R"], mask: Bool[Array, "Bn R"]
-) -> tuple[Float[Array, " Bn"], Int[Array, " Bn"], Bool[Array, " Bn"]]:
-  """`continuation` of n ends of each prompt (right padded, those of a prompt in a row), which is
-  read once for all of them.
+  lm: LM,
+  params: Params,
+  prompts: Prompts,
+  ends: Int[Array, "Bn R"],
+  mask: Bool[Array, "Bn R"],
+) -> RowScores:
+  """Returns what `continuation` does, for n ends of each prompt, which is read once for all.
 
-  Weights become whole along fsdp a layer at a time, as there: all of them at once are for the
-  many steps of a sampler.
+  The ends are right padded, and those of one prompt follow each other.
   """
-  (rows, width), (many, length) = prompts.tokens.shape, ends.shape
+  rows, width = prompts.tokens.shape
+  end_count, length = ends.shape
+  n = end_count // rows
+  # The weights become whole along fsdp a layer at a time. To gather all of them at once pays only
+  # for the many steps of a sampler.
   layers = lm.unstack(params, whole=False)
-  empty = lambda rows: lm.init_cache(rows, width + length - 1)
-  hidden, cache = lm.decode(layers, prompts.tokens, prompts.valid, empty(rows))
-  cache = sharding.repeat_cache(cache, many // rows, empty, rows)
-  hidden = sharding.repeat(hidden[:, -1:], many // rows)
+
+  def empty_cache(rows: int):
+    return lm.init_cache(rows, width + length - 1)
+
+  hidden, cache = lm.decode(layers, prompts.tokens, prompts.valid, empty_cache(rows))
+  cache = sharding.repeat_cache(cache, n, empty_cache, rows)
+  # Prompts are left padded: their last position predicts the first token of every end.
+  hidden = sharding.repeat(hidden[:, -1:], n)
   if length > 1:
+    # The last token of an end predicts nothing, so it is not read.
     rest, _ = lm.decode(layers, ends[:, :-1], mask[:, :-1], cache)
     hidden = jnp.concatenate([hidden, rest], axis=1)
-  logp, likeliest = of_tokens(lm, params, hidden, ends, measure=logp_and_likeliest)
-  return (logp * mask).sum(1), mask.sum(1, dtype=jnp.int32), jnp.all(likeliest | ~mask, axis=1)
+  return _score_ends(lm, params, hidden, ends, mask)
+
+
+def _score_ends(
+  lm: LM,
+  params: Params,
+  hidden: Float[Array, "B R D"],
+  targets: Int[Array, "B R"],
+  mask: Bool[Array, "B R"],
+) -> RowScores:
+  """Scores tokens from the hidden states before them."""
+  logp, likeliest = of_tokens(lm, params, hidden, targets, measure=logp_and_likeliest)
+  total = (logp * mask).sum(1)
+  count = mask.sum(1, dtype=jnp.int32)
+  # What stands outside the mask has no say.
+  all_likeliest = jnp.all(likeliest | ~mask, axis=1)
+  return total, count, all_likeliest
 
 
 def _marked(
@@ -201,15 +266,24 @@ def _marked(
   window: int | None,
   key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, "B R D"], Int[Array, "B R"], Bool[Array, "B R"]]:
-  """(hidden states, the tokens that follow them, which of these are marked)."""
+  """Returns (hidden states, the tokens that follow them, which of these tokens are marked)."""
   hidden = lm.hidden(params, batch.tokens, batch.valid, stem=batch.stem, key=key)
-  mask = batch.mask[:, 1:]
-  targets = batch.tokens[:, 1:]
+  # The hidden state at a token predicts the next one, and nothing predicts the first.
   hidden = hidden[:, :-1]
-  if window is not None and window < mask.shape[1]:
-    first = jnp.clip(jnp.argmax(mask, axis=1), 0, mask.shape[1] - window)
-    at = first[:, None] + jnp.arange(window)
-    rows = jnp.arange(mask.shape[0])[:, None]
-    take = lambda x: x.at[rows, at].get(out_sharding=sharding.spec("batch", *[None] * (x.ndim - 1)))
-    hidden, targets, mask = take(hidden), take(targets), take(mask)
-  return hidden, targets, mask
+  targets = batch.tokens[:, 1:]
+  mask = batch.mask[:, 1:]
+  rows, length = mask.shape
+  if window is None or window >= length:
+    return hidden, targets, mask
+
+  # The window starts at the first marked token, or earlier where the row would end within it.
+  first = jnp.clip(jnp.argmax(mask, axis=1), 0, length - window)
+  columns = first[:, None] + jnp.arange(window)
+
+  row_indices = jnp.arange(rows)[:, None]
+
+  def take_window(x):
+    spec = sharding.spec("batch", *[None] * (x.ndim - 1))
+    return x.at[row_indices, columns].get(out_sharding=spec)
+
+  return take_window(hidden), take_window(targets), take_window(mask)

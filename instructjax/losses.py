@@ -1,12 +1,13 @@
 """The losses of InstructGPT (Ouyang et al. 2022) and of its relatives, as pure functions of arrays.
 
-Every loss is a sum of weight × term.  A weight is a mask scaled to the share of each term in a
-mean: `token_mean`, `sequence_mean` or `pair_weights` of the whole batch.  So the losses of
-micro-batches add up to the loss of the batch, and the kind of mean is a choice of function.
-What stands where a weight is 0 may be anything, NaN included: it changes neither the loss nor a
-gradient.  Everything is float32 from the logits on.
+Every loss is a sum of weight × term. A weight is a mask scaled to the share of each term in a mean
+over the whole batch: `token_mean`, `sequence_mean` or `pair_weights`. The losses of micro-batches
+therefore add up to the loss of the batch, and the kind of mean is a choice of function.
 
-Dimensions: B rows, K completions of one prompt, R response tokens, V vocabulary (it may be
+An entry whose weight is 0 may hold anything, NaN included: it changes neither the loss nor a
+gradient. Everything is float32 from the logits on.
+
+Dimensions: B rows, K completions of one prompt, R response tokens, V vocabulary (which may be
 sharded). `*B` is any number of batch dimensions.
 """
 
@@ -17,114 +18,154 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructjax.returns import masked_mean, masked_var
-from instructjax.types import Array, Bool, Float, Int, Metrics
+from instructjax.types import Array, Bool, Float, Int, Metrics, Scalar
 
-BANNED = (
-  -1e9
-)  # a banned logit: e^BANNED is exactly 0, and unlike -inf it can be multiplied by a mask
+# The logit of a banned token: e^BANNED is exactly 0, and unlike -inf it can be multiplied by 0.
+BANNED = -1e9
 
 
 # From logits to log-probabilities
 
 
 def temper(
-  logits: Float[Array, "*B V"], temperature: float = 1.0, banned: tuple[int, ...] = ()
+  logits: Float[Array, "*B V"],
+  temperature: float = 1.0,
+  banned: tuple[int, ...] = (),
 ) -> Float[Array, "*B V"]:
-  """logits / τ in float32, with banned ids at a probability of exactly 0.
+  """Returns logits / τ in float32, where banned ids have a probability of exactly 0.
 
-  The policy that samples, the policy that learns and the reference all take their logits from
-  here, so the distribution that is scored is the one that was sampled (Ziegler et al. 2019).  τ
-  = 1 changes no bit.
+  The policy that samples, the policy that learns and the reference all take their logits from this
+  function, so the distribution that is scored is the one that was sampled (Ziegler et al. 2019).
+  τ = 1 changes no bit.
 
-  Raises ValueError unless τ > 0, and IndexError for a banned id outside the vocabulary.
+  Raises:
+    ValueError: unless τ > 0.
+    IndexError: for a banned id outside the vocabulary.
   """
   if not temperature > 0:
     raise ValueError(f"temperature must be above 0, got {temperature}")
   logits = logits.astype(jnp.float32) / temperature
-  if banned:
-    hit = np.zeros(logits.shape[-1], bool)
-    hit[list(banned)] = True
-    logits = jnp.where(hit, BANNED, logits)
-  return logits
+  if not banned:
+    return logits
+  # The ids are static, so their mask is a constant of the compiled program.
+  is_banned = np.zeros(logits.shape[-1], bool)
+  is_banned[list(banned)] = True
+  return jnp.where(is_banned, BANNED, logits)
 
 
-def token_logp(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Float[Array, "*B"]:
-  """log softmax(logits)[token] = logit[token] - log Σ_v e^logit[v].
+def token_logp(
+  logits: Float[Array, "*B V"],
+  tokens: Int[Array, "*B"],
+) -> Float[Array, "*B"]:
+  """Returns the log-probability of each token, in nats.
 
-  The log-softmax of the whole vocabulary is never formed.  Where the vocabulary is sharded, a
-  gather would move the logits between devices; a sum over a comparison picks the token where it
-  is.
+      log softmax(logits)[token] = logit[token] - log Σ_v e^logit[v]
+
+  The log-softmax of the whole vocabulary is never formed.
   """
-  if jax.typeof(logits).sharding.spec[-1] is None:
-    picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+  vocabulary_is_whole = jax.typeof(logits).sharding.spec[-1] is None
+  if vocabulary_is_whole:
+    picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)
+    picked = picked[..., 0]
   else:
-    picked = jnp.sum(
-      jnp.where(jnp.arange(logits.shape[-1]) == tokens[..., None], logits, 0), axis=-1
-    )
-  return picked.astype(jnp.float32) - jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+    # A gather would move the logits between devices. A sum over a comparison picks the logit on
+    # the device that holds it.
+    is_token = jnp.arange(logits.shape[-1]) == tokens[..., None]
+    picked = jnp.sum(jnp.where(is_token, logits, 0), axis=-1)
+  picked = picked.astype(jnp.float32)
+  normaliser = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+  return picked - normaliser
 
 
 def entropy(logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:
-  """H = - Σ_v p_v log p_v in nats, p = softmax(logits)."""
-  logits = jnp.maximum(logits.astype(jnp.float32), BANNED)  # -inf is banned too: 0 log 0 = 0
+  """Returns H = - Σ_v p_v log p_v in nats, where p = softmax(logits)."""
+  # A logit of -inf is as banned as BANNED is, and with the finite number 0 log 0 comes out as 0.
+  logits = jnp.maximum(logits.astype(jnp.float32), BANNED)
+  # With z = logits - top, H = log Σ e^z - Σ z e^z / Σ e^z. No exponent is above 0.
   top = jnp.max(logits, axis=-1, keepdims=True)
-  mass = jnp.exp(logits - top)
+  z = logits - top
+  mass = jnp.exp(z)
   total = jnp.sum(mass, axis=-1)
-  return jnp.log(total) - jnp.sum(mass * (logits - top), axis=-1) / total
+  weighted = jnp.sum(mass * z, axis=-1)
+  return jnp.log(total) - weighted / total
 
 
 # Weights: what a loss is the mean of
 
 
 def token_mean(mask: Bool[Array, "*B R"]) -> Float[Array, "*B R"]:
-  """w = m / Σ m: every marked token of the batch counts the same."""
-  return jnp.where(mask, 1 / jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32), 0)
+  """Returns w = m / Σ m, by which every marked token of the batch counts the same."""
+  count = jnp.maximum(jnp.sum(mask), 1)  # an empty mask has weights of 0, not NaN
+  return jnp.where(mask, 1 / count.astype(jnp.float32), 0)
 
 
 def sequence_mean(mask: Bool[Array, "B R"]) -> Float[Array, "B R"]:
-  """w = m / (tokens of its row × rows): every row with a marked token counts the same."""
+  """Returns w = m / (tokens of the row × rows), by which every row counts the same."""
   length = jnp.sum(mask, axis=-1, keepdims=True)
+  # Only rows with a marked token are counted.
   rows = jnp.sum(length > 0)
-  return jnp.where(mask, 1 / jnp.maximum(length * rows, 1).astype(jnp.float32), 0)
+  count = jnp.maximum(length * rows, 1)
+  return jnp.where(mask, 1 / count.astype(jnp.float32), 0)
 
 
-def pair_weights(rank: Int[Array, "B K"], normaliser: str = "remaining") -> Float[Array, "B K K"]:
-  """The weight of each pair (i beats j) in Eq. 1; ties and padded completions (rank 0) get none.
+def pair_weights(
+  rank: Int[Array, "B K"],
+  normaliser: str = "remaining",
+) -> Float[Array, "B K K"]:
+  """Returns the weight of each pair (i beats j) in Eq. 1 of Ouyang et al. 2022.
 
-  Every prompt counts the same, whatever its K; one without pairs does not count.  The paper
-  drops ties but leaves open whether the rest is divided by the "remaining" pairs of the prompt
-  or by "all" C(K,2) of them.
+  Ties and padded completions (rank 0) weigh nothing. Every prompt counts the same, whatever its K;
+  a prompt without pairs does not count. The paper drops ties but leaves open whether the rest is
+  divided by the "remaining" pairs of the prompt or by "all" C(K,2) of them.
 
-  Raises ValueError for another normaliser.
+  Raises:
+    ValueError: for another normaliser.
   """
-  real = (rank[:, :, None] > 0) & (rank[:, None, :] > 0)
-  beats = real & (rank[:, :, None] < rank[:, None, :])
+  winner, loser = _pairs(rank)
+  real = (winner > 0) & (loser > 0)
+  beats = real & (winner < loser)
   if normaliser == "remaining":
     pairs = jnp.sum(beats, axis=(1, 2))
   elif normaliser == "all":
-    k = jnp.sum(rank > 0, axis=1)
-    pairs = k * (k - 1) // 2
+    completions = jnp.sum(rank > 0, axis=1)
+    pairs = completions * (completions - 1) // 2
   else:
     raise ValueError(f'normaliser must be "remaining" or "all", got {normaliser!r}')
-  share = 1 / jnp.maximum(pairs * jnp.sum(pairs > 0), 1).astype(jnp.float32)
+  prompts = jnp.sum(pairs > 0)
+  count = jnp.maximum(pairs * prompts, 1)
+  share = 1 / count.astype(jnp.float32)
   return jnp.where(beats, share[:, None, None], 0)
 
 
-def _keep(live: Array, *arrays: Array) -> list[Array]:
-  """The arrays in float32 with 0 where `live` is False: nothing else reaches a value or a gradient."""
-  return [jnp.where(live, x.astype(jnp.float32), 0) for x in arrays]
+def _pairs(x: Array) -> tuple[Array, Array]:
+  """Returns x of i, the winner, and x of j, the loser, for all pairs: [B, K, 1] and [B, 1, K]."""
+  return x[:, :, None], x[:, None, :]
+
+
+def _zero_outside(mask: Array, *arrays: Array) -> list[Array]:
+  """Returns the arrays in float32, with 0 wherever the mask is False.
+
+  The losses do this before any arithmetic. A weight of 0 alone would not do: 0 × NaN is NaN, both
+  in the value and in the gradient.
+  """
+  return [jnp.where(mask, x.astype(jnp.float32), 0) for x in arrays]
 
 
 # Step 1: supervised fine-tuning
 
 
-def nll(logp: Float[Array, "*B"], weight: Float[Array, "*B"]) -> Float[Array, ""]:
-  """L = - Σ_t w_t log π(y_t | x, y_<t)   (section 3.5).
+def nll(
+  logp: Float[Array, "*B"],
+  weight: Float[Array, "*B"],
+) -> Scalar:
+  """Negative log-likelihood of the weighted tokens (Ouyang et al. 2022, section 3.5).
 
-  Also the pretraining term of PPO-ptx: Eq. 2 maximises + γ E log π(x), so γ nll is added to the
-  loss.
+      L = - Σ_t w_t log π(y_t | x, y_<t)
+
+  It is also the pretraining term of PPO-ptx. Eq. 2 maximises + γ E log π(x), so γ × nll is added
+  to the loss.
   """
-  (logp,) = _keep(weight != 0, logp)
+  (logp,) = _zero_outside(weight != 0, logp)
   return -jnp.sum(weight * logp)
 
 
@@ -136,66 +177,90 @@ def ranking(
   weight: Float[Array, "B K K"],
   *,
   margin: Float[Array, "B K K"] | float = 0.0,
-) -> Float[Array, ""]:
-  """L = - Σ_{i beats j} w_ij log σ(r_i - r_j)   (Eq. 1, all pairs of a prompt in one batch
-  element).
+) -> Scalar:
+  """Pairwise ranking loss, all pairs of a prompt in one batch element (Ouyang et al. 2022, Eq. 1).
+
+      L = - Σ_{i beats j} w_ij log σ(r_i - r_j)
 
   `margin` is subtracted from r_i - r_j (Touvron et al. 2023, section 3.2.2).
   """
-  score = score.astype(jnp.float32)
-  (difference,) = _keep(weight != 0, score[:, :, None] - score[:, None, :] - margin)
+  winner, loser = _pairs(score.astype(jnp.float32))
+  difference = winner - loser - margin
+  (difference,) = _zero_outside(weight != 0, difference)
   return -jnp.sum(weight * jax.nn.log_sigmoid(difference))
 
 
-def centering(score: Float[Array, "B K"], weight: Float[Array, "B K K"]) -> Float[Array, ""]:
-  """L = Σ_{i beats j} w_ij (r_i + r_j)²   (Eisenstein et al. 2023).
+def centering(
+  score: Float[Array, "B K"],
+  weight: Float[Array, "B K K"],
+) -> Scalar:
+  """Penalty that holds the scores near 0 (Eisenstein et al. 2023).
 
-  Eq. 1 only sees differences; this holds the scores near 0.
+      L = Σ_{i beats j} w_ij (r_i + r_j)²
+
+  Eq. 1 sees only differences of scores, so without it their level may drift.
   """
-  score = score.astype(jnp.float32)
-  (total,) = _keep(weight != 0, score[:, :, None] + score[:, None, :])
+  winner, loser = _pairs(score.astype(jnp.float32))
+  total = winner + loser
+  (total,) = _zero_outside(weight != 0, total)
   return jnp.sum(weight * jnp.square(total))
 
 
 def best_of_k(
-  score: Float[Array, "B K"], rank: Int[Array, "B K"], weight: Float[Array, " B"]
-) -> Float[Array, ""]:
-  """L = - Σ_b w_b log softmax(r_b)[best], where the best has rank 1   (Ziegler et al. 2019, Eq. 1).
+  score: Float[Array, "B K"],
+  rank: Int[Array, "B K"],
+  weight: Float[Array, " B"],
+) -> Scalar:
+  """Cross-entropy of the scores with the completion of rank 1 (Ziegler et al. 2019, Eq. 1).
 
-  Completions that share rank 1 share the target equally; a row without one does not count.
+      L = - Σ_b w_b log softmax(r_b)[best]
+
+  Completions that share rank 1 share the target equally. A row without a rank 1 does not count.
   """
-  real = (rank > 0) & (weight != 0)[:, None]
   best = rank == 1
-  target = weight[:, None] / jnp.maximum(jnp.sum(best, axis=1, keepdims=True), 1).astype(
-    jnp.float32
-  )
-  logp = jax.nn.log_softmax(jnp.where(real, score.astype(jnp.float32), BANNED))
+  # A row without a rank 1 has a target of 0 everywhere.
+  ties = jnp.maximum(jnp.sum(best, axis=1, keepdims=True), 1)
+  target = weight[:, None] / ties.astype(jnp.float32)
+  real = (rank > 0) & (weight != 0)[:, None]
+  logits = jnp.where(real, score.astype(jnp.float32), BANNED)
+  logp = jax.nn.log_softmax(logits)
   return nll(logp, jnp.where(best, target, 0))
 
 
 def ranking_accuracy(
-  score: Float[Array, "B K"], rank: Int[Array, "B K"]
+  score: Float[Array, "B K"],
+  rank: Int[Array, "B K"],
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-  """(pairs that the scores order as the ranks do, pairs) of each prompt; equal scores are half
-  right.
+  """Returns (pairs that the scores order as the ranks do, pairs) of each prompt.
+
+  Two equal scores are half right, as a coin would be.
   """
   beats = pair_weights(rank) > 0
-  difference = score[:, :, None] - score[:, None, :]
-  right = jnp.where(difference > 0, 1.0, jnp.where(difference == 0, 0.5, 0.0))
-  return jnp.sum(jnp.where(beats, right, 0), axis=(1, 2)), jnp.sum(beats, axis=(1, 2)).astype(
-    jnp.float32
-  )
+  winner, loser = _pairs(score)
+  difference = winner - loser
+  # 1 where the winner scores higher, ½ where both score the same.
+  right = jnp.where(difference == 0, 0.5, 0.0)
+  right = jnp.where(difference > 0, 1.0, right)
+  correct = jnp.sum(jnp.where(beats, right, 0), axis=(1, 2))
+  pairs = jnp.sum(beats, axis=(1, 2))
+  return correct, pairs.astype(jnp.float32)
 
 
 # Step 3: PPO
 
 
 def _policy_terms(
-  logp: Array, old_logp: Array, advantage: Array, clip: float
+  logp: Array,
+  old_logp: Array,
+  advantage: Array,
+  clip: float,
 ) -> tuple[Array, Array, Array]:
-  """(probability ratio, unclipped loss, clipped loss) of each token."""
+  """Returns (probability ratio, unclipped loss, clipped loss) of each token."""
   ratio = jnp.exp(logp - old_logp)
-  return ratio, -advantage * ratio, -advantage * jnp.clip(ratio, 1 - clip, 1 + clip)
+  near = jnp.clip(ratio, 1 - clip, 1 + clip)
+  unclipped = -advantage * ratio
+  clipped = -advantage * near
+  return ratio, unclipped, clipped
 
 
 def clipped_policy(
@@ -205,21 +270,28 @@ def clipped_policy(
   weight: Float[Array, "*B R"],
   *,
   clip: float = 0.2,
-) -> Float[Array, ""]:
-  """L = Σ_t w_t max(-A_t ρ_t, -A_t clip(ρ_t, 1-ε, 1+ε)),  ρ = π/π_old   (Schulman et al. 2017, Eq.
-  7).
+) -> Scalar:
+  """Clipped surrogate loss of the policy (Schulman et al. 2017, Eq. 7).
 
-  `old_logp` belongs to the policy that sampled and stays the same over all minibatches of an
+      L = Σ_t w_t max(-A_t ρ_t, -A_t clip(ρ_t, 1-ε, 1+ε)),        ρ = π / π_old
+
+  `old_logp` belongs to the policy that sampled, and stays the same over all minibatches of an
   iteration.
   """
-  logp, old_logp, advantage = _keep(weight != 0, logp, old_logp, advantage)
-  _, free, clipped = _policy_terms(logp, old_logp, advantage, clip)
-  return jnp.sum(weight * jnp.maximum(free, clipped))
+  logp, old_logp, advantage = _zero_outside(weight != 0, logp, old_logp, advantage)
+  _, unclipped, clipped = _policy_terms(logp, old_logp, advantage, clip)
+  return jnp.sum(weight * jnp.maximum(unclipped, clipped))
 
 
-def _value_terms(value: Array, old_value: Array, target: Array, clip: float) -> tuple[Array, Array]:
-  """(unclipped, clipped) squared error of each token."""
-  near = jnp.clip(value, old_value - clip, old_value + clip)
+def _value_terms(
+  value: Array,
+  old_value: Array,
+  target: Array,
+  clip: float | None,
+) -> tuple[Array, Array]:
+  """Returns the (unclipped, clipped) squared error of each token."""
+  reach = jnp.inf if clip is None else clip
+  near = jnp.clip(value, old_value - reach, old_value + reach)
   return jnp.square(value - target), jnp.square(near - target)
 
 
@@ -230,15 +302,16 @@ def clipped_value(
   weight: Float[Array, "*B R"],
   *,
   clip: float | None = 0.2,
-) -> Float[Array, ""]:
-  """L = ½ Σ_t w_t max((V_t - G_t)², (clip(V_t, V_old ± ε) - G_t)²), G the target   (Ziegler et al.
-  2019).
+) -> Scalar:
+  """Clipped squared error of the value function (Ziegler et al. 2019).
 
-  No clipping when `clip` is None.
+      L = ½ Σ_t w_t max((V_t - G_t)², (clip(V_t, V_old ± ε) - G_t)²),        G the target
+
+  Nothing is clipped when `clip` is None.
   """
-  value, old_value, target = _keep(weight != 0, value, old_value, target)
-  free, clipped = _value_terms(value, old_value, target, jnp.inf if clip is None else clip)
-  return 0.5 * jnp.sum(weight * jnp.maximum(free, clipped))
+  value, old_value, target = _zero_outside(weight != 0, value, old_value, target)
+  unclipped, clipped = _value_terms(value, old_value, target, clip)
+  return 0.5 * jnp.sum(weight * jnp.maximum(unclipped, clipped))
 
 
 def policy_metrics(
@@ -249,15 +322,18 @@ def policy_metrics(
   *,
   clip: float = 0.2,
 ) -> Metrics:
-  """What to watch in `clipped_policy`, as means over marked tokens; `approxkl` is the mean of ½
-  (log ρ)².
+  """Returns what to watch in `clipped_policy`, as means over the marked tokens.
+
+  `approxkl` is the mean of ½ (log ρ)², and `clipfrac` the share of tokens without a gradient.
   """
-  logp, old_logp, advantage = _keep(mask, logp, old_logp, advantage)
-  ratio, free, clipped = _policy_terms(logp, old_logp, advantage, clip)
+  logp, old_logp, advantage = _zero_outside(mask, logp, old_logp, advantage)
+  ratio, unclipped, clipped = _policy_terms(logp, old_logp, advantage, clip)
+  is_clipped = (clipped > unclipped).astype(jnp.float32)
   return {
-    "loss/policy_avg": masked_mean(jnp.maximum(free, clipped), mask),
+    "loss/policy_avg": masked_mean(jnp.maximum(unclipped, clipped), mask),
     "policy/approxkl_avg": 0.5 * masked_mean(jnp.square(logp - old_logp), mask),
-    "policy/clipfrac_avg": masked_mean((clipped > free).astype(jnp.float32), mask),
+    "policy/clipfrac_avg": masked_mean(is_clipped, mask),
+    # The largest ratio of a first minibatch is 1, unless sampler and trainer disagree.
     "policy/ratio_max": jnp.max(jnp.where(mask, ratio, -jnp.inf)),
     "policy/ratio_min": jnp.min(jnp.where(mask, ratio, jnp.inf)),
     "val/ratio": masked_mean(ratio, mask),
@@ -273,16 +349,21 @@ def value_metrics(
   *,
   clip: float | None = 0.2,
 ) -> Metrics:
-  """What to watch in `clipped_value`; `explained_var` is 1 - Var[G - V] / Var[G], 1 at best."""
-  value, old_value, target = _keep(mask, value, old_value, target)
-  free, clipped = _value_terms(value, old_value, target, jnp.inf if clip is None else clip)
+  """Returns what to watch in `clipped_value`, as means over the marked tokens.
+
+  `explained_var` is 1 - Var[G - V] / Var[G]: 1 at best, and 0 for a constant.
+  """
+  value, old_value, target = _zero_outside(mask, value, old_value, target)
+  unclipped, clipped = _value_terms(value, old_value, target, clip)
+  is_clipped = (clipped > unclipped).astype(jnp.float32)
+  unexplained = masked_var(target - value, mask)
+  target_var = jnp.maximum(masked_var(target, mask), 1e-8)  # targets may all be equal
   return {
-    "loss/value_avg": 0.5 * masked_mean(jnp.maximum(free, clipped), mask),
-    "val/clipfrac_avg": masked_mean((clipped > free).astype(jnp.float32), mask),
+    "loss/value_avg": 0.5 * masked_mean(jnp.maximum(unclipped, clipped), mask),
+    "val/clipfrac_avg": masked_mean(is_clipped, mask),
     "val/mean": masked_mean(value, mask),
     "val/target_mean": masked_mean(target, mask),
-    "val/explained_var": 1
-    - masked_var(target - value, mask) / jnp.maximum(masked_var(target, mask), 1e-8),
+    "val/explained_var": 1 - unexplained / target_var,
   }
 
 
@@ -297,13 +378,14 @@ def dpo(
   weight: Float[Array, " B"],
   *,
   beta: float,
-) -> Float[Array, ""]:
-  """L = - Σ_b w_b log σ(β [log π(y_w)/π_ref(y_w) - log π(y_l)/π_ref(y_l)])   (Rafailov et al. 2023,
-  Eq. 7).
+) -> Scalar:
+  """Direct preference optimisation (Rafailov et al. 2023, Eq. 7).
+
+      L = - Σ_b w_b log σ(β [log π(y_w)/π_ref(y_w) - log π(y_l)/π_ref(y_l)])
 
   Each argument is the log-probability of a whole response, summed over its tokens.
   """
   chosen = logp_chosen.astype(jnp.float32) - ref_chosen.astype(jnp.float32)
   rejected = logp_rejected.astype(jnp.float32) - ref_rejected.astype(jnp.float32)
-  (logits,) = _keep(weight != 0, beta * (chosen - rejected))
+  (logits,) = _zero_outside(weight != 0, beta * (chosen - rejected))
   return -jnp.sum(weight * jax.nn.log_sigmoid(logits))

@@ -1,6 +1,4 @@
-"""Schedules, Adam with both epsilon forms, per-subtree optimizers and the moving average of
-weights.
-"""
+"""Schedules, Adam in both forms of its epsilon, an optimizer per subtree, and averaged weights."""
 
 from __future__ import annotations
 
@@ -11,76 +9,129 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from instructjax.types import Array, Float, Params
+from instructjax.types import Array, Params, Scalar
 
-Schedule = Callable[[Any], Float[Array, ""]]  # from the count of updates
+# Maps the number of updates so far to a learning rate.
+Schedule = Callable[[Any], Scalar]
 
 
-def cosine(peak: float, steps: int, *, final: float = 0.1) -> Schedule:
-  """`peak` at update 0, `final * peak` at update `steps - 1`, a half cosine between; no warmup
-  (App. C.1).
+def _progress(step: Array | int, steps: int) -> Scalar:
+  """The share of `steps` that is done, from 0 to 1."""
+  step = jnp.asarray(step, jnp.float32)
+  return jnp.clip(step / max(steps, 1), 0.0, 1.0)
+
+
+def cosine(
+  peak: float,
+  steps: int,
+  *,
+  final: float = 0.1,
+) -> Schedule:
+  """Half a cosine from `peak` to `final * peak`, without warmup (Ouyang et al. 2022, App. C.1).
+
+  Update 0 has `peak` and update `steps - 1` has `final * peak`.
   """
 
-  def schedule(step: Array | int) -> Float[Array, ""]:
-    done = jnp.clip(jnp.asarray(step, jnp.float32) / max(steps - 1, 1), 0.0, 1.0)
-    return jnp.float32(peak) * (final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * done)))
+  def schedule(step: Array | int) -> Scalar:
+    done = _progress(step, steps - 1)
+    # Falls from 1 to 0.
+    falling = 0.5 * (1 + jnp.cos(jnp.pi * done))
+    return jnp.float32(peak) * (final + (1 - final) * falling)
 
   return schedule
 
 
-def warmup_constant(peak: float, warmup: int = 10, *, start: float = 0.1) -> Schedule:
-  """`start * peak` at 0, rising linearly to `peak` at `warmup` and constant after (App. C.4)."""
+def warmup_constant(
+  peak: float,
+  warmup: int = 10,
+  *,
+  start: float = 0.1,
+) -> Schedule:
+  """A linear rise from `start * peak` to `peak` over `warmup` updates, then constant (App. C.4)."""
 
-  def schedule(step: Array | int) -> Float[Array, ""]:
-    done = jnp.clip(jnp.asarray(step, jnp.float32) / max(warmup, 1), 0.0, 1.0)
-    return jnp.float32(peak) * (start + (1 - start) * done)
+  def schedule(step: Array | int) -> Scalar:
+    done = _progress(step, warmup)
+    share = start + (1 - start) * done
+    return jnp.float32(peak) * share
 
   return schedule
 
 
-def linear(peak: float, steps: int, *, final: float = 0.0) -> Schedule:
-  """`peak` falling linearly to `final * peak` over `steps` (Ziegler et al. 2019; Stiennon et al. 2020)."""
+def linear(
+  peak: float,
+  steps: int,
+  *,
+  final: float = 0.0,
+) -> Schedule:
+  """A linear fall from `peak` to `final * peak` (Ziegler et al. 2019; Stiennon et al. 2020)."""
 
-  def schedule(step: Array | int) -> Float[Array, ""]:
-    done = jnp.clip(jnp.asarray(step, jnp.float32) / max(steps, 1), 0.0, 1.0)
+  def schedule(step: Array | int) -> Scalar:
+    done = _progress(step, steps)
     return jnp.float32(peak) * (1 - (1 - final) * done)
 
   return schedule
 
 
-def warmed_up(schedule: Schedule, peak: float, warmup: int, *, start: float = 0.1) -> Schedule:
-  """`start * peak` at update 0, rising linearly to `peak` at update `warmup`; from there `schedule`."""
+def warmed_up(
+  schedule: Schedule,
+  peak: float,
+  warmup: int,
+  *,
+  start: float = 0.1,
+) -> Schedule:
+  """A linear rise from `start * peak` to `peak` over `warmup` updates, and then `schedule` from its begin."""
 
-  def rise_and_follow(step: Array | int) -> Float[Array, ""]:
-    step = jnp.asarray(step, jnp.int32)
-    done = jnp.clip(step.astype(jnp.float32) / max(warmup, 1), 0.0, 1.0)
-    rising = jnp.float32(peak) * (start + (1 - start) * done)
-    return jnp.where(step < warmup, rising, schedule(jnp.maximum(step - warmup, 0)))
+  def rise_and_follow(step: Array | int) -> Scalar:
+    count = jnp.asarray(step, jnp.int32)
+    rising = jnp.float32(peak) * (start + (1 - start) * _progress(count, warmup))
+    following = schedule(jnp.maximum(count - warmup, 0))
+    return jnp.where(count < warmup, rising, following)
 
   return rise_and_follow
 
 
 def held(schedule: Schedule, updates: int) -> Schedule:
-  """The same schedule counted in PPO iterations of `updates` optimizer updates each."""
-  return lambda step: schedule(jnp.asarray(step) // updates)
+  """The same schedule, held for `updates` updates at a time.
+
+  PPO's schedules count iterations, each of which makes several optimizer updates.
+  """
+
+  def held_schedule(step: Array | int) -> Scalar:
+    return schedule(jnp.asarray(step) // updates)
+
+  return held_schedule
 
 
-def scale_by_adam_tf(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+def scale_by_adam_tf(
+  b1: float,
+  b2: float,
+  eps: float,
+) -> optax.GradientTransformation:
   """Adam as TensorFlow 1 writes it: sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps).
 
-  The usual form divides by (sqrt(v / (1 - b2^t)) + eps), that is, it shrinks eps by sqrt(1 -
-  b2^t) in the first steps.  With PPO's eps of 1e-5 the two differ several-fold early on (Huang
-  et al. 2023, detail on Adam).
+  The usual form divides by (sqrt(v / (1 - b2^t)) + eps), which shrinks eps by sqrt(1 - b2^t) in the
+  first steps. With PPO's eps of 1e-5 the two differ several-fold early on (Huang et al. 2023, in
+  the detail on Adam).
   """
+  # Optax keeps the moments. Only the step that is made of them is ours.
   adam = optax.scale_by_adam(b1=b1, b2=b2, eps=0.0)
 
   def update(grads, state, params=None):
-    found: Any = adam.update(grads, state, params)[1]
-    t = found.count.astype(jnp.float32)
+    _, state = adam.update(grads, state, params)
+    moments: Any = state
+    t = moments.count.astype(jnp.float32)
+    # The bias corrections of both moments, in one factor.
     rate = jnp.sqrt(1 - b2**t) / (1 - b1**t)
-    return jax.tree.map(lambda m, v: rate * m / (jnp.sqrt(v) + eps), found.mu, found.nu), found
 
-  return optax.GradientTransformation(adam.init, cast(optax.TransformUpdateFn, update))
+    def step(m, v):
+      return rate * m / (jnp.sqrt(v) + eps)
+
+    return jax.tree.map(step, moments.mu, moments.nu), state
+
+  return optax.GradientTransformation(
+    adam.init,
+    cast(optax.TransformUpdateFn, update),
+  )
 
 
 def adamw(
@@ -93,31 +144,43 @@ def adamw(
   weight_decay: float = 0.0,
   clip: float | None = None,
 ) -> optax.GradientTransformation:
-  """AdamW with the paper's betas (App. C); `clip` bounds the global gradient norm, `eps_mode` picks
-  the form.
+  """AdamW with the betas of the paper (Ouyang et al. 2022, App. C).
 
-  Not printed in the paper: eps, weight decay and clipping.  Weight decay skips vectors and scalars.
+  `clip` bounds the global norm of the gradient, and `eps_mode` picks the form of epsilon. The paper
+  prints neither eps nor weight decay nor clipping.
   """
-  adam = (
-    scale_by_adam_tf(b1, b2, eps)
-    if eps_mode == "tf"
-    else optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
-  )
-  parts = [adam, optax.scale_by_learning_rate(schedule)]
-  if weight_decay:
-    matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-    parts.insert(1, optax.add_decayed_weights(weight_decay, mask=matrices))
+  transforms = []
   if clip is not None:
-    parts.insert(0, optax.clip_by_global_norm(clip))
-  return optax.chain(*parts)
+    transforms.append(optax.clip_by_global_norm(clip))
+  if eps_mode == "tf":
+    transforms.append(scale_by_adam_tf(b1, b2, eps))
+  else:
+    transforms.append(optax.scale_by_adam(b1=b1, b2=b2, eps=eps))
+  if weight_decay:
+    # Vectors and scalars (biases, norms, the bias of a head) do not decay.
+    transforms.append(optax.add_decayed_weights(weight_decay, mask=_matrices))
+  transforms.append(optax.scale_by_learning_rate(schedule))
+  return optax.chain(*transforms)
+
+
+def _matrices(params: Params) -> Any:
+  """Marks the leaves that have two axes or more."""
+  return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def by_subtree(**transforms: optax.GradientTransformation) -> optax.GradientTransformation:
-  """A transformation of its own for each top-level key, e.g. `by_subtree(policy=..., value=...)`."""
-  named: dict[Hashable, optax.GradientTransformation] = {**transforms}
-  return optax.partition(named, {name: name for name in transforms})
+  """A transformation for each top-level key, such as `by_subtree(policy=..., value=...)`."""
+  by_name: dict[Hashable, optax.GradientTransformation] = {**transforms}
+  # Each top-level key labels everything below it.
+  labels = {name: name for name in transforms}
+  return optax.partition(by_name, labels)
 
 
 def ema(average: Params, params: Params, decay: float) -> Params:
-  """average <- decay * average + (1 - decay) * params, in float32 (App. C.4: decay .992)."""
-  return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p.astype(a.dtype), average, params)
+  """Returns decay * average + (1 - decay) * params in float32 (App. C.4: a decay of 0.992)."""
+
+  # The average has the precision of the first weights, whatever the trained ones are cast to.
+  def blend(a, p):
+    return decay * a + (1 - decay) * p.astype(a.dtype)
+
+  return jax.tree.map(blend, average, params)

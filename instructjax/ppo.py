@@ -1,13 +1,18 @@
-"""PPO of a language model against a reward model, with the pretraining mix (Ouyang et al. 2022,
-section 3.5, Eq. 2).
+"""PPO of a language model against a reward model, with the pretraining mix.
 
-    maximise  E_{(x,y) ~ pi} [ r_theta(x,y) - beta log(pi(y|x) / pi_ref(y|x)) ] + gamma E_{x ~
-    pretrain} [ log pi(x) ]
+    maximise  E_{(x,y) ~ π} [r_θ(x,y) - β log(π(y|x) / π_ref(y|x))] + γ E_{x ~ pretrain} [log π(x)]
 
-An iteration is one pure function: `rollout`, `score`, `credit`, then `improve`.  Each part can
-be jitted alone, so that the score may come from any Python function between them.  The
-environment is a bandit: one response, one score. Dimensions: B episodes, P prompt, R response, T
-= P + R, S pretraining tokens, D width, N minibatches.
+(Ouyang et al. 2022, section 3.5, Eq. 2). An iteration is one pure function: `rollout`, `score`,
+`credit`, then `improve`. Each part can be jitted alone, so that the score may come from any Python
+function between them. The environment is a bandit: one response, one score.
+
+There are up to three trunks. The untrained blocks of the policy are shared with its reference. The
+reward model and the value network share a trunk of their own, or the policy's where
+`Frozen.reward_trunk` is None. A `stem` is what a trunk makes of the tokens; it never changes, so it
+is computed once an iteration.
+
+Dimensions: B episodes, P prompt, R response, T = P + R, S pretraining tokens, D width,
+N minibatches.
 """
 
 from __future__ import annotations
@@ -21,7 +26,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from instructjax import likelihood, losses, optim, returns, reward, sharding, steps
+from instructjax import (
+  likelihood,
+  losses,
+  optim,
+  returns,
+  reward,
+  sft,
+  sharding,
+  steps,
+)
 from instructjax.models import heads
 from instructjax.rollout import Sampling, sample
 from instructjax.settings.method import PPOConfig
@@ -32,70 +46,99 @@ from instructjax.types import (
   Experience,
   Float,
   Frozen,
+  Int,
   Key,
   Metrics,
   Params,
   Prompts,
+  PyTree,
   Rollout,
+  Scalar,
   TrainState,
 )
 
 
 class PPO(NamedTuple):
-  """The functions and settings of one experiment.
-
-  `reward_lm` is the language model under the reward and value networks (None: the policy's).
-  `place` pays the score at or after the last token, `missing_eos` changes the score of a
-  response that did not end, `kl_control` gives the next KL coefficient from (coefficient, mean
-  KL in nats an episode, episodes).
-  """
+  """The functions and settings of one experiment."""
 
   lm: LM
   tx: optax.GradientTransformation
   sampling: Sampling
   cfg: PPOConfig = PPOConfig()
+  # The language model under the reward and value networks; None is the policy's.
   reward_lm: LM | None = None
+  # Whether the score is paid at the last token or after it.
   place: Callable = returns.at_last_token
+  # Changes the score of a response that did not end.
   missing_eos: Callable = lambda score, ended: score
+  # Maps (coefficient, mean KL in nats an episode, episodes) to the next KL coefficient.
   kl_control: Callable = returns.fixed_kl
 
 
 def init_params(policy: Params, reward_params: Params) -> Params:
-  """Policy from `rl_init`; a value network of its own that starts as the reward model, bias
-  included (section 3.5).
+  """Returns a policy from `rl_init`, and a value network that starts as the reward model.
+
+  The value network has its own parameters, and its bias is the reward model's (section 3.5).
   """
-  return {"policy": jax.tree.map(jnp.copy, policy), "value": jax.tree.map(jnp.copy, reward_params)}
+  return {
+    "policy": jax.tree.map(jnp.copy, policy),
+    "value": jax.tree.map(jnp.copy, reward_params),
+  }
+
+
+# The two sides: the policy with its reference, and the reward model with the value network
 
 
 def stems(
-  frozen: Frozen, tokens: Array, valid: Array, ppo: PPO
+  frozen: Frozen,
+  tokens: Array,
+  valid: Array,
+  ppo: PPO,
 ) -> tuple[Array | None, Array | None]:
-  """Activations of the untrained trunk, computed once for the policy side and once for the reward
-  side.
+  """Returns the activations of the untrained trunk of the policy side and of the reward side.
+
+  A side that trains all of its blocks has no stem.
   """
-  run = lambda lm, trunk: lm.stem(trunk, tokens, valid) if "lower" in trunk else None
-  policy = run(ppo.lm, frozen.trunk)
+
+  def stem(lm: LM, trunk: Params) -> Array | None:
+    if "lower" not in trunk:
+      return None
+    return lm.stem(trunk, tokens, valid)
+
+  policy_stem = stem(ppo.lm, frozen.trunk)
   if frozen.reward_trunk is None:
-    return policy, policy
-  return policy, run(ppo.reward_lm or ppo.lm, frozen.reward_trunk)
+    return policy_stem, policy_stem
+  return policy_stem, stem(_reward_lm(ppo), frozen.reward_trunk)
+
+
+def _reward_lm(ppo: PPO) -> LM:
+  """The language model under the reward and value networks."""
+  return ppo.reward_lm or ppo.lm
 
 
 def reward_side(frozen: Frozen, params: Params) -> Params:
-  """A reward or value model joined with the trunk of its side."""
-  return reward.join(frozen.trunk if frozen.reward_trunk is None else frozen.reward_trunk, params)
+  """Returns a reward or value model joined with the trunk of its side."""
+  trunk = frozen.reward_trunk
+  if trunk is None:
+    trunk = frozen.trunk
+  return reward.join(trunk, params)
 
 
 def policy_logp(
-  lm: LM, params: Params, rows: Experience | Rollout, stem: Array | None, sampling: Sampling
-):
-  """(logp, entropy) [B, R] of the response tokens, at the temperature they were sampled with."""
-  R = rows.mask.shape[1]
+  lm: LM,
+  params: Params,
+  rows: Experience | Rollout,
+  stem: Array | None,
+  sampling: Sampling,
+) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
+  """Returns (logp, entropy) of the response tokens, at the temperature of the sampler."""
+  response = rows.mask.shape[1]
   return likelihood.response_logp(
     lm,
     params,
     rows.tokens,
     rows.valid,
-    R,
+    response,
     temperature=sampling.temperature,
     banned=sampling.banned,
     stem=stem,
@@ -103,30 +146,58 @@ def policy_logp(
 
 
 def response_values(
-  lm: LM, params: Params, rows: Experience | Rollout, stem: Array | None
+  lm: LM,
+  params: Params,
+  rows: Experience | Rollout,
+  stem: Array | None,
 ) -> Float[Array, "B R"]:
-  """V of the state before each response token."""
+  """Returns V of the state before each response token."""
+  response = rows.mask.shape[1]
   hidden = lm.hidden(params["lm"], rows.tokens, rows.valid, stem=stem)
-  return heads.values(params["head"], hidden[:, -rows.mask.shape[1] - 1 : -1])
+  before = hidden[:, -response - 1 : -1]
+  return heads.values(params["head"], before)
+
+
+# Experience: sample, score, credit
 
 
 def rollout(
-  params: Params, frozen: Frozen, prompts: Prompts, key: Key[Array, ""], ppo: PPO
+  params: Params,
+  frozen: Frozen,
+  prompts: Prompts,
+  key: Key[Array, ""],
+  ppo: PPO,
 ) -> Rollout:
-  """One response per prompt from the current policy.  Raises ValueError for a cut distribution and
-  for several responses.
+  """Samples one response to each prompt from the current policy.
+
+  Raises:
+    ValueError: when the settings cut the distribution or ask for several responses. The ratios and
+      the KL of PPO are of whole distributions.
   """
-  if ppo.sampling.top_k or ppo.sampling.top_p < 1 or ppo.sampling.n > 1:
+  sampling = ppo.sampling
+  if sampling.top_k or sampling.top_p < 1 or sampling.n > 1:
     raise ValueError(
-      f"PPO draws one response from the whole distribution, this does not: {ppo.sampling}"
+      f"PPO draws one response from the whole distribution, this does not: {sampling}"
     )
-  return sample(ppo.lm, frozen.trunk | params["policy"], prompts, key, ppo.sampling)
+  # The policy that samples is the one that learns, with the same weights.
+  policy = frozen.trunk | params["policy"]
+  return sample(ppo.lm, policy, prompts, key, sampling)
 
 
-def score(frozen: Frozen, rows: Rollout, ppo: PPO, stem: Array | None = None) -> Float[Array, " B"]:
-  """r_theta(x, y) of each episode."""
-  lm = ppo.reward_lm or ppo.lm
-  return reward.score(lm, reward_side(frozen, frozen.reward), rows.tokens, rows.valid, stem=stem)
+def score(
+  frozen: Frozen,
+  rows: Rollout,
+  ppo: PPO,
+  stem: Array | None = None,
+) -> Float[Array, " B"]:
+  """Returns r_θ(x, y) of each episode."""
+  return reward.score(
+    _reward_lm(ppo),
+    reward_side(frozen, frozen.reward),
+    rows.tokens,
+    rows.valid,
+    stem=stem,
+  )
 
 
 def credit(
@@ -134,32 +205,43 @@ def credit(
   frozen: Frozen,
   rows: Rollout,
   score: Float[Array, " B"],
-  kl_coef: Float[Array, ""],
+  kl_coef: Scalar,
   ppo: PPO,
   policy_stem: Array | None = None,
   reward_stem: Array | None = None,
 ) -> tuple[Experience, Metrics]:
   """Turns scores into a reward, an advantage and a target for every token."""
-  cfg, mask = ppo.cfg, rows.mask
-  logp, entropy = policy_logp(
-    ppo.lm, frozen.trunk | params["policy"], rows, policy_stem, ppo.sampling
-  )
-  ref_logp, _ = policy_logp(ppo.lm, frozen.trunk | frozen.ref, rows, policy_stem, ppo.sampling)
-  kl = (logp - ref_logp) * mask
+  cfg = ppo.cfg
+  mask = rows.mask
   value_mask = returns.value_mask(mask, ppo.place)
-  value = (
-    response_values(
-      ppo.reward_lm or ppo.lm, reward_side(frozen, params["value"]), rows, reward_stem
-    )
-    * value_mask
-  )
+
+  policy = frozen.trunk | params["policy"]
+  reference = frozen.trunk | frozen.ref
+  # The trainer computes the log-probabilities again. Those of the sampler differ in the last bits,
+  # and the ratio of a first minibatch would not be exactly 1.
+  logp, entropy = policy_logp(ppo.lm, policy, rows, policy_stem, ppo.sampling)
+  ref_logp, _ = policy_logp(ppo.lm, reference, rows, policy_stem, ppo.sampling)
+  kl = (logp - ref_logp) * mask
+
+  # The value network lies on the reward side: it started as the reward model.
+  value_model = reward_side(frozen, params["value"])
+  value = response_values(_reward_lm(ppo), value_model, rows, reward_stem)
+  value = value * value_mask
+
   paid = ppo.missing_eos(score, rows.ended)
   token_reward = returns.token_rewards(paid, kl, mask, kl_coef, place=ppo.place)
   if cfg.whiten_reward:
+    # The mean stays: to move it would pay for long responses, or for short ones.
     token_reward = returns.whiten(token_reward, value_mask, shift_mean=False)
+  # The value mask, so that a score that is paid after the end reaches the advantages.
   advantage, target = returns.gae(
-    token_reward, value, value_mask, discount=cfg.discount, lam=cfg.lam
+    token_reward,
+    value,
+    value_mask,
+    discount=cfg.discount,
+    lam=cfg.lam,
   )
+
   experience = Experience(
     tokens=rows.tokens,
     valid=rows.valid,
@@ -170,25 +252,33 @@ def credit(
     advantage=advantage,
     target=target,
     stem=policy_stem,
+    # A shared trunk has one stem, which is held once.
     value_stem=None if frozen.reward_trunk is None else reward_stem,
   )
-  kl_sum = kl.sum(1)
+  # Sums over the tokens of an episode, in nats.
+  episode_kl = kl.sum(1)
+  episode_entropy = (entropy * mask).sum(1)
+  length = mask.sum(1)
   metrics = {
     "objective/scores": score.mean(),
     "objective/scores_std": score.std(),
-    "objective/kl": kl_sum.mean(),
+    "objective/kl": episode_kl.mean(),
     "objective/kl_k2": returns.masked_mean(returns.kl_k2(logp, ref_logp), mask),
     "objective/kl_k3": returns.masked_mean(returns.kl_k3(logp, ref_logp), mask),
     "objective/kl_coef": kl_coef,
-    "objective/entropy": (entropy * mask).sum(1).mean(),
-    "objective/non_score_reward": -kl_coef * kl_sum.mean(),
-    "objective/rlhf_reward": (paid - kl_coef * kl_sum).mean(),
-    "response/len_mean": mask.sum(1).mean(dtype=jnp.float32),
-    "response/len_max": mask.sum(1).max().astype(jnp.float32),
+    "objective/entropy": episode_entropy.mean(),
+    "objective/non_score_reward": -kl_coef * episode_kl.mean(),
+    "objective/rlhf_reward": (paid - kl_coef * episode_kl).mean(),
+    "response/len_mean": length.mean(dtype=jnp.float32),
+    "response/len_max": length.max().astype(jnp.float32),
     "response/eos_frac": rows.ended.mean(dtype=jnp.float32),
+    # How far sampler and trainer are apart: rounding, or a bug.
     "rollout/logp_error": jnp.max(jnp.abs(rows.logp - logp) * mask),
   }
   return experience, metrics
+
+
+# Losses and updates
 
 
 def ppo_loss(
@@ -198,78 +288,163 @@ def ppo_loss(
   *,
   frozen: Frozen,
   ppo: PPO,
-) -> tuple[Float[Array, ""], tuple[Array, Array, Array]]:
-  """Clipped policy loss + value_coef * clipped value loss; rows are (logp, value, entropy)."""
+) -> tuple[Scalar, tuple[Array, Array, Array]]:
+  """Clipped policy loss + value_coef * clipped value loss.
+
+  `batch` holds the experience, the weight of each token in the policy loss and its weight in the
+  value loss. The key is not read: PPO runs without dropout.
+
+  Returns:
+    The loss, and (logp, value, entropy) as the rows of `steps.gradients`.
+  """
   exp, weight, value_weight = batch
   cfg = ppo.cfg
-  logp, entropy = policy_logp(ppo.lm, frozen.trunk | params["policy"], exp, exp.stem, ppo.sampling)
-  value_stem = exp.stem if frozen.reward_trunk is None else exp.value_stem
-  value = response_values(
-    ppo.reward_lm or ppo.lm, reward_side(frozen, params["value"]), exp, value_stem
+  policy = frozen.trunk | params["policy"]
+  logp, entropy = policy_logp(ppo.lm, policy, exp, exp.stem, ppo.sampling)
+  policy_loss = losses.clipped_policy(
+    logp,
+    exp.logp,
+    exp.advantage,
+    weight,
+    clip=cfg.clip,
   )
-  policy_loss = losses.clipped_policy(logp, exp.logp, exp.advantage, weight, clip=cfg.clip)
-  value_loss = losses.clipped_value(value, exp.value, exp.target, value_weight, clip=cfg.value_clip)
-  return policy_loss + cfg.value_coef * value_loss, (logp, value, jax.lax.stop_gradient(entropy))
+
+  value_model = reward_side(frozen, params["value"])
+  value_stem = exp.stem if frozen.reward_trunk is None else exp.value_stem
+  value = response_values(_reward_lm(ppo), value_model, exp, value_stem)
+  value_loss = losses.clipped_value(
+    value,
+    exp.value,
+    exp.target,
+    value_weight,
+    clip=cfg.value_clip,
+  )
+  loss = policy_loss + cfg.value_coef * value_loss
+  # The entropy is a metric and no bonus, so its gradient is cut.
+  return loss, (logp, value, jax.lax.stop_gradient(entropy))
 
 
 def ptx_loss(
-  policy: Params, batch: tuple[Demonstrations, Float[Array, " B"]], key, *, frozen: Frozen, ppo: PPO
-) -> tuple[Float[Array, ""], tuple[()]]:
-  """- E log pi(x) over pretraining text, a token mean.  Minimised: Eq. 2 adds gamma E log pi(x)."""
+  policy: Params,
+  batch: tuple[Demonstrations, Float[Array, " B"]],
+  key,
+  *,
+  frozen: Frozen,
+  ppo: PPO,
+) -> tuple[Scalar, tuple[()]]:
+  """The pretraining loss - E log π(x), a token mean over `batch` (`sft.token_shares`).
+
+  It is minimised with the weight γ, where Eq. 2 maximises γ E log π(x).
+  """
   text, share = batch
   logp, mask = likelihood.masked_logp(ppo.lm, frozen.trunk | policy, text)
-  return losses.nll(logp, mask * share[:, None]), ()
+  weight = mask * share[:, None]
+  return losses.nll(logp, weight), ()
 
 
 def minibatch_step(
-  state: TrainState, batch: tuple[Experience, Demonstrations | None], *, frozen: Frozen, ppo: PPO
+  state: TrainState,
+  batch: tuple[Experience, Demonstrations | None],
+  *,
+  frozen: Frozen,
+  ppo: PPO,
 ) -> tuple[TrainState, Metrics]:
-  """PPO gradients plus gamma times the pretraining gradients, then one optimizer update (App. C.4)."""
+  """Adds γ times the pretraining gradients to those of PPO, then makes one update (App. C.4)."""
   cfg = ppo.cfg
   exp, text = batch
   if cfg.whiten_advantage:
-    exp = dataclasses.replace(exp, advantage=returns.whiten(exp.advantage, exp.mask))
-  weights = losses.token_mean(exp.mask), losses.token_mean(exp.value_mask)
-  loss = partial(ppo_loss, frozen=frozen, ppo=ppo)
-  grads, value, (logp, values, entropy) = steps.gradients(
-    loss, state.params, (exp, *weights), micro=cfg.micro
+    # Over the minibatch, before it is split into micro-batches.
+    advantage = returns.whiten(exp.advantage, exp.mask)
+    exp = dataclasses.replace(exp, advantage=advantage)
+
+  # Token means over the minibatch: micro-batches carry their shares of it along.
+  weight = losses.token_mean(exp.mask)
+  value_weight = losses.token_mean(exp.value_mask)
+  grads, loss, (logp, value, entropy) = steps.gradients(
+    partial(ppo_loss, frozen=frozen, ppo=ppo),
+    state.params,
+    (exp, weight, value_weight),
+    micro=cfg.micro,
+  )
+  policy_metrics = losses.policy_metrics(
+    logp,
+    exp.logp,
+    exp.advantage,
+    exp.mask,
+    clip=cfg.clip,
+  )
+  value_metrics = losses.value_metrics(
+    value,
+    exp.value,
+    exp.target,
+    exp.value_mask,
+    clip=cfg.value_clip,
   )
   metrics = {
-    "loss/total": value,
-    **losses.policy_metrics(logp, exp.logp, exp.advantage, exp.mask, clip=cfg.clip),
-    **losses.value_metrics(values, exp.value, exp.target, exp.value_mask, clip=cfg.value_clip),
+    "loss/total": loss,
+    **policy_metrics,
+    **value_metrics,
     "policy/entropy_avg": returns.masked_mean(entropy, exp.mask),
     "grad/norm_ppo": optax.tree.norm(grads["policy"]),
     "grad/norm_value": optax.tree.norm(grads["value"]),
   }
+
   if text is not None and cfg.ptx_coef:
-    share = jnp.full(
-      text.tokens.shape[0], 1.0 / jnp.maximum(text.mask[:, 1:].sum(), 1), jnp.float32
-    )
-    loss = partial(ptx_loss, frozen=frozen, ppo=ppo)
+    # The pretraining loss touches the policy alone. It has micro-batches of its own, because its
+    # rows are more than the episodes (the paper: 8 to 1).
     ptx_grads, ptx, _ = steps.gradients(
-      loss, state.params["policy"], (text, share), micro=cfg.ptx_micro
+      partial(ptx_loss, frozen=frozen, ppo=ppo),
+      state.params["policy"],
+      (text, sft.token_shares(text)),
+      micro=cfg.ptx_micro,
     )
-    grads = grads | {
-      "policy": jax.tree.map(lambda g, p: g + cfg.ptx_coef * p, grads["policy"], ptx_grads)
-    }
-    metrics |= {"loss/ptx": ptx, "grad/norm_ptx": cfg.ptx_coef * optax.tree.norm(ptx_grads)}
+    policy_grads = jax.tree.map(
+      lambda g, p: g + cfg.ptx_coef * p,
+      grads["policy"],
+      ptx_grads,
+    )
+    grads = grads | {"policy": policy_grads}
+    metrics["loss/ptx"] = ptx
+    metrics["grad/norm_ptx"] = cfg.ptx_coef * optax.tree.norm(ptx_grads)
+
   decay = cfg.ema_decay if cfg.ema_every == "minibatch" else None
-  return steps.update(state, grads, ppo.tx, ema_decay=decay), metrics
+  state = steps.update(state, grads, ppo.tx, ema_decay=decay)
+  return state, metrics
 
 
-def order(key: Key[Array, ""], rows: int, cfg: PPOConfig) -> Array:
-  """[epochs * N, rows / N] row numbers: every row once an epoch, a new permutation each epoch."""
+def order(
+  key: Key[Array, ""],
+  rows: int,
+  cfg: PPOConfig,
+) -> Int[Array, "EN M"]:
+  """Returns the row numbers of each minibatch: [epochs * N, rows / N].
+
+  Every row occurs once an epoch, and each epoch has a new permutation.
+  """
+
+  def permute(key):
+    return jax.random.permutation(key, rows)
+
   keys = jax.random.split(key, cfg.epochs)
-  permutations = jax.vmap(lambda k: jax.random.permutation(k, rows))(keys)
-  return permutations.reshape(cfg.epochs * cfg.minibatches, rows // cfg.minibatches)
+  permutations = jax.vmap(permute)(keys)
+  updates = cfg.epochs * cfg.minibatches
+  return permutations.reshape(updates, rows // cfg.minibatches)
 
 
 def improve(
-  state: TrainState, frozen: Frozen, exp: Experience, text: Demonstrations | None, ppo: PPO
+  state: TrainState,
+  frozen: Frozen,
+  exp: Experience,
+  text: Demonstrations | None,
+  ppo: PPO,
 ) -> tuple[TrainState, Metrics]:
-  """epochs x minibatches optimizer updates on one batch of experience; metrics are means, first and
-  last by name.
+  """Makes epochs * minibatches optimizer updates on one batch of experience.
+
+  Metrics are means over the updates, but for those whose name ends in `_max`. `policy/ratio_first`
+  is the largest ratio of the first update.
+
+  Raises:
+    ValueError: when ptx_coef asks for pretraining text and there is none.
   """
   cfg = ppo.cfg
   if cfg.ptx_coef and text is None:
@@ -277,31 +452,61 @@ def improve(
       f"ptx_coef is {cfg.ptx_coef} and there is no pretraining text: give some, or set it to 0"
     )
   rows = exp.tokens.shape[0]
-  take = lambda x, at: x.at[at].get(out_sharding=sharding.spec("batch", *[None] * (x.ndim - 1)))
-  at = order(jax.random.fold_in(state.key, state.step), rows, cfg)
 
-  def body(state, at):
-    batch = jax.tree.map(lambda x: take(x, at), exp)
-    texts = None
+  def update_on(state, episodes):
+    minibatch = _take(exp, episodes)
+    text_minibatch = None
     if text is not None and cfg.ptx_coef:
+      # Each episode brings the same number of pretraining rows, which lie next to each other.
       ratio = text.tokens.shape[0] // rows
-      at_text = (at[:, None] * ratio + jnp.arange(ratio)).reshape(-1)
-      texts = jax.tree.map(lambda x: take(x, at_text), text)
-    return minibatch_step(state, (batch, texts), frozen=frozen, ppo=ppo)
+      text_rows = episodes[:, None] * ratio + jnp.arange(ratio)
+      text_minibatch = _take(text, text_rows.reshape(-1))
+    return minibatch_step(
+      state,
+      (minibatch, text_minibatch),
+      frozen=frozen,
+      ppo=ppo,
+    )
 
-  state, metrics = jax.lax.scan(body, state, at)
-  summary = {
-    name: value.max() if name.endswith("_max") else value.mean() for name, value in metrics.items()
-  }
-  if cfg.ema_decay is not None and cfg.ema_every == "iteration" and state.ema is not None:
-    average = optim.ema(state.ema, {name: state.params[name] for name in state.ema}, cfg.ema_decay)
+  # The key is new in each iteration, because the step has moved on.
+  order_key = jax.random.fold_in(state.key, state.step)
+  state, metrics = jax.lax.scan(update_on, state, order(order_key, rows, cfg))
+
+  summary = {}
+  for name, per_update in metrics.items():
+    largest = name.endswith("_max")
+    summary[name] = per_update.max() if largest else per_update.mean()
+  # 1 up to rounding: nothing has been learnt yet when it is computed.
+  summary["policy/ratio_first"] = metrics["policy/ratio_max"][0]
+
+  average = state.ema
+  if cfg.ema_decay is not None and cfg.ema_every == "iteration" and average is not None:
+    averaged_params = {name: state.params[name] for name in average}
+    average = optim.ema(average, averaged_params, cfg.ema_decay)
     state = dataclasses.replace(state, ema=average)
-  return state, summary | {"policy/ratio_first": metrics["policy/ratio_max"][0]}
+  return state, summary
+
+
+def _take(tree: PyTree, rows: Int[Array, " M"]) -> PyTree:
+  """The rows of these numbers, split over the devices as a batch is."""
+
+  def take_leaf(x):
+    spec = sharding.spec("batch", *[None] * (x.ndim - 1))
+    return x.at[rows].get(out_sharding=spec)
+
+  return jax.tree.map(take_leaf, tree)
+
+
+# An iteration
 
 
 def rollout_key(state: TrainState) -> Key[Array, ""]:
-  """The key of this iteration's samples: new for each iteration, the same after a restart."""
-  return jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+  """Returns the key of this iteration's samples.
+
+  It is new for each iteration, and the same after a restart.
+  """
+  key = jax.random.fold_in(state.key, state.step)
+  return jax.random.fold_in(key, 1)  # the key above itself orders the minibatches
 
 
 def learn(
@@ -315,30 +520,59 @@ def learn(
   policy_stem: Array | None = None,
   reward_stem: Array | None = None,
 ) -> tuple[TrainState, Metrics]:
-  """Credits and improves on scored episodes, then sets the next KL coefficient: an iteration
-  without its first half.
+  """Credits scored episodes, improves on them and sets the next KL coefficient.
+
+  This is an iteration without its first half, for scores that come from outside.
+
+  Raises:
+    ValueError: when the state has no KL coefficient.
   """
-  if state.kl_coef is None:
-    raise ValueError("PPO needs a KL coefficient in its state: steps.init_state(..., kl_coef=0.02)")
   kl_coef = state.kl_coef
-  exp, stats = credit(state.params, frozen, rows, scores, kl_coef, ppo, policy_stem, reward_stem)
+  if kl_coef is None:
+    raise ValueError("PPO needs a KL coefficient in its state: steps.init_state(..., kl_coef=0.02)")
+  exp, rollout_metrics = credit(
+    state.params,
+    frozen,
+    rows,
+    scores,
+    kl_coef,
+    ppo,
+    policy_stem,
+    reward_stem,
+  )
   state, metrics = improve(state, frozen, exp, text, ppo)
-  kl_coef = ppo.kl_control(kl_coef, stats["objective/kl"], rows.tokens.shape[0])
-  state = dataclasses.replace(state, kl_coef=kl_coef, iteration=state.iteration + 1)
-  return state, stats | metrics
+  episodes = rows.tokens.shape[0]
+  state = dataclasses.replace(
+    state,
+    kl_coef=ppo.kl_control(kl_coef, rollout_metrics["objective/kl"], episodes),
+    iteration=state.iteration + 1,
+  )
+  return state, rollout_metrics | metrics
 
 
 def iteration(
-  state: TrainState, frozen: Frozen, prompts: Prompts, text: Demonstrations | None, *, ppo: PPO
+  state: TrainState,
+  frozen: Frozen,
+  prompts: Prompts,
+  text: Demonstrations | None,
+  *,
+  ppo: PPO,
 ) -> tuple[TrainState, Metrics]:
-  """Samples, scores, credits and improves: a whole PPO-ptx iteration as one function to be jitted
-  and donated.
+  """Samples, scores, credits and improves: a whole PPO-ptx iteration, to be jitted and donated.
 
-  `text` holds `ratio` pretraining rows for each prompt row (the paper: 8); None when ptx_coef is 0.
+  `text` holds a fixed number of pretraining rows for each prompt (the paper: 8). It is None when
+  ptx_coef is 0.
   """
   rows = rollout(state.params, frozen, prompts, rollout_key(state), ppo)
   policy_stem, reward_stem = stems(frozen, rows.tokens, rows.valid, ppo)
   scores = score(frozen, rows, ppo, reward_stem)
   return learn(
-    state, frozen, rows, scores, text, ppo=ppo, policy_stem=policy_stem, reward_stem=reward_stem
+    state,
+    frozen,
+    rows,
+    scores,
+    text,
+    ppo=ppo,
+    policy_stem=policy_stem,
+    reward_stem=reward_stem,
   )

@@ -1,10 +1,11 @@
-"""The reward model: a scalar head on a language model, trained on K-wise rankings (Ouyang et al.
-2022, Eq. 1).
+"""The reward model: a scalar head on a language model, trained on K-wise rankings.
 
-    L(theta) = - 1/C(K,2) E log sigmoid(r_theta(x, y_w) - r_theta(x, y_l))
+    L(θ) = - 1/C(K,2) E log σ(r_θ(x, y_w) - r_θ(x, y_l))        (Ouyang et al. 2022, Eq. 1)
 
-All C(K,2) pairs of a prompt are one batch element: K forward passes, not K(K-1).  Parameters are
-{"lm": ..., "head": ...}. Dimensions: B prompts, K completions, T tokens, D width.
+All C(K,2) pairs of a prompt are one batch element, so an update takes K forward passes a prompt and
+not K(K-1). Parameters are {"lm": ..., "head": ...}.
+
+Dimensions: B prompts, K completions, T tokens, D width.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from instructjax import losses, sharding, steps
@@ -27,6 +29,7 @@ from instructjax.types import (
   Key,
   Metrics,
   Params,
+  Scalar,
   TrainState,
   Valid,
 )
@@ -43,16 +46,24 @@ class RewardConfig:
 
 
 def init(key: Key[Array, ""], lm: LM, trained: Params) -> Params:
-  """A reward model that starts from the trained part of a language model (the SFT model), its
-  unembedding removed.
+  """Returns a reward model that starts from the SFT model, with its unembedding removed.
+
+  `trained` is the trained part of that language model.
   """
+  # A tied model has no "head": its embedding stays, because it embeds the tokens.
   body = {name: leaf for name, leaf in trained.items() if name != "head"}
-  return {"lm": jax.tree.map(jax.numpy.copy, body), "head": heads.init_head(key, lm.width)}
+  return {
+    "lm": jax.tree.map(jnp.copy, body),
+    "head": heads.init_head(key, lm.width),
+  }
 
 
 def join(trunk: Params, params: Params) -> Params:
-  """The whole reward (or value) model from its untrained trunk and its trained part."""
-  return {"lm": trunk | params["lm"], "head": params["head"]}
+  """Returns the whole reward (or value) model from its untrained trunk and its trained part."""
+  return {
+    "lm": trunk | params["lm"],
+    "head": params["head"],
+  }
 
 
 def score(
@@ -64,7 +75,7 @@ def score(
   stem: Float[Array, "B T D"] | None = None,
   key: Key[Array, ""] | None = None,
 ) -> Float[Array, " B"]:
-  """r(x, y), read at the last real token of each row."""
+  """Returns r(x, y), read at the last real token of each row."""
   hidden = lm.hidden(params["lm"], tokens, valid, stem=stem, key=key)
   return heads.score(params["head"], hidden, valid)
 
@@ -72,25 +83,40 @@ def score(
 def flatten(batch: Comparisons) -> Comparisons:
   """[B, K, ...] -> [B*K, ...] for tokens, valid and stem; the rank keeps its shape."""
 
-  def leaf(x: Array) -> Array:
-    rows = sharding.spec("batch", *[None] * (x.ndim - 2))
-    return jax.lax.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=rows)
+  # The completions of a prompt stay on its device, so nothing moves.
+  def flatten_leaf(x: Array) -> Array:
+    prompts, completions, *rest = x.shape
+    rows = sharding.spec("batch", *[None] * len(rest))
+    return jax.lax.reshape(x, (prompts * completions, *rest), out_sharding=rows)
 
   return Comparisons(
-    tokens=leaf(batch.tokens),
-    valid=leaf(batch.valid),
+    tokens=flatten_leaf(batch.tokens),
+    valid=flatten_leaf(batch.valid),
     rank=batch.rank,
-    stem=None if batch.stem is None else leaf(batch.stem),
+    stem=None if batch.stem is None else flatten_leaf(batch.stem),
   )
 
 
 def score_comparisons(
-  lm: LM, params: Params, batch: Comparisons, *, key: Key[Array, ""] | None = None
+  lm: LM,
+  params: Params,
+  batch: Comparisons,
+  *,
+  key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B K"]:
-  """r(x, y_k) of every completion, one forward pass each."""
+  """Returns r(x, y_k) of every completion, by one forward pass each."""
   flat = flatten(batch)
-  scores = score(lm, params, flat.tokens, flat.valid, stem=flat.stem, key=key)
-  return jax.lax.reshape(scores, batch.rank.shape, out_sharding=sharding.spec("batch", None))
+  scores = score(
+    lm,
+    params,
+    flat.tokens,
+    flat.valid,
+    stem=flat.stem,
+    key=key,
+  )
+  # The K completions of a prompt lie on one device.
+  by_prompt = sharding.spec("batch", None)
+  return jax.lax.reshape(scores, batch.rank.shape, out_sharding=by_prompt)
 
 
 def reward_loss(
@@ -101,10 +127,15 @@ def reward_loss(
   lm: LM,
   trunk: Params,
   cfg: RewardConfig,
-) -> tuple[Float[Array, ""], Float[Array, "B K"]]:
-  """Eq. 1 with the weight of each pair; rows are the scores."""
+) -> tuple[Scalar, Float[Array, "B K"]]:
+  """Returns the loss of Eq. 1 and the scores; `batch` holds the weight of each pair."""
   comparisons, weight = batch
-  scores = score_comparisons(lm, join(trunk, params), comparisons, key=key if cfg.dropout else None)
+  scores = score_comparisons(
+    lm,
+    join(trunk, params),
+    comparisons,
+    key=key if cfg.dropout else None,
+  )
   return losses.ranking(scores, weight), scores
 
 
@@ -117,29 +148,39 @@ def reward_step(
   tx: optax.GradientTransformation,
   cfg: RewardConfig = RewardConfig(),
 ) -> tuple[TrainState, Metrics]:
-  """One update on a batch of ranked prompts; every prompt carries the same weight, whatever its K."""
+  """Makes one update on ranked prompts, each of which carries the same weight whatever its K."""
   key = jax.random.fold_in(state.key, state.step)
+  # The weights are shares of the whole batch, so they are made before it is split.
   weight = losses.pair_weights(batch.rank, cfg.pairs)
-  loss = partial(reward_loss, lm=lm, trunk=trunk, cfg=cfg)
-  grads, value, scores = steps.gradients(loss, state.params, (batch, weight), key, micro=cfg.micro)
+  grads, loss, scores = steps.gradients(
+    partial(reward_loss, lm=lm, trunk=trunk, cfg=cfg),
+    state.params,
+    (batch, weight),
+    key,
+    micro=cfg.micro,
+  )
+  # Sums over prompts, so that the accuracy is that of pairs.
   correct, pairs = losses.ranking_accuracy(scores, batch.rank)
-  real = batch.rank > 0
+  pair_count = pairs.sum()
+  real = batch.rank > 0  # the other completions are padding
   metrics = {
-    "loss": value,
-    "accuracy": correct.sum() / jax.numpy.maximum(pairs.sum(), 1),
-    "pairs": pairs.sum(),
-    "score/mean": (scores * real).sum() / jax.numpy.maximum(real.sum(), 1),
+    "loss": loss,
+    "accuracy": correct.sum() / jnp.maximum(pair_count, 1),
+    "pairs": pair_count,
+    "score/mean": (scores * real).sum() / jnp.maximum(real.sum(), 1),
     "grad/norm": optax.tree.norm(grads),
   }
   state = steps.update(state, grads, tx)
-  return dataclasses.replace(state, iteration=state.iteration + 1), metrics
+  state = dataclasses.replace(state, iteration=state.iteration + 1)
+  return state, metrics
 
 
-def fit_bias(params: Params, demonstration_score: Float[Array, ""]) -> Params:
+def fit_bias(params: Params, demonstration_score: Scalar) -> Params:
   """Shifts the bias so that demonstrations score 0 on average (section 3.5).
 
-  `demonstration_score` is the mean score of the labelers' demonstrations under `params`.  Eq. 1
-  does not see the bias; PPO's value network inherits it.
+  `demonstration_score` is the mean score of the labelers' demonstrations under `params`. Eq. 1 sees
+  only differences and leaves the bias free. PPO's value network inherits it.
   """
   head = params["head"]
-  return params | {"head": head | {"b": head["b"] - demonstration_score}}
+  fitted_head = head | {"b": head["b"] - demonstration_score}
+  return params | {"head": fitted_head}

@@ -1,22 +1,36 @@
-"""Sampling: a jitted prefill and a decode loop with a key/value cache that stops when every row has
-ended.
+"""Sampling: a prefill, then a decode loop that stops when every row has ended.
 
-The sampled distribution is the one that is scored: `losses.temper` shapes the logits here and in
-the trainer. Dimensions: B rows, P prompt tokens (left padded), R response tokens, T = P + R, V
-vocabulary, N blocks of M ids.
+The sampled distribution is the one that is scored: `losses.temper` shapes the logits in this file
+as it does in the trainer.
+
+Dimensions: B rows, P prompt tokens (left padded), R response tokens, T = P + R, V vocabulary. The
+vocabulary is cut into N blocks of BLOCK ids.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from instructjax import losses, sharding
 from instructjax.errors import UserError
-from instructjax.types import LM, Array, Float, Int, Key, Params, Prompts, Rollout
+from instructjax.types import (
+  LM,
+  Array,
+  Bool,
+  Cache,
+  Float,
+  Int,
+  Key,
+  Params,
+  Prompts,
+  Rollout,
+)
 
+# Ids in a block of the two-level search of `categorical`; about the root of a vocabulary.
 BLOCK = 256
 
 
@@ -51,119 +65,190 @@ class Sampling:
       )
 
 
-def truncate(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Array, "B V"]:
-  """-inf outside the k likeliest tokens (Fan et al. 2018) and, of these, outside the smallest set
-  of likeliest tokens that holds mass top_p (Holtzman et al. 2020).  Tokens as likely as the last
-  one kept are kept too.
+def truncate(
+  logits: Float[Array, "B V"],
+  top_k: int,
+  top_p: float,
+) -> Float[Array, "B V"]:
+  """Sets all but the likeliest tokens to -inf.
 
-  top_k 0 and top_p 1 sort nothing.
+  The `top_k` likeliest tokens stay (Fan et al. 2018), and of these the smallest set that holds mass
+  `top_p` (Holtzman et al. 2020). Tokens that are as likely as the last one to stay, stay too. With
+  top_k 0 and top_p 1 nothing is sorted.
   """
   if top_k:
-    kth = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
+    k = min(top_k, logits.shape[-1])
+    largest, _ = jax.lax.top_k(logits, k)
+    kth = largest[:, -1:]  # [B, 1]: the smallest logit that stays
     logits = jnp.where(logits < kth, -jnp.inf, logits)
   if top_p < 1:
     ordered = jnp.sort(logits, axis=-1, descending=True)
     mass = jax.nn.softmax(ordered)
+    # A token belongs to the set when the mass before it is not enough yet.
     before = jnp.cumsum(mass, axis=-1) - mass
-    last = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+    in_set = jnp.where(before < top_p, ordered, jnp.inf)
+    last = jnp.min(in_set, axis=-1, keepdims=True)
     logits = jnp.where(logits < last, -jnp.inf, logits)
   return logits
 
 
 def first_above(
-  mass: Float[Array, "B N"], u: Float[Array, " B"]
+  mass: Float[Array, "B N"],
+  u: Float[Array, " B"],
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-  """The first index at which the cumulative mass exceeds u, and what is left of u before it.
+  """Returns the first index at which the cumulative mass exceeds u, and the rest of u there.
 
-  u is kept below the total, so that an index without mass is never returned.
+  The rest is u less the mass before the index. u is held below the total, so that an index without
+  mass is never returned.
   """
   total = jnp.cumsum(mass, axis=-1)
-  u = jnp.minimum(u, jnp.nextafter(total[:, -1], jnp.zeros_like(u)))
+  just_below_total = jnp.nextafter(total[:, -1], jnp.zeros_like(u))
+  u = jnp.minimum(u, just_below_total)
   index = jnp.argmax(total > u[:, None], axis=-1)
-  here = jnp.take_along_axis(total - mass, index[:, None], axis=-1)[:, 0]
-  return index, jnp.maximum(u - here, 0.0)
+  before = jnp.take_along_axis(total - mass, index[:, None], axis=-1)
+  return index, jnp.maximum(u - before[:, 0], 0.0)
 
 
-def categorical(key: Key[Array, ""], logits: Float[Array, "B V"]) -> Int[Array, " B"]:
-  """Draws from softmax(logits) by an inverse CDF in two levels: the block, then the id within it.
+def categorical(
+  key: Key[Array, ""],
+  logits: Float[Array, "B V"],
+) -> Int[Array, " B"]:
+  """Samples from softmax(logits) by an inverse CDF in two levels: the block, then the id within.
 
-  One uniform number a row and one pass over the vocabulary, where Gumbel noise needs a random
-  number for every id.
+  This takes one uniform number a row and one pass over the vocabulary. Gumbel noise would take a
+  random number for every id.
   """
-  B, V = logits.shape
-  mass = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-  mass = jnp.pad(mass, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
-  sums = mass.sum(-1)
-  u = jax.random.uniform(key, (B,), out_sharding=sharding.spec("batch")) * sums.sum(-1)
-  block, u = first_above(sums, u)
-  within, _ = first_above(jnp.take_along_axis(mass, block[:, None, None], axis=1)[:, 0], u)
+  rows, vocab_size = logits.shape
+  top = jnp.max(logits, axis=-1, keepdims=True)
+  mass = jnp.exp(logits - top)
+  # The padding of the last block has no mass, so it is never chosen.
+  padding = -vocab_size % BLOCK
+  mass = jnp.pad(mass, ((0, 0), (0, padding)))
+  mass = mass.reshape(rows, -1, BLOCK)
+  block_mass = mass.sum(-1)
+  # The mass is not normalised, so u runs up to its total.
+  u = jax.random.uniform(key, (rows,), out_sharding=sharding.spec("batch"))
+  u = u * block_mass.sum(-1)
+  block, u = first_above(block_mass, u)
+  # The rest of u searches within the block.
+  mass_within = jnp.take_along_axis(mass, block[:, None, None], axis=1)
+  within, _ = first_above(mass_within[:, 0], u)
   return (block * BLOCK + within).astype(jnp.int32)
 
 
 def draw(
-  key: Key[Array, ""], logits: Float[Array, "B V"], cfg: Sampling
+  key: Key[Array, ""],
+  logits: Float[Array, "B V"],
+  cfg: Sampling,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-  """(token, its log-probability under the distribution it was drawn from); greedy reports
-  temperature 1.
+  """Returns a token and its log-probability under the distribution that it was sampled from.
+
+  Greedy decoding (temperature 0) has no such distribution and reports that of temperature 1.
   """
   if cfg.temperature == 0:
     logits = losses.temper(logits, 1.0, cfg.banned)
     token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
   else:
-    logits = truncate(losses.temper(logits, cfg.temperature, cfg.banned), cfg.top_k, cfg.top_p)
+    logits = losses.temper(logits, cfg.temperature, cfg.banned)
+    logits = truncate(logits, cfg.top_k, cfg.top_p)
     token = categorical(key, logits)
   return token, losses.token_logp(logits, token)
 
 
 def is_end(token: Int[Array, " B"], eos: tuple[int, ...]) -> Array:
-  """True where the token is one of the end-of-text ids."""
-  return jnp.isin(token, jnp.asarray(eos, jnp.int32)) if eos else jnp.zeros_like(token, bool)
+  """Whether each token is one of the end-of-text ids."""
+  if not eos:
+    return jnp.zeros_like(token, bool)
+  return jnp.isin(token, jnp.asarray(eos, jnp.int32))
 
 
-def sample(lm: LM, params: Params, prompts: Prompts, key: Key[Array, ""], cfg: Sampling) -> Rollout:
-  """Continues every prompt by up to `cfg.response` tokens, `cfg.n` times: the rows of a prompt
-  follow each other.
+class Decoding(NamedTuple):
+  """The state of the decode loop after t response tokens."""
 
-  Step t draws with fold_in(key, t): a new key for each call gives new samples, the same key the
-  same samples. Tokens after the end are 0 with `valid` and `mask` False.
+  t: Int[Array, ""]
+  cache: Cache
+  live: Bool[Array, " B"]  # rows that have not ended
+  # What the loop has written so far; positions from t on are 0.
+  tokens: Int[Array, "B R"]
+  mask: Bool[Array, "B R"]
+  logp: Float[Array, "B R"]
+
+
+def sample(
+  lm: LM,
+  params: Params,
+  prompts: Prompts,
+  key: Key[Array, ""],
+  cfg: Sampling,
+) -> Rollout:
+  """Continues every prompt by up to `cfg.response` tokens, `cfg.n` times.
+
+  The n rows of a prompt follow each other. Tokens after the end are 0, with `valid` and `mask`
+  False. Step t samples with fold_in(key, t): a new key for each call gives new samples, and the
+  same key gives the same samples.
   """
   B, P = prompts.tokens.shape
   layers = lm.unstack(params, whole=cfg.whole)
-  empty = lambda rows: lm.init_cache(rows, P + cfg.response)
-  hidden, cache = lm.decode(layers, prompts.tokens, prompts.valid, empty(B))
-  cache = sharding.repeat_cache(cache, cfg.n, empty, B)
+
+  def empty_cache(rows: int):
+    return lm.init_cache(rows, P + cfg.response)
+
+  # A prompt is read once. Its cache and last hidden state are then repeated for its n rows.
+  hidden, cache = lm.decode(layers, prompts.tokens, prompts.valid, empty_cache(B))
+  cache = sharding.repeat_cache(cache, cfg.n, empty_cache, B)
   prompts, hidden = sharding.repeat((prompts, hidden[:, -1:]), cfg.n)
   B *= cfg.n
 
   def choose(t, hidden, live):
+    # The sampler sees the whole vocabulary of its rows.
     logits = sharding.reshard(lm.logits(layers, hidden), "batch", None)
     token, logp = draw(jax.random.fold_in(key, t), logits, cfg)
-    return jnp.where(live, token, 0), jnp.where(live, logp, 0.0), live & ~is_end(token, cfg.eos)
+    token = jnp.where(live, token, 0)
+    logp = jnp.where(live, logp, 0.0)
+    return token, logp, live & ~is_end(token, cfg.eos)
 
   def write(buffer, t, column):
     return jax.lax.dynamic_update_slice(buffer, column[:, None], (0, t))
 
-  def body(carry):
-    t, cache, live, tokens, mask, logp = carry
-    last = jax.lax.dynamic_slice(tokens, (0, t - 1), (B, 1))
-    seen = jax.lax.dynamic_slice(mask, (0, t - 1), (B, 1))
-    hidden, cache = lm.decode(layers, last, seen, cache)
-    token, lp, still = choose(t, hidden[:, -1], live)
-    return t + 1, cache, still, write(tokens, t, token), write(mask, t, live), write(logp, t, lp)
+  def empty_like(column):
+    spec = sharding.spec("batch", None)
+    return jnp.zeros_like(column, shape=(B, cfg.response), out_sharding=spec)
 
-  live = jnp.ones_like(prompts.valid[:, 0])
-  token, lp, still = choose(0, hidden[:, -1], live)
-  zeros = lambda column: jnp.zeros_like(
-    column, shape=(B, cfg.response), out_sharding=sharding.spec("batch", None)
+  def step(state: Decoding) -> Decoding:
+    t = state.t
+    last = jax.lax.dynamic_slice(state.tokens, (0, t - 1), (B, 1))
+    valid = jax.lax.dynamic_slice(state.mask, (0, t - 1), (B, 1))
+    hidden, cache = lm.decode(layers, last, valid, state.cache)
+    token, logp, live = choose(t, hidden[:, -1], state.live)
+    return Decoding(
+      t=t + 1,
+      cache=cache,
+      live=live,
+      tokens=write(state.tokens, t, token),
+      # The end-of-text token itself belongs to the response: the mask is that of before it.
+      mask=write(state.mask, t, state.live),
+      logp=write(state.logp, t, logp),
+    )
+
+  def any_live(state: Decoding):
+    return (state.t < cfg.response) & jnp.any(state.live)
+
+  # The first token comes from the prefill.
+  all_live = jnp.ones_like(prompts.valid[:, 0])
+  token, logp, live = choose(0, hidden[:, -1], all_live)
+  first = Decoding(
+    t=jnp.int32(1),
+    cache=cache,
+    live=live,
+    tokens=write(empty_like(token), 0, token),
+    mask=write(empty_like(all_live), 0, all_live),
+    logp=write(empty_like(logp), 0, logp),
   )
-  buffers = (write(zeros(token), 0, token), write(zeros(live), 0, live), write(zeros(lp), 0, lp))
-  carry = (jnp.int32(1), cache, still, *buffers)
-  go_on = lambda c: (c[0] < cfg.response) & jnp.any(c[2])
-  _, _, live, tokens, mask, logp = jax.lax.while_loop(go_on, body, carry)
+  last = jax.lax.while_loop(any_live, step, first)
   return Rollout(
-    tokens=jnp.concatenate([prompts.tokens, tokens], axis=1),
-    valid=jnp.concatenate([prompts.valid, mask], axis=1),
-    mask=mask,
-    logp=logp,
-    ended=~live,
+    tokens=jnp.concatenate([prompts.tokens, last.tokens], axis=1),
+    valid=jnp.concatenate([prompts.valid, last.mask], axis=1),
+    mask=last.mask,
+    logp=last.logp,
+    ended=~last.live,
   )

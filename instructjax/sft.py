@@ -1,10 +1,11 @@
-"""Supervised fine-tuning (Ouyang et al. 2022, section 3.5 and App. C.1) and the model that PPO
-starts from (App. C.3).
+"""Supervised fine-tuning (Ouyang et al. 2022, section 3.5, App. C.1) and PPO's start (App. C.3).
 
-    L(phi) = - sum_t w_t log pi_phi(y_t | x, y_<t),        w_t = m_t / sum m
+    L(φ) = - Σ_t w_t log π_φ(y_t | x, y_<t),        w_t = m_t / Σ m
 
-The same step pretrains (every token is marked) and makes `rl_init` (a share of each batch is
-pretraining text).
+The same step pretrains, where every token is marked, and makes `rl_init`, the model that PPO starts
+from, where a share of each batch is pretraining text.
+
+Dimensions: B rows.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ import jax.numpy as jnp
 import optax
 
 from instructjax import likelihood, losses, steps
-from instructjax.types import LM, Array, Demonstrations, Float, Metrics, Params, TrainState
+from instructjax.types import (
+  LM,
+  Array,
+  Demonstrations,
+  Float,
+  Metrics,
+  Params,
+  Scalar,
+  TrainState,
+)
 
 
 @dataclass(frozen=True)
@@ -41,13 +51,36 @@ def sft_loss(
   lm: LM,
   trunk: Params,
   cfg: SFTConfig,
-) -> tuple[Float[Array, ""], tuple[Array, Array]]:
-  """Negative log-likelihood of the marked tokens under `trunk | params`; rows are (logp, mask)."""
-  demos, share = batch
+) -> tuple[Scalar, tuple[Array, Array]]:
+  """Negative log-likelihood of the marked tokens under `trunk | params`.
+
+  `batch` holds the rows and, for each of them, the weight of its marked tokens (`token_shares`).
+
+  Returns:
+    The loss, and (logp, mask) as the rows of `steps.gradients`.
+  """
+  demonstrations, share = batch
   logp, mask = likelihood.masked_logp(
-    lm, trunk | params, demos, cfg.window, key=key if cfg.dropout else None
+    lm,
+    trunk | params,
+    demonstrations,
+    cfg.window,
+    key=key if cfg.dropout else None,
   )
-  return losses.nll(logp, mask * share[:, None]), (logp, mask)
+  weight = mask * share[:, None]
+  return losses.nll(logp, weight), (logp, mask)
+
+
+def token_shares(batch: Demonstrations) -> Float[Array, " B"]:
+  """Returns 1 / Σ m over the whole batch, once for each row.
+
+  A row carries its share into its micro-batch, and so the loss stays the token mean of the batch
+  however the batch is split.
+  """
+  rows = batch.tokens.shape[0]
+  # The first token of a row is never predicted, so its mask does not count.
+  marked = batch.mask[:, 1:].sum()
+  return jnp.full(rows, 1.0 / jnp.maximum(marked, 1), jnp.float32)
 
 
 def sft_step(
@@ -59,25 +92,38 @@ def sft_step(
   tx: optax.GradientTransformation,
   cfg: SFTConfig = SFTConfig(),
 ) -> tuple[TrainState, Metrics]:
-  """One update on a batch of demonstrations: token mean over the whole batch, whatever the
-  micro-batches.
-  """
+  """Makes one update on a batch of demonstrations, by the token mean over the whole batch."""
   key = jax.random.fold_in(state.key, state.step)
-  share = jnp.full(
-    batch.tokens.shape[0], 1.0 / jnp.maximum(batch.mask[:, 1:].sum(), 1), jnp.float32
+  share = token_shares(batch)
+  grads, loss, (_, mask) = steps.gradients(
+    partial(sft_loss, lm=lm, trunk=trunk, cfg=cfg),
+    state.params,
+    (batch, share),
+    key,
+    micro=cfg.micro,
   )
-  loss = partial(sft_loss, lm=lm, trunk=trunk, cfg=cfg)
-  grads, value, (_, mask) = steps.gradients(
-    loss, state.params, (batch, share), key, micro=cfg.micro
-  )
-  metrics = {"loss": value, "tokens": mask.sum(), "grad/norm": optax.tree.norm(grads)}
+  # The rows come back from all micro-batches, so the metrics are of the whole batch.
+  metrics = {
+    "loss": loss,
+    "tokens": mask.sum(),
+    "grad/norm": optax.tree.norm(grads),
+  }
   state = steps.update(state, grads, tx, ema_decay=cfg.ema_decay)
-  return dataclasses.replace(state, iteration=state.iteration + 1), metrics
+  # A batch is one update in this stage. In PPO it is several.
+  state = dataclasses.replace(state, iteration=state.iteration + 1)
+  return state, metrics
 
 
 def evaluate(
-  params: Params, batch: Demonstrations, *, lm: LM, window: int | None = None
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-  """(sum of negative log-probabilities in nats, number of marked tokens) of a batch, dropout off."""
+  params: Params,
+  batch: Demonstrations,
+  *,
+  lm: LM,
+  window: int | None = None,
+) -> tuple[Scalar, Scalar]:
+  """Returns (negative log-likelihood in nats, number of marked tokens) of a batch, no dropout.
+
+  Both are sums, so those of several batches may be added before they are divided.
+  """
   logp, mask = likelihood.masked_logp(lm, params, batch, window)
   return -(logp * mask).sum(), mask.sum(dtype=jnp.float32)

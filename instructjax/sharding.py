@@ -1,14 +1,14 @@
-"""The mesh and the one table that says which logical axis of an array lies along which axis of the
-mesh.
+"""The mesh, and the one table of which logical axis of an array lies along which axis of the mesh.
 
-Three mesh axes: `data` splits the batch; `fsdp` splits the batch and the stored parameters;
-`model` splits heads, hidden units of the MLP and the vocabulary.  All are explicit: the sharding
-of an array is part of its type, and a function that needs one asks for it by logical names.
-Without a mesh every helper here is the identity.
+The mesh has three axes. `data` splits the batch; `fsdp` splits the batch and the stored parameters;
+`model` splits heads, the hidden units of the MLP and the vocabulary. All are explicit: the sharding
+of an array is part of its type, and a function that needs a sharding asks for it by logical names.
+Without a mesh every function of this file is the identity.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from instructjax.errors import UserError
 from instructjax.types import Array, Leaf, PyTree
 
+# From the outermost to the innermost: neighbours along `model` talk most.
 AXES = ("data", "fsdp", "model")
 RULES: dict[str, tuple[str, ...]] = {
   "batch": ("data", "fsdp"),
@@ -32,25 +33,30 @@ RULES: dict[str, tuple[str, ...]] = {
   "sequence": ("model",),
   "layers": (),
 }
-# Axes that are kept whole on every device when the mesh does not divide them (GPT's 50,257 ids; a
-# few key heads).
+# Logical axes that are whole on every device where the mesh does not divide them: the 50,257 ids of
+# GPT, or a few key heads.
 MAY_BE_WHOLE = ("kv_heads", "vocab", "sequence")
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, model: int = 1) -> Mesh:
-  """A mesh of explicit axes over the first data * fsdp * model devices.
+  """Returns a mesh of explicit axes over the first data * fsdp * model devices.
 
-  Raises UserError when there are fewer devices than that.
+  Raises:
+    UserError: when there are fewer devices than that.
   """
-  wanted, found = data * fsdp * model, len(jax.devices())
-  if min(data, fsdp, model) < 1 or wanted > found:
+  shape = (data, fsdp, model)
+  size = math.prod(shape)
+  devices = jax.devices()
+  if min(shape) < 1 or size > len(devices):
     raise UserError(
-      f"mesh data={data} fsdp={fsdp} model={model} needs {wanted} devices and {found} are there: "
-      f"choose three positive numbers whose product is at most {found}"
+      f"mesh data={data} fsdp={fsdp} model={model} needs {size} devices and {len(devices)} are "
+      f"there: choose three positive numbers whose product is at most {len(devices)}"
     )
-  devices = jax.devices()[:wanted]
   return jax.make_mesh(
-    (data, fsdp, model), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices
+    shape,
+    AXES,
+    axis_types=(AxisType.Explicit,) * len(AXES),
+    devices=devices[:size],
   )
 
 
@@ -59,154 +65,223 @@ def is_sharded() -> bool:
   return not jax.sharding.get_abstract_mesh().empty
 
 
+# Partitions
+
+
 def spec(*axes: str | None) -> jax.P | None:
-  """The partition of an array whose axes have these logical names; None when no mesh is set."""
-  return jax.P(*[_along(axis) for axis in axes]) if is_sharded() else None
+  """Returns the partition of an array whose axes have these logical names; None without a mesh."""
+  if not is_sharded():
+    return None
+  return jax.P(*[_mesh_axes(axis) for axis in axes])
 
 
-def fit(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> jax.P | None:
-  """`spec` for a shape: an axis of MAY_BE_WHOLE that the mesh does not divide is kept whole.
+def fit(
+  shape: tuple[int, ...],
+  axes: tuple[str | None, ...],
+) -> jax.P | None:
+  """Returns `spec(*axes)` for a shape, with the axes whole that may be and do not divide.
 
-  Raises UserError where another axis does not divide.
+  Those axes are in MAY_BE_WHOLE.
+
+  Raises:
+    UserError: where another axis does not divide over its devices.
   """
   if not is_sharded():
     return None
   sizes = dict(jax.sharding.get_abstract_mesh().shape)
   entries = []
-  for size, axis in zip(shape, axes, strict=True):
-    along = _along(axis)
-    parts = int(np.prod([sizes[name] for name in RULES[axis]])) if axis else 1
-    if size % parts and axis in MAY_BE_WHOLE:
-      along = None
-    elif size % parts:
+  # An axis without a name, or whose rule is empty, is whole: it lies on one device.
+  for length, axis in zip(shape, axes, strict=True):
+    names = RULES[axis] if axis else ()
+    devices = math.prod(sizes[name] for name in names)
+    if length % devices == 0:
+      entries.append(_mesh_axes(axis))
+    elif axis in MAY_BE_WHOLE:
+      entries.append(None)
+    else:
+      product = " x ".join(f"{name}={sizes[name]}" for name in names)
       raise UserError(
-        f"axis '{axis}' of length {size} (shape {shape}) does not divide over {parts} devices "
-        f"({' x '.join(f'{name}={sizes[name]}' for name in RULES[axis or ''])}): choose a mesh "
-        "whose parts divide it"
+        f"axis '{axis}' of length {length} (shape {shape}) does not divide over {devices} devices "
+        f"({product}): choose a mesh whose parts divide it"
       )
-    entries.append(along)
   return jax.P(*entries)
 
 
-def _along(axis: str | None) -> str | tuple[str, ...] | None:
+def _mesh_axes(axis: str | None) -> str | tuple[str, ...] | None:
+  """The entry of a partition for one logical axis."""
   names = RULES[axis] if axis else ()
-  return None if not names else names[0] if len(names) == 1 else names
+  if not names:
+    return None
+  # A single name stands alone, as JAX writes it in types: `gather` looks for "fsdp".
+  return names[0] if len(names) == 1 else names
 
 
 def shardings(table: PyTree[Leaf]) -> PyTree:
-  """The partition of every leaf of a table of parameters, for `place` or for `out_shardings`."""
+  """Returns the partition of every leaf of a table, for `place` or for `out_shardings`."""
   return jax.tree.map(lambda leaf: fit(leaf.shape, leaf.axes), table)
 
 
+# Onto the mesh
+
+
 def place(tree: PyTree, specs: PyTree) -> PyTree:
-  """Puts arrays on the mesh by a tree of partitions (`shardings`); the identity when no mesh is
-  set.
-  """
+  """Puts arrays on the mesh by a tree of partitions, such as `shardings` returns."""
   if not is_sharded():
     return tree
-  return jax.tree.map(lambda x, p: _put(x, NamedSharding(jax.sharding.get_mesh(), p)), tree, specs)
+  mesh = jax.sharding.get_mesh()
+
+  def place_leaf(x, partition):
+    return _put(x, NamedSharding(mesh, partition))
+
+  return jax.tree.map(place_leaf, tree, specs)
 
 
 def replicate(tree: PyTree) -> PyTree:
-  """A whole copy of every array on every device."""
+  """Puts a whole copy of every array on every device."""
   return place(tree, jax.tree.map(lambda x: jax.P(), tree))
 
 
 def place_batch(tree: PyTree) -> PyTree:
   """Splits the first axis of every array over the devices.
 
-  With several processes each passes the whole batch and places the rows of its own devices,
-  wherever these lie in the mesh.  Raises UserError when the rows do not divide.
+  With several processes each of them passes the whole batch, and places the rows of its own devices
+  wherever these lie in the mesh.
+
+  Raises:
+    UserError: when the rows do not divide over the devices.
   """
   if not is_sharded():
     return tree
-  mesh = jax.sharding.get_mesh()
 
-  return jax.tree.map(
-    lambda x: _put(x, NamedSharding(mesh, fit(x.shape[:1], ("batch",)) or jax.P())), tree
-  )
+  def place_leaf(x):
+    rows = x.shape[0]
+    return _put(x, _batch_sharding(rows))
+
+  return jax.tree.map(place_leaf, tree)
+
+
+def _batch_sharding(rows: int) -> NamedSharding:
+  """The sharding of an array whose first axis holds the rows of a batch."""
+  partition = fit((rows,), ("batch",))
+  return NamedSharding(jax.sharding.get_mesh(), partition or jax.P())
 
 
 def local_rows(size: int) -> list[int]:
-  """The rows of a batch of `size` that lie on devices of this process, in order; all of them
-  without a mesh.
+  """Returns the rows of a batch of `size` that lie on devices of this process, in order.
+
+  Without a mesh that is all of them.
   """
   if not is_sharded():
     return list(range(size))
-  where = NamedSharding(jax.sharding.get_mesh(), fit((size,), ("batch",)) or jax.P())
-  parts = where.addressable_devices_indices_map((size,)).values()
-  return sorted({at for part in parts if part for at in range(size)[part[0]]})
+  slices = _batch_sharding(size).addressable_devices_indices_map((size,))
+  rows: set[int] = set()
+  # Devices along `model` hold the same rows, so a row may occur several times.
+  for index in slices.values():
+    if index:
+      rows.update(range(size)[index[0]])
+  return sorted(rows)
 
 
 def place_rows(tree: PyTree) -> PyTree:
-  """`place_batch` where each process passes only its `local_rows`."""
+  """Does what `place_batch` does, where each process passes only its `local_rows`."""
   if jax.process_count() == 1 or not is_sharded():
     return place_batch(tree)
-  where = NamedSharding(jax.sharding.get_mesh(), jax.P(RULES["batch"]))
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, np.asarray(x)), tree)
+  split_rows = NamedSharding(jax.sharding.get_mesh(), jax.P(RULES["batch"]))
+
+  def place_leaf(x):
+    return jax.make_array_from_process_local_data(split_rows, np.asarray(x))
+
+  return jax.tree.map(place_leaf, tree)
 
 
-def _put(x: Any, where: NamedSharding) -> Array:
-  """`jax.device_put`; with several processes that all hold x, each puts its part and nothing is
-  sent or compared.
+def _put(x: Any, target: NamedSharding) -> Array:
+  """Puts x on the devices of a sharding.
+
+  With several processes that all hold x, each of them puts its own part. `jax.device_put` would
+  first compare x between the processes.
   """
   if jax.process_count() == 1 or not getattr(x, "is_fully_addressable", True):
-    return jax.device_put(x, where)
+    return jax.device_put(x, target)
+  # Each process is asked only for the parts of its own devices.
   host = np.asarray(x)
-  return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+  return jax.make_array_from_callback(host.shape, target, lambda index: host[index])
 
 
 def fetch(tree: PyTree) -> PyTree:
-  """The whole arrays on the host; with several processes on each of them."""
+  """Returns the whole arrays on the host, in every process."""
   if jax.process_count() == 1:
     return jax.device_get(tree)
+  # A run of one process, which is the usual case, needs no import of it.
   from jax.experimental import multihost_utils
 
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
+# Inside a compiled function
+
+
 def reshard(x: Array, *axes: str | None) -> Array:
-  """`x` moved to the partition of these logical axes; the identity when no mesh is set."""
-  return jax.sharding.reshard(x, spec(*axes)) if is_sharded() else x
+  """Moves x to the partition of these logical axes."""
+  if not is_sharded():
+    return x
+  return jax.sharding.reshard(x, spec(*axes))
 
 
 def repeat(tree: PyTree, n: int) -> PyTree:
-  """Every row n times in a row, on the device where it is: [B, ...] -> [B*n, ...]."""
+  """Repeats every row n times in a row, on the device where it is: [B, ...] -> [B*n, ...]."""
+  if n == 1:
+    return tree
 
-  def each(x: Array) -> Array:
-    many = jnp.broadcast_to(x[:, None], (x.shape[0], n, *x.shape[1:]))
-    spec = jax.typeof(x).sharding.spec if is_sharded() else None
-    return jax.lax.reshape(many, (x.shape[0] * n, *x.shape[1:]), out_sharding=spec)
+  def repeat_leaf(x: Array) -> Array:
+    rows, *rest = x.shape
+    partition = jax.typeof(x).sharding.spec if is_sharded() else None
+    copies = jnp.broadcast_to(x[:, None], (rows, n, *rest))
+    return jax.lax.reshape(copies, (rows * n, *rest), out_sharding=partition)
 
-  return tree if n == 1 else jax.tree.map(each, tree)
+  return jax.tree.map(repeat_leaf, tree)
 
 
-def repeat_cache(cache: PyTree, n: int, init: Callable[[int], PyTree], rows: int) -> PyTree:
-  """`repeat` of a cache of so many rows; `init` makes an empty one.
+def repeat_cache(
+  cache: PyTree,
+  n: int,
+  init: Callable[[int], PyTree],
+  rows: int,
+) -> PyTree:
+  """Repeats the rows of a key/value cache n times each.
 
-  What is no larger for more rows has none and stays as it is (the next index).
+  `init` makes an empty cache for a number of rows. An array that is no larger for more rows (the
+  next index, say) has no rows and stays as it is.
 
-  Raises UserError for an array whose rows are not its first axis.
+  Raises:
+    UserError: when the first axis of an array of the cache is not that of the rows.
   """
+  if n == 1:
+    return cache
 
-  def each(x: Array, wanted: jax.ShapeDtypeStruct) -> Array:
-    if wanted.shape == x.shape:
+  def repeat_leaf(x: Array, larger: jax.ShapeDtypeStruct) -> Array:
+    if larger.shape == x.shape:
       return x
-    if x.shape[0] != rows or wanted.shape != (rows * n, *x.shape[1:]):
+    first, *rest = x.shape
+    if first != rows or larger.shape != (rows * n, *rest):
       raise UserError(
-        f"init_cache makes an array {x.shape} for {rows} rows and {wanted.shape} for {rows * n}: "
+        f"init_cache makes an array {x.shape} for {rows} rows and {larger.shape} for {rows * n}: "
         "rows must be the first axis"
       )
     return repeat(x, n)
 
-  return cache if n == 1 else jax.tree.map(each, cache, jax.eval_shape(partial(init, rows * n)))
+  # Shapes only: nothing is allocated.
+  larger_cache = jax.eval_shape(partial(init, rows * n))
+  return jax.tree.map(repeat_leaf, cache, larger_cache)
 
 
 def gather(w: Array) -> Array:
-  """A parameter made whole along `fsdp` just before its use; the transpose scatters the sum of its
-  gradient.
+  """Makes a parameter whole along `fsdp`, just before it is used.
+
+  The transpose of this is a reduce-scatter: the gradient is summed over the devices and stored in
+  parts, as the parameter is.
   """
   if not is_sharded():
     return w
-  without = jax.P(*[None if entry == "fsdp" else entry for entry in jax.typeof(w).sharding.spec])
-  return jax.sharding.reshard(w, without)
+  stored = jax.typeof(w).sharding.spec
+  whole = [None if entry == "fsdp" else entry for entry in stored]
+  return jax.sharding.reshard(w, jax.P(*whole))

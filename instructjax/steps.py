@@ -1,10 +1,11 @@
 """One gradient step: gradient, accumulation over micro-batches, update, moving average.
 
-A loss is a function `(params, batch, key) -> (scalar, rows)`.  The scalar is a sum of weighted
-terms whose weights are already shares of the whole batch (`losses.token_mean`), so the sum over
-micro-batches is exactly the loss of the batch. `rows` holds what metrics need, one row an
-example; metrics are computed from it outside the gradient. Dimensions: N micro-batches, B
-examples.
+A loss is a function `(params, batch, key) -> (scalar, rows)`. The scalar is a sum of weighted terms
+whose weights are already shares of the whole batch (`losses.token_mean`), so the sum over
+micro-batches is exactly the loss of the batch. `rows` holds what the metrics need, one row an
+example; metrics are computed from it outside the gradient.
+
+Dimensions: N micro-batches, B examples.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import jax.numpy as jnp
 import optax
 
 from instructjax import optim, sharding
-from instructjax.types import Array, Float, Key, Params, PyTree, TrainState
+from instructjax.types import Array, Key, Params, PyTree, Scalar, TrainState
 
-Loss = Callable[[Params, Any, Key[Array, ""] | None], tuple[Float[Array, ""], PyTree]]
+# Maps (params, batch, key) to (scalar, rows).
+Loss = Callable[[Params, Any, Key[Array, ""] | None], tuple[Scalar, PyTree]]
 
 
 def new_state(
@@ -31,13 +33,18 @@ def new_state(
   ema: Params | None = None,
   kl_coef: float | None = None,
 ) -> TrainState:
-  """A state at step 0, on arrays or on shapes. `ema` holds the weights to average, if any."""
+  """Returns a state at step 0, on arrays or, under `jax.eval_shape`, on shapes.
+
+  `ema` holds the weights to average, or None for no average. `kl_coef` is the first coefficient of
+  PPO's KL penalty; the other stages have none.
+  """
   return TrainState(
     step=jnp.int32(0),
     iteration=jnp.int32(0),
     key=key,
     params=params,
     opt_state=tx.init(params),
+    # A copy, because a state is donated and one buffer cannot be donated twice.
     ema=jax.tree.map(jnp.copy, ema),
     kl_coef=None if kl_coef is None else jnp.float32(kl_coef),
   )
@@ -64,50 +71,62 @@ def init_state(
 
 
 def split(batch: PyTree, n: int) -> PyTree:
-  """[B, ...] -> [N, B/N, ...]; micro-batch i takes every N-th row, so no row leaves its device."""
+  """[B, ...] -> [N, B/N, ...], for the n micro-batches of a batch.
 
-  def leaf(x: Array) -> Array:
-    rows = sharding.spec("batch", *[None] * x.ndim)
-    x = jax.lax.reshape(x, (x.shape[0] // n, n, *x.shape[1:]), out_sharding=rows)
+  Micro-batch i takes every N-th row from the i-th on, so that no row leaves its device.
+  """
+
+  def split_leaf(x: Array) -> Array:
+    rows, *rest = x.shape
+    spec = sharding.spec("batch", *[None] * x.ndim)
+    # The split rows stay on the outer axis, which is the one that lies on the devices.
+    x = jax.lax.reshape(x, (rows // n, n, *rest), out_sharding=spec)
     return jnp.swapaxes(x, 0, 1)
 
-  return jax.tree.map(leaf, batch)
+  return jax.tree.map(split_leaf, batch)
 
 
 def merge(rows: PyTree) -> PyTree:
-  """The inverse of `split`."""
+  """[N, B/N, ...] -> [B, ...], the inverse of `split`."""
 
-  def leaf(x: Array) -> Array:
+  def merge_leaf(x: Array) -> Array:
     x = jnp.swapaxes(x, 0, 1)
-    return jax.lax.reshape(
-      x,
-      (x.shape[0] * x.shape[1], *x.shape[2:]),
-      out_sharding=sharding.spec("batch", *[None] * (x.ndim - 2)),
-    )
+    size, n, *rest = x.shape
+    spec = sharding.spec("batch", *[None] * len(rest))
+    return jax.lax.reshape(x, (size * n, *rest), out_sharding=spec)
 
-  return jax.tree.map(leaf, rows)
+  return jax.tree.map(merge_leaf, rows)
 
 
 def gradients(
-  loss: Loss, params: Params, batch: PyTree, key: Key[Array, ""] | None = None, *, micro: int = 1
-) -> tuple[Params, Float[Array, ""], PyTree]:
-  """(gradient, loss, rows) of the whole batch, computed in `micro` parts whose gradients are
-  summed.
+  loss: Loss,
+  params: Params,
+  batch: PyTree,
+  key: Key[Array, ""] | None = None,
+  *,
+  micro: int = 1,
+) -> tuple[Params, Scalar, PyTree]:
+  """Returns (gradient, loss, rows) of the whole batch.
+
+  They are computed in `micro` parts, one after the other, whose gradients and losses are summed.
   """
+  # `has_aux`: the rows come along and take no part in the gradient.
   value_and_grad = jax.value_and_grad(loss, has_aux=True)
   if micro == 1:
     (value, rows), grads = value_and_grad(params, batch, key)
     return grads, value, rows
 
-  def body(carry, part):
-    i, batch = part
-    (value, rows), grads = value_and_grad(
-      params, batch, None if key is None else jax.random.fold_in(key, i)
-    )
+  def accumulate(carry, part):
+    i, micro_batch = part
+    # Every micro-batch has a key of its own: two of them must not share a dropout mask.
+    micro_key = None if key is None else jax.random.fold_in(key, i)
+    (value, rows), grads = value_and_grad(params, micro_batch, micro_key)
     return jax.tree.map(jnp.add, carry, (grads, value)), rows
 
-  zero = jax.tree.map(jnp.zeros_like, params), jnp.float32(0)
-  (grads, value), rows = jax.lax.scan(body, zero, (jnp.arange(micro), split(batch, micro)))
+  zero_grads = jax.tree.map(jnp.zeros_like, params)
+  carry = (zero_grads, jnp.float32(0))
+  micro_batches = (jnp.arange(micro), split(batch, micro))
+  (grads, value), rows = jax.lax.scan(accumulate, carry, micro_batches)
   return grads, value, merge(rows)
 
 
@@ -118,21 +137,32 @@ def update(
   *,
   ema_decay: float | None = None,
 ) -> TrainState:
-  """Applies one optimizer update; averages `state.ema` (a subtree of the parameters by name) when a
-  decay is given.
-  """
+  """Applies one optimizer update, and averages into `state.ema` when a decay is given."""
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params: Any = optax.apply_updates(state.params, updates)
+  # The average may cover a part of the parameters: PPO averages the policy alone.
   average = state.ema
   if ema_decay is not None and average is not None:
-    average = optim.ema(average, {name: params[name] for name in average}, ema_decay)
+    averaged_params = {name: params[name] for name in average}
+    average = optim.ema(average, averaged_params, ema_decay)
   return dataclasses.replace(
-    state, step=state.step + 1, params=params, opt_state=opt_state, ema=average
+    state,
+    step=state.step + 1,
+    params=params,
+    opt_state=opt_state,
+    ema=average,
   )
 
 
 def compiled(step: Callable, state: TrainState) -> Callable:
-  """`jax.jit` with the state donated and its shardings pinned, so that no step compiles twice."""
+  """Returns `jax.jit` of a step with the state donated and its shardings pinned.
+
+  The state that comes out then has the type of the one that went in, so no step compiles twice.
+  """
+  state_shardings = jax.tree.map(lambda x: x.sharding, state)
+  metric_shardings = None  # the compiler's choice
   return jax.jit(
-    step, donate_argnums=0, out_shardings=(jax.tree.map(lambda x: x.sharding, state), None)
+    step,
+    donate_argnums=0,
+    out_shardings=(state_shardings, metric_shardings),
   )

@@ -1,13 +1,19 @@
-"""The types that every layer shares: array aliases, a language model, batches and the training
-state.
+"""The types that every layer shares: array aliases, a language model, batches, the training state.
 
-Dimensions, here and in every file: B batch, K completions of one prompt, T tokens, P prompt tokens,
-R response tokens (T = P + R), D model width, V vocabulary, L layers.
+Dimensions, in this file and in every other:
 
-Words: `valid` marks real tokens (False is padding), `mask` marks the response tokens that carry
-loss, `weight` is a mask scaled to the share of each token in a mean (`losses.token_mean`).
-Nothing is ever inferred from the id of a padding token: padded positions hold id 0 and `valid`
-False.
+    B  batch                    P  prompt tokens            D  model width
+    K  completions of a prompt  R  response tokens          V  vocabulary
+    T  tokens (T = P + R)       L  layers
+
+Words:
+
+    valid   marks real tokens; False is padding.
+    mask    marks the tokens that carry loss.
+    weight  is a mask scaled to the share of each token in a mean (`losses.token_mean`).
+
+Nothing is ever inferred from the id of a padding token. Padded positions hold id 0, and `valid` is
+False there.
 """
 
 from __future__ import annotations
@@ -19,19 +25,18 @@ from typing import Any, NamedTuple
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-Params = dict[
-  str, Any
-]  # nested dicts of arrays; `trunk | trained` joins two disjoint parts of one model
-Metrics = dict[str, Float[Array, ""]]
+# Nested dicts of arrays. `trunk | trained` joins two disjoint parts of one model.
+Params = dict[str, Any]
+Scalar = Float[Array, ""]
+Metrics = dict[str, Scalar]
 Cache = PyTree[Array]
-Valid = (
-  Bool[Array, "B T"] | Int[Array, "B T"]
-)  # False or 0 is padding; integers above 0 number packed segments
+# False or 0 is padding. Integers above 0 number the segments of a packed row.
+Valid = Bool[Array, "B T"] | Int[Array, "B T"]
 
 
 @dataclass(frozen=True)
 class Leaf:
-  """One parameter: its shape, the logical name of each axis (`sharding.RULES`) and its initialiser."""
+  """One parameter: its shape, the logical name of each axis (`sharding.RULES`), its initialiser."""
 
   shape: tuple[int, ...]
   axes: tuple[str | None, ...]
@@ -41,31 +46,35 @@ class Leaf:
 class LM(NamedTuple):
   """A decoder-only language model as pure functions over a pytree of parameters.
 
-  Parameters are a dict: `embed`, `blocks` (every leaf stacked over layers), `norm`, and `head`
-  when the unembedding is not tied.  A dict may also hold `lower`: blocks below `blocks` that are
-  not trained (`models.freeze.split`).  Gradients with respect to `blocks` never reach `lower`,
-  so neither does the backward pass.
+  Parameters are a dict: `embed`, `blocks` (every leaf is stacked over layers), `norm`, and `head`
+  where the unembedding is not tied. The dict may also hold `lower`: the blocks below `blocks` that
+  are not trained (`models.freeze.split`). No gradient with respect to `blocks` reaches `lower`, so
+  the backward pass stops above it.
 
-    table                         pytree of `Leaf`, the source of shapes, shardings and initial values
-    init(key)                     parameters, float32
-    stem(params, tokens, valid)   [B, T, D] embeddings carried through `lower` (or just the embeddings)
+    table
+        A pytree of `Leaf`: the source of shapes, shardings and initial values.
+    init(key)
+        Returns float32 parameters.
+    stem(params, tokens, valid)
+        Returns the embeddings [B, T, D] carried through `lower`, or just the embeddings.
     hidden(params, tokens, valid, *, stem=None, key=None)
-                                  [B, T, D] float32 after the final norm; `stem`, when given,
-                                  replaces the computation of `stem(params, tokens, valid)`;
-                                  `key` switches residual dropout on
-    logits(params, hidden)        [..., V] float32 from [..., D]
+        Returns [B, T, D] float32 after the final norm. A given `stem` takes the place of
+        `stem(params, tokens, valid)`; a given `key` switches residual dropout on.
+    logits(params, hidden)
+        Returns [..., V] float32 from [..., D].
     unstack(params, *, whole=True)
-                                  the same parameters laid out and cast for decoding: blocks as a
-                                  tuple of layers; `whole` gathers them along fsdp once, else a
-                                  layer at a time in every step
-    init_cache(batch, length)     an empty key/value cache for `length` positions
+        Returns the same parameters laid out and cast for decoding, the blocks as a tuple of
+        layers. `whole` gathers them along fsdp once; without it every step gathers them, a layer
+        at a time.
+    init_cache(batch, length)
+        Returns an empty key/value cache for `length` positions.
     decode(unstacked, tokens [B, t], valid [B, t], cache)
-                                  ([B, t, D] hidden, cache): appends t positions to the cache and
-                                  attends to all of it; t = P is the prefill, t = 1 a step
+        Returns ([B, t, D] hidden, cache). It appends t positions to the cache and attends to all
+        of it: t = P is the prefill, t = 1 is a step of the sampler.
   """
 
   vocab_size: int
-  context: int
+  context: int  # the longest row in tokens
   width: int
   depth: int
   table: PyTree[Leaf]
@@ -80,23 +89,24 @@ class LM(NamedTuple):
 
 @struct.dataclass
 class Demonstrations:
-  """Prompt and completion in one row (right padded); `mask` marks the tokens that are predicted and
-  carry loss.
+  """Rows of a prompt and its completion, right padded; `mask` marks the tokens that carry loss.
 
-  Also the batch of pretraining text, where `mask` is every real token but the first.
+  A batch of pretraining text has the same type: its `mask` is every real token but the first,
+  which nothing predicts.
   """
 
   tokens: Int[Array, "*B T"]
   valid: Bool[Array, "*B T"] | Int[Array, "*B T"]
   mask: Bool[Array, "*B T"]
-  stem: Float[Array, "*B T D"] | None = (
-    None  # `LM.stem` of the tokens, where it was computed beforehand
-  )
+  stem: Float[Array, "*B T D"] | None = None  # `LM.stem` of the tokens, if computed beforehand
 
 
 @struct.dataclass
 class Comparisons:
-  """K completions of each prompt; `rank` 1 is best, equal ranks are ties, 0 is a padded completion."""
+  """K completions of each prompt with their ranks.
+
+  Rank 1 is the best, equal ranks are ties, and rank 0 is a padded completion.
+  """
 
   tokens: Int[Array, "*B K T"]
   valid: Bool[Array, "*B K T"]
@@ -106,7 +116,7 @@ class Comparisons:
 
 @struct.dataclass
 class Prompts:
-  """Prompts padded on the left, ready to be continued."""
+  """Prompts that are padded on the left, so that a response can follow each of them."""
 
   tokens: Int[Array, "*B P"]
   valid: Bool[Array, "*B P"]
@@ -114,68 +124,54 @@ class Prompts:
 
 @struct.dataclass
 class Rollout:
-  """Prompts with sampled responses.  `mask` is True up to and including the first end-of-text
-  token.
-
-  `logp` is the log-probability of each sampled token under the distribution it was drawn from;
-  `ended` says whether an end-of-text token was drawn.
-  """
+  """Prompts with sampled responses."""
 
   tokens: Int[Array, "*B T"]
   valid: Bool[Array, "*B T"]
-  mask: Bool[Array, "*B R"]
-  logp: Float[Array, "*B R"]
-  ended: Bool[Array, "*B"]
+  mask: Bool[Array, "*B R"]  # True up to and including the first end-of-text token
+  logp: Float[Array, "*B R"]  # of each token, under the distribution that it was sampled from
+  ended: Bool[Array, "*B"]  # whether an end-of-text token was sampled
 
 
 @struct.dataclass
 class Experience:
-  """A rollout with everything PPO holds fixed while it updates: log-probabilities, values,
-  advantages, targets.
-
-  `value_mask` equals `mask`, or also covers the position after the end when the score is paid
-  there.
-  """
+  """A rollout with everything that PPO holds fixed while it updates the policy."""
 
   tokens: Int[Array, "*B T"]
   valid: Bool[Array, "*B T"]
   mask: Bool[Array, "*B R"]
+  # Equal to `mask`, or one position longer where the score is paid after the end.
   value_mask: Bool[Array, "*B R"]
   logp: Float[Array, "*B R"]
   value: Float[Array, "*B R"]
   advantage: Float[Array, "*B R"]
   target: Float[Array, "*B R"]
   stem: Float[Array, "*B T D"] | None = None
-  value_stem: Float[Array, "*B T D2"] | None = None  # where the reward side has a trunk of its own
+  value_stem: Float[Array, "*B T D2"] | None = None  # where the reward side has its own trunk
 
 
 @struct.dataclass
 class Frozen:
-  """What PPO reads and never writes.
+  """What PPO reads and never writes."""
 
-  `trunk` is the part of the policy that is not trained ({} when all of it is), `ref` the trained
-  part of the reference policy (`rl_init`), `reward` the reward model ({"lm": ..., "head": ...}).
-  `reward_trunk` is the untrained part of the reward and value networks; None says that they
-  share `trunk` with the policy.
-  """
-
-  trunk: Params
-  ref: Params
-  reward: Params
+  trunk: Params  # the untrained part of the policy; {} when all of it is trained
+  ref: Params  # the trained part of the reference policy, which is `rl_init`
+  reward: Params  # the reward model: {"lm": ..., "head": ...}
+  # The untrained part of the reward and value networks. None: they share the policy's `trunk`.
   reward_trunk: Params | None = None
 
 
 @struct.dataclass
 class TrainState:
-  """Everything that training changes; one checkpoint holds it all."""
+  """Everything that training changes; one checkpoint holds all of it."""
 
-  step: Int[Array, ""]  # optimizer updates made
+  step: Int[Array, ""]  # optimizer updates so far
   iteration: Int[Array, ""]  # batches consumed: the position in every data stream
-  key: Key[Array, ""]  # never advanced: step keys are fold_in(key, step)
+  key: Key[Array, ""]  # never advanced: the keys of a step are fold_in(key, step)
   params: Params
   opt_state: PyTree
-  ema: Params | None = None
-  kl_coef: Float[Array, ""] | None = None  # adaptive or fixed coefficient of PPO's KL penalty
+  ema: Params | None = None  # moving average of the weights, if one is kept
+  kl_coef: Float[Array, ""] | None = None  # β of PPO's KL penalty, fixed or adaptive
 
 
 __all__ = [
@@ -196,6 +192,7 @@ __all__ = [
   "Prompts",
   "PyTree",
   "Rollout",
+  "Scalar",
   "TrainState",
   "Valid",
 ]

@@ -66,8 +66,8 @@ def draw(votes: Sequence[Vote], samples: int = SAMPLES, seed: int = 0) -> Draws:
   """Draws of what these votes rest on, of which there is at least one."""
   number = lambda names: {name: at for at, name in enumerate(sorted(set(names)))}
   prompt, labeler = number(v.prompt for v in votes), number(v.labeler for v in votes)
-  several = intervals.drawn(len(labeler), samples, seed + 1) if len(labeler) > 1 else None
-  return Draws(prompt, labeler, intervals.drawn(len(prompt), samples, seed), several)
+  several = intervals.draw_counts(len(labeler), samples, seed + 1) if len(labeler) > 1 else None
+  return Draws(prompt, labeler, intervals.draw_counts(len(prompt), samples, seed), several)
 
 
 def sums(
