@@ -222,8 +222,8 @@ def add_halves(
   """
   keys = (None, None) if key is None else jax.random.split(key)
   y = x + blocks.dropout(keys[0], attended, family.dropout)
-  transformed = transform(family, p, x if family.parallel else y)
-  return y + blocks.dropout(keys[1], transformed, family.dropout)
+  mlp_input = x if family.parallel else y
+  return y + blocks.dropout(keys[1], transform(family, p, mlp_input), family.dropout)
 
 
 def block(

@@ -3,7 +3,7 @@
 A file has one tensor for each layer, where a parameter is one array that is stacked over layers; and
 it may hold several parameters in one tensor. `hf` and `gguf` describe the tensors of their formats
 as a list of `Tensor`, and this module does the rest. Each tensor goes to its place on the devices
-before the next one is read, so that no model need fit into the memory of the host.
+before the next one is read, so that the host never holds a second copy of the model.
 
 Dimensions: I inputs and O outputs of a product.
 """
