@@ -113,7 +113,12 @@ def from_nnx(
   for (path, array), partition in zip(leaves, partitions, strict=True):
     named_weights.append(Weight(_nnx_path(path), array, partition))
 
-  def call(params: Params, method: Method, *args: Any, key: Key[Array, ""] | None = None) -> Any:
+  def call(
+    params: Params,
+    method: Method,
+    *args: Any,
+    key: Key[Array, ""] | None = None,
+  ) -> Any:
     arrays = [_at(params["model"], weight.path) for weight in named_weights]
     module = nnx.merge(
       graph,
@@ -188,7 +193,12 @@ def from_linen(
     keys = tuple(part.key for part in path)
     named_weights.append(Weight(keys, array, partition))
 
-  def call(params: Params, method: Method, *args: Any, key: Key[Array, ""] | None = None) -> Any:
+  def call(
+    params: Params,
+    method: Method,
+    *args: Any,
+    key: Key[Array, ""] | None = None,
+  ) -> Any:
     collections = {"params": params["model"]} | jax.tree.map(jnp.asarray, constants)
     rngs = None if key is None else {"dropout": key}
     return module.apply(collections, *args, method=method, rngs=rngs)
@@ -354,7 +364,12 @@ def _run_auto(f: Callable, out: PyTree, *args: Any) -> Any:
   return jax.sharding.auto_axes(f, out_sharding=out)(*args)
 
 
-def _expect_shape(m: Module, method: Method, array: Any, shape: tuple[int, ...]) -> Array:
+def _expect_shape(
+  m: Module,
+  method: Method,
+  array: Any,
+  shape: tuple[int, ...],
+) -> Array:
   """Returns what a method of the module returned, in float32.
 
   Raises:
@@ -416,7 +431,11 @@ def _hidden(
   return _run_auto(run, partition, params, tokens, positions, mask, key)
 
 
-def _logits(m: Module, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+def _logits(
+  m: Module,
+  params: Params,
+  hidden: Float[Array, "*B D"],
+) -> Float[Array, "*B V"]:
   """Returns the logits of hidden states."""
 
   def run(params: Params, hidden: Array) -> Array:
@@ -525,7 +544,12 @@ def _decode(
   mask = (seen[:, None, :] & (key_column <= query_column)) | (key_column == query_column)
 
   def run(
-    params: Params, tokens: Array, positions: Array, mask: Array, own_cache: Cache, index: Array
+    params: Params,
+    tokens: Array,
+    positions: Array,
+    mask: Array,
+    own_cache: Cache,
+    index: Array,
   ) -> tuple[Array, Cache]:
     hidden, new_cache = m.call(params, method, tokens, positions, mask, own_cache, index)
     if _shapes_and_dtypes(new_cache) != _shapes_and_dtypes(own_cache):

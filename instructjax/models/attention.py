@@ -201,7 +201,11 @@ def splash(
   """
 
   def attend(
-    window: int, q: Array, k: Array, v: Array, segments: Int[Array, "B T"]
+    window: int,
+    q: Array,
+    k: Array,
+    v: Array,
+    segments: Int[Array, "B T"],
   ) -> Float[Array, "B T H C"]:
     kernel = _splash_kernel(q.shape[1], q.shape[2], window, rule.softcap, interpret)
 
@@ -225,7 +229,11 @@ def splash(
 
 
 def _splash_kernel(
-  length: int, heads: int, window: int, softcap: float, interpret: bool
+  length: int,
+  heads: int,
+  window: int,
+  softcap: float,
+  interpret: bool,
 ) -> Callable[..., Any]:
   """Builds the Pallas kernel of one row: q [H, T, C], k and v [K, T, C] -> [H, T, C]."""
   tile = next(size for size in TILES if length % size == 0)
@@ -267,7 +275,11 @@ def cudnn(
   """Computes attention by cuDNN, on each device for its own rows and heads."""
 
   def attend_locally(
-    window_index: Int[Array, ""], q: Array, k: Array, v: Array, segments: Int[Array, "B T"]
+    window_index: Int[Array, ""],
+    q: Array,
+    k: Array,
+    v: Array,
+    segments: Int[Array, "B T"],
   ) -> Array:
     k = jnp.swapaxes(k, 1, 2)
     v = jnp.swapaxes(v, 1, 2)

@@ -36,7 +36,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def matmul(
-  x: Float[Array, "N I"], w: Float[Array, "J O"], dtype: str, out: jax.P | None, axis: int = 0
+  x: Float[Array, "N I"],
+  w: Float[Array, "J O"],
+  dtype: str,
+  out: jax.P | None,
+  axis: int = 0,
 ) -> Array:
   """Returns x w, or x w^T where `axis` is 1, partitioned as `out`.
 
@@ -121,7 +125,11 @@ def product(w: Array, x: Array, dtype: str, contract: int = 1) -> Array:
   return jax.lax.reshape(y, (*lead, *outputs), out_sharding=split)
 
 
-def unembed(w: Float[Array, "V D"], x: Float[Array, "*B D"], dtype: str) -> Float[Array, "*B V"]:
+def unembed(
+  w: Float[Array, "V D"],
+  x: Float[Array, "*B D"],
+  dtype: str,
+) -> Float[Array, "*B V"]:
   """Returns x w^T, for an embedding that is tied to the unembedding.
 
   The transpose is never formed: on a CPU that would cost more than the product.
@@ -155,7 +163,10 @@ def _flat(x: Array, lead: int) -> Array:
 
 
 def rms_norm(
-  p: Params, x: Float[Array, "B T *D"], eps: float, offset: float = 0.0
+  p: Params,
+  x: Float[Array, "B T *D"],
+  eps: float,
+  offset: float = 0.0,
 ) -> Float[Array, "B T *D"]:
   """Returns (offset + scale) * x / sqrt(mean(x^2) + eps) over the last axis.
 
@@ -165,7 +176,11 @@ def rms_norm(
   return x * jax.lax.rsqrt(mean_square + eps) * (offset + p["scale"])
 
 
-def layer_norm(p: Params, x: Float[Array, "B T D"], eps: float) -> Float[Array, "B T D"]:
+def layer_norm(
+  p: Params,
+  x: Float[Array, "B T D"],
+  eps: float,
+) -> Float[Array, "B T D"]:
   """Returns scale * (x - mean) / sqrt(var + eps) + bias   (Ba et al. 2016)."""
   x = x - jnp.mean(x, axis=-1, keepdims=True)
   variance = jnp.mean(x * x, axis=-1, keepdims=True)
@@ -173,7 +188,9 @@ def layer_norm(p: Params, x: Float[Array, "B T D"], eps: float) -> Float[Array, 
 
 
 def dropout(
-  key: Key[Array, ""] | None, x: Float[Array, "B T D"], rate: float
+  key: Key[Array, ""] | None,
+  x: Float[Array, "B T D"],
+  rate: float,
 ) -> Float[Array, "B T D"]:
   """Zeroes a share `rate` of x and divides the rest by 1 - rate; the identity without a key."""
   if key is None or rate == 0:
@@ -182,7 +199,10 @@ def dropout(
   return jnp.where(keep, x / (1 - rate), 0)
 
 
-def lookup(w: Float[Array, "V D"], ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+def lookup(
+  w: Float[Array, "V D"],
+  ids: Int[Array, "B T"],
+) -> Float[Array, "B T D"]:
   """Returns rows of an embedding in float32; an id beyond the table reads its last row."""
   split = sharding.spec("batch", None, None)
   rows = sharding.gather(w).at[ids].get(mode="clip", out_sharding=split)
@@ -306,7 +326,10 @@ def _batched_product(equation: str, a: Array, b: Array) -> Array:
   return jax.lax.platform_dependent(a, b, cpu=wide, default=narrow)
 
 
-def like_queries(x: Float[Array, "B K S C"], q: Float[Array, "B T H C"]) -> Float[Array, "B _ S C"]:
+def like_queries(
+  x: Float[Array, "B K S C"],
+  q: Float[Array, "B T H C"],
+) -> Float[Array, "B _ S C"]:
   """Repeats key heads once for each query where only the queries are split over devices.
 
   The repeated heads are split as the queries are, so that each device holds the keys of its own

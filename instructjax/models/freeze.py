@@ -16,7 +16,12 @@ from instructjax.errors import UserError
 from instructjax.types import Array, Params
 
 
-def split(params: Params, top: int | None, *, dtype: str | None = None) -> tuple[Params, Params]:
+def split(
+  params: Params,
+  top: int | None,
+  *,
+  dtype: str | None = None,
+) -> tuple[Params, Params]:
   """Splits a model into (trunk, trained), where `top` blocks with the final norm are trained.
 
   The unembedding is trained too where it is a parameter of its own; a tied embedding is both input

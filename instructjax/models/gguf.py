@@ -123,8 +123,7 @@ def read_config(metadata: Metadata, *, tied: bool, path: Path) -> Config:
   architecture = metadata.get("general.architecture")
   if architecture not in ARCHITECTURES:
     raise UserError(
-      f"{path}: architecture {architecture!r}; those read from GGUF are "
-      f"{', '.join(ARCHITECTURES)}"
+      f"{path}: architecture {architecture!r}; those read from GGUF are {', '.join(ARCHITECTURES)}"
     )
 
   def field(key: str, default: Any = None) -> Any:

@@ -27,7 +27,11 @@ def values(head: Params, hidden: Float[Array, "B T D"]) -> Float[Array, "B T"]:
   return jnp.sum(products, axis=-1) + head["b"]
 
 
-def score(head: Params, hidden: Float[Array, "B T D"], valid: Valid) -> Float[Array, " B"]:
+def score(
+  head: Params,
+  hidden: Float[Array, "B T D"],
+  valid: Valid,
+) -> Float[Array, " B"]:
   """Returns r = w . h_t + b at the last real token t of each row, wherever the padding is.
 
   A row without a real token scores b.

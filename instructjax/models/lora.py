@@ -115,7 +115,9 @@ def _leaves(matrix: Leaf, inputs: int, rank: int, scale: float) -> Adapter:
 
 
 def init(
-  key: Key[Array, ""], base: Params, sizes: Mapping[str, Mapping[str, Any]]
+  key: Key[Array, ""],
+  base: Params,
+  sizes: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Adapter]:
   """Draws a new adapter for the model with the table `base`, on the mesh where one is set."""
   leaves, tree = jax.tree.flatten(table(base, sizes))

@@ -117,7 +117,12 @@ def _outputs(tensor: Tensor) -> Tensor:
 # --- writing ---
 
 
-def save(folder: str | Path, config: Config, adapter: dict[str, Adapter], base: str = "") -> None:
+def save(
+  folder: str | Path,
+  config: Config,
+  adapter: dict[str, Adapter],
+  base: str = "",
+) -> None:
   """Writes an adapter that `peft.PeftModel.from_pretrained` opens on the base model.
 
   `base` is the folder or hub id of the base model. With several processes each takes part and the
@@ -284,9 +289,7 @@ def _read_tensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
       metadata = opened.metadata() or {}
       ranks = json.loads(metadata.get("ranks", "{}"))
   except (OSError, TypeError, safetensors.SafetensorError) as error:
-    raise UserError(
-      f"{file}: not a readable safetensors file ({error}); save it again"
-    ) from error
+    raise UserError(f"{file}: not a readable safetensors file ({error}); save it again") from error
   return content, ranks
 
 
@@ -306,9 +309,7 @@ def _take_pairs(
   pairs = []
   for a, b in names:
     if a not in content or b not in content:
-      raise UserError(
-        f"{file}: no '{a}' with '{b}'; an adapter here covers every layer or none"
-      )
+      raise UserError(f"{file}: no '{a}' with '{b}'; an adapter here covers every layer or none")
     pairs.append((content.pop(a), content.pop(b)))
   return pairs
 

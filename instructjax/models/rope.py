@@ -17,7 +17,13 @@ def frequencies(features: int, base: float) -> np.ndarray:
 
 
 def stretched(
-  frequency: np.ndarray, scaling: str, *, factor: float, low: float, high: float, context: int
+  frequency: np.ndarray,
+  scaling: str,
+  *,
+  factor: float,
+  low: float,
+  high: float,
+  context: int,
 ) -> np.ndarray:
   """Returns frequencies [F] for texts longer than the `context` of a model's first training.
 

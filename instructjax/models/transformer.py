@@ -201,7 +201,11 @@ def attend(
   return family.norm(p["attn_post"], y) if "attn_post" in p else y
 
 
-def transform(family: Family, p: Params, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+def transform(
+  family: Family,
+  p: Params,
+  x: Float[Array, "B T D"],
+) -> Float[Array, "B T D"]:
   """Returns the output of the MLP half of a block."""
   # A parallel block may have one norm for both halves (Phi).
   norm = p["mlp_norm"] if "mlp_norm" in p else p["attn_norm"]
@@ -295,7 +299,9 @@ def along_sequence(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
 
 
 def split_stream(
-  body: Callable, x: Float[Array, "B T D"], layer: Layer
+  body: Callable,
+  x: Float[Array, "B T D"],
+  layer: Layer,
 ) -> tuple[Float[Array, "B T D"], None]:
   """Runs a block on whole sequences, but takes and returns x split along the sequence.
 
@@ -309,7 +315,10 @@ def split_stream(
 
 
 def stem(
-  family: Family, params: Params, tokens: Int[Array, "B T"], valid: Valid
+  family: Family,
+  params: Params,
+  tokens: Int[Array, "B T"],
+  valid: Valid,
 ) -> Float[Array, "B T D"]:
   """Returns the embeddings, carried through the frozen `lower` blocks where there are any.
 
@@ -350,7 +359,11 @@ def hidden(
   return family.norm(params["norm"], x)
 
 
-def logits(family: Family, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+def logits(
+  family: Family,
+  params: Params,
+  hidden: Float[Array, "*B D"],
+) -> Float[Array, "*B V"]:
   """Returns the logits of hidden states, by `head` where there is one, else by the embedding."""
   if "head" in params:
     scores = blocks.linear(params["head"], hidden, family.dtype)
@@ -472,7 +485,9 @@ def decode(
 
 
 def _write(
-  cached: Float[Array, "B K S C"], new: Float[Array, "B K t C"], index: Int[Array, ""]
+  cached: Float[Array, "B K S C"],
+  new: Float[Array, "B K t C"],
+  index: Int[Array, ""],
 ) -> Float[Array, "B K S C"]:
   """Writes the keys or values of t new positions into a cache, from `index` on."""
   return jax.lax.dynamic_update_slice(cached, new.astype(cached.dtype), (0, 0, index, 0))

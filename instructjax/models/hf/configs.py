@@ -290,7 +290,13 @@ def _parse_phi(raw: Raw, path: Path) -> GPTConfig:
   return GPTConfig(**common, parallel=True, one_norm=True, head_bias=True)
 
 
-def _rotary_gpt(raw: Raw, path: Path, *, share_key: str, base_key: str) -> dict[str, Any]:
+def _rotary_gpt(
+  raw: Raw,
+  path: Path,
+  *,
+  share_key: str,
+  base_key: str,
+) -> dict[str, Any]:
   """Returns the settings that GPT-NeoX and Phi have in common.
 
   The two name the share of rotated features and the base of the rotation differently. Newer files
