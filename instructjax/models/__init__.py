@@ -19,8 +19,9 @@ from instructjax.types import LM, Params
 
 
 class Loaded(NamedTuple):
-  """A model with its weights.  `tokenizer` is what `data.tokenizers.load` opens: GGUF metadata or a
-  folder.
+  """A model with its weights.
+
+  `tokenizer` is what `data.tokenizers.load` opens: the metadata of a GGUF file, or a folder.
   """
 
   lm: LM
@@ -29,40 +30,36 @@ class Loaded(NamedTuple):
   tokenizer: dict[str, Any] | Path
 
 
+# "name" or "owner/name".
 HUB_ID = r"[\w-][\w.-]*(/[\w-][\w.-]*)?"
-EMBEDDINGS = ("wte.weight", "embed_in.weight", "embed_tokens.weight", "token_embd.weight")
+# How the name of the token embedding ends: GPT-2, GPT-NeoX, Llama and its like, GGUF.
+EMBEDDINGS = (
+  "wte.weight",
+  "embed_in.weight",
+  "embed_tokens.weight",
+  "token_embd.weight",
+)
 
 
-def embedding_rows(source: str | Path) -> int:
-  """Rows of the token embedding of what `load` opens, read without its weights.  Raises UserError
-  as `load` does.
-  """
-  path = Path(source)
-  if path.is_file():
-    shapes = gguf.shapes(path)
-  else:
-    path = path if path.is_dir() else fetch(str(source))
-    shapes = {name: entry.shape for name, entry in hf.index(path).items()}
-  found = next((shape[0] for name, shape in shapes.items() if name.endswith(EMBEDDINGS)), None)
-  if found is None:
-    raise UserError(
-      f"{path}: no token embedding among its tensors; it is of a family that cannot be read"
-    )
-  return found
+# --- building and loading ---
 
 
 def build(config: GPTConfig | LlamaConfig) -> LM:
-  """The language model of a configuration of either family."""
-  return gpt.gpt(config) if isinstance(config, GPTConfig) else llama.llama(config)
+  """Returns the language model of a configuration of either family."""
+  if isinstance(config, GPTConfig):
+    return gpt.gpt(config)
+  return llama.llama(config)
 
 
-def load(source: str | Path, **overrides: Any) -> Loaded:
-  """A model from a .gguf file, a Hugging Face folder or a hub id ("owner/name"), which is fetched
-  into the hub's cache.
+def load(source: str | Path, **changes: Any) -> Loaded:
+  """Loads a model from a .gguf file, a Hugging Face folder or a hub id ("owner/name").
 
-  `overrides` replace settings of the configuration that leave the weights as they are: dtype,
-  dropout, remat, attention ... Raises UserError where there is no such model, it cannot be read,
-  or an override is unknown or changes a shape.
+  A model of the hub is fetched into the hub's cache. `changes` replace settings of the
+  configuration that leave the weights as they are: dtype, dropout, remat, attention ...
+
+  Raises:
+    UserError: where there is no such model, it cannot be read, or a change is of an unknown setting
+      or of one that changes a shape.
   """
   path = Path(source)
   if path.is_file():
@@ -71,44 +68,76 @@ def load(source: str | Path, **overrides: Any) -> Loaded:
         f"{path}: a model is a .gguf file, a folder with config.json, or a hub id, not "
         f"'{path.suffix}'"
       )
-    config, params, metadata = gguf.load(path)
-    config = override(config, overrides)
-    return Loaded(build(config), params, config, metadata)
-  folder = path if path.is_dir() else fetch(str(source))
-  config, params = hf.load(folder)
-  config = override(config, overrides)
-  return Loaded(build(config), params, config, folder)
+    config, params, tokenizer = gguf.load(path)
+  else:
+    tokenizer = path if path.is_dir() else fetch(str(source))
+    config, params = hf.load(tokenizer)
+  config = override(config, changes)
+  return Loaded(build(config), params, config, tokenizer)
 
 
-def override(config: GPTConfig | LlamaConfig, overrides: dict[str, Any]) -> GPTConfig | LlamaConfig:
-  """The configuration with some fields replaced.  Raises UserError for an unknown one or one that
-  changes a weight.
+def override(
+  config: GPTConfig | LlamaConfig,
+  overrides: dict[str, Any],
+) -> GPTConfig | LlamaConfig:
+  """Returns the configuration with some settings replaced.
+
+  Raises:
+    UserError: for an unknown setting, and for one that changes the shape of a weight.
   """
-  known = [field.name for field in dataclasses.fields(config)]
+  settings = [field.name for field in dataclasses.fields(config)]
   for name in overrides:
-    if name not in known:
-      near = difflib.get_close_matches(name, known, 1)
-      hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+    if name not in settings:
+      near = difflib.get_close_matches(name, settings, 1)
+      hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(settings)}"
       raise UserError(f"a model has no setting '{name}': {hint}")
-  new = dataclasses.replace(config, **overrides)
+  # Each change is tried alone, so that the error can name it.
   for name, value in overrides.items():
-    if _shapes(dataclasses.replace(config, **{name: value})) != _shapes(config):
+    changed = dataclasses.replace(config, **{name: value})
+    if _shapes(changed) != _shapes(config):
       raise UserError(
         f"'{name}' is {getattr(config, name)} in the weights and cannot be set to {value}: "
         "leave it, or load another model"
       )
-  return new
+  return dataclasses.replace(config, **overrides)
 
 
 def _shapes(config: GPTConfig | LlamaConfig) -> dict[str, Any]:
+  """Returns the shape of every parameter, as a tree."""
   return jax.tree.map(lambda leaf: leaf.shape, weights.table(config))
 
 
-def fetch(name: str) -> Path:
-  """The folder of a model of the Hugging Face hub, fetched where it is not yet in the hub's cache.
+def embedding_rows(source: str | Path) -> int:
+  """Returns how many rows the token embedding of a model has, without reading its weights.
 
-  Raises UserError for a name that cannot be one, an unknown or private model, and where the hub
-  is out of reach.
+  `source` is what `load` opens.
+
+  Raises:
+    UserError: as `load` does.
+  """
+  path = Path(source)
+  if path.is_file():
+    shapes = gguf.shapes(path)
+  else:
+    path = path if path.is_dir() else fetch(str(source))
+    shapes = {name: entry.shape for name, entry in hf.index(path).items()}
+  for name, shape in shapes.items():
+    if name.endswith(EMBEDDINGS):
+      return shape[0]
+  raise UserError(
+    f"{path}: no token embedding among its tensors; it is of a family that cannot be read"
+  )
+
+
+# --- the Hugging Face hub ---
+
+
+def fetch(name: str) -> Path:
+  """Returns the folder of a model of the hub, which is fetched unless it is in the hub's cache.
+
+  Raises:
+    UserError: for a name that cannot be one, an unknown or private model, and where the hub cannot
+      be reached.
   """
   if not re.fullmatch(HUB_ID, name) or name.endswith(".gguf"):
     raise UserError(
@@ -124,39 +153,42 @@ def fetch(name: str) -> Path:
       "huggingface_hub"
     ) from error
   try:
-    wanted = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model"]
-    spare = ["consolidated*", "*/*"]  # the same weights again, under other names
-    return Path(
-      huggingface_hub.snapshot_download(name, allow_patterns=wanted, ignore_patterns=spare)
+    folder = huggingface_hub.snapshot_download(
+      name,
+      allow_patterns=["*.json", "*.jinja", "*.safetensors", "tokenizer.model"],
+      # These are the same weights again, under other names.
+      ignore_patterns=["consolidated*", "*/*"],
     )
   except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
     raise UserError(
       f"{name}: no such file or folder, and the hub has no model of that name that you may read: "
-      "check the spelling, "
-      "or log in with `hf auth login` for a private one"
+      "check the spelling, or log in with `hf auth login` for a private one"
     ) from error
   except (OSError, ValueError) as error:
+    # The first line says what failed; what follows is advice for programmers.
     reason = str(error).strip().partition("\n")[0]
     raise UserError(
       f"{name}: no such file or folder, and the hub cannot be reached ({reason}): connect to the "
-      "network and run "
-      "again, or give the path of a .gguf file or model folder that you have"
+      "network and run again, or give the path of a .gguf file or model folder that you have"
     ) from error
+  return Path(folder)
 
 
 def revision(name: str) -> str:
-  """The commit of a hub id in the hub's cache, which `fetch` opens where the hub has no newer one;
-  "" where none is there.
+  """Returns the commit of a hub id in the hub's cache; "" where none is there.
+
+  It is the one that `fetch` opens, unless the hub has a newer one.
   """
   if not re.fullmatch(HUB_ID, name):
     return ""
   try:
     import huggingface_hub
 
-    found = huggingface_hub.try_to_load_from_cache(name, "config.json")
+    cached = huggingface_hub.try_to_load_from_cache(name, "config.json")
   except (ImportError, ValueError):  # ValueError: a name that the hub does not have
     return ""
-  return Path(found).parent.name if isinstance(found, str) else ""
+  # The hub's cache has a folder for each commit. Where there is no file, `cached` is no path.
+  return Path(cached).parent.name if isinstance(cached, str) else ""
 
 
 __all__ = [

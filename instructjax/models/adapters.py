@@ -1,19 +1,21 @@
-"""A Flax model of your own as an `LM`: `from_nnx` and `from_linen`.
+"""Makes an `LM` of your own Flax model: `from_nnx` and `from_linen`.
 
 You name four things of your module: how tokens become hidden states, how hidden states become
-logits and, if it has a cache, how an empty one is made and how it is read.  Each is the name of
-a method, or a function whose first argument is the module:
+logits and, if it has a cache, how an empty one is made and how it is read. Each is the name of a
+method, or a function whose first argument is the module:
 
   hidden(tokens, positions, mask)                  [B, T, D] after the final norm
   logits(hidden)                                   [..., V] from [..., D]
-  decode(tokens, positions, mask, cache, index)    ([B, t, D], cache): t new positions, stored from `index` on
-  init_cache(batch, length)                        an empty cache of `length` positions: a function, no method
+  decode(tokens, positions, mask, cache, index)    ([B, t, D], cache): t new positions, which are
+                                                   stored from `index` on
+  init_cache(batch, length)                        an empty cache of `length` positions; this is
+                                                   always a function without the module
 
-`positions` [B, T] count the real tokens of a row from 0, wherever the padding is.  `mask` [B, T,
-S] is True where a query may see a key: it holds causality, padding and packed segments, so the
-module need know of none.  Every query sees itself.
+`positions` [B, T] count the real tokens of a row from 0, wherever the padding is. `mask` [B, T, S]
+is True where a query may see a key. It holds causality, padding and packed segments, so the module
+need not know of any of them. Every query sees itself.
 
-On a mesh the module runs with automatic sharding (`jax.sharding.auto_axes`): its own code needs
+On a mesh the module runs with automatic sharding (`jax.sharding.auto_axes`), so its own code needs
 no change.
 
 Dimensions: B rows, T tokens, S keys, t new positions, D width, V vocabulary.
@@ -38,6 +40,8 @@ from instructjax.models import blocks
 from instructjax.types import LM, Array, Bool, Cache, Float, Int, Key, Leaf, Params, PyTree, Valid
 
 Method = str | Callable[..., Any]
+Path = tuple[str, ...]  # the keys that lead to a parameter
+AxisNames = Mapping[str, str | None]  # from the module's names of axes to those of sharding.RULES
 
 
 class FullForwards(UserWarning):
@@ -61,6 +65,17 @@ class Module(NamedTuple):
   width: int
 
 
+class Weight(NamedTuple):
+  """A parameter of a Flax module, with the partition in its own metadata."""
+
+  path: Path
+  array: Array
+  partition: jax.P | None
+
+
+# --- the two entrances ---
+
+
 def from_nnx(
   model: Any,
   *,
@@ -70,50 +85,67 @@ def from_nnx(
   context: int,
   width: int,
   depth: int = 1,
-  axes: Mapping[str, str | None] | None = None,
+  axes: AxisNames | None = None,
   decode: Method | None = None,
   init_cache: Callable[[int, int], Cache] | None = None,
 ) -> tuple[LM, Params]:
-  """(LM, a float32 copy of the weights) of a `flax.nnx` module; the module itself is left as it is.
+  """Returns (LM, a float32 copy of the weights) of a `flax.nnx` module, which is left as it is.
 
   `axes` maps the axis names of the module's own sharding metadata to those of `sharding.RULES`
-  (None: whole on every device); without it every weight is whole on every device.  Variables
-  other than `nnx.Param` and random streams are constants.
+  (None: whole on every device); without it every weight is whole on every device. Variables other
+  than `nnx.Param` and random streams are constants.
 
-  Raises UserError for batch statistics, weights that are no floats, and an axis name that `axes`
-  lacks.
+  Raises:
+    UserError: for batch statistics, weights that are no floats, and an axis name that `axes` lacks.
   """
   from flax import nnx
 
   if jax.tree.leaves(nnx.state(model, nnx.BatchStat)):
-    raise _statistics(type(model).__name__)
-  graph, weights, streams, rest = nnx.split(model, nnx.Param, nnx.RngState, ...)
-  rest = jax.tree.map(np.asarray, rest)
-  specs = jax.tree.leaves(nnx.get_partition_spec(weights), is_leaf=lambda x: isinstance(x, jax.P))
-  tree, paths = (
-    jax.tree.structure(weights),
-    [path for path, _ in jax.tree_util.tree_leaves_with_path(weights)],
-  )
-  names = [
-    tuple(jax.tree_util.keystr(path, simple=True, separator="/").split("/")) for path in paths
-  ]
-  names = [name[:-1] if name[-1] == "value" else name for name in names]
+    raise _batch_statistics_error(type(model).__name__)
+  graph, weights, streams, constants = nnx.split(model, nnx.Param, nnx.RngState, ...)
+  # On the host, so that they belong to no device and to no mesh.
+  constants = jax.tree.map(np.asarray, constants)
   has_streams = bool(jax.tree.leaves(streams))
+  tree = jax.tree.structure(weights)
+  partitions = jax.tree.leaves(nnx.get_partition_spec(weights), is_leaf=_is_partition)
+  named_weights = []
+  leaves = jax.tree_util.tree_leaves_with_path(weights)
+  for (path, array), partition in zip(leaves, partitions, strict=True):
+    named_weights.append(Weight(_nnx_path(path), array, partition))
 
-  def call(params: Params, method: Method, *args: Any, key: Key[Array, ""] | None = None) -> Any:
-    found = jax.tree.unflatten(tree, [_at(params["model"], name) for name in names])
-    module = nnx.merge(graph, found, _reseed(streams, key), jax.tree.map(jnp.asarray, rest))
+  def call(
+    params: Params,
+    method: Method,
+    *args: Any,
+    key: Key[Array, ""] | None = None,
+  ) -> Any:
+    arrays = [_at(params["model"], weight.path) for weight in named_weights]
+    module = nnx.merge(
+      graph,
+      jax.tree.unflatten(tree, arrays),
+      _reseed(streams, key),
+      jax.tree.map(jnp.asarray, constants),
+    )
     if key is None or not has_streams:
       module.eval()
     else:
       module.train()
-    return getattr(module, method)(*args) if isinstance(method, str) else method(module, *args)
+    if isinstance(method, str):
+      return getattr(module, method)(*args)
+    return method(module, *args)
 
-  named = list(zip(names, jax.tree.leaves(weights), specs, strict=True))
-  kind = Module(
-    type(model).__name__, call, hidden, logits, decode, init_cache, vocab_size, context, width
+  module = Module(
+    name=type(model).__name__,
+    call=call,
+    hidden=hidden,
+    logits=logits,
+    decode=decode,
+    init_cache=init_cache,
+    vocab_size=vocab_size,
+    context=context,
+    width=width,
   )
-  return _finish(kind, named, axes, depth)
+  return _finish(module, named_weights, axes, depth)
 
 
 def from_linen(
@@ -126,58 +158,85 @@ def from_linen(
   context: int,
   width: int,
   depth: int = 1,
-  axes: Mapping[str, str | None] | None = None,
+  axes: AxisNames | None = None,
   decode: Method | None = None,
   init_cache: Callable[[int, int], Cache] | None = None,
 ) -> tuple[LM, Params]:
-  """(LM, a float32 copy of the weights) of a `flax.linen` module and what its `init` returned.
+  """Returns (LM, a float32 copy of the weights) of a `flax.linen` module and its `variables`.
 
-  Dropout is on where `module.has_rng("dropout")`.  Collections other than `params` are
-  constants; `cache` is dropped.  `axes` and errors are those of `from_nnx`.
+  `variables` are what the module's `init` returned. Dropout is on where
+  `module.has_rng("dropout")`. Collections other than `params` are constants; `cache` and
+  `intermediates` are dropped. `axes` and the errors are those of `from_nnx`.
   """
   from flax import linen
 
-  variables, name = flax.core.unfreeze(dict(variables)), type(module).__name__
+  name = type(module).__name__
+  variables = flax.core.unfreeze(dict(variables))
   if jax.tree.leaves(variables.get("batch_stats")):
-    raise _statistics(name)
+    raise _batch_statistics_error(name)
   if "params" not in variables:
     raise UserError(
       f"{name}: its variables hold no 'params' but {list(variables)}: pass what module.init "
       "returned"
     )
-  rest = {
-    kind: part
-    for kind, part in variables.items()
-    if kind not in ("params", "cache", "intermediates")
+  constants = {
+    collection: part
+    for collection, part in variables.items()
+    if collection not in ("params", "cache", "intermediates")
   }
-  rest = jax.tree.map(np.asarray, linen.meta.unbox(rest))
-  specs = jax.tree.leaves(
-    linen.get_partition_spec(variables["params"]), is_leaf=lambda x: isinstance(x, jax.P)
-  )
+  constants = jax.tree.map(np.asarray, linen.meta.unbox(constants))
+  partition_tree = linen.get_partition_spec(variables["params"])
+  partitions = jax.tree.leaves(partition_tree, is_leaf=_is_partition)
   leaves = jax.tree_util.tree_leaves_with_path(linen.meta.unbox(variables["params"]))
+  named_weights = []
+  for (path, array), partition in zip(leaves, partitions, strict=True):
+    keys = tuple(part.key for part in path)
+    named_weights.append(Weight(keys, array, partition))
 
-  def call(params: Params, method: Method, *args: Any, key: Key[Array, ""] | None = None) -> Any:
-    found = {"params": params["model"]} | jax.tree.map(jnp.asarray, rest)
-    return module.apply(found, *args, method=method, rngs=None if key is None else {"dropout": key})
+  def call(
+    params: Params,
+    method: Method,
+    *args: Any,
+    key: Key[Array, ""] | None = None,
+  ) -> Any:
+    collections = {"params": params["model"]} | jax.tree.map(jnp.asarray, constants)
+    rngs = None if key is None else {"dropout": key}
+    return module.apply(collections, *args, method=method, rngs=rngs)
 
-  named = [
-    (tuple(part.key for part in path), w, spec)
-    for (path, w), spec in zip(leaves, specs, strict=True)
-  ]
-  kind = Module(name, call, hidden, logits, decode, init_cache, vocab_size, context, width)
-  return _finish(kind, named, axes, depth)
+  functions = Module(
+    name=name,
+    call=call,
+    hidden=hidden,
+    logits=logits,
+    decode=decode,
+    init_cache=init_cache,
+    vocab_size=vocab_size,
+    context=context,
+    width=width,
+  )
+  return _finish(functions, named_weights, axes, depth)
 
 
 # --- parameters ---
 
 
+def _is_partition(x: Any) -> bool:
+  return isinstance(x, jax.P)
+
+
+def _nnx_path(path: tuple[Any, ...]) -> Path:
+  """Returns the keys of a parameter in an NNX state, without the last one of a boxed variable."""
+  keys = tuple(jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
+  return keys[:-1] if keys[-1] == "value" else keys
+
+
 def _finish(
   m: Module,
-  named: list[tuple[tuple[str, ...], Array, jax.P]],
-  axes: Mapping[str, str | None] | None,
+  weights: list[Weight],
+  axes: AxisNames | None,
   depth: int,
 ) -> tuple[LM, Params]:
-  """The LM and its parameters, {"model": the module's own tree}."""
+  """Returns the LM and its parameters, {"model": the module's own tree}."""
   if (m.decode is None) != (m.init_cache is None):
     raise UserError(
       f"{m.name}: decode and init_cache belong together: give both, or neither to sample without a "
@@ -185,77 +244,93 @@ def _finish(
     )
   table: dict[str, Any] = {}
   params: dict[str, Any] = {}
-  for name, weight, spec in named:
-    where = "/".join(name)
-    if not jnp.issubdtype(weight.dtype, jnp.floating):
+  for weight in weights:
+    if not jnp.issubdtype(weight.array.dtype, jnp.floating):
       raise UserError(
-        f"{m.name}: the parameter {where} is {weight.dtype}: only floating-point parameters are "
-        "trained"
+        f"{m.name}: the parameter {'/'.join(weight.path)} is {weight.array.dtype}: only "
+        "floating-point parameters are trained"
       )
-    _put(table, name, Leaf(weight.shape, _axes(m.name, where, weight.ndim, spec, axes), _no_init))
-    _put(params, name, jnp.array(weight, jnp.float32))
+    leaf = Leaf(weight.array.shape, _logical_axes(m.name, weight, axes), _no_init)
+    _put(table, weight.path, leaf)
+    _put(params, weight.path, jnp.array(weight.array, jnp.float32))
+  decode = _decode_whole if m.decode is None else _decode
   lm = LM(
-    m.vocab_size,
-    m.context,
-    m.width,
-    depth,
-    {"model": table},
-    _no_init,
-    _no_stem,
-    partial(_hidden, m),
-    partial(_logits, m),
-    _unstack,
-    partial(_init_cache, m),
-    partial(_decode_whole if m.decode is None else _decode, m),
+    vocab_size=m.vocab_size,
+    context=m.context,
+    width=m.width,
+    depth=depth,
+    table={"model": table},
+    init=_no_init,
+    stem=_no_stem,
+    hidden=partial(_hidden, m),
+    logits=partial(_logits, m),
+    unstack=_unstack,
+    init_cache=partial(_init_cache, m),
+    decode=partial(decode, m),
   )
   return lm, {"model": params}
 
 
-def _axes(
-  model: str, where: str, ndim: int, spec: jax.P | None, axes: Mapping[str, str | None] | None
-) -> tuple[str | None, ...]:
-  """The logical axes of a weight from the module's metadata.  Raises UserError for a name that
-  `axes` or RULES lack.
+def _logical_axes(model: str, weight: Weight, axes: AxisNames | None) -> tuple[str | None, ...]:
+  """Returns the logical axes of a weight, from the module's metadata.
+
+  Raises:
+    UserError: for a name that `axes` or `sharding.RULES` lack.
   """
-  own = tuple(spec or ())
-  if axes is None or not own:
+  names = tuple(weight.partition or ())
+  ndim = weight.array.ndim
+  if axes is None or not names:
     return (None,) * ndim
-  for name in own:
-    if name is not None and name not in axes:
+  logical: list[str | None] = []
+  for name in names:
+    if name is None:
+      logical.append(None)
+      continue
+    if name not in axes:
       raise UserError(
-        f"{model}: {where} has an axis named {name!r}, `axes` names {', '.join(axes)}: add it (or "
-        "None)"
+        f"{model}: {'/'.join(weight.path)} has an axis named {name!r}, `axes` names "
+        f"{', '.join(axes)}: add it (or None)"
       )
-    if name is not None and axes[name] is not None and axes[name] not in sharding.RULES:
+    axis = axes[name]
+    if axis is not None and axis not in sharding.RULES:
       raise UserError(
-        f"{model}: axes[{name!r}] is {axes[name]!r}: known are {', '.join(sharding.RULES)} and None"
+        f"{model}: axes[{name!r}] is {axis!r}: known are {', '.join(sharding.RULES)} and None"
       )
-  return tuple(None if name is None else axes[name] for name in own) + (None,) * (ndim - len(own))
+    logical.append(axis)
+  # A partition may name fewer axes than the weight has; the last ones are then whole.
+  unnamed = (None,) * (ndim - len(names))
+  return (*logical, *unnamed)
 
 
-def _put(tree: dict[str, Any], name: tuple[str, ...], leaf: Any) -> None:
-  for part in name[:-1]:
-    tree = tree.setdefault(part, {})
-  tree[name[-1]] = leaf
+def _put(tree: dict[str, Any], path: Path, leaf: Any) -> None:
+  """Sets a leaf in a tree of dicts, and makes the dicts on the way to it."""
+  for key in path[:-1]:
+    tree = tree.setdefault(key, {})
+  tree[path[-1]] = leaf
 
 
-def _at(tree: Any, name: tuple[str, ...]) -> Any:
-  return functools.reduce(lambda part, key: part[key], name, tree)
+def _at(tree: Any, path: Path) -> Any:
+  """Returns the leaf of a tree of dicts at a path."""
+  for key in path:
+    tree = tree[key]
+  return tree
 
 
 def _reseed(streams: PyTree, key: Key[Array, ""] | None) -> PyTree:
-  """Random streams at count 0 whose keys all derive from `key`."""
+  """Returns random streams at count 0 whose keys all derive from `key`."""
   leaves, tree = jax.tree.flatten(streams)
   key = jax.random.key(0) if key is None else key
-  is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-  new = [
-    jax.random.fold_in(key, i) if is_key(x) else jnp.zeros(x.shape, x.dtype)
-    for i, x in enumerate(leaves)
-  ]
-  return jax.tree.unflatten(tree, new)
+  fresh = []
+  for i, leaf in enumerate(leaves):
+    # A stream holds a key and a count of the numbers drawn from it.
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      fresh.append(jax.random.fold_in(key, i))
+    else:
+      fresh.append(jnp.zeros(leaf.shape, leaf.dtype))
+  return jax.tree.unflatten(tree, fresh)
 
 
-def _statistics(name: str) -> UserError:
+def _batch_statistics_error(name: str) -> UserError:
   return UserError(
     f"{name}: holds batch statistics, which mix the rows of a batch and are no parameters: use "
     "LayerNorm or RMSNorm"
@@ -279,26 +354,43 @@ def _no_stem(*_: Any) -> Array:
 # --- the functions of the LM ---
 
 
-def _auto(f: Callable, out: PyTree, *args: Any) -> Any:
-  """f with automatic sharding inside and its results partitioned as `out`; just f without a mesh."""
-  return jax.sharding.auto_axes(f, out_sharding=out)(*args) if sharding.is_sharded() else f(*args)
+def _run_auto(f: Callable, out: PyTree, *args: Any) -> Any:
+  """Runs f with automatic sharding inside it, and partitions its results as `out`.
+
+  Without a mesh it just runs f.
+  """
+  if not sharding.is_sharded():
+    return f(*args)
+  return jax.sharding.auto_axes(f, out_sharding=out)(*args)
 
 
-def _expect(m: Module, what: Method, found: Any, shape: tuple[int, ...]) -> Array:
-  """The array in float32.  Raises UserError where it has another shape."""
-  if jnp.shape(found) != shape:
-    name = what if isinstance(what, str) else getattr(what, "__name__", "a function")
+def _expect_shape(
+  m: Module,
+  method: Method,
+  array: Any,
+  shape: tuple[int, ...],
+) -> Array:
+  """Returns what a method of the module returned, in float32.
+
+  Raises:
+    UserError: where it has another shape.
+  """
+  if jnp.shape(array) != shape:
+    name = method if isinstance(method, str) else getattr(method, "__name__", "a function")
     raise UserError(
-      f"{m.name}: {name} returned shape {jnp.shape(found)}, {shape} is needed: see vocab_size and "
+      f"{m.name}: {name} returned shape {jnp.shape(array)}, {shape} is needed: see vocab_size and "
       "width"
     )
-  return found.astype(jnp.float32)
+  return array.astype(jnp.float32)
 
 
 def _visible(valid: Valid) -> Bool[Array, "B T T"]:
-  """The causal mask; a padded query sees itself, so that no softmax is over nothing."""
-  at = jnp.arange(valid.shape[1])
-  return blocks.causal_mask(valid) | (at[None, :] == at[:, None])
+  """Returns the causal mask, in which a padded query sees itself.
+
+  Without that a softmax over no keys would give NaN.
+  """
+  column = jnp.arange(valid.shape[1])
+  return blocks.causal_mask(valid) | (column[None, :] == column[:, None])
 
 
 def _hidden(
@@ -310,7 +402,11 @@ def _hidden(
   stem: Array | None = None,
   key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B T D"]:
-  """Hidden states of whole rows.  Raises UserError for rows longer than the context."""
+  """Returns the hidden states of whole rows.
+
+  Raises:
+    UserError: for rows longer than the context.
+  """
   if stem is not None:
     _no_stem()
   if tokens.shape[1] > m.context:
@@ -319,39 +415,63 @@ def _hidden(
       "the rows"
     )
 
-  def run(params, tokens, positions, mask, key):
-    return _expect(
-      m,
-      m.hidden,
-      m.call(params, m.hidden, tokens, positions, mask, key=key),
-      (*tokens.shape, m.width),
-    )
+  def run(
+    params: Params,
+    tokens: Array,
+    positions: Array,
+    mask: Array,
+    key: Key[Array, ""] | None,
+  ) -> Array:
+    hidden = m.call(params, m.hidden, tokens, positions, mask, key=key)
+    return _expect_shape(m, m.hidden, hidden, (*tokens.shape, m.width))
 
-  args = params, tokens, blocks.positions(valid), _visible(valid), key
-  return _auto(run, sharding.spec("batch", None, None), *args)
+  positions = blocks.positions(valid)
+  mask = _visible(valid)
+  partition = sharding.spec("batch", None, None)
+  return _run_auto(run, partition, params, tokens, positions, mask, key)
 
 
-def _logits(m: Module, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-  run = lambda params, x: _expect(
-    m, m.logits, m.call(params, m.logits, x), (*x.shape[:-1], m.vocab_size)
-  )
-  out = sharding.fit((m.vocab_size,), ("vocab",))
-  return _auto(run, out and jax.P(*jax.typeof(hidden).sharding.spec[:-1], *out), params, hidden)
+def _logits(
+  m: Module,
+  params: Params,
+  hidden: Float[Array, "*B D"],
+) -> Float[Array, "*B V"]:
+  """Returns the logits of hidden states."""
+
+  def run(params: Params, hidden: Array) -> Array:
+    logits = m.call(params, m.logits, hidden)
+    return _expect_shape(m, m.logits, logits, (*hidden.shape[:-1], m.vocab_size))
+
+  # Logits lie along the mesh as the hidden states do, and are split over the vocabulary.
+  along_vocab = sharding.fit((m.vocab_size,), ("vocab",))
+  partition = None
+  if along_vocab is not None:
+    along_rows = jax.typeof(hidden).sharding.spec[:-1]
+    partition = jax.P(*along_rows, *along_vocab)
+  return _run_auto(run, partition, params, hidden)
 
 
 def _unstack(params: Params, *, whole: bool = True) -> Params:
-  """The same parameters; `whole` gathers them along fsdp once."""
+  """Returns the same parameters; `whole` gathers them along the mesh's fsdp axis once."""
   return jax.tree.map(sharding.gather, params) if whole else params
 
 
-def _rows(x: Array, batch: int) -> tuple[str | None, ...]:
-  """The logical axes of a part of a cache: its rows first, or no rows at all."""
-  return ("batch" if x.ndim and x.shape[0] == batch else None, *[None] * (x.ndim - 1))[: x.ndim]
+# --- decoding ---
+
+
+def _row_axes(x: Array, batch: int) -> tuple[str | None, ...]:
+  """Returns the logical axes of a part of a cache: its rows first, or no rows at all."""
+  if not x.ndim:
+    return ()
+  first = "batch" if x.shape[0] == batch else None
+  return (first, *[None] * (x.ndim - 1))
 
 
 def _init_cache(m: Module, batch: int, length: int) -> Cache:
-  """Which positions are real, the next index, and the model's own cache (or all tokens, where it
-  has none).
+  """Returns an empty cache of `length` positions.
+
+  It holds which positions are real, the index of the next one, and the model's own cache. A model
+  that has none keeps all tokens instead.
   """
   if length > m.context:
     raise UserError(
@@ -359,61 +479,94 @@ def _init_cache(m: Module, batch: int, length: int) -> Cache:
       "the responses"
     )
   if m.init_cache is None:
-    _say_once(m.name)
-  own = (
-    jnp.zeros((batch, length), jnp.int32) if m.init_cache is None else m.init_cache(batch, length)
-  )
-  tree = {"own": own, "valid": jnp.zeros((batch, length), bool), "index": jnp.int32(0)}
-  return jax.tree.map(lambda x: sharding.reshard(x, *_rows(x, batch)), tree)
+    _warn_once(m.name)
+    own_cache = jnp.zeros((batch, length), jnp.int32)
+  else:
+    own_cache = m.init_cache(batch, length)
+  cache = {
+    "own": own_cache,
+    "valid": jnp.zeros((batch, length), bool),
+    "index": jnp.int32(0),
+  }
+  return jax.tree.map(lambda x: sharding.reshard(x, *_row_axes(x, batch)), cache)
 
 
 @functools.cache
-def _say_once(name: str) -> None:
-  text = f"{name} has no cache: every sampled token costs a forward pass over its whole row; give decode and init_cache"
+def _warn_once(name: str) -> None:
+  """Warns that sampling will be slow, once for each class of models."""
+  text = (
+    f"{name} has no cache: every sampled token costs a forward pass over its whole row; give "
+    "decode and init_cache"
+  )
   warnings.warn(text, FullForwards, stacklevel=2)
 
 
 def _decode_whole(
-  m: Module, params: Params, tokens: Int[Array, "B t"], valid: Bool[Array, "B t"], cache: Cache
+  m: Module,
+  params: Params,
+  tokens: Int[Array, "B t"],
+  valid: Bool[Array, "B t"],
+  cache: Cache,
 ) -> tuple[Float[Array, "B t D"], Cache]:
-  """Appends t positions and computes all of them again."""
-  index, place = (
-    cache["index"],
-    partial(jax.lax.dynamic_update_slice, start_indices=(0, cache["index"])),
-  )
-  rows, seen = place(cache["own"], tokens.astype(jnp.int32)), place(cache["valid"], valid)
-  here = jax.lax.dynamic_slice_in_dim(
-    _hidden(m, params, rows, seen), index, tokens.shape[1], axis=1
-  )
-  return here, {"own": rows, "valid": seen, "index": index + tokens.shape[1]}
+  """Appends t positions and computes all of them again, for a model without a cache."""
+  index = cache["index"]
+  t = tokens.shape[1]
+  place = partial(jax.lax.dynamic_update_slice, start_indices=(0, index))
+  rows = place(cache["own"], tokens.astype(jnp.int32))
+  seen = place(cache["valid"], valid)
+  hidden = _hidden(m, params, rows, seen)
+  hidden = jax.lax.dynamic_slice_in_dim(hidden, index, t, axis=1)
+  return hidden, {"own": rows, "valid": seen, "index": index + t}
 
 
 def _decode(
-  m: Module, params: Params, tokens: Int[Array, "B t"], valid: Bool[Array, "B t"], cache: Cache
+  m: Module,
+  params: Params,
+  tokens: Int[Array, "B t"],
+  valid: Bool[Array, "B t"],
+  cache: Cache,
 ) -> tuple[Float[Array, "B t D"], Cache]:
-  """Appends t positions to the model's own cache."""
-  t, index, method = tokens.shape[1], cache["index"], m.decode or ""
+  """Appends t positions to the model's own cache.
+
+  Raises:
+    UserError: where the model returns a cache of other shapes, which a loop could not carry.
+  """
+  t = tokens.shape[1]
+  index = cache["index"]
+  method = m.decode or ""
   seen = jax.lax.dynamic_update_slice(cache["valid"], valid, (0, index))
-  before = jnp.sum(cache["valid"], axis=1, keepdims=True, dtype=jnp.int32)
-  positions = jnp.maximum(before + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
-  at, query = jnp.arange(seen.shape[1]), index + jnp.arange(t)[:, None]
-  mask = (seen[:, None, :] & (at <= query)) | (at == query)
-  kinds = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  # The position of a token is the number of real tokens before it in its row.
+  earlier = jnp.sum(cache["valid"], axis=1, keepdims=True, dtype=jnp.int32)
+  positions = jnp.maximum(earlier + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
+  key_column = jnp.arange(seen.shape[1])
+  query_column = index + jnp.arange(t)[:, None]
+  # As in `_visible`, every query sees itself.
+  mask = (seen[:, None, :] & (key_column <= query_column)) | (key_column == query_column)
 
-  def run(params, tokens, positions, mask, own, index):
-    found, new = m.call(params, method, tokens, positions, mask, own, index)
-    if kinds(new) != kinds(own):
+  def run(
+    params: Params,
+    tokens: Array,
+    positions: Array,
+    mask: Array,
+    own_cache: Cache,
+    index: Array,
+  ) -> tuple[Array, Cache]:
+    hidden, new_cache = m.call(params, method, tokens, positions, mask, own_cache, index)
+    if _shapes_and_dtypes(new_cache) != _shapes_and_dtypes(own_cache):
       raise UserError(
-        f"{m.name}: decode returned the cache {kinds(new)}, it was given {kinds(own)}: keep its "
-        "shapes"
+        f"{m.name}: decode returned the cache {_shapes_and_dtypes(new_cache)}, it was given "
+        f"{_shapes_and_dtypes(own_cache)}: keep its shapes"
       )
-    return _expect(m, method, found, (*tokens.shape, m.width)), new
+    return _expect_shape(m, method, hidden, (*tokens.shape, m.width)), new_cache
 
-  own = (
-    jax.tree.map(lambda x: jax.typeof(x).sharding.spec, cache["own"])
-    if sharding.is_sharded()
-    else None
-  )
-  out = sharding.spec("batch", None, None), own
-  hidden, new = _auto(run, out, params, tokens, positions, mask, cache["own"], index)
-  return hidden, {"own": new, "valid": seen, "index": index + t}
+  cache_partition = None
+  if sharding.is_sharded():
+    cache_partition = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, cache["own"])
+  out = sharding.spec("batch", None, None), cache_partition
+  arguments = params, tokens, positions, mask, cache["own"], index
+  hidden, own_cache = _run_auto(run, out, *arguments)
+  return hidden, {"own": own_cache, "valid": seen, "index": index + t}
+
+
+def _shapes_and_dtypes(tree: PyTree) -> PyTree:
+  return jax.tree.map(lambda x: (x.shape, x.dtype), tree)

@@ -1,14 +1,15 @@
-"""Who computes the attention of whole rows; the choice is made here and nowhere else.
+"""Chooses who computes the attention of whole rows; the choice is made in this file alone.
 
     "xla"     `blocks.attention`: the reference, on every platform and for every shape
     "splash"  the blockwise Pallas kernel for TPUs; interpreted, and slow, on a CPU
-    "cudnn"   cuDNN's flash attention for NVIDIA GPUs, bfloat16 operands only
-    "auto"    where the shapes allow, the kernel of the platform that the function is compiled for; XLA elsewhere
+    "cudnn"   cuDNN's flash attention for NVIDIA GPUs, with bfloat16 operands only
+    "auto"    where the shapes allow, the kernel of the platform that the function is compiled for;
+              XLA elsewhere
 
-The kernels never hold the scores [B, H, T, T].  They attend within segments, and padding is a
-segment of its own: a real token sees what the reference shows it, a padded one sees padding, so
-that no row is without keys. Windows are counted in columns of the row.  Decoding with a cache is
-XLA's: it has one query a row.
+The kernels never hold the scores [B, H, T, T]. They attend within segments, and padding is a
+segment of its own: a real token sees what the reference shows it, and a padded token sees padding,
+so that no row is without keys. Windows are counted in columns of the row. Decoding with a cache
+always uses XLA, because it has few queries a row.
 
 Dimensions: B rows, T tokens, H heads, K key/value heads, C head width.
 """
@@ -26,23 +27,23 @@ from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 from instructjax import sharding
 from instructjax.errors import UserError
 from instructjax.models import blocks
-from instructjax.types import Array, Float, Int, Valid
+from instructjax.types import Array, Bool, Float, Int, Valid
 
 KINDS = ("auto", "xla", "splash", "cudnn")
-BLOCKS = (512, 256, 128)  # lengths of the tiles of splash: the first that divides T
-Mix = Callable[..., Float[Array, "B T H C"]]  # (q, k, v, valid, which window)
+TILES = (512, 256, 128)  # lengths of the tiles of splash: the first that divides T is used
+# A function of (q, k, v, valid, window_index).
+Mix = Callable[..., Float[Array, "B T H C"]]
 
 
 class Rule(NamedTuple):
-  """How scores are made: softcap(scale q k^T), each query on the last `window` columns up to its
-  own (0: on all).
+  """How scores are made: softcap(scale q k^T), over the last `window` columns up to the query's.
 
-  Layers may have different windows: `windows` lists them, and a layer is told which is its own.
+  Layers may have different windows: `windows` lists them, and every call names one by its index.
   """
 
-  scale: float | None = None  # None: 1 / sqrt(C)
-  softcap: float = 0.0  # 0: none
-  windows: tuple[int, ...] = (0,)
+  scale: float | None = None  # None means 1 / sqrt(C)
+  softcap: float = 0.0  # 0 means no cap
+  windows: tuple[int, ...] = (0,)  # a window of 0 means all columns
 
 
 PLAIN = Rule()
@@ -53,34 +54,42 @@ def causal(
   k: Float[Array, "B K T C"],
   v: Float[Array, "B K T C"],
   valid: Valid,
-  which: Int[Array, ""] | int,
+  window_index: Int[Array, ""] | int,
   *,
   dtype: str,
   kind: str,
   rule: Rule,
 ) -> Float[Array, "B T H C"]:
-  """Attention of every token to the real ones of its segment up to itself, within window number
-  `which` of the rule.
+  """Attends from every token to the real tokens of its segment up to itself, within its window.
 
-  Raises UserError where `kind` names a kernel that cannot take these shapes.
+  Raises:
+    UserError: where `kind` names a kernel that cannot take these shapes.
   """
-  windows = tuple(0 if window >= q.shape[1] else window for window in rule.windows)
+  length, head_width = q.shape[1], q.shape[3]
+  # A window as long as the row hides nothing. Where all layers then agree, none needs an index.
+  windows = tuple(0 if window >= length else window for window in rule.windows)
   if len(set(windows)) == 1:
-    windows, which = windows[:1], 0
-  mix = chosen(kind, q.shape[1], q.shape[3], dtype, rule._replace(windows=windows))
-  return mix(q, k, v, valid, jnp.int32(which))
+    windows = windows[:1]
+    window_index = 0
+  mix = chosen(kind, length, head_width, dtype, rule._replace(windows=windows))
+  return mix(q, k, v, valid, jnp.int32(window_index))
 
 
 def chosen(kind: str, length: int, width: int, dtype: str, rule: Rule = PLAIN) -> Mix:
-  """The function for rows of `length` tokens and heads of `width`."""
-  xla, tpu = partial(reference, dtype=dtype, rule=rule), partial(splash, dtype=dtype, rule=rule)
-  refused = {
-    "splash": _splash_refuses(length, width),
-    "cudnn": _cudnn_refuses(length, width, dtype, rule),
+  """Returns the attention function for rows of `length` tokens and heads of `width` features.
+
+  Raises:
+    UserError: where `kind` names a kernel that cannot take these shapes.
+  """
+  xla = partial(reference, dtype=dtype, rule=rule)
+  tpu = partial(splash, dtype=dtype, rule=rule)
+  obstacles = {
+    "splash": _obstacle_to_splash(length, width),
+    "cudnn": _obstacle_to_cudnn(length, width, dtype, rule),
   }
-  if refused.get(kind):
+  if obstacles.get(kind):
     raise UserError(
-      f"attention={kind!r} {refused[kind]}; or choose 'auto', which falls back to XLA"
+      f"attention={kind!r} {obstacles[kind]}; or choose 'auto', which falls back to XLA"
     )
   match kind:
     case "xla":
@@ -89,42 +98,61 @@ def chosen(kind: str, length: int, width: int, dtype: str, rule: Rule = PLAIN) -
       return by_platform(tpu, cpu=partial(tpu, interpret=True))
     case "cudnn":
       return partial(cudnn, rule=rule)
-  kernels = {} if refused["splash"] else {"tpu": tpu}
-  if has_cudnn() and not refused["cudnn"]:
+  # What remains is "auto": every kernel without an obstacle, for its own platform.
+  kernels = {} if obstacles["splash"] else {"tpu": tpu}
+  if has_cudnn() and not obstacles["cudnn"]:
     kernels["cuda"] = partial(cudnn, rule=rule)
   return by_platform(xla, **kernels)
 
 
-def by_platform(default: Mix, **others: Mix) -> Mix:
-  """Chooses when the function is lowered: the platform is that of its arguments, which may be a TPU
-  that is not there.
+def by_platform(default: Mix, **mix_by_platform: Mix) -> Mix:
+  """Returns a function that chooses by platform when it is lowered.
+
+  The platform is that of the arguments, which may be a TPU that this machine does not have.
   """
-  if not others:
+  if not mix_by_platform:
     return default
-  return lambda *arrays: jax.lax.platform_dependent(*arrays, **others, default=default)
+
+  def mix(*arrays: Array) -> Array:
+    return jax.lax.platform_dependent(*arrays, **mix_by_platform, default=default)
+
+  return mix
 
 
 def has_cudnn() -> bool:
-  """Whether this process runs on an NVIDIA GPU: cuDNN's attention cannot even be traced elsewhere."""
-  return jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version
+  """Returns whether this process runs on an NVIDIA GPU.
+
+  Elsewhere cuDNN's attention cannot even be traced.
+  """
+  if jax.default_backend() != "gpu":
+    return False
+  return "cuda" in jax.devices()[0].client.platform_version
 
 
-def _splash_refuses(length: int, width: int) -> str:
-  if length % BLOCKS[-1]:
-    return f"needs rows of a multiple of {BLOCKS[-1]} tokens, got {length}: pad them"
-  return f"needs heads of a multiple of 64, got {width}" if width % 64 else ""
+def _obstacle_to_splash(length: int, width: int) -> str:
+  """Says why splash cannot take these shapes; "" where it can."""
+  smallest = TILES[-1]
+  if length % smallest:
+    return f"needs rows of a multiple of {smallest} tokens, got {length}: pad them"
+  if width % 64:
+    return f"needs heads of a multiple of 64, got {width}"
+  return ""
 
 
-def _cudnn_refuses(length: int, width: int, dtype: str, rule: Rule) -> str:
+def _obstacle_to_cudnn(length: int, width: int, dtype: str, rule: Rule) -> str:
+  """Says why cuDNN cannot take these shapes or this rule; "" where it can."""
   if rule.softcap:
     return "has no soft cap on its scores, which this model asks for"
   if dtype != "bfloat16":
     return f"needs dtype 'bfloat16', got {dtype!r}"
   if length % 2:
     return f"needs rows of an even number of tokens, got {length}: pad them"
-  return (
-    f"needs heads of a multiple of 8 up to 128, got {width}" if width % 8 or width > 128 else ""
-  )
+  if width % 8 or width > 128:
+    return f"needs heads of a multiple of 8 up to 128, got {width}"
+  return ""
+
+
+# --- XLA ---
 
 
 def reference(
@@ -132,23 +160,28 @@ def reference(
   k: Array,
   v: Array,
   valid: Valid,
-  which: Array | int = 0,
+  window_index: Array | int = 0,
   *,
   dtype: str,
   rule: Rule = PLAIN,
 ) -> Float[Array, "B T H C"]:
-  """The same numbers from XLA, with all scores at once."""
-  mask = blocks.causal_mask(valid, _window(rule, which, q.shape[1]))
+  """Computes attention by XLA, with all scores at once."""
+  mask = blocks.causal_mask(valid, _window(rule, window_index, q.shape[1]))
   return blocks.attention(q, k, v, mask, dtype, scale=rule.scale, softcap=rule.softcap)
 
 
-def _window(rule: Rule, which: Array | int, length: int) -> Array | int:
-  """The window of a layer: a number where all layers have the same, else one read out when the
-  program runs.
+def _window(rule: Rule, window_index: Array | int, length: int) -> Array | int:
+  """Returns the window of a layer: a Python number where all layers share it, else an array.
+
+  An array is read when the program runs, so a window of 0 (all columns) becomes the row's length.
   """
   if len(rule.windows) == 1:
     return rule.windows[0]
-  return jnp.asarray([window or length for window in rule.windows], jnp.int32)[which]
+  windows = jnp.asarray([window or length for window in rule.windows], jnp.int32)
+  return windows[window_index]
+
+
+# --- Pallas ---
 
 
 def splash(
@@ -156,80 +189,146 @@ def splash(
   k: Array,
   v: Array,
   valid: Valid,
-  which: Array | int = 0,
+  window_index: Array | int = 0,
   *,
   dtype: str,
   rule: Rule = PLAIN,
   interpret: bool = False,
 ) -> Array:
-  """The Pallas kernel, each device on its own rows and heads; one kernel for each window."""
+  """Computes attention by the Pallas kernel, on each device for its own rows and heads.
 
-  def windowed(window: int, q, k, v, segments):
-    T, heads = q.shape[1], q.shape[2]
-    block = next(size for size in BLOCKS if T % size == 0)
-    sizes = pallas.BlockSizes(
-      block_q=block,
-      block_kv=block,
-      block_kv_compute=block,
-      block_q_dkv=block,
-      block_kv_dkv=block,
-      block_kv_dkv_compute=block,
-      block_q_dq=block,
-      block_kv_dq=block,
-    )
-    mask = pallas.LocalMask((T, T), (window - 1, 0), 0) if window else pallas.CausalMask((T, T))
-    kernel = pallas.make_splash_mha_single_device(
-      pallas.MultiHeadMask([mask] * heads),
-      block_sizes=sizes,
-      attn_logits_soft_cap=rule.softcap or None,
-      interpret=interpret,
-    )
-    row = lambda q, k, v, ids: kernel(q, k, v, segment_ids=pallas.SegmentIds(ids, ids))
-    q = (q * (q.shape[-1] ** -0.5 if rule.scale is None else rule.scale)).astype(dtype)
-    mixed: Any = jax.vmap(row)(jnp.swapaxes(q, 1, 2), k.astype(dtype), v.astype(dtype), segments)
+  The window of a kernel is fixed when it is built, so there is one kernel for each window.
+  """
+
+  def attend(
+    window: int,
+    q: Array,
+    k: Array,
+    v: Array,
+    segments: Int[Array, "B T"],
+  ) -> Float[Array, "B T H C"]:
+    kernel = _splash_kernel(q.shape[1], q.shape[2], window, rule.softcap, interpret)
+
+    def attend_row(q: Array, k: Array, v: Array, ids: Int[Array, " T"]) -> Array:
+      return kernel(q, k, v, segment_ids=pallas.SegmentIds(ids, ids))
+
+    # The kernel does not scale the scores.
+    scale = q.shape[-1] ** -0.5 if rule.scale is None else rule.scale
+    q = jnp.swapaxes((q * scale).astype(dtype), 1, 2)
+    mixed: Any = jax.vmap(attend_row)(q, k.astype(dtype), v.astype(dtype), segments)
     return jnp.swapaxes(mixed, 1, 2).astype(jnp.float32)
 
-  kernels = [partial(windowed, window) for window in rule.windows]
-  local = lambda which, *arrays: (
-    jax.lax.switch(which, kernels, *arrays) if len(kernels) > 1 else kernels[0](*arrays)
+  kernels = [partial(attend, window) for window in rule.windows]
+
+  def attend_locally(window_index: Int[Array, ""], *arrays: Array) -> Array:
+    if len(kernels) == 1:
+      return kernels[0](*arrays)
+    return jax.lax.switch(window_index, kernels, *arrays)
+
+  return _on_each_device(attend_locally, q, k, v, valid, window_index)
+
+
+def _splash_kernel(
+  length: int,
+  heads: int,
+  window: int,
+  softcap: float,
+  interpret: bool,
+) -> Callable[..., Any]:
+  """Builds the Pallas kernel of one row: q [H, T, C], k and v [K, T, C] -> [H, T, C]."""
+  tile = next(size for size in TILES if length % size == 0)
+  sizes = pallas.BlockSizes(
+    block_q=tile,
+    block_kv=tile,
+    block_kv_compute=tile,
+    block_q_dkv=tile,
+    block_kv_dkv=tile,
+    block_kv_dkv_compute=tile,
+    block_q_dq=tile,
+    block_kv_dq=tile,
   )
-  return _on_each_device(local, q, k, v, valid, which)
+  if window:
+    # The window counts the query itself, the mask counts the columns to its left.
+    mask = pallas.LocalMask((length, length), (window - 1, 0), 0)
+  else:
+    mask = pallas.CausalMask((length, length))
+  return pallas.make_splash_mha_single_device(
+    pallas.MultiHeadMask([mask] * heads),
+    block_sizes=sizes,
+    attn_logits_soft_cap=softcap or None,
+    interpret=interpret,
+  )
+
+
+# --- cuDNN ---
 
 
 def cudnn(
-  q: Array, k: Array, v: Array, valid: Valid, which: Array | int = 0, *, rule: Rule = PLAIN
+  q: Array,
+  k: Array,
+  v: Array,
+  valid: Valid,
+  window_index: Array | int = 0,
+  *,
+  rule: Rule = PLAIN,
 ) -> Float[Array, "B T H C"]:
-  """cuDNN's flash attention, each device on its own rows and heads."""
+  """Computes attention by cuDNN, on each device for its own rows and heads."""
 
-  def local(which, q, k, v, segments):
-    k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-    seen = segments[:, None, :, None] == segments[:, None, None, :]
+  def attend_locally(
+    window_index: Int[Array, ""],
+    q: Array,
+    k: Array,
+    v: Array,
+    segments: Int[Array, "B T"],
+  ) -> Array:
+    k = jnp.swapaxes(k, 1, 2)
+    v = jnp.swapaxes(v, 1, 2)
+    seen: Bool[Array, "B 1 T T"] = segments[:, None, :, None] == segments[:, None, None, :]
     if rule.windows != (0,):
-      at = jnp.arange(q.shape[1])
-      seen = seen & (at[:, None] - at[None, :] < _window(rule, which, q.shape[1]))
-    q, k, v = (x.astype(jnp.bfloat16) for x in (q, k, v))
+      column = jnp.arange(q.shape[1])
+      distance = column[:, None] - column[None, :]
+      seen = seen & (distance < _window(rule, window_index, q.shape[1]))
     mixed = jax.nn.dot_product_attention(
-      q, k, v, mask=seen, is_causal=True, scale=rule.scale, implementation="cudnn"
+      q.astype(jnp.bfloat16),
+      k.astype(jnp.bfloat16),
+      v.astype(jnp.bfloat16),
+      mask=seen,
+      is_causal=True,
+      scale=rule.scale,
+      implementation="cudnn",
     )
     return mixed.astype(jnp.float32)
 
-  return _on_each_device(local, q, k, v, valid, which)
+  return _on_each_device(attend_locally, q, k, v, valid, window_index)
 
 
 def _on_each_device(
-  local: Callable, q: Array, k: Array, v: Array, valid: Valid, which: Array | int
+  attend_locally: Callable,
+  q: Array,
+  k: Array,
+  v: Array,
+  valid: Valid,
+  window_index: Array | int,
 ) -> Array:
-  """`local(which, q, k, v, segments)` under the mesh; key heads that are not split as the queries
-  are repeated first.
+  """Runs `attend_locally(window_index, q, k, v, segments)` on each device of the mesh.
+
+  Key heads that are not split as the queries are get repeated first, so that every device holds
+  the keys of its own queries.
   """
   segments: Int[Array, "B T"] = valid.astype(jnp.int32)
-  which = jnp.int32(which)
+  window_index = jnp.int32(window_index)
   if not sharding.is_sharded():
-    return local(which, q, k, v, segments)
-  k, v = (blocks.like_queries(x, q) for x in (k, v))
+    return attend_locally(window_index, q, k, v, segments)
+  k = blocks.like_queries(k, q)
+  v = blocks.like_queries(v, q)
   rows, _, heads, _ = jax.typeof(q).sharding.spec
-  whole, keys = jax.P(rows, None, heads, None), jax.P(rows, heads, None, None)
-  specs = (jax.P(), whole, keys, keys, jax.P(rows, None))
-  return jax.shard_map(local, in_specs=specs, out_specs=whole, check_vma=False)(
-    which, q, k, v, segments
+  query_spec = jax.P(rows, None, heads, None)
+  key_spec = jax.P(rows, heads, None, None)
+  # The kernels do not say how their results vary over the mesh, hence check_vma=False.
+  attend_on_mesh = jax.shard_map(
+    attend_locally,
+    in_specs=(jax.P(), query_spec, key_spec, key_spec, jax.P(rows, None)),
+    out_specs=query_spec,
+    check_vma=False,
   )
+  return attend_on_mesh(window_index, q, k, v, segments)

@@ -1,11 +1,12 @@
-"""What both kinds of model are made of: matrix products, norms, dropout, positions and attention.
+"""The operations of both kinds of model: products, norms, dropout, positions and attention.
 
-The residual stream, norms and softmax are float32.  Matrix products take operands of the compute
-dtype and accumulate in float32.  A weight stored in bfloat16 (a frozen trunk) is multiplied in
-bfloat16 whatever the compute dtype.
+The residual stream, norms and softmax are float32. Matrix products take operands of the compute
+dtype and accumulate in float32. A weight that is stored in bfloat16 (a frozen trunk) is multiplied
+in bfloat16 whatever the compute dtype.
 
-Dimensions: B rows, T queries, S keys, D width, H heads, K key/value heads, G = H / K queries a
-key head, C head width, N = B * T, I inputs and O outputs of a product.
+Dimensions: B rows, T queries, S keys, D width, H heads, K key/value heads, G = H / K queries for
+each key head, C head width, F rotary frequencies, V vocabulary, N = B * T, I inputs and O outputs
+of a product.
 """
 
 from __future__ import annotations
@@ -30,20 +31,35 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+# --- matrix products ---
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def matmul(
-  x: Float[Array, "N I"], w: Float[Array, "J O"], dtype: str, out: jax.P | None, axis: int = 0
+  x: Float[Array, "N I"],
+  w: Float[Array, "J O"],
+  dtype: str,
+  out: jax.P | None,
+  axis: int = 0,
 ) -> Array:
-  """x w, or x w^T where `axis` is 1: operands of `dtype`, accumulated in float32, partitioned as
-  `out`; gradients too.
+  """Returns x w, or x w^T where `axis` is 1, partitioned as `out`.
+
+  The operands are cast to `dtype` and the product is accumulated in float32. A custom derivative
+  sees to it that both hold for the gradients too, and that each gradient is partitioned as its
+  operand.
   """
   return _dot(x, w, dtype, ((1,), (axis,)), out)
 
 
 def _dot(a: Array, b: Array, dtype: str, contract: tuple, out: jax.P | None) -> Array:
-  a, b = a.astype(dtype), b.astype(dtype)
+  """Returns the product of two matrices over the axes `contract`, in float32."""
+  no_batch = ((), ())
   return jax.lax.dot_general(
-    a, b, (contract, ((), ())), preferred_element_type=jnp.float32, out_sharding=out
+    a.astype(dtype),
+    b.astype(dtype),
+    (contract, no_batch),
+    preferred_element_type=jnp.float32,
+    out_sharding=out,
   )
 
 
@@ -54,7 +70,9 @@ def _matmul_forward(x, w, dtype, out, axis):
 def _matmul_backward(dtype, out, axis, saved, g):
   x, w = saved
   dx = _dot(g, w, dtype, ((1,), (1 - axis,)), _like(x))
-  dw = _dot(*((x, g) if axis == 0 else (g, x)), dtype, ((0,), (0,)), _like(w))
+  # The gradient has the axes of w: [I, O], or [O, I] where w was transposed.
+  left, right = (x, g) if axis == 0 else (g, x)
+  dw = _dot(left, right, dtype, ((0,), (0,)), _like(w))
   return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
@@ -62,85 +80,117 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def _like(x: Array) -> jax.P | None:
-  """The partition of an array, to be asked for; None without a mesh."""
+  """Returns the partition of an array, for `out_sharding`; None without a mesh."""
   return _partition(x) if sharding.is_sharded() else None
 
 
 def _partition(x: Array) -> jax.P:
-  """How an array lies on the mesh; called only where a mesh is set."""
+  """Returns how an array lies on the mesh; must be called only where a mesh is set."""
   return jax.typeof(x).sharding.spec
 
 
 def linear(p: Params, x: Array, dtype: str, *, contract: int = 1) -> Array:
-  """x w + b over the last `contract` axes of x and the first of w, plus the low-rank product beside
-  it (`models.lora`).
+  """Returns x w + b over the last `contract` axes of x and the first of w.
+
+  Where an adapter lies beside the matrix, its low-rank product is added (`models.lora`).
   """
   y = product(p["w"], x, dtype, contract)
   if "lora" in p:
-    one = p["lora"]
-    y = y + one.scale * product(one.b, product(one.a, x, dtype, contract), dtype)
+    adapter = p["lora"]
+    low_rank = product(adapter.b, product(adapter.a, x, dtype, contract), dtype)
+    y = y + adapter.scale * low_rank
   return y + p["b"] if "b" in p else y
 
 
 def product(w: Array, x: Array, dtype: str, contract: int = 1) -> Array:
-  """x w over the last `contract` axes of x and the first of w.
+  """Returns x w over the last `contract` axes of x and the first of w.
 
   The leading axes are flattened: on a CPU the gradient of a weight is twice as fast from [N, I]
-  as from [B, T, I]. The weight is flattened before it is gathered: where a reshape stands
-  between the sum of a gradient and its scatter, the TPU compiler sums all of it on every device.
+  as from [B, T, I]. The weight is flattened before it is gathered: where a reshape stands between
+  the sum of a gradient and its scatter, the TPU compiler sums all of it on every device.
   """
   dtype = "bfloat16" if w.dtype == jnp.bfloat16 else dtype
-  lead, inner = x.shape[: x.ndim - contract], w.shape[contract:]
-  rows, columns = _flat(x, len(lead)), sharding.gather(_flat(w, contract))
+  lead = x.shape[: x.ndim - contract]
+  outputs = w.shape[contract:]
+  rows = _flat(x, len(lead))
+  columns = sharding.gather(_flat(w, contract))
   if not sharding.is_sharded():
-    return matmul(rows, columns, dtype, None).reshape(*lead, *inner)
-  y = matmul(rows, columns, dtype, jax.P(_partition(rows)[0], _partition(columns)[1]))
-  split = jax.P(*_partition(x)[: len(lead)], _partition(columns)[1], *[None] * (len(inner) - 1))
-  return jax.lax.reshape(y, (*lead, *inner), out_sharding=split)
+    return matmul(rows, columns, dtype, None).reshape(*lead, *outputs)
+  along_rows = _partition(rows)[0]
+  along_columns = _partition(columns)[1]
+  y = matmul(rows, columns, dtype, jax.P(along_rows, along_columns))
+  # Of the outputs only the first axis may be split (the heads of a query).
+  inner = [None] * (len(outputs) - 1)
+  split = jax.P(*_partition(x)[: len(lead)], along_columns, *inner)
+  return jax.lax.reshape(y, (*lead, *outputs), out_sharding=split)
 
 
-def unembed(w: Float[Array, "V D"], x: Float[Array, "*B D"], dtype: str) -> Float[Array, "*B V"]:
-  """x w^T with a tied embedding; the transpose is never formed, which would cost more than the
-  product on a CPU.
+def unembed(
+  w: Float[Array, "V D"],
+  x: Float[Array, "*B D"],
+  dtype: str,
+) -> Float[Array, "*B V"]:
+  """Returns x w^T, for an embedding that is tied to the unembedding.
+
+  The transpose is never formed: on a CPU that would cost more than the product.
   """
   w = sharding.gather(w)
   dtype = "bfloat16" if w.dtype == jnp.bfloat16 else dtype
   rows = _flat(x, x.ndim - 1)
+  shape = (*x.shape[:-1], w.shape[0])
   if not sharding.is_sharded():
-    return matmul(rows, w, dtype, None, 1).reshape(*x.shape[:-1], w.shape[0])
-  vocab = _partition(w)[0]
-  y = matmul(rows, w, dtype, jax.P(_partition(rows)[0], vocab), 1)
-  return jax.lax.reshape(
-    y, (*x.shape[:-1], w.shape[0]), out_sharding=jax.P(*_partition(x)[:-1], vocab)
-  )
+    return matmul(rows, w, dtype, None, 1).reshape(shape)
+  along_vocab = _partition(w)[0]
+  y = matmul(rows, w, dtype, jax.P(_partition(rows)[0], along_vocab), 1)
+  split = jax.P(*_partition(x)[:-1], along_vocab)
+  return jax.lax.reshape(y, shape, out_sharding=split)
 
 
 def _flat(x: Array, lead: int) -> Array:
-  """The first `lead` axes as one and the others as one; each keeps the partition of its first axis."""
+  """Returns x as a matrix: its first `lead` axes become one, the others become the second.
+
+  Each of the two keeps the partition of its first axis.
+  """
   shape = math.prod(x.shape[:lead]), math.prod(x.shape[lead:])
   if not sharding.is_sharded():
     return x.reshape(shape)
   along = _partition(x)
-  return jax.lax.reshape(x, shape, out_sharding=jax.P(along[0] if lead else None, along[lead]))
+  split = jax.P(along[0] if lead else None, along[lead])
+  return jax.lax.reshape(x, shape, out_sharding=split)
+
+
+# --- norms, dropout, embeddings ---
 
 
 def rms_norm(
-  p: Params, x: Float[Array, "B T *D"], eps: float, offset: float = 0.0
+  p: Params,
+  x: Float[Array, "B T *D"],
+  eps: float,
+  offset: float = 0.0,
 ) -> Float[Array, "B T *D"]:
-  """(offset + scale) * x / sqrt(mean(x^2) + eps) over the last axis   (Zhang & Sennrich 2019;
-  Gemma's offset is 1).
+  """Returns (offset + scale) * x / sqrt(mean(x^2) + eps) over the last axis.
+
+  The norm is that of Zhang & Sennrich 2019; Gemma's offset is 1.
   """
-  return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * (offset + p["scale"])
+  mean_square = jnp.mean(x * x, axis=-1, keepdims=True)
+  return x * jax.lax.rsqrt(mean_square + eps) * (offset + p["scale"])
 
 
-def layer_norm(p: Params, x: Float[Array, "B T D"], eps: float) -> Float[Array, "B T D"]:
-  """scale * (x - mean) / sqrt(var + eps) + bias   (Ba et al. 2016)."""
+def layer_norm(
+  p: Params,
+  x: Float[Array, "B T D"],
+  eps: float,
+) -> Float[Array, "B T D"]:
+  """Returns scale * (x - mean) / sqrt(var + eps) + bias   (Ba et al. 2016)."""
   x = x - jnp.mean(x, axis=-1, keepdims=True)
-  return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * p["scale"] + p["bias"]
+  variance = jnp.mean(x * x, axis=-1, keepdims=True)
+  return x * jax.lax.rsqrt(variance + eps) * p["scale"] + p["bias"]
 
 
 def dropout(
-  key: Key[Array, ""] | None, x: Float[Array, "B T D"], rate: float
+  key: Key[Array, ""] | None,
+  x: Float[Array, "B T D"],
+  rate: float,
 ) -> Float[Array, "B T D"]:
   """Zeroes a share `rate` of x and divides the rest by 1 - rate; the identity without a key."""
   if key is None or rate == 0:
@@ -149,60 +199,82 @@ def dropout(
   return jnp.where(keep, x / (1 - rate), 0)
 
 
-def lookup(w: Float[Array, "V D"], ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-  """Rows of an embedding in float32; an id beyond the table reads its last row."""
-  rows = (
-    sharding.gather(w).at[ids].get(mode="clip", out_sharding=sharding.spec("batch", None, None))
-  )
+def lookup(
+  w: Float[Array, "V D"],
+  ids: Int[Array, "B T"],
+) -> Float[Array, "B T D"]:
+  """Returns rows of an embedding in float32; an id beyond the table reads its last row."""
+  split = sharding.spec("batch", None, None)
+  rows = sharding.gather(w).at[ids].get(mode="clip", out_sharding=split)
   return rows.astype(jnp.float32)
 
 
-def positions(valid: Valid) -> Int[Array, "B T"]:
-  """How many real tokens of the same segment stand before each token, wherever the padding is.
+# --- positions ---
 
-  Packed segments are runs of one number.
+
+def positions(valid: Valid) -> Int[Array, "B T"]:
+  """Counts the real tokens of the same segment before each token, wherever the padding is.
+
+  Packed segments are runs of one number in `valid`.
   """
   real = (valid > 0).astype(jnp.int32)
   count = jnp.cumsum(real, axis=1)
   if valid.dtype != jnp.bool_:
-    starts = jnp.concatenate(
-      [jnp.ones_like(valid[:, :1], bool), valid[:, 1:] != valid[:, :-1]], axis=1
-    )
-    count = count - jax.lax.cummax(jnp.where(starts, count - real, 0), axis=1)
+    first_column = jnp.ones_like(valid[:, :1], bool)
+    changes = valid[:, 1:] != valid[:, :-1]
+    starts = jnp.concatenate([first_column, changes], axis=1)
+    # From the count in the row, subtract the real tokens before the segment of each token.
+    before_segment = jax.lax.cummax(jnp.where(starts, count - real, 0), axis=1)
+    count = count - before_segment
+  # Padding before the first real token would be at -1.
   return jnp.maximum(count - 1, 0)
 
 
 def rotate(
-  x: Float[Array, "B T H C"], at: Int[Array, "B T"], frequency: Float[Array, " F"] | np.ndarray
+  x: Float[Array, "B T H C"],
+  positions: Int[Array, "B T"],
+  frequency: Float[Array, " F"] | np.ndarray,
 ) -> Float[Array, "B T H C"]:
-  """Rotary positions (Su et al. 2021): the pair (x_i, x_{i + F}), i < F, turns by the angle t
-  frequency_i.
+  """Applies rotary positions (Su et al. 2021) to the first 2F features of each head.
 
-  Features from 2F on stay as they are; so do all of them where there is no frequency, or all are 0.
+  At position t the pair (x_i, x_{i + F}), i < F, turns by the angle t * frequency_i. Features from
+  2F on stay as they are; so do all of them where there is no frequency, or all are 0.
   """
   half = frequency.shape[0]
   if not half:
     return x
-  angle = at[:, :, None, None].astype(jnp.float32) * frequency
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+  angle = positions[:, :, None, None].astype(jnp.float32) * frequency
+  cos = jnp.cos(angle)
+  sin = jnp.sin(angle)
+  a = x[..., :half]
+  b = x[..., half : 2 * half]
+  rest = x[..., 2 * half :]
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
 
+# --- attention ---
+
+
 def softcapped(x: Array, cap: float) -> Array:
-  """cap * tanh(x / cap); x itself where the cap is 0   (Gemma 2)."""
+  """Returns cap * tanh(x / cap), or x itself where the cap is 0   (Gemma 2)."""
   return cap * jnp.tanh(x / cap) if cap else x
 
 
 def causal_mask(valid: Valid, window: Int[Array, ""] | int = 0) -> Bool[Array, "B T T"]:
-  """True where the key is real, not after the query, in the same segment, and among the last
-  `window` columns (0: all).
+  """Returns a mask [B, query, key] that is True where the query may see the key.
+
+  The key must be real, not after the query, in the same segment, and among the last `window`
+  columns up to the query (0 means all).
   """
-  at = jnp.arange(valid.shape[1])
-  mask = (at[None, :] <= at[:, None]) & (valid > 0)[:, None, :]
+  column = jnp.arange(valid.shape[1])
+  mask = (column[None, :] <= column[:, None]) & (valid > 0)[:, None, :]
+  # A traced window is compared even where it turns out to hide nothing.
   if not isinstance(window, int) or window:
-    mask = mask & (at[:, None] - at[None, :] < window)
-  return mask if valid.dtype == jnp.bool_ else mask & (valid[:, None, :] == valid[:, :, None])
+    distance = column[:, None] - column[None, :]
+    mask = mask & (distance < window)
+  if valid.dtype == jnp.bool_:
+    return mask
+  return mask & (valid[:, None, :] == valid[:, :, None])
 
 
 def attention(
@@ -215,41 +287,58 @@ def attention(
   scale: float | None = None,
   softcap: float = 0.0,
 ) -> Float[Array, "B T H C"]:
-  """softmax(softcap(scale q k^T)) v; each key head serves G queries.  The scale is 1 / sqrt(C)
-  where none is given.
+  """Returns softmax(softcap(scale q k^T)) v, where each key head serves G queries.
+
+  The scale is 1 / sqrt(C) where it is None.
   """
-  q = (q * (q.shape[-1] ** -0.5 if scale is None else scale)).astype(dtype)
-  k, v = k.astype(dtype), v.astype(dtype)
-  k, v = like_queries(k, q), like_queries(v, q)
-  groups = (*q.shape[:2], k.shape[1], q.shape[2] // k.shape[1], q.shape[3])
+  scale = q.shape[-1] ** -0.5 if scale is None else scale
+  q = (q * scale).astype(dtype)
+  k = k.astype(dtype)
+  v = v.astype(dtype)
+  k = like_queries(k, q)
+  v = like_queries(v, q)
+  # Queries are grouped by their key head, so that keys need not be repeated: [B, T, K, G, C].
+  B, T, H, C = q.shape
+  K = k.shape[1]
   split = jax.P(*_partition(q)[:3], None, None) if sharding.is_sharded() else None
-  grouped = jax.lax.reshape(q, groups, out_sharding=split)
-  scores = softcapped(_product("btkgc,bksc->bkgts", grouped, k), softcap)
-  weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(dtype)
-  mixed = _product("bkgts,bksc->btkgc", weights, v)
+  grouped = jax.lax.reshape(q, (B, T, K, H // K, C), out_sharding=split)
+  scores = softcapped(_batched_product("btkgc,bksc->bkgts", grouped, k), softcap)
+  visible_scores = jnp.where(mask[:, None, None], scores, MASKED)
+  weights = jax.nn.softmax(visible_scores, axis=-1).astype(dtype)
+  mixed = _batched_product("bkgts,bksc->btkgc", weights, v)
   return jax.lax.reshape(mixed, q.shape, out_sharding=_like(q))
 
 
-def _product(equation: str, a: Array, b: Array) -> Array:
-  """A batched product accumulated in float32; XLA has none of bfloat16 operands on a CPU, so they
-  are widened there.
+def _batched_product(equation: str, a: Array, b: Array) -> Array:
+  """Returns a batched product that is accumulated in float32.
+
+  On a CPU, XLA has no such product of bfloat16 operands, so they are widened there.
   """
-  wide = lambda a, b: jnp.einsum(equation, a.astype(jnp.float32), b.astype(jnp.float32))
-  narrow = lambda a, b: jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
-  return (
-    jax.lax.platform_dependent(a, b, cpu=wide, default=narrow)
-    if a.dtype == jnp.bfloat16
-    else wide(a, b)
-  )
+
+  def wide(a: Array, b: Array) -> Array:
+    return jnp.einsum(equation, a.astype(jnp.float32), b.astype(jnp.float32))
+
+  def narrow(a: Array, b: Array) -> Array:
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+  if a.dtype != jnp.bfloat16:
+    return wide(a, b)
+  return jax.lax.platform_dependent(a, b, cpu=wide, default=narrow)
 
 
-def like_queries(x: Float[Array, "B K S C"], q: Float[Array, "B T H C"]) -> Float[Array, "B _ S C"]:
-  """Where queries are split over devices and key heads are not, every key head once for each query,
-  split as they are.
+def like_queries(
+  x: Float[Array, "B K S C"],
+  q: Float[Array, "B T H C"],
+) -> Float[Array, "B _ S C"]:
+  """Repeats key heads once for each query where only the queries are split over devices.
+
+  The repeated heads are split as the queries are, so that each device holds the keys of its own
+  queries. Without a mesh, or where both are split alike, x is returned as it is.
   """
   if not sharding.is_sharded() or _partition(q)[2] == _partition(x)[1]:
     return x
   B, K, S, C = x.shape
-  x = jnp.broadcast_to(x[:, :, None], (B, K, q.shape[2] // K, S, C)).reshape(B, q.shape[2], S, C)
+  H = q.shape[2]
+  x = jnp.broadcast_to(x[:, :, None], (B, K, H // K, S, C)).reshape(B, H, S, C)
   rows, _, heads, _ = _partition(q)
   return jax.sharding.reshard(x, jax.P(rows, heads, None, None))

@@ -1,33 +1,43 @@
-"""What is not trained: a trunk below the blocks that are, and whole models that are only read."""
+"""What is not trained: the lower blocks of a model, and whole models that are only read.
+
+A model may be held in two parts. The trunk has the embeddings and the lower blocks, under `embed`
+and `lower`; the trained part has everything else, with the upper blocks under `blocks`. Both are
+dicts without a common key, so `trunk | trained` is a model that every function of `LM` takes.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from instructjax.errors import UserError
-from instructjax.types import Params
+from instructjax.types import Array, Params
 
 
-def split(params: Params, top: int | None, *, dtype: str | None = None) -> tuple[Params, Params]:
-  """(trunk, trained): the embeddings and the lower blocks, and the `top` blocks with the final norm
-  and head.
+def split(
+  params: Params,
+  top: int | None,
+  *,
+  dtype: str | None = None,
+) -> tuple[Params, Params]:
+  """Splits a model into (trunk, trained), where `top` blocks with the final norm are trained.
 
-  `trunk | trained` is a model again.  The trunk is cast to `dtype` (bfloat16 halves its memory
-  and its time).  A tied embedding is both input and output, and is not trained.  top=None trains
-  everything: ({}, params).
+  The unembedding is trained too where it is a parameter of its own; a tied embedding is both input
+  and output, and is not trained. The trunk is cast to `dtype`: bfloat16 halves its memory and its
+  time. With top=None everything is trained: ({}, params).
 
-  Raises UserError when the model has fewer than `top` blocks, or none that are stacked (a Flax
-  model).
+  Raises:
+    UserError: when the model has fewer than `top` blocks, or none that are stacked (a Flax model).
   """
   if top is None:
     return {}, params
   if "blocks" not in params:
     raise UserError(
       f"cannot train the top {top} blocks: this model's parameters ({', '.join(params)}) hold no "
-      "stacked `blocks`, as those of "
-      "the gpt and llama families do; leave `top` empty, or put jax.lax.stop_gradient into your "
-      "own module"
+      "stacked `blocks`, as those of the gpt and llama families do; leave `top` empty, or put "
+      "jax.lax.stop_gradient into your own module"
     )
   depth = jax.tree.leaves(params["blocks"])[0].shape[0]
   if not 0 < top <= depth:
@@ -35,47 +45,62 @@ def split(params: Params, top: int | None, *, dtype: str | None = None) -> tuple
       f"cannot train the top {top} blocks of a model with {depth}: choose 1 to {depth}, or none to "
       "train all"
     )
-  cast = lambda x: x if dtype is None else x.astype(jnp.dtype(dtype))
   below = jax.tree.map(lambda x: x[: depth - top], params["blocks"])
+  above = jax.tree.map(lambda x: x[depth - top :], params["blocks"])
+  # A model that is split already keeps the blocks that were frozen before.
   if "lower" in params:
     below = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), params["lower"], below)
-  trunk = jax.tree.map(cast, {"embed": params["embed"], "lower": below})
+  trunk = {"embed": params["embed"], "lower": below}
+  if dtype is not None:
+    trunk = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), trunk)
   trained = {
     name: leaf for name, leaf in params.items() if name not in ("embed", "lower", "blocks")
   }
-  return trunk, trained | {"blocks": jax.tree.map(lambda x: x[depth - top :], params["blocks"])}
+  trained["blocks"] = above
+  return trunk, trained
 
 
 def whole(trunk: Params, trained: Params) -> Params:
-  """The model of both parts in float32, its blocks in one stack: the inverse of `split` but for
-  what `dtype` rounded.
+  """Joins both parts to a model in float32, with its blocks in one stack.
+
+  This is the inverse of `split`, except for what `dtype` has rounded.
   """
-  found = jax.tree.map(
-    lambda x: x.astype(jnp.float32), {name: leaf for name, leaf in trunk.items() if name != "lower"}
-  )
-  if "lower" not in trunk:
-    return found | trained
-  join = lambda a, b: jnp.concatenate([a.astype(jnp.float32), b])
-  return found | trained | {"blocks": jax.tree.map(join, trunk["lower"], trained["blocks"])}
+  frozen = {name: leaf for name, leaf in trunk.items() if name != "lower"}
+  frozen = jax.tree.map(lambda x: x.astype(jnp.float32), frozen)
+  joined = frozen | trained
+  if "lower" in trunk:
+    joined["blocks"] = jax.tree.map(
+      lambda below, above: jnp.concatenate([below.astype(jnp.float32), above]),
+      trunk["lower"],
+      trained["blocks"],
+    )
+  return joined
 
 
 def cast(params: Params, dtype: str) -> Params:
-  """Matrices ("w" of two axes and more) in `dtype`, as a product would round them anyway; biases
-  and norms stay float32.
+  """Casts the float32 matrices ("w" of two axes and more) to `dtype`.
 
-  A frozen reference or reward model in bfloat16 takes half the memory.
+  A product would round them anyway. Biases and norms, which are small and are added or multiplied
+  in float32, stay as they are. A frozen reference or reward model in bfloat16 takes half the
+  memory.
   """
-  named = lambda path: jax.tree_util.keystr(path[-1:], simple=True)
-  leaf = lambda path, w: (
-    w.astype(dtype) if named(path) == "w" and w.ndim > 1 and w.dtype == jnp.float32 else w
-  )
-  return jax.tree_util.tree_map_with_path(leaf, params)
+
+  def cast_leaf(path: tuple[Any, ...], w: Array) -> Array:
+    name = jax.tree_util.keystr(path[-1:], simple=True)
+    is_matrix = name == "w" and w.ndim > 1
+    return w.astype(dtype) if is_matrix and w.dtype == jnp.float32 else w
+
+  return jax.tree_util.tree_map_with_path(cast_leaf, params)
 
 
 def base(params: Params, dtype: str | None) -> Params:
-  """A whole model below an adapter: its matrices and embeddings in `dtype` (None: as they are),
-  biases and norms in float32.
+  """Prepares a whole model that is frozen below an adapter.
+
+  Its matrices and embeddings are cast to `dtype` (None leaves them as they are); its biases and
+  norms stay float32.
   """
   if dtype is None:
     return params
-  return cast(params, dtype) | {"embed": jax.tree.map(lambda w: w.astype(dtype), params["embed"])}
+  frozen = cast(params, dtype)
+  frozen["embed"] = jax.tree.map(lambda w: w.astype(dtype), params["embed"])
+  return frozen

@@ -1,14 +1,17 @@
-"""Models of RMSNorm, rotary positions and a gated MLP: Llama (Touvron et al. 2023) and SmolLM2, and
-by configuration Mistral, Qwen 2 and 3, Gemma 1 to 3, Phi-3 and SmolLM3.
+"""Models with RMSNorm, rotary positions and a gated MLP: Llama, and the many that resemble it.
 
-Dimensions: B rows, T tokens, D width, F hidden units of the MLP, H heads, K key/value heads, C
-head width, L layers, V vocabulary.
+Llama (Touvron et al. 2023) and SmolLM2 are the defaults. By configuration they become Mistral, Qwen 2
+and 3, Gemma 1 to 3, Phi-3 and SmolLM3.
+
+Dimensions: B rows, T tokens, D width, F hidden units of the MLP, H heads, K key/value heads, C head
+width, L layers, V vocabulary.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -19,14 +22,11 @@ from instructjax.types import LM, Array, Float, Int, Leaf, Params, PyTree
 
 @dataclass(frozen=True)
 class LlamaConfig:
-  """Sizes and settings; the defaults are Llama's.
+  """Sizes and settings of a model; the defaults are Llama's.
 
-  `dtype` is the operands' of matrix products, `remat` what the backward pass recomputes,
-  `unroll` the layers a scan step, `attention` who computes it (`models.attention`).
-
-  `pattern` has a letter for each layer, from the lowest, and starts again at its end: G attends
-  to everything before, L to the last `window` tokens, N is G without positions.  Gemma 3 is
-  "LLLLLG".
+  `pattern` has a letter for each layer, from the lowest, and starts again at its end: a layer G
+  attends to everything before, L to the last `window` tokens, and N is a G without positions.
+  Gemma 3 is "LLLLLG".
   """
 
   vocab_size: int
@@ -35,20 +35,19 @@ class LlamaConfig:
   depth: int
   heads: int
   kv_heads: int
-  mlp: int
+  mlp: int  # hidden units
   rope_base: float = 10_000.0
   norm_eps: float = 1e-5
   tied: bool = True  # the unembedding is the embedding
-  dropout: float = 0.0
-  dtype: str = "float32"
-  remat: str = "none"
-  unroll: int = 1
-  sequence: bool = False
-  attention: str = "auto"
-  model_type: str = (
-    "llama"  # the public family, as `models.hf` reads and writes it; nothing is computed from it
-  )
-  head_width: int = 0  # 0: width / heads
+  dropout: float = 0.0  # residual, as in `gpt.GPTConfig`
+  dtype: str = "float32"  # of the operands of matrix products
+  remat: str = "none"  # what the backward pass recomputes: none, blocks, dots
+  unroll: int = 1  # layers in one step of the scan
+  sequence: bool = False  # splits what is kept between blocks along the sequence
+  attention: str = "auto"  # who computes it, one of `attention.KINDS`
+  # The public family, as `models.hf` reads and writes it; nothing is computed from it.
+  model_type: str = "llama"
+  head_width: int = 0  # 0 means width / heads
   activation: str = "silu"  # of `blocks.ACTIVATIONS`
   qkv_bias: bool = False
   o_bias: bool = False
@@ -57,20 +56,20 @@ class LlamaConfig:
   post_norm: bool = False  # RMSNorm on each half of a block before it is added
   norm_offset: float = 0.0  # added to the scale of every norm
   embed_scaled: bool = False  # embeddings times sqrt(width)
-  query_width: int = 0  # scores are divided by its square root; 0: the width of a head
-  softcap: float = 0.0  # of the scores, 0: none
+  # Scores are divided by the square root of this; 0 means the width of a head.
+  query_width: int = 0
+  softcap: float = 0.0  # of the scores; 0 means none
   logit_softcap: float = 0.0
   pattern: str = "G"
   window: int = 0
-  rotary: int = 0  # features of each head that are turned by their position; 0: all
+  rotary: int = 0  # features of each head that are rotated by their position; 0 means all
   rope_scaling: str = "none"  # of `rope.SCALINGS`, with the numbers that follow
   rope_factor: float = 1.0
   rope_low: float = 1.0
   rope_high: float = 4.0
   rope_context: int = 0
-  local_rope_base: float = (
-    0.0  # of L layers, whose frequencies are then not stretched; 0: as the others
-  )
+  # Base of the L layers, whose frequencies are then not stretched; 0 means as in other layers.
+  local_rope_base: float = 0.0
 
 
 SMOLLM2_135M = LlamaConfig(
@@ -85,139 +84,207 @@ SMOLLM2_135M = LlamaConfig(
 )
 
 
-def table(c: LlamaConfig) -> PyTree[Leaf]:
-  """Every parameter.  Normal(0, .02), projections into the residual stream / sqrt(2L), as GPT-2."""
-  C = head_width(c)
+# --- parameters ---
+
+
+def table(config: LlamaConfig) -> PyTree[Leaf]:
+  """Returns every parameter: its shape, its logical axes and its initialiser.
+
+  Weights are drawn from Normal(0, 0.02^2); those of projections into the residual stream have a
+  standard deviation of 0.02 / sqrt(2L), as in GPT-2.
+  """
+  depth = config.depth
+  D = config.width
+  H = config.heads
+  K = config.kv_heads
+  C = head_width(config)
+  F = config.mlp
   normal = transformer.normal(0.02)
-  residual = transformer.normal(0.02 / (2 * c.depth) ** 0.5)
-  layer = lambda shape, axes, init: Leaf((c.depth, *shape), ("layers", *axes), init)
-  zeros = lambda shape, axes: layer(shape, axes, transformer.zeros)
-  bias = lambda wanted, shape, axes: {"b": zeros(shape, axes)} if wanted else {}
-  initial = (
-    transformer.zeros if c.norm_offset else transformer.ones
-  )  # an offset is 1: the norm starts as the identity's
-  norm = lambda name, width, wanted=True: (
-    {name: {"scale": layer((width,), (None,), initial)}} if wanted else {}
+  residual = transformer.normal(0.02 / (2 * depth) ** 0.5)
+  # With an offset of 1 a scale of 0 makes the norm start as the plain norm.
+  initial_scale = transformer.zeros if config.norm_offset else transformer.ones
+
+  def layer(shape: tuple[int, ...], axes: tuple[str | None, ...], init: Any) -> Leaf:
+    """Returns a parameter of the blocks, stacked over layers."""
+    return Leaf((depth, *shape), ("layers", *axes), init)
+
+  def norm(width: int) -> dict[str, Leaf]:
+    return {"scale": layer((width,), (None,), initial_scale)}
+
+  def projection(
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    init: Any,
+    *,
+    outputs: int,
+    biased: bool,
+  ) -> dict[str, Leaf]:
+    """Returns a matrix, and a bias over its last `outputs` axes where it is `biased`."""
+    p = {"w": layer(shape, axes, init)}
+    if biased:
+      # The width of the model is split over the mesh in a matrix, but not in a bias.
+      bias_axes = tuple(None if axis == "embed" else axis for axis in axes[-outputs:])
+      p["b"] = layer(shape[-outputs:], bias_axes, transformer.zeros)
+    return p
+
+  def heads(count: int, axis: str) -> dict[str, Leaf]:
+    shape = (D, count, C)
+    axes = ("embed", axis, None)
+    return projection(shape, axes, normal, outputs=2, biased=config.qkv_bias)
+
+  output = projection(
+    (H, C, D),
+    ("heads", None, "embed"),
+    residual,
+    outputs=1,
+    biased=config.o_bias,
   )
-  heads = lambda count, axis: {
-    "w": layer((c.width, count, C), ("embed", axis, None), normal),
-    **bias(c.qkv_bias, (count, C), (axis, None)),
+  up = projection(
+    (D, F),
+    ("embed", "mlp"),
+    normal,
+    outputs=1,
+    biased=config.mlp_bias,
+  )
+  down = projection(
+    (F, D),
+    ("mlp", "embed"),
+    residual,
+    outputs=1,
+    biased=config.mlp_bias,
+  )
+  block = {
+    "attn_norm": norm(D),
+    "q": heads(H, "heads"),
+    "k": heads(K, "kv_heads"),
+    "v": heads(K, "kv_heads"),
+    "o": output,
+    "mlp_norm": norm(D),
+    "gate": up,
+    "up": up,
+    "down": down,
   }
-  up = {
-    "w": layer((c.width, c.mlp), ("embed", "mlp"), normal),
-    **bias(c.mlp_bias, (c.mlp,), ("mlp",)),
-  }
+  if config.qk_norm:
+    block["q_norm"] = norm(C)
+    block["k_norm"] = norm(C)
+  if config.post_norm:
+    block["attn_post"] = norm(D)
+    block["mlp_post"] = norm(D)
   parameters = {
-    "embed": {"tokens": Leaf((c.vocab_size, c.width), ("vocab", "embed"), normal)},
-    "blocks": {
-      **norm("attn_norm", c.width),
-      "q": heads(c.heads, "heads"),
-      "k": heads(c.kv_heads, "kv_heads"),
-      "v": heads(c.kv_heads, "kv_heads"),
-      **norm("q_norm", C, c.qk_norm),
-      **norm("k_norm", C, c.qk_norm),
-      "o": {
-        "w": layer((c.heads, C, c.width), ("heads", None, "embed"), residual),
-        **bias(c.o_bias, (c.width,), (None,)),
-      },
-      **norm("attn_post", c.width, c.post_norm),
-      **norm("mlp_norm", c.width),
-      "gate": up,
-      "up": up,
-      "down": {
-        "w": layer((c.mlp, c.width), ("mlp", "embed"), residual),
-        **bias(c.mlp_bias, (c.width,), (None,)),
-      },
-      **norm("mlp_post", c.width, c.post_norm),
-    },
-    "norm": {"scale": Leaf((c.width,), (None,), initial)},
+    "embed": {"tokens": Leaf((config.vocab_size, D), ("vocab", "embed"), normal)},
+    "blocks": block,
+    "norm": {"scale": Leaf((D,), (None,), initial_scale)},
   }
-  if not c.tied:
-    parameters["head"] = {"w": Leaf((c.width, c.vocab_size), ("embed", "vocab"), normal)}
+  if not config.tied:
+    parameters["head"] = {"w": Leaf((D, config.vocab_size), ("embed", "vocab"), normal)}
   return parameters
 
 
-def head_width(c: LlamaConfig) -> int:
-  """C, which need not be D / H."""
-  return c.head_width or c.width // c.heads
+def head_width(config: LlamaConfig) -> int:
+  """Returns C, the features of one head, which need not be D / H."""
+  return config.head_width or config.width // config.heads
 
 
-def kinds(c: LlamaConfig) -> tuple[tuple[transformer.Kind, ...], tuple[int, ...]]:
-  """The kinds of layers there are, and which each layer is.
+# --- the kinds of layers ---
 
-  Raises UserError for a pattern of other letters, or with L and no window.
+
+def kinds(config: LlamaConfig) -> tuple[tuple[transformer.Kind, ...], tuple[int, ...]]:
+  """Returns the kinds of layers that the model has, and for each layer the index of its kind.
+
+  Raises:
+    UserError: for a pattern of other letters, or with L and no window.
   """
-  if not c.pattern or set(c.pattern) - set("GLN") or ("L" in c.pattern and c.window < 1):
+  pattern = config.pattern
+  unknown_letters = set(pattern) - set("GLN")
+  without_window = "L" in pattern and config.window < 1
+  if not pattern or unknown_letters or without_window:
     raise UserError(
-      f"pattern is {c.pattern!r} with window {c.window}: give the letters G, L and N, and a window "
-      "of 1 or more with L"
+      f"pattern is {pattern!r} with window {config.window}: give the letters G, L and N, and a "
+      "window of 1 or more with L"
     )
-  full = rope.frequencies(c.rotary or head_width(c), c.rope_base)
-  numbers = {
-    "factor": c.rope_factor,
-    "low": c.rope_low,
-    "high": c.rope_high,
-    "context": c.rope_context,
-  }
-  wide = rope.stretched(full, c.rope_scaling, **numbers)
-  local = (
-    rope.frequencies(c.rotary or head_width(c), c.local_rope_base) if c.local_rope_base else wide
+  rotated = config.rotary or head_width(config)
+  frequency = rope.stretched(
+    rope.frequencies(rotated, config.rope_base),
+    config.rope_scaling,
+    factor=config.rope_factor,
+    low=config.rope_low,
+    high=config.rope_high,
+    context=config.rope_context,
   )
-  kind = {
-    "G": transformer.Kind(0, wide),
-    "L": transformer.Kind(c.window, local),
-    "N": transformer.Kind(0, np.zeros_like(wide)),
+  local_frequency = frequency
+  if config.local_rope_base:
+    local_frequency = rope.frequencies(rotated, config.local_rope_base)
+  kind_by_letter = {
+    "G": transformer.Kind(window=0, frequency=frequency),
+    "L": transformer.Kind(window=config.window, frequency=local_frequency),
+    "N": transformer.Kind(window=0, frequency=np.zeros_like(frequency)),
   }
-  letters = [c.pattern[i % len(c.pattern)] for i in range(c.depth)]
-  found = sorted(set(letters))
-  return tuple(kind[letter] for letter in found), tuple(found.index(letter) for letter in letters)
+  letters = [pattern[i % len(pattern)] for i in range(config.depth)]
+  # Only kinds that occur: a model with one kind needs no index in its scan.
+  used_letters = sorted(set(letters))
+  used_kinds = tuple(kind_by_letter[letter] for letter in used_letters)
+  return used_kinds, tuple(used_letters.index(letter) for letter in letters)
 
 
-def mlp(dtype: str, activation: str, p: Params, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-  """down(act(gate x) * up x)   (Shazeer 2020)."""
-  gate, up = blocks.linear(p["gate"], x, dtype), blocks.linear(p["up"], x, dtype)
-  return blocks.linear(p["down"], blocks.ACTIVATIONS[activation](gate) * up, dtype)
+# --- the parts of the family ---
+
+
+def mlp(
+  dtype: str,
+  activation: str,
+  p: Params,
+  x: Float[Array, "B T D"],
+) -> Float[Array, "B T D"]:
+  """Returns down(act(gate x) * up x)   (Shazeer 2020)."""
+  gate = blocks.linear(p["gate"], x, dtype)
+  up = blocks.linear(p["up"], x, dtype)
+  activate = blocks.ACTIVATIONS[activation]
+  return blocks.linear(p["down"], activate(gate) * up, dtype)
 
 
 def embed(
-  scale: float, p: Params, tokens: Int[Array, "B T"], at: Int[Array, "B T"]
+  scale: float,
+  p: Params,
+  tokens: Int[Array, "B T"],
+  positions: Int[Array, "B T"],
 ) -> Float[Array, "B T D"]:
-  """Token embeddings times a scale; positions enter by rotation."""
+  """Returns token embeddings times a scale; the positions enter later, by rotation."""
   x = blocks.lookup(p["tokens"], tokens)
   return x if scale == 1 else x * scale
 
 
 def llama(config: LlamaConfig) -> LM:
-  """The language model.  Raises UserError when the heads do not divide, and for an unknown choice
-  or pattern.
+  """Returns the language model of a configuration.
+
+  Raises:
+    UserError: when the heads do not divide, and for an unknown choice or pattern.
   """
-  c = config
-  transformer.check(c.width, c.heads, c.kv_heads, c.head_width)
-  transformer.check_choice("activation", c.activation, blocks.ACTIVATIONS)
-  transformer.check_choice("rope_scaling", c.rope_scaling, rope.SCALINGS)
-  found, pattern = kinds(c)
-  return transformer.build(
-    transformer.Family(
-      vocab_size=c.vocab_size,
-      context=c.context,
-      width=c.width,
-      depth=c.depth,
-      kv_heads=c.kv_heads,
-      head_width=head_width(c),
-      dropout=c.dropout,
-      dtype=c.dtype,
-      remat=c.remat,
-      unroll=c.unroll,
-      sequence=c.sequence,
-      attention=c.attention,
-      table=table(c),
-      norm=partial(blocks.rms_norm, eps=c.norm_eps, offset=c.norm_offset),
-      mlp=partial(mlp, c.dtype, c.activation),
-      embed=partial(embed, c.width**0.5 if c.embed_scaled else 1.0),
-      kinds=found,
-      pattern=pattern,
-      scale=c.query_width**-0.5 if c.query_width else None,
-      softcap=c.softcap,
-      logit_softcap=c.logit_softcap,
-    )
+  transformer.check(config.width, config.heads, config.kv_heads, config.head_width)
+  transformer.check_choice("activation", config.activation, blocks.ACTIVATIONS)
+  transformer.check_choice("rope_scaling", config.rope_scaling, rope.SCALINGS)
+  used_kinds, kind_of_layer = kinds(config)
+  embedding_scale = config.width**0.5 if config.embed_scaled else 1.0
+  family = transformer.Family(
+    vocab_size=config.vocab_size,
+    context=config.context,
+    width=config.width,
+    depth=config.depth,
+    kv_heads=config.kv_heads,
+    head_width=head_width(config),
+    dropout=config.dropout,
+    dtype=config.dtype,
+    remat=config.remat,
+    unroll=config.unroll,
+    sequence=config.sequence,
+    attention=config.attention,
+    table=table(config),
+    norm=partial(blocks.rms_norm, eps=config.norm_eps, offset=config.norm_offset),
+    mlp=partial(mlp, config.dtype, config.activation),
+    embed=partial(embed, embedding_scale),
+    kinds=used_kinds,
+    pattern=kind_of_layer,
+    scale=config.query_width**-0.5 if config.query_width else None,
+    softcap=config.softcap,
+    logit_softcap=config.logit_softcap,
   )
+  return transformer.build(family)

@@ -1,10 +1,11 @@
-"""Adapters in the layout of PEFT: `adapter_config.json` and `adapter_model.safetensors`, out and
-in.
+"""Reads and writes adapters in the layout of PEFT: `adapter_config.json` and safetensors.
 
-PEFT stores a as [R, I] and b as [O, R], whatever the layout of the matrix.  Where the file joins
-several of our products in one matrix (GPT-2's c_attn) their adapters become one of the sum of
-their ranks, with blocks in b: the same function. Dimensions: I inputs and O outputs of a
-product, R the rank.
+PEFT stores a as [R, I] and b as [O, R], whatever the layout of the matrix. Where the file joins
+several of our products in one matrix (GPT-2's c_attn), their adapters become one. Its rank is the
+sum of their ranks, its a has theirs below each other, and its b has theirs as blocks with zeros
+around them; this is the same function.
+
+Dimensions: I inputs and O outputs of a product, R the rank.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from instructjax.models.lora import Adapter
 from instructjax.models.weights import Config, Tensor
 from instructjax.types import Leaf, Params
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."  # of the names of all tensors
 # Settings of PEFT that change what is computed, with the values under which it is what ours
 # computes.
 DEMANDED = {
@@ -40,243 +42,350 @@ DEMANDED = {
   "trainable_token_indices": (None,),
   "target_parameters": (None, []),
 }
+Pair = tuple[np.ndarray, np.ndarray]  # (a, b) of one matrix in one layer
 
 
 def is_adapter(folder: str | Path) -> bool:
-  """Whether a folder holds an adapter of PEFT."""
+  """Returns whether a folder holds an adapter of PEFT."""
   return (Path(folder) / CONFIG).is_file()
 
 
 def base(folder: str | Path) -> str:
-  """Where the model is that an adapter belongs to.  Raises UserError where the adapter does not
-  say.
+  """Returns where the model is that an adapter belongs to: a folder or a hub id.
+
+  Raises:
+    UserError: where the adapter does not say.
   """
-  found = _config(Path(folder)).get("base_model_name_or_path")
-  if not found:
+  model = _read_config(Path(folder)).get("base_model_name_or_path")
+  if not model:
     raise UserError(
       f"{Path(folder) / CONFIG}: 'base_model_name_or_path' is empty; write the base model's folder "
       "there"
     )
-  return found
+  return model
+
+
+# --- the matrices of a file ---
+
+
+def _modules(config: Config) -> dict[str, Tensor]:
+  """Returns the matrices of the blocks by the name of their module; "{}" stands for the layer."""
+  modules = {}
+  for tensor in tensors.body(config):
+    if tensor.stacked and tensor.leaves[0].endswith("/w"):
+      modules[tensor.name.removesuffix(".weight")] = tensor
+  return modules
+
+
+def _product_names(tensor: Tensor) -> list[str]:
+  """Returns the names of the products that a matrix of the file joins."""
+  return [leaf.split("/")[1] for leaf in tensor.leaves]
+
+
+def _short_names(modules: list[str]) -> dict[str, str]:
+  """Returns what PEFT's configuration calls each matrix.
+
+  That is the last part of its name, or what follows the layer where that part is ambiguous (GPT-2
+  has two c_proj).
+  """
+  last_parts = [module.rpartition(".")[2] for module in modules]
+  short_names = {}
+  for module, last_part in zip(modules, last_parts, strict=True):
+    is_unique = last_parts.count(last_part) == 1
+    short_names[module] = last_part if is_unique else module.rpartition("{}.")[2]
+  return short_names
+
+
+def _input_shape(name: str, leaf: Leaf) -> tuple[int, ...]:
+  """Returns the axes of a product's inputs in one layer."""
+  return leaf.shape[1 : 1 + lora.INPUTS.get(name, 1)]
+
+
+def _output_shape(name: str, leaf: Leaf) -> tuple[int, ...]:
+  """Returns the axes of a product's outputs in one layer."""
+  return leaf.shape[1 + lora.INPUTS.get(name, 1) :]
+
+
+def _outputs(tensor: Tensor) -> Tensor:
+  """Returns how the file orders the outputs of a matrix, as a tensor for b.
+
+  b^T is a matrix with R inputs and the outputs of the product.
+  """
+  return tensor._replace(leaves=("b/w",) * len(tensor.leaves), turned=True)
 
 
 # --- writing ---
 
 
-def save(folder: str | Path, config: Config, adapter: dict[str, Adapter], base: str = "") -> None:
-  """Writes an adapter that `peft.PeftModel.from_pretrained` opens on the base model; `base` is
-  where that one is.
+def save(
+  folder: str | Path,
+  config: Config,
+  adapter: dict[str, Adapter],
+  base: str = "",
+) -> None:
+  """Writes an adapter that `peft.PeftModel.from_pretrained` opens on the base model.
 
-  With several processes each takes part and the first one writes.  Raises UserError where the
-  disk does not take it.
+  `base` is the folder or hub id of the base model. With several processes each takes part and the
+  first one writes.
+
+  Raises:
+    UserError: where adapters that the file joins have different scales, and where the disk does not
+      take the files.
   """
   from safetensors import SafetensorError, numpy
 
-  host = {name: sharding.fetch(one) for name, one in adapter.items()}
-  content, ranks, alphas = {}, {}, {}
+  # Fetching is collective: every process must do it.
+  host = {name: sharding.fetch(part) for name, part in adapter.items()}
+  content: dict[str, np.ndarray] = {}
+  ranks: dict[str, int] = {}
+  alphas: dict[str, float] = {}
   table = weights.table(config)
   modules = _modules(config)
-  short = _short(list(modules))
+  short_names = _short_names(list(modules))
   for module, tensor in modules.items():
-    mine = [name for name in _names(tensor) if name in host]
-    if not mine:
+    adapted = [name for name in _product_names(tensor) if name in host]
+    if not adapted:
       continue
-    if len({host[name].scale for name in mine}) > 1:
+    scale = host[adapted[0]].scale
+    if any(host[name].scale != scale for name in adapted):
       raise UserError(
-        f"{folder}: the adapters of {', '.join(mine)} are one in this layout and have unlike scales"
+        f"{folder}: the adapters of {', '.join(adapted)} are one in this layout and have unlike "
+        "scales"
       )
     for i in range(config.depth):
       a, b = _join(tensor, host, table, i)
-      content |= {
-        f"{PREFIX}{module.format(i)}.lora_{side}.weight": x for side, x in (("A", a), ("B", b))
-      }
-    ranks[short[module]] = sum(host[name].a.shape[-1] for name in mine)
-    alphas[short[module]] = host[mine[0]].scale * ranks[short[module]]
-  first = next(iter(ranks))
-  about = {
-    "peft_type": "LORA",
-    "task_type": "CAUSAL_LM",
-    "base_model_name_or_path": base,
-    "inference_mode": True,
-    "r": ranks[first],
-    "lora_alpha": alphas[first],
-    "lora_dropout": 0.0,
-    "bias": "none",
-    "target_modules": list(ranks),
-    "fan_in_fan_out": not any(tensor.turned for tensor in modules.values()),
-    "rank_pattern": {name: rank for name, rank in ranks.items() if rank != ranks[first]},
-    "alpha_pattern": {name: alpha for name, alpha in alphas.items() if alpha != alphas[first]},
-  }
+      content[f"{PREFIX}{module.format(i)}.lora_A.weight"] = a
+      content[f"{PREFIX}{module.format(i)}.lora_B.weight"] = b
+    rank = sum(host[name].a.shape[-1] for name in adapted)
+    ranks[short_names[module]] = rank
+    # PEFT divides alpha by the rank of the joined matrix.
+    alphas[short_names[module]] = scale * rank
+  settings = _settings(ranks, alphas, base, modules)
   if jax.process_index():
     return
   folder = Path(folder)
-  own = {"format": "pt", "ranks": json.dumps({name: one.a.shape[-1] for name, one in host.items()})}
+  # PEFT does not read our metadata. It lets `load` divide a joined matrix as it was before.
+  own_ranks = {name: part.a.shape[-1] for name, part in host.items()}
+  metadata = {"format": "pt", "ranks": json.dumps(own_ranks)}
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    numpy.save_file(content, folder / WEIGHTS, metadata=own)
-    (folder / CONFIG).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+    numpy.save_file(content, folder / WEIGHTS, metadata=metadata)
+    (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
   except (OSError, SafetensorError) as error:
     raise UserError(
       f"{folder}: the adapter could not be written ({error}); make room or choose another"
     ) from error
 
 
-def _modules(config: Config) -> dict[str, Tensor]:
-  """The matrices of the blocks in the file by the name of their module ("{}" stands for the layer)."""
-  matrices = [t for t in tensors.body(config) if t.stacked and t.leaves[0].endswith("/w")]
-  return {t.name.removesuffix(".weight"): t for t in matrices}
+def _settings(
+  ranks: dict[str, int],
+  alphas: dict[str, float],
+  base: str,
+  modules: dict[str, Tensor],
+) -> dict[str, Any]:
+  """Returns the content of `adapter_config.json`.
 
-
-def _names(tensor: Tensor) -> list[str]:
-  """The products that a matrix of the file joins."""
-  return [leaf.split("/")[1] for leaf in tensor.leaves]
-
-
-def _short(modules: list[str]) -> dict[str, str]:
-  """What PEFT's configuration calls each matrix: its last name, or the last two where one would be
-  ambiguous (c_proj).
+  PEFT has one rank and one alpha, and patterns for the matrices that differ from them.
   """
-  last = [module.rpartition(".")[2] for module in modules]
+  first = next(iter(ranks))
+  rank = ranks[first]
+  alpha = alphas[first]
   return {
-    m: name if last.count(name) == 1 else m.rpartition("{}.")[2]
-    for m, name in zip(modules, last, strict=True)
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": base,
+    "inference_mode": True,
+    "r": rank,
+    "lora_alpha": alpha,
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "target_modules": list(ranks),
+    # Whether the matrices are [I, O], as in GPT-2's Conv1D.
+    "fan_in_fan_out": not any(tensor.turned for tensor in modules.values()),
+    "rank_pattern": {name: own for name, own in ranks.items() if own != rank},
+    "alpha_pattern": {name: own for name, own in alphas.items() if own != alpha},
   }
 
 
-def _cut(name: str, leaf: Leaf) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """The axes of inputs and those of outputs of a product in one layer."""
-  at = 1 + lora.INPUTS.get(name, 1)
-  return leaf.shape[1:at], leaf.shape[at:]
+def _join(tensor: Tensor, host: dict[str, Adapter], table: Params, layer: int) -> Pair:
+  """Returns (a [R, I], b [O, R]) of one matrix in a layer.
 
-
-def _outputs(tensor: Tensor) -> Tensor:
-  """How the file orders the outputs of a matrix: b^T is one with R inputs."""
-  return tensor._replace(leaves=("b/w",) * len(tensor.leaves), turned=True)
-
-
-def _join(
-  tensor: Tensor, host: dict[str, Adapter], table: Params, i: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """(a [R, I], b [O, R]) of one matrix in layer i; rows of b that belong to a product without
-  adapter are 0.
+  Rows of b that belong to a product without an adapter are 0.
   """
-  names = _names(tensor)
-  a = [host[name].a[i].reshape(-1, host[name].a.shape[-1]).T for name in names if name in host]
-  parts, row = [], 0
+  names = _product_names(tensor)
+  a_parts = []
   for name in names:
-    part = np.zeros((sum(map(len, a)), *_cut(name, table["blocks"][name]["w"])[1]), np.float32)
     if name in host:
+      a = host[name].a[layer]
+      a_parts.append(a.reshape(-1, a.shape[-1]).T)
+  total_rank = sum(len(part) for part in a_parts)
+  b_parts = []
+  row = 0
+  for name in names:
+    outputs = _output_shape(name, table["blocks"][name]["w"])
+    part = np.zeros((total_rank, *outputs), np.float32)
+    if name in host:
+      # The ranks of this product meet its own rows of a, and zeros elsewhere.
       rank = host[name].b.shape[1]
-      part[row : row + rank] = host[name].b[i]
+      part[row : row + rank] = host[name].b[layer]
       row += rank
-    parts.append(part)
-  return np.ascontiguousarray(np.concatenate(a), np.float32), weights.join(_outputs(tensor), parts)
+    b_parts.append(part)
+  a = np.ascontiguousarray(np.concatenate(a_parts), np.float32)
+  return a, weights.join(_outputs(tensor), b_parts)
 
 
 # --- reading ---
 
 
 def load(folder: str | Path, config: Config) -> dict[str, Adapter]:
-  """The adapter of a folder for a model of this configuration, on the mesh where one is set.
+  """Returns the adapter of a folder for a model of this configuration, on the mesh where one is set.
 
-  Where the file joins several products in one matrix, each gets the whole rank, unless the
-  adapter was written by `save`. Raises UserError for a variant of LoRA that would be computed
-  differently, and for missing or misshapen tensors.
+  Where the file joins several products in one matrix, each gets the whole rank, unless the adapter
+  was written by `save`.
+
+  Raises:
+    UserError: for a variant of LoRA that would be computed differently, and for missing or
+      misshapen tensors.
   """
+  folder = Path(folder)
+  file = folder / WEIGHTS
+  settings = _read_config(folder)
+  table = weights.table(config)
+  content, ranks = _read_tensors(file)
+  adapters: dict[str, Adapter] = {}
+  for module, tensor in _modules(config).items():
+    pairs = _take_pairs(content, module, config.depth, file)
+    if not pairs:
+      continue
+    pairs_by_product: dict[str, list[Pair]] = {}
+    for a, b in pairs:
+      divided = _divide(tensor, a, b, table, ranks, file)
+      for name, pair in divided.items():
+        pairs_by_product.setdefault(name, []).append(pair)
+    rank = len(pairs[-1][0])
+    scale = _scale(settings, module.format(0), rank)
+    for name, layers in pairs_by_product.items():
+      a = np.stack([a for a, _ in layers]).astype(np.float32)
+      b = np.stack([b for _, b in layers]).astype(np.float32)
+      adapters[name] = Adapter(a, b, scale)
+  # Every pair that was used has been taken out of the content.
+  if content or not adapters:
+    raise UserError(
+      f"{file}: '{next(iter(content), 'nothing')}' belongs to no product of this model"
+    )
+  leaves = lora.table(table, lora.describe(adapters))
+  placed = sharding.place(adapters, sharding.shardings(leaves))
+  return jax.tree.map(jax.numpy.asarray, placed)
+
+
+def _read_tensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+  """Returns the tensors of a file by their names without PREFIX, and the ranks that `save` noted."""
   import safetensors
 
-  folder = Path(folder)
-  about, table = _config(folder), weights.table(config)
   try:
-    with safetensors.safe_open(folder / WEIGHTS, "numpy") as file:
-      names = list(file.keys())
-      content = {name.removeprefix(PREFIX): file.get_tensor(name) for name in names}
-      ranks = json.loads((file.metadata() or {}).get("ranks", "{}"))
+    with safetensors.safe_open(file, "numpy") as opened:
+      names = list(opened.keys())
+      content = {name.removeprefix(PREFIX): opened.get_tensor(name) for name in names}
+      metadata = opened.metadata() or {}
+      ranks = json.loads(metadata.get("ranks", "{}"))
   except (OSError, TypeError, safetensors.SafetensorError) as error:
-    raise UserError(
-      f"{folder / WEIGHTS}: not a readable safetensors file ({error}); save it again"
-    ) from error
-  found: dict[str, Adapter] = {}
-  for module, tensor in _modules(config).items():
-    pairs = [
-      [f"{module.format(i)}.lora_{side}.weight" for side in "AB"] for i in range(config.depth)
-    ]
-    if not any(name in content for pair in pairs for name in pair):
-      continue
-    parts: dict[str, list] = {}
-    rank = 0
-    for a, b in pairs:
-      if a not in content or b not in content:
-        raise UserError(
-          f"{folder / WEIGHTS}: no '{a}' with '{b}'; an adapter here covers every layer or none"
-        )
-      rank = len(content[a])
-      for name, pair in _divide(
-        tensor, content.pop(a), content.pop(b), table, ranks, folder / WEIGHTS
-      ).items():
-        parts.setdefault(name, []).append(pair)
-    scale = _scale(about, module.format(0), rank)
-    for name, layers in parts.items():
-      a, b = (np.stack(side).astype(np.float32) for side in zip(*layers, strict=True))
-      found[name] = Adapter(a, b, scale)
-  if content or not found:
-    raise UserError(
-      f"{folder / WEIGHTS}: '{next(iter(content), 'nothing')}' belongs to no product of this model"
-    )
-  leaves = lora.table(table, lora.describe(found))
-  return jax.tree.map(jax.numpy.asarray, sharding.place(found, sharding.shardings(leaves)))
+    raise UserError(f"{file}: not a readable safetensors file ({error}); save it again") from error
+  return content, ranks
+
+
+def _take_pairs(
+  content: dict[str, np.ndarray],
+  module: str,
+  depth: int,
+  file: Path,
+) -> list[Pair]:
+  """Takes the pair of every layer of a matrix out of the content; none where it has no adapter."""
+  names = []
+  for i in range(depth):
+    prefix = module.format(i)
+    names.append((f"{prefix}.lora_A.weight", f"{prefix}.lora_B.weight"))
+  if not any(a in content or b in content for a, b in names):
+    return []
+  pairs = []
+  for a, b in names:
+    if a not in content or b not in content:
+      raise UserError(f"{file}: no '{a}' with '{b}'; an adapter here covers every layer or none")
+    pairs.append((content.pop(a), content.pop(b)))
+  return pairs
 
 
 def _divide(
-  tensor: Tensor, a: np.ndarray, b: np.ndarray, table: Params, ranks: dict[str, int], file: Path
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """The pair of one matrix as pairs of its products, in our shapes."""
-  names = _names(tensor)
-  axes = [_cut(name, table["blocks"][name]["w"]) for name in names]
-  inputs, outputs = math.prod(axes[0][0]), sum(math.prod(out) for _, out in axes)
+  tensor: Tensor,
+  a: np.ndarray,
+  b: np.ndarray,
+  table: Params,
+  ranks: dict[str, int],
+  file: Path,
+) -> dict[str, Pair]:
+  """Returns the pair (a [R, I], b [O, R]) of one matrix as pairs of its products, in our shapes."""
+  names = _product_names(tensor)
+  matrices = {name: table["blocks"][name]["w"] for name in names}
+  input_shapes = [_input_shape(name, leaf) for name, leaf in matrices.items()]
+  output_shapes = [_output_shape(name, leaf) for name, leaf in matrices.items()]
+  inputs = math.prod(input_shapes[0])
+  outputs = sum(math.prod(shape) for shape in output_shapes)
   if a.shape[1:] != (inputs,) or b.shape != (outputs, len(a)):
     raise UserError(
       f"{file}: the pair of {', '.join(names)} has the shapes {a.shape} and {b.shape}, [R, "
-      f"{inputs}] and "
-      f"[{outputs}, R] are expected; it belongs to another model"
+      f"{inputs}] and [{outputs}, R] are expected; it belongs to another model"
     )
-  mine = [name for name in names if name in ranks]
-  apart = len(names) > 1 and bool(mine) and sum(ranks[name] for name in mine) == len(a)
-  parts = weights.pieces(_outputs(tensor), b, [(len(a), *out) for _, out in axes])
-  found, row = {}, 0
-  for name, (into, _), part in zip(names, axes, parts, strict=True):
-    rank = ranks.get(name, 0) if apart else len(a)
+  # `save` notes the rank of each product. Where they add up to that of the matrix, the matrix is
+  # divided into blocks again; otherwise every product gets all of a and its own rows of b.
+  own_ranks = [ranks[name] for name in names if name in ranks]
+  in_blocks = len(names) > 1 and bool(own_ranks) and sum(own_ranks) == len(a)
+  b_parts = weights.pieces(_outputs(tensor), b, [(len(a), *shape) for shape in output_shapes])
+  pairs = {}
+  row = 0
+  for name, input_shape, b_part in zip(names, input_shapes, b_parts, strict=True):
+    rank = ranks.get(name, 0) if in_blocks else len(a)
     if rank:
-      found[name] = a[row : row + rank].T.reshape(*into, rank), part[row : row + rank]
-    row += rank if apart else 0
-  return found
+      rows = slice(row, row + rank)
+      pairs[name] = a[rows].T.reshape(*input_shape, rank), b_part[rows]
+    if in_blocks:
+      row += rank
+  return pairs
 
 
-def _scale(about: dict[str, Any], module: str, rank: int) -> float:
-  """alpha / rank of a module, or alpha / sqrt(rank) where it was trained so (Kalajdzievski 2023)."""
-  patterns = about.get("alpha_pattern") or {}
-  named = [alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module)]
-  alpha = named[0] if named else about["lora_alpha"]
-  return alpha / (math.sqrt(rank) if about.get("use_rslora") else rank)
+def _scale(settings: dict[str, Any], module: str, rank: int) -> float:
+  """Returns s of a module: alpha / rank, or alpha / sqrt(rank) where it was trained so.
+
+  The square root is rank-stabilised LoRA (Kalajdzievski 2023).
+  """
+  alpha = settings["lora_alpha"]
+  patterns = settings.get("alpha_pattern") or {}
+  for pattern, own_alpha in patterns.items():
+    if re.match(rf"(.*\.)?({pattern})$", module):
+      alpha = own_alpha
+      break
+  divisor = math.sqrt(rank) if settings.get("use_rslora") else rank
+  return alpha / divisor
 
 
-def _config(folder: Path) -> dict[str, Any]:
-  """`adapter_config.json`.  Raises UserError where it is unreadable or asks for what is not
-  computed here.
+def _read_config(folder: Path) -> dict[str, Any]:
+  """Returns the content of `adapter_config.json`.
+
+  Raises:
+    UserError: where it is unreadable or asks for what is not computed here.
   """
   path = folder / CONFIG
   try:
-    about = json.loads(path.read_text("utf-8"))
+    settings = json.loads(path.read_text("utf-8"))
   except (OSError, ValueError) as error:
     raise UserError(
       f"{path}: cannot be read ({error}); give the folder of a saved adapter"
     ) from error
   for key, values in DEMANDED.items():
-    if key in about and about[key] not in values:
+    if key in settings and settings[key] not in values:
       raise UserError(
-        f"{path}: '{key}' is {about[key]!r}; this variant is not implemented (only {values[0]!r} "
-        "is)"
+        f"{path}: '{key}' is {settings[key]!r}; this variant is not implemented (only "
+        f"{values[0]!r} is)"
       )
-  if not isinstance(about.get("lora_alpha"), int | float):
-    raise UserError(f"{path}: 'lora_alpha' is {about.get('lora_alpha')!r}; a number is expected")
-  return about
+  alpha = settings.get("lora_alpha")
+  if not isinstance(alpha, int | float):
+    raise UserError(f"{path}: 'lora_alpha' is {alpha!r}; a number is expected")
+  return settings

@@ -1,18 +1,19 @@
-"""A decoder-only transformer from the parts of a family: `gpt` and `llama` differ in their parts
-alone.
+"""A decoder-only transformer, built from the parts that a family of models supplies.
 
     x = embed(tokens);   x += attention(norm(x));   x += mlp(norm(x));   hidden = norm(x)
 
-In parallel blocks (GPT-J, GPT-NeoX) both halves read the same x.  Where the parameters hold
-`attn_post` and `mlp_post`, these norms stand on each half before it is added (Gemma 2); `q_norm`
-and `k_norm` stand on every head (Qwen 3, Gemma 3).
+`gpt` and `llama` share all of this file and differ only in the parts that they pass to it. In
+parallel blocks (GPT-J, GPT-NeoX) both halves read the same x. Where the parameters hold
+`attn_post` and `mlp_post`, these norms are applied to each half before it is added (Gemma 2);
+`q_norm` and `k_norm` are applied to every head (Qwen 3, Gemma 3).
 
-Training scans over layers stacked in one array, `unroll` at a time; layers that differ in their
-window or their rotary frequencies are told their number in a list of such kinds.  Decoding
-unrolls them over per-layer caches updated in place.
+Training scans over layers that are stacked in one array, `unroll` of them at a time. Layers may
+differ in their window or their rotary frequencies: the model lists these kinds, and the scan gives
+each layer the number of its kind. Decoding unrolls the layers instead, because each of them
+updates a cache of its own in place.
 
-Dimensions: B rows, T tokens, S cache positions, t new positions, D width, V vocabulary, K
-key/value heads, C head width.
+Dimensions: B rows, T tokens, S cache positions, t new positions, D width, V vocabulary, H heads,
+K key/value heads, C head width, L layers, F rotary frequencies.
 """
 
 from __future__ import annotations
@@ -35,27 +36,28 @@ REMAT = ("none", "blocks", "dots")
 
 
 class Kind(NamedTuple):
-  """What may differ from layer to layer: the window of attention (0: none) and the frequencies of
-  the rotation.
+  """What may differ from layer to layer: the window of attention and the rotary frequencies.
 
-  All kinds of a model have equally many frequencies: none without rotary positions, zeros for a
-  layer that has no positions.
+  All kinds of a model have equally many frequencies, so that a scan can index them: none without
+  rotary positions, and zeros for a layer that sees no positions.
   """
 
-  window: int
+  window: int  # tokens that a query sees, itself included; 0 means all before it
   frequency: np.ndarray  # [F] float32
 
 
 UNROTATED = Kind(0, np.zeros(0, np.float32))
 
+# What a scan over the blocks hands to its body for one layer: the parameters of the layer, its
+# dropout key, and the number of its kind (None where all layers are of one kind).
+Layer = tuple[Params, Key[Array, ""] | None, Int[Array, ""] | None]
+
 
 class Family(NamedTuple):
   """The sizes and the parts of one model.
 
-  `remat` is "none", "blocks" or "dots" (keeps matrix products); `unroll` is how many layers a
-  step of the scan holds; `sequence` splits what is kept between blocks along the sequence over
-  the mesh's `model` axis; `attention` is one of `attention.KINDS`.  Layer i is of kind
-  `kinds[pattern[i]]`.
+  Layer i is of kind `kinds[pattern[i]]`. `sequence` splits what is kept between blocks along the
+  sequence, over the mesh's `model` axis, which saves memory in the backward pass.
   """
 
   vocab_size: int
@@ -65,11 +67,11 @@ class Family(NamedTuple):
   kv_heads: int
   head_width: int
   dropout: float
-  dtype: str
-  remat: str
-  unroll: int
+  dtype: str  # of the operands of matrix products, one of DTYPES
+  remat: str  # one of REMAT; "dots" recomputes everything but matrix products
+  unroll: int  # layers in one step of the scan
   sequence: bool
-  attention: str
+  attention: str  # one of `attention.KINDS`
   table: PyTree[Leaf]
   norm: Callable[[Params, Array], Array]
   mlp: Callable[[Params, Array], Array]  # [B, T, D] -> [B, T, D]
@@ -77,144 +79,182 @@ class Family(NamedTuple):
   kinds: tuple[Kind, ...] = (UNROTATED,)
   pattern: tuple[int, ...] = ()  # () where all layers are of the first kind
   parallel: bool = False
-  scale: float | None = None  # of the scores; None: 1 / sqrt(C)
+  scale: float | None = None  # of the scores; None means 1 / sqrt(C)
   softcap: float = 0.0  # of the scores
   logit_softcap: float = 0.0
 
 
+# --- initial values and checks, which the families share ---
+
+
 def normal(stddev: float) -> Callable[[Key[Array, ""], tuple[int, ...]], Array]:
-  """An initialiser: independent Normal(0, stddev^2)."""
-  return lambda key, shape: stddev * jax.random.normal(key, shape, jnp.float32)
+  """Returns an initialiser that draws independently from Normal(0, stddev^2)."""
+
+  def draw(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
+    return stddev * jax.random.normal(key, shape, jnp.float32)
+
+  return draw
 
 
 def ones(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
+  """An initialiser of ones."""
   return jnp.ones(shape, jnp.float32)
 
 
 def zeros(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
+  """An initialiser of zeros."""
   return jnp.zeros(shape, jnp.float32)
 
 
 def check(width: int, heads: int, kv_heads: int, head_width: int = 0) -> None:
-  """Raises UserError when the heads do not divide the width (where that gives theirs), or the key
-  heads the heads.
+  """Checks that the numbers of heads fit the width and each other.
+
+  Raises:
+    UserError: when the heads do not divide the width (unless `head_width` is set, which makes
+      the width of a head independent of it), or the key/value heads do not divide the heads.
   """
-  if (not head_width and width % heads) or heads % kv_heads:
+  undivided_width = not head_width and width % heads
+  if undivided_width or heads % kv_heads:
     raise UserError(
       f"width {width}, heads {heads}, kv_heads {kv_heads}: heads must divide the width and "
       "kv_heads the heads"
     )
 
 
-def check_choice(name: str, value: str, known: Collection[str]) -> None:
-  """Raises UserError for a value that is none of those known."""
-  if value not in known:
-    raise UserError(f"{name} is {value!r}: choose one of {', '.join(known)}")
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+  """Raises UserError when `value` is none of the choices for the setting `name`."""
+  if value not in choices:
+    raise UserError(f"{name} is {value!r}: choose one of {', '.join(choices)}")
+
+
+# --- the language model ---
 
 
 def build(family: Family) -> LM:
-  """The language model as pure functions.
+  """Returns the language model as pure functions.
 
-  Raises UserError for an unknown `dtype`, `remat` or `attention`, an `unroll` below 1, and an
-  impossible rate of dropout.
+  Raises:
+    UserError: for an unknown `dtype`, `remat` or `attention`, an `unroll` below 1, and a dropout
+      rate outside [0, 1).
   """
-  f = family
-  kinds = (
-    ("dtype", f.dtype, DTYPES),
-    ("remat", f.remat, REMAT),
-    ("attention", f.attention, attention.KINDS),
-  )
-  for name, value, known in kinds:
-    check_choice(name, value, known)
-  if f.unroll < 1:
-    raise UserError(f"unroll is {f.unroll}: choose 1 or more layers a step of the scan")
-  if not 0 <= f.dropout < 1:
-    raise UserError(f"dropout is {f.dropout}: choose a rate from 0 up to, but not including, 1")
+  check_choice("dtype", family.dtype, DTYPES)
+  check_choice("remat", family.remat, REMAT)
+  check_choice("attention", family.attention, attention.KINDS)
+  if family.unroll < 1:
+    raise UserError(f"unroll is {family.unroll}: choose 1 or more layers a step of the scan")
+  if not 0 <= family.dropout < 1:
+    raise UserError(
+      f"dropout is {family.dropout}: choose a rate from 0 up to, but not including, 1"
+    )
   return LM(
-    f.vocab_size,
-    f.context,
-    f.width,
-    f.depth,
-    f.table,
-    partial(init, f.table),
-    partial(stem, f),
-    partial(hidden, f),
-    partial(logits, f),
-    partial(unstack, f),
-    partial(init_cache, f),
-    partial(decode, f),
+    vocab_size=family.vocab_size,
+    context=family.context,
+    width=family.width,
+    depth=family.depth,
+    table=family.table,
+    init=partial(init, family.table),
+    stem=partial(stem, family),
+    hidden=partial(hidden, family),
+    logits=partial(logits, family),
+    unstack=partial(unstack, family),
+    init_cache=partial(init_cache, family),
+    decode=partial(decode, family),
   )
 
 
 def init(table: PyTree[Leaf], key: Key[Array, ""]) -> Params:
-  """Initial parameters, float32: every leaf draws from a key of its own."""
+  """Returns initial parameters in float32, each leaf drawn from a key of its own."""
   leaves, tree = jax.tree.flatten(table)
   keys = jax.random.split(key, len(leaves))
-  return jax.tree.unflatten(
-    tree, [leaf.init(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
-  )
+  arrays = [leaf.init(own_key, leaf.shape) for leaf, own_key in zip(leaves, keys, strict=True)]
+  return jax.tree.unflatten(tree, arrays)
+
+
+# --- one block ---
 
 
 def attend(
-  f: Family,
+  family: Family,
   p: Params,
   x: Float[Array, "B T D"],
-  at: Int[Array, "B T"],
+  positions: Int[Array, "B T"],
   frequency: Array | np.ndarray,
   mix: Callable[[Array, Array, Array], Array],
 ) -> Float[Array, "B T D"]:
-  """The attention half of a block; `mix` takes queries [B, T, H, C], keys and values [B, K, T, C]."""
-  x = f.norm(p["attn_norm"], x)
-  q, k, v = (blocks.linear(p[name], x, f.dtype) for name in ("q", "k", "v"))
+  """Returns the output of the attention half of a block.
+
+  `mix` takes queries [B, T, H, C] and keys and values [B, K, T, C], and returns [B, T, H, C]:
+  it is the one step that differs between training and decoding.
+  """
+  x = family.norm(p["attn_norm"], x)
+  q = blocks.linear(p["q"], x, family.dtype)
+  k = blocks.linear(p["k"], x, family.dtype)
+  v = blocks.linear(p["v"], x, family.dtype)
+  # Heads are normalised before they are rotated, as in Qwen 3 and Gemma 3.
   if "q_norm" in p:
-    q, k = f.norm(p["q_norm"], q), f.norm(p["k_norm"], k)
-  q, k = blocks.rotate(q, at, frequency), blocks.rotate(k, at, frequency)
+    q = family.norm(p["q_norm"], q)
+    k = family.norm(p["k_norm"], k)
+  q = blocks.rotate(q, positions, frequency)
+  k = blocks.rotate(k, positions, frequency)
   mixed = mix(q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
-  y = blocks.linear(p["o"], mixed, f.dtype, contract=2)
-  return f.norm(p["attn_post"], y) if "attn_post" in p else y
+  y = blocks.linear(p["o"], mixed, family.dtype, contract=2)
+  return family.norm(p["attn_post"], y) if "attn_post" in p else y
 
 
-def transform(f: Family, p: Params, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-  """The MLP half of a block; a parallel block may have one norm for both halves."""
-  y = f.mlp(p, f.norm(p["mlp_norm"] if "mlp_norm" in p else p["attn_norm"], x))
-  return f.norm(p["mlp_post"], y) if "mlp_post" in p else y
+def transform(
+  family: Family,
+  p: Params,
+  x: Float[Array, "B T D"],
+) -> Float[Array, "B T D"]:
+  """Returns the output of the MLP half of a block."""
+  # A parallel block may have one norm for both halves (Phi).
+  norm = p["mlp_norm"] if "mlp_norm" in p else p["attn_norm"]
+  y = family.mlp(p, family.norm(norm, x))
+  return family.norm(p["mlp_post"], y) if "mlp_post" in p else y
 
 
 def add_halves(
-  f: Family,
+  family: Family,
   p: Params,
   x: Float[Array, "B T D"],
   attended: Float[Array, "B T D"],
   key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B T D"]:
-  """x with both halves of a block added.  Dropout stands at two places: on each half before it is
-  added (App. C.1).
+  """Returns x with both halves of a block added to it.
+
+  Dropout acts at two places: on each half before it is added (Ouyang et al. 2022, App. C.1).
   """
   keys = (None, None) if key is None else jax.random.split(key)
-  y = x + blocks.dropout(keys[0], attended, f.dropout)
-  return y + blocks.dropout(keys[1], transform(f, p, x if f.parallel else y), f.dropout)
+  y = x + blocks.dropout(keys[0], attended, family.dropout)
+  mlp_input = x if family.parallel else y
+  return y + blocks.dropout(keys[1], transform(family, p, mlp_input), family.dropout)
 
 
 def block(
-  f: Family,
+  family: Family,
   x: Float[Array, "B T D"],
-  layer: tuple[Params, Key[Array, ""] | None, Int[Array, ""] | None],
-  at: Array,
+  layer: Layer,
+  positions: Int[Array, "B T"],
   mix: Callable,
 ) -> tuple[Float[Array, "B T D"], None]:
-  """One layer as the body of a scan: its parameters, its key and, where layers differ, the number
-  of its kind.
-  """
+  """Applies one layer to the residual stream, in the form that `jax.lax.scan` asks of its body."""
   p, key, kind = layer
-  frequency = (
-    f.kinds[0].frequency if kind is None else jnp.asarray([k.frequency for k in f.kinds])[kind]
-  )
-  here = lambda q, k, v: mix(q, k, v, which=0 if kind is None else kind)
-  return add_halves(f, p, x, attend(f, p, x, at, frequency, here), key), None
+  if kind is None:
+    frequency = family.kinds[0].frequency
+    window_index = 0
+  else:
+    # The number of the kind is traced, so the frequencies of all kinds are in the program.
+    frequency = jnp.asarray([k.frequency for k in family.kinds])[kind]
+    window_index = kind
+  attended = attend(family, p, x, positions, frequency, mix=partial(mix, window_index=window_index))
+  return add_halves(family, p, x, attended, key), None
+
+
+# --- all blocks ---
 
 
 def run(
-  f: Family,
+  family: Family,
   layers: Params,
   x: Float[Array, "B T D"],
   valid: Valid,
@@ -222,27 +262,38 @@ def run(
   *,
   first: int = 0,
 ) -> Float[Array, "B T D"]:
-  """x through stacked layers, the lowest of which is number `first` of the model."""
-  rule = attention.Rule(f.scale, f.softcap, tuple(kind.window for kind in f.kinds))
-  mix = partial(attention.causal, valid=valid, dtype=f.dtype, kind=f.attention, rule=rule)
-  body = partial(block, f, at=blocks.positions(valid), mix=mix)
-  if f.sequence:
+  """Carries x through stacked layers, the lowest of which is number `first` of the model."""
+  rule = attention.Rule(
+    scale=family.scale,
+    softcap=family.softcap,
+    windows=tuple(kind.window for kind in family.kinds),
+  )
+  mix = partial(attention.causal, valid=valid, dtype=family.dtype, kind=family.attention, rule=rule)
+  body = partial(block, family, positions=blocks.positions(valid), mix=mix)
+  if family.sequence:
     body = partial(split_stream, body)
-  if f.remat != "none":
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if f.remat == "dots" else None
+  if family.remat != "none":
+    keep_dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    policy = keep_dots if family.remat == "dots" else None
+    # A scan already keeps XLA from merging the two forward passes, so `prevent_cse` is not needed.
     body = jax.checkpoint(body, prevent_cse=False, policy=policy)
+
   depth = jax.tree.leaves(layers)[0].shape[0]
   keys = None if key is None else jax.random.split(key, depth)
-  kinds = jnp.asarray(f.pattern[first : first + depth], jnp.int32) if len(f.kinds) > 1 else None
+  kinds = None
+  if len(family.kinds) > 1:
+    kinds = jnp.asarray(family.pattern[first : first + depth], jnp.int32)
   stack = (layers, keys, kinds)
-  if not f.sequence:
-    return jax.lax.scan(body, x, stack, unroll=min(f.unroll, depth))[0]
-  x, _ = jax.lax.scan(body, along_sequence(x), stack, unroll=min(f.unroll, depth))
+  unroll = min(family.unroll, depth)
+  if not family.sequence:
+    x, _ = jax.lax.scan(body, x, stack, unroll=unroll)
+    return x
+  x, _ = jax.lax.scan(body, along_sequence(x), stack, unroll=unroll)
   return sharding.reshard(x, "batch", None, None)
 
 
 def along_sequence(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-  """x split along the sequence too, over the mesh's `model` axis, where that divides it."""
+  """Splits x along the sequence too, over the mesh's `model` axis, where that divides it."""
   spec = sharding.fit(x.shape, ("batch", "sequence", None))
   return x if spec is None else jax.sharding.reshard(x, spec)
 
@@ -250,33 +301,45 @@ def along_sequence(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
 def split_stream(
   body: Callable,
   x: Float[Array, "B T D"],
-  layer: tuple[Params, Key[Array, ""] | None, Int[Array, ""] | None],
+  layer: Layer,
 ) -> tuple[Float[Array, "B T D"], None]:
-  """A block whose input and output, which the backward pass keeps, are split along the sequence;
-  inside they are whole.
+  """Runs a block on whole sequences, but takes and returns x split along the sequence.
+
+  The backward pass keeps the input of every block, so this is what it holds in memory.
   """
   x, _ = body(sharding.reshard(x, "batch", None, None), layer)
   return along_sequence(x), None
 
 
-def stem(
-  f: Family, params: Params, tokens: Int[Array, "B T"], valid: Valid
-) -> Float[Array, "B T D"]:
-  """Embeddings carried through `lower`, whose gradient stops here.
+# --- the functions of the LM ---
 
-  Raises UserError for rows longer than the context.
+
+def stem(
+  family: Family,
+  params: Params,
+  tokens: Int[Array, "B T"],
+  valid: Valid,
+) -> Float[Array, "B T D"]:
+  """Returns the embeddings, carried through the frozen `lower` blocks where there are any.
+
+  No gradient flows through the lower blocks.
+
+  Raises:
+    UserError: for rows longer than the context.
   """
-  if tokens.shape[1] > f.context:
+  if tokens.shape[1] > family.context:
     raise UserError(
-      f"rows of {tokens.shape[1]} tokens do not fit the model's context of {f.context}: shorten "
-      "the rows"
+      f"rows of {tokens.shape[1]} tokens do not fit the model's context of {family.context}: "
+      "shorten the rows"
     )
-  x = f.embed(params["embed"], tokens, blocks.positions(valid))
-  return jax.lax.stop_gradient(run(f, params["lower"], x, valid)) if "lower" in params else x
+  x = family.embed(params["embed"], tokens, blocks.positions(valid))
+  if "lower" not in params:
+    return x
+  return jax.lax.stop_gradient(run(family, params["lower"], x, valid))
 
 
 def hidden(
-  f: Family,
+  family: Family,
   params: Params,
   tokens: Int[Array, "B T"],
   valid: Valid,
@@ -284,98 +347,147 @@ def hidden(
   stem: Float[Array, "B T D"] | None = None,
   key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B T D"]:
-  """Hidden states after the final norm."""
-  x = globals()["stem"](f, params, tokens, valid) if stem is None else stem.astype(jnp.float32)
-  below = f.depth - jax.tree.leaves(params["blocks"])[0].shape[0]
-  return f.norm(params["norm"], run(f, lora.attach(params), x, valid, key, first=below))
+  """Returns the hidden states after the final norm; see `types.LM.hidden` for `stem` and `key`."""
+  if stem is None:
+    # The parameter `stem` hides the function of that name.
+    x = globals()["stem"](family, params, tokens, valid)
+  else:
+    x = stem.astype(jnp.float32)
+  # The upper layers of a split model start at this number.
+  first = family.depth - jax.tree.leaves(params["blocks"])[0].shape[0]
+  x = run(family, lora.attach(params), x, valid, key, first=first)
+  return family.norm(params["norm"], x)
 
 
-def logits(f: Family, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-  """The unembedding: `head` where there is one, else the token embedding."""
+def logits(
+  family: Family,
+  params: Params,
+  hidden: Float[Array, "*B D"],
+) -> Float[Array, "*B V"]:
+  """Returns the logits of hidden states, by `head` where there is one, else by the embedding."""
   if "head" in params:
-    return blocks.softcapped(blocks.linear(params["head"], hidden, f.dtype), f.logit_softcap)
+    scores = blocks.linear(params["head"], hidden, family.dtype)
+    return blocks.softcapped(scores, family.logit_softcap)
+  # `unstack` leaves a copy of the embedding in the compute dtype under "unembed".
   tied = params["unembed"]["w"] if "unembed" in params else params["embed"]["tokens"]
-  return blocks.softcapped(blocks.unembed(tied, hidden, f.dtype), f.logit_softcap)
+  return blocks.softcapped(blocks.unembed(tied, hidden, family.dtype), family.logit_softcap)
 
 
-def unstack(f: Family, params: Params, *, whole: bool = True) -> Params:
-  """Parameters for decoding: a dict a layer, weights cast to the compute dtype.
+def unstack(family: Family, params: Params, *, whole: bool = True) -> Params:
+  """Returns parameters for decoding: a dict for each layer, weights cast to the compute dtype.
 
-  `whole` makes them whole along fsdp, once; else each is made whole when it is used, in every
-  step.  An adapter is added to float32 matrices; beside those of bfloat16 it stays apart, for
-  their rounding would swallow what is small against them.
+  `whole` gathers the weights along the mesh's fsdp axis once; otherwise each of them is gathered
+  when it is used, in every step.
+
+  Three rules meet here. Frozen lower blocks come first, in the order of the model. An adapter is
+  added to matrices that are stored in float32. Beside a matrix stored in bfloat16, or for products
+  in bfloat16, it stays separate, because rounding would swallow what is small against the matrix.
   """
   stacks = [params["lower"]] if "lower" in params else []
   stacks.append(lora.attach(params))
-  layers = tuple(
-    jax.tree.map(lambda w, i=i: w[i], stack)
-    for stack in stacks
-    for i in range(jax.tree.leaves(stack)[0].shape[0])
-  )
-  rest = {name: leaf for name, leaf in params.items() if name not in ("lower", "blocks", "adapter")}
+  layers = []
+  for stack in stacks:
+    for i in range(jax.tree.leaves(stack)[0].shape[0]):
+      layers.append(jax.tree.map(lambda w, i=i: w[i], stack))
+  if family.dtype == "float32":
+    layers = [_fold_float32(layer) for layer in layers]
+
+  unstacked = {
+    name: leaf for name, leaf in params.items() if name not in ("lower", "blocks", "adapter")
+  }
   if "head" not in params:
-    rest["unembed"] = {"w": params["embed"]["tokens"]}
-  if f.dtype == "float32":
-    apart = lambda p: "lora" in p and p["w"].dtype != jnp.float32
-    layers = tuple(
-      {name: p if apart(p) else lora.fold(p) for name, p in layer.items()} for layer in layers
-    )
-  found = freeze.cast(rest | {"layers": layers}, f.dtype)
-  return jax.tree.map(sharding.gather, found) if whole else found
+    unstacked["unembed"] = {"w": params["embed"]["tokens"]}
+  unstacked["layers"] = tuple(layers)
+  unstacked = freeze.cast(unstacked, family.dtype)
+  return jax.tree.map(sharding.gather, unstacked) if whole else unstacked
 
 
-def init_cache(f: Family, batch: int, length: int) -> Cache:
-  """An empty cache of `length` positions: keys and values [B, K, S, C] of every layer, real
-  positions, next index.
+def _fold_float32(layer: Params) -> Params:
+  """Adds the adapters of one layer to those of its matrices that are stored in float32."""
+  folded = {}
+  for name, p in layer.items():
+    stays_apart = "lora" in p and p["w"].dtype != jnp.float32
+    folded[name] = p if stays_apart else lora.fold(p)
+  return folded
 
-  Raises UserError for more positions than the context.
+
+def init_cache(family: Family, batch: int, length: int) -> Cache:
+  """Returns an empty cache of `length` positions.
+
+  The cache holds the keys and values [B, K, S, C] of every layer, which positions hold a real
+  token [B, S], and the index of the next position.
+
+  Raises:
+    UserError: for more positions than the context has.
   """
-  if length > f.context:
+  if length > family.context:
     raise UserError(
-      f"{length} positions do not fit the model's context of {f.context}: shorten the prompts or "
-      "the responses"
+      f"{length} positions do not fit the model's context of {family.context}: shorten the "
+      "prompts or the responses"
     )
-  shape, axes = (batch, f.kv_heads, length, f.head_width), ("batch", "kv_heads", None, None)
-  empty = lambda: tuple(
-    jnp.zeros(shape, f.dtype, out_sharding=sharding.fit(shape, axes)) for _ in range(f.depth)
-  )
-  valid = jnp.zeros(
-    (batch, length), bool, out_sharding=sharding.fit((batch, length), ("batch", None))
-  )
-  return {"keys": empty(), "values": empty(), "valid": valid, "index": jnp.int32(0)}
+  shape = (batch, family.kv_heads, length, family.head_width)
+  axes = ("batch", "kv_heads", None, None)
+
+  def empty() -> tuple[Array, ...]:
+    partition = sharding.fit(shape, axes)
+    zeros_of_layer = partial(jnp.zeros, shape, family.dtype, out_sharding=partition)
+    return tuple(zeros_of_layer() for _ in range(family.depth))
+
+  rows = sharding.fit((batch, length), ("batch", None))
+  return {
+    "keys": empty(),
+    "values": empty(),
+    "valid": jnp.zeros((batch, length), bool, out_sharding=rows),
+    "index": jnp.int32(0),
+  }
 
 
 def decode(
-  f: Family, params: Params, tokens: Int[Array, "B t"], valid: Bool[Array, "B t"], cache: Cache
+  family: Family,
+  params: Params,
+  tokens: Int[Array, "B t"],
+  valid: Bool[Array, "B t"],
+  cache: Cache,
 ) -> tuple[Float[Array, "B t D"], Cache]:
-  """Appends t positions to the cache; every new position attends to the real ones up to itself,
-  within its window.
+  """Appends t positions to the cache and returns their hidden states with the new cache.
+
+  Every new position attends to the real positions up to itself that lie within its window.
   """
-  index, t = cache["index"], tokens.shape[1]
+  index = cache["index"]
+  t = tokens.shape[1]
   seen = jax.lax.dynamic_update_slice(cache["valid"], valid, (0, index))
-  count = jnp.sum(cache["valid"], axis=1, keepdims=True, dtype=jnp.int32) + jnp.cumsum(
-    valid, axis=1, dtype=jnp.int32
-  )
-  at = jnp.maximum(count - 1, 0)
-  before = (
-    index + jnp.arange(t)[:, None] - jnp.arange(seen.shape[1])
-  )  # columns from the key to the query
-  causal = seen[:, None, :] & (before >= 0)
-  x = f.embed(params["embed"], tokens, at)
-  keys, values = list(cache["keys"]), list(cache["values"])
+  # The position of a token is the number of real tokens before it in its row.
+  earlier = jnp.sum(cache["valid"], axis=1, keepdims=True, dtype=jnp.int32)
+  count = earlier + jnp.cumsum(valid, axis=1, dtype=jnp.int32)
+  positions = jnp.maximum(count - 1, 0)
+  # Windows count columns of the cache, from the key to the query.
+  distance = index + jnp.arange(t)[:, None] - jnp.arange(seen.shape[1])
+  causal = seen[:, None, :] & (distance >= 0)
+  x = family.embed(params["embed"], tokens, positions)
+
+  keys = list(cache["keys"])
+  values = list(cache["values"])
   for i, p in enumerate(params["layers"]):
-    kind = f.kinds[f.pattern[i] if f.pattern else 0]
-    mask = causal & (before < kind.window) if kind.window else causal
+    kind = family.kinds[family.pattern[i] if family.pattern else 0]
+    mask = causal & (distance < kind.window) if kind.window else causal
 
     def mix(q, k, v, i=i, mask=mask):
-      place = lambda old, new: jax.lax.dynamic_update_slice(
-        old, new.astype(old.dtype), (0, 0, index, 0)
-      )
-      keys[i], values[i] = place(keys[i], k), place(values[i], v)
+      keys[i] = _write(keys[i], k, index)
+      values[i] = _write(values[i], v, index)
       return blocks.attention(
-        q, keys[i], values[i], mask, f.dtype, scale=f.scale, softcap=f.softcap
+        q, keys[i], values[i], mask, family.dtype, scale=family.scale, softcap=family.softcap
       )
 
-    x = add_halves(f, p, x, attend(f, p, x, at, kind.frequency, mix))
+    attended = attend(family, p, x, positions, kind.frequency, mix)
+    x = add_halves(family, p, x, attended)
   cache = {"keys": tuple(keys), "values": tuple(values), "valid": seen, "index": index + t}
-  return f.norm(params["norm"], x), cache
+  return family.norm(params["norm"], x), cache
+
+
+def _write(
+  cached: Float[Array, "B K S C"],
+  new: Float[Array, "B K t C"],
+  index: Int[Array, ""],
+) -> Float[Array, "B K S C"]:
+  """Writes the keys or values of t new positions into a cache, from `index` on."""
+  return jax.lax.dynamic_update_slice(cached, new.astype(cached.dtype), (0, 0, index, 0))

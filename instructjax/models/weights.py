@@ -1,9 +1,9 @@
-"""Fills a model's parameters from the tensors of a file, and makes these tensors from the
-parameters, one at a time.
+"""Fills a model's parameters from the tensors of a file, and makes such tensors from parameters.
 
-A file has one tensor for each layer where a parameter is one array stacked over layers, and may
-have several parameters in one tensor.  Each tensor goes to its place on the devices before the
-next one is read.
+A file has one tensor for each layer, where a parameter is one array that is stacked over layers; and
+it may hold several parameters in one tensor. `hf` and `gguf` describe the tensors of their formats
+as a list of `Tensor`, and this module does the rest. Each tensor goes to its place on the devices
+before the next one is read, so that the host never holds a second copy of the model.
 
 Dimensions: I inputs and O outputs of a product.
 """
@@ -26,63 +26,78 @@ from instructjax.models import gpt, llama
 from instructjax.types import Array, Leaf, Params, PyTree
 
 Config = gpt.GPTConfig | llama.LlamaConfig
+Shape = tuple[int, ...]
 
 
 class Tensor(NamedTuple):
-  """A tensor of a file: its name ("{}" stands for the layer) and the parameters that it joins along
-  its outputs.
+  """A tensor of a file, and the parameters that it joins along its outputs.
 
   A matrix is [I, O], as GPT-2's Conv1D stores it, or `turned` to [O, I], as a torch Linear does.
-  `by_head` joins the parts of each head before those of the next (GPT-NeoX).  `paired` heads
-  hold the two features that are turned together side by side (Llama in GGUF).  `shift` is what
-  the file adds to the parameter (Gemma's norms in GGUF).
   """
 
-  name: str
-  leaves: tuple[str, ...]
+  name: str  # in the file; "{}" stands for the number of the layer
+  leaves: tuple[str, ...]  # paths of the parameters, such as "blocks/q/w"
   turned: bool = False
-  by_head: bool = False
+  by_head: bool = False  # joins the parts of each head before those of the next (GPT-NeoX)
+  # The two features of a head that rotate together lie side by side (Llama in GGUF); ours lie half a
+  # head apart.
   paired: bool = False
-  shift: float = 0.0
+  shift: float = 0.0  # what the file adds to the parameter (Gemma's norms in GGUF)
 
   @property
   def stacked(self) -> bool:
+    """Whether the file has such a tensor for every layer."""
     return self.leaves[0].startswith("blocks/")
 
 
 def table(config: Config) -> PyTree[Leaf]:
-  """The parameters of a model of either kind."""
-  return gpt.table(config) if isinstance(config, gpt.GPTConfig) else llama.table(config)
+  """Returns the parameters of a model of either family."""
+  if isinstance(config, gpt.GPTConfig):
+    return gpt.table(config)
+  return llama.table(config)
 
 
 def layout(config: Config) -> dict[str, Leaf]:
-  """Every parameter by its path, such as "blocks/q/w"."""
+  """Returns every parameter by its path, such as "blocks/q/w"."""
   leaves = jax.tree_util.tree_leaves_with_path(table(config))
   return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
 
 
-def flat_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """A parameter of one layer as a file has it before turning: [I, O] for a matrix, one axis for all
-  others.
+# --- the shapes of tensors and parameters ---
+
+
+def flat_shape(leaf: str, shape: Shape) -> Shape:
+  """Returns the shape that a parameter of one layer has in a file, before a matrix is turned.
+
+  A matrix is [I, O] there, where ours may have several axes of inputs or outputs (heads and
+  features). All other parameters have one axis.
   """
   if leaf.startswith("embed/"):
     return shape
   if not leaf.endswith("/w"):
     return (math.prod(shape),)
-  inputs = 2 if leaf == "blocks/o/w" else 1
-  return math.prod(shape[:inputs]), math.prod(shape[inputs:])
+  # The output of attention sums over two axes: heads and the features of each head.
+  input_axes = 2 if leaf == "blocks/o/w" else 1
+  return math.prod(shape[:input_axes]), math.prod(shape[input_axes:])
 
 
-def file_shape(tensor: Tensor, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-  """The shape of a tensor whose parameters have these shapes in one layer."""
-  flat = [flat_shape(name, shape) for name, shape in zip(tensor.leaves, shapes, strict=True)]
-  joined = (*flat[0][:-1], sum(shape[-1] for shape in flat))
+def _flat_shapes(tensor: Tensor, shapes: list[Shape]) -> list[Shape]:
+  """Returns `flat_shape` of each parameter in a tensor."""
+  return [flat_shape(name, shape) for name, shape in zip(tensor.leaves, shapes, strict=True)]
+
+
+def file_shape(tensor: Tensor, shapes: list[Shape]) -> Shape:
+  """Returns the shape of a tensor whose parameters have the given shapes in one layer."""
+  flat = _flat_shapes(tensor, shapes)
+  outputs = sum(shape[-1] for shape in flat)
+  joined = (*flat[0][:-1], outputs)
   return joined[::-1] if tensor.turned else joined
 
 
-def pieces(tensor: Tensor, x: np.ndarray, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
-  """The parameters in a tensor of the file, in our order of axes: views of it, so that nothing is
-  read yet.
+def pieces(tensor: Tensor, x: np.ndarray, shapes: list[Shape]) -> list[np.ndarray]:
+  """Returns the parameters in a tensor of the file, in our order of axes.
+
+  They are views of the tensor wherever numpy can make one, so that nothing is read yet.
   """
   x = x.T if tensor.turned else x
   if tensor.by_head:
@@ -90,74 +105,122 @@ def pieces(tensor: Tensor, x: np.ndarray, shapes: list[tuple[int, ...]]) -> list
     x = x.reshape(*x.shape[:-1], heads, len(shapes), width)
     parts = [x[..., i, :] for i in range(len(shapes))]
   else:
-    ends = np.cumsum(
-      [flat_shape(name, shape)[-1] for name, shape in zip(tensor.leaves, shapes, strict=True)]
-    )
+    outputs = [shape[-1] for shape in _flat_shapes(tensor, shapes)]
+    ends = np.cumsum(outputs)
     parts = np.split(x, ends[:-1], axis=-1)
   if tensor.paired:
     heads, width = shapes[0][-2:]
-    parts = [
-      part.reshape(*part.shape[:-1], heads, width // 2, 2).swapaxes(-1, -2) for part in parts
-    ]
+    parts = [_unpair(part, heads, width) for part in parts]
   return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
+def _unpair(part: np.ndarray, heads: int, width: int) -> np.ndarray:
+  """Moves the pairs of features that rotate together from side by side to half a head apart."""
+  pairs = part.reshape(*part.shape[:-1], heads, width // 2, 2)
+  return pairs.swapaxes(-1, -2)
+
+
 def join(tensor: Tensor, parts: list[np.ndarray]) -> np.ndarray:
-  """The tensor of the file from the parameters of one layer: the inverse of `pieces`."""
+  """Returns the tensor of the file from the parameters of one layer: the inverse of `pieces`."""
   if tensor.by_head:
     joined = np.stack(parts, axis=-2)
+    # Heads, parts and features become one axis of outputs.
     joined = joined.reshape(*joined.shape[:-3], -1)
   else:
-    flat = [
-      part.reshape(flat_shape(name, part.shape))
-      for name, part in zip(tensor.leaves, parts, strict=True)
-    ]
+    shapes = _flat_shapes(tensor, [part.shape for part in parts])
+    flat = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
     joined = np.concatenate(flat, axis=-1) if len(flat) > 1 else flat[0]
   return np.ascontiguousarray(joined.T if tensor.turned else joined)
 
 
-def fill(
-  config: Config, tensors: tuple[Tensor, ...], read: Callable[[str], np.ndarray], source: Path
-) -> Params:
-  """Float32 parameters, placed on the mesh where one is set: `read` fetches a tensor, or a view of
-  it, by name.
+# --- from tensors to parameters ---
 
-  One tensor is in memory at a time beside the parameters, and of that only what this process's
-  devices hold. Raises UserError for a tensor whose shape is not the one the configuration asks
-  for.
+
+def fill(
+  config: Config,
+  tensors: tuple[Tensor, ...],
+  read: Callable[[str], np.ndarray],
+  source: Path,
+) -> Params:
+  """Returns float32 parameters, placed on the mesh where one is set.
+
+  `read` returns a tensor, or a view of it, by its name in the file. Beside the parameters one
+  tensor is in memory at a time, and of that only what this process's devices hold.
+
+  Raises:
+    UserError: for a tensor whose shape is not the one that the configuration asks for.
   """
-  leaves, found = layout(config), {}
+  leaves = layout(config)
+  arrays: dict[str, Array] = {}
   for tensor in tensors:
-    own = [leaves[name] for name in tensor.leaves]
-    shapes = [leaf.shape[1:] if tensor.stacked else leaf.shape for leaf in own]
-    specs = [sharding.fit(leaf.shape, leaf.axes) for leaf in own]
-    stacks = (
-      [_empty(leaf.shape, spec) for leaf, spec in zip(own, specs, strict=True)]
-      if tensor.stacked
-      else []
+    own_leaves = [leaves[name] for name in tensor.leaves]
+    load = _load_stacked if tensor.stacked else _load_single
+    parameters = load(config, tensor, own_leaves, read, source)
+    arrays |= dict(zip(tensor.leaves, parameters, strict=True))
+  return nest(arrays)
+
+
+def _load_single(
+  config: Config,
+  tensor: Tensor,
+  leaves: list[Leaf],
+  read: Callable[[str], np.ndarray],
+  source: Path,
+) -> list[Array]:
+  """Returns the parameters of a tensor that a file has once, such as the embedding."""
+  shapes = [leaf.shape for leaf in leaves]
+  parts = _read_parts(tensor, tensor.name, shapes, read, source)
+  placed = []
+  for leaf, part in zip(leaves, parts, strict=True):
+    partition = sharding.fit(leaf.shape, leaf.axes)
+    placed.append(_place(part, partition, tensor.shift))
+  return placed
+
+
+def _load_stacked(
+  config: Config,
+  tensor: Tensor,
+  leaves: list[Leaf],
+  read: Callable[[str], np.ndarray],
+  source: Path,
+) -> list[Array]:
+  """Returns the stacked parameters of a tensor that a file has for every layer."""
+  shapes = [leaf.shape[1:] for leaf in leaves]
+  partitions = [sharding.fit(leaf.shape, leaf.axes) for leaf in leaves]
+  stacks = [
+    _empty(leaf.shape, partition) for leaf, partition in zip(leaves, partitions, strict=True)
+  ]
+  for layer in range(config.depth):
+    parts = _read_parts(tensor, tensor.name.format(layer), shapes, read, source)
+    for j, (part, partition) in enumerate(zip(parts, partitions, strict=True)):
+      # One layer is a stack of depth 1: it has the axes of the whole.
+      placed = _place(part[None], partition, tensor.shift)
+      stacks[j] = _write(stacks[j], placed, jnp.int32(layer))
+    # Wait, or the host would run ahead and hold many layers at once.
+    jax.block_until_ready(stacks)
+  return stacks
+
+
+def _read_parts(
+  tensor: Tensor,
+  name: str,
+  shapes: list[Shape],
+  read: Callable[[str], np.ndarray],
+  source: Path,
+) -> list[np.ndarray]:
+  """Reads one tensor of the file, checks its shape and returns the parameters in it."""
+  x = read(name)
+  expected = file_shape(tensor, shapes)
+  if x.shape != expected:
+    raise UserError(
+      f"{source}: tensor '{name}' has shape {x.shape}, but its configuration asks for "
+      f"{expected}: they belong to different models"
     )
-    for i in range(config.depth if tensor.stacked else 1):
-      name = tensor.name.format(i)
-      x = read(name)
-      if x.shape != file_shape(tensor, shapes):
-        raise UserError(
-          f"{source}: tensor '{name}' has shape {x.shape}, but its configuration asks for "
-          f"{file_shape(tensor, shapes)}: "
-          "they belong to different models"
-        )
-      parts = pieces(tensor, x, shapes)
-      if not tensor.stacked:
-        stacks = [_place(part, spec, tensor.shift) for part, spec in zip(parts, specs, strict=True)]
-        continue
-      for j, (part, spec) in enumerate(zip(parts, specs, strict=True)):
-        stacks[j] = _write(stacks[j], _place(part[None], spec, tensor.shift), jnp.int32(i))
-      jax.block_until_ready(stacks)
-    found |= dict(zip(tensor.leaves, stacks, strict=True))
-  return nest(found)
+  return pieces(tensor, x, shapes)
 
 
 def nest(leaves: dict[str, Any]) -> Params:
-  """A tree of dicts from leaves by their paths."""
+  """Returns a tree of dicts from leaves by their paths, such as "blocks/q/w"."""
   tree: Params = {}
   for path, leaf in leaves.items():
     *above, name = path.split("/")
@@ -169,76 +232,99 @@ def nest(leaves: dict[str, Any]) -> Params:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _empty(shape: tuple[int, ...], spec: jax.P | None) -> Array:
-  """Zeros of which each device makes its own part."""
-  return jnp.zeros(shape, jnp.float32, out_sharding=spec)
+def _empty(shape: Shape, partition: jax.P | None) -> Array:
+  """Returns zeros of which each device makes its own part."""
+  return jnp.zeros(shape, jnp.float32, out_sharding=partition)
 
 
 @partial(jax.jit, donate_argnums=0)
 def _write(stack: Array, part: Array, layer: Array) -> Array:
-  """The stack with one layer written in place."""
+  """Writes one layer into a stack, in place."""
   return jax.lax.dynamic_update_slice_in_dim(stack, part, layer, axis=0)
 
 
-def _place(part: np.ndarray, spec: jax.P | None, shift: float) -> Array:
-  """A part of a tensor in float32 on the devices; each is given what it holds."""
+def _place(part: np.ndarray, partition: jax.P | None, shift: float) -> Array:
+  """Puts a part of a tensor on the devices in float32; each device gets only what it holds."""
 
-  def cut(index):
-    x = np.array(
-      part[index], np.float32, order="C"
-    )  # a copy: JAX may keep it, and `part` may be a file
+  def cut(index: Any) -> np.ndarray:
+    # This must be a copy: JAX may keep the array, and `part` may be a view of a file.
+    x = np.array(part[index], np.float32, order="C")
     return x - np.float32(shift) if shift else x
 
-  if spec is None:
+  if partition is None:
     return jnp.asarray(cut(...))
-  where = jax.sharding.NamedSharding(jax.sharding.get_mesh(), spec)
-  return jax.make_array_from_callback(part.shape, where, cut)
+  devices = jax.sharding.NamedSharding(jax.sharding.get_mesh(), partition)
+  return jax.make_array_from_callback(part.shape, devices, cut)
+
+
+# --- from parameters to tensors ---
 
 
 def stacks(name: str, params: Params) -> list[Any]:
-  """The arrays of a parameter: one, or the frozen lower layers and the ones above."""
+  """Returns the arrays of a parameter, from the lowest layers up.
+
+  There is one array, or two in a model of which lower layers are frozen (`freeze.split`), or none
+  where the parameter is missing.
+  """
   first, *rest = name.split("/")
-  found = []
-  for part in ("lower", "blocks") if first == "blocks" else (first,):
-    value: Any = params.get(part)
+  places = ("lower", "blocks") if first == "blocks" else (first,)
+  arrays = []
+  for place in places:
+    value: Any = params.get(place)
     for key in rest:
       value = value.get(key) if isinstance(value, dict) else None
     if value is not None:
-      found.append(value)
-  return found
+      arrays.append(value)
+  return arrays
 
 
 def extract(tensor: Tensor, layer: int, params: Params) -> np.ndarray:
-  """A tensor of the file, float32, from the parameters."""
+  """Returns a tensor of the file in float32; `layer` is ignored where the tensor is not stacked."""
   parts = []
   for name in tensor.leaves:
-    array, i = stacks(name, params)[0], layer
-    for stack in stacks(name, params) if tensor.stacked else ():
-      if i < stack.shape[0]:
-        array = stack[i]
-        break
-      i -= stack.shape[0]
-    parts.append(np.asarray(sharding.replicate(array)).astype(np.float32))
+    arrays = stacks(name, params)
+    array = _layer_of(arrays, layer) if tensor.stacked else arrays[0]
+    whole = np.asarray(sharding.replicate(array))
+    parts.append(whole.astype(np.float32))
   return join(tensor, parts)
 
 
+def _layer_of(stacks: list[Any], layer: int) -> Any:
+  """Returns one layer of a parameter whose stacks follow each other."""
+  for stack in stacks:
+    if layer < stack.shape[0]:
+      return stack[layer]
+    layer -= stack.shape[0]
+  raise IndexError(f"layer {layer} is above the stacks")
+
+
 def check(config: Config, tensors: tuple[Tensor, ...], params: Params) -> None:
-  """Raises UserError where a parameter is missing, has another shape than the configuration says,
-  or is in no tensor.
+  """Checks that parameters are those which the tensors of a file can hold.
+
+  Raises:
+    UserError: where a parameter is missing, has another shape than the configuration says, or
+      belongs to no tensor.
   """
-  wanted = {name for tensor in tensors for name in tensor.leaves}
-  leaves = {name: leaf for name, leaf in layout(config).items() if name in wanted}
-  for name, leaf in leaves.items():
+  names = {name for tensor in tensors for name in tensor.leaves}
+  for name, leaf in layout(config).items():
+    if name not in names:
+      continue
     arrays = stacks(name, params)
-    shape = (sum(x.shape[0] for x in arrays), *arrays[0].shape[1:]) if arrays else None
-    if shape != leaf.shape:
-      found = "is missing" if shape is None else f"has shape {shape}"
-      raise UserError(
-        f"parameter '{name}' {found}, but the configuration asks for {leaf.shape}: save it with "
-        "its own"
-      )
+    if not arrays:
+      state = "is missing"
+    else:
+      depth = sum(x.shape[0] for x in arrays)
+      shape = (depth, *arrays[0].shape[1:])
+      if shape == leaf.shape:
+        continue
+      state = f"has shape {shape}"
+    raise UserError(
+      f"parameter '{name}' {state}, but the configuration asks for {leaf.shape}: save it with "
+      "its own"
+    )
   for path, _ in jax.tree_util.tree_leaves_with_path(params):
     first, *rest = (key.key for key in path)
+    # Frozen lower blocks are written with those above them.
     name = "/".join(["blocks" if first == "lower" else first, *rest])
-    if name not in wanted:
+    if name not in names:
       raise UserError(f"parameter '{name}' is none of the configuration's: save it with its own")

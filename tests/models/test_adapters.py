@@ -247,7 +247,7 @@ def test_a_cache_that_has_parts_without_rows_is_repeated_on_a_mesh(shape):
 
 
 def test_a_model_without_a_cache_says_so_once():
-  adapters._say_once.cache_clear()
+  adapters._warn_once.cache_clear()
   with pytest.warns(
     adapters.FullForwards, match="Decoder has no cache.*give decode and init_cache"
   ) as found:

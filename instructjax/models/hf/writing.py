@@ -1,26 +1,28 @@
-"""Parameters into safetensors folders that `transformers` opens."""
+"""Writes parameters into safetensors folders that `transformers` opens."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from instructjax.errors import UserError
 from instructjax.models import lora, weights
-from instructjax.models.hf import configs, tensors
+from instructjax.models.hf import rendering, tensors
 from instructjax.models.hf.configs import CONFIG, Raw
 from instructjax.models.hf.reading import INDEX, SINGLE
 from instructjax.models.weights import Config, Tensor
 from instructjax.types import Params
 
 DTYPES = ("float32", "bfloat16")
-SHARD_BYTES = 5 * 2**30
+SHARD_BYTES = 5 * 2**30  # as `transformers` splits large models
+Shard = list[tuple[Tensor, int]]  # the tensors of one file, each with its layer
 
 
 def save(
@@ -32,17 +34,18 @@ def save(
   shard_bytes: int = SHARD_BYTES,
   extra: Mapping[str, Any] | None = None,
 ) -> None:
-  """Writes a language model: numbers of `dtype`, in files of at most `shard_bytes` (or one tensor)
-  each.
+  """Writes a language model as numbers of `dtype`.
 
-  `extra` are keys for `config.json`, such as eos_token_id.  Frozen blocks (`lower`) are joined
-  to those above them, an adapter is merged. Raises UserError for parameters of another shape, a
-  setting that the family has no words for, and where the disk does not take them.
+  Each file has at most `shard_bytes`, or one tensor. `extra` are keys for `config.json`, such as
+  eos_token_id. Frozen blocks (`lower`) are joined to those above them, and an adapter is merged.
+
+  Raises:
+    UserError: for parameters of another shape, a setting that the family has no words for, and
+      where the disk does not take the files.
   """
-  raw = configs.render(config, dtype) | dict(extra or {})
-  write(
-    folder, config, (*tensors.body(config), *tensors.head(config)), params, raw, dtype, shard_bytes
-  )
+  raw = rendering.render(config, dtype) | dict(extra or {})
+  wanted = (*tensors.body(config), *tensors.head(config))
+  write(folder, config, wanted, params, raw, dtype, shard_bytes)
 
 
 def write(
@@ -57,35 +60,40 @@ def write(
 ) -> None:
   """Writes tensors, `texts` by the names of their files, and `config.json`, which comes last.
 
-  Every file is complete before it gets its name.  With several processes each takes part and the
+  Every file is complete before it gets its name. With several processes each takes part and the
   first one writes.
+
+  Raises:
+    UserError: as `save` does.
   """
   from safetensors import SafetensorError, numpy
 
   if dtype not in DTYPES:
     raise UserError(f"dtype is {dtype!r}: choose one of {', '.join(DTYPES)}")
-  folder, texts = Path(folder), dict(texts or {})
+  folder = Path(folder)
+  texts = dict(texts or {})
   params = lora.merge(params)
   weights.check(config, wanted, params)
-  shards = list(_shards(config, wanted, params, shard_bytes, jnp.dtype(dtype).itemsize))
-  names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-  names = names if len(shards) > 1 else [SINGLE]
+  shards = _split_into_shards(config, wanted, params, shard_bytes, jnp.dtype(dtype).itemsize)
+  names = _file_names(len(shards))
+  is_writer = jax.process_index() == 0
   try:
     folder.mkdir(parents=True, exist_ok=True)
     for name, shard in zip(names, shards, strict=True):
-      content = {
-        tensor.name.format(i): weights.extract(tensor, i, params).astype(dtype)
-        for tensor, i in shard
-      }
-      if jax.process_index() == 0:
+      # To take an array off the devices is collective: every process must do it.
+      content = _shard_content(shard, params, dtype)
+      if is_writer:
         numpy.save_file(content, _part(folder / name), metadata={"format": "pt"})
+        # safetensors makes files that only their owner may read.
         _part(folder / name).chmod(0o644)
+      # The next shard must not be made beside this one.
       del content
-    if jax.process_index():
+    if not is_writer:
       return
     for name, text in texts.items():
       _part(folder / name).write_text(text, "utf-8")
-    _finish(folder, (*names, *texts), raw, _weight_map(names, shards, params, dtype))
+    index = _index(names, shards, params, dtype) if len(names) > 1 else None
+    _finish(folder, (*names, *texts), raw, index)
   except (OSError, SafetensorError) as error:
     for name in (*names, *texts, INDEX, CONFIG):
       _part(folder / name).unlink(missing_ok=True)
@@ -94,29 +102,80 @@ def write(
     ) from error
 
 
+# --- shards ---
+
+
+def _split_into_shards(
+  config: Config,
+  wanted: tuple[Tensor, ...],
+  params: Params,
+  limit: int,
+  itemsize: int,
+) -> list[Shard]:
+  """Returns the tensors with their layers, for files of at most `limit` bytes."""
+  shards: list[Shard] = [[]]
+  size = 0
+  for tensor in wanted:
+    layers = config.depth if tensor.stacked else 1
+    tensor_bytes = itemsize * _count_numbers(tensor.leaves, params) // layers
+    for layer in range(layers):
+      if shards[-1] and size + tensor_bytes > limit:
+        shards.append([])
+        size = 0
+      shards[-1].append((tensor, layer))
+      size += tensor_bytes
+  return shards
+
+
+def _count_numbers(leaves: tuple[str, ...] | set[str], params: Params) -> int:
+  """Returns how many numbers the given parameters have together."""
+  total = 0
+  for leaf in leaves:
+    for array in weights.stacks(leaf, params):
+      total += math.prod(array.shape)
+  return total
+
+
+def _file_names(count: int) -> list[str]:
+  """Returns the names of the files of a model, as `transformers` gives them."""
+  if count == 1:
+    return [SINGLE]
+  return [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+
+
+def _shard_content(shard: Shard, params: Params, dtype: str) -> dict[str, np.ndarray]:
+  """Returns the tensors of one file by their names."""
+  content = {}
+  for tensor, layer in shard:
+    array = weights.extract(tensor, layer, params)
+    content[tensor.name.format(layer)] = array.astype(dtype)
+  return content
+
+
+def _index(names: list[str], shards: list[Shard], params: Params, dtype: str) -> Raw:
+  """Returns the content of the index, which says in which file each tensor is."""
+  file_by_tensor = {}
+  leaves: set[str] = set()
+  for name, shard in zip(names, shards, strict=True):
+    for tensor, layer in shard:
+      file_by_tensor[tensor.name.format(layer)] = name
+      leaves |= set(tensor.leaves)
+  total_size = jnp.dtype(dtype).itemsize * _count_numbers(leaves, params)
+  return {"metadata": {"total_size": total_size}, "weight_map": file_by_tensor}
+
+
+# --- files ---
+
+
 def _part(path: Path) -> Path:
+  """Returns the name that a file has until it is complete."""
   return path.with_name(f".{path.name}.part")
 
 
-def _weight_map(
-  names: list[str], shards: list[list[tuple[Tensor, int]]], params: Params, dtype: str
-) -> Raw | None:
-  """The content of the index; None for one file."""
-  if len(names) == 1:
-    return None
-  where = {
-    tensor.name.format(i): name
-    for name, shard in zip(names, shards, strict=True)
-    for tensor, i in shard
-  }
-  leaves = {leaf for shard in shards for tensor, _ in shard for leaf in tensor.leaves}
-  numbers = sum(math.prod(x.shape) for leaf in leaves for x in weights.stacks(leaf, params))
-  return {"metadata": {"total_size": jnp.dtype(dtype).itemsize * numbers}, "weight_map": where}
-
-
 def _finish(folder: Path, names: tuple[str, ...], raw: Raw, index: Raw | None) -> None:
-  """Gives the written files their names, removes those of an earlier model, and writes the index
-  and `config.json`.
+  """Gives the written files their names, and writes the index and `config.json`.
+
+  The files of an earlier model in the folder are removed.
   """
   for name in names:
     _part(folder / name).replace(folder / name)
@@ -124,32 +183,12 @@ def _finish(folder: Path, names: tuple[str, ...], raw: Raw, index: Raw | None) -
     if stale.name not in names:
       stale.unlink()
   if index:
-    _write(folder / INDEX, index)
+    _write_json(folder / INDEX, index)
   else:
     (folder / INDEX).unlink(missing_ok=True)
-  _write(folder / CONFIG, raw)
+  _write_json(folder / CONFIG, raw)
 
 
-def _write(path: Path, value: Raw) -> None:
+def _write_json(path: Path, value: Raw) -> None:
   _part(path).write_text(json.dumps(value, indent=2) + "\n", "utf-8")
   _part(path).replace(path)
-
-
-def _shards(
-  config: Config, wanted: tuple[Tensor, ...], params: Params, limit: int, itemsize: int
-) -> Iterator[list[tuple[Tensor, int]]]:
-  """The tensors with their layers, in files of at most `limit` bytes."""
-  shard, size = [], 0
-  for tensor in wanted:
-    count = config.depth if tensor.stacked else 1
-    numbers = sum(
-      math.prod(x.shape) for name in tensor.leaves for x in weights.stacks(name, params)
-    )
-    each = itemsize * numbers // count
-    for i in range(count):
-      if shard and size + each > limit:
-        yield shard
-        shard, size = [], 0
-      shard.append((tensor, i))
-      size += each
-  yield shard
