@@ -173,7 +173,7 @@ def load() -> tuple[Rated, ...]:
   """The shipped table, texts cleaned: HTML entities resolved, a tweet without the names it answers
   to.
   """
-  content = gzip.decompress(resources.files("instructjax.data").joinpath(TABLE).read_bytes())
+  content = gzip.decompress(resources.files("instructjax.data.public").joinpath(TABLE).read_bytes())
   rows = []
   for line in content.decode().split("\n")[1:-1]:
     domain, key, digits, text = line.split("\t")

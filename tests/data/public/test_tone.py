@@ -43,7 +43,7 @@ def texts(part) -> set[str]:
 
 
 def script():
-  path = Path(__file__).parent.parent.parent / "scripts" / "build_tone_table.py"
+  path = Path(__file__).parents[3] / "scripts" / "build_tone_table.py"
   spec = importlib.util.spec_from_file_location("build_tone_table", path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -54,7 +54,7 @@ def script():
 
 
 def test_the_table_is_the_one_that_the_script_builds():
-  packed = resources.files("instructjax.data").joinpath(tone.TABLE).read_bytes()
+  packed = resources.files("instructjax.data.public").joinpath(tone.TABLE).read_bytes()
   content = gzip.decompress(packed)
   assert hashlib.sha256(content).hexdigest() == script().TABLE_SHA256
   assert packed == gzip.compress(content, compresslevel=9, mtime=0)

@@ -112,7 +112,7 @@ def test_trees_with_holes_are_named_with_their_lines():
   _, problems = records.scan(rows, "comparison", SPELL["oasst"], name="f")
   expected = {
     8: "there is no message 'nobody'",
-    9: "'q' stands twice",
+    9: "'q' appears twice",
     10: "message_id: text",
     13: "object",
   }
@@ -235,7 +235,7 @@ def test_fields_map_any_source(tmp_path):
   [
     ("native", "prompt", "give OURS=THEIRS"),
     ("native", "promt=q", "did you mean 'prompt'"),
-    ("native", "prompt=a,prompt=b", "stands there twice"),
+    ("native", "prompt=a,prompt=b", "is named twice"),
     ("alpaca", "prompt=q", "give one of them"),
     ("native", "prompt=q,chosen=a", "give chosen and rejected"),
     ("xml", "", "config.data.spelling='xml': known are native"),
