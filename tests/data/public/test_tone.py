@@ -173,7 +173,7 @@ def test_the_texts_of_a_comparison_span_the_tones():
   for seed in range(20):
     drawn = tone._spread(np.random.default_rng(seed), rows, 4, "all")
     assert sorted((row.ratings[0] + 4) // 2 for row in drawn) == [0, 1, 2, 3]
-  with pytest.raises(UserError, match="a comparison of 4 texts asked for, 3 there are"):
+  with pytest.raises(UserError, match="a comparison of 4 texts is asked for, but there are 3"):
     tone._spread(np.random.default_rng(0), rows[:3], 3, "all")
 
 
@@ -199,7 +199,7 @@ def test_the_same_seed_gives_the_same_tasks_and_another_one_others(tasks):
 
 
 def test_too_many_are_refused():
-  with pytest.raises(UserError, match=r"100000 demonstrations asked for, \d+ there are"):
+  with pytest.raises(UserError, match=r"100000 demonstrations are asked for, but there are \d+"):
     tone.tasks(0, SIZES._replace(demonstrations=100_000))
 
 
