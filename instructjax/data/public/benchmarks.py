@@ -207,7 +207,7 @@ def winobias(text: str) -> Iterator[Row]:
 
 
 def stereoset(text: str) -> Iterator[Row]:
-  """Yields pairs of a stereotype and its opposite."""
+  """Yields pairs of StereoSet: a stereotype and its opposite."""
   for row in _rows(text):
     # Either the sentences differ in a word, or they follow a context, which is then a part of them.
     start = f"{row['context'].strip()} " if row["type"] == "intersentence" else ""

@@ -37,7 +37,7 @@ from typing import NamedTuple
 import numpy as np
 
 from instructjax.data.curation.hygiene import number
-from instructjax.data.public.tone_templates import TEST, TRAIN
+from instructjax.data.public.tone_templates import TEST, TRAIN, Template, Templates
 from instructjax.data.records import records
 from instructjax.data.records.records import Comparison, Demonstration, Prompt, Text
 from instructjax.errors import UserError
@@ -57,10 +57,6 @@ DIRECTIONS = ("praise", "criticise")
 K = (4, 9)
 # The mean rating of a demonstration is at least this far from 0.
 CLEAR = 1.0
-
-# A template is an instruction to praise and one to criticise.
-Template = tuple[str, str]
-Templates = dict[str, tuple[Template, ...]]
 
 
 class Rated(NamedTuple):

@@ -7,8 +7,13 @@ shows whether a model understands an instruction that it was not trained on.
 
 from __future__ import annotations
 
+# The instruction to praise, and the one to criticise.
+Template = tuple[str, str]
+# The templates of each domain.
+Templates = dict[str, tuple[Template, ...]]
+
 # The prompts of the training data.
-TRAIN = {
+TRAIN: Templates = {
   "movies": (
     (
       "Praise this film in one sentence.\nPraise:",
@@ -56,7 +61,7 @@ TRAIN = {
   ),
 }
 # The prompts of the evaluation. Product reviews are in the evaluation alone.
-TEST = {
+TEST: Templates = {
   "movies": (
     (
       "Give me one line of a glowing film review.\nGlowing review:",

@@ -1,4 +1,4 @@
-"""Reading, checking and writing records, one JSON object a line. There are five kinds:
+"""Reading, checking and writing the five kinds of records, one JSON object a line.
 
   demonstration  prompt, completion           [FROM, annotations]
   comparison     prompt, completions, ranks   [labeler, FROM, annotations, ratings, sources]
