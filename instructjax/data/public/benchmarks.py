@@ -271,8 +271,8 @@ def apart(references: str, passage: str) -> list[str]:
   what the references are, and the list is empty.
   """
   words = references.split(" ")
-  # `best[n]` is about the first n words. As many spans as there are words are always enough, so one
-  # more stands for no way at all.
+  # `best[n]` is about the first n words. No way has more spans than there are words, so one more
+  # stands for no way at all.
   no_way = _Way(len(words) + 1, 0, 0)
   best = [_Way(0, 1, 0)] + [no_way] * len(words)
   for start in range(len(words)):

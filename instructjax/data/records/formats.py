@@ -34,8 +34,8 @@ def preference(row: dict[str, Any], kind: str) -> dict[str, Any]:
   rejected = _field(row, "rejected")
   prompt = row.get("prompt")
   if isinstance(chosen, list) and isinstance(rejected, list):
-    # A prompt that is a text only repeats a message that is in both chats (UltraFeedback, for
-    # example, has one beside its messages).
+    # A prompt that is a text only repeats a message that is in both chats. The binarized version of
+    # UltraFeedback has one.
     if prompt is None or isinstance(prompt, str):
       shared = _shared_length(chosen, rejected)
       prompt = chosen[:shared]
