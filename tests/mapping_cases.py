@@ -1,4 +1,4 @@
-"""Rows of public TFDS data sets, with the features of the real builders, and the record that each becomes."""
+"""Rows of public TFDS data sets with the features of the real builders, and their records."""
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -7,20 +7,26 @@ from instructjax.data.records.records import Demonstration, Prompt, Text
 
 F = tfds.features
 TEXT, INT = F.Text(), np.int32
-LABEL = lambda *names: F.ClassLabel(names=list(names))
-NO_YES = LABEL("False", "True")
-ENTAILS = LABEL("entailment", "not_entailment")
+
+
+def label(*names):
+  return F.ClassLabel(names=list(names))
+
+
+NO_YES = label("False", "True")
+ENTAILS = label("entailment", "not_entailment")
 SPANS = F.Sequence({"answer_start": INT, "text": TEXT})
 SCORED = {"text": TEXT, "toxicity": np.float32}
 SQUAD = {"id": TEXT, "title": TEXT, "context": TEXT, "question": TEXT, "answers": SPANS}
 PARAGRAPH = (
-  "Answer each question using information in the preceding background paragraph. If there is not enough information "
-  'provided, answer with "Not in background."\n\n'
+  "Answer each question using information in the preceding background paragraph. "
+  'If there is not enough information provided, answer with "Not in background."\n\n'
 )
 RTE = "Passage: P.\n\nQuestion: From this passage can one reasonably conclude that h?\n\nAnswer:"
 WSC = {"text": TEXT, "span1_text": TEXT, "span2_text": TEXT, "span1_index": INT, "label": NO_YES}
 
-CASES = {  # name: (features, row, the first record)
+# By the name of the data set: its features, a row, and the record that the row becomes.
+CASES = {
   "c4/en": (
     {"text": TEXT, "url": TEXT, "timestamp": TEXT},
     {"text": "t", "url": "u", "timestamp": "x"},
@@ -71,7 +77,8 @@ CASES = {  # name: (features, row, the first record)
     },
     {"passage": "P", "question": "Q", "answer": "7", "query_id": "i", "validated_answers": ["7"]},
     Demonstration(
-      "Answer each question using information in the preceding passage.\n\nPassage: P\nQuestion: Q\nAnswer:",
+      "Answer each question using information in the preceding passage.\n\n"
+      "Passage: P\nQuestion: Q\nAnswer:",
       "7",
     ),
   ),
@@ -83,10 +90,11 @@ CASES = {  # name: (features, row, the first record)
     ),
   ),
   "glue/sst2": (
-    {"sentence": TEXT, "label": LABEL("negative", "positive"), "idx": INT},
+    {"sentence": TEXT, "label": label("negative", "positive"), "idx": INT},
     {"sentence": "s", "label": "positive", "idx": 0},
     Demonstration(
-      "For each snippet of text, label the sentiment of the text as positive or negative.\n\nText: s\nLabel:",
+      "For each snippet of text, label the sentiment of the text as positive or negative.\n\n"
+      "Text: s\nLabel:",
       "positive",
     ),
   ),
@@ -101,7 +109,7 @@ CASES = {  # name: (features, row, the first record)
     Demonstration(RTE, "No"),
   ),
   "super_glue/cb": (
-    {"premise": TEXT, "hypothesis": TEXT, "label": LABEL("entailment", "contradiction", "neutral")},
+    {"premise": TEXT, "hypothesis": TEXT, "label": label("entailment", "contradiction", "neutral")},
     {"premise": "P.", "hypothesis": "h", "label": "neutral"},
     Demonstration(RTE, "Maybe"),
   ),
@@ -116,7 +124,7 @@ CASES = {  # name: (features, row, the first record)
       "question": TEXT,
       "choice1": TEXT,
       "choice2": TEXT,
-      "label": LABEL("choice1", "choice2"),
+      "label": label("choice1", "choice2"),
     },
     {
       "premise": "It fell.",
@@ -145,7 +153,8 @@ CASES = {  # name: (features, row, the first record)
       "label": "False",
     },
     Demonstration(
-      'Passage: Ann saw her.\n\nQuestion: In the passage above, does the pronoun "her" refer to Ann?\n\nAnswer:',
+      "Passage: Ann saw her.\n\n"
+      'Question: In the passage above, does the pronoun "her" refer to Ann?\n\nAnswer:',
       "No",
     ),
   ),

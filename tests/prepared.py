@@ -1,5 +1,6 @@
-"""Small prepared copies of TFDS data sets, with the features of the real builders and without
-TensorFlow.
+"""Small prepared copies of TFDS data sets, with the features of the real builders.
+
+TensorFlow is not needed.
 """
 
 import tensorflow_datasets as tfds
@@ -7,14 +8,17 @@ from tensorflow_datasets.core.dataset_builders.adhoc_builder import AdhocBuilder
 
 
 class Small(AdhocBuilder, skip_registration=True):
-  """A prepared data set of rows in memory; the parent asks TensorFlow what kind of rows they are."""
+  """A prepared data set of rows in memory.
+
+  The method of the parent class asks TensorFlow what kind of rows they are.
+  """
 
   def _split_generators(self, manager):
     return {name: iter(list(enumerate(rows))) for name, rows in self._split_datasets.items()}
 
 
 def prepare(folder, name, features, rows, file_format="array_record"):
-  """The folder of a prepared data set NAME[/CONFIG] with one split, train."""
+  """Prepares a data set NAME[/CONFIG] with one split, train, and returns its folder."""
   name, _, config = name.partition("/")
   features = tfds.features.FeaturesDict(features) if isinstance(features, dict) else features
   builder = Small(

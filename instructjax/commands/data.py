@@ -1,5 +1,6 @@
-"""`instructjax data ACTION`: the options of each action and what it does.  Imports nothing slow
-before an action needs it.
+"""`instructjax data ACTION`: the options of each action, and what it does.
+
+Nothing slow is imported before an action needs it, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -14,64 +15,166 @@ from pathlib import Path
 from instructjax.data.records import records, sources, spellings
 from instructjax.errors import UserError
 
-KINDS = tuple(kind for kind in records.KINDS if kind != "text")  # those with a prompt
+# The kinds of records that have a prompt. Documents have none, so the hygiene rules and the tables
+# do not apply to them.
+KINDS = tuple(kind for kind in records.KINDS if kind != "text")
+
+
+# --- options ---
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
-  """The actions and their options."""
+  """Adds the actions and their options to the command."""
   actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
-  add = lambda name, text: actions.add_parser(name, help=text, description=text, allow_abbrev=False)
-  check = add("check", "validate files and list every problem with file, line and field")
-  check.add_argument("files", nargs="+", metavar="FILE")
-  _kind(check, [*records.KINDS])
-  _clean(add("clean", "the paper's hygiene: consent, duplicates, cap, split by user, PII, length"))
-  stats = add("stats", "the paper's Tables 1 and 6 to 11 for any data")
-  stats.add_argument(
-    "files", nargs="+", metavar="FILE", help="train, valid or test in its name is its split"
+
+  def add(name: str, text: str) -> argparse.ArgumentParser:
+    return actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+  _add_check_options(
+    add("check", "validate files and list every problem with file, line and field")
   )
-  _kind(stats, KINDS)
-  _tokenizer(stats, "without it lengths are in UTF-8 bytes")
-  stats.add_argument("--group", default="user", choices=["user", "organisation"], help="of Table 8")
-  stats.add_argument("--json", action="store_true", help="print one JSON object")
-  compare = add(
-    "compare",
-    "the use cases of two files: differences with 95 %% intervals, total variation distance",
+  _add_clean_options(
+    add("clean", "the paper's hygiene: consent, duplicates, cap, split by user, PII, length")
   )
-  compare.add_argument("files", nargs=2, metavar="FILE")
-  _kind(compare, KINDS)
-  compare.add_argument("--seed", type=int, default=0)
-  compare.add_argument("--json", action="store_true", help="print one JSON object")
-  expand = add(
-    "expand", "demonstrations from few-shot prompts of labelers: K pairs make K examples"
+  _add_stats_options(add("stats", "the paper's Tables 1 and 6 to 11 for any data"))
+  _add_compare_options(
+    add(
+      "compare",
+      # argparse fills in what follows a percent sign, so it is doubled.
+      "the use cases of two files: differences with 95 %% intervals, total variation distance",
+    )
   )
-  expand.add_argument("file")
-  expand.add_argument("--out", required=True, metavar="FILE")
-  expand.add_argument("--shots", type=int, help="pairs before the target; default all others")
-  expand.add_argument(
-    "--samples", type=int, default=1, help="examples of each pair with other shots; default 1"
+  _add_expand_options(
+    add("expand", "demonstrations from few-shot prompts of labelers: K pairs make K examples")
   )
-  expand.add_argument("--seed", type=int, default=0)
-  convert = add("convert", "any source as one JSONL file of our records")
-  convert.add_argument("source")
-  convert.add_argument("--out", required=True, metavar="FILE")
-  _kind(convert, [*records.KINDS])
-  convert.add_argument(
-    "--leave-out",
-    action="store_true",
-    help="the rows with problems, which are listed, instead of stopping",
-  )
+  _add_convert_options(add("convert", "any source as one JSONL file of our records"))
+
+  # Public data.
   tone = add("tone", "write the quickstart's data as JSONL files")
   tone.add_argument("--out", required=True)
   tone.add_argument("--seed", type=int, default=0)
+
   benchmarks = add(
     "benchmarks", "fetch real evaluation data and write the rows that `instructjax eval` reads"
   )
   benchmarks.add_argument("--out", required=True, metavar="DIR")
 
 
-def _kind(command: argparse.ArgumentParser, kinds: Sequence[str]) -> None:
+def _add_check_options(command: argparse.ArgumentParser) -> None:
+  command.add_argument("files", nargs="+", metavar="FILE")
+  _add_kind_options(command, [*records.KINDS])
+
+
+def _add_clean_options(command: argparse.ArgumentParser) -> None:
+  # The options have no defaults here: `hygiene.Hygiene` has them, and the texts repeat them.
+  command.add_argument("--in", dest="files", nargs="+", required=True, metavar="FILE")
   command.add_argument(
-    "--kind", choices=kinds, help="default: what the fields of a file's first record say"
+    "--out",
+    required=True,
+    metavar="DIR",
+    help="gets train, valid, test.jsonl and report.json",
+  )
+  _add_kind_options(command, KINDS)
+  # The rules of section 3.2 of the paper: near-duplicates, a cap for each user, splits by user, and
+  # no personal data in the training split.
+  command.add_argument(
+    "--prefix",
+    type=int,
+    help="characters that make near-duplicates; default 128, 0 for no such rule",
+  )
+  command.add_argument(
+    "--cap",
+    type=int,
+    help="prompts of one user; default 200, 0 for no such rule",
+  )
+  command.add_argument(
+    "--group",
+    choices=["user", "organisation"],
+    help="of the cap and the split; default user",
+  )
+  command.add_argument("--valid", type=float, help="share of the users; default 0.1")
+  command.add_argument("--test", type=float, help="share of the users; default 0.1")
+  command.add_argument(
+    "--pii",
+    choices=["drop", "mask", "off"],
+    help="what to do in the training split; default drop",
+  )
+  command.add_argument(
+    "--missing-consent",
+    choices=["keep", "drop"],
+    help="records that do not say; default keep",
+  )
+  # The paper's limits of the lengths, in tokens (App. C).
+  _add_tokenizer_option(command, "without it no length is checked")
+  command.add_argument(
+    "--prompt-tokens",
+    type=int,
+    help="longer prompts are left out; default 1024, 0 for no such rule",
+  )
+  command.add_argument("--response-tokens", type=int, help="default 1024, 0 for no such rule")
+  command.add_argument(
+    "--long-responses",
+    choices=["keep", "drop"],
+    help="the stages cut them; default keep",
+  )
+  command.add_argument("--seed", type=int, help="of the split and of what a rule keeps; default 0")
+
+
+def _add_stats_options(command: argparse.ArgumentParser) -> None:
+  command.add_argument(
+    "files",
+    nargs="+",
+    metavar="FILE",
+    help="train, valid or test in its name is its split",
+  )
+  _add_kind_options(command, KINDS)
+  _add_tokenizer_option(command, "without it lengths are in UTF-8 bytes")
+  command.add_argument(
+    "--group",
+    default="user",
+    choices=["user", "organisation"],
+    help="of Table 8",
+  )
+  command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_compare_options(command: argparse.ArgumentParser) -> None:
+  command.add_argument("files", nargs=2, metavar="FILE")
+  _add_kind_options(command, KINDS)
+  command.add_argument("--seed", type=int, default=0)
+  command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_expand_options(command: argparse.ArgumentParser) -> None:
+  command.add_argument("file")
+  command.add_argument("--out", required=True, metavar="FILE")
+  command.add_argument("--shots", type=int, help="pairs before the target; default all others")
+  command.add_argument(
+    "--samples",
+    type=int,
+    default=1,
+    help="examples of each pair with other shots; default 1",
+  )
+  command.add_argument("--seed", type=int, default=0)
+
+
+def _add_convert_options(command: argparse.ArgumentParser) -> None:
+  command.add_argument("source")
+  command.add_argument("--out", required=True, metavar="FILE")
+  _add_kind_options(command, [*records.KINDS])
+  command.add_argument(
+    "--leave-out",
+    action="store_true",
+    help="the rows with problems, which are listed, instead of stopping",
+  )
+
+
+def _add_kind_options(command: argparse.ArgumentParser, kinds: Sequence[str]) -> None:
+  """Adds the options that say how the rows of a file are read."""
+  command.add_argument(
+    "--kind",
+    choices=kinds,
+    help="default: what the fields of a file's first record say",
   )
   command.add_argument("--spelling", default="native", choices=[*spellings.SPELLINGS])
   command.add_argument(
@@ -82,67 +185,38 @@ def _kind(command: argparse.ArgumentParser, kinds: Sequence[str]) -> None:
   )
 
 
-def _tokenizer(command: argparse.ArgumentParser, without: str) -> None:
+def _add_tokenizer_option(command: argparse.ArgumentParser, without: str) -> None:
   command.add_argument(
-    "--tokenizer", help=f"a model folder, tokenizer.json, .model, .gguf, or bytes; {without}"
+    "--tokenizer",
+    help=f"a model folder, tokenizer.json, .model, .gguf, or bytes; {without}",
   )
 
 
-def _clean(command: argparse.ArgumentParser) -> None:
-  command.add_argument("--in", dest="files", nargs="+", required=True, metavar="FILE")
-  command.add_argument(
-    "--out", required=True, metavar="DIR", help="gets train, valid, test.jsonl and report.json"
-  )
-  _kind(command, KINDS)
-  command.add_argument(
-    "--prefix",
-    type=int,
-    help="characters that make near-duplicates; default 128, 0 for no such rule",
-  )
-  command.add_argument(
-    "--cap", type=int, help="prompts of one user; default 200, 0 for no such rule"
-  )
-  command.add_argument(
-    "--group", choices=["user", "organisation"], help="of the cap and the split; default user"
-  )
-  command.add_argument("--valid", type=float, help="share of the users; default 0.1")
-  command.add_argument("--test", type=float, help="share of the users; default 0.1")
-  command.add_argument(
-    "--pii", choices=["drop", "mask", "off"], help="what to do in the training split; default drop"
-  )
-  command.add_argument(
-    "--missing-consent", choices=["keep", "drop"], help="records that do not say; default keep"
-  )
-  _tokenizer(command, "without it no length is checked")
-  command.add_argument(
-    "--prompt-tokens",
-    type=int,
-    help="longer prompts are left out; default 1024, 0 for no such rule",
-  )
-  command.add_argument("--response-tokens", type=int, help="default 1024, 0 for no such rule")
-  command.add_argument(
-    "--long-responses", choices=["keep", "drop"], help="the stages cut them; default keep"
-  )
-  command.add_argument("--seed", type=int, help="of the split and of what a rule keeps; default 0")
+# --- actions ---
 
 
 def run(args: argparse.Namespace) -> None:
-  """The action.  Raises UserError for whatever a user can mend."""
+  """Runs the action.
+
+  Raises:
+    UserError: for whatever the user can correct.
+  """
   actions = {
     "check": check,
     "clean": clean,
     "stats": stats,
     "compare": compare,
     "expand": expand,
+    "convert": convert,
     "tone": tone,
+    "benchmarks": benchmarks,
   }
-  actions |= {"convert": convert, "benchmarks": benchmarks}
   actions[args.action](args)
 
 
 @contextlib.contextmanager
 def _writing(out: str) -> Iterator[None]:
-  """Raises UserError where --out cannot be written."""
+  """Turns every failure to write under --out into a UserError."""
   try:
     yield
   except OSError as error:
@@ -150,46 +224,44 @@ def _writing(out: str) -> Iterator[None]:
 
 
 def check(args: argparse.Namespace) -> None:
-  bad, total = 0, 0
+  """Prints the number of records of each good file, and the problems of the others."""
+  bad_files = 0
+  total = 0
   for file in args.files:
-    found, kind, problems = _examined(file, args)
+    rows, kind, problems = _examine(file, args)
+    # Problems go to stderr, so that stdout has the good files alone.
     for problem in problems:
       print(problem, file=sys.stderr)
-    bad, total = bad + bool(problems), total + len(problems)
-    if not problems:
-      print(f"{file}: {len(found)} {kind}s, no problem")
+    total += len(problems)
+    if problems:
+      bad_files += 1
+    else:
+      print(f"{file}: {len(rows)} {kind}s, no problem")
   if total:
-    raise UserError(
-      f"{_count(total, 'problem')} in {bad} of {_count(len(args.files), 'file')}; mend the lines "
-      "above"
-    )
+    problems_in_all = _counted(total, "problem")
+    files_in_all = _counted(len(args.files), "file")
+    raise UserError(f"{problems_in_all} in {bad_files} of {files_in_all}; mend the lines above")
 
 
 def clean(args: argparse.Namespace) -> None:
+  """Applies the hygiene rules to the files and writes the splits and a report."""
   from instructjax.data.curation import hygiene
   from instructjax.data.tokens import tokenizers
   from instructjax.system.tables import Table, show
 
-  given = {
-    name: getattr(args, name)
-    for name in hygiene.Hygiene.__dataclass_fields__
-    if getattr(args, name) is not None
-  }
-  settings = hygiene.Hygiene(**given)
+  # What the command line leaves out keeps the default of the settings.
+  options = {name: getattr(args, name) for name in hygiene.Hygiene.__dataclass_fields__}
+  settings = hygiene.Hygiene(**{name: v for name, v in options.items() if v is not None})
   out = Path(args.out)
   targets = {name: out / f"{name}.jsonl" for name in hygiene.SPLITS}
-  clash = {
-    file
-    for file in args.files
-    for target in targets.values()
-    if Path(file).resolve() == target.resolve()
-  }
-  if clash:
-    raise UserError(
-      f"--out={out}: would write over the input {clash.pop()}; choose another directory"
-    )
-  rows, kinds = _all(args)
+  # Whoever cleans train.jsonl into its own directory would lose the original.
+  target_paths = {target.resolve() for target in targets.values()}
+  for file in args.files:
+    if Path(file).resolve() in target_paths:
+      raise UserError(f"--out={out}: would write over the input {file}; choose another directory")
+  rows, kinds = _read_all(args)
   if len(kinds) > 1:
+    # The split of a user depends on the seed alone, so files that are cleaned apart fit together.
     raise UserError(
       f"--in: {' and '.join(sorted(kinds))} files together; clean each kind by itself, with the "
       "same --seed"
@@ -200,172 +272,184 @@ def clean(args: argparse.Namespace) -> None:
   with _writing(args.out):
     out.mkdir(parents=True, exist_ok=True)
     for name, target in targets.items():
-      target.unlink(missing_ok=True)  # of an earlier run
+      # An empty split writes no file, and must not leave the one of an earlier run.
+      target.unlink(missing_ok=True)
       if cleaned.splits[name]:
         records.write(target, cleaned.splits[name])
-    (out / "report.json").write_text(
-      json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-  rules = [
+    content = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    (out / "report.json").write_text(content, encoding="utf-8")
+
+  rule_rows = [
     (rule.rule, rule.before, rule.removed, rule.before - rule.removed, rule.note)
     for rule in cleaned.rules
   ]
-  splits = [
-    (
-      str(targets[name]) if one["records"] else f"{name}: nothing, no file",
-      one["records"],
-      one["users"],
-    )
-    for name, one in report["splits"].items()
-  ]
+  split_rows = []
+  for name, counts in report["splits"].items():
+    file = str(targets[name]) if counts["records"] else f"{name}: nothing, no file"
+    split_rows.append((file, counts["records"], counts["users"]))
   show(
     [
-      Table("Rules", ("rule", "records", "removed", "left", "note"), rules),
-      Table("Splits", ("file", "records", "users"), splits),
+      Table("Rules", ("rule", "records", "removed", "left", "note"), rule_rows),
+      Table("Splits", ("file", "records", "users"), split_rows),
     ]
   )
 
 
 def stats(args: argparse.Namespace) -> None:
+  """Prints the paper's tables about the files."""
   from instructjax.data.curation import statistics
   from instructjax.system import tables
 
+  # Each file is a column or a row of its own: its data set (Table 6) comes from its kind, and its
+  # split from its name.
   parts = []
   for file in args.files:
-    found, kind = _read(file, args)
-    parts.append(statistics.Part(statistics.DATA_SETS[kind], statistics.split_name(file), found))
-  length, unit = _length(args.tokenizer)
-  found = statistics.tables(parts, length, unit, args.group)
+    rows, kind = _read(file, args)
+    parts.append(statistics.Part(statistics.DATA_SETS[kind], statistics.split_name(file), rows))
+  length, unit = _length_function(args.tokenizer)
+  all_tables = statistics.tables(parts, length, unit, args.group)
   if args.json:
-    print(json.dumps({"tables": tables.as_json(found)}, ensure_ascii=False))
+    print(json.dumps({"tables": tables.as_json(all_tables)}, ensure_ascii=False))
   else:
-    tables.show(found)
+    tables.show(all_tables)
 
 
 def compare(args: argparse.Namespace) -> None:
+  """Prints how the use cases of two files differ."""
   from instructjax.data.curation import mix
   from instructjax.system import tables
 
-  a, b = (_read(file, args)[0] for file in args.files)
-  found = mix.compare(a, b, seed=args.seed)
+  rows_a, _ = _read(args.files[0], args)
+  rows_b, _ = _read(args.files[1], args)
+  comparison = mix.compare(rows_a, rows_b, seed=args.seed)
   if args.json:
     shares = {
-      name: {"a": a, "b": b, "difference": one._asdict()}
-      for name, (a, b, one) in found.shares.items()
+      name: {"a": a, "b": b, "difference": difference._asdict()}
+      for name, (a, b, difference) in comparison.shares.items()
     }
-    print(json.dumps(found._asdict() | {"shares": shares}, ensure_ascii=False))
+    print(json.dumps({**comparison._asdict(), "shares": shares}, ensure_ascii=False))
     return
-  tables.show([mix.table(found, tuple(args.files))])
+  tables.show([mix.table(comparison, tuple(args.files))])
   print(
-    f"total variation distance {found.distance:.3f}; two samples of one mix of these sizes differ "
-    "by up to "
-    f"{found.chance:.3f} in 95 of 100 draws"
+    f"total variation distance {comparison.distance:.3f}; two samples of one mix of these sizes "
+    f"differ by up to {comparison.chance:.3f} in 95 of 100 draws"
   )
 
 
 def expand(args: argparse.Namespace) -> None:
+  """Writes the demonstrations that the few-shot prompts of a file make."""
   from instructjax.data.curation import few_shot
 
-  found = records.read(args.file, "few_shot")
-  rows = [
-    demo
-    for one in found
-    for demo in few_shot.expand(one, shots=args.shots, samples=args.samples, seed=args.seed)
-  ]
+  prompts = records.read(args.file, "few_shot")
+  # A prompt with K pairs makes K examples for each of --samples (section 3.2 of the paper).
+  demonstrations = []
+  for prompt in prompts:
+    demonstrations += few_shot.expand(
+      prompt,
+      shots=args.shots,
+      samples=args.samples,
+      seed=args.seed,
+    )
   with _writing(args.out):
-    records.write(args.out, rows)
-  print(f"{args.out}: {len(rows)} demonstrations from {_count(len(found), 'few-shot prompt')}")
+    records.write(args.out, demonstrations)
+  count = _counted(len(prompts), "few-shot prompt")
+  print(f"{args.out}: {len(demonstrations)} demonstrations from {count}")
 
 
 def convert(args: argparse.Namespace) -> None:
-  found, kind, problems = _examined(args.source, args)
-  if not args.leave_out or not found:
+  """Writes the records of any source as one JSONL file."""
+  rows, kind, problems = _examine(args.source, args)
+  # Where there is not a single record, there is nothing to go on with.
+  if not args.leave_out or not rows:
     records.report(problems)
   for problem in problems:
     print(f"left out: {problem}", file=sys.stderr)
   with _writing(args.out):
-    records.write(args.out, found)
-  print(f"{args.out}: {_count(len(found), kind)}; {_count(len(problems), 'problem')}")
+    records.write(args.out, rows)
+  print(f"{args.out}: {_counted(len(rows), kind)}; {_counted(len(problems), 'problem')}")
 
 
 def tone(args: argparse.Namespace) -> None:
+  """Writes the data of the quickstart and prints the names of the files."""
   from instructjax.data.public import tone
 
   tasks = tone.tasks(args.seed)
   with _writing(args.out):
     paths = tone.write(args.out, tasks)
-  print("\n".join(map(str, paths)))
+  for path in paths:
+    print(path)
 
 
 def benchmarks(args: argparse.Namespace) -> None:
+  """Writes the evaluation data and prints what each file is for and where it is from."""
   from instructjax.data.public import benchmarks
   from instructjax.system.tables import Table, show
 
   with _writing(args.out):
-    found = benchmarks.write(args.out)
-  rows = [
-    (f"{Path(args.out) / one.name}.jsonl", count, one.field, one.origin, one.about)
-    for one, count in found
-  ]
-  show(
-    [
-      Table(
-        "Real data for evaluations",
-        ("file", "rows", "for", "origin and licence", "what the copy has"),
-        rows,
-      )
-    ]
-  )
+    counts = benchmarks.write(args.out)
+  table_rows = []
+  for data_set, count in counts:
+    file = f"{Path(args.out) / data_set.name}.jsonl"
+    table_rows.append((file, count, data_set.field, data_set.origin, data_set.about))
+  columns = ("file", "rows", "for", "origin and licence", "what the copy has")
+  show([Table("Real data for evaluations", columns, table_rows)])
 
 
 # --- files ---
 
 
 def infer(source: str, spelling: str = "native", fields: str = "") -> str | None:
-  """The kind of record that a source holds, by its spelling, its fields or its first readable row;
-  None where none tells.
+  """Returns the kind of record that a source holds, or None if nothing says so.
+
+  The spelling says it first, then the mapping of fields, and then the first readable row.
   """
   return spellings.kind(spelling, fields) or sources.kind_of(source)
 
 
-def _examined(source: str, args: argparse.Namespace) -> tuple[list, str, list[str]]:
-  """(records, kind, problems) of a file or another source."""
+def _examine(source: str, args: argparse.Namespace) -> tuple[list, str, list[str]]:
+  """Returns the records of a source, their kind, and all problems. It raises none of them."""
   kind = args.kind
   try:
     kind = kind or infer(source, args.spelling, args.fields)
     if kind is None:
-      return (
-        [],
-        "record",
-        [
-          f"{source}: no line has the fields of a record; give its kind, "
-          f"--kind={'|'.join(records.KINDS)}"
-        ],
+      problem = (
+        f"{source}: no line has the fields of a record; give its kind, "
+        f"--kind={'|'.join(records.KINDS)}"
       )
+      return [], "record", [problem]
     spelling = spellings.choose(args.spelling, kind, args.fields, place="--")
   except UserError as error:
     return [], kind or "record", str(error).split("\n")
-  found, problems = sources.examine(source, kind, spelling)
-  return found, kind, problems
+  rows, problems = sources.examine(source, kind, spelling)
+  return rows, kind, problems
 
 
 def _read(file: str, args: argparse.Namespace) -> tuple[list, str]:
-  """(records, kind) of a file.  Raises UserError for every problem and for plain text, which has no
-  prompts.
+  """Returns the records of a file and their kind.
+
+  Raises:
+    UserError: for every problem, and for documents, which have no prompts.
   """
-  found, kind, problems = _examined(file, args)
+  rows, kind, problems = _examine(file, args)
   records.report(problems)
   if kind == "text":
     raise UserError(f"{file}: holds documents without prompts; give {', '.join(KINDS)} files")
-  return found, kind
+  return rows, kind
 
 
-def _all(args: argparse.Namespace) -> tuple[list, set[str]]:
-  both = [_read(file, args) for file in args.files]
-  return [row for found, _ in both for row in found], {kind for _, kind in both}
+def _read_all(args: argparse.Namespace) -> tuple[list, set[str]]:
+  """Returns the records of all files, and the kinds among them."""
+  all_rows = []
+  kinds = set()
+  for file in args.files:
+    rows, kind = _read(file, args)
+    all_rows += rows
+    kinds.add(kind)
+  return all_rows, kinds
 
 
-def _length(reference: str | None) -> tuple[Callable[[str], int], str]:
+def _length_function(reference: str | None) -> tuple[Callable[[str], int], str]:
+  """Returns the function that measures the length of a text, and the name of its unit."""
   if not reference:
     return lambda text: len(text.encode()), "UTF-8 bytes"
   from instructjax.data.tokens import tokenizers
@@ -374,5 +458,6 @@ def _length(reference: str | None) -> tuple[Callable[[str], int], str]:
   return lambda text: len(tokenizer.encode(text)), f"tokens of {reference}"
 
 
-def _count(n: int, what: str) -> str:
-  return f"{n} {what}{'' if n == 1 else 's'}"
+def _counted(count: int, noun: str) -> str:
+  """Returns a number with its noun in the singular or the plural."""
+  return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

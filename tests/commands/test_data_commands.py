@@ -1,6 +1,4 @@
-"""`instructjax data ...`: exit codes, what is written and printed, and no traceback whatever the
-files hold.
-"""
+"""`instructjax data ...`: exit codes, what is written and printed, and never a traceback."""
 
 import contextlib
 import gzip
@@ -20,7 +18,7 @@ from instructjax.data.records.records import Comparison, Demonstration, Prompt
 
 @pytest.fixture
 def data(capsys):
-  """Runs `instructjax data` with the arguments: (exit code, stdout, stderr)."""
+  """Returns a function that runs `instructjax data`: it gives (exit code, stdout, stderr)."""
 
   def call(*arguments):
     code = cli.main(["data", *map(str, arguments)])
@@ -57,7 +55,10 @@ def test_check_of_several_kinds_of_files(data, tmp_path):
     "b": '{"prompt": "p", "completion": "c"}\n',
     "t": '{"text": "t"}\n{"text": "u"}\n',
     "c": '{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]}\n',
-    "f": '{"instruction": "i", "pairs": [{"input": "x", "output": "y"}, {"input": "z", "output": "y"}]}\n',
+    "f": (
+      '{"instruction": "i", "pairs": '
+      '[{"input": "x", "output": "y"}, {"input": "z", "output": "y"}]}\n'
+    ),
   }
   files = [tmp_path / name for name in texts]
   for file, text in zip(files, texts.values(), strict=True):
@@ -108,10 +109,9 @@ def test_convert_maps_fields_and_lists_what_it_leaves_out(data, tmp_path):
   options = [source, "--fields=prompt=q,completion=a.0", f"--out={out}"]
   code, _, err = data("convert", *options)
   assert code == 2 and f"{source}:2: a.0: missing" in err and not out.exists()
-  code, shown, err = data("convert", *options, "--leave-out")
-  assert (code, shown) == (0, f"{out}: 1 demonstration; 1 problem\n") and err.startswith(
-    f"left out: {source}:2: a.0"
-  )
+  code, printed, err = data("convert", *options, "--leave-out")
+  assert (code, printed) == (0, f"{out}: 1 demonstration; 1 problem\n")
+  assert err.startswith(f"left out: {source}:2: a.0")
   assert records.read(out, "demonstration") == [Demonstration("Q", "A")]
   assert "give OURS=THEIRS" in data("check", source, "--fields=q")[2]
 
@@ -176,20 +176,17 @@ def test_clean_writes_the_splits_and_a_report(data, tmp_path):
     "prompt length",
     "response length",
   ]
-  assert [rule["removed"] for rule in report["rules"]][:3] == [
-    1,
-    0,
-    41,
-  ]  # u1 has 4 prompts left, the others 3
-  found = {
+  # The user u1 has 4 prompts left, and the others have 3.
+  assert [rule["removed"] for rule in report["rules"]][:3] == [1, 0, 41]
+  splits = {
     name: records.read(tmp_path / "out" / f"{name}.jsonl", "prompt") for name in hygiene.SPLITS
   }
-  assert {name: len(part) for name, part in found.items()} == {
+  assert {name: len(part) for name, part in splits.items()} == {
     n: s["records"] for n, s in report["splits"].items()
   }
-  users = [{row.user for row in part} for part in found.values()]
+  users = [{row.user for row in part} for part in splits.values()]
   assert sum(map(len, users)) == len(set().union(*users)) == 40
-  assert {row for part in found.values() for row in part} <= set(rows)
+  assert {row for part in splits.values() for row in part} <= set(rows)
   assert "near-duplicates" in out and "train.jsonl" in out
   files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
   assert set(files) == {"train.jsonl", "valid.jsonl", "test.jsonl", "report.json"}
@@ -274,8 +271,9 @@ def test_compare(data, tmp_path):
     "0.0",
     "75.0",
   ]
-  found = json.loads(data("compare", tmp_path / "a", tmp_path / "b", "--json")[1])
-  assert found["distance"] == 0.75 and found["shares"]["Chat"]["difference"]["value"] == 0.75
+  comparison = json.loads(data("compare", tmp_path / "a", tmp_path / "b", "--json")[1])
+  assert comparison["distance"] == 0.75
+  assert comparison["shares"]["Chat"]["difference"]["value"] == 0.75
   (tmp_path / "t").write_text('{"text": "t"}\n')
   assert data("compare", tmp_path / "a", tmp_path / "t")[0] == 2
 
@@ -287,8 +285,8 @@ def test_expand(data, tmp_path):
     "expand", tmp_path / "f.jsonl", f"--out={tmp_path}/d.jsonl", "--shots=2", "--samples=3"
   )
   assert code == 0 and out.endswith("12 demonstrations from 1 few-shot prompt\n")
-  found = records.read(tmp_path / "d.jsonl", "demonstration")
-  assert len(found) == 12 and {row.user for row in found} == {"u"}
+  rows = records.read(tmp_path / "d.jsonl", "demonstration")
+  assert len(rows) == 12 and {row.user for row in rows} == {"u"}
 
 
 def test_the_kinds_with_prompts_have_tables():

@@ -1,1 +1,1 @@
-"""Public data: what the quickstart and the evaluations fetch, as records."""
+"""Public data that the quickstart, the baselines and the evaluations use, as records."""

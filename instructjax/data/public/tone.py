@@ -2,15 +2,24 @@
 
 Each prompt asks for one sentence of a film review, a tweet or a product review that praises or
 criticises. The completions are real sentences that 14 to 99 people rated from -4 to 4 (Hutto and
-Gilbert 2014; see NOTICE), so the human ranking for "praise" is the order of the mean ratings and
-for "criticise" its reverse, ties kept.
+Gilbert 2014; see NOTICE). The human ranking for "praise" is therefore the order of the mean
+ratings, and for "criticise" its reverse. Ties are kept.
 
-What keeps training and evaluation apart:
-  texts      every text belongs to one of SPLITS by the hash of its words and the seed, equal texts together
-  raters     each text's ratings are halved: half "a" labels the training data, half "b" the gold comparisons
-  templates  TRAIN words the training prompts, TEST the prompts and comparisons of the evaluation
-  domains    product reviews ("amazon") are in no training data
-Editorials ("nyt") are the pretraining text, whole articles on either side of the split.
+Four things keep training and evaluation apart:
+
+  texts
+      Every text belongs to one of SPLITS, by the hash of its letters and the seed. Equal texts
+      belong to the same one.
+  raters
+      The ratings of each text are halved. Half "a" labels the training data, and half "b" the gold
+      comparisons.
+  templates
+      TRAIN words the prompts of the training data, and TEST the prompts and comparisons of the
+      evaluation.
+  domains
+      Product reviews ("amazon") are in no training data.
+
+Editorials ("nyt") are the pretraining text. An article is as a whole on one side of the split.
 """
 
 from __future__ import annotations
@@ -28,107 +37,30 @@ from typing import NamedTuple
 import numpy as np
 
 from instructjax.data.curation.hygiene import number
+from instructjax.data.public.tone_templates import TEST, TRAIN, Template, Templates
 from instructjax.data.records import records
 from instructjax.data.records.records import Comparison, Demonstration, Prompt, Text
 from instructjax.errors import UserError
 
+# The table of rated texts, which is shipped in this folder. scripts/build_tone_table.py makes it.
 TABLE = "tone_ratings.tsv.gz"
+# The parts of the data and the share of the texts in each. They sum to 1.
 SPLITS = {
   "sft": 0.20,
   "reward": 0.36,
   "ppo": 0.04,
   "gold": 0.26,
   "test": 0.14,
-}  # shares of the texts
+}
 DIRECTIONS = ("praise", "criticise")
-K = (4, 9)  # completions of one comparison, drawn uniformly
-CLEAR = 1.0  # a demonstration's mean rating is at least this far from 0
-
-# (instruction to praise, instruction to criticise); the last line is a label that the text follows.
-TRAIN = {
-  "movies": (
-    (
-      "Praise this film in one sentence.\nPraise:",
-      "Criticize this film in one sentence.\nCriticism:",
-    ),
-    (
-      "Write a sentence of a good film review.\nPositive review:",
-      "Write a sentence of a bad film review.\nNegative review:",
-    ),
-    (
-      "What does a critic who loved the film write?\nLoved it:",
-      "What does a critic who hated the film write?\nHated it:",
-    ),
-    (
-      "Say in one sentence what is good about the film.\nGood:",
-      "Say in one sentence what is bad about the film.\nBad:",
-    ),
-    (
-      "Would you recommend the film?\nRecommended:",
-      "Would you recommend the film?\nNot recommended:",
-    ),
-    ("Why is the film great?\nGreat:", "Why is the film terrible?\nTerrible:"),
-    (
-      "Review the film as someone who enjoyed it.\nEnjoyed:",
-      "Review the film as someone who was bored.\nBored:",
-    ),
-    ("Name the best thing about the film.\nBest:", "Name the worst thing about the film.\nWorst:"),
-  ),
-  "tweets": (
-    (
-      "Write a tweet that praises something.\nPraise:",
-      "Write a tweet that criticizes something.\nCriticism:",
-    ),
-    ("Write a happy tweet.\nPositive tweet:", "Write an unhappy tweet.\nNegative tweet:"),
-    (
-      "Write a tweet about something you love.\nLove:",
-      "Write a tweet about something you hate.\nHate:",
-    ),
-    (
-      "You are in a good mood. Write a tweet.\nGood:",
-      "You are in a bad mood. Write a tweet.\nBad:",
-    ),
-    ("Write a tweet about a great day.\nGreat:", "Write a tweet about a terrible day.\nTerrible:"),
-    ("Tweet about the best thing today.\nBest:", "Tweet about the worst thing today.\nWorst:"),
-  ),
-}
-TEST = {
-  "movies": (
-    (
-      "Give me one line of a glowing film review.\nGlowing review:",
-      "Give me one line of a scathing film review.\nScathing review:",
-    ),
-    (
-      "What did you like about the film?\nLiked:",
-      "What did you dislike about the film?\nDisliked:",
-    ),
-  ),
-  "tweets": (
-    ("Tweet something nice.\nNice tweet:", "Tweet something nasty.\nNasty tweet:"),
-    (
-      "Write a tweet about what you like today.\nLiked:",
-      "Write a tweet about what you dislike today.\nDisliked:",
-    ),
-  ),
-  "amazon": (
-    (
-      "Praise this product in one sentence.\nPraise:",
-      "Criticize this product in one sentence.\nCriticism:",
-    ),
-    (
-      "Give me one line of a glowing product review.\nGlowing review:",
-      "Give me one line of a scathing product review.\nScathing review:",
-    ),
-    (
-      "What did you like about the product?\nLiked:",
-      "What did you dislike about the product?\nDisliked:",
-    ),
-  ),
-}
+# The smallest and the largest number of completions of a comparison. It is drawn uniformly.
+K = (4, 9)
+# The mean rating of a demonstration is at least this far from 0.
+CLEAR = 1.0
 
 
 class Rated(NamedTuple):
-  """A text with the ratings that people gave it, -4 to 4, one each."""
+  """A text with the ratings that people gave it: one integer from -4 to 4 a person."""
 
   domain: str
   id: str
@@ -137,27 +69,27 @@ class Rated(NamedTuple):
 
 
 class Sizes(NamedTuple):
-  """How much of each kind to draw, and the length of the texts in words."""
+  """How many records of each kind to make, and how long the texts may be."""
 
   demonstrations: int = 480
   comparisons: int = 200
   gold: int = 200
   prompts: int = 1024
-  test_prompts: int = 96  # of each domain
-  test_comparisons: int = 40  # of each domain
-  words: tuple[int, int] = (5, 14)
-  opening: float = 0.3  # share of the prompts that give the first words
+  test_prompts: int = 96  # for each domain
+  test_comparisons: int = 40  # for each domain
+  words: tuple[int, int] = (5, 14)  # the shortest and the longest text, in words
+  opening: float = 0.3  # the share of the prompts that give the first words
 
 
 QUICKSTART = Sizes()
 
 
 class Tasks(NamedTuple):
-  """Everything that the quickstart reads."""
+  """All records of the quickstart."""
 
   demonstrations: list[Demonstration]
-  comparisons: list[Comparison]  # ranked by half "a"
-  gold: list[Comparison]  # ranked by half "b", other texts, all templates
+  comparisons: list[Comparison]  # ranked by half "a" of the raters
+  gold: list[Comparison]  # ranked by half "b": other texts, and the templates of TRAIN and TEST
   prompts: list[Prompt]
   test_prompts: dict[str, list[Prompt]]  # by domain
   test_comparisons: dict[str, list[Comparison]]  # by domain, ranked by all raters
@@ -170,234 +102,350 @@ class Tasks(NamedTuple):
 
 @functools.cache
 def load() -> tuple[Rated, ...]:
-  """The shipped table, texts cleaned: HTML entities resolved, a tweet without the names it answers
-  to.
+  """Returns the shipped table with clean texts.
+
+  HTML entities become characters, and a tweet loses the names at its start that it answers to.
   """
-  content = gzip.decompress(resources.files("instructjax.data").joinpath(TABLE).read_bytes())
+  path = resources.files("instructjax.data.public").joinpath(TABLE)
+  content = gzip.decompress(path.read_bytes()).decode()
   rows = []
-  for line in content.decode().split("\n")[1:-1]:
+  # The first line names the columns, and nothing follows the last newline.
+  for line in content.split("\n")[1:-1]:
     domain, key, digits, text = line.split("\t")
     text = " ".join(html.unescape(text).split())
     if domain == "tweets":
       text = re.sub(r"^(@anonymous[\s:,]*)+", "", text)
-    rows.append(Rated(domain, key, text, tuple(int(digit) - 4 for digit in digits)))
+    # A digit is a rating plus 4, so that one character is enough.
+    ratings = tuple(int(digit) - 4 for digit in digits)
+    rows.append(Rated(domain, key, text, ratings))
   return tuple(rows)
 
 
 def usable(row: Rated, words: tuple[int, int]) -> bool:
-  """Whether a text can stand as a completion: its length, and no names, links or hash tags."""
+  """Returns whether a text can be a completion.
+
+  Its number of words is in the range `words`, both ends included, and it has no names of users, no
+  links and no hash tags.
+  """
   fits = words[0] <= len(row.text.split()) <= words[1]
   return fits and not re.search(r"@|http|#|\bRT\b|\bbit\.ly", row.text)
 
 
 def mean(row: Rated, half: str = "all") -> float:
-  """The mean rating by half "a" or "b" of the raters of this text, or by all of them.
+  """Returns the mean rating by half "a" or "b" of the raters of a text, or by all of them.
 
-  Raters alternate between the halves; a hash of the text's id says which half the first one is in.
+  The raters alternate between the halves. A hash of the text's id says in which half the first
+  rater is, so that the additional rater of an odd number is not always in the same half.
   """
   if half == "all":
     return sum(row.ratings) / len(row.ratings)
-  part = row.ratings[(number("half", row.domain, row.id) + (half == "b")) % 2 :: 2]
+  first = (number("half", row.domain, row.id) + (half == "b")) % 2
+  part = row.ratings[first::2]
   return sum(part) / len(part)
 
 
 def split(row: Rated, seed: int) -> str:
-  """The part of SPLITS that a text belongs to: a hash of its letters, so that equal texts stay
-  together.
+  """Returns the name in SPLITS that a text belongs to.
+
+  A hash of its letters decides, so that texts with equal words stay together.
   """
-  at = number("split", str(seed), re.sub(r"\W+", "", row.text.lower())) / 2**64
-  return list(SPLITS)[int(np.searchsorted(np.cumsum(list(SPLITS.values()))[:-1], at, side="right"))]
+  letters = re.sub(r"\W+", "", row.text.lower())
+  # The hash has 64 bits, so this is uniform in [0, 1).
+  position = number("split", str(seed), letters) / 2**64
+  edges = np.cumsum(list(SPLITS.values()))[:-1]
+  return list(SPLITS)[int(np.searchsorted(edges, position, side="right"))]
 
 
 def parts(
   seed: int, words: tuple[int, int] = QUICKSTART.words
 ) -> dict[tuple[str, str], list[Rated]]:
-  """The usable texts by (domain, split)."""
-  found = defaultdict(list)
+  """Returns the usable texts by (domain, name of the split)."""
+  texts = defaultdict(list)
   for row in load():
     if usable(row, words):
-      found[row.domain, split(row, seed)].append(row)
-  return found
+      texts[row.domain, split(row, seed)].append(row)
+  return texts
 
 
 # --- tasks ---
 
 
 def tasks(seed: int = 0, sizes: Sizes = QUICKSTART) -> Tasks:
-  """All the data of a quickstart.  The same seed and sizes give the same records.
+  """Returns all the data of a quickstart. The same seed and sizes give the same records.
 
-  Raises UserError where a part has fewer texts than asked for.
+  Raises:
+    UserError: if a part of the data has fewer texts than are asked for.
   """
   texts = parts(seed, sizes.words)
-  both = {domain: TRAIN[domain] + TEST[domain] for domain in TRAIN}
-  part = lambda name: {domain: texts[domain, name] for domain in TRAIN}
-  whole = [row for name in SPLITS for row in texts["amazon", name]]
-  test = part("test") | {"amazon": whole}
-  rng = lambda name: np.random.default_rng(number(name, str(seed)))
+
+  def generator(name: str) -> np.random.Generator:
+    # Each kind of record has draws of its own, so that the size of one never changes another.
+    return np.random.default_rng(number(name, str(seed)))
+
+  def training_texts(name: str) -> dict[str, list[Rated]]:
+    return {domain: texts[domain, name] for domain in TRAIN}
+
+  test_texts = training_texts("test")
+  # No product review is trained on, so all of them can be used for the evaluation.
+  test_texts["amazon"] = [row for name in SPLITS for row in texts["amazon", name]]
+
+  test_prompts, test_comparisons = {}, {}
+  for domain in TEST:
+    rows = {domain: test_texts[domain]}
+    test_prompts[domain] = prompts(
+      generator("prompts" + domain),
+      rows,
+      TEST,
+      size=sizes.test_prompts,
+      share=sizes.opening,
+    )
+    test_comparisons[domain] = comparisons(
+      generator("test" + domain),
+      rows,
+      TEST,
+      half="all",
+      size=sizes.test_comparisons,
+      share=sizes.opening,
+    )
   text_train, text_valid = articles(seed)
   return Tasks(
-    demonstrations=demonstrations(rng("sft"), part("sft"), sizes),
+    demonstrations=demonstrations(generator("sft"), training_texts("sft"), sizes),
     comparisons=comparisons(
-      rng("reward"), part("reward"), TRAIN, "a", sizes.comparisons, sizes.opening
+      generator("reward"),
+      training_texts("reward"),
+      TRAIN,
+      half="a",
+      size=sizes.comparisons,
+      share=sizes.opening,
     ),
-    gold=comparisons(rng("gold"), part("gold"), both, "b", sizes.gold, sizes.opening),
-    prompts=prompts(rng("ppo"), part("ppo"), TRAIN, sizes.prompts, sizes.opening),
-    test_prompts={
-      d: prompts(rng("prompts" + d), {d: test[d]}, TEST, sizes.test_prompts, sizes.opening)
-      for d in TEST
-    },
-    test_comparisons={
-      d: comparisons(
-        rng("test" + d), {d: test[d]}, TEST, "all", sizes.test_comparisons, sizes.opening
-      )
-      for d in TEST
-    },
+    gold=comparisons(
+      generator("gold"),
+      training_texts("gold"),
+      # The gold model scores answers to the prompts of both.
+      {domain: TRAIN[domain] + TEST[domain] for domain in TRAIN},
+      half="b",
+      size=sizes.gold,
+      share=sizes.opening,
+    ),
+    prompts=prompts(
+      generator("ppo"),
+      training_texts("ppo"),
+      TRAIN,
+      size=sizes.prompts,
+      share=sizes.opening,
+    ),
+    test_prompts=test_prompts,
+    test_comparisons=test_comparisons,
     text_train=text_train,
     text_valid=text_valid,
   )
 
 
-def write(folder: str | Path, everything: Tasks) -> list[Path]:
-  """The tasks as JSONL files, one for each part and test domain."""
+def write(folder: str | Path, all_tasks: Tasks) -> list[Path]:
+  """Writes the tasks as JSONL files, one for each kind and test domain, and returns their paths."""
   files: dict[str, list] = {}
-  for name, part in everything._asdict().items():
-    files |= (
-      {f"{name}_{d}": rows for d, rows in part.items()} if isinstance(part, dict) else {name: part}
-    )
-  paths = [Path(folder) / f"{name}.jsonl" for name in files]
-  for path, rows in zip(paths, files.values(), strict=True):
+  for name, part in all_tasks._asdict().items():
+    if isinstance(part, dict):
+      files.update({f"{name}_{domain}": rows for domain, rows in part.items()})
+    else:
+      files[name] = part
+  paths = []
+  for name, rows in files.items():
+    path = Path(folder) / f"{name}.jsonl"
     records.write(path, rows)
+    paths.append(path)
   return paths
 
 
-def instruction(template: tuple[str, str], direction: str, start: str = "") -> str:
-  """The prompt: a template in its direction, and the first words where they are given."""
-  return template[DIRECTIONS.index(direction)] + (" " + start if start else "")
+# --- first words ---
+
+
+def instruction(template: Template, direction: str, start: str = "") -> str:
+  """Returns a prompt: a template in its direction, and the first words if there are any."""
+  text = template[DIRECTIONS.index(direction)]
+  return f"{text} {start}" if start else text
 
 
 def opening(row: Rated, words: int) -> str:
-  """The first words of a text, or "" where they are long or shouted, hold more than letters or
-  leave fewer than three words.
+  """Returns the first words of a text, or "" where they are no good beginning.
+
+  Words that are long or shouted or hold more than letters are none, and neither are words that
+  leave fewer than three to follow.
   """
-  start = row.text.split()
-  plain = all(re.fullmatch(r"[A-Z]?[a-z]{0,9}(?:'[a-z]{1,2})?", word) for word in start[:words])
-  return " ".join(start[:words]) if plain and len(start) - words >= 3 else ""
+  text = row.text.split()
+  # At most nine small letters, perhaps after a capital, and an ending such as 't or 're.
+  pattern = r"[A-Z]?[a-z]{0,9}(?:'[a-z]{1,2})?"
+  is_plain = all(re.fullmatch(pattern, word) for word in text[:words])
+  return " ".join(text[:words]) if is_plain and len(text) - words >= 3 else ""
 
 
 @functools.cache
-def usual(domain: str, least: int = 3) -> frozenset[str]:
-  """First words, up to three, of at least `least` texts of a domain: they leave the tone open, as a
-  rule.
+def common_openings(domain: str, least: int = 3) -> frozenset[str]:
+  """Returns the beginnings of one to three words that at least `least` texts of a domain share.
+
+  As a rule they leave the tone open, because texts of either tone begin with them.
   """
-  counts = Counter(opening(row, n) for row in load() if row.domain == domain for n in (1, 2, 3))
+  counts: Counter[str] = Counter()
+  for row in load():
+    if row.domain == domain:
+      counts.update(opening(row, words) for words in (1, 2, 3))
   return frozenset(start for start, count in counts.items() if start and count >= least)
 
 
 def rest(row: Rated, start: str) -> str:
-  """What follows the first words."""
+  """Returns what follows the first words of a text."""
   return row.text[len(start) :].lstrip()
+
+
+# --- records ---
 
 
 def demonstrations(
   rng: np.random.Generator, rows: dict[str, list[Rated]], sizes: Sizes
 ) -> list[Demonstration]:
-  """Texts that half "a" rated clearly, each with an instruction that it follows."""
-  found = []
+  """Returns texts that half "a" rated clearly, each with an instruction that it follows.
+
+  Raises:
+    UserError: if there are fewer such texts than `sizes.demonstrations`.
+  """
+  candidates = []
   for domain, texts in rows.items():
     for row in texts:
       tone = mean(row, "a")
       if abs(tone) < CLEAR:
         continue
       direction = DIRECTIONS[int(tone < 0)]
-      start = opening(row, int(rng.integers(1, 4))) if rng.random() < sizes.opening else ""
-      prompt = instruction(_pick(rng, TRAIN[domain]), direction, start)
-      found.append(
-        Demonstration(
-          prompt, rest(row, start), id=f"sft/{domain}/{row.id}", source=domain, use_case=direction
-        )
+      start = ""
+      if rng.random() < sizes.opening:
+        start = opening(row, int(rng.integers(1, 4)))
+      template = _pick(rng, TRAIN[domain])
+      demonstration = Demonstration(
+        prompt=instruction(template, direction, start),
+        completion=rest(row, start),
+        id=f"sft/{domain}/{row.id}",
+        source=domain,
+        use_case=direction,
       )
-  if sizes.demonstrations > len(found):
+      candidates.append(demonstration)
+  if sizes.demonstrations > len(candidates):
     raise UserError(
-      f"{sizes.demonstrations} demonstrations asked for, {len(found)} there are; ask for fewer"
+      f"{sizes.demonstrations} demonstrations are asked for, but there are {len(candidates)}; ask "
+      "for fewer"
     )
-  return [found[i] for i in rng.permutation(len(found))[: sizes.demonstrations]]
+  order = rng.permutation(len(candidates))
+  return [candidates[index] for index in order[: sizes.demonstrations]]
 
 
 def comparisons(
   rng: np.random.Generator,
   rows: dict[str, list[Rated]],
-  templates: dict,
+  templates: Templates,
   half: str,
   size: int,
   share: float,
 ) -> list[Comparison]:
-  """Groups of K texts of one domain under one instruction, ranked by the mean of `half` of the
-  raters.
+  """Returns comparisons of K texts of one domain, ranked by the mean rating of `half`.
 
-  Each group comes twice in a row, to be praised and to be criticised, so that no text is good in
-  itself.  Its texts are drawn from K equal parts of the texts in the order of their tone.  Where
-  the first words are given, all begin with them.
+  The same texts come twice in a row, to be praised and to be criticised, so that no text is good in
+  itself. They are drawn from K equal parts of the texts in the order of their tone. Where the
+  prompt gives the first words, all of them begin with these.
+
+  Args:
+    rng: draws the domains, templates and texts.
+    rows: the texts by domain.
+    templates: the templates by domain.
+    half: the raters who rank, "a", "b" or "all".
+    size: how many comparisons to return.
+    share: the share of them whose prompts give the first words.
   """
-  alike = {domain: _openings(texts) for domain, texts in rows.items()}
-  weight = np.array([len(texts) for texts in rows.values()], float)
-  found: list[Comparison] = []
-  while len(found) < size:
-    domain = list(rows)[rng.choice(len(rows), p=weight / weight.sum())]
-    template, k = _pick(rng, templates[domain]), int(rng.integers(K[0], K[1] + 1))
-    start, texts = _pick(rng, alike[domain]) if rng.random() < share else ("", rows[domain])
-    texts = _spread(rng, texts, min(k, len(texts)), half)
+  openings = {domain: _openings(texts) for domain, texts in rows.items()}
+  domains = list(rows)
+  weights = _domain_weights(rows)
+  comparisons: list[Comparison] = []
+  while len(comparisons) < size:
+    domain = domains[rng.choice(len(domains), p=weights)]
+    template = _pick(rng, templates[domain])
+    k = int(rng.integers(K[0], K[1] + 1))
+    start, candidates = "", rows[domain]
+    if rng.random() < share:
+      start, candidates = _pick(rng, openings[domain])
+    texts = _spread(rng, candidates, min(k, len(candidates)), half)
     for direction, sign in zip(DIRECTIONS, (1, -1), strict=True):
-      found.append(
-        Comparison(
-          prompt=instruction(template, direction, start),
-          completions=tuple(rest(row, start) for row in texts),
-          ranks=ranks([sign * mean(row, half) for row in texts]),
-          id=f"{half}/{domain}/{len(found)}",
-          source=domain,
-          use_case=direction,
-          labeler=f"half-{half}",
-        )
+      comparison = Comparison(
+        prompt=instruction(template, direction, start),
+        completions=tuple(rest(row, start) for row in texts),
+        ranks=ranks([sign * mean(row, half) for row in texts]),
+        id=f"{half}/{domain}/{len(comparisons)}",
+        source=domain,
+        use_case=direction,
+        labeler=f"half-{half}",
       )
-  return found[:size]
+      comparisons.append(comparison)
+  # An odd size leaves out the second direction of the last texts.
+  return comparisons[:size]
 
 
 def ranks(values: Sequence[float]) -> tuple[int, ...]:
-  """1 for the highest value; equal values share a rank, and the next one counts them (1, 2, 2, 4)."""
-  return tuple(1 + sum(other > value for other in values) for value in values)
+  """Returns 1 for the highest value. Equal values share a rank, and the next one counts them.
+
+  [3, 5, 5, 1] gives (3, 1, 1, 4).
+  """
+  return tuple(1 + sum(value > own for value in values) for own in values)
 
 
 def prompts(
-  rng: np.random.Generator, rows: dict[str, list[Rated]], templates: dict, size: int, share: float
+  rng: np.random.Generator,
+  rows: dict[str, list[Rated]],
+  templates: Templates,
+  size: int,
+  share: float,
 ) -> list[Prompt]:
-  """Instructions without a text; `share` of them give first words that several texts begin with."""
-  starts = {
-    domain: [
-      [s for row in texts if (s := opening(row, n)) in usual(domain)] or [""] for n in (1, 2, 3)
-    ]
-    for domain, texts in rows.items()
-  }
-  weight = np.array([len(texts) for texts in rows.values()], float)
-  found = []
-  for n in range(size):
-    domain = list(rows)[rng.choice(len(rows), p=weight / weight.sum())]
+  """Returns prompts without completions; `share` of them give first words that are common."""
+  # The common beginnings of one, two and three words. A beginning that more texts have is there
+  # more often. Where there is none, the prompt gives no words.
+  starts: dict[str, list[list[str]]] = {}
+  for domain, texts in rows.items():
+    starts[domain] = []
+    for words in (1, 2, 3):
+      openings = [opening(row, words) for row in texts]
+      common = [start for start in openings if start in common_openings(domain)]
+      starts[domain].append(common or [""])
+  domains = list(rows)
+  weights = _domain_weights(rows)
+  prompts = []
+  for index in range(size):
+    domain = domains[rng.choice(len(domains), p=weights)]
     direction = DIRECTIONS[int(rng.integers(2))]
-    start = _pick(rng, _pick(rng, starts[domain])) if rng.random() < share else ""
-    prompt = instruction(_pick(rng, templates[domain]), direction, start)
-    found.append(Prompt(prompt, id=f"prompt/{domain}/{n}", source=domain, use_case=direction))
-  return found
+    start = ""
+    if rng.random() < share:
+      start = _pick(rng, _pick(rng, starts[domain]))
+    text = instruction(_pick(rng, templates[domain]), direction, start)
+    prompts.append(Prompt(text, id=f"prompt/{domain}/{index}", source=domain, use_case=direction))
+  return prompts
 
 
 def articles(seed: int = 0, valid: float = 0.15) -> tuple[list[Text], list[Text]]:
-  """The editorials as whole articles: (train, valid)."""
-  whole: dict[str, list[str]] = defaultdict(list)
+  """Returns the editorials as whole articles: those for training and those for validation."""
+  sentences_by_article: dict[str, list[str]] = defaultdict(list)
   for row in load():
     if row.domain == "nyt":
-      whole[row.id.split("_")[0]].append(row.text)
-  sides: tuple[list[Text], list[Text]] = ([], [])
-  for key, sentences in whole.items():
+      # The id of a sentence is that of its article, "_" and a number.
+      sentences_by_article[row.id.split("_")[0]].append(row.text)
+  text_train, text_valid = [], []
+  for key, sentences in sentences_by_article.items():
+    text = Text(" ".join(sentences), id=f"nyt/{key}", source="nyt")
     held_out = number("article", str(seed), key) / 2**64 < valid
-    sides[held_out].append(Text(" ".join(sentences), id=f"nyt/{key}", source="nyt"))
-  return sides
+    (text_valid if held_out else text_train).append(text)
+  return text_train, text_valid
+
+
+# --- draws ---
+
+
+def _domain_weights(rows: dict[str, list[Rated]]) -> np.ndarray:
+  """Returns the probability of each domain, in proportion to the number of its texts."""
+  counts = np.array([len(texts) for texts in rows.values()], float)
+  return counts / counts.sum()
 
 
 def _pick(rng: np.random.Generator, options: Sequence):
@@ -405,12 +453,14 @@ def _pick(rng: np.random.Generator, options: Sequence):
 
 
 def _spread(rng: np.random.Generator, texts: list[Rated], k: int, half: str) -> list[Rated]:
-  """One text out of each of k equal parts of the texts sorted by tone, in random order.  Raises
-  UserError below K[0].
+  """Returns k texts of all tones in a random order: one of each k-th of the texts sorted by tone.
+
+  Raises:
+    UserError: if k is smaller than K[0], because there are not enough texts.
   """
   if k < K[0]:
     raise UserError(
-      f"a comparison of {K[0]} texts asked for, {len(texts)} there are; allow longer texts"
+      f"a comparison of {K[0]} texts is asked for, but there are {len(texts)}; allow longer texts"
     )
   order = sorted(texts, key=lambda row: mean(row, half))
   edges = [len(order) * i // k for i in range(k + 1)]
@@ -418,12 +468,17 @@ def _spread(rng: np.random.Generator, texts: list[Rated], k: int, half: str) -> 
 
 
 def _openings(texts: list[Rated]) -> list[tuple[str, list[Rated]]]:
-  """First words (one or two) that K[0] or more texts share, with these; an entry for every K[0] of
-  them.
+  """Returns the first words, one or two, that K[0] or more texts share, with these texts.
+
+  A beginning has an entry for every K[0] of its texts, so that a frequent one is drawn more often.
   """
   groups: dict[str, list[Rated]] = defaultdict(list)
   for row in texts:
     for words in (1, 2):
       groups[opening(row, words)].append(row)
+  # "" stands for texts without a good beginning.
   groups.pop("", None)
-  return [(start, same) for start, same in groups.items() for _ in range(len(same) // K[0])]
+  entries = []
+  for start, same in groups.items():
+    entries += [(start, same)] * (len(same) // K[0])
+  return entries

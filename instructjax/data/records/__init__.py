@@ -1,1 +1,1 @@
-"""Records: what the files of people hold, read from anywhere and checked."""
+"""Records: what files of prompts, demonstrations, comparisons and texts hold, read and checked."""

@@ -1,7 +1,8 @@
-"""Public collections of human and model feedback as comparisons: UltraFeedback,
-summarize-from-feedback, Open Assistant.
+"""Public collections of feedback as comparisons: UltraFeedback, TL;DR and Open Assistant.
 
-Scores and ranks become ranks from 1 without gaps; equal ones are ties.
+UltraFeedback (Cui et al. 2023) has scores by a model. summarize-from-feedback (Stiennon et al.
+2020) has people's choices between two summaries, and Open Assistant (Köpf et al. 2023) has people's
+ranks. All of them become ranks from 1 without gaps, and equal scores become ties.
 """
 
 from __future__ import annotations
@@ -15,219 +16,258 @@ from instructjax.data.records.formats import lookup
 from instructjax.data.records.records import RecordError
 
 Row = dict[str, Any]
-SCORES = ("overall_score", "rating", "score")  # of one completion, the first that is there
+# The names that UltraFeedback's versions have for the completions, and for the score of one.
+COMPLETIONS = ("completions", "generations", "responses")
+SCORES = ("overall_score", "rating", "score")
 
 
 def ranks(scores: Sequence[float]) -> list[int]:
-  """1 for the highest score, 2 for the next one below it, and so on: [3, 5, 3] gives [2, 1, 2]."""
+  """Returns 1 for the highest score, 2 for the next one below it, and so on.
+
+  [3, 5, 3] gives [2, 1, 2].
+  """
   order = sorted(set(scores), reverse=True)
   return [order.index(score) + 1 for score in scores]
 
 
-def ultrafeedback(row: Row, kind: str) -> Row:
-  """instruction and rated completions: `completions` of {response, overall_score}, or `generations`
-  beside `ratings`.
+# --- UltraFeedback ---
 
-  Higher is better.  As a demonstration the best one, the first of them where several are.
+
+def ultrafeedback(row: Row, kind: str) -> Row:
+  """Reads an instruction and its completions with their scores, where the highest is the best.
+
+  The completions are objects of a response and an overall_score, or texts with a list of ratings
+  beside them. A demonstration has the best completion, the first one where several are best.
   """
   prompt = lookup(row, "instruction" if "instruction" in row else "prompt")
   if kind == "prompt":
     return {"prompt": prompt}
-  name = next(
-    (name for name in ("completions", "generations", "responses") if row.get(name)), "completions"
-  )
-  given = lookup(row, name)
-  if not isinstance(given, list):
+  name = next((name for name in COMPLETIONS if row.get(name)), COMPLETIONS[0])
+  completions = lookup(row, name)
+  if not isinstance(completions, list):
     raise RecordError(f"{name}: a list is expected")
-  if all(isinstance(one, dict) for one in given):
-    keys = [next((key for key in SCORES if one.get(key) is not None), SCORES[0]) for one in given]
+  if all(isinstance(completion, dict) for completion in completions):
     scores = [
-      _score(one.get(key), f"{name}[{i}].{key}") for i, (one, key) in enumerate(zip(given, keys))
+      _completion_score(completion, f"{name}[{index}]")
+      for index, completion in enumerate(completions)
     ]
-    texts = [one.get("response", one.get("text")) for one in given]
+    texts = [completion.get("response", completion.get("text")) for completion in completions]
   else:
-    beside = "ratings" if "ratings" in row else "scores"
-    rated, texts = lookup(row, beside), given
-    if not isinstance(rated, list) or len(rated) != len(given):
-      raise RecordError(f"{beside}: a list of {len(given)} numbers is expected, one a completion")
-    scores = [_score(value, f"{beside}[{i}]") for i, value in enumerate(rated)]
-  missing = [
-    f"{name}[{i}]: text is expected" for i, text in enumerate(texts) if not isinstance(text, str)
+    scores = _scores_beside(row, len(completions))
+    texts = completions
+  # All texts that are missing are named at once, as everywhere.
+  problems = [
+    f"{name}[{index}]: text is expected"
+    for index, text in enumerate(texts)
+    if not isinstance(text, str)
   ]
-  if missing:
-    raise RecordError(*missing)
-  return _ranked(kind, prompt, texts, ranks(scores))
+  if problems:
+    raise RecordError(*problems)
+  return _ranked_fields(kind, prompt, texts, ranks(scores))
+
+
+def _completion_score(completion: Row, place: str) -> float:
+  """Returns the score of a completion that is an object, under the first name that has a value."""
+  key = next((key for key in SCORES if completion.get(key) is not None), SCORES[0])
+  return _number(completion.get(key), f"{place}.{key}")
+
+
+def _scores_beside(row: Row, count: int) -> list[float]:
+  """Returns the scores of completions that are texts: a list of as many numbers in the row."""
+  name = "ratings" if "ratings" in row else "scores"
+  values = lookup(row, name)
+  if not isinstance(values, list) or len(values) != count:
+    raise RecordError(f"{name}: a list of {count} numbers is expected, one a completion")
+  return [_number(value, f"{name}[{index}]") for index, value in enumerate(values)]
+
+
+# --- summarize-from-feedback ---
 
 
 def summarize_feedback(row: Row, kind: str) -> Row:
-  """info with the post (or the article), two summaries, the choice between them (0 or 1) and the
-  worker who chose.
+  """Reads a post or an article, two summaries, the choice between them and who chose.
+
+  The post or the article is in `info`, the choice is 0 or 1, and the worker becomes the labeler.
   """
   info = lookup(row, "info")
   if not isinstance(info, dict):
     raise RecordError("info: an object with the post is expected")
-  prompt = f"{_string(info, 'post' if info.get('post') else 'article', 'info.').strip()}\n\nTL;DR:"
+  # Rows of Reddit have a post, and those of CNN/DM an article.
+  document = _text(info, "post" if info.get("post") else "article", "info.")
+  prompt = f"{document.strip()}\n\nTL;DR:"
   if kind == "prompt":
     return {"prompt": prompt}
-  summaries, choice = lookup(row, "summaries"), row.get("choice")
-  if (
-    not isinstance(summaries, list)
-    or len(summaries) != 2
-    or not all(isinstance(one, dict) for one in summaries)
-  ):
+  summaries = lookup(row, "summaries")
+  choice = row.get("choice")
+  is_pair = isinstance(summaries, list) and len(summaries) == 2
+  if not is_pair or not all(isinstance(summary, dict) for summary in summaries):
     raise RecordError("summaries: a list of two objects with text is expected")
   if type(choice) is not int or choice not in (0, 1):
     raise RecordError("choice: 0 or 1 is expected")
-  texts = [_string(one, "text", f"summaries[{i}].").strip() for i, one in enumerate(summaries)]
-  from_whom = (
-    {"labeler": row["worker"]} if kind == "comparison" and row.get("worker") is not None else {}
-  )
-  return _ranked(kind, prompt, texts, [1 + (i != choice) for i in (0, 1)]) | from_whom
+  # The summaries begin with a space, which is the one after "TL;DR:".
+  texts = [
+    _text(summary, "text", f"summaries[{index}].").strip()
+    for index, summary in enumerate(summaries)
+  ]
+  fields = _ranked_fields(kind, prompt, texts, [1, 2] if choice == 0 else [2, 1])
+  if kind == "comparison" and row.get("worker") is not None:
+    fields["labeler"] = row["worker"]
+  return fields
+
+
+# --- Open Assistant ---
 
 
 def oasst(rows: list[tuple[int, Row]], kind: str) -> Iterator[tuple[int, Row | RecordError]]:
-  """Message trees, a message a row (message_id, parent_id, role, text, rank) or a tree a row
-  (prompt with replies).
+  """Reads message trees, which give a record for each of many messages of a prompter.
 
-  The prompt is the chat down to a prompter's message.  Comparison: its replies that have a rank
-  (0 is best), where there are at least two.  Demonstration: the best of them, or the only reply.
-  Deleted messages are left out.
+  A row is one message (message_id, parent_id, role, text, rank) or a whole tree (prompt, an object
+  that nests its replies). The prompt of a record is the chat down to a prompter's message. A
+  comparison has the replies to it that have a rank, where there are at least two. A demonstration
+  has the best of them, or the only reply. Deleted messages are left out.
+
+  `rows` are (line, row) pairs. Yields (line, fields of a record) and (line, problem) pairs.
   """
-  messages: list[tuple[int, Row]] = []
+  numbered_messages: list[tuple[int, Row]] = []
   for line, row in rows:
     try:
-      messages += [(line, one) for one in _messages(row)]
-    except RecordError as problem:
-      yield line, problem
-  known: dict[str, tuple[Row, str | None]] = {}
+      numbered_messages += [(line, message) for message in _messages(row)]
+    except RecordError as error:
+      yield line, error
+
+  # Rows come in any order, so the trees are put together before any record is made.
+  by_id: dict[str, Row] = {}
   children: dict[str, list[Row]] = defaultdict(list)
-  places: list[tuple[int, Row]] = []
-  for line, one in messages:
+  unique_messages: list[tuple[int, Row]] = []
+  for line, message in numbered_messages:
+    name = message["message_id"]
+    if name in by_id:
+      yield line, RecordError(f"message_id: {name!r} appears twice")
+      continue
+    by_id[name] = message
+    unique_messages.append((line, message))
+    if message["parent_id"] is not None:
+      children[message["parent_id"]].append(message)
+
+  for line, message in unique_messages:
     try:
-      if one["message_id"] in known:
-        raise RecordError(f"message_id: {one['message_id']!r} stands twice")
-      known[one["message_id"]] = one, one["parent_id"]
-      places.append((line, one))
-      if one["parent_id"] is not None:
-        children[one["parent_id"]].append(one)
-    except RecordError as problem:
-      yield line, problem
-  for line, one in places:
-    try:
-      chat = _ancestry(one, known)
-      if one["role"] == "prompter" and not any(past["deleted"] for past in chat):
-        found = _replies(
-          kind,
-          _chat(chat),
-          [reply for reply in children[one["message_id"]] if not reply["deleted"]],
-        )
-        if found:
-          yield line, found | {"id": one["message_id"]}
-    except RecordError as problem:
-      yield line, problem
+      chat = _ancestry(message, by_id)
+      # Nothing that follows a deleted message is used, because its prompt has a hole.
+      if message["role"] != "prompter" or any(earlier["deleted"] for earlier in chat):
+        continue
+      replies = [reply for reply in children[message["message_id"]] if not reply["deleted"]]
+      fields = _record_of_replies(kind, _as_chat(chat), replies)
+      if fields:
+        fields["id"] = message["message_id"]
+        yield line, fields
+    except RecordError as error:
+      yield line, error
 
 
 def _messages(row: Row) -> list[Row]:
-  """The messages of a row, a tree or one message, with the fields that are needed and their types."""
-  nested = isinstance(row.get("prompt"), dict)
-  waiting, found = (
-    [(row["prompt"] if nested else row, None if nested else row.get("parent_id"))],
-    [],
-  )
-  while waiting:
-    one, parent = waiting.pop()
-    if not isinstance(one, dict):
+  """Returns the messages of a row, which is a tree or one message, with the fields we need."""
+  if isinstance(row.get("prompt"), dict):
+    stack = [(row["prompt"], None)]
+  else:
+    stack = [(row, row.get("parent_id"))]
+  messages = []
+  while stack:
+    node, parent = stack.pop()
+    if not isinstance(node, dict):
       raise RecordError("replies: objects are expected")
-    replies, rank = one.get("replies") or [], one.get("rank")
+    replies = node.get("replies") or []
+    rank = node.get("rank")
     if not isinstance(replies, list):
       raise RecordError("replies: a list of objects is expected")
-    if one.get("role") not in ("prompter", "assistant"):
+    if node.get("role") not in ("prompter", "assistant"):
       raise RecordError("role: 'prompter' or 'assistant' is expected")
     if not isinstance(parent, str | None):
       raise RecordError("parent_id: text is expected")
-    rank = None if rank is None else _score(rank, "rank")
-    name, text, deleted = (
-      _string(one, "message_id"),
-      _string(one, "text"),
-      one.get("deleted") is True,
-    )
-    found.append(
-      {
-        "message_id": name,
-        "parent_id": parent,
-        "role": one["role"],
-        "text": text,
-        "rank": rank,
-        "deleted": deleted,
-      }
-    )
-    waiting += [(reply, name) for reply in reversed(replies)]
-  return found
+    rank = None if rank is None else _number(rank, "rank")
+    message = {
+      "message_id": _text(node, "message_id"),
+      "parent_id": parent,
+      "role": node["role"],
+      "text": _text(node, "text"),
+      "rank": rank,
+      "deleted": node.get("deleted") is True,
+    }
+    messages.append(message)
+    # The last reply goes on the stack first, so that the first one is read first.
+    stack += [(reply, message["message_id"]) for reply in reversed(replies)]
+  return messages
 
 
-def _ancestry(one: Row, known: dict[str, tuple[Row, str | None]]) -> list[Row]:
-  """The messages from the first one down to this one."""
-  chat, seen, parent = [one], {one["message_id"]}, one["parent_id"]
+def _ancestry(message: Row, by_id: dict[str, Row]) -> list[Row]:
+  """Returns the messages from the first one of the tree down to this one."""
+  name = message["message_id"]
+  chat = [message]
+  seen = {name}
+  parent = message["parent_id"]
   while parent is not None:
+    # A circle in the data would otherwise keep this loop going for ever.
     if parent in seen:
-      raise RecordError(f"parent_id: the ancestors of {one['message_id']!r} go in a circle")
-    if parent not in known:
+      raise RecordError(f"parent_id: the ancestors of {name!r} go in a circle")
+    if parent not in by_id:
       raise RecordError(f"parent_id: there is no message {parent!r}; give whole trees")
     seen.add(parent)
-    message, above = known[parent]
-    chat.append(message)
-    parent = above
+    chat.append(by_id[parent])
+    parent = by_id[parent]["parent_id"]
   return chat[::-1]
 
 
-def _chat(messages: list[Row]) -> list[Row]:
-  return [
-    {"role": "user" if one["role"] == "prompter" else "assistant", "content": one["text"]}
-    for one in messages
-  ]
+def _as_chat(messages: list[Row]) -> list[Row]:
+  """Returns Open Assistant's messages as {role, content} messages."""
+  roles = {"prompter": "user", "assistant": "assistant"}
+  return [{"role": roles[message["role"]], "content": message["text"]} for message in messages]
 
 
-def _replies(kind: str, prompt: list[Row], replies: list[Row]) -> Row | None:
-  """What a prompt and its replies give; None where they give nothing of this kind."""
+def _record_of_replies(kind: str, prompt: list[Row], replies: list[Row]) -> Row | None:
+  """Returns the fields of the record of a prompt and its replies, or None where they give none."""
   if kind == "prompt":
     return {"prompt": prompt}
-  replies = [one for one in replies if one["role"] == "assistant"]
-  ranked = [one for one in replies if one["rank"] is not None]
+  replies = [reply for reply in replies if reply["role"] == "assistant"]
+  ranked = [reply for reply in replies if reply["rank"] is not None]
   if kind == "demonstration" and not ranked and len(replies) == 1:
     return {"prompt": prompt, "completion": replies[0]["text"]}
-  if len(ranked) < (1 if kind == "demonstration" else 2):
+  needed = 1 if kind == "demonstration" else 2
+  if len(ranked) < needed:
     return None
-  return _ranked(
-    kind, prompt, [one["text"] for one in ranked], ranks([-one["rank"] for one in ranked])
-  )
+  texts = [reply["text"] for reply in ranked]
+  # Open Assistant's best rank is 0, so the negated rank is a score.
+  return _ranked_fields(kind, prompt, texts, ranks([-reply["rank"] for reply in ranked]))
 
 
-def _ranked(kind: str, prompt: Any, texts: list[str], order: list[int]) -> Row:
+# --- fields and values ---
+
+
+def _ranked_fields(kind: str, prompt: Any, texts: list[str], order: list[int]) -> Row:
+  """Returns the fields of a comparison, or of the demonstration of the first best completion."""
   if kind == "comparison":
     return {"prompt": prompt, "completions": texts, "ranks": order}
   if kind == "demonstration":
-    return {"prompt": prompt, "completion": texts[order.index(1)]} if texts else {"prompt": prompt}
+    if not texts:
+      # The check of the record says that the completion is missing.
+      return {"prompt": prompt}
+    return {"prompt": prompt, "completion": texts[order.index(1)]}
   raise RecordError(f"this format holds no {kind}s; choose another format or kind of record")
 
 
-def _score(value: Any, place: str) -> float:
-  """A finite number, also where it stands in a text."""
+def _number(value: Any, place: str) -> float:
+  """Returns a finite number, which the row may also spell as a text."""
+  is_numeric = isinstance(value, str | int | float) and not isinstance(value, bool)
   try:
-    found = (
-      float(value)
-      if isinstance(value, str | int | float) and not isinstance(value, bool)
-      else math.nan
-    )
+    number = float(value) if is_numeric else math.nan
   except (ValueError, OverflowError):
-    found = math.nan
-  if not math.isfinite(found):
-    raise RecordError(f"{place}: a number is expected; mend it or take the record out")
-  return found
+    # It is a text that is no number, or an integer that is too large for a float.
+    number = math.nan
+  if not math.isfinite(number):
+    raise RecordError(f"{place}: a number is expected; correct it or take the record out")
+  return number
 
 
-def _string(row: Row, field: str, place: str = "") -> str:
+def _text(row: Row, field: str, place: str = "") -> str:
   if not isinstance(row.get(field), str):
-    raise RecordError(
-      f"{place}{field}: text is expected; the row has {', '.join(sorted(row)) or 'no fields'}"
-    )
+    names = ", ".join(sorted(row)) or "no fields"
+    raise RecordError(f"{place}{field}: text is expected; the row has {names}")
   return row[field]

@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-Message = Mapping[str, str]  # role (system, user, assistant) and content
+# One message of a chat: its `role` (system, user or assistant) and its `content`.
+Message = Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Demonstration:
-  """A prompt and the completion to imitate."""
+  """A prompt and the completion that the model should imitate."""
 
   prompt: str
   completion: str
@@ -22,15 +23,17 @@ class Demonstration:
   organisation: str | None = None
   consent: bool | None = None
   annotations: Mapping[str, bool] | None = None
-  turns: tuple[Message, ...] | None = dataclasses.field(
-    default=None, compare=False
-  )  # of a prompt that is a chat
+  # The messages of a prompt that is a chat. They do not count when records are compared, since
+  # `prompt` holds the same chat as a transcript.
+  turns: tuple[Message, ...] | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """K completions of one prompt and their ranks; `ratings` are of each Table 3's, or Fig. 11's,
-  `sources` say what drew it.
+  """K completions of one prompt and their ranks, where 1 is the best.
+
+  `ratings` holds one object a completion, with the fields of Table 3 or of Fig. 11. `sources` says
+  which model wrote each completion, and how it was sampled.
   """
 
   prompt: str
@@ -46,9 +49,8 @@ class Comparison:
   annotations: Mapping[str, bool] | None = None
   ratings: tuple[Mapping[str, Any], ...] | None = None
   sources: tuple[Mapping[str, Any], ...] | None = None
-  turns: tuple[Message, ...] | None = dataclasses.field(
-    default=None, compare=False
-  )  # of a prompt that is a chat
+  # The messages of a prompt that is a chat, as in `Demonstration`.
+  turns: tuple[Message, ...] | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +65,15 @@ class Prompt:
   organisation: str | None = None
   consent: bool | None = None
   annotations: Mapping[str, bool] | None = None
-  turns: tuple[Message, ...] | None = dataclasses.field(
-    default=None, compare=False
-  )  # of a prompt that is a chat
+  # The messages of a prompt that is a chat, as in `Demonstration`.
+  turns: tuple[Message, ...] | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class FewShot:
-  """A labeler's instruction and {input, output} pairs that follow it; `few_shot` makes
-  demonstrations of it.
+  """A labeler's instruction and the {input, output} pairs that follow it.
+
+  `instructjax.data.curation.few_shot` makes demonstrations of it.
   """
 
   instruction: str
@@ -103,10 +105,14 @@ KINDS: dict[str, type] = {
   "few_shot": FewShot,
   "text": Text,
 }
-K = (2, 9)  # completions of a comparison
-ORIGIN = ("model", "temperature", "seed")  # of a completion; only the model is required
-RATINGS = (  # Table 3; `overall` is 1 to 7, the others are true or false
-  "overall",
+
+# The smallest and the largest number of completions of a comparison.
+K = (2, 9)
+# The fields of one entry of a comparison's `sources`. Only the model is required.
+ORIGIN = ("model", "temperature", "seed")
+# The fields of Table 3, which a labeler fills in for each completion.
+RATINGS = (
+  "overall",  # an integer from 1 to 7; all the others are true or false
   "fails_instruction",
   "inappropriate",
   "hallucination",
@@ -119,12 +125,14 @@ RATINGS = (  # Table 3; `overall` is 1 to 7, the others are true or false
   "opinion",
   "moral_judgment",
 )
-CONTINUATION = {  # Fig. 11, ratings of the continuation of a text: integers from .. to
-  "continuity": (1, 7),  # how well it goes on
+# The ratings of Fig. 11 for the continuation of a text: the lowest and the highest integer.
+CONTINUATION = {
+  "continuity": (1, 7),  # how well it continues the text
   "toxicity": (0, 2),
-  "relative_toxicity": (-1, 1),  # to the text before it: 1 is more toxic
+  "relative_toxicity": (-1, 1),  # 1 means more toxic than the text before it
 }
-ANNOTATIONS = (  # Table 7, true or false
+# The fields of Table 7, which describe a prompt. All are true or false.
+ANNOTATIONS = (
   "ambiguous",
   "sensitive_content",
   "identity_dependent",
@@ -137,6 +145,7 @@ ANNOTATIONS = (  # Table 7, true or false
   "other_explicit_constraints",
   "intent_unclear",
 )
+# The fields that are no texts. `validation` has a check of its own for each of them.
 NOT_TEXT = (
   "completions",
   "ranks",
@@ -145,10 +154,11 @@ NOT_TEXT = (
   "pairs",
   "annotations",
   "consent",
-)  # fields with checks of their own
+)
 
 
 class RecordError(ValueError):
-  """What is wrong with one record, a message for each problem; `records.read` adds the place.  A
-  message begins with the field.
+  """The problems of one record, one message each. A message begins with the name of the field.
+
+  `records.read` puts the file and the line in front of every message.
   """

@@ -1,14 +1,19 @@
-"""Where records come from: files (JSONL, Parquet), prepared TFDS data sets, data sets on the hub,
-buckets.
+"""Where records come from: files, prepared TFDS data sets, data sets on the hub, and buckets.
 
-  path/to/file.jsonl[.gz], file.parquet     files on this machine; several by commas or patterns: data/*.jsonl,more.parquet
-  tfds:NAME[/CONFIG][@SPLIT]                a TFDS data set that was prepared under TFDS_DATA_DIR or TFDS's own default
-  tfds-dir:FOLDER[@SPLIT]                   the folder of a prepared TFDS data set, which holds dataset_info.json
-  hub:OWNER/NAME/path/file.jsonl            one file of a hub data set (.jsonl, .jsonl.gz or .parquet)
-  hub:OWNER/NAME[/CONFIG][@SPLIT]           a hub data set through the `datasets` library, if it is installed
-  gs://BUCKET/file.jsonl                    a file in a bucket, where etils reaches it
+  path/to/file.jsonl[.gz], file.parquet
+      files on this machine; several by commas or patterns, such as data/*.jsonl,more.parquet
+  tfds:NAME[/CONFIG][@SPLIT]
+      a TFDS data set that was prepared under TFDS_DATA_DIR or in TFDS's own default folder
+  tfds-dir:FOLDER[@SPLIT]
+      the folder of a prepared TFDS data set, which holds dataset_info.json
+  hub:OWNER/NAME/path/file.jsonl
+      one file of a hub data set (.jsonl, .jsonl.gz or .parquet)
+  hub:OWNER/NAME[/CONFIG][@SPLIT]
+      a hub data set through the `datasets` library, if it is installed
+  gs://BUCKET/file.jsonl
+      a file in a bucket that etils can reach
 
-SPLIT is train unless it is given; TFDS also slices: @train[:10%].
+SPLIT is train unless it is given; TFDS also has slices, such as @train[:10%].
 """
 
 from __future__ import annotations
@@ -23,28 +28,42 @@ from instructjax.data.records.mappings import Mapping
 from instructjax.data.records.records import Spelling, native
 from instructjax.errors import UserError
 
+# With one of these endings, the last part of a hub address is a file and no configuration.
 FILES = (
   ".jsonl",
   ".json",
   ".gz",
   ".parquet",
-)  # endings by which a file of a hub data set is told from a configuration
+)
+# Files of records end in one of these, or in .gz after it. Any other file may be plain text.
 RECORDS = (
   ".jsonl",
   ".json",
   ".parquet",
-)  # endings of files of records; any other file may be plain text
+)
+# A path with one of these characters is a pattern.
 PATTERN = "*?["
+
+# The first of these fields that a row has says which kind of record it is. Prompt comes last,
+# because most kinds have one.
+KIND_BY_FIELD = {
+  "completions": "comparison",
+  "completion": "demonstration",
+  "pairs": "few_shot",
+  "text": "text",
+  "prompt": "prompt",
+}
 
 
 class Part(NamedTuple):
   """The rows of one file or data set.
 
-  name      stands before the line or row number in messages
-  rows      opens them: dicts, or lines of JSON
-  mapping   the ready one of a TFDS data set
-  reach     opens the rows of a TFDS data set by their number
-  plain     its rows are lines of any text, by its name, where text is wanted
+  Attributes:
+    name: stands before the number of the line or the row in messages.
+    rows: opens the rows, which are dicts or lines of JSON.
+    mapping: the ready mapping of a TFDS data set.
+    reach: opens the rows of a TFDS data set for access by their number.
+    plain: where text is wanted, the rows are lines of plain text; the name of the file says so.
   """
 
   name: str
@@ -57,96 +76,125 @@ class Part(NamedTuple):
 def load(
   source: str | Path, kind: str, spelling: Spelling | None = None, *, folder: str | None = None
 ) -> list:
-  """The records of one kind that a source holds.  Without a spelling: our own fields, or the ready
-  mapping of a TFDS name.
+  """Returns the records of one kind that a source holds.
 
-  `folder` is where TFDS data sets were prepared.  Raises UserError where the source cannot be
-  read and for every bad record, with its place: the file and the line, or the data set and the
-  number of the row.
+  Args:
+    source: an address, as above.
+    kind: the kind of record that is wanted.
+    spelling: how the rows are read. By default it is the ready mapping of a TFDS name, and our own
+      field names for any other source.
+    folder: where TFDS data sets were prepared.
+
+  Raises:
+    UserError: if the source cannot be read, and for bad records with the place of each: the file
+      and the line, or the data set and the number of the row.
   """
-  found, problems = examine(source, kind, spelling, folder=folder)
+  rows, problems = examine(source, kind, spelling, folder=folder)
   records.report(problems)
-  return found
+  return rows
 
 
 def examine(
   source: str | Path, kind: str, spelling: Spelling | None = None, *, folder: str | None = None
 ) -> tuple[list, list[str]]:
-  """(records, problems) of a source: every problem, and never an error."""
-  found, problems = [], []
+  """Returns the records of a source and all its problems. It never raises because of the source."""
+  rows, problems = [], []
   try:
     for part in parts(source, folder):
-      chosen = spelling or (part.mapping.spell if part.mapping else native)
-      good, wrong = records.scan(part.rows(), kind, chosen, name=part.name)
-      found += good
-      problems += wrong
+      default = part.mapping.spell if part.mapping else native
+      part_rows, part_problems = records.scan(
+        part.rows(), kind, spelling or default, name=part.name
+      )
+      rows += part_rows
+      problems += part_problems
   except UserError as error:
+    # One error may hold several problems, a line each.
     problems += str(error).split("\n")
-  return found, problems
+  return rows, problems
+
+
+# --- kinds ---
 
 
 def kind_of(source: str | Path, folder: str | None = None) -> str | None:
-  """The kind of record that a source holds: what its ready mapping or the fields of its first
-  readable row say.
+  """Returns the kind of record that a source holds, or None if it does not say.
+
+  The ready mapping of a TFDS data set says so, or else the fields of the first readable row.
   """
-  return next((kind for part in parts(source, folder) if (kind := told(part))), None)
+  for part in parts(source, folder):
+    kind = kind_of_part(part)
+    if kind:
+      return kind
+  return None
 
 
-def told(part: Part) -> str | None:
-  """The kind of record that the rows of a part are."""
+def kind_of_part(part: Part) -> str | None:
+  """Returns the kind of record that the rows of one file or data set are."""
   if part.mapping:
     return part.mapping.kind
-  return next((kind for row in validation.objects(part.rows()) if (kind := told_by(row))), None)
+  for row in validation.objects(part.rows()):
+    kind = kind_of_fields(row)
+    if kind:
+      return kind
+  return None
 
 
-def told_by(fields: Iterable[str]) -> str | None:
-  """The kind of record that has these fields."""
-  tells = {
-    "completions": "comparison",
-    "completion": "demonstration",
-    "pairs": "few_shot",
-    "text": "text",
-    "prompt": "prompt",
-  }
+def kind_of_fields(fields: Iterable[str]) -> str | None:
+  """Returns the kind of record that has these fields."""
   names = set(fields)
-  return next((kind for field, kind in tells.items() if field in names), None)
+  return next((kind for field, kind in KIND_BY_FIELD.items() if field in names), None)
+
+
+# --- addresses ---
 
 
 def parts(source: str | Path, folder: str | None = None) -> list[Part]:
-  """The files and data sets of a source.  Raises UserError where there is no such thing."""
+  """Returns the files and data sets of a source.
+
+  Raises:
+    UserError: if there is no such file or data set.
+  """
   text = str(source)
+  # The name of a file may have a comma in it.
   pieces = [text] if exists(text) else [piece.strip() for piece in text.split(",")]
   if not all(pieces):
     raise UserError(f"{text!r}: names no file between two commas; give FILE,FILE")
-  return [part for piece in pieces for part in _parts(piece, folder)]
+  return [part for piece in pieces for part in _parts_of_piece(piece, folder)]
 
 
-def _parts(piece: str, folder: str | None) -> list[Part]:
-  for prefix, opened in (
-    ("tfds:", lambda rest: tfds(rest, folder)),
-    ("tfds-dir:", tfds_folder),
-    ("hub:", hub),
-  ):
-    if piece.startswith(prefix):
-      return [opened(piece.removeprefix(prefix))]
+def _parts_of_piece(piece: str, folder: str | None) -> list[Part]:
+  """Returns the files and data sets of an address without commas."""
+  if piece.startswith("tfds:"):
+    return [tfds(piece.removeprefix("tfds:"), folder)]
+  if piece.startswith("tfds-dir:"):
+    return [tfds_folder(piece.removeprefix("tfds-dir:"))]
+  if piece.startswith("hub:"):
+    return [hub(piece.removeprefix("hub:"))]
   if "://" in piece:
-    return [file(path) for path in _bucket(piece)]
+    return [file(path) for path in _bucket_paths(piece)]
+  # The folder of a prepared TFDS data set may stand without its prefix.
   if exists(f"{piece.partition('@')[0]}/dataset_info.json"):
     return [tfds_folder(piece)]
-  if any(letter in piece for letter in PATTERN) and not exists(piece):
-    start = Path(Path(piece).anchor)
-    found = sorted(start.glob(str(Path(piece).relative_to(start))))
-    if not found:
+  if _is_pattern(piece) and not exists(piece):
+    # `glob` wants a relative pattern, so it starts at the root for an absolute path.
+    root = Path(Path(piece).anchor)
+    paths = sorted(root.glob(str(Path(piece).relative_to(root))))
+    if not paths:
       raise UserError(f"{piece}: no file has such a name")
-    return [file(path) for path in found]
+    return [file(path) for path in paths]
   return [file(Path(piece))]
 
 
+def _is_pattern(name: str) -> bool:
+  return any(letter in name for letter in PATTERN)
+
+
 def exists(text: str) -> bool:
-  """Whether there is such a file or folder; False for what can be no name."""
+  """Returns whether there is a file or a folder of this name."""
   try:
     return Path(text).exists()
-  except (OSError, ValueError):  # too long or with a NUL
+  except (OSError, ValueError):
+    # The name is too long, or it has a NUL character, so there is no such file.
     return False
 
 
@@ -154,60 +202,71 @@ def exists(text: str) -> bool:
 
 
 def file(path: Any) -> Part:
-  """A JSONL or Parquet file under a `Path` or etils' path of a bucket."""
-  rows = (
-    (lambda: parquet(path))
-    if path.suffix == ".parquet"
-    else (lambda: _reached(path, records.lines))
-  )
-  return Part(str(path), rows, plain=not str(path).removesuffix(".gz").endswith(RECORDS))
+  """Returns the rows of a JSONL or Parquet file under a `Path` or under etils' path of a bucket."""
+
+  def rows() -> Iterable[Any]:
+    if path.suffix == ".parquet":
+      return parquet(path)
+    return _read_path(path, records.lines)
+
+  has_records = str(path).removesuffix(".gz").endswith(RECORDS)
+  return Part(str(path), rows, plain=not has_records)
 
 
 def parquet(path: Any) -> Iterator[Any]:
-  """The rows of a Parquet file, one row group after the other."""
+  """Yields the rows of a Parquet file. Only a batch of them is in memory at a time.
+
+  Raises:
+    UserError: if pyarrow is not installed or the file cannot be read.
+  """
   try:
     module = importlib.import_module("pyarrow.parquet")
   except ImportError:
     raise UserError(
       f"{path}: pyarrow is not installed; run pip install 'instructjax[parquet]'"
     ) from None
+
+  def open_binary(path: Any) -> Any:
+    return path.open("rb")
+
   try:
-    with (
-      _reached(path, lambda path: path.open("rb")) as stream,
-      module.ParquetFile(stream) as table,
-    ):
+    with _read_path(path, open_binary) as stream, module.ParquetFile(stream) as table:
       for batch in table.iter_batches(batch_size=1024):
         yield from map(plain, batch.to_pylist())
   except FileNotFoundError:
     raise UserError(f"{path}: no such file; give a Parquet file") from None
-  except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+  except (OSError, ValueError) as error:
+    # pyarrow's ArrowInvalid, for what is no Parquet file, is a ValueError.
     raise UserError(f"{path}: cannot be read ({_first_line(error)}); give a Parquet file") from None
 
 
-def _bucket(address: str) -> list[Any]:
-  """The paths of gs://... (or what else etils knows), with patterns in the last part."""
+# --- buckets ---
+
+
+def _bucket_paths(address: str) -> list[Any]:
+  """Returns the paths of gs://... or of another address that etils can open.
+
+  The last part of the address may be a pattern.
+  """
   from etils import epath
 
   try:
     path = epath.Path(address)
-    if any(letter in path.name for letter in PATTERN):
-      found = sorted(_reached(path.parent, lambda parent: list(parent.glob(path.name))))
-      if not found:
-        raise UserError(f"{address}: no file has such a name")
-      return found
-  except (
-    KeyError,
-    NotImplementedError,
-    ValueError,
-  ) as error:  # KeyError: a scheme that etils does not know
+  except (KeyError, NotImplementedError, ValueError) as error:
+    # A KeyError is a scheme that etils does not know.
     raise UserError(
       f"{address}: no such kind of address ({_first_line(error)}); give gs://BUCKET/FILE"
     ) from None
-  return [path]
+  if not _is_pattern(path.name):
+    return [path]
+  paths = sorted(_read_path(path.parent, lambda parent: list(parent.glob(path.name))))
+  if not paths:
+    raise UserError(f"{address}: no file has such a name")
+  return paths
 
 
-def _reached(path: Any, read: Callable[[Any], Any]) -> Any:
-  """read(path); whatever the client library of a bucket raises is a UserError."""
+def _read_path(path: Any, read: Callable[[Any], Any]) -> Any:
+  """Returns read(path), where whatever the client of a bucket raises becomes a UserError."""
   if isinstance(path, Path):
     return read(path)
   try:
@@ -217,10 +276,10 @@ def _reached(path: Any, read: Callable[[Any], Any]) -> Any:
   except ImportError as error:
     raise UserError(
       f"{path}: {_first_line(error)}; run pip install gcsfs and log in (gcloud auth "
-      "application-default login), or mount "
-      "the bucket, or copy the file here"
+      "application-default login), or mount the bucket, or copy the file here"
     ) from None
-  except Exception as error:  # the clients of buckets have no common type
+  except Exception as error:
+    # The errors of these clients have no type in common.
     raise UserError(
       f"{path}: cannot be reached ({_first_line(error)}); check the name, the network and your "
       "login"
@@ -231,20 +290,26 @@ def _reached(path: Any, read: Callable[[Any], Any]) -> Any:
 
 
 def tfds(name: str, folder: str | None = None) -> Part:
-  """A TFDS data set through its random-access reader, which needs no TensorFlow.
+  """Returns the rows of a TFDS data set through its random-access reader.
 
-  It must be prepared as array_record or parquet
-  (`download_and_prepare(file_format="array_record")`).
+  The reader needs no TensorFlow, but the data set must have been prepared as array_record or
+  Parquet: `download_and_prepare(file_format="array_record")`.
   """
   name, _, split = name.partition("@")
   split = split or "train"
-  place = f"tfds:{name}@{split}"
-  read = lambda module: module.data_source(name, split=split, data_dir=folder, download=False)
-  return _reader(place, read, name)
+
+  def read(module: Any) -> Any:
+    return module.data_source(name, split=split, data_dir=folder, download=False)
+
+  return _prepared_part(f"tfds:{name}@{split}", read, name)
 
 
 def tfds_folder(place: str) -> Part:
-  """A prepared TFDS data set by its folder; what it is called stands in its dataset_info.json."""
+  """Returns the rows of a prepared TFDS data set, whose name is in its dataset_info.json.
+
+  Raises:
+    UserError: if the folder holds no such file or cannot be opened.
+  """
   folder, _, split = place.partition("@")
   split = split or "train"
   if not (Path(folder) / "dataset_info.json").is_file():
@@ -253,17 +318,26 @@ def tfds_folder(place: str) -> Part:
       "data set"
     )
   name = f"{folder}@{split}"
-  builder = _prepared(name, lambda module: module.builder_from_directory(folder))
-  read = lambda module: builder.as_data_source(split)
-  return _reader(name, read, builder.info.full_name)
+  # The builder is opened at once, because its full name decides the mapping.
+  builder = _open_prepared(name, lambda module: module.builder_from_directory(folder))
+
+  def read(module: Any) -> Any:
+    return builder.as_data_source(split)
+
+  return _prepared_part(name, read, builder.info.full_name)
 
 
-def _reader(place: str, read: Callable[[Any], Any], name: str) -> Part:
-  reach = lambda: _prepared(place, read)
+def _prepared_part(place: str, read: Callable[[Any], Any], name: str) -> Part:
+  """Returns the rows of a TFDS data set of this name, which `read` opens."""
+
+  def reach() -> Any:
+    return _open_prepared(place, read)
+
   return Part(place, lambda: map(plain, reach()), mappings.of(name), reach)
 
 
-def _prepared(place: str, read: Callable[[Any], Any]) -> Any:
+def _open_prepared(place: str, read: Callable[[Any], Any]) -> Any:
+  """Returns read(tensorflow_datasets). What that raises becomes a UserError with a remedy."""
   try:
     module = importlib.import_module("tensorflow_datasets")
   except ImportError:
@@ -283,8 +357,12 @@ def _prepared(place: str, read: Callable[[Any], Any]) -> Any:
 
 
 def hub(path: str) -> Part:
-  """A file of a data set on the hub, or a whole one through the `datasets` library.  Both stay in
-  the hub's own cache.
+  """Returns the rows of a file of a hub data set, or of a whole one through `datasets`.
+
+  What is fetched stays in the hub's own cache.
+
+  Raises:
+    UserError: if the address names no data set, or if the data set cannot be fetched.
   """
   owner, _, rest = path.partition("/")
   name, _, inside = rest.partition("/")
@@ -293,9 +371,9 @@ def hub(path: str) -> Part:
       f"hub:{path}: give OWNER/NAME/path/file.jsonl, the data set and the file in it, or "
       "OWNER/NAME@SPLIT"
     )
-  return (
-    _hub_file(f"{owner}/{name}", inside, path) if inside.endswith(FILES) else _hub_data_set(path)
-  )
+  if inside.endswith(FILES):
+    return _hub_file(f"{owner}/{name}", inside, path)
+  return _hub_data_set(path)
 
 
 def _hub_file(repository: str, inside: str, path: str) -> Part:
@@ -308,23 +386,25 @@ def _hub_file(repository: str, inside: str, path: str) -> Part:
       f"hub:{path}: cannot be fetched ({_first_line(error)}); check the name and the network or "
       "give a file"
     ) from error
+  # Messages name the address, not the file in the cache.
   return file(Path(local))._replace(name=f"hub:{path}")
 
 
 def _hub_data_set(path: str) -> Part:
   name, _, split = path.partition("@")
+  # The configuration is whatever follows the second slash, and often there is none.
   owner, repository, config = [*name.split("/", 2), ""][:3]
   try:
     datasets = importlib.import_module("datasets")
   except ImportError:
     raise UserError(
       f"hub:{path}: the datasets library is not installed; run pip install 'instructjax[hub]', or "
-      "give OWNER/NAME/path/"
-      "file.jsonl, a file of the data set"
+      "give OWNER/NAME/path/file.jsonl, a file of the data set"
     ) from None
   try:
     rows = datasets.load_dataset(f"{owner}/{repository}", config or None, split=split or "train")
-  except Exception as error:  # a script of the data set's own may raise anything
+  except Exception as error:
+    # A data set may have a script of its own, and this may raise anything.
     raise UserError(
       f"hub:{path}: cannot be loaded ({_first_line(error)}); check the name, the configuration, "
       "the split and the network"
@@ -332,18 +412,26 @@ def _hub_data_set(path: str) -> Part:
   return Part(f"hub:{name}@{split or 'train'}", lambda: map(plain, rows))
 
 
+# --- values ---
+
+
 def plain(value: Any) -> Any:
-  """Python values out of what a data set returns: bytes become text, arrays lists.  A byte that is
-  not UTF-8 becomes half a surrogate pair, which no record may hold.
+  """Returns what a data set holds as plain Python values: bytes become text, and arrays lists.
+
+  A byte that is not UTF-8 becomes half a surrogate pair. No record may hold one, so the row is
+  reported with its place.
   """
   if isinstance(value, dict):
-    return {key: plain(one) for key, one in value.items()}
+    return {key: plain(item) for key, item in value.items()}
   if isinstance(value, list | tuple):
-    return [plain(one) for one in value]
+    return [plain(item) for item in value]
+  # Arrays and scalars of NumPy have `tolist`.
   if hasattr(value, "tolist"):
     return plain(value.tolist())
   return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
 
 
 def _first_line(error: Exception) -> str:
-  return (str(error).strip().splitlines() or [type(error).__name__])[0]
+  """Returns the first line of an error's message, or its type where it has no message."""
+  lines = str(error).strip().splitlines()
+  return lines[0] if lines else type(error).__name__

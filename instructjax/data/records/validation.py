@@ -1,5 +1,8 @@
-"""A row becomes a record, or says all that is wrong with it: a message for each problem, which
-begins with the field.
+"""Checks of records: a row becomes a record, or all of its problems are named at once.
+
+A problem is a line of text that begins with the field it is about. The functions here that return
+`list[str]` return the problems of a value, and an empty list where there are none. They are called
+for every row of every file, so they never raise because of what a row holds.
 """
 
 from __future__ import annotations
@@ -26,25 +29,41 @@ from instructjax.data.records.schemas import (
   RecordError,
 )
 
+# The roles that a message may have, besides system, and the name of each in a transcript. `human`
+# and `gpt` are how ShareGPT and the data sets in its format spell user and assistant.
 ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant"}
+STANDARD_ROLES = {"human": "user", "gpt": "assistant"}
+# A transcript ends with this, so that the next thing to write is the assistant's reply.
 TURN = "\n\nAssistant:"
+
+# A value in a message has at most this many characters, and a message at most MESSAGE_LENGTH.
+VALUE_LENGTH = 40
+MESSAGE_LENGTH = 400
+
+
+# --- JSON ---
 
 
 def objects(rows: Iterable[Any]) -> Iterator[dict[str, Any]]:
-  """The rows that are JSON objects."""
+  """Yields the rows that are JSON objects and leaves out the others."""
   for row in rows:
     with contextlib.suppress(RecordError):
       yield json_object(row)
 
 
 def json_object(row: Any) -> dict[str, Any]:
-  """A dict out of a row."""
+  """Returns a row as a dict; a row of bytes is one JSON object in UTF-8.
+
+  Raises:
+    RecordError: if the row is no JSON object.
+  """
   if isinstance(row, bytes):
     try:
-      row = json.loads(row.decode("utf-8"), object_pairs_hook=_once)
+      row = json.loads(row.decode("utf-8"), object_pairs_hook=_unique_keys)
     except UnicodeDecodeError as error:
       raise RecordError(f"not UTF-8 at byte {error.start}; save the file as UTF-8") from None
     except RecordError:
+      # This is a ValueError too, but it already says what is wrong.
       raise
     except RecursionError:
       raise RecordError(
@@ -53,244 +72,314 @@ def json_object(row: Any) -> dict[str, Any]:
     except ValueError as error:
       raise RecordError(f"not JSON ({error}); write one object a line, no empty lines") from None
   if not isinstance(row, dict):
-    raise RecordError(f"a JSON object is expected, this is {_name(row)}")
+    raise RecordError(f"a JSON object is expected, this is {_type_name(row)}")
   return row
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """A JSON object; a key that stands twice would lose a value."""
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-    raise RecordError(f"{twice}: stands twice in one object; keep one")
-  return found
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Returns a JSON object as a dict and refuses a repeated key, which would lose a value."""
+  fields = dict(pairs)
+  if len(fields) < len(pairs):
+    counts = Counter(key for key, _ in pairs)
+    repeated_key = counts.most_common(1)[0][0]
+    raise RecordError(f"{repeated_key}: stands twice in one object; keep one")
+  return fields
+
+
+# --- records ---
 
 
 def record(row: dict[str, Any], kind: str) -> Record:
-  """The record of a row, all of its problems at once."""
+  """Returns the record of this kind that a row holds.
+
+  Raises:
+    RecordError: with all the problems of the row.
+  """
+  # The turns are no field that a row may have: they come out of a prompt that is a chat.
   fields = [field for field in dataclasses.fields(KINDS[kind]) if field.name != "turns"]
-  known = {field.name: field.default is dataclasses.MISSING for field in fields}
+  is_required = {field.name: field.default is dataclasses.MISSING for field in fields}
   turns = None
-  if isinstance(row.get("prompt"), list) and "prompt" in known:
+  if isinstance(row.get("prompt"), list) and "prompt" in is_required:
     turns = chat("prompt", row["prompt"])
     row = row | {"prompt": transcript(turns)}
-  problems = [f"{key}: unknown field{_suggest(key, known)}" for key in row if key not in known]
-  problems += [
-    f"{key}: missing; a {kind} needs the fields {required(kind)}"
-    for key, needed in known.items()
-    if needed and row.get(key) is None
-  ]
-  for key in known:
-    if row.get(key) is not None and key not in NOT_TEXT:
-      problems += _text(key, row[key])
-  if row.get("consent") is not None and "consent" in known:
-    problems += _flag("consent", row["consent"])
-  if row.get("annotations") is not None and "annotations" in known:
-    problems += _flags("annotations", row["annotations"])
+  problems = _field_problems(row, kind, is_required)
+  # These two checks compare lists with each other, so they need all the fields to be there.
   if kind == "comparison" and not problems:
-    problems += _ranking(row)
+    problems += _comparison_problems(row)
   if kind == "few_shot" and not problems:
-    problems += _pairs(row["pairs"])
+    problems += _pair_problems(row["pairs"])
   if problems:
     raise RecordError(*problems)
-  values = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+
+  # Records are frozen, so their lists are tuples.
+  values = {}
+  for key, value in row.items():
+    values[key] = tuple(value) if isinstance(value, list) else value
   if values.get("sources"):
     values["sources"] = tuple(
-      {"model": one} if isinstance(one, str) else one for one in values["sources"]
+      {"model": source} if isinstance(source, str) else source for source in values["sources"]
     )
-  return KINDS[kind](**values, **({"turns": turns} if turns else {}))
+  if turns:
+    values["turns"] = turns
+  return KINDS[kind](**values)
+
+
+def _field_problems(row: dict[str, Any], kind: str, is_required: dict[str, bool]) -> list[str]:
+  """Returns the problems of single fields: their names, whether they are there, and their types."""
+  unknown = [key for key in row if key not in is_required]
+  problems = [f"{key}: unknown field{_suggest(key, is_required)}" for key in unknown]
+  for key, needed in is_required.items():
+    if needed and row.get(key) is None:
+      problems.append(f"{key}: missing; a {kind} needs the fields {required(kind)}")
+  for key in is_required:
+    if row.get(key) is not None and key not in NOT_TEXT:
+      problems += _text_problems(key, row[key])
+  if row.get("consent") is not None and "consent" in is_required:
+    problems += _flag_problems("consent", row["consent"])
+  if row.get("annotations") is not None and "annotations" in is_required:
+    problems += _annotation_problems("annotations", row["annotations"])
+  return problems
+
+
+# --- chats ---
 
 
 def chat(place: str, messages: list[Any]) -> tuple[Message, ...]:
-  """The messages of a list, also in the spelling from/value, with the roles system, user and
-  assistant.
+  """Returns the messages of a list with the roles system, user and assistant.
+
+  Messages are objects of role and content, or of from and value. `place` is the field that the
+  list comes from and stands in front of the messages of errors.
+
+  Raises:
+    RecordError: for an empty list, and for the first message that is wrong.
   """
   if not messages:
     raise RecordError(f"{place}: no messages; give a list of {{role, content}} objects")
-  found = []
-  for at, message in enumerate(messages):
+  turns = []
+  for index, message in enumerate(messages):
     if not isinstance(message, dict):
-      raise RecordError(f"{place}[{at}]: an object with role and content is expected")
-    role, content = (
-      message.get("role", message.get("from")),
-      message.get("content", message.get("value")),
-    )
+      raise RecordError(f"{place}[{index}]: an object with role and content is expected")
+    role = message.get("role", message.get("from"))
+    content = message.get("content", message.get("value"))
     if not isinstance(role, str) or not isinstance(content, str):
-      raise RecordError(f"{place}[{at}]: role and content must be texts")
+      raise RecordError(f"{place}[{index}]: role and content must be texts")
     if role not in ("system", *ROLES):
-      raise RecordError(f"{place}[{at}].role: {role!r}; known are system, {', '.join(ROLES)}")
-    if wrong := _text(f"{place}[{at}].content", content):
-      raise RecordError(wrong[0])
-    found.append(
-      {"role": {"human": "user", "gpt": "assistant"}.get(role, role), "content": content}
-    )
-  return tuple(found)
+      raise RecordError(f"{place}[{index}].role: {role!r}; known are system, {', '.join(ROLES)}")
+    problems = _text_problems(f"{place}[{index}].content", content)
+    if problems:
+      raise RecordError(problems[0])
+    turns.append({"role": STANDARD_ROLES.get(role, role), "content": content})
+  return tuple(turns)
 
 
 def transcript(messages: Sequence[Message]) -> str:
-  """A chat as text, ready for the next reply: an empty line and "Human: " or "Assistant: " before
-  each message.
+  """Returns a chat as one text that ends where the next reply begins.
 
-  A system message stands first, without a name.
+  An empty line and "Human: " or "Assistant: " precede each message, as in the transcripts of HH
+  (Bai et al. 2022). A system message has no name.
   """
   text = ""
   for message in messages:
     name = ROLES.get(message["role"])
-    text += (
-      f"\n\n{name}: {message['content']}" if name else ("\n\n" if text else "") + message["content"]
-    )
+    if name:
+      text += f"\n\n{name}: {message['content']}"
+    else:
+      # A system message usually comes first, where no empty line is needed.
+      text += ("\n\n" if text else "") + message["content"]
   return text + TURN
 
 
-def _ranking(row: dict[str, Any]) -> list[str]:
-  """What is wrong with the completions, ranks, ratings and sources of a comparison."""
-  completions, ranks, ratings = row["completions"], row["ranks"], row.get("ratings")
+# --- comparisons ---
+
+
+def _comparison_problems(row: dict[str, Any]) -> list[str]:
+  """Returns the problems of the completions, ranks, ratings and sources of a comparison."""
+  completions, ranks = row["completions"], row["ranks"]
   if not isinstance(completions, list | tuple) or not isinstance(ranks, list | tuple):
-    return [f"completions, ranks: lists are expected, not {_name(completions)} and {_name(ranks)}"]
+    types = f"{_type_name(completions)} and {_type_name(ranks)}"
+    return [f"completions, ranks: lists are expected, not {types}"]
   k = len(completions)
-  problems = [
-    what for i, text in enumerate(completions) for what in _text(f"completions[{i}]", text)
-  ]
+  problems = []
+  for index, text in enumerate(completions):
+    problems += _text_problems(f"completions[{index}]", text)
   if not K[0] <= k <= K[1]:
     problems.append(f"completions: {k} of them; a comparison has {K[0]} to {K[1]}")
-  if len(ranks) != k:
-    problems.append(f"ranks: {len(ranks)} of them for {k} completions; give one each")
-  elif any(type(rank) is not int or not 1 <= rank <= k for rank in ranks) or (
-    ranks and min(ranks) != 1
-  ):
-    problems.append(
-      f"ranks: {_shown(ranks)}; give integers from 1 (best) to {k}, equal ones for ties"
-    )
-  if ratings is not None:
-    if (
-      not isinstance(ratings, list | tuple)
-      or len(ratings) != k
-      or not all(isinstance(r, dict) for r in ratings)
-    ):
-      problems.append(f"ratings: a list of {k} objects is expected, one a completion")
-    else:
-      problems += [what for i, one in enumerate(ratings) for what in _rating(f"ratings[{i}]", one)]
-  return problems if row.get("sources") is None else problems + origins(row["sources"], k)
-
-
-def origins(found: Any, k: int, what: str = "completion") -> list[str]:
-  """What is wrong with the `sources` of k completions."""
-  if (
-    not isinstance(found, list | tuple)
-    or len(found) != k
-    or not all(isinstance(one, dict | str) for one in found)
-  ):
-    return [
-      f"sources: a list of {k} is expected, one a {what}: a text, or an object with model, "
-      "temperature and seed"
-    ]
-  return [problem for i, one in enumerate(found) for problem in _origin(f"sources[{i}]", one)]
-
-
-def _origin(place: str, one: dict[str, Any] | str) -> list[str]:
-  if isinstance(one, str):
-    return _text(place, one)
-  if "model" not in one:
-    return [f"{place}.model: missing; say what drew the text"]
-  problems = _text(f"{place}.model", one["model"])
-  for key, value in one.items():
-    if key not in ORIGIN:
-      problems.append(f"{place}.{key}: unknown field{_suggest(key, ORIGIN)}")
-    elif key == "temperature" and (type(value) not in (int, float) or not 0 <= value < math.inf):
-      problems.append(f"{place}.temperature: {_shown(value)}; give a number, 0 or more")
-    elif key == "seed" and type(value) is not int:
-      problems.append(f"{place}.seed: {_shown(value)}; give an integer")
+  problems += _rank_problems(ranks, k)
+  if row.get("ratings") is not None:
+    problems += _rating_list_problems(row["ratings"], k)
+  if row.get("sources") is not None:
+    problems += origins(row["sources"], k)
   return problems
 
 
-def _rating(place: str, rating: dict[str, Any]) -> list[str]:
-  problems, scales = [], {"overall": (1, 7)} | CONTINUATION
+def _rank_problems(ranks: Sequence[Any], k: int) -> list[str]:
+  """Returns the problems of the ranks of k completions."""
+  if len(ranks) != k:
+    return [f"ranks: {len(ranks)} of them for {k} completions; give one each"]
+  # `type` rather than isinstance: true and false are integers too.
+  in_range = all(type(rank) is int and 1 <= rank <= k for rank in ranks)
+  if in_range and (not ranks or min(ranks) == 1):
+    return []
+  hint = f"give integers from 1 (best) to {k}, equal ones for ties"
+  return [f"ranks: {_excerpt(ranks)}; {hint}"]
+
+
+def _rating_list_problems(ratings: Any, k: int) -> list[str]:
+  """Returns the problems of the `ratings` of k completions."""
+  is_list = isinstance(ratings, list | tuple) and len(ratings) == k
+  if not is_list or not all(isinstance(rating, dict) for rating in ratings):
+    return [f"ratings: a list of {k} objects is expected, one a completion"]
+  problems = []
+  for index, rating in enumerate(ratings):
+    problems += _rating_problems(f"ratings[{index}]", rating)
+  return problems
+
+
+def _rating_problems(place: str, rating: dict[str, Any]) -> list[str]:
+  """Returns the problems of the ratings of one completion: of Table 3, or of Fig. 11."""
+  problems = []
+  scales = {"overall": (1, 7), **CONTINUATION}
   for key, value in rating.items():
     if key in scales:
       low, high = scales[key]
       if type(value) is not int or not low <= value <= high:
-        problems.append(f"{place}.{key}: {_shown(value)}; give an integer from {low} to {high}")
+        hint = f"give an integer from {low} to {high}"
+        problems.append(f"{place}.{key}: {_excerpt(value)}; {hint}")
     elif key not in RATINGS:
       problems.append(f"{place}.{key}: unknown field{_suggest(key, (*RATINGS, *CONTINUATION))}")
     else:
-      problems += _flag(f"{place}.{key}", value)
+      problems += _flag_problems(f"{place}.{key}", value)
   return problems
 
 
-def _flags(place: str, found: Any) -> list[str]:
-  """What is wrong with the annotations of a prompt."""
-  if not isinstance(found, dict):
-    return [f"{place}: an object of true and false is expected, this is {_name(found)}"]
-  problems = [
-    f"{place}.{key}: unknown field{_suggest(key, ANNOTATIONS)}"
-    for key in found
-    if key not in ANNOTATIONS
-  ]
-  return problems + [
-    what for key in ANNOTATIONS if key in found for what in _flag(f"{place}.{key}", found[key])
-  ]
+def origins(sources: Any, k: int, noun: str = "completion") -> list[str]:
+  """Returns the problems of the `sources` of k completions, which messages call by `noun`."""
+  is_list = isinstance(sources, list | tuple) and len(sources) == k
+  if not is_list or not all(isinstance(source, dict | str) for source in sources):
+    return [
+      f"sources: a list of {k} is expected, one a {noun}: a text, or an object with model, "
+      "temperature and seed"
+    ]
+  problems = []
+  for index, source in enumerate(sources):
+    problems += _origin_problems(f"sources[{index}]", source)
+  return problems
 
 
-def _flag(place: str, value: Any) -> list[str]:
-  return [] if isinstance(value, bool) else [f"{place}: {_shown(value)}; give true or false"]
+def _origin_problems(place: str, source: dict[str, Any] | str) -> list[str]:
+  """Returns the problems of one entry of `sources`: the name of a model, or an object."""
+  if isinstance(source, str):
+    return _text_problems(place, source)
+  if "model" not in source:
+    return [f"{place}.model: missing; say what drew the text"]
+  problems = _text_problems(f"{place}.model", source["model"])
+  for key, value in source.items():
+    if key not in ORIGIN:
+      problems.append(f"{place}.{key}: unknown field{_suggest(key, ORIGIN)}")
+    elif key == "temperature":
+      if type(value) not in (int, float) or not 0 <= value < math.inf:
+        problems.append(f"{place}.temperature: {_excerpt(value)}; give a number, 0 or more")
+    elif key == "seed" and type(value) is not int:
+      problems.append(f"{place}.seed: {_excerpt(value)}; give an integer")
+  return problems
 
 
-def _pairs(pairs: Any) -> list[str]:
-  """What is wrong with the pairs of a few_shot record."""
+# --- other fields ---
+
+
+def _annotation_problems(place: str, annotations: Any) -> list[str]:
+  """Returns the problems of the annotations of a prompt (Table 7)."""
+  if not isinstance(annotations, dict):
+    name = _type_name(annotations)
+    return [f"{place}: an object of true and false is expected, this is {name}"]
+  unknown = [key for key in annotations if key not in ANNOTATIONS]
+  problems = [f"{place}.{key}: unknown field{_suggest(key, ANNOTATIONS)}" for key in unknown]
+  for key in ANNOTATIONS:
+    if key in annotations:
+      problems += _flag_problems(f"{place}.{key}", annotations[key])
+  return problems
+
+
+def _flag_problems(place: str, value: Any) -> list[str]:
+  return [] if isinstance(value, bool) else [f"{place}: {_excerpt(value)}; give true or false"]
+
+
+def _pair_problems(pairs: Any) -> list[str]:
+  """Returns the problems of the pairs of a few_shot record."""
   if not isinstance(pairs, list | tuple) or len(pairs) < 2:
     return ["pairs: a list of at least 2 objects with input and output is expected"]
-  problems, seen = [], {}
-  for i, pair in enumerate(pairs):
+  problems = []
+  first_index: dict[str, int] = {}  # of each input, to find the ones that are repeated
+  for index, pair in enumerate(pairs):
+    place = f"pairs[{index}]"
     if not isinstance(pair, dict) or set(pair) != {"input", "output"}:
-      problems.append(f"pairs[{i}]: an object with input and output is expected")
+      problems.append(f"{place}: an object with input and output is expected")
       continue
-    wrong = [what for key in ("input", "output") for what in _text(f"pairs[{i}].{key}", pair[key])]
-    problems += wrong
-    if not wrong and seen.setdefault(pair["input"], i) != i:
-      problems.append(f"pairs[{i}].input: the same as pairs[{seen[pair['input']]}]'s; take one out")
+    pair_problems = _text_problems(f"{place}.input", pair["input"])
+    pair_problems += _text_problems(f"{place}.output", pair["output"])
+    problems += pair_problems
+    if pair_problems:
+      continue
+    first = first_index.setdefault(pair["input"], index)
+    if first != index:
+      problems.append(f"{place}.input: the same as pairs[{first}]'s; take one out")
   return problems
 
 
-def _text(place: str, value: Any) -> list[str]:
+def _text_problems(place: str, value: Any) -> list[str]:
   if not isinstance(value, str):
-    return [f"{place}: text is expected, this is {_name(value)}"]
+    return [f"{place}: text is expected, this is {_type_name(value)}"]
+  # JSON can spell half a surrogate pair, but no tokenizer and no UTF-8 file can hold one.
   if any("\ud800" <= letter <= "\udfff" for letter in value):
     return [f"{place}: half a surrogate pair, which is no character; take it out of the text"]
   return [] if value.strip() else [f"{place}: empty; give a text or take the record out"]
 
 
-def _shown(value: Any) -> str:
-  """A value for a message, short whatever it holds."""
+# --- the wording of messages ---
+
+
+def _excerpt(value: Any) -> str:
+  """Returns a value for a message. It is short, however large the value is."""
   if isinstance(value, list | tuple):
-    parts = [_name(one) if isinstance(one, list | tuple) else _shown(one) for one in value[: K[1]]]
-    return f"[{', '.join([*parts, *(['...'] if len(value) > K[1] else [])])}]"
-  plain = isinstance(value, str | bool | int | float) and not (
-    type(value) is int and abs(value) >= 10**20
-  )
-  text = repr(value) if plain else _name(value)
-  return text if len(text) <= 40 else text[:37] + "..."
+    # A list inside a list is only named, because it may be nested to any depth.
+    items = [
+      _type_name(item) if isinstance(item, list | tuple) else _excerpt(item)
+      for item in value[: K[1]]
+    ]
+    if len(value) > K[1]:
+      items.append("...")
+    return f"[{', '.join(items)}]"
+  # Python refuses to print integers of more than 4300 digits.
+  is_huge = type(value) is int and abs(value) >= 10**20
+  is_scalar = isinstance(value, str | bool | int | float)
+  text = repr(value) if is_scalar and not is_huge else _type_name(value)
+  return text if len(text) <= VALUE_LENGTH else text[: VALUE_LENGTH - 3] + "..."
 
 
-def printable(message: str, longest: int = 400) -> str:
-  """A message on one line: what the data brought along in it, a key say, cannot break or forge a
-  line.
+def printable(message: str, longest: int = MESSAGE_LENGTH) -> str:
+  """Returns a message as one line of at most `longest` characters and an ellipsis.
+
+  A message may quote the data, a key for example. What it quotes must not break the line or make
+  up another one, so whatever cannot be printed is escaped.
   """
-  text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message[:longest])
-  return text + ("..." if len(message) > longest else "")
+  letters = [c if c.isprintable() else ascii(c)[1:-1] for c in message[:longest]]
+  return "".join(letters) + ("..." if len(message) > longest else "")
 
 
 def required(kind: str) -> str:
-  return ", ".join(
-    f.name for f in dataclasses.fields(KINDS[kind]) if f.default is dataclasses.MISSING
-  )
+  """Returns the names of the fields that a kind of record must have, as a list in a sentence."""
+  fields = dataclasses.fields(KINDS[kind])
+  return ", ".join(field.name for field in fields if field.default is dataclasses.MISSING)
 
 
-def _suggest(key: str, known: Iterable[str]) -> str:
-  near = difflib.get_close_matches(key, list(known), 1)
-  return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+def _suggest(key: str, names: Iterable[str]) -> str:
+  """Returns a hint for a message about an unknown key: the name that is near it, or all names."""
+  near = difflib.get_close_matches(key, list(names), 1)
+  return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(names)}"
 
 
-def _name(value: Any) -> str:
+def _type_name(value: Any) -> str:
+  """Returns what JSON calls the type of a value, with its article."""
   names = {
     dict: "an object",
     list: "a list",

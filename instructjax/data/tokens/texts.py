@@ -39,7 +39,7 @@ def lines(part: Part) -> Iterator[str]:
 
 
 def _records(part: Part, spelling: str, fields: str) -> list:
-  kind = spellings.kind(spelling, fields) or sources.told(part)
+  kind = spellings.kind(spelling, fields) or sources.kind_of_part(part)
   if kind is None:
     raise UserError(
       f"{part.name}: no line has the fields of a record; give records, or name a plain text .txt"

@@ -1,5 +1,6 @@
-"""Real evaluation data as rows of the suites: copies that are written here, in the shape of the
-package's files.
+"""Real evaluation data as rows of the suites.
+
+The files are written here, in the shape of those of the package.
 """
 
 import json
@@ -13,7 +14,8 @@ from instructjax.settings import reading
 from instructjax.system import download
 
 LAKE = "The lake is deep. Ann swam in the lake in June, before the storm. Bob did not swim."
-FILES = {  # by the member that they stand for
+# The rows of each file, by the member of the wheel that it stands for.
+FILES = {
   benchmarks.TRUTHFUL: [
     {"question": "Can pigs fly?", "answer": ["Pigs cannot fly", " ", "No\u2028they cannot"]}
   ],
@@ -74,11 +76,12 @@ FILES = {  # by the member that they stand for
       "correct_sent": "ann won in may.",
       "incorrect_sent": "bob won.",
     },
+    # This output is both, so it is left out.
     {
       "article_sent": "ann won in may.",
       "correct_sent": "may won.",
       "incorrect_sent": "may won.",
-    },  # both: left out
+    },
     {"article_sent": "bob ran.", "correct_sent": "bob did.", "incorrect_sent": "bob did."},
   ],
   benchmarks.PIQA: [
@@ -94,7 +97,7 @@ CROWS = ',bias_type,sentence,mask1,mask2\n0,age,"The [MASK] are slow, they say."
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-  """Its files, in place of a download."""
+  """Puts the files in place of a download."""
   texts = {
     file: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     for file, rows in FILES.items()
@@ -128,10 +131,8 @@ def test_every_file_is_read_by_its_suite(package, tmp_path, monkeypatch, capsys)
     ],
   )
   (question,) = truthfulqa.open_suite(config).tasks[0].items
-  assert (
-    question.data["true"] == ("Pigs cannot fly.", "No\u2028they cannot.")
-    and not question.data["false"]
-  )
+  assert question.data["true"] == ("Pigs cannot fly.", "No\u2028they cannot.")
+  assert not question.data["false"]
   sentences = {
     task.name: [item.data["sentences"] for item in task.items]
     for task in bias.open_suite(config).tasks
@@ -149,24 +150,22 @@ def test_every_file_is_read_by_its_suite(package, tmp_path, monkeypatch, capsys)
     "toxicity": 0.75,
   }
   who, when, why = nlp.open_suite(config).tasks[0].items
-  assert who.data["references"] == ("Ann swam", "Ann") and why.data["references"] == (
-    "CANNOTANSWER",
-  )
+  assert who.data["references"] == ("Ann swam", "Ann")
+  assert why.data["references"] == ("CANNOTANSWER",)
   assert when.data["references"] == ("in June,", "in June, before the storm.")
   assert who.data["prompt"] == f"PARAGRAPH: {LAKE}\n\nQ: Who swam?\n\nA:"
   suite = hallucination.open_suite(config)
-  first, second, third = suite.tasks[
-    0
-  ].items  # in turn; an empty article and a question of no clear answer are left out
-  assert first.data["prompt"] == "It rained.\nTwo roads closed.\n\nTL;DR:" and first.slices == {
-    "use_case": "summarization"
-  }
+  # Summaries and questions are in turn. An empty article and a question of no clear answer are left
+  # out.
+  first, second, third = suite.tasks[0].items
+  assert first.data["prompt"] == "It rained.\nTwo roads closed.\n\nTL;DR:"
+  assert first.slices == {"use_case": "summarization"}
   assert second.data["source"] == LAKE and second.data["references"] == ["Ann swam", "Ann"]
   assert third.data["source"] == "The match ended 2-1."
   judged = suite.together(tmp_path, {}, {suite.tasks[0].name: {"sft": []}})
-  assert (
-    judged["judge"]["recall"]["n"] == 1 and "data/grounded.jsonl" in judged["notes"][-1]
-  )  # what stands twice counts once
+  # An output that appears twice counts once.
+  assert judged["judge"]["recall"]["n"] == 1
+  assert "data/grounded.jsonl" in judged["notes"][-1]
   (choice,) = [json.loads(line) for line in (tmp_path / "data/piqa.jsonl").read_text().splitlines()]
   assert choice == {
     "goal": "open a jar",
@@ -175,13 +174,12 @@ def test_every_file_is_read_by_its_suite(package, tmp_path, monkeypatch, capsys)
     "label": 1,
   }
   origins = json.loads((tmp_path / "data/origins.json").read_text())
-  assert (
-    origins["quac"]["rows"] == 1 and benchmarks.XSUM.sha256 in origins["closed_domain"]["files"][0]
-  )
+  assert origins["quac"]["rows"] == 1
+  assert benchmarks.XSUM.sha256 in origins["closed_domain"]["files"][0]
 
 
 @pytest.mark.parametrize(
-  "references, passage, found",
+  "references, passage, expected",
   [
     ("a b b c", "a b c", ["a b", "b c"]),
     ("a b c", "a b c", ["a b c"]),
@@ -191,11 +189,11 @@ def test_every_file_is_read_by_its_suite(package, tmp_path, monkeypatch, capsys)
     ("a d", "a b c", []),  # no words of the passage
   ],
 )
-def test_references_are_put_apart_where_one_way_has_the_fewest(references, passage, found):
-  assert benchmarks.apart(references, passage) == found
+def test_references_are_put_apart_where_one_way_has_the_fewest(references, passage, expected):
+  assert benchmarks.apart(references, passage) == expected
 
 
 def test_every_pin_is_of_the_one_package():
-  pins = [file for one in benchmarks.DATA for file in one.sources]
-  assert len({(file.package, file.version, file.wheel_sha256) for file in pins}) == 1
-  assert all(len(file.sha256) == 64 and file.size < 5_000_000 for file in pins)
+  pins = [pin for data_set in benchmarks.DATA for pin in data_set.sources]
+  assert len({(pin.package, pin.version, pin.wheel_sha256) for pin in pins}) == 1
+  assert all(len(pin.sha256) == 64 and pin.size < 5_000_000 for pin in pins)

@@ -1,6 +1,4 @@
-"""Public tasks as instructions: every wording, how many examples each task gives, and no example
-twice.
-"""
+"""Public tasks as instructions: their wordings, how many examples each gives, and none twice."""
 
 import json
 from collections import Counter
@@ -19,7 +17,7 @@ TASKS = [name for name, (*_, record) in CASES.items() if isinstance(record, reco
 
 
 def test_every_task_has_wordings():
-  tasks = {name for name, one in mappings.TFDS.items() if one.kind == "demonstration"}
+  tasks = {name for name, mapping in mappings.TFDS.items() if mapping.kind == "demonstration"}
   assert public_tasks.WORDINGS.keys() == tasks
   assert all(len(set(forms)) >= 3 for forms in public_tasks.WORDINGS.values())
 
@@ -28,31 +26,28 @@ def test_every_task_has_wordings():
 def test_every_wording_asks_for_the_answer_of_the_mapping(name, tmp_path):
   features, row, record = CASES[name]
   place = prepare(tmp_path, name, features, [row] * 12)
-  found, (task,) = mixture(place)
-  assert {one.completion for one in found} == {record.completion}
-  prompts = {one.prompt for one in found}
+  rows, (task,) = mixture(place)
+  assert {row.completion for row in rows} == {record.completion}
+  prompts = {row.prompt for row in rows}
   assert len(prompts) == task.wordings == 3
   assert record.prompt not in prompts
-  asked = {
-    name: value
-    for name, value in row.items()
-    if isinstance(value, str) and name in ("question", "sentence", "premise")
-  }
-  assert all(value in prompt for prompt in prompts for value in asked.values())
-  assert {one.source for one in found} == {f"{place}@train"}
+  for name in ("question", "sentence", "premise"):
+    if isinstance(row.get(name), str):
+      assert all(row[name] in prompt for prompt in prompts)
+  assert {row.source for row in rows} == {f"{place}@train"}
 
 
 def test_shares_by_hand():
   assert allot([100, 300, 5000], 0, 200) == [100, 200, 200]
   assert allot([100, 300, 5000], 50, 200) == [10, 20, 20]
   assert allot([100, 300, 5000], 50, 0) == [1, 3, 46]
-  assert allot([10, 300, 5000], 600, 200) == [10, 295, 295]  # 10 cannot give its 15: the others do
+  assert allot([10, 300, 5000], 600, 200) == [10, 295, 295]  # the others give what 10 cannot
   assert allot([10, 20, 5000], 600, 200) == [10, 20, 570]
   assert allot([10, 20], 100, 30) == [10, 20]
   assert sum(allot([7, 11, 13], 10, 5)) == 10
 
 
-def test_no_example_stands_twice(tmp_path):
+def test_no_example_is_used_twice(tmp_path):
   features, row, _ = CASES["glue/sst2"]
   prepare(
     tmp_path / "tfds", "glue/sst2", features, [row | {"sentence": f"scene-{i}"} for i in range(60)]
@@ -61,15 +56,19 @@ def test_no_example_stands_twice(tmp_path):
   own.write_text(
     "".join(json.dumps({"prompt": f"do {i}", "completion": "done"}) + "\n" for i in range(20))
   )
-  take = lambda **rest: mixture(f"tfds:glue/sst2, {own}", folder=str(tmp_path / "tfds"), **rest)
-  found, tasks = take(examples=40)
+
+  def take(**options):
+    return mixture(f"tfds:glue/sst2, {own}", folder=str(tmp_path / "tfds"), **options)
+
+  rows, tasks = take(examples=40)
   assert [(task.size, task.taken, task.wordings) for task in tasks] == [(60, 30, 3), (20, 10, 1)]
-  assert len({one.prompt for one in found}) == 40
-  films = Counter(word for one in found for word in one.prompt.split() if word.startswith("scene-"))
-  assert len(films) == 30 and set(films.values()) == {1}
-  assert found == take(examples=40)[0] != take(examples=40, seed=1)[0]
+  assert len({row.prompt for row in rows}) == 40
+  words = [word for row in rows for word in row.prompt.split()]
+  scenes = Counter(word for word in words if word.startswith("scene-"))
+  assert len(scenes) == 30 and set(scenes.values()) == {1}
+  assert rows == take(examples=40)[0] != take(examples=40, seed=1)[0]
   assert len(take()[0]) == 80
-  assert {one.source for one in found} == {"tfds:glue/sst2@train", str(own)}
+  assert {row.source for row in rows} == {"tfds:glue/sst2@train", str(own)}
 
 
 def test_the_command_writes_demonstrations(tmp_path, capsys):

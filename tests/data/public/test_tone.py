@@ -1,12 +1,10 @@
-"""The quickstart's data: what the shipped table holds, and what keeps training and evaluation
-apart.
-"""
+"""The quickstart's data: the shipped table, and what keeps training and evaluation apart."""
 
 import gzip
 import hashlib
 import importlib.util
 from importlib import resources
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import numpy as np
@@ -32,18 +30,17 @@ def words(text: str) -> str:
 
 
 def texts(part) -> set[str]:
-  """The texts behind demonstrations or comparisons, spelled without spaces and signs."""
-  found = set()
+  """Returns the texts of demonstrations or comparisons, spelled without spaces and signs."""
+  sentences = set()
   for record in part:
-    several = (
-      (record.completion,) if isinstance(record, records.Demonstration) else record.completions
-    )
-    found |= {words(measures.sentence(record.prompt, text)) for text in several}
-  return found
+    is_demonstration = isinstance(record, records.Demonstration)
+    completions = (record.completion,) if is_demonstration else record.completions
+    sentences |= {words(measures.sentence(record.prompt, text)) for text in completions}
+  return sentences
 
 
 def script():
-  path = Path(__file__).parent.parent.parent / "scripts" / "build_tone_table.py"
+  path = Path(__file__).parents[3] / "scripts" / "build_tone_table.py"
   spec = importlib.util.spec_from_file_location("build_tone_table", path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -54,7 +51,7 @@ def script():
 
 
 def test_the_table_is_the_one_that_the_script_builds():
-  packed = resources.files("instructjax.data").joinpath(tone.TABLE).read_bytes()
+  packed = resources.files("instructjax.data.public").joinpath(tone.TABLE).read_bytes()
   content = gzip.decompress(packed)
   assert hashlib.sha256(content).hexdigest() == script().TABLE_SHA256
   assert packed == gzip.compress(content, compresslevel=9, mtime=0)
@@ -83,18 +80,15 @@ def test_the_halves_share_no_rater_and_hold_all_of_them():
   assert {a, b} == {3.0, -3.5}  # raters 0, 2, 4 and raters 1, 3
   assert tone.mean(row) == pytest.approx(0.4)
   firsts = [tone.mean(tone.Rated("movies", str(i), "t", (4, -4)), "a") for i in range(200)]
-  assert (
-    70 < sum(first > 0 for first in firsts) < 130
-  )  # which half the first rater is in, is a fair coin
+  # The first rater is in either half with the same probability.
+  assert 70 < sum(first > 0 for first in firsts) < 130
 
 
 def test_equal_texts_are_in_the_same_split_and_the_seed_draws_another():
-  one, other = (
-    tone.Rated("movies", "1", "A good film!", (1,)),
-    tone.Rated("tweets", "2", "a GOOD film", (2,)),
-  )
-  splits = [tone.split(one, seed) for seed in range(40)]
-  assert splits == [tone.split(other, seed) for seed in range(40)]
+  review = tone.Rated("movies", "1", "A good film!", (1,))
+  tweet = tone.Rated("tweets", "2", "a GOOD film", (2,))
+  splits = [tone.split(review, seed) for seed in range(40)]
+  assert splits == [tone.split(tweet, seed) for seed in range(40)]
   assert len(set(splits)) >= 4
   rows = [row for row in tone.load() if row.domain == "movies"]
   shares = {name: np.mean([tone.split(row, 0) == name for row in rows]) for name in tone.SPLITS}
@@ -151,15 +145,16 @@ def test_labels_come_from_half_a_and_gold_from_half_b(tasks):
 
 
 def test_comparisons_come_in_pairs_that_praise_and_criticise_the_same_texts(tasks):
-  for one, other in zip(tasks.comparisons[::2], tasks.comparisons[1::2], strict=True):
-    assert (
-      one.completions == other.completions and (one.use_case, other.use_case) == tone.DIRECTIONS
-    )
-    assert tone.K[0] <= len(one.completions) <= tone.K[1]
-    better = {(i, j) for i, a in enumerate(one.ranks) for j, b in enumerate(one.ranks) if a < b}
-    assert better == {
-      (j, i) for i, a in enumerate(other.ranks) for j, b in enumerate(other.ranks) if a < b
-    }
+  def better_pairs(ranks):
+    pairs = permutations(range(len(ranks)), 2)
+    return {(i, j) for i, j in pairs if ranks[i] < ranks[j]}
+
+  for praise, criticism in zip(tasks.comparisons[::2], tasks.comparisons[1::2], strict=True):
+    assert praise.completions == criticism.completions
+    assert (praise.use_case, criticism.use_case) == tone.DIRECTIONS
+    assert tone.K[0] <= len(praise.completions) <= tone.K[1]
+    reversed_pairs = {(j, i) for i, j in better_pairs(criticism.ranks)}
+    assert better_pairs(praise.ranks) == reversed_pairs
   assert {len(c.completions) for c in tasks.comparisons} >= {4, 5, 6, 7, 8, 9}
 
 
@@ -171,9 +166,9 @@ def test_ranks_share_ties():
 def test_the_texts_of_a_comparison_span_the_tones():
   rows = [tone.Rated("movies", str(i), f"text {i}", (i - 4,)) for i in range(8)]
   for seed in range(20):
-    drawn = tone._spread(np.random.default_rng(seed), rows, 4, "all")
-    assert sorted((row.ratings[0] + 4) // 2 for row in drawn) == [0, 1, 2, 3]
-  with pytest.raises(UserError, match="a comparison of 4 texts asked for, 3 there are"):
+    texts_of_all_tones = tone._spread(np.random.default_rng(seed), rows, 4, "all")
+    assert sorted((row.ratings[0] + 4) // 2 for row in texts_of_all_tones) == [0, 1, 2, 3]
+  with pytest.raises(UserError, match="a comparison of 4 texts is asked for, but there are 3"):
     tone._spread(np.random.default_rng(0), rows[:3], 3, "all")
 
 
@@ -187,19 +182,20 @@ def test_demonstrations_are_clear_and_follow_their_instruction(tasks):
 
 
 def test_prompts_hold_both_directions_and_some_first_words(tasks):
-  given = [record for record in tasks.prompts if not record.prompt.endswith(":")]
-  assert 0.1 < len(given) / len(tasks.prompts) < 0.5
+  with_first_words = [record for record in tasks.prompts if not record.prompt.endswith(":")]
+  assert 0.1 < len(with_first_words) / len(tasks.prompts) < 0.5
   assert {record.use_case for record in tasks.prompts} == set(tone.DIRECTIONS)
 
 
 def test_the_same_seed_gives_the_same_tasks_and_another_one_others(tasks):
   assert tone.tasks(0, SIZES) == tasks
-  other = tone.tasks(1, SIZES)
-  assert other.comparisons != tasks.comparisons and other.text_valid != tasks.text_valid
+  tasks_of_another_seed = tone.tasks(1, SIZES)
+  assert tasks_of_another_seed.comparisons != tasks.comparisons
+  assert tasks_of_another_seed.text_valid != tasks.text_valid
 
 
 def test_too_many_are_refused():
-  with pytest.raises(UserError, match=r"100000 demonstrations asked for, \d+ there are"):
+  with pytest.raises(UserError, match=r"100000 demonstrations are asked for, but there are \d+"):
     tone.tasks(0, SIZES._replace(demonstrations=100_000))
 
 
@@ -226,11 +222,14 @@ def test_openings(text, n, expected):
 
 
 def test_every_template_has_two_directions_and_a_label():
-  for templates in (tone.TRAIN, tone.TEST):
-    for pair in (pair for pairs in templates.values() for pair in pairs):
-      assert pair[0] != pair[1] and all(
-        part.endswith(":") and part.count("\n") == 1 for part in pair
-      )
-  assert all(a < b for a, b in pairwise(np.cumsum(list(tone.SPLITS.values())))) and sum(
-    tone.SPLITS.values()
-  ) == pytest.approx(1)
+  pairs = [pair for part in (tone.TRAIN, tone.TEST) for pairs in part.values() for pair in pairs]
+  for praise, criticism in pairs:
+    assert praise != criticism
+    for instruction in (praise, criticism):
+      assert instruction.endswith(":") and instruction.count("\n") == 1
+
+
+def test_the_shares_of_the_splits_sum_to_one():
+  shares = list(tone.SPLITS.values())
+  assert all(a < b for a, b in pairwise(np.cumsum(shares)))
+  assert sum(shares) == pytest.approx(1)

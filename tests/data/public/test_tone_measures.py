@@ -1,4 +1,4 @@
-"""Pair accuracy, raters against raters, the lexicon: numbers worked by hand and brute force."""
+"""Pair accuracy, agreement of raters, the lexicon: numbers worked by hand and by brute force."""
 
 import itertools
 
@@ -12,9 +12,9 @@ from instructjax.data.records.records import Comparison, Prompt
 
 def test_pair_accuracy_leaves_ties_of_people_out_and_counts_equal_scores_half():
   comparisons = [Comparison("p", ("a", "b", "c"), (1, 2, 2)), Comparison("p", ("a", "b"), (2, 1))]
-  found = measures.pair_accuracy([[1.0, 0.0, 1.0], [5.0, 6.0]], comparisons)
-  assert (found.value, found.n) == (pytest.approx((1 + 0.5 + 1) / 3), 3)
-  assert 0 <= found.low <= found.value <= found.high <= 1
+  estimate = measures.pair_accuracy([[1.0, 0.0, 1.0], [5.0, 6.0]], comparisons)
+  assert (estimate.value, estimate.n) == (pytest.approx((1 + 0.5 + 1) / 3), 3)
+  assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
 
 
 def test_padding_of_the_scores_is_ignored():
@@ -24,13 +24,14 @@ def test_padding_of_the_scores_is_ignored():
 
 
 def by_hand(first: list[int], second: list[int]) -> tuple[float, float]:
-  """(agreements, pairs) of two different raters on two texts, over raters that see a difference."""
+  """Returns how many pairs of raters agree on two texts, and how many see a difference."""
   agree = seen = 0
   for a, b in itertools.permutations(range(len(first)), 2):
     for c, d in itertools.permutations(range(len(second)), 2):
-      one, other = np.sign(first[a] - second[c]), np.sign(first[b] - second[d])
-      seen += bool(one and other)
-      agree += bool(one == other and one)
+      sign = np.sign(first[a] - second[c])
+      other_sign = np.sign(first[b] - second[d])
+      seen += bool(sign and other_sign)
+      agree += bool(sign == other_sign and sign)
   return agree, seen
 
 
@@ -40,11 +41,11 @@ def test_rater_agreement_is_the_mean_over_all_pairs_of_raters(monkeypatch):
     for i, r in enumerate([(1, 2, -1), (0, 1, 3), (-2, -2, 1)])
   ]
   monkeypatch.setattr(measures, "rated", lambda comparison: rows)
-  found = measures.rater_agreement([Comparison("p", ("a", "b", "c"), (1, 2, 3))])
+  estimate = measures.rater_agreement([Comparison("p", ("a", "b", "c"), (1, 2, 3))])
   counts = np.sum(
     [by_hand(rows[i].ratings, rows[j].ratings) for i in range(3) for j in range(i)], axis=0
   )
-  assert found.value == pytest.approx(counts[0] / counts[1])
+  assert estimate.value == pytest.approx(counts[0] / counts[1])
 
 
 def test_the_halves_agree_on_clear_texts_and_not_on_opposite_ones(monkeypatch):

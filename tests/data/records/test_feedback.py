@@ -1,4 +1,4 @@
-"""Public feedback as K-wise comparisons, worked by hand; field mappings by name."""
+"""Public feedback as K-wise comparisons with results worked by hand, and mappings of fields."""
 
 import pytest
 from hypothesis import given, settings
@@ -70,9 +70,11 @@ MORE = f"{HELLO} good\n\nHuman: and now?\n\nAssistant:"
 
 
 def tree(name="q"):
-  one = next(row for row in FLAT if row["message_id"] == name)
-  inside = {key: value for key, value in one.items() if key != "parent_id"}
-  return inside | {"replies": [tree(row["message_id"]) for row in FLAT if row["parent_id"] == name]}
+  """Returns a message of FLAT with its replies inside."""
+  message = next(row for row in FLAT if row["message_id"] == name)
+  fields = {key: value for key, value in message.items() if key != "parent_id"}
+  replies = [row["message_id"] for row in FLAT if row["parent_id"] == name]
+  return {**fields, "replies": [tree(reply) for reply in replies]}
 
 
 @pytest.mark.parametrize(
@@ -85,17 +87,18 @@ def test_open_assistant_siblings_become_comparisons(rows):
     {"role": "assistant", "content": "good"},
     {"role": "user", "content": "and now?"},
   ]
-  shown = {"id": "q", "turns": tuple(first)}, {"id": "more", "turns": tuple(second)}
+  first_fields = {"id": "q", "turns": tuple(first)}
+  second_fields = {"id": "more", "turns": tuple(second)}
   assert records.parse(rows, "comparison", SPELL["oasst"]) == [
-    Comparison(HELLO, ("bad", "good", "fair"), (3, 1, 2), **shown[0])
+    Comparison(HELLO, ("bad", "good", "fair"), (3, 1, 2), **first_fields)
   ]
   assert records.parse(rows, "demonstration", SPELL["oasst"]) == [
-    Demonstration(HELLO, "good", **shown[0]),
-    Demonstration(MORE, "only one", **shown[1]),
+    Demonstration(HELLO, "good", **first_fields),
+    Demonstration(MORE, "only one", **second_fields),
   ]
   assert records.parse(rows, "prompt", SPELL["oasst"]) == [
-    Prompt(HELLO, **shown[0]),
-    Prompt(MORE, **shown[1]),
+    Prompt(HELLO, **first_fields),
+    Prompt(MORE, **second_fields),
   ]
 
 
@@ -112,20 +115,20 @@ def test_trees_with_holes_are_named_with_their_lines():
   _, problems = records.scan(rows, "comparison", SPELL["oasst"], name="f")
   expected = {
     8: "there is no message 'nobody'",
-    9: "'q' stands twice",
+    9: "'q' appears twice",
     10: "message_id: text",
+    11: "circle",
+    12: "circle",
     13: "object",
   }
-  expected |= {11: "circle", 12: "circle"}
-  assert {int(one.split(":")[1]) for one in problems} == set(expected) and len(problems) == len(
-    expected
-  )
-  for problem in problems:
-    assert expected[int(problem.split(":")[1])] in problem
+  lines = [int(problem.split(":")[1]) for problem in problems]
+  assert sorted(lines) == sorted(expected)
+  for line, problem in zip(lines, problems, strict=True):
+    assert expected[line] in problem
 
 
 @pytest.mark.parametrize(
-  ("name", "row", "what"),
+  ("name", "row", "message"),
   [
     (
       "ultrafeedback",
@@ -154,10 +157,10 @@ def test_trees_with_holes_are_named_with_their_lines():
     ),
   ],
 )
-def test_what_is_wrong_is_named(name, row, what):
+def test_what_is_wrong_is_named(name, row, message):
   with pytest.raises(UserError) as caught:
     records.parse([row], "comparison", SPELL[name], name="f")
-  assert str(caught.value).startswith("f:1: ") and what in str(caught.value)
+  assert str(caught.value).startswith("f:1: ") and message in str(caught.value)
 
 
 VALUES = st.recursive(
@@ -219,28 +222,31 @@ def test_fields_map_any_source(tmp_path):
   path.write_text(
     '{"q": "Q", "answers": [{"t": "A"}], "body": "B", "good": "g", "bad": "b", "prompt": "own"}\n'
   )
-  load = lambda kind, fields: sources.load(path, kind, spellings.choose("native", kind, fields))
+
+  def load(kind, fields):
+    return sources.load(path, kind, spellings.choose("native", kind, fields))
+
   both = "prompt=q, completion=answers.0.t, text=body"
   assert load("demonstration", both) == [Demonstration("Q", "A")]
   assert load("prompt", both) == [Prompt("Q")]
   assert load("text", dict(pair.strip().split("=") for pair in both.split(",")))[0].text == "B"
   assert load("comparison", "chosen=good,rejected=bad") == [Comparison("own", ("g", "b"), (1, 2))]
-  assert spellings.choose("native", "text", "prompt=q") is None  # the mapping is of another kind
+  assert spellings.choose("native", "text", "prompt=q") is None  # the mapping is for another kind
   with pytest.raises(UserError, match=r"x.jsonl:1: answers.3.t: missing; the row has answers"):
     load("demonstration", "prompt=q,completion=answers.3.t")
 
 
 @pytest.mark.parametrize(
-  ("name", "fields", "what"),
+  ("name", "fields", "message"),
   [
     ("native", "prompt", "give OURS=THEIRS"),
     ("native", "promt=q", "did you mean 'prompt'"),
-    ("native", "prompt=a,prompt=b", "stands there twice"),
+    ("native", "prompt=a,prompt=b", "is named twice"),
     ("alpaca", "prompt=q", "give one of them"),
     ("native", "prompt=q,chosen=a", "give chosen and rejected"),
     ("xml", "", "config.data.spelling='xml': known are native"),
   ],
 )
-def test_fields_that_cannot_be_meant(name, fields, what):
-  with pytest.raises(UserError, match=what):
+def test_fields_that_cannot_be_meant(name, fields, message):
+  with pytest.raises(UserError, match=message):
     spellings.choose(name, "comparison", fields)

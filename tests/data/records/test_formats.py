@@ -1,3 +1,5 @@
+"""The public spellings of instruction data, and any row at all in each of them."""
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,7 +9,13 @@ from instructjax.data.records.records import Comparison, Demonstration, Prompt
 from instructjax.errors import UserError
 
 ASK = {"role": "user", "content": "q"}
-SAY = lambda text: {"role": "assistant", "content": text}
+
+
+def say(text):
+  """Returns a message of the assistant."""
+  return {"role": "assistant", "content": text}
+
+
 PAIR = Comparison("\n\nHuman: q\n\nAssistant:", ("good", "bad"), (1, 2))
 
 CASES = {
@@ -16,12 +24,12 @@ CASES = {
     Comparison("q", ("good", "bad"), (1, 2)),
   ),
   "messages": (
-    {"prompt": [ASK], "chosen": [SAY("good")], "rejected": [SAY("bad")], "score": 1},
+    {"prompt": [ASK], "chosen": [say("good")], "rejected": [say("bad")], "score": 1},
     PAIR,
   ),
-  "shared": ({"chosen": [ASK, SAY("good")], "rejected": [ASK, SAY("bad")]}, PAIR),
+  "shared": ({"chosen": [ASK, say("good")], "rejected": [ASK, say("bad")]}, PAIR),
   "shared and a text": (
-    {"prompt": "q", "chosen": [ASK, SAY("good")], "rejected": [ASK, SAY("bad")]},
+    {"prompt": "q", "chosen": [ASK, say("good")], "rejected": [ASK, say("bad")]},
     PAIR,
   ),
   "transcripts": (
@@ -42,7 +50,7 @@ def test_preferences(case):
 
 
 def test_identical_chats_still_leave_a_reply():
-  row = {"chosen": [ASK, SAY("same")], "rejected": [ASK, SAY("same")]}
+  row = {"chosen": [ASK, say("same")], "rejected": [ASK, say("same")]}
   (pair,) = records.parse([row], "comparison", formats.preference)
   assert pair.completions == ("same", "same")
 
@@ -58,7 +66,7 @@ def test_messages_in_both_spellings():
   chat = [
     {"role": "system", "content": "Be kind."},
     ASK,
-    SAY("a"),
+    say("a"),
     {"from": "human", "value": "more"},
   ]
   row = {"messages": [*chat, {"from": "gpt", "value": "b"}]}
@@ -75,7 +83,7 @@ def test_any_columns_by_a_mapping():
 
 
 @pytest.mark.parametrize(
-  ("spelling", "kind", "row", "what"),
+  ("spelling", "kind", "row", "message"),
   [
     (
       "preference",
@@ -124,26 +132,26 @@ def test_any_columns_by_a_mapping():
     (
       "messages",
       "demonstration",
-      {"messages": [{"role": "tool", "content": "x"}, SAY("a")]},
+      {"messages": [{"role": "tool", "content": "x"}, say("a")]},
       "messages[0].role: 'tool'",
     ),
     (
       "messages",
       "demonstration",
-      {"messages": [{"role": "user"}, SAY("a")]},
+      {"messages": [{"role": "user"}, say("a")]},
       "role and content must be texts",
     ),
     ("messages", "demonstration", {"messages": [ASK]}, "the last message must be the assistant's"),
   ],
 )
-def test_what_is_wrong_is_named_with_its_line(spelling, kind, row, what):
+def test_what_is_wrong_is_named_with_its_line(spelling, kind, row, message):
   with pytest.raises(UserError) as error:
     records.parse([row], kind, formats.SPELLINGS[spelling], name="f.jsonl")
-  assert str(error.value).startswith("f.jsonl:1: ") and what in str(error.value)
+  assert str(error.value).startswith("f.jsonl:1: ") and message in str(error.value)
 
 
 values = st.recursive(
-  st.none() | st.integers() | st.text(max_size=5) | st.just(ASK) | st.just(SAY("x")),
+  st.none() | st.integers() | st.text(max_size=5) | st.just(ASK) | st.just(say("x")),
   lambda inner: (
     st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content"]), inner)
   ),

@@ -1,5 +1,6 @@
-"""Ready mappings on small prepared TFDS copies with the features of the real builders, and no
-TensorFlow anywhere.
+"""Ready mappings, on small prepared TFDS copies with the features of the real builders.
+
+TensorFlow is never imported.
 """
 
 import sys
@@ -36,8 +37,8 @@ def test_a_prepared_copy_gives_the_record(name, tmp_path):
 
 def test_by_name_and_by_slices(tmp_path):
   prepare(tmp_path, "lm1b", {"text": TEXT}, [{"text": str(i)} for i in range(10)])
-  found = sources.load("tfds:lm1b:1.0.0@train[:30%]", "text", folder=str(tmp_path))
-  assert len(found) == 3
+  rows = sources.load("tfds:lm1b:1.0.0@train[:30%]", "text", folder=str(tmp_path))
+  assert len(rows) == 3
   with pytest.raises(UserError, match=r"tfds:lm1b:1.0.0@nothing: cannot be opened"):
     sources.load("tfds:lm1b:1.0.0@nothing", "text", folder=str(tmp_path))
 
@@ -52,7 +53,7 @@ def test_other_kinds_of_one_data_set():
 
 
 @pytest.mark.parametrize(
-  ("name", "row", "what"),
+  ("name", "row", "message"),
   [
     (
       "glue/sst2",
@@ -70,10 +71,10 @@ def test_other_kinds_of_one_data_set():
     ("drop", {"passage": 3, "question": "Q", "answer": "x"}, "passage: text is expected"),
   ],
 )
-def test_rows_that_do_not_fit(name, row, what):
+def test_rows_that_do_not_fit(name, row, message):
   with pytest.raises(UserError) as caught:
     records.parse([row], "demonstration", mappings.of(name).spell, name="x")
-  assert str(caught.value).startswith("x:1: ") and what in str(caught.value)
+  assert str(caught.value).startswith("x:1: ") and message in str(caught.value)
 
 
 VALUES = st.recursive(
@@ -94,6 +95,5 @@ def test_any_row_is_a_record_or_a_problem(data, name, kind):
   row = dict(CASES[name][1])
   row |= data.draw(st.dictionaries(st.sampled_from([*row, *FIELDS]), VALUES, max_size=3))
   good, problems = records.scan([row], kind, mappings.of(name).spell, name="x")
-  assert len(good) + bool(problems) == 1 and all(
-    problem.startswith("x:1: ") for problem in problems
-  )
+  assert len(good) + bool(problems) == 1
+  assert all(problem.startswith("x:1: ") for problem in problems)

@@ -1,3 +1,5 @@
+"""Records that are written and read again, and every way in which a line can be wrong."""
+
 import gzip
 import json
 
@@ -77,30 +79,23 @@ def test_what_is_written_comes_back(tmp_path, kind, name, data):
 
 
 def test_a_source_that_is_a_text_names_the_model():
-  (found,) = records.parse(
+  (comparison,) = records.parse(
     [GOOD | {"sources": ["sft", {"model": "ppo", "temperature": 1, "seed": 0}, "gpt"]}],
     "comparison",
   )
-  assert found.sources == (
+  assert comparison.sources == (
     {"model": "sft"},
     {"model": "ppo", "temperature": 1, "seed": 0},
     {"model": "gpt"},
   )
-  assert records.as_row(found)["sources"][0] == {"model": "sft"}
+  assert records.as_row(comparison)["sources"][0] == {"model": "sft"}
 
 
 def test_the_same_records_have_the_same_fingerprint_and_other_ones_another():
   a, b = Demonstration("a", "b"), Demonstration("a", "c")
   assert records.fingerprint([a, b]) == records.fingerprint(iter([a, b]))
-  assert (
-    len(
-      {
-        records.fingerprint(rows)
-        for rows in ([a, b], [b, a], [a], [Demonstration("a", "b", id="1")])
-      }
-    )
-    == 4
-  )
+  different = ([a, b], [b, a], [a], [Demonstration("a", "b", id="1")])
+  assert len({records.fingerprint(rows) for rows in different}) == 4
 
 
 GOOD = {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [1, 2, 2]}
@@ -227,8 +222,8 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "row", "what"), BAD, ids=[what for _, _, what in BAD])
-def test_a_bad_record_is_named_by_file_line_and_field(tmp_path, kind, row, what):
+@pytest.mark.parametrize(("kind", "row", "message"), BAD, ids=[message for _, _, message in BAD])
+def test_a_bad_record_is_named_by_file_line_and_field(tmp_path, kind, row, message):
   good = {
     "demonstration": {"prompt": "p", "completion": "c"},
     "comparison": GOOD,
@@ -238,7 +233,7 @@ def test_a_bad_record_is_named_by_file_line_and_field(tmp_path, kind, row, what)
   path.write_text(json.dumps(good.get(kind, {"prompt": "p"})) + "\n" + json.dumps(row) + "\n")
   with pytest.raises(UserError) as error:
     records.read(path, kind)
-  assert str(error.value).startswith(f"{path}:2: {what}")
+  assert str(error.value).startswith(f"{path}:2: {message}")
   assert "\n" not in str(error.value)
 
 
@@ -264,13 +259,13 @@ def test_files_that_cannot_be_read(tmp_path):
   (tmp_path / "empty.jsonl").write_text("")
   (tmp_path / "no.gz").write_text("plain")
   (tmp_path / "cut.gz").write_bytes(gzip.compress(b'{"prompt": "p"}\n' * 100)[:-20])
-  for name, what in [
+  for name, message in [
     ("none.jsonl", "no such file"),
     ("empty.jsonl", "no records"),
     ("no.gz", "read"),
     ("cut.gz", "read"),
   ]:
-    with pytest.raises(UserError, match=what):
+    with pytest.raises(UserError, match=message):
       records.read(tmp_path / name, "prompt")
   with pytest.raises(UserError, match="unknown kind of record 'prompts'"):
     records.read(tmp_path / "empty.jsonl", "prompts")
@@ -281,24 +276,22 @@ def test_a_byte_order_mark_and_a_missing_last_newline_are_fine(tmp_path):
   assert records.read(tmp_path / "x.jsonl", "prompt") == [Prompt("p"), Prompt("q")]
 
 
-# --- any input at all: every line is a record or has a problem, and nothing else ever happens ---
+# --- any input: every line is a record or has a problem, and nothing else ever happens ---
 
 
-def accounted(path, kind, content: bytes) -> None:
-  """What `examine` says of a file of this content: each line once, as a record or with its number
-  and a problem.
-  """
+def assert_accounted(path, kind, content: bytes) -> None:
+  """Asserts that `examine` gives a record or a problem with its number for each line of a file."""
   path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-  found, problems = sources.examine(path, kind)
+  rows, problems = sources.examine(path, kind)
   lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
   count = len(lines) - (lines[-1] == b"")
   assert all(problem.startswith(f"{path}:") and problem.isprintable() for problem in problems)
   if count:
     bad = {int(problem.removeprefix(f"{path}:").split(":")[0]) for problem in problems}
     assert all(1 <= line <= count for line in bad)
-    assert len(found) + len(bad) == count
+    assert len(rows) + len(bad) == count
   else:
-    assert not found and len(problems) == 1
+    assert not rows and len(problems) == 1
 
 
 kinds = st.sampled_from(list(KINDS))
@@ -335,7 +328,7 @@ line = st.one_of(
   mark=st.booleans(),
 )
 def test_any_lines_are_records_or_problems(tmp_path, lines, kind, name, mark):
-  accounted(tmp_path / name, kind, b"\xef\xbb\xbf" * mark + b"\n".join(lines))
+  assert_accounted(tmp_path / name, kind, b"\xef\xbb\xbf" * mark + b"\n".join(lines))
 
 
 @FUZZ
@@ -344,14 +337,14 @@ def test_any_bytes_and_any_broken_gz_are_problems(tmp_path, content, kind, at, z
   whole = gzip.compress(b'{"prompt": "p"}\n' * 3, mtime=0)
   path = tmp_path / "x.gz"
   path.write_bytes(content if not zipped else whole[:at] + content[:3] + whole[at + 2 :])
-  found, problems = sources.examine(path, kind)
-  assert found or problems
+  rows, problems = sources.examine(path, kind)
+  assert rows or problems
   assert all(problem.startswith(f"{path}") for problem in problems)
-  accounted(tmp_path / "x.jsonl", kind, content)
+  assert_accounted(tmp_path / "x.jsonl", kind, content)
 
 
 @pytest.mark.parametrize(
-  ("line", "what"),
+  ("line", "message"),
   [
     (b"[" * 100_000, "nested too deeply"),
     (b'{"prompt": ' + b'{"a": ' * 50_000, "nested too deeply"),
@@ -371,21 +364,19 @@ def test_any_bytes_and_any_broken_gz_are_problems(tmp_path, content, kind, at, z
     ),
     (b'{"prompt": "a", "' + b"k" * 100_000 + b'": 1}', "kkkk"),
     (b'{"prompt": "a"}{"prompt": "b"}', "not JSON"),
-    (
-      b"\xef\xbb\xbf" + b'{"prompt": "a"}',
-      "not JSON",
-    ),  # a byte order mark inside, where two files were joined
+    # A byte order mark inside, where two files were joined.
+    (b"\xef\xbb\xbf" + b'{"prompt": "a"}', "not JSON"),
     (b"", "not JSON"),
   ],
   ids=lambda value: "" if isinstance(value, bytes) else value[:20],
 )
-def test_lines_that_break_readers(tmp_path, line, what):
+def test_lines_that_break_readers(tmp_path, line, message):
   path = tmp_path / "x.jsonl"
   path.write_bytes(b'{"prompt": "first"}\n' + line + b'\n{"prompt": "last"}\n')
-  found, problems = sources.examine(path, "prompt")
-  assert [record.prompt for record in found] == ["first", "last"]
+  rows, problems = sources.examine(path, "prompt")
+  assert [record.prompt for record in rows] == ["first", "last"]
   (problem,) = problems
-  assert problem.startswith(f"{path}:2: {what}")
+  assert problem.startswith(f"{path}:2: {message}")
   assert problem.isprintable() and len(problem) < len(str(path)) + 450
 
 

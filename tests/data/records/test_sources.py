@@ -1,6 +1,4 @@
-"""Sources: files, prepared TFDS data sets through their random-access reader, and files of hub data
-sets.
-"""
+"""Sources: files, prepared TFDS data sets through their random-access reader, and the hub."""
 
 import importlib.util
 import sys
@@ -17,17 +15,16 @@ from instructjax.errors import UserError
 def test_a_file_is_read_in_its_spelling(tmp_path):
   path = tmp_path / "x.jsonl"
   path.write_text('{"instruction": "Say a.", "input": "", "output": "a"}\n')
-  (found,) = sources.load(path, "demonstration", formats.SPELLINGS["alpaca"])
-  assert found.completion == "a" and "Say a." in found.prompt
+  (demonstration,) = sources.load(path, "demonstration", formats.SPELLINGS["alpaca"])
+  assert demonstration.completion == "a"
+  assert "Say a." in demonstration.prompt
 
 
 # --- TFDS ---
 
 
 class Datasets(types.ModuleType):
-  """Stands in for tensorflow_datasets: `data_source` as its documentation has it, over rows in
-  memory.
-  """
+  """A stand-in for tensorflow_datasets: its `data_source`, over rows in memory."""
 
   def __init__(self, rows):
     super().__init__("tensorflow_datasets")
@@ -50,8 +47,8 @@ def tfds(monkeypatch):
 
 
 def test_tfds_rows_become_records_without_a_download(tfds, tmp_path):
-  found = sources.load("tfds:mine/config@validation", "demonstration", folder=str(tmp_path))
-  assert found == [Demonstration("a", "b"), Demonstration("c", "d")]
+  rows = sources.load("tfds:mine/config@validation", "demonstration", folder=str(tmp_path))
+  assert rows == [Demonstration("a", "b"), Demonstration("c", "d")]
   assert tfds.calls == [("mine/config", "validation", str(tmp_path), False)]
 
 
@@ -150,8 +147,8 @@ def test_commas_and_patterns_join_files_and_name_each(tmp_path):
     (tmp_path / name).write_text(f'{{"prompt": "{text}"}}\n')
   rows = [{"prompt": str(i)} for i in range(3, 8)]
   pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet", row_group_size=2)
-  found = sources.load(f"{tmp_path}/a*.jsonl, {tmp_path}/b.parquet", "prompt")
-  assert [one.prompt for one in found] == ["1", "2", "3", "4", "5", "6", "7"]
+  rows_of_all = sources.load(f"{tmp_path}/a*.jsonl, {tmp_path}/b.parquet", "prompt")
+  assert [row.prompt for row in rows_of_all] == ["1", "2", "3", "4", "5", "6", "7"]
   pq.write_table(
     pa.Table.from_pylist([*rows, {"prompt": ""}]), tmp_path / "b.parquet", row_group_size=2
   )
