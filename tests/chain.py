@@ -125,9 +125,9 @@ def arm(stage: str, point: str, step: int) -> None:
   from orbax.checkpoint._src.path import atomicity
 
   from instructjax.runs import writers
-  from instructjax.stages import common
+  from instructjax.stages import running
 
-  fit, append, finalize = common.fit, writers.append, atomicity.AtomicRenameTemporaryPath.finalize
+  fit, append, finalize = running.fit, writers.append, atomicity.AtomicRenameTemporaryPath.finalize
 
   def trapped(one, state, batches, **settings):  # batch i is asked for while step i runs
     trap = lambda i: batches(
@@ -156,7 +156,7 @@ def arm(stage: str, point: str, step: int) -> None:
       end()
 
   if point in ("step", "term"):
-    common.fit = trapped
+    running.fit = trapped
   elif point == "line":
     writers.append = half
   else:

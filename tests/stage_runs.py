@@ -91,7 +91,7 @@ def ppo(data, workdir, init, judge, *options):
 def stop_after(monkeypatch, count):
   """Ctrl-C while the batch after step `count` is prepared."""
   from instructjax.runs import loop
-  from instructjax.stages import common
+  from instructjax.stages import running
 
   def interrupted(step, state, batches, **settings):
     def limited(i):
@@ -101,7 +101,7 @@ def stop_after(monkeypatch, count):
 
     return loop.fit(step, state, limited, **settings)
 
-  monkeypatch.setattr(common, "fit", interrupted)
+  monkeypatch.setattr(running, "fit", interrupted)
 
 
 # --- finished runs ---

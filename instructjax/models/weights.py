@@ -187,7 +187,7 @@ def _load_stacked(
   """Returns the stacked parameters of a tensor that a file has for every layer."""
   shapes = [leaf.shape[1:] for leaf in leaves]
   partitions = [sharding.fit(leaf.shape, leaf.axes) for leaf in leaves]
-  stacks = [
+  stacks: list[Array] = [
     _empty(leaf.shape, partition) for leaf, partition in zip(leaves, partitions, strict=True)
   ]
   for layer in range(config.depth):

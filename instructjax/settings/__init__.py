@@ -15,6 +15,10 @@ from instructjax.settings.ppo import PPOSettings
 from instructjax.settings.quickstart import QuickstartSettings
 from instructjax.settings.reading import (
   PRESETS,
+  AnySettings,
+  DataSettings,
+  TextSettings,
+  TrainingSettings,
   assignments,
   config_dict,
   from_dict,
@@ -28,7 +32,9 @@ from instructjax.settings.supervised import PretrainSettings, RLInitSettings, SF
 
 __all__ = [
   "PRESETS",
+  "AnySettings",
   "BestOfNSettings",
+  "DataSettings",
   "EvalSettings",
   "PPOSettings",
   "PretrainSettings",
@@ -37,6 +43,8 @@ __all__ = [
   "RewardSettings",
   "SFTSettings",
   "SampleSettings",
+  "TextSettings",
+  "TrainingSettings",
   "assignments",
   "config_dict",
   "from_dict",

@@ -16,6 +16,20 @@ from typing import Any
 from instructjax.errors import UserError
 from instructjax.settings import evals, fields, ppo, quickstart, reward, sampling, supervised
 
+# The settings of a stage that trains, of any stage, and the parts that say which data are read.
+TrainingSettings = supervised.SupervisedSettings | reward.RewardSettings | ppo.PPOSettings
+AnySettings = (
+  TrainingSettings
+  | sampling.BestOfNSettings
+  | sampling.SampleSettings
+  | evals.EvalSettings
+  | quickstart.QuickstartSettings
+)
+TextSettings = (
+  supervised.TextData | supervised.DemonstrationData | supervised.MixedData | ppo.PromptAndTextData
+)
+DataSettings = TextSettings | reward.ComparisonData | sampling.PromptData
+
 # The stages and their presets; the first preset of a stage is the one that is taken where none is named.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
   "pretrain": supervised.PRETRAIN,

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 
@@ -20,43 +20,12 @@ from instructjax.models import lora
 from instructjax.runs import origin, writers
 from instructjax.runs.checkpoint import Checkpoints
 from instructjax.runs.loop import Evaluate, fit
+from instructjax.settings import AnySettings, TrainingSettings
 from instructjax.settings.fields import to_dict
 from instructjax.settings.subjects import AnyModelSettings, MeshSettings
 from instructjax.stages import trainable
 from instructjax.stages.wiring import Stage
 from instructjax.types import Params, PyTree, TrainState
-
-
-class TrainingSettings(Protocol):
-  """The fields that the settings of every training stage have."""
-
-  @property
-  def stage(self) -> str: ...
-
-  @property
-  def seed(self) -> int: ...
-
-  @property
-  def keep(self) -> int: ...
-
-  @property
-  def best(self) -> str: ...
-
-  @property
-  def checkpoint_every(self) -> int: ...
-
-  @property
-  def log_every(self) -> int: ...
-
-
-class AnySettings(Protocol):
-  """The fields that the settings of every stage have."""
-
-  @property
-  def stage(self) -> str: ...
-
-  @property
-  def seed(self) -> int: ...
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +17,9 @@ import jax.numpy as jnp
 from instructjax.errors import UserError, naming
 from instructjax.models import freeze, lora, peft
 from instructjax.runs.origin import Origin, adapted, model_config
+from instructjax.settings import TrainingSettings
 from instructjax.settings.subjects import LoraSettings
 from instructjax.types import LM, Array, Key, Params
-
-
-class TrainedPart(Protocol):
-  """The fields of a stage's settings that say what it trains."""
-
-  @property
-  def top(self) -> int | None: ...
-
-  @property
-  def lora(self) -> LoraSettings: ...
-
-  @property
-  def trunk_dtype(self) -> Any: ...
 
 
 class Split(NamedTuple):
@@ -49,7 +37,7 @@ def split(
   lm: LM,
   params: Params,
   key: Key[Array, ""],
-  settings: TrainedPart,
+  settings: TrainingSettings,
   *,
   adapter_goes_on: bool = False,
 ) -> Split:
@@ -82,14 +70,14 @@ def adapter_sizes(settings: LoraSettings, lm: LM) -> dict[str, Any]:
     return lora.sizes(lm.table, lora.Lora(settings.rank, settings.alpha, targets))
 
 
-def goes_on(model: Origin, settings: TrainedPart) -> bool:
+def goes_on(model: Origin, settings: TrainingSettings) -> bool:
   """Returns whether a model brings an adapter of just the sizes asked for."""
   if not settings.lora.rank or "adapter" not in model.about:
     return False
   return model.about["adapter"] == adapter_sizes(settings.lora, model.lm)
 
 
-def about_trained(model: Origin, source: str, settings: TrainedPart) -> dict[str, Any]:
+def about_trained(model: Origin, source: str, settings: TrainingSettings) -> dict[str, Any]:
   """What is said about the model that a stage trains, so that a later stage can build it again.
 
   Raises UserError for an adapter of random weights.
@@ -105,7 +93,7 @@ def about_trained(model: Origin, source: str, settings: TrainedPart) -> dict[str
   return adapted(model.about, source, model.params, adapter_sizes(settings.lora, model.lm))
 
 
-def shares_trunk(policy: Origin, other: Origin, settings: TrainedPart) -> bool:
+def shares_trunk(policy: Origin, other: Origin, settings: TrainingSettings) -> bool:
   """Returns whether two models have the same trunk, which is then held once.
 
   Arrays that are one object are not compared; reward models are opened beside the policy for that.
@@ -122,7 +110,7 @@ def shares_trunk(policy: Origin, other: Origin, settings: TrainedPart) -> bool:
   return True
 
 
-def _trunk(model: Origin, settings: TrainedPart) -> Params:
+def _trunk(model: Origin, settings: TrainingSettings) -> Params:
   key = jax.random.key(0)  # of an adapter, which is no part of the trunk
   return split(
     model.lm, model.params, key, settings, adapter_goes_on=goes_on(model, settings)

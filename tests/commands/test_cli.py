@@ -144,11 +144,11 @@ def test_a_command_without_a_configuration_takes_no_field_of_one(capsys, tmp_pat
 
 
 def test_model_is_short_for_a_field(monkeypatch, tmp_path):
-  from instructjax.stages import common, ppo
+  from instructjax.stages import ppo, running
 
   seen = []
   monkeypatch.setattr(cli, "prepare", lambda: None)
-  monkeypatch.setattr(common, "supervised", lambda *args: seen.append(args))
+  monkeypatch.setattr(running, "supervised", lambda *args: seen.append(args))
   monkeypatch.setattr(ppo, "reinforce", lambda *args: seen.append(args))
   assert (
     cli.main(["sft", "--model=x", f"--workdir={tmp_path}", "--writer=wandb", "--config.seed=3"])

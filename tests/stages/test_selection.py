@@ -105,6 +105,6 @@ def test_what_is_missing_is_said(options, tmp_path, capsys):
 
 def test_the_alternative_is_told():
   assert (
-    selection.told({"step": 4, "eval/score": 1.0})
+    selection.describe({"step": 4, "eval/score": 1.0})
     == "step 4 is kept: its samples score highest, 1.000"
   )

@@ -10,7 +10,9 @@ from stage_runs import TUNE, files, leaves, metrics, ppo, pretrain, run, stop_af
 
 from instructjax.errors import UserError
 from instructjax.runs import origin
-from instructjax.stages import common
+from instructjax.settings.subjects import MeshSettings
+from instructjax.stages import reward as reward_stage
+from instructjax.stages import running
 
 LETTERS = ["say good bad fine poor great 0 1 2 3 4 5 6 7 8 9"] * 20  # for a tokenizer
 
@@ -62,7 +64,7 @@ def test_reward_model_scores_demonstrations_0_on_average(data, reward_run):
   found = records.read(data / "demonstrations.jsonl", "demonstration")
   rows = pipeline.demonstrations(found, judge.tokenizer, prompt=12, response=12)
   params = {"lm": judge.params, "head": judge.head}
-  assert abs(float(common.mean_score(judge.lm, params, rows, 24, 1))) < 1e-5
+  assert abs(float(reward_stage.mean_score(judge.lm, params, rows, 24, 1))) < 1e-5
   assert float(judge.head["b"]) != 0
   assert 0 <= metrics(reward_run)[-1]["eval/accuracy"] <= 1
 
@@ -139,10 +141,10 @@ def test_several_processes_need_a_mesh_over_all_of_their_devices(monkeypatch, me
   """Without one each would work for itself, and with a part of one a process without devices would
   be waited for.
   """
-  monkeypatch.setattr(common.jax, "process_count", lambda: 2)
-  given = dict(zip(("data", "fsdp", "model"), mesh))
-  message = rf"config.mesh takes {np.prod(mesh)} of the 8 devices of 2 processes: .* so that their product is 8"
-  with pytest.raises(UserError, match=message), common.devices(given):
+  monkeypatch.setattr(running.jax, "process_count", lambda: 2)
+  settings = MeshSettings(*mesh)
+  message = f"take {np.prod(mesh)} of the 8 devices of 2 processes: .* whose product is 8"
+  with pytest.raises(UserError, match=message), running.devices(settings):
     pass
 
 

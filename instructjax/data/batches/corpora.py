@@ -11,7 +11,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 
@@ -22,17 +22,8 @@ from instructjax.data.records import sources, spellings
 from instructjax.data.records.records import fingerprint
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError, naming
+from instructjax.settings import DataSettings, TextSettings
 from instructjax.types import PyTree
-
-
-class SourceSettings(Protocol):
-  """The fields of a stage's `config.data` that say how its sources are read."""
-
-  @property
-  def spelling(self) -> str: ...
-
-  @property
-  def fields(self) -> str: ...
 
 
 class Part(NamedTuple):
@@ -43,7 +34,7 @@ class Part(NamedTuple):
   records: Any  # a list, or `lazy.Texts`
 
 
-def read(data: SourceSettings, name: str, kind: str, *, lazily: bool = False) -> list[Part]:
+def read(data: DataSettings, name: str, kind: str, *, lazily: bool = False) -> list[Part]:
   """The sources that the field `config.data.NAME` names, with their records.
 
   Raises UserError where the field is empty, and for every bad record. Those of text that is read
@@ -67,7 +58,7 @@ def read(data: SourceSettings, name: str, kind: str, *, lazily: bool = False) ->
   return parts
 
 
-def read_one(data: SourceSettings, name: str, kind: str) -> list:
+def read_one(data: DataSettings, name: str, kind: str) -> list:
   """The records of a field that names one source, every one of which is used.
 
   Raises UserError where the field is empty or names a mixture, and for every bad record.
@@ -109,13 +100,6 @@ def packed(pack: bool, source: str, rows: Rows, length: int, what: str, sizes: A
       flush=True,
     )
   return bins
-
-
-class TextSettings(Protocol):
-  """The field of a stage's `config.data` that says whether text is packed."""
-
-  @property
-  def pack(self) -> bool: ...
 
 
 def texts(
