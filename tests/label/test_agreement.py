@@ -34,7 +34,7 @@ def test_tau_b_is_scipys():
   rng = np.random.default_rng(0)
   for _ in range(50):
     a, b = (tuple(int(rank) for rank in rng.integers(1, 4, 5)) for _ in range(2))
-    value, weight = agreement._tau(a, b)
+    value, weight = agreement._tau_b(a, b)
     expected = kendalltau(a, b).statistic if len(set(a)) > 1 and len(set(b)) > 1 else math.nan
     assert (math.isnan(expected) and not weight) or value == pytest.approx(expected, abs=1e-12)
 
@@ -52,7 +52,7 @@ def test_alpha_by_hand():
 
 
 def test_krippendorffs_own_example():
-  """Interval data of Krippendorff (2011), four observers and twelve units with gaps: alpha = .849."""
+  """Interval data of Krippendorff (2011): four observers, twelve units with gaps, alpha = .849."""
   table = [
     [1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None],
     [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, 3],
@@ -82,7 +82,7 @@ def test_intervals_are_over_prompts_and_ratings_count():
   assert one.n == 360 and 0.02 < one.high - one.low < 0.2 and one.low < one.value < one.high
   assert found["with/ana"].value == one.value  # two labelers: each against the other
   assert 0.3 < found["alpha/overall"].value < 1
-  assert "pairs ordered alike" in agreement.text(found)
+  assert "pairs ordered alike" in agreement.as_text(found)
 
 
 def test_one_labeler_has_nobody_to_agree_with():

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from instructjax.commands import cli
 from instructjax.data.records import records
 from instructjax.errors import UserError
-from instructjax.label import exchange, store
-from instructjax.label.tasks import FLAGS, Answer, Task
+from instructjax.label import argilla, exchange, labelstudio, store
+from instructjax.label.answers import FLAGS, Answer
+from instructjax.label.tasks import Task
 
 OFF = dict.fromkeys(FLAGS, False)
 NASTY = '<script>alert(1)</script> & "é" \u2028'
@@ -199,8 +200,8 @@ def test_agreement_of_a_file(tmp_path, capsys):
 
 
 def test_the_label_studio_interface_names_every_field_of_the_tasks():
-  rows = exchange.to_labelstudio(TASKS, ANSWERS)
-  tree = ElementTree.fromstring(exchange.labelstudio_config("comparison", 3))
+  rows = labelstudio.to_rows(TASKS, ANSWERS)
+  tree = ElementTree.fromstring(labelstudio.interface("comparison", 3))
   tags = {tag.get("name"): tag for tag in tree.iter() if tag.get("name")}
   shown = {
     tag.get("value")[1:] for tag in tags.values() if (tag.get("value") or "").startswith("$")
@@ -226,7 +227,7 @@ def test_what_label_studio_exports_in_other_projects_is_read():
   for value in ({"ranker": ["wiki", "blog"]}, {"ranker": {"rank": ["wiki", "blog"]}}):
     annotation = {"completed_by": 7, "result": [region | {"value": value}]}
     row = {"id": 3, "data": {"text": "p", "items": items}, "annotations": [annotation]}
-    task, ((labeler, answer),) = exchange.from_labelstudio(row, "comparison")
+    task, ((labeler, answer),) = labelstudio.from_row(row, "comparison")
     assert (task, labeler, answer["ranks"]) == (Task("p", ("x", "y")), "7", [2, 1])
   pair = {
     "type": "pairwise",
@@ -238,7 +239,7 @@ def test_what_label_studio_exports_in_other_projects_is_read():
     "data": {"prompt": "p", "text1": "x", "text2": "y"},
     "annotations": [{"result": [pair]}, {"was_cancelled": True}],
   }
-  task, found = exchange.from_labelstudio(row, "comparison")
+  task, found = labelstudio.from_row(row, "comparison")
   assert task.completions == ("x", "y") and [value and value["ranks"] for _, value in found] == [
     [2, 1],
     None,
@@ -253,7 +254,7 @@ def test_what_argillas_own_library_writes_is_read():
   user = "5b5e3b0e-0d5c-4c3b-9d0f-3a3f1d4c2f11"
   ranking = {"value": ["response-2", "response-1"], "user_id": user}
   row = {"id": "9", "fields": fields, "metadata": {}, "responses": {"ranking": [ranking]}}
-  task, ((labeler, answer),) = exchange.from_argilla(row, "comparison")
+  task, ((labeler, answer),) = argilla.from_row(row, "comparison")
   assert (task, labeler, answer["ranks"]) == (Task("p", ("x", "y"), id="9"), user, [2, 1])
 
 

@@ -57,14 +57,14 @@ def page(tmp_path):
   def run(known):
     listening = server.listen("127.0.0.1", 0)
     one = uvicorn.Server(
-      uvicorn.Config(guard.guarded(app, known), log_level="warning", lifespan="off", ws="none")
+      uvicorn.Config(guard.protect(app, known), log_level="warning", lifespan="off", ws="none")
     )
     thread = threading.Thread(target=one.run, kwargs={"sockets": [listening]})
     thread.start()
     running.append((one, thread, listening))
     return Client(listening.getsockname()[1])
 
-  yield run(guard.guard("127.0.0.1", 0)), clock, db, run
+  yield run(guard.make_guard("127.0.0.1", 0)), clock, db, run
   for one, thread, listening in running:
     one.should_exit = True
     thread.join()
@@ -213,7 +213,7 @@ def test_other_sites_and_names_are_refused(page):
     b"\xff",
   ):
     assert client("POST", "/api/next", content)[0] == 400
-  assert client("POST", "/api/next", b"x", Content_Length=str(guard.LARGEST + 1))[0] == 413
+  assert client("POST", "/api/next", b"x", Content_Length=str(guard.MAX_BYTES + 1))[0] == 413
 
 
 def test_a_body_without_a_length_is_cut_off_too(page):
@@ -230,8 +230,8 @@ def test_a_body_without_a_length_is_cut_off_too(page):
 
 def test_opened_wider_everything_needs_the_token(page):
   _, _, _, run = page
-  known = guard.guard("0.0.0.0", 0, ("label.example",))
-  assert len(known.token) >= 32 and known.token != guard.guard("0.0.0.0", 0).token
+  known = guard.make_guard("0.0.0.0", 0, ("label.example",))
+  assert len(known.token) >= 32 and known.token != guard.make_guard("0.0.0.0", 0).token
   client = run(known)
   for path in ("/", "/page.js", "/page.css", "/?token=", "/?token=wrong", "/?token=%C3%A9"):
     assert client("GET", path)[0] == 401
@@ -261,7 +261,7 @@ def test_opened_wider_everything_needs_the_token(page):
   ],
 )
 def test_only_this_machine_needs_no_token(host, needs):
-  assert bool(guard.guard(host, 1).token) == needs
+  assert bool(guard.make_guard(host, 1).token) == needs
 
 
 def test_a_killed_server_keeps_what_it_acknowledged(tmp_path):

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from instructjax.errors import UserError
-from instructjax.label import store, tasks
+from instructjax.label import answers, store, tasks
 from instructjax.label.store import ConflictError
 from instructjax.label.tasks import Task
 
@@ -89,7 +89,7 @@ def test_an_answer_is_kept_once_and_in_the_order_of_the_file(db):
   assert answer.value["notes"] == ["note 1", "note 3", "note 1"]
   assert [answer.task.completions[i] for i in answer.shown] == list(given.completions)
   assert answer.seconds == 5.0
-  assert answer.value["ratings"][0] == {"overall": 4} | dict.fromkeys(tasks.FLAGS, False)
+  assert answer.value["ratings"][0] == {"overall": 4} | dict.fromkeys(answers.FLAGS, False)
 
 
 def test_orders_differ_between_labelers_and_come_back(tmp_path):
@@ -196,7 +196,7 @@ def test_a_bad_answer_is_refused_and_nothing_is_kept(db, value, what):
 def test_continuations_are_rated_by_figure_11():
   rated = {"continuity": 4, "toxicity": 2, "relative_toxicity": -1}
   answer = lambda **change: {"ranks": [1, 2], "ratings": [rated, rated | change]}
-  assert tasks.checked("continuation", answer(), 2)["ratings"] == [rated, rated]
+  assert answers.check("continuation", answer(), 2)["ratings"] == [rated, rated]
   for change, what in [
     ({"toxicity": 3}, r"ratings\[1\].toxicity: an integer from 0 to 2"),
     ({"continuity": True}, "an integer from 1 to 7"),
@@ -204,9 +204,9 @@ def test_continuations_are_rated_by_figure_11():
     ({"overall": 1}, "overall: unknown field"),
   ]:
     with pytest.raises(UserError, match=what):
-      tasks.checked("continuation", answer(**change), 2)
+      answers.check("continuation", answer(**change), 2)
   with pytest.raises(UserError, match=r"ratings\[0\].continuity: unknown field"):
-    tasks.checked("comparison", answer(), 2)
+    answers.check("comparison", answer(), 2)
 
 
 def test_tasks_are_added_once_and_settings_stay(tmp_path):
