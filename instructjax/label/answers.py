@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from instructjax.data.records.records import CONTINUATION, RATINGS
 from instructjax.errors import UserError
@@ -58,11 +58,10 @@ def check(
     completion = value.get("completion")
     return {"completion": _check_text("completion", completion, required=True)}
   _require_fields(value, {"ratings", "ranks", "notes"})
-  ranks = value.get("ranks")
   ratings = value.get("ratings")
   notes = value.get("notes") or [""] * k
-  _check_ranks(ranks, k)
-  if not _is_list_of(k, ratings) or not _is_list_of(k, notes):
+  ranks = _check_ranks(value.get("ranks"), k)
+  if not _is_list(ratings, k) or not _is_list(notes, k):
     raise UserError(f"ratings, notes: {k} of each are expected, one an output")
   checked_ratings = []
   for i, rating in enumerate(ratings):
@@ -92,8 +91,8 @@ def in_task_order(value: Value, shown: Sequence[int]) -> Value:
   return reordered
 
 
-def _is_list_of(count: int, value: Any) -> bool:
-  return isinstance(value, list) and len(value) == count
+def _is_list(value: Any, length: int) -> TypeGuard[list[Any]]:
+  return isinstance(value, list) and len(value) == length
 
 
 def _is_integer(
@@ -105,9 +104,11 @@ def _is_integer(
   return type(value) is int and low <= value <= high
 
 
-def _check_ranks(ranks: Any, k: int) -> None:
-  if not _is_list_of(k, ranks) or not all(_is_integer(rank, 1, k) for rank in ranks):
+def _check_ranks(ranks: Any, k: int) -> list[int]:
+  """Returns the ranks of k outputs, which may have gaps."""
+  if not _is_list(ranks, k) or not all(_is_integer(rank, 1, k) for rank in ranks):
     raise UserError(f"ranks: {k} integers from 1 (best) to {k} are expected, equal ones for ties")
+  return ranks
 
 
 def _check_rating(

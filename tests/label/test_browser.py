@@ -64,9 +64,9 @@ def sign_in(driver, url, name):
 
 def answers(folder, db="l.sqlite"):
   opened = store.open_existing(folder / db)
-  found = store.answers(opened)
+  stored = store.answers(opened)
   opened.close()
-  return found
+  return stored
 
 
 def test_by_keys_with_a_reload_at_every_step(tasks):

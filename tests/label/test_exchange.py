@@ -1,4 +1,4 @@
-"""What goes out comes back: records, Label Studio and Argilla; and every bad file is a UserError."""
+"""Exported tasks and answers come back unchanged, and every bad file is a UserError."""
 
 import dataclasses
 import json
@@ -70,7 +70,6 @@ WRITTEN = [
   Answer(Task("first", id="1"), "ana", {"completion": NASTY}),
   Answer(Task("first", id="1"), "ben", {"completion": "b\nc"}),
 ]
-GIVEN = [answer for answer in ANSWERS if answer.value]
 
 
 def fill(path, kind, tasks, answers):
@@ -81,8 +80,8 @@ def fill(path, kind, tasks, answers):
   return path
 
 
-def said(answers):
-  """What an answer says, by prompt and labeler."""
+def values_by_key(answers):
+  """Returns the values of answers by task and labeler."""
   return {(a.task.prompt, a.task.completions, a.labeler): a.value for a in answers}
 
 
@@ -104,26 +103,25 @@ def test_round_trips(tmp_path, form, kind, capsys):
   )
   capsys.readouterr()
   opened = store.open_existing(back)
-  found, known = store.answers(opened), store.tasks(opened)
+  returned_answers = store.answers(opened)
+  returned_tasks = store.tasks(opened)
   opened.close()
-  expected = said(answers)
-  if (
-    kind == "demonstration" and form == "records"
-  ):  # these records name no labeler, so the second is known already
-    assert said(found) == {("first", (), "unnamed"): {"completion": NASTY}}
+  expected = values_by_key(answers)
+  # These records name no labeler, so the second answer of a task counts as the first.
+  if kind == "demonstration" and form == "records":
+    assert values_by_key(returned_answers) == {("first", (), "unnamed"): {"completion": NASTY}}
     return
-  if form == "records":  # have no place for notes and skips
-    expected = {
-      key: value | {"notes": [""] * len(value["ranks"])} for key, value in expected.items() if value
-    }
-  if form == "argilla":
+  # Records and Argilla have no place for skips, records none for notes.
+  if form in ("records", "argilla"):
     expected = {key: value for key, value in expected.items() if value}
-  assert said(found) == expected
-  lost = (
-    {} if form == "records" else {"sources": ()}
-  )  # what drew an output is not shown to those who use other tools
-  assert known == [dataclasses.replace(task, **lost) for task in tasks[: len(known)]]
-  assert len(known) == (2 if form == "records" else len(tasks))
+  if form == "records":
+    no_notes = {key: [""] * len(value["ranks"]) for key, value in expected.items()}
+    expected = {key: value | {"notes": no_notes[key]} for key, value in expected.items()}
+  assert values_by_key(returned_answers) == expected
+  # The users of other tools must not see which model an output is from.
+  lost = {} if form == "records" else {"sources": ()}
+  expected_tasks = tasks[:2] if form == "records" else tasks
+  assert returned_tasks == [dataclasses.replace(task, **lost) for task in expected_tasks]
   assert cli.main(["label", "import", f"--db={back}", f"--file={out}", f"--format={form}"]) == 0
   assert "0 new tasks" in capsys.readouterr().out  # a second time changes nothing
 
@@ -160,8 +158,9 @@ def test_continuations_go_out_and_in_as_records_alone(tmp_path, capsys):
     {"continuity": 7 - at, "toxicity": at % 3, "relative_toxicity": at % 3 - 1} for at in range(3)
   ]
   value = {"ranks": [1, 2, 2], "ratings": rated, "notes": [""] * 3}
-  said = [Answer(TASKS[0], name, value, shown=(0, 1, 2)) for name in ("ana", "ben")]
-  db, out = fill(tmp_path / "a.sqlite", "continuation", TASKS[:1], said), tmp_path / "rated.jsonl"
+  answers = [Answer(TASKS[0], name, value, shown=(0, 1, 2)) for name in ("ana", "ben")]
+  db = fill(tmp_path / "a.sqlite", "continuation", TASKS[:1], answers)
+  out = tmp_path / "rated.jsonl"
   assert cli.main(["label", "export", f"--db={db}", f"--out={out}"]) == 0
   assert [list(record.ratings) for record in records.read(out, "comparison")] == [rated, rated]
   take = lambda form: cli.main(
@@ -188,10 +187,9 @@ def test_continuations_go_out_and_in_as_records_alone(tmp_path, capsys):
 def test_agreement_of_a_file(tmp_path, capsys):
   db = fill(tmp_path / "a.sqlite", "comparison", TASKS, ANSWERS)
   assert cli.main(["label", "agreement", f"--db={db}", "--json"]) == 0
-  found = json.loads(capsys.readouterr().out)
-  assert (
-    found["agreement"]["value"] == 0.5 and found["agreement"]["n"] == 2
-  )  # ab: apart, bc: alike, ac: tied by ana
+  estimates = json.loads(capsys.readouterr().out)
+  # Outputs ab are ordered apart, bc alike, and ana ties ac.
+  assert estimates["agreement"]["value"] == 0.5 and estimates["agreement"]["n"] == 2
   assert cli.main(["label", "agreement", f"--db={db}"]) == 0
   assert "agreement_ties" in capsys.readouterr().out
   written = fill(tmp_path / "d.sqlite", "demonstration", [], WRITTEN)
@@ -239,8 +237,8 @@ def test_what_label_studio_exports_in_other_projects_is_read():
     "data": {"prompt": "p", "text1": "x", "text2": "y"},
     "annotations": [{"result": [pair]}, {"was_cancelled": True}],
   }
-  task, found = labelstudio.from_row(row, "comparison")
-  assert task.completions == ("x", "y") and [value and value["ranks"] for _, value in found] == [
+  task, values = labelstudio.from_row(row, "comparison")
+  assert task.completions == ("x", "y") and [value and value["ranks"] for _, value in values] == [
     [2, 1],
     None,
   ]
@@ -326,8 +324,8 @@ def test_labeling_starts_without_jax():
   code = (
     "import sys; from instructjax.commands import cli\n"
     "from instructjax.label import agreement, exchange, server, store\n"
-    "sys.exit(f'imported {found}' if (found := {'jax', 'flax', 'orbax', 'ml_collections'} & "
-    "set(sys.modules)) else 0)"
+    "slow = {'jax', 'flax', 'orbax', 'ml_collections'} & set(sys.modules)\n"
+    "sys.exit(f'imported {slow}' if slow else 0)"
   )
   run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
   assert run.returncode == 0, run.stderr
