@@ -134,6 +134,7 @@ def _serve(args: argparse.Namespace) -> None:
       f"{args.db}: {progress['tasks']} {kind} tasks ({added} new, {repeated} known), "
       f"{progress['answers']} of {progress['wanted']} answers"
     )
+    # --labelers=ID,ID; an empty one comes from a comma at the end.
     labelers = frozenset(name for name in args.labelers.split(",") if name)
     options = server.Options(instructions, labelers, lease=60.0 * args.lease)  # in seconds
     server.serve(db, options, args.host, args.port, tuple(args.name))
@@ -162,6 +163,7 @@ def _import(args: argparse.Namespace) -> None:
   from instructjax.label import exchange, store
 
   kind = _kind(args)
+  # The whole file is read and checked before anything is stored.
   tasks, answers = exchange.load(args.file, kind, args.format)
   with contextlib.closing(store.create(args.db, kind)) as db:
     new_tasks, old_tasks = store.add(db, tasks)
@@ -181,6 +183,7 @@ def _export(args: argparse.Namespace) -> None:
     kind = store.settings(db).kind
     tasks = store.tasks(db)
     answers = store.answers(db)
+  # Skips are answers without a value.
   out = Path(args.out)
   count = sum(answer.value is not None for answer in answers)
   if args.format == "records":
@@ -223,6 +226,7 @@ def _agreement(args: argparse.Namespace) -> None:
   with contextlib.closing(store.open_existing(args.db)) as db:
     kind = store.settings(db).kind
     answers = store.answers(db)
+  # Two demonstrations of a prompt are never equal, so there is nothing to count.
   if kind == "demonstration":
     raise UserError(f"{args.db} holds {kind}s: agreement is about rankings")
   estimates = agreement.measure(exchange.comparisons(answers))

@@ -36,7 +36,7 @@ class Answer:
   value: Value | None
   reason: str = ""
   # The outputs, by their position in the task, in the order that the labeler saw.
-  shown: tuple[int, ...] = ()
+  order: tuple[int, ...] = ()
   # The time from the first sight of the task to the answer.
   seconds: float = 0.0
 
@@ -78,10 +78,15 @@ def close_gaps(ranks: Sequence[int]) -> list[int]:
   return [distinct.index(rank) + 1 for rank in ranks]
 
 
-def in_task_order(value: Value, shown: Sequence[int]) -> Value:
-  """Returns the value of an answer in the order of the task, from one in the order shown."""
+def in_task_order(value: Value, order: Sequence[int]) -> Value:
+  """Returns the value of an answer in the order of the task.
+
+  Args:
+    value: The value in the order that the labeler saw.
+    order: That order: the outputs by their position in the task.
+  """
   # The place at which output 0 was shown, then output 1 and so on.
-  places = [shown.index(output) for output in range(len(shown))]
+  places = [order.index(output) for output in range(len(order))]
   reordered = {}
   for name, part in value.items():
     # The text of a demonstration has no order.

@@ -30,6 +30,7 @@ def comparisons(answers: Iterable[Answer]) -> list[Comparison]:
       continue
     task = answer.task
     ratings = tuple(answer.value["ratings"])
+    # A ranking from another tool may have no rating at all; its record lacks the field then.
     ranking = Comparison(
       task.prompt,
       task.completions,
@@ -66,7 +67,7 @@ def to_answers(answers: Iterable[Answer]) -> list[Row]:
   for answer in answers:
     row = as_fields(answer.task)
     row["labeler"] = answer.labeler
-    row["shown"] = answer.shown
+    row["shown"] = answer.order
     row["seconds"] = round(answer.seconds, 1)
     if answer.value is None:
       row["skipped"] = answer.reason
@@ -83,6 +84,7 @@ def from_records(path: Path, kind: str) -> Loaded:
     UserError: the file is invalid; the text has a line for every problem.
   """
   tasks, answers, problems = [], [], []
+  # Continuations are stored as comparisons with other ratings, which `check` tells from ours.
   record_kind = "demonstration" if kind == "demonstration" else "comparison"
   for line, record in enumerate(records.read(path, record_kind), start=1):
     task = unanswered(record)

@@ -251,8 +251,8 @@ def put(
       if answer.value:
         checked = check(kind, answer.value, len(task.completions))
         value = _dump(checked)
-      # An answer that does not say how its outputs were shown is taken as shown in their order.
-      shown = answer.shown or tuple(range(len(task.completions)))
+      # An answer without an order is taken as shown in the order of the task.
+      order = answer.order or tuple(range(len(task.completions)))
       started = now - answer.seconds
       cursor = db.execute(
         "INSERT OR IGNORE INTO answer VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -261,7 +261,7 @@ def put(
           answer.labeler,
           value,
           answer.reason,
-          _dump(shown),
+          _dump(order),
           started,
           now,
         ],
@@ -318,10 +318,10 @@ def next_task(
     order = list(range(len(task.completions)))
     random.Random(f"{current.seed}/{digest(task)}/{labeler}").shuffle(order)
     db.execute(LEASE_TASK, [number, labeler, _dump(order), now, now + lease])
-    shown, draft, seq = db.execute(
+    saved_order, draft, seq = db.execute(
       "SELECT shown, draft, seq FROM lease WHERE task = ? AND labeler = ?", [number, labeler]
     ).fetchone()
-  completions = tuple(task.completions[i] for i in json.loads(shown))
+  completions = tuple(task.completions[i] for i in json.loads(saved_order))
   return Assignment(number, task.prompt, completions, json.loads(draft), seq)
 
 
@@ -378,12 +378,12 @@ def submit(
       "SELECT value, shown FROM answer WHERE task = ? AND labeler = ?", [number, labeler]
     ).fetchone()
     if before:
-      stored, shown = before
-      _require_same(stored, _stored_value(kind, value, shown))
+      stored, order = before
+      _require_same(stored, _stored_value(kind, value, order))
       return False
-    shown, started = _require_place(db, labeler, number, now)
-    text = _stored_value(kind, value, shown)
-    _insert_answer(db, labeler, number, (text, "", shown, started, now))
+    order, started = _require_place(db, labeler, number, now)
+    text = _stored_value(kind, value, order)
+    _insert_answer(db, labeler, number, (text, "", order, started, now))
   return True
 
 
@@ -410,20 +410,20 @@ def skip(
     if before:
       _require_same(before[0], None)
       return False
-    shown, started = _require_place(db, labeler, number, now)
-    _insert_answer(db, labeler, number, (None, reason, shown, started, now))
+    order, started = _require_place(db, labeler, number, now)
+    _insert_answer(db, labeler, number, (None, reason, order, started, now))
   return True
 
 
 def _stored_value(
   kind: str,
   value: Any,
-  shown: str,
+  order: str,
 ) -> str:
-  """Returns the text that is stored of an answer, from its value in the order `shown`."""
-  order = json.loads(shown)
-  checked = check(kind, value, len(order))
-  return _dump(in_task_order(checked, order))
+  """Returns the stored text of an answer whose value is in `order`, a list as JSON."""
+  outputs = json.loads(order)
+  checked = check(kind, value, len(outputs))
+  return _dump(in_task_order(checked, outputs))
 
 
 def _require_same(before: str | None, now: str | None) -> None:
@@ -518,14 +518,14 @@ def answers(db: Connection) -> list[Answer]:
     "FROM answer JOIN task ON task.id = answer.task ORDER BY task.id, labeler"
   )
   result = []
-  for body, labeler, stored, reason, shown, started, at in rows:
+  for body, labeler, stored, reason, order, started, at in rows:
     value = json.loads(stored) if stored else None
     answer = Answer(
       _task(body),
       labeler,
       value,
       reason,
-      shown=tuple(json.loads(shown)),
+      order=tuple(json.loads(order)),
       seconds=at - started,
     )
     result.append(answer)

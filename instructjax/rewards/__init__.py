@@ -82,6 +82,7 @@ def _open(
 ) -> Reward:
   """Opens one reward; the parameters are those of `open_all`."""
   about: dict[str, Any] = {}
+  # Only reward models of ours read ids; all others read texts alone.
   ids = None
   match term.kind:
     case "python":

@@ -115,6 +115,7 @@ def concurrently(
   the pauses of the others short.
   """
   stop = threading.Event()
+  # Threads are enough: a call waits for the network nearly all of its time.
   pool = ThreadPoolExecutor(max(min(workers, len(parts)), 1), "reward")
   try:
     futures = [pool.submit(call, part, stop) for part in parts]
@@ -125,6 +126,7 @@ def concurrently(
         future.result()  # raises the error
     return [future.result() for future in futures]
   finally:
+    # Ctrl-C too must not wait for the requests that are under way.
     stop.set()
     pool.shutdown(wait=False, cancel_futures=True)
 
@@ -208,6 +210,7 @@ def send(url: str, body: Any, head: Mapping[str, str], timeout: float) -> Any:
     AgainError: there was no answer, or a status that may pass.
     UserError: the server refused, or the answer is not JSON.
   """
+  # urllib is in the standard library, so that a reward needs no package for HTTP.
   content = json.dumps(body).encode()
   request = urllib.request.Request(url, content, dict(head), method="POST")
   try:

@@ -92,6 +92,7 @@ def open_chat(
       "temperature": 0,
     }
 
+    # Reading is part of the attempt: an answer that cannot be read is asked for again.
     def attempt() -> T:
       answer = send(url, body, head, options["timeout"])
       return read(_answer_text(url, answer))
@@ -151,6 +152,7 @@ def rating(text: str) -> float:
   Raises:
     AgainError: there is none, or it is not from 1 to 10.
   """
+  # A model may count points first, but was asked to end with the rating.
   numbers = [float(number) for number in _NUMBER.findall(text)]
   if not numbers or not LOW <= numbers[-1] <= HIGH:
     raise AgainError(

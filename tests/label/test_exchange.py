@@ -53,7 +53,7 @@ ANSWERS = [
         {"overall": 1} | OFF,
       ],
     },
-    shown=(2, 0, 1),
+    order=(2, 0, 1),
     seconds=12.5,
   ),
   Answer(
@@ -158,7 +158,7 @@ def test_continuations_go_out_and_in_as_records_alone(tmp_path, capsys):
     {"continuity": 7 - at, "toxicity": at % 3, "relative_toxicity": at % 3 - 1} for at in range(3)
   ]
   value = {"ranks": [1, 2, 2], "ratings": rated, "notes": [""] * 3}
-  answers = [Answer(TASKS[0], name, value, shown=(0, 1, 2)) for name in ("ana", "ben")]
+  answers = [Answer(TASKS[0], name, value, order=(0, 1, 2)) for name in ("ana", "ben")]
   db = fill(tmp_path / "a.sqlite", "continuation", TASKS[:1], answers)
   out = tmp_path / "rated.jsonl"
   assert cli.main(["label", "export", f"--db={db}", f"--out={out}"]) == 0

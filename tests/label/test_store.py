@@ -87,7 +87,7 @@ def test_an_answer_is_kept_once_and_in_the_order_of_the_file(db):
   (answer,) = store.answers(db)
   assert answer.value["ranks"] == [1, 2, 1]
   assert answer.value["notes"] == ["note 1", "note 3", "note 1"]
-  assert [answer.task.completions[i] for i in answer.shown] == list(assignment.completions)
+  assert [answer.task.completions[i] for i in answer.order] == list(assignment.completions)
   assert answer.seconds == 5.0
   assert answer.value["ratings"][0] == {"overall": 4} | dict.fromkeys(answers.FLAGS, False)
 

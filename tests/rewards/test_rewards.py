@@ -18,6 +18,7 @@ from stage_runs import files, leaves, metrics, run
 from instructjax import rewards
 from instructjax.errors import UserError
 from instructjax.rewards import endpoint, judge, spec
+from instructjax.settings.subjects import LoadedModelSettings
 
 FAST = "wait=0.01,retries=2"
 PROMPTS = [f"say {i}" for i in range(5)]
@@ -105,9 +106,8 @@ def test_a_sum_has_weights_kinds_and_options():
   ],
 )
 def test_what_cannot_be_read_is_explained(text, message):
-  settings = dict.fromkeys(("dtype", "remat", "unroll", "sequence", "attention"))
   with pytest.raises(UserError) as error:
-    rewards.open_all(text, settings)
+    rewards.open_all(text, LoadedModelSettings())
   assert message in str(error.value)
   assert "secret" not in str(error.value)
 
@@ -449,13 +449,7 @@ def test_a_run_scores_texts_as_it_scores_ids(reward_run):
   from instructjax import reward
   from instructjax.runs import origin
 
-  settings = {
-    "dtype": "float32",
-    "remat": "none",
-    "unroll": 1,
-    "sequence": False,
-    "attention": "auto",
-  }
+  settings = LoadedModelSettings(dtype="float32", remat="none", unroll=1)
   scores = score_with(reward_run, settings, ["say 1", "say"], [" good", " bad and worse"])
   model = origin.open_reward_model(str(reward_run), settings)
   for text, value in zip(("say 1 good", "say bad and worse"), scores):
