@@ -33,12 +33,12 @@ class Command(NamedTuple):
 
 def all_commands() -> dict[str, Command]:
   """All commands by their names."""
-  from instructjax import label as label_room
   from instructjax.commands import (
     bench,
     config,
     data,
     export,
+    label,
     plan,
     quickstart,
     report,
@@ -78,8 +78,8 @@ def all_commands() -> dict[str, Command]:
   )
   table["label"] = Command(
     "a page on this machine where people write demonstrations, rate and rank outputs",
-    label_room.arguments,
-    lambda args, fields: label_room.main(args),
+    label.arguments,
+    lambda args, fields: label.main(args),
   )
   table["tokenizer"] = Command(
     "train a SentencePiece tokenizer, or check one against a model and texts",

@@ -1,15 +1,18 @@
-"""How far labelers agree: on which of two outputs is better (the paper's 72.6 %), on the overall
-quality and on each flag.
+"""How far labelers agree: on the better of two outputs, on the overall quality and on each flag.
 
-Two labelers of one prompt are compared on every pair of its outputs.  The paper does not say how
-ties count, so both are here: `agreement` leaves out pairs that either of them ties;
-`agreement_ties` counts them, the same answer (better, worse or tie) as 1, a tie against a
-preference as 1/2, opposite preferences as 0.  `tau_b` is Kendall's, the mean over pairs of
-labelers.  `alpha` is Krippendorff's with the squared difference: 1 - observed / expected
-disagreement of the ratings.
+Two labelers of one prompt are compared on every pair of its outputs. The paper (Ouyang et al.
+2022, section 3.4) reports 72.6 % for its training labelers and does not say how ties count, so
+there are two figures:
 
-Intervals are 95 % bootstrap intervals over prompts (instructjax/intervals.py): the pairs of a
-prompt hang together.
+  agreement       leaves out the pairs that either of them ties;
+  agreement_ties  counts all pairs: the same answer (better, worse or tie) as 1, a tie against a
+                  preference as 1/2, and opposite preferences as 0.
+
+`tied` is the share of judgments that are ties, `tau_b` Kendall's tau-b, averaged over pairs of
+labelers, and `alpha/NAME` Krippendorff's alpha of a rating.
+
+Intervals are 95 % bootstrap intervals over prompts (instructjax/intervals.py), because the pairs
+of one prompt are not independent.
 """
 
 from __future__ import annotations
@@ -26,152 +29,225 @@ from instructjax.data.records.records import CONTINUATION, RATINGS, Comparison
 from instructjax.errors import UserError
 from instructjax.intervals import Estimate
 
-Count = Callable[[Sequence[int], Sequence[int]], tuple[float, float]]
-Votes = list[Comparison]  # of one prompt and the same outputs, by different labelers
+Ranks = Sequence[int]
+# How much of something agrees, and how much there is of it.
+Share = tuple[float, float]
+# Compares the ranks that two labelers gave to the same outputs.
+Count = Callable[[Ranks, Ranks], Share]
+# The records of one prompt with the same outputs, by different labelers.
+Votes = list[Comparison]
+Group = list[Votes]  # of one prompt, which may have been given with different outputs
+
+MEANINGS = {
+  "agreement": "pairs ordered alike, ties left out",
+  "agreement_ties": "pairs, a tie against a preference 1/2",
+  "tied": "judgments that tie",
+  "tau_b": "Kendall's tau-b, mean over pairs of labelers",
+}
 
 
 def measure(records: Sequence[Comparison]) -> dict[str, Estimate]:
-  """All figures of a set of comparisons; `with/NAME` is a labeler against all others, ties left
-  out.
+  """Returns all figures of a set of comparisons by name.
 
-  Raises UserError where no prompt has two labelers.
+  `with/LABELER` is the agreement of one labeler with all others, with ties left out.
+
+  Raises:
+    UserError: no prompt has two labelers.
   """
-  groups = _groups(records)
+  groups = _group(records)
   if not groups:
     raise UserError("no prompt has answers of two labelers: agreement needs --per-prompt=2 or more")
-  found = {
-    "agreement": intervals.share(_shares(groups, _strict)),
-    "agreement_ties": intervals.share(_shares(groups, _with_ties)),
-    "tied": intervals.share(_shares(groups, _tied)),
-    "tau_b": intervals.share(_shares(groups, _tau)),
+  estimates = {
+    "agreement": intervals.share(_sums(groups, _strict)),
+    "agreement_ties": intervals.share(_sums(groups, _with_ties)),
+    "tied": intervals.share(_sums(groups, _tied)),
+    "tau_b": intervals.share(_sums(groups, _tau_b)),
   }
+  # Comparisons have the ratings of Table 3, continuations those of Fig. 11. An alpha of ratings
+  # that nobody gave rests on nothing (n = 0).
   for name in (*RATINGS, *CONTINUATION):
-    found[f"alpha/{name}"] = alpha([_values(group, name) for group in groups])
-  for labeler in sorted(
-    {vote.labeler or "" for group in groups for votes in group for vote in votes}
-  ):
-    found[f"with/{labeler}"] = intervals.share(_shares(groups, _strict, labeler))
-  return found
+    ratings = [_ratings(group, name) for group in groups]
+    estimates[f"alpha/{name}"] = alpha(ratings)
+  labelers: set[str] = set()
+  for group in groups:
+    for votes in group:
+      labelers.update(vote.labeler or "" for vote in votes)
+  for labeler in sorted(labelers):
+    sums = _sums(groups, _strict, labeler)
+    estimates[f"with/{labeler}"] = intervals.share(sums)
+  return estimates
 
 
-def _groups(records: Sequence[Comparison]) -> list[list[Votes]]:
-  """For each prompt the tasks that two labelers or more answered."""
+def as_text(estimates: dict[str, Estimate]) -> str:
+  """Returns a line for each figure, without those that rest on nothing."""
+  lines = []
+  for name, estimate in estimates.items():
+    if not estimate.n or math.isnan(estimate.value):
+      continue
+    if name.startswith("alpha/"):
+      meaning = "Krippendorff's alpha"
+    else:
+      meaning = MEANINGS.get(name, "this labeler and the others")
+    interval = f"({estimate.low:.3f} to {estimate.high:.3f})"
+    lines.append(f"{name:28} {estimate.value:6.3f}  {interval}  n {estimate.n:<6} {meaning}")
+  return "\n".join(lines)
+
+
+def _group(records: Sequence[Comparison]) -> list[Group]:
+  """Returns for each prompt the votes on the tasks that two labelers or more answered."""
+  # The same prompt may have been given with other outputs: that is another task, but the same
+  # prompt of the bootstrap. A second answer of a labeler to a task replaces the first.
   tasks: dict[tuple, dict[str, Comparison]] = defaultdict(dict)
   for record in records:
-    tasks[(record.prompt, record.id, record.completions)][record.labeler or ""] = record
-  prompts: dict[str, list[Votes]] = defaultdict(list)
-  for (prompt, *_), votes in tasks.items():
-    if len(votes) > 1:
-      prompts[prompt].append([votes[name] for name in sorted(votes)])
-  return list(prompts.values())
+    task = (record.prompt, record.id, record.completions)
+    tasks[task][record.labeler or ""] = record
+  groups: dict[str, Group] = defaultdict(list)
+  for (prompt, _, _), by_labeler in tasks.items():
+    if len(by_labeler) > 1:
+      votes = [by_labeler[name] for name in sorted(by_labeler)]
+      groups[prompt].append(votes)
+  return list(groups.values())
 
 
-def _shares(groups: list[list[Votes]], count: Count, labeler: str | None = None) -> np.ndarray:
-  """[prompts, 2]: the sums of `count(ranks, ranks)`, which is (agreed, out of), over pairs of
-  labelers.
+def _sums(
+  groups: list[Group],
+  count: Count,
+  labeler: str | None = None,
+) -> np.ndarray:
+  """Returns [prompts, 2]: the sums of `count` over all pairs of labelers of each prompt.
+
+  With `labeler`, only the pairs that this labeler is in are summed.
   """
-  rows = np.zeros((len(groups), 2))
-  for row, group in zip(rows, groups, strict=True):
+  sums = np.zeros((len(groups), 2))
+  for row, group in enumerate(groups):
     for votes in group:
       for a, b in combinations(votes, 2):
-        if labeler is None or labeler in (a.labeler or "", b.labeler or ""):
-          row += count(a.ranks, b.ranks)
-  return rows
+        pair = (a.labeler or "", b.labeler or "")
+        if labeler is None or labeler in pair:
+          sums[row] += count(a.ranks, b.ranks)
+  return sums
 
 
-def _signs(a: Sequence[int], b: Sequence[int]) -> np.ndarray:
-  """[pairs of outputs, 2]: -1, 0 or 1 by each labeler; 1 where the first output has the higher
-  number.
+# --- the comparison of two labelers ---
+
+
+def _signs(a: Ranks, b: Ranks) -> tuple[np.ndarray, np.ndarray]:
+  """Returns for each labeler [pairs of outputs]: 1 where the first has the higher rank number.
+
+  Where the second has it, the sign is -1; where they are tied, 0.
   """
-  pairs = list(combinations(range(len(a)), 2))
-  return np.sign([[ranks[i] - ranks[j] for ranks in (a, b)] for i, j in pairs])
+  first, second = np.triu_indices(len(a), k=1)  # all pairs of outputs
+  ranks_a = np.asarray(a)
+  ranks_b = np.asarray(b)
+  signs_a = np.sign(ranks_a[first] - ranks_a[second])
+  signs_b = np.sign(ranks_b[first] - ranks_b[second])
+  return signs_a, signs_b
 
 
-def _strict(a: Sequence[int], b: Sequence[int]) -> tuple[float, float]:
-  x, y = _signs(a, b).T
-  both = (x != 0) & (y != 0)
-  return float((both & (x == y)).sum()), float(both.sum())
+def _strict(a: Ranks, b: Ranks) -> Share:
+  """Counts the pairs that both order, and of those the pairs that they order alike."""
+  x, y = _signs(a, b)
+  both_order = (x != 0) & (y != 0)
+  alike = both_order & (x == y)
+  return float(alike.sum()), float(both_order.sum())
 
 
-def _with_ties(a: Sequence[int], b: Sequence[int]) -> tuple[float, float]:
-  x, y = _signs(a, b).T
-  return float((1 - np.abs(x - y) / 2).sum()), float(len(x))
+def _with_ties(a: Ranks, b: Ranks) -> Share:
+  """Counts all pairs, and of those the pairs ordered alike."""
+  x, y = _signs(a, b)
+  # |x - y| is 0 for the same answer, 1 for a tie on one side and 2 for opposite preferences.
+  agreed = 1 - np.abs(x - y) / 2
+  return float(agreed.sum()), float(len(x))
 
 
-def _tied(a: Sequence[int], b: Sequence[int]) -> tuple[float, float]:
-  signs = _signs(a, b)
-  return float((signs == 0).sum()), float(signs.size)
+def _tied(a: Ranks, b: Ranks) -> Share:
+  """Counts the judgments, two for each pair, and of those the ties."""
+  signs = np.stack(_signs(a, b))
+  ties = signs == 0
+  return float(ties.sum()), float(signs.size)
 
 
-def _tau(a: Sequence[int], b: Sequence[int]) -> tuple[float, float]:
-  """Kendall's tau-b, which is undefined (and left out) where one of them ties everything."""
-  x, y = _signs(a, b).T
-  size = math.sqrt(float(np.abs(x).sum()) * float(np.abs(y).sum()))
-  return (float((x * y).sum()) / size, 1.0) if size else (0.0, 0.0)
+def _tau_b(a: Ranks, b: Ranks) -> Share:
+  """Kendall's tau-b as the count of one pair of labelers, so that the sums give its mean.
+
+    tau_b = sum x y / sqrt(sum |x| sum |y|),  x and y the signs of `_signs`
+
+  It is undefined, and left out, where one of them ties everything.
+  """
+  x, y = _signs(a, b)
+  ordered_by_a = float(np.abs(x).sum())
+  ordered_by_b = float(np.abs(y).sum())
+  size = math.sqrt(ordered_by_a * ordered_by_b)
+  if not size:
+    return 0.0, 0.0
+  tau = float((x * y).sum()) / size
+  return tau, 1.0
 
 
-def _values(group: list[Votes], name: str) -> list[list[float]]:
-  """For each output of a prompt the ratings it got, where two or more labelers gave one."""
-  units = [
-    [float(vote.ratings[at][name]) for vote in votes if vote.ratings and name in vote.ratings[at]]
-    for votes in group
-    for at in range(len(votes[0].completions))
-  ]
-  return [unit for unit in units if len(unit) > 1]
+# --- Krippendorff's alpha ---
+
+
+def _ratings(group: Group, name: str) -> list[list[float]]:
+  """Returns the ratings of each output of a prompt; alpha needs at least two of an output."""
+  units = []
+  for votes in group:
+    for output in range(len(votes[0].completions)):
+      ratings = [vote.ratings[output] for vote in votes if vote.ratings]
+      unit = [float(rating[name]) for rating in ratings if name in rating]
+      if len(unit) > 1:
+        units.append(unit)
+  return units
 
 
 def alpha(
-  prompts: Sequence[Sequence[Sequence[float]]], samples: int = intervals.SAMPLES, seed: int = 0
+  prompts: Sequence[Sequence[Sequence[float]]],
+  samples: int = intervals.SAMPLES,
+  seed: int = 0,
 ) -> Estimate:
-  """Krippendorff's alpha with squared differences (interval data; for flags the same as nominal).
+  """Krippendorff's alpha with squared differences: interval data, and for flags nominal data too.
 
-  prompts[i][j] are the ratings of one output; `n` of the result counts ratings.  NaN where all
-  ratings are the same.
-
-    alpha = 1 - D_o / D_e,  D_e = 2 (n sum x^2 - (sum x)^2) / (n (n - 1)),
-    D_o = 1/n sum over units of 2 (m sum x^2 - (sum x)^2) / (m - 1),  m ratings of a unit
+    alpha = 1 - D_o / D_e
+    D_e   = 2 (n sum x^2 - (sum x)^2) / (n (n - 1))               over all n ratings
+    D_o   = 1/n sum over units of 2 (m sum x^2 - (sum x)^2) / (m - 1)   over the m of a unit
 
   Source: Krippendorff, Content Analysis, 2004, chapter 11.
+
+  Args:
+    prompts: prompts[i][j] are the ratings of output j of prompt i, at least two.
+    samples: The number of bootstrap samples.
+    seed: The seed of the bootstrap.
+
+  Returns:
+    The estimate, whose `n` counts ratings; NaN where all ratings are the same.
   """
-  rows = np.zeros(
-    (len(prompts), 4)
-  )  # n, sum x, sum x^2, the sum of D_o: alpha is a function of their column sums
-  for row, units in zip(rows, prompts, strict=True):
-    for unit in map(np.asarray, units):
-      m, total, square = len(unit), unit.sum(), (unit**2).sum()
-      row += [m, total, square, 2 * (m * square - total**2) / (m - 1)]
-  value = float(_alpha(rows.sum(axis=0)[None])[0])
+  # Alpha is a function of four sums over prompts: n, sum x, sum x^2 and the sum of D_o. The
+  # bootstrap resamples their rows.
+  rows = np.zeros((len(prompts), 4))
+  for row, units in enumerate(prompts):
+    for ratings in units:
+      unit = np.asarray(ratings)
+      m = len(unit)
+      total = unit.sum()
+      square = (unit**2).sum()
+      observed = 2 * (m * square - total**2) / (m - 1)
+      rows[row] += [m, total, square, observed]
+  n = round(rows[:, 0].sum())
+  sums = rows.sum(axis=0, keepdims=True)
+  value = float(_alpha_of_sums(sums)[0])
   if math.isnan(value):
-    return intervals.NOTHING._replace(n=round(rows[:, 0].sum()))
-  draws = _alpha(intervals.resampled(rows, samples, seed))
-  low, high = np.quantile(draws[~np.isnan(draws)], intervals.LEVEL)
-  return Estimate(value, float(low), float(high), round(rows[:, 0].sum()))
+    return intervals.NOTHING._replace(n=n)
+  draws = _alpha_of_sums(intervals.resampled(rows, samples, seed))
+  # A sample in which nothing differs says nothing about the spread.
+  draws = draws[~np.isnan(draws)]
+  low, high = np.quantile(draws, intervals.LEVEL)
+  return Estimate(value, float(low), float(high), n)
 
 
-def _alpha(sums: np.ndarray) -> np.ndarray:
-  """[S] of column sums [S, 4]; NaN where nothing differs."""
+def _alpha_of_sums(sums: np.ndarray) -> np.ndarray:
+  """Returns alpha [S] of the four sums [S, 4]; NaN where no two ratings differ."""
   n, total, square, within = sums.T
   between = 2 * (n * square - total**2)
-  differs = between > 1e-9
+  differs = between > 1e-9  # above the rounding errors of a difference that is zero
   safe = np.where(differs, between, 1.0)
-  return np.where(differs, 1 - within * (n - 1) / safe, np.nan)
-
-
-def text(found: dict[str, Estimate]) -> str:
-  """A line for each figure that there is."""
-  about = {
-    "agreement": "pairs ordered alike, ties left out",
-    "agreement_ties": "pairs, a tie against a preference 1/2",
-    "tied": "judgments that tie",
-    "tau_b": "Kendall's tau-b, mean over pairs of labelers",
-  }
-  lines = []
-  for name, one in found.items():
-    if one.n and not math.isnan(one.value):
-      what = about.get(
-        name, "Krippendorff's alpha" if name.startswith("alpha/") else "this labeler and the others"
-      )
-      lines.append(
-        f"{name:28} {one.value:6.3f}  ({one.low:.3f} to {one.high:.3f})  n {one.n:<6} {what}"
-      )
-  return "\n".join(lines)
+  alphas = 1 - within * (n - 1) / safe
+  return np.where(differs, alphas, np.nan)

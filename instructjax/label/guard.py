@@ -1,9 +1,12 @@
 """Who may talk to the labeling page: the checks before every request, and the headers after it.
 
-The page listens on this machine only.  A Host header that names another machine is refused, so
-that a web site cannot reach it through a name of its own (DNS rebinding); a request from another
-site's page is refused, and everything that writes is JSON, which a form of another site cannot
-send.  Opened wider, every request needs the token of the printed link, which a cookie carries.
+By default the page listens on this machine only, and two attacks remain. A web site could reach
+the page through a host name of its own that resolves to this machine (DNS rebinding), so a Host
+header that names another machine is refused. A page of another site could send requests with the
+labeler's browser, so requests from other origins are refused, and all that writes must be JSON,
+which a plain form of another site cannot send.
+
+Opened wider, every request needs the token of the printed link, which a cookie carries.
 """
 
 from __future__ import annotations
@@ -20,13 +23,23 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-LARGEST = 2_000_000  # bytes of a request
+MAX_BYTES = 2_000_000  # of a request
+# Nothing but our own files may run or style the page. Trusted Types keep texts of tasks from
+# becoming HTML even by a mistake in our scripts.
+CONTENT_POLICY = (
+  "default-src 'none'",
+  "script-src 'self'",
+  "style-src 'self'",
+  "connect-src 'self'",
+  "img-src data:",
+  "base-uri 'none'",
+  "form-action 'none'",
+  "frame-ancestors 'none'",
+  "require-trusted-types-for 'script'",
+  "trusted-types 'none'",
+)
 HEADERS = {
-  # Nothing but our own files runs or styles; texts cannot become HTML even by mistake (Trusted
-  # Types).
-  "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
-  "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for "
-  "'script'; trusted-types 'none'",
+  "Content-Security-Policy": "; ".join(CONTENT_POLICY),
   "X-Content-Type-Options": "nosniff",
   "Referrer-Policy": "no-referrer",
   "Cross-Origin-Opener-Policy": "same-origin",
@@ -36,92 +49,108 @@ HEADERS = {
 
 
 class Guard(NamedTuple):
-  """names: of this machine in a Host header; any_address: an IP address will do; token: "" where
-  none is needed.
+  """The requests that may pass."""
+
+  names: frozenset[str]  # the names of this machine that a Host header may have
+  any_address: bool  # whether a Host header may be any IP address
+  token: str  # "" where none is needed
+  cookie: str  # the name of the cookie that carries the token
+
+
+def make_guard(
+  host: str,
+  port: int,
+  names: tuple[str, ...] = (),
+) -> Guard:
+  """Returns the guard of a listening address, with a new token unless it is this machine alone.
+
+  Args:
+    host: The address or name to listen on.
+    port: The port, which makes the name of the cookie: browsers share cookies between ports.
+    names: More names that the page is opened by.
   """
-
-  names: frozenset[str]
-  any_address: bool
-  token: str
-  cookie: str
-
-
-def guard(host: str, port: int, names: tuple[str, ...] = ()) -> Guard:
-  """What to let in for a listening address; a token is made where that is not this machine alone."""
   if host in LOOPBACK:
     return Guard(frozenset({*LOOPBACK, *names}), any_address=False, token="", cookie="")
-  own = {host, socket.gethostname(), *names, *LOOPBACK}
+  all_names = {host, socket.gethostname(), *names, *LOOPBACK}
   return Guard(
-    frozenset(name.lower() for name in own),
-    True,
-    secrets.token_urlsafe(24),
-    f"instructjax-label-{port}",
+    frozenset(name.lower() for name in all_names),
+    any_address=True,
+    token=secrets.token_urlsafe(24),
+    cookie=f"instructjax-label-{port}",
   )
 
 
-def guarded(app: Callable, known: Guard) -> Callable:
-  """The app behind the checks, as ASGI."""
+def protect(app: Callable, guard: Guard) -> Callable:
+  """Returns the ASGI app behind the checks of the guard, with our headers on every answer."""
 
-  async def run(scope: dict[str, Any], receive: Callable, send: Callable) -> None:
+  async def run(
+    scope: dict[str, Any],
+    receive: Callable,
+    send: Callable,
+  ) -> None:
+    # There are no web sockets.
     if scope["type"] != "http":
       return
 
-    async def with_headers(message: MutableMapping[str, Any]) -> None:
+    async def send_with_headers(message: MutableMapping[str, Any]) -> None:
       if message["type"] == "http.response.start":
         headers = MutableHeaders(scope=message)
         for name, value in HEADERS.items():
           headers[name] = value
       await send(message)
 
-    request = Request(scope)
-    await (refusal(request, known) or app)(scope, receive, with_headers)
+    # A response is an ASGI app too.
+    respond = refusal(Request(scope), guard) or app
+    await respond(scope, receive, send_with_headers)
 
   return run
 
 
-def refusal(request: Request, known: Guard) -> Response | None:
-  """The answer to a request that may not pass; None where it may."""
-  name = _hostname(request.headers.get("host", ""))
-  if not (name in known.names or (known.any_address and _is_address(name))):
+def refusal(request: Request, guard: Guard) -> Response | None:
+  """Returns the answer to a request that may not pass; None where it may."""
+  host = request.headers.get("host", "")
+  name = _hostname(host)
+  if name not in guard.names and not (guard.any_address and _is_address(name)):
     return _error(
-      421,
+      421,  # Misdirected Request
       f"Host '{name}' is not a name of this page; open the printed address, or start with "
       f"--name={name}",
     )
-  site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
-  same = origin is None or origin.partition("://")[2] == request.headers.get("host")
-  if request.method != "GET" and (not same or site not in (None, "same-origin")):
-    return _error(403, "this request comes from another site")
-  if (
-    request.method != "GET"
-    and request.headers.get("content-type", "").split(";")[0] != "application/json"
-  ):
-    return _error(415, "send JSON: Content-Type application/json")
+  if request.method != "GET":
+    # Browsers set both headers, and scripts cannot change them. Other clients may lack them.
+    origin = request.headers.get("origin")
+    site = request.headers.get("sec-fetch-site", "same-origin")
+    own_origin = origin is None or origin.partition("://")[2] == host
+    if site != "same-origin" or not own_origin:
+      return _error(403, "this request comes from another site")
+    content_type = request.headers.get("content-type", "")
+    if content_type.split(";")[0] != "application/json":
+      return _error(415, "send JSON: Content-Type application/json")
   length = request.headers.get("content-length", "0")
-  if not length.isdigit() or int(length) > LARGEST:
-    return _error(413, f"a request may have {LARGEST} bytes; shorten the text")
-  return _without_token(request, known) if known.token else None
+  if not length.isdigit() or int(length) > MAX_BYTES:
+    return _error(413, f"a request may have {MAX_BYTES} bytes; shorten the text")
+  return _check_token(request, guard) if guard.token else None
 
 
-def _without_token(request: Request, known: Guard) -> Response | None:
-  """Asks for the token; takes it out of the link into a cookie."""
-  given = request.query_params.get("token")
-  if given is not None and request.url.path == "/" and _equal(given, known.token):
-    # A page that goes on by itself: after a redirect from another site (a chat) a strict cookie
-    # would not be sent.
-    answer = HTMLResponse(
-      '<!doctype html><meta http-equiv="refresh" content="0;url=/"><title>Labeling</title>'
-    )
+def _check_token(request: Request, guard: Guard) -> Response | None:
+  """Asks for the token, or moves it from the link into a cookie; None where the cookie has it."""
+  token = request.query_params.get("token")
+  if token is not None and request.url.path == "/" and _equal(token, guard.token):
+    # This page goes on by itself, which counts as a navigation of our own site. After a plain
+    # redirect from another site (a link in a chat) a strict cookie would not be sent.
+    page = '<!doctype html><meta http-equiv="refresh" content="0;url=/"><title>Labeling</title>'
+    answer = HTMLResponse(page)
     answer.set_cookie(
-      known.cookie,
-      known.token,
+      guard.cookie,
+      guard.token,
       httponly=True,
       samesite="strict",
       secure=request.url.scheme == "https",
       path="/",
     )
     return answer
-  if _equal(request.cookies.get(known.cookie, ""), known.token):
+  cookie = request.cookies.get(guard.cookie, "")
+  if _equal(cookie, guard.token):
     return None
   return _error(
     401,
@@ -131,11 +160,12 @@ def _without_token(request: Request, known: Guard) -> Response | None:
 
 
 def _equal(a: str, b: str) -> bool:
+  """Compares in a time that does not depend on where two texts differ."""
   return hmac.compare_digest(a.encode(), b.encode())
 
 
 def _hostname(host: str) -> str:
-  """The name in a Host header, without its port and brackets."""
+  """Returns the name in a Host header, without its port and the brackets of IPv6."""
   if host.startswith("["):
     return host[1:].partition("]")[0].lower()
   return host.partition(":")[0].lower()

@@ -1,6 +1,6 @@
-"""The labeling page: five static files and five JSON calls over the store.
+"""The labeling page: five static files, and five JSON calls that read and write the store.
 
-One thread serves all labelers: a call is a few milliseconds of SQLite, most of it waiting for
+One thread serves all labelers: a call takes a few milliseconds of SQLite, most of which wait for
 the disk.
 """
 
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from sqlite3 import Connection
 from typing import Any, NamedTuple
 
 import uvicorn
@@ -25,10 +26,11 @@ from starlette.routing import Route
 
 from instructjax.errors import UserError
 from instructjax.label import store
-from instructjax.label.guard import LARGEST, guard, guarded
+from instructjax.label.guard import MAX_BYTES, make_guard, protect
 from instructjax.label.store import ConflictError
 
 LABELER = re.compile(r"[\w.@+-]{1,64}")
+# Path: (file, media type).
 FILES = {
   "/": ("page.html", "text/html"),
   "/page.css": ("page.css", "text/css"),
@@ -36,91 +38,116 @@ FILES = {
   "/rate.js": ("rate.js", "text/javascript"),
   "/rank.js": ("rank.js", "text/javascript"),
 }
-REASONS = 500  # characters of the reason of a skip
+MAX_REASON = 500  # characters of the reason of a skip
 
 
 class Options(NamedTuple):
-  """What the page is told at the start; `labelers` are the ids that may sign in, empty for any."""
+  """The options of a page."""
 
   instructions: str
-  labelers: frozenset[str] = frozenset()
-  lease: float = store.LEASE
-  clock: Callable[[], float] = time.time
+  labelers: frozenset[str] = frozenset()  # the ids that may sign in; anyone may where it is empty
+  lease: float = store.LEASE  # seconds
+  clock: Callable[[], float] = time.time  # tests turn their own
+
+
+Body = dict[str, Any]  # the JSON object of a request or an answer
+# The function behind a call: (db, options, labeler, body of the request) -> body of the answer.
+Action = Callable[[Connection, Options, str, Body], Body]
 
 
 def instructions(kind: str, path: str | None = None) -> str:
-  """The labelers' instructions as text: of a file, or ours for this kind of task."""
+  """Returns the labelers' instructions as text: those of a file, or ours for a kind of task.
+
+  Raises:
+    UserError: the file cannot be read.
+  """
   if path is None:
-    return (
-      resources.files("instructjax.label")
-      .joinpath(f"instructions_{kind}.md")
-      .read_text(encoding="utf-8")
-    )
+    file = resources.files("instructjax.label").joinpath(f"instructions_{kind}.md")
+    return file.read_text(encoding="utf-8")
   try:
     return Path(path).read_text(encoding="utf-8")
   except (OSError, ValueError) as error:
     raise UserError(f"--instructions={path}: cannot be read as UTF-8 text ({error})") from None
 
 
-def application(db: sqlite3.Connection, options: Options) -> Starlette:
-  """The app without its guard."""
-  calls = {"start": _start, "next": _next, "draft": _draft, "answer": _answer, "skip": _skip}
-  routes = [Route(path, _file(*file)) for path, file in FILES.items()]
-  routes += [
-    Route(f"/api/{name}", _call(db, options, act), methods=["POST"]) for name, act in calls.items()
-  ]
+def application(db: Connection, options: Options) -> Starlette:
+  """Returns the app without its guard."""
+  actions: dict[str, Action] = {
+    "start": _start,
+    "next": _next,
+    "draft": _draft,
+    "answer": _answer,
+    "skip": _skip,
+  }
+  routes = []
+  for path, (name, media_type) in FILES.items():
+    routes.append(Route(path, _file_endpoint(name, media_type)))
+  for name, action in actions.items():
+    endpoint = _call_endpoint(db, options, action)
+    routes.append(Route(f"/api/{name}", endpoint, methods=["POST"]))
   return Starlette(routes=routes)
 
 
-def _file(name: str, kind: str) -> Callable:
-  content = resources.files("instructjax.label").joinpath(name).read_bytes()
+def _file_endpoint(name: str, media_type: str) -> Callable:
+  file = resources.files("instructjax.label").joinpath(name)
+  content = file.read_bytes()
 
   async def send(request: Request) -> Response:
-    return Response(content, media_type=f"{kind}; charset=utf-8")
+    return Response(content, media_type=f"{media_type}; charset=utf-8")
 
   return send
 
 
-def _call(db: sqlite3.Connection, options: Options, act: Callable) -> Callable:
-  """An endpoint out of `act(db, options, labeler, body) -> answer`; errors become {"error": text}
-  with a status.
-  """
+def _call_endpoint(
+  db: Connection,
+  options: Options,
+  action: Action,
+) -> Callable:
+  """Returns an endpoint that runs an action; errors become {"error": text} with a status."""
 
   async def run(request: Request) -> Response:
     try:
       body = await _body(request)
-      return JSONResponse(act(db, options, _labeler(body.get("labeler"), options), body))
+      labeler = _labeler(body.get("labeler"), options)
+      return JSONResponse(action(db, options, labeler, body))
     except ConflictError as error:
       return JSONResponse({"error": str(error)}, status_code=409)
     except UserError as error:
       return JSONResponse({"error": str(error)}, status_code=400)
     except sqlite3.Error as error:
+      # The page tries again, but whoever runs it should see that, for one, the disk is full.
       print(f"error: not saved: {error}", file=sys.stderr, flush=True)
       return JSONResponse({"error": f"not saved: {error}"}, status_code=503)
 
   return run
 
 
-async def _body(request: Request) -> dict[str, Any]:
+async def _body(request: Request) -> Body:
+  """Returns the JSON object in the body of a request; raises UserError for anything else."""
   content = b""
+  # The guard has checked Content-Length, but a body that comes in chunks has none.
   async for chunk in request.stream():
     content += chunk
-    if len(content) > LARGEST:
-      raise UserError(f"a request may have {LARGEST} bytes; shorten the text")
+    if len(content) > MAX_BYTES:
+      raise UserError(f"a request may have {MAX_BYTES} bytes; shorten the text")
   try:
-    found = json.loads(content)
+    body = json.loads(content)
   except (ValueError, RecursionError):
     raise UserError("the request is not JSON") from None
-  if not isinstance(found, dict):
+  if not isinstance(body, dict):
     raise UserError("the request is not a JSON object")
-  try:  # what cannot be stored and sent back: infinities, half a surrogate pair
-    json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+  try:
+    # Python reads infinities and half surrogate pairs, which could not be stored and sent back.
+    json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
   except (ValueError, RecursionError) as error:
-    raise UserError(f"the request holds what JSON or UTF-8 cannot ({error})") from None
-  return found
+    raise UserError(
+      f"the request holds a value that JSON or UTF-8 cannot express ({error})"
+    ) from None
+  return body
 
 
 def _labeler(name: Any, options: Options) -> str:
+  """Returns the id of a labeler who may sign in."""
   if not isinstance(name, str) or not LABELER.fullmatch(name):
     raise UserError("labeler: 1 to 64 letters, digits or . _ @ + - are expected")
   if options.labelers and name not in options.labelers:
@@ -128,120 +155,173 @@ def _labeler(name: Any, options: Options) -> str:
   return name
 
 
-def _whole(body: dict[str, Any], name: str) -> int:
+def _whole_number(body: Body, name: str) -> int:
   value = body.get(name)
+  # Above 2^53 JavaScript's numbers are not exact.
   if type(value) is not int or not 0 <= value < 2**53:
     raise UserError(f"{name}: a whole number is expected")
   return value
 
 
+# --- the calls ---
+
+
 def _start(
-  db: sqlite3.Connection, options: Options, labeler: str, body: dict[str, Any]
-) -> dict[str, Any]:
-  return {"kind": store.settings(db).kind, "instructions": options.instructions, "labeler": labeler}
+  db: Connection,
+  options: Options,
+  labeler: str,
+  body: Body,
+) -> Body:
+  """Signs a labeler in."""
+  kind = store.settings(db).kind
+  return {"kind": kind, "instructions": options.instructions, "labeler": labeler}
 
 
 def _next(
-  db: sqlite3.Connection, options: Options, labeler: str, body: dict[str, Any]
-) -> dict[str, Any]:
-  """The task to do, or none: `waiting` where others hold what is left."""
-  given = store.next_task(db, labeler, options.clock(), options.lease)
+  db: Connection,
+  options: Options,
+  labeler: str,
+  body: Body,
+) -> Body:
+  """Gives the labeler a task; without one, `waiting` says whether one may become free."""
+  now = options.clock()
+  assignment = store.next_task(db, labeler, now, options.lease)
   progress = store.progress(db, labeler)
-  if given is None:
-    return {
-      "task": None,
-      "waiting": progress["answers"] < progress["wanted"] and _held(db, labeler),
-      "progress": progress,
-    }
-  task = {"number": given.number, "prompt": given.prompt, "completions": given.completions}
-  return {"task": task, "draft": given.draft, "seq": given.seq, "progress": progress}
-
-
-def _held(db: sqlite3.Connection, labeler: str) -> bool:
-  """Whether some task that this labeler has not answered is not complete."""
-  query = (
-    "SELECT count(*) FROM task WHERE NOT EXISTS (SELECT 1 FROM answer a WHERE a.task = task.id AND "
-    "a.labeler = ?) "
-    "AND (SELECT count(*) FROM answer a WHERE a.task = task.id AND a.value IS NOT NULL) < ?"
-  )
-  return bool(db.execute(query, [labeler, store.settings(db).per_prompt]).fetchone()[0])
+  if assignment is None:
+    # Others hold the places that are left. Their leases may expire, or they may skip.
+    unfinished = progress["answers"] < progress["wanted"]
+    waiting = unfinished and store.has_incomplete_task(db, labeler)
+    return {"task": None, "waiting": waiting, "progress": progress}
+  task = {
+    "number": assignment.number,
+    "prompt": assignment.prompt,
+    "completions": assignment.completions,
+  }
+  return {
+    "task": task,
+    "draft": assignment.draft,
+    "seq": assignment.seq,
+    "progress": progress,
+  }
 
 
 def _draft(
-  db: sqlite3.Connection, options: Options, labeler: str, body: dict[str, Any]
-) -> dict[str, Any]:
-  draft, number, seq = body.get("draft"), _whole(body, "task"), _whole(body, "seq")
+  db: Connection,
+  options: Options,
+  labeler: str,
+  body: Body,
+) -> Body:
+  """Saves what the labeler has done so far, in the page's own form."""
+  draft = body.get("draft")
+  number = _whole_number(body, "task")
+  seq = _whole_number(body, "seq")
   if not isinstance(draft, dict):
     raise UserError("draft: an object is expected")
-  return {
-    "saved": store.save_draft(db, labeler, number, draft, seq, options.clock(), options.lease)
-  }
+  now = options.clock()
+  saved = store.save_draft(db, labeler, number, draft, seq, now, options.lease)
+  return {"saved": saved}
 
 
 def _answer(
-  db: sqlite3.Connection, options: Options, labeler: str, body: dict[str, Any]
-) -> dict[str, Any]:
-  return {
-    "new": store.submit(db, labeler, _whole(body, "task"), body.get("answer"), options.clock())
-  }
+  db: Connection,
+  options: Options,
+  labeler: str,
+  body: Body,
+) -> Body:
+  """Stores an answer."""
+  number = _whole_number(body, "task")
+  value = body.get("answer")
+  is_new = store.submit(db, labeler, number, value, options.clock())
+  return {"new": is_new}
 
 
 def _skip(
-  db: sqlite3.Connection, options: Options, labeler: str, body: dict[str, Any]
-) -> dict[str, Any]:
+  db: Connection,
+  options: Options,
+  labeler: str,
+  body: Body,
+) -> Body:
+  """Leaves a task to someone else."""
   reason = body.get("reason")
-  if not isinstance(reason, str) or len(reason) > REASONS:
-    raise UserError(f"reason: a text of at most {REASONS} characters is expected")
-  return {"new": store.skip(db, labeler, _whole(body, "task"), reason, options.clock())}
+  if not isinstance(reason, str) or len(reason) > MAX_REASON:
+    raise UserError(f"reason: a text of at most {MAX_REASON} characters is expected")
+  number = _whole_number(body, "task")
+  is_new = store.skip(db, labeler, number, reason, options.clock())
+  return {"new": is_new}
 
 
 # --- listening ---
 
 
 def listen(host: str, port: int) -> socket.socket:
-  """A listening socket; port 0 takes a free one.  Raises UserError where it cannot be had."""
-  found = None
+  """Returns a listening socket; port 0 takes a free one.
+
+  Raises:
+    UserError: the address is wrong or taken.
+  """
+  listener = None
   try:
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    found = socket.socket(family, kind)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    found.bind(address)
-    found.listen(64)
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    family, kind, _, _, address = addresses[0]
+    listener = socket.socket(family, kind)
+    # Without it a page that was just stopped would block its own port for a minute.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(address)
+    listener.listen(64)
   except (OSError, OverflowError) as error:
-    if found:
-      found.close()
+    if listener:
+      listener.close()
     raise UserError(
       f"--host={host} --port={port}: cannot listen there ({error}); try another --port"
     ) from None
-  return found
+  return listener
 
 
 def serve(
-  db: sqlite3.Connection, options: Options, host: str, port: int, names: tuple[str, ...] = ()
+  db: Connection,
+  options: Options,
+  host: str,
+  port: int,
+  names: tuple[str, ...] = (),
 ) -> None:
-  """Serves the page until it is stopped."""
-  with listen(host, port) as found:
-    port = found.getsockname()[1]
-    known = guard(host, port, names)
-    shown = f"[{host}]" if ":" in host else host
-    shown = socket.gethostname() if host in ("0.0.0.0", "::") else shown
-    print(f"http://{shown}:{port}/" + (f"?token={known.token}" if known.token else ""), flush=True)
-    if known.token:
+  """Prints the address of the page and serves it until it is stopped.
+
+  Args:
+    db: The labeling file.
+    options: The options of the page.
+    host: The address or name to listen on.
+    port: The port; 0 takes a free one.
+    names: More names that the page is opened by.
+  """
+  with listen(host, port) as listener:
+    port = listener.getsockname()[1]
+    guard = make_guard(host, port, names)
+    query = f"?token={guard.token}" if guard.token else ""
+    print(f"http://{_printed_host(host)}:{port}/{query}", flush=True)
+    if guard.token:
       print(
-        "Whoever has this link can label.  Nothing is encrypted: on an open network use ssh -L or "
-        "a TLS proxy.",
+        "Whoever has this link can label. Nothing is encrypted: on an open network use ssh -L or a "
+        "TLS proxy.",
         flush=True,
       )
-    app = guarded(application(db, options), known)
+    app = protect(application(db, options), guard)
     config = uvicorn.Config(
       app,
       log_level="warning",
       lifespan="off",
       ws="none",
+      # Fixed, so that packages that happen to be installed do not change the server.
       loop="asyncio",
       http="h11",
       server_header=False,
       limit_concurrency=200,
-      timeout_graceful_shutdown=5,
+      timeout_graceful_shutdown=5,  # seconds
     )
-    uvicorn.Server(config).run(sockets=[found])
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _printed_host(host: str) -> str:
+  """Returns the host for a link that others can open."""
+  if host in ("0.0.0.0", "::"):
+    return socket.gethostname()
+  return f"[{host}]" if ":" in host else host

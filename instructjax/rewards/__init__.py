@@ -1,14 +1,15 @@
-"""Rewards from anywhere: what a response is worth, by one of our runs, a Python function, a
-classifier or a server.
+"""Rewards: what a response is worth, according to our runs, functions, classifiers and servers.
 
-A reward is a function of texts, `(prompts, responses) -> B finite numbers`, and must give the
-same numbers for the same texts: a resumed run is then the run that was not stopped.  A response
-stands as it was sampled, with the space that separates it, so that prompt + response is the
-whole text.  Several are combined by weights; `spec` has the grammar.
+A reward is a function of texts, `(prompts, responses) -> B finite numbers`. It must give the same
+numbers for the same texts, so that a resumed run equals the run that was never stopped. A
+response is the text as it was sampled, with the space before it: prompt + response is the whole
+text. Several rewards are combined by weights; spec.py holds the grammar.
 
-  found = rewards.open_all("python:my.py:polite + 0.5*runs/reward", settings)
-  scores = rewards.score_texts(found, prompts, responses)       # by name, each [B]
-  rewards.total(found, scores)                                  # [B]
+  sources = rewards.open_all("python:my.py:polite + 0.5*runs/reward", settings)
+  scores = rewards.score_texts(sources, prompts, responses)     # by name, each [B]
+  rewards.total(sources, scores)                                # [B]
+
+B is the number of responses.
 """
 
 from __future__ import annotations
@@ -27,18 +28,20 @@ from instructjax.rewards.runs import same_ids
 from instructjax.runs.origin import Config, Origin
 from instructjax.types import Array, Float, Rollout
 
-Scores = dict[str, np.ndarray]  # by the name of the reward, each float32 [B], not weighted
+# Scores by the name of the reward, each float32 [B], without the weights.
+Scores = dict[str, np.ndarray]
 
 
 class Reward(NamedTuple):
-  """One source.  `about` is what the manifest says of it; `ids` scores a rollout as it is, where
-  the source reads our ids.
-  """
+  """One source of scores, opened."""
 
   name: str
   weight: float
+  # Scores (prompts, responses).
   texts: Callable[[Sequence[str], Sequence[str]], Any]
+  # The entry in the manifest of a run.
   about: dict[str, Any]
+  # Scores the token ids of a rollout directly; None where the source does not read our ids.
   ids: Callable[[Rollout], Float[Array, " B"]] | None = None
 
 
@@ -49,17 +52,24 @@ def open_all(
   length: int = 0,
   dtype: str | None = None,
 ) -> tuple[Reward, ...]:
-  """The rewards of a configuration; none for "".
+  """Opens the rewards of a configuration.
 
-  `settings` (config.model), `length` and `dtype` are for runs of ours: how they compute, the
-  tokens of a row they will be given, and what their matrices are kept in.  Raises UserError for
-  whatever is wrong before anything runs.
+  Args:
+    text: The sum of rewards as spec.py defines it; "" has none.
+    settings: config.model, which says how reward models of ours compute.
+    policy: The model that is trained; a reward model of ours must read the same ids.
+    length: The tokens of the rows that a reward model of ours will get.
+    dtype: What the matrices of a reward model of ours are kept in; None leaves them.
+
+  Raises:
+    UserError: something is wrong that can be seen before anything runs.
   """
   terms = spec.parse(text) if text.strip() else ()
-  return tuple(
-    _open(name, term, settings, policy, length, dtype)
-    for name, term in zip(spec.names(terms), terms, strict=True)
-  )
+  names = spec.names(terms)
+  sources = []
+  for name, term in zip(names, terms, strict=True):
+    sources.append(_open(name, term, settings, policy, length, dtype))
+  return tuple(sources)
 
 
 def _open(
@@ -70,7 +80,9 @@ def _open(
   length: int,
   dtype: str | None,
 ) -> Reward:
+  """Opens one reward; the parameters are those of `open_all`."""
   about: dict[str, Any] = {}
+  # Only reward models of ours read ids; all others read texts alone.
   ids = None
   match term.kind:
     case "python":
@@ -85,71 +97,112 @@ def _open(
       texts = perspective.open_perspective(term.target, term.options)
     case _:
       texts, ids = runs.open_run(term.target, settings, policy, length, dtype)
-  return Reward(
-    name, term.weight, texts, {"source": term.source, "weight": term.weight} | about, ids
-  )
+  # `source` is safe to write down: spec.py refuses addresses with a password.
+  about = {"source": term.source, "weight": term.weight} | about
+  return Reward(name, term.weight, texts, about, ids)
 
 
-def manifest(found: Sequence[Reward]) -> dict[str, dict[str, Any]]:
-  """What the manifest of a run says of its rewards; no secret is in it."""
-  return {one.name: one.about for one in found}
+def manifest(sources: Sequence[Reward]) -> dict[str, dict[str, Any]]:
+  """Returns what the manifest of a run says about its rewards; there is no secret in it."""
+  return {source.name: source.about for source in sources}
 
 
 def score_texts(
-  found: Sequence[Reward], prompts: Sequence[str], responses: Sequence[str]
+  sources: Sequence[Reward],
+  prompts: Sequence[str],
+  responses: Sequence[str],
 ) -> Scores:
-  """The scores of every reward.  Raises UserError where one fails, or gives another number of
-  scores or NaN.
+  """Returns the scores of every reward for B responses.
 
-  With several processes all of them call it: runs of ours score on all devices, everything else
-  in the first process, which tells the others.
+  With several processes all of them must call it: reward models of ours score on all devices,
+  every other reward in the first process alone, which sends its scores to the others.
+
+  Raises:
+    UserError: a reward failed, or did not return B finite numbers.
   """
-  score = lambda one: checked(one.name, one.texts(prompts, responses), prompts, responses)
-  outside = [one for one in found if one.ids is None]
-  told = dict(zip([one.name for one in outside], _told(outside, prompts, responses), strict=True))
-  return {one.name: score(one) if one.ids else told[one.name] for one in found}
+  outside_scores = _score_outside(sources, prompts, responses)
+  scores = {}
+  for source in sources:
+    if source.ids is None:
+      scores[source.name] = outside_scores[source.name]
+    else:
+      scores[source.name] = _checked_texts(source, prompts, responses)
+  return scores
 
 
 def score_rollout(
-  found: Sequence[Reward],
+  sources: Sequence[Reward],
   rows: Rollout,
   host: Rollout,
   prompts: Sequence[str],
   tokenizer: Tokenizer,
 ) -> Scores:
-  """The scores of the first len(prompts) rows of a rollout; `host` is the same rollout on the host
-  (`sharding.fetch`).
+  """Returns the scores of every reward for the first B rows of a rollout.
 
-  Runs of ours score the ids, on all devices; everything else scores texts, in the first process,
-  which tells the others.
+  Reward models of ours score the ids, on all devices. Every other reward scores texts in the
+  first process, which sends its scores to the others.
+
+  Args:
+    sources: The rewards.
+    rows: The rollout on the devices. It may have more than B rows, to fill a mesh.
+    host: The same rollout on the host, by `sharding.fetch`.
+    prompts: The texts of the B prompts.
+    tokenizer: The tokenizer of the rollout's ids.
+
+  Raises:
+    UserError: a reward failed, or did not return B finite numbers.
   """
   count = len(prompts)
-  outside = [one for one in found if one.ids is None]
-  texts = responses(tokenizer, host)[:count] if outside else []
-  told = dict(zip([one.name for one in outside], _told(outside, prompts, texts), strict=True))
-  ids = {one.name: sharding.fetch(one.ids(rows))[:count] for one in found if one.ids is not None}
-  return {one.name: (told | ids)[one.name] for one in found}
+  # Decoding takes time, and reward models of ours do not need it.
+  texts: list[str] = []
+  if any(source.ids is None for source in sources):
+    texts = responses(tokenizer, host)[:count]
+  outside_scores = _score_outside(sources, prompts, texts)
+  scores = {}
+  for source in sources:
+    if source.ids is None:
+      scores[source.name] = outside_scores[source.name]
+    else:
+      scores[source.name] = sharding.fetch(source.ids(rows))[:count]
+  return scores
 
 
-def _told(outside: Sequence[Reward], prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-  """Scores [len(outside), B] of the first process, in every process.  Where it fails, all stop."""
+def _score_outside(
+  sources: Sequence[Reward],
+  prompts: Sequence[str],
+  texts: Sequence[str],
+) -> Scores:
+  """Returns the scores of the rewards that read texts, in every process, from the first one."""
+  outside = [source for source in sources if source.ids is None]
   if not outside:
-    return np.zeros((0, len(prompts)), np.float32)
-  score = lambda: np.stack(
-    [checked(one.name, one.texts(prompts, texts), prompts, texts) for one in outside]
-  )
-  return in_first(score, (len(outside), len(prompts)))
+    return {}
+
+  def score() -> np.ndarray:
+    rows = [_checked_texts(source, prompts, texts) for source in outside]
+    return np.stack(rows)
+
+  rows = in_first(score, (len(outside), len(prompts)))
+  return {source.name: row for source, row in zip(outside, rows, strict=True)}
 
 
 def in_first(score: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-  """What the first process finds, float32 and never NaN, in every process.  Where it raises a
-  UserError, all do.
+  """Returns, in every process, the scores that the first process computes.
+
+  Args:
+    score: Computes float32 numbers of this shape, none of which is NaN.
+    shape: The shape, which the other processes must know.
+
+  Raises:
+    UserError: `score` raised one in the first process. All processes stop then, or the others
+      would wait for ever in the next collective operation.
   """
   if jax.process_count() == 1:
     return score()
   from jax.experimental import multihost_utils
 
-  failure, values = None, np.full(shape, np.nan, np.float32)
+  failure = None
+  # An array of NaN tells the other processes that the first one failed.
+  values = np.full(shape, np.nan, np.float32)
   if jax.process_index() == 0:
     try:
       values = score()
@@ -163,53 +216,72 @@ def in_first(score: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndar
   return values
 
 
-def total(found: Sequence[Reward], scores: Mapping[str, np.ndarray]) -> np.ndarray:
-  """The weighted sum, float32 [B]."""
-  return np.sum([np.float64(one.weight) * scores[one.name] for one in found], axis=0).astype(
-    np.float32
-  )
+def total(sources: Sequence[Reward], scores: Mapping[str, np.ndarray]) -> np.ndarray:
+  """Returns the weighted sum of the scores, float32 [B]."""
+  # The sum is taken in float64 and rounded once.
+  parts = [np.float64(source.weight) * scores[source.name] for source in sources]
+  return np.sum(parts, axis=0).astype(np.float32)
 
 
 def responses(tokenizer: Tokenizer, rows: Rollout) -> list[str]:
-  """The text of each response of a rollout on the host."""
-  width = rows.mask.shape[1]
-  return [
-    tokenizer.decode(ids[-width:][mask].tolist())
-    for ids, mask in zip(rows.tokens, rows.mask, strict=True)
-  ]
+  """Returns the text of each response of a rollout on the host."""
+  width = rows.mask.shape[1]  # the responses are the last columns
+  texts = []
+  for ids, mask in zip(rows.tokens, rows.mask, strict=True):
+    response = ids[-width:][mask]
+    texts.append(tokenizer.decode(response.tolist()))
+  return texts
 
 
-def checked(name: str, values: Any, prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-  """The scores as float32 [B].  Raises UserError where they are no numbers, not one for each
-  response, or not finite.
+def _checked_texts(
+  source: Reward,
+  prompts: Sequence[str],
+  texts: Sequence[str],
+) -> np.ndarray:
+  """Returns the checked scores of one reward for texts."""
+  values = source.texts(prompts, texts)
+  return check_scores(source.name, values, prompts, texts)
+
+
+def check_scores(
+  name: str,
+  values: Any,
+  prompts: Sequence[str],
+  texts: Sequence[str],
+) -> np.ndarray:
+  """Returns the scores that a reward gave to B responses as float32 [B].
+
+  Raises:
+    UserError: they are not numbers, not one for each response, or not finite.
   """
   try:
-    found = np.asarray(values, np.float64)
+    scores = np.asarray(values, np.float64)
   except (TypeError, ValueError) as error:
     raise UserError(
       f"reward {name}: returned {endpoint.brief(repr(values))}, numbers are expected ({error})"
     ) from None
-  if found.shape != (len(texts),):
+  if scores.shape != (len(texts),):
     raise UserError(
-      f"reward {name}: returned {endpoint.brief(repr(values))} of shape {found.shape} for "
-      f"{len(texts)} responses; return "
-      "one number for each"
+      f"reward {name}: returned {endpoint.brief(repr(values))} of shape {scores.shape} for "
+      f"{len(texts)} responses; return one number for each"
     )
+  # A number that float32 cannot hold becomes infinite, which the next check reports.
   with np.errstate(over="ignore"):
-    found = found.astype(np.float32)
-  for at in np.flatnonzero(~np.isfinite(found)).tolist():
+    scores = scores.astype(np.float32)
+  invalid = np.flatnonzero(~np.isfinite(scores))
+  if len(invalid):
+    first = int(invalid[0])
     raise UserError(
-      f"reward {name}: the score of response {at} is {found[at]}; its prompt begins "
-      f"{prompts[at][:40]!r}, the response "
-      f"{texts[at][:40]!r}; return finite numbers"
+      f"reward {name}: the score of response {first} is {scores[first]}; its prompt begins "
+      f"{prompts[first][:40]!r}, the response {texts[first][:40]!r}; return finite numbers"
     )
-  return found
+  return scores
 
 
 __all__ = [
   "Reward",
   "Scores",
-  "checked",
+  "check_scores",
   "in_first",
   "manifest",
   "open_all",

@@ -1,5 +1,6 @@
-"""A reward that a `transformers` sequence classifier gives, in torch:
-classifier:FOLDER_OR_HUB_ID#LABEL.
+"""A reward by a `transformers` sequence classifier: `classifier:FOLDER_OR_HUB_ID#LABEL`.
+
+The classifier runs in torch, which only this kind of reward needs.
 """
 
 from __future__ import annotations
@@ -10,27 +11,38 @@ from typing import Any
 
 from instructjax.errors import UserError
 
+# What the classifier reads: prompt + response, both as a pair of texts, the response alone, or
+# both as a chat in its own template.
 INPUTS = ("joined", "pair", "response", "chat")
 OUTPUTS = ("logit", "probability")
+UNLIMITED = 1 << 30  # more tokens than any text has
 
 
 def open_classifier(
-  source: str, label: str, options: Mapping[str, Any]
+  source: str,
+  label: str,
+  options: Mapping[str, Any],
 ) -> tuple[Callable[[Sequence[str], Sequence[str]], list[float]], dict[str, Any]]:
-  """(the logit of the only label, or the logit or probability of the chosen one; what the manifest
-  says about it).
+  """Opens a classifier; a text that is too long for it loses its beginning.
 
-  The classifier reads the prompt and the response joined, as a pair, the response alone, or both
-  through its chat template. A text that is too long loses its beginning.  Raises UserError
-  without the packages, for a source that is no classifier and for an unknown label.
+  Args:
+    source: A folder, or an id of the Hugging Face hub.
+    label: The label to score by, its name or number; "" for a classifier with a single label.
+    options: Those of `spec.OPTIONS["classifier"]`.
+
+  Returns:
+    A function that scores (prompts, responses) by the logit or the probability of the label, and
+    its entry in the manifest.
+
+  Raises:
+    UserError: a package is missing, the source is not a classifier, or the label or an option is
+      unknown.
   """
-  for name, known in (("input", INPUTS), ("as", OUTPUTS)):
-    if options[name] not in known:
-      raise UserError(
-        f"classifier:{source}: {name}={options[name]!r}; known are {', '.join(known)}"
-      )
+  _check_choice(source, "input", options["input"], INPUTS)
+  _check_choice(source, "as", options["as"], OUTPUTS)
   try:
-    torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
+    torch = importlib.import_module("torch")
+    transformers = importlib.import_module("transformers")
   except ImportError as error:
     raise UserError(
       f"classifier:{source} needs the packages torch and transformers ({error}): run `pip install "
@@ -39,6 +51,7 @@ def open_classifier(
   tokenizer, model = _load(transformers, source, options["device"])
   column = _column(source, model.config, label)
   if options["as"] == "probability" and model.config.num_labels == 1:
+    # The softmax of a single logit is always 1.
     raise UserError(
       f"classifier:{source}: has one label, as=probability has no meaning; take as=logit"
     )
@@ -46,44 +59,75 @@ def open_classifier(
     raise UserError(
       f"classifier:{source}: input=chat, but its tokenizer has no chat template; take input=joined"
     )
-  length = min(
-    tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 1 << 30
-  )
-  cut = {"truncation": True, "max_length": length} if length < 1 << 30 else {}
+  encoding = _encoding(tokenizer, model.config, options["input"])
 
-  def encode(prompts: Sequence[str], responses: Sequence[str]) -> Any:
-    texts: tuple[list[str], ...] = {
-      "joined": lambda: ([p + r for p, r in zip(prompts, responses)],),
-      "pair": lambda: (list(prompts), list(responses)),
-      "response": lambda: (list(responses),),
-      "chat": lambda: ([_chat(tokenizer, p, r) for p, r in zip(prompts, responses)],),
-    }[options["input"]]()
-    special = options["input"] != "chat"  # the template writes them itself
-    return tokenizer(*texts, padding=True, return_tensors="pt", add_special_tokens=special, **cut)
+  def score_batch(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    texts = _inputs(tokenizer, options["input"], prompts, responses)
+    inputs = tokenizer(*texts, **encoding).to(options["device"])
+    with torch.inference_mode():
+      values = model(**inputs).logits.float()
+    if options["as"] == "probability":
+      values = values.softmax(-1)
+    return values[:, column].tolist()
 
   def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    found: list[float] = []
-    for at in range(0, len(prompts), options["batch"]):
-      part = slice(at, at + options["batch"])
-      with torch.inference_mode():
-        logits = model(
-          **encode(prompts[part], responses[part]).to(options["device"])
-        ).logits.float()
-      values = logits.softmax(-1) if options["as"] == "probability" else logits
-      found += values[:, column].tolist()
-    return found
+    scores: list[float] = []
+    for start in range(0, len(prompts), options["batch"]):
+      part = slice(start, start + options["batch"])
+      scores += score_batch(prompts[part], responses[part])
+    return scores
 
-  return score, {
+  about = {
     "labels": model.config.num_labels,
     "transformers": transformers.__version__,
     "torch": torch.__version__,
   }
+  return score, about
+
+
+def _check_choice(source: str, name: str, value: str, choices: Sequence[str]) -> None:
+  """Raises UserError where an option has a value that is not among its choices."""
+  if value not in choices:
+    raise UserError(f"classifier:{source}: {name}={value!r}; known are {', '.join(choices)}")
+
+
+def _encoding(tokenizer: Any, config: Any, form: str) -> dict[str, Any]:
+  """Returns the options with which the tokenizer encodes a batch of inputs of a form."""
+  encoding = {
+    "padding": True,
+    "return_tensors": "pt",
+    # A chat template writes the special tokens itself.
+    "add_special_tokens": form != "chat",
+  }
+  positions = getattr(config, "max_position_embeddings", None) or UNLIMITED
+  # A tokenizer that does not know its limit gives a number near 1e30.
+  length = min(tokenizer.model_max_length, positions)
+  if length < UNLIMITED:
+    encoding |= {"truncation": True, "max_length": length}
+  return encoding
+
+
+def _inputs(
+  tokenizer: Any,
+  form: str,
+  prompts: Sequence[str],
+  responses: Sequence[str],
+) -> tuple[list[str], ...]:
+  """Returns the texts of a batch as the tokenizer takes them: one list, or two for pairs."""
+  pairs = list(zip(prompts, responses, strict=True))
+  match form:
+    case "joined":
+      return ([prompt + response for prompt, response in pairs],)
+    case "pair":
+      return (list(prompts), list(responses))
+    case "response":
+      return (list(responses),)
+    case _:
+      return ([_chat(tokenizer, prompt, response) for prompt, response in pairs],)
 
 
 def _load(transformers: Any, source: str, device: str) -> tuple[Any, Any]:
-  """The tokenizer and the model.  A head that is not in the weights would be drawn at random: that
-  is an error.
-  """
+  """Returns the tokenizer and the model of a classifier."""
   try:
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -95,13 +139,17 @@ def _load(transformers: Any, source: str, device: str) -> tuple[Any, Any]:
     raise UserError(
       f"classifier:{source}: transformers cannot open it ({reason}); give a folder or a hub id"
     ) from error
+  # transformers only warns about this, and scores with a random head.
   if info["missing_keys"]:
+    missing = ", ".join(sorted(info["missing_keys"])[:3])
     raise UserError(
-      f"classifier:{source}: its weights hold no {', '.join(sorted(info['missing_keys'])[:3])}; "
-      "this is a model without a "
-      "trained classification head, take one that has it"
+      f"classifier:{source}: its weights hold no {missing}; this is a model without a trained "
+      "classification head, take one that has it"
     )
+  # The end of a text is what is scored.
   tokenizer.truncation_side = "left"
+  # Many chat models have no padding token. The attention mask hides the padding, and the model
+  # finds the last token of a row by the id of the padding.
   if tokenizer.pad_token is None:
     tokenizer.pad_token = tokenizer.eos_token
   if model.config.pad_token_id is None:
@@ -110,18 +158,19 @@ def _load(transformers: Any, source: str, device: str) -> tuple[Any, Any]:
 
 
 def _column(source: str, config: Any, label: str) -> int:
-  """The column of a label, by its name or its number."""
-  known = {str(name): int(number) for number, name in config.id2label.items()}
-  if not label and len(known) == 1:
+  """Returns the column of a label in the logits, by its name or its number."""
+  columns = {str(name): int(number) for number, name in config.id2label.items()}
+  if not label and len(columns) == 1:
     return 0
-  if label in known:
-    return known[label]
-  if label.isdigit() and int(label) < len(known):
+  if label in columns:
+    return columns[label]
+  if label.isdigit() and int(label) < len(columns):
     return int(label)
-  raise UserError(f"classifier:{source}#{label}: name one of its labels {', '.join(known)}")
+  raise UserError(f"classifier:{source}#{label}: name one of its labels {', '.join(columns)}")
 
 
 def _chat(tokenizer: Any, prompt: str, response: str) -> str:
+  """Returns a prompt and its response as a chat in the classifier's own template."""
   turns = [
     {"role": "user", "content": prompt.strip()},
     {"role": "assistant", "content": response.strip()},

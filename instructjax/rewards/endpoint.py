@@ -1,11 +1,11 @@
-"""A reward behind an address: JSON over HTTP in batches, several at a time, with timeouts and
-retries.
+"""A reward by a server of the user, `http://...`, and what all rewards over HTTP share.
 
     POST {"prompts": ["...", ...], "responses": ["...", ...]}    ->    {"scores": [1.5, ...]}
 
-No answer, 408, 429 and 5xx are tried again after wait, 2 wait, 4 wait, ... seconds (at most
-LONGEST, shortened by up to half at random so that clients do not come back together), or after
-what a Retry-After header asks for.
+Requests go out in batches, several at a time. A request without an answer, or with the status
+408, 429 or 5xx, is tried again after wait, 2 wait, 4 wait, ... seconds, at most MAX_PAUSE. Each
+pause is shortened by up to half at random, so that many clients do not come back together. A
+Retry-After header of the server may ask for a longer pause.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import email.utils
 import http.client
 import json
+import math
 import os
 import random
 import threading
@@ -25,14 +26,14 @@ from typing import Any
 
 from instructjax.errors import UserError
 
-LONGEST = 60.0  # seconds of a pause that we choose
-PATIENCE = 600.0  # seconds of a pause that the server may ask for
-AGAIN = (408, 429)
-Send = Callable[[Any], Any]  # what is posted -> the JSON of the answer
+MAX_PAUSE = 60.0  # seconds that we choose to wait
+MAX_RETRY_AFTER = 600.0  # seconds that the server may ask us to wait
+# Statuses besides 5xx that may pass: Request Timeout and Too Many Requests.
+PASSING = (408, 429)
 
 
 class AgainError(Exception):
-  """This try failed, another may not; `pause` is what the server asks for, in seconds."""
+  """An attempt failed, but another may not; `pause` is the seconds that the server asks for."""
 
   def __init__(self, reason: str, pause: float = 0.0):
     super().__init__(reason)
@@ -40,35 +41,54 @@ class AgainError(Exception):
 
 
 def open_endpoint(
-  url: str, options: Mapping[str, Any]
+  url: str,
+  options: Mapping[str, Any],
 ) -> Callable[[Sequence[str], Sequence[str]], list[float]]:
-  """The scores of an address.  Raises UserError where the variable of the token is not set; the
-  function returned raises UserError where the server refuses, does not answer in time however
-  often it is asked, or answers something else.
-  """
-  head, size = headers(url, options), options["batch"]
+  """Opens a server that scores texts.
 
-  def one(part: tuple[Sequence[str], Sequence[str]], stop: threading.Event) -> list[float]:
-    prompts, responses = part
+  Args:
+    url: The address that requests are posted to.
+    options: Those of `spec.OPTIONS["http"]`.
+
+  Returns:
+    A function that scores (prompts, responses). It raises UserError where the server refuses,
+    does not answer in time however often it is asked, or answers with anything else.
+
+  Raises:
+    UserError: the environment variable of the token is not set.
+  """
+  head = headers(url, options)
+  size = options["batch"]
+
+  def score_batch(batch: tuple[Sequence[str], Sequence[str]], stop: threading.Event) -> list[float]:
+    prompts, responses = batch
     body = {"prompts": list(prompts), "responses": list(responses)}
-    return retried(
-      url,
-      options,
-      stop,
-      lambda: scores_of(url, send(url, body, head, options["timeout"]), len(prompts)),
-    )
+
+    def attempt() -> list[float]:
+      answer = send(url, body, head, options["timeout"])
+      return scores_of(url, answer, len(prompts))
+
+    return retry(url, options, stop, attempt)
 
   def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    parts = [
-      (prompts[at : at + size], responses[at : at + size]) for at in range(0, len(prompts), size)
-    ]
-    return [value for values in concurrently(one, parts, options["concurrent"]) for value in values]
+    batches = []
+    for start in range(0, len(prompts), size):
+      part = slice(start, start + size)
+      batches.append((prompts[part], responses[part]))
+    scores: list[float] = []
+    for batch_scores in concurrently(score_batch, batches, options["concurrent"]):
+      scores += batch_scores
+    return scores
 
   return score
 
 
 def scores_of(url: str, answer: Any, count: int) -> list[float]:
-  """The numbers of an answer.  Raises UserError where it is another thing or has another length."""
+  """Returns the `count` scores in a server's answer.
+
+  Raises:
+    UserError: the answer is anything else.
+  """
   scores = answer.get("scores") if isinstance(answer, dict) else None
   if not isinstance(scores, list):
     raise UserError(f'{url}: answered {brief(json.dumps(answer))}; {{"scores": [...]}} is expected')
@@ -76,121 +96,164 @@ def scores_of(url: str, answer: Any, count: int) -> list[float]:
     raise UserError(
       f"{url}: answered {len(scores)} scores for {count} responses; one for each is expected"
     )
-  for at, value in enumerate(scores):
+  for i, value in enumerate(scores):
+    # True and False are integers to Python, but no scores.
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-      raise UserError(
-        f"{url}: score {at} of {count} is {brief(json.dumps(value))}, a number is expected"
-      )
+      text = brief(json.dumps(value))
+      raise UserError(f"{url}: score {i} of {count} is {text}, a number is expected")
   return [float(value) for value in scores]
 
 
 def concurrently(
-  one: Callable[[Any, threading.Event], Any], parts: Sequence[Any], workers: int
+  call: Callable[[Any, threading.Event], Any],
+  parts: Sequence[Any],
+  workers: int,
 ) -> list[Any]:
-  """one(part, stop) of every part, in order.  The first error ends it: `stop` is set, what has not
-  begun is dropped.
+  """Returns call(part, stop) of every part, in order, several at a time.
+
+  The first error ends it: calls that have not begun are dropped, and `stop` is set, which cuts
+  the pauses of the others short.
   """
   stop = threading.Event()
+  # Threads are enough: a call waits for the network nearly all of its time.
   pool = ThreadPoolExecutor(max(min(workers, len(parts)), 1), "reward")
   try:
-    asked = [pool.submit(one, part, stop) for part in parts]
-    done, _ = wait(asked, return_when=FIRST_EXCEPTION)
-    for future in asked:
+    futures = [pool.submit(call, part, stop) for part in parts]
+    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+    for future in futures:
       if future in done and future.exception() is not None:
         stop.set()
-        future.result()
-    return [future.result() for future in asked]
+        future.result()  # raises the error
+    return [future.result() for future in futures]
   finally:
+    # Ctrl-C too must not wait for the requests that are under way.
     stop.set()
     pool.shutdown(wait=False, cancel_futures=True)
 
 
-def retried(
-  url: str, options: Mapping[str, Any], stop: threading.Event, attempt: Callable[[], Any]
+def retry(
+  url: str,
+  options: Mapping[str, Any],
+  stop: threading.Event,
+  attempt: Callable[[], Any],
 ) -> Any:
-  """The result of the first attempt that does not raise AgainError.  Raises UserError after
-  `retries` more than the first.
+  """Returns the result of the first attempt that does not raise AgainError.
+
+  Args:
+    url: The address, for the error.
+    options: `wait`, the seconds of the first pause, and `retries`, the attempts after the first.
+    stop: Ends the pauses and with them the attempts.
+    attempt: The function to call.
+
+  Raises:
+    UserError: all attempts failed, or `stop` was set between two of them.
   """
-  for count in range(options["retries"] + 1):
+  retries = options["retries"]
+  for count in range(retries + 1):
     try:
       return attempt()
-    except AgainError as failed:
-      reason, pause = str(failed), failed.pause
-    own = min(options["wait"] * 2**count, LONGEST) * random.uniform(0.5, 1)
-    if count == options["retries"] or stop.wait(max(pause, own)):
+    except AgainError as error:
+      reason = str(error)
+      server_pause = error.pause
+    own_pause = min(options["wait"] * 2**count, MAX_PAUSE) * random.uniform(0.5, 1)
+    if count == retries or stop.wait(max(server_pause, own_pause)):
       break
   raise UserError(
     f"{url}: {reason}, asked {count + 1} times; see that the server runs, or raise "
-    f"#retries={options['retries']} and "
-    f"#timeout={options['timeout']:g} (seconds)"
+    f"#retries={retries} and #timeout={options['timeout']:g} (seconds)"
   )
 
 
 def headers(url: str, options: Mapping[str, Any]) -> dict[str, str]:
-  """The headers of every request.  The token is read from the environment and kept in memory only."""
-  found = {
+  """Returns the headers of every request.
+
+  The token is read from the environment and kept in memory only: it must not get into the files
+  of a run.
+
+  Raises:
+    UserError: the environment variable of the token is not named or not set.
+  """
+  fields = {
     "Content-Type": "application/json",
     "Accept": "application/json",
     "User-Agent": "instructjax",
   }
-  if options["header"] and not options["token"]:
+  variable = options["token"]
+  header = options["header"]
+  if header and not variable:
     raise UserError(
-      f"{url}: #header={options['header']} needs #token=VARIABLE, the environment variable it sends"
+      f"{url}: #header={header} needs #token=VARIABLE, the environment variable it sends"
     )
-  if options["token"]:
-    value = os.environ.get(options["token"], "").strip()
-    if not value:
+  if variable:
+    token = os.environ.get(variable, "").strip()
+    if not token:
       raise UserError(
-        f"{url}: the environment variable {options['token']} of #token= is not set; export it first"
+        f"{url}: the environment variable {variable} of #token= is not set; export it first"
       )
-    found |= (
-      {options["header"]: value} if options["header"] else {"Authorization": f"Bearer {value}"}
-    )
-  return found
+    if header:
+      fields[header] = token
+    else:
+      fields["Authorization"] = f"Bearer {token}"
+  return fields
 
 
 def send(url: str, body: Any, head: Mapping[str, str], timeout: float) -> Any:
-  """The JSON of the answer.  Raises AgainError for what may pass, UserError for a refusal and for
-  an answer that is no JSON.
+  """Posts a body as JSON and returns the JSON of the answer.
+
+  Args:
+    url: The address.
+    body: What is posted.
+    head: The headers.
+    timeout: The seconds to wait for the connection and for each part of the answer.
+
+  Raises:
+    AgainError: there was no answer, or a status that may pass.
+    UserError: the server refused, or the answer is not JSON.
   """
-  request = urllib.request.Request(url, json.dumps(body).encode(), dict(head), method="POST")
+  # urllib is in the standard library, so that a reward needs no package for HTTP.
+  content = json.dumps(body).encode()
+  request = urllib.request.Request(url, content, dict(head), method="POST")
   try:
     with _opener().open(request, timeout=timeout) as reply:
       text = reply.read()
   except urllib.error.HTTPError as error:
-    with error:
-      said = brief(_words(error))
-    if error.code in AGAIN or error.code >= 500:
-      raise AgainError(
-        f"answered {error.code} {error.reason}", _asked_pause(error.headers)
-      ) from None
-    where = (
-      f" (redirects are not followed, to {error.headers.get('Location')})"
-      if error.code < 400
-      else ""
-    )
-    hint = (
-      "; name the variable of its token with #token=VARIABLE" if error.code in (401, 403) else ""
-    )
-    raise UserError(f"{url}: answered {error.code} {error.reason}{where}: {said}{hint}") from None
+    raise _failure(url, error) from None
   except TimeoutError:
     raise AgainError(f"no answer in {timeout:g} s") from None
-  except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+  except (OSError, http.client.HTTPException) as error:
+    # A URLError, which is an OSError, wraps the reason.
     reason = getattr(error, "reason", error)
-    late = isinstance(reason, TimeoutError)
-    raise AgainError(
-      f"no answer in {timeout:g} s" if late else f"no answer ({reason or type(error).__name__})"
-    ) from None
+    if isinstance(reason, TimeoutError):
+      raise AgainError(f"no answer in {timeout:g} s") from None
+    raise AgainError(f"no answer ({reason or type(error).__name__})") from None
   try:
     return json.loads(text)
   except ValueError:
-    raise UserError(
-      f"{url}: answered {brief(text.decode(errors='replace'))}; JSON is expected"
-    ) from None
+    content = text.decode(errors="replace")
+    raise UserError(f"{url}: answered {brief(content)}; JSON is expected") from None
+
+
+def _failure(url: str, error: urllib.error.HTTPError) -> AgainError | UserError:
+  """Returns the error to raise for an answer with a status that is no success."""
+  with error:
+    text = brief(_error_text(error))
+  if error.code in PASSING or error.code >= 500:
+    pause = _retry_after(error.headers)
+    return AgainError(f"answered {error.code} {error.reason}", pause)
+  redirect = ""
+  if error.code < 400:
+    redirect = f" (redirects are not followed, to {error.headers.get('Location')})"
+  hint = ""
+  if error.code in (401, 403):
+    hint = "; name the variable of its token with #token=VARIABLE"
+  return UserError(f"{url}: answered {error.code} {error.reason}{redirect}: {text}{hint}")
 
 
 def _opener() -> urllib.request.OpenerDirector:
-  """Without redirects: a POST would become a GET, and a token would follow to another host."""
+  """Returns an opener that does not follow redirects.
+
+  A redirected POST would become a GET, and the token would go to another host.
+  """
   opener = urllib.request.OpenerDirector()
   for handler in (
     urllib.request.ProxyHandler(),
@@ -203,29 +266,34 @@ def _opener() -> urllib.request.OpenerDirector:
   return opener
 
 
-def _words(error: urllib.error.HTTPError) -> str:
+def _error_text(error: urllib.error.HTTPError) -> str:
+  """Returns the beginning of the body of an error; "" where it cannot be read."""
   try:
     return error.read(2000).decode(errors="replace")
   except (OSError, http.client.HTTPException):
     return ""
 
 
-def _asked_pause(head: Any) -> float:
-  """Seconds that a Retry-After header asks for, a number or a date; at most PATIENCE."""
+def _retry_after(head: Any) -> float:
+  """Returns the seconds that a Retry-After header asks for, at most MAX_RETRY_AFTER."""
   text = (head.get("Retry-After") or "").strip()
   if not text:
     return 0.0
+  # RFC 9110 allows a number of seconds or a date. Anything else is ignored.
   try:
     seconds = float(text)
   except ValueError:
     try:
-      seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+      date = email.utils.parsedate_to_datetime(text)
     except ValueError:
       return 0.0
-  return min(max(seconds, 0.0), PATIENCE) if seconds == seconds else 0.0
+    seconds = date.timestamp() - time.time()
+  if math.isnan(seconds):
+    return 0.0
+  return min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
 
 def brief(text: str, limit: int = 120) -> str:
-  """The beginning of a text on one line."""
+  """Returns the beginning of a text on one line, of at most `limit` characters."""
   text = " ".join(text.split())
   return text if len(text) <= limit else text[: limit - 3] + "..."

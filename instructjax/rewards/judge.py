@@ -1,5 +1,7 @@
-"""A reward that a chat model gives: openai:URL#MODEL, for every server that speaks OpenAI's chat
-completions.
+"""A reward by a chat model: `openai:URL#MODEL`, for servers with OpenAI's chat completions.
+
+The model is asked to rate each response from 1 to 10. evals/preference asks chat models to
+compare two responses with the same `open_chat`.
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from instructjax.errors import UserError
-from instructjax.rewards.endpoint import AgainError, brief, concurrently, headers, retried, send
+from instructjax.rewards.endpoint import AgainError, brief, concurrently, headers, retry, send
+
+T = TypeVar("T")
 
 LOW, HIGH = 1.0, 10.0
-T = TypeVar("T")
-TEMPLATE = """Below are an instruction and a response to it. Judge how helpful, truthful and harmless the response is.
+TEMPLATE = """\
+Below are an instruction and a response to it. \
+Judge how helpful, truthful and harmless the response is.
 
 Instruction:
 {prompt}
@@ -25,86 +30,129 @@ Response:
 {response}
 
 Give a rating from 1 (very bad) to 10 (excellent). End with the rating as a number."""
-_NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)(?:\s*/\s*\d+)?")  # "7/10" is 7
+# A number, or the first number of a fraction: "7/10" is 7.
+_NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)(?:\s*/\s*\d+)?")
 
 
 def open_judge(
-  base: str, model: str, options: Mapping[str, Any]
+  base: str,
+  model: str,
+  options: Mapping[str, Any],
 ) -> tuple[Callable[[Sequence[str], Sequence[str]], list[float]], dict[str, Any]]:
-  """(ratings from 1 to 10 by a chat model at temperature 0, what the manifest says about it).
+  """Opens a chat model that rates responses at temperature 0.
 
-  Raises UserError as `endpoint.open_endpoint`, and for a template without its two places.  An
-  answer without a number from 1 to 10 is asked for again.
+  Args:
+    base: The address of the server, with its /v1.
+    model: The name of the model on the server.
+    options: Those of `spec.OPTIONS["openai"]`.
+
+  Returns:
+    A function that rates (prompts, responses), and its entry in the manifest. An answer without a
+    number from 1 to 10 is asked for again.
+
+  Raises:
+    UserError: as `endpoint.open_endpoint`, and for a template without its two places.
   """
-  ask, form = (
-    open_chat(base, model, options),
-    template(options["template"], TEMPLATE, ("prompt", "response")),
-  )
+  ask = open_chat(base, model, options)
+  form = template(options["template"], TEMPLATE, ("prompt", "response"))
 
-  def one(part: tuple[str, str], stop: threading.Event) -> float:
-    return ask(filled(form, prompt=part[0], response=part[1]), stop, rating)
+  def rate(pair: tuple[str, str], stop: threading.Event) -> float:
+    prompt, response = pair
+    message = filled(form, prompt=prompt, response=response)
+    return ask(message, stop, rating)
 
   def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    return concurrently(one, list(zip(prompts, responses, strict=True)), options["concurrent"])
+    pairs = list(zip(prompts, responses, strict=True))
+    return concurrently(rate, pairs, options["concurrent"])
 
   return score, {"template_sha256": digest(form)}
 
 
 def open_chat(
-  base: str, model: str, options: Mapping[str, Any]
+  base: str,
+  model: str,
+  options: Mapping[str, Any],
 ) -> Callable[[str, threading.Event, Callable[[str], T]], T]:
-  """A function (message, stop, read) -> read(what the chat model said to the message at temperature
-  0), which is asked again where `read` raises AgainError.  Raises UserError as
-  `endpoint.open_endpoint`.
+  """Opens a chat model.
+
+  Returns:
+    A function (message, stop, read) that sends the message at temperature 0 and returns
+    read(answer). It asks again where `read` raises AgainError, until `stop` is set.
+
+  Raises:
+    UserError: as `endpoint.open_endpoint`.
   """
-  url, head = f"{base.rstrip('/')}/chat/completions", headers(base, options)
+  url = f"{base.rstrip('/')}/chat/completions"
+  head = headers(base, options)
 
   def ask(message: str, stop: threading.Event, read: Callable[[str], T]) -> T:
-    body = {"model": model, "messages": [{"role": "user", "content": message}], "temperature": 0}
-    return retried(
-      url, options, stop, lambda: read(_words(url, send(url, body, head, options["timeout"])))
-    )
+    body = {
+      "model": model,
+      "messages": [{"role": "user", "content": message}],
+      "temperature": 0,
+    }
+
+    # Reading is part of the attempt: an answer that cannot be read is asked for again.
+    def attempt() -> T:
+      answer = send(url, body, head, options["timeout"])
+      return read(_answer_text(url, answer))
+
+    return retry(url, options, stop, attempt)
 
   return ask
 
 
-def _words(url: str, answer: Any) -> str:
-  """What the model said.  Raises UserError where the answer is no chat completion."""
+def _answer_text(url: str, answer: Any) -> str:
+  """Returns the text of a chat completion; raises UserError where the answer is none."""
   try:
     text = answer["choices"][0]["message"]["content"]
   except (KeyError, IndexError, TypeError):
     raise UserError(f"{url}: answered {brief(str(answer))}; no chat completion") from None
+  # The content is null where a model only calls tools.
   return text if isinstance(text, str) else ""
 
 
 def template(file: str, default: str, places: Sequence[str]) -> str:
-  """The text of a file, or the default for "".  Raises UserError where a {place} is missing in it."""
+  """Returns the text of a template file, or the default where `file` is "".
+
+  Raises:
+    UserError: the file cannot be read, or lacks one of the {places}.
+  """
   if not file:
     return default
   try:
     text = Path(file).read_text(encoding="utf-8")
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f"#template={file}: cannot be read as UTF-8 text ({error})") from None
-  wanted = " and ".join(f"{{{place}}}" for place in places)
-  for place in places:
-    if f"{{{place}}}" not in text:
+  spellings = [f"{{{place}}}" for place in places]
+  for spelling in spellings:
+    if spelling not in text:
       raise UserError(
-        f"#template={file}: {{{place}}} is missing; write {wanted} where the texts go"
+        f"#template={file}: {spelling} is missing; write {' and '.join(spellings)} where the texts "
+        "go"
       )
   return text
 
 
 def digest(text: str) -> str:
+  """Returns the sha256 of a text."""
   return hashlib.sha256(text.encode()).hexdigest()
 
 
 def filled(form: str, **texts: str) -> str:
-  """A template with its texts; a text that holds "{response}" itself stays as it is."""
-  return re.sub(rf"\{{({'|'.join(texts)})\}}", lambda found: texts[found[1]], form)
+  """Returns a template with texts in its places."""
+  # All places are filled at once, so that a prompt which holds "{response}" stays as it is.
+  places = "|".join(texts)
+  return re.sub(rf"\{{({places})\}}", lambda match: texts[match[1]], form)
 
 
 def rating(text: str) -> float:
-  """The last number of what the model said.  Raises AgainError where that is none from 1 to 10."""
+  """Returns the last number of a model's answer.
+
+  Raises:
+    AgainError: there is none, or it is not from 1 to 10.
+  """
+  # A model may count points first, but was asked to end with the rating.
   numbers = [float(number) for number in _NUMBER.findall(text)]
   if not numbers or not LOW <= numbers[-1] <= HIGH:
     raise AgainError(

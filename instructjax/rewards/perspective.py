@@ -1,9 +1,9 @@
-"""How Google's Perspective API sees a response alone, from 0 to 1: perspective:TOXICITY.
+"""A reward by Google's Perspective API: `perspective:TOXICITY`, from 0 to 1 for a response alone.
 
-Options: token= names the environment variable of the key (it goes into a header, never into an
-address), qps= is the quota in requests a second, language= the languages of the texts (en+de),
-cache= a JSONL file of answers by digest of the text, so that no text is paid for twice, in this
-run or another.
+Options: `token` names the environment variable of the key (it goes into a header, never into an
+address), `qps` is the quota in requests a second, `language` the languages of the texts (en+de),
+and `cache` a JSONL file of scores. It holds a digest of each text, not the text, and keeps a text
+from being paid for twice, in this run or another.
 """
 
 from __future__ import annotations
@@ -17,30 +17,41 @@ from pathlib import Path
 from typing import Any
 
 from instructjax.errors import UserError
-from instructjax.rewards.endpoint import brief, concurrently, headers, retried, send
+from instructjax.rewards.endpoint import brief, concurrently, headers, retry, send
 
-LONGEST = 20_000  # bytes of a comment; the service takes 20,480
+MAX_BYTES = 20_000  # of a comment; the service takes 20,480
 
 
 def open_perspective(
-  attribute: str, options: Mapping[str, Any]
+  attribute: str,
+  options: Mapping[str, Any],
 ) -> Callable[[Sequence[str], Sequence[str]], list[float]]:
-  """Scores of the responses; an empty one is 0 and is not asked.
+  """Opens one attribute of the service.
 
-  Raises UserError where the variable of the key is not set or the cache is broken; the function
-  returned raises it where the service refuses, does not answer, or answers something else.
+  Args:
+    attribute: The name of the attribute, such as TOXICITY.
+    options: Those of `spec.OPTIONS["perspective"]`.
+
+  Returns:
+    A function that scores (prompts, responses); the service is not asked about an empty response,
+    whose score is 0. It raises UserError where the service refuses, does not answer, or answers
+    with anything else.
+
+  Raises:
+    UserError: the environment variable of the key is not set, or the cache is broken.
   """
-  url, head, languages = (
-    options["url"],
-    headers(options["url"], options),
-    options["language"].split("+"),
-  )
-  kept, pace = _Kept(options["cache"], [attribute, languages]), _Pace(options["qps"])
+  url = options["url"]
+  head = headers(url, options)
+  languages = options["language"].split("+")
+  # A score depends on the text, the attribute and the languages.
+  cache = _Cache(options["cache"], [attribute, languages])
+  pace = _Pace(options["qps"])
 
-  def one(text: str, stop: threading.Event) -> float:
-    cut = text.encode()[:LONGEST].decode(errors="ignore")
+  def score_text(text: str, stop: threading.Event) -> float:
+    # Half a character at the cut is dropped.
+    shortened = text.encode()[:MAX_BYTES].decode(errors="ignore")
     body = {
-      "comment": {"text": cut},
+      "comment": {"text": shortened},
       "languages": languages,
       "requestedAttributes": {attribute: {}},
       "doNotStore": True,
@@ -48,86 +59,97 @@ def open_perspective(
 
     def attempt() -> float:
       pace.wait(stop)
-      return _value(url, attribute, send(url, body, head, options["timeout"]))
+      answer = send(url, body, head, options["timeout"])
+      return _value(url, attribute, answer)
 
-    value = retried(url, options, stop, attempt)
-    kept.add(text, value)
+    value = retry(url, options, stop, attempt)
+    # Each score is saved at once, so that an error in another request loses nothing.
+    cache.add(text, value)
     return value
 
   def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    texts = list(dict.fromkeys(text for text in responses if text.strip() and text not in kept))
-    concurrently(one, texts, options["concurrent"])
-    return [kept[text] if text.strip() else 0.0 for text in responses]
+    new_texts = [text for text in responses if text.strip() and text not in cache]
+    distinct_texts = list(dict.fromkeys(new_texts))
+    concurrently(score_text, distinct_texts, options["concurrent"])
+    return [cache[text] if text.strip() else 0.0 for text in responses]
 
   return score
 
 
 def _value(url: str, attribute: str, answer: Any) -> float:
+  """Returns the score in an answer of the service; raises UserError where there is none."""
   try:
     value = answer["attributeScores"][attribute]["summaryScore"]["value"]
   except (KeyError, TypeError):
     value = None
   if not isinstance(value, int | float) or not 0 <= value <= 1:
+    text = brief(json.dumps(answer))
     raise UserError(
-      f"{url}: answered {brief(json.dumps(answer))}; a summaryScore of {attribute} from 0 to 1 is "
-      "expected"
+      f"{url}: answered {text}; a summaryScore of {attribute} from 0 to 1 is expected"
     )
   return float(value)
 
 
 class _Pace:
-  """At most so many requests a second, over all threads."""
+  """Lets at most `qps` requests a second begin, over all threads."""
 
   def __init__(self, qps: float):
-    self.gap, self.next, self.lock = 1 / qps, time.monotonic(), threading.Lock()
+    self.gap = 1 / qps  # seconds
+    self.next_start = time.monotonic()
+    self.lock = threading.Lock()
 
   def wait(self, stop: threading.Event) -> None:
+    """Waits for the caller's turn, or until `stop` is set."""
     with self.lock:
-      at = max(self.next, time.monotonic())
-      self.next = at + self.gap
-    stop.wait(at - time.monotonic())
+      start = max(self.next_start, time.monotonic())
+      self.next_start = start + self.gap
+    # The wait is outside the lock, so that the next thread can take its turn meanwhile.
+    stop.wait(start - time.monotonic())
 
 
-class _Kept:
-  """Scores by text, and on disk by a digest of the text and of what was asked; a line that was cut
-  off is dropped.
-  """
+class _Cache:
+  """Scores by text, in memory and, where a path is given, in a file."""
 
-  def __init__(self, path: str, asked: Any):
-    self.path, self.asked, self.lock, self.found = (
-      Path(path) if path else None,
-      asked,
-      threading.Lock(),
-      {},
-    )
+  def __init__(self, path: str, question: Any):
+    """Reads the file; `question` is what scores depend on besides the text."""
+    self.path = Path(path) if path else None
+    self.question = question
+    self.lock = threading.Lock()
+    self.scores: dict[str, float] = {}
     if self.path and self.path.is_file():
-      content = self.path.read_text(encoding="utf-8")
-      for number, line in enumerate(content.splitlines(), 1):
-        try:
-          row = json.loads(line)
-          self.found[row["of"]] = float(row["score"])
-        except (ValueError, KeyError, TypeError):
-          if number < len(content.splitlines()) or content.endswith("\n"):
-            raise UserError(
-              f"{self.path}:{number}: no score that was kept; delete the line, or name another "
-              "#cache="
-            ) from None
-          self.path.write_text(content[: -len(line)], encoding="utf-8")
+      self._read(self.path)
 
-  def _of(self, text: str) -> str:
-    return hashlib.sha256(json.dumps([self.asked, text]).encode()).hexdigest()[:32]
+  def _read(self, path: Path) -> None:
+    content = path.read_text(encoding="utf-8")
+    lines = content.splitlines()
+    for number, line in enumerate(lines, start=1):
+      try:
+        row = json.loads(line)
+        self.scores[row["of"]] = float(row["score"])
+      except (ValueError, KeyError, TypeError):
+        # A last line without its end was cut off by a kill: it is dropped.
+        if number < len(lines) or content.endswith("\n"):
+          raise UserError(
+            f"{path}:{number}: no score that was kept; delete the line, or name another #cache="
+          ) from None
+        path.write_text(content[: -len(line)], encoding="utf-8")
+
+  def _key(self, text: str) -> str:
+    content = json.dumps([self.question, text])
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
 
   def __contains__(self, text: str) -> bool:
-    return self._of(text) in self.found
+    return self._key(text) in self.scores
 
   def __getitem__(self, text: str) -> float:
-    return self.found[self._of(text)]
+    return self.scores[self._key(text)]
 
   def add(self, text: str, score: float) -> None:
-    of = self._of(text)
+    """Adds a score, to the file too."""
+    key = self._key(text)
     with self.lock:
-      self.found[of] = score
+      self.scores[key] = score
       if self.path:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-          file.write(json.dumps({"of": of, "score": score}) + "\n")
+          file.write(json.dumps({"of": key, "score": score}) + "\n")

@@ -1,4 +1,4 @@
-"""A reward model of ours as a reward: it scores the very ids that were sampled, or texts."""
+"""A reward by a reward model of ours, which scores the very ids that were sampled, or texts."""
 
 from __future__ import annotations
 
@@ -18,74 +18,119 @@ from instructjax.runs import origin
 from instructjax.runs.origin import Config, Origin
 from instructjax.types import Array, Float, Rollout
 
-SIZE = 16  # rows at a time, for each part of the mesh
+BATCH = 16  # rows of texts at a time, for each part of the mesh
+MULTIPLE = 64  # rows of texts are padded to a multiple of it, so that few lengths compile
+
+ScoreTexts = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+ScoreRollout = Callable[[Rollout], Float[Array, " B"]]
 
 
-def same_ids(policy: Origin, judge: Origin) -> None:
-  """Raises UserError where policy and reward model read different ids: the reward model scores the
-  very ids sampled.
+def same_ids(policy: Origin, reward_model: Origin) -> None:
+  """Raises UserError where a policy and a reward model read different ids.
+
+  The reward model scores the very ids that the policy samples, so tokenizer, vocabulary and chat
+  template must be the same.
   """
-  if (
-    policy.tokenizer.fingerprint != judge.tokenizer.fingerprint
-    or policy.lm.vocab_size != judge.lm.vocab_size
-  ):
+  ours, theirs = policy.tokenizer, reward_model.tokenizer
+  same_tokenizer = ours.fingerprint == theirs.fingerprint
+  if not same_tokenizer or policy.lm.vocab_size != reward_model.lm.vocab_size:
     raise UserError(
-      f"the policy's tokenizer ({policy.tokenizer.vocab_size} ids, "
-      f"{policy.tokenizer.fingerprint[:8]}) is not the "
-      f"reward model's ({judge.tokenizer.vocab_size} ids, {judge.tokenizer.fingerprint[:8]}); "
-      "train both from one base"
+      f"the policy's tokenizer ({ours.vocab_size} ids, {ours.fingerprint[:8]}) is not the reward "
+      f"model's ({theirs.vocab_size} ids, {theirs.fingerprint[:8]}); train both from one base"
     )
-  names = [origin.template_of(one.about)[:8] or "plain text" for one in (policy, judge)]
-  if "template" in judge.about and names[0] != names[1]:  # of a folder nobody knows
+  # Of a folder of a sequence classifier nobody knows the template that it was trained with.
+  if "template" not in reward_model.about:
+    return
+  policy_template = _template_name(policy)
+  reward_template = _template_name(reward_model)
+  if policy_template != reward_template:
     raise UserError(
-      f"config.data.template gives {names[0]}, the reward model was trained on {names[1]}: it "
-      "would score other ids than "
-      "it learnt; set config.data.template as the reward model's was"
+      f"config.data.template gives {policy_template}, the reward model was trained on "
+      f"{reward_template}: it would score other ids than it learnt; set config.data.template as "
+      "the reward model's was"
     )
+
+
+def _template_name(model: Origin) -> str:
+  """Returns the beginning of the fingerprint of a model's chat template."""
+  return origin.template_of(model.about)[:8] or "plain text"
 
 
 def open_run(
-  source: str, settings: Config, policy: Origin | None, length: int, dtype: str | None
-) -> tuple[
-  Callable[[Sequence[str], Sequence[str]], np.ndarray], Callable[[Rollout], Float[Array, " B"]]
-]:
-  """(scores of texts, scores of rollouts [B]) of a finished reward run; matrices are kept in
-  `dtype`.
+  source: str,
+  settings: Config,
+  policy: Origin | None,
+  length: int,
+  dtype: str | None,
+) -> tuple[ScoreTexts, ScoreRollout]:
+  """Opens the reward model of a finished run.
 
-  Raises UserError where it is none, reads other ids than the policy, or does not take rows of
-  `length` tokens.
+  Args:
+    source: The directory of the run.
+    settings: config.model, which says how the model computes.
+    policy: The model whose rollouts are scored; None where only texts are.
+    length: The tokens of a row of its rollouts.
+    dtype: What the matrices are kept in; None leaves them.
+
+  Returns:
+    A function that scores (prompts, responses), and one that scores rollouts.
+
+  Raises:
+    UserError: the source is not a reward model, reads other ids than the policy, or does not take
+      rows of `length` tokens.
   """
-  judge = origin.open_reward_model(source, settings, policy)
+  model = origin.open_reward_model(source, settings, policy)
   if policy is not None:
-    same_ids(policy, judge)
-    origin.fits(judge.lm, length, "prompt + response")
-  params = {"lm": judge.params, "head": judge.head}
-  params = params if dtype is None else freeze.cast(params, dtype)
-  score = jax.jit(partial(reward.score, judge.lm))
-  own = chat.OWN if judge.about.get("template") else ""
-  template = origin.chat_template(own, judge.about, judge.tokenizer)
+    same_ids(policy, model)
+    origin.fits(model.lm, length, "prompt + response")
+  params = {"lm": model.params, "head": model.head}
+  if dtype is not None:
+    params = freeze.cast(params, dtype)
+  score = jax.jit(partial(reward.score, model.lm))
+  # A model that was trained on chats scores texts as chats.
+  template_name = chat.OWN if model.about.get("template") else ""
+  template = origin.chat_template(template_name, model.about, model.tokenizer)
 
-  def texts(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-    rows = [_row(judge.tokenizer, template, p, r) for p, r in zip(prompts, responses, strict=True)]
+  def score_texts(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    rows = []
+    for prompt, response in zip(prompts, responses, strict=True):
+      rows.append(_row(model.tokenizer, template, prompt, response))
     longest = max(len(row.ids) for row in rows)
-    origin.fits(judge.lm, longest, "a prompt with its response")
-    pad = partial(pipeline.pad_demonstrations, length=min(-(-longest // 64) * 64, judge.lm.context))
-    mesh = jax.sharding.get_abstract_mesh().shape
-    size = SIZE * (mesh["data"] * mesh["fsdp"] if sharding.is_sharded() else 1)
-    parts = []
-    for batch, real in pipeline.once(rows, pad, size=size):
-      placed = sharding.place_batch(batch)
-      parts.append(sharding.fetch(score(params, placed.tokens, placed.valid))[:real])
-    return np.concatenate(parts)
+    origin.fits(model.lm, longest, "a prompt with its response")
+    rounded = -(-longest // MULTIPLE) * MULTIPLE  # up
+    pad = partial(pipeline.pad_demonstrations, length=min(rounded, model.lm.context))
+    scores = []
+    for batch, count in pipeline.once(rows, pad, size=_batch_size()):
+      rows_on_mesh = sharding.place_batch(batch)
+      batch_scores = score(params, rows_on_mesh.tokens, rows_on_mesh.valid)
+      # The last batch is filled up with rows that do not count.
+      scores.append(sharding.fetch(batch_scores)[:count])
+    return np.concatenate(scores)
 
-  return texts, lambda rows: score(params, rows.tokens, rows.valid)
+  def score_rollout(rows: Rollout) -> Float[Array, " B"]:
+    return score(params, rows.tokens, rows.valid)
+
+  return score_texts, score_rollout
+
+
+def _batch_size() -> int:
+  """Returns the rows of a batch on the current mesh."""
+  if not sharding.is_sharded():
+    return BATCH
+  mesh = jax.sharding.get_abstract_mesh().shape
+  return BATCH * mesh["data"] * mesh["fsdp"]
 
 
 def _row(
-  tokenizer: Tokenizer, template: chat.Template | None, prompt: str, response: str
+  tokenizer: Tokenizer,
+  template: chat.Template | None,
+  prompt: str,
+  response: str,
 ) -> pipeline.Row:
-  """The ids of both texts, closed with an end-of-text token; of a chat where the model was trained
-  on one.
+  """Returns the ids of a prompt and its response.
+
+  Plain text is closed with an end-of-text token, where the reward model reads its score. A chat
+  is closed as its template says.
   """
   if template is not None:
     try:
@@ -93,7 +138,7 @@ def _row(
     except chat.ChatError as problem:
       raise UserError(f"a text to score: {problem}; its prompt begins {prompt[:40]!r}") from None
     return pipeline.Row(np.asarray(ids, np.int32), start)
-  head = [*tokenizer.bos, *tokenizer.encode(prompt)]
-  return pipeline.Row(
-    np.asarray([*head, *tokenizer.encode(response), tokenizer.eos[0]], np.int32), len(head)
-  )
+  prompt_ids = [*tokenizer.bos, *tokenizer.encode(prompt)]
+  # They are encoded apart, because a sampled response always begins with a token of its own.
+  ids = [*prompt_ids, *tokenizer.encode(response), tokenizer.eos[0]]
+  return pipeline.Row(np.asarray(ids, np.int32), len(prompt_ids))

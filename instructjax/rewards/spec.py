@@ -1,10 +1,12 @@
-"""The grammar of rewards in a configuration: "python:my.py:polite +
-0.5*http://localhost:8000/score".
+"""The grammar of rewards in a configuration, and the options of each kind of source.
+
+python:my.py:polite + 0.5*http://localhost:8000/score#batch=8
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,15 +16,21 @@ from instructjax.errors import UserError
 
 GRAMMAR = (
   "rewards are written SOURCE, WEIGHT*SOURCE, or several of them with ' + ' between; a source is "
-  "the directory of a "
-  "reward run, python:FILE.py:FUNCTION, python:MODULE:FUNCTION, classifier:FOLDER_OR_HUB_ID#LABEL, "
-  "http://..., "
-  "https://..., openai:URL#MODEL or perspective:ATTRIBUTE"
+  "the directory of a reward run, python:FILE.py:FUNCTION, python:MODULE:FUNCTION, "
+  "classifier:FOLDER_OR_HUB_ID#LABEL, http://..., https://..., openai:URL#MODEL or "
+  "perspective:ATTRIBUTE"
 )
-_ENDPOINT = {"token": "", "header": "", "concurrent": 4, "timeout": 60.0, "retries": 5, "wait": 1.0}
-OPTIONS: dict[
-  str, dict[str, Any]
-] = {  # of each kind of source, written #name=value,name=value, and their defaults
+# The options of all kinds that send requests. An option has the type of its default.
+_ENDPOINT = {
+  "token": "",  # the environment variable of a token
+  "header": "",  # the header that carries it; "" is Authorization
+  "concurrent": 4,  # requests at a time
+  "timeout": 60.0,  # seconds
+  "retries": 5,  # after the first attempt
+  "wait": 1.0,  # seconds of the first pause
+}
+# The options of each kind of source, written #name=value,name=value, and their defaults.
+OPTIONS: dict[str, dict[str, Any]] = {
   "run": {},
   "python": {},
   "classifier": {"as": "logit", "input": "joined", "batch": 16, "device": "cpu"},
@@ -34,38 +42,55 @@ OPTIONS: dict[
     "token": "PERSPECTIVE_API_KEY",
     "header": "X-Goog-Api-Key",
     "language": "en",
-    "qps": 1.0,
+    "qps": 1.0,  # the quota of a new key
     "cache": "",
   },
+}
+_LEAST = {
+  "batch": 1,
+  "concurrent": 1,
+  "timeout": 1e-3,
+  "retries": 0,
+  "wait": 0,
+  "qps": 1e-3,
 }
 
 
 @dataclass(frozen=True)
 class Term:
-  """One source.  `target` is what stands after its kind, `choice` the bare word after the # (a
-  label, a model).
-  """
+  """One source of a sum, with its weight."""
 
-  source: str
+  source: str  # as it was written, without the weight
   weight: float
-  kind: str
-  target: str
-  choice: str
+  kind: str  # one of OPTIONS
+  target: str  # what follows the kind: a path, a function, an address
+  choice: str  # the bare word after the #: a label or a model; "" without one
   options: dict[str, Any]
 
 
 def parse(text: str) -> tuple[Term, ...]:
-  """The terms of a sum.  Raises UserError, which quotes the grammar, for anything else."""
-  return tuple(_term(part.strip()) for part in re.split(r"\s\+\s", text))
+  """Returns the terms of a sum.
+
+  Raises:
+    UserError: the text is not such a sum; the error quotes the grammar.
+  """
+  # A plus sign without spaces may be part of an address.
+  parts = re.split(r"\s\+\s", text)
+  return tuple(_term(part.strip()) for part in parts)
 
 
 def _term(text: str) -> Term:
-  found = TERM.fullmatch(text)
-  if not found:
+  """Returns the term SOURCE or WEIGHT*SOURCE."""
+  match = TERM.fullmatch(text)
+  if not match:
     raise UserError(f"a reward is empty: {GRAMMAR}")
-  weight, source = float(found[1] or 1), found[2]
+  weight = float(match[1] or 1)
+  source = match[2]
   kind, rest = _kind(source)
-  target, _, fragment = rest.partition("#") if OPTIONS[kind] else (rest, "", "")
+  target, fragment = rest, ""
+  # Kinds without options are paths, in which a # is a character like any other.
+  if OPTIONS[kind]:
+    target, _, fragment = rest.partition("#")
   choice, options = _options(source, kind, fragment)
   if kind == "python" and not re.fullmatch(r".+:[A-Za-z_]\w*", target):
     raise UserError(
@@ -77,90 +102,93 @@ def _term(text: str) -> Term:
       "openai:http://localhost:8000/v1#judge"
     )
   if kind in ("http", "openai"):
-    _url(source, target)
+    _check_url(source, target)
   if kind == "perspective":
-    _url(source, options["url"])
+    _check_url(source, options["url"])
   return Term(source, weight, kind, target, choice, options)
 
 
 def _kind(source: str) -> tuple[str, str]:
-  """(kind, the rest); what has no kind is the directory of a run."""
-  word, sign, rest = source.partition(":")
+  """Returns the kind of a source and the rest; without a kind it is the directory of a run."""
+  word, colon, rest = source.partition(":")
   if word in ("http", "https"):
     return "http", source
-  if sign and word in OPTIONS and rest:
+  if colon and word in OPTIONS and rest:
     return word, rest
-  if "*" in source or (sign and len(word) > 1):  # C:\runs is a directory
+  # A single letter before the colon is a drive, as in C:\runs. A longer word is a misspelt kind,
+  # and a star comes from a weight that is not a number.
+  if "*" in source or (colon and len(word) > 1):
     raise UserError(f"reward {source!r}: {GRAMMAR}")
   return "run", source
 
 
 def _options(source: str, kind: str, fragment: str) -> tuple[str, dict[str, Any]]:
-  choice, options = "", dict(OPTIONS[kind])
-  for number, part in enumerate(fragment.split(",") if fragment else []):
+  """Returns the choice and all options of a source, from what follows its #."""
+  choice = ""
+  options = dict(OPTIONS[kind])
+  parts = fragment.split(",") if fragment else []
+  for i, part in enumerate(parts):
     name, sign, value = part.partition("=")
-    if not sign and not number and kind not in ("http", "perspective"):
+    # The first part may be the bare word of the choice, for kinds that have one.
+    if i == 0 and not sign and kind not in ("http", "perspective"):
       choice = part
       continue
     if name not in options or not sign:
-      raise UserError(
-        f"{source}: {part!r} is no option; known are {', '.join(f'{known}=' for known in options)}"
-      )
+      names = ", ".join(f"{option}=" for option in options)
+      raise UserError(f"{source}: {part!r} is no option; known are {names}")
+    default = options[name]
     try:
-      options[name] = type(options[name])(value)
+      options[name] = type(default)(value)
     except ValueError:
-      raise UserError(
-        f"{source}: {name}={value} is no number; the default is {options[name]}"
-      ) from None
-  for name, least in (
-    ("batch", 1),
-    ("concurrent", 1),
-    ("timeout", 1e-3),
-    ("retries", 0),
-    ("wait", 0),
-    ("qps", 1e-3),
-  ):
+      raise UserError(f"{source}: {name}={value} is no number; the default is {default}") from None
+  for name, least in _LEAST.items():
+    # `not >=` refuses NaN too.
     if name in options and not options[name] >= least:
       raise UserError(f"{source}: {name}={options[name]} must be at least {least}")
   return choice, options
 
 
-def _url(source: str, url: str) -> None:
+def _check_url(source: str, url: str) -> None:
+  """Raises UserError for an address that is invalid or holds a password."""
   try:
     parts = urlsplit(url)
-    secret, host, _ = parts.password or parts.username, parts.hostname, parts.port
+    host = parts.hostname
+    password = parts.password or parts.username
+    _ = parts.port  # a wrong port is noticed only when it is read
   except ValueError as error:
     raise UserError(f"{source}: no valid address ({error})") from None
   if parts.scheme not in ("http", "https") or not host:
     raise UserError(f"{source}: no valid address; write http://HOST:PORT/PATH")
-  if secret:
+  if password:
+    # This text must not quote the source.
     raise UserError(
       f"{parts.scheme}://{host}: a password in the address would be written into the run's files; "
-      "put it in an "
-      "environment variable and name that with #token=VARIABLE"
+      "put it in an environment variable and name that with #token=VARIABLE"
     )
 
 
-def names(terms: tuple[Term, ...]) -> list[str]:
-  """A short name for each term, for metrics and errors; the second of the same name gets -2."""
-  found: list[str] = []
+def names(terms: Sequence[Term]) -> list[str]:
+  """Returns a short name for each term, for metrics and errors; equal ones get -2, -3, ..."""
+  unique: list[str] = []
   for term in terms:
-    match term.kind:
-      case "python":
-        text = term.target.rpartition(":")[2]
-      case "http":
-        parts = urlsplit(term.target)
-        text = parts.netloc + parts.path
-      case "openai":
-        text = term.choice
-      case _:
-        text = re.split(r"[/\\]", term.target.rstrip("/\\"))[-1] + (
-          f"-{term.choice}" if term.choice else ""
-        )
-    short = re.sub(r"[^\w.-]+", "-", text).strip("-.") or term.kind
-    taken = sum(
-      name == short or (name.startswith(f"{short}-") and name[len(short) + 1 :].isdigit())
-      for name in found
-    )
-    found.append(f"{short}-{taken + 1}" if taken else short)
-  return found
+    # The names of metrics allow only some characters.
+    name = re.sub(r"[^\w.-]+", "-", _title(term)).strip("-.") or term.kind
+    numbered = re.compile(rf"{re.escape(name)}(-\d+)?")
+    count = sum(numbered.fullmatch(earlier) is not None for earlier in unique)
+    unique.append(f"{name}-{count + 1}" if count else name)
+  return unique
+
+
+def _title(term: Term) -> str:
+  """Returns the part of a source that tells a reader the most."""
+  match term.kind:
+    case "python":
+      return term.target.rpartition(":")[2]  # the function
+    case "http":
+      parts = urlsplit(term.target)
+      return parts.netloc + parts.path
+    case "openai":
+      return term.choice  # the model
+    case _:
+      folder = re.split(r"[/\\]", term.target.rstrip("/\\"))[-1]
+      return f"{folder}-{term.choice}" if term.choice else folder

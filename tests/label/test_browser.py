@@ -64,9 +64,9 @@ def sign_in(driver, url, name):
 
 def answers(folder, db="l.sqlite"):
   opened = store.open_existing(folder / db)
-  found = store.answers(opened)
+  stored = store.answers(opened)
   opened.close()
-  return found
+  return stored
 
 
 def test_by_keys_with_a_reload_at_every_step(tasks):
@@ -115,7 +115,7 @@ def test_by_keys_with_a_reload_at_every_step(tasks):
     (answer,) = answers(tasks)
     dense = sorted(set(ranks.values()))
     assert answer.value["ranks"] == [dense.index(ranks[text]) + 1 for text in TEXTS]
-    assert [answer.task.completions[i] for i in answer.shown] == shown
+    assert [answer.task.completions[i] for i in answer.order] == shown
     first = TEXTS.index(shown[0])
     assert answer.value["notes"][first] == "a note with 7 and s"
     rating = answer.value["ratings"][first]
@@ -172,7 +172,7 @@ def test_cards_are_dragged_into_ranks(tasks, touch):
     find(driver, "#go").click()
     until(lambda: len(answers(tasks)) == 1, "the answer")
     (answer,) = answers(tasks)
-    assert [answer.value["ranks"][i] for i in answer.shown] == [2, 1, 2]
+    assert [answer.value["ranks"][i] for i in answer.order] == [2, 1, 2]
     assert complaints(driver) == []
 
 
@@ -207,12 +207,12 @@ def test_continuations_are_rated_for_toxicity(tasks):
     press(driver, Keys.ENTER)
     until(lambda: len(answers(tasks, "c.sqlite")) == 1, "the answer")
     (answer,) = answers(tasks, "c.sqlite")
-    assert [answer.value["ratings"][i] for i in answer.shown] == [
+    assert [answer.value["ratings"][i] for i in answer.order] == [
       {"continuity": 6, "toxicity": 1, "relative_toxicity": -1},
       {"continuity": 1, "toxicity": 2, "relative_toxicity": 1},
       {"continuity": 4, "toxicity": 0, "relative_toxicity": 0},
     ]
-    assert [answer.value["ranks"][i] for i in answer.shown] == [1, 2, 3]
+    assert [answer.value["ranks"][i] for i in answer.order] == [1, 2, 3]
     assert complaints(driver) == []
 
 

@@ -1,4 +1,4 @@
-"""What goes out comes back: records, Label Studio and Argilla; and every bad file is a UserError."""
+"""Exported tasks and answers come back unchanged, and every bad file is a UserError."""
 
 import dataclasses
 import json
@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from instructjax.commands import cli
 from instructjax.data.records import records
 from instructjax.errors import UserError
-from instructjax.label import exchange, store
-from instructjax.label.tasks import FLAGS, Answer, Task
+from instructjax.label import argilla, exchange, labelstudio, store
+from instructjax.label.answers import FLAGS, Answer
+from instructjax.label.tasks import Task
 
 OFF = dict.fromkeys(FLAGS, False)
 NASTY = '<script>alert(1)</script> & "é" \u2028'
@@ -52,7 +53,7 @@ ANSWERS = [
         {"overall": 1} | OFF,
       ],
     },
-    shown=(2, 0, 1),
+    order=(2, 0, 1),
     seconds=12.5,
   ),
   Answer(
@@ -69,7 +70,6 @@ WRITTEN = [
   Answer(Task("first", id="1"), "ana", {"completion": NASTY}),
   Answer(Task("first", id="1"), "ben", {"completion": "b\nc"}),
 ]
-GIVEN = [answer for answer in ANSWERS if answer.value]
 
 
 def fill(path, kind, tasks, answers):
@@ -80,8 +80,8 @@ def fill(path, kind, tasks, answers):
   return path
 
 
-def said(answers):
-  """What an answer says, by prompt and labeler."""
+def values_by_key(answers):
+  """Returns the values of answers by task and labeler."""
   return {(a.task.prompt, a.task.completions, a.labeler): a.value for a in answers}
 
 
@@ -103,26 +103,25 @@ def test_round_trips(tmp_path, form, kind, capsys):
   )
   capsys.readouterr()
   opened = store.open_existing(back)
-  found, known = store.answers(opened), store.tasks(opened)
+  returned_answers = store.answers(opened)
+  returned_tasks = store.tasks(opened)
   opened.close()
-  expected = said(answers)
-  if (
-    kind == "demonstration" and form == "records"
-  ):  # these records name no labeler, so the second is known already
-    assert said(found) == {("first", (), "unnamed"): {"completion": NASTY}}
+  expected = values_by_key(answers)
+  # These records name no labeler, so the second answer of a task counts as the first.
+  if kind == "demonstration" and form == "records":
+    assert values_by_key(returned_answers) == {("first", (), "unnamed"): {"completion": NASTY}}
     return
-  if form == "records":  # have no place for notes and skips
-    expected = {
-      key: value | {"notes": [""] * len(value["ranks"])} for key, value in expected.items() if value
-    }
-  if form == "argilla":
+  # Records and Argilla have no place for skips, records none for notes.
+  if form in ("records", "argilla"):
     expected = {key: value for key, value in expected.items() if value}
-  assert said(found) == expected
-  lost = (
-    {} if form == "records" else {"sources": ()}
-  )  # what drew an output is not shown to those who use other tools
-  assert known == [dataclasses.replace(task, **lost) for task in tasks[: len(known)]]
-  assert len(known) == (2 if form == "records" else len(tasks))
+  if form == "records":
+    no_notes = {key: [""] * len(value["ranks"]) for key, value in expected.items()}
+    expected = {key: value | {"notes": no_notes[key]} for key, value in expected.items()}
+  assert values_by_key(returned_answers) == expected
+  # The users of other tools must not see which model an output is from.
+  lost = {} if form == "records" else {"sources": ()}
+  expected_tasks = tasks[:2] if form == "records" else tasks
+  assert returned_tasks == [dataclasses.replace(task, **lost) for task in expected_tasks]
   assert cli.main(["label", "import", f"--db={back}", f"--file={out}", f"--format={form}"]) == 0
   assert "0 new tasks" in capsys.readouterr().out  # a second time changes nothing
 
@@ -159,8 +158,9 @@ def test_continuations_go_out_and_in_as_records_alone(tmp_path, capsys):
     {"continuity": 7 - at, "toxicity": at % 3, "relative_toxicity": at % 3 - 1} for at in range(3)
   ]
   value = {"ranks": [1, 2, 2], "ratings": rated, "notes": [""] * 3}
-  said = [Answer(TASKS[0], name, value, shown=(0, 1, 2)) for name in ("ana", "ben")]
-  db, out = fill(tmp_path / "a.sqlite", "continuation", TASKS[:1], said), tmp_path / "rated.jsonl"
+  answers = [Answer(TASKS[0], name, value, order=(0, 1, 2)) for name in ("ana", "ben")]
+  db = fill(tmp_path / "a.sqlite", "continuation", TASKS[:1], answers)
+  out = tmp_path / "rated.jsonl"
   assert cli.main(["label", "export", f"--db={db}", f"--out={out}"]) == 0
   assert [list(record.ratings) for record in records.read(out, "comparison")] == [rated, rated]
   take = lambda form: cli.main(
@@ -187,10 +187,9 @@ def test_continuations_go_out_and_in_as_records_alone(tmp_path, capsys):
 def test_agreement_of_a_file(tmp_path, capsys):
   db = fill(tmp_path / "a.sqlite", "comparison", TASKS, ANSWERS)
   assert cli.main(["label", "agreement", f"--db={db}", "--json"]) == 0
-  found = json.loads(capsys.readouterr().out)
-  assert (
-    found["agreement"]["value"] == 0.5 and found["agreement"]["n"] == 2
-  )  # ab: apart, bc: alike, ac: tied by ana
+  estimates = json.loads(capsys.readouterr().out)
+  # Outputs ab are ordered apart, bc alike, and ana ties ac.
+  assert estimates["agreement"]["value"] == 0.5 and estimates["agreement"]["n"] == 2
   assert cli.main(["label", "agreement", f"--db={db}"]) == 0
   assert "agreement_ties" in capsys.readouterr().out
   written = fill(tmp_path / "d.sqlite", "demonstration", [], WRITTEN)
@@ -199,8 +198,8 @@ def test_agreement_of_a_file(tmp_path, capsys):
 
 
 def test_the_label_studio_interface_names_every_field_of_the_tasks():
-  rows = exchange.to_labelstudio(TASKS, ANSWERS)
-  tree = ElementTree.fromstring(exchange.labelstudio_config("comparison", 3))
+  rows = labelstudio.to_rows(TASKS, ANSWERS)
+  tree = ElementTree.fromstring(labelstudio.interface("comparison", 3))
   tags = {tag.get("name"): tag for tag in tree.iter() if tag.get("name")}
   shown = {
     tag.get("value")[1:] for tag in tags.values() if (tag.get("value") or "").startswith("$")
@@ -226,7 +225,7 @@ def test_what_label_studio_exports_in_other_projects_is_read():
   for value in ({"ranker": ["wiki", "blog"]}, {"ranker": {"rank": ["wiki", "blog"]}}):
     annotation = {"completed_by": 7, "result": [region | {"value": value}]}
     row = {"id": 3, "data": {"text": "p", "items": items}, "annotations": [annotation]}
-    task, ((labeler, answer),) = exchange.from_labelstudio(row, "comparison")
+    task, ((labeler, answer),) = labelstudio.from_row(row, "comparison")
     assert (task, labeler, answer["ranks"]) == (Task("p", ("x", "y")), "7", [2, 1])
   pair = {
     "type": "pairwise",
@@ -238,8 +237,8 @@ def test_what_label_studio_exports_in_other_projects_is_read():
     "data": {"prompt": "p", "text1": "x", "text2": "y"},
     "annotations": [{"result": [pair]}, {"was_cancelled": True}],
   }
-  task, found = exchange.from_labelstudio(row, "comparison")
-  assert task.completions == ("x", "y") and [value and value["ranks"] for _, value in found] == [
+  task, values = labelstudio.from_row(row, "comparison")
+  assert task.completions == ("x", "y") and [value and value["ranks"] for _, value in values] == [
     [2, 1],
     None,
   ]
@@ -253,7 +252,7 @@ def test_what_argillas_own_library_writes_is_read():
   user = "5b5e3b0e-0d5c-4c3b-9d0f-3a3f1d4c2f11"
   ranking = {"value": ["response-2", "response-1"], "user_id": user}
   row = {"id": "9", "fields": fields, "metadata": {}, "responses": {"ranking": [ranking]}}
-  task, ((labeler, answer),) = exchange.from_argilla(row, "comparison")
+  task, ((labeler, answer),) = argilla.from_row(row, "comparison")
   assert (task, labeler, answer["ranks"]) == (Task("p", ("x", "y"), id="9"), user, [2, 1])
 
 
@@ -325,8 +324,8 @@ def test_labeling_starts_without_jax():
   code = (
     "import sys; from instructjax.commands import cli\n"
     "from instructjax.label import agreement, exchange, server, store\n"
-    "sys.exit(f'imported {found}' if (found := {'jax', 'flax', 'orbax', 'ml_collections'} & "
-    "set(sys.modules)) else 0)"
+    "slow = {'jax', 'flax', 'orbax', 'ml_collections'} & set(sys.modules)\n"
+    "sys.exit(f'imported {slow}' if slow else 0)"
   )
   run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
   assert run.returncode == 0, run.stderr

@@ -54,19 +54,20 @@ def page(tmp_path):
     db, server.Options("text", frozenset({"ana", "ben"}), 60.0, lambda: clock[0])
   )
 
-  def run(known):
+  def run(checks):
     listening = server.listen("127.0.0.1", 0)
-    one = uvicorn.Server(
-      uvicorn.Config(guard.guarded(app, known), log_level="warning", lifespan="off", ws="none")
+    config = uvicorn.Config(
+      guard.protect(app, checks), log_level="warning", lifespan="off", ws="none"
     )
-    thread = threading.Thread(target=one.run, kwargs={"sockets": [listening]})
+    web_server = uvicorn.Server(config)
+    thread = threading.Thread(target=web_server.run, kwargs={"sockets": [listening]})
     thread.start()
-    running.append((one, thread, listening))
+    running.append((web_server, thread, listening))
     return Client(listening.getsockname()[1])
 
-  yield run(guard.guard("127.0.0.1", 0)), clock, db, run
-  for one, thread, listening in running:
-    one.should_exit = True
+  yield run(guard.make_guard("127.0.0.1", 0)), clock, db, run
+  for web_server, thread, listening in running:
+    web_server.should_exit = True
     thread.join()
     listening.close()
   db.close()
@@ -104,12 +105,12 @@ def test_a_labeler_answers_skips_and_is_done(page):
     "instructions": "text",
     "labeler": "ana",
   }
-  given = client.post("next", labeler="ana")
-  task = given["task"]["number"]
-  assert sorted(given["task"]["completions"]) == ["<b>a</b>", "b"] and given["draft"] == {}
+  first = client.post("next", labeler="ana")
+  task = first["task"]["number"]
+  assert sorted(first["task"]["completions"]) == ["<b>a</b>", "b"] and first["draft"] == {}
   assert client.post("draft", labeler="ana", task=task, draft={"step": 1}, seq=1) == {"saved": True}
   again = client.post("next", labeler="ana")
-  assert (again["task"], again["draft"], again["seq"]) == (given["task"], {"step": 1}, 1)
+  assert (again["task"], again["draft"], again["seq"]) == (first["task"], {"step": 1}, 1)
   assert client.post("answer", labeler="ana", task=task, answer=ANSWER) == {"new": True}
   assert client.post("answer", labeler="ana", task=task, answer=ANSWER) == {"new": False}
   assert (
@@ -213,7 +214,7 @@ def test_other_sites_and_names_are_refused(page):
     b"\xff",
   ):
     assert client("POST", "/api/next", content)[0] == 400
-  assert client("POST", "/api/next", b"x", Content_Length=str(guard.LARGEST + 1))[0] == 413
+  assert client("POST", "/api/next", b"x", Content_Length=str(guard.MAX_BYTES + 1))[0] == 413
 
 
 def test_a_body_without_a_length_is_cut_off_too(page):
@@ -230,18 +231,18 @@ def test_a_body_without_a_length_is_cut_off_too(page):
 
 def test_opened_wider_everything_needs_the_token(page):
   _, _, _, run = page
-  known = guard.guard("0.0.0.0", 0, ("label.example",))
-  assert len(known.token) >= 32 and known.token != guard.guard("0.0.0.0", 0).token
-  client = run(known)
+  checks = guard.make_guard("0.0.0.0", 0, ("label.example",))
+  assert len(checks.token) >= 32 and checks.token != guard.make_guard("0.0.0.0", 0).token
+  client = run(checks)
   for path in ("/", "/page.js", "/page.css", "/?token=", "/?token=wrong", "/?token=%C3%A9"):
     assert client("GET", path)[0] == 401
   assert client("POST", "/api/next", {"labeler": "ana"})[0] == 401
   assert (
-    client("POST", f"/api/next?token={known.token}", {"labeler": "ana"})[0] == 401
+    client("POST", f"/api/next?token={checks.token}", {"labeler": "ana"})[0] == 401
   )  # the link is for the page only
-  status, headers, text = client("GET", f"/?token={known.token}")
+  status, headers, text = client("GET", f"/?token={checks.token}")
   cookie, *parts = headers["Set-Cookie"].split("; ")
-  assert status == 200 and b"refresh" in text and known.token.encode() not in text
+  assert status == 200 and b"refresh" in text and checks.token.encode() not in text
   assert {part.lower() for part in parts} >= {"httponly", "samesite=strict", "path=/"}
   assert client("GET", "/", Cookie=cookie)[0] == 200
   assert client("POST", "/api/next", {"labeler": "ana"}, Cookie=cookie)[0] == 200
@@ -261,7 +262,7 @@ def test_opened_wider_everything_needs_the_token(page):
   ],
 )
 def test_only_this_machine_needs_no_token(host, needs):
-  assert bool(guard.guard(host, 1).token) == needs
+  assert bool(guard.make_guard(host, 1).token) == needs
 
 
 def test_a_killed_server_keeps_what_it_acknowledged(tmp_path):

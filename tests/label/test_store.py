@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from instructjax.errors import UserError
-from instructjax.label import store, tasks
+from instructjax.label import answers, store, tasks
 from instructjax.label.store import ConflictError
 from instructjax.label.tasks import Task
 
@@ -37,10 +37,10 @@ KILLED = """
 import sys
 from instructjax.label import store
 db = store.open_existing(sys.argv[1])
-while given := store.next_task(db, "ana", 0.0):
-  store.save_draft(db, "ana", given.number, {"completion": "x" * 1000}, 1, 0.0)
-  store.submit(db, "ana", given.number, {"completion": f"answer to {given.prompt}"}, 0.0)
-  print(given.number, flush=True)  # acknowledged
+while assignment := store.next_task(db, "ana", 0.0):
+  store.save_draft(db, "ana", assignment.number, {"completion": "x" * 1000}, 1, 0.0)
+  store.submit(db, "ana", assignment.number, {"completion": f"answer to {assignment.prompt}"}, 0.0)
+  print(assignment.number, flush=True)  # acknowledged
 """
 
 
@@ -49,23 +49,23 @@ def test_no_acknowledged_answer_is_lost_on_kill_9(tmp_path):
   db = store.create(path, "demonstration")
   store.add(db, [Task(f"p{i}") for i in range(3000)])
   db.close()
-  said = []
+  acknowledged = []
   for stop in (25, 60):  # killed in the middle of writing, opened again, killed again
     process = subprocess.Popen(
       [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True
     )
-    said += [int(process.stdout.readline()) for _ in range(stop)]
+    acknowledged += [int(process.stdout.readline()) for _ in range(stop)]
     process.send_signal(signal.SIGKILL)
-    said += [int(line) for line in process.stdout.read().splitlines() if line]
+    acknowledged += [int(line) for line in process.stdout.read().splitlines() if line]
     process.stdout.close()
     assert process.wait() == -signal.SIGKILL
   db = store.open_existing(path)
-  found = store.answers(db)
-  assert {f"p{number - 1}" for number in said} <= {answer.task.prompt for answer in found}
-  assert (
-    len(said) == len(set(said)) and len(said) <= len(found) <= len(said) + 2
-  )  # written, killed before it was said
-  assert all(answer.value == {"completion": f"answer to {answer.task.prompt}"} for answer in found)
+  stored = store.answers(db)
+  assert {f"p{number - 1}" for number in acknowledged} <= {answer.task.prompt for answer in stored}
+  assert len(acknowledged) == len(set(acknowledged))
+  # Each of the two kills may have come between writing an answer and acknowledging it.
+  assert len(acknowledged) <= len(stored) <= len(acknowledged) + 2
+  assert all(answer.value == {"completion": f"answer to {answer.task.prompt}"} for answer in stored)
   assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
   assert [
     db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")
@@ -74,22 +74,22 @@ def test_no_acknowledged_answer_is_lost_on_kill_9(tmp_path):
 
 
 def test_an_answer_is_kept_once_and_in_the_order_of_the_file(db):
-  given = store.next_task(db, "ana", 0.0)
-  assert sorted(given.completions) == ["a", "b", "c"]
+  assignment = store.next_task(db, "ana", 0.0)
+  assert sorted(assignment.completions) == ["a", "b", "c"]
   ranks = {"a": 1, "b": 3, "c": 1}  # with a gap, which is closed
-  value = ranking(*(ranks[text] for text in given.completions))
-  assert store.submit(db, "ana", given.number, value, 5.0)
-  assert not store.submit(db, "ana", given.number, value, 6.0)  # a double submit
+  value = ranking(*(ranks[text] for text in assignment.completions))
+  assert store.submit(db, "ana", assignment.number, value, 5.0)
+  assert not store.submit(db, "ana", assignment.number, value, 6.0)  # a double submit
   with pytest.raises(ConflictError, match="answered this prompt before"):
-    store.submit(db, "ana", given.number, ranking(1, 1, 1), 7.0)
+    store.submit(db, "ana", assignment.number, ranking(1, 1, 1), 7.0)
   with pytest.raises(ConflictError, match="answered this prompt before"):
-    store.skip(db, "ana", given.number, "", 7.0)
+    store.skip(db, "ana", assignment.number, "", 7.0)
   (answer,) = store.answers(db)
   assert answer.value["ranks"] == [1, 2, 1]
   assert answer.value["notes"] == ["note 1", "note 3", "note 1"]
-  assert [answer.task.completions[i] for i in answer.shown] == list(given.completions)
+  assert [answer.task.completions[i] for i in answer.order] == list(assignment.completions)
   assert answer.seconds == 5.0
-  assert answer.value["ratings"][0] == {"overall": 4} | dict.fromkeys(tasks.FLAGS, False)
+  assert answer.value["ratings"][0] == {"overall": 4} | dict.fromkeys(answers.FLAGS, False)
 
 
 def test_orders_differ_between_labelers_and_come_back(tmp_path):
@@ -105,8 +105,8 @@ def test_orders_differ_between_labelers_and_come_back(tmp_path):
 def test_a_prompt_goes_to_one_labeler_until_the_lease_ends(db):
   first = store.next_task(db, "ana", 0.0, lease=60)
   assert store.next_task(db, "ana", 10.0, lease=60).number == first.number  # a reload
-  other = store.next_task(db, "ben", 10.0, lease=60)
-  assert other.number != first.number
+  second = store.next_task(db, "ben", 10.0, lease=60)
+  assert second.number != first.number
   assert store.save_draft(db, "ana", first.number, {"step": 2}, 3, 65.0, lease=60)  # renews it
   assert not store.save_draft(
     db, "ana", first.number, {"step": 1}, 2, 66.0, lease=60
@@ -119,7 +119,7 @@ def test_a_prompt_goes_to_one_labeler_until_the_lease_ends(db):
   with pytest.raises(ConflictError, match="given to someone else"):
     store.submit(db, "ana", first.number, ranking(1, 2, 3), 201.0)
   assert store.submit(
-    db, "ben", other.number, ranking(1, 2, 3), 500.0
+    db, "ben", second.number, ranking(1, 2, 3), 500.0
   )  # late, but the place is free
   with pytest.raises(ConflictError, match="not \\(or no longer\\) yours"):
     store.submit(db, "dia", first.number, ranking(1, 2, 3), 201.0)
@@ -132,17 +132,17 @@ def test_each_prompt_gets_n_labelers_and_never_more(tmp_path, n):
   names = ["ana", "ben", "cem", "dia"]
   open_tasks = {name: store.next_task(db, name, 0.0) for name in names}
   while any(open_tasks.values()):
-    for name, given in open_tasks.items():
-      if given:
-        store.submit(db, name, given.number, {"completion": f"by {name}"}, 1.0)
+    for name, assignment in open_tasks.items():
+      if assignment:
+        store.submit(db, name, assignment.number, {"completion": f"by {name}"}, 1.0)
       open_tasks[name] = store.next_task(db, name, 1.0)
       held = db.execute(
         "SELECT max((SELECT count(*) FROM answer WHERE task = id) + (SELECT count(*) FROM lease "
         "WHERE task = id)) FROM task"
       ).fetchone()[0]
       assert held <= n
-  found = store.answers(db)
-  assert len(found) == 5 * n == len({(answer.task.prompt, answer.labeler) for answer in found})
+  stored = store.answers(db)
+  assert len(stored) == 5 * n == len({(answer.task.prompt, answer.labeler) for answer in stored})
   assert store.progress(db, "ana") | {"mine": 0} == {
     "tasks": 5,
     "wanted": 5 * n,
@@ -155,11 +155,11 @@ def test_each_prompt_gets_n_labelers_and_never_more(tmp_path, n):
 
 
 def test_a_skip_goes_to_someone_else_with_its_reason(db):
-  given = store.next_task(db, "ana", 0.0)
-  assert store.skip(db, "ana", given.number, "in Greek", 1.0)
-  assert not store.skip(db, "ana", given.number, "in Greek", 1.0)
-  assert store.next_task(db, "ana", 1.0).number != given.number
-  assert store.next_task(db, "ben", 1.0).number == given.number
+  assignment = store.next_task(db, "ana", 0.0)
+  assert store.skip(db, "ana", assignment.number, "in Greek", 1.0)
+  assert not store.skip(db, "ana", assignment.number, "in Greek", 1.0)
+  assert store.next_task(db, "ana", 1.0).number != assignment.number
+  assert store.next_task(db, "ben", 1.0).number == assignment.number
   (answer,) = store.answers(db)
   assert (answer.value, answer.reason) == (None, "in Greek")
   assert store.progress(db, "ana")["skipped"] == 1
@@ -186,17 +186,17 @@ def test_a_skip_goes_to_someone_else_with_its_reason(db):
   ],
 )
 def test_a_bad_answer_is_refused_and_nothing_is_kept(db, value, what):
-  given = store.next_task(db, "ana", 0.0)
+  assignment = store.next_task(db, "ana", 0.0)
   with pytest.raises(UserError, match=what):
-    store.submit(db, "ana", given.number, value, 1.0)
+    store.submit(db, "ana", assignment.number, value, 1.0)
   assert store.answers(db) == []
-  assert store.submit(db, "ana", given.number, ranking(2, 1, 1), 1.0)
+  assert store.submit(db, "ana", assignment.number, ranking(2, 1, 1), 1.0)
 
 
 def test_continuations_are_rated_by_figure_11():
   rated = {"continuity": 4, "toxicity": 2, "relative_toxicity": -1}
   answer = lambda **change: {"ranks": [1, 2], "ratings": [rated, rated | change]}
-  assert tasks.checked("continuation", answer(), 2)["ratings"] == [rated, rated]
+  assert answers.check("continuation", answer(), 2)["ratings"] == [rated, rated]
   for change, what in [
     ({"toxicity": 3}, r"ratings\[1\].toxicity: an integer from 0 to 2"),
     ({"continuity": True}, "an integer from 1 to 7"),
@@ -204,9 +204,9 @@ def test_continuations_are_rated_by_figure_11():
     ({"overall": 1}, "overall: unknown field"),
   ]:
     with pytest.raises(UserError, match=what):
-      tasks.checked("continuation", answer(**change), 2)
+      answers.check("continuation", answer(**change), 2)
   with pytest.raises(UserError, match=r"ratings\[0\].continuity: unknown field"):
-    tasks.checked("comparison", answer(), 2)
+    answers.check("comparison", answer(), 2)
 
 
 def test_tasks_are_added_once_and_settings_stay(tmp_path):
@@ -242,7 +242,7 @@ def read(tmp_path, *rows, kind="comparison"):
 
 
 def test_samples_are_tasks_without_their_empty_and_repeated_responses(tmp_path):
-  found, left_out = read(
+  read_tasks, left_out = read(
     tmp_path,
     {
       "prompt": "p",
@@ -253,7 +253,7 @@ def test_samples_are_tasks_without_their_empty_and_repeated_responses(tmp_path):
     {"prompt": "q", "responses": ["x", "x"]},
     {"prompt": "r", "completions": ["1", "2"], "id": "7", "user": "u"},
   )
-  assert found == [
+  assert read_tasks == [
     Task("p", ("x", " y"), sources=({"model": "m0"}, {"model": "m2"})),
     Task("r", ("1", "2"), id="7", user="u"),
   ]

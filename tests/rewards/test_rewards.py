@@ -18,6 +18,7 @@ from stage_runs import files, leaves, metrics, run
 from instructjax import rewards
 from instructjax.errors import UserError
 from instructjax.rewards import endpoint, judge, spec
+from instructjax.settings.subjects import LoadedModelSettings
 
 FAST = "wait=0.01,retries=2"
 PROMPTS = [f"say {i}" for i in range(5)]
@@ -36,8 +37,8 @@ def module(tmp_path):
 
 
 def score(source: str, prompts=PROMPTS, texts=TEXTS):
-  (found,) = rewards.score_texts(rewards.open_all(source, {}), prompts, texts).values()
-  return found
+  (scores,) = rewards.score_texts(rewards.open_all(source, {}), prompts, texts).values()
+  return scores
 
 
 def refused(source: str, *args) -> str:
@@ -105,9 +106,8 @@ def test_a_sum_has_weights_kinds_and_options():
   ],
 )
 def test_what_cannot_be_read_is_explained(text, message):
-  settings = dict.fromkeys(("dtype", "remat", "unroll", "sequence", "attention"))
   with pytest.raises(UserError) as error:
-    rewards.open_all(text, settings)
+    rewards.open_all(text, LoadedModelSettings())
   assert message in str(error.value)
   assert "secret" not in str(error.value)
 
@@ -117,12 +117,12 @@ def test_weights_make_the_sum(module):
     "def size(p, r):\n  return [len(t) for t in r]\ndef first(p, r):\n  return [float(t[-1]) for t "
     "in p]\n"
   )
-  found = rewards.open_all(f"2*python:{file}:size + -0.5*python:{file}:first", {})
-  scores = rewards.score_texts(found, PROMPTS, TEXTS)
+  sources = rewards.open_all(f"2*python:{file}:size + -0.5*python:{file}:first", {})
+  scores = rewards.score_texts(sources, PROMPTS, TEXTS)
   np.testing.assert_array_equal(scores["size"], [1, 2, 3, 0, 3])
   np.testing.assert_array_equal(scores["first"], [0, 1, 2, 3, 4])
-  np.testing.assert_array_equal(rewards.total(found, scores), [2, 3.5, 5, -1.5, 4])
-  about = rewards.manifest(found)
+  np.testing.assert_array_equal(rewards.total(sources, scores), [2, 3.5, 5, -1.5, 4])
+  about = rewards.manifest(sources)
   assert about["first"]["weight"] == -0.5
   assert len(about["size"]["sha256"]) == 64
 
@@ -275,10 +275,10 @@ def test_a_token_comes_from_the_environment_and_stays_there(server, monkeypatch)
     ("", "Authorization", "Bearer s3cret"),
     (",header=X-Api-Key", "X-Api-Key", "s3cret"),
   ):
-    found = rewards.open_all(f"{server.url}#token=MY_TOKEN{option}", {})
-    rewards.score_texts(found, PROMPTS, TEXTS)
+    sources = rewards.open_all(f"{server.url}#token=MY_TOKEN{option}", {})
+    rewards.score_texts(sources, PROMPTS, TEXTS)
     assert server.asked[-1][2][name] == value
-    assert "s3cret" not in json.dumps(rewards.manifest(found))
+    assert "s3cret" not in json.dumps(rewards.manifest(sources))
   server.answer = lambda *args: (403, {}, b"")
   assert "s3cret" not in refused(f"{server.url}#token=MY_TOKEN")
 
@@ -287,21 +287,22 @@ def test_a_chat_model_judges(server, tmp_path):
   def chat(path, body, number):
     assert path == "/v1/chat/completions"
     assert (body["model"], body["temperature"]) == ("llm", 0)
-    said = body["messages"][0]["content"]
-    words = (
-      "I would say so" if number == 0 else f"3 points for style, so {len(said.split('|')[1])}/10"
-    )
-    return 200, {}, {"choices": [{"message": {"content": words}}]}
+    message = body["messages"][0]["content"]
+    response = message.split("|")[1]
+    answer = "I would say so"  # without a number, at first
+    if number:
+      answer = f"3 points for style, so {len(response)}/10"
+    return 200, {}, {"choices": [{"message": {"content": answer}}]}
 
   server.answer = chat
   (tmp_path / "t.txt").write_text("{prompt}|{response}")
   url = server.url.replace("/score", "/v1/")
-  found = score(
+  scores = score(
     f"openai:{url}#llm,template={tmp_path / 't.txt'},concurrent=1,{FAST}",
     ["p"] * 2,
     ["abc", "{prompt}"],
   )
-  assert found.tolist() == [3, 8]  # "{prompt}" in a response is text
+  assert scores.tolist() == [3, 8]  # "{prompt}" in a response is text
   assert len(server.asked) == 3  # the answer without a number was asked for again
   server.answer = lambda *args: (200, {}, {"choices": [{"message": {"content": "11"}}]})
   assert (
@@ -338,7 +339,10 @@ def ppo(data, workdir, init, source, *options):
   return run("ppo", workdir, *files(data, "prompts", "text"), *reward, *settings, *options)
 
 
-COUNT = "def letters(prompts, responses):\n  return [sum(c in 'aeiou' for c in text) for text in responses]\n"
+COUNT = """\
+def letters(prompts, responses):
+  return [sum(c in 'aeiou' for c in text) for text in responses]
+"""
 
 
 @pytest.mark.slow
@@ -370,12 +374,13 @@ def test_ppo_goes_on_after_its_server_failed_bit_for_bit(
   server.answer = lengths
   assert again(tmp_path / "parts") == 0
   assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
-  one, other = leaves(tmp_path / "whole", "ppo"), leaves(tmp_path / "parts", "ppo")
-  assert one.keys() == other.keys()
-  for leaf in one:
-    np.testing.assert_array_equal(one[leaf], other[leaf], err_msg=leaf)
-  noted = json.loads((tmp_path / "parts" / "manifest.json").read_text())["rewards"]
-  assert (noted["reward"]["weight"], noted[name]["source"]) == (2, f"{server.url}#batch=3,{FAST}")
+  whole = leaves(tmp_path / "whole", "ppo")
+  parts = leaves(tmp_path / "parts", "ppo")
+  assert whole.keys() == parts.keys()
+  for leaf in whole:
+    np.testing.assert_array_equal(whole[leaf], parts[leaf], err_msg=leaf)
+  about = json.loads((tmp_path / "parts" / "manifest.json").read_text())["rewards"]
+  assert (about["reward"]["weight"], about[name]["source"]) == (2, f"{server.url}#batch=3,{FAST}")
 
 
 @pytest.mark.slow  # 40 iterations, about 20 s
@@ -444,16 +449,10 @@ def test_a_run_scores_texts_as_it_scores_ids(reward_run):
   from instructjax import reward
   from instructjax.runs import origin
 
-  settings = {
-    "dtype": "float32",
-    "remat": "none",
-    "unroll": 1,
-    "sequence": False,
-    "attention": "auto",
-  }
-  found = score_with(reward_run, settings, ["say 1", "say"], [" good", " bad and worse"])
+  settings = LoadedModelSettings(dtype="float32", remat="none", unroll=1)
+  scores = score_with(reward_run, settings, ["say 1", "say"], [" good", " bad and worse"])
   model = origin.open_reward_model(str(reward_run), settings)
-  for text, value in zip(("say 1 good", "say bad and worse"), found):
+  for text, value in zip(("say 1 good", "say bad and worse"), scores):
     ids = jnp.asarray([[*text.encode(), 256]])
     direct = reward.score(
       model.lm, {"lm": model.params, "head": model.head}, ids, jnp.ones_like(ids, bool)
@@ -462,8 +461,9 @@ def test_a_run_scores_texts_as_it_scores_ids(reward_run):
 
 
 def score_with(source, settings, prompts, texts):
-  (found,) = rewards.score_texts(rewards.open_all(str(source), settings), prompts, texts).values()
-  return found
+  sources = rewards.open_all(str(source), settings)
+  (scores,) = rewards.score_texts(sources, prompts, texts).values()
+  return scores
 
 
 def test_ppo_without_any_reward_says_what_to_give(data, base, tmp_path, capsys):

@@ -187,4 +187,4 @@ def test_counting_what_arrived_survives_a_folder_that_vanishes(tmp_path, monkeyp
     return scan(path)
 
   monkeypatch.setattr(os, "scandir", vanishing)
-  assert download._arrived(tmp_path) == 5
+  assert download._arrived_bytes(tmp_path) == 5

@@ -1,4 +1,4 @@
-"""Host memory: the peak is in GB, and what was freed goes back."""
+"""Host memory: the peak is in GB, and freed memory goes back to the system."""
 
 import subprocess
 import sys
@@ -7,11 +7,17 @@ CODE = """
 import numpy as np
 from instructjax.system import memory
 
-now = lambda: int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1]) / 1e6
+def now():
+  for line in open("/proc/self/status"):
+    if line.startswith("VmRSS"):
+      return int(line.split()[1]) / 1e6
+
+
 before = now()
-held = [np.ones(1 << 17) for _ in range(500)]  # half a GB in blocks of a MB, which the allocator keeps when they are freed
+# Half a GB in blocks of a MB, which the allocator keeps when they are freed.
+blocks = [np.ones(1 << 17) for _ in range(500)]
 peak = memory.peak_gb()
-del held
+del blocks
 memory.release()
 print(before, peak, memory.peak_gb(), now())
 """

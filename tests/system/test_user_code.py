@@ -1,0 +1,27 @@
+"""A user's own function: the place of an error is in the user's code, wherever that code is."""
+
+from pathlib import Path
+
+import pytest
+
+from instructjax.errors import UserError
+from instructjax.system import user_code
+
+
+def test_the_innermost_frame_is_the_users_even_beside_the_package():
+  """A user who works in a checkout has the package in their own folder."""
+  try:
+    user_code.find("none.py:f")
+  except UserError as error:
+    place = user_code.innermost(error, user_code.PACKAGE.parent)
+  assert place.startswith(f"{__file__}:")
+
+
+def test_a_function_comes_with_its_file(tmp_path):
+  path = tmp_path / "own.py"
+  path.write_text("def f():\n  return 3\n")
+  function, file = user_code.find(f"{path}:f")
+  assert (function(), file) == (3, path)
+  assert Path(user_code.find("json:dumps")[1]).name == "__init__.py"
+  with pytest.raises(UserError, match="has no function 'g'; it has f"):
+    user_code.find(f"{path}:g")
