@@ -52,6 +52,7 @@ PURE = {"jax", "flax", "optax", "numpy", "jaxtyping", "instructjax"}
 FILES = {"models": {"gguf", "safetensors", "huggingface_hub"}}
 STANDARD = {
   "__future__",
+  "contextlib",
   "collections",
   "dataclasses",
   "functools",
@@ -203,7 +204,7 @@ def test_the_command_line_imports_nothing_slow_at_the_top():
     "__future__",
     "argparse",
     "collections",
-    "dataclasses",
+    "functools",
     "os",
     "pathlib",
     "sys",
