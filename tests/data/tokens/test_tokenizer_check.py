@@ -104,7 +104,7 @@ def test_hard_cases():
       {"config.json: pad_token_id": (31,)},
       (1,),
       (),
-      "config.json: pad_token_id is 31, the model has 31 rows; mend",
+      "config.json: pad_token_id is 31, the model has 31 rows; fix",
     ),
     (
       40,
