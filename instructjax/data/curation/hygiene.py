@@ -22,12 +22,13 @@ import dataclasses
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from instructjax.data.curation import dedup, few_shot, pii
+from instructjax.data.curation import dedup, pii
+from instructjax.data.curation.contents import group_of, lengths, prompt_text, rewritten
 from instructjax.data.records import records
-from instructjax.data.records.records import Comparison, Demonstration, FewShot, Labelled, Prompt
+from instructjax.data.records.records import Comparison, Demonstration, FewShot, Labelled
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
 
@@ -106,72 +107,6 @@ def number(*parts: str) -> int:
   content = "/".join(parts).encode()
   digest = hashlib.blake2b(content, digest_size=8).digest()
   return int.from_bytes(digest, "big")
-
-
-# --- what a record holds ---
-
-
-def prompt_text(record: Labelled) -> str:
-  """Returns what is compared, counted and hashed as the prompt of a record.
-
-  Of a few_shot record this is the instruction and all of its pairs.
-  """
-  if isinstance(record, FewShot):
-    text = few_shot.prompt(record.instruction, record.pairs, "")
-    return text.removesuffix("\n\nInput: \nOutput:")
-  return record.prompt
-
-
-def rewritten(record: Labelled, change: Callable[[str], str]) -> Labelled:
-  """Returns the record with every text of it changed."""
-  if isinstance(record, FewShot):
-    return dataclasses.replace(
-      record,
-      instruction=change(record.instruction),
-      pairs=tuple(_changed_pair(pair, change) for pair in record.pairs),
-    )
-  changes = _changed_prompt(record, change)
-  if isinstance(record, Comparison):
-    changes["completions"] = tuple(change(text) for text in record.completions)
-  elif isinstance(record, Demonstration):
-    changes["completion"] = change(record.completion)
-  return dataclasses.replace(record, **changes)
-
-
-def _changed_pair(
-  pair: Mapping[str, str],
-  change: Callable[[str], str],
-) -> dict[str, str]:
-  return {name: change(text) for name, text in pair.items()}
-
-
-def _changed_prompt(
-  record: Demonstration | Comparison | Prompt,
-  change: Callable[[str], str],
-) -> dict[str, Any]:
-  """Returns the fields of the changed prompt.
-
-  A chat is changed message by message, and its text is made anew from the messages.
-  """
-  if record.turns is None:
-    return {"prompt": change(record.prompt)}
-  turns = tuple(
-    {**message, "content": change(message["content"])}  # the role stays
-    for message in record.turns
-  )
-  return {"prompt": records.transcript(turns), "turns": turns}
-
-
-def group_of(record: Labelled, group: str = "user") -> str | None:
-  """Returns the user of a record, or the organisation if `group` says so and the record names one.
-
-  It is None if the record does not say.
-  """
-  if group == "organisation" and record.organisation is not None:
-    return f"organisation:{record.organisation}"
-  if record.user is not None:
-    return f"user:{record.user}"
-  return None
 
 
 # --- the rules ---
@@ -350,27 +285,6 @@ def _inputs_differ(record: Labelled) -> bool:
     return True
   inputs = {pair["input"] for pair in record.pairs}
   return len(inputs) == len(record.pairs)
-
-
-def lengths(record: Labelled, tokenizer: Tokenizer) -> tuple[int, int]:
-  """Returns the tokens of the prompt, and those of the longest response or 0 if there is none.
-
-  The prompt counts with the beginning of text, and the response with its end.
-  """
-  if isinstance(record, FewShot):
-    # What the stages get are the demonstrations that it becomes.
-    sizes = [lengths(demonstration, tokenizer) for demonstration in few_shot.expand(record)]
-    longest_prompt = max(prompt for prompt, _ in sizes)
-    longest_response = max(response for _, response in sizes)
-    return longest_prompt, longest_response
-  completions: Sequence[str] = ()
-  if isinstance(record, Comparison):
-    completions = record.completions
-  elif isinstance(record, Demonstration):
-    completions = (record.completion,)
-  prompt = len(tokenizer.bos) + len(tokenizer.encode(record.prompt))
-  responses = [len(tokenizer.encode(text)) + 1 for text in completions]
-  return prompt, max(responses, default=0)
 
 
 # --- all of them ---

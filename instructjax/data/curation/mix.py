@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from instructjax.data.curation.hygiene import group_of
+from instructjax.data.curation.contents import group_of
 from instructjax.data.curation.statistics import NONE, USE_CASES, use_case
 from instructjax.data.records.records import Labelled
 from instructjax.intervals import LEVEL, SAMPLES, Estimate
@@ -63,6 +63,7 @@ def compare(
   counts_b = _counts(b, names)
   share_a = _shares(counts_a.sum(axis=0))
   share_b = _shares(counts_b.sum(axis=0))
+  # The shares of every draw of users, from which the intervals come.
   rng = np.random.default_rng(seed)
   draws_a = _shares(_draw_users(counts_a, samples, rng))
   draws_b = _shares(_draw_users(counts_b, samples, rng))
@@ -112,7 +113,13 @@ def table(mix: Mix, names: tuple[str, str]) -> Table:
   rows = []
   for name in (*use_cases, *GROUPS):
     in_a, in_b, difference = mix.shares[name]
-    values = (in_a, in_b, difference.value, difference.low, difference.high)
+    values = (
+      in_a,
+      in_b,
+      difference.value,
+      difference.low,
+      difference.high,
+    )
     # Adding 0.0 turns -0.0 into 0.0.
     percents = [round(100 * value, 1) + 0.0 for value in values]
     rows.append((name, *percents))

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from instructjax.data.curation.hygiene import SPLITS, group_of, prompt_text
+from instructjax.data.curation.contents import group_of, prompt_text
+from instructjax.data.curation.hygiene import SPLITS
 from instructjax.data.records.records import ANNOTATIONS, Comparison, Demonstration, Labelled
 from instructjax.system.tables import Table
 

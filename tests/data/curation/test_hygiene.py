@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructjax.data.curation import hygiene
+from instructjax.data.curation import contents, hygiene
 from instructjax.data.curation.hygiene import Hygiene
 from instructjax.data.records.records import Comparison, Demonstration, FewShot, Prompt
 from instructjax.data.tokens.tokenizers import Tokenizer
@@ -259,12 +259,12 @@ def test_pii_is_a_rule_of_the_training_split_only():
 
 
 def test_lengths_count_the_ends_of_a_row():
-  assert hygiene.lengths(Prompt("abcd"), LETTERS) == (5, 0)  # with the beginning of text
-  assert hygiene.lengths(Demonstration("abcd", "xy"), LETTERS) == (5, 3)  # with the end of text
-  assert hygiene.lengths(Comparison("abcd", ("x", "xyz"), (1, 2)), LETTERS) == (5, 4)
+  assert contents.lengths(Prompt("abcd"), LETTERS) == (5, 0)  # with the beginning of text
+  assert contents.lengths(Demonstration("abcd", "xy"), LETTERS) == (5, 3)  # with the end of text
+  assert contents.lengths(Comparison("abcd", ("x", "xyz"), (1, 2)), LETTERS) == (5, 4)
   pairs = ({"input": "a", "output": "long one"}, {"input": "b", "output": "c"})
   longest = "i\n\nInput: a\nOutput: long one\n\nInput: b\nOutput:"
-  assert hygiene.lengths(FewShot("i", pairs), LETTERS) == (len(longest) + 1, 9)
+  assert contents.lengths(FewShot("i", pairs), LETTERS) == (len(longest) + 1, 9)
 
 
 @pytest.mark.parametrize("long", ["keep", "drop"])
