@@ -114,7 +114,7 @@ def test_100_000_prompts_in_less_than_5_seconds():
   printed = subprocess.run(
     [sys.executable, "-c", TIMING], capture_output=True, text=True, check=True
   ).stdout.split()
-  print(f"100,000 prompts, {found[0]} stay, {float(found[1]):.2f} s")
+  print(f"100,000 prompts, {printed[0]} stay, {float(printed[1]):.2f} s")
   assert int(printed[0]) == pytest.approx(51_000, abs=50)
   assert float(printed[1]) < 5
 
