@@ -1,5 +1,6 @@
-"""`instructjax tokenizer`: trains a SentencePiece model, and checks a tokenizer against a model and
-against texts.
+"""`instructjax tokenizer`: trains a SentencePiece model, and checks a tokenizer.
+
+The check is against a model, against texts, or against both.
 """
 
 from __future__ import annotations
@@ -7,23 +8,49 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from instructjax.data.records import spellings
-from instructjax.data.tokens import texts
+from instructjax.data.tokens import sentencepieces, texts
 from instructjax.errors import UserError
 
 if TYPE_CHECKING:
+  from instructjax.data.tokens.tokenizer_check import Measured
   from instructjax.data.tokens.vocabulary import Tokenizer
+
+# The options of `train` that are fields of `sentencepieces.Training` under the same name.
+SAME_FIELDS = (
+  "vocab_size",
+  "model_type",
+  "coverage",
+  "normalization",
+  "eos",
+  "pad",
+  "unk",
+  "bos",
+  "threads",
+)
+# The fields of a folder's files that name ids.
+TOKEN_KEYS = ("eos_token_id", "bos_token_id", "pad_token_id")
+Row = tuple[str, float | int | None, str]  # figure, value, note
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
-  """The actions and their options."""
+  """Adds the actions and their options to the command."""
   actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
-  act = lambda name, text: actions.add_parser(name, help=text, description=text, allow_abbrev=False)
-  train = act("train", "a SentencePiece tokenizer of your text")
+
+  def add_action(name: str, summary: str) -> argparse.ArgumentParser:
+    return actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+
+  _train_arguments(add_action("train", "a SentencePiece tokenizer of your text"))
+  _check_arguments(
+    add_action("check", "does a tokenizer fit a model, and what becomes of texts"),
+  )
+
+
+def _train_arguments(train: argparse.ArgumentParser) -> None:
   train.add_argument(
     "--input",
     nargs="+",
@@ -31,10 +58,10 @@ def arguments(command: argparse.ArgumentParser) -> None:
     metavar="FILE",
     help="plain text or records, or any other source",
   )
-  _spelled(train)
+  _spelling_arguments(train)
   train.add_argument("--out", required=True, help="ends in .model")
   train.add_argument("--vocab-size", type=int, default=8192, metavar="N", help="ids; default 8192")
-  train.add_argument("--model-type", default="bpe", choices=["bpe", "unigram"])
+  train.add_argument("--model-type", default="bpe", choices=sentencepieces.MODEL_TYPES)
   train.add_argument(
     "--no-byte-fallback",
     action="store_true",
@@ -46,9 +73,11 @@ def arguments(command: argparse.ArgumentParser) -> None:
     default=1.0,
     help="share of characters with pieces, .98 to 1; default 1",
   )
-  rules = ["identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"]
   train.add_argument(
-    "--normalization", default="identity", choices=rules, help="default identity: texts come back"
+    "--normalization",
+    default="identity",
+    choices=sentencepieces.NORMALIZATIONS,
+    help="default identity: texts come back",
   )
   train.add_argument(
     "--symbol",
@@ -65,26 +94,40 @@ def arguments(command: argparse.ArgumentParser) -> None:
     help="a special token; may be repeated",
   )
   train.add_argument(
-    "--eos", default="</s>", metavar="NAME", help="ends a text, id 1; default </s>"
+    "--eos",
+    default="</s>",
+    metavar="NAME",
+    help="ends a text, id 1; default </s>",
   )
   train.add_argument(
-    "--pad", default="<pad>", metavar="NAME", help="id 0, never sampled; default <pad>"
+    "--pad",
+    default="<pad>",
+    metavar="NAME",
+    help="id 0, never sampled; default <pad>",
   )
   train.add_argument(
-    "--unk", default="<unk>", metavar="NAME", help="id 2, never sampled; default <unk>"
+    "--unk",
+    default="<unk>",
+    metavar="NAME",
+    help="id 2, never sampled; default <unk>",
   )
   train.add_argument(
-    "--bos", default="", metavar="NAME", help="begins every row, id 3; default none"
+    "--bos",
+    default="",
+    metavar="NAME",
+    help="begins every row, id 3; default none",
   )
   train.add_argument("--threads", type=int, default=1, metavar="N")
-  check = act("check", "does a tokenizer fit a model, and what becomes of texts")
+
+
+def _check_arguments(check: argparse.ArgumentParser) -> None:
   check.add_argument(
     "files",
     nargs="*",
     metavar="FILE",
     help="texts to measure: plain text, records or any other source",
   )
-  _spelled(check)
+  _spelling_arguments(check)
   check.add_argument(
     "--tokenizer",
     default="",
@@ -98,227 +141,286 @@ def arguments(command: argparse.ArgumentParser) -> None:
   check.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def _spelled(command: argparse.ArgumentParser) -> None:
+def _spelling_arguments(command: argparse.ArgumentParser) -> None:
   command.add_argument(
-    "--spelling", default="native", choices=[*spellings.SPELLINGS], help="of records"
+    "--spelling",
+    default="native",
+    choices=[*spellings.SPELLINGS],
+    help="of records",
   )
   command.add_argument(
-    "--fields", default="", metavar="OURS=THEIRS,...", help="of records, such as text=content"
+    "--fields",
+    default="",
+    metavar="OURS=THEIRS,...",
+    help="of records, such as text=content",
   )
 
 
 def main(args: argparse.Namespace) -> None:
-  """One of the tokenizer commands, as the command line parsed it."""
-  {"train": _train, "check": _check}[args.action](args)
+  """Runs one of the tokenizer commands, as the command line parsed it."""
+  if args.action == "train":
+    _train(args)
+  else:
+    _check(args)
 
 
 def _train(args: argparse.Namespace) -> None:
-  from instructjax.data.tokens import sentencepieces
-
-  same = (
-    "vocab_size",
-    "model_type",
-    "coverage",
-    "normalization",
-    "eos",
-    "pad",
-    "unk",
-    "bos",
-    "threads",
-  )
   settings = sentencepieces.Training(
-    **{name: getattr(args, name) for name in same},
+    **{name: getattr(args, name) for name in SAME_FIELDS},
     byte_fallback=not args.no_byte_fallback,
     symbols=tuple(args.symbol),
     control=tuple(args.control),
   )
-  found = sentencepieces.train(_texts(args.input, args), args.out, settings)
-  print(f"{args.out}: {found.vocab_size} pieces")
+  tokenizer = sentencepieces.train(_texts(args.input, args), args.out, settings)
+  print(f"{args.out}: {tokenizer.vocab_size} pieces")
 
 
-def _texts(files: list[str], args: argparse.Namespace) -> Iterator[str]:
-  return (text for file in files for text in texts.texts(file, args.spelling, args.fields))
+def _texts(files: Sequence[str], args: argparse.Namespace) -> Iterator[str]:
+  for file in files:
+    yield from texts.texts(file, args.spelling, args.fields)
 
 
 # --- check ---
 
 
-class Known(NamedTuple):
-  """What the files of a model say, read without its weights."""
+class ModelTokens(NamedTuple):
+  """What the files of a model say about its tokens, read without its weights.
+
+  `rows` are those of its embedding. `about` is as `origin` has it: the reference of the tokenizer,
+  and the template of a run. `named` are the ids that the files name, by file and key.
+  """
 
   rows: int
-  about: dict[
-    str, Any
-  ]  # as `origin` has it: the reference of the tokenizer, and the template of a run
-  named: dict[str, tuple[int, ...]]  # ids by file and key
+  about: dict[str, Any]
+  named: dict[str, tuple[int, ...]]
 
 
 def _check(args: argparse.Namespace) -> None:
+  # What takes long to import stands here, so that --help and `train` do without it.
   from instructjax.data.tokens import tokenizer_check, tokenizers
-  from instructjax.system import tables
+  from instructjax.runs import origin
 
   if not args.tokenizer and not args.model:
     raise UserError("give --tokenizer, --model or both")
-  from instructjax.runs import origin
 
-  known = _known(args.model, args.tokenizer) if args.model else None
-  reference = args.tokenizer or (known.about["tokenizer"] if known else "")
+  model = _model_tokens(args.model, args.tokenizer) if args.model else None
+  own_reference = model.about["tokenizer"] if model else ""
+  reference = args.tokenizer or own_reference
   tokenizer = tokenizers.by_reference(reference)
-  texts = list(_texts(args.files, args))
-  if args.files and not texts:
+  samples = list(_texts(args.files, args))
+  if args.files and not samples:
     raise UserError(f"{', '.join(args.files)}: no texts")
-  found, failed = tokenizer_check.measure(tokenizer, texts), tokenizer_check.cases(tokenizer)
-  problems = tokenizer_check.losses(found)
-  if known:
-    problems += tokenizer_check.misfits(tokenizer, tokenizer_check.Model(known.rows, known.named))
-    if args.tokenizer and known.about["tokenizer"]:
-      problems += tokenizer_check.others(
-        tokenizer, tokenizers.by_reference(known.about["tokenizer"]), texts
-      )
-  stop, wrong = _template(
-    known.about if known and not args.tokenizer else {"tokenizer": reference}, tokenizer
-  )
-  problems += wrong
-  drawn = origin.ended(tokenizer, known.about if known and not args.tokenizer else {})
-  rows = [*_ids(drawn, known.rows if known else None), *_figures(tokenizer, found)]
-  back = len(tokenizer_check.CASES) - len(failed)
-  rows += [
-    ("hard cases that come back", back, f"not {'; '.join(failed)}" if failed else ""),
-    ("chat template", None, stop),
+
+  # How the tokenizer does on the texts, then how it fits the model, then its chat template.
+  measured = tokenizer_check.measure(tokenizer, samples)
+  problems = tokenizer_check.losses(measured)
+  if model:
+    names = tokenizer_check.Model(model.rows, model.named)
+    problems += tokenizer_check.misfits(tokenizer, names)
+    # A model that was trained with another tokenizer would read other texts than were written.
+    if args.tokenizer and own_reference:
+      own_tokenizer = tokenizers.by_reference(own_reference)
+      problems += tokenizer_check.others(tokenizer, own_tokenizer, samples)
+  # What a run says about its ends and its template counts only for the run's own tokenizer.
+  about = model.about if model and not args.tokenizer else {}
+  closing, template_problems = _template(about or {"tokenizer": reference}, tokenizer)
+  problems += template_problems
+
+  lost_cases = tokenizer_check.cases(tokenizer)
+  cases_back = len(tokenizer_check.CASES) - len(lost_cases)
+  rows = [
+    *_id_rows(origin.ended(tokenizer, about), model.rows if model else None),
+    *_text_rows(tokenizer, measured),
+    (
+      "hard cases that come back",
+      cases_back,
+      f"not {'; '.join(lost_cases)}" if lost_cases else "",
+    ),
+    ("chat template", None, closing),
   ]
+  _show(args, reference, rows, problems)
+  if problems:
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    raise UserError(f"{count} with {reference}; see above")
+
+
+def _show(
+  args: argparse.Namespace,
+  reference: str,
+  rows: Sequence[Row],
+  problems: Sequence[str],
+) -> None:
+  """Prints the figures, as a table or as JSON, and the problems on standard error."""
+  from instructjax.system import tables
+
   if args.json:
     figures = {name: {"value": value, "note": note} for name, value, note in rows}
-    told = {"tokenizer": reference, "model": args.model, "figures": figures, "problems": problems}
-    print(json.dumps(told, ensure_ascii=False))
+    report = {
+      "tokenizer": reference,
+      "model": args.model,
+      "figures": figures,
+      "problems": problems,
+    }
+    print(json.dumps(report, ensure_ascii=False))
   else:
-    title = f"{reference} and {args.model}" if args.model not in ("", reference) else reference
-    tables.show([tables.Table(title, ("figure", "value", "note"), rows, 2)])
+    title = reference
+    # Most models are their own reference, which the title names once.
+    if args.model not in ("", reference):
+      title = f"{reference} and {args.model}"
+    table = tables.Table(title, ("figure", "value", "note"), list(rows), 2)
+    tables.show([table])
   for problem in problems:
     print(problem, file=sys.stderr)
-  if problems:
-    raise UserError(
-      f"{len(problems)} problem{'s' if len(problems) > 1 else ''} with {reference}; see above"
-    )
 
 
-Row = tuple[str, float | int | None, str]
-
-
-def _ids(tokenizer: Tokenizer, rows: int | None) -> list[Row]:
+def _id_rows(tokenizer: Tokenizer, embedding_rows: int | None) -> list[Row]:
+  """Returns the figures of a tokenizer's ids, beside the rows of a model if there is one."""
   from instructjax.data.tokens.tokenizer_check import show
 
-  control = [i for i in tokenizer.banned if i in tokenizer.specials.values()]
-  some = show(tokenizer, control[:4]) + (", ..." if len(control) > 4 else "")
-  model: list[Row] = []
-  if rows is not None:
-    spare = max(rows - tokenizer.vocab_size, 0)
-    model = [
-      ("rows of the embedding", rows, ""),
-      ("rows without an id", spare, "never sampled" if spare else ""),
-    ]
+  special_ids = set(tokenizer.specials.values())
+  # Of the banned ids, those that have a name are worth showing.
+  control = [i for i in tokenizer.banned if i in special_ids]
+  first_control = show(tokenizer, control[:4])
+  if len(control) > 4:  # some models reserve hundreds
+    first_control += ", ..."
+  rows: list[Row] = [("ids", tokenizer.vocab_size, "")]
+  # Many embeddings are larger than the vocabulary, to be a multiple of some power of 2.
+  if embedding_rows is not None:
+    spare = max(embedding_rows - tokenizer.vocab_size, 0)
+    rows.append(("rows of the embedding", embedding_rows, ""))
+    rows.append(("rows without an id", spare, "never sampled" if spare else ""))
   return [
-    ("ids", tokenizer.vocab_size, ""),
-    *model,
+    *rows,
     ("end a text", len(tokenizer.eos), show(tokenizer, tokenizer.eos)),
     ("begin a row", len(tokenizer.bos), show(tokenizer, tokenizer.bos)),
-    ("never sampled", len(tokenizer.banned), some),
+    ("never sampled", len(tokenizer.banned), first_control),
   ]
 
 
-def _figures(tokenizer: Tokenizer, found: Any) -> list[Row]:
-  if not found.texts:
-    return [("texts", found.texts, "give files to measure")]
-  share = lambda part, whole: 100 * part / max(whole, 1)
+def _text_rows(tokenizer: Tokenizer, measured: Measured) -> list[Row]:
+  """Returns the figures of the texts that the command line names."""
+  if not measured.texts:
+    return [("texts", measured.texts, "give files to measure")]
+  left_out = ""
+  if measured.special:
+    left_out = f"{measured.special} more name special tokens, which the stages refuse"
+  # A text may be empty, and then there are no words or no tokens to divide by.
+  tokens_a_word = measured.tokens / max(measured.words, 1)
+  bytes_a_token = measured.bytes / max(measured.tokens, 1)
+  unchanged = measured.texts - len(measured.lost)
   return [
-    (
-      "texts",
-      found.texts,
-      f"{found.special} more name special tokens, which the stages refuse" if found.special else "",
-    ),
-    ("tokens", found.tokens, f"{found.words:,} words, {found.bytes:,} bytes"),
-    ("tokens a word", found.tokens / max(found.words, 1), ""),
-    ("bytes a token", found.bytes / max(found.tokens, 1), ""),
-    ("unknown tokens, %", share(found.unknown, found.tokens), ""),
-    ("ids that occur, %", share(len(found.used), tokenizer.vocab_size), ""),
-    ("texts that come back, %", share(found.texts - len(found.lost), found.texts), ""),
+    ("texts", measured.texts, left_out),
+    ("tokens", measured.tokens, f"{measured.words:,} words, {measured.bytes:,} bytes"),
+    ("tokens a word", tokens_a_word, ""),
+    ("bytes a token", bytes_a_token, ""),
+    ("unknown tokens, %", _percent(measured.unknown, measured.tokens), ""),
+    ("ids that occur, %", _percent(len(measured.used), tokenizer.vocab_size), ""),
+    ("texts that come back, %", _percent(unchanged, measured.texts), ""),
   ]
+
+
+def _percent(part: int, whole: int) -> float:
+  return 100 * part / max(whole, 1)
 
 
 def _template(about: dict[str, Any], tokenizer: Tokenizer) -> tuple[str, list[str]]:
-  """(how the chat template closes a reply, what is wrong with that)."""
+  """Returns (how the chat template closes a reply, what is wrong with that)."""
   from instructjax.data.tokens import chat, tokenizers
   from instructjax.data.tokens.tokenizer_check import show
   from instructjax.runs import origin
 
   reference = about["tokenizer"]
-  if not about.get("template") and (
-    reference == tokenizers.BYTES or not chat.find(tokenizers.source(reference))[0]
-  ):
-    return "none", []
+  # A run carries its own template. Elsewhere it is in the files of the tokenizer.
+  if not about.get("template"):
+    if reference == tokenizers.BYTES:
+      return "none", []
+    text, _ = chat.find(tokenizers.source(reference))
+    if not text:
+      return "none", []
+  # An error is one of the problems that the command lists, not the end of it.
   try:
     template = origin.chat_template(chat.OWN, about, tokenizer)
   except UserError as error:
     return "does not fit", [str(error)]
-  return f"closes a reply with {show(tokenizer, [template.end])}" if template else "none", []
+  if template is None:
+    return "none", []
+  return f"closes a reply with {show(tokenizer, [template.end])}", []
 
 
-def _known(source: str, tokenizer: str) -> Known:
-  """What a model's files say.  Raises UserError where there is no such model."""
+def _model_tokens(source: str, tokenizer: str) -> ModelTokens:
+  """Returns what a model's files say about its tokens.
+
+  `tokenizer` is what --tokenizer names, if anything: then the model may have none of its own.
+
+  Raises:
+    UserError: if there is no such model, or no tokenizer.
+  """
   from instructjax import models
   from instructjax.models import peft
   from instructjax.runs import origin
 
   if origin.is_run(source):
     about = origin.finished(Path(source))
-    rows = (
-      origin.call_python(about["source"])[0].vocab_size
-      if about["family"] == "python"
-      else about["config"]["vocab_size"]
-    )
-    return Known(rows, about, {})
+    if about["family"] == "python":  # the run of a function that makes a model
+      lm, *_ = origin.call_python(about["source"])
+      return ModelTokens(lm.vocab_size, about, {})
+    return ModelTokens(about["config"]["vocab_size"], about, {})
   if origin.is_python(source):
-    lm, _, own = origin.call_python(source)
-    if not own and not tokenizer:
+    lm, _, own_reference = origin.call_python(source)
+    if not own_reference and not tokenizer:
       raise UserError(f"{source}: names no tokenizer; give --tokenizer")
-    return Known(lm.vocab_size, {"tokenizer": own}, {})
+    return ModelTokens(lm.vocab_size, {"tokenizer": own_reference}, {})
   if peft.is_adapter(source):
-    return _known(peft.base(source), tokenizer)
+    # An adapter changes no ids.
+    return _model_tokens(peft.base(source), tokenizer)
   if Path(source).is_file():
-    return Known(models.embedding_rows(source), {"tokenizer": source}, _named_gguf(source))
+    rows = models.embedding_rows(source)
+    return ModelTokens(rows, {"tokenizer": source}, _named_in_gguf(source))
   folder = Path(source) if Path(source).is_dir() else models.fetch(source)
-  held = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-  if not held and not tokenizer:
+  files = ("tokenizer.json", "tokenizer.model")
+  # A folder of weights alone is a model all the same.
+  has_tokenizer = any((folder / name).is_file() for name in files)
+  if not has_tokenizer and not tokenizer:
     raise UserError(f"{folder}: holds no tokenizer; give --tokenizer")
-  return Known(
-    models.embedding_rows(folder), {"tokenizer": str(folder) if held else ""}, _named_folder(folder)
-  )
+  about = {"tokenizer": str(folder) if has_tokenizer else ""}
+  return ModelTokens(models.embedding_rows(folder), about, _named_in_folder(folder))
 
 
-def _named_folder(folder: Path) -> dict[str, tuple[int, ...]]:
-  """The ids that config.json and generation_config.json name."""
+def _named_in_folder(folder: Path) -> dict[str, tuple[int, ...]]:
+  """Returns the ids that config.json and generation_config.json name."""
   from instructjax.models.hf import configs
 
-  found = {}
+  ids_by_field = {}
   for name in ("config.json", "generation_config.json"):
-    if not (folder / name).is_file():
+    path = folder / name
+    if not path.is_file():
       continue
-    raw = configs.read_json(folder / name)
-    for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
-      ids = raw.get(key)
-      ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
-      wrong = [i for i in ids if type(i) is not int]
-      if wrong:
-        raise UserError(
-          f"{folder / name}: {key} is {wrong[0]!r}, an integer or a list of them is expected; mend "
-          "the file"
-        )
-      found[f"{folder / name}: {key}"] = tuple(ids)
-  return found
+    config = configs.read_json(path)
+    for key in TOKEN_KEYS:
+      value = config.get(key)
+      if value is None:
+        ids = []
+      elif isinstance(value, list):
+        ids = value
+      else:
+        ids = [value]
+      for token_id in ids:
+        if type(token_id) is not int:  # a bool is no id
+          raise UserError(
+            f"{path}: {key} is {token_id!r}, an integer or a list of them is expected; fix the file"
+          )
+      ids_by_field[f"{path}: {key}"] = tuple(ids)
+  return ids_by_field
 
 
-def _named_gguf(path: str) -> dict[str, tuple[int, ...]]:
+def _named_in_gguf(path: str) -> dict[str, tuple[int, ...]]:
+  """Returns the ids that the metadata of a GGUF file names."""
   from instructjax.data.tokens import tokenizers
 
   metadata = tokenizers.gguf_metadata(path)
-  keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "bos", "padding")]
-  return {f"{path}: {key}": (int(metadata[key]),) for key in keys if metadata.get(key) is not None}
+  ids_by_field: dict[str, tuple[int, ...]] = {}
+  for name in ("eos", "bos", "padding"):  # the names that GGUF has for TOKEN_KEYS
+    key = f"tokenizer.ggml.{name}_token_id"
+    if metadata.get(key) is not None:
+      ids_by_field[f"{path}: {key}"] = (int(metadata[key]),)
+  return ids_by_field

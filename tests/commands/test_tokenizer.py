@@ -1,6 +1,4 @@
-"""`instructjax tokenizer`: training with every option, the check against models of each kind, and
-no file that breaks it.
-"""
+"""`instructjax tokenizer`: training, the check against models of each kind, and bad files."""
 
 import contextlib
 import dataclasses
@@ -81,19 +79,27 @@ def test_train_reads_several_files_of_several_kinds(tokenizer, tmp_path):
     "train", "--input", tmp_path / "a.txt", tmp_path / "b.jsonl", *options, *more
   )
   assert (code, shown, err) == (0, f"{out}: 310 pieces\n", "")
-  found = tokenizers.load(out)
-  assert dict(found.specials) == {"[PAD]": 0, "</s>": 1, "[UNK]": 2, "<s>": 3} and found.bos == (3,)
-  assert len(found.encode("<a>")) == len(found.encode("<b>")) == 1
-  assert len(found.encode("zebra quagga")) < 5 and found.decode(found.encode("ﬁ")) == "fi"
+  trained = tokenizers.load(out)
+  assert dict(trained.specials) == {
+    "[PAD]": 0,
+    "</s>": 1,
+    "[UNK]": 2,
+    "<s>": 3,
+  } and trained.bos == (3,)
+  assert len(trained.encode("<a>")) == len(trained.encode("<b>")) == 1
+  assert len(trained.encode("zebra quagga")) < 5 and trained.decode(trained.encode("ﬁ")) == "fi"
 
 
 def test_train_says_what_is_wrong(tokenizer, tmp_path):
   (tmp_path / "a.txt").write_bytes(b"text\n\xff\n")
-  for file, what in (("a.txt", "a.txt:2: not UTF-8 at byte 0"), ("b.txt", "b.txt: no such file")):
+  for file, problem in (
+    ("a.txt", "a.txt:2: not UTF-8 at byte 0"),
+    ("b.txt", "b.txt: no such file"),
+  ):
     code, out, err = tokenizer(
       "train", f"--input={tmp_path / file}", f"--out={tmp_path / 'x.model'}"
     )
-    assert (code, out) == (2, "") and what in err and not (tmp_path / "x.model").exists()
+    assert (code, out) == (2, "") and problem in err and not (tmp_path / "x.model").exists()
 
 
 def test_check_of_a_model_that_fits(tokenizer, folder):
@@ -104,20 +110,20 @@ def test_check_of_a_model_that_fits(tokenizer, folder):
   assert rows["rows without an id"] == ["4", "never", "sampled"]
   assert rows["unknown tokens, %"] == ["0.00"] and rows["texts that come back, %"] == ["100.00"]
   assert "closes a reply with 1 '<|im_end|>'" in out and "not SentencePiece's space" in out
-  found = json.loads(
+  report = json.loads(
     tokenizer("check", f"--model={folder}", folder.parent / "text.txt", "--json")[1]
   )
-  count = {name: one["value"] for name, one in found["figures"].items()}
+  count = {name: figure["value"] for name, figure in report["figures"].items()}
   own = tokenizers.load(folder)
   tokens = sum(len(own.encode(line)) for line in TEXT.splitlines())
   assert count["texts"] == 10 and count["tokens"] == tokens
   assert count["tokens a word"] == pytest.approx(tokens / len(TEXT.split()))
   assert count["bytes a token"] == pytest.approx((len(TEXT) - TEXT.count("\n")) / tokens)
-  assert found["problems"] == []
+  assert report["problems"] == []
 
 
 @pytest.mark.parametrize(
-  ("change", "what"),
+  ("change", "problem"),
   [
     (
       {"config.json": {"eos_token_id": 5}},
@@ -145,7 +151,7 @@ def test_check_of_a_model_that_fits(tokenizer, folder):
     ),
   ],
 )
-def test_files_of_a_model_that_disagree(tokenizer, folder, tmp_path, change, what):
+def test_files_of_a_model_that_disagree(tokenizer, folder, tmp_path, change, problem):
   import shutil
 
   shutil.copytree(folder, tmp_path / "m")
@@ -154,12 +160,12 @@ def test_files_of_a_model_that_disagree(tokenizer, folder, tmp_path, change, wha
     old = json.loads(path.read_text()) if path.suffix == ".json" and path.is_file() else {}
     path.write_text(new if isinstance(new, str) else json.dumps(old | new))
   code, _, err = tokenizer("check", f"--model={tmp_path / 'm'}")
-  assert code == 2 and what in err, err
+  assert code == 2 and problem in err, err
 
 
 def test_another_tokenizer_for_a_model(tokenizer, folder, tmp_path):
   (tmp_path / "t.txt").write_text("quite another text for other pieces\n" * 9)
-  for size, what in (
+  for size, problem in (
     (300, "the model's own tokenizer gives other ids"),
     (310, "the tokenizer has 310 ids, the model's embedding 304 rows: 6 ids have none"),
   ):
@@ -171,7 +177,7 @@ def test_another_tokenizer_for_a_model(tokenizer, folder, tmp_path):
     ]
     assert tokenizer(*train)[0] == 0
     code, _, err = tokenizer("check", f"--model={folder}", f"--tokenizer={tmp_path / 'x.model'}")
-    assert code == 2 and what in err and err.splitlines()[-1].startswith("error: ")
+    assert code == 2 and problem in err and err.splitlines()[-1].startswith("error: ")
   assert (
     tokenizer("check", f"--model={folder}", f"--tokenizer={folder / 'tokenizer.model'}")[0] == 0
   )
@@ -221,7 +227,7 @@ def test_what_check_refuses(tokenizer, tmp_path):
   (tmp_path / "e.txt").write_text("")
   (tmp_path / "x.gguf").write_bytes(b"GGUF and no more")
   (tmp_path / "f").mkdir()
-  for arguments, what in [
+  for arguments, problem in [
     ([], "give --tokenizer, --model or both"),
     (["--tokenizer=none.model"], "none.model: no such tokenizer"),
     (["--tokenizer=bytes", tmp_path / "e.txt"], "e.txt: no texts"),
@@ -232,7 +238,7 @@ def test_what_check_refuses(tokenizer, tmp_path):
     ([f"--model={tmp_path / 'f'}", "--tokenizer=bytes"], "f: holds neither model.safetensors nor"),
   ]:
     code, _, err = tokenizer("check", *arguments)
-    assert code == 2 and what in err, err
+    assert code == 2 and problem in err, err
 
 
 FUZZ = settings(

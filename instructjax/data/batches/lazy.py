@@ -1,14 +1,16 @@
-"""Text that is read and tokenised when it is drawn, for corpora that do not fit in memory.
+"""Text that is read and tokenised when a row is asked for, for corpora that do not fit in memory.
 
 The windows are those of `pipeline.text`, token for token: all documents joined by end-of-text
-tokens and cut.  To find a window without the ones before it, the tokens of every document are
+tokens, and cut. To find a window without the ones before it, the tokens of every document are
 counted once, in one pass that also checks the documents. The counts (4 bytes a document) stay in
 the user's cache, so that a run that goes on, or another one with the same text and tokenizer,
-starts at once.  A window reads the documents that it lies in; a document is tokenised whole for
+starts at once. A window reads the documents that it lies in, and a document is tokenised whole for
 each of its windows.
 
-Rows are reached by their number in JSONL files, in Parquet files (whose row groups are read
-whole: write small ones) and in prepared TFDS data sets.
+Rows can be reached by their number in JSONL files, in Parquet files (whose row groups are read
+whole, so write small ones) and in prepared TFDS data sets.
+
+Dimensions: N documents, M pieces of documents.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import itertools
 import mmap
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,28 +39,32 @@ from instructjax.errors import UserError
 from instructjax.system import download
 
 TABLES = 16  # row groups of a Parquet file that are held at once
+UTF8_MARK = b"\xef\xbb\xbf"  # the byte order mark that some editors put before the first line
 
 
 # --- rows by their number ---
 
 
 class Lines:
-  """The lines of a JSONL file; only the places where they begin are held."""
+  """The lines of a JSONL file. Only the places where they begin are held in memory."""
 
   def __init__(self, path: Path):
+    self.content: Any = b""
     try:
       with path.open("rb") as file:
-        self.content: Any = (
-          mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
-        )
+        if path.stat().st_size:  # an empty file cannot be mapped
+          self.content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
       raise UserError(
         f"{path}: cannot be read ({error}); give a JSONL file, one record a line"
       ) from None
-    begins, at = [0], self.content.find(b"\n")
-    while at >= 0:
-      begins.append(at + 1)
-      at = self.content.find(b"\n", at + 1)
+    begins = [0]
+    newline = self.content.find(b"\n")
+    while newline >= 0:
+      begins.append(newline + 1)
+      newline = self.content.find(b"\n", newline + 1)
+    # Line i ends one byte before line i + 1 begins. A last line without a newline is given the
+    # end that it would have with one.
     if begins[-1] < len(self.content):
       begins.append(len(self.content) + 1)
     self.begins = np.asarray(begins, np.int64)
@@ -67,9 +73,8 @@ class Lines:
     return len(self.begins) - 1
 
   def __getitem__(self, i: int) -> bytes:
-    return bytes(self.content[self.begins[i] : self.begins[i + 1] - 1]).removeprefix(
-      b"\xef\xbb\xbf" if i == 0 else b""
-    )
+    line = bytes(self.content[self.begins[i] : self.begins[i + 1] - 1])
+    return line.removeprefix(UTF8_MARK) if i == 0 else line
 
 
 class ParquetRows:
@@ -77,6 +82,7 @@ class ParquetRows:
 
   def __init__(self, path: Path):
     try:
+      # pyarrow is an optional dependency.
       module = importlib.import_module("pyarrow.parquet")
       self.file = module.ParquetFile(path)
     except ImportError:
@@ -85,8 +91,9 @@ class ParquetRows:
       ) from None
     except (OSError, ValueError) as error:
       raise UserError(f"{path}: cannot be read ({_reason(error)}); give a Parquet file") from None
-    sizes = [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
-    self.ends = np.cumsum(sizes)
+    groups = range(self.file.num_row_groups)
+    sizes = [self.file.metadata.row_group(group).num_rows for group in groups]
+    self.ends = np.cumsum(sizes)  # rows up to the end of each row group
     self.group = lru_cache(TABLES)(self.file.read_row_group)
 
   def __len__(self) -> int:
@@ -95,28 +102,32 @@ class ParquetRows:
   def __getitem__(self, i: int) -> dict[str, Any]:
     group = int(np.searchsorted(self.ends, i, side="right"))
     first = int(self.ends[group - 1]) if group else 0
-    return sources.plain(self.group(group).slice(i - first, 1).to_pylist()[0])
+    (row,) = self.group(group).slice(i - first, 1).to_pylist()
+    return sources.plain(row)
 
 
 def _reason(error: Exception) -> str:
+  """Returns the first line of an error's text."""
   return str(error).strip().partition("\n")[0]
 
 
 def by_number(part: sources.Part) -> Any:
-  """The rows of a source with `len` and `[i]`.  Raises UserError where it can only be read from the
-  front.
+  """Returns the rows of a source, with `len` and `[i]`.
+
+  Raises:
+    UserError: if the source can only be read from the front.
   """
-  path, remote = Path(part.name), part.name.startswith("hub:") or "://" in part.name
+  path = Path(part.name)
+  remote = part.name.startswith("hub:") or "://" in part.name
   if path.suffix in (".jsonl", ".json") and not remote:
     return Lines(path)
   if path.suffix == ".parquet" and not remote:
     return ParquetRows(path)
-  if part.reach:
+  if part.reach:  # a prepared TFDS data set
     return part.reach()
   raise UserError(
     f"{part.name}: cannot be read lazily; give a JSONL file that is not gzipped, a Parquet file or "
-    "a prepared TFDS data set "
-    "on this machine, or leave config.data.lazy off"
+    "a prepared TFDS data set on this machine, or leave config.data.lazy off"
   )
 
 
@@ -124,53 +135,62 @@ def by_number(part: sources.Part) -> Any:
 class Texts:
   """The documents of a source by their number, read when they are asked for.
 
-  `name` stands before the number in messages; `parts` are (name, rows, spelling) of each file or
-  data set.
+  `name` stands before the number in messages. `parts` are (name, rows, spelling) of each file or
+  data set. `spelling_name` is the spelling in the words of the configuration.
   """
 
   name: str
   parts: tuple[tuple[str, Any, Spelling], ...]
-  said: str = ""  # the spelling, in the words of the configuration
+  spelling_name: str = ""
 
   def __len__(self) -> int:
     return sum(len(rows) for _, rows, _ in self.parts)
 
   def __getitem__(self, i: int) -> Text:
-    found, problems = self.scan(i)
+    documents, problems = self.scan(i)
     records.report(problems)
-    return found[0]
+    return documents[0]
 
   def __iter__(self) -> Iterator[Text]:
     return (self[i] for i in range(len(self)))
 
   def scan(self, i: int) -> tuple[list, list[str]]:
-    """([the document], [], or [], what is wrong with it).  Raises UserError where the file is
-    damaged there.
+    """Returns ([document i], []), or ([], what is wrong with it).
+
+    Raises:
+      UserError: if the file is damaged there.
     """
-    at = i
+    number = i  # in the part that holds the document
     for name, rows, spelling in self.parts:
-      if at < len(rows):
-        try:
-          row = rows[at]
-        except (
-          OSError,
-          ValueError,
-          RuntimeError,
-        ) as error:  # of a row group of Parquet, or a record of TFDS
-          raise UserError(
-            f"{name}:{at + 1}: cannot be read ({_reason(error)}); the file is damaged: put a whole "
-            "copy in its place"
-          ) from error
-        found, problems = records.scan([row], "text", spelling, name="")
-        return found, [f"{name}:{at + 1}:{problem.removeprefix(':1:')}" for problem in problems]
-      at -= len(rows)
+      if number < len(rows):
+        return _scan_row(name, rows, number, spelling)
+      number -= len(rows)
     raise IndexError(i)
 
 
-def texts(source: str, spelling: Spelling | None = None, said: str = "") -> Texts:
-  """The documents of a source; `said` tells its spelling from others.
+def _scan_row(name: str, rows: Any, number: int, spelling: Spelling) -> tuple[list, list[str]]:
+  """Returns what `Texts.scan` returns, for a row of one part."""
+  place = f"{name}:{number + 1}"
+  try:
+    row = rows[number]
+  # These are the errors of a row group of Parquet, and of a record of TFDS.
+  except (OSError, ValueError, RuntimeError) as error:
+    raise UserError(
+      f"{place}: cannot be read ({_reason(error)}); the file is damaged: put a whole copy in its "
+      "place"
+    ) from error
+  documents, problems = records.scan([row], "text", spelling, name="")
+  # `records.scan` counts from 1 in what it was given, which is this row alone.
+  return documents, [f"{place}:{problem.removeprefix(':1:')}" for problem in problems]
 
-  Raises UserError where one of its parts cannot be reached by number.
+
+def texts(source: str, spelling: Spelling | None = None, said: str = "") -> Texts:
+  """Returns the documents of a source.
+
+  `said` is the name of the spelling, which tells its counts in the cache from those of others.
+
+  Raises:
+    UserError: if a part of the source cannot be reached by number.
   """
   parts = []
   for part in sources.parts(source):
@@ -180,9 +200,18 @@ def texts(source: str, spelling: Spelling | None = None, said: str = "") -> Text
         f"{part.name}: this spelling needs all rows at once; leave config.data.lazy off"
       )
     if part.reach:
-      chosen = lambda row, kind, inner=chosen: inner(sources.plain(row), kind)
+      chosen = _spell_plain(chosen)
     parts.append((part.name, by_number(part), chosen))
   return Texts(source, tuple(parts), said)
+
+
+def _spell_plain(spelling: Callable[[dict[str, Any], str], dict[str, Any]]) -> Spelling:
+  """Returns the spelling for rows of TFDS, whose values are arrays and bytes."""
+
+  def spell(row: dict[str, Any], kind: str) -> dict[str, Any]:
+    return spelling(sources.plain(row), kind)
+
+  return spell
 
 
 # --- the index ---
@@ -190,88 +219,99 @@ def texts(source: str, spelling: Spelling | None = None, said: str = "") -> Text
 
 @dataclass(frozen=True)
 class Index:
-  """How many tokens each document has, its end-of-text token among them, and the fingerprint of all
-  documents.
+  """How many tokens each document has, and the fingerprint of all documents together.
+
+  The end-of-text token of a document counts.
   """
 
   counts: Int[np.ndarray, " N"]
   fingerprint: str
 
 
-def index(found: Texts, tokenizer: Tokenizer) -> Index:
-  """Counts the tokens of every document, or reads the counts from the cache
-  (`download.cache_folder`).
+def index(documents: Texts, tokenizer: Tokenizer) -> Index:
+  """Counts the tokens of every document, or reads the counts from the user's cache.
 
-  Raises UserError listing every document that is no record, and where the cache cannot be written.
+  The cache is a folder of `download.cache_folder()`.
+
+  Raises:
+    UserError: lists every document that is no record, or says why the cache cannot be written.
   """
-  places = [(name, len(rows), _state(name, rows)) for name, rows, _ in found.parts]
-  key = hashlib.sha256(repr((places, found.said, tokenizer.fingerprint)).encode()).hexdigest()
+  # The key changes with everything that the counts depend on.
+  states = [(name, len(rows), _file_state(name, rows)) for name, rows, _ in documents.parts]
+  identity = repr((states, documents.spelling_name, tokenizer.fingerprint))
+  key = hashlib.sha256(identity.encode()).hexdigest()
   path = download.cache_folder() / "counts" / f"{key[:32]}.npz"
-  damaged = (ValueError, KeyError, EOFError, zipfile.BadZipFile)
-  with contextlib.suppress(OSError, *damaged), path.open("rb") as file, np.load(file) as kept:
-    return Index(
-      kept["counts"], str(kept["fingerprint"])
-    )  # else there is none that is whole: count again
-  with _kept(path) as file:
-    result = _counted(found, tokenizer)
+  # If there is no file, or a damaged one, the tokens are counted again.
+  unreadable = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+  with contextlib.suppress(*unreadable), path.open("rb") as file, np.load(file) as cached:
+    return Index(cached["counts"], str(cached["fingerprint"]))
+  with _new_file(path) as file:
+    result = _count_tokens(documents, tokenizer)
     np.savez(file, counts=result.counts, fingerprint=result.fingerprint)
   return result
 
 
 @contextlib.contextmanager
-def _kept(path: Path) -> Iterator[Any]:
-  """A new file, which has its name when all is written.  Raises UserError where it cannot be,
-  before anything is counted.
+def _new_file(path: Path) -> Iterator[Any]:
+  """Opens a new file, which gets its name when all of it is written.
+
+  Raises:
+    UserError: if it cannot be written; as far as that can be known, before anything is counted.
   """
-  half: Path | None = None
+  unfinished: Path | None = None
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-      half = Path(file.name)
+      unfinished = Path(file.name)
       yield file
-    half.replace(path)
+    unfinished.replace(path)
   except OSError as error:
     raise UserError(
       f"{path.parent}: the token counts of config.data.lazy cannot be kept there "
-      f"({error.strerror or error}); free some space "
-      "or set INSTRUCTJAX_CACHE to another folder"
+      f"({error.strerror or error}); free some space or set INSTRUCTJAX_CACHE to another folder"
     ) from error
   finally:
-    if half is not None:
-      half.unlink(missing_ok=True)
+    # After the file was renamed there is nothing left to delete.
+    if unfinished is not None:
+      unfinished.unlink(missing_ok=True)
 
 
-def _counted(found: Texts, tokenizer: Tokenizer) -> Index:
-  counts = np.zeros(len(found), np.int32)
-  empty = [(name, spelling) for name, rows, spelling in found.parts if not len(rows)]
-  problems = [
-    what for name, spelling in empty for what in records.scan([], "text", spelling, name=name)[1]
-  ]
+def _count_tokens(documents: Texts, tokenizer: Tokenizer) -> Index:
+  counts = np.zeros(len(documents), np.int32)
+  problems: list[str] = []
+  for name, rows, spelling in documents.parts:
+    if not len(rows):
+      # A scan of no rows gives the message for an empty file.
+      _, problems_of_part = records.scan([], "text", spelling, name=name)
+      problems += problems_of_part
 
-  def documents() -> Iterator[Text]:
-    for i in range(len(found)):
-      good, wrong = found.scan(i)
-      problems.extend(wrong)
-      for text in good:
-        counts[i] = len(tokenizer.encode(text.text)) + 1
+  def count_each() -> Iterator[Text]:
+    for i in range(len(documents)):
+      readable, problems_of_row = documents.scan(i)
+      problems.extend(problems_of_row)
+      for text in readable:
+        counts[i] = len(tokenizer.encode(text.text)) + 1  # with its end-of-text token
         yield text
 
-  fingerprint = records.fingerprint(documents())
+  # One pass counts, checks and hashes: the fingerprint draws the documents out of the generator.
+  fingerprint = records.fingerprint(count_each())
   records.report(problems)
   return Index(counts, fingerprint)
 
 
-def _state(name: str, rows: Any) -> tuple[str, int, int]:
-  """Size and time of a file: another file under the same name is counted again; of a TFDS data set
-  its folder and those of what was prepared there last.
+def _file_state(name: str, rows: Any) -> tuple[str, int, int]:
+  """Returns (folder, size in bytes, time of the last change in nanoseconds) of a file.
+
+  With it another file under the same name is counted again. A TFDS data set is known by the folder
+  that it was prepared in, and by the state of the description that was written there last.
   """
   info = getattr(rows, "dataset_info", None)
   folder = "" if info is None else str(info.data_dir)
   path = Path(folder, "dataset_info.json") if folder else Path(name)
   if not path.is_file():
     return folder, 0, 0
-  found = path.stat()
-  return folder, found.st_size, found.st_mtime_ns
+  stat = path.stat()
+  return folder, stat.st_size, stat.st_mtime_ns
 
 
 # --- rows of tokens ---
@@ -279,7 +319,7 @@ def _state(name: str, rows: Any) -> tuple[str, int, int]:
 
 @dataclass(frozen=True)
 class Windows:
-  """`pipeline.text` by number: the whole windows of `length` tokens."""
+  """The whole windows of `length` tokens by their number, as `pipeline.text` cuts them."""
 
   texts: Texts
   ends: Int[np.ndarray, " N"]  # tokens up to the end of each document
@@ -291,43 +331,60 @@ class Windows:
 
   @property
   def step(self) -> int:
+    """The tokens of text in a window: all but the `bos` that it begins with."""
     return self.length - len(self.tokenizer.bos)
 
+  def begin(self, document: int) -> int:
+    """Returns the number of tokens before a document."""
+    return int(self.ends[document - 1]) if document else 0
+
   def __getitem__(self, i: int) -> Row:
-    start, stop = i * self.step, (i + 1) * self.step
+    start = i * self.step
+    stop = start + self.step
+    # The first document that ends after the window begins.
     first = int(np.searchsorted(self.ends, start, side="right"))
+    skip = start - self.begin(first)
     ids: list[int] = []
-    skip = start - (int(self.ends[first - 1]) if first else 0)
-    for at in itertools.count(first):
-      ids += encoded(
-        self.texts, at, self.tokenizer, int(self.ends[at] - (self.ends[at - 1] if at else 0))
-      )
-      if self.ends[at] >= stop:
-        return Row(np.asarray([*self.tokenizer.bos, *ids[skip : skip + self.step]], np.int32), 1)
-    raise IndexError(i)
+    for document in itertools.count(first):
+      end = int(self.ends[document])
+      ids += encoded(self.texts, document, self.tokenizer, end - self.begin(document))
+      if end >= stop:
+        break
+    window = ids[skip : skip + self.step]
+    return Row(np.asarray([*self.tokenizer.bos, *window], np.int32), 1)
 
 
-def windows(found: Texts, index: Index, tokenizer: Tokenizer, length: int) -> Windows:
-  """Raises UserError where the text does not fill one window."""
-  rows = Windows(found, np.cumsum(index.counts, dtype=np.int64), tokenizer, length)
+def windows(
+  documents: Texts,
+  index: Index,
+  tokenizer: Tokenizer,
+  length: int,
+) -> Windows:
+  """Returns the windows of `length` tokens of all documents.
+
+  Raises:
+    UserError: if the text does not fill one window.
+  """
+  ends = np.cumsum(index.counts, dtype=np.int64)
+  rows = Windows(documents, ends, tokenizer, length)
   if not len(rows):
     raise UserError(
-      f"{found.name}: {index.counts.sum()} tokens do not fill a window of {length}; give more text "
-      "or a shorter window"
+      f"{documents.name}: {index.counts.sum()} tokens do not fill a window of {length}; give more "
+      "text or a shorter window"
     )
   return rows
 
 
 @dataclass(frozen=True)
 class Pieces:
-  """`pipeline.documents` by number; `sizes` are the tokens of each piece."""
+  """The pieces of documents by their number, as `pipeline.documents` cuts them."""
 
   texts: Texts
-  counts: Int[np.ndarray, " N"]
+  counts: Int[np.ndarray, " N"]  # tokens of each document
   tokenizer: Tokenizer
   length: int
-  places: Int[np.ndarray, "M 2"]  # document, first token
-  sizes: Int[np.ndarray, " M"]
+  places: Int[np.ndarray, "M 2"]  # the document of each piece, and its first token there
+  sizes: Int[np.ndarray, " M"]  # tokens of each piece, with `bos`
 
   def __len__(self) -> int:
     return len(self.places)
@@ -335,32 +392,47 @@ class Pieces:
   def __getitem__(self, i: int) -> Row:
     document, start = map(int, self.places[i])
     ids = encoded(self.texts, document, self.tokenizer, int(self.counts[document]))
-    step = self.length - len(self.tokenizer.bos)
-    return Row(np.asarray([*self.tokenizer.bos, *ids[start : start + step]], np.int32), 1)
+    stop = start + self.length - len(self.tokenizer.bos)
+    return Row(np.asarray([*self.tokenizer.bos, *ids[start:stop]], np.int32), 1)
 
 
-def pieces(found: Texts, index: Index, tokenizer: Tokenizer, length: int) -> Pieces:
+def pieces(
+  documents: Texts,
+  index: Index,
+  tokenizer: Tokenizer,
+  length: int,
+) -> Pieces:
+  """Returns the pieces of at most `length` tokens of each document."""
   bos = len(tokenizer.bos)
-  step = length - bos
-  each = -(-index.counts // step)
-  document = np.repeat(np.arange(len(each)), each)
-  start = step * (np.arange(len(document)) - np.repeat(np.cumsum(each) - each, each))
+  step = length - bos  # tokens of text in a piece
+  pieces_of_each = -(-index.counts // step)
+  document = np.repeat(np.arange(len(pieces_of_each)), pieces_of_each)
+  # The number of a piece within its document: its number in all, less that of the document's first.
+  first_piece = np.cumsum(pieces_of_each) - pieces_of_each
+  number = np.arange(len(document)) - np.repeat(first_piece, pieces_of_each)
+  start = step * number
   sizes = np.minimum(index.counts[document] - start, step) + bos
-  kept = sizes >= 2
+  long_enough = sizes >= 2  # a single token has no next one to predict
   return Pieces(
-    found, index.counts, tokenizer, length, np.stack([document, start], 1)[kept], sizes[kept]
+    texts=documents,
+    counts=index.counts,
+    tokenizer=tokenizer,
+    length=length,
+    places=np.stack([document, start], 1)[long_enough],
+    sizes=sizes[long_enough],
   )
 
 
-def encoded(found: Texts, at: int, tokenizer: Tokenizer, count: int) -> Sequence[int]:
-  """The ids of a document and its end.  Raises UserError where they are not as many as were
-  counted.
+def encoded(documents: Texts, number: int, tokenizer: Tokenizer, count: int) -> Sequence[int]:
+  """Returns the ids of a document and its end-of-text token.
+
+  Raises:
+    UserError: if there are not as many ids as were counted.
   """
-  ids = [*tokenizer.encode(found[at].text), tokenizer.eos[0]]
+  ids = [*tokenizer.encode(documents[number].text), tokenizer.eos[0]]
   if len(ids) != count:
     raise UserError(
-      f"{found.name}: document {at + 1} has {len(ids)} tokens and had {count} when they were "
-      "counted: the text changed; "
-      "put it back, or start again in a new --workdir"
+      f"{documents.name}: document {number + 1} has {len(ids)} tokens and had {count} when they "
+      "were counted: the text changed; put it back, or start again in a new --workdir"
     )
   return ids

@@ -1,12 +1,12 @@
-"""Several rows in one: each is a segment that attends to itself alone and counts its positions from
-0.
+"""Several rows in one: each is a segment that attends to itself alone and counts positions from 0.
 
-Packed once, before the first step, by the sizes of the rows alone: the longest first, each into
-the fullest row that still takes it (best fit, at most 11/9 of the fewest rows, and mostly within
-1 %).  Which rows stand together is therefore the same in every epoch; the packed rows are what
-is shuffled, so batch i stays a function of i.
+Rows are packed once, before the first step, and by their sizes alone: the longest first, each into
+the fullest packed row that still has room for it. This is best fit decreasing, which needs at most
+11/9 of the fewest possible rows (Johnson 1973), and mostly within 1 % of them. The same rows
+therefore stand together in every epoch. Because only the packed rows are shuffled, batch i stays a
+function of i.
 
-Dimensions: B packed rows, T tokens.
+Dimensions: B packed rows, T tokens, N rows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from instructjax.types import Demonstrations
 
 @dataclass(frozen=True)
 class Packed:
-  """Rows of rows: number i holds `rows[at]` for the numbers `at` of `bins[i]`."""
+  """Rows of rows: number i holds `rows[number]` for each number in `bins[i]`."""
 
   rows: Rows
   bins: tuple[np.ndarray, ...]
@@ -35,60 +35,89 @@ class Packed:
     return len(self.bins)
 
   def __getitem__(self, i: int) -> tuple[Row, ...]:
-    return tuple(self.rows[int(at)] for at in self.bins[i])
+    return tuple(self.rows[int(number)] for number in self.bins[i])
 
 
-def pack(rows: Rows, length: int, sizes: Int[np.ndarray, " N"] | None = None) -> Packed:
-  """Rows in bins of `length` tokens; `sizes` are theirs where reading them all would cost too much."""
-  sizes = (
-    np.asarray([size_of(rows[i]) for i in range(len(rows))], np.int64) if sizes is None else sizes
-  )
+def pack(
+  rows: Rows,
+  length: int,
+  sizes: Int[np.ndarray, " N"] | None = None,
+) -> Packed:
+  """Packs rows into bins of `length` tokens.
+
+  `sizes` are the tokens of each row. They are counted where they are None, but rows that are read
+  from a file for that would cost too much.
+
+  Raises:
+    UserError: if a row is longer than `length`.
+  """
+  if sizes is None:
+    sizes = np.asarray([size_of(rows[i]) for i in range(len(rows))], np.int64)
   bins = fit(sizes, length)
-  return Packed(rows, bins, float(sizes.sum() / max(len(bins) * length, 1)))
+  positions = max(len(bins) * length, 1)  # 1 where there are no rows
+  share = sizes.sum() / positions
+  return Packed(rows, bins, float(share))
 
 
 def fit(sizes: Int[np.ndarray, " N"], length: int) -> tuple[np.ndarray, ...]:
-  """Best fit, the longest first: the numbers of the rows in each bin.
+  """Returns the numbers of the rows in each bin, by best fit and the longest row first.
 
-  Raises UserError for a row that is longer than a bin.
+  The time for a row does not grow with the number of bins: the bins are kept by how many tokens
+  they have left, and one integer holds a bit for each such number that a bin has.
+
+  Raises:
+    UserError: if a row is longer than a bin.
   """
   if len(sizes) and sizes.max() > length:
     raise UserError(
       f"a row of {sizes.max()} tokens does not fit in packed rows of {length}; raise the length"
     )
   bins: list[list[int]] = []
-  space: dict[int, list[int]] = {}  # free tokens -> bins
-  free = 0  # bit n is set where space[n] holds a bin
-  for at in np.argsort(-sizes, kind="stable").tolist():
-    size = int(sizes[at])
-    enough = free >> size
-    if enough:
-      left = size + (enough & -enough).bit_length() - 1
-      chosen = space[left].pop()
-      free ^= 0 if space[left] else 1 << left
+  bins_by_space: dict[int, list[int]] = {}  # free tokens -> bins
+  spaces = 0  # bit n is set where bins_by_space[n] holds a bin
+  for number in np.argsort(-sizes, kind="stable").tolist():
+    size = int(sizes[number])
+    wide_enough = spaces >> size
+    if wide_enough:
+      # The lowest bit that is set stands for the least space that is enough.
+      lowest_bit = wide_enough & -wide_enough
+      space = size + lowest_bit.bit_length() - 1
+      chosen = bins_by_space[space].pop()
+      if not bins_by_space[space]:
+        spaces ^= 1 << space
     else:
-      left, chosen = length, len(bins)
+      space = length
+      chosen = len(bins)
       bins.append([])
-    bins[chosen].append(at)
-    space.setdefault(left - size, []).append(chosen)
-    free |= 1 << (left - size)
-  return tuple(np.asarray(one, np.int64) for one in bins)
+    bins[chosen].append(number)
+    # The bin moves to the others that have as much space left as it has now.
+    left = space - size
+    bins_by_space.setdefault(left, []).append(chosen)
+    spaces |= 1 << left
+  return tuple(np.asarray(numbers, np.int64) for numbers in bins)
 
 
 def pad_packed(bins: Sequence[Sequence[Row]], *, length: int) -> Demonstrations:
-  """[B, T] right padded; `valid` numbers the segments of a row from 1.  No segment's first token
-  carries loss: nothing of its own stands before it.
+  """Pads packed rows on the right into a batch [B, T].
+
+  `valid` is the number of the segment, counted from 1 in each packed row, and 0 where there is
+  none. The first token of a segment carries no loss, because no token of its own precedes it.
   """
   shape = len(bins), length
   tokens: Host = np.zeros(shape, np.int32)
   valid: Host = np.zeros(shape, np.int32)
   mask: Host = np.zeros(shape, bool)
   for b, rows in enumerate(bins):
-    at = 0
-    for number, row in enumerate(rows, 1):
+    start = 0
+    for segment, row in enumerate(rows, 1):
       size = len(row.ids)
-      tokens[b, at : at + size], valid[b, at : at + size] = row.ids, number
-      marked = np.arange(size) >= row.start if row.mask is None else row.mask
-      mask[b, at + 1 : at + size] = marked[1:]
-      at += size
+      end = start + size
+      tokens[b, start:end] = row.ids
+      valid[b, start:end] = segment
+      if row.mask is None:
+        learnt = np.arange(size) >= row.start
+      else:
+        learnt = row.mask
+      mask[b, start + 1 : end] = learnt[1:]
+      start = end
   return Demonstrations(tokens=tokens, valid=valid, mask=mask)

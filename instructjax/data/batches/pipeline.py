@@ -1,28 +1,37 @@
-"""From records to batches of fixed shape: ids once, padding per batch, any batch by its number.
+"""From records to batches of fixed shape, in three steps.
 
-Each kind of record has a function to ids (`demonstrations`, `comparisons`, `prompts`, `text`),
-which checks every length before anything runs, and one to a batch (`pad_demonstrations`, ...).
-`stream` puts rows in a shuffled, endless order:
+1. Each kind of record has a function that turns it into ids: `demonstrations`, `comparisons`,
+   `prompts`, `text` and `documents`. Every length is checked there, before anything runs.
+2. Each kind of row has a function that pads some rows into a batch: `pad_demonstrations`,
+   `pad_comparisons` and `pad_prompts`.
+3. `stream` puts the rows in a shuffled, endless order and pads them batch by batch:
 
   rows = pipeline.demonstrations(records, tokenizer, prompt=24, response=40)
   batches = pipeline.stream(rows, partial(pipeline.pad_demonstrations, length=64), size=16, seed=0)
   batches(0), batches(1), ...     # batch i is a function of i: to resume is to remember an integer
 
-A row is bos + prompt + separator and completion + eos, encoded part by part (see `tokenizers`).
+A row is bos + prompt + separator and completion + eos. The parts are encoded one by one and never
+as a joined text (see `tokenizers`), so that the ids of a prompt are the same in every row.
 
 Dimensions: B rows, K completions, T tokens, P prompt tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from instructjax.data.batches.mixture import Rows, endless
-from instructjax.data.records.records import Comparison, Demonstration, Prompt, Text, report
+from instructjax.data.records.records import (
+  Comparison,
+  Demonstration,
+  Prompt,
+  Text,
+  report,
+)
 from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
@@ -31,29 +40,42 @@ from instructjax.types import Comparisons, Demonstrations, Prompts
 SEPARATOR = " "  # between a prompt and its completion
 
 
-# A numpy array in the place of a jax.Array: padding makes batches on the host, `sharding` puts them
-# on the devices
+# A numpy array where the type asks for a jax.Array. Padding makes batches on the host, and
+# `sharding` puts them on the devices.
 Host = Any
+Pad = Callable[[Sequence[Any]], Any]  # rows to a batch
 
 
 class Row(NamedTuple):
-  """The ids of one row; those from `start` on are predicted and carry loss, or those that `mask`
-  marks.
+  """The ids of one row, and which of them are predicted and carry loss.
+
+  These are the ids from `start` on, or those that `mask` marks where there is one.
   """
 
   ids: Int[np.ndarray, " T"]
   start: int
-  mask: Bool[np.ndarray, " T"] | None = None  # of a chat, where several replies carry loss
+  mask: Bool[np.ndarray, " T"] | None = None  # only of a chat, where several replies carry loss
 
 
 class Group(NamedTuple):
-  """The rows of one prompt's completions and their ranks."""
+  """The rows of one prompt's completions, and the rank of each."""
 
   rows: tuple[Row, ...]
   ranks: tuple[int, ...]
 
 
 # --- records to ids ---
+
+
+class _Layout(NamedTuple):
+  """How a record becomes a row: what all records of one call share."""
+
+  tokenizer: Tokenizer
+  template: chat.Template | None  # renders the record as a chat; None for plain text
+  prompt: int  # the most tokens of a prompt
+  response: int  # the most tokens of a completion, its end included
+  separator: str
+  end_cut: bool  # whether a completion that was cut ends with an end-of-text token
 
 
 def demonstrations(
@@ -67,27 +89,21 @@ def demonstrations(
   name: str = "demonstrations",
   template: chat.Template | None = None,
 ) -> list[Row]:
-  """Rows of at most `prompt` + `response` tokens.
+  """Returns the row of each demonstration, of at most `prompt` + `response` tokens.
 
-  A longer response is cut; it then closes with an end-of-text token only if `end_cut`.  Raises
-  UserError naming each prompt that is longer than `prompt` tokens and each completion that holds
-  an end-of-text token. With a `template` the record is rendered as a chat, and every reply of
-  the assistant carries loss.
+  A longer response is cut, and ends with an end-of-text token only if `end_cut` is set. With a
+  `template` the record is rendered as a chat, and every reply of the assistant carries loss.
+
+  Raises:
+    UserError: lists each prompt that is longer than `prompt` tokens and each completion that holds
+      an end-of-text token.
   """
+  layout = _Layout(tokenizer, template, prompt, response, separator, end_cut)
   problems: list[str] = []
-  rows = []
-  for line, record in enumerate(records, 1):
-    place = f"{name}:{line}: completion"
-    if template is not None:
-      text = record.completion
-      rows.append(
-        _chat_row(record, text, tokenizer, template, prompt, response, end_cut, place, problems)
-      )
-      continue
-    head = _prompt(record.prompt, tokenizer, prompt, f"{name}:{line}: prompt", problems)
-    rows.append(
-      _row(head, record.completion, tokenizer, response, separator, end_cut, place, problems)
-    )
+  rows: list[Row] = []
+  for line, record in enumerate(records, 1):  # lines of a file are counted from 1
+    completions = {"completion": record.completion}
+    rows += _rows(record, completions, layout, f"{name}:{line}", problems)
   report(problems)
   return rows
 
@@ -103,24 +119,20 @@ def comparisons(
   name: str = "comparisons",
   template: chat.Template | None = None,
 ) -> list[Group]:
-  """The rows of every completion, as `demonstrations`; a cut one ends too: the score is read at its
-  end.
+  """Returns the rows of every completion of each comparison, as `demonstrations` makes them.
+
+  By default a completion that was cut ends with an end-of-text token all the same, because the
+  reward model reads the score at the end.
+
+  Raises:
+    UserError: for the same reasons as in `demonstrations`.
   """
+  layout = _Layout(tokenizer, template, prompt, response, separator, end_cut)
   problems: list[str] = []
   groups = []
   for line, record in enumerate(records, 1):
-    places = [f"{name}:{line}: completions[{k}]" for k in range(len(record.completions))]
-    if template is None:
-      head = _prompt(record.prompt, tokenizer, prompt, f"{name}:{line}: prompt", problems)
-      rows = [
-        _row(head, text, tokenizer, response, separator, end_cut, place, problems)
-        for text, place in zip(record.completions, places, strict=True)
-      ]
-    else:
-      rows = [
-        _chat_row(record, text, tokenizer, template, prompt, response, end_cut, place, problems)
-        for text, place in zip(record.completions, places, strict=True)
-      ]
+    completions = {f"completions[{k}]": text for k, text in enumerate(record.completions)}
+    rows = _rows(record, completions, layout, f"{name}:{line}", problems)
     groups.append(Group(tuple(rows), tuple(record.ranks)))
   report(problems)
   return groups
@@ -134,21 +146,27 @@ def prompts(
   name: str = "prompts",
   template: chat.Template | None = None,
 ) -> list[Row]:
-  """Rows that hold a prompt only.  Raises UserError naming each one longer than `prompt` tokens."""
+  """Returns rows that hold only a prompt.
+
+  Raises:
+    UserError: lists each prompt that is longer than `prompt` tokens.
+  """
   problems: list[str] = []
-  heads = []
+  rows = []
   for line, record in enumerate(records, 1):
     place = f"{name}:{line}: prompt"
     if template is None:
-      heads.append(_prompt(record.prompt, tokenizer, prompt, place, problems))
-      continue
-    try:
-      heads.append(chat.head(template, tokenizer, record.prompt, record.turns))
-      _limit(len(heads[-1]), prompt, place, problems)
-    except chat.ChatError as problem:
-      problems.append(f"{place}: {problem}")
+      ids = _encode_prompt(record.prompt, tokenizer, prompt, place, problems)
+    else:
+      try:
+        ids = chat.head(template, tokenizer, record.prompt, record.turns)
+      except chat.ChatError as problem:
+        problems.append(f"{place}: {problem}")
+        continue
+      _check_length(len(ids), prompt, place, problems)
+    rows.append(_row(ids, len(ids)))
   report(problems)
-  return [Row(np.asarray(ids, np.int32), len(ids)) for ids in heads]
+  return rows
 
 
 def text(
@@ -159,47 +177,104 @@ def text(
   tail: bool = False,
   name: str = "text",
 ) -> list[Row]:
-  """Windows of `length` tokens out of all documents, joined by end-of-text tokens; `tail` keeps the
-  last, short one.
+  """Returns windows of `length` tokens of all documents, joined by end-of-text tokens.
 
-  Raises UserError where the text does not fill one window and `tail` is False.
+  The last window, which may be shorter, is left out unless `tail` is set.
+
+  Raises:
+    UserError: if the text does not fill one window and `tail` is False.
   """
-  stream = [i for record in records for i in (*tokenizer.encode(record.text), tokenizer.eos[0])]
+  ids: list[int] = []
+  for record in records:
+    ids += tokenizer.encode(record.text)
+    ids.append(tokenizer.eos[0])
+  # Every window begins with `bos`, which leaves room for `step` tokens of the text.
   step = length - len(tokenizer.bos)
-  windows = [(*tokenizer.bos, *stream[at : at + step]) for at in range(0, len(stream), step)]
-  if windows and len(windows[-1]) < (len(tokenizer.bos) + 2 if tail else length):
+  windows = [ids[start : start + step] for start in range(0, len(ids), step)]
+  # A single token has no next one to predict.
+  least = 2 if tail else step
+  if windows and len(windows[-1]) < least:
     windows.pop()
   if not windows:
     raise UserError(
-      f"{name}: {len(stream)} tokens do not fill a window of {length}; give more text or a shorter "
+      f"{name}: {len(ids)} tokens do not fill a window of {length}; give more text or a shorter "
       "window"
     )
-  return [Row(np.asarray(ids, np.int32), 1) for ids in windows]
+  return [_row([*tokenizer.bos, *window], 1) for window in windows]
 
 
-def documents(records: Sequence[Text], tokenizer: Tokenizer, *, length: int) -> list[Row]:
-  """Each document by itself, with its end-of-text token, in pieces of at most `length` tokens: what
-  is packed.
+def documents(
+  records: Sequence[Text],
+  tokenizer: Tokenizer,
+  *,
+  length: int,
+) -> list[Row]:
+  """Returns each document with its end-of-text token, in pieces of at most `length` tokens.
 
+  Unlike the windows of `text`, a piece never holds two documents. Pieces are what `packing` packs.
   A piece that is too short to predict a token is left out.
   """
-  step, bos = length - len(tokenizer.bos), tokenizer.bos
-  whole = ([*tokenizer.encode(record.text), tokenizer.eos[0]] for record in records)
-  pieces = [(*bos, *ids[at : at + step]) for ids in whole for at in range(0, len(ids), step)]
-  return [Row(np.asarray(ids, np.int32), 1) for ids in pieces if len(ids) >= 2]
+  step = length - len(tokenizer.bos)
+  rows = []
+  for record in records:
+    ids = [*tokenizer.encode(record.text), tokenizer.eos[0]]
+    for start in range(0, len(ids), step):
+      piece = [*tokenizer.bos, *ids[start : start + step]]
+      if len(piece) >= 2:
+        rows.append(_row(piece, 1))
+  return rows
 
 
-def _prompt(
-  text: str, tokenizer: Tokenizer, limit: int, place: str, problems: list[str]
+def _rows(
+  record: Demonstration | Comparison,
+  completions: Mapping[str, str],
+  layout: _Layout,
+  place: str,
+  problems: list[str],
+) -> list[Row]:
+  """Returns a row for each completion of a record, and adds what is wrong to `problems`.
+
+  `completions` maps the field of the record that a completion comes from to its text. `place` is
+  the file and the line of the record.
+  """
+  rows = []
+  if layout.template is not None:
+    for field, completion in completions.items():
+      rows.append(_chat_row(record, completion, field, layout, place, problems))
+    return rows
+  # All completions share the ids of the prompt, which is encoded and checked once.
+  prompt_ids = _encode_prompt(
+    record.prompt,
+    layout.tokenizer,
+    layout.prompt,
+    f"{place}: prompt",
+    problems,
+  )
+  for field, completion in completions.items():
+    rows.append(_plain_row(prompt_ids, completion, layout, f"{place}: {field}", problems))
+  return rows
+
+
+def _encode_prompt(
+  text: str,
+  tokenizer: Tokenizer,
+  limit: int,
+  place: str,
+  problems: list[str],
 ) -> list[int]:
   ids = [*tokenizer.bos, *tokenizer.encode(text)]
-  _limit(len(ids), limit, place, problems)
-  if not ids:
+  _check_length(len(ids), limit, place, problems)
+  if not ids:  # the model needs a token to start from
     problems.append(f"{place}: no tokens; give a text")
   return ids
 
 
-def _limit(size: int, limit: int, place: str, problems: list[str]) -> None:
+def _check_length(
+  size: int,
+  limit: int,
+  place: str,
+  problems: list[str],
+) -> None:
   if size > limit:
     problems.append(
       f"{place}: {size} tokens, the limit is {limit}; shorten it, drop the record or raise the "
@@ -210,70 +285,110 @@ def _limit(size: int, limit: int, place: str, problems: list[str]) -> None:
 def _chat_row(
   record: Demonstration | Comparison,
   completion: str,
-  tokenizer: Tokenizer,
-  template: chat.Template,
-  prompt: int,
-  response: int,
-  end_cut: bool,
+  field: str,
+  layout: _Layout,
   place: str,
   problems: list[str],
 ) -> Row:
-  """The row of a chat: what stands before the last reply is the prompt, and that reply is cut as
-  any completion.
+  """Returns the row of a chat whose last message is `completion`.
+
+  Everything before the last reply is the prompt, and the last reply is cut as any completion is.
   """
+  template = layout.template
+  assert template is not None
   try:
-    ids, mask, start = chat.reply(template, tokenizer, record.prompt, record.turns, completion)
+    ids, mask, start = chat.reply(
+      template,
+      layout.tokenizer,
+      record.prompt,
+      record.turns,
+      completion,
+    )
   except chat.ChatError as problem:
-    problems.append(f"{place}: {problem}")
+    problems.append(f"{place}: {field}: {problem}")
     return EMPTY
-  _limit(start, prompt, f"{place.rpartition(':')[0]}: prompt", problems)
-  if len(ids) - start > response:
-    ids, mask = ids[: start + response], mask[: start + response]
-    ids[-1] = template.end if end_cut else ids[-1]
-  return Row(np.asarray(ids, np.int32), start, np.asarray(mask, bool))
+  _check_length(start, layout.prompt, f"{place}: prompt", problems)
+  end = start + layout.response
+  if len(ids) > end:
+    ids = ids[:end]
+    mask = mask[:end]
+    if layout.end_cut:
+      ids[-1] = template.end  # in the place of the last token that fits
+  return _row(ids, start, mask)
 
 
-def _row(
-  head: list[int],
+def _plain_row(
+  prompt_ids: list[int],
   completion: str,
-  tokenizer: Tokenizer,
-  limit: int,
-  separator: str,
-  end_cut: bool,
+  layout: _Layout,
   place: str,
   problems: list[str],
 ) -> Row:
-  ids = tokenizer.encode(separator + completion.lstrip() if separator else completion)
-  special = set(ids) & {*tokenizer.eos, *tokenizer.banned}
+  """Returns prompt, separator, completion and end-of-text token as one row."""
+  tokenizer = layout.tokenizer
+  if layout.separator:
+    # The separator is the only white space between the parts: most data already holds a space.
+    completion = layout.separator + completion.lstrip()
+  ids = tokenizer.encode(completion)
+  # An end-of-text token in the middle would teach the model to stop and go on.
+  refused = {*tokenizer.eos, *tokenizer.banned}
+  special = refused.intersection(ids)
   if special:
     problems.append(
       f"{place}: holds the special tokens {sorted(special)}; take their names out of the text"
     )
-  end = [tokenizer.eos[0]]
-  if len(ids) + 1 > limit:
-    ids, end = (ids[: limit - 1], end) if end_cut else (ids[:limit], [])
-  return Row(np.asarray([*head, *ids, *end], np.int32), len(head))
+  end = tokenizer.eos[0]
+  if len(ids) < layout.response:
+    ids = [*ids, end]
+  elif layout.end_cut:
+    ids = [*ids[: layout.response - 1], end]
+  else:
+    ids = ids[: layout.response]
+  return _row([*prompt_ids, *ids], len(prompt_ids))
+
+
+def _row(
+  ids: Sequence[int],
+  start: int,
+  mask: Sequence[bool] | None = None,
+) -> Row:
+  """Returns a row as arrays."""
+  marks = None if mask is None else np.asarray(mask, bool)
+  return Row(np.asarray(ids, np.int32), start, marks)
 
 
 # --- ids to batches ---
 
 
-def longest(rows: Sequence[Row] | Sequence[Group], multiple: int = 8) -> int:
-  """The length that holds every row, rounded up: the `length` of the padding functions."""
-  return -(-max(map(size_of, rows)) // multiple) * multiple
+# Fills up a group that has too few completions.
+EMPTY = Row(np.zeros(0, np.int32), 0)
+
+
+def longest(
+  rows: Sequence[Row] | Sequence[Group],
+  multiple: int = 8,
+) -> int:
+  """Returns the size of the longest row, rounded up: a `length` for the padding functions."""
+  size = max(map(size_of, rows))
+  return -(-size // multiple) * multiple
 
 
 def size_of(row: Row | Group) -> int:
-  """The tokens of a row, or of the longest one of a group."""
-  return max(len(one.ids) for one in row.rows) if isinstance(row, Group) else len(row.ids)
+  """Returns the number of tokens of a row, or of the longest row of a group."""
+  if isinstance(row, Group):
+    return max(len(completion.ids) for completion in row.rows)
+  return len(row.ids)
 
 
 def pad_demonstrations(rows: Sequence[Row], *, length: int) -> Demonstrations:
-  """[B, T] right padded; `mask` is True from each row's start to its end, or where the row's own
-  is.
+  """Pads rows on the right into a batch [B, T].
+
+  `mask` is True where the row's own mask is, or else from the row's start to its end.
   """
-  tokens, valid = _right([row.ids for row in rows], length)
-  mask: Host = valid & (np.arange(length) >= np.asarray([row.start for row in rows])[:, None])
+  tokens, valid = _pad_right([row.ids for row in rows], length)
+  starts = np.asarray([row.start for row in rows])
+  after_start = np.arange(length) >= starts[:, None]
+  mask: Host = valid & after_start
   for i, row in enumerate(rows):
     if row.mask is not None:
       mask[i, : len(row.mask)] = row.mask
@@ -281,40 +396,55 @@ def pad_demonstrations(rows: Sequence[Row], *, length: int) -> Demonstrations:
 
 
 def pad_comparisons(groups: Sequence[Group], *, k: int, length: int) -> Comparisons:
-  """[B, K, T] right padded; a prompt with fewer than `k` completions is filled up with rank 0.
+  """Pads groups on the right into a batch [B, K, T].
 
-  Raises UserError where one has more.
+  A prompt with fewer than `k` completions is filled up with empty rows of rank 0, which the loss
+  leaves out.
+
+  Raises:
+    UserError: if a prompt has more than `k` completions.
   """
   most = max(len(group.rows) for group in groups)
   if most > k:
     raise UserError(f"{most} completions do not fit in batches of k = {k}; raise k")
-  ids = [row.ids for group in groups for row in group.rows + (EMPTY,) * (k - len(group.rows))]
-  tokens, valid = _right(ids, length)
+  ids = []
+  ranks = []
+  for group in groups:
+    missing = k - len(group.rows)
+    rows = [*group.rows, *[EMPTY] * missing]
+    ids += [row.ids for row in rows]
+    ranks.append([*group.ranks, *[0] * missing])
+  tokens, valid = _pad_right(ids, length)
   shape = (len(groups), k, length)
-  rank: Host = np.asarray(
-    [group.ranks + (0,) * (k - len(group.ranks)) for group in groups], np.int32
+  rank: Host = np.asarray(ranks, np.int32)
+  return Comparisons(
+    tokens=tokens.reshape(shape),
+    valid=valid.reshape(shape),
+    rank=rank,
   )
-  return Comparisons(tokens=tokens.reshape(shape), valid=valid.reshape(shape), rank=rank)
 
 
 def pad_prompts(rows: Sequence[Row], *, length: int) -> Prompts:
-  """[B, P] left padded."""
-  tokens, valid = _right([row.ids[::-1] for row in rows], length)
-  flipped: list[Host] = [np.ascontiguousarray(x[:, ::-1]) for x in (tokens, valid)]
-  return Prompts(*flipped)
+  """Pads rows on the left into a batch [B, P], so that every response begins in one column."""
+  # Each row is reversed, padded on the right, and reversed again.
+  reversed_ids = [row.ids[::-1] for row in rows]
+  tokens, valid = _pad_right(reversed_ids, length)
+  left_tokens: Host = np.ascontiguousarray(tokens[:, ::-1])
+  left_valid: Host = np.ascontiguousarray(valid[:, ::-1])
+  return Prompts(tokens=left_tokens, valid=left_valid)
 
 
-EMPTY = Row(np.zeros(0, np.int32), 0)
-
-
-def _right(ids: Sequence[np.ndarray], length: int) -> tuple[Host, Host]:
+def _pad_right(ids: Sequence[np.ndarray], length: int) -> tuple[Host, Host]:
+  """Returns the ids as one array [N, length], and where they are."""
   sizes = np.asarray([len(row) for row in ids])
   if sizes.max() > length:
     raise UserError(
       f"a row of {sizes.max()} tokens does not fit in batches of length {length}; raise the length"
     )
-  valid = np.arange(length) < sizes[:, None]
+  columns = np.arange(length)
+  valid = columns < sizes[:, None]
   tokens = np.zeros(valid.shape, np.int32)
+  # Boolean indexing goes row by row, which is the order of the joined ids.
   tokens[valid] = np.concatenate(ids)
   return tokens, valid
 
@@ -324,30 +454,44 @@ def _right(ids: Sequence[np.ndarray], length: int) -> tuple[Host, Host]:
 
 def stream(
   rows: Rows,
-  pad: Callable[[Sequence[Any]], Any],
+  pad: Pad,
   *,
   size: int,
   seed: int,
   mine: Sequence[int] | None = None,
 ) -> Callable[[int], Any]:
-  """Batch number -> batch of `size` rows, in an order shuffled anew each epoch; endless and random
-  access.
+  """Returns the function from the number of a batch to that batch of `size` rows.
 
-  An epoch is len(rows) / size batches; a batch may straddle two epochs.  `mine` are the rows of
-  every batch that this process makes (`sharding.local_rows`), None all.  Raises UserError where
-  there are no rows.
+  The order is endless and shuffled anew in each epoch, and any batch can be asked for at any time.
+  An epoch is len(rows) / size batches; a batch may hold rows of two epochs. `mine` are the rows of
+  every batch that this process makes (`sharding.local_rows`), None for all of them.
+
+  Raises:
+    UserError: if there are no rows.
   """
-  order = endless(rows, seed)
-  places = range(size) if mine is None else [int(at) for at in mine]
-  return lambda i: pad([order(i * size + at) for at in places])
+  row_at = endless(rows, seed)
+  columns = range(size) if mine is None else [int(column) for column in mine]
+
+  def batch(i: int) -> Any:
+    first = i * size  # in the endless order
+    return pad([row_at(first + column) for column in columns])
+
+  return batch
 
 
 def once(
-  rows: Sequence[Any], pad: Callable[[Sequence[Any]], Any], *, size: int
+  rows: Sequence[Any],
+  pad: Pad,
+  *,
+  size: int,
 ) -> Iterator[tuple[Any, int]]:
-  """Every row once, in order: (batch, number of real rows); the last one is filled up from the
-  first rows.
+  """Yields every row once and in order, as (batch of `size` rows, number of real rows).
+
+  The last batch is filled up with the first rows, so that every batch has the same shape.
   """
-  for at in range(0, len(rows), size):
-    part = list(rows[at : at + size])
-    yield pad([*part, *(rows[i % len(rows)] for i in range(size - len(part)))]), len(part)
+  for start in range(0, len(rows), size):
+    part = list(rows[start : start + size])
+    real = len(part)
+    # There may be fewer rows in all than a batch has: then they are repeated.
+    part += [rows[i % len(rows)] for i in range(size - real)]
+    yield pad(part), real

@@ -1,40 +1,55 @@
-"""The paper's hygiene of collected prompts (section 3.2, appendix A), rule by rule and as one pass.
+"""The paper's hygiene of collected prompts (Ouyang et al. 2022, section 3.2 and appendix A).
 
-  consent     records whose consent is false are left out
-  duplicates  near-duplicate prompts once (see `dedup`)
-  cap         at most 200 prompts of a user, or of an organisation (3.2 says one, A.2 the other)
-  split       train, valid, test by user, "so that the validation and test sets contain no data from users whose data is
-              in the training set"
-  pii         personal data in the training split (see `pii`)
-  length      prompts over 1k tokens are left out; longer responses are cut by the stages (appendix C)
+It comes rule by rule, and as one pass, `clean`:
 
-Everything is decided by hashes of users and prompts with a seed: the order of the records
-changes nothing, and new users move nobody.  What the paper does not say is a field of `Hygiene`
-with a default of ours.
+  consent     leaves out records whose consent is false
+  duplicates  keeps one of each class of near-duplicate prompts (see `dedup`)
+  cap         keeps at most 200 prompts of a user, or of an organisation (section 3.2 says the one,
+              A.2 the other)
+  split       makes train, valid and test by user, so that "the validation and test sets contain no
+              data from users whose data is in the training set"
+  pii         takes personal data out of the training split (see `pii`)
+  length      leaves out prompts over 1k tokens; longer responses are cut by the stages (appendix C)
+
+Hashes of users and prompts with a seed decide everything. The order of the records changes
+nothing, and new users move nobody to another split. What the paper does not say is a field of
+`Hygiene`, with a default of ours.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
+import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from instructjax.data.curation import dedup, few_shot, pii
+from instructjax.data.curation import dedup, pii
+from instructjax.data.curation.contents import group_of, lengths, prompt_text, rewritten
 from instructjax.data.records import records
-from instructjax.data.records.records import Comparison, Demonstration, FewShot, Labelled, Prompt
+from instructjax.data.records.records import Comparison, Demonstration, FewShot, Labelled
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
 
 SPLITS = ("train", "valid", "test")
 GROUPS = ("user", "organisation")
+# The settings that take one of a few words.
+CHOICES = {
+  "group": GROUPS,
+  "pii": ("drop", "mask", "off"),
+  "missing_consent": ("keep", "drop"),
+  "long_responses": ("keep", "drop"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Hygiene:
-  """The settings of `clean`.  Raises UserError for values that cannot be."""
+  """The settings of `clean`.
+
+  Raises:
+    UserError: if a value is out of its range.
+  """
 
   prefix: int = dedup.PREFIX  # characters that make near-duplicates; 0: no such rule
   cap: int = 200  # prompts of one user or organisation; 0: no such rule
@@ -43,47 +58,42 @@ class Hygiene:
   test: float = 0.1
   pii: str = "drop"  # the record; or mask the spans; or off
   missing_consent: str = "keep"  # or drop: records that do not say
-  prompt_tokens: int = (
-    1024  # with the tokenizer's beginning of text, as the stages count; 0: no such rule
-  )
-  response_tokens: int = 1024  # with the end of text
+  # With the tokenizer's beginning of text, as the stages count; 0: no such rule.
+  prompt_tokens: int = 1024
+  response_tokens: int = 1024  # with the end of text; 0: no such rule
   long_responses: str = "keep"  # the stages cut them; or drop the record
   seed: int = 0
 
   def __post_init__(self):
     for name in ("prefix", "cap", "prompt_tokens", "response_tokens"):
-      if getattr(self, name) < 0:
-        raise UserError(
-          f"{name} {getattr(self, name)}: give a positive number, or 0 for no such rule"
-        )
+      value = getattr(self, name)
+      if value < 0:
+        raise UserError(f"{name} {value}: give a positive number, or 0 for no such rule")
+    # Written so that NaN is refused too.
     if self.valid < 0 or self.test < 0 or not self.valid + self.test <= 1:
       raise UserError(
         f"valid {self.valid}, test {self.test}: give shares of the users from 0 to 1, together at "
         "most 1"
       )
-    choices = {
-      "group": GROUPS,
-      "pii": ("drop", "mask", "off"),
-      "missing_consent": ("keep", "drop"),
-      "long_responses": ("keep", "drop"),
-    }
-    for name, known in choices.items():
-      if getattr(self, name) not in known:
-        raise UserError(f"{name} {getattr(self, name)!r}: known are {', '.join(known)}")
+    for name, allowed in CHOICES.items():
+      value = getattr(self, name)
+      if value not in allowed:
+        raise UserError(f"{name} {value!r}: known are {', '.join(allowed)}")
 
 
 class Rule(NamedTuple):
   """What one rule did to the records."""
 
-  rule: str
-  before: int
+  rule: str  # its name
+  before: int  # records
   removed: int
   note: str = ""
 
 
 class Cleaned(NamedTuple):
-  """The records of each split, what each rule removed, and what was found: PII as {kind: (spans,
-  records)}.
+  """The records of each split, what each rule removed, and the personal data that was there.
+
+  `pii` maps the kind of personal data to (spans, records that hold some).
   """
 
   splits: dict[str, list]
@@ -92,132 +102,138 @@ class Cleaned(NamedTuple):
 
 
 def number(*parts: str) -> int:
-  """64 bits that a hash of the parts gives; of the parts only the last may hold a slash."""
-  return int.from_bytes(hashlib.blake2b("/".join(parts).encode(), digest_size=8).digest(), "big")
-
-
-# --- what a record holds ---
-
-
-def prompt_text(record: Labelled) -> str:
-  """What is compared, counted and hashed as the prompt; of a few_shot record all of it."""
-  if isinstance(record, FewShot):
-    return few_shot.prompt(record.instruction, record.pairs, "").removesuffix(
-      "\n\nInput: \nOutput:"
-    )
-  return record.prompt
-
-
-def rewritten(record: Labelled, change: Callable[[str], str]) -> Labelled:
-  """The record with every text of it changed."""
-  if isinstance(record, FewShot):
-    pairs = tuple({name: change(text) for name, text in pair.items()} for pair in record.pairs)
-    return dataclasses.replace(record, instruction=change(record.instruction), pairs=pairs)
-  if isinstance(record, Comparison):
-    texts = tuple(change(text) for text in record.completions)
-    return dataclasses.replace(record, **_prompt(record, change), completions=texts)
-  if isinstance(record, Demonstration):
-    return dataclasses.replace(
-      record, **_prompt(record, change), completion=change(record.completion)
-    )
-  return dataclasses.replace(record, **_prompt(record, change))
-
-
-def _prompt(
-  record: Demonstration | Comparison | Prompt, change: Callable[[str], str]
-) -> dict[str, Any]:
-  """The changed prompt; that of a chat is changed message by message, and its text made again."""
-  if record.turns is None:
-    return {"prompt": change(record.prompt)}
-  turns = tuple({**message, "content": change(message["content"])} for message in record.turns)
-  return {"prompt": records.transcript(turns), "turns": turns}
-
-
-def group_of(record: Labelled, group: str = "user") -> str | None:
-  """Whose record it is, or None where it does not say: the user, or the organisation and else the
-  user.
-  """
-  if group == "organisation" and record.organisation is not None:
-    return f"organisation:{record.organisation}"
-  return None if record.user is None else f"user:{record.user}"
+  """Returns 64 bits of a hash of the parts, of which only the last may hold a slash."""
+  # A new hash would move users to other splits, so this one never changes.
+  content = "/".join(parts).encode()
+  digest = hashlib.blake2b(content, digest_size=8).digest()
+  return int.from_bytes(digest, "big")
 
 
 # --- the rules ---
 
 
 def consented(rows: Sequence[Labelled], missing: str = "keep") -> list[Labelled]:
-  """Without the records whose consent is false, or is not given where `missing` is "drop"."""
-  return [row for row in rows if (missing == "keep" if row.consent is None else row.consent)]
+  """Returns the records without those whose consent is false.
+
+  A record that does not say stays unless `missing` is "drop".
+  """
+  rows_to_keep = []
+  for row in rows:
+    consent = row.consent
+    if consent is None:
+      consent = missing == "keep"
+    if consent:
+      rows_to_keep.append(row)
+  return rows_to_keep
 
 
 def deduplicated(
-  rows: Sequence[Labelled], prefix: int = dedup.PREFIX, seed: int = 0
+  rows: Sequence[Labelled],
+  prefix: int = dedup.PREFIX,
+  seed: int = 0,
 ) -> list[Labelled]:
-  """One prompt out of each class of near-duplicates, chosen by hash, in the order of the rows.
+  """Returns one prompt of each class of near-duplicates, chosen by hash, in the order of the rows.
 
-  What several people wrote for one and the same prompt is no duplicate: of demonstrations and
+  What several people wrote for one and the same prompt is no duplicate. Of demonstrations and
   comparisons every different record of the chosen prompt stays.
   """
-  kept: list[int] = []
-  for places in dedup.classes((prompt_text(row) for row in rows), prefix):
+  places_to_keep: list[int] = []
+  for places in dedup.classes(map(prompt_text, rows), prefix):
     if len(places) > 1:
-      marks = {i: records.fingerprint([rows[i]]) for i in places}
-      chosen = min(places, key=lambda i: number("duplicate", str(seed), marks[i]))
-      same = {
-        marks[i]: i for i in reversed(places) if prompt_text(rows[i]) == prompt_text(rows[chosen])
-      }  # the first of equals
-      labelled = isinstance(rows[chosen], Demonstration | Comparison)
-      places = list(same.values()) if labelled else [same[marks[chosen]]]
-    kept += places
-  return [rows[i] for i in sorted(kept)]
+      places = _choose_among(rows, places, seed)
+    places_to_keep += places
+  return [rows[place] for place in sorted(places_to_keep)]
+
+
+def _choose_among(
+  rows: Sequence[Labelled],
+  places: Sequence[int],
+  seed: int,
+) -> list[int]:
+  """Returns the places that stay of a class of near-duplicates."""
+  # The hash is of the record and not of its place, so that the order of the rows does not matter.
+  marks = {place: records.fingerprint([rows[place]]) for place in places}
+
+  def order(place: int) -> int:
+    return number("duplicate", str(seed), marks[place])
+
+  chosen = min(places, key=order)
+  text = prompt_text(rows[chosen])
+  place_of_mark: dict[str, int] = {}
+  for place in places:
+    if prompt_text(rows[place]) == text:
+      place_of_mark.setdefault(marks[place], place)  # the first of equal records
+  # Of prompts one is enough, whoever wrote it.
+  if isinstance(rows[chosen], Demonstration | Comparison):
+    return list(place_of_mark.values())
+  return [place_of_mark[marks[chosen]]]
 
 
 def capped(
-  rows: Sequence[Labelled], cap: int = 200, group: str = "user", seed: int = 0
+  rows: Sequence[Labelled],
+  cap: int = 200,
+  group: str = "user",
+  seed: int = 0,
 ) -> list[Labelled]:
-  """At most `cap` different prompts of each user or organisation, chosen by hash; rows that name
-  nobody all stay.
+  """Returns at most `cap` different prompts of each user or organisation, chosen by hash.
+
+  Rows that name nobody all stay.
   """
-  prompts: dict[str, set[str]] = defaultdict(set)
+  prompts_of: dict[str, set[str]] = defaultdict(set)
   for row in rows:
-    prompts[group_of(row, group) or ""].add(prompt_text(row))
-  order = lambda text: (number("cap", str(seed), text), text)
-  stay = {
-    name: texts if len(texts) <= cap else set(sorted(texts, key=order)[:cap])
-    for name, texts in prompts.items()
-    if name
-  }
-  whose = [group_of(row, group) for row in rows]
-  return [
-    row
-    for row, name in zip(rows, whose, strict=True)
-    if name is None or prompt_text(row) in stay[name]
-  ]
+    name = group_of(row, group)
+    if name is not None:
+      prompts_of[name].add(prompt_text(row))
+
+  def order(text: str) -> tuple[int, str]:
+    return number("cap", str(seed), text), text
+
+  for name, texts in prompts_of.items():
+    if len(texts) > cap:
+      prompts_of[name] = set(sorted(texts, key=order)[:cap])
+  rows_to_keep = []
+  for row in rows:
+    name = group_of(row, group)
+    if name is None or prompt_text(row) in prompts_of[name]:
+      rows_to_keep.append(row)
+  return rows_to_keep
 
 
 def split_of(record: Labelled, settings: Hygiene) -> str:
-  """The split of a record: of its user, or where it names nobody of its prompt (near-duplicates
-  together).
+  """Returns the split of a record, which is that of its user or organisation.
+
+  The prompt decides for a record that names nobody, with near-duplicates together.
   """
-  whose = group_of(record, settings.group) or f"prompt:{dedup.key(prompt_text(record))}"
-  at = number("split", str(settings.seed), whose) / 2**64
-  return (
-    "test" if at < settings.test else "valid" if at < settings.test + settings.valid else "train"
-  )
+  owner = group_of(record, settings.group)
+  if owner is None:
+    owner = f"prompt:{dedup.key(prompt_text(record))}"
+  # A number from 0 to 1. Test comes first, so that more validation takes from training alone.
+  position = number("split", str(settings.seed), owner) / 2**64
+  if position < settings.test:
+    return "test"
+  if position < settings.test + settings.valid:
+    return "valid"
+  return "train"
 
 
 def divided(rows: Sequence[Labelled], settings: Hygiene) -> dict[str, list]:
-  """The rows of each split.  Raises UserError where organisations put a user into two splits."""
+  """Returns the rows of each split.
+
+  Raises:
+    UserError: if different organisations put a user into two splits.
+  """
   splits: dict[str, list] = {name: [] for name in SPLITS}
-  homes: dict[str, str] = {}
+  split_of_user: dict[str, str] = {}
   for row in rows:
     name = split_of(row, settings)
     splits[name].append(row)
-    if row.user is not None and homes.setdefault(row.user, name) != name:
+    if row.user is None:
+      continue
+    first = split_of_user.setdefault(row.user, name)
+    if first != name:
       raise UserError(
-        f"user {row.user!r} is in the splits {homes[row.user]} and {name}: its records name "
-        "different organisations or none; "
-        "give each user one organisation, or split by user (--group=user)"
+        f"user {row.user!r} is in the splits {first} and {name}: its records name different "
+        "organisations or none; give each user one organisation, or split by user (--group=user)"
       )
   return splits
 
@@ -227,45 +243,48 @@ def without_pii(
   action: str = "drop",
   detectors: Mapping[str, pii.Detector] = pii.DETECTORS,
 ) -> tuple[list[Labelled], dict[str, tuple[int, int]]]:
-  """(rows, {kind: (spans, records)}): records with personal data dropped, or the data in them
-  masked.
+  """Drops the records with personal data, or masks the data in them.
+
+  Returns (rows, {kind: (spans, records that hold some)}).
   """
-  kept: list[Labelled] = []
-  spans, holding = Counter[str](), Counter[str]()
+  clean_rows: list[Labelled] = []
+  spans_of_kind = Counter[str]()
+  records_of_kind = Counter[str]()
   for row in rows:
-    found: list[pii.Span] = []
-
-    def masked(text: str, found: list[pii.Span] = found) -> str:
-      here = pii.find(text, detectors)
-      found += here
-      return pii.mask(text, here)
-
-    clean = rewritten(row, masked)
-    spans.update(span.kind for span in found)
-    holding.update({span.kind for span in found})
-    if not found or (action == "mask" and _sound(clean)):
-      kept.append(clean)
-  return kept, {kind: (spans[kind], holding[kind]) for kind in detectors if spans[kind]}
+    masked, spans = _masked(row, detectors)
+    kinds = [span.kind for span in spans]
+    spans_of_kind.update(kinds)
+    records_of_kind.update(set(kinds))
+    if not spans or (action == "mask" and _inputs_differ(masked)):
+      clean_rows.append(masked)
+  counts = {}
+  for kind in detectors:
+    if spans_of_kind[kind]:
+      counts[kind] = spans_of_kind[kind], records_of_kind[kind]
+  return clean_rows, counts
 
 
-def _sound(record: Labelled) -> bool:
-  """False for a few_shot record in which masking made two inputs the same."""
-  return not isinstance(record, FewShot) or len({pair["input"] for pair in record.pairs}) == len(
-    record.pairs
-  )
+def _masked(
+  row: Labelled,
+  detectors: Mapping[str, pii.Detector],
+) -> tuple[Labelled, list[pii.Span]]:
+  """Returns the record with its personal data masked, and the spans in all of its texts."""
+  spans: list[pii.Span] = []
+
+  def mask(text: str) -> str:
+    spans_of_text = pii.find(text, detectors)
+    spans.extend(spans_of_text)
+    return pii.mask(text, spans_of_text)
+
+  return rewritten(row, mask), spans
 
 
-def lengths(record: Labelled, tokenizer: Tokenizer) -> tuple[int, int]:
-  """Tokens of the prompt with the beginning of text, and of the longest response with its end, 0
-  where there is none.
-  """
-  if isinstance(record, FewShot):
-    both = [lengths(one, tokenizer) for one in few_shot.expand(record)]
-    return max(prompt for prompt, _ in both), max(response for _, response in both)
-  completions = record.completions if isinstance(record, Comparison) else ()
-  completions = (record.completion,) if isinstance(record, Demonstration) else completions
-  responses = [len(tokenizer.encode(text)) + 1 for text in completions]
-  return len(tokenizer.bos) + len(tokenizer.encode(record.prompt)), max(responses, default=0)
+def _inputs_differ(record: Labelled) -> bool:
+  """Returns False for a few_shot record in which masking made two inputs the same."""
+  if not isinstance(record, FewShot):
+    return True
+  inputs = {pair["input"] for pair in record.pairs}
+  return len(inputs) == len(record.pairs)
 
 
 # --- all of them ---
@@ -277,87 +296,140 @@ def clean(
   tokenizer: Tokenizer | None = None,
   detectors: Mapping[str, pii.Detector] = pii.DETECTORS,
 ) -> Cleaned:
-  """Every rule in the paper's order.  Without a tokenizer there is no rule of length, and the rules
-  say so.
+  """Applies every rule in the paper's order.
+
+  Without a tokenizer there is no rule of length, and the list of rules says so.
   """
   rules: list[Rule] = []
+  rows = _apply_consent(rows, settings, rules)
+  if settings.prefix:
+    rows = _apply_duplicates(rows, settings, rules)
+  if settings.cap:
+    rows = _apply_cap(rows, settings, rules)
+  splits = divided(rows, settings)
+  pii_counts: dict[str, tuple[int, int]] = {}
+  # Only what a model is trained on could teach it personal data.
+  if settings.pii != "off":
+    before = splits["train"]
+    splits["train"], pii_counts = without_pii(before, settings.pii, detectors)
+    spans = ", ".join(f"{kind} {count}" for kind, (count, _) in pii_counts.items())
+    note = f"{settings.pii}: {spans or 'nothing found'}"
+    rules.append(_rule("PII, train", before, splits["train"], note))
+  if tokenizer is None:
+    total = sum(map(len, splits.values()))
+    note = "not applied: lengths are in tokens, and no tokenizer was given"
+    rules.append(Rule("length", total, 0, note))
+  else:
+    splits = _apply_lengths(splits, settings, tokenizer, rules)
+  return Cleaned(splits, rules, pii_counts)
 
-  def ruled(name: str, before: Sequence, after: list, note: str = "") -> list:
-    rules.append(Rule(name, len(before), len(before) - len(after), note))
-    return after
 
+def _rule(
+  name: str,
+  before: Sequence,
+  after: Sequence,
+  note: str,
+) -> Rule:
+  removed = len(before) - len(after)
+  return Rule(name, len(before), removed, note)
+
+
+def _apply_consent(
+  rows: Sequence[Labelled],
+  settings: Hygiene,
+  rules: list[Rule],
+) -> list[Labelled]:
   refused = sum(row.consent is False for row in rows)
   unknown = sum(row.consent is None for row in rows)
-  note = f"{refused} refused, {unknown} do not say ({'kept' if settings.missing_consent == 'keep' else 'dropped'})"
-  rows = ruled("consent", rows, consented(rows, settings.missing_consent), note)
-  if settings.prefix:
-    sizes = Counter(dedup.key(prompt_text(row), settings.prefix) for row in rows)
-    text, most = sizes.most_common(1)[0] if sizes else ("", 0)
-    note = f"first {settings.prefix} characters" + (
-      f"; {most} begin {text[:40]!r}" if most > 1 else ""
-    )
-    rows = ruled("near-duplicates", rows, deduplicated(rows, settings.prefix, settings.seed), note)
-  if settings.cap:
-    nobody = sum(group_of(row, settings.group) is None for row in rows)
-    note = f"{settings.cap} prompts a {settings.group}; {nobody} records name nobody"
-    rows = ruled(
-      f"cap per {settings.group}",
-      rows,
-      capped(rows, settings.cap, settings.group, settings.seed),
-      note,
-    )
-  splits = divided(rows, settings)
-  found: dict[str, tuple[int, int]] = {}
-  if settings.pii != "off":
-    train, found = without_pii(splits["train"], settings.pii, detectors)
-    note = f"{settings.pii}: " + (
-      ", ".join(f"{kind} {spans}" for kind, (spans, _) in found.items()) or "nothing found"
-    )
-    splits["train"] = ruled("PII, train", splits["train"], train, note)
-  return Cleaned(_short(splits, settings, tokenizer, rules), rules, found)
+  treatment = "kept" if settings.missing_consent == "keep" else "dropped"
+  note = f"{refused} refused, {unknown} do not say ({treatment})"
+  after = consented(rows, settings.missing_consent)
+  rules.append(_rule("consent", rows, after, note))
+  return after
 
 
-def _short(
-  splits: dict[str, list], settings: Hygiene, tokenizer: Tokenizer | None, rules: list[Rule]
+def _apply_duplicates(
+  rows: Sequence[Labelled],
+  settings: Hygiene,
+  rules: list[Rule],
+) -> list[Labelled]:
+  note = f"first {settings.prefix} characters"
+  # The largest class shows which template or example prompt most duplicates come from.
+  keys = [dedup.key(prompt_text(row), settings.prefix) for row in rows]
+  sizes = Counter(keys)
+  if sizes:
+    text, most = sizes.most_common(1)[0]
+    if most > 1:
+      note += f"; {most} begin {text[:40]!r}"
+  after = deduplicated(rows, settings.prefix, settings.seed)
+  rules.append(_rule("near-duplicates", rows, after, note))
+  return after
+
+
+def _apply_cap(
+  rows: Sequence[Labelled],
+  settings: Hygiene,
+  rules: list[Rule],
+) -> list[Labelled]:
+  nobody = sum(group_of(row, settings.group) is None for row in rows)
+  note = f"{settings.cap} prompts a {settings.group}; {nobody} records name nobody"
+  after = capped(rows, settings.cap, settings.group, settings.seed)
+  rules.append(_rule(f"cap per {settings.group}", rows, after, note))
+  return after
+
+
+def _apply_lengths(
+  splits: dict[str, list],
+  settings: Hygiene,
+  tokenizer: Tokenizer,
+  rules: list[Rule],
 ) -> dict[str, list]:
-  """The splits without what is too long; adds to the rules."""
+  """Returns the splits without what is too long, and adds two rules."""
+  prompt_limit = settings.prompt_tokens or math.inf
+  response_limit = settings.response_tokens or math.inf
+  drop_responses = settings.long_responses == "drop"
   before = sum(map(len, splits.values()))
-  if tokenizer is None:
-    rules.append(
-      Rule("length", before, 0, "not applied: lengths are in tokens, and no tokenizer was given")
-    )
-    return splits
-  sizes = {name: [lengths(row, tokenizer) for row in rows] for name, rows in splits.items()}
-  most = (settings.prompt_tokens or float("inf"), settings.response_tokens or float("inf"))
-  every = list(itertools.chain(*sizes.values()))
-  long = sum(prompt > most[0] for prompt, _ in every)
-  answers = sum(prompt <= most[0] and response > most[1] for prompt, response in every)
-  drop = settings.long_responses == "drop"
-  keep = lambda size: size[0] <= most[0] and not (drop and size[1] > most[1])
-  rules.append(
-    Rule("prompt length", before, long, f"over {settings.prompt_tokens or 'no limit of'} tokens")
-  )
-  note = f"{answers} over {settings.response_tokens or 'no limit of'} tokens" + (
-    "" if drop else ", kept: the stages cut them"
-  )
-  rules.append(Rule("response length", before - long, answers if drop else 0, note))
-  return {
-    name: [row for row, size in zip(rows, sizes[name], strict=True) if keep(size)]
-    for name, rows in splits.items()
-  }
+  long_prompts = 0
+  long_responses = 0  # of the records whose prompt is not too long
+  splits_after: dict[str, list] = {}
+  for name, rows in splits.items():
+    splits_after[name] = []
+    for row in rows:
+      prompt, response = lengths(row, tokenizer)
+      if prompt > prompt_limit:
+        long_prompts += 1
+        continue
+      if response > response_limit:
+        long_responses += 1
+        if drop_responses:
+          continue
+      splits_after[name].append(row)
+  prompt_note = f"over {settings.prompt_tokens or 'no limit of'} tokens"
+  rules.append(Rule("prompt length", before, long_prompts, prompt_note))
+  response_note = f"{long_responses} over {settings.response_tokens or 'no limit of'} tokens"
+  if not drop_responses:
+    response_note += ", kept: the stages cut them"
+  dropped = long_responses if drop_responses else 0
+  rules.append(Rule("response length", before - long_prompts, dropped, response_note))
+  return splits_after
 
 
 def report(cleaned: Cleaned, settings: Hygiene) -> dict[str, Any]:
-  """What `clean` did, for report.json."""
-  users = lambda rows: len({row.user for row in rows if row.user is not None})
+  """Returns what `clean` did, for report.json."""
+  pii_counts = {}
+  for kind, (spans, holding) in cleaned.pii.items():
+    pii_counts[kind] = {"spans": spans, "records": holding}
+  splits = {}
+  for name, rows in cleaned.splits.items():
+    users = {row.user for row in rows if row.user is not None}
+    splits[name] = {
+      "records": len(rows),
+      "users": len(users),
+      "sha256": records.fingerprint(rows),
+    }
   return {
     "settings": dataclasses.asdict(settings),
     "rules": [rule._asdict() for rule in cleaned.rules],
-    "pii": {
-      kind: {"spans": spans, "records": holding} for kind, (spans, holding) in cleaned.pii.items()
-    },
-    "splits": {
-      name: {"records": len(rows), "users": users(rows), "sha256": records.fingerprint(rows)}
-      for name, rows in cleaned.splits.items()
-    },
+    "pii": pii_counts,
+    "splits": splits,
   }

@@ -1,14 +1,16 @@
-"""The use cases of two data sets side by side: shares, differences with 95 % intervals, total
-variation distance.
+"""The use cases of two data sets side by side.
 
-The paper's own comparison (section 4.1): about 57 % of its prompts are open-ended generation and
-brainstorming, which public NLP collections hardly hold, and about 18 % are classification and
-question answering, which they mostly are.
+The comparison gives shares, differences with 95 % intervals, and the total variation distance. It
+is the paper's own (Ouyang et al. 2022, section 4.1): about 57 % of its prompts are open-ended
+generation and brainstorming, which public NLP collections hardly hold, and about 18 % are
+classification and question answering, which most of those collections are.
 
-A user's prompts hang together, so users are drawn again (the percentile bootstrap of
-`intervals`), each record that names nobody by itself.  The distance of two samples of one and
-the same mix is above 0 by chance: `chance` is the 95th percentile of that, over draws of both
-samples from all users together.  A distance below it says nothing.
+The prompts of one user are alike, so the intervals draw users again, not records (the percentile
+bootstrap of `intervals`); a record that names nobody counts as a user of its own. Two samples of
+one and the same mix differ by chance, too. `chance` is the 95th percentile of their distance, over
+draws of both samples from all users together. A distance below it says nothing.
+
+Dimensions: U users, C use cases, S draws.
 """
 
 from __future__ import annotations
@@ -20,96 +22,159 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from instructjax.data.curation.hygiene import group_of
+from instructjax.data.curation.contents import group_of
 from instructjax.data.curation.statistics import NONE, USE_CASES, use_case
 from instructjax.data.records.records import Labelled
 from instructjax.intervals import LEVEL, SAMPLES, Estimate
 from instructjax.system.tables import Table
 
-GROUPS = {  # section 4.1
+# The paper's two groups of use cases (section 4.1).
+GROUPS = {
   "open-ended (generation, brainstorming)": ("Generation", "Brainstorming"),
   "classification and QA": ("Classification", "Open QA", "Closed QA"),
 }
+CELLS = 4_000_000  # numbers of one array of draws, 32 MB
 
 
 class Mix(NamedTuple):
-  """Shares and differences (the first data set less the second) of each use case and group, and the
-  distance.
+  """The comparison of two data sets A and B.
+
+  `shares` maps each use case and group to (share of A, share of B, difference A - B). `distance`
+  is the total variation: half the sum of the absolute differences of the use cases. `sizes` are
+  the records of A and B.
   """
 
-  shares: dict[str, tuple[float, float, Estimate]]  # {name: (share of A, share of B, difference)}
-  distance: float  # total variation: half the sum of the absolute differences of the use cases
+  shares: dict[str, tuple[float, float, Estimate]]
+  distance: float
   chance: float
   sizes: tuple[int, int]
 
 
 def compare(
-  a: Sequence[Labelled], b: Sequence[Labelled], *, samples: int = SAMPLES, seed: int = 0
+  a: Sequence[Labelled],
+  b: Sequence[Labelled],
+  *,
+  samples: int = SAMPLES,
+  seed: int = 0,
 ) -> Mix:
-  """The mix of two data sets, neither empty."""
+  """Compares the mix of use cases of two data sets, neither of them empty."""
   names = _names([*a, *b])
-  counts = [_counts(rows, names) for rows in (a, b)]
-  point = [_shares(found.sum(axis=0)) for found in counts]
+  counts_a = _counts(a, names)
+  counts_b = _counts(b, names)
+  share_a = _shares(counts_a.sum(axis=0))
+  share_b = _shares(counts_b.sum(axis=0))
+  # The shares of every draw of users, from which the intervals come.
   rng = np.random.default_rng(seed)
-  draws = [_shares(_drawn(found, samples, rng)) for found in counts]
-  groups = {name: [names.index(one) for one in members] for name, members in GROUPS.items()}
-  groups |= {name: [i] for i, name in enumerate(names)}
+  draws_a = _shares(_draw_users(counts_a, samples, rng))
+  draws_b = _shares(_draw_users(counts_b, samples, rng))
+
+  # A group is the sum of its use cases, and a use case that of its own column alone.
+  columns_by_name: dict[str, list[int]] = {}
+  for group, members in GROUPS.items():
+    columns_by_name[group] = [names.index(member) for member in members]
+  for column, name in enumerate(names):
+    columns_by_name[name] = [column]
+
   shares = {}
-  for name, columns in groups.items():
-    here, there = (float(share[columns].sum()) for share in point)
-    low, high = np.quantile(
-      draws[0][:, columns].sum(axis=1) - draws[1][:, columns].sum(axis=1), LEVEL
+  for name, columns in columns_by_name.items():
+    in_a = float(share_a[columns].sum())
+    in_b = float(share_b[columns].sum())
+    samples_a = draws_a[:, columns].sum(axis=1)
+    samples_b = draws_b[:, columns].sum(axis=1)
+    low, high = np.quantile(samples_a - samples_b, LEVEL)
+    difference = Estimate(
+      in_a - in_b,
+      float(low),
+      float(high),
+      len(a) + len(b),
     )
-    shares[name] = here, there, Estimate(here - there, float(low), float(high), len(a) + len(b))
-  pooled = np.concatenate(counts)
-  same = [_shares(_drawn(pooled, samples, rng, size=len(found))) for found in counts]
-  chance = float(np.quantile(np.abs(same[0] - same[1]).sum(axis=1) / 2, 0.95))
-  return Mix(shares, float(np.abs(point[0] - point[1]).sum() / 2), chance, (len(a), len(b)))
+    shares[name] = in_a, in_b, difference
+
+  # Two samples of the same sizes, both from all users together: what chance alone does.
+  pooled = np.concatenate([counts_a, counts_b])
+  pooled_a = _shares(_draw_users(pooled, samples, rng, size=len(counts_a)))
+  pooled_b = _shares(_draw_users(pooled, samples, rng, size=len(counts_b)))
+  chance = np.quantile(_distance(pooled_a, pooled_b), 0.95)
+  distance = _distance(share_a, share_b)
+  return Mix(shares, float(distance), float(chance), (len(a), len(b)))
+
+
+def _distance(
+  a: Float[np.ndarray, "*N C"],
+  b: Float[np.ndarray, "*N C"],
+) -> Float[np.ndarray, "*N"] | np.floating:
+  """Returns the total variation distance, sum_c |a_c - b_c| / 2."""
+  return np.abs(a - b).sum(axis=-1) / 2
 
 
 def table(mix: Mix, names: tuple[str, str]) -> Table:
-  """The mix in percent, the groups last; + 0.0 makes 0 of -0."""
-  row = lambda name, one: (
-    name,
-    *(round(100 * v, 1) + 0.0 for v in (one[0], one[1], one[2].value, one[2].low, one[2].high)),
-  )
-  rows = [row(name, one) for name, one in mix.shares.items() if name not in GROUPS]
-  rows += [row(name, mix.shares[name]) for name in GROUPS]
+  """Returns the mix in percent, with the groups last. `names` are those of A and B."""
+  use_cases = [name for name in mix.shares if name not in GROUPS]
+  rows = []
+  for name in (*use_cases, *GROUPS):
+    in_a, in_b, difference = mix.shares[name]
+    values = (
+      in_a,
+      in_b,
+      difference.value,
+      difference.low,
+      difference.high,
+    )
+    # Adding 0.0 turns -0.0 into 0.0.
+    percents = [round(100 * value, 1) + 0.0 for value in values]
+    rows.append((name, *percents))
   columns = ("use case", "A %", "B %", "A - B", "95 % from", "to")
-  title = f"Use cases: A {names[0]} ({mix.sizes[0]:,} records), B {names[1]} ({mix.sizes[1]:,})"
+  size_a, size_b = mix.sizes
+  title = f"Use cases: A {names[0]} ({size_a:,} records), B {names[1]} ({size_b:,})"
   return Table(title, columns, rows)
 
 
 def _names(rows: Iterable[Labelled]) -> list[str]:
-  found = {use_case(row) for row in rows}
-  return [*USE_CASES, *sorted(found - {*USE_CASES, NONE}), *([NONE] if NONE in found else [])]
+  """Returns the paper's use cases, those of the records that it does not have, and NONE."""
+  present = {use_case(row) for row in rows}
+  others = sorted(present - {*USE_CASES, NONE})
+  names = [*USE_CASES, *others]
+  if NONE in present:
+    names.append(NONE)
+  return names
 
 
 def _counts(rows: Sequence[Labelled], names: Sequence[str]) -> Float[np.ndarray, "U C"]:
-  """How often each user has each use case."""
-  place = {name: i for i, name in enumerate(names)}
-  users: dict[str | int, Counter[int]] = defaultdict(Counter)
+  """Returns how often each user has each use case."""
+  column_of = {name: column for column, name in enumerate(names)}
+  counts_by_user: dict[str | int, Counter[int]] = defaultdict(Counter)
   for i, row in enumerate(rows):
-    users[group_of(row) or i][place[use_case(row)]] += 1
-  found = np.zeros((len(users), len(names)))
-  for row, counts in zip(found, users.values(), strict=True):
-    row[list(counts)] = list(counts.values())
-  return found
+    user = group_of(row) or i  # a record that names nobody is a user of its own
+    counts_by_user[user][column_of[use_case(row)]] += 1
+  counts = np.zeros((len(counts_by_user), len(names)))
+  for number, counts_of_user in enumerate(counts_by_user.values()):
+    for column, count in counts_of_user.items():
+      counts[number, column] = count
+  return counts
 
 
-def _drawn(
-  rows: Float[np.ndarray, "U C"], samples: int, rng: np.random.Generator, size: int | None = None
+def _draw_users(
+  counts: Float[np.ndarray, "U C"],
+  samples: int,
+  rng: np.random.Generator,
+  size: int | None = None,
 ) -> Float[np.ndarray, "S C"]:
-  """Column sums of draws of `size` rows with replacement; equal rows, which most are, are drawn
-  together.
+  """Returns the column sums of `samples` draws of `size` users, with replacement.
+
+  Most users have the counts of many others. Equal ones are drawn together, by how many there are.
   """
-  kinds, times = np.unique(rows, axis=0, return_counts=True)
-  at_once = max(1, 4_000_000 // len(kinds))
-  parts = [min(at_once, samples - done) for done in range(0, samples, at_once)]
-  return np.concatenate(
-    [rng.multinomial(size or len(rows), times / len(rows), size=part) @ kinds for part in parts]
-  )
+  kinds, users_of_kind = np.unique(counts, axis=0, return_counts=True)
+  probabilities = users_of_kind / len(counts)
+  # A draw takes one number for each kind of user, so many draws are made in parts.
+  draws_at_once = max(1, CELLS // len(kinds))
+  sums = []
+  for done in range(0, samples, draws_at_once):
+    draws = min(draws_at_once, samples - done)
+    times = rng.multinomial(size or len(counts), probabilities, size=draws)
+    sums.append(times @ kinds)
+  return np.concatenate(sums)
 
 
 def _shares(counts: Float[np.ndarray, "*N C"]) -> Float[np.ndarray, "*N C"]:
+  """Returns the counts of each row as shares of their sum."""
   return counts / counts.sum(axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""What several models said to a prompt, and which of it people are to rank."""
+"""What several models answered to a prompt, and which of the answers people are to rank."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 
 class Output(NamedTuple):
-  """A response, what drew it (`model`, `temperature`, `seed`), and its scores by the name of the
-  reward.
+  """A response, its source, and its scores by the name of the reward.
+
+  The source says how the response was sampled: `model`, `temperature` and `seed`.
   """
 
   text: str
@@ -19,20 +20,24 @@ class Output(NamedTuple):
 
 
 def choose(groups: Sequence[Sequence[Output]], k: int, lot: str) -> list[Output]:
-  """At most k different outputs of a prompt, as many of each group as there can be, in a random
-  order.
+  """Returns at most k different outputs of a prompt, in a random order.
 
-  Outputs are different where more than the white space around them is; an empty one is never
-  taken.  `lot` decides the order, who gives one more where k does not divide, and who is said to
-  have drawn what several groups drew.
+  Each group, which is a model as a rule, gives as many of them as the others, as far as there are
+  enough. Outputs are different if more than the white space around them is; an empty one is never
+  taken. `lot` is the seed. It decides the order, which group gives one more if k does not divide,
+  and which group an output is credited to that several groups hold.
   """
-  rng, found = random.Random(lot), {}
+  rng = random.Random(lot)
+  output_by_text: dict[str, Output] = {}
+  # In each turn every group that still has an output gives one.
   for turn in itertools.zip_longest(*groups):
-    drawn = [one for one in turn if one is not None]
-    rng.shuffle(drawn)
-    for one in drawn:
-      if text := one.text.strip():
-        found.setdefault(text, one)
-  kept = list(found.values())[:k]
-  rng.shuffle(kept)
-  return kept
+    candidates = [output for output in turn if output is not None]
+    rng.shuffle(candidates)
+    for output in candidates:
+      text = output.text.strip()
+      if text:
+        output_by_text.setdefault(text, output)
+  chosen = list(output_by_text.values())[:k]
+  # The order of the turns would tell which models were at work.
+  rng.shuffle(chosen)
+  return chosen

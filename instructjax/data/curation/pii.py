@@ -1,67 +1,93 @@
-"""Personal data in text: detectors, functions from a text to the spans they find, and what to do
-with the spans.
+"""Personal data in text: how it is found, and how it is masked.
 
-The paper filtered its training split for personally identifiable information and does not say
-how; these patterns are ours. They are made to be right where they speak, not to find everything:
-names of people, for one, are not looked for.  A detector of your own is a function:
-`pii.find(text, pii.DETECTORS | {"badge": my_function})`.
+A detector is a function from a text to the spans of one kind that it finds. The paper filtered its
+training split for personally identifiable information (Ouyang et al. 2022, section 3.2) and does
+not say how; these patterns are ours. They are made to be right where they find something, not to
+find everything: names of people, for one, are not looked for. A detector of your own is one more
+entry: `pii.find(text, pii.DETECTORS | {"badge": my_function})`.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 
 class Span(NamedTuple):
-  """text[start:end] is of this kind."""
+  """A part of a text, text[start:end], and the kind of personal data that it is."""
 
   kind: str
   start: int
   end: int
 
 
-Detector = Callable[[str], Iterable[tuple[int, int]]]
+Place = tuple[int, int]  # start and end of a span
+Detector = Callable[[str], Iterable[Place]]
 
 
 def luhn(digits: str) -> bool:
-  """The check of card numbers: every second digit from the right doubled, its digits added; the sum
-  ends in 0.
+  """Returns whether a card number passes Luhn's check (ISO/IEC 7812-1).
+
+  Every second digit from the right is doubled, and its own digits are added. The sum of all must
+  end in 0.
   """
-  values = [int(digit) for digit in reversed(digits)]
-  return sum(values[::2] + [2 * v - 9 * (v > 4) for v in values[1::2]]) % 10 == 0
+  total = 0
+  for place, digit in enumerate(reversed(digits)):
+    value = int(digit)
+    if place % 2:
+      value *= 2
+      if value > 9:  # the sum of the two digits of 10 to 18
+        value -= 9
+    total += value
+  return total % 10 == 0
 
 
 def mod97(iban: str) -> bool:
-  """The check of IBANs (ISO 13616): the first four characters moved to the end, letters as 10 to
-  35, is 1 modulo 97.
+  """Returns whether an IBAN passes its check (ISO 13616).
+
+  The first four characters are moved to the end, and letters become 10 to 35. The number must be 1
+  modulo 97.
   """
-  return int("".join(str(int(c, 36)) for c in iban[4:] + iban[:4])) % 97 == 1
+  moved = iban[4:] + iban[:4]
+  digits = "".join(str(int(character, 36)) for character in moved)
+  return int(digits) % 97 == 1
 
 
 # --- detectors ---
 
+# Every repetition below has an upper limit, so that no text makes a detector slow.
 EMAIL = re.compile(
-  r"(?<![\w.+%-])[\w+%-](?:[\w.+%-]{0,62}[\w+%-])?@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![\w-])"
+  # the name
+  r"(?<![\w.+%-])[\w+%-](?:[\w.+%-]{0,62}[\w+%-])?@"
+  # the host and its domains
+  r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}"
+  # the top level domain
+  r"[A-Za-z]{2,24}(?![\w-])"
 )
 PHONE = re.compile(
   r"(?<![\w.+-])(?:"
+  # an international number
   r"(?P<international>\+[1-9]\d{0,2}[ -]?(?:\(\d{1,4}\)[ -]?)?\d{1,4}(?:[ -]?\d{2,4}){1,5})"
+  # a North American number
   r"|(?:\+?1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[.-])[2-9]\d\d[.-]\d{4}"
   r")(?![\w-])"
 )
 DIGITS = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,}")
-CARDS = (  # how the number begins, how many digits it has
-  (re.compile(r"4"), (13, 16, 19)),
-  (re.compile(r"5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)"), (16,)),
-  (re.compile(r"3[47]"), (15,)),
-  (re.compile(r"6011|65|64[4-9]"), (16, 19)),
-  (re.compile(r"3(?:0[0-5]|[68])"), (14,)),
-  (re.compile(r"35(?:2[89]|[3-8])|62"), (16, 17, 18, 19)),
+# How the number of an issuer's card begins, and how many digits it may have.
+CARDS = (
+  (re.compile(r"4"), (13, 16, 19)),  # Visa
+  (re.compile(r"5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)"), (16,)),  # Mastercard
+  (re.compile(r"3[47]"), (15,)),  # American Express
+  (re.compile(r"6011|65|64[4-9]"), (16, 19)),  # Discover
+  (re.compile(r"3(?:0[0-5]|[68])"), (14,)),  # Diners Club
+  (re.compile(r"35(?:2[89]|[3-8])|62"), (16, 17, 18, 19)),  # JCB and UnionPay
 )
+CARD_DIGITS = (13, 19)  # the fewest and the most
+GROUP_DIGITS = 3  # the fewest digits of a group in a card number that is written in groups
 IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}")
+# Characters of an IBAN by country, from the registry of ISO 13616.
 IBAN_LENGTHS = {
   "AD": 24,
   "AE": 23,
@@ -135,138 +161,198 @@ IBAN_LENGTHS = {
   "VG": 24,
   "XK": 20,
 }
+# Without the ranges that are never given out: 000, 666 and 9xx, 00, and 0000.
 SSN = re.compile(r"(?<![\w-])(?!000|666|9)\d{3}([ -])(?!00)\d{2}\1(?!0000)\d{4}(?![\w-])")
 IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)")
 IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
-STREETS = "Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Square|Sq|Terrace|Ter|Highway|Hwy|Parkway|Pkwy"
+# Words for a street, long and short.
+STREETS = (
+  "Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Square|Sq|Terrace|Ter"
+  "|Highway|Hwy|Parkway|Pkwy"
+)
 ADDRESS = re.compile(
+  # a house number, and a direction
   rf"(?<![\w.,$-])\d{{1,5}}[A-Za-z]? (?:[NSEW]\.? )?"
+  # the name of the street
   rf"(?:(?:[A-Z][a-z'’-]{{1,20}}|\d{{1,3}}(?:st|nd|rd|th)) ){{1,3}}(?:{STREETS})\b"
+  # a German street and its number
   r"|\b[A-ZÄÖÜ][a-zäöüß-]{1,30}(?:straße|strasse|allee|gasse) \d{1,4}[a-z]?\b"
 )
 SECRET = re.compile(
-  r"\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36,255}\b|\bgithub_pat_\w{22,255}\b|\bAIza[\w-]{35}(?![\w-])"
-  r"|\bxox[abeprs]-[0-9A-Za-z-]{10,255}|\b[prs]k_(?:live|test)_[0-9A-Za-z]{16,255}\b|\bsk-[\w-]{20,255}"
+  # Amazon
+  r"\bAKIA[0-9A-Z]{16}\b"
+  # GitHub
+  r"|\bgh[pousr]_[A-Za-z0-9]{36,255}\b|\bgithub_pat_\w{22,255}\b"
+  # Google
+  r"|\bAIza[\w-]{35}(?![\w-])"
+  # Slack
+  r"|\bxox[abeprs]-[0-9A-Za-z-]{10,255}"
+  # Stripe
+  r"|\b[prs]k_(?:live|test)_[0-9A-Za-z]{16,255}\b"
+  # OpenAI and others
+  r"|\bsk-[\w-]{20,255}"
+  # a JSON web token
   r"|\beyJ[\w-]{10,2000}\.eyJ[\w-]{10,4000}\.[\w-]{10,2000}"
-  r"|-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----[\sA-Za-z0-9+/=:,-]{0,10000}?(?:-----END [A-Z "
-  r"]{0,20}PRIVATE KEY-----|\Z)"
+  # a private key, which may be cut off
+  r"|-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----[\sA-Za-z0-9+/=:,-]{0,10000}?"
+  r"(?:-----END [A-Z ]{0,20}PRIVATE KEY-----|\Z)"
 )
 ASSIGNED = re.compile(
-  r"(?i)\b(?:api[_-]?key|access[_-]?key|secret(?:[_-]?key)?|auth[_-]?token|access[_-]?token|passwd|password)\b"
+  # the name of a variable or field
+  r"(?i)\b(?:api[_-]?key|access[_-]?key|secret(?:[_-]?key)?|auth[_-]?token|access[_-]?token"
+  r"|passwd|password)\b"
+  # what it is set to
   r"['\"]?\s{0,3}[:=]\s{0,3}['\"]?(?P<value>[\w+/=.!@#$%^&*-]{8,200})"
 )
 
 
-def emails(text: str) -> Iterator[tuple[int, int]]:
-  """name@host.domain"""
-  for found in EMAIL.finditer(text) if "@" in text else ():
-    if ".." not in found[0]:
-      yield found.span()
+def emails(text: str) -> Iterator[Place]:
+  """Yields the places of name@host.domain."""
+  if "@" not in text:  # most texts, which the pattern would take long to search
+    return
+  for match in EMAIL.finditer(text):
+    if ".." not in match[0]:
+      yield match.span()
 
 
-def phones(text: str) -> Iterator[tuple[int, int]]:
-  """+CC and 8 to 15 digits in all, or a North American number of ten with its separators; a bare
-  run of digits is none.
+def phones(text: str) -> Iterator[Place]:
+  """Yields the places of phone numbers.
+
+  These are + and a country code with 8 to 15 digits in all, or a North American number of ten
+  digits with its separators. A bare run of digits is none.
   """
-  for found in PHONE.finditer(text):
-    digits = sum(c.isdigit() for c in found[0])
-    if not found["international"] or 8 <= digits <= 15:
-      yield found.span()
+  for match in PHONE.finditer(text):
+    digits = sum(character.isdigit() for character in match[0])
+    if not match["international"] or 8 <= digits <= 15:
+      yield match.span()
 
 
-def cards(text: str) -> Iterator[tuple[int, int]]:
-  """13 to 19 digits, in groups of 3 or more or in one, with the beginning and length of an issuer,
-  that pass Luhn's check.
+def cards(text: str) -> Iterator[Place]:
+  """Yields the places of card numbers.
+
+  These are 13 to 19 digits, in one group or in groups of 3 or more, that begin as an issuer's
+  numbers do, have their length, and pass Luhn's check.
   """
   for run in DIGITS.finditer(text):
     groups = [group.span() for group in re.finditer(r"\d+", run[0])]
     if text[run.end() : run.end() + 1].isalnum():
-      groups.pop()  # 4111111111111111x
+      groups.pop()  # 4111111111111111x is something else
     first = 0
     while first < len(groups):
-      last = next(
-        (i for i in _ends(run[0], groups, first) if _card(run[0], groups[first][0], groups[i][1])),
-        None,
-      )
-      if last is not None:
-        yield run.start() + groups[first][0], run.start() + groups[last][1]
-      first = (first if last is None else last) + 1
+      start, _ = groups[first]
+      last = _last_group(run[0], groups, first)
+      if last is None:
+        first += 1
+        continue
+      _, end = groups[last]
+      yield run.start() + start, run.start() + end
+      first = last + 1
 
 
-def _ends(text: str, groups: list[tuple[int, int]], first: int) -> Iterator[int]:
-  """Groups at which a number of 13 to 19 digits that begins with group `first` may end."""
+def _last_group(text: str, groups: Sequence[Place], first: int) -> int | None:
+  """Returns the group that ends the card number which begins with group `first`, if there is one.
+
+  The shortest number counts, because other digits may follow it.
+  """
+  fewest, most = CARD_DIGITS
+  start, _ = groups[first]
   digits = 0
   for i in range(first, len(groups)):
-    size = groups[i][1] - groups[i][0]
+    group_start, end = groups[i]
+    size = end - group_start
     digits += size
-    if size < 3 or digits > 19:
-      return
-    if digits >= 13:
-      yield i
+    if size < GROUP_DIGITS or digits > most:
+      return None
+    if digits >= fewest and _is_card(text[start:end]):
+      return i
+  return None
 
 
-def _card(text: str, start: int, end: int) -> bool:
-  digits = text[start:end].replace(" ", "").replace("-", "")
-  return any(len(digits) in lengths and begin.match(digits) for begin, lengths in CARDS) and luhn(
-    digits
-  )
+def _is_card(number: str) -> bool:
+  """Returns whether a number with its separators is one of an issuer, and passes the check."""
+  digits = number.replace(" ", "").replace("-", "")
+  for begin, sizes in CARDS:
+    if len(digits) in sizes and begin.match(digits):
+      return luhn(digits)
+  return False
 
 
-def ibans(text: str) -> Iterator[tuple[int, int]]:
-  """Country, check digits and account, in groups or not, of the country's length and right modulo
-  97.
+def ibans(text: str) -> Iterator[Place]:
+  """Yields the places of IBANs: country, check digits and account, in groups or not.
+
+  They have the length that the country's have, and are right modulo 97.
   """
-  for found in IBAN.finditer(text):
-    places = [found.start() + i for i, c in enumerate(found[0]) if c != " "]
-    length = IBAN_LENGTHS.get(found[0][:2])
+  for match in IBAN.finditer(text):
+    country = match[0][:2]
+    length = IBAN_LENGTHS.get(country)
+    places = [match.start() + i for i, character in enumerate(match[0]) if character != " "]
     if length is None or len(places) < length:
       continue
+    # The pattern may go on into the next word, so the country's length decides where it ends.
     end = places[length - 1] + 1
-    inside = not text[end : end + 1].isalnum()
-    if inside and mod97("".join(text[i] for i in places[:length])):
-      yield found.start(), end
+    ends_a_word = not text[end : end + 1].isalnum()
+    iban = "".join(text[place] for place in places[:length])
+    if ends_a_word and mod97(iban):
+      yield match.start(), end
 
 
-def ssns(text: str) -> Iterator[tuple[int, int]]:
-  """US social security numbers, 3-2-4 digits, without the ranges that are never given out."""
-  yield from (found.span() for found in SSN.finditer(text))
+def ssns(text: str) -> Iterator[Place]:
+  """Yields the places of US social security numbers, of 3, 2 and 4 digits."""
+  for match in SSN.finditer(text):
+    yield match.span()
 
 
-def addresses_ip(text: str) -> Iterator[tuple[int, int]]:
-  """IPv4 and IPv6 addresses of the public internet; private, local and reserved ones say nothing
-  about a person.
+def addresses_ip(text: str) -> Iterator[Place]:
+  """Yields the places of IPv4 and IPv6 addresses of the public internet.
+
+  Private, local and reserved addresses say nothing about a person.
   """
-  for found in IPV4.finditer(text):
-    if _global(found[0]):
-      yield found.span()
-  for found in IPV6.finditer(text) if "::" in text or text.count(":") > 6 else ():
-    if _global(found[0]) and found[0][0] in "23":  # 2000::/3 is what has been given out
-      yield found.span()
+  for match in IPV4.finditer(text):
+    if _is_global(match[0]):
+      yield match.span()
+  if "::" not in text and text.count(":") < 7:  # then it holds no IPv6 address
+    return
+  for match in IPV6.finditer(text):
+    # Only 2000::/3 has been given out.
+    if match[0][0] in "23" and _is_global(match[0]):
+      yield match.span()
 
 
-def _global(address: str) -> bool:
+def _is_global(address: str) -> bool:
   try:
     return ipaddress.ip_address(address).is_global
-  except ValueError:
+  except ValueError:  # 256.1.1.1, for one
     return False
 
 
-def streets(text: str) -> Iterator[tuple[int, int]]:
-  """A house number, capitalised names and a word for a street, or a German street with a number."""
-  yield from (found.span() for found in ADDRESS.finditer(text))
+def streets(text: str) -> Iterator[Place]:
+  """Yields the places of street addresses.
 
-
-def secrets(text: str) -> Iterator[tuple[int, int]]:
-  """Keys of known services, JSON web tokens, private keys; what a password or key is set to, if it
-  has a digit and a letter.
+  These are a house number, capitalised names and a word for a street, or a German street with a
+  number.
   """
-  yield from (found.span() for found in SECRET.finditer(text))
-  for found in ASSIGNED.finditer(text):
-    value = found["value"]
-    if any(c.isdigit() for c in value) and any(c.isalpha() for c in value):
-      yield found.span("value")
+  for match in ADDRESS.finditer(text):
+    yield match.span()
 
 
+def secrets(text: str) -> Iterator[Place]:
+  """Yields the places of keys and passwords.
+
+  These are keys of well-known services, JSON web tokens and private keys, and also what a password
+  or key is set to, if it has a digit and a letter.
+  """
+  for match in SECRET.finditer(text):
+    yield match.span()
+  for match in ASSIGNED.finditer(text):
+    value = match["value"]
+    # Words such as "password: correct" are text, not passwords.
+    has_digit = any(character.isdigit() for character in value)
+    has_letter = any(character.isalpha() for character in value)
+    if has_digit and has_letter:
+      yield match.span("value")
+
+
+# Where two of them find the same span, the first one names its kind.
 DETECTORS: Mapping[str, Detector] = {
   "secret": secrets,
   "email": emails,
@@ -283,25 +369,32 @@ DETECTORS: Mapping[str, Detector] = {
 
 
 def find(text: str, detectors: Mapping[str, Detector] = DETECTORS) -> list[Span]:
-  """The spans in order, without overlaps: the earlier one stays, then the longer one, then the
-  earlier detector's.
+  """Returns the spans of a text in order and without overlaps.
+
+  Of two that overlap the earlier one stays, then the longer one, then the earlier detector's.
   """
-  every = [
-    Span(kind, start, end) for kind, detector in detectors.items() for start, end in detector(text)
-  ]
-  kept: list[Span] = []
-  for span in sorted(every, key=lambda span: (span.start, -span.end)):
-    if not kept or span.start >= kept[-1].end:
-      kept.append(span)
-  return kept
+  candidates = []
+  for kind, detector in detectors.items():
+    candidates += [Span(kind, start, end) for start, end in detector(text)]
+  # Sorting is stable, which leaves equal spans in the order of the detectors.
+  candidates.sort(key=lambda span: (span.start, -span.end))
+  spans: list[Span] = []
+  for span in candidates:
+    if not spans or span.start >= spans[-1].end:
+      spans.append(span)
+  return spans
 
 
 def mask(text: str, spans: Iterable[Span]) -> str:
-  """The text with [KIND] in the place of each span; spans in order and without overlaps, as `find`
-  gives them.
+  """Returns the text with [KIND] in the place of each span.
+
+  The spans are in order and without overlaps, as `find` gives them.
   """
-  parts, at = [], 0
+  parts = []
+  rest = 0  # where the text after the last span begins
   for span in spans:
-    parts += [text[at : span.start], f"[{span.kind.upper()}]"]
-    at = span.end
-  return "".join([*parts, text[at:]])
+    parts.append(text[rest : span.start])
+    parts.append(f"[{span.kind.upper()}]")
+    rest = span.end
+  parts.append(text[rest:])
+  return "".join(parts)

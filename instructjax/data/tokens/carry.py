@@ -1,9 +1,8 @@
-"""A tokenizer as the files that `transformers`, and what serves its models, open: `tokenizer.json`
-and what stands beside it.
+"""A tokenizer as the files that `transformers`, and what serves its models, open.
 
-Files of a model folder are copied.  The byte-level BPE of a GGUF file, a SentencePiece model and
-the tokenizer of bytes become a `tokenizer.json`, which is read back and compared: it must give
-the same ids.
+These are `tokenizer.json` and the files beside it. Files of a model folder are copied. The
+byte-level BPE of a GGUF file, a SentencePiece model and the tokenizer of bytes become a
+`tokenizer.json`, which is tried on a few texts: it must give the same ids.
 """
 
 from __future__ import annotations
@@ -18,19 +17,26 @@ from instructjax.data.tokens import tokenizers
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
 
-JSON, CONFIG = "tokenizer.json", "tokenizer_config.json"
+JSON = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
+MODEL = "tokenizer.model"
+# All files of a folder that belong to its tokenizer.
 FILES = (
   JSON,
   CONFIG,
   "special_tokens_map.json",
   "added_tokens.json",
-  "chat_template.jinja",
+  TEMPLATE,
   "chat_template.json",
-  "tokenizer.model",
+  MODEL,
   "vocab.json",
   "merges.txt",
 )
-END, SPACE = "<|endoftext|>", "\u2581"
+END = "<|endoftext|>"
+SPACE = "\u2581"  # SentencePiece's space
+UNIGRAM = 1  # the number of this model type in a SentencePiece file
+# Texts on which two tokenizers are compared.
 PROBES = (
   "",
   " ",
@@ -52,10 +58,13 @@ PROBES = (
 
 
 def write(reference: str, tokenizer: Tokenizer, folder: Path, *, context: int) -> None:
-  """Writes the files of the tokenizer of a `reference` (a folder, a file, or "bytes") into a model
-  folder.
+  """Writes the files of a tokenizer into a model folder.
 
-  Raises UserError where a tokenizer.json that gives the same ids cannot be made.
+  `reference` says where the tokenizer comes from: a folder, a file, or "bytes". `context` is the
+  longest row of the model, in tokens.
+
+  Raises:
+    UserError: if a tokenizer.json that gives the same ids cannot be made.
   """
   source = Path(reference)
   if source.name == JSON:
@@ -63,65 +72,78 @@ def write(reference: str, tokenizer: Tokenizer, folder: Path, *, context: int) -
   if source.is_dir() and (source / JSON).is_file():
     _copy(source, folder)
     return
-  if source.suffix == ".json":
-    shutil.copyfile(source, folder / JSON)
-    made = _read(source)
-  elif source.suffix == ".gguf":
-    metadata = tokenizers.gguf_metadata(source)
-    made = tokenizers.byte_level(metadata)
-    if template := metadata.get("tokenizer.chat_template"):
-      (folder / "chat_template.jinja").write_text(template, "utf-8")
-  elif source.suffix == ".model" or source.is_dir():
-    path = source / "tokenizer.model" if source.is_dir() else source
-    shutil.copyfile(path, folder / "tokenizer.model")
-    made = from_sentencepiece(path)
-  else:
-    made = of_bytes()
-  name = made.id_to_token
-  _prefix(made, [name(i) for i in tokenizer.bos], tokenizer.bos)
-  _equal(made, tokenizer, reference)
-  made.save(str(folder / JSON))
-  end = next(
-    (i for i in tokenizer.eos if i in tokenizer.specials.values()), tokenizer.eos[0]
-  )  # a new line is text as well
-  special = {"eos_token": name(end), "bos_token": name(tokenizer.bos[0]) if tokenizer.bos else None}
-  settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, **special}
-  settings |= {"clean_up_tokenization_spaces": False, "padding_side": "left"}
+  hf_tokenizer = _convert(source, folder)
+  bos_names = [hf_tokenizer.id_to_token(i) for i in tokenizer.bos]
+  _begin_rows(hf_tokenizer, bos_names, tokenizer.bos)
+  _check_equal(hf_tokenizer, tokenizer, reference)
+  hf_tokenizer.save(str(folder / JSON))
+  # A new line may end a response too, but it is text. `transformers` gets a special token if there
+  # is one among the ids that end a response.
+  special_ids = set(tokenizer.specials.values())
+  ends = [i for i in tokenizer.eos if i in special_ids] or tokenizer.eos
+  settings = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "model_max_length": context,
+    "eos_token": hf_tokenizer.id_to_token(ends[0]),
+    "bos_token": bos_names[0] if bos_names else None,
+    # Our decoder changes no spaces, and prompts are padded on the left.
+    "clean_up_tokenization_spaces": False,
+    "padding_side": "left",
+  }
   (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
 def _copy(source: Path, folder: Path) -> None:
   for name in FILES:
-    if (source / name).is_file() and (source / name).resolve() != (folder / name).resolve():
+    is_same = (source / name).resolve() == (folder / name).resolve()
+    if (source / name).is_file() and not is_same:
       shutil.copyfile(source / name, folder / name)
 
 
-def _read(path: Path) -> Any:
+def _convert(source: Path, folder: Path) -> Any:
+  """Returns the tokenizer of a source as one of the `tokenizers` package.
+
+  Files that can go along as they are, such as a chat template, are written into the folder.
+  """
   import tokenizers as hf
 
-  return hf.Tokenizer.from_file(str(path))
+  if source.suffix == ".json":
+    shutil.copyfile(source, folder / JSON)
+    return hf.Tokenizer.from_file(str(source))
+  if source.suffix == ".gguf":
+    metadata = tokenizers.gguf_metadata(source)
+    template = metadata.get("tokenizer.chat_template")
+    if template:
+      (folder / TEMPLATE).write_text(template, "utf-8")
+    return tokenizers.byte_level(metadata)
+  if source.suffix == ".model" or source.is_dir():
+    path = source / MODEL if source.is_dir() else source
+    shutil.copyfile(path, folder / MODEL)
+    return from_sentencepiece(path)
+  return of_bytes()
 
 
-def _prefix(made: Any, names: Sequence[str], ids: Sequence[int]) -> None:
-  """`transformers` puts the ids that begin a row before every text, as our rows have them."""
+def _begin_rows(hf_tokenizer: Any, names: Sequence[str], ids: Sequence[int]) -> None:
+  """Has `transformers` put the ids that begin our rows before every text."""
   from tokenizers.processors import TemplateProcessing
 
   if names:
-    made.post_processor = TemplateProcessing(
-      single=" ".join([*names, "$A"]),
-      special_tokens=[(name, i) for name, i in zip(names, ids, strict=True)],
+    hf_tokenizer.post_processor = TemplateProcessing(
+      single=" ".join([*names, "$A"]),  # $A stands for the text
+      special_tokens=list(zip(names, ids, strict=True)),
     )
 
 
-def _equal(made: Any, tokenizer: Tokenizer, reference: str) -> None:
-  """Raises UserError where the made tokenizer and ours give other ids for one of PROBES."""
+def _check_equal(hf_tokenizer: Any, tokenizer: Tokenizer, reference: str) -> None:
+  """Raises UserError if the converted tokenizer and ours give different ids for one of PROBES."""
   for text in PROBES:
-    found, wanted = made.encode(text, add_special_tokens=False).ids, tokenizer.encode(text)
-    if found != wanted:
+    ids = hf_tokenizer.encode(text, add_special_tokens=False).ids
+    wanted = tokenizer.encode(text)
+    if ids != wanted:
       raise UserError(
-        f"{reference}: no tokenizer.json gives its ids ({text!r} becomes {found[:8]}, not "
-        f"{wanted[:8]}): give the model "
-        "another tokenizer before training, or write the tokenizer's files by hand"
+        f"{reference}: no tokenizer.json gives its ids ({text!r} becomes {ids[:8]}, not "
+        f"{wanted[:8]}): give the model another tokenizer before training, or write the "
+        "tokenizer's files by hand"
       )
 
 
@@ -129,96 +151,116 @@ def _equal(made: Any, tokenizer: Tokenizer, reference: str) -> None:
 
 
 def of_bytes() -> Any:
-  """`tokenizers.of_bytes` as byte-level BPE without merges: every byte is its id, and 256 ends a
-  text.
+  """Returns `tokenizers.of_bytes` as a byte-level BPE without merges.
+
+  Every byte is its id, and 256 ends a text.
   """
   import tokenizers as hf
   from tokenizers import decoders, models, pre_tokenizers
 
-  vocab = {character: i for i, character in enumerate(byte_characters())} | {END: 256}
-  made = hf.Tokenizer(models.BPE(vocab, []))
-  made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-  made.decoder = decoders.ByteLevel()
-  made.add_special_tokens([hf.AddedToken(END, normalized=False, special=True)])
-  return made
+  vocab = {character: i for i, character in enumerate(byte_characters())}
+  vocab[END] = 256
+  hf_tokenizer = hf.Tokenizer(models.BPE(vocab, []))
+  hf_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  hf_tokenizer.decoder = decoders.ByteLevel()
+  hf_tokenizer.add_special_tokens([hf.AddedToken(END, normalized=False, special=True)])
+  return hf_tokenizer
 
 
 def byte_characters() -> list[str]:
-  """The character that stands for each byte in byte-level BPE (Radford et al. 2019): itself where
-  it can be seen.
+  """Returns the character that stands for each byte in byte-level BPE (Radford et al. 2019).
+
+  A byte whose character can be seen stands for itself; the others are shifted to U+0100 and on.
   """
-  seen = [
+  visible = {
     *range(ord("!"), ord("~") + 1),
     *range(ord("¡"), ord("¬") + 1),
     *range(ord("®"), ord("ÿ") + 1),
-  ]
-  others = (i for i in range(256) if i not in seen)
-  shifted = {byte: chr(256 + n) for n, byte in enumerate(others)}
-  return [shifted.get(i, chr(i)) for i in range(256)]
+  }
+  characters = []
+  shifted = 0  # bytes so far that stand for another character
+  for byte in range(256):
+    if byte in visible:
+      characters.append(chr(byte))
+    else:
+      characters.append(chr(256 + shifted))
+      shifted += 1
+  return characters
 
 
 def from_sentencepiece(path: Path) -> Any:
-  """A SentencePiece model, BPE or unigram, as a tokenizer of the `tokenizers` package.
+  """Returns a SentencePiece model, BPE or unigram, as a tokenizer of the `tokenizers` package.
 
-  A BPE file has no list of merges: every way to cut a piece into two others is one, in the order
-  of the pieces' scores.
+  A BPE file has no list of merges. Every way to cut a piece into two other pieces is a merge, and
+  they are in the order of the pieces' scores.
   """
   import sentencepiece
   import tokenizers as hf
   from tokenizers import models
 
-  sp = sentencepiece.SentencePieceProcessor(model_file=str(path))
-  pieces = [sp.id_to_piece(i) for i in range(sp.get_piece_size())]
-  scores = [sp.get_score(i) for i in range(len(pieces))]
-  unknown = pieces[sp.unk_id()] if sp.unk_id() >= 0 else None
-  fallback = any(sp.is_byte(i) for i in range(len(pieces)))
-  normal = [
-    i
-    for i in range(len(pieces))
-    if not (sp.is_control(i) or sp.is_unknown(i) or sp.is_byte(i) or sp.is_unused(i))
-  ]
-  proto = _proto(path)
-  if proto.trainer_spec.model_type == 1:
-    made = hf.Tokenizer(models.Unigram(list(zip(pieces, scores)), sp.unk_id(), fallback))
+  processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+  size = processor.get_piece_size()
+  pieces = [processor.id_to_piece(i) for i in range(size)]
+  scores = [processor.get_score(i) for i in range(size)]
+  unknown = processor.unk_id()  # below 0 where there is none
+  has_bytes = any(processor.is_byte(i) for i in range(size))
+  proto = _read_proto(path)
+  if proto.trainer_spec.model_type == UNIGRAM:
+    scored = list(zip(pieces, scores, strict=True))
+    hf_tokenizer = hf.Tokenizer(models.Unigram(scored, unknown, has_bytes))
   else:
     vocab = {piece: i for i, piece in enumerate(pieces)}
-    joined = _merges(vocab, {pieces[i]: scores[i] for i in normal})
-    made = hf.Tokenizer(
-      models.BPE(vocab, joined, unk_token=unknown, fuse_unk=True, byte_fallback=fallback)
+    scores_of_text = {}  # of the pieces that occur in a text, and so can be merged
+    for i in range(size):
+      special = processor.is_control(i) or processor.is_unknown(i) or processor.is_unused(i)
+      if not special and not processor.is_byte(i):
+        scores_of_text[pieces[i]] = scores[i]
+    model = models.BPE(
+      vocab,
+      _merges(vocab, scores_of_text),
+      unk_token=pieces[unknown] if unknown >= 0 else None,
+      fuse_unk=True,
+      byte_fallback=has_bytes,
     )
-  _spaces(made, proto.normalizer_spec)
-  control = [pieces[i] for i in range(len(pieces)) if sp.is_control(i)]
-  made.add_special_tokens(
+    hf_tokenizer = hf.Tokenizer(model)
+  _set_spaces(hf_tokenizer, proto.normalizer_spec)
+  control = [pieces[i] for i in range(size) if processor.is_control(i)]
+  hf_tokenizer.add_special_tokens(
     [hf.AddedToken(piece, normalized=False, special=True) for piece in control]
   )
-  return made
+  return hf_tokenizer
 
 
 def _merges(vocab: Mapping[str, int], scores: Mapping[str, float]) -> list[tuple[str, str]]:
-  """Every pair of pieces that make a third, the highest score first; of one piece, in the order of
-  the parts' ids.
+  """Returns every pair of pieces that make a third, the highest score of that third first.
+
+  The pairs that make the same piece are in the order of their ids.
   """
-  found = []
+  ranked = []
   for piece, score in scores.items():
-    cuts = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
-    own = [(left, right) for left, right in cuts if left in scores and right in scores]
-    found += [(-score, vocab[left], vocab[right], (left, right)) for left, right in own]
-  return [pair for *_, pair in sorted(found)]
+    for cut in range(1, len(piece)):
+      left, right = piece[:cut], piece[cut:]
+      if left in scores and right in scores:
+        rank = (-score, vocab[left], vocab[right])
+        ranked.append((rank, (left, right)))
+  return [pair for _, pair in sorted(ranked)]
 
 
-def _proto(path: Path) -> Any:
+def _read_proto(path: Path) -> Any:
+  """Returns the settings that a SentencePiece file holds beside its pieces."""
   from sentencepiece import sentencepiece_model_pb2
 
-  proto: Any = vars(sentencepiece_model_pb2)["ModelProto"]()  # its classes are made at run time
+  # The classes of this module are made at run time, where no type checker sees them.
+  proto: Any = vars(sentencepiece_model_pb2)["ModelProto"]()
   proto.ParseFromString(path.read_bytes())
   return proto
 
 
-def _spaces(made: Any, rules: Any) -> None:
-  """SentencePiece's way with spaces: each is the character U+2581, and one stands before every text
-  where `rules` say so.
+def _set_spaces(hf_tokenizer: Any, rules: Any) -> None:
+  """Has a tokenizer treat spaces as SentencePiece does.
 
-  There the text's own first space is that one, as `tokenizers` reads it.
+  Each space is the character U+2581, and one stands before every text if `rules` say so. Then a
+  space at the beginning of the text counts as that one, as `vocabulary.joinable` has it.
   """
   from tokenizers import Regex, decoders, normalizers
 
@@ -226,13 +268,21 @@ def _spaces(made: Any, rules: Any) -> None:
   if rules.precompiled_charsmap:
     steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
   if rules.remove_extra_whitespaces:
-    steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    steps.append(normalizers.Strip())
+    steps.append(normalizers.Replace(Regex(" {2,}"), " "))
   steps.append(normalizers.Replace(" ", SPACE))
   if rules.add_dummy_prefix:
-    steps += [normalizers.Prepend(SPACE), normalizers.Replace(Regex(f"^{SPACE}{SPACE}"), SPACE)]
+    steps.append(normalizers.Prepend(SPACE))
+    # The text had a space of its own there.
+    steps.append(normalizers.Replace(Regex(f"^{SPACE}{SPACE}"), SPACE))
+    # There was no text.
     steps.append(normalizers.Replace(Regex(f"^{SPACE}$"), ""))
-  made.normalizer = normalizers.Sequence(steps)
-  strip = [decoders.Strip(" ", 1, 0)] if rules.add_dummy_prefix else []
-  made.decoder = decoders.Sequence(
-    [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-  )
+  hf_tokenizer.normalizer = normalizers.Sequence(steps)
+  decoding: list[Any] = [
+    decoders.Replace(SPACE, " "),
+    decoders.ByteFallback(),
+    decoders.Fuse(),
+  ]
+  if rules.add_dummy_prefix:
+    decoding.append(decoders.Strip(" ", 1, 0))  # one space on the left
+  hf_tokenizer.decoder = decoders.Sequence(decoding)

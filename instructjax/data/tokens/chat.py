@@ -1,14 +1,14 @@
-"""Chat templates: a tokenizer's own Jinja template turns messages into the text that its model was
-trained on.
+"""Chat templates: a tokenizer's own Jinja template turns messages into text as its model knows it.
 
 The text is rendered as `transformers` renders it and becomes ids once; special tokens in it are
-parsed as ids.  A reply carries loss from its first token to the stop id that closes it, and what
+parsed as ids. A reply carries loss from its first token to the stop id that closes it, and what
 stands before it is, id for id, the prompt from which a rollout starts:
 
-  prompt of a reply     encode(render(messages before it, add_generation_prompt=True))
-  its loss              the tokens of render(messages up to it) after that prompt, or those inside {% generation %}
+  prompt of a reply   encode(render(messages before it, add_generation_prompt=True))
+  its loss            the tokens of render(messages up to it) after that prompt, or those inside
+                      {% generation %} where the template has such blocks
 
-A text that names a special token ("<|im_end|>") is an error: it would end or begin a turn.
+A message that names a special token ("<|im_end|>") is an error: it would end or begin a turn.
 """
 
 from __future__ import annotations
@@ -31,15 +31,34 @@ from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
 
 OWN = "chat"  # the name of the tokenizer's own template
-JINJA, CONFIG, NAMES = "chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json"
-PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
-BEGIN, END = "\ufdd0", "\ufdd1"  # around what stands inside {% generation %}; no text holds these
-Span = tuple[int, int]  # of letters in a text: from, to
+# The files of a model folder that hold templates and the names of special tokens.
+JINJA = "chat_template.jinja"
+CONFIG = "tokenizer_config.json"
+NAMES = "special_tokens_map.json"
+# A template is tried on this chat before it is used.
+PROBE = (
+  {"role": "user", "content": "a"},
+  {"role": "assistant", "content": "b"},
+)
+# These stand around what is inside {% generation %}. They are noncharacters: no text holds them.
+BEGIN = "\ufdd0"
+END = "\ufdd1"
+Span = tuple[int, int]  # characters of a text: from, to
+# What an expression in a template may raise while it is rendered.
+RENDER_ERRORS = (
+  jinja2.TemplateError,
+  TypeError,
+  ValueError,
+  LookupError,
+  ArithmeticError,
+)
 
 
 class Template(NamedTuple):
-  """A compiled template.  `end` is the stop id that closes a reply, `tokens` the names that the
-  text may use (bos_token).
+  """A compiled template.
+
+  `end` is the stop id that closes a reply. `tokens` maps the variables that the text may use for
+  special tokens, such as bos_token, to their names.
   """
 
   name: str
@@ -50,11 +69,11 @@ class Template(NamedTuple):
 
 
 class ChatError(ValueError):
-  """What is wrong with one chat; the pipeline adds the line and the field."""
+  """An error in one chat; the pipeline adds the line and the field."""
 
 
 def about(template: Template) -> dict[str, str]:
-  """What a run says about its template."""
+  """Returns what a run keeps of its template."""
   return {"text": template.text, "fingerprint": hashlib.sha256(template.text.encode()).hexdigest()}
 
 
@@ -62,149 +81,189 @@ def about(template: Template) -> dict[str, str]:
 
 
 def find(source: str | Path | Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:
-  """(template or None, names of special tokens) of GGUF metadata, or of the folder of a tokenizer."""
+  """Returns (template or None, names of special tokens) of GGUF metadata or of a model folder.
+
+  Raises:
+    UserError: if a file of the folder cannot be read, or has several templates and no default.
+  """
   if isinstance(source, Mapping):
-    names = source.get("tokenizer.ggml.tokens") or []
-    keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    ids = {key: source.get(f"tokenizer.ggml.{theirs}_token_id") for key, theirs in keys.items()}
-    return source.get("tokenizer.chat_template"), {
-      f"{k}_token": names[i] for k, i in ids.items() if i is not None
-    }
+    return _find_in_gguf(source)
   folder = Path(source) if Path(source).is_dir() else Path(source).parent
-  config, named = _json(folder / CONFIG), _json(folder / NAMES)
-  tokens = {
-    key: value["content"] if isinstance(value, dict) else value
-    for key, value in (named | {k: v for k, v in config.items() if v is not None}).items()
-    if key.endswith("_token")
-    and isinstance(value.get("content") if isinstance(value, dict) else value, str)
-  }
+  config = _read_json(folder / CONFIG)
+  tokens = _token_names(_read_json(folder / NAMES), config)
   if (folder / JINJA).is_file():
-    return _text(folder / JINJA), tokens
-  found = config.get("chat_template")
-  if isinstance(found, list):
-    several = {one["name"]: one["template"] for one in found}
-    if "default" not in several:
+    return _read_text(folder / JINJA), tokens
+  template = config.get("chat_template")
+  # Some models name several templates, such as one for tools.
+  if isinstance(template, list):
+    templates = {entry["name"]: entry["template"] for entry in template}
+    if "default" not in templates:
       raise UserError(
-        f"{folder / CONFIG}: the chat templates {', '.join(several)} and none named 'default'; "
-        "write the one you mean to a "
-        ".jinja file and name it in config.data.template"
+        f"{folder / CONFIG}: the chat templates {', '.join(templates)} and none named 'default'; "
+        "write the one you mean to a .jinja file and name it in config.data.template"
       )
-    found = several["default"]
-  return found, tokens
+    template = templates["default"]
+  return template, tokens
+
+
+def _find_in_gguf(metadata: Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:
+  """Returns what `find` returns, from the metadata of a GGUF file."""
+  names = metadata.get("tokenizer.ggml.tokens") or []
+  gguf_keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+  tokens = {}
+  for key, gguf_key in gguf_keys.items():
+    token_id = metadata.get(f"tokenizer.ggml.{gguf_key}_token_id")
+    if token_id is not None:
+      tokens[f"{key}_token"] = names[token_id]
+  return metadata.get("tokenizer.chat_template"), tokens
+
+
+def _token_names(names: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
+  """Returns the special tokens of two files as a template names them.
+
+  The configuration of the tokenizer comes first, unless it leaves a token out or says null.
+  """
+  configured = {key: value for key, value in config.items() if value is not None}
+  fields = {**names, **configured}
+  tokens = {}
+  for key, value in fields.items():
+    # A token is a text, or an object that also says how white space around it is treated.
+    name = value.get("content") if isinstance(value, dict) else value
+    if key.endswith("_token") and isinstance(name, str):
+      tokens[key] = name
+  return tokens
 
 
 def load(name: str, text: str, tokens: Mapping[str, str], tokenizer: Tokenizer) -> Template:
-  """The template of a text, tried on a chat of two messages.
+  """Compiles the text of a template, and tries it on a chat of two messages.
 
-  Raises UserError where it is no Jinja, drops a message, or does not close a reply with one of
-  the tokenizer's stop ids.
+  Raises:
+    UserError: if the text is not Jinja, drops a message, or does not close a reply with one of the
+      tokenizer's stop ids.
   """
   try:
     compiled = _environment().from_string(text)
   except jinja2.TemplateSyntaxError as error:
     raise UserError(f"{name}:{error.lineno}: not a Jinja template ({error.message})") from None
-  ids = {"bos_token": tokenizer.bos[:1], "eos_token": tokenizer.eos[:1]}
-  usual = {
-    key: piece
-    for key, found in ids.items()
-    for piece, i in tokenizer.specials.items()
-    if i in found
-  }
-  template = Template(name, text, usual | dict(tokens), compiled, -1)
+  # Where the files name no bos_token or eos_token, it is the tokenizer's first.
+  variables = {}
+  for piece, token_id in tokenizer.specials.items():
+    if token_id in tokenizer.bos[:1]:
+      variables["bos_token"] = piece
+    if token_id in tokenizer.eos[:1]:
+      variables["eos_token"] = piece
+  variables.update(tokens)
+  # The stop id is only known after the template has closed a reply.
+  template = Template(name, text, variables, compiled, end=-1)
   try:
     rendered, prompts, spans = layout(template, PROBE)
   except ChatError as error:
     raise UserError(f"{name}: {error}") from None
-  stops = {piece: i for piece, i in tokenizer.specials.items() if i in tokenizer.eos}
-  reply = rendered[prompts[0] :]
-  at, piece = min(
-    ((reply.find(piece), piece) for piece in stops if piece in reply), default=(-1, "")
-  )
-  if at < 0:
-    other = [piece for piece in tokenizer.specials if piece in reply]
+  reply_start = prompts[0]
+  at, stop = _first_stop(rendered[reply_start:], name, tokenizer)
+  learnt_end = spans[0][1]
+  if learnt_end < reply_start + at + len(stop):
     raise UserError(
-      f"{name}: closes a reply with {other[0] if other else 'no special token'!r}, the stop ids "
-      f"are {list(stops.values())} "
-      f"({', '.join(stops)}): the model would not learn to stop there; add its id to eos_token_id "
-      "in generation_config.json, "
-      "or end the reply with {{ eos_token }}"
-    )
-  if spans[0][1] < prompts[0] + at + len(piece):
-    raise UserError(
-      f"{name}: {{% endgeneration %}} stands before {piece!r}: the model would not learn to stop; "
+      f"{name}: {{% endgeneration %}} stands before {stop!r}: the model would not learn to stop; "
       "put it after"
     )
-  return template._replace(end=stops[piece])
+  return template._replace(end=tokenizer.specials[stop])
+
+
+def _first_stop(reply: str, name: str, tokenizer: Tokenizer) -> tuple[int, str]:
+  """Returns where the first stop token of a rendered reply stands, and its name.
+
+  Raises:
+    UserError: if there is none.
+  """
+  stops = {piece: i for piece, i in tokenizer.specials.items() if i in tokenizer.eos}
+  places = [(reply.find(piece), piece) for piece in stops if piece in reply]
+  if places:
+    return min(places)
+  specials = [piece for piece in tokenizer.specials if piece in reply]
+  closing = specials[0] if specials else "no special token"
+  raise UserError(
+    f"{name}: closes a reply with {closing!r}, the stop ids are {list(stops.values())} "
+    f"({', '.join(stops)}): the model would not learn to stop there; add its id to eos_token_id in "
+    "generation_config.json, or end the reply with {{ eos_token }}"
+  )
 
 
 # --- rendering ---
 
 
 def render(template: Template, messages: Sequence[Message], *, prompt: bool) -> str:
-  """The text of a chat; `prompt` adds what comes before the next reply.  Raises ChatError where the
-  template fails.
+  """Returns the text of a chat; `prompt` adds what comes before the next reply.
+
+  Raises:
+    ChatError: if the template fails.
   """
-  return _render(template, messages, prompt)[0]
+  text, _ = _render(template, messages, prompt)
+  return text
 
 
 def _render(
   template: Template, messages: Sequence[Message], prompt: bool
 ) -> tuple[str, list[Span]]:
-  """(text, the letters that stand inside `{% generation %}`)."""
+  """Returns (the text of a chat, the spans that stand inside `{% generation %}`)."""
   try:
     marked = template.compiled.render(
-      messages=[dict(m) for m in messages],
-      tools=None,
+      messages=[dict(message) for message in messages],
+      tools=None,  # templates ask for these two names
       documents=None,
       add_generation_prompt=prompt,
       **template.tokens,
     )
-  except (
-    jinja2.TemplateError,
-    TypeError,
-    ValueError,
-    LookupError,
-    ArithmeticError,
-  ) as error:  # what an expression raises
+  except RENDER_ERRORS as error:
     raise ChatError(f"the chat template cannot render it ({error})") from None
-  text, spans = "", []
-  for at, part in enumerate(re.split(f"[{BEGIN}{END}]", marked)):  # every second part stands inside
-    spans += [(len(text), len(text) + len(part))] if at % 2 else []
+  text = ""
+  spans = []
+  # BEGIN and END alternate, so every second part stands between them.
+  for number, part in enumerate(re.split(f"[{BEGIN}{END}]", marked)):
+    start = len(text)
     text += part
+    if number % 2:
+      spans.append((start, len(text)))
   return text, spans
 
 
 def layout(template: Template, messages: Sequence[Message]) -> tuple[str, list[int], list[Span]]:
-  """(text, where the prompt of each reply ends, the letters of each reply that are learnt).
+  """Returns (text, where the prompt of each reply ends, the span of each reply that is learnt).
 
-  Raises ChatError where the text of a shorter chat is not the beginning of the longer one's.
+  Raises:
+    ChatError: if the text of the chat does not begin with that of each shorter one.
   """
-  text, marked = _render(template, messages, False)
-  prompts, spans = [], []
+  text, generation_spans = _render(template, messages, False)
+  prompts = []
+  spans = []
   for i, message in enumerate(messages):
     if message["role"] != "assistant":
       continue
-    before = render(template, messages[:i], prompt=True)
-    upto = render(template, messages[: i + 1], prompt=False)
-    if not (text.startswith(before) and text.startswith(upto)):
+    # A rollout renders these two shorter chats, and training only the whole one.
+    prompt = render(template, messages[:i], prompt=True)
+    with_reply = render(template, messages[: i + 1], prompt=False)
+    if not (text.startswith(prompt) and text.startswith(with_reply)):
+      changed = i + 1 if text.startswith(prompt) else i
       raise ChatError(
-        "the chat template rewrites what it wrote before "
-        f"messages[{i + 1 if text.startswith(before) else i}] when more "
-        "follows (it drops earlier reasoning, for one), so a rollout would start from other "
-        "tokens; make each reply a record "
-        "of its own, or name another template"
+        f"the chat template rewrites what it wrote before messages[{changed}] when more follows "
+        "(it drops earlier reasoning, for one), so a rollout would start from other tokens; make "
+        "each reply a record of its own, or name another template"
       )
-    prompts.append(len(before))
-    spans.append((len(before), len(upto)))
-  if marked and (len(marked) != len(spans) or any(a < p for (a, _), p in zip(marked, prompts))):
+    prompts.append(len(prompt))
+    spans.append((len(prompt), len(with_reply)))
+  if not generation_spans:
+    return text, prompts, spans
+  starts = [start for start, _ in generation_spans]
+  in_prompt = any(start < prompt for start, prompt in zip(starts, prompts))
+  if len(generation_spans) != len(spans) or in_prompt:
     raise ChatError(
       "the chat template's {% generation %} blocks are not one for each reply, after its prompt"
     )
-  return text, prompts, marked or spans
+  return text, prompts, generation_spans
 
 
 class _Generation(jinja2.ext.Extension):
-  """`{% generation %}` puts marks around what the model writes."""
+  """The block `{% generation %}`, which puts marks around what the model writes."""
 
   def __init__(self, environment: jinja2.Environment):
     super().__init__(environment)
@@ -213,61 +272,86 @@ class _Generation(jinja2.ext.Extension):
   def parse(self, parser: Any) -> jinja2.nodes.Node:
     line = next(parser.stream).lineno
     body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-    return jinja2.nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
+    call = self.call_method("_mark")
+    return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
 
-  def _marked(self, caller: Callable[[], str]) -> str:
+  def _mark(self, caller: Callable[[], str]) -> str:
     return BEGIN + caller() + END
 
 
 def _environment() -> jinja2.Environment:
-  """What `transformers` gives a template: no access to Python, and these filters and functions."""
-  found = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+  """Returns what `transformers` gives a template: a sandbox without Python, and a few functions."""
+  # These two options decide which line ends of a template reach the text.
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=[_Generation, jinja2.ext.loopcontrols],
   )
 
+  # Jinja's own `tojson` escapes HTML, which no model was trained on.
   def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
     return json.dumps(
-      value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+      value,
+      ensure_ascii=ensure_ascii,
+      indent=indent,
+      separators=separators,
+      sort_keys=sort_keys,
     )
 
-  def stop(message):
+  def raise_exception(message):
     raise jinja2.TemplateError(message)
 
-  found.filters["tojson"] = tojson
+  def strftime_now(form):
+    return datetime.datetime.now().strftime(form)
+
+  environment.filters["tojson"] = tojson
   functions: dict[str, Any] = {
-    "raise_exception": stop,
-    "strftime_now": lambda form: datetime.datetime.now().strftime(form),
+    "raise_exception": raise_exception,
+    "strftime_now": strftime_now,
   }
-  found.globals.update(functions)
-  return found
+  environment.globals.update(functions)
+  return environment
 
 
 # --- to ids ---
 
 
 def head(
-  template: Template, tokenizer: Tokenizer, prompt: str, turns: Sequence[Message] | None
+  template: Template,
+  tokenizer: Tokenizer,
+  prompt: str,
+  turns: Sequence[Message] | None,
 ) -> list[int]:
-  """The ids of a prompt, from which a rollout starts.  Raises ChatError for a chat that cannot be
-  one.
+  """Returns the ids of a prompt, from which a rollout starts.
+
+  Raises:
+    ChatError: if the chat cannot be a prompt.
   """
-  messages = _prompt(tokenizer, prompt, turns)
+  messages = _prompt_messages(tokenizer, prompt, turns)
   _, starts, _ = layout(template, messages)
-  return _ids(tokenizer, render(template, messages, prompt=True), starts)
+  text = render(template, messages, prompt=True)
+  return _encode(tokenizer, text, starts)
 
 
-def _ids(tokenizer: Tokenizer, text: str, starts: Sequence[int]) -> list[int]:
-  """The ids of a text whose replies begin at `starts`; where one would share its first token with
-  the prompt, it is cut.
+def _encode(tokenizer: Tokenizer, text: str, starts: Sequence[int]) -> list[int]:
+  """Returns the ids of a text whose replies begin at `starts`.
+
+  Where a reply would share its first token with the prompt, the text is cut between the two and the
+  parts are encoded one by one. The ids of the prompt are then those from which a rollout starts.
   """
   ids = tokenizer.encode(text)
-  parts = {at: tokenizer.encode(text[:at]) for at in starts}
-  edges = [0, *(at for at, part in parts.items() if ids[: len(part)] != part), len(text)]
-  return (
-    ids
-    if len(edges) == 2
-    else [i for a, b in itertools.pairwise(edges) for i in tokenizer.encode(text[a:b])]
-  )
+  edges = [0]
+  for start in dict.fromkeys(starts):
+    prompt_ids = tokenizer.encode(text[:start])
+    if ids[: len(prompt_ids)] != prompt_ids:
+      edges.append(start)
+  edges.append(len(text))
+  if len(edges) == 2:  # nothing has to be cut
+    return ids
+  ids = []
+  for start, stop in itertools.pairwise(edges):
+    ids += tokenizer.encode(text[start:stop])
+  return ids
 
 
 def reply(
@@ -277,86 +361,115 @@ def reply(
   turns: Sequence[Message] | None,
   completion: str,
 ) -> tuple[list[int], list[bool], int]:
-  """(ids, which of them carry loss, tokens of the prompt) of a chat whose last message is
-  `completion`.
+  """Returns (ids, which of them carry loss, tokens of the prompt) of a chat.
 
-  The row ends with the stop id.  Raises ChatError as `head` does, and where the ids of an
-  earlier prompt are others than those from which its rollout would start.
+  Its last message is `completion`, and the row ends with the stop id that closes it.
+
+  Raises:
+    ChatError: as `head` does, and if the ids of an earlier prompt differ from those from which its
+      rollout would start.
   """
-  before = _prompt(tokenizer, prompt, turns)
-  _plain(tokenizer, completion, "")
-  text, prompts, spans = layout(template, (*before, {"role": "assistant", "content": completion}))
-  upto = lambda at: _ids(tokenizer, text[:at], [start for start in prompts if start < at])
-  ids, start = _ids(tokenizer, text, prompts), upto(prompts[-1])
-  mask, end = [False] * len(ids), 0
+  messages = _prompt_messages(tokenizer, prompt, turns)
+  _check_plain(tokenizer, completion, "")
+  last_message = {"role": "assistant", "content": completion}
+  text, prompts, spans = layout(template, (*messages, last_message))
+  ids = _encode(tokenizer, text, prompts)
+
+  def encode_until(stop: int) -> list[int]:
+    """Returns the ids of the text up to a character, as if the chat ended there."""
+    return _encode(tokenizer, text[:stop], [start for start in prompts if start < stop])
+
+  last_prompt = encode_until(prompts[-1])
+  mask = [False] * len(ids)
+  end = 0
   for turn, (first, last) in enumerate(spans):
-    opened, closed = len(start), len(ids)
+    # The tokens between `opened` and `closed` hold the reply and the stop id after it.
+    opened = len(last_prompt)
+    closed = len(ids)
     if turn < len(spans) - 1:
-      part, whole = upto(first), upto(last)
-      if ids[: len(part)] != part or ids[: len(whole)] != whole:
+      # The ids of an earlier reply must be those that a chat has that ends with it.
+      before = encode_until(first)
+      through = encode_until(last)
+      opened = len(before)
+      closed = len(through)
+      if ids[:opened] != before or ids[:closed] != through:
         raise ChatError(
-          f"the tokens of reply {turn + 1} melt into those of the chat template around it, so its "
-          "rollout would start from "
-          "other tokens; take white space off its ends, or make each reply a record of its own"
+          f"the tokens of reply {turn + 1} merge with those of the chat template around it, so its "
+          "rollout would start from other tokens; take white space off its ends, or make each "
+          "reply a record of its own"
         )
-      opened, closed = len(part), len(whole)
     elif first > prompts[-1]:
-      opened = len(upto(first))
-    end = 1 + next((i for i in range(opened, closed) if ids[i] in tokenizer.eos), -1)
-    if not end:
+      # The template writes something between the last prompt and its {% generation %} block.
+      opened = len(encode_until(first))
+    stops = [i for i in range(opened, closed) if ids[i] in tokenizer.eos]
+    if not stops:
       raise ChatError(
         f"the chat template closes reply {turn + 1} with none of the stop ids {list(tokenizer.eos)}"
       )
-    mask[opened:end] = [True] * (end - opened)
-  return ids[:end], mask[:end], len(start)
+    end = stops[0] + 1
+    for i in range(opened, end):
+      mask[i] = True
+  return ids[:end], mask[:end], len(last_prompt)
 
 
-def _prompt(
-  tokenizer: Tokenizer, prompt: str, turns: Sequence[Message] | None
+def _prompt_messages(
+  tokenizer: Tokenizer,
+  prompt: str,
+  turns: Sequence[Message] | None,
 ) -> Sequence[Message]:
-  """The messages of a prompt; a text is one of the user's."""
+  """Returns the messages of a prompt; a plain text is one message of the user."""
   messages = turns or ({"role": "user", "content": prompt},)
+  # A record holds its chat as text too, which a change of only one of the two would contradict.
   if turns and transcript(turns) != prompt:
     raise ChatError(
       "the text of the prompt and its messages differ: change both, or read the record again"
     )
-  for at, message in enumerate(messages):
-    _plain(tokenizer, message["content"], f"messages[{at}].content: " if turns else "")
+  for i, message in enumerate(messages):
+    place = f"messages[{i}].content: " if turns else ""
+    _check_plain(tokenizer, message["content"], place)
   if messages[-1]["role"] == "assistant":
     raise ChatError("the last message is the assistant's; a prompt ends with another's")
   return messages
 
 
-def _plain(tokenizer: Tokenizer, content: str, place: str) -> None:
-  """Raises ChatError for a text that would write special tokens."""
-  found = [name for name in tokenizer.specials if name in content]
-  if found or BEGIN in content or END in content:
-    names = ", ".join(repr(name) for name in found) or "U+FDD0 or U+FDD1"
+def _check_plain(tokenizer: Tokenizer, content: str, place: str) -> None:
+  """Raises ChatError for a message that would write special tokens."""
+  specials = [name for name in tokenizer.specials if name in content]
+  if specials or BEGIN in content or END in content:
+    names = ", ".join(repr(name) for name in specials) or "U+FDD0 or U+FDD1"
     raise ChatError(f"{place}holds the special tokens {names}; take their names out of the text")
 
 
-def _json(path: Path) -> dict[str, Any]:
-  if not path.is_file():
-    return {}
-  try:
-    found = json.loads(_text(path))
-  except ValueError as error:
-    raise UserError(f"{path}: malformed JSON ({error}); mend or delete it") from None
-  if not isinstance(found, dict):
-    raise UserError(f"{path}: holds no JSON object; mend or delete it")
-  return found
+# --- files ---
 
 
 def read(path: str | Path) -> str:
-  """The text of a template file.  Raises UserError where there is none."""
+  """Returns the text of a template file.
+
+  Raises:
+    UserError: if there is no such file.
+  """
   if not Path(path).is_file():
     raise UserError(
       f"config.data.template={path}: no such file; give a .jinja file, '{OWN}' or '' for plain text"
     )
-  return _text(Path(path))
+  return _read_text(Path(path))
 
 
-def _text(path: Path) -> str:
+def _read_json(path: Path) -> dict[str, Any]:
+  """Returns the object in a JSON file, empty if there is no such file."""
+  if not path.is_file():
+    return {}
+  try:
+    content = json.loads(_read_text(path))
+  except ValueError as error:
+    raise UserError(f"{path}: malformed JSON ({error}); fix or delete it") from None
+  if not isinstance(content, dict):
+    raise UserError(f"{path}: holds no JSON object; fix or delete it")
+  return content
+
+
+def _read_text(path: Path) -> str:
   try:
     return path.read_text(encoding="utf-8")
   except (OSError, UnicodeDecodeError) as error:

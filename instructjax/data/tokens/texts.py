@@ -1,8 +1,8 @@
 """Text of any source, piece by piece: what a tokenizer is trained on and checked with.
 
-A file named .jsonl, .json or .parquet (or .gz of one), and whatever is not a file, holds
-records, and each of their texts is a piece; any other file is plain text, and each of its lines
-is a piece.
+A file named .jsonl, .json or .parquet (or .gz of one) holds records, and so does anything that is
+not a file. Each of their texts is a piece. Any other file is plain text, and each of its lines is
+a piece.
 """
 
 from __future__ import annotations
@@ -17,20 +17,24 @@ from instructjax.errors import UserError
 
 
 def texts(source: str | Path, spelling: str = "native", fields: str = "") -> Iterator[str]:
-  """The texts of a source.  Raises UserError with the place of whatever is not UTF-8 or not a
-  record.
+  """Yields the texts of a source.
+
+  Raises:
+    UserError: names the place of whatever is not UTF-8 or not a record.
   """
   for part in sources.parts(source):
     if part.plain:
       yield from lines(part)
-    else:
-      yield from (text for record in _records(part, spelling, fields) for text in pieces(record))
+      continue
+    for record in _records(part, spelling, fields):
+      yield from pieces(record)
 
 
 def lines(part: Part) -> Iterator[str]:
-  """The lines of a plain text without their ends."""
+  """Yields the lines of a plain text without their ends."""
   for number, line in enumerate(part.rows(), 1):
     try:
+      # The rows end at "\n"; a file from Windows still has a "\r" there.
       yield line.decode("utf-8").removesuffix("\r")
     except UnicodeDecodeError as error:
       raise UserError(
@@ -39,25 +43,34 @@ def lines(part: Part) -> Iterator[str]:
 
 
 def _records(part: Part, spelling: str, fields: str) -> list:
+  """Returns the records of a part, of the kind that its spelling or its first fields say."""
   kind = spellings.kind(spelling, fields) or sources.kind_of_part(part)
   if kind is None:
     raise UserError(
       f"{part.name}: no line has the fields of a record; give records, or name a plain text .txt"
     )
-  chosen = spellings.choose(spelling, kind, fields, place="--") or (
-    part.mapping.spell if part.mapping else records.native
-  )
-  found, problems = records.scan(part.rows(), kind, chosen, name=part.name)
+  # What the user names comes first, then what is known about a public data set.
+  chosen = spellings.choose(spelling, kind, fields, place="--")
+  if chosen is None:
+    chosen = part.mapping.spell if part.mapping else records.native
+  rows, problems = records.scan(part.rows(), kind, chosen, name=part.name)
   records.report(problems)
-  return found
+  return rows
 
 
 def pieces(record: Record) -> list[str]:
-  """Every text of a record that a model reads or writes; of a chat the messages."""
+  """Returns every text of a record that a model reads or writes; of a chat, each message."""
   if isinstance(record, Text):
     return [record.text]
   if isinstance(record, FewShot):
-    return [record.instruction, *(text for pair in record.pairs for text in pair.values())]
-  prompt = [message["content"] for message in record.turns] if record.turns else [record.prompt]
-  completions = record.completions if isinstance(record, Comparison) else ()
-  return [*prompt, *([record.completion] if isinstance(record, Demonstration) else completions)]
+    texts_of_pairs = [text for pair in record.pairs for text in pair.values()]
+    return [record.instruction, *texts_of_pairs]
+  prompt = [record.prompt]
+  # The text of a chat is its messages with the names of the speakers, which nobody wrote.
+  if record.turns:
+    prompt = [message["content"] for message in record.turns]
+  if isinstance(record, Demonstration):
+    return [*prompt, record.completion]
+  if isinstance(record, Comparison):
+    return [*prompt, *record.completions]
+  return prompt  # of a prompt to be sampled from

@@ -1,5 +1,7 @@
-"""Tokenizers by what they are read from: a folder, a `tokenizer.json`, GGUF metadata, a
-SentencePiece `.model`.
+"""Tokenizers by what they are read from.
+
+This may be a model folder, a `tokenizer.json`, the metadata of a GGUF file, or a SentencePiece
+`.model`. The tokenizer of bytes needs no file.
 """
 
 from __future__ import annotations
@@ -22,40 +24,71 @@ from instructjax.data.tokens.vocabulary import (
 )
 from instructjax.errors import UserError
 
+# Names of the end-of-text token, tried in this order where a tokenizer.json stands alone.
 USUAL_EOS = ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>", "<eos>")
 END_OF_TEXT = "<|endoftext|>"
 BYTES = "bytes"  # the tokenizer that needs no file
+CONTROL = 3  # the type of a control token in a GGUF file
+# The files of a model folder that may name its end-of-text tokens, and the key; the first wins.
+EOS_FIELDS = (
+  ("generation_config.json", "eos_token_id"),
+  ("config.json", "eos_token_id"),
+  ("tokenizer_config.json", "eos_token"),
+)
 
 
 def by_reference(reference: str) -> Tokenizer:
-  """A tokenizer as users and runs name it: BYTES, a .gguf model, a folder, a tokenizer.json or a
-  SentencePiece .model.
+  """Returns a tokenizer as users and runs name it.
 
-  Raises UserError where it is none of these.
+  The reference is BYTES, a .gguf model, a folder, a tokenizer.json or a SentencePiece .model.
+
+  Raises:
+    UserError: if it is none of these.
   """
-  return of_bytes() if reference == BYTES else load(source(reference))
+  if reference == BYTES:
+    return of_bytes()
+  return load(source(reference))
 
 
 def source(reference: str) -> Path | dict[str, Any]:
-  """Where a tokenizer is read from: a path, or the metadata of a .gguf model."""
+  """Returns where a tokenizer is read from: a path, or the metadata of a .gguf model."""
   if reference.endswith(".gguf") and Path(reference).is_file():
     return gguf_metadata(reference)
   return Path(reference)
 
 
 def of_bytes() -> Tokenizer:
-  """Every byte of the UTF-8 text is an id; 256, <|endoftext|>, ends a text."""
-  specials = {END_OF_TEXT: 256}
-  encode = named(lambda text: list(text.encode()), specials)
-  decode = lambda ids: bytes(i for i in ids if i < 256).decode("utf-8", "replace")
-  return Tokenizer(encode, decode, 257, (256,), (), (), BYTES, specials)
+  """Returns the tokenizer of bytes: each byte of the UTF-8 text is an id, and 256 ends a text."""
+  end = 256
+  specials = {END_OF_TEXT: end}
+
+  def encode_bytes(text: str) -> list[int]:
+    return list(text.encode())
+
+  def decode(ids: Sequence[int]) -> str:
+    # A sampled text may be cut within a character.
+    return bytes(i for i in ids if i < end).decode("utf-8", "replace")
+
+  # No id is banned, and none begins a row.
+  return Tokenizer(
+    encode=named(encode_bytes, specials),
+    decode=decode,
+    vocab_size=end + 1,
+    eos=(end,),
+    banned=(),
+    bos=(),
+    fingerprint=BYTES,
+    specials=specials,
+  )
 
 
 def load(source: str | Path | Mapping[str, Any]) -> Tokenizer:
-  """The tokenizer of a GGUF metadata dict, a model folder, a `tokenizer.json` or a SentencePiece
-  `.model`.
+  """Returns the tokenizer of a model folder, a file, or GGUF metadata.
 
-  Raises UserError where the source is none of these.
+  The file is a `tokenizer.json` or a SentencePiece `.model`.
+
+  Raises:
+    UserError: if the source is none of these.
   """
   if isinstance(source, Mapping):
     return from_gguf(source)
@@ -67,8 +100,11 @@ def load(source: str | Path | Mapping[str, Any]) -> Tokenizer:
       f"{path}: no such tokenizer; give a folder, a tokenizer.json, a SentencePiece .model or a "
       ".gguf model"
     )
+  if path.name == "tokenizer.json":
+    # The files beside it name its end-of-text tokens.
+    return from_folder(path.parent)
   if path.suffix == ".json":
-    return from_folder(path.parent) if path.name == "tokenizer.json" else from_json(path)
+    return from_json(path)
   if path.suffix == ".model":
     return from_sentencepiece(path)
   raise UserError(
@@ -80,26 +116,43 @@ def load(source: str | Path | Mapping[str, Any]) -> Tokenizer:
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
-  """The byte-level BPE in the metadata of a GGUF file (keys `tokenizer.ggml.*` as they stand in the
-  file).
+  """Returns the byte-level BPE in the metadata of a GGUF file.
 
-  Raises UserError as `byte_level` does.
+  Its keys `tokenizer.ggml.*` are those of the file.
+
+  Raises:
+    UserError: for the same reasons as in `byte_level`.
   """
   tokenizer = byte_level(metadata)
-  field = lambda key, default=None: metadata.get(f"tokenizer.ggml.{key}", default)
-  eos = (int(field("eos_token_id")),)
-  bos = (int(field("bos_token_id")),) if field("add_bos_token") else ()
-  text = json.dumps([field("pre", "gpt-2"), field("tokens"), field("merges"), field("token_type")])
-  return _wrap(tokenizer, eos, _control(field("token_type")), bos, sha256(text.encode()))
+  token_types = _gguf_field(metadata, "token_type")
+  eos = (int(_gguf_field(metadata, "eos_token_id")),)
+  bos: tuple[int, ...] = ()
+  if _gguf_field(metadata, "add_bos_token"):
+    bos = (int(_gguf_field(metadata, "bos_token_id")),)
+  # All that decides the ids of a text.
+  identity = [
+    _gguf_field(metadata, "pre", "gpt-2"),
+    _gguf_field(metadata, "tokens"),
+    _gguf_field(metadata, "merges"),
+    token_types,
+  ]
+  fingerprint = sha256(json.dumps(identity).encode())
+  return _wrap(tokenizer, eos, _control_ids(token_types), bos, fingerprint)
 
 
-def _control(kinds: Sequence[int] | None) -> list[int]:
-  return [i for i, kind in enumerate(kinds or []) if kind == 3]  # 3: control token
+def _gguf_field(metadata: Mapping[str, Any], key: str, default: Any = None) -> Any:
+  return metadata.get(f"tokenizer.ggml.{key}", default)
+
+
+def _control_ids(token_types: Sequence[int] | None) -> list[int]:
+  return [i for i, token_type in enumerate(token_types or []) if token_type == CONTROL]
 
 
 def gguf_metadata(path: str | Path) -> dict[str, Any]:
-  """What a GGUF file says about its tokenizer, under the file's own keys.  Raises UserError where
-  it is no such file.
+  """Returns what a GGUF file says about its tokenizer, under the keys of the file.
+
+  Raises:
+    UserError: if it is not a GGUF file that can be read.
   """
   try:
     stat = Path(path).stat()
@@ -110,7 +163,10 @@ def gguf_metadata(path: str | Path) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=2)
 def _gguf_metadata(path: str | Path, changed: int, size: int) -> dict[str, Any]:
-  """Read once: that takes seconds, a piece at a time."""
+  """Reads a file only once, because that takes seconds.
+
+  Time of the last change and size are arguments so that a new file under the same name is read.
+  """
   import gguf
 
   fields = gguf.GGUFReader(path).fields
@@ -118,27 +174,31 @@ def _gguf_metadata(path: str | Path, changed: int, size: int) -> dict[str, Any]:
 
 
 def byte_level(metadata: Mapping[str, Any]) -> Any:
-  """The same as a `tokenizers.Tokenizer`.
+  """Returns the byte-level BPE of GGUF metadata as a `tokenizers.Tokenizer`.
 
-  Raises UserError for another kind of tokenizer or another pre-tokenizer than those below.
+  Raises:
+    UserError: if a field is missing, or for any other kind of tokenizer or of pre-tokenizer than
+      those that are handled here.
   """
   import tokenizers as hf
   from tokenizers import decoders, models, pre_tokenizers
 
-  field = lambda key, default=None: metadata.get(f"tokenizer.ggml.{key}", default)
-  missing = [key for key in ("model", "tokens", "merges", "eos_token_id") if field(key) is None]
-  if missing:
-    raise UserError(
-      f"no tokenizer.ggml.{missing[0]} in the GGUF metadata; give the model's tokenizer.json"
-    )
-  kind, pre = field("model"), field("pre", "gpt-2")
+  for key in ("model", "tokens", "merges", "eos_token_id"):
+    if _gguf_field(metadata, key) is None:
+      raise UserError(
+        f"no tokenizer.ggml.{key} in the GGUF metadata; give the model's tokenizer.json"
+      )
+  kind = _gguf_field(metadata, "model")
   if kind != "gpt2":
     raise UserError(
       f"tokenizer.ggml.model is {kind!r}; only 'gpt2' (byte-level BPE) is read out of a GGUF file"
     )
+  pre = _gguf_field(metadata, "pre", "gpt-2")
   by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
   if pre == "smollm":
-    splitter = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), by_bytes])
+    # SmolLM splits numbers into digits before anything else.
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    splitter = pre_tokenizers.Sequence([digits, by_bytes])
   elif pre == "gpt-2":
     splitter = by_bytes
   else:
@@ -146,12 +206,14 @@ def byte_level(metadata: Mapping[str, Any]) -> Any:
       f"tokenizer.ggml.pre is {pre!r}; known are 'gpt-2' and 'smollm': give the model's "
       "tokenizer.json"
     )
-  names = field("tokens")
-  merges = [tuple(pair.split(" ", 1)) for pair in field("merges")]
-  tokenizer = hf.Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, merges))
+  names = _gguf_field(metadata, "tokens")
+  vocab = {name: i for i, name in enumerate(names)}
+  # A merge is written as its two parts with a space between.
+  merges = [tuple(pair.split(" ", 1)) for pair in _gguf_field(metadata, "merges")]
+  tokenizer = hf.Tokenizer(models.BPE(vocab, merges))
   tokenizer.pre_tokenizer = splitter
   tokenizer.decoder = decoders.ByteLevel()
-  control = _control(field("token_type"))
+  control = _control_ids(_gguf_field(metadata, "token_type"))
   tokenizer.add_special_tokens(
     [hf.AddedToken(names[i], normalized=False, special=True) for i in control]
   )
@@ -159,39 +221,55 @@ def byte_level(metadata: Mapping[str, Any]) -> Any:
 
 
 def from_json(path: str | Path, eos: Sequence[int | str] = ()) -> Tokenizer:
-  """A `tokenizer.json`.  `eos` are ids or names; without any, the usual names are tried in order.
+  """Returns the tokenizer of a `tokenizer.json`.
 
-  Raises UserError for a file that cannot be read and where no end-of-text token is found.
+  `eos` are ids or names of end-of-text tokens. If there are none, the usual names are tried in
+  order.
+
+  Raises:
+    UserError: if the file cannot be read, or has no such end-of-text token.
   """
   import tokenizers as hf
 
   path = Path(path)
-  text = read_text(path)
+  text = read_text(path)  # the fingerprint is that of the whole file
   try:
     tokenizer = hf.Tokenizer.from_str(text)
+  # The package raises a bare Exception.
   except Exception as error:
     raise UserError(f"{path}: not a tokenizer.json of the tokenizers package ({error})") from error
-  usual = [name for name in USUAL_EOS if tokenizer.token_to_id(name) is not None]
-  wanted = [
-    tokenizer.token_to_id(name) if isinstance(name, str) else name for name in eos or usual[:1]
-  ]
-  ids = [i for i in wanted if i is not None]
+  if not eos:
+    usual = [name for name in USUAL_EOS if tokenizer.token_to_id(name) is not None]
+    wanted: Sequence[int | str] = usual[:1]
+  else:
+    wanted = eos
+  ids: list[int] = []
+  for name in wanted:
+    token_id = tokenizer.token_to_id(name) if isinstance(name, str) else name
+    if token_id is not None:
+      ids.append(token_id)
+  # All of those that the caller names must be there, and at least one if they name none.
   if not ids or len(ids) < len(wanted):
     raise UserError(
       f"{path}: no end-of-text token {list(eos) or list(USUAL_EOS)}; name one that it has with "
       "`eos`"
     )
-  control = [i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special]
-  before = [i for i in tokenizer.encode("", add_special_tokens=True).ids if i not in ids]
-  return _wrap(tokenizer, ids, control, before, sha256(text.encode()))
+  added = tokenizer.get_added_tokens_decoder()
+  control = [i for i, token in added.items() if token.special]
+  # What the tokenizer puts around an empty text begins a row, but for the end-of-text token.
+  around = tokenizer.encode("", add_special_tokens=True).ids
+  bos = [i for i in around if i not in ids]
+  return _wrap(tokenizer, ids, control, bos, sha256(text.encode()))
 
 
 def from_folder(folder: str | Path) -> Tokenizer:
-  """The tokenizer of a Hugging Face model folder: `tokenizer.json`, else `tokenizer.model`.
+  """Returns the tokenizer of a Hugging Face folder: `tokenizer.json`, or else `tokenizer.model`.
 
-  The end-of-text ids are those of `generation_config.json`, `config.json` or
-  `tokenizer_config.json`, the first that names any.  Raises UserError where there is neither
-  file.
+  The end-of-text ids of a `tokenizer.json` are those of `generation_config.json`, `config.json` or
+  `tokenizer_config.json`, the first file that names any.
+
+  Raises:
+    UserError: if there is neither file, or one of these cannot be read.
   """
   folder = Path(folder)
   if not (folder / "tokenizer.json").is_file():
@@ -200,35 +278,54 @@ def from_folder(folder: str | Path) -> Tokenizer:
     raise UserError(
       f"{folder}: holds neither tokenizer.json nor tokenizer.model; give the folder of a model"
     )
-  eos: list[int | str] = []
-  for name, key in (
-    ("generation_config.json", "eos_token_id"),
-    ("config.json", "eos_token_id"),
-    ("tokenizer_config.json", "eos_token"),
-  ):
-    if eos or not (folder / name).is_file():
+  return from_json(folder / "tokenizer.json", _folder_eos(folder))
+
+
+def _folder_eos(folder: Path) -> list[int | str]:
+  """Returns the ids or names of end-of-text tokens that a folder names, if any."""
+  for name, key in EOS_FIELDS:
+    path = folder / name
+    if not path.is_file():
       continue
     try:
-      value = json.loads(read_text(folder / name)).get(key)
+      value = json.loads(read_text(path)).get(key)
     except ValueError as error:
-      raise UserError(f"{folder / name}: malformed JSON ({error}); mend or delete it") from None
-    value = value.get("content") if isinstance(value, dict) else value
-    eos = value if isinstance(value, list) else [] if value is None else [value]
-  return from_json(folder / "tokenizer.json", eos)
+      raise UserError(f"{path}: malformed JSON ({error}); fix or delete it") from None
+    if isinstance(value, dict):  # a name with its treatment of white space
+      value = value.get("content")
+    if value is None:
+      continue
+    eos = value if isinstance(value, list) else [value]
+    if eos:
+      return eos
+  return []
 
 
 def _wrap(
-  tokenizer, eos: Sequence[int], control: Sequence[int], bos: Sequence[int], fingerprint: str
+  tokenizer: Any,
+  eos: Sequence[int],
+  control: Sequence[int],
+  bos: Sequence[int],
+  fingerprint: str,
 ) -> Tokenizer:
-  """The protocol over a `tokenizers.Tokenizer`; control tokens that do not end a text are banned."""
+  """Returns our protocol over a `tokenizers.Tokenizer`.
+
+  Control tokens that do not end a text are banned.
+  """
+  # Padding and cutting are the pipeline's; a file may have them on.
   tokenizer.no_padding()
   tokenizer.no_truncation()
-  encode = joinable(lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids))
-  size = tokenizer.get_vocab_size(with_added_tokens=True)
+
+  def encode(text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+  def decode(ids: Sequence[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False)
+
   return finish(
-    encode,
-    lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
-    size,
+    joinable(encode),
+    decode,
+    tokenizer.get_vocab_size(with_added_tokens=True),
     eos,
     control,
     bos,

@@ -25,21 +25,21 @@ def test_lengths_are_halves():
 
 def test_batches_by_hand():
   rows = [row(7, 10), row(2, 11), row(3, 12), row(4, 13), row(2, 14)]
-  found = list(buckets.once(rows, pipeline.pad_prompts, size=2, lengths=(2, 4, 8)))
-  assert [numbers for _, numbers in found] == [[1, 4], [2, 3], [0]]
-  assert [batch.tokens.shape for batch, _ in found] == [(2, 2), (2, 4), (2, 8)]
-  assert found[1][0].tokens.tolist() == [[0, 12, 12, 12], [13] * 4]  # on the left
-  assert found[2][0].tokens.tolist() == [[0] + [10] * 7] * 2  # filled up with its own row
+  batches = list(buckets.once(rows, pipeline.pad_prompts, size=2, lengths=(2, 4, 8)))
+  assert [numbers for _, numbers in batches] == [[1, 4], [2, 3], [0]]
+  assert [batch.tokens.shape for batch, _ in batches] == [(2, 2), (2, 4), (2, 8)]
+  assert batches[1][0].tokens.tolist() == [[0, 12, 12, 12], [13] * 4]  # on the left
+  assert batches[2][0].tokens.tolist() == [[0] + [10] * 7] * 2  # filled up with its own row
   right = next(iter(buckets.once(rows[2:4], pipeline.pad_demonstrations, size=2, lengths=(4,))))[0]
   assert right.tokens.tolist() == [[12, 12, 12, 0], [13] * 4]
 
 
 def test_the_longest_completion_counts_for_a_group():
   groups = [Group((row(2), row(9)), (1, 2)), Group((row(3), row(4)), (1, 2))]
-  found = list(
+  batches = list(
     buckets.once(groups, partial(pipeline.pad_comparisons, k=2), size=1, lengths=(4, 16))
   )
-  assert [(batch.tokens.shape, numbers) for batch, numbers in found] == [
+  assert [(batch.tokens.shape, numbers) for batch, numbers in batches] == [
     ((1, 2, 4), [1]),
     ((1, 2, 16), [0]),
   ]
@@ -79,9 +79,9 @@ def test_values_come_as_soon_as_those_before_are_there():
     seen.append("second")
 
   seen = []
-  found = buckets.in_order(parts())
-  assert next(found) == "a" and not seen
-  assert list(found) == ["b", "c"]
+  values = buckets.in_order(parts())
+  assert next(values) == "a" and not seen
+  assert list(values) == ["b", "c"]
 
 
 def test_buckets_that_do_not_fill_a_batch_take_the_longest_of_the_next():
@@ -95,14 +95,14 @@ def test_buckets_that_do_not_fill_a_batch_take_the_longest_of_the_next():
 
 def test_a_stream_draws_every_prompt_once_an_epoch_from_one_bucket_a_batch():
   rows = [row(1 + i % 8, i) for i in range(48)]
-  batches = buckets.stream(rows, pipeline.pad_prompts, size=4, seed=1, lengths=(2, 4, 8))
-  found = [batches(i) for i in range(36)]  # three epochs of 12 batches
-  shapes = [batch.tokens.shape[1] for batch in found]
+  stream = buckets.stream(rows, pipeline.pad_prompts, size=4, seed=1, lengths=(2, 4, 8))
+  batches = [stream(i) for i in range(36)]  # three epochs of 12 batches
+  shapes = [batch.tokens.shape[1] for batch in batches]
   assert [shapes.count(n) for n in (2, 4, 8)] == [9, 9, 18]
-  drawn = [int(batch.tokens[at, -1]) for batch in found for at in range(4)]
-  assert sorted(drawn) == sorted([*range(48)] * 3)
+  marks = [int(batch.tokens[at, -1]) for batch in batches for at in range(4)]
+  assert sorted(marks) == sorted([*range(48)] * 3)
   again = buckets.stream(rows, pipeline.pad_prompts, size=4, seed=1, lengths=(2, 4, 8))
-  np.testing.assert_array_equal(again(30).tokens, found[30].tokens)
+  np.testing.assert_array_equal(again(30).tokens, batches[30].tokens)
   with pytest.raises(UserError, match="no rows"):
     buckets.stream([], pipeline.pad_prompts, size=4, seed=1, lengths=(2,))
 

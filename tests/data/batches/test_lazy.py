@@ -1,6 +1,4 @@
-"""Text that is tokenised when it is drawn: the same rows as from memory, and what cannot be reached
-by number.
-"""
+"""Text that is tokenised when a row is asked for gives the same rows as text in memory."""
 
 import gzip
 import json
@@ -48,25 +46,27 @@ def same(rows, expected):
 @pytest.mark.parametrize("bos", [(), (7,)])
 @pytest.mark.parametrize("length", [3, 8, 20])
 def test_rows_are_those_of_memory_token_for_token(file, bos, length):
-  tokenizer, memory, found = letters(bos), sources.load(file, "text"), lazy.texts(str(file))
-  index = lazy.index(found, tokenizer)
+  tokenizer, memory, texts = letters(bos), sources.load(file, "text"), lazy.texts(str(file))
+  index = lazy.index(texts, tokenizer)
   same(
-    lazy.windows(found, index, tokenizer, length), pipeline.text(memory, tokenizer, length=length)
+    lazy.windows(texts, index, tokenizer, length), pipeline.text(memory, tokenizer, length=length)
   )
-  pieces = lazy.pieces(found, index, tokenizer, length)
+  pieces = lazy.pieces(texts, index, tokenizer, length)
   same(pieces, pipeline.documents(memory, tokenizer, length=length))
   assert pieces.sizes.tolist() == [len(pieces[i].ids) for i in range(len(pieces))]
   packed = packing.pack(pieces, length, pieces.sizes)
   expected = packing.pack(pipeline.documents(memory, tokenizer, length=length), length)
-  assert [one.tolist() for one in packed.bins] == [one.tolist() for one in expected.bins]
+  assert [numbers.tolist() for numbers in packed.bins] == [
+    numbers.tolist() for numbers in expected.bins
+  ]
 
 
 def test_several_files_and_kinds_are_one_source(file, tmp_path):
   parquet(tmp_path / "more.parquet", RECORDS[::-1])
   source = f"{file},{tmp_path / 'more.parquet'}"
-  found = lazy.texts(source)
-  assert list(found) == sources.load(source, "text") == [found[i] for i in range(12)]
-  assert lazy.index(found, letters()).fingerprint == records.fingerprint(
+  texts = lazy.texts(source)
+  assert list(texts) == sources.load(source, "text") == [texts[i] for i in range(12)]
+  assert lazy.index(texts, letters()).fingerprint == records.fingerprint(
     sources.load(source, "text")
   )
 
@@ -120,12 +120,12 @@ def test_a_damaged_row_group_is_named_with_its_row(tmp_path):
   content, begin = bytearray(path.read_bytes()), column.dictionary_page_offset
   content[begin : begin + 60] = bytes(60)
   path.write_bytes(content)
-  found = lazy.texts(str(path))
-  assert len(found) == 6 and found[0].text.endswith("h0")
+  texts = lazy.texts(str(path))
+  assert len(texts) == 6 and texts[0].text.endswith("h0")
   with pytest.raises(
     UserError, match=r"t\.parquet:5: cannot be read \(.*\); the file is damaged: put a whole copy"
   ):
-    lazy.index(found, letters())
+    lazy.index(texts, letters())
 
 
 def test_every_bad_document_is_named(file, tmp_path):
@@ -138,19 +138,19 @@ def test_every_bad_document_is_named(file, tmp_path):
 
 
 def test_a_text_that_changed_is_noticed(file):
-  tokenizer, found = letters(), lazy.texts(str(file))
-  index = lazy.index(found, tokenizer)
-  other = lazy.Texts("t", (("t", [{"text": "abcd"}], sources.native),))
+  tokenizer, texts = letters(), lazy.texts(str(file))
+  index = lazy.index(texts, tokenizer)
+  changed = lazy.Texts("t", (("t", [{"text": "abcd"}], sources.native),))
   with pytest.raises(
     UserError, match="t: document 1 has 5 tokens and had 4 when they were counted"
   ):
-    lazy.windows(other, index, tokenizer, 4)[0]
+    lazy.windows(changed, index, tokenizer, 4)[0]
 
 
 def test_what_does_not_fill_a_window(file):
-  tokenizer, found = letters(), lazy.texts(str(file))
+  tokenizer, texts = letters(), lazy.texts(str(file))
   with pytest.raises(UserError, match="53 tokens do not fill a window of 99"):
-    lazy.windows(found, lazy.index(found, tokenizer), tokenizer, 99)
+    lazy.windows(texts, lazy.index(texts, tokenizer), tokenizer, 99)
 
 
 def test_what_cannot_be_reached_by_number(tmp_path):
@@ -176,8 +176,8 @@ def test_an_empty_file_is_named_as_in_memory(file, tmp_path, use):
     with pytest.raises(UserError) as memory:
       sources.load(source, "text")
     with pytest.raises(UserError, match=r"none\.jsonl: no records") as error:
-      found = lazy.texts(str(source))
-      use(found, lazy.index(found, letters()), letters(), 8)
+      texts = lazy.texts(str(source))
+      use(texts, lazy.index(texts, letters()), letters(), 8)
     assert str(error.value) == str(memory.value)
 
 
@@ -193,8 +193,8 @@ def test_an_empty_file_is_named_as_in_memory(file, tmp_path, use):
 )
 def test_lines_of_a_file(tmp_path, content, lines):
   (tmp_path / "t.jsonl").write_bytes(content)
-  found = lazy.Lines(tmp_path / "t.jsonl")
-  assert [found[i] for i in range(len(found))] == lines == records.lines(tmp_path / "t.jsonl")
+  rows = lazy.Lines(tmp_path / "t.jsonl")
+  assert [rows[i] for i in range(len(rows))] == lines == records.lines(tmp_path / "t.jsonl")
 
 
 def test_prepared_data_sets_are_reached_by_number(monkeypatch):
@@ -203,10 +203,10 @@ def test_prepared_data_sets_are_reached_by_number(monkeypatch):
     {"text": row["text"].encode()} for row in RECORDS
   ]
   monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
-  tokenizer, found = letters(), lazy.texts("tfds:mine")
+  tokenizer, texts = letters(), lazy.texts("tfds:mine")
   memory = sources.load("tfds:mine", "text")
-  index = lazy.index(found, tokenizer)
-  same(lazy.windows(found, index, tokenizer, 8), pipeline.text(memory, tokenizer, length=8))
+  index = lazy.index(texts, tokenizer)
+  same(lazy.windows(texts, index, tokenizer, 8), pipeline.text(memory, tokenizer, length=8))
 
 
 class Prepared(list):

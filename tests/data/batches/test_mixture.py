@@ -38,31 +38,31 @@ def test_what_is_no_mixture(text, message):
     mixture.parse(text)
 
 
-def drawn(rows, count, seed=0, size=5):
+def draw(rows, count, seed=0, size=5):
   batches = pipeline.stream(rows, list, size=size, seed=seed)
   return [row for i in range(count // size) for row in batches(i)]
 
 
 def test_shares_are_the_weights_and_every_source_has_its_own_epochs():
   rows = Mixture((range(10, 14), range(100, 200)), (0.3, 0.7))
-  found = drawn(rows, 1000)
-  small, large = [row for row in found if row < 100], [row for row in found if row >= 100]
+  order = draw(rows, 1000)
+  small, large = [row for row in order if row < 100], [row for row in order if row >= 100]
   assert len(small) == pytest.approx(300, abs=1)
   epochs = [sorted(small[at : at + 4]) for at in range(0, 296, 4)]
   assert all(epoch == [10, 11, 12, 13] for epoch in epochs)  # 75 epochs of the small one
   assert sorted(large[:100]) == list(range(100, 200))  # in which the large one has seven
   assert large[:100] != large[100:200]
   for at in range(50, 1000, 50):  # no stretch that is one source
-    assert len([row for row in found[at - 50 : at] if row < 100]) == pytest.approx(15, abs=1)
+    assert len([row for row in order[at - 50 : at] if row < 100]) == pytest.approx(15, abs=1)
 
 
 def test_weights_count_by_their_ratio_and_sources_of_one_size_differ_in_order():
   parts = ([("a", i) for i in range(30)], [("b", i) for i in range(30)])
-  one, other = (drawn(Mixture(parts, weights), 60) for weights in ((1, 1), (5, 5)))
-  assert one == other
-  assert Counter(name for name, _ in one) == {"a": 30, "b": 30}
-  assert [i for name, i in one if name == "a"] != [i for name, i in one if name == "b"]
-  assert drawn(Mixture(parts[:1], (3.0,)), 60) == drawn(parts[0], 60)  # one source is no mixture
+  order, same_order = (draw(Mixture(parts, weights), 60) for weights in ((1, 1), (5, 5)))
+  assert order == same_order
+  assert Counter(name for name, _ in order) == {"a": 30, "b": 30}
+  assert [i for name, i in order if name == "a"] != [i for name, i in order if name == "b"]
+  assert draw(Mixture(parts[:1], (3.0,)), 60) == draw(parts[0], 60)  # one source is no mixture
 
 
 def test_a_mixture_is_reached_by_number():

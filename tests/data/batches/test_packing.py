@@ -20,7 +20,7 @@ from instructjax.types import Frozen
 
 def test_best_fit_by_hand():
   bins = packing.fit(np.asarray([3, 6, 2, 5, 4]), 8)
-  assert [one.tolist() for one in bins] == [[1, 2], [3, 0], [4]]
+  assert [numbers.tolist() for numbers in bins] == [[1, 2], [3, 0], [4]]
   rows = [Row(np.zeros(size, np.int32), 1) for size in (3, 6)]
   packed = packing.pack(rows, 8)
   assert (len(packed), packed.share) == (2, 9 / 16)
@@ -33,8 +33,8 @@ def test_best_fit_by_hand():
 @given(sizes=st.lists(st.integers(1, 32), max_size=60))
 def test_every_row_is_in_one_bin_and_no_bin_overflows(sizes):
   bins = packing.fit(np.asarray(sizes, np.int64), 32)
-  assert sorted(at for one in bins for at in one) == list(range(len(sizes)))
-  assert all(sum(sizes[at] for at in one) <= 32 for one in bins)
+  assert sorted(at for numbers in bins for at in numbers) == list(range(len(sizes)))
+  assert all(sum(sizes[at] for at in numbers) <= 32 for numbers in bins)
   assert len(bins) <= 11 / 9 * -(-sum(sizes) // 32) + 6 / 9 or any(2 * size > 32 for size in sizes)
   assert all(
     sum(sizes[at] for at in (*a, *b)) > 32 for i, a in enumerate(bins) for b in bins[:i]
@@ -59,15 +59,15 @@ def test_padding_by_hand():
 def test_documents_are_cut_one_by_one():
   from test_pipeline import EOS, ids, letters
 
-  found = pipeline.documents([Text("abcde"), Text("f"), Text("ghi")], letters(), length=4)
-  assert [row.ids.tolist() for row in found] == [
+  pieces = pipeline.documents([Text("abcde"), Text("f"), Text("ghi")], letters(), length=4)
+  assert [row.ids.tolist() for row in pieces] == [
     ids("abcd"),
     [*ids("e"), EOS],
     [*ids("f"), EOS],
     [*ids("ghi"), EOS],
   ]
-  found = pipeline.documents([Text("abc")], letters(bos=(7,)), length=3)
-  assert [row.ids.tolist() for row in found] == [[7, *ids("ab")], [7, *ids("c"), EOS]]
+  pieces = pipeline.documents([Text("abc")], letters(bos=(7,)), length=3)
+  assert [row.ids.tolist() for row in pieces] == [[7, *ids("ab")], [7, *ids("c"), EOS]]
   assert not pipeline.documents([Text("abcd"), Text("")], letters(), length=4)[
     1:
   ]  # an end alone predicts nothing
@@ -83,7 +83,10 @@ def rows_of(count, longest, seed=0):
 
 
 def batches_of(rows, length):
-  """The same rows, packed and each by itself; as many rows as four devices or micro-batches divide."""
+  """Returns the same rows packed, and each by itself.
+
+  The number of rows in both is a multiple of four, for four devices or micro-batches.
+  """
   packed = list(packing.pack(rows, length))
   packed += [()] * (-len(packed) % 4)
   apart = [*rows, *[Row(np.zeros(0, np.int32), 0)] * (-len(rows) % 4)]
@@ -116,14 +119,16 @@ def test_what_is_in_one_segment_does_not_reach_another():
   lm = tiny.lm("gpt")
   params = tiny.perturb(lm.init(jax.random.key(0)), 0.1)
   packed, _ = batches_of(rows_of(9, 14), 32)
-  other = packed.replace(
+  changed = packed.replace(
     tokens=np.where(packed.valid == 1, (packed.tokens + 1) % tiny.VOCAB, packed.tokens)
   )
   second = packed.valid == 2
   assert second.any()
-  one, two = (np.asarray(lm.hidden(params, batch.tokens, batch.valid)) for batch in (packed, other))
-  np.testing.assert_array_equal(one[second], two[second])
-  assert (one[packed.valid == 1] != two[packed.valid == 1]).any()
+  before, after = (
+    np.asarray(lm.hidden(params, batch.tokens, batch.valid)) for batch in (packed, changed)
+  )
+  np.testing.assert_array_equal(before[second], after[second])
+  assert (before[packed.valid == 1] != after[packed.valid == 1]).any()
 
 
 def test_the_pretraining_term_of_ppo_is_the_same_packed():

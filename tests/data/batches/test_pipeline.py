@@ -126,9 +126,7 @@ some = st.text("abc de", min_size=1, max_size=8).filter(str.strip)
 @settings(deadline=None, max_examples=60)
 @given(pairs=st.lists(st.tuples(some, some), min_size=1, max_size=5))
 def test_the_same_parts_give_the_same_ids_everywhere(pairs):
-  """A demonstration, a comparison and a prompt of one text agree token by token: token in, token
-  out.
-  """
+  """A demonstration, a comparison and a prompt of one text agree token by token."""
   limits = {"prompt": 8, "response": 12}
   demos = pipeline.demonstrations([Demonstration(*pair) for pair in pairs], TOK, **limits)
   groups = pipeline.comparisons([Comparison(p, (c, c), (1, 1)) for p, c in pairs], TOK, **limits)
@@ -168,8 +166,8 @@ def test_to_resume_is_to_remember_an_integer():
   expected = [straight(i).tolist() for i in range(20)]
   again = pipeline.stream(list(range(7)), numbers, size=3, seed=0)
   assert [again(i).tolist() for i in reversed(range(20))] == expected[::-1]
-  other = pipeline.stream(list(range(7)), numbers, size=3, seed=1)
-  assert [other(i).tolist() for i in range(20)] != expected
+  other_seed = pipeline.stream(list(range(7)), numbers, size=3, seed=1)
+  assert [other_seed(i).tolist() for i in range(20)] != expected
 
 
 def test_a_batch_may_be_larger_than_the_data():

@@ -8,17 +8,17 @@ from instructjax.data.batches import prefetch
 
 
 def test_the_same_batches_in_order_and_none_too_many():
-  made = []
-  with prefetch.ahead(lambda i: made.append(i) or 10 * i, stop=5) as feed:
+  numbers = []
+  with prefetch.ahead(lambda i: numbers.append(i) or 10 * i, stop=5) as feed:
     assert [feed.batch(i) for i in range(5)] == [0, 10, 20, 30, 40]
-  assert made == [0, 1, 2, 3, 4]
+  assert numbers == [0, 1, 2, 3, 4]
 
 
 def test_only_so_many_are_made_ahead_and_in_another_thread():
-  made, ready = [], threading.Semaphore(0)
+  numbers, ready = [], threading.Semaphore(0)
 
   def batches(i):
-    made.append((i, threading.current_thread() is threading.main_thread()))
+    numbers.append((i, threading.current_thread() is threading.main_thread()))
     ready.release()
     return i
 
@@ -26,9 +26,9 @@ def test_only_so_many_are_made_ahead_and_in_another_thread():
     feed.batch(7)
     for _ in range(3):
       assert ready.acquire(timeout=60)
-    assert made == [(7, False), (8, False), (9, False)]
+    assert numbers == [(7, False), (8, False), (9, False)]
     assert not ready.acquire(timeout=0.05)
-  assert len(made) == 3
+  assert len(numbers) == 3
 
 
 def test_any_batch_may_be_asked_for():

@@ -12,7 +12,7 @@ A = "Explain the moon landing to a six year old in a few sentences"
 
 
 @pytest.mark.parametrize(
-  ("texts", "prefix", "found"),
+  ("texts", "prefix", "classes"),
   [
     (["abcdeX", "abcdeY"], 5, [[0, 1]]),  # a common prefix of exactly 5
     (["abcdX", "abcdY"], 5, [[0], [1]]),  # of 4
@@ -31,8 +31,8 @@ A = "Explain the moon landing to a six year old in a few sentences"
     ),  # the first letters of the normal form may stand far apart
   ],
 )
-def test_crafted_prompts(texts, prefix, found):
-  assert dedup.classes(texts, prefix) == found
+def test_crafted_prompts(texts, prefix, classes):
+  assert dedup.classes(texts, prefix) == classes
 
 
 texts = st.lists(st.text("aB \n", max_size=9), max_size=12)

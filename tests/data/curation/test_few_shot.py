@@ -43,28 +43,30 @@ def test_three_pairs_by_hand():
 @given(st.integers(2, 9), st.none() | st.integers(0, 9), st.integers(1, 4), st.integers(0, 3))
 def test_the_target_is_never_in_its_own_context(k, shots, samples, seed):
   pairs = tuple({"input": f"in{i};", "output": f"out{i};"} for i in range(k))
-  found = few_shot.expand(FewShot("Do.", pairs), shots=shots, samples=samples, seed=seed)
-  assert found == few_shot.expand(FewShot("Do.", pairs), shots=shots, samples=samples, seed=seed)
+  demonstrations = few_shot.expand(FewShot("Do.", pairs), shots=shots, samples=samples, seed=seed)
+  assert demonstrations == few_shot.expand(
+    FewShot("Do.", pairs), shots=shots, samples=samples, seed=seed
+  )
   count = k - 1 if shots is None else min(shots, k - 1)
-  assert len(found) == len(set(found_keys(found)))
+  assert len(demonstrations) == len(set(keys(demonstrations)))
   per_target = min(samples, len(list(itertools.combinations(range(k - 1), count))))
-  assert len(found) == k * per_target
-  assert [demo.completion for demo in found] == [
+  assert len(demonstrations) == k * per_target
+  assert [demo.completion for demo in demonstrations] == [
     f"out{i};" for i in range(k) for _ in range(per_target)
   ]
-  for demo in found:
+  for demo in demonstrations:
     assert demo.completion not in demo.prompt
     assert demo.prompt.count("\nOutput: ") == count
 
 
-def found_keys(found):
-  return [(demo.prompt, demo.completion) for demo in found]
+def keys(demonstrations):
+  return [(demo.prompt, demo.completion) for demo in demonstrations]
 
 
 def test_many_samples_of_many_pairs_differ():
   pairs = tuple({"input": f"in{i};", "output": f"out{i};"} for i in range(40))
-  found = few_shot.expand(FewShot("Do.", pairs), shots=8, samples=5)
-  assert len(set(found_keys(found))) == 200
+  demonstrations = few_shot.expand(FewShot("Do.", pairs), shots=8, samples=5)
+  assert len(set(keys(demonstrations))) == 200
 
 
 def test_errors_are_named(tmp_path):

@@ -1,5 +1,7 @@
-"""The rules one by one and together: consent, duplicates, cap, split by user, PII, lengths; the
-order of rows is no matter.
+"""The rules of hygiene, one by one and together.
+
+They are consent, duplicates, cap, split by user, PII and lengths. The order of the rows does not
+matter to any of them.
 """
 
 import dataclasses
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructjax.data.curation import hygiene
+from instructjax.data.curation import contents, hygiene
 from instructjax.data.curation.hygiene import Hygiene
 from instructjax.data.records.records import Comparison, Demonstration, FewShot, Prompt
 from instructjax.data.tokens.tokenizers import Tokenizer
@@ -52,9 +54,9 @@ def test_one_of_near_duplicates_stays_and_the_order_does_not_choose_it():
   rows = [Prompt("same beginning " * 10 + end, user=end) for end in "abcdefgh"] + [
     Prompt("another")
   ]
-  kept = hygiene.deduplicated(rows)
-  assert len(kept) == 2 and kept[1].prompt == "another"
-  assert sorted(hygiene.deduplicated(rows[::-1]), key=str) == sorted(kept, key=str)
+  rest = hygiene.deduplicated(rows)
+  assert len(rest) == 2 and rest[1].prompt == "another"
+  assert sorted(hygiene.deduplicated(rows[::-1]), key=str) == sorted(rest, key=str)
   chosen = {hygiene.deduplicated(rows, seed=seed)[0].user for seed in range(20)}
   assert len(chosen) > 3
 
@@ -67,8 +69,8 @@ def test_answers_of_several_people_to_one_prompt_are_no_duplicates():
     Demonstration(ask, "a"),
     Demonstration(ask + " ", "c"),
   ]
-  kept = hygiene.deduplicated(rows, prefix=10)
-  assert kept in (
+  rest = hygiene.deduplicated(rows, prefix=10)
+  assert rest in (
     [rows[0], rows[1]],
     [rows[3]],
   )  # all of one prompt, the same record once, or the other spelling's
@@ -82,9 +84,9 @@ def test_answers_of_several_people_to_one_prompt_are_no_duplicates():
 
 def test_few_shot_prompts_that_differ_in_a_pair_only_are_near_duplicates():
   pair = lambda i: {"input": f"in{i}", "output": "out"}
-  one, two = (FewShot("instruction " * 12, (pair(0), pair(i))) for i in (1, 2))
-  assert len(hygiene.deduplicated([one, two])) == 1
-  assert len(hygiene.deduplicated([one, two], prefix=1000)) == 2
+  first, second = (FewShot("instruction " * 12, (pair(0), pair(i))) for i in (1, 2))
+  assert len(hygiene.deduplicated([first, second])) == 1
+  assert len(hygiene.deduplicated([first, second], prefix=1000)) == 2
 
 
 TIMING = """
@@ -96,22 +98,25 @@ rng = random.Random(0)
 words = [format(i, "05x") for i in range(5000)]
 heads = [" ".join(rng.choices(words, k=40)) for _ in range(1000)]
 tails = lambda: " ".join(rng.choices(words, k=rng.randint(5, 200)))
-rows = [Prompt(f"{rng.choice(heads)} {tails()}" if i % 2 else tails(), user=f"u{i % 999}") for i in range(100_000)]
+rows = []
+for i in range(100_000):
+  text = f"{rng.choice(heads)} {tails()}" if i % 2 else tails()
+  rows.append(Prompt(text, user=f"u{i % 999}"))
 start = time.process_time()
-found = hygiene.deduplicated(rows)
-print(len(found), time.process_time() - start)
+rest = hygiene.deduplicated(rows)
+print(len(rest), time.process_time() - start)
 """
 
 
 @pytest.mark.slow
 def test_100_000_prompts_in_less_than_5_seconds():
-  """Of CPU time, in a process of its own: here every call is type-checked."""
-  found = subprocess.run(
+  """The seconds are CPU time of another process, because in this one every call is type-checked."""
+  printed = subprocess.run(
     [sys.executable, "-c", TIMING], capture_output=True, text=True, check=True
   ).stdout.split()
-  print(f"100,000 prompts, {found[0]} stay, {float(found[1]):.2f} s")
-  assert int(found[0]) == pytest.approx(51_000, abs=50)
-  assert float(found[1]) < 5
+  print(f"100,000 prompts, {printed[0]} stay, {float(printed[1]):.2f} s")
+  assert int(printed[0]) == pytest.approx(51_000, abs=50)
+  assert float(printed[1]) < 5
 
 
 # --- cap ---
@@ -119,15 +124,15 @@ def test_100_000_prompts_in_less_than_5_seconds():
 
 def test_cap_of_200_prompts():
   rows = [*people(1, 450), *people(3, 150, "x"), *[Prompt(f"nobody's {i}") for i in range(300)]]
-  kept = hygiene.capped(rows)
+  rest = hygiene.capped(rows)
   count = lambda rows: {
     user: sum(row.user == user for row in rows) for user in ("user0", "user1", "user2", None)
   }
   assert count(rows) == {"user0": 600, "user1": 150, "user2": 150, None: 300}
-  assert count(kept) == {"user0": 200, "user1": 150, "user2": 150, None: 300}
-  assert kept == hygiene.capped(rows) != hygiene.capped(rows, seed=1)
+  assert count(rest) == {"user0": 200, "user1": 150, "user2": 150, None: 300}
+  assert rest == hygiene.capped(rows) != hygiene.capped(rows, seed=1)
   mixed = random.Random(0).sample(rows, len(rows))
-  assert set(hygiene.capped(mixed)) == set(kept)
+  assert set(hygiene.capped(mixed)) == set(rest)
 
 
 def test_cap_per_organisation_and_by_prompt():
@@ -137,9 +142,9 @@ def test_cap_per_organisation_and_by_prompt():
   twice = [
     Comparison(ask, ("a", "b"), (1, 2), labeler=who, user="u") for ask in "pqr" for who in "xy"
   ]
-  kept = hygiene.capped(twice, 2)
+  rest = hygiene.capped(twice, 2)
   assert (
-    len(kept) == 4 and len({row.prompt for row in kept}) == 2
+    len(rest) == 4 and len({row.prompt for row in rest}) == 2
   )  # two prompts, both labelers of each
 
 
@@ -211,10 +216,10 @@ DIRTY = [
 
 
 def test_pii_is_dropped_or_masked_and_counted():
-  kept, found = hygiene.without_pii(DIRTY)
-  assert kept == DIRTY[3:] and found == {"email": (3, 2), "phone": (1, 1)}
-  masked, found = hygiene.without_pii(DIRTY, "mask")
-  assert found == {"email": (3, 2), "phone": (1, 1)}
+  rest, counts = hygiene.without_pii(DIRTY)
+  assert rest == DIRTY[3:] and counts == {"email": (3, 2), "phone": (1, 1)}
+  masked, counts = hygiene.without_pii(DIRTY, "mask")
+  assert counts == {"email": (3, 2), "phone": (1, 1)}
   assert [masked[0].prompt, masked[1].completion, masked[2].completions] == [
     "write to [EMAIL] and [EMAIL]",
     "call [PHONE]",
@@ -254,12 +259,12 @@ def test_pii_is_a_rule_of_the_training_split_only():
 
 
 def test_lengths_count_the_ends_of_a_row():
-  assert hygiene.lengths(Prompt("abcd"), LETTERS) == (5, 0)  # with the beginning of text
-  assert hygiene.lengths(Demonstration("abcd", "xy"), LETTERS) == (5, 3)  # with the end of text
-  assert hygiene.lengths(Comparison("abcd", ("x", "xyz"), (1, 2)), LETTERS) == (5, 4)
+  assert contents.lengths(Prompt("abcd"), LETTERS) == (5, 0)  # with the beginning of text
+  assert contents.lengths(Demonstration("abcd", "xy"), LETTERS) == (5, 3)  # with the end of text
+  assert contents.lengths(Comparison("abcd", ("x", "xyz"), (1, 2)), LETTERS) == (5, 4)
   pairs = ({"input": "a", "output": "long one"}, {"input": "b", "output": "c"})
   longest = "i\n\nInput: a\nOutput: long one\n\nInput: b\nOutput:"
-  assert hygiene.lengths(FewShot("i", pairs), LETTERS) == (len(longest) + 1, 9)
+  assert contents.lengths(FewShot("i", pairs), LETTERS) == (len(longest) + 1, 9)
 
 
 @pytest.mark.parametrize("long", ["keep", "drop"])
@@ -288,10 +293,10 @@ def test_what_passes_is_taken_by_the_pipeline():
   from instructjax.data.batches import pipeline
 
   rows = [Prompt("p" * n) for n in range(1, 20)]
-  kept = hygiene.clean(rows, Hygiene(prefix=0, valid=0, test=0, prompt_tokens=8), LETTERS).splits[
+  rest = hygiene.clean(rows, Hygiene(prefix=0, valid=0, test=0, prompt_tokens=8), LETTERS).splits[
     "train"
   ]
-  assert len(pipeline.prompts(kept, LETTERS, prompt=8)) == 7
+  assert len(pipeline.prompts(rest, LETTERS, prompt=8)) == 7
   with pytest.raises(UserError, match="the limit is 8"):
     pipeline.prompts(rows[:8], LETTERS, prompt=8)
 
@@ -331,20 +336,21 @@ def test_the_order_of_the_rows_changes_nothing_and_every_row_is_counted(rows, ch
   assert len(rows) - sum(rule.removed for rule in cleaned.rules) == sum(
     map(len, cleaned.splits.values())
   )
-  kept = [row for part in cleaned.splits.values() for row in part]
-  assert all(row.consent is not False for row in kept)
-  assert all(len(row.prompt) + 1 <= (chosen.prompt_tokens or 99) for row in kept)
+  rest = [row for part in cleaned.splits.values() for row in part]
+  assert all(row.consent is not False for row in rest)
+  assert all(len(row.prompt) + 1 <= (chosen.prompt_tokens or 99) for row in rest)
   places = {(row.user, name) for name, part in cleaned.splits.items() for row in part if row.user}
   assert len(places) == len({user for user, _ in places})
   report = hygiene.report(cleaned, chosen)
-  assert [one["records"] for one in report["splits"].values()] == [
+  assert [split["records"] for split in report["splits"].values()] == [
     len(part) for part in cleaned.splits.values()
   ]
 
 
 def test_hashes_are_those_of_yesterday():
-  """A change here moves every user: the validation set of a running project would leak into its
-  training set.
+  """A change of the hash would move every user to another split.
+
+  The validation set of a running project would then leak into its training set.
   """
   assert hygiene.number("split", "0", "user:u1") == 3022856252660020875
   assert [
@@ -360,7 +366,7 @@ def test_hashes_are_those_of_yesterday():
 
 
 @pytest.mark.parametrize(
-  ("wrong", "message"),
+  ("settings", "message"),
   [
     ({"cap": -1}, "cap -1: give a positive number, or 0"),
     ({"valid": 0.7, "test": 0.5}, "valid 0.7, test 0.5: give shares"),
@@ -369,6 +375,6 @@ def test_hashes_are_those_of_yesterday():
     ({"pii": "hide"}, "pii 'hide': known are drop, mask, off"),
   ],
 )
-def test_settings_that_cannot_be(wrong, message):
+def test_settings_that_cannot_be(settings, message):
   with pytest.raises(UserError, match=message):
-    Hygiene(**wrong)
+    Hygiene(**settings)

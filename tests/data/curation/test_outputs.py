@@ -18,35 +18,37 @@ def outputs(groups):
 
 @given(groups=GROUPS, k=st.integers(2, 9), lot=st.text(max_size=3))
 def test_what_is_kept_is_different_and_nobody_is_favoured(groups, k, lot):
-  kept = choose(outputs(groups), k, lot)
+  chosen = choose(outputs(groups), k, lot)
   different = {text.strip() for group in groups for text in group} - {""}
-  assert len(kept) == min(k, len(different))
+  assert len(chosen) == min(k, len(different))
   assert (
-    len({one.text.strip() for one in kept}) == len(kept)
-    and {one.text.strip() for one in kept} <= different
+    len({output.text.strip() for output in chosen}) == len(chosen)
+    and {output.text.strip() for output in chosen} <= different
   )
-  drawn = {(one.text, one.source["model"]) for group in outputs(groups) for one in group}
-  assert all((one.text, one.source["model"]) in drawn for one in kept)
-  assert kept == choose(outputs(groups), k, lot)
+  candidates = {
+    (output.text, output.source["model"]) for group in outputs(groups) for output in group
+  }
+  assert all((output.text, output.source["model"]) in candidates for output in chosen)
+  assert chosen == choose(outputs(groups), k, lot)
 
 
 @given(models=st.integers(1, 4), n=st.integers(1, 4), k=st.integers(2, 9), lot=st.text(max_size=3))
 def test_different_outputs_are_taken_evenly(models, n, k, lot):
-  kept = choose(
+  chosen = choose(
     outputs([[f"{model} {draw}" for draw in range(n)] for model in range(models)]), k, lot
   )
-  counts = Counter(one.source["model"] for one in kept)
+  counts = Counter(output.source["model"] for output in chosen)
   assert max(counts.values()) - min(counts.get(f"m{model}", 0) for model in range(models)) <= 1
 
 
 def test_a_text_that_two_drew_is_credited_by_lot():
   both = outputs([["same", "x"], ["same", "y"]])
   credit = Counter(
-    next(one for one in choose(both, 3, str(lot)) if one.text == "same").source["model"]
+    next(output for output in choose(both, 3, str(lot)) if output.text == "same").source["model"]
     for lot in range(400)
   )
   assert 150 < credit["m0"] < 250  # 5 standard deviations of a fair coin
   places = Counter(
-    [one.text for one in choose(both, 3, str(lot))].index("same") for lot in range(400)
+    [output.text for output in choose(both, 3, str(lot))].index("same") for lot in range(400)
   )
   assert all(80 < places[at] < 190 for at in range(3))

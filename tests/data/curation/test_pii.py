@@ -1,6 +1,4 @@
-"""Every detector on what it must find and what it must leave; the check digits by hand; spans and
-masks.
-"""
+"""Personal data: every detector on what it must find and must leave alone, check digits, masks."""
 
 import re
 import time
@@ -113,9 +111,9 @@ def test_overlapping_spans_give_the_earlier_and_longer_one():
 
 
 def test_a_detector_of_ones_own():
-  badge = lambda text: [found.span() for found in re.finditer(r"\bB-\d{4}\b", text)]
-  found = pii.find("badge B-1234, x@y.org", pii.DETECTORS | {"badge": badge})
-  assert [span.kind for span in found] == ["badge", "email"]
+  badge = lambda text: [spans.span() for spans in re.finditer(r"\bB-\d{4}\b", text)]
+  spans = pii.find("badge B-1234, x@y.org", pii.DETECTORS | {"badge": badge})
+  assert [span.kind for span in spans] == ["badge", "email"]
 
 
 @given(st.text() | st.text("01 -.:@+aAZ/_\n"))

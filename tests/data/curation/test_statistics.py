@@ -43,17 +43,19 @@ PARTS = [
 
 
 @pytest.fixture(scope="module")
-def found():
+def tables_by_name():
   return {table.title.split(":")[0]: table for table in statistics.tables(PARTS, len, "letters")}
 
 
-def test_all_tables_are_there(found):
-  assert list(found) == [f"Table {i}" for i in (1, 6, 7, 8, 9, 10, 11)] + ["Rankings"]
-  assert all(len(row) == len(table.columns) for table in found.values() for row in table.rows)
+def test_all_tables_are_there(tables_by_name):
+  assert list(tables_by_name) == [f"Table {i}" for i in (1, 6, 7, 8, 9, 10, 11)] + ["Rankings"]
+  assert all(
+    len(row) == len(table.columns) for table in tables_by_name.values() for row in table.rows
+  )
 
 
-def test_use_cases(found):
-  assert found["Table 1"].columns == (
+def test_use_cases(tables_by_name):
+  assert tables_by_name["Table 1"].columns == (
     "use case",
     "SFT",
     "SFT %",
@@ -63,7 +65,7 @@ def test_use_cases(found):
     "PPO %",
     "paper's RM %",
   )
-  rows = {row[0]: row[1:] for row in found["Table 1"].rows}
+  rows = {row[0]: row[1:] for row in tables_by_name["Table 1"].rows}
   assert list(rows)[:10] == list(statistics.USE_CASES) and list(rows)[10:] == ["Riddles", NONE]
   assert rows["Open QA"] == (0, 0.0, 0, 0.0, 3, 100.0, 12.4)
   assert rows["Chat"] == (0, 0.0, 1, 33.3, 0, 0.0, 8.4)
@@ -72,8 +74,8 @@ def test_use_cases(found):
   assert sum(statistics.USE_CASES.values()) == pytest.approx(99.9)
 
 
-def test_sizes(found):
-  assert found["Table 6"].rows == [
+def test_sizes(tables_by_name):
+  assert tables_by_name["Table 6"].rows == [
     ("SFT", "train", "customer", 2),
     ("SFT", "train", "labeler", 1),
     ("SFT", "train", "all sources", 3),
@@ -83,15 +85,15 @@ def test_sizes(found):
   ]
 
 
-def test_annotations(found):
-  assert found["Table 7"].columns == (
+def test_annotations(tables_by_name):
+  assert tables_by_name["Table 7"].columns == (
     "annotation",
     "SFT train",
     "SFT valid",
     "RM train",
     "PPO train",
   )
-  rows = {row[0]: row[1:] for row in found["Table 7"].rows}
+  rows = {row[0]: row[1:] for row in tables_by_name["Table 7"].rows}
   assert rows["ambiguous"] == (100.0, None, 50.0, None)
   assert rows["closed_domain"] == (None, None, 100.0, None)
   (nothing,) = [
@@ -100,8 +102,8 @@ def test_annotations(found):
   assert nothing.rows == [(NONE, None)]
 
 
-def test_prompts_of_a_customer(found):
-  assert found["Table 8"].rows == [
+def test_prompts_of_a_customer(tables_by_name):
+  assert tables_by_name["Table 8"].rows == [
     ("SFT", "train", 1, 2.0, 2, 1),
     ("SFT", "valid", 0, None, None, 1),
     ("RM", "train", 1, 2.0, 2, 1),
@@ -109,13 +111,13 @@ def test_prompts_of_a_customer(found):
   ]
 
 
-def test_lengths(found):
-  assert found["Table 9"].title.endswith("in letters")
+def test_lengths(tables_by_name):
+  assert tables_by_name["Table 9"].title.endswith("in letters")
   # SFT train 2, 4, 6: mean 4, sd of a sample 2, quartiles 3, 4, 5
-  assert found["Table 9"].rows[0] == ("SFT", "train", 3, 4.0, 2.0, 2, 3.0, 4.0, 5.0, 6)
-  assert found["Table 9"].rows[1] == ("SFT", "valid", 1, 3.0, None, 3, 3.0, 3.0, 3.0, 3)
-  assert ("Open QA", 3, 2.3, 1.5, 1, 1.5, 2.0, 3.0, 4) in found["Table 10"].rows
-  assert [row[:4] for row in found["Table 11"].rows] == [
+  assert tables_by_name["Table 9"].rows[0] == ("SFT", "train", 3, 4.0, 2.0, 2, 3.0, 4.0, 5.0, 6)
+  assert tables_by_name["Table 9"].rows[1] == ("SFT", "valid", 1, 3.0, None, 3, 3.0, 3.0, 3.0, 3)
+  assert ("Open QA", 3, 2.3, 1.5, 1, 1.5, 2.0, 3.0, 4) in tables_by_name["Table 10"].rows
+  assert [row[:4] for row in tables_by_name["Table 11"].rows] == [
     ("customer", "prompt", 2, 3.0),
     ("customer", "demonstration", 2, 2.0),
     ("labeler", "prompt", 2, 4.5),
@@ -132,9 +134,9 @@ def test_measures_are_numpys():
   assert statistics.measures([]) == (0, *[None] * 7)
 
 
-def test_rankings(found):
+def test_rankings(tables_by_name):
   # K = 4: 6 + 6 pairs, 1 of them tied; K = 2: 1 pair, tied
-  assert found["Rankings"].rows == [("2", 1, 0, 1), ("4", 2, 11, 1), ("all", 3, 11, 2)]
+  assert tables_by_name["Rankings"].rows == [("2", 1, 0, 1), ("4", 2, 11, 1), ("all", 3, 11, 2)]
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,11 @@ def written(reference, folder):
 
 
 def test_bytes_are_their_ids(tmp_path):
-  ours, made, config = written(tokenizers.BYTES, tmp_path / "out")
+  ours, converted, config = written(tokenizers.BYTES, tmp_path / "out")
   for text in (*carry.PROBES, "\x00\x7fÿ"):
-    assert made.encode(text).ids == ours.encode(text) == list(text.encode())
-    assert made.decode(made.encode(text).ids) == text
-  assert made.token_to_id(config["eos_token"]) == 256 == ours.eos[0]
+    assert converted.encode(text).ids == ours.encode(text) == list(text.encode())
+    assert converted.decode(converted.encode(text).ids) == text
+  assert converted.token_to_id(config["eos_token"]) == 256 == ours.eos[0]
 
 
 def test_a_new_line_that_ends_responses_is_no_special_token(tmp_path):
@@ -98,11 +98,11 @@ def test_sentencepiece_gives_the_same_ids(tmp_path, corpus, spec):
     unk_id=0,
     **spec,
   )
-  ours, made, _ = written(f"{prefix}.model", tmp_path / "out")
+  ours, converted, _ = written(f"{prefix}.model", tmp_path / "out")
   for text in (*CORPUS.splitlines()[::7], *carry.PROBES):
-    assert made.encode(text, add_special_tokens=False).ids == ours.encode(text)
-    assert made.encode(text).ids == [*ours.bos, *ours.encode(text)]
-  assert made.decode(ours.encode("the cat sat")) == "the cat sat"
+    assert converted.encode(text, add_special_tokens=False).ids == ours.encode(text)
+    assert converted.encode(text).ids == [*ours.bos, *ours.encode(text)]
+  assert converted.decode(ours.encode("the cat sat")) == "the cat sat"
 
 
 def test_gguf_metadata_become_a_file_and_its_template_too(tmp_path):
@@ -120,8 +120,8 @@ def test_gguf_metadata_become_a_file_and_its_template_too(tmp_path):
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.close()
-  ours, made, config = written(str(tmp_path / "m.gguf"), tmp_path / "out")
-  assert made.encode("the then 12").ids == ours.encode("the then 12")
+  ours, converted, config = written(str(tmp_path / "m.gguf"), tmp_path / "out")
+  assert converted.encode("the then 12").ids == ours.encode("the then 12")
   assert config["eos_token"] == "<|im_end|>"
   assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages[0].content }}"
 
@@ -142,8 +142,8 @@ def test_files_of_a_folder_are_copied(tmp_path, corpus):
 
 
 def test_other_ids_are_an_error(tmp_path):
-  other = tokenizers.Tokenizer(lambda text: [1], lambda ids: "", 257, (256,), (), (), "")
+  tokenizer = tokenizers.Tokenizer(lambda text: [1], lambda ids: "", 257, (256,), (), (), "")
   with pytest.raises(
     UserError, match=r"bytes: no tokenizer.json gives its ids \('' becomes \[\], not \[1\]\)"
   ):
-    carry.write(tokenizers.BYTES, other, tmp_path, context=16)
+    carry.write(tokenizers.BYTES, tokenizer, tmp_path, context=16)

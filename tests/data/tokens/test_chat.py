@@ -61,8 +61,8 @@ def test_every_reply_and_its_stop_id_carry_loss_and_nothing_else(demo, text):
 
 def test_the_prompt_of_a_rollout_is_the_prompt_of_training(demo):
   (row,) = pipeline.demonstrations(demo, TOK, prompt=20, response=9, template=template())
-  asked = records.parse([{"prompt": CHAT[:-1]}], "prompt")
-  (start,) = pipeline.prompts(asked, TOK, prompt=20, template=template())
+  prompts = records.parse([{"prompt": CHAT[:-1]}], "prompt")
+  (start,) = pipeline.prompts(prompts, TOK, prompt=20, template=template())
   (group,) = pipeline.comparisons(
     records.parse(
       [{"prompt": CHAT[:-1], "completions": ["cd", "x"], "ranks": [1, 2]}], "comparison"
@@ -113,7 +113,7 @@ def test_hh_transcripts_become_turns():
 
 
 @pytest.mark.parametrize(
-  ("row", "what"),
+  ("row", "problem"),
   [
     ({"prompt": "a</s>b", "completion": "c"}, "d:1: completion: holds the special tokens '</s>'"),
     ({"prompt": "a", "completion": "<pad>"}, "d:1: completion: holds the special tokens '<pad>'"),
@@ -125,11 +125,13 @@ def test_hh_transcripts_become_turns():
     ({"prompt": "abcdefgh", "completion": "c"}, "d:1: prompt: 12 tokens, the limit is 9"),
   ],
 )
-def test_what_is_wrong_is_named(row, what):
-  found = records.parse([row], "demonstration")
+def test_what_is_wrong_is_named(row, problem):
+  demonstrations = records.parse([row], "demonstration")
   with pytest.raises(UserError) as error:
-    pipeline.demonstrations(found, TOK, prompt=9, response=9, name="d", template=template())
-  assert what in str(error.value)
+    pipeline.demonstrations(
+      demonstrations, TOK, prompt=9, response=9, name="d", template=template()
+    )
+  assert problem in str(error.value)
 
 
 DROPS = PLAIN.replace(
@@ -138,7 +140,7 @@ DROPS = PLAIN.replace(
 
 
 @pytest.mark.parametrize(
-  ("text", "what"),
+  ("text", "problem"),
   [
     ("{% if %}", r"t.jinja:1: not a Jinja template"),
     ("{{ raise_exception('no') }}", "cannot render it .no."),
@@ -156,8 +158,8 @@ DROPS = PLAIN.replace(
     ),
   ],
 )
-def test_templates_that_cannot_be_used(text, what):
-  with pytest.raises(UserError, match=what):
+def test_templates_that_cannot_be_used(text, problem):
+  with pytest.raises(UserError, match=problem):
     template(text)
 
 
@@ -196,13 +198,16 @@ def test_where_templates_are_found(tmp_path):
 
 def test_messages_as_prompts_may_end_with_the_user():
   chats = [CHAT[:-1], CHAT]
-  found = records.parse([{"messages": one} for one in chats], "prompt", formats.messages)
-  assert [record.turns for record in found] == [tuple(CHAT[:-1])] * 2
+  prompts = records.parse(
+    [{"messages": messages} for messages in chats], "prompt", formats.messages
+  )
+  assert [record.turns for record in prompts] == [tuple(CHAT[:-1])] * 2
 
 
 def test_replies_that_share_a_token_with_the_prompt_are_cut_there():
-  """Two line ends are one token, unless a letter follows the second: so a rollout's prompt is not
-  the whole text's start.
+  """The ids of a prompt need not be the first ids of the whole text.
+
+  In this tokenizer two line ends are one token, unless a letter follows the second.
   """
   pair = 5
 
@@ -216,12 +221,12 @@ def test_replies_that_share_a_token_with_the_prompt_are_cut_there():
 
   tokenizer = TOK._replace(encode=named(encode, NAMES))
   text = PLAIN.replace("'A' + m.content", "'A\n\n' + m.content").replace("%}A{%", "%}A\n\n{%")
-  found = chat.load("t.jinja", text, {}, tokenizer)
+  compiled = chat.load("t.jinja", text, {}, tokenizer)
   turns = tuple(CHAT[:-1])
-  ids, mask, start = chat.reply(found, tokenizer, records.transcript(turns), turns, "cd")
+  ids, mask, start = chat.reply(compiled, tokenizer, records.transcript(turns), turns, "cd")
   assert ids.count(pair) == 2
-  assert ids[:start] == chat.head(found, tokenizer, records.transcript(turns), turns)
-  first = chat.head(found, tokenizer, records.transcript(turns[:2]), turns[:2])
+  assert ids[:start] == chat.head(compiled, tokenizer, records.transcript(turns), turns)
+  first = chat.head(compiled, tokenizer, records.transcript(turns[:2]), turns[:2])
   assert ids[: len(first)] == first and first[-1] == pair
   assert [i for i, marked in zip(ids, mask) if marked] == [
     ord("a"),

@@ -1,6 +1,4 @@
-"""SentencePiece models are trained on all of the text, with every option, and lose nothing unless
-they are told to.
-"""
+"""SentencePiece models are trained on all of the text, and by default lose nothing of it."""
 
 import pytest
 from hypothesis import given, settings
@@ -61,7 +59,7 @@ def test_training_is_repeatable(pieces, trained):
 
 
 def test_named_pieces(trained):
-  found = trained(
+  tokenizer = trained(
     eos="<|im_end|>",
     bos="<s>",
     pad="[PAD]",
@@ -69,17 +67,22 @@ def test_named_pieces(trained):
     control=("<|im_start|>",),
     symbols=("<tag>", "\n"),
   )
-  assert dict(found.specials) == {
+  assert dict(tokenizer.specials) == {
     "[PAD]": 0,
     "<|im_end|>": 1,
     "[UNK]": 2,
     "<s>": 3,
     "<|im_start|>": 4,
   }
-  assert (found.eos, found.bos, found.banned) == ((1,), (3,), (0, 2, 3, 4))
-  assert found.encode("<|im_start|>joy<|im_end|>")[:: len(found.encode("joy")) + 1] == [4, 1]
-  tag, line = (found.encode(symbol) for symbol in ("<tag>", "\n"))
-  assert len(tag) == len(line) == 1 and found.decode(found.encode("a<tag>\nb")) == "a<tag>\nb"
+  assert (tokenizer.eos, tokenizer.bos, tokenizer.banned) == ((1,), (3,), (0, 2, 3, 4))
+  assert tokenizer.encode("<|im_start|>joy<|im_end|>")[:: len(tokenizer.encode("joy")) + 1] == [
+    4,
+    1,
+  ]
+  tag, line = (tokenizer.encode(symbol) for symbol in ("<tag>", "\n"))
+  assert (
+    len(tag) == len(line) == 1 and tokenizer.decode(tokenizer.encode("a<tag>\nb")) == "a<tag>\nb"
+  )
 
 
 def test_unigram_and_bpe_are_different_models(trained, pieces):
@@ -91,9 +94,9 @@ def test_unigram_and_bpe_are_different_models(trained, pieces):
 
 
 def test_without_byte_fallback_a_new_character_is_unknown(trained):
-  found = trained(vocab_size=60, byte_fallback=False)
-  assert found.decode(found.encode("la film")) == "la film"
-  assert 2 in found.encode("laé") and found.decode(found.encode("laé")) == "la"
+  tokenizer = trained(vocab_size=60, byte_fallback=False)
+  assert tokenizer.decode(tokenizer.encode("la film")) == "la film"
+  assert 2 in tokenizer.encode("laé") and tokenizer.decode(tokenizer.encode("laé")) == "la"
 
 
 def test_coverage_leaves_rare_characters_to_the_bytes(trained):
@@ -105,15 +108,15 @@ def test_coverage_leaves_rare_characters_to_the_bytes(trained):
 
 def test_normalisation_is_a_choice(trained, pieces):
   assert pieces[0].decode(pieces[0].encode("ﬁlm Ａ")) == "ﬁlm Ａ"
-  found = trained(normalization="nmt_nfkc_cf")
-  assert found.decode(found.encode("ﬁlm Ａ")) == "film a"
+  tokenizer = trained(normalization="nmt_nfkc_cf")
+  assert tokenizer.decode(tokenizer.encode("ﬁlm Ａ")) == "film a"
 
 
 @pytest.mark.parametrize("mark", ["\t", "\0", "\r", "\n", "\u2581"])
 def test_no_line_is_passed_over(trained, mark):
   """SentencePiece leaves out a whole line that holds a tab or a NUL."""
-  found = trained([f"zebra quagga{mark}zebra quagga"] * 20, vocab_size=285)
-  assert len(found.encode("zebra quagga")) <= 3
+  tokenizer = trained([f"zebra quagga{mark}zebra quagga"] * 20, vocab_size=285)
+  assert len(tokenizer.encode("zebra quagga")) <= 3
 
 
 def test_a_long_line_is_learnt_from_too(trained, monkeypatch):
@@ -125,13 +128,13 @@ def test_a_long_line_is_learnt_from_too(trained, monkeypatch):
     "a",
     "b",
   ]
-  found = trained(["zebra quagga " * 40], vocab_size=285)
-  assert len(found.encode("zebra quagga")) <= 3
+  tokenizer = trained(["zebra quagga " * 40], vocab_size=285)
+  assert len(tokenizer.encode("zebra quagga")) <= 3
 
 
 def test_training_that_cannot_work(tmp_path):
   (tmp_path / "file").write_text("")
-  for texts, target, options, what in [
+  for texts, target, options, problem in [
     ([" ", ""], "x.model", {}, "no text to train a tokenizer on"),
     (CORPUS, "x.bin", {}, "must end in .model"),
     (CORPUS, "file/x.model", {}, "x.model: cannot be written"),
@@ -159,7 +162,7 @@ def test_training_that_cannot_work(tmp_path):
     (CORPUS, "x.model", {"symbols": ("a", "</s>")}, "the piece '</s>' is empty, named twice"),
     (CORPUS, "x.model", {"control": ("",)}, "the piece '' is empty"),
   ]:
-    with pytest.raises(UserError, match=what):
+    with pytest.raises(UserError, match=problem):
       train(texts, tmp_path / target, Training(**{"vocab_size": 300, **options}))
   assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -167,11 +170,14 @@ def test_training_that_cannot_work(tmp_path):
 @FUZZ
 @given(name=st.text(max_size=8), symbol=st.text(max_size=8))
 def test_any_names_make_a_model_or_a_user_error(tmp_path_factory, name, symbol):
-  """Whatever a shell lets through: the pieces are there under their names, or the problem is said."""
+  """For any names that a shell lets through the pieces exist, or an error says why they cannot."""
   path = tmp_path_factory.getbasetemp() / "any.model"
   try:
-    found = train(CORPUS, path, Training(vocab_size=300, control=(name,), symbols=(symbol,)))
+    tokenizer = train(CORPUS, path, Training(vocab_size=300, control=(name,), symbols=(symbol,)))
   except UserError as error:
     assert str(error)
   else:
-    assert found.specials[name] == 3 and found.decode(found.encode(f"a{symbol}b")) == f"a{symbol}b"
+    assert tokenizer.specials[name] == 3
+    text = f"a{symbol}b"
+    # A control token in a text becomes its id, which is not decoded.
+    assert tokenizer.decode(tokenizer.encode(text)) == text.replace(name, "")

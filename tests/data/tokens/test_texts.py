@@ -60,13 +60,13 @@ def test_what_cannot_be_read(tmp_path):
   (tmp_path / "a.txt").write_bytes(b"good\nbad \xff\n")
   (tmp_path / "b.jsonl").write_text('{"text": "good"}\n{"text": 1}\n')
   (tmp_path / "c.jsonl").write_text("plain\n")
-  for name, what in [
+  for name, problem in [
     ("a.txt", "a.txt:2: not UTF-8 at byte 4"),
     ("b.jsonl", "b.jsonl:2: text: text is expected"),
     ("c.jsonl", "c.jsonl: no line has the fields of a record"),
     ("none.txt", "none.txt: no such file"),
   ]:
-    with pytest.raises(UserError, match=what):
+    with pytest.raises(UserError, match=problem):
       list(data_texts.texts(tmp_path / name))
 
 
@@ -81,15 +81,15 @@ def test_what_cannot_be_read(tmp_path):
 def test_every_line_is_a_text_or_a_problem(tmp_path, name, content):
   (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
   try:
-    found = list(data_texts.texts(tmp_path / name))
+    pieces = list(data_texts.texts(tmp_path / name))
   except UserError as error:
     assert str(error).startswith(f"{tmp_path / name}:")
     return
   lines = content.removeprefix(b"\xef\xbb\xbf").decode().split("\n")
   lines = lines[:-1] if lines[-1] == "" else lines
   if ".txt" in name:
-    assert found == [line.removesuffix("\r") for line in lines]
+    assert pieces == [line.removesuffix("\r") for line in lines]
   else:
-    assert found == [
+    assert pieces == [
       text for line in lines for text in json.loads(line).values() if isinstance(text, str)
     ]

@@ -17,23 +17,23 @@ from instructjax.data.tokens.vocabulary import Tokenizer
 NAMES = {"<pad>": 0, "</s>": 1, "<unk>": 2, "<s>": 3}
 
 
-def letters(*, lower=False, eos=(1,), bos=(), known="abcdefghijklmnopqrstuvwxyz ") -> Tokenizer:
+def letters(*, lower=False, eos=(1,), bos=(), alphabet="abcdefghijklmnopqrstuvwxyz ") -> Tokenizer:
   """A token for each letter, and one for all others."""
-  ids = {letter: at for at, letter in enumerate(known, len(NAMES))}
+  ids = {letter: at for at, letter in enumerate(alphabet, len(NAMES))}
   back = {at: letter for letter, at in ids.items()}
   change = str.lower if lower else str
   encode = lambda text: [ids.get(letter, 2) for letter in change(text)]
-  decode = lambda found: "".join(back.get(i, "") for i in found)
-  return Tokenizer(encode, decode, len(NAMES) + len(known), eos, (0, 2), bos, "", NAMES)
+  decode = lambda tokens: "".join(back.get(i, "") for i in tokens)
+  return Tokenizer(encode, decode, len(NAMES) + len(alphabet), eos, (0, 2), bos, "", NAMES)
 
 
 def test_figures_are_counts():
-  found = measure(letters(), ["a bc", "dé", "x</s>y", "", "a bc"])
-  assert (found.texts, found.special) == (4, 1)
-  assert (found.words, found.bytes, found.tokens) == (5, 4 + 3 + 0 + 4, 4 + 2 + 0 + 4)
-  assert (found.unknown, found.strange) == (1, 2)
-  assert found.lost == ((2, "dé", "d"),)
-  assert found.used == {2, 4, 5, 6, 7, 30}
+  measured = measure(letters(), ["a bc", "dé", "x</s>y", "", "a bc"])
+  assert (measured.texts, measured.special) == (4, 1)
+  assert (measured.words, measured.bytes, measured.tokens) == (5, 4 + 3 + 0 + 4, 4 + 2 + 0 + 4)
+  assert (measured.unknown, measured.strange) == (1, 2)
+  assert measured.lost == ((2, "dé", "d"),)
+  assert measured.used == {2, 4, 5, 6, 7, 30}
   assert measure(letters(), []) == (0, 0, 0, 0, 0, frozenset(), 0, (), 0)
 
 
@@ -77,7 +77,7 @@ def test_hard_cases():
 
 
 @pytest.mark.parametrize(
-  ("rows", "named", "eos", "bos", "what"),
+  ("rows", "named", "eos", "bos", "expected"),
   [
     (31, {}, (1,), (), None),
     (40, {}, (1,), (3,), None),
@@ -104,7 +104,7 @@ def test_hard_cases():
       {"config.json: pad_token_id": (31,)},
       (1,),
       (),
-      "config.json: pad_token_id is 31, the model has 31 rows; mend",
+      "config.json: pad_token_id is 31, the model has 31 rows; fix",
     ),
     (
       40,
@@ -122,21 +122,23 @@ def test_hard_cases():
     ),
   ],
 )
-def test_misfits(rows, named, eos, bos, what):
-  found = misfits(letters(eos=eos, bos=bos), Model(rows, named))
-  assert [problem[: len(what or "")] for problem in found] == ([what] if what else [])
+def test_misfits(rows, named, eos, bos, expected):
+  problems = misfits(letters(eos=eos, bos=bos), Model(rows, named))
+  assert [problem[: len(expected or "")] for problem in problems] == (
+    [expected] if expected else []
+  )
 
 
 def test_ids_beyond_the_rows_are_named_each():
-  found = misfits(letters(eos=(1, 30)), Model(30))
-  assert len(found) == 2 and found[1].startswith(
+  problems = misfits(letters(eos=(1, 30)), Model(30))
+  assert len(problems) == 2 and problems[1].startswith(
     "end-of-text id 30 of the tokenizer has no row among 30"
   )
 
 
 def test_another_tokenizer_of_the_same_size_is_told_by_its_ids():
   assert others(letters(), letters(), ["some text"]) == []
-  mixed = letters(known="bacdefghijklmnopqrstuvwxyz ")
+  mixed = letters(alphabet="bacdefghijklmnopqrstuvwxyz ")
   (problem,) = others(letters(), mixed, [])
   assert (
     problem.startswith("the model's own tokenizer gives other ids: ")

@@ -83,7 +83,7 @@ def test_special_tokens():
 
 
 @pytest.mark.parametrize(
-  ("change", "what"),
+  ("change", "problem"),
   [
     ({"model": "llama"}, "tokenizer.ggml.model is 'llama'"),
     ({"pre": "unheard-of"}, "tokenizer.ggml.pre is 'unheard-of'; known are 'gpt-2' and 'smollm'"),
@@ -91,11 +91,11 @@ def test_special_tokens():
     ({"eos_token_id": 9999}, "end-of-text id 9999 is outside of the tokenizer's 300 ids"),
   ],
 )
-def test_gguf_metadata_that_cannot_be_used(change, what):
+def test_gguf_metadata_that_cannot_be_used(change, problem):
   metadata = as_gguf(ORIGINAL["smollm"], "smollm") | {
     f"tokenizer.ggml.{key}": value for key, value in change.items()
   }
-  with pytest.raises(UserError, match=what):
+  with pytest.raises(UserError, match=problem):
     tokenizers.load(metadata)
 
 
@@ -157,7 +157,7 @@ def test_files_that_are_no_tokenizer(tmp_path):
   (tmp_path / "c.txt").write_text("text")
   nameless = byte_level().to_str().replace("<|im_end|>", "<x>").replace("<|endoftext|>", "<y>")
   (tmp_path / "d.json").write_text(nameless)
-  for name, what in [
+  for name, problem in [
     ("a.json", "not a tokenizer.json"),
     ("b.model", "not a SentencePiece"),
     ("c.txt", "not '.txt'"),
@@ -165,7 +165,7 @@ def test_files_that_are_no_tokenizer(tmp_path):
     ("none.model", "no such tokenizer"),
     (".", "neither tokenizer.json nor"),
   ]:
-    with pytest.raises(UserError, match=what):
+    with pytest.raises(UserError, match=problem):
       tokenizers.load(tmp_path / name)
   with pytest.raises(UserError, match=r"no end-of-text token \['<z>'\]"):
     tokenizers.from_json(tmp_path / "d.json", ["<z>"])
