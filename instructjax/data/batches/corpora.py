@@ -48,7 +48,7 @@ def read(data: DataSettings, name: str, kind: str, *, lazily: bool = False) -> l
     )
   spelling = spellings.choose(data.spelling, kind, data.fields)
   if lazily:
-    load = partial(lazy.texts, said=f"{data.spelling} {data.fields}")
+    load = partial(lazy.texts, spelling_name=f"{data.spelling} {data.fields}")
   else:
     load = partial(sources.load, kind=kind)
   parts = []

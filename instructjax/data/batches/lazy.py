@@ -184,10 +184,10 @@ def _scan_row(name: str, rows: Any, number: int, spelling: Spelling) -> tuple[li
   return documents, [f"{place}:{problem.removeprefix(':1:')}" for problem in problems]
 
 
-def texts(source: str, spelling: Spelling | None = None, said: str = "") -> Texts:
+def texts(source: str, spelling: Spelling | None = None, spelling_name: str = "") -> Texts:
   """Returns the documents of a source.
 
-  `said` is the name of the spelling, which tells its counts in the cache from those of others.
+  `spelling_name` is the name of the spelling, which tells its counts in the cache from those of others.
 
   Raises:
     UserError: if a part of the source cannot be reached by number.
@@ -202,7 +202,7 @@ def texts(source: str, spelling: Spelling | None = None, said: str = "") -> Text
     if part.reach:
       chosen = _spell_plain(chosen)
     parts.append((part.name, by_number(part), chosen))
-  return Texts(source, tuple(parts), said)
+  return Texts(source, tuple(parts), spelling_name)
 
 
 def _spell_plain(spelling: Callable[[dict[str, Any], str], dict[str, Any]]) -> Spelling:

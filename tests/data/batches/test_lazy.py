@@ -81,7 +81,7 @@ def test_tokens_are_counted_once(file, cache, monkeypatch):
   assert again.fingerprint == counted.fingerprint
   assert len(list((cache / "counts").iterdir())) == 1
   lazy.index(lazy.texts(str(file)), tokenizer._replace(fingerprint="other"))
-  lazy.index(lazy.texts(str(file), said="another spelling"), tokenizer)
+  lazy.index(lazy.texts(str(file), spelling_name="another spelling"), tokenizer)
   assert len(list((cache / "counts").iterdir())) == 3
 
 
