@@ -87,7 +87,7 @@ class ParquetRows:
       self.file = module.ParquetFile(path)
     except ImportError:
       raise UserError(
-        f"{path}: pyarrow is not installed; run pip install 'instructjax[parquet]'"
+        f"{path}: pyarrow is not installed; run pip install pyarrow"
       ) from None
     except (OSError, ValueError) as error:
       raise UserError(f"{path}: cannot be read ({_reason(error)}); give a Parquet file") from None

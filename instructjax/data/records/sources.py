@@ -223,7 +223,7 @@ def parquet(path: Any) -> Iterator[Any]:
     module = importlib.import_module("pyarrow.parquet")
   except ImportError:
     raise UserError(
-      f"{path}: pyarrow is not installed; run pip install 'instructjax[parquet]'"
+      f"{path}: pyarrow is not installed; run pip install pyarrow"
     ) from None
 
   def open_binary(path: Any) -> Any:
@@ -342,7 +342,7 @@ def _open_prepared(place: str, read: Callable[[Any], Any]) -> Any:
     module = importlib.import_module("tensorflow_datasets")
   except ImportError:
     raise UserError(
-      f"{place}: tensorflow-datasets is not installed; run pip install 'instructjax[tfds]'"
+      f"{place}: tensorflow-datasets is not installed; run pip install tensorflow-datasets"
     ) from None
   try:
     return read(module)
