@@ -20,7 +20,7 @@ def rows(tmp_path):
   ]
 
 
-def test_another_configuration_in_the_same_directory_is_refused(step, writer, tmp_path):
+def test_another_configuration_in_the_same_directory_is_refused(writer, tmp_path):
   with writers.open_run(
     tmp_path / "run", {"lr": 0.2}
   ):  # nothing was done yet: the settings may change
