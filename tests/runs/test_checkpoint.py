@@ -1,4 +1,4 @@
-"""Checkpoints come back bit for bit, are whole or absent, and are not mistaken for another model's."""
+"""Checkpoints come back bit for bit, are whole or absent, and are not taken for another model's."""
 
 import contextlib
 import os

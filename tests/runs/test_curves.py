@@ -63,7 +63,8 @@ def test_a_tenfold_of_parameters_is_always_as_wide():
 
 def test_lines_of_the_same_sizes_stand_apart_and_those_of_others_do_not_move():
   html = drawn(
-    line("ppo", (1e6, 0.5), (1e7, 0.5), theirs=[(1e6, 0.4)]), line("none", (1e6, 0.5), (1e7, 0.5))
+    line("ppo", (1e6, 0.5), (1e7, 0.5), published=[(1e6, 0.4)]),
+    line("none", (1e6, 0.5), (1e7, 0.5)),
   )
   places = [x for x, _ in marks(html.partition("</div>")[2])]
   theirs, mine, other = places[0], places[1], places[3]
@@ -75,14 +76,16 @@ def test_lines_of_the_same_sizes_stand_apart_and_those_of_others_do_not_move():
 
 @pytest.mark.parametrize("largest, shown", [(1e9, True), (2e9, False)])
 def test_theirs_are_left_out_where_ours_would_run_together(largest, shown):
-  html = drawn(line("ppo", (1e5, 0.5), (1e6, 0.5), theirs=[(1e6, 0.1), (largest, 0.9)]))
+  html = drawn(line("ppo", (1e5, 0.5), (1e6, 0.5), published=[(1e6, 0.1), (largest, 0.9)]))
   assert ("dashed" in html) == ("the paper&#x27;s" in html) == shown
   assert (">1B<" in html) == shown and "90\u00a0%" not in html
 
 
 def test_ticks_never_run_into_each_other():
   html = drawn(
-    line("ppo", *((10 ** (6 + i / 9), 0.5) for i in range(40)), theirs=[(1.3e9, 0.5), (175e9, 0.5)])
+    line(
+      "ppo", *((10 ** (6 + i / 9), 0.5) for i in range(40)), published=[(1.3e9, 0.5), (175e9, 0.5)]
+    )
   )
   ticks = sorted(
     float(x)

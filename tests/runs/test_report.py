@@ -12,7 +12,7 @@ import pytest
 
 from instructjax.errors import UserError
 from instructjax.runs import report
-from instructjax.runs.report import figures, files, page, sections, verdict
+from instructjax.runs.report import figures, files, page, ranking, scales, verdict
 
 MODELS = ("base", "sft", "ppo", "ptx")
 VOID = {"meta", "link", "br"}
@@ -331,7 +331,7 @@ def test_a_step_that_was_run_again_counts_once():
   ("wins", "words"),
   [
     (0.8, "PPO beats SFT"),
-    (0.52, "PPO is not told apart from SFT"),
+    (0.52, "PPO does not differ clearly from SFT"),
     (0.3, "PPO is worse than SFT"),
   ],
 )
@@ -353,9 +353,9 @@ def test_numbers_may_be_plain_or_estimates():
 
 
 def test_wilson():
-  low, high = sections.wilson(0.5, 100.0)
+  low, high = ranking.wilson(0.5, 100.0)
   assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-  assert sections.wilson(1.0, 10.0) == pytest.approx((0.7225, 1.0), abs=1e-4)
+  assert ranking.wilson(1.0, 10.0) == pytest.approx((0.7225, 1.0), abs=1e-4)
 
 
 @pytest.mark.parametrize("fit", [False, True])
@@ -363,12 +363,12 @@ def test_wilson():
   "values", [(0, 1), (3.59, 3.61), (-2, 900), (1e-7, 4e-7), (5, 5), (0, 0), (-1e9, 1e9), (0.7, 0.7)]
 )
 def test_axes_hold_their_values_and_have_round_ticks(values, fit):
-  found = figures.axis(values, 40, 340, fit=fit)
+  found = scales.axis(values, 40, 340, fit=fit)
   assert found.low <= min(values)
   assert found.high >= max(values)
   assert 2 <= len(found.ticks) <= 9
   assert all(found.low <= t <= found.high for t in found.ticks)
-  labels = figures.spelled(found.ticks, percent=False)
+  labels = scales.spelled(found.ticks, percent=False)
   assert len(set(labels)) == len(labels)
 
 
