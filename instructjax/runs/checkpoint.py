@@ -23,6 +23,8 @@ import jax.numpy as jnp
 from instructjax.errors import UserError
 from instructjax.types import PyTree
 
+# Orbax is imported where it is used, because its import is slow and few commands need it.
+
 # A metric with one of these words in its name is better lower, any other is better higher.
 LOWER = ("loss", "nll")
 
@@ -100,6 +102,7 @@ class Checkpoints:
       if step not in self._manager.all_steps():
         # Orbax compares steps by this value. One that is not measured, or is NaN, takes no part.
         measured = {self.best: float(best_value)} if math.isfinite(best_value) else None
+        # `force`: the caller chooses the steps, not an interval of Orbax.
         self._manager.save(step, args=args, metrics=measured, force=True)
 
   def wait(self) -> None:
@@ -145,13 +148,14 @@ class Checkpoints:
     step = self._existing_step(step)
     about = self._about(step)
     wanted = flatten(state_like)
+    # Another model is refused before any array is read.
     compare(about["leaves"], _describe_all(wanted), self.folder / str(step))
     abstract_arrays = {name: _abstract(leaf) for name, leaf in wanted.items()}
     args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_arrays))
     with self._reading(step):
       with self._reader() as manager:
         arrays = manager.restore(step, args=args)["state"]
-      _check_sums(arrays, about)
+      _check_sums(arrays, about)  # within `_reading`, which reports it as damage
     leaves = [_from_array(arrays[name], leaf) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(state_like), leaves), about["extra"]
 
@@ -351,14 +355,15 @@ class Checkpoints:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
   """Silences the log of Orbax, because its exceptions already say everything."""
-  levels = {name: logging.getLogger(name).level for name in ("absl", "asyncio")}
-  for name in levels:
-    logging.getLogger(name).setLevel(logging.CRITICAL)
+  loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+  levels = [logger.level for logger in loggers]
+  for logger in loggers:
+    logger.setLevel(logging.CRITICAL)
   try:
     yield
   finally:
-    for name, level in levels.items():
-      logging.getLogger(name).setLevel(level)
+    for logger, level in zip(loggers, levels, strict=True):
+      logger.setLevel(level)
 
 
 def load_params(folder: str | Path, like: PyTree) -> PyTree:
@@ -368,7 +373,9 @@ def load_params(folder: str | Path, like: PyTree) -> PyTree:
 
 
 def compare(
-  saved: Mapping[str, Description], wanted: Mapping[str, Description], place: Path
+  saved: Mapping[str, Description],
+  wanted: Mapping[str, Description],
+  place: Path,
 ) -> None:
   """Checks that a checkpoint has just the leaves that are wanted.
 
@@ -413,9 +420,10 @@ def sums(arrays: Mapping[str, Any]) -> dict[str, int]:
 
 @jax.jit
 def _bit_sums(arrays: dict[str, Any]) -> dict[str, Any]:
+  # One program for all arrays, which compiles once for each tree. Sums wrap around in uint32.
   def bit_sum(array: Any) -> Any:
     if array.dtype == bool:
-      bits = array  # cannot be cast by bits
+      bits = array  # has no whole number of its size
     else:
       bits = jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
     return jnp.sum(bits, dtype=jnp.uint32)

@@ -27,7 +27,12 @@ from instructjax.runs.checkpoint import flatten, sums
 from instructjax.types import Params
 
 ModelConfig = gpt.GPTConfig | llama.LlamaConfig
-FAMILIES: dict[str, type] = {"gpt": gpt.GPTConfig, "llama": llama.LlamaConfig}
+
+# The families whose configuration a description holds; a Python model has none.
+FAMILIES: dict[str, type] = {
+  "gpt": gpt.GPTConfig,
+  "llama": llama.LlamaConfig,
+}
 
 
 def describe(config: ModelConfig, tokenizer: str) -> dict[str, Any]:
@@ -54,14 +59,18 @@ def model_config(name: str, about: Mapping[str, Any]) -> ModelConfig:
 
 
 def adapted(
-  about: Mapping[str, Any], source: str, base: Params, sizes: Mapping[str, Any]
+  about: Mapping[str, Any],
+  source: str,
+  base: Params,
+  sizes: Mapping[str, Any],
 ) -> dict[str, Any]:
   """The description of a base model with an adapter of these sizes.
 
   The adapter is saved without its base. So the description says where the base is, and holds the
   fingerprint by which a base that has changed since is recognised.
   """
-  location = str(Path(source).absolute()) if Path(source).exists() else source
+  path = Path(source)
+  location = str(path.absolute()) if path.exists() else source  # a hub id stays as it is
   base_facts = {"source": location, "fingerprint": fingerprint(base)}
   return {**about, "adapter": sizes, "base": base_facts}
 

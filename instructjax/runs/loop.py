@@ -73,7 +73,7 @@ def fit(
       a UserError of a step or of `evaluate`.
   """
   state, start = resume(state, checkpoints, steps, stage, extra or {})
-  writer.rewind(stage, start)
+  writer.rewind(stage, start)  # later lines are of steps that run again
   progress = open_progress(stage, start, steps)
   # Metrics of steps that are dispatched but not fetched, so that the device need not wait for us.
   pending: list[tuple[int, Metrics]] = []
@@ -88,6 +88,7 @@ def fit(
       if iteration % log_every == 0 or iteration == steps:
         writer.metrics(iteration, stage, values)
       progress.show(iteration, values)
+      # After the metrics are written, so that the file shows where a loss became NaN.
       check_finite(values, stage, iteration, checkpoints)
       last_metrics.clear()
       last_metrics.update(values)
@@ -158,7 +159,7 @@ def fit(
           save(iteration)
           check_best(best, last_metrics)
         if number := signal_after(iteration):
-          raise Interrupted("", number)
+          raise Interrupted("", number)  # the message is made below, after saving
     except KeyboardInterrupt as stop:
       # A second Ctrl-C may cut a step in half. Its donated state is then gone, and the last
       # checkpoint is what remains.
@@ -238,7 +239,10 @@ def check_best(best: str, metrics: Mapping[str, float]) -> None:
 
 
 def check_finite(
-  metrics: Mapping[str, float], stage: str, iteration: int, checkpoints: Checkpoints | None
+  metrics: Mapping[str, float],
+  stage: str,
+  iteration: int,
+  checkpoints: Checkpoints | None,
 ) -> None:
   """Checks that every metric whose name begins with "loss" is finite.
 

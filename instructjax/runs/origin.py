@@ -234,13 +234,19 @@ def kind_of(source: str) -> str:
   return final.extra()["kind"] if is_finished else "policy"
 
 
-def finish(workdir: Path, step: int, params: PyTree, about: Mapping[str, Any], kind: str) -> None:
+def finish(
+  workdir: Path,
+  step: int,
+  params: PyTree,
+  about: Mapping[str, Any],
+  kind: str,
+) -> None:
   """Leaves the model of a stage for the next one; `kind` is "policy" or "reward".
 
   Raises:
     UserError: where the disk does not take it.
   """
-  final = _final(workdir, keep=1)
+  final = _final(workdir, keep=1)  # a run that goes on replaces what it left before
   final.save(step, {"params": params}, {"kind": kind, "model": about})
   final.wait()
 
@@ -263,7 +269,12 @@ def finished(workdir: Path, kind: str = "") -> dict[str, Any]:
   return extra["model"]
 
 
-def open_run(workdir: Path, changes: Overrides, kind: str, beside: Origin | None = None) -> Origin:
+def open_run(
+  workdir: Path,
+  changes: Overrides,
+  kind: str,
+  beside: Origin | None = None,
+) -> Origin:
   """Opens the model that a finished stage left, with some fields of its configuration changed.
 
   Raises:
@@ -272,7 +283,7 @@ def open_run(workdir: Path, changes: Overrides, kind: str, beside: Origin | None
   """
   about = finished(workdir, kind)
   if about["family"] == "python":
-    lm, _, _ = call_python(about["source"])
+    lm, _, _ = call_python(about["source"])  # the run has parameters of its own
   else:
     config = FAMILIES[about["family"]](**about["config"])
     lm = models.build(dataclasses.replace(config, **changes))
@@ -294,7 +305,8 @@ def open_run(workdir: Path, changes: Overrides, kind: str, beside: Origin | None
   # model's own head over the vocabulary.
   trunk = {name: part for name, part in saved_table.items() if name != "head"}
   params = load_params(folder, {"lm": trunk, "head": _abstract_head(lm)})
-  return Origin(lm, {**base, **params["lm"]}, tokenizer, about, params["head"])
+  whole_trunk = {**base, **params["lm"]}
+  return Origin(lm, whole_trunk, tokenizer, about, params["head"])
 
 
 def _abstract_head(lm: LM) -> Params:
@@ -310,7 +322,10 @@ def _abstract_head(lm: LM) -> Params:
 
 
 def open_base(
-  base: Mapping[str, str], workdir: Path, lm: LM, beside: Origin | None = None
+  base: Mapping[str, str],
+  workdir: Path,
+  lm: LM,
+  beside: Origin | None = None,
 ) -> Params:
   """Reads the whole model that an adapter belongs to, or takes that of `beside` if it is the same.
 
@@ -319,6 +334,7 @@ def open_base(
   Raises:
     UserError: where the base is not there any more, or has changed since.
   """
+  # The reward model of PPO is often an adapter of the same base as the policy.
   if beside is not None and beside.about.get("base") == base:
     return lora.without(beside.params)
   source = base["source"]
@@ -358,7 +374,10 @@ def abstract(table: PyTree[Leaf]) -> PyTree[jax.ShapeDtypeStruct]:
       named_sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), spec)
     return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=named_sharding)
 
-  return jax.tree.map(abstract_leaf, table, is_leaf=lambda x: isinstance(x, Leaf))
+  def is_leaf(node: Any) -> bool:
+    return isinstance(node, Leaf)  # a tuple, which JAX would take apart
+
+  return jax.tree.map(abstract_leaf, table, is_leaf=is_leaf)
 
 
 def random_params(lm: LM, seed: int) -> Params:
@@ -437,6 +456,7 @@ def chat_template(
     tokenizer_source = tokenizers.source(tokenizer_reference)
     tokenizer_template, special_tokens = chat.find(tokenizer_source)
   if name != chat.OWN:
+    # A template from a file may name the special tokens of the tokenizer, so it needs them too.
     return chat.load(name, chat.read(name), special_tokens, tokenizer)
 
   text = about["template"]["text"] if about.get("template") else tokenizer_template

@@ -42,10 +42,12 @@ def digest(source: str) -> str:
   if manifest.is_file():
     return hashlib.sha256(manifest.read_bytes()).hexdigest()
   if path.is_dir():
+    # In an order that does not depend on the file system.
     files = sorted(file for file in path.rglob("*") if file.is_file())
   else:
     files = [path]
   ends = [(str(file.relative_to(path)), *_size_and_end(file)) for file in files]
+  # Manifests hold these digests, so their form may not change.
   text = json.dumps([ends], ensure_ascii=False)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 

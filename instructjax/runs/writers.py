@@ -58,7 +58,11 @@ SILENT = Writer(
 
 @contextlib.contextmanager
 def open_run(
-  workdir: str | Path, config: Config, *, seed: int = 0, sinks: tuple[str, ...] = ()
+  workdir: str | Path,
+  config: Config,
+  *,
+  seed: int = 0,
+  sinks: tuple[str, ...] = (),
 ) -> Iterator[Writer]:
   """Opens a run directory, new or to be continued; `sinks` may name "tensorboard" and "wandb".
 
@@ -255,7 +259,11 @@ def _check_same_run(workdir: Path, config: Config) -> None:
     )
 
 
-def _differences(old: Any, new: Any, place: str = "config") -> Iterator[tuple[str, Any, Any]]:
+def _differences(
+  old: Any,
+  new: Any,
+  place: str = "config",
+) -> Iterator[tuple[str, Any, Any]]:
   """Yields (dotted name, old value, new value) of the settings that differ."""
   if not (isinstance(old, dict) and isinstance(new, dict)):
     if old != new:

@@ -34,7 +34,7 @@ ASIDE = 3  # between the points of two lines at one size
 # logarithms. Beyond that our points would run together.
 FAR = 4
 
-UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+UNITS = {"T": 1e12, "B": 1e9, "M": 1e6, "k": 1e3}
 
 Spell = Callable[[Real], str]
 
@@ -54,7 +54,7 @@ class Line(NamedTuple):
 
 def sized(parameters: Real) -> str:
   """Returns a number of parameters in few letters: 134,515,008 is 135M, 1.3e9 is 1.3B."""
-  for unit, letter in UNITS:
+  for letter, unit in UNITS.items():
     if parameters < 0.9995 * unit:  # it would not be rounded to 1.00 of this unit
       continue
     decimals = 0 if parameters >= 9.95 * unit else 1
@@ -146,7 +146,12 @@ def _value_axis(lines: Sequence[Line], level: Real | None, percent: bool) -> Axi
   return axis(finite or [0.0, 1.0], HEIGHT - BOTTOM, TOP, count=4)
 
 
-def _size_axis(own: Sequence[float], published: Sequence[float], start: Real, end: Real) -> Axis:
+def _size_axis(
+  own: Sequence[float],
+  published: Sequence[float],
+  start: Real,
+  end: Real,
+) -> Axis:
   """Returns the horizontal axis over the logarithms of sizes.
 
   Ticks are the sizes themselves, ours before the published ones, as many as there is room for.
@@ -159,40 +164,54 @@ def _size_axis(own: Sequence[float], published: Sequence[float], start: Real, en
   x = Axis(low, high, start, end, ())
   ticks: list[float] = []
   for size in [*sorted(own), *sorted(published)]:
-    has_room = all(abs(x(size) - x(tick)) >= APART for tick in ticks)
-    if has_room:
+    distances = [abs(x(size) - x(tick)) for tick in ticks]
+    if all(distance >= APART for distance in distances):
       ticks.append(size)
   return x._replace(ticks=tuple(sorted(ticks)))
 
 
-def _draw_own(line: Line, x: Axis, y: Axis, shift: float, spell: Spell) -> str:
+def _draw_own(
+  line: Line,
+  x: Axis,
+  y: Axis,
+  shift: float,
+  spell: Spell,
+) -> str:
   """Returns the curve of a method, with a bar and a mark for each model."""
-  points = []
+  corners = []
+  bars = ""
+  marks = ""
   for size, estimate in sorted(line.points):
-    if math.isfinite(estimate.value):
-      left = x(math.log10(size)) + shift
-      points.append((left, size, estimate))
-
-  corners = [(left, y(estimate.value)) for left, _, estimate in points]
-  bars = []
-  marks = []
-  for left, size, estimate in points:
+    if not math.isfinite(estimate.value):
+      continue
+    left = x(math.log10(size)) + shift
+    height = y(estimate.value)
+    corners.append((left, height))
     if math.isfinite(estimate.low + estimate.high):
-      bars.append(vertical(left, y(estimate.low), y(estimate.high), f"bar {line.look}"))
+      low = y(estimate.low)
+      high = y(estimate.high)
+      bars += vertical(left, low, high, f"bar {line.look}")
     tip = f"{line.label}, {sized(size)}: {spell(estimate.value)}"
-    marks.append(mark(left, y(estimate.value), line.look, tip))
+    marks += mark(left, height, line.look, tip)
   # Marks come last, so that they lie above the bars.
-  return "".join([polyline(corners, f"curve {line.look}"), *bars, *marks])
+  return polyline(corners, f"curve {line.look}") + bars + marks
 
 
-def _draw_published(line: Line, x: Axis, y: Axis, publisher: str, spell: Spell) -> str:
+def _draw_published(
+  line: Line,
+  x: Axis,
+  y: Axis,
+  publisher: str,
+  spell: Spell,
+) -> str:
   """Returns the dashed curve of published numbers, with a hollow mark for each."""
-  points = [(x(math.log10(size)), size, value) for size, value in sorted(line.published)]
-  if not points:
+  if not line.published:
     return ""
-  corners = [(left, y(value)) for left, _, value in points]
-  body = polyline(corners, f"curve dashed {line.look}")
-  for left, size, value in points:
+  corners = []
+  marks = ""
+  for size, value in sorted(line.published):
+    left = x(math.log10(size))
+    corners.append((left, y(value)))
     tip = f"{publisher} {line.label}, {sized(size)}: {spell(value)}"
-    body += mark(left, y(value), line.look, tip, 2.6, "hollow")
-  return body
+    marks += mark(left, y(value), line.look, tip, size=2.6, kind="hollow")
+  return polyline(corners, f"curve dashed {line.look}") + marks

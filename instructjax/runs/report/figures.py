@@ -24,6 +24,8 @@ TOP = 22
 BOTTOM = 36
 LETTER = 6.5  # about the width of a letter of a tick
 LABELS = 142  # the width of the labels before the rows of a forest plot or of bars
+MARK = 15  # the height of a mark in a row of a forest plot
+BAR = 22  # the height of a bar with the space below it
 
 POINTS = 240  # a longer curve is drawn by the means of so many buckets
 SEPARATE = 30  # a curve with more points is drawn without marks, which would run together
@@ -91,7 +93,8 @@ def smooth(y: Values, share: float = 0.08) -> list[float]:
   for i in range(len(y)):
     begin = max(0, i - half)
     end = min(len(y), i + half + 1)
-    means.append(float((sums[end] - sums[begin]) / (end - begin)))
+    total = sums[end] - sums[begin]
+    means.append(float(total / (end - begin)))
   return means
 
 
@@ -99,7 +102,11 @@ def smooth(y: Values, share: float = 0.08) -> list[float]:
 
 
 def figure(
-  title: str, body: str, legend: Legend = (), note: str = "", height: Real = HEIGHT
+  title: str,
+  body: str,
+  legend: Legend = (),
+  note: str = "",
+  height: Real = HEIGHT,
 ) -> str:
   """Returns the drawing `body` in its frame: title, legend, drawing, note."""
   parts = [f"<figure><figcaption>{escape(title)}</figcaption>"]
@@ -127,7 +134,13 @@ def left_margin(y: Axis, percent: bool) -> float:
   return 12 + LETTER * longest
 
 
-def frame(x: Axis, y: Axis, x_label: str, y_label: str, percent: Percent) -> str:
+def frame(
+  x: Axis,
+  y: Axis,
+  x_label: str,
+  y_label: str,
+  percent: Percent,
+) -> str:
   """Returns grid lines, ticks and the labels of both axes."""
   percent_x, percent_y = percent
   bottom = y.start
@@ -135,7 +148,8 @@ def frame(x: Axis, y: Axis, x_label: str, y_label: str, percent: Percent) -> str
   body = ""
   for tick in y.ticks:
     body += horizontal(x.start, right, y(tick), "gridline")
-  for tick, label in zip(y.ticks, spelled(y.ticks, percent_y), strict=True):
+  y_labels = spelled(y.ticks, percent_y)
+  for tick, label in zip(y.ticks, y_labels, strict=True):
     # A text stands on its baseline, so it is moved down by half the height of a digit.
     body += text(x.start - 6, y(tick) + 3.5, label, "tick", "end")
   for tick in x.ticks:
@@ -205,7 +219,8 @@ def plot(
     ys.append(level[0])
   y = axis(ys, HEIGHT - BOTTOM, TOP, count=4)
   are_steps = all(float(value).is_integer() for value in xs)
-  x = axis(xs, left_margin(y, percent[1]), WIDTH - RIGHT, fit=True, whole=are_steps)
+  left = left_margin(y, percent[1])
+  x = axis(xs, left, WIDTH - RIGHT, fit=True, whole=are_steps)
 
   body = frame(x, y, x_label, y_label, percent)
   if diagonal:
@@ -221,7 +236,9 @@ def plot(
 
   # A faint curve is the noisy twin of its running mean and needs no entry of its own.
   legend = [(curve.look, curve.label) for curve in series if not curve.faint]
-  return figure(title, body, legend if len(legend) > 1 else (), note)
+  if len(legend) == 1:  # the title says what a single curve is
+    legend = []
+  return figure(title, body, legend, note)
 
 
 def forest(
@@ -249,7 +266,7 @@ def forest(
     for _, *numbers in row.marks:
       finite.extend(number for number in numbers if math.isfinite(number))
   x = axis([*finite, *lines, reference], left, right, count=3)
-  heights = [max(24, 15 * len(row.marks) + 8) for row in rows]
+  heights = [max(24, MARK * len(row.marks) + 8) for row in rows]
   bottom = top + sum(heights)
 
   body = ""
@@ -269,12 +286,18 @@ def forest(
   return figure(title, body, legend, note, bottom + 36)
 
 
-def _draw_row(row: Row, x: Axis, middle: Real, percent: bool, decimals: int) -> str:
+def _draw_row(
+  row: Row,
+  x: Axis,
+  middle: Real,
+  percent: bool,
+  decimals: int,
+) -> str:
   """Returns the label of a row, and for each mark its interval, its point and its number."""
   unit = " %" if percent else ""
   body = text(LABELS - 10, middle + 3.5, short(row.label), "row", "end")
   # Several marks stand below each other, around the middle of the row.
-  y = middle - 15 * (len(row.marks) - 1) / 2
+  y = middle - MARK * (len(row.marks) - 1) / 2
   for look, value, low, high in row.marks:
     if percent:
       number = f"{100 * value:.1f}"
@@ -284,11 +307,16 @@ def _draw_row(row: Row, x: Axis, middle: Real, percent: bool, decimals: int) -> 
       body += horizontal(x(low), x(high), y, f"bar {look}")
     body += mark(x(value), y, look, f"{row.label}: {number}{unit}", 4)
     body += text(WIDTH - 2, y + 3.5, number, "value", "end")
-    y += 15
+    y += MARK
   return body
 
 
-def bars(title: str, rows: Sequence[tuple[str, Real]], unit: str, note: str = "") -> str:
+def bars(
+  title: str,
+  rows: Sequence[tuple[str, Real]],
+  unit: str,
+  note: str = "",
+) -> str:
   """Returns bars from 0 on, one for each (label, value), with their numbers."""
   room = WIDTH - 60 - LABELS
   longest = max((value for _, value in rows), default=0) or 1
@@ -301,5 +329,5 @@ def bars(title: str, rows: Sequence[tuple[str, Real]], unit: str, note: str = ""
     body += text(LABELS - 10, y + 4, short(label), "row", "end")
     body += f'<rect {box} class="fill"/>'
     body += text(LABELS + width + 6, y + 4, number, "value", "start")
-    y += 22
-  return figure(title, body, (), note, 22 * len(rows) + 4)
+    y += BAR
+  return figure(title, body, (), note, BAR * len(rows) + 4)

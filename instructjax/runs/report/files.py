@@ -137,6 +137,7 @@ def number(value: Any) -> float | None:
   """Returns a finite number, plain or the `value` of an estimate; None for anything else."""
   if isinstance(value, dict):
     value = value.get("value")
+  # True is a whole number in Python, but not in a curve.
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
   # A whole number of JSON may be too large for a float; NaN fails the comparison.
   if not is_number or not -1e300 < value < 1e300:

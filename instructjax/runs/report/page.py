@@ -41,7 +41,12 @@ def page(title: str, body: str) -> str:
   return FRAME.format(title=escape(title), style=STYLE, body=body)
 
 
-def section(name: str, title: str, lead: str, *parts: str) -> Section:
+def section(
+  name: str,
+  title: str,
+  lead: str,
+  *parts: str,
+) -> Section:
   """Returns a section with a sentence before its parts; empty where no part has anything in it."""
   body = "".join(parts)
   if not body:
@@ -91,7 +96,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
   pairs = []
   for name, value in tree.items():
     dotted = f"{prefix}{name}"
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict) and value:  # an empty object is shown as a value
       pairs.extend(flat(value, f"{dotted}."))
     elif isinstance(value, str):
       pairs.append((dotted, value))
@@ -131,7 +136,11 @@ def interval(estimate: Estimate, share: bool = False, decimals: int = 2) -> str:
   return f"{minus(low, decimals)} to {minus(high, decimals)}"
 
 
-def cell(estimate: Estimate | None, share: bool = False, decimals: int = 2) -> str:
+def cell(
+  estimate: Estimate | None,
+  share: bool = False,
+  decimals: int = 2,
+) -> str:
   """Returns a value over its interval, for a cell of a table."""
   if estimate is None:
     return "–"

@@ -43,6 +43,7 @@ def accuracy(rm: dict[str, Any]) -> str:
   """
   references = inside(rm, "references")
   chance = number(references.get("chance"))
+  # Chance is the dashed line of the figure, the other references are rows of it.
   others = {name: value for name, value in references.items() if name != "chance"}
 
   entries = [("reward model", "rm", rm.get("pair_accuracy"))]
@@ -60,6 +61,7 @@ def accuracy(rm: dict[str, Any]) -> str:
       rows.append(Row(label, [mark]))
   if not rows:
     return ""
+  # The references also run through all rows as dotted lines, to be compared with each of them.
   levels = [number(value) for value in others.values()]
   return forest(
     "Pairs ordered as people do",
@@ -89,7 +91,7 @@ def calibration(bins: Any) -> str:
     share = number(fields.get("correct"))
     count = number(fields.get("n"))
     if probability is None or share is None or not count:
-      continue
+      continue  # a bin without pairs has no share
     low, high = wilson(share, count)
     probabilities.append(probability)
     shares.append(share)
@@ -104,7 +106,7 @@ def calibration(bins: Any) -> str:
     "probability given to the preferred text",
     "share right",
     percent=(True, True),
-    also=((0.5, 1.0), (0.5, 1.0)),
+    also=((0.5, 1.0), (0.5, 1.0)),  # the preferred text of two has at least a half
     diagonal=True,
     note=(f"{pairs:,.0f} pairs, taken as independent for the bars; on the dashed line p is right."),
   )

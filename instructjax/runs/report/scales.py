@@ -60,9 +60,10 @@ def axis(
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)
   ticks = tuple(round(i * step, 12) for i in range(first, last + 1))
-  if fit:
-    return Axis(low, high, start, end, ticks)
-  return Axis(ticks[0], ticks[-1], start, end, ticks)
+  if not fit:
+    low = ticks[0]
+    high = ticks[-1]
+  return Axis(low, high, start, end, ticks)
 
 
 def _round_step(rough: float) -> float:
@@ -74,12 +75,15 @@ def _round_step(rough: float) -> float:
 
 def spelled(ticks: Sequence[Real], percent: bool) -> list[str]:
   """Returns the labels of ticks, all with the decimals that the step between them needs."""
-  values = [100 * tick for tick in ticks] if percent else list(ticks)
+  scale = 100 if percent else 1
+  values = [scale * tick for tick in ticks]
   steps = [after - before for before, after in itertools.pairwise(values)]
   step = min(steps, default=1.0)
   largest = max(map(abs, values), default=0.0)
   if largest >= 1e5 or step < 1e-4:  # such numbers would be too long with all their digits
     return [f"{value:.3g}".replace("e+0", "e") for value in values]
-  decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+  # A step of 0.2 needs one decimal, one of 20 none.
+  power = math.floor(math.log10(step) + 1e-9)
+  decimals = max(0, -power)
   unit = "\u00a0%" if percent else ""
   return [f"{value:,.{decimals}f}".replace("-", "−") + unit for value in values]

@@ -76,6 +76,7 @@ def results(run: Run) -> Section:
       cells.append(page.cell(value, column.share, column.decimals))
     rows.append(cells)
 
+  # Only compared models say how many prompts there were; SFT itself does not.
   wins = [estimate(inside(models, name).get(WINS)) for name in names]
   most_prompts = max((share.n for share in wins if share is not None), default=0)
   lead = ""
@@ -105,7 +106,7 @@ def slices(run: Run) -> Section:
   if not rows:
     return page.section("slices", "Win rate by slice", "")
   overall = _marks({name: inside(models, name).get(WINS) for name in by_model})
-  if overall:
+  if overall:  # stands above its slices
     rows.insert(0, Row("all prompts", overall))
   body = forest(
     "Prompts won against SFT",
@@ -152,7 +153,7 @@ def sample(record: dict[str, Any]) -> str:
   answers = ""
   for name, response in inside(record, "responses").items():
     look = LOOKS.get(name, "base")
-    title = escape(MODELS.get(name, name))
+    title = escape(MODELS.get(name, name))  # names come from the file
     scores = _scores(record, name)
     text = escape(str(response)) or "<em>empty</em>"
     answers += f'<div><dt class="{look}">{title} <small>{scores}</small></dt><dd>{text}</dd></div>'
@@ -183,6 +184,7 @@ def cost(run: Run) -> Section:
   facts = []
   body = ""
   if seconds:
+    # The recorded total also counts what lies between the stages.
     total = number(recorded.get("total")) or sum(value for _, value in seconds)
     facts.append(f"{total:,.0f} seconds in all")
     body = page.grid([bars("Seconds by stage", seconds, "s")])
@@ -195,4 +197,16 @@ def cost(run: Run) -> Section:
   return page.section("cost", "Cost and settings", ", ".join(facts), body, settings, versions)
 
 
-ALL = (results, slices, ranking, supervised, reinforced, overoptimised, tax, samples, cost, other)
+# In the order of the page: what came out, how it came about, what it cost, and the rest.
+ALL = (
+  results,
+  slices,
+  ranking,
+  supervised,
+  reinforced,
+  overoptimised,
+  tax,
+  samples,
+  cost,
+  other,
+)

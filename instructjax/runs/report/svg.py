@@ -24,20 +24,50 @@ SHAPES = {
 
 # Corners around the point, in units of its size. The factors give all shapes about the same area.
 CORNERS: dict[str, Sequence[Point]] = {
-  "square": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
-  "triangle": ((0, -1.2), (1.1, 0.9), (-1.1, 0.9)),
-  "wedge": ((0, 1.2), (1.1, -0.9), (-1.1, -0.9)),
-  "diamond": ((0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)),
+  "square": (
+    (-0.9, -0.9),
+    (0.9, -0.9),
+    (0.9, 0.9),
+    (-0.9, 0.9),
+  ),
+  "triangle": (
+    (0, -1.2),
+    (1.1, 0.9),
+    (-1.1, 0.9),
+  ),
+  "wedge": (  # a triangle upside down
+    (0, 1.2),
+    (1.1, -0.9),
+    (-1.1, -0.9),
+  ),
+  "diamond": (
+    (0, -1.3),
+    (1.3, 0),
+    (0, 1.3),
+    (-1.3, 0),
+  ),
 }
 
 
-def text(x: Real, y: Real, content: str, kind: str = "", anchor: str = "middle") -> str:
+def text(
+  x: Real,
+  y: Real,
+  content: str,
+  kind: str = "",
+  anchor: str = "middle",
+) -> str:
   """A line of text; `kind` is a class of the page."""
   attributes = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}"'
   return f"<text {attributes}>{escape(content)}</text>"
 
 
-def rule(x1: Real, y1: Real, x2: Real, y2: Real, kind: str) -> str:
+def rule(
+  x1: Real,
+  y1: Real,
+  x2: Real,
+  y2: Real,
+  kind: str,
+) -> str:
   """A straight line."""
   ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'  # a tenth of a unit is enough
   return f'<line {ends} class="{kind}"/>'
@@ -62,7 +92,14 @@ def _coordinates(points: Sequence[Point]) -> str:
   return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 
-def mark(x: Real, y: Real, look: str, tip: str = "", size: Real = 3.4, kind: str = "") -> str:
+def mark(
+  x: Real,
+  y: Real,
+  look: str,
+  tip: str = "",
+  size: Real = 3.4,
+  kind: str = "",
+) -> str:
   """A point with the colour and shape of a look.
 
   `tip` is the text that a browser shows beside the pointer, `kind` another class of the page such

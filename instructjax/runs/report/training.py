@@ -53,12 +53,22 @@ DISTANCE_LEAD = (
 # --- curves ---
 
 
-def curve_series(label: str, look: str, curve: Curve, faint: bool = False) -> Series:
+def curve_series(
+  label: str,
+  look: str,
+  curve: Curve,
+  faint: bool = False,
+) -> Series:
   """Returns a curve over its steps."""
   return Series(label, look, list(curve), list(curve.values()), faint=faint)
 
 
-def smoothed(label: str, look: str, curve: Curve, long: int) -> list[Series]:
+def smoothed(
+  label: str,
+  look: str,
+  curve: Curve,
+  long: int,
+) -> list[Series]:
   """Returns the curve; where it has more than `long` steps, faintly and with its running mean."""
   if len(curve) <= long:
     return [curve_series(label, look, curve)]
@@ -71,9 +81,15 @@ def smoothed(label: str, look: str, curve: Curve, long: int) -> list[Series]:
 
 
 def overlay(
-  run: Run, stages: Sequence[str], metric: str, title: str, unit: str, **options: Any
+  run: Run,
+  stages: Sequence[str],
+  metric: str,
+  title: str,
+  unit: str,
+  **options: Any,
 ) -> str:
   """Returns one metric over the iterations of several stages; `options` are those of `plot`."""
+  # Stages measure different things: only PPO-ptx has a loss on pretraining text.
   measured = [stage for stage in stages if metric in run.curves[stage]]
   if not measured:
     return ""

@@ -85,6 +85,7 @@ def headline(run: Run) -> str:
   if accuracy:
     return f"The reward model orders {page.with_ends(accuracy)} of held-out pairs as people do"
   changes = [f"{fact.title} {fact.value}" for fact in curve_facts(run)]
+  # A headline has room for three stages. A run with nothing but settings has only its name.
   return "; ".join(changes[:3]) or f"Run {run.name}"
 
 
@@ -94,6 +95,7 @@ def against_sft(name: str, wins: Estimate) -> str:
   if not math.isfinite(wins.low + wins.high):
     return f"{name} wins {share} of test prompts against SFT (no interval is given)"
   ends = f"(95\u00a0% interval {page.interval(wins, share=True)})"
+  # The whole interval must lie on one side of a half, where a model does as well as SFT.
   if wins.low > 0.5:
     verdict = f"{name} beats SFT"
   elif wins.high < 0.5:
@@ -115,7 +117,7 @@ def _win_facts(run: Run) -> list[Fact]:
     wins = _wins(run, name)
     if wins:
       judged = f"{wins.n:,} prompts, judged by the gold model"
-      interval = page.interval(wins, share=True)
+      interval = page.interval(wins, share=True)  # empty for a plain number
       small = f"{interval}, {judged}" if interval else judged
       fact = Fact(f"{MODELS[name]} wins against SFT", page.percent(wins.value), small)
       win_facts.append(fact)
@@ -143,17 +145,20 @@ def accuracy_references(run: Run) -> str:
 
 def _tax_facts(run: Run) -> list[Fact]:
   """Returns what the pretraining mix changes on pretraining text (the "alignment tax")."""
-  models = inside(run.results, "models")
-  nll = {name: number(inside(models, name).get("pretrain_nll")) for name in MODELS}
-  with_mix = nll["ptx"]
-  without_mix = nll["ppo"]
+  base = _pretrain_nll(run, "base")
+  without_mix = _pretrain_nll(run, "ppo")
+  with_mix = _pretrain_nll(run, "ptx")
   if with_mix is None or without_mix is None:
     return []
   small = f"nats a token with the mix ({with_mix:.3f}) less without it ({without_mix:.3f})"
-  if nll["base"] is not None:
-    small += f"; base {nll['base']:.3f}"
+  if base is not None:
+    small += f"; base {base:.3f}"
   change = page.minus(with_mix - without_mix, 3)
   return [Fact("Pretraining text, PPO-ptx less PPO", change, small)]
+
+
+def _pretrain_nll(run: Run, name: str) -> float | None:
+  return number(inside(run.results, "models", name).get("pretrain_nll"))
 
 
 def curve_facts(run: Run) -> list[Fact]:
@@ -164,7 +169,7 @@ def curve_facts(run: Run) -> list[Fact]:
 
 def curve_fact(run: Run, stage: str) -> Fact | None:
   """Returns the means of the first and the last tenth of a stage's score or loss."""
-  is_rl = stage in rl_stages(run)
+  is_rl = stage in rl_stages(run)  # whose loss says little about how it went
   metric = "objective/scores" if is_rl else "loss"
   values = list(run.curves[stage].get(metric, {}).values())
   if not values:
@@ -183,7 +188,9 @@ def curve_fact(run: Run, stage: str) -> Fact | None:
 def caveats(run: Run) -> list[str]:
   """Returns the notes of the results, and what holds for any run that was judged by models."""
   notes = run.results.get("notes")
-  sentences = [str(note) for note in notes] if isinstance(notes, list) else []
+  sentences = []
+  if isinstance(notes, list):  # the file may come from anywhere
+    sentences = [str(note) for note in notes]
   if inside(run.results, "models"):
     sentences.append(
       "The judge of the win rates, the gold model, is a reward model too, not a person."
