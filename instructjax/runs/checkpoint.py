@@ -147,16 +147,16 @@ class Checkpoints:
 
     step = self._existing_step(step)
     about = self._about(step)
-    wanted = flatten(state_like)
+    expected = flatten(state_like)
     # Another model is refused before any array is read.
-    compare(about["leaves"], _describe_all(wanted), self.folder / str(step))
-    abstract_arrays = {name: _abstract(leaf) for name, leaf in wanted.items()}
+    compare(about["leaves"], _describe_all(expected), self.folder / str(step))
+    abstract_arrays = {name: _abstract(leaf) for name, leaf in expected.items()}
     args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_arrays))
     with self._reading(step):
       with self._reader() as manager:
         arrays = manager.restore(step, args=args)["state"]
       _check_sums(arrays, about)  # within `_reading`, which reports it as damage
-    leaves = [_from_array(arrays[name], leaf) for name, leaf in wanted.items()]
+    leaves = [_from_array(arrays[name], leaf) for name, leaf in expected.items()]
     return jax.tree.unflatten(jax.tree.structure(state_like), leaves), about["extra"]
 
   def part(self, name: str, like: PyTree) -> PyTree:
@@ -173,16 +173,16 @@ class Checkpoints:
     about = self._about(step)
     folder = self.folder / str(step)
     prefix = f"{name}/"
-    wanted = {prefix + leaf_name: leaf for leaf_name, leaf in flatten(like).items()}
+    expected = {prefix + leaf_name: leaf for leaf_name, leaf in flatten(like).items()}
     saved = {
       leaf_name: description
       for leaf_name, description in about["leaves"].items()
       if leaf_name.startswith(prefix)
     }
-    compare(saved, _describe_all(wanted), folder)
+    compare(saved, _describe_all(expected), folder)
 
     # Orbax's manager restores whole trees only, so the handler below it is asked directly.
-    abstract_arrays = {leaf_name: _abstract(leaf) for leaf_name, leaf in wanted.items()}
+    abstract_arrays = {leaf_name: _abstract(leaf) for leaf_name, leaf in expected.items()}
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_arrays)
     args = ocp.args.PyTreeRestore(
       item=abstract_arrays,
@@ -193,7 +193,7 @@ class Checkpoints:
       with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         arrays = reader.restore(folder / "state", args=args)
       _check_sums(arrays, about)
-    leaves = [arrays[leaf_name] for leaf_name in wanted]
+    leaves = [arrays[leaf_name] for leaf_name in expected]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
   def leaves(self) -> dict[str, tuple[int, ...]]:
@@ -374,10 +374,10 @@ def load_params(folder: str | Path, like: PyTree) -> PyTree:
 
 def compare(
   saved: Mapping[str, Description],
-  wanted: Mapping[str, Description],
+  expected: Mapping[str, Description],
   place: Path,
 ) -> None:
-  """Checks that a checkpoint has just the leaves that are wanted.
+  """Checks that a checkpoint has just the leaves that are expected.
 
   Raises:
     UserError: for the first leaf that is missing, left over, or of another shape or type.
@@ -385,7 +385,7 @@ def compare(
   remedy = (
     "it belongs to another model or configuration: use its own settings, or another directory"
   )
-  for name, (shape, dtype) in wanted.items():
+  for name, (shape, dtype) in expected.items():
     if name not in saved:
       raise UserError(f"{place}: '{name}' of shape {shape} is not in the checkpoint; {remedy}")
     saved_shape, saved_dtype = saved[name]
@@ -395,7 +395,7 @@ def compare(
         f"{dtype}{shape} is expected; {remedy}"
       )
   for name, (saved_shape, _) in saved.items():
-    if name not in wanted:
+    if name not in expected:
       raise UserError(
         f"{place}: '{name}' of shape {saved_shape} is in the checkpoint but not expected; {remedy}"
       )

@@ -173,12 +173,13 @@ def open_python(source: str, tokenizer: str) -> Origin:
 
 
 def open_reward_model(
-  source: str, settings: AnyModelSettings, beside: Origin | None = None
+  source: str, settings: AnyModelSettings, opened: Origin | None = None
 ) -> Origin:
   """Opens the reward model of a finished run or of a folder (`models.save_reward`).
 
-  Such a folder holds a sequence classifier with one label. Where the reward model is an adapter
-  of the same base as that of `beside`, the base is not read again.
+  Such a folder holds a sequence classifier with one label. `opened` is a model that is open
+  already, such as the policy: where the reward model is an adapter of the same base, the base is
+  not read again.
 
   Raises:
     UserError: for anything else.
@@ -186,7 +187,7 @@ def open_reward_model(
   overrides: dict[str, Any] = {name: getattr(settings, name) for name in REWARD_OVERRIDES}
   overrides["dropout"] = 0.0  # a score is not a matter of chance
   if is_run(source):
-    return open_run(Path(source), overrides, "reward", beside)
+    return open_run(Path(source), overrides, "reward", opened)
   if not source or not (Path(source) / "config.json").is_file():
     raise UserError(
       f"reward model {source!r}: not the directory of a finished `instructjax reward` run, nor the "
@@ -199,15 +200,15 @@ def open_reward_model(
   return Origin(lm, params, _open_tokenizer(source, lm), about, sharding.replicate(head))
 
 
-def fits(lm: LM, length: int, what: str) -> None:
-  """Checks that rows of `length` tokens fit the model; `what` names them in the message.
+def fits(lm: LM, length: int, name: str) -> None:
+  """Checks that rows of `length` tokens fit the model; `name` stands for them in the message.
 
   Raises:
     UserError: where they do not.
   """
   if length > lm.context:
     raise UserError(
-      f"{what} is {length} tokens, the model's context is {lm.context}; lower it in config.data"
+      f"{name} is {length} tokens, the model's context is {lm.context}; lower it in config.data"
     )
 
 
@@ -273,7 +274,7 @@ def open_run(
   workdir: Path,
   changes: Overrides,
   kind: str,
-  beside: Origin | None = None,
+  opened: Origin | None = None,
 ) -> Origin:
   """Opens the model that a finished stage left, with some fields of its configuration changed.
 
@@ -293,7 +294,7 @@ def open_run(
   base: Params = {}
   if "adapter" in about:
     saved_table = {"adapter": abstract(lora.table(lm.table, about["adapter"]))}
-    base = open_base(about["base"], workdir, lm, beside)
+    base = open_base(about["base"], workdir, lm, opened)
   tokenizer = ended(_open_tokenizer(about["tokenizer"], lm), about)
 
   folder = _final(workdir).folder
@@ -325,9 +326,9 @@ def open_base(
   base: Mapping[str, str],
   workdir: Path,
   lm: LM,
-  beside: Origin | None = None,
+  opened: Origin | None = None,
 ) -> Params:
-  """Reads the whole model that an adapter belongs to, or takes that of `beside` if it is the same.
+  """Reads the whole model that an adapter belongs to, or takes that of `opened` if it is the same.
 
   `base` is the `about["base"]` of the adapter, `workdir` the run that holds it.
 
@@ -335,8 +336,8 @@ def open_base(
     UserError: where the base is not there any more, or has changed since.
   """
   # The reward model of PPO is often an adapter of the same base as the policy.
-  if beside is not None and beside.about.get("base") == base:
-    return lora.without(beside.params)
+  if opened is not None and opened.about.get("base") == base:
+    return lora.without(opened.params)
   source = base["source"]
   try:
     params = _base_params(source)
@@ -374,10 +375,7 @@ def abstract(table: PyTree[Leaf]) -> PyTree[jax.ShapeDtypeStruct]:
       named_sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), spec)
     return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=named_sharding)
 
-  def is_leaf(node: Any) -> bool:
-    return isinstance(node, Leaf)  # a tuple, which JAX would take apart
-
-  return jax.tree.map(abstract_leaf, table, is_leaf=is_leaf)
+  return jax.tree.map(abstract_leaf, table, is_leaf=lambda x: isinstance(x, Leaf))
 
 
 def random_params(lm: LM, seed: int) -> Params:

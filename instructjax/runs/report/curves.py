@@ -52,7 +52,7 @@ class Line(NamedTuple):
   published: Sequence[tuple[Real, Real]] = ()
 
 
-def sized(parameters: Real) -> str:
+def spell_size(parameters: Real) -> str:
   """Returns a number of parameters in few letters: 134,515,008 is 135M, 1.3e9 is 1.3B."""
   for letter, unit in UNITS.items():
     if parameters < 0.9995 * unit:  # it would not be rounded to 1.00 of this unit
@@ -94,7 +94,7 @@ def curves(
   body = frame(empty_x, y, "parameters", y_label, (False, percent))
   for tick in x.ticks:
     body += vertical(x(tick), y.start, y.start + 4, "axis")
-    body += text(x(tick), y.start + 15, sized(10**tick), "tick")
+    body += text(x(tick), y.start + 15, spell_size(10**tick), "tick")
   if level is not None:
     body += horizontal(left, right, y(level), "reference")
   for line in lines:
@@ -191,7 +191,7 @@ def _draw_own(
       low = y(estimate.low)
       high = y(estimate.high)
       bars += vertical(left, low, high, f"bar {line.look}")
-    tip = f"{line.label}, {sized(size)}: {spell(estimate.value)}"
+    tip = f"{line.label}, {spell_size(size)}: {spell(estimate.value)}"
     marks += mark(left, height, line.look, tip)
   # Marks come last, so that they lie above the bars.
   return polyline(corners, f"curve {line.look}") + bars + marks
@@ -212,6 +212,6 @@ def _draw_published(
   for size, value in sorted(line.published):
     left = x(math.log10(size))
     corners.append((left, y(value)))
-    tip = f"{publisher} {line.label}, {sized(size)}: {spell(value)}"
+    tip = f"{publisher} {line.label}, {spell_size(size)}: {spell(value)}"
     marks += mark(left, y(value), line.look, tip, size=2.6, kind="hollow")
   return polyline(corners, f"curve dashed {line.look}") + marks

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from instructjax.runs.report.scales import Axis, Real, axis, spelled
+from instructjax.runs.report.scales import Axis, Real, axis, tick_labels
 from instructjax.runs.report.svg import horizontal, mark, polyline, rule, short, text, vertical
 
 # In units of the page.
@@ -130,7 +130,7 @@ def _legend_entry(look: str, label: str) -> str:
 
 def left_margin(y: Axis, percent: bool) -> float:
   """Returns the room that the tick labels of a vertical axis need."""
-  longest = max(len(label) for label in spelled(y.ticks, percent))
+  longest = max(len(label) for label in tick_labels(y.ticks, percent))
   return 12 + LETTER * longest
 
 
@@ -148,7 +148,7 @@ def frame(
   body = ""
   for tick in y.ticks:
     body += horizontal(x.start, right, y(tick), "gridline")
-  y_labels = spelled(y.ticks, percent_y)
+  y_labels = tick_labels(y.ticks, percent_y)
   for tick, label in zip(y.ticks, y_labels, strict=True):
     # A text stands on its baseline, so it is moved down by half the height of a digit.
     body += text(x.start - 6, y(tick) + 3.5, label, "tick", "end")
@@ -162,7 +162,7 @@ def frame(
 
 
 def _x_tick_labels(x: Axis, bottom: Real, percent: bool) -> str:
-  labels = spelled(x.ticks, percent)
+  labels = tick_labels(x.ticks, percent)
   body = ""
   for tick, label in zip(x.ticks, labels, strict=True):
     body += text(x(tick), bottom + 15, label, "tick")

@@ -77,7 +77,7 @@ def _table_row(cells: Sequence[str]) -> str:
   return f"<tr>{content}</tr>"
 
 
-def folded(title: str, body: str) -> str:
+def details(title: str, body: str) -> str:
   """Returns HTML that is shown on a click on its title."""
   return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
@@ -88,7 +88,7 @@ def settings(title: str, tree: dict[str, Any]) -> str:
   if not rows:
     return ""
   content = "".join(rows)
-  return folded(title, f'<div class="box plain"><table>{content}</table></div>')
+  return details(title, f'<div class="box plain"><table>{content}</table></div>')
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -73,7 +73,7 @@ def _round_step(rough: float) -> float:
   return power * factor
 
 
-def spelled(ticks: Sequence[Real], percent: bool) -> list[str]:
+def tick_labels(ticks: Sequence[Real], percent: bool) -> list[str]:
   """Returns the labels of ticks, all with the decimals that the step between them needs."""
   scale = 100 if percent else 1
   values = [scale * tick for tick in ticks]

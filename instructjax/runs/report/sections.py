@@ -15,7 +15,13 @@ from instructjax.runs.report.files import Run, estimate, inside, number
 from instructjax.runs.report.names import LOOKS, MODELS, SLICES
 from instructjax.runs.report.page import Section
 from instructjax.runs.report.ranking import ranking
-from instructjax.runs.report.training import other, overoptimised, reinforced, supervised, tax
+from instructjax.runs.report.training import (
+  alignment_tax,
+  other_metrics,
+  overoptimisation,
+  ppo_curves,
+  supervised_stages,
+)
 
 SAMPLES = 24  # prompts that the page shows
 OPEN = 6  # of them are open at once, the others are folded
@@ -140,7 +146,7 @@ def samples(run: Run) -> Section:
   folded_cards = cards[OPEN:]
   body = "".join(cards[:OPEN])
   if folded_cards:
-    body += page.folded(f"{len(folded_cards)} more", "".join(folded_cards))
+    body += page.details(f"{len(folded_cards)} more", "".join(folded_cards))
   lead = f"The first {len(cards)} of {len(run.samples):,} test prompts, not chosen."
   return page.section("samples", "Samples, side by side", lead, body)
 
@@ -184,7 +190,6 @@ def cost(run: Run) -> Section:
   facts = []
   body = ""
   if seconds:
-    # The recorded total also counts what lies between the stages.
     total = number(recorded.get("total")) or sum(value for _, value in seconds)
     facts.append(f"{total:,.0f} seconds in all")
     body = page.grid([bars("Seconds by stage", seconds, "s")])
@@ -202,11 +207,11 @@ ALL = (
   results,
   slices,
   ranking,
-  supervised,
-  reinforced,
-  overoptimised,
-  tax,
+  supervised_stages,
+  ppo_curves,
+  overoptimisation,
+  alignment_tax,
   samples,
   cost,
-  other,
+  other_metrics,
 )

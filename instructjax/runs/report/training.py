@@ -63,7 +63,7 @@ def curve_series(
   return Series(label, look, list(curve), list(curve.values()), faint=faint)
 
 
-def smoothed(
+def with_running_mean(
   label: str,
   look: str,
   curve: Curve,
@@ -97,7 +97,7 @@ def overlay(
   for stage in measured:
     curve = run.curves[stage][metric]
     look = stage_look(run, stage)
-    series.extend(smoothed(stage_title(stage), look, curve, LONG_RL))
+    series.extend(with_running_mean(stage_title(stage), look, curve, LONG_RL))
   if len(measured) == 1 < len(stages):  # without a legend the title must say whose curve it is
     title = f"{title} ({stage_title(measured[0])})"
   return plot(title, series, "iteration", unit, **options)
@@ -117,15 +117,15 @@ def _last_part(metric: str) -> str:
 # --- sections ---
 
 
-def supervised(run: Run) -> Section:
+def supervised_stages(run: Run) -> Section:
   """Returns loss and accuracy of every stage that is not reinforcement learning."""
   figures = []
   for stage, metrics in run.curves.items():
     if stage in rl_stages(run):
       continue
-    shown = [metric for metric in metrics if _last_part(metric) in SUPERVISED_METRICS]
-    shown.sort(key=lambda metric: (metric != "loss", metric))  # the loss comes first
-    figures.extend(_supervised_figure(run, stage, metric) for metric in shown)
+    names = [metric for metric in metrics if _last_part(metric) in SUPERVISED_METRICS]
+    names.sort(key=lambda metric: (metric != "loss", metric))  # the loss comes first
+    figures.extend(_supervised_figure(run, stage, metric) for metric in names)
   lead = _smoothing_lead(figures, "step")
   return page.section("losses", "Supervised stages", lead, page.grid(figures))
 
@@ -143,12 +143,12 @@ def _supervised_figure(run: Run, stage: str, metric: str) -> str:
   elif is_ranking_loss:
     level = (math.log(2), "chance")  # -log σ(0), the loss of a model that tells nothing
     unit = "nats a pair"
-  series = smoothed("loss", stage_look(run, stage), metrics[metric], LONG_SUPERVISED)
+  series = with_running_mean("loss", stage_look(run, stage), metrics[metric], LONG_SUPERVISED)
   title = f"{stage_title(stage)}: {metric}"
   return plot(title, series, "step", unit, percent=(False, is_share), level=level)
 
 
-def reinforced(run: Run) -> Section:
+def ppo_curves(run: Run) -> Section:
   """Returns score, KL, gold score and length over the iterations of PPO."""
   stages = rl_stages(run)
   figures = []
@@ -161,7 +161,7 @@ def reinforced(run: Run) -> Section:
   return page.section("ppo", "PPO, iteration by iteration", lead, page.grid(figures))
 
 
-def overoptimised(run: Run) -> Section:
+def overoptimisation(run: Run) -> Section:
   """Returns both scores against the distance from the start, on the same axes for every stage.
 
   The distance is √KL, as in Gao et al. 2022, "Scaling Laws for Reward Model Overoptimization".
@@ -213,7 +213,7 @@ def scores_by_distance(run: Run, stage: str) -> list[Series]:
   return clouds
 
 
-def tax(run: Run) -> Section:
+def alignment_tax(run: Run) -> Section:
   """Returns what RL costs on pretraining text, with and without the pretraining mix."""
   stages = rl_stages(run)
   base = number(inside(run.results, "models", "base").get("pretrain_nll"))
@@ -243,7 +243,7 @@ def _gradient_norms(run: Run, stages: Sequence[str]) -> str:
   return plot("Gradient norms in PPO-ptx", series, "iteration", "norm", also=((), (0,)))
 
 
-def other(run: Run) -> Section:
+def other_metrics(run: Run) -> Section:
   """Returns every metric that no other section shows, folded."""
   stages = rl_stages(run)
   rl_metrics = {metric for stage in stages for metric in run.curves[stage]}
@@ -258,5 +258,5 @@ def other(run: Run) -> Section:
         figures.append(plot(f"{stage_title(stage)}: {metric}", [series], "step", ""))
   body = ""
   if figures:
-    body = page.folded(f"{len(figures)} more curves", page.grid(figures))
+    body = page.details(f"{len(figures)} more curves", page.grid(figures))
   return page.section("curves", "All other metrics", "", body)
