@@ -1,10 +1,10 @@
-"""Checkpoints: a pytree of arrays and a JSON object for each step, written by Orbax while the
-training goes on.
+"""Checkpoints: a pytree of arrays and a JSON object for each step, written by Orbax.
 
-A checkpoint appears whole or not at all, and nothing is deleted before its successor is
-complete. Its JSON lists the name, shape and type of every leaf, so that a checkpoint of another
-model is recognised before anything is read. It also holds the sum of the bits of every leaf, which
-reveals what a disk has changed: Orbax reads a flipped byte of an array without an error.
+They are written while the training goes on. A checkpoint appears whole or not at all, and nothing
+is deleted before its successor is complete. Its JSON lists the name, shape and type of every leaf,
+so that a checkpoint of another model is recognised before anything is read. It also holds the sum
+of the bits of every leaf, which reveals what a disk has changed: Orbax reads a flipped byte of an
+array without an error.
 """
 
 from __future__ import annotations

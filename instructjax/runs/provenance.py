@@ -1,6 +1,6 @@
-"""Which model it was that answered: what is known of a source without opening it, and what a run
-directory keeps of it.
+"""Which model it was that answered under a name.
 
+A source is recognised without opening it, and a run directory notes the models that answered.
 An evaluation, or a run that samples, may be stopped and continued days later. These functions make
 sure that all answers under one name come from the same weights after the same prefix.
 """

@@ -1,5 +1,6 @@
-"""One self-contained HTML page for a run: `write(workdir)` makes report.html from the files of a
-run directory.
+"""One self-contained HTML page for a run.
+
+`write(workdir)` makes report.html from the files of a run directory, and from nothing else.
 """
 
 from __future__ import annotations

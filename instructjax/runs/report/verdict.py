@@ -1,6 +1,4 @@
-"""The head of the page: one sentence with the number that matters, a few other numbers, and what
-they do not say.
-"""
+"""The head of the page: a verdict in one sentence, a few numbers, and what they do not say."""
 
 from __future__ import annotations
 
