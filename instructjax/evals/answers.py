@@ -31,7 +31,7 @@ from instructjax.evals.tasks import (
   fingerprint,
 )
 from instructjax.runs import writers
-from instructjax.runs.loop import Progress
+from instructjax.runs.progress import Progress
 
 Place = tuple[str, int, int]  # id of the item, request, sample
 

@@ -27,7 +27,7 @@ from instructjax.evals.batches import Ask
 from instructjax.evals.subject import Subject
 from instructjax.evals.tasks import Answer, Completion, Generate, Likelihood, Logp, Request
 from instructjax.runs import writers
-from instructjax.runs.loop import progressing
+from instructjax.runs.progress import progressing
 from instructjax.settings.fields import to_dict
 from instructjax.stages import running
 

@@ -25,7 +25,7 @@ from instructjax.errors import UserError
 from instructjax.evals import answers, results, subject
 from instructjax.evals.tasks import Draw, Item, Logp, Said, Scores, Suite, Task, fingerprint
 from instructjax.runs import provenance, writers
-from instructjax.runs.loop import progressing
+from instructjax.runs.progress import progressing
 from instructjax.settings.fields import to_dict
 from instructjax.stages import running
 

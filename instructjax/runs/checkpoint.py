@@ -1,10 +1,10 @@
-"""Checkpoints: a pytree of arrays and a JSON object for each step, written by Orbax while the
-training goes on.
+"""Checkpoints: a pytree of arrays and a JSON object for each step, written by Orbax.
 
-A checkpoint appears whole or not at all, and nothing is deleted before its successor is
-complete.  Its JSON lists the name, shape and type of every leaf, so that one of another model is
-told apart before anything is read, and the sum of its bits, which finds what a disk has changed
-(Orbax reads a flipped byte of an array without a word).
+They are written while the training goes on. A checkpoint appears whole or not at all, and nothing
+is deleted before its successor is complete. Its JSON lists the name, shape and type of every leaf,
+so that a checkpoint of another model is recognised before anything is read. It also holds the sum
+of the bits of every leaf, which reveals what a disk has changed: Orbax reads a flipped byte of an
+array without an error.
 """
 
 from __future__ import annotations
@@ -23,10 +23,16 @@ import jax.numpy as jnp
 from instructjax.errors import UserError
 from instructjax.types import PyTree
 
-LOWER = (
-  "loss",
-  "nll",
-)  # a metric with one of these words in its name is better lower, any other higher
+# Orbax is imported where it is used, because its import is slow and few commands need it.
+
+# A metric with one of these words in its name is better lower, any other is better higher.
+LOWER = ("loss", "nll")
+
+# A leaf in the JSON of a checkpoint: its shape as a list, and its type.
+Description = list
+
+# The parts of that JSON; a checkpoint that lacks one of them was not written here.
+PARTS_OF_ABOUT = ("leaves", "sums", "extra")
 
 
 class Checkpoints:
@@ -36,17 +42,19 @@ class Checkpoints:
                                  starts to write the state and a JSON object; the last `keep`
                                  steps stay, and the one with the best metric of the name `best`
                                  (LOWER says which way), if one is named
-    wait()                       returns when the write is complete; every other method waits by itself
+    wait()                       returns when the write is complete; every other method waits by
+                                 itself
     latest()                     the last complete step, or None where there is none
+    steps()                      all complete steps, in order
     extra(step=None)             the JSON object of a step (of the last one)
     restore(state_like, step=None)
                                  (state, extra): the arrays with the shapes, types and shardings
                                  of `state_like`, whose leaves may be arrays or
                                  `jax.ShapeDtypeStruct`s; the mesh may be another one
     leaves()                     the names of the leaves of the last state with their shapes
-    part(name, like)             one subtree of it
+    part(name, like)             one subtree of the last state
 
-  `save` returns when the state is copied, so that it may be donated.  A step that was saved
+  `save` returns when the state is copied, so that it may be donated. A step that was saved
   before is not written again. With several processes all of them call every method.
   """
 
@@ -54,8 +62,8 @@ class Checkpoints:
     self.folder = Path(folder).absolute()
     self.keep = keep
     self.best = best
-    self._open: Any = None  # Orbax's manager, from the first save until `wait`
-    self._step = 0  # the step that it writes
+    self._manager: Any = None  # Orbax's manager, from the first save until `wait`
+    self._step = 0  # the step that the manager writes, for the message of a failure
 
   def save(
     self,
@@ -64,143 +72,205 @@ class Checkpoints:
     extra: dict[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
   ) -> None:
-    """Raises UserError when this or the last one cannot be written (a full disk); the steps before
-    are still there.
+    """Starts to write a step, once the write before it is complete.
+
+    Raises:
+      UserError: when this write or the last one fails, as on a full disk. The steps before are
+        still there.
     """
     import orbax.checkpoint as ocp
 
-    arrays = {name: _data(leaf) for name, leaf in flatten(state).items()}
-    leaves = {name: _describe(leaf) for name, leaf in flatten(state).items()}
-    about = {"leaves": leaves, "sums": sums(arrays), "extra": extra or {}}
-    args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about))
-    value = (metrics or {}).get(self.best, math.nan)
-    with self._written():
-      if self._open is None:
-        self._open, self._step = self._writer(), step
-      self._open.wait_until_finished()
+    state_leaves = flatten(state)
+    arrays = {name: _to_array(leaf) for name, leaf in state_leaves.items()}
+    about = {
+      "leaves": _describe_all(state_leaves),
+      "sums": sums(arrays),
+      "extra": extra or {},
+    }
+    args = ocp.args.Composite(
+      state=ocp.args.StandardSave(arrays),
+      about=ocp.args.JsonSave(about),
+    )
+    best_value = (metrics or {}).get(self.best, math.nan)
+    with self._writing():
+      if self._manager is None:
+        self._manager = self._open_manager()
+        self._step = step
+      # A failure up to here belongs to the step before, and is reported under its number.
+      self._manager.wait_until_finished()
       self._step = step
-      if step not in self._open.all_steps():
-        measured = {self.best: float(value)} if math.isfinite(value) else None
-        self._open.save(step, args=args, metrics=measured, force=True)
+      if step not in self._manager.all_steps():
+        # Orbax compares steps by this value. One that is not measured, or is NaN, takes no part.
+        measured = {self.best: float(best_value)} if math.isfinite(best_value) else None
+        # `force`: the caller chooses the steps, not an interval of Orbax.
+        self._manager.save(step, args=args, metrics=measured, force=True)
 
   def wait(self) -> None:
-    """Raises UserError when the last checkpoint could not be written."""
-    if self._open is not None:
-      with self._written():
-        self._open.wait_until_finished()
+    """Returns when the last checkpoint is complete.
+
+    Raises:
+      UserError: when it could not be written.
+    """
+    if self._manager is not None:
+      with self._writing():
+        self._manager.wait_until_finished()
         self._close()
 
   def latest(self) -> int | None:
-    """The last complete step."""
+    """The last complete step, or None."""
     return max(self.steps(), default=None)
 
   def steps(self) -> list[int]:
     """All complete steps, in order."""
     self.wait()
-    found = self.folder.iterdir() if self.folder.is_dir() else ()
-    return sorted(int(path.name) for path in found if path.name.isdigit())
+    if not self.folder.is_dir():
+      return []
+    # While Orbax writes a step, its folder has a longer name.
+    return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
 
   def extra(self, step: int | None = None) -> dict[str, Any]:
-    """The JSON object that was saved with a step."""
-    return self._about(self._found(step))["extra"]
+    """The JSON object that was saved with a step, or with the last one.
+
+    Raises:
+      UserError: where the step is missing or damaged.
+    """
+    return self._about(self._existing_step(step))["extra"]
 
   def restore(self, state_like: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, Any]]:
-    """Raises UserError naming the first leaf in which the checkpoint and `state_like` differ."""
+    """Reads a step, or the last one, in the shapes, types and shardings of `state_like`.
+
+    Raises:
+      UserError: where the step is missing or damaged, and for the first leaf in which the
+        checkpoint and `state_like` differ.
+    """
     import orbax.checkpoint as ocp
 
-    step = self._found(step)
-    about, wanted = self._about(step), flatten(state_like)
-    compare(
-      about["leaves"],
-      {name: _describe(leaf) for name, leaf in wanted.items()},
-      self.folder / str(step),
-    )
-    like = {name: _abstract(leaf) for name, leaf in wanted.items()}
-    with self._readable(step):
+    step = self._existing_step(step)
+    about = self._about(step)
+    expected = flatten(state_like)
+    # Another model is refused before any array is read.
+    compare(about["leaves"], _describe_all(expected), self.folder / str(step))
+    abstract_arrays = {name: _abstract(leaf) for name, leaf in expected.items()}
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_arrays))
+    with self._reading(step):
       with self._reader() as manager:
-        found = manager.restore(
-          step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))
-        )["state"]
-      _check_sums(found, about)
-    leaves = [_undata(found[name], leaf) for name, leaf in wanted.items()]
+        arrays = manager.restore(step, args=args)["state"]
+      _check_sums(arrays, about)  # within `_reading`, which reports it as damage
+    leaves = [_from_array(arrays[name], leaf) for name, leaf in expected.items()]
     return jax.tree.unflatten(jax.tree.structure(state_like), leaves), about["extra"]
 
   def part(self, name: str, like: PyTree) -> PyTree:
-    """The subtree `name` ("params/policy") of the last state alone, with the shapes and shardings
-    of `like`.
+    """Reads the subtree `name` ("params/policy") of the last state alone.
 
-    Raises UserError as `restore` does.
+    It has the shapes, types and shardings of `like`. No other leaf is read from the disk.
+
+    Raises:
+      UserError: as `restore` does.
     """
     import orbax.checkpoint as ocp
 
-    step, wanted = self._found(None), {f"{name}/{leaf}": x for leaf, x in flatten(like).items()}
+    step = self._existing_step(None)
     about = self._about(step)
-    found = {leaf: x for leaf, x in about["leaves"].items() if leaf.startswith(f"{name}/")}
-    compare(found, {leaf: _describe(x) for leaf, x in wanted.items()}, self.folder / str(step))
-    item = {leaf: _abstract(x) for leaf, x in wanted.items()}
+    folder = self.folder / str(step)
+    prefix = f"{name}/"
+    expected = {prefix + leaf_name: leaf for leaf_name, leaf in flatten(like).items()}
+    saved = {
+      leaf_name: description
+      for leaf_name, description in about["leaves"].items()
+      if leaf_name.startswith(prefix)
+    }
+    compare(saved, _describe_all(expected), folder)
+
+    # Orbax's manager restores whole trees only, so the handler below it is asked directly.
+    abstract_arrays = {leaf_name: _abstract(leaf) for leaf_name, leaf in expected.items()}
+    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_arrays)
     args = ocp.args.PyTreeRestore(
-      item=item,
-      restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+      item=abstract_arrays,
+      restore_args=restore_args,
       partial_restore=True,
     )
-    with self._readable(step), quiet():
+    with self._reading(step), quiet():
       with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        arrays = reader.restore(self.folder / str(step) / "state", args=args)
+        arrays = reader.restore(folder / "state", args=args)
       _check_sums(arrays, about)
-    return jax.tree.unflatten(jax.tree.structure(like), [arrays[leaf] for leaf in wanted])
+    leaves = [arrays[leaf_name] for leaf_name in expected]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
   def leaves(self) -> dict[str, tuple[int, ...]]:
     """The shape of every leaf of the last state, by its name."""
-    return {
-      name: tuple(shape) for name, (shape, _) in self._about(self._found(None))["leaves"].items()
-    }
+    descriptions = self._about(self._existing_step(None))["leaves"]
+    return {name: tuple(shape) for name, (shape, _) in descriptions.items()}
 
-  def _found(self, step: int | None) -> int:
+  # --- reading ---
+
+  def _existing_step(self, step: int | None) -> int:
+    """The given step, or the last one for None.
+
+    Raises:
+      UserError: where there is no such step.
+    """
     last = self.latest()
-    found = last if step is None else step
-    if found is None or not (self.folder / str(found)).is_dir():
-      raise UserError(
-        f"{self.folder}: holds no checkpoint{'' if step is None else f' of step {step}'}; run it "
-        "first"
-      )
-    return found
+    number = last if step is None else step
+    if number is None or not (self.folder / str(number)).is_dir():
+      which_step = "" if step is None else f" of step {step}"
+      raise UserError(f"{self.folder}: holds no checkpoint{which_step}; run it first")
+    return number
 
   def _about(self, step: int) -> dict[str, Any]:
-    with self._readable(step):
-      return self._peek(step)
+    """The JSON of a step.
 
-  def _peek(self, step: int) -> dict[str, Any]:
-    """What a step says about itself.  Raises an error of any type where it is damaged, ValueError
-    where it is not ours.
+    Raises:
+      UserError: where it is damaged, or was not written here.
+    """
+    with self._reading(step):
+      return self._read_about(step)
+
+  def _read_about(self, step: int) -> dict[str, Any]:
+    """Reads the JSON of a step.
+
+    Raises:
+      ValueError: where another program wrote the checkpoint.
+      Exception: of any type where it is damaged.
     """
     import orbax.checkpoint as ocp
 
+    args = ocp.args.Composite(about=ocp.args.JsonRestore())
     with self._reader() as manager:
-      about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
-    if not (
-      isinstance(about, dict)
-      and all(isinstance(about.get(name), dict) for name in ("leaves", "sums", "extra"))
-    ):
+      about = manager.restore(step, args=args)["about"]
+    is_ours = isinstance(about, dict) and all(
+      isinstance(about.get(part), dict) for part in PARTS_OF_ABOUT
+    )
+    if not is_ours:
       raise ValueError("it was not written by instructjax")
     return about
 
   @contextlib.contextmanager
-  def _readable(self, step: int) -> Iterator[None]:
-    """A damaged checkpoint is the user's to mend: says which step before it is good."""
+  def _reading(self, step: int) -> Iterator[None]:
+    """Turns an error of the body into a UserError that names the last step that is still good.
+
+    A damaged checkpoint is for the user to move away: nothing is deleted here.
+    """
     try:
       yield
-    except Exception as error:  # of truncated files Orbax raises a bare one
+    except Exception as error:  # for truncated files Orbax raises a bare Exception
       if isinstance(error, UserError):
         raise
-      before = next(
-        (other for other in reversed(self.steps()) if other < step and self._is_good(other)), None
-      )
-      go_on = "no good step is left here" if before is None else f"it goes on from step {before}"
-      place = self.folder / str(step)
+      good_step = self._good_step_before(step)
+      if good_step is None:
+        outlook = "no good step is left here"
+      else:
+        outlook = f"it goes on from step {good_step}"
       raise UserError(
-        f"{place}: cannot be read ({reason(error)}); move this folder away and run the command "
-        f"that wrote it again: {go_on}"
+        f"{self.folder / str(step)}: cannot be read ({reason(error)}); move this folder away and "
+        f"run the command that wrote it again: {outlook}"
       ) from error
+
+  def _good_step_before(self, step: int) -> int | None:
+    """The last step before `step` whose JSON can be read."""
+    for candidate in reversed(self.steps()):
+      if candidate < step and self._is_good(candidate):
+        return candidate
+    return None
 
   def _is_good(self, step: int) -> bool:
     try:
@@ -210,174 +280,220 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _reader(self) -> Iterator[Any]:
+    """A manager of Orbax that changes nothing in the folder."""
     import orbax.checkpoint as ocp
 
-    with (
-      quiet(),
-      ocp.CheckpointManager(
-        self.folder, options=ocp.CheckpointManagerOptions(read_only=True)
-      ) as manager,
-    ):
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with quiet(), ocp.CheckpointManager(self.folder, options=options) as manager:
       yield manager
 
-  def _writer(self) -> Any:
+  # --- writing ---
+
+  def _open_manager(self) -> Any:
+    """A manager of Orbax that writes steps and deletes those that need not stay."""
     import orbax.checkpoint as ocp
 
     policies = ocp.checkpoint_managers
-    value = lambda metrics: metrics[self.best]
-    kept: list = [policies.LatestN(self.keep)]
+
+    def metric_of(metrics: Mapping[str, float]) -> float:
+      return metrics[self.best]
+
+    preserved: list[Any] = [policies.LatestN(self.keep)]
     if self.best:
-      lower = any(word in self.best for word in LOWER)
-      kept.append(
-        policies.BestN(
-          get_metric_fn=value, reverse=lower, n=1, keep_checkpoints_without_metrics=False
-        )
+      is_lower_better = any(word in self.best for word in LOWER)
+      best_step = policies.BestN(
+        get_metric_fn=metric_of,
+        reverse=is_lower_better,
+        n=1,
+        keep_checkpoints_without_metrics=False,
       )
+      preserved.append(best_step)
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=policies.AnyPreservationPolicy(kept),
-      best_fn=value if self.best else None,
-      cleanup_tmp_directories=True,  # what a process that was killed left behind
+      preservation_policy=policies.AnyPreservationPolicy(preserved),
+      best_fn=metric_of if self.best else None,
+      cleanup_tmp_directories=True,  # which a process that was killed left behind
     )
     with quiet():
       return ocp.CheckpointManager(self.folder, options=options)
 
   @contextlib.contextmanager
-  def _written(self) -> Iterator[None]:
+  def _writing(self) -> Iterator[None]:
+    """Turns a failed write into a UserError that says what is kept and how much room is left."""
     try:
       with quiet():
         yield
-    except (
-      OSError,
-      ValueError,
-      RuntimeError,
-    ) as error:  # tensorstore reports a full disk as a ValueError
+    except (OSError, ValueError, RuntimeError) as error:
+      # Tensorstore, below Orbax, reports a full disk as a ValueError. Closing the manager may
+      # fail for the same reason, and what it has begun to write is removed.
       with contextlib.suppress(OSError, ValueError, RuntimeError):
         self._close()
       self._sweep()
       last = self.latest()
-      kept = "no step was saved before" if last is None else f"step {last} is kept"
+      remains = "no step was saved before" if last is None else f"step {last} is kept"
+      free_mib = shutil.disk_usage(_nearest_existing(self.folder)).free >> 20
       raise UserError(
         f"{self.folder}: the checkpoint of step {self._step} could not be written "
-        f"({reason(error)}); {kept}. Free some "
-        f"space ({shutil.disk_usage(_existing(self.folder)).free >> 20} MiB are left) and run the "
-        "same command again"
+        f"({reason(error)}); {remains}. Free some space ({free_mib} MiB are left) and run the same "
+        "command again"
       ) from error
 
   def _close(self) -> None:
-    manager, self._open = self._open, None
+    manager = self._manager
+    self._manager = None  # also where closing fails
     if manager is not None:
       manager.close()
 
   def _sweep(self) -> None:
-    """Removes what an interrupted save left behind."""
-    for path in self.folder.glob("*") if self.folder.is_dir() else ():
+    """Removes what an interrupted save left behind; complete steps have numbers as names."""
+    if not self.folder.is_dir():
+      return
+    for path in self.folder.glob("*"):
       if not path.name.isdigit():
         shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """Without Orbax's log: the exceptions say it all."""
-  levels = {name: logging.getLogger(name).level for name in ("absl", "asyncio")}
-  for name in levels:
-    logging.getLogger(name).setLevel(logging.CRITICAL)
+  """Silences the log of Orbax, because its exceptions already say everything."""
+  loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+  levels = [logger.level for logger in loggers]
+  for logger in loggers:
+    logger.setLevel(logging.CRITICAL)
   try:
     yield
   finally:
-    for name, level in levels.items():
-      logging.getLogger(name).setLevel(level)
+    for logger, level in zip(loggers, levels, strict=True):
+      logger.setLevel(level)
 
 
 def load_params(folder: str | Path, like: PyTree) -> PyTree:
-  """The parameters of a finished stage (`origin.finish`), with the shapes and shardings of `like`."""
-  return Checkpoints(folder).restore({"params": like})[0]["params"]
+  """Reads the parameters that `origin.finish` left, in the shapes and shardings of `like`."""
+  state, _ = Checkpoints(folder).restore({"params": like})
+  return state["params"]
 
 
-def compare(found: dict[str, list], wanted: dict[str, list], place: Path) -> None:
-  """Raises UserError naming the first leaf that is missing, left over, or of another shape or type."""
+def compare(
+  saved: Mapping[str, Description],
+  expected: Mapping[str, Description],
+  place: Path,
+) -> None:
+  """Checks that a checkpoint has just the leaves that are expected.
+
+  Raises:
+    UserError: for the first leaf that is missing, left over, or of another shape or type.
+  """
   remedy = (
     "it belongs to another model or configuration: use its own settings, or another directory"
   )
-  for name, (shape, dtype) in wanted.items():
-    if name not in found:
+  for name, (shape, dtype) in expected.items():
+    if name not in saved:
       raise UserError(f"{place}: '{name}' of shape {shape} is not in the checkpoint; {remedy}")
-    if found[name] != [shape, dtype]:
+    saved_shape, saved_dtype = saved[name]
+    if (saved_shape, saved_dtype) != (shape, dtype):
       raise UserError(
-        f"{place}: '{name}' is {found[name][1]}{found[name][0]} in the checkpoint, {dtype}{shape} "
-        f"is expected; {remedy}"
+        f"{place}: '{name}' is {saved_dtype}{saved_shape} in the checkpoint, "
+        f"{dtype}{shape} is expected; {remedy}"
       )
-  for name in found:
-    if name not in wanted:
+  for name, (saved_shape, _) in saved.items():
+    if name not in expected:
       raise UserError(
-        f"{place}: '{name}' of shape {found[name][0]} is in the checkpoint but not expected; "
-        f"{remedy}"
+        f"{place}: '{name}' of shape {saved_shape} is in the checkpoint but not expected; {remedy}"
       )
 
 
 def flatten(tree: PyTree) -> dict[str, Any]:
-  """Leaves by name, `params/blocks/q/w`."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+  """The leaves of a tree by their names, for example `params/blocks/q/w`."""
+  leaves = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    leaves[jax.tree_util.keystr(path, simple=True, separator="/")] = leaf
+  return leaves
 
 
 def sums(arrays: Mapping[str, Any]) -> dict[str, int]:
-  """The sum of the bits of every array, read as whole numbers, modulo 2^32: the same on every mesh."""
-  return {name: int(value) for name, value in jax.device_get(_sums(dict(arrays))).items()}
+  """The sum of the bits of every array, read as whole numbers, modulo 2^32.
+
+  It is the same on every mesh, because whole numbers may be added in any order.
+  """
+  totals = jax.device_get(_bit_sums(dict(arrays)))
+  return {name: int(total) for name, total in totals.items()}
 
 
 @jax.jit
-def _sums(arrays: dict[str, Any]) -> dict[str, Any]:
-  def one(x: Any) -> Any:
-    bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+def _bit_sums(arrays: dict[str, Any]) -> dict[str, Any]:
+  # One program for all arrays, which compiles once for each tree. Sums wrap around in uint32.
+  def bit_sum(array: Any) -> Any:
+    if array.dtype == bool:
+      bits = array  # has no whole number of its size
+    else:
+      bits = jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
     return jnp.sum(bits, dtype=jnp.uint32)
 
-  return jax.tree.map(one, arrays)
-
-
-def reason(error: Exception) -> str:
-  """The heart of an error that names many files and functions."""
-  text = str(error)
-  for sign in (
-    "No space left on device",
-    "Disk quota exceeded",
-    "File too large",
-    "Permission denied",
-  ):
-    if sign in text:
-      return sign
-  for end in (". See full TensorStore details", " [tensorstore_spec"):
-    text = text.partition(end)[0]
-  return (text.strip().splitlines() or [type(error).__name__])[0][:200]
+  return jax.tree.map(bit_sum, arrays)
 
 
 def _check_sums(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-  """Raises ValueError where a disk has changed an array."""
-  if changed := [name for name, value in sums(arrays).items() if value != about["sums"][name]]:
-    raise ValueError(f"'{changed[0]}' is not as it was written")
+  """Raises ValueError for the first array that a disk has changed."""
+  for name, total in sums(arrays).items():
+    if total != about["sums"][name]:
+      raise ValueError(f"'{name}' is not as it was written")
 
 
-def _existing(path: Path) -> Path:
-  return next(p for p in (path, *path.parents) if p.exists())
+# Causes that a user can act on; errors of tensorstore wrap them in a page of text.
+CAUSES = (
+  "No space left on device",
+  "Disk quota exceeded",
+  "File too large",
+  "Permission denied",
+)
+
+
+def reason(error: Exception) -> str:
+  """The heart of an error that names many files and functions, in at most 200 characters."""
+  text = str(error)
+  for cause in CAUSES:
+    if cause in text:
+      return cause
+  for end in (". See full TensorStore details", " [tensorstore_spec"):
+    text = text.partition(end)[0]
+  lines = text.strip().splitlines() or [type(error).__name__]
+  return lines[0][:200]
+
+
+def _nearest_existing(path: Path) -> Path:
+  """The path, or the nearest folder above it that exists."""
+  candidates = (path, *path.parents)
+  return next(candidate for candidate in candidates if candidate.exists())
+
+
+# Orbax stores plain arrays, so a key of JAX is saved as the whole numbers that it consists of.
 
 
 def _is_key(leaf: Any) -> bool:
   return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _describe(leaf: Any) -> list:
-  return [list(leaf.shape), str(leaf.dtype)]
-
-
-def _data(leaf: Any) -> Any:
+def _to_array(leaf: Any) -> Any:
   return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
-def _undata(found: Any, like: Any) -> Any:
-  return jax.random.wrap_key_data(found, impl=jax.random.key_impl(like)) if _is_key(like) else found
+def _from_array(array: Any, like: Any) -> Any:
+  if not _is_key(like):
+    return array
+  return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+
+
+def _describe(leaf: Any) -> Description:
+  return [list(leaf.shape), str(leaf.dtype)]
+
+
+def _describe_all(leaves: Mapping[str, Any]) -> dict[str, Description]:
+  return {name: _describe(leaf) for name, leaf in leaves.items()}
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+  """The shape, type and sharding in which a leaf is to be read; those of its data for a key."""
   sharding = getattr(leaf, "sharding", None)
   if _is_key(leaf):
-    leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+    key = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    leaf = jax.eval_shape(jax.random.key_data, key)
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,38 +1,55 @@
-"""Where the model of a stage comes from, and how a finished stage is left for the next one.
+"""Where the model of a stage comes from, and how a finished stage leaves its own for the next one.
 
-A source is "" (random weights of a named shape), the directory of a finished run, a Python
-function that returns a model (`file.py:function` or `package.module:function`), or whatever
-`models.load` opens: a folder of safetensors, a .gguf file, a hub id; or a folder with an adapter
-of PEFT.  A finished run holds the whole model in `checkpoints/final`, or an adapter that says
-which base it belongs to.
+A source is
+  - "": random weights of a named shape,
+  - the directory of a finished run,
+  - a Python function that returns a model (`python_models`),
+  - a folder with an adapter of PEFT, or
+  - whatever `models.load` opens: a folder of safetensors, a .gguf file, a hub id.
+
+A finished run holds its whole model in `checkpoints/final`, or an adapter and the name of the base
+that it belongs to. The checkpoint says which kind of model it is, "policy" or "reward", and
+describes it (`description`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
 
 from instructjax import models, sharding
 from instructjax.data.tokens import chat, tokenizers
 from instructjax.data.tokens.tokenizers import BYTES, Tokenizer
 from instructjax.errors import UserError
-from instructjax.models import gpt, llama, lora, peft
-from instructjax.runs import writers
-from instructjax.runs.checkpoint import Checkpoints, flatten, load_params, sums
+from instructjax.models import gpt, lora, peft
+from instructjax.runs.checkpoint import Checkpoints, load_params
+from instructjax.runs.description import (
+  FAMILIES,
+  ModelConfig,
+  adapted,
+  describe,
+  fingerprint,
+  lasting_reference,
+  model_config,
+)
+from instructjax.runs.python_models import call_python, is_python, lasting_source
 from instructjax.settings.subjects import AnyModelSettings
-from instructjax.system import user_code
 from instructjax.types import LM, Leaf, Params, PyTree
 
 Config = Any  # ml_collections.ConfigDict
-ModelConfig = gpt.GPTConfig | llama.LlamaConfig
+Overrides = Mapping[str, Any]  # fields of a model's configuration that the user's settings replace
+
+# Settings that change how a model computes, but not what its parameters are. They replace the
+# fields of the configuration with which it was saved.
+REWARD_OVERRIDES = ("dtype", "remat", "unroll", "sequence", "attention")
+POLICY_OVERRIDES = (*REWARD_OVERRIDES, "dropout")
+
+# Shapes of models with random weights, by the name that `config.model.shape` takes.
 SHAPES: dict[str, ModelConfig] = {
   "tiny": gpt.GPTConfig(vocab_size=257, context=256, width=32, depth=2, heads=4),
   "gpt-5m": gpt.GPT_5M,
@@ -42,11 +59,11 @@ SHAPES: dict[str, ModelConfig] = {
 
 
 class Origin(NamedTuple):
-  """A model to start from: whole, float32 parameters and the tokenizer that belongs to them.
+  """A model to start from: its float32 parameters and the tokenizer that belongs to them.
 
-  `head` is the scalar head where it is a reward model.  `about` lets a later stage build the
-  model again.  Where the parameters hold an `adapter`, `about["adapter"]` has its sizes and
-  `about["base"]` the source and the fingerprint of the rest.
+  `about` is the description from which a later stage builds the model again. `head` is the scalar
+  head of a reward model. Where the parameters hold an `adapter`, they also hold its base, and
+  `about` has the sizes of the one and the source of the other.
   """
 
   lm: LM
@@ -56,133 +73,192 @@ class Origin(NamedTuple):
   head: Params | None = None
 
 
-def open_model(source: str, settings: AnyModelSettings, seed: int) -> Origin:
-  """The language model of a source under `config.model`: shape (for random weights), tokenizer,
-  dtype, remat, unroll, sequence, attention, dropout.
+# --- opening ---
 
-  Raises UserError for an unknown shape or source, and where the tokenizer does not fit the model.
+
+def open_model(source: str, settings: AnyModelSettings, seed: int) -> Origin:
+  """Opens the language model of a source under `config.model`.
+
+  The settings are shape (for random weights), tokenizer, dtype, remat, unroll, sequence, attention
+  and dropout. A tokenizer that they name takes the place of the model's own.
+
+  Raises:
+    UserError: for an unknown shape or source, and where the tokenizer does not fit the model.
   """
-  changes = {
-    name: getattr(settings, name)
-    for name in ("dtype", "remat", "unroll", "sequence", "attention", "dropout")
-  }
+  overrides = {name: getattr(settings, name) for name in POLICY_OVERRIDES}
   if is_run(source):
-    origin = open_run(Path(source), changes, "policy")
+    origin = open_run(Path(source), overrides, "policy")
     return _with_tokenizer(origin, settings.tokenizer)
   if is_python(source):
     return open_python(source, settings.tokenizer)
   if source and peft.is_adapter(source):
-    origin = open_model(peft.base(source), settings, seed)
-    adapter = peft.load(source, model_config(source, origin.about))
-    about = adapted(origin.about, peft.base(source), origin.params, lora.describe(adapter))
-    return origin._replace(params=lora.merge(origin.params) | {"adapter": adapter}, about=about)
+    return _open_peft_adapter(source, settings, seed)
   if source:
-    loaded = models.load(source, **changes)
-    config, lm = loaded.config, loaded.lm
-    found = settings.tokenizer or reference(loaded.tokenizer, source)
-    params = sharding.place(loaded.params, sharding.shardings(lm.table))
-  else:
-    if settings.shape not in SHAPES:
-      raise UserError(
-        f"config.model.shape={settings.shape!r}: there is no such shape; known are "
-        f"{', '.join(SHAPES)}"
-      )
-    config = dataclasses.replace(SHAPES[settings.shape], **changes)
-    found = settings.tokenizer or (BYTES if settings.shape == "tiny" else "")
-    if not found:
-      raise UserError(
-        "config.model.tokenizer is empty: a model with random weights needs a tokenizer; give a "
-        "tokenizer.json, a "
-        f"SentencePiece .model or '{BYTES}'"
-      )
-    lm = models.build(config)
-    params = random_params(lm, seed)
-  tokenizer = tokenizers.fit(tokenizers.by_reference(found), lm.vocab_size)
-  return Origin(lm, params, tokenizer, describe(config, found))
+    return _open_public_model(source, overrides, settings.tokenizer)
+  return _open_random_model(settings, overrides, seed)
 
 
-def fits(lm: LM, length: int, what: str) -> None:
-  """Raises UserError where rows of `length` tokens do not fit the model."""
-  if length > lm.context:
+def _open_peft_adapter(source: str, settings: AnyModelSettings, seed: int) -> Origin:
+  """The model of an adapter of PEFT.
+
+  The base itself may come with an adapter. That one is merged into the weights first, because a
+  model has one adapter at most.
+  """
+  base_source = peft.base(source)
+  base = open_model(base_source, settings, seed)
+  adapter = peft.load(source, model_config(source, base.about))
+  about = adapted(base.about, base_source, base.params, lora.describe(adapter))
+  params = {**lora.merge(base.params), "adapter": adapter}
+  return base._replace(params=params, about=about)
+
+
+def _open_public_model(source: str, overrides: Overrides, tokenizer_reference: str) -> Origin:
+  """The model of a file, a folder or a hub id that `models.load` opens."""
+  loaded = models.load(source, **overrides)
+  lm = loaded.lm
+  if not tokenizer_reference:
+    tokenizer_reference = reference(loaded.tokenizer, source)
+  params = sharding.place(loaded.params, sharding.shardings(lm.table))
+  about = describe(loaded.config, tokenizer_reference)
+  return Origin(lm, params, _open_tokenizer(tokenizer_reference, lm), about)
+
+
+def _open_random_model(settings: AnyModelSettings, overrides: Overrides, seed: int) -> Origin:
+  """A model of a named shape with random weights.
+
+  Raises:
+    UserError: for an unknown shape, and where no tokenizer is named.
+  """
+  shape = settings.shape
+  if shape not in SHAPES:
     raise UserError(
-      f"{what} is {length} tokens, the model's context is {lm.context}; lower it in config.data"
+      f"config.model.shape={shape!r}: there is no such shape; known are {', '.join(SHAPES)}"
     )
+  config = dataclasses.replace(SHAPES[shape], **overrides)
+  # The tiny shape is for trying things out, and its vocabulary is that of the bytes.
+  default_tokenizer = BYTES if shape == "tiny" else ""
+  tokenizer_reference = settings.tokenizer or default_tokenizer
+  if not tokenizer_reference:
+    raise UserError(
+      "config.model.tokenizer is empty: a model with random weights needs a tokenizer; give a "
+      f"tokenizer.json, a SentencePiece .model or '{BYTES}'"
+    )
+  lm = models.build(config)
+  params = random_params(lm, seed)
+  about = describe(config, tokenizer_reference)
+  return Origin(lm, params, _open_tokenizer(tokenizer_reference, lm), about)
+
+
+def open_python(source: str, tokenizer: str) -> Origin:
+  """Opens the model that a Python function returns, with the tokenizer of a reference or its own.
+
+  Raises:
+    UserError: as `call_python` does, and where neither names a tokenizer.
+  """
+  lm, params, own_tokenizer = call_python(source)
+  tokenizer_reference = tokenizer or own_tokenizer
+  if not tokenizer_reference:
+    raise UserError(
+      f"{source}: names no tokenizer: return (lm, params, tokenizer) or set "
+      "config.model.tokenizer: a folder, a tokenizer.json, a SentencePiece .model or "
+      f"'{BYTES}'"
+    )
+  about = {
+    "family": "python",
+    "source": lasting_source(source),
+    "tokenizer": lasting_reference(tokenizer_reference),
+  }
+  params = sharding.place(params, sharding.shardings(lm.table))
+  return Origin(lm, params, _open_tokenizer(tokenizer_reference, lm), about)
 
 
 def open_reward_model(
-  source: str, settings: AnyModelSettings, beside: Origin | None = None
+  source: str, settings: AnyModelSettings, opened: Origin | None = None
 ) -> Origin:
-  """The reward model of a finished run, or of a folder of a sequence classifier with one label
-  (`models.save_reward`).
+  """Opens the reward model of a finished run or of a folder (`models.save_reward`).
 
-  The base of an adapter is not read again where it is that of `beside`.  Raises UserError for
-  anything else.
+  Such a folder holds a sequence classifier with one label. `opened` is a model that is open
+  already, such as the policy: where the reward model is an adapter of the same base, the base is
+  not read again.
+
+  Raises:
+    UserError: for anything else.
   """
-  changes = {
-    name: getattr(settings, name) for name in ("dtype", "remat", "unroll", "sequence", "attention")
-  } | {"dropout": 0.0}
+  overrides: dict[str, Any] = {name: getattr(settings, name) for name in REWARD_OVERRIDES}
+  overrides["dropout"] = 0.0  # a score is not a matter of chance
   if is_run(source):
-    return open_run(Path(source), changes, "reward", beside)
+    return open_run(Path(source), overrides, "reward", opened)
   if not source or not (Path(source) / "config.json").is_file():
     raise UserError(
       f"reward model {source!r}: not the directory of a finished `instructjax reward` run, nor the "
-      "folder of a sequence "
-      "classifier; give the --workdir of the one or the path of the other"
+      "folder of a sequence classifier; give the --workdir of the one or the path of the other"
     )
   config, params, head = models.load_reward(source)
-  config = models.override(config, changes)
+  config = models.override(config, overrides)
   lm = models.build(config)
-  tokenizer = tokenizers.fit(tokenizers.by_reference(source), lm.vocab_size)
-  return Origin(lm, params, tokenizer, describe(config, source), sharding.replicate(head))
+  about = describe(config, source)
+  return Origin(lm, params, _open_tokenizer(source, lm), about, sharding.replicate(head))
+
+
+def fits(lm: LM, length: int, name: str) -> None:
+  """Checks that rows of `length` tokens fit the model; `name` stands for them in the message.
+
+  Raises:
+    UserError: where they do not.
+  """
+  if length > lm.context:
+    raise UserError(
+      f"{name} is {length} tokens, the model's context is {lm.context}; lower it in config.data"
+    )
+
+
+# --- what a finished run left ---
 
 
 def is_run(source: str) -> bool:
-  """Whether a source is the directory of a run."""
+  """Returns whether a source is the directory of a run."""
   return bool(source) and (Path(source) / "checkpoints").is_dir()
 
 
+def _final(workdir: Path, keep: int = 2) -> Checkpoints:
+  """The checkpoint that a finished run leaves for the next stage."""
+  return Checkpoints(workdir / "checkpoints" / "final", keep=keep)
+
+
 def kind_of(source: str) -> str:
-  """What a finished run left, "policy" or "reward"; "policy" for any other source."""
-  final = Checkpoints(Path(source) / "checkpoints" / "final")
-  return final.extra()["kind"] if is_run(source) and final.latest() is not None else "policy"
+  """The kind of model that a finished run left, "policy" or "reward".
 
-
-def open_run(
-  workdir: Path, changes: Mapping[str, Any], kind: str, beside: Origin | None = None
-) -> Origin:
-  """What a finished stage left.  Raises UserError where it is not finished or left the other kind
-  of model.
+  It is "policy" for every other source, because public files hold language models.
   """
-  about = finished(workdir, kind)
-  final = Checkpoints(workdir / "checkpoints" / "final")
-  if about["family"] == "python":
-    lm, _, _ = call_python(about["source"])
-  else:
-    lm = models.build(dataclasses.replace(_CONFIGS[about["family"]](**about["config"]), **changes))
-  table, base = abstract(lm.table), {}
-  if "adapter" in about:
-    table = {"adapter": abstract(lora.table(lm.table, about["adapter"]))}
-    base = open_base(about["base"], workdir, lm, beside)
-  tokenizer = ended(
-    tokenizers.fit(tokenizers.by_reference(about["tokenizer"]), lm.vocab_size), about
-  )
-  if kind == "policy":
-    return Origin(lm, base | load_params(final.folder, table), tokenizer, about)
-  body = {name: part for name, part in table.items() if name != "head"}
-  whole = (
-    jax.sharding.NamedSharding(jax.sharding.get_mesh(), jax.P()) if sharding.is_sharded() else None
-  )
-  leaf = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=whole)
-  params = load_params(final.folder, {"lm": body, "head": {"w": leaf(lm.width), "b": leaf()}})
-  return Origin(lm, base | params["lm"], tokenizer, about, params["head"])
+  final = _final(Path(source))
+  is_finished = is_run(source) and final.latest() is not None
+  return final.extra()["kind"] if is_finished else "policy"
+
+
+def finish(
+  workdir: Path,
+  step: int,
+  params: PyTree,
+  about: Mapping[str, Any],
+  kind: str,
+) -> None:
+  """Leaves the model of a stage for the next one; `kind` is "policy" or "reward".
+
+  Raises:
+    UserError: where the disk does not take it.
+  """
+  final = _final(workdir, keep=1)  # a run that goes on replaces what it left before
+  final.save(step, {"params": params}, {"kind": kind, "model": about})
+  final.wait()
 
 
 def finished(workdir: Path, kind: str = "") -> dict[str, Any]:
-  """What a run says about the model it left; of any kind where none is named.
+  """The description of the model that a run left, of any kind where `kind` is empty.
 
-  Raises UserError where it is not finished or left another kind.
+  Raises:
+    UserError: where the run is not finished, or left a model of another kind.
   """
-  final = Checkpoints(workdir / "checkpoints" / "final")
+  final = _final(workdir)
   if final.latest() is None:
     raise UserError(f"{workdir}: this run is not finished; run its command again to complete it")
   extra = final.extra()
@@ -194,206 +270,204 @@ def finished(workdir: Path, kind: str = "") -> dict[str, Any]:
   return extra["model"]
 
 
-def ended(tokenizer: Tokenizer, about: Mapping[str, Any]) -> Tokenizer:
-  """The tokenizer of a run, whose responses may end elsewhere, at a new line for one; that is then
-  no part of their text.
+def open_run(
+  workdir: Path,
+  changes: Overrides,
+  kind: str,
+  opened: Origin | None = None,
+) -> Origin:
+  """Opens the model that a finished stage left, with some fields of its configuration changed.
+
+  Raises:
+    UserError: where the stage is not finished, where it left the other kind of model, and where
+      the base of its adapter is missing or has changed.
   """
-  if "eos" not in about:
-    return tokenizer
-  silent = {*about["eos"], *about["banned"]}
-  decode = lambda ids: tokenizer.decode([i for i in ids if int(i) not in silent])
-  return tokenizer._replace(decode=decode, eos=tuple(about["eos"]), banned=tuple(about["banned"]))
+  about = finished(workdir, kind)
+  if about["family"] == "python":
+    lm, _, _ = call_python(about["source"])  # the run has parameters of its own
+  else:
+    config = FAMILIES[about["family"]](**about["config"])
+    lm = models.build(dataclasses.replace(config, **changes))
+
+  # A run that trained an adapter saved it alone; the rest of the parameters are those of its base.
+  saved_table = abstract(lm.table)
+  base: Params = {}
+  if "adapter" in about:
+    saved_table = {"adapter": abstract(lora.table(lm.table, about["adapter"]))}
+    base = open_base(about["base"], workdir, lm, opened)
+  tokenizer = ended(_open_tokenizer(about["tokenizer"], lm), about)
+
+  folder = _final(workdir).folder
+  if kind == "policy":
+    params = load_params(folder, saved_table)
+    return Origin(lm, {**base, **params}, tokenizer, about)
+
+  # A reward model has a scalar head, replicated on the mesh, in the place of the language
+  # model's own head over the vocabulary.
+  trunk = {name: part for name, part in saved_table.items() if name != "head"}
+  params = load_params(folder, {"lm": trunk, "head": _abstract_head(lm)})
+  whole_trunk = {**base, **params["lm"]}
+  return Origin(lm, whole_trunk, tokenizer, about, params["head"])
 
 
-def finish(workdir: Path, step: int, params: PyTree, about: Mapping[str, Any], kind: str) -> None:
-  """Leaves the whole model of a stage for the next one; `kind` is "policy" or "reward"."""
-  final = Checkpoints(workdir / "checkpoints" / "final", keep=1)
-  final.save(step, {"params": params}, {"kind": kind, "model": about})
-  final.wait()
+def _abstract_head(lm: LM) -> Params:
+  """Shapes and sharding of a scalar head: a weight for each unit of the trunk, and a bias."""
+  replicated = None
+  if sharding.is_sharded():
+    replicated = jax.sharding.NamedSharding(jax.sharding.get_mesh(), jax.P())
 
+  def leaf(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=replicated)
 
-# --- an adapter and its base ---
-
-
-def adapted(
-  about: Mapping[str, Any], source: str, base: Params, sizes: Mapping[str, Any]
-) -> dict[str, Any]:
-  """What is said about an adapter: its sizes, and where its base is with the fingerprint of that."""
-  place = str(Path(source).absolute()) if Path(source).exists() else source
-  return {**about, "adapter": sizes, "base": {"source": place, "fingerprint": fingerprint(base)}}
-
-
-def model_config(what: str, about: Mapping[str, Any]) -> ModelConfig:
-  """The configuration of a model of the families here.  Raises UserError for one of Python, which
-  has no public format.
-  """
-  if about["family"] not in _CONFIGS:
-    raise UserError(
-      f"{what}: this is a Python model, and the public formats hold models of public families only"
-    )
-  return _CONFIGS[about["family"]](**about["config"])
-
-
-def fingerprint(params: Params) -> str:
-  """Of the bits of all parameters, the same on every mesh."""
-  return writers.fingerprint(sums(flatten(params)))
+  return {"w": leaf(lm.width), "b": leaf()}
 
 
 def open_base(
-  base: Mapping[str, str], workdir: Path, lm: LM, beside: Origin | None = None
+  base: Mapping[str, str],
+  workdir: Path,
+  lm: LM,
+  opened: Origin | None = None,
 ) -> Params:
-  """The whole model that an adapter belongs to; that of `beside` where it is the same.
+  """Reads the whole model that an adapter belongs to, or takes that of `opened` if it is the same.
 
-  Raises UserError where it is not there any more or has changed since.
+  `base` is the `about["base"]` of the adapter, `workdir` the run that holds it.
+
+  Raises:
+    UserError: where the base is not there any more, or has changed since.
   """
-  if beside is not None and beside.about.get("base") == base:
-    return lora.without(beside.params)
+  # The reward model of PPO is often an adapter of the same base as the policy.
+  if opened is not None and opened.about.get("base") == base:
+    return lora.without(opened.params)
   source = base["source"]
   try:
-    if is_run(source):
-      params = open_run(Path(source), {}, "policy").params
-    elif peft.is_adapter(source):
-      found = models.load(peft.base(source))
-      params = found.params | {"adapter": peft.load(source, found.config)}
-    else:
-      params = models.load(source).params
+    params = _base_params(source)
   except UserError as error:
     raise UserError(f"{workdir}: holds an adapter; its base cannot be opened: {error}") from error
-  if fingerprint(params) != base["fingerprint"]:
+  weights = fingerprint(params)
+  if weights != base["fingerprint"]:
     raise UserError(
-      f"{workdir}: holds an adapter of {source}, which has other weights now "
-      f"({fingerprint(params)[:8]}, then "
+      f"{workdir}: holds an adapter of {source}, which has other weights now ({weights[:8]}, then "
       f"{base['fingerprint'][:8]}): put the old ones back, or train the adapter again"
     )
   return sharding.place(lora.merge(params), sharding.shardings(lm.table))
 
 
+def _base_params(source: str) -> Params:
+  """The parameters of the base of an adapter, as its fingerprint was taken: nothing is merged."""
+  if is_run(source):
+    return open_run(Path(source), {}, "policy").params
+  if peft.is_adapter(source):
+    loaded = models.load(peft.base(source))
+    return {**loaded.params, "adapter": peft.load(source, loaded.config)}
+  return models.load(source).params
+
+
 # --- building ---
-
-_CONFIGS: dict[str, type] = {"gpt": gpt.GPTConfig, "llama": llama.LlamaConfig}
-
-
-def describe(config: ModelConfig, tokenizer: str) -> dict[str, Any]:
-  """What `open_run` needs to build the model again."""
-  family = "gpt" if isinstance(config, gpt.GPTConfig) else "llama"
-  return {"family": family, "config": dataclasses.asdict(config), "tokenizer": _lasting(tokenizer)}
-
-
-def _lasting(tokenizer: str) -> str:
-  """A tokenizer's reference as it is read from any working directory."""
-  place = Path(tokenizer)
-  return str(place.absolute()) if tokenizer != BYTES and place.exists() else tokenizer
 
 
 def abstract(table: PyTree[Leaf]) -> PyTree[jax.ShapeDtypeStruct]:
-  """Float32 leaves with their shardings, nothing allocated."""
+  """Float32 leaves with the shapes and shardings of a table; nothing is allocated."""
 
-  def one(leaf: Leaf) -> jax.ShapeDtypeStruct:
+  def abstract_leaf(leaf: Leaf) -> jax.ShapeDtypeStruct:
     spec = sharding.fit(leaf.shape, leaf.axes)
-    where = None if spec is None else jax.sharding.NamedSharding(jax.sharding.get_mesh(), spec)
-    return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=where)
+    named_sharding = None
+    if spec is not None:  # a mesh is set
+      named_sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), spec)
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=named_sharding)
 
-  return jax.tree.map(one, table, is_leaf=lambda x: isinstance(x, Leaf))
+  return jax.tree.map(abstract_leaf, table, is_leaf=lambda x: isinstance(x, Leaf))
 
 
 def random_params(lm: LM, seed: int) -> Params:
-  """Initial weights; with a mesh every device makes its own part."""
+  """Initial weights of a model; with a mesh every device makes its own part of them."""
+  key = jax.random.key(seed)
   if not sharding.is_sharded():
-    return lm.init(jax.random.key(seed))
-  return jax.jit(lm.init, out_shardings=sharding.shardings(lm.table))(jax.random.key(seed))
+    return lm.init(key)
+  return jax.jit(lm.init, out_shardings=sharding.shardings(lm.table))(key)
 
 
-# --- a model that a Python function returns ---
+# --- tokenizers and chat templates ---
 
 
-def is_python(source: str) -> bool:
-  """Whether a source is `file.py:function` or `package.module:function`."""
-  return bool(re.fullmatch(r"(.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*", source))
+def _open_tokenizer(reference: str, lm: LM) -> Tokenizer:
+  """The tokenizer of a reference.
 
-
-def open_python(source: str, tokenizer: str) -> Origin:
-  """The model of a Python function.  Raises UserError for the errors of `call_python`, and without
-  a tokenizer.
+  Raises:
+    UserError: where it has more ids than the model has rows in its vocabulary.
   """
-  lm, params, named = call_python(source)
-  found = tokenizer or named
-  if not found:
-    raise UserError(
-      f"{source}: names no tokenizer: return (lm, params, tokenizer) or set "
-      "config.model.tokenizer: a folder, a "
-      f"tokenizer.json, a SentencePiece .model or '{BYTES}'"
-    )
-  place, _, name = source.rpartition(":")
-  lasting = f"{Path(place).absolute()}:{name}" if place.endswith(".py") else source
-  about = {"family": "python", "source": lasting, "tokenizer": _lasting(found)}
-  params = sharding.place(params, sharding.shardings(lm.table))
-  return Origin(lm, params, tokenizers.fit(tokenizers.by_reference(found), lm.vocab_size), about)
+  return tokenizers.fit(tokenizers.by_reference(reference), lm.vocab_size)
 
 
-def call_python(source: str) -> tuple[LM, Params, str]:
-  """(lm, params, tokenizer reference or "") that the function of a source returns; it is called
-  without a mesh.
+def _with_tokenizer(origin: Origin, reference: str) -> Origin:
+  """The origin with the tokenizer of a reference, or as it is where the reference is empty."""
+  if not reference:
+    return origin
+  about = dict(origin.about)
+  for name in ("eos", "banned"):  # ids of the tokenizer that is replaced
+    about.pop(name, None)
+  about["tokenizer"] = lasting_reference(reference)
+  return origin._replace(tokenizer=_open_tokenizer(reference, origin.lm), about=about)
 
-  Raises UserError as `user_code.find` does, and where it returns something else.
+
+def ended(tokenizer: Tokenizer, about: Mapping[str, Any]) -> Tokenizer:
+  """The tokenizer of a run that chose where its responses end, for example at a new line.
+
+  The ids that end a response or are never sampled are then no part of its text.
   """
-  from flax import nnx
+  if "eos" not in about:
+    return tokenizer
+  silent = {*about["eos"], *about["banned"]}
 
-  function, _ = user_code.find(source)
-  with jax.set_mesh(Mesh(np.empty((), object), ())), nnx.use_eager_sharding(False):
-    found = function()
-  if not (isinstance(found, tuple) and len(found) in (2, 3) and isinstance(found[0], LM)):
-    raise UserError(
-      f"{source}: returned {type(found).__name__}; a model is (lm, params) or (lm, params, "
-      "tokenizer), as from_nnx and "
-      "from_linen give it"
-    )
-  return found[0], found[1], str(found[2]) if len(found) == 3 else ""
+  def decode(ids) -> str:
+    return tokenizer.decode([i for i in ids if int(i) not in silent])
+
+  return tokenizer._replace(
+    decode=decode,
+    eos=tuple(about["eos"]),
+    banned=tuple(about["banned"]),
+  )
 
 
-# --- tokenizers and templates ---
+def reference(tokenizer: Any, source: str) -> str:
+  """The reference of the tokenizer of a loaded model: its path, or the .gguf file it stands in."""
+  is_gguf_metadata = isinstance(tokenizer, Mapping)
+  return source if is_gguf_metadata else str(tokenizer)
 
 
 def chat_template(
   name: str, about: Mapping[str, Any], tokenizer: Tokenizer
 ) -> chat.Template | None:
-  """The template of config.data.template: None for "" (plain text), the model's own for "chat", or
-  that of a file.
+  """The template of `config.data.template`.
 
-  A run's own is the one that it was trained with.  Raises UserError where there is none, and for
-  one that cannot be used.
+  `name` is "" for plain text, "chat" for the model's own template, or the path of a file. The own
+  template of a run is the one that it was trained with, else that of its tokenizer.
+
+  Raises:
+    UserError: where the model has no template, and for one that cannot be used.
   """
   if not name:
     return None
-  reference = about["tokenizer"]
-  text, tokens = (None, {}) if reference == BYTES else chat.find(tokenizers.source(reference))
+  tokenizer_reference = about["tokenizer"]
+  tokenizer_template: str | None = None
+  special_tokens: dict[str, str] = {}  # by the names that templates use, such as bos_token
+  if tokenizer_reference != BYTES:
+    tokenizer_source = tokenizers.source(tokenizer_reference)
+    tokenizer_template, special_tokens = chat.find(tokenizer_source)
   if name != chat.OWN:
-    return chat.load(name, chat.read(name), tokens, tokenizer)
-  text = about["template"]["text"] if about.get("template") else text
+    # A template from a file may name the special tokens of the tokenizer, so it needs them too.
+    return chat.load(name, chat.read(name), special_tokens, tokenizer)
+
+  text = about["template"]["text"] if about.get("template") else tokenizer_template
   if not text:
     raise UserError(
-      f"config.data.template='{chat.OWN}': the tokenizer {reference} has no chat template; give a "
-      ".jinja file, or '' for "
-      "plain text"
+      f"config.data.template='{chat.OWN}': the tokenizer {tokenizer_reference} has no chat "
+      "template; give a .jinja file, or '' for plain text"
     )
-  return chat.load(f"the chat template of {reference}", text, tokens, tokenizer)
+  title = f"the chat template of {tokenizer_reference}"
+  return chat.load(title, text, special_tokens, tokenizer)
 
 
 def template_of(about: Mapping[str, Any]) -> str:
   """The fingerprint of the template that a model was trained with; "" is plain text."""
-  return (about.get("template") or {}).get("fingerprint", "")
-
-
-def reference(tokenizer: Any, source: str) -> str:
-  """The reference of a loaded model's tokenizer: its path, or the .gguf file whose metadata it is."""
-  return source if isinstance(tokenizer, Mapping) else str(tokenizer)
-
-
-def _with_tokenizer(origin: Origin, reference: str) -> Origin:
-  """The origin with another tokenizer, where one is named."""
-  if not reference:
-    return origin
-  tokenizer = tokenizers.fit(tokenizers.by_reference(reference), origin.lm.vocab_size)
-  about = {
-    name: value for name, value in origin.about.items() if name not in ("eos", "banned")
-  }  # ids of the other one
-  return origin._replace(tokenizer=tokenizer, about=about | {"tokenizer": _lasting(reference)})
+  template = about.get("template") or {}
+  return template.get("fingerprint", "")

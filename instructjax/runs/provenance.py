@@ -1,5 +1,8 @@
-"""Which model it was that answered: what is known of a source without opening it, and what a run
-directory keeps of it.
+"""Which model it was that answered under a name.
+
+A source is recognised without opening it, and a run directory notes the models that answered.
+An evaluation, or a run that samples, may be stopped and continued days later. These functions make
+sure that all answers under one name come from the same weights after the same prefix.
 """
 
 from __future__ import annotations
@@ -18,77 +21,100 @@ from instructjax.runs import origin
 
 END = 1 << 16  # bytes at the end of a file, where weights that were trained again differ
 
+# What a manifest says of a model: source, weights, parameters, files, and perhaps prefix.
+Facts = Mapping[str, Any]
+
 
 def digest(source: str) -> str:
-  """Of what lies at a source: of a run its manifest, which says when it began; of another folder or
-  file the names, sizes and ends of its files; of a Python function its file; of a hub id the
-  commit in the hub's cache.  "" where none is here.
+  """A hash by which a source is recognised without reading its weights; "" where it is not here.
+
+  A run is known by its manifest, which says when it began, a Python function by its file, and a
+  hub id by the commit in the hub's cache. Any other folder or file is known by the names, sizes
+  and ends of its files.
   """
-  place = Path(source.rpartition(":")[0] if origin.is_python(source) else source)
-  if not source or not place.exists():
+  location = source
+  if origin.is_python(source):
+    location, _, _ = source.rpartition(":")
+  path = Path(location)
+  if not source or not path.exists():
     return models.revision(source)
-  manifest = place / "manifest.json"
+  manifest = path / "manifest.json"
   if manifest.is_file():
     return hashlib.sha256(manifest.read_bytes()).hexdigest()
-  files = sorted(one for one in place.rglob("*") if one.is_file()) if place.is_dir() else [place]
-  ends = [(str(one.relative_to(place)), *_end(one)) for one in files]
-  return hashlib.sha256(json.dumps([ends], ensure_ascii=False).encode()).hexdigest()[:16]
+  if path.is_dir():
+    # In an order that does not depend on the file system.
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+  else:
+    files = [path]
+  ends = [(str(file.relative_to(path)), *_size_and_end(file)) for file in files]
+  # Manifests hold these digests, so their form may not change.
+  text = json.dumps([ends], ensure_ascii=False)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _end(file: Path) -> tuple[int, str]:
+def _size_and_end(file: Path) -> tuple[int, str]:
+  """The size of a file in bytes and a hash of its last END bytes."""
   size = file.stat().st_size
   with file.open("rb") as content:
     content.seek(max(size - END, 0))
     return size, hashlib.sha256(content.read()).hexdigest()
 
 
+def _without_prefix(source: str) -> str:
+  """The source of the model itself; `#prefix=...` behind it is read before every prompt."""
+  return source.partition("#")[0]
+
+
 def about(source: str, opened: origin.Origin) -> dict[str, Any]:
-  """What a manifest says of a model that was opened."""
-  count = sum(leaf.size for leaf in jax.tree.leaves(opened.params))
-  files = digest(source.partition("#")[0])
+  """The facts that a manifest holds about a model that was opened."""
+  leaves = jax.tree.leaves(opened.params)
   return {
     "source": source,
     "weights": origin.fingerprint(opened.params),
-    "parameters": count,
-    "files": files,
+    "parameters": sum(leaf.size for leaf in leaves),
+    "files": digest(_without_prefix(source)),
   }
 
 
 def noted(workdir: Path) -> dict[str, dict[str, Any]]:
-  """{name: source, weights, files ...} of the models that have answered in a directory, from its
-  manifest.
-  """
+  """The facts in the manifest of a directory about the models that answered, by name."""
   path = workdir / "manifest.json"
-  return json.loads(path.read_text()).get("models", {}) if path.is_file() else {}
+  if not path.is_file():
+    return {}
+  return json.loads(path.read_text()).get("models", {})
 
 
-def doubtful(before: Mapping[str, Any] | None, source: str) -> bool:
-  """Whether the model that is noted may not be the one that lies at a source now: it must be opened
-  and compared.
+def doubtful(before: Facts | None, source: str) -> bool:
+  """Returns whether the noted model may be another than the one that lies at a source now.
+
+  It must then be opened and compared. A model that has not answered yet is not in doubt.
   """
-  return before is not None and (before["source"], before.get("files")) != (
-    source,
-    digest(source.partition("#")[0]),
-  )
+  if before is None:
+    return False
+  files = digest(_without_prefix(source))
+  return before["source"] != source or before.get("files") != files
 
 
-def compare(workdir: Path, name: str, now: Mapping[str, Any]) -> None:
-  """Raises UserError where another model has answered under this name, or the same one after
-  another prefix.
+def compare(workdir: Path, name: str, now: Facts) -> None:
+  """Checks a model against the one that has answered under the same name.
+
+  Raises:
+    UserError: where it has other weights, or follows another prefix.
   """
   before = noted(workdir).get(name)
   if before is None:
     return
-  told = (
-    before if "prefix" in before or "#" not in before["source"] else now
-  )  # an earlier version did not note it
-  same = {
-    "other weights": before["weights"] == now["weights"],
-    "another prefix": told.get("prefix") == now.get("prefix"),
-  }
-  for other in (what for what, found in same.items() if not found):
+  # An earlier version did not note the prefix. Where it had one, it counts as the same.
+  notes_prefix = "prefix" in before or "#" not in before["source"]
+  prefix_before = before.get("prefix") if notes_prefix else now.get("prefix")
+
+  differences = []
+  if before["weights"] != now["weights"]:
+    differences.append("other weights")
+  if prefix_before != now.get("prefix"):
+    differences.append("another prefix")
+  for difference in differences:  # the first one is enough
     raise UserError(
-      f"{name}={now['source']} has {other} than the {name}={before['source']} that answered in "
-      f"{workdir} before; give "
-      "it another name, or name another --workdir"
+      f"{name}={now['source']} has {difference} than the {name}={before['source']} that answered "
+      f"in {workdir} before; give it another name, or name another --workdir"
     )

@@ -1,8 +1,8 @@
-"""The files of a run directory: config.json, manifest.json, metrics.jsonl, samples.jsonl and
-draws.jsonl.
+"""The files of a run directory: its settings, its manifest, and its files of lines.
 
-Metrics may also go to TensorBoard or Weights & Biases.  With several processes only the first
-one writes.
+config.json holds the settings, manifest.json versions, device, seed and fingerprints of the data.
+metrics.jsonl, samples.jsonl and draws.jsonl hold one JSON object a line. Metrics may also go to
+TensorBoard or Weights & Biases (`sinks`). With several processes only the first one writes.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
-import importlib
 import importlib.metadata
 import json
 import math
 import platform
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,78 +21,100 @@ from typing import Any, NamedTuple
 import jax
 
 from instructjax.errors import UserError
+from instructjax.runs.sinks import SINKS, Config, Scalars, Sink
 from instructjax.system.atomic import replace
 
-Scalars = Mapping[str, float]
+Row = Mapping[str, Any]  # the object of one line
+
+# Packages whose versions the manifest holds.
 PACKAGES = ("instructjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
-
-# Fields that may change when a run goes on: they change no number but for the order of sums.
+# Fields that may change when a run goes on. They change no number, except for the order of sums.
 FREE = ("mesh", "checkpoint_every", "keep", "best", "log_every", "evaluate_every")
+
+DRAWS = "draws.jsonl"  # the responses of a run that samples, from which it goes on
 
 
 class Writer(NamedTuple):
-  """Where a stage leaves its numbers.
+  """Three functions by which a stage leaves its numbers.
 
-  metrics(step, stage, scalars)   one line of metrics.jsonl; a number that is not finite becomes null
-  samples(rows)                   lines of samples.jsonl
-  rewind(stage, step)             drops what the stage wrote after `step`: it will be written again
+  `metrics(step, stage, scalars)` adds a line to metrics.jsonl, where a number that is not finite
+  becomes null. `samples(rows)` adds lines to samples.jsonl. `rewind(stage, step)` drops what the
+  stage wrote after `step`, because it will be written again.
   """
 
   metrics: Callable[[int, str, Scalars], None]
-  samples: Callable[[Iterable[Mapping[str, Any]]], None]
+  samples: Callable[[Iterable[Row]], None]
   rewind: Callable[[str, int], None]
 
 
-Sink = Callable[[int, str, Scalars], None]
-DRAWS = "draws.jsonl"  # of a run that samples: from here it goes on
-SILENT = Writer(lambda step, stage, scalars: None, lambda rows: None, lambda stage, step: None)
+# The writer of every process but the first.
+SILENT = Writer(
+  metrics=lambda step, stage, scalars: None,
+  samples=lambda rows: None,
+  rewind=lambda stage, step: None,
+)
 
 
 @contextlib.contextmanager
 def open_run(
-  workdir: str | Path, config: Mapping[str, Any], *, seed: int = 0, sinks: tuple[str, ...] = ()
+  workdir: str | Path,
+  config: Config,
+  *,
+  seed: int = 0,
+  sinks: tuple[str, ...] = (),
 ) -> Iterator[Writer]:
-  """A run directory, new or to be continued; `sinks` may name "tensorboard" and "wandb".
+  """Opens a run directory, new or to be continued; `sinks` may name "tensorboard" and "wandb".
 
-  Raises UserError where the directory cannot be written, holds a run with another configuration,
-  or a package for a sink is missing.
+  Raises:
+    UserError: where the directory cannot be written, where it holds a run with another
+      configuration, or where a package for a sink is missing.
   """
   workdir = Path(workdir)
   if jax.process_index() > 0:
     yield SILENT
     return
+  # Settings are compared with what JSON gives back, where a tuple is a list.
   config = json.loads(json.dumps(config))
-  _same(workdir, config)
-  with contextlib.ExitStack() as stack:
-    extra = [stack.enter_context(SINKS[name](workdir, config)) for name in sinks]
+  _check_same_run(workdir, config)
+  with contextlib.ExitStack() as stack:  # closes the sinks when the run ends
+    openings = [SINKS[name](workdir, config) for name in sinks]
+    open_sinks = [stack.enter_context(opening) for opening in openings]
     with _writable(workdir):
       workdir.mkdir(parents=True, exist_ok=True)
-      _whole(workdir / "config.json", config)
+      _write_json(workdir / "config.json", config)
     note(workdir, **manifest(seed))
-    yield _writer(workdir, extra)
+    yield _writer(workdir, open_sinks)
 
 
-def fingerprint(config: Mapping[str, Any]) -> str:
-  """A hash of the settings that make a run what it is."""
-  text = json.dumps(
-    {name: value for name, value in config.items() if name not in FREE}, sort_keys=True
-  )
+def fingerprint(config: Config) -> str:
+  """A hash of the settings that make a run what it is, as hexadecimal digits."""
+  text = json.dumps(_binding(config), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _binding(config: Config) -> dict[str, Any]:
+  """The settings that may not change when a run goes on."""
+  return {name: value for name, value in config.items() if name not in FREE}
+
+
 def note(workdir: str | Path, **facts: Any) -> None:
-  """Adds facts to manifest.json, the fingerprints of the data for one."""
+  """Adds facts to manifest.json, for example the fingerprints of the data.
+
+  Raises:
+    UserError: where the file cannot be written.
+  """
   if jax.process_index() > 0:
     return
   path = Path(workdir) / "manifest.json"
   with _writable(path):
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    _whole(path, known | facts)
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    content.update(facts)
+    _write_json(path, content)
 
 
 def manifest(seed: int) -> dict[str, Any]:
-  """Versions, device and seed."""
+  """The versions, the devices and the seed with which a run starts."""
   return {
     "seed": seed,
     "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -115,72 +135,96 @@ def _version(package: str) -> str:
     return "not installed"
 
 
-def _writer(workdir: Path, sinks: list[Sink]) -> Writer:
-  def metrics(step: int, stage: str, scalars: Scalars) -> None:
+def _writer(workdir: Path, open_sinks: list[Sink]) -> Writer:
+  """The writer of the first process."""
+
+  def write_metrics(step: int, stage: str, scalars: Scalars) -> None:
     values = {name: float(value) for name, value in scalars.items()}
-    row = {"step": step, "stage": stage} | {
-      k: v if math.isfinite(v) else None for k, v in values.items()
-    }
+    row: dict[str, Any] = {"step": step, "stage": stage}
+    for name, value in values.items():
+      # JSON has no NaN and no infinity. The sinks get the value as it is.
+      row[name] = value if math.isfinite(value) else None
     append(workdir / "metrics.jsonl", [row])
-    for sink in sinks:
+    for sink in open_sinks:
       sink(step, stage, values)
+
+  def write_samples(rows: Iterable[Row]) -> None:
+    append(workdir / "samples.jsonl", rows)
 
   def rewind(stage: str, step: int) -> None:
     path = workdir / "metrics.jsonl"
     if not path.is_file():
       return
     lines = path.read_text(errors="replace").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and not _after(line, stage, step)]
-    if len(kept) < len(lines):
+    remaining = [line for line in lines if not _is_after(line, stage, step)]
+    if len(remaining) < len(lines):  # else the file is left alone
       with _writable(path):
-        replace(path, "".join(kept))
+        replace(path, "".join(remaining))
 
-  return Writer(metrics, lambda rows: append(workdir / "samples.jsonl", rows), rewind)
+  return Writer(metrics=write_metrics, samples=write_samples, rewind=rewind)
 
 
-def _after(line: str, stage: str, step: int) -> bool:
-  """Whether a line was written by `stage` after `step`, or is only the beginning of a line."""
+def _is_after(line: str, stage: str, step: int) -> bool:
+  """Returns whether `stage` wrote a line after `step`, or whether the line is not whole."""
+  # A line without its end was cut by a crash. It must go even where its JSON is whole, or the next
+  # line would be written onto its end.
+  if not line.endswith("\n"):
+    return True
   try:
     row = json.loads(line)
   except ValueError:
     return True
+  # Other stages share the file, as in the quickstart; their lines stay.
   return row["stage"] == stage and row["step"] > step
 
 
-def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-  """Adds lines, in the first process."""
+def append(path: Path, rows: Iterable[Row]) -> None:
+  """Adds lines to a file, in the first process.
+
+  Raises:
+    UserError: where the file cannot be written.
+  """
   if jax.process_index() > 0:
     return
-  text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+  text = _json_lines(rows)  # in one piece, so that a crash cuts one line at most
   with _writable(path), path.open("a", encoding="utf-8") as file:
     file.write(text)
 
 
-def keep(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-  """Leaves a file with just these lines, in the first process."""
+def keep(path: Path, rows: Iterable[Row]) -> None:
+  """Leaves a file with just these lines, in the first process.
+
+  Raises:
+    UserError: where the file cannot be written.
+  """
   if jax.process_index() > 0:
     return
   with _writable(path):
-    replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    replace(path, _json_lines(rows))
+
+
+def _json_lines(rows: Iterable[Row]) -> str:
+  return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
   """The lines of a file up to the first that is not whole; none where there is no file."""
-  found = []
+  whole_rows = []
   with contextlib.suppress(FileNotFoundError, ValueError), path.open(encoding="utf-8") as file:
     for line in file:
       if not line.endswith("\n"):
         break
-      found.append(json.loads(line))
-  return found
+      whole_rows.append(json.loads(line))
+  return whole_rows
 
 
-def _whole(path: Path, value: Any) -> None:
+def _write_json(path: Path, value: Any) -> None:
   replace(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager
 def _writable(path: Path) -> Iterator[None]:
+  """Turns an error of the operating system into a UserError that names the path."""
   try:
     yield
   except OSError as error:
@@ -190,82 +234,41 @@ def _writable(path: Path) -> Iterator[None]:
     ) from error
 
 
-def _same(workdir: Path, config: Mapping[str, Any]) -> None:
-  """Raises UserError where the directory holds the metrics, draws or checkpoints of a run with
-  other settings.
+def _check_same_run(workdir: Path, config: Config) -> None:
+  """Checks that a directory with results belongs to a run with these settings.
+
+  Where a run has settings but no metrics, draws or checkpoints yet, the settings may change.
+
+  Raises:
+    UserError: where another setting was used, or where config.json cannot be read.
   """
   path = workdir / "config.json"
-  begun = any((workdir / name).exists() for name in ("metrics.jsonl", DRAWS, "checkpoints"))
-  if not (begun and path.is_file()):
-    return
+  results = ("metrics.jsonl", DRAWS, "checkpoints")
+  has_results = any((workdir / name).exists() for name in results)
+  if not has_results or not path.is_file():
+    return  # nothing has been computed with the old settings
   try:
-    before = json.loads(path.read_text())
+    saved_config = json.loads(path.read_text())
   except (OSError, ValueError) as error:
     raise UserError(f"{path}: cannot be read ({error}); name another --workdir") from None
-  fixed = lambda settings: {name: value for name, value in settings.items() if name not in FREE}
-  for key, old, new in _differences(fixed(before), fixed(config)):
+  differences = _differences(_binding(saved_config), _binding(config))
+  for key, old, new in differences:  # the first one is enough
     raise UserError(
-      f"{workdir} holds a run with {key}={old!r}, this one has {key}={new!r}: name another "
-      "--workdir, or use the "
-      "settings of that run to go on with it"
+      f"{workdir} holds a run with {key}={old!r}, this one has {key}={new!r}: "
+      "name another --workdir, or use the settings of that run to go on with it"
     )
 
 
-def _differences(old: Any, new: Any, place: str = "config") -> Iterator[tuple[str, Any, Any]]:
+def _differences(
+  old: Any,
+  new: Any,
+  place: str = "config",
+) -> Iterator[tuple[str, Any, Any]]:
+  """Yields (dotted name, old value, new value) of the settings that differ."""
   if not (isinstance(old, dict) and isinstance(new, dict)):
     if old != new:
       yield place, old, new
     return
+  # A setting that one side lacks counts as None there.
   for key in sorted(old.keys() | new.keys()):
     yield from _differences(old.get(key), new.get(key), f"{place}.{key}")
-
-
-# --- sinks ---
-
-
-@contextlib.contextmanager
-def tensorboard(workdir: Path, config: Mapping[str, Any]) -> Iterator[Sink]:
-  """Event files under `tensorboard/`, one tag for each stage and metric."""
-  events = _package("tensorboardX", "tensorboard").SummaryWriter(str(workdir / "tensorboard"))
-
-  def sink(step: int, stage: str, scalars: Scalars) -> None:
-    for name, value in scalars.items():
-      events.add_scalar(f"{stage}/{name}", value, step)
-
-  try:
-    yield sink
-  finally:
-    events.close()
-
-
-@contextlib.contextmanager
-def wandb(workdir: Path, config: Mapping[str, Any]) -> Iterator[Sink]:
-  """A Weights & Biases run named after the directory."""
-  package = _package("wandb", "wandb")
-  run = package.init(
-    project="instructjax", name=workdir.name, dir=str(workdir), config=dict(config), resume="allow"
-  )
-
-  def sink(step: int, stage: str, scalars: Scalars) -> None:
-    run.log({f"{stage}/{name}": value for name, value in scalars.items()} | {f"{stage}/step": step})
-
-  try:
-    yield sink
-  finally:
-    run.finish()
-
-
-SINKS: dict[str, Callable[[Path, Mapping[str, Any]], contextlib.AbstractContextManager[Sink]]] = {
-  "tensorboard": tensorboard,
-  "wandb": wandb,
-}
-
-
-def _package(name: str, extra: str) -> Any:
-  try:
-    return importlib.import_module(name)
-  except ImportError:
-    raise UserError(
-      f"--writer={extra} needs the package {name}: run `{Path(sys.executable).name} -m pip install "
-      f"'instructjax[{extra}]'`"
-    ) from None

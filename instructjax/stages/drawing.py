@@ -14,8 +14,8 @@ from instructjax.data.records.records import Prompt
 from instructjax.data.tokens import chat
 from instructjax.rollout import Sampling
 from instructjax.runs import origin
-from instructjax.runs.loop import progressing
 from instructjax.runs.origin import Origin
+from instructjax.runs.progress import progressing
 from instructjax.settings.sampling import BestOfNSettings, SampleSettings
 from instructjax.types import Array, Key, Prompts, Rollout
 

@@ -1,4 +1,4 @@
-"""Checkpoints come back bit for bit, are whole or absent, and are not mistaken for another model's."""
+"""Checkpoints come back bit for bit, are whole or absent, and are not taken for another model's."""
 
 import contextlib
 import os
@@ -49,21 +49,23 @@ def test_everything_round_trips_with_types_and_key(tmp_path):
   checkpoints = Checkpoints(tmp_path / "c")
   assert checkpoints.latest() is None
   checkpoints.save(3, state, {"config": {"lr": 1e-5}, "stage": "sft"})
-  found, extra = checkpoints.restore(jax.tree.map(lambda x: x, state_of(ema=True)))
+  restored, extra = checkpoints.restore(jax.tree.map(lambda x: x, state_of(ema=True)))
   assert extra == {"config": {"lr": 1e-5}, "stage": "sft"}
-  assert found.key.dtype == state.key.dtype
-  assert jax.random.uniform(found.key) == jax.random.uniform(state.key)
-  tiny.assert_trees_equal(raw(found), raw(state))
+  assert restored.key.dtype == state.key.dtype
+  assert jax.random.uniform(restored.key) == jax.random.uniform(state.key)
+  tiny.assert_trees_equal(raw(restored), raw(state))
   jax.tree.map(
-    lambda a, b: None if a.dtype == b.dtype else pytest.fail(f"{a.dtype} {b.dtype}"), found, state
+    lambda a, b: None if a.dtype == b.dtype else pytest.fail(f"{a.dtype} {b.dtype}"),
+    restored,
+    state,
   )
 
 
 def test_another_key_type_round_trips(tmp_path):
   key = jax.random.key(3, impl="rbg")
   write(tmp_path, 1, {"key": key})
-  found, _ = Checkpoints(tmp_path).restore({"key": jax.random.key(0, impl="rbg")})
-  assert (jax.random.key_data(found["key"]) == jax.random.key_data(key)).all()
+  restored, _ = Checkpoints(tmp_path).restore({"key": jax.random.key(0, impl="rbg")})
+  assert (jax.random.key_data(restored["key"]) == jax.random.key_data(key)).all()
 
 
 def test_last_n_are_kept_and_a_step_is_written_once(tmp_path):
@@ -90,8 +92,8 @@ def test_restored_state_does_not_compile_again(tmp_path):
   step = steps.compiled(run, state)
   state, _ = step(state, jnp.ones(4))
   write(tmp_path, 1, state)
-  found, _ = Checkpoints(tmp_path).restore(fresh())
-  after, _ = step(found, jnp.ones(4))
+  restored, _ = Checkpoints(tmp_path).restore(fresh())
+  after, _ = step(restored, jnp.ones(4))
   expected, _ = step(state, jnp.ones(4))
   tiny.assert_trees_equal(raw(after), raw(expected))
   assert step._cache_size() == 1
@@ -103,11 +105,11 @@ def test_sharded_state_comes_back_on_its_mesh(tmp_path):
     params = sharding.place(lm.init(jax.random.key(0)), sharding.shardings(lm.table))
     write(tmp_path, 1, {"params": params})
     other = sharding.place(lm.init(jax.random.key(1)), sharding.shardings(lm.table))
-    found = load_params(tmp_path, other)
+    restored = load_params(tmp_path, other)
   jax.tree.map(
-    lambda a, b: None if a.sharding == b.sharding else pytest.fail("sharding"), found, params
+    lambda a, b: None if a.sharding == b.sharding else pytest.fail("sharding"), restored, params
   )
-  tiny.assert_trees_equal(found, params)
+  tiny.assert_trees_equal(restored, params)
 
 
 def test_another_model_is_named_with_both_shapes(tmp_path):
@@ -230,17 +232,17 @@ def test_what_is_written_is_the_state_that_was_given_though_it_is_donated_at_onc
     for _ in range(20):
       state = add(state)
   for step in range(1, 5):
-    found, _ = checkpoints.restore(state, step)
+    restored, _ = checkpoints.restore(state, step)
     jax.tree.map(
-      lambda x, at=step: np.testing.assert_array_equal(x, np.full(x.shape, 20 * at - 19)), found
+      lambda x, at=step: np.testing.assert_array_equal(x, np.full(x.shape, 20 * at - 19)), restored
     )
 
 
 @pytest.mark.parametrize(
-  ("best", "kept"),
+  ("best", "remaining"),
   [("eval/nll", [3, 5, 6]), ("loss", [3, 5, 6]), ("objective/scores", [2, 5, 6]), ("", [5, 6])],
 )
-def test_the_best_step_is_kept_besides_the_last(tmp_path, best, kept):
+def test_the_best_step_is_kept_besides_the_last(tmp_path, best, remaining):
   values = {1: 3.0, 2: 5.0, 3: 1.0, 4: 2.0, 5: float("nan")}
   for first in (1, 4):  # a new process goes on
     checkpoints = Checkpoints(tmp_path, keep=2, best=best)
@@ -251,7 +253,7 @@ def test_the_best_step_is_kept_besides_the_last(tmp_path, best, kept):
         metrics={best: values[step]} if step in values else {"other": 1.0},
       )
     assert checkpoints.latest() == first + 2
-  assert checkpoints.steps() == kept
+  assert checkpoints.steps() == remaining
 
 
 def test_a_checkpoint_comes_back_on_another_mesh(tmp_path):
@@ -275,12 +277,14 @@ def test_a_checkpoint_comes_back_on_another_mesh(tmp_path):
   for step, mesh in enumerate([(1, 2, 4), None, (2, 2, 2)]):
     write(tmp_path, step, state)
     like = state_on(mesh, 2.0)
-    found, _ = Checkpoints(tmp_path).restore(like)
-    tiny.assert_trees_equal(raw(found), raw(state))
+    restored, _ = Checkpoints(tmp_path).restore(like)
+    tiny.assert_trees_equal(raw(restored), raw(state))
     jax.tree.map(
-      lambda a, b: None if a.sharding == b.sharding else pytest.fail(f"{a.sharding}"), found, like
+      lambda a, b: None if a.sharding == b.sharding else pytest.fail(f"{a.sharding}"),
+      restored,
+      like,
     )
-    state = found
+    state = restored
 
 
 def test_another_type_is_named(tmp_path):
@@ -327,6 +331,6 @@ def test_a_write_that_fails_leaves_the_last_good_one(tmp_path):
   assert run.stdout.count("\n") == 1
   assert "Traceback" not in run.stderr
   assert [path.name for path in tmp_path.iterdir()] == ["1"]
-  found, extra = Checkpoints(tmp_path).restore({"x": jnp.zeros(4)})
-  np.testing.assert_array_equal(found["x"], np.arange(4.0))
+  restored, extra = Checkpoints(tmp_path).restore({"x": jnp.zeros(4)})
+  np.testing.assert_array_equal(restored["x"], np.arange(4.0))
   assert extra == {"n": 1}

@@ -7,20 +7,20 @@ import re
 import pytest
 
 from instructjax.intervals import Estimate
-from instructjax.runs.report.curves import APART, ASIDE, Line, curves, sized
+from instructjax.runs.report.curves import APART, ASIDE, Line, curves, spell_size
 from instructjax.runs.report.figures import WIDTH
 
 
-def drawn(*lines, **how):
-  return curves("a < b", lines, "win rate", **how)
+def figure(*lines, **options):
+  return curves("a < b", lines, "win rate", **options)
 
 
-def line(look, *points, **rest):
+def line(look, *points, **options):
   return Line(
     look,
     look,
     [(size, Estimate(value, value - 0.1, value + 0.1, 9)) for size, value in points],
-    **rest,
+    **options,
   )
 
 
@@ -46,11 +46,11 @@ def marks(html, shape="circle"):
   ],
 )
 def test_parameters_in_few_letters(parameters, text):
-  assert sized(parameters) == text
+  assert spell_size(parameters) == text
 
 
 def test_a_tenfold_of_parameters_is_always_as_wide():
-  html = drawn(line("ppo", (1e6, 0.2), (1e7, 0.5), (1e8, 0.8)))
+  html = figure(line("ppo", (1e6, 0.2), (1e7, 0.5), (1e8, 0.8)))
   (a, low), (b, middle), (c, high) = marks(html)[1:]  # the first one is the key
   assert b - a == pytest.approx(c - b, abs=0.2) and low - middle == pytest.approx(
     middle - high, abs=0.2
@@ -62,27 +62,30 @@ def test_a_tenfold_of_parameters_is_always_as_wide():
 
 
 def test_lines_of_the_same_sizes_stand_apart_and_those_of_others_do_not_move():
-  html = drawn(
-    line("ppo", (1e6, 0.5), (1e7, 0.5), theirs=[(1e6, 0.4)]), line("none", (1e6, 0.5), (1e7, 0.5))
+  html = figure(
+    line("ppo", (1e6, 0.5), (1e7, 0.5), published=[(1e6, 0.4)]),
+    line("none", (1e6, 0.5), (1e7, 0.5)),
   )
   places = [x for x, _ in marks(html.partition("</div>")[2])]
-  theirs, mine, other = places[0], places[1], places[3]
-  assert other - mine == pytest.approx(ASIDE, abs=0.11) and theirs == pytest.approx(
-    (mine + other) / 2, abs=0.11
+  published, first_line, second_line = places[0], places[1], places[3]
+  assert second_line - first_line == pytest.approx(ASIDE, abs=0.11) and published == pytest.approx(
+    (first_line + second_line) / 2, abs=0.11
   )
   assert html.count("the paper&#x27;s") == 2  # its key, and the title of its point
 
 
-@pytest.mark.parametrize("largest, shown", [(1e9, True), (2e9, False)])
-def test_theirs_are_left_out_where_ours_would_run_together(largest, shown):
-  html = drawn(line("ppo", (1e5, 0.5), (1e6, 0.5), theirs=[(1e6, 0.1), (largest, 0.9)]))
-  assert ("dashed" in html) == ("the paper&#x27;s" in html) == shown
-  assert (">1B<" in html) == shown and "90\u00a0%" not in html
+@pytest.mark.parametrize("largest, is_shown", [(1e9, True), (2e9, False)])
+def test_published_numbers_are_left_out_where_ours_would_run_together(largest, is_shown):
+  html = figure(line("ppo", (1e5, 0.5), (1e6, 0.5), published=[(1e6, 0.1), (largest, 0.9)]))
+  assert ("dashed" in html) == ("the paper&#x27;s" in html) == is_shown
+  assert (">1B<" in html) == is_shown and "90\u00a0%" not in html
 
 
 def test_ticks_never_run_into_each_other():
-  html = drawn(
-    line("ppo", *((10 ** (6 + i / 9), 0.5) for i in range(40)), theirs=[(1.3e9, 0.5), (175e9, 0.5)])
+  html = figure(
+    line(
+      "ppo", *((10 ** (6 + i / 9), 0.5) for i in range(40)), published=[(1.3e9, 0.5), (175e9, 0.5)]
+    )
   )
   ticks = sorted(
     float(x)
@@ -97,7 +100,7 @@ def test_what_has_no_number_is_left_out():
     "sft",
     [(1e6, Estimate(math.nan, math.nan, math.nan, 0)), (1e7, Estimate(0.5, math.nan, math.nan, 1))],
   )
-  html = drawn(line("ppo", (1e6, 0.5)), nothing, level=0.5)
+  html = figure(line("ppo", (1e6, 0.5)), nothing, level=0.5)
   assert (
     "nan" not in html
     and html.count("<title>b") == 1

@@ -41,8 +41,8 @@ def batch(i):
 
 @pytest.fixture
 def writer(tmp_path):
-  with writers.open_run(tmp_path / "run", {"lr": 0.1}, seed=1) as found:
-    yield found
+  with writers.open_run(tmp_path / "run", {"lr": 0.1}, seed=1) as run_writer:
+    yield run_writer
 
 
 def rows(tmp_path):
@@ -163,7 +163,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(step, writer, tmp
   assert [row["step"] for row in rows(tmp_path)] == list(range(1, 10))
 
 
-def test_sigterm_finishes_the_step_and_is_told_apart(step, writer, tmp_path, capsys):
+def test_sigterm_finishes_the_step_and_is_reported(step, writer, tmp_path, capsys):
   checkpoints = Checkpoints(tmp_path / "c")
 
   def preempted(i):
@@ -187,12 +187,13 @@ def test_several_processes_stop_where_the_preemption_service_says(
   """
   from jax.experimental import multihost_utils
 
-  got, asked = [], []
+  signals = []
+  steps_asked = []
   monkeypatch.setattr(loop.jax, "process_count", lambda: 2)
   monkeypatch.setattr(
-    multihost_utils, "reached_preemption_sync_point", lambda at: asked.append(at) or at == 4
+    multihost_utils, "reached_preemption_sync_point", lambda at: steps_asked.append(at) or at == 4
   )
-  before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+  before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
 
   def pressed(i):
     if i == 2:
@@ -204,7 +205,9 @@ def test_several_processes_stop_where_the_preemption_service_says(
       fit(step, fresh(), pressed, steps=9, stage="a", writer=writer)
   finally:
     signal.signal(signal.SIGTERM, before)
-  assert (got, asked, stop.value.number) == ([signal.SIGTERM], [1, 2, 3, 4], signal.SIGINT)
+  assert signals == [signal.SIGTERM]
+  assert steps_asked == [1, 2, 3, 4]
+  assert stop.value.number == signal.SIGINT
 
 
 def test_the_best_checkpoint_stays_and_is_measured(step, writer, tmp_path):
@@ -263,10 +266,10 @@ def test_training_goes_on_while_a_checkpoint_is_written(step, writer, tmp_path, 
     checkpoint_every=4,
   )
   assert checkpoints.steps() == [4, 8, 9]
-  found, _ = checkpoints.restore(fresh(), step=4)
+  restored, _ = checkpoints.restore(fresh(), step=4)
   w = next(row["w"] for row in rows(tmp_path) if row["step"] == 4)
-  assert float(found.params["w"]) == w
-  assert int(found.iteration) == 4
+  assert float(restored.params["w"]) == w
+  assert int(restored.iteration) == 4
 
 
 def test_an_interrupt_that_cut_a_step_keeps_the_checkpoint_before(step, writer, tmp_path):
@@ -309,11 +312,11 @@ def test_what_fails_in_the_middle_leaves_what_was_done(step, writer, tmp_path, p
   whole = fit(step, fresh(), batch, steps=6, stage="whole", writer=writer)
   broken = True
 
-  def fails(here, at):
-    if broken and here == place and at == 3:
+  def fails(current_place, at):
+    if broken and current_place == place and at == 3:
       raise error
 
-  def one(state, x):
+  def fragile_step(state, x):
     fails("step", int(state.iteration))
     return step(state, x)
 
@@ -331,17 +334,17 @@ def test_what_fails_in_the_middle_leaves_what_was_done(step, writer, tmp_path, p
     "evaluate": evaluate,
     "evaluate_every": 3,
   }
-  kept = "a: step 3 of 6 is kept; run the same command again to go on from there"
+  advice = "a: step 3 of 6 is kept; run the same command again to go on from there"
   with pytest.raises(type(error), match=str(error)) as raised:
-    fit(one, fresh(), batches, **settings)
-  assert kept in (str(raised.value) if isinstance(error, UserError) else raised.value.__notes__)
+    fit(fragile_step, fresh(), batches, **settings)
+  assert advice in (str(raised.value) if isinstance(error, UserError) else raised.value.__notes__)
   assert checkpoints.latest() == 3
   if place == "batch":  # nothing is done before it comes again
     with pytest.raises(type(error)) as raised:
-      fit(one, fresh(), batches, **settings)
+      fit(fragile_step, fresh(), batches, **settings)
     assert "is kept" not in str(raised.value)
   broken = False
-  state = fit(one, fresh(), batches, **settings)
+  state = fit(fragile_step, fresh(), batches, **settings)
   assert state.params["w"] == whole.params["w"]
   assert [row["step"] for row in rows(tmp_path) if row["stage"] == "a" and "loss" in row] == [
     1,
@@ -357,8 +360,8 @@ def test_what_fails_in_the_middle_leaves_what_was_done(step, writer, tmp_path, p
 def test_a_nan_of_the_last_step_is_not_saved_by_another_failure(step, writer, tmp_path, place):
   checkpoints = Checkpoints(tmp_path / "c")
 
-  def fails(here):
-    if here == place:
+  def fails(current_place):
+    if current_place == place:
       raise UserError("bad")
 
   batches = lambda i: jnp.float32("nan") if i == 2 else (i == 3 and fails("batch")) or batch(i)
@@ -395,8 +398,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_state(step, writer, 
       checkpoint_every=2,
     )
   assert checkpoints.latest() == 4
-  found, _ = checkpoints.restore(fresh())
-  assert jnp.isfinite(found.params["w"])
+  restored, _ = checkpoints.restore(fresh())
+  assert jnp.isfinite(restored.params["w"])
   assert rows(tmp_path)[-1]["loss"] is None
 
 
@@ -443,98 +446,3 @@ def test_checkpoints_of_other_data_or_settings_are_refused(step, writer, tmp_pat
     UserError, match=r"a run with another text \(aaaaaaaa, this one is bbbbbbbb\)"
   ):
     fit(step, fresh(), batch, extra={"fingerprints": {"text": "b" * 64}}, **settings)
-
-
-def test_lines_where_there_is_no_terminal(step, writer, capsys, monkeypatch):
-  now = iter(range(0, 10_000, 4))
-  monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(now)))
-  fit(step, fresh(), batch, steps=9, stage="a", writer=writer)
-  lines = capsys.readouterr().err.splitlines()
-  assert lines[-1].startswith("a 9/9  ")
-  assert "left" in lines[0]
-  assert "loss" in lines[0]
-
-
-def test_a_quick_stage_shows_nothing(step, writer, capsys):
-  fit(step, fresh(), batch, steps=3, stage="a", writer=writer)
-  assert capsys.readouterr().err == ""
-
-
-def test_a_bar_on_a_terminal(step, writer, capsys, monkeypatch):
-  monkeypatch.setattr(loop, "QUIET", -1.0)
-  monkeypatch.setattr(loop.sys.stderr, "isatty", lambda: True, raising=False)
-  fit(step, fresh(), batch, steps=3, stage="warm", writer=writer)
-  shown = capsys.readouterr().err
-  assert "warm" in shown
-  assert "3/3" in shown
-
-
-# --- writers ---
-
-
-def test_another_configuration_in_the_same_directory_is_refused(step, writer, tmp_path):
-  with writers.open_run(
-    tmp_path / "run", {"lr": 0.2}
-  ):  # nothing was done yet: the settings may change
-    pass
-  with writers.open_run(tmp_path / "run", {"lr": 0.1}) as again:
-    again.metrics(1, "a", {"loss": 1.0})
-  message = r"run holds a run with config.lr=0.1, this one has config.lr=0.2: name another"
-  with pytest.raises(UserError, match=message), writers.open_run(tmp_path / "run", {"lr": 0.2}):
-    pass
-
-
-def test_half_a_line_left_by_a_crash_is_dropped(writer, tmp_path):
-  writer.metrics(1, "a", {"x": 1.0})
-  with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
-    file.write('{"step": 2, "sta')
-  writer.rewind("a", 1)
-  assert rows(tmp_path) == [{"step": 1, "stage": "a", "x": 1.0}]
-
-
-def test_a_line_without_its_end_is_written_anew(writer, tmp_path):
-  writer.metrics(1, "a", {"x": 1.0})
-  with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
-    file.write('{"step": 2, "stage": "a", "x": 2.0}')
-  writer.rewind("a", 1)
-  writer.metrics(2, "a", {"x": 2.0})
-  assert [row["step"] for row in rows(tmp_path)] == [1, 2]
-
-
-def test_settings_that_change_no_number_may_change(writer, tmp_path):
-  writer.metrics(1, "a", {"x": 1.0})
-  with writers.open_run(tmp_path / "run", {"lr": 0.1, "mesh": {"data": 2}, "keep": 3}):
-    pass
-  assert json.loads((tmp_path / "run" / "config.json").read_text())["mesh"] == {"data": 2}
-  prints = [writers.fingerprint({"lr": lr, "keep": keep}) for lr, keep in ((1, 1), (1, 2), (2, 1))]
-  assert prints[0] == prints[1] != prints[2]
-
-
-def test_notes_join_the_manifest(writer, tmp_path):
-  writers.note(tmp_path / "run", fingerprints={"data": "abc"})
-  manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-  assert manifest["fingerprints"] == {"data": "abc"}
-  assert manifest["seed"] == 1
-
-
-@pytest.mark.parametrize(("sink", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
-def test_a_missing_package_names_the_extra(sink, package, tmp_path, monkeypatch):
-  monkeypatch.setitem(__import__("sys").modules, package, None)
-  message = rf"needs the package {package}: run .* 'instructjax\[{sink}\]'"
-  with pytest.raises(UserError, match=message), writers.open_run(tmp_path, {}, sinks=(sink,)):
-    pass
-
-
-def test_sinks_get_every_metric(tmp_path, monkeypatch):
-  import contextlib
-
-  seen = []
-
-  @contextlib.contextmanager
-  def sink(workdir, config):
-    yield lambda step, stage, scalars: seen.append((step, stage, dict(scalars)))
-
-  monkeypatch.setitem(writers.SINKS, "tensorboard", sink)
-  with writers.open_run(tmp_path, {}, sinks=("tensorboard",)) as writer:
-    writer.metrics(3, "a", {"loss": 1.5})
-  assert seen == [(3, "a", {"loss": 1.5})]

@@ -1,4 +1,4 @@
-"""What is known of a model without opening it."""
+"""What can be said of a model without opening it."""
 
 import json
 import sys
@@ -76,16 +76,16 @@ def test_another_model_under_a_name_is_an_error(tmp_path):
 
 
 def test_another_prefix_before_the_prompts_of_a_model_is_an_error(tmp_path):
-  one = {"source": "m#prefix=a.txt", "weights": "1"}
-  known = {"p": one | {"prefix": "x"}, "old": one, "bare": one | {"source": "m"}}
-  (tmp_path / "manifest.json").write_text(json.dumps({"models": known}))
+  facts = {"source": "m#prefix=a.txt", "weights": "1"}
+  models = {"p": facts | {"prefix": "x"}, "old": facts, "bare": facts | {"source": "m"}}
+  (tmp_path / "manifest.json").write_text(json.dumps({"models": models}))
   now = lambda prefix: {"source": "m#prefix=b.txt", "weights": "1", "prefix": prefix}
   for name, prefix in {"p": "x", "old": "y"}.items():  # "old" is of a version that noted no prefix
     provenance.compare(tmp_path, name, now(prefix))
-  for name, one in {"p": now("y"), "bare": now("x")}.items():
+  for name, changed in {"p": now("y"), "bare": now("x")}.items():
     with pytest.raises(
       UserError, match=rf"{name}=m#prefix=b.txt has another prefix than the {name}=m"
     ):
-      provenance.compare(tmp_path, name, one)
+      provenance.compare(tmp_path, name, changed)
   with pytest.raises(UserError, match="another prefix"):
     provenance.compare(tmp_path, "p", {"source": "m", "weights": "1"})

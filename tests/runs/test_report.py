@@ -12,7 +12,7 @@ import pytest
 
 from instructjax.errors import UserError
 from instructjax.runs import report
-from instructjax.runs.report import figures, files, page, sections, verdict
+from instructjax.runs.report import figures, files, page, ranking, scales, verdict
 
 MODELS = ("base", "sft", "ppo", "ptx")
 VOID = {"meta", "link", "br"}
@@ -159,9 +159,9 @@ def full(workdir: Path) -> Path:
 
 def test_a_whole_run_shows_every_section(tmp_path):
   written = report.write(full(tmp_path))
-  found = Page(written.read_text())
+  html_page = Page(written.read_text())
   assert written == tmp_path / "report.html"
-  assert found.ids == [
+  assert html_page.ids == [
     "results",
     "slices",
     "ranking",
@@ -173,8 +173,8 @@ def test_a_whole_run_shows_every_section(tmp_path):
     "cost",
     "curves",
   ]
-  links = [attrs["href"] for tag, attrs in found.seen if tag == "a"]
-  assert links == [f"#{name}" for name in found.ids]
+  links = [attrs["href"] for tag, attrs in html_page.seen if tag == "a"]
+  assert links == [f"#{name}" for name in html_page.ids]
   for words in (
     "PPO-ptx beats SFT",
     "75.0 to 85.0",
@@ -192,23 +192,23 @@ def test_a_whole_run_shows_every_section(tmp_path):
     "RM 1.25",
     "nats a token",
   ):
-    assert words in found.text.replace("\u00a0", " "), words
-  assert "answer 23 of base" in found.text
-  assert "answer 24 of base" not in found.text
+    assert words in html_page.text.replace("\u00a0", " "), words
+  assert "answer 23 of base" in html_page.text
+  assert "answer 24 of base" not in html_page.text
 
 
 def test_the_page_asks_nothing_of_the_network(tmp_path):
   source = report.write(full(tmp_path)).read_text()
-  found = Page(source)
+  html_page = Page(source)
   assert not re.search(r"https?:|url\(|@import|//", source.replace("<!doctype", ""))
   assert not {"script", "iframe", "img", "object", "embed", "video", "audio"} & {
-    tag for tag, _ in found.seen
+    tag for tag, _ in html_page.seen
   }
-  for tag, attrs in found.seen:
+  for tag, attrs in html_page.seen:
     assert "src" not in attrs
     assert attrs.get("href", "#").startswith("#") or (tag, attrs["href"]) == ("link", "data:,")
     assert not any(name.startswith("on") for name in attrs)
-  policy = next(attrs["content"] for tag, attrs in found.seen if attrs.get("http-equiv"))
+  policy = next(attrs["content"] for tag, attrs in html_page.seen if attrs.get("http-equiv"))
   assert policy.startswith("default-src 'none'")
 
 
@@ -226,7 +226,7 @@ def test_every_text_of_the_data_is_escaped(tmp_path):
     "win_rate_by_slice": {EVIL: estimate(0.6)},
   }
   rm = {"pair_accuracy": 0.8, "by_domain": {EVIL: 0.8}, "references": {EVIL: 0.7}}
-  given = {
+  result_file = {
     "models": {EVIL: model, "ppo": model},
     "rm": rm,
     "seconds": {EVIL: 1.0},
@@ -241,14 +241,14 @@ def test_every_text_of_the_data_is_escaped(tmp_path):
     "scores": {EVIL: 1.0},
   }
   workdir = put(
-    tmp_path, metrics, [record], results=given, config={EVIL: EVIL}, manifest={EVIL: [EVIL]}
+    tmp_path, metrics, [record], results=result_file, config={EVIL: EVIL}, manifest={EVIL: [EVIL]}
   )
   source = report.write(workdir).read_text()
   assert "<script" not in source
   assert "<img" not in source
-  found = Page(source)
-  assert EVIL in "".join(found.words)
-  for _, attrs in found.seen:
+  html_page = Page(source)
+  assert EVIL in "".join(html_page.words)
+  for _, attrs in html_page.seen:
     assert "<" not in attrs.get("class", "")
 
 
@@ -257,12 +257,12 @@ def test_a_run_of_one_stage_shows_its_curve(tmp_path):
     {"step": i, "stage": "sft", "loss": 3 - i / 50, "tokens": 320, "grad/norm": 1.0}
     for i in range(100)
   ]
-  found = Page(report.write(put(tmp_path, rows)).read_text())
-  assert found.ids == ["losses", "curves"]
-  assert "SFT: loss 2.91 → 1.11" in found.text
-  assert "Means of the first and the last 10 of 100 steps." in found.text
+  html_page = Page(report.write(put(tmp_path, rows)).read_text())
+  assert html_page.ids == ["losses", "curves"]
+  assert "SFT: loss 2.91 → 1.11" in html_page.text
+  assert "Means of the first and the last 10 of 100 steps." in html_page.text
   assert (
-    sum(tag == "polyline" for tag, _ in found.seen) == 4
+    sum(tag == "polyline" for tag, _ in html_page.seen) == 4
   )  # every step, running mean, two more metrics
 
 
@@ -331,14 +331,14 @@ def test_a_step_that_was_run_again_counts_once():
   ("wins", "words"),
   [
     (0.8, "PPO beats SFT"),
-    (0.52, "PPO is not told apart from SFT"),
+    (0.52, "PPO does not differ clearly from SFT"),
     (0.3, "PPO is worse than SFT"),
   ],
 )
 def test_the_verdict_is_what_the_interval_says(wins, words):
-  found = files.estimate(estimate(wins))
-  assert found is not None
-  assert verdict.against_sft("PPO", found).startswith(words)
+  wins_estimate = files.estimate(estimate(wins))
+  assert wins_estimate is not None
+  assert verdict.against_sft("PPO", wins_estimate).startswith(words)
 
 
 def test_numbers_may_be_plain_or_estimates():
@@ -353,9 +353,9 @@ def test_numbers_may_be_plain_or_estimates():
 
 
 def test_wilson():
-  low, high = sections.wilson(0.5, 100.0)
+  low, high = ranking.wilson(0.5, 100.0)
   assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-  assert sections.wilson(1.0, 10.0) == pytest.approx((0.7225, 1.0), abs=1e-4)
+  assert ranking.wilson(1.0, 10.0) == pytest.approx((0.7225, 1.0), abs=1e-4)
 
 
 @pytest.mark.parametrize("fit", [False, True])
@@ -363,20 +363,20 @@ def test_wilson():
   "values", [(0, 1), (3.59, 3.61), (-2, 900), (1e-7, 4e-7), (5, 5), (0, 0), (-1e9, 1e9), (0.7, 0.7)]
 )
 def test_axes_hold_their_values_and_have_round_ticks(values, fit):
-  found = figures.axis(values, 40, 340, fit=fit)
-  assert found.low <= min(values)
-  assert found.high >= max(values)
-  assert 2 <= len(found.ticks) <= 9
-  assert all(found.low <= t <= found.high for t in found.ticks)
-  labels = figures.spelled(found.ticks, percent=False)
+  scale = scales.axis(values, 40, 340, fit=fit)
+  assert scale.low <= min(values)
+  assert scale.high >= max(values)
+  assert 2 <= len(scale.ticks) <= 9
+  assert all(scale.low <= t <= scale.high for t in scale.ticks)
+  labels = scales.tick_labels(scale.ticks, percent=False)
   assert len(set(labels)) == len(labels)
 
 
 def test_long_curves_are_thinned_and_smoothed():
   x = list(range(100_000))
-  found = figures.thinned(figures.Series("", "sft", x, x))
-  assert len(found.x) == figures.POINTS
-  assert found.x == found.y
-  assert np.mean(found.y) == pytest.approx(np.mean(x), rel=1e-3)
+  thin = figures.thinned(figures.Series("", "sft", x, x))
+  assert len(thin.x) == figures.POINTS
+  assert thin.x == thin.y
+  assert np.mean(thin.y) == pytest.approx(np.mean(x), rel=1e-3)
   flat = figures.smooth([2.0] * 50)
   assert flat == pytest.approx([2.0] * 50)

@@ -68,10 +68,11 @@ def same(whole: Path, parts: Path, stage: str) -> None:
   )
   assert names(whole) == names(parts)
   for kind in (stage, "final"):
-    one, other = leaves(whole, kind), leaves(parts, kind)
-    assert one.keys() == other.keys()
-    for name in one:
-      np.testing.assert_array_equal(one[name], other[name], err_msg=f"{stage} {kind} {name}")
+    expected = leaves(whole, kind)
+    arrays = leaves(parts, kind)
+    assert arrays.keys() == expected.keys()
+    for name in expected:
+      np.testing.assert_array_equal(arrays[name], expected[name], err_msg=f"{stage} {kind} {name}")
   if stage == "ppo":
     assert leaves(whole, stage)["kl_coef"] != np.float32(0.02)
     assert any(name.startswith("ema/") for name in leaves(whole, stage))

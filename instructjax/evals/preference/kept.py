@@ -20,7 +20,7 @@ from instructjax.evals import answers
 from instructjax.evals.preference.judges import Judge, Question
 from instructjax.evals.tasks import fingerprint
 from instructjax.rewards.endpoint import concurrently
-from instructjax.runs.loop import progressing
+from instructjax.runs.progress import progressing
 
 
 def asked(

@@ -1,14 +1,14 @@
-"""A figure over model sizes, as the paper's Figure 1: a line for each method, a point with its
-interval for each model.
+"""A figure over model sizes, as the paper's Figure 1.
 
-Sizes stand on a logarithmic axis.  Dashed lines with hollow points are somebody else's numbers,
-drawn for comparison where their sizes leave ours room.
+Each method has a line, and on it a point with its interval for each model. Sizes stand on a
+logarithmic axis. Dashed lines with hollow points are numbers that somebody else published, for
+comparison, where their sizes leave enough room for ours.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from instructjax.intervals import Estimate
@@ -18,41 +18,48 @@ from instructjax.runs.report.figures import (
   RIGHT,
   TOP,
   WIDTH,
-  Axis,
-  Real,
-  axis,
   figure,
   frame,
-  mark,
-  rule,
-  spelled,
-  text,
+  left_margin,
 )
+from instructjax.runs.report.scales import Axis, Real, axis
+from instructjax.runs.report.svg import horizontal, mark, polyline, text, vertical
 
-APART = 32  # units between ticks of sizes
-INSET = 14  # units between the first and the last size and the ends of the axis
-FAR = 4  # times as wide as ours alone, in logarithms, the axis may be for the sake of theirs
-ASIDE = 3  # units by which the points of two lines at one size stand apart
+# In units of the page.
+APART = 32  # between ticks of sizes
+INSET = 14  # between the first or last size and the end of the axis
+ASIDE = 3  # between the points of two lines at one size
+
+# With the published sizes the axis may be this many times as wide as with ours alone, measured in
+# logarithms. Beyond that our points would run together.
+FAR = 4
+
+UNITS = {"T": 1e12, "B": 1e9, "M": 1e6, "k": 1e3}
+
+Spell = Callable[[Real], str]
 
 
 class Line(NamedTuple):
-  """The models of one method: (parameters, estimate) of each, by size; `theirs` are (parameters,
-  value) to compare with.
+  """The models of one method, by size.
+
+  `points` holds (parameters, estimate) of our models, `published` (parameters, value) of the models
+  to compare them with. `look` names the colour and the shape.
   """
 
   label: str
   look: str
   points: Sequence[tuple[Real, Estimate]]
-  theirs: Sequence[tuple[Real, Real]] = ()
+  published: Sequence[tuple[Real, Real]] = ()
 
 
-def sized(parameters: Real) -> str:
-  """A number of parameters in few letters: 134,515,008 is 135M, 1.3e9 is 1.3B."""
-  for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-    if parameters >= 0.9995 * unit:
-      return (
-        f"{parameters / unit:.{0 if parameters >= 9.95 * unit else 1}f}".removesuffix(".0") + name
-      )
+def spell_size(parameters: Real) -> str:
+  """Returns a number of parameters in few letters: 134,515,008 is 135M, 1.3e9 is 1.3B."""
+  for letter, unit in UNITS.items():
+    if parameters < 0.9995 * unit:  # it would not be rounded to 1.00 of this unit
+      continue
+    decimals = 0 if parameters >= 9.95 * unit else 1
+    number = f"{parameters / unit:.{decimals}f}"
+    return number.removesuffix(".0") + letter
   return f"{parameters:.0f}"
 
 
@@ -62,91 +69,149 @@ def curves(
   y_label: str,
   *,
   level: Real | None = None,
-  whose: str = "the paper's",
+  publisher: str = "the paper's",
   note: str = "",
   percent: bool = True,
   decimals: int = 2,
 ) -> str:
-  """The figure; `level` is a reference line across it.  Points that are not finite are left out."""
-  lines = _near(lines)
-  y = _heights(lines, level, percent)
-  left, right = 12 + 6.5 * max(len(label) for label in spelled(y.ticks, percent)), WIDTH - RIGHT
-  own = [math.log10(size) for line in lines for size, _ in line.points]
-  beside = [math.log10(size) for line in lines for size, _ in line.theirs]
-  x = _sizes(own, beside, left + INSET, right - INSET)
-  body = frame(
-    x._replace(start=left, end=right, ticks=()), y, "parameters", y_label, (False, percent)
-  )
+  """Returns the figure; points that are not finite are left out.
+
+  `level` is a reference line across it, `publisher` the name of the dashed lines in the legend.
+  Values are shares, or numbers with so many decimals where `percent` is false.
+  """
+  lines = _without_far_sizes(lines)
+  y = _value_axis(lines, level, percent)
+  left = left_margin(y, percent)
+  right = WIDTH - RIGHT
+  own_sizes, published_sizes = _log_sizes(lines)
+  x = _size_axis(own_sizes, published_sizes, left + INSET, right - INSET)
+
+  def spell(value: Real) -> str:
+    return f"{100 * value:.1f} %" if percent else f"{value:.{decimals}f}"
+
+  # The frame spans the whole width, and the ticks are ours, because they are no round numbers.
+  empty_x = x._replace(start=left, end=right, ticks=())
+  body = frame(empty_x, y, "parameters", y_label, (False, percent))
   for tick in x.ticks:
-    body += rule(x(tick), y.start, x(tick), y.start + 4, "axis") + text(
-      x(tick), y.start + 15, sized(10**tick), "tick"
-    )
-  body += "" if level is None else rule(left, y(level), right, y(level), "reference")
+    body += vertical(x(tick), y.start, y.start + 4, "axis")
+    body += text(x(tick), y.start + 15, spell_size(10**tick), "tick")
+  if level is not None:
+    body += horizontal(left, right, y(level), "reference")
+  for line in lines:
+    body += _draw_published(line, x, y, publisher, spell)
+  # Lines at one size are moved aside, around its place, so that their intervals are all seen.
   middle = (len(lines) - 1) / 2
-  said = lambda value: f"{100 * value:.1f} %" if percent else f"{value:.{decimals}f}"
-  body += "".join(_theirs(line, x, y, whose, said) for line in lines)
-  body += "".join(_ours(line, x, y, ASIDE * (at - middle), said) for at, line in enumerate(lines))
-  legend = [(line.look, line.label) for line in lines] + ([("dashed", whose)] if beside else [])
+  for i, line in enumerate(lines):
+    shift = ASIDE * (i - middle)
+    body += _draw_own(line, x, y, shift, spell)
+
+  legend = [(line.look, line.label) for line in lines]
+  if published_sizes:
+    legend.append(("dashed", publisher))
   return figure(title, body, legend, note)
 
 
-def _near(lines: Sequence[Line]) -> Sequence[Line]:
-  """The lines, without theirs where those are so much larger or smaller that ours would run
-  together.
+def _log_sizes(lines: Sequence[Line]) -> tuple[list[float], list[float]]:
+  """Returns the logarithms of all our sizes and of all published ones."""
+  own: list[float] = []
+  published: list[float] = []
+  for line in lines:
+    own.extend(math.log10(size) for size, _ in line.points)
+    published.extend(math.log10(size) for size, _ in line.published)
+  return own, published
+
+
+def _without_far_sizes(lines: Sequence[Line]) -> Sequence[Line]:
+  """Returns the lines, without published numbers whose sizes are too far from ours (FAR)."""
+  own, published = _log_sizes(lines)
+  together = own + published
+  own_width = max(own) - min(own)
+  width = max(together) - min(together)
+  # A single size of ours has no width and always leaves room.
+  if own_width == 0 or width <= FAR * own_width:
+    return lines
+  return [line._replace(published=()) for line in lines]
+
+
+def _value_axis(lines: Sequence[Line], level: Real | None, percent: bool) -> Axis:
+  """Returns the vertical axis over all values, the ends of their intervals and the level."""
+  values: list[Real] = []
+  for line in lines:
+    for _, estimate in line.points:
+      values.extend([estimate.value, estimate.low, estimate.high])
+    values.extend(value for _, value in line.published)
+  if level is not None:
+    values.append(level)
+  finite = [value for value in values if math.isfinite(value)]
+  return axis(finite or [0.0, 1.0], HEIGHT - BOTTOM, TOP, count=4)
+
+
+def _size_axis(
+  own: Sequence[float],
+  published: Sequence[float],
+  start: Real,
+  end: Real,
+) -> Axis:
+  """Returns the horizontal axis over the logarithms of sizes.
+
+  Ticks are the sizes themselves, ours before the published ones, as many as there is room for.
   """
-  ours = [math.log10(size) for line in lines for size, _ in line.points]
-  all_of_them = ours + [math.log10(size) for line in lines for size, _ in line.theirs]
-  wide, whole = max(ours) - min(ours), max(all_of_them) - min(all_of_them)
-  return lines if whole <= FAR * wide or not wide else [line._replace(theirs=()) for line in lines]
-
-
-def _heights(lines: Sequence[Line], level: Real | None, percent: bool) -> Axis:
-  values = [float(v) for line in lines for _, e in line.points for v in e[:3]] + [
-    v for line in lines for _, v in line.theirs
-  ]
-  values += [] if level is None else [level]
-  return axis([v for v in values if math.isfinite(v)] or [0.0, 1.0], HEIGHT - BOTTOM, TOP, count=4)
-
-
-def _sizes(own: Sequence[float], beside: Sequence[float], start: Real, end: Real) -> Axis:
-  """Logarithms of sizes; ticks are the sizes themselves, ours before theirs, as many as there is
-  room for.
-  """
-  low, high = min([*own, *beside]), max([*own, *beside])
-  low, high = (low - 0.5, high + 0.5) if high - low < 1e-6 else (low, high)
-  x, ticks = Axis(low, high, start, end, ()), []
-  for value in [*sorted(own), *sorted(beside)]:
-    if all(abs(x(value) - x(other)) >= APART for other in ticks):
-      ticks.append(value)
+  low = min([*own, *published])
+  high = max([*own, *published])
+  if high - low < 1e-6:  # one size stands in the middle
+    low -= 0.5
+    high += 0.5
+  x = Axis(low, high, start, end, ())
+  ticks: list[float] = []
+  for size in [*sorted(own), *sorted(published)]:
+    distances = [abs(x(size) - x(tick)) for tick in ticks]
+    if all(distance >= APART for distance in distances):
+      ticks.append(size)
   return x._replace(ticks=tuple(sorted(ticks)))
 
 
-def _ours(line: Line, x: Axis, y: Axis, aside: float, said) -> str:
-  points = [
-    (x(math.log10(size)) + aside, size, e)
-    for size, e in sorted(line.points)
-    if math.isfinite(e.value)
-  ]
-  corners = " ".join(f"{at:.1f},{y(e.value):.1f}" for at, _, e in points)
-  parts = [f'<polyline points="{corners}" class="curve {line.look}"/>']
-  parts += [
-    rule(at, y(e.low), at, y(e.high), "bar " + line.look)
-    for at, _, e in points
-    if math.isfinite(e.low + e.high)
-  ]
-  parts += [
-    mark(at, y(e.value), line.look, f"{line.label}, {sized(size)}: {said(e.value)}")
-    for at, size, e in points
-  ]
-  return "".join(parts)
+def _draw_own(
+  line: Line,
+  x: Axis,
+  y: Axis,
+  shift: float,
+  spell: Spell,
+) -> str:
+  """Returns the curve of a method, with a bar and a mark for each model."""
+  corners = []
+  bars = ""
+  marks = ""
+  for size, estimate in sorted(line.points):
+    if not math.isfinite(estimate.value):
+      continue
+    left = x(math.log10(size)) + shift
+    height = y(estimate.value)
+    corners.append((left, height))
+    if math.isfinite(estimate.low + estimate.high):
+      low = y(estimate.low)
+      high = y(estimate.high)
+      bars += vertical(left, low, high, f"bar {line.look}")
+    tip = f"{line.label}, {spell_size(size)}: {spell(estimate.value)}"
+    marks += mark(left, height, line.look, tip)
+  # Marks come last, so that they lie above the bars.
+  return polyline(corners, f"curve {line.look}") + bars + marks
 
 
-def _theirs(line: Line, x: Axis, y: Axis, whose: str, said) -> str:
-  points = [(x(math.log10(size)), size, value) for size, value in sorted(line.theirs)]
-  corners = " ".join(f"{at:.1f},{y(value):.1f}" for at, _, value in points)
-  parts = [f'<polyline points="{corners}" class="curve dashed {line.look}"/>'] if points else []
-  tip = lambda size, value: f"{whose} {line.label}, {sized(size)}: {said(value)}"
-  parts += [
-    mark(at, y(value), line.look, tip(size, value), 2.6, "hollow") for at, size, value in points
-  ]
-  return "".join(parts)
+def _draw_published(
+  line: Line,
+  x: Axis,
+  y: Axis,
+  publisher: str,
+  spell: Spell,
+) -> str:
+  """Returns the dashed curve of published numbers, with a hollow mark for each."""
+  if not line.published:
+    return ""
+  corners = []
+  marks = ""
+  for size, value in sorted(line.published):
+    left = x(math.log10(size))
+    corners.append((left, y(value)))
+    tip = f"{publisher} {line.label}, {spell_size(size)}: {spell(value)}"
+    marks += mark(left, y(value), line.look, tip, size=2.6, kind="hollow")
+  return polyline(corners, f"curve dashed {line.look}") + marks

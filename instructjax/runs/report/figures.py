@@ -1,13 +1,11 @@
-"""Figures as inline SVG, drawn by hand: 360 units wide, so that text has its full size on a phone
-too.
+"""Figures as inline SVG without a plotting library: curves, forest plots and bars.
 
-A figure is a string of HTML; its colours are classes of the page.  Every text in it is escaped
-here, whatever it is.
+A figure is a string of HTML. It is 360 units wide, so that its text has its full size on a phone
+too.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from html import escape
@@ -15,213 +13,183 @@ from typing import NamedTuple
 
 import numpy as np
 
-Real = int | float
+from instructjax.runs.report.scales import Axis, Real, axis, tick_labels
+from instructjax.runs.report.svg import horizontal, mark, polyline, rule, short, text, vertical
 
-WIDTH, HEIGHT = 360, 230
-RIGHT, TOP, BOTTOM = 18, 22, 36
+# In units of the page.
+WIDTH = 360
+HEIGHT = 230
+RIGHT = 18  # margins around the area of data
+TOP = 22
+BOTTOM = 36
+LETTER = 6.5  # about the width of a letter of a tick
+LABELS = 142  # the width of the labels before the rows of a forest plot or of bars
+MARK = 15  # the height of a mark in a row of a forest plot
+BAR = 22  # the height of a bar with the space below it
+
 POINTS = 240  # a longer curve is drawn by the means of so many buckets
-SHAPES = {
-  "ppo": "circle",
-  "ptx": "square",
-  "sft": "triangle",
-  "base": "diamond",
-  "rm": "wedge",
-  "gold": "square",
-}
+SEPARATE = 30  # a curve with more points is drawn without marks, which would run together
+
+Values = Sequence[Real]
+Mark = tuple[str, Real, Real, Real]  # look, value, low end and high end of its interval
+Legend = Sequence[tuple[str, str]]  # (look, label)
+Percent = tuple[bool, bool]  # whether the x and the y axis are in percent
 
 
 class Series(NamedTuple):
-  """A curve or a cloud of points; `look` names its colour and shape, `low` and `high` are ends of
-  error bars.
+  """A curve, or a cloud of points where `line` is false.
+
+  `look` names its colour and shape; `low` and `high` are the ends of error bars.
   """
 
   label: str
   look: str
-  x: Sequence[Real]
-  y: Sequence[Real]
+  x: Values
+  y: Values
   line: bool = True
   faint: bool = False
-  low: Sequence[Real] = ()
-  high: Sequence[Real] = ()
+  low: Values = ()
+  high: Values = ()
 
 
 class Row(NamedTuple):
-  """A line of a forest plot: one or several (look, value, low, high)."""
+  """A row of a forest plot: one or several (look, value, low, high)."""
 
   label: str
-  marks: Sequence[tuple[str, Real, Real, Real]]
+  marks: Sequence[Mark]
 
 
-class Axis(NamedTuple):
-  """A linear scale from data to units of the page, and its ticks."""
-
-  low: float
-  high: float
-  start: Real
-  end: Real
-  ticks: tuple[float, ...]
-
-  def __call__(self, value: Real) -> float:
-    return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
-
-
-# --- scales ---
-
-
-def axis(
-  values: Sequence[Real],
-  start: Real,
-  end: Real,
-  *,
-  count: int = 5,
-  fit: bool = False,
-  whole: bool = False,
-) -> Axis:
-  """A scale over all values with about `count` round ticks; with `fit` it ends at the values, else
-  at ticks.
-  """
-  low, high = float(min(values)), float(max(values))
-  if high - low <= 1e-9 * max(abs(low), abs(high), 1e-3):
-    pad = abs(low) / 2 or 1.0
-    low, high = low - pad, high + pad
-  rough = (high - low) / count
-  power = 10.0 ** math.floor(math.log10(rough))
-  step = power * next(m for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
-  step = max(step, 1.0) if whole else step
-  if fit:
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-  else:
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-  ticks = tuple(round(i * step, 12) for i in range(first, last + 1))
-  return Axis(low if fit else ticks[0], high if fit else ticks[-1], start, end, ticks)
-
-
-def spelled(ticks: Sequence[Real], percent: bool) -> list[str]:
-  """Tick labels, all with the decimals that the step asks for."""
-  shown = [100 * t for t in ticks] if percent else list(ticks)
-  step = min((b - a for a, b in itertools.pairwise(shown)), default=1.0)
-  if max(map(abs, shown), default=0.0) >= 1e5 or step < 1e-4:
-    return [f"{t:.3g}".replace("e+0", "e") for t in shown]
-  decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-  return [f"{t:,.{decimals}f}".replace("-", "−") + ("\u00a0%" if percent else "") for t in shown]
+# --- long curves ---
 
 
 def thinned(series: Series, count: int = POINTS) -> Series:
-  """Bucket means where there are more than `count` points; a series with error bars stays whole."""
+  """Returns the series with the means of `count` buckets in the place of more points than that.
+
+  A series with error bars stays whole, because a mean of intervals would be none.
+  """
   if len(series.x) <= count or series.low:
     return series
-  mean = lambda values: [
-    float(part.mean()) for part in np.array_split(np.asarray(values, np.float64), count)
-  ]
-  return series._replace(x=mean(series.x), y=mean(series.y))
-
-
-def smooth(y: Sequence[Real], share: float = 0.08) -> list[float]:
-  """A running mean over about `share` of the points; at both ends over the half of them that there
-  is.
-  """
-  half = max(1, round(len(y) * share / 2))
-  sums = np.concatenate([[0.0], np.cumsum(np.asarray(y, np.float64))])
-  ends = [(max(0, i - half), min(len(y), i + half + 1)) for i in range(len(y))]
-  return [float((sums[b] - sums[a]) / (b - a)) for a, b in ends]
-
-
-# --- marks ---
-
-
-def text(x: Real, y: Real, content: str, kind: str = "", anchor: str = "middle") -> str:
-  return (
-    f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(content)}</text>'
+  return series._replace(
+    x=_bucket_means(series.x, count),
+    y=_bucket_means(series.y, count),
   )
 
 
-def rule(x1: Real, y1: Real, x2: Real, y2: Real, kind: str) -> str:
-  return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
+def _bucket_means(values: Values, count: int) -> list[float]:
+  buckets = np.array_split(np.asarray(values, np.float64), count)
+  return [float(bucket.mean()) for bucket in buckets]
 
 
-def short(label: str, length: int = 20) -> str:
-  """A label that fits beside its row."""
-  return label if len(label) <= length else label[: length - 1] + "…"
+def smooth(y: Values, share: float = 0.08) -> list[float]:
+  """Returns a running mean over about `share` of the points.
 
-
-def mark(x: Real, y: Real, look: str, tip: str = "", size: Real = 3.4, kind: str = "") -> str:
-  """A point; its shape tells looks apart where colours do not.  `kind` is another class of the
-  page: "hollow".
+  At both ends the window is cut, so that the curve keeps its length.
   """
-  title = f"<title>{escape(tip)}</title>" if tip else ""
-  shape, look = SHAPES.get(look, "circle"), f"{look} {kind}".rstrip()
-  if shape == "circle":
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" class="mark {look}">{title}</circle>'
-  around = {
-    "square": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
-    "triangle": ((0, -1.2), (1.1, 0.9), (-1.1, 0.9)),
-    "wedge": ((0, 1.2), (1.1, -0.9), (-1.1, -0.9)),
-    "diamond": ((0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)),
-  }[shape]
-  points = " ".join(f"{x + size * a:.1f},{y + size * b:.1f}" for a, b in around)
-  return f'<polygon points="{points}" class="mark {look}">{title}</polygon>'
+  half = max(1, round(len(y) * share / 2))  # points on each side
+  # The sum over a window is the difference of two running sums.
+  running = np.cumsum(np.asarray(y, np.float64))
+  sums = np.concatenate([[0.0], running])
+  means = []
+  for i in range(len(y)):
+    begin = max(0, i - half)
+    end = min(len(y), i + half + 1)
+    total = sums[end] - sums[begin]
+    means.append(float(total / (end - begin)))
+  return means
+
+
+# --- parts of figures ---
 
 
 def figure(
   title: str,
   body: str,
-  legend: Sequence[tuple[str, str]] = (),
+  legend: Legend = (),
   note: str = "",
   height: Real = HEIGHT,
 ) -> str:
-  """The frame of a figure: title, legend of (look, label), drawing, note."""
+  """Returns the drawing `body` in its frame: title, legend, drawing, note."""
   parts = [f"<figure><figcaption>{escape(title)}</figcaption>"]
   if legend:
-    marks = [rule(0, 5, 22, 5, "curve " + look) + mark(11, 5, look) for look, _ in legend]
-    keys = [f'<svg class="key" viewBox="0 0 22 10" aria-hidden="true">{m}</svg>' for m in marks]
-    spans = [
-      f"<span>{key}{escape(label)}</span>" for key, (_, label) in zip(keys, legend, strict=True)
-    ]
-    parts.append(f'<div class="legend">{"".join(spans)}</div>')
-  parts.append(
-    f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">{body}</svg>'
-  )
-  parts.append(f'<p class="note">{escape(note)}</p></figure>' if note else "</figure>")
+    entries = "".join(_legend_entry(look, label) for look, label in legend)
+    parts.append(f'<div class="legend">{entries}</div>')
+  view = f'viewBox="0 0 {WIDTH} {height:.0f}"'
+  parts.append(f'<svg {view} role="img" aria-label="{escape(title)}">{body}</svg>')
+  if note:
+    parts.append(f'<p class="note">{escape(note)}</p>')
+  parts.append("</figure>")
   return "".join(parts)
+
+
+def _legend_entry(look: str, label: str) -> str:
+  line = horizontal(0, 22, 5, f"curve {look}")
+  drawing = line + mark(11, 5, look)
+  key = f'<svg class="key" viewBox="0 0 22 10" aria-hidden="true">{drawing}</svg>'
+  return f"<span>{key}{escape(label)}</span>"
+
+
+def left_margin(y: Axis, percent: bool) -> float:
+  """Returns the room that the tick labels of a vertical axis need."""
+  longest = max(len(label) for label in tick_labels(y.ticks, percent))
+  return 12 + LETTER * longest
+
+
+def frame(
+  x: Axis,
+  y: Axis,
+  x_label: str,
+  y_label: str,
+  percent: Percent,
+) -> str:
+  """Returns grid lines, ticks and the labels of both axes."""
+  percent_x, percent_y = percent
+  bottom = y.start
+  right = x.end
+  body = ""
+  for tick in y.ticks:
+    body += horizontal(x.start, right, y(tick), "gridline")
+  y_labels = tick_labels(y.ticks, percent_y)
+  for tick, label in zip(y.ticks, y_labels, strict=True):
+    # A text stands on its baseline, so it is moved down by half the height of a digit.
+    body += text(x.start - 6, y(tick) + 3.5, label, "tick", "end")
+  for tick in x.ticks:
+    body += vertical(x(tick), bottom, bottom + 4, "axis")
+  body += _x_tick_labels(x, bottom, percent_x)
+  body += horizontal(x.start, right, bottom, "axis")
+  body += text(right, bottom + 30, x_label, "label", "end")
+  body += text(0, 11, y_label, "label", "start")
+  return body
+
+
+def _x_tick_labels(x: Axis, bottom: Real, percent: bool) -> str:
+  labels = tick_labels(x.ticks, percent)
+  body = ""
+  for tick, label in zip(x.ticks, labels, strict=True):
+    body += text(x(tick), bottom + 15, label, "tick")
+  return body
+
+
+def _draw_series(series: Series, x: Axis, y: Axis) -> str:
+  """Returns error bars, line and marks of a series; marks are left out where they run together."""
+  points = list(zip(series.x, series.y, strict=True))
+  is_short = len(points) <= SEPARATE
+  body = ""
+  if series.low:
+    for value, low, high in zip(series.x, series.low, series.high, strict=True):
+      body += vertical(x(value), y(low), y(high), f"bar {series.look}")
+  if series.line:
+    kind = "curve faint" if series.faint else "curve"
+    corners = [(x(a), y(b)) for a, b in points]
+    body += polyline(corners, f"{kind} {series.look}")
+  if not series.faint and (is_short or not series.line):
+    size = 3.4 if is_short else 2
+    for a, b in points:
+      tip = f"{series.label}: {a:.4g}, {b:.4g}"
+      body += mark(x(a), y(b), series.look, tip, size)
+  return body
 
 
 # --- figures ---
-
-
-def frame(x: Axis, y: Axis, x_label: str, y_label: str, percent: tuple[bool, bool]) -> str:
-  """Grid lines, ticks and the labels of both axes."""
-  bottom, right = y.start, x.end
-  across, up = spelled(x.ticks, percent[0]), spelled(y.ticks, percent[1])
-  parts = [rule(x.start, y(t), right, y(t), "gridline") for t in y.ticks]
-  parts += [
-    text(x.start - 6, y(t) + 3.5, s, "tick", "end") for t, s in zip(y.ticks, up, strict=True)
-  ]
-  parts += [rule(x(t), bottom, x(t), bottom + 4, "axis") for t in x.ticks]
-  parts += [text(x(t), bottom + 15, s, "tick") for t, s in zip(x.ticks, across, strict=True)]
-  parts += [rule(x.start, bottom, right, bottom, "axis")]
-  parts += [
-    text(right, bottom + 30, x_label, "label", "end"),
-    text(0, 11, y_label, "label", "start"),
-  ]
-  return "".join(parts)
-
-
-def drawn(series: Series, x: Axis, y: Axis) -> str:
-  """One series: error bars, line, points (left out where they would run together)."""
-  at_x, at_y = series.x, series.y
-  ends = zip(series.x, series.low, series.high, strict=True) if series.low else ()
-  parts = [rule(x(a), y(low), x(a), y(high), "bar " + series.look) for a, low, high in ends]
-  if series.line:
-    points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(at_x, at_y, strict=True))
-    kind = "curve faint" if series.faint else "curve"
-    parts.append(f'<polyline points="{points}" class="{kind} {series.look}"/>')
-  if not series.faint and (len(at_x) <= 30 or not series.line):
-    tips = [f"{series.label}: {a:.4g}, {b:.4g}" for a, b in zip(at_x, at_y, strict=True)]
-    size = 3.4 if len(at_x) <= 30 else 2
-    parts += [
-      mark(x(a), y(b), series.look, tip, size) for a, b, tip in zip(at_x, at_y, tips, strict=True)
-    ]
-  return "".join(parts)
 
 
 def plot(
@@ -230,32 +198,47 @@ def plot(
   x_label: str,
   y_label: str,
   *,
-  percent: tuple[bool, bool] = (False, False),
-  also: tuple[Sequence[Real], Sequence[Real]] = ((), ()),
+  percent: Percent = (False, False),
+  also: tuple[Values, Values] = ((), ()),
   level: tuple[Real, str] | None = None,
   diagonal: bool = False,
   note: str = "",
 ) -> str:
-  """Curves or points over two linear axes, which hold the x and y of `also` too; `level` is a named
-  reference.
+  """Returns curves or points over two linear axes.
+
+  The axes hold the x and y values of `also` too, so that several figures can share their scale.
+  `level` is a named reference line across the figure; `diagonal` draws the line on which x is y.
   """
-  series = [thinned(s) for s in series]
-  xs = [v for s in series for v in s.x] + list(also[0])
-  ys = [v for s in series for part in (s.y, s.low, s.high) for v in part] + list(also[1])
-  ys += [level[0]] if level else []
+  series = [thinned(curve) for curve in series]
+  xs = [*also[0]]
+  ys = [*also[1]]
+  for curve in series:
+    xs.extend(curve.x)
+    ys.extend([*curve.y, *curve.low, *curve.high])
+  if level:
+    ys.append(level[0])
   y = axis(ys, HEIGHT - BOTTOM, TOP, count=4)
-  left = 12 + 6.5 * max(len(label) for label in spelled(y.ticks, percent[1]))
-  x = axis(xs, left, WIDTH - RIGHT, fit=True, whole=all(float(v).is_integer() for v in xs))
+  are_steps = all(float(value).is_integer() for value in xs)
+  left = left_margin(y, percent[1])
+  x = axis(xs, left, WIDTH - RIGHT, fit=True, whole=are_steps)
+
   body = frame(x, y, x_label, y_label, percent)
   if diagonal:
-    low, high = max(x.low, y.low), min(x.high, y.high)
+    low = max(x.low, y.low)
+    high = min(x.high, y.high)
     body += rule(x(low), y(low), x(high), y(high), "reference")
   if level:
-    body += rule(x.start, y(level[0]), x.end, y(level[0]), "reference")
-    body += text(x.end, y(level[0]) - 4, level[1], "label", "end")
-  body += "".join(drawn(s, x, y) for s in series)
-  named = [(s.look, s.label) for s in series if not s.faint]
-  return figure(title, body, named if len(named) > 1 else (), note)
+    value, name = level
+    body += horizontal(x.start, x.end, y(value), "reference")
+    body += text(x.end, y(value) - 4, name, "label", "end")
+  for curve in series:
+    body += _draw_series(curve, x, y)
+
+  # A faint curve is the noisy twin of its running mean and needs no entry of its own.
+  legend = [(curve.look, curve.label) for curve in series if not curve.faint]
+  if len(legend) == 1:  # the title says what a single curve is
+    legend = []
+  return figure(title, body, legend, note)
 
 
 def forest(
@@ -264,57 +247,87 @@ def forest(
   x_label: str,
   *,
   reference: Real,
-  lines: Sequence[Real] = (),
-  legend: Sequence[tuple[str, str]] = (),
+  lines: Values = (),
+  legend: Legend = (),
   note: str = "",
   percent: bool = True,
   decimals: int = 2,
 ) -> str:
-  """Shares, or numbers of so many decimals, with intervals, a line of the page each; thin `lines`
-  run through all rows.
+  """Returns a forest plot: values with their intervals, one row below the other.
+
+  Values are shares, or numbers with so many decimals where `percent` is false. The dashed line
+  `reference` and the thin `lines` run through all rows.
   """
-  said = lambda value: (
-    f"{100 * value:.1f}" if percent else f"{value:.{decimals}f}".replace("-", "−")
-  )
-  finite = [v for row in rows for _, *found in row.marks for v in found if math.isfinite(v)]
-  left, right, top = 142, WIDTH - 46, 8
+  left = LABELS
+  right = WIDTH - 46
+  top = 8
+  finite = []
+  for row in rows:
+    for _, *numbers in row.marks:
+      finite.extend(number for number in numbers if math.isfinite(number))
   x = axis([*finite, *lines, reference], left, right, count=3)
-  height = [max(24, 15 * len(row.marks) + 8) for row in rows]
-  bottom = top + sum(height)
-  parts = [rule(x(t), top, x(t), bottom, "gridline") for t in x.ticks]
-  parts += [rule(x(v), top, x(v), bottom, "thread") for v in lines]
-  parts += [rule(x(reference), top, x(reference), bottom, "reference")]
-  for i, row in enumerate(rows):
-    middle = top + sum(height[:i]) + height[i] / 2
-    parts.append(text(left - 10, middle + 3.5, short(row.label), "row", "end"))
-    for j, (look, value, low, high) in enumerate(row.marks):
-      y = middle + 15 * (j - (len(row.marks) - 1) / 2)
-      if math.isfinite(low + high):
-        parts.append(rule(x(low), y, x(high), y, "bar " + look))
-      parts.append(
-        mark(x(value), y, look, f"{row.label}: {said(value)}{' %' if percent else ''}", 4)
-      )
-      parts.append(text(WIDTH - 2, y + 3.5, said(value), "value", "end"))
-  parts += [
-    text(x(t), bottom + 15, s, "tick")
-    for t, s in zip(x.ticks, spelled(x.ticks, percent), strict=True)
-  ]
-  parts += [
-    rule(left, bottom, right, bottom, "axis"),
-    text(right, bottom + 30, x_label, "label", "end"),
-  ]
-  return figure(title, "".join(parts), legend, note, bottom + 36)
+  heights = [max(24, MARK * len(row.marks) + 8) for row in rows]
+  bottom = top + sum(heights)
+
+  body = ""
+  for tick in x.ticks:
+    body += vertical(x(tick), top, bottom, "gridline")
+  for value in lines:
+    body += vertical(x(value), top, bottom, "thread")
+  body += vertical(x(reference), top, bottom, "reference")
+  row_top: Real = top
+  for row, height in zip(rows, heights, strict=True):
+    middle = row_top + height / 2
+    body += _draw_row(row, x, middle, percent, decimals)
+    row_top += height
+  body += _x_tick_labels(x, bottom, percent)
+  body += horizontal(left, right, bottom, "axis")
+  body += text(right, bottom + 30, x_label, "label", "end")
+  return figure(title, body, legend, note, bottom + 36)
 
 
-def bars(title: str, rows: Sequence[tuple[str, Real]], unit: str, note: str = "") -> str:
-  """Lengths from 0 on, with their numbers."""
-  left, right = 142, WIDTH - 60
+def _draw_row(
+  row: Row,
+  x: Axis,
+  middle: Real,
+  percent: bool,
+  decimals: int,
+) -> str:
+  """Returns the label of a row, and for each mark its interval, its point and its number."""
+  unit = " %" if percent else ""
+  body = text(LABELS - 10, middle + 3.5, short(row.label), "row", "end")
+  # Several marks stand below each other, around the middle of the row.
+  y = middle - MARK * (len(row.marks) - 1) / 2
+  for look, value, low, high in row.marks:
+    if percent:
+      number = f"{100 * value:.1f}"
+    else:
+      number = f"{value:.{decimals}f}".replace("-", "−")
+    if math.isfinite(low + high):
+      body += horizontal(x(low), x(high), y, f"bar {look}")
+    body += mark(x(value), y, look, f"{row.label}: {number}{unit}", 4)
+    body += text(WIDTH - 2, y + 3.5, number, "value", "end")
+    y += MARK
+  return body
+
+
+def bars(
+  title: str,
+  rows: Sequence[tuple[str, Real]],
+  unit: str,
+  note: str = "",
+) -> str:
+  """Returns bars from 0 on, one for each (label, value), with their numbers."""
+  room = WIDTH - 60 - LABELS
   longest = max((value for _, value in rows), default=0) or 1
-  parts = []
-  for i, (label, value) in enumerate(rows):
-    y = 12 + 22 * i
-    width = max((right - left) * value / longest, 0.5)
-    parts.append(text(left - 10, y + 4, short(label), "row", "end"))
-    parts.append(f'<rect x="{left}" y="{y - 6}" width="{width:.1f}" height="12" class="fill"/>')
-    parts.append(text(left + width + 6, y + 4, f"{value:,.1f} {unit}", "value", "start"))
-  return figure(title, "".join(parts), (), note, 22 * len(rows) + 4)
+  body = ""
+  y = 12
+  for label, value in rows:
+    width = max(room * value / longest, 0.5)  # a small value is still seen
+    box = f'x="{LABELS}" y="{y - 6}" width="{width:.1f}" height="12"'
+    number = f"{value:,.1f} {unit}"
+    body += text(LABELS - 10, y + 4, short(label), "row", "end")
+    body += f'<rect {box} class="fill"/>'
+    body += text(LABELS + width + 6, y + 4, number, "value", "start")
+    y += BAR
+  return figure(title, body, (), note, BAR * len(rows) + 4)

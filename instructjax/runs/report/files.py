@@ -1,5 +1,6 @@
-"""Reading a run directory: whatever is there and can be read; what cannot be is listed in
-`problems`.
+"""Reads a run directory: whatever is there and can be read.
+
+What cannot be read is left out and listed in `problems`, which the page shows.
 """
 
 from __future__ import annotations
@@ -13,24 +14,32 @@ from typing import Any, NamedTuple
 from instructjax.errors import UserError
 from instructjax.intervals import Estimate
 
+JsonObject = dict[str, Any]
 Curve = dict[int, float]  # step -> value
+Curves = dict[str, dict[str, Curve]]  # stage -> metric -> curve
+
 NAMES = ("metrics.jsonl", "samples.jsonl", "results.json", "config.json", "manifest.json")
+EXAMPLES = 5  # so many broken lines or numbers of a file are named
 
 
 class Run(NamedTuple):
   """The files of a run directory; a missing one is empty."""
 
   name: str
-  curves: dict[str, dict[str, Curve]]  # stage, metric
-  samples: list[dict[str, Any]]
-  results: dict[str, Any]
-  config: dict[str, Any]
-  manifest: dict[str, Any]
+  curves: Curves
+  samples: list[JsonObject]
+  results: JsonObject
+  config: JsonObject
+  manifest: JsonObject
   problems: list[str]
 
 
 def read(workdir: Path) -> Run:
-  """Reads the five files.  Raises UserError where none of them holds anything."""
+  """Reads the five files.
+
+  Raises:
+    UserError: where none of them holds anything.
+  """
   if not workdir.is_dir():
     raise UserError(
       f"{workdir} is no directory; give the directory of a run, the one that was its --workdir"
@@ -38,104 +47,123 @@ def read(workdir: Path) -> Run:
   problems: list[str] = []
   curves = gather(lines(workdir / "metrics.jsonl", problems), problems)
   samples = list(lines(workdir / "samples.jsonl", problems))
-  results, config, manifest = (whole(workdir / name, problems) for name in NAMES[2:])
+  results = whole(workdir / "results.json", problems)
+  config = whole(workdir / "config.json", problems)
+  manifest = whole(workdir / "manifest.json", problems)
   if not (curves or samples or results or config or manifest):
-    found = "; ".join(problems) or "none of these files is there"
+    causes = "; ".join(problems) or "none of these files is there"
     raise UserError(
-      f"{workdir} holds nothing to report ({found}); a run directory has {', '.join(NAMES)}"
+      f"{workdir} holds nothing to report ({causes}); a run directory has {', '.join(NAMES)}"
     )
   return Run(workdir.resolve().name, curves, samples, results, config, manifest, problems)
 
 
-def lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
-  """The objects of a JSONL file."""
+def lines(path: Path, problems: list[str]) -> Iterator[JsonObject]:
+  """Yields the objects of a JSONL file; the numbers of the other lines go to `problems`."""
   if not path.is_file():
     return
-  bad = []
+  bad_lines = []
   with path.open(encoding="utf-8", errors="replace") as file:
-    for number, line in enumerate(file, 1):
+    for line_number, line in enumerate(file, start=1):
       if not line.strip():
         continue
-      found = parse(line)
-      if isinstance(found, dict):
-        yield found
+      record = parse(line)
+      if isinstance(record, dict):
+        yield record
       else:
-        bad.append(str(number))
-  if bad:
-    more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-    problems.append(
-      f"{path.name}: left out what is no JSON object, line {', '.join(bad[:5])}{more}"
-    )
+        bad_lines.append(str(line_number))
+  if bad_lines:
+    examples = ", ".join(bad_lines[:EXAMPLES])
+    rest = len(bad_lines) - EXAMPLES
+    more = f" and {rest} more" if rest > 0 else ""
+    problems.append(f"{path.name}: left out what is no JSON object, line {examples}{more}")
 
 
-def whole(path: Path, problems: list[str]) -> dict[str, Any]:
-  """The object of a JSON file."""
+def whole(path: Path, problems: list[str]) -> JsonObject:
+  """Returns the object of a JSON file; empty where there is none."""
   if not path.is_file():
     return {}
-  found = parse(path.read_text(encoding="utf-8", errors="replace"))
-  if isinstance(found, dict):
-    return found
+  record = parse(path.read_text(encoding="utf-8", errors="replace"))
+  if isinstance(record, dict):
+    return record
   problems.append(f"{path.name}: left out, it is no JSON object")
   return {}
 
 
 def parse(text: str) -> Any:
-  """The value of a JSON text; None where it is malformed."""
+  """Returns the value of a JSON text; None where it is malformed."""
   try:
     return json.loads(text)
-  except (ValueError, RecursionError):
+  except (ValueError, RecursionError):  # brackets that nest too deeply
     return None
 
 
-def gather(rows: Iterator[dict[str, Any]], problems: list[str]) -> dict[str, dict[str, Curve]]:
-  """Curves by stage and metric, in the order of steps; of a step that was run twice the later line
-  counts.
+def gather(rows: Iterator[JsonObject], problems: list[str]) -> Curves:
+  """Returns the curves of all stages and metrics, in the order of steps.
+
+  A run that was continued may hold a step twice; the later line counts. The first step at which a
+  metric is not finite goes to `problems`.
   """
-  curves: dict[str, dict[str, Curve]] = {}
-  broken: dict[tuple[str, str], int] = {}
+  curves: Curves = {}
+  first_broken: dict[tuple[str, str], int] = {}  # (stage, metric) -> step
   for row in rows:
-    step, stage = number(row.get("step")), str(row.get("stage", "run"))
+    step = number(row.get("step"))
     if step is None:
       continue
-    for name in (name for name in row if name not in ("step", "stage")):
-      value = number(row[name])
+    stage = str(row.get("stage", "run"))
+    stage_curves = curves.get(stage, {})
+    for name, entry in row.items():
+      if name in ("step", "stage"):
+        continue
+      value = number(entry)
       if value is not None:
-        curves.setdefault(stage, {}).setdefault(name, {})[int(step)] = value
-      elif isinstance(row[name], float):
-        broken.setdefault((stage, name), int(step))
-  problems.extend(
-    f"{stage}: {name} is not finite at step {at}"
-    for (stage, name), at in sorted(broken.items())[:5]
-  )
-  return {
-    stage: {name: dict(sorted(curve.items())) for name, curve in metrics.items()}
-    for stage, metrics in curves.items()
-  }
+        curve = stage_curves.setdefault(name, {})
+        curve[int(step)] = value
+      elif isinstance(entry, float):  # our own writer spells NaN as null, others may not
+        first_broken.setdefault((stage, name), int(step))
+    if stage_curves:  # a stage without any number is no stage
+      curves[stage] = stage_curves
+
+  for (stage, name), step in sorted(first_broken.items())[:EXAMPLES]:
+    problems.append(f"{stage}: {name} is not finite at step {step}")
+  return {stage: _by_step(stage_curves) for stage, stage_curves in curves.items()}
+
+
+def _by_step(stage_curves: dict[str, Curve]) -> dict[str, Curve]:
+  return {name: dict(sorted(curve.items())) for name, curve in stage_curves.items()}
 
 
 def number(value: Any) -> float | None:
-  """A finite number, plain or the `value` of an estimate; None for anything else."""
+  """Returns a finite number, plain or the `value` of an estimate; None for anything else."""
   if isinstance(value, dict):
     value = value.get("value")
-  if isinstance(value, bool) or not isinstance(value, int | float) or not -1e300 < value < 1e300:
+  # True is a whole number in Python, but not in a curve.
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  # A whole number of JSON may be too large for a float; NaN fails the comparison.
+  if not is_number or not -1e300 < value < 1e300:
     return None
   return float(value)
 
 
 def estimate(value: Any) -> Estimate | None:
-  """A number with its interval, which is NaN where there is none; None where there is no number."""
-  at = number(value)
-  if at is None:
+  """Returns a number with its interval; None where there is no number.
+
+  The ends of the interval are NaN where there is none.
+  """
+  point = number(value)
+  if point is None:
     return None
-  parts = value if isinstance(value, dict) else {}
-  low, high, n = (number(parts.get(name)) for name in ("low", "high", "n"))
+  fields = value if isinstance(value, dict) else {}
+  low = number(fields.get("low"))
+  high = number(fields.get("high"))
+  count = number(fields.get("n"))
   if low is None or high is None:
     low = high = math.nan
-  return Estimate(at, low, high, int(n or 0))
+  return Estimate(point, low, high, int(count or 0))
 
 
-def inside(tree: Any, *path: str) -> dict[str, Any]:
-  """The object at a path of keys; empty where the path ends early."""
+def inside(tree: Any, *path: str) -> JsonObject:
+  """Returns the object at a path of keys; empty where the path ends early."""
   for name in path:
     tree = tree.get(name) if isinstance(tree, dict) else None
   return tree if isinstance(tree, dict) else {}

@@ -1,5 +1,6 @@
-"""The frame of the page, its style, and the few shapes of HTML that sections are made of.  No
-script, no request.
+"""The frame of the page, and the few shapes of HTML that its sections are made of.
+
+The page holds no script and makes no request, so that it can be opened anywhere and for ever.
 """
 
 from __future__ import annotations
@@ -11,93 +12,15 @@ from html import escape
 from typing import Any
 
 from instructjax.intervals import Estimate
-
-# Blue, vermilion and green after Okabe and Ito, for colour-blind readers; the shapes of the marks
-# differ as well.
-STYLE = """
-:root { color-scheme: light dark; --page: #fff; --text: #1c1f23; --soft: #5b626b; --line: #d9dde2; --grid: #eceff2;
-  --panel: #f6f7f9; --base: #6b6b6b; --sft: #0072b2; --ppo: #c65200; --ptx: #00795a; --rm: #94447a; --gold: #946300; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171a; --text: #e4e7ea; --soft: #9aa3ad; --line: #3a4148;
-  --grid: #252a2f; --panel: #1c2024; --base: #a9a9a9; --sft: #56b4e9; --ppo: #ff8f4a; --ptx: #3cc9a3; --rm: #e09cc4;
-  --gold: #e8b33c; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--text); font: 16px/1.5 system-ui, -apple-system, "Segoe UI",
-  Roboto, "Helvetica Neue", Arial, sans-serif; overflow-wrap: break-word; -webkit-text-size-adjust: 100%; }
-main { max-width: 1152px; margin: 0 auto; padding: 24px 16px 64px; }
-header p, section > p, .caveats { max-width: 46rem; }
-.run { margin: 0; color: var(--soft); font-size: 14px; }
-h1 { margin: 4px 0 12px; max-width: 46rem; font-size: clamp(22px, 4.5vw, 30px); line-height: 1.25; font-weight: 650;
-  text-wrap: balance; }
-h2 { margin: 48px 0 4px; font-size: 20px; line-height: 1.3; }
-p { margin: 6px 0; }
-nav { display: flex; flex-wrap: wrap; gap: 2px 16px; margin-top: 16px; font-size: 14px; }
-a { color: var(--sft); text-underline-offset: 2px; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr)); gap: 1px;
-  margin: 20px 0; background: var(--line); border: 1px solid var(--line); border-radius: 8px; overflow: hidden; }
-.facts div { padding: 12px 16px; background: var(--page); }
-.facts dt { color: var(--soft); font-size: 13px; }
-.facts dd { margin: 0; font-size: 24px; font-weight: 600; font-variant-numeric: tabular-nums; }
-.facts small { display: block; color: var(--soft); font-size: 13px; font-weight: 400; line-height: 1.4; }
-.caveats { margin: 16px 0; padding: 10px 16px; background: var(--panel); border-left: 3px solid var(--soft);
-  font-size: 14px; }
-.caveats ul { margin: 4px 0; padding-left: 18px; }
-.box { overflow-x: auto; margin: 12px 0; border: 1px solid var(--line); border-radius: 8px; }
-table { width: 100%; border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
-th, td { padding: 7px 12px; text-align: right; white-space: nowrap; vertical-align: top;
-  border-bottom: 1px solid var(--grid); }
-tr:last-child > * { border-bottom: 0; }
-thead th { color: var(--soft); font-size: 13px; font-weight: 500; line-height: 1.35; vertical-align: bottom; }
-tr > :first-child { position: sticky; left: 0; text-align: left; background: var(--page); font-weight: 600; }
-td small { display: block; color: var(--soft); font-size: 12px; }
-.plain td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-.plain tr > :first-child { position: static; width: 1%; font-weight: 500; white-space: nowrap; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); gap: 24px 32px;
-  margin-top: 16px; align-items: start; }
-figure { margin: 0; min-width: 0; }
-figcaption { font-size: 14px; font-weight: 600; }
-figure > svg { display: block; width: 100%; max-width: 440px; height: auto; }
-.note, .legend { margin: 2px 0; color: var(--soft); font-size: 13px; }
-.legend { display: flex; flex-wrap: wrap; gap: 0 14px; }
-.key { width: 22px; height: 10px; margin-right: 5px; }
-svg { overflow: visible; }
-svg text { fill: var(--text); font-size: 11px; font-variant-numeric: tabular-nums; }
-svg .tick, svg .label { fill: var(--soft); }
-svg .row { font-size: 11.5px; }
-.gridline { stroke: var(--grid); }
-.axis { stroke: var(--line); }
-.thread { stroke: var(--line); stroke-dasharray: 1 3; }
-.reference { stroke: var(--soft); stroke-dasharray: 4 3; }
-.curve { fill: none; stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round; }
-.curve.faint { stroke-width: 1; opacity: .35; }
-.curve.dashed { stroke-width: 1.3; stroke-dasharray: 4 3; opacity: .7; }
-.bar { stroke: var(--c); stroke-width: 1.8; }
-.mark { fill: var(--c); }
-.mark.hollow, .mark.dashed { fill: var(--page); stroke: var(--c); stroke-width: 1.2; }
-.dashed { --c: var(--soft); }
-.fill { fill: var(--sft); opacity: .75; }
-.base { --c: var(--base); } .sft { --c: var(--sft); } .ppo { --c: var(--ppo); } .ptx { --c: var(--ptx); }
-.rm { --c: var(--rm); } .gold { --c: var(--gold); }
-.sample { margin: 12px 0; padding: 12px 16px; border: 1px solid var(--line); border-radius: 8px; }
-.sample > p { margin: 0; font-weight: 600; white-space: pre-wrap; }
-.sample > p small { color: var(--soft); font-weight: 400; }
-.sample dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 210px), 1fr)); gap: 10px 24px;
-  margin: 8px 0 0; }
-.sample dt { color: var(--c); font-size: 13px; font-weight: 600; }
-.sample dt small { color: var(--soft); font-weight: 400; }
-.sample dd { margin: 0; font-size: 14px; white-space: pre-wrap; }
-code { font-size: 13px; }
-details { margin: 16px 0; }
-summary { cursor: pointer; font-size: 14px; font-weight: 600; }
-.terms { font-size: 13px; color: var(--soft); max-width: 60rem; }
-@media print { details > * { display: block; } .box { overflow: visible; } }
-"""
+from instructjax.runs.report.style import STYLE
 
 FRAME = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <link rel="icon" href="data:,">
 <title>{title}</title>
 <style>{style}</style>
@@ -110,93 +33,124 @@ FRAME = """<!doctype html>
 </html>
 """
 
+Section = tuple[str, str, str]  # anchor, title, HTML; the HTML is empty where there are no data
+
 
 def page(title: str, body: str) -> str:
-  """The whole document; its own policy forbids scripts and requests."""
+  """Returns the whole document; its own policy forbids scripts and requests."""
   return FRAME.format(title=escape(title), style=STYLE, body=body)
 
 
-def section(name: str, title: str, lead: str, *parts: str) -> tuple[str, str, str]:
-  """(anchor, title, HTML) of a section; the HTML is empty where no part has anything in it."""
+def section(
+  name: str,
+  title: str,
+  lead: str,
+  *parts: str,
+) -> Section:
+  """Returns a section with a sentence before its parts; empty where no part has anything in it."""
   body = "".join(parts)
-  lead = f"<p>{escape(lead)}</p>" if lead else ""
-  return (
-    name,
-    title,
-    f'<section id="{name}"><h2>{escape(title)}</h2>{lead}{body}</section>' if body else "",
-  )
+  if not body:
+    return name, title, ""
+  heading = f"<h2>{escape(title)}</h2>"
+  lead_html = f"<p>{escape(lead)}</p>" if lead else ""
+  html = f'<section id="{name}">{heading}{lead_html}{body}</section>'
+  return name, title, html
 
 
 def grid(figures: Sequence[str]) -> str:
-  """Figures side by side, as many as there is room for."""
-  found = "".join(figures)
-  return f'<div class="grid">{found}</div>' if found else ""
+  """Returns figures side by side, as many as there is room for."""
+  cells = "".join(figures)
+  return f'<div class="grid">{cells}</div>' if cells else ""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """Cells are HTML already; the table scrolls inside its own box."""
-  top = "".join(f"<th>{cell}</th>" for cell in head)
-  body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-  return f'<div class="box" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+  """Returns a table of cells that are HTML already; a wide one scrolls inside its own box."""
+  head_row = "".join(f"<th>{title}</th>" for title in head)
+  body_rows = "".join(_table_row(row) for row in rows)
+  content = f"<thead><tr>{head_row}</tr></thead><tbody>{body_rows}</tbody>"
+  # The tab index lets a keyboard scroll the box.
+  return f'<div class="box" tabindex="0"><table>{content}</table></div>'
+
+
+def _table_row(cells: Sequence[str]) -> str:
+  content = "".join(f"<td>{content}</td>" for content in cells)
+  return f"<tr>{content}</tr>"
+
+
+def details(title: str, body: str) -> str:
+  """Returns HTML that is shown on a click on its title."""
+  return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
 
 def settings(title: str, tree: dict[str, Any]) -> str:
-  """Names and values, folded."""
-  rows = [f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in flat(tree)]
+  """Returns a folded table of names and values; nothing where there are none."""
+  rows = [_table_row([escape(name), escape(value)]) for name, value in flat(tree)]
   if not rows:
     return ""
-  return f'<details><summary>{escape(title)}</summary><div class="box plain"><table>{"".join(rows)}</table></div></details>'
+  content = "".join(rows)
+  return details(title, f'<div class="box plain"><table>{content}</table></div>')
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-  """Dotted names and values as text."""
-  rows = []
+  """Returns the dotted names of a tree of settings with their values as text."""
+  pairs = []
   for name, value in tree.items():
-    if isinstance(value, dict) and value:
-      rows += flat(value, f"{prefix}{name}.")
+    dotted = f"{prefix}{name}"
+    if isinstance(value, dict) and value:  # an empty object is shown as a value
+      pairs.extend(flat(value, f"{dotted}."))
+    elif isinstance(value, str):
+      pairs.append((dotted, value))
     else:
-      rows.append(
-        (
-          f"{prefix}{name}",
-          value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
-        )
-      )
-  return rows
+      pairs.append((dotted, json.dumps(value, ensure_ascii=False)))
+  return pairs
 
 
 # --- numbers ---
 
+# A non-breaking space stands between a number and its unit.
+
 
 def percent(value: float) -> str:
+  """Returns a share as 12.3 %."""
   return f"{100 * value:.1f}\u00a0%"
 
 
-def interval(found: Estimate, share: bool = False, decimals: int = 2) -> str:
-  """The two ends, or nothing where there is no interval."""
-  if not math.isfinite(found.low + found.high):
+def minus(value: float, decimals: int = 2) -> str:
+  """Returns a number with a true minus sign, and never a negative zero."""
+  rounded = round(value, decimals) + 0.0  # -0.0 + 0.0 is 0.0
+  return f"{rounded:.{decimals}f}".replace("-", "−")
+
+
+def _value(value: float, share: bool, decimals: int) -> str:
+  return percent(value) if share else minus(value, decimals)
+
+
+def interval(estimate: Estimate, share: bool = False, decimals: int = 2) -> str:
+  """Returns the two ends, or nothing where there is no interval."""
+  low = estimate.low
+  high = estimate.high
+  if not math.isfinite(low + high):
     return ""
   if share:
-    return f"{100 * found.low:.1f} to {100 * found.high:.1f}\u00a0%"
-  return f"{minus(found.low, decimals)} to {minus(found.high, decimals)}"
+    return f"{100 * low:.1f} to {100 * high:.1f}\u00a0%"
+  return f"{minus(low, decimals)} to {minus(high, decimals)}"
 
 
-def minus(value: float, decimals: int = 2) -> str:
-  """A number with a true minus sign, never a negative zero."""
-  return f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", "−")
-
-
-def cell(found: Estimate | None, share: bool = False, decimals: int = 2) -> str:
-  """A value over its interval."""
-  if found is None:
+def cell(
+  estimate: Estimate | None,
+  share: bool = False,
+  decimals: int = 2,
+) -> str:
+  """Returns a value over its interval, for a cell of a table."""
+  if estimate is None:
     return "–"
-  ends = interval(found, share, decimals)
-  value = percent(found.value) if share else minus(found.value, decimals)
-  return value + (f"<small>{ends}</small>" if ends else "")
+  value = _value(estimate.value, share, decimals)
+  ends = interval(estimate, share, decimals)
+  return f"{value}<small>{ends}</small>" if ends else value
 
 
-def with_ends(found: Estimate, share: bool = True) -> str:
-  """A value and its interval in a sentence."""
-  ends = interval(found, share)
-  return (percent(found.value) if share else minus(found.value)) + (
-    f" (95\u00a0% interval {ends})" if ends else ""
-  )
+def with_ends(estimate: Estimate, share: bool = True) -> str:
+  """Returns a value and its interval as they stand in a sentence."""
+  value = _value(estimate.value, share, decimals=2)
+  ends = interval(estimate, share)
+  return f"{value} (95\u00a0% interval {ends})" if ends else value

@@ -1,127 +1,200 @@
-"""The head of the page: one sentence with the number that matters, a few others, and what they do
-not say.
-"""
+"""The head of the page: a verdict in one sentence, a few numbers, and what they do not say."""
 
 from __future__ import annotations
 
 import math
 import re
 from html import escape
+from typing import NamedTuple
 
 from instructjax.intervals import Estimate
 from instructjax.runs.report import page
-from instructjax.runs.report.files import Curve, Run, estimate, inside, number
-from instructjax.runs.report.sections import MODELS, named, rl_stages
+from instructjax.runs.report.files import Run, estimate, inside, number
+from instructjax.runs.report.names import MODELS, rl_stages, stage_title
+
+POLICIES = ("ptx", "ppo")  # the better one according to the paper comes first
+
+# References of the reward model's accuracy in results.json, as a sentence calls them.
+REFERENCES = {
+  "chance": "chance",
+  "vader": "VADER",
+  "raters": "two raters agree",
+  "ceiling": "noise ceiling",
+}
+
+
+class Fact(NamedTuple):
+  """A number beside the headline, with a title above it and small print below it."""
+
+  title: str
+  value: str
+  small: str
 
 
 def head(run: Run) -> str:
-  """Headline, facts, caveats."""
-  parts = [
-    f'<p class="run">InstructJAX · run {escape(run.name)}</p><h1>{escape(headline(run))}</h1>'
-  ]
-  found = facts(run)
-  cells = [
-    f"<div><dt>{escape(a)}</dt><dd>{escape(b)}<small>{escape(c)}</small></dd></div>"
-    for a, b, c in found
-  ]
-  if len(cells) == 1:
-    parts.append(f"<p>{escape(found[0][2].capitalize())}.</p>")
-  elif cells:
-    parts.append(f'<dl class="facts">{"".join(cells)}</dl>')
-  for title, found in (("Read this with the numbers", caveats(run)), ("Left out", run.problems)):
-    if found:
-      marked = [re.sub("`([^`]+)`", r"<code>\1</code>", escape(line)) for line in found]
-      items = "".join(f"<li>{line}</li>" for line in marked)
-      parts.append(f'<div class="caveats"><strong>{title}</strong><ul>{items}</ul></div>')
+  """Returns headline, facts and caveats."""
+  run_name = f"InstructJAX · run {escape(run.name)}"
+  parts = [f'<p class="run">{run_name}</p><h1>{escape(headline(run))}</h1>']
+  run_facts = facts(run)
+  if len(run_facts) == 1:
+    # The headline already holds this number, so only its small print is left to say.
+    parts.append(f"<p>{escape(run_facts[0].small.capitalize())}.</p>")
+  elif run_facts:
+    cells = "".join(_fact_cell(fact) for fact in run_facts)
+    parts.append(f'<dl class="facts">{cells}</dl>')
+  parts.append(_caveat_box("Read this with the numbers", caveats(run)))
+  parts.append(_caveat_box("Left out", run.problems))
   return "".join(parts)
 
 
+def _fact_cell(fact: Fact) -> str:
+  title = f"<dt>{escape(fact.title)}</dt>"
+  value = f"<dd>{escape(fact.value)}<small>{escape(fact.small)}</small></dd>"
+  return f"<div>{title}{value}</div>"
+
+
+def _caveat_box(title: str, sentences: list[str]) -> str:
+  """Returns a list of sentences, in which `words` become code; nothing where there are none."""
+  if not sentences:
+    return ""
+  items = ""
+  for sentence in sentences:
+    marked = re.sub("`([^`]+)`", r"<code>\1</code>", escape(sentence))
+    items += f"<li>{marked}</li>"
+  return f'<div class="caveats"><strong>{title}</strong><ul>{items}</ul></div>'
+
+
+def _wins(run: Run, name: str) -> Estimate | None:
+  """Returns the win rate of a model against SFT."""
+  return estimate(inside(run.results, "models", name).get("win_rate_vs_sft"))
+
+
 def headline(run: Run) -> str:
-  """The verdict in one sentence: on the policies, else on the reward model, else on the curves."""
-  for name in ("ptx", "ppo"):
-    found = estimate(inside(run.results, "models", name).get("win_rate_vs_sft"))
-    if found:
-      return against_sft(MODELS[name], found)
+  """Returns the verdict in one sentence.
+
+  It is about the policies where there are any, else about the reward model, else about where the
+  curves went.
+  """
+  for name in POLICIES:
+    wins = _wins(run, name)
+    if wins:
+      return against_sft(MODELS[name], wins)
   accuracy = estimate(inside(run.results, "rm").get("pair_accuracy"))
   if accuracy:
     return f"The reward model orders {page.with_ends(accuracy)} of held-out pairs as people do"
-  moved = [fact for stage in run.curves if (fact := moves(run, stage))]
-  return "; ".join(f"{title} {value}" for title, value, _ in moved[:3]) or f"Run {run.name}"
+  changes = [f"{fact.title} {fact.value}" for fact in curve_facts(run)]
+  # A headline has room for three stages. A run with nothing but settings has only its name.
+  return "; ".join(changes[:3]) or f"Run {run.name}"
 
 
-def against_sft(name: str, found: Estimate) -> str:
-  """Better, worse or not told apart, as the interval says."""
-  share = page.percent(found.value)
-  if not math.isfinite(found.low + found.high):
+def against_sft(name: str, wins: Estimate) -> str:
+  """Returns whether a model is better or worse than SFT, as far as the interval allows."""
+  share = page.percent(wins.value)
+  if not math.isfinite(wins.low + wins.high):
     return f"{name} wins {share} of test prompts against SFT (no interval is given)"
-  ends = f"(95\u00a0% interval {page.interval(found, share=True)})"
-  if found.low > 0.5:
-    return f"{name} beats SFT: it wins {share} of test prompts {ends}"
-  if found.high < 0.5:
-    return f"{name} is worse than SFT: it wins {share} of test prompts {ends}"
-  return f"{name} is not told apart from SFT: it wins {share} of test prompts {ends}"
+  ends = f"(95\u00a0% interval {page.interval(wins, share=True)})"
+  # The whole interval must lie on one side of a half, where a model does as well as SFT.
+  if wins.low > 0.5:
+    verdict = f"{name} beats SFT"
+  elif wins.high < 0.5:
+    verdict = f"{name} is worse than SFT"
+  else:
+    verdict = f"{name} does not differ clearly from SFT"
+  return f"{verdict}: it wins {share} of test prompts {ends}"
 
 
-def facts(run: Run) -> list[tuple[str, str, str]]:
-  """(title, value, small print) of the few numbers beside the headline."""
-  models = inside(run.results, "models")
-  found = []
-  for name in ("ptx", "ppo"):
-    wins = estimate(inside(models, name).get("win_rate_vs_sft"))
+def facts(run: Run) -> list[Fact]:
+  """Returns the few numbers beside the headline; those of the curves where there are no results."""
+  results = [*_win_facts(run), *_accuracy_facts(run), *_tax_facts(run)]
+  return results or curve_facts(run)
+
+
+def _win_facts(run: Run) -> list[Fact]:
+  win_facts = []
+  for name in POLICIES:
+    wins = _wins(run, name)
     if wins:
-      small = f"{page.interval(wins, share=True)}, {wins.n:,} prompts, judged by the gold model"
-      found.append(
-        (f"{MODELS[name]} wins against SFT", page.percent(wins.value), small.removeprefix(", "))
-      )
+      judged = f"{wins.n:,} prompts, judged by the gold model"
+      interval = page.interval(wins, share=True)  # empty for a plain number
+      small = f"{interval}, {judged}" if interval else judged
+      fact = Fact(f"{MODELS[name]} wins against SFT", page.percent(wins.value), small)
+      win_facts.append(fact)
+  return win_facts
+
+
+def _accuracy_facts(run: Run) -> list[Fact]:
   accuracy = estimate(inside(run.results, "rm").get("pair_accuracy"))
-  if accuracy:
-    found.append(("Reward model, pairs right", page.percent(accuracy.value), beside(run)))
-  nll = {name: number(inside(models, name).get("pretrain_nll")) for name in MODELS}
-  if nll["ppo"] is not None and nll["ptx"] is not None:
-    change = nll["ptx"] - nll["ppo"]
-    small = f"nats a token with the mix ({nll['ptx']:.3f}) less without it ({nll['ppo']:.3f})"
-    small += f"; base {nll['base']:.3f}" if nll["base"] is not None else ""
-    found.append(("Pretraining text, PPO-ptx less PPO", page.minus(change, 3), small))
-  return found or [fact for stage in run.curves if (fact := moves(run, stage))]
+  if not accuracy:
+    return []
+  value = page.percent(accuracy.value)
+  return [Fact("Reward model, pairs right", value, accuracy_references(run))]
 
 
-def beside(run: Run) -> str:
-  """The references of the reward model's accuracy."""
-  refs = inside(run.results, "rm", "references")
-  words = {
-    "chance": "chance",
-    "vader": "VADER",
-    "raters": "two raters agree",
-    "ceiling": "noise ceiling",
-  }
-  found = [(word, number(refs.get(name))) for name, word in words.items()]
-  return ", ".join(f"{word} {100 * value:.1f}" for word, value in found if value is not None)
+def accuracy_references(run: Run) -> str:
+  """Returns the references of the reward model's accuracy, in percent."""
+  references = inside(run.results, "rm", "references")
+  parts = []
+  for name, words in REFERENCES.items():
+    share = number(references.get(name))
+    if share is not None:
+      parts.append(f"{words} {100 * share:.1f}")
+  return ", ".join(parts)
 
 
-def moves(run: Run, stage: str) -> tuple[str, str, str] | None:
-  """Where the main curve of a stage began and ended: means of the first and the last tenth of its
-  steps.
-  """
-  metric = "objective/scores" if stage in rl_stages(run) else "loss"
-  curve: Curve = run.curves[stage].get(metric, {})
-  if not curve:
+def _tax_facts(run: Run) -> list[Fact]:
+  """Returns what the pretraining mix changes on pretraining text (the "alignment tax")."""
+  base = _pretrain_nll(run, "base")
+  without_mix = _pretrain_nll(run, "ppo")
+  with_mix = _pretrain_nll(run, "ptx")
+  if with_mix is None or without_mix is None:
+    return []
+  small = f"nats a token with the mix ({with_mix:.3f}) less without it ({without_mix:.3f})"
+  if base is not None:
+    small += f"; base {base:.3f}"
+  change = page.minus(with_mix - without_mix, 3)
+  return [Fact("Pretraining text, PPO-ptx less PPO", change, small)]
+
+
+def _pretrain_nll(run: Run, name: str) -> float | None:
+  return number(inside(run.results, "models", name).get("pretrain_nll"))
+
+
+def curve_facts(run: Run) -> list[Fact]:
+  """Returns where the main curve of each stage began and ended."""
+  candidates = [curve_fact(run, stage) for stage in run.curves]
+  return [fact for fact in candidates if fact is not None]
+
+
+def curve_fact(run: Run, stage: str) -> Fact | None:
+  """Returns the means of the first and the last tenth of a stage's score or loss."""
+  is_rl = stage in rl_stages(run)  # whose loss says little about how it went
+  metric = "objective/scores" if is_rl else "loss"
+  values = list(run.curves[stage].get(metric, {}).values())
+  if not values:
     return None
-  values = list(curve.values())
-  tenth = max(1, len(values) // 10)
-  first, last = sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth
-  word = "score" if metric == "objective/scores" else "loss"
-  small = f"means of the first and the last {tenth} of {len(values):,} steps"
-  return f"{named(stage)}: {word}", f"{page.minus(first)} → {page.minus(last)}", small
+  tenth = max(1, len(values) // 10)  # steps
+  first = sum(values[:tenth]) / tenth
+  last = sum(values[-tenth:]) / tenth
+  word = "score" if is_rl else "loss"
+  return Fact(
+    f"{stage_title(stage)}: {word}",
+    f"{page.minus(first)} → {page.minus(last)}",
+    f"means of the first and the last {tenth} of {len(values):,} steps",
+  )
 
 
 def caveats(run: Run) -> list[str]:
-  """The notes of the results, and what holds for any run that was judged by models."""
+  """Returns the notes of the results, and what holds for any run that was judged by models."""
   notes = run.results.get("notes")
-  found = [str(note) for note in notes] if isinstance(notes, list) else []
+  sentences = []
+  if isinstance(notes, list):  # the file may come from anywhere
+    sentences = [str(note) for note in notes]
   if inside(run.results, "models"):
-    found.append("The judge of the win rates, the gold model, is a reward model too, not a person.")
-    found.append(
-      "Intervals are over test prompts. One training run was made: they do not say how another "
-      "seed would do."
+    sentences.append(
+      "The judge of the win rates, the gold model, is a reward model too, not a person."
     )
-  return found
+    sentences.append(
+      "Intervals are over test prompts. One training run was made: "
+      "they do not say how another seed would do."
+    )
+  return sentences

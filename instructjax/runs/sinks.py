@@ -1,0 +1,82 @@
+"""Other places where metrics may go besides metrics.jsonl: TensorBoard and Weights & Biases.
+
+A sink is a function of a step, the name of its stage and its metrics. What opens one is a context
+manager, which closes it at the end of the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from instructjax.errors import UserError
+
+Config = Mapping[str, Any]  # the settings of a run, as they stand in its config.json
+Scalars = Mapping[str, float]  # metrics by name
+Sink = Callable[[int, str, Scalars], None]
+OpenSink = Callable[[Path, Config], contextlib.AbstractContextManager[Sink]]
+
+
+@contextlib.contextmanager
+def tensorboard(workdir: Path, config: Config) -> Iterator[Sink]:
+  """Writes event files under `tensorboard/`, with one tag for each stage and metric."""
+  tensorboardX = _import_package("tensorboardX", "tensorboard")
+  events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+
+  def sink(step: int, stage: str, scalars: Scalars) -> None:
+    for name, value in scalars.items():
+      events.add_scalar(f"{stage}/{name}", value, step)
+
+  try:
+    yield sink
+  finally:
+    events.close()
+
+
+@contextlib.contextmanager
+def wandb(workdir: Path, config: Config) -> Iterator[Sink]:
+  """Logs to a Weights & Biases run that is named after the directory."""
+  package = _import_package("wandb", "wandb")
+  run = package.init(
+    project="instructjax",
+    name=workdir.name,
+    dir=str(workdir),
+    config=dict(config),
+    resume="allow",
+  )
+
+  def sink(step: int, stage: str, scalars: Scalars) -> None:
+    row = {f"{stage}/{name}": value for name, value in scalars.items()}
+    # A run has several stages that all count from 1, while the step of Weights & Biases may only
+    # grow. So the step is a metric of its own.
+    row[f"{stage}/step"] = step
+    run.log(row)
+
+  try:
+    yield sink
+  finally:
+    run.finish()
+
+
+# By the names that --writer takes.
+SINKS: dict[str, OpenSink] = {"tensorboard": tensorboard, "wandb": wandb}
+
+
+def _import_package(name: str, extra: str) -> Any:
+  """Imports a package that only a sink needs.
+
+  Raises:
+    UserError: where it is not installed; the message names the extra of ours that brings it.
+  """
+  try:
+    return importlib.import_module(name)
+  except ImportError:
+    python = Path(sys.executable).name
+    raise UserError(
+      f"--writer={extra} needs the package {name}: "
+      f"run `{python} -m pip install 'instructjax[{extra}]'`"
+    ) from None

@@ -1,0 +1,88 @@
+"""The files of a run directory: what is written, what is dropped, and which runs may go on."""
+
+import json
+
+import pytest
+
+from instructjax.errors import UserError
+from instructjax.runs import writers
+
+
+@pytest.fixture
+def writer(tmp_path):
+  with writers.open_run(tmp_path / "run", {"lr": 0.1}, seed=1) as run_writer:
+    yield run_writer
+
+
+def rows(tmp_path):
+  return [
+    json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  ]
+
+
+def test_another_configuration_in_the_same_directory_is_refused(writer, tmp_path):
+  with writers.open_run(
+    tmp_path / "run", {"lr": 0.2}
+  ):  # nothing was done yet: the settings may change
+    pass
+  with writers.open_run(tmp_path / "run", {"lr": 0.1}) as again:
+    again.metrics(1, "a", {"loss": 1.0})
+  message = r"run holds a run with config.lr=0.1, this one has config.lr=0.2: name another"
+  with pytest.raises(UserError, match=message), writers.open_run(tmp_path / "run", {"lr": 0.2}):
+    pass
+
+
+def test_half_a_line_left_by_a_crash_is_dropped(writer, tmp_path):
+  writer.metrics(1, "a", {"x": 1.0})
+  with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 2, "sta')
+  writer.rewind("a", 1)
+  assert rows(tmp_path) == [{"step": 1, "stage": "a", "x": 1.0}]
+
+
+def test_a_line_without_its_end_is_written_anew(writer, tmp_path):
+  writer.metrics(1, "a", {"x": 1.0})
+  with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 2, "stage": "a", "x": 2.0}')
+  writer.rewind("a", 1)
+  writer.metrics(2, "a", {"x": 2.0})
+  assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+
+
+def test_settings_that_change_no_number_may_change(writer, tmp_path):
+  writer.metrics(1, "a", {"x": 1.0})
+  with writers.open_run(tmp_path / "run", {"lr": 0.1, "mesh": {"data": 2}, "keep": 3}):
+    pass
+  assert json.loads((tmp_path / "run" / "config.json").read_text())["mesh"] == {"data": 2}
+  prints = [writers.fingerprint({"lr": lr, "keep": keep}) for lr, keep in ((1, 1), (1, 2), (2, 1))]
+  assert prints[0] == prints[1] != prints[2]
+
+
+def test_notes_join_the_manifest(writer, tmp_path):
+  writers.note(tmp_path / "run", fingerprints={"data": "abc"})
+  manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+  assert manifest["fingerprints"] == {"data": "abc"}
+  assert manifest["seed"] == 1
+
+
+@pytest.mark.parametrize(("sink", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
+def test_a_missing_package_names_the_extra(sink, package, tmp_path, monkeypatch):
+  monkeypatch.setitem(__import__("sys").modules, package, None)
+  message = rf"needs the package {package}: run .* 'instructjax\[{sink}\]'"
+  with pytest.raises(UserError, match=message), writers.open_run(tmp_path, {}, sinks=(sink,)):
+    pass
+
+
+def test_sinks_get_every_metric(tmp_path, monkeypatch):
+  import contextlib
+
+  seen = []
+
+  @contextlib.contextmanager
+  def sink(workdir, config):
+    yield lambda step, stage, scalars: seen.append((step, stage, dict(scalars)))
+
+  monkeypatch.setitem(writers.SINKS, "tensorboard", sink)
+  with writers.open_run(tmp_path, {}, sinks=("tensorboard",)) as writer:
+    writer.metrics(3, "a", {"loss": 1.5})
+  assert seen == [(3, "a", {"loss": 1.5})]
