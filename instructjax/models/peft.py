@@ -242,10 +242,10 @@ def _join(tensor: Tensor, host: dict[str, Adapter], table: Params, layer: int) -
 
 
 def load(folder: str | Path, config: Config) -> dict[str, Adapter]:
-  """Returns the adapter of a folder for a model of this configuration, on the mesh where one is set.
+  """Returns the adapter of a folder for a model of this configuration.
 
-  Where the file joins several products in one matrix, each gets the whole rank, unless the adapter
-  was written by `save`.
+  It is placed on the mesh where one is set. Where the file joins several products in one matrix,
+  each gets the whole rank, unless the adapter was written by `save`.
 
   Raises:
     UserError: for a variant of LoRA that would be computed differently, and for missing or
@@ -284,7 +284,7 @@ def load(folder: str | Path, config: Config) -> dict[str, Adapter]:
 
 
 def _read_tensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-  """Returns the tensors of a file by their names without PREFIX, and the ranks that `save` noted."""
+  """Returns the tensors of a file by their names without PREFIX, and the ranks from `save`."""
   import safetensors
 
   try:
@@ -343,7 +343,7 @@ def _divide(
   # divided into blocks again; otherwise every product gets all of a and its own rows of b.
   own_ranks = [ranks[name] for name in names if name in ranks]
   in_blocks = len(names) > 1 and bool(own_ranks) and sum(own_ranks) == len(a)
-  b_shapes = [(len(a), *shape) for shape in output_shapes]
+  b_shapes: list[weights.Shape] = [(len(a), *shape) for shape in output_shapes]
   b_parts = weights.pieces(_outputs(tensor), b, b_shapes)
   pairs = {}
   row = 0

@@ -1,9 +1,9 @@
 """Fills a model's parameters from the tensors of a file, and makes such tensors from parameters.
 
-A file has one tensor for each layer, where a parameter is one array that is stacked over layers; and
-it may hold several parameters in one tensor. `hf` and `gguf` describe the tensors of their formats
-as a list of `Tensor`, and this module does the rest. Each tensor goes to its place on the devices
-before the next one is read, so that the host never holds a second copy of the model.
+A file has one tensor for each layer, where a parameter is one array that is stacked over layers,
+and it may hold several parameters in one tensor. `hf` and `gguf` describe the tensors of their
+formats as a list of `Tensor`, and this module does the rest. Each tensor goes to its place on the
+devices before the next one is read, so that the host never holds a second copy of the model.
 
 Dimensions: I inputs and O outputs of a product.
 """
@@ -39,8 +39,8 @@ class Tensor(NamedTuple):
   leaves: tuple[str, ...]  # paths of the parameters, such as "blocks/q/w"
   turned: bool = False
   by_head: bool = False  # joins the parts of each head before those of the next (GPT-NeoX)
-  # The two features of a head that rotate together lie side by side (Llama in GGUF); ours lie half a
-  # head apart.
+  # The two features of a head that rotate together lie side by side (Llama in GGUF). Ours lie half
+  # a head apart.
   paired: bool = False
   shift: float = 0.0  # what the file adds to the parameter (Gemma's norms in GGUF)
 
@@ -202,7 +202,7 @@ def _load_stacked(
   """Returns the stacked parameters of a tensor that a file has for every layer."""
   shapes = [leaf.shape[1:] for leaf in leaves]
   partitions = [sharding.fit(leaf.shape, leaf.axes) for leaf in leaves]
-  stacks = []
+  stacks: list[Array] = []
   for leaf, partition in zip(leaves, partitions, strict=True):
     stacks.append(_empty(leaf.shape, partition))
   for layer in range(config.depth):

@@ -194,11 +194,9 @@ def parse(raw: Raw, path: Path) -> Config:
     quantization_config=(None,),
     use_bidirectional_attention=(False, None),
   )
-  filled = dict(DEFAULTS[kind])
   # A null says nothing, with few exceptions.
-  for key, value in raw.items():
-    if value is not None or key in MAY_BE_NULL:
-      filled[key] = value
+  stated = {key: value for key, value in raw.items() if value is not None or key in MAY_BE_NULL}
+  filled = DEFAULTS[kind] | stated
   parsers = {"gpt2": _parse_gpt2, "gpt_neox": _parse_neox, "phi": _parse_phi}
   parse_family = parsers.get(kind, _parse_llama)
   return parse_family(filled, path)

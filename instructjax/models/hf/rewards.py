@@ -31,7 +31,7 @@ from instructjax.types import Params
 BIAS = "score_bias"
 SCORE = Tensor("score.weight", ("score/w",), turned=True)
 CODE_FILE = "score_bias.py"
-CODE = '''"""A sequence classifier whose score has a bias, which config.json holds as "score_bias"."""
+CODE = '''"""A sequence classifier that adds a bias to its score: "score_bias" in config.json."""
 
 from transformers import {base}
 
