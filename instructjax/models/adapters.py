@@ -499,7 +499,11 @@ def _init_cache(m: Module, batch: int, length: int) -> Cache:
     "valid": jnp.zeros((batch, length), bool),
     "index": jnp.int32(0),
   }
-  return jax.tree.map(lambda x: sharding.reshard(x, *_row_axes(x, batch)), cache)
+
+  def split_rows(x: Array) -> Array:
+    return sharding.reshard(x, *_row_axes(x, batch))
+
+  return jax.tree.map(split_rows, cache)
 
 
 @functools.cache

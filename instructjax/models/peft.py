@@ -1,9 +1,9 @@
 """Reads and writes adapters in the layout of PEFT: `adapter_config.json` and safetensors.
 
 PEFT stores a as [R, I] and b as [O, R], whatever the layout of the matrix. Where the file joins
-several of our products in one matrix (GPT-2's c_attn), their adapters become one. Its rank is the
-sum of their ranks, its a has theirs below each other, and its b has theirs as blocks with zeros
-around them; this is the same function.
+several of our products in one matrix (GPT-2's c_attn), their adapters become one, whose rank is the
+sum of their ranks. Its a stacks the rows of theirs, and its b holds theirs as blocks with zeros
+around them, so that it is the same function.
 
 Dimensions: I inputs and O outputs of a product, R the rank.
 """
@@ -279,8 +279,8 @@ def load(folder: str | Path, config: Config) -> dict[str, Adapter]:
       f"{file}: '{next(iter(content), 'nothing')}' belongs to no product of this model"
     )
   leaves = lora.table(table, lora.describe(adapters))
-  placed = sharding.place(adapters, sharding.shardings(leaves))
-  return jax.tree.map(jax.numpy.asarray, placed)
+  adapters = sharding.place(adapters, sharding.shardings(leaves))
+  return jax.tree.map(jax.numpy.asarray, adapters)
 
 
 def _read_tensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:

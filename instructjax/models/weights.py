@@ -185,11 +185,11 @@ def _load_single(
   """Returns the parameters of a tensor that a file has once, such as the embedding."""
   shapes = [leaf.shape for leaf in leaves]
   parts = _read_parts(tensor, tensor.name, shapes, read, source)
-  placed = []
+  arrays = []
   for leaf, part in zip(leaves, parts, strict=True):
     partition = sharding.fit(leaf.shape, leaf.axes)
-    placed.append(_place(part, partition, tensor.shift))
-  return placed
+    arrays.append(_place(part, partition, tensor.shift))
+  return arrays
 
 
 def _load_stacked(
@@ -210,8 +210,8 @@ def _load_stacked(
     parts = _read_parts(tensor, name, shapes, read, source)
     for j, (part, partition) in enumerate(zip(parts, partitions, strict=True)):
       # One layer is a stack of depth 1: it has the axes of the whole.
-      placed = _place(part[None], partition, tensor.shift)
-      stacks[j] = _write(stacks[j], placed, jnp.int32(layer))
+      on_devices = _place(part[None], partition, tensor.shift)
+      stacks[j] = _write(stacks[j], on_devices, jnp.int32(layer))
     # Wait, or the host would run ahead and hold many layers at once.
     jax.block_until_ready(stacks)
   return stacks
