@@ -136,8 +136,8 @@ def fetch(name: str) -> Path:
   """Returns the folder of a model of the hub, which is fetched unless it is in the hub's cache.
 
   Raises:
-    UserError: for a name that cannot be one, an unknown or private model, and where the hub cannot
-      be reached.
+    UserError: for a name that cannot be a hub id, an unknown or private model, and where the hub
+      cannot be reached.
   """
   if not re.fullmatch(HUB_ID, name) or name.endswith(".gguf"):
     raise UserError(

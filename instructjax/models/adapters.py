@@ -54,12 +54,12 @@ class Module(NamedTuple):
   `call(params, method, *args, key=None)` runs a method; a key switches the module's own dropout on.
   """
 
-  name: str
+  name: str  # of the module's class, for errors
   call: Callable[..., Any]
   hidden: Method
   logits: Method
-  decode: Method | None
-  init_cache: Callable[[int, int], Cache] | None
+  decode: Method | None  # None where the module has no cache
+  init_cache: Callable[[int, int], Cache] | None  # likewise
   vocab_size: int
   context: int
   width: int
@@ -102,6 +102,7 @@ def from_nnx(
 
   if jax.tree.leaves(nnx.state(model, nnx.BatchStat)):
     raise _batch_statistics_error(type(model).__name__)
+  # `...` takes all variables that are neither parameters nor random streams.
   graph, weights, streams, constants = nnx.split(model, nnx.Param, nnx.RngState, ...)
   # On the host, so that they belong to no device and to no mesh.
   constants = jax.tree.map(np.asarray, constants)
@@ -120,12 +121,14 @@ def from_nnx(
     key: Key[Array, ""] | None = None,
   ) -> Any:
     arrays = [_at(params["model"], weight.path) for weight in named_weights]
+    # A new module for each call: the streams and the mode of the user's own stay as they are.
     module = nnx.merge(
       graph,
       jax.tree.unflatten(tree, arrays),
       _reseed(streams, key),
       jax.tree.map(jnp.asarray, constants),
     )
+    # Dropout in training mode needs a random stream.
     if key is None or not has_streams:
       module.eval()
     else:
@@ -179,12 +182,12 @@ def from_linen(
       f"{name}: its variables hold no 'params' but {list(variables)}: pass what module.init "
       "returned"
     )
-  constants = {
-    collection: part
-    for collection, part in variables.items()
-    if collection not in ("params", "cache", "intermediates")
-  }
-  constants = jax.tree.map(np.asarray, linen.meta.unbox(constants))
+  constants = dict(variables)
+  # What a call leaves behind is no constant.
+  for collection in ("params", "cache", "intermediates"):
+    constants.pop(collection, None)
+  constants = linen.meta.unbox(constants)
+  constants = jax.tree.map(np.asarray, constants)
   partition_tree = linen.get_partition_spec(variables["params"])
   partitions = jax.tree.leaves(partition_tree, is_leaf=_is_partition)
   leaves = jax.tree_util.tree_leaves_with_path(linen.meta.unbox(variables["params"]))
@@ -199,7 +202,8 @@ def from_linen(
     *args: Any,
     key: Key[Array, ""] | None = None,
   ) -> Any:
-    collections = {"params": params["model"]} | jax.tree.map(jnp.asarray, constants)
+    collections = {"params": params["model"]}
+    collections |= jax.tree.map(jnp.asarray, constants)
     rngs = None if key is None else {"dropout": key}
     return module.apply(collections, *args, method=method, rngs=rngs)
 
@@ -226,7 +230,9 @@ def _is_partition(x: Any) -> bool:
 
 def _nnx_path(path: tuple[Any, ...]) -> Path:
   """Returns the keys of a parameter in an NNX state, without the last one of a boxed variable."""
-  keys = tuple(jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
+  # The entries of a path are of several classes; as text all look alike.
+  text = jax.tree_util.keystr(path, simple=True, separator="/")
+  keys = tuple(text.split("/"))
   return keys[:-1] if keys[-1] == "value" else keys
 
 
@@ -250,9 +256,12 @@ def _finish(
         f"{m.name}: the parameter {'/'.join(weight.path)} is {weight.array.dtype}: only "
         "floating-point parameters are trained"
       )
-    leaf = Leaf(weight.array.shape, _logical_axes(m.name, weight, axes), _no_init)
+    logical_axes = _logical_axes(m.name, weight, axes)
+    leaf = Leaf(weight.array.shape, logical_axes, _no_init)
     _put(table, weight.path, leaf)
-    _put(params, weight.path, jnp.array(weight.array, jnp.float32))
+    # A copy: training donates its parameters, and the module must keep its own.
+    array = jnp.array(weight.array, jnp.float32)
+    _put(params, weight.path, array)
   decode = _decode_whole if m.decode is None else _decode
   lm = LM(
     vocab_size=m.vocab_size,
@@ -423,7 +432,8 @@ def _hidden(
     key: Key[Array, ""] | None,
   ) -> Array:
     hidden = m.call(params, m.hidden, tokens, positions, mask, key=key)
-    return _expect_shape(m, m.hidden, hidden, (*tokens.shape, m.width))
+    shape = (*tokens.shape, m.width)
+    return _expect_shape(m, m.hidden, hidden, shape)
 
   positions = blocks.positions(valid)
   mask = _visible(valid)
@@ -440,7 +450,8 @@ def _logits(
 
   def run(params: Params, hidden: Array) -> Array:
     logits = m.call(params, m.logits, hidden)
-    return _expect_shape(m, m.logits, logits, (*hidden.shape[:-1], m.vocab_size))
+    shape = (*hidden.shape[:-1], m.vocab_size)
+    return _expect_shape(m, m.logits, logits, shape)
 
   # Logits lie along the mesh as the hidden states do, and are split over the vocabulary.
   along_vocab = sharding.fit((m.vocab_size,), ("vocab",))
@@ -488,7 +499,11 @@ def _init_cache(m: Module, batch: int, length: int) -> Cache:
     "valid": jnp.zeros((batch, length), bool),
     "index": jnp.int32(0),
   }
-  return jax.tree.map(lambda x: sharding.reshard(x, *_row_axes(x, batch)), cache)
+
+  def split_rows(x: Array) -> Array:
+    return sharding.reshard(x, *_row_axes(x, batch))
+
+  return jax.tree.map(split_rows, cache)
 
 
 @functools.cache
@@ -514,6 +529,7 @@ def _decode_whole(
   place = partial(jax.lax.dynamic_update_slice, start_indices=(0, index))
   rows = place(cache["own"], tokens.astype(jnp.int32))
   seen = place(cache["valid"], valid)
+  # Positions after the new ones are not real yet, so nothing sees them.
   hidden = _hidden(m, params, rows, seen)
   hidden = jax.lax.dynamic_slice_in_dim(hidden, index, t, axis=1)
   return hidden, {"own": rows, "valid": seen, "index": index + t}
@@ -537,11 +553,13 @@ def _decode(
   seen = jax.lax.dynamic_update_slice(cache["valid"], valid, (0, index))
   # The position of a token is the number of real tokens before it in its row.
   earlier = jnp.sum(cache["valid"], axis=1, keepdims=True, dtype=jnp.int32)
-  positions = jnp.maximum(earlier + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
+  count = earlier + jnp.cumsum(valid, axis=1, dtype=jnp.int32)
+  positions = jnp.maximum(count - 1, 0)
   key_column = jnp.arange(seen.shape[1])
   query_column = index + jnp.arange(t)[:, None]
   # As in `_visible`, every query sees itself.
-  mask = (seen[:, None, :] & (key_column <= query_column)) | (key_column == query_column)
+  causal = seen[:, None, :] & (key_column <= query_column)
+  mask = causal | (key_column == query_column)
 
   def run(
     params: Params,
@@ -557,7 +575,8 @@ def _decode(
         f"{m.name}: decode returned the cache {_shapes_and_dtypes(new_cache)}, it was given "
         f"{_shapes_and_dtypes(own_cache)}: keep its shapes"
       )
-    return _expect_shape(m, method, hidden, (*tokens.shape, m.width)), new_cache
+    shape = (*tokens.shape, m.width)
+    return _expect_shape(m, method, hidden, shape), new_cache
 
   cache_partition = None
   if sharding.is_sharded():

@@ -95,6 +95,7 @@ def chosen(kind: str, length: int, width: int, dtype: str, rule: Rule = PLAIN) -
     case "xla":
       return xla
     case "splash":
+      # The interpreter is slow; it serves tests.
       return by_platform(tpu, cpu=partial(tpu, interpret=True))
     case "cudnn":
       return partial(cudnn, rule=rule)
@@ -166,7 +167,8 @@ def reference(
   rule: Rule = PLAIN,
 ) -> Float[Array, "B T H C"]:
   """Computes attention by XLA, with all scores at once."""
-  mask = blocks.causal_mask(valid, _window(rule, window_index, q.shape[1]))
+  window = _window(rule, window_index, q.shape[1])
+  mask = blocks.causal_mask(valid, window)
   return blocks.attention(q, k, v, mask, dtype, scale=rule.scale, softcap=rule.softcap)
 
 
@@ -207,7 +209,8 @@ def splash(
     v: Array,
     segments: Int[Array, "B T"],
   ) -> Float[Array, "B T H C"]:
-    kernel = _splash_kernel(q.shape[1], q.shape[2], window, rule.softcap, interpret)
+    length, heads = q.shape[1:3]
+    kernel = _splash_kernel(length, heads, window, rule.softcap, interpret)
 
     def attend_row(q: Array, k: Array, v: Array, ids: Int[Array, " T"]) -> Array:
       return kernel(q, k, v, segment_ids=pallas.SegmentIds(ids, ids))
@@ -215,7 +218,9 @@ def splash(
     # The kernel does not scale the scores.
     scale = q.shape[-1] ** -0.5 if rule.scale is None else rule.scale
     q = jnp.swapaxes((q * scale).astype(dtype), 1, 2)
-    mixed: Any = jax.vmap(attend_row)(q, k.astype(dtype), v.astype(dtype), segments)
+    k = k.astype(dtype)
+    v = v.astype(dtype)
+    mixed: Any = jax.vmap(attend_row)(q, k, v, segments)
     return jnp.swapaxes(mixed, 1, 2).astype(jnp.float32)
 
   kernels = [partial(attend, window) for window in rule.windows]

@@ -48,10 +48,17 @@ def matmul(
   sees to it that both hold for the gradients too, and that each gradient is partitioned as its
   operand.
   """
-  return _dot(x, w, dtype, ((1,), (axis,)), out)
+  contract = ((1,), (axis,))
+  return _dot(x, w, dtype, contract, out)
 
 
-def _dot(a: Array, b: Array, dtype: str, contract: tuple, out: jax.P | None) -> Array:
+def _dot(
+  a: Array,
+  b: Array,
+  dtype: str,
+  contract: tuple[tuple[int], tuple[int]],
+  out: jax.P | None,
+) -> Array:
   """Returns the product of two matrices over the axes `contract`, in float32."""
   no_batch = ((), ())
   return jax.lax.dot_general(
@@ -64,15 +71,18 @@ def _dot(a: Array, b: Array, dtype: str, contract: tuple, out: jax.P | None) -> 
 
 
 def _matmul_forward(x, w, dtype, out, axis):
-  return _dot(x, w, dtype, ((1,), (axis,)), out), (x, w)
+  contract = ((1,), (axis,))
+  return _dot(x, w, dtype, contract, out), (x, w)
 
 
 def _matmul_backward(dtype, out, axis, saved, g):
   x, w = saved
-  dx = _dot(g, w, dtype, ((1,), (1 - axis,)), _like(x))
+  over_outputs = ((1,), (1 - axis,))
+  dx = _dot(g, w, dtype, over_outputs, _like(x))
   # The gradient has the axes of w: [I, O], or [O, I] where w was transposed.
   left, right = (x, g) if axis == 0 else (g, x)
-  dw = _dot(left, right, dtype, ((0,), (0,)), _like(w))
+  over_rows = ((0,), (0,))
+  dw = _dot(left, right, dtype, over_rows, _like(w))
   return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
@@ -97,9 +107,12 @@ def linear(p: Params, x: Array, dtype: str, *, contract: int = 1) -> Array:
   y = product(p["w"], x, dtype, contract)
   if "lora" in p:
     adapter = p["lora"]
-    low_rank = product(adapter.b, product(adapter.a, x, dtype, contract), dtype)
+    inner = product(adapter.a, x, dtype, contract)
+    low_rank = product(adapter.b, inner, dtype)
     y = y + adapter.scale * low_rank
-  return y + p["b"] if "b" in p else y
+  if "b" not in p:
+    return y
+  return y + p["b"]
 
 
 def product(w: Array, x: Array, dtype: str, contract: int = 1) -> Array:
@@ -141,7 +154,8 @@ def unembed(
   if not sharding.is_sharded():
     return matmul(rows, w, dtype, None, 1).reshape(shape)
   along_vocab = _partition(w)[0]
-  y = matmul(rows, w, dtype, jax.P(_partition(rows)[0], along_vocab), 1)
+  along_rows = _partition(rows)[0]
+  y = matmul(rows, w, dtype, jax.P(along_rows, along_vocab), 1)
   split = jax.P(*_partition(x)[:-1], along_vocab)
   return jax.lax.reshape(y, shape, out_sharding=split)
 
@@ -151,7 +165,9 @@ def _flat(x: Array, lead: int) -> Array:
 
   Each of the two keeps the partition of its first axis.
   """
-  shape = math.prod(x.shape[:lead]), math.prod(x.shape[lead:])
+  first = math.prod(x.shape[:lead])
+  second = math.prod(x.shape[lead:])
+  shape = (first, second)
   if not sharding.is_sharded():
     return x.reshape(shape)
   along = _partition(x)
@@ -173,7 +189,8 @@ def rms_norm(
   The norm is that of Zhang & Sennrich 2019; Gemma's offset is 1.
   """
   mean_square = jnp.mean(x * x, axis=-1, keepdims=True)
-  return x * jax.lax.rsqrt(mean_square + eps) * (offset + p["scale"])
+  normed = x * jax.lax.rsqrt(mean_square + eps)
+  return normed * (offset + p["scale"])
 
 
 def layer_norm(
@@ -184,7 +201,8 @@ def layer_norm(
   """Returns scale * (x - mean) / sqrt(var + eps) + bias   (Ba et al. 2016)."""
   x = x - jnp.mean(x, axis=-1, keepdims=True)
   variance = jnp.mean(x * x, axis=-1, keepdims=True)
-  return x * jax.lax.rsqrt(variance + eps) * p["scale"] + p["bias"]
+  normed = x * jax.lax.rsqrt(variance + eps)
+  return normed * p["scale"] + p["bias"]
 
 
 def dropout(
@@ -195,6 +213,7 @@ def dropout(
   """Zeroes a share `rate` of x and divides the rest by 1 - rate; the identity without a key."""
   if key is None or rate == 0:
     return x
+  # The mask is split as x is, so that every device draws its own part.
   keep = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=_like(x))
   return jnp.where(keep, x / (1 - rate), 0)
 
@@ -205,7 +224,8 @@ def lookup(
 ) -> Float[Array, "B T D"]:
   """Returns rows of an embedding in float32; an id beyond the table reads its last row."""
   split = sharding.spec("batch", None, None)
-  rows = sharding.gather(w).at[ids].get(mode="clip", out_sharding=split)
+  table = sharding.gather(w)
+  rows = table.at[ids].get(mode="clip", out_sharding=split)
   return rows.astype(jnp.float32)
 
 
@@ -224,8 +244,8 @@ def positions(valid: Valid) -> Int[Array, "B T"]:
     changes = valid[:, 1:] != valid[:, :-1]
     starts = jnp.concatenate([first_column, changes], axis=1)
     # From the count in the row, subtract the real tokens before the segment of each token.
-    before_segment = jax.lax.cummax(jnp.where(starts, count - real, 0), axis=1)
-    count = count - before_segment
+    before_start = jnp.where(starts, count - real, 0)
+    count = count - jax.lax.cummax(before_start, axis=1)
   # Padding before the first real token would be at -1.
   return jnp.maximum(count - 1, 0)
 
@@ -249,7 +269,9 @@ def rotate(
   a = x[..., :half]
   b = x[..., half : 2 * half]
   rest = x[..., 2 * half :]
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+  turned_a = a * cos - b * sin
+  turned_b = b * cos + a * sin
+  return jnp.concatenate([turned_a, turned_b, rest], axis=-1)
 
 
 # --- attention ---
@@ -267,14 +289,17 @@ def causal_mask(valid: Valid, window: Int[Array, ""] | int = 0) -> Bool[Array, "
   columns up to the query (0 means all).
   """
   column = jnp.arange(valid.shape[1])
-  mask = (column[None, :] <= column[:, None]) & (valid > 0)[:, None, :]
+  key_column = column[None, :]
+  query_column = column[:, None]
+  mask = (key_column <= query_column) & (valid > 0)[:, None, :]
   # A traced window is compared even where it turns out to hide nothing.
   if not isinstance(window, int) or window:
     distance = column[:, None] - column[None, :]
     mask = mask & (distance < window)
   if valid.dtype == jnp.bool_:
     return mask
-  return mask & (valid[:, None, :] == valid[:, :, None])
+  same_segment = valid[:, None, :] == valid[:, :, None]
+  return mask & same_segment
 
 
 def attention(
@@ -295,15 +320,19 @@ def attention(
   q = (q * scale).astype(dtype)
   k = k.astype(dtype)
   v = v.astype(dtype)
+  # On a mesh, keys go where their queries are.
   k = like_queries(k, q)
   v = like_queries(v, q)
   # Queries are grouped by their key head, so that keys need not be repeated: [B, T, K, G, C].
   B, T, H, C = q.shape
   K = k.shape[1]
-  split = jax.P(*_partition(q)[:3], None, None) if sharding.is_sharded() else None
+  split = None
+  if sharding.is_sharded():
+    split = jax.P(*_partition(q)[:3], None, None)
   grouped = jax.lax.reshape(q, (B, T, K, H // K, C), out_sharding=split)
   scores = softcapped(_batched_product("btkgc,bksc->bkgts", grouped, k), softcap)
   visible_scores = jnp.where(mask[:, None, None], scores, MASKED)
+  # Scores and softmax are float32; only the weights are rounded for their product.
   weights = jax.nn.softmax(visible_scores, axis=-1).astype(dtype)
   mixed = _batched_product("bkgts,bksc->btkgc", weights, v)
   return jax.lax.reshape(mixed, q.shape, out_sharding=_like(q))
@@ -316,7 +345,9 @@ def _batched_product(equation: str, a: Array, b: Array) -> Array:
   """
 
   def wide(a: Array, b: Array) -> Array:
-    return jnp.einsum(equation, a.astype(jnp.float32), b.astype(jnp.float32))
+    a = a.astype(jnp.float32)
+    b = b.astype(jnp.float32)
+    return jnp.einsum(equation, a, b)
 
   def narrow(a: Array, b: Array) -> Array:
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
@@ -335,10 +366,15 @@ def like_queries(
   The repeated heads are split as the queries are, so that each device holds the keys of its own
   queries. Without a mesh, or where both are split alike, x is returned as it is.
   """
-  if not sharding.is_sharded() or _partition(q)[2] == _partition(x)[1]:
+  if not sharding.is_sharded():
+    return x
+  rows, _, heads, _ = _partition(q)
+  if heads == _partition(x)[1]:
     return x
   B, K, S, C = x.shape
   H = q.shape[2]
-  x = jnp.broadcast_to(x[:, :, None], (B, K, H // K, S, C)).reshape(B, H, S, C)
-  rows, _, heads, _ = _partition(q)
-  return jax.sharding.reshard(x, jax.P(rows, heads, None, None))
+  groups = (B, K, H // K, S, C)
+  x = jnp.broadcast_to(x[:, :, None], groups)
+  x = x.reshape(B, H, S, C)
+  split = jax.P(rows, heads, None, None)
+  return jax.sharding.reshard(x, split)

@@ -45,17 +45,23 @@ def split(
       f"cannot train the top {top} blocks of a model with {depth}: choose 1 to {depth}, or none to "
       "train all"
     )
-  below = jax.tree.map(lambda x: x[: depth - top], params["blocks"])
-  above = jax.tree.map(lambda x: x[depth - top :], params["blocks"])
-  # A model that is split already keeps the blocks that were frozen before.
+  bottom = depth - top
+  below = jax.tree.map(lambda x: x[:bottom], params["blocks"])
+  above = jax.tree.map(lambda x: x[bottom:], params["blocks"])
+  # Of a model that is split already, the frozen blocks stay frozen, below the new ones.
   if "lower" in params:
-    below = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), params["lower"], below)
+    below = jax.tree.map(
+      lambda lowest, next_ones: jnp.concatenate([lowest, next_ones]),
+      params["lower"],
+      below,
+    )
   trunk = {"embed": params["embed"], "lower": below}
   if dtype is not None:
     trunk = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), trunk)
-  trained = {
-    name: leaf for name, leaf in params.items() if name not in ("embed", "lower", "blocks")
-  }
+  # What is left is the final norm and, in an untied model, the head.
+  trained = dict(params)
+  for name in ("embed", "lower"):
+    trained.pop(name, None)
   trained["blocks"] = above
   return trunk, trained
 
@@ -65,13 +71,16 @@ def whole(trunk: Params, trained: Params) -> Params:
 
   This is the inverse of `split`, except for what `dtype` has rounded.
   """
-  frozen = {name: leaf for name, leaf in trunk.items() if name != "lower"}
+  # A trunk without blocks is {}: then the trained part is the whole model.
+  frozen = dict(trunk)
+  lower = frozen.pop("lower", None)
   frozen = jax.tree.map(lambda x: x.astype(jnp.float32), frozen)
   joined = frozen | trained
-  if "lower" in trunk:
+  if lower is not None:
+    # Each leaf is cast when it is joined, so that only one cast copy is in memory at a time.
     joined["blocks"] = jax.tree.map(
       lambda below, above: jnp.concatenate([below.astype(jnp.float32), above]),
-      trunk["lower"],
+      lower,
       trained["blocks"],
     )
   return joined

@@ -68,6 +68,7 @@ def load(path: str | Path) -> tuple[Config, Params, Metadata]:
         f"{path}: no tensor '{name}'; the file is incomplete or of another architecture"
       )
     used.add(name)
+    # Only this tensor is read from the disk.
     tensor = tensors_by_name[name]
     return gguf.dequantize(tensor.data, tensor.tensor_type)
 
@@ -107,7 +108,8 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
   shape_by_name = {}
   for tensor in opened(path).tensors:
     # GGUF lists the fastest axis first.
-    shape_by_name[tensor.name] = tuple(int(size) for size in reversed(tensor.shape))
+    sizes = [int(size) for size in tensor.shape]
+    shape_by_name[tensor.name] = tuple(reversed(sizes))
   return shape_by_name
 
 

@@ -78,8 +78,8 @@ GPT2 = {
   "1.5B": _gpt2(48, 1600, 25),
 }
 # Brown et al. 2020, Table 2.1, with two rows corrected: 16 heads of 128 make the width 2048 of XL
-# (the table says 24), and 40 heads of 128 make 5120 (the table says 5140). InstructGPT's "6B" is the
-# model of 6.7B. All layers are dense: the pattern of GPT-3's sparse layers was not published.
+# (the table says 24), and 40 heads of 128 make 5120 (the table says 5140). InstructGPT's "6B" is
+# the model of 6.7B. All layers are dense: the pattern of GPT-3's sparse layers was not published.
 GPT3 = {
   "125M": _gpt3(12, 768, 12),
   "350M": _gpt3(24, 1024, 16),

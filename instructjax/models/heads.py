@@ -37,7 +37,8 @@ def score(
   A row without a real token scores b.
   """
   column = jnp.arange(valid.shape[1])
-  last = jnp.max(jnp.where(valid > 0, column, -1), axis=1, keepdims=True)
+  real_columns = jnp.where(valid > 0, column, -1)
+  last = jnp.max(real_columns, axis=1, keepdims=True)
   # The bias is added after the choice of the token, so that an empty row gets it too.
   without_bias = head | {"b": jnp.zeros_like(head["b"])}
   at_last = jnp.where(column == last, values(without_bias, hidden), 0)

@@ -1,7 +1,7 @@
 """Models with RMSNorm, rotary positions and a gated MLP: Llama, and the many that resemble it.
 
-Llama (Touvron et al. 2023) and SmolLM2 are the defaults. By configuration they become Mistral, Qwen 2
-and 3, Gemma 1 to 3, Phi-3 and SmolLM3.
+Llama (Touvron et al. 2023) and SmolLM2 need no more than the defaults. By configuration a model
+becomes a Mistral, Qwen 2 or 3, Gemma 1 to 3, Phi-3 or SmolLM3.
 
 Dimensions: B rows, T tokens, D width, F hidden units of the MLP, H heads, K key/value heads, C head
 width, L layers, V vocabulary.

@@ -99,7 +99,8 @@ def _leaves(matrix: Leaf, inputs: int, rank: int, scale: float) -> Adapter:
   """Returns the leaves of the adapter beside a stacked matrix with `inputs` axes of inputs."""
   # The first axis counts the layers.
   cut = 1 + inputs
-  bound = 1 / math.sqrt(math.prod(matrix.shape[1:cut]))
+  inputs_of_product = math.prod(matrix.shape[1:cut])
+  bound = 1 / math.sqrt(inputs_of_product)
 
   def draw(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
@@ -107,10 +108,17 @@ def _leaves(matrix: Leaf, inputs: int, rank: int, scale: float) -> Adapter:
   def zeros(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
     return jnp.zeros(shape, jnp.float32)
 
-  layers = matrix.shape[0]
-  layer_axis = matrix.axes[0]
-  a = Leaf((*matrix.shape[:cut], rank), (*matrix.axes[:cut], None), draw)
-  b = Leaf((layers, rank, *matrix.shape[cut:]), (layer_axis, None, *matrix.axes[cut:]), zeros)
+  # The rank is whole on every device; the other axes lie as those of the matrix.
+  a = Leaf(
+    shape=(*matrix.shape[:cut], rank),
+    axes=(*matrix.axes[:cut], None),
+    init=draw,
+  )
+  b = Leaf(
+    shape=(matrix.shape[0], rank, *matrix.shape[cut:]),
+    axes=(matrix.axes[0], None, *matrix.axes[cut:]),
+    init=zeros,
+  )
   return Adapter(a, b, scale)
 
 
@@ -124,21 +132,26 @@ def init(
 
   def draw(key: Key[Array, ""]) -> list[Array]:
     keys = jax.random.split(key, len(leaves))
-    return [leaf.init(own_key, leaf.shape) for own_key, leaf in zip(keys, leaves, strict=True)]
+    arrays = []
+    for leaf, own_key in zip(leaves, keys, strict=True):
+      arrays.append(leaf.init(own_key, leaf.shape))
+    return arrays
 
   # With `out_shardings` every device makes its own part alone.
   partitions = None
   if sharding.is_sharded():
     partitions = [sharding.fit(leaf.shape, leaf.axes) for leaf in leaves]
-  return jax.tree.unflatten(tree, jax.jit(draw, out_shardings=partitions)(key))
+  arrays = jax.jit(draw, out_shardings=partitions)(key)
+  return jax.tree.unflatten(tree, arrays)
 
 
 def describe(adapters: Mapping[str, Adapter]) -> dict[str, dict[str, Any]]:
   """Returns the `sizes` of adapters that exist."""
-  return {
-    name: {"rank": adapter.a.shape[-1], "scale": adapter.scale}
-    for name, adapter in adapters.items()
-  }
+  described = {}
+  for name, adapter in adapters.items():
+    rank = adapter.a.shape[-1]
+    described[name] = {"rank": rank, "scale": adapter.scale}
+  return described
 
 
 # --- adapters in a model ---
@@ -164,8 +177,9 @@ def merge(params: Params) -> Params:
   """
   if "adapter" not in params:
     return params
-  merged = {name: fold(p, layers=1) for name, p in attach(params).items()}
-  return without(params) | {"blocks": merged}
+  merged = without(params)
+  merged["blocks"] = {name: fold(p, layers=1) for name, p in attach(params).items()}
+  return merged
 
 
 def fold(p: Params, *, layers: int = 0) -> Params:
@@ -178,6 +192,7 @@ def fold(p: Params, *, layers: int = 0) -> Params:
     return p
   w = p["w"]
   adapter = p["lora"]
+  partition = jax.typeof(w).sharding.spec if sharding.is_sharded() else None
   rank_axes = (adapter.a.ndim - 1,), (layers,)
   layer_axes = tuple(range(layers))
   ab = jax.lax.dot_general(
@@ -185,8 +200,11 @@ def fold(p: Params, *, layers: int = 0) -> Params:
     adapter.b,
     (rank_axes, (layer_axes, layer_axes)),
     preferred_element_type=jnp.float32,
-    out_sharding=jax.typeof(w).sharding.spec if sharding.is_sharded() else None,
+    out_sharding=partition,
   )
-  folded = {name: x for name, x in p.items() if name != "lora"}
-  folded["w"] = (w + adapter.scale * ab).astype(w.dtype)
+  folded = dict(p)
+  del folded["lora"]
+  # Both terms are added in float32; a matrix in bfloat16 is rounded once, at the end.
+  total = w + adapter.scale * ab
+  folded["w"] = total.astype(w.dtype)
   return folded

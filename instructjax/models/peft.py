@@ -1,9 +1,9 @@
 """Reads and writes adapters in the layout of PEFT: `adapter_config.json` and safetensors.
 
 PEFT stores a as [R, I] and b as [O, R], whatever the layout of the matrix. Where the file joins
-several of our products in one matrix (GPT-2's c_attn), their adapters become one. Its rank is the
-sum of their ranks, its a has theirs below each other, and its b has theirs as blocks with zeros
-around them; this is the same function.
+several of our products in one matrix (GPT-2's c_attn), their adapters become one, whose rank is the
+sum of their ranks. Its a stacks the rows of theirs, and its b holds theirs as blocks with zeros
+around them, so that it is the same function.
 
 Dimensions: I inputs and O outputs of a product, R the rank.
 """
@@ -156,11 +156,13 @@ def save(
       a, b = _join(tensor, host, table, i)
       content[f"{PREFIX}{module.format(i)}.lora_A.weight"] = a
       content[f"{PREFIX}{module.format(i)}.lora_B.weight"] = b
+    # The rank of a joined matrix is the sum of the ranks of its products.
     rank = sum(host[name].a.shape[-1] for name in adapted)
     ranks[short_names[module]] = rank
     # PEFT divides alpha by the rank of the joined matrix.
     alphas[short_names[module]] = scale * rank
   settings = _settings(ranks, alphas, base, modules)
+  # Only the first process writes.
   if jax.process_index():
     return
   folder = Path(folder)
@@ -170,7 +172,8 @@ def save(
   try:
     folder.mkdir(parents=True, exist_ok=True)
     numpy.save_file(content, folder / WEIGHTS, metadata=metadata)
-    (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    text = json.dumps(settings, indent=2) + "\n"
+    (folder / CONFIG).write_text(text, "utf-8")
   except (OSError, SafetensorError) as error:
     raise UserError(
       f"{folder}: the adapter could not be written ({error}); make room or choose another"
@@ -217,7 +220,8 @@ def _join(tensor: Tensor, host: dict[str, Adapter], table: Params, layer: int) -
   for name in names:
     if name in host:
       a = host[name].a[layer]
-      a_parts.append(a.reshape(-1, a.shape[-1]).T)
+      rank = a.shape[-1]
+      a_parts.append(a.reshape(-1, rank).T)
   total_rank = sum(len(part) for part in a_parts)
   b_parts = []
   row = 0
@@ -238,10 +242,10 @@ def _join(tensor: Tensor, host: dict[str, Adapter], table: Params, layer: int) -
 
 
 def load(folder: str | Path, config: Config) -> dict[str, Adapter]:
-  """Returns the adapter of a folder for a model of this configuration, on the mesh where one is set.
+  """Returns the adapter of a folder for a model of this configuration.
 
-  Where the file joins several products in one matrix, each gets the whole rank, unless the adapter
-  was written by `save`.
+  It is placed on the mesh where one is set. Where the file joins several products in one matrix,
+  each gets the whole rank, unless the adapter was written by `save`.
 
   Raises:
     UserError: for a variant of LoRA that would be computed differently, and for missing or
@@ -265,21 +269,22 @@ def load(folder: str | Path, config: Config) -> dict[str, Adapter]:
     rank = len(pairs[-1][0])
     scale = _scale(settings, module.format(0), rank)
     for name, layers in pairs_by_product.items():
-      a = np.stack([a for a, _ in layers]).astype(np.float32)
-      b = np.stack([b for _, b in layers]).astype(np.float32)
-      adapters[name] = Adapter(a, b, scale)
+      # Layers are stacked in one array, as in the model.
+      a = np.stack([a for a, _ in layers])
+      b = np.stack([b for _, b in layers])
+      adapters[name] = Adapter(a.astype(np.float32), b.astype(np.float32), scale)
   # Every pair that was used has been taken out of the content.
   if content or not adapters:
     raise UserError(
       f"{file}: '{next(iter(content), 'nothing')}' belongs to no product of this model"
     )
   leaves = lora.table(table, lora.describe(adapters))
-  placed = sharding.place(adapters, sharding.shardings(leaves))
-  return jax.tree.map(jax.numpy.asarray, placed)
+  adapters = sharding.place(adapters, sharding.shardings(leaves))
+  return jax.tree.map(jax.numpy.asarray, adapters)
 
 
 def _read_tensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-  """Returns the tensors of a file by their names without PREFIX, and the ranks that `save` noted."""
+  """Returns the tensors of a file by their names without PREFIX, and the ranks from `save`."""
   import safetensors
 
   try:
@@ -338,14 +343,16 @@ def _divide(
   # divided into blocks again; otherwise every product gets all of a and its own rows of b.
   own_ranks = [ranks[name] for name in names if name in ranks]
   in_blocks = len(names) > 1 and bool(own_ranks) and sum(own_ranks) == len(a)
-  b_parts = weights.pieces(_outputs(tensor), b, [(len(a), *shape) for shape in output_shapes])
+  b_shapes: list[weights.Shape] = [(len(a), *shape) for shape in output_shapes]
+  b_parts = weights.pieces(_outputs(tensor), b, b_shapes)
   pairs = {}
   row = 0
   for name, input_shape, b_part in zip(names, input_shapes, b_parts, strict=True):
     rank = ranks.get(name, 0) if in_blocks else len(a)
     if rank:
       rows = slice(row, row + rank)
-      pairs[name] = a[rows].T.reshape(*input_shape, rank), b_part[rows]
+      own_a = a[rows].T.reshape(*input_shape, rank)
+      pairs[name] = (own_a, b_part[rows])
     if in_blocks:
       row += rank
   return pairs
@@ -357,6 +364,7 @@ def _scale(settings: dict[str, Any], module: str, rank: int) -> float:
   The square root is rank-stabilised LoRA (Kalajdzievski 2023).
   """
   alpha = settings["lora_alpha"]
+  # The first pattern that fits counts, as in PEFT.
   patterns = settings.get("alpha_pattern") or {}
   for pattern, own_alpha in patterns.items():
     if re.match(rf"(.*\.)?({pattern})$", module):

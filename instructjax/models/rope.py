@@ -35,7 +35,9 @@ def stretched(
     return frequency
   if scaling == "linear":
     return frequency / np.float32(factor)
+  # Full turns within the context of the first training.
   turns = context * frequency.astype(np.float64) / (2 * np.pi)
   # The share of each frequency that stays as it was.
   share = np.clip((turns - low) / (high - low), 0, 1)
-  return (frequency * (share + (1 - share) / factor)).astype(np.float32)
+  mixture = share + (1 - share) / factor
+  return (frequency * mixture).astype(np.float32)

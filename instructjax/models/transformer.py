@@ -48,9 +48,13 @@ class Kind(NamedTuple):
 
 UNROTATED = Kind(0, np.zeros(0, np.float32))
 
-# What a scan over the blocks hands to its body for one layer: the parameters of the layer, its
-# dropout key, and the number of its kind (None where all layers are of one kind).
-Layer = tuple[Params, Key[Array, ""] | None, Int[Array, ""] | None]
+Initialiser = Callable[[Key[Array, ""], tuple[int, ...]], Array]
+# What a scan over the blocks hands to its body for one layer.
+Layer = tuple[
+  Params,
+  Key[Array, ""] | None,  # for dropout
+  Int[Array, ""] | None,  # the number of its kind; None where all layers are of one kind
+]
 
 
 class Family(NamedTuple):
@@ -87,7 +91,7 @@ class Family(NamedTuple):
 # --- initial values and checks, which the families share ---
 
 
-def normal(stddev: float) -> Callable[[Key[Array, ""], tuple[int, ...]], Array]:
+def normal(stddev: float) -> Initialiser:
   """Returns an initialiser that draws independently from Normal(0, stddev^2)."""
 
   def draw(key: Key[Array, ""], shape: tuple[int, ...]) -> Array:
@@ -166,7 +170,9 @@ def init(table: PyTree[Leaf], key: Key[Array, ""]) -> Params:
   """Returns initial parameters in float32, each leaf drawn from a key of its own."""
   leaves, tree = jax.tree.flatten(table)
   keys = jax.random.split(key, len(leaves))
-  arrays = [leaf.init(own_key, leaf.shape) for leaf, own_key in zip(leaves, keys, strict=True)]
+  arrays = []
+  for leaf, own_key in zip(leaves, keys, strict=True):
+    arrays.append(leaf.init(own_key, leaf.shape))
   return jax.tree.unflatten(tree, arrays)
 
 
@@ -196,7 +202,10 @@ def attend(
     k = family.norm(p["k_norm"], k)
   q = blocks.rotate(q, positions, frequency)
   k = blocks.rotate(k, positions, frequency)
-  mixed = mix(q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
+  # Keys and values have their heads before their positions, as caches do.
+  k = jnp.swapaxes(k, 1, 2)
+  v = jnp.swapaxes(v, 1, 2)
+  mixed = mix(q, k, v)
   y = blocks.linear(p["o"], mixed, family.dtype, contract=2)
   return family.norm(p["attn_post"], y) if "attn_post" in p else y
 
@@ -244,9 +253,11 @@ def block(
     window_index = 0
   else:
     # The number of the kind is traced, so the frequencies of all kinds are in the program.
-    frequency = jnp.asarray([k.frequency for k in family.kinds])[kind]
+    frequencies = [k.frequency for k in family.kinds]
+    frequency = jnp.asarray(frequencies)[kind]
     window_index = kind
-  attended = attend(family, p, x, positions, frequency, mix=partial(mix, window_index=window_index))
+  mix = partial(mix, window_index=window_index)
+  attended = attend(family, p, x, positions, frequency, mix)
   return add_halves(family, p, x, attended, key), None
 
 
@@ -268,8 +279,15 @@ def run(
     softcap=family.softcap,
     windows=tuple(kind.window for kind in family.kinds),
   )
-  mix = partial(attention.causal, valid=valid, dtype=family.dtype, kind=family.attention, rule=rule)
-  body = partial(block, family, positions=blocks.positions(valid), mix=mix)
+  mix = partial(
+    attention.causal,
+    valid=valid,
+    dtype=family.dtype,
+    kind=family.attention,
+    rule=rule,
+  )
+  positions = blocks.positions(valid)
+  body = partial(block, family, positions=positions, mix=mix)
   if family.sequence:
     body = partial(split_stream, body)
   if family.remat != "none":
@@ -278,18 +296,25 @@ def run(
     # A scan already keeps XLA from merging the two forward passes, so `prevent_cse` is not needed.
     body = jax.checkpoint(body, prevent_cse=False, policy=policy)
 
-  depth = jax.tree.leaves(layers)[0].shape[0]
+  depth = _depth(layers)
   keys = None if key is None else jax.random.split(key, depth)
   kinds = None
   if len(family.kinds) > 1:
-    kinds = jnp.asarray(family.pattern[first : first + depth], jnp.int32)
+    own_pattern = family.pattern[first : first + depth]
+    kinds = jnp.asarray(own_pattern, jnp.int32)
   stack = (layers, keys, kinds)
   unroll = min(family.unroll, depth)
   if not family.sequence:
     x, _ = jax.lax.scan(body, x, stack, unroll=unroll)
     return x
-  x, _ = jax.lax.scan(body, along_sequence(x), stack, unroll=unroll)
+  x = along_sequence(x)
+  x, _ = jax.lax.scan(body, x, stack, unroll=unroll)
   return sharding.reshard(x, "batch", None, None)
+
+
+def _depth(stack: Params) -> int:
+  """Returns how many layers are stacked in the blocks of a model."""
+  return jax.tree.leaves(stack)[0].shape[0]
 
 
 def along_sequence(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -307,7 +332,8 @@ def split_stream(
 
   The backward pass keeps the input of every block, so this is what it holds in memory.
   """
-  x, _ = body(sharding.reshard(x, "batch", None, None), layer)
+  whole = sharding.reshard(x, "batch", None, None)
+  x, _ = body(whole, layer)
   return along_sequence(x), None
 
 
@@ -335,7 +361,8 @@ def stem(
   x = family.embed(params["embed"], tokens, blocks.positions(valid))
   if "lower" not in params:
     return x
-  return jax.lax.stop_gradient(run(family, params["lower"], x, valid))
+  x = run(family, params["lower"], x, valid)
+  return jax.lax.stop_gradient(x)
 
 
 def hidden(
@@ -354,8 +381,9 @@ def hidden(
   else:
     x = stem.astype(jnp.float32)
   # The upper layers of a split model start at this number.
-  first = family.depth - jax.tree.leaves(params["blocks"])[0].shape[0]
-  x = run(family, lora.attach(params), x, valid, key, first=first)
+  first = family.depth - _depth(params["blocks"])
+  layers = lora.attach(params)
+  x = run(family, layers, x, valid, key, first=first)
   return family.norm(params["norm"], x)
 
 
@@ -369,8 +397,12 @@ def logits(
     scores = blocks.linear(params["head"], hidden, family.dtype)
     return blocks.softcapped(scores, family.logit_softcap)
   # `unstack` leaves a copy of the embedding in the compute dtype under "unembed".
-  tied = params["unembed"]["w"] if "unembed" in params else params["embed"]["tokens"]
-  return blocks.softcapped(blocks.unembed(tied, hidden, family.dtype), family.logit_softcap)
+  if "unembed" in params:
+    tied = params["unembed"]["w"]
+  else:
+    tied = params["embed"]["tokens"]
+  scores = blocks.unembed(tied, hidden, family.dtype)
+  return blocks.softcapped(scores, family.logit_softcap)
 
 
 def unstack(family: Family, params: Params, *, whole: bool = True) -> Params:
@@ -387,14 +419,15 @@ def unstack(family: Family, params: Params, *, whole: bool = True) -> Params:
   stacks.append(lora.attach(params))
   layers = []
   for stack in stacks:
-    for i in range(jax.tree.leaves(stack)[0].shape[0]):
-      layers.append(jax.tree.map(lambda w, i=i: w[i], stack))
+    for i in range(_depth(stack)):
+      layer = jax.tree.map(lambda w, i=i: w[i], stack)
+      layers.append(layer)
   if family.dtype == "float32":
     layers = [_fold_float32(layer) for layer in layers]
 
-  unstacked = {
-    name: leaf for name, leaf in params.items() if name not in ("lower", "blocks", "adapter")
-  }
+  unstacked = dict(params)
+  for name in ("lower", "blocks", "adapter"):
+    unstacked.pop(name, None)
   if "head" not in params:
     unstacked["unembed"] = {"w": params["embed"]["tokens"]}
   unstacked["layers"] = tuple(layers)
@@ -461,7 +494,8 @@ def decode(
   count = earlier + jnp.cumsum(valid, axis=1, dtype=jnp.int32)
   positions = jnp.maximum(count - 1, 0)
   # Windows count columns of the cache, from the key to the query.
-  distance = index + jnp.arange(t)[:, None] - jnp.arange(seen.shape[1])
+  query_column = index + jnp.arange(t)[:, None]
+  distance = query_column - jnp.arange(seen.shape[1])
   causal = seen[:, None, :] & (distance >= 0)
   x = family.embed(params["embed"], tokens, positions)
 
@@ -475,12 +509,23 @@ def decode(
       keys[i] = _write(keys[i], k, index)
       values[i] = _write(values[i], v, index)
       return blocks.attention(
-        q, keys[i], values[i], mask, family.dtype, scale=family.scale, softcap=family.softcap
+        q,
+        keys[i],
+        values[i],
+        mask,
+        family.dtype,
+        scale=family.scale,
+        softcap=family.softcap,
       )
 
     attended = attend(family, p, x, positions, kind.frequency, mix)
     x = add_halves(family, p, x, attended)
-  cache = {"keys": tuple(keys), "values": tuple(values), "valid": seen, "index": index + t}
+  cache = {
+    "keys": tuple(keys),
+    "values": tuple(values),
+    "valid": seen,
+    "index": index + t,
+  }
   return family.norm(params["norm"], x), cache
 
 
@@ -490,4 +535,5 @@ def _write(
   index: Int[Array, ""],
 ) -> Float[Array, "B K S C"]:
   """Writes the keys or values of t new positions into a cache, from `index` on."""
-  return jax.lax.dynamic_update_slice(cached, new.astype(cached.dtype), (0, 0, index, 0))
+  new = new.astype(cached.dtype)
+  return jax.lax.dynamic_update_slice(cached, new, (0, 0, index, 0))

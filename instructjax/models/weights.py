@@ -1,9 +1,9 @@
 """Fills a model's parameters from the tensors of a file, and makes such tensors from parameters.
 
-A file has one tensor for each layer, where a parameter is one array that is stacked over layers; and
-it may hold several parameters in one tensor. `hf` and `gguf` describe the tensors of their formats
-as a list of `Tensor`, and this module does the rest. Each tensor goes to its place on the devices
-before the next one is read, so that the host never holds a second copy of the model.
+A file has one tensor for each layer, where a parameter is one array that is stacked over layers,
+and it may hold several parameters in one tensor. `hf` and `gguf` describe the tensors of their
+formats as a list of `Tensor`, and this module does the rest. Each tensor goes to its place on the
+devices before the next one is read, so that the host never holds a second copy of the model.
 
 Dimensions: I inputs and O outputs of a product.
 """
@@ -39,8 +39,8 @@ class Tensor(NamedTuple):
   leaves: tuple[str, ...]  # paths of the parameters, such as "blocks/q/w"
   turned: bool = False
   by_head: bool = False  # joins the parts of each head before those of the next (GPT-NeoX)
-  # The two features of a head that rotate together lie side by side (Llama in GGUF); ours lie half a
-  # head apart.
+  # The two features of a head that rotate together lie side by side (Llama in GGUF). Ours lie half
+  # a head apart.
   paired: bool = False
   shift: float = 0.0  # what the file adds to the parameter (Gemma's norms in GGUF)
 
@@ -60,7 +60,11 @@ def table(config: Config) -> PyTree[Leaf]:
 def layout(config: Config) -> dict[str, Leaf]:
   """Returns every parameter by its path, such as "blocks/q/w"."""
   leaves = jax.tree_util.tree_leaves_with_path(table(config))
-  return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
+  leaf_by_path = {}
+  for path, leaf in leaves:
+    name = "/".join(key.key for key in path)
+    leaf_by_path[name] = leaf
+  return leaf_by_path
 
 
 # --- the shapes of tensors and parameters ---
@@ -78,12 +82,17 @@ def flat_shape(leaf: str, shape: Shape) -> Shape:
     return (math.prod(shape),)
   # The output of attention sums over two axes: heads and the features of each head.
   input_axes = 2 if leaf == "blocks/o/w" else 1
-  return math.prod(shape[:input_axes]), math.prod(shape[input_axes:])
+  inputs = math.prod(shape[:input_axes])
+  outputs = math.prod(shape[input_axes:])
+  return inputs, outputs
 
 
 def _flat_shapes(tensor: Tensor, shapes: list[Shape]) -> list[Shape]:
   """Returns `flat_shape` of each parameter in a tensor."""
-  return [flat_shape(name, shape) for name, shape in zip(tensor.leaves, shapes, strict=True)]
+  flat = []
+  for name, shape in zip(tensor.leaves, shapes, strict=True):
+    flat.append(flat_shape(name, shape))
+  return flat
 
 
 def file_shape(tensor: Tensor, shapes: list[Shape]) -> Shape:
@@ -101,9 +110,11 @@ def pieces(tensor: Tensor, x: np.ndarray, shapes: list[Shape]) -> list[np.ndarra
   """
   x = x.T if tensor.turned else x
   if tensor.by_head:
+    # The outputs are heads, the parts of each head, and the features of each part.
     heads, width = shapes[0][-2:]
-    x = x.reshape(*x.shape[:-1], heads, len(shapes), width)
-    parts = [x[..., i, :] for i in range(len(shapes))]
+    count = len(shapes)
+    x = x.reshape(*x.shape[:-1], heads, count, width)
+    parts = [x[..., i, :] for i in range(count)]
   else:
     outputs = [shape[-1] for shape in _flat_shapes(tensor, shapes)]
     ends = np.cumsum(outputs)
@@ -129,7 +140,11 @@ def join(tensor: Tensor, parts: list[np.ndarray]) -> np.ndarray:
   else:
     shapes = _flat_shapes(tensor, [part.shape for part in parts])
     flat = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
-    joined = np.concatenate(flat, axis=-1) if len(flat) > 1 else flat[0]
+    # A single part is not copied.
+    if len(flat) > 1:
+      joined = np.concatenate(flat, axis=-1)
+    else:
+      joined = flat[0]
   return np.ascontiguousarray(joined.T if tensor.turned else joined)
 
 
@@ -170,11 +185,11 @@ def _load_single(
   """Returns the parameters of a tensor that a file has once, such as the embedding."""
   shapes = [leaf.shape for leaf in leaves]
   parts = _read_parts(tensor, tensor.name, shapes, read, source)
-  placed = []
+  arrays = []
   for leaf, part in zip(leaves, parts, strict=True):
     partition = sharding.fit(leaf.shape, leaf.axes)
-    placed.append(_place(part, partition, tensor.shift))
-  return placed
+    arrays.append(_place(part, partition, tensor.shift))
+  return arrays
 
 
 def _load_stacked(
@@ -187,15 +202,16 @@ def _load_stacked(
   """Returns the stacked parameters of a tensor that a file has for every layer."""
   shapes = [leaf.shape[1:] for leaf in leaves]
   partitions = [sharding.fit(leaf.shape, leaf.axes) for leaf in leaves]
-  stacks: list[Array] = [
-    _empty(leaf.shape, partition) for leaf, partition in zip(leaves, partitions, strict=True)
-  ]
+  stacks: list[Array] = []
+  for leaf, partition in zip(leaves, partitions, strict=True):
+    stacks.append(_empty(leaf.shape, partition))
   for layer in range(config.depth):
-    parts = _read_parts(tensor, tensor.name.format(layer), shapes, read, source)
+    name = tensor.name.format(layer)
+    parts = _read_parts(tensor, name, shapes, read, source)
     for j, (part, partition) in enumerate(zip(parts, partitions, strict=True)):
       # One layer is a stack of depth 1: it has the axes of the whole.
-      placed = _place(part[None], partition, tensor.shift)
-      stacks[j] = _write(stacks[j], placed, jnp.int32(layer))
+      on_devices = _place(part[None], partition, tensor.shift)
+      stacks[j] = _write(stacks[j], on_devices, jnp.int32(layer))
     # Wait, or the host would run ahead and hold many layers at once.
     jax.block_until_ready(stacks)
   return stacks
@@ -271,6 +287,7 @@ def stacks(name: str, params: Params) -> list[Any]:
   arrays = []
   for place in places:
     value: Any = params.get(place)
+    # Follow the path as far as it goes; None says that it leads nowhere.
     for key in rest:
       value = value.get(key) if isinstance(value, dict) else None
     if value is not None:
@@ -295,7 +312,7 @@ def _layer_of(stacks: list[Any], layer: int) -> Any:
     if layer < stack.shape[0]:
       return stack[layer]
     layer -= stack.shape[0]
-  raise IndexError(f"layer {layer} is above the stacks")
+  raise IndexError(f"the layer is {layer} above the highest one")
 
 
 def check(config: Config, tensors: tuple[Tensor, ...], params: Params) -> None:
@@ -313,6 +330,7 @@ def check(config: Config, tensors: tuple[Tensor, ...], params: Params) -> None:
     if not arrays:
       state = "is missing"
     else:
+      # Of a parameter without layers this is simply the shape of its one array.
       depth = sum(x.shape[0] for x in arrays)
       shape = (depth, *arrays[0].shape[1:])
       if shape == leaf.shape:
@@ -325,6 +343,8 @@ def check(config: Config, tensors: tuple[Tensor, ...], params: Params) -> None:
   for path, _ in jax.tree_util.tree_leaves_with_path(params):
     first, *rest = (key.key for key in path)
     # Frozen lower blocks are written with those above them.
-    name = "/".join(["blocks" if first == "lower" else first, *rest])
+    if first == "lower":
+      first = "blocks"
+    name = "/".join([first, *rest])
     if name not in names:
       raise UserError(f"parameter '{name}' is none of the configuration's: save it with its own")

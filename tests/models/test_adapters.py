@@ -71,8 +71,8 @@ class CachedDecoder(nnx.Module):
   def decode(self, tokens, positions, mask, cache, index):
     x, new = self.embed(tokens) + self.at(positions), []
     for block, past in zip(self.blocks, cache, strict=True):
-      x, kept = block(x, mask, past, index)
-      new.append(kept)
+      x, entry = block(x, mask, past, index)
+      new.append(entry)
     return x, new
 
 
@@ -109,16 +109,16 @@ def make(name):
     module, row = LinenDecoder(), jnp.zeros((1, 4), jnp.int32)
     variables = module.init(jax.random.key(0), row, row, jnp.ones((1, 4, 4), bool))
     hidden = lambda m, *args: m(*args, train=m.has_rng("dropout"))
-    found = adapters.from_linen(
+    model = adapters.from_linen(
       module, variables, hidden=hidden, logits="attend", axes=AXES, **SIZES
     )
     whole = nn.meta.unbox(variables)
-    return *found, lambda *args: module.apply(whole, module.apply(whole, *args), method="attend")
+    return *model, lambda *args: module.apply(whole, module.apply(whole, *args), method="attend")
   if name == "cached":
     with nnx.use_eager_sharding(False):
       module = CachedDecoder(rngs=nnx.Rngs(1))
     logits = lambda m, hidden: m.unembed(hidden)
-    found = adapters.from_nnx(
+    model = adapters.from_nnx(
       module,
       hidden="hidden",
       logits=logits,
@@ -127,14 +127,14 @@ def make(name):
       axes=AXES,
       **SIZES,
     )
-    return *found, lambda *args: module.unembed(module.hidden(*args))
+    return *model, lambda *args: module.unembed(module.hidden(*args))
   module = own["Decoder"](**SIZES, depth=1, heads=HEADS, rngs=nnx.Rngs(2))
-  found = adapters.from_nnx(module, hidden="hidden", logits="logits", **SIZES)
+  model = adapters.from_nnx(module, hidden="hidden", logits="logits", **SIZES)
   module.eval()
-  return *found, lambda *args: module.logits(module.hidden(*args))
+  return *model, lambda *args: module.logits(module.hidden(*args))
 
 
-made = cache(make)
+cached_model = cache(make)
 
 
 @pytest.fixture(params=["nnx", "cached", "linen"])
@@ -143,7 +143,7 @@ def name(request):
 
 
 def sampled(name, params, prompts, response=6):
-  lm = made(name)[0]
+  lm = cached_model(name)[0]
   draw = tiny.jitted(rollout.sample, lm=lm, cfg=rollout.Sampling(response=response, temperature=0))
   with warnings.catch_warnings():
     warnings.simplefilter("ignore", adapters.FullForwards)
@@ -151,7 +151,7 @@ def sampled(name, params, prompts, response=6):
 
 
 def test_it_is_the_module_wherever_the_padding_stands(name):
-  lm, params, logits = made(name)
+  lm, params, logits = cached_model(name)
   tokens = jax.random.randint(jax.random.key(1), (2, 6), 0, 48)
   at = jnp.broadcast_to(jnp.arange(6), (2, 6))
   expected = jax.jit(logits)(tokens, at, jnp.broadcast_to(jnp.tri(6, dtype=bool), (2, 6, 6)))
@@ -176,8 +176,8 @@ def test_it_is_the_module_wherever_the_padding_stands(name):
 
 def test_greedy_samples_are_those_of_whole_forward_passes(name):
   """By the module itself, row by row without padding; with its cache and by the fallback."""
-  _, params, logits = made(name)
-  prompts = tiny.prompts(made(name)[0], 3)
+  _, params, logits = cached_model(name)
+  prompts = tiny.prompts(cached_model(name)[0], 3)
   rows = sampled(name, params, prompts)
   whole = jax.jit(logits)
   for row in range(3):
@@ -193,7 +193,7 @@ def counting(rows_first=True):
   """`CachedDecoder` whose cache also has an array of as many numbers as the test has rows, and
   which has none itself.
   """
-  lm, params, _ = made("cached")
+  lm, params, _ = cached_model("cached")
   with nnx.use_eager_sharding(False):
     module = CachedDecoder(rngs=nnx.Rngs(1))
 
@@ -205,7 +205,7 @@ def counting(rows_first=True):
   scales = lambda batch: (
     jnp.where(jnp.arange(8) == 5, 1.0, 7.0) if rows_first else jnp.ones((8, batch))
   )
-  found, _ = adapters.from_nnx(
+  counting_lm, _ = adapters.from_nnx(
     module,
     hidden="hidden",
     logits=lambda m, hidden: m.unembed(hidden),
@@ -214,35 +214,40 @@ def counting(rows_first=True):
     init_cache=lambda batch, length: (empty_cache(batch, length), scales(batch)),
     **SIZES,
   )
-  return lm, found, params
+  return lm, counting_lm, params
 
 
-def drawn(lm, params, prompts):
+def greedy_rows(lm, params, prompts):
   draw = jax.jit(partial(rollout.sample, lm, cfg=rollout.Sampling(response=6, n=3, temperature=0)))
   return draw(params, prompts, jax.random.key(0))
 
 
 def test_a_part_of_a_cache_that_has_no_rows_is_not_repeated():
-  """Eight rows and an array of eight: it stays as it is, where a prompt is read once for several."""
-  lm, other, params = counting()
+  """Eight rows and an array of eight: it stays as it is where a prompt is read once for several."""
+  lm, counting_lm, params = counting()
   prompts = tiny.prompts(lm, 8)
-  tiny.assert_trees_close(drawn(other, params, prompts), drawn(lm, params, prompts))
+  tiny.assert_trees_close(
+    greedy_rows(counting_lm, params, prompts), greedy_rows(lm, params, prompts)
+  )
   _, wrong, _ = counting(rows_first=False)
   with pytest.raises(
     UserError, match=r"an array \(8, 2\) for 2 rows and \(8, 6\) for 6: rows must be the first axis"
   ):
-    drawn(wrong, params, tiny.prompts(lm, 2))
+    greedy_rows(wrong, params, tiny.prompts(lm, 2))
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
 def test_a_cache_that_has_parts_without_rows_is_repeated_on_a_mesh(shape):
-  _, other, params = counting()
-  host, prompts = jax.tree.map(np.asarray, (params, tiny.prompts(other, 8)))
-  expected = jax.tree.map(np.asarray, drawn(other, host, prompts))
+  _, counting_lm, params = counting()
+  host, prompts = jax.tree.map(np.asarray, (params, tiny.prompts(counting_lm, 8)))
+  expected = jax.tree.map(np.asarray, greedy_rows(counting_lm, host, prompts))
   with jax.set_mesh(sharding.make_mesh(*shape)):
-    placed = sharding.place(host, sharding.shardings(other.table))
+    on_mesh = sharding.place(host, sharding.shardings(counting_lm.table))
     tiny.assert_trees_close(
-      drawn(other, placed, sharding.place_batch(prompts)), expected, rtol=1e-5, atol=2e-5
+      greedy_rows(counting_lm, on_mesh, sharding.place_batch(prompts)),
+      expected,
+      rtol=1e-5,
+      atol=2e-5,
     )
 
 
@@ -250,11 +255,11 @@ def test_a_model_without_a_cache_says_so_once():
   adapters._warn_once.cache_clear()
   with pytest.warns(
     adapters.FullForwards, match="Decoder has no cache.*give decode and init_cache"
-  ) as found:
-    made("nnx")[0].init_cache(2, 8)
-    made("nnx")[0].init_cache(2, 8)
-    made("cached")[0].init_cache(2, 8)
-  assert len(found) == 1
+  ) as warned:
+    cached_model("nnx")[0].init_cache(2, 8)
+    cached_model("nnx")[0].init_cache(2, 8)
+    cached_model("cached")[0].init_cache(2, 8)
+  assert len(warned) == 1
 
 
 def state_of(params, tx, **more):
@@ -265,7 +270,7 @@ SGD = optax.sgd(0.3)
 
 
 def ppo_parts(name):
-  lm, params, _ = made(name)
+  lm, params, _ = cached_model(name)
   tx = optim.by_subtree(policy=optax.adam(1e-2), value=optax.adam(1e-2))
   sampling = rollout.Sampling(response=5, eos=(3,), banned=(0,))
   settings = ppo.PPO(
@@ -278,7 +283,7 @@ def ppo_parts(name):
 
 def three_stages(name):
   """The metrics of an SFT step, a reward-model step and a PPO iteration."""
-  lm, params, _ = made(name)
+  lm, params, _ = cached_model(name)
   put = lambda tree: sharding.place(tree, _specs(lm, tree))
   batch = sharding.place_batch(tiny.demonstrations(lm, 8))
   step = tiny.jitted(sft.sft_step, lm=lm, tx=SGD, cfg=sft.SFTConfig(dropout=False))
@@ -349,7 +354,7 @@ def test_every_stage_trains_it(name):
 
 def sft_step(name):
   """Metrics and the parameters after one step."""
-  lm, params, _ = made(name)
+  lm, params, _ = cached_model(name)
   state = state_of(sharding.place(params, sharding.shardings(lm.table)), SGD)
   step = tiny.jitted(sft.sft_step, lm=lm, tx=SGD, cfg=sft.SFTConfig(dropout=False))
   state, metrics = step(state, {}, sharding.place_batch(tiny.demonstrations(lm, 8)))
@@ -360,11 +365,11 @@ def sft_step(name):
 def test_an_sft_step_on_eight_devices(name, shape):
   expected, metrics = sft_step(name)
   with jax.set_mesh(sharding.make_mesh(*shape)):
-    found, many = sft_step(name)
+    params, many = sft_step(name)
     if name == "cached":
-      assert found["model"]["blocks"]["0"]["up"]["kernel"].sharding.spec == jax.P("fsdp", "model")
+      assert params["model"]["blocks"]["0"]["up"]["kernel"].sharding.spec == jax.P("fsdp", "model")
   np.testing.assert_allclose(many["loss"], metrics["loss"], rtol=1e-5)
-  tiny.assert_trees_close(found, expected, rtol=1e-3, atol=1e-5)
+  tiny.assert_trees_close(params, expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -375,18 +380,20 @@ def test_an_sft_step_on_eight_devices(name, shape):
 def test_eight_devices_give_the_same_numbers(name, shape):
   expected = alone(name)
   with jax.set_mesh(sharding.make_mesh(*shape)):
-    found = three_stages(name)
-  for one, many in zip(expected[:4], found[:4], strict=True):
-    for key in one:
-      np.testing.assert_allclose(many[key], one[key], rtol=2e-3, atol=2e-5, err_msg=key)
+    on_mesh = three_stages(name)
+  for alone_metrics, mesh_metrics in zip(expected[:4], on_mesh[:4], strict=True):
+    for key in alone_metrics:
+      np.testing.assert_allclose(
+        mesh_metrics[key], alone_metrics[key], rtol=2e-3, atol=2e-5, err_msg=key
+      )
 
 
 def test_metadata_becomes_axes_of_the_mesh():
-  table = made("cached")[0].table["model"]["blocks"]["0"]
+  table = cached_model("cached")[0].table["model"]["blocks"]["0"]
   assert table["up"]["kernel"].axes == ("embed", "mlp")
   assert table["qkv"]["kernel"].axes == ("embed", None, "heads", None)
   assert table["down"]["kernel"].axes == (None, None)
-  assert made("linen")[0].table["model"]["up"]["kernel"].axes == ("embed", "mlp")
+  assert cached_model("linen")[0].table["model"]["up"]["kernel"].axes == ("embed", "mlp")
   with nnx.use_eager_sharding(False):
     module = CachedDecoder(rngs=nnx.Rngs(1))
   fill = {"hidden": "hidden", "logits": "unembed", **SIZES}
@@ -398,7 +405,7 @@ def test_metadata_becomes_axes_of_the_mesh():
 
 @pytest.mark.parametrize("name", ["nnx", "linen"])
 def test_dropout_is_the_modules_own(name):
-  lm, params, _ = made(name)
+  lm, params, _ = cached_model(name)
   tokens, valid = jnp.ones((2, 6), jnp.int32), jnp.ones((2, 6), bool)
   hidden = jax.jit(lm.hidden)
   a, b, again = (hidden(params, tokens, valid, key=jax.random.key(seed)) for seed in (1, 2, 1))
@@ -429,7 +436,7 @@ def test_what_is_not_possible_is_said():
     )
   with pytest.raises(UserError, match="decode and init_cache belong together"):
     adapters.from_nnx(CachedDecoder.__new__(CachedDecoder), decode="decode", **fill)
-  lm, params, _ = made("nnx")
+  lm, params, _ = cached_model("nnx")
   ids, valid = jnp.ones((1, 33), jnp.int32), jnp.ones((1, 33), bool)
   with pytest.raises(UserError, match="rows of 33 tokens do not fit the model's context of 32"):
     lm.hidden(params, ids, valid)
@@ -509,11 +516,13 @@ def up(workdir):
 def test_the_documented_file_is_trained_and_sampled(folder, tuned, capsys):
   rows = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
   assert rows[-1]["loss"] < rows[0]["loss"]
-  found = origin.open_run(tuned, {}, "policy")
-  assert found.about["source"] == f"{folder / 'decoder.py'}:model"
+  reopened = origin.open_run(tuned, {}, "policy")
+  assert reopened.about["source"] == f"{folder / 'decoder.py'}:model"
   assert (
     up(tuned)
-    != origin.open_python(found.about["source"], "").params["model"]["blocks"]["0"]["up"]["kernel"]
+    != origin.open_python(reopened.about["source"], "").params["model"]["blocks"]["0"]["up"][
+      "kernel"
+    ]
   ).any()
   draw = [
     "--config.n=2",
@@ -548,7 +557,10 @@ def test_reward_model_and_ppo_go_on_from_it(folder, tuned):
 
 
 def test_sources_that_cannot_be_used_are_named(folder, capsys, monkeypatch):
-  code = "def number():\n  return 3\n\ndef silent():\n  from decoder import model\n  return model()[:2]\n"
+  code = (
+    "def number():\n  return 3\n\n"
+    "def silent():\n  from decoder import model\n  return model()[:2]\n"
+  )
   (folder / "other.py").write_text(code)
   monkeypatch.chdir(folder)
   for source, says in {

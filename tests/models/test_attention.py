@@ -68,31 +68,33 @@ def test_splash_equals_the_reference(kind, heads, kv_heads):
   assert np.isfinite(SPLASH(*arrays, valid)).all()  # padding and the empty row too
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_splash_with_windows_and_a_soft_cap_equals_the_reference(which):
-  """Two windows, of which a traced number chooses one; the cap is so low that it bends most scores."""
+@pytest.mark.parametrize("window_index", [0, 1])
+def test_splash_with_windows_and_a_soft_cap_equals_the_reference(window_index):
+  """A traced number chooses one of two windows; the cap is so low that it bends most scores."""
   rule = attention.Rule(scale=0.3, softcap=2.0, windows=(40, 0))
   arrays, valid = draw(2, 1), jnp.asarray(padding()["packed"])
-  mix = lambda f: lambda q, k, v, valid: f(q, k, v, valid, jnp.int32(which), rule=rule)
+  mix = lambda f: lambda q, k, v, valid: f(q, k, v, valid, jnp.int32(window_index), rule=rule)
   got = with_gradients(mix(SPLASH), *arrays, valid)
   tiny.assert_trees_close(got, with_gradients(mix(REFERENCE), *arrays, valid), rtol=1e-4, atol=2e-5)
   alone = with_gradients(
-    partial(REFERENCE, rule=rule._replace(windows=rule.windows[which : which + 1])), *arrays, valid
+    partial(REFERENCE, rule=rule._replace(windows=rule.windows[window_index : window_index + 1])),
+    *arrays,
+    valid,
   )
   tiny.assert_trees_close(got, alone, rtol=1e-4, atol=2e-5)
 
 
 def test_windows_that_hold_the_whole_row_are_none(monkeypatch):
-  found = []
-  take = lambda rule: lambda *arrays: found.append((rule.windows, int(arrays[-1]))) or arrays[0]
+  choices = []
+  take = lambda rule: lambda *arrays: choices.append((rule.windows, int(arrays[-1]))) or arrays[0]
   monkeypatch.setattr(attention, "chosen", lambda *args: take(args[-1]))
   q, k, v = draw(2, 2)
-  for windows, which in [((T, 0, T - 1), 2), ((T, 0), 1), ((3,), 0)]:
+  for windows, window_index in [((T, 0, T - 1), 2), ((T, 0), 1), ((3,), 0)]:
     rule = attention.Rule(windows=windows)
     attention.causal(
-      q, k, v, jnp.ones((B, T), bool), which, dtype="float32", kind="auto", rule=rule
+      q, k, v, jnp.ones((B, T), bool), window_index, dtype="float32", kind="auto", rule=rule
     )
-  assert found == [((0, 0, T - 1), 2), ((0,), 0), ((3,), 0)]
+  assert choices == [((0, 0, T - 1), 2), ((0,), 0), ((3,), 0)]
 
 
 def test_splash_on_a_mesh_equals_the_reference(mesh):
@@ -118,17 +120,17 @@ def test_splash_on_a_mesh_equals_the_reference(mesh):
 
 def names(kind, length=256, width=64, dtype="bfloat16"):
   """The functions among which the platform chooses, by its name."""
-  found = {}
+  kernels = {}
   original = attention.by_platform
   try:
     attention.by_platform = lambda default, **others: (
-      found.update(others, default=default) or default
+      kernels.update(others, default=default) or default
     )
     default = attention.chosen(kind, length, width, dtype)
   finally:
     attention.by_platform = original
   name = lambda f: getattr(f, "func", f).__name__
-  return {platform: name(f) for platform, f in (found or {"default": default}).items()}
+  return {platform: name(f) for platform, f in (kernels or {"default": default}).items()}
 
 
 def test_the_choice(monkeypatch):
@@ -169,12 +171,12 @@ def test_cudnn_has_no_soft_cap(monkeypatch):
   with pytest.raises(UserError, match="'cudnn' has no soft cap on its scores"):
     attention.chosen("cudnn", 256, 64, "bfloat16", rule)
   monkeypatch.setattr(attention, "has_cudnn", lambda: True)
-  found = {}
+  kernels = {}
   monkeypatch.setattr(
-    attention, "by_platform", lambda default, **others: found.update(others) or default
+    attention, "by_platform", lambda default, **others: kernels.update(others) or default
   )
   attention.chosen("auto", 256, 64, "bfloat16", rule)
-  assert set(found) == {"tpu"}
+  assert set(kernels) == {"tpu"}
 
 
 def test_an_unknown_name_is_refused():
@@ -226,23 +228,23 @@ def test_the_sft_step_for_a_tpu_pod_holds_the_kernel(parts, kernels, change):
         **change,
       )
     )
-    here = lambda shape, dtype, spec: jax.ShapeDtypeStruct(
+    abstract = lambda shape, dtype, spec: jax.ShapeDtypeStruct(
       shape, dtype, sharding=NamedSharding(mesh, spec)
     )
     specs = sharding.shardings(lm.table)
     params = jax.tree.map(
-      lambda leaf, spec: here(leaf.shape, jnp.float32, spec),
+      lambda leaf, spec: abstract(leaf.shape, jnp.float32, spec),
       lm.table,
       specs,
       is_leaf=lambda x: hasattr(x, "axes"),
     )
     tx = optim.adamw(1e-4)
-    scalar = here((), jnp.int32, jax.P())
+    scalar = abstract((), jnp.int32, jax.P())
     key = jax.eval_shape(jax.random.key, 0)
     state = TrainState(
-      scalar, scalar, here((), key.dtype, jax.P()), params, jax.eval_shape(tx.init, params)
+      scalar, scalar, abstract((), key.dtype, jax.P()), params, jax.eval_shape(tx.init, params)
     )
-    row = lambda dtype: here((8, 256), dtype, sharding.spec("batch", None))
+    row = lambda dtype: abstract((8, 256), dtype, sharding.spec("batch", None))
     batch = Demonstrations(row(jnp.int32), row(jnp.bool_), row(jnp.bool_))
     text = (
       jax.jit(partial(sft.sft_step, lm=lm, tx=tx), donate_argnums=0)

@@ -116,8 +116,8 @@ def test_what_was_written_is_read(tmp_path, params, kind):
 def test_an_untied_head_is_read(tmp_path):
   config = dataclasses.replace(CONFIG, tied=False)
   params = llama.llama(config).init(jax.random.key(0))
-  found, loaded, _ = gguf.load(write(tmp_path / "m.gguf", config, params))
-  assert found == config
+  read_config, loaded, _ = gguf.load(write(tmp_path / "m.gguf", config, params))
+  assert read_config == config
   tiny.assert_trees_equal(loaded, params)
 
 
@@ -221,8 +221,8 @@ def test_other_architectures_are_read(tmp_path, name):
     lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape, np.float32)), table
   )
   path = write_other(tmp_path / "m.gguf", config, params, OTHERS[name])
-  found, loaded, _ = gguf.load(path)
-  assert found == config
+  read_config, loaded, _ = gguf.load(path)
+  assert read_config == config
   tiny.assert_trees_close(loaded, params, rtol=0, atol=1e-6 if "gemma" in name else 0)
 
 

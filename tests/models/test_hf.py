@@ -1,4 +1,4 @@
-"""Model folders: written and read back bit for bit, the errors of broken ones, and `models.load`."""
+"""Model folders: written and read back bit for bit, errors of broken ones, and `models.load`."""
 
 import json
 from functools import cache
@@ -68,8 +68,8 @@ def test_what_was_saved_is_loaded_bit_for_bit(tmp_path, name, shard_bytes):
   config = FAMILIES[name]
   saved(tmp_path, config, shard_bytes=shard_bytes)
   assert (tmp_path / hf.INDEX).is_file() == (shard_bytes < 2**30)
-  found, params = hf.load(tmp_path)
-  assert found == config
+  read_config, params = hf.load(tmp_path)
+  assert read_config == config
   tiny.assert_trees_equal(params, weights(config))
   assert not list(tmp_path.glob(".*"))
 
@@ -288,8 +288,8 @@ def test_gemma3_with_pictures_gives_its_language_model(tmp_path):
     )
 
   edit(tmp_path, inside)
-  found, params = hf.load(tmp_path)
-  assert found == config
+  read_config, params = hf.load(tmp_path)
+  assert read_config == config
   tiny.assert_trees_equal(params, weights(config))
   sparse = {
     "model_type": "gemma3_text",
@@ -358,9 +358,9 @@ def test_a_reward_model_is_read_back(tmp_path, name):
   config = FAMILIES[name]
   params, head = reward(config)
   hf.save_reward(tmp_path, config, params, head, pad_token_id=5)
-  found, again, again_head = hf.load_reward(tmp_path)
+  read_config, again, again_head = hf.load_reward(tmp_path)
   raw = json.loads((tmp_path / hf.CONFIG).read_text())
-  assert found == config
+  assert read_config == config
   assert (raw["pad_token_id"], raw["num_labels"]) == (5, 1)
   np.testing.assert_array_equal(again_head["w"], head["w"])
   if isinstance(config, LlamaConfig):

@@ -41,8 +41,8 @@ def test_a_product_by_hand():
   """x = (1, 2), W = [[1, 0], [0, 1]], a = (1, -1), b = (10, 20), s = 2: y = (1, 2) + 2 * (-1) *
   (10, 20) + (5, 5).
   """
-  one = Adapter(jnp.array([[1.0], [-1.0]]), jnp.array([[10.0, 20.0]]), 2.0)
-  p = {"w": jnp.eye(2), "b": jnp.array([5.0, 5.0]), "lora": one}
+  adapter = Adapter(jnp.array([[1.0], [-1.0]]), jnp.array([[10.0, 20.0]]), 2.0)
+  p = {"w": jnp.eye(2), "b": jnp.array([5.0, 5.0]), "lora": adapter}
   np.testing.assert_array_equal(blocks.linear(p, jnp.array([[1.0, 2.0]]), "float32"), [[-14, -33]])
   np.testing.assert_array_equal(lora.fold(p)["w"], [[21, 40], [-20, -39]])
   assert set(lora.fold(p)) == {"w", "b"}
@@ -83,7 +83,7 @@ def test_merged_and_apart_are_one_model(model):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float32 over bfloat16"])
 def test_decoding_is_the_model_that_is_trained(family, dtype):
-  """In bfloat16 a change too small for its rounding must still be sampled: the adapter stays apart."""
+  """In bfloat16 a change too small for its rounding is still sampled: the adapter stays apart."""
   lm = tiny.lm(family, depth=3, dtype=dtype.split()[0])
   base, params = adapted(lm)
   if "over" in dtype:
@@ -104,13 +104,13 @@ def test_gradients_are_those_of_the_matrices_by_the_chain_rule(model):
   loss = lambda p: (model.hidden(p, TOKENS, VALID) ** 3).sum()
   got = jax.jit(jax.grad(lambda p: loss(trunk | p)))(trained)["adapter"]
   whole = jax.jit(jax.grad(loss))(lora.merge(params))["blocks"]
-  for name, one in trained["adapter"].items():
-    rank = one.a.shape[-1]
-    dw = np.asarray(whole[name]["w"]).reshape(3, np.prod(one.a.shape[1:-1]), -1)
-    a, b = np.asarray(one.a).reshape(3, -1, rank), np.asarray(one.b).reshape(3, rank, -1)
+  for name, adapter in trained["adapter"].items():
+    rank = adapter.a.shape[-1]
+    dw = np.asarray(whole[name]["w"]).reshape(3, np.prod(adapter.a.shape[1:-1]), -1)
+    a, b = np.asarray(adapter.a).reshape(3, -1, rank), np.asarray(adapter.b).reshape(3, rank, -1)
     da, db = (
-      one.scale * np.einsum("lio,lro->lir", dw, b),
-      one.scale * np.einsum("lir,lio->lro", a, dw),
+      adapter.scale * np.einsum("lio,lro->lir", dw, b),
+      adapter.scale * np.einsum("lir,lio->lro", a, dw),
     )
     np.testing.assert_allclose(
       np.asarray(got[name].a).reshape(a.shape), da, rtol=1e-3, atol=1e-3 * np.abs(da).max()
@@ -155,11 +155,11 @@ def test_the_optimizer_knows_the_adapter_alone(model):
   assert sum(x.size for x in jax.tree.leaves(state) if x.ndim) == 2 * count
 
 
-def test_targets_are_told_apart(model):
-  known = ", ".join(lora.products(model.table))
-  with pytest.raises(UserError, match=f"names key, proj: this model has {known}"):
+def test_unknown_targets_are_refused(model):
+  products = ", ".join(lora.products(model.table))
+  with pytest.raises(UserError, match=f"names key, proj: this model has {products}"):
     lora.sizes(model.table, Lora(rank=2, targets=("q", "key", "proj")))
-  with pytest.raises(UserError, match=f"names none: this model has {known}"):
+  with pytest.raises(UserError, match=f"names none: this model has {products}"):
     lora.sizes(model.table, Lora(rank=2, targets=()))
   with pytest.raises(UserError, match="the rank of an adapter is -1: choose 1 or more"):
     lora.sizes(model.table, Lora(rank=-1))

@@ -14,8 +14,10 @@ def test_frequencies_fall_from_one_by_powers_of_the_base():
 
 
 def test_linear_stretching_divides_all():
-  found = rope.stretched(rope.frequencies(4, 100.0), "linear", factor=4.0, low=0, high=0, context=0)
-  np.testing.assert_allclose(found, [0.25, 0.025], rtol=1e-6)
+  frequencies = rope.stretched(
+    rope.frequencies(4, 100.0), "linear", factor=4.0, low=0, high=0, context=0
+  )
+  np.testing.assert_allclose(frequencies, [0.25, 0.025], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Both families as one transformer: decoding, padding, packing, dropout, rematerialisation, limits."""
+"""Both families as one transformer: decoding, padding, packing, dropout, remat and limits."""
 
 import dataclasses
 from functools import cache, partial
@@ -81,8 +81,8 @@ def test_padding_changes_nothing_wherever_it_is(model):
 def test_later_tokens_are_not_seen(model):
   lm, params = model
   tokens, valid = text(1, 6), jnp.ones((1, 6), bool)
-  other = tokens.at[0, 4:].set((tokens[0, 4:] + 1) % tiny.VOCAB)
-  a, b = lm.hidden(params, tokens, valid), lm.hidden(params, other, valid)
+  changed = tokens.at[0, 4:].set((tokens[0, 4:] + 1) % tiny.VOCAB)
+  a, b = lm.hidden(params, tokens, valid), lm.hidden(params, changed, valid)
   np.testing.assert_array_equal(a[:, :4], b[:, :4])
   assert float(jnp.abs(a[:, 4:] - b[:, 4:]).max()) > 1e-3
 
@@ -98,7 +98,7 @@ def test_packed_texts_equal_separate_ones(model):
 
 @pytest.fixture(scope="module")
 def mixed():
-  """Gemma 2: windows in every second layer, soft caps, norms behind each half; and its parameters."""
+  """Gemma 2: windows in every second layer, soft caps, norms after each half; with parameters."""
   config = dataclasses.replace(FAMILIES["gemma2"], vocab_size=tiny.VOCAB)
   lm = transformer_of(config)
   rng = np.random.default_rng(0)
@@ -128,8 +128,8 @@ def test_a_window_is_as_far_as_a_layer_sees():
   lm = transformer_of(dataclasses.replace(FAMILIES["gemma2"], depth=1, vocab_size=tiny.VOCAB))
   params = lm.init(jax.random.key(0))
   tokens, valid = text(1, 12), jnp.ones((1, 12), bool)
-  other = tokens.at[0, 3].set((tokens[0, 3] + 1) % tiny.VOCAB)
-  change = jnp.abs(lm.hidden(params, tokens, valid) - lm.hidden(params, other, valid)).max(-1)[0]
+  changed = tokens.at[0, 3].set((tokens[0, 3] + 1) % tiny.VOCAB)
+  change = jnp.abs(lm.hidden(params, tokens, valid) - lm.hidden(params, changed, valid)).max(-1)[0]
   np.testing.assert_array_equal(np.asarray(change) > 0, [0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0])
 
 

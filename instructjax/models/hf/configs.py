@@ -188,11 +188,15 @@ def parse(raw: Raw, path: Path) -> Config:
     raise UserError(
       f"{path}: model_type is {kind!r}; the families that can be read are {', '.join(CLASSES)}"
     )
-  _demand(raw, path, quantization_config=(None,), use_bidirectional_attention=(False, None))
-  filled = dict(DEFAULTS[kind])
-  for key, value in raw.items():
-    if value is not None or key in MAY_BE_NULL:
-      filled[key] = value
+  _demand(
+    raw,
+    path,
+    quantization_config=(None,),
+    use_bidirectional_attention=(False, None),
+  )
+  # A null says nothing, with few exceptions.
+  stated = {key: value for key, value in raw.items() if value is not None or key in MAY_BE_NULL}
+  filled = DEFAULTS[kind] | stated
   parsers = {"gpt2": _parse_gpt2, "gpt_neox": _parse_neox, "phi": _parse_phi}
   parse_family = parsers.get(kind, _parse_llama)
   return parse_family(filled, path)
@@ -266,6 +270,7 @@ def _parse_gpt2(raw: Raw, path: Path) -> GPTConfig:
     heads=_size(raw, "n_head", path),
     norm_eps=_number(raw, "layer_norm_epsilon", path),
     tied=bool(raw["tie_word_embeddings"]),
+    # In our configurations 0 stands for the usual value, here and below.
     mlp=0 if hidden_units == 4 * width else hidden_units,
     activation=_activation(raw, "activation_function", path),
   )
@@ -388,14 +393,16 @@ def _letters(raw: Raw, depth: int, path: Path) -> str:
   if kind in ("qwen2", "qwen3"):
     if not window or not raw.get("use_sliding_window"):
       return all_full
+    # The lower layers attend to everything.
     full_layers = raw["max_window_layers"]
     default = ["G" if i < full_layers else "L" for i in range(depth)]
   elif kind in ("gemma2", "gemma3_text"):
     # The last layer of each cycle attends to everything.
     period = raw["sliding_window_pattern"]
-    default = ["L" if (i + 1) % period else "G" for i in range(depth)]
+    default = ["G" if (i + 1) % period == 0 else "L" for i in range(depth)]
   else:
     return all_full
+  # Newer files name the type of each layer.
   names = raw.get("layer_types") or []
   unknown_names = set(names) - set(LETTERS)
   if unknown_names or (names and len(names) != depth):
@@ -438,6 +445,7 @@ def _rope(raw: Raw, head_width: int, path: Path) -> dict[str, Any]:
     settings["local_rope_base"] = float(local.get("rope_theta", raw["rope_local_base_freq"]))
     rope = rope.get("full_attention") or {}
   rope = _with_rope_type(rope)
+  # Where a file has both, the older words win.
   rope |= _with_rope_type(raw.get("rope_scaling") or {})
   scaling = rope.get("rope_type", "default")
   if scaling not in ("default", "linear", "llama3"):
@@ -447,6 +455,7 @@ def _rope(raw: Raw, head_width: int, path: Path) -> dict[str, Any]:
     )
   settings["rope_base"] = float(rope.get("rope_theta", raw["rope_theta"]))
   share = float(rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)))
+  # 0, which is the default, means that all features are rotated.
   rotary = int(head_width * share)
   if rotary != head_width:
     settings["rotary"] = rotary

@@ -31,7 +31,7 @@ from instructjax.types import Params
 BIAS = "score_bias"
 SCORE = Tensor("score.weight", ("score/w",), turned=True)
 CODE_FILE = "score_bias.py"
-CODE = '''"""A sequence classifier whose score has a bias, which config.json holds as "score_bias"."""
+CODE = '''"""A sequence classifier that adds a bias to its score: "score_bias" in config.json."""
 
 from transformers import {base}
 
@@ -74,6 +74,7 @@ def save_reward(
     )
   w = np.asarray(sharding.fetch(head["w"]), np.float32)
   b = np.asarray(sharding.fetch(head["b"]), np.float32)
+  # A classifier has no unembedding.
   trunk = {name: part for name, part in params.items() if name != "head"}
   architecture = f"{_class_name(config)}ForSequenceClassification"
   raw = rendering.render(config, dtype)
@@ -87,6 +88,7 @@ def save_reward(
     BIAS: 0.0,
   }
   texts = {}
+  # LayerNorm has a bias, RMSNorm has none.
   if isinstance(config, GPTConfig):
     beta = _with_bias(trunk["norm"]["bias"], w, b)
     trunk["norm"] = trunk["norm"] | {"bias": beta}
@@ -159,8 +161,11 @@ def load_reward(folder: str | Path) -> tuple[Config, Params, Params]:
       f"{folder}: tensor '{SCORE.name}' {state}; a reward model has one label, so (1, "
       f"{config.width})"
     )
-  w = np.array(reading.view(SCORE.name, score), np.float32)[0]
+  # The file has w as a matrix [1, D].
+  matrix = np.array(reading.view(SCORE.name, score), np.float32)
+  w = matrix[0]
   params = reading.fill(folder, config, tensors.body(config), entries)
+  # Models of others have no bias, and models with a LayerNorm have it in the norm.
   bias = raw.get(BIAS, 0.0)
   if not isinstance(bias, int | float):
     raise UserError(f"{path}: '{BIAS}' is {bias!r}; it must be a number")

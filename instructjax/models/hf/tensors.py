@@ -140,14 +140,24 @@ def llama(config: LlamaConfig) -> Iterable[Tensor]:
 # --- the parts of a family ---
 
 
-def norm(name: str, leaf: str, *, bias: bool = True) -> Iterable[Tensor]:
+def norm(
+  name: str,
+  leaf: str,
+  *,
+  bias: bool = True,
+) -> Iterable[Tensor]:
   """Yields the tensors of a LayerNorm, or without `bias` of an RMSNorm."""
   yield Tensor(f"{name}.weight", (f"{leaf}/scale",))
   if bias:
     yield Tensor(f"{name}.bias", (f"{leaf}/bias",))
 
 
-def linear(name: str, leaf: str, *, bias: bool = True) -> Iterable[Tensor]:
+def linear(
+  name: str,
+  leaf: str,
+  *,
+  bias: bool = True,
+) -> Iterable[Tensor]:
   """Yields the tensors of a torch Linear, whose matrix is [O, I]."""
   yield Tensor(f"{name}.weight", (f"{leaf}/w",), turned=True)
   if bias:

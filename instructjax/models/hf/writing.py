@@ -74,7 +74,8 @@ def write(
   texts = dict(texts or {})
   params = lora.merge(params)
   weights.check(config, wanted, params)
-  shards = _split_into_shards(config, wanted, params, shard_bytes, jnp.dtype(dtype).itemsize)
+  itemsize = jnp.dtype(dtype).itemsize
+  shards = _split_into_shards(config, wanted, params, shard_bytes, itemsize)
   names = _file_names(len(shards))
   is_writer = jax.process_index() == 0
   try:
@@ -83,18 +84,24 @@ def write(
       # To take an array off the devices is collective: every process must do it.
       content = _shard_content(shard, params, dtype)
       if is_writer:
-        numpy.save_file(content, _part(folder / name), metadata={"format": "pt"})
+        part = _part(folder / name)
+        # Some versions of `transformers` refuse a file without a format in its metadata.
+        numpy.save_file(content, part, metadata={"format": "pt"})
         # safetensors makes files that only their owner may read.
-        _part(folder / name).chmod(0o644)
+        part.chmod(0o644)
       # The next shard must not be made beside this one.
       del content
     if not is_writer:
       return
     for name, text in texts.items():
       _part(folder / name).write_text(text, "utf-8")
-    index = _index(names, shards, params, dtype) if len(names) > 1 else None
+    # A single file needs no index.
+    index = None
+    if len(names) > 1:
+      index = _index(names, shards, params, dtype)
     _finish(folder, (*names, *texts), raw, index)
   except (OSError, SafetensorError) as error:
+    # Leave nothing that is incomplete; files of an earlier model stay as they were.
     for name in (*names, *texts, INDEX, CONFIG):
       _part(folder / name).unlink(missing_ok=True)
     raise UserError(
@@ -117,6 +124,7 @@ def _split_into_shards(
   size = 0
   for tensor in wanted:
     layers = config.depth if tensor.stacked else 1
+    # All layers of a tensor are of one size.
     tensor_bytes = itemsize * _count_numbers(tensor.leaves, params) // layers
     for layer in range(layers):
       if shards[-1] and size + tensor_bytes > limit:
@@ -179,6 +187,7 @@ def _finish(folder: Path, names: tuple[str, ...], raw: Raw, index: Raw | None) -
   """
   for name in names:
     _part(folder / name).replace(folder / name)
+  # An earlier model may have had more files, which an index would not name.
   for stale in folder.glob("model*.safetensors"):
     if stale.name not in names:
       stale.unlink()
@@ -190,5 +199,6 @@ def _finish(folder: Path, names: tuple[str, ...], raw: Raw, index: Raw | None) -
 
 
 def _write_json(path: Path, value: Raw) -> None:
-  _part(path).write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+  text = json.dumps(value, indent=2) + "\n"
+  _part(path).write_text(text, "utf-8")
   _part(path).replace(path)
