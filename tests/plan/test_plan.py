@@ -337,7 +337,10 @@ def test_the_topologies_of_the_tables_are_there():
     (
       "v5e:8x8",
       "fsdp=64",
-      ["config.batch=16 does not divide by config.micro x devices=64", "a mesh that works: --mesh=data=1,fsdp=16,model=4"],
+      [
+        "config.batch=16 does not divide by config.micro x devices=64",
+        "a mesh that works: --mesh=data=1,fsdp=16,model=4",
+      ],
     ),
   ],
 )

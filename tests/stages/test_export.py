@@ -127,7 +127,8 @@ def test_what_ends_the_responses_of_a_run_is_carried(tmp_path):
   about = ABOUT | {"eos": [10, 256], "banned": [13]}
   run = left(tmp_path / "run", weights(0), about=about)
   own, other = (
-    origin.open_model(run, dataclasses.replace(export.PLAIN, tokenizer=name), 0) for name in ("", tokenizers.BYTES)
+    origin.open_model(run, dataclasses.replace(export.PLAIN, tokenizer=name), 0)
+    for name in ("", tokenizers.BYTES)
   )
   assert (
     other.tokenizer.eos == (256,) and other.about == ABOUT
