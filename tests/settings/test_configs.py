@@ -6,6 +6,7 @@ import pytest
 
 from instructjax import settings
 from instructjax.models import gpt
+from instructjax.stages import wiring
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STAGES = ("pretrain", "sft", "rl_init", "reward", "ppo", "bestofn", "sample")
@@ -13,6 +14,15 @@ SIZES = ("1.3b", "6b", "175b")
 
 
 load = settings.load
+
+
+def assert_falls_to_a_tenth(optimizer):
+  """The learning rate begins at its peak and ends, by a cosine, at a tenth of it (App. C.1 to C.3)."""
+  rate = wiring.learning_rate(optimizer, 100)
+  assert optimizer.schedule == "cosine"
+  assert [float(rate(update)) for update in (0, 50, 100)] == pytest.approx(
+    [optimizer.lr, 0.55 * optimizer.lr, 0.1 * optimizer.lr]
+  )
 
 
 @pytest.mark.parametrize(
@@ -27,7 +37,7 @@ def test_sft(size, shape, lr, batch, micro_steps):
   c = load(f"sft:{size}")
   assert (c.model.shape, c.optimizer.lr, c.batch, c.epochs) == (shape, lr, batch, 16)
   assert c.epochs * 12_725 // c.batch == micro_steps
-  assert (c.optimizer.schedule, c.optimizer.final, c.optimizer.warmup) == ("cosine", 0.1, 0)
+  assert_falls_to_a_tenth(c.optimizer)
   assert (c.optimizer.b1, c.optimizer.b2) == (0.9, 0.95)
   assert c.model.dropout == 0.2
   assert not c.loss_on_prompt
@@ -40,7 +50,7 @@ def test_public_tasks(preset, batch, steps):
   c = load(f"sft:{preset}")
   assert (c.model.shape, c.optimizer.lr, c.batch, c.epochs) == ("175B", 4e-6, batch, 1)
   assert c.epochs * 896_000 // c.batch == steps
-  assert (c.optimizer.schedule, c.optimizer.final, c.optimizer.warmup) == ("cosine", 0.1, 0)
+  assert_falls_to_a_tenth(c.optimizer)
 
 
 @pytest.mark.parametrize(
@@ -49,14 +59,15 @@ def test_public_tasks(preset, batch, steps):
 def test_rl_init(size, lr, batch):
   c = load(f"rl_init:{size}")
   assert (c.optimizer.lr, c.batch, c.epochs, c.text_share) == (lr, batch, 2, 0.1)
-  assert (c.optimizer.schedule, c.optimizer.final) == ("cosine", 0.1)
+  assert_falls_to_a_tenth(c.optimizer)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_reward(size):
   c = load(f"reward:{size}")
   assert (c.model.shape, c.optimizer.lr, c.batch, c.epochs) == ("6B", 9e-6, 64, 1)
-  assert (c.optimizer.schedule, c.optimizer.final, c.pairs) == ("cosine", 0.1, "remaining")
+  assert_falls_to_a_tenth(c.optimizer)
+  assert c.pairs == "remaining"
   assert c.epochs * 33_207 // c.batch == 518
 
 
