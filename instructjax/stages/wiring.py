@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
 
 from instructjax import optim, sharding
 from instructjax.errors import UserError
@@ -66,9 +65,7 @@ class Stage(NamedTuple):
 def shape_of(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> Any:
   """A ShapeDtypeStruct in the place of an array, split over the mesh by the logical names of its axes."""
   spec = sharding.fit(shape, axes)
-  where = None
-  if spec is not None:
-    where = NamedSharding(jax.sharding.get_abstract_mesh(), spec)
+  where = None if spec is None else sharding.named(spec)
   return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
 
