@@ -79,7 +79,9 @@ def warmed_up(
   *,
   start: float = 0.1,
 ) -> Schedule:
-  """A linear rise from `start * peak` to `peak` over `warmup` updates, and then `schedule` from its begin."""
+  """A linear rise from `start * peak` to `peak` over `warmup` updates, and then `schedule` from its
+  begin.
+  """
 
   def rise_and_follow(step: Array | int) -> Scalar:
     count = jnp.asarray(step, jnp.int32)
