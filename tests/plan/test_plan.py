@@ -512,7 +512,7 @@ def test_a_search_gives_meshes_of_the_topology():
 
 def test_a_search_adds_micro_batches_until_it_fits():
   config = reading.override(reading.load("sft:1.3b"), [("batch", "64")])
-  found = search.tried(
+  found = search.try_mesh(
     config, chips.pod("v5e:2x4"), {"data": 1, "fsdp": 8, "model": 1}, builder("1.3B")
   )
   assert (
