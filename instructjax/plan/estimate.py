@@ -133,6 +133,7 @@ def program_report(
   traced = aot.trace(program)
   by_arithmetic, cost = arithmetic(program, traced)
   by_arithmetic = with_limit(by_arithmetic, topology)
+  # Recomputing activations is work, but not work of the model: MFU leaves it out.
   model_flops = cost.flops
   if plain is not None:
     plain_traced = aot.trace(plain)
@@ -212,6 +213,7 @@ def advice(row: Mapping[str, Any], config: Any, topology: Pod) -> str:
       f"the KV cache is {cache:.1f} GB and the weights are whole along fsdp; more model, or a "
       "smaller config.batch"
     )
+  # The rollout has no backward pass, so the next advice is for the other programs.
   if config.model.remat != "blocks":
     return shortage + "keep less for the backward pass with --config.model.remat=blocks"
   if name == "scoring":

@@ -90,6 +90,7 @@ def _memory_table(rows: Sequence[Row], compiled: bool) -> Table:
   def add(label: str, cell: Callable[[Row], str]) -> None:
     table.add_row(label, *[cell(row) for row in rows])
 
+  # What no program holds has no row.
   for kind in ("params", "optimizer", "ema", "frozen", "other", "kv_cache"):
     sizes = [row["memory"][kind] for row in rows]
     if any(sizes):
@@ -177,6 +178,7 @@ def show_search(
     "s at least",
     title="by arithmetic, then the compiler",
   )
+  # They come sorted: what fits first, then the fastest.
   meshes = result["meshes"]
   for candidate in meshes[:count]:
     seconds = candidate["seconds"]
