@@ -21,10 +21,10 @@ def folder(tmp_path, monkeypatch):
 
 
 def compiled(preset: str, options: Options, say=lambda text: None) -> dict:
-  report = plan(reading.load(preset), preset.partition(":")[2], options, say)
-  assert report["compiled"], f"{report['why_not']}; make test-plan installs it"
-  assert report["fits"]
-  return report
+  found = plan(reading.load(preset), preset.partition(":")[2], options, say)
+  assert found["compiled"], f"{found['why_not']}; make test-plan installs it"
+  assert found["fits"]
+  return found
 
 
 @pytest.mark.parametrize("stage", ["sft", "rl_init", "reward", "ppo"])
@@ -35,10 +35,10 @@ def test_every_stage_compiles_for_a_tpu(stage):
 
 
 def test_reports_are_kept():
-  options, messages = Options("v5e:2x2", "fsdp=2,model=2"), []
-  reports = [compiled("pretrain:tiny", options, messages.append) for _ in range(2)]
-  assert messages == ["compiling pretrain for v5e:2x2 ..."]
-  assert reports[0]["programs"] == reports[1]["programs"]
+  options, said = Options("v5e:2x2", "fsdp=2,model=2"), []
+  found = [compiled("pretrain:tiny", options, said.append) for _ in range(2)]
+  assert said == ["compiling pretrain for v5e:2x2 ..."]
+  assert found[0]["programs"] == found[1]["programs"]
 
 
 @pytest.mark.parametrize(
@@ -51,9 +51,9 @@ def test_reports_are_kept():
   ],
 )
 def test_every_kind_of_chip_and_several_slices(topology, slices, devices, mesh):
-  report = compiled("sft:tiny", Options(topology, mesh, slices))
-  assert report["devices"] == devices
-  (row,) = report["programs"]
+  found = compiled("sft:tiny", Options(topology, mesh, slices))
+  assert found["devices"] == devices
+  (row,) = found["programs"]
   assert row["compiled"]["limit"] > row["compiled"]["peak"] > row["compiled"]["arguments"] * 0.9
   crossing = [c for c in row["compiled"]["collectives"] if "data" in c["axes"]]
   assert bool(crossing) == (slices > 1)
@@ -93,8 +93,8 @@ def test_how_a_gradient_is_summed_is_the_compilers_choice_for_the_topology(topol
     x = programs.rows((sizes["fsdp"], 128, 2048), jnp.float32)
     loss = lambda w, x: jnp.sin(blocks.product(w, x, "bfloat16")).mean()
     step = jax.jit(lambda w, x: w - jax.grad(loss)(w, x), donate_argnums=0)
-    exchanged = collectives.read(step.lower(w, x).compile().as_text(), sizes)
-  moved = {c.kind: c.bytes for c in exchanged if c.axes == ("fsdp",)}
+    found = collectives.read(step.lower(w, x).compile().as_text(), sizes)
+  moved = {c.kind: c.bytes for c in found if c.axes == ("fsdp",)}
   part = 2048 * 8192 // sizes["model"]
   expected = {"all-gather": 2 * part, "reduce-scatter": 4 * part, "all-reduce": 4 * part}
   assert moved == (

@@ -450,13 +450,13 @@ def test_tables_are_printed(capsys):
 
 def test_what_does_not_fit_says_what_to_change():
   config = reading.override(reading.load("sft:1.3b"), [("batch", "64")])
-  report = plan(config, "1.3b", Options("v5e:2x2", "fsdp=4", arithmetic=True))
-  assert not report["fits"]
-  assert "more micro-batches (config.micro)" in report["advice"][0]
-  report = plan(reading.load("sft:6b"), "6b", Options("v5e:2x2", "fsdp=4", arithmetic=True))
-  assert "state alone is" in report["advice"][0] and "fsdp" in report["advice"][0]
+  found = plan(config, "1.3b", Options("v5e:2x2", "fsdp=4", arithmetic=True))
+  assert not found["fits"]
+  assert "more micro-batches (config.micro)" in found["advice"][0]
+  found = plan(reading.load("sft:6b"), "6b", Options("v5e:2x2", "fsdp=4", arithmetic=True))
+  assert "state alone is" in found["advice"][0] and "fsdp" in found["advice"][0]
   assert (
-    "--topology=v5e:2x4" in report["advice"][0]
+    "--topology=v5e:2x4" in found["advice"][0]
   )  # 80 GB over eight, where 10.2 of 14.6 may be state
 
 
@@ -498,8 +498,8 @@ def builder(shape):
 def test_a_search_gives_meshes_of_the_topology():
   config, where = reading.load("sft:tiny"), chips.pod("v5e:2x2")
   meshes = list(search.possible(config, where, "tiny", "tiny"))
-  plans = search.search(config, where, meshes, builder("tiny"))
-  assert {tuple(candidate["mesh"].values()) for candidate in plans} == {
+  found = search.search(config, where, meshes, builder("tiny"))
+  assert {tuple(one["mesh"].values()) for one in found} == {
     (1, 1, 4),
     (1, 2, 2),
     (2, 1, 2),
@@ -507,10 +507,8 @@ def test_a_search_gives_meshes_of_the_topology():
     (2, 2, 1),
     (4, 1, 1),
   }
-  assert all(math.prod(candidate["mesh"].values()) == 4 for candidate in plans)
-  assert [candidate["seconds"] for candidate in plans] == sorted(
-    candidate["seconds"] for candidate in plans
-  )
+  assert all(math.prod(one["mesh"].values()) == 4 for one in found)
+  assert [one["seconds"] for one in found] == sorted(one["seconds"] for one in found)
   wider = list(search.possible(config, chips.pod("v5e:4x2"), "tiny", "tiny"))
   assert wider and all(mesh["model"] <= 4 for mesh in wider)  # four heads
   assert not list(search.possible(config, chips.Pod("v5p", (5, 7, 3)), "tiny", "tiny"))
@@ -518,10 +516,12 @@ def test_a_search_gives_meshes_of_the_topology():
 
 def test_a_search_adds_micro_batches_until_it_fits():
   config = reading.override(reading.load("sft:1.3b"), [("batch", "64")])
-  best = search.try_mesh(
+  found = search.try_mesh(
     config, chips.pod("v5e:2x4"), {"data": 1, "fsdp": 8, "model": 1}, builder("1.3B")
   )
-  assert best["fits"] and best["micro"] > 1 and best["flags"] == f"--config.micro={best['micro']}"
+  assert (
+    found["fits"] and found["micro"] > 1 and found["flags"] == f"--config.micro={found['micro']}"
+  )
 
 
 def test_the_pretraining_mix_is_cut_further_than_the_episodes():
