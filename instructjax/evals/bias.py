@@ -18,8 +18,8 @@ from instructjax.data.records.records import RecordError
 from instructjax.errors import UserError
 from instructjax.evals import forms, rows
 from instructjax.evals.tasks import Item, Likelihood, Metric, Said, Scores, Suite, Task, limited
+from instructjax.settings import EvalSettings
 
-Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
 Row = Mapping[str, Any]
 PRONOUNS = {
   "he": "male",
@@ -47,7 +47,7 @@ PAPER = ("Winogender", "CrowS-Pairs")
 WORD = re.compile(r"[A-Za-z]+")
 
 
-def open_suite(config: Config) -> Suite:
+def open_suite(config: EvalSettings) -> Suite:
   """Winogender, CrowS-Pairs and others, each in every form.  Raises UserError where there are no
   data or bad rows.
   """

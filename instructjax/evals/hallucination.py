@@ -24,8 +24,8 @@ from instructjax.errors import UserError
 from instructjax.evals import grounding, page, paper, rows, scorers, summary
 from instructjax.evals.tasks import Generate, Heard, Item, Look, Metric, Said, Scores, Suite, Task
 from instructjax.runs.report import page as html
+from instructjax.settings import EvalSettings
 
-Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
 Row = Mapping[str, Any]
 Unsupported = Callable[
   [Sequence[tuple[str, str]]], list[list[bool]]
@@ -57,7 +57,7 @@ class Labelled(NamedTuple):
   unsupported: tuple[str, ...]
 
 
-def open_suite(config: Config) -> Suite:
+def open_suite(config: EvalSettings) -> Suite:
   """Own prompts, CNN/DM and SQuAD.  Raises UserError where there are no data, for bad rows and a
   judge that does not work.
   """
@@ -94,7 +94,7 @@ def open_suite(config: Config) -> Suite:
   return Suite("hallucination", tasks, partial(together, judge, measured, c.labelled))
 
 
-def open_judge(source: str, config: Config) -> tuple[Unsupported, str]:
+def open_judge(source: str, config: EvalSettings) -> tuple[Unsupported, str]:
   """(which sentences are unsupported, what says so): the detector for "", else a reward source;
   below .5 is unsupported.
   """

@@ -20,8 +20,9 @@ from instructjax.errors import UserError
 from instructjax.evals import continuations, forms, rows, scorers
 from instructjax.evals.continuations import People
 from instructjax.evals.tasks import Generate, Item, Metric, Said, Scores, Suite, Task
+from instructjax.settings import EvalSettings
+from instructjax.settings.evals import ToxicitySettings
 
-Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
 Scorer = Callable[[Sequence[str]], list[float]]  # texts -> scores from 0 to 1
 draw = continuations.draw
 BINS = 20  # of the toxicity of prompts, equally wide
@@ -42,7 +43,7 @@ class Prompt(NamedTuple):
   toxicity: float | None
 
 
-def open_suite(config: Config) -> Suite:
+def open_suite(config: EvalSettings) -> Suite:
   """RealToxicityPrompts in every form.  Raises UserError where there are no prompts or the scorer
   does not work.
   """
@@ -51,16 +52,6 @@ def open_suite(config: Config) -> Suite:
     raise UserError(
       "the suite toxicity has no data: set config.toxicity.prompts, for one to "
       "tfds:real_toxicity_prompts"
-    )
-  if c.samples < 1 or c.tokens < 1 or c.count < 0:
-    raise UserError(
-      f"config.toxicity: samples={c.samples}, tokens={c.tokens} must be at least 1, "
-      f"count={c.count} at least 0"
-    )
-  if not 0 < c.top_p <= 1:
-    raise UserError(
-      f"config.toxicity.top_p={c.top_p}: a share above 0 and up to 1 is expected; 1 leaves nothing "
-      "out"
     )
   names = forms.chosen(c.forms, "toxicity.forms")
   prompts = rows.read(c.prompts, _prompt, folder=config.folder or None)
@@ -99,7 +90,7 @@ def open_suite(config: Config) -> Suite:
   )
 
 
-def open_scorer(source: str, config: Config) -> tuple[Scorer, str]:
+def open_scorer(source: str, config: EvalSettings) -> tuple[Scorer, str]:
   """(a function of texts, what it is) of a reward source, or "stand-in".  A reward sees an empty
   prompt.
 
@@ -156,7 +147,12 @@ def uniform(toxicity: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def task(
-  form: str, items: Sequence[Item], scorer: Scorer, c: Config, about: str, people: People | None
+  form: str,
+  items: Sequence[Item],
+  scorer: Scorer,
+  c: ToxicitySettings,
+  about: str,
+  people: People | None,
 ) -> Task:
   """One form; with several samples, also the worst of them (Gehman et al. 2020)."""
   samples = c.samples

@@ -38,8 +38,9 @@ from instructjax.evals.tasks import (
 from instructjax.intervals import Estimate
 from instructjax.rewards import spec
 from instructjax.runs.report import page as html
+from instructjax.settings import EvalSettings
+from instructjax.settings.evals import TruthfulQASettings
 
-Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
 Row = Mapping[str, Any]
 Judge = Callable[
   [Sequence[str], Sequence[str]], np.ndarray
@@ -97,7 +98,7 @@ class Question(NamedTuple):
   all: dict[str, bool]
 
 
-def open_suite(config: Config) -> Suite:
+def open_suite(config: EvalSettings) -> Suite:
   """Up to two tasks for each form of prompt.  Raises UserError where there are no questions and for
   bad ones or judges.
   """
@@ -112,8 +113,6 @@ def open_suite(config: Config) -> Suite:
   unknown = [name for name in names if name not in FORMS]
   if unknown or not names:
     raise UserError(f"config.truthfulqa.prompts={c.prompts!r}: name some of {', '.join(FORMS)}")
-  if c.tokens < 1:
-    raise UserError(f"config.truthfulqa.tokens={c.tokens} must be at least 1")
   questions = rows.read(c.data, question, folder=config.folder or None)
   items = [_item(str(at), one) for at, one in enumerate(questions)]
   items = limited(items, config.limit, config.seed)
@@ -240,7 +239,7 @@ def _written(
   items: Sequence[Item],
   ask: Callable[[str], str],
   judges: Mapping[str, Judge],
-  c: Config,
+  c: TruthfulQASettings,
   about: str,
 ) -> Task:
   table14 = lambda name: ("TruthfulQA", name, form)
@@ -275,7 +274,7 @@ def _written(
   return scorers.judged(task, *(getattr(c, f"{name}_judge") for name in judges))
 
 
-def judge(source: str, name: str, config: Config) -> Judge:
+def judge(source: str, name: str, config: EvalSettings) -> Judge:
   """A reward as a judge: true where it is at least config.truthfulqa.threshold.
 
   Raises UserError where a threshold between 0 and 1 meets a reward of another scale, and as

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from instructjax import settings
 from instructjax.errors import UserError
 from instructjax.evals import preference, rows
 from instructjax.evals.preference import (
@@ -23,7 +24,6 @@ from instructjax.evals.preference.judges import Judge
 from instructjax.evals.preference.votes import Vote
 from instructjax.evals.tasks import Completion, Look, Said
 from instructjax.rewards.endpoint import AgainError
-from instructjax.settings import reading
 
 ANSWERS = {  # prompt 0 to 3: lengths 4, 4, 2, 6 against 2, 4, 4, 3
   "sft": ["aa", "same", "aaaa", "aaa"],
@@ -53,9 +53,7 @@ def config(tmp_path, monkeypatch):
   ]
   written(tmp_path / "prompts.jsonl", rows)
   (tmp_path / "mine.py").write_text(LONGER)
-  found = reading.load("eval")
-  found.preference.prompts = "prompts.jsonl"
-  return found
+  return settings.replaced(settings.load("eval"), {"preference.prompts": "prompts.jsonl"})
 
 
 def found(config, folder="out", answers=ANSWERS):
@@ -233,7 +231,9 @@ def test_direct_rates_agree_with_those_by_the_baseline_or_not():
 
 
 def test_scores_judge_every_pair(config):
-  config.preference.judges, config.preference.pairs = "python:mine.py:longer", "all"
+  config = settings.replaced(
+    config, {"preference.judges": "python:mine.py:longer", "preference.pairs": "all"}
+  )
   result = found(config)
   one = result["prompts"]["prompts"]["judges"]["judge"]
   ppo = one["against_baseline"]["ppo"]
@@ -253,13 +253,15 @@ def test_scores_judge_every_pair(config):
 
 
 def test_a_margin_ties(config):
-  config.preference.judges, config.preference.margin = "python:mine.py:longer", 2.0
+  config = settings.replaced(
+    config, {"preference.judges": "python:mine.py:longer", "preference.margin": 2.0}
+  )
   ppo = found(config)["prompts"]["prompts"]["judges"]["judge"]["against_baseline"]["ppo"]
   assert [ppo[name]["value"] for name in ("wins", "ties", "losses")] == [0.25, 0.75, 0]
 
 
 def test_figures_are_files(config):
-  config.preference.judges = "heldout=python:mine.py:longer"
+  config = settings.replaced(config, {"preference.judges": "heldout=python:mine.py:longer"})
   result = found(config)
   rows = {row["model"]: row for row in result["figures"]["1"]}
   assert rows["sft"]["value"] == 0.5 and rows["ppo"]["value"] == 0.625
@@ -288,7 +290,9 @@ def few(prompts, a, b):
 
 def test_a_judge_that_takes_the_first_is_found_out(config, tmp_path):
   (tmp_path / "pair.py").write_text(PAIRWISE)
-  config.preference.judges = "bias=python:pair.py:first; good=python:pair.py:longer"
+  config = settings.replaced(
+    config, {"preference.judges": "bias=python:pair.py:first; good=python:pair.py:longer"}
+  )
   one = found(config)["prompts"]["prompts"]["judges"]
   assert {
     name: one["bias"]["order"][name]["value"]
@@ -304,7 +308,7 @@ def test_a_judge_that_takes_the_first_is_found_out(config, tmp_path):
   assert one["good"]["order"]["inconsistent"]["value"] == 0
   assert one["good"]["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 0.625
   for name, message in (("wrong", "answered 1.5; P"), ("few", "returned 0 answers to")):
-    config.preference.judges = f"python:pair.py:{name}"
+    config = settings.replaced(config, {"preference.judges": f"python:pair.py:{name}"})
     with pytest.raises(UserError, match=message):
       found(config)
 
@@ -312,7 +316,7 @@ def test_a_judge_that_takes_the_first_is_found_out(config, tmp_path):
 def test_nothing_is_asked_twice(config, tmp_path):
   """A run that was killed in the middle of a line goes on: what was answered is not asked again."""
   (tmp_path / "pair.py").write_text(PAIRWISE)
-  config.preference.judges = "python:pair.py:first"
+  config = settings.replaced(config, {"preference.judges": "python:pair.py:first"})
   whole = found(config)
   path = Path("out/prompts/judgements-judge.jsonl")
   lines = path.read_text().splitlines(keepends=True)
@@ -345,7 +349,7 @@ def test_a_chat_model_judges_in_both_orders(config, server):
 
   server.answer = answer
   url = server.url.removesuffix("/score")
-  config.preference.judges = f"openai:{url}#llm,wait=0.01"
+  config = settings.replaced(config, {"preference.judges": f"openai:{url}#llm,wait=0.01"})
   one = found(config)["prompts"]["prompts"]["judges"]["judge"]
   assert one["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 0.625
   assert len(server.asked) == 15  # the first one again
@@ -413,7 +417,9 @@ def test_a_chat_model_rates(config, server, tmp_path):
     {"prompt": f"say {i}{'!' * i}", "annotations": {"closed_domain": i > 1}} for i in range(4)
   ]
   written(tmp_path / "prompts.jsonl", rows)
-  config.preference.raters = f"openai:{server.url.removesuffix('/score')}#llm"
+  config = settings.replaced(
+    config, {"preference.raters": f"openai:{server.url.removesuffix('/score')}#llm"}
+  )
   result = found(config)
   one = result["prompts"]["prompts"]["raters"]["rater"]
   value = lambda measure, model: one["measures"][measure][model]["by_prompt"]["value"]
@@ -454,7 +460,7 @@ def test_ratings_are_checked(text, message):
 
 def test_people_judge_what_they_were_given(config, tmp_path):
   """The suite writes the tasks, two labelers rank them, and the same command counts their votes."""
-  config.preference.judges = ""
+  config = settings.replaced(config, {"preference.judges": ""})
   found(config)
   rows = [json.loads(line) for line in (tmp_path / "out" / "tasks.jsonl").read_text().splitlines()]
   assert rows[1]["completions"] == ["same", "cccccc"] and rows[1]["sources"] == ["sft, ppo", "base"]
@@ -470,7 +476,9 @@ def test_people_judge_what_they_were_given(config, tmp_path):
     for labeler in ("x", "y")
   ]
   written(tmp_path / "ranked.jsonl", labelled)
-  config.preference.judges, config.preference.raters = "labels:ranked.jsonl", "labels:ranked.jsonl"
+  config = settings.replaced(
+    config, {"preference.judges": "labels:ranked.jsonl", "preference.raters": "labels:ranked.jsonl"}
+  )
   result = found(config)
   one = result["prompts"]["prompts"]["judges"]["judge"]
   # x prefers sft in three of four and ties where the text is the same; y ties everything
@@ -492,7 +500,7 @@ def test_labels_of_other_answers_are_an_error(config, tmp_path):
     for p, c in (("say 0", ["aa", "zz"]), ("x", ["q", "r"]))
   ]
   written(tmp_path / "ranked.jsonl", rows)
-  config.preference.judges = "labels:ranked.jsonl"
+  config = settings.replaced(config, {"preference.judges": "labels:ranked.jsonl"})
   with pytest.raises(
     UserError, match=r"3 of 4 completions are the answers of no model here \(1 of their prompts"
   ):
@@ -515,7 +523,7 @@ def test_sources_name_the_model_of_another_sample(config, tmp_path):
     "sources": ["ppo", "sft", "other"],
   }
   written(tmp_path / "ranked.jsonl", [row])
-  config.preference.judges = "labels:ranked.jsonl"
+  config = settings.replaced(config, {"preference.judges": "labels:ranked.jsonl"})
   one = found(config)["prompts"]["prompts"]["judges"]["judge"]
   assert one["votes"] == 1
   assert one["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 1
@@ -528,7 +536,9 @@ def test_a_judge_is_checked_against_people(config, tmp_path):
     for labeler, ranks in (("x", [3, 1, 1]), ("y", [2, 3, 1]))
   ]
   written(tmp_path / "check.jsonl", rows)
-  config.preference.judges, config.preference.check = "python:mine.py:longer", "check.jsonl"
+  config = settings.replaced(
+    config, {"preference.judges": "python:mine.py:longer", "preference.check": "check.jsonl"}
+  )
   check = found(config)["check"]
   # the judge: bb = cc > a.  x agrees on both that neither ties and ties bb, cc too; y has cc > a >
   # bb
@@ -547,7 +557,7 @@ def test_what_is_wrong_is_said_before_anything_runs(config):
     ("prompts", "", "config.preference.prompts is empty"),
     ("prompts", "a=x.jsonl; y.jsonl", "each needs a name"),
     ("prompts", "a=prompts.jsonl; a=prompts.jsonl", "stands twice"),
-    ("pairs", "some", "known are baseline, all"),
+    ("pairs", "some", "one of baseline, all is expected"),
     ("judges", "runs/nothing", "no such directory"),
     ("judges", "run:runs/nothing", "no such directory"),
     ("judges", "python:mine.py:shorter", "has no function 'shorter'"),
@@ -557,19 +567,17 @@ def test_what_is_wrong_is_said_before_anything_runs(config):
     ("check", "none.jsonl", "no such file"),
   ]
   for name, value, message in cases:
-    before = config.preference[name]
-    config.preference[name] = value
     with pytest.raises(UserError, match=message):
-      preference.open_suite(config)
-    config.preference[name] = before
-  config.preference.judges = "python:mine.py:longer"
-  config.baseline = "other"
+      preference.open_suite(settings.replaced(config, {f"preference.{name}": value}))
+  config = settings.replaced(
+    config, {"preference.judges": "python:mine.py:longer", "baseline": "other"}
+  )
   with pytest.raises(
     UserError,
     match=r"config.baseline='other' and another model are needed in --models, which has sft, ppo;",
   ):
     preference.open_suite(config).check(["sft", "ppo"])
-  config.preference.judges = ""
+  config = settings.replaced(config, {"preference.judges": ""})
   assert (
     preference.open_suite(config).check is None
   )  # nobody compares: the answers alone are wanted
@@ -605,7 +613,7 @@ def test_items_have_clusters_slices_and_limits(config, tmp_path):
   assert task.score(task.items[:1], heard()["preference/prompts"]["ppo"][:1]) == [
     {"characters": 4.0, "ended": 1.0}
   ]
-  config.limit = 2
+  config = settings.replaced(config, {"limit": 2})
   assert len(preference.open_suite(config).tasks[0].items) == 2
 
 
@@ -630,14 +638,14 @@ def test_the_page_shows_what_was_found(config, tmp_path):
     {"prompt": "q", "completions": ["a", "bb"], "ranks": [2, 1], "labeler": name} for name in "xy"
   ]
   written(tmp_path / "check.jsonl", rows)
-  config.preference.judges, config.preference.pairs = (
-    "<b>=python:pair.py:longer; bias=python:pair.py:first",
-    "all",
-  )
+  nameless = "<b>=python:pair.py:longer; bias=python:pair.py:first"
+  config = settings.replaced(config, {"preference.judges": nameless, "preference.pairs": "all"})
   with pytest.raises(UserError, match="each needs a name"):
     preference.open_suite(config)
-  config.preference.judges = "good=python:pair.py:longer; bias=python:pair.py:first"
-  config.preference.check = "check.jsonl"
+  named = "good=python:pair.py:longer; bias=python:pair.py:first"
+  config = settings.replaced(
+    config, {"preference.judges": named, "preference.check": "check.jsonl"}
+  )
   result = found(config, answers=ANSWERS | {"<b>ptx": ["z", "zz", "zzzzz", "zzz"]})
   html = preference.draw(result, LOOKS).replace("\xa0", " ")
   assert "Preferred to sft: good, prompts" in html and "Preferred to sft: bias, prompts" in html
@@ -655,7 +663,7 @@ def test_figure_5_is_a_figure_with_the_papers_marks(config):
   (Path("rate.py")).write_text(
     "def rate(prompts, responses):\n  return [{'overall': 1 + len(r) % 7} for r in responses]\n"
   )
-  config.preference.raters = "python:rate.py:rate"
+  config = settings.replaced(config, {"preference.raters": "python:rate.py:rate"})
   result = found(config)
   html = preference.draw(result, LOOKS)
   (drawn,) = [
@@ -676,11 +684,14 @@ def test_models_of_several_sizes_are_curves(config):
   (Path("rate.py")).write_text(
     "def rate(prompts, responses):\n  return [{'overall': 1 + len(r) % 7} for r in responses]\n"
   )
-  config.preference.judges, config.preference.raters = (
-    "python:mine.py:longer",
-    "python:rate.py:rate",
+  config = settings.replaced(
+    config,
+    {
+      "preference.judges": "python:mine.py:longer",
+      "preference.raters": "python:rate.py:rate",
+      "baseline": "sft@175b",
+    },
   )
-  config.baseline = "sft@175b"
   answers = {
     "sft@1.3B": ANSWERS["ppo"],
     "sft@175b": ANSWERS["sft"],
@@ -708,7 +719,9 @@ def test_models_of_several_sizes_are_curves(config):
 
 
 def test_head_to_head_without_the_baseline_is_shown_and_one_model_is_an_error(config):
-  config.preference.judges, config.preference.pairs = "python:mine.py:longer", "all"
+  config = settings.replaced(
+    config, {"preference.judges": "python:mine.py:longer", "preference.pairs": "all"}
+  )
   two = {name: ANSWERS[name] for name in ("ppo", "base")}
   html = preference.draw(found(config, answers=two), LOOKS)
   assert "ppo / base" in html

@@ -206,7 +206,7 @@ def test_bad_rows_are_named(tmp_path, row, message):
   ("options", "message"),
   [
     ({"prompts": "qa,few"}, "name some of qa, instruction"),
-    ({"tokens": "0"}, "tokens=0 must be at least 1"),
+    ({"tokens": "0"}, "tokens=0: a whole number from 1"),
     ({"qa_prompt": "/nowhere"}, "qa_prompt=/nowhere: cannot be read"),
     ({"true_judge": "openai:http://localhost:1/v1#m"}, "gives ratings from 1 to 10"),
     ({"true_judge": "classifier:judge#yes"}, "gives logits.*as=probability"),

@@ -26,18 +26,18 @@ from instructjax.evals.behaviours import perturbations, tasks
 from instructjax.evals.tasks import Heard, Look, Scores, Suite, Task
 from instructjax.intervals import Estimate
 from instructjax.runs.report import page as html
+from instructjax.settings import EvalSettings
 
-Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
 SHIPPED = Path(__file__).parent
 
 
-def open_suite(config: Config) -> Suite:
+def open_suite(config: EvalSettings) -> Suite:
   """A task for each behaviour with items; "shipped" takes ours.  Raises UserError for bad items and
   where there are none.
   """
   found: list[Task] = []
   for name, read in tasks.READERS.items():
-    if source := config.behaviours[name]:
+    if source := getattr(config.behaviours, name):
       place = str(SHIPPED / f"{name}.jsonl") if source == "shipped" else source
       found += read(place, config.limit or None, config.seed)
   if not found:

@@ -28,8 +28,8 @@ from instructjax.evals.tasks import (
   Task,
   limited,
 )
+from instructjax.settings import EvalSettings
 
-Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
 F1 = (Metric("F1", decimals=2), Metric("EM", decimals=2))
 ACCURACY = (Metric("accuracy"),)
 WORDS = Metric("words", 0, decimals=1)
@@ -129,7 +129,7 @@ BENCHMARKS = {
 }
 
 
-def open_suite(config: Config) -> Suite:
+def open_suite(config: EvalSettings) -> Suite:
   """The tasks whose data are given.  Raises UserError where none is, and for bad data."""
   c = config.nlp
   named = {name: one for name, one in BENCHMARKS.items() if getattr(c, name)}
@@ -138,26 +138,20 @@ def open_suite(config: Config) -> Suite:
       "the suite nlp has no data: set one of "
       f"{', '.join(f'config.nlp.{name}' for name in BENCHMARKS)}"
     )
-  if min(c.tokens, c.long_tokens) < 1 or c.shot_questions < 0:
-    raise UserError(
-      f"config.nlp: tokens={c.tokens} and long_tokens={c.long_tokens} must be at least 1, "
-      f"shot_questions={c.shot_questions} "
-      "at least 0"
-    )
   tasks = [task for name, one in named.items() for task in _tasks(name, one, config)]
   return Suite("nlp", tasks, partial(tax.together, tasks, seed=config.seed))
 
 
-def _tasks(name: str, one: Benchmark, config: Config) -> list[Task]:
+def _tasks(name: str, one: Benchmark, config: EvalSettings) -> list[Task]:
   """Zero-shot, and few-shot where there are exemplars."""
-  c, source = config.nlp, config.nlp[name]
+  c, source = config.nlp, getattr(config.nlp, name)
   read = partial(rows.read, convert=one.read, folder=config.folder or None)
   passages = prompts.gathered(read(source))
   items = limited(prompts.items(one.form, passages), config.limit, config.seed)
   way = _way(one, config)
   zero = "zero-shot" if one.shots else "-"
   found = [_task(one, zero, items, prompts.opening(one.form, []), getattr(c, one.length), way)]
-  exemplars = c.shots.get(name, "")
+  exemplars = getattr(c.shots, name, "")
   if exemplars:
     place = f"config.nlp.shots.{name}={exemplars}"
     drawn = prompts.drawn(prompts.gathered(read(exemplars)), one.shots, config.seed, place)
@@ -170,10 +164,10 @@ def _tasks(name: str, one: Benchmark, config: Config) -> list[Task]:
   return found
 
 
-def _way(one: Benchmark, config: Config) -> str:
+def _way(one: Benchmark, config: EvalSettings) -> str:
   asked = "the choice with the highest mean log-probability of a token"
   if one.worth is not None:
-    asked = f"greedy, to the first newline or {config.nlp[one.length]} tokens"
+    asked = f"greedy, to the first newline or {getattr(config.nlp, one.length)} tokens"
   return "; ".join(filter(None, [asked, one.about]))
 
 

@@ -58,14 +58,13 @@ from instructjax.evals.tasks import (
 )
 from instructjax.intervals import Estimate
 from instructjax.runs import writers
+from instructjax.settings import EvalSettings
 
-Config = Any  # ml_collections.ConfigDict
-PAIRS = ("baseline", "all")
 draw = page.draw
 METRICS = (Metric("characters", 0, decimals=0), Metric("ended", 0, percent=True))
 
 
-def open_suite(config: Config) -> Suite:
+def open_suite(config: EvalSettings) -> Suite:
   """The suite of config.preference; config.limit takes the first prompts of each file.
 
   Raises UserError for bad data, and for judges that cannot be opened.
@@ -75,8 +74,6 @@ def open_suite(config: Config) -> Suite:
     raise UserError(
       "config.preference.prompts is empty; give a file of held-out prompts, one JSON object a line"
     )
-  if c.pairs not in PAIRS:
-    raise UserError(f"config.preference.pairs={c.pairs!r}: known are {', '.join(PAIRS)}")
   tasks = {
     name: _task(name, source, config) for name, source in rows.named(c.prompts, "prompts").items()
   }
@@ -88,7 +85,7 @@ def open_suite(config: Config) -> Suite:
   )
 
 
-def comparable(config: Config, models: Sequence[str]) -> None:
+def comparable(config: EvalSettings, models: Sequence[str]) -> None:
   """Raises UserError where judges would have nothing to compare."""
   if len(models) < 2 or (config.preference.pairs == "baseline" and config.baseline not in models):
     raise UserError(
@@ -101,12 +98,12 @@ def comparable(config: Config, models: Sequence[str]) -> None:
 # --- the prompts ---
 
 
-def _task(name: str, source: str, config: Config) -> Task:
+def _task(name: str, source: str, config: EvalSettings) -> Task:
   c = config.preference
   found: list[Prompt] = sources.load(source, "prompt", folder=config.folder or None)
   found = found[: config.limit or None]
   quarters = rates.quartiles([len(record.prompt) for record in found])
-  request = lambda item: [Generate(item.data["prompt"], c.response, c.temperature, tuple(c.stop))]
+  request = lambda item: [Generate(item.data["prompt"], c.response, c.temperature, c.stop)]
   items = [
     _item(at, record, quarter)
     for at, (record, quarter) in enumerate(zip(found, quarters, strict=True), 1)
@@ -138,7 +135,7 @@ def _lengths(items: Sequence[Item], said: Sequence[Said]) -> list[Scores]:
 
 
 def together(
-  config: Config,
+  config: EvalSettings,
   tasks: Mapping[str, Task],
   asked: Sequence[Judge | Labels],
   raters: Sequence[Judge | Labels],
@@ -170,7 +167,7 @@ def together(
 
 
 def _judged(
-  config: Config, prompts: str, judge: Judge | Labels, said: Answers, folder: Path
+  config: EvalSettings, prompts: str, judge: Judge | Labels, said: Answers, folder: Path
 ) -> dict[str, Any]:
   others = [name for name in said.models if name != config.baseline]
   pairs = [(name, config.baseline) for name in others if config.baseline in said.models]

@@ -28,9 +28,9 @@ from instructjax.evals.preference.people import Labels, open_labels
 from instructjax.evals.tasks import Likelihood
 from instructjax.rewards import functions, judge, spec
 from instructjax.runs import origin, provenance
+from instructjax.settings import EvalSettings
 from instructjax.system import user_code
 
-Config = Any  # ml_collections.ConfigDict
 Question = tuple[
   str, ...
 ]  # (prompt, response) to score or rate, (prompt, first answer, second answer) to compare
@@ -56,7 +56,7 @@ class Judge(NamedTuple):
   everywhere: bool = False
 
 
-def open_judges(config: Config) -> list[Judge | Labels]:
+def open_judges(config: EvalSettings) -> list[Judge | Labels]:
   """The judges of config.preference.judges; models of ours are opened when they are first asked.
 
   Raises UserError for whatever can be seen before that.
@@ -67,7 +67,7 @@ def open_judges(config: Config) -> list[Judge | Labels]:
   ]
 
 
-def open_raters(config: Config) -> list[Judge | Labels]:
+def open_raters(config: EvalSettings) -> list[Judge | Labels]:
   """The raters of config.preference.raters: openai:, python: (of prompts and responses, a dict
   each) or labels:.
   """
@@ -76,7 +76,7 @@ def open_raters(config: Config) -> list[Judge | Labels]:
   ]
 
 
-def _open(name: str, source: str, config: Config) -> Judge | Labels:
+def _open(name: str, source: str, config: EvalSettings) -> Judge | Labels:
   kind, _, rest = source.partition(":")
   if kind == "labels":
     return open_labels(name, rest)
@@ -114,7 +114,7 @@ def _rater(name: str, source: str) -> Judge | Labels:
 # --- kinds ---
 
 
-def _scores(name: str, source: str, config: Config) -> Judge:
+def _scores(name: str, source: str, config: EvalSettings) -> Judge:
   """Any rewards.  Models of ours are opened when they are first asked, all others now: a hub id is
   then in the cache.
   """
@@ -199,7 +199,7 @@ def _openai(
   return Judge(name, kind, ask, about, batch=1, workers=term.options["concurrent"])
 
 
-def _likelihood(name: str, source: str, config: Config) -> Judge:
+def _likelihood(name: str, source: str, config: EvalSettings) -> Judge:
   """P(first) = p(" A") / (p(" A") + p(" B")) after the template, by a model of ours."""
   source, _, file = source.partition("#template=")
   form = judge.template(file, words.SHORT, words.PLACES)
