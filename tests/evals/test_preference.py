@@ -14,11 +14,11 @@ from instructjax.evals.preference import (
   agreement,
   bradley_terry,
   figures,
+  judgements,
   judges,
-  kept,
   rates,
+  templates,
   votes,
-  words,
 )
 from instructjax.evals.preference.judges import Judge
 from instructjax.evals.preference.votes import Vote
@@ -81,17 +81,17 @@ def test_ties_count_half_and_orders_are_averaged():
     vote(4, (0.5, 0.5)),
   ]
   draws = votes.draw(judged)
-  row = rates.against("a", "b", judged, draws)
+  row = rates.rates_against("a", "b", judged, draws)
   assert row["rate"]["by_prompt"].value == (1 + 0.5 + 0.75 + 0 + 0.5) / 5
   assert [row[name].value for name in ("wins", "ties", "losses")] == [0.2, 0.6, 0.2]
-  assert rates.against("b", "a", judged, draws)["rate"]["by_prompt"].value == pytest.approx(
+  assert rates.rates_against("b", "a", judged, draws)["rate"]["by_prompt"].value == pytest.approx(
     1 - 0.55
   )
-  order = rates.order(judged, draws)
+  order = rates.order_effect(judged, draws)
   # first shown preferred: (a first) 1, 1, .5, 0, .5; (b first) 0, 1, 0, 1, .5
   assert order["first"].value == pytest.approx((3 + 2.5) / 10)
   assert [order[name].value for name in ("inconsistent", "flipped", "tied")] == [0.4, 0.2, 0.3]
-  assert rates.order([vote(0, 1)], votes.draw([vote(0, 1)])) is None
+  assert rates.order_effect([vote(0, 1)], votes.draw([vote(0, 1)])) is None
 
 
 def test_votes_of_one_prompt_hang_together():
@@ -129,7 +129,7 @@ def test_intervals_cover_the_truth(labelers):
       for i in range(80)
       for j in rng.choice(labelers, min(labelers, 2), replace=False)
     ]
-    one = rates.chosen(
+    one = rates.main_estimate(
       votes.shares(votes.draw(judged, samples=300, seed=seed), judged, [v.won for v in judged])
     )
     covered += one.low <= p <= one.high
@@ -145,23 +145,23 @@ def test_length_is_held_equal():
     vote(i, float(rng.random() < p), ratio=float(z)) for i, (p, z) in enumerate(zip(truth, ratio))
   ]
   draws = votes.draw(judged, samples=200)
-  one = rates.controlled(draws, judged)
+  one = rates.rate_at_equal_length(draws, judged)
   assert one["rate"].low < bradley_terry.sigmoid(0.4) < one["rate"].high
   assert one["slope"].low < 1.2 < one["slope"].high
   assert one["rate"].high < np.mean([v.won for v in judged])
   confounded = [
     vote(i, float(z > 0.3), ratio=float(z)) for i, z in enumerate(rng.normal(0.6, 1.0, 300))
   ]
-  assert rates.against("a", "b", confounded, votes.draw(confounded, samples=200))["flagged"]
+  assert rates.rates_against("a", "b", confounded, votes.draw(confounded, samples=200))["flagged"]
   equal = [vote(i, i % 2) for i in range(10)]
-  assert math.isnan(rates.controlled(votes.draw(equal), equal)["rate"].value)
+  assert math.isnan(rates.rate_at_equal_length(votes.draw(equal), equal)["rate"].value)
 
 
 def test_logistic_regression_has_the_likeliest_coefficients():
   rng = np.random.default_rng(3)
   features = np.stack([np.ones(60), rng.normal(size=60)], 1)
   won, weights = rng.integers(0, 3, 60) / 2, rng.integers(0, 3, (2, 60)).astype(float)
-  for row, b in zip(weights, rates.logistic(features, won, weights)):
+  for row, b in zip(weights, rates.logistic_coefficients(features, won, weights)):
     p = bradley_terry.sigmoid(features @ b)
     np.testing.assert_allclose((row * (won - p)) @ features, 0, atol=1e-4)
 
@@ -170,7 +170,7 @@ def test_slices_and_quartiles():
   assert rates.quartiles([1, 2, 3, 4]) == ["1 of 4", "2 of 4", "3 of 4", "4 of 4"]
   assert rates.quartiles([2, 2]) == ["", ""]
   judged = [vote(i, i < 3, slices={"use_case": "qa" if i < 2 else "chat"}) for i in range(4)]
-  found = rates.sliced(votes.draw(judged), judged)["use_case"]
+  found = rates.rates_by_slice(votes.draw(judged), judged)["use_case"]
   assert {name: (e.value, e.n) for name, e in found.items()} == {"qa": (1.0, 2), "chat": (0.5, 2)}
 
 
@@ -200,10 +200,10 @@ def test_strengths_are_the_likeliest():
 
 def test_a_model_that_never_lost_has_no_strength():
   judged = [vote(i, 1.0) for i in range(5)]
-  fit = bradley_terry.fitted(["a", "b"], judged, votes.draw(judged), "b")
+  fit = bradley_terry.strengths_and_rates(["a", "b"], judged, votes.draw(judged), "b")
   assert "a, b won or lost every comparison" in fit["why"] and not fit["strength"]
-  assert bradley_terry.connected(np.array([[0, 1, 0], [0, 0, 1], [1.0, 0, 0]]))
-  assert not bradley_terry.connected(np.array([[0, 1, 1], [1, 0, 1], [0.0, 0, 0]]))
+  assert bradley_terry.is_connected(np.array([[0, 1, 0], [0, 0, 1], [1.0, 0, 0]]))
+  assert not bradley_terry.is_connected(np.array([[0, 1, 1], [1, 0, 1], [0.0, 0, 0]]))
   wide = bradley_terry.fit(np.array([[0, 50.0], [0, 0]]))
   assert np.isfinite(wide).all() and wide[0] - wide[1] > 10
 
@@ -221,7 +221,7 @@ def test_direct_rates_agree_with_those_by_the_baseline_or_not():
   judged = three(0.6)
   found = bradley_terry.consistency("a", "b", "c", judged, votes.draw(judged))
   assert not found["agree"] and found["z"] < -4
-  fit = bradley_terry.fitted(["a", "b", "c"], three(0.8), votes.draw(three(0.8)), "c")
+  fit = bradley_terry.strengths_and_rates(["a", "b", "c"], three(0.8), votes.draw(three(0.8)), "c")
   assert fit["rate"]["a"].value == pytest.approx(0.8, abs=1e-4)
   assert fit["rate"]["a"].low < 0.8 < fit["rate"]["a"].high
   assert bradley_terry.consistency("a", "d", "c", judged, votes.draw(judged)) is None
@@ -328,8 +328,10 @@ def test_nothing_is_asked_twice(config, tmp_path):
     ask=lambda questions, stop: (count.extend(questions), judge.ask(questions, stop))[1]
   )
   questions = [("p", "a", "b"), ("p", "b", "a"), ("p", "a", "b")]
-  first = kept.asked(counted, questions, [{}] * 3, tmp_path / "k.jsonl")
-  assert len(count) == 2 and first == kept.asked(counted, questions, [{}] * 3, tmp_path / "k.jsonl")
+  first = judgements.ask_all(counted, questions, [{}] * 3, tmp_path / "k.jsonl")
+  assert len(count) == 2 and first == judgements.ask_all(
+    counted, questions, [{}] * 3, tmp_path / "k.jsonl"
+  )
   assert len(count) == 2
   assert found(config) == whole
   assert sorted(path.read_text().splitlines()) == sorted(line.strip() for line in lines)
@@ -381,20 +383,20 @@ def test_a_chat_model_judges_in_both_orders(config, server):
 def test_verdicts(text, p):
   if p is None:
     with pytest.raises(AgainError, match="whose last line is not A, B or tie"):
-      words.verdict(text)
+      templates.read_verdict(text)
   else:
-    assert words.verdict(text) == {"p": p, "said": text}
+    assert templates.read_verdict(text) == {"p": p, "said": text}
 
 
 def test_the_words_hold_the_rules_of_the_labelers():
-  for text in (words.PAIR, words.RATING, words.SHORT):
+  for text in (templates.PAIR, templates.RATING, templates.SHORT):
     assert (
       text.count("What makes an output good") == 1
       and "much more helpful" in text
       and "{prompt}" in text
     )
     assert "Skip a prompt" not in text
-  assert words.SHORT.endswith("The better output is output")
+  assert templates.SHORT.endswith("The better output is output")
 
 
 RATED = """{"overall": %d, "fails_instruction": false, "inappropriate": %s, "hallucination": %s, "satisfies_constraint": true,
@@ -453,9 +455,9 @@ def test_a_chat_model_rates(config, server, tmp_path):
 )
 def test_ratings_are_checked(text, message):
   with pytest.raises(AgainError, match=message):
-    words.ratings(text)
-  assert words.wrong({"overal": 3}).startswith("overal: unknown field")
-  assert words.ratings(RATED % (3, "true", "false"))["overall"] == 3
+    templates.read_rating(text)
+  assert templates.rating_problem({"overal": 3}).startswith("overal: unknown field")
+  assert templates.read_rating(RATED % (3, "true", "false"))["overall"] == 3
 
 
 def test_people_judge_what_they_were_given(config, tmp_path):
@@ -625,7 +627,9 @@ def test_a_judge_that_fails_keeps_what_it_said(config, tmp_path):
 
   judge = Judge("j", judges.PAIRS, ask, {}, batch=1)
   with pytest.raises(UserError, match="no more"):
-    kept.asked(judge, [(str(i), "a", "b") for i in range(5)], [{}] * 5, tmp_path / "j.jsonl")
+    judgements.ask_all(
+      judge, [(str(i), "a", "b") for i in range(5)], [{}] * 5, tmp_path / "j.jsonl"
+    )
   assert len((tmp_path / "j.jsonl").read_text().splitlines()) == 3
 
 
