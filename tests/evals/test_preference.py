@@ -137,7 +137,7 @@ def test_intervals_cover_the_truth(labelers):
 
 
 def test_length_is_held_equal():
-  """P(won) = sigmoid(.4 + 1.2 z / sd): the raw rate mixes both, the controlled one is sigmoid(.4)."""
+  """P(won) = sigmoid(.4 + 1.2 z / sd): the raw rate mixes both."""
   rng = np.random.default_rng(2)
   ratio = rng.normal(0.8, 1.0, 4000)
   truth = bradley_terry.sigmoid(0.4 + 1.2 * ratio / ratio.std())
@@ -280,7 +280,9 @@ PAIRWISE = """
 def first(prompts, a, b):
   return [.9 for _ in a]
 def longer(prompts, a, b):
-  return [{"win": float(len(x) > len(y)), "tie": float(len(x) == len(y)), "loss": float(len(x) < len(y))} for x, y in zip(a, b)]
+  return [verdict(len(x) - len(y)) for x, y in zip(a, b)]
+def verdict(gap):
+  return {"win": float(gap > 0), "tie": float(gap == 0), "loss": float(gap < 0)}
 def wrong(prompts, a, b):
   return [1.5 for _ in a]
 def few(prompts, a, b):
@@ -399,8 +401,9 @@ def test_the_words_hold_the_rules_of_the_labelers():
   assert templates.SHORT.endswith("The better output is output")
 
 
-RATED = """{"overall": %d, "fails_instruction": false, "inappropriate": %s, "hallucination": %s, "satisfies_constraint": true,
-"sexual": false, "violent": false, "encourages_harm": false, "denigrates": false, "harmful_advice": false, "opinion": false,
+RATED = """{"overall": %d, "fails_instruction": false, "inappropriate": %s, "hallucination": %s,
+"satisfies_constraint": true, "sexual": false, "violent": false, "encourages_harm": false,
+"denigrates": false, "harmful_advice": false, "opinion": false,
 "moral_judgment": false}"""
 
 

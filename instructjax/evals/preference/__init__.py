@@ -276,16 +276,18 @@ def _check_judges(
 
 
 def _write_label_tasks(
-  folder: Path, answers_by_prompts: Mapping[str, Answers], baseline: str
+  folder: Path,
+  answers_by_prompts: Mapping[str, Answers],
+  baseline: str,
 ) -> None:
   """Writes tasks.jsonl for `instructjax label`, with the models behind each answer."""
   if jax.process_index() > 0:
     return
-  lines = []
+  tasks = []
   for name, answers in answers_by_prompts.items():
     for item in range(len(answers.items)):
-      for task in _label_tasks(name, answers, item, baseline):
-        lines.append(json.dumps(task, ensure_ascii=False) + "\n")
+      tasks += _label_tasks(name, answers, item, baseline)
+  lines = [json.dumps(task, ensure_ascii=False) + "\n" for task in tasks]
   folder.mkdir(parents=True, exist_ok=True)
   writers.replace(folder / "tasks.jsonl", "".join(lines))
 

@@ -1,4 +1,4 @@
-"""How good a judge is: how far it agrees with people, beside how far people agree with each other."""
+"""How good a judge is: how far it agrees with people, and how far people agree with each other."""
 
 from __future__ import annotations
 

@@ -188,9 +188,12 @@ def _python_judge(name: str, target: str, kind: str) -> Judge:
 
 def _probability(name: str, reply: Any) -> dict[str, float]:
   """Returns {"p"} of a number from 0 to 1 or of {win, tie, loss}, which must sum to 1."""
-  if isinstance(reply, Mapping) and set(reply) <= {"win", "tie", "loss"}:
-    if abs(sum(reply.values()) - 1) < 1e-6:
-      reply = reply.get("win", 0.0) + 0.5 * reply.get("tie", 0.0)
+  outcomes = {"win", "tie", "loss"}
+  is_distribution = (
+    isinstance(reply, Mapping) and set(reply) <= outcomes and abs(sum(reply.values()) - 1) < 1e-6
+  )
+  if is_distribution:
+    reply = reply.get("win", 0.0) + 0.5 * reply.get("tie", 0.0)
   try:
     p = float(reply)
   except (TypeError, ValueError):

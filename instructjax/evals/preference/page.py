@@ -1,4 +1,4 @@
-"""The preference part of report.html: the paper's Figures 1, 3, 4 and 5, and the tables behind them."""
+"""The preference part of report.html: the paper's Figures 1, 3, 4 and 5, and their tables."""
 
 from __future__ import annotations
 

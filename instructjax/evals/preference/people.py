@@ -7,7 +7,7 @@ model did, it is the answer of the model that `sources` of the record names.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any, NamedTuple
 
 from instructjax.data.records import sources
@@ -91,10 +91,9 @@ def _votes_of_record(
     second_models, second_text, second_rank = second
     outcome = 0.5 if first_rank == second_rank else float(first_rank < second_rank)
     ratio = log_length_ratio(first_text, second_text)
-    for a in first_models:
-      for b in second_models:
-        if a != b:
-          record_votes.append(vote(a, b, outcome, ratio))
+    # The same model owns both where the two texts differ in their outer spaces alone.
+    pairs = [(a, b) for a, b in product(first_models, second_models) if a != b]
+    record_votes += [vote(a, b, outcome, ratio) for a, b in pairs]
   return record_votes
 
 

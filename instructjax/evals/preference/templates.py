@@ -126,12 +126,12 @@ def read_rating(text: str) -> dict[str, Any]:
   """
   start = text.rfind("{")
   end = text.rfind("}")
-  rating = None
-  if start >= 0:
-    try:
-      rating = json.loads(text[start : end + 1])
-    except ValueError:
-      pass  # `rating_problem` says what is expected
+  # Without braces this is empty, and no JSON.
+  last_object = text[start : end + 1] if start >= 0 else ""
+  try:
+    rating = json.loads(last_object)
+  except ValueError:
+    rating = None  # `rating_problem` says what is expected
   problem = rating_problem(rating, RATINGS)
   if problem:
     raise AgainError(f"the model said {brief(text)!r}: {problem}")
