@@ -263,7 +263,7 @@ def _check_judges(
   """Measures judges on rankings by people; nothing is returned where there are none."""
   if not check_records:
     return {}
-  check = {}
+  check: dict[str, Any] = {}
   for judge in opened_judges:
     # Labels cannot be asked about other prompts.
     if isinstance(judge, Judge):

@@ -132,7 +132,7 @@ def _score_pairs(
     questions.append((prompt, separator + text))
   no_notes = [{}] * len(questions)
   scores = dict(zip(outputs, judgements.ask_all(judge, questions, no_notes, path), strict=True))
-  orders = []
+  orders: list[Orders] = []
   for prompt, a, b in pairs:
     orders.append((outcome(scores[prompt, a] - scores[prompt, b], margin),))
   return orders

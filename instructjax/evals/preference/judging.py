@@ -88,7 +88,7 @@ def _orders_by_scores(
     notes.append({"id": answers.items[item].id, "model": model})
   path = folder / f"scores-{judge.name}.jsonl"
   scores = dict(zip(scored, judgements.ask_all(judge, questions, notes, path), strict=True))
-  orders = []
+  orders: list[Orders] = []
   for item, a, b in comparisons:
     difference = scores[item, a] - scores[item, b]
     orders.append((outcome(difference, margin),))
@@ -129,7 +129,7 @@ def orders_of_verdicts(verdicts: Sequence[Mapping[str, float]]) -> list[Orders]:
   sequence, the second one for the texts in the other order.
   """
   outcomes = [outcome(verdict["p"] - 0.5) for verdict in verdicts]
-  orders = []
+  orders: list[Orders] = []
   for shown_first, shown_second in zip(outcomes[::2], outcomes[1::2], strict=True):
     orders.append((shown_first, 1 - shown_second))
   return orders
