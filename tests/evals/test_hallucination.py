@@ -9,7 +9,7 @@ import pytest
 
 from instructjax import settings
 from instructjax.errors import UserError
-from instructjax.evals import grounding, hallucination, paper, rows, summary
+from instructjax.evals import english, grounding, hallucination, paper, rows, summary
 from instructjax.evals.tasks import Completion, Generate, Look, Said
 
 SOURCE = (
@@ -27,7 +27,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def labelled():
-  return rows.read(str(hallucination.LABELLED), hallucination._labelled)
+  return rows.read(str(hallucination.LABELLED), hallucination._labelled_row)
 
 
 def said(text):
@@ -103,7 +103,7 @@ def test_sentences_know_abbreviations_and_lists():
   ],
 )
 def test_numbers_in_words_and_digits(text, values):
-  assert [value for value, _ in grounding.numbers(grounding.TOKEN.findall(text))] == values
+  assert [value for value, _ in english.numbers(english.TOKEN.findall(text))] == values
 
 
 def test_a_year_is_never_rounded():
@@ -217,11 +217,11 @@ def test_a_draw_of_a_large_data_set_is_the_same_for_a_seed():
     [hallucination._item(str(i), str(i), "", [], "x") for i in range(100)]
   )
   assert (
-    hallucination.drawn(found, 10, 1)
-    == hallucination.drawn(found, 10, 1)
-    != hallucination.drawn(found, 10, 2)
+    hallucination.sample(found, 10, 1)
+    == hallucination.sample(found, 10, 1)
+    != hallucination.sample(found, 10, 2)
   )
-  assert hallucination.drawn(found, 0, 1) == found
+  assert hallucination.sample(found, 0, 1) == found
 
 
 def test_the_judge_can_be_measured_on_pairs_of_ones_own(config, tmp_path):
@@ -261,12 +261,12 @@ def test_a_reward_can_judge_each_sentence(config, tmp_path):
   config = settings.replaced(
     config, {"hallucination.judge": f"python:{tmp_path / 'nli.py'}:supported"}
   )
-  judge, about = hallucination.open_judge(config.hallucination.judge, config)
+  judge, about = hallucination.open_judge(config.hallucination.judge, config.model)
   assert (
     judge([("It rains. Sun.", "It rains. Snow."), ("a", "")]) == [[False, True], []]
     and "sentence by sentence" in about
   )
-  judge, _ = hallucination.open_judge(f"python:{tmp_path / 'nli.py'}:logit", config)
+  judge, _ = hallucination.open_judge(f"python:{tmp_path / 'nli.py'}:logit", config.model)
   with pytest.raises(UserError, match="scores from 0 to 1"):
     judge([("a", "b")])
 

@@ -34,7 +34,7 @@ from instructjax.settings.evals import NLPSettings
 
 draw = tax.draw
 
-# Metrics; the paper prints as many decimals.
+# Metrics that several data sets share.
 F1 = Metric("F1", decimals=2)
 EXACT = Metric("EM", decimals=2)
 ACCURACY = Metric("accuracy")
