@@ -212,7 +212,7 @@ def _likelihood(name: str, source: str, config: Config) -> Judge:
     contexts = [
       judge.filled(form, **dict(zip(words.PLACES, question, strict=True))) for question in questions
     ]
-    heard = subject.heard(
+    heard = subject.ask(
       opened(), [(Likelihood(text, " A"), Likelihood(text, " B")) for text in contexts]
     )
     if lost := max(said.cut for said in heard):
