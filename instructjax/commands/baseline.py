@@ -76,6 +76,7 @@ def _mixture_arguments(command: argparse.ArgumentParser) -> None:
     metavar="N",
     help="in all, without repeats; default all, capped",
   )
+  # FLAN takes at most 30,000 examples of a data set (Wei et al. 2021).
   command.add_argument(
     "--cap",
     type=int,
@@ -96,6 +97,7 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
   Raises:
     UserError: for whatever a user can fix.
   """
+  # The mixture is made of files alone: it needs neither settings nor JAX.
   if args.action == "mixture":
     _write_mixture(args)
     return

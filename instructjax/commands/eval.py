@@ -65,6 +65,7 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
   """
   models = named_models(args.models)
   suites = suite_names(args.suite)
+  # A wrong name is reported before JAX starts, which takes seconds.
   config = open_settings(args, fields)
   from instructjax.evals import run
 
@@ -87,7 +88,7 @@ def suite_names(texts: Sequence[str]) -> list[str]:
       name = part.strip()
       if name not in SUITES:
         raise UserError(f"--suite={name}: no such suite; there are {', '.join(SUITES)}")
-      if name not in names:
+      if name not in names:  # naming a suite twice does no harm
         names.append(name)
   return names
 
@@ -101,6 +102,7 @@ def named_models(texts: Sequence[str]) -> dict[str, str]:
   source_by_name: dict[str, str] = {}
   for text in texts:
     for part in text.split(","):
+      # The source may be empty (random weights), and may hold a = of its own (#prefix=FILE).
       name, sign, source = part.strip().partition("=")
       if not name or not sign:
         raise UserError(

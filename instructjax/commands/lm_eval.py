@@ -39,6 +39,7 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
   Raises:
     UserError: for whatever a user can fix.
   """
+  # The settings are those of `instructjax eval`; the suites in them are not read.
   config = open_settings(args, fields)
   from instructjax.evals import harness  # slow to import
 

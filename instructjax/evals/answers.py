@@ -70,6 +70,7 @@ def file(folder: Path, task: str, model: str) -> Path:
   Models whose names differ have different files.
   """
   name = _safe(model)
+  # Two names may become the same file name: the fingerprint keeps them apart.
   if name != model:
     name = f"{name}-{fingerprint(model)[:8]}"
   return folder / _safe(task) / f"{name}.jsonl"
@@ -120,6 +121,7 @@ def load(path: Path) -> dict[Place, StoredAnswer]:
   """Returns the answers of a file."""
   answers: dict[Place, StoredAnswer] = {}
   for row in lines(path):
+    # The fields of the answer are fields of the line, and show of which kind it is.
     kind = Logp if "logp" in row else Completion
     answer = kind(*(row[name] for name in kind._fields))
     place = (row["id"], row["request"], row["sample"])

@@ -137,6 +137,7 @@ def prefix(
     "stop": list(sampling.stop),
     "candidates": [_plain(candidate) for candidate in ranked],
   }
+  # The text as it is: whatever stands at its end precedes every prompt.
   writers.replace(out, candidates[ranked[0].name])
   report_text = json.dumps(report, indent=1, ensure_ascii=False)
   report_path = out.with_name(f"{out.name}.json")

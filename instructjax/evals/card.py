@@ -132,6 +132,7 @@ def card(model: Path, results: Json, name: str) -> Iterator[str]:
   Raises:
     UserError: if the run is not finished.
   """
+  # Only a finished run has this folder; it holds the description of the model too.
   final = Checkpoints(model / "checkpoints" / "final")
   if final.latest() is None:
     raise UserError(f"{model}: this run is not finished; run its command again to complete it")
@@ -162,7 +163,7 @@ def _model(checkpoint: Json, evaluated: Json) -> Iterator[str]:
       facts[key] = shape[key]
   facts["tokenizer"] = Path(model["tokenizer"]).name
   facts["weights (fingerprint)"] = str(evaluated.get("weights", ""))[:16]
-  if model.get("base"):
+  if model.get("base"):  # the run has trained an adapter
     facts["adapter of"] = Path(model["base"]["source"]).name
   yield "## The model\n"
   yield from _table(("", ""), facts.items())
@@ -301,6 +302,7 @@ def _limitations(results: Json, name: str) -> Iterator[str]:
   yield "What the paper reports of its own models, and what was measured of it here:\n"
   for limitation in LIMITATIONS:
     yield f"- **{limitation.text}**"
+    # A limitation that nothing measures is not to be passed over in silence.
     if not limitation.measures:
       yield "  Nothing that is measured here speaks to this."
       continue

@@ -76,6 +76,7 @@ def main(
         f"--tasks={task}: the harness has no such task; `lm_eval ls tasks` lists its own, "
         "--include=FOLDER adds yours"
       )
+  # The adapter fills this while the harness runs.
   limits: dict[str, Limits] = {}
   with (
     running.devices(config.mesh) as parts,
@@ -224,6 +225,7 @@ def generation(subject: Subject, context: str, options: Mapping[str, Any]) -> Ge
     UserError: if the task samples with options that are not in OPTIONS.
   """
   options = {name: value for name, value in options.items() if value is not None}
+  # A task names one stop, several or none.
   until = options.get("until") or ()
   stop = (until,) if isinstance(until, str) else tuple(until)
   # The other half is for the prompt.

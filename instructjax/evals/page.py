@@ -113,6 +113,7 @@ def _suite(
     if about["metrics"]:
       plots.append(_plot(task, about, look, baseline))
       slices.append(_slices(task, about, look))
+  # A suite may have dozens of tasks: only its table is open at first.
   grid = html.grid(plots)
   if grid:
     grid = f"<details><summary>{escape(suite)}: figures</summary>{grid}</details>"
@@ -132,8 +133,10 @@ def _models(results: Json) -> tuple[str, str, str]:
     source = str(about.get("source", ""))
     parameters = about.get("parameters", 0)
     weights = str(about.get("weights", ""))[:FINGERPRINT]
-    rows.append([escape(name), escape(source), f"{parameters:,}", escape(weights)])
-  table = html.table(("name", "source", "parameters", "weights"), rows)
+    cells = [name, source, f"{parameters:,}", weights]
+    rows.append([escape(cell) for cell in cells])
+  head = ("name", "source", "parameters", "weights")
+  table = html.table(head, rows)
   notes = "".join(_note(f"{escape(note)}.") for note in results["notes"])
   return html.section("models", "Models", "", table, notes)
 
@@ -188,7 +191,8 @@ def _metric_row(
     paper_values = metric["paper"].get(model)
     cells.append(_cell(metric, value, paper_values))
     n = max(n, value["n"])  # a metric may apply to fewer answers of one model than of another
-  name = escape(metric["name"]) + ARROWS[metric["better"]]
+  arrow = ARROWS[metric["better"]]  # the direction in which the metric improves
+  name = escape(metric["name"]) + arrow
   return [escape(task), name, f"{n:,}", *cells]
 
 
@@ -272,7 +276,10 @@ def lines(
   method_lines = []
   for method, models in models_by_method.items():
     name = models[0].partition("@")[0]  # as it is written, while `method` is in small letters
-    points = [(look[model].parameters, estimates[model]) for model in models]
+    points = []
+    for model in models:
+      parameters = look[model].parameters
+      points.append((parameters, estimates[model]))
     kind = look[models[0]].kind
     paper_curve = paper_curves.get(method, ())
     method_lines.append(Line(name, kind, points, paper_curve))
@@ -353,8 +360,9 @@ def show(results: Json, suites: Sequence[str], path: Path) -> None:
   models_a_table = max((console.width - NAMED) // CELL, 1)
   for suite in suites:
     part = results["suites"][suite]
-    for start in range(0, len(part["models"]), models_a_table):
-      models = part["models"][start : start + models_a_table]
+    models_of_suite = part["models"]
+    for start in range(0, len(models_of_suite), models_a_table):
+      models = models_of_suite[start : start + models_a_table]
       table = _terminal_table(suite, part, models)
       if table.row_count:
         console.print(table)

@@ -66,6 +66,7 @@ def sizes(model: str) -> tuple[str, ...]:
   There are none if the name holds a size that the paper does not have.
   """
   own_size = split(model)[1]
+  # A model without a size in its name may have any.
   if not own_size:
     return SIZES
   return tuple(size for size in SIZES if size.lower() == own_size)

@@ -25,7 +25,7 @@ def toxicity(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
       "'instructjax[toxicity]'"
     ) from None
   scores = [0.0] * len(responses)
-  # The classifier does not take an empty list.
+  # Empty responses are left out, and the classifier takes no empty list.
   places = [place for place, response in enumerate(responses) if response.strip()]
   if places:
     probabilities = classifier.predict_prob([responses[place] for place in places])

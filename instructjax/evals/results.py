@@ -59,6 +59,7 @@ def of_suite(
   if suite.together is not None:
     folder = workdir / suite.name
     together = suite.together(folder, suite_replies, suite_scores)
+  # A model is in all tasks of a suite or in none, so that any task names them.
   first_task = suite.tasks[0].name
   return {
     "models": list(suite_replies[first_task]),
@@ -196,6 +197,7 @@ def merged(
         f"{suite} is left out: it was made with other models or by an earlier version; evaluate it "
         "again"
       )
+  # New suites come last.
   for suite, part in parts.items():
     suites.setdefault(suite, part)
 
@@ -207,8 +209,8 @@ def merged(
   about = {}
   for name in [*earlier_names, *models]:
     if name in names_in_tables:
-      source = models.get(name, "")
-      about[name] = noted.get(name, {"source": source})
+      unnoted = {"source": models.get(name, "")}
+      about[name] = noted.get(name, unnoted)
   return {"models": about, "suites": suites, "notes": notes}
 
 
@@ -218,14 +220,18 @@ def _weights(models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _is_current(
-  part: Mapping[str, Any], weights_then: Mapping[str, Any], weights_now: Mapping[str, Any]
+  part: Mapping[str, Any],
+  weights_then: Mapping[str, Any],
+  weights_now: Mapping[str, Any],
 ) -> bool:
   """Returns whether the names in the part of a suite stand for the same models now."""
   names = part.get("models")
   if not names:  # a part from before parts named their models
     return False
   for name in names:
-    if name not in weights_now or weights_then.get(name) != weights_now[name]:
+    if name not in weights_now:
+      return False
+    if weights_then.get(name) != weights_now[name]:
       return False
   return True
 
@@ -243,7 +249,8 @@ def table_csv(results: Mapping[str, Any]) -> str:
           estimate = estimates[metric["name"]]
           numbers = [estimate[name] for name in ESTIMATE]
           paper_numbers = _paper_columns(metric, model)
-          rows.writerow([suite, task, metric["name"], model, *numbers, *paper_numbers])
+          names = [suite, task, metric["name"], model]
+          rows.writerow([*names, *numbers, *paper_numbers])
   return out.getvalue()
 
 

@@ -85,7 +85,8 @@ def main(
           f"{suite.name}: no model is called {config.baseline} (config.baseline), so there are no "
           "differences"
         )
-    stack.enter_context(writers.open_run(workdir, to_dict(config), seed=config.seed))
+    run_directory = writers.open_run(workdir, to_dict(config), seed=config.seed)
+    stack.enter_context(run_directory)
 
     # One model is open at a time, and answers all tasks.
     for name, source in models.items():
@@ -97,7 +98,8 @@ def main(
     for task in tasks:
       scores[task.name] = {}
       for model, task_replies in replies[task.name].items():
-        scores[task.name][model] = score(workdir, task, model, task_replies)
+        model_scores = score(workdir, task, model, task_replies)
+        scores[task.name][model] = model_scores
 
     parts_by_suite = {}
     for suite in opened_suites:
@@ -222,7 +224,8 @@ def ask(
   stored: dict[str, answers.TaskAnswers] = {}
   open_tasks = []
   for task in tasks:
-    task_answers = answers.stored(task, answers.file(folder, task.name, name), settings)
+    path = answers.file(folder, task.name, name)
+    task_answers = answers.stored(task, path, settings)
     stored[task.name] = task_answers
     if not task_answers.complete:
       open_tasks.append(task)
@@ -326,6 +329,7 @@ def _stored_scores(
   # Where a program of ours scores there is no judge, and the rules do not mention one.
   if task.judge:
     rules.append(task.judge)
+  # The data of an item hold its references: a corrected reference means another score.
   keys: list[ScoreKey] = []
   for item, reply in zip(task.items, replies, strict=True):
     of = fingerprint(rules, dict(item.data), reply.answers)

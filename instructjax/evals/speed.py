@@ -77,7 +77,8 @@ def measure(
   evaluation = _evaluation(opened, rng)
   references = _references(model, budget, rng)
   works = references | evaluation
-  rates = _rates({name: works[name] for name in ORDER}, repeats)
+  ordered_works = {name: works[name] for name in ORDER}
+  rates = _rates(ordered_works, repeats)
 
   results: dict[str, Any] = {
     "shape": shape,
@@ -105,12 +106,15 @@ def _evaluation(opened: Subject, rng: np.random.Generator) -> dict[str, Work]:
 
   lengths = rng.integers(SHORTEST, LONGEST - ANSWER, ROWS)
   contexts = [random_text(length) for length in lengths]
-  single = [[Likelihood(context, random_text(ANSWER))] for context in contexts]
 
-  def random_choices(context: str) -> list[Likelihood]:
-    return [Likelihood(context, random_text(ANSWER)) for _ in range(CHOICES)]
+  def random_likelihood(context: str) -> Likelihood:
+    continuation = random_text(ANSWER)
+    return Likelihood(context, continuation)
 
-  choices = [random_choices(context) for context in contexts[::CHOICES]]
+  single = [[random_likelihood(context)] for context in contexts]
+  # As many continuations as before, for a quarter of the contexts.
+  questions = contexts[::CHOICES]
+  choices = [[random_likelihood(question) for _ in range(CHOICES)] for question in questions]
   generations = []
   for context in contexts:
     request = Generate(context, RESPONSE, 1.0, stop=())

@@ -51,8 +51,10 @@ def difference(
   """
   common_items, our_scores, their_scores = [], [], []
   for item, our_row, their_row in zip(items, ours, theirs, strict=True):
-    values = (our_row.get(metric.name), their_row.get(metric.name))
-    if None in values:
+    our_value = our_row.get(metric.name)
+    their_value = their_row.get(metric.name)
+    # Of an item that only one of the two could be scored on, nothing is compared.
+    if our_value is None or their_value is None:
       continue
     common_items.append(item)
     our_scores.append(our_row)
@@ -110,7 +112,9 @@ def differences(
 
 
 def slices(
-  task: Task, scores: Mapping[str, Sequence[Scores]], seed: int = 0
+  task: Task,
+  scores: Mapping[str, Sequence[Scores]],
+  seed: int = 0,
 ) -> dict[str, dict[str, Table]]:
   """Returns {group: {value: the table of the items that have this value}}."""
   numbers_by_slice: dict[str, dict[str, list[int]]] = {}  # of items, by group and value
@@ -143,7 +147,9 @@ def plain(value: Estimate) -> dict[str, float | None]:
 
 
 def _clustered(
-  metric: Metric, items: Sequence[Item], scores: Sequence[Scores]
+  metric: Metric,
+  items: Sequence[Item],
+  scores: Sequence[Scores],
 ) -> tuple[Float[np.ndarray, "G C"] | None, int]:
   """Returns (the sums of the columns over each cluster, the number of items).
 
@@ -157,7 +163,7 @@ def _clustered(
       continue
     count += 1
     if metric.of is None:
-      value = [value, 1.0]
+      value = [value, 1.0]  # the ratio of the sums is the mean
     columns = np.asarray(value, np.float64)
     cluster = item.cluster or item.id
     if cluster in sums:

@@ -17,7 +17,8 @@ from instructjax.intervals import Estimate
 from instructjax.runs.report import page as html
 
 Estimates = Mapping[str, Mapping[str, Estimate]]  # by task and model
-ORDER = tuple(dict.fromkeys(paper.MODELS.values()))  # the paper's methods, its base model first
+# The paper's methods, its base model first.
+ORDER = tuple(dict.fromkeys(paper.MODELS.values()))
 BASE = ORDER[0]
 
 
@@ -126,14 +127,15 @@ def together(
   This is the `together` of a suite; it is empty where no model is called base or gpt.
   """
   del folder, replies
-  base = bases(list(scores[tasks[0].name]))
+  models = list(scores[tasks[0].name])  # the same in every task
+  base = bases(models)
   if not base:
     return {}
   metrics: dict[str, Metric] = {}
   values: dict[str, dict[str, Estimate]] = {}
   differences: dict[str, dict[str, Estimate]] = {}
   for task in tasks:
-    metric = task.metrics[0]
+    metric = task.metrics[0]  # the one of the paper's table
     rows = scores[task.name]
     metrics[task.name] = metric
     values[task.name] = {}
@@ -180,7 +182,7 @@ def _cell(row: Mapping[str, Any], model: str) -> str:
   decimals = row["decimals"]
   cell = html.cell(page.estimate(difference), False, decimals)
   paper_differences = row["paper_differences"].get(model)
-  if not paper_differences:
+  if not paper_differences:  # the paper has no such model or no such task
     return cell
   numbers = " / ".join(html.minus(value, decimals) for value in paper_differences)
   return f"{cell}<small>paper {numbers}</small>"

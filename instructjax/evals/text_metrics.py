@@ -110,7 +110,8 @@ def quac_f1(prediction: str, references: Sequence[str]) -> float:
     return f1(prediction, references)
   scores = []
   for left_out in range(len(references)):
-    others = [*references[:left_out], *references[left_out + 1 :]]
+    before, after = references[:left_out], references[left_out + 1 :]
+    others = [*before, *after]
     scores.append(f1(prediction, others))
   return sum(scores) / len(scores)
 
