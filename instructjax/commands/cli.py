@@ -36,17 +36,21 @@ class Command(NamedTuple):
 def all_commands() -> dict[str, Command]:
   """All commands by their names."""
   from instructjax.commands import (
+    baseline,
     bench,
+    card,
     config,
     data,
     export,
     label,
+    lm_eval,
     plan,
     quickstart,
     report,
     stages,
     tokenizer,
   )
+  from instructjax.commands import eval as evaluation
 
   table: dict[str, Command] = {}
   for name, text in stages.STAGES.items():
@@ -64,6 +68,25 @@ def all_commands() -> dict[str, Command]:
     config.run,
   )
   table["report"] = Command("one HTML page from a run directory", report.arguments, report.run)
+  table["eval"] = Command(
+    "the paper's evaluations of any set of models, side by side",
+    evaluation.arguments,
+    evaluation.run,
+    settings="eval",
+  )
+  table["lm_eval"] = Command(
+    "tasks of EleutherAI's lm-evaluation-harness on a model", lm_eval.arguments, lm_eval.run
+  )
+  table["card"] = Command(
+    "a model card out of a run and its evaluation",
+    card.arguments,
+    lambda args, fields: card.run(args),
+  )
+  table["baseline"] = Command(
+    "what the paper compares with: a prefix chosen by a reward, a mixture of public tasks",
+    baseline.arguments,
+    baseline.run,
+  )
   table["export"] = Command(
     "a trained model as a folder that transformers and vLLM open", export.arguments, export.run
   )

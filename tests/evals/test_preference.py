@@ -561,7 +561,7 @@ def test_what_is_wrong_is_said_before_anything_runs(config):
   cases = [
     ("prompts", "", "config.preference.prompts is empty"),
     ("prompts", "a=x.jsonl; y.jsonl", "each needs a name"),
-    ("prompts", "a=prompts.jsonl; a=prompts.jsonl", "stands twice"),
+    ("prompts", "a=prompts.jsonl; a=prompts.jsonl", "occurs twice"),
     ("pairs", "some", "one of baseline, all is expected"),
     ("judges", "runs/nothing", "no such directory"),
     ("judges", "run:runs/nothing", "no such directory"),

@@ -259,7 +259,7 @@ def _likelihood_judge(name: str, source: str, config: EvalSettings) -> Judge:
       values = dict(zip(templates.PLACES, question, strict=True))
       context = judge.filled(template, **values)
       requests.append((Likelihood(context, " A"), Likelihood(context, " B")))
-    answers = subject.heard(open_model(), requests)
+    answers = subject.ask(open_model(), requests)
     # A question without its beginning is another question.
     excess = max(answer.cut for answer in answers)
     if excess:
