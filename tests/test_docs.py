@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from instructjax import settings
 from instructjax.commands import cli
 from instructjax.errors import UserError
-from instructjax.settings import reading
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "experiments").rglob("*.md")]
@@ -79,13 +79,13 @@ def test_commands_are_read_by_the_command_line(path, capsys):
     if words[1:2] == ["..."]:
       given[1:1] = REQUIRED[given[0]]
     try:
-      args, rest = cli.parser().parse_known_args(given)
+      args, rest = cli.parser(cli.all_commands(), given).parse_known_args(given)
     except SystemExit:
       pytest.fail(f"{line}\n{capsys.readouterr().err}")
-    fields = reading.assignments(rest)
+    fields = settings.assignments(rest)
     assert "config" in args or not fields, line
     if getattr(args, "config", None):
-      reading.override(reading.load(args.config), fields)
+      settings.override(settings.load(args.config), fields)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page)
@@ -107,4 +107,4 @@ def test_these_tests_can_fail():
     "your-model-your-reward-your-labelers",
   }
   with pytest.raises(UserError):
-    reading.assignments(["--modle=x"])
+    settings.assignments(["--modle=x"])

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from instructjax import settings
 from instructjax.commands import cli
-from instructjax.settings import reading
+from instructjax.settings.subjects import MeshSettings
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "experiments").rglob("*.sh"))
@@ -27,9 +28,9 @@ STAGES = {
 }
 
 
-def dry(script: str, *words: str, **settings: str) -> list[str]:
+def dry(script: str, *words: str, **variables: str) -> list[str]:
   """The lines that a dry run prints."""
-  env = os.environ | {"DRY_RUN": "1"} | settings
+  env = os.environ | {"DRY_RUN": "1"} | variables
   command = ["bash", str(ROOT / "experiments" / script), *words]
   return subprocess.run(
     command, env=env, check=True, capture_output=True, text=True, timeout=60
@@ -45,13 +46,15 @@ def test_scripts_parse(script):
 def test_the_stages_are_commands_that_instructjax_knows():
   lines = dry("tpu/stages.sh", DISTRIBUTED="1", **STAGES)
   assert [shlex.split(line)[1] for line in lines] == ["sft", "rl_init", "sft", "reward", "ppo"]
+  workdirs = []
   for line in lines:
-    args, rest = cli.parser().parse_known_args(shlex.split(line)[1:])
-    config = reading.override(reading.load(args.config), reading.assignments(rest))
+    words = shlex.split(line)[1:]
+    args, rest = cli.parser(cli.all_commands(), words).parse_known_args(words)
+    config = settings.override(settings.load(args.config), settings.assignments(rest))
     assert config.stage == args.command
-    assert config.mesh.to_dict() == {"data": 1, "fsdp": 8, "model": 2}
+    assert config.mesh == MeshSettings(data=1, fsdp=8, model=2)
     assert args.distributed
-  workdirs = [cli.parser().parse_known_args(shlex.split(line)[1:])[0].workdir for line in lines]
+    workdirs.append(args.workdir)
   assert len(set(workdirs)) == 5
   assert shlex.split(lines[4])[3:5] == ["--model=runs/rl_init", "--config.reward_model=runs/reward"]
   assert shlex.split(lines[3])[3] == f"--model={workdirs[2]}"

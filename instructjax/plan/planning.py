@@ -16,7 +16,7 @@ from typing import Any
 
 from instructjax.errors import UserError
 from instructjax.plan import aot, chips, estimate, programs, search
-from instructjax.settings import PPOSettings
+from instructjax.settings import AnySettings, PPOSettings
 from instructjax.system.download import cache_folder
 
 PLANNED = ("pretrain", "sft", "rl_init", "reward", "ppo")
@@ -40,13 +40,18 @@ class Options:
   top: int = 3  # meshes that a search compiles
 
 
-def shapes(settings: Any, options: Options) -> tuple[str, str]:
+def require_planned(settings: AnySettings) -> programs.Settings:
+  """Returns the settings of a stage that can be planned.  Raises UserError for another one's."""
+  if not isinstance(settings, programs.Settings):
+    raise UserError(f"stage '{settings.stage}' has no plan; there are {', '.join(PLANNED)}")
+  return settings
+
+
+def shapes(settings: programs.Settings, options: Options) -> tuple[str, str]:
   """The shapes of the policy and of PPO's reward and value networks (or the first again).
 
-  Raises UserError for a stage that has no plan, and for an unknown shape.
+  Raises UserError for an unknown shape.
   """
-  if settings.stage not in PLANNED:
-    raise UserError(f"stage '{settings.stage}' has no plan; there are {', '.join(PLANNED)}")
   shape = programs.named_shape(options.policy or settings.model.shape, "--policy")
   if not isinstance(settings, PPOSettings):
     return shape, shape
@@ -55,13 +60,14 @@ def shapes(settings: Any, options: Options) -> tuple[str, str]:
 
 
 def plan(
-  settings: programs.Settings, options: Options, say: Callable[[str], None] = lambda text: None
+  config: AnySettings, options: Options, say: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
   """The report of a stage on a pod under one mesh, as plain data.
 
-  Raises UserError for an unknown topology or shape, and for a mesh that does not divide, with
-  one that does.
+  Raises UserError for a stage that has no plan, for an unknown topology or shape, and for a mesh
+  that does not divide, with one that does.
   """
+  settings = require_planned(config)
   pod = chips.pod(options.topology, options.slices)
   mesh = chips.mesh(options.mesh, pod)
   shape, reward_shape = shapes(settings, options)
@@ -135,9 +141,13 @@ def why_not_compiled(options: Options, pod: chips.Pod) -> str:
 
 
 def find_meshes(
-  settings: programs.Settings, options: Options, say: Callable[[str], None]
+  config: AnySettings, options: Options, say: Callable[[str], None]
 ) -> dict[str, Any]:
-  """The meshes of a topology by arithmetic, of which the best few are compiled too."""
+  """The meshes of a topology by arithmetic, of which the best few are compiled too.
+
+  Raises UserError for a stage that has no plan, and for an unknown topology or shape.
+  """
+  settings = require_planned(config)
   pod = chips.pod(options.topology, options.slices)
   shape, reward_shape = shapes(settings, options)
 

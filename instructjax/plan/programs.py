@@ -24,7 +24,7 @@ from instructjax.settings.subjects import AnyModelSettings
 from instructjax.settings.supervised import SupervisedSettings
 from instructjax.stages import ppo, pretrain_sft, reward
 from instructjax.stages.wiring import Stage, key_of, shape_of
-from instructjax.types import LM, Params, PyTree, TrainState
+from instructjax.types import LM, Leaf, Params, PyTree, TrainState
 
 # The paper's numbers of records (Table 6), from which epochs become steps.
 RECORDS = {"sft": 12_725, "rl_init": 12_725, "reward": 33_207}
@@ -87,8 +87,12 @@ def language_model(shape: str, settings: AnyModelSettings, remat: str = "") -> L
 
 
 def parameters(lm: LM) -> Params:
-  """The shapes of the parameters, split over the mesh as a run splits them."""
-  return origin.abstract(lm.table)
+  """The shapes of the parameters, split as a run splits them; the mesh may be one without devices."""
+
+  def parameter(leaf: Leaf) -> jax.ShapeDtypeStruct:
+    return shape_of(leaf.shape, jnp.float32, *leaf.axes)
+
+  return jax.tree.map(parameter, lm.table, is_leaf=lambda x: isinstance(x, Leaf))
 
 
 def scalar_head(lm: LM) -> Params:

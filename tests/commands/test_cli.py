@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from instructjax.commands import cli
+from instructjax import settings
+from instructjax.commands import cli, stages
 from instructjax.errors import UserError
-from instructjax.settings import reading
 
 COMMANDS = [
-  *cli.STAGES,
+  *stages.STAGES,
   "quickstart",
   "report",
   "eval",
@@ -56,16 +56,16 @@ def test_every_command_has_help(command, capsys):
 
 def test_a_configuration_is_found_from_anywhere(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert reading.load("sft:1.3b").batch == 32
-  assert reading.load("configs/sft.py:175b").batch == 8
-  assert reading.load("sft").stage == "sft"
+  assert settings.load("sft:1.3b").batch == 32
+  assert settings.load("configs/sft.py:175b").batch == 8
+  assert settings.load("sft").stage == "sft"
   (tmp_path / "mine.py").write_text("def get_config():\n  return {'stage': 'sft', 'batch': 3}\n")
-  assert reading.load("mine.py").batch == 3
+  assert settings.load("mine.py").batch == 3
   (tmp_path / "configs").mkdir()
   (tmp_path / "configs" / "sft.py").write_text(
     "def get_config():\n  return {'stage': 'sft', 'batch': 4}\n"
   )
-  assert reading.load("sft").batch == 4
+  assert settings.load("sft").batch == 4
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_configuration_is_found_from_anywhere(tmp_path, monkeypatch):
   ],
 )
 def test_overrides_take_the_type_of_the_field(name, text, value):
-  found = reading.override(reading.load("sft:1.3b"), [(name, text)])
+  found = settings.override(settings.load("sft:1.3b"), [(name, text)])
   for part in name.split("."):
     found = found[part]
   assert found == value
@@ -123,19 +123,19 @@ def test_overrides_take_the_type_of_the_field(name, text, value):
 )
 def test_wrong_overrides_are_named(name, text, message):
   with pytest.raises(UserError) as error:
-    reading.override(reading.load("sft:1.3b"), [(name, text)])
+    settings.override(settings.load("sft:1.3b"), [(name, text)])
   assert str(error.value).startswith(message)
 
 
 def test_words_of_the_command_line_become_assignments():
-  assert reading.assignments(["--config.a.b=1", "--config.c", "x=y"]) == [
+  assert settings.assignments(["--config.a.b=1", "--config.c", "x=y"]) == [
     ("a.b", "1"),
     ("c", "x=y"),
   ]
   with pytest.raises(UserError, match=r"--confg\.a=1: no such option"):
-    reading.assignments(["--confg.a=1"])
+    settings.assignments(["--confg.a=1"])
   with pytest.raises(UserError, match=r"--config\.a: give a value"):
-    reading.assignments(["--config.a", "--config.b=1"])
+    settings.assignments(["--config.a", "--config.b=1"])
 
 
 def test_a_command_without_a_configuration_takes_no_field_of_one(capsys, tmp_path):
@@ -192,8 +192,8 @@ def test_data_tone_writes_the_files_that_the_presets_name(tmp_path, capsys):
   assert cli.main(["data", "tone", f"--out={tmp_path}"]) == 0
   named = {
     value.removeprefix("data/")
-    for stage in cli.STAGES
-    for value in reading.load(f"{stage}:tiny").data.values()
+    for stage in stages.STAGES
+    for value in settings.load(f"{stage}:tiny").data.values()
     if isinstance(value, str) and value.startswith("data/")
   }
   assert named <= {path.name for path in tmp_path.iterdir()}

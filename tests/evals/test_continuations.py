@@ -103,7 +103,9 @@ def test_many_continuations_become_tasks_that_can_be_ranked():
   items = [Item("0", {"prompt": "It was"})]
   for count in (2, 9, 10, 19):
     said = {str(i): [Said(((Completion(f"text {i}", 3, True),),))] for i in range(count)}
-    sizes = [len(row["completions"]) for row in continuations.tasks_for_people("basic", items, said)]
+    sizes = [
+      len(row["completions"]) for row in continuations.tasks_for_people("basic", items, said)
+    ]
     assert (
       sum(sizes) == count
       and min(sizes) >= 2

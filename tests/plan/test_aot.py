@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from instructjax import settings
 from instructjax.models import blocks, gpt
-from instructjax.plan import Options, aot, chips, collectives, plan, programs
+from instructjax.plan import aot, chips, collectives, planning
+from instructjax.plan.planning import Options
 from instructjax.runs import origin
-from instructjax.settings import reading
+from instructjax.stages import wiring
 
 pytestmark = pytest.mark.tpu
 
@@ -21,7 +23,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def compiled(preset: str, options: Options, say=lambda text: None) -> dict:
-  found = plan(reading.load(preset), preset.partition(":")[2], options, say)
+  found = planning.plan(settings.load(preset), options, say)
   assert found["compiled"], f"{found['why_not']}; make test-plan installs it"
   assert found["fits"]
   return found
@@ -89,8 +91,8 @@ def test_how_a_gradient_is_summed_is_the_compilers_choice_for_the_topology(topol
   where = chips.pod(topology)
   sizes = chips.mesh(mesh, where)
   with aot.on(where, sizes, True):
-    w = programs.struct((2048, 8192), jnp.float32, "embed", "mlp")
-    x = programs.rows((sizes["fsdp"], 128, 2048), jnp.float32)
+    w = wiring.shape_of((2048, 8192), jnp.float32, "embed", "mlp")
+    x = wiring.rows_of((sizes["fsdp"], 128, 2048), jnp.float32)
     loss = lambda w, x: jnp.sin(blocks.product(w, x, "bfloat16")).mean()
     step = jax.jit(lambda w, x: w - jax.grad(loss)(w, x), donate_argnums=0)
     found = collectives.read(step.lower(w, x).compile().as_text(), sizes)

@@ -12,23 +12,22 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from instructjax import models, sharding
+from instructjax import models, settings, sharding
 from instructjax.commands import cli
 from instructjax.errors import UserError
 from instructjax.plan import (
-  Options,
   aot,
   bench,
   chips,
   collectives,
   counting,
   estimate,
-  plan,
+  planning,
   programs,
   search,
 )
+from instructjax.plan.planning import Options
 from instructjax.runs import origin
-from instructjax.settings import reading
 
 HLO = """HloModule jit_step, is_scheduled=true
 
@@ -82,17 +81,17 @@ def mesh_of(**sizes):
     yield mesh
 
 
-def built(name, mesh, shape="tiny", **changes):
-  config = reading.load(name)
-  return programs.build(config, shape, shape, mesh, records=None, completions=4, **changes)
+def built(name, shape="tiny", remat=""):
+  """The programs of a preset on the mesh that is set."""
+  return programs.build(settings.load(name), shape, shape, completions=4, remat=remat)
 
 
 # --- memory ---
 
 
 def test_parameter_and_optimizer_bytes_equal_a_sum_by_hand():
-  with mesh_of(fsdp=4, model=2) as mesh:
-    (program,) = built("sft:tiny", mesh)
+  with mesh_of(fsdp=4, model=2):
+    (program,) = built("sft:tiny")
     shares = estimate.shares(program)
   c = origin.SHAPES["tiny"]
   D, F = c.width, 4 * c.width
@@ -109,8 +108,8 @@ def test_parameter_and_optimizer_bytes_equal_a_sum_by_hand():
 
 
 def test_ppo_holds_policy_value_average_and_frozen_models():
-  with mesh_of(fsdp=2) as mesh:
-    rollout, scoring, update = built("ppo:tiny", mesh)
+  with mesh_of(fsdp=2):
+    rollout, scoring, update = built("ppo:tiny")
     shares = [estimate.shares(program) for program in (rollout, scoring, update)]
     body = sum(
       programs.local_bytes(x)
@@ -124,19 +123,6 @@ def test_ppo_holds_policy_value_average_and_frozen_models():
   assert (
     rollout.cache_bytes == 2 * 2 * 16 * 4 * (128 + 24) * 8 * 4 + 16 * (128 + 24) + 4
   )  # k, v; valid; index
-
-
-def test_the_state_is_that_of_init_state():
-  from instructjax import optim, steps
-
-  lm = models.build(origin.SHAPES["tiny"])
-  tx = optim.adamw(1e-3)
-  with mesh_of(fsdp=1):
-    planned = programs.state_of(programs.parameters(lm), tx, None, False)
-  real = steps.init_state(jax.random.key(0), lm.init(jax.random.key(1)), tx)
-  assert jax.tree.map(lambda x: (x.shape, x.dtype), planned) == jax.tree.map(
-    lambda x: (x.shape, x.dtype), real
-  )
 
 
 def test_live_bytes_of_known_programs():
@@ -166,12 +152,12 @@ def test_a_scan_counts_as_often_as_it_runs():
 
 
 def test_a_training_step_is_three_forward_passes():
-  c = reading.load("sft:tiny")
+  c = settings.load("sft:tiny")
   lm = models.build(origin.SHAPES["tiny"])
-  with mesh_of() as mesh:
-    (program,) = built("sft:tiny", mesh)
+  with mesh_of():
+    (program,) = built("sft:tiny")
     cost = counting.count(aot.trace(program).jaxpr, [], 1)
-    (remat,) = built("sft:tiny", mesh, remat="blocks")
+    (remat,) = built("sft:tiny", remat="blocks")
     more = counting.count(aot.trace(remat).jaxpr, [], 1)
   length = c.data.prompt + c.data.response
   forward = bench.forward(lm, c.batch, length, c.data.response)
@@ -187,8 +173,8 @@ def test_a_training_step_is_three_forward_passes():
 
 
 def test_a_device_does_its_share_and_what_is_not_split():
-  with mesh_of(fsdp=2, model=2) as mesh:
-    (program,) = built("sft:tiny", mesh)
+  with mesh_of(fsdp=2, model=2):
+    (program,) = built("sft:tiny")
     cost = counting.count(aot.trace(program).jaxpr, [], 1)
   vocabulary = 3 * 16 * 96 * 2 * 257 * 32  # 257 ids do not divide by model
   assert cost.device_flops == pytest.approx(
@@ -197,8 +183,8 @@ def test_a_device_does_its_share_and_what_is_not_split():
 
 
 def test_weights_read_by_a_rollout():
-  with mesh_of(fsdp=2) as mesh:
-    rollout, *_ = built("ppo:tiny", mesh)
+  with mesh_of(fsdp=2):
+    rollout, *_ = built("ppo:tiny")
     kinds = [kind in ("params", "frozen") for kind in jax.tree.leaves(rollout.kinds)]
     cost = counting.count(aot.trace(rollout).jaxpr, kinds, rollout.trips)
   lm = models.build(origin.SHAPES["tiny"])
@@ -290,8 +276,8 @@ def test_collectives_of_a_real_compilation():
 
 
 def test_collectives_by_arithmetic():
-  with mesh_of(fsdp=2, model=2) as mesh:
-    (program,) = built("sft:tiny", mesh)
+  with mesh_of(fsdp=2, model=2):
+    (program,) = built("sft:tiny")
     cost = counting.count(aot.trace(program).jaxpr, [True] * 500, 1)
   lm = models.build(origin.SHAPES["tiny"])
   rows = 8 * 224 * 32 * 4  # activations of a device
@@ -355,13 +341,16 @@ def test_the_topologies_of_the_tables_are_there():
     (
       "v5e:8x8",
       "fsdp=64",
-      ["config.batch=16", "data x fsdp (64)", "a mesh that works: --mesh=data=1,fsdp=16,model=4"],
+      [
+        "config.batch=16 does not divide by config.micro x devices=64",
+        "a mesh that works: --mesh=data=1,fsdp=16,model=4",
+      ],
     ),
   ],
 )
 def test_bad_input_names_what_works(topology, mesh, words):
   with pytest.raises(UserError) as error:
-    plan(reading.load("sft:tiny"), "tiny", Options(topology, mesh, arithmetic=True))
+    planning.plan(settings.load("sft:tiny"), Options(topology, mesh, arithmetic=True))
   for word in words:
     assert word in str(error.value)
   assert "\n" not in str(error.value)
@@ -382,7 +371,7 @@ def test_bad_input_names_what_works(topology, mesh, words):
 )
 def test_bad_shapes_and_stages(config, options, words):
   with pytest.raises(UserError) as error:
-    plan(reading.load(config), config.partition(":")[2], options)
+    planning.plan(settings.load(config), options)
   for word in words:
     assert word in str(error.value)
 
@@ -449,11 +438,11 @@ def test_tables_are_printed(capsys):
 
 
 def test_what_does_not_fit_says_what_to_change():
-  config = reading.override(reading.load("sft:1.3b"), [("batch", "64")])
-  found = plan(config, "1.3b", Options("v5e:2x2", "fsdp=4", arithmetic=True))
+  config = settings.override(settings.load("sft:1.3b"), [("batch", "64")])
+  found = planning.plan(config, Options("v5e:2x2", "fsdp=4", arithmetic=True))
   assert not found["fits"]
   assert "more micro-batches (config.micro)" in found["advice"][0]
-  found = plan(reading.load("sft:6b"), "6b", Options("v5e:2x2", "fsdp=4", arithmetic=True))
+  found = planning.plan(settings.load("sft:6b"), Options("v5e:2x2", "fsdp=4", arithmetic=True))
   assert "state alone is" in found["advice"][0] and "fsdp" in found["advice"][0]
   assert (
     "--topology=v5e:2x4" in found["advice"][0]
@@ -492,11 +481,11 @@ def test_a_larger_topology():
 
 
 def builder(shape):
-  return partial(programs.build, shape=shape, judge=shape, records=None, completions=4)
+  return partial(programs.build, shape=shape, reward_shape=shape, completions=4)
 
 
 def test_a_search_gives_meshes_of_the_topology():
-  config, where = reading.load("sft:tiny"), chips.pod("v5e:2x2")
+  config, where = settings.load("sft:tiny"), chips.pod("v5e:2x2")
   meshes = list(search.possible(config, where, "tiny", "tiny"))
   found = search.search(config, where, meshes, builder("tiny"))
   assert {tuple(one["mesh"].values()) for one in found} == {
@@ -515,7 +504,7 @@ def test_a_search_gives_meshes_of_the_topology():
 
 
 def test_a_search_adds_micro_batches_until_it_fits():
-  config = reading.override(reading.load("sft:1.3b"), [("batch", "64")])
+  config = settings.override(settings.load("sft:1.3b"), [("batch", "64")])
   found = search.try_mesh(
     config, chips.pod("v5e:2x4"), {"data": 1, "fsdp": 8, "model": 1}, builder("1.3B")
   )
@@ -525,7 +514,7 @@ def test_a_search_adds_micro_batches_until_it_fits():
 
 
 def test_the_pretraining_mix_is_cut_further_than_the_episodes():
-  config = reading.load("ppo:tiny")  # minibatches of 8 episodes and 16 rows of text
+  config = settings.load("ppo:tiny")  # minibatches of 8 episodes and 16 rows of text
   changed, flags = search.with_micro(config, 4, {"data": 1, "fsdp": 4, "model": 1})
   assert (changed.ppo.micro, changed.ppo.ptx_micro, config.ppo.micro) == (2, 4, 1)
   assert flags == "--config.ppo.micro=2 --config.ppo.ptx_micro=4"

@@ -1,5 +1,6 @@
 """`instructjax export`: a run as a model folder, bit for bit, and the errors."""
 
+import dataclasses
 import json
 
 import jax
@@ -126,7 +127,8 @@ def test_what_ends_the_responses_of_a_run_is_carried(tmp_path):
   about = ABOUT | {"eos": [10, 256], "banned": [13]}
   run = left(tmp_path / "run", weights(0), about=about)
   own, other = (
-    origin.open_model(run, export.PLAIN | {"tokenizer": name}, 0) for name in ("", tokenizers.BYTES)
+    origin.open_model(run, dataclasses.replace(export.PLAIN, tokenizer=name), 0)
+    for name in ("", tokenizers.BYTES)
   )
   assert (
     other.tokenizer.eos == (256,) and other.about == ABOUT

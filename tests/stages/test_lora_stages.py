@@ -11,13 +11,12 @@ import pytest
 import tiny
 from stage_runs import TUNE, files, leaves, metrics, ppo, run, stop_after
 
-from instructjax import models, optim
+from instructjax import models, settings
 from instructjax.errors import UserError
 from instructjax.models import lora, peft
 from instructjax.runs import origin
-from instructjax.settings import reading
 from instructjax.stages import ppo as ppo_stage
-from instructjax.stages import trainable
+from instructjax.stages import running, trainable
 
 LORA = ["--config.lora.rank=2", "--config.lora.alpha=4.0", "--config.trunk_dtype=float32"]
 EIGHT = [f"--config.mesh.{axis}=2" for axis in ("data", "fsdp", "model")]
@@ -63,14 +62,13 @@ def ppo_run(data, init_run, reward_run, tmp_path_factory):
 
 
 def config(**fields):
-  found = reading.load("ppo:tiny")
-  return reading.override(
-    found, [(name.replace("__", "."), str(value)) for name, value in fields.items()]
-  )
+  """The settings of PPO; `lora__rank` is config.lora.rank."""
+  changes = {name.replace("__", "."): value for name, value in fields.items()}
+  return settings.replaced(settings.load("ppo:tiny"), changes)
 
 
-def model(folder, **changes):
-  return origin.open_model(str(folder), {**config().model.to_dict(), **changes}, 0)
+def model(folder):
+  return origin.open_model(str(folder), config().model, 0)
 
 
 def judge(folder, beside=None):
@@ -160,10 +158,20 @@ def test_ppo_goes_on_bit_for_bit(data, init_run, reward_run, ppo_run, tmp_path, 
     np.testing.assert_array_equal(whole[name], parts[name], err_msg=name)
 
 
-def ppo_state(policy, scorer, **fields):
-  tx = optim.by_subtree(policy=optim.adamw(1e-3), value=optim.adamw(1e-3))
-  c = config(trunk_dtype="float32", lora__alpha=4.0, **fields)
-  return ppo_stage._ppo_state(c, policy, scorer, tx)
+def ppo_start(policy, scorer, **fields):
+  """(state, frozen, about) of a run of PPO on two models, before its first step."""
+  changed = config(trunk_dtype="float32", lora__alpha=4.0, **fields)
+  sampling = ppo_stage.sampling_of(changed, policy.tokenizer)
+  experiment = ppo_stage.experiment_of(changed, policy.lm, scorer.lm, sampling)
+  stage = ppo_stage.wire(
+    changed,
+    experiment,
+    shares_trunk=trainable.shares_trunk(policy, scorer, changed),
+    adapters_go_on=(trainable.goes_on(policy, changed), trainable.goes_on(scorer, changed)),
+  )
+  about = trainable.about_trained(policy, changed.rl_init, changed)
+  state, frozen = running.start(stage, 0, policy.params, scorer.params, scorer.head)
+  return state, frozen, about
 
 
 def test_ppo_holds_one_trunk_for_four_models(init_run, reward_run):
@@ -172,9 +180,7 @@ def test_ppo_holds_one_trunk_for_four_models(init_run, reward_run):
   """
   policy = model(init_run)
   scorer = judge(reward_run, policy)
-  state, frozen, about = ppo_state(
-    policy, scorer, rl_init=init_run, reward_model=reward_run, lora__rank=2
-  )
+  state, frozen, about = ppo_start(policy, scorer, rl_init=str(init_run), lora__rank=2)
   assert frozen.reward_trunk is None
   assert all(
     a is b
@@ -194,9 +200,8 @@ def test_ppo_holds_one_trunk_for_four_models(init_run, reward_run):
 def test_the_reference_is_the_base_with_the_adapter_off(base, reward_run):
   """From a whole model, PPO starts a new adapter; an adapter of other sizes is merged below it."""
   policy, scorer = model(base), judge(reward_run)
-  state, frozen, about = ppo_state(
-    policy, scorer, rl_init=base, reward_model=reward_run, lora__rank=3, lora__targets="q,v"
-  )
+  adapter = {"lora__rank": 3, "lora__targets": "q,v"}
+  state, frozen, about = ppo_start(policy, scorer, rl_init=str(base), **adapter)
   assert frozen.ref == {}
   tokens = jnp.arange(8)[None]
   run = lambda params: policy.lm.hidden(params, tokens, jnp.ones_like(tokens, bool))
@@ -210,14 +215,16 @@ def test_the_reference_is_the_base_with_the_adapter_off(base, reward_run):
 
 
 def test_without_lora_the_merged_model_is_trained(init_run):
-  found = model(init_run)
-  trunk, start, trained, about = trainable.part(found, str(init_run), config(), jax.random.key(0))
-  assert trunk == {}
-  assert start is trained
-  tiny.assert_trees_equal(trained, lora.merge(found.params))
+  adapted = model(init_run)
+  key = jax.random.key(0)
+  parts = trainable.split(adapted.lm, adapted.params, key, config())
+  assert parts.trunk == {}
+  assert parts.start is parts.trained
+  tiny.assert_trees_equal(parts.trained, lora.merge(adapted.params))
+  about = trainable.about_trained(adapted, str(init_run), config())
   assert "adapter" not in about
   assert "base" not in about
-  top = trainable.part(found, str(init_run), config(top=1), jax.random.key(0))
+  top = trainable.split(adapted.lm, adapted.params, key, config(top=1))
   assert set(top.trunk) == {"embed", "lower"}
 
 
@@ -227,13 +234,13 @@ def test_impossible_settings_say_what_is_possible(data, base, tmp_path, capsys):
     assert run("rl_init", tmp_path / "run", *names, *TUNE, *LORA, *options) == 2
     return capsys.readouterr().err
 
-  assert "config.top=1 and config.lora.rank=2: choose one" in refused(
+  assert "config.top=1: config.lora.rank=2 trains an adapter; choose one" in refused(
     f"--model={base}", "--config.top=1"
   )
   assert "names gate: this model has q, k, v, o, up, down" in refused(
     f"--model={base}", "--config.lora.targets=q,gate"
   )
-  assert "the weights are random: give a model to adapt" in refused()
+  assert "the weights are random; give a model to adapt" in refused()
   assert not (tmp_path / "run").exists()
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from stage_runs import TUNE, files, metrics, run
 
+from instructjax import settings
 from instructjax.runs import origin
 from instructjax.runs.checkpoint import Checkpoints
-from instructjax.settings import reading
 from instructjax.stages import selection
 
 SCORES = """
@@ -65,7 +65,7 @@ def test_the_checkpoint_that_scores_highest_is_left(options, tmp_path, capsys):
   kept, left = (Checkpoints(tmp_path / "sft" / "checkpoints" / name) for name in ("sft", "final"))
   assert kept.steps() == [2, 3]  # the best one and the last
   assert left.steps() == [2]
-  model = origin.open_model(str(tmp_path / "sft"), reading.load("sft:tiny").model, 0)
+  model = origin.open_model(str(tmp_path / "sft"), settings.load("sft:tiny").model, 0)
   wanted = Checkpoints(kept.folder)
   found = wanted.extra(2)
   assert found["stage"] == "sft"
@@ -96,11 +96,12 @@ def _of_step(folder, step, like):
 def test_what_is_missing_is_said(options, tmp_path, capsys):
   without = [one for one in options if "select.prompts" not in one]
   assert run("sft", tmp_path / "a", *without) == 2
-  assert "config.select.prompts is empty" in capsys.readouterr().err
+  assert "config.select.prompts=: give validation prompts" in capsys.readouterr().err
   assert run("sft", tmp_path / "b", *options, "--config.best=eval/nll") == 2
   assert "the checkpoint is chosen by eval/score" in capsys.readouterr().err
   assert run("sft", tmp_path / "c", *options, "--config.checkpoint_every=0") == 2
-  assert "config.checkpoint_every=0 leaves the last checkpoint alone" in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert "config.checkpoint_every=0: this leaves the last checkpoint alone" in said
 
 
 def test_the_alternative_is_told():

@@ -10,10 +10,11 @@ from stage_runs import TUNE, files, leaves, metrics, ppo, pretrain, run, stop_af
 
 from instructjax.errors import UserError
 from instructjax.runs import origin
-from instructjax.settings.subjects import MeshSettings
+from instructjax.settings.subjects import LoadedModelSettings, MeshSettings
 from instructjax.stages import reward as reward_stage
 from instructjax.stages import running
 
+PLAIN = LoadedModelSettings(dtype="float32", remat="none")
 LETTERS = ["say good bad fine poor great 0 1 2 3 4 5 6 7 8 9"] * 20  # for a tokenizer
 
 
@@ -36,16 +37,9 @@ def test_only_the_top_block_changes_under_top_1(base, init_run):
   assert (w(before, 1) != w(after, 1)).any()
 
 
-def stages_model(workdir, dtype="float32"):
-  settings = {
-    "dtype": dtype,
-    "remat": "none",
-    "unroll": 1,
-    "sequence": False,
-    "attention": "auto",
-    "dropout": 0.0,
-  }
-  return origin.open_run(workdir, settings, "policy").params
+def stages_model(workdir):
+  """The parameters that a finished run leaves."""
+  return origin.open_model(str(workdir), PLAIN, 0).params
 
 
 def test_text_rows_are_a_share_of_the_batch(init_run):
@@ -54,10 +48,7 @@ def test_text_rows_are_a_share_of_the_batch(init_run):
 
 
 def test_reward_model_scores_demonstrations_0_on_average(data, reward_run):
-  judge = origin.open_reward_model(
-    str(reward_run),
-    {"dtype": "float32", "remat": "none", "unroll": 1, "sequence": False, "attention": "auto"},
-  )
+  judge = origin.open_reward_model(str(reward_run), PLAIN)
   from instructjax.data.batches import pipeline
   from instructjax.data.records import records
 
@@ -209,13 +200,7 @@ def test_a_classifier_folder_is_a_reward_model_too(tmp_path):
   params = lm.init(jax.random.key(0))
   models.save_reward(folder, config, params, head, pad_token_id=0)
   sentencepieces.train(LETTERS, folder / "tokenizer.model", sentencepieces.Training(vocab_size=300))
-  settings = {
-    "dtype": "bfloat16",
-    "remat": "blocks",
-    "unroll": 2,
-    "sequence": False,
-    "attention": "xla",
-  }
+  settings = LoadedModelSettings(dtype="bfloat16", remat="blocks", unroll=2, attention="xla")
   found = origin.open_reward_model(str(folder), settings)
   np.testing.assert_array_equal(found.head["w"], head["w"])
   np.testing.assert_array_equal(found.params["blocks"]["q"]["w"], params["blocks"]["q"]["w"])

@@ -11,11 +11,11 @@ import pytest
 import tiny
 from stage_runs import TUNE, leaves, metrics, ppo, pretrain, run, stop_after
 
+from instructjax import settings
 from instructjax.data.batches import corpora
 from instructjax.data.tokens import tokenizers
 from instructjax.errors import UserError
 from instructjax.plan import bench
-from instructjax.settings import reading
 from instructjax.stages import ppo as ppo_stage
 
 
@@ -79,13 +79,12 @@ def sixteen(tmp_path, *names, lengths=2):
   rows = [{"prompt": "a" * (4 + 8 * (i % 2)) + str(i // 2)} for i in range(16)]
   for name in names:
     (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-  c = reading.load("ppo:tiny")
-  c.batch, c.data.prompt, c.data.buckets = 8, 16, lengths
-  c.data.prompts = " + ".join(str(tmp_path / name) for name in names)
-  found, batches = ppo_stage.drawn_prompts(
-    c, corpora.read(c, "prompts", "prompt"), tokenizers.of_bytes(), None
-  )
-  return rows, found, [batches(i) for i in range(4)]
+  prompts = " + ".join(str(tmp_path / name) for name in names)
+  changes = {"batch": 8, "data.prompt": 16, "data.buckets": lengths, "data.prompts": prompts}
+  config = settings.replaced(settings.load("ppo:tiny"), changes)
+  sources = corpora.read(config.data, "prompts", "prompt")
+  texts, batches = ppo_stage.draw_prompts(config, sources, tokenizers.of_bytes(), None)
+  return rows, texts, [batches(i) for i in range(4)]
 
 
 def test_prompts_of_ppo_come_in_lengths(tmp_path):
