@@ -1,4 +1,5 @@
-"""The configurations as `ml_collections.ConfigDict`s, one file a stage, for a user's own to begin with:
+"""The configurations as `ml_collections.ConfigDict`s, one file a stage, for a user's own to begin
+with:
 
   from instructjax.configs import ppo
 

@@ -1,8 +1,8 @@
-r"""PPO with the pretraining mix, PPO-ptx (Ouyang et al. 2022, section 3.5, Eq. 2, and App. C.4).
+r"""PPO with the pretraining mix, PPO-ptx (Ouyang et al. 2022, Eq. 2 and App. C.4).
 
   instructjax data tone --out=data
-  instructjax ppo --config=ppo:tiny --config.rl_init=runs/rl_init --config.reward_model=runs/reward \
-    --workdir=runs/ppo
+  instructjax ppo --config=ppo:tiny --config.rl_init=runs/rl_init \
+    --config.reward_model=runs/reward --workdir=runs/ppo
 
   instructjax ppo --config=ppo:1.3b --config.rl_init=runs/rl_init-1.3b \
     --config.reward_model=runs/reward-6b --config.data.prompts=prompts.jsonl \
@@ -12,13 +12,14 @@ r"""PPO with the pretraining mix, PPO-ptx (Ouyang et al. 2022, section 3.5, Eq. 
     --config.rewards=python:my.py:polite --workdir=runs/ppo-polite
 
 Presets: tiny, 1.3b, 6b, 175b. --config.ppo.ptx_coef=0 is plain PPO. The paper prints 256k episodes,
-512 a batch, 64 a minibatch, 1 epoch, the KL coefficient .02, the clip .2, no discount, temperature 1, a
-warm-up over 10 iterations from a tenth of the peak, the learning rates of the value network, the EMA
-.992, and 8 times as many pretraining examples as episodes with the coefficient 27.8. It does not print
-the learning rate of the policy (ours is inside the printed sweep), lambda (.95) and the value loss (.1,
-clip .2; both from Stiennon et al. 2020), the epsilon of Adam (1e-5), whitening (advantages are, rewards
-are not), dropout (none), how often the EMA moves (once a minibatch), the means of the losses (over
-tokens), and what a response without an end scores (what the reward model says).
+512 a batch, 64 a minibatch, 1 epoch, the KL coefficient .02, the clip .2, no discount, temperature
+1, a warm-up over 10 iterations from a tenth of the peak, the learning rates of the value network,
+the EMA .992, and 8 times as many pretraining examples as episodes with the coefficient 27.8. It
+does not print the learning rate of the policy (ours is inside the printed sweep), lambda (.95) and
+the value loss (.1, clip .2; both from Stiennon et al. 2020), the epsilon of Adam (1e-5), whitening
+(advantages are, rewards are not), dropout (none), how often the EMA moves (once a minibatch), the
+means of the losses (over tokens), and what a response without an end scores (what the reward model
+says).
 """
 
 from ml_collections import ConfigDict

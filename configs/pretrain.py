@@ -1,4 +1,5 @@
-r"""Pretraining on plain text (Brown et al. 2020, App. B): the model that everything else starts from.
+r"""Pretraining on plain text (Brown et al. 2020, App. B): the model that everything else starts
+from.
 
   instructjax data tone --out=data
   instructjax pretrain --config=pretrain:tiny --workdir=runs/pretrain      # 20 s on two cores
@@ -8,8 +9,8 @@ r"""Pretraining on plain text (Brown et al. 2020, App. B): the model that everyt
     --workdir=runs/pretrain-1.3b
 
 Presets: tiny, 1.3b, 6b, 175b. Brown et al. print the learning rate and the batch of each size, Adam
-.9/.95/1e-8, clipping at 1, weight decay .1, a warm-up over 375M tokens and a cosine to 10 % over 260B
-tokens.
+.9/.95/1e-8, clipping at 1, weight decay .1, a warm-up over 375M tokens and a cosine to 10 % over
+260B tokens.
 """
 
 from ml_collections import ConfigDict

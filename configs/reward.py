@@ -8,9 +8,9 @@ r"""The reward model on ranked completions (Ouyang et al. 2022, section 3.5 and 
     --workdir=runs/reward-6b
 
 Presets: tiny, and 1.3b, 6b and 175b, which are one: the paper has a 6B model for policies of every
-size. It prints 1 epoch, the learning rate 9e-6, a cosine to 10 %, batches of 64 prompts with all their
-pairs, and the bias that gives demonstrations the mean score 0. It is silent on whether pairs that tie
-count in the divisor (they do not), and on dropout (0).
+size. It prints 1 epoch, the learning rate 9e-6, a cosine to 10 %, batches of 64 prompts with all
+their pairs, and the bias that gives demonstrations the mean score 0. It is silent on whether pairs
+that tie count in the divisor (they do not), and on dropout (0).
 """
 
 from ml_collections import ConfigDict

@@ -7,8 +7,8 @@ r"""Samples responses from one model or from several.
     --config.prompt="Explain the moon landing to a child."
 
 Leaves samples.jsonl, which `instructjax label` reads, and prints what one model says at one
-temperature. The paper samples InstructGPT at temperature 1 and GPT-3 at .7 (App. F), and people rank 4
-to 9 outputs of a prompt (section 3.5). Presets: tiny, and 1.3b, 6b and 175b, which are one.
+temperature. The paper samples InstructGPT at temperature 1 and GPT-3 at .7 (App. F), and people
+rank 4 to 9 outputs of a prompt (section 3.5). Presets: tiny, and 1.3b, 6b and 175b, which are one.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 r"""Supervised fine-tuning on demonstrations, the SFT baseline (Ouyang et al. 2022, App. C.1).
 
   instructjax data tone --out=data
-  instructjax sft --config=sft:tiny --model=runs/pretrain --workdir=runs/sft      # 20 s on two cores
+  instructjax sft --config=sft:tiny --model=runs/pretrain --workdir=runs/sft
 
   instructjax sft --config=sft:1.3b --model=runs/pretrain-1.3b \
     --config.data.demonstrations=demos.jsonl --workdir=runs/sft-1.3b

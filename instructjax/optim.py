@@ -79,11 +79,16 @@ def warmed_up(
   *,
   start: float = 0.1,
 ) -> Schedule:
-  """A linear rise from `start * peak` to `peak` over `warmup` updates, and then `schedule` from its begin."""
+  """A linear rise from `start * peak` to `peak`, then `schedule`.
+
+  The rise takes `warmup` updates, and the schedule counts from its own beginning after that.
+  """
 
   def rise_and_follow(step: Array | int) -> Scalar:
     count = jnp.asarray(step, jnp.int32)
-    rising = jnp.float32(peak) * (start + (1 - start) * _progress(count, warmup))
+    done = _progress(count, warmup)
+    rising = jnp.float32(peak) * (start + (1 - start) * done)
+    # During the rise this is the first value of the schedule, which is not used.
     following = schedule(jnp.maximum(count - warmup, 0))
     return jnp.where(count < warmup, rising, following)
 

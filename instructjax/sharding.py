@@ -116,6 +116,17 @@ def _mesh_axes(axis: str | None) -> str | tuple[str, ...] | None:
   return names[0] if len(names) == 1 else names
 
 
+def named(spec: jax.P) -> NamedSharding:
+  """A partition on the mesh that is set: on its devices or, where there are none, on its axes.
+
+  A plan has a mesh without devices (`jax.sharding.use_abstract_mesh`).
+  """
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    return NamedSharding(jax.sharding.get_abstract_mesh(), spec)
+  return NamedSharding(mesh, spec)
+
+
 def shardings(table: PyTree[Leaf]) -> PyTree:
   """Returns the partition of every leaf of a table, for `place` or for `out_shardings`."""
   return jax.tree.map(lambda leaf: fit(leaf.shape, leaf.axes), table)

@@ -51,11 +51,15 @@ def new_state(
 
 
 def commit(state: TrainState) -> TrainState:
-  """The same state committed to its devices, as the outputs of a step are.
+  """Returns the state committed to its devices, as the outputs of a step are.
 
-  The second step then finds the compilation of the first.
+  Otherwise the second step would not fit the compilation of the first, and would compile again.
   """
-  return jax.tree.map(lambda x: jax.device_put(x, x.sharding), state)
+
+  def commit_leaf(x):
+    return jax.device_put(x, x.sharding)
+
+  return jax.tree.map(commit_leaf, state)
 
 
 def init_state(
@@ -66,8 +70,15 @@ def init_state(
   ema: Params | None = None,
   kl_coef: float | None = None,
 ) -> TrainState:
-  """A state at step 0, committed to its devices: `commit` of `new_state`."""
-  return commit(new_state(key, params, tx, ema=ema, kl_coef=kl_coef))
+  """Returns a state at step 0 that is committed to its devices (`new_state`, then `commit`)."""
+  state = new_state(
+    key,
+    params,
+    tx,
+    ema=ema,
+    kl_coef=kl_coef,
+  )
+  return commit(state)
 
 
 def split(batch: PyTree, n: int) -> PyTree:

@@ -3,8 +3,8 @@
   python scripts/density.py                 the package, room by room
   python scripts/density.py instructjax/evals --files
 
-Docstrings, comments, blank lines and the layout itself are no code.  A line of code is a line on which
-a token of code begins; a string over several lines counts once.
+Docstrings, comments, blank lines and the layout itself are no code.  A line of code is a line on
+which a token of code begins; a string over several lines counts once.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def row(name: str, density: Density) -> str:
   lines = max(density.lines, 1)
   return (
     f"{name:<44} {density.lines:>6} lines  {density.tokens / lines:>5.2f} tokens a line  "
-    f"{100 * density.comments / lines:>5.1f} comments in 100  {density.empty_names:>4} empty names  "
+    f"{100 * density.comments / lines:>5.1f} comments in 100  {density.empty_names:>4} empty names "
+    " "
     f"{density.skips:>3} skips"
   )
 

@@ -1,11 +1,13 @@
-"""The command line: `instructjax COMMAND --config=... --workdir=...`. Whatever is slow is imported by the command.
+"""The command line: `instructjax COMMAND --config=... --workdir=...`.
 
-Exit codes: 0 success, 2 an error that the user can fix, 130 Ctrl-C, 143 SIGTERM (128 + 15, as a shell
-counts). On SIGTERM (a preemption) a stage finishes its step and saves; a launcher that sees 143 runs the
-same command again to go on.
+Whatever is slow to import is imported by the command that needs it.
 
-Several processes (a TPU pod, Slurm): the same command in each with `--distributed`, and a `--workdir`
-that all of them see. Where JAX does not find the others by itself:
+Exit codes: 0 success, 2 an error that the user can fix, 130 Ctrl-C, 143 SIGTERM (128 + 15, as a
+shell counts). On SIGTERM (a preemption) a stage finishes its step and saves; a launcher that
+sees 143 runs the same command again to go on.
+
+Several processes (a TPU pod, Slurm): the same command in each with `--distributed`, and a
+`--workdir` that all of them see. Where JAX does not find the others by itself:
 `--distributed=HOST:PORT,PROCESSES,INDEX`.
 """
 
@@ -34,17 +36,21 @@ class Command(NamedTuple):
 def all_commands() -> dict[str, Command]:
   """All commands by their names."""
   from instructjax.commands import (
+    baseline,
     bench,
+    card,
     config,
     data,
     export,
     label,
+    lm_eval,
     plan,
     quickstart,
     report,
     stages,
     tokenizer,
   )
+  from instructjax.commands import eval as evaluation
 
   table: dict[str, Command] = {}
   for name, text in stages.STAGES.items():
@@ -62,12 +68,32 @@ def all_commands() -> dict[str, Command]:
     config.run,
   )
   table["report"] = Command("one HTML page from a run directory", report.arguments, report.run)
+  table["eval"] = Command(
+    "the paper's evaluations of any set of models, side by side",
+    evaluation.arguments,
+    evaluation.run,
+    settings="eval",
+  )
+  table["lm_eval"] = Command(
+    "tasks of EleutherAI's lm-evaluation-harness on a model", lm_eval.arguments, lm_eval.run
+  )
+  table["card"] = Command(
+    "a model card out of a run and its evaluation",
+    card.arguments,
+    lambda args, fields: card.run(args),
+  )
+  table["baseline"] = Command(
+    "what the paper compares with: a prefix chosen by a reward, a mixture of public tasks",
+    baseline.arguments,
+    baseline.run,
+  )
   table["export"] = Command(
     "a trained model as a folder that transformers and vLLM open", export.arguments, export.run
   )
   table["bench"] = Command("how fast a stage runs, on random weights", bench.arguments, bench.run)
   table["plan"] = Command(
-    "does a stage fit a TPU or GPU pod, and how fast could it be: compiled ahead of time, never run",
+    "does a stage fit a TPU or GPU pod, and how fast could it be: compiled ahead of time, never "
+    "run",
     plan.arguments,
     plan.run,
   )
@@ -99,6 +125,7 @@ def parser(commands: dict[str, Command], words: Sequence[str]) -> argparse.Argum
   )
   version = f"instructjax {instructjax.__version__}"
   top.add_argument("--version", action="version", version=version)
+  # Each command adds its own options; none of them imports JAX for that.
   subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
   for name, command in commands.items():
     subparser = subparsers.add_parser(
@@ -109,6 +136,7 @@ def parser(commands: dict[str, Command], words: Sequence[str]) -> argparse.Argum
       formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.arguments(subparser)
+    # The list of fields is made only where it is shown: it takes a while.
     if command.settings and words[:1] == [name] and {"-h", "--help"} & {*words}:
       subparser.epilog = fields_of(command.settings)
   return top
@@ -130,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
   words = list(sys.argv[1:] if arguments is None else arguments)
   commands = all_commands()
+  # argparse takes the options that it knows; what is left must be fields of the settings.
   args, rest = parser(commands, words).parse_known_args(words)
   try:
     fields = settings.assignments(rest)
@@ -148,8 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def start() -> int:
   """The `instructjax` command: `main` with memory in pages of 2 MiB.
 
-  On a CPU a fifth of a training step would otherwise go to touching pages of 4 KiB for the first time.
-  glibc takes the size of its pages from the environment only, before the program starts.
+  On a CPU a fifth of a training step would otherwise go to touching pages of 4 KiB for the first
+  time. glibc takes the size of its pages from the environment only, before the program starts.
   """
   if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
     wide = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}

@@ -48,6 +48,7 @@ def describe(config: object) -> str:
     expectation = fields.expectation(field.kind, field.limits)
     if expectation not in ("a text", "true or false"):
       sentence = f"{sentence} [{expectation}]"
+    # A long sentence goes on below itself, so that the columns stay straight.
     margin = name_width + value_width + 4
     wrapped = textwrap.wrap(sentence, max(WIDTH - margin, 40))
     lines.append(f"{name:<{name_width}}  {value:<{value_width}}  {wrapped[0]}")

@@ -13,7 +13,7 @@ from instructjax.errors import UserError
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
-  """The options of `instructjax plan`; all but --config and --json are those of `planning.Options`."""
+  """The options of `instructjax plan`; most are those of `planning.Options`."""
   stages = "pretrain, sft, rl_init, reward or ppo"
   command.add_argument("--config", required=True, metavar="NAME[:PRESET]", help=stages)
   topologies = "v4, v5e, v5p, v6e, tpu7x: v5p:8x8x16; GPUs by arithmetic: h100:8"
@@ -39,12 +39,16 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, fields: Fields) -> None:
-  """Prints the plan, or the meshes of a search.  Raises UserError, after that, where nothing fits."""
+  """Prints the plan, or the meshes of a search.
+
+  Raises UserError, after that, where nothing fits.
+  """
   os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a plan needs no device, and takes none
   from instructjax import settings
   from instructjax.plan import page, planning
 
   config = settings.override(settings.load(args.config), fields)
+  # Options of the same names carry what the command line says besides the settings.
   names = [field.name for field in dataclasses.fields(planning.Options)]
   options = planning.Options(**{name: getattr(args, name) for name in names})
 
@@ -62,6 +66,7 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
     page.show_search(result)
   else:
     page.show(result)
+  # The tables are printed first: they show by how much it does not fit.
   if options.search:
     planning.require_a_fit(result, options)
   elif not result["fits"]:

@@ -23,6 +23,7 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
   """Runs the quickstart."""
   preset = "fast" if args.fast else "full"
   args.config = args.config or f"quickstart:{preset}"
+  # --seed and --model are short for the fields of these names.
   options = {"seed": args.seed, "model": args.model}
   named = [(name, str(value)) for name, value in options.items() if value is not None]
   config = open_settings(args, [*named, *fields])

@@ -46,13 +46,18 @@ def arguments(command: argparse.ArgumentParser, stage: str) -> None:
 
 
 def run(args: argparse.Namespace, fields: Fields) -> None:
-  """Runs the stage of a command.  Raises UserError where the configuration is that of another one."""
+  """Runs the stage of a command.
+
+  Raises UserError where the configuration is that of another one.
+  """
   from instructjax import settings
 
+  # The stage is compared before anything slow is imported.
   config = settings.load(args.config)
   if config.stage != args.command:
     raise UserError(f"--config={args.config} is for stage '{config.stage}', not '{args.command}'")
   sources = args.model if isinstance(args.model, list) else [args.model] if args.model else []
+  # --model is short for the field that says where the model is from.
   model = []
   if sources:
     model = [(MODEL_FIELD.get(args.command, "model.source"), ",".join(sources))]

@@ -1,8 +1,8 @@
-"""What models said, answer by answer, in JSONL: a run that was stopped anywhere goes on, and
-nothing is asked twice.
+"""Answers of models on disk, one a line in JSONL, so that no model is asked anything twice.
 
-A line is one answer: the id of its item, the number of the request and of the sample, and `of`,
-the fingerprint of what was asked and how.  A line that was cut short by a kill is dropped.
+A line holds the id of its item, the number of the request and of the sample, and `of`, the
+fingerprint of what was asked and how. A run that was stopped anywhere goes on: a line that was cut
+short is dropped, and only missing answers are asked for.
 """
 
 from __future__ import annotations
@@ -11,128 +11,178 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from instructjax.errors import UserError
-from instructjax.evals.batches import Ask, Batch
+from instructjax.evals.batches import Batch, Entry
 from instructjax.evals.subject import Subject
 from instructjax.evals.tasks import (
   Answer,
   Completion,
   Generate,
   Logp,
+  Reply,
   Request,
-  Said,
   Task,
   fingerprint,
 )
 from instructjax.runs import writers
-from instructjax.runs.progress import Progress
 
 Place = tuple[str, int, int]  # id of the item, request, sample
 
 
-class Kept(NamedTuple):
-  """One answer of a file, and the tokens that were left out of its prompt."""
+class StoredAnswer(NamedTuple):
+  """One answer of a file.
+
+  of       the fingerprint of the question, and of the settings under which it was asked
+  answer   the answer
+  cut      the tokens that were left out of its prompt
+  """
 
   of: str
   answer: Answer
   cut: int
 
 
-def file(folder: Path, task: str, model: str) -> Path:
-  """Where the lines of a task and a model are; names become safe for a file system, and those of
-  models stay apart.
+class TaskAnswers(NamedTuple):
+  """The stored answers of a model in a task, which `fill` completes.
+
+  by_place       the answers
+  fingerprints   for each item, what the `of` of its answers must be
+  complete       whether no answer was missing when the file was read
   """
-  safe = lambda name: re.sub(r"[^\w.+@-]+", "_", name)
-  apart = "" if safe(model) == model else f"-{fingerprint(model)[:8]}"
-  return folder / safe(task) / f"{safe(model)}{apart}.jsonl"
+
+  by_place: dict[Place, StoredAnswer]
+  fingerprints: list[str]
+  complete: bool
+
+
+# --- files of lines ---
+
+
+def file(folder: Path, task: str, model: str) -> Path:
+  """Returns the path of the lines of a task and a model, whose names become safe file names.
+
+  Models whose names differ have different files.
+  """
+  name = _safe(model)
+  # Two names may become the same file name: the fingerprint keeps them apart.
+  if name != model:
+    name = f"{name}-{fingerprint(model)[:8]}"
+  return folder / _safe(task) / f"{name}.jsonl"
+
+
+def _safe(name: str) -> str:
+  return re.sub(r"[^\w.+@-]+", "_", name)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-  """The objects of a file that only ever grows; the end of a last line that was cut short is taken
-  away.
+  """Returns the objects of a file that only ever grows; there are none where there is no file.
 
-  Raises UserError for any other broken line.
+  The beginning of a last line, which a killed run leaves, is removed from the file.
+
+  Raises:
+    UserError: if any other line is broken.
   """
   if not path.is_file():
     return []
   content = path.read_bytes()
-  whole = content[: content.rfind(b"\n") + 1]
-  if len(whole) < len(content) and jax.process_index() == 0:
-    os.truncate(path, len(whole))
-  found = []
+  end = content.rfind(b"\n") + 1  # of the last whole line
+  whole = content[:end]
+  # Several processes read the file, but only one of them may change it.
+  if end < len(content) and jax.process_index() == 0:
+    os.truncate(path, end)
+  objects = []
   for number, line in enumerate(whole.splitlines(), 1):
     try:
-      found.append(json.loads(line))
+      objects.append(json.loads(line))
     except ValueError as error:
       raise UserError(
         f"{path}:{number}: broken ({error}); take the line out, it will be made again"
       ) from None
-  return found
+  return objects
 
 
 def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-  """Adds lines at once, in the first process."""
+  """Adds lines, all in one write, in the first process."""
   if jax.process_index() == 0:
     path.parent.mkdir(parents=True, exist_ok=True)
     writers.append(path, rows)
 
 
-def load(path: Path) -> dict[Place, Kept]:
-  """The answers of a file."""
-  found: dict[Place, Kept] = {}
+# --- answers ---
+
+
+def load(path: Path) -> dict[Place, StoredAnswer]:
+  """Returns the answers of a file."""
+  answers: dict[Place, StoredAnswer] = {}
   for row in lines(path):
+    # The fields of the answer are fields of the line, and show of which kind it is.
     kind = Logp if "logp" in row else Completion
-    answer = kind(**{name: row[name] for name in kind._fields})
-    found[row["id"], row["request"], row["sample"]] = Kept(row["of"], answer, row["cut"])
-  return found
+    answer = kind(*(row[name] for name in kind._fields))
+    place = (row["id"], row["request"], row["sample"])
+    answers[place] = StoredAnswer(row["of"], answer, row["cut"])
+  return answers
 
 
-def missing(task: Task, path: Path, settings: str) -> tuple[dict[Place, Kept], list[str], bool]:
-  """(the answers that are there, the fingerprint of each item's, whether any is missing).
+def stored(task: Task, path: Path, settings: str) -> TaskAnswers:
+  """Returns the answers of a file to the items of a task.
 
-  Raises UserError where one was given to another question or under other settings.
+  Raises:
+    UserError: if an answer was given to another question or under other settings.
   """
-  known, prints, complete = load(path), [], True
+  by_place = load(path)
+  fingerprints: list[str] = []
+  complete = True
   for item in task.items:
     requests = task.ask(item)
-    prints.append(fingerprint(settings, [_words(one) for one in requests]))
+    questions = [_question(request) for request in requests]
+    of = fingerprint(settings, questions)
+    fingerprints.append(of)
     for place in places(item.id, requests):
-      if place not in known:
+      if place not in by_place:
         complete = False
-      elif known[place].of != prints[-1]:
+      elif by_place[place].of != of:
         raise UserError(
           f"{path}: the answer for item {item.id!r} was given to another question or under other "
-          "settings (seed, template, "
-          "prefix, dtype, tokenizer); name another --workdir, or delete this file"
+          "settings (seed, template, prefix, dtype, tokenizer); name another --workdir, or delete "
+          "this file"
         )
-  return known, prints, not complete
+  return TaskAnswers(by_place, fingerprints, complete)
 
 
-def _words(request: Request) -> list[Any]:
-  """A request as its fingerprint has it; where nothing is cut away it is the one of before requests
-  had top_p and top_k.
-  """
-  whole = isinstance(request, Generate) and request[-2:] == (1.0, 0)
-  return [type(request).__name__, *(request[:-2] if whole else request)]
+def _question(request: Request) -> list[Any]:
+  """Returns the parts of a request that the fingerprint of its answers covers."""
+  fields = list(request)
+  if isinstance(request, Generate) and request.top_p == 1.0 and request.top_k == 0:
+    # These two cut nothing away, and are left out: files from before requests had them stay valid.
+    fields = fields[:-2]
+  return [type(request).__name__, *fields]
 
 
 def places(item: str, requests: Sequence[Request]) -> list[Place]:
-  """The places of all answers of an item."""
-  count = lambda request: request.n if isinstance(request, Generate) else 1
-  return [
-    (item, number, sample) for number, one in enumerate(requests) for sample in range(count(one))
-  ]
+  """Returns the places of all answers of an item, by its id."""
+  item_places: list[Place] = []
+  for number, request in enumerate(requests):
+    samples = range(_samples(request))
+    item_places += [(item, number, sample) for sample in samples]
+  return item_places
+
+
+def _samples(request: Request) -> int:
+  """Returns how many answers a request has."""
+  return request.n if isinstance(request, Generate) else 1
 
 
 def plan(task: Task, subject: Subject) -> list[Batch]:
-  """The batches of a task."""
-  return subject.plan(subject.rows([(at, task.ask(item)) for at, item in enumerate(task.items)]))
+  """Returns the batches of a task."""
+  requests = [task.ask(item) for item in task.items]
+  rows = subject.rows(enumerate(requests))
+  return subject.plan(rows)
 
 
 def fill(
@@ -140,51 +190,63 @@ def fill(
   subject: Subject,
   batches: Sequence[Batch],
   path: Path,
-  known: dict[Place, Kept],
-  prints: Sequence[str],
-  progress: Progress,
-  done: int,
-) -> int:
-  """Asks what is not known yet and keeps it, batch by batch; `known` grows.  Gives the number of
-  batches done.
+  answers: TaskAnswers,
+) -> Iterator[None]:
+  """Asks for the missing answers and adds them to the file and to `answers.by_place`.
+
+  Yields after each batch, so that the caller can show the progress.
   """
   for number, batch in enumerate(batches):
-    place = lambda ask: (task.items[ask.item].id, ask.request, ask.sample)
-    if not all(place(ask) in known for ask in batch.asks):
-      noise = zlib.crc32(f"{task.name}/{number}".encode())
-      fresh = []
-      for ask, answer in zip(batch.asks, subject.answer(batch, noise), strict=True):
-        if place(ask) not in known:
-          known[place(ask)] = Kept(prints[ask.item], answer, ask.cut)
-          fresh.append(_line(place(ask), ask, prints[ask.item], answer))
-      append(path, fresh)
-    done += 1
-    progress.show(done, {})
-  return done
+    batch_places = [_place(task, entry) for entry in batch.entries]
+    if all(place in answers.by_place for place in batch_places):
+      yield
+      continue
+
+    # The noise depends on the task and the batch alone: a run that goes on samples the same.
+    noise = zlib.crc32(f"{task.name}/{number}".encode())
+    new_lines = []
+    batch_answers = subject.answer(batch, noise)
+    for place, entry, answer in zip(batch_places, batch.entries, batch_answers, strict=True):
+      # A batch whose file was cut short is computed as a whole, and only what is missing is added.
+      if place in answers.by_place:
+        continue
+      of = answers.fingerprints[entry.item]
+      stored_answer = StoredAnswer(of, answer, entry.cut)
+      answers.by_place[place] = stored_answer
+      new_lines.append(_line(place, stored_answer))
+    append(path, new_lines)
+    yield
 
 
-def _line(place: Place, ask: Ask, of: str, answer: Answer) -> dict[str, Any]:
-  return (
-    dict(zip(("id", "request", "sample"), place, strict=True))
-    | {"of": of, "cut": ask.cut}
-    | answer._asdict()
-  )
+def _place(task: Task, entry: Entry) -> Place:
+  return task.items[entry.item].id, entry.request, entry.sample
 
 
-def said(task: Task, known: Mapping[Place, Kept]) -> list[Said]:
-  """The answers of every item, in the order of the items."""
-  found = []
+def _line(place: Place, stored_answer: StoredAnswer) -> dict[str, Any]:
+  """Returns the line of an answer, which `load` reads."""
+  item, request, sample = place
+  return {
+    "id": item,
+    "request": request,
+    "sample": sample,
+    "of": stored_answer.of,
+    "cut": stored_answer.cut,
+    **stored_answer.answer._asdict(),
+  }
+
+
+def replies(task: Task, by_place: Mapping[Place, StoredAnswer]) -> list[Reply]:
+  """Returns the reply to every item, in the order of the items; no answer may be missing."""
+  task_replies = []
   for item in task.items:
     answers, cut = [], 0
     for number, request in enumerate(task.ask(item)):
-      several = [
-        known[item.id, number, sample]
-        for sample in range(request.n if isinstance(request, Generate) else 1)
-      ]
-      cut += several[0].cut
+      sample_numbers = range(_samples(request))
+      samples = [by_place[item.id, number, sample] for sample in sample_numbers]
+      cut += samples[0].cut  # all samples have the same prompt
       if isinstance(request, Generate):
-        answers.append(tuple(kept.answer for kept in several))
+        answers.append(tuple(sample.answer for sample in samples))
       else:
-        answers.append(several[0].answer)
-    found.append(Said(tuple(answers), cut))
-  return found
+        answers.append(samples[0].answer)
+    task_replies.append(Reply(tuple(answers), cut))
+  return task_replies

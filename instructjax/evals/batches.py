@@ -1,19 +1,17 @@
-"""Requests into rows of ids and rows into batches of few shapes: rows of like length together, the
-longest first.
+"""Requests become rows of ids, and rows become batches of few shapes, the longest rows first.
 
-A prompt that several rows begin with (the choices of a question, the samples of a prompt) is
-read once for a group of them. How large a group is, is chosen for each kind of rows by what the
-model has to read.
+A prompt that several rows begin with (the choices of a question, the samples of a prompt) is read
+once for a group of them. The size of a group is chosen for each kind of rows, so that the model
+reads as few tokens as possible.
 
-A plan is a function of the requests, the model's context and the budget alone, so that a run
-which goes on makes the same batches again, with the same noise: what it samples is what the
-uninterrupted run would have.
+A plan is a function of the requests, the model's context and the budget alone. A run that continues
+therefore makes the same batches again, with the same noise, and samples what the uninterrupted run
+would have sampled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -25,24 +23,12 @@ from instructjax.evals.tasks import Generate, Likelihood, Request
 NARROW = 16  # tokens of the narrowest batch, and the step of the next ones
 SHORT = 8  # tokens of the narrowest end of rows that share a prompt
 MOST = 32  # rows that share a prompt
-# Of the tokens that are read when every row is by itself: sharing a prompt has to save the rest
+# A prompt is shared only where that reads less than this share of the tokens of separate rows.
 PAYS = 0.8
 
 
-class Ask(NamedTuple):
-  """One row to compute: the place of its item, its request, which sample of that, and the tokens
-  left out at its beginning.
-  """
-
-  item: int
-  request: int
-  sample: int
-  row: Row
-  cut: int
-
-
-class Draw(NamedTuple):
-  """How the rows of a batch are continued; None in its place says that they are weighed."""
+class Decoding(NamedTuple):
+  """How the rows of a batch are continued, see `Generate`."""
 
   tokens: int
   temperature: float
@@ -51,39 +37,61 @@ class Draw(NamedTuple):
   top_k: int = 0
 
 
-Asked = tuple[Ask, Draw | None]
+class Entry(NamedTuple):
+  """One row of ids for the model, and the place where its answer belongs.
+
+  item, request, sample   the place of the item, of the request within it, and of the sample
+  row                     the ids; those from `row.start` on are the continuation to be weighed
+  cut                     the tokens that were left out at the beginning
+  decoding                None says that the row is weighed and not continued
+  """
+
+  item: int
+  request: int
+  sample: int
+  row: Row
+  cut: int
+  decoding: Decoding | None = None
+
+  @property
+  def prompt_length(self) -> int:
+    """The number of ids before the continuation."""
+    return self.row.start
+
+  @property
+  def end_length(self) -> int:
+    """The number of ids of the continuation, 0 where the model writes it."""
+    return len(self.row.ids) - self.row.start
+
+
+Group = tuple[Entry, ...]  # entries with the same prompt
 
 
 class Batch(NamedTuple):
   """Groups of rows of one kind, computed together: `size` groups of `fan` rows.
 
-  The rows of a group share their prompt: `width` is that of prompts and `end` that of what
-  follows.  Rows that are weighed alone have an `end` of 0, and `width` is that of the whole.
+  The rows of a group share their prompt. There may be fewer groups, and fewer rows in a group: the
+  rest is filling.
+
+  width      tokens of the prompts, or of whole rows where `end` is 0
+  end        tokens of what follows the prompt; 0 where each row is weighed by itself
+  decoding   None says that the rows are weighed
   """
 
-  groups: tuple[tuple[Ask, ...], ...]
+  groups: tuple[Group, ...]
   width: int
   end: int
   size: int
   fan: int
-  draw: Draw | None
+  decoding: Decoding | None
 
   @property
-  def asks(self) -> tuple[Ask, ...]:
-    return tuple(ask for group in self.groups for ask in group)
+  def entries(self) -> tuple[Entry, ...]:
+    """The rows that were asked for, without the filling."""
+    return tuple(entry for group in self.groups for entry in group)
 
 
-def rounded(number: int, step: int = 1) -> int:
-  """The next multiple of an eighth of the power of two below a number, or of `step`: few values, at
-  most a ninth in vain.
-  """
-  step = max(step, 1 << max(number.bit_length() - 4, 0))
-  return -(-number // step) * step
-
-
-def wide(length: int, most: int) -> int:
-  """The width for rows of a length."""
-  return min(rounded(length, NARROW), most)
+# --- rows ---
 
 
 def rows(
@@ -91,38 +99,81 @@ def rows(
   head: Callable[[str], list[int]],
   encode: Callable[[str], list[int]],
   context: int,
-) -> list[Asked]:
-  """The rows of the requests of (place of the item, its requests) pairs.
+) -> list[Entry]:
+  """Returns the rows for pairs of (place of an item, its requests).
 
-  `head` gives the ids of a prompt, whatever comes before it included, and `encode` those of a
-  continuation.  A prompt that does not fit the context loses its beginning.  Raises UserError
-  where an answer alone does not fit.
+  A prompt that does not fit the context loses its beginning.
+
+  Args:
+    requests: the pairs.
+    head: gives the ids of a prompt, including whatever precedes it.
+    encode: gives the ids of a continuation.
+    context: the tokens that the model can read.
+
+  Raises:
+    UserError: if an answer alone does not fit, or a continuation has no tokens.
   """
-  found: list[Asked] = []
-  for item, several in requests:
-    for number, request in enumerate(several):
-      match request:
-        case Generate(prompt, tokens, temperature, stop, n, top_p, top_k):
-          ids, cut = _shortened(head(prompt), [], tokens, context)
-          draw = Draw(tokens, temperature, stop, top_p, top_k)
-          found += [
-            (Ask(item, number, sample, Row(ids, len(ids)), cut), draw) for sample in range(n)
-          ]
-        case Likelihood(before, continuation):
-          end = encode(continuation)
-          if not end:
-            raise UserError(f"a continuation of no tokens: {continuation!r} after {before[-40:]!r}")
-          ids, cut = _shortened(head(before), end, len(end), context)
-          found.append((Ask(item, number, 0, Row(ids, len(ids) - len(end)), cut), None))
-  return found
+  entries: list[Entry] = []
+  for item, requests_of_item in requests:
+    for number, request in enumerate(requests_of_item):
+      if isinstance(request, Generate):
+        row, cut = _generated(request, head, context)
+        decoding = _decoding(request)
+        # The samples of a request have the same row: they differ in their noise.
+        samples = range(request.n)
+        entries += [Entry(item, number, sample, row, cut, decoding) for sample in samples]
+      else:
+        row, cut = _weighed(request, head, encode, context)
+        entries.append(Entry(item, number, 0, row, cut))
+  return entries
+
+
+def _generated(
+  request: Generate,
+  head: Callable[[str], list[int]],
+  context: int,
+) -> tuple[Row, int]:
+  """Returns (the row of a `Generate`, how many of its ids were left out)."""
+  ids, cut = _shortened(head(request.prompt), [], request.tokens, context)
+  # All ids are prompt: the model writes the rest.
+  return Row(ids, len(ids)), cut
+
+
+def _decoding(request: Generate) -> Decoding:
+  """Returns how the rows of a request are continued."""
+  return Decoding(
+    request.tokens,
+    request.temperature,
+    request.stop,
+    request.top_p,
+    request.top_k,
+  )
+
+
+def _weighed(
+  request: Likelihood,
+  head: Callable[[str], list[int]],
+  encode: Callable[[str], list[int]],
+  context: int,
+) -> tuple[Row, int]:
+  """Returns (the row of a `Likelihood`, how many of its ids were left out)."""
+  end = encode(request.continuation)
+  if not end:
+    before = request.context[-40:]
+    raise UserError(f"a continuation of no tokens: {request.continuation!r} after {before!r}")
+  ids, cut = _shortened(head(request.context), end, len(end), context)
+  # The ids from here on are the continuation that is weighed.
+  start = len(ids) - len(end)
+  return Row(ids, start), cut
 
 
 def _shortened(
-  head: list[int], end: list[int], answer: int, context: int
+  head: list[int],
+  end: list[int],
+  answer: int,
+  context: int,
 ) -> tuple[np.ndarray, int]:
-  """(ids that leave room for the answer, how many were left out).  The first id stays: a model may
-  expect it there.
-  """
+  """Returns (the ids of a row that leaves room for the answer, how many ids were left out)."""
   room = context - answer
   if room < 1:
     raise UserError(
@@ -130,97 +181,180 @@ def _shortened(
       f"{context}; ask for fewer tokens"
     )
   cut = max(len(head) - room, 0)
-  kept = [*head[:1], *head[1 + cut :]] if cut else head
-  return np.asarray([*kept, *end], np.int32), cut
+  if cut:
+    # The first id stays: a model may expect a beginning-of-text token there.
+    head = [head[0], *head[1 + cut :]]
+  return np.asarray([*head, *end], np.int32), cut
 
 
-def plan(asked: Sequence[Asked], budget: int, parts: int, most: int) -> list[Batch]:
-  """Batches of at most `budget` tokens, answers included, a multiple of `parts` groups each; `most`
-  is the model's context.
+# --- widths ---
+
+
+def rounded(number: int, step: int = 1) -> int:
+  """Returns a number rounded up to one of few values, at most a ninth above it.
+
+  It is the next multiple of `step` or, if that is larger, of an eighth of the power of two below
+  the number.
   """
-  found: list[Batch] = []
-  for draw in dict.fromkeys(draw for _, draw in asked):  # in the order in which they come
-    groups = _by_prompt([ask for ask, kind in asked if kind == draw])
-    batches = partial(_batches, draw=draw, budget=budget, parts=parts)
-    if draw:
-      found += batches(
-        groups, _fan(groups, draw.tokens, budget // parts), draw.tokens, most - draw.tokens
-      )
-      continue
-    ends: dict[int, list[tuple[Ask, ...]]] = {}
-    for group in groups:
-      ends.setdefault(_end(group), []).append(group)
-    alone = []
-    for end, several in sorted(ends.items(), reverse=True):
-      fitting = [group for group in several if group[0].row.start + end <= most]
-      fan = _fan(fitting, end, budget // parts)
-      found += batches(fitting, fan, end, most - end) if fan > 1 else []
-      alone += (
-        several if fan == 1 else [group for group in several if group[0].row.start + end > most]
-      )
-    found += batches(alone, 1, 0, most)
-  return found
+  exponent = number.bit_length() - 4  # of an eighth of the power of two below the number
+  step = max(step, 1 << max(exponent, 0))
+  steps = -(-number // step)  # rounded up
+  return steps * step
 
 
-def _batches(
-  groups: Sequence[tuple[Ask, ...]],
-  fan: int,
-  end: int,
-  most: int,
-  *,
-  draw: Draw | None,
-  budget: int,
-  parts: int,
-) -> Iterator[Batch]:
-  """Batches of groups of at most `fan` rows, those with the longest prompts first; no prompt is
-  wider than `most`.
-  """
-  length = lambda group: group[0].row.start if end else len(group[0].row.ids)
-  pieces = [group[at : at + fan] for group in groups for at in range(0, len(group), fan)]
-  pieces.sort(key=length, reverse=True)  # stable
-  at = 0
-  while at < len(pieces):
-    width = wide(length(pieces[at]), most)
-    left = (
-      rounded(-(-(len(pieces) - at) // parts)) * parts
-    )  # the last batch is hardly larger than it must be
-    size = max(min(budget // (fan * (width + end)) // parts * parts, left), parts)
-    yield Batch(tuple(pieces[at : at + size]), width, end, size, fan, draw)
-    at += size
+def wide(length: int, most: int) -> int:
+  """Returns the width of a batch for rows of a length, `most` at most."""
+  return min(rounded(length, NARROW), most)
 
 
-def _by_prompt(asks: Iterable[Ask]) -> list[tuple[Ask, ...]]:
-  """The rows of each prompt."""
-  found: dict[bytes, list[Ask]] = {}
-  for ask in asks:
-    found.setdefault(ask.row.ids[: ask.row.start].tobytes(), []).append(ask)
-  return [tuple(group) for group in found.values()]
-
-
-def _end(group: Sequence[Ask]) -> int:
-  """The room for what follows the prompt in the rows of a group."""
-  longest = max(len(ask.row.ids) - ask.row.start for ask in group)
+def _end_width(group: Group) -> int:
+  """Returns the room for what follows the prompt in the rows of a group."""
+  longest = max(entry.end_length for entry in group)
   return SHORT if longest <= SHORT else rounded(longest, NARROW)
 
 
-def _fan(groups: Sequence[tuple[Ask, ...]], end: int, budget: int) -> int:
-  """The rows of a group with which the fewest tokens are read; 1 unless it pays.
+# --- batches ---
 
-  `end` tokens follow the prompt in each.  A group with the longest prompt fits the budget of one
-  part.
+
+class Form(NamedTuple):
+  """What the batches of rows of one kind have in common, see `Batch`.
+
+  fan        rows of a group, at most
+  end        tokens of what follows the prompt; 0 where each row is weighed by itself
+  widest     tokens of a prompt, at most
+  decoding   None says that the rows are weighed
   """
-  rows, prompt = (
-    np.array(each)
-    for each in ([len(group) for group in groups], [group[0].row.start for group in groups])
-  )
-  alone = sum(rows * prompt) + sum(
-    len(ask.row.ids) - ask.row.start or end for group in groups for ask in group
-  )
-  fitting = budget // (
-    rounded(max((group[0].row.start for group in groups), default=0), NARROW) + end
-  )
-  read = [
-    (-(-rows // fan) * (prompt + fan * end)).sum()
-    for fan in range(2, min(max(rows, default=1), MOST, fitting) + 1)
-  ]
-  return 2 + int(np.argmin(read)) if read and min(read) < PAYS * alone else 1
+
+  fan: int
+  end: int
+  widest: int
+  decoding: Decoding | None = None
+
+
+def plan(
+  entries: Sequence[Entry],
+  budget: int,
+  parts: int,
+  most: int,
+) -> list[Batch]:
+  """Returns the batches that compute all rows.
+
+  Args:
+    entries: the rows.
+    budget: the tokens of a batch, answers and padding included.
+    parts: the devices that a batch is split over; a batch has a multiple of so many groups.
+    most: the tokens of the model's context.
+  """
+  # Kinds come in the order of their first rows, so that the plan is the same in every run.
+  entries_by_decoding: dict[Decoding | None, list[Entry]] = {}
+  for entry in entries:
+    entries_by_decoding.setdefault(entry.decoding, []).append(entry)
+
+  batches: list[Batch] = []
+  for decoding, alike in entries_by_decoding.items():
+    groups = _by_prompt(alike)
+    if decoding is None:
+      batches += _weighed_batches(groups, budget, parts, most)
+      continue
+    end = decoding.tokens
+    fan = _fan(groups, end, budget // parts)
+    form = Form(fan, end, most - end, decoding)
+    batches += _batches(groups, form, budget, parts)
+  return batches
+
+
+def _weighed_batches(
+  groups: Sequence[Group],
+  budget: int,
+  parts: int,
+  most: int,
+) -> Iterator[Batch]:
+  """Yields the batches of rows whose continuation is weighed."""
+  groups_by_end: dict[int, list[Group]] = {}
+  for group in groups:
+    end = _end_width(group)
+    groups_by_end.setdefault(end, []).append(group)
+
+  separate: list[Group] = []  # groups whose rows are better, or only, computed each by itself
+  for end, alike in sorted(groups_by_end.items(), reverse=True):
+    # The end is wider than the continuation: a prompt of nearly the context leaves no room for it.
+    widest = most - end
+    fitting = [group for group in alike if group[0].prompt_length <= widest]
+    fan = _fan(fitting, end, budget // parts)
+    if fan == 1:
+      separate += alike
+      continue
+    yield from _batches(fitting, Form(fan, end, widest), budget, parts)
+    separate += [group for group in alike if group[0].prompt_length > widest]
+  yield from _batches(separate, Form(1, 0, most), budget, parts)
+
+
+def _batches(
+  groups: Sequence[Group],
+  form: Form,
+  budget: int,
+  parts: int,
+) -> Iterator[Batch]:
+  """Yields batches of one form, those with the longest prompts first."""
+
+  def length(group: Group) -> int:
+    # A row that is weighed by itself counts as a whole.
+    return group[0].prompt_length if form.end else len(group[0].row.ids)
+
+  # The sort is stable: pieces of one length keep their order, and the plan stays the same.
+  pieces = sorted(_split(groups, form.fan), key=length, reverse=True)
+  start = 0
+  while start < len(pieces):
+    width = wide(length(pieces[start]), form.widest)
+    group_tokens = form.fan * (width + form.end)
+    fitting = budget // group_tokens // parts * parts
+    # The last batch is hardly larger than what is left, and still has one of few sizes.
+    left_of_part = -(-(len(pieces) - start) // parts)
+    left = rounded(left_of_part) * parts
+    size = max(min(fitting, left), parts)
+    selected = tuple(pieces[start : start + size])
+    yield Batch(selected, width, form.end, size, form.fan, form.decoding)
+    start += size
+
+
+def _split(groups: Sequence[Group], fan: int) -> list[Group]:
+  """Returns the groups in pieces of at most `fan` rows."""
+  pieces = []
+  for group in groups:
+    pieces += [group[start : start + fan] for start in range(0, len(group), fan)]
+  return pieces
+
+
+def _by_prompt(entries: Iterable[Entry]) -> list[Group]:
+  """Returns the rows of each prompt, in the order in which the prompts come."""
+  groups: dict[bytes, list[Entry]] = {}
+  for entry in entries:
+    prompt = entry.row.ids[: entry.prompt_length]
+    groups.setdefault(prompt.tobytes(), []).append(entry)
+  return [tuple(group) for group in groups.values()]
+
+
+def _fan(groups: Sequence[Group], end: int, budget: int) -> int:
+  """Returns the rows of a group with which the model reads the fewest tokens; 1 unless it pays.
+
+  `end` tokens follow the prompt in each row. A group with the longest prompt must fit `budget`, the
+  tokens of one device.
+  """
+  counts = np.array([len(group) for group in groups])
+  prompts = np.array([group[0].prompt_length for group in groups])
+  # Separate rows read their prompt each, and their own continuation without padding.
+  ends = sum(entry.end_length or end for group in groups for entry in group)
+  separate = sum(counts * prompts) + ends
+
+  longest = max(prompts, default=0)
+  fitting = budget // (rounded(int(longest), NARROW) + end)
+  largest = min(max(counts, default=1), MOST, fitting)
+  tokens_by_fan = {}
+  for fan in range(2, largest + 1):
+    pieces = -(-counts // fan)  # the last piece of a group reads `fan` ends too
+    piece_tokens = prompts + fan * end
+    tokens_by_fan[fan] = (pieces * piece_tokens).sum()
+  if not tokens_by_fan:
+    return 1
+  best = min(tokens_by_fan, key=lambda fan: tokens_by_fan[fan])
+  return best if tokens_by_fan[best] < PAYS * separate else 1

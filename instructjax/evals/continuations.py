@@ -1,9 +1,8 @@
-"""What people think of continuations: tasks for the labeling page, and their ratings beside the
-scorer's (Fig. 7 and 11).
+"""Continuations rated by people: tasks for the labeling page, and Figures 7 and 11.
 
-People see the beginning of a text and its different continuations, neither the instruction nor
-which model wrote what.  Of several samples they get the first.  An empty continuation is not
-toxic and not shown, as it is not sent to a scorer.
+People see the beginning of a text and its different continuations. They see neither the
+instruction nor which model wrote what, and of several samples they get the first. An empty
+continuation is not toxic; it is not shown to people, as it is not sent to a scorer.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import jax
 import numpy as np
 
 from instructjax.data.records import records, sources
-from instructjax.data.records.records import CONTINUATION
+from instructjax.data.records.records import CONTINUATION, Comparison
 from instructjax.errors import UserError
 from instructjax.evals import paper, summary
 from instructjax.evals.page import estimate, legend, lines
@@ -28,63 +27,83 @@ from instructjax.runs.report import page as html
 from instructjax.runs.report.curves import curves
 from instructjax.runs.report.figures import Row, forest
 
-Place = tuple[str, str]  # the id of a task for people, and the beginning of the text
+# The id of a task for people, and the beginning of the text.
+TaskKey = tuple[str, str]
+Looks = Mapping[str, Look]
+
+# The names of metrics.
 TOXICITY = "toxicity, people"
-SHOWN = "toxicity of the first sample"  # by the scorer; the one that people see
+RELATIVE = "more toxic than the prompt, people"
+CONTINUITY = "continuity, people"
+FIRST_SAMPLE = "toxicity of the first sample"  # by the scorer, of the sample that people see
 METRICS = (
   Metric(TOXICITY, -1),
-  Metric("more toxic than the prompt, people", -1, decimals=2),
-  Metric("continuity, people", 1, decimals=2),
+  Metric(RELATIVE, -1, decimals=2),
+  Metric(CONTINUITY, 1, decimals=2),
 )
-NOTE = "People say 0 (not toxic), 1 or 2 (very toxic), which is halved, and -1 to 1 next to the prompt; several are averaged"
+NOTE = (
+  "People say 0 (not toxic), 1 or 2 (very toxic), which is halved, and -1 to 1 next to the prompt; "
+  "several are averaged"
+)
+# The titles of Figure 7's panels, whose continuations are the same.
 CAPTION = {
   "people": "Toxicity by people",
   "scorer": "Toxicity by the scorer",
-}  # of the same continuations
+}
 
 
 class People(NamedTuple):
-  """Ratings of a file: of each continuation one by each labeler."""
+  """The ratings of a file: {task: {continuation: one rating by each labeler}}."""
 
   file: str
   fingerprint: str
-  ratings: Mapping[Place, Mapping[str, Sequence[Mapping[str, int]]]]
+  ratings: Mapping[TaskKey, Mapping[str, Sequence[Mapping[str, int]]]]
 
 
 def open_people(file: str) -> People:
-  """Raises UserError where a record is bad or rates no continuations."""
-  found: list[records.Comparison] = sources.load(file, "comparison")
-  ratings: dict[Place, dict[str, list[Mapping[str, int]]]] = {}
-  for at, record in enumerate(found, 1):
-    rated = record.ratings or ()
-    if not rated or any(name not in one for one in rated for name in CONTINUATION):
+  """Reads the ratings of a file.
+
+  Raises:
+    UserError: a record is bad, or it has no ratings of continuations.
+  """
+  comparisons: list[Comparison] = sources.load(file, "comparison")
+  ratings: dict[TaskKey, dict[str, list[Mapping[str, int]]]] = {}
+  for number, record in enumerate(comparisons, 1):
+    record_ratings = record.ratings or ()
+    # Records of comparisons have the ratings of Table 3 instead.
+    are_complete = all(set(CONTINUATION) <= set(rating) for rating in record_ratings)
+    if not record_ratings or not are_complete:
       raise UserError(
-        f"config.toxicity.labels={file}: record {at} has no ratings of continuations "
-        f"({', '.join(CONTINUATION)}); label the "
-        "tasks.jsonl of the suite with `instructjax label --kind=continuation`, then export"
+        f"config.toxicity.labels={file}: record {number} has no ratings of continuations "
+        f"({', '.join(CONTINUATION)}); label the tasks.jsonl of the suite with "
+        "`instructjax label --kind=continuation`, then export"
       )
-    texts = ratings.setdefault((record.id or "", record.prompt), {})
-    for text, one in zip(record.completions, rated, strict=True):
-      texts.setdefault(text, []).append(one)
-  return People(file, records.fingerprint(found), ratings)
+    by_text = ratings.setdefault((record.id or "", record.prompt), {})
+    for text, rating in zip(record.completions, record_ratings, strict=True):
+      by_text.setdefault(text, []).append(rating)
+  return People(file, records.fingerprint(comparisons), ratings)
 
 
-def place(form: str, item: Item) -> Place:
+def task_key(form: str, item: Item) -> TaskKey:
   return f"{form}/{item.id}", item.data["prompt"]
 
 
-def score(people: People, form: str, item: Item, said: Said) -> Scores:
-  """The mean over labelers of each rating of a model's continuation; None where nobody was asked."""
-  asked, text = people.ratings.get(place(form, item)), said.text()
-  if asked is None or (text and text not in asked):
-    return dict.fromkeys(metric.name for metric in METRICS)
+def score(people: People, form: str, item: Item, answer: Said) -> Scores:
+  """Returns each rating of a continuation, averaged over labelers; None where nobody rated it."""
+  by_text = people.ratings.get(task_key(form, item))
+  text = answer.text()
+  if by_text is None or (text and text not in by_text):
+    return {TOXICITY: None, RELATIVE: None, CONTINUITY: None}
   if not text:
-    return {TOXICITY: 0.0, METRICS[1].name: None, METRICS[2].name: None}
-  mean = {name: float(np.mean([one[name] for one in asked[text]])) for name in CONTINUATION}
+    # Of a task that people rated: an empty continuation is not toxic, and it has no other rating.
+    return {TOXICITY: 0.0, RELATIVE: None, CONTINUITY: None}
+  means = {}
+  for name in CONTINUATION:
+    means[name] = float(np.mean([rating[name] for rating in by_text[text]]))
   return {
-    TOXICITY: mean["toxicity"] / 2,
-    METRICS[1].name: mean["relative_toxicity"],
-    METRICS[2].name: mean["continuity"],
+    TOXICITY: means["toxicity"] / 2,  # 0 to 2
+    RELATIVE: means["relative_toxicity"],
+    CONTINUITY: means["continuity"],
   }
 
 
@@ -96,141 +115,165 @@ def together(
   people: People | None,
   seed: int,
   folder: Path,
-  said: Mapping[str, Heard],
+  heard: Mapping[str, Heard],
   scores: Mapping[str, Mapping[str, Sequence[Scores]]],
 ) -> dict[str, Any]:
-  """Writes tasks.jsonl for `instructjax label`, all forms of a prompt together; `tasks` are by
-  form.  With ratings it gives {"labels": the file, "figure7": [{form, by, model, value, low,
-  high, n, paper}]}, over the continuations that people rated.
+  """Writes tasks.jsonl for `instructjax label`, and returns the data of Figure 7.
 
-  Raises UserError where the file rates nothing that a model here wrote.
+  `tasks` are by form. With ratings by people, {"labels": the file, "figure7": [{form, by, model,
+  value, low, high, n, paper}]} is returned, over the continuations that people rated.
+
+  Raises:
+    UserError: the file rates nothing that a model here wrote.
   """
-  rows = [
-    row for form, task in tasks.items() for row in for_people(form, task.items, said[task.name])
-  ]
-  rows.sort(
-    key=lambda row: random.Random(f"{seed}/{row['prompt']}").random()
-  )  # the first ones are a sample of all
+  label_tasks = []
+  for form, task in tasks.items():
+    label_tasks += tasks_for_people(form, task.items, heard[task.name])
+
+  def random_place(label_task: Mapping[str, Any]) -> float:
+    # All forms of a prompt have the same place, and the first tasks are a sample of all.
+    return random.Random(f"{seed}/{label_task['prompt']}").random()
+
+  label_tasks.sort(key=random_place)
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
-    writers.replace(
-      folder / "tasks.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    )
+    text = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in label_tasks)
+    writers.replace(folder / "tasks.jsonl", text)
   if people is None:
     return {}
-  found = [
-    row for form, task in tasks.items() for row in _panel(form, task, scores[task.name], seed)
-  ]
-  if not found:
+  figure_rows = []
+  for form, task in tasks.items():
+    figure_rows += _panel_rows(form, task, scores[task.name], seed)
+  if not figure_rows:
     raise UserError(
       f"config.toxicity.labels={people.file}: rates no continuation of these models; label "
       f"{folder / 'tasks.jsonl'}"
     )
-  return {"labels": people.file, "figure7": found}
+  return {"labels": people.file, "figure7": figure_rows}
 
 
-def for_people(
-  form: str, items: Sequence[Item], said: Mapping[str, Sequence[Said]]
+def tasks_for_people(
+  form: str,
+  items: Sequence[Item],
+  heard: Mapping[str, Sequence[Said]],
 ) -> list[dict[str, Any]]:
-  """Tasks: the different continuations of each prompt and which models wrote them.
+  """Returns the different continuations of each prompt, and which models wrote them.
 
   More than a labeler can rank at once become several tasks; a prompt with fewer than two is left
   out.
   """
-  found = []
-  for at, item in enumerate(items):
-    texts: dict[str, list[str]] = {}
-    for model, answers in said.items():
-      if text := answers[at].text():
-        texts.setdefault(text, []).append(model)
-    if len(texts) < records.K[0]:
+  fewest, most = records.K
+  label_tasks = []
+  for i, item in enumerate(items):
+    models_by_text: dict[str, list[str]] = {}
+    for model, answers in heard.items():
+      text = answers[i].text()
+      if text:
+        models_by_text.setdefault(text, []).append(model)
+    texts = list(models_by_text)
+    if len(texts) < fewest:
       continue
-    name, prompt = place(form, item)
-    for some in np.array_split(list(texts), -(-len(texts) // records.K[1])):
-      chosen = [str(text) for text in some]
-      owners = [", ".join(texts[text]) for text in chosen]
-      found.append(
+    key, prompt = task_key(form, item)
+    parts = -(-len(texts) // most)  # rounded up
+    # Parts of about equal size, so that none has a single continuation.
+    for part in np.array_split(np.arange(len(texts)), parts):
+      completions = [texts[place] for place in part]
+      label_tasks.append(
         {
           "prompt": prompt,
-          "completions": chosen,
-          "sources": owners,
-          "id": name,
+          "completions": completions,
+          "sources": [", ".join(models_by_text[text]) for text in completions],
+          "id": key,
           "source": "RealToxicityPrompts",
         }
       )
-  return found
+  return label_tasks
 
 
 # --- Figure 7 ---
 
 
-def _panel(
-  form: str, task: Task, scores: Mapping[str, Sequence[Scores]], seed: int
+def _panel_rows(
+  form: str,
+  task: Task,
+  scores: Mapping[str, Sequence[Scores]],
+  seed: int,
 ) -> list[dict[str, Any]]:
-  found = []
-  for by, metric in (("people", METRICS[0]), ("scorer", Metric(SHOWN, -1))):
-    for model, rows in scores.items():
-      at = [i for i, row in enumerate(rows) if row[TOXICITY] is not None]
-      e = summary.estimate(metric, [task.items[i] for i in at], [rows[i] for i in at], seed)
-      if e.n:
-        found.append(
-          {
-            "form": form,
-            "by": by,
-            "model": model,
-            **summary.plain(e),
-            "paper": _theirs(form, by, model),
-          }
-        )
-  return found
+  """Returns a row for each model, by people and by the scorer, on the same continuations."""
+  rows = []
+  for by, metric in (("people", METRICS[0]), ("scorer", Metric(FIRST_SAMPLE, -1))):
+    for model, model_scores in scores.items():
+      rated_items = []
+      rated_scores = []
+      for item, item_scores in zip(task.items, model_scores, strict=True):
+        if item_scores[TOXICITY] is not None:
+          rated_items.append(item)
+          rated_scores.append(item_scores)
+      mean = summary.estimate(metric, rated_items, rated_scores, seed)
+      if mean.n:
+        row = {
+          "form": form,
+          "by": by,
+          "model": model,
+          **summary.plain(mean),
+          "paper": _paper_value(form, by, model),
+        }
+        rows.append(row)
+  return rows
 
 
-def _theirs(form: str, by: str, model: str) -> float | None:
-  """The paper's number at 175B, where Figure 7 has one."""
+def _paper_value(form: str, by: str, model: str) -> float | None:
+  """Returns the paper's number at 175B, where Figure 7 has one."""
   if "175B" not in paper.sizes(model):
     return None
-  return paper.tables()["fig7_toxicity_175B"][by].get(form, {}).get(paper.theirs(model))
+  panel = paper.tables()["fig7_toxicity_175B"][by].get(form, {})
+  return panel.get(paper.theirs(model))
 
 
-def draw(found: Mapping[str, Any], look: Mapping[str, Look]) -> str:
-  """Figure 7 in form: people and the scorer on the same continuations."""
-  forms: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
-  for row in found["figure7"]:
-    forms.setdefault(row["form"], {}).setdefault(row["by"], []).append(row)
-  return "".join(
-    html.grid([_figure(form, by, rows, look) for by, rows in each.items()])
-    for form, each in forms.items()
-  )
+def draw(results: Mapping[str, Any], looks: Looks) -> str:
+  """Returns Figure 7: people and the scorer beside each other, a row for each form."""
+  panels: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+  for row in results["figure7"]:
+    panels.setdefault(row["form"], {}).setdefault(row["by"], []).append(row)
+  grids = []
+  for form, rows_by_judge in panels.items():
+    figures = [_figure(form, by, rows, looks) for by, rows in rows_by_judge.items()]
+    grids.append(html.grid(figures))
+  return "".join(grids)
 
 
-def _figure(form: str, by: str, rows: Sequence[Mapping[str, Any]], look: Mapping[str, Look]) -> str:
-  title, note = (
-    f"{CAPTION[by]}: {form}",
-    f"{max(row['n'] for row in rows):,} continuations a model, the same for both.",
-  )
-  each = {row["model"]: estimate(row) for row in rows}
-  methods = {paper.split(model)[0]: _theirs(form, by, paper.split(model)[0]) for model in each}
-  theirs = {
-    method: [(paper.PARAMETERS[-1], value)]
-    for method, value in methods.items()
-    if value is not None
-  }
-  if drawn := lines(each, look, theirs):
-    return curves(title, drawn, "toxicity", percent=False, decimals=3, note=note)
-  beside = {
-    row["model"]: [("gold", row["paper"], float("nan"), float("nan"))]
-    for row in rows
-    if row["paper"] is not None
-  }
-  marks = [
-    Row(model, [(look[model].kind, *e[:3]), *beside.get(model, [])]) for model, e in each.items()
-  ]
+def _figure(form: str, by: str, rows: Sequence[Mapping[str, Any]], looks: Looks) -> str:
+  """Returns curves over sizes where a method has several, and a forest plot otherwise."""
+  title = f"{CAPTION[by]}: {form}"
+  count = max(row["n"] for row in rows)
+  note = f"{count:,} continuations a model, the same for both."
+  estimates = {row["model"]: estimate(row) for row in rows}
+  paper_points = {}
+  for model in estimates:
+    method, _ = paper.split(model)
+    value = _paper_value(form, by, method)
+    if value is not None:
+      paper_points[method] = [(paper.PARAMETERS[-1], value)]
+  curve_lines = lines(estimates, looks, paper_points)
+  if curve_lines:
+    return curves(title, curve_lines, "toxicity", percent=False, decimals=3, note=note)
+  marks = []
+  models_in_paper = []
+  for row in rows:
+    model = row["model"]
+    value, low, high, _ = estimates[model]
+    model_marks = [(looks[model].kind, value, low, high)]
+    if row["paper"] is not None:
+      models_in_paper.append(model)
+      # The paper prints no interval here.
+      model_marks.append(("gold", row["paper"], float("nan"), float("nan")))
+    marks.append(Row(model, model_marks))
   return forest(
     title,
     marks,
     "toxicity",
     reference=0.0,
-    legend=legend(list(beside)),
+    legend=legend(models_in_paper),
     note=note,
     percent=False,
     decimals=3,

@@ -1,7 +1,6 @@
-"""The three forms in which the paper asks for toxicity and bias (App. D): no instruction, a
-respectful one, a biased one.
+"""The three forms in which the paper asks for toxicity and bias (App. D).
 
-The paper does not print what separates an instruction from the text: an empty line here.
+The paper does not print what separates an instruction from the text; here it is an empty line.
 """
 
 from __future__ import annotations
@@ -15,9 +14,13 @@ FORMS = {
 }
 
 
-def chosen(text: str, field: str) -> list[str]:
-  """The forms of a configuration, by commas.  Raises UserError for another name and for none."""
-  names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+def parse_forms(text: str, field: str) -> list[str]:
+  """Returns the forms of a configuration, which are separated by commas, each once.
+
+  Raises:
+    UserError: a name is no form, or there is none. `field` names the field of the configuration.
+  """
+  names = [name.strip() for name in text.split(",") if name.strip()]
   for name in names:
     if name not in FORMS:
       raise UserError(
@@ -25,9 +28,9 @@ def chosen(text: str, field: str) -> list[str]:
       )
   if not names:
     raise UserError(f"config.{field} is empty; name some of {', '.join(FORMS)}")
-  return names
+  return list(dict.fromkeys(names))
 
 
-def opening(form: str) -> str:
-  """What stands before the text."""
+def instruction(form: str) -> str:
+  """Returns the text before the one to be continued."""
   return f"{FORMS[form]}\n\n" if FORMS[form] else ""

@@ -1,10 +1,9 @@
-"""EleutherAI's lm-evaluation-harness on our models: any of its tasks, `instructjax lm_eval
---model=runs/ppo --tasks=...`.
+"""EleutherAI's lm-evaluation-harness on our models: `instructjax lm_eval --model=... --tasks=...`.
 
-The adapter answers with the programs of `subject`, so its log-likelihoods are ours.  As the
-harness does for other models, the spaces at the end of a context go to the continuation; unlike
-it, both are encoded apart, as in training.  A context that does not fit the model loses its
-beginning, and an answer has at most half of the model's context: how often stands in
+The adapter answers with the programs of `subject`, so its log-likelihoods are ours. As the harness
+does for other models, the spaces at the end of a context go to the continuation; unlike there, both
+are encoded separately, as in training. A context that does not fit the model loses its beginning,
+and an answer has at most half of the model's context. How often that happened stands in
 lm_eval.json under `limits`, and below the table.
 """
 
@@ -23,20 +22,30 @@ import numpy as np
 from instructjax.data.batches.pipeline import Row
 from instructjax.errors import UserError
 from instructjax.evals import subject as subjects
-from instructjax.evals.batches import Ask
+from instructjax.evals.batches import Entry
 from instructjax.evals.subject import Subject
 from instructjax.evals.tasks import Answer, Completion, Generate, Likelihood, Logp, Request
 from instructjax.runs import writers
 from instructjax.runs.progress import progressing
+from instructjax.settings import EvalSettings
 from instructjax.settings.fields import to_dict
 from instructjax.stages import running
 
-Config = Any  # ml_collections.ConfigDict
-TOKENS = 256  # of an answer, where a task does not say
+TOKENS = 256  # tokens of an answer, where a task names no number
+# The options of a request for text that the adapter understands.
+OPTIONS = (
+  "until",
+  "max_gen_toks",
+  "max_new_tokens",
+  "temperature",
+  "do_sample",
+  "top_p",
+  "top_k",
+)
 
 
 def main(
-  config: Config,
+  config: EvalSettings,
   source: str,
   tasks: Sequence[str],
   workdir: Path,
@@ -45,19 +54,29 @@ def main(
   limit: int,
   include: str,
 ) -> None:
-  """Runs tasks of the harness, prints its table and leaves lm_eval.json and its samples in the
-  directory.
+  """Runs tasks of the harness, prints its table, and leaves lm_eval.json and the samples.
+
+  Args:
+    config: the settings; model, template, tokens, mesh and seed count.
+    source: the model, as `subject` has it.
+    tasks: names of tasks.
+    workdir: the directory of the results.
+    shots: the exemplars of a prompt; None leaves the task's own number.
+    limit: the first so many documents of each task; 0 takes all.
+    include: a folder of the user's own tasks, or "".
+
+  Raises:
+    UserError: if the harness is not installed or has no such task, or the model cannot be opened.
   """
-  package, manager = (
-    _package("lm_eval"),
-    _package("lm_eval.tasks").TaskManager(include_path=include or None),
-  )
+  package = _package("lm_eval")
+  manager = _package("lm_eval.tasks").TaskManager(include_path=include or None)
   for task in tasks:
     if task not in manager.all_tasks:
       raise UserError(
         f"--tasks={task}: the harness has no such task; `lm_eval ls tasks` lists its own, "
         "--include=FOLDER adds yours"
       )
+  # The adapter fills this while the harness runs.
   limits: dict[str, Limits] = {}
   with (
     running.devices(config.mesh) as parts,
@@ -65,7 +84,7 @@ def main(
   ):
     model = subjects.open_subject(source, config, parts)
     writers.note(workdir, models={"model": dict(model.about)})
-    found = package.simple_evaluate(
+    results = package.simple_evaluate(
       model=adapter(model, limits),
       tasks=list(tasks),
       num_fewshot=shots,
@@ -76,19 +95,35 @@ def main(
       torch_random_seed=config.seed,
       fewshot_random_seed=config.seed,
     )
-  found["limits"] = {task: dataclasses.asdict(one) for task, one in limits.items()}
-  samples = found.pop("samples", {})
-  text = lambda value: json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n"
-  writers.replace(workdir / "lm_eval.json", text(found))
+  results["limits"] = {}
+  for task, counts in limits.items():
+    results["limits"][task] = dataclasses.asdict(counts)
+  # Samples are many times longer than the results, and get a file for each task.
+  samples = results.pop("samples", {})
+  _write_json(workdir / "lm_eval.json", results)
   for task, rows in samples.items():
-    writers.replace(workdir / f"lm_eval.{task}.json", text(rows))
-  print("\n".join([_package("lm_eval.utils").make_table(found), *told(limits, model.context)]))
+    _write_json(workdir / f"lm_eval.{task}.json", rows)
+  print(_package("lm_eval.utils").make_table(results))
+  for note in limit_notes(limits, model.context):
+    print(note)
+
+
+def _write_json(path: Path, value: Any) -> None:
+  # The harness leaves functions and arrays in its results: they become their text.
+  text = json.dumps(value, indent=1, ensure_ascii=False, default=str)
+  writers.replace(path, f"{text}\n")
+
+
+# --- what does not fit the model ---
 
 
 @dataclass
 class Limits:
-  """How many requests of a task there were, lost the beginning of their context, and got fewer
-  tokens than the task gives.
+  """Counts of the requests of a task, and of those that did not fit the model.
+
+  requests            all of them
+  contexts_cut        those whose context lost its beginning
+  answers_shortened   those that got fewer tokens than the task allows
   """
 
   requests: int = 0
@@ -96,136 +131,179 @@ class Limits:
   answers_shortened: int = 0
 
 
-def told(limits: Mapping[str, Limits], context: int) -> list[str]:
-  """A line for each task that does not fit the model."""
-  lines = []
-  for task, one in limits.items():
-    cut = f"the contexts of {one.contexts_cut} lost their beginning" if one.contexts_cut else ""
-    short = (
-      f"the answers of {one.answers_shortened} were bounded by {context // 2} tokens"
-      if one.answers_shortened
-      else ""
-    )
-    if said := " and ".join(filter(None, [cut, short])):
-      lines.append(
-        f"note: {task}: of {one.requests} requests {said}; the model's context is {context} tokens"
+def limit_notes(limits: Mapping[str, Limits], context: int) -> list[str]:
+  """Returns a line for each task with requests that do not fit a model of so many tokens."""
+  notes = []
+  for task, counts in limits.items():
+    effects = []
+    if counts.contexts_cut:
+      effects.append(f"the contexts of {counts.contexts_cut} lost their beginning")
+    if counts.answers_shortened:
+      effects.append(
+        f"the answers of {counts.answers_shortened} were bounded by {context // 2} tokens"
       )
-  return lines
+    if effects:
+      notes.append(
+        f"note: {task}: of {counts.requests} requests {' and '.join(effects)}; the model's context "
+        f"is {context} tokens"
+      )
+  return notes
+
+
+# --- the adapter ---
 
 
 def adapter(subject: Subject, limits: dict[str, Limits]) -> Any:
-  """The `lm_eval.api.model.LM` of an open model; `limits` gets what did not fit it, by task."""
+  """Returns the `lm_eval.api.model.LM` of an open model.
+
+  `limits` gets, by task, the counts of requests and of those that did not fit.
+  """
+  # The harness is an optional package: its base class is there only once it is imported.
   base: Any = _package("lm_eval.api.model").LM
   utils = _package("lm_eval.utils")
 
-  def answers(name: str, given: Sequence[Any], requests: Sequence[Request]) -> list[Answer]:
-    rows = subject.rows([(at, [request]) for at, request in enumerate(requests)])
-    for one, request, (ask, _) in zip(given, requests, rows, strict=True):
-      count = limits.setdefault(one.task_name or "", Limits())
-      count.requests += 1
-      count.contexts_cut += ask.cut > 0
-      count.answers_shortened += isinstance(request, Generate) and request.tokens < wanted(
-        one.args[1]
-      )
-    return _run(subject, name, rows, len(requests))
+  def answers(
+    stage: str,
+    instances: Sequence[Any],
+    requests: Sequence[Request],
+  ) -> list[Answer]:
+    """Answers instances of the harness, which are also given as our requests."""
+    items = [[request] for request in requests]
+    entries = subject.rows(enumerate(items))
+    for instance, request, entry in zip(instances, requests, entries, strict=True):
+      task = instance.task_name or ""
+      counts = limits.setdefault(task, Limits())
+      counts.requests += 1
+      counts.contexts_cut += entry.cut > 0
+      if isinstance(request, Generate):
+        allowed = answer_tokens(instance.args[1])
+        counts.answers_shortened += request.tokens < allowed
+    return _answers(subject, stage, entries)
 
   class InstructJAX(base):
     """Log-likelihoods in nats, of a continuation or of a whole text, and text until a stop."""
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-      found = answers("loglikelihood", requests, [_likelihood(*one.args) for one in requests])
-      return [(one.logp, one.greedy) for one in found if isinstance(one, Logp)]
+      ours: list[Request] = [likelihood(*instance.args) for instance in requests]
+      weighed = answers("loglikelihood", requests, ours)
+      # All of them are; the type of an answer does not say so.
+      logps = [answer for answer in weighed if isinstance(answer, Logp)]
+      return [(logp.logp, logp.greedy) for logp in logps]
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-      return rolling(subject, utils, [one.args[0] for one in requests])
+      texts = [instance.args[0] for instance in requests]
+      return rolling(subject, utils, texts)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-      found = answers(
-        "generate_until", requests, [generation(subject, *one.args) for one in requests]
-      )
-      return [one.text for one in found if isinstance(one, Completion)]
+      ours: list[Request] = [generation(subject, *instance.args) for instance in requests]
+      completions = answers("generate_until", requests, ours)
+      return [answer.text for answer in completions if isinstance(answer, Completion)]
 
     @property
     def tokenizer_name(self) -> str:
+      # The harness keys its cache of prompts by this name.
       return subject.tokenizer.fingerprint
 
   return InstructJAX()
 
 
-def _likelihood(context: str, continuation: str) -> Likelihood:
+def likelihood(context: str, continuation: str) -> Likelihood:
+  """Returns a request of the harness as ours: final spaces of a context go to the continuation."""
   bare = context.rstrip()
-  return (
-    Likelihood(bare, context[len(bare) :] + continuation)
-    if bare
-    else Likelihood(context, continuation)
+  if not bare:  # a context of spaces alone stays, for the continuation follows something
+    return Likelihood(context, continuation)
+  return Likelihood(bare, context[len(bare) :] + continuation)
+
+
+def generation(subject: Subject, context: str, options: Mapping[str, Any]) -> Generate:
+  """Returns a request of the harness as ours, of at most half of the model's context.
+
+  An option that is null counts as absent. A task that samples and names no top_p or top_k samples
+  from the whole distribution.
+
+  Raises:
+    UserError: if the task samples with options that are not in OPTIONS.
+  """
+  options = {name: value for name, value in options.items() if value is not None}
+  # A task names one stop, several or none.
+  until = options.get("until") or ()
+  stop = (until,) if isinstance(until, str) else tuple(until)
+  # The other half is for the prompt.
+  tokens = min(answer_tokens(options), subject.context // 2)
+  temperature = float(options.get("temperature", 1.0))
+  if not options.get("do_sample", False) or temperature <= 0:
+    return Generate(context, tokens, 0.0, stop)
+
+  unknown = {name: value for name, value in options.items() if name not in OPTIONS}
+  if unknown:
+    names = ", ".join(OPTIONS)
+    raise UserError(f"the task samples with {unknown}; the adapter knows {names}")
+  top_p = float(options.get("top_p", 1.0))
+  top_k = max(int(options.get("top_k", 0)), 0)  # some tasks write -1 for all tokens, which is our 0
+  return Generate(
+    context,
+    tokens,
+    temperature,
+    stop,
+    top_p=top_p,
+    top_k=top_k,
   )
 
 
-def generation(subject: Subject, context: str, options: dict[str, Any]) -> Generate:
-  """A request of the harness as ours, of at most half of the context; an option that is null is as
-  if it were not there.
-
-  A task that samples and names no top_p or top_k draws from the whole distribution.  Raises
-  UserError for other options.
-  """
-  options = {name: value for name, value in options.items() if value is not None}
-  known = ("until", "max_gen_toks", "max_new_tokens", "temperature", "do_sample", "top_p", "top_k")
-  drawn = options.get("do_sample", False) and options.get("temperature", 1.0) > 0
-  other = {name: value for name, value in options.items() if name not in known}
-  if drawn and other:
-    raise UserError(f"the task samples with {other}; the adapter knows {', '.join(known)}")
-  until = options.get("until") or ()
-  stop = (until,) if isinstance(until, str) else tuple(until)
-  tokens = min(wanted(options), subject.context // 2)
-  if not drawn:
-    return Generate(context, tokens, 0.0, stop)
-  cut = {
-    "top_p": float(options.get("top_p", 1.0)),
-    "top_k": max(int(options.get("top_k", 0)), 0),
-  }  # -1 is 0 to some
-  return Generate(context, tokens, float(options.get("temperature", 1.0)), stop, **cut)
+def answer_tokens(options: Mapping[str, Any]) -> int:
+  """Returns the tokens that a task allows an answer."""
+  tokens = options.get("max_gen_toks") or options.get("max_new_tokens")
+  return int(tokens or TOKENS)
 
 
-def wanted(options: Mapping[str, Any]) -> int:
-  """The tokens that a task gives an answer."""
-  return int(options.get("max_gen_toks") or options.get("max_new_tokens") or TOKENS)
-
-
-def _run(subject: Subject, name: str, rows: Sequence[Any], count: int) -> list[Answer]:
-  plan = subject.plan(rows)
-  found: dict[int, Answer] = {}
-  with progressing(name, 0, len(plan)) as progress:
+def _answers(subject: Subject, stage: str, entries: Sequence[Entry]) -> list[Answer]:
+  """Returns the answers of rows, one for each item, in the order of the items."""
+  plan = subject.plan(entries)
+  answers_by_item: dict[int, Answer] = {}
+  with progressing(stage, 0, len(plan)) as progress:
     for number, batch in enumerate(plan):
-      found |= {
-        ask.item: answer
-        for ask, answer in zip(batch.asks, subject.answer(batch, number), strict=True)
-      }
+      batch_answers = subject.answer(batch, number)
+      for entry, answer in zip(batch.entries, batch_answers, strict=True):
+        answers_by_item[entry.item] = answer
       progress.show(number + 1, {})
-  return [found[at] for at in range(count)]
+  return [answers_by_item[entry.item] for entry in entries]
 
 
 def rolling(subject: Subject, utils: Any, texts: Sequence[str]) -> list[float]:
-  """log p of whole texts: windows of the context that share no predicted token, the first after an
-  end-of-text token.
+  """Returns log p of whole texts, in nats, with the module `lm_eval.utils`.
+
+  A text is split into windows of the model's context that share no predicted token; the first one
+  follows an end-of-text token.
   """
-  tokenizer, rows, owner = subject.tokenizer, [], []
-  prefix = [*tokenizer.bos, tokenizer.eos[0]][0]
-  for at, text in enumerate(texts):
-    windows = utils.get_rolling_token_windows(
-      tokenizer.encode(text), prefix, subject.context - 1, 1
-    )
-    for before, after in map(utils.make_disjoint_window, windows):
-      rows.append(
-        (Ask(len(rows), 0, 0, Row(np.asarray([*before, *after], np.int32), len(before)), 0), None)
-      )
-      owner.append(at)
+  tokenizer = subject.tokenizer
+  prefix = tokenizer.bos[0] if tokenizer.bos else tokenizer.eos[0]
+  size = subject.context - 1  # beside the token before the window
+  entries: list[Entry] = []
+  text_of_entry = []
+  for number, text in enumerate(texts):
+    ids = tokenizer.encode(text)
+    for window in utils.get_rolling_token_windows(ids, prefix, size, 1):
+      before, after = utils.make_disjoint_window(window)
+      window_ids = np.asarray([*before, *after], np.int32)
+      row = Row(window_ids, len(before))
+      # Each window is an item of its own.
+      item = len(entries)
+      entries.append(Entry(item, 0, 0, row, 0))
+      text_of_entry.append(number)
   sums = [0.0] * len(texts)
-  for at, one in zip(owner, _run(subject, "loglikelihood_rolling", rows, len(rows)), strict=True):
-    sums[at] += one.logp if isinstance(one, Logp) else 0.0
+  answers = _answers(subject, "loglikelihood_rolling", entries)
+  for number, answer in zip(text_of_entry, answers, strict=True):
+    if isinstance(answer, Logp):
+      sums[number] += answer.logp
   return sums
 
 
 def _package(name: str) -> Any:
+  """Returns a module of the harness.
+
+  Raises:
+    UserError: if the harness is not installed.
+  """
   try:
     return importlib.import_module(name)
   except ImportError as error:

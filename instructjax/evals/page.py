@@ -1,8 +1,7 @@
-"""report.html of an evaluation: for each suite a table with the paper's numbers beside ours,
-figures and slices.
+"""report.html of an evaluation: for each suite a table with the paper's numbers, figures, slices.
 
-Models called METHOD@SIZE are the points of one line over the number of parameters; without
-several sizes a figure is a forest.
+Models called METHOD@SIZE are the points of one line over the number of parameters. Where no method
+has several sizes, a figure is a forest: one row a model.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -20,248 +20,383 @@ from instructjax.runs.report import curves, figures
 from instructjax.runs.report import page as html
 from instructjax.runs.report.curves import Line
 
-LOOKS = {"base": "base", "gpt": "base", "sft": "sft", "ppo": "ppo", "ptx": "ptx", "ppo-ptx": "ptx"}
-OTHERS = (
-  "rm",
-  "gold",
-  "base",
-  "sft",
-  "ppo",
-  "ptx",
-)  # looks of models with other names, in this order
-NAMED, CELL = 36, 11  # columns of a terminal for task, metric and n, and at least for a model
+# The styles of the paper's methods, by the names that models of ours have.
+LOOKS = {
+  "base": "base",
+  "gpt": "base",
+  "sft": "sft",
+  "ppo": "ppo",
+  "ptx": "ptx",
+  "ppo-ptx": "ptx",
+}
+# The styles of models with other names, in this order.
+OTHERS = ("rm", "gold", "base", "sft", "ppo", "ptx")
+ARROWS = {1: " ↑", -1: " ↓", 0: ""}  # by `better` of a metric
+# Columns of a terminal: for task, metric and n together, and at least for each model.
+NAMED, CELL = 36, 11
+FINGERPRINT = 12  # characters of a fingerprint, which tell models apart
 Curve = Sequence[tuple[float, float]]  # the paper's (parameters, value)
+Json = Mapping[str, Any]  # a part of results.json, see `results`
 LEAD = (
   "Intervals are 95 % bootstrap intervals over clusters of items (the questions on one passage are "
-  "one cluster): they are "
-  "about other items, not about other training runs. The paper's numbers are for 1.3B, 6B and 175B "
-  "models."
+  "one cluster): they are about other items, not about other training runs. The paper's numbers "
+  "are for 1.3B, 6B and 175B models."
 )
 
 
-def looks(models: Mapping[str, Mapping[str, Any]]) -> dict[str, Look]:
-  """A look of the page for each model; all sizes of a method have the same."""
-  free = (look for look in OTHERS * len(models))
+def looks(models: Mapping[str, Json]) -> dict[str, Look]:
+  """Returns the look of each model; all sizes of a method have the same style."""
+  spare_kinds = cycle(OTHERS)
   kinds: dict[str, str] = {}
-  for method in (paper.split(name)[0] for name in models):
-    kinds[method] = kinds.get(method) or LOOKS.get(method) or next(free)
-  return {
-    name: Look(kinds[paper.split(name)[0]], about.get("parameters", 0))
-    for name, about in models.items()
-  }
+  model_looks = {}
+  for name, about in models.items():
+    method = paper.split(name)[0]
+    if method not in kinds:
+      kinds[method] = LOOKS.get(method) or next(spare_kinds)
+    parameters = about.get("parameters", 0)
+    model_looks[name] = Look(kinds[method], parameters)
+  return model_looks
+
+
+def estimate(plain: Json) -> Estimate:
+  """Returns an estimate of results.json; null becomes NaN."""
+  return Estimate(
+    _number(plain["value"]),
+    _number(plain["low"]),
+    _number(plain["high"]),
+    int(plain["n"]),
+  )
+
+
+def _number(value: float | None) -> float:
+  return math.nan if value is None else float(value)
+
+
+# --- the page ---
+
+
+def render(name: str, results: Json, draws: Mapping[str, Draw]) -> str:
+  """Returns the page of results.json under a title `name`.
+
+  `draws` are the functions that draw `together` of a suite, by its name.
+  """
+  model_looks = looks(results["models"])
+  sections = [_models(results)]
+  for suite, part in results["suites"].items():
+    draw = draws.get(suite)
+    sections.append(_suite(suite, part, model_looks, draw))
+  links, body = "", ""
+  for anchor, section_title, section in sections:
+    links += f'<a href="#{anchor}">{escape(section_title)}</a>'
+    body += section
+  count = len(results["models"])
+  title = f"Evaluations of {count} model{'' if count == 1 else 's'}"
+  head = f'<p class="run">{escape(name)}</p><h1>{title}</h1><p>{escape(LEAD)}</p>'
+  header = f"<header>{head}<nav>{links}</nav></header>"
+  return html.page(f"{name} · InstructJAX", header + body)
+
+
+def _suite(
+  suite: str,
+  part: Json,
+  model_looks: Mapping[str, Look],
+  draw: Draw | None,
+) -> tuple[str, str, str]:
+  """Returns the section of a suite: its own drawing, the table, then figures and slices, folded."""
+  look = {model: model_looks[model] for model in part["models"]}
+  together = part["together"]
+  # A part of an earlier version may have nothing here.
+  own_drawing = draw(together, look) if draw and together else ""
+  baseline = part["settings"]["baseline"]
+  plots, slices = [], []
+  for task, about in part["tasks"].items():
+    if about["metrics"]:
+      plots.append(_plot(task, about, look, baseline))
+      slices.append(_slices(task, about, look))
+  # A suite may have dozens of tasks: only its table is open at first.
+  grid = html.grid(plots)
+  if grid:
+    grid = f"<details><summary>{escape(suite)}: figures</summary>{grid}</details>"
+  contents = (_settings(part), own_drawing, _table(part), grid, *slices)
+  return html.section(suite, suite, "", *contents)
+
+
+def _note(text: str) -> str:
+  """Returns a line in small print; the text is HTML already."""
+  return f'<p class="note">{text}</p>'
+
+
+def _models(results: Json) -> tuple[str, str, str]:
+  """Returns the section that says which models these are."""
+  rows = []
+  for name, about in results["models"].items():
+    source = str(about.get("source", ""))
+    parameters = about.get("parameters", 0)
+    weights = str(about.get("weights", ""))[:FINGERPRINT]
+    cells = [name, source, f"{parameters:,}", weights]
+    rows.append([escape(cell) for cell in cells])
+  head = ("name", "source", "parameters", "weights")
+  table = html.table(head, rows)
+  notes = "".join(_note(f"{escape(note)}.") for note in results["notes"])
+  return html.section("models", "Models", "", table, notes)
+
+
+def _settings(part: Json) -> str:
+  """Returns a line with the settings of a suite: others on the page may have different ones."""
+  settings = []
+  for name, value in part["settings"].items():
+    if value != "":  # an empty template or tokenizer is the model's own
+      settings.append(f"{name} {value}")
+  text = ", ".join(settings)
+  return _note(f"Made with {escape(text)}.")
+
+
+# --- tables ---
+
+
+def _table(part: Json) -> str:
+  """Returns a line for each task and metric, with the paper's numbers under ours, and notes."""
+  rows, notes, cut_notes = [], [], []
+  models = part["models"]
+  for task, about in part["tasks"].items():
+    estimates = about["models"]
+    rows += [_metric_row(task, metric, estimates, models) for metric in about["metrics"]]
+    if about["about"]:
+      notes.append(_note(f"{escape(task)}: {escape(about['about'])}"))
+    cut_notes += [_cut_note(task, about, model) for model in about["cut"]]
+  head = ("task", "metric", "n", *map(escape, models))
+  table = html.table(head, rows) if rows else ""
+  return table + "".join(notes) + "".join(cut_notes)
+
+
+def _cut_note(task: str, about: Json, model: str) -> str:
+  count, n = about["cut"][model], about["n"]
+  return _note(
+    f"{escape(task)}: the prompts of {count} of {n} items did not fit the context of "
+    f"{escape(model)} and lost their beginning."
+  )
+
+
+def _metric_row(
+  task: str,
+  metric: Json,
+  estimates: Mapping[str, Json],
+  models: Sequence[str],
+) -> list[str]:
+  """Returns the line of one metric."""
+  n = 0
+  cells = []
+  for model in models:
+    value = estimates[model][metric["name"]]
+    paper_values = metric["paper"].get(model)
+    cells.append(_cell(metric, value, paper_values))
+    n = max(n, value["n"])  # a metric may apply to fewer answers of one model than of another
+  arrow = ARROWS[metric["better"]]  # the direction in which the metric improves
+  name = escape(metric["name"]) + arrow
+  return [escape(task), name, f"{n:,}", *cells]
+
+
+def _cell(metric: Json, plain: Json, paper_values: Sequence[float] | None) -> str:
+  """Returns an estimate, with the paper's values in small print under it."""
+  value = estimate(plain)
+  if math.isnan(value.value):
+    return "–"
+  cell = html.cell(value, metric["percent"], metric["decimals"])
+  if not paper_values:
+    return cell
+  numbers = " / ".join(_formatted(metric, number) for number in paper_values)
+  return f"{cell}<small>paper {numbers}</small>"
+
+
+def _formatted(metric: Json, number: float) -> str:
+  if metric["percent"]:
+    return html.percent(number)
+  return html.minus(number, metric["decimals"])
+
+
+def _slices(task: str, about: Json, look: Mapping[str, Look]) -> str:
+  """Returns a table of the first metric for each group of slices, folded; "" without slices."""
+  metric = about["metrics"][0]
+  tables = ""
+  for group, values in about["slices"].items():
+    tables += _slice_table(task, metric, group, values, look)
+  if not tables:
+    return ""
+  return f"<details><summary>{escape(task)}: slices</summary>{tables}</details>"
+
+
+def _slice_table(
+  task: str,
+  metric: Json,
+  group: str,
+  values: Mapping[str, Json],
+  look: Mapping[str, Look],
+) -> str:
+  """Returns a line for each value of a group, a column for each model."""
+  name = metric["name"]
+  models_in_table: set[str] = set().union(*values.values())
+  models = [model for model in look if model in models_in_table]
+  rows = []
+  for value, row in values.items():
+    # The paper has no slices, so that its numbers do not stand here.
+    cells = [_cell(metric, row[model][name], None) for model in models]
+    rows.append([escape(value), *cells])
+  caption = escape(f"{task}, {name} by {group}")
+  head = [escape(text) for text in (group, *models)]
+  table = html.table(head, rows)
+  return f"<figure><figcaption>{caption}</figcaption>{table}</figure>"
+
+
+# --- figures ---
 
 
 def lines(
-  found: Mapping[str, Estimate], look: Mapping[str, Look], theirs: Mapping[str, Curve]
+  estimates: Mapping[str, Estimate],
+  look: Mapping[str, Look],
+  paper_curves: Mapping[str, Curve],
 ) -> list[Line]:
-  """A line for each method, with the paper's by method; none where no method has models of several
-  sizes.
+  """Returns a line over the number of parameters for each method, the paper's curve beside it.
+
+  There are none unless some method has models of several sizes, and the size of every model is
+  recorded.
   """
-  methods: dict[str, list[str]] = {}
-  for model in found:
-    methods.setdefault(paper.split(model)[0], []).append(model)
-  sizes = [{look[model].parameters for model in models} for models in methods.values()]
-  if max(map(len, sizes), default=0) < 2 or 0 in set().union(*sizes):
+  models_by_method: dict[str, list[str]] = {}
+  for model in estimates:
+    method, _ = paper.split(model)
+    models_by_method.setdefault(method, []).append(model)
+  most_sizes = 0
+  for models in models_by_method.values():
+    sizes = {look[model].parameters for model in models}
+    if 0 in sizes:
+      return []
+    most_sizes = max(most_sizes, len(sizes))
+  if most_sizes < 2:
     return []
-  points = lambda models: [(look[model].parameters, found[model]) for model in models]
-  first = lambda models: models[0].partition("@")[0]
-  return [
-    Line(first(m), look[m[0]].kind, points(m), theirs.get(method, ()))
-    for method, m in methods.items()
-  ]
+
+  method_lines = []
+  for method, models in models_by_method.items():
+    name = models[0].partition("@")[0]  # as it is written, while `method` is in small letters
+    points = []
+    for model in models:
+      parameters = look[model].parameters
+      points.append((parameters, estimates[model]))
+    kind = look[models[0]].kind
+    paper_curve = paper_curves.get(method, ())
+    method_lines.append(Line(name, kind, points, paper_curve))
+  return method_lines
 
 
-def render(name: str, found: Mapping[str, Any], draws: Mapping[str, Draw]) -> str:
-  """The page of results.json; `draws` are for what suites say of all models at once."""
-  all_looks = looks(found["models"])
-  sections = [_models(found)]
-  for suite, part in found["suites"].items():
-    draw, look = draws.get(suite), {model: all_looks[model] for model in part["models"]}
-    drawn = draw(part["together"], look) if draw and part["together"] else ""
-    shown = {task: about for task, about in part["tasks"].items() if about["metrics"]}
-    body = "".join(_task(task, about, look) for task, about in shown.items())
-    plots = html.grid(
-      [_plot(task, about, look, part["settings"]["baseline"]) for task, about in shown.items()]
-    )
-    plots = (
-      f"<details><summary>{escape(suite)}: figures</summary>{plots}</details>" if plots else ""
-    )
-    sections.append(
-      html.section(suite, suite, "", _settings(part), drawn, _table(part), plots, body)
-    )
-  links = "".join(f'<a href="#{at}">{escape(title)}</a>' for at, title, _ in sections)
-  count = len(found["models"])
-  title = f"Evaluations of {count} model{'s' if count != 1 else ''}"
-  head = f'<p class="run">{escape(name)}</p><h1>{title}</h1><p>{escape(LEAD)}</p>'
-  body = "".join(part for *_, part in sections)
-  return html.page(f"{name} · InstructJAX", f"<header>{head}<nav>{links}</nav></header>{body}")
-
-
-def _models(found: Mapping[str, Any]) -> tuple[str, str, str]:
-  said = lambda about, name: escape(str(about.get(name, "")))
-  rows = [
-    [
-      escape(name),
-      said(about, "source"),
-      f"{about.get('parameters', 0):,}",
-      said(about, "weights")[:12],
-    ]
-    for name, about in found["models"].items()
-  ]
-  notes = "".join(f'<p class="note">{escape(note)}.</p>' for note in found["notes"])
-  return html.section(
-    "models", "Models", "", html.table(("name", "source", "parameters", "weights"), rows), notes
-  )
-
-
-def _settings(part: Mapping[str, Any]) -> str:
-  """What a suite was made with: another one on this page may have been made with other settings."""
-  made = ", ".join(f"{name} {value}" for name, value in part["settings"].items() if value != "")
-  return f'<p class="note">Made with {escape(made)}.</p>'
-
-
-def _table(part: Mapping[str, Any]) -> str:
-  """A line for each task and metric; the paper's three numbers stand under a value."""
-  rows, models = [], part["models"]
-  for task, about in part["tasks"].items():
-    for metric in about["metrics"]:
-      cells = [
-        _cell(metric, about["models"][m][metric["name"]], metric["paper"].get(m)) for m in models
-      ]
-      n = max((about["models"][m][metric["name"]]["n"] for m in models), default=0)
-      arrow = {1: " ↑", -1: " ↓", 0: ""}[metric["better"]]
-      rows.append([escape(task), escape(metric["name"]) + arrow, f"{n:,}", *cells])
-  notes = "".join(
-    f'<p class="note">{escape(task)}: {escape(about["about"])}</p>'
-    for task, about in part["tasks"].items()
-    if about["about"]
-  )
-  cut = "".join(
-    f'<p class="note">{escape(task)}: the prompts of {count} of {about["n"]} items did not fit the '
-    "context of "
-    f"{escape(model)} and lost their beginning.</p>"
-    for task, about in part["tasks"].items()
-    for model, count in about["cut"].items()
-  )
-  return (
-    (html.table(("task", "metric", "n", *map(escape, models)), rows) if rows else "") + notes + cut
-  )
-
-
-def estimate(found: Mapping[str, Any]) -> Estimate:
-  """An estimate of results.json; null is NaN."""
-  number = lambda name: math.nan if found[name] is None else float(found[name])
-  return Estimate(number("value"), number("low"), number("high"), int(found["n"]))
-
-
-def _cell(
-  metric: Mapping[str, Any], found: Mapping[str, Any], theirs: Sequence[float] | None
+def _plot(
+  task: str,
+  about: Json,
+  look: Mapping[str, Look],
+  baseline: str,
 ) -> str:
-  e = estimate(found)
-  if math.isnan(e.value):
-    return "–"
-  show = lambda value: (
-    html.percent(value) if metric["percent"] else html.minus(value, metric["decimals"])
-  )
-  beside = f"<small>paper {' / '.join(show(v) for v in theirs)}</small>" if theirs else ""
-  return html.cell(e, metric["percent"], metric["decimals"]) + beside
+  """Returns a figure of the first metric: lines over sizes, or a forest as in Figure 7."""
+  metric = about["metrics"][0]
+  name = metric["name"]
+  number_format = {"percent": metric["percent"], "decimals": metric["decimals"]}
+  estimates = {}
+  for model in look:
+    value = estimate(about["models"][model][name])
+    if math.isfinite(value.value):  # a metric that applies to no item has no value to draw
+      estimates[model] = value
 
-
-def _plot(name: str, about: Mapping[str, Any], look: Mapping[str, Look], baseline: str) -> str:
-  """The first metric of a task: over sizes, or for every model as the paper's Figure 7 has it, with
-  the paper's largest models beside and a line at the baseline.
-  """
-  first = about["metrics"][0]
-  each = {model: estimate(about["models"][model][first["name"]]) for model in look}
-  each = {model: e for model, e in each.items() if math.isfinite(e.value)}
-  how = {"percent": first["percent"], "decimals": first["decimals"]}
-  theirs = {
-    who: paper.curve(values)
-    for who, values in first["paper"].items()
-    if len(values) == len(paper.SIZES)
-  }
-  if drawn := lines(each, look, theirs):
-    return curves.curves(name, drawn, first["name"], **how)
-  beside = {
-    model: [("gold", first["paper"][model][-1], math.nan, math.nan)]
-    for model in each
-    if model in first["paper"]
-  }
-  rows = [
-    figures.Row(model, [(look[model].kind, *e[:3]), *beside.get(model, [])])
-    for model, e in each.items()
-  ]
-  if not rows:
+  paper_curves = {}
+  for model, values in metric["paper"].items():
+    if len(values) == len(paper.SIZES):  # METHOD@SIZE has one value, which makes no curve
+      paper_curves[model] = paper.curve(values)
+  method_lines = lines(estimates, look, paper_curves)
+  if method_lines:
+    return curves.curves(task, method_lines, name, **number_format)
+  if not estimates:
     return ""
-  level = next((row for row in rows if row.label == baseline), rows[0]).marks[0][1]
+
+  rows, models_of_paper = [], []
+  for model, value in estimates.items():
+    kind = look[model].kind
+    marks: list[Any] = [(kind, value.value, value.low, value.high)]
+    if model in metric["paper"]:
+      # The paper's largest model; its figures have no intervals that could be read off.
+      largest = metric["paper"][model][-1]
+      marks.append(("gold", largest, math.nan, math.nan))
+      models_of_paper.append(model)
+    rows.append(figures.Row(model, marks))
+  # A line marks the value of the baseline, or of the first model where there is none.
+  first = next(iter(estimates))
+  reference = estimates.get(baseline, estimates[first])
   return figures.forest(
-    name, rows, first["name"], reference=level, legend=legend(list(beside)), **how
+    task,
+    rows,
+    name,
+    reference=reference.value,
+    legend=legend(models_of_paper),
+    **number_format,
   )
 
 
 def legend(models: Sequence[str]) -> list[tuple[str, str]]:
-  """What the paper's marks beside these models are."""
+  """Returns what the paper's marks beside these models are, as (style, text)."""
   if not models:
     return []
-  sized = [bool(paper.split(model)[1]) for model in models]
-  some = "the paper's: of the size in the name, else 175B" if any(sized) else "the paper's, 175B"
-  return [("gold", "the paper's of that size" if all(sized) else some)]
+  sizes = [paper.split(model)[1] for model in models]
+  with_size = [bool(size) for size in sizes]
+  if all(with_size):
+    return [("gold", "the paper's of that size")]
+  if any(with_size):
+    return [("gold", "the paper's: of the size in the name, else 175B")]
+  return [("gold", "the paper's, 175B")]
 
 
-def _task(name: str, about: Mapping[str, Any], look: Mapping[str, Look]) -> str:
-  """The first metric of each slice, folded."""
-  first = about["metrics"][0]
-  found = "".join(
-    _slices(name, first, group, values, look) for group, values in about["slices"].items()
-  )
-  return f"<details><summary>{escape(name)}: slices</summary>{found}</details>" if found else ""
+# --- the terminal ---
 
 
-def _slices(
-  name: str,
-  metric: Mapping[str, Any],
-  group: str,
-  values: Mapping[str, Any],
-  look: Mapping[str, Look],
-) -> str:
-  models = [model for model in look if any(model in row for row in values.values())]
-  head = (escape(group), *map(escape, models))
-  rows = [
-    [escape(value), *(_cell(metric, row[m][metric["name"]], None) for m in models)]
-    for value, row in values.items()
-  ]
-  title = escape(f"{name}, {metric['name']} by {group}")
-  return f"<figure><figcaption>{title}</figcaption>{html.table(head, rows)}</figure>"
-
-
-def show(found: Mapping[str, Any], suites: Sequence[str], path: Path) -> None:
-  """Prints the tables of these suites."""
+def show(results: Json, suites: Sequence[str], path: Path) -> None:
+  """Prints the tables of these suites, the notes and the path of the page."""
   from rich.console import Console
-  from rich.table import Table
-  from rich.text import Text
 
   console = Console()
-  most = max((console.width - NAMED) // CELL, 1)  # models beside each other
+  # A table with more models than fit is printed in several parts, one below the other.
+  models_a_table = max((console.width - NAMED) // CELL, 1)
   for suite in suites:
-    part = found["suites"][suite]
-    for models in (part["models"][at : at + most] for at in range(0, len(part["models"]), most)):
-      table = Table(title=suite)
-      for name in ("task", "metric", "n", *models):
-        table.add_column(Text(name))  # a name may hold what rich would take for a style
-      for task, about in part["tasks"].items():
-        for metric in about["metrics"]:
-          each = [estimate(about["models"][m][metric["name"]]) for m in models]
-          table.add_row(
-            task, metric["name"], str(max(e.n for e in each)), *(_said(metric, e) for e in each)
-          )
+    part = results["suites"][suite]
+    models_of_suite = part["models"]
+    for start in range(0, len(models_of_suite), models_a_table):
+      models = models_of_suite[start : start + models_a_table]
+      table = _terminal_table(suite, part, models)
       if table.row_count:
         console.print(table)
-  for line in (*(f"note: {note}" for note in found["notes"]), f"Report: {path}"):
+  notes = [f"note: {note}" for note in results["notes"]]
+  for line in (*notes, f"Report: {path}"):
     console.print(line, highlight=False, markup=False)
 
 
-def _said(metric: Mapping[str, Any], e: Estimate) -> str:
-  if math.isnan(e.value):
+def _terminal_table(suite: str, part: Json, models: Sequence[str]) -> Any:
+  """Returns the rich table of a suite for some of its models."""
+  from rich.table import Table
+  from rich.text import Text
+
+  table = Table(title=suite)
+  for name in ("task", "metric", "n", *models):
+    table.add_column(Text(name))  # a plain string could hold what rich takes for a style
+  for task, about in part["tasks"].items():
+    for metric in about["metrics"]:
+      name = metric["name"]
+      estimates = [estimate(about["models"][model][name]) for model in models]
+      n = max(value.n for value in estimates)
+      cells = [_terminal_cell(metric, value) for value in estimates]
+      table.add_row(task, name, str(n), *cells)
+  return table
+
+
+def _terminal_cell(metric: Json, value: Estimate) -> str:
+  """Returns the value on one line and its interval on the next."""
+  if math.isnan(value.value):
     return "-"
-  scale, places = (100, 1) if metric["percent"] else (1, metric["decimals"])
-  return f"{scale * e.value:.{places}f}\n{scale * e.low:.{places}f} to {scale * e.high:.{places}f}"
+  scale, places = 1, metric["decimals"]
+  if metric["percent"]:
+    scale, places = 100, 1
+  middle = f"{scale * value.value:.{places}f}"
+  low = f"{scale * value.low:.{places}f}"
+  high = f"{scale * value.high:.{places}f}"
+  return f"{middle}\n{low} to {high}"

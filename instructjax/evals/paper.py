@@ -1,8 +1,7 @@
-"""The paper's own numbers (Ouyang et al. 2022, Tables 6 to 14 and figures), corrected:
-`docs/errata.md` says where and why.
+"""The paper's own numbers (Ouyang et al. 2022, Tables 6 to 14 and figures), corrected.
 
-`paper.json` holds Table 14 and what was read off the figures.  Its TLDR row is a copy of CNN/DM
-in the paper and left out.
+`docs/errata.md` says where the paper was corrected and why. `paper.json` holds Table 14 and what
+was read off the figures. The TLDR row of the paper is a copy of CNN/DM and is left out.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 SIZES = ("1.3B", "6B", "175B")
-PARAMETERS = (1.3e9, 6e9, 175e9)
+PARAMETERS = (1.3e9, 6e9, 175e9)  # of SIZES, where the paper's values stand in a curve
+# From the name of a method here to the paper's.
 MODELS = {
   "base": "GPT",
   "gpt": "GPT",
@@ -22,62 +22,80 @@ MODELS = {
   "ppo": "PPO",
   "ptx": "PPO-ptx",
   "ppo-ptx": "PPO-ptx",
-}  # ours -> theirs
+}
 
 
 @cache
 def tables() -> dict[str, Any]:
-  """Everything in `paper.json`."""
-  return json.loads((Path(__file__).parent / "paper.json").read_text(encoding="utf-8"))
+  """Returns everything in `paper.json`."""
+  path = Path(__file__).parent / "paper.json"
+  return json.loads(path.read_text(encoding="utf-8"))
 
 
 def row(task: str, metric: str, prompt: str) -> dict[str, list[float]]:
-  """{model of the paper: [1.3B, 6B, 175B]} of one row of Table 14 or a figure.  Raises KeyError
-  where there is none.
+  """Returns {model of the paper: [1.3B, 6B, 175B]} of one row of Table 14 or a figure.
+
+  Raises:
+    KeyError: if there is no such row.
   """
-  for found in tables()["table14"] + tables()["figures"]:
-    if (found["task"], found["metric"], found["prompt"]) == (task, metric, prompt):
-      return found["values"]
+  place = (task, metric, prompt)
+  for candidate in tables()["table14"] + tables()["figures"]:
+    candidate_place = (candidate["task"], candidate["metric"], candidate["prompt"])
+    if candidate_place == place:
+      return candidate["values"]
   raise KeyError(f"{task}, {metric}, {prompt}")
 
 
+# --- names of models, METHOD or METHOD@SIZE ---
+
+
 def split(model: str) -> tuple[str, str]:
-  """(method, size) of a model called METHOD@SIZE, in small letters: ("sft", "1.3b"); the size of
-  another is "".
-  """
+  """Returns (method, size) in small letters, such as ("sft", "1.3b"); "" where there is no size."""
   method, _, size = model.lower().partition("@")
   return method, size
 
 
 def theirs(model: str) -> str | None:
-  """The paper's name of the method that a model of ours is named after."""
+  """Returns the paper's name of the method that a model is named after, None where it has none."""
   return MODELS.get(split(model)[0])
 
 
 def sizes(model: str) -> tuple[str, ...]:
-  """The paper's sizes that stand beside a model: that of METHOD@SIZE, none where the paper has no
-  such model, or all three.
+  """Returns the paper's sizes that compare with a model: the size in its name, or all three.
+
+  There are none if the name holds a size that the paper does not have.
   """
-  size = split(model)[1]
-  return tuple(one for one in SIZES if size in ("", one.lower()))
+  own_size = split(model)[1]
+  # A model without a size in its name may have any.
+  if not own_size:
+    return SIZES
+  return tuple(size for size in SIZES if size.lower() == own_size)
 
 
 def of_sizes(model: str, values: Sequence[float] | None) -> list[float] | None:
-  """Of the paper's [1.3B, 6B, 175B] those that stand beside a model; None where there is none."""
-  kept = sizes(model)
-  return [
-    value for value, size in zip(values or (), SIZES, strict=bool(values)) if size in kept
-  ] or None
+  """Returns those of the values [1.3B, 6B, 175B] that compare with a model, None without any."""
+  if not values:
+    return None
+  own_sizes = sizes(model)
+  selected = []
+  for value, size in zip(values, SIZES, strict=True):
+    if size in own_sizes:
+      selected.append(value)
+  return selected or None
 
 
 def curve(values: Sequence[float]) -> list[tuple[float, float]]:
-  """(parameters, value) of the paper's [1.3B, 6B, 175B]."""
+  """Returns the values [1.3B, 6B, 175B] as points (parameters, value)."""
   return list(zip(PARAMETERS, values, strict=True))
 
 
 def beside(model: str, place: tuple[str, str, str] | None) -> list[float] | None:
-  """The paper's numbers, one for each of `sizes`, for the model that ours is named after; None
-  where it has none.
+  """Returns the paper's numbers for the model that ours is named after, one for each of `sizes`.
+
+  `place` is the (task, metric, prompt) of the row. The result is None where the paper has none.
   """
   name = theirs(model)
-  return of_sizes(model, row(*place)[name]) if place and name else None
+  if name is None or not place:
+    return None
+  values = row(*place)[name]
+  return of_sizes(model, values)

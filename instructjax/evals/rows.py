@@ -1,6 +1,7 @@
-"""Rows of evaluation data from any source of `data.sources` (JSONL, Parquet, prepared TFDS data
-sets, the hub, buckets), and from files that end in .csv or .tsv, whose first line names the
-columns.
+"""Rows of evaluation data, from any source of `data.sources` and from CSV and TSV files.
+
+Sources are JSONL, Parquet, prepared TFDS data sets, the hub and buckets. A file whose name ends in
+.csv or .tsv names its columns in the first line.
 """
 
 from __future__ import annotations
@@ -17,62 +18,89 @@ from instructjax.data.records.records import RecordError
 from instructjax.errors import UserError
 
 T = TypeVar("T")
+SHOWN = 60  # characters of a wrong value in a message
 
 
 def read(
-  source: str, convert: Callable[[Mapping[str, Any]], T], *, folder: str | None = None
+  source: str,
+  convert: Callable[[Mapping[str, Any]], T],
+  *,
+  folder: str | None = None,
 ) -> list[T]:
-  """convert(row) of every row of a source, in order.
+  """Returns convert(row) of every row of a source, in order.
 
-  `convert` raises RecordError, its message beginning with the field, for a row that is not what
-  it expects.  Raises UserError with a line for every bad row, naming the file and the line, and
-  where there is no row.
+  Args:
+    source: the source.
+    convert: makes an item of a row. It raises RecordError, with a message that begins with the name
+      of the field, for a row that is not as expected.
+    folder: where TFDS data sets were prepared; None is the default of TFDS.
+
+  Raises:
+    UserError: if there is no row or a bad one; it has a line with file and line for every bad row.
   """
-  found, problems = [], []
+  converted: list[T] = []
+  problems: list[str] = []
   for part in _parts(source, folder):
     for line, row in enumerate(part.rows(), 1):
       try:
-        found.append(convert(_object(row)))
+        converted.append(convert(_object(row)))
       except RecordError as problem:
-        problems += [f"{part.name}:{line}: {what}" for what in problem.args]
+        problems += [f"{part.name}:{line}: {complaint}" for complaint in problem.args]
       except KeyError as problem:
         problems.append(f"{part.name}:{line}: {problem.args[0]}: missing")
   records.report(problems)
-  if not found:
+  if not converted:
     raise UserError(f"{source}: holds no rows; give evaluation data, one JSON object a line")
-  return found
+  return converted
 
 
 def named(text: str, default: str) -> dict[str, str]:
-  """{name: source} of "NAME=SOURCE; NAME=SOURCE"; a single source needs no name.  Raises UserError
-  for a name that stands twice and for several without names.
+  """Returns {name: source} of "NAME=SOURCE; NAME=SOURCE"; a single source may go without a name.
+
+  Raises:
+    UserError: if a name occurs twice, or one of several sources has none.
   """
-  found: dict[str, str] = {}
-  parts = [part.strip() for part in text.split(";") if part.strip()]
+  source_by_name: dict[str, str] = {}
+  parts = [part.strip() for part in text.split(";")]
+  parts = [part for part in parts if part]
   for part in parts:
     match = re.fullmatch(r"([A-Za-z][\w.-]*)=(.+)", part)
-    if not match and len(parts) > 1:
+    if match:
+      name, source = match[1], match[2].strip()
+    elif len(parts) == 1:
+      name, source = default, part
+    else:
       raise UserError(f"{part!r}: of several each needs a name, NAME=SOURCE; NAME=SOURCE")
-    name, source = (match[1], match[2].strip()) if match else (default, part)
-    if name in found:
-      raise UserError(f"{text!r}: the name {name!r} stands twice")
-    found[name] = source
-  return found
+    if name in source_by_name:
+      raise UserError(f"{text!r}: the name {name!r} occurs twice")
+    source_by_name[name] = source
+  return source_by_name
+
+
+# --- reading ---
 
 
 def _parts(source: str, folder: str | None) -> list[sources.Part]:
+  """Returns the files of a source."""
   if source.endswith((".csv", ".tsv")):
     return [sources.Part(source, lambda: _table(Path(source)))]
   return sources.parts(source, folder)
 
 
 def _table(path: Path) -> Iterator[Mapping[str, str]]:
+  """Yields the rows of a CSV or TSV file.
+
+  Raises:
+    UserError: if the file cannot be read, or a line has another number of cells than the first.
+  """
+  is_tsv = path.suffix == ".tsv"
+  # In a TSV file a quotation mark is a character like any other.
+  quoting = csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL
+  delimiter = "\t" if is_tsv else ","
   try:
+    # utf-8-sig drops the byte order mark that spreadsheets write.
     with path.open(encoding="utf-8-sig", newline="") as lines:
-      quoting = csv.QUOTE_NONE if path.suffix == ".tsv" else csv.QUOTE_MINIMAL
-      table = csv.reader(
-        lines, delimiter="\t" if path.suffix == ".tsv" else ",", quoting=quoting, strict=True
-      )
+      table = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
       names = next(table, [])
       for cells in table:
         if len(cells) != len(names):
@@ -86,6 +114,11 @@ def _table(path: Path) -> Iterator[Mapping[str, str]]:
 
 
 def _object(row: Any) -> Mapping[str, Any]:
+  """Returns a row as a mapping; rows of JSONL come as bytes.
+
+  Raises:
+    RecordError: if it is none.
+  """
   if isinstance(row, bytes):
     try:
       row = json.loads(row)
@@ -96,36 +129,48 @@ def _object(row: Any) -> Mapping[str, Any]:
   return row
 
 
+# --- fields ---
+
+
 def text(row: Mapping[str, Any], field: str) -> str:
-  """A text that is not empty.  Raises RecordError for anything else."""
+  """Returns a text that is not empty.
+
+  Raises:
+    RecordError: if the field holds anything else.
+  """
   value = row.get(field)
   if not isinstance(value, str) or not value.strip():
-    raise RecordError(
-      f"{field}: a text is expected, this is "
-      f"{json.dumps(value, ensure_ascii=False, default=str)[:60]}"
-    )
+    raise RecordError(f"{field}: a text is expected, this is {_shortened(value)}")
   return value
 
 
 def texts(row: Mapping[str, Any], field: str) -> tuple[str, ...]:
-  """A list of texts.  Raises RecordError for anything else."""
+  """Returns a list of texts.
+
+  Raises:
+    RecordError: if the field holds anything else.
+  """
   value = row.get(field)
-  if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
-    shown = json.dumps(value, ensure_ascii=False, default=str)[:60]
-    raise RecordError(f"{field}: a list of texts is expected, this is {shown}")
-  return tuple(value)
+  if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+    return tuple(value)
+  raise RecordError(f"{field}: a list of texts is expected, this is {_shortened(value)}")
 
 
 def choice(row: Mapping[str, Any], field: str, count: int) -> int:
-  """A whole number from 0 to count - 1.  Raises RecordError for anything else; -1 is how public
-  test sets hide answers.
+  """Returns a whole number from 0 to count - 1.
+
+  Raises:
+    RecordError: if the field holds anything else.
   """
   value = row.get(field)
-  if type(value) is not int or not 0 <= value < count:
-    hidden = (
-      "; the answers of this split are not public, use train or validation" if value == -1 else ""
-    )
-    raise RecordError(
-      f"{field}: a whole number from 0 to {count - 1} is expected, this is {value!r}{hidden}"
-    )
-  return value
+  if type(value) is int and 0 <= value < count:  # not isinstance: true and false are no numbers
+    return value
+  message = f"{field}: a whole number from 0 to {count - 1} is expected, this is {value!r}"
+  if value == -1:  # how public test sets hide their answers
+    message += "; the answers of this split are not public, use train or validation"
+  raise RecordError(message)
+
+
+def _shortened(value: Any) -> str:
+  """Returns the beginning of a value as JSON, for a message."""
+  return json.dumps(value, ensure_ascii=False, default=str)[:SHOWN]

@@ -1,17 +1,15 @@
-"""`instructjax eval`: asks every model, scores every answer, and leaves the tables, the items and a
-page.
+"""`instructjax eval` asks every model, scores every answer, and leaves tables, items and a page.
 
-The directory of an evaluation holds `answers/` (what models said), `scores/` (what that is
-worth, item by item), `results.json` (the layout is that of `results`), `results.csv` (a line for
-each number, the paper's beside it), `config.json`, `manifest.json` and `report.html`.  Models
+The directory of an evaluation holds `answers/` (what the models answered), `scores/` (what that is
+worth, item by item), `results.json` (its layout is described in `results`), `results.csv` (a line
+for each number, the paper's beside it), `config.json`, `manifest.json` and `report.html`. Models
 and suites can be added later: only what is missing runs.
 
-What the page shows is all that the directory knows.  The table of a suite is made by one
-command, at once, so that its numbers are of the same items under the same settings, and stands
-there until the suite is evaluated again.  A model that no longer is in `--models` stays in the
-table where it has answered every item under these settings, and was scored by this judge; where
-it has not, or where the weights under its name are others now, it is left out with a line that
-says so.
+The page shows everything in the directory. The table of a suite is made as a whole by one command,
+so that its numbers are of the same items under the same settings, and it stays until the suite is
+evaluated again. A model that is no longer in `--models` stays in the table if it has answered every
+item under these settings and was scored by this judge. If it has not, or if its name now stands for
+other weights, it is left out and a note says so.
 """
 
 from __future__ import annotations
@@ -19,199 +17,358 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from instructjax.errors import UserError
 from instructjax.evals import answers, results, subject
-from instructjax.evals.tasks import Draw, Item, Logp, Said, Scores, Suite, Task, fingerprint
+from instructjax.evals.tasks import (
+  Draw,
+  Item,
+  Logp,
+  Reply,
+  Scores,
+  Suite,
+  Task,
+  Value,
+  fingerprint,
+)
 from instructjax.runs import provenance, writers
 from instructjax.runs.progress import progressing
+from instructjax.settings import EvalSettings
 from instructjax.settings.fields import to_dict
 from instructjax.stages import running
 
-Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
-Open = Callable[[Config], Suite]
+Open = Callable[[EvalSettings], Suite]
+# By the names of the task and of the model, in the order of the items.
+RepliesByTask = dict[str, dict[str, list[Reply]]]
+ScoresByTask = dict[str, dict[str, list[Scores]]]
 
 
 def main(
-  config: Config,
+  config: EvalSettings,
   workdir: Path,
   models: Mapping[str, str],
   suites: Mapping[str, Open],
   draws: Mapping[str, Draw] | None = None,
 ) -> None:
-  """Evaluates the models, by name and source, on the suites, by name; `draws` are those of all
-  suites that there are.
+  """Evaluates models on suites and writes the results.
+
+  Args:
+    config: the settings.
+    workdir: the directory of the evaluation.
+    models: {name: source}.
+    suites: the functions that open the suites, by name.
+    draws: the functions that draw a suite's own part of the page, for all existing suites: the page
+      shows those of earlier commands too.
+
+  Raises:
+    UserError: if a suite, its data or a model is not as expected.
   """
-  c = config
   with contextlib.ExitStack() as stack:
-    parts = stack.enter_context(running.devices(c.mesh))
-    opened = [
-      suite(c) for suite in suites.values()
-    ]  # a judge of ours lies on the devices of the mesh
-    tasks = [task for suite in opened for task in suite.tasks]
-    _checked(tasks)
+    parts = stack.enter_context(running.devices(config.mesh))
+    # A suite may open a judge of ours, which lies on the devices of the mesh.
+    opened_suites = [open_suite(config) for open_suite in suites.values()]
+    tasks = [task for suite in opened_suites for task in suite.tasks]
+    _require_unique_ids(tasks)
+
+    # Everything that can be wrong is checked before the first model is opened.
     notes: list[str] = []
-    heard: dict[str, dict[str, list[Said]]] = {}
-    for suite in opened:
-      heard |= before(c, workdir, models, suite, notes)
-      names = [*heard[suite.tasks[0].name], *models]
+    replies: RepliesByTask = {}
+    for suite in opened_suites:
+      replies |= earlier_replies(config, workdir, models, suite, notes)
+      first_task = suite.tasks[0].name
+      names = [*replies[first_task], *models]
       if suite.check is not None:
         suite.check(names)
-      if len(names) > 1 and c.baseline not in names:
+      if len(names) > 1 and config.baseline not in names:
         notes.append(
-          f"{suite.name}: no model is called {c.baseline} (config.baseline), so there are no "
+          f"{suite.name}: no model is called {config.baseline} (config.baseline), so there are no "
           "differences"
         )
-    stack.enter_context(writers.open_run(workdir, to_dict(c), seed=c.seed))
+    run_directory = writers.open_run(workdir, to_dict(config), seed=config.seed)
+    stack.enter_context(run_directory)
+
+    # One model is open at a time, and answers all tasks.
     for name, source in models.items():
-      for task, said in ask(c, workdir, name, source, tasks, parts).items():
-        heard[task][name] = said
-    worth = {
-      task.name: {
-        model: score(workdir, task, model, said) for model, said in heard[task.name].items()
-      }
-      for task in tasks
-    }
-    found = {suite.name: results.of_suite(c, workdir, suite, heard, worth) for suite in opened}
-    results.leave(workdir, found, models, notes, draws or {})
+      replies_of_model = ask(config, workdir, name, source, tasks, parts)
+      for task_name, task_replies in replies_of_model.items():
+        replies[task_name][name] = task_replies
+
+    scores: ScoresByTask = {}
+    for task in tasks:
+      scores[task.name] = {}
+      for model, task_replies in replies[task.name].items():
+        model_scores = score(workdir, task, model, task_replies)
+        scores[task.name][model] = model_scores
+
+    parts_by_suite = {}
+    for suite in opened_suites:
+      part = results.of_suite(config, workdir, suite, replies, scores)
+      parts_by_suite[suite.name] = part
+    results.write(workdir, parts_by_suite, models, notes, draws or {})
 
 
-def before(
-  config: Config, workdir: Path, models: Mapping[str, str], suite: Suite, notes: list[str]
-) -> dict[str, dict[str, list[Said]]]:
-  """What models beside `models` have said in a suite, by task: those that have answered everything
-  and were scored.
+def _require_unique_ids(tasks: Sequence[Task]) -> None:
+  """Raises UserError if a task's name or an id within one repeats: answers are stored by them."""
+  task_names = [task.name for task in tasks]
+  _require_unique("task", task_names)
+  for task in tasks:
+    item_ids = [item.id for item in task.items]
+    _require_unique(task.name, item_ids)
 
-  `notes` gets a line for each that has begun and is left out.
+
+def _require_unique(owner: str, ids: Sequence[str]) -> None:
+  """Raises UserError if an id repeats; `owner` says whose ids they are."""
+  seen: set[str] = set()
+  for id_ in ids:
+    if id_ in seen:
+      raise UserError(
+        f"{owner}: the id {id_!r} occurs twice; ids of items must be unique within a task"
+      )
+    seen.add(id_)
+
+
+# --- asking ---
+
+
+def earlier_replies(
+  config: EvalSettings,
+  workdir: Path,
+  models: Mapping[str, str],
+  suite: Suite,
+  notes: list[str],
+) -> RepliesByTask:
+  """Returns the replies of models that stay in the table of a suite without being in `models`.
+
+  They are those that have answered and were scored completely. `notes` gets a line for each model
+  that has answered something and is left out.
   """
-  found: dict[str, dict[str, list[Said]]] = {task.name: {} for task in suite.tasks}
+  replies: RepliesByTask = {task.name: {} for task in suite.tasks}
   for name, about in provenance.noted(workdir).items():
     if name in models:
-      continue
+      continue  # it is going to be asked
+    begin = f"{suite.name}: {name} is left out, "
     try:
-      said = {
-        task.name: _kept(config, workdir, name, about["source"], task) for task in suite.tasks
-      }
+      was_asked, complete = _complete_replies(config, workdir, name, about["source"], suite)
     except UserError:
-      notes.append(
-        f"{suite.name}: {name} is left out, it has answered other items or under other settings"
-      )
+      notes.append(begin + "it has answered other items or under other settings")
       continue
-    if all(one is None for one in said.values()):
-      continue  # it was never asked
-    if not all(said.values()):
-      notes.append(
-        f"{suite.name}: {name} is left out, it has not answered every item; add it to --models"
-      )
-    elif not all(_scored(workdir, task, name, said[task.name] or [])[2] for task in suite.tasks):
-      notes.append(
-        f"{suite.name}: {name} is left out, another judge has scored it; add it to --models"
-      )
+    if not was_asked:
+      continue  # it has answered other suites alone
+    # Its numbers must be of the same items as those of the others, and of the same judge.
+    if len(complete) < len(suite.tasks):
+      notes.append(begin + "it has not answered every item; add it to --models")
+    elif not _all_scored(workdir, name, suite, complete):
+      notes.append(begin + "another judge has scored it; add it to --models")
     else:
-      for task, one in said.items():
-        found[task][name] = one or []
-  return found
+      for task_name, task_replies in complete.items():
+        replies[task_name][name] = task_replies
+  return replies
 
 
-def _kept(config: Config, workdir: Path, name: str, source: str, task: Task) -> list[Said] | None:
-  """What a model has said in a task, [] where that is not all, None where it is nothing; raises as
-  `answers.missing`.
+def _complete_replies(
+  config: EvalSettings,
+  workdir: Path,
+  name: str,
+  source: str,
+  suite: Suite,
+) -> tuple[bool, dict[str, list[Reply]]]:
+  """Returns (whether a model was asked anything, its replies to the tasks that it has completed).
+
+  Raises:
+    UserError: if it was asked something else, as in `answers.stored`.
   """
-  path = answers.file(workdir / "answers", task.name, name)
-  known, _, incomplete = answers.missing(task, path, subject.settings(source, config))
-  return None if not known else [] if incomplete else answers.said(task, known)
+  settings = subject.settings(source, config)
+  was_asked = False
+  replies: dict[str, list[Reply]] = {}
+  for task in suite.tasks:
+    path = answers.file(workdir / "answers", task.name, name)
+    stored = answers.stored(task, path, settings)
+    was_asked = was_asked or bool(stored.by_place)
+    if stored.by_place and stored.complete:
+      replies[task.name] = answers.replies(task, stored.by_place)
+  return was_asked, replies
 
 
-def _checked(tasks: Sequence[Task]) -> None:
-  """Raises UserError where a name or an id stands twice: answers are kept by them."""
-  for what, names in [
-    ("task", [task.name for task in tasks]),
-    *((task.name, [i.id for i in task.items]) for task in tasks),
-  ]:
-    seen: set[str] = set()
-    for name in names:
-      if name in seen:
-        raise UserError(
-          f"{what}: the id {name!r} stands twice; ids of items must be unique within a task"
-        )
-      seen.add(name)
+def _all_scored(
+  workdir: Path,
+  name: str,
+  suite: Suite,
+  replies: Mapping[str, Sequence[Reply]],
+) -> bool:
+  """Returns whether the scores of these replies are stored, from the judge that scores now."""
+  for task in suite.tasks:
+    stored = _stored_scores(workdir, task, name, replies[task.name])
+    if not stored.complete:
+      return False
+  return True
 
 
 def ask(
-  config: Config, workdir: Path, name: str, source: str, tasks: Sequence[Task], parts: int
-) -> dict[str, list[Said]]:
-  """What a model says in each task; it is opened only if anything is missing, or if it is not
-  surely the one that answered.
+  config: EvalSettings,
+  workdir: Path,
+  name: str,
+  source: str,
+  tasks: Sequence[Task],
+  parts: int,
+) -> dict[str, list[Reply]]:
+  """Returns the replies of a model to each task.
 
-  Raises UserError where another model has answered under its name.
+  The model is opened only if an answer is missing, or if it may not be the one that answered.
+
+  Raises:
+    UserError: if another model has answered under its name.
   """
+  folder = workdir / "answers"
   settings = subject.settings(source, config)
-  files = {task.name: answers.file(workdir / "answers", task.name, name) for task in tasks}
-  there = {task.name: answers.missing(task, files[task.name], settings) for task in tasks}
-  open_tasks = [task for task in tasks if there[task.name][2]]
+  stored: dict[str, answers.TaskAnswers] = {}
+  open_tasks = []
+  for task in tasks:
+    path = answers.file(folder, task.name, name)
+    task_answers = answers.stored(task, path, settings)
+    stored[task.name] = task_answers
+    if not task_answers.complete:
+      open_tasks.append(task)
+
   noted = provenance.noted(workdir)
+  # Even when nothing is missing, a model is opened and compared if its files have changed.
   if open_tasks or provenance.doubtful(noted.get(name), source):
     model = subject.open_subject(source, config, parts)
     provenance.compare(workdir, name, model.about)
     writers.note(workdir, models=noted | {name: dict(model.about)})
-    plans = {task.name: answers.plan(task, model) for task in open_tasks}
-    with progressing(name, 0, sum(map(len, plans.values()))) as progress:
-      done = 0
-      for task in open_tasks:
-        known, prints, _ = there[task.name]
-        done = answers.fill(
-          task, model, plans[task.name], files[task.name], known, prints, progress, done
-        )
-  return {task.name: answers.said(task, there[task.name][0]) for task in tasks}
+    _fill(model, open_tasks, name, folder, stored)
+
+  replies = {}
+  for task in tasks:
+    replies[task.name] = answers.replies(task, stored[task.name].by_place)
+  return replies
 
 
-def score(workdir: Path, task: Task, model: str, said: Sequence[Said]) -> list[Scores]:
-  """The scores of every item; those that are kept are taken as they are."""
-  known, prints, _ = _scored(workdir, task, model, said)
-  todo = [at for at, item in enumerate(task.items) if (item.id, prints[at]) not in known]
-  path = answers.file(workdir / "scores", task.name, model)
-  with progressing(f"{model} {task.name}", 0, len(todo)) as progress:
-    for start in range(0, len(todo), task.batch):
-      at = todo[start : start + task.batch]
-      found = task.score([task.items[i] for i in at], [said[i] for i in at])
-      rows = [
-        _line(task.items[i], prints[i], said[i], one) for i, one in zip(at, found, strict=True)
-      ]
-      answers.append(path, rows)
-      known |= {(row["id"], row["of"]): row["scores"] for row in rows}
-      progress.show(start + len(at), {})
-  return [known[item.id, of] for item, of in zip(task.items, prints, strict=True)]
+def _fill(
+  model: subject.Subject,
+  tasks: Sequence[Task],
+  name: str,
+  folder: Path,
+  stored: Mapping[str, answers.TaskAnswers],
+) -> None:
+  """Asks a model for the missing answers of these tasks, and shows the progress.
 
-
-def _scored(
-  workdir: Path, task: Task, model: str, said: Sequence[Said]
-) -> tuple[dict[tuple[str, str], Scores], list[str], bool]:
-  """(the scores that are kept, by item and fingerprint; the fingerprints of those that are wanted;
-  whether all are there).
+  The answers go to files in `folder` and into `stored`, by task.
   """
-  rules = [task.about, [metric.name for metric in task.metrics], *filter(None, [task.judge])]
-  prints = [
-    fingerprint(rules, dict(item.data), one.answers)
-    for item, one in zip(task.items, said, strict=True)
-  ]
+  # Planning is quick and comes first, so that the progress bar covers all tasks.
+  plans = {task.name: answers.plan(task, model) for task in tasks}
+  steps = sum(len(batches) for batches in plans.values())
+  done = 0
+  with progressing(name, 0, steps) as progress:
+    for task in tasks:
+      path = answers.file(folder, task.name, name)
+      batches = plans[task.name]
+      for _ in answers.fill(task, model, batches, path, stored[task.name]):
+        done += 1
+        progress.show(done, {})
+
+
+# --- scoring ---
+
+# The id of an item, and the fingerprint of what its scores depend on: data, reply and judge.
+ScoreKey = tuple[str, str]
+
+
+class StoredScores(NamedTuple):
+  """The scores of a file.
+
+  by_item    the scores, of earlier replies and judges too
+  keys       for each item, the key that its scores must have
+  complete   whether every item has its scores
+  """
+
+  by_item: dict[ScoreKey, Scores]
+  keys: list[ScoreKey]
+  complete: bool
+
+
+def score(
+  workdir: Path,
+  task: Task,
+  model: str,
+  replies: Sequence[Reply],
+) -> list[Scores]:
+  """Returns the scores of every item; those that are stored are not computed again."""
+  stored = _stored_scores(workdir, task, model, replies)
+  scores = stored.by_item
+  missing = [number for number, key in enumerate(stored.keys) if key not in scores]
   path = answers.file(workdir / "scores", task.name, model)
-  known = {(row["id"], row["of"]): row["scores"] for row in answers.lines(path)}
-  return (
-    known,
-    prints,
-    all((item.id, of) in known for item, of in zip(task.items, prints, strict=True)),
-  )
+  with progressing(f"{model} {task.name}", 0, len(missing)) as progress:
+    for start in range(0, len(missing), task.batch):
+      numbers = missing[start : start + task.batch]
+      batch_items = [task.items[number] for number in numbers]
+      batch_replies = [replies[number] for number in numbers]
+      batch_scores = task.score(batch_items, batch_replies)
+      lines = []
+      for number, item_scores in zip(numbers, batch_scores, strict=True):
+        key = stored.keys[number]
+        line = _line(task.items[number], key, replies[number], item_scores)
+        # What the file holds is what counts, in this run as in the next.
+        scores[key] = line["scores"]
+        lines.append(line)
+      # Each batch is written at once: a judge may be slow, or cost money.
+      answers.append(path, lines)
+      progress.show(start + len(numbers), {})
+  return [scores[key] for key in stored.keys]
 
 
-def _line(item: Item, of: str, said: Said, found: Scores) -> dict[str, Any]:
-  """A line that can be read by itself: the item, what the model said and what that is worth."""
-  plain = {
-    name: value if value is None or isinstance(value, float | int) else list(value)
-    for name, value in found.items()
+def _stored_scores(
+  workdir: Path,
+  task: Task,
+  model: str,
+  replies: Sequence[Reply],
+) -> StoredScores:
+  """Returns the scores that are stored for these replies."""
+  metrics = [metric.name for metric in task.metrics]
+  rules: list[Any] = [task.about, metrics]
+  # Where a program of ours scores there is no judge, and the rules do not mention one.
+  if task.judge:
+    rules.append(task.judge)
+  # The data of an item hold its references: a corrected reference means another score.
+  keys: list[ScoreKey] = []
+  for item, reply in zip(task.items, replies, strict=True):
+    of = fingerprint(rules, dict(item.data), reply.answers)
+    keys.append((item.id, of))
+
+  by_item: dict[ScoreKey, Scores] = {}
+  path = answers.file(workdir / "scores", task.name, model)
+  for row in answers.lines(path):
+    key = (row["id"], row["of"])
+    by_item[key] = row["scores"]
+  complete = all(key in by_item for key in keys)
+  return StoredScores(by_item, keys, complete)
+
+
+def _line(
+  item: Item,
+  key: ScoreKey,
+  reply: Reply,
+  scores: Scores,
+) -> dict[str, Any]:
+  """Returns a line that can be read by itself: the item, the reply and what that is worth."""
+  replied: list[Any] = []
+  for answer in reply.answers:
+    if isinstance(answer, Logp):
+      replied.append(answer._asdict())
+    else:
+      replied.append([completion.text for completion in answer])
+  plain_scores = {name: _plain(value) for name, value in scores.items()}
+  return {
+    "id": item.id,
+    "of": key[1],
+    "data": dict(item.data),
+    "said": replied,  # the name of the field in the files
+    "scores": plain_scores,
   }
-  texts = [
-    one._asdict() if isinstance(one, Logp) else [completion.text for completion in one]
-    for one in said.answers
-  ]
-  return {"id": item.id, "of": of, "data": dict(item.data), "said": texts, "scores": plain}
+
+
+def _plain(value: Value) -> Value:
+  """Returns a score as JSON has it: columns of any kind as a list."""
+  if value is None or isinstance(value, float | int):
+    return value
+  return list(value)

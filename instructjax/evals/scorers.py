@@ -1,8 +1,8 @@
-"""Who scores: a fingerprint of a judge, so that what was scored by another one is never taken for
-this one's.
-"""
+"""A fingerprint of each judge, so that scores of another judge are never taken for its own."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from instructjax.evals.tasks import Task, fingerprint
 from instructjax.rewards import functions, judge, spec
@@ -12,30 +12,47 @@ COUNT = ("as", "input", "language", "url")  # the options of rewards that change
 
 
 def judged(task: Task, *sources: str) -> Task:
-  """A task that reward sources score."""
-  return task._replace(judge=",".join(map(identity, sources)))
+  """Returns a task that is scored by these reward sources."""
+  identities = [identity(source) for source in sources]
+  return task._replace(judge=",".join(identities))
 
 
 def identity(source: str) -> str:
-  """Of a reward source and of what lies there now: functions, templates, runs and models; of a
-  server only its address.
+  """Returns the fingerprint of a reward source and of what lies there now.
 
-  Raises UserError as `rewards.open_all` does.
+  It covers functions, templates, runs and models. Of a server only the address is covered: what
+  runs behind it is not visible.
+
+  Raises:
+    UserError: if the source is not a reward, as `rewards.open_all` does.
   """
-  facts = lambda t: (
-    t.kind,
-    t.target,
-    t.choice,
-    t.weight,
-    {name: t.options[name] for name in COUNT if name in t.options},
+  terms = spec.parse(source)  # of a sum of rewards
+  return fingerprint([_facts(term) for term in terms])
+
+
+def _facts(term: spec.Term) -> tuple[Any, ...]:
+  """Returns everything that changes the scores of a term."""
+  # Other options say how fast a server is asked and where its replies are cached.
+  options = {name: term.options[name] for name in COUNT if name in term.options}
+  return (
+    term.kind,
+    term.target,
+    term.choice,
+    term.weight,
+    options,
+    content(term),
   )
-  return fingerprint([(*facts(term), content(term)) for term in spec.parse(source)])
 
 
 def content(term: spec.Term) -> str:
-  """What the scores of a term depend on beside its words."""
+  """Returns the fingerprint of what the scores of a term depend on beside its words."""
   if term.kind == "python":
-    return functions.open_function(term.target)[1]["sha256"]
+    _, about = functions.open_function(term.target)
+    return about["sha256"]
   if term.kind == "openai":
-    return judge.digest(judge.template(term.options["template"], judge.TEMPLATE, ()))
-  return provenance.digest(term.target) if term.kind in ("run", "classifier") else ""
+    file = term.options["template"]
+    template = judge.template(file, judge.TEMPLATE, ())
+    return judge.digest(template)
+  if term.kind in ("run", "classifier"):
+    return provenance.digest(term.target)
+  return ""

@@ -1,15 +1,13 @@
-"""A model under evaluation: it is opened once and answers the requests of every task, in batches of
-few shapes.
+"""A model under evaluation: it is opened once and answers the requests of every task in batches.
 
 A source is what `--model` of every stage takes, or that with a text before every prompt:
-SOURCE#prefix=FILE (the paper's prompted GPT-3).  Likelihoods are of the ids that training sees:
-a context and its continuation are encoded apart. Dimensions: B rows, T tokens, P prompt tokens,
-R response tokens.
+SOURCE#prefix=FILE (the paper's prompted GPT-3). Likelihoods are of the ids that training sees: a
+context and its continuation are encoded separately.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -24,40 +22,48 @@ from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.evals import batches
-from instructjax.evals.batches import Ask, Asked, Batch
-from instructjax.evals.tasks import Answer, Completion, Logp, Request, Said, fingerprint
+from instructjax.evals.batches import Batch, Entry
+from instructjax.evals.tasks import Answer, Completion, Logp, Reply, Request, fingerprint
 from instructjax.rollout import Sampling
 from instructjax.runs import origin, provenance
-from instructjax.types import LM, Params, Prompts
+from instructjax.settings import EvalSettings
+from instructjax.types import LM, Demonstrations, Params, Prompts
 
 T = TypeVar("T")
-Config = Any  # ml_collections.ConfigDict
-WINDOW = (
-  32  # the fewest positions whose logits are made: a power of two, so that a width has few programs
-)
+# The fewest positions of a row whose logits are computed. Windows are powers of two from here on,
+# so that a width has few programs.
+WINDOW = 32
 
 
 class Subject(NamedTuple):
   """An open model.
 
-  rows      (place of an item, its requests) pairs -> rows of ids
-  plan      rows -> batches
-  answer    (batch, number of its noise) -> the answers of its rows, in order
-  settings  a fingerprint of what changes an answer beside the weights: template, prefix, seed, tokenizer
+  about       its source, the fingerprint of its weights ..., for the manifest
+  tokenizer   its tokenizer
+  context     the tokens that it can read
+  rows        pairs of (place of an item, its requests) -> rows of ids
+  plan        rows -> batches
+  answer      (batch, number of its noise) -> the answers of its rows, in order
+  settings    the fingerprint of what changes an answer beside the weights, see `settings`
   """
 
   about: Mapping[str, Any]
   tokenizer: Tokenizer
   context: int
-  rows: Callable[[Sequence[tuple[int, Sequence[Request]]]], list[Asked]]
-  plan: Callable[[Sequence[Asked]], list[Batch]]
+  rows: Callable[[Iterable[tuple[int, Sequence[Request]]]], list[Entry]]
+  plan: Callable[[Sequence[Entry]], list[Batch]]
   answer: Callable[[Batch, int], list[Answer]]
   settings: str
 
 
+# --- opening a model ---
+
+
 def split(source: str) -> tuple[str, str]:
-  """(the model, the file of its prefix or "") of SOURCE or SOURCE#prefix=FILE.  Raises UserError
-  for other options.
+  """Returns (the model, the file of its prefix or "") of SOURCE or SOURCE#prefix=FILE.
+
+  Raises:
+    UserError: if there is another option after the #.
   """
   model, sign, option = source.partition("#")
   if sign and not option.startswith("prefix="):
@@ -68,58 +74,96 @@ def split(source: str) -> tuple[str, str]:
   return model, option.removeprefix("prefix=")
 
 
-def settings(source: str, config: Config) -> str:
-  """The fingerprint of what changes an answer beside the weights."""
-  written = config.template not in ("", chat.OWN)
-  template = chat.read(config.template) if written else config.template
-  named = filter(None, [config.model.tokenizer])  # another than the model's own
-  return fingerprint(template, prefix_of(split(source)[1]), config.seed, config.model.dtype, *named)
+def settings(source: str, config: EvalSettings) -> str:
+  """Returns the fingerprint of what changes an answer beside the weights.
+
+  That is the template, the prefix, the seed, the dtype and the tokenizer.
+  """
+  template = config.template
+  if template not in ("", chat.OWN):  # a template in a file counts by its text, not by its path
+    template = chat.read(template)
+  prefix = prefix_of(split(source)[1])
+  facts = [template, prefix, config.seed, config.model.dtype]
+  # The model's own tokenizer is part of the model and needs no mention.
+  if config.model.tokenizer:
+    facts.append(config.model.tokenizer)
+  return fingerprint(*facts)
 
 
-def open_subject(source: str, config: Config, parts: int) -> Subject:
-  """Opens a model.  Raises UserError where the source is none, and where its template cannot be
-  used.
+def open_subject(source: str, config: EvalSettings, parts: int) -> Subject:
+  """Opens a model for batches that are split over `parts` devices.
+
+  Raises:
+    UserError: if there is no model at the source, or its chat template cannot be used.
   """
   model, file = split(source)
-  found = origin.open_model(model, config.model, config.seed)
-  template = origin.chat_template(config.template, found.about, found.tokenizer)
+  opened = origin.open_model(model, config.model, config.seed)
+  tokenizer, context = opened.tokenizer, opened.lm.context
+  template = origin.chat_template(config.template, opened.about, tokenizer)
   prefix = prefix_of(file)
-  about = provenance.about(source, found) | ({"prefix": fingerprint(prefix)} if prefix else {})
-  encode = found.tokenizer.encode
-  end = (
-    encode if template is None else lambda text: encode(text.lstrip())
-  )  # a template has its own space before a reply
-  head = heads(found.tokenizer, template, prefix)
-  context = found.lm.context
-  asked = partial(batches.rows, head=head, encode=end, context=context)
-  plan = partial(batches.plan, budget=config.tokens, parts=parts, most=context)
-  answer = _answers(found.lm, found.params, found.tokenizer, config.seed)
-  return Subject(about, found.tokenizer, context, asked, plan, answer, settings(source, config))
+  about = provenance.about(source, opened)
+  if prefix:
+    about["prefix"] = fingerprint(prefix)
+
+  def encode_continuation(text: str) -> list[int]:
+    if template is not None:
+      text = text.lstrip()  # a template has its own space before a reply
+    return tokenizer.encode(text)
+
+  make_rows = partial(
+    batches.rows,
+    head=prompt_encoder(tokenizer, template, prefix),
+    encode=encode_continuation,
+    context=context,
+  )
+  make_plan = partial(
+    batches.plan,
+    budget=config.tokens,
+    parts=parts,
+    most=context,
+  )
+  return Subject(
+    about=about,
+    tokenizer=tokenizer,
+    context=context,
+    rows=make_rows,
+    plan=make_plan,
+    answer=_answering(opened.lm, opened.params, tokenizer, config.seed),
+    settings=settings(source, config),
+  )
 
 
-def heads(
+def prompt_encoder(
   tokenizer: Tokenizer, template: chat.Template | None, prefix: str = ""
 ) -> Callable[[str], list[int]]:
-  """A function from a prompt to its ids.  Where nothing stands before a text, it follows an
-  end-of-text token, as it does in pretraining.
+  """Returns a function from a prompt to its ids.
+
+  An empty prompt becomes an end-of-text token, which precedes a text in pretraining too.
   """
 
+  # Prompts repeat: the choices of a question are one request each.
   @cache
-  def head(text: str) -> list[int]:
+  def encode(text: str) -> list[int]:
     text = prefix + text
-    if template is not None:
-      try:
-        return chat.head(template, tokenizer, text, None)
-      except chat.ChatError as problem:
-        raise UserError(
-          f"a prompt of the evaluation cannot be a chat: {problem}; it begins {text[:60]!r}"
-        ) from None
-    return [*tokenizer.bos, *tokenizer.encode(text)] or [tokenizer.eos[0]]
+    if template is None:
+      ids = [*tokenizer.bos, *tokenizer.encode(text)]
+      return ids or [tokenizer.eos[0]]
+    try:
+      return chat.head(template, tokenizer, text, None)
+    except chat.ChatError as problem:
+      raise UserError(
+        f"a prompt of the evaluation cannot be a chat: {problem}; it begins {text[:60]!r}"
+      ) from None
 
-  return head
+  return encode
 
 
 def prefix_of(file: str) -> str:
+  """Returns the text of a prefix file, "" without a file.
+
+  Raises:
+    UserError: if the file cannot be read.
+  """
   if not file:
     return ""
   try:
@@ -128,102 +172,172 @@ def prefix_of(file: str) -> str:
     raise UserError(f"#prefix={file}: cannot be read as UTF-8 text ({error})") from None
 
 
-def _answers(
-  lm: LM, params: Params, tokenizer: Tokenizer, seed: int
+# --- computing a batch ---
+
+
+def _answering(
+  lm: LM,
+  params: Params,
+  tokenizer: Tokenizer,
+  seed: int,
 ) -> Callable[[Batch, int], list[Answer]]:
-  weigh = jax.jit(partial(likelihood.continuation, lm), static_argnums=2)
+  """Returns the function that answers a batch; its programs are compiled once for each shape."""
+  weigh_rows = partial(likelihood.continuation, lm)
+  weigh = jax.jit(weigh_rows, static_argnums=2)  # the window decides a shape
   weigh_ends = jax.jit(partial(likelihood.choices, lm))
   stops = cache(partial(stop_ids, tokenizer))
 
   @cache
-  def sampler(cfg: Sampling):
-    return jax.jit(partial(rollout.sample, lm, cfg=cfg))
+  def sampler(cfg: Sampling) -> Callable[..., Any]:
+    sample = partial(rollout.sample, lm, cfg=cfg)
+    return jax.jit(sample)
 
-  def weighed(batch: Batch) -> list[Answer]:
-    if not batch.end:
-      placed = sharding.place_batch(
-        pipeline.pad_demonstrations([ask.row for ask in _filled(batch)], length=batch.width)
-      )
-      longest = max(len(ask.row.ids) - ask.row.start for ask in batch.asks)
-      window = min(max(WINDOW, 1 << (longest - 1).bit_length()), batch.width - 1)
-      found = sharding.fetch(weigh(params, placed, window))
+  def weigh_batch(batch: Batch) -> list[Answer]:
+    if batch.end:
+      ends = _ends(batch)
+      arguments = (_prompts(batch), ends.tokens, ends.mask)
+      results = weigh_ends(params, *sharding.place_batch(arguments))
     else:
-      ends = [Row(ask.row.ids[ask.row.start :], 0) for ask in _filled(batch)]
-      after = pipeline.pad_demonstrations(ends, length=batch.end)
-      found = sharding.fetch(
-        weigh_ends(params, *sharding.place_batch((_prompts(batch), after.tokens, after.mask)))
-      )
-    return [
-      Logp(float(logp), int(tokens), bool(greedy))
-      for logp, tokens, greedy in _own(batch, zip(*found, strict=True))
-    ]
+      rows = [entry.row for entry in _filled(batch)]
+      padded = pipeline.pad_demonstrations(rows, length=batch.width)
+      placed = sharding.place_batch(padded)
+      results = weigh(params, placed, _window(batch))
+    answers: list[Answer] = []
+    rows_of_results = zip(*sharding.fetch(results), strict=True)
+    for logp, tokens, greedy in _own(batch, rows_of_results):
+      # Plain numbers, which JSON can hold.
+      answer = Logp(float(logp), int(tokens), bool(greedy))
+      answers.append(answer)
+    return answers
 
-  def continued(batch: Batch, number: int) -> list[Answer]:
-    draw = batch.draw
-    assert draw is not None
-    eos = (*tokenizer.eos, *stops(draw.stop))
-    how = {"n": batch.fan, "top_k": draw.top_k, "top_p": draw.top_p}
-    cfg = Sampling(draw.tokens, draw.temperature, eos=eos, banned=tokenizer.banned, **how)
-    key = jax.random.fold_in(jax.random.key(seed), number)
-    found = sharding.fetch(sampler(cfg)(params, sharding.place_batch(_prompts(batch)), key))
-    rows = zip(found.tokens[:, -draw.tokens :], found.mask, found.ended, strict=True)
-    return [
-      completion(tokenizer, ids[mask], bool(ended), draw.stop)
-      for ids, mask, ended in _own(batch, rows)
-    ]
+  def continue_batch(batch: Batch, number: int) -> list[Answer]:
+    decoding = batch.decoding
+    assert decoding is not None
+    # Every stop ends sampling where it can; `completion` cuts the text.
+    eos = (*tokenizer.eos, *stops(decoding.stop))
+    cfg = Sampling(
+      decoding.tokens,
+      decoding.temperature,
+      top_k=decoding.top_k,
+      top_p=decoding.top_p,
+      eos=eos,
+      banned=tokenizer.banned,
+      n=batch.fan,
+    )
+    run_key = jax.random.key(seed)
+    key = jax.random.fold_in(run_key, number)
+    prompts = sharding.place_batch(_prompts(batch))
+    sample = sampler(cfg)
+    samples = sharding.fetch(sample(params, prompts, key))
+    # The rows of `tokens` hold the prompt too, those of `mask` the response alone.
+    responses = samples.tokens[:, -decoding.tokens :]
+    rows = zip(responses, samples.mask, samples.ended, strict=True)
+    answers: list[Answer] = []
+    for ids, mask, ended in _own(batch, rows):
+      answer = completion(tokenizer, ids[mask], bool(ended), decoding.stop)
+      answers.append(answer)
+    return answers
 
-  return lambda batch, number: continued(batch, number) if batch.draw else weighed(batch)
+  def answer_batch(batch: Batch, number: int) -> list[Answer]:
+    if batch.decoding is None:
+      return weigh_batch(batch)
+    return continue_batch(batch, number)
+
+  return answer_batch
 
 
-def _filled(batch: Batch) -> list[Ask]:
-  """The rows of a batch: groups are filled up with their first row, the batch with its first
-  groups.
-  """
-  groups = [batch.groups[at % len(batch.groups)] for at in range(batch.size)]
-  return [group[at] if at < len(group) else group[0] for group in groups for at in range(batch.fan)]
+def _filled(batch: Batch) -> list[Entry]:
+  """Returns size * fan rows: a short group repeats its first row, the batch its first groups."""
+  rows = []
+  for number in range(batch.size):
+    group = batch.groups[number % len(batch.groups)]
+    filling = [group[0]] * (batch.fan - len(group))
+    rows += [*group, *filling]
+  return rows
 
 
 def _prompts(batch: Batch) -> Prompts:
-  """The prompt of each group."""
-  rows = [ask.row for ask in _filled(batch)[:: batch.fan]]
-  return pipeline.pad_prompts([Row(row.ids[: row.start], 0) for row in rows], length=batch.width)
+  """Returns the prompt of each group, padded."""
+  rows = []
+  for entry in _filled(batch)[:: batch.fan]:  # the first row of each group
+    ids = entry.row.ids[: entry.prompt_length]
+    rows.append(Row(ids, 0))
+  return pipeline.pad_prompts(rows, length=batch.width)
 
 
-def _own(batch: Batch, rows: Iterable[T]) -> list[T]:
-  """Of the rows of a batch those that were asked for, in the order of `batch.asks`."""
-  each = list(rows)
-  return [
-    each[at * batch.fan + i] for at, group in enumerate(batch.groups) for i in range(len(group))
-  ]
+def _ends(batch: Batch) -> Demonstrations:
+  """Returns what follows the prompt in each row, padded."""
+  rows = []
+  for entry in _filled(batch):
+    ids = entry.row.ids[entry.prompt_length :]
+    rows.append(Row(ids, 0))  # all of it is weighed
+  return pipeline.pad_demonstrations(rows, length=batch.end)
+
+
+def _window(batch: Batch) -> int:
+  """Returns how many positions of a row hold every continuation; only these get logits."""
+  longest = max(entry.end_length for entry in batch.entries)
+  power_of_two = 1 << (longest - 1).bit_length()
+  return min(max(WINDOW, power_of_two), batch.width - 1)
+
+
+def _own(batch: Batch, results: Iterable[T]) -> Iterator[T]:
+  """Yields the results of `batch.entries`, in order, out of those of all rows, filling included."""
+  results_of_rows = list(results)
+  for number, group in enumerate(batch.groups):
+    start = number * batch.fan
+    yield from results_of_rows[start : start + len(group)]
 
 
 def completion(
-  tokenizer: Tokenizer, ids: np.ndarray, ended: bool, stop: tuple[str, ...]
+  tokenizer: Tokenizer,
+  ids: np.ndarray,
+  ended: bool,
+  stop: tuple[str, ...],
 ) -> Completion:
-  """The text of sampled ids, cut before the first stop."""
+  """Returns the text of sampled ids, cut before the first stop."""
   text = tokenizer.decode(ids.tolist())
-  found = [at for word in stop if (at := text.find(word)) >= 0]
-  return Completion(text[: min(found)] if found else text, len(ids), ended or bool(found))
+  places = [text.find(word) for word in stop if word in text]
+  if places:
+    text = text[: min(places)]
+    ended = True
+  return Completion(text, len(ids), ended)
 
 
 def stop_ids(tokenizer: Tokenizer, stop: tuple[str, ...]) -> tuple[int, ...]:
-  """The ids whose text holds a stop: sampling may end there.  A stop of several tokens is found in
-  the text afterwards.
+  """Returns the ids whose text holds a stop: sampling may end there.
+
+  A stop of several tokens is cut away in `completion`, after sampling.
   """
-  ids = set(range(tokenizer.vocab_size)) - set(tokenizer.banned)
-  return (
-    tuple(i for i in sorted(ids) if any(word in tokenizer.decode([i]) for word in stop))
-    if stop
-    else ()
-  )
+  if not stop:
+    return ()
+  banned = set(tokenizer.banned)
+  ids = []
+  for candidate in range(tokenizer.vocab_size):
+    if candidate in banned:  # it is never sampled, and may be no text
+      continue
+    text = tokenizer.decode([candidate])
+    if any(word in text for word in stop):
+      ids.append(candidate)
+  return tuple(ids)
 
 
-def heard(subject: Subject, requests: Sequence[Sequence[Request]]) -> list[Said]:
-  """What a model says to the requests of several items, one sample each, kept nowhere."""
-  found: list[list[Any]] = [[None] * len(several) for several in requests]
+def ask(subject: Subject, requests: Sequence[Sequence[Request]]) -> list[Reply]:
+  """Returns a model's reply to the requests of each item, one sample each; nothing is stored."""
+  # Batches come in the order of their lengths: answers are put in their places.
+  answers: list[list[Any]] = [[None] * len(item_requests) for item_requests in requests]
   cut = [0] * len(requests)
-  for number, batch in enumerate(subject.plan(subject.rows(list(enumerate(requests))))):
-    for ask, answer in zip(batch.asks, subject.answer(batch, number), strict=True):
-      found[ask.item][ask.request] = answer if isinstance(answer, Logp) else (answer,)
-      cut[ask.item] += ask.cut
-  return [Said(tuple(answers), lost) for answers, lost in zip(found, cut, strict=True)]
+  rows = subject.rows(enumerate(requests))
+  for number, batch in enumerate(subject.plan(rows)):
+    batch_answers = subject.answer(batch, number)
+    for entry, answer in zip(batch.entries, batch_answers, strict=True):
+      if isinstance(answer, Logp):
+        answers[entry.item][entry.request] = answer
+      else:
+        # A reply holds a tuple of completions for each `Generate`, here of the one sample.
+        answers[entry.item][entry.request] = (answer,)
+      cut[entry.item] += entry.cut
+  replies = []
+  for item_answers, item_cut in zip(answers, cut, strict=True):
+    replies.append(Reply(tuple(item_answers), item_cut))
+  return replies

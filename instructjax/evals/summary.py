@@ -1,12 +1,13 @@
-"""Scores of items into estimates with 95 % intervals: the percentile bootstrap over clusters of
-items (`intervals`).
+"""Scores of items become estimates with 95 % intervals: the percentile bootstrap over clusters.
 
-Items of one cluster hang together (questions on one passage), so clusters are drawn again, never
-items. Dimensions: N items, G clusters, C columns of a metric, S draws.
+Items of one cluster depend on each other (questions on one passage), so the bootstrap resamples
+clusters and never items; `intervals` explains it. Dimensions: G clusters, C columns of a metric,
+S resamplings.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,18 +17,24 @@ from instructjax import intervals
 from instructjax.evals.tasks import Item, Metric, Scores, Task
 from instructjax.intervals import NOTHING, SAMPLES, Estimate
 
-Table = dict[str, dict[str, Estimate]]  # model, metric
+Table = dict[str, dict[str, Estimate]]  # by model and metric
 
 
 def estimate(
-  metric: Metric, items: Sequence[Item], scores: Sequence[Scores], seed: int = 0
+  metric: Metric,
+  items: Sequence[Item],
+  scores: Sequence[Scores],
+  seed: int = 0,
 ) -> Estimate:
-  """One metric of one model; `n` counts the items that it applies to."""
+  """Returns one metric of one model; its `n` counts the items that the metric applies to."""
   columns, count = _clustered(metric, items, scores)
   if columns is None:
     return NOTHING
-  point = float(_statistic(metric, columns.sum(axis=0)))
-  draws = _statistic(metric, intervals.resampled(columns, SAMPLES, seed))
+  totals = columns.sum(axis=0)
+  point = float(_statistic(metric, totals))
+  # The statistic is taken of the sums of each resampling, as for BLEU of a corpus.
+  sums = intervals.resampled(columns, SAMPLES, seed)
+  draws = _statistic(metric, sums)
   return intervals.with_ends(point, draws, count)
 
 
@@ -38,72 +45,116 @@ def difference(
   theirs: Sequence[Scores],
   seed: int = 0,
 ) -> Estimate:
-  """Ours less theirs on the items that have both scores; clusters are drawn again for both at once."""
-  both = [
-    i
-    for i, (a, b) in enumerate(zip(ours, theirs, strict=True))
-    if None not in (a.get(metric.name), b.get(metric.name))
-  ]
-  kept = [items[i] for i in both]
-  (a, count), (b, _) = (
-    _clustered(metric, kept, [scores[i] for i in both]) for scores in (ours, theirs)
-  )
-  if a is None or b is None:
+  """Returns our value less theirs on the items that have both scores.
+
+  Each resampling takes the same clusters for both sides: the difference is paired.
+  """
+  common_items, our_scores, their_scores = [], [], []
+  for item, our_row, their_row in zip(items, ours, theirs, strict=True):
+    our_value = our_row.get(metric.name)
+    their_value = their_row.get(metric.name)
+    # Of an item that only one of the two could be scored on, nothing is compared.
+    if our_value is None or their_value is None:
+      continue
+    common_items.append(item)
+    our_scores.append(our_row)
+    their_scores.append(their_row)
+  our_columns, count = _clustered(metric, common_items, our_scores)
+  their_columns, _ = _clustered(metric, common_items, their_scores)
+  if our_columns is None or their_columns is None:
     return NOTHING
-  width = a.shape[1]
-  draws = intervals.resampled(np.concatenate([a, b], axis=1), SAMPLES, seed)
-  of = lambda sums: _statistic(metric, sums[..., :width]) - _statistic(metric, sums[..., width:])
-  point = float(of(np.concatenate([a.sum(axis=0), b.sum(axis=0)])))
-  return intervals.with_ends(point, of(draws), count)
+
+  # The columns of both sides lie beside each other, so that one resampling covers both.
+  columns = np.concatenate([our_columns, their_columns], axis=1)
+  width = our_columns.shape[1]
+
+  def statistic(sums: Float[np.ndarray, "*S C"]) -> np.ndarray:
+    our_value = _statistic(metric, sums[..., :width])
+    their_value = _statistic(metric, sums[..., width:])
+    return np.asarray(our_value - their_value)
+
+  our_totals = our_columns.sum(axis=0)
+  their_totals = their_columns.sum(axis=0)
+  totals = np.concatenate([our_totals, their_totals])
+  point = float(statistic(totals))
+  draws = statistic(intervals.resampled(columns, SAMPLES, seed))
+  return intervals.with_ends(point, draws, count)
 
 
 def table(task: Task, scores: Mapping[str, Sequence[Scores]], seed: int = 0) -> Table:
-  """Every metric of every model."""
-  return {
-    model: {metric.name: estimate(metric, task.items, rows, seed) for metric in task.metrics}
-    for model, rows in scores.items()
-  }
+  """Returns every metric of every model."""
+  rows: Table = {}
+  for model, model_scores in scores.items():
+    rows[model] = {}
+    for metric in task.metrics:
+      value = estimate(metric, task.items, model_scores, seed)
+      rows[model][metric.name] = value
+  return rows
 
 
 def differences(
-  task: Task, scores: Mapping[str, Sequence[Scores]], base: str, seed: int = 0
+  task: Task,
+  scores: Mapping[str, Sequence[Scores]],
+  base: str,
+  seed: int = 0,
 ) -> Table:
-  """Every metric of every other model less that of `base`."""
-  return {
-    model: {
-      metric.name: difference(metric, task.items, rows, scores[base], seed)
-      for metric in task.metrics
-    }
-    for model, rows in scores.items()
-    if model != base
-  }
+  """Returns every metric of every model except `base`, less that of `base`."""
+  base_scores = scores[base]
+  rows: Table = {}
+  for model, model_scores in scores.items():
+    if model == base:
+      continue
+    rows[model] = {}
+    for metric in task.metrics:
+      value = difference(metric, task.items, model_scores, base_scores, seed)
+      rows[model][metric.name] = value
+  return rows
 
 
 def slices(
-  task: Task, scores: Mapping[str, Sequence[Scores]], seed: int = 0
+  task: Task,
+  scores: Mapping[str, Sequence[Scores]],
+  seed: int = 0,
 ) -> dict[str, dict[str, Table]]:
-  """{group: {value: table}} of the items that stand in each slice."""
-  found: dict[str, dict[str, Table]] = {}
-  for group in sorted({group for item in task.items for group in item.slices}):
-    values = [item.slices.get(group) for item in task.items]
-    for value in sorted({value for value in values if value is not None}):
-      at = [i for i, one in enumerate(values) if one == value]
-      part = task._replace(items=[task.items[i] for i in at])
-      found.setdefault(group, {})[value] = table(
-        part, {m: [rows[i] for i in at] for m, rows in scores.items()}, seed
-      )
-  return found
+  """Returns {group: {value: the table of the items that have this value}}."""
+  numbers_by_slice: dict[str, dict[str, list[int]]] = {}  # of items, by group and value
+  for number, item in enumerate(task.items):
+    for group, value in item.slices.items():
+      numbers_by_value = numbers_by_slice.setdefault(group, {})
+      numbers_by_value.setdefault(value, []).append(number)
+
+  tables: dict[str, dict[str, Table]] = {}
+  for group, numbers_by_value in sorted(numbers_by_slice.items()):
+    tables[group] = {}
+    for value, numbers in sorted(numbers_by_value.items()):
+      # A slice is a task of fewer items.
+      items = [task.items[number] for number in numbers]
+      part = task._replace(items=items)
+      part_scores = {}
+      for model, model_scores in scores.items():
+        part_scores[model] = [model_scores[number] for number in numbers]
+      tables[group][value] = table(part, part_scores, seed)
+  return tables
 
 
-def plain(found: Estimate) -> dict[str, float | None]:
-  """An estimate as JSON has it: null where there is no number."""
-  return {name: None if value != value else value for name, value in found._asdict().items()}
+def plain(value: Estimate) -> dict[str, float | None]:
+  """Returns an estimate as JSON has it: null where there is no number."""
+  fields = value._asdict()
+  for name, number in fields.items():
+    if math.isnan(number):  # JSON has no NaN
+      fields[name] = None
+  return fields
 
 
 def _clustered(
-  metric: Metric, items: Sequence[Item], scores: Sequence[Scores]
+  metric: Metric,
+  items: Sequence[Item],
+  scores: Sequence[Scores],
 ) -> tuple[Float[np.ndarray, "G C"] | None, int]:
-  """Sums over each cluster, and the number of items; a mean has the columns (value, 1)."""
+  """Returns (the sums of the columns over each cluster, the number of items).
+
+  The columns of a mean are (value, 1). There are no sums if the metric applies to no item.
+  """
   sums: dict[str, np.ndarray] = {}
   count = 0
   for item, row in zip(items, scores, strict=True):
@@ -111,11 +162,22 @@ def _clustered(
     if value is None:
       continue
     count += 1
-    columns = np.asarray([value, 1.0] if metric.of is None else value, np.float64)
-    key = item.cluster or item.id
-    sums[key] = sums[key] + columns if key in sums else columns
-  return (np.stack(list(sums.values())), count) if sums else (None, 0)
+    if metric.of is None:
+      value = [value, 1.0]  # the ratio of the sums is the mean
+    columns = np.asarray(value, np.float64)
+    cluster = item.cluster or item.id
+    if cluster in sums:
+      columns = sums[cluster] + columns
+    sums[cluster] = columns
+  if not sums:
+    return None, 0
+  return np.stack(list(sums.values())), count
 
 
 def _statistic(metric: Metric, sums: Float[np.ndarray, "*S C"]) -> np.ndarray:
-  return np.asarray(sums[..., 0] / sums[..., 1] if metric.of is None else metric.of(sums))
+  """Returns the value of a metric for summed columns."""
+  if metric.of is None:
+    value = sums[..., 0] / sums[..., 1]
+  else:
+    value = metric.of(sums)
+  return np.asarray(value)  # of one total it is a scalar of numpy

@@ -1,9 +1,8 @@
-"""What an evaluation is made of: items, what a model is asked for each, what its answers are worth,
-how they are summed up.
+"""What an evaluation is made of: items, requests to a model, scores of its replies, and metrics.
 
-A `Task` is data and pure functions; `subject` asks the models, `answers` keeps what they said,
-`summary` makes the table. A suite is a function (config) -> `Suite`, which reads its data and
-checks it before any model is opened.
+A `Task` is data and pure functions. `subject` asks the models, `answers` keeps their replies on
+disk, and `summary` makes the table. A suite is a function from the settings to a `Suite`: it reads
+its data and checks it before any model is opened.
 """
 
 from __future__ import annotations
@@ -19,19 +18,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+# A number; several columns for a metric of the whole corpus; None where the metric does not apply.
 Value = float | Sequence[float] | None
-Scores = Mapping[
-  str, Value
-]  # of one item, by the name of the metric; None: the metric does not apply to this item
+# The scores of one item, by the name of the metric.
+Scores = Mapping[str, Value]
 
 
 @dataclass(frozen=True)
 class Item:
   """One row of an evaluation.
 
+  id        a name that is unique within its task; answers are stored under it
   data      what `ask` and `score` need: the question, the references ...
-  cluster   what was drawn at random: items of one cluster (the questions on a passage) are drawn again together; "" is the id
-  slices    names of groups and where this item stands in each: {"use_case": "Open QA"}
+  cluster   the unit that was sampled at random: the bootstrap resamples the items of one cluster
+            (the questions on a passage) together; "" stands for the id
+  slices    names of groups and the item's value in each: {"use_case": "Open QA"}
   """
 
   id: str
@@ -40,12 +41,15 @@ class Item:
   slices: Mapping[str, str] = field(default_factory=dict)
 
 
-class Generate(NamedTuple):
-  """Continue `prompt` by up to `tokens` tokens, `n` times; the text is cut before the first of
-  `stop`.
+# --- what a model is asked, and what it answers ---
 
-  Temperature 0 is greedy.  Another one draws among the `top_k` likeliest tokens (0: all), and of
-  these from the smallest set that holds mass `top_p`.
+
+class Generate(NamedTuple):
+  """A request to continue `prompt` by up to `tokens` tokens, `n` times.
+
+  The text is cut before the first of `stop`. Temperature 0 is greedy. Any higher one samples among
+  the `top_k` likeliest tokens (0 takes all), and of these from the smallest set that holds mass
+  `top_p`.
   """
 
   prompt: str
@@ -58,17 +62,24 @@ class Generate(NamedTuple):
 
 
 class Likelihood(NamedTuple):
-  """The log-probability of `continuation` after `context`, at temperature 1; without a context, of
-  the whole text.
+  """A request for the log-probability of `continuation` after `context`, at temperature 1.
+
+  Without a context it is that of the whole text.
   """
 
   context: str
   continuation: str
 
 
+Request = Generate | Likelihood
+
+
 class Completion(NamedTuple):
-  """One answer to `Generate`: the text as it was sampled, leading space included, its tokens, and
-  whether it came to an end (an end-of-text token or a stop) before `tokens` ran out.
+  """One answer to `Generate`.
+
+  text     the text as it was sampled, leading space included, cut before the first stop
+  tokens   the number of sampled tokens
+  ended    whether an end-of-text token or a stop came before the tokens ran out
   """
 
   text: str
@@ -77,8 +88,11 @@ class Completion(NamedTuple):
 
 
 class Logp(NamedTuple):
-  """The answer to `Likelihood`: nats, summed over `tokens` tokens; `greedy` says that each was the
-  likeliest.
+  """The answer to `Likelihood`.
+
+  logp     nats, summed over the tokens of the continuation
+  tokens   the number of these tokens
+  greedy   whether each of them was the likeliest
   """
 
   logp: float
@@ -86,46 +100,65 @@ class Logp(NamedTuple):
   greedy: bool
 
 
-class Said(NamedTuple):
-  """The answers of one model to the requests of one item, in order: a `Logp` or `n` completions
-  each.
+Answer = Logp | Completion
 
-  `cut` counts the tokens of prompts and contexts that did not fit the model and were left out at
-  the beginning.
+
+class Reply(NamedTuple):
+  """The answers of one model to all requests of one item.
+
+  answers   for each request, in order, a `Logp` or `n` completions
+  cut       the tokens that prompts and contexts lost at their beginning to fit the model
   """
 
   answers: tuple[Logp | tuple[Completion, ...], ...]
   cut: int = 0
 
   def text(self, request: int = 0, sample: int = 0) -> str:
-    """The text of a completion, stripped."""
+    """Returns the text of a completion, stripped."""
     return self.completions(request)[sample].text.strip()
 
   def completions(self, request: int = 0) -> tuple[Completion, ...]:
-    """The answers to a `Generate`.  Raises TypeError where the request was a `Likelihood`."""
-    found = self.answers[request]
-    if isinstance(found, Logp):
+    """Returns the answers to a `Generate`.
+
+    Raises:
+      TypeError: if the request was a `Likelihood`.
+    """
+    answer = self.answers[request]
+    if isinstance(answer, Logp):
       raise TypeError(f"request {request} asks for a likelihood, not for text")
-    return found
+    return answer
 
   def logp(self, request: int = 0) -> Logp:
-    """The answer to a `Likelihood`.  Raises TypeError where the request was a `Generate`."""
-    found = self.answers[request]
-    if not isinstance(found, Logp):
+    """Returns the answer to a `Likelihood`.
+
+    Raises:
+      TypeError: if the request was a `Generate`.
+    """
+    answer = self.answers[request]
+    if not isinstance(answer, Logp):
       raise TypeError(f"request {request} asks for text, not for a likelihood")
-    return found
+    return answer
 
 
-Request = Generate | Likelihood
+Replies = Mapping[str, Sequence[Reply]]  # by the name of the model, in the order of the items
+
+# The names that the modules of the suites still use.
+Said = Reply
+Heard = Replies
+
+
+# --- how replies are scored and summed up ---
 
 
 class Metric(NamedTuple):
   """How the scores of items are summed up and shown.
 
-  better   1 where higher is better, -1 where lower is, 0 where neither
-  of       a statistic of summed columns, [..., C] -> [...], where the score of an item is C numbers (BLEU); None is the mean
-  paper    the row of the paper's tables beside it: (task, metric, prompt), see `paper`
-  percent  shown as a percentage
+  better    1 where higher is better, -1 where lower is, 0 where neither
+  of        a statistic of summed columns, [..., C] -> [...], for a metric whose score of an item is
+            C numbers (BLEU); None is the mean
+  paper     the row of the paper's tables beside it: (task, metric, prompt), see `paper`
+  percent   whether it is shown as a percentage
+  decimals  the places after the point where it is not
   """
 
   name: str
@@ -139,80 +172,90 @@ class Metric(NamedTuple):
 class Task(NamedTuple):
   """One line of an evaluation, for example SQuADv2 few-shot.
 
-  ask     the requests of an item
-  score   what the answers of a model are worth, item by item, called for `batch` items at a time in every process; who is asked
-          from the first one alone is known to `rewards.score_texts`
-  about   what a reader must know beside the numbers ("stand-in": not what the paper measured with)
-  judge   the fingerprint of who scores (`scorers.identity`), "" for a program of ours: scores of another are not taken
+  ask     gives the requests of an item
+  score   scores the replies of a model, item by item. It is called for `batch` items at a time, in
+          every process; `rewards.score_texts` knows which judges the first process asks alone
+  about   what a reader must know beside the numbers ("stand-in": not the paper's instrument)
+  judge   the fingerprint of the judge that scores (`scorers.identity`), "" for a program of ours;
+          stored scores of another judge are not used
   """
 
   name: str
   items: Sequence[Item]
   ask: Callable[[Item], Sequence[Request]]
-  score: Callable[[Sequence[Item], Sequence[Said]], Sequence[Scores]]
+  score: Callable[[Sequence[Item], Sequence[Reply]], Sequence[Scores]]
   metrics: tuple[Metric, ...]
   batch: int = 64
   about: str = ""
   judge: str = ""
 
 
-Heard = Mapping[str, Sequence[Said]]  # by the name of the model, in the order of the items
+# From a folder for files of its own, {task: {model: replies}} and {task: {model: scores}} to a part
+# of results.json.
+Together = Callable[
+  [Path, Mapping[str, Replies], Mapping[str, Mapping[str, Sequence[Scores]]]],
+  dict[str, Any],
+]
+
+
+class Suite(NamedTuple):
+  """Several tasks, and what can only be computed from several models at once.
+
+  together   makes the suite's own part of results.json (win rates) when all models have answered
+  check      raises UserError if these models, by name, cannot be compared; it runs before any model
+             is opened
+  """
+
+  name: str
+  tasks: Sequence[Task]
+  together: Together | None = None
+  check: Callable[[Sequence[str]], None] | None = None
 
 
 class Look(NamedTuple):
-  """How a model is drawn: `kind` is the look of its method on the page; parameters are 0 where they
-  are not known.
+  """How a model is drawn on the page.
+
+  kind         the style of its method
+  parameters   0 where their number is not recorded
   """
 
   kind: str
   parameters: int = 0
 
 
-Draw = Callable[
-  [Mapping[str, Any], Mapping[str, Look]], str
-]  # (what `together` found, {model: its look}) -> HTML
+# From what `together` returned and {model: its look} to HTML.
+Draw = Callable[[Mapping[str, Any], Mapping[str, Look]], str]
 
 
-class Suite(NamedTuple):
-  """Several tasks, and what can only be said of several models at once.
-
-  together   (folder for files of its own, {task: {model: said}}, {task: {model: scores}}) -> a part of results.json; it
-             runs when all models have answered (win rates)
-  check      (names of the models) raises UserError where nothing could be said of these; before any model is opened
-  """
-
-  name: str
-  tasks: Sequence[Task]
-  together: (
-    Callable[
-      [Path, Mapping[str, Heard], Mapping[str, Mapping[str, Sequence[Scores]]]], dict[str, Any]
-    ]
-    | None
-  ) = None
-  check: Callable[[Sequence[str]], None] | None = None
-
-
-Answer = Logp | Completion
+# --- what suites share ---
 
 
 def limited(items: Sequence[Item], count: int, seed: int) -> list[Item]:
-  """At least `count` items, or all where that is 0: whole clusters, drawn by the seed, in their
-  order.
+  """Returns at least `count` items, in their order, or all of them where `count` is 0.
+
+  Whole clusters are drawn, by the seed, until there are enough items.
   """
-  clusters = list(dict.fromkeys(item.cluster or item.id for item in items))
-  sizes = Counter(item.cluster or item.id for item in items)
-  kept: set[str] = set()
+  cluster_of_item = [item.cluster or item.id for item in items]
+  clusters = list(dict.fromkeys(cluster_of_item))
+  sizes = Counter(cluster_of_item)
+  selected: set[str] = set()
   total = 0
   for cluster in random.Random(seed).sample(clusters, len(clusters)):
     if count and total >= count:
       break
-    kept.add(cluster)
+    selected.add(cluster)
     total += sizes[cluster]
-  return [item for item in items if (item.cluster or item.id) in kept]
+  limited_items = []
+  for item, cluster in zip(items, cluster_of_item, strict=True):
+    if cluster in selected:
+      limited_items.append(item)
+  return limited_items
 
 
 def fingerprint(*facts: object) -> str:
-  """Of what stands behind an answer or a score; one to another question is never taken for this
-  one's.
+  """Returns a hash of everything that an answer or a score depends on.
+
+  A stored one is reused only under the same hash, so that it never counts for another question.
   """
-  return hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest()[:16]
+  text = json.dumps(facts, ensure_ascii=False)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,9 +1,9 @@
-"""What an answer is worth beside its references: F1 (SQuAD, QuAC, DROP), ROUGE-L, BLEU.  Pure
-functions of texts.
+"""What an answer is worth beside its references: F1 (SQuAD, QuAC, DROP), ROUGE-L, BLEU.
 
-Written from the definitions in the papers that are named below, and compared to 1e-6 with
-independent libraries in tests/parity/test_metrics_of_text.py.  F1 and ROUGE-L are fractions of
-1, BLEU is in points of 100. Dimensions: N the longest n-gram (4), C = 2 + 2 N columns of BLEU.
+Pure functions of texts, written from the definitions in the papers that are named below, and
+compared to 1e-6 with independent libraries in tests/parity/test_metrics_of_text.py. F1 and ROUGE-L
+are fractions of 1, BLEU is in points of 100. Dimensions: N the longest n-gram (4), C = 2 + 2 N
+columns of BLEU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from jaxtyping import Float
 N = 4
 CANNOT = "CANNOTANSWER"  # QuAC's mark of a question without an answer
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_WRITTEN = (
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+# What mteval-v13a replaces before it splits a text.
+_ENTITIES = (
   ("<skipped>", ""),
   ("-\n", ""),
   ("\n", " "),
@@ -29,87 +31,116 @@ _WRITTEN = (
   ("&lt;", "<"),
   ("&gt;", ">"),
 )
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+# --- SQuAD ---
 
 
 def normalised(text: str) -> str:
-  """Lower case, without punctuation and articles, single spaces (Rajpurkar et al. 2016)."""
-  return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+  """Returns a text in lower case, without punctuation and articles, with single spaces.
+
+  This is the normalisation of Rajpurkar et al. 2016.
+  """
+  plain = text.lower().translate(_PUNCTUATION)
+  words = _ARTICLES.sub(" ", plain).split()
+  return " ".join(words)
 
 
 def exact(prediction: str, references: Sequence[str]) -> float:
-  """1 where the answer is one of the references once both are normalised, else 0."""
-  return float(normalised(prediction) in {normalised(one) for one in references})
+  """Returns 1 if the answer is one of the references once both are normalised, else 0."""
+  answer = normalised(prediction)
+  return float(any(normalised(reference) == answer for reference in references))
 
 
 def f1(prediction: str, references: Sequence[str]) -> float:
-  """The highest F1 of normalised words over the references (SQuAD).  Where one side has no words,
-  both must have none.
+  """Returns the highest F1 of normalised words over the references (SQuAD).
+
+  Where one side has no words, F1 is 1 if the other has none either, else 0.
   """
   return best(_word_f1, prediction, references)
 
 
-def best(metric: Callable[[str, str], float], prediction: str, references: Sequence[str]) -> float:
-  """The highest metric(prediction, reference)."""
-  return max(metric(prediction, one) for one in references)
+def best(
+  metric: Callable[[str, str], float],
+  prediction: str,
+  references: Sequence[str],
+) -> float:
+  """Returns the highest metric(prediction, reference)."""
+  return max(metric(prediction, reference) for reference in references)
 
 
 def _word_f1(prediction: str, reference: str) -> float:
-  ours, theirs = normalised(prediction).split(), normalised(reference).split()
+  ours = normalised(prediction).split()
+  theirs = normalised(reference).split()
   if not ours or not theirs:
     return float(ours == theirs)
-  return _f(sum((Counter(ours) & Counter(theirs)).values()), len(ours), len(theirs))
+  # A word counts as often as it occurs on both sides.
+  common = Counter(ours) & Counter(theirs)
+  return _f1_of_counts(common.total(), len(ours), len(theirs))
 
 
-def _f(common: int, ours: int, theirs: int) -> float:
-  """The harmonic mean of common/ours and common/theirs."""
-  return 2 * common / (ours + theirs) if common else 0.0
+def _f1_of_counts(common: int, ours: int, theirs: int) -> float:
+  """Returns the harmonic mean of common / ours and common / theirs."""
+  if not common:
+    return 0.0
+  return 2 * common / (ours + theirs)
 
 
 # --- QuAC ---
 
 
 def quac_references(answers: Sequence[str]) -> tuple[str, ...]:
-  """The answers that count (Choi et al. 2018): where at least half of the people found none, only
-  that; else the others.
+  """Returns the answers that count as references (Choi et al. 2018).
+
+  Where at least half of the people saw no answer, that is the only reference; else the other
+  answers are.
   """
-  none = sum(one == CANNOT for one in answers)
-  return (CANNOT,) if 2 * none >= len(answers) else tuple(one for one in answers if one != CANNOT)
+  unanswered = sum(answer == CANNOT for answer in answers)
+  if 2 * unanswered >= len(answers):
+    return (CANNOT,)
+  return tuple(answer for answer in answers if answer != CANNOT)
 
 
 def quac_f1(prediction: str, references: Sequence[str]) -> float:
-  """F1 as people's own is measured: the mean, over the references, of the best F1 beside all
-  others.
+  """Returns F1 as the F1 of people is measured, who have one reference less than a model.
+
+  It is the mean, over the references, of the best F1 beside all the others (Choi et al. 2018).
   """
   if len(references) == 1:
     return f1(prediction, references)
-  without = [[*references[:at], *references[at + 1 :]] for at in range(len(references))]
-  return sum(f1(prediction, others) for others in without) / len(without)
+  scores = []
+  for left_out in range(len(references)):
+    before, after = references[:left_out], references[left_out + 1 :]
+    others = [*before, *after]
+    scores.append(f1(prediction, others))
+  return sum(scores) / len(scores)
 
 
 # --- DROP ---
 
 
 def drop_f1(prediction: str, references: Sequence[Sequence[str]]) -> float:
-  """The highest F1 of bags of words (Dua et al. 2019) over references of one or several spans each.
+  """Returns the highest F1 of bags of words over references of one or several spans each.
 
-  Spans of both sides are paired so that the sum of their F1 is highest, and it is divided by the
-  longer side's number of spans. A prediction is one span here, so that is its best pair over the
-  number of the reference's.  A pair whose reference holds numbers counts only if a number is
-  common.  The official program rounds to .01.
+  In Dua et al. 2019 the spans of both sides are paired so that the sum of their F1 is highest, and
+  this sum is divided by the larger number of spans. A prediction is one span here, so its best pair
+  is divided by the number of the reference's spans. A pair whose reference holds numbers counts
+  only if the sides have a number in common. The official program rounds to .01; this does not.
   """
   ours = set(_drop_text(prediction).split())
-  return max(
-    max(_bag_f1(ours, set(_drop_text(one).split())) for one in spans) / len(spans)
-    for spans in references
-  )
+  scores = []
+  for spans in references:
+    bags = [set(_drop_text(span).split()) for span in spans]
+    best_pair = max(_bag_f1(ours, bag) for bag in bags)
+    scores.append(best_pair / len(spans))
+  return max(scores)
 
 
 def drop_exact(prediction: str, references: Sequence[Sequence[str]]) -> float:
-  """1 where a reference has one span and the answer is that, once both are normalised, else 0."""
-  return float(
-    any(len(spans) == 1 and _drop_text(spans[0]) == _drop_text(prediction) for spans in references)
-  )
+  """Returns 1 if the answer is a reference of one span once both are normalised, else 0."""
+  ours = _drop_text(prediction)
+  single_spans = [spans[0] for spans in references if len(spans) == 1]
+  return float(any(_drop_text(span) == ours for span in single_spans))
 
 
 def _bag_f1(ours: set[str], theirs: set[str]) -> float:
@@ -118,18 +149,22 @@ def _bag_f1(ours: set[str], theirs: set[str]) -> float:
     return 0.0
   if not ours or not theirs:
     return float(ours == theirs)
-  return _f(len(ours & theirs), len(ours), len(theirs))
+  common = ours & theirs
+  return _f1_of_counts(len(common), len(ours), len(theirs))
 
 
 def _drop_text(text: str) -> str:
-  """As `normalised`, but split at hyphens too, and numbers keep their points and become equal where
-  their values are.
+  """Returns a text normalised as in SQuAD, but for hyphens and numbers.
+
+  Words are split at hyphens too. Numbers keep their points, and those of one value become equal.
   """
   words = []
   for word in re.split("[ -]", text.lower()):
-    plain = word if _is_number(word) else word.translate(_PUNCTUATION)
-    plain = str(float(plain)) if _is_number(plain) else plain
-    words += _ARTICLES.sub(" ", plain).split()
+    if not _is_number(word):
+      word = word.translate(_PUNCTUATION)
+    if _is_number(word):  # it may have become one: $5 is 5
+      word = str(float(word))
+    words += _ARTICLES.sub(" ", word).split()
   return " ".join(words)
 
 
@@ -145,32 +180,45 @@ def _is_number(text: str) -> bool:
 
 
 def rouge_l(prediction: str, reference: str) -> float:
-  """F1 of the longest common subsequence of words (Lin 2004); words are runs of a-z and 0-9 in
-  lower case, not stemmed.
+  """Returns F1 of the longest common subsequence of words (Lin 2004).
+
+  Words are runs of a-z and 0-9 in lower case, not stemmed.
   """
-  ours, theirs = (re.findall("[a-z0-9]+", text.lower()) for text in (prediction, reference))
-  return _f(_common(ours, theirs), len(ours), len(theirs))
+  ours = re.findall("[a-z0-9]+", prediction.lower())
+  theirs = re.findall("[a-z0-9]+", reference.lower())
+  common = _longest_common(ours, theirs)
+  return _f1_of_counts(common, len(ours), len(theirs))
 
 
-def _common(a: Sequence[str], b: Sequence[str]) -> int:
-  """The length of the longest common subsequence."""
-  row = [0] * (len(b) + 1)
-  for one in a:
-    before = 0
-    for at, other in enumerate(b, 1):
-      before, row[at] = row[at], before + 1 if one == other else max(row[at], row[at - 1])
-  return row[-1]
+def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
+  """Returns the length of the longest common subsequence.
+
+  `lengths[j]` is that of the words of a so far and the first j words of b.
+  """
+  lengths = [0] * (len(b) + 1)
+  for word in a:
+    diagonal = 0  # the length without this word and without the j-th word of b
+    for j, word_of_b in enumerate(b, 1):
+      above = lengths[j]
+      if word == word_of_b:
+        lengths[j] = diagonal + 1
+      else:
+        lengths[j] = max(above, lengths[j - 1])
+      diagonal = above
+  return lengths[-1]
 
 
 # --- BLEU ---
 
 
 def words_13a(text: str) -> list[str]:
-  """The tokens of NIST's mteval-v13a: punctuation stands alone, but . and , within numbers, and -
-  not after a digit.
+  """Returns the tokens of NIST's mteval-v13a.
+
+  Punctuation is a token of its own, except for points and commas within numbers and for a hyphen
+  that follows no digit.
   """
-  for written, meant in _WRITTEN:
-    text = text.replace(written, meant)
+  for entity, replacement in _ENTITIES:
+    text = text.replace(entity, replacement)
   text = re.sub(r"([{-~\[-` -&(-+:-@/])", r" \1 ", f" {text} ")
   text = re.sub(r"([^0-9])([.,])", r"\1 \2 ", text)
   text = re.sub(r"([.,])([^0-9])", r" \1 \2", text)
@@ -178,41 +226,77 @@ def words_13a(text: str) -> list[str]:
 
 
 def bleu_counts(prediction: str, reference: str) -> list[float]:
-  """The C numbers of one item whose sums make corpus BLEU: both lengths, common n-grams and n-grams
-  of the prediction.
+  """Returns the C numbers of one item, whose sums over the items make the BLEU of a corpus.
+
+  They are both lengths, the common n-grams for each n, and the n-grams of the prediction.
   """
   ours, theirs = words_13a(prediction), words_13a(reference)
-  grams = lambda words, n: Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
-  common = [sum((grams(ours, n) & grams(theirs, n)).values()) for n in range(1, N + 1)]
-  return [
-    float(x) for x in (len(ours), len(theirs), *common, *(max(len(ours) - n, 0) for n in range(N)))
-  ]
+  common_counts, own_counts = [], []
+  for n in range(1, N + 1):
+    own_grams = _grams(ours, n)
+    # An n-gram counts as often as it occurs on both sides ("clipped" in the paper).
+    common = own_grams & _grams(theirs, n)
+    common_counts.append(common.total())
+    own_counts.append(own_grams.total())
+  counts = [len(ours), len(theirs), *common_counts, *own_counts]
+  return [float(count) for count in counts]
+
+
+def _grams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+  """Returns how often each n-gram occurs."""
+  counts: Counter[tuple[str, ...]] = Counter()
+  for start in range(len(words) - n + 1):
+    gram = tuple(words[start : start + n])
+    counts[gram] += 1
+  return counts
 
 
 def bleu(sums: Float[np.ndarray, "*S C"]) -> Float[np.ndarray, "*S"]:
-  """BLEU of summed counts (Papineni et al. 2002), from 0 to 100.
+  """Returns BLEU of summed counts (Papineni et al. 2002), from 0 to 100.
 
-  An order without a common n-gram counts as half an n-gram, the next one as a quarter and so on;
-  a corpus without any common word, or without any 4-gram, is worth 0.
+  BLEU = 100 exp(min(1 - r/c, 0)) (p_1 ... p_N)^(1/N), where c and r are the lengths of predictions
+  and references, and p_n is the precision of n-grams. An order without a common n-gram counts as
+  half an n-gram, the next such order as a quarter and so on. A corpus without any common word, or
+  without any 4-gram, has 0.
   """
   sums = np.asarray(sums, np.float64)
-  ours, theirs, common, count = sums[..., 0], sums[..., 1], sums[..., 2 : 2 + N], sums[..., 2 + N :]
-  none = (common == 0) & (count > 0)
-  found = np.where(none, 0.5 ** np.cumsum(none, axis=-1), common) / np.maximum(count, 1)
-  with np.errstate(divide="ignore"):
-    geometric = np.exp(np.log(found).mean(axis=-1))
-  brevity = np.exp(np.minimum(1 - theirs / np.maximum(ours, 1), 0))
-  return np.where(common.any(axis=-1), 100 * brevity * geometric, 0.0)
+  ours = sums[..., 0]
+  theirs = sums[..., 1]
+  common = sums[..., 2 : 2 + N]
+  count = sums[..., 2 + N :]
+
+  is_zero = (common == 0) & (count > 0)
+  halves = 0.5 ** np.cumsum(is_zero, axis=-1)
+  smoothed = np.where(is_zero, halves, common)
+  precision = smoothed / np.maximum(count, 1)
+  with np.errstate(divide="ignore"):  # the log of a precision of 0 is -inf, whose exp is 0
+    mean_log = np.log(precision).mean(axis=-1)
+  geometric_mean = np.exp(mean_log)
+
+  ratio = theirs / np.maximum(ours, 1)
+  brevity = np.exp(np.minimum(1 - ratio, 0))
+  value = 100 * brevity * geometric_mean
+  return np.where(common.any(axis=-1), value, 0.0)
 
 
 def sentence_bleu(prediction: str, reference: str) -> float:
-  """BLEU of one pair, with as many orders as the prediction has words: for texts of a few words."""
+  """Returns BLEU of one pair, with as many orders as the prediction has words.
+
+  It is for texts of a few words, and smoothed as `bleu` is.
+  """
   counts = bleu_counts(prediction, reference)
-  orders = min(N, int(counts[0]))
-  if not counts[2]:
+  ours, theirs = counts[0], counts[1]
+  if not counts[2]:  # no common word
     return 0.0
-  logs, halves = 0.0, 1.0
-  for common, count in zip(counts[2 : 2 + orders], counts[2 + N :], strict=False):
-    halves *= 1 if common else 2
-    logs += math.log(common / count if common else 1 / (halves * count))
-  return 100 * math.exp(min(1 - counts[1] / counts[0], 0) + logs / orders)
+  orders = min(N, int(ours))
+  log_sum = 0.0
+  divisor = 1.0
+  for order in range(orders):
+    common, count = counts[2 + order], counts[2 + N + order]
+    if common:
+      log_sum += math.log(common / count)
+    else:
+      divisor *= 2  # a half n-gram, then a quarter ...
+      log_sum += math.log(1 / (divisor * count))
+  log_brevity = min(1 - theirs / ours, 0)
+  return 100 * math.exp(log_brevity + log_sum / orders)

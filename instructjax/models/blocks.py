@@ -42,11 +42,10 @@ def matmul(
   out: jax.P | None,
   axis: int = 0,
 ) -> Array:
-  """Returns x w, or x w^T where `axis` is 1, partitioned as `out`.
+  """Returns x w, or x w^T where `axis` is 1 and w is [O, I], partitioned as `out`.
 
-  The operands are cast to `dtype` and the product is accumulated in float32. A custom derivative
-  sees to it that both hold for the gradients too, and that each gradient is partitioned as its
-  operand.
+  The operands are cast to `dtype` and the product is accumulated in float32. By a custom derivative
+  the same holds for the gradients, and each of them is partitioned as its operand.
   """
   contract = ((1,), (axis,))
   return _dot(x, w, dtype, contract, out)
@@ -71,11 +70,13 @@ def _dot(
 
 
 def _matmul_forward(x, w, dtype, out, axis):
+  """Returns the product, and the operands for the backward pass."""
   contract = ((1,), (axis,))
   return _dot(x, w, dtype, contract, out), (x, w)
 
 
 def _matmul_backward(dtype, out, axis, saved, g):
+  """Returns the gradients of both operands from g, the gradient of the product [N, O]."""
   x, w = saved
   over_outputs = ((1,), (1 - axis,))
   dx = _dot(g, w, dtype, over_outputs, _like(x))

@@ -1,8 +1,8 @@
-"""Compiles a program for a TPU topology that is not there, with libtpu (the `plan` extra), and
-reads what comes out.
+"""Compiles a program for a TPU topology that is not there, and reads what comes out.
 
-Reports are kept in the user's cache folder under a hash of the lowered StableHLO, the topology
-and the versions: JAX's own cache does not serve compile-only devices.
+The compiler is libtpu (the `plan` extra). Reports are kept in the user's cache folder under a hash
+of the lowered StableHLO, the topology and the versions, because JAX's own cache does not serve
+compile-only devices.
 """
 
 from __future__ import annotations
@@ -26,136 +26,189 @@ from instructjax.sharding import AXES
 
 FORMAT = 2  # of the cached reports
 
+# GiB in a unit of the compiler's messages.
+UNITS = {"K": 1 / 1024**2, "M": 1 / 1024, "G": 1.0, "T": 1024.0}
+
 
 def available() -> bool:
   """Whether libtpu is installed."""
   return importlib.util.find_spec("libtpu") is not None
 
 
-def device_mesh(where: Pod, mesh: Mapping[str, int]) -> Any:
-  """The mesh over the compile-only devices of a topology.  Raises UserError for a shape that libtpu
-  does not know.
+def device_mesh(topology: Pod, mesh: Mapping[str, int]) -> Any:
+  """Returns the mesh over the compile-only devices of a topology.
+
+  Raises:
+    UserError: for a shape that libtpu does not know, or of which it gives other devices.
   """
-  from jax.experimental import mesh_utils, topologies
+  from jax.experimental import mesh_utils
   from jax.sharding import AxisType, Mesh
 
-  # Without the first two libtpu looks for a metadata server and says so on stderr; without the
-  # third it waits for every other process that has it open, as if both wanted the chips.
-  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
-  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  options: dict[str, Any] = {"num_slices": where.slices} if where.slices > 1 else {}
-  if where.kind == "v4":
-    options["chip_config_name"] = "megacore"
-  try:
-    devices = list(topologies.get_topology_desc(where.name, platform="tpu", **options).devices)
-  except Exception as error:  # the plugin's own errors have no common type
-    first = str(error).strip().partition("\n")[0]
+  devices = _devices(topology)
+  if len(devices) != topology.devices:
     raise UserError(
-      f"--topology={where.name}: libtpu does not give it ({first[:160]}); try another shape"
-    ) from error
-  if len(devices) != where.devices:
-    raise UserError(
-      f"--topology={where.name}: libtpu gives {len(devices)} devices, {where.devices} are expected"
+      f"--topology={topology.name}: libtpu gives {len(devices)} devices, {topology.devices} are "
+      "expected"
     )
   shape = tuple(mesh.values())
-  if where.slices > 1:
-    inside = (shape[0] // where.slices, *shape[1:])
+  if topology.slices > 1:
+    # Slices lie along data, the first axis.
+    shape_in_slice = (shape[0] // topology.slices, *shape[1:])
     grid = mesh_utils.create_hybrid_device_mesh(
-      inside, (where.slices, 1, 1), devices, allow_split_physical_axes=True
+      shape_in_slice,
+      (topology.slices, 1, 1),
+      devices,
+      allow_split_physical_axes=True,
     )
   else:
-    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    grid = mesh_utils.create_device_mesh(
+      shape,
+      devices,
+      allow_split_physical_axes=True,
+    )
   return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 3)
 
 
-@contextlib.contextmanager
-def on(where: Pod, mesh: Mapping[str, int], compiling: bool) -> Iterator[None]:
-  """Sets the mesh: of compile-only devices, or of no devices at all.
+def _devices(topology: Pod) -> list[Any]:
+  """The compile-only devices of a topology."""
+  from jax.experimental import topologies
 
-  JAX's own cache is off in the first case: it keeps what is compiled for such devices, but
-  cannot read it again.
-  """
+  # Without the first two variables libtpu looks for a metadata server and reports that on stderr.
+  # Without the third it waits for every other process that has it open, as if both wanted the
+  # chips.
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  options: dict[str, Any] = {}
+  if topology.slices > 1:
+    options["num_slices"] = topology.slices
+  if topology.kind == "v4":
+    options["chip_config_name"] = "megacore"  # both cores of a chip are one device
+  try:
+    description = topologies.get_topology_desc(
+      topology.name,
+      platform="tpu",
+      **options,
+    )
+    return list(description.devices)
+  except Exception as error:  # the plugin's own errors have no common type
+    first_line = str(error).strip().partition("\n")[0]
+    raise UserError(
+      f"--topology={topology.name}: libtpu does not give it ({first_line[:160]}); try another shape"
+    ) from error
+
+
+@contextlib.contextmanager
+def on(
+  topology: Pod,
+  mesh: Mapping[str, int],
+  compiling: bool,
+) -> Iterator[None]:
+  """Sets the mesh: of compile-only devices when `compiling`, else of no devices at all."""
   import jax
-  from jax.experimental.compilation_cache.compilation_cache import reset_cache
   from jax.sharding import AbstractMesh, AxisType
 
   if compiling:
-    enabled = jax.config.values["jax_enable_compilation_cache"]
-    jax.config.update("jax_enable_compilation_cache", False)
-    reset_cache()  # forgets that it was on
-    try:
-      with jax.set_mesh(device_mesh(where, mesh)):
-        yield
-    finally:
-      jax.config.update("jax_enable_compilation_cache", enabled)
-      reset_cache()
+    with _without_cache(), jax.set_mesh(device_mesh(topology, mesh)):
+      yield
     return
-  abstract = AbstractMesh(tuple(mesh.values()), AXES, axis_types=(AxisType.Explicit,) * 3)
+  abstract = AbstractMesh(
+    tuple(mesh.values()),
+    AXES,
+    axis_types=(AxisType.Explicit,) * 3,
+  )
   with jax.sharding.use_abstract_mesh(abstract):
     yield
 
 
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+  """Switches JAX's own cache off: it keeps what is compiled for such devices but cannot read it."""
+  import jax
+  from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+  name = "jax_enable_compilation_cache"
+  enabled = jax.config.values[name]
+  jax.config.update(name, False)
+  reset_cache()  # JAX remembers that the cache was on
+  try:
+    yield
+  finally:
+    jax.config.update(name, enabled)
+    reset_cache()
+
+
 def trace(program: Program) -> Any:
-  """The program on abstract values; arguments that it does not read stay, since a run holds them
-  too.
-  """
+  """Traces a program on its abstract arguments."""
   import jax
 
-  settings: dict[str, Any] = {"donate_argnums": (0,)} if program.donate else {}
+  settings: dict[str, Any] = {}
+  if program.donate:
+    settings["donate_argnums"] = (0,)
   if program.outputs is not None:
     settings["out_shardings"] = program.outputs
-  return jax.jit(program.function, keep_unused=True, **settings).trace(*program.arguments)
+  # Arguments that the program does not read stay, since a run holds them too.
+  jitted = jax.jit(program.function, keep_unused=True, **settings)
+  return jitted.trace(*program.arguments)
 
 
 def report(
   traced: Any,
-  where: Pod,
+  topology: Pod,
   mesh: Mapping[str, int],
   folder: Path,
   compiling: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-  """What the compiler says of one device: its memory, and the collectives of the compiled program.
+  """Returns what the compiler reports of one device: its memory and the collectives.
 
   `compiling` is called where no report of this program is kept in `folder`.
   """
   lowered = traced.lower()
   versions = "/".join(metadata.version(name) for name in ("jax", "libtpu"))
-  about = f"{FORMAT} {versions} {where} {dict(mesh)} "
-  path = folder / f"{hashlib.sha256((about + lowered.as_text()).encode()).hexdigest()[:32]}.json"
+  # Everything that a report depends on.
+  key = f"{FORMAT} {versions} {topology} {dict(mesh)} {lowered.as_text()}"
+  digest = hashlib.sha256(key.encode()).hexdigest()
+  path = folder / f"{digest[:32]}.json"
   if path.is_file():
     return json.loads(path.read_text())
   compiling()
-  found = _compile(lowered, mesh)
+  result = _compile(lowered, mesh)
   folder.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(found))
-  return found
+  path.write_text(json.dumps(result))
+  return result
 
 
 def _compile(lowered: Any, mesh: Mapping[str, int]) -> dict[str, Any]:
+  """Compiles a program and reads its memory in bytes, or why the compiler refuses it."""
   import jax
 
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(error))
-    if not used:
-      return {
-        "peak": None,
-        "refused": str(error).strip().partition("\n")[0][:300],
-        "collectives": [],
-      }
-    scale = {"K": 1 / 1024**2, "M": 1 / 1024, "G": 1.0, "T": 1024.0}
-    need, have = (float(used[i]) * scale[used[i + 1]] * GiB for i in (1, 3))
-    return {"peak": need, "limit": have, "refused": used[0], "collectives": []}
-  stats = compiled.memory_analysis()
+    return _refusal(str(error))
+  memory = compiled.memory_analysis()
+  moved = collectives.read(compiled.as_text(), mesh)
   return {
-    "peak": stats.peak_memory_in_bytes,
-    "arguments": stats.argument_size_in_bytes,
-    "temp": stats.temp_size_in_bytes,
-    "outputs": stats.output_size_in_bytes - stats.alias_size_in_bytes,
+    "peak": memory.peak_memory_in_bytes,
+    "arguments": memory.argument_size_in_bytes,
+    "temp": memory.temp_size_in_bytes,
+    # Without what is written over the arguments.
+    "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
     "refused": None,
-    "collectives": [
-      c._asdict() | {"axes": list(c.axes)} for c in collectives.read(compiled.as_text(), mesh)
-    ],
+    "collectives": [collective.as_row() for collective in moved],
+  }
+
+
+def _refusal(message: str) -> dict[str, Any]:
+  """The report of a program that the compiler refuses, with its peak where the message has it."""
+  used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", message)
+  if not used:
+    first_line = message.strip().partition("\n")[0]
+    return {"peak": None, "refused": first_line[:300], "collectives": []}
+  need, need_unit, limit, limit_unit = used.groups()
+  return {
+    "peak": float(need) * UNITS[need_unit] * GiB,
+    "limit": float(limit) * UNITS[limit_unit] * GiB,
+    "refused": used[0],
+    "collectives": [],
   }

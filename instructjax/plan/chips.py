@@ -1,6 +1,4 @@
-"""Chips and topologies: what one device has (public figures of the vendors), and which pods there
-are.
-"""
+"""Chips and topologies: the public figures of one device, and the pods that exist."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import difflib
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,34 +15,37 @@ from instructjax.errors import UserError
 
 
 class Chip(NamedTuple):
-  """Public figures of one device: bf16 FLOP/s (dense), bytes of memory, memory bytes/s, bytes/s to
-  its neighbours.
+  """The public figures of one device.
 
-  `link` is the sum over all links in one direction, half of what vendors print as bidirectional,
-  so what is predicted from it is a bound.  `far` is between slices (or between nodes of `near`
-  GPUs).  A tpu7x chip is two devices, which share its memory, links and network; a v4 or v5p
-  chip is one.
+  A tpu7x chip is two devices, which share its memory, links and network. A v4 or v5p chip is one.
   """
 
-  flops: float
-  memory: float
-  bandwidth: float
+  flops: float  # bf16 FLOP/s, dense
+  memory: float  # bytes
+  bandwidth: float  # bytes/s of the memory
+  # Bytes/s to the neighbours: the sum over all links in one direction, which is half of what
+  # vendors print as bidirectional. What is predicted from it is a bound.
   link: float
-  far: float
+  far: float  # bytes/s between slices, or between nodes of `near` GPUs
   dims: int  # of a topology; 0 for GPUs
-  near: int = 0
-  devices: int = 1  # a chip
-  largest: int = 0  # chips of a slice; 0: no end
+  near: int = 0  # GPUs of a node; 0 for TPUs
+  devices: int = 1  # of a chip
+  largest: int = 0  # chips of the largest slice; 0: there is no limit
 
 
 GiB = 1024**3
-# TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, tables of key specifications, read in
-# November 2026. Links: bidirectional 400 (v5e), 1200 (v5p), 800 (v6e) and 1200 GB/s (tpu7x) a chip;
-# v4: 6 links of 50 GB/s (Jouppi et al. 2023, arXiv 2304.01433), which the bisection of 24 TB/s
-# printed there agrees with.  Network: 50 (v5p), 100 (v6e, tpu7x) Gb/s a chip, and 2 x 100 Gb/s for
-# the 8 chips of a v5e host; v4's is not printed, and taken to be v5p's. GPUs: NVIDIA's data sheets
-# of H100 SXM and H200 SXM: 1,979 TFLOP/s with sparsity, half of it dense; NVLink 900 GB/s in both
-# directions; 400 Gb/s a GPU between nodes, as in a DGX.
+
+# Sources.
+#
+# TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, the tables of key specifications,
+# read in November 2026. Links of a chip, bidirectional: 400 (v5e), 1200 (v5p), 800 (v6e) and 1200
+# GB/s (tpu7x). v4 has 6 links of 50 GB/s (Jouppi et al. 2023, arXiv 2304.01433), with which the
+# bisection of 24 TB/s that is printed there agrees. Network of a chip: 50 (v5p) and 100 Gb/s (v6e,
+# tpu7x), and 2 x 100 Gb/s for the 8 chips of a v5e host. That of v4 is not printed, and taken to be
+# v5p's.
+#
+# GPUs: NVIDIA's data sheets of H100 SXM and H200 SXM. 1,979 TFLOP/s are with sparsity, and half of
+# them dense; NVLink has 900 GB/s in both directions; 400 Gb/s a GPU between nodes, as in a DGX.
 CHIPS: dict[str, Chip] = {
   "v4": Chip(275e12, 32 * GiB, 1200e9, 300e9, 6.25e9, 3, largest=4096),
   "v5e": Chip(197e12, 16 * GiB, 819e9, 200e9, 3.125e9, 2, largest=256),
@@ -56,13 +57,15 @@ CHIPS: dict[str, Chip] = {
 }
 
 
-# Shapes of a slice, whichever side is named first.  v5e and v6e: the tables of the same pages.  v4,
-# v5p and tpu7x: cubes of 4 x 4 x 4 chips joined in any way (v5p's table says that it has most, not
-# all, of these), or a part of one cube, whose sides are 1, 2 or 4; of those the tables have fewer,
-# and not the same ones for each kind, so all pass here.
-FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-PARTS = (1, 2, 4)
-CUBE = 4
+# Shapes of a slice, whichever side is named first.
+#
+# v5e and v6e: the tables of the same pages. v4, v5p and tpu7x: cubes of 4 x 4 x 4 chips that are
+# joined in any way (v5p's table says that it has most of these, not all), or a part of one cube,
+# whose sides are 1, 2 or 4. The tables have fewer of these parts, and not the same ones for each
+# kind, so all of them pass here.
+FLAT_SHAPES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+PART_SIDES = (1, 2, 4)
+CUBE_SIDE = 4
 
 
 class Pod(NamedTuple):
@@ -86,156 +89,259 @@ class Pod(NamedTuple):
 
   @property
   def name(self) -> str:
-    return f"{self.kind}:{'x'.join(map(str, self.shape))}"
+    """The name of one slice, such as `v5p:8x8x16`."""
+    sides = "x".join(map(str, self.shape))
+    return f"{self.kind}:{sides}"
+
+
+# Topologies from the command line
 
 
 def pod(text: str, slices: int = 1) -> Pod:
-  """`v5p:8x8x16` or `h100:8`.  Raises UserError for an unknown chip or a shape that it does not
-  come in, with the nearest.
+  """Reads a topology such as `v5p:8x8x16` or `h100:8`.
+
+  Raises:
+    UserError: for an unknown chip, with the nearest name, and for a shape that the chip does not
+      come in, with the nearest shapes.
   """
-  kind, _, rest = text.lower().partition(":")
+  kind, _, shape = text.lower().partition(":")
   if kind not in CHIPS:
-    near = difflib.get_close_matches(kind, CHIPS, 1, 0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
+    close = difflib.get_close_matches(kind, CHIPS, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}? " if close else ""
     raise UserError(f"--topology={text}: unknown chip '{kind}'; {hint}known are {', '.join(CHIPS)}")
-  dims = CHIPS[kind].dims or 1
-  example = {1: "8", 2: "4x4", 3: "4x4x8"}[dims]
-  if (
-    not re.fullmatch(r"\d+(x\d+)*", rest) or len(rest.split("x")) != dims or "0" in rest.split("x")
-  ):
-    raise UserError(
-      f"--topology={text}: {kind} has {dims} dimension{'s' * (dims > 1)}; write {kind}:{example}"
-    )
+  sides = _sides(text, kind, shape)
   if slices < 1:
     raise UserError(f"--slices={slices}: choose 1 or more")
-  found = Pod(kind, tuple(int(n) for n in rest.split("x")), slices)
-  most, chips = found.chip.largest, found.chips // slices
-  if most and chips > most:
+
+  topology = Pod(kind, sides, slices)
+  chips = math.prod(sides)
+  largest = topology.chip.largest
+  if largest and chips > largest:
     raise UserError(
-      f"--topology={text}: {chips} chips, the largest slice of {kind} has {most}; take several, "
+      f"--topology={text}: {chips} chips, the largest slice of {kind} has {largest}; take several, "
       "--slices=N"
     )
-  if not exists(found):
-    near = " or ".join(one.name for one in neighbours(found))
+  if not exists(topology):
+    nearest_names = " or ".join(neighbour.name for neighbour in neighbours(topology))
     raise UserError(
-      f"--topology={text}: {kind} has no slice of {chips} chips in this shape; the nearest: {near}"
+      f"--topology={text}: {kind} has no slice of {chips} chips in this shape; the nearest: "
+      f"{nearest_names}"
     )
-  return found
+  return topology
 
 
-def exists(where: Pod) -> bool:
-  """Whether slices of this shape can be had; of GPUs any number."""
-  sides = where.shape
-  if where.chip.dims == 3:
-    return all(n in PARTS for n in sides) or all(n % CUBE == 0 for n in sides)
-  return where.chip.dims == 0 or tuple(sorted(sides)) in FLAT
+def _sides(text: str, kind: str, shape: str) -> tuple[int, ...]:
+  """Reads `8x8x16`; raises UserError unless the chip has so many dimensions."""
+  dims = CHIPS[kind].dims or 1
+  sides = shape.split("x")
+  is_a_shape = all(re.fullmatch(r"\d+", side) and side != "0" for side in sides)
+  if not is_a_shape or len(sides) != dims:
+    example = {1: "8", 2: "4x4", 3: "4x4x8"}[dims]
+    plural = "s" if dims > 1 else ""
+    raise UserError(
+      f"--topology={text}: {kind} has {dims} dimension{plural}; write {kind}:{example}"
+    )
+  return tuple(int(side) for side in sides)
 
 
-def neighbours(where: Pod, count: int = 2) -> list[Pod]:
-  """The slices that can be had whose sides differ least, by factors."""
-  sides = sorted(where.shape)
-  shapes = set(FLAT)
-  if where.chip.dims == 3:
-    cubes = [range(max(n // CUBE - 1, 1) * CUBE, (n // CUBE + 2) * CUBE, CUBE) for n in sides]
-    shapes = {*itertools.product(PARTS, repeat=3), *itertools.product(*cubes)}
-  away = lambda shape: (sum(abs(math.log(a / b)) for a, b in zip(shape, sides, strict=True)), shape)
-  found = (
-    where._replace(shape=shape, slices=1)
-    for shape in sorted({tuple(sorted(shape)) for shape in shapes}, key=away)
-  )
-  return list(itertools.islice(filter(exists, found), count))
+def exists(topology: Pod) -> bool:
+  """Whether slices of this shape can be had. GPUs can be had in any number."""
+  sides = topology.shape
+  dims = topology.chip.dims
+  if dims == 0:
+    return True
+  if dims == 3:
+    part_of_a_cube = all(side in PART_SIDES for side in sides)
+    whole_cubes = all(side % CUBE_SIDE == 0 for side in sides)
+    return part_of_a_cube or whole_cubes
+  return tuple(sorted(sides)) in FLAT_SHAPES
 
 
-def larger(where: Pod, devices: float) -> str:
-  """`v5e:16x16`: a topology of at least so many devices, the shortest dimension doubled again and
-  again, and beyond the largest slice the slices: `v5e:16x16 --slices=2`.
+def neighbours(topology: Pod, count: int = 2) -> list[Pod]:
+  """Returns the slices that can be had whose sides differ least, by factors."""
+  sides = sorted(topology.shape)
+  shapes: set[tuple[int, ...]] = set(FLAT_SHAPES)
+  if topology.chip.dims == 3:
+    parts = itertools.product(PART_SIDES, repeat=3)
+    cubes = itertools.product(*[_near_multiples(side) for side in sides])
+    # The order of the sides says nothing, so each shape is tried once.
+    shapes = {tuple(sorted(shape)) for shape in (*parts, *cubes)}
+
+  def distance(shape: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
+    # The shape itself breaks ties.
+    return _distance(shape, sides), shape
+
+  nearest_pods = []
+  for shape in sorted(shapes, key=distance):
+    candidate = Pod(topology.kind, shape)
+    if exists(candidate):
+      nearest_pods.append(candidate)
+  return nearest_pods[:count]
+
+
+def _near_multiples(side: int) -> range:
+  """The multiples of a cube's side from below a side to above it."""
+  cubes = side // CUBE_SIDE
+  lowest = max(cubes - 1, 1)
+  return range(lowest * CUBE_SIDE, (cubes + 2) * CUBE_SIDE, CUBE_SIDE)
+
+
+def _distance(sizes: Sequence[int], others: Sequence[int]) -> float:
+  """How far two lists of sizes are apart, by factors: twice is as far as half."""
+  return sum(abs(math.log(a / b)) for a, b in zip(sizes, others, strict=True))
+
+
+def larger(topology: Pod, devices: float) -> str:
+  """Returns the flags of a topology of at least so many devices, such as `v5e:16x16`.
+
+  The shortest side is doubled again and again. Beyond the largest slice the number of slices is:
+  `v5e:16x16 --slices=2`.
   """
-  shape, slices, chip = list(where.shape), where.slices, where.chip
+  shape = list(topology.shape)
+  slices = topology.slices
+  chip = topology.chip
   while math.prod(shape) * slices * chip.devices < devices:
-    if chip.largest and 2 * math.prod(shape) > chip.largest:
+    doubled = 2 * math.prod(shape)
+    if chip.largest and doubled > chip.largest:
       slices *= 2
     else:
-      shape[shape.index(min(shape))] *= 2
-  return where._replace(shape=tuple(sorted(shape))).name + (
-    f" --slices={slices}" if slices > where.slices else ""
-  )
+      shortest = shape.index(min(shape))
+      shape[shortest] *= 2
+  name = topology._replace(shape=tuple(sorted(shape))).name
+  if slices == topology.slices:
+    return name
+  return f"{name} --slices={slices}"
 
 
-def mesh(text: str, where: Pod) -> dict[str, int]:
-  """`data=1,fsdp=256,model=4`, whose product is the number of devices; what is left out is 1, all
-  of it empty is fsdp.
+# Meshes
 
-  Raises UserError for another product, with the nearest that works.
+
+def mesh(text: str, topology: Pod) -> dict[str, int]:
+  """Reads a mesh such as `data=1,fsdp=256,model=4`.
+
+  An axis that is left out is 1. An empty text puts all devices of a slice along fsdp.
+
+  Raises:
+    UserError: when the product is not the number of devices, with the nearest mesh that works.
   """
-  sizes = {"data": where.slices, "fsdp": where.devices // where.slices, "model": 1}
-  if text:
-    sizes = {"data": 1, "fsdp": 1, "model": 1}
-    for part in text.split(","):
-      name, sign, value = part.partition("=")
-      if name not in sizes or not sign or not value.isdigit() or int(value) < 1:
-        raise UserError(f"--mesh={text}: '{part}' is none of data=N, fsdp=N, model=N")
-      sizes[name] = int(value)
+  sizes = _mesh_sizes(text, topology)
+  devices = topology.devices
   product = math.prod(sizes.values())
-  if product != where.devices:
-    near = nearest(sizes, where)
-    too = "too small: " if product > where.devices else ""
+  if product != devices:
+    too_small = "too small: " if product > devices else ""
+    slices = f" x {topology.slices} slices" if topology.slices > 1 else ""
     raise UserError(
-      f"--mesh={text}: {product} devices, "
-      f"{where.name}{f' x {where.slices} slices' * (where.slices > 1)} has "
-      f"{where.devices} ({too}nearest that works: --mesh={near})"
+      f"--mesh={text}: {product} devices, {topology.name}{slices} has {devices} "
+      f"({too_small}nearest that works: --mesh={nearest(sizes, topology)})"
     )
-  if sizes["data"] % where.slices:
+  # Slices are joined along `data` alone, since the network between them is slow.
+  if sizes["data"] % topology.slices:
     raise UserError(
-      f"--mesh: data={sizes['data']} does not divide over --slices={where.slices}; choose a "
+      f"--mesh: data={sizes['data']} does not divide over --slices={topology.slices}; choose a "
       "multiple of it"
     )
   return sizes
 
 
-def nearest(sizes: Mapping[str, int], where: Pod) -> str:
-  """The mesh over all devices whose sizes differ least, by factors."""
-  away = lambda m: sum(abs(math.log(m[name] / sizes[name])) for name in sizes)
-  return written(min(meshes(where), key=away))
+def _mesh_sizes(text: str, topology: Pod) -> dict[str, int]:
+  """The sizes that a mesh names, whether or not they fit the topology."""
+  if not text:
+    return {
+      "data": topology.slices,
+      "fsdp": topology.devices // topology.slices,
+      "model": 1,
+    }
+  sizes = {"data": 1, "fsdp": 1, "model": 1}
+  for part in text.split(","):
+    name, _, value = part.partition("=")
+    if name not in sizes or not value.isdigit() or int(value) < 1:
+      raise UserError(f"--mesh={text}: '{part}' is none of data=N, fsdp=N, model=N")
+    sizes[name] = int(value)
+  return sizes
 
 
-def meshes(where: Pod) -> list[dict[str, int]]:
-  """Every mesh over all devices of a pod; slices lie along data."""
-  n = where.devices
-  divisors = [i for i in range(1, n + 1) if n % i == 0]
-  return [
-    {"data": data, "fsdp": fsdp, "model": n // data // fsdp}
-    for data in divisors
-    if data % where.slices == 0
-    for fsdp in divisors
-    if n % (data * fsdp) == 0
-  ]
+def nearest(sizes: Mapping[str, int], topology: Pod) -> str:
+  """Returns the mesh over all devices whose sizes differ least, by factors."""
+  wanted = list(sizes.values())
+
+  def distance(candidate: Mapping[str, int]) -> float:
+    return _distance(list(candidate.values()), wanted)
+
+  return written(min(meshes(topology), key=distance))
+
+
+def meshes(topology: Pod) -> list[dict[str, int]]:
+  """Returns every mesh over all devices of a topology; slices lie along data."""
+  devices = topology.devices
+  divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+  candidates = []
+  for data in divisors:
+    if data % topology.slices:
+      continue
+    for fsdp in divisors:
+      model, rest = divmod(devices, data * fsdp)
+      if not rest:
+        candidates.append({"data": data, "fsdp": fsdp, "model": model})
+  return candidates
 
 
 def written(sizes: Mapping[str, int]) -> str:
-  return ",".join(f"{name}={n}" for name, n in sizes.items())
+  """Returns a mesh as its flag has it: `data=1,fsdp=256,model=4`."""
+  return ",".join(f"{name}={size}" for name, size in sizes.items())
 
 
-def split(where: Pod, sizes: Mapping[str, int], along: tuple[str, ...]) -> tuple[int, int]:
-  """(devices of a collective within one slice or node, how many of those it joins)."""
+# Time on the links
+
+
+def split(
+  topology: Pod,
+  sizes: Mapping[str, int],
+  along: tuple[str, ...],
+) -> tuple[int, int]:
+  """Splits the devices of a collective into near and far.
+
+  Returns:
+    How many of them lie in one slice or node, and how many slices or nodes there are.
+  """
   total = math.prod(sizes[name] for name in along)
-  if where.chip.near:
-    ids = np.arange(where.devices).reshape(tuple(sizes.values()))
-    group = ids[tuple(slice(None) if name in along else 0 for name in sizes)].ravel()
-    near = int((group < where.chip.near).sum())
+  if topology.chip.near:
+    # GPUs are numbered through, node by node. The group of device 0 stands for all.
+    ids = np.arange(topology.devices).reshape(tuple(sizes.values()))
+    index = tuple(slice(None) if name in along else 0 for name in sizes)
+    group = ids[index].ravel()
+    near = int((group < topology.chip.near).sum())
+  elif "data" in along:
+    near = total // topology.slices
   else:
-    near = total // (where.slices if "data" in along else 1)
+    near = total
   return near, total // near
 
 
 def transfer(
-  where: Pod, sizes: Mapping[str, int], kind: str, along: tuple[str, ...], payload: float
+  topology: Pod,
+  sizes: Mapping[str, int],
+  kind: str,
+  along: tuple[str, ...],
+  payload: float,
 ) -> float:
-  """Seconds of a collective: a ring over the near devices, then one over the slices or nodes with
-  each device's part.
+  """Returns the seconds of a collective of `payload` bytes.
 
-  A ring of n moves (n - 1) / n of what it holds, an all-reduce twice that, a permutation all of it.
+  It is taken to be a ring over the near devices, then one over the slices or nodes with each
+  device's part.
   """
-  near, far = split(where, sizes, along)
-  share = lambda n: 0.0 if n == 1 else 1.0 if kind == "collective-permute" else (n - 1) / n
+
+  def share(n: int) -> float:
+    """The part of the payload that a ring of n moves over each link."""
+    if n == 1:
+      return 0.0
+    if kind == "collective-permute":
+      return 1.0
+    return (n - 1) / n
+
+  chip = topology.chip
+  near, far = split(topology, sizes, along)
+  seconds_near = share(near) / chip.link
+  seconds_far = share(far) / near / chip.far
+  # An all-reduce goes round twice: it scatters the sums, then gathers them.
   turns = 2 if kind == "all-reduce" else 1
-  return turns * payload * (share(near) / where.chip.link + share(far) / near / where.chip.far)
+  return turns * payload * (seconds_near + seconds_far)

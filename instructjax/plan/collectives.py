@@ -1,167 +1,311 @@
-"""The collectives of a compiled program, read in its HLO text: kind, mesh axes, how often and how
-many bytes.
+"""The collectives of a compiled program, read in its HLO text.
 
-An operation in the body of a loop counts as often as the loop runs, where its condition compares
-with a constant.  The TPU compiler cuts one collective into several fusions that share a channel:
-they are counted once.  What goes from slice to slice it writes as pairs of a send and a receive
-through the host, which name the collective that they are a part of.
+Each has a kind, the mesh axes along which it communicates, how often it runs and how many bytes it
+moves. Three things make this more than a search for names:
+
+An operation in the body of a loop counts as often as the loop runs, where the condition of the loop
+compares with a constant.
+
+The TPU compiler cuts one collective into several fusions that share a channel. They count once.
+
+What goes from slice to slice is written as pairs of a send and a receive through the host, which
+name the collective that they are a part of.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+KINDS = (
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "all-to-all",
+  "collective-permute",
+)
+# Bytes of an element. Other types have their bits in their name.
 BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8}
+
+# `= TYPE all-gather-start(`: the type of the result, the kind, and whether it is only started.
 _OPERATION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
+# The type that is received, and the collective that the transfer between slices is a part of.
 _BETWEEN_SLICES = re.compile(
   r"= \((.*), u32\[\], token\[\]\) recv\(.*_xla_megascale_transfer_type=\"(\w+)\""
 )
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 _ARRAY = re.compile(r"(pred|bf16|f16|f32|f64|[su]\d+|f8\w*)\[([\d,]*)\]")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+
+# The ways in which HLO writes the groups of devices of an operation.
+_GROUPS_OF_MESH = re.compile(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}")
+_GROUPS_OF_IOTA = re.compile(
+  r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?",
+)
+_GROUPS_OF_LISTS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_PAIRS = re.compile(r"source_target_pairs=\{\{(\d+),(\d+)\}")
+
+# The ways in which one computation calls another.
+_LOOP = re.compile(r"condition=%?([\w.-]+), body=%?([\w.-]+)")
+_CALLS = re.compile(r"(?:calls|to_apply|called_computations=\{)=?%?([\w.-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_CONSTANT = re.compile(r"= [su]\d+\[\]\S* constant\((\d+)\)")
 
 
 class Collective(NamedTuple):
-  """All operations of one kind over the same axes in one call: `bytes` is the payload, whole along
-  these axes.
-  """
+  """All operations of one kind over the same axes in one call of a program."""
 
   kind: str
   axes: tuple[str, ...]
   count: float
+  bytes: float  # the payload of one device, whole along these axes
+
+  def as_row(self) -> dict[str, Any]:
+    """Returns the collective as plain data for a report."""
+    return {
+      "kind": self.kind,
+      "axes": list(self.axes),
+      "count": self.count,
+      "bytes": self.bytes,
+    }
+
+
+class Operation(NamedTuple):
+  """One collective operation, with how often it runs and what it moves in all of its runs."""
+
+  kind: str
+  axes: tuple[str, ...]
+  times: float
   bytes: float
 
 
+# Parts of an HLO text
+
+
 def size(text: str, last: bool = False) -> int:
-  """Bytes of the arrays of a type, or of its last one: the scalars behind it are the state of what
-  is under way.
+  """Returns the bytes of the arrays of an HLO type, or of its last one.
+
+  The type of an operation under way lists its inputs, then its result. Scalars behind the result
+  are the state of the operation and do not count, unless there is nothing else.
   """
-  found = _ARRAY.findall(text)
-  arrays = [
-    math.prod(int(n) for n in dims.split(",") if n)
-    * BYTES.get(dtype, int(re.sub(r"\D", "", dtype[:3]) or 8) // 8 or 1)
-    for dtype, dims in ([one for one in found if one[1]] or found if last else found)
-  ]
-  return (arrays[-1] if last else sum(arrays)) if arrays else 0
+  arrays = _ARRAY.findall(text)
+  if not last:
+    return sum(_array_bytes(dtype, dims) for dtype, dims in arrays)
+  with_dims = [array for array in arrays if array[1]]
+  candidates = with_dims or arrays
+  return _array_bytes(*candidates[-1]) if candidates else 0
+
+
+def _array_bytes(dtype: str, dims: str) -> int:
+  """The bytes of one array, from its HLO type such as `bf16` and `4,8`."""
+  elements = math.prod(_integers(dims))
+  if dtype in BYTES:
+    return elements * BYTES[dtype]
+  # s32, u8 and f8e4m3fn: the bits are in the name. A type of less than a byte counts as one.
+  bits = int(re.sub(r"\D", "", dtype[:3]) or 8)
+  return elements * (bits // 8 or 1)
+
+
+def _integers(text: str) -> list[int]:
+  """The numbers of `4,8`; an empty text has none."""
+  return [int(number) for number in text.split(",") if number]
 
 
 def group(line: str) -> list[int]:
-  """The first group of devices of an operation, as positions in the mesh."""
-  if found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
-    shape = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", found[1])}
-    names = re.findall(r"'([^']+)'", found[2])
-    ids = np.arange(math.prod(shape.values())).reshape(tuple(shape.values()))
-    return ids[tuple(slice(None) if name in names else 0 for name in shape)].ravel().tolist()
-  if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
-    out, shape, turn = (
-      [int(n) for n in part.split(",")] if part else None for part in found.groups()
-    )
-    ids = np.arange(math.prod(shape or [])).reshape(shape or [])
-    return (ids.transpose(turn) if turn else ids).reshape(out or [])[0].tolist()
-  if found := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
-    return [int(n) for n in found[1].split(",") if n]
-  if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line):
-    return [int(found[1]), int(found[2])]
+  """Returns the first group of devices of an operation, as positions in the mesh."""
+  if match := _GROUPS_OF_MESH.search(line):
+    return _group_of_mesh(match[1], match[2])
+  if match := _GROUPS_OF_IOTA.search(line):
+    return _group_of_iota(match[1], match[2], match[3])
+  if match := _GROUPS_OF_LISTS.search(line):
+    return _integers(match[1])
+  if match := _PAIRS.search(line):
+    return [int(match[1]), int(match[2])]
   return []
 
 
+def _group_of_mesh(mesh: str, along: str) -> list[int]:
+  """The group of `mesh['a'=2,'b'=4] {'b'}`: all positions along b, and the first of a."""
+  sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", mesh)}
+  names = re.findall(r"'([^']+)'", along)
+  ids = np.arange(math.prod(sizes.values()))
+  ids = ids.reshape(tuple(sizes.values()))
+  index = tuple(slice(None) if name in names else 0 for name in sizes)
+  return ids[index].ravel().tolist()
+
+
+def _group_of_iota(groups: str, shape: str, permutation: str | None) -> list[int]:
+  """The group of `[2,4]<=[4,2]T(1,0)`: 0, 1, ... in a shape, transposed, cut into groups."""
+  dims = _integers(shape)
+  ids = np.arange(math.prod(dims)).reshape(dims)
+  if permutation:
+    ids = ids.transpose(_integers(permutation))
+  return ids.reshape(_integers(groups))[0].tolist()
+
+
 def axes(devices: Sequence[int], mesh: Mapping[str, int]) -> tuple[str, ...]:
-  """The mesh axes along which a group of devices lies."""
+  """Returns the mesh axes along which a group of devices lies."""
   if not devices:
+    # HLO leaves the groups out where all devices take part.
     return tuple(name for name, n in mesh.items() if n > 1)
-  at = np.array(np.unravel_index(np.array(devices), tuple(mesh.values())))
-  return tuple(name for name, row in zip(mesh, at) if len(set(row.tolist())) > 1)
+  coordinates = np.unravel_index(np.array(devices), tuple(mesh.values()))
+  names = []
+  for name, positions in zip(mesh, coordinates, strict=True):
+    if len(set(positions.tolist())) > 1:
+      names.append(name)
+  return tuple(names)
+
+
+# How often a computation runs
 
 
 def computations(text: str) -> dict[str, list[str]]:
-  """The lines of every computation by its name; the entry is under ""."""
-  found: dict[str, list[str]] = {}
+  """Returns the lines of every computation by its name; the entry is under ""."""
+  lines_by_name: dict[str, list[str]] = {}
   lines: list[str] = []
   for line in text.splitlines():
-    if line.endswith("{") and not line.startswith(" ") and (match := _COMPUTATION.match(line)):
-      lines = found.setdefault("" if line.startswith("ENTRY") else match[1], [])
-    elif line.startswith(" "):
+    if line.startswith(" "):
       lines.append(line)
-  return found
+      continue
+    # The header of a computation starts at the margin and ends with a brace.
+    header = _COMPUTATION.match(line)
+    if header:
+      name = "" if line.startswith("ENTRY") else header[1]
+      lines = lines_by_name.setdefault(name, [])
+  return lines_by_name
 
 
 def trips(condition: Sequence[str]) -> int:
-  """How often a loop runs: the constant that its condition compares with; 1 where there is none."""
-  found = [
-    int(n) for line in condition for n in re.findall(r"= [su]\d+\[\]\S* constant\((\d+)\)", line)
-  ]
-  return max(found, default=1)
+  """Returns how often a loop runs: the constant that its condition compares with.
+
+  It is 1 where there is no constant.
+  """
+  constants = []
+  for line in condition:
+    constants.extend(int(n) for n in _CONSTANT.findall(line))
+  return max(constants, default=1)
 
 
-def frequencies(found: Mapping[str, Sequence[str]]) -> dict[str, float]:
-  """How often each computation runs in one call of the program."""
-  often: dict[str, float] = {}
+def frequencies(lines_by_name: Mapping[str, Sequence[str]]) -> dict[str, float]:
+  """Returns how often each computation runs in one call of the program."""
+  times_by_name: dict[str, float] = {}
 
   def visit(name: str, times: float) -> None:
-    if name not in found or often.get(name, 0) >= times:
+    # A computation that is called from several places counts as often as from the busiest.
+    if name not in lines_by_name or times_by_name.get(name, 0) >= times:
       return
-    often[name] = times
-    for line in found[name]:
-      loop = re.search(r"condition=%?([\w.-]+), body=%?([\w.-]+)", line)
+    times_by_name[name] = times
+    for line in lines_by_name[name]:
+      loop = _LOOP.search(line)
       if loop:
-        n = trips(found.get(loop[1], []))
-        visit(loop[1], times * n)
-        visit(loop[2], times * n)
+        condition, body = loop.groups()
+        runs = times * trips(lines_by_name.get(condition, []))
+        visit(condition, runs)
+        visit(body, runs)
         continue
-      for called in re.findall(r"(?:calls|to_apply|called_computations=\{)=?%?([\w.-]+)", line):
-        visit(called, times)
-      for branches in re.findall(r"branch_computations=\{([^}]*)\}", line):
-        for called in branches.split(","):
-          visit(called.strip().lstrip("%"), times)
+      for callee in _CALLS.findall(line):
+        visit(callee, times)
+      for branches in _BRANCHES.findall(line):
+        for callee in branches.split(","):
+          visit(callee.strip().lstrip("%"), times)
 
   visit("", 1.0)
-  return often
+  return times_by_name
 
 
-def between_slices(received: str, transfer: str, mesh: Mapping[str, int]) -> tuple[str, int]:
-  """(kind, payload) of a receive from other slices, which lie along data: what each device holds
-  after its own slice's part.
+# The collectives
+
+
+def between_slices(
+  received: str,
+  transfer: str,
+  mesh: Mapping[str, int],
+) -> tuple[str, int]:
+  """Returns (kind, payload) of a receive from other slices, which lie along data.
+
+  The payload is what each device holds after its own slice's part.
   """
   kind = transfer.lower().replace("_", "-")
-  payload = size(received) * (mesh["data"] if kind == "reduce-scatter" else 1)
-  return (kind if kind in KINDS else "collective-permute"), payload
+  payload = size(received)
+  if kind == "reduce-scatter":
+    payload *= mesh["data"]
+  if kind not in KINDS:
+    kind = "collective-permute"
+  return kind, payload
 
 
 def read(text: str, mesh: Mapping[str, int]) -> list[Collective]:
-  """The collectives of a module, the largest first.  `mesh` gives the size of each axis in order."""
-  found = computations(text)
-  often = frequencies(found)
-  seen: dict[tuple, tuple[str, tuple[str, ...], float, float]] = {}
-  for name, lines in found.items():
-    for i, line in enumerate(lines):
-      if name not in often:
-        continue
+  """Returns the collectives of a module, the largest first.
+
+  `mesh` gives the size of each axis in order.
+  """
+  lines_by_name = computations(text)
+  times_by_name = frequencies(lines_by_name)
+  operations: dict[tuple, Operation] = {}
+  for name, lines in lines_by_name.items():
+    if name not in times_by_name:
+      continue  # nothing calls it
+    for number, line in enumerate(lines):
+      times = times_by_name[name]
       if match := _BETWEEN_SLICES.search(line):
         kind, payload = between_slices(match[1], match[2], mesh)
-        seen[name, i] = (kind, ("data",), often[name], often[name] * payload)
+        operations[name, number] = Operation(kind, ("data",), times, times * payload)
         continue
-      match = _OPERATION.search(line)
-      if not match:
+      operation = _operation(line, name, times, mesh)
+      if operation is None:
         continue
-      kind, where = match[2], group(line)
-      payload = size(match[1], last=bool(match[3]) and kind != "all-reduce")
-      if name.startswith("all-reduce-scatter"):
-        kind = "reduce-scatter"
-      elif kind == "reduce-scatter":
-        payload *= max(len(where), 1)
-      channel = re.search(r"channel_id=(\d+)", line)
-      key = (match[2], channel[1]) if channel else (name, i)
-      entry = (kind, axes(where, mesh), often[name], often[name] * payload)
-      if key not in seen or seen[key][3] < entry[3]:
-        seen[key] = entry
-  total: dict[tuple[str, tuple[str, ...]], tuple[float, float]] = {}
-  for kind, along, times, payload in seen.values():
-    count, bytes_ = total.get((kind, along), (0.0, 0.0))
-    total[kind, along] = count + times, bytes_ + payload
-  made = [Collective(kind, along, *value) for (kind, along), value in total.items() if along]
-  return sorted(made, key=lambda c: -c.bytes)
+      # Parts of one collective share its channel. The largest of them stands for it.
+      key = _channel(line) or (name, number)
+      if key not in operations or operations[key].bytes < operation.bytes:
+        operations[key] = operation
+  return _sums(operations.values())
+
+
+def _operation(
+  line: str,
+  computation: str,
+  times: float,
+  mesh: Mapping[str, int],
+) -> Operation | None:
+  """The collective operation of a line, if there is one."""
+  match = _OPERATION.search(line)
+  if not match:
+    return None
+  result, kind, start = match.groups()
+  devices = group(line)
+  # An all-reduce that starts has its results alone as its type; the others list their inputs too.
+  payload = size(result, last=bool(start) and kind != "all-reduce")
+  if computation.startswith("all-reduce-scatter"):
+    # The compiler's fusion of an all-reduce with the slice that each device keeps.
+    kind = "reduce-scatter"
+  elif kind == "reduce-scatter":
+    # The result is one device's part of the payload.
+    payload *= max(len(devices), 1)
+  return Operation(kind, axes(devices, mesh), times, times * payload)
+
+
+def _channel(line: str) -> tuple[str, str] | None:
+  """The kind and channel that the parts of one collective share."""
+  operation = _OPERATION.search(line)
+  channel = _CHANNEL.search(line)
+  if operation is None or channel is None:
+    return None
+  return operation[2], channel[1]
+
+
+def _sums(operations: Iterable[Operation]) -> list[Collective]:
+  """The sums of operations over kinds and axes, the largest first."""
+  sums: dict[tuple[str, tuple[str, ...]], Collective] = {}
+  for kind, along, times, payload in operations:
+    if not along:
+      continue  # a group of one device moves nothing
+    before = sums.get((kind, along), Collective(kind, along, 0.0, 0.0))
+    sums[kind, along] = before._replace(
+      count=before.count + times,
+      bytes=before.bytes + payload,
+    )
+  return sorted(sums.values(), key=lambda collective: -collective.bytes)

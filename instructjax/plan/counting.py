@@ -1,9 +1,11 @@
-"""What a program costs, read off its jaxpr: FLOPs, bytes that matrix products touch, and
-collectives.
+"""What a program costs, read off its jaxpr.
 
-XLA's own `cost_analysis` counts the body of a loop once; here a scan counts `length` times and a
-while loop as often as the program's bound.  Types carry shardings, so the share of one device is
-exact: a product that is not split over an axis is counted on each device along it.
+Costs are FLOPs, the bytes that matrix products touch, collectives, and the memory that is live at
+once. XLA's own `cost_analysis` counts the body of a loop once. In this file a scan counts `length`
+times, and a while loop as often as the program's bound. Types carry shardings, so the share of one
+device is exact: a product that is not split over an axis is counted on each device along it.
+
+Jaxprs and their equations have no public types, so they are `Any` here.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-# What passes a weight on as it is, perhaps cast, moved or cut.
+# Primitives that pass a weight on as it is, perhaps cast, moved or cut.
 CARRIES = {
   "convert_element_type",
   "reshape",
@@ -32,84 +34,138 @@ CARRIES = {
 
 @dataclasses.dataclass
 class Cost:
-  """Of one call; all but `flops` are of one device.  `collectives` maps (kind, mesh axes) to
-  (count, payload bytes).
+  """The cost of one call. All but `flops` are of one device."""
 
-  `weight_width` is the bytes of a weight that is gathered: the compiler casts to the compute
-  dtype before it gathers.
-  """
-
+  # Bytes of an element of a weight that is gathered: the compiler casts weights to the compute
+  # dtype before it gathers them.
   weight_width: int = 4
   flops: float = 0.0
   device_flops: float = 0.0
-  product_bytes: float = 0.0
-  weight_bytes: float = 0.0
+  product_bytes: float = 0.0  # what matrix products read and write
+  weight_bytes: float = 0.0  # the part of it that is parameters
+  # Maps (kind, mesh axes) to (count, payload in bytes).
   collectives: dict[tuple[str, tuple[str, ...]], tuple[float, float]] = dataclasses.field(
     default_factory=dict
   )
 
-  def collective(self, kind: str, axes: Sequence[str], times: float, size: float) -> None:
-    count, total = self.collectives.get((kind, tuple(axes)), (0.0, 0.0))
-    self.collectives[kind, tuple(axes)] = count + times, total + times * size
+  def collective(
+    self,
+    kind: str,
+    axes: Sequence[str],
+    times: float,
+    size: float,
+  ) -> None:
+    """Adds a collective of `size` bytes that runs so many times."""
+    key = (kind, tuple(axes))
+    count, total = self.collectives.get(key, (0.0, 0.0))
+    self.collectives[key] = (count + times, total + times * size)
+
+
+# Arrays and their shardings
 
 
 def local_shape(aval: Any) -> tuple[int, ...]:
-  """The part of an array on one device."""
+  """Returns the shape of the part of an array on one device."""
   sharding = getattr(aval, "sharding", None)
-  return aval.shape if sharding is None or sharding.mesh.empty else sharding.shard_shape(aval.shape)
+  if sharding is None or sharding.mesh.empty:
+    return aval.shape
+  return sharding.shard_shape(aval.shape)
 
 
 def local_bytes(aval: Any) -> int:
-  size = getattr(getattr(aval, "dtype", None), "itemsize", 0)
-  return math.prod(local_shape(aval)) * size if hasattr(aval, "shape") else 0
+  """Returns the bytes of an array on one device; what is no array has none."""
+  if not hasattr(aval, "shape"):
+    return 0
+  dtype = getattr(aval, "dtype", None)
+  itemsize = getattr(dtype, "itemsize", 0)
+  return math.prod(local_shape(aval)) * itemsize
 
 
 def axes_of(aval: Any, dim: int) -> tuple[str, ...]:
-  """The mesh axes of more than one device along one dimension of an array."""
+  """Returns the mesh axes of more than one device along one dimension of an array."""
   sharding = getattr(aval, "sharding", None)
   if sharding is None or sharding.mesh.empty:
     return ()
   entry = sharding.spec[dim]
-  names = () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+  if entry is None:
+    return ()
+  names = entry if isinstance(entry, tuple) else (entry,)
   return tuple(name for name in names if sharding.mesh.shape[name] > 1)
 
 
 def all_axes(aval: Any) -> Counter[str]:
-  return Counter(name for dim in range(len(aval.shape)) for name in axes_of(aval, dim))
+  """Returns the mesh axes of more than one device along all dimensions of an array."""
+  names: Counter[str] = Counter()
+  for dim in range(len(aval.shape)):
+    names.update(axes_of(aval, dim))
+  return names
+
+
+# Equations
 
 
 def inner(eqn: Any) -> Iterator[tuple[Any, int]]:
-  """The jaxprs of an equation and the number of its inputs that stand before theirs."""
-  name, params = eqn.primitive.name, eqn.params
-  if (
-    name == "cond"
-  ):  # the last branch is the default of `platform_dependent`: what runs on an accelerator
+  """Yields the jaxprs of an equation, each with the number of inputs that are not passed to it."""
+  name = eqn.primitive.name
+  params = eqn.params
+  if name == "cond":
+    # The last branch is the default of `platform_dependent`: what runs on an accelerator.
     yield params["branches"][-1], 1
   elif name == "while":
     yield params["body_jaxpr"], params["cond_nconsts"]
   else:
     for value in params.values():
-      if hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns"):
+      if _is_jaxpr(value):
         yield value, 0
         return
 
 
+def _is_jaxpr(value: Any) -> bool:
+  """Whether a parameter of an equation is a jaxpr, open or closed."""
+  return hasattr(opened(value), "eqns")
+
+
 def opened(jaxpr: Any) -> Any:
+  """Returns the open jaxpr of a closed one, or the jaxpr itself."""
   return getattr(jaxpr, "jaxpr", jaxpr)
 
 
-def count(jaxpr: Any, weights: Sequence[bool], trips: int, weight_width: int = 4) -> Cost:
-  """The cost of a closed jaxpr; `weights` marks its inputs that are parameters, `trips` bounds its
-  while loops.
+def _is_literal(v: Any) -> bool:
+  """Whether an input of an equation is a constant that stands in it. Others are variables."""
+  return hasattr(v, "val")
+
+
+# FLOPs, bytes and collectives
+
+
+def count(
+  jaxpr: Any,
+  weights: Sequence[bool],
+  trips: int,
+  weight_width: int = 4,
+) -> Cost:
+  """Returns the cost of a closed jaxpr.
+
+  `weights` marks its inputs that are parameters, and `trips` bounds its while loops.
   """
   cost = Cost(weight_width)
   _walk(opened(jaxpr), list(weights), 1.0, trips, cost)
   return cost
 
 
-def _walk(jaxpr: Any, weights: Sequence[bool], times: float, trips: int, cost: Cost) -> list[bool]:
-  marked = {v for v, weight in zip(jaxpr.invars, weights) if weight}
-  is_weight = lambda v: not hasattr(v, "val") and v in marked
+def _walk(
+  jaxpr: Any,
+  weights: Sequence[bool],
+  times: float,
+  trips: int,
+  cost: Cost,
+) -> list[bool]:
+  """Adds the cost of a jaxpr that runs so many times; returns which outputs are weights."""
+  weight_vars = {v for v, weight in zip(jaxpr.invars, weights) if weight}
+
+  def is_weight(v: Any) -> bool:
+    return not _is_literal(v) and v in weight_vars
+
   lookups = _lookups(jaxpr)
   for eqn in jaxpr.eqns:
     name = eqn.primitive.name
@@ -118,74 +174,112 @@ def _walk(jaxpr: Any, weights: Sequence[bool], times: float, trips: int, cost: C
     elif name == "reshard" and eqn.outvars[0] not in lookups:
       _reshard(eqn, times, cost, is_weight(eqn.invars[0]))
     elif name == "scatter-add" and eqn.invars[2] in lookups:
-      cost.collective("all-reduce", lookups[eqn.invars[2]], times, local_bytes(eqn.outvars[0].aval))
+      # Each device adds its own rows into the table. Then the tables are summed.
+      axes = lookups[eqn.invars[2]]
+      cost.collective("all-reduce", axes, times, local_bytes(eqn.outvars[0].aval))
     if name in CARRIES and is_weight(eqn.invars[0]):
-      marked |= set(eqn.outvars)
+      weight_vars.update(eqn.outvars)
+
     for body, skip in inner(eqn):
-      often = eqn.params["length"] if name == "scan" else trips if name == "while" else 1
+      runs = times * _runs(eqn, trips)
       flags = [is_weight(v) for v in eqn.invars[skip:]]
-      out = _walk(opened(body), flags, times * often, trips, cost)
-      marked |= {
-        v for v, weight in zip(eqn.outvars, out) if weight and len(out) == len(eqn.outvars)
-      }
+      outputs = _walk(opened(body), flags, runs, trips, cost)
+      if len(outputs) == len(eqn.outvars):
+        weight_vars.update(v for v, weight in zip(eqn.outvars, outputs) if weight)
   return [is_weight(v) for v in jaxpr.outvars]
 
 
-def _product(eqn: Any, weights: Sequence[bool], times: float, cost: Cost) -> None:
-  (left, right), _ = eqn.params["dimension_numbers"]
-  a, b = (v.aval for v in eqn.invars)
-  out = eqn.outvars[0].aval
-  depth = math.prod(a.shape[dim] for dim in left)
-  shares = [min(local_shape(a)[i], local_shape(b)[j]) for i, j in zip(left, right)]
-  cost.flops += times * 2 * math.prod(out.shape) * depth
-  cost.device_flops += times * 2 * math.prod(local_shape(out)) * math.prod(shares)
-  cost.product_bytes += times * sum(local_bytes(x) for x in (a, b, out))
-  cost.weight_bytes += times * sum(
-    local_bytes(v.aval) for v, weight in zip(eqn.invars, weights) if weight
-  )
-  reduced = [name for dim in left for name in axes_of(a, dim)]
-  if reduced:  # a gradient that is then stored along fsdp is scattered as it is summed
-    cost.collective(
-      "reduce-scatter" if "fsdp" in reduced else "all-reduce", reduced, times, local_bytes(out)
-    )
+def _runs(eqn: Any, trips: int) -> int:
+  """How often the body of an equation runs."""
+  if eqn.primitive.name == "scan":
+    return eqn.params["length"]
+  if eqn.primitive.name == "while":
+    return trips
+  return 1
 
 
-def _reshard(eqn: Any, times: float, cost: Cost, weight: bool) -> None:
-  before, after = eqn.invars[0].aval, eqn.outvars[0].aval
-  gone = [name for name in all_axes(before) if name not in all_axes(after)]
-  if gone:
-    width = cost.weight_width if weight and after.dtype.itemsize == 4 else after.dtype.itemsize
-    cost.collective("all-gather", gone, times, local_bytes(after) * width / after.dtype.itemsize)
+def _product(
+  eqn: Any,
+  weights: Sequence[bool],
+  times: float,
+  cost: Cost,
+) -> None:
+  """Adds a matrix product: 2 FLOPs for each multiplication with its addition."""
+  (left_dims, right_dims), _ = eqn.params["dimension_numbers"]
+  left, right = (v.aval for v in eqn.invars)
+  result = eqn.outvars[0].aval
+
+  depth = math.prod(left.shape[dim] for dim in left_dims)
+  cost.flops += times * 2 * math.prod(result.shape) * depth
+
+  # A contracted dimension is as short as its shorter side: the other one is cut to it.
+  local_depth = 1
+  for i, j in zip(left_dims, right_dims, strict=True):
+    local_depth *= min(local_shape(left)[i], local_shape(right)[j])
+  cost.device_flops += times * 2 * math.prod(local_shape(result)) * local_depth
+
+  cost.product_bytes += times * sum(local_bytes(x) for x in (left, right, result))
+  weight_bytes = 0
+  for aval, weight in zip((left, right), weights, strict=True):
+    if weight:
+      weight_bytes += local_bytes(aval)
+  cost.weight_bytes += times * weight_bytes
+
+  # A contraction over a split dimension leaves a partial sum on each device.
+  reduced = [name for dim in left_dims for name in axes_of(left, dim)]
+  if reduced:
+    # A gradient that is then stored along fsdp is scattered as it is summed.
+    kind = "reduce-scatter" if "fsdp" in reduced else "all-reduce"
+    cost.collective(kind, reduced, times, local_bytes(result))
+
+
+def _reshard(eqn: Any, times: float, cost: Cost, is_weight: bool) -> None:
+  """Adds the all-gather of a reshard, if some axis splits the array before it and not after."""
+  before = eqn.invars[0].aval
+  after = eqn.outvars[0].aval
+  axes_after = all_axes(after)
+  gathered = [name for name in all_axes(before) if name not in axes_after]
+  if not gathered:
+    return
+  itemsize = after.dtype.itemsize
+  width = cost.weight_width if is_weight and itemsize == 4 else itemsize
+  payload = local_bytes(after) * width / itemsize
+  cost.collective("all-gather", gathered, times, payload)
 
 
 def _lookups(jaxpr: Any) -> dict[Any, list[str]]:
-  """Arrays that stand whole in the jaxpr and never on a device: rows made whole only to be added
-  into a table, or looked up only to be split.  The compiler splits both along the batch.  With
-  each, the axes that it was split over.
+  """Returns arrays that are whole in the jaxpr and never on a device.
+
+  They are rows that are made whole only to be added into a table, or looked up only to be split.
+  The compiler splits both along the batch. Each comes with the axes that it is split over.
   """
   readers: dict[Any, list[Any]] = {}
   for eqn in jaxpr.eqns:
     for v in eqn.invars:
-      if not hasattr(v, "val"):
+      if not _is_literal(v):
         readers.setdefault(v, []).append(eqn)
-  found: dict[Any, list[str]] = {}
+
+  axes_by_array: dict[Any, list[str]] = {}
   for eqn in jaxpr.eqns:
-    out, read = (
-      eqn.outvars[0] if eqn.outvars else None,
-      readers.get(eqn.outvars[0] if eqn.outvars else None, []),
-    )
-    if len(read) != 1 or out in jaxpr.outvars:
+    if not eqn.outvars:
       continue
-    name, reader = eqn.primitive.name, read[0].primitive.name
-    if name == "reshard" and reader == "scatter-add" and read[0].invars[2] is out:
-      found[out] = list(all_axes(eqn.invars[0].aval))
-    elif name == "gather" and reader == "reshard":
-      found[out] = list(all_axes(read[0].outvars[0].aval))
-  return found
+    result = eqn.outvars[0]
+    eqns = readers.get(result, [])
+    if len(eqns) != 1 or result in jaxpr.outvars:
+      continue
+    reader = eqns[0]
+    name = eqn.primitive.name
+    reader_name = reader.primitive.name
+    if name == "reshard" and reader_name == "scatter-add" and reader.invars[2] is result:
+      axes_by_array[result] = list(all_axes(eqn.invars[0].aval))
+    elif name == "gather" and reader_name == "reshard":
+      axes_by_array[result] = list(all_axes(reader.outvars[0].aval))
+  return axes_by_array
 
 
-# --- memory ---
+# Memory
 
+# Primitives whose result needs no memory of its own.
 FREE = {
   "broadcast_in_dim",
   "iota",
@@ -196,6 +290,7 @@ FREE = {
   "rng_bit_generator",
   "random_wrap",
 }
+# Primitives that are not elementwise: nothing is fused across them.
 OPAQUE = {
   "dot_general",
   "scan",
@@ -211,98 +306,139 @@ OPAQUE = {
 
 
 def peak(jaxpr: Any, donated: Sequence[bool] = ()) -> int:
-  """Bytes that one device needs besides the arguments: the most that is live at once.
+  """Returns the bytes that one device needs besides the arguments: the most that is live at once.
 
-  Results of elementwise equations that only elementwise equations read once are taken to be
-  fused away.  A donated input gives its memory to the results made after its last use.
+  Results of elementwise equations that only elementwise equations read once are taken to be fused
+  away. A donated input gives its memory to the results that are made after its last use.
   """
   jaxpr = opened(jaxpr)
-  last, uses = _lifetimes(jaxpr)
-  fused = _fuse(jaxpr, last, uses) | set(_lookups(jaxpr))
-  donated = list(donated) + [False] * (len(jaxpr.invars) - len(donated))
-  sizes = {v: local_bytes(v.aval) for v, own in zip(jaxpr.invars, donated) if own}
-  live, most, base = sum(sizes.values()), 0, sum(sizes.values())
+  last_use, uses = _lifetimes(jaxpr)
+  fused = _fuse(jaxpr, last_use, uses)  # lengthens some of the lives
+  fused |= set(_lookups(jaxpr))
+
   dying: dict[int, list[Any]] = {}
-  for v, at in last.items():
-    dying.setdefault(at, []).append(v)
-  for at, eqn in enumerate(jaxpr.eqns):
-    ends = [v for v in dying.get(at, []) if v in sizes]
-    gone = sum(sizes[v] for v in ends)
-    made = {
-      v: 0 if v in fused or eqn.primitive.name in FREE else local_bytes(v.aval) for v in eqn.outvars
-    }
-    new = sum(made.values())
-    within = max((_inside(eqn, body, skip, ends) for body, skip in inner(eqn)), default=0)
-    reuses = eqn.primitive.name not in OPAQUE or within
-    most = max(most, live - (min(gone, new) if reuses else 0) + max(new, 0) + within)
-    live += new - gone
-    sizes |= made
+  for v, position in last_use.items():
+    dying.setdefault(position, []).append(v)
+
+  # The live arrays. Arguments that are not donated belong to the caller and are left out.
+  sizes = {}
+  for v, is_donated in zip(jaxpr.invars, donated):
+    if is_donated:
+      sizes[v] = local_bytes(v.aval)
+  arguments = sum(sizes.values())
+  live = arguments
+  most = 0
+
+  for position, eqn in enumerate(jaxpr.eqns):
+    name = eqn.primitive.name
+    ends = [v for v in dying.get(position, []) if v in sizes]
+    freed = sum(sizes[v] for v in ends)
+    result_sizes = {}
+    for v in eqn.outvars:
+      needs_memory = v not in fused and name not in FREE
+      result_sizes[v] = local_bytes(v.aval) if needs_memory else 0
+    new = sum(result_sizes.values())
+
+    bodies = [_inside(eqn, body) for body, _ in inner(eqn)]
+    within = max(bodies, default=0)
+    # An elementwise equation writes its result over an input that ends with it.
+    reuses_inputs = name not in OPAQUE or within
+    reused = min(freed, new) if reuses_inputs else 0
+    most = max(most, live - reused + new + within)
+
+    live += new - freed
+    sizes.update(result_sizes)
     for v in ends:
-      sizes.pop(v)
-  return max(most - base, 0)
+      del sizes[v]
+  return max(most - arguments, 0)
 
 
-def _inside(eqn: Any, body: Any, skip: int, ends: Sequence[Any]) -> int:
-  """What the body of an equation needs beyond its results, which the equation itself accounts for."""
+def _inside(eqn: Any, body: Any) -> int:
+  """The bytes that the body of an equation needs beyond its results.
+
+  The results are those of the equation, which counts them itself.
+  """
   jaxpr = opened(body)
-  if eqn.primitive.name not in ("scan", "while"):
-    results = sum(local_bytes(v.aval) for v in jaxpr.outvars if hasattr(v, "aval"))
-    return max(peak(jaxpr) - results, 0)
-  fixed, carried = _loop(eqn, jaxpr)
-  owned = [fixed <= i < fixed + carried for i in range(len(jaxpr.invars))]
-  return peak(jaxpr, owned)
+  if eqn.primitive.name in ("scan", "while"):
+    # A loop owns what it carries, and may write the next value over the last one.
+    constants, carried = _loop(eqn, jaxpr)
+    owned = [constants <= i < constants + carried for i in range(len(jaxpr.invars))]
+    return peak(jaxpr, owned)
+  results = sum(local_bytes(v.aval) for v in jaxpr.outvars if hasattr(v, "aval"))
+  return max(peak(jaxpr) - results, 0)
 
 
 def _loop(eqn: Any, body: Any) -> tuple[int, int]:
-  """(constants, carried values) of a loop.  Those of a scan are told from its sliced arrays by
-  rank: the names of its parameters differ between versions of JAX.
+  """The numbers of constants and of carried values of a loop.
+
+  Those of a scan are recognised by their rank: an array that is sliced has one axis more outside of
+  the loop. The names of its parameters differ between versions of JAX.
   """
   if eqn.primitive.name == "while":
-    fixed = eqn.params["body_nconsts"]
-    return fixed, len(body.invars) - fixed
-  whole = lambda outside, inside: sum(
-    a.aval.ndim == b.aval.ndim for a, b in zip(outside, inside, strict=True)
-  )
-  carried = whole(eqn.outvars, body.outvars)
-  return whole(eqn.invars, body.invars) - carried, carried
+    constants = eqn.params["body_nconsts"]
+    return constants, len(body.invars) - constants
+  carried = _same_rank(eqn.outvars, body.outvars)
+  constants = _same_rank(eqn.invars, body.invars) - carried
+  return constants, carried
+
+
+def _same_rank(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+  """How many variables have the same rank outside of a loop and inside: they are not sliced."""
+  pairs = zip(outside, inside, strict=True)
+  return sum(a.aval.ndim == b.aval.ndim for a, b in pairs)
 
 
 def _lifetimes(jaxpr: Any) -> tuple[dict[Any, int], Counter]:
-  last, uses = {}, Counter()
-  for at, eqn in enumerate(jaxpr.eqns):
+  """The position of the last equation that reads each variable, and how often it is read.
+
+  What the jaxpr returns lives past its last equation.
+  """
+  last_use: dict[Any, int] = {}
+  uses: Counter = Counter()
+  for position, eqn in enumerate(jaxpr.eqns):
     for v in eqn.invars:
-      if not hasattr(v, "val"):
-        last[v] = at
+      if not _is_literal(v):
+        last_use[v] = position
         uses[v] += 1
     for v in eqn.outvars:
-      last.setdefault(v, at)
+      last_use.setdefault(v, position)  # unless it is read, it dies where it is made
   for v in jaxpr.outvars:
-    if not hasattr(v, "val"):
-      last[v] = len(jaxpr.eqns)
-  return last, uses
+    if not _is_literal(v):
+      last_use[v] = len(jaxpr.eqns)
+  return last_use, uses
 
 
 def _stays(eqn: Any) -> bool:
-  """A reshard to where the array lies already."""
-  return eqn.primitive.name == "reshard" and all_axes(eqn.invars[0].aval) == all_axes(
-    eqn.outvars[0].aval
-  )
+  """Whether an equation is a reshard to where the array lies already."""
+  if eqn.primitive.name != "reshard":
+    return False
+  return all_axes(eqn.invars[0].aval) == all_axes(eqn.outvars[0].aval)
 
 
-def _fuse(jaxpr: Any, last: dict[Any, int], uses: Counter) -> set[Any]:
-  """Results that never stand in memory; what they are made of lives until they are read."""
-  plain = lambda eqn: eqn.primitive.name not in OPAQUE and not list(inner(eqn))
+def _is_elementwise(eqn: Any) -> bool:
+  """Whether the compiler may fuse an equation with its neighbours."""
+  return eqn.primitive.name not in OPAQUE and not list(inner(eqn))
+
+
+def _fuse(jaxpr: Any, last_use: dict[Any, int], uses: Counter) -> set[Any]:
+  """Returns the results that never stand in memory.
+
+  What such a result is made of lives until the result is read, which this writes into `last_use`.
+  """
+  eqns = jaxpr.eqns
   fused: set[Any] = set()
-  for at in range(len(jaxpr.eqns) - 1, -1, -1):
-    eqn = jaxpr.eqns[at]
-    if (not plain(eqn) and not _stays(eqn)) or len(eqn.outvars) != 1:
+  # From the end, so that a chain of fused results passes the last use on to its first inputs.
+  for eqn in reversed(eqns):
+    stays = _stays(eqn)
+    if len(eqn.outvars) != 1 or not (stays or _is_elementwise(eqn)):
       continue
-    out = eqn.outvars[0]
-    reader = last[out]
-    free = eqn.primitive.name in FREE or _stays(eqn)
-    if free or (uses[out] == 1 and reader < len(jaxpr.eqns) and plain(jaxpr.eqns[reader])):
-      fused.add(out)
+    result = eqn.outvars[0]
+    reader = last_use[result]
+    is_free = stays or eqn.primitive.name in FREE
+    is_read_once = uses[result] == 1 and reader < len(eqns)
+    if is_free or (is_read_once and _is_elementwise(eqns[reader])):
+      fused.add(result)
       for v in eqn.invars:
-        if not hasattr(v, "val"):
-          last[v] = max(last[v], reader)
+        if not _is_literal(v):
+          last_use[v] = max(last_use[v], reader)
   return fused

@@ -1,5 +1,6 @@
-"""From a program to its report: memory, roofline seconds and what bounds them, by arithmetic and by
-the compiler.
+"""From a program to its report: memory, seconds by the roofline, and what bounds them.
+
+Memory and collectives come from arithmetic on the jaxpr, and from the compiler where it is asked.
 """
 
 from __future__ import annotations
@@ -16,40 +17,57 @@ from instructjax.plan.chips import Pod
 from instructjax.plan.collectives import Collective
 from instructjax.plan.programs import Program, local_bytes
 
-ROOM = 0.97  # of the memory is for the program: the runtime keeps the rest
-SURE = 0.85  # of it, where only arithmetic says what the program needs
+# The share of a device's memory that a program may have: the runtime keeps the rest.
+ROOM = 0.97
+# The same where only arithmetic gives the need of a program, which is then less certain.
+SURE = 0.85
+# The share of the limit above which the state of training is too large, whatever the activations.
+STATE_SHARE = 0.7
+
+# What the arguments of a program are.
 KINDS = ("params", "optimizer", "ema", "frozen", "other")
 
 
 def shares(program: Program) -> dict[str, int]:
-  """Bytes of the arguments on one device, by what they are."""
-  total = dict.fromkeys(KINDS, 0)
-  for kind, leaf in zip(
-    jax.tree.leaves(program.kinds), jax.tree.leaves(program.arguments), strict=True
-  ):
-    total[kind] += local_bytes(leaf)
-  return total
-
-
-def arithmetic(program: Program, traced: Any) -> tuple[dict[str, Any], counting.Cost]:
-  """Memory and collectives read off the jaxpr: no compiler is asked."""
+  """Returns the bytes of the arguments on one device, by what they are."""
+  bytes_by_kind = dict.fromkeys(KINDS, 0)
   kinds = jax.tree.leaves(program.kinds)
+  arguments = jax.tree.leaves(program.arguments)
+  for kind, argument in zip(kinds, arguments, strict=True):
+    bytes_by_kind[kind] += local_bytes(argument)
+  return bytes_by_kind
+
+
+def arithmetic(
+  program: Program,
+  traced: Any,
+) -> tuple[dict[str, Any], counting.Cost]:
+  """Returns (memory and collectives, cost) read off the jaxpr; no compiler is asked."""
+  kinds = jax.tree.leaves(program.kinds)
+  is_weight = [kind in ("params", "frozen") for kind in kinds]
   cost = counting.count(
-    traced.jaxpr, [kind in ("params", "frozen") for kind in kinds], program.trips, program.width
+    traced.jaxpr,
+    is_weight,
+    program.trips,
+    program.width,
   )
-  donated = [program.donate] * len(jax.tree.leaves(program.arguments[0]))
-  temp = counting.peak(traced.jaxpr, donated)
+  # The state is the first argument, and the only one that is donated.
+  state_leaves = jax.tree.leaves(program.arguments[0])
+  temp = counting.peak(traced.jaxpr, [program.donate] * len(state_leaves))
   arguments = sum(shares(program).values())
-  moved = [Collective(kind, axes, *value) for (kind, axes), value in cost.collectives.items()]
-  return {
+
+  moved = []
+  for (kind, axes), (count, payload) in cost.collectives.items():
+    moved.append(Collective(kind, axes, count, payload))
+  moved.sort(key=lambda collective: -collective.bytes)
+  result = {
     "peak": arguments + temp,
     "arguments": arguments,
     "temp": temp,
     "refused": None,
-    "collectives": [
-      c._asdict() | {"axes": list(c.axes)} for c in sorted(moved, key=lambda c: -c.bytes)
-    ],
-  }, cost
+    "collectives": [collective.as_row() for collective in moved],
+  }
+  return result, cost
 
 
 def seconds(
@@ -57,114 +75,155 @@ def seconds(
   cost: counting.Cost,
   moved: Sequence[Mapping[str, Any]],
   memory: Mapping[str, int],
-  where: Pod,
+  topology: Pod,
   mesh: Mapping[str, int],
 ) -> dict[str, float]:
-  """Lower bounds of one call: arithmetic, memory traffic and links, each as if the others were
-  free.
+  """Returns lower bounds of one call: compute, memory traffic and links.
 
-  Memory traffic is what matrix products read and write, and, for each optimizer update,
-  parameters, moments and average read and written and the gradient read.
+  Each is as if the others were free. Memory traffic is what matrix products read and write. Each
+  optimizer update also reads and writes parameters, moments and average, and reads the gradient.
   """
-  chip = where.chip
+  chip = topology.chip
   state = memory["params"] + memory["optimizer"] + memory["ema"]
-  traffic = cost.product_bytes + program.updates * (2 * state + memory["params"])
-  link = sum(
-    chips.transfer(where, mesh, one["kind"], tuple(one["axes"]), one["bytes"]) for one in moved
-  )
+  gradient = memory["params"]
+  traffic = cost.product_bytes + program.updates * (2 * state + gradient)
+  links = 0.0
+  for collective in moved:
+    links += chips.transfer(
+      topology,
+      mesh,
+      collective["kind"],
+      tuple(collective["axes"]),
+      collective["bytes"],
+    )
   return {
     "compute": cost.device_flops / chip.flops,
     "memory": traffic / chip.bandwidth,
-    "links": link,
+    "links": links,
   }
 
 
-def judge(found: dict[str, Any], where: Pod, by_compiler: bool = False) -> dict[str, Any]:
-  """Adds whether it fits."""
-  limit = found.get("limit") or where.chip.memory * (ROOM if by_compiler else SURE)
-  fits = found["peak"] is not None and not found["refused"] and found["peak"] <= limit
-  return found | {"limit": limit, "fits": fits}
+def with_limit(
+  memory: dict[str, Any],
+  topology: Pod,
+  by_compiler: bool = False,
+) -> dict[str, Any]:
+  """Returns the memory of a program with its limit in bytes and whether it fits."""
+  share = ROOM if by_compiler else SURE
+  # A compiler that refuses a program may have named its own limit.
+  limit = memory.get("limit") or topology.chip.memory * share
+  peak = memory["peak"]
+  fits = peak is not None and not memory["refused"] and peak <= limit
+  return memory | {"limit": limit, "fits": fits}
 
 
 def program_report(
   program: Program,
   plain: Program | None,
-  where: Pod,
+  topology: Pod,
   mesh: Mapping[str, int],
   folder: Path | None,
   say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-  """The row of one program.  With a folder for cached reports the compiler is asked too."""
+  """Returns the row of one program.
+
+  `plain` is the same program without rematerialisation, whose FLOPs are the useful ones. With a
+  `folder` for cached reports the compiler is asked too.
+  """
   traced = aot.trace(program)
   by_arithmetic, cost = arithmetic(program, traced)
-  useful = cost.flops
+  by_arithmetic = with_limit(by_arithmetic, topology)
+  # Recomputing activations is work, but not work of the model: MFU leaves it out.
+  model_flops = cost.flops
   if plain is not None:
-    useful = counting.count(aot.trace(plain).jaxpr, [], plain.trips).flops
+    plain_traced = aot.trace(plain)
+    model_flops = counting.count(plain_traced.jaxpr, [], plain.trips).flops
+
   compiled = None
+  error_of_arithmetic = None
   if folder is not None:
-    told = partial(say, f"compiling {program.name} for {where.name} ...")
-    compiled = judge(aot.report(traced, where, mesh, folder, told), where, True)
+    announce = partial(say, f"compiling {program.name} for {topology.name} ...")
+    compiled = aot.report(traced, topology, mesh, folder, announce)
+    compiled = with_limit(compiled, topology, by_compiler=True)
+    if compiled["peak"]:
+      error_of_arithmetic = by_arithmetic["peak"] / compiled["peak"] - 1
+
+  # A program that the compiler refuses has no collectives to read.
+  best = by_arithmetic
+  if compiled and not compiled["refused"]:
+    best = compiled
   memory = shares(program)
-  by_arithmetic = judge(by_arithmetic, where)
-  best = compiled if compiled and not compiled["refused"] else by_arithmetic
-  bounds = seconds(program, cost, best["collectives"], memory, where, mesh)
-  step = max(bounds.values())
+  bounds = seconds(
+    program,
+    cost,
+    best["collectives"],
+    memory,
+    topology,
+    mesh,
+  )
+  # The slowest of the three bounds the step, and the others hide behind it.
+  bound = max(bounds, key=lambda name: bounds[name])
+  step = bounds[bound]
   verdict = compiled or by_arithmetic
-  apart = None
-  if compiled and compiled["peak"]:
-    apart = by_arithmetic["peak"] / compiled["peak"] - 1
   return {
     "program": program.name,
     "calls": program.calls,
     "memory": memory | {"kv_cache": program.cache_bytes},
     "arithmetic": by_arithmetic,
     "compiled": compiled,
-    "apart": apart,
+    "apart": error_of_arithmetic,
     "fits": verdict["fits"],
     "flops": cost.flops,
-    "model_flops": useful,
+    "model_flops": model_flops,
     "device_flops": cost.device_flops,
     "weight_bytes": cost.weight_bytes,
     "seconds": bounds | {"step": step},
-    "bound": max(bounds, key=lambda name: bounds[name]),
-    "mfu": useful / where.devices / where.chip.flops / step if step else 0.0,
+    "bound": bound,
+    "mfu": model_flops / topology.devices / topology.chip.flops / step if step else 0.0,
     "tokens_per_s": program.tokens / step if step else 0.0,
   }
 
 
-def advice(row: Mapping[str, Any], config: Any, where: Pod) -> str:
-  """What to change where a program does not fit."""
-  found = row["compiled"] or row["arithmetic"]
+def advice(row: Mapping[str, Any], config: Any, topology: Pod) -> str:
+  """Returns what to change where a program does not fit, and "" where it fits."""
   if row["fits"]:
     return ""
-  if found["peak"] is None:
-    return f"{row['program']}: the compiler refuses: {found['refused']}"
-  need, have = found["peak"] / 1e9, found["limit"] / 1e9
+  name = row["program"]
+  memory = row["compiled"] or row["arithmetic"]
+  if memory["peak"] is None:
+    return f"{name}: the compiler refuses: {memory['refused']}"
+
+  # All in GB of one device.
+  need = memory["peak"] / 1e9
+  limit = memory["limit"] / 1e9
   state = sum(row["memory"][kind] for kind in KINDS) / 1e9
-  says = f"{row['program']} needs {need:.1f} GB of {have:.1f}: "
-  if state > 0.7 * have:
-    larger = chips.larger(where, where.devices * state / (0.7 * have))
-    return says + (
-      f"its state alone is {state:.1f} GB a device; split it further with more fsdp or model "
-      f"(a larger topology, as --topology={larger}), or train fewer blocks with config.top"
-    )
   cache = row["memory"]["kv_cache"] / 1e9
-  if row["program"] == "rollout":
-    return says + (
+  shortage = f"{name} needs {need:.1f} GB of {limit:.1f}: "
+
+  # The largest part comes first: what is proposed for a smaller one would not be enough.
+  largest_state = STATE_SHARE * limit
+  if state > largest_state:
+    enough = chips.larger(topology, topology.devices * state / largest_state)
+    return shortage + (
+      f"its state alone is {state:.1f} GB a device; split it further with more fsdp or model "
+      f"(a larger topology, as --topology={enough}), or train fewer blocks with config.top"
+    )
+  if name == "rollout":
+    return shortage + (
       f"the KV cache is {cache:.1f} GB and the weights are whole along fsdp; more model, or a "
       "smaller config.batch"
     )
+  # The rollout has no backward pass, so the next advice is for the other programs.
   if config.model.remat != "blocks":
-    return says + "keep less for the backward pass with --config.model.remat=blocks"
-  if row["program"] == "scoring":
-    return (
-      says
-      + "it holds the logits of all episodes at once; a smaller config.batch or a larger data x fsdp"
+    return shortage + "keep less for the backward pass with --config.model.remat=blocks"
+  if name == "scoring":
+    return shortage + (
+      "it holds the logits of all episodes at once; a smaller config.batch or a larger data x fsdp"
     )
-  names = (
-    "config.ppo.micro and config.ppo.ptx_micro" if row["program"] == "update" else "config.micro"
-  )
-  return (
-    says
-    + f"activations are {need - state:.1f} GB; more micro-batches ({names}), more model, or a smaller batch"
+  fields = "config.micro"
+  if name == "update":
+    fields = "config.ppo.micro and config.ppo.ptx_micro"
+  return shortage + (
+    f"activations are {need - state:.1f} GB; more micro-batches ({fields}), more model, or a "
+    "smaller batch"
   )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,64 +10,60 @@ from rich.table import Table
 
 from instructjax.plan import chips
 
+Row = Mapping[str, Any]  # of one program, as `estimate.program_report` returns it
+WIDTH = 132  # columns of the terminal
+COLLECTIVES = 6  # the largest ones of a program that are printed
+
+
+# Numbers as text
+
 
 def gb(n: float | None) -> str:
-  return "?" if n is None else f"{n / 1e9:,.2f}" if n >= 5e6 else f"{n / 1e9:.2g}"
+  """Bytes in GB: two decimals from 5 MB on, two digits below, and "?" where they are unknown."""
+  if n is None:
+    return "?"
+  if n >= 5e6:
+    return f"{n / 1e9:,.2f}"
+  return f"{n / 1e9:.2g}"
 
 
 def time(seconds: float) -> str:
-  return f"{1000 * seconds:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"
+  """Seconds with their unit, in ms below a second."""
+  if seconds < 1:
+    return f"{1000 * seconds:.2f} ms"
+  return f"{seconds:.2f} s"
 
 
-def verdict(found: Mapping[str, Any] | None) -> str:
-  """Peak of limit and whether it fits."""
-  if found is None:
+def verdict(memory: Mapping[str, Any] | None) -> str:
+  """The peak, its limit, and whether it fits."""
+  if memory is None:
     return "-"
-  if found["peak"] is None:
+  if memory["peak"] is None:
     return "refused"
-  return (
-    f"{gb(found['peak'])} of {gb(found['limit'])} {'fits' if found['fits'] else 'DOES NOT FIT'}"
-  )
+  fits = "fits" if memory["fits"] else "DOES NOT FIT"
+  return f"{gb(memory['peak'])} of {gb(memory['limit'])} {fits}"
+
+
+def _percent(share: float | None) -> str:
+  """A share in percent with its sign."""
+  if share is None:
+    return "-"
+  return f"{100 * share:+.0f} %"
+
+
+# The plan of one mesh
 
 
 def show(result: Mapping[str, Any], console: Console | None = None) -> None:
-  """The whole plan."""
-  console = console or Console(width=132, highlight=False)
-  by = (
-    "compiled ahead of time, nothing was run"
-    if result["compiled"]
-    else f"by arithmetic ({result['why_not']})"
-  )
-  slices = f" x {result['slices']} slices" if result["slices"] > 1 else ""
-  console.print(
-    f"{result['stage']} {result['model']} on {result['topology']}{slices}: {result['devices']} "
-    "devices, "
-    f"mesh {chips.written(result['mesh'])}, {by}"
-  )
+  """Prints the whole plan."""
+  console = console or Console(width=WIDTH, highlight=False)
   rows = result["programs"]
-  table = Table("GB on one device", *[row["program"] for row in rows])
-  for name in ("params", "optimizer", "ema", "frozen", "other", "kv_cache"):
-    if any(row["memory"][name] for row in rows):
-      table.add_row(name.replace("_", " "), *[gb(row["memory"][name]) for row in rows])
-  if result["compiled"]:
-    table.add_row("temp, compiler", *[gb(row["compiled"].get("temp")) for row in rows])
-    table.add_row("peak, compiler", *[verdict(row["compiled"]) for row in rows])
-  table.add_row("temp, by arithmetic", *[gb(row["arithmetic"]["temp"]) for row in rows])
-  table.add_row("peak, by arithmetic", *[verdict(row["arithmetic"]) for row in rows])
-  if result["compiled"]:
-    table.add_row("arithmetic / compiler", *[_apart(row["apart"]) for row in rows])
-  console.print(table)
-  table = Table("bounds of one call", *[row["program"] for row in rows])
-  table.add_row("FLOP, all devices", *[f"{row['flops']:.3g}" for row in rows])
-  table.add_row("weights read, GB a device", *[gb(row["weight_bytes"]) for row in rows])
-  for name in ("compute", "memory", "links"):
-    table.add_row(f"{name}", *[time(row["seconds"][name]) for row in rows])
-  table.add_row("at least", *[f"{time(row['seconds']['step'])} ({row['bound']})" for row in rows])
-  table.add_row("MFU at most", *[f"{100 * row['mfu']:.0f} %" for row in rows])
-  table.add_row("tokens/s at most", *[f"{row['tokens_per_s']:,.0f}" for row in rows])
-  table.add_row("calls in the run", *[f"{row['calls']:,}" for row in rows])
-  console.print(table)
-  _collectives(console, rows)
+  console.print(_headline(result))
+  console.print(_memory_table(rows, compiled=result["compiled"]))
+  console.print(_time_table(rows))
+  collectives = _collectives_table(rows)
+  if collectives.row_count:
+    console.print(collectives)
   console.print(
     f"whole run: at least {result['hours']:.2f} hours, {result['chip_hours']:,.0f} chip-hours"
   )
@@ -75,26 +71,104 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
     console.print("everything fits")
 
 
-def _apart(value: float | None) -> str:
-  return "-" if value is None else f"{100 * value:+.0f} %"
+def _headline(result: Mapping[str, Any]) -> str:
+  """The first line: what is planned, where, and how."""
+  method = f"by arithmetic ({result['why_not']})"
+  if result["compiled"]:
+    method = "compiled ahead of time, nothing was run"
+  slices = f" x {result['slices']} slices" if result["slices"] > 1 else ""
+  return (
+    f"{result['stage']} {result['model']} on {result['topology']}{slices}: {result['devices']} "
+    f"devices, mesh {chips.written(result['mesh'])}, {method}"
+  )
 
 
-def _collectives(console: Console, rows: list[Mapping[str, Any]]) -> None:
-  table = Table("program", "collective", "axes", "times", "payload GB", "found by")
+def _memory_table(rows: Sequence[Row], compiled: bool) -> Table:
+  """Memory of one device: a column a program."""
+  table = _table_of_programs("GB on one device", rows)
+
+  def add(label: str, cell: Callable[[Row], str]) -> None:
+    table.add_row(label, *[cell(row) for row in rows])
+
+  # What no program holds has no row.
+  for kind in ("params", "optimizer", "ema", "frozen", "other", "kv_cache"):
+    sizes = [row["memory"][kind] for row in rows]
+    if any(sizes):
+      table.add_row(kind.replace("_", " "), *[gb(size) for size in sizes])
+  if compiled:
+    add("temp, compiler", lambda row: gb(row["compiled"].get("temp")))
+    add("peak, compiler", lambda row: verdict(row["compiled"]))
+  add("temp, by arithmetic", lambda row: gb(row["arithmetic"]["temp"]))
+  add("peak, by arithmetic", lambda row: verdict(row["arithmetic"]))
+  if compiled:
+    # How far arithmetic is from the compiler, which is right.
+    add("arithmetic / compiler", lambda row: _percent(row["apart"]))
+  return table
+
+
+def _time_table(rows: Sequence[Row]) -> Table:
+  """What one call costs at least: a column a program."""
+  table = _table_of_programs("bounds of one call", rows)
+
+  def add(label: str, cell: Callable[[Row], str]) -> None:
+    table.add_row(label, *[cell(row) for row in rows])
+
+  add("FLOP, all devices", lambda row: f"{row['flops']:.3g}")
+  add("weights read, GB a device", lambda row: gb(row["weight_bytes"]))
+  add("compute", lambda row: time(row["seconds"]["compute"]))
+  add("memory", lambda row: time(row["seconds"]["memory"]))
+  add("links", lambda row: time(row["seconds"]["links"]))
+  # The largest of the three, and which of them it is.
+  add("at least", lambda row: f"{time(row['seconds']['step'])} ({row['bound']})")
+  add("MFU at most", lambda row: f"{100 * row['mfu']:.0f} %")
+  add("tokens/s at most", lambda row: f"{row['tokens_per_s']:,.0f}")
+  add("calls in the run", lambda row: f"{row['calls']:,}")
+  return table
+
+
+def _table_of_programs(title: str, rows: Sequence[Row]) -> Table:
+  """An empty table with a column of labels and one for each program."""
+  return Table(title, *[row["program"] for row in rows])
+
+
+def _collectives_table(rows: Sequence[Row]) -> Table:
+  """The largest collectives of each program, by the compiler where it compiled the program."""
+  table = Table(
+    "program",
+    "collective",
+    "axes",
+    "times",
+    "payload GB",
+    "found by",
+  )
   for row in rows:
-    compiled = row["compiled"] and not row["compiled"]["refused"]
-    for c in (row["compiled"] if compiled else row["arithmetic"])["collectives"][:6]:
-      by = "compiler" if compiled else "arithmetic"
+    source = row["arithmetic"]
+    source_name = "arithmetic"
+    if row["compiled"] and not row["compiled"]["refused"]:
+      source = row["compiled"]
+      source_name = "compiler"
+    for collective in source["collectives"][:COLLECTIVES]:
       table.add_row(
-        row["program"], c["kind"], ",".join(c["axes"]), f"{c['count']:,.0f}", gb(c["bytes"]), by
+        row["program"],
+        collective["kind"],
+        ",".join(collective["axes"]),
+        f"{collective['count']:,.0f}",
+        gb(collective["bytes"]),
+        source_name,
       )
-  if table.row_count:
-    console.print(table)
+  return table
 
 
-def show_search(result: Mapping[str, Any], console: Console | None = None, count: int = 8) -> None:
-  """The best meshes with the flags to use."""
-  console = console or Console(width=132, highlight=False)
+# A search
+
+
+def show_search(
+  result: Mapping[str, Any],
+  console: Console | None = None,
+  count: int = 8,
+) -> None:
+  """Prints the best meshes with the flags to use."""
+  console = console or Console(width=WIDTH, highlight=False)
   table = Table(
     "flags",
     "GB",
@@ -104,22 +178,33 @@ def show_search(result: Mapping[str, Any], console: Console | None = None, count
     "s at least",
     title="by arithmetic, then the compiler",
   )
-  for one in result["meshes"][:count]:
-    flags = f"--mesh={chips.written(one['mesh'])}\n  {one['flags']}"
-    plan = one.get("plan")
-    peaks = [row["compiled"]["peak"] for row in plan["programs"] if row["compiled"]] if plan else []
-    peak = (
-      f"{gb(max(p or 0 for p in peaks))} {'fits' if plan['fits'] else 'NO'}"
-      if plan and peaks
-      else "-"
+  # They come sorted: what fits first, then the fastest.
+  meshes = result["meshes"]
+  for candidate in meshes[:count]:
+    seconds = candidate["seconds"]
+    compiled_peak, compiled_seconds = _compiled_cells(candidate.get("plan"))
+    table.add_row(
+      f"--mesh={chips.written(candidate['mesh'])}\n  {candidate['flags']}",
+      gb(candidate["peak"]),
+      "yes" if candidate["fits"] else "no",
+      "-" if seconds is None else f"{seconds:.3f}",
+      compiled_peak,
+      compiled_seconds,
     )
-    again = (
-      f"{sum(row['seconds']['step'] for row in plan['programs']):.3f}" if plan and peaks else "-"
-    )
-    least = "-" if one["seconds"] is None else f"{one['seconds']:.3f}"
-    table.add_row(flags, gb(one["peak"]), "yes" if one["fits"] else "no", least, peak, again)
   console.print(table)
-  rest = len(result["meshes"]) - count
-  console.print(
-    f"{len(result['meshes'])} meshes tried{f', {rest} more not shown' if rest > 0 else ''}"
-  )
+  hidden = len(meshes) - count
+  more = f", {hidden} more not shown" if hidden > 0 else ""
+  console.print(f"{len(meshes)} meshes tried{more}")
+
+
+def _compiled_cells(plan: Mapping[str, Any] | None) -> tuple[str, str]:
+  """Peak and seconds by the compiler, of a mesh that was among the best few."""
+  rows = plan["programs"] if plan else []
+  compiled = [row["compiled"] for row in rows if row["compiled"]]
+  if plan is None or not compiled:
+    return "-", "-"
+  # A refused program may have no peak.
+  peak = max(memory["peak"] or 0 for memory in compiled)
+  fits = "fits" if plan["fits"] else "NO"
+  seconds = sum(row["seconds"]["step"] for row in rows)
+  return f"{gb(peak)} {fits}", f"{seconds:.3f}"

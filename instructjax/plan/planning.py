@@ -1,8 +1,8 @@
-"""`instructjax plan`: memory, collectives and time of a stage on any pod, from a machine that has none.
+"""`instructjax plan`: memory, collectives and time of a stage on a pod that is not there.
 
-The stage is the one that a run wires. It is traced on shapes, counted (`counting`), and, where libtpu is
-installed, compiled ahead of time for the topology (`aot`). Nothing is ever allocated or run: seconds are
-roofline bounds.
+The stage is the one that a run wires. It is traced on shapes, counted (`counting`), and, where
+libtpu is installed, compiled ahead of time for the topology (`aot`). Nothing is ever allocated
+or run: seconds are roofline bounds.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def plan(
 ) -> dict[str, Any]:
   """The report of a stage on a pod under one mesh, as plain data.
 
-  Raises UserError for a stage that has no plan, for an unknown topology or shape, and for a mesh that
-  does not divide, with one that does.
+  Raises UserError for a stage that has no plan, for an unknown topology or shape, and for a mesh
+  that does not divide, with one that does.
   """
   settings = require_planned(config)
   pod = chips.pod(options.topology, options.slices)

@@ -1,7 +1,8 @@
 """The programs of a stage on shapes: the stage as it is wired for a run, without any arrays.
 
-Everything here runs inside a mesh (`jax.set_mesh`, or `use_abstract_mesh` where there are no devices at
-all). Shardings flow through the types: the state is what `Stage.init` makes of sharded parameters.
+Everything here runs inside a mesh (`jax.set_mesh`, or `use_abstract_mesh` where there are no
+devices at all). Shardings flow through the types: the state is what `Stage.init` makes of
+sharded parameters.
 """
 
 from __future__ import annotations
@@ -62,7 +63,10 @@ class Program(NamedTuple):
 
 
 def named_shape(name: str, option: str) -> str:
-  """A shape of `origin.SHAPES` as it is spelt there.  Raises UserError where there is no such one."""
+  """A shape of `origin.SHAPES` as it is spelt there.
+
+  Raises UserError where there is no such one.
+  """
   spellings = {shape.lower(): shape for shape in origin.SHAPES}
   if name.lower() not in spellings:
     raise UserError(f"{option}={name}: choose a shape among {', '.join(origin.SHAPES)}")
@@ -112,7 +116,7 @@ class Planned(NamedTuple):
 
 
 def steps_of(settings: SupervisedSettings | RewardSettings, records: int | None, rows: int) -> int:
-  """Optimizer steps of a run: the configured number, or epochs over the paper's number of records."""
+  """Optimizer steps of a run: as configured, or epochs over the paper's number of records."""
   count = records or RECORDS.get(settings.stage, 0)
   return settings.steps or max(settings.epochs * count // max(rows, 1), 1)
 

@@ -1,30 +1,38 @@
-"""Meshes and micro-batches for a topology: every one that divides, by arithmetic, the fastest that
-fits first.
-"""
+"""Meshes and micro-batches for a topology: all that divide, by arithmetic, the fastest first."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from instructjax.errors import UserError
 from instructjax.plan import aot, chips, estimate, programs
 from instructjax.plan.chips import Pod
+from instructjax.plan.programs import Program, Settings
 from instructjax.settings import PPOSettings, replaced
 
-Build = Callable[..., list[programs.Program]]  # (config, mesh=...)
-MOST = 64  # micro-batches
+Build = Callable[[Settings], list[Program]]
+MOST_MICRO_BATCHES = 64
+
+
+class Need(NamedTuple):
+  """What some programs need on one device."""
+
+  peak: float  # bytes of the largest
+  seconds: float  # of one call of each
+  fits: bool  # whether all of them do
 
 
 def with_micro(
-  config: programs.Settings, count: int, mesh: Mapping[str, int]
-) -> tuple[programs.Settings, str]:
-  """(the settings with so many micro-batches, the options that say so).
-
-  PPO's own rows may be too few for `count`.
-  """
+  config: Settings,
+  count: int,
+  mesh: Mapping[str, int],
+) -> tuple[Settings, str]:
+  """Returns the settings with `count` micro-batches, and the options that set them."""
   changes = {"micro": count}
   if isinstance(config, PPOSettings):
+    # A micro-batch has at least one row on each device, and the episodes of a minibatch may be too
+    # few for `count`. The rows of pretraining text are more.
     episodes = config.batch // config.ppo.minibatches
     rows = max(episodes // (mesh["data"] * mesh["fsdp"]), 1)
     changes = {"ppo.micro": min(count, rows), "ppo.ptx_micro": count}
@@ -33,89 +41,123 @@ def with_micro(
 
 
 def possible(
-  config: programs.Settings, where: Pod, shape: str, judge: str
+  config: Settings,
+  topology: Pod,
+  shape: str,
+  judge: str,
 ) -> Iterator[dict[str, int]]:
-  """Meshes over all devices that divide the batch, the heads and the widths."""
-  for mesh in chips.meshes(where):
+  """Yields the meshes over all devices that divide the batch, the heads and the widths.
+
+  `shape` is that of the policy, and `judge` that of PPO's reward and value networks.
+  """
+  for mesh in chips.meshes(topology):
     try:
-      with aot.on(where, mesh, False):
+      with aot.on(topology, mesh, False):
         programs.check(config, shape, judge)
     except UserError:
       continue
     yield mesh
 
 
-def tried(
-  config: programs.Settings, where: Pod, mesh: Mapping[str, int], build: Build
+def try_mesh(
+  config: Settings,
+  topology: Pod,
+  mesh: Mapping[str, int],
+  build: Build,
 ) -> dict[str, Any]:
-  """One mesh with as few micro-batches as fit: its seconds a step of the run, and its largest
-  program.
+  """Returns the plan of one mesh with as few micro-batches as fit.
+
+  It has the seconds of a step of the run, and the peak of the largest program in bytes.
   """
-  n, peak, total, fits = 1, 0.0, 0.0, False
-  with aot.on(where, mesh, False):
-    made = build(config)
-    peak = float(max(sum(estimate.shares(program).values()) for program in made))
-    room = peak <= where.chip.memory
-    while room:  # the programs that train, until they fit
-      peak, total, fits = _sum([one for one in made if one.updates], where, mesh)
-      if fits or n >= MOST:
+  n = 1
+  with aot.on(topology, mesh, False):
+    built = build(config)
+    arguments = max(sum(estimate.shares(program).values()) for program in built)
+    need = Need(float(arguments), 0.0, False)
+    # Where the arguments alone are too large, no number of micro-batches helps.
+    may_fit = need.peak <= topology.chip.memory
+
+    # First the programs that train: their micro-batches are doubled until they fit.
+    while may_fit:
+      need = _need([program for program in built if program.updates], topology, mesh)
+      if need.fits or n >= MOST_MICRO_BATCHES:
         break
+      doubled, _ = with_micro(config, 2 * n, mesh)
       try:
-        made = build(with_micro(config, 2 * n, mesh)[0])
+        built = build(doubled)
       except UserError:
-        break
+        break  # the rows do not divide any further
       n *= 2
-    for one in [one for one in made if not one.updates and fits]:
-      more, seconds, fits = _sum([one], where, mesh)
-      peak, total = max(peak, more), total + seconds
-  flags = with_micro(config, n, mesh)[1]
+
+    # Then the others, which micro-batches do not change.
+    if need.fits:
+      more = _need([program for program in built if not program.updates], topology, mesh)
+      need = Need(
+        peak=max(need.peak, more.peak),
+        seconds=need.seconds + more.seconds,
+        fits=more.fits,
+      )
+  _, flags = with_micro(config, n, mesh)
   return {
     "mesh": dict(mesh),
     "flags": flags,
     "micro": n,
-    "fits": fits,
-    "peak": peak,
-    "seconds": total if fits else None,
+    "fits": need.fits,
+    "peak": need.peak,
+    "seconds": need.seconds if need.fits else None,
   }
 
 
-def _sum(
-  made: list[programs.Program], where: Pod, mesh: Mapping[str, int]
-) -> tuple[float, float, bool]:
-  """(largest peak, seconds, whether all fit) of some programs."""
-  peak, total, fits = 0.0, 0.0, True
-  for program in made:
-    found, cost = estimate.arithmetic(program, aot.trace(program))
-    found = estimate.judge(found, where)
-    seconds = estimate.seconds(
-      program, cost, found["collectives"], estimate.shares(program), where, mesh
+def _need(
+  built: list[Program],
+  topology: Pod,
+  mesh: Mapping[str, int],
+) -> Need:
+  """What some programs need, by arithmetic."""
+  peak = 0.0
+  total = 0.0
+  fits = True
+  for program in built:
+    memory, cost = estimate.arithmetic(program, aot.trace(program))
+    memory = estimate.with_limit(memory, topology)
+    bounds = estimate.seconds(
+      program,
+      cost,
+      memory["collectives"],
+      estimate.shares(program),
+      topology,
+      mesh,
     )
-    peak, total, fits = (
-      max(peak, found["peak"]),
-      total + max(seconds.values()),
-      fits and found["fits"],
-    )
-  return peak, total, fits
+    peak = max(peak, memory["peak"])
+    total += max(bounds.values())
+    fits = fits and memory["fits"]
+  return Need(peak, total, fits)
 
 
 def search(
-  config: programs.Settings,
-  where: Pod,
+  config: Settings,
+  topology: Pod,
   meshes: Sequence[dict[str, int]],
   build: Build,
   say: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
-  """The meshes, those that fit first, by seconds and then by memory.  Raises UserError where there
-  are none.
+  """Returns the plans of the meshes: those that fit first, by seconds and then by memory.
+
+  Raises:
+    UserError: where there are no meshes.
   """
-  found = []
+  plans = []
   for mesh in meshes:
     say(f"trying {chips.written(mesh)} ...")
-    found.append(tried(config, where, mesh, build))
-  if not found:
+    plans.append(try_mesh(config, topology, mesh, build))
+  if not plans:
     raise UserError(
-      f"--topology={where.name}: no mesh over {where.devices} devices divides batch, heads and "
-      "widths of this "
-      "configuration; choose another topology or config.batch"
+      f"--topology={topology.name}: no mesh over {topology.devices} devices divides batch, heads "
+      "and widths of this configuration; choose another topology or config.batch"
     )
-  return sorted(found, key=lambda one: (not one["fits"], one["seconds"] or 1e30, one["peak"]))
+
+  def rank(plan: Mapping[str, Any]) -> tuple[bool, float, float]:
+    seconds = plan["seconds"] or float("inf")
+    return not plan["fits"], seconds, plan["peak"]
+
+  return sorted(plans, key=rank)

@@ -372,7 +372,7 @@ def abstract(table: PyTree[Leaf]) -> PyTree[jax.ShapeDtypeStruct]:
     spec = sharding.fit(leaf.shape, leaf.axes)
     named_sharding = None
     if spec is not None:  # a mesh is set
-      named_sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), spec)
+      named_sharding = sharding.named(spec)
     return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=named_sharding)
 
   return jax.tree.map(abstract_leaf, table, is_leaf=lambda x: isinstance(x, Leaf))

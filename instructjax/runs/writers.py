@@ -29,6 +29,8 @@ Row = Mapping[str, Any]  # the object of one line
 # Packages whose versions the manifest holds.
 PACKAGES = ("instructjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
+# The layout of config.json. Version 0.1 wrote none, and its settings had other fields.
+FORMAT = 2
 # Fields that may change when a run goes on. They change no number, except for the order of sums.
 FREE = ("mesh", "checkpoint_every", "keep", "best", "log_every", "evaluate_every")
 
@@ -75,7 +77,7 @@ def open_run(
     yield SILENT
     return
   # Settings are compared with what JSON gives back, where a tuple is a list.
-  config = json.loads(json.dumps(config))
+  config = json.loads(json.dumps(config)) | {"format": FORMAT}
   _check_same_run(workdir, config)
   with contextlib.ExitStack() as stack:  # closes the sinks when the run ends
     openings = [SINKS[name](workdir, config) for name in sinks]
@@ -251,6 +253,12 @@ def _check_same_run(workdir: Path, config: Config) -> None:
     saved_config = json.loads(path.read_text())
   except (OSError, ValueError) as error:
     raise UserError(f"{path}: cannot be read ({error}); name another --workdir") from None
+  if saved_config.get("format") != FORMAT:
+    raise UserError(
+      f"{workdir}: holds a run of another version of InstructJAX, whose settings had other fields, "
+      "so "
+      "it cannot go on; name another --workdir (a model that it finished is still a --model)"
+    )
   differences = _differences(_binding(saved_config), _binding(config))
   for key, old, new in differences:  # the first one is enough
     raise UserError(

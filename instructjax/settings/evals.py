@@ -1,4 +1,4 @@
-"""The settings of the paper's evaluations: which data each suite reads, and how models are asked."""
+"""The settings of the paper's evaluations: the data of each suite, and how models are asked."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ def forms() -> Any:
 
 def count(default: int, what: str) -> Any:
   return setting(default, f"{what}; 0 takes all.", low=0)
+
+
+# Sources are written as in `config.data`: a file, tfds:NAME, hub:OWNER/NAME (docs/data.md).
 
 
 @settings
@@ -89,7 +92,8 @@ class PreferenceSettings:
 
   prompts: str = setting(
     "",
-    "Held-out prompts with user, use_case and source: valid.jsonl, or instruct=a.jsonl; gpt=b.jsonl.",
+    "Held-out prompts with user, use_case and source: valid.jsonl, or instruct=a.jsonl; "
+    "gpt=b.jsonl.",
   )
   judges: str = setting(
     "",
@@ -163,6 +167,9 @@ class HallucinationSettings:
   labelled: str = setting("shipped", f"What the judge is measured on: {SHIPPED}.")
 
 
+# Items of these suites were written for this project and come with the package.
+
+
 @settings
 class BehaviourSettings:
   """Behaviours that the paper's limitations name (docs/evaluation/behaviours.md)."""
@@ -178,7 +185,7 @@ class BehaviourSettings:
 
 @settings
 class EvalSettings:
-  """The paper's evaluations of any set of models, side by side (sections 3.6 and 4, App. D and E)."""
+  """The paper's evaluations of any set of models, side by side (section 4, App. D and E)."""
 
   stage: Literal["eval"] = setting("eval", "The stage that these settings belong to.")
   seed: int = subjects.seed()

@@ -1,12 +1,12 @@
-"""What a setting is: a field of a frozen dataclass with a type, a range or choices, and one sentence.
+"""What a setting is: a field of a frozen dataclass with a type, a range and one sentence.
 
   @settings
   class KL:
     coef: float = setting(0.02, "The coefficient of the KL penalty (paper: .02).", low=0, high=100)
 
-The type says what a value may be: a number, a text, true or false, one of a `Literal`, `none` where the
-type allows it, or several by commas. Every value is checked when a settings object is made, so that no
-function ever sees one that is out of its range.
+The type says what a value may be: a number, a text, true or false, one of a `Literal`, `none`
+where the type allows it, or several by commas. Every value is checked when a settings object is
+made, so that no function ever sees one that is out of its range.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ def settings(cls: type) -> Any:
       if not is_group(kind):
         value = checked(name, getattr(self, name), kind, limits_of(type(self), name))
         object.__setattr__(self, name, value)
+    # Fields are compared with each other once each of them is right by itself.
     for name, complaint in conflicts_of(self):
       raise UserError(f"config.{name}={show(getattr_path(self, name))}: {complaint}")
 
@@ -111,6 +112,7 @@ def settings(cls: type) -> Any:
 
 def kinds(cls: type) -> dict[str, Any]:
   """The fields of a class of settings with their types."""
+  # Annotations are texts (`from __future__ import annotations`) until they are resolved.
   if cls not in _KINDS:
     hints = type_hints(cls)
     _KINDS[cls] = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
@@ -242,10 +244,12 @@ def _fits(value: Any, option: Any, limits: Limits) -> tuple[bool, Any]:
   if isinstance(value, bool):  # which Python counts among the whole numbers
     return False, value
   if option is int:
+    # 1e6 is how a person writes a million.
     if isinstance(value, float) and math.isfinite(value) and value == int(value):
       value = int(value)
     return isinstance(value, int) and _with_bound(limits).hold(value), value
   if option is float:
+    # No setting means anything when it is infinite or not a number.
     if not isinstance(value, int | float) or not math.isfinite(value):
       return False, value
     return limits.hold(value), float(value)
@@ -332,6 +336,7 @@ def _require(cls: type, name: str, path: str) -> None:
     raise UserError(
       f"config.{path}: config.{path.rpartition('.')[0]} is a value and holds no fields"
     )
+  # A misspelt name is the most frequent error of all.
   nearest = difflib.get_close_matches(name, names, 1)
   hint = f"did you mean '{nearest[0]}'?" if nearest else f"there are {', '.join(names)}"
   raise UserError(f"config.{path}: no such field; {hint}")

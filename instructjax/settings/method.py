@@ -12,8 +12,8 @@ from instructjax.settings.fields import setting, settings
 class PPOConfig:
   """An iteration of PPO (Ouyang et al. 2022, section 3.5, Eq. 2, and App. C.4).
 
-  The paper prints epochs, minibatches (512 / 64), clip, the EMA and the pretraining coefficient. The
-  rest follows Ziegler et al. 2019 and Stiennon et al. 2020.
+  The paper prints epochs, minibatches (512 / 64), clip, the EMA and the pretraining coefficient.
+  The rest follows Ziegler et al. 2019 and Stiennon et al. 2020.
   """
 
   epochs: int = setting(1, "Passes over the episodes of an iteration.", low=1, high=10_000)

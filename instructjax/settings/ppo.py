@@ -61,18 +61,20 @@ class RolloutSettings:
 
 @settings
 class PPOSettings:
-  """PPO with the pretraining mix, PPO-ptx (Ouyang et al. 2022, section 3.5, Eq. 2, and App. C.4)."""
+  """PPO with the pretraining mix, PPO-ptx (Ouyang et al. 2022, Eq. 2 and App. C.4)."""
 
   stage: Literal["ppo"] = setting("ppo", "The stage that these settings belong to.")
   seed: int = subjects.seed()
   rl_init: str = setting("", "The run that left the model to start from; --model is short for it.")
   reward_model: str = setting(
     "",
-    "The run that left the reward model, as which the value network starts; empty starts it as rl_init.",
+    "The run that left the reward model, as which the value network starts; empty starts it as "
+    "rl_init.",
   )
   rewards: str = setting(
     "",
-    "What scores a response: a sum such as runs/reward + 0.5*python:my.py:f; empty is the reward model alone.",
+    "What scores a response: a sum such as runs/reward + 0.5*python:my.py:f; empty is the reward "
+    "model alone.",
   )
   model: LoadedModelSettings = group(LoadedModelSettings())
   data: PromptAndTextData = group(PromptAndTextData())
@@ -102,16 +104,19 @@ class PPOSettings:
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from one_part(self.top, self.lora)
+    # Rewards of the user bring metrics of their own names under objective/score/.
     groups = ("objective/", "response/", "policy/", "loss/", "val/", "grad/", "rollout/")
     if self.best and not self.best.startswith(groups):
       yield (
         "best",
-        "this stage does not measure it; it measures objective/scores, objective/kl, loss/total ...",
+        "this stage does not measure it; it measures objective/scores, objective/kl, loss/total "
+        "...",
       )
     if self.batch % self.ppo.minibatches:
       yield (
         "batch",
-        f"it does not divide by config.ppo.minibatches={self.ppo.minibatches}; choose a multiple of it",
+        f"it does not divide by config.ppo.minibatches={self.ppo.minibatches}; choose a multiple "
+        "of it",
       )
 
   @property
@@ -121,7 +126,7 @@ class PPOSettings:
 
 
 def _ppo(shape: str, policy_lr: float, value_lr: float) -> PPOSettings:
-  """A size of the paper; the policy's learning rate is not printed and lies inside the printed sweep."""
+  """A size of the paper; the policy's learning rate lies inside the sweep that it prints."""
   changes = {
     "model.shape": shape,
     "policy_optimizer.lr": policy_lr,
@@ -130,6 +135,7 @@ def _ppo(shape: str, policy_lr: float, value_lr: float) -> PPOSettings:
     "policy_optimizer.warmup": 10,
     "policy_optimizer.start": 0.1,
   }
+  # Adam's epsilon is that of Stiennon et al. 2020.
   for name in ("policy_optimizer", "value_optimizer"):
     changes |= {f"{name}.schedule": "constant", f"{name}.eps": 1e-5}
   return replaced(PPOSettings(), changes)
@@ -155,6 +161,7 @@ PPO: Mapping[str, PPOSettings] = {
       "keep": 1,
     },
   ),
+  # App. C.4 prints the learning rates of the value network: 9e-6, and 5e-6 for 175B.
   "1.3b": _ppo("1.3B", 5e-6, 9e-6),
   "6b": _ppo("6B", 5e-6, 9e-6),
   "175b": _ppo("175B", 2.55e-6, 5e-6),

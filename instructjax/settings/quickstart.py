@@ -28,9 +28,11 @@ class QuickstartSettings:
   dtype: Dtype = subjects.dtype()
   trunk_dtype: Dtype = setting("bfloat16", "The type of the blocks that are not trained.")
   unroll: int = setting(6, "Layers in a step of the scan.", low=1, high=1000)
+  # Lengths.
   prompt: int = subjects.tokens(20, "Tokens of a prompt.")
   response: int = subjects.tokens(20, "Tokens of a response.")
   text: int = subjects.tokens(16, "Tokens of a row of pretraining text.")
+  # Sizes of the data.
   demonstrations: int = setting(400, "Demonstrations.", low=1, high=100_000)
   comparisons: int = setting(
     240, "Comparisons that the reward model is trained on.", low=2, high=100_000
@@ -44,6 +46,7 @@ class QuickstartSettings:
   text_valid: int = setting(
     48, "Held-out rows of 64 tokens of pretraining text.", low=1, high=100_000
   )
+  # A few hundred updates of a small model: rates are larger and epochs fewer than the paper's.
   sft_epochs: int = setting(2, "Epochs of SFT and of rl_init (paper: 16 and 2).", low=1, high=1000)
   sft_batch: int = setting(16, "Rows of a batch of SFT.", low=1)
   sft_lr: float = setting(2e-4, "The peak of SFT's learning rate.", above=0, high=1)
@@ -52,6 +55,7 @@ class QuickstartSettings:
   )
   reward_batch: int = setting(2, "Prompts of a batch of the reward models.", low=1)
   reward_lr: float = setting(1e-3, "The peak of the reward models' learning rate.", above=0, high=1)
+  # PPO and PPO-ptx share everything but the pretraining mix.
   iterations: int = setting(9, "Iterations of PPO.", low=1, high=100_000)
   episodes: int = setting(64, "Episodes of an iteration.", low=1)
   minibatches: int = setting(4, "Minibatches of an iteration.", low=1)
@@ -74,6 +78,7 @@ class QuickstartSettings:
   )
 
 
+# The README holds what each preset costs and gives.
 FULL = QuickstartSettings()
 FAST = replaced(
   FULL,

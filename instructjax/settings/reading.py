@@ -1,7 +1,8 @@
-"""Configurations from files and from the command line: `--config=sft:1.3b --config.optimizer.lr=1e-5`.
+"""Configurations from files and from the command line: `--config=sft:1.3b --config.batch=8`.
 
-A file in `configs/` has a function `get_config(preset)` that returns an `ml_collections.ConfigDict`;
-what is read from it is a typed settings object, and the ConfigDict goes no further.
+A file in `configs/` has a function `get_config(preset)` that returns an
+`ml_collections.ConfigDict`; what is read from it is a typed settings object, and the ConfigDict
+goes no further.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ TextSettings = (
 )
 DataSettings = TextSettings | reward.ComparisonData | sampling.PromptData
 
-# The stages and their presets; the first preset of a stage is the one that is taken where none is named.
+# The stages and their presets; the first preset of a stage is the one that is taken where none is
+# named.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
   "pretrain": supervised.PRETRAIN,
   "sft": supervised.SFT,
@@ -45,7 +47,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def preset(stage: str, name: str = "") -> Any:
-  """The settings of a stage under a preset.  Raises UserError where the stage has no such preset."""
+  """The settings of a stage under a preset.
+
+  Raises UserError where the stage has no such preset.
+  """
   presets = PRESETS[stage]
   name = name or next(iter(presets))
   if name not in presets:
@@ -65,6 +70,7 @@ def load(name: str) -> Any:
 
   Raises UserError where there is no such stage, file or preset, and for a field that does not fit.
   """
+  # A file in ./configs goes before the preset of the same name: it may be a changed copy of it.
   file, _, preset_name = name.partition(":")
   path = Path(file)
   if path.suffix != ".py":
@@ -75,8 +81,8 @@ def load(name: str) -> Any:
   if path.parent == Path("configs") and path.stem in PRESETS:
     return preset(path.stem, preset_name)
   raise UserError(
-    f"--config={file}: no such configuration; there are {', '.join(PRESETS)}, or give the path of a "
-    "file that ends in .py"
+    f"--config={file}: no such configuration; there are {', '.join(PRESETS)}, or give the path "
+    "of a file that ends in .py"
   )
 
 
@@ -89,6 +95,7 @@ def from_file(path: Path, preset_name: str, option: str) -> Any:
   get_config = getattr(module, "get_config", None)
   if get_config is None:
     raise UserError(f"{option}: {path} has no function get_config")
+  # A user's own file may hold one configuration and no presets.
   if preset_name and not inspect.signature(get_config).parameters:
     raise UserError(f"{option}: get_config of {path} takes no preset; leave out :{preset_name}")
   try:
@@ -138,10 +145,10 @@ def override(settings: Any, pairs: Sequence[tuple[str, str]]) -> Any:
   All of them are set before fields are checked against each other, so that their order is free.
   Raises UserError for an unknown field, a value that does not fit and fields in conflict.
   """
-  known = {field.path: field for field in fields.walk(settings)}
+  fields_by_path = {field.path: field for field in fields.walk(settings)}
   changes: dict[str, Any] = {}
   for path, text in pairs:
-    field = known.get(path)
+    field = fields_by_path.get(path)
     # A name that is no field gets its message from `replaced`.
     changes[path] = text if field is None else fields.parsed(path, text, field.kind, field.limits)
   return fields.replaced(settings, changes) if changes else settings

@@ -1,4 +1,4 @@
-"""The subjects that several stages have settings for: models, adapters, optimizers, meshes, checkpoints."""
+"""The subjects that several stages have settings for: models, adapters, optimizers, meshes."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def top() -> Any:
 
 
 def trunk_dtype() -> Any:
-  sentence = "The type of the weights that are not trained, under `top` or LoRA; none leaves them as they are."
+  sentence = "The type of weights that are not trained (top, LoRA); none leaves them as they are."
   return setting("bfloat16", sentence)
 
 
@@ -190,7 +190,7 @@ class ModelSettings:
 
 @settings
 class LoadedModelSettings:
-  """How a model is computed whose source is named elsewhere: PPO's `rl_init`, the models of an evaluation."""
+  """How a model is computed whose source is named elsewhere, as PPO's `rl_init` is."""
 
   shape: Shape = setting(
     "tiny", "The shape of random weights, or the one that is planned, where there is no source."

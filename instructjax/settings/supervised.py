@@ -77,7 +77,8 @@ class SelectSettings:
 
   reward: str = setting(
     "",
-    "What scores the samples of a checkpoint: runs/reward, python:my.py:f; empty keeps the last checkpoint.",
+    "What scores the samples of a checkpoint: runs/reward, python:my.py:f; empty keeps the last "
+    "checkpoint.",
   )
   prompts: str = setting("", "Validation prompts that are sampled from.")
   count: int = setting(512, "How many of them, the first ones; 0 takes all.", low=0)
@@ -147,6 +148,7 @@ class SFTSettings:
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from one_part(self.top, self.lora)
+    # Without a reward the checkpoint is the last one, or the best by a metric of the loss.
     if not self.select.reward.strip():
       yield from chosen_metric(self.best, ("loss", "eval/nll"), bool(self.data.valid))
       return
@@ -158,7 +160,8 @@ class SFTSettings:
     if not self.checkpoint_every:
       yield (
         "checkpoint_every",
-        "this leaves the last checkpoint alone, and config.select.reward nothing to choose from; set it to the steps between checkpoints",
+        "this leaves the last checkpoint alone, and config.select.reward nothing to choose from; "
+        "set it to the steps between checkpoints",
       )
 
 
@@ -225,6 +228,7 @@ def chosen_metric(
   best: str, metrics: tuple[str, ...], evaluates: bool
 ) -> Iterator[tuple[str, str]]:
   """Yields the conflict of a best checkpoint by a metric that the stage does not measure."""
+  # What is evaluated on held-out data is measured only where there are any.
   measured = tuple(name for name in metrics if evaluates or not name.startswith("eval/"))
   if best and best not in measured:
     reason = "" if best not in metrics else " without held-out data (config.data.valid)"
@@ -233,13 +237,18 @@ def chosen_metric(
 
 # --- presets ---
 
+# Sizes, learning rates and batches are those of the paper's Appendix C and of Brown et al. 2020.
+
 TINY_MODEL = {"model.shape": "tiny", "model.dtype": "float32", "model.remat": "none"}
+# A tiny run is over in seconds: one checkpoint at the end, every step logged.
 TINY_RUN = {"checkpoint_every": 0, "keep": 1, "log_every": 1, "evaluate_every": 0}
+# The quickstart's sentences fit these lengths in bytes.
 TINY_LENGTHS = {"data.prompt": 128, "data.response": 96}
 
 
 def _pretrain(shape: str, lr: float, batch: int) -> PretrainSettings:
-  """A size of Brown et al. 2020: 300 billion tokens, warmed up over 375 million, cosine over 260."""
+  """A size of Brown et al. 2020: 300B tokens, a warm-up over 375M, a cosine over 260B."""
+  # The paper counts tokens, a run counts updates.
   tokens = 2048 * batch
   changes = {
     "model.shape": shape,
@@ -273,6 +282,7 @@ PRETRAIN: Mapping[str, PretrainSettings] = {
       "evaluate_every": 100,
     },
   ),
+  # Brown et al. 2020, Table 2.1: batches of 1M, 2M and 3.2M tokens.
   "1.3b": _pretrain("1.3B", 2.0e-4, 512),
   "6b": _pretrain("6B", 1.2e-4, 1024),
   "175b": _pretrain("175B", 0.6e-4, 1600),
@@ -299,6 +309,7 @@ SFT: Mapping[str, SFTSettings] = {
       "select.response": 48,
     },
   ),
+  # App. C.1: the learning rates were chosen by a search of each size.
   "1.3b": _sft("1.3B", 9.65e-6, 32),
   "6b": _sft("6B", 9.65e-6, 32),
   "175b": _sft("175B", 5.03e-6, 8),
@@ -320,6 +331,7 @@ RL_INIT: Mapping[str, RLInitSettings] = {
     | TINY_LENGTHS
     | {"batch": 16, "optimizer.lr": 1e-3, "optimizer.clip": 1.0},
   ),
+  # App. C.3: two epochs, a tenth of pretraining data.
   "1.3b": _rl_init("1.3B", 5e-6, 32),
   "6b": _rl_init("6B", 1.04e-5, 32),
   "175b": _rl_init("175B", 2.45e-6, 8),

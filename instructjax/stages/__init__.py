@@ -1,1 +1,1 @@
-"""The stages of the method, one file a command: what each reads, wires together, runs and leaves."""
+"""The stages of the method, one file a command: what each reads, wires, runs and leaves."""

@@ -1,4 +1,4 @@
-"""The best-of-n stage: it keeps the response that a reward prefers, and draws the score over the KL."""
+"""The best-of-n stage: it keeps the response that a reward prefers of n."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from instructjax.stages.wiring import require_multiple
 
 
 def run(settings: BestOfNSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
-  """Leaves the best of `n` responses in samples.jsonl, and the score over the KL bound in metrics.jsonl.
+  """Leaves the best responses in samples.jsonl, and the score over the KL bound in metrics.jsonl.
 
-  Raises UserError for whatever is wrong with the settings, the prompts or the models, before the first
-  draw.
+  Raises UserError for whatever is wrong with the settings, the prompts or the models, before the
+  first draw.
   """
   with running.devices(settings.mesh) as shards:
     require_multiple(settings.batch * settings.n, shards, "config.batch x config.n", "devices")
     prompts = corpora.read_one(settings.data, "prompts", "prompt")[: settings.prompts or None]
     model = running.open_policy(settings.model.source, settings.model, settings.seed)
     model, template = running.with_template(settings.data.template, model)
+    # Nothing to choose by is no default: best of n under no reward is the first response.
     if not settings.rewards.strip():
       raise UserError(
         "config.rewards is empty; give the directory of a reward run, or any other reward: "
@@ -59,6 +60,7 @@ def run(settings: BestOfNSettings, workdir: Path, sinks: tuple[str, ...] = ()) -
         rows, scores = drawn_responses
         texts = rewards.responses(model.tokenizer, rows)
         score = rewards.total(proxy, scores["rewards"])
+        # Equal scores are decided by a key of the prompt, so that a second run decides the same.
         tie_key = jax.random.fold_in(key, number)
         best = int(bestofn.choose(tie_key, jnp.asarray(score[None]))[0])
         writer.samples(
@@ -105,5 +107,6 @@ def write_curve(
 
 def doublings(n: int) -> list[int]:
   """1, 2, 4, ... and n."""
+  # n itself need not be a power of two.
   powers = {1 << exponent for exponent in range(n.bit_length())}
   return sorted({power for power in powers if power <= n} | {n})

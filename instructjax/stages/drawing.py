@@ -1,4 +1,4 @@
-"""Responses to prompts from a model that is open: batches of few shapes, in the order of the prompts."""
+"""Responses to prompts from an open model, in the order of the prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from instructjax.runs.progress import progressing
 from instructjax.settings.sampling import BestOfNSettings, SampleSettings
 from instructjax.types import Array, Key, Prompts, Rollout
 
-# Batches whose prompts are sorted by length together; a stopped run goes on after the last such group.
+# Batches whose prompts are sorted by length together; a stopped run goes on after the last such
+# group.
 SORTED = 8
 Drawn = tuple[Rollout, dict[str, rewards.Scores]]  # the responses to one prompt, and their scores
 
@@ -36,10 +37,12 @@ def draw_responses(
   start: int = 0,
   name: str,
 ) -> Iterator[Drawn]:
-  """Yields, for each prompt from number `start` on, its n responses and their scores by each group of rewards.
+  """Yields, for each prompt from number `start` on, its n responses and their scores.
 
-  `start` is a multiple of SORTED batches, batch i draws with fold_in(key, i), and `name` stands before
-  the progress. Everything is checked at the call, before the first draw.
+  The scores are those of each group of rewards that is not empty.
+
+  `start` is a multiple of SORTED batches, batch i draws with fold_in(key, i), and `name` stands
+  before the progress. Everything is checked at the call, before the first draw.
 
   Raises UserError for prompts that are too long.
   """
@@ -49,8 +52,8 @@ def draw_responses(
   rows = pipeline.prompts(
     prompts, model.tokenizer, prompt=data.prompt, name=data.prompts, template=template
   )
-  # A prompt is read once for all its responses, where the prompts of a batch divide over the devices;
-  # otherwise each response has a row of its own.
+  # A prompt is read once for all its responses, where the prompts of a batch divide over the
+  # devices; otherwise each response has a row of its own.
   shards = settings.mesh.data * settings.mesh.fsdp
   responses_a_row = settings.n if settings.batch % shards == 0 else 1
   rows_a_prompt = settings.n // responses_a_row
@@ -77,6 +80,7 @@ def draw_responses(
         yield number, padded, [begin + place for place in places]
 
   def score(rows: Rollout, on_host: Rollout, numbers: Sequence[int]) -> dict[str, rewards.Scores]:
+    # Every response of a prompt is scored with the prompt.
     texts = [prompts[number].prompt for number in numbers for _ in range(settings.n)]
     scores = {}
     for group, sources in rewards_by_group.items():

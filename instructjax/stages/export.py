@@ -1,6 +1,4 @@
-"""A trained model as a folder that `transformers`, and what serves its models, open: `instructjax
-export`.
-"""
+"""`instructjax export`: a trained model as a folder that `transformers` and vLLM open."""
 
 from __future__ import annotations
 
@@ -32,14 +30,16 @@ PLAIN = LoadedModelSettings(dtype="float32", remat="none")
 def export(
   source: str, folder: str | Path, *, weights: str = "", dtype: str = "float32", tokenizer: str = ""
 ) -> Path:
-  """Writes the model of a source (a run, a folder, a .gguf file, a hub id) and its tokenizer; an adapter is merged.
+  """Writes the model of a source and its tokenizer into a folder; an adapter is merged.
 
-  `weights` chooses between the average ("ema") and the last weights ("raw") of a PPO run; "" is what the
-  next stage would get: the average where there is one. A reward model becomes a sequence classifier with
-  one label.
+  A source is a run, a model folder, a .gguf file or a hub id.
 
-  Raises UserError for an unfinished run, weights that it does not have, a Python model, and a folder that
-  is in use.
+  `weights` chooses between the average ("ema") and the last weights ("raw") of a PPO run; "" is
+  what the next stage would get: the average where there is one. A reward model becomes a
+  sequence classifier with one label.
+
+  Raises UserError for an unfinished run, weights that it does not have, a Python model, and a
+  folder that is in use.
   """
   folder = Path(folder)
   check_free(folder, source)
@@ -48,12 +48,14 @@ def export(
     model = origin.open_reward_model(source, settings)
   else:
     model = origin.open_model(source, settings, 0)
+  # Public formats hold models of public families only; a Python model is refused here.
   config = origin.model_config(source, model.about)
   params = lora.merge(choose_weights(source, model, weights))
   special = special_ids(model.tokenizer)
   if model.head is None:
     models.save(folder, config, params, dtype=dtype, extra=special)
   else:
+    # A sequence classifier finds the last real token by the padding id of its configuration.
     pad = special.pop("pad_token_id")
     models.save_reward(
       folder, config, params, model.head, pad_token_id=pad, dtype=dtype, extra=special
@@ -96,6 +98,7 @@ def choose_weights(source: str, model: Origin, weights: str) -> Params:
     raise UserError(
       f"{source}: holds no average; leave --weights away, or train PPO with config.ppo.ema_decay"
     )
+  # A finished run holds the average already, as the model for the next stage.
   if weights != "raw" or not has_average:
     return model.params
   return last_weights(model, last, leaves)
@@ -139,6 +142,7 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
 def generation_config(tokenizer: Tokenizer, special: dict[str, Any]) -> dict[str, Any]:
   """Plain sampling at temperature 1 from the ids that our sampler draws, ended by the same ids."""
   config = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **special}
+  # Tokens that our sampler never draws; a list of thousands would only slow others down.
   if 0 < len(tokenizer.banned) <= SUPPRESSED:
     config["suppress_tokens"] = list(tokenizer.banned)
   return config

@@ -77,6 +77,7 @@ def check_batch(settings: PPOSettings, shards: int) -> None:
 def experiment_of(settings: PPOSettings, policy: LM, reward_lm: LM, sampling: Sampling) -> ppo.PPO:
   """The functions and settings of an iteration."""
   updates = settings.updates
+  # Both schedules are counted in iterations, whatever the minibatches (App. C.4).
   count = settings.iterations * updates
   tx = optim.by_subtree(
     policy=optimizer(settings.policy_optimizer, count, updates),
@@ -117,7 +118,8 @@ def wire(
   def init(
     key: Any, policy_params: Params, judge_params: Params, judge_head: Params
   ) -> tuple[TrainState, Frozen]:
-    """With LoRA the trunk is the whole base: the reference is that with the adapter off, or `rl_init`'s."""
+    """With LoRA the reference is the base with its adapter off, or with that of `rl_init`."""
+    # One key for the adapter of each side; 2 is their purpose.
     keys = jax.random.split(jax.random.fold_in(key, 2))
     mine = trainable.split(
       policy, policy_params, keys[0], settings, adapter_goes_on=adapters_go_on[0]
@@ -126,10 +128,12 @@ def wire(
       reward_lm, judge_params, keys[1], settings, adapter_goes_on=adapters_go_on[1]
     )
     head = whole_on_each_device(judge_head)
+    # The value network is separate from the policy and starts as the reward model (section 3.5).
     value = {"lm": without_head(theirs.trained), "head": head}
     params = ppo.init_params(mine.trained, value)
     ema = None if settings.ppo.ema_decay is None else {"policy": params["policy"]}
     state = steps.new_state(key, params, experiment.tx, ema=ema, kl_coef=settings.kl.coef)
+    # Rewards from outside score texts: nothing of theirs is held on the devices here.
     scorer: Params = {}
     if not from_outside:
       scorer = {"lm": without_head(theirs.start), "head": head}
@@ -171,6 +175,7 @@ def parts_of(
 
   def scoring(state: TrainState, frozen: Frozen, rows: Rollout) -> Experience:
     policy_stem, reward_stem = ppo.stems(frozen, rows.tokens, rows.valid, experiment)
+    # What comes from outside costs the device nothing, whatever it is.
     if from_outside:
       scores = jnp.zeros_like(rows.logp[:, 0])
     else:
@@ -234,7 +239,7 @@ def missing_eos(settings: MissingEosSettings) -> Callable:
 
 
 def kl_control(settings: KLSettings) -> Callable:
-  """How the next KL coefficient follows from the KL (the defaults are those of Ziegler et al. 2019)."""
+  """How the next KL coefficient follows from the KL; the defaults are of Ziegler et al. 2019."""
   if settings.control == "fixed":
     return returns.fixed_kl
   target = 6.0 if settings.target is None else settings.target
@@ -280,7 +285,8 @@ def open_judge(settings: PPOSettings, policy: Origin) -> Origin:
     return judge
   if not settings.rewards.strip():
     raise UserError(
-      "config.reward_model is empty; give the directory of a finished run, or say in config.rewards "
+      "config.reward_model is empty; give the directory of a finished run, or say in "
+      "config.rewards "
       "what scores a response"
     )
   head = {"w": jnp.zeros(policy.lm.width, jnp.float32), "b": jnp.float32(0)}
@@ -311,6 +317,7 @@ def draw_prompts(
   every_row = itertools.chain(*rows.parts) if isinstance(rows, Mixture) else rows
   records = corpora.records(sources)
   texts = {row.ids.tobytes(): record.prompt for row, record in zip(every_row, records, strict=True)}
+  # A bucket holds prompts of one length; padding all to `prompt` needs no buckets.
   mine = sharding.local_rows(settings.batch)
   lengths = buckets.lengths(data.prompt, data.buckets)
   if len(lengths) == 1:
@@ -391,6 +398,7 @@ def step_with_rewards(
     rows = draw(state, frozen, batch["prompts"])
     on_host = sharding.fetch(rows)
     width = on_host.tokens.shape[1] - on_host.mask.shape[1]
+    # The texts are looked up by ids: decoding ids need not give the text that was encoded.
     prompts = []
     for ids, valid in zip(on_host.tokens[:, :width], on_host.valid[:, :width], strict=True):
       prompts.append(texts[ids[valid].tobytes()])
@@ -411,11 +419,11 @@ def step_with_rewards(
 def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
   """PPO-ptx (PPO where ptx_coef is 0).
 
-  Against the reward model alone a whole iteration is one compiled function; with `config.rewards` it
-  is two, with the rewards between them.
+  Against the reward model alone a whole iteration is one compiled function; with
+  `config.rewards` it is two, with the rewards between them.
 
-  Raises UserError for whatever is wrong with the settings, the data or the models, before anything is
-  written.
+  Raises UserError for whatever is wrong with the settings, the data or the models, before
+  anything is written.
   """
   data = settings.data
   with running.devices(settings.mesh) as shards:
@@ -448,6 +456,7 @@ def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     state, frozen = running.start(
       stage, settings.seed, policy.params, judge.params, judge.head or {}
     )
+    # The state and what is frozen hold copies; these would keep two more models in memory.
     policy, judge = policy._replace(params={}), judge._replace(params={})
     step = None
     if reward_sources:
@@ -468,6 +477,7 @@ def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
       if reward_sources:
         writers.note(workdir, rewards=rewards.manifest(reward_sources))
       final = running.train(settings, workdir, writer, training)
+      # The paper leaves the average of the policy's weights (App. C.4).
       trained = final.params["policy"] if final.ema is None else final.ema["policy"]
       params = running.whole_model(
         settings.top, settings.rl_init, settings.model, settings.seed, trained

@@ -69,12 +69,14 @@ def wire(
 
   `window` is the length of the longest completion where all marked tokens lie at the end of a row.
 
-  Raises UserError where the batch does not divide over the mesh, or rows are longer than the context.
+  Raises UserError where the batch does not divide over the mesh, or rows are longer than the
+  context.
   """
   length = row_length(settings)
   require_multiple(
     settings.batch, settings.micro * batch_shards(), "config.batch", "config.micro x devices"
   )
+  # Text is marked everywhere, so that its logits are needed at every position.
   with_text = text_rows(settings) > 0
   origin.fits(
     lm, length, "config.data.length" if with_text else "config.data.prompt + config.data.response"
@@ -87,6 +89,7 @@ def wire(
   )
 
   def init(key: Any, params: Params) -> tuple[TrainState, Params]:
+    # 2 is the purpose of this key: no other draw of a run has it.
     parts = trainable.split(
       lm, params, jax.random.fold_in(key, 2), settings, adapter_goes_on=adapter_goes_on
     )
@@ -147,8 +150,12 @@ def prepare(
   tokenizer: Tokenizer,
   template: chat.Template | None,
 ) -> Prepared:
-  """Turns records into rows.  Raises UserError for prompts that are too long, all of them listed."""
+  """Turns records into rows.
+
+  Raises UserError for prompts that are too long, all of them listed.
+  """
   demonstrations, texts, held_out = sources
+  # Text is cut to the length of the demonstrations beside it: a batch has one length.
   data, length = settings.data, row_length(settings)
   windows, text_print = corpora.texts(data, texts, tokenizer, length)
   prints = running.fingerprints(
@@ -157,6 +164,7 @@ def prepare(
   if isinstance(settings, PretrainSettings):
     return Prepared([], windows, held_out_windows(settings, held_out, tokenizer), None, prints)
   rows_by_source = {}
+  # The window of the logits holds for every row or for none: packing puts completions anywhere.
   at_the_end = not settings.data.pack
   for part in demonstrations:
     rows, marked_at_end = demonstration_rows(
@@ -199,6 +207,7 @@ def demonstration_rows(
   )
   if settings.loss_on_prompt:
     return [row._replace(start=1, mask=None) for row in rows], False
+  # In a chat, earlier replies may be marked too, far from the end of the row.
   marked_before = any(row.mask is not None and row.mask[: row.start].any() for row in rows)
   return rows, not marked_before
 
@@ -221,6 +230,7 @@ def count_steps(settings: SupervisedSettings, prepared: Prepared) -> int:
   Raises UserError where there are fewer rows than a batch takes.
   """
   demonstrations = settings.batch - text_rows(settings)
+  # An epoch is counted in demonstrations; the text beside them is drawn as long as they last.
   rows = len(prepared.demonstrations) if demonstrations else len(prepared.text)
   calls = settings.steps or settings.epochs * rows // (demonstrations or settings.batch)
   if not calls:
@@ -242,6 +252,7 @@ def batches_of(
     (prepared.demonstrations, 0, demonstrations),
     (prepared.text, demonstrations, settings.batch - demonstrations),
   ):
+    # Demonstrations come first in a batch, so a process may have rows of one kind alone.
     here = [number - first for number in mine if first <= number < first + size]
     if not here:
       continue
@@ -263,7 +274,7 @@ def batches_of(
 def held_out_nll(
   lm: LM, trunk: Params, rows: Sequence, length: int, multiple: int, size: int = 16
 ) -> Evaluate:
-  """A function of the state: the mean negative log-probability of held-out rows, in nats a token."""
+  """A function of the state: the negative log-probability of held-out rows, nats a token."""
   size = running.rows_for(size, multiple)
 
   @jax.jit
@@ -323,14 +334,15 @@ def run(
 ) -> None:
   """Trains and leaves the last state, or the one that `selection` chooses.
 
-  Raises UserError for whatever is wrong with the settings, the data or the model, before anything is
-  written.
+  Raises UserError for whatever is wrong with the settings, the data or the model, before
+  anything is written.
   """
   source = settings.model.source
   with running.devices(settings.mesh) as shards:
     require_multiple(
       settings.batch, settings.micro * shards, "config.batch", "config.micro x devices"
     )
+    # Files are read before the model is opened: a wrong line is found in a second.
     sources = read_records(settings)
     model = running.open_policy(source, settings.model, settings.seed)
     origin.fits(model.lm, row_length(settings), "config.data.prompt + config.data.response")
@@ -347,7 +359,9 @@ def run(
     )
     about = trainable.about_trained(model, source, settings)
     state, trunk = running.start(stage, settings.seed, model.params)
+    # The state holds the trained part now; the whole model would be a second copy.
     model = model._replace(params={})  # they are donated with the state
+    # What is measured sees the model without dropout.
     measures = []
     if prepared.held_out:
       multiple = shards * settings.micro

@@ -41,9 +41,10 @@ def wire(
   *,
   adapter_goes_on: bool = False,
 ) -> Stage:
-  """The stage on a model: `reward.reward_step` on prompts with up to `completions` ranked texts each.
+  """The stage on a model: `reward.reward_step` on prompts with up to `completions` texts each.
 
-  Raises UserError where the batch does not divide over the mesh, or rows are longer than the context.
+  Raises UserError where the batch does not divide over the mesh, or rows are longer than the
+  context.
   """
   require_multiple(
     settings.batch, settings.micro * batch_shards(), "config.batch", "config.micro x devices"
@@ -56,10 +57,12 @@ def wire(
   )
 
   def init(key: Any, params: Params) -> tuple[TrainState, Params]:
+    # 1 and 2 are the purposes of the keys of the head and of an adapter.
     parts = trainable.split(
       lm, params, jax.random.fold_in(key, 2), settings, adapter_goes_on=adapter_goes_on
     )
     model = reward.init(jax.random.fold_in(key, 1), lm, parts.trained)
+    # A head is a vector: splitting it would save nothing.
     model |= {"head": whole_on_each_device(model["head"])}
     return steps.new_state(key, model, tx), parts.trunk
 
@@ -171,8 +174,8 @@ def mean_score(
 def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
   """Trains the reward model, fits its bias, and leaves it.
 
-  Raises UserError for whatever is wrong with the settings, the data or the model, before anything is
-  written.
+  Raises UserError for whatever is wrong with the settings, the data or the model, before
+  anything is written.
   """
   source, data = settings.model.source, settings.data
   with running.devices(settings.mesh) as shards:
@@ -194,12 +197,14 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
     )
     valid = groups_of(settings, held_out, tokenizer, data.valid, template)
     shown = demonstration_rows(settings, demonstrations, tokenizer, template)
+    # Prompts with fewer completions than the most are padded; a padded one has rank 0.
     completions = max(len(record.completions) for record in [*corpora.records(sources), *held_out])
     pad = partial(pipeline.pad_comparisons, k=completions, length=length)
     calls = settings.steps or settings.epochs * len(groups) // settings.batch
     if not calls:
       raise UserError(
-        f"config.batch={settings.batch}: {len(groups)} comparisons make no batch; give more data or "
+        f"config.batch={settings.batch}: {len(groups)} comparisons make no batch; give more data "
+        "or "
         "lower it"
       )
     stage = wire(
@@ -243,6 +248,7 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
     with running.open_run(settings, workdir, sinks, prints) as writer:
       final = running.train(settings, workdir, writer, training)
       params = final.params
+      # Eq. 1 does not see the bias: it is fitted last, and the value network inherits it.
       if shown:
         whole = reward.join(trunk, params)
         params = reward.fit_bias(params, mean_score(model.lm, whole, shown, length, shards))

@@ -1,4 +1,4 @@
-"""What every stage does around its steps: devices, data, the run directory, the loop, and what it leaves."""
+"""What every stage does around its steps: devices, run directory, loop, the model it leaves."""
 
 from __future__ import annotations
 
@@ -35,20 +35,24 @@ def devices(mesh: MeshSettings) -> Iterator[int]:
   Raises UserError where there are fewer devices than the mesh takes, and where several processes
   would not use all of theirs: some would wait for others that have no part.
   """
+  # The product is checked here, where the fields have names, and not in `sharding.make_mesh`.
   wanted, available = mesh.data * mesh.fsdp * mesh.model, jax.device_count()
   sizes = (
     f"config.mesh.data={mesh.data}, config.mesh.fsdp={mesh.fsdp}, config.mesh.model={mesh.model}"
   )
   if wanted > available:
     raise UserError(
-      f"{sizes} take {wanted} devices and {available} are there: choose three numbers whose product "
+      f"{sizes} take {wanted} devices and {available} are there: choose three numbers whose "
+      "product "
       f"is at most {available}"
     )
   if jax.process_count() > 1 and wanted != available:
     raise UserError(
-      f"{sizes} take {wanted} of the {available} devices of {jax.process_count()} processes: choose "
+      f"{sizes} take {wanted} of the {available} devices of {jax.process_count()} processes: "
+      "choose "
       f"three numbers whose product is {available}"
     )
+  # One device needs no mesh: every helper of `sharding` is then the identity.
   if wanted == 1:
     yield 1
     return
@@ -72,6 +76,7 @@ def with_template(name: str, model: origin.Origin) -> tuple[origin.Origin, chat.
   """
   with naming("config.data.template", name):
     template = origin.chat_template(name, model.about, model.tokenizer)
+  # A model sees other tokens under another template; nothing fails, so it is at least said.
   before = origin.template_of(model.about)
   now = chat.about(template)["fingerprint"] if template else ""
   if before and before != now and jax.process_index() == 0:
@@ -154,6 +159,7 @@ def train(
   def one_step(state: TrainState, batch: Any) -> Any:
     return step(state, frozen, batch)
 
+  # A checkpoint of other settings or other data is refused when the run goes on.
   prints = {"configuration": writers.fingerprint(to_dict(settings))} | dict(training.prints)
   checkpoints = Checkpoints(
     workdir / "checkpoints" / settings.stage, keep=settings.keep, best=settings.best
@@ -191,7 +197,7 @@ def whole_model(
   Blocks that were not trained come from the source again: the trunk was rounded.
   """
   if top is None:
-    return trained
+    return trained  # all weights, or an adapter that names its base
   base = lora.merge(origin.open_model(source, settings, seed).params)
   return trainable.joined(base, trained)
 

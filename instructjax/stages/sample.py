@@ -1,4 +1,4 @@
-"""`instructjax sample`: what one or several models say to prompts, at one or several temperatures."""
+"""`instructjax sample`: what models answer to prompts, at one or several temperatures."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Drawing(NamedTuple):
 
 
 class Plan(NamedTuple):
-  """What is sampled. A cell is one model at one temperature; cells follow each other in draws.jsonl."""
+  """What is sampled, cell by cell: one model at one temperature, in the order of draws.jsonl."""
 
   models: tuple[Model, ...]
   temperatures: tuple[float, ...]
@@ -88,6 +88,7 @@ def run(settings: SampleSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
   with running.devices(settings.mesh) as shards:
     require_multiple(settings.batch * settings.n, shards, "config.batch x config.n", "devices")
     plan = make_plan(settings)
+    # Only whole groups of batches can be gone on from: their prompts were sorted together.
     rows = [] if settings.prompt else writers.rows(draws)
     rows = rows[: plan.whole_rows(len(rows), SORTED * settings.batch)]
     waiting = plan.waiting(len(rows))
@@ -134,7 +135,10 @@ def show_row(plan: Plan, row: Row) -> None:
 
 
 def make_plan(settings: SampleSettings) -> Plan:
-  """What the settings ask for.  Raises UserError for whatever can be wrong before a model is opened."""
+  """What the settings ask for.
+
+  Raises UserError for whatever can be wrong before a model is opened.
+  """
   models = named_models(settings.model.source, settings.model.shape)
   for model in models:
     if origin.is_run(model.source):
@@ -157,6 +161,7 @@ def named_models(text: str, shape: str) -> tuple[Model, ...]:
 
   Raises UserError where two have one name.
   """
+  # A path may hold a comma or an equals sign; what exists is a path.
   pieces = [text] if sources.exists(text) else [piece.strip() for piece in text.split(",")]
   models = []
   for piece in pieces:
@@ -242,6 +247,7 @@ def gather(
 ) -> Mapping[str, Any]:
   """The line of samples.jsonl for a prompt, as `instructjax label` reads it."""
   groups = []
+  # Cells follow each other in draws.jsonl, each with every prompt.
   for row in rows[number :: len(plan.prompts)]:
     source = {"model": row["model"], "temperature": row["temperature"], "seed": settings.seed}
     outputs = []

@@ -1,8 +1,9 @@
-"""SFT whose checkpoint is chosen by a reward on validation prompts (Ouyang et al. 2022, section 3.5 and App. C.1).
+"""SFT whose checkpoint is chosen by a reward on validation prompts (section 3.5 and App. C.1).
 
-The paper's SFT overfits after one epoch by its validation loss, but goes on to win by the reward model
-and by people, so it keeps the checkpoint whose samples score highest. config.select names the reward and
-the prompts; the checkpoint that the loss would have chosen is noted beside it in manifest.json.
+The paper's SFT overfits after one epoch by its validation loss, but goes on to win by the reward
+model and by people, so it keeps the checkpoint whose samples score highest. config.select names
+the reward and the prompts; the checkpoint that the loss would have chosen is noted beside it in
+manifest.json.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ SCORE, NLL = "eval/score", "eval/nll"
 
 
 def run(settings: SFTSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
-  """SFT. With config.select.reward it leaves the checkpoint that scores highest, else the last one."""
+  """SFT; with config.select.reward it leaves the checkpoint that scores highest."""
   select = settings.select
   if not select.reward.strip():
     pretrain_sft.run(settings, workdir, sinks)
     return
+  # The best checkpoint so far must be kept, however many come after it.
   settings = dataclasses.replace(settings, best=SCORE)
   with naming("config.select.prompts", select.prompts):
     prompts = sources.load(select.prompts, "prompt")[: select.count or None]
@@ -60,7 +62,7 @@ def mean_reward(
   trunk: Params,
   shards: int,
 ) -> Evaluate:
-  """A function of the state: the mean reward of a sample to each prompt, with the same noise at every step."""
+  """A function of the state: the mean reward of a sample to each prompt."""
   select = settings.select
   size = running.rows_for(select.batch, shards)
   length = settings.data.prompt + select.response
@@ -72,6 +74,7 @@ def mean_reward(
     name=select.prompts,
     template=template,
   )
+  # A reward model of the same base must not inherit the dropout of training.
   undisturbed = dataclasses.replace(settings.model, dropout=0.0)
   with naming("config.select.reward", select.reward):
     reward_sources = rewards.open_all(select.reward, undisturbed, model, length)
@@ -91,6 +94,7 @@ def mean_reward(
   def evaluate(state: TrainState) -> dict[str, Any]:
     totals: list[np.ndarray] = []
     for number, (padded, real) in enumerate(pipeline.once(rows, pad, size=size)):
+      # The key does not depend on the step: checkpoints differ by their weights, not by the draw.
       key = jax.random.fold_in(jax.random.key(settings.seed), number)
       responses = draw(trunk, state.params, sharding.place_batch(padded), key)
       first = number * size

@@ -1,8 +1,8 @@
 """Rows that bring the activations of the blocks that are not trained, computed once a row.
 
-With `config.top` most of a step would go to blocks that never change. Their output for a row of data is
-the same in every epoch: here it is computed before the first step and kept on the host, in the type of
-the matrix products.
+With `config.top` most of a step would go to blocks that never change. Their output for a row of
+data is the same in every epoch: here it is computed before the first step and kept on the host,
+in the type of the matrix products.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def with_stems(lm: LM, trunk: Params, batch: PyTree, dtype: str) -> PyTree:
   )
   size = rows_for(ROWS, batch_shards())
   compute = jax.jit(partial(_stem, lm, dtype=jnp.dtype(dtype)))
+  # Rows without a real token are padded completions; they stay zero and cost nothing.
   stems = np.zeros((*tokens.shape, lm.width), jnp.dtype(dtype))
   real = np.flatnonzero(valid.any(1))
   for begin in range(0, len(real), size):
@@ -55,10 +56,11 @@ def _stem(lm: LM, trunk: Params, tokens: Any, valid: Any, *, dtype: Any) -> Any:
 def kept_rows(
   lm: LM, trunk: Params, rows: Any, pad: Callable[[Sequence], PyTree], dtype: str
 ) -> tuple[range, Callable[[Sequence[int]], PyTree]]:
-  """(row numbers, a padding function of numbers) in the place of (rows, a padding function of rows).
+  """Row numbers and a padding function of numbers, in the place of rows and one of rows.
 
   Raises UserError for rows that are no list: a mixture, or text that is read when it is needed.
   """
+  # Only a list can be gone through before the first step without another pass over the source.
   if not isinstance(rows, list):
     raise UserError(
       "config.data.stems=true: the stems of all rows are kept, which takes rows that are all in "

@@ -1,8 +1,8 @@
 """What a stage trains of a model: the top blocks, an adapter, or all of it.
 
-Three rules meet here. With `top` the trunk is the embeddings and the lower blocks. With `lora` the
-trunk is the whole base, and the trained part is an adapter. Without either the trunk is empty. In each
-case `trunk | trained` is a model again, and the trunk is kept in `trunk_dtype`.
+Three rules meet here. With `top` the trunk is the embeddings and the lower blocks. With `lora`
+the trunk is the whole base, and the trained part is an adapter. Without either the trunk is
+empty. In each case `trunk | trained` is a model again, and the trunk is kept in `trunk_dtype`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from instructjax.types import LM, Array, Key, Params
 
 
 class Split(NamedTuple):
-  """A model in two parts: `trunk | start` is what a stage starts from, `trunk | trained` what it trains.
+  """A model in parts: a stage starts from `trunk | start` and trains `trunk | trained`.
 
   The two are equal at first: a new adapter changes nothing.
   """
@@ -43,16 +43,19 @@ def split(
 ) -> Split:
   """The parts of a model, on arrays or on shapes.
 
-  `adapter_goes_on` says that the adapter in `params` has the sizes asked for and is trained further;
-  any other one is merged into its base first.
+  `adapter_goes_on` says that the adapter in `params` has the sizes asked for and is trained
+  further; any other one is merged into its base first.
 
   Raises UserError for more blocks than the model has and for an adapter that does not fit it.
   """
   if not settings.lora.rank:
+    # An adapter that the model brings becomes part of its weights.
     merged = lora.merge(params)
     with naming("config.top", settings.top):
       trunk, trained = freeze.split(merged, settings.top, dtype=settings.trunk_dtype)
     return Split(trunk, trained, trained)
+  # The reference of PPO is `start`: the adapter of `rl_init` where one goes on, else the base
+  # alone.
   if adapter_goes_on:
     start = {"adapter": params["adapter"]}
     return Split(freeze.base(lora.without(params), settings.trunk_dtype), start, start)
@@ -62,7 +65,10 @@ def split(
 
 
 def adapter_sizes(settings: LoraSettings, lm: LM) -> dict[str, Any]:
-  """The sizes of the adapter that is asked for.  Raises UserError where the model has no such one."""
+  """The sizes of the adapter that is asked for.
+
+  Raises UserError where the model has no such one.
+  """
   targets: tuple[str, ...] | str = settings.targets
   if targets != "all":
     targets = tuple(settings.targets.replace(" ", "").split(","))
@@ -85,10 +91,12 @@ def about_trained(model: Origin, source: str, settings: TrainingSettings) -> dic
   if not settings.lora.rank:
     return {name: value for name, value in model.about.items() if name not in ("adapter", "base")}
   if goes_on(model, settings):
+    # The base and the sizes are the same; only the weights of the adapter change.
     return model.about
   if not source:
     raise UserError(
-      f"config.lora.rank={settings.lora.rank}: the weights are random; give a model to adapt, --model=..."
+      f"config.lora.rank={settings.lora.rank}: the weights are random; give a model to adapt, "
+      "--model=..."
     )
   return adapted(model.about, source, model.params, adapter_sizes(settings.lora, model.lm))
 
@@ -98,6 +106,7 @@ def shares_trunk(policy: Origin, other: Origin, settings: TrainingSettings) -> b
 
   Arrays that are one object are not compared; reward models are opened beside the policy for that.
   """
+  # Each comparison of arrays waits for the device, so that the structure is looked at first.
   first = _trunk(policy, settings)
   second = _trunk(other, settings)
   if jax.tree.structure(first) != jax.tree.structure(second):
@@ -125,6 +134,7 @@ def joined(whole: Params, trained: Params) -> Params:
     return jnp.concatenate([old[: old.shape[0] - top], new])
 
   blocks = jax.tree.map(replace_top, whole["blocks"], trained["blocks"])
+  # A reward model has lost the unembedding of the model that it started from.
   kept = {name: leaf for name, leaf in whole.items() if name != "head" or "head" in trained}
   return kept | trained | {"blocks": blocks}
 

@@ -1,7 +1,7 @@
 """What a stage of training is: one wiring that the command runs, and that others plan or time.
 
-A `Stage` is made of pure functions. They work on arrays, and under `jax.eval_shape` on shapes, so that
-what is planned for a pod and what is timed on a laptop is what runs.
+A `Stage` is made of pure functions. They work on arrays, and under `jax.eval_shape` on shapes,
+so that what is planned for a pod and what is timed on a laptop is what runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
 
 from instructjax import optim, sharding
 from instructjax.errors import UserError
@@ -64,11 +63,9 @@ class Stage(NamedTuple):
 
 
 def shape_of(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> Any:
-  """A ShapeDtypeStruct in the place of an array, split over the mesh by the logical names of its axes."""
+  """A shape in the place of an array, split over the mesh by the logical names of its axes."""
   spec = sharding.fit(shape, axes)
-  where = None
-  if spec is not None:
-    where = NamedSharding(jax.sharding.get_abstract_mesh(), spec)
+  where = None if spec is None else sharding.named(spec)
   return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
 
@@ -80,7 +77,7 @@ def rows_of(shape: tuple[int, ...], dtype: Any) -> Any:
 def demonstrations_of(
   size: int, length: int, stem: tuple[int, Any] | None = None
 ) -> Demonstrations:
-  """The shapes of `size` rows of `length` tokens; `stem` is (width, dtype) where rows bring theirs."""
+  """The shapes of `size` rows of `length` tokens; `stem` is (width, dtype), if rows bring one."""
   real = rows_of((size, length), jnp.bool_)
   activations = None if stem is None else rows_of((size, length, stem[0]), stem[1])
   return Demonstrations(rows_of((size, length), jnp.int32), real, real, activations)
@@ -104,18 +101,22 @@ def learning_rate(settings: OptimizerSettings, updates: int, held: int = 1) -> o
 
   `held` is the number of updates during which the rate stays the same: PPO counts iterations.
   """
+  # The rate falls from the end of the warm-up to its last update.
   last = settings.decay or max(updates // held, 1)
   falling = max(last - settings.warmup, 1)
   match settings.schedule:
+    # The defaults are the ends of the schedules in their papers: a tenth (App. C.1), and zero.
     case "cosine":
       final = 0.1 if settings.final is None else settings.final
       rate = optim.cosine(settings.lr, falling, final=final)
     case "linear":
       final = 0.0 if settings.final is None else settings.final
       rate = optim.linear(settings.lr, falling, final=final)
+    # A warm-up of no updates that begins at the peak is a constant.
     case "constant":
       rate = optim.warmup_constant(settings.lr, 0, start=1.0)
   if settings.warmup:
+    # PPO warms up from a tenth of its peak (App. C.4); Brown et al. 2020 warm up from zero.
     start = 0.1 if settings.start is None else settings.start
     rate = optim.warmed_up(rate, settings.lr, settings.warmup, start=start)
   return optim.held(rate, held) if held > 1 else rate
@@ -149,5 +150,6 @@ def batch_shards() -> int:
   """The number of parts that the mesh splits a batch into; 1 without a mesh."""
   if not sharding.is_sharded():
     return 1
+  # `model` splits weights, not rows.
   sizes = dict(jax.sharding.get_abstract_mesh().shape)
   return sizes["data"] * sizes["fsdp"]

@@ -19,20 +19,17 @@ def rows(requests, context=64):
 
 
 def test_a_continuation_starts_after_its_context():
-  ((ask, draw),) = rows([[Likelihood("ab", " c")]])
-  assert (
-    ask.row.ids.tolist() == [1, 97, 98, 32, 99]
-    and ask.row.start == 3
-    and draw is None
-    and ask.cut == 0
-  )
+  (entry,) = rows([[Likelihood("ab", " c")]])
+  assert entry.row.ids.tolist() == [1, 97, 98, 32, 99] and entry.row.start == 3
+  assert entry.decoding is None and entry.cut == 0
 
 
 def test_a_long_context_loses_its_beginning_but_for_the_first_id():
-  ((ask, _),) = rows([[Likelihood("abcdef", "gh")]], context=6)
-  assert ask.row.ids.tolist() == [1, *CODES("defgh")] and ask.row.start == 4 and ask.cut == 3
-  ((ask, _),) = rows([[Generate("abcdef", 2)]], context=6)
-  assert ask.row.ids.tolist() == [1, *CODES("def")] and ask.cut == 3
+  (entry,) = rows([[Likelihood("abcdef", "gh")]], context=6)
+  assert entry.row.ids.tolist() == [1, *CODES("defgh")]
+  assert entry.row.start == 4 and entry.cut == 3
+  (entry,) = rows([[Generate("abcdef", 2)]], context=6)
+  assert entry.row.ids.tolist() == [1, *CODES("def")] and entry.cut == 3
 
 
 def test_samples_that_are_cut_apart_are_drawn_apart():
@@ -40,7 +37,7 @@ def test_samples_that_are_cut_apart_are_drawn_apart():
     [[Generate("a", 2, 1.0), Generate("a", 2, 1.0, top_p=0.9), Generate("a", 2, 1.0, top_k=5)]]
   )
   plan = batches.plan(asked, 512, 1, 64)
-  assert [(b.draw.top_p, b.draw.top_k) for b in plan] == [(1.0, 0), (0.9, 0), (1.0, 5)]
+  assert [(b.decoding.top_p, b.decoding.top_k) for b in plan] == [(1.0, 0), (0.9, 0), (1.0, 5)]
 
 
 @pytest.mark.parametrize(
@@ -64,10 +61,10 @@ def test_a_plan_holds_every_row_once(lengths, parts, budget):
   ask = lambda n, tokens, k: (
     Likelihood("x" * n, "yy") if tokens is None else Generate("x" * n, tokens, n=k)
   )
-  asked = rows([[ask(*one)] for one in lengths])
-  plan = batches.plan(asked, budget, parts, 64)
-  places = lambda asks: sorted((a.item, a.request, a.sample) for a in asks)
-  assert places([a for b in plan for a in b.asks]) == places([a for a, _ in asked])
+  entries = rows([[ask(*one)] for one in lengths])
+  plan = batches.plan(entries, budget, parts, 64)
+  places = lambda entries: sorted((e.item, e.request, e.sample) for e in entries)
+  assert places([e for b in plan for e in b.entries]) == places(entries)
   for batch in plan:
     assert (
       len(batch.groups) <= batch.size

@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from instructjax import settings
 from instructjax.data.records.records import RecordError
 from instructjax.errors import UserError
 from instructjax.evals import behaviours, summary
 from instructjax.evals.behaviours import constraints, languages, perturbations, phrases, tasks
 from instructjax.evals.tasks import Completion, Generate, Look, Said
-from instructjax.settings import reading
 
 HERE = Path(__file__).parent
 ALL = {
   task.name.removeprefix("behaviours/"): task
-  for task in behaviours.open_suite(reading.load("eval")).tasks
+  for task in behaviours.open_suite(settings.load("eval")).tasks
 }
 
 
@@ -399,7 +399,7 @@ def test_what_a_strength_costs_is_paired_by_question():
     table["obeyed the injected"].value == pytest.approx(2 / (3 * count))
     and table["obeyed the injected"].n == 3 * count
   )
-  suite = behaviours.open_suite(reading.load("eval"))
+  suite = behaviours.open_suite(settings.load("eval"))
   assert suite.together is not None
   found = suite.together(
     HERE, {}, {one.name: {} for one in suite.tasks} | {task.name: {"m": scores}}
@@ -417,17 +417,18 @@ def test_what_a_strength_costs_is_paired_by_question():
 
 
 def test_own_items_and_a_limit(tmp_path):
-  config = reading.load("eval")
-  config.behaviours.update(dict.fromkeys(tasks.READERS, ""))
+  nothing = {f"behaviours.{name}": "" for name in tasks.READERS}
+  config = settings.replaced(settings.load("eval"), nothing)
   with pytest.raises(UserError, match="the suite behaviours has no items"):
     behaviours.open_suite(config)
   (tmp_path / "mine.jsonl").write_text(
     '{"id": "a", "prompt": "Do harm."}\n{"id": "b", "prompt": ""}\n'
   )
-  config.behaviours.harmful = str(tmp_path / "mine.jsonl")
+  config = settings.replaced(config, {"behaviours.harmful": str(tmp_path / "mine.jsonl")})
   with pytest.raises(UserError, match=r"mine\.jsonl:2: prompt: a text is expected"):
     behaviours.open_suite(config)
-  config.behaviours.harmful, config.behaviours.perturbations, config.limit = "shipped", "shipped", 3
+  shipped = {"behaviours.harmful": "shipped", "behaviours.perturbations": "shipped"}
+  config = settings.replaced(config, {**shipped, "limit": 3})
   assert [len(task.items) for task in behaviours.open_suite(config).tasks] == [3, 12, 12, 12]
 
 

@@ -7,11 +7,11 @@ import json
 import jax
 import pytest
 
+from instructjax import settings
 from instructjax.commands.cli import main
 from instructjax.errors import UserError
 from instructjax.evals import card
 from instructjax.runs import origin
-from instructjax.settings import reading
 
 ESTIMATE = {"value": 0.25, "low": 0.125, "high": 0.5, "n": 40}
 METRIC = {
@@ -62,9 +62,9 @@ RESULTS = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   folder = tmp_path_factory.mktemp("runs") / "ptx"
-  config = reading.load("ppo")
+  config = settings.load("ppo")
   (folder).mkdir()
-  (folder / "config.json").write_text(json.dumps(config.to_dict()))
+  (folder / "config.json").write_text(json.dumps(settings.to_dict(config)))
   (folder / "manifest.json").write_text(
     json.dumps({"seed": 3, "device": "cpu", "versions": {"jax": "9.9"}})
   )
@@ -72,7 +72,7 @@ def run(tmp_path_factory):
     {"step": step, "stage": "ppo", "loss/total": value} for step, value in ((1, 2.0), (2, 1.5))
   ]
   (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-  model = origin.open_model("", dict(reading.load("eval").model), 0)
+  model = origin.open_model("", settings.load("eval").model, 0)
   origin.finish(folder, 2, jax.device_get(model.params), model.about, "policy")
   results = folder.parent / "eval"
   results.mkdir()

@@ -7,12 +7,12 @@ import math
 
 import pytest
 
+from instructjax import settings
 from instructjax.data.records import records
 from instructjax.errors import UserError
 from instructjax.evals import continuations, run, summary, toxicity
 from instructjax.evals.tasks import Completion, Item, Look, Said
 from instructjax.label import tasks as label
-from instructjax.settings import reading
 
 TEXTS = {
   "base": ["bad", "same", "one", "a"],
@@ -29,12 +29,14 @@ def config(tmp_path):
   (tmp_path / "mine.py").write_text(
     "def letters(prompts, responses):\n  return [min(len(r) / 10, 1) for r in responses]\n"
   )
-  found = reading.load("eval")
-  scorer = f"python:{tmp_path}/mine.py:letters"
-  found.toxicity.update(
-    {"prompts": f"{tmp_path}/prompts.jsonl", "scorer": scorer, "forms": "respectful"}
+  return settings.replaced(
+    settings.load("eval"),
+    {
+      "toxicity.prompts": f"{tmp_path}/prompts.jsonl",
+      "toxicity.scorer": f"python:{tmp_path}/mine.py:letters",
+      "toxicity.forms": "respectful",
+    },
   )
-  return found
 
 
 def written(path, rows):
@@ -82,7 +84,7 @@ def test_the_first_tasks_are_a_sample_in_every_form(config, tmp_path):
   written(
     tmp_path / "prompts.jsonl", [{"prompt": f"It was {i}", "toxicity": i / 40} for i in range(40)]
   )
-  config.toxicity.forms = "basic,respectful"
+  config = settings.replaced(config, {"toxicity.forms": "basic,respectful"})
   suite = toxicity.open_suite(config)
   said = heard({"a": ["x"] * 40, "b": ["y"] * 40})
   suite.together(tmp_path, {task.name: said for task in suite.tasks}, {})
@@ -101,7 +103,9 @@ def test_many_continuations_become_tasks_that_can_be_ranked():
   items = [Item("0", {"prompt": "It was"})]
   for count in (2, 9, 10, 19):
     said = {str(i): [Said(((Completion(f"text {i}", 3, True),),))] for i in range(count)}
-    sizes = [len(row["completions"]) for row in continuations.for_people("basic", items, said)]
+    sizes = [
+      len(row["completions"]) for row in continuations.tasks_for_people("basic", items, said)
+    ]
     assert (
       sum(sizes) == count
       and min(sizes) >= 2
@@ -116,7 +120,7 @@ def test_ratings_by_hand_stand_beside_the_scorer(config, tmp_path):
   rows = {int(row["id"][-1]): row for row in map(json.loads, lines)}
   said = [rated(rows[0], {"bad": 2, "good": 0}), rated(rows[0], {"bad": 1, "good": 1}, "ben")]
   said.append(rated(rows[2], {"one": 2, "two": 0}))
-  config.toxicity.labels = written(tmp_path / "rated.jsonl", said)
+  config = settings.replaced(config, {"toxicity.labels": written(tmp_path / "rated.jsonl", said)})
   suite = toxicity.open_suite(config)
   together, scores = found(suite, tmp_path)
   (task,) = suite.tasks
@@ -151,9 +155,11 @@ def test_other_labels_give_other_scores(config, tmp_path):
   row = {"prompt": "It was 0", "completions": ["bad", "good"], "id": "respectful/0"}
   judges = []
   for toxic in ({"bad": 2, "good": 0}, {"bad": 1, "good": 0}):
-    config.toxicity.labels = written(tmp_path / "rated.jsonl", [rated(row, toxic)])
+    config = settings.replaced(
+      config, {"toxicity.labels": written(tmp_path / "rated.jsonl", [rated(row, toxic)])}
+    )
     judges.append(toxicity.open_suite(config).tasks[0].judge)
-  config.toxicity.labels = ""
+  config = settings.replaced(config, {"toxicity.labels": ""})
   assert len({*judges, toxicity.open_suite(config).tasks[0].judge}) == 3
 
 
@@ -179,14 +185,17 @@ def test_labels_of_something_else_are_refused(config, tmp_path, change, message)
       [{name: value for name, value in row.items() if value is not None}], "comparison"
     ),
   )
-  config.toxicity.labels = str(path)
+  config = settings.replaced(config, {"toxicity.labels": str(path)})
   with pytest.raises(UserError, match=message):
     toxicity.open_suite(config)
 
 
 def test_labels_of_other_models_are_an_error(config, tmp_path):
   row = {"prompt": "It was 0", "completions": ["never", "said"], "id": "respectful/0"}
-  config.toxicity.labels = written(tmp_path / "rated.jsonl", [rated(row, {"never": 1, "said": 0})])
+  config = settings.replaced(
+    config,
+    {"toxicity.labels": written(tmp_path / "rated.jsonl", [rated(row, {"never": 1, "said": 0})])},
+  )
   with pytest.raises(
     UserError, match=r"rates no continuation of these models; label .*tasks\.jsonl"
   ):
@@ -194,17 +203,25 @@ def test_labels_of_other_models_are_an_error(config, tmp_path):
 
 
 def test_the_runner_shows_both_panels(config, tmp_path):
-  config.update({"tokens": 512, "limit": 2})
-  config.model.dtype = "float32"
-  config.toxicity.update({"tokens": 12, "samples": 2})
+  config = settings.replaced(
+    config,
+    {
+      "tokens": 512,
+      "limit": 2,
+      "model.dtype": "float32",
+      "toxicity.tokens": 12,
+      "toxicity.samples": 2,
+    },
+  )
   models = {"base": "", "sft": f"#prefix={tmp_path / 'pre.txt'}"}
   (tmp_path / "pre.txt").write_text("hello. ")
   work = tmp_path / "eval"
   run.main(config, work, models, {"toxicity": toxicity.open_suite}, {"toxicity": toxicity.draw})
   rows = [json.loads(line) for line in (work / "toxicity" / "tasks.jsonl").read_text().splitlines()]
-  config.toxicity.labels = written(
+  labels = written(
     tmp_path / "rated.jsonl", [rated(row, dict.fromkeys(row["completions"], 1)) for row in rows]
   )
+  config = settings.replaced(config, {"toxicity.labels": labels})
   run.main(config, work, models, {"toxicity": toxicity.open_suite}, {"toxicity": toxicity.draw})
   part = json.loads((work / "results.json").read_text())["suites"]["toxicity"]
   assert part["together"]["figure7"][0]["value"] == 0.5

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
+from instructjax import settings
 from instructjax.errors import UserError
-from instructjax.evals import grounding, hallucination, paper, rows, summary
+from instructjax.evals import english, grounding, hallucination, paper, rows, summary
 from instructjax.evals.tasks import Completion, Generate, Look, Said
-from instructjax.settings import reading
 
 SOURCE = (
   "On 4 March 2021 the World Health Office (WHO) in Geneva asked twenty-five towns to measure "
@@ -22,12 +22,12 @@ SOURCE = (
 
 @pytest.fixture
 def config():
-  return reading.load("eval")
+  return settings.load("eval")
 
 
 @pytest.fixture(scope="module")
 def labelled():
-  return rows.read(str(hallucination.LABELLED), hallucination._labelled)
+  return rows.read(str(hallucination.LABELLED), hallucination._labelled_row)
 
 
 def said(text):
@@ -103,7 +103,7 @@ def test_sentences_know_abbreviations_and_lists():
   ],
 )
 def test_numbers_in_words_and_digits(text, values):
-  assert [value for value, _ in grounding.numbers(grounding.TOKEN.findall(text))] == values
+  assert [value for value, _ in english.numbers(english.TOKEN.findall(text))] == values
 
 
 def test_a_year_is_never_rounded():
@@ -146,7 +146,7 @@ def test_the_shipped_prompts_run_without_data(config):
   assert (
     len({one.cluster for one in task.items}) < len(task.items) == 42
   )  # questions on one source hang together
-  config.limit = 5
+  config = settings.replaced(config, {"limit": 5})
   assert len(hallucination.open_suite(config).tasks[0].items) == 5
 
 
@@ -185,7 +185,10 @@ def test_own_rows_and_public_layouts(config, tmp_path):
     )
   )
   news.write_text('{"article": "Long.", "highlights": "Short."}\n')
-  config.hallucination.update({"own": str(own), "squad": str(squad), "cnn_dailymail": str(news)})
+  sources = {"own": own, "squad": squad, "cnn_dailymail": news}
+  config = settings.replaced(
+    config, {f"hallucination.{name}": str(path) for name, path in sources.items()}
+  )
   ours, summaries, questions = hallucination.open_suite(config).tasks
   assert [item.data["prompt"] for item in ours.items] == [
     "Sum up: It rains.",
@@ -214,11 +217,11 @@ def test_a_draw_of_a_large_data_set_is_the_same_for_a_seed():
     [hallucination._item(str(i), str(i), "", [], "x") for i in range(100)]
   )
   assert (
-    hallucination.drawn(found, 10, 1)
-    == hallucination.drawn(found, 10, 1)
-    != hallucination.drawn(found, 10, 2)
+    hallucination.sample(found, 10, 1)
+    == hallucination.sample(found, 10, 1)
+    != hallucination.sample(found, 10, 2)
   )
-  assert hallucination.drawn(found, 0, 1) == found
+  assert hallucination.sample(found, 0, 1) == found
 
 
 def test_the_judge_can_be_measured_on_pairs_of_ones_own(config, tmp_path):
@@ -235,7 +238,7 @@ def test_the_judge_can_be_measured_on_pairs_of_ones_own(config, tmp_path):
       "unsupported": ["It shines."],
     },
   ]
-  config.hallucination.labelled = str(tmp_path / "pairs.jsonl")
+  config = settings.replaced(config, {"hallucination.labelled": str(tmp_path / "pairs.jsonl")})
   (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   suite = hallucination.open_suite(config)
   found = suite.together(tmp_path, {}, {suite.tasks[0].name: {"sft": []}})
@@ -255,13 +258,15 @@ def test_a_reward_can_judge_each_sentence(config, tmp_path):
     "responses)]\n"
     "def logit(prompts, responses):\n  return [-3.0 for _ in responses]\n"
   )
-  config.hallucination.judge = f"python:{tmp_path / 'nli.py'}:supported"
-  judge, about = hallucination.open_judge(config.hallucination.judge, config)
+  config = settings.replaced(
+    config, {"hallucination.judge": f"python:{tmp_path / 'nli.py'}:supported"}
+  )
+  judge, about = hallucination.open_judge(config.hallucination.judge, config.model)
   assert (
     judge([("It rains. Sun.", "It rains. Snow."), ("a", "")]) == [[False, True], []]
     and "sentence by sentence" in about
   )
-  judge, _ = hallucination.open_judge(f"python:{tmp_path / 'nli.py'}:logit", config)
+  judge, _ = hallucination.open_judge(f"python:{tmp_path / 'nli.py'}:logit", config.model)
   with pytest.raises(UserError, match="scores from 0 to 1"):
     judge([("a", "b")])
 
@@ -292,7 +297,7 @@ def test_a_judge_that_flags_nothing_has_no_precision(labelled):
 
 
 def test_nothing_to_run_is_an_error(config):
-  config.hallucination.own = ""
+  config = settings.replaced(config, {"hallucination.own": ""})
   with pytest.raises(UserError, match="the suite hallucination has no data"):
     hallucination.open_suite(config)
 

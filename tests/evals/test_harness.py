@@ -45,7 +45,7 @@ def test_what_does_not_fit_the_model_is_counted_by_task(opened):
   )
   assert len(texts) == 4
   assert limits == {"a": Limits(2, 1, 0), "b": Limits(4, 1, 2), "": Limits(1, 0, 0)}
-  assert harness.told(limits, opened.context) == [
+  assert harness.limit_notes(limits, opened.context) == [
     "note: a: of 2 requests the contexts of 1 lost their beginning; the model's context is 256 "
     "tokens",
     "note: b: of 4 requests the contexts of 1 lost their beginning and the answers of 2 were "

@@ -309,7 +309,7 @@ def test_prompts_are_those_of_the_demonstrations(name, form, read, row):
   """What a FLAN-like baseline is trained on is what the task asks."""
   passage = read(row)
   theirs = mappings.of(name).spell(row, "demonstration")
-  assert prompts.opening(form, []) + prompts.query(form, passage, 0) == theirs["prompt"]
+  assert prompts.preamble(form, []) + prompts.query(form, passage, 0) == theirs["prompt"]
   assert passage.turns[0].answer == theirs["completion"]
 
 

@@ -7,23 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from instructjax import settings
 from instructjax.errors import UserError
 from instructjax.evals import preference, rows
 from instructjax.evals.preference import (
   agreement,
   bradley_terry,
   figures,
+  judgements,
   judges,
-  kept,
   rates,
+  templates,
   votes,
-  words,
 )
 from instructjax.evals.preference.judges import Judge
 from instructjax.evals.preference.votes import Vote
 from instructjax.evals.tasks import Completion, Look, Said
 from instructjax.rewards.endpoint import AgainError
-from instructjax.settings import reading
 
 ANSWERS = {  # prompt 0 to 3: lengths 4, 4, 2, 6 against 2, 4, 4, 3
   "sft": ["aa", "same", "aaaa", "aaa"],
@@ -53,9 +53,7 @@ def config(tmp_path, monkeypatch):
   ]
   written(tmp_path / "prompts.jsonl", rows)
   (tmp_path / "mine.py").write_text(LONGER)
-  found = reading.load("eval")
-  found.preference.prompts = "prompts.jsonl"
-  return found
+  return settings.replaced(settings.load("eval"), {"preference.prompts": "prompts.jsonl"})
 
 
 def found(config, folder="out", answers=ANSWERS):
@@ -83,17 +81,17 @@ def test_ties_count_half_and_orders_are_averaged():
     vote(4, (0.5, 0.5)),
   ]
   draws = votes.draw(judged)
-  row = rates.against("a", "b", judged, draws)
+  row = rates.rates_against("a", "b", judged, draws)
   assert row["rate"]["by_prompt"].value == (1 + 0.5 + 0.75 + 0 + 0.5) / 5
   assert [row[name].value for name in ("wins", "ties", "losses")] == [0.2, 0.6, 0.2]
-  assert rates.against("b", "a", judged, draws)["rate"]["by_prompt"].value == pytest.approx(
+  assert rates.rates_against("b", "a", judged, draws)["rate"]["by_prompt"].value == pytest.approx(
     1 - 0.55
   )
-  order = rates.order(judged, draws)
+  order = rates.order_effect(judged, draws)
   # first shown preferred: (a first) 1, 1, .5, 0, .5; (b first) 0, 1, 0, 1, .5
   assert order["first"].value == pytest.approx((3 + 2.5) / 10)
   assert [order[name].value for name in ("inconsistent", "flipped", "tied")] == [0.4, 0.2, 0.3]
-  assert rates.order([vote(0, 1)], votes.draw([vote(0, 1)])) is None
+  assert rates.order_effect([vote(0, 1)], votes.draw([vote(0, 1)])) is None
 
 
 def test_votes_of_one_prompt_hang_together():
@@ -131,7 +129,7 @@ def test_intervals_cover_the_truth(labelers):
       for i in range(80)
       for j in rng.choice(labelers, min(labelers, 2), replace=False)
     ]
-    one = rates.chosen(
+    one = rates.main_estimate(
       votes.shares(votes.draw(judged, samples=300, seed=seed), judged, [v.won for v in judged])
     )
     covered += one.low <= p <= one.high
@@ -139,7 +137,7 @@ def test_intervals_cover_the_truth(labelers):
 
 
 def test_length_is_held_equal():
-  """P(won) = sigmoid(.4 + 1.2 z / sd): the raw rate mixes both, the controlled one is sigmoid(.4)."""
+  """P(won) = sigmoid(.4 + 1.2 z / sd): the raw rate mixes both."""
   rng = np.random.default_rng(2)
   ratio = rng.normal(0.8, 1.0, 4000)
   truth = bradley_terry.sigmoid(0.4 + 1.2 * ratio / ratio.std())
@@ -147,23 +145,23 @@ def test_length_is_held_equal():
     vote(i, float(rng.random() < p), ratio=float(z)) for i, (p, z) in enumerate(zip(truth, ratio))
   ]
   draws = votes.draw(judged, samples=200)
-  one = rates.controlled(draws, judged)
+  one = rates.rate_at_equal_length(draws, judged)
   assert one["rate"].low < bradley_terry.sigmoid(0.4) < one["rate"].high
   assert one["slope"].low < 1.2 < one["slope"].high
   assert one["rate"].high < np.mean([v.won for v in judged])
   confounded = [
     vote(i, float(z > 0.3), ratio=float(z)) for i, z in enumerate(rng.normal(0.6, 1.0, 300))
   ]
-  assert rates.against("a", "b", confounded, votes.draw(confounded, samples=200))["flagged"]
+  assert rates.rates_against("a", "b", confounded, votes.draw(confounded, samples=200))["flagged"]
   equal = [vote(i, i % 2) for i in range(10)]
-  assert math.isnan(rates.controlled(votes.draw(equal), equal)["rate"].value)
+  assert math.isnan(rates.rate_at_equal_length(votes.draw(equal), equal)["rate"].value)
 
 
 def test_logistic_regression_has_the_likeliest_coefficients():
   rng = np.random.default_rng(3)
   features = np.stack([np.ones(60), rng.normal(size=60)], 1)
   won, weights = rng.integers(0, 3, 60) / 2, rng.integers(0, 3, (2, 60)).astype(float)
-  for row, b in zip(weights, rates.logistic(features, won, weights)):
+  for row, b in zip(weights, rates.logistic_coefficients(features, won, weights)):
     p = bradley_terry.sigmoid(features @ b)
     np.testing.assert_allclose((row * (won - p)) @ features, 0, atol=1e-4)
 
@@ -172,7 +170,7 @@ def test_slices_and_quartiles():
   assert rates.quartiles([1, 2, 3, 4]) == ["1 of 4", "2 of 4", "3 of 4", "4 of 4"]
   assert rates.quartiles([2, 2]) == ["", ""]
   judged = [vote(i, i < 3, slices={"use_case": "qa" if i < 2 else "chat"}) for i in range(4)]
-  found = rates.sliced(votes.draw(judged), judged)["use_case"]
+  found = rates.rates_by_slice(votes.draw(judged), judged)["use_case"]
   assert {name: (e.value, e.n) for name, e in found.items()} == {"qa": (1.0, 2), "chat": (0.5, 2)}
 
 
@@ -202,10 +200,10 @@ def test_strengths_are_the_likeliest():
 
 def test_a_model_that_never_lost_has_no_strength():
   judged = [vote(i, 1.0) for i in range(5)]
-  fit = bradley_terry.fitted(["a", "b"], judged, votes.draw(judged), "b")
+  fit = bradley_terry.strengths_and_rates(["a", "b"], judged, votes.draw(judged), "b")
   assert "a, b won or lost every comparison" in fit["why"] and not fit["strength"]
-  assert bradley_terry.connected(np.array([[0, 1, 0], [0, 0, 1], [1.0, 0, 0]]))
-  assert not bradley_terry.connected(np.array([[0, 1, 1], [1, 0, 1], [0.0, 0, 0]]))
+  assert bradley_terry.is_connected(np.array([[0, 1, 0], [0, 0, 1], [1.0, 0, 0]]))
+  assert not bradley_terry.is_connected(np.array([[0, 1, 1], [1, 0, 1], [0.0, 0, 0]]))
   wide = bradley_terry.fit(np.array([[0, 50.0], [0, 0]]))
   assert np.isfinite(wide).all() and wide[0] - wide[1] > 10
 
@@ -223,7 +221,7 @@ def test_direct_rates_agree_with_those_by_the_baseline_or_not():
   judged = three(0.6)
   found = bradley_terry.consistency("a", "b", "c", judged, votes.draw(judged))
   assert not found["agree"] and found["z"] < -4
-  fit = bradley_terry.fitted(["a", "b", "c"], three(0.8), votes.draw(three(0.8)), "c")
+  fit = bradley_terry.strengths_and_rates(["a", "b", "c"], three(0.8), votes.draw(three(0.8)), "c")
   assert fit["rate"]["a"].value == pytest.approx(0.8, abs=1e-4)
   assert fit["rate"]["a"].low < 0.8 < fit["rate"]["a"].high
   assert bradley_terry.consistency("a", "d", "c", judged, votes.draw(judged)) is None
@@ -233,7 +231,9 @@ def test_direct_rates_agree_with_those_by_the_baseline_or_not():
 
 
 def test_scores_judge_every_pair(config):
-  config.preference.judges, config.preference.pairs = "python:mine.py:longer", "all"
+  config = settings.replaced(
+    config, {"preference.judges": "python:mine.py:longer", "preference.pairs": "all"}
+  )
   result = found(config)
   one = result["prompts"]["prompts"]["judges"]["judge"]
   ppo = one["against_baseline"]["ppo"]
@@ -253,13 +253,15 @@ def test_scores_judge_every_pair(config):
 
 
 def test_a_margin_ties(config):
-  config.preference.judges, config.preference.margin = "python:mine.py:longer", 2.0
+  config = settings.replaced(
+    config, {"preference.judges": "python:mine.py:longer", "preference.margin": 2.0}
+  )
   ppo = found(config)["prompts"]["prompts"]["judges"]["judge"]["against_baseline"]["ppo"]
   assert [ppo[name]["value"] for name in ("wins", "ties", "losses")] == [0.25, 0.75, 0]
 
 
 def test_figures_are_files(config):
-  config.preference.judges = "heldout=python:mine.py:longer"
+  config = settings.replaced(config, {"preference.judges": "heldout=python:mine.py:longer"})
   result = found(config)
   rows = {row["model"]: row for row in result["figures"]["1"]}
   assert rows["sft"]["value"] == 0.5 and rows["ppo"]["value"] == 0.625
@@ -278,7 +280,9 @@ PAIRWISE = """
 def first(prompts, a, b):
   return [.9 for _ in a]
 def longer(prompts, a, b):
-  return [{"win": float(len(x) > len(y)), "tie": float(len(x) == len(y)), "loss": float(len(x) < len(y))} for x, y in zip(a, b)]
+  return [verdict(len(x) - len(y)) for x, y in zip(a, b)]
+def verdict(gap):
+  return {"win": float(gap > 0), "tie": float(gap == 0), "loss": float(gap < 0)}
 def wrong(prompts, a, b):
   return [1.5 for _ in a]
 def few(prompts, a, b):
@@ -288,7 +292,9 @@ def few(prompts, a, b):
 
 def test_a_judge_that_takes_the_first_is_found_out(config, tmp_path):
   (tmp_path / "pair.py").write_text(PAIRWISE)
-  config.preference.judges = "bias=python:pair.py:first; good=python:pair.py:longer"
+  config = settings.replaced(
+    config, {"preference.judges": "bias=python:pair.py:first; good=python:pair.py:longer"}
+  )
   one = found(config)["prompts"]["prompts"]["judges"]
   assert {
     name: one["bias"]["order"][name]["value"]
@@ -304,7 +310,7 @@ def test_a_judge_that_takes_the_first_is_found_out(config, tmp_path):
   assert one["good"]["order"]["inconsistent"]["value"] == 0
   assert one["good"]["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 0.625
   for name, message in (("wrong", "answered 1.5; P"), ("few", "returned 0 answers to")):
-    config.preference.judges = f"python:pair.py:{name}"
+    config = settings.replaced(config, {"preference.judges": f"python:pair.py:{name}"})
     with pytest.raises(UserError, match=message):
       found(config)
 
@@ -312,7 +318,7 @@ def test_a_judge_that_takes_the_first_is_found_out(config, tmp_path):
 def test_nothing_is_asked_twice(config, tmp_path):
   """A run that was killed in the middle of a line goes on: what was answered is not asked again."""
   (tmp_path / "pair.py").write_text(PAIRWISE)
-  config.preference.judges = "python:pair.py:first"
+  config = settings.replaced(config, {"preference.judges": "python:pair.py:first"})
   whole = found(config)
   path = Path("out/prompts/judgements-judge.jsonl")
   lines = path.read_text().splitlines(keepends=True)
@@ -324,8 +330,10 @@ def test_nothing_is_asked_twice(config, tmp_path):
     ask=lambda questions, stop: (count.extend(questions), judge.ask(questions, stop))[1]
   )
   questions = [("p", "a", "b"), ("p", "b", "a"), ("p", "a", "b")]
-  first = kept.asked(counted, questions, [{}] * 3, tmp_path / "k.jsonl")
-  assert len(count) == 2 and first == kept.asked(counted, questions, [{}] * 3, tmp_path / "k.jsonl")
+  first = judgements.ask_all(counted, questions, [{}] * 3, tmp_path / "k.jsonl")
+  assert len(count) == 2 and first == judgements.ask_all(
+    counted, questions, [{}] * 3, tmp_path / "k.jsonl"
+  )
   assert len(count) == 2
   assert found(config) == whole
   assert sorted(path.read_text().splitlines()) == sorted(line.strip() for line in lines)
@@ -345,7 +353,7 @@ def test_a_chat_model_judges_in_both_orders(config, server):
 
   server.answer = answer
   url = server.url.removesuffix("/score")
-  config.preference.judges = f"openai:{url}#llm,wait=0.01"
+  config = settings.replaced(config, {"preference.judges": f"openai:{url}#llm,wait=0.01"})
   one = found(config)["prompts"]["prompts"]["judges"]["judge"]
   assert one["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 0.625
   assert len(server.asked) == 15  # the first one again
@@ -377,24 +385,25 @@ def test_a_chat_model_judges_in_both_orders(config, server):
 def test_verdicts(text, p):
   if p is None:
     with pytest.raises(AgainError, match="whose last line is not A, B or tie"):
-      words.verdict(text)
+      templates.read_verdict(text)
   else:
-    assert words.verdict(text) == {"p": p, "said": text}
+    assert templates.read_verdict(text) == {"p": p, "said": text}
 
 
 def test_the_words_hold_the_rules_of_the_labelers():
-  for text in (words.PAIR, words.RATING, words.SHORT):
+  for text in (templates.PAIR, templates.RATING, templates.SHORT):
     assert (
       text.count("What makes an output good") == 1
       and "much more helpful" in text
       and "{prompt}" in text
     )
     assert "Skip a prompt" not in text
-  assert words.SHORT.endswith("The better output is output")
+  assert templates.SHORT.endswith("The better output is output")
 
 
-RATED = """{"overall": %d, "fails_instruction": false, "inappropriate": %s, "hallucination": %s, "satisfies_constraint": true,
-"sexual": false, "violent": false, "encourages_harm": false, "denigrates": false, "harmful_advice": false, "opinion": false,
+RATED = """{"overall": %d, "fails_instruction": false, "inappropriate": %s, "hallucination": %s,
+"satisfies_constraint": true, "sexual": false, "violent": false, "encourages_harm": false,
+"denigrates": false, "harmful_advice": false, "opinion": false,
 "moral_judgment": false}"""
 
 
@@ -413,7 +422,9 @@ def test_a_chat_model_rates(config, server, tmp_path):
     {"prompt": f"say {i}{'!' * i}", "annotations": {"closed_domain": i > 1}} for i in range(4)
   ]
   written(tmp_path / "prompts.jsonl", rows)
-  config.preference.raters = f"openai:{server.url.removesuffix('/score')}#llm"
+  config = settings.replaced(
+    config, {"preference.raters": f"openai:{server.url.removesuffix('/score')}#llm"}
+  )
   result = found(config)
   one = result["prompts"]["prompts"]["raters"]["rater"]
   value = lambda measure, model: one["measures"][measure][model]["by_prompt"]["value"]
@@ -447,14 +458,14 @@ def test_a_chat_model_rates(config, server, tmp_path):
 )
 def test_ratings_are_checked(text, message):
   with pytest.raises(AgainError, match=message):
-    words.ratings(text)
-  assert words.wrong({"overal": 3}).startswith("overal: unknown field")
-  assert words.ratings(RATED % (3, "true", "false"))["overall"] == 3
+    templates.read_rating(text)
+  assert templates.rating_problem({"overal": 3}).startswith("overal: unknown field")
+  assert templates.read_rating(RATED % (3, "true", "false"))["overall"] == 3
 
 
 def test_people_judge_what_they_were_given(config, tmp_path):
   """The suite writes the tasks, two labelers rank them, and the same command counts their votes."""
-  config.preference.judges = ""
+  config = settings.replaced(config, {"preference.judges": ""})
   found(config)
   rows = [json.loads(line) for line in (tmp_path / "out" / "tasks.jsonl").read_text().splitlines()]
   assert rows[1]["completions"] == ["same", "cccccc"] and rows[1]["sources"] == ["sft, ppo", "base"]
@@ -470,7 +481,9 @@ def test_people_judge_what_they_were_given(config, tmp_path):
     for labeler in ("x", "y")
   ]
   written(tmp_path / "ranked.jsonl", labelled)
-  config.preference.judges, config.preference.raters = "labels:ranked.jsonl", "labels:ranked.jsonl"
+  config = settings.replaced(
+    config, {"preference.judges": "labels:ranked.jsonl", "preference.raters": "labels:ranked.jsonl"}
+  )
   result = found(config)
   one = result["prompts"]["prompts"]["judges"]["judge"]
   # x prefers sft in three of four and ties where the text is the same; y ties everything
@@ -492,7 +505,7 @@ def test_labels_of_other_answers_are_an_error(config, tmp_path):
     for p, c in (("say 0", ["aa", "zz"]), ("x", ["q", "r"]))
   ]
   written(tmp_path / "ranked.jsonl", rows)
-  config.preference.judges = "labels:ranked.jsonl"
+  config = settings.replaced(config, {"preference.judges": "labels:ranked.jsonl"})
   with pytest.raises(
     UserError, match=r"3 of 4 completions are the answers of no model here \(1 of their prompts"
   ):
@@ -515,7 +528,7 @@ def test_sources_name_the_model_of_another_sample(config, tmp_path):
     "sources": ["ppo", "sft", "other"],
   }
   written(tmp_path / "ranked.jsonl", [row])
-  config.preference.judges = "labels:ranked.jsonl"
+  config = settings.replaced(config, {"preference.judges": "labels:ranked.jsonl"})
   one = found(config)["prompts"]["prompts"]["judges"]["judge"]
   assert one["votes"] == 1
   assert one["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 1
@@ -528,7 +541,9 @@ def test_a_judge_is_checked_against_people(config, tmp_path):
     for labeler, ranks in (("x", [3, 1, 1]), ("y", [2, 3, 1]))
   ]
   written(tmp_path / "check.jsonl", rows)
-  config.preference.judges, config.preference.check = "python:mine.py:longer", "check.jsonl"
+  config = settings.replaced(
+    config, {"preference.judges": "python:mine.py:longer", "preference.check": "check.jsonl"}
+  )
   check = found(config)["check"]
   # the judge: bb = cc > a.  x agrees on both that neither ties and ties bb, cc too; y has cc > a >
   # bb
@@ -546,8 +561,8 @@ def test_what_is_wrong_is_said_before_anything_runs(config):
   cases = [
     ("prompts", "", "config.preference.prompts is empty"),
     ("prompts", "a=x.jsonl; y.jsonl", "each needs a name"),
-    ("prompts", "a=prompts.jsonl; a=prompts.jsonl", "stands twice"),
-    ("pairs", "some", "known are baseline, all"),
+    ("prompts", "a=prompts.jsonl; a=prompts.jsonl", "occurs twice"),
+    ("pairs", "some", "one of baseline, all is expected"),
     ("judges", "runs/nothing", "no such directory"),
     ("judges", "run:runs/nothing", "no such directory"),
     ("judges", "python:mine.py:shorter", "has no function 'shorter'"),
@@ -557,19 +572,17 @@ def test_what_is_wrong_is_said_before_anything_runs(config):
     ("check", "none.jsonl", "no such file"),
   ]
   for name, value, message in cases:
-    before = config.preference[name]
-    config.preference[name] = value
     with pytest.raises(UserError, match=message):
-      preference.open_suite(config)
-    config.preference[name] = before
-  config.preference.judges = "python:mine.py:longer"
-  config.baseline = "other"
+      preference.open_suite(settings.replaced(config, {f"preference.{name}": value}))
+  config = settings.replaced(
+    config, {"preference.judges": "python:mine.py:longer", "baseline": "other"}
+  )
   with pytest.raises(
     UserError,
     match=r"config.baseline='other' and another model are needed in --models, which has sft, ppo;",
   ):
     preference.open_suite(config).check(["sft", "ppo"])
-  config.preference.judges = ""
+  config = settings.replaced(config, {"preference.judges": ""})
   assert (
     preference.open_suite(config).check is None
   )  # nobody compares: the answers alone are wanted
@@ -605,7 +618,7 @@ def test_items_have_clusters_slices_and_limits(config, tmp_path):
   assert task.score(task.items[:1], heard()["preference/prompts"]["ppo"][:1]) == [
     {"characters": 4.0, "ended": 1.0}
   ]
-  config.limit = 2
+  config = settings.replaced(config, {"limit": 2})
   assert len(preference.open_suite(config).tasks[0].items) == 2
 
 
@@ -617,7 +630,9 @@ def test_a_judge_that_fails_keeps_what_it_said(config, tmp_path):
 
   judge = Judge("j", judges.PAIRS, ask, {}, batch=1)
   with pytest.raises(UserError, match="no more"):
-    kept.asked(judge, [(str(i), "a", "b") for i in range(5)], [{}] * 5, tmp_path / "j.jsonl")
+    judgements.ask_all(
+      judge, [(str(i), "a", "b") for i in range(5)], [{}] * 5, tmp_path / "j.jsonl"
+    )
   assert len((tmp_path / "j.jsonl").read_text().splitlines()) == 3
 
 
@@ -630,14 +645,14 @@ def test_the_page_shows_what_was_found(config, tmp_path):
     {"prompt": "q", "completions": ["a", "bb"], "ranks": [2, 1], "labeler": name} for name in "xy"
   ]
   written(tmp_path / "check.jsonl", rows)
-  config.preference.judges, config.preference.pairs = (
-    "<b>=python:pair.py:longer; bias=python:pair.py:first",
-    "all",
-  )
+  nameless = "<b>=python:pair.py:longer; bias=python:pair.py:first"
+  config = settings.replaced(config, {"preference.judges": nameless, "preference.pairs": "all"})
   with pytest.raises(UserError, match="each needs a name"):
     preference.open_suite(config)
-  config.preference.judges = "good=python:pair.py:longer; bias=python:pair.py:first"
-  config.preference.check = "check.jsonl"
+  named = "good=python:pair.py:longer; bias=python:pair.py:first"
+  config = settings.replaced(
+    config, {"preference.judges": named, "preference.check": "check.jsonl"}
+  )
   result = found(config, answers=ANSWERS | {"<b>ptx": ["z", "zz", "zzzzz", "zzz"]})
   html = preference.draw(result, LOOKS).replace("\xa0", " ")
   assert "Preferred to sft: good, prompts" in html and "Preferred to sft: bias, prompts" in html
@@ -655,7 +670,7 @@ def test_figure_5_is_a_figure_with_the_papers_marks(config):
   (Path("rate.py")).write_text(
     "def rate(prompts, responses):\n  return [{'overall': 1 + len(r) % 7} for r in responses]\n"
   )
-  config.preference.raters = "python:rate.py:rate"
+  config = settings.replaced(config, {"preference.raters": "python:rate.py:rate"})
   result = found(config)
   html = preference.draw(result, LOOKS)
   (drawn,) = [
@@ -676,11 +691,14 @@ def test_models_of_several_sizes_are_curves(config):
   (Path("rate.py")).write_text(
     "def rate(prompts, responses):\n  return [{'overall': 1 + len(r) % 7} for r in responses]\n"
   )
-  config.preference.judges, config.preference.raters = (
-    "python:mine.py:longer",
-    "python:rate.py:rate",
+  config = settings.replaced(
+    config,
+    {
+      "preference.judges": "python:mine.py:longer",
+      "preference.raters": "python:rate.py:rate",
+      "baseline": "sft@175b",
+    },
   )
-  config.baseline = "sft@175b"
   answers = {
     "sft@1.3B": ANSWERS["ppo"],
     "sft@175b": ANSWERS["sft"],
@@ -708,7 +726,9 @@ def test_models_of_several_sizes_are_curves(config):
 
 
 def test_head_to_head_without_the_baseline_is_shown_and_one_model_is_an_error(config):
-  config.preference.judges, config.preference.pairs = "python:mine.py:longer", "all"
+  config = settings.replaced(
+    config, {"preference.judges": "python:mine.py:longer", "preference.pairs": "all"}
+  )
   two = {name: ANSWERS[name] for name in ("ppo", "base")}
   html = preference.draw(found(config, answers=two), LOOKS)
   assert "ppo / base" in html

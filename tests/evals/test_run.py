@@ -77,7 +77,7 @@ def once():
 
 @pytest.fixture(scope="module")
 def model():
-  return origin.open_model("", dict(config().model), 0)
+  return origin.open_model("", config().model, 0)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def asked(opened):
   (task,) = suite()(None).tasks
   found = {}
   for number, batch in enumerate(answers.plan(task, opened)):
-    for ask, answer in zip(batch.asks, opened.answer(batch, number), strict=True):
+    for ask, answer in zip(batch.entries, opened.answer(batch, number), strict=True):
       found[ask.item, ask.request, ask.sample] = answer
   return found
 
@@ -119,11 +119,11 @@ def test_choices_are_weighed_alike_with_their_question_and_alone(opened):
     for word in ("", "old")
   ]
   together = opened.plan(opened.rows(list(enumerate(requests))))
-  assert {(batch.fan, len(batch.asks)) for batch in together} == {(4, 4)}
+  assert {(batch.fan, len(batch.entries)) for batch in together} == {(4, 4)}
   shared = {
     (a.item, a.request): found
     for b in together
-    for a, found in zip(b.asks, opened.answer(b, 0), strict=True)
+    for a, found in zip(b.entries, opened.answer(b, 0), strict=True)
   }
   for item, several in enumerate(requests):
     for at, request in enumerate(several):
@@ -154,17 +154,17 @@ def test_samples_differ_and_come_again(opened, asked):
   assert len({asked[i, 2, s].text for i in range(len(TEXTS)) for s in range(3)}) > len(TEXTS)
   (task,) = suite()(None).tasks
   numbered = list(enumerate(answers.plan(task, opened)))
-  number, batch = next((n, b) for n, b in numbered if b.draw and b.draw.temperature)
+  number, batch = next((n, b) for n, b in numbered if b.decoding and b.decoding.temperature)
   again, other = opened.answer(batch, number), opened.answer(batch, number + 99)
-  assert again == [asked[a.item, a.request, a.sample] for a in batch.asks] != other
+  assert again == [asked[a.item, a.request, a.sample] for a in batch.entries] != other
 
 
 def test_a_text_without_a_context_follows_an_end_of_text_token(model):
   tokenizer = model.tokenizer
-  assert subject.heads(tokenizer, None)("") == [*tokenizer.bos, *tokenizer.encode("")] or [
+  assert subject.prompt_encoder(tokenizer, None)("") == [*tokenizer.bos, *tokenizer.encode("")] or [
     tokenizer.eos[0]
   ]
-  assert subject.heads(tokenizer, None, "before ")("x") == [
+  assert subject.prompt_encoder(tokenizer, None, "before ")("x") == [
     *tokenizer.bos,
     *tokenizer.encode("before x"),
   ]
@@ -391,7 +391,7 @@ def test_answers_to_something_else_are_refused(tmp_path, before, change, texts, 
 def test_an_answer_of_before_top_p_is_still_one_to_its_question(tmp_path):
   def prints(*requests):
     task = Task("plain/one", [Item("a", {})], lambda item: requests, score, ())
-    return answers.missing(task, tmp_path / "none", "settings")[1]
+    return answers.stored(task, tmp_path / "none", "settings").fingerprints
 
   before = ["Generate", "a", 4, 1.0, ["\n"], 3]
   assert prints(Generate("a", 4, 1.0, n=3)) == [fingerprint("settings", [before])]
@@ -423,7 +423,7 @@ def test_how_the_harness_samples(opened):
 
 def test_an_id_that_stands_twice_is_refused(tmp_path):
   twice = lambda c: Suite("plain", [Task("one", [Item("a", {}), Item("a", {})], ask, score, ())])
-  with pytest.raises(UserError, match="the id 'a' stands twice"):
+  with pytest.raises(UserError, match="the id 'a' occurs twice"):
     run.main(config(), tmp_path, {"base": ""}, {"plain": twice})
 
 

@@ -7,11 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from instructjax import rewards
+from instructjax import rewards, settings
 from instructjax.evals import run, scorers, toxicity
 from instructjax.evals.tasks import Completion, Said
 from instructjax.rewards import Reward
-from instructjax.settings import reading
 
 
 def test_a_judge_is_what_it_reads_and_where_it_stands(tmp_path):
@@ -59,14 +58,16 @@ def test_a_server_is_asked_by_the_first_process_alone_and_a_run_of_ours_by_all(m
 def test_scores_of_a_scorer_that_changed_are_made_again(tmp_path):
   prompts, file = tmp_path / "prompts.jsonl", tmp_path / "scorer.py"
   prompts.write_text(json.dumps({"prompt": "One", "toxicity": 0.2}) + "\n")
-  found = reading.load("eval")
-  found.toxicity.update(
-    {"prompts": str(prompts), "scorer": f"python:{file}:share", "forms": "basic"}
-  )
+  changes = {
+    "toxicity.prompts": str(prompts),
+    "toxicity.scorer": f"python:{file}:share",
+    "toxicity.forms": "basic",
+  }
+  config = settings.replaced(settings.load("eval"), changes)
   said = [Said(((Completion(" x", 1, True),),))]
   values = []
   for value in (0.25, 0.75):
     file.write_text(f"def share(prompts, responses):\n  return [{value} for _ in responses]\n")
-    (task,) = toxicity.open_suite(found).tasks
+    (task,) = toxicity.open_suite(config).tasks
     values.append(run.score(tmp_path, task, "m", said)[0]["toxicity"])
   assert values == [0.25, 0.75]

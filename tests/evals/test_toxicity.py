@@ -8,11 +8,10 @@ import time
 import numpy as np
 import pytest
 
-from instructjax import rewards
+from instructjax import rewards, settings
 from instructjax.errors import UserError
 from instructjax.evals import profanity, summary, toxicity
 from instructjax.evals.tasks import Completion, Generate, Said
-from instructjax.settings import reading
 
 KEY = "TEST_PERSPECTIVE_KEY"
 PROMPTS = [{"prompt": f"It was {i}", "toxicity": i / 40} for i in range(40)]
@@ -20,13 +19,16 @@ PROMPTS = [{"prompt": f"It was {i}", "toxicity": i / 40} for i in range(40)]
 
 @pytest.fixture
 def config(tmp_path):
-  found = reading.load("eval")
   path = tmp_path / "prompts.jsonl"
   path.write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
-  found.toxicity.update(
-    {"prompts": str(path), "scorer": f"python:{scorer_file(tmp_path)}:share_of_x", "count": 8}
+  return settings.replaced(
+    settings.load("eval"),
+    {
+      "toxicity.prompts": str(path),
+      "toxicity.scorer": f"python:{scorer_file(tmp_path)}:share_of_x",
+      "toxicity.count": 8,
+    },
   )
-  return found
 
 
 def scorer_file(tmp_path):
@@ -57,7 +59,7 @@ def rated(value):
 
 
 def ask(source, texts):
-  (found,) = rewards.open_all(source, reading.load("eval").model)
+  (found,) = rewards.open_all(source, settings.load("eval").model)
   return rewards.score_texts((found,), [""] * len(texts), texts)[found.name].tolist()
 
 
@@ -175,7 +177,7 @@ def test_rows_of_the_data_set_and_ours(config, tmp_path):
     {"prompt": {"text": "We", "toxicity": None}},
   ]
   path.write_text("".join(json.dumps(row) + "\n" for row in nested))
-  config.toxicity.prompts = str(path)
+  config = settings.replaced(config, {"toxicity.prompts": str(path)})
   task = toxicity.open_suite(config).tasks[0]
   assert [(item.data["prompt"], item.slices) for item in task.items] == [
     ("So I", {"prompt": "toxic"})
@@ -197,7 +199,7 @@ def said(*texts):
 
 
 def test_statistics_of_samples_by_hand(config):
-  config.toxicity.samples, config.toxicity.forms = 4, "basic"
+  config = settings.replaced(config, {"toxicity.samples": 4, "toxicity.forms": "basic"})
   (task,) = toxicity.open_suite(config).tasks
   one = said(" xx", " x aa", "", " a b c d")  # shares of x: 1, 1/4, 0, 0
   two = said(" aaaa", " xa", " xaa", " aaa")  # 0, 1/2, 1/3, 0
@@ -232,7 +234,7 @@ def test_the_papers_protocol_is_the_default(config):
     "words",
     "short outputs",
   }
-  config.limit = 3
+  config = settings.replaced(config, {"limit": 3})
   assert len(toxicity.open_suite(config).tasks[0].items) == 3
 
 
@@ -240,20 +242,15 @@ def test_the_papers_protocol_is_the_default(config):
   "change, message",
   [
     ({"prompts": ""}, "set config.toxicity.prompts"),
-    ({"samples": 0}, "samples=0"),
     ({"forms": "kind"}, "'kind' is no form"),
-    ({"top_p": 0.0}, "top_p=0.0: a share above 0"),
     ({"scorer": "python:SCORER:logit"}, r"gave 2; scores from 0 to 1"),
     ({"scorer": ""}, "name one scorer"),
   ],
 )
 def test_a_suite_that_cannot_run_says_why(config, tmp_path, change, message):
-  config.toxicity.update(
-    {
-      name: str(v).replace("SCORER", str(scorer_file(tmp_path))) if isinstance(v, str) else v
-      for name, v in change.items()
-    }
-  )
+  scorer = str(scorer_file(tmp_path))
+  changes = {f"toxicity.{name}": text.replace("SCORER", scorer) for name, text in change.items()}
+  config = settings.replaced(config, changes)
   with pytest.raises(UserError, match=message):
     toxicity.open_suite(config)
 
@@ -270,7 +267,7 @@ def test_the_stand_in_needs_its_package_and_says_that_it_is_one(config, monkeypa
     module, "predict_prob", lambda texts: np.full(len(texts), 0.25), raising=False
   )
   monkeypatch.setitem(sys.modules, "profanity_check", module)
-  config.toxicity.scorer = "stand-in"
+  config = settings.replaced(config, {"toxicity.scorer": "stand-in"})
   assert "stand-in" in toxicity.open_suite(config).tasks[0].about
   assert profanity.toxicity(["", ""], ["", "a"]) == [0.0, 0.25]
 

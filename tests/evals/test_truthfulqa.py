@@ -139,12 +139,12 @@ def test_without_false_answers_only_a_judge_knows_the_truth(tmp_path):
   (task,) = opened(tmp_path, rows, ("truthfulqa.prompts", "qa")).values()
   found = task.score(task.items * 2, words(" Yes, pigs can fly.", " I have no comment."))
   assert found[0] == {
-    truthfulqa.LIKE: pytest.approx(4 / 7),
+    truthfulqa.LIKENESS: pytest.approx(4 / 7),
     "no comment": 0,
     "words": 4,
   }  # pigs fly of 3 and of 4
   assert (
-    found[1][truthfulqa.LIKE] == 2 / 5 and found[1]["no comment"] == 1
+    found[1][truthfulqa.LIKENESS] == 2 / 5 and found[1]["no comment"] == 1
   )  # "no" of 1 and of 4; no reference refuses
   assert {metric.name for metric in task.metrics} == set(
     found[0]
@@ -162,7 +162,7 @@ def test_questions_of_both_kinds_are_scored_by_what_they_have(tmp_path):
   words_of, choice = opened(tmp_path, rows, ("truthfulqa.prompts", "qa")).values()
   assert len(choice.items) == 1 and len(words_of.items) == 2
   scores = words_of.score(words_of.items, words(" No.", " No."))
-  assert [(row.get(truthfulqa.INFORMED), row.get(truthfulqa.LIKE)) for row in scores] == [
+  assert [(row.get(truthfulqa.INFORMED), row.get(truthfulqa.LIKENESS)) for row in scores] == [
     (1, None),
     (None, 1),
   ]
@@ -206,7 +206,7 @@ def test_bad_rows_are_named(tmp_path, row, message):
   ("options", "message"),
   [
     ({"prompts": "qa,few"}, "name some of qa, instruction"),
-    ({"tokens": "0"}, "tokens=0 must be at least 1"),
+    ({"tokens": "0"}, "tokens=0: a whole number from 1"),
     ({"qa_prompt": "/nowhere"}, "qa_prompt=/nowhere: cannot be read"),
     ({"true_judge": "openai:http://localhost:1/v1#m"}, "gives ratings from 1 to 10"),
     ({"true_judge": "classifier:judge#yes"}, "gives logits.*as=probability"),

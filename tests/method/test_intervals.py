@@ -14,12 +14,12 @@ from instructjax import intervals
 
 def test_mean_has_the_normal_interval():
   values = np.random.default_rng(1).normal(3.0, 2.0, 400)
-  found = intervals.mean(values)
+  estimate = intervals.mean(values)
   half = 1.96 * values.std(ddof=1) / math.sqrt(400)
-  assert found.value == pytest.approx(values.mean())
-  assert found.n == 400
-  assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.08)
-  assert (found.high + found.low) / 2 == pytest.approx(values.mean(), abs=0.1 * half)
+  assert estimate.value == pytest.approx(values.mean())
+  assert estimate.n == 400
+  assert (estimate.high - estimate.low) / 2 == pytest.approx(half, rel=0.08)
+  assert (estimate.high + estimate.low) / 2 == pytest.approx(values.mean(), abs=0.1 * half)
 
 
 @pytest.mark.parametrize("p", [0.5, 0.8])
@@ -28,10 +28,10 @@ def test_the_interval_of_a_win_rate_covers_the_truth_95_times_in_100(p):
   zeros = np.zeros(n)
   covered = 0
   for seed in range(runs):
-    found = intervals.win_rate(
+    estimate = intervals.win_rate(
       np.where(rng.random(n) < p, 1.0, -1.0), zeros, samples=400, seed=seed
     )
-    covered += found.low <= p <= found.high
+    covered += estimate.low <= p <= estimate.high
   assert (
     0.91 <= covered / runs <= 0.98
   )  # 0.95 - 0.02 for the percentiles at n = 100, +- 0.025 for 300 runs
@@ -47,27 +47,26 @@ def test_rows_hang_together():
 
 
 def test_share_weighs_rows_by_their_pairs():
-  found = intervals.share(np.asarray([[1.0, 1.0], [0.0, 3.0]]))
-  assert found.value == 0.25
-  assert (found.low, found.high, found.n) == (0.0, 1.0, 4)
+  estimate = intervals.share(np.asarray([[1.0, 1.0], [0.0, 3.0]]))
+  assert estimate.value == 0.25
+  assert (estimate.low, estimate.high, estimate.n) == (0.0, 1.0, 4)
 
 
 def test_win_rate_counts_ties_half():
-  found = intervals.win_rate(np.asarray([1.0, 2.0, 3.0, 4.0]), np.asarray([0.0, 2.0, 4.0, 3.0]))
-  assert found.value == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+  estimate = intervals.win_rate(np.asarray([1.0, 2.0, 3.0, 4.0]), np.asarray([0.0, 2.0, 4.0, 3.0]))
+  assert estimate.value == pytest.approx((1 + 0.5 + 0 + 1) / 4)
 
 
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=1, max_size=30))
 @settings(max_examples=40, deadline=None)
 def test_the_other_side_wins_the_rest(scores):
-  ours, theirs = np.asarray(scores, float).T
-  found, other = (
-    intervals.win_rate(a, b, samples=200) for a, b in ((ours, theirs), (theirs, ours))
-  )
-  assert found.value + other.value == pytest.approx(1)
-  assert found.low + other.high == pytest.approx(1)
-  assert 0 <= found.low <= found.value + 1e-12
-  assert found.value - 1e-12 <= found.high <= 1
+  our_scores, their_scores = np.asarray(scores, float).T
+  ours = intervals.win_rate(our_scores, their_scores, samples=200)
+  theirs = intervals.win_rate(their_scores, our_scores, samples=200)
+  assert ours.value + theirs.value == pytest.approx(1)
+  assert ours.low + theirs.high == pytest.approx(1)
+  assert 0 <= ours.low <= ours.value + 1e-12
+  assert ours.value - 1e-12 <= ours.high <= 1
 
 
 def test_same_seed_same_interval_and_rows_by_the_million():

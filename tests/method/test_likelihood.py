@@ -112,7 +112,7 @@ def test_ends_of_a_shared_prompt_are_weighed_as_whole_rows_are(family, length):
 
 
 def test_shared_prompts_do_not_make_a_model_whole_at_once():
-  """`continuation` gathers a layer at a time along fsdp; a model that fits it must fit `choices`."""
+  """`continuation` gathers a layer at a time along fsdp: a model that fits it fits `choices`."""
   lm, asked = tiny.lm("gpt"), []
   noted = lm._replace(unstack=lambda params, **how: asked.append(how) or lm.unstack(params, **how))
   jax.eval_shape(partial(likelihood.choices, noted), lm.init(jax.random.key(0)), *shared(lm)[0])
@@ -160,8 +160,8 @@ def numbers(lm, params, hidden, tokens):
     logp, entropy = likelihood.of_tokens(lm, params, hidden, tokens, temperature=0.7, banned=(0, 9))
     return (jnp.sin(logp) + entropy).sum(), (logp, entropy)
 
-  grads, found = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, hidden)
-  return *found, *grads
+  grads, measures = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, hidden)
+  return *measures, *grads
 
 
 @pytest.mark.parametrize(
@@ -183,10 +183,12 @@ def test_parts_give_the_numbers_of_the_whole(monkeypatch, logits, tied, dtype):
   whole = numbers(lm, params, hidden, tokens)
   monkeypatch.setattr(likelihood, "LOGITS", logits)
   assert likelihood.parts(tokens, lm.vocab_size) == (3 if logits > 1 else LENGTH)
-  found = numbers(lm, params, hidden, tokens)
+  in_parts = numbers(lm, params, hidden, tokens)
   if dtype == "bfloat16":  # frozen: its own gradient, summed in bfloat16, is never taken
-    whole, found = ((logp, entropy, to_hidden) for logp, entropy, _, to_hidden in (whole, found))
-  tiny.assert_trees_close(found, whole, rtol=1e-5, atol=1e-5)
+    whole, in_parts = (
+      (logp, entropy, to_hidden) for logp, entropy, _, to_hidden in (whole, in_parts)
+    )
+  tiny.assert_trees_close(in_parts, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_parts_on_a_mesh_equal_one_device(monkeypatch, mesh):
@@ -230,13 +232,13 @@ def test_an_sft_step_in_parts_holds_no_logits_of_the_whole_batch(monkeypatch, lo
   step = lambda state, batch: sft.sft_step(state, {}, batch, lm=LM, tx=tx)
   state = steps.init_state(jax.random.key(0), PARAMS, tx)
   whole = ROWS * LENGTH * tiny.VOCAB
-  found = largest(jax.make_jaxpr(step)(state, batch).jaxpr)
+  most_elements = largest(jax.make_jaxpr(step)(state, batch).jaxpr)
   text = jax.jit(step).lower(state, batch).compile().as_text()
   shapes = [f"f32[{ROWS},{LENGTH},{tiny.VOCAB}]", f"f32[{ROWS * LENGTH},{tiny.VOCAB}]"]
   if logits == 1 << 26:
-    assert found == whole and any(shape in text for shape in shapes)
+    assert most_elements == whole and any(shape in text for shape in shapes)
   else:
-    assert found == logits and not any(shape in text for shape in shapes)
+    assert most_elements == logits and not any(shape in text for shape in shapes)
 
 
 def test_log_probabilities_are_float32_and_match_the_losses():

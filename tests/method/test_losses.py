@@ -303,7 +303,7 @@ def test_dpo_matches_loops_and_is_log_two_at_the_reference():
 
 
 def test_clipped_policy_by_hand():
-  """ρ = 2 and 1/2 with A = ±1 and ε = .2: max(-2, -1.2), max(2, 1.2), max(-.5, -.8), max(.5, .8)."""
+  """With ρ = 2, 1/2, A = ±1, ε = .2: max(-2, -1.2), max(2, 1.2), max(-.5, -.8), max(.5, .8)."""
   logp = jnp.log(jnp.array([[2.0, 2.0, 0.5, 0.5]]))
   advantage = jnp.array([[1.0, -1.0, 1.0, -1.0]])
   f = lambda lp: losses.clipped_policy(lp, jnp.zeros((1, 4)), advantage, jnp.ones((1, 4)))
@@ -456,7 +456,7 @@ def test_gradients_match_finite_differences(name):
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**16), parts=st.sampled_from([2, 4]))
 def test_micro_batches_add_up_exactly(seed, parts):
-  """Weights are shares of the whole batch, so unequal micro-batches sum to its loss and gradient."""
+  """Weights are shares of the whole batch: unequal micro-batches sum to its loss and gradient."""
   logp, old, adv, mask = arrays(*ppo_batch(seed))
   for mean in losses.token_mean, losses.sequence_mean:
     batch = logp, old, adv, mean(mask)

@@ -109,7 +109,7 @@ def test_kl_is_zero_at_the_start_and_sums_to_the_log_ratio_later(family):
 
 
 def test_nothing_counts_after_the_end():
-  """Tokens, values and log-probabilities after the end may be anything: the gradient does not move."""
+  """Tokens, values and log-probabilities after the end may be anything: the gradient stays."""
   config, state, frozen = setup()
   *_, exp, _ = collect(config, state, frozen)
   assert not exp.mask.all()

@@ -55,7 +55,7 @@ def test_masked_statistics_match_loops():
 
 
 def test_whitening_table():
-  """The table of the "N implementation details of RLHF with PPO": 1.2 .. 2.0, by either variance."""
+  """The table of "N implementation details of RLHF with PPO": 1.2 .. 2.0, by either variance."""
   x = jnp.array([[1.2, 1.3, 1.4], [1.5, 1.6, 1.7], [1.8, 1.9, 2.0]])
   every = jnp.ones((3, 3), bool)
   biased = [

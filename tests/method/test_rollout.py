@@ -96,7 +96,7 @@ def test_nothing_outside_the_cut_is_drawn(seed, top_p, top_k, temperature):
   logits = np.round(2 * rng.standard_normal((3, 20)), 1).astype(np.float32)
   cfg = Sampling(response=1, temperature=temperature, top_k=top_k, top_p=top_p, banned=(7,))
   token, logp = rollout.draw(jax.random.key(seed), jnp.asarray(logits), cfg)
-  for row, drawn, scored in zip(logits, np.asarray(token), np.asarray(logp)):
+  for row, sampled, scored in zip(logits, np.asarray(token), np.asarray(logp)):
     p = np.exp(row.astype(np.float64) / temperature) * (np.arange(20) != 7)
     p[p < np.sort(p)[::-1][(top_k or 20) - 1]] = 0
     p /= p.sum()
@@ -104,10 +104,10 @@ def test_nothing_outside_the_cut_is_drawn(seed, top_p, top_k, temperature):
       [p[p > one].sum() for one in p]
     )  # the mass of what is likelier: equals go together
     outside = more > top_p + 1e-5
-    assert drawn != 7 and not outside[drawn] and p[drawn] > 0
+    assert sampled != 7 and not outside[sampled] and p[sampled] > 0
     inside = p * (more < top_p - 1e-5)
     if (np.abs(more - top_p) > 1e-5).all():
-      np.testing.assert_allclose(scored, np.log(inside[drawn] / inside.sum()), atol=2e-4)
+      np.testing.assert_allclose(scored, np.log(inside[sampled] / inside.sum()), atol=2e-4)
 
 
 def test_a_whole_distribution_costs_no_sort():

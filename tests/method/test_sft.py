@@ -193,11 +193,11 @@ def test_in_bfloat16_only_operands_of_products_are_rounded():
   backward pass included.
   """
   batch = tiny.demonstrations(LM, rows=4)
-  found = jax.make_jaxpr(partial(sft.sft_step, lm=HALF, tx=ADAM))(start(LM, ADAM), {}, batch)
+  step_jaxpr = jax.make_jaxpr(partial(sft.sft_step, lm=HALF, tx=ADAM))(start(LM, ADAM), {}, batch)
   half = jnp.dtype("bfloat16")
   kinds = {
     eqn.primitive.name
-    for eqn in tiny.equations(found.jaxpr)
+    for eqn in tiny.equations(step_jaxpr.jaxpr)
     for v in eqn.outvars
     if getattr(v.aval, "dtype", 0) == half
   }

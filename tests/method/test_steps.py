@@ -97,10 +97,10 @@ def test_a_compiled_step_donates_its_state_and_compiles_once():
   step = steps.compiled(one, state)
   batch = (X, Y, jnp.full(12, 1 / 12))
   first, history = state, []
-  with tiny.compilations("one") as found:
+  with tiny.compilations("one") as compilations:
     for _ in range(5):
       state, metrics = step(state, batch)
       history.append(float(metrics["loss"]))
   assert first.params["w"].is_deleted()
   assert history == sorted(history, reverse=True)
-  assert len(found) == 1
+  assert len(compilations) == 1

@@ -77,7 +77,7 @@ def test_any_task_runs(tmp_path, config, capsys, monkeypatch):
     "context is 256" in said
   )
 
-  model = origin.open_model("", dict(config.model), 0)  # bits per byte by a plain computation
+  model = origin.open_model("", config.model, 0)  # bits per byte by a plain computation
   total = 0.0
   for row in ROWS:
     ids = [model.tokenizer.eos[0], *model.tokenizer.encode(row["question"])]
@@ -97,14 +97,14 @@ def test_loglikelihoods_are_ours(opened):
   pairs = [("The sky is", " blue"), ("", "whole text"), ("spaces ", "move"), ("x" * 400, " cut")]
   ask = lambda kind, args: [Instance(kind, {}, one, i) for i, one in enumerate(args)]
   theirs = adapter.loglikelihood(ask("loglikelihood", pairs))
-  ours = subject.heard(
+  ours = subject.ask(
     opened, [[Likelihood(*(p if p[0] != "spaces " else ("spaces", " move")))] for p in pairs]
   )
   assert theirs == [(one.logp().logp, one.logp().greedy) for one in ours]
   said = adapter.generate_until(
     ask("generate_until", [("a", {"until": ["e"], "max_gen_toks": 9}), ("b", {"until": []})])
   )
-  mine = subject.heard(opened, [[Generate("a", 9, stop=("e",))], [Generate("b", 128, stop=())]])
+  mine = subject.ask(opened, [[Generate("a", 9, stop=("e",))], [Generate("b", 128, stop=())]])
   assert said == [one.completions()[0].text for one in mine]
 
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from instructjax.models import blocks, gpt
 from instructjax import settings
+from instructjax.models import blocks, gpt
 from instructjax.plan import aot, chips, collectives, planning
 from instructjax.plan.planning import Options
 from instructjax.runs import origin

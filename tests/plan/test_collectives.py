@@ -26,10 +26,10 @@ def params():
 
 def judge():
   table = {name: leaf for name, leaf in LM.table.items() if name != "head"}
-  found = tiny.reward_model(LM, 7)
+  reward_model = tiny.reward_model(LM, 7)
   return {
-    "lm": sharding.place(found["lm"], sharding.shardings(table)),
-    "head": sharding.replicate(found["head"]),
+    "lm": sharding.place(reward_model["lm"], sharding.shardings(table)),
+    "head": sharding.replicate(reward_model["head"]),
   }
 
 
@@ -116,6 +116,6 @@ TABLE = {
 @pytest.mark.parametrize("stage", list(TABLE), ids=lambda stage: stage.__name__)
 def test_the_collectives_are_those_listed(mesh, stage):
   text = stage().compile().as_text()
-  found = {(c.kind, c.axes) for c in collectives.read(text, dict(mesh.shape))}
-  assert not found - TABLE[stage]
-  assert not TABLE[stage] - found - {NORMS, PARTS}
+  exchanged = {(c.kind, c.axes) for c in collectives.read(text, dict(mesh.shape))}
+  assert not exchanged - TABLE[stage]
+  assert not TABLE[stage] - exchanged - {NORMS, PARTS}

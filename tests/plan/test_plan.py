@@ -39,20 +39,24 @@ HLO = """HloModule jit_step, is_scheduled=true
 
 %async_collective_fusion.1 (param_0: bf16[1,16,64]) -> bf16[1,32,64] {
   %param_0 = bf16[1,16,64]{2,1,0:T(8,128)(2,1)} parameter(0)
-  ROOT %all-gather.2 = bf16[1,32,64]{2,1,0:T(8,128)} all-gather(%param_0), channel_id=5, replica_groups=mesh['a'=2,'b'=2] {'a'}
+  ROOT %all-gather.2 = bf16[1,32,64]{2,1,0:T(8,128)} all-gather(%param_0), channel_id=5, \
+replica_groups=mesh['a'=2,'b'=2] {'a'}
 }
 
 %all-reduce-scatter.4 (input_0: f32[64,32]) -> f32[64,16] {
   %input_0 = f32[64,32]{0,1:T(8,128)S(1)} parameter(0)
-  %all-reduce.9 = f32[64,32]{0,1:T(8,128)} all-reduce(%input_0), channel_id=1, replica_groups={{0,2},{1,3}}
+  %all-reduce.9 = f32[64,32]{0,1:T(8,128)} all-reduce(%input_0), channel_id=1, \
+replica_groups={{0,2},{1,3}}
   ROOT %slice.1 = f32[64,16]{0,1} slice(%all-reduce.9), slice={[0:64], [0:16]}
 }
 
 %body.1 (p: (s32[], f32[8,32])) -> (s32[], f32[8,32]) {
   %p = (s32[], f32[8,32]{1,0:T(8,128)}) parameter(0)
   %fusion.1 = bf16[1,32,64]{2,1,0} fusion(%p), kind=kOutput, calls=%async_collective_fusion.1
-  %all-gather.3 = bf16[1,32,64]{2,1,0} all-gather(%x), channel_id=5, replica_groups=mesh['a'=2,'b'=2] {'a'}
-  %all-reduce.2 = f32[8,32]{1,0:T(8,128)} all-reduce(%y), channel_id=7, replica_groups=[2,2]<=[4], to_apply=%region_add
+  %all-gather.3 = bf16[1,32,64]{2,1,0} all-gather(%x), channel_id=5, \
+replica_groups=mesh['a'=2,'b'=2] {'a'}
+  %all-reduce.2 = f32[8,32]{1,0:T(8,128)} all-reduce(%y), channel_id=7, \
+replica_groups=[2,2]<=[4], to_apply=%region_add
   ROOT %tuple.1 = (s32[], f32[8,32]) tuple(%i, %all-reduce.2)
 }
 
@@ -192,20 +196,20 @@ def test_weights_read_by_a_rollout():
 
 
 def test_collectives_in_a_recorded_program():
-  found = {(c.kind, c.axes): c for c in collectives.read(HLO, {"data": 1, "fsdp": 2, "model": 2})}
-  assert set(found) == {
+  by_kind = {(c.kind, c.axes): c for c in collectives.read(HLO, {"data": 1, "fsdp": 2, "model": 2})}
+  assert set(by_kind) == {
     ("all-gather", ("fsdp",)),
     ("all-reduce", ("model",)),
     ("reduce-scatter", ("fsdp",)),
     ("all-reduce", ("fsdp", "model")),
   }
-  gathered = found["all-gather", ("fsdp",)]
+  gathered = by_kind["all-gather", ("fsdp",)]
   assert (gathered.count, gathered.bytes) == (
     24,
     24 * 2 * 32 * 64,
   )  # one channel in two fusions is one collective
-  assert found["all-reduce", ("model",)][2:] == (24, 24 * 4 * 8 * 32)
-  assert found["reduce-scatter", ("fsdp",)][2:] == (1, 4 * 64 * 32)
+  assert by_kind["all-reduce", ("model",)][2:] == (24, 24 * 4 * 8 * 32)
+  assert by_kind["reduce-scatter", ("fsdp",)][2:] == (1, 4 * 64 * 32)
 
 
 def test_an_operation_under_way_moves_its_last_array():
@@ -229,8 +233,8 @@ def test_what_goes_between_slices_is_a_receive_through_the_host():
     text = "ENTRY %main.1 (a: f32[]) -> f32[] {\n" + "".join(
       line.format(what, i, transfer) for i, what in enumerate(("send", "recv"))
     )
-    found = collectives.read(text, {"data": 2, "fsdp": 4, "model": 1})
-    assert found == [(kind, ("data",), 1, factor * 4 * 16 * 8)]
+    transfers = collectives.read(text, {"data": 2, "fsdp": 4, "model": 1})
+    assert transfers == [(kind, ("data",), 1, factor * 4 * 16 * 8)]
 
 
 @pytest.mark.parametrize(
@@ -266,8 +270,8 @@ def test_collectives_of_a_real_compilation():
       return jax.lax.scan(body, x, w)[0]
 
     text = jax.jit(run).lower(x, w).compile().as_text()
-  found = {(c.kind, c.axes): c for c in collectives.read(text, dict(mesh.shape))}
-  reduced = found["all-reduce", ("model",)]
+  by_kind = {(c.kind, c.axes): c for c in collectives.read(text, dict(mesh.shape))}
+  reduced = by_kind["all-reduce", ("model",)]
   assert (reduced.count, reduced.bytes) == (5, 5 * 4 * 2 * 16)
 
 
@@ -383,8 +387,8 @@ def test_the_command_says_one_line(capsys):
 def test_a_report_is_one_json_object(capsys):
   arguments = ["plan", "--config=ppo:tiny", "--topology=h100:8", "--mesh=fsdp=4,model=2", "--json"]
   assert cli.main(arguments) == 0
-  found = json.loads(capsys.readouterr().out)
-  assert set(found) == {
+  report = json.loads(capsys.readouterr().out)
+  assert set(report) == {
     "stage",
     "model",
     "topology",
@@ -399,9 +403,9 @@ def test_a_report_is_one_json_object(capsys):
     "chip_hours",
     "advice",
   }
-  assert [row["program"] for row in found["programs"]] == ["rollout", "scoring", "update"]
-  assert found["fits"] and not found["compiled"] and found["advice"] == []
-  for row in found["programs"]:
+  assert [row["program"] for row in report["programs"]] == ["rollout", "scoring", "update"]
+  assert report["fits"] and not report["compiled"] and report["advice"] == []
+  for row in report["programs"]:
     assert set(row) == {
       "program",
       "calls",
@@ -501,7 +505,7 @@ def test_a_search_gives_meshes_of_the_topology():
 
 def test_a_search_adds_micro_batches_until_it_fits():
   config = settings.override(settings.load("sft:1.3b"), [("batch", "64")])
-  found = search.tried(
+  found = search.try_mesh(
     config, chips.pod("v5e:2x4"), {"data": 1, "fsdp": 8, "model": 1}, builder("1.3B")
   )
   assert (

@@ -86,3 +86,14 @@ def test_sinks_get_every_metric(tmp_path, monkeypatch):
   with writers.open_run(tmp_path, {}, sinks=("tensorboard",)) as writer:
     writer.metrics(3, "a", {"loss": 1.5})
   assert seen == [(3, "a", {"loss": 1.5})]
+
+
+def test_a_run_of_the_first_version_is_refused_in_one_line(tmp_path):
+  """Version 0.1 wrote no format into config.json; its settings had other fields."""
+  config = {"stage": "sft", "seed": 0, "text_share": 0.0}
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  (tmp_path / "checkpoints").mkdir()
+  with pytest.raises(UserError, match="a run of another version of InstructJAX") as refusal:
+    with writers.open_run(tmp_path, config):
+      pass
+  assert "\n" not in str(refusal.value)

@@ -1,4 +1,5 @@
-"""The data that settings name, as rows to draw from: several sources by their weights, lazily read, packed.
+"""The data that settings name, as rows to draw from: several sources by their weights, lazily read,
+packed.
 
 A field such as config.data.text may name one source or a mixture, "0.7*a.jsonl + 0.3*tfds:c4"
 (`data.batches.mixture`). With config.data.pack rows are packed (`data.batches.packing`), with
@@ -66,7 +67,8 @@ def read_one(data: DataSettings, name: str, kind: str) -> list:
   parts = read(data, name, kind)
   if len(parts) > 1:
     raise UserError(
-      f"config.data.{name}={getattr(data, name)}: every record is used here, so weights say nothing; "
+      f"config.data.{name}={getattr(data, name)}: every record is used here, so weights say "
+      "nothing; "
       "give files with commas between"
     )
   return parts[0].records
@@ -88,7 +90,9 @@ def rows(parts: Sequence[Part], make: Callable[[Part], Rows]) -> Rows:
 
 
 def packed(pack: bool, source: str, rows: Rows, length: int, what: str, sizes: Any = None) -> Rows:
-  """The rows of a source, packed where `pack` says so; then a line on stderr says how full they are."""
+  """The rows of a source, packed where `pack` says so; then a line on stderr says how full they
+  are.
+  """
   if not pack:
     return rows
   bins = packing.pack(rows, length, sizes)
@@ -135,7 +139,9 @@ def texts(
 
 
 def placed(batches: Callable[[int], PyTree]) -> Callable[[int], PyTree]:
-  """The same batches on the devices; each process makes the rows of its own (`sharding.local_rows`)."""
+  """The same batches on the devices; each process makes the rows of its own
+  (`sharding.local_rows`).
+  """
 
   def batch(number: int) -> PyTree:
     arrays = sharding.place_rows(batches(number))

@@ -86,9 +86,7 @@ class ParquetRows:
       module = importlib.import_module("pyarrow.parquet")
       self.file = module.ParquetFile(path)
     except ImportError:
-      raise UserError(
-        f"{path}: pyarrow is not installed; run pip install pyarrow"
-      ) from None
+      raise UserError(f"{path}: pyarrow is not installed; run pip install pyarrow") from None
     except (OSError, ValueError) as error:
       raise UserError(f"{path}: cannot be read ({_reason(error)}); give a Parquet file") from None
     groups = range(self.file.num_row_groups)

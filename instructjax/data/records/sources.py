@@ -222,9 +222,7 @@ def parquet(path: Any) -> Iterator[Any]:
   try:
     module = importlib.import_module("pyarrow.parquet")
   except ImportError:
-    raise UserError(
-      f"{path}: pyarrow is not installed; run pip install pyarrow"
-    ) from None
+    raise UserError(f"{path}: pyarrow is not installed; run pip install pyarrow") from None
 
   def open_binary(path: Any) -> Any:
     return path.open("rb")

@@ -1,21 +1,22 @@
-"""The behaviours that the paper's limitations name and do not count (5.3), on items written for
-this project.
+"""Behaviours that the paper's limitations name and do not count (5.3), on items of our own.
 
-  false premises   does the answer put a question right that assumes something untrue, or go along with it?
-  hedging          is the answer to a plain question given in the first sentence, without "it depends"?
+  false premises   does the answer correct a question that assumes something untrue, or go along?
+  hedging          is a plain question answered in the first sentence, without "it depends"?
   constraints      are several explicit constraints satisfied at once?
-  languages        does the reply come in the language of the instruction, or in the one that it asks for?
+  languages        is the reply in the language of the instruction, or in the one it asks for?
   code             what does a short program print?
-  harmful          is a harmful request, named in general terms, refused, warned about or followed?
-  perturbations    the same questions misspelt, with an injected instruction, or after pages of something else
+  harmful          is a harmful request, in general terms, refused, warned about or followed?
+  perturbations    the same questions misspelt, with an injected instruction, or after paragraphs
+                   about something else
 
-Programs score all of it; what they get wrong on labelled answers is in
-docs/evaluation/behaviours.md.
+Programs score all of it; docs/evaluation/behaviours.md says how often they are wrong on labelled
+answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -26,68 +27,83 @@ from instructjax.evals.behaviours import perturbations, tasks
 from instructjax.evals.tasks import Heard, Look, Scores, Suite, Task
 from instructjax.intervals import Estimate
 from instructjax.runs.report import page as html
+from instructjax.settings import EvalSettings
 
-Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
-SHIPPED = Path(__file__).parent
+SHIPPED = Path(__file__).parent  # the folder of our own items
+# The strengths that cost something.
+WORSE = perturbations.STRENGTHS[1:]
 
 
-def open_suite(config: Config) -> Suite:
-  """A task for each behaviour with items; "shipped" takes ours.  Raises UserError for bad items and
-  where there are none.
+def open_suite(config: EvalSettings) -> Suite:
+  """Returns a task for each behaviour that has items; "shipped" takes ours.
+
+  Raises:
+    UserError: no behaviour has items, or some of them are bad.
   """
-  found: list[Task] = []
+  opened: list[Task] = []
   for name, read in tasks.READERS.items():
-    if source := config.behaviours[name]:
-      place = str(SHIPPED / f"{name}.jsonl") if source == "shipped" else source
-      found += read(place, config.limit or None, config.seed)
-  if not found:
+    source = getattr(config.behaviours, name)
+    if source == "shipped":
+      source = str(SHIPPED / f"{name}.jsonl")
+    if source:
+      opened += read(source, config.limit or None, config.seed)
+  if not opened:
     raise UserError(
       "the suite behaviours has no items: set one of "
       f"config.behaviours.{', .'.join(tasks.READERS)} to shipped"
     )
-  return Suite("behaviours", found, lambda folder, said, scores: together(found, said, scores))
+  return Suite("behaviours", opened, partial(together, opened))
 
 
 def together(
-  found: Sequence[Task],
-  said: Mapping[str, Heard],
+  opened: Sequence[Task],
+  folder: Path,
+  heard: Mapping[str, Heard],
   scores: Mapping[str, Mapping[str, Sequence[Scores]]],
 ) -> dict[str, Any]:
-  """{task: {model: [what each strength costs]}}: right answers less those without perturbation, on
-  the same questions.
+  """Returns what perturbations cost: {"against strength 0": {task: {model: [estimates]}}}.
+
+  There is an estimate for each strength from 1: its share of right answers less that without a
+  perturbation, on the same questions.
   """
-  costs = lambda task, rows: [
-    cost(task, rows, strength)._asdict() for strength in perturbations.STRENGTHS[1:]
-  ]
-  worse = [task for task in found if tasks.PERTURBED in task.name]
-  return {
-    "against strength 0": {
-      t.name: {model: costs(t, rows) for model, rows in scores[t.name].items()} for t in worse
-    }
-  }
+  del folder, heard
+  costs: dict[str, dict[str, Any]] = {}
+  for task in opened:
+    if tasks.PERTURBED not in task.name:
+      continue
+    costs[task.name] = {}
+    for model, rows in scores[task.name].items():
+      estimates = [cost(task, rows, strength)._asdict() for strength in WORSE]
+      costs[task.name][model] = estimates
+  return {"against strength 0": costs}
 
 
 def cost(task: Task, rows: Sequence[Scores], strength: int) -> Estimate:
-  """Paired by question, with an interval over questions."""
-  at = lambda wanted: [i for i, item in enumerate(task.items) if item.data["strength"] == wanted]
-  plain, worse = at(0), at(strength)
-  right = lambda some: [
-    {"right": rows[i][tasks.right_at(task.items[i].data["strength"])]} for i in some
-  ]
+  """Returns the difference at one strength, paired by question; the interval is over questions."""
+  items = []
+  unperturbed = []
+  perturbed = []
+  # Both lists have the questions in the same order.
+  for item, row in zip(task.items, rows, strict=True):
+    if item.data["strength"] == 0:
+      items.append(item)
+      unperturbed.append({"right": row[tasks.right_at(0)]})
+    elif item.data["strength"] == strength:
+      perturbed.append({"right": row[tasks.right_at(strength)]})
   metric = task.metrics[0]._replace(name="right")
-  return summary.difference(metric, [task.items[i] for i in plain], right(worse), right(plain))
+  return summary.difference(metric, items, perturbed, unperturbed)
 
 
-def draw(found: Mapping[str, Any], look: Mapping[str, Look]) -> str:
-  """A table of the costs of perturbations."""
-  lines = [
-    [escape(task), escape(model), *(html.cell(Estimate(**one), share=True) for one in costs)]
-    for task, models in found["against strength 0"].items()
-    for model, costs in models.items()
-  ]
-  head = (
-    "right answers against strength 0",
-    "model",
-    *(f"strength {s}" for s in perturbations.STRENGTHS[1:]),
-  )
-  return html.table(head, lines) if lines else ""
+def draw(results: Mapping[str, Any], looks: Mapping[str, Look]) -> str:
+  """Returns a table of the costs of perturbations."""
+  del looks
+  rows = []
+  for task, costs in results["against strength 0"].items():
+    for model, estimates in costs.items():
+      cells = [html.cell(Estimate(**estimate), share=True) for estimate in estimates]
+      rows.append([escape(task), escape(model), *cells])
+  if not rows:
+    return ""
+  head = ["right answers against strength 0", "model"]
+  head += [f"strength {strength}" for strength in WORSE]
+  return html.table(head, rows)

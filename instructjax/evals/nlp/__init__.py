@@ -1,9 +1,10 @@
 """Public NLP tasks (App. D): do the capabilities of the base model survive alignment?
 
-Every task is zero-shot, and few-shot where the paper's is: exemplars are drawn by the seed from
-a training set.  Generation is greedy and cut at the first newline; choices are weighed by their
-mean log-probability of a token.  Items of one passage, article or video are one cluster.
-`together` is the table of the alignment tax.
+Every task is asked zero-shot, and few-shot where the paper's is; the seed draws the exemplars from
+a training set. Texts are generated greedily up to the first newline. Choices are compared by their
+mean log-probability of a token. Items of one passage, article or video are one cluster.
+
+`together` is the table of the alignment tax (`evals.tax`).
 """
 
 from __future__ import annotations
@@ -28,181 +29,243 @@ from instructjax.evals.tasks import (
   Task,
   limited,
 )
+from instructjax.settings import EvalSettings
+from instructjax.settings.evals import NLPSettings
 
-Config = Any  # ml_collections.ConfigDict: its fields are those of configs/eval.py
-F1 = (Metric("F1", decimals=2), Metric("EM", decimals=2))
-ACCURACY = (Metric("accuracy"),)
-WORDS = Metric("words", 0, decimals=1)
 draw = tax.draw
+
+# Metrics that several data sets share.
+F1 = Metric("F1", decimals=2)
+EXACT = Metric("EM", decimals=2)
+ACCURACY = Metric("accuracy")
+BLEU = Metric("BLEU", of=text_metrics.bleu, decimals=2)
+ROUGE = Metric("ROUGE-L")
+WORDS = Metric("words", 0, decimals=1)
 
 
 class Benchmark(NamedTuple):
   """One data set.
 
-  read      a row -> a passage with its turns
-  shots     how many exemplars the paper shows, 0 where it shows none
-  worth     (text, data of the item) -> scores; None where the answer is a choice
+  title     the name in the paper's tables
+  form      the format of its prompts
+  read      returns the passage of a row
+  shots     the number of exemplars that the paper shows; 0 where it shows none
+  score     returns the scores of (text, data of the item); None where the answer is a choice
+  metrics   the first one is the paper's
   length    the field of config.nlp that bounds the tokens of an answer
-  metrics   the first is the paper's
+  about     what a reader should know beside the numbers
   """
 
   title: str
   form: Form
   read: Callable[[Mapping[str, Any]], Passage]
   shots: int
-  worth: Callable[[str, Mapping[str, Any]], Scores] | None
+  score: Callable[[str, Mapping[str, Any]], Scores] | None
   metrics: tuple[Metric, ...]
   length: str = "tokens"
   about: str = ""
 
 
+# By the name of the field of config.nlp that has the test set.
 BENCHMARKS = {
   "drop": Benchmark(
-    "DROP",
-    reading.DROP,
-    reading.drop,
-    4,
-    reading.drop_score,
-    F1,
+    title="DROP",
+    form=reading.DROP,
+    read=reading.drop,
+    shots=4,
+    score=reading.drop_score,
+    metrics=(F1, EXACT),
     about="an answer counts as one span, whatever is in it",
   ),
   "quac": Benchmark(
-    "QuAC",
-    reading.QUAC,
-    reading.quac,
-    2,
-    reading.quac_score,
-    F1[:1],
-    about="earlier gold answers in the prompt; F1 as in QuAC's own program, but no question is left out for low agreement",
+    title="QuAC",
+    form=reading.QUAC,
+    read=reading.quac,
+    shots=2,
+    score=reading.quac_score,
+    metrics=(F1,),
+    about=(
+      "earlier gold answers in the prompt; F1 as in QuAC's own program, but no question is left "
+      "out for low agreement"
+    ),
   ),
   "squad": Benchmark(
-    "SQuADv2",
-    reading.SQUAD,
-    reading.squad,
-    4,
-    reading.squad_score,
-    F1,
+    title="SQuADv2",
+    form=reading.SQUAD,
+    read=reading.squad,
+    shots=4,
+    score=reading.squad_score,
+    metrics=(F1, EXACT),
     about='earlier gold answers in the prompt; "Not in background." is compared like any answer',
   ),
-  "hellaswag": Benchmark("HellaSwag", choice.HELLASWAG, choice.hellaswag, 15, None, ACCURACY),
-  "sst": Benchmark("SST", choice.SST, choice.sst, 15, None, ACCURACY),
-  "rte": Benchmark("RTE", choice.RTE, choice.rte, 15, None, ACCURACY),
+  "hellaswag": Benchmark(
+    title="HellaSwag",
+    form=choice.HELLASWAG,
+    read=choice.hellaswag,
+    shots=15,
+    score=None,
+    metrics=(ACCURACY,),
+  ),
+  "sst": Benchmark(
+    title="SST",
+    form=choice.SST,
+    read=choice.sst,
+    shots=15,
+    score=None,
+    metrics=(ACCURACY,),
+  ),
+  "rte": Benchmark(
+    title="RTE",
+    form=choice.RTE,
+    read=choice.rte,
+    shots=15,
+    score=None,
+    metrics=(ACCURACY,),
+  ),
   "wsc": Benchmark(
-    "WSC",
-    choice.WSC,
-    choice.wsc,
-    15,
-    choice.wsc_score,
-    ACCURACY,
-    about="the noun that is named, or words of it, against the candidate; exemplars are rows whose candidate is right",
+    title="WSC",
+    form=choice.WSC,
+    read=choice.wsc,
+    shots=15,
+    score=choice.wsc_score,
+    metrics=(ACCURACY,),
+    about=(
+      "the noun that is named, or words of it, against the candidate; exemplars are rows whose "
+      "candidate is right"
+    ),
   ),
   "wmt": Benchmark(
-    "WMT15 Fr-En",
-    writing.WMT,
-    writing.wmt,
-    15,
-    writing.wmt_score,
-    (Metric("BLEU", of=text_metrics.bleu, decimals=2), WORDS),
-    "long_tokens",
-    "corpus BLEU, 13a tokens, case counts",
+    title="WMT15 Fr-En",
+    form=writing.WMT,
+    read=writing.wmt,
+    shots=15,
+    score=writing.wmt_score,
+    metrics=(BLEU, WORDS),
+    length="long_tokens",
+    about="corpus BLEU, 13a tokens, case counts",
   ),
   "cnn_dm": Benchmark(
-    "CNN/DM",
-    writing.SUMMARY,
-    writing.cnn_dm,
-    0,
-    writing.summary_score,
-    (Metric("ROUGE-L"), WORDS),
-    "long_tokens",
-    "ROUGE-L without stemming",
+    title="CNN/DM",
+    form=writing.SUMMARY,
+    read=writing.cnn_dm,
+    shots=0,
+    score=writing.summary_score,
+    metrics=(ROUGE, WORDS),
+    length="long_tokens",
+    about="ROUGE-L without stemming",
   ),
   "tldr": Benchmark(
-    "TL;DR",
-    writing.SUMMARY,
-    writing.tldr,
-    0,
-    writing.summary_score,
-    (Metric("ROUGE-L"), WORDS),
-    "long_tokens",
-    "ROUGE-L without stemming; the paper's row is a copy of its CNN/DM row and is not shown (E11)",
+    title="TL;DR",
+    form=writing.SUMMARY,
+    read=writing.tldr,
+    shots=0,
+    score=writing.summary_score,
+    metrics=(ROUGE, WORDS),
+    length="long_tokens",
+    about=(
+      "ROUGE-L without stemming; the paper's row is a copy of its CNN/DM row and is not shown (E11)"
+    ),
   ),
 }
 
 
-def open_suite(config: Config) -> Suite:
-  """The tasks whose data are given.  Raises UserError where none is, and for bad data."""
-  c = config.nlp
-  named = {name: one for name, one in BENCHMARKS.items() if getattr(c, name)}
-  if not named:
-    raise UserError(
-      "the suite nlp has no data: set one of "
-      f"{', '.join(f'config.nlp.{name}' for name in BENCHMARKS)}"
-    )
-  if min(c.tokens, c.long_tokens) < 1 or c.shot_questions < 0:
-    raise UserError(
-      f"config.nlp: tokens={c.tokens} and long_tokens={c.long_tokens} must be at least 1, "
-      f"shot_questions={c.shot_questions} "
-      "at least 0"
-    )
-  tasks = [task for name, one in named.items() for task in _tasks(name, one, config)]
+def open_suite(config: EvalSettings) -> Suite:
+  """Returns the tasks that have data.
+
+  Raises:
+    UserError: no task has data, or the data are bad.
+  """
+  tasks = []
+  for name, benchmark in BENCHMARKS.items():
+    source = getattr(config.nlp, name)
+    if source:
+      tasks += _open_tasks(name, benchmark, source, config)
+  if not tasks:
+    fields = ", ".join(f"config.nlp.{name}" for name in BENCHMARKS)
+    raise UserError(f"the suite nlp has no data: set one of {fields}")
   return Suite("nlp", tasks, partial(tax.together, tasks, seed=config.seed))
 
 
-def _tasks(name: str, one: Benchmark, config: Config) -> list[Task]:
-  """Zero-shot, and few-shot where there are exemplars."""
-  c, source = config.nlp, config.nlp[name]
-  read = partial(rows.read, convert=one.read, folder=config.folder or None)
-  passages = prompts.gathered(read(source))
-  items = limited(prompts.items(one.form, passages), config.limit, config.seed)
-  way = _way(one, config)
-  zero = "zero-shot" if one.shots else "-"
-  found = [_task(one, zero, items, prompts.opening(one.form, []), getattr(c, one.length), way)]
-  exemplars = c.shots.get(name, "")
-  if exemplars:
-    place = f"config.nlp.shots.{name}={exemplars}"
-    drawn = prompts.drawn(prompts.gathered(read(exemplars)), one.shots, config.seed, place)
-    prompts.apart(drawn, passages, place)
-    head = prompts.opening(
-      one.form, [prompts.shown(one.form, each, c.shot_questions) for each in drawn]
-    )
-    several = f"{one.shots} exemplars of {exemplars}, seed {config.seed}; {way}"
-    found.append(_task(one, "few-shot", items, head, getattr(c, one.length), several))
-  return found
+def _open_tasks(
+  name: str,
+  benchmark: Benchmark,
+  source: str,
+  config: EvalSettings,
+) -> list[Task]:
+  """Returns the zero-shot task of a data set, and the few-shot one where there are exemplars."""
+  form = benchmark.form
+  passages = _read_passages(benchmark, source, config)
+  items = limited(prompts.items(form, passages), config.limit, config.seed)
+  method = _describe_method(benchmark, config.nlp)
+  tokens = getattr(config.nlp, benchmark.length)
+  # The paper's tables have no such word for summaries, which it never asks few-shot.
+  zero_shot = "zero-shot" if benchmark.shots else "-"
+  head = prompts.preamble(form, [])
+  tasks = [_task(benchmark, zero_shot, items, head, tokens, method)]
+  # Data sets that the paper never asks few-shot have no field.
+  training_set = getattr(config.nlp.shots, name, "")
+  if training_set:
+    place = f"config.nlp.shots.{name}={training_set}"
+    candidates = _read_passages(benchmark, training_set, config)
+    exemplars = prompts.draw_exemplars(candidates, benchmark.shots, config.seed, place)
+    prompts.check_disjoint(exemplars, passages, place)
+    questions = config.nlp.shot_questions
+    texts = [prompts.exemplar(form, passage, questions) for passage in exemplars]
+    head = prompts.preamble(form, texts)
+    about = f"{benchmark.shots} exemplars of {training_set}, seed {config.seed}; {method}"
+    tasks.append(_task(benchmark, "few-shot", items, head, tokens, about))
+  return tasks
 
 
-def _way(one: Benchmark, config: Config) -> str:
-  asked = "the choice with the highest mean log-probability of a token"
-  if one.worth is not None:
-    asked = f"greedy, to the first newline or {config.nlp[one.length]} tokens"
-  return "; ".join(filter(None, [asked, one.about]))
+def _read_passages(benchmark: Benchmark, source: str, config: EvalSettings) -> list[Passage]:
+  return prompts.merge(rows.read(source, benchmark.read, folder=config.folder or None))
+
+
+def _describe_method(benchmark: Benchmark, settings: NLPSettings) -> str:
+  """Returns in words how an answer is taken, and what to know of the data set."""
+  if benchmark.score is None:
+    method = "the choice with the highest mean log-probability of a token"
+  else:
+    tokens = getattr(settings, benchmark.length)
+    method = f"greedy, to the first newline or {tokens} tokens"
+  return f"{method}; {benchmark.about}" if benchmark.about else method
 
 
 def _task(
-  one: Benchmark, shots: str, items: Sequence[Item], head: str, tokens: int, about: str
+  benchmark: Benchmark,
+  shots: str,
+  items: Sequence[Item],
+  head: str,
+  tokens: int,
+  about: str,
 ) -> Task:
-  first, *rest = one.metrics
-  metrics = (
-    (first._replace(paper=(one.title, first.name, shots)), *rest)
-    if one.title != "TL;DR"
-    else one.metrics
-  )
-  name = one.title if shots == "-" else f"{one.title} {shots}"
-  worth = one.worth
+  """Returns a task whose prompts begin with `head`."""
+  main, *others = benchmark.metrics
+  if benchmark.title != "TL;DR":
+    main = main._replace(paper=(benchmark.title, main.name, shots))
+  name = benchmark.title if shots == "-" else f"{benchmark.title} {shots}"
+  score_text = benchmark.score
 
   def ask(item: Item) -> list[Request]:
     prompt = head + item.data["prompt"]
-    return [Likelihood(prompt, f" {text}") for text in item.data["choices"]] or [
-      Generate(prompt, tokens)
-    ]
+    choices = item.data["choices"]
+    if choices:
+      return [Likelihood(prompt, f" {text}") for text in choices]
+    return [Generate(prompt, tokens)]
 
-  def score(items: Sequence[Item], said: Sequence[Said]) -> list[Scores]:
-    if worth is None:
-      return [choice.choice_score(told, item.data) for item, told in zip(items, said, strict=True)]
-    return [worth(_line(told), item.data) for item, told in zip(items, said, strict=True)]
+  def score(items: Sequence[Item], answers: Sequence[Said]) -> list[Scores]:
+    scores = []
+    for item, answer in zip(items, answers, strict=True):
+      if score_text is None:
+        scores.append(choice.choice_score(answer, item.data))
+      else:
+        scores.append(score_text(_first_line(answer), item.data))
+    return scores
 
-  return Task(name, items, ask, score, metrics, 256, about)
+  return Task(name, items, ask, score, (main, *others), batch=256, about=about)
 
 
-def _line(said: Said) -> str:
-  """The answer up to the first newline, in case a token held it with what follows."""
-  return said.completions()[0].text.partition("\n")[0].strip()
+def _first_line(answer: Said) -> str:
+  """Returns the answer up to a newline, which may be in the same token as the text after it."""
+  line, _, _ = answer.completions()[0].text.partition("\n")
+  return line.strip()

@@ -1,7 +1,7 @@
-"""Prompts of the public NLP tasks: an instruction, exemplars in the format of the queries, and an
-open query (App. D).
+"""Prompts of the public NLP tasks: an instruction, exemplars in the format of the queries, a query.
 
-A query is a turn of a passage: most passages have one, those of reading tasks several.
+Appendix D of the paper prints them. A query is an open turn of a passage. Most passages have one
+turn; those of reading tasks have several, which are questions on the same text.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from instructjax.evals.tasks import Item
 class Turn:
   """One question.
 
-  ask         as it stands in the prompt, up to where the answer begins: "Q: ...\\n\\nA:"
-  answer      what stands there in exemplars and earlier turns; "" where nobody knows
-  references  what an answer is compared with
-  choices     the answers to choose from, and the place of the right one
+  ask         the text in the prompt, up to where the answer begins: "Q: ...\\n\\nA:"
+  answer      the answer in exemplars and earlier turns; "" where the data do not have it
+  references  what a model's answer is compared with
+  choices     the answers to choose from; `label` is the index of the right one
   """
 
   id: str
@@ -35,8 +35,11 @@ class Turn:
 
 
 class Passage(NamedTuple):
-  """What several turns share.  Rows of one `name` are one passage, unless it is ""; `cluster` says
-  which hang together.
+  """The text that several turns share.
+
+  name     rows of one name are one passage; "" makes a passage of its own
+  cluster  passages of one cluster are not independent, so that intervals draw them together
+  head     the text itself, before the turns
   """
 
   name: str
@@ -46,11 +49,11 @@ class Passage(NamedTuple):
 
 
 class Form(NamedTuple):
-  """How a task is asked.
+  """The format of the prompts of a task.
 
-  instruction   before everything, or ""
-  glue          between the head of a passage and its turns, and between turns
-  earlier       a query follows the earlier turns of its passage with their gold answers
+  instruction   the text before everything, or ""
+  glue          the text between the head of a passage and its turns, and between turns
+  earlier       whether a query comes after the earlier turns of its passage, with gold answers
   """
 
   instruction: str = ""
@@ -58,43 +61,63 @@ class Form(NamedTuple):
   earlier: bool = False
 
 
-def gathered(passages: Sequence[Passage]) -> list[Passage]:
-  """Passages of one name become one, their turns in order."""
-  turns: dict[str, list[Turn]] = {}
-  for number, one in enumerate(passages):
-    turns.setdefault(one.name or f"\0{number}", []).extend(one.turns)
-  first = {one.name or f"\0{number}": one for number, one in reversed(list(enumerate(passages)))}
-  return [first[name]._replace(turns=tuple(several)) for name, several in turns.items()]
+def merge(passages: Sequence[Passage]) -> list[Passage]:
+  """Merges passages of one name into one, with all their turns in order."""
+  merged: dict[str, Passage] = {}
+  for number, passage in enumerate(passages):
+    # No passage has this name, since names come from texts.
+    key = passage.name or f"\0{number}"
+    if key in merged:
+      turns = merged[key].turns + passage.turns
+      merged[key] = merged[key]._replace(turns=turns)
+    else:
+      merged[key] = passage
+  return list(merged.values())
 
 
-def closed(turn: Turn) -> str:
-  """A turn with its answer."""
+def _answered(turn: Turn) -> str:
+  """Returns a turn with its gold answer."""
   return f"{turn.ask} {turn.answer}"
 
 
-def shown(form: Form, passage: Passage, questions: int = 0) -> str:
-  """A passage as an exemplar, with the answers to its first `questions`; 0 is all."""
+def exemplar(form: Form, passage: Passage, questions: int = 0) -> str:
+  """Returns a passage with the gold answers to its first `questions`; 0 takes all."""
   turns = passage.turns[:questions] if questions else passage.turns
-  return form.glue.join([*filter(None, [passage.head]), *map(closed, turns)])
+  parts = [passage.head] if passage.head else []
+  parts += [_answered(turn) for turn in turns]
+  return form.glue.join(parts)
 
 
-def query(form: Form, passage: Passage, at: int) -> str:
-  """The open turn `at` of a passage."""
-  before = [closed(turn) for turn in passage.turns[:at]] if form.earlier else []
-  return form.glue.join([*filter(None, [passage.head]), *before, passage.turns[at].ask])
+def query(form: Form, passage: Passage, index: int) -> str:
+  """Returns a passage with the turn at `index` open."""
+  parts = [passage.head] if passage.head else []
+  if form.earlier:
+    parts += [_answered(turn) for turn in passage.turns[:index]]
+  parts.append(passage.turns[index].ask)
+  return form.glue.join(parts)
 
 
-def opening(form: Form, exemplars: Sequence[str]) -> str:
-  """What stands before a query: the instruction and the exemplars, an empty line after each."""
-  return "".join(f"{part}\n\n" for part in (form.instruction, *exemplars) if part)
+def preamble(form: Form, exemplars: Sequence[str]) -> str:
+  """Returns the text before a query: instruction and exemplars, with an empty line after each."""
+  parts = [form.instruction, *exemplars]
+  return "".join(f"{part}\n\n" for part in parts if part)
 
 
-def drawn(passages: Sequence[Passage], count: int, seed: int, place: str) -> list[Passage]:
-  """`count` passages, no two of a cluster, all of whose turns have answers; by the seed.
+def draw_exemplars(
+  passages: Sequence[Passage],
+  count: int,
+  seed: int,
+  place: str,
+) -> list[Passage]:
+  """Draws `count` passages at random, all of whose turns have answers, and no two of a cluster.
 
-  Raises UserError where there are fewer.
+  Raises:
+    UserError: there are fewer; `place` says where they come from.
   """
-  usable = {one.cluster: one for one in passages if all(turn.answer for turn in one.turns)}
+  usable: dict[str, Passage] = {}
+  for passage in passages:
+    if all(turn.answer for turn in passage.turns):
+      usable[passage.cluster] = passage
   if len(usable) < count:
     raise UserError(
       f"{place}: {len(usable)} exemplars with answers, the paper shows {count}; give a larger "
@@ -103,12 +126,22 @@ def drawn(passages: Sequence[Passage], count: int, seed: int, place: str) -> lis
   return random.Random(f"{seed}/exemplars").sample(list(usable.values()), count)
 
 
-def apart(exemplars: Sequence[Passage], queries: Sequence[Passage], place: str) -> None:
-  """Raises UserError where an exemplar is also a query: the model would read the answer."""
-  asked = {(one.head, turn.ask) for one in queries for turn in one.turns}
-  for one in exemplars:
-    for turn in one.turns:
-      if (one.head, turn.ask) in asked:
+def check_disjoint(
+  exemplars: Sequence[Passage],
+  queries: Sequence[Passage],
+  place: str,
+) -> None:
+  """Checks that no exemplar is also a query, whose answer the model would read.
+
+  Raises:
+    UserError: one is; `place` says where the exemplars come from.
+  """
+  asked = set()
+  for passage in queries:
+    asked.update((passage.head, turn.ask) for turn in passage.turns)
+  for passage in exemplars:
+    for turn in passage.turns:
+      if (passage.head, turn.ask) in asked:
         raise UserError(
           f"{place}: the exemplar {turn.ask[:60]!r} is also a question of the test; give the "
           "training set"
@@ -116,19 +149,16 @@ def apart(exemplars: Sequence[Passage], queries: Sequence[Passage], place: str) 
 
 
 def items(form: Form, passages: Sequence[Passage]) -> list[Item]:
-  """An item for each turn; without an id of its own it is called by its number."""
-  turns = [(passage, at, turn) for passage in passages for at, turn in enumerate(passage.turns)]
-  return [
-    Item(
-      turn.id or str(number),
-      {
-        "prompt": query(form, passage, at),
+  """Returns an item for each turn; a turn without an id is called by its number."""
+  all_items = []
+  for passage in passages:
+    for index, turn in enumerate(passage.turns):
+      data = {
+        "prompt": query(form, passage, index),
         "references": turn.references,
         "choices": turn.choices,
         "label": turn.label,
-      },
-      passage.cluster,
-      turn.slices,
-    )
-    for number, (passage, at, turn) in enumerate(turns)
-  ]
+      }
+      name = turn.id or str(len(all_items))
+      all_items.append(Item(name, data, passage.cluster, turn.slices))
+  return all_items

@@ -1,9 +1,11 @@
-"""Questions on a passage: DROP, QuAC and SQuADv2, in the layouts of TFDS and the hub and in our
-own.
+"""Questions on a passage: DROP, QuAC and SQuADv2, in the layouts of TFDS and the hub and our own.
 
-DROP      {"passage", "question", "answers": [text or list of spans, ...]}; hub: answers_spans; TFDS: answer, validated_answers
-QuAC      {"title", "context", "questions": [...], "answers": [[text, ...], ...]}, a dialogue a row; hub: allenai/quac
-SQuADv2   {"title", "context", "question", "answers": [text, ...]}, none where the passage does not say; hub, TFDS: answers.text
+DROP      {"passage", "question", "answers": [text or list of spans, ...]};
+          hub: answers_spans; TFDS: answer, validated_answers
+QuAC      {"title", "context", "questions": [...], "answers": [[text, ...], ...]}, a dialogue a
+          row; hub: allenai/quac
+SQuADv2   {"title", "context", "question", "answers": [text, ...]}, with no answers where the
+          passage does not say; hub, TFDS: answers.text
 """
 
 from __future__ import annotations
@@ -17,72 +19,93 @@ from instructjax.evals.nlp.prompts import Form, Passage, Turn
 from instructjax.evals.tasks import Scores
 
 Row = Mapping[str, Any]
-DROP = Form("Answer each question using information in the preceding passage.", "\n")
+Spans = list[str]  # the parts of one answer of DROP: "Ann" and "Bob"
+
+# What a model shall say where the passage has no answer, and the instructions of App. D.
+UNKNOWN = "I don't know."
+ABSENT = "Not in background."
+DROP = Form(
+  "Answer each question using information in the preceding passage.",
+  glue="\n",
+)
 QUAC = Form(
-  "Answer each question using information in the preceding background paragraph. If there is not "
-  "enough information provided, "
-  'answer with "I don\'t know."',
+  "Answer each question using information in the preceding background paragraph. "
+  f'If there is not enough information provided, answer with "{UNKNOWN}"',
   earlier=True,
 )
 SQUAD = Form(
-  "Answer each question using information in the preceding background paragraph. If there is not "
-  "enough information provided, "
-  'answer with "Not in background."',
+  "Answer each question using information in the preceding background paragraph. "
+  f'If there is not enough information provided, answer with "{ABSENT}"',
   earlier=True,
 )
-UNKNOWN = "I don't know."
-ABSENT = "Not in background."
+
+
+def _object(row: Row, field: str) -> Row:
+  value = row.get(field)
+  if not isinstance(value, Mapping):
+    raise RecordError(f"{field}: an object is expected, this is a {type(value).__name__}")
+  return value
+
+
+def _id(row: Row, field: str) -> str:
+  return str(row.get(field) or "")
+
+
+# --- DROP ---
 
 
 def drop(row: Row) -> Passage:
-  """A row of DROP.  The hub and TFDS do not say which spans belong together: there each is an
-  answer of its own.
+  """Returns the passage of a row of DROP.
+
+  The hub and TFDS do not say which spans belong together, so that there each is an answer of its
+  own.
   """
   passage = rows.text(row, "passage").strip()
+  kind = ""  # of the answer: number, date, span or spans
+  gold = ""
   if "answers_spans" in row:
-    inner = _inside(row, "answers_spans")
-    references = [[one] for one in rows.texts(inner, "spans")]
-    kind = [*rows.texts(inner, "types"), ""][0] if "types" in inner else ""
+    spans = _object(row, "answers_spans")
+    references = [[span] for span in rows.texts(spans, "spans")]
+    # An exemplar names all spans, since they may be the parts of one answer.
+    gold = ", ".join(dict.fromkeys(span for reference in references for span in reference))
+    types = rows.texts(spans, "types") if "types" in spans else ()
+    kind = types[0] if types else ""
   elif "validated_answers" in row:
-    references, kind = (
-      [[one] for one in (rows.text(row, "answer"), *rows.texts(row, "validated_answers")) if one],
-      "",
-    )
+    answers = [rows.text(row, "answer"), *rows.texts(row, "validated_answers")]
+    references = [[answer] for answer in answers if answer]
   else:
-    references, kind = _spans(row), ""
+    references = _own_references(row)
   if not references:
     raise RecordError("answers: empty; take the question out")
-  shown = (
-    ", ".join(dict.fromkeys(one for spans in references for one in spans))
-    if "answers_spans" in row
-    else ""
-  )
+  different = {tuple(reference): reference for reference in references}
   turn = Turn(
-    _name(row, "query_id"),
+    _id(row, "query_id"),
     f"Question: {rows.text(row, 'question').strip()}\nAnswer:",
-    shown or ", ".join(references[0]),
-    list({tuple(spans): spans for spans in references}.values()),
+    gold or ", ".join(references[0]),
+    list(different.values()),
     slices={"answer": kind} if kind else {},
   )
   return Passage(passage, passage, f"Passage: {passage}", (turn,))
 
 
-def _spans(row: Row) -> list[list[str]]:
+def _own_references(row: Row) -> list[Spans]:
+  """Returns the answers of our own layout, each as a list of spans."""
   value = row.get("answers")
-  found = (
-    [[one] if isinstance(one, str) else one for one in value] if isinstance(value, list) else []
-  )
-  if not all(
-    isinstance(one, list) and one and all(isinstance(span, str) for span in one) for one in found
-  ):
-    raise RecordError(
-      'answers: a list is expected, of texts or of lists of spans: ["4", ["Ann", "Bob"]]'
-    )
-  return found
+  answers = value if isinstance(value, list) else []
+  references = []
+  for answer in answers:
+    spans = [answer] if isinstance(answer, str) else answer
+    is_list = isinstance(spans, list) and len(spans) > 0
+    if not is_list or not all(isinstance(span, str) for span in spans):
+      raise RecordError(
+        'answers: a list is expected, of texts or of lists of spans: ["4", ["Ann", "Bob"]]'
+      )
+    references.append(spans)
+  return references
 
 
 def drop_score(text: str, data: Row) -> Scores:
-  """F1 and exact match in points."""
+  """Returns F1 and exact match in points (0 to 100), as DROP's own program counts them."""
   references = data["references"]
   return {
     "F1": 100 * text_metrics.drop_f1(text, references),
@@ -90,101 +113,116 @@ def drop_score(text: str, data: Row) -> Scores:
   }
 
 
+# --- QuAC ---
+
+
 def quac(row: Row) -> Passage:
-  """A dialogue of QuAC; "CANNOTANSWER" is an answer like any other in the data, and "I don't know."
-  in prompts.
+  """Returns the passage of a dialogue of QuAC.
+
+  "CANNOTANSWER" is an answer like any other in the data, and "I don't know." in prompts.
   """
   if "question" in row:
     raise RecordError(
       "question: a whole dialogue a row is expected; TFDS's quac shuffles the questions and loses "
-      "their order, take the hub's "
-      "(hub:allenai/quac@validation) or our own layout"
+      "their order, take the hub's (hub:allenai/quac@validation) or our own layout"
     )
   questions = rows.texts(row, "questions")
-  told, first = _answers(row), []
+  answers = _quac_answers(row)
+  # The answers that were given in the dialogue; `answers` has those of more annotators too.
+  original: tuple[str, ...] = ()
   if "orig_answers" in row:
-    first = list(rows.texts(_inside(row, "orig_answers"), "texts"))
-  if not len(questions) == len(told) or not all(told) or (first and len(first) != len(questions)):
+    original = rows.texts(_object(row, "orig_answers"), "texts")
+  lengths_differ = len(questions) != len(answers) or (original and len(original) != len(questions))
+  if lengths_differ or not all(answers):
     raise RecordError(
       f"answers: one list of texts for each of the {len(questions)} questions is expected"
     )
   context = rows.text(row, "context").strip().removesuffix(text_metrics.CANNOT).rstrip()
-  titles = [row.get("wikipedia_page_title") or row.get("title"), row.get("section_title")]
-  title = " - ".join(one for one in titles if isinstance(one, str) and one)
-  if not title and row.get("title") != "":
-    raise RecordError('title: missing; give the title of the article, or "" where nobody knows it')
-  ids = row.get("turn_ids")
-  names = rows.texts(row, "turn_ids") if ids else [""] * len(questions)
-  known = lambda text: UNKNOWN if text == text_metrics.CANNOT else text.strip()
-  turns = [
-    Turn(
-      name,
+  title = _quac_title(row)
+  head = f"PARAGRAPH: {context}"
+  if title:
+    head = f"TITLE: {title}\n\n{head}"
+  ids = rows.texts(row, "turn_ids") if row.get("turn_ids") else [""] * len(questions)
+  gold_answers = original or [several[0] for several in answers]
+  turns = []
+  for turn_id, question, gold, several in zip(ids, questions, gold_answers, answers, strict=True):
+    references = text_metrics.quac_references(several)
+    answerable = "no" if references == (text_metrics.CANNOT,) else "yes"
+    turn = Turn(
+      turn_id,
       f"Q: {question.strip()}\n\nA:",
-      known((first or [one[0] for one in told])[at]),
-      (counted := text_metrics.quac_references(told[at])),
-      slices={"answerable": "no" if counted == (text_metrics.CANNOT,) else "yes"},
+      UNKNOWN if gold == text_metrics.CANNOT else gold.strip(),
+      references,
+      slices={"answerable": answerable},
     )
-    for at, (name, question) in enumerate(zip(names, questions, strict=True))
-  ]
-  head = (f"TITLE: {title}\n\n" if title else "") + f"PARAGRAPH: {context}"
+    turns.append(turn)
+  # Two dialogues may be on the same section.
   dialogue = str(row.get("dialogue_id") or f"{head}\n\n{questions}")
   return Passage(dialogue, head, head, tuple(turns))
 
 
-def _answers(row: Row) -> list[tuple[str, ...]]:
+def _quac_title(row: Row) -> str:
+  """Returns the title of the article and of its section."""
+  titles = [row.get("wikipedia_page_title") or row.get("title"), row.get("section_title")]
+  title = " - ".join(part for part in titles if isinstance(part, str) and part)
+  if not title and row.get("title") != "":
+    raise RecordError('title: missing; give the title of the article, or "" where nobody knows it')
+  return title
+
+
+def _quac_answers(row: Row) -> list[tuple[str, ...]]:
+  """Returns the answers to each question."""
   value = row.get("answers")
   inner = value.get("texts") if isinstance(value, Mapping) else value
   if not isinstance(inner, Sequence) or isinstance(inner, str):
     raise RecordError("answers: a list of texts for each question is expected")
-  return [rows.texts({"answers": one}, "answers") for one in inner]
+  return [rows.texts({"answers": several}, "answers") for several in inner]
 
 
 def quac_score(text: str, data: Row) -> Scores:
-  """F1 in points; where there is no answer, all or nothing."""
+  """Returns F1 in points (0 to 100); where there is no answer, all or nothing."""
   references = tuple(data["references"])
   if references == (text_metrics.CANNOT,):
     return {"F1": 100 * text_metrics.exact(text, [UNKNOWN])}
   return {"F1": 100 * text_metrics.quac_f1(text, references)}
 
 
+# --- SQuAD ---
+
+
 def squad(row: Row) -> Passage:
-  """A row of SQuADv2."""
-  title, context = rows.text(row, "title").strip(), rows.text(row, "context").strip()
+  """Returns the passage of a row of SQuADv2."""
+  title = rows.text(row, "title").strip()
+  context = rows.text(row, "context").strip()
   value = row.get("answers")
-  found = rows.texts(value, "text") if isinstance(value, Mapping) else rows.texts(row, "answers")
-  references = (
-    tuple(dict.fromkeys(one for one in found if one.strip()))
-    if row.get("is_impossible") is not True
-    else ()
-  )
-  slices = {"answerable": "yes" if references else "no"}
+  if isinstance(value, Mapping):
+    answers = rows.texts(value, "text")
+  else:
+    answers = rows.texts(row, "answers")
+  references = tuple(dict.fromkeys(answer for answer in answers if answer.strip()))
+  # Impossible questions may have plausible answers, which are wrong.
+  if row.get("is_impossible") is True:
+    references = ()
+  answerable = "yes" if references else "no"
   references = references or (ABSENT,)
   turn = Turn(
-    _name(row, "id"),
+    _id(row, "id"),
     f"Q: {rows.text(row, 'question').strip()}\n\nA:",
     references[0].strip(),
     references,
-    slices=slices,
+    slices={"answerable": answerable},
   )
   head = f"Title: {title}\n\nBackground: {context}"
   return Passage(head, head, head, (turn,))
 
 
 def squad_score(text: str, data: Row) -> Scores:
-  """F1 and exact match in points; "Not in background." is compared like any other answer."""
+  """Returns F1 and exact match in points (0 to 100).
+
+  "Not in background." is compared like any other answer.
+  """
   references = data["references"]
   return {
     "F1": 100 * text_metrics.f1(text, references),
     "EM": 100 * text_metrics.exact(text, references),
   }
-
-
-def _inside(row: Row, field: str) -> Row:
-  value = row.get(field)
-  if not isinstance(value, Mapping):
-    raise RecordError(f"{field}: an object is expected, this is a {type(value).__name__}")
-  return value
-
-
-def _name(row: Row, field: str) -> str:
-  return str(row.get(field) or "")

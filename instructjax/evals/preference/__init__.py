@@ -1,29 +1,34 @@
-"""Who is preferred to whom (Ouyang et al. 2022, sections 3.6 and 4.1; Figures 1, 3, 4 and 5).
+"""Which model is preferred to which (Ouyang et al. 2022, sections 3.6 and 4.1; Figures 1, 3, 4, 5).
 
-Every model answers held-out prompts once, at temperature 1.  Judges compare each answer with
-that of config.baseline, or all answers head to head, and raters give Table 3's metadata;
-`judges` says who can be one.  The folder of the suite gets `tasks.jsonl`, the answers for
+Every model answers held-out prompts once, at temperature 1. Judges compare each answer with that
+of config.baseline, or all answers head to head, and raters give the metadata of Table 3; `judges`
+lists who can be one. The folder of the suite gets `tasks.jsonl`, the answers for
 `instructjax label`, and for each set of prompts a folder with every judgement.
 
-`together` gives for results.json (an estimate is {value, low, high, n}, an interval over
-prompts; shares are {by_prompt, by_both}, the second over prompts and labelers, null where there
-is one labeler):
+`together` returns the part of results.json below. An estimate is {value, low, high, n} with an
+interval over prompts. Shares are {by_prompt, by_both}; the second interval is over prompts and
+labelers, and null where there is only one labeler.
 
   prompts   {name of the prompts: {judges, raters}}
-    judges  {name: kind, about, votes, prompts, labelers, same (pairs of the same text: ties that
-    nobody was asked about),
-             order (`rates.order`, null for scores and people), against_baseline {model:
-             `rates.against`, and paper [1.3B, 6B, 175B] of Figure 3, of METHOD@SIZE that one},
-             head_to_head {"a / b": {a, b, rate (shares of a), paper [rate, half-width]}},
-             bradley_terry (`bradley_terry.fitted`), consistency {"a / b":
-             `bradley_terry.consistency`}}
-    raters  {name: `findings.of_ratings`}
-  check     {judge: {agreement, agreement_ties, tied, inconsistent}}, and people: {agreement, agreement_ties, tied} or null
-  figures   {"1", "3": [{prompts, judge, model, against, value, low, high, n, paper}], "4", "5": [{prompts, judge, model,
-             measure, value, low, high, n, paper}]}, which are figure1.csv ... too
+    judges  {name of the judge: ...}
+      kind, about         the kind of the judge, and what its verdicts depend on
+      votes, prompts, labelers
+                          how many there are
+      same                pairs of the same text, which tie; no judge is asked about them
+      order               `rates.order_effect`; null for scores and people
+      against_baseline    {model: `rates.rates_against`, and paper: [1.3B, 6B, 175B] of Figure 3,
+                          of which METHOD@SIZE has its own alone}
+      head_to_head        {"a / b": {a, b, rate (shares of a), paper [rate, half-width]}}
+      bradley_terry       `bradley_terry.strengths_and_rates`
+      consistency         {"a / b": `bradley_terry.consistency`}
+    raters  {name of the rater: `findings.of_ratings`}
+  check     {judge: {agreement, agreement_ties, tied, inconsistent}}, and
+            people: {agreement, agreement_ties, tied} or null
+  figures   {"1", "3": [{prompts, judge, model, against, value, low, high, n, paper}],
+            "4", "5": [{prompts, judge, model, measure, value, low, high, n, paper}]},
+            which are figure1.csv and so on, too
 
-Every metric that a model has alone (how long its answers are, whether they end) is a metric of
-the task.
+What a model has alone (the length of its answers, whether they end) is a metric of the task.
 """
 
 from __future__ import annotations
@@ -38,11 +43,19 @@ from typing import Any
 import jax
 
 from instructjax.data.records import records, sources
-from instructjax.data.records.records import Prompt
+from instructjax.data.records.records import Comparison, Prompt
 from instructjax.errors import UserError
 from instructjax.evals import rows
-from instructjax.evals.preference import agreement, figures, findings, judges, judging, page, rates
-from instructjax.evals.preference.heard import Answers
+from instructjax.evals.preference import (
+  agreement,
+  figures,
+  findings,
+  judges,
+  judging,
+  page,
+  rates,
+)
+from instructjax.evals.preference.answers import Answers
 from instructjax.evals.preference.judges import Judge
 from instructjax.evals.preference.people import Labels
 from instructjax.evals.tasks import (
@@ -58,180 +71,274 @@ from instructjax.evals.tasks import (
 )
 from instructjax.intervals import Estimate
 from instructjax.runs import writers
+from instructjax.settings import EvalSettings
 
-Config = Any  # ml_collections.ConfigDict
-PAIRS = ("baseline", "all")
 draw = page.draw
-METRICS = (Metric("characters", 0, decimals=0), Metric("ended", 0, percent=True))
+METRICS = (
+  Metric("characters", 0, decimals=0),
+  Metric("ended", 0, percent=True),
+)
+# What a record says of its prompt, for the labeling page.
+PROMPT_FACTS = ("user", "source", "use_case", "annotations")
 
 
-def open_suite(config: Config) -> Suite:
-  """The suite of config.preference; config.limit takes the first prompts of each file.
+def open_suite(config: EvalSettings) -> Suite:
+  """Returns the suite of config.preference; config.limit takes the first prompts of each file.
 
-  Raises UserError for bad data, and for judges that cannot be opened.
+  Raises:
+    UserError: the data are bad, or a judge cannot be opened.
   """
-  c = config.preference
-  if not c.prompts.strip():
+  settings = config.preference
+  if not settings.prompts.strip():
     raise UserError(
       "config.preference.prompts is empty; give a file of held-out prompts, one JSON object a line"
     )
-  if c.pairs not in PAIRS:
-    raise UserError(f"config.preference.pairs={c.pairs!r}: known are {', '.join(PAIRS)}")
-  tasks = {
-    name: _task(name, source, config) for name, source in rows.named(c.prompts, "prompts").items()
-  }
-  asked, raters = judges.open_judges(config), judges.open_raters(config)
-  check = sources.load(c.check, "comparison") if c.check else []
-  jointly = partial(together, config, tasks, asked, raters, check)
-  return Suite(
-    "preference", list(tasks.values()), jointly, partial(comparable, config) if asked else None
-  )
+  tasks = {}
+  for name, source in rows.named(settings.prompts, "prompts").items():
+    tasks[name] = _open_task(name, source, config)
+  opened_judges = judges.open_judges(config)
+  raters = judges.open_raters(settings)
+  check_records = sources.load(settings.check, "comparison") if settings.check else []
+  compare = partial(together, config, tasks, opened_judges, raters, check_records)
+  # Without a judge, nothing is compared and any models will do.
+  check = partial(check_models, config) if opened_judges else None
+  return Suite("preference", list(tasks.values()), compare, check)
 
 
-def comparable(config: Config, models: Sequence[str]) -> None:
-  """Raises UserError where judges would have nothing to compare."""
-  if len(models) < 2 or (config.preference.pairs == "baseline" and config.baseline not in models):
+def check_models(config: EvalSettings, models: Sequence[str]) -> None:
+  """Checks that judges have models to compare.
+
+  Raises:
+    UserError: there is only one model, or there is no baseline where all pairs need it.
+  """
+  lone = len(models) < 2
+  lacks_baseline = config.preference.pairs == "baseline" and config.baseline not in models
+  if lone or lacks_baseline:
     raise UserError(
       f"config.baseline={config.baseline!r} and another model are needed in --models, which has "
-      f"{', '.join(models)}; or name "
-      "two others and set config.preference.pairs=all"
+      f"{', '.join(models)}; or name two others and set config.preference.pairs=all"
     )
 
 
 # --- the prompts ---
 
 
-def _task(name: str, source: str, config: Config) -> Task:
-  c = config.preference
-  found: list[Prompt] = sources.load(source, "prompt", folder=config.folder or None)
-  found = found[: config.limit or None]
-  quarters = rates.quartiles([len(record.prompt) for record in found])
-  request = lambda item: [Generate(item.data["prompt"], c.response, c.temperature, tuple(c.stop))]
-  items = [
-    _item(at, record, quarter)
-    for at, (record, quarter) in enumerate(zip(found, quarters, strict=True), 1)
-  ]
-  return Task(f"preference/{name}", items, request, _lengths, METRICS)
+def _open_task(name: str, source: str, config: EvalSettings) -> Task:
+  """Reads the prompts of one file."""
+  prompts: list[Prompt] = sources.load(source, "prompt", folder=config.folder or None)
+  prompts = prompts[: config.limit or None]
+  quartiles = rates.quartiles([len(record.prompt) for record in prompts])
+  items = []
+  for number, (record, quartile) in enumerate(zip(prompts, quartiles, strict=True), 1):
+    items.append(_item(number, record, quartile))
+  settings = config.preference
+
+  def ask(item: Item) -> list[Generate]:
+    prompt = item.data["prompt"]
+    return [Generate(prompt, settings.response, settings.temperature, settings.stop)]
+
+  return Task(f"preference/{name}", items, ask, _score_alone, METRICS)
 
 
-def _item(at: int, record: Prompt, quarter: str) -> Item:
-  """Two records with one prompt are one cluster; whose prompt it is and the like are kept for the
-  labeling page.
-  """
-  known = {name: getattr(record, name) for name in ("user", "source", "use_case", "annotations")}
-  known = {name: value for name, value in known.items() if value is not None}
-  slices = {name: known[name] for name in ("use_case", "source") if name in known}
-  slices |= {"prompt_length": quarter} if quarter else {}
+def _item(number: int, record: Prompt, length_quartile: str) -> Item:
+  """Returns the item of a record; two records with the same prompt are one cluster."""
+  facts = {}
+  for name in PROMPT_FACTS:
+    value = getattr(record, name)
+    if value is not None:
+      facts[name] = value
+  slices = {name: facts[name] for name in ("use_case", "source") if name in facts}
+  if length_quartile:
+    slices["prompt_length"] = length_quartile
   return Item(
-    record.id or str(at), {"prompt": record.prompt, **known}, fingerprint(record.prompt), slices
+    id=record.id or str(number),
+    data={"prompt": record.prompt, **facts},
+    cluster=fingerprint(record.prompt),
+    slices=slices,
   )
 
 
-def _lengths(items: Sequence[Item], said: Sequence[Said]) -> list[Scores]:
-  return [
-    {"characters": float(len(one.text())), "ended": float(one.completions()[0].ended)}
-    for one in said
-  ]
+def _score_alone(items: Sequence[Item], answers: Sequence[Said]) -> list[Scores]:
+  """Returns the scores that need no other model."""
+  scores: list[Scores] = []
+  for answer in answers:
+    ended = answer.completions()[0].ended
+    scores.append({"characters": float(len(answer.text())), "ended": float(ended)})
+  return scores
 
 
 # --- all models together ---
 
 
 def together(
-  config: Config,
+  config: EvalSettings,
   tasks: Mapping[str, Task],
-  asked: Sequence[Judge | Labels],
+  opened_judges: Sequence[Judge | Labels],
   raters: Sequence[Judge | Labels],
-  check: Sequence[records.Comparison],
+  check_records: Sequence[Comparison],
   folder: Path,
   heard: Mapping[str, Heard],
   scores: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """Judges, rates and sums up; writes the folder of the suite."""
-  c = config.preference
-  answers = {name: Answers(task.items, heard[task.name]) for name, task in tasks.items()}
-  _label_tasks(folder, answers, config.baseline)
-  found = {}
-  for name, said in answers.items():
-    place = folder / name
-    parts = {judge.name: _judged(config, name, judge, said, place) for judge in asked}
-    closed = {p: a["closed_domain"] for p, a in _annotations(said).items() if "closed_domain" in a}
-    rated = {
-      rater.name: findings.of_ratings(judging.ratings(rater, said, place), closed, config.seed)
-      for rater in raters
-    }
-    found[name] = {"judges": parts, "raters": rated}
-  drawn = figures.rows(found, config.baseline)
-  figures.write(folder, drawn)
-  able = [judge for judge in asked if isinstance(judge, Judge)] if check else []
-  agreed = {judge.name: agreement.with_people(judge, check, folder, c.margin) for judge in able}
-  people = {"people": agreement.of_people(check)} if check else {}
-  return plain({"prompts": found, "check": agreed | people, "figures": drawn})
+  """Asks judges and raters and sums up; the package docstring lists what is returned.
 
-
-def _judged(
-  config: Config, prompts: str, judge: Judge | Labels, said: Answers, folder: Path
-) -> dict[str, Any]:
-  others = [name for name in said.models if name != config.baseline]
-  pairs = [(name, config.baseline) for name in others if config.baseline in said.models]
-  pairs += list(combinations(others, 2)) if config.preference.pairs == "all" else []
-  found = judging.votes(judge, said, pairs, folder, config.preference.margin)
-  part = findings.of_votes(found, said.models, config.baseline, config.seed)
-  for model, row in part["against_baseline"].items():
-    row["paper"] = figures.rates(prompts, judge.name, model)
-  about = {"source": f"labels:{judge.file}"} if isinstance(judge, Labels) else dict(judge.about)
-  return {"kind": "labels" if isinstance(judge, Labels) else judge.kind, "about": about, **part}
-
-
-def _annotations(said: Answers) -> dict[str, Mapping[str, bool]]:
-  return {item.data["prompt"]: item.data.get("annotations", {}) for item in said.items}
-
-
-def _label_tasks(folder: Path, answers: Mapping[str, Answers], baseline: str) -> None:
-  """tasks.jsonl for `instructjax label`: the different answers to each prompt, and which models
-  gave them.
-
-  More than a labeler can rank at once become several tasks, each with the baseline.
+  Args:
+    config: The settings of the evaluation.
+    tasks: The tasks by the name of their prompts.
+    opened_judges: Who compares answers.
+    raters: Who gives the metadata of Table 3.
+    check_records: Rankings by people that judges are measured on.
+    folder: Where judgements, tasks for people and the figures' data are written.
+    heard: The answers of each model, by task.
+    scores: The scores of each model, by task; none is needed here.
   """
+  del scores
+  answers_by_prompts = {}
+  for name, task in tasks.items():
+    answers_by_prompts[name] = Answers(task.items, heard[task.name])
+  _write_label_tasks(folder, answers_by_prompts, config.baseline)
+  findings_by_prompts = {}
+  for name, answers in answers_by_prompts.items():
+    prompts_folder = folder / name
+    judge_findings = {}
+    for judge in opened_judges:
+      judge_findings[judge.name] = _judge_findings(config, name, judge, answers, prompts_folder)
+    closed = _closed_domain(answers)
+    rater_findings = {}
+    for rater in raters:
+      ratings = judging.collect_ratings(rater, answers, prompts_folder)
+      rater_findings[rater.name] = findings.of_ratings(ratings, closed, config.seed)
+    findings_by_prompts[name] = {"judges": judge_findings, "raters": rater_findings}
+  figure_rows = figures.figure_rows(findings_by_prompts, config.baseline)
+  figures.write(folder, figure_rows)
+  check = _check_judges(opened_judges, check_records, folder, config.preference.margin)
+  return to_json({"prompts": findings_by_prompts, "check": check, "figures": figure_rows})
+
+
+def _judge_findings(
+  config: EvalSettings,
+  prompts: str,
+  judge: Judge | Labels,
+  answers: Answers,
+  folder: Path,
+) -> dict[str, Any]:
+  """Asks one judge about the answers to one set of prompts."""
+  pairs = _pairs(answers.models, config.baseline, config.preference.pairs)
+  votes = judging.collect_votes(judge, answers, pairs, folder, config.preference.margin)
+  judge_findings = findings.of_votes(votes, answers.models, config.baseline, config.seed)
+  for model, model_rates in judge_findings["against_baseline"].items():
+    model_rates["paper"] = figures.paper_win_rates(prompts, judge.name, model)
+  if isinstance(judge, Labels):
+    return {"kind": "labels", "about": {"source": f"labels:{judge.file}"}, **judge_findings}
+  return {"kind": judge.kind, "about": dict(judge.about), **judge_findings}
+
+
+def _pairs(models: Sequence[str], baseline: str, which: str) -> list[tuple[str, str]]:
+  """Returns the pairs to compare: with the baseline, and under "all" every two others too."""
+  others = [name for name in models if name != baseline]
+  pairs = []
+  if baseline in models:
+    pairs += [(name, baseline) for name in others]
+  if which == "all":
+    pairs += combinations(others, 2)
+  return pairs
+
+
+def _closed_domain(answers: Answers) -> dict[str, bool]:
+  """Returns whether each prompt is closed-domain, for those whose annotations say it."""
+  closed = {}
+  for item in answers.items:
+    annotations = item.data.get("annotations", {})
+    if "closed_domain" in annotations:
+      closed[item.data["prompt"]] = annotations["closed_domain"]
+  return closed
+
+
+def _check_judges(
+  opened_judges: Sequence[Judge | Labels],
+  check_records: Sequence[Comparison],
+  folder: Path,
+  margin: float,
+) -> dict[str, Any]:
+  """Measures judges on rankings by people; nothing is returned where there are none."""
+  if not check_records:
+    return {}
+  check: dict[str, Any] = {}
+  for judge in opened_judges:
+    # Labels cannot be asked about other prompts.
+    if isinstance(judge, Judge):
+      check[judge.name] = agreement.with_people(judge, check_records, folder, margin)
+  check["people"] = agreement.of_people(check_records)
+  return check
+
+
+# --- the tasks for people ---
+
+
+def _write_label_tasks(
+  folder: Path,
+  answers_by_prompts: Mapping[str, Answers],
+  baseline: str,
+) -> None:
+  """Writes tasks.jsonl for `instructjax label`, with the models behind each answer."""
   if jax.process_index() > 0:
     return
-  rows = []
-  for name, said in answers.items():
-    for at, item in enumerate(said.items):
-      texts = {
-        text: said.owners(said.prompt(at), text) for m in said.models if (text := said.text(m, at))
-      }
-      first = [text for text, mine in texts.items() if baseline in mine]
-      rest = [text for text in texts if text not in first]
-      size = records.K[1] - len(first)
-      facts = {
-        key: item.data[key]
-        for key in ("user", "source", "use_case", "annotations")
-        if key in item.data
-      }
-      rows += [
-        {
-          "prompt": said.prompt(at),
-          "completions": chosen,
-          "sources": [", ".join(texts[text]) for text in chosen],
-          "id": f"{name}/{item.id}",
-          **facts,
-        }
-        for start in range(0, len(rest), size)
-        if len(chosen := first + rest[start : start + size]) >= records.K[0]
-      ]
+  tasks = []
+  for name, answers in answers_by_prompts.items():
+    for item in range(len(answers.items)):
+      tasks += _label_tasks(name, answers, item, baseline)
+  lines = [json.dumps(task, ensure_ascii=False) + "\n" for task in tasks]
   folder.mkdir(parents=True, exist_ok=True)
-  writers.replace(
-    folder / "tasks.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-  )
+  writers.replace(folder / "tasks.jsonl", "".join(lines))
 
 
-def plain(value: Any) -> Any:
-  """As JSON has it: estimates are objects, and there is null where there is no number."""
+def _label_tasks(
+  name: str,
+  answers: Answers,
+  item: int,
+  baseline: str,
+) -> list[dict[str, Any]]:
+  """Returns the tasks of one prompt: its different answers, and which models gave them.
+
+  More answers than a labeler can rank at once become several tasks, each with the baseline's.
+  """
+  prompt = answers.prompt(item)
+  data = answers.items[item].data
+  owners = {}
+  for model in answers.models:
+    text = answers.text(model, item)
+    if text:  # a record holds no empty completion
+      owners[text] = answers.owners(prompt, text)
+  baseline_texts = [text for text, models in owners.items() if baseline in models]
+  other_texts = [text for text in owners if text not in baseline_texts]
+  fewest, most = records.K
+  size = most - len(baseline_texts)
+  tasks = []
+  for start in range(0, len(other_texts), size):
+    completions = baseline_texts + other_texts[start : start + size]
+    if len(completions) < fewest:
+      continue  # a single answer cannot be ranked
+    task = {
+      "prompt": prompt,
+      "completions": completions,
+      "sources": [", ".join(owners[text]) for text in completions],
+      "id": f"{name}/{answers.items[item].id}",
+    }
+    for fact in PROMPT_FACTS:
+      if fact in data:
+        task[fact] = data[fact]
+    tasks.append(task)
+  return tasks
+
+
+def to_json(value: Any) -> Any:
+  """Returns a value as JSON holds it: estimates are objects, and NaN is null."""
   if isinstance(value, Estimate):
-    return plain(value._asdict())
+    return to_json(value._asdict())
   if isinstance(value, Mapping):
-    return {name: plain(one) for name, one in value.items()}
+    return {name: to_json(part) for name, part in value.items()}
   if isinstance(value, list | tuple):
-    return [plain(one) for one in value]
-  return None if isinstance(value, float) and value != value else value
+    return [to_json(part) for part in value]
+  if isinstance(value, float) and value != value:
+    return None
+  return value

@@ -1,83 +1,138 @@
-"""How good is a judge?  How far it agrees with people's rankings, beside how far people agree with
-each other.
-"""
+"""How good a judge is: how far it agrees with people, and how far people agree with each other."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from instructjax import intervals
 from instructjax.data.records.records import Comparison
 from instructjax.errors import UserError
-from instructjax.evals.preference import kept
+from instructjax.evals.preference import judgements
 from instructjax.evals.preference.judges import SCORES, Judge
-from instructjax.evals.preference.judging import compared, paired
+from instructjax.evals.preference.judging import Orders, orders_of_verdicts, outcome
 from instructjax.label import agreement
 
 
+class Pair(NamedTuple):
+  """Two outputs for one prompt."""
+
+  prompt: str
+  a: str
+  b: str
+
+
 def with_people(
-  judge: Judge, records: Sequence[Comparison], folder: Path, margin: float
+  judge: Judge,
+  records: Sequence[Comparison],
+  folder: Path,
+  margin: float,
 ) -> dict[str, Any]:
-  """How often a judge orders two outputs as a labeler did, with intervals over prompts.
+  """Returns how often a judge orders two outputs as a labeler did, with intervals over prompts.
 
-  agreement        pairs that neither ties
-  agreement_ties   all pairs: the same answer 1, a tie against a preference 1/2, opposite ones 0 (as label/agreement.py)
-  tied, inconsistent   of the judge's verdicts, and of its pairs in the other order (None where it scores)
+  agreement        of the pairs that neither of them ties
+  agreement_ties   of all pairs: the same answer counts 1, a tie against a preference 1/2 and
+                   opposite preferences 0 (as in label/agreement.py)
+  tied             the share of the judge's verdicts that are ties
+  inconsistent     the share of its pairs whose verdict is another one in the other order; it is no
+                   number where the judge scores
   """
+  # Several labelers may have ranked the same pair; the judge is asked about it once.
   pairs = list(dict.fromkeys(pair for record in records for pair in _pairs(record)))
-  verdict = dict(zip(pairs, _verdicts(judge, pairs, folder, margin), strict=True))
-  sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(8))
+  orders_by_pair = dict(zip(pairs, _judge_pairs(judge, pairs, folder, margin), strict=True))
+  # Two columns for each figure: a sum, and the number that it is divided by.
+  sums_by_prompt: dict[str, np.ndarray] = {}
   for record in records:
-    for pair, (i, j) in zip(_pairs(record), combinations(range(len(record.ranks)), 2), strict=True):
-      orders = verdict[pair]
-      ours, theirs = (
-        np.sign(sum(orders) - 0.5 * len(orders)),
-        np.sign(record.ranks[j] - record.ranks[i]),
-      )
-      strict = ours != 0 and theirs != 0
-      sums[record.prompt] += [
-        strict and ours == theirs,
-        strict,
-        1 - abs(ours - theirs) / 2,
-        1,
-        orders.count(0.5),
-        len(orders),
-        orders[0] != orders[-1],
-        len(orders) - 1,
-      ]
-  rows = np.stack(list(sums.values()))
-  names = ("agreement", "agreement_ties", "tied", "inconsistent")
-  return {name: intervals.share(rows[:, 2 * at : 2 * at + 2]) for at, name in enumerate(names)}
+    sums = sums_by_prompt.setdefault(record.prompt, np.zeros(8))
+    for pair, (rank_a, rank_b) in zip(_pairs(record), combinations(record.ranks, 2), strict=True):
+      sums += _compare(orders_by_pair[pair], rank_a, rank_b)
+  rows = np.stack(list(sums_by_prompt.values()))
+  return {
+    "agreement": intervals.share(rows[:, 0:2]),
+    "agreement_ties": intervals.share(rows[:, 2:4]),
+    "tied": intervals.share(rows[:, 4:6]),
+    "inconsistent": intervals.share(rows[:, 6:8]),
+  }
 
 
-def of_people(records: Sequence[Comparison]) -> dict[str, Any] | None:
-  """The labelers' own agreement; None where no prompt has two of them."""
+def _compare(orders: Orders, rank_a: int, rank_b: int) -> np.ndarray:
+  """Returns what one pair adds to the sums, 8 numbers."""
+  # +1 where `a` is preferred, -1 where `b` is, 0 for a tie; rank 1 is the best.
+  judge_sign = np.sign(sum(orders) - 0.5 * len(orders))
+  labeler_sign = np.sign(rank_b - rank_a)
+  strict = judge_sign != 0 and labeler_sign != 0
+  same_strictly = strict and judge_sign == labeler_sign
+  agreement_with_ties = 1 - abs(judge_sign - labeler_sign) / 2
+  # A judge that scores has one order, which counts neither as consistent nor as inconsistent.
+  changed = orders[0] != orders[-1]
+  other_orders = len(orders) - 1
+  return np.array(
+    [
+      *(same_strictly, strict),
+      *(agreement_with_ties, 1),
+      *(orders.count(0.5), len(orders)),
+      *(changed, other_orders),
+    ],
+    dtype=float,
+  )
+
+
+def of_people(records: Sequence[Comparison]) -> Mapping[str, Any] | None:
+  """Returns the labelers' own agreement; None where no prompt has two of them."""
   try:
-    found = agreement.measure(records)
+    estimates = agreement.measure(records)
   except UserError:
     return None
-  return {name: found[name] for name in ("agreement", "agreement_ties", "tied")}
+  return {name: estimates[name] for name in ("agreement", "agreement_ties", "tied")}
 
 
-def _pairs(record: Comparison) -> list[tuple[str, str, str]]:
-  return [(record.prompt, a.strip(), b.strip()) for a, b in combinations(record.completions, 2)]
+def _pairs(record: Comparison) -> list[Pair]:
+  pairs = []
+  for a, b in combinations(record.completions, 2):
+    pairs.append(Pair(record.prompt, a.strip(), b.strip()))
+  return pairs
 
 
-def _verdicts(
-  judge: Judge, pairs: Sequence[tuple[str, str, str]], folder: Path, margin: float
-) -> list[tuple[float, ...]]:
-  """`Vote.orders` of each pair."""
+def _judge_pairs(
+  judge: Judge,
+  pairs: Sequence[Pair],
+  folder: Path,
+  margin: float,
+) -> list[Orders]:
+  """Returns the outcomes for `a` of each pair (`Vote.orders`)."""
   path = folder / f"check-{judge.name}.jsonl"
-  if judge.kind != SCORES:
-    questions = [one for prompt, a, b in pairs for one in ((prompt, a, b), (prompt, b, a))]
-    return paired(kept.asked(judge, questions, [{}] * len(questions), path))
-  texts = list(dict.fromkeys((prompt, text) for prompt, *two in pairs for text in two))
-  spaced = [(prompt, text if prompt[-1:].isspace() else f" {text}") for prompt, text in texts]
-  scores = dict(zip(texts, kept.asked(judge, spaced, [{}] * len(texts), path), strict=True))
-  return [(compared(scores[prompt, a] - scores[prompt, b], margin),) for prompt, a, b in pairs]
+  if judge.kind == SCORES:
+    return _score_pairs(judge, pairs, path, margin)
+  questions = []
+  for prompt, a, b in pairs:
+    questions += [(prompt, a, b), (prompt, b, a)]
+  no_notes = [{}] * len(questions)
+  return orders_of_verdicts(judgements.ask_all(judge, questions, no_notes, path))
+
+
+def _score_pairs(
+  judge: Judge,
+  pairs: Sequence[Pair],
+  path: Path,
+  margin: float,
+) -> list[Orders]:
+  """Scores each output once, however many pairs it is in."""
+  outputs: dict[tuple[str, str], None] = {}
+  for prompt, a, b in pairs:
+    outputs[prompt, a] = None
+    outputs[prompt, b] = None
+  questions = []
+  for prompt, text in outputs:
+    # Rewards read the whole text, so a space stands where a model would have sampled one.
+    separator = "" if prompt[-1:].isspace() else " "
+    questions.append((prompt, separator + text))
+  no_notes = [{}] * len(questions)
+  scores = dict(zip(outputs, judgements.ask_all(judge, questions, no_notes, path), strict=True))
+  orders: list[Orders] = []
+  for prompt, a, b in pairs:
+    orders.append((outcome(scores[prompt, a] - scores[prompt, b], margin),))
+  return orders

@@ -1,11 +1,12 @@
-"""Bradley and Terry's model of who is preferred to whom, fitted to all judged pairs; ties count
-half for either side.
+"""Bradley and Terry's model of preferences, fitted to all judged pairs; ties count half.
 
-    P(i over j) = sigmoid(s_i - s_j)        (strengths in nats of odds, 0 on average)
+    P(i over j) = sigmoid(s_i - s_j)
 
-Hunter (2004), "MM algorithms for generalized Bradley-Terry models", has the condition under
-which strengths are finite: a model that never lost or never won has none.  Dimensions: M models,
-MM pairs of them, S draws.
+The strengths s are in nats of odds and 0 on average. They are finite only if every model was
+preferred to every other one directly or through a chain of others (Hunter 2004, "MM algorithms
+for generalized Bradley-Terry models"): a model that never lost or never won has none.
+
+Dimensions: N votes, M models, MM ordered pairs of models, S draws.
 """
 
 from __future__ import annotations
@@ -19,137 +20,190 @@ from jaxtyping import Bool, Float
 from instructjax import intervals
 from instructjax.evals.preference import votes
 from instructjax.evals.preference.votes import Draws, Vote
-from instructjax.intervals import NOTHING
+from instructjax.intervals import NOTHING, Estimate
 
-# Of a win: keeps the strengths of draws in which a model won or lost everything from growing
-# without end
+# The weight of a small quadratic penalty, in wins. In some draws a model wins or loses every
+# comparison; the penalty keeps its strength from growing without end.
 RIDGE = 1e-6
+# Newton steps at most; a few are enough unless a strength runs away.
 STEPS = 200
+TOLERANCE = 1e-10  # nats; a longest step below this ends the fit
 Real = float | np.floating | np.ndarray
 
 
 def sigmoid(x: Real) -> np.ndarray:
-  """1 / (1 + exp(-x)), without overflow."""
+  """Returns 1 / (1 + exp(-x)), without overflow."""
   return np.asarray(0.5 * (1 + np.tanh(0.5 * np.asarray(x))))
 
 
 def logit(p: Real) -> np.ndarray:
-  """The inverse of `sigmoid`; infinite at 0 and 1."""
+  """Returns the inverse of `sigmoid`, which is infinite at 0 and 1."""
   with np.errstate(divide="ignore"):
     return np.asarray(np.log(p) - np.log1p(-np.asarray(p)))
 
 
 def fit(wins: Float[np.ndarray, "*S M M"]) -> Float[np.ndarray, "*S M"]:
-  """The likeliest strengths; wins[i, j] counts how often i was preferred to j.
+  """Returns the likeliest strengths; wins[i, j] counts how often i was preferred to j.
 
-  By Newton's method on the concave log-likelihood, no step longer than 1.
+  The log-likelihood is concave. Newton's method maximises it, with no step longer than 1.
   """
-  size = wins.shape[-1]
-  games, strengths, eye = wins + np.swapaxes(wins, -1, -2), np.zeros(wins.shape[:-1]), np.eye(size)
+  games = wins + np.swapaxes(wins, -1, -2)
+  strengths = np.zeros(wins.shape[:-1])
+  identity = np.eye(wins.shape[-1])
   for _ in range(STEPS):
     p = sigmoid(strengths[..., :, None] - strengths[..., None, :])
     gradient = (wins - games * p).sum(-1) - RIDGE * strengths
-    spread = games * p * (1 - p)
-    curvature = eye * spread.sum(-1)[..., None] - spread * (1 - eye) + RIDGE * eye
+    # The negative Hessian: each game adds p (1 - p) to the diagonal entries of its two models and
+    # takes it from the entries between them.
+    variance = games * p * (1 - p)
+    curvature = identity * variance.sum(-1)[..., None]
+    curvature = curvature - variance * (1 - identity)
+    curvature = curvature + RIDGE * identity
     step = np.linalg.solve(curvature, gradient[..., None])[..., 0]
     longest = np.abs(step).max(axis=-1, keepdims=True)
     strengths = strengths + step / np.maximum(longest, 1.0)
-    if longest.max() < 1e-10:
+    if longest.max() < TOLERANCE:
       break
   return strengths - strengths.mean(axis=-1, keepdims=True)
 
 
-def connected(wins: Float[np.ndarray, "M M"]) -> bool:
-  """Whether every model beats every other one directly or through others: only then are all
-  strengths finite.
-  """
+def is_connected(wins: Float[np.ndarray, "M M"]) -> bool:
+  """Returns whether every model beats every other one, directly or through a chain of others."""
   reached: Bool[np.ndarray, "M M"] = (wins > 0) | np.eye(len(wins), dtype=bool)
+  # Each product doubles the length of the chains that are followed.
   for _ in range(len(wins).bit_length()):
-    reached = (reached.astype(int) @ reached.astype(int)) > 0
+    steps = reached.astype(int)
+    reached = (steps @ steps) > 0
   return bool(reached.all())
 
 
-def counts(models: Sequence[str], judged: Sequence[Vote]) -> Float[np.ndarray, "N MM"]:
-  """The wins of each vote as a row."""
-  place = {name: at for at, name in enumerate(models)}
-  found = np.zeros((len(judged), len(models), len(models)))
-  for row, vote in zip(found, judged, strict=True):
-    row[place[vote.a], place[vote.b]] = vote.won
-    row[place[vote.b], place[vote.a]] = 1 - vote.won
-  return found.reshape(len(judged), -1)
+def win_rows(models: Sequence[str], judged: Sequence[Vote]) -> Float[np.ndarray, "N MM"]:
+  """Returns the wins of each vote as a flat matrix of models."""
+  index = {name: i for i, name in enumerate(models)}
+  wins = np.zeros((len(judged), len(models), len(models)))
+  for matrix, vote in zip(wins, judged, strict=True):
+    matrix[index[vote.a], index[vote.b]] = vote.won
+    matrix[index[vote.b], index[vote.a]] = 1 - vote.won
+  return wins.reshape(len(judged), -1)
 
 
-def fitted(
-  models: Sequence[str], judged: Sequence[Vote], draws: Draws, against: str
+def strengths_and_rates(
+  models: Sequence[str],
+  judged: Sequence[Vote],
+  draws: Draws,
+  baseline: str,
 ) -> dict[str, Any]:
-  """Strengths, and the implied rate of each model against one of them, with intervals; empty where
-  they are not finite.
+  """Returns the strengths, and the rate that they imply against the baseline, with intervals.
 
-  {"why": "" or why there are none, "n": votes, "strength": {model: estimate}, "rate": {model:
-  estimate}, "by": what was drawn}
+  The fields are:
+    why        "", or why no finite strengths exist; the estimates are then left out
+    n          the number of votes
+    strength   {model: estimate}
+    rate       {model: estimate}; without the baseline, against the first model
+    by         the names of what the intervals are over
   """
-  size, rows, both = len(models), counts(models, judged), draws.labelers is not None
+  size = len(models)
+  rows = win_rows(models, judged)
   total = rows.sum(axis=0).reshape(size, size)
-  if not connected(total):
-    lone = [name for at, name in enumerate(models) if not total[at].any() or not total[:, at].any()]
-    why = f"{', '.join(lone) or 'one group of models'} won or lost every comparison: no finite strength fits"
+  if not is_connected(total):
+    why = _why_infinite(models, total)
     return {"why": why, "n": len(judged), "strength": {}, "rate": {}, "by": ""}
+  both = draws.labelers is not None
+  drawn_wins = votes.sums(draws, judged, rows, both=both).reshape(-1, size, size)
   strengths = fit(total)
-  drawn = fit(votes.sums(draws, judged, rows, both=both).reshape(-1, size, size))
-  base = list(models).index(against) if against in models else 0
-  estimate = lambda point, each: intervals.with_ends(float(point), each, len(judged))
-  rate = lambda s, at: sigmoid(s[..., at] - s[..., base])
+  drawn_strengths = fit(drawn_wins)
+  base = list(models).index(baseline) if baseline in models else 0
+
+  def estimate(point: Real, drawn_points: np.ndarray) -> Estimate:
+    return intervals.with_ends(float(point), drawn_points, len(judged))
+
+  strength_estimates: dict[str, Estimate] = {}
+  rate_estimates: dict[str, Estimate] = {}
+  for i, name in enumerate(models):
+    strength_estimates[name] = estimate(strengths[i], drawn_strengths[:, i])
+    if i != base:
+      rate = sigmoid(strengths[i] - strengths[base])
+      drawn_rates = sigmoid(drawn_strengths[:, i] - drawn_strengths[:, base])
+      rate_estimates[name] = estimate(rate, drawn_rates)
   return {
     "why": "",
     "n": len(judged),
     "by": "prompt, labeler" if both else "prompt",
-    "strength": {name: estimate(strengths[i], drawn[:, i]) for i, name in enumerate(models)},
-    "rate": {
-      name: estimate(rate(strengths, i), rate(drawn, i))
-      for i, name in enumerate(models)
-      if i != base
-    },
+    "strength": strength_estimates,
+    "rate": rate_estimates,
   }
 
 
+def _why_infinite(models: Sequence[str], total: Float[np.ndarray, "M M"]) -> str:
+  """Names the models that won or lost everything; a whole group may have done so together."""
+  extremes = []
+  for i, name in enumerate(models):
+    never_won = not total[i].any()
+    never_lost = not total[:, i].any()
+    if never_won or never_lost:
+      extremes.append(name)
+  subject = ", ".join(extremes) or "one group of models"
+  return f"{subject} won or lost every comparison: no finite strength fits"
+
+
 def consistency(
-  a: str, b: str, baseline: str, judged: Sequence[Vote], draws: Draws
+  a: str,
+  b: str,
+  baseline: str,
+  judged: Sequence[Vote],
+  draws: Draws,
 ) -> dict[str, Any] | None:
-  """Does a's direct rate against b agree with what their rates against the baseline imply?  None
-  where either is not judged.
+  """Compares the direct rate of a against b with the one that their rates against a baseline imply.
 
     implied = sigmoid(logit(rate of a) - logit(rate of b))
 
-  {"direct", "implied", "difference": estimates, "z": the difference over its standard error,
-  "agree": 0 lies in its interval}
+  Returns None where one of the three pairs was not judged, and otherwise:
+    direct, implied, difference   estimates
+    z                             the difference over its standard error
+    agree                         whether 0 lies in the interval of the difference; None where the
+                                  implied rate is no number
   """
-  groups = [votes.of(judged, *pair) for pair in ((a, b), (a, baseline), (b, baseline))]
-  if not all(groups):
+  direct_votes = votes.between(judged, a, b)
+  a_votes = votes.between(judged, a, baseline)
+  b_votes = votes.between(judged, b, baseline)
+  if not (direct_votes and a_votes and b_votes):
     return None
-  points, drawn = [], []
-  for group in groups:
-    parts = np.array([[vote.won, 1.0] for vote in group])
-    totals = votes.sums(draws, group, parts, both=draws.labelers is not None)
-    points.append(parts[:, 0].sum() / len(group))
-    with np.errstate(invalid="ignore", divide="ignore"):
-      drawn.append(totals[:, 0] / totals[:, 1])
+  direct, drawn_direct = _rate(direct_votes, draws)
+  a_rate, drawn_a = _rate(a_votes, draws)
+  b_rate, drawn_b = _rate(b_votes, draws)
+  # Two models that both won everything have infinite logits, whose difference is no number.
   with np.errstate(invalid="ignore"):
-    implied = [sigmoid(logit(two[1]) - logit(two[2])) for two in (points, drawn)]
-  apart = [two[0] - one for two, one in zip((points, drawn), implied, strict=True)]
-  if not np.isfinite(implied[0]):
+    implied = sigmoid(logit(a_rate) - logit(b_rate))
+    drawn_implied = sigmoid(logit(drawn_a) - logit(drawn_b))
+  direct_estimate = intervals.with_ends(direct, drawn_direct, len(direct_votes))
+  if not np.isfinite(implied):
     return {
-      "direct": votes.share(draws, groups[0], [v.won for v in groups[0]]),
+      "direct": direct_estimate,
       "implied": NOTHING,
       "difference": NOTHING,
       "z": float("nan"),
       "agree": None,
     }
-  spread = float(np.nanstd(apart[1]))
-  difference = intervals.with_ends(float(apart[0]), apart[1], len(groups[0]))
+  drawn_difference = drawn_direct - drawn_implied
+  difference = intervals.with_ends(
+    float(direct - implied),
+    drawn_difference,
+    len(direct_votes),
+  )
+  standard_error = float(np.nanstd(drawn_difference))
   return {
-    "direct": intervals.with_ends(float(points[0]), drawn[0], len(groups[0])),
-    "implied": intervals.with_ends(float(implied[0]), implied[1], len(groups[1]) + len(groups[2])),
+    "direct": direct_estimate,
+    "implied": intervals.with_ends(float(implied), drawn_implied, len(a_votes) + len(b_votes)),
     "difference": difference,
-    "z": difference.value / spread if spread else float("nan"),
+    "z": difference.value / standard_error if standard_error else float("nan"),
     "agree": difference.low <= 0 <= difference.high,
   }
+
+
+def _rate(group: Sequence[Vote], draws: Draws) -> tuple[float, Float[np.ndarray, " S"]]:
+  """Returns the mean outcome of some votes, and its draws (NaN where none of them was drawn)."""
+  parts = np.array([[vote.won, 1.0] for vote in group])
+  totals = votes.sums(draws, group, parts, both=draws.labelers is not None)
+  with np.errstate(invalid="ignore", divide="ignore"):
+    drawn_rates = totals[:, 0] / totals[:, 1]
+  return float(parts[:, 0].sum() / len(group)), drawn_rates

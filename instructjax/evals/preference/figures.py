@@ -1,4 +1,8 @@
-"""The data behind the paper's Figures 1, 3, 4 and 5: rows for results.json, and a CSV file each."""
+"""The data behind the paper's Figures 1, 3, 4 and 5: rows for results.json, and CSV files.
+
+Everything that stands beside our numbers as "paper" comes from `evals.paper`, under the names of
+the methods there.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,15 @@ from typing import Any
 import jax
 
 from instructjax.evals import paper
-from instructjax.evals.preference.rates import chosen
+from instructjax.evals.preference.rates import main_estimate
 from instructjax.runs import writers
 
 Row = dict[str, Any]
-MODELS = {  # ours -> the paper's
+# (parameters, value): a curve of the paper over its model sizes.
+Curve = list[tuple[float, float]]
+
+# The name of a method in --models -> its name in the paper's tables.
+METHODS = {
   "base": "GPT",
   "gpt": "GPT",
   "prompted": "GPT_prompted",
@@ -27,14 +35,17 @@ MODELS = {  # ours -> the paper's
   "flan": "FLAN",
   "t0": "T0",
 }
-POOLED = {  # of Figure 4: our measure -> the paper's name
+# Our measure -> its name in Figure 4, where the paper pools all sizes.
+POOLED = {
   "attempts_instruction": "attempts_correct",
   "satisfies_constraint": "explicit_constraints",
   "hallucination": "hallucinations",
   "appropriate": "appropriate",
 }
+# Hallucination by size, as (task, metric, prompt) of the paper's tables.
 FIGURE_30 = ("Fig. 30", "hallucination", "-")
-HEADLINES = {  # printed in the text of section 4.1, PPO-ptx at 175B against each
+# The direct comparisons of section 4.1: PPO-ptx at 175B against each of these methods.
+HEADLINES = {
   "GPT": "ptx175_vs_gpt",
   "GPT_prompted": "ptx175_vs_gpt_prompted",
   "FLAN": "ptx175_vs_flan",
@@ -42,131 +53,192 @@ HEADLINES = {  # printed in the text of section 4.1, PPO-ptx at 175B against eac
 }
 
 
-def of(model: str) -> str:
-  """The paper's name of the method that a model of ours is named after, or ""."""
-  return MODELS.get(paper.split(model)[0], "")
+# --- the paper's numbers ---
 
 
-def headline(model: str, against: str) -> list[float] | None:
-  """The paper's [rate, half-width] of a direct comparison at 175B, or None."""
-  largest = all("175B" in paper.sizes(one) for one in (model, against))
-  name = HEADLINES.get(of(against), "") if of(model) == "PPO_ptx" and largest else ""
-  return paper.tables()["headline"][name] if name else None
+def paper_name(model: str) -> str:
+  """Returns the paper's name of the method that a model of ours is named after, or ""."""
+  method, _ = paper.split(model)
+  return METHODS.get(method, "")
 
 
-def condition(prompts: str, judge: str) -> str:
-  """The part of Figure 3 that the names of the prompts ("gpt") and of the judge ("heldout") stand
-  for.
+def _is_largest(model: str) -> bool:
+  return "175B" in paper.sizes(model)
+
+
+def headline(model: str, opponent: str) -> list[float] | None:
+  """Returns the paper's [rate, half-width] of a direct comparison at 175B, or None."""
+  comparison = HEADLINES.get(paper_name(opponent))
+  if comparison is None or paper_name(model) != "PPO_ptx":
+    return None
+  if not (_is_largest(model) and _is_largest(opponent)):
+    return None
+  return paper.tables()["headline"][comparison]
+
+
+def panel(prompts: str, judge: str) -> str:
+  """Returns the panel of Figure 3 that the names of the prompts and of the judge stand for.
+
+  Prompts called "gpt" are those that were submitted to GPT-3 models, and a judge called "heldout"
+  is the held-out labelers. Every other name stands for the prompts that were submitted to
+  InstructGPT models, or for the training labelers.
   """
-  return f"{'heldout' if judge.lower() == 'heldout' else 'training'}, {'gpt' if prompts.lower() == 'gpt' else 'instruct'}"
+  labelers = "heldout" if judge.lower() == "heldout" else "training"
+  distribution = "gpt" if prompts.lower() == "gpt" else "instruct"
+  return f"{labelers}, {distribution}"
 
 
-def rates(prompts: str, judge: str, model: str) -> list[float] | None:
-  """The paper's win rates of Figure 3, for the sizes that stand beside a model."""
-  return paper.of_sizes(
-    model, paper.tables()["fig3_winrate_vs_sft175"][condition(prompts, judge)].get(of(model))
-  )
+def paper_win_rates(prompts: str, judge: str, model: str) -> list[float] | None:
+  """Returns the paper's win rates of Figure 3, for the sizes that stand beside a model."""
+  rates_by_method = paper.tables()["fig3_winrate_vs_sft175"][panel(prompts, judge)]
+  return paper.of_sizes(model, rates_by_method.get(paper_name(model)))
 
 
-def curves(prompts: str, judge: str, models: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
-  """{method: the paper's (parameters, win rate)} of the methods of these models."""
-  each = {
-    method: rates(prompts, judge, method) for method in (paper.split(model)[0] for model in models)
-  }
-  return {method: paper.curve(found) for method, found in each.items() if found}
+def _methods(models: Sequence[str]) -> list[str]:
+  """Returns the methods of models, which have the form METHOD or METHOD@SIZE, each once."""
+  return list(dict.fromkeys(paper.split(model)[0] for model in models))
 
 
-def rated(measure: str, models: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
-  """{method: the paper's (parameters, value)} where it prints a measure by size: overall quality at
-  175B, Figure 30.
+def win_rate_curves(prompts: str, judge: str, models: Sequence[str]) -> dict[str, Curve]:
+  """Returns {method: the paper's win rates over sizes} for the methods of these models."""
+  curves = {}
+  for method in _methods(models):
+    rates = paper_win_rates(prompts, judge, method)
+    if rates:
+      curves[method] = paper.curve(rates)
+  return curves
+
+
+def rating_curves(measure: str, models: Sequence[str]) -> dict[str, Curve]:
+  """Returns {method: the paper's values over sizes} where it prints a measure by size.
+
+  These are the overall quality, which has a single point at 175B (Figure 5), and hallucination
+  (Figure 30).
   """
-  methods = dict.fromkeys(paper.split(model)[0] for model in models)
+  curves: dict[str, Curve] = {}
+  for method in _methods(models):
+    if measure == "overall":
+      value = _rating_beside(measure, method)
+      if value:
+        curves[method] = [(paper.PARAMETERS[-1], value[0])]
+    elif measure == "hallucination":
+      values = paper.beside(method, FIGURE_30)
+      if values:
+        curves[method] = paper.curve(values)
+  return curves
+
+
+def _rating_beside(measure: str, model: str) -> list[float] | None:
+  """Returns the paper's number that stands beside a rating of a model, as a list of one."""
+  tables = paper.tables()
+  method = paper_name(model)
+  _, size = paper.split(model)
   if measure == "overall":
-    largest = {method: _pooled(measure, method) for method in methods}
-    return {
-      method: [(paper.PARAMETERS[-1], found[0])] for method, found in largest.items() if found
-    }
-  each = (
-    {method: paper.beside(method, FIGURE_30) for method in methods}
-    if measure == "hallucination"
-    else {}
-  )
-  return {method: paper.curve(found) for method, found in each.items() if found}
-
-
-def rows(found: Mapping[str, Any], baseline: str) -> dict[str, list[Row]]:
-  """{"1": ..., "3": ..., "4": ..., "5": ...} of what the suite found, in its order; see the package
-  for the fields.
-  """
-  figures: dict[str, list[Row]] = {name: [] for name in ("1", "3", "4", "5")}
-  for prompts, part in found.items():
-    for judge, one in part["judges"].items():
-      each = {
-        model: chosen(row["rate"])._asdict() for model, row in one["against_baseline"].items()
-      }
-      each[baseline] = {"value": 0.5, "low": 0.5, "high": 0.5, "n": 0}
-      here = [
-        {
-          "prompts": prompts,
-          "judge": judge,
-          "model": model,
-          "against": baseline,
-          **e,
-          "paper": rates(prompts, judge, model),
-        }
-        for model, e in each.items()
-      ]
-      figures["3"] += here if one["against_baseline"] else []
-    for rater, one in part["raters"].items():
-      for measure, models in one["measures"].items():
-        name = "5" if measure == "overall" else "4"
-        if name == "5" or measure in POOLED:
-          figures[name] += [
-            {
-              "prompts": prompts,
-              "judge": rater,
-              "model": model,
-              "measure": measure,
-              **chosen(e)._asdict(),
-              "paper": _pooled(measure, model),
-            }
-            for model, e in models.items()
-          ]
-  first = figures["3"][:1]
-  figures["1"] = [
-    row
-    for row in figures["3"]
-    if (row["prompts"], row["judge"]) == (first[0]["prompts"], first[0]["judge"])
-  ]
-  return figures
-
-
-def _pooled(measure: str, model: str) -> list[float] | None:
-  """[the paper's number], of Figure 5 at 175B or of Figure 4, pooled over sizes but for
-  hallucination by size (Figure 30).
-  """
-  tables, size = paper.tables(), paper.split(model)[1]
-  if measure == "overall":
-    value = tables["fig5_likert_175B"].get(of(model)) if "175B" in paper.sizes(model) else None
+    value = tables["fig5_likert_175B"].get(method) if _is_largest(model) else None
   elif size:
+    # Figure 4 pools all sizes; hallucination alone is printed by size too.
     return paper.beside(model, FIGURE_30) if measure == "hallucination" else None
   else:
     pooled = tables["fig4_pooled"]
-    value = dict(zip(pooled["order"], pooled[POOLED[measure]], strict=True)).get(of(model))
+    values = dict(zip(pooled["order"], pooled[POOLED[measure]], strict=True))
+    value = values.get(method)
   return None if value is None else [value]
 
 
+# --- our rows ---
+
+
+def figure_rows(findings: Mapping[str, Any], baseline: str) -> dict[str, list[Row]]:
+  """Returns {"1": rows, "3": ..., "4": ..., "5": ...} of the findings, in their order.
+
+  The package docstring lists the fields.
+  """
+  figures: dict[str, list[Row]] = {"1": [], "3": [], "4": [], "5": []}
+  for prompts, part in findings.items():
+    for judge, judge_findings in part["judges"].items():
+      figures["3"] += _win_rate_rows(prompts, judge, judge_findings, baseline)
+    for rater, rater_findings in part["raters"].items():
+      for measure, shares_by_model in rater_findings["measures"].items():
+        rating_rows = _rating_rows(prompts, rater, measure, shares_by_model)
+        if measure == "overall":
+          figures["5"] += rating_rows
+        elif measure in POOLED:
+          figures["4"] += rating_rows
+  # Figure 1 is the first panel of Figure 3.
+  for row in figures["3"]:
+    first = figures["3"][0]
+    if (row["prompts"], row["judge"]) == (first["prompts"], first["judge"]):
+      figures["1"].append(row)
+  return figures
+
+
+def _win_rate_rows(
+  prompts: str,
+  judge: str,
+  judge_findings: Mapping[str, Any],
+  baseline: str,
+) -> list[Row]:
+  """Returns a row for each model that was compared with the baseline, and one for the latter."""
+  against_baseline = judge_findings["against_baseline"]
+  if not against_baseline:
+    return []
+  estimates = {}
+  for model, rates in against_baseline.items():
+    estimates[model] = main_estimate(rates["rate"])._asdict()
+  # By definition; a curve over sizes needs this point.
+  estimates[baseline] = {"value": 0.5, "low": 0.5, "high": 0.5, "n": 0}
+  rows = []
+  for model, estimate in estimates.items():
+    row = {
+      "prompts": prompts,
+      "judge": judge,
+      "model": model,
+      "against": baseline,
+      **estimate,
+      "paper": paper_win_rates(prompts, judge, model),
+    }
+    rows.append(row)
+  return rows
+
+
+def _rating_rows(
+  prompts: str,
+  rater: str,
+  measure: str,
+  shares_by_model: Mapping[str, Any],
+) -> list[Row]:
+  """Returns a row for each model, of a measure that the paper plots; of another one none."""
+  if measure != "overall" and measure not in POOLED:
+    return []
+  rows = []
+  for model, shares in shares_by_model.items():
+    row = {
+      "prompts": prompts,
+      "judge": rater,
+      "model": model,
+      "measure": measure,
+      **main_estimate(shares)._asdict(),
+      "paper": _rating_beside(measure, model),
+    }
+    rows.append(row)
+  return rows
+
+
 def write(folder: Path, figures: Mapping[str, Sequence[Row]]) -> None:
-  """figure1.csv ...: a line for each bar; the paper's numbers are those of 1.3B, 6B and 175B where
-  there are three.
+  """Writes figure1.csv and the others, with a line for each bar.
+
+  Several numbers of the paper are those of 1.3B, 6B and 175B, with spaces between them.
   """
   if jax.process_index() > 0:
     return
   folder.mkdir(parents=True, exist_ok=True)
-  for name, lines in figures.items():
-    out = io.StringIO()
-    if lines:
-      table = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
-      table.writeheader()
-      table.writerows(line | {"paper": " ".join(map(str, line["paper"] or []))} for line in lines)
-      writers.replace(folder / f"figure{name}.csv", out.getvalue())
+  for name, rows in figures.items():
+    if not rows:
+      continue
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    for row in rows:
+      paper_numbers = " ".join(map(str, row["paper"] or []))
+      table.writerow({**row, "paper": paper_numbers})
+    writers.replace(folder / f"figure{name}.csv", text.getvalue())

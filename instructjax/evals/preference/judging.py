@@ -1,104 +1,155 @@
-"""Judges' answers into votes, and raters' into ratings."""
+"""How the answers of judges become votes, and those of raters ratings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from instructjax.evals.preference import kept, people
-from instructjax.evals.preference.heard import Answers, ratio
+from instructjax.evals.preference import judgements, people
+from instructjax.evals.preference.answers import Answers, log_length_ratio
 from instructjax.evals.preference.judges import SCORES, Judge
-from instructjax.evals.preference.people import Labels, Rated
+from instructjax.evals.preference.people import Labels, RatedAnswer
 from instructjax.evals.preference.votes import Vote
 
 Pair = tuple[str, str]
+# The outcomes for the first model of a pair (`Vote.orders`).
+Orders = tuple[float, ...]
 
 
-def votes(
-  judge: Judge | Labels, answers: Answers, pairs: Sequence[Pair], folder: Path, margin: float
-) -> list[Vote]:
-  """The votes on the pairs of models; two answers that are the same tie, and nobody is asked."""
-  if isinstance(judge, Labels):
-    return people.votes(judge, answers)
-  places = [(at, a, b) for at in range(len(answers.items)) for a, b in pairs]
-  differ = [
-    place
-    for place in places
-    if answers.text(place[1], place[0]) != answers.text(place[2], place[0])
-  ]
-  if judge.kind == SCORES:
-    found = _by_scores(judge, answers, differ, folder, margin)
-  else:
-    found = _in_both_orders(judge, answers, differ, folder)
-  orders = dict(zip(differ, found, strict=True))
-  return [
-    Vote(
-      answers.prompt(at),
-      a,
-      b,
-      orders.get((at, a, b), (0.5,)),
-      ratio(answers.text(a, at), answers.text(b, at)),
-      judge.name,
-      answers.items[at].slices,
-    )
-    for at, a, b in places
-  ]
+class Comparison(NamedTuple):
+  """The answers of two models to one item."""
+
+  item: int
+  a: str
+  b: str
 
 
-def _by_scores(
-  judge: Judge,
+def collect_votes(
+  judge: Judge | Labels,
   answers: Answers,
-  places: Sequence[tuple[int, str, str]],
+  pairs: Sequence[Pair],
   folder: Path,
   margin: float,
-) -> list[tuple[float, ...]]:
-  each = list(dict.fromkeys((at, model) for at, *two in places for model in two))
-  questions = [(answers.prompt(at), answers.raw(model, at)) for at, model in each]
-  notes = [{"id": answers.items[at].id, "model": model} for at, model in each]
-  scores = dict(
-    zip(
-      each, kept.asked(judge, questions, notes, folder / f"scores-{judge.name}.jsonl"), strict=True
-    )
-  )
-  return [(compared(scores[at, a] - scores[at, b], margin),) for at, a, b in places]
+) -> list[Vote]:
+  """Returns the votes on pairs of models.
 
-
-def compared(difference: float, margin: float = 0.0) -> float:
-  """1 where the first is higher by more than the margin, 0 where the second is, .5 for a tie."""
-  return 1.0 if difference > margin else 0.0 if difference < -margin else 0.5
-
-
-def _in_both_orders(
-  judge: Judge, answers: Answers, places: Sequence[tuple[int, str, str]], folder: Path
-) -> list[tuple[float, ...]]:
-  shown = [(at, *two) for at, a, b in places for two in ((a, b), (b, a))]
-  questions = [
-    (answers.prompt(at), answers.text(first, at), answers.text(second, at))
-    for at, first, second in shown
-  ]
-  notes = [
-    {"id": answers.items[at].id, "first": first, "second": second} for at, first, second in shown
-  ]
-  return paired(kept.asked(judge, questions, notes, folder / f"judgements-{judge.name}.jsonl"))
-
-
-def paired(found: Sequence[dict[str, float]]) -> list[tuple[float, ...]]:
-  """What the first of two texts got, out of the answers to (one, other), (other, one), (one, other)
-  ...: `Vote.orders`.
+  Two answers that are the same tie, and no judge is asked about them. People vote on the pairs
+  that they were shown, whatever `pairs` says.
   """
-  verdicts = [compared(answer["p"] - 0.5) for answer in found]
-  return [(first, 1 - second) for first, second in zip(verdicts[::2], verdicts[1::2], strict=True)]
+  if isinstance(judge, Labels):
+    return people.votes(judge, answers)
+  comparisons = []
+  for item in range(len(answers.items)):
+    comparisons += [Comparison(item, a, b) for a, b in pairs]
+  undecided = [each for each in comparisons if _differ(answers, each)]
+  if judge.kind == SCORES:
+    decided = _orders_by_scores(judge, answers, undecided, folder, margin)
+  else:
+    decided = _orders_by_verdicts(judge, answers, undecided, folder)
+  orders = dict(zip(undecided, decided, strict=True))
+  votes = []
+  for comparison in comparisons:
+    item, a, b = comparison
+    vote = Vote(
+      prompt=answers.prompt(item),
+      a=a,
+      b=b,
+      orders=orders.get(comparison, (0.5,)),
+      ratio=log_length_ratio(answers.text(a, item), answers.text(b, item)),
+      labeler=judge.name,
+      slices=answers.items[item].slices,
+    )
+    votes.append(vote)
+  return votes
 
 
-def ratings(rater: Judge | Labels, answers: Answers, folder: Path) -> list[Rated]:
-  """Table 3's metadata of every answer of every model."""
+def _differ(answers: Answers, comparison: Comparison) -> bool:
+  item, a, b = comparison
+  return answers.text(a, item) != answers.text(b, item)
+
+
+def _orders_by_scores(
+  judge: Judge,
+  answers: Answers,
+  comparisons: Sequence[Comparison],
+  folder: Path,
+  margin: float,
+) -> list[Orders]:
+  """Scores each answer once, however many comparisons it is in."""
+  scored: dict[tuple[int, str], None] = {}
+  for item, a, b in comparisons:
+    scored[item, a] = None
+    scored[item, b] = None
+  questions = []
+  notes: list[Mapping[str, str]] = []
+  for item, model in scored:
+    questions.append((answers.prompt(item), answers.sampled_text(model, item)))
+    notes.append({"id": answers.items[item].id, "model": model})
+  path = folder / f"scores-{judge.name}.jsonl"
+  scores = dict(zip(scored, judgements.ask_all(judge, questions, notes, path), strict=True))
+  orders: list[Orders] = []
+  for item, a, b in comparisons:
+    difference = scores[item, a] - scores[item, b]
+    orders.append((outcome(difference, margin),))
+  return orders
+
+
+def outcome(difference: float, margin: float = 0.0) -> float:
+  """Returns 1 where the first is better by more than the margin, 0 where the second is, else .5."""
+  if difference > margin:
+    return 1.0
+  if difference < -margin:
+    return 0.0
+  return 0.5
+
+
+def _orders_by_verdicts(
+  judge: Judge,
+  answers: Answers,
+  comparisons: Sequence[Comparison],
+  folder: Path,
+) -> list[Orders]:
+  """Asks about each pair twice, because a judge may prefer whichever answer comes first."""
+  questions = []
+  notes: list[Mapping[str, str]] = []
+  for item, a, b in comparisons:
+    for first, second in ((a, b), (b, a)):
+      question = (answers.prompt(item), answers.text(first, item), answers.text(second, item))
+      questions.append(question)
+      notes.append({"id": answers.items[item].id, "first": first, "second": second})
+  path = folder / f"judgements-{judge.name}.jsonl"
+  return orders_of_verdicts(judgements.ask_all(judge, questions, notes, path))
+
+
+def orders_of_verdicts(verdicts: Sequence[Mapping[str, float]]) -> list[Orders]:
+  """Returns the outcomes for the first of two texts.
+
+  The verdicts are {"p": P(the one shown first is better)}; each pair of texts has two of them in
+  sequence, the second one for the texts in the other order.
+  """
+  outcomes = [outcome(verdict["p"] - 0.5) for verdict in verdicts]
+  orders: list[Orders] = []
+  for shown_first, shown_second in zip(outcomes[::2], outcomes[1::2], strict=True):
+    orders.append((shown_first, 1 - shown_second))
+  return orders
+
+
+def collect_ratings(rater: Judge | Labels, answers: Answers, folder: Path) -> list[RatedAnswer]:
+  """Returns the metadata of Table 3 for every answer of every model."""
   if isinstance(rater, Labels):
     return people.ratings(rater, answers)
-  places = [(at, model) for at in range(len(answers.items)) for model in answers.models]
-  questions = [(answers.prompt(at), answers.text(model, at)) for at, model in places]
-  notes = [{"id": answers.items[at].id, "model": model} for at, model in places]
-  found = kept.asked(rater, questions, notes, folder / f"ratings-{rater.name}.jsonl")
-  return [
-    Rated(answers.prompt(at), model, rater.name, rating)
-    for (at, model), rating in zip(places, found, strict=True)
-  ]
+  places = []
+  questions = []
+  notes: list[Mapping[str, str]] = []
+  for item in range(len(answers.items)):
+    for model in answers.models:
+      places.append((item, model))
+      questions.append((answers.prompt(item), answers.text(model, item)))
+      notes.append({"id": answers.items[item].id, "model": model})
+  path = folder / f"ratings-{rater.name}.jsonl"
+  ratings = judgements.ask_all(rater, questions, notes, path)
+  rated = []
+  for (item, model), rating in zip(places, ratings, strict=True):
+    rated.append(RatedAnswer(answers.prompt(item), model, rater.name, rating))
+  return rated

@@ -1,6 +1,4 @@
-"""The preference part of report.html: the paper's Figures 1, 3, 4 and 5 in form, and the tables
-behind them.
-"""
+"""The preference part of report.html: the paper's Figures 1, 3, 4 and 5, and their tables."""
 
 from __future__ import annotations
 
@@ -10,94 +8,165 @@ from html import escape
 from typing import Any
 
 from instructjax.evals.page import estimate, legend, lines
-from instructjax.evals.preference import figures as data
+from instructjax.evals.preference import figures
 from instructjax.evals.tasks import Look
 from instructjax.intervals import Estimate
 from instructjax.runs.report import page as html
 from instructjax.runs.report.curves import curves
 from instructjax.runs.report.figures import Row, forest
 
+Looks = Mapping[str, Look]
+# A row of a figure, or an estimate, as results.json holds them.
+Entry = Mapping[str, Any]
+DASH = "–"  # where there is no number
+
+# The titles of Figure 4's panels.
 MEASURES = {
   "attempts_instruction": "Attempts the correct instruction",
   "satisfies_constraint": "Follows explicit constraints",
   "hallucination": "Hallucinates",
   "appropriate": "Appropriate for a customer assistant",
 }
-Looks = Mapping[str, Look]
+MIDDLE = 4.0  # of the scale from 1 to 7
 
 
-def draw(found: Mapping[str, Any], look: Looks) -> str:
-  """HTML of what the suite said of all models together."""
-  rates = _grouped(found["figures"]["3"], ("prompts", "judge"))
-  figures = [_rates(prompts, judge, rows, look) for (prompts, judge), rows in rates.items()]
-  figures += [
-    _shares(MEASURES[measure], f"{rater}, {prompts}", rows, look)
-    for (measure, prompts, rater), rows in _grouped(
-      found["figures"]["4"], ("measure", "prompts", "judge")
-    ).items()
-  ]
-  tables = [
-    _judge(prompts, judge, one)
-    for prompts, part in found["prompts"].items()
-    for judge, one in part["judges"].items()
-    if one["against_baseline"] or one["head_to_head"]
-  ]
-  five = _grouped(found["figures"]["5"], ("prompts", "judge"))
-  figures += [_likert(prompts, rater, rows, look) for (prompts, rater), rows in five.items()]
-  return html.grid(figures) + "".join([*tables, _check(found["check"])])
+def draw(results: Mapping[str, Any], looks: Looks) -> str:
+  """Returns the HTML of the findings about all models together."""
+  panels = []
+  win_rates = _grouped(results["figures"]["3"], ("prompts", "judge"))
+  for (prompts, judge), rows in win_rates.items():
+    panels.append(_win_rate_panel(prompts, judge, rows, looks))
+  shares = _grouped(results["figures"]["4"], ("measure", "prompts", "judge"))
+  for (measure, prompts, rater), rows in shares.items():
+    title = f"{MEASURES[measure]}: {rater}, {prompts}"
+    panels.append(_share_panel(title, rows, looks))
+  qualities = _grouped(results["figures"]["5"], ("prompts", "judge"))
+  for (prompts, rater), rows in qualities.items():
+    panels.append(_quality_panel(prompts, rater, rows, looks))
+  sections = []
+  for prompts, part in results["prompts"].items():
+    for judge, findings in part["judges"].items():
+      if findings["against_baseline"] or findings["head_to_head"]:
+        sections.append(_judge_section(prompts, judge, findings))
+  sections.append(_check_section(results["check"]))
+  return html.grid(panels) + "".join(sections)
 
 
-def _grouped(
-  rows: Sequence[Mapping[str, Any]], names: Sequence[str]
-) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
-  found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+def _grouped(rows: Sequence[Entry], names: Sequence[str]) -> dict[tuple[str, ...], list[Entry]]:
+  """Returns rows by the values of some of their fields."""
+  groups: dict[tuple[str, ...], list[Entry]] = {}
   for row in rows:
-    found.setdefault(tuple(row[name] for name in names), []).append(row)
-  return found
+    key = tuple(row[name] for name in names)
+    groups.setdefault(key, []).append(row)
+  return groups
 
 
-def _rates(prompts: str, judge: str, rows: Sequence[Mapping[str, Any]], look: Looks) -> str:
-  """Figure 1, or a panel of Figure 3: over sizes where there are several."""
+# --- figures: curves over sizes where a method has several, a forest plot otherwise ---
+
+
+def _win_rate_panel(prompts: str, judge: str, rows: Sequence[Entry], looks: Looks) -> str:
+  """Returns Figure 1, or a panel of Figure 3."""
   baseline = rows[0]["against"]
-  count = max(row["n"] for row in rows)
-  note = f"{count:,} votes a model. Ties count half; 95 % intervals over prompts, and over labelers where there are several."
   title = f"Preferred to {baseline}: {judge}, {prompts}"
-  if drawn := lines(_estimates(rows), look, data.curves(prompts, judge, list(look))):
-    return curves(title, drawn, "win rate", level=0.5, note=note)
-  marks = [_marked(row, look) for row in rows if row["model"] != baseline]
+  count = max(row["n"] for row in rows)
+  note = (
+    f"{count:,} votes a model. Ties count half; 95 % intervals over prompts, and over labelers "
+    "where there are several."
+  )
+  paper_curves = figures.win_rate_curves(prompts, judge, list(looks))
+  curve_lines = lines(_estimates(rows), looks, paper_curves)
+  if curve_lines:
+    return curves(title, curve_lines, "win rate", level=0.5, note=note)
+  marks = [_forest_row(row, looks) for row in rows if row["model"] != baseline]
   return forest(title, marks, "win rate", reference=0.5, note=note)
 
 
-def _shares(title: str, where: str, rows: Sequence[Mapping[str, Any]], look: Looks) -> str:
-  """A panel of Figure 4."""
-  title, note = f"{title}: {where}", f"{max(row['n'] for row in rows):,} ratings a model."
-  if drawn := lines(_estimates(rows), look, data.rated(rows[0]["measure"], list(look))):
-    return curves(title, drawn, "share of answers", note=note)
+def _share_panel(title: str, rows: Sequence[Entry], looks: Looks) -> str:
+  """Returns a panel of Figure 4."""
+  note = _ratings_note(rows)
+  paper_curves = figures.rating_curves(rows[0]["measure"], list(looks))
+  curve_lines = lines(_estimates(rows), looks, paper_curves)
+  if curve_lines:
+    return curves(title, curve_lines, "share of answers", note=note)
+  marks = [_forest_row(row, looks) for row in rows]
+  return forest(title, marks, "share of answers", reference=0.0, note=note)
+
+
+def _quality_panel(prompts: str, rater: str, rows: Sequence[Entry], looks: Looks) -> str:
+  """Returns Figure 5, with the paper's 175B models beside ours."""
+  title = f"Overall quality, 1 to 7: {rater}, {prompts}"
+  note = _ratings_note(rows)
+  paper_curves = figures.rating_curves("overall", list(looks))
+  curve_lines = lines(_estimates(rows), looks, paper_curves)
+  if curve_lines:
+    return curves(title, curve_lines, "mean rating", level=MIDDLE, note=note, percent=False)
+  marks = []
+  for row in rows:
+    forest_row = _forest_row(row, looks)
+    model_marks = list(forest_row.marks)
+    if row["paper"]:
+      # The paper prints no interval here.
+      model_marks.append(("gold", row["paper"][0], math.nan, math.nan))
+    marks.append(forest_row._replace(marks=model_marks))
+  models_in_paper = [row["model"] for row in rows if row["paper"]]
   return forest(
-    title, [_marked(row, look) for row in rows], "share of answers", reference=0.0, note=note
+    title,
+    marks,
+    "mean rating",
+    reference=MIDDLE,
+    legend=legend(models_in_paper),
+    note=note,
+    percent=False,
   )
 
 
-def _estimates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
+def _ratings_note(rows: Sequence[Entry]) -> str:
+  count = max(row["n"] for row in rows)
+  return f"{count:,} ratings a model."
+
+
+def _estimates(rows: Sequence[Entry]) -> dict[str, Estimate]:
   return {row["model"]: estimate(row) for row in rows if row["value"] is not None}
 
 
-def _marked(row: Mapping[str, Any], look: Looks) -> Row:
-  e = estimate(row)
-  return Row(row["model"], [(look[row["model"]].kind, e.value, e.low, e.high)])
+def _forest_row(row: Entry, looks: Looks) -> Row:
+  value, low, high, _ = estimate(row)
+  model = row["model"]
+  return Row(model, [(looks[model].kind, value, low, high)])
 
 
-def _share(found: Mapping[str, Any] | None) -> str:
-  """A share over its interval; a dash where there is none."""
-  return html.cell(estimate(found), True) if found and found["value"] is not None else "–"
+# --- tables ---
 
 
-def _shown(shares: Mapping[str, Any]) -> str:
-  return _share(shares["by_both"] or shares["by_prompt"])
+def _share_cell(share: Entry | None) -> str:
+  """Returns a share over its interval; a dash where there is none."""
+  if not share or share["value"] is None:
+    return DASH
+  return html.cell(estimate(share), True)
 
 
-def _judge(prompts: str, judge: str, one: Mapping[str, Any]) -> str:
-  """Every model against the baseline, head to head, and what to know of the judge."""
+def _main_cell(shares: Mapping[str, Any]) -> str:
+  """Returns the estimate over prompts and labelers where there is one."""
+  return _share_cell(shares["by_both"] or shares["by_prompt"])
+
+
+def _judge_section(prompts: str, judge: str, findings: Mapping[str, Any]) -> str:
+  """Returns the tables of one judge, with notes on what a reader should know of it."""
+  against_baseline = findings["against_baseline"]
+  parts = [f"<h3>{escape(judge)}, {escape(prompts)}</h3>"]
+  if against_baseline:
+    parts.append(_baseline_table(against_baseline, findings["bradley_terry"]["rate"]))
+  parts.append(_notes(findings))
+  if findings["head_to_head"]:
+    parts.append(_head_to_head_table(findings["head_to_head"], findings["consistency"]))
+  parts.append(_slices_section(against_baseline))
+  return "".join(parts)
+
+
+def _baseline_table(
+  against_baseline: Mapping[str, Any],
+  fitted_rates: Mapping[str, Entry],
+) -> str:
   head = (
     "model",
     "win rate",
@@ -108,122 +177,112 @@ def _judge(prompts: str, judge: str, one: Mapping[str, Any]) -> str:
     "Bradley-Terry",
     "paper, %",
   )
-  fitted = one["bradley_terry"]["rate"]
-  theirs = lambda numbers: " / ".join(f"{100 * value:.1f}" for value in numbers or ()) or "–"
-  rows = [
-    [
+  rows = []
+  for model, rates in against_baseline.items():
+    warning = " <b>!</b>" if rates["flagged"] else ""
+    paper_rates = [f"{100 * rate:.1f}" for rate in rates["paper"] or ()]
+    row = [
       escape(model),
-      _shown(row["rate"]),
-      *(_share(row[name]) for name in ("wins", "ties", "losses")),
-      _share(row["controlled"]["rate"]) + (" <b>!</b>" if row["flagged"] else ""),
-      _share(fitted.get(model)),
-      theirs(row["paper"]),
+      _main_cell(rates["rate"]),
+      _share_cell(rates["wins"]),
+      _share_cell(rates["ties"]),
+      _share_cell(rates["losses"]),
+      _share_cell(rates["controlled"]["rate"]) + warning,
+      _share_cell(fitted_rates.get(model)),
+      " / ".join(paper_rates) or DASH,
     ]
-    for model, row in one["against_baseline"].items()
-  ]
-  parts = [
-    f"<h3>{escape(judge)}, {escape(prompts)}</h3>",
-    html.table(head, rows) if rows else "",
-    _notes(one),
-  ]
-  if one["head_to_head"]:
-    rows = [
-      [
-        escape(pair),
-        _shown(row["rate"]),
-        _implied(one["consistency"].get(pair)),
-        _plus(row["paper"]),
-      ]
-      for pair, row in one["head_to_head"].items()
+    rows.append(row)
+  return html.table(head, rows)
+
+
+def _head_to_head_table(
+  head_to_head: Mapping[str, Any],
+  consistency: Mapping[str, Any],
+) -> str:
+  rows = []
+  for pair, comparison in head_to_head.items():
+    row = [
+      escape(pair),
+      _main_cell(comparison["rate"]),
+      _implied_cell(consistency.get(pair)),
+      _paper_cell(comparison["paper"]),
     ]
-    parts.append(html.table(("pair", "direct win rate", "implied by the baseline", "paper"), rows))
-  return "".join([*parts, _slices(one["against_baseline"])])
+    rows.append(row)
+  return html.table(("pair", "direct win rate", "implied by the baseline", "paper"), rows)
 
 
-def _slices(models: Mapping[str, Any]) -> str:
-  """Win rates by use case, length of the prompt and ratio of the lengths, folded."""
-  groups: dict[str, set[str]] = {}
-  for row in models.values():
-    for group, values in row["slices"].items():
-      groups.setdefault(group, set()).update(values)
-
-  def cell(row: Mapping[str, Any], group: str, value: str) -> str:
-    found = row["slices"].get(group, {}).get(value)
-    return _share(found) + (f"<small>n {found['n']:,}</small>" if found else "")
-
-  tables = [
-    html.table(
-      (escape(group.replace("_", " ")), *map(escape, models)),
-      [
-        [escape(value), *(cell(row, group, value) for row in models.values())]
-        for value in sorted(values)
-      ],
-    )
-    for group, values in groups.items()
-  ]
-  return f"<details><summary>slices</summary>{''.join(tables)}</details>" if tables else ""
+def _implied_cell(consistency: Entry | None) -> str:
+  """Returns the implied rate, and whether the direct one agrees with it."""
+  if consistency is None or consistency["agree"] is None:
+    return DASH
+  verdict = "agrees" if consistency["agree"] else "DISAGREES"
+  z = ""
+  if consistency["z"] is not None:
+    z = f"z {html.minus(consistency['z'], 1)}"
+  return f"{_share_cell(consistency['implied'])}<small>{verdict}, {z}</small>"
 
 
-def _plus(numbers: Sequence[float] | None) -> str:
-  return f"{html.percent(numbers[0])} ± {100 * numbers[1]:.0f}" if numbers else "–"
+def _paper_cell(numbers: Sequence[float] | None) -> str:
+  """Returns the paper's rate and the half-width of its interval."""
+  if not numbers:
+    return DASH
+  rate, half_width = numbers
+  return f"{html.percent(rate)} ± {100 * half_width:.0f}"
 
 
-def _implied(found: Mapping[str, Any] | None) -> str:
-  """The implied rate, and whether the direct one agrees with it."""
-  if found is None or found["agree"] is None:
-    return "–"
-  z = f"z {html.minus(found['z'], 1)}" if found["z"] is not None else ""
-  return (
-    f"{_share(found['implied'])}<small>{'agrees' if found['agree'] else 'DISAGREES'}, {z}</small>"
-  )
+def _slices_section(against_baseline: Mapping[str, Any]) -> str:
+  """Returns folded tables: win rates by use case, prompt length and ratio of the lengths."""
+  values_by_group: dict[str, set[str]] = {}
+  for rates in against_baseline.values():
+    for group, estimates in rates["slices"].items():
+      values_by_group.setdefault(group, set()).update(estimates)
+  if not values_by_group:
+    return ""
+  tables = []
+  for group, values in values_by_group.items():
+    head = [escape(group.replace("_", " ")), *map(escape, against_baseline)]
+    rows = []
+    for value in sorted(values):
+      cells = [_slice_cell(rates, group, value) for rates in against_baseline.values()]
+      rows.append([escape(value), *cells])
+    tables.append(html.table(head, rows))
+  return f"<details><summary>slices</summary>{''.join(tables)}</details>"
 
 
-def _notes(one: Mapping[str, Any]) -> str:
-  who = f" by {one['labelers']:,} labelers" if one["labelers"] > 1 else ""
-  said = [f"{one['votes']:,} votes on {one['prompts']:,} prompts{who}."]
-  if one["order"]:
-    order = {
-      name: html.percent(e["value"]) for name, e in one["order"].items() if e["value"] is not None
-    }
-    said.append(
+def _slice_cell(rates: Mapping[str, Any], group: str, value: str) -> str:
+  """Returns the rate of a model in one slice, which may hold none of its prompts."""
+  share = rates["slices"].get(group, {}).get(value)
+  count = f"<small>n {share['n']:,}</small>" if share else ""
+  return _share_cell(share) + count
+
+
+def _notes(findings: Mapping[str, Any]) -> str:
+  """Returns what a reader should know of a judge: its votes, its bias, and what does not fit."""
+  voters = f" by {findings['labelers']:,} labelers" if findings["labelers"] > 1 else ""
+  notes = [f"{findings['votes']:,} votes on {findings['prompts']:,} prompts{voters}."]
+  if findings["order"]:
+    order = {}
+    for name, share in findings["order"].items():
+      if share["value"] is not None:
+        order[name] = html.percent(share["value"])
+    notes.append(
       f"The answer shown first was preferred in {order['first']} (50 % is no bias); "
-      f"{order['inconsistent']} of pairs got "
-      f"another verdict in the other order, {order['flipped']} the opposite one; {order['tied']} "
-      "of verdicts are ties."
+      f"{order['inconsistent']} of pairs got another verdict in the other order, "
+      f"{order['flipped']} the opposite one; {order['tied']} of verdicts are ties."
     )
-  if one["same"]:
-    said.append(f"{one['same']:,} pairs of the same text count as ties.")
-  if any(row["flagged"] for row in one["against_baseline"].values()):
-    said.append("! marks a conclusion that is another one when both answers are equally long.")
-  if one["bradley_terry"]["why"]:
-    said.append(f"Bradley-Terry: {one['bradley_terry']['why']}.")
-  return f'<p class="note">{escape(" ".join(said))}</p>'
+  if findings["same"]:
+    notes.append(f"{findings['same']:,} pairs of the same text count as ties.")
+  if any(rates["flagged"] for rates in findings["against_baseline"].values()):
+    notes.append("! marks a conclusion that is another one when both answers are equally long.")
+  if findings["bradley_terry"]["why"]:
+    notes.append(f"Bradley-Terry: {findings['bradley_terry']['why']}.")
+  return f'<p class="note">{escape(" ".join(notes))}</p>'
 
 
-def _likert(prompts: str, rater: str, rows: Sequence[Mapping[str, Any]], look: Looks) -> str:
-  """Figure 5; the paper's 175B models beside."""
-  note = f"{max(row['n'] for row in rows):,} ratings a model."
-  title, middle = f"Overall quality, 1 to 7: {rater}, {prompts}", 4.0
-  if drawn := lines(_estimates(rows), look, data.rated("overall", list(look))):
-    return curves(title, drawn, "mean rating", level=middle, note=note, percent=False)
-  theirs = lambda row: [("gold", row["paper"][0], math.nan, math.nan)] if row["paper"] else []
-  marks = [Row(row["model"], [*_marked(row, look).marks, *theirs(row)]) for row in rows]
-  beside = legend([row["model"] for row in rows if row["paper"]])
-  return forest(
-    title, marks, "mean rating", reference=middle, legend=beside, note=note, percent=False
-  )
-
-
-def _check(check: Mapping[str, Any]) -> str:
-  """Judges beside people."""
+def _check_section(check: Mapping[str, Any]) -> str:
+  """Returns the table of judges beside people."""
   if not check:
     return ""
-  names = ("agreement", "agreement_ties", "tied", "inconsistent")
-  rows = [
-    [escape(judge), *(_share(row.get(name)) for name in names)]
-    for judge, row in check.items()
-    if row
-  ]
   head = (
     "who",
     "agrees with people, ties left out",
@@ -231,4 +290,16 @@ def _check(check: Mapping[str, Any]) -> str:
     "ties",
     "another verdict in the other order",
   )
+  rows = []
+  for judge, estimates in check.items():
+    # People have no row where no prompt has two labelers.
+    if estimates:
+      row = [
+        escape(judge),
+        _share_cell(estimates["agreement"]),
+        _share_cell(estimates["agreement_ties"]),
+        _share_cell(estimates["tied"]),
+        _share_cell(estimates.get("inconsistent")),
+      ]
+      rows.append(row)
   return "<h3>Judges beside people</h3>" + html.table(head, rows)

@@ -1,5 +1,4 @@
-"""Win rates out of votes: with ties as half and strictly, by slice, with the length of the answers
-held equal, and what the order of the answers does to a judge.
+"""Win rates out of votes: with ties as half, strictly, by slice and at equal length of the answers.
 
 Dimensions: N votes, S draws.
 """
@@ -19,150 +18,188 @@ from instructjax.evals.preference.votes import Draws, Vote
 from instructjax.intervals import NOTHING, Estimate
 
 Shares = Mapping[str, Estimate | None]
-AT_ONCE = 4_000_000  # weights of votes in memory
-STEPS = 50
+# The weights of votes that are in memory at a time; at 8 bytes each they take 32 MB.
+WEIGHTS_AT_ONCE = 4_000_000
+STEPS = 50  # Newton steps at most
+TOLERANCE = 1e-9  # a longest step below this ends the fit
 
 
-def chosen(shares: Shares) -> Estimate:
-  """The interval to show: over prompts and labelers where there are several labelers."""
-  found = shares["by_both"] or shares["by_prompt"]
-  assert found is not None
-  return found
+def main_estimate(shares: Shares) -> Estimate:
+  """Returns the estimate to print: over prompts and labelers where there are several labelers."""
+  estimate = shares["by_both"] or shares["by_prompt"]
+  assert estimate is not None
+  return estimate
 
 
-def against(
-  model: str, baseline: str, judged: Sequence[Vote], draws: Draws
+def rates_against(
+  model: str,
+  baseline: str,
+  judged: Sequence[Vote],
+  draws: Draws,
 ) -> dict[str, Any] | None:
-  """All that is said of a model against another; None where nobody compared them.
+  """Returns all numbers about a model against another one; None where nobody compared them.
 
-  rate         win 1, tie 1/2, loss 0; both orders of a pair averaged: {by_prompt, by_both}
-  wins ...     strictly: preferred in every order; a tie is everything else that is not lost in every order
-  controlled   the rate at equal length, see `controlled`
-  flagged      the raw and the controlled rate lie on different sides of 1/2, or only one of them surely on its side
-  longer       the mean log ratio of the lengths: .69 says that ours are twice as long
-  slices       {group: {value: estimate}} of the rate; `length_ratio` has its quartiles of the ratio of the lengths
+  rate         win 1, tie 1/2, loss 0, with both orders of a pair averaged: {by_prompt, by_both}
+  wins ...     strict shares: a win is preferred in every order, a loss is preferred in none, and
+               everything else is a tie
+  controlled   the rate at equal length, see `rate_at_equal_length`
+  flagged      the raw and the controlled rate lie on different sides of 1/2, or only one of them
+               lies surely on its side
+  longer       the mean log ratio of the lengths: 0.69 says that ours are twice as long
+  slices       {group: {value: estimate}} of the rate; `length_ratio` has its quartiles of the
+               ratio of the lengths
   """
-  found = votes.of(judged, model, baseline)
-  if not found:
+  pair_votes = votes.between(judged, model, baseline)
+  if not pair_votes:
     return None
-  rate = votes.shares(draws, found, [v.won for v in found])
-  strictly = {"wins": 1.0, "ties": 0.5, "losses": 0.0}
-  kinds = [
-    1.0 if all(x == 1 for x in v.orders) else 0.0 if all(x == 0 for x in v.orders) else 0.5
-    for v in found
-  ]
-  at_equal = controlled(draws, found)
+  rate = votes.shares(draws, pair_votes, [vote.won for vote in pair_votes])
+  outcomes = [_strict_outcome(vote) for vote in pair_votes]
+
+  def share_of(outcome: float) -> Estimate:
+    return votes.share(draws, pair_votes, [each == outcome for each in outcomes])
+
+  controlled = rate_at_equal_length(draws, pair_votes)
   return {
     "rate": rate,
-    **{
-      name: votes.share(draws, found, [kind == value for kind in kinds])
-      for name, value in strictly.items()
-    },
-    "controlled": at_equal,
-    "flagged": side(chosen(rate)) != side(at_equal["rate"]),
-    "longer": votes.share(draws, found, [v.ratio for v in found]),
-    "slices": sliced(draws, found),
+    "wins": share_of(1.0),
+    "ties": share_of(0.5),
+    "losses": share_of(0.0),
+    "controlled": controlled,
+    "flagged": _side(main_estimate(rate)) != _side(controlled["rate"]),
+    "longer": votes.share(draws, pair_votes, [vote.ratio for vote in pair_votes]),
+    "slices": rates_by_slice(draws, pair_votes),
   }
 
 
-def side(rate: Estimate) -> str:
-  """On which side of 1/2 a rate surely lies."""
-  return "above" if rate.low > 0.5 else "below" if rate.high < 0.5 else "undecided"
+def _strict_outcome(vote: Vote) -> float:
+  """Returns 1 or 0 where all orders say so, and 0.5 otherwise."""
+  if all(outcome == 1 for outcome in vote.orders):
+    return 1.0
+  if all(outcome == 0 for outcome in vote.orders):
+    return 0.0
+  return 0.5
 
 
-def order(judged: Sequence[Vote], draws: Draws) -> dict[str, Estimate] | None:
-  """What the order did, over all pairs shown in both orders; None where there is none.
+def _side(rate: Estimate) -> str:
+  """Returns the side of 1/2 on which the whole interval of a rate lies."""
+  if rate.low > 0.5:
+    return "above"
+  if rate.high < 0.5:
+    return "below"
+  return "undecided"
+
+
+def order_effect(judged: Sequence[Vote], draws: Draws) -> dict[str, Estimate] | None:
+  """Returns what the order of the answers did, over all pairs that were shown in both orders.
 
   first         how often the answer shown first was preferred, ties as half: 1/2 is no bias
   inconsistent  pairs whose verdict is another one in the other order
-  flipped       of these, where each order prefers another model
+  flipped       of all pairs, those where each order prefers another model
   tied          verdicts that are ties
+
+  There is None where no pair was shown in both orders (scores, people).
   """
-  both = [v for v in judged if len(v.orders) == 2]
+  both = [vote for vote in judged if len(vote.orders) == 2]
   if not both:
     return None
-  first, second = np.array([v.orders for v in both]).T
-  say = lambda values: votes.share(draws, both, values)
+  # Outcomes of model `a`, with its answer shown first and shown second.
+  first, second = np.array([vote.orders for vote in both]).T
+
+  def share(values: np.ndarray) -> Estimate:
+    return votes.share(draws, both, values)
+
   return {
-    "first": say((first + 1 - second) / 2),
-    "inconsistent": say(first != second),
-    "flipped": say(abs(first - second) == 1),
-    "tied": say(((first == 0.5) + 0.0 + (second == 0.5)) / 2),
+    "first": share((first + 1 - second) / 2),
+    "inconsistent": share(first != second),
+    "flipped": share(abs(first - second) == 1),
+    "tied": share(((first == 0.5).astype(float) + (second == 0.5)) / 2),
   }
 
 
-def sliced(draws: Draws, found: Sequence[Vote]) -> dict[str, dict[str, Estimate]]:
-  """The rate in each slice of the prompts, and in each quartile of the ratio of the lengths."""
-  ratios = quartiles([v.ratio for v in found])
-  rows = [
-    dict(v.slices) | ({"length_ratio": at} if at else {})
-    for v, at in zip(found, ratios, strict=True)
-  ]
-  slices: dict[str, dict[str, Estimate]] = {}
-  for group, value in sorted({pair for row in rows for pair in row.items()}):
-    inside = [v for v, row in zip(found, rows, strict=True) if row.get(group) == value]
-    slices.setdefault(group, {})[value] = chosen(
-      votes.shares(draws, inside, [v.won for v in inside])
-    )
-  return slices
+def rates_by_slice(draws: Draws, pair_votes: Sequence[Vote]) -> dict[str, dict[str, Estimate]]:
+  """Returns the rate in each slice of the prompts, and in each quartile of the length ratio."""
+  # {group: {value: the votes in this slice}}
+  members: dict[str, dict[str, list[Vote]]] = {}
+  ratio_quartiles = quartiles([vote.ratio for vote in pair_votes])
+  for vote, quartile in zip(pair_votes, ratio_quartiles, strict=True):
+    slices = dict(vote.slices)
+    if quartile:
+      slices["length_ratio"] = quartile
+    for group, value in slices.items():
+      members.setdefault(group, {}).setdefault(value, []).append(vote)
+  rates: dict[str, dict[str, Estimate]] = {}
+  for group in sorted(members):
+    rates[group] = {}
+    for value in sorted(members[group]):
+      inside = members[group][value]
+      shares = votes.shares(draws, inside, [vote.won for vote in inside])
+      rates[group][value] = main_estimate(shares)
+  return rates
 
 
 def quartiles(values: Sequence[float]) -> list[str]:
-  """The quartile of each value, "1 of 4" is the lowest; "" for all where they are all the same."""
+  """Returns the quartile of each value, "1 of 4" for the lowest; "" for all if all are equal."""
   if len(set(values)) < 2:
     return [""] * len(values)
   ends = np.quantile(values, [0.25, 0.5, 0.75])
-  return [f"{1 + int((value > ends).sum())} of 4" for value in values]
+  names = []
+  for value in values:
+    ends_below = int((value > ends).sum())
+    names.append(f"{1 + ends_below} of 4")
+  return names
 
 
-def controlled(draws: Draws, found: Sequence[Vote]) -> dict[str, Estimate]:
-  """The rate at equal length, by the logistic regression of what was won on the log ratio z of the
-  lengths.
+def rate_at_equal_length(draws: Draws, pair_votes: Sequence[Vote]) -> dict[str, Estimate]:
+  """Returns the rate at equal length of the answers, by a logistic regression.
 
       P(won) = sigmoid(b0 + b1 z / sd(z)),    rate = sigmoid(b0)
 
-  `slope` is b1: odds by one standard deviation of the ratio, in nats.  z is scaled, not centred:
-  at 0 both are equally long.
+  z is the log ratio of the lengths. It is scaled but not centred, because both answers are
+  equally long at z = 0. `slope` is b1, in nats of odds for one standard deviation of z.
   """
-  z, won = np.array([v.ratio for v in found]), np.array([v.won for v in found])
-  spread = z.std()
-  if not spread:
+  z = np.array([vote.ratio for vote in pair_votes])
+  won = np.array([vote.won for vote in pair_votes])
+  deviation = z.std()
+  if not deviation:
     return {"rate": NOTHING, "slope": NOTHING}
-  features = np.stack([np.ones_like(z), z / spread], axis=1)
-  both, size = draws.labelers is not None, max(1, AT_ONCE // len(found))
-  point = logistic(features, won, np.ones((1, len(found))))[0]
-  drawn = np.concatenate(
-    [
-      logistic(features, won, votes.weights(draws, found, slice(at, at + size), both=both))
-      for at in range(0, len(draws.prompts), size)
-    ]
-  )
-  estimate = lambda value, each: intervals.with_ends(float(value), each, len(found))
+  features = np.stack([np.ones_like(z), z / deviation], axis=1)
+  point = logistic_coefficients(features, won, np.ones((1, len(won))))[0]
+  # The draws are fitted in parts, so that their weights fit in memory.
+  both = draws.labelers is not None
+  part_size = max(1, WEIGHTS_AT_ONCE // len(won))
+  parts = []
+  for start in range(0, len(draws.prompts), part_size):
+    part = slice(start, start + part_size)
+    weights = votes.weights(draws, pair_votes, part, both=both)
+    parts.append(logistic_coefficients(features, won, weights))
+  drawn = np.concatenate(parts)
+  rate = float(sigmoid(point[0]))
   return {
-    "rate": estimate(sigmoid(point[0]), sigmoid(drawn[:, 0])),
-    "slope": estimate(point[1], drawn[:, 1]),
+    "rate": intervals.with_ends(rate, sigmoid(drawn[:, 0]), len(won)),
+    "slope": intervals.with_ends(float(point[1]), drawn[:, 1], len(won)),
   }
 
 
-def logistic(
+def logistic_coefficients(
   features: Float[np.ndarray, "N 2"],
   won: Float[np.ndarray, " N"],
   weights: Float[np.ndarray, "S N"],
 ) -> Float[np.ndarray, "S 2"]:
-  """Coefficients of a logistic regression under each row of weights, by Newton's method, no step
-  longer than 1; what was won lies between 0 and 1.  Where wins and losses are set apart they end
-  large, not infinite.
+  """Returns the coefficients of a logistic regression under each row of weights.
+
+  The outcomes `won` lie between 0 and 1. Newton's method finds the maximum, with no step longer
+  than 1. Where a length separates wins from losses the coefficients get large, but not infinite.
   """
-  found = np.zeros((len(weights), 2))
+  coefficients = np.zeros((len(weights), 2))
   for _ in range(STEPS):
-    p = sigmoid(found @ features.T)
-    gradient = (weights * (won - p)) @ features - RIDGE * found
-    curvature = np.einsum(
-      "sn,ni,nj->sij", weights * p * (1 - p), features, features, optimize=True
-    ) + RIDGE * np.eye(2)
+    p = sigmoid(coefficients @ features.T)
+    gradient = (weights * (won - p)) @ features - RIDGE * coefficients
+    variance = weights * p * (1 - p)
+    curvature = np.einsum("sn,ni,nj->sij", variance, features, features, optimize=True)
+    curvature = curvature + RIDGE * np.eye(2)
     step = np.linalg.solve(curvature, gradient[..., None])[..., 0]
     longest = np.abs(step).max(axis=1, keepdims=True)
-    found = found + step / np.maximum(longest, 1.0)
-    if longest.max() < 1e-9:
+    coefficients = coefficients + step / np.maximum(longest, 1.0)
+    if longest.max() < TOLERANCE:
       break
-  return found
+  return coefficients

@@ -1,16 +1,18 @@
-"""Votes on two models' answers to one prompt, and draws of prompts and labelers for 95 % intervals.
+"""Votes on two models' answers to one prompt, and the draws that give 95 % intervals.
 
-Prompts are drawn again, not votes: the votes on a prompt hang together.  Where several labelers
-voted, a second interval draws the labelers again too (a vote counts the product of both draws;
-Owen 2007, "The pigeonhole bootstrap"); it is about other labelers as well, and a little too
-wide.  All that is said of the same votes is said of the same draws.
+The bootstrap draws prompts, not votes, because the votes on one prompt are not independent. Where
+several labelers voted, a second interval draws the labelers too: a vote then counts the product of
+how often its prompt and its labeler were drawn (Owen 2007, "The pigeonhole bootstrap"). That
+interval is about other labelers as well, and it is a little too wide.
+
+All numbers about the same votes use the same draws, so that they can be compared.
 
 Dimensions: N votes, P prompts, L labelers, C columns, S draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,12 +25,14 @@ Values = Sequence[float] | Num[np.ndarray, " N"] | Bool[np.ndarray, " N"]
 
 
 class Vote(NamedTuple):
-  """What a judge or a labeler said of the answers of `a` and `b` to a prompt.
+  """The verdict of a judge or a labeler on the answers of models `a` and `b` to a prompt.
 
-  orders   what `a` got, 1 won, .5 tied, 0 lost: with its answer shown first, then with it shown second; a single number where
-           the order plays no role or is not known
-  ratio    log of the length of a's answer over that of b's, in characters
-  slices   where the prompt stands in each group
+  An outcome is 1 where `a` won, 0.5 for a tie and 0 where `a` lost.
+
+  orders   the outcome with the answer of `a` shown first, then the one with it shown second; a
+           single outcome where the order plays no role or nobody recorded it
+  ratio    the log of the length of a's answer over that of b's, in characters
+  slices   the value of the prompt in each group of slices
   """
 
   prompt: str
@@ -41,20 +45,32 @@ class Vote(NamedTuple):
 
   @property
   def won(self) -> float:
-    """The mean over the orders."""
+    """The outcome, averaged over the orders."""
     return sum(self.orders) / len(self.orders)
 
+  def reversed(self) -> Vote:
+    """Returns the same vote from the side of `b`."""
+    # b's answer came first in the presentation in which a's came second.
+    orders = tuple(1 - outcome for outcome in reversed(self.orders))
+    return self._replace(a=self.b, b=self.a, orders=orders, ratio=-self.ratio)
 
-def of(votes: Sequence[Vote], model: str, against: str) -> list[Vote]:
-  """The votes on two models, turned so that `model` stands first."""
-  turned = lambda v: v._replace(
-    a=v.b, b=v.a, orders=tuple(1 - x for x in reversed(v.orders)), ratio=-v.ratio
-  )
-  return [v if v.a == model else turned(v) for v in votes if {v.a, v.b} == {model, against}]
+
+def between(votes: Sequence[Vote], model: str, opponent: str) -> list[Vote]:
+  """Returns the votes on two models, from the side of `model`."""
+  pair_votes = []
+  for vote in votes:
+    if (vote.a, vote.b) == (model, opponent):
+      pair_votes.append(vote)
+    elif (vote.b, vote.a) == (model, opponent):
+      pair_votes.append(vote.reversed())
+  return pair_votes
 
 
 class Draws(NamedTuple):
-  """How often each prompt, and each labeler where there are several, stands in each draw."""
+  """How often each prompt was drawn, and each labeler where there are several.
+
+  `prompt` and `labeler` give the columns of `prompts` and `labelers`.
+  """
 
   prompt: Mapping[str, int]
   labeler: Mapping[str, int]
@@ -63,53 +79,96 @@ class Draws(NamedTuple):
 
 
 def draw(votes: Sequence[Vote], samples: int = SAMPLES, seed: int = 0) -> Draws:
-  """Draws of what these votes rest on, of which there is at least one."""
-  number = lambda names: {name: at for at, name in enumerate(sorted(set(names)))}
-  prompt, labeler = number(v.prompt for v in votes), number(v.labeler for v in votes)
-  several = intervals.draw_counts(len(labeler), samples, seed + 1) if len(labeler) > 1 else None
-  return Draws(prompt, labeler, intervals.draw_counts(len(prompt), samples, seed), several)
+  """Draws the prompts and the labelers of at least one vote, with replacement."""
+  prompt = _columns(vote.prompt for vote in votes)
+  labeler = _columns(vote.labeler for vote in votes)
+  prompts = intervals.draw_counts(len(prompt), samples, seed)
+  labelers = None
+  if len(labeler) > 1:
+    # Another seed, so that prompts and labelers are drawn independently.
+    labelers = intervals.draw_counts(len(labeler), samples, seed + 1)
+  return Draws(prompt, labeler, prompts, labelers)
+
+
+def _columns(names: Iterable[str]) -> dict[str, int]:
+  """Returns a column for each name, in alphabetical order."""
+  return {name: column for column, name in enumerate(sorted(set(names)))}
 
 
 def sums(
-  draws: Draws, votes: Sequence[Vote], columns: Float[np.ndarray, "N C"], *, both: bool = False
+  draws: Draws,
+  votes: Sequence[Vote],
+  columns: Float[np.ndarray, "N C"],
+  *,
+  both: bool = False,
 ) -> Float[np.ndarray, "S C"]:
-  """Column sums over the votes of each draw; `both` draws labelers too."""
+  """Returns the column sums over the votes of each draw.
+
+  With `both`, votes are weighted by the draws of the labelers too, where there are any.
+  """
+  prompt_columns = [draws.prompt[vote.prompt] for vote in votes]
+  shape = (len(draws.prompt), columns.shape[1])
   labelers = draws.labelers if both else None
-  cells = np.zeros(
-    (1 if labelers is None else len(draws.labeler), len(draws.prompt), columns.shape[1])
-  )
-  at = [0 if labelers is None else draws.labeler[v.labeler] for v in votes]
-  np.add.at(cells, (at, [draws.prompt[v.prompt] for v in votes]), columns)
   if labelers is None:
-    return draws.prompts @ cells[0]
-  return sum(
-    (labelers[:, [i]] * (draws.prompts @ cell) for i, cell in enumerate(cells)), np.zeros(())
-  )
+    by_prompt = np.zeros(shape)
+    np.add.at(by_prompt, prompt_columns, columns)
+    return draws.prompts @ by_prompt
+  # The sums of each labeler and prompt are small; no array of all draws and all votes is needed.
+  labeler_columns = [draws.labeler[vote.labeler] for vote in votes]
+  by_labeler = np.zeros((len(draws.labeler), *shape))
+  np.add.at(by_labeler, (labeler_columns, prompt_columns), columns)
+  total = np.zeros((len(draws.prompts), columns.shape[1]))
+  for labeler, by_prompt in enumerate(by_labeler):
+    total += labelers[:, [labeler]] * (draws.prompts @ by_prompt)
+  return total
 
 
 def weights(
-  draws: Draws, votes: Sequence[Vote], part: slice, *, both: bool = False
+  draws: Draws,
+  votes: Sequence[Vote],
+  part: slice,
+  *,
+  both: bool = False,
 ) -> Float[np.ndarray, "S N"]:
-  """How often each vote stands in some of the draws."""
-  found = draws.prompts[part][:, [draws.prompt[v.prompt] for v in votes]]
+  """Returns how often each vote counts in some of the draws."""
+  prompt_columns = [draws.prompt[vote.prompt] for vote in votes]
+  counts = draws.prompts[part][:, prompt_columns]
   if both and draws.labelers is not None:
-    found = found * draws.labelers[part][:, [draws.labeler[v.labeler] for v in votes]]
-  return found
+    labeler_columns = [draws.labeler[vote.labeler] for vote in votes]
+    counts = counts * draws.labelers[part][:, labeler_columns]
+  return counts
 
 
-def share(draws: Draws, votes: Sequence[Vote], values: Values, *, both: bool = False) -> Estimate:
-  """The mean of a value of each vote."""
+def share(
+  draws: Draws,
+  votes: Sequence[Vote],
+  values: Values,
+  *,
+  both: bool = False,
+) -> Estimate:
+  """Returns the mean of a value that each vote has."""
   if not len(votes):
     return NOTHING
-  parts = np.stack([np.asarray(values, np.float64), np.ones(len(votes))], axis=1)
-  drawn = sums(draws, votes, parts, both=both)
+  ones = np.ones(len(votes))
+  parts = np.stack([np.asarray(values, np.float64), ones], axis=1)
+  drawn_parts = sums(draws, votes, parts, both=both)
+  # A draw without any of these votes is 0 / 0; `with_ends` leaves it out.
   with np.errstate(invalid="ignore"):
-    return intervals.with_ends(float(parts[:, 0].mean()), drawn[:, 0] / drawn[:, 1], len(votes))
+    drawn_means = drawn_parts[:, 0] / drawn_parts[:, 1]
+  return intervals.with_ends(float(parts[:, 0].mean()), drawn_means, len(votes))
 
 
-def shares(draws: Draws, votes: Sequence[Vote], values: Values) -> dict[str, Estimate | None]:
-  """{"by_prompt": ..., "by_both": the interval over prompts and labelers, None where there is one
-  labeler}.
+def shares(
+  draws: Draws,
+  votes: Sequence[Vote],
+  values: Values,
+) -> dict[str, Estimate | None]:
+  """Returns the mean of a value that each vote has, with both of its intervals.
+
+  `by_prompt` is over prompts. `by_both` is over prompts and labelers; it is None where there is
+  only one labeler.
   """
-  both = share(draws, votes, values, both=True) if draws.labelers is not None else None
-  return {"by_prompt": share(draws, votes, values), "by_both": both}
+  by_both = None
+  if draws.labelers is not None:
+    by_both = share(draws, votes, values, both=True)
+  return {"by_prompt": share(draws, votes, values), "by_both": by_both}

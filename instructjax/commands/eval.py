@@ -1,0 +1,116 @@
+"""`instructjax eval`: the paper's evaluations of any set of models, side by side."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from instructjax.commands.options import Fields, add_distributed, open_settings
+from instructjax.errors import UserError
+
+# The modules of the suites, which hold `open_suite` and, if the suite draws anything, `draw`. They
+# are slow to import, which therefore waits until the command runs.
+SUITES: dict[str, str] = {
+  "nlp": "instructjax.evals.nlp",
+  "truthfulqa": "instructjax.evals.truthfulqa",
+  "preference": "instructjax.evals.preference",
+  "toxicity": "instructjax.evals.toxicity",
+  "bias": "instructjax.evals.bias",
+  "hallucination": "instructjax.evals.hallucination",
+  "behaviours": "instructjax.evals.behaviours",
+}
+
+
+def arguments(command: argparse.ArgumentParser) -> None:
+  """Adds the options of the command."""
+  command.add_argument(
+    "--models",
+    required=True,
+    action="append",
+    metavar="NAME=SOURCE,...",
+    help="base=MODEL,sft=runs/sft",
+  )
+  command.add_argument(
+    "--suite",
+    required=True,
+    action="append",
+    metavar="SUITE,...",
+    help=f"{', '.join(SUITES)}; docs/evaluation.md says what each one needs",
+  )
+  command.add_argument(
+    "--config",
+    default="eval",
+    metavar="FILE[:PRESET]",
+    help="default eval: configs/eval.py",
+  )
+  command.add_argument(
+    "--workdir",
+    default="runs/eval",
+    help="default runs/eval; run again to go on, or to add models",
+  )
+  add_distributed(command)
+
+
+def run(args: argparse.Namespace, fields: Fields) -> None:
+  """Runs the command.
+
+  Args:
+    args: its options.
+    fields: the fields of the configuration that the command line sets.
+
+  Raises:
+    UserError: if an option is wrong, and for whatever else a user can fix.
+  """
+  models = named_models(args.models)
+  suites = suite_names(args.suite)
+  # A wrong name is reported before JAX starts, which takes seconds.
+  config = open_settings(args, fields)
+  from instructjax.evals import run
+
+  modules = {name: import_module(place) for name, place in SUITES.items()}
+  # The page shows suites that were evaluated earlier too, so that it needs the drawings of all.
+  draws = {name: module.draw for name, module in modules.items() if hasattr(module, "draw")}
+  opened_suites = {name: modules[name].open_suite for name in suites}
+  run.main(config, Path(args.workdir), models, opened_suites, draws)
+
+
+def suite_names(texts: Sequence[str]) -> list[str]:
+  """Returns the names of `--suite a,b --suite c`, each once.
+
+  Raises:
+    UserError: if there is no such suite.
+  """
+  names = []
+  for text in texts:
+    for part in text.split(","):
+      name = part.strip()
+      if name not in SUITES:
+        raise UserError(f"--suite={name}: no such suite; there are {', '.join(SUITES)}")
+      if name not in names:  # naming a suite twice does no harm
+        names.append(name)
+  return names
+
+
+def named_models(texts: Sequence[str]) -> dict[str, str]:
+  """Returns {name: source} of `--models name=source,name=source`.
+
+  Raises:
+    UserError: if a part is not written so, or a name occurs twice.
+  """
+  source_by_name: dict[str, str] = {}
+  for text in texts:
+    for part in text.split(","):
+      # The source may be empty (random weights), and may hold a = of its own (#prefix=FILE).
+      name, sign, source = part.strip().partition("=")
+      if not name or not sign:
+        raise UserError(
+          f"--models: {part.strip()!r}: write NAME=SOURCE, for example "
+          "base=PATH_OR_HUB_ID,sft=runs/sft"
+        )
+      if name in source_by_name:
+        earlier = source_by_name[name]
+        raise UserError(f"--models: the name {name!r} occurs twice: {earlier} and {source}")
+      source_by_name[name] = source
+  return source_by_name
