@@ -8,8 +8,9 @@ import time
 import pytest
 
 from instructjax import settings
-from instructjax.commands import cli, stages
+from instructjax.commands import cli, options, stages
 from instructjax.errors import UserError
+from instructjax.settings import fields
 
 COMMANDS = [
   *stages.STAGES,
