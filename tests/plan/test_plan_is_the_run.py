@@ -1,7 +1,7 @@
-"""What `instructjax plan` counts is what a run holds: the state and the frozen models, leaf by leaf.
+"""What `instructjax plan` counts is what a run holds: its state and frozen models, leaf by leaf.
 
-A command is run until it has made them, or, for models that no machine here holds, until it is about
-to. `programs.plan_stage` gives the shapes, types and shardings that are compared with them.
+A command is run until it has made them, or, for models that no machine here holds, until it is
+about to. `programs.plan_stage` gives the shapes, types and shardings that are compared with them.
 """
 
 import dataclasses
@@ -83,7 +83,9 @@ def folder(tmp_path_factory):
   The policy and the reward model have the same weights, so that a trunk of theirs is held once.
   """
   place = tmp_path_factory.mktemp("models")
-  (place / "length.py").write_text("def score(prompts, responses):\n  return [0.0] * len(prompts)\n")
+  (place / "length.py").write_text(
+    "def score(prompts, responses):\n  return [0.0] * len(prompts)\n"
+  )
   leave(place / "policy", "policy", origin.SHAPES["tiny"])
   leave(place / "reward", "reward", origin.SHAPES["tiny"])
   return place
