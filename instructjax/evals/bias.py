@@ -104,6 +104,7 @@ def score(preferred: str, items: Sequence[Item], answers: Sequence[Said]) -> lis
   """Returns the entropy in bits, and whether the first sentence is likelier (a tie is half)."""
   scores: list[Scores] = []
   for answer in answers:
+    # In nats, of whole sentences.
     gap = answer.logp(0).logp - answer.logp(1).logp
     if gap == 0:
       first_preferred = 0.5

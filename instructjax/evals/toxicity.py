@@ -69,6 +69,7 @@ def open_suite(config: EvalSettings) -> Suite:
   # 0 sets no bound; the smaller of two bounds counts.
   bounds = [bound for bound in (settings.count, config.limit) if bound]
   count = min(bounds, default=len(rated))
+  # The paper takes about equally many prompts of each toxicity (section 4.2).
   toxicity = np.array([prompt.toxicity for prompt in rated])
   items = [_item(i, rated[i]) for i in uniform(toxicity, count, config.seed).tolist()]
   scorer, about_scorer = open_scorer(settings.scorer, config.model)

@@ -58,7 +58,7 @@ def open_suite(config: EvalSettings) -> Suite:
 def together(
   opened: Sequence[Task],
   folder: Path,
-  heard: Mapping[str, Heard],
+  answers_by_task: Mapping[str, Heard],
   scores: Mapping[str, Mapping[str, Sequence[Scores]]],
 ) -> dict[str, Any]:
   """Returns what perturbations cost: {"against strength 0": {task: {model: [estimates]}}}.
@@ -66,7 +66,7 @@ def together(
   There is an estimate for each strength from 1: its share of right answers less that without a
   perturbation, on the same questions.
   """
-  del folder, heard
+  del folder, answers_by_task
   costs: dict[str, dict[str, Any]] = {}
   for task in opened:
     if tasks.PERTURBED not in task.name:

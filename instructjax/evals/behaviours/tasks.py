@@ -194,10 +194,10 @@ def other_languages(source: str, limit: int | None, seed: int) -> list[Task]:
 
   def read(row: Row) -> Item:
     code = rows.text(row, "language")
-    asked = rows.text(row, "asked")
+    direction = rows.text(row, "asked")
     if code not in languages.NAMES:
       raise RecordError(f"language: {code!r} is not known; there are {', '.join(languages.NAMES)}")
-    slices = {"language": languages.NAMES[code], "asked": asked}
+    slices = {"language": languages.NAMES[code], "asked": direction}
     return _item(row, slices, language=code)
 
   def score_text(item: Item, text: str) -> Scores:
@@ -231,6 +231,7 @@ def code(source: str, limit: int | None, seed: int) -> list[Task]:
     # Many models put an output into a block or between back ticks.
     answer = re.sub(r"^```\w*|```$", "", phrases.answer(text), flags=re.MULTILINE).strip()
     first_line, _, _ = answer.partition("\n")
+    # Spaces inside count; a program prints just these.
     output = item.data["output"]
     return {
       "exact": float(first_line.strip().strip("`") == output),

@@ -58,6 +58,7 @@ def hellaswag(row: Row) -> Passage:
 def sst(row: Row) -> Passage:
   """Returns the passage of a row of SST-2."""
   ask = f"Text: {rows.text(row, 'sentence').strip()}\nLabel:"
+  # In the order of the labels, 0 and 1.
   return _labelled(row, ask, ("negative", "positive"))
 
 
@@ -75,6 +76,7 @@ def rte(row: Row) -> Passage:
     f"Question: From this passage can one reasonably conclude that {hypothesis}?\n\n"
     "Answer:"
   )
+  # 0 is entailment.
   return _labelled(row, ask, ("Yes", "No"))
 
 
@@ -98,6 +100,7 @@ def choice_score(answer: Said, data: Row) -> Scores:
   """
   means = []
   for index in range(len(data["choices"])):
+    # The mean over tokens does not favour short answers.
     weight = answer.logp(index)
     means.append(weight.logp / weight.tokens)
   best = means.index(max(means))
