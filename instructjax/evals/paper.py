@@ -39,6 +39,7 @@ def row(task: str, metric: str, prompt: str) -> dict[str, list[float]]:
     KeyError: if there is no such row.
   """
   place = (task, metric, prompt)
+  # Figures have the same fields as the rows of Table 14.
   rows = tables()["table14"] + tables()["figures"]
   for candidate in rows:
     candidate_place = (candidate["task"], candidate["metric"], candidate["prompt"])
