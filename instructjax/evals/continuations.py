@@ -21,7 +21,7 @@ from instructjax.data.records.records import CONTINUATION, Comparison
 from instructjax.errors import UserError
 from instructjax.evals import paper, summary
 from instructjax.evals.page import estimate, legend, lines
-from instructjax.evals.tasks import Heard, Item, Look, Metric, Said, Scores, Task
+from instructjax.evals.tasks import Item, Look, Metric, Replies, Reply, Scores, Task
 from instructjax.runs import writers
 from instructjax.runs.report import page as html
 from instructjax.runs.report.curves import curves
@@ -89,7 +89,7 @@ def task_key(form: str, item: Item) -> TaskKey:
   return f"{form}/{item.id}", item.data["prompt"]
 
 
-def score(people: People, form: str, item: Item, answer: Said) -> Scores:
+def score(people: People, form: str, item: Item, answer: Reply) -> Scores:
   """Returns each rating of a continuation, averaged over labelers; None where nobody rated it."""
   by_text = people.ratings.get(task_key(form, item))
   text = answer.text()
@@ -116,7 +116,7 @@ def together(
   people: People | None,
   seed: int,
   folder: Path,
-  answers_by_task: Mapping[str, Heard],
+  answers_by_task: Mapping[str, Replies],
   scores: Mapping[str, Mapping[str, Sequence[Scores]]],
 ) -> dict[str, Any]:
   """Writes tasks.jsonl for `instructjax label`, and returns the data of Figure 7.
@@ -156,7 +156,7 @@ def together(
 def tasks_for_people(
   form: str,
   items: Sequence[Item],
-  answers_by_model: Mapping[str, Sequence[Said]],
+  answers_by_model: Mapping[str, Sequence[Reply]],
 ) -> list[dict[str, Any]]:
   """Returns the different continuations of each prompt, and which models wrote them.
 

@@ -22,7 +22,17 @@ from instructjax import intervals, rewards
 from instructjax.data.records.records import RecordError
 from instructjax.errors import UserError
 from instructjax.evals import grounding, page, paper, rows, scorers, summary
-from instructjax.evals.tasks import Generate, Heard, Item, Look, Metric, Said, Scores, Suite, Task
+from instructjax.evals.tasks import (
+  Generate,
+  Item,
+  Look,
+  Metric,
+  Replies,
+  Reply,
+  Scores,
+  Suite,
+  Task,
+)
 from instructjax.runs.report import page as html
 from instructjax.settings import EvalSettings
 from instructjax.settings.evals import HallucinationSettings
@@ -207,7 +217,7 @@ def ratio(sums: np.ndarray) -> np.ndarray:
   return np.divide(sums[..., 0], sums[..., 1], out=nothing, where=sums[..., 1] > 0)
 
 
-def score(judge: Judge, items: Sequence[Item], answers: Sequence[Said]) -> list[Scores]:
+def score(judge: Judge, items: Sequence[Item], answers: Sequence[Reply]) -> list[Scores]:
   """Returns the scores of each output.
 
   They are whether any sentence is unsupported, how many are, whether the output gives no answer,
@@ -256,7 +266,7 @@ def together(
   labelled: Sequence[LabelledSource],
   labels: str,
   folder: Path,
-  answers_by_task: Mapping[str, Heard],
+  answers_by_task: Mapping[str, Replies],
   scores: Mapping[str, Mapping[str, Sequence[Scores]]],
 ) -> dict[str, Any]:
   """Returns how good the judge is, and the paper's pooled rates (E6 of docs/errata.md).

@@ -26,12 +26,12 @@ from instructjax.errors import UserError
 from instructjax.evals import page, paper, rows, scorers, summary, tax, text_metrics
 from instructjax.evals.tasks import (
   Generate,
-  Heard,
   Item,
   Likelihood,
   Look,
   Metric,
-  Said,
+  Replies,
+  Reply,
   Scores,
   Suite,
   Task,
@@ -394,7 +394,7 @@ def _metrics_in_words(
 def score_in_words(
   judges: Mapping[str, Judge],
   items: Sequence[Item],
-  answers: Sequence[Said],
+  answers: Sequence[Reply],
 ) -> list[Scores]:
   """Returns the verdicts of judges and references on each answer."""
   texts = [_first_line(answer) for answer in answers]
@@ -414,7 +414,7 @@ def score_in_words(
   return list(scores)
 
 
-def _first_line(answer: Said) -> str:
+def _first_line(answer: Reply) -> str:
   """Returns the answer up to a newline, which may be in the same token as the text after it."""
   line, _, _ = answer.completions()[0].text.partition("\n")
   return line.strip()
@@ -479,7 +479,7 @@ def _choices(item: Item) -> list[str]:
   return list(dict.fromkeys([*item.data["first"], *item.data["all"]]))
 
 
-def score_choices(items: Sequence[Item], answers: Sequence[Said]) -> list[Scores]:
+def score_choices(items: Sequence[Item], answers: Sequence[Reply]) -> list[Scores]:
   """Returns MC1 and MC2 of each question.
 
   The weight of a choice is the log-probability of the whole answer, as its authors have it, or
@@ -529,7 +529,7 @@ def _mc2(logp: Mapping[str, float], is_true: Mapping[str, bool]) -> float:
 def together(
   tasks: Sequence[Task],
   folder: Path,
-  answers_by_task: Mapping[str, Heard],
+  answers_by_task: Mapping[str, Replies],
   scores: Mapping[str, Mapping[str, Sequence[Scores]]],
   seed: int,
 ) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from instructjax.data.records.records import RecordError
 from instructjax.errors import UserError
 from instructjax.evals import behaviours, summary
 from instructjax.evals.behaviours import constraints, languages, perturbations, phrases, tasks
-from instructjax.evals.tasks import Completion, Generate, Look, Said
+from instructjax.evals.tasks import Completion, Generate, Look, Reply
 
 HERE = Path(__file__).parent
 ALL = {
@@ -31,7 +31,7 @@ def lines(path):
 
 
 def answer_of(text):
-  return Said(((Completion(text, 3, True),),))
+  return Reply(((Completion(text, 3, True),),))
 
 
 def scored(name, at, text):

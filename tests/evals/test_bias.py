@@ -8,7 +8,7 @@ import pytest
 from instructjax import settings
 from instructjax.errors import UserError
 from instructjax.evals import bias, forms, summary
-from instructjax.evals.tasks import Likelihood, Logp, Said
+from instructjax.evals.tasks import Likelihood, Logp, Reply
 
 TEMPLATES = (
   "occupation(0)\tother-participant(1)\tanswer\tsentence\n"
@@ -29,7 +29,7 @@ def config():
 
 
 def answer_of(*logps):
-  return Said(tuple(Logp(logp, 5, False) for logp in logps))
+  return Reply(tuple(Logp(logp, 5, False) for logp in logps))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_pairs_that_are_as_likely_have_one_bit_exactly():
 
 
 def test_the_total_probability_counts_not_that_of_a_token():
-  long = Said((Logp(-10.0, 20, False), Logp(-10.0 - math.log(3), 2, False)))
+  long = Reply((Logp(-10.0, 20, False), Logp(-10.0 - math.log(3), 2, False)))
   (row,) = bias.score("x", [], [long])
   assert row["entropy"] == pytest.approx(0.8112781244591328) and row["x"] == 1.0
 

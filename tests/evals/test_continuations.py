@@ -11,7 +11,7 @@ from instructjax import settings
 from instructjax.data.records import records
 from instructjax.errors import UserError
 from instructjax.evals import continuations, run, summary, toxicity
-from instructjax.evals.tasks import Completion, Item, Look, Said
+from instructjax.evals.tasks import Completion, Item, Look, Reply
 from instructjax.label import tasks as label
 
 TEXTS = {
@@ -46,7 +46,7 @@ def written(path, rows):
 
 def answers_by_model(texts=TEXTS):
   return {
-    model: [Said(((Completion(f" {text}", 3, True),),)) for text in row]
+    model: [Reply(((Completion(f" {text}", 3, True),),)) for text in row]
     for model, row in texts.items()
   }
 
@@ -102,7 +102,7 @@ def test_the_first_tasks_are_a_sample_in_every_form(config, tmp_path):
 def test_many_continuations_become_tasks_that_can_be_ranked():
   items = [Item("0", {"prompt": "It was"})]
   for count in (2, 9, 10, 19):
-    answers = {str(i): [Said(((Completion(f"text {i}", 3, True),),))] for i in range(count)}
+    answers = {str(i): [Reply(((Completion(f"text {i}", 3, True),),))] for i in range(count)}
     sizes = [
       len(row["completions"]) for row in continuations.tasks_for_people("basic", items, answers)
     ]

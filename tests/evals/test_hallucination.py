@@ -10,7 +10,7 @@ import pytest
 from instructjax import settings
 from instructjax.errors import UserError
 from instructjax.evals import english, grounding, hallucination, paper, rows, summary
-from instructjax.evals.tasks import Completion, Generate, Look, Said
+from instructjax.evals.tasks import Completion, Generate, Look, Reply
 
 SOURCE = (
   "On 4 March 2021 the World Health Office (WHO) in Geneva asked twenty-five towns to measure "
@@ -31,7 +31,7 @@ def labelled():
 
 
 def answer_of(text):
-  return Said(((Completion(text, 3, True),),))
+  return Reply(((Completion(text, 3, True),),))
 
 
 # --- the detector ---

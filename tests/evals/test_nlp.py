@@ -21,7 +21,7 @@ from instructjax.evals.tasks import (
   Logp,
   Look,
   Metric,
-  Said,
+  Reply,
   limited,
 )
 from instructjax.intervals import NOTHING, Estimate
@@ -84,7 +84,7 @@ WSC = {
 
 
 def words(*texts):
-  return Said(tuple((Completion(text, 3, True),) for text in texts))
+  return Reply(tuple((Completion(text, 3, True),) for text in texts))
 
 
 def opened(tmp_path, *options, **data):
@@ -449,7 +449,7 @@ def test_a_prepared_copy(tmp_path, name):
 
 def test_the_highest_mean_wins_not_the_lowest_and_not_the_sum():
   """E9, by hand: -4 over 4 tokens is -1 each and wins over -3 over 2, which has the higher sum."""
-  answer = Said((Logp(-4.0, 4, False), Logp(-3.0, 2, False)))
+  answer = Reply((Logp(-4.0, 4, False), Logp(-3.0, 2, False)))
   assert choice.choice_score(answer, {"choices": ["a", "b"], "label": 0})["accuracy"] == 1
   assert choice.choice_score(answer, {"choices": ["a", "b"], "label": 1})["accuracy"] == 0
 

@@ -22,7 +22,7 @@ from instructjax.evals.preference import (
 )
 from instructjax.evals.preference.judges import Judge
 from instructjax.evals.preference.votes import Vote
-from instructjax.evals.tasks import Completion, Look, Said
+from instructjax.evals.tasks import Completion, Look, Reply
 from instructjax.rewards.endpoint import AgainError
 
 ANSWERS = {  # prompt 0 to 3: lengths 4, 4, 2, 6 against 2, 4, 4, 3
@@ -35,7 +35,7 @@ LONGER = "def longer(prompts, responses):\n  return [len(r.strip()) for r in res
 
 
 def answers_by_task(answers=ANSWERS, task="preference/prompts"):
-  say = lambda text: Said(((Completion(f" {text}", len(text), True),),))
+  say = lambda text: Reply(((Completion(f" {text}", len(text), True),),))
   return {task: {model: [say(text) for text in texts] for model, texts in answers.items()}}
 
 

@@ -11,7 +11,7 @@ import pytest
 from instructjax import rewards, settings
 from instructjax.errors import UserError
 from instructjax.evals import profanity, summary, toxicity
-from instructjax.evals.tasks import Completion, Generate, Said
+from instructjax.evals.tasks import Completion, Generate, Reply
 
 KEY = "TEST_PERSPECTIVE_KEY"
 PROMPTS = [{"prompt": f"It was {i}", "toxicity": i / 40} for i in range(40)]
@@ -200,7 +200,7 @@ def test_rows_of_the_data_set_and_ours(config, tmp_path):
 
 
 def answer_of(*texts):
-  return Said((tuple(Completion(text, 3, True) for text in texts),))
+  return Reply((tuple(Completion(text, 3, True) for text in texts),))
 
 
 def test_statistics_of_samples_by_hand(config):

@@ -10,7 +10,7 @@ import pytest
 
 from instructjax.errors import UserError
 from instructjax.evals import truthfulqa
-from instructjax.evals.tasks import Completion, Generate, Likelihood, Logp, Look, Said
+from instructjax.evals.tasks import Completion, Generate, Likelihood, Logp, Look, Reply
 from instructjax.settings import reading
 
 ROW = {
@@ -37,7 +37,7 @@ def opened(tmp_path, rows, *options):
 
 
 def words(*texts):
-  return [Said(((Completion(text, 3, True),),)) for text in texts]
+  return [Reply(((Completion(text, 3, True),),)) for text in texts]
 
 
 def judge(tmp_path, body):
@@ -276,7 +276,7 @@ def test_mc1_and_mc2_by_hand(tmp_path):
     " They have no wings.": (math.log(0.1), 5),
   }
   answers = [Logp(*weights[request.continuation], False) for request in task.ask(task.items[0])]
-  (row,) = task.score(task.items, [Said(tuple(answers))])
+  (row,) = task.score(task.items, [Reply(tuple(answers))])
   assert row["MC1"] == 1 and row["MC2"] == pytest.approx((0.2 + 0.1) / 0.4)
   mean = {name: math.exp(logp / tokens) for name, (logp, tokens) in weights.items()}
   assert row["MC1 per token"] == float(mean[" No."] > mean[" Yes."]) == 1
@@ -288,7 +288,7 @@ def test_mc1_and_mc2_by_hand(tmp_path):
 def test_a_model_that_finds_all_answers_alike_knows_none(tmp_path):
   task = opened(tmp_path, [CHOICES])["TruthfulQA choice, QA prompt"]
   (row,) = task.score(
-    task.items, [Said(tuple(Logp(-2.0, 2, False) for _ in task.ask(task.items[0])))]
+    task.items, [Reply(tuple(Logp(-2.0, 2, False) for _ in task.ask(task.items[0])))]
   )
   assert row["MC1"] == row["MC1 per token"] == 0 and row["MC2"] == pytest.approx(2 / 3)
 

@@ -24,7 +24,7 @@ from typing import Any
 from instructjax.errors import UserError
 from instructjax.evals import summary
 from instructjax.evals.behaviours import perturbations, tasks
-from instructjax.evals.tasks import Heard, Look, Scores, Suite, Task
+from instructjax.evals.tasks import Look, Replies, Scores, Suite, Task
 from instructjax.intervals import Estimate
 from instructjax.runs.report import page as html
 from instructjax.settings import EvalSettings
@@ -58,7 +58,7 @@ def open_suite(config: EvalSettings) -> Suite:
 def together(
   opened: Sequence[Task],
   folder: Path,
-  answers_by_task: Mapping[str, Heard],
+  answers_by_task: Mapping[str, Replies],
   scores: Mapping[str, Mapping[str, Sequence[Scores]]],
 ) -> dict[str, Any]:
   """Returns what perturbations cost: {"against strength 0": {task: {model: [estimates]}}}.

@@ -14,7 +14,7 @@ from typing import Any
 from instructjax.data.records.records import RecordError
 from instructjax.evals import hallucination, rows
 from instructjax.evals.behaviours import constraints, languages, perturbations, phrases
-from instructjax.evals.tasks import Generate, Item, Metric, Said, Scores, Task
+from instructjax.evals.tasks import Generate, Item, Metric, Reply, Scores, Task
 
 Row = Mapping[str, Any]
 # Scores the text of one answer.
@@ -41,7 +41,7 @@ def _task(
     # Answers have paragraphs, so that no text ends them.
     return [Generate(item.data["prompt"], tokens, stop=())]
 
-  def score(items: Sequence[Item], answers: Sequence[Said]) -> list[Scores]:
+  def score(items: Sequence[Item], answers: Sequence[Reply]) -> list[Scores]:
     pairs = zip(items, answers, strict=True)
     return [score_text(item, answer.text()) for item, answer in pairs]
 

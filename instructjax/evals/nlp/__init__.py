@@ -22,8 +22,8 @@ from instructjax.evals.tasks import (
   Item,
   Likelihood,
   Metric,
+  Reply,
   Request,
-  Said,
   Scores,
   Suite,
   Task,
@@ -260,7 +260,7 @@ def _task(
       return [Likelihood(prompt, f" {text}") for text in choices]
     return [Generate(prompt, tokens)]
 
-  def score(items: Sequence[Item], answers: Sequence[Said]) -> list[Scores]:
+  def score(items: Sequence[Item], answers: Sequence[Reply]) -> list[Scores]:
     scores = []
     for item, answer in zip(items, answers, strict=True):
       if score_text is None:
@@ -272,7 +272,7 @@ def _task(
   return Task(name, items, ask, score, (main, *others), batch=256, about=about)
 
 
-def _first_line(answer: Said) -> str:
+def _first_line(answer: Reply) -> str:
   """Returns the answer up to a newline, which may be in the same token as the text after it."""
   line, _, _ = answer.completions()[0].text.partition("\n")
   return line.strip()

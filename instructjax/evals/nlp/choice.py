@@ -19,7 +19,7 @@ from typing import Any
 from instructjax.data.records.records import RecordError
 from instructjax.evals import rows, text_metrics
 from instructjax.evals.nlp.prompts import Form, Passage, Turn
-from instructjax.evals.tasks import Said, Scores
+from instructjax.evals.tasks import Reply, Scores
 
 Row = Mapping[str, Any]
 
@@ -93,7 +93,7 @@ def _single_turn(turn: Turn, cluster: str = "") -> Passage:
   return Passage("", cluster or turn.ask, "", (turn,))
 
 
-def choice_score(answer: Said, data: Row) -> Scores:
+def choice_score(answer: Reply, data: Row) -> Scores:
   """Returns 1 where the right answer has the highest mean log-probability of a token, else 0.
 
   The paper prints "the lowest" (E9 of docs/errata.md). Of equals the first is taken.

@@ -60,10 +60,10 @@ from instructjax.evals.preference.judges import Judge
 from instructjax.evals.preference.people import Labels
 from instructjax.evals.tasks import (
   Generate,
-  Heard,
   Item,
   Metric,
-  Said,
+  Replies,
+  Reply,
   Scores,
   Suite,
   Task,
@@ -159,7 +159,7 @@ def _item(number: int, record: Prompt, length_quartile: str) -> Item:
   )
 
 
-def _score_alone(items: Sequence[Item], answers: Sequence[Said]) -> list[Scores]:
+def _score_alone(items: Sequence[Item], answers: Sequence[Reply]) -> list[Scores]:
   """Returns the scores that need no other model."""
   scores: list[Scores] = []
   for answer in answers:
@@ -179,7 +179,7 @@ def together(
   raters: Sequence[Judge | Labels],
   check_records: Sequence[Comparison],
   folder: Path,
-  answers_by_task: Mapping[str, Heard],
+  answers_by_task: Mapping[str, Replies],
   scores: Mapping[str, Any],
 ) -> dict[str, Any]:
   """Asks judges and raters and sums up; the package docstring lists what is returned.
