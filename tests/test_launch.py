@@ -107,7 +107,10 @@ def test_watching_starts_again_but_for_an_error_that_one_can_mend(tmp_path, code
   gcloud = f"""#!/usr/bin/env bash
 case "$*" in
   *describe*) echo ACTIVE ;;
-  *--command=*) echo start >> {log}; codes=({" ".join(map(str, codes))}); exit "${{codes[$(($(wc -l < {log}) - 1))]}}" ;;
+  *--command=*)
+    echo start >> {log}
+    codes=({" ".join(map(str, codes))})
+    exit "${{codes[$(($(wc -l < {log}) - 1))]}}" ;;
 esac
 """
   for name, text in (("gcloud", gcloud), ("sleep", "#!/usr/bin/env bash\n")):

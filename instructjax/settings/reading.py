@@ -72,30 +72,25 @@ def load(name: str) -> Any:
   """
   # A file in ./configs goes before the preset of the same name: it may be a changed copy of it.
   file, _, preset_name = name.partition(":")
-  if not file.endswith(".py"):
+  path = Path(file)
+  if path.suffix != ".py":
     path = Path("configs") / f"{file}.py"
-    if not path.is_file():
-      if file not in PRESETS:
-        raise UserError(
-          f"--config={file}: no such configuration; there are {', '.join(PRESETS)}, or give a path "
-          "ending in .py"
-        )
-      return preset(file, preset_name)
-    file = str(path)
-  return from_file(Path(file), preset_name, f"--config={name}")
+  if path.is_file():
+    return from_file(path, preset_name, f"--config={name}")
+  # The package's own `configs/sft.py` is meant from any folder, and is those presets.
+  if path.parent == Path("configs") and path.stem in PRESETS:
+    return preset(path.stem, preset_name)
+  raise UserError(
+    f"--config={file}: no such configuration; there are {', '.join(PRESETS)}, or give the path "
+    "of a file that ends in .py"
+  )
 
 
 def from_file(path: Path, preset_name: str, option: str) -> Any:
   """The settings that the `get_config` of a Python file returns.
 
-  Raises UserError where there is no such file, where it has no such function or preset, and for a
-  field that does not fit.
+  Raises UserError where it has no such function or preset, and for a field that does not fit.
   """
-  if not path.is_file():
-    raise UserError(
-      f"{option}: {path} is no file; give the path of a configuration, or one of "
-      f"{', '.join(PRESETS)}"
-    )
   module = _run(path)
   get_config = getattr(module, "get_config", None)
   if get_config is None:

@@ -130,7 +130,7 @@ def joined(whole: Params, trained: Params) -> Params:
   """The whole model with its top blocks, norm and head replaced by trained ones."""
   top = jax.tree.leaves(trained["blocks"])[0].shape[0]
 
-  def replace_top(old: Array, new: Array) -> Array:
+  def replace_top(old: Any, new: Any) -> Array:
     return jnp.concatenate([old[: old.shape[0] - top], new])
 
   blocks = jax.tree.map(replace_top, whole["blocks"], trained["blocks"])

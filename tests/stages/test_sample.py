@@ -209,24 +209,27 @@ def test_one_prompt_after_another_in_one_directory(sft_run, tmp_path, capsys):
   [
     (
       ["--config.k=7"],
-      "config.k=7: people rank 2 to 9 outputs of a prompt, and 1 models x 1 temperatures x "
-      "config.n=1 draw 1",
+      "config.k=7: 1 models x 1 temperatures x config.n=1 draw 1 responses of a prompt; lower it",
+    ),
+    (
+      ["--config.k=10"],
+      "config.k=10: people rank 2 to 9 outputs of a prompt; choose k among them",
     ),
     (
       ["--config.sampling.temperature=0.7,.7"],
-      "config.sampling.temperature=(0.7, 0.7): give different numbers",
+      "config.sampling.temperature=0.7,0.7: give different numbers",
     ),
     (
       ["--config.sampling.temperature=-1"],
-      "config.sampling.temperature=(-1.0,): give different numbers",
+      "config.sampling.temperature=-1: several by commas, each a number from 0 to 100 is expected",
     ),
     (
       ["--config.sampling.top_p=0"],
-      "top_k=0, top_p=0.0: top_k is a number of tokens (0 keeps all), top_p a share above 0",
+      "config.sampling.top_p=0: a number above 0 and up to 1 is expected",
     ),
     (
       ["--config.sampling.temperature=hot"],
-      "config.sampling.temperature=hot: a number is expected, this is a text",
+      "config.sampling.temperature=hot: several by commas, each a number from 0 to 100",
     ),
     (
       ["--model=x=runs/a", "--model=x=runs/b"],
@@ -256,14 +259,14 @@ def test_every_run_is_looked_at_before_the_first_draw(data, sft_run, reward_run,
 
 def test_names_of_models(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert sample.named("", "tiny") == (("tiny", ""),)
-  assert sample.named("a=runs/x, owner/name,m.py:make", "tiny") == (
+  assert sample.named_models("", "tiny") == (("tiny", ""),)
+  assert sample.named_models("a=runs/x, owner/name,m.py:make", "tiny") == (
     ("a", "runs/x"),
     ("name", "owner/name"),
     ("m.py:make", "m.py:make"),
   )
   (tmp_path / "k=1,n=2").mkdir()
-  assert sample.named("k=1,n=2", "tiny") == (("k=1,n=2", "k=1,n=2"),)
+  assert sample.named_models("k=1,n=2", "tiny") == (("k=1,n=2", "k=1,n=2"),)
 
 
 def test_a_damaged_line_ends_what_is_known(tmp_path):

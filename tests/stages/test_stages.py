@@ -43,7 +43,7 @@ def stages_model(workdir):
 
 
 def test_text_rows_are_a_share_of_the_batch(init_run):
-  """Batch 4 with 10 % text: one row of text, three demonstrations; 12 demonstrations make 4 steps."""
+  """A batch of 4 with 10 % text holds three demonstrations, so that 12 of them make 4 steps."""
   assert [row["step"] for row in metrics(init_run)] == [1, 2, 3, 4]
 
 
