@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -35,17 +36,29 @@ from instructjax.errors import UserError, naming
 from instructjax.models import gpt, heads, llama
 from instructjax.plan import counting, programs
 from instructjax.rollout import Sampling
+from instructjax.runs import origin
 from instructjax.stages import ppo, pretrain_sft, reward, running
 from instructjax.stages.wiring import Stage
 from instructjax.system import memory
-from instructjax.types import LM, Frozen, PyTree, Rollout, TrainState
+from instructjax.types import (
+  LM,
+  Frozen,
+  Params,
+  PyTree,
+  TrainState,
+)
 
 SHAPES: Mapping[str, gpt.GPTConfig | llama.LlamaConfig] = {
   "gpt-5m": gpt.GPT_5M,
   "smollm2-135m": llama.SMOLLM2_135M,
 }
 # The rows of a batch where none are asked for: prompts, or the documents of SFT.
-ROWS = {"sft": 16, "reward": 32, "rollout": 64, "ppo": 64}
+ROWS = {
+  "sft": 16,
+  "reward": 32,
+  "rollout": 64,
+  "ppo": 64,
+}
 
 
 @dataclass(frozen=True)
@@ -99,7 +112,11 @@ def rows_of(b: Bench) -> int:
   return b.batch or ROWS[b.stage]
 
 
-def settings_of(b: Bench, stage: str, changes: Mapping[str, Any]) -> Any:
+def settings_of(
+  b: Bench,
+  stage: str,
+  changes: dict[str, Any],
+) -> Any:
   """The settings of a stage of training; `changes` are those that only this stage has.
 
   They start from the smallest preset. Its `model.shape` is not read: the shapes of `SHAPES` are
@@ -118,12 +135,17 @@ def settings_of(b: Bench, stage: str, changes: Mapping[str, Any]) -> Any:
     "model.unroll": b.unroll,
     "model.dropout": 0.0,
   }
-  return settings.replaced(settings.preset(stage, "tiny"), common | dict(changes))
+  preset = settings.preset(stage, "tiny")
+  return settings.replaced(preset, common | changes)
 
 
-def constant_rate(lr: float, **changes: float) -> dict[str, Any]:
-  """The settings of an AdamW that neither warms up nor clips, so that all steps cost the same."""
-  return {"lr": lr, "schedule": "constant", **changes}
+def optimizer(lr: float, eps: float = 1e-8) -> dict[str, Any]:
+  """The settings of an AdamW whose rate is constant, so that all steps cost the same."""
+  return {
+    "lr": lr,
+    "schedule": "constant",
+    "eps": eps,
+  }
 
 
 def text_settings(b: Bench) -> settings.PretrainSettings:
@@ -134,7 +156,7 @@ def text_settings(b: Bench) -> settings.PretrainSettings:
     "data.length": b.length,
     "data.lazy": True,
     "data.pack": True,
-    "optimizer": constant_rate(1e-4),
+    "optimizer": optimizer(1e-4),
   }
   return settings_of(b, "pretrain", changes)
 
@@ -146,7 +168,7 @@ def sft_settings(b: Bench) -> settings.SFTSettings:
     "data.prompt": prompt,
     "data.response": b.length - prompt,
     "loss_on_prompt": True,
-    "optimizer": constant_rate(1e-4),
+    "optimizer": optimizer(1e-4),
   }
   return settings_of(b, "sft", changes)
 
@@ -156,13 +178,15 @@ def reward_settings(b: Bench) -> settings.RewardSettings:
   changes = {
     "data.prompt": b.prompt,
     "data.response": b.response,
-    "optimizer": constant_rate(1e-4),
+    "optimizer": optimizer(1e-4),
   }
   return settings_of(b, "reward", changes)
 
 
 def ppo_settings(b: Bench) -> settings.PPOSettings:
   """The settings of PPO, or of PPO-ptx where there is pretraining text."""
+  # A rollout makes no updates, and its episodes need not divide into minibatches.
+  minibatches = 1 if b.stage == "rollout" else b.minibatches
   changes = {
     "data.prompt": b.prompt,
     "data.length": b.prompt + b.response,
@@ -172,11 +196,10 @@ def ppo_settings(b: Bench) -> settings.PPOSettings:
     "ptx_ratio": b.ptx or 1,
     "ppo.ptx_coef": 1.0 if b.ptx else 0.0,
     "ppo.epochs": b.epochs,
-    # A rollout makes no updates, and its episodes need not divide into minibatches.
-    "ppo.minibatches": b.minibatches if b.stage == "ppo" else 1,
+    "ppo.minibatches": minibatches,
     "ppo.ema_decay": None,
-    "policy_optimizer": constant_rate(1e-6, eps=1e-5),
-    "value_optimizer": constant_rate(1e-6, eps=1e-5),
+    "policy_optimizer": optimizer(1e-6, eps=1e-5),
+    "value_optimizer": optimizer(1e-6, eps=1e-5),
   }
   return settings_of(b, "ppo", changes)
 
@@ -186,36 +209,53 @@ def ppo_settings(b: Bench) -> settings.PPOSettings:
 
 def language_model(b: Bench) -> LM:
   """The model that is timed."""
-  config = dataclasses.replace(SHAPES[b.shape], dtype=b.dtype, remat=b.remat, unroll=b.unroll)
+  config = dataclasses.replace(
+    SHAPES[b.shape],
+    dtype=b.dtype,
+    remat=b.remat,
+    unroll=b.unroll,
+  )
   return models.build(config)
 
 
 def random_batch(shapes: PyTree, ids: int) -> PyTree:
   """Arrays of these shapes: random tokens below `ids`, all of them real and marked."""
-  leaves, structure = jax.tree.flatten(shapes)
-  arrays = []
-  for number, leaf in enumerate(leaves):
+
+  def array(leaf: jax.ShapeDtypeStruct) -> jax.Array:
     if leaf.dtype == jnp.bool_:
-      arrays.append(jnp.ones(leaf.shape, jnp.bool_))
-    else:
-      key = jax.random.key(number)
-      arrays.append(jax.random.randint(key, leaf.shape, 0, ids, leaf.dtype))
-  return jax.tree.unflatten(structure, arrays)
+      return jnp.ones(leaf.shape, jnp.bool_)
+    # One key does for all leaves: nothing is measured that depends on the tokens.
+    key = jax.random.key(1)
+    return jax.random.randint(key, leaf.shape, 0, ids, leaf.dtype)
+
+  return jax.tree.map(array, shapes)
+
+
+def start(
+  stage: Stage,
+  counts: dict[str, int],
+  ids: int,
+  *parameters: Params,
+) -> Work:
+  """A stage on models with random weights, which takes one random batch again and again."""
+  state, frozen = running.start(stage, 0, *parameters)
+  batch = random_batch(stage.batch, ids)
+  return Work(stage, state, frozen, lambda number: batch, counts)
 
 
 def start_sft(b: Bench, lm: LM) -> Work:
   """SFT on one random batch, or on new documents in every step."""
-  calls = b.repeats + 1
+  params = origin.random_params(lm, 0)
   counts = {"tokens": rows_of(b) * b.length}
-  params = lm.init(jax.random.key(0))
+  calls = b.repeats + 1
   if not b.text:
     stage = pretrain_sft.wire(sft_settings(b), lm, calls)
-    state, trunk = running.start(stage, 0, params)
-    batch = random_batch(stage.batch, lm.vocab_size)
-    return Work(stage, state, trunk, lambda number: batch, counts)
-  # Pretraining and SFT are one wiring, and text has its settings in pretraining.
+    return start(stage, counts, lm.vocab_size, params)
+
+  # Pretraining and SFT are one wiring, and it is pretraining that has settings for text.
   config = text_settings(b)
-  tokenizer = tokenizers.fit(tokenizers.by_reference(b.tokenizer), lm.vocab_size)
+  tokenizer = tokenizers.by_reference(b.tokenizer)
+  tokenizer = tokenizers.fit(tokenizer, lm.vocab_size)
   with naming("--text", b.text):
     sources = pretrain_sft.read_records(config)
     rows = pretrain_sft.prepare(config, sources, tokenizer, None)
@@ -227,17 +267,23 @@ def start_sft(b: Bench, lm: LM) -> Work:
 
 def start_reward(b: Bench, lm: LM) -> Work:
   """Reward model training on one random batch, in which every prompt ranks K completions."""
-  stage = reward.wire(reward_settings(b), lm, b.repeats + 1, b.completions)
-  state, trunk = running.start(stage, 0, lm.init(jax.random.key(0)))
-  comparisons = random_batch(stage.batch["comparisons"], lm.vocab_size)
-  ranks = jnp.arange(1, b.completions + 1, dtype=jnp.int32)
-  ranks = jnp.broadcast_to(ranks, comparisons.rank.shape)
-  batch = {"comparisons": dataclasses.replace(comparisons, rank=ranks)}
+  calls = b.repeats + 1
+  stage = reward.wire(reward_settings(b), lm, calls, b.completions)
+  pairs = math.comb(b.completions, 2)
+  length = b.prompt + b.response
   counts = {
-    "pairs": rows_of(b) * b.completions * (b.completions - 1) // 2,
-    "tokens": comparisons.tokens.size,
+    "pairs": rows_of(b) * pairs,
+    "tokens": rows_of(b) * b.completions * length,
   }
-  return Work(stage, state, trunk, lambda number: batch, counts)
+  params = origin.random_params(lm, 0)
+  work = start(stage, counts, lm.vocab_size, params)
+
+  # Random ranks could be 0, which marks a completion that is not there.
+  comparisons = work.batches(0)["comparisons"]
+  ranks = jnp.arange(b.completions, dtype=jnp.int32) + 1
+  ranks = jnp.broadcast_to(ranks, comparisons.rank.shape)
+  comparisons = dataclasses.replace(comparisons, rank=ranks)
+  return work._replace(batches=lambda number: {"comparisons": comparisons})
 
 
 def wire_ppo(b: Bench, lm: LM) -> Stage:
@@ -251,34 +297,44 @@ def wire_ppo(b: Bench, lm: LM) -> Stage:
 
 def start_ppo(b: Bench, lm: LM) -> Work:
   """PPO on one batch of random prompts, and of text where there is any."""
-  stage = wire_ppo(b, lm)
-  params = lm.init(jax.random.key(0))
+  counts = {
+    "episodes": rows_of(b),
+    "sampled tokens": rows_of(b) * b.response,
+  }
+  # The reward model is the policy with a scalar head: to times it does not matter what it says.
+  params = origin.random_params(lm, 0)
   head = heads.init_head(jax.random.key(1), lm.width)
-  state, frozen = running.start(stage, 0, params, params, head)
-  batch = random_batch(stage.batch, lm.vocab_size)
-  counts = {"episodes": rows_of(b), "sampled tokens": rows_of(b) * b.response}
-  return Work(stage, state, frozen, lambda number: batch, counts)
+  stage = wire_ppo(b, lm)
+  return start(stage, counts, lm.vocab_size, params, params, head)
 
 
 def start_rollout(b: Bench, lm: LM) -> Work:
-  """The first part of PPO's iteration, the rollout, in a state that holds the policy alone."""
+  """The first part of PPO's iteration, which samples, on a state that holds the policy alone."""
   stage = wire_ppo(b, lm)
   rollout = stage.parts[0]
   assert rollout.name == "rollout"
 
-  def step(state: TrainState, frozen: Frozen, batch: dict[str, Any]) -> tuple[TrainState, Rollout]:
+  def init(key: Any, params: Params) -> tuple[TrainState, Frozen]:
+    state = steps.new_state(key, {"policy": params}, optax.identity())
+    return state, Frozen(trunk={}, ref={}, reward={})
+
+  def step(
+    state: TrainState,
+    frozen: Frozen,
+    batch: dict[str, Any],
+  ) -> Any:
     rows = rollout.function(state, frozen, batch["prompts"])
-    # The key of a rollout follows from the number of updates: each call samples other responses.
+    # The key follows from the number of updates, so that each call samples other responses.
+    # The weights are donated and passed on, which copies nothing.
     return dataclasses.replace(state, step=state.step + 1), rows
 
-  # The step passes the weights on, and they are donated: nothing is copied.
-  stage = stage._replace(step=step, parts=(rollout,))
-  params = {"policy": lm.init(jax.random.key(0))}
-  state = steps.init_state(jax.random.key(0), params, optax.identity())
-  frozen = Frozen(trunk={}, ref={}, reward={})
-  batch = random_batch(stage.batch, lm.vocab_size)
-  counts = {"sampled tokens": rollout.tokens, "episodes": rows_of(b)}
-  return Work(stage, state, frozen, lambda number: batch, counts)
+  stage = stage._replace(init=init, step=step, parts=(rollout,))
+  counts = {
+    "sampled tokens": rollout.tokens,
+    "episodes": rows_of(b),
+  }
+  params = origin.random_params(lm, 0)
+  return start(stage, counts, lm.vocab_size, params)
 
 
 STAGES: Mapping[str, Callable[[Bench, LM], Work]] = {
@@ -292,19 +348,30 @@ STAGES: Mapping[str, Callable[[Bench, LM], Work]] = {
 # --- costs and limits ---
 
 
-def cost_of(step: Any, stage: Stage, state: TrainState, frozen: PyTree, batch: PyTree) -> Any:
-  """The `counting.Cost` of a call of a compiled step; `trips` bounds the loop that samples."""
+def cost_of(
+  step: Any,
+  stage: Stage,
+  state: TrainState,
+  frozen: PyTree,
+  batch: PyTree,
+) -> counting.Cost:
+  """What a call of a compiled step costs."""
   kinds = (
     programs.kinds_of_state(state),
     programs.label("frozen", frozen),
     programs.label("other", batch),
   )
   weights = [kind in ("params", "frozen") for kind in jax.tree.leaves(kinds)]
+  # The loop that samples has no length in the program: it ends when all rows have ended.
   trips = max(part.trips for part in stage.parts)
-  return counting.count(step.trace(state, frozen, batch).jaxpr, weights, trips)
+  traced = step.trace(state, frozen, batch)
+  return counting.count(traced.jaxpr, weights, trips)
 
 
-def fastest(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
+def fastest(
+  function: Callable[[jax.Array], jax.Array],
+  x: jax.Array,
+) -> float:
   """The seconds of the fastest of five calls, after one that compiles."""
   compiled = jax.jit(function)
   jax.block_until_ready(compiled(x))
@@ -319,10 +386,13 @@ def fastest(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
 def machine_rates(size: int = 2048) -> tuple[float, float]:
   """Returns (FLOPs per second of a float32 matrix product, bytes per second of a copy)."""
   square = jnp.ones((size, size), jnp.float32)
+  flops = 2 * size**3  # a multiplication and an addition
+  flop_rate = flops / fastest(lambda x: x @ x, square)
+
   long = jnp.ones(64 << 20, jnp.float32)  # 256 MiB, more than any cache holds
-  flops = 2 * size**3
   moved = 2 * long.nbytes  # read once and written once
-  return flops / fastest(lambda x: x @ x, square), moved / fastest(lambda x: x + 1, long)
+  byte_rate = moved / fastest(lambda x: x + 1, long)
+  return flop_rate, byte_rate
 
 
 # --- the measurement ---
@@ -338,11 +408,9 @@ def check(b: Bench) -> None:
     raise UserError(f"bench: --repeats={b.repeats} measures nothing; give 1 or more")
   if b.text and b.stage != "sft":
     raise UserError(f"bench: --text={b.text} feeds sft only, not {b.stage}; leave it out")
-  for option, value in (("top", b.top), ("lora", b.lora)):
-    if value and b.stage == "rollout":
-      raise UserError(
-        f"bench: --{option}={value} says what is trained, and a rollout trains nothing"
-      )
+  if b.stage == "rollout" and (b.top or b.lora):
+    option = f"--top={b.top}" if b.top else f"--lora={b.lora}"
+    raise UserError(f"bench: {option} says what is trained, and a rollout trains nothing")
 
 
 def measure(b: Bench) -> dict[str, Any]:
@@ -353,12 +421,14 @@ def measure(b: Bench) -> dict[str, Any]:
       that its settings refuse, such as a batch that the minibatches do not divide.
   """
   check(b)
-  stage, state, frozen, batches, counts = STAGES[b.stage](b, language_model(b))
+  start_stage = STAGES[b.stage]
+  stage, state, frozen, batches, counts = start_stage(b, language_model(b))
   step: Any = steps.compiled(stage.step, state)
   batch: dict[str, Any] = {}
   seconds = []
-  with prefetch.ahead(corpora.placed(batches), stop=b.repeats + 1) as feed:
-    for number in range(b.repeats + 1):
+  calls = b.repeats + 1
+  with prefetch.ahead(corpora.placed(batches), stop=calls) as feed:
+    for number in range(calls):
       begun = time.perf_counter()
       batch = feed.batch(number)
       state, outputs = step(state, frozen, batch)
@@ -401,23 +471,28 @@ def measure(b: Bench) -> dict[str, Any]:
 def main(b: Bench, *, as_json: bool = False) -> None:
   """Measures a stage and prints a short table, or one JSON object with all of the report."""
   report = measure(b)
-  print(json.dumps(report) if as_json else table(report))
+  if as_json:
+    print(json.dumps(report))
+  else:
+    print(table(report))
 
 
 def table(report: Mapping[str, Any]) -> str:
   """The report as lines to read."""
-  fastest_repeat, slowest_repeat = min(report["seconds"]), max(report["seconds"])
+  least = min(report["seconds"])
+  most = max(report["seconds"])
   lines = [
     f"{report['stage']} {report['shape']} {report['dtype']}, batch {report['batch']}, "
     f"{report['device']}, jax {report['jax']}",
     f"  median of {report['repeats']}   {report['median_s']:.3f} s "
-    f"({fastest_repeat:.3f} to {slowest_repeat:.3f}); first call {report['first_call_s']:.1f} s",
+    f"({least:.3f} to {most:.3f}); first call {report['first_call_s']:.1f} s",
   ]
   for name, value in report.items():
     if name.endswith("/s"):  # the rates
       lines.append(f"  {name:<16} {value:,.0f}")
   if report["text"]:
-    wait, share = 1e3 * report["data_wait_s"], 100 * report["data_wait_share"]
+    wait = 1e3 * report["data_wait_s"]
+    share = 100 * report["data_wait_share"]
     lines.append(f"  waits for data   {wait:.1f} ms a step, {share:.2f} %")
   lines.append(f"  peak memory      {report['peak_rss_gb']:.2f} GB")
   gflops = report["machine_flops_per_s"] / 1e9
