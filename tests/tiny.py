@@ -114,11 +114,11 @@ def whole(module):
 def traced_once(step):
   """The step, to be compiled: an AssertionError where it is traced a second time.
 
-  A step may compile twice on one trace, where its state is not committed to its devices; `compilations`
-  counts that.
+  A step may compile twice on one trace, where its state is not committed to its devices. It takes
+  `compilations` to see that.
   """
-  # The counter is shared by all tests, and knows a function by its source and the test that made it:
-  # another case of the same test would go on counting.
+  # One counter serves all tests. It knows a function by its source and the test that made it, so
+  # that another case of the same test would go on counting.
   chex.clear_trace_counter()
 
   @chex.assert_max_traces(n=1)

@@ -151,7 +151,7 @@ def test_a_scan_counts_as_often_as_it_runs():
 
 
 def block_weights(lm):
-  """The weights of the products in all blocks of a GPT: 4 of attention, and 8 of an MLP four times as wide."""
+  """The weights of the products in all blocks of a GPT: 4 of attention and 8 of the MLP."""
   return 12 * lm.depth * lm.width**2
 
 
