@@ -83,7 +83,9 @@ def folder(tmp_path_factory):
   The policy and the reward model have the same weights, so that a trunk of theirs is held once.
   """
   place = tmp_path_factory.mktemp("models")
-  (place / "length.py").write_text("def score(prompts, responses):\n  return [0.0] * len(prompts)\n")
+  (place / "length.py").write_text(
+    "def score(prompts, responses):\n  return [0.0] * len(prompts)\n"
+  )
   leave(place / "policy", "policy", origin.SHAPES["tiny"])
   leave(place / "reward", "reward", origin.SHAPES["tiny"])
   return place

@@ -129,11 +129,11 @@ def test_weights_say_nothing_where_every_record_is_used(data, tmp_path, capsys):
 
 
 def test_bench_draws_new_batches_of_text(data):
-  asked = bench.Bench("sft", length=32, repeats=3, text=str(data / "text.jsonl"))
-  with bench.fed(tiny.lm(vocab_size=300), asked, 4, ("trunk", "one batch")) as (inputs, waited):
-    (_, one), (trunk, other) = inputs(0), inputs(1)
-  assert trunk == "trunk" and one.tokens.shape == other.tokens.shape == (4, 32)
-  assert waited() >= 0
+  options = bench.Bench("sft", batch=4, length=32, repeats=3, text=str(data / "text.jsonl"))
+  work = bench.start_sft(options, tiny.lm(vocab_size=300))
+  first, second = work.batches(0)["rows"], work.batches(1)["rows"]
+  assert first.tokens.shape == second.tokens.shape == (4, 32)
+  assert (first.tokens != second.tokens).any()
   with pytest.raises(UserError, match=r"--text=a\.jsonl feeds sft only, not ppo"):
     bench.measure(bench.Bench("ppo", text="a.jsonl"))
 
