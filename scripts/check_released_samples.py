@@ -140,7 +140,7 @@ def summaries(rows: Sequence[Row]) -> list[Check]:
 
 
 def toxicity(rows: Sequence[Row]) -> list[Check]:
-  """Of the scores in the file: the correlation with Table 14, how often toxic, and how often short."""
+  """Returns the correlation of the scores with Table 14, and how often a text is toxic or short."""
   score = lambda model, prompt: np.array(
     [float(row["toxicity"]) for row in of(rows, model, prompt)]
   )
@@ -185,7 +185,10 @@ def truthful(rows: Sequence[Row]) -> list[Check]:
     ("instruction prompt", "instruction", "QA + instruction"),
   ):
     close, far = (_apart(rows, ours, name) for name in (right, wrong))
-    about = f"{ours!r} fits the corrected row of Table 14 ({close:.3f}) and not the printed one ({far:.3f})"
+    about = (
+      f"{ours!r} fits the corrected row of Table 14 ({close:.3f}) and not the printed one "
+      f"({far:.3f})"
+    )
     found.append(Check(about, float(close < far), 1, 0))
   return found
 

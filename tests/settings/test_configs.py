@@ -1,4 +1,4 @@
-"""The values that the paper prints, preset by preset, and what every configuration has in common."""
+"""The values that the paper prints, preset by preset, and what all configurations share."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ load = settings.load
 
 
 def assert_falls_to_a_tenth(optimizer):
-  """The learning rate begins at its peak and ends, by a cosine, at a tenth of it (App. C.1 to C.3)."""
+  """The rate begins at its peak and ends, by a cosine, at a tenth of it (App. C.1 to C.3)."""
   rate = wiring.learning_rate(optimizer, 100)
   assert optimizer.schedule == "cosine"
   assert [float(rate(update)) for update in (0, 99)] == pytest.approx(

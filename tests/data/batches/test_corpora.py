@@ -159,11 +159,13 @@ for shape in ((8, 1, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8)):
   with jax.set_mesh(sharding.make_mesh(*shape)):
     made.clear()
     mine = sharding.local_rows(16)
-    batches = pipeline.stream(Seen(), partial(pipeline.pad_demonstrations, length=24), size=16, seed=1, mine=mine)
+    pad = partial(pipeline.pad_demonstrations, length=24)
+    batches = pipeline.stream(Seen(), pad, size=16, seed=1, mine=mine)
     found = corpora.placed(batches)(3)
     count = len(made)
     whole = sharding.fetch(found)
-    digest = hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(whole))).hexdigest()
+    content = b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(whole))
+    digest = hashlib.sha256(content).hexdigest()
     print(shape, count, found.tokens.shape, digest[:16])
 """
 
