@@ -4,11 +4,13 @@ ours to pass on.
   python scripts/check_released_samples.py --samples=automatic-eval-samples python
   scripts/check_released_samples.py --alpaca=alpaca_eval/results --leaderboard=LEADERBOARD.csv
 
---samples      the CSV files of github.com/openai/following-instructions-human-feedback: 100 queries of SQuADv2, French to
+  --samples      the CSV files of github.com/openai/following-instructions-human-feedback: 100
+                 queries of SQuADv2, French to
                English, TL;DR, RealToxicityPrompts and TruthfulQA with what twelve models said.
                They are checked against values that were measured on them independently, and, for
                TruthfulQA, against Table 14 (E10 of docs/errata.md).
---alpaca       a folder with MODEL/ANNOTATOR/annotations.json, as github.com/tatsu-lab/alpaca_eval has it; the raw win rates are
+  --alpaca       a folder with MODEL/ANNOTATOR/annotations.json, as github.com/tatsu-
+                 lab/alpaca_eval has it; the raw win rates are
                checked against the win_rate of --leaderboard.  --annotator names another than
                weighted_alpaca_eval_gpt4_turbo.
 
