@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ from instructjax.settings.fields import to_dict
 from instructjax.settings.quickstart import FAST, QuickstartSettings
 from instructjax.system import atomic, memory
 
+# The name that notebooks use.
 Quickstart = QuickstartSettings
+# A file of WORKDIR: {part: seconds}.
+SECONDS = "seconds.json"
 
 __all__ = ["FAST", "Quickstart", "main", "one_line"]
 
@@ -47,31 +51,37 @@ def main(settings: Quickstart, workdir: str | Path, sinks: tuple[str, ...] = ())
   workdir = Path(workdir)
   begun = time.perf_counter()
   stage_runs = runs(settings, workdir)
+  names = list(stage_runs)
+  # This directory has no stage of its own, so the sinks belong to those of the runs.
   with writers.open_run(workdir, to_dict(settings), seed=settings.seed):
     with timed(workdir, "set-up"):
       set_up(settings, workdir)
-    gather_metrics(workdir, [*stage_runs])
+    # From here on the directory belongs to these settings: other ones are refused.
+    gather_metrics(workdir, names)
     for name, stage_run in stage_runs.items():
       folder = model_folder(workdir, name)
       if is_finished(folder):
         continue
       with timed(workdir, name):
         stage_run.run(stage_run.settings, folder, sinks)
-      gather_metrics(workdir, [*stage_runs])
+      gather_metrics(workdir, names)
+    # Only the evaluation opens the models: each stage holds those that it needs, and no others.
     with timed(workdir, "evaluation"):
       trained = open_trained(settings, workdir)
       measured = evaluation.evaluate(settings, trained, data_folder(workdir))
       del trained
     writers.keep(workdir / "samples.jsonl", measured.samples)
-    gather_metrics(workdir, [*stage_runs], measured.metrics)
-  seconds = json.loads((workdir / "seconds.json").read_text())
-  results = measured.results | {
-    "seconds": seconds | {"total": round(sum(seconds.values()), 1)},
-    "wall_s": round(time.perf_counter() - begun, 1),
-    "peak_rss_gb": round(memory.peak_gb(), 2),
-    "seed": settings.seed,
-  }
-  atomic.replace(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+    gather_metrics(workdir, names, measured.metrics)
+
+  results = dict(measured.results)
+  seconds = read_seconds(workdir)
+  seconds["total"] = round(sum(seconds.values()), 1)
+  results["seconds"] = seconds
+  results["wall_s"] = round(time.perf_counter() - begun, 1)  # of this call alone
+  results["peak_rss_gb"] = round(memory.peak_gb(), 2)
+  results["seed"] = settings.seed
+  content = json.dumps(results, indent=2) + "\n"
+  atomic.replace(workdir / "results.json", content)
   page = report.write(workdir)
   tables.show(results, page)
   return page
@@ -79,17 +89,22 @@ def main(settings: Quickstart, workdir: str | Path, sinks: tuple[str, ...] = ())
 
 def set_up(settings: Quickstart, workdir: Path) -> None:
   """Leaves the base model and writes the data, once for a directory."""
-  folder = model_folder(workdir, "base")
-  if is_finished(folder) and (workdir / "metrics.jsonl").is_file():
+  # The metrics are written after both for the first time.
+  if (workdir / "metrics.jsonl").is_file():
     return
+  folder = model_folder(workdir, "base")
+  # An interrupted set-up may have left the base of other settings.
+  shutil.rmtree(folder, ignore_errors=True)
   tokenizer = leave_base(settings, folder)
   tasks = data.write(settings, data_folder(workdir), tokenizer)
-  writers.note(workdir, fingerprints={"demonstrations": fingerprint(tasks.demonstrations)})
+  prints = {"demonstrations": fingerprint(tasks.demonstrations)}
+  writers.note(workdir, fingerprints=prints)
 
 
 def is_finished(folder: Path) -> bool:
   """Returns whether a run has left its model."""
-  return Checkpoints(folder / "checkpoints" / "final").latest() is not None
+  final = Checkpoints(folder / "checkpoints" / "final")
+  return final.latest() is not None
 
 
 @contextlib.contextmanager
@@ -99,14 +114,22 @@ def timed(workdir: Path, name: str) -> Iterator[None]:
   yield
   # Compiling leaves much free memory with the allocator, which the next stage would add to.
   memory.release()
-  path = workdir / "seconds.json"
-  seconds = json.loads(path.read_text()) if path.is_file() else {}
   elapsed = time.perf_counter() - begun
-  seconds[name] = round(seconds.get(name, 0.0) + elapsed, 1)
-  atomic.replace(path, json.dumps(seconds))
+  seconds = read_seconds(workdir)
+  before = seconds.get(name, 0.0)
+  seconds[name] = round(before + elapsed, 1)
+  atomic.replace(workdir / SECONDS, json.dumps(seconds))
 
 
-def gather_metrics(workdir: Path, names: list[str], more: tuple[dict[str, Any], ...] = ()) -> None:
+def read_seconds(workdir: Path) -> dict[str, float]:
+  """Returns the seconds of each part so far."""
+  path = workdir / SECONDS
+  if not path.is_file():
+    return {}
+  return json.loads(path.read_text())
+
+
+def gather_metrics(workdir: Path, names: list[str], more: Sequence[dict[str, Any]] = ()) -> None:
   """Writes the metrics of all runs into one file, each under the name of its run.
 
   The stages call themselves "reward" twice and "ppo" twice; the report tells the runs apart. The

@@ -5,9 +5,10 @@ Dimensions: N prompts, B rows of a batch, P prompt, R response, T = P + R.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -20,9 +21,10 @@ from instructjax.data.records.records import Prompt
 from instructjax.quickstart.models import Trained
 from instructjax.rollout import Sampling
 from instructjax.settings.quickstart import QuickstartSettings
-from instructjax.types import Params, Prompts, Rollout
+from instructjax.types import LM, Array, Key, Params, Prompts, Rollout
 
-BATCH = 64  # prompts that are answered together
+# Prompts that are answered together.
+BATCH = 64
 
 
 class Answers(NamedTuple):
@@ -45,7 +47,8 @@ class Answers(NamedTuple):
 
 
 def answerer(
-  settings: QuickstartSettings, trained: Trained
+  settings: QuickstartSettings,
+  trained: Trained,
 ) -> Callable[[Params, Sequence[Prompt]], Answers]:
   """Returns a function from a policy and prompts to its answers.
 
@@ -58,37 +61,55 @@ def answerer(
     banned=trained.tokenizer.banned,
   )
 
+  # Compiled here and not in `answer`, which is called for every policy.
   @jax.jit
-  def sample(trunk: Params, policy: Params, prompts: Prompts, key: Any) -> Rollout:
+  def sample(
+    trunk: Params,
+    policy: Params,
+    prompts: Prompts,
+    key: Key[Array, ""],
+  ) -> Rollout:
     return rollout.sample(trained.lm, trunk | policy, prompts, key, sampling)
 
-  measure = jax.jit(partial(measures, trained, sampling))
-  judges = trained.reward_models
+  measure = jax.jit(partial(measures, trained.lm, sampling))
 
   def answer(policy: Params, prompts: Sequence[Prompt]) -> Answers:
     rows = pipeline.prompts(prompts, trained.tokenizer, prompt=settings.prompt)
     pad = partial(pipeline.pad_prompts, length=settings.prompt)
+    # Not the key of the training, whose prompts are others anyway.
     key = jax.random.key(settings.seed + 1)
     texts: list[str] = []
-    parts: dict[str, list[np.ndarray]] = {}
-    for number, (batch, real) in enumerate(pipeline.once(rows, pad, size=BATCH)):
-      responses = sample(trained.trunk, policy, batch, jax.random.fold_in(key, number))
-      values = measure(trained.trunk, judges, policy, trained.reference, responses)
+    columns: dict[str, list[np.ndarray]] = defaultdict(list)
+    batches = pipeline.once(rows, pad, size=BATCH)
+    for number, (batch, real) in enumerate(batches):
+      batch_key = jax.random.fold_in(key, number)
+      responses = sample(trained.trunk, policy, batch, batch_key)
+      values = measure(
+        trained.trunk,
+        trained.reward_models,
+        policy,
+        trained.reference,
+        responses,
+      )
+      # The last batch is filled up with prompts that were answered before.
       for name, column in values.items():
-        # The last batch is filled up with rows that were counted before.
-        parts.setdefault(name, []).append(np.asarray(column, np.float64)[:real])
-      texts += rewards.responses(trained.tokenizer, jax.device_get(responses))[:real]
+        columns[name].append(np.asarray(column, np.float64)[:real])
+      on_host = jax.device_get(responses)
+      texts += rewards.responses(trained.tokenizer, on_host)[:real]
+    # A response begins with the space that parts it from its prompt.
     texts = [text.strip() for text in texts]
-    columns = {name: np.concatenate(values) for name, values in parts.items()}
-    follows = [
-      tone_measures.follows(prompt, text) for prompt, text in zip(prompts, texts, strict=True)
-    ]
+
+    # The lexicon reads the texts, and everything else the ids.
+    follows = []
+    for prompt, text in zip(prompts, texts, strict=True):
+      follows.append(tone_measures.follows(prompt, text))
+    whole = {name: np.concatenate(parts) for name, parts in columns.items()}
     return Answers(
       texts=texts,
-      scores={name: columns[name] for name in judges},
-      kl=columns["kl"],
-      length=columns["length"],
-      ended=columns["ended"],
+      scores={name: whole[name] for name in trained.reward_models},
+      kl=whole["kl"],
+      length=whole["length"],
+      ended=whole["ended"],
       follows=np.asarray(follows, np.float64),
     )
 
@@ -96,22 +117,24 @@ def answerer(
 
 
 def measures(
-  trained: Trained,
+  lm: LM,
   sampling: Sampling,
   trunk: Params,
-  judges: dict[str, Params],
+  reward_models: dict[str, Params],
   policy: Params,
   reference: Params,
   rows: Rollout,
-) -> dict[str, Any]:
-  """Returns KL, length, end and the scores of B responses; the trunk reads them once for all."""
-  lm = trained.lm
-  stem = lm.stem(trunk, rows.tokens, rows.valid) if "lower" in trunk else None
+) -> dict[str, Float[Array, " B"]]:
+  """Returns the KL, the length, the end and the scores of B responses."""
+  # The trunk reads the responses once for the policy, its reference and the reward models.
+  stem = None
+  if "lower" in trunk:
+    stem = lm.stem(trunk, rows.tokens, rows.valid)
 
-  def logp(params: Params) -> Any:
+  def logp(trained_part: Params) -> Float[Array, "B R"]:
     values, _ = likelihood.response_logp(
       lm,
-      trunk | params,
+      trunk | trained_part,
       rows.tokens,
       rows.valid,
       sampling.response,
@@ -121,12 +144,14 @@ def measures(
     )
     return values
 
+  # Nats a response, at the temperature of the sampler.
+  log_ratio = logp(policy) - logp(reference)
   values = {
-    "kl": ((logp(policy) - logp(reference)) * rows.mask).sum(1),
+    "kl": (log_ratio * rows.mask).sum(1),
     "length": rows.mask.sum(1),
     "ended": rows.ended,
   }
-  for name, judge in judges.items():
-    whole = reward.join(trunk, judge)
+  for name, reward_model in reward_models.items():
+    whole = reward.join(trunk, reward_model)
     values[name] = reward.score(lm, whole, rows.tokens, rows.valid, stem=stem)
   return values

@@ -17,6 +17,7 @@ from instructjax.errors import UserError
 from instructjax.models import freeze
 from instructjax.quickstart.recipe import model_folder
 from instructjax.runs import origin
+from instructjax.runs.origin import Origin
 from instructjax.settings.fields import replaced
 from instructjax.settings.quickstart import QuickstartSettings
 from instructjax.settings.subjects import ModelSettings
@@ -26,6 +27,7 @@ from instructjax.types import LM, Params
 # The models that answer the test prompts. `rl_init`, which PPO is held to, is their reference.
 POLICIES = ("base", "sft", "ppo", "ptx")
 REFERENCE = "rl_init"
+# The first one trains the policies, the second one judges them.
 REWARD_MODELS = ("reward", "gold")
 
 
@@ -33,21 +35,21 @@ class Trained(NamedTuple):
   """The models as one trunk and the trained part of each.
 
   lm              the functions that all of them share
-  tokenizer       where a new line ends a response
-  trunk           what no stage has trained
-  policies        the trained part of each of POLICIES, by its name
-  reference       the trained part of REFERENCE
-  reward_models   {"lm", "head"} of each of REWARD_MODELS, by its name
+  tokenizer       ends a response at a new line
   dtype           the type of matrix products
+  trunk           what no stage has trained
+  reference       the trained part of REFERENCE
+  policies        the trained part of each of POLICIES, by its name
+  reward_models   {"lm", "head"} of each of REWARD_MODELS, by its name
   """
 
   lm: LM
   tokenizer: Tokenizer
-  trunk: Params
-  policies: dict[str, Params]
-  reference: Params
-  reward_models: dict[str, Params]
   dtype: str
+  trunk: Params
+  reference: Params
+  policies: dict[str, Params]
+  reward_models: dict[str, Params]
 
 
 # --- the base ---
@@ -65,11 +67,14 @@ def leave_base(settings: QuickstartSettings, folder: Path) -> Tokenizer:
   """
   source = settings.model or download.fetch()
   loaded = models.load(source)
-  whole_tokenizer = tokenizers.fit(tokenizers.load(loaded.tokenizer), loaded.lm.vocab_size)
-  tokenizer = one_line(whole_tokenizer)
+  tokenizer = tokenizers.load(loaded.tokenizer)
+  tokenizer = tokenizers.fit(tokenizer, loaded.lm.vocab_size)
+  tokenizer = one_line(tokenizer)
   reference = origin.reference(loaded.tokenizer, str(source))
   about = origin.describe(loaded.config, reference)
-  about |= {"eos": tokenizer.eos, "banned": tokenizer.banned}
+  # What a run says about its model, later stages say about theirs.
+  about["eos"] = tokenizer.eos
+  about["banned"] = tokenizer.banned
   origin.finish(folder, 0, loaded.params, about, "policy")
   return tokenizer
 
@@ -90,10 +95,12 @@ def one_line(tokenizer: Tokenizer) -> Tokenizer:
   # The new line comes first, because the first end-of-text token is the one that closes rows.
   eos = [newline[0]]
   eos += [token for token in tokenizer.eos if token != newline[0]]
-  with_line_break = [
-    token for token in range(tokenizer.vocab_size) if "\n" in tokenizer.decode([token])
-  ]
-  banned = {*tokenizer.banned, *with_line_break} - {*eos}
+  # A token such as ".\n" would end the line without ending the response.
+  banned = {*tokenizer.banned}
+  for token in range(tokenizer.vocab_size):
+    if "\n" in tokenizer.decode([token]):
+      banned.add(token)
+  banned -= {*eos}
   return tokenizer._replace(eos=tuple(eos), banned=tuple(sorted(banned)))
 
 
@@ -106,28 +113,45 @@ def open_trained(settings: QuickstartSettings, workdir: Path) -> Trained:
   Raises:
     UserError: a run is not finished.
   """
-  changes = {"dtype": settings.dtype, "unroll": settings.unroll, "remat": "none"}
-  how = replaced(ModelSettings(), changes)
+  changes = {
+    "dtype": settings.dtype,
+    "unroll": settings.unroll,
+    # Nothing is trained here, so there is nothing to compute again.
+    "remat": "none",
+  }
+  model_settings = replaced(ModelSettings(), changes)
 
-  def open_policy(name: str) -> origin.Origin:
-    return origin.open_model(str(model_folder(workdir, name)), how, settings.seed)
+  def open_policy(name: str) -> Origin:
+    source = str(model_folder(workdir, name))
+    return origin.open_model(source, model_settings, settings.seed)
 
   def split(params: Params) -> tuple[Params, Params]:
     return freeze.split(params, settings.top, dtype=settings.trunk_dtype)
 
+  # A whole model is 0.5 GB in float32, so one is let go before the next is opened.
   base = open_policy("base")
-  trunk, base_part = split(base.params)
   lm, tokenizer = base.lm, base.tokenizer
-  # The whole float32 model is let go before the next one is opened.
+  trunk, base_part = split(base.params)
   del base
-  policies = {"base": base_part}
-  for name in POLICIES:
-    if name != "base":
-      policies[name] = split(open_policy(name).params)[1]
-  reference = split(open_policy(REFERENCE).params)[1]
+  trained_parts = {"base": base_part}
+  for name in (REFERENCE, "sft", "ppo", "ptx"):
+    policy = open_policy(name)
+    _, trained_parts[name] = split(policy.params)
+    del policy
+
   reward_models = {}
   for name in REWARD_MODELS:
-    model = origin.open_reward_model(str(model_folder(workdir, name)), how)
-    reward_models[name] = {"lm": split(model.params)[1], "head": model.head}
+    source = str(model_folder(workdir, name))
+    model = origin.open_reward_model(source, model_settings)
+    _, body = split(model.params)
+    reward_models[name] = {"lm": body, "head": model.head}
     del model
-  return Trained(lm, tokenizer, trunk, policies, reference, reward_models, settings.dtype)
+  return Trained(
+    lm=lm,
+    tokenizer=tokenizer,
+    dtype=settings.dtype,
+    trunk=trunk,
+    reference=trained_parts.pop(REFERENCE),
+    policies={name: trained_parts[name] for name in POLICIES},
+    reward_models=reward_models,
+  )

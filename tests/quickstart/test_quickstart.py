@@ -14,7 +14,7 @@ from instructjax import quickstart
 from instructjax.data.public import tone
 from instructjax.data.records.records import Comparison, Text
 from instructjax.models import llama, save
-from instructjax.quickstart import data, evaluation, recipe
+from instructjax.quickstart import data, ranking, recipe
 from instructjax.runs import loop, origin
 from instructjax.runs.checkpoint import Checkpoints
 from instructjax.settings.subjects import ModelSettings
@@ -252,7 +252,7 @@ def test_one_line_ends_responses_with_a_new_line():
 
 def test_calibration_counts_pairs_by_their_probability():
   comparison = Comparison("p", ("a", "b", "c"), (1, 2, 2))
-  table = evaluation.calibration([[2.0, 0.0, 3.0]], [comparison], bins=2)
+  table = ranking.calibration([[2.0, 0.0, 3.0]], [comparison], bins=2)
   assert [row["n"] for row in table] == [1, 1]  # a over b with p = .88, a over c with p = .73
   assert [row["correct"] for row in table] == [0.0, 1.0]
   np.testing.assert_allclose(
