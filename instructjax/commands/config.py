@@ -9,6 +9,7 @@ import textwrap
 from instructjax.commands.options import Fields
 
 WIDTH = 100  # columns of the output
+SENTENCE = 40  # columns of them for the sentences, at least
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -36,12 +37,11 @@ def describe(config: object) -> str:
   """The fields of settings in three columns: name, value, sentence with its range or choices."""
   from instructjax.settings import fields
 
-  rows = [
-    (f"config.{field.path}", fields.show(field.value) or '""', field)
-    for field in fields.walk(config)
-  ]
+  rows = [(f"config.{field.path}", quoted(field.value), field) for field in fields.walk(config)]
   name_width = max(len(name) for name, _, _ in rows)
-  value_width = min(max(len(value) for _, value, _ in rows), 30)
+  widest_value = max(len(value) for _, value, _ in rows)
+  value_width = min(widest_value, WIDTH - name_width - SENTENCE - 4)
+  margin = name_width + value_width + 4
   lines = []
   for name, value, field in rows:
     sentence = field.sentence
@@ -49,8 +49,19 @@ def describe(config: object) -> str:
     if expectation not in ("a text", "true or false"):
       sentence = f"{sentence} [{expectation}]"
     # A long sentence goes on below itself, so that the columns stay straight.
-    margin = name_width + value_width + 4
-    wrapped = textwrap.wrap(sentence, max(WIDTH - margin, 40))
-    lines.append(f"{name:<{name_width}}  {value:<{value_width}}  {wrapped[0]}")
-    lines += [" " * margin + line for line in wrapped[1:]]
+    wrapped = textwrap.wrap(sentence, WIDTH - margin)
+    if len(value) > value_width:
+      # A long value has a line for itself.
+      lines.append(f"{name:<{name_width}}  {value}")
+    else:
+      lines.append(f"{name:<{name_width}}  {value:<{value_width}}  {wrapped.pop(0)}")
+    lines += [" " * margin + line for line in wrapped]
   return "\n".join(lines)
+
+
+def quoted(value: object) -> str:
+  """A value as it is written on the command line; a text that would not be seen has quotes."""
+  from instructjax.settings import fields
+
+  text = fields.show(value)
+  return text if text.strip() else f'"{text}"'

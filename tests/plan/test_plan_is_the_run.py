@@ -1,7 +1,7 @@
-"""What `instructjax plan` counts is what a run holds: the state and the frozen models, leaf by leaf.
+"""What `instructjax plan` counts is what a run holds: its state and frozen models, leaf by leaf.
 
-A command is run until it has made them, or, for models that no machine here holds, until it is about
-to. `programs.plan_stage` gives the shapes, types and shardings that are compared with them.
+A command is run until it has made them, or, for models that no machine here holds, until it is
+about to. `programs.plan_stage` gives the shapes, types and shardings that are compared with them.
 """
 
 import dataclasses

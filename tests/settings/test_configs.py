@@ -17,7 +17,7 @@ load = settings.load
 
 
 def assert_falls_to_a_tenth(optimizer):
-  """The rate begins at its peak and ends, by a cosine, at a tenth of it (App. C.1 to C.3)."""
+  """The learning rate falls from its peak to a tenth of it, by a cosine (App. C.1 to C.3)."""
   rate = wiring.learning_rate(optimizer, 100)
   assert optimizer.schedule == "cosine"
   assert [float(rate(update)) for update in (0, 99)] == pytest.approx(
