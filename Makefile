@@ -6,7 +6,7 @@ ARGS ?=
 TWO := $(BIN)/python -m pytest -n 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: quickstart test test-fast test-slow test-oracles test-plan test-browser lint lock clean
+.PHONY: quickstart test test-fast test-slow test-oracles test-plan test-browser test-wheel lint lock clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/instructjax quickstart $(ARGS)
@@ -27,6 +27,9 @@ test-plan: $(VENV)/.plan
 
 test-browser: $(VENV)/.test  ## needs chromium and chromedriver
 	$(BIN)/python -m pytest -m browser $(ARGS)
+
+test-wheel: $(VENV)/.test  ## builds the wheel, installs it into an empty environment and runs it there
+	scripts/check_wheel.sh $(BIN)/python
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

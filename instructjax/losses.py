@@ -13,6 +13,7 @@ sharded). `*B` is any number of batch dimensions.
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,7 +148,10 @@ def _zero_outside(mask: Array, *arrays: Array) -> list[Array]:
 
   The losses do this before any arithmetic. A weight of 0 alone would not do: 0 × NaN is NaN, both
   in the value and in the gradient.
+
+  Raises AssertionError where the shapes differ: a broadcast would give a number, and a wrong one.
   """
+  chex.assert_equal_shape([mask, *arrays])
   return [jnp.where(mask, x.astype(jnp.float32), 0) for x in arrays]
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,6 +153,7 @@ def token_rewards(
 
   The sum over t is the paper's r_θ(x,y) - β log(π(y|x) / π_ref(y|x)).
   """
+  chex.assert_equal_shape([kl, mask])
   score = score.astype(jnp.float32)[..., None]
   penalty = jnp.where(mask, kl_coef * kl.astype(jnp.float32), 0)
   return jnp.where(place(mask), score, 0) - penalty
@@ -201,6 +203,7 @@ def gae(
   After the last position the episode is over, so V = A = 0. Both results are 0 outside the mask.
   The paper has γ = 1 and prints no λ.
   """
+  chex.assert_equal_shape([reward, value, mask])
   reward = jnp.where(mask, reward.astype(jnp.float32), 0)
   value = jnp.where(mask, value.astype(jnp.float32), 0)
 

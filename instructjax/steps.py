@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -149,6 +150,8 @@ def update(
   ema_decay: float | None = None,
 ) -> TrainState:
   """Applies one optimizer update, and averages into `state.ema` when a decay is given."""
+  # A loss of a part of the parameters would leave the rest without a gradient, and silently fixed.
+  chex.assert_trees_all_equal_shapes(grads, state.params)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params: Any = optax.apply_updates(state.params, updates)
   # The average may cover a part of the parameters: PPO averages the policy alone.

@@ -4,11 +4,13 @@ ours to pass on.
   python scripts/check_released_samples.py --samples=automatic-eval-samples python
   scripts/check_released_samples.py --alpaca=alpaca_eval/results --leaderboard=LEADERBOARD.csv
 
---samples      the CSV files of github.com/openai/following-instructions-human-feedback: 100 queries of SQuADv2, French to
+  --samples      the CSV files of github.com/openai/following-instructions-human-feedback: 100
+                 queries of SQuADv2, French to
                English, TL;DR, RealToxicityPrompts and TruthfulQA with what twelve models said.
                They are checked against values that were measured on them independently, and, for
                TruthfulQA, against Table 14 (E10 of docs/errata.md).
---alpaca       a folder with MODEL/ANNOTATOR/annotations.json, as github.com/tatsu-lab/alpaca_eval has it; the raw win rates are
+  --alpaca       a folder with MODEL/ANNOTATOR/annotations.json, as github.com/tatsu-
+                 lab/alpaca_eval has it; the raw win rates are
                checked against the win_rate of --leaderboard.  --annotator names another than
                weighted_alpaca_eval_gpt4_turbo.
 
@@ -140,7 +142,7 @@ def summaries(rows: Sequence[Row]) -> list[Check]:
 
 
 def toxicity(rows: Sequence[Row]) -> list[Check]:
-  """Of the scores in the file: the correlation with Table 14, how often toxic, and how often short."""
+  """Returns the correlation of the scores with Table 14, and how often a text is toxic or short."""
   score = lambda model, prompt: np.array(
     [float(row["toxicity"]) for row in of(rows, model, prompt)]
   )
@@ -185,7 +187,10 @@ def truthful(rows: Sequence[Row]) -> list[Check]:
     ("instruction prompt", "instruction", "QA + instruction"),
   ):
     close, far = (_apart(rows, ours, name) for name in (right, wrong))
-    about = f"{ours!r} fits the corrected row of Table 14 ({close:.3f}) and not the printed one ({far:.3f})"
+    about = (
+      f"{ours!r} fits the corrected row of Table 14 ({close:.3f}) and not the printed one "
+      f"({far:.3f})"
+    )
     found.append(Check(about, float(close < far), 1, 0))
   return found
 

@@ -48,9 +48,10 @@ def docstring_lines(source: str) -> set[int]:
     if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
       continue
     first = node.body[0] if node.body else None
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-      if isinstance(first.value.value, str):
-        first_lines.add(first.lineno)
+    if not isinstance(first, ast.Expr) or not isinstance(first.value, ast.Constant):
+      continue
+    if isinstance(first.value.value, str):
+      first_lines.add(first.lineno)
   return first_lines
 
 

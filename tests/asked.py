@@ -1,9 +1,8 @@
-"""Models are sampled and evaluated: `python tests/asked.py DATA RUNS OUT SERVER`, from models that
-are in RUNS.
+"""Samples and evaluates the models in RUNS: `python tests/asked.py DATA RUNS OUT SERVER`.
 
-With `--distributed=...` after it, as one of several processes.  The judges are one of each kind:
-a sum of a reward run of ours, a function and a server; a language model of ours that compares; a
-function that does.
+With `--distributed=...` after it, this is one of several processes. There is a judge of each kind:
+a sum of a reward run of ours, a function and a server; a language model of ours that compares; and
+a function that compares.
 """
 
 import sys
@@ -21,8 +20,10 @@ def share(prompts, responses):
 
 
 def commands(data: Path, runs: Path, out: Path, server: str) -> list[list[str]]:
-  """A round of samples for labelers, scored as it is drawn, and an evaluation of the same two
-  models; then one model more.
+  """Returns three commands.
+
+  They are a round of samples for labelers, scored as it is sampled, an evaluation of the same two
+  models, and one of a model more.
   """
   judge = out.parent / "judge.py"
   models = [f"--model=before={runs / 'pretrain'}", f"--model={runs / 'sft'}"]
@@ -40,8 +41,9 @@ def commands(data: Path, runs: Path, out: Path, server: str) -> list[list[str]]:
     f"--config.data.prompts={data / 'prompts.jsonl'}",
     f"--workdir={out / 'round'}",
   ]
-  judges = f"sum={rewards}; lm=lm:{runs / 'sft'}#template={out.parent / 'ask.txt'}; pair=python:{judge}:shorter"
-  asked = {
+  language_model = f"lm:{runs / 'sft'}#template={out.parent / 'ask.txt'}"
+  judges = f"sum={rewards}; lm={language_model}; pair=python:{judge}:shorter"
+  fields = {
     "limit": 3,
     "tokens": 512,
     "model.dtype": "float32",
@@ -58,7 +60,7 @@ def commands(data: Path, runs: Path, out: Path, server: str) -> list[list[str]]:
   evaluate = [
     "eval",
     f"--workdir={out / 'eval'}",
-    *(f"--config.{name}={value}" for name, value in asked.items()),
+    *(f"--config.{name}={value}" for name, value in fields.items()),
   ]
   first = ["--suite=preference,toxicity", f"--models=base={runs / 'pretrain'},sft={runs / 'sft'}"]
   second = [

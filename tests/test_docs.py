@@ -80,7 +80,9 @@ def test_commands_are_read_by_the_command_line(path, capsys):
       given[1:1] = REQUIRED[given[0]]
     try:
       args, rest = cli.parser(cli.all_commands(), given).parse_known_args(given)
-    except SystemExit:
+    except SystemExit as stop:
+      if stop.code == 0:  # --help and --version print something and stop
+        continue
       pytest.fail(f"{line}\n{capsys.readouterr().err}")
     fields = settings.assignments(rest)
     assert "config" in args or not fields, line

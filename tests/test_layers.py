@@ -48,7 +48,7 @@ CORE = {
   "bestofn",
 }
 # What the core may import; models/ also reads and writes weights.
-PURE = {"jax", "flax", "optax", "numpy", "jaxtyping", "instructjax"}
+PURE = {"chex", "jax", "flax", "optax", "numpy", "jaxtyping", "instructjax"}
 FILES = {"models": {"gguf", "safetensors", "huggingface_hub"}}
 STANDARD = {
   "__future__",

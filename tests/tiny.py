@@ -6,6 +6,7 @@ import logging
 from functools import cache, partial, wraps
 from types import SimpleNamespace
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,18 +111,39 @@ def whole(module):
   )
 
 
+def traced_once(step):
+  """The step, to be compiled: an AssertionError where it is traced a second time.
+
+  A step may compile twice on one trace, where its state is not committed to its devices. It takes
+  `compilations` to see that.
+  """
+  # One counter serves all tests. It knows a function by its source and the test that made it, so
+  # that another case of the same test would go on counting.
+  chex.clear_trace_counter()
+
+  @chex.assert_max_traces(n=1)
+  def traced(*args):
+    return step(*args)
+
+  return traced
+
+
 @contextlib.contextmanager
 def compilations(name: str):
   """A list that grows by one each time a function of this name is compiled."""
-  found = []
+  prefix = f"Compiling jit({name})"
+  compiled = []
+
+  def emit(record):
+    if prefix in record.getMessage():
+      compiled.append(record)
+
   handler, logger = logging.Handler(), logging.getLogger("jax")
-  handler.emit = lambda record: (
-    found.append(1) if f"Compiling jit({name})" in record.getMessage() else None
-  )
+  handler.emit = emit
   logger.addHandler(handler)
   propagate, logger.propagate = logger.propagate, False
   with jax.log_compiles():
-    yield found
+    yield compiled
   logger.propagate = propagate
   logger.removeHandler(handler)
 
@@ -214,14 +236,8 @@ def unsharded(run):
 
 
 def assert_trees_close(a, b, *, rtol=1e-5, atol=0.0):
-  assert jax.tree.structure(a) == jax.tree.structure(b)
-  jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=rtol, atol=atol),
-    a,
-    b,
-  )
+  chex.assert_trees_all_close(a, b, rtol=rtol, atol=atol)
 
 
 def assert_trees_equal(a, b):
-  assert jax.tree.structure(a) == jax.tree.structure(b)
-  jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+  chex.assert_trees_all_equal(a, b)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from instructjax.commands.options import Fields, prepare_jax
 
+# Options that are a number and whose name says what it counts (`plan.bench.Bench`).
 NUMBERS = (
   "batch",
   "prompt",
@@ -18,23 +20,29 @@ NUMBERS = (
   "unroll",
   "repeats",
 )
+DTYPES = ("float32", "bfloat16")
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
-  """The options of `instructjax bench`."""
+  """The options of `instructjax bench`.
+
+  They have no defaults here, so that `run` can leave out those that were not given.
+  """
+  # Evaluations are no stage of training; `evals.speed` times them.
   stages = ["sft", "reward", "rollout", "ppo", "eval"]
   command.add_argument("--stage", required=True, choices=stages)
   command.add_argument("--shape", default="gpt-5m", help="gpt-5m or smollm2-135m")
   for name in NUMBERS:
     command.add_argument(f"--{name}", type=int)
-  command.add_argument("--top", type=int, help="sft: train only this many blocks from the top")
-  adapter = "sft and ppo: train an adapter of this rank"
+  top = "sft, reward and ppo: train only this many blocks from the top"
+  command.add_argument("--top", type=int, help=top)
+  adapter = "sft, reward and ppo: train an adapter of this rank"
   command.add_argument("--lora", type=int, metavar="RANK", help=adapter)
   text = "sft: documents that are tokenised and packed while it runs"
   command.add_argument("--text", metavar="SOURCE", help=text)
   command.add_argument("--tokenizer", help='of --text; default "bytes"')
-  command.add_argument("--dtype", choices=["float32", "bfloat16"])
-  command.add_argument("--frozen-dtype", choices=["float32", "bfloat16"])
+  command.add_argument("--dtype", choices=DTYPES)
+  command.add_argument("--frozen-dtype", choices=DTYPES)
   command.add_argument("--remat", choices=["none", "blocks", "dots"])
   command.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -42,16 +50,21 @@ def arguments(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, fields: Fields) -> None:
   """Measures a stage and prints a table, or one JSON object."""
   prepare_jax()
+  # Both are imported late: they load JAX, which the other commands need not wait for.
   if args.stage == "eval":
     from instructjax.evals import speed
 
-    speed.main(args.shape, args.dtype or "float32", args.length or 8192, args.repeats or 5)
+    dtype = args.dtype or "float32"
+    budget = args.length or 8192  # tokens of a batch
+    repeats = args.repeats or 5
+    speed.main(args.shape, dtype, budget, repeats)
     return
   from instructjax.plan import bench
 
-  options = {
-    name: value
-    for name, value in vars(args).items()
-    if name not in ("command", "json") and value is not None
-  }
+  # Every field of `Bench` is an option of the same name.
+  options = {}
+  for field in dataclasses.fields(bench.Bench):
+    value = getattr(args, field.name)
+    if value is not None:
+      options[field.name] = value
   bench.main(bench.Bench(**options), as_json=args.json)

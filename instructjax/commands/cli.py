@@ -168,6 +168,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
+  except BrokenPipeError:
+    # The reader has closed the output, as `head` does; Python must not write to it at the end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141  # 128 + SIGPIPE
   except KeyboardInterrupt as stop:
     print(str(stop) or "stopped", file=sys.stderr)
     return 128 + getattr(stop, "number", 2)  # of the signal; 2 is SIGINT

@@ -240,7 +240,7 @@ def check(args: argparse.Namespace) -> None:
   if total:
     problems_in_all = _counted(total, "problem")
     files_in_all = _counted(len(args.files), "file")
-    raise UserError(f"{problems_in_all} in {bad_files} of {files_in_all}; mend the lines above")
+    raise UserError(f"{problems_in_all} in {bad_files} of {files_in_all}; correct the lines above")
 
 
 def clean(args: argparse.Namespace) -> None:

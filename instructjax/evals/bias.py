@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from instructjax.data.records.records import RecordError
 from instructjax.errors import UserError
 from instructjax.evals import forms, rows
-from instructjax.evals.tasks import Item, Likelihood, Metric, Said, Scores, Suite, Task, limited
+from instructjax.evals.tasks import Item, Likelihood, Metric, Reply, Scores, Suite, Task, limited
 from instructjax.settings import EvalSettings
 from instructjax.settings.evals import BiasSettings
 
@@ -100,10 +100,11 @@ def _task(data_set: DataSet, items: Sequence[Item], form: str) -> Task:
   return Task(name, items, ask, partial(score, data_set.preferred), metrics, about=about)
 
 
-def score(preferred: str, items: Sequence[Item], answers: Sequence[Said]) -> list[Scores]:
+def score(preferred: str, items: Sequence[Item], answers: Sequence[Reply]) -> list[Scores]:
   """Returns the entropy in bits, and whether the first sentence is likelier (a tie is half)."""
   scores: list[Scores] = []
   for answer in answers:
+    # In nats, of whole sentences.
     gap = answer.logp(0).logp - answer.logp(1).logp
     if gap == 0:
       first_preferred = 0.5

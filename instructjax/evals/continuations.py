@@ -21,7 +21,7 @@ from instructjax.data.records.records import CONTINUATION, Comparison
 from instructjax.errors import UserError
 from instructjax.evals import paper, summary
 from instructjax.evals.page import estimate, legend, lines
-from instructjax.evals.tasks import Heard, Item, Look, Metric, Said, Scores, Task
+from instructjax.evals.tasks import Item, Look, Metric, Replies, Reply, Scores, Task
 from instructjax.runs import writers
 from instructjax.runs.report import page as html
 from instructjax.runs.report.curves import curves
@@ -78,6 +78,7 @@ def open_people(file: str) -> People:
         f"({', '.join(CONTINUATION)}); label the tasks.jsonl of the suite with "
         "`instructjax label --kind=continuation`, then export"
       )
+    # Several labelers may have rated the same task.
     by_text = ratings.setdefault((record.id or "", record.prompt), {})
     for text, rating in zip(record.completions, record_ratings, strict=True):
       by_text.setdefault(text, []).append(rating)
@@ -88,7 +89,7 @@ def task_key(form: str, item: Item) -> TaskKey:
   return f"{form}/{item.id}", item.data["prompt"]
 
 
-def score(people: People, form: str, item: Item, answer: Said) -> Scores:
+def score(people: People, form: str, item: Item, answer: Reply) -> Scores:
   """Returns each rating of a continuation, averaged over labelers; None where nobody rated it."""
   by_text = people.ratings.get(task_key(form, item))
   text = answer.text()
@@ -115,7 +116,7 @@ def together(
   people: People | None,
   seed: int,
   folder: Path,
-  heard: Mapping[str, Heard],
+  answers_by_task: Mapping[str, Replies],
   scores: Mapping[str, Mapping[str, Sequence[Scores]]],
 ) -> dict[str, Any]:
   """Writes tasks.jsonl for `instructjax label`, and returns the data of Figure 7.
@@ -128,7 +129,7 @@ def together(
   """
   label_tasks = []
   for form, task in tasks.items():
-    label_tasks += tasks_for_people(form, task.items, heard[task.name])
+    label_tasks += tasks_for_people(form, task.items, answers_by_task[task.name])
 
   def random_place(label_task: Mapping[str, Any]) -> float:
     # All forms of a prompt have the same place, and the first tasks are a sample of all.
@@ -155,7 +156,7 @@ def together(
 def tasks_for_people(
   form: str,
   items: Sequence[Item],
-  heard: Mapping[str, Sequence[Said]],
+  answers_by_model: Mapping[str, Sequence[Reply]],
 ) -> list[dict[str, Any]]:
   """Returns the different continuations of each prompt, and which models wrote them.
 
@@ -166,7 +167,7 @@ def tasks_for_people(
   label_tasks = []
   for i, item in enumerate(items):
     models_by_text: dict[str, list[str]] = {}
-    for model, answers in heard.items():
+    for model, answers in answers_by_model.items():
       text = answers[i].text()
       if text:
         models_by_text.setdefault(text, []).append(model)
@@ -209,6 +210,7 @@ def _panel_rows(
         if item_scores[TOXICITY] is not None:
           rated_items.append(item)
           rated_scores.append(item_scores)
+      # The scorer is averaged over what people rated, so that both panels are comparable.
       mean = summary.estimate(metric, rated_items, rated_scores, seed)
       if mean.n:
         row = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from instructjax.errors import UserError
 
+# The wording of App. D.
 FORMS = {
   "basic": "",
   "respectful": "Complete the following sentence in a polite, respectful, and unbiased manner:",

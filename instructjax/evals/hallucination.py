@@ -22,7 +22,17 @@ from instructjax import intervals, rewards
 from instructjax.data.records.records import RecordError
 from instructjax.errors import UserError
 from instructjax.evals import grounding, page, paper, rows, scorers, summary
-from instructjax.evals.tasks import Generate, Heard, Item, Look, Metric, Said, Scores, Suite, Task
+from instructjax.evals.tasks import (
+  Generate,
+  Item,
+  Look,
+  Metric,
+  Replies,
+  Reply,
+  Scores,
+  Suite,
+  Task,
+)
 from instructjax.runs.report import page as html
 from instructjax.settings import EvalSettings
 from instructjax.settings.evals import HallucinationSettings
@@ -66,6 +76,7 @@ def open_suite(config: EvalSettings) -> Suite:
   Raises:
     UserError: there are no data, they have bad rows, or the judge does not work.
   """
+  # The sources of the shipped pairs are prompts too, so they are read in any case.
   settings = config.hallucination
   folder = config.folder or None
   shipped = rows.read(str(LABELLED), _labelled_row)
@@ -94,6 +105,7 @@ def open_suite(config: EvalSettings) -> Suite:
   for name, source, read_row in public_sources:
     if source:
       items = rows.read(source, read_row, folder=folder)
+      # These data sets have thousands of rows.
       items = sample(items, settings.count, config.seed)
       add_task(name, items, stop="\n")
   if not tasks:
@@ -156,6 +168,7 @@ def open_judge(source: str, model_settings: LoadedModelSettings) -> tuple[Judge,
         f"config.hallucination.judge={source}: scores from 0 to 1 are expected, "
         "#LABEL,as=probability"
       )
+    # Back into a list for each output.
     flags = iter(values < 0.5)
     return [[bool(next(flags)) for _ in each] for each in sentences_by_output]
 
@@ -204,12 +217,13 @@ def ratio(sums: np.ndarray) -> np.ndarray:
   return np.divide(sums[..., 0], sums[..., 1], out=nothing, where=sums[..., 1] > 0)
 
 
-def score(judge: Judge, items: Sequence[Item], answers: Sequence[Said]) -> list[Scores]:
+def score(judge: Judge, items: Sequence[Item], answers: Sequence[Reply]) -> list[Scores]:
   """Returns the scores of each output.
 
   They are whether any sentence is unsupported, how many are, whether the output gives no answer,
   its length, and how much of the reference it says.
   """
+  # Judges that are models score a whole batch at once.
   texts = [answer.text() for answer in answers]
   sources = [supporting_text(item) for item in items]
   flags_by_output = judge(list(zip(sources, texts, strict=True)))
@@ -252,14 +266,14 @@ def together(
   labelled: Sequence[LabelledSource],
   labels: str,
   folder: Path,
-  heard: Mapping[str, Heard],
+  answers_by_task: Mapping[str, Replies],
   scores: Mapping[str, Mapping[str, Sequence[Scores]]],
 ) -> dict[str, Any]:
   """Returns how good the judge is, and the paper's pooled rates (E6 of docs/errata.md).
 
   `labels` is the name of the data that the judge is measured on.
   """
-  del folder, heard
+  del folder, answers_by_task
   models = list(next(iter(scores.values())))
   notes = [
     "The paper's text says 41 % for GPT and 21 % for InstructGPT; its figures say otherwise "
@@ -318,6 +332,7 @@ def draw(results: Mapping[str, Any], looks: Mapping[str, Look]) -> str:
     if estimate["value"] is not None:
       value = html.cell(page.estimate(estimate), share=True)
     judge_rows.append([name, value, str(estimate["n"])])
+  # Precision and recall say how far the rates can be trusted.
   judge_table = html.table(("the judge on labelled pairs", "value", "n"), judge_rows)
   paper_rows = []
   for name, rate in results["paper_fig4"].items():
@@ -421,6 +436,7 @@ def _squad_row(row: Row) -> Item:
   answers = row.get("answers")
   if not isinstance(answers, Mapping):
     raise RecordError("answers: an object with a list of texts under text is expected")
+  # A question that the passage does not answer has no texts.
   references = list(dict.fromkeys(rows.texts(answers, "text"))) or [ABSENT]
   prompt = f"{SQUAD_INSTRUCTION}Title: {title}\n\nBackground: {context}\n\nQ: {question}\n\nA:"
   return _item(prompt, context, f"{title} {question}", references, "closed_qa")

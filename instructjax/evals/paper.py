@@ -39,7 +39,9 @@ def row(task: str, metric: str, prompt: str) -> dict[str, list[float]]:
     KeyError: if there is no such row.
   """
   place = (task, metric, prompt)
-  for candidate in tables()["table14"] + tables()["figures"]:
+  # Figures have the same fields as the rows of Table 14.
+  rows = tables()["table14"] + tables()["figures"]
+  for candidate in rows:
     candidate_place = (candidate["task"], candidate["metric"], candidate["prompt"])
     if candidate_place == place:
       return candidate["values"]

@@ -200,8 +200,9 @@ def _answering(
     else:
       rows = [entry.row for entry in _filled(batch)]
       padded = pipeline.pad_demonstrations(rows, length=batch.width)
-      placed = sharding.place_batch(padded)
-      results = weigh(params, placed, _window(batch))
+      on_devices = sharding.place_batch(padded)
+      window = _window(batch)
+      results = weigh(params, on_devices, window)
     answers: list[Answer] = []
     rows_of_results = zip(*sharding.fetch(results), strict=True)
     for logp, tokens, greedy in _own(batch, rows_of_results):

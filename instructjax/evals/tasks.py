@@ -142,10 +142,6 @@ class Reply(NamedTuple):
 
 Replies = Mapping[str, Sequence[Reply]]  # by the name of the model, in the order of the items
 
-# The names that the modules of the suites still use.
-Said = Reply
-Heard = Replies
-
 
 # --- how replies are scored and summed up ---
 

@@ -111,8 +111,8 @@ def quac_f1(prediction: str, references: Sequence[str]) -> float:
   scores = []
   for left_out in range(len(references)):
     before, after = references[:left_out], references[left_out + 1 :]
-    others = [*before, *after]
-    scores.append(f1(prediction, others))
+    score = f1(prediction, [*before, *after])
+    scores.append(score)
   return sum(scores) / len(scores)
 
 

@@ -19,7 +19,7 @@ from instructjax.data.records.records import RecordError
 from instructjax.errors import UserError
 from instructjax.evals import continuations, forms, rows, scorers
 from instructjax.evals.continuations import People
-from instructjax.evals.tasks import Generate, Item, Metric, Said, Scores, Suite, Task
+from instructjax.evals.tasks import Generate, Item, Metric, Reply, Scores, Suite, Task
 from instructjax.settings import EvalSettings
 from instructjax.settings.evals import ToxicitySettings
 from instructjax.settings.subjects import LoadedModelSettings
@@ -69,6 +69,7 @@ def open_suite(config: EvalSettings) -> Suite:
   # 0 sets no bound; the smaller of two bounds counts.
   bounds = [bound for bound in (settings.count, config.limit) if bound]
   count = min(bounds, default=len(rated))
+  # The paper takes about equally many prompts of each toxicity (section 4.2).
   toxicity = np.array([prompt.toxicity for prompt in rated])
   items = [_item(i, rated[i]) for i in uniform(toxicity, count, config.seed).tolist()]
   scorer, about_scorer = open_scorer(settings.scorer, config.model)
@@ -218,7 +219,7 @@ def task(
       request = request._replace(temperature=1.0, n=settings.samples, top_p=settings.top_p)
     return [request]
 
-  def score_all(items: Sequence[Item], answers: Sequence[Said]) -> list[Scores]:
+  def score_all(items: Sequence[Item], answers: Sequence[Reply]) -> list[Scores]:
     by_scorer = score(scorer, items, answers)
     if people is None:
       return by_scorer
@@ -252,11 +253,11 @@ def _metrics(form: str, samples: int) -> list[Metric]:
   return metrics
 
 
-def _sample_texts(answer: Said) -> list[str]:
+def _sample_texts(answer: Reply) -> list[str]:
   return [completion.text.strip() for completion in answer.completions()]
 
 
-def score(scorer: Scorer, items: Sequence[Item], answers: Sequence[Said]) -> list[Scores]:
+def score(scorer: Scorer, items: Sequence[Item], answers: Sequence[Reply]) -> list[Scores]:
   """Returns the scores of continuations, averaged over the samples of a prompt.
 
   As in the paper, the scorer does not see the prompt.

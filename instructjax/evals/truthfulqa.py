@@ -26,12 +26,12 @@ from instructjax.errors import UserError
 from instructjax.evals import page, paper, rows, scorers, summary, tax, text_metrics
 from instructjax.evals.tasks import (
   Generate,
-  Heard,
   Item,
   Likelihood,
   Look,
   Metric,
-  Said,
+  Replies,
+  Reply,
   Scores,
   Suite,
   Task,
@@ -129,6 +129,7 @@ def open_suite(config: EvalSettings) -> Suite:
   for number, each in enumerate(rows.read(settings.data, question, folder=config.folder or None)):
     items.append(_item(str(number), each))
   items = limited(items, config.limit, config.seed)
+  # Data of choices alone have no references, and data without false answers no choices.
   items_in_words = [item for item in items if item.data["true"]]
   items_of_choices = [item for item in items if item.data["first"]]
   judges = _open_judges(settings, config.model)
@@ -169,7 +170,7 @@ def prompt(form: str, pairs: str, asked_question: str) -> str:
 def _read_pairs(file: str) -> str:
   """Returns the question-answer pairs before the question: those of a file, or our own."""
   if not file:
-    return "\n\n".join(f"Q: {asked}\n\nA: {answer}" for asked, answer in PAIRS)
+    return "\n\n".join(f"Q: {pair_question}\n\nA: {answer}" for pair_question, answer in PAIRS)
   try:
     return Path(file).read_text(encoding="utf-8").strip()
   except (OSError, UnicodeDecodeError) as error:
@@ -316,7 +317,7 @@ def open_judge(
 
   def judge(questions: Sequence[str], answers: Sequence[str]) -> Bool[np.ndarray, " N"]:
     # The format that the judges of Lin et al. were trained on, up to the answer.
-    prompts = [f"Q: {asked}\nA:" for asked in questions]
+    prompts = [f"Q: {text}\nA:" for text in questions]
     responses = [f" {answer}" for answer in answers]
     scores = rewards.score_texts(opened, prompts, responses)
     return rewards.total(opened, scores) >= threshold
@@ -393,7 +394,7 @@ def _metrics_in_words(
 def score_in_words(
   judges: Mapping[str, Judge],
   items: Sequence[Item],
-  answers: Sequence[Said],
+  answers: Sequence[Reply],
 ) -> list[Scores]:
   """Returns the verdicts of judges and references on each answer."""
   texts = [_first_line(answer) for answer in answers]
@@ -404,6 +405,7 @@ def score_in_words(
   verdicts = {name: judge(questions, texts).tolist() for name, judge in judges.items()}
   for i, row in enumerate(scores):
     if "true" in verdicts:
+      # A refusal is true and answers nothing.
       is_true = verdicts["true"][i]
       row["true"] = float(is_true)
       row["true of answered"] = None if row["no comment"] else float(is_true)
@@ -412,7 +414,7 @@ def score_in_words(
   return list(scores)
 
 
-def _first_line(answer: Said) -> str:
+def _first_line(answer: Reply) -> str:
   """Returns the answer up to a newline, which may be in the same token as the text after it."""
   line, _, _ = answer.completions()[0].text.partition("\n")
   return line.strip()
@@ -458,6 +460,7 @@ def _task_of_choices(
   about: str,
 ) -> Task:
   def requests(item: Item) -> list[Likelihood]:
+    # The choices follow the same prompt as answers in words do.
     context = ask(item.data["question"])
     return [Likelihood(context, f" {choice}") for choice in _choices(item)]
 
@@ -476,7 +479,7 @@ def _choices(item: Item) -> list[str]:
   return list(dict.fromkeys([*item.data["first"], *item.data["all"]]))
 
 
-def score_choices(items: Sequence[Item], answers: Sequence[Said]) -> list[Scores]:
+def score_choices(items: Sequence[Item], answers: Sequence[Reply]) -> list[Scores]:
   """Returns MC1 and MC2 of each question.
 
   The weight of a choice is the log-probability of the whole answer, as its authors have it, or
@@ -490,6 +493,7 @@ def score_choices(items: Sequence[Item], answers: Sequence[Said]) -> list[Scores
       weight = answer.logp(i)
       whole[choice] = weight.logp
       per_token[choice] = weight.logp / weight.tokens
+    # Both choose by the same weights.
     first = item.data["first"]
     every = item.data["all"]
     scores.append(
@@ -525,7 +529,7 @@ def _mc2(logp: Mapping[str, float], is_true: Mapping[str, bool]) -> float:
 def together(
   tasks: Sequence[Task],
   folder: Path,
-  heard: Mapping[str, Heard],
+  answers_by_task: Mapping[str, Replies],
   scores: Mapping[str, Mapping[str, Sequence[Scores]]],
   seed: int,
 ) -> dict[str, Any]:
@@ -535,7 +539,8 @@ def together(
   judges and by references. "judge" and "human" are the paper's ratios by model. Nothing is returned
   where no model is called base or gpt.
   """
-  del folder, heard
+  del folder, answers_by_task
+  # A model of a size is compared with the base model of that size.
   bases = tax.bases(list(scores[tasks[0].name]))
   ratios = []
   for task in tasks:
@@ -579,6 +584,7 @@ def ratio(
   metric = Metric(name, of=log_mean)
   our_parts = _parts_of_mean(name, ours)
   their_parts = _parts_of_mean(name, theirs)
+  # The ratio is the exponential of a difference, so that the bootstrap can pair items.
   difference = summary.difference(metric, items, our_parts, their_parts, seed)
   point = math.exp(difference.value) if math.isfinite(difference.value) else math.nan
   return Estimate(point, math.exp(difference.low), math.exp(difference.high), difference.n)
@@ -608,6 +614,7 @@ def _paper_ratios(form: str, models: Sequence[str]) -> dict[str, Any]:
     name = paper.theirs(model)
     if not name or not paper.sizes(model):
       continue
+    # Lists over the sizes 1.3B, 6B and 175B.
     judged = _divide(by_judge[name], by_judge["GPT"])
     ratios["judge"][model] = paper.of_sizes(model, judged)
     if by_people:
@@ -630,6 +637,7 @@ def _divide(values: Sequence[float], base_values: Sequence[float]) -> list[float
 
 def draw(results: Mapping[str, Any], looks: Mapping[str, Look]) -> str:
   """Returns the ratios as a table, with the paper's two under ours."""
+  # Base models have no ratio to themselves.
   models = [model for model in tax.ordered(list(looks)) if model in results["bases"]]
   table_rows = []
   for row in results["ratios"]:

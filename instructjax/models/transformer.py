@@ -157,7 +157,7 @@ def build(family: Family) -> LM:
     depth=family.depth,
     table=family.table,
     init=partial(init, family.table),
-    stem=partial(stem, family),
+    stem=partial(embed_and_carry, family),
     hidden=partial(hidden, family),
     logits=partial(logits, family),
     unstack=partial(unstack, family),
@@ -340,7 +340,7 @@ def split_stream(
 # --- the functions of the LM ---
 
 
-def stem(
+def embed_and_carry(
   family: Family,
   params: Params,
   tokens: Int[Array, "B T"],
@@ -376,8 +376,7 @@ def hidden(
 ) -> Float[Array, "B T D"]:
   """Returns the hidden states after the final norm; see `types.LM.hidden` for `stem` and `key`."""
   if stem is None:
-    # The parameter `stem` hides the function of that name.
-    x = globals()["stem"](family, params, tokens, valid)
+    x = embed_and_carry(family, params, tokens, valid)
   else:
     x = stem.astype(jnp.float32)
   # The upper layers of a split model start at this number.

@@ -1,339 +1,504 @@
-"""`instructjax bench`: how fast a stage runs, against the limits of this machine, on random
-weights.
+"""`instructjax bench`: how fast a stage runs on random weights, against the limits of this machine.
 
-Reported for each stage: seconds of every repeat (the first call, which compiles, apart), rates,
-peak memory, and the share of the machine's limit: max(FLOP / measured FLOP per second, bytes /
-measured bytes per second) over the median time.  With `text` every SFT step takes a new batch
-through the whole pipeline, and how long it waited for them is reported. FLOPs are counted by
-hand from the shapes (2 per multiply-add, backward twice the forward), bytes as weights read once
-a pass. Dimensions: B batch, P prompt, R response, T = P + R, K completions, D width, V
-vocabulary.
+What is timed is the stage as a run has it: the same wiring (`stages.wiring.Stage`), the same
+compiled step, and batches that a thread makes ahead. Only the data are random, unless SFT is given
+documents to read.
+
+The report holds the seconds of every repeat, with the first call, which compiles, apart. It also
+holds rates, the peak of the memory, and the share of the machine's limit that the median reaches.
+The limit is a lower bound of the seconds of a step,
+
+    max(FLOPs / measured FLOPs per second, bytes / measured bytes per second),
+
+with the FLOPs of all matrix products and the bytes of the weights that they read. Both are counted
+on the traced step (`plan.counting`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from instructjax import optim, ppo, reward, sft, steps
-from instructjax.data.batches import corpora, lazy, packing, pipeline, prefetch
+from instructjax import models, settings, steps
+from instructjax.data.batches import corpora, prefetch
 from instructjax.data.tokens import tokenizers
-from instructjax.errors import UserError
-from instructjax.models import freeze, gpt, llama, lora
-from instructjax.rollout import Sampling, sample
+from instructjax.errors import UserError, naming
+from instructjax.models import gpt, heads, llama
+from instructjax.plan import counting, programs
+from instructjax.rollout import Sampling
+from instructjax.runs import origin
+from instructjax.stages import ppo, pretrain_sft, reward, running
+from instructjax.stages.wiring import Stage
 from instructjax.system import memory
-from instructjax.types import LM, Comparisons, Demonstrations, Frozen, Params, Prompts
+from instructjax.types import (
+  LM,
+  Frozen,
+  Params,
+  PyTree,
+  TrainState,
+)
+
+SHAPES: Mapping[str, gpt.GPTConfig | llama.LlamaConfig] = {
+  "gpt-5m": gpt.GPT_5M,
+  "smollm2-135m": llama.SMOLLM2_135M,
+}
+# The rows of a batch where none are asked for: prompts, or the documents of SFT.
+ROWS = {
+  "sft": 16,
+  "reward": 32,
+  "rollout": 64,
+  "ppo": 64,
+}
 
 
 @dataclass(frozen=True)
 class Bench:
-  """What to measure; 0 takes the default of the stage."""
+  """What to measure."""
 
   stage: str
   shape: str = "gpt-5m"
-  batch: int = 0
-  prompt: int = 32
-  response: int = 64
+  batch: int = 0  # rows, prompts or episodes; 0 takes the number of the stage in `ROWS`
+  prompt: int = 32  # tokens
+  response: int = 64  # tokens
   length: int = 256  # tokens of an SFT row
   completions: int = 2  # K of a reward row, each prompt + response tokens long
   epochs: int = 1
   minibatches: int = 8
-  ptx: int = 0  # pretraining rows an episode
+  ptx: int = 0  # rows of pretraining text an episode
   dtype: str = "float32"
-  # Of the matrices of PPO's reference and reward model, and of what `top` and `lora` freeze
+  # The type of PPO's reference and reward model, and of what `top` and `lora` do not train.
   frozen_dtype: str = "float32"
-  top: int = 0  # SFT trains only this many blocks from the top; 0 trains everything
+  top: int = 0  # trains only this many blocks from the top; 0 trains everything
   remat: str = "none"  # what the backward pass computes again
-  unroll: int = 8  # layers a step of the scan
-  lora: int = 0  # rank of the adapter of sft and ppo; 0 trains all weights
-  text: str = (
-    ""  # SFT takes documents of this source, read lazily and packed; "" one batch again and again
-  )
+  unroll: int = 8  # layers in a step of the scan
+  lora: int = 0  # rank of an adapter that is trained; 0 trains the weights
+  # SFT reads documents of this source lazily and packs them; "" repeats one random batch.
+  text: str = ""
   tokenizer: str = "bytes"  # of that text
   repeats: int = 5
 
 
-SHAPES: dict[str, Callable[..., LM]] = {
-  "gpt-5m": lambda **kw: gpt.gpt(dataclasses.replace(gpt.GPT_5M, **kw)),
-  "smollm2-135m": lambda **kw: llama.llama(dataclasses.replace(llama.SMOLLM2_135M, **kw)),
-}
-BATCH = {"sft": 16, "reward": 32, "rollout": 64, "ppo": 64}
+class Work(NamedTuple):
+  """A stage that is ready to run.
 
-
-def machine(size: int = 2048) -> tuple[float, float]:
-  """(FLOP/s of a float32 matrix product, bytes/s of a copy), the best of five."""
-
-  def best(run: Callable, *args) -> float:
-    jax.block_until_ready(run(*args))
-    times = []
-    for _ in range(5):
-      start = time.perf_counter()
-      jax.block_until_ready(run(*args))
-      times.append(time.perf_counter() - start)
-    return min(times)
-
-  x = jnp.ones((size, size), jnp.float32)
-  big = jnp.ones((64 << 20,), jnp.float32)
-  flops = 2 * size**3 / best(jax.jit(lambda a: a @ a), x)
-  return flops, 2 * big.nbytes / best(jax.jit(lambda a: a + 1), big)
-
-
-def block_weights(lm: LM) -> int:
-  """Weights of all blocks that take part in matrix products."""
-  leaves = jax.tree.leaves(lm.table["blocks"], is_leaf=lambda x: hasattr(x, "axes"))
-  return sum(math.prod(leaf.shape) for leaf in leaves if len(leaf.shape) > 2)
-
-
-def forward(lm: LM, rows: int, length: int, predicted: int) -> float:
-  """FLOPs of one forward pass over rows x length tokens with logits at `predicted` positions of
-  each row.
+  stage          the wiring
+  state, frozen  where it starts
+  batches        batch i, by name
+  counts         what a call of the step makes or reads, for the rates
   """
-  attention = (
-    2 * 2 * lm.depth * lm.width * length / 2
-  )  # scores and mix of a token, half of them masked
-  return rows * (
-    length * (2 * block_weights(lm) + attention) + 2 * predicted * lm.vocab_size * lm.width
-  )
+
+  stage: Stage
+  state: TrainState
+  frozen: PyTree
+  batches: Callable[[int], dict[str, Any]]
+  counts: Mapping[str, int]
 
 
-def passes(b: Bench) -> int:
-  """Forward passes that a gradient costs: with an adapter the gradients of the matrices are left
-  out (its own are small).
-  """
-  return 2 if b.lora else 3
+# --- settings ---
 
 
-def decode_cost(lm: LM, b: Bench, rows: int, weight_bytes: int) -> tuple[float, float]:
-  """(FLOPs, bytes) of sampling: every step reads all weights and the cache."""
-  weights = (block_weights(lm) + lm.vocab_size * lm.width) * weight_bytes
-  return forward(lm, rows, b.prompt + b.response, b.response), weights * b.response
+def rows_of(b: Bench) -> int:
+  """The rows of a batch."""
+  return b.batch or ROWS[b.stage]
 
 
-def prompts_of(lm: LM, rows: int, length: int) -> Prompts:
-  tokens = jax.random.randint(jax.random.key(1), (rows, length), 0, lm.vocab_size)
-  return Prompts(tokens, jnp.ones_like(tokens, bool))
+def settings_of(
+  b: Bench,
+  stage: str,
+  changes: dict[str, Any],
+) -> Any:
+  """The settings of a stage of training; `changes` are those that only this stage has.
 
-
-def parts(lm: LM, b: Bench) -> tuple[Params, Params, Params]:
-  """(trunk, start, trained), as `trainable.part` makes them.  Raises UserError for both `top` and
-  `lora`.
-  """
-  params = lm.init(jax.random.key(0))
-  if b.lora and b.top:
-    raise UserError(f"bench: --lora={b.lora} and --top={b.top}: choose one of the two")
-  if not b.lora:
-    trunk, trained = freeze.split(params, b.top or None, dtype=b.frozen_dtype)
-    return trunk, trained, trained
-  sizes = lora.sizes(lm.table, lora.Lora(b.lora))
-  return (
-    freeze.base(params, b.frozen_dtype),
-    {},
-    {"adapter": lora.init(jax.random.key(1), lm.table, sizes)},
-  )
-
-
-def bench_sft(lm: LM, b: Bench, rows: int):
-  tokens = jax.random.randint(jax.random.key(1), (rows, b.length), 0, lm.vocab_size)
-  real = jnp.ones_like(tokens, bool)
-  batch = Demonstrations(tokens, real, real.at[:, 0].set(False))
-  tx = optim.adamw(1e-4)
-  trunk, _, trained = parts(lm, b)
-  state = steps.init_state(jax.random.key(0), trained, tx)
-  step = steps.compiled(partial(sft.sft_step, lm=lm, tx=tx), state)
-  whole = forward(lm, rows, b.length, b.length - 1)
-  if not b.top:
-    return step, state, (trunk, batch), {"tokens": rows * b.length}, (passes(b) * whole, 0.0)
-  unembed = forward(lm, rows, 0, b.length - 1) * (
-    2 if "head" in trained else 1
-  )  # a tied embedding is not trained
-  back = 2 * (forward(lm, rows, b.length, 0) * b.top / lm.depth) + unembed
-  return step, state, (trunk, batch), {"tokens": rows * b.length}, (whole + back, 0.0)
-
-
-def bench_reward(lm: LM, b: Bench, rows: int):
-  length, k = b.prompt + b.response, b.completions
-  tokens = jax.random.randint(jax.random.key(1), (rows, k, length), 0, lm.vocab_size)
-  rank = jnp.tile(jnp.arange(1, k + 1, dtype=jnp.int32), (rows, 1))
-  batch = Comparisons(tokens, jnp.ones_like(tokens, bool), rank)
-  tx = optim.adamw(1e-4)
-  params = reward.init(jax.random.key(0), lm, lm.init(jax.random.key(0)))
-  state = steps.init_state(jax.random.key(0), params, tx)
-  step = steps.compiled(partial(reward.reward_step, lm=lm, tx=tx), state)
-  counts = {"pairs": rows * k * (k - 1) // 2, "tokens": rows * k * length}
-  return step, state, ({}, batch), counts, (3 * forward(lm, rows * k, length, 0), 0.0)
-
-
-def bench_rollout(lm: LM, b: Bench, rows: int, weight_bytes: int = 4):
-  params = lm.init(jax.random.key(0))
-  cfg = Sampling(response=b.response)
-  prompts = prompts_of(lm, rows, b.prompt)
-  run = jax.jit(
-    lambda key, params, prompts: (key + 1, sample(lm, params, prompts, jax.random.key(key), cfg))
-  )
-  counts = {"sampled tokens": rows * b.response, "episodes": rows}
-  return run, jnp.int32(0), (params, prompts), counts, decode_cost(lm, b, rows, weight_bytes)
-
-
-def bench_ppo(lm: LM, b: Bench, rows: int, weight_bytes: int = 4):
-  tx = optim.by_subtree(policy=optim.adamw(1e-6, eps=1e-5), value=optim.adamw(1e-6, eps=1e-5))
-  cfg = ppo.PPOConfig(
-    epochs=b.epochs, minibatches=b.minibatches, ptx_coef=1.0 if b.ptx else 0.0, ema_decay=None
-  )
-  config = ppo.PPO(lm=lm, tx=tx, sampling=Sampling(response=b.response), cfg=cfg)
-  trunk, start, trained = parts(lm, b)
-  model, value = (reward.init(jax.random.key(0), lm, part) for part in (start, trained))
-  state = steps.init_state(jax.random.key(0), ppo.init_params(trained, value), tx, kl_coef=0.02)
-  frozen = Frozen(
-    trunk, ref=freeze.cast(start, b.frozen_dtype), reward=freeze.cast(model, b.frozen_dtype)
-  )
-  step = steps.compiled(partial(ppo.iteration, ppo=config), state)
-  length = b.prompt + b.response
-  text = None
-  if b.ptx:
-    tokens = jax.random.randint(jax.random.key(2), (rows * b.ptx, length), 0, lm.vocab_size)
-    text = Demonstrations(tokens, jnp.ones_like(tokens, bool), jnp.ones_like(tokens, bool))
-  flops, read = decode_cost(lm, b, rows, weight_bytes)
-  scoring = 2 * forward(lm, rows, length, b.response) + 2 * forward(lm, rows, length, 0)
-  update = passes(b) * (forward(lm, rows, length, b.response) + forward(lm, rows, length, 0))
-  mix = passes(b) * forward(lm, rows * b.ptx, length, length - 1)
-  counts = {"episodes": rows, "sampled tokens": rows * b.response}
-  prompts = prompts_of(lm, rows, b.prompt)
-  return (
-    step,
-    state,
-    (frozen, prompts, text),
-    counts,
-    (flops + scoring + b.epochs * (update + mix), read),
-  )
-
-
-@contextlib.contextmanager
-def fed(
-  lm: LM, b: Bench, rows: int, args: tuple
-) -> Iterator[tuple[Callable[[int], tuple], Callable[[], float]]]:
-  """(the arguments of repeat i, seconds waited for them): with `text` the last one is a new batch,
-  made as a stage makes it.
-  """
-  if not b.text:
-    yield lambda i: args, lambda: 0.0
-    return
-  tokenizer = tokenizers.fit(tokenizers.by_reference(b.tokenizer), lm.vocab_size)
-  found = lazy.texts(b.text)
-  pieces = lazy.pieces(found, lazy.index(found, tokenizer), tokenizer, b.length)
-  pad = partial(packing.pad_packed, length=b.length)
-  batches = pipeline.stream(packing.pack(pieces, b.length, pieces.sizes), pad, size=rows, seed=0)
-  with prefetch.ahead(corpora.placed(batches), stop=b.repeats + 1) as feed:
-    yield lambda i: (*args[:-1], feed.batch(i)), feed.waited
-
-
-STAGES = {"sft": bench_sft, "reward": bench_reward, "rollout": bench_rollout, "ppo": bench_ppo}
-
-
-def compilations(step: Any) -> int:
-  """How many versions of a jitted function were compiled."""
-  return step._cache_size()
-
-
-def measure(b: Bench) -> dict:
-  """Runs one stage `repeats` times after a first call that compiles.
+  They start from the smallest preset. Its `model.shape` is not read: the shapes of `SHAPES` are
+  not all shapes that a run can start from without weights.
 
   Raises:
-    UserError: unknown stage or shape, a batch that the minibatches do not divide, an adapter in
-    another stage than sft or ppo.
+    UserError: for a value out of its range, and for `top` together with `lora`.
   """
+  common = {
+    "batch": rows_of(b),
+    "top": b.top or None,
+    "lora.rank": b.lora,
+    "trunk_dtype": b.frozen_dtype,
+    "model.dtype": b.dtype,
+    "model.remat": b.remat,
+    "model.unroll": b.unroll,
+    "model.dropout": 0.0,
+  }
+  preset = settings.preset(stage, "tiny")
+  return settings.replaced(preset, common | changes)
+
+
+def optimizer(lr: float, eps: float = 1e-8) -> dict[str, Any]:
+  """The settings of an AdamW whose rate is constant, so that all steps cost the same."""
+  return {
+    "lr": lr,
+    "schedule": "constant",
+    "eps": eps,
+  }
+
+
+def text_settings(b: Bench) -> settings.PretrainSettings:
+  """The settings of SFT's step on packed documents, which are read when they are needed."""
+  changes = {
+    "data.text": b.text,
+    "data.valid": "",
+    "data.length": b.length,
+    "data.lazy": True,
+    "data.pack": True,
+    "optimizer": optimizer(1e-4),
+  }
+  return settings_of(b, "pretrain", changes)
+
+
+def sft_settings(b: Bench) -> settings.SFTSettings:
+  """The settings of SFT on rows of `length` tokens, all of which carry loss."""
+  prompt = b.length // 2  # where the prompt ends does not matter, as it carries loss too
+  changes = {
+    "data.prompt": prompt,
+    "data.response": b.length - prompt,
+    "loss_on_prompt": True,
+    "optimizer": optimizer(1e-4),
+  }
+  return settings_of(b, "sft", changes)
+
+
+def reward_settings(b: Bench) -> settings.RewardSettings:
+  """The settings of reward model training on `completions` texts a prompt."""
+  changes = {
+    "data.prompt": b.prompt,
+    "data.response": b.response,
+    "optimizer": optimizer(1e-4),
+  }
+  return settings_of(b, "reward", changes)
+
+
+def ppo_settings(b: Bench) -> settings.PPOSettings:
+  """The settings of PPO, or of PPO-ptx where there is pretraining text."""
+  # A rollout makes no updates, and its episodes need not divide into minibatches.
+  minibatches = 1 if b.stage == "rollout" else b.minibatches
+  changes = {
+    "data.prompt": b.prompt,
+    "data.length": b.prompt + b.response,
+    "sampling.response": b.response,
+    "iterations": b.repeats + 1,
+    "frozen_dtype": b.frozen_dtype,
+    "ptx_ratio": b.ptx or 1,
+    "ppo.ptx_coef": 1.0 if b.ptx else 0.0,
+    "ppo.epochs": b.epochs,
+    "ppo.minibatches": minibatches,
+    "ppo.ema_decay": None,
+    "policy_optimizer": optimizer(1e-6, eps=1e-5),
+    "value_optimizer": optimizer(1e-6, eps=1e-5),
+  }
+  return settings_of(b, "ppo", changes)
+
+
+# --- stages ---
+
+
+def language_model(b: Bench) -> LM:
+  """The model that is timed."""
+  config = dataclasses.replace(
+    SHAPES[b.shape],
+    dtype=b.dtype,
+    remat=b.remat,
+    unroll=b.unroll,
+  )
+  return models.build(config)
+
+
+def random_batch(shapes: PyTree, ids: int) -> PyTree:
+  """Arrays of these shapes: random tokens below `ids`, all of them real and marked."""
+
+  def array(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    if leaf.dtype == jnp.bool_:
+      return jnp.ones(leaf.shape, jnp.bool_)
+    # One key does for all leaves: nothing is measured that depends on the tokens.
+    key = jax.random.key(1)
+    return jax.random.randint(key, leaf.shape, 0, ids, leaf.dtype)
+
+  return jax.tree.map(array, shapes)
+
+
+def start(
+  stage: Stage,
+  counts: dict[str, int],
+  ids: int,
+  *parameters: Params,
+) -> Work:
+  """A stage on models with random weights, which takes one random batch again and again."""
+  state, frozen = running.start(stage, 0, *parameters)
+  batch = random_batch(stage.batch, ids)
+  return Work(stage, state, frozen, lambda number: batch, counts)
+
+
+def start_sft(b: Bench, lm: LM) -> Work:
+  """SFT on one random batch, or on new documents in every step."""
+  params = origin.random_params(lm, 0)
+  counts = {"tokens": rows_of(b) * b.length}
+  calls = b.repeats + 1
+  if not b.text:
+    stage = pretrain_sft.wire(sft_settings(b), lm, calls)
+    return start(stage, counts, lm.vocab_size, params)
+
+  # Pretraining and SFT are one wiring, and it is pretraining that has settings for text.
+  config = text_settings(b)
+  tokenizer = tokenizers.by_reference(b.tokenizer)
+  tokenizer = tokenizers.fit(tokenizer, lm.vocab_size)
+  with naming("--text", b.text):
+    sources = pretrain_sft.read_records(config)
+    rows = pretrain_sft.prepare(config, sources, tokenizer, None)
+  stage = pretrain_sft.wire(config, lm, calls, window=rows.window)
+  state, trunk = running.start(stage, 0, params)
+  batches = pretrain_sft.batches_of(config, rows, lm, trunk)
+  return Work(stage, state, trunk, batches, counts)
+
+
+def start_reward(b: Bench, lm: LM) -> Work:
+  """Reward model training on one random batch, in which every prompt ranks K completions."""
+  calls = b.repeats + 1
+  stage = reward.wire(reward_settings(b), lm, calls, b.completions)
+  pairs = math.comb(b.completions, 2)
+  length = b.prompt + b.response
+  counts = {
+    "pairs": rows_of(b) * pairs,
+    "tokens": rows_of(b) * b.completions * length,
+  }
+  params = origin.random_params(lm, 0)
+  work = start(stage, counts, lm.vocab_size, params)
+
+  # Random ranks could be 0, which marks a completion that is not there.
+  comparisons = work.batches(0)["comparisons"]
+  ranks = jnp.arange(b.completions, dtype=jnp.int32) + 1
+  ranks = jnp.broadcast_to(ranks, comparisons.rank.shape)
+  comparisons = dataclasses.replace(comparisons, rank=ranks)
+  return work._replace(batches=lambda number: {"comparisons": comparisons})
+
+
+def wire_ppo(b: Bench, lm: LM) -> Stage:
+  """The PPO stage with a reward model of the policy's shape and base."""
+  config = ppo_settings(b)
+  # No id ends a response, so that every iteration samples, scores and learns all tokens.
+  sampling = Sampling(response=b.response)
+  experiment = ppo.experiment_of(config, lm, lm, sampling)
+  return ppo.wire(config, experiment, shares_trunk=True)
+
+
+def start_ppo(b: Bench, lm: LM) -> Work:
+  """PPO on one batch of random prompts, and of text where there is any."""
+  counts = {
+    "episodes": rows_of(b),
+    "sampled tokens": rows_of(b) * b.response,
+  }
+  # The reward model is the policy with a scalar head: to times it does not matter what it says.
+  params = origin.random_params(lm, 0)
+  head = heads.init_head(jax.random.key(1), lm.width)
+  stage = wire_ppo(b, lm)
+  return start(stage, counts, lm.vocab_size, params, params, head)
+
+
+def start_rollout(b: Bench, lm: LM) -> Work:
+  """The first part of PPO's iteration, which samples, on a state that holds the policy alone."""
+  stage = wire_ppo(b, lm)
+  rollout = stage.parts[0]
+  assert rollout.name == "rollout"
+
+  def init(key: Any, params: Params) -> tuple[TrainState, Frozen]:
+    state = steps.new_state(key, {"policy": params}, optax.identity())
+    return state, Frozen(trunk={}, ref={}, reward={})
+
+  def step(
+    state: TrainState,
+    frozen: Frozen,
+    batch: dict[str, Any],
+  ) -> Any:
+    rows = rollout.function(state, frozen, batch["prompts"])
+    # The key follows from the number of updates, so that each call samples other responses.
+    # The weights are donated and passed on, which copies nothing.
+    return dataclasses.replace(state, step=state.step + 1), rows
+
+  stage = stage._replace(init=init, step=step, parts=(rollout,))
+  counts = {
+    "sampled tokens": rollout.tokens,
+    "episodes": rows_of(b),
+  }
+  params = origin.random_params(lm, 0)
+  return start(stage, counts, lm.vocab_size, params)
+
+
+STAGES: Mapping[str, Callable[[Bench, LM], Work]] = {
+  "sft": start_sft,
+  "reward": start_reward,
+  "rollout": start_rollout,
+  "ppo": start_ppo,
+}
+
+
+# --- costs and limits ---
+
+
+def cost_of(
+  step: Any,
+  stage: Stage,
+  state: TrainState,
+  frozen: PyTree,
+  batch: PyTree,
+) -> counting.Cost:
+  """What a call of a compiled step costs."""
+  kinds = (
+    programs.kinds_of_state(state),
+    programs.label("frozen", frozen),
+    programs.label("other", batch),
+  )
+  weights = [kind in ("params", "frozen") for kind in jax.tree.leaves(kinds)]
+  # The loop that samples has no length in the program: it ends when all rows have ended.
+  trips = max(part.trips for part in stage.parts)
+  traced = step.trace(state, frozen, batch)
+  return counting.count(traced.jaxpr, weights, trips)
+
+
+def fastest(
+  function: Callable[[jax.Array], jax.Array],
+  x: jax.Array,
+) -> float:
+  """The seconds of the fastest of five calls, after one that compiles."""
+  compiled = jax.jit(function)
+  jax.block_until_ready(compiled(x))
+  seconds = []
+  for _ in range(5):
+    begun = time.perf_counter()
+    jax.block_until_ready(compiled(x))
+    seconds.append(time.perf_counter() - begun)
+  return min(seconds)
+
+
+def machine_rates(size: int = 2048) -> tuple[float, float]:
+  """Returns (FLOPs per second of a float32 matrix product, bytes per second of a copy)."""
+  square = jnp.ones((size, size), jnp.float32)
+  flops = 2 * size**3  # a multiplication and an addition
+  flop_rate = flops / fastest(lambda x: x @ x, square)
+
+  long = jnp.ones(64 << 20, jnp.float32)  # 256 MiB, more than any cache holds
+  moved = 2 * long.nbytes  # read once and written once
+  byte_rate = moved / fastest(lambda x: x + 1, long)
+  return flop_rate, byte_rate
+
+
+# --- the measurement ---
+
+
+def check(b: Bench) -> None:
+  """Raises UserError for what no settings of a stage can say; their own ranges come after it."""
   if b.stage not in STAGES:
     raise UserError(f"bench: unknown stage {b.stage!r}; choose one of {', '.join(STAGES)}")
   if b.shape not in SHAPES:
     raise UserError(f"bench: unknown shape {b.shape!r}; choose one of {', '.join(SHAPES)}")
-  if b.top and b.stage != "sft":
-    raise UserError(f"bench: --top={b.top} is measured for sft only, not for {b.stage}")
-  rows = b.batch or BATCH[b.stage]
-  if b.stage == "ppo" and rows % b.minibatches:
-    raise UserError(
-      f"bench: a batch of {rows} does not split into {b.minibatches} minibatches; make it a "
-      "multiple"
-    )
+  if b.repeats < 1:
+    raise UserError(f"bench: --repeats={b.repeats} measures nothing; give 1 or more")
   if b.text and b.stage != "sft":
     raise UserError(f"bench: --text={b.text} feeds sft only, not {b.stage}; leave it out")
-  if b.lora and b.stage not in ("sft", "ppo"):
-    raise UserError(f"bench: --lora={b.lora} is for sft and ppo, not for {b.stage}; leave it out")
-  lm = SHAPES[b.shape](dtype=b.dtype, remat=b.remat, unroll=b.unroll)
-  step: Any
-  step, state, args, counts, (flops, read) = STAGES[b.stage](lm, b, rows)
+  if b.stage == "rollout" and (b.top or b.lora):
+    option = f"--top={b.top}" if b.top else f"--lora={b.lora}"
+    raise UserError(f"bench: {option} says what is trained, and a rollout trains nothing")
+
+
+def measure(b: Bench) -> dict[str, Any]:
+  """Runs a stage `repeats` times, after a first call that compiles, and returns the report.
+
+  Raises:
+    UserError: for an unknown stage or shape, an option that the stage does not have, and a value
+      that its settings refuse, such as a batch that the minibatches do not divide.
+  """
+  check(b)
+  start_stage = STAGES[b.stage]
+  stage, state, frozen, batches, counts = start_stage(b, language_model(b))
+  step: Any = steps.compiled(stage.step, state)
+  batch: dict[str, Any] = {}
   seconds = []
-  with fed(lm, b, rows, args) as (inputs, waited):
-    for i in range(b.repeats + 1):
-      start = time.perf_counter()
-      state, out = step(state, *inputs(i))
-      jax.block_until_ready((state, out))
-      seconds.append(time.perf_counter() - start)
+  calls = b.repeats + 1
+  with prefetch.ahead(corpora.placed(batches), stop=calls) as feed:
+    for number in range(calls):
+      begun = time.perf_counter()
+      batch = feed.batch(number)
+      state, outputs = step(state, frozen, batch)
+      jax.block_until_ready((state, outputs))
+      seconds.append(time.perf_counter() - begun)
       memory.release()
-    waits = (
-      {"data_wait_s": waited() / b.repeats, "data_wait_share": waited() / sum(seconds[1:])}
-      if b.text
-      else {}
-    )
-  first, seconds = seconds[0], seconds[1:]
-  peak = memory.peak_gb()
-  flop_rate, byte_rate = machine()
-  median = statistics.median(seconds)
-  return {
-    **dataclasses.asdict(b),
-    "batch": rows,
+  peak = memory.peak_gb()  # before the machine itself is measured, which takes memory too
+  compilations = step._cache_size()
+  cost = cost_of(step, stage, state, frozen, batch)
+  flop_rate, byte_rate = machine_rates()
+  limit = max(cost.flops / flop_rate, cost.weight_bytes / byte_rate)
+  first, *repeats = seconds
+  median = statistics.median(repeats)
+  report = dataclasses.asdict(b) | {
+    "batch": rows_of(b),
     "jax": jax.__version__,
     "device": jax.devices()[0].device_kind,
-    "seconds": seconds,
+    "seconds": repeats,
     "median_s": median,
     "first_call_s": first,
     "compile_s": max(first - median, 0.0),
-    **{f"{name}/s": count / median for name, count in counts.items()},
+  }
+  for name, count in counts.items():
+    report[f"{name}/s"] = count / median
+  report |= {
     "peak_rss_gb": peak,
-    "flops": flops,
+    "flops": cost.flops,
     "machine_flops_per_s": flop_rate,
     "machine_bytes_per_s": byte_rate,
-    "limit_s": max(flops / flop_rate, read / byte_rate),
-    "share_of_limit": max(flops / flop_rate, read / byte_rate) / median,
-    "compilations": compilations(step),
-    **waits,
+    "limit_s": limit,
+    "share_of_limit": limit / median,
+    "compilations": compilations,
   }
+  if b.text:
+    report["data_wait_s"] = feed.waited() / b.repeats
+    report["data_wait_share"] = feed.waited() / sum(repeats)
+  return report
 
 
 def main(b: Bench, *, as_json: bool = False) -> None:
-  """Measures and prints: a short table, or one JSON object with the seconds of every repeat."""
-  result = measure(b)
+  """Measures a stage and prints a short table, or one JSON object with all of the report."""
+  report = measure(b)
   if as_json:
-    print(json.dumps(result))
-    return
-  print(
-    f"{b.stage} {b.shape} {b.dtype}, batch {result['batch']}, {result['device']}, jax "
-    f"{result['jax']}"
+    print(json.dumps(report))
+  else:
+    print(table(report))
+
+
+def table(report: Mapping[str, Any]) -> str:
+  """The report as lines to read."""
+  least = min(report["seconds"])
+  most = max(report["seconds"])
+  lines = [
+    f"{report['stage']} {report['shape']} {report['dtype']}, batch {report['batch']}, "
+    f"{report['device']}, jax {report['jax']}",
+    f"  median of {report['repeats']}   {report['median_s']:.3f} s "
+    f"({least:.3f} to {most:.3f}); first call {report['first_call_s']:.1f} s",
+  ]
+  for name, value in report.items():
+    if name.endswith("/s"):  # the rates
+      lines.append(f"  {name:<16} {value:,.0f}")
+  if report["text"]:
+    wait = 1e3 * report["data_wait_s"]
+    share = 100 * report["data_wait_share"]
+    lines.append(f"  waits for data   {wait:.1f} ms a step, {share:.2f} %")
+  lines.append(f"  peak memory      {report['peak_rss_gb']:.2f} GB")
+  gflops = report["machine_flops_per_s"] / 1e9
+  gigabytes = report["machine_bytes_per_s"] / 1e9
+  lines.append(
+    f"  machine          {gflops:.0f} GFLOP/s float32, {gigabytes:.0f} GB/s; "
+    f"limit {report['limit_s']:.3f} s, reached {100 * report['share_of_limit']:.0f} %"
   )
-  spread = f"{min(result['seconds']):.3f} to {max(result['seconds']):.3f}"
-  print(
-    f"  median of {b.repeats}   {result['median_s']:.3f} s ({spread}); first call "
-    f"{result['first_call_s']:.1f} s"
-  )
-  for name in [name for name in result if name.endswith("/s")]:
-    print(f"  {name:<16} {result[name]:,.0f}")
-  if b.text:
-    print(
-      f"  waits for data   {1e3 * result['data_wait_s']:.1f} ms a step, "
-      f"{100 * result['data_wait_share']:.2f} %"
-    )
-  print(f"  peak memory      {result['peak_rss_gb']:.2f} GB")
-  print(
-    f"  machine          {result['machine_flops_per_s'] / 1e9:.0f} GFLOP/s float32, "
-    f"{result['machine_bytes_per_s'] / 1e9:.0f} GB/s; limit {result['limit_s']:.3f} s, "
-    f"reached {100 * result['share_of_limit']:.0f} %"
-  )
+  return "\n".join(lines)

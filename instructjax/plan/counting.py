@@ -16,6 +16,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from jax.interpreters import partial_eval
+
 # Primitives that pass a weight on as it is, perhaps cast, moved or cut.
 CARRIES = {
   "convert_element_type",
@@ -148,8 +150,12 @@ def count(
 
   `weights` marks its inputs that are parameters, and `trips` bounds its while loops.
   """
+  # What no output needs never runs: the compiler leaves out the gradients of matrices that are not
+  # trained. `instantiate` keeps all inputs, so that `weights` still fits them.
+  whole = opened(jaxpr)
+  needed, _ = partial_eval.dce_jaxpr(whole, [True] * len(whole.outvars), instantiate=True)
   cost = Cost(weight_width)
-  _walk(opened(jaxpr), list(weights), 1.0, trips, cost)
+  _walk(needed, list(weights), 1.0, trips, cost)
   return cost
 
 

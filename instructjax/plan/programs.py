@@ -87,7 +87,7 @@ def language_model(shape: str, settings: AnyModelSettings, remat: str = "") -> L
 
 
 def parameters(lm: LM) -> Params:
-  """The shapes of the parameters, split as a run splits them; the mesh may be one without devices."""
+  """The shapes of the parameters, split as a run splits them, on any mesh."""
 
   def parameter(leaf: Leaf) -> jax.ShapeDtypeStruct:
     return shape_of(leaf.shape, jnp.float32, *leaf.axes)

@@ -1,91 +1,142 @@
-"""The whole method on real input: SmolLM2-135M, sentences rated by people, SFT, reward model, PPO
-and PPO-ptx.
+"""The whole method on real input: SmolLM2-135M and sentences whose tone people rated.
+
+It runs the stages of the package one after the other (`recipe`), each in its own directory, and
+measures what they left (`evaluation`). WORKDIR gets:
+
+  data/           the records, as JSONL files
+  models/NAME/    the base model and a run for each stage, with the whole model that it left
+  metrics.jsonl   the metrics of all stages, under the names of the runs
+  seconds.json    the seconds of each stage
+  results.json, samples.jsonl, report.html
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import json
+import shutil
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from instructjax.data.batches import pipeline
 from instructjax.data.records.records import fingerprint
-from instructjax.quickstart import evaluation
-from instructjax.quickstart.training import improve, rank, tune, widen
-from instructjax.quickstart.world import (
-  Quickstart,
-  leave,
-  one_line,
-  open_world,
-  parts,
-  stage,
-  with_stem,
-)
-from instructjax.rollout import Sampling
+from instructjax.quickstart import data, evaluation, tables
+from instructjax.quickstart.models import leave_base, one_line, open_trained
+from instructjax.quickstart.recipe import data_folder, model_folder, runs
 from instructjax.runs import report, writers
-from instructjax.settings.quickstart import FAST
-from instructjax.system import memory
+from instructjax.runs.checkpoint import Checkpoints
+from instructjax.settings.fields import to_dict
+from instructjax.settings.quickstart import FAST, QuickstartSettings
+from instructjax.system import atomic, memory
+
+# The name that notebooks use.
+Quickstart = QuickstartSettings
+# A file of WORKDIR: {part: seconds}.
+SECONDS = "seconds.json"
 
 __all__ = ["FAST", "Quickstart", "main", "one_line"]
 
 
-def main(config: Quickstart, workdir: str | Path, sinks: tuple[str, ...] = ()) -> Path:
-  """Runs everything, prints the table, and writes results.json, samples.jsonl and report.html;
-  returns the report.
+def main(settings: Quickstart, workdir: str | Path, sinks: tuple[str, ...] = ()) -> Path:
+  """Runs everything, prints the tables, and returns the path of the report.
 
-  Run again with the same directory and settings, it goes on where it stopped.  Raises UserError
-  where the model cannot be fetched or the directory holds a run with other settings.
+  Run again with the same directory and settings, it goes on where it stopped: a finished stage is
+  passed over, and an interrupted one continues from its last checkpoint. `sinks` are where the
+  stages send their metrics besides.
+
+  Raises:
+    UserError: the model cannot be fetched, or the directory holds a run with other settings.
   """
   workdir = Path(workdir)
-  with writers.open_run(
-    workdir, dataclasses.asdict(config), seed=config.seed, sinks=sinks
-  ) as writer:
-    start = time.perf_counter()
-    world = open_world(config, workdir, writer)
-    c, length = config, config.prompt + config.response
-    writers.note(workdir, fingerprints={"demonstrations": fingerprint(world.tasks.demonstrations)})
-    with stage(world, "set-up"):
-      rows = pipeline.demonstrations(
-        world.tasks.demonstrations, world.tokenizer, prompt=c.prompt, response=c.response
-      )
-      demos = with_stem(world, pipeline.pad_demonstrations(rows, length=length))
-      windows = pipeline.text(world.tasks.text_train, world.tokenizer, length=c.text)[: c.text_rows]
-      text = with_stem(world, pipeline.pad_demonstrations(windows, length=c.text))
-      nll = evaluation.text_nll(world, c.text_valid)
-    with stage(world, "sft"):
-      sft_params = tune(world, "sft", demos)
-    with stage(world, "rl_init"):
-      init = tune(world, "rl_init", demos, widen(text, length))
-    with stage(world, "reward"):
-      judge = rank(world, "reward", sft_params, world.tasks.comparisons, demos, c.seed)
-    with stage(world, "gold"):
-      gold = rank(world, "gold", sft_params, world.tasks.gold, demos, c.seed + 1)
-    judges = {"reward": judge, "gold": gold}
-    sampling = Sampling(
-      response=c.response,
-      temperature=c.temperature,
-      eos=world.tokenizer.eos,
-      banned=world.tokenizer.banned,
-    )
-    policy = parts(world, sampling)
-    trained = {"base": world.base, "sft": sft_params}
-    for name, mix in (("ppo", None), ("ptx", text)):
-      with stage(world, name):
-        watch = lambda params: {"eval/pretrain_nll": nll(params)[0]}
-        trained[name] = improve(world, name, policy, judges, init, mix, watch, sampling)
-    with stage(world, "models"):
-      leave(world, {name: trained[name] for name in ("sft", "ppo", "ptx")}, {"reward": judge})
-    with stage(world, "evaluation"):
-      results = evaluation.evaluate(world, policy, judges, trained, init, nll)
-    seconds = json.loads((workdir / "seconds.json").read_text())
-    results |= {
-      "seconds": seconds | {"total": round(sum(seconds.values()), 1)},
-      "wall_s": round(time.perf_counter() - start, 1),
-      "peak_rss_gb": round(memory.peak_gb(), 2),
-      "seed": c.seed,
-    }
-    (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+  begun = time.perf_counter()
+  stage_runs = runs(settings, workdir)
+  names = list(stage_runs)
+  # This directory has no stage of its own, so the sinks belong to those of the runs.
+  with writers.open_run(workdir, to_dict(settings), seed=settings.seed):
+    with timed(workdir, "set-up"):
+      set_up(settings, workdir)
+    # From here on the directory belongs to these settings: other ones are refused.
+    gather_metrics(workdir, names)
+    for name, stage_run in stage_runs.items():
+      folder = model_folder(workdir, name)
+      if is_finished(folder):
+        continue
+      with timed(workdir, name):
+        stage_run.run(stage_run.settings, folder, sinks)
+      gather_metrics(workdir, names)
+    # Only the evaluation opens the models: each stage holds those that it needs, and no others.
+    with timed(workdir, "evaluation"):
+      trained = open_trained(settings, workdir)
+      measured = evaluation.evaluate(settings, trained, data_folder(workdir))
+      del trained
+    writers.keep(workdir / "samples.jsonl", measured.samples)
+    gather_metrics(workdir, names, measured.metrics)
+
+  results = dict(measured.results)
+  seconds = read_seconds(workdir)
+  seconds["total"] = round(sum(seconds.values()), 1)
+  results["seconds"] = seconds
+  results["wall_s"] = round(time.perf_counter() - begun, 1)  # of this call alone
+  results["peak_rss_gb"] = round(memory.peak_gb(), 2)
+  results["seed"] = settings.seed
+  content = json.dumps(results, indent=2) + "\n"
+  atomic.replace(workdir / "results.json", content)
   page = report.write(workdir)
-  evaluation.show(results, page)
+  tables.show(results, page)
   return page
+
+
+def set_up(settings: Quickstart, workdir: Path) -> None:
+  """Leaves the base model and writes the data, once for a directory."""
+  # The metrics are written after both for the first time.
+  if (workdir / "metrics.jsonl").is_file():
+    return
+  folder = model_folder(workdir, "base")
+  # An interrupted set-up may have left the base of other settings.
+  shutil.rmtree(folder, ignore_errors=True)
+  tokenizer = leave_base(settings, folder)
+  tasks = data.write(settings, data_folder(workdir), tokenizer)
+  prints = {"demonstrations": fingerprint(tasks.demonstrations)}
+  writers.note(workdir, fingerprints=prints)
+
+
+def is_finished(folder: Path) -> bool:
+  """Returns whether a run has left its model."""
+  final = Checkpoints(folder / "checkpoints" / "final")
+  return final.latest() is not None
+
+
+@contextlib.contextmanager
+def timed(workdir: Path, name: str) -> Iterator[None]:
+  """Adds the seconds of a part to `seconds.json`, over all calls with the same directory."""
+  begun = time.perf_counter()
+  yield
+  # Compiling leaves much free memory with the allocator, which the next stage would add to.
+  memory.release()
+  elapsed = time.perf_counter() - begun
+  seconds = read_seconds(workdir)
+  before = seconds.get(name, 0.0)
+  seconds[name] = round(before + elapsed, 1)
+  atomic.replace(workdir / SECONDS, json.dumps(seconds))
+
+
+def read_seconds(workdir: Path) -> dict[str, float]:
+  """Returns the seconds of each part so far."""
+  path = workdir / SECONDS
+  if not path.is_file():
+    return {}
+  return json.loads(path.read_text())
+
+
+def gather_metrics(workdir: Path, names: list[str], more: Sequence[dict[str, Any]] = ()) -> None:
+  """Writes the metrics of all runs into one file, each under the name of its run.
+
+  The stages call themselves "reward" twice and "ppo" twice; the report tells the runs apart. The
+  lines of `more` follow.
+  """
+  rows: list[dict[str, Any]] = []
+  for name in names:
+    rows_of_run = writers.rows(model_folder(workdir, name) / "metrics.jsonl")
+    rows += [row | {"stage": name} for row in rows_of_run]
+  writers.keep(workdir / "metrics.jsonl", [*rows, *more])

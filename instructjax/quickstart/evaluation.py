@@ -1,34 +1,38 @@
-"""The quickstart's numbers: how well the reward model ranks, and what each policy does on prompts
-that no training saw.
+"""The quickstart's numbers: how well the reward model ranks, and what each policy does.
 
-Gold is a second reward model fitted on other texts with the ratings of other people; `follows`
-is the VADER lexicon's verdict on the tone.  Neither is used in training or to choose anything.
-Intervals are bootstraps over prompts.
+The prompts and the comparisons are of texts and templates that no training saw. Gold is a second
+reward model, fitted on other texts with the ratings of other people. `follows` is the verdict of
+the VADER lexicon on the tone. Neither of them trains or chooses anything. Intervals are bootstraps
+over prompts.
 
-Dimensions: N prompts, P prompt, R response, T = P + R.
+Dimensions: N prompts, or rows of text.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from instructjax import intervals, likelihood, reward
+from instructjax import intervals, likelihood
 from instructjax.data.batches import pipeline
-from instructjax.data.public import tone, tone_measures
-from instructjax.data.records.records import Comparison, Prompt
-from instructjax.quickstart.world import Policy, World, with_stem
-from instructjax.types import Params
+from instructjax.data.public import tone
+from instructjax.data.records.records import Prompt, Text
+from instructjax.quickstart import data, ranking, rows
+from instructjax.quickstart.answers import Answers, answerer
+from instructjax.quickstart.models import Trained
+from instructjax.settings.quickstart import QuickstartSettings
+from instructjax.types import Demonstrations, Params
 
-LENGTH = 64  # tokens of a window of held-out pretraining text
-ROWS = 16  # windows whose logits are in memory at a time
+# Tokens of a row of held-out text.
+TEXT_LENGTH = 64
+# Rows of held-out text whose logits are in memory together.
+TEXT_BATCH = 16
+# What a reader has to know beside the numbers.
 NOTES = (
   "The base model, SmolLM2-135M-Instruct, is already instruction-tuned: `base` is no raw language "
   "model.",
@@ -37,266 +41,149 @@ NOTES = (
   "so few pairs are close.",
 )
 
-
-class Answers(NamedTuple):
-  """What one policy does on the test prompts."""
-
-  texts: list[str]
-  score: dict[str, Float[np.ndarray, " N"]]
-  kl: Float[np.ndarray, " N"]
-  length: Float[np.ndarray, " N"]
-  ended: Float[np.ndarray, " N"]
-  follows: Float[np.ndarray, " N"]
+# Maps the trained part of a policy to the nats a token of each row of held-out text.
+TextLoss = Callable[[Params], Float[np.ndarray, " N"]]
 
 
-def text_nll(world: World, rows: int) -> Callable[[Params], tuple[float, np.ndarray]]:
-  """(nats per token, nats of each row) of held-out pretraining text under a policy; the stem is
-  computed once.
+class Measured(NamedTuple):
+  """What the evaluation has measured.
+
+  results   the content of results.json
+  samples   the lines of samples.jsonl
+  metrics   lines of metrics.jsonl: the loss on held-out text before and after PPO
   """
-  windows = pipeline.text(world.tasks.text_valid, world.tokenizer, length=LENGTH)[:rows]
-  batch = with_stem(world, pipeline.pad_demonstrations(windows, length=LENGTH))
-  run = jax.jit(lambda params, part: likelihood.masked_logp(world.lm, world.trunk | params, part))
-  parts = [
-    jax.tree.map(lambda x, at=at: x[at : at + ROWS], batch) for at in range(0, len(windows), ROWS)
-  ]
 
-  def nll(params: Params) -> tuple[float, np.ndarray]:
-    found = [run(params, part) for part in parts]
-    logp, mask = (
-      np.concatenate([np.asarray(x, np.float64) for x in column])
-      for column in zip(*found, strict=True)
-    )
-    sums = -(logp * mask).sum(1)
-    return float(sums.sum() / mask.sum()), sums / mask.sum(1)
-
-  return nll
+  results: dict[str, Any]
+  samples: list[dict[str, Any]]
+  metrics: list[dict[str, Any]]
 
 
-def scorer(
-  world: World, judges: dict[str, Params]
-) -> Callable[[Sequence[Comparison]], dict[str, list[list[float]]]]:
-  """A function that gives each judge's score of every completion."""
-  c = world.config
-  pad = partial(pipeline.pad_comparisons, k=tone.K[1], length=c.prompt + c.response)
-  one = lambda judge, batch: reward.score_comparisons(
-    world.lm, reward.join(world.trunk, judge), batch
-  )
-  run = jax.jit(lambda judges, batch: {name: one(judge, batch) for name, judge in judges.items()})
+def evaluate(settings: QuickstartSettings, trained: Trained, folder: Path) -> Measured:
+  """Measures the models on the test data in a folder."""
+  prompts = data.test_prompts(folder)
+  answer = answerer(settings, trained)
+  answers = {}
+  for name, policy in trained.policies.items():
+    answers[name] = answer(policy, prompts)
 
-  def scores(comparisons: Sequence[Comparison]) -> dict[str, list[list[float]]]:
-    groups = pipeline.comparisons(
-      comparisons, world.tokenizer, prompt=c.prompt, response=c.response
-    )
-    found: dict[str, list[list[float]]] = {name: [] for name in judges}
-    for batch, real in pipeline.once(groups, pad, size=8):
-      for name, score in run(judges, with_stem(world, batch)).items():
-        found[name].extend(np.asarray(score)[:real].tolist())
-    return found
+  held_out = data.held_out_text(folder)
+  text_loss = text_loss_on(trained, held_out, settings.text_valid)
+  losses = {}
+  for name, policy in trained.policies.items():
+    losses[name] = text_loss(policy)
+  loss_at_start = text_loss(trained.reference)
 
-  return scores
-
-
-def answer(
-  world: World,
-  policy: Policy,
-  judges: dict[str, Params],
-  params: Params,
-  ref: Params,
-  records: Sequence[Prompt],
-) -> Answers:
-  """One response to each prompt, and its measures; the batch is that of the PPO rollout, so nothing
-  compiles anew.
-  """
-  c = world.config
-  rows = pipeline.prompts(records, world.tokenizer, prompt=c.prompt)
-  texts: list[str] = []
-  found: dict[str, list[np.ndarray]] = {}
-  batches = pipeline.once(rows, lambda r: pipeline.pad_prompts(r, length=c.prompt), size=c.episodes)
-  for i, (batch, real) in enumerate(batches):
-    out = policy.sample(params, batch, jax.random.fold_in(jax.random.key(c.seed + 1), i))
-    stem, score = policy.score(judges, out)
-    kl = ((policy.logp(params, out, stem) - policy.logp(ref, out, stem)) * out.mask).sum(1)
-    part = {"kl": kl, "length": out.mask.sum(1), "ended": out.ended, **score}
-    for name, value in part.items():
-      found.setdefault(name, []).append(np.asarray(value, np.float64)[:real])
-    tokens, mask = np.asarray(out.tokens)[:real, -c.response :], np.asarray(out.mask)[:real]
-    texts += [
-      world.tokenizer.decode(t[m].tolist()).strip() for t, m in zip(tokens, mask, strict=True)
-    ]
-  columns = {name: np.concatenate(parts) for name, parts in found.items()}
-  follows = np.asarray(
-    [tone_measures.follows(r, t) for r, t in zip(records, texts, strict=True)], np.float64
-  )
-  judged = {name: columns[name] for name in judges}
-  return Answers(texts, judged, columns["kl"], columns["length"], columns["ended"], follows)
-
-
-def evaluate(
-  world: World,
-  policy: Policy,
-  judges: dict[str, Params],
-  trained: dict[str, Params],
-  ref: Params,
-  nll: Callable[[Params], tuple[float, np.ndarray]],
-) -> dict[str, Any]:
-  """The content of results.json; writes samples.jsonl on the way."""
-  records = [record for part in world.tasks.test_prompts.values() for record in part]
-  answers = {
-    name: answer(world, policy, judges, params, ref, records) for name, params in trained.items()
+  comparisons = data.test_comparisons(folder)
+  results = {
+    "rm": ranking.measure(settings, trained, comparisons),
+    "models": policy_rows(answers, losses, slices(prompts)),
+    "notes": list(NOTES),
   }
-  _samples(world.workdir / "samples.jsonl", records, answers)
-  base = answers["sft"].score["gold"]
-  rows = {}
-  for name, found in answers.items():
-    mean = lambda x: intervals.mean(x)._asdict()
-    gold = found.score["gold"]
-    rows[name] = {
-      "score": mean(found.score["reward"]),
-      "gold": mean(gold),
-      "follows": mean(found.follows),
-      "win_rate_vs_sft": intervals.win_rate(gold, base)._asdict(),
-      "win_rate_by_slice": {
-        part: intervals.win_rate(gold[at], base[at])._asdict()
-        for part, at in slices(records).items()
-      },
-      "kl": mean(found.kl),
-      "length": mean(found.length),
-      "eos_rate": mean(found.ended),
-      "pretrain_nll": mean(nll(trained[name])[1]),
+  metrics = []
+  for name in ("ppo", "ptx"):
+    # PPO itself measures no held-out text: the curve has two points.
+    for step, loss in ((0, loss_at_start), (settings.iterations, losses[name])):
+      point = {"step": step, "stage": name, "eval/pretrain_nll": float(loss.mean())}
+      metrics.append(point)
+  return Measured(results, sample_rows(prompts, answers), metrics)
+
+
+# --- the policies ---
+
+
+def policy_rows(
+  answers: dict[str, Answers],
+  losses: dict[str, Float[np.ndarray, " N"]],
+  members_by_slice: dict[str, Int[np.ndarray, " n"]],
+) -> dict[str, dict[str, Any]]:
+  """Returns `models` of results.json: every measure of every policy with its interval."""
+  sft_gold = answers["sft"].scores["gold"]
+  rows_by_name = {}
+  for name, answer in answers.items():
+    gold = answer.scores["gold"]
+    values = {
+      "score": answer.scores["reward"],
+      "gold": gold,
+      "follows": answer.follows,
+      "kl": answer.kl,
+      "length": answer.length,
+      "eos_rate": answer.ended,
+      "pretrain_nll": losses[name],
     }
-  return {"rm": ranking(world, judges), "models": rows, "notes": list(NOTES)}
+    row: dict[str, Any] = {}
+    for measure, column in values.items():
+      row[measure] = intervals.mean(column)._asdict()
+
+    # A prompt is won where the response has a higher gold score than that of the SFT model.
+    row["win_rate_vs_sft"] = intervals.win_rate(gold, sft_gold)._asdict()
+    wins_by_slice = {}
+    for part, members in members_by_slice.items():
+      wins = intervals.win_rate(gold[members], sft_gold[members])
+      wins_by_slice[part] = wins._asdict()
+    row["win_rate_by_slice"] = wins_by_slice
+    rows_by_name[name] = row
+  return rows_by_name
 
 
-def slices(records: Sequence[Prompt]) -> dict[str, np.ndarray]:
-  """Rows by domain, by direction, and by whether first words are given."""
-  column = lambda f: np.asarray([f(r) for r in records])
-  domain, direction = column(lambda r: r.source), column(lambda r: r.use_case)
-  parts = {name: np.flatnonzero(domain == name) for name in tone.TEST}
-  return parts | {name: np.flatnonzero(direction == name) for name in tone.DIRECTIONS}
+def slices(prompts: Sequence[Prompt]) -> dict[str, Int[np.ndarray, " n"]]:
+  """Returns the numbers of the prompts of each domain, and of each direction."""
+  # Each prompt is in two slices.
+  domains = np.asarray([prompt.source for prompt in prompts])
+  directions = np.asarray([prompt.use_case for prompt in prompts])
+  members = {}
+  for name in tone.TEST:
+    members[name] = np.flatnonzero(domains == name)
+  for name in tone.DIRECTIONS:
+    members[name] = np.flatnonzero(directions == name)
+  return members
 
 
-def ranking(world: World, judges: dict[str, Params]) -> dict[str, Any]:
-  """Pair accuracy of the reward model on held-out texts and templates, beside chance, the lexicon
-  and people.
-  """
-  tests = world.tasks.test_comparisons
-  known = [c for domain, part in tests.items() if domain != "amazon" for c in part]
-  scores = scorer(world, judges)
-  found = {domain: scores(part) for domain, part in tests.items()}
-  flat = lambda name: [s for domain in tests if domain != "amazon" for s in found[domain][name]]
-  accuracy = lambda s, c: tone_measures.pair_accuracy(s, c)._asdict()
-  return {
-    "pair_accuracy": accuracy(flat("reward"), known),
-    "gold_pair_accuracy": accuracy(flat("gold"), known),
-    "by_domain": {
-      domain: accuracy(found[domain]["reward"], part) for domain, part in tests.items()
-    },
-    "references": {
-      "chance": 0.5,
-      "vader": tone_measures.vader_accuracy(known)._asdict(),
-      "raters": tone_measures.rater_agreement(known)._asdict(),
-      "ceiling": tone_measures.half_agreement(known)._asdict(),
-    },
-    "calibration": calibration(flat("reward"), known),
-  }
-
-
-def calibration(
-  found: Sequence[Sequence[float]], comparisons: Sequence[Comparison], bins: int = 8
-) -> list[dict]:
-  """Of the pairs that the model gives probability p = sigmoid(difference) of being ordered so, the
-  share that are.
-  """
-  p, right = [], []
-  for score, comparison in zip(found, comparisons, strict=True):
-    rank = np.asarray(comparison.ranks)
-    value = np.asarray(score, np.float64)[: len(rank)]
-    i, j = np.nonzero(rank[:, None] < rank[None, :])
-    chance = 1 / (1 + np.exp(value[j] - value[i]))
-    p.append(np.maximum(chance, 1 - chance))
-    right.append(chance > 0.5)
-  p, right = np.concatenate(p), np.concatenate(right)
-  at = np.minimum(((p - 0.5) * 2 * bins).astype(int), bins - 1)
-  return [
-    {
-      "p": float(p[at == b].mean()),
-      "correct": float(right[at == b].mean()),
-      "n": int((at == b).sum()),
+def sample_rows(prompts: Sequence[Prompt], answers: dict[str, Answers]) -> list[dict[str, Any]]:
+  """Returns a line of samples.jsonl for each prompt: what every policy says, and its scores."""
+  lines = []
+  for number, prompt in enumerate(prompts):
+    responses = {}
+    scores = {}
+    gold_scores = {}
+    for name, answer in answers.items():
+      responses[name] = answer.texts[number]
+      scores[name] = round(float(answer.scores["reward"][number]), 3)
+      gold_scores[name] = round(float(answer.scores["gold"][number]), 3)
+    line = {
+      "prompt": prompt.prompt,
+      "domain": prompt.source,
+      "use_case": prompt.use_case,
+      "responses": responses,
+      "scores": scores,
+      "gold": gold_scores,
     }
-    for b in range(bins)
-    if (at == b).any()
-  ]
+    lines.append(line)
+  return lines
 
 
-def _samples(path: Path, records: Sequence[Prompt], answers: dict[str, Answers]) -> None:
-  lines = [
-    json.dumps(
-      {
-        "prompt": record.prompt,
-        "domain": record.source,
-        "use_case": record.use_case,
-        "responses": {name: found.texts[i] for name, found in answers.items()},
-        "scores": {
-          name: round(float(found.score["reward"][i]), 3) for name, found in answers.items()
-        },
-        "gold": {name: round(float(found.score["gold"][i]), 3) for name, found in answers.items()},
-      },
-      ensure_ascii=False,
-    )
-    for i, record in enumerate(records)
-  ]
-  path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+# --- pretraining text: what RL costs on it, with and without the mix ---
 
 
-def show(results: dict[str, Any], page: Path) -> None:
-  """Prints the tables."""
-  from rich.console import Console
-  from rich.table import Table
+def text_loss_on(trained: Trained, texts: Sequence[Text], count: int) -> TextLoss:
+  """Returns the loss of a policy on the first `count` rows of text that no stage has seen."""
+  windows = pipeline.text(texts, trained.tokenizer, length=TEXT_LENGTH)
+  windows = windows[:count]
+  padded = pipeline.pad_demonstrations(windows, length=TEXT_LENGTH)
+  padded = rows.with_stems(trained, padded)
 
-  console = Console()
-  rm = results["rm"]
-  span = lambda e: f"{e['value']:.3f} ({e['low']:.3f} to {e['high']:.3f})"
-  table = Table(title="Reward model: pairs ordered as people did, held-out texts and templates")
-  for name in ("what", "accuracy, 95 % interval", "pairs"):
-    table.add_column(name)
-  rows = {"reward model": rm["pair_accuracy"]} | {
-    f"  {name}": e for name, e in rm["by_domain"].items()
-  }
-  rows |= {"gold model": rm["gold_pair_accuracy"]}
-  rows |= {
-    "VADER lexicon": rm["references"]["vader"],
-    "one rater against another": rm["references"]["raters"],
-    "half of the raters against the other": rm["references"]["ceiling"],
-  }
-  for name, e in rows.items():
-    table.add_row(name, span(e), str(e["n"]))
-  console.print(table)
-  models = results["models"]
-  table = Table(title=f"Policies on {models['sft']['gold']['n']} prompts that no training saw")
-  table.add_column("")
-  for name in models:
-    table.add_column(name)
-  digits = {
-    "score": 2,
-    "gold": 2,
-    "follows": 3,
-    "kl": 2,
-    "length": 1,
-    "eos_rate": 3,
-    "pretrain_nll": 3,
-  }
-  for key, places in digits.items():
-    table.add_row(key, *(f"{m[key]['value']:.{places}f}" for m in models.values()))
-  wins = (m["win_rate_vs_sft"] for m in models.values())
-  table.add_row(
-    "gold win rate against sft",
-    *(f"{w['value']:.3f}\n{w['low']:.3f} to {w['high']:.3f}" for w in wins),
-  )
-  console.print(table)
-  for note in results["notes"]:
-    console.print(note, highlight=False)
-  spent = "  ".join(f"{name} {seconds:.0f}" for name, seconds in results["seconds"].items())
-  console.print(
-    f"Seconds: {spent}.  Peak memory {results['peak_rss_gb']:.1f} GB.  Report: {page}",
-    highlight=False,
-  )
+  @jax.jit
+  def token_logp(trunk: Params, policy: Params, batch: Demonstrations) -> Any:
+    return likelihood.masked_logp(trained.lm, trunk | policy, batch)
+
+  def text_loss(policy: Params) -> Float[np.ndarray, " N"]:
+    losses = []
+    for batch, real in rows.batches(padded, len(windows), TEXT_BATCH):
+      logp, mask = token_logp(trained.trunk, policy, batch)
+      logp = np.asarray(logp, np.float64)[:real]
+      mask = np.asarray(mask)[:real]
+      # The weights of a row sum to 1, so the interval is over rows and not over tokens.
+      nats = -(logp * mask).sum(1)
+      losses.append(nats / mask.sum(1))
+    return np.concatenate(losses)
+
+  return text_loss

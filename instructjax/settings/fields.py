@@ -337,8 +337,10 @@ def _require(cls: type, name: str, path: str) -> None:
       f"config.{path}: config.{path.rpartition('.')[0]} is a value and holds no fields"
     )
   # A misspelt name is the most frequent error of all.
-  nearest = difflib.get_close_matches(name, names, 1)
-  hint = f"did you mean '{nearest[0]}'?" if nearest else f"there are {', '.join(names)}"
+  nearest = difflib.get_close_matches(name, names, 2)
+  hint = f"there are {', '.join(names)}"
+  if nearest:
+    hint = "did you mean " + " or ".join(repr(candidate) for candidate in nearest) + "?"
   raise UserError(f"config.{path}: no such field; {hint}")
 
 

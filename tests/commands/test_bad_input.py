@@ -239,7 +239,7 @@ def test_other_settings_or_data_in_the_same_directory(refused, data, base, tmp_p
 
 
 def test_checkpoint_of_another_model(refused, data, base, tmp_path):
-  """The directory of one run with the checkpoints of another: the first leaf that differs is named."""
+  """A run directory with the checkpoints of another run: the first leaf that differs is named."""
   import shutil
 
   import jax

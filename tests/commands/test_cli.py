@@ -1,4 +1,4 @@
-"""The command line: starts at once, reads configurations and overrides, hands over to the commands."""
+"""The command line starts at once, reads configurations and overrides, and runs the commands."""
 
 import json
 import subprocess

@@ -89,7 +89,7 @@ def test_check_lists_every_problem_of_every_file(data, tmp_path):
     f"{worse}: no line has the fields of a record; give its kind, --kind=demonstration|"
   )
   assert lines[61].startswith(f"{none}: no such file")
-  assert lines[62:] == ["error: 62 problems in 3 of 4 files; mend the lines above"]
+  assert lines[62:] == ["error: 62 problems in 3 of 4 files; correct the lines above"]
   assert data("check", worse, "--kind=prompt")[2].startswith(f"{worse}:1: not JSON")
 
 

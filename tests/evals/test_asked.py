@@ -1,4 +1,4 @@
-"""Models that are sampled and evaluated by two processes say, and are worth, what they do in one."""
+"""Two processes sample and evaluate models exactly as one process does."""
 
 import json
 
@@ -9,38 +9,36 @@ import pytest
 from instructjax.label import tasks
 
 
-def close(found, expected, place="results"):
-  """The same objects, numbers up to the order of sums."""
+def close(results, expected, place="results"):
+  """Checks that two objects are the same, numbers up to the order of sums."""
   if isinstance(expected, dict):
-    assert list(found) == list(expected), place
+    assert list(results) == list(expected), place
     for name in expected:
-      close(found[name], expected[name], f"{place}.{name}")
+      close(results[name], expected[name], f"{place}.{name}")
   elif isinstance(expected, list):
-    assert len(found) == len(expected), place
-    for at, (one, other) in enumerate(zip(found, expected, strict=True)):
-      close(one, other, f"{place}[{at}]")
+    assert len(results) == len(expected), place
+    for at, (result, expectation) in enumerate(zip(results, expected, strict=True)):
+      close(result, expectation, f"{place}[{at}]")
   else:
-    assert found == (
+    assert results == (
       pytest.approx(expected, rel=1e-4, abs=1e-4) if isinstance(expected, float) else expected
     ), place
 
 
 @pytest.mark.slow
 def test_two_processes_ask_and_judge_as_one_does(data, finished, reward_run, server, tmp_path):
-  """Samples for labelers, then two commands of evaluations with judges of every kind on 2 x 2 x 2
-  devices.
-  """
+  """Samples for labelers, then two evaluations with judges of every kind, on 2 x 2 x 2 devices."""
   (tmp_path / "judge.py").write_text(asked.JUDGE)
   (tmp_path / "ask.txt").write_text(asked.TEMPLATE)
   toxicity = [{"prompt": f"So {at}", "toxicity": at / 4} for at in range(5)]
   (tmp_path / "toxicity.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toxicity))
-  one, two = tmp_path / "one", tmp_path / "two"
+  single, double = tmp_path / "one", tmp_path / "two"
   arguments = lambda out: (data, finished, out, server.url)
 
-  code, _, err = processes.ended(processes.start(asked, *arguments(one)))
+  code, _, err = processes.ended(processes.start(asked, *arguments(single)))
   assert code == 0, err
   count = len(server.asked)
-  ends = processes.together(asked, *[arguments(two)] * 2)
+  ends = processes.together(asked, *[arguments(double)] * 2)
   assert [code for code, _, _ in ends] == [0, 0], ends
   assert len(server.asked) == 2 * count  # by the first process alone
   assert "Report:" in ends[0][1] and "Report:" not in ends[1][1]
@@ -48,12 +46,12 @@ def test_two_processes_ask_and_judge_as_one_does(data, finished, reward_run, ser
   for name in ("samples.jsonl", "draws.jsonl"):
     rows = [
       [json.loads(line) for line in (out / "round" / name).read_text().splitlines()]
-      for out in (two, one)
+      for out in (double, single)
     ]
     close(*rows, name)
-  found, left_out = tasks.read(two / "round" / "samples.jsonl", "comparison")
-  assert len(found) == 3 and not left_out
-  results = [json.loads((out / "eval" / "results.json").read_text()) for out in (two, one)]
+  items, left_out = tasks.read(double / "round" / "samples.jsonl", "comparison")
+  assert len(items) == 3 and not left_out
+  results = [json.loads((out / "eval" / "results.json").read_text()) for out in (double, single)]
   close(*results)
   assert list(results[0]["suites"]) == ["preference", "toxicity", "hallucination"]
   assert results[0]["suites"]["preference"]["models"] == ["base", "sft", "ppo"]
@@ -64,6 +62,6 @@ def test_two_processes_ask_and_judge_as_one_does(data, finished, reward_run, ser
   }
   judged = [
     sorted(path.name for path in (out / "eval" / "preference" / "prompts").iterdir())
-    for out in (two, one)
+    for out in (double, single)
   ]
   assert judged[0] == judged[1]

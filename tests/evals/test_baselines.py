@@ -11,25 +11,23 @@ from instructjax.evals import baselines
 
 
 def test_the_prefix_with_the_highest_mean_is_chosen():
-  """`sample` repeats the text it gets, `reward` counts its letters, so that the prefix decides by
-  its length.
-  """
+  """The length of the prefix decides: `sample` repeats its text, `reward` counts the letters."""
   seen = []
 
   def reward(prompts, answers):
     seen.append(list(prompts))
     return [len(answer) + i for i, answer in enumerate(answers)]
 
-  found = baselines.select_prefix(
+  ranked = baselines.select_prefix(
     {"a": "x", "b": "long ", "c": "yy"}, lambda texts: texts, reward, ["p", "qq"]
   )
-  assert [one.name for one in found] == ["b", "c", "a"]
-  assert found[0].scores == (6, 8) and found[0].mean.value == 7
-  assert [one.behind.value for one in found] == [0, 3, 4]
-  assert (found[1].behind.low, found[1].behind.high) == (3, 3)  # on every prompt the same
+  assert [candidate.name for candidate in ranked] == ["b", "c", "a"]
+  assert ranked[0].scores == (6, 8) and ranked[0].mean.value == 7
+  assert [candidate.behind.value for candidate in ranked] == [0, 3, 4]
+  assert (ranked[1].behind.low, ranked[1].behind.high) == (3, 3)  # on every prompt the same
   assert seen == [["p", "qq"]] * 3  # the reward never sees a prefix
   tied = baselines.select_prefix({"a": "x", "b": "y"}, lambda texts: texts, reward, ["p"])
-  assert [one.name for one in tied] == ["a", "b"]
+  assert [candidate.name for candidate in tied] == ["a", "b"]
   with pytest.raises(UserError, match="0 prefixes and 1 prompts"):
     baselines.select_prefix({}, lambda texts: texts, reward, ["p"])
 

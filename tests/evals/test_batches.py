@@ -1,6 +1,4 @@
-"""Rows and plans of evaluations: every row once, no row too wide, and the same plan for the same
-requests.
-"""
+"""Rows and plans: every row once, none too wide, and the same plan for the same requests."""
 
 import pytest
 from hypothesis import given
@@ -33,10 +31,10 @@ def test_a_long_context_loses_its_beginning_but_for_the_first_id():
 
 
 def test_samples_that_are_cut_apart_are_drawn_apart():
-  asked = rows(
+  entries = rows(
     [[Generate("a", 2, 1.0), Generate("a", 2, 1.0, top_p=0.9), Generate("a", 2, 1.0, top_k=5)]]
   )
-  plan = batches.plan(asked, 512, 1, 64)
+  plan = batches.plan(entries, 512, 1, 64)
   assert [(b.decoding.top_p, b.decoding.top_k) for b in plan] == [(1.0, 0), (0.9, 0), (1.0, 5)]
 
 
@@ -61,7 +59,7 @@ def test_a_plan_holds_every_row_once(lengths, parts, budget):
   ask = lambda n, tokens, k: (
     Likelihood("x" * n, "yy") if tokens is None else Generate("x" * n, tokens, n=k)
   )
-  entries = rows([[ask(*one)] for one in lengths])
+  entries = rows([[ask(*length)] for length in lengths])
   plan = batches.plan(entries, budget, parts, 64)
   places = lambda entries: sorted((e.item, e.request, e.sample) for e in entries)
   assert places([e for b in plan for e in b.entries]) == places(entries)
@@ -81,15 +79,17 @@ def test_a_plan_holds_every_row_once(lengths, parts, budget):
       assert long <= batch.width + batch.end and (
         not batch.end or group[0].row.start <= batch.width
       )
-  assert str(plan) == str(batches.plan(rows([[ask(*one)] for one in lengths]), budget, parts, 64))
+  assert str(plan) == str(
+    batches.plan(rows([[ask(*length)] for length in lengths]), budget, parts, 64)
+  )
 
 
 def test_choices_of_a_question_share_it_where_that_pays():
   question = lambda n, ends: [Likelihood(f"{n}" + "x" * 38, end) for end in ends]
   plan = lambda requests: batches.plan(rows(requests), 10**4, 1, 64)
-  (one,) = plan([question(n, ["a", "bb", "ccc", "d"]) for n in range(3)])
-  assert (one.fan, one.size, one.end, one.width) == (4, 3, batches.SHORT, 48)
-  assert [[(a.item, a.request) for a in group] for group in one.groups] == [
+  (batch,) = plan([question(n, ["a", "bb", "ccc", "d"]) for n in range(3)])
+  assert (batch.fan, batch.size, batch.end, batch.width) == (4, 3, batches.SHORT, 48)
+  assert [[(a.item, a.request) for a in group] for group in batch.groups] == [
     [(n, i) for i in range(4)] for n in range(3)
   ]
   (two,) = plan(
@@ -128,8 +128,8 @@ def test_a_group_fits_the_budget_of_its_device():
 
 
 def test_the_last_batch_is_hardly_larger_than_what_is_left():
-  asked = lambda n: rows([[Generate("x" * 18 + chr(at), 8)] for at in range(100, 100 + n)])
-  sizes = lambda n, parts: [b.size for b in batches.plan(asked(n), 40 * 40, parts, 64)]
+  entries = lambda n: rows([[Generate("x" * 18 + chr(at), 8)] for at in range(100, 100 + n)])
+  sizes = lambda n, parts: [b.size for b in batches.plan(entries(n), 40 * 40, parts, 64)]
   assert sizes(77, 1) == [40, 40]  # 37 are left: 40, and not 64
   assert sizes(41, 1) == [40, 1]
   assert sizes(77, 8) == [40, 40]

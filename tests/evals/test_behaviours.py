@@ -17,7 +17,7 @@ from instructjax.data.records.records import RecordError
 from instructjax.errors import UserError
 from instructjax.evals import behaviours, summary
 from instructjax.evals.behaviours import constraints, languages, perturbations, phrases, tasks
-from instructjax.evals.tasks import Completion, Generate, Look, Said
+from instructjax.evals.tasks import Completion, Generate, Look, Reply
 
 HERE = Path(__file__).parent
 ALL = {
@@ -30,14 +30,14 @@ def lines(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def said(text):
-  return Said(((Completion(text, 3, True),),))
+def answer_of(text):
+  return Reply(((Completion(text, 3, True),),))
 
 
 def scored(name, at, text):
   task = ALL[name]
   item = next(item for item in task.items if item.id == at)
-  return task.score([item], [said(text)])[0]
+  return task.score([item], [answer_of(text)])[0]
 
 
 # --- the items ---
@@ -85,7 +85,7 @@ def test_each_task_asks_and_scores(name):
   for item in task.items:
     (request,) = task.ask(item)
     assert isinstance(request, Generate) and request.stop == () and request.temperature == 0
-  scores = task.score(task.items, [said("")] * len(task.items))
+  scores = task.score(task.items, [answer_of("")] * len(task.items))
   table = summary.table(task, {"m": scores})["m"]
   for metric in task.metrics:
     assert 0 <= table[metric.name].value <= 1
@@ -110,13 +110,13 @@ def test_premises_on_labelled_answers(part, right):
   patterns were fixed.
   """
   items = {item.id: item.data for item in ALL["false premises"].items}
-  found = Counter()
+  counts = Counter()
   for row in lines(HERE / "premises.jsonl"):
     if row["part"] == part:
       got = phrases.premise(row["answer"], items[row["id"]]["refutes"], items[row["id"]]["accepts"])
-      found[row["label"], got] += 1
-  assert sum(count for (label, got), count in found.items() if label == got) == right
-  assert not found["accepted", "refuted"] and not found["refuted", "accepted"]
+      counts[row["label"], got] += 1
+  assert sum(count for (label, got), count in counts.items() if label == got) == right
+  assert not counts["accepted", "refuted"] and not counts["refuted", "accepted"]
 
 
 # --- hedging ---
@@ -176,9 +176,9 @@ def test_a_choice_that_names_both_is_not_right():
   ],
 )
 def test_each_constraint_both_ways(name, value, good, bad):
-  wanted = constraints.checked({name: value})
-  assert constraints.satisfied(wanted, f"\n{good} \n") == [True]
-  assert constraints.satisfied(wanted, bad) == [False] and constraints.satisfied(wanted, " ") == [
+  values = constraints.checked({name: value})
+  assert constraints.satisfied(values, f"\n{good} \n") == [True]
+  assert constraints.satisfied(values, bad) == [False] and constraints.satisfied(values, " ") == [
     False
   ]
 
@@ -200,7 +200,7 @@ def test_satisfied_constraints_are_counted():
 
 
 @pytest.mark.parametrize(
-  "wanted, message",
+  "values, message",
   [
     ({}, "at least one"),
     ({"rhymes": True}, "constraints.rhymes: no such constraint"),
@@ -210,9 +210,9 @@ def test_satisfied_constraints_are_counted():
     ({"language": "xx"}, '"xx" is no value'),
   ],
 )
-def test_constraints_that_cannot_be_checked(wanted, message):
+def test_constraints_that_cannot_be_checked(values, message):
   with pytest.raises(RecordError, match=message):
-    constraints.checked(wanted)
+    constraints.checked(values)
 
 
 # --- languages ---
@@ -268,11 +268,11 @@ def test_languages_are_told_apart():
   """27 of 29 passages; the other two (French, Portuguese) have a tie, and none is taken for another
   language.
   """
-  found = [
+  pairs = [
     (language, languages.identify(text)) for language, texts in PASSAGES.items() for text in texts
   ]
-  assert [pair for pair in found if pair[0] != pair[1]] == [("fr", None), ("pt", None)]
-  assert set(PASSAGES) == set(languages.NAMES) and len(found) == 29
+  assert [pair for pair in pairs if pair[0] != pair[1]] == [("fr", None), ("pt", None)]
+  assert set(PASSAGES) == set(languages.NAMES) and len(pairs) == 29
 
 
 @pytest.mark.parametrize("text", ["", "1234 !?", "xyzzy plugh"])
@@ -319,22 +319,20 @@ def test_the_output_of_a_program(text, exact, named):
 
 def rates(part):
   rows = [row for row in lines(HERE / "stances.jsonl") if row["part"] == part]
-  found = Counter((row["label"], phrases.stance(row["prompt"], row["answer"])) for row in rows)
-  told = {
-    name: sum(count for (_, got), count in found.items() if got == name)
-    for name in ("refuse", "warn", "comply")
-  }
-  there = {
-    name: sum(count for (label, _), count in found.items() if label == name) for name in told
-  }
-  return {name: (found[name, name], told[name], there[name]) for name in told}
+  counts = Counter((row["label"], phrases.stance(row["prompt"], row["answer"])) for row in rows)
+  by_pattern, by_label = Counter(), Counter()
+  for (label, stance), count in counts.items():
+    by_pattern[stance] += count
+    by_label[label] += count
+  names = ("refuse", "warn", "comply")
+  return {name: (counts[name, name], by_pattern[name], by_label[name]) for name in names}
 
 
 def test_stances_on_labelled_answers():
-  """(right, told, there): precision is right/told, recall right/there; the numbers of
-  docs/evaluation/behaviours.md.
+  """Each value is (right, by pattern, by label), as in docs/evaluation/behaviours.md.
 
-  The answers of `test` were written when the patterns were fixed.
+  Precision is right / by pattern, recall right / by label. The answers of `test` were written when
+  the patterns were fixed.
   """
   assert rates("test") == {"refuse": (16, 16, 25), "warn": (17, 18, 20), "comply": (24, 37, 25)}
   assert rates("dev")["refuse"] == (57, 57, 57)
@@ -386,9 +384,9 @@ def test_injections_and_prefixes_hold_the_question():
 
 def test_what_a_strength_costs_is_paired_by_question():
   task = ALL["perturbed by injection"]
-  known = {"0": "17", "1": "17", "2": "marmalade", "3": "17 marmalade"}
-  texts = [known[item.id[-1]] if item.cluster == "base01" else "" for item in task.items]
-  scores = task.score(task.items, [said(text) for text in texts])
+  replies = {"0": "17", "1": "17", "2": "marmalade", "3": "17 marmalade"}
+  texts = [replies[item.id[-1]] if item.cluster == "base01" else "" for item in task.items]
+  scores = task.score(task.items, [answer_of(text) for text in texts])
   table = summary.table(task, {"m": scores})["m"]
   count = len(task.items) // 4
   assert (
@@ -401,11 +399,11 @@ def test_what_a_strength_costs_is_paired_by_question():
   )
   suite = behaviours.open_suite(settings.load("eval"))
   assert suite.together is not None
-  found = suite.together(
-    HERE, {}, {one.name: {} for one in suite.tasks} | {task.name: {"m": scores}}
+  results = suite.together(
+    HERE, {}, {each.name: {} for each in suite.tasks} | {task.name: {"m": scores}}
   )
-  costs = found["against strength 0"][task.name]["m"]
-  assert [one["value"] for one in costs] == pytest.approx([0, -1 / count, 0]) and costs[0][
+  costs = results["against strength 0"][task.name]["m"]
+  assert [each["value"] for each in costs] == pytest.approx([0, -1 / count, 0]) and costs[0][
     "n"
   ] == count
   assert "strength 3" in behaviours.draw(

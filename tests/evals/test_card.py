@@ -1,6 +1,4 @@
-"""A model card holds the numbers of its files, the paper's limitations, and says what was not
-measured.
-"""
+"""A model card holds the numbers of files and the limitations, and says what was not measured."""
 
 import json
 
@@ -84,19 +82,19 @@ def run(tmp_path_factory):
   "name, head", [("ptx@6b", "| paper, 6B |"), ("ptx@135m", "| paper |"), ("ptx", "| paper |")]
 )
 def test_one_number_of_the_paper_has_its_size_above(name, head):
-  found = json.loads(json.dumps(RESULTS).replace('"ptx"', f'"{name}"'))
-  lines = list(card._evaluation(found, name))
+  results = json.loads(json.dumps(RESULTS).replace('"ptx"', f'"{name}"'))
+  lines = list(card._evaluation(results, name))
   assert sum(line.startswith("| task |") and line.endswith(head) for line in lines) == 2
 
 
 def test_the_numbers_are_those_of_the_files(run, capsys):
   out = run.parent / "docs" / "card.md"
-  given = [f"--model={run}", f"--eval={run.parent / 'eval'}", "--name=ptx", f"--out={out}"]
-  assert main(["card", *given]) == 0 and str(out) in capsys.readouterr().out
+  options = [f"--model={run}", f"--eval={run.parent / 'eval'}", "--name=ptx", f"--out={out}"]
+  assert main(["card", *options]) == 0 and str(out) in capsys.readouterr().out
   text = out.read_text()
   lines = text.splitlines()
-  found = "25.0 % (12.5 to 50.0) | -1.0 % (-2.0 to 0.0) | 20.7 / 9.6 / 17.8 %"  # in one unit
-  assert f"| behaviours/constraints | all satisfied | 40 | {found} |" in lines
+  cells = "25.0 % (12.5 to 50.0) | -1.0 % (-2.0 to 0.0) | 20.7 / 9.6 / 17.8 %"  # in one unit
+  assert f"| behaviours/constraints | all satisfied | 40 | {cells} |" in lines
   assert (
     "| RTE few-shot | accuracy | 40 | 0.250 (0.125 to 0.500) | -0.010 (-0.020 to 0.000) | 0.500 / "
     "0.600 / 0.700 |" in lines

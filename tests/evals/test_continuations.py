@@ -11,7 +11,7 @@ from instructjax import settings
 from instructjax.data.records import records
 from instructjax.errors import UserError
 from instructjax.evals import continuations, run, summary, toxicity
-from instructjax.evals.tasks import Completion, Item, Look, Said
+from instructjax.evals.tasks import Completion, Item, Look, Reply
 from instructjax.label import tasks as label
 
 TEXTS = {
@@ -44,9 +44,9 @@ def written(path, rows):
   return str(path)
 
 
-def heard(texts=TEXTS):
+def answers_by_model(texts=TEXTS):
   return {
-    model: [Said(((Completion(f" {text}", 3, True),),)) for text in row]
+    model: [Reply(((Completion(f" {text}", 3, True),),)) for text in row]
     for model, row in texts.items()
   }
 
@@ -60,24 +60,24 @@ def rated(row, toxic, labeler="ana"):
   return row | {"ranks": [1] * len(ratings), "ratings": ratings, "labeler": labeler}
 
 
-def found(suite, folder, texts=TEXTS):
+def run_together(suite, folder, texts=TEXTS):
   (task,) = suite.tasks
-  said = heard(texts)
-  scores = {model: task.score(task.items, row) for model, row in said.items()}
-  return suite.together(folder, {task.name: said}, {task.name: scores}), scores
+  answers = answers_by_model(texts)
+  scores = {model: task.score(task.items, row) for model, row in answers.items()}
+  return suite.together(folder, {task.name: answers}, {task.name: scores}), scores
 
 
 def test_people_get_the_different_continuations(config, tmp_path):
   suite = toxicity.open_suite(config)
-  assert found(suite, tmp_path / "out")[0] == {}
+  assert run_together(suite, tmp_path / "out")[0] == {}
   tasks, left_out = label.read(tmp_path / "out" / "tasks.jsonl", "continuation")
-  assert sorted((one.prompt, one.completions, one.id) for one in tasks) == [
+  assert sorted((task.prompt, task.completions, task.id) for task in tasks) == [
     ("It was 0", ("bad", "good"), "respectful/0"),
     ("It was 1", ("same", "other"), "respectful/1"),
     ("It was 2", ("one", "two"), "respectful/2"),
   ]
-  first = next(one for one in tasks if one.prompt == "It was 0")
-  assert [one["model"] for one in first.sources] == ["base", "sft, ptx"] and left_out == []
+  first = next(task for task in tasks if task.prompt == "It was 0")
+  assert [source["model"] for source in first.sources] == ["base", "sft, ptx"] and left_out == []
 
 
 def test_the_first_tasks_are_a_sample_in_every_form(config, tmp_path):
@@ -86,8 +86,8 @@ def test_the_first_tasks_are_a_sample_in_every_form(config, tmp_path):
   )
   config = settings.replaced(config, {"toxicity.forms": "basic,respectful"})
   suite = toxicity.open_suite(config)
-  said = heard({"a": ["x"] * 40, "b": ["y"] * 40})
-  suite.together(tmp_path, {task.name: said for task in suite.tasks}, {})
+  answers = answers_by_model({"a": ["x"] * 40, "b": ["y"] * 40})
+  suite.together(tmp_path, {task.name: answers for task in suite.tasks}, {})
   rows = [json.loads(line) for line in (tmp_path / "tasks.jsonl").read_text().splitlines()]
   order = [row["prompt"] for row in rows]
   assert order[::2] == order[1::2] and {row["id"].split("/")[0] for row in rows[:2]} == {
@@ -102,9 +102,9 @@ def test_the_first_tasks_are_a_sample_in_every_form(config, tmp_path):
 def test_many_continuations_become_tasks_that_can_be_ranked():
   items = [Item("0", {"prompt": "It was"})]
   for count in (2, 9, 10, 19):
-    said = {str(i): [Said(((Completion(f"text {i}", 3, True),),))] for i in range(count)}
+    answers = {str(i): [Reply(((Completion(f"text {i}", 3, True),),))] for i in range(count)}
     sizes = [
-      len(row["completions"]) for row in continuations.tasks_for_people("basic", items, said)
+      len(row["completions"]) for row in continuations.tasks_for_people("basic", items, answers)
     ]
     assert (
       sum(sizes) == count
@@ -115,14 +115,16 @@ def test_many_continuations_become_tasks_that_can_be_ranked():
 
 
 def test_ratings_by_hand_stand_beside_the_scorer(config, tmp_path):
-  found(toxicity.open_suite(config), tmp_path)
+  run_together(toxicity.open_suite(config), tmp_path)
   lines = (tmp_path / "tasks.jsonl").read_text().splitlines()
   rows = {int(row["id"][-1]): row for row in map(json.loads, lines)}
-  said = [rated(rows[0], {"bad": 2, "good": 0}), rated(rows[0], {"bad": 1, "good": 1}, "ben")]
-  said.append(rated(rows[2], {"one": 2, "two": 0}))
-  config = settings.replaced(config, {"toxicity.labels": written(tmp_path / "rated.jsonl", said)})
+  ratings = [rated(rows[0], {"bad": 2, "good": 0}), rated(rows[0], {"bad": 1, "good": 1}, "ben")]
+  ratings.append(rated(rows[2], {"one": 2, "two": 0}))
+  config = settings.replaced(
+    config, {"toxicity.labels": written(tmp_path / "rated.jsonl", ratings)}
+  )
   suite = toxicity.open_suite(config)
-  together, scores = found(suite, tmp_path)
+  together, scores = run_together(suite, tmp_path)
   (task,) = suite.tasks
   table = summary.table(task, scores)
   value = lambda model, name=continuations.TOXICITY: (
@@ -199,7 +201,7 @@ def test_labels_of_other_models_are_an_error(config, tmp_path):
   with pytest.raises(
     UserError, match=r"rates no continuation of these models; label .*tasks\.jsonl"
   ):
-    found(toxicity.open_suite(config), tmp_path)
+    run_together(toxicity.open_suite(config), tmp_path)
 
 
 def test_the_runner_shows_both_panels(config, tmp_path):

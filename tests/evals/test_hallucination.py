@@ -10,7 +10,7 @@ import pytest
 from instructjax import settings
 from instructjax.errors import UserError
 from instructjax.evals import english, grounding, hallucination, paper, rows, summary
-from instructjax.evals.tasks import Completion, Generate, Look, Said
+from instructjax.evals.tasks import Completion, Generate, Look, Reply
 
 SOURCE = (
   "On 4 March 2021 the World Health Office (WHO) in Geneva asked twenty-five towns to measure "
@@ -30,8 +30,8 @@ def labelled():
   return rows.read(str(hallucination.LABELLED), hallucination._labelled_row)
 
 
-def said(text):
-  return Said(((Completion(text, 3, True),),))
+def answer_of(text):
+  return Reply(((Completion(text, 3, True),),))
 
 
 # --- the detector ---
@@ -55,7 +55,7 @@ def said(text):
   ],
 )
 def test_supported(text):
-  assert not any(one.why for one in grounding.check(SOURCE, text))
+  assert not any(finding.why for finding in grounding.check(SOURCE, text))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_supported(text):
   ],
 )
 def test_unsupported(text, why):
-  assert [why] == [reason for one in grounding.check(SOURCE, text) for reason in one.why]
+  assert [why] == [reason for finding in grounding.check(SOURCE, text) for reason in finding.why]
 
 
 def test_sentences_know_abbreviations_and_lists():
@@ -114,22 +114,22 @@ def test_precision_and_recall_on_labelled_pairs(labelled):
   """The numbers of docs/evaluation/hallucination.md.  The rules were made on `dev` and fixed before
   `test` was measured.
   """
-  test = [one for one in labelled if one.part == "test"]
-  assert sum(len(one.supported) + len(one.unsupported) for one in test) == 159
-  found = hallucination.measure(hallucination.detector, test)
-  assert (found["precision"]["value"], found["precision"]["n"]) == (pytest.approx(62 / 69), 69)
-  assert (found["recall"]["value"], found["recall"]["n"]) == (pytest.approx(62 / 80), 80)
-  assert found["precision"]["low"] < 62 / 69 < found["precision"]["high"]
+  test = [each for each in labelled if each.part == "test"]
+  assert sum(len(each.supported) + len(each.unsupported) for each in test) == 159
+  rates = hallucination.measure(hallucination.detector, test)
+  assert (rates["precision"]["value"], rates["precision"]["n"]) == (pytest.approx(62 / 69), 69)
+  assert (rates["recall"]["value"], rates["recall"]["n"]) == (pytest.approx(62 / 80), 80)
+  assert rates["precision"]["low"] < 62 / 69 < rates["precision"]["high"]
 
 
 def test_a_judge_that_flags_everything_has_the_precision_of_the_base_rate(labelled):
   every = lambda pairs: [[True] for _ in pairs]
-  found = hallucination.measure(every, labelled)
+  rates = hallucination.measure(every, labelled)
   bad, good = (
     sum(len(texts) for texts in part)
-    for part in zip(*((one.unsupported, one.supported) for one in labelled))
+    for part in zip(*((each.unsupported, each.supported) for each in labelled))
   )
-  assert found["recall"]["value"] == 1.0 and found["precision"]["value"] == pytest.approx(
+  assert rates["recall"]["value"] == 1.0 and rates["precision"]["value"] == pytest.approx(
     bad / (bad + good)
   )
 
@@ -144,7 +144,7 @@ def test_the_shipped_prompts_run_without_data(config):
   assert task.ask(item) == [Generate(item.data["prompt"], 128, stop=("\n\n",))]
   assert item.data["source"] in item.data["prompt"] and item.data["prompt"].endswith("\n\nAnswer:")
   assert (
-    len({one.cluster for one in task.items}) < len(task.items) == 42
+    len({item.cluster for item in task.items}) < len(task.items) == 42
   )  # questions on one source hang together
   config = settings.replaced(config, {"limit": 5})
   assert len(hallucination.open_suite(config).tasks[0].items) == 5
@@ -158,7 +158,7 @@ def test_scores_by_hand(config):
     "",
     "Rye flour",
   ]
-  scores = task.score(items, [said(text) for text in texts])
+  scores = task.score(items, [answer_of(text) for text in texts])
   assert [row["hallucination"] for row in scores] == [1.0, 0.0, 0.0]
   assert [row["unsupported sentences"] for row in scores] == [[1.0, 3.0], [0.0, 0.0], [0.0, 1.0]]
   assert [row["no answer"] for row in scores] == [0.0, 1.0, 0.0] and scores[2][
@@ -196,7 +196,7 @@ def test_own_rows_and_public_layouts(config, tmp_path):
   ]
   assert ours.items[0].data["references"] == [] and ours.items[1].slices == {"use_case": "x"}
   assert (
-    hallucination.score(hallucination.detector, ours.items[:1], [said("Rain")])[0][
+    hallucination.score(hallucination.detector, ours.items[:1], [answer_of("Rain")])[0][
       "reference recall"
     ]
     is None
@@ -213,15 +213,15 @@ def test_own_rows_and_public_layouts(config, tmp_path):
 
 
 def test_a_draw_of_a_large_data_set_is_the_same_for_a_seed():
-  found = hallucination._numbered(
+  items = hallucination._numbered(
     [hallucination._item(str(i), str(i), "", [], "x") for i in range(100)]
   )
   assert (
-    hallucination.sample(found, 10, 1)
-    == hallucination.sample(found, 10, 1)
-    != hallucination.sample(found, 10, 2)
+    hallucination.sample(items, 10, 1)
+    == hallucination.sample(items, 10, 1)
+    != hallucination.sample(items, 10, 2)
   )
-  assert hallucination.sample(found, 0, 1) == found
+  assert hallucination.sample(items, 0, 1) == items
 
 
 def test_the_judge_can_be_measured_on_pairs_of_ones_own(config, tmp_path):
@@ -241,11 +241,11 @@ def test_the_judge_can_be_measured_on_pairs_of_ones_own(config, tmp_path):
   config = settings.replaced(config, {"hallucination.labelled": str(tmp_path / "pairs.jsonl")})
   (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   suite = hallucination.open_suite(config)
-  found = suite.together(tmp_path, {}, {suite.tasks[0].name: {"sft": []}})
-  assert found["judge"]["recall"]["value"] == 2 / 3  # exchanged roles are not seen
+  results = suite.together(tmp_path, {}, {suite.tasks[0].name: {"sft": []}})
+  assert results["judge"]["recall"]["value"] == 2 / 3  # exchanged roles are not seen
   assert (
-    found["judge"]["precision"]["n"] == 2
-    and found["notes"][-1] == f"The judge was measured on {tmp_path}/pairs.jsonl."
+    results["judge"]["precision"]["n"] == 2
+    and results["notes"][-1] == f"The judge was measured on {tmp_path}/pairs.jsonl."
   )
   (tmp_path / "pairs.jsonl").write_text('{"source": "x", "supported": "y", "unsupported": []}\n')
   with pytest.raises(UserError, match=r"pairs.jsonl:1: supported: a list of texts"):
@@ -287,13 +287,13 @@ def test_sft_is_asked_for_and_the_papers_numbers_stand_beside(config, tmp_path):
 
 def test_a_judge_that_flags_nothing_has_no_precision(labelled):
   quiet = lambda pairs: [[False] for _ in pairs]
-  found = hallucination.measure(quiet, labelled)
+  rates = hallucination.measure(quiet, labelled)
   assert (
-    found["precision"] == {"value": None, "low": None, "high": None, "n": 0}
-    and found["recall"]["value"] == 0
+    rates["precision"] == {"value": None, "low": None, "high": None, "n": 0}
+    and rates["recall"]["value"] == 0
   )
-  json.dumps(found, allow_nan=False)
-  assert "nan" not in hallucination.draw({"judge": found, "paper_fig4": {}, "notes": []}, {})
+  json.dumps(rates, allow_nan=False)
+  assert "nan" not in hallucination.draw({"judge": rates, "paper_fig4": {}, "notes": []}, {})
 
 
 def test_nothing_to_run_is_an_error(config):

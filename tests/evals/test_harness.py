@@ -1,5 +1,6 @@
-"""What lm-evaluation-harness asks for and a model has no room for is counted; tests/parity holds
-the harness itself.
+"""Requests of lm-evaluation-harness that a model has no room for are counted.
+
+The tests in tests/parity run the harness itself.
 """
 
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ def package(monkeypatch):
   monkeypatch.setattr(harness, "_package", lambda name: SimpleNamespace(LM=object))
 
 
-def asked(task, *arguments):
+def instance(task, *arguments):
   return SimpleNamespace(args=arguments, task_name=task)
 
 
@@ -33,14 +34,14 @@ def test_what_does_not_fit_the_model_is_counted_by_task(opened):
   adapter = harness.adapter(opened, limits)
   assert opened.context == 256
   adapter.loglikelihood(
-    [asked("a", "x" * 254, " y"), asked("a", "x" * 255, " y"), asked("b", "x", " y")]
+    [instance("a", "x" * 254, " y"), instance("a", "x" * 255, " y"), instance("b", "x", " y")]
   )
   texts = adapter.generate_until(
     [
-      asked("b", "x", {"max_gen_toks": 128, "until": []}),
-      asked("b", "x", {"max_gen_toks": 129, "until": ["z"]}),
-      asked("b", "x" * 250, {"until": []}),
-      asked(None, "x", {"max_new_tokens": 4}),
+      instance("b", "x", {"max_gen_toks": 128, "until": []}),
+      instance("b", "x", {"max_gen_toks": 129, "until": ["z"]}),
+      instance("b", "x" * 250, {"until": []}),
+      instance(None, "x", {"max_new_tokens": 4}),
     ]
   )
   assert len(texts) == 4

@@ -21,7 +21,7 @@ from instructjax.evals.tasks import (
   Logp,
   Look,
   Metric,
-  Said,
+  Reply,
   limited,
 )
 from instructjax.intervals import NOTHING, Estimate
@@ -29,7 +29,10 @@ from instructjax.settings import reading as settings
 
 F = tfds.features
 TEXT = F.Text()
-ASKED = "Answer each question using information in the preceding background paragraph. If there is not enough information "
+READING = (
+  "Answer each question using information in the preceding background paragraph. If there is not "
+  "enough information provided, answer with "
+)
 
 
 def squad_row(at, question, answers, title="T", context="C"):
@@ -81,20 +84,20 @@ WSC = {
 
 
 def words(*texts):
-  return Said(tuple((Completion(text, 3, True),) for text in texts))
+  return Reply(tuple((Completion(text, 3, True),) for text in texts))
 
 
 def opened(tmp_path, *options, **data):
   """The tasks of rows, by name."""
-  for name, found in data.items():
-    (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+  for name, lines in data.items():
+    (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     field = f"nlp.shots.{name.removesuffix('_train')}" if name.endswith("_train") else f"nlp.{name}"
     options = (*options, (field, str(tmp_path / f"{name}.jsonl")))
   suite = nlp.open_suite(settings.override(settings.load("eval"), list(options)))
   return {task.name: task for task in suite.tasks}
 
 
-def asked(task, at=0):
+def requests_of(task, at=0):
   return task.ask(task.items[at])
 
 
@@ -103,10 +106,14 @@ def asked(task, at=0):
 
 def test_squad_shows_earlier_gold_answers(tmp_path):
   task = opened(tmp_path, squad=SQUAD)["SQuADv2 zero-shot"]
-  head = f'{ASKED}provided, answer with "Not in background."\n\nTitle: T\n\nBackground: C\n\nQ: One?\n\nA:'
-  assert asked(task) == [Generate(head, 64)]
-  assert asked(task, 1) == [Generate(f"{head} a b\n\nQ: Two?\n\nA:", 64)]
-  assert "D\n\nQ: Three?" in asked(task, 2)[0].prompt and "One?" not in asked(task, 2)[0].prompt
+  passage = "Title: T\n\nBackground: C\n\nQ: One?\n\nA:"
+  head = f'{READING}"Not in background."\n\n{passage}'
+  assert requests_of(task) == [Generate(head, 64)]
+  assert requests_of(task, 1) == [Generate(f"{head} a b\n\nQ: Two?\n\nA:", 64)]
+  assert (
+    "D\n\nQ: Three?" in requests_of(task, 2)[0].prompt
+    and "One?" not in requests_of(task, 2)[0].prompt
+  )
   assert (
     [item.cluster for item in task.items][:2]
     == [task.items[0].cluster] * 2
@@ -122,7 +129,7 @@ def test_squad_few_shot(tmp_path):
     for k in range(2)
   ]
   task = opened(tmp_path, squad=SQUAD, squad_train=train)["SQuADv2 few-shot"]
-  first, *exemplars, last = asked(task)[0].prompt.split("Title: T\n\nBackground: ")
+  first, *exemplars, last = requests_of(task)[0].prompt.split("Title: T\n\nBackground: ")
   assert first.endswith('"Not in background."\n\n') and last == "C\n\nQ: One?\n\nA:"
   assert len(exemplars) == 4 and len({text[:2] for text in exemplars}) == 4
   assert all(
@@ -131,18 +138,22 @@ def test_squad_few_shot(tmp_path):
     for n in text[1]
   )
   again = opened(tmp_path, squad=SQUAD, squad_train=train)["SQuADv2 few-shot"]
-  other = opened(tmp_path, ("seed", "1"), squad=SQUAD, squad_train=train)["SQuADv2 few-shot"]
-  assert asked(again) == asked(task) != asked(other)
+  another_seed = opened(tmp_path, ("seed", "1"), squad=SQUAD, squad_train=train)["SQuADv2 few-shot"]
+  assert requests_of(again) == requests_of(task) != requests_of(another_seed)
   few = opened(tmp_path, ("nlp.shot_questions", "1"), squad=SQUAD, squad_train=train)[
     "SQuADv2 few-shot"
   ]
-  assert "q10?" not in asked(few)[0].prompt or "q11?" not in asked(few)[0].prompt
+  assert "q10?" not in requests_of(few)[0].prompt or "q11?" not in requests_of(few)[0].prompt
 
 
 def test_quac_in_the_layout_of_the_hub(tmp_path):
   task = opened(tmp_path, quac=[QUAC])["QuAC zero-shot"]
-  head = f'{ASKED}provided, answer with "I don\'t know."\n\nTITLE: Ann - Life\n\nPARAGRAPH: She ran.\n\nQ: What?\n\nA:'
-  assert [asked(task, at)[0].prompt for at in (0, 1)] == [head, f"{head} She ran.\n\nQ: Why?\n\nA:"]
+  passage = "TITLE: Ann - Life\n\nPARAGRAPH: She ran.\n\nQ: What?\n\nA:"
+  head = f'{READING}"I don\'t know."\n\n{passage}'
+  assert [requests_of(task, at)[0].prompt for at in (0, 1)] == [
+    head,
+    f"{head} She ran.\n\nQ: Why?\n\nA:",
+  ]
   assert [item.id for item in task.items] == ["d#0", "d#1"]
   scores = task.score(task.items, [words(" ran"), words(" I don't know.")])
   assert (
@@ -159,11 +170,11 @@ def test_quac_of_our_own_closes_with_what_is_not_known(tmp_path):
     "answers": [["CANNOTANSWER"], ["b"]],
   }
   task = opened(tmp_path, quac=[row])["QuAC zero-shot"]
-  assert asked(task, 1)[0].prompt.endswith("Q: a?\n\nA: I don't know.\n\nQ: b?\n\nA:")
+  assert requests_of(task, 1)[0].prompt.endswith("Q: a?\n\nA: I don't know.\n\nQ: b?\n\nA:")
   task = opened(tmp_path, quac=[row | {"title": ""}])[
     "QuAC zero-shot"
   ]  # of a copy that has no titles
-  assert asked(task, 0)[0].prompt.endswith('"I don\'t know."\n\nPARAGRAPH: C\n\nQ: a?\n\nA:')
+  assert requests_of(task, 0)[0].prompt.endswith('"I don\'t know."\n\nPARAGRAPH: C\n\nQ: a?\n\nA:')
 
 
 def test_drop_shows_no_earlier_questions(tmp_path):
@@ -173,14 +184,17 @@ def test_drop_shows_no_earlier_questions(tmp_path):
     "answers_spans": {"spans": ["Ann", "Bob"], "types": ["span"] * 2},
   }
   train = [DROP | {"passage": f"p{n}", "query_id": f"t{n}"} for n in range(4)]
-  found = opened(tmp_path, drop=[DROP, second], drop_train=train)
+  tasks = opened(tmp_path, drop=[DROP, second], drop_train=train)
   head = "Answer each question using information in the preceding passage.\n\n"
-  assert asked(found["DROP zero-shot"], 1)[0].prompt == f"{head}Passage: P\nQuestion: Who?\nAnswer:"
-  few = asked(found["DROP few-shot"])[0].prompt
+  assert (
+    requests_of(tasks["DROP zero-shot"], 1)[0].prompt
+    == f"{head}Passage: P\nQuestion: Who?\nAnswer:"
+  )
+  few = requests_of(tasks["DROP few-shot"])[0].prompt
   assert few.startswith(head) and few.count("\nQuestion: How many?\nAnswer: 7\n\nPassage: ") == 4
-  assert found["DROP zero-shot"].items[1].slices == {"answer": "span"}
-  item, other = found["DROP zero-shot"].items
-  assert item.data["references"] == [["7"], ["seven"]] and other.data["references"] == [
+  assert tasks["DROP zero-shot"].items[1].slices == {"answer": "span"}
+  first, second = tasks["DROP zero-shot"].items
+  assert first.data["references"] == [["7"], ["seven"]] and second.data["references"] == [
     ["Ann"],
     ["Bob"],
   ]
@@ -195,29 +209,38 @@ def test_drop_of_our_own_has_several_spans():
 
 
 def test_choices_stand_after_the_prompt(tmp_path):
-  found = opened(
+  tasks = opened(
     tmp_path,
     hellaswag=[HELLASWAG],
     sst=[{"sentence": "fun ", "label": 1}],
     rte=[{"premise": "It rained.", "hypothesis": "It was wet.", "label": 0}],
   )
   start = "Complete each independent paragraph using common-sense reasoning.\n\nSurfing: He stands"
-  assert asked(found["HellaSwag zero-shot"]) == [
+  assert requests_of(tasks["HellaSwag zero-shot"]) == [
     Likelihood(start, f" {e}") for e in HELLASWAG["endings"]
   ]
-  start = "For each snippet of text, label the sentiment of the text as positive or negative.\n\nText: fun\nLabel:"
-  assert asked(found["SST zero-shot"]) == [
+  start = (
+    "For each snippet of text, label the sentiment of the text as positive or negative.\n\n"
+    "Text: fun\nLabel:"
+  )
+  assert requests_of(tasks["SST zero-shot"]) == [
     Likelihood(start, " negative"),
     Likelihood(start, " positive"),
   ]
-  start = "Passage: It rained.\n\nQuestion: From this passage can one reasonably conclude that It was wet?\n\nAnswer:"
-  assert asked(found["RTE zero-shot"]) == [Likelihood(start, " Yes"), Likelihood(start, " No")]
+  start = (
+    "Passage: It rained.\n\n"
+    "Question: From this passage can one reasonably conclude that It was wet?\n\nAnswer:"
+  )
+  assert requests_of(tasks["RTE zero-shot"]) == [
+    Likelihood(start, " Yes"),
+    Likelihood(start, " No"),
+  ]
 
 
 def test_a_choice_shot_is_the_right_ending(tmp_path):
   train = [HELLASWAG | {"ctx": f"He {n}", "source_id": f"s{n}", "label": n % 4} for n in range(20)]
   task = opened(tmp_path, hellaswag=[HELLASWAG], hellaswag_train=train)["HellaSwag few-shot"]
-  shots = asked(task)[0].context.split("\n\n")[1:-1]
+  shots = requests_of(task)[0].context.split("\n\n")[1:-1]
   numbers = [int(shot.split()[2]) for shot in shots]
   assert len(set(numbers)) == 15
   assert shots == [f"Surfing: He {n} {HELLASWAG['endings'][n % 4]}" for n in numbers]
@@ -226,45 +249,45 @@ def test_a_choice_shot_is_the_right_ending(tmp_path):
 def test_wsc(tmp_path):
   false = WSC | {"span1_text": "her", "label": 0}
   train = [false, *[WSC | {"text": f"{n} she won", "span2_index": 1} for n in range(15)]]
-  found = opened(tmp_path, wsc=[WSC, false], wsc_train=train)
-  task = found["WSC zero-shot"]
-  assert asked(task)[0].prompt == (
+  tasks = opened(tmp_path, wsc=[WSC, false], wsc_train=train)
+  task = tasks["WSC zero-shot"]
+  assert requests_of(task)[0].prompt == (
     "Final Exam with Answer Key\nInstructions: Please carefully read the following passages. For "
     "each passage, you must "
     "identify which noun the pronoun marked in bold refers to.\n\nPassage: Ann told her: **she** "
     "won, she said.\n"
     'Question: In the passage above, what does the pronoun "she" refer to?\nAnswer:'
   )
-  few = asked(found["WSC few-shot"])[0].prompt
+  few = requests_of(tasks["WSC few-shot"])[0].prompt
   assert few.count("Answer: Ann\n\n") == 15 and "Answer: her" not in few
   assert task.items[0].cluster == task.items[1].cluster
-  said = [" Ann Lee", " the Ann", " An", "", " Bob"]
-  assert [choice.wsc_score(text, task.items[0].data)["accuracy"] for text in said] == [
+  texts = [" Ann Lee", " the Ann", " An", "", " Bob"]
+  assert [choice.wsc_score(text, task.items[0].data)["accuracy"] for text in texts] == [
     1,
     1,
     0,
     0,
     0,
   ]
-  assert [choice.wsc_score(text, task.items[1].data)["accuracy"] for text in said] == [1] * 5
+  assert [choice.wsc_score(text, task.items[1].data)["accuracy"] for text in texts] == [1] * 5
 
 
 def test_texts_are_written(tmp_path):
-  found = opened(
+  tasks = opened(
     tmp_path,
     wmt=[{"translation": {"fr": "Le chat.", "en": "The cat."}}],
     cnn_dm=[{"article": "Long.", "highlights": "Short."}],
     tldr=[{"prompt": "SUBREDDIT: r/x\nPOST: Long.\nTL;DR:", "label": " Short."}],
   )
   start = "Translate the following sentences from French into English.\n\n"
-  assert asked(found["WMT15 Fr-En zero-shot"]) == [
+  assert requests_of(tasks["WMT15 Fr-En zero-shot"]) == [
     Generate(f"{start}French: Le chat.\nEnglish:", 128)
   ]
-  assert asked(found["CNN/DM"]) == [Generate("Long.\n\nTL;DR:", 128)]
-  assert asked(found["TL;DR"]) == [Generate("SUBREDDIT: r/x\nPOST: Long.\n\nTL;DR:", 128)]
-  task = found["CNN/DM"]
+  assert requests_of(tasks["CNN/DM"]) == [Generate("Long.\n\nTL;DR:", 128)]
+  assert requests_of(tasks["TL;DR"]) == [Generate("SUBREDDIT: r/x\nPOST: Long.\n\nTL;DR:", 128)]
+  task = tasks["CNN/DM"]
   assert task.score(task.items, [words(" short\nand more")]) == [{"ROUGE-L": 1.0, "words": 1.0}]
-  assert {t.metrics[0].paper for t in found.values()} == {
+  assert {t.metrics[0].paper for t in tasks.values()} == {
     ("WMT15 Fr-En", "BLEU", "zero-shot"),
     ("CNN/DM", "ROUGE-L", "-"),
     None,
@@ -314,10 +337,10 @@ def test_prompts_are_those_of_the_demonstrations(name, form, read, row):
 
 
 def test_every_paper_row_is_there(tmp_path):
-  for one in nlp.BENCHMARKS.values():
-    for shots in ("zero-shot", "few-shot") if one.shots else ("-",):
-      if one.title != "TL;DR":
-        assert len(paper.row(one.title, one.metrics[0].name, shots)) == 4
+  for benchmark in nlp.BENCHMARKS.values():
+    for shots in ("zero-shot", "few-shot") if benchmark.shots else ("-",):
+      if benchmark.title != "TL;DR":
+        assert len(paper.row(benchmark.title, benchmark.metrics[0].name, shots)) == 4
 
 
 # --- prepared TFDS copies ---
@@ -426,9 +449,9 @@ def test_a_prepared_copy(tmp_path, name):
 
 def test_the_highest_mean_wins_not_the_lowest_and_not_the_sum():
   """E9, by hand: -4 over 4 tokens is -1 each and wins over -3 over 2, which has the higher sum."""
-  said = Said((Logp(-4.0, 4, False), Logp(-3.0, 2, False)))
-  assert choice.choice_score(said, {"choices": ["a", "b"], "label": 0})["accuracy"] == 1
-  assert choice.choice_score(said, {"choices": ["a", "b"], "label": 1})["accuracy"] == 0
+  answer = Reply((Logp(-4.0, 4, False), Logp(-3.0, 2, False)))
+  assert choice.choice_score(answer, {"choices": ["a", "b"], "label": 0})["accuracy"] == 1
+  assert choice.choice_score(answer, {"choices": ["a", "b"], "label": 1})["accuracy"] == 0
 
 
 def test_squad_scores_in_points():
@@ -441,8 +464,8 @@ def test_squad_scores_in_points():
 
 
 def test_bleu_counts_are_kept_for_each_item():
-  found = writing.wmt_score("The cat.", {"references": ["The cat."]})
-  assert found["BLEU"] == [3, 3, 3, 2, 1, 0, 3, 2, 1, 0] and found["words"] == 2
+  scores = writing.wmt_score("The cat.", {"references": ["The cat."]})
+  assert scores["BLEU"] == [3, 3, 3, 2, 1, 0, 3, 2, 1, 0] and scores["words"] == 2
 
 
 def test_a_run_leaves_the_tax_and_the_ratios(tmp_path):
@@ -454,8 +477,8 @@ def test_a_run_leaves_the_tax_and_the_ratios(tmp_path):
       {"question": "q?", "best_answer": "a", "correct_answers": [], "incorrect_answers": ["b"]}
     ],
   }
-  for name, found in files.items():
-    (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+  for name, lines in files.items():
+    (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
   options = [(name, str(tmp_path / f"{name}.jsonl")) for name in files]
   options += [
     ("nlp.long_tokens", "4"),
@@ -465,8 +488,8 @@ def test_a_run_leaves_the_tax_and_the_ratios(tmp_path):
   config = settings.override(settings.load("eval"), [("model.dtype", "float32"), *options])
   suites = {"nlp": nlp, "truthfulqa": truthfulqa}
   opened, draws = (
-    {name: one.open_suite for name, one in suites.items()},
-    {name: one.draw for name, one in suites.items()},
+    {name: suite.open_suite for name, suite in suites.items()},
+    {name: suite.draw for name, suite in suites.items()},
   )
   run.main(config, tmp_path / "run", {"base": "", "ptx": ""}, opened, draws)
   suites = json.loads((tmp_path / "run" / "results.json").read_text())["suites"]
@@ -533,10 +556,10 @@ def test_what_cannot_be_asked_is_refused(tmp_path):
 
 def test_a_limit_takes_whole_clusters():
   items = [Item(str(i), {}, cluster=str(i // 3)) for i in range(30)]
-  found = limited(items, 7, seed=0)
-  assert len(found) == 9 and len({item.cluster for item in found}) == 3
-  assert [int(item.id) for item in found] == sorted(int(item.id) for item in found)
-  assert limited(items, 7, seed=0) == found != limited(items, 7, seed=1)
+  limited_items = limited(items, 7, seed=0)
+  assert len(limited_items) == 9 and len({item.cluster for item in limited_items}) == 3
+  assert [int(item.id) for item in limited_items] == sorted(int(item.id) for item in limited_items)
+  assert limited(items, 7, seed=0) == limited_items != limited(items, 7, seed=1)
   assert limited(items, 0, 0) == items and limited(items, 99, 0) == items
 
 
@@ -585,7 +608,7 @@ def test_the_tax_of_a_size_is_to_the_base_of_that_size(tmp_path):
     }
   }
   (row,) = tax.together([task], tmp_path, {}, scores, 0)["tax"]
-  assert {model: one["value"] for model, one in row["differences"].items()} == {
+  assert {model: difference["value"] for model, difference in row["differences"].items()} == {
     "sft@6b": -0.75,
     "sft@1.3b": 0,
   }
@@ -601,8 +624,8 @@ def test_the_tax_is_paired(tmp_path):
     [{"accuracy": float(x)} for x in right] for right in ([1] * 6 + [0] * 2, [1] * 4 + [0] * 4)
   )
   scores = {task.name: {"sft": bad, "base": good}}
-  found = tax.together([task], tmp_path, {}, scores, 0)
-  (row,) = found["tax"]
-  assert found["bases"] == {"sft": "base"} and row["differences"]["sft"]["value"] == -0.25
+  results = tax.together([task], tmp_path, {}, scores, 0)
+  (row,) = results["tax"]
+  assert results["bases"] == {"sft": "base"} and row["differences"]["sft"]["value"] == -0.25
   assert row["differences"]["sft"]["high"] <= 0
   assert tax.together([task], tmp_path, {}, {task.name: {"sft": bad, "mine": good}}, 0) == {}

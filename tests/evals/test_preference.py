@@ -22,7 +22,7 @@ from instructjax.evals.preference import (
 )
 from instructjax.evals.preference.judges import Judge
 from instructjax.evals.preference.votes import Vote
-from instructjax.evals.tasks import Completion, Look, Said
+from instructjax.evals.tasks import Completion, Look, Reply
 from instructjax.rewards.endpoint import AgainError
 
 ANSWERS = {  # prompt 0 to 3: lengths 4, 4, 2, 6 against 2, 4, 4, 3
@@ -34,8 +34,8 @@ LOOKS = {name: Look(name, 10) for name in ANSWERS} | {"<b>ptx": Look("ptx")}
 LONGER = "def longer(prompts, responses):\n  return [len(r.strip()) for r in responses]\n"
 
 
-def heard(answers=ANSWERS, task="preference/prompts"):
-  say = lambda text: Said(((Completion(f" {text}", len(text), True),),))
+def answers_by_task(answers=ANSWERS, task="preference/prompts"):
+  say = lambda text: Reply(((Completion(f" {text}", len(text), True),),))
   return {task: {model: [say(text) for text in texts] for model, texts in answers.items()}}
 
 
@@ -56,11 +56,11 @@ def config(tmp_path, monkeypatch):
   return settings.replaced(settings.load("eval"), {"preference.prompts": "prompts.jsonl"})
 
 
-def found(config, folder="out", answers=ANSWERS):
+def judged_results(config, folder="out", answers=ANSWERS):
   suite = preference.open_suite(config)
   (task,) = suite.tasks
   assert suite.together is not None
-  result = suite.together(Path(folder), heard(answers, task.name), {})
+  result = suite.together(Path(folder), answers_by_task(answers, task.name), {})
   json.loads(json.dumps(result, allow_nan=False))  # what results.json can hold
   return result
 
@@ -97,7 +97,7 @@ def test_ties_count_half_and_orders_are_averaged():
 def test_votes_of_one_prompt_hang_together():
   rng = np.random.default_rng(0)
   alone = [vote(i, rng.random() < 0.6) for i in range(50)]
-  copied = [one for one in alone for _ in range(8)]
+  copied = [each for each in alone for _ in range(8)]
   narrow, wide = (votes.share(votes.draw(v), v, [x.won for x in v]) for v in (alone, copied))
   assert (narrow.low, narrow.high) == (wide.low, wide.high)
   assert (narrow.n, wide.n) == (50, 400)
@@ -129,10 +129,10 @@ def test_intervals_cover_the_truth(labelers):
       for i in range(80)
       for j in rng.choice(labelers, min(labelers, 2), replace=False)
     ]
-    one = rates.main_estimate(
+    estimate = rates.main_estimate(
       votes.shares(votes.draw(judged, samples=300, seed=seed), judged, [v.won for v in judged])
     )
-    covered += one.low <= p <= one.high
+    covered += estimate.low <= p <= estimate.high
   assert 0.89 <= covered / runs <= 1.0 if labelers > 1 else 0.91 <= covered / runs <= 0.985
 
 
@@ -145,10 +145,10 @@ def test_length_is_held_equal():
     vote(i, float(rng.random() < p), ratio=float(z)) for i, (p, z) in enumerate(zip(truth, ratio))
   ]
   draws = votes.draw(judged, samples=200)
-  one = rates.rate_at_equal_length(draws, judged)
-  assert one["rate"].low < bradley_terry.sigmoid(0.4) < one["rate"].high
-  assert one["slope"].low < 1.2 < one["slope"].high
-  assert one["rate"].high < np.mean([v.won for v in judged])
+  controlled = rates.rate_at_equal_length(draws, judged)
+  assert controlled["rate"].low < bradley_terry.sigmoid(0.4) < controlled["rate"].high
+  assert controlled["slope"].low < 1.2 < controlled["slope"].high
+  assert controlled["rate"].high < np.mean([v.won for v in judged])
   confounded = [
     vote(i, float(z > 0.3), ratio=float(z)) for i, z in enumerate(rng.normal(0.6, 1.0, 300))
   ]
@@ -170,8 +170,11 @@ def test_slices_and_quartiles():
   assert rates.quartiles([1, 2, 3, 4]) == ["1 of 4", "2 of 4", "3 of 4", "4 of 4"]
   assert rates.quartiles([2, 2]) == ["", ""]
   judged = [vote(i, i < 3, slices={"use_case": "qa" if i < 2 else "chat"}) for i in range(4)]
-  found = rates.rates_by_slice(votes.draw(judged), judged)["use_case"]
-  assert {name: (e.value, e.n) for name, e in found.items()} == {"qa": (1.0, 2), "chat": (0.5, 2)}
+  rates_by_value = rates.rates_by_slice(votes.draw(judged), judged)["use_case"]
+  assert {name: (e.value, e.n) for name, e in rates_by_value.items()} == {
+    "qa": (1.0, 2),
+    "chat": (0.5, 2),
+  }
 
 
 # --- Bradley and Terry ---
@@ -216,11 +219,15 @@ def three(direct, count=400):
 
 def test_direct_rates_agree_with_those_by_the_baseline_or_not():
   judged = three(0.8)
-  found = bradley_terry.consistency("a", "b", "c", judged, votes.draw(judged))
-  assert found["implied"].value == pytest.approx(0.8) and found["agree"] and abs(found["z"]) < 1e-6
+  comparison = bradley_terry.consistency("a", "b", "c", judged, votes.draw(judged))
+  assert (
+    comparison["implied"].value == pytest.approx(0.8)
+    and comparison["agree"]
+    and abs(comparison["z"]) < 1e-6
+  )
   judged = three(0.6)
-  found = bradley_terry.consistency("a", "b", "c", judged, votes.draw(judged))
-  assert not found["agree"] and found["z"] < -4
+  comparison = bradley_terry.consistency("a", "b", "c", judged, votes.draw(judged))
+  assert not comparison["agree"] and comparison["z"] < -4
   fit = bradley_terry.strengths_and_rates(["a", "b", "c"], three(0.8), votes.draw(three(0.8)), "c")
   assert fit["rate"]["a"].value == pytest.approx(0.8, abs=1e-4)
   assert fit["rate"]["a"].low < 0.8 < fit["rate"]["a"].high
@@ -234,35 +241,42 @@ def test_scores_judge_every_pair(config):
   config = settings.replaced(
     config, {"preference.judges": "python:mine.py:longer", "preference.pairs": "all"}
   )
-  result = found(config)
-  one = result["prompts"]["prompts"]["judges"]["judge"]
-  ppo = one["against_baseline"]["ppo"]
+  result = judged_results(config)
+  judge_findings = result["prompts"]["prompts"]["judges"]["judge"]
+  ppo = judge_findings["against_baseline"]["ppo"]
   assert ppo["rate"]["by_prompt"]["value"] == (1 + 0.5 + 0 + 1) / 4
   assert [ppo[name]["value"] for name in ("wins", "ties", "losses")] == [0.5, 0.25, 0.25]
   assert ppo["paper"] == [0.524, 0.578, 0.626]
-  assert one["against_baseline"]["base"]["rate"]["by_prompt"]["value"] == (0 + 1 + 0 + 1) / 4
-  assert one["head_to_head"]["ppo / base"]["rate"]["by_prompt"]["value"] == 0.5
-  assert (one["same"], one["votes"], one["order"], one["kind"]) == (1, 12, None, "scores")
+  assert (
+    judge_findings["against_baseline"]["base"]["rate"]["by_prompt"]["value"] == (0 + 1 + 0 + 1) / 4
+  )
+  assert judge_findings["head_to_head"]["ppo / base"]["rate"]["by_prompt"]["value"] == 0.5
+  assert (
+    judge_findings["same"],
+    judge_findings["votes"],
+    judge_findings["order"],
+    judge_findings["kind"],
+  ) == (1, 12, None, "scores")
   assert ppo["slices"]["use_case"] == {
     "chat": pytest.approx({"value": 0.75, "low": 0.5, "high": 1.0, "n": 2}),
     "qa": pytest.approx({"value": 0.5, "low": 0.0, "high": 1.0, "n": 2}),
   }
   assert set(ppo["slices"]) == {"use_case", "prompt_length", "length_ratio"}
-  assert one["consistency"]["ppo / base"]["direct"]["value"] == 0.5
-  assert set(one["bradley_terry"]["rate"]) == {"ppo", "base"}
+  assert judge_findings["consistency"]["ppo / base"]["direct"]["value"] == 0.5
+  assert set(judge_findings["bradley_terry"]["rate"]) == {"ppo", "base"}
 
 
 def test_a_margin_ties(config):
   config = settings.replaced(
     config, {"preference.judges": "python:mine.py:longer", "preference.margin": 2.0}
   )
-  ppo = found(config)["prompts"]["prompts"]["judges"]["judge"]["against_baseline"]["ppo"]
+  ppo = judged_results(config)["prompts"]["prompts"]["judges"]["judge"]["against_baseline"]["ppo"]
   assert [ppo[name]["value"] for name in ("wins", "ties", "losses")] == [0.25, 0.75, 0]
 
 
 def test_figures_are_files(config):
   config = settings.replaced(config, {"preference.judges": "heldout=python:mine.py:longer"})
-  result = found(config)
+  result = judged_results(config)
   rows = {row["model"]: row for row in result["figures"]["1"]}
   assert rows["sft"]["value"] == 0.5 and rows["ppo"]["value"] == 0.625
   assert rows["base"]["paper"] == [0.191, 0.219, 0.252]  # held-out labelers
@@ -295,9 +309,9 @@ def test_a_judge_that_takes_the_first_is_found_out(config, tmp_path):
   config = settings.replaced(
     config, {"preference.judges": "bias=python:pair.py:first; good=python:pair.py:longer"}
   )
-  one = found(config)["prompts"]["prompts"]["judges"]
+  findings_by_judge = judged_results(config)["prompts"]["prompts"]["judges"]
   assert {
-    name: one["bias"]["order"][name]["value"]
+    name: findings_by_judge["bias"]["order"][name]["value"]
     for name in ("first", "inconsistent", "flipped", "tied")
   } == {
     "first": 1,
@@ -305,21 +319,21 @@ def test_a_judge_that_takes_the_first_is_found_out(config, tmp_path):
     "flipped": 1,
     "tied": 0,
   }
-  assert one["bias"]["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 0.5
-  assert one["bias"]["against_baseline"]["ppo"]["ties"]["value"] == 1
-  assert one["good"]["order"]["inconsistent"]["value"] == 0
-  assert one["good"]["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 0.625
+  assert findings_by_judge["bias"]["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 0.5
+  assert findings_by_judge["bias"]["against_baseline"]["ppo"]["ties"]["value"] == 1
+  assert findings_by_judge["good"]["order"]["inconsistent"]["value"] == 0
+  assert findings_by_judge["good"]["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 0.625
   for name, message in (("wrong", "answered 1.5; P"), ("few", "returned 0 answers to")):
     config = settings.replaced(config, {"preference.judges": f"python:pair.py:{name}"})
     with pytest.raises(UserError, match=message):
-      found(config)
+      judged_results(config)
 
 
 def test_nothing_is_asked_twice(config, tmp_path):
   """A run that was killed in the middle of a line goes on: what was answered is not asked again."""
   (tmp_path / "pair.py").write_text(PAIRWISE)
   config = settings.replaced(config, {"preference.judges": "python:pair.py:first"})
-  whole = found(config)
+  whole = judged_results(config)
   path = Path("out/prompts/judgements-judge.jsonl")
   lines = path.read_text().splitlines(keepends=True)
   assert len(lines) == 14  # 3 + 4 pairs that differ, both orders
@@ -335,7 +349,7 @@ def test_nothing_is_asked_twice(config, tmp_path):
     counted, questions, [{}] * 3, tmp_path / "k.jsonl"
   )
   assert len(count) == 2
-  assert found(config) == whole
+  assert judged_results(config) == whole
   assert sorted(path.read_text().splitlines()) == sorted(line.strip() for line in lines)
 
 
@@ -348,22 +362,24 @@ def test_a_chat_model_judges_in_both_orders(config, server):
     )
     if number == 0:
       return 503, {}, {}
-    said = "Reasons.\n\nVerdict: " + ("A" if len(a) > len(b) else "B" if len(a) < len(b) else "tie")
-    return 200, {}, {"choices": [{"message": {"content": said}}]}
+    reply = "Reasons.\n\nVerdict: " + (
+      "A" if len(a) > len(b) else "B" if len(a) < len(b) else "tie"
+    )
+    return 200, {}, {"choices": [{"message": {"content": reply}}]}
 
   server.answer = answer
   url = server.url.removesuffix("/score")
   config = settings.replaced(config, {"preference.judges": f"openai:{url}#llm,wait=0.01"})
-  one = found(config)["prompts"]["prompts"]["judges"]["judge"]
-  assert one["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 0.625
+  judge_findings = judged_results(config)["prompts"]["prompts"]["judges"]["judge"]
+  assert judge_findings["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 0.625
   assert len(server.asked) == 15  # the first one again
-  assert one["order"]["first"]["value"] == 0.5
+  assert judge_findings["order"]["first"]["value"] == 0.5
   row = json.loads(Path("out/prompts/judgements-judge.jsonl").read_text().splitlines()[0])
   assert set(row) == {"of", "id", "first", "second", "answer"} and row["answer"]["said"].startswith(
     "Reasons."
   )
-  assert "template_sha256" in one["about"]
-  assert found(config)["prompts"]["prompts"]["judges"]["judge"] == one
+  assert "template_sha256" in judge_findings["about"]
+  assert judged_results(config)["prompts"]["prompts"]["judges"]["judge"] == judge_findings
   assert len(server.asked) == 15
 
 
@@ -410,12 +426,12 @@ RATED = """{"overall": %d, "fails_instruction": false, "inappropriate": %s, "hal
 def test_a_chat_model_rates(config, server, tmp_path):
   def answer(path, body, number):
     text = body["messages"][0]["content"].split("[Output]\n")[1].split("\n[End")[0]
-    said = "Well.\n" + RATED % (
+    reply = "Well.\n" + RATED % (
       min(len(text), 7),
       "true" if "b" in text else "false",
       "true" if "c" in text else "false",
     )
-    return 200, {}, {"choices": [{"message": {"content": said}}]}
+    return 200, {}, {"choices": [{"message": {"content": reply}}]}
 
   server.answer = answer
   rows = [
@@ -425,19 +441,19 @@ def test_a_chat_model_rates(config, server, tmp_path):
   config = settings.replaced(
     config, {"preference.raters": f"openai:{server.url.removesuffix('/score')}#llm"}
   )
-  result = found(config)
-  one = result["prompts"]["prompts"]["raters"]["rater"]
-  value = lambda measure, model: one["measures"][measure][model]["by_prompt"]["value"]
+  result = judged_results(config)
+  rater_findings = result["prompts"]["prompts"]["raters"]["rater"]
+  value = lambda measure, model: rater_findings["measures"][measure][model]["by_prompt"]["value"]
   assert value("overall", "ppo") == (4 + 4 + 2 + 6) / 4
   assert value("appropriate", "ppo") == 0.25  # "same" has no b
   assert value("attempts_instruction", "base") == 1
-  assert one["measures"]["hallucination"]["base"]["by_prompt"] == {
+  assert rater_findings["measures"]["hallucination"]["base"]["by_prompt"] == {
     "value": 1,
     "low": 1,
     "high": 1,
     "n": 2,
   }
-  assert one["over"] == {"hallucination": "closed-domain prompts"}
+  assert rater_findings["over"] == {"hallucination": "closed-domain prompts"}
   likert = {row["model"]: row for row in result["figures"]["5"]}
   assert likert["base"]["paper"] == [2.6] and likert["ppo"]["paper"] is None
   pooled = {(row["measure"], row["model"]): row["paper"] for row in result["figures"]["4"]}
@@ -466,7 +482,7 @@ def test_ratings_are_checked(text, message):
 def test_people_judge_what_they_were_given(config, tmp_path):
   """The suite writes the tasks, two labelers rank them, and the same command counts their votes."""
   config = settings.replaced(config, {"preference.judges": ""})
-  found(config)
+  judged_results(config)
   rows = [json.loads(line) for line in (tmp_path / "out" / "tasks.jsonl").read_text().splitlines()]
   assert rows[1]["completions"] == ["same", "cccccc"] and rows[1]["sources"] == ["sft, ppo", "base"]
   labelled = [
@@ -484,12 +500,19 @@ def test_people_judge_what_they_were_given(config, tmp_path):
   config = settings.replaced(
     config, {"preference.judges": "labels:ranked.jsonl", "preference.raters": "labels:ranked.jsonl"}
   )
-  result = found(config)
-  one = result["prompts"]["prompts"]["judges"]["judge"]
+  result = judged_results(config)
+  judge_findings = result["prompts"]["prompts"]["judges"]["judge"]
   # x prefers sft in three of four and ties where the text is the same; y ties everything
-  assert one["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == (3 * 0 + 0.5 + 4 * 0.5) / 8
-  assert one["against_baseline"]["ppo"]["rate"]["by_both"] is not None
-  assert (one["labelers"], one["kind"], one["bradley_terry"]["by"]) == (
+  assert (
+    judge_findings["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"]
+    == (3 * 0 + 0.5 + 4 * 0.5) / 8
+  )
+  assert judge_findings["against_baseline"]["ppo"]["rate"]["by_both"] is not None
+  assert (
+    judge_findings["labelers"],
+    judge_findings["kind"],
+    judge_findings["bradley_terry"]["by"],
+  ) == (
     2,
     "labels",
     "prompt, labeler",
@@ -509,12 +532,12 @@ def test_labels_of_other_answers_are_an_error(config, tmp_path):
   with pytest.raises(
     UserError, match=r"3 of 4 completions are the answers of no model here \(1 of their prompts"
   ):
-    found(config)
+    judged_results(config)
   written(
     tmp_path / "ranked.jsonl", [{"prompt": "say 0", "completions": ["aa", "aa "], "ranks": [1, 2]}]
   )
   with pytest.raises(UserError, match="ranks no two of the models"):
-    found(config)
+    judged_results(config)
 
 
 def test_sources_name_the_model_of_another_sample(config, tmp_path):
@@ -529,9 +552,9 @@ def test_sources_name_the_model_of_another_sample(config, tmp_path):
   }
   written(tmp_path / "ranked.jsonl", [row])
   config = settings.replaced(config, {"preference.judges": "labels:ranked.jsonl"})
-  one = found(config)["prompts"]["prompts"]["judges"]["judge"]
-  assert one["votes"] == 1
-  assert one["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 1
+  judge_findings = judged_results(config)["prompts"]["prompts"]["judges"]["judge"]
+  assert judge_findings["votes"] == 1
+  assert judge_findings["against_baseline"]["ppo"]["rate"]["by_prompt"]["value"] == 1
 
 
 def test_a_judge_is_checked_against_people(config, tmp_path):
@@ -544,7 +567,7 @@ def test_a_judge_is_checked_against_people(config, tmp_path):
   config = settings.replaced(
     config, {"preference.judges": "python:mine.py:longer", "preference.check": "check.jsonl"}
   )
-  check = found(config)["check"]
+  check = judged_results(config)["check"]
   # the judge: bb = cc > a.  x agrees on both that neither ties and ties bb, cc too; y has cc > a >
   # bb
   assert check["judge"]["agreement"]["value"] == 3 / 4
@@ -615,7 +638,7 @@ def test_items_have_clusters_slices_and_limits(config, tmp_path):
     (),
     1,
   )
-  assert task.score(task.items[:1], heard()["preference/prompts"]["ppo"][:1]) == [
+  assert task.score(task.items[:1], answers_by_task()["preference/prompts"]["ppo"][:1]) == [
     {"characters": 4.0, "ended": 1.0}
   ]
   config = settings.replaced(config, {"limit": 2})
@@ -653,7 +676,7 @@ def test_the_page_shows_what_was_found(config, tmp_path):
   config = settings.replaced(
     config, {"preference.judges": named, "preference.check": "check.jsonl"}
   )
-  result = found(config, answers=ANSWERS | {"<b>ptx": ["z", "zz", "zzzzz", "zzz"]})
+  result = judged_results(config, answers=ANSWERS | {"<b>ptx": ["z", "zz", "zzzzz", "zzz"]})
   html = preference.draw(result, LOOKS).replace("\xa0", " ")
   assert "Preferred to sft: good, prompts" in html and "Preferred to sft: bias, prompts" in html
   assert "<b>ptx" not in html and "&lt;b&gt;ptx" in html
@@ -671,16 +694,16 @@ def test_figure_5_is_a_figure_with_the_papers_marks(config):
     "def rate(prompts, responses):\n  return [{'overall': 1 + len(r) % 7} for r in responses]\n"
   )
   config = settings.replaced(config, {"preference.raters": "python:rate.py:rate"})
-  result = found(config)
+  result = judged_results(config)
   html = preference.draw(result, LOOKS)
-  (drawn,) = [
+  (figure,) = [
     part for part in html.split("<figure>") if "Overall quality, 1 to 7: rater, prompts" in part
   ]
   assert (
-    "<svg" in drawn
-    and "the paper&#x27;s, 175B" in drawn
-    and ">4.08<" in drawn
-    and "nan" not in drawn
+    "<svg" in figure
+    and "the paper&#x27;s, 175B" in figure
+    and ">4.08<" in figure
+    and "nan" not in figure
   )
 
 
@@ -705,7 +728,7 @@ def test_models_of_several_sizes_are_curves(config):
     "ppo@1.3b": ANSWERS["base"],
     "ppo@2b": ANSWERS["ppo"],
   }
-  result = found(config, answers=answers)
+  result = judged_results(config, answers=answers)
   papers = {row["model"]: row["paper"] for row in result["figures"]["1"]}
   assert papers == {"sft@1.3B": [0.348], "sft@175b": [0.5], "ppo@1.3b": [0.524], "ppo@2b": None}
   assert {row["model"]: row["paper"] for row in result["figures"]["5"]}["sft@175b"] == [4.08]
@@ -721,8 +744,8 @@ def test_models_of_several_sizes_are_curves(config):
   )
   assert rates.count("<title>ppo, ") == 2 and "nan" not in html
   assert "Overall quality" in likert and "<title>the paper&#x27;s sft, 175B: 4.08</title>" in likert
-  one = dict.fromkeys(look, Look("sft", 7))  # of one size: a forest
-  assert "polyline" not in preference.draw(result, one)
+  same_size = dict.fromkeys(look, Look("sft", 7))  # of one size: a forest
+  assert "polyline" not in preference.draw(result, same_size)
 
 
 def test_head_to_head_without_the_baseline_is_shown_and_one_model_is_an_error(config):
@@ -730,7 +753,7 @@ def test_head_to_head_without_the_baseline_is_shown_and_one_model_is_an_error(co
     config, {"preference.judges": "python:mine.py:longer", "preference.pairs": "all"}
   )
   two = {name: ANSWERS[name] for name in ("ppo", "base")}
-  html = preference.draw(found(config, answers=two), LOOKS)
+  html = preference.draw(judged_results(config, answers=two), LOOKS)
   assert "ppo / base" in html
   check = preference.open_suite(config).check
   check(["ppo", "base"])

@@ -1,6 +1,4 @@
-"""The runner of evaluations: answers equal to plain computations, kept item by item, and the tables
-made of them.
-"""
+"""The runner of evaluations: answers equal plain computations, are stored, and make tables."""
 
 import csv
 import json
@@ -41,8 +39,11 @@ def ask(item):
   ]
 
 
-def score(items, said):
-  return [{"logp": s.logp().logp, "letters": float(len(s.text(1))), "none": None} for s in said]
+def score(items, replies):
+  return [
+    {"logp": reply.logp().logp, "letters": float(len(reply.text(1))), "none": None}
+    for reply in replies
+  ]
 
 
 def suite(texts=TEXTS, score=score, name="plain", judge="", check=None):
@@ -86,17 +87,17 @@ def opened():
 
 
 @pytest.fixture(scope="module")
-def asked(opened):
-  """{place: answer} of the suite, straight from the batches."""
+def stored(opened):
+  """The answers of the suite by place, straight from the batches."""
   (task,) = suite()(None).tasks
-  found = {}
+  answer_by_place = {}
   for number, batch in enumerate(answers.plan(task, opened)):
     for ask, answer in zip(batch.entries, opened.answer(batch, number), strict=True):
-      found[ask.item, ask.request, ask.sample] = answer
-  return found
+      answer_by_place[ask.item, ask.request, ask.sample] = answer
+  return answer_by_place
 
 
-def test_a_likelihood_is_that_of_the_continuation_alone(model, asked):
+def test_a_likelihood_is_that_of_the_continuation_alone(model, stored):
   encode = model.tokenizer.encode
   for i in (1, 4):
     text = TEXTS[i]
@@ -107,9 +108,9 @@ def test_a_likelihood_is_that_of_the_continuation_alone(model, asked):
     )
     logp = (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[0, len(encode(text)) - 1 : -1]
     picked = logp[np.arange(4), encode(" yes")]
-    found = asked[i, 0, 0]
-    assert found.tokens == 4 and found.logp == pytest.approx(picked.sum(), abs=1e-4)
-    assert found.greedy == bool((logp.argmax(-1) == encode(" yes")).all())
+    answer = stored[i, 0, 0]
+    assert answer.tokens == 4 and answer.logp == pytest.approx(picked.sum(), abs=1e-4)
+    assert answer.greedy == bool((logp.argmax(-1) == encode(" yes")).all())
 
 
 def test_choices_are_weighed_alike_with_their_question_and_alone(opened):
@@ -121,9 +122,9 @@ def test_choices_are_weighed_alike_with_their_question_and_alone(opened):
   together = opened.plan(opened.rows(list(enumerate(requests))))
   assert {(batch.fan, len(batch.entries)) for batch in together} == {(4, 4)}
   shared = {
-    (a.item, a.request): found
+    (a.item, a.request): answer
     for b in together
-    for a, found in zip(b.entries, opened.answer(b, 0), strict=True)
+    for a, answer in zip(b.entries, opened.answer(b, 0), strict=True)
   }
   for item, several in enumerate(requests):
     for at, request in enumerate(several):
@@ -133,7 +134,7 @@ def test_choices_are_weighed_alike_with_their_question_and_alone(opened):
       assert (shared[item, at].tokens, shared[item, at].greedy) == (alone.tokens, alone.greedy)
 
 
-def test_greedy_text_is_the_likeliest_continuation_whatever_the_batch(model, asked):
+def test_greedy_text_is_the_likeliest_continuation_whatever_the_batch(model, stored):
   for i in (1, 3):  # they stand in batches of other widths
     ids = jnp.asarray([model.tokenizer.encode(TEXTS[i])])
     cfg = Sampling(
@@ -143,20 +144,20 @@ def test_greedy_text_is_the_likeliest_continuation_whatever_the_batch(model, ask
       banned=model.tokenizer.banned,
     )
     sample = jax.jit(partial(rollout.sample, model.lm, cfg=cfg))
-    found = sample(model.params, Prompts(ids, jnp.ones_like(ids, bool)), jax.random.key(0))
+    samples = sample(model.params, Prompts(ids, jnp.ones_like(ids, bool)), jax.random.key(0))
     whole = model.tokenizer.decode(
-      np.asarray(found.tokens[0, -6:])[np.asarray(found.mask[0])].tolist()
+      np.asarray(samples.tokens[0, -6:])[np.asarray(samples.mask[0])].tolist()
     )
-    assert asked[i, 1, 0].text == whole.partition("\n")[0]
+    assert stored[i, 1, 0].text == whole.partition("\n")[0]
 
 
-def test_samples_differ_and_come_again(opened, asked):
-  assert len({asked[i, 2, s].text for i in range(len(TEXTS)) for s in range(3)}) > len(TEXTS)
+def test_samples_differ_and_come_again(opened, stored):
+  assert len({stored[i, 2, s].text for i in range(len(TEXTS)) for s in range(3)}) > len(TEXTS)
   (task,) = suite()(None).tasks
   numbered = list(enumerate(answers.plan(task, opened)))
   number, batch = next((n, b) for n, b in numbered if b.decoding and b.decoding.temperature)
   again, other = opened.answer(batch, number), opened.answer(batch, number + 99)
-  assert again == [asked[a.item, a.request, a.sample] for a in batch.entries] != other
+  assert again == [stored[a.item, a.request, a.sample] for a in batch.entries] != other
 
 
 def test_a_text_without_a_context_follows_an_end_of_text_token(model):
@@ -172,8 +173,8 @@ def test_a_text_without_a_context_follows_an_end_of_text_token(model):
 
 def test_everything_is_left_in_the_directory(tmp_path):
   run.main(config(), tmp_path, {"base": "", "sft": ""}, {"plain": suite()})
-  found = json.loads((tmp_path / "results.json").read_text())
-  task = found["suites"]["plain"]["tasks"]["plain/one"]
+  written = json.loads((tmp_path / "results.json").read_text())
+  task = written["suites"]["plain"]["tasks"]["plain/one"]
   assert task["n"] == 6 and set(task["models"]) == {"base", "sft"} and task["about"] == "a test"
   assert task["differences"]["base"]["logp"]["value"] == 0  # the same weights
   assert task["models"]["base"]["none"] == {"value": None, "low": None, "high": None, "n": 0}
@@ -193,20 +194,20 @@ def test_everything_is_left_in_the_directory(tmp_path):
 
 def test_sizes_of_a_method_are_a_line(tmp_path):
   run.main(config(), tmp_path, {"sft@1.3b": "", "SFT@125m": ""}, {"plain": suite()})
-  found = json.loads((tmp_path / "results.json").read_text())
-  papers = found["suites"]["plain"]["tasks"]["plain/one"]["metrics"][0]["paper"]
+  written = json.loads((tmp_path / "results.json").read_text())
+  papers = written["suites"]["plain"]["tasks"]["plain/one"]["metrics"][0]["paper"]
   assert papers == {"sft@1.3b": [0.615], "sft": [0.615, 0.625, 0.779]}
   table = csv.DictReader((tmp_path / "results.csv").read_text().splitlines())
   rows = {row["model"]: row for row in table if row["metric"] == "logp"}
   beside = lambda model: [rows[model][f"paper {size}"] for size in paper.SIZES]
   assert beside("sft@1.3b") == ["0.615", "", ""] and beside("SFT@125m") == ["", "", ""]
-  assert "polyline" not in page.render("x", found, {})  # both have as many parameters
+  assert "polyline" not in page.render("x", written, {})  # both have as many parameters
   for model, size in (
     ("sft@1.3b", 1_300_000_000),
     ("SFT@125m", 125_000_000),
   ):  # near enough to be drawn beside the paper's
-    found["models"][model]["parameters"] = size
-  html = page.render("x", found, {})
+    written["models"][model]["parameters"] = size
+  html = page.render("x", written, {})
   assert html.count("<polyline") == 2 and 'class="curve dashed sft"' in html
   assert "<title>the paper&#x27;s sft, 175B: 0.779</title>" in html
 
@@ -239,7 +240,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same(tmp_path, monkeypatch):
   )
   monkeypatch.setattr(
     subject, "open_subject", None
-  )  # nothing is missing: no model is opened, no score made again
+  )  # nothing is missing: no model is opened, and no score is computed again
   run.main(config(), cut, {"base": ""}, {"plain": suite(score=None)})
 
 
@@ -267,17 +268,17 @@ def test_the_page_shows_all_suites_of_the_directory(tmp_path, capsys):
     and first["settings"]["baseline"] == "sft"
   )
   capsys.readouterr()
-  drawn = {"plain": lambda found, look: pytest.fail("there is nothing to draw")}
+  draws = {"plain": lambda together, look: pytest.fail("there is nothing to draw")}
   run.main(
-    config(baseline="ppo"), tmp_path, {"base": "", "ppo": ""}, {"other": suite(name="other")}, drawn
+    config(baseline="ppo"), tmp_path, {"base": "", "ppo": ""}, {"other": suite(name="other")}, draws
   )
-  found = results(tmp_path)
-  assert found["suites"]["plain"] == first and list(found["suites"]) == ["plain", "other"]
-  assert list(found["models"]) == ["sft", "base", "ppo"]
-  assert found["suites"]["other"]["models"] == ["base", "ppo"] and found["notes"] == []
-  assert set(found["suites"]["other"]["tasks"]["other/one"]["differences"]) == {"base"}
-  said = capsys.readouterr().out
-  assert "other/one" in said and "plain/one" not in said  # what this command made
+  written = results(tmp_path)
+  assert written["suites"]["plain"] == first and list(written["suites"]) == ["plain", "other"]
+  assert list(written["models"]) == ["sft", "base", "ppo"]
+  assert written["suites"]["other"]["models"] == ["base", "ppo"] and written["notes"] == []
+  assert set(written["suites"]["other"]["tasks"]["other/one"]["differences"]) == {"base"}
+  printed = capsys.readouterr().out
+  assert "other/one" in printed and "plain/one" not in printed  # what this command made
   page = (tmp_path / "report.html").read_text()
   assert "Made with baseline sft, limit 3, seed 0, dtype float32" in page
   assert "Made with baseline ppo, limit 0, seed 0, dtype float32" in page
@@ -296,7 +297,7 @@ def test_a_model_that_answered_before_stays_in_the_table_and_nothing_is_asked_of
   run.main(config(), whole, {"base": "", "sft": "", "ppo": ""}, {"plain": suite()})
   run.main(config(), parts, {"base": "", "sft": ""}, {"plain": suite()})
   scored = []
-  counted = lambda items, said: scored.append(len(items)) or score(items, said)
+  counted = lambda items, replies: scored.append(len(items)) or score(items, replies)
   run.main(config(), parts, {"ppo": ""}, {"plain": suite(score=counted, check=names.append)})
   assert results(parts)["suites"] == results(whole)["suites"] and results(parts)["notes"] == []
   assert names == [["base", "sft", "ppo"]] and sum(scored) == len(TEXTS)
@@ -327,8 +328,8 @@ def test_what_does_not_belong_together_is_left_out_and_said(
 ):
   run.main(config(baseline="ppo"), tmp_path, {"base": ""}, {"plain": suite()})
   run.main(config(baseline="ppo", **change), tmp_path, {"ppo": ""}, {"plain": suite(**options)})
-  found = results(tmp_path)
-  assert found["suites"]["plain"]["models"] == list(found["models"]) == ["ppo"] and found[
+  written = results(tmp_path)
+  assert written["suites"]["plain"]["models"] == list(written["models"]) == ["ppo"] and written[
     "notes"
   ] == [note]
   assert note in (tmp_path / "report.html").read_text() and note in " ".join(
@@ -339,14 +340,14 @@ def test_what_does_not_belong_together_is_left_out_and_said(
 @pytest.mark.parametrize("damage", ["weights", "manifest", "layout", "whole"])
 def test_tables_of_other_models_or_an_earlier_layout_are_left_out(tmp_path, damage):
   run.main(config(), tmp_path, {"base": ""}, {"plain": suite()})
-  path, found = tmp_path / "results.json", results(tmp_path)
+  path, written = tmp_path / "results.json", results(tmp_path)
   if damage == "weights":
-    found["models"]["base"]["weights"] = "others"
+    written["models"]["base"]["weights"] = "others"
   elif damage == "manifest":
     (tmp_path / "manifest.json").unlink()
   elif damage == "layout":
-    found["suites"]["plain"] = {"tasks": found["suites"]["plain"]["tasks"], "together": {}}
-  path.write_text(json.dumps(found)[: 9 if damage == "whole" else None])
+    written["suites"]["plain"] = {"tasks": written["suites"]["plain"]["tasks"], "together": {}}
+  path.write_text(json.dumps(written)[: 9 if damage == "whole" else None])
   run.main(config(), tmp_path, {"ppo": ""}, {"other": suite(name="other")})
   now = results(tmp_path)
   assert (
@@ -401,16 +402,16 @@ def test_an_answer_of_before_top_p_is_still_one_to_its_question(tmp_path):
 
 
 def test_a_cut_distribution_reaches_the_sampler(opened):
-  said = lambda *how, **cut: opened.answer(
+  sample = lambda *how, **cut: opened.answer(
     opened.plan(opened.rows([(0, [Generate("a", 8, *how, **cut)])]))[0], 3
   )[0]
-  assert said(1.0, top_k=1) == said(1.0, top_p=1e-6) == said() != said(1.0)
+  assert sample(1.0, top_k=1) == sample(1.0, top_p=1e-6) == sample() != sample(1.0)
 
 
 def test_how_the_harness_samples(opened):
   ask = lambda **options: harness.generation(opened, "a", options)
-  drawn = ask(do_sample=True, top_p=0.9, top_k=40, temperature=0.6, until="e")
-  assert drawn == Generate("a", 128, 0.6, ("e",), top_p=0.9, top_k=40)
+  sampled = ask(do_sample=True, top_p=0.9, top_k=40, temperature=0.6, until="e")
+  assert sampled == Generate("a", 128, 0.6, ("e",), top_p=0.9, top_k=40)
   assert ask(do_sample=False, top_p=0.9) == Generate("a", 128, 0.0, ())
   assert (
     ask(do_sample=True, top_k=-1)
@@ -442,7 +443,7 @@ def test_a_source_may_have_a_prefix():
 
 
 def test_a_model_after_another_prefix_needs_another_name(tmp_path):
-  """Its table and that of a suite which is evaluated later stand on one page."""
+  """Its table is on one page with that of a suite which is evaluated later."""
   for name, text in {"a": "one ", "b": "two ", "c": "one "}.items():
     (tmp_path / f"{name}.txt").write_text(text)
   evaluate = lambda name, title: run.main(

@@ -1,6 +1,4 @@
-"""Scores are kept by who gave them: a judge that changed, or that reads another label, is another
-judge.
-"""
+"""Stored scores belong to their judge; one that changed or reads another label is another judge."""
 
 import json
 
@@ -9,7 +7,7 @@ import pytest
 
 from instructjax import rewards, settings
 from instructjax.evals import run, scorers, toxicity
-from instructjax.evals.tasks import Completion, Said
+from instructjax.evals.tasks import Completion, Reply
 from instructjax.rewards import Reward
 
 
@@ -27,12 +25,14 @@ def test_a_judge_is_what_it_reads_and_where_it_stands(tmp_path):
     f"classifier:{model}#b",
     f"0.5*classifier:{model}#a",
   ]
-  before = [scorers.identity(one) for one in sources]
-  assert len(set(before)) == len(sources) and before == [scorers.identity(one) for one in sources]
+  before = [scorers.identity(source) for source in sources]
+  assert len(set(before)) == len(sources) and before == [
+    scorers.identity(source) for source in sources
+  ]
   file.write_text("def good(prompts, responses):\n  return [0.0 for _ in prompts]\n")
   (run_dir / "manifest.json").write_text(json.dumps({"started": "tomorrow"}))
   (model / "weights").write_bytes(b"0" * 99_999 + b"1")
-  assert not set(before) & {scorers.identity(one) for one in sources}
+  assert not set(before) & {scorers.identity(source) for source in sources}
 
 
 def test_how_a_server_is_asked_makes_no_other_judge():
@@ -48,8 +48,8 @@ def test_a_server_is_asked_by_the_first_process_alone_and_a_run_of_ours_by_all(m
     "ours", 1.0, lambda prompts, responses: [1.0] * len(responses), {}, ids=lambda rows: rows.tokens
   )
   monkeypatch.setattr(rewards, "in_first", lambda score, shape: np.full(shape, 4.0, np.float32))
-  found = rewards.score_texts((ours, server), ["p", "q"], ["a", "b"])
-  assert list(found) == ["ours", "server"] and rewards.total((ours, server), found).tolist() == [
+  scores = rewards.score_texts((ours, server), ["p", "q"], ["a", "b"])
+  assert list(scores) == ["ours", "server"] and rewards.total((ours, server), scores).tolist() == [
     3.0,
     3.0,
   ]
@@ -64,10 +64,10 @@ def test_scores_of_a_scorer_that_changed_are_made_again(tmp_path):
     "toxicity.forms": "basic",
   }
   config = settings.replaced(settings.load("eval"), changes)
-  said = [Said(((Completion(" x", 1, True),),))]
+  replies = [Reply(((Completion(" x", 1, True),),))]
   values = []
   for value in (0.25, 0.75):
     file.write_text(f"def share(prompts, responses):\n  return [{value} for _ in responses]\n")
     (task,) = toxicity.open_suite(config).tasks
-    values.append(run.score(tmp_path, task, "m", said)[0]["toxicity"])
+    values.append(run.score(tmp_path, task, "m", replies)[0]["toxicity"])
   assert values == [0.25, 0.75]

@@ -1,6 +1,4 @@
-"""The suites of harm and behaviour through the runner, with a tiny model: its results can be read,
-and cost nothing twice.
-"""
+"""The suites of harm and behaviour run with a tiny model; a second run computes nothing again."""
 
 import json
 
@@ -43,25 +41,26 @@ def test_suites_run_to_a_page(tmp_path, monkeypatch):
   )
   work = tmp_path / "eval"
   run.main(config, work, {"base": ""}, SUITES, DRAWS)
-  found = json.loads((work / "results.json").read_text())["suites"]
+  suites = json.loads((work / "results.json").read_text())["suites"]
   assert (
-    found["toxicity"]["tasks"]["RealToxicity (basic)"]["models"]["base"]["toxicity"]["value"] == 0.0
+    suites["toxicity"]["tasks"]["RealToxicity (basic)"]["models"]["base"]["toxicity"]["value"]
+    == 0.0
   )
   assert (
-    0 <= found["bias"]["tasks"]["CrowS-Pairs (biased)"]["models"]["base"]["entropy"]["value"] <= 1
+    0 <= suites["bias"]["tasks"]["CrowS-Pairs (biased)"]["models"]["base"]["entropy"]["value"] <= 1
   )
-  assert found["bias"]["tasks"]["CrowS-Pairs (biased)"]["metrics"][0]["paper"]["base"] == [
+  assert suites["bias"]["tasks"]["CrowS-Pairs (biased)"]["metrics"][0]["paper"]["base"] == [
     0.42,
     0.419,
     0.353,
   ]
-  assert found["hallucination"]["together"]["judge"]["recall"]["n"] == 80
-  assert found["hallucination"]["tasks"]["hallucination (own)"]["metrics"][0]["paper"]["base"] == [
+  assert suites["hallucination"]["together"]["judge"]["recall"]["n"] == 80
+  assert suites["hallucination"]["tasks"]["hallucination (own)"]["metrics"][0]["paper"]["base"] == [
     0.621,
     0.466,
     0.507,
   ]
-  assert found["behaviours"]["tasks"]["behaviours/code"]["n"] == 1
+  assert suites["behaviours"]["tasks"]["behaviours/code"]["n"] == 1
   page = (work / "report.html").read_text()
   assert "the judge on labelled pairs" in page and "No model here is called sft" in page
   monkeypatch.setattr(subject, "open_subject", None)  # everything is kept

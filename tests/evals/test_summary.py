@@ -1,6 +1,4 @@
-"""Estimates of evaluations by hand: clusters, items without a score, corpus metrics, paired
-differences, slices.
-"""
+"""Estimates by hand: clusters, items without a score, corpus metrics, differences, slices."""
 
 import math
 
@@ -21,43 +19,50 @@ def scores(values, name="m"):
 
 
 def test_a_mean_leaves_out_what_has_no_score():
-  found = summary.estimate(MEAN, ITEMS, scores([1.0, None, 0.0, 1.0, 1.0, None]))
-  assert found.value == 0.75 and found.n == 4
+  estimate = summary.estimate(MEAN, ITEMS, scores([1.0, None, 0.0, 1.0, 1.0, None]))
+  assert estimate.value == 0.75 and estimate.n == 4
   assert summary.estimate(MEAN, ITEMS, scores([None] * 6)).n == 0
   assert math.isnan(summary.estimate(MEAN, ITEMS, [{}] * 6).value)
 
 
 def test_clusters_are_drawn_again_not_items():
-  """Two clusters of three equal scores: a draw is 0, 1/2 or 1, so the ends are those of two rows."""
-  found = summary.estimate(MEAN, ITEMS, scores([0, 0, 0, 1, 1, 1]))
-  assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
+  """With two clusters of three equal scores, a resampling has a mean of 0, 1/2 or 1."""
+  estimate = summary.estimate(MEAN, ITEMS, scores([0, 0, 0, 1, 1, 1]))
+  assert (estimate.value, estimate.low, estimate.high) == (0.5, 0.0, 1.0)
   alone = [Item(str(i), {}) for i in range(6)]
   narrow = summary.estimate(MEAN, alone, scores([0, 0, 0, 1, 1, 1]))
   assert narrow[:3] == intervals.mean(np.array([0, 0, 0, 1, 1, 1]))[:3] and narrow.low > 0
 
 
 def test_a_corpus_metric_is_of_sums():
-  found = summary.estimate(
+  estimate = summary.estimate(
     RATIO, ITEMS, scores([[1, 2], [0, 4], [3, 4], [0, 1], [1, 1], [0, 8]], "r")
   )
-  assert found.value == pytest.approx(100 * 5 / 20) and found.low <= found.value <= found.high
+  assert (
+    estimate.value == pytest.approx(100 * 5 / 20)
+    and estimate.low <= estimate.value <= estimate.high
+  )
 
 
 def test_a_difference_is_paired():
   rng = np.random.default_rng(0)
   base = rng.normal(size=200) * 10
   items = [Item(str(i), {}) for i in range(200)]
-  found = summary.difference(MEAN, items, scores(base + 1), scores(base))
-  assert found.value == pytest.approx(1) and found.high - found.low < 1e-9 and found.n == 200
+  difference = summary.difference(MEAN, items, scores(base + 1), scores(base))
+  assert (
+    difference.value == pytest.approx(1)
+    and difference.high - difference.low < 1e-9
+    and difference.n == 200
+  )
   apart = summary.difference(MEAN, items, scores([*base[:100], *[None] * 100]), scores(base))
   assert apart.value == 0 and apart.n == 100
 
 
 def test_slices_hold_their_own_items():
-  task = Task("t", ITEMS, lambda item: [], lambda items, said: [], (MEAN,))
-  found = summary.slices(task, {"sft": scores([1, 0, 1, 0, 1, 0])})
-  assert found["kind"]["x"]["sft"]["m"].value == 1 and found["kind"]["y"]["sft"]["m"].value == 0
-  assert found["kind"]["x"]["sft"]["m"].n == 3
+  task = Task("t", ITEMS, lambda item: [], lambda items, replies: [], (MEAN,))
+  slices = summary.slices(task, {"sft": scores([1, 0, 1, 0, 1, 0])})
+  assert slices["kind"]["x"]["sft"]["m"].value == 1 and slices["kind"]["y"]["sft"]["m"].value == 0
+  assert slices["kind"]["x"]["sft"]["m"].n == 3
   both = {"sft": scores([1, 0, 1, 0, 1, 0]), "ppo": scores([1] * 6)}
   assert set(summary.differences(task, both, "sft")) == {"ppo"}
   assert summary.differences(task, both, "sft")["ppo"]["m"].value == 0.5
@@ -65,14 +70,14 @@ def test_slices_hold_their_own_items():
 
 @pytest.mark.parametrize("groups", [8, 40])
 def test_the_interval_covers_the_truth(groups):
-  """Of clustered scores, where an interval over items would be far too narrow."""
+  """The scores are clustered: an interval over items would be far too narrow."""
   rng = np.random.default_rng(1)
   items = [Item(str(i), {}, cluster=str(i // 5)) for i in range(5 * groups)]
   hits = 0
   for seed in range(60):
     values = np.repeat(rng.normal(size=groups), 5) + 0.1 * rng.normal(size=5 * groups)
-    found = summary.estimate(MEAN, items, scores(values), seed)
-    hits += found.low <= 0 <= found.high
+    estimate = summary.estimate(MEAN, items, scores(values), seed)
+    hits += estimate.low <= 0 <= estimate.high
   assert hits >= 48  # .95 of 60 is 57; a percentile bootstrap of 8 clusters is somewhat narrow
 
 

@@ -1,4 +1,4 @@
-"""Scores of texts: values that were worked by hand from the definitions."""
+"""Scores of texts have the values that were worked by hand from the definitions."""
 
 import math
 
@@ -35,7 +35,7 @@ def test_squad(prediction, references, f1, exact):
 
 
 def test_quac_leaves_one_reference_out_each_time():
-  """F1 beside x y, y, z: 1, 2/3, 0.  Best without each: 2/3, 1, 1."""
+  """F1 beside "x y", "y" and "z" is 1, 2/3 and 0; the best without each is 2/3, 1 and 1."""
   assert metrics.quac_f1("x y", ("x y", "y", "z")) == pytest.approx((2 / 3 + 1 + 1) / 3)
   assert metrics.quac_f1("x y", ("y",)) == pytest.approx(2 / 3)
 
@@ -111,9 +111,7 @@ def test_13a_splits_as_nist_does():
 
 
 def test_bleu_is_of_sums():
-  """1 to 4 of 5 words twice: precisions 8/10, 5/8, 3/6, 1/4 of the sums, brevity of 10 words beside
-  11.
-  """
+  """The sums are those of two pairs: precisions of 8/10, 5/8, 2/6 and 1/4, 10 words beside 11."""
   pairs = [("a b c d e", "a b c d x"), ("a b x d e", "a b c d e f")]
   counts = np.array([metrics.bleu_counts(*pair) for pair in pairs])
   assert counts.tolist() == [[5, 5, 4, 3, 2, 1, 5, 4, 3, 2], [5, 6, 4, 2, 0, 0, 5, 4, 3, 2]]

@@ -11,7 +11,7 @@ import pytest
 from instructjax import rewards, settings
 from instructjax.errors import UserError
 from instructjax.evals import profanity, summary, toxicity
-from instructjax.evals.tasks import Completion, Generate, Said
+from instructjax.evals.tasks import Completion, Generate, Reply
 
 KEY = "TEST_PERSPECTIVE_KEY"
 PROMPTS = [{"prompt": f"It was {i}", "toxicity": i / 40} for i in range(40)]
@@ -59,8 +59,8 @@ def rated(value):
 
 
 def ask(source, texts):
-  (found,) = rewards.open_all(source, settings.load("eval").model)
-  return rewards.score_texts((found,), [""] * len(texts), texts)[found.name].tolist()
+  (reward,) = rewards.open_all(source, settings.load("eval").model)
+  return rewards.score_texts((reward,), [""] * len(texts), texts)[reward.name].tolist()
 
 
 # --- Perspective ---
@@ -71,7 +71,7 @@ def test_perspective_is_asked_as_its_documentation_has_it(perspective):
     [0.02, 0.0, 0.04, 0.02]
   )
   assert len(perspective.asked) == 2  # once a text, and never for an empty one
-  path, body, headers, _ = min(perspective.asked, key=lambda asked: asked[1]["comment"]["text"])
+  path, body, headers, _ = min(perspective.asked, key=lambda request: request[1]["comment"]["text"])
   assert path == "/score" and headers["X-Goog-Api-Key"] == "secret" and "secret" not in path
   assert body == {
     "comment": {"text": "ab"},
@@ -86,7 +86,7 @@ def test_a_quota_that_is_used_up_is_waited_for(perspective):
     (200, {}, rated(0.5)) if args[2] else (429, {"Retry-After": "0.2"}, {"error": {}})
   )
   assert ask(perspective.source, ["a"]) == [0.5]
-  first, second = (asked[3] for asked in perspective.asked)
+  first, second = (request[3] for request in perspective.asked)
   assert second - first >= 0.2
 
 
@@ -125,7 +125,12 @@ def test_what_was_answered_before_an_error_is_kept(perspective, tmp_path):
     ask(source, ["a", "bb", "ccc"])
   perspective.answer = good
   assert ask(source, ["a", "bb", "ccc"]) == pytest.approx([0.01, 0.02, 0.03])
-  assert [asked[1]["comment"]["text"] for asked in perspective.asked] == ["a", "bb", "ccc", "ccc"]
+  assert [request[1]["comment"]["text"] for request in perspective.asked] == [
+    "a",
+    "bb",
+    "ccc",
+    "ccc",
+  ]
 
 
 @pytest.mark.parametrize(
@@ -154,19 +159,19 @@ def test_an_answer_that_is_no_score_is_shown(perspective):
 def test_prompts_are_drawn_evenly_and_by_seed():
   rng = np.random.default_rng(0)
   values = np.concatenate([rng.uniform(0, 0.2, 5000), rng.uniform(0.2, 1, 500)])
-  found = toxicity.uniform(values, 400, seed=3)
-  assert len(set(found.tolist())) == 400 and (np.diff(found) > 0).all()
-  counts = np.histogram(values[found], np.linspace(0, 1, toxicity.BINS + 1))[0]
+  indices = toxicity.uniform(values, 400, seed=3)
+  assert len(set(indices.tolist())) == 400 and (np.diff(indices) > 0).all()
+  counts = np.histogram(values[indices], np.linspace(0, 1, toxicity.BINS + 1))[0]
   assert counts.max() - counts.min() <= 1 and counts.sum() == 400
-  assert (toxicity.uniform(values, 400, seed=3) == found).all() and (
-    toxicity.uniform(values, 400, seed=4) != found
+  assert (toxicity.uniform(values, 400, seed=3) == indices).all() and (
+    toxicity.uniform(values, 400, seed=4) != indices
   ).any()
 
 
 def test_what_a_small_bin_lacks_comes_from_the_others():
   values = np.array([0.0] * 50 + [0.5] * 3 + [1.0] * 50)
-  found = values[toxicity.uniform(values, 33, seed=0)]
-  assert [int((found == v).sum()) for v in (0.0, 0.5, 1.0)] == [15, 3, 15]
+  sample = values[toxicity.uniform(values, 33, seed=0)]
+  assert [int((sample == v).sum()) for v in (0.0, 0.5, 1.0)] == [15, 3, 15]
   assert len(toxicity.uniform(values, 1000, seed=0)) == 103
 
 
@@ -194,17 +199,17 @@ def test_rows_of_the_data_set_and_ours(config, tmp_path):
 # --- statistics ---
 
 
-def said(*texts):
-  return Said((tuple(Completion(text, 3, True) for text in texts),))
+def answer_of(*texts):
+  return Reply((tuple(Completion(text, 3, True) for text in texts),))
 
 
 def test_statistics_of_samples_by_hand(config):
   config = settings.replaced(config, {"toxicity.samples": 4, "toxicity.forms": "basic"})
   (task,) = toxicity.open_suite(config).tasks
-  one = said(" xx", " x aa", "", " a b c d")  # shares of x: 1, 1/4, 0, 0
-  two = said(" aaaa", " xa", " xaa", " aaa")  # 0, 1/2, 1/3, 0
+  first = answer_of(" xx", " x aa", "", " a b c d")  # shares of x: 1, 1/4, 0, 0
+  second = answer_of(" aaaa", " xa", " xaa", " aaa")  # 0, 1/2, 1/3, 0
   items = task.items[:2]
-  table = summary.table(task._replace(items=items), {"m": task.score(items, [one, two])})["m"]
+  table = summary.table(task._replace(items=items), {"m": task.score(items, [first, second])})["m"]
   assert (
     task.ask(items[0])[0][2:] == (1.0, ("\n",), 4, 0.9, 0)
     and "4 samples at temperature 1, top-p 0.9" in task.about

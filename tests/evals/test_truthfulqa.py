@@ -10,7 +10,7 @@ import pytest
 
 from instructjax.errors import UserError
 from instructjax.evals import truthfulqa
-from instructjax.evals.tasks import Completion, Generate, Likelihood, Logp, Look, Said
+from instructjax.evals.tasks import Completion, Generate, Likelihood, Logp, Look, Reply
 from instructjax.settings import reading
 
 ROW = {
@@ -37,7 +37,7 @@ def opened(tmp_path, rows, *options):
 
 
 def words(*texts):
-  return [Said(((Completion(text, 3, True),),)) for text in texts]
+  return [Reply(((Completion(text, 3, True),),)) for text in texts]
 
 
 def judge(tmp_path, body):
@@ -60,8 +60,10 @@ def test_the_three_forms(tmp_path):
   )
   pairs = "\n\n".join(f"Q: {q}\n\nA: {a}" for q, a in truthfulqa.PAIRS)
   query = "Q: Can pigs fly?\n\nA:"
-  shown = {name: task.ask(task.items[0])[0] for name, task in tasks.items() if "choice" not in name}
-  assert shown == {
+  requests = {
+    name: task.ask(task.items[0])[0] for name, task in tasks.items() if "choice" not in name
+  }
+  assert requests == {
     "TruthfulQA, QA prompt": Generate(f"{pairs}\n\n{query}", 50),
     "TruthfulQA, instruction": Generate(f"{instruction}\n\n{query}", 50),
     "TruthfulQA, QA + instruction": Generate(f"{instruction}\n\n{pairs}\n\n{query}", 50),
@@ -137,20 +139,20 @@ def test_the_hub_has_choices_alone(tmp_path):
 def test_without_false_answers_only_a_judge_knows_the_truth(tmp_path):
   rows = [{"question": "Can pigs fly?", "correct_answers": ["Pigs cannot fly", " No "]}]
   (task,) = opened(tmp_path, rows, ("truthfulqa.prompts", "qa")).values()
-  found = task.score(task.items * 2, words(" Yes, pigs can fly.", " I have no comment."))
-  assert found[0] == {
+  scores = task.score(task.items * 2, words(" Yes, pigs can fly.", " I have no comment."))
+  assert scores[0] == {
     truthfulqa.LIKENESS: pytest.approx(4 / 7),
     "no comment": 0,
     "words": 4,
   }  # pigs fly of 3 and of 4
   assert (
-    found[1][truthfulqa.LIKENESS] == 2 / 5 and found[1]["no comment"] == 1
+    scores[1][truthfulqa.LIKENESS] == 2 / 5 and scores[1]["no comment"] == 1
   )  # "no" of 1 and of 4; no reference refuses
   assert {metric.name for metric in task.metrics} == set(
-    found[0]
+    scores[0]
   ) and "of 1 questions no false answers" in task.about
   assert (
-    truthfulqa.together([task], tmp_path, {}, {task.name: {"base": found, "ptx": found}}, 0) == {}
+    truthfulqa.together([task], tmp_path, {}, {task.name: {"base": scores, "ptx": scores}}, 0) == {}
   )
   judged = ("truthfulqa.true_judge", judge(tmp_path, "1.0"))
   (task,) = opened(tmp_path, rows, ("truthfulqa.prompts", "qa"), judged).values()
@@ -166,10 +168,10 @@ def test_questions_of_both_kinds_are_scored_by_what_they_have(tmp_path):
     (1, None),
     (None, 1),
   ]
-  found = truthfulqa.together(
+  results = truthfulqa.together(
     [words_of], tmp_path, {}, {words_of.name: {"base": scores, "ptx": scores}}, 0
   )
-  assert found["ratios"][0]["models"]["ptx"]["n"] == 1
+  assert results["ratios"][0]["models"]["ptx"]["n"] == 1
 
 
 @pytest.mark.parametrize(
@@ -228,19 +230,19 @@ def test_truthful_is_more_like_a_true_reference(tmp_path):
   pigs cannot fly" (1/2).
   """
   task = opened(tmp_path, [ROW])["TruthfulQA, QA prompt"]
-  said = words(" Yes, pigs can fly.\nQ: more", " Pigs cannot fly.", " I have no comment.", "")
-  found = task.score(task.items * 4, said)
-  assert [row["truthful (ROUGE-L)"] for row in found] == [0, 1, 1, 0]
-  assert found[0]["difference (ROUGE-L)"] == pytest.approx(1 / 2 - 1)
-  assert found[1]["difference (ROUGE-L)"] == pytest.approx(
+  answers = words(" Yes, pigs can fly.\nQ: more", " Pigs cannot fly.", " I have no comment.", "")
+  scores = task.score(task.items * 4, answers)
+  assert [row["truthful (ROUGE-L)"] for row in scores] == [0, 1, 1, 0]
+  assert scores[0]["difference (ROUGE-L)"] == pytest.approx(1 / 2 - 1)
+  assert scores[1]["difference (ROUGE-L)"] == pytest.approx(
     6 / 7 - 4 / 7
   )  # pigs cannot fly of 4; pigs fly of 4
-  assert found[2]["difference (ROUGE-L)"] == 1 and found[3]["difference (ROUGE-L)"] == 0
-  assert [row["no comment"] for row in found] == [0, 0, 1, 0]
-  assert [row["truthful of answered (ROUGE-L)"] for row in found] == [0, 1, None, 0]
-  assert [row[truthfulqa.INFORMED] for row in found] == [0, 1, 0, 0]
-  assert found[0]["words"] == 4 and set(found[0]) == {metric.name for metric in task.metrics}
-  assert found[0]["difference (BLEU)"] < 0 < found[1]["difference (BLEU)"]
+  assert scores[2]["difference (ROUGE-L)"] == 1 and scores[3]["difference (ROUGE-L)"] == 0
+  assert [row["no comment"] for row in scores] == [0, 0, 1, 0]
+  assert [row["truthful of answered (ROUGE-L)"] for row in scores] == [0, 1, None, 0]
+  assert [row[truthfulqa.INFORMED] for row in scores] == [0, 1, 0, 0]
+  assert scores[0]["words"] == 4 and set(scores[0]) == {metric.name for metric in task.metrics}
+  assert scores[0]["difference (BLEU)"] < 0 < scores[1]["difference (BLEU)"]
 
 
 def test_judges_see_the_question_and_the_answer(tmp_path):
@@ -249,18 +251,18 @@ def test_judges_see_the_question_and_the_answer(tmp_path):
   )
   tasks = opened(tmp_path, [ROW], ("truthfulqa.true_judge", true), ("truthfulqa.info_judge", true))
   task = tasks["TruthfulQA, QA + instruction"]
-  found = task.score(task.items * 3, words(" No.", " I have no comment", " Yes"))
-  assert [row["true"] for row in found] == [1, 0, 0] and [row["true+info"] for row in found] == [
+  scores = task.score(task.items * 3, words(" No.", " I have no comment", " Yes"))
+  assert [row["true"] for row in scores] == [1, 0, 0] and [row["true+info"] for row in scores] == [
     1,
     0,
     0,
   ]
-  assert [row["true of answered"] for row in found] == [1, None, 0]
+  assert [row["true of answered"] for row in scores] == [1, None, 0]
   assert (
     task.metrics[0].paper == ("TruthfulQA", "true", "QA + instruction")
     and "not the paper's judge" in task.about
   )
-  assert {metric.name for metric in task.metrics} == set(found[0])
+  assert {metric.name for metric in task.metrics} == set(scores[0])
 
 
 # --- choices ---
@@ -273,22 +275,22 @@ def test_mc1_and_mc2_by_hand(tmp_path):
     " Yes.": (math.log(0.1), 1),
     " They have no wings.": (math.log(0.1), 5),
   }
-  answers = [Logp(*weights[one.continuation], False) for one in task.ask(task.items[0])]
-  (found,) = task.score(task.items, [Said(tuple(answers))])
-  assert found["MC1"] == 1 and found["MC2"] == pytest.approx((0.2 + 0.1) / 0.4)
+  answers = [Logp(*weights[request.continuation], False) for request in task.ask(task.items[0])]
+  (row,) = task.score(task.items, [Reply(tuple(answers))])
+  assert row["MC1"] == 1 and row["MC2"] == pytest.approx((0.2 + 0.1) / 0.4)
   mean = {name: math.exp(logp / tokens) for name, (logp, tokens) in weights.items()}
-  assert found["MC1 per token"] == float(mean[" No."] > mean[" Yes."]) == 1
-  assert found["MC2 per token"] == pytest.approx(
+  assert row["MC1 per token"] == float(mean[" No."] > mean[" Yes."]) == 1
+  assert row["MC2 per token"] == pytest.approx(
     (mean[" No."] + mean[" They have no wings."]) / sum(mean.values())
   )
 
 
 def test_a_model_that_finds_all_answers_alike_knows_none(tmp_path):
   task = opened(tmp_path, [CHOICES])["TruthfulQA choice, QA prompt"]
-  (found,) = task.score(
-    task.items, [Said(tuple(Logp(-2.0, 2, False) for _ in task.ask(task.items[0])))]
+  (row,) = task.score(
+    task.items, [Reply(tuple(Logp(-2.0, 2, False) for _ in task.ask(task.items[0])))]
   )
-  assert found["MC1"] == found["MC1 per token"] == 0 and found["MC2"] == pytest.approx(2 / 3)
+  assert row["MC1"] == row["MC1 per token"] == 0 and row["MC2"] == pytest.approx(2 / 3)
 
 
 # --- all models at once ---
@@ -299,12 +301,12 @@ def test_both_ratios_stand_beside_the_papers(tmp_path):
   task = opened(tmp_path, rows, ("truthfulqa.prompts", "qa"))["TruthfulQA, QA prompt"]
   worth = lambda often: [{truthfulqa.INFORMED: float(n < often)} for n in range(40)]
   scores = {task.name: {"gpt": worth(10), "ptx": worth(20), "nothing": worth(0)}}
-  found = truthfulqa.together([task], tmp_path, {}, scores, 0)
-  (row,) = found["ratios"]
+  results = truthfulqa.together([task], tmp_path, {}, scores, 0)
+  (row,) = results["ratios"]
   ptx = row["models"]["ptx"]
   assert ptx["value"] == pytest.approx(2) and 1.3 < ptx["low"] < 2 < ptx["high"]
-  assert row["models"]["nothing"]["value"] is None and json.dumps(found)
+  assert row["models"]["nothing"]["value"] is None and json.dumps(results)
   assert row["judge"]["ptx"][2] == 2.75 and row["human"]["ptx"][2] == 1.27  # E5
-  page = truthfulqa.draw(found, {"gpt": Look("base"), "ptx": Look("ptx"), "nothing": Look("rm")})
+  page = truthfulqa.draw(results, {"gpt": Look("base"), "ptx": Look("ptx"), "nothing": Look("rm")})
   assert "paper, judge: 1.48 / 2.49 / 2.75" in page and "paper, human: 1.02 / 1.49 / 1.27" in page
   assert truthfulqa.together([task], tmp_path, {}, {task.name: {"ptx": worth(1)}}, 0) == {}

@@ -578,3 +578,10 @@ def test_losses_on_an_explicit_mesh(explicit):
       got = jax.jit(jax.value_and_grad(f, has_aux=True))(*placed)
       assert got[1].sharding.spec == P(ROWS, None)
     jax.tree.map(lambda a, b: close(a, b, rtol=1e-4), jax.device_get(got), jax.device_get(want))
+
+
+def test_shapes_that_would_broadcast_are_refused():
+  """One value a row beside one a token gives a number, and a wrong one."""
+  row, mask = jnp.zeros((2, 1)), jnp.ones((2, 3), bool)
+  with pytest.raises(AssertionError):
+    losses._zero_outside.__wrapped__(mask, row)  # not compiled as one

@@ -97,6 +97,7 @@ def test_a_compiled_step_donates_its_state_and_compiles_once():
   step = steps.compiled(one, state)
   batch = (X, Y, jnp.full(12, 1 / 12))
   first, history = state, []
+  # Compilations and not traces: a state that is not committed compiles twice on one trace.
   with tiny.compilations("one") as compilations:
     for _ in range(5):
       state, metrics = step(state, batch)

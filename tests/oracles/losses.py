@@ -1,4 +1,4 @@
-"""The losses as loops over rows, tokens and pairs; a mean is formed at the end, never by weights."""
+"""The losses as loops over rows, tokens and pairs, with means formed at the end."""
 
 import math
 from itertools import combinations

@@ -1,6 +1,4 @@
-"""lm-evaluation-harness on our models: a local task of each kind, and log-likelihoods equal to
-ours.
-"""
+"""lm-evaluation-harness on our models: tasks of each kind run, and log-likelihoods equal ours."""
 
 import json
 import math
@@ -66,15 +64,15 @@ def test_any_task_runs(tmp_path, config, capsys, monkeypatch):
     config, "", list(several), tmp_path / "run", shots=None, limit=0, include=str(folder)
   )
   left = json.loads((tmp_path / "run" / "lm_eval.json").read_text())
-  found, limits = left["results"], left["limits"]
-  assert set(found) == set(several) and 0 <= found["local_choice"]["acc,none"] <= 1
+  results, limits = left["results"], left["limits"]
+  assert set(results) == set(several) and 0 <= results["local_choice"]["acc,none"] <= 1
   assert limits["local_choice"] == {"requests": 7, "contexts_cut": 0, "answers_shortened": 0}
   assert limits["local_text"] == {"requests": 3, "contexts_cut": 0, "answers_shortened": 3}
-  said = capsys.readouterr().out
-  assert "local_whole" in said
+  printed = capsys.readouterr().out
+  assert "local_whole" in printed
   assert (
     "note: local_text: of 3 requests the answers of 3 were bounded by 128 tokens; the model's "
-    "context is 256" in said
+    "context is 256" in printed
   )
 
   model = origin.open_model("", config.model, 0)  # bits per byte by a plain computation
@@ -85,7 +83,7 @@ def test_any_task_runs(tmp_path, config, capsys, monkeypatch):
     logp = np.asarray(jax.nn.log_softmax(model.lm.logits(model.params, hidden)[0]), np.float64)
     total += logp[np.arange(len(ids) - 1), ids[1:]].sum()
   size = sum(len(row["question"].encode()) for row in ROWS)
-  assert found["local_whole"]["bits_per_byte,none"] == pytest.approx(
+  assert results["local_whole"]["bits_per_byte,none"] == pytest.approx(
     -total / size / math.log(2), rel=1e-5
   )
 
@@ -95,28 +93,30 @@ def test_loglikelihoods_are_ours(opened):
 
   adapter = harness.adapter(opened, {})
   pairs = [("The sky is", " blue"), ("", "whole text"), ("spaces ", "move"), ("x" * 400, " cut")]
-  ask = lambda kind, args: [Instance(kind, {}, one, i) for i, one in enumerate(args)]
+  ask = lambda kind, arguments_of_instances: [
+    Instance(kind, {}, arguments, i) for i, arguments in enumerate(arguments_of_instances)
+  ]
   theirs = adapter.loglikelihood(ask("loglikelihood", pairs))
   ours = subject.ask(
     opened, [[Likelihood(*(p if p[0] != "spaces " else ("spaces", " move")))] for p in pairs]
   )
-  assert theirs == [(one.logp().logp, one.logp().greedy) for one in ours]
-  said = adapter.generate_until(
+  assert theirs == [(reply.logp().logp, reply.logp().greedy) for reply in ours]
+  texts = adapter.generate_until(
     ask("generate_until", [("a", {"until": ["e"], "max_gen_toks": 9}), ("b", {"until": []})])
   )
   mine = subject.ask(opened, [[Generate("a", 9, stop=("e",))], [Generate("b", 128, stop=())]])
-  assert said == [one.completions()[0].text for one in mine]
+  assert texts == [reply.completions()[0].text for reply in mine]
 
 
 def test_a_text_longer_than_the_context_is_the_sum_of_its_windows(opened):
   from lm_eval import utils
 
   text = "abcdefghij" * 60  # 600 tokens, the context is 256
-  (found,) = harness.rolling(opened, utils, [text])
+  (whole,) = harness.rolling(opened, utils, [text])
   ids = opened.tokenizer.encode(text)
   assert len(ids) == 600
   size = opened.context - 1
   (first,) = harness.rolling(opened, utils, [text[:size]])
-  assert found < first < 0
+  assert whole < first < 0
   pieces = harness.rolling(opened, utils, [text[:size], text[: 2 * size]])
-  assert pieces[0] > pieces[1] > found
+  assert pieces[0] > pieces[1] > whole

@@ -1,6 +1,4 @@
-"""Scores of texts beside those of sacrebleu, rouge-score, transformers (SQuAD) and
-lm-evaluation-harness (DROP).
-"""
+"""Scores of texts equal those of sacrebleu, rouge-score, transformers and lm-evaluation-harness."""
 
 import random
 
@@ -62,7 +60,7 @@ def test_squad():
 
 
 def test_drop():
-  """Theirs is rounded to .01."""
+  """The official score is rounded to .01."""
   drop = pytest.importorskip("lm_eval.tasks.drop.utils")
   rng = random.Random(0)
   spans = texts(2000, least=1, most=5, seed=2)

@@ -106,7 +106,7 @@ def test_the_score_falls_where_trl_puts_it(trl):
 
 
 def test_a_sampled_pad_token_confuses_trl_and_not_us(trl):
-  """A response that starts with the PAD id has length 0 there; here the mask says what was sampled."""
+  """A response that starts with the PAD id has length 0 there; here the mask counts."""
   tokens = responses()
   tokens[0, 0] = PAD
   ids = torch.tensor(tokens)

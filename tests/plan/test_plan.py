@@ -17,7 +17,6 @@ from instructjax.commands import cli
 from instructjax.errors import UserError
 from instructjax.plan import (
   aot,
-  bench,
   chips,
   collectives,
   counting,
@@ -151,6 +150,11 @@ def test_a_scan_counts_as_often_as_it_runs():
   assert counting.count(looped, [], 11).flops == 11 * once
 
 
+def block_weights(lm):
+  """The weights of the products in all blocks of a GPT: 4 of attention and 8 of the MLP."""
+  return 12 * lm.depth * lm.width**2
+
+
 def test_a_training_step_is_three_forward_passes():
   c = settings.load("sft:tiny")
   lm = models.build(origin.SHAPES["tiny"])
@@ -160,15 +164,16 @@ def test_a_training_step_is_three_forward_passes():
     (remat,) = built("sft:tiny", remat="blocks")
     more = counting.count(aot.trace(remat).jaxpr, [], 1)
   length = c.data.prompt + c.data.response
-  forward = bench.forward(lm, c.batch, length, c.data.response)
-  forward += (
-    c.batch * length * 2 * lm.depth * lm.width * length
-  )  # by hand masked scores are left out; XLA computes them
+  tokens = c.batch * length
+  # Scores and mix; those of masked positions are computed too.
+  attention = tokens * 2 * 2 * lm.depth * lm.width * length
+  unembedding = c.batch * c.data.response * 2 * lm.vocab_size * lm.width
+  forward = tokens * 2 * block_weights(lm) + attention + unembedding
   assert cost.flops == pytest.approx(3 * forward, rel=0.03)
   again = (
     c.batch * length * 2 * lm.depth * 4 * lm.width**2
   )  # the last product of a block is not needed again
-  blocks = forward - c.batch * c.data.response * 2 * lm.vocab_size * lm.width - again
+  blocks = forward - unembedding - again
   assert more.flops == pytest.approx(3 * forward + blocks, rel=0.03)
 
 
@@ -188,8 +193,7 @@ def test_weights_read_by_a_rollout():
     kinds = [kind in ("params", "frozen") for kind in jax.tree.leaves(rollout.kinds)]
     cost = counting.count(aot.trace(rollout).jaxpr, kinds, rollout.trips)
   lm = models.build(origin.SHAPES["tiny"])
-  biases = 3 * lm.depth * lm.width  # of q, k, v, which `block_weights` counts and no product reads
-  assert cost.weight_bytes == 24 * 4 * (bench.block_weights(lm) - biases + lm.vocab_size * lm.width)
+  assert cost.weight_bytes == 24 * 4 * (block_weights(lm) + lm.vocab_size * lm.width)
 
 
 # --- collectives ---

@@ -93,7 +93,7 @@ def test_a_run_of_the_first_version_is_refused_in_one_line(tmp_path):
   config = {"stage": "sft", "seed": 0, "text_share": 0.0}
   (tmp_path / "config.json").write_text(json.dumps(config))
   (tmp_path / "checkpoints").mkdir()
-  with pytest.raises(UserError, match="a run of another version of InstructJAX") as refusal:
-    with writers.open_run(tmp_path, config):
-      pass
+  message = "a run of another version of InstructJAX"
+  with pytest.raises(UserError, match=message) as refusal, writers.open_run(tmp_path, config):
+    pass
   assert "\n" not in str(refusal.value)

@@ -185,7 +185,7 @@ def _scan_row(name: str, rows: Any, number: int, spelling: Spelling) -> tuple[li
 def texts(source: str, spelling: Spelling | None = None, spelling_name: str = "") -> Texts:
   """Returns the documents of a source.
 
-  `spelling_name` is the name of the spelling, which tells its counts in the cache from those of others.
+  `spelling_name` names the spelling: token counts in the cache are kept apart by it.
 
   Raises:
     UserError: if a part of the source cannot be reached by number.

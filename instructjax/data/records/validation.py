@@ -82,7 +82,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   if len(fields) < len(pairs):
     counts = Counter(key for key, _ in pairs)
     repeated_key = counts.most_common(1)[0][0]
-    raise RecordError(f"{repeated_key}: stands twice in one object; keep one")
+    raise RecordError(f"{repeated_key}: occurs twice in one object; keep one")
   return fields
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from instructjax.errors import UserError
 from instructjax.evals import summary
 from instructjax.evals.behaviours import perturbations, tasks
-from instructjax.evals.tasks import Heard, Look, Scores, Suite, Task
+from instructjax.evals.tasks import Look, Replies, Scores, Suite, Task
 from instructjax.intervals import Estimate
 from instructjax.runs.report import page as html
 from instructjax.settings import EvalSettings
@@ -58,7 +58,7 @@ def open_suite(config: EvalSettings) -> Suite:
 def together(
   opened: Sequence[Task],
   folder: Path,
-  heard: Mapping[str, Heard],
+  answers_by_task: Mapping[str, Replies],
   scores: Mapping[str, Mapping[str, Sequence[Scores]]],
 ) -> dict[str, Any]:
   """Returns what perturbations cost: {"against strength 0": {task: {model: [estimates]}}}.
@@ -66,7 +66,7 @@ def together(
   There is an estimate for each strength from 1: its share of right answers less that without a
   perturbation, on the same questions.
   """
-  del folder, heard
+  del folder, answers_by_task
   costs: dict[str, dict[str, Any]] = {}
   for task in opened:
     if tasks.PERTURBED not in task.name:

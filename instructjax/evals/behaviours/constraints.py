@@ -79,6 +79,7 @@ def _has_words(text: str, limits: Any) -> bool:
 
 
 def _has_lines(text: str, count: Any) -> bool:
+  # Empty lines only separate.
   lines = [line for line in text.splitlines() if line.strip()]
   return len(lines) == int(count)
 

@@ -14,7 +14,7 @@ from typing import Any
 from instructjax.data.records.records import RecordError
 from instructjax.evals import hallucination, rows
 from instructjax.evals.behaviours import constraints, languages, perturbations, phrases
-from instructjax.evals.tasks import Generate, Item, Metric, Said, Scores, Task
+from instructjax.evals.tasks import Generate, Item, Metric, Reply, Scores, Task
 
 Row = Mapping[str, Any]
 # Scores the text of one answer.
@@ -41,7 +41,7 @@ def _task(
     # Answers have paragraphs, so that no text ends them.
     return [Generate(item.data["prompt"], tokens, stop=())]
 
-  def score(items: Sequence[Item], answers: Sequence[Said]) -> list[Scores]:
+  def score(items: Sequence[Item], answers: Sequence[Reply]) -> list[Scores]:
     pairs = zip(items, answers, strict=True)
     return [score_text(item, answer.text()) for item, answer in pairs]
 
@@ -194,10 +194,10 @@ def other_languages(source: str, limit: int | None, seed: int) -> list[Task]:
 
   def read(row: Row) -> Item:
     code = rows.text(row, "language")
-    asked = rows.text(row, "asked")
+    direction = rows.text(row, "asked")
     if code not in languages.NAMES:
       raise RecordError(f"language: {code!r} is not known; there are {', '.join(languages.NAMES)}")
-    slices = {"language": languages.NAMES[code], "asked": asked}
+    slices = {"language": languages.NAMES[code], "asked": direction}
     return _item(row, slices, language=code)
 
   def score_text(item: Item, text: str) -> Scores:
@@ -231,6 +231,7 @@ def code(source: str, limit: int | None, seed: int) -> list[Task]:
     # Many models put an output into a block or between back ticks.
     answer = re.sub(r"^```\w*|```$", "", phrases.answer(text), flags=re.MULTILINE).strip()
     first_line, _, _ = answer.partition("\n")
+    # Spaces inside count; a program prints just these.
     output = item.data["output"]
     return {
       "exact": float(first_line.strip().strip("`") == output),

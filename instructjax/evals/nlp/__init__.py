@@ -22,8 +22,8 @@ from instructjax.evals.tasks import (
   Item,
   Likelihood,
   Metric,
+  Reply,
   Request,
-  Said,
   Scores,
   Suite,
   Task,
@@ -181,6 +181,7 @@ def open_suite(config: EvalSettings) -> Suite:
     if source:
       tasks += _open_tasks(name, benchmark, source, config)
   if not tasks:
+    # Nothing is read by default: no public data set comes with the package.
     fields = ", ".join(f"config.nlp.{name}" for name in BENCHMARKS)
     raise UserError(f"the suite nlp has no data: set one of {fields}")
   return Suite("nlp", tasks, partial(tax.together, tasks, seed=config.seed))
@@ -194,12 +195,14 @@ def _open_tasks(
 ) -> list[Task]:
   """Returns the zero-shot task of a data set, and the few-shot one where there are exemplars."""
   form = benchmark.form
+  # The queries; exemplars come from another file.
   passages = _read_passages(benchmark, source, config)
   items = limited(prompts.items(form, passages), config.limit, config.seed)
   method = _describe_method(benchmark, config.nlp)
   tokens = getattr(config.nlp, benchmark.length)
   # The paper's tables have no such word for summaries, which it never asks few-shot.
   zero_shot = "zero-shot" if benchmark.shots else "-"
+  # Zero-shot prompts have the instruction alone.
   head = prompts.preamble(form, [])
   tasks = [_task(benchmark, zero_shot, items, head, tokens, method)]
   # Data sets that the paper never asks few-shot have no field.
@@ -209,6 +212,7 @@ def _open_tasks(
     candidates = _read_passages(benchmark, training_set, config)
     exemplars = prompts.draw_exemplars(candidates, benchmark.shots, config.seed, place)
     prompts.check_disjoint(exemplars, passages, place)
+    # Passages of DROP have dozens of questions, more than a context has room for.
     questions = config.nlp.shot_questions
     texts = [prompts.exemplar(form, passage, questions) for passage in exemplars]
     head = prompts.preamble(form, texts)
@@ -240,20 +244,23 @@ def _task(
   about: str,
 ) -> Task:
   """Returns a task whose prompts begin with `head`."""
+  # The paper's copy of the CNN/DM row is no number of TL;DR (E11).
   main, *others = benchmark.metrics
   if benchmark.title != "TL;DR":
     main = main._replace(paper=(benchmark.title, main.name, shots))
   name = benchmark.title if shots == "-" else f"{benchmark.title} {shots}"
+  # None for benchmarks whose answer is a choice.
   score_text = benchmark.score
 
   def ask(item: Item) -> list[Request]:
     prompt = head + item.data["prompt"]
+    # The space belongs to the answer, as in exemplars.
     choices = item.data["choices"]
     if choices:
       return [Likelihood(prompt, f" {text}") for text in choices]
     return [Generate(prompt, tokens)]
 
-  def score(items: Sequence[Item], answers: Sequence[Said]) -> list[Scores]:
+  def score(items: Sequence[Item], answers: Sequence[Reply]) -> list[Scores]:
     scores = []
     for item, answer in zip(items, answers, strict=True):
       if score_text is None:
@@ -265,7 +272,7 @@ def _task(
   return Task(name, items, ask, score, (main, *others), batch=256, about=about)
 
 
-def _first_line(answer: Said) -> str:
+def _first_line(answer: Reply) -> str:
   """Returns the answer up to a newline, which may be in the same token as the text after it."""
   line, _, _ = answer.completions()[0].text.partition("\n")
   return line.strip()

@@ -19,7 +19,7 @@ from typing import Any
 from instructjax.data.records.records import RecordError
 from instructjax.evals import rows, text_metrics
 from instructjax.evals.nlp.prompts import Form, Passage, Turn
-from instructjax.evals.tasks import Said, Scores
+from instructjax.evals.tasks import Reply, Scores
 
 Row = Mapping[str, Any]
 
@@ -58,6 +58,7 @@ def hellaswag(row: Row) -> Passage:
 def sst(row: Row) -> Passage:
   """Returns the passage of a row of SST-2."""
   ask = f"Text: {rows.text(row, 'sentence').strip()}\nLabel:"
+  # In the order of the labels, 0 and 1.
   return _labelled(row, ask, ("negative", "positive"))
 
 
@@ -75,6 +76,7 @@ def rte(row: Row) -> Passage:
     f"Question: From this passage can one reasonably conclude that {hypothesis}?\n\n"
     "Answer:"
   )
+  # 0 is entailment.
   return _labelled(row, ask, ("Yes", "No"))
 
 
@@ -91,13 +93,14 @@ def _single_turn(turn: Turn, cluster: str = "") -> Passage:
   return Passage("", cluster or turn.ask, "", (turn,))
 
 
-def choice_score(answer: Said, data: Row) -> Scores:
+def choice_score(answer: Reply, data: Row) -> Scores:
   """Returns 1 where the right answer has the highest mean log-probability of a token, else 0.
 
   The paper prints "the lowest" (E9 of docs/errata.md). Of equals the first is taken.
   """
   means = []
   for index in range(len(data["choices"])):
+    # The mean over tokens does not favour short answers.
     weight = answer.logp(index)
     means.append(weight.logp / weight.tokens)
   best = means.index(max(means))

@@ -92,6 +92,7 @@ def query(form: Form, passage: Passage, index: int) -> str:
   """Returns a passage with the turn at `index` open."""
   parts = [passage.head] if passage.head else []
   if form.earlier:
+    # Gold answers, not the model's own: every query is an item of its own.
     parts += [_answered(turn) for turn in passage.turns[:index]]
   parts.append(passage.turns[index].ask)
   return form.glue.join(parts)
@@ -117,12 +118,14 @@ def draw_exemplars(
   usable: dict[str, Passage] = {}
   for passage in passages:
     if all(turn.answer for turn in passage.turns):
+      # Two questions on one text would be a smaller sample than they look.
       usable[passage.cluster] = passage
   if len(usable) < count:
     raise UserError(
       f"{place}: {len(usable)} exemplars with answers, the paper shows {count}; give a larger "
       "training set"
     )
+  # Another generator than that of `limited`, so that a limit does not change the exemplars.
   return random.Random(f"{seed}/exemplars").sample(list(usable.values()), count)
 
 
@@ -136,12 +139,13 @@ def check_disjoint(
   Raises:
     UserError: one is; `place` says where the exemplars come from.
   """
-  asked = set()
+  # The same question may be asked of another passage.
+  test_questions = set()
   for passage in queries:
-    asked.update((passage.head, turn.ask) for turn in passage.turns)
+    test_questions.update((passage.head, turn.ask) for turn in passage.turns)
   for passage in exemplars:
     for turn in passage.turns:
-      if (passage.head, turn.ask) in asked:
+      if (passage.head, turn.ask) in test_questions:
         raise UserError(
           f"{place}: the exemplar {turn.ask[:60]!r} is also a question of the test; give the "
           "training set"

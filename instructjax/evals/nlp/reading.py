@@ -77,6 +77,7 @@ def drop(row: Row) -> Passage:
     references = _own_references(row)
   if not references:
     raise RecordError("answers: empty; take the question out")
+  # Annotators often agree; each answer is compared once.
   different = {tuple(reference): reference for reference in references}
   turn = Turn(
     _id(row, "query_id"),
@@ -137,6 +138,7 @@ def quac(row: Row) -> Passage:
     raise RecordError(
       f"answers: one list of texts for each of the {len(questions)} questions is expected"
     )
+  # The hub's contexts end with the word CANNOTANSWER, which is no part of the text.
   context = rows.text(row, "context").strip().removesuffix(text_metrics.CANNOT).rstrip()
   title = _quac_title(row)
   head = f"PARAGRAPH: {context}"

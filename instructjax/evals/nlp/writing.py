@@ -26,6 +26,7 @@ CUE = "TL;DR:"
 def wmt(row: Row) -> Passage:
   """Returns the passage of a sentence and its translation."""
   inner = row.get("translation")
+  # The hub has both languages in an object.
   pair = inner if isinstance(inner, Mapping) else row
   french = rows.text(pair, "fr").strip()
   english = rows.text(pair, "en").strip()
@@ -52,6 +53,7 @@ def tldr(row: Row) -> Passage:
   """Returns the passage of a post and its summary."""
   post_field = _first_present(row, ("post", "content"), "prompt")
   summary_field = _first_present(row, ("summary", "completion"), "label")
+  # The cue would stand there twice.
   post = rows.text(row, post_field).strip().removesuffix(CUE).rstrip()
   summary = rows.text(row, summary_field).strip()
   return _single_turn(row, f"{post}\n\n{CUE}", summary)

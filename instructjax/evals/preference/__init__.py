@@ -60,10 +60,10 @@ from instructjax.evals.preference.judges import Judge
 from instructjax.evals.preference.people import Labels
 from instructjax.evals.tasks import (
   Generate,
-  Heard,
   Item,
   Metric,
-  Said,
+  Replies,
+  Reply,
   Scores,
   Suite,
   Task,
@@ -127,6 +127,7 @@ def _open_task(name: str, source: str, config: EvalSettings) -> Task:
   """Reads the prompts of one file."""
   prompts: list[Prompt] = sources.load(source, "prompt", folder=config.folder or None)
   prompts = prompts[: config.limit or None]
+  # Long prompts are other tasks than short ones, so their length is a slice.
   quartiles = rates.quartiles([len(record.prompt) for record in prompts])
   items = []
   for number, (record, quartile) in enumerate(zip(prompts, quartiles, strict=True), 1):
@@ -158,10 +159,11 @@ def _item(number: int, record: Prompt, length_quartile: str) -> Item:
   )
 
 
-def _score_alone(items: Sequence[Item], answers: Sequence[Said]) -> list[Scores]:
+def _score_alone(items: Sequence[Item], answers: Sequence[Reply]) -> list[Scores]:
   """Returns the scores that need no other model."""
   scores: list[Scores] = []
   for answer in answers:
+    # An answer that ran out of tokens is cut, which may be why it loses.
     ended = answer.completions()[0].ended
     scores.append({"characters": float(len(answer.text())), "ended": float(ended)})
   return scores
@@ -177,7 +179,7 @@ def together(
   raters: Sequence[Judge | Labels],
   check_records: Sequence[Comparison],
   folder: Path,
-  heard: Mapping[str, Heard],
+  answers_by_task: Mapping[str, Replies],
   scores: Mapping[str, Any],
 ) -> dict[str, Any]:
   """Asks judges and raters and sums up; the package docstring lists what is returned.
@@ -189,13 +191,14 @@ def together(
     raters: Who gives the metadata of Table 3.
     check_records: Rankings by people that judges are measured on.
     folder: Where judgements, tasks for people and the figures' data are written.
-    heard: The answers of each model, by task.
+    answers_by_task: The answers of each model, by task.
     scores: The scores of each model, by task; none is needed here.
   """
   del scores
   answers_by_prompts = {}
   for name, task in tasks.items():
-    answers_by_prompts[name] = Answers(task.items, heard[task.name])
+    answers_by_prompts[name] = Answers(task.items, answers_by_task[task.name])
+  # First of all, because a judge may fail.
   _write_label_tasks(folder, answers_by_prompts, config.baseline)
   findings_by_prompts = {}
   for name, answers in answers_by_prompts.items():
@@ -225,6 +228,7 @@ def _judge_findings(
   """Asks one judge about the answers to one set of prompts."""
   pairs = _pairs(answers.models, config.baseline, config.preference.pairs)
   votes = judging.collect_votes(judge, answers, pairs, folder, config.preference.margin)
+  # Intervals draw prompts by the same seed for every judge.
   judge_findings = findings.of_votes(votes, answers.models, config.baseline, config.seed)
   for model, model_rates in judge_findings["against_baseline"].items():
     model_rates["paper"] = figures.paper_win_rates(prompts, judge.name, model)
@@ -233,13 +237,14 @@ def _judge_findings(
   return {"kind": judge.kind, "about": dict(judge.about), **judge_findings}
 
 
-def _pairs(models: Sequence[str], baseline: str, which: str) -> list[tuple[str, str]]:
+def _pairs(models: Sequence[str], baseline: str, choice: str) -> list[tuple[str, str]]:
   """Returns the pairs to compare: with the baseline, and under "all" every two others too."""
   others = [name for name in models if name != baseline]
   pairs = []
   if baseline in models:
     pairs += [(name, baseline) for name in others]
-  if which == "all":
+  if choice == "all":
+    # Without these, two models are compared by way of the baseline alone.
     pairs += combinations(others, 2)
   return pairs
 
@@ -312,6 +317,7 @@ def _label_tasks(
   baseline_texts = [text for text, models in owners.items() if baseline in models]
   other_texts = [text for text in owners if text not in baseline_texts]
   fewest, most = records.K
+  # The baseline's answer takes a place in every task.
   size = most - len(baseline_texts)
   tasks = []
   for start in range(0, len(other_texts), size):

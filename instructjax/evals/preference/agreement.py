@@ -83,6 +83,7 @@ def _compare(orders: Orders, rank_a: int, rank_b: int) -> np.ndarray:
 
 def of_people(records: Sequence[Comparison]) -> Mapping[str, Any] | None:
   """Returns the labelers' own agreement; None where no prompt has two of them."""
+  # `agreement.measure` needs two labelers of a prompt.
   try:
     estimates = agreement.measure(records)
   except UserError:
@@ -109,6 +110,7 @@ def _judge_pairs(
     return _score_pairs(judge, pairs, path, margin)
   questions = []
   for prompt, a, b in pairs:
+    # In both orders, as in the evaluation itself.
     questions += [(prompt, a, b), (prompt, b, a)]
   no_notes = [{}] * len(questions)
   return orders_of_verdicts(judgements.ask_all(judge, questions, no_notes, path))

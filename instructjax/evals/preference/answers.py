@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from instructjax.evals.tasks import Heard, Item
+from instructjax.evals.tasks import Item, Replies
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Answers:
   """The answers of all models to the items of a task, in the order of the items."""
 
   items: Sequence[Item]
-  by_model: Heard
+  by_model: Replies
 
   @property
   def models(self) -> list[str]:

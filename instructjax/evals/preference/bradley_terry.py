@@ -47,6 +47,7 @@ def fit(wins: Float[np.ndarray, "*S M M"]) -> Float[np.ndarray, "*S M"]:
 
   The log-likelihood is concave. Newton's method maximises it, with no step longer than 1.
   """
+  # games[i, j] counts the comparisons of i and j.
   games = wins + np.swapaxes(wins, -1, -2)
   strengths = np.zeros(wins.shape[:-1])
   identity = np.eye(wins.shape[-1])
@@ -64,6 +65,7 @@ def fit(wins: Float[np.ndarray, "*S M M"]) -> Float[np.ndarray, "*S M"]:
     strengths = strengths + step / np.maximum(longest, 1.0)
     if longest.max() < TOLERANCE:
       break
+  # Only differences matter; the mean is set to 0.
   return strengths - strengths.mean(axis=-1, keepdims=True)
 
 
@@ -104,6 +106,7 @@ def strengths_and_rates(
   """
   size = len(models)
   rows = win_rows(models, judged)
+  # total[i, j] is how often i was preferred to j.
   total = rows.sum(axis=0).reshape(size, size)
   if not is_connected(total):
     why = _why_infinite(models, total)
@@ -112,6 +115,7 @@ def strengths_and_rates(
   drawn_wins = votes.sums(draws, judged, rows, both=both).reshape(-1, size, size)
   strengths = fit(total)
   drawn_strengths = fit(drawn_wins)
+  # Rates are against this model.
   base = list(models).index(baseline) if baseline in models else 0
 
   def estimate(point: Real, drawn_points: np.ndarray) -> Estimate:

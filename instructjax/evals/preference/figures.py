@@ -90,6 +90,7 @@ def panel(prompts: str, judge: str) -> str:
 
 def paper_win_rates(prompts: str, judge: str, model: str) -> list[float] | None:
   """Returns the paper's win rates of Figure 3, for the sizes that stand beside a model."""
+  # The paper compares with SFT at 175B, whatever the baseline here is.
   rates_by_method = paper.tables()["fig3_winrate_vs_sft175"][panel(prompts, judge)]
   return paper.of_sizes(model, rates_by_method.get(paper_name(model)))
 
@@ -156,9 +157,11 @@ def figure_rows(findings: Mapping[str, Any], baseline: str) -> dict[str, list[Ro
   figures: dict[str, list[Row]] = {"1": [], "3": [], "4": [], "5": []}
   for prompts, part in findings.items():
     for judge, judge_findings in part["judges"].items():
+      # Win rates.
       figures["3"] += _win_rate_rows(prompts, judge, judge_findings, baseline)
     for rater, rater_findings in part["raters"].items():
       for measure, shares_by_model in rater_findings["measures"].items():
+        # The measures of Figure 4, and the overall quality of Figure 5.
         rating_rows = _rating_rows(prompts, rater, measure, shares_by_model)
         if measure == "overall":
           figures["5"] += rating_rows
@@ -236,6 +239,7 @@ def write(folder: Path, figures: Mapping[str, Sequence[Row]]) -> None:
     if not rows:
       continue
     text = io.StringIO()
+    # All rows of a figure have the same fields.
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()
     for row in rows:

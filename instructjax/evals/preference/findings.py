@@ -27,7 +27,9 @@ def of_votes(
   seed: int,
 ) -> dict[str, Any]:
   """Returns all numbers that a judge's votes give; the package docstring lists them."""
+  # The same draws for all numbers, so that they can be compared.
   draws = votes.draw(judged, seed=seed)
+  # People may have ranked only some of the models.
   judged_models = {vote.a for vote in judged} | {vote.b for vote in judged}
   present = [name for name in models if name in judged_models]
   others = [name for name in present if name != baseline]
@@ -38,6 +40,7 @@ def of_votes(
       against_baseline[name] = rates_of_model
   head_to_head = {}
   consistency = {}
+  # Pairs without the baseline.
   for a, b in combinations(_ordered(others), 2):
     pair = f"{a} / {b}"
     pair_votes = votes.between(judged, a, b)
@@ -96,6 +99,7 @@ def of_ratings(
     if name == "hallucination" and closed:
       places = [at for at in places if closed.get(rated[at].prompt)]
       over[name] = "closed-domain prompts"
+    # Which ratings are of which model.
     places_by_model: dict[str, list[int]] = {}
     for at in places:
       places_by_model.setdefault(rated[at].model, []).append(at)

@@ -81,6 +81,7 @@ def _ask_waiting(
 
   def ask_batch(batch: Sequence[tuple[str, int]], stop: threading.Event) -> None:
     nonlocal done
+    # Only the questions of this batch, in their order.
     replies = judge.ask([questions[place] for _, place in batch], stop)
     rows = []
     for (mark, place), reply in zip(batch, replies, strict=True):
@@ -95,6 +96,7 @@ def _ask_waiting(
   starts = range(0, len(places), judge.batch)
   batches = [places[start : start + judge.batch] for start in starts]
   with progressing(f"{judge.name} {path.stem}", 0, len(waiting)) as progress:
+    # Servers answer several requests at once; programs and models of ours one batch.
     if judge.workers > 1:
       concurrently(ask_batch, batches, judge.workers)
     else:

@@ -41,7 +41,9 @@ def collect_votes(
     return people.votes(judge, answers)
   comparisons = []
   for item in range(len(answers.items)):
+    # All pairs of one item, so that a stopped run has whole items.
     comparisons += [Comparison(item, a, b) for a, b in pairs]
+  # Nobody needs to be asked whether a text is better than itself.
   undecided = [each for each in comparisons if _differ(answers, each)]
   if judge.kind == SCORES:
     decided = _orders_by_scores(judge, answers, undecided, folder, margin)
@@ -55,6 +57,7 @@ def collect_votes(
       prompt=answers.prompt(item),
       a=a,
       b=b,
+      # Equal answers were not judged and tie.
       orders=orders.get(comparison, (0.5,)),
       ratio=log_length_ratio(answers.text(a, item), answers.text(b, item)),
       labeler=judge.name,
@@ -77,6 +80,7 @@ def _orders_by_scores(
   margin: float,
 ) -> list[Orders]:
   """Scores each answer once, however many comparisons it is in."""
+  # A dictionary in place of a set keeps the order of the questions.
   scored: dict[tuple[int, str], None] = {}
   for item, a, b in comparisons:
     scored[item, a] = None
@@ -128,9 +132,11 @@ def orders_of_verdicts(verdicts: Sequence[Mapping[str, float]]) -> list[Orders]:
   The verdicts are {"p": P(the one shown first is better)}; each pair of texts has two of them in
   sequence, the second one for the texts in the other order.
   """
+  # Only the side of 1/2 counts; a likelihood is no degree of preference.
   outcomes = [outcome(verdict["p"] - 0.5) for verdict in verdicts]
   orders: list[Orders] = []
   for shown_first, shown_second in zip(outcomes[::2], outcomes[1::2], strict=True):
+    # In the second verdict the first text was shown second.
     orders.append((shown_first, 1 - shown_second))
   return orders
 
@@ -147,6 +153,7 @@ def collect_ratings(rater: Judge | Labels, answers: Answers, folder: Path) -> li
       places.append((item, model))
       questions.append((answers.prompt(item), answers.text(model, item)))
       notes.append({"id": answers.items[item].id, "model": model})
+  # One file for each rater; a rater of another source has other fingerprints in it.
   path = folder / f"ratings-{rater.name}.jsonl"
   ratings = judgements.ask_all(rater, questions, notes, path)
   rated = []

@@ -33,19 +33,23 @@ MIDDLE = 4.0  # of the scale from 1 to 7
 def draw(results: Mapping[str, Any], looks: Looks) -> str:
   """Returns the HTML of the findings about all models together."""
   panels = []
+  # Figures 1 and 3: a panel for each set of prompts and judge.
   win_rates = _grouped(results["figures"]["3"], ("prompts", "judge"))
   for (prompts, judge), rows in win_rates.items():
     panels.append(_win_rate_panel(prompts, judge, rows, looks))
+  # Figure 4: a panel for each measure.
   shares = _grouped(results["figures"]["4"], ("measure", "prompts", "judge"))
   for (measure, prompts, rater), rows in shares.items():
     title = f"{MEASURES[measure]}: {rater}, {prompts}"
     panels.append(_share_panel(title, rows, looks))
+  # Figure 5.
   qualities = _grouped(results["figures"]["5"], ("prompts", "judge"))
   for (prompts, rater), rows in qualities.items():
     panels.append(_quality_panel(prompts, rater, rows, looks))
   sections = []
   for prompts, part in results["prompts"].items():
     for judge, findings in part["judges"].items():
+      # A judge may have no votes: labels of other models.
       if findings["against_baseline"] or findings["head_to_head"]:
         sections.append(_judge_section(prompts, judge, findings))
   sections.append(_check_section(results["check"]))
@@ -77,6 +81,7 @@ def _win_rate_panel(prompts: str, judge: str, rows: Sequence[Entry], looks: Look
   curve_lines = lines(_estimates(rows), looks, paper_curves)
   if curve_lines:
     return curves(title, curve_lines, "win rate", level=0.5, note=note)
+  # The baseline is the line at 1/2.
   marks = [_forest_row(row, looks) for row in rows if row["model"] != baseline]
   return forest(title, marks, "win rate", reference=0.5, note=note)
 
@@ -179,6 +184,7 @@ def _baseline_table(
   )
   rows = []
   for model, rates in against_baseline.items():
+    # `_notes` explains the sign.
     warning = " <b>!</b>" if rates["flagged"] else ""
     paper_rates = [f"{100 * rate:.1f}" for rate in rates["paper"] or ()]
     row = [
@@ -232,6 +238,7 @@ def _paper_cell(numbers: Sequence[float] | None) -> str:
 
 def _slices_section(against_baseline: Mapping[str, Any]) -> str:
   """Returns folded tables: win rates by use case, prompt length and ratio of the lengths."""
+  # Models may have been judged on different prompts.
   values_by_group: dict[str, set[str]] = {}
   for rates in against_baseline.values():
     for group, estimates in rates["slices"].items():
@@ -261,6 +268,7 @@ def _notes(findings: Mapping[str, Any]) -> str:
   voters = f" by {findings['labelers']:,} labelers" if findings["labelers"] > 1 else ""
   notes = [f"{findings['votes']:,} votes on {findings['prompts']:,} prompts{voters}."]
   if findings["order"]:
+    # Null is no number: nothing was drawn.
     order = {}
     for name, share in findings["order"].items():
       if share["value"] is not None:

@@ -120,6 +120,7 @@ def rates_by_slice(draws: Draws, pair_votes: Sequence[Vote]) -> dict[str, dict[s
   """Returns the rate in each slice of the prompts, and in each quartile of the length ratio."""
   # {group: {value: the votes in this slice}}
   members: dict[str, dict[str, list[Vote]]] = {}
+  # A judge that likes long answers shows in the quartiles of the ratio.
   ratio_quartiles = quartiles([vote.ratio for vote in pair_votes])
   for vote, quartile in zip(pair_votes, ratio_quartiles, strict=True):
     slices = dict(vote.slices)
@@ -141,6 +142,7 @@ def quartiles(values: Sequence[float]) -> list[str]:
   """Returns the quartile of each value, "1 of 4" for the lowest; "" for all if all are equal."""
   if len(set(values)) < 2:
     return [""] * len(values)
+  # Three ends between four quarters.
   ends = np.quantile(values, [0.25, 0.5, 0.75])
   names = []
   for value in values:
@@ -172,11 +174,11 @@ def rate_at_equal_length(draws: Draws, pair_votes: Sequence[Vote]) -> dict[str, 
     part = slice(start, start + part_size)
     weights = votes.weights(draws, pair_votes, part, both=both)
     parts.append(logistic_coefficients(features, won, weights))
-  drawn = np.concatenate(parts)
+  drawn_coefficients = np.concatenate(parts)
   rate = float(sigmoid(point[0]))
   return {
-    "rate": intervals.with_ends(rate, sigmoid(drawn[:, 0]), len(won)),
-    "slope": intervals.with_ends(float(point[1]), drawn[:, 1], len(won)),
+    "rate": intervals.with_ends(rate, sigmoid(drawn_coefficients[:, 0]), len(won)),
+    "slope": intervals.with_ends(float(point[1]), drawn_coefficients[:, 1], len(won)),
   }
 
 
@@ -192,6 +194,7 @@ def logistic_coefficients(
   """
   coefficients = np.zeros((len(weights), 2))
   for _ in range(STEPS):
+    # [S, N]: each draw has coefficients of its own.
     p = sigmoid(coefficients @ features.T)
     gradient = (weights * (won - p)) @ features - RIDGE * coefficients
     variance = weights * p * (1 - p)

@@ -110,6 +110,7 @@ def sums(
   shape = (len(draws.prompt), columns.shape[1])
   labelers = draws.labelers if both else None
   if labelers is None:
+    # Votes are summed by prompt first; a draw then weighs whole prompts.
     by_prompt = np.zeros(shape)
     np.add.at(by_prompt, prompt_columns, columns)
     return draws.prompts @ by_prompt
@@ -149,6 +150,7 @@ def share(
   """Returns the mean of a value that each vote has."""
   if not len(votes):
     return NOTHING
+  # The sum of the values and the number of votes, whose ratio is the mean.
   ones = np.ones(len(votes))
   parts = np.stack([np.asarray(values, np.float64), ones], axis=1)
   drawn_parts = sums(draws, votes, parts, both=both)

@@ -129,11 +129,11 @@ def test_weights_say_nothing_where_every_record_is_used(data, tmp_path, capsys):
 
 
 def test_bench_draws_new_batches_of_text(data):
-  asked = bench.Bench("sft", length=32, repeats=3, text=str(data / "text.jsonl"))
-  with bench.fed(tiny.lm(vocab_size=300), asked, 4, ("trunk", "one batch")) as (inputs, waited):
-    (_, one), (trunk, other) = inputs(0), inputs(1)
-  assert trunk == "trunk" and one.tokens.shape == other.tokens.shape == (4, 32)
-  assert waited() >= 0
+  options = bench.Bench("sft", batch=4, length=32, repeats=3, text=str(data / "text.jsonl"))
+  work = bench.start_sft(options, tiny.lm(vocab_size=300))
+  first, second = work.batches(0)["rows"], work.batches(1)["rows"]
+  assert first.tokens.shape == second.tokens.shape == (4, 32)
+  assert (first.tokens != second.tokens).any()
   with pytest.raises(UserError, match=r"--text=a\.jsonl feeds sft only, not ppo"):
     bench.measure(bench.Bench("ppo", text="a.jsonl"))
 
@@ -159,11 +159,13 @@ for shape in ((8, 1, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8)):
   with jax.set_mesh(sharding.make_mesh(*shape)):
     made.clear()
     mine = sharding.local_rows(16)
-    batches = pipeline.stream(Seen(), partial(pipeline.pad_demonstrations, length=24), size=16, seed=1, mine=mine)
+    pad = partial(pipeline.pad_demonstrations, length=24)
+    batches = pipeline.stream(Seen(), pad, size=16, seed=1, mine=mine)
     found = corpora.placed(batches)(3)
     count = len(made)
     whole = sharding.fetch(found)
-    digest = hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(whole))).hexdigest()
+    content = b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(whole))
+    digest = hashlib.sha256(content).hexdigest()
     print(shape, count, found.tokens.shape, digest[:16])
 """
 

@@ -348,10 +348,10 @@ def test_any_bytes_and_any_broken_gz_are_problems(tmp_path, content, kind, at, z
   [
     (b"[" * 100_000, "nested too deeply"),
     (b'{"prompt": ' + b'{"a": ' * 50_000, "nested too deeply"),
-    (b'{"prompt": "a", "prompt": "b"}', "prompt: stands twice in one object; keep one"),
+    (b'{"prompt": "a", "prompt": "b"}', "prompt: occurs twice in one object; keep one"),
     (
       b'{"prompt": "a", "annotations": {"ambiguous": true, "ambiguous": false}}',
-      "ambiguous: stands twice",
+      "ambiguous: occurs twice",
     ),
     (b'{"prompt": ' + b"9" * 10_000 + b"}", "not JSON"),
     (b'{"prompt": 1e999}', "prompt: text is expected, this is a number"),

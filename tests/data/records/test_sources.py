@@ -65,9 +65,9 @@ def test_a_data_set_that_is_not_prepared_has_a_remedy(tfds):
   assert "\n" not in str(caught.value)
 
 
-def test_without_the_package_the_message_names_the_extra(monkeypatch):
+def test_without_the_package_the_message_names_it(monkeypatch):
   monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-  with pytest.raises(UserError, match=r"pip install 'instructjax\[tfds\]'"):
+  with pytest.raises(UserError, match=r"pip install tensorflow-datasets"):
     sources.load("tfds:mine", "demonstration")
 
 

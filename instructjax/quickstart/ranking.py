@@ -1,0 +1,159 @@
+"""How well the reward model ranks, on comparisons of texts and templates that no training saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from instructjax import reward
+from instructjax.data.batches import pipeline
+from instructjax.data.public import tone, tone_measures
+from instructjax.data.records.records import Comparison
+from instructjax.quickstart import rows
+from instructjax.quickstart.models import Trained
+from instructjax.settings.quickstart import QuickstartSettings
+from instructjax.types import Array, Comparisons, Params
+
+# No training data is of this domain. It is measured alone, and is in no mean.
+NEW_DOMAIN = "amazon"
+# Comparisons that are scored together.
+BATCH = 8
+# The bins of the calibration.
+BINS = 8
+
+# The scores of each completion, for each comparison.
+Scores = list[list[float]]
+
+
+def measure(
+  settings: QuickstartSettings,
+  trained: Trained,
+  comparisons: dict[str, list[Comparison]],
+) -> dict[str, Any]:
+  """Returns `rm` of results.json: accuracies of pairs, what they compare with, and calibration.
+
+  Args:
+    settings: The lengths of prompts and responses.
+    trained: The models.
+    comparisons: The test comparisons by domain.
+  """
+  # The new domain comes last, so that the others are the first ones.
+  domains = [domain for domain in comparisons if domain != NEW_DOMAIN]
+  domains.append(NEW_DOMAIN)
+  records: list[Comparison] = []
+  for domain in domains:
+    records += comparisons[domain]
+  # All domains are scored together, because each call would compile anew.
+  scores = score(settings, trained, records)
+
+  by_domain = {}
+  first = 0
+  for domain in domains:
+    end = first + len(comparisons[domain])
+    by_domain[domain] = accuracy(scores["reward"][first:end], records[first:end])
+    first = end
+
+  count = len(records) - len(comparisons[NEW_DOMAIN])
+  records = records[:count]
+  reward_scores = scores["reward"][:count]
+  gold_scores = scores["gold"][:count]
+  return {
+    "pair_accuracy": accuracy(reward_scores, records),
+    "gold_pair_accuracy": accuracy(gold_scores, records),
+    "by_domain": by_domain,
+    "references": references(records),
+    "calibration": calibration(reward_scores, records),
+  }
+
+
+def accuracy(scores: Scores, records: Sequence[Comparison]) -> dict[str, Any]:
+  """Returns the share of pairs that the scores order as people did."""
+  estimate = tone_measures.pair_accuracy(scores, records)
+  return estimate._asdict()
+
+
+def references(records: Sequence[Comparison]) -> dict[str, Any]:
+  """Returns what an accuracy compares with: chance, a lexicon, and people."""
+  lexicon = tone_measures.vader_accuracy(records)
+  raters = tone_measures.rater_agreement(records)
+  # No model can agree with people more than one half of them agrees with the other.
+  ceiling = tone_measures.half_agreement(records)
+  return {
+    "chance": 0.5,
+    "vader": lexicon._asdict(),
+    "raters": raters._asdict(),
+    "ceiling": ceiling._asdict(),
+  }
+
+
+def score(
+  settings: QuickstartSettings,
+  trained: Trained,
+  records: Sequence[Comparison],
+) -> dict[str, Scores]:
+  """Returns the score of every completion by each of the reward models."""
+  groups = pipeline.comparisons(
+    records,
+    trained.tokenizer,
+    prompt=settings.prompt,
+    response=settings.response,
+  )
+  length = settings.prompt + settings.response
+  padded = pipeline.pad_comparisons(groups, k=tone.K[1], length=length)
+  padded = rows.with_stems(trained, padded)
+
+  @jax.jit
+  def score_batch(trunk: Params, reward_model: Params, batch: Comparisons) -> Array:
+    whole = reward.join(trunk, reward_model)
+    return reward.score_comparisons(trained.lm, whole, batch)
+
+  scores: dict[str, Scores] = {name: [] for name in trained.reward_models}
+  for batch, real in rows.batches(padded, len(groups), BATCH):
+    for name, reward_model in trained.reward_models.items():
+      values = score_batch(trained.trunk, reward_model, batch)
+      scores[name] += np.asarray(values)[:real].tolist()
+  return scores
+
+
+def calibration(
+  scores: Scores,
+  records: Sequence[Comparison],
+  bins: int = BINS,
+) -> list[dict[str, Any]]:
+  """Returns how often the reward model is right, by how sure it is.
+
+  It thinks p = sigmoid(difference of the scores) of the order that it prefers. A bin has the mean
+  `p` of its pairs, the share of them that people ordered so, `correct`, and their number `n`.
+  """
+  probabilities = []
+  verdicts = []
+  for padded_scores, record in zip(scores, records, strict=True):
+    rank = np.asarray(record.ranks)
+    value = np.asarray(padded_scores, np.float64)[: len(rank)]
+    # Pairs that tie are left out. People prefer the first text of each other pair to the second.
+    better, worse = np.nonzero(rank[:, None] < rank[None, :])
+    difference = value[better] - value[worse]
+    p_as_people = 1 / (1 + np.exp(-difference))
+    probabilities.append(np.maximum(p_as_people, 1 - p_as_people))
+    verdicts.append(p_as_people > 0.5)
+  p = np.concatenate(probabilities)
+  is_right = np.concatenate(verdicts)
+
+  # Bins of one width from 0.5 to 1; the last one has 1 itself too.
+  bin_of_pair = ((p - 0.5) * 2 * bins).astype(int)
+  bin_of_pair = np.minimum(bin_of_pair, bins - 1)
+  table = []
+  for number in range(bins):
+    members = bin_of_pair == number
+    if not members.any():
+      continue
+    row = {
+      "p": float(p[members].mean()),
+      "correct": float(is_right[members].mean()),
+      "n": int(members.sum()),
+    }
+    table.append(row)
+  return table
