@@ -1,7 +1,7 @@
 """Every field of every stage with odd values, through the command line on tiny data.
 
-A value that the settings take must matter: the run leaves something else than the run without it, or
-it ends with one line that names the field. `test_fields.py` has the values that the settings refuse.
+A value that the settings take must matter: the run leaves something else than the run without it,
+or it ends with one line that names the field. `test_fields.py` has the values that are refused.
 """
 
 import shutil
@@ -18,13 +18,17 @@ from instructjax.runs import origin
 from instructjax.settings import fields
 
 ODD = ("-1", "0", "nan", "1e30", "x", "maybe")
+SCORE = """
+def f(prompts, responses):
+  return [len(text) + 0.1 * sum(map(ord, text)) for text in responses]
+"""
 SMALL_MODEL = {"model.dtype": "float32", "model.remat": "none"}
 TRAINING = {
   **SMALL_MODEL,
   "seed": 1,
-  "steps": 2,
+  "steps": 3,
   "batch": 4,
-  "checkpoint_every": 1,
+  "checkpoint_every": 2,
   "keep": 2,
   "evaluate_every": 1,
   "model.dropout": 0.1,
@@ -99,7 +103,6 @@ RICH = {
     "batch": 4,
     "ptx_ratio": 1,
     "ppo.minibatches": 2,
-    "model.dropout": 0.1,
     "missing_eos.kind": "subtract",
     "kl.control": "adaptive",
     "policy_optimizer.lr": 0.01,
@@ -117,9 +120,7 @@ RICH = {
 def folder(tmp_path_factory):
   """A working directory with data, a policy, a reward model and a reward of one's own."""
   place = written(tmp_path_factory.mktemp("values"))
-  (place / "mine.py").write_text(
-    "def f(prompts, responses):\n  return [len(text) + 0.1 * sum(map(ord, text)) for text in responses]\n"
-  )
+  (place / "mine.py").write_text(SCORE)
   config = origin.SHAPES["tiny"]
   params = models.build(config).init(jax.random.key(0))
   about = origin.describe(config, "bytes")
@@ -149,7 +150,7 @@ FIELDS = once_each()
 
 def accepted(config, field):
   """The odd values that the settings take for a field, and that are not what it has already."""
-  for text in ODD:
+  for text in ("x",) if field.kind is str else ODD:
     try:
       changed = settings.override(config, [(field.path, text)])
     except UserError:
@@ -189,14 +190,10 @@ def test_a_value_that_is_taken_matters_or_is_named(stage, folder, monkeypatch, c
   for field in FIELDS[stage]:
     for text in accepted(config, field):
       case = f"config.{field.path}={text}"
-      try:
-        code, error = run(stage, folder / "run", {**RICH[stage], field.path: text}, capsys)
-      except (Exception, SystemExit) as raised:
-        wrong.append(f"{case}: {type(raised).__name__}: {str(raised)[:200]}")
-        continue
+      code, error = run(stage, folder / "run", {**RICH[stage], field.path: text}, capsys)
       last = error.rstrip("\n").rpartition("error: ")[2]
       if code == 0 and left(folder / "run", stage) == baseline:
         wrong.append(f"{case}: nothing changed")
-      elif code == 2 and ("\n" in last or f"config.{field.path}" not in last):
+      elif code == 2 and ("\n" in last or not last.startswith(f"config.{field.path}")):
         wrong.append(f"{case}: {last}")
   assert not wrong, "\n".join(wrong)
