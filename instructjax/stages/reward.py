@@ -132,8 +132,8 @@ def draw_comparisons(
 ) -> Callable[[int], Comparisons]:
   """Batches of comparisons, shuffled anew each epoch.
 
-  With `data.together` neighbours of the file stay in one batch. Two prompts that ask the opposite of
-  the same texts, for example, cancel what a model could learn without reading the prompt.
+  With `data.together` neighbours of the file stay in one batch. Two prompts that ask the opposite
+  of the same texts, for example, cancel what a model could learn without reading the prompt.
 
   Raises UserError where such neighbours do not divide over the devices.
   """
@@ -145,7 +145,9 @@ def draw_comparisons(
   require_multiple(blocks, batch_shards(), "config.batch / config.data.together", "devices")
 
   def pad_blocks(numbers: Sequence[int]) -> Comparisons:
-    members = [rows[number * together + place] for number in numbers for place in range(together)]
+    members = []
+    for number in numbers:
+      members += [rows[number * together + place] for place in range(together)]
     return pad(members)
 
   return pipeline.stream(
