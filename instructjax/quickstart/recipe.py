@@ -127,6 +127,8 @@ def reward_settings(
     "seed": settings.seed + seed_shift,
     "model.source": str(model_folder(workdir, "sft")),
     "data.comparisons": data_file(workdir, comparisons),
+    # The same texts are to be praised and to be criticised: two prompts, one after the other.
+    "data.together": 2,
     "batch": settings.reward_batch,
   }
   return replaced(RewardSettings(), changes)

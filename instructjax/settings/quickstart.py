@@ -53,7 +53,9 @@ class QuickstartSettings:
   text_share: float = setting(
     0.1, "The share of pretraining text in a batch of rl_init.", above=0, below=1
   )
-  reward_batch: int = setting(2, "Prompts of a batch of the reward models.", low=1)
+  reward_batch: int = setting(
+    2, "Prompts of a batch of the reward models, an even number.", low=2, high=1000
+  )
   reward_lr: float = setting(1e-3, "The peak of the reward models' learning rate.", above=0, high=1)
   # PPO and PPO-ptx share everything but the pretraining mix.
   iterations: int = setting(9, "Iterations of PPO.", low=1, high=100_000)

@@ -39,6 +39,12 @@ class ComparisonData:
   prompt: int = subjects.prompt_tokens()
   response: int = subjects.response_tokens()
   stems: bool = subjects.stems()
+  together: int = setting(
+    1,
+    "Comparisons that follow each other in the file and are drawn together, in one batch.",
+    low=1,
+    high=10_000,
+  )
   separator: str = subjects.separator()
 
 
@@ -72,6 +78,8 @@ class RewardSettings:
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from one_part(self.top, self.lora)
+    if self.batch % self.data.together:
+      yield "batch", f"it is no multiple of config.data.together={self.data.together}; choose one"
     metrics = ("loss", "accuracy", "score/mean", "eval/accuracy")
     yield from chosen_metric(self.best, metrics, bool(self.data.valid))
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from instructjax import losses, reward, sharding, steps
 from instructjax.data.batches import corpora, pipeline
+from instructjax.data.batches.mixture import Rows
 from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
@@ -126,6 +127,38 @@ def demonstration_rows(
   )
 
 
+def draw_comparisons(
+  settings: RewardSettings, rows: Rows, pad: Callable[[Sequence], Comparisons]
+) -> Callable[[int], Comparisons]:
+  """Batches of comparisons, shuffled anew each epoch.
+
+  With `data.together` neighbours of the file stay in one batch. Two prompts that ask the opposite
+  of the same texts, for example, cancel what a model could learn without reading the prompt.
+
+  Raises UserError where such neighbours do not divide over the devices.
+  """
+  together = settings.data.together
+  blocks = settings.batch // together
+  if together == 1:
+    mine = sharding.local_rows(settings.batch)
+    return pipeline.stream(rows, pad, size=settings.batch, seed=settings.seed, mine=mine)
+  require_multiple(blocks, batch_shards(), "config.batch / config.data.together", "devices")
+
+  def pad_blocks(numbers: Sequence[int]) -> Comparisons:
+    members = []
+    for number in numbers:
+      members += [rows[number * together + place] for place in range(together)]
+    return pad(members)
+
+  return pipeline.stream(
+    range(len(rows) // together),
+    pad_blocks,
+    size=blocks,
+    seed=settings.seed,
+    mine=sharding.local_rows(blocks),
+  )
+
+
 # --- measures ---
 
 
@@ -220,13 +253,7 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
     rows, pad_rows = groups, pad
     if data.stems:
       rows, pad_rows = stems.kept_rows(model.lm, trunk, groups, pad, settings.model.dtype)
-    draw = pipeline.stream(
-      rows,
-      pad_rows,
-      size=settings.batch,
-      seed=settings.seed,
-      mine=sharding.local_rows(settings.batch),
-    )
+    draw = draw_comparisons(settings, rows, pad_rows)
     evaluate = None
     if valid:
       multiple = shards * settings.micro

@@ -1,4 +1,4 @@
-"""Every field of every stage: its sentence and range, how it is printed, what a wrong value says."""
+"""Every field of every stage: its sentence, its range, and what a wrong value says."""
 
 import subprocess
 import sys
