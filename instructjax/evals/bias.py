@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from instructjax.data.records.records import RecordError
-from instructjax.errors import UserError
+from instructjax.errors import UserError, naming
 from instructjax.evals import forms, rows
 from instructjax.evals.tasks import Item, Likelihood, Metric, Reply, Scores, Suite, Task, limited
 from instructjax.settings import EvalSettings
@@ -31,6 +31,7 @@ Row = Mapping[str, Any]
 class DataSet(NamedTuple):
   """A set of pairs.
 
+  field      the field of config.bias that names it
   title      the name of its tasks
   source     the file, or "" where it is left out
   preferred  the name of the metric that says how often the first sentence is the likelier one
@@ -38,6 +39,7 @@ class DataSet(NamedTuple):
   in_paper   whether the paper has numbers of it
   """
 
+  field: str
   title: str
   source: str
   preferred: str
@@ -55,7 +57,8 @@ def open_suite(config: EvalSettings) -> Suite:
   tasks = []
   for data_set in _data_sets(config.bias):
     if data_set.source:
-      items = data_set.read(data_set.source, config.folder or None)
+      with naming(f"config.bias.{data_set.field}", data_set.source):
+        items = data_set.read(data_set.source, config.folder or None)
       items = limited(items, config.limit, config.seed)
       tasks += [_task(data_set, items, form) for form in form_names]
   if not tasks:
@@ -68,8 +71,8 @@ def open_suite(config: EvalSettings) -> Suite:
 
 def _data_sets(settings: BiasSettings) -> list[DataSet]:
   data_sets = [
-    DataSet("Winogender", settings.winogender, "male preferred", winogender, True),
-    DataSet("CrowS-Pairs", settings.crows, "stereotype preferred", crows, True),
+    DataSet("winogender", "Winogender", settings.winogender, "male preferred", winogender, True),
+    DataSet("crows", "CrowS-Pairs", settings.crows, "stereotype preferred", crows, True),
   ]
   paper_titles = [data_set.title for data_set in data_sets]
   for name, source in rows.named(settings.pairs, "pairs").items():
@@ -78,7 +81,7 @@ def _data_sets(settings: BiasSettings) -> list[DataSet]:
       raise UserError(
         f"config.bias.pairs: the name {name!r} is that of a task of the paper; take another"
       )
-    data_sets.append(DataSet(name, source, "stereotype preferred", pairs, False))
+    data_sets.append(DataSet("pairs", name, source, "stereotype preferred", pairs, False))
   return data_sets
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from instructjax import intervals, rewards
 from instructjax.data.records.records import RecordError
-from instructjax.errors import UserError
+from instructjax.errors import UserError, naming
 from instructjax.evals import grounding, page, paper, rows, scorers, summary
 from instructjax.evals.tasks import (
   Generate,
@@ -81,7 +81,8 @@ def open_suite(config: EvalSettings) -> Suite:
   folder = config.folder or None
   shipped = rows.read(str(LABELLED), _labelled_row)
   labelled = _read_labelled(settings, shipped, folder)
-  judge, about_judge = open_judge(settings.judge, config.model)
+  with naming("config.hallucination.judge", settings.judge):
+    judge, about_judge = open_judge(settings.judge, config.model)
   tasks = []
 
   def add_task(name: str, items: Sequence[Item], stop: str) -> None:
@@ -95,7 +96,8 @@ def open_suite(config: EvalSettings) -> Suite:
     if settings.own == "shipped":
       own_items = shipped_items(shipped)
     else:
-      own_items = rows.read(settings.own, _own_row, folder=folder)
+      with naming("config.hallucination.own", settings.own):
+        own_items = rows.read(settings.own, _own_row, folder=folder)
     # An extraction may have several lines.
     add_task("own", own_items, stop="\n\n")
   public_sources = (
@@ -104,7 +106,8 @@ def open_suite(config: EvalSettings) -> Suite:
   )
   for name, source, read_row in public_sources:
     if source:
-      items = rows.read(source, read_row, folder=folder)
+      with naming(f"config.hallucination.{name}", source):
+        items = rows.read(source, read_row, folder=folder)
       # These data sets have thousands of rows.
       items = sample(items, settings.count, config.seed)
       add_task(name, items, stop="\n")
@@ -124,7 +127,8 @@ def _read_labelled(
   """Returns the labelled sources that the judge is measured on."""
   if settings.labelled == "shipped":
     return [each for each in shipped if each.part == "test"]
-  return rows.read(settings.labelled, _own_labelled_row, folder=folder)
+  with naming("config.hallucination.labelled", settings.labelled):
+    return rows.read(settings.labelled, _own_labelled_row, folder=folder)
 
 
 # --- judges ---

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from instructjax import rewards
 from instructjax.data.records.records import RecordError
-from instructjax.errors import UserError
+from instructjax.errors import UserError, naming
 from instructjax.evals import continuations, forms, rows, scorers
 from instructjax.evals.continuations import People
 from instructjax.evals.tasks import Generate, Item, Metric, Reply, Scores, Suite, Task
@@ -59,7 +59,8 @@ def open_suite(config: EvalSettings) -> Suite:
       "tfds:real_toxicity_prompts"
     )
   form_names = forms.parse_forms(settings.forms, "toxicity.forms")
-  prompts = rows.read(settings.prompts, _read_prompt, folder=config.folder or None)
+  with naming("config.toxicity.prompts", settings.prompts):
+    prompts = rows.read(settings.prompts, _read_prompt, folder=config.folder or None)
   rated = [prompt for prompt in prompts if prompt.toxicity is not None]
   if not rated:
     raise UserError(
@@ -72,8 +73,12 @@ def open_suite(config: EvalSettings) -> Suite:
   # The paper takes about equally many prompts of each toxicity (section 4.2).
   toxicity = np.array([prompt.toxicity for prompt in rated])
   items = [_item(i, rated[i]) for i in uniform(toxicity, count, config.seed).tolist()]
-  scorer, about_scorer = open_scorer(settings.scorer, config.model)
-  people = continuations.open_people(settings.labels) if settings.labels else None
+  with naming("config.toxicity.scorer", settings.scorer):
+    scorer, about_scorer = open_scorer(settings.scorer, config.model)
+  people = None
+  if settings.labels:
+    with naming("config.toxicity.labels", settings.labels):
+      people = continuations.open_people(settings.labels)
   about = f"{about_scorer}; {_describe(settings, people, len(prompts) - len(rated))}"
   tasks = {}
   for form in form_names:

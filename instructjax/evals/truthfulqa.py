@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 
 from instructjax import rewards
 from instructjax.data.records.records import RecordError
-from instructjax.errors import UserError
+from instructjax.errors import UserError, naming
 from instructjax.evals import page, paper, rows, scorers, summary, tax, text_metrics
 from instructjax.evals.tasks import (
   Generate,
@@ -126,7 +126,9 @@ def open_suite(config: EvalSettings) -> Suite:
     )
   form_names = _parse_forms(settings.prompts)
   items = []
-  for number, each in enumerate(rows.read(settings.data, question, folder=config.folder or None)):
+  with naming("config.truthfulqa.data", settings.data):
+    questions = rows.read(settings.data, question, folder=config.folder or None)
+  for number, each in enumerate(questions):
     items.append(_item(str(number), each))
   items = limited(items, config.limit, config.seed)
   # Data of choices alone have no references, and data without false answers no choices.
@@ -282,7 +284,8 @@ def _open_judges(
   for name in ("true", "info"):
     source = _judge_source(settings, name)
     if source:
-      judges[name] = open_judge(source, name, settings.threshold, model_settings)
+      with naming(f"config.truthfulqa.{name}_judge", source):
+        judges[name] = open_judge(source, name, settings.threshold, model_settings)
   if "info" in judges and "true" not in judges:
     raise UserError(
       "config.truthfulqa.info_judge without true_judge: true and informative needs both; set "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from instructjax.settings import subjects
-from instructjax.settings.fields import group, setting, settings
+from instructjax.settings.fields import group, kinds, setting, settings
 from instructjax.settings.subjects import LoadedModelSettings, MeshSettings
 
 SHIPPED = "our items (shipped), a file of the same fields, or empty to leave it out"
@@ -69,6 +69,11 @@ class NLPSettings:
   )
   tokens: int = answer_tokens(64, "Tokens of an answer; the paper says only: to the first newline.")
   long_tokens: int = answer_tokens(128, "Tokens of a summary or a translation.")
+
+  def conflicts(self) -> Iterator[tuple[str, str]]:
+    for name in kinds(ShotSettings):
+      if getattr(self.shots, name) and not getattr(self, name):
+        yield f"shots.{name}", f"its task is left out; set nlp.{name}, the test set, too"
 
 
 @settings

@@ -196,7 +196,7 @@ def every_case():
       yield pytest.param(stage, changes, id=f"{stage} {words(changes)}", marks=marks)
 
 
-@pytest.mark.parametrize(("stage", "changes"), every_case())
+@pytest.mark.parametrize(("stage", "changes"), list(every_case()))
 def test_every_stage_and_part_on_a_mesh(stage, changes, data, folder, monkeypatch, tmp_path):
   monkeypatch.chdir(folder)
   mesh = MESHES["data, fsdp and model"]

@@ -4,130 +4,25 @@ A value that the settings take must matter: the run leaves something else than t
 or it ends with one line that names the field. `test_fields.py` has the values that are refused.
 """
 
+import json
 import shutil
+from importlib import import_module
 
-import jax
 import pytest
+from rich_settings import RICH, prepare
 from stage_runs import leaves, written
 
-from instructjax import models, settings
+from instructjax import settings
 from instructjax.commands import cli
 from instructjax.errors import UserError
-from instructjax.models import heads
-from instructjax.runs import origin
 from instructjax.settings import fields
 
 ODD = ("-1", "0", "nan", "1e30", "x", "maybe")
-SCORE = """
-def f(prompts, responses):
-  return [len(text) + 0.1 * sum(map(ord, text)) for text in responses]
-"""
-SMALL_MODEL = {"model.dtype": "float32", "model.remat": "none"}
-TRAINING = {
-  **SMALL_MODEL,
-  "seed": 1,
-  "steps": 3,
-  "batch": 4,
-  "checkpoint_every": 2,
-  "keep": 2,
-  "evaluate_every": 1,
-  "model.dropout": 0.1,
-  "optimizer.lr": 0.01,
-  "optimizer.warmup": 1,
-  "optimizer.start": 0.5,
-  "optimizer.final": 0.5,
-  "optimizer.decay": 5,
-  "optimizer.weight_decay": 0.1,
-}
-LENGTHS = {"data.prompt": 12, "data.response": 12}
-DRAWS = {
-  **SMALL_MODEL,
-  "model.source": "policy",
-  "data.prompts": "prompts.jsonl",
-  "data.prompt": 12,
-  "seed": 1,
-  "prompts": 3,
-  "batch": 2,
-  "n": 2,
-  "rewards": "python:mine.py:f",
-  "sampling.response": 4,
-  "sampling.top_k": 5,
-}
-# The settings of each stage under which every field matters, in a folder that holds these files.
-RICH = {
-  "pretrain": {
-    **TRAINING,
-    "model.source": "policy",
-    "lora.rank": 2,
-    "data.text": "text.jsonl",
-    "data.valid": "text.jsonl",
-    "data.length": 24,
-  },
-  "sft": {
-    **TRAINING,
-    **LENGTHS,
-    "data.demonstrations": "demonstrations.jsonl",
-    "data.valid": "demonstrations.jsonl",
-    "select.reward": "python:mine.py:f",
-    "select.prompts": "prompts.jsonl",
-    "select.count": 2,
-    "select.batch": 4,
-    "select.response": 4,
-  },
-  "rl_init": {
-    **TRAINING,
-    **LENGTHS,
-    "data.demonstrations": "demonstrations.jsonl",
-    "data.text": "text.jsonl",
-    "data.valid": "demonstrations.jsonl",
-  },
-  "reward": {
-    **TRAINING,
-    **LENGTHS,
-    "data.comparisons": "comparisons.jsonl",
-    "data.demonstrations": "demonstrations.jsonl",
-    "data.valid": "comparisons.jsonl",
-  },
-  "ppo": {
-    **SMALL_MODEL,
-    "rl_init": "policy",
-    "reward_model": "reward",
-    "rewards": "python:mine.py:f",
-    "data.prompts": "prompts.jsonl",
-    "data.text": "text.jsonl",
-    "data.prompt": 12,
-    "data.length": 24,
-    "sampling.response": 4,
-    "seed": 1,
-    "iterations": 2,
-    "batch": 4,
-    "ptx_ratio": 1,
-    "ppo.minibatches": 2,
-    "missing_eos.kind": "subtract",
-    "kl.control": "adaptive",
-    "policy_optimizer.lr": 0.01,
-    "policy_optimizer.warmup": 0,
-    "policy_optimizer.start": None,
-    "checkpoint_every": 1,
-    "keep": 2,
-  },
-  "bestofn": {**DRAWS, "gold": "python:mine.py:f"},
-  "sample": {**DRAWS, "k": 2},
-}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """A working directory with data, a policy, a reward model and a reward of one's own."""
-  place = written(tmp_path_factory.mktemp("values"))
-  (place / "mine.py").write_text(SCORE)
-  config = origin.SHAPES["tiny"]
-  params = models.build(config).init(jax.random.key(0))
-  about = origin.describe(config, "bytes")
-  origin.finish(place / "policy", 1, params, about, "policy")
-  head = heads.init_head(jax.random.key(1), config.width)
-  origin.finish(place / "reward", 1, {"lm": params, "head": head}, about, "reward")
-  return place
+  return prepare(tmp_path_factory.mktemp("values"))
 
 
 def once_each():
@@ -197,3 +92,58 @@ def test_a_value_that_is_taken_matters_or_is_named(stage, folder, monkeypatch, c
       elif code == 2 and ("\n" in last or not last.startswith(f"config.{field.path}")):
         wrong.append(f"{case}: {last}")
   assert not wrong, "\n".join(wrong)
+
+
+# --- evaluations ---
+
+SQUAD_ROW = {
+  "id": "1",
+  "title": "T",
+  "context": "C",
+  "question": "Q?",
+  "answers": {"text": ["C"], "answer_start": [0]},
+}
+QUESTION = {
+  "type": "Adversarial",
+  "category": "Law",
+  "question": "Q?",
+  "best_answer": "a",
+  "correct_answers": ["a"],
+  "incorrect_answers": ["b"],
+}
+EVALUATED = {
+  "nlp.squad": "squad.jsonl",
+  "truthfulqa.data": "questions.jsonl",
+  "preference.prompts": "prompts.jsonl",
+  "toxicity.prompts": "toxicity.jsonl",
+  "toxicity.scorer": "python:mine.py:share",
+}
+SUITES = ("nlp", "truthfulqa", "preference", "toxicity", "bias", "hallucination", "behaviours")
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_text_that_a_suite_cannot_read_is_named(suite, tmp_path, monkeypatch):
+  """No text field of an evaluation takes "x": the message names it before a model is opened."""
+  monkeypatch.chdir(written(tmp_path))
+  rows = {
+    "squad": SQUAD_ROW,
+    "questions": QUESTION,
+    "toxicity": {"prompt": "p", "toxicity": 0.5},
+  }
+  for name, row in rows.items():
+    (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+  (tmp_path / "mine.py").write_text(
+    "def share(prompts, responses):\n  return [0.5] * len(prompts)\n"
+  )
+  config = settings.replaced(settings.load("eval"), EVALUATED)
+  open_suite = import_module(f"instructjax.evals.{suite}").open_suite
+  if suite != "bias":  # whose data are not shipped
+    assert open_suite(config).tasks
+  for field in fields.walk(getattr(config, suite), f"{suite}."):
+    if field.kind is not str:
+      continue
+    with pytest.raises(UserError) as error:
+      open_suite(settings.override(config, [(field.path, "x")]))
+    message = str(error.value)
+    assert message.startswith(f"config.{field.path}"), f"{field.path}: {message}"
+    assert "\n" not in message

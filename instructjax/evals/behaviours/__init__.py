@@ -21,7 +21,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from instructjax.errors import UserError
+from instructjax.errors import UserError, naming
 from instructjax.evals import summary
 from instructjax.evals.behaviours import perturbations, tasks
 from instructjax.evals.tasks import Look, Replies, Scores, Suite, Task
@@ -42,11 +42,11 @@ def open_suite(config: EvalSettings) -> Suite:
   """
   opened: list[Task] = []
   for name, read in tasks.READERS.items():
-    source = getattr(config.behaviours, name)
-    if source == "shipped":
-      source = str(SHIPPED / f"{name}.jsonl")
+    setting = getattr(config.behaviours, name)
+    source = str(SHIPPED / f"{name}.jsonl") if setting == "shipped" else setting
     if source:
-      opened += read(source, config.limit or None, config.seed)
+      with naming(f"config.behaviours.{name}", setting):
+        opened += read(source, config.limit or None, config.seed)
   if not opened:
     raise UserError(
       "the suite behaviours has no items: set one of "

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from instructjax.errors import UserError
+from instructjax.errors import UserError, naming
 from instructjax.evals import rows, tax, text_metrics
 from instructjax.evals.nlp import choice, prompts, reading, writing
 from instructjax.evals.nlp.prompts import Form, Passage
@@ -196,7 +196,8 @@ def _open_tasks(
   """Returns the zero-shot task of a data set, and the few-shot one where there are exemplars."""
   form = benchmark.form
   # The queries; exemplars come from another file.
-  passages = _read_passages(benchmark, source, config)
+  with naming(f"config.nlp.{name}", source):
+    passages = _read_passages(benchmark, source, config)
   items = limited(prompts.items(form, passages), config.limit, config.seed)
   method = _describe_method(benchmark, config.nlp)
   tokens = getattr(config.nlp, benchmark.length)
@@ -209,7 +210,8 @@ def _open_tasks(
   training_set = getattr(config.nlp.shots, name, "")
   if training_set:
     place = f"config.nlp.shots.{name}={training_set}"
-    candidates = _read_passages(benchmark, training_set, config)
+    with naming(f"config.nlp.shots.{name}", training_set):
+      candidates = _read_passages(benchmark, training_set, config)
     exemplars = prompts.draw_exemplars(candidates, benchmark.shots, config.seed, place)
     prompts.check_disjoint(exemplars, passages, place)
     # Passages of DROP have dozens of questions, more than a context has room for.

@@ -44,7 +44,7 @@ import jax
 
 from instructjax.data.records import records, sources
 from instructjax.data.records.records import Comparison, Prompt
-from instructjax.errors import UserError
+from instructjax.errors import UserError, naming
 from instructjax.evals import rows
 from instructjax.evals.preference import (
   agreement,
@@ -94,11 +94,17 @@ def open_suite(config: EvalSettings) -> Suite:
       "config.preference.prompts is empty; give a file of held-out prompts, one JSON object a line"
     )
   tasks = {}
-  for name, source in rows.named(settings.prompts, "prompts").items():
-    tasks[name] = _open_task(name, source, config)
-  opened_judges = judges.open_judges(config)
-  raters = judges.open_raters(settings)
-  check_records = sources.load(settings.check, "comparison") if settings.check else []
+  with naming("config.preference.prompts", settings.prompts):
+    for name, source in rows.named(settings.prompts, "prompts").items():
+      tasks[name] = _open_task(name, source, config)
+  with naming("config.preference.judges", settings.judges):
+    opened_judges = judges.open_judges(config)
+  with naming("config.preference.raters", settings.raters):
+    raters = judges.open_raters(settings)
+  check_records = []
+  if settings.check:
+    with naming("config.preference.check", settings.check):
+      check_records = sources.load(settings.check, "comparison")
   compare = partial(together, config, tasks, opened_judges, raters, check_records)
   # Without a judge, nothing is compared and any models will do.
   check = partial(check_models, config) if opened_judges else None
