@@ -38,6 +38,12 @@ class ComparisonData:
   template: str = subjects.template()
   prompt: int = subjects.prompt_tokens()
   response: int = subjects.response_tokens()
+  together: int = setting(
+    1,
+    "Neighbouring comparisons that are drawn together, such as two that rank the same texts.",
+    low=1,
+    high=1000,
+  )
   stems: bool = subjects.stems()
   together: int = setting(
     1,
@@ -82,6 +88,8 @@ class RewardSettings:
       yield "batch", f"it is no multiple of config.data.together={self.data.together}; choose one"
     metrics = ("loss", "accuracy", "score/mean", "eval/accuracy")
     yield from chosen_metric(self.best, metrics, bool(self.data.valid))
+    if self.batch % self.data.together:
+      yield "batch", f"choose a multiple of config.data.together={self.data.together}"
 
 
 TINY = replaced(

@@ -14,7 +14,7 @@ import numpy as np
 
 from instructjax import losses, reward, sharding, steps
 from instructjax.data.batches import corpora, pipeline
-from instructjax.data.batches.mixture import Rows
+from instructjax.data.batches.mixture import Mixture, Rows
 from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
@@ -107,6 +107,36 @@ def groups_of(
     name=name,
     template=template,
   )
+
+
+def draw_comparisons(
+  settings: RewardSettings, rows: Rows, pad: pipeline.Pad
+) -> Callable[[int], Any]:
+  """Batches of comparisons, where `config.data.together` neighbours are drawn as one.
+
+  Two neighbours may rank the same texts by opposite instructions. In one batch, what makes a text
+  good in itself cancels out of their gradients, and the instruction remains.
+
+  Raises UserError where the comparisons do not divide into neighbours, or are a mixture.
+  """
+  together = settings.data.together
+  if together == 1:
+    mine = sharding.local_rows(settings.batch)
+    return pipeline.stream(rows, pad, size=settings.batch, seed=settings.seed, mine=mine)
+  if isinstance(rows, Mixture):
+    raise UserError(
+      f"config.data.together={together}: a mixture draws from its sources in turn, so there are no "
+      "neighbours; give one source, or files with commas between"
+    )
+  require_multiple(len(rows), together, "the number of comparisons", "config.data.together")
+  neighbours = [rows[first : first + together] for first in range(0, len(rows), together)]
+
+  def pad_neighbours(parts: Sequence[Sequence]) -> Any:
+    return pad([row for part in parts for row in part])
+
+  size = settings.batch // together
+  mine = sharding.local_rows(size)
+  return pipeline.stream(neighbours, pad_neighbours, size=size, seed=settings.seed, mine=mine)
 
 
 def demonstration_rows(
