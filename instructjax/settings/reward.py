@@ -45,12 +45,6 @@ class ComparisonData:
     high=1000,
   )
   stems: bool = subjects.stems()
-  together: int = setting(
-    1,
-    "Comparisons that follow each other in the file and are drawn together, in one batch.",
-    low=1,
-    high=10_000,
-  )
   separator: str = subjects.separator()
 
 
@@ -84,8 +78,6 @@ class RewardSettings:
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from one_part(self.top, self.lora)
-    if self.batch % self.data.together:
-      yield "batch", f"it is no multiple of config.data.together={self.data.together}; choose one"
     metrics = ("loss", "accuracy", "score/mean", "eval/accuracy")
     yield from chosen_metric(self.best, metrics, bool(self.data.valid))
     if self.batch % self.data.together:

@@ -157,38 +157,6 @@ def demonstration_rows(
   )
 
 
-def draw_comparisons(
-  settings: RewardSettings, rows: Rows, pad: Callable[[Sequence], Comparisons]
-) -> Callable[[int], Comparisons]:
-  """Batches of comparisons, shuffled anew each epoch.
-
-  With `data.together` neighbours of the file stay in one batch. Two prompts that ask the opposite
-  of the same texts, for example, cancel what a model could learn without reading the prompt.
-
-  Raises UserError where such neighbours do not divide over the devices.
-  """
-  together = settings.data.together
-  blocks = settings.batch // together
-  if together == 1:
-    mine = sharding.local_rows(settings.batch)
-    return pipeline.stream(rows, pad, size=settings.batch, seed=settings.seed, mine=mine)
-  require_multiple(blocks, batch_shards(), "config.batch / config.data.together", "devices")
-
-  def pad_blocks(numbers: Sequence[int]) -> Comparisons:
-    members = []
-    for number in numbers:
-      members += [rows[number * together + place] for place in range(together)]
-    return pad(members)
-
-  return pipeline.stream(
-    range(len(rows) // together),
-    pad_blocks,
-    size=blocks,
-    seed=settings.seed,
-    mine=sharding.local_rows(blocks),
-  )
-
-
 # --- measures ---
 
 
