@@ -20,11 +20,12 @@ class UserError(ValueError):
 def naming(field: str, value: object) -> Iterator[None]:
   """Puts the name of a setting in front of a UserError whose message does not name it.
 
-  What lies deep (a reader of files, a loader of weights) does not know which setting led there.
+  What lies deep (a reader of files, a loader of weights) does not know which setting led there. A
+  message that begins with another setting is left as it is: that one is to blame.
   """
   try:
     yield
   except UserError as error:
-    if field in str(error):
+    if field in str(error) or str(error).startswith("config."):
       raise
     raise UserError(f"{field}={value}: {error}") from error

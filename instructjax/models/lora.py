@@ -134,15 +134,14 @@ def init(
     keys = jax.random.split(key, len(leaves))
     arrays = []
     for leaf, own_key in zip(leaves, keys, strict=True):
-      arrays.append(leaf.init(own_key, leaf.shape))
+      array = leaf.init(own_key, leaf.shape)
+      partition = sharding.fit(leaf.shape, leaf.axes)
+      # In the compiled function every device makes its own part alone. The type says so too, and
+      # `jax.eval_shape` gives shapes that are split as the arrays are.
+      arrays.append(array if partition is None else jax.sharding.reshard(array, partition))
     return arrays
 
-  # With `out_shardings` every device makes its own part alone.
-  partitions = None
-  if sharding.is_sharded():
-    partitions = [sharding.fit(leaf.shape, leaf.axes) for leaf in leaves]
-  arrays = jax.jit(draw, out_shardings=partitions)(key)
-  return jax.tree.unflatten(tree, arrays)
+  return jax.tree.unflatten(tree, jax.jit(draw)(key))
 
 
 def describe(adapters: Mapping[str, Adapter]) -> dict[str, dict[str, Any]]:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from instructjax import models, sharding
 from instructjax.data.tokens import chat, tokenizers
 from instructjax.data.tokens.tokenizers import BYTES, Tokenizer
-from instructjax.errors import UserError
+from instructjax.errors import UserError, naming
 from instructjax.models import gpt, lora, peft
 from instructjax.runs.checkpoint import Checkpoints, load_params
 from instructjax.runs.description import (
@@ -116,11 +116,13 @@ def _open_public_model(source: str, overrides: Overrides, tokenizer_reference: s
   """The model of a file, a folder or a hub id that `models.load` opens."""
   loaded = models.load(source, **overrides)
   lm = loaded.lm
+  chosen = tokenizer_reference
   if not tokenizer_reference:
     tokenizer_reference = reference(loaded.tokenizer, source)
   params = sharding.place(loaded.params, sharding.shardings(lm.table))
   about = describe(loaded.config, tokenizer_reference)
-  return Origin(lm, params, _open_tokenizer(tokenizer_reference, lm), about)
+  tokenizer = _choose_tokenizer(chosen, tokenizer_reference, lm)
+  return Origin(lm, params, tokenizer, about)
 
 
 def _open_random_model(settings: AnyModelSettings, overrides: Overrides, seed: int) -> Origin:
@@ -146,7 +148,8 @@ def _open_random_model(settings: AnyModelSettings, overrides: Overrides, seed: i
   lm = models.build(config)
   params = random_params(lm, seed)
   about = describe(config, tokenizer_reference)
-  return Origin(lm, params, _open_tokenizer(tokenizer_reference, lm), about)
+  tokenizer = _choose_tokenizer(settings.tokenizer, default_tokenizer, lm)
+  return Origin(lm, params, tokenizer, about)
 
 
 def open_python(source: str, tokenizer: str) -> Origin:
@@ -169,7 +172,7 @@ def open_python(source: str, tokenizer: str) -> Origin:
     "tokenizer": lasting_reference(tokenizer_reference),
   }
   params = sharding.place(params, sharding.shardings(lm.table))
-  return Origin(lm, params, _open_tokenizer(tokenizer_reference, lm), about)
+  return Origin(lm, params, _choose_tokenizer(tokenizer, own_tokenizer, lm), about)
 
 
 def open_reward_model(
@@ -390,12 +393,24 @@ def random_params(lm: LM, seed: int) -> Params:
 
 
 def _open_tokenizer(reference: str, lm: LM) -> Tokenizer:
-  """The tokenizer of a reference.
+  """The tokenizer of a reference, which is a model's own one.
 
   Raises:
     UserError: where it has more ids than the model has rows in its vocabulary.
   """
   return tokenizers.fit(tokenizers.by_reference(reference), lm.vocab_size)
+
+
+def _choose_tokenizer(chosen: str, own: str, lm: LM) -> Tokenizer:
+  """The tokenizer that the settings choose, or where they choose none the model's own.
+
+  Raises:
+    UserError: as `_open_tokenizer` does; it names the setting where that is to blame.
+  """
+  if not chosen:
+    return _open_tokenizer(own, lm)
+  with naming("config.model.tokenizer", chosen):
+    return _open_tokenizer(chosen, lm)
 
 
 def _with_tokenizer(origin: Origin, reference: str) -> Origin:
@@ -406,7 +421,8 @@ def _with_tokenizer(origin: Origin, reference: str) -> Origin:
   for name in ("eos", "banned"):  # ids of the tokenizer that is replaced
     about.pop(name, None)
   about["tokenizer"] = lasting_reference(reference)
-  return origin._replace(tokenizer=_open_tokenizer(reference, origin.lm), about=about)
+  tokenizer = _choose_tokenizer(reference, "", origin.lm)
+  return origin._replace(tokenizer=tokenizer, about=about)
 
 
 def ended(tokenizer: Tokenizer, about: Mapping[str, Any]) -> Tokenizer:

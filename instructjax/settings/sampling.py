@@ -39,6 +39,12 @@ def whole() -> Any:
   )
 
 
+def no_dropout(model: ModelSettings) -> Iterator[tuple[str, str]]:
+  """Yields the conflict of a dropout where nothing is trained."""
+  if model.dropout:
+    yield "model.dropout", "nothing is trained here, and samples are drawn without it; leave it 0"
+
+
 @settings
 class PromptData:
   """Prompts to answer."""
@@ -83,6 +89,9 @@ class BestOfNSettings:
   sampling: DrawSettings = group(DrawSettings())
   mesh: MeshSettings = group(MeshSettings())
 
+  def conflicts(self) -> Iterator[tuple[str, str]]:
+    yield from no_dropout(self.model)
+
 
 @settings
 class SeveralDrawSettings:
@@ -123,6 +132,7 @@ class SampleSettings:
   mesh: MeshSettings = group(MeshSettings())
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
+    yield from no_dropout(self.model)
     least, most = RANKED
     if self.k and not least <= self.k <= most:
       yield (

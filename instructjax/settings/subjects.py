@@ -201,7 +201,11 @@ class LoadedModelSettings:
   unroll: int = unroll()
   sequence: bool = sequence()
   attention: Attention = attention()
-  dropout: float = dropout()
+
+  @property
+  def dropout(self) -> float:
+    """None, and no setting: neither PPO nor an evaluation drops anything out."""
+    return 0.0
 
 
 AnyModelSettings = ModelSettings | LoadedModelSettings

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 
 from instructjax import models
-from instructjax.data.tokens import carry, chat
+from instructjax.data.tokens import carry, chat, tokenizers
 from instructjax.data.tokens.tokenizers import Tokenizer
-from instructjax.errors import UserError
+from instructjax.errors import UserError, naming
 from instructjax.models import lora
 from instructjax.runs import origin
 from instructjax.runs.checkpoint import Checkpoints
@@ -43,6 +43,9 @@ def export(
   """
   folder = Path(folder)
   check_free(folder, source)
+  if tokenizer:
+    with naming("--tokenizer", tokenizer):
+      tokenizers.by_reference(tokenizer)
   settings = dataclasses.replace(PLAIN, tokenizer=tokenizer)
   if origin.kind_of(source) == "reward":
     model = origin.open_reward_model(source, settings)

@@ -187,8 +187,16 @@ def assert_planned(config, training, shape="tiny", reward_shape="tiny"):
   assert described(planned.stage.batch) == described(batch)
 
 
-@pytest.mark.parametrize("changes", PARTS, ids=words)
-@pytest.mark.parametrize("stage", STAGES)
+def every_case():
+  """Each stage with each part that it may train; the types of trunks of two stages do daily."""
+  for stage in STAGES:
+    for changes in PARTS:
+      daily = stage in ("sft", "ppo") or changes.get("trunk_dtype", "bfloat16") == "bfloat16"
+      marks = () if daily else pytest.mark.slow
+      yield pytest.param(stage, changes, id=f"{stage} {words(changes)}", marks=marks)
+
+
+@pytest.mark.parametrize(("stage", "changes"), every_case())
 def test_every_stage_and_part_on_a_mesh(stage, changes, data, folder, monkeypatch, tmp_path):
   monkeypatch.chdir(folder)
   mesh = MESHES["data, fsdp and model"]
@@ -206,15 +214,15 @@ def test_what_ppo_alone_has(changes, data, folder, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("mesh", ["one device", "fsdp"])
-@pytest.mark.parametrize("changes", [{}, {"top": 1}, {"lora.rank": 2}], ids=words)
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("changes", [{"top": 1}, {"lora.rank": 2}], ids=words)
+@pytest.mark.parametrize("stage", ["sft", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_other_meshes(stage, changes, mesh, data, folder, monkeypatch, tmp_path):
   config = small_settings(stage, data, folder, {**changes, **MESHES[mesh]})
   with running.devices(config.mesh):
     assert_planned(config, made_by_the_command(config, monkeypatch, tmp_path))
 
 
-@pytest.mark.parametrize("changes", [{}, {"top": 1}, {"lora.rank": 2}], ids=words)
+@pytest.mark.parametrize("changes", [{}, {"top": 1}], ids=words)
 def test_a_reward_model_of_another_shape(changes, data, folder, monkeypatch, tmp_path):
   """Its trunk is another one, and is held beside that of the policy."""
   config = gpt.GPTConfig(vocab_size=257, context=256, width=48, depth=3, heads=4)
