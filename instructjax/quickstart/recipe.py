@@ -127,7 +127,7 @@ def reward_settings(
     "seed": settings.seed + seed_shift,
     "model.source": str(model_folder(workdir, "sft")),
     "data.comparisons": data_file(workdir, comparisons),
-    # The same texts are to be praised and to be criticised: two prompts, one after the other.
+    # The same texts come twice in a row, to be praised and to be criticised (`data.public.tone`).
     "data.together": 2,
     "batch": settings.reward_batch,
   }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from instructjax.settings import subjects
@@ -53,9 +53,7 @@ class QuickstartSettings:
   text_share: float = setting(
     0.1, "The share of pretraining text in a batch of rl_init.", above=0, below=1
   )
-  reward_batch: int = setting(
-    2, "Prompts of a batch of the reward models, an even number.", low=2, high=1000
-  )
+  reward_batch: int = setting(2, "Prompts of a batch of the reward models.", low=2)
   reward_lr: float = setting(1e-3, "The peak of the reward models' learning rate.", above=0, high=1)
   # PPO and PPO-ptx share everything but the pretraining mix.
   iterations: int = setting(9, "Iterations of PPO.", low=1, high=100_000)
@@ -78,6 +76,12 @@ class QuickstartSettings:
   eos_penalty: float = setting(
     1.0, "Taken from the score of a response that did not end; not in the paper.", low=0, high=1e6
   )
+
+  def conflicts(self) -> Iterator[tuple[str, str]]:
+    # Both comparisons of the same texts are in one batch.
+    for name in ("comparisons", "gold", "reward_batch"):
+      if getattr(self, name) % 2:
+        yield name, "comparisons come in pairs, of praise and of criticism; take an even number"
 
 
 # The README holds what each preset costs and gives.

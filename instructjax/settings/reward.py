@@ -38,13 +38,13 @@ class ComparisonData:
   template: str = subjects.template()
   prompt: int = subjects.prompt_tokens()
   response: int = subjects.response_tokens()
-  stems: bool = subjects.stems()
   together: int = setting(
     1,
-    "Comparisons that follow each other in the file and are drawn together, in one batch.",
+    "Neighbouring comparisons that are drawn together, such as two that rank the same texts.",
     low=1,
-    high=10_000,
+    high=1000,
   )
+  stems: bool = subjects.stems()
   separator: str = subjects.separator()
 
 
@@ -78,10 +78,10 @@ class RewardSettings:
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from one_part(self.top, self.lora)
-    if self.batch % self.data.together:
-      yield "batch", f"it is no multiple of config.data.together={self.data.together}; choose one"
     metrics = ("loss", "accuracy", "score/mean", "eval/accuracy")
     yield from chosen_metric(self.best, metrics, bool(self.data.valid))
+    if self.batch % self.data.together:
+      yield "batch", f"choose a multiple of config.data.together={self.data.together}"
 
 
 TINY = replaced(

@@ -14,7 +14,7 @@ import numpy as np
 
 from instructjax import losses, reward, sharding, steps
 from instructjax.data.batches import corpora, pipeline
-from instructjax.data.batches.mixture import Rows
+from instructjax.data.batches.mixture import Mixture, Rows
 from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
@@ -109,6 +109,36 @@ def groups_of(
   )
 
 
+def draw_comparisons(
+  settings: RewardSettings, rows: Rows, pad: pipeline.Pad
+) -> Callable[[int], Any]:
+  """Batches of comparisons, where `config.data.together` neighbours are drawn as one.
+
+  Two neighbours may rank the same texts by opposite instructions. In one batch, what makes a text
+  good in itself cancels out of their gradients, and the instruction remains.
+
+  Raises UserError where the comparisons do not divide into neighbours, or are a mixture.
+  """
+  together = settings.data.together
+  if together == 1:
+    mine = sharding.local_rows(settings.batch)
+    return pipeline.stream(rows, pad, size=settings.batch, seed=settings.seed, mine=mine)
+  if isinstance(rows, Mixture):
+    raise UserError(
+      f"config.data.together={together}: a mixture draws from its sources in turn, so there are no "
+      "neighbours; give one source, or files with commas between"
+    )
+  require_multiple(len(rows), together, "the number of comparisons", "config.data.together")
+  neighbours = [rows[first : first + together] for first in range(0, len(rows), together)]
+
+  def pad_neighbours(parts: Sequence[Sequence]) -> Any:
+    return pad([row for part in parts for row in part])
+
+  size = settings.batch // together
+  mine = sharding.local_rows(size)
+  return pipeline.stream(neighbours, pad_neighbours, size=size, seed=settings.seed, mine=mine)
+
+
 def demonstration_rows(
   settings: RewardSettings, records: Sequence, tokenizer: Tokenizer, template: chat.Template | None
 ) -> list[pipeline.Row]:
@@ -124,38 +154,6 @@ def demonstration_rows(
     separator=data.separator,
     name=data.demonstrations,
     template=template,
-  )
-
-
-def draw_comparisons(
-  settings: RewardSettings, rows: Rows, pad: Callable[[Sequence], Comparisons]
-) -> Callable[[int], Comparisons]:
-  """Batches of comparisons, shuffled anew each epoch.
-
-  With `data.together` neighbours of the file stay in one batch. Two prompts that ask the opposite
-  of the same texts, for example, cancel what a model could learn without reading the prompt.
-
-  Raises UserError where such neighbours do not divide over the devices.
-  """
-  together = settings.data.together
-  blocks = settings.batch // together
-  if together == 1:
-    mine = sharding.local_rows(settings.batch)
-    return pipeline.stream(rows, pad, size=settings.batch, seed=settings.seed, mine=mine)
-  require_multiple(blocks, batch_shards(), "config.batch / config.data.together", "devices")
-
-  def pad_blocks(numbers: Sequence[int]) -> Comparisons:
-    members = []
-    for number in numbers:
-      members += [rows[number * together + place] for place in range(together)]
-    return pad(members)
-
-  return pipeline.stream(
-    range(len(rows) // together),
-    pad_blocks,
-    size=blocks,
-    seed=settings.seed,
-    mine=sharding.local_rows(blocks),
   )
 
 
