@@ -133,7 +133,6 @@ def settings_of(
     "model.dtype": b.dtype,
     "model.remat": b.remat,
     "model.unroll": b.unroll,
-    "model.dropout": 0.0,
   }
   preset = settings.preset(stage, "tiny")
   return settings.replaced(preset, common | changes)
@@ -168,6 +167,7 @@ def sft_settings(b: Bench) -> settings.SFTSettings:
     "data.prompt": prompt,
     "data.response": b.length - prompt,
     "loss_on_prompt": True,
+    "model.dropout": 0.0,  # the stages that the others measure have none either
     "optimizer": optimizer(1e-4),
   }
   return settings_of(b, "sft", changes)

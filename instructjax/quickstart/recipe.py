@@ -71,9 +71,8 @@ def shared(settings: QuickstartSettings) -> dict[str, Any]:
     "trunk_dtype": settings.trunk_dtype,
     "model.dtype": settings.dtype,
     "model.unroll": settings.unroll,
-    # Six small blocks fit into memory as they are, and a few hundred updates need no dropout.
+    # Six small blocks fit into memory as they are.
     "model.remat": "none",
-    "model.dropout": 0.0,
     "data.prompt": settings.prompt,
     # The lower blocks never change: what they make of a row of data is computed once and kept.
     "data.stems": settings.top is not None,
@@ -86,6 +85,8 @@ def shared(settings: QuickstartSettings) -> dict[str, Any]:
 def supervised(settings: QuickstartSettings, workdir: Path, lr: float) -> dict[str, Any]:
   """Returns the fields that SFT, rl_init and the reward models have besides."""
   return shared(settings) | {
+    # A few hundred updates need no dropout; PPO has none anyway.
+    "model.dropout": 0.0,
     "data.response": settings.response,
     "data.demonstrations": data_file(workdir, "demonstrations"),
     "optimizer.lr": lr,
