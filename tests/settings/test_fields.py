@@ -70,7 +70,7 @@ def wrong_values(field):
   return ("maybe",) if holds(field, bool) else ("x",)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [*settings.PRESETS, "pretrain:6b", "ppo:6b"])
 def test_a_value_is_taken_or_its_field_is_named(name):
   """The message is one line with the name of the field and its range, its choices or its rival."""
   loaded = settings.load(name)
