@@ -35,7 +35,7 @@ class QuickstartSettings:
   # Sizes of the data.
   demonstrations: int = setting(400, "Demonstrations.", low=1, high=100_000)
   comparisons: int = setting(
-    240, "Comparisons that the reward model is trained on.", low=2, high=100_000
+    320, "Comparisons that the reward model is trained on.", low=2, high=100_000
   )
   gold: int = setting(
     224, "Comparisons of other people that the gold model is trained on.", low=2, high=100_000
