@@ -427,7 +427,7 @@ def measure(b: Bench) -> dict[str, Any]:
   batch: dict[str, Any] = {}
   seconds = []
   calls = b.repeats + 1
-  with prefetch.ahead(corpora.placed(batches), stop=calls) as feed:
+  with prefetch.ahead(corpora.place_batches(batches), stop=calls) as feed:
     for number in range(calls):
       begun = time.perf_counter()
       batch = feed.batch(number)

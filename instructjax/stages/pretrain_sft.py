@@ -253,13 +253,13 @@ def batches_of(
     (prepared.text, demonstrations, settings.batch - demonstrations),
   ):
     # Demonstrations come first in a batch, so a process may have rows of one kind alone.
-    here = [number - first for number in mine if first <= number < first + size]
-    if not here:
+    own_rows = [number - first for number in mine if first <= number < first + size]
+    if not own_rows:
       continue
     pad = partial(pad_rows, length=row_length(settings))
     if keeps_stems(settings):
       rows, pad = stems.kept_rows(lm, trunk, rows, pad, settings.model.dtype)
-    streams.append(pipeline.stream(rows, pad, size=size, seed=settings.seed, mine=here))
+    streams.append(pipeline.stream(rows, pad, size=size, seed=settings.seed, mine=own_rows))
 
   def batch(number: int) -> dict[str, Demonstrations]:
     parts = [stream(number) for stream in streams]

@@ -194,8 +194,8 @@ def mean_score(
   pad = partial(pipeline.pad_demonstrations, length=length)
   scores = []
   for batch, real in pipeline.once(rows, pad, size=size):
-    placed = sharding.place_batch(batch)
-    scores.append(sharding.fetch(score(params, placed.tokens, placed.valid))[:real])
+    on_devices = sharding.place_batch(batch)
+    scores.append(sharding.fetch(score(params, on_devices.tokens, on_devices.valid))[:real])
   return jnp.float32(np.concatenate(scores).mean())
 
 

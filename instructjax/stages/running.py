@@ -165,7 +165,7 @@ def train(
     workdir / "checkpoints" / settings.stage, keep=settings.keep, best=settings.best
   )
   begun = time.perf_counter()
-  with prefetch.ahead(corpora.placed(training.batches), stop=stage.calls) as feed:
+  with prefetch.ahead(corpora.place_batches(training.batches), stop=stage.calls) as feed:
     state = fit(
       one_step,
       training.state,

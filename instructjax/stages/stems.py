@@ -41,11 +41,10 @@ def with_stems(lm: LM, trunk: Params, batch: PyTree, dtype: str) -> PyTree:
   stems = np.zeros((*tokens.shape, lm.width), jnp.dtype(dtype))
   real = np.flatnonzero(valid.any(1))
   for begin in range(0, len(real), size):
-    rows = np.resize(
-      real[begin : begin + size], size
-    )  # the last part is filled up with its own rows
-    placed = sharding.place_batch((tokens[rows], valid[rows]))
-    stems[rows] = sharding.fetch(compute(trunk, *placed))
+    # The last part is filled up with its own rows, so that all parts have one shape.
+    rows = np.resize(real[begin : begin + size], size)
+    on_devices = sharding.place_batch((tokens[rows], valid[rows]))
+    stems[rows] = sharding.fetch(compute(trunk, *on_devices))
   return dataclasses.replace(batch, stem=stems.reshape(*batch.tokens.shape, lm.width))
 
 

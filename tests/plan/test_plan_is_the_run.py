@@ -183,7 +183,7 @@ def assert_planned(config, training, shape="tiny", reward_shape="tiny"):
   state, frozen = planned.start()
   assert described(state) == described(training.state)
   assert described(frozen) == described(training.frozen)
-  batch = corpora.placed(training.batches)(0)
+  batch = corpora.place_batches(training.batches)(0)
   assert described(planned.stage.batch) == described(batch)
 
 

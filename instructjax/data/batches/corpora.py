@@ -138,7 +138,7 @@ def texts(
   return all_rows, hashlib.sha256("".join(lazy_prints).encode()).hexdigest()
 
 
-def placed(batches: Callable[[int], PyTree]) -> Callable[[int], PyTree]:
+def place_batches(batches: Callable[[int], PyTree]) -> Callable[[int], PyTree]:
   """The same batches on the devices; each process makes the rows of its own
   (`sharding.local_rows`).
   """

@@ -161,7 +161,7 @@ for shape in ((8, 1, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8)):
     mine = sharding.local_rows(16)
     pad = partial(pipeline.pad_demonstrations, length=24)
     batches = pipeline.stream(Seen(), pad, size=16, seed=1, mine=mine)
-    found = corpora.placed(batches)(3)
+    found = corpora.place_batches(batches)(3)
     count = len(made)
     whole = sharding.fetch(found)
     content = b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(whole))
