@@ -92,19 +92,22 @@ def init_params(policy: Params, reward_params: Params) -> Params:
 
 def stems(
   frozen: Frozen,
-  tokens: Array,
-  valid: Array,
+  rows: Rollout,
   ppo: PPO,
 ) -> tuple[Array | None, Array | None]:
   """Returns the activations of the untrained trunk of the policy side and of the reward side.
 
   A side that trains all of its blocks has no stem.
   """
+  # The reward model reads an end of text at the end of a response that was cut. Policy and value
+  # network never read that position: they look at the state before each token. So one stem does for
+  # all of them.
+  tokens = reward.closed(rows, ppo.sampling.eos)
 
   def stem(lm: LM, trunk: Params) -> Array | None:
     if "lower" not in trunk:
       return None
-    return lm.stem(trunk, tokens, valid)
+    return lm.stem(trunk, tokens, rows.valid)
 
   policy_stem = stem(ppo.lm, frozen.trunk)
   if frozen.reward_trunk is None:
@@ -191,11 +194,11 @@ def score(
   ppo: PPO,
   stem: Array | None = None,
 ) -> Float[Array, " B"]:
-  """Returns r_θ(x, y) of each episode."""
+  """Returns r_θ(x, y) of each episode, read at its end of text (`reward.closed`)."""
   return reward.score(
     _reward_lm(ppo),
     reward_side(frozen, frozen.reward),
-    rows.tokens,
+    reward.closed(rows, ppo.sampling.eos),
     rows.valid,
     stem=stem,
   )
@@ -563,7 +566,7 @@ def iteration(
   ptx_coef is 0.
   """
   rows = rollout(state.params, frozen, prompts, rollout_key(state), ppo)
-  policy_stem, reward_stem = stems(frozen, rows.tokens, rows.valid, ppo)
+  policy_stem, reward_stem = stems(frozen, rows, ppo)
   scores = score(frozen, rows, ppo, reward_stem)
   return learn(
     state,

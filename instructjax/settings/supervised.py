@@ -7,6 +7,7 @@ from typing import Literal
 
 from instructjax.settings import subjects
 from instructjax.settings.fields import group, replaced, setting, settings
+from instructjax.settings.method import MissingEosSettings
 from instructjax.settings.subjects import (
   Dtype,
   LoraSettings,
@@ -86,6 +87,7 @@ class SelectSettings:
   batch: int = setting(32, "Prompts that are sampled together.", low=1)
   response: int = subjects.tokens(256, "Tokens of a sample.")
   temperature: float = setting(1.0, "The temperature of the samples; 0 is greedy.", low=0, high=100)
+  missing_eos: MissingEosSettings = group(MissingEosSettings())
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     if self.reward.strip() and not self.prompts:

@@ -22,7 +22,7 @@ from instructjax.models import freeze
 from instructjax.rollout import Sampling
 from instructjax.runs import origin, writers
 from instructjax.runs.origin import Origin
-from instructjax.settings.method import KLSettings, MissingEosSettings
+from instructjax.settings.method import KLSettings
 from instructjax.settings.ppo import PPOSettings
 from instructjax.stages import running, stems, trainable
 from instructjax.stages.wiring import (
@@ -30,6 +30,7 @@ from instructjax.stages.wiring import (
   Stage,
   batch_shards,
   demonstrations_of,
+  missing_eos,
   optimizer,
   require_multiple,
   rows_of,
@@ -175,7 +176,7 @@ def parts_of(
     return ppo.rollout(state.params, frozen, prompts, ppo.rollout_key(state), experiment)
 
   def scoring(state: TrainState, frozen: Frozen, rows: Rollout) -> Experience:
-    policy_stem, reward_stem = ppo.stems(frozen, rows.tokens, rows.valid, experiment)
+    policy_stem, reward_stem = ppo.stems(frozen, rows, experiment)
     # What comes from outside costs the device nothing, whatever it is.
     if from_outside:
       scores = jnp.zeros_like(rows.logp[:, 0])
@@ -227,18 +228,6 @@ def parts_of(
 PLACES = {"at_last_token": returns.at_last_token, "after_last_token": returns.after_last_token}
 
 
-def missing_eos(settings: MissingEosSettings) -> Callable:
-  """What becomes of the score of a response that did not end."""
-  value = 1.0 if settings.value is None else settings.value
-  match settings.kind:
-    case "replace":
-      return partial(returns.replace_missing_eos, value=value)
-    case "subtract":
-      return partial(returns.penalise_missing_eos, penalty=value)
-    case "keep":
-      return lambda score, ended: score
-
-
 def kl_control(settings: KLSettings) -> Callable:
   """How the next KL coefficient follows from the KL; the defaults are of Ziegler et al. 2019."""
   if settings.control == "fixed":
@@ -248,13 +237,22 @@ def kl_control(settings: KLSettings) -> Callable:
   return partial(returns.adaptive_kl, target=target, horizon=horizon)
 
 
-def sampling_of(settings: PPOSettings, tokenizer: Tokenizer) -> Sampling:
-  """How episodes are sampled: from the whole distribution, ended by the ids of the tokenizer."""
+def sampling_of(
+  settings: PPOSettings, tokenizer: Tokenizer, template: chat.Template | None = None
+) -> Sampling:
+  """How episodes are sampled: from the whole distribution, ended by the ids of the tokenizer.
+
+  The first of them closes a response that was cut, for the reward model: in a chat it is the one
+  that its template writes.
+  """
   rollout = settings.sampling
+  eos = tokenizer.eos
+  if template is not None:
+    eos = (template.end, *(token for token in eos if token != template.end))
   return Sampling(
     response=rollout.response,
     temperature=rollout.temperature,
-    eos=tokenizer.eos,
+    eos=eos,
     banned=tokenizer.banned,
     whole=rollout.whole,
   )
@@ -383,7 +381,7 @@ def step_with_rewards(
     scores: Float[Array, " B"],
     text: Demonstrations | None,
   ) -> Any:
-    policy_stem, reward_stem = ppo.stems(frozen, rows.tokens, rows.valid, experiment)
+    policy_stem, reward_stem = ppo.stems(frozen, rows, experiment)
     return ppo.learn(
       state,
       frozen,
@@ -447,7 +445,7 @@ def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
       )
     texts, prompts = draw_prompts(settings, prompt_sources, policy.tokenizer, template)
     windows, text_print = corpora.texts(data, text_sources, policy.tokenizer, data.length)
-    sampling = sampling_of(settings, policy.tokenizer)
+    sampling = sampling_of(settings, policy.tokenizer, template)
     experiment = experiment_of(settings, policy.lm, judge.lm, sampling)
     stage = wire(
       settings,

@@ -155,6 +155,8 @@ def demonstration_rows(
     separator=data.separator,
     name=data.demonstrations,
     template=template,
+    # The score is read at an end of text, as that of a sampled response is (`reward.closed`).
+    end_cut=True,
   )
 
 

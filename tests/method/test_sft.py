@@ -238,9 +238,8 @@ def test_a_share_of_the_loss_is_of_text_whatever_its_length(text_rows):
   params = LM.init(jax.random.key(0))
   demonstrations = jax.tree.map(lambda x: x[: 8 - text_rows], batch)
   text = jax.tree.map(lambda x: x[8 - text_rows :], batch)
-  means = [
-    float(nll / count) for nll, count in (evaluate(params, demonstrations), evaluate(params, text))
-  ]
+  sums = evaluate(params, demonstrations), evaluate(params, text)
+  means = [float(total / count) for total, count in sums]
   cfg = sft.SFTConfig(text_rows=text_rows, text_share=0.1)
   _, metrics = step(start(), batch, cfg=cfg)
   assert metrics["loss"] == pytest.approx(0.9 * means[0] + 0.1 * means[1], rel=1e-5)
@@ -249,7 +248,7 @@ def test_a_share_of_the_loss_is_of_text_whatever_its_length(text_rows):
 
 
 def test_the_gradient_of_text_has_its_share():
-  """The update by plain gradient descent is 0.9 that of the demonstrations and 0.1 of the text's."""
+  """The update by plain gradient descent is .9 of the demonstrations' and .1 of the text's."""
   batch = mixed_batch(text_rows=2)
   parts = jax.tree.map(lambda x: x[:6], batch), jax.tree.map(lambda x: x[6:], batch)
   before = start().params
