@@ -23,6 +23,8 @@ from instructjax.types import Array, Bool, Float, Int, Metrics, Scalar
 
 # The logit of a banned token: e^BANNED is exactly 0, and unlike -inf it can be multiplied by 0.
 BANNED = -1e9
+# The log-ratio up to which a probability ratio is e^log-ratio; float32 overflows at 88.
+LARGEST_LOG_RATIO = 40.0
 
 
 # From logits to log-probabilities
@@ -243,14 +245,28 @@ def ranking_accuracy(
   winner, loser = _pairs(score)
   difference = winner - loser
   # 1 where the winner scores higher, ½ where both score the same.
-  right = jnp.where(difference == 0, 0.5, 0.0)
-  right = jnp.where(difference > 0, 1.0, right)
+  right = jnp.where(difference == 0, jnp.float32(0.5), 0)
+  right = jnp.where(difference > 0, 1, right)
   correct = jnp.sum(jnp.where(beats, right, 0), axis=(1, 2))
   pairs = jnp.sum(beats, axis=(1, 2))
   return correct, pairs.astype(jnp.float32)
 
 
 # Step 3: PPO
+
+
+def probability_ratio(
+  logp: Float[Array, "*B"],
+  old_logp: Float[Array, "*B"],
+) -> Float[Array, "*B"]:
+  """Returns ρ = π / π_old, finite for any finite log-probabilities, and with it every gradient.
+
+  Beyond a log-ratio of 40 the exponential goes on as its tangent. An infinite ratio would make the
+  loss NaN where the advantage is 0, and the gradient NaN where the clip leaves none.
+  """
+  log_ratio = logp - old_logp
+  bounded = jnp.minimum(log_ratio, LARGEST_LOG_RATIO)
+  return jnp.exp(bounded) * (1 + (log_ratio - bounded))
 
 
 def _policy_terms(
@@ -260,7 +276,7 @@ def _policy_terms(
   clip: float,
 ) -> tuple[Array, Array, Array]:
   """Returns (probability ratio, unclipped loss, clipped loss) of each token."""
-  ratio = jnp.exp(logp - old_logp)
+  ratio = probability_ratio(logp, old_logp)
   near = jnp.clip(ratio, 1 - clip, 1 + clip)
   unclipped = -advantage * ratio
   clipped = -advantage * near

@@ -261,18 +261,23 @@ def credit(
   )
   # Sums over the tokens of an episode, in nats.
   episode_kl = kl.sum(1)
+  episode_kl_k2 = (returns.kl_k2(logp, ref_logp) * mask).sum(1)
+  episode_kl_k3 = jnp.where(mask, returns.kl_k3(logp, ref_logp), 0).sum(1)
   episode_entropy = (entropy * mask).sum(1)
   length = mask.sum(1)
   metrics = {
     "objective/scores": score.mean(),
     "objective/scores_std": score.std(),
     "objective/kl": episode_kl.mean(),
-    "objective/kl_k2": returns.masked_mean(returns.kl_k2(logp, ref_logp), mask),
-    "objective/kl_k3": returns.masked_mean(returns.kl_k3(logp, ref_logp), mask),
+    "objective/kl_k2": episode_kl_k2.mean(),
+    "objective/kl_k3": episode_kl_k3.mean(),
     "objective/kl_coef": kl_coef,
     "objective/entropy": episode_entropy.mean(),
     "objective/non_score_reward": -kl_coef * episode_kl.mean(),
     "objective/rlhf_reward": (paid - kl_coef * episode_kl).mean(),
+    "val/advantage_mean": returns.masked_mean(advantage, value_mask),
+    "val/advantage_std": jnp.sqrt(returns.masked_var(advantage, value_mask)),
+    "response/tokens": length.sum().astype(jnp.float32),
     "response/len_mean": length.mean(dtype=jnp.float32),
     "response/len_max": length.max().astype(jnp.float32),
     "response/eos_frac": rows.ended.mean(dtype=jnp.float32),
@@ -443,8 +448,9 @@ def improve(
 ) -> tuple[TrainState, Metrics]:
   """Makes epochs * minibatches optimizer updates on one batch of experience.
 
-  Metrics are means over the updates, but for those whose name ends in `_max`. `policy/ratio_first`
-  is the largest ratio of the first update.
+  Metrics are means over the updates, but for those whose name ends in `_max` or `_min`.
+  `policy/ratio_first` is the largest ratio of the first update, and `policy/ema_distance` how far
+  the average of the weights lies behind them, as a share of their norm.
 
   Raises:
     ValueError: when ptx_coef asks for pretraining text and there is none.
@@ -477,8 +483,12 @@ def improve(
 
   summary = {}
   for name, per_update in metrics.items():
-    largest = name.endswith("_max")
-    summary[name] = per_update.max() if largest else per_update.mean()
+    if name.endswith("_max"):
+      summary[name] = per_update.max()
+    elif name.endswith("_min"):
+      summary[name] = per_update.min()
+    else:
+      summary[name] = per_update.mean()
   # 1 up to rounding: nothing has been learnt yet when it is computed.
   summary["policy/ratio_first"] = metrics["policy/ratio_max"][0]
 
@@ -487,6 +497,10 @@ def improve(
     averaged_params = {name: state.params[name] for name in average}
     average = optim.ema(average, averaged_params, cfg.ema_decay)
     state = dataclasses.replace(state, ema=average)
+  if average is not None:
+    current = {name: state.params[name] for name in average}
+    behind = jax.tree.map(jnp.subtract, current, average)
+    summary["policy/ema_distance"] = optax.tree.norm(behind) / optax.tree.norm(current)
   return state, summary
 
 

@@ -247,13 +247,14 @@ def adaptive_kl(
 ) -> Scalar:
   """Moves β so that the KL approaches `target` (Ziegler et al. 2019, section 2.2).
 
-      β ← β (1 + e n / horizon),        e = clip(KL / target - 1, -0.2, 0.2)
+      β ← β (1 + e min(n / horizon, 1)),        e = clip(KL / target - 1, -0.2, 0.2)
 
   `kl` is in nats an episode: the mean over episodes of the sum over tokens. `n` is the number of
-  episodes.
+  episodes. A call moves β by a fifth at most: without that bound β would be negative as soon as n
+  is more than five horizons, and would reward the policy for leaving the reference.
   """
   error = jnp.clip(kl / target - 1, -0.2, 0.2)
-  return coef * (1 + error * n / horizon)
+  return coef * (1 + error * min(n / horizon, 1.0))
 
 
 # Best of n

@@ -127,7 +127,7 @@ def categorical(
   mass = mass.reshape(rows, -1, BLOCK)
   block_mass = mass.sum(-1)
   # The mass is not normalised, so u runs up to its total.
-  u = jax.random.uniform(key, (rows,), out_sharding=sharding.spec("batch"))
+  u = jax.random.uniform(key, (rows,), jnp.float32, out_sharding=sharding.spec("batch"))
   u = u * block_mass.sum(-1)
   block, u = first_above(block_mass, u)
   # The rest of u searches within the block.
@@ -208,7 +208,7 @@ def sample(
     return token, logp, live & ~is_end(token, cfg.eos)
 
   def write(buffer, t, column):
-    return jax.lax.dynamic_update_slice(buffer, column[:, None], (0, t))
+    return jax.lax.dynamic_update_slice_in_dim(buffer, column[:, None], t, axis=1)
 
   def empty_like(column):
     spec = sharding.spec("batch", None)
@@ -216,8 +216,8 @@ def sample(
 
   def step(state: Decoding) -> Decoding:
     t = state.t
-    last = jax.lax.dynamic_slice(state.tokens, (0, t - 1), (B, 1))
-    valid = jax.lax.dynamic_slice(state.mask, (0, t - 1), (B, 1))
+    last = jax.lax.dynamic_slice_in_dim(state.tokens, t - 1, 1, axis=1)
+    valid = jax.lax.dynamic_slice_in_dim(state.mask, t - 1, 1, axis=1)
     hidden, cache = lm.decode(layers, last, valid, state.cache)
     token, logp, live = choose(t, hidden[:, -1], state.live)
     return Decoding(
