@@ -429,7 +429,12 @@ def order(
   """Returns the row numbers of each minibatch: [epochs * N, rows / N].
 
   Every row occurs once an epoch, and each epoch has a new permutation.
+
+  Raises:
+    ValueError: when the rows do not divide into minibatches.
   """
+  if rows % cfg.minibatches:
+    raise ValueError(f"{rows} episodes do not divide into {cfg.minibatches} minibatches")
 
   def permute(epoch):
     return jax.random.permutation(jax.random.fold_in(key, epoch), rows)
@@ -453,7 +458,8 @@ def improve(
   the average of the weights lies behind them, as a share of their norm.
 
   Raises:
-    ValueError: when ptx_coef asks for pretraining text and there is none.
+    ValueError: when ptx_coef asks for pretraining text and there is none, and when its rows are no
+      multiple of the episodes. The rest would never be trained on.
   """
   cfg = ppo.cfg
   if cfg.ptx_coef and text is None:
@@ -461,15 +467,18 @@ def improve(
       f"ptx_coef is {cfg.ptx_coef} and there is no pretraining text: give some, or set it to 0"
     )
   rows = exp.tokens.shape[0]
+  text_rows = 0 if text is None else text.tokens.shape[0]
+  if cfg.ptx_coef and (text_rows < rows or text_rows % rows):
+    raise ValueError(f"{text_rows} rows of text are no multiple of {rows} episodes")
 
   def update_on(state, episodes):
     minibatch = _take(exp, episodes)
     text_minibatch = None
     if text is not None and cfg.ptx_coef:
       # Each episode brings the same number of pretraining rows, which lie next to each other.
-      ratio = text.tokens.shape[0] // rows
-      text_rows = episodes[:, None] * ratio + jnp.arange(ratio)
-      text_minibatch = _take(text, text_rows.reshape(-1))
+      ratio = text_rows // rows
+      rows_of_text = episodes[:, None] * ratio + jnp.arange(ratio)
+      text_minibatch = _take(text, rows_of_text.reshape(-1))
     return minibatch_step(
       state,
       (minibatch, text_minibatch),

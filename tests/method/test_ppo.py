@@ -537,3 +537,12 @@ def test_policy_converges_to_the_analytic_optimum():
   pi = logp(state.params["policy"])
   assert float((jnp.exp(pi) * (pi - optimum)).sum()) < 0.01
   assert float((jnp.exp(logp(frozen.ref)) * (logp(frozen.ref) - optimum)).sum()) > 0.3
+
+
+@pytest.mark.parametrize("rows", [4, 12])
+def test_text_that_would_not_be_trained_on_is_refused(rows):
+  config, state, frozen = setup(ptx_coef=1.0)
+  *_, exp, _ = collect(config, state, frozen)
+  text = tiny.text(config.lm, rows=rows)
+  with pytest.raises(ValueError, match=f"{rows} rows of text are no multiple of 8 episodes"):
+    ppo.improve(state, frozen, exp, text, config)
