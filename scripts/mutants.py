@@ -1,0 +1,1755 @@
+"""Would the tests notice?  Faults that a person could make in the method, one at a time.
+
+  python scripts/mutants.py --list                  the mutants of each module
+  python scripts/mutants.py                         all of them; takes an hour
+  python scripts/mutants.py --only losses           those of one module
+  python scripts/mutants.py --only losses sign      those whose phrase has the word "sign"
+
+A mutant is a piece of a module, what takes its place, and a phrase that says what is wrong then.
+Each of them is applied to a copy of the package, and the fast tests of its module run against the
+copy until one of them fails.  A mutant that no test fails survives: a test is missing, or the
+mutant changes nothing that could be observed.  In that case `equivalent` says why, and the mutant
+is not run.
+
+The exit code is 1 where a mutant survives.  `tests/test_mutants.py` checks that each piece stands
+in its module exactly once, so a change of the code asks for a change of this table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "instructjax"
+# Seconds after which a mutant counts as killed: it made a loop endless.
+PATIENCE = 300
+
+
+@dataclass(frozen=True)
+class Mutant:
+  """One fault: `old` becomes `new`, and that `breaks` something."""
+
+  old: str
+  new: str
+  breaks: str
+  # Why no test can notice it.
+  equivalent: str = ""
+
+
+# The tests of each module, the quickest first.
+TESTS = {
+  "losses": ["tests/method/test_losses.py", "tests/method/test_misuse.py"],
+  "returns": ["tests/method/test_returns.py", "tests/method/test_misuse.py"],
+  "likelihood": ["tests/method/test_likelihood.py"],
+  "rollout": ["tests/method/test_rollout.py", "tests/method/test_misuse.py"],
+  "steps": ["tests/method/test_steps.py", "tests/method/test_misuse.py"],
+  "optim": ["tests/method/test_optim.py"],
+  "sharding": ["tests/method/test_sharding.py"],
+  "sft": ["tests/method/test_sft.py"],
+  "reward": ["tests/method/test_reward.py"],
+  "ppo": ["tests/method/test_ppo.py", "tests/method/test_misuse.py"],
+  "bestofn": ["tests/method/test_bestofn.py"],
+  "intervals": ["tests/method/test_intervals.py"],
+  "models/heads": ["tests/models/test_heads.py"],
+  "models/decay": ["tests/models/test_decay.py"],
+  "system/keys": ["tests/system/test_keys.py"],
+}
+
+M = Mutant
+MUTANTS: dict[str, list[Mutant]] = {}
+
+MUTANTS["losses"] = [
+  M(
+    "logits.astype(jnp.float32) / temperature",
+    "logits.astype(jnp.float32) * temperature",
+    "logits are multiplied by the temperature",
+  ),
+  M(
+    "is_banned[list(banned)] = True",
+    "is_banned[list(banned)[:1]] = True",
+    "only the first banned id is banned",
+  ),
+  M("return picked - normaliser", "return picked", "log-probabilities without the normaliser"),
+  M(
+    "picked = jnp.sum(jnp.where(is_token, logits, 0), axis=-1)",
+    "picked = jnp.max(jnp.where(is_token, logits, 0), axis=-1)",
+    "max for sum where the vocabulary is sharded",
+  ),
+  M(
+    "return jnp.log(total) - weighted / total",
+    "return jnp.log(total) + weighted / total",
+    "sign in the entropy",
+  ),
+  M("z = logits - top\n", "z = logits\n", "the entropy overflows"),
+  M(
+    "count = jnp.maximum(jnp.sum(mask), 1)  # an empty",
+    "count = jnp.int32(mask.size)  # an empty",
+    "the token mean counts padding",
+  ),
+  M("rows = jnp.sum(length > 0)", "rows = mask.shape[0]", "the sequence mean counts empty rows"),
+  M(
+    "length = jnp.sum(mask, axis=-1, keepdims=True)",
+    "length = jnp.sum(mask, axis=0, keepdims=True)",
+    "the wrong axis in the sequence mean",
+  ),
+  M("beats = real & (winner < loser)", "beats = real & (winner <= loser)", "ties are counted"),
+  M(
+    "real = (winner > 0) & (loser > 0)", "real = loser > 0", "a padded completion beats all others"
+  ),
+  M(
+    "real = (winner > 0) & (loser > 0)",
+    "real = winner > 0",
+    "the padded loser is not asked for",
+    equivalent="a real winner has a rank above 0, and no loser of rank 0 has a larger one",
+  ),
+  M("prompts = jnp.sum(pairs > 0)", "prompts = rank.shape[0]", "prompts without pairs count"),
+  M(
+    "pairs = completions * (completions - 1) // 2",
+    "pairs = completions * completions // 2",
+    "a completion is paired with itself",
+  ),
+  M("return -jnp.sum(weight * logp)", "return jnp.sum(weight * logp)", "sign of the likelihood"),
+  M(
+    "difference = winner - loser - margin",
+    "difference = winner - loser + margin",
+    "sign of the margin",
+  ),
+  M(
+    "difference = winner - loser - margin",
+    "difference = loser - winner - margin",
+    "the loser is preferred",
+  ),
+  M("total = winner + loser", "total = winner - loser", "centering penalises differences"),
+  M(
+    "best = rank == 1",
+    "best = rank == jnp.min(rank, axis=1, keepdims=True)",
+    "a padded completion is the best",
+  ),
+  M(
+    "real = (rank > 0) & (weight != 0)[:, None]",
+    "real = (rank >= 0) & (weight != 0)[:, None]",
+    "padded completions take part in the softmax",
+  ),
+  M(
+    "target = weight[:, None] / ties.astype(jnp.float32)",
+    "target = weight[:, None] / jnp.ones_like(ties, jnp.float32)",
+    "tied best completions count double",
+  ),
+  M(
+    "jnp.where(difference == 0, jnp.float32(0.5), 0)",
+    "jnp.where(difference == 0, jnp.float32(0), 0)",
+    "equal scores are wrong",
+  ),
+  M("log_ratio = logp - old_logp", "log_ratio = old_logp - logp", "the ratio upside down"),
+  M(
+    "bounded = jnp.minimum(log_ratio, LARGEST_LOG_RATIO)",
+    "bounded = log_ratio",
+    "the ratio overflows",
+  ),
+  M(
+    "near = jnp.clip(ratio, 1 - clip, 1 + clip)",
+    "near = jnp.clip(ratio, None, 1 + clip)",
+    "the ratio is clipped from above alone",
+  ),
+  M(
+    "  return jnp.sum(weight * jnp.maximum(unclipped, clipped))",
+    "  return jnp.sum(weight * jnp.minimum(unclipped, clipped))",
+    "the optimistic side of the policy clip",
+  ),
+  M(
+    "return 0.5 * jnp.sum(weight * jnp.maximum(unclipped, clipped))",
+    "return 0.5 * jnp.sum(weight * jnp.minimum(unclipped, clipped))",
+    "the optimistic side of the value clip",
+  ),
+  M(
+    "return 0.5 * jnp.sum(weight * jnp.maximum(unclipped, clipped))",
+    "return jnp.sum(weight * jnp.maximum(unclipped, clipped))",
+    "no half in the value loss",
+  ),
+  M(
+    "near = jnp.clip(value, old_value - reach, old_value + reach)",
+    "near = jnp.clip(old_value, value - reach, value + reach)",
+    "value clip around the new value",
+  ),
+  M(
+    "return jnp.square(value - target), jnp.square(near - target)",
+    "return jnp.square(value - target), jnp.square(near - old_value)",
+    "old value for target",
+  ),
+  M(
+    "advantage, clip)\n  is_clipped = (clipped > unclipped)",
+    "advantage, clip)\n  is_clipped = (clipped != unclipped)",
+    "clipfrac counts tokens that keep their gradient",
+  ),
+  M(
+    '"policy/approxkl_avg": 0.5 * masked_mean(jnp.square(logp - old_logp), mask)',
+    '"policy/approxkl_avg": 0.5 * jnp.mean(jnp.square(logp - old_logp))',
+    "approxkl is diluted by padding",
+  ),
+  M(
+    "jnp.max(jnp.where(mask, ratio, -jnp.inf))",
+    "jnp.max(ratio)",
+    "the largest ratio counts padding",
+  ),
+  M(
+    "unexplained = masked_var(target - value, mask)",
+    "unexplained = masked_var(target - old_value, mask)",
+    "the variance explained by the old values",
+  ),
+  M(
+    "rejected = logp_rejected.astype(jnp.float32) - ref_rejected",
+    "rejected = logp_rejected.astype(jnp.float32) - ref_chosen",
+    "the wrong reference in DPO",
+  ),
+  M(
+    "return [jnp.where(mask, x.astype(jnp.float32), 0) for x in arrays]",
+    "return [x.astype(jnp.float32) for x in arrays]",
+    "masked entries are read",
+  ),
+]
+
+MUTANTS["returns"] = [
+  M(
+    "count = jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)",
+    "count = jnp.float32(mask.size)",
+    "the mean counts padding",
+  ),
+  M(
+    "deviation = x.astype(jnp.float32) - masked_mean(x, mask)",
+    "deviation = x.astype(jnp.float32)",
+    "the second moment for the variance",
+  ),
+  M(
+    "return var * n / jnp.maximum(n - 1, 1)",
+    "return var * n / jnp.maximum(n, 1)",
+    "the unbiased variance is biased",
+  ),
+  M("* jax.lax.rsqrt(var + eps)", "/ (var + eps)", "whitened by the variance, not by its root"),
+  M("whitened = whitened + mean", "whitened = whitened - mean", "the mean is taken away twice"),
+  M("if not shift_mean:", "if shift_mean:", "the mean is kept where it should go"),
+  M(
+    "return jnp.where(mask, whitened, 0)",
+    "return whitened",
+    "whitening leaves something in the padding",
+  ),
+  M(
+    "return logp.astype(jnp.float32) - ref_logp.astype(jnp.float32)",
+    "return ref_logp.astype(jnp.float32) - logp.astype(jnp.float32)",
+    "sign of the KL",
+  ),
+  M("return 0.5 * jnp.square(d)", "return jnp.square(d)", "no half in k2"),
+  M("return jnp.expm1(-d) + d", "return jnp.expm1(d) - d", "k3 of the other direction"),
+  M(
+    "return position == jnp.max(marked, axis=-1, keepdims=True)",
+    "return position == jnp.sum(mask, axis=-1, keepdims=True) - 1",
+    "the last token is counted, and a gap ignored",
+  ),
+  M(
+    "marked = jnp.where(mask, position, -1)",
+    "marked = jnp.where(mask, position, 0)",
+    "an empty row is paid at its start",
+  ),
+  M(
+    "after = jnp.concatenate([first_column, last[..., :-1]], axis=-1)",
+    "after = jnp.concatenate([last[..., 1:], first_column], axis=-1)",
+    "paid before the last token",
+  ),
+  M("return jnp.where(has_room, after, last)", "return after", "a full row is never paid"),
+  M("return mask | place(mask)", "return mask", "no value is trained after the end"),
+  M(
+    "return jnp.where(place(mask), score, 0) - penalty",
+    "return jnp.where(place(mask), score, 0) + penalty",
+    "sign of the penalty",
+  ),
+  M(
+    "penalty = jnp.where(mask, kl_coef * kl.astype(jnp.float32), 0)",
+    "penalty = kl_coef * kl.astype(jnp.float32)",
+    "padding pays the penalty",
+  ),
+  M(
+    "return jnp.where(ended, score.astype(jnp.float32), value)",
+    "return jnp.where(ended, value, score.astype(jnp.float32))",
+    "a response that ended loses its score",
+  ),
+  M(
+    "return jnp.where(ended, score, score - penalty)",
+    "return jnp.where(ended, score, score + penalty)",
+    "a missing end of text is rewarded",
+  ),
+  M(
+    "advantage = r + discount * next_value - v + discount * lam * next_advantage",
+    "advantage = r + next_value - v + discount * lam * next_advantage",
+    "the next value is not discounted",
+  ),
+  M(
+    "advantage = r + discount * next_value - v + discount * lam * next_advantage",
+    "advantage = r + discount * next_value - v + lam * next_advantage",
+    "the next advantage is not discounted",
+  ),
+  M(
+    "advantage = r + discount * next_value - v + discount * lam * next_advantage",
+    "advantage = r + lam * next_value - v + discount * lam * next_advantage",
+    "discount and lambda swapped",
+  ),
+  M("jnp.where(inside, v, next_value)", "v", "a gap ends the episode"),
+  M("steps, reverse=True)", "steps, reverse=False)", "advantages flow forward"),
+  M(
+    "return advantage, advantage + value",
+    "return advantage, advantage + reward",
+    "reward for value in the target",
+  ),
+  M(
+    "value = jnp.where(mask, value.astype(jnp.float32), 0)",
+    "value = value.astype(jnp.float32)",
+    "targets of padding",
+  ),
+  M(
+    "error = jnp.clip(kl / target - 1, -0.2, 0.2)",
+    "error = jnp.clip(1 - kl / target, -0.2, 0.2)",
+    "the KL coefficient moves the wrong way",
+  ),
+  M(
+    "error * min(n / horizon, 1.0)", "error * n / horizon", "the KL coefficient may become negative"
+  ),
+  M(
+    "return math.log(n) - (n - 1) / n", "return math.log(n) - 1", "the KL of best of n at its limit"
+  ),
+  M(
+    "return np.concatenate([below, descending[::-1]])",
+    "return np.concatenate([below, descending])",
+    "the smallest sample is the best of n",
+  ),
+]
+
+MUTANTS["bestofn"] = [
+  M(
+    "highest = score.max(axis=1, keepdims=True)",
+    "highest = score.min(axis=1, keepdims=True)",
+    "the worst is chosen",
+  ),
+  M(
+    "highest = score.max(axis=1, keepdims=True)",
+    "highest = score.max(axis=0, keepdims=True)",
+    "the wrong axis of the scores",
+  ),
+  M(
+    "lots = jax.random.uniform(key, score.shape, jnp.float32)",
+    "lots = jnp.zeros(score.shape, jnp.float32)",
+    "the first of equals is chosen",
+  ),
+  M(
+    "lots = jax.random.uniform(key, score.shape, jnp.float32)",
+    "lots = jax.random.uniform(key, score.shape[1:], jnp.float32)",
+    "all prompts share their lots",
+  ),
+  M(
+    "return jnp.argmax(lots, axis=1)",
+    "return jnp.argmin(lots, axis=1)",
+    "a row that is not the best is chosen",
+  ),
+  M(
+    "chosen = jnp.arange(index.shape[0]) * n + index",
+    "chosen = index",
+    "rows of the first prompt for all",
+  ),
+  M(
+    "chosen = jnp.arange(index.shape[0]) * n + index",
+    "chosen = jnp.arange(index.shape[0]) + index * index.shape[0]",
+    "rows of a prompt taken to be strided",
+  ),
+  M(
+    "order = np.argsort(proxy_scores, axis=1",
+    "order = np.argsort(gold_scores, axis=1",
+    "the gold score picks",
+  ),
+  M(
+    "order = np.argsort(proxy_scores, axis=1",
+    "order = np.argsort(-proxy_scores, axis=1",
+    "the worst of n",
+  ),
+  M(
+    "order = np.argsort(proxy_scores, axis=1",
+    "order = np.argsort(proxy_scores, axis=0",
+    "the wrong axis of the curve",
+  ),
+  M(
+    "ranked_gold = np.take_along_axis(gold_scores, order, axis=1)",
+    "ranked_gold = np.sort(gold_scores, axis=1)",
+    "gold scores in an order of their own",
+  ),
+  M(
+    "samples = proxy_scores.shape[1]",
+    "samples = proxy_scores.shape[0]",
+    "prompts counted as samples",
+  ),
+  M(
+    "weights = returns.bon_weights(samples, n)",
+    "weights = returns.bon_weights(samples, max(n - 1, 1))",
+    "best of n - 1",
+  ),
+  M(
+    '"kl": float(returns.bon_kl(n))',
+    '"kl": float(returns.bon_kl(samples))',
+    "the KL of all samples",
+  ),
+  M(
+    '"gold": float((ranked_gold @ weights).mean())',
+    '"gold": float((ranked_proxy @ weights).mean())',
+    "proxy for gold",
+  ),
+]
+
+MUTANTS["intervals"] = [
+  M("LEVEL = (0.025, 0.975)", "LEVEL = (0.05, 0.95)", "a 90 % interval"),
+  M(
+    "indices = rng.integers(n, size=(draws, n))",
+    "indices = rng.permuted(np.tile(np.arange(n), (draws, 1)), axis=1)",
+    "rows are drawn without replacement",
+  ),
+  M(
+    "draws = min(draws_at_once, samples - done)",
+    "draws = draws_at_once",
+    "more draws than were asked for",
+  ),
+  M(
+    "sums.append(rows[indices].sum(axis=1))",
+    "sums.append(rows[indices].mean(axis=1))",
+    "means for sums",
+  ),
+  M(
+    "rng = np.random.default_rng(seed)\n  n = len(rows)",
+    "rng = np.random.default_rng(0)\n  n = len(rows)",
+    "the seed of the draws is ignored",
+  ),
+  M(
+    "counts = rng.multinomial(rows, uniform, size=samples)",
+    "counts = rng.multinomial(samples, uniform, size=samples)",
+    "a draw has as many rows as there are draws",
+  ),
+  M(
+    "rng = np.random.default_rng(seed)\n  uniform",
+    "rng = np.random.default_rng(0)\n  uniform",
+    "the seed of the counts is ignored",
+  ),
+  M(
+    "draws = draws[np.isfinite(draws)]",
+    "draws = np.asarray(draws)",
+    "draws that are not finite count",
+  ),
+  M(
+    "return Estimate(value, float(low), float(high), n)",
+    "return Estimate(float(draws.mean()), float(low), float(high), n)",
+    "the mean of the draws for the value",
+  ),
+  M("sums = sums[sums[:, 1] > 0]", "sums = sums + 1e-9", "draws with nothing to divide by count"),
+  M(
+    "shares = sums[:, 0] / sums[:, 1]",
+    "shares = sums[:, 0] / denominator",
+    "only the numerator is resampled",
+  ),
+  M(
+    "value=numerator / denominator",
+    "value=float(shares.mean())",
+    "the mean of the draws for the share",
+  ),
+  M(
+    "value=numerator / denominator",
+    "value=float(np.mean(parts[:, 0] / np.maximum(parts[:, 1], 1)))",
+    "every row weighs the same in a share",
+  ),
+  M("n=round(denominator)", "n=len(parts)", "n counts rows, not pairs"),
+  M(
+    "parts = np.stack([values, np.ones_like(values)], axis=1)",
+    "parts = np.stack([values, values != 0], axis=1)",
+    "zeros do not count in a mean",
+  ),
+  M(
+    "wins = (np.sign(difference) + 1) / 2",
+    "wins = np.where(difference > 0, 1.0, 0.0)",
+    "a tie is lost",
+  ),
+  M(
+    "difference = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)",
+    "difference = np.asarray(theirs, np.float64) - np.asarray(ours, np.float64)",
+    "the other side wins",
+  ),
+  M(
+    "wins = (np.sign(difference) + 1) / 2",
+    "wins = (difference + 1) / 2",
+    "a win counts by its margin",
+  ),
+  M(
+    "sums = resampled(parts, samples, seed)",
+    "sums = resampled(parts, SAMPLES, seed)",
+    "the number of draws is ignored",
+  ),
+]
+
+MUTANTS["models/heads"] = [
+  M(
+    "w = w / jnp.sqrt(jnp.float32(width + 1))",
+    "w = w / jnp.float32(width + 1)",
+    "the variance for the standard deviation",
+  ),
+  M(
+    "w = w / jnp.sqrt(jnp.float32(width + 1))",
+    "w = w / jnp.sqrt(jnp.float32(width))",
+    "1 / D for 1 / (D + 1)",
+  ),
+  M(
+    'return {"w": w, "b": jnp.float32(0)}',
+    'return {"w": w, "b": jnp.float32(1)}',
+    "a bias that does not start at 0",
+  ),
+  M(
+    "w = jax.random.normal(key, (width,), jnp.float32)",
+    "w = jax.random.uniform(key, (width,), jnp.float32)",
+    "uniform for normal",
+  ),
+  M(
+    'return jnp.sum(products, axis=-1) + head["b"]',
+    "return jnp.sum(products, axis=-1)",
+    "values without the bias",
+  ),
+  M(
+    'return jnp.sum(products, axis=-1) + head["b"]',
+    'return jnp.mean(products, axis=-1) + head["b"]',
+    "mean for sum over the width",
+  ),
+  M(
+    'products = hidden.astype(jnp.float32) * head["w"]',
+    'products = hidden * head["w"].astype(hidden.dtype)',
+    "values in bfloat16",
+  ),
+  M(
+    "real_columns = jnp.where(valid > 0, column, -1)",
+    "real_columns = jnp.where(valid == 1, column, -1)",
+    "only the first segment of a row is real",
+  ),
+  M(
+    "real_columns = jnp.where(valid > 0, column, -1)",
+    "real_columns = jnp.where(valid > 0, column, 0)",
+    "an empty row reads its first column",
+  ),
+  M(
+    "last = jnp.max(real_columns, axis=1, keepdims=True)",
+    "last = jnp.sum(valid > 0, axis=1, keepdims=True) - 1",
+    "padding on the left is not skipped",
+  ),
+  M("values(without_bias, hidden), 0)", "values(head, hidden), 0)", "the bias counts twice"),
+  M(
+    'return jnp.sum(at_last, axis=1) + head["b"]',
+    "return jnp.sum(at_last, axis=1)",
+    "a score without the bias",
+  ),
+  M(
+    'return jnp.sum(at_last, axis=1) + head["b"]',
+    'return jnp.mean(at_last, axis=1) + head["b"]',
+    "mean for sum over the columns",
+  ),
+  M("jnp.where(column == last,", "jnp.where(column <= last,", "the score is summed over the row"),
+  M(
+    "jnp.where(column == last,",
+    "jnp.where(column == last - 1,",
+    "the score is read one token early",
+  ),
+]
+
+MUTANTS["models/decay"] = [
+  M(
+    'HOLDERS = ("policy", "value", "lm")',
+    'HOLDERS = ("policy", "lm")',
+    "the value network is not understood",
+  ),
+  M(
+    "while names[0] in HOLDERS:",
+    "if names[0] in HOLDERS:",
+    "a model within a holder is not understood",
+  ),
+  M(
+    'if names[0] == "adapter":\n      return True',
+    'if names[0] == "adapter":\n      return False',
+    "adapters do not decay",
+  ),
+  M(
+    'if names[0] == "adapter":\n      return True',
+    'if names[0] == "adapter":\n      return names[-1] == "a"',
+    "half of an adapter decays",
+  ),
+  M('return names[-1] == "w"', "return True", "the bias of a head decays"),
+  M('return names[-1] == "w"', "return False", "no head decays"),
+  M('if names[0] == "head":', 'if names[0] == "score":', "the head is looked up in the table"),
+  M("return leaf.decays", "return True", "biases and norms decay"),
+  M("return leaf.decays", "return not leaf.decays", "only biases and norms decay"),
+  M("return leaf.decays", "return len(leaf.shape) > 1", "the number of axes decides"),
+  M("return leaf.decays", 'return names[-1] == "w"', "embeddings do not decay"),
+]
+
+MUTANTS["system/keys"] = [
+  M(
+    "return zlib.crc32(purpose.encode())",
+    "return len(purpose)",
+    "names of one length share a number",
+  ),
+  M(
+    "return zlib.crc32(purpose.encode())",
+    "return hash(purpose) % 2**32",
+    "numbers that change with the process",
+  ),
+  M(
+    "return zlib.crc32(purpose.encode())",
+    "return PURPOSES.index(purpose)",
+    "a new name changes all the draws after it",
+  ),
+  M(
+    "key = jax.random.fold_in(key, _number(purpose))",
+    "key = jax.random.fold_in(key, 0)",
+    "all purposes share their keys",
+  ),
+  M("for number in numbers:", "for number in numbers[:1]:", "only the first number counts"),
+  M("for number in numbers:", "for number in numbers[-1:]:", "only the last number counts"),
+  M(
+    "for number in numbers:",
+    "for number in [sum(numbers)] if numbers else []:",
+    "the order of the numbers does not count",
+  ),
+  M("for number in numbers:", "for number in []:", "the same noise in every step"),
+  M(
+    "return key_for(jax.random.key(seed), purpose, *numbers)",
+    "return key_for(jax.random.key(0), purpose, *numbers)",
+    "the seed of a key is ignored",
+  ),
+  M(
+    "return key_for(jax.random.key(seed), purpose, *numbers)",
+    "return key_for(jax.random.key(seed), purpose)",
+    "the numbers of a key are ignored",
+  ),
+  M(
+    "entropy = np.random.SeedSequence((seed, _number(purpose), *numbers))",
+    "entropy = np.random.SeedSequence((_number(purpose), *numbers))",
+    "the seed of an order is ignored",
+  ),
+  M(
+    "entropy = np.random.SeedSequence((seed, _number(purpose), *numbers))",
+    "entropy = np.random.SeedSequence((seed, *numbers))",
+    "all streams have one order",
+  ),
+  M(
+    "entropy = np.random.SeedSequence((seed, _number(purpose), *numbers))",
+    "entropy = np.random.SeedSequence((seed, _number(purpose)))",
+    "the numbers of a seed are ignored",
+  ),
+  M(
+    "return int(entropy.generate_state(1)[0])",
+    "return seed + _number(purpose)",
+    "neighbouring seeds have orders in common",
+  ),
+]
+MUTANTS["likelihood"] = [
+  M(
+    "needed = math.ceil(rows * positions * vocab_size / LOGITS)",
+    "needed = max(1, rows * positions * vocab_size // LOGITS)",
+    "a part too few",
+  ),
+  M(
+    'vocabulary_is_whole = sharding.fit((vocab_size,), ("vocab",)) == jax.P(None)',
+    "vocabulary_is_whole = True",
+    "a device counts the ids of the others",
+  ),
+  M(
+    "rows, _ = jax.typeof(tokens).sharding.shard_shape(tokens.shape)",
+    "rows, _ = tokens.shape",
+    "a device counts the rows of the others",
+  ),
+  M("return min(needed, positions)", "return needed", "more parts than positions"),
+  M(
+    "return losses.token_logp(logits, tokens), losses.entropy(logits)",
+    "return losses.entropy(logits), losses.token_logp(logits, tokens)",
+    "entropy for log-probability",
+  ),
+  M(
+    "return logp, logp >= best",
+    "return logp, tokens == likeliest",
+    "a tie with the likeliest token does not count",
+  ),
+  M(
+    "logits = losses.temper(logits, temperature, banned)",
+    "logits = losses.temper(logits, 1.0, banned)",
+    "temperature not applied in scoring",
+  ),
+  M(
+    "logits = losses.temper(logits, temperature, banned)",
+    "logits = losses.temper(logits, temperature)",
+    "banned ids not applied in scoring",
+  ),
+  M(
+    'if name not in ("lower", "blocks", "layers")',
+    'if name not in ("lower", "blocks", "layers", "head")',
+    "the parts lose the unembedding that is not tied",
+  ),
+  M(
+    "padding[1] = (0, n * m - length)",
+    "padding[1] = (n * m - length, 0)",
+    "the first part is filled up instead of the last",
+  ),
+  M(
+    "  x = jnp.swapaxes(x, 0, 1)\n  rows, n, m = x.shape",
+    "  n, rows, m = x.shape",
+    "the parts of different rows are joined",
+  ),
+  M(
+    "before = hidden[:, -response - 1 : -1]",
+    "before = hidden[:, -response:]",
+    "a token is scored by the state after it",
+  ),
+  M(
+    "hidden = lm.hidden(params, tokens, valid, stem=stem, key=key)",
+    "hidden = lm.hidden(params, tokens, valid, key=key)",
+    "the stem of a rollout is computed again",
+  ),
+  M(
+    "hidden = lm.hidden(params, tokens, valid, stem=stem, key=key)",
+    "hidden = lm.hidden(params, tokens, valid, stem=stem)",
+    "no dropout in the log-probabilities of a response",
+  ),
+  M(
+    "hidden = lm.hidden(params, batch.tokens, batch.valid, stem=batch.stem, key=key)",
+    "hidden = lm.hidden(params, batch.tokens, batch.valid, key=key)",
+    "the stem of a demonstration is computed again",
+  ),
+  M(
+    "hidden = lm.hidden(params, batch.tokens, batch.valid, stem=batch.stem, key=key)",
+    "hidden = lm.hidden(params, batch.tokens, batch.valid, stem=batch.stem)",
+    "no dropout in the log-probabilities of demonstrations",
+  ),
+  M(
+    "hidden = hidden[:, :-1]\n  targets = batch.tokens[:, 1:]",
+    "hidden = hidden[:, 1:]\n  targets = batch.tokens[:, 1:]",
+    "a token predicts itself",
+  ),
+  M("mask = batch.mask[:, 1:]", "mask = batch.mask[:, :-1]", "the mask is one token late"),
+  M(
+    "first = jnp.clip(jnp.argmax(mask, axis=1), 0, length - window)",
+    "first = jnp.argmax(mask, axis=1)",
+    "the window leaves the row",
+  ),
+  M(
+    "first = jnp.clip(jnp.argmax(mask, axis=1), 0, length - window)",
+    "first = jnp.full(rows, length - window)",
+    "the window is always the end of the row",
+  ),
+  M("total = (logp * mask).sum(1)", "total = logp.sum(1)", "padding is scored"),
+  M(
+    "count = mask.sum(1, dtype=jnp.int32)",
+    "count = jnp.full(mask.shape[0], mask.shape[1], jnp.int32)",
+    "padding is counted",
+  ),
+  M(
+    "all_likeliest = jnp.all(likeliest | ~mask, axis=1)",
+    "all_likeliest = jnp.all(likeliest, axis=1)",
+    "padding must be the likeliest too",
+  ),
+  M(
+    "hidden = sharding.repeat(hidden[:, -1:], n)",
+    "hidden = sharding.repeat(hidden[:, :1], n)",
+    "an end is predicted by the first position",
+  ),
+  M(
+    "rest, _ = lm.decode(layers, ends[:, :-1], mask[:, :-1], cache)",
+    "rest, _ = lm.decode(layers, ends[:, 1:], mask[:, 1:], cache)",
+    "the ends are read one token late",
+  ),
+  M(
+    "cache = sharding.repeat_cache(cache, n, empty_cache, rows)",
+    "cache = sharding.repeat_cache(cache, n, empty_cache, n)",
+    "the prompts for the ends in the cache",
+  ),
+]
+
+MUTANTS["rollout"] = [
+  M("k = min(top_k, logits.shape[-1])", "k = top_k", "more tokens to keep than there are"),
+  M(
+    "logits = jnp.where(logits < kth, -jnp.inf, logits)",
+    "logits = jnp.where(logits <= kth, -jnp.inf, logits)",
+    "top-k keeps one too few",
+  ),
+  M(
+    "before = jnp.cumsum(mass, axis=-1) - mass",
+    "before = jnp.cumsum(mass, axis=-1)",
+    "top-p stops before its mass",
+  ),
+  M(
+    "in_set = jnp.where(before < top_p, ordered, jnp.inf)",
+    "in_set = jnp.where(before <= top_p, ordered, jnp.inf)",
+    "top-p keeps one too many",
+  ),
+  M(
+    "logits = jnp.where(logits < last, -jnp.inf, logits)",
+    "logits = jnp.where(logits <= last, -jnp.inf, logits)",
+    "top-p cuts the last of its set",
+  ),
+  M(
+    "index = jnp.argmax(total > u[:, None], axis=-1)",
+    "index = jnp.argmax(total >= u[:, None], axis=-1)",
+    "an id without mass is drawn at 0",
+  ),
+  M(
+    "u = jnp.minimum(u, just_below_total)",
+    "u = u * 1.0",
+    "a uniform number that rounds up to the total draws the first id",
+  ),
+  M(
+    "before = jnp.take_along_axis(total - mass, index[:, None], axis=-1)",
+    "before = jnp.take_along_axis(total, index[:, None], axis=-1)",
+    "the rest within a block is 0",
+  ),
+  M("mass = jnp.exp(logits - top)", "mass = jnp.exp(logits)", "the sampler overflows"),
+  M("u = u * block_mass.sum(-1)", "u = u * 1.0", "the mass is taken to be normalised"),
+  M(
+    "block, u = first_above(block_mass, u)",
+    "block, _ = first_above(block_mass, u)",
+    "the same number searches block and id",
+  ),
+  M(
+    "u = jax.random.uniform(key, (rows,), jnp.float32,",
+    "u = jnp.zeros((rows,)) + jax.random.uniform(key, (1,), jnp.float32,",
+    "all rows share their noise",
+  ),
+  M(
+    "logits = losses.temper(logits, 1.0, cfg.banned)",
+    "logits = losses.temper(logits, 1.0)",
+    "greedy decoding says banned ids",
+  ),
+  M(
+    "logits = losses.temper(logits, cfg.temperature, cfg.banned)",
+    "logits = losses.temper(logits, cfg.temperature)",
+    "banned ids are sampled",
+  ),
+  M(
+    "logits = losses.temper(logits, cfg.temperature, cfg.banned)",
+    "logits = losses.temper(logits, 1.0, cfg.banned)",
+    "the temperature does not shape the sampler",
+  ),
+  M(
+    "logits = losses.temper(logits, cfg.temperature, cfg.banned)\n    logits = truncate(logits, cfg.top_k, cfg.top_p)",
+    "logits = truncate(losses.temper(logits, 1.0, cfg.banned), cfg.top_k, cfg.top_p)\n    logits = losses.temper(logits, cfg.temperature)",
+    "the cut comes before the temperature",
+  ),
+  M(
+    "logits = truncate(logits, cfg.top_k, cfg.top_p)\n    token = categorical(key, logits)",
+    "token = categorical(key, truncate(logits, cfg.top_k, cfg.top_p))",
+    "a draw is scored under the whole distribution",
+  ),
+  M(
+    "return jnp.isin(token, jnp.asarray(eos, jnp.int32))",
+    "return token == eos[0]",
+    "only the first end of text ends",
+  ),
+  M(
+    "token, logp = draw(jax.random.fold_in(key, t), logits, cfg)",
+    "token, logp = draw(key, logits, cfg)",
+    "every token of a response is drawn by the same number",
+  ),
+  M("token = jnp.where(live, token, 0)", "token = jnp.asarray(token)", "tokens after the end"),
+  M(
+    "logp = jnp.where(live, logp, 0.0)",
+    "logp = jnp.asarray(logp)",
+    "log-probabilities after the end",
+  ),
+  M(
+    "return token, logp, live & ~is_end(token, cfg.eos)",
+    "return token, logp, ~is_end(token, cfg.eos)",
+    "a response goes on after its end",
+  ),
+  M(
+    "mask=write(state.mask, t, state.live)",
+    "mask=write(state.mask, t, live)",
+    "the end of text is excluded from the mask",
+  ),
+  M(
+    "last = jax.lax.dynamic_slice_in_dim(state.tokens, t - 1, 1, axis=1)",
+    "last = jax.lax.dynamic_slice_in_dim(state.tokens, t, 1, axis=1)",
+    "the model never reads what was sampled",
+  ),
+  M(
+    "return (state.t < cfg.response) & jnp.any(state.live)",
+    "return (state.t < cfg.response) & jnp.all(state.live)",
+    "the first end stops all rows",
+  ),
+  M(
+    "return (state.t < cfg.response) & jnp.any(state.live)",
+    "return state.t < cfg.response",
+    "the loop goes on after all rows have ended",
+  ),
+  M("ended=~last.live", "ended=last.live", "ended and cut swapped"),
+  M(
+    "valid=jnp.concatenate([prompts.valid, last.mask], axis=1)",
+    "valid=jnp.concatenate([prompts.valid, jnp.ones_like(last.mask)], axis=1)",
+    "what follows the end is valid",
+  ),
+  M(
+    "hidden, cache = lm.decode(layers, last, valid, state.cache)",
+    "hidden, cache = lm.decode(layers, last, jnp.ones_like(valid), state.cache)",
+    "an ended row is read on",
+    equivalent="what an ended row reads changes its own cache alone, and nothing is drawn from it",
+  ),
+]
+
+MUTANTS["steps"] = [
+  M(
+    "x = jax.lax.reshape(x, (rows // n, n, *rest), out_sharding=spec)\n    return jnp.swapaxes(x, 0, 1)",
+    "return jax.lax.reshape(x, (n, rows // n, *rest))",
+    "rows leave their devices",
+  ),
+  M(
+    "    x = jnp.swapaxes(x, 0, 1)\n    size, n, *rest = x.shape",
+    "    n, size, *rest = x.shape",
+    "the rows of metrics come back in another order",
+  ),
+  M("jax.random.fold_in(key, i)", "key", "micro-batches share their key"),
+  M(
+    "return jax.tree.map(jnp.add, carry, (grads, value)), rows",
+    "return (grads, value), rows",
+    "only the last micro-batch counts",
+  ),
+  M(
+    "return jax.tree.map(jnp.add, carry, (grads, value)), rows",
+    "return (jax.tree.map(jnp.add, carry[0], grads), value), rows",
+    "the loss is that of the last micro-batch",
+  ),
+  M(
+    "zero_grads = jax.tree.map(jnp.zeros_like, params)",
+    "zero_grads = jax.tree.map(jnp.copy, params)",
+    "the parameters are added to the gradient",
+  ),
+  M(
+    "return grads, value, merge(rows)",
+    "return jax.tree.map(lambda g: g / micro, grads), value, merge(rows)",
+    "the mean over micro-batches for their sum",
+  ),
+  M(
+    "return grads, value, merge(rows)",
+    "return grads, value / micro, merge(rows)",
+    "the mean of the losses for their sum",
+  ),
+  M(
+    "updates, opt_state = tx.update(grads, state.opt_state, state.params)",
+    "updates, _ = tx.update(grads, state.opt_state, state.params)\n  opt_state = state.opt_state",
+    "the moments of Adam never move",
+  ),
+  M(
+    "tx.update(grads, state.opt_state, state.params)",
+    "tx.update(grads, state.opt_state)",
+    "weight decay sees no parameters",
+  ),
+  M(
+    "params: Any = optax.apply_updates(state.params, updates)",
+    "params: Any = jax.tree.map(jnp.subtract, state.params, updates)",
+    "the gradient is climbed",
+  ),
+  M(
+    "chex.assert_trees_all_equal_shapes(grads, state.params)",
+    "pass",
+    "a part without a gradient is not seen",
+  ),
+  M(
+    "averaged_params = {name: params[name] for name in average}",
+    "averaged_params = {name: state.params[name] for name in average}",
+    "the average lags an update behind",
+  ),
+  M(
+    "average = optim.ema(average, averaged_params, ema_decay)",
+    "average = optim.ema(averaged_params, average, ema_decay)",
+    "average and weights swapped",
+  ),
+  M("step=state.step + 1", "step=state.step", "updates are not counted"),
+  M(
+    "opt_state=opt_state,\n    ema=average",
+    "opt_state=opt_state,\n    ema=state.ema",
+    "the average is never kept",
+  ),
+  M("ema=jax.tree.map(jnp.copy, ema)", "ema=ema", "the average shares the memory of the weights"),
+  M(
+    "kl_coef=None if kl_coef is None else jnp.float32(kl_coef)",
+    "kl_coef=None",
+    "the KL coefficient is lost",
+  ),
+  M("donate_argnums=0", "donate_argnums=()", "the old state is not given back"),
+  M(
+    "out_shardings=(state_shardings, metric_shardings)",
+    "out_shardings=None",
+    "the shardings of the state are left to the compiler",
+  ),
+  M("return jax.tree.map(commit_leaf, state)", "return state", "a step compiles twice"),
+]
+
+MUTANTS["optim"] = [
+  M(
+    "return jnp.clip(step / max(steps, 1), 0.0, 1.0)",
+    "return step / max(steps, 1)",
+    "a schedule runs on after its end",
+  ),
+  M(
+    "done = _progress(step, steps - 1)",
+    "done = _progress(step, steps)",
+    "the last update is not at the end of the cosine",
+  ),
+  M(
+    "falling = 0.5 * (1 + jnp.cos(jnp.pi * done))",
+    "falling = 0.5 * (1 - jnp.cos(jnp.pi * done))",
+    "the cosine rises",
+  ),
+  M(
+    "return jnp.float32(peak) * (final + (1 - final) * falling)",
+    "return jnp.float32(peak) * jnp.maximum(final, falling)",
+    "the cosine falls to 0 and is cut",
+  ),
+  M("share = start + (1 - start) * done", "share = done", "the warmup begins at 0"),
+  M(
+    "done = _progress(step, warmup)\n    share",
+    "done = _progress(step, warmup - 1)\n    share",
+    "the warmup is an update too short",
+  ),
+  M(
+    "return jnp.float32(peak) * (1 - (1 - final) * done)",
+    "return jnp.float32(peak) * (1 - done)",
+    "the linear schedule ignores its end",
+  ),
+  M(
+    "rising = jnp.float32(peak) * (start + (1 - start) * done)",
+    "rising = jnp.float32(peak) * done",
+    "the rise before a schedule begins at 0",
+  ),
+  M(
+    "following = schedule(jnp.maximum(count - warmup, 0))",
+    "following = schedule(count)",
+    "the schedule does not wait for the warmup",
+  ),
+  M(
+    "return jnp.where(count < warmup, rising, following)",
+    "return jnp.where(count < warmup, following, rising)",
+    "rise and schedule swapped",
+  ),
+  M(
+    "return schedule(jnp.asarray(step) // updates)",
+    "return schedule(jnp.asarray(step))",
+    "updates counted as iterations",
+  ),
+  M(
+    "rate = jnp.sqrt(1 - b2**t) / (1 - b1**t)",
+    "rate = 1 / (1 - b1**t)",
+    "no bias correction of the second moment",
+  ),
+  M(
+    "return rate * m / (jnp.sqrt(v) + eps)",
+    "return rate * m / jnp.sqrt(v + eps)",
+    "epsilon within the root",
+  ),
+  M(
+    "optax.scale_by_adam(b1=b1, b2=b2, eps=eps)",
+    "optax.scale_by_adam(b1=b2, b2=b1, eps=eps)",
+    "the betas swapped",
+  ),
+  M("b2: float = 0.95", "b2: float = 0.999", "the beta of Adam, not that of the paper"),
+  M(
+    "transforms.append(optax.clip_by_global_norm(clip))",
+    "transforms.append(optax.clip(clip))",
+    "each entry is clipped, not the norm",
+  ),
+  M(
+    "transforms.append(optax.add_decayed_weights(weight_decay, mask=decays))",
+    "transforms.append(optax.add_decayed_weights(weight_decay))",
+    "weight decay on norms and biases",
+  ),
+  M(
+    "transforms.append(optax.add_decayed_weights(weight_decay, mask=decays))",
+    "transforms.insert(0, optax.add_decayed_weights(weight_decay, mask=decays))",
+    "the decay goes through Adam",
+  ),
+  M(
+    "transforms.append(optax.scale_by_learning_rate(schedule))",
+    "transforms.append(optax.scale_by_learning_rate(schedule, flip_sign=False))",
+    "the gradient is climbed",
+  ),
+  M(
+    "labels = {name: name for name in transforms}",
+    "labels = {name: next(iter(transforms)) for name in transforms}",
+    "one optimizer for all subtrees",
+  ),
+  M(
+    "return decay * a + (1 - decay) * p.astype(a.dtype)",
+    "return (1 - decay) * a + decay * p.astype(a.dtype)",
+    "the average is almost the weights",
+  ),
+  M(
+    "return decay * a + (1 - decay) * p.astype(a.dtype)",
+    "return decay * a + (1 - decay) * p",
+    "the average takes the precision of the weights",
+  ),
+]
+
+MUTANTS["sharding"] = [
+  M('"batch": ("data", "fsdp")', '"batch": ("data",)', "fsdp does not split the batch"),
+  M('"embed": ("fsdp",)', '"embed": ()', "parameters are whole on every device"),
+  M(
+    'MAY_BE_WHOLE = ("kv_heads", "vocab", "sequence")',
+    'MAY_BE_WHOLE = ("kv_heads", "sequence")',
+    "an odd vocabulary is refused",
+  ),
+  M(
+    "if min(shape) < 1 or size > len(devices):",
+    "if min(shape) < 1 or size >= len(devices):",
+    "a mesh may not have all devices",
+  ),
+  M(
+    "if min(shape) < 1 or size > len(devices):", "if size > len(devices):", "a mesh without devices"
+  ),
+  M("devices=devices[:size]", "devices=devices", "a mesh must have all devices"),
+  M("if length % devices == 0:", "if length >= devices:", "an axis that does not divide is split"),
+  M(
+    "elif axis in MAY_BE_WHOLE:",
+    "elif axis:",
+    "a batch that does not divide is whole on every device",
+  ),
+  M("return names[0] if len(names) == 1 else names", "return names", "fsdp is not found in a type"),
+  M(
+    "lambda leaf: fit(leaf.shape, leaf.axes), table",
+    "lambda leaf: spec(*leaf.axes), table",
+    "parameters whose axes do not divide",
+  ),
+  M(
+    "copies = jnp.broadcast_to(x[:, None], (rows, n, *rest))",
+    "copies = jnp.broadcast_to(x[None], (n, rows, *rest))",
+    "the copies of a row do not follow each other",
+  ),
+  M("if larger.shape == x.shape:\n      return x", "pass", "an index of the cache is repeated"),
+  M(
+    "if first != rows or larger.shape != (rows * n, *rest):",
+    "if larger.shape != (rows * n, *rest):",
+    "the copies are of another axis",
+    equivalent="an array whose first axis becomes rows * n has rows of it now, unless n is 1",
+  ),
+  M(
+    "if first != rows or larger.shape != (rows * n, *rest):",
+    "if first != rows:",
+    "a cache whose rows lie elsewhere is repeated",
+  ),
+  M(
+    'whole = [None if entry == "fsdp" else entry for entry in stored]',
+    'whole = [None if entry == "model" else entry for entry in stored]',
+    "a parameter is made whole along model",
+  ),
+  M(
+    'whole = [None if entry == "fsdp" else entry for entry in stored]',
+    "whole = [None for entry in stored]",
+    "a parameter is made whole on every device",
+  ),
+  M(
+    "return jax.sharding.reshard(x, spec(*axes))",
+    "return jax.sharding.reshard(x, jax.P())",
+    "what should be split is whole",
+  ),
+  M(
+    'partition = fit((rows,), ("batch",))',
+    'partition = fit((rows,), ("embed",))',
+    "a batch lies along fsdp alone",
+  ),
+  M(
+    "rows.update(range(size)[index[0]])",
+    "rows.update(range(size)[index[0]][:1])",
+    "a process takes the first row of each device",
+  ),
+  M(
+    "return place(tree, jax.tree.map(lambda x: jax.P(), tree))",
+    "return place_batch(tree)",
+    "copies are split by rows",
+  ),
+]
+
+MUTANTS["sft"] = [
+  M("    cfg.window,\n", "    None,\n", "logits of the prompts are computed too"),
+  M("key=key if cfg.dropout else None", "key=key", "dropout cannot be switched off"),
+  M("key=key if cfg.dropout else None", "key=None", "no dropout in training"),
+  M(
+    "weight = mask * share[:, None]",
+    "weight = mask / jnp.maximum(mask.sum(), 1)",
+    "a micro-batch is a mean of its own",
+  ),
+  M(
+    "marked = batch.mask[:, 1:].sum(axis=1)",
+    "marked = batch.mask.sum(axis=1)",
+    "the first token of a row counts",
+  ),
+  M(
+    "return jnp.full(rows, 1.0 / jnp.maximum(marked.sum(), 1), jnp.float32)",
+    "return 1.0 / (rows * jnp.maximum(marked, 1).astype(jnp.float32))",
+    "a mean over rows for the mean over tokens",
+  ),
+  M(
+    "is_text = jnp.arange(rows) >= rows - text_rows\n",
+    "is_text = jnp.arange(rows) < text_rows\n",
+    "the first rows are taken for text",
+  ),
+  M(
+    "return jnp.where(is_text, of_text, of_others)",
+    "return jnp.where(is_text, of_others, of_text)",
+    "the shares swapped",
+  ),
+  M(
+    "of_others = (1 - text_share) / jnp.maximum(other_tokens, 1)",
+    "of_others = 1.0 / jnp.maximum(other_tokens, 1)",
+    "the shares add up to more than 1",
+  ),
+  M(
+    "of_text = text_share / jnp.maximum(text_tokens, 1)",
+    "of_text = text_share / jnp.maximum(marked.sum(), 1)",
+    "the share of text is of all tokens",
+  ),
+  M(
+    '"loss/demonstrations": -returns.masked_mean(logp, mask & ~is_text)',
+    '"loss/demonstrations": -returns.masked_mean(logp, mask)',
+    "text in the loss of the demonstrations",
+  ),
+  M(
+    '"loss/text": -returns.masked_mean(logp, mask & is_text)',
+    '"loss/text": returns.masked_mean(logp, mask & is_text)',
+    "sign of the loss of text",
+  ),
+  M(
+    'key = keys.key_for(state.key, "dropout", state.step)',
+    'key = keys.key_for(state.key, "dropout")',
+    "the same dropout in every step",
+  ),
+  M(
+    "share = token_shares(batch, cfg.text_rows, cfg.text_share)",
+    "share = token_shares(batch)",
+    "the share of text is ignored",
+  ),
+  M("micro=cfg.micro", "micro=1", "one micro-batch for all"),
+  M("ema_decay=cfg.ema_decay", "ema_decay=None", "the average does not move"),
+  M("iteration=state.iteration + 1", "iteration=state.iteration", "batches are not counted"),
+  M('"tokens": mask.sum()', '"tokens": batch.valid.sum()', "prompts counted as loss"),
+  M(
+    '"grad/norm": optax.tree.norm(grads)',
+    '"grad/norm": optax.tree.norm(state.params)',
+    "the norm of the weights for that of the gradient",
+  ),
+  M(
+    "return -(logp * mask).sum(), mask.sum(dtype=jnp.float32)",
+    "return -logp.sum(), mask.sum(dtype=jnp.float32)",
+    "the evaluation counts unmarked tokens",
+  ),
+  M(
+    "return -(logp * mask).sum(), mask.sum(dtype=jnp.float32)",
+    "return -returns.masked_mean(logp, mask), mask.sum(dtype=jnp.float32)",
+    "a mean where a sum is added up",
+  ),
+  M(
+    "logp, mask = likelihood.masked_logp(lm, params, batch, window)",
+    "logp, mask = likelihood.masked_logp(lm, params, batch, window, key=jax.random.key(0))",
+    "dropout left on in the evaluation",
+  ),
+]
+
+MUTANTS["reward"] = [
+  M('if name != "head"', "if name", "the unembedding is kept"),
+  M(
+    '"lm": jax.tree.map(jnp.copy, body)',
+    '"lm": body',
+    "the reward model shares the memory of the SFT model",
+  ),
+  M('"lm": trunk | params["lm"]', '"lm": params["lm"]', "the trunk is left out"),
+  M(
+    'hidden = lm.hidden(params["lm"], tokens, valid, stem=stem, key=key)',
+    'hidden = lm.hidden(params["lm"], tokens, valid, key=key)',
+    "the stem is computed again",
+  ),
+  M(
+    'hidden = lm.hidden(params["lm"], tokens, valid, stem=stem, key=key)',
+    'hidden = lm.hidden(params["lm"], tokens, valid, stem=stem)',
+    "no dropout in the reward model",
+  ),
+  M(
+    "was_cut = ~rows.ended[:, None]",
+    "was_cut = rows.ended[:, None]",
+    "a response that ended is closed again",
+  ),
+  M("jnp.int32(eos[0])", "jnp.int32(eos[-1])", "another end of text than in training"),
+  M(
+    "last = returns.at_last_token(rows.valid)",
+    "last = rows.valid",
+    "every token of a cut response is an end of text",
+  ),
+  M(
+    "stem=None if batch.stem is None else flatten_leaf(batch.stem)",
+    "stem=None",
+    "the stem of the comparisons is computed again",
+  ),
+  M(
+    "return jax.lax.reshape(x, (prompts * completions, *rest), out_sharding=rows)",
+    "return jax.lax.reshape(jnp.swapaxes(x, 0, 1), (prompts * completions, *rest), out_sharding=rows)",
+    "prompts and completions swapped",
+  ),
+  M("key=key if cfg.dropout else None", "key=key", "dropout cannot be switched off"),
+  M("key=key if cfg.dropout else None", "key=None", "no dropout in training"),
+  M(
+    "return losses.ranking(scores, weight), scores",
+    "return losses.ranking(-scores, weight), scores",
+    "the loser is preferred",
+  ),
+  M(
+    'key = keys.key_for(state.key, "dropout", state.step)',
+    'key = keys.key_for(state.key, "dropout")',
+    "the same dropout in every step",
+  ),
+  M(
+    "weight = losses.pair_weights(batch.rank, cfg.pairs)",
+    "weight = losses.pair_weights(batch.rank)",
+    "the kind of mean over pairs is ignored",
+  ),
+  M("micro=cfg.micro", "micro=1", "one micro-batch for all"),
+  M(
+    '"accuracy": correct.sum() / jnp.maximum(pair_count, 1)',
+    '"accuracy": (correct / jnp.maximum(pairs, 1)).mean()',
+    "the accuracy is a mean over prompts",
+  ),
+  M("real = batch.rank > 0", "real = batch.rank >= 0", "padded completions in the mean score"),
+  M(
+    '"tokens": (batch.valid > 0).sum()',
+    '"tokens": jnp.int32(batch.valid.size)',
+    "padding counted as tokens",
+  ),
+  M(
+    "state = dataclasses.replace(state, iteration=state.iteration + 1)",
+    "pass",
+    "batches are not counted",
+  ),
+  M(
+    'head["b"] - demonstration_score',
+    'head["b"] + demonstration_score',
+    "the bias is fit with the wrong sign",
+  ),
+  M('head["b"] - demonstration_score', "-demonstration_score", "the bias is replaced, not shifted"),
+]
+
+MUTANTS["ppo"] = [
+  M(
+    "rows_of_text = episodes[:, None] * ratio + jnp.arange(ratio)",
+    "rows_of_text = jnp.arange(episodes.shape[0])[:, None] * ratio + jnp.arange(ratio)",
+    "the text rows of a minibatch are always the first ones",
+  ),
+  M(
+    "rows_of_text = episodes[:, None] * ratio + jnp.arange(ratio)",
+    "rows_of_text = episodes[:, None] + jnp.arange(ratio)",
+    "the text rows of neighbours overlap",
+  ),
+  M(
+    "advantage = returns.whiten(exp.advantage, exp.mask)",
+    "advantage = exp.advantage",
+    "no whitening inside the minibatch",
+  ),
+  M(
+    "advantage = returns.whiten(exp.advantage, exp.mask)",
+    "advantage = returns.whiten(exp.advantage, exp.value_mask)",
+    "advantages are whitened where no token is",
+  ),
+  M(
+    "advantage = returns.whiten(exp.advantage, exp.mask)",
+    "advantage = returns.whiten(exp.advantage, exp.mask, shift_mean=False)",
+    "whitened advantages keep their mean",
+  ),
+  M(
+    "token_reward = returns.whiten(token_reward, value_mask, shift_mean=False)",
+    "token_reward = returns.whiten(token_reward, value_mask)",
+    "whitened rewards lose their mean",
+  ),
+  M(
+    "if cfg.whiten_reward:",
+    "if cfg.whiten_advantage:",
+    "the switch of the rewards is that of the advantages",
+  ),
+  M(
+    '"policy": jax.tree.map(jnp.copy, policy)',
+    '"policy": policy',
+    "the policy shares the memory of the reference",
+  ),
+  M(
+    '"value": jax.tree.map(jnp.copy, reward_params)',
+    '"value": reward_params',
+    "the value network shares the memory of the reward model",
+  ),
+  M(
+    "tokens = reward.closed(rows, ppo.sampling.eos)",
+    "tokens = rows.tokens",
+    "the stem of the reward model is of what was cut",
+  ),
+  M(
+    "return policy_stem, stem(_reward_lm(ppo), frozen.reward_trunk)",
+    "return policy_stem, policy_stem",
+    "the reward side reads the stem of the policy",
+  ),
+  M(
+    "return ppo.reward_lm or ppo.lm",
+    "return ppo.lm",
+    "the reward model on the language model of the policy",
+  ),
+  M(
+    "trunk = frozen.reward_trunk\n  if trunk is None:\n    trunk = frozen.trunk",
+    "trunk = frozen.trunk",
+    "the reward model on the trunk of the policy",
+  ),
+  M("temperature=sampling.temperature", "temperature=1.0", "temperature not applied in scoring"),
+  M("banned=sampling.banned", "banned=()", "banned ids not applied in scoring"),
+  M(
+    "before = hidden[:, -response - 1 : -1]",
+    "before = hidden[:, -response:]",
+    "values of the states after the tokens",
+  ),
+  M(
+    'policy = frozen.trunk | params["policy"]\n  return sample',
+    "policy = frozen.trunk | frozen.ref\n  return sample",
+    "the reference samples",
+  ),
+  M(
+    "reward.closed(rows, ppo.sampling.eos),\n    rows.valid",
+    "rows.tokens,\n    rows.valid",
+    "a cut response is scored where it was cut",
+  ),
+  M(
+    "reference = frozen.trunk | frozen.ref",
+    'reference = frozen.trunk | params["policy"]',
+    "the policy is its own reference",
+  ),
+  M("kl = (logp - ref_logp) * mask", "kl = (ref_logp - logp) * mask", "sign of the KL"),
+  M("kl = (logp - ref_logp) * mask", "kl = logp - ref_logp", "padding in the KL"),
+  M("    logp=logp * mask,", "    logp=ref_logp * mask,", "the ratio is to the reference"),
+  M(
+    'value_model = reward_side(frozen, params["value"])\n  value = response_values(_reward_lm(ppo), value_model, rows',
+    "value_model = reward_side(frozen, frozen.reward)\n  value = response_values(_reward_lm(ppo), value_model, rows",
+    "the reward model values the states",
+  ),
+  M(
+    "paid = ppo.missing_eos(score, rows.ended)",
+    "paid = score",
+    "a missing end of text is never penalised",
+  ),
+  M(
+    "value_mask = returns.value_mask(mask, ppo.place)",
+    "value_mask = returns.value_mask(mask)",
+    "a score paid after the end reaches no advantage",
+  ),
+  M(
+    "token_reward = returns.token_rewards(paid, kl, mask, kl_coef, place=ppo.place)",
+    "token_reward = returns.token_rewards(paid, kl, mask, kl_coef)",
+    "the place of the score is ignored",
+  ),
+  M(
+    "token_reward = returns.token_rewards(paid, kl, mask, kl_coef, place=ppo.place)",
+    "token_reward = returns.token_rewards(paid, kl, mask, 0.0, place=ppo.place)",
+    "no KL penalty",
+  ),
+  M(
+    "token_reward = returns.token_rewards(paid, kl, mask, kl_coef, place=ppo.place)",
+    "token_reward = returns.token_rewards(paid, entropy, mask, kl_coef, place=ppo.place)",
+    "the entropy is penalised",
+  ),
+  M("    discount=cfg.discount,\n", "    discount=1.0,\n", "gamma not applied"),
+  M("    lam=cfg.lam,\n", "    lam=0.95,\n", "lambda not applied"),
+  M(
+    "discount=cfg.discount,\n    lam=cfg.lam",
+    "discount=cfg.lam,\n    lam=cfg.discount",
+    "discount and lambda swapped",
+  ),
+  M(
+    "    target=target,\n    stem",
+    "    target=advantage,\n    stem",
+    "the values are fitted to the advantages",
+  ),
+  M(
+    '"objective/scores": score.mean()',
+    '"objective/scores": paid.mean()',
+    "the penalty of a missing end counts as score",
+  ),
+  M(
+    '"objective/non_score_reward": -kl_coef * episode_kl.mean()',
+    '"objective/non_score_reward": kl_coef * episode_kl.mean()',
+    "sign of the reward without the score",
+  ),
+  M(
+    '"objective/rlhf_reward": (paid - kl_coef * episode_kl).mean()',
+    '"objective/rlhf_reward": (paid - episode_kl).mean()',
+    "beta left out of the reward of an episode",
+  ),
+  M(
+    "episode_entropy = (entropy * mask).sum(1)",
+    "episode_entropy = entropy.sum(1)",
+    "padding in the entropy",
+  ),
+  M(
+    "    exp.value,\n    exp.target,\n    value_weight,",
+    "    value,\n    exp.target,\n    value_weight,",
+    "value clip around the new value",
+  ),
+  M(
+    "    value_weight,\n    clip=cfg.value_clip",
+    "    weight,\n    clip=cfg.value_clip",
+    "the value loss is not of the state after the end",
+  ),
+  M(
+    "    value_weight,\n    clip=cfg.value_clip",
+    "    value_weight,\n    clip=cfg.clip",
+    "the clip of the policy for the values",
+  ),
+  M(
+    "    weight,\n    clip=cfg.clip",
+    "    weight,\n    clip=cfg.value_clip or 0.2",
+    "the clip of the values for the policy",
+  ),
+  M(
+    "loss = policy_loss + cfg.value_coef * value_loss",
+    "loss = policy_loss + value_loss",
+    "the coefficient of the values is ignored",
+  ),
+  M(
+    "loss = policy_loss + cfg.value_coef * value_loss",
+    "loss = policy_loss - cfg.value_coef * value_loss",
+    "sign of the value loss",
+  ),
+  M(
+    "value_stem = exp.stem if frozen.reward_trunk is None else exp.value_stem",
+    "value_stem = exp.stem",
+    "the value network reads the stem of the policy",
+  ),
+  M(
+    "return loss, (logp, value, jax.lax.stop_gradient(entropy))",
+    "return loss, (logp, value, entropy)",
+    "the entropy has a gradient",
+    equivalent="the rows of steps.gradients take no part in the gradient",
+  ),
+  M(
+    "weight = mask * share[:, None]",
+    "weight = losses.token_mean(mask)",
+    "a micro-batch of text is a mean of its own",
+  ),
+  M(
+    "weight = losses.token_mean(exp.mask)",
+    "weight = losses.sequence_mean(exp.mask)",
+    "a mean over episodes for the mean over tokens",
+  ),
+  M(
+    "value_weight = losses.token_mean(exp.value_mask)",
+    "value_weight = losses.token_mean(exp.mask)",
+    "the value of the end has no weight",
+  ),
+  M("    micro=cfg.micro,", "    micro=1,", "one micro-batch for all episodes"),
+  M("micro=cfg.ptx_micro", "micro=cfg.micro", "the text is split as the episodes are"),
+  M(
+    "lambda g, p: g + cfg.ptx_coef * p",
+    "lambda g, p: g + p",
+    "the coefficient of the text is ignored",
+  ),
+  M(
+    "lambda g, p: g + cfg.ptx_coef * p",
+    "lambda g, p: g - cfg.ptx_coef * p",
+    "the text is unlearned",
+  ),
+  M(
+    'decay = cfg.ema_decay if cfg.ema_every == "minibatch" else None',
+    "decay = cfg.ema_decay",
+    "an average of iterations moves with each update too",
+  ),
+  M(
+    'if cfg.ema_decay is not None and cfg.ema_every == "iteration" and average is not None:',
+    "if cfg.ema_decay is not None and average is not None:",
+    "an average of updates moves with each iteration too",
+  ),
+  M(
+    "jax.random.permutation(jax.random.fold_in(key, epoch), rows)",
+    "jax.random.permutation(key, rows)",
+    "every epoch has the same order",
+  ),
+  M(
+    "jax.random.permutation(jax.random.fold_in(key, epoch), rows)",
+    "jnp.roll(jnp.arange(rows), epoch)",
+    "the order is not random",
+  ),
+  M(
+    "jax.random.permutation(jax.random.fold_in(key, epoch), rows)",
+    "jax.random.randint(jax.random.fold_in(key, epoch), (rows,), 0, rows)",
+    "rows are drawn with replacement",
+  ),
+  M(
+    'order_key = keys.key_for(state.key, "minibatches", state.step)',
+    'order_key = keys.key_for(state.key, "minibatches")',
+    "every iteration has the same order",
+  ),
+  M(
+    'return keys.key_for(state.key, "responses", state.step)',
+    'return keys.key_for(state.key, "responses")',
+    "every iteration has the same noise",
+  ),
+  M(
+    'summary["policy/ratio_first"] = metrics["policy/ratio_max"][0]',
+    'summary["policy/ratio_first"] = metrics["policy/ratio_max"][-1]',
+    "the ratio of the last update for the first",
+  ),
+  M(
+    "summary[name] = per_update.max()",
+    "summary[name] = per_update.mean()",
+    "an extreme that is a mean",
+  ),
+  M(
+    'kl_coef=ppo.kl_control(kl_coef, rollout_metrics["objective/kl"], episodes)',
+    "kl_coef=kl_coef",
+    "the KL coefficient is not updated",
+  ),
+  M(
+    'kl_coef=ppo.kl_control(kl_coef, rollout_metrics["objective/kl"], episodes)',
+    'kl_coef=ppo.kl_control(kl_coef, rollout_metrics["objective/kl_k3"], episodes)',
+    "the KL coefficient follows another estimate",
+  ),
+  M("iteration=state.iteration + 1", "iteration=state.iteration", "iterations are not counted"),
+  M(
+    "scores = score(frozen, rows, ppo, reward_stem)",
+    "scores = score(frozen, rows, ppo, policy_stem)",
+    "the reward model reads the stem of the policy",
+  ),
+]
+
+
+def path_of(module: str) -> Path:
+  """The file of a module, from the root of the repository."""
+  return Path(PACKAGE, f"{module}.py")
+
+
+def applied(mutant: Mutant, text: str) -> str:
+  """The text of a module with the fault in it.
+
+  Raises:
+    ValueError: unless the old text stands there exactly once.
+  """
+  count = text.count(mutant.old)
+  if count != 1:
+    raise ValueError(f"{mutant.breaks}: the text stands there {count} times: {mutant.old}")
+  return text.replace(mutant.old, mutant.new)
+
+
+class Overlay:
+  """A copy of the package in which mutants are tried."""
+
+  def __init__(self, folder: Path):
+    self.folder = folder
+    shutil.copytree(ROOT / PACKAGE, folder / PACKAGE)
+    self.environment = os.environ | {
+      "PYTHONPATH": str(folder),
+      # A compiled file of a mutant could be taken for that of the module.
+      "PYTHONDONTWRITEBYTECODE": "1",
+      # Examples that fail on a mutant are no examples for the package.
+      "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),
+    }
+    # `-P` leaves the working directory out of the path: the package there is the one without fault.
+    self.python = [sys.executable, "-P"]
+    where = [*self.python, "-c", f"import {PACKAGE}; print({PACKAGE}.__file__)"]
+    imported = subprocess.run(where, env=self.environment, capture_output=True, text=True)
+    if not imported.stdout.startswith(str(folder)):
+      raise SystemExit(f"the copy is not what is imported: {imported.stdout}{imported.stderr}")
+
+  def failure(self, module: str) -> str | None:
+    """What the tests of a module say first: the name of a test that fails, or None."""
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=no"]
+    command = [*self.python, "-m", "pytest", *options, *TESTS[module]]
+    try:
+      result = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=self.environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+      )
+    except subprocess.TimeoutExpired:
+      return "no test: it never ended"
+    if result.returncode == 0:
+      return None
+    name = re.search(r"^(?:FAILED|ERROR) (.*?)(?: - .*)?$", result.stdout, re.MULTILINE)
+    return name.group(1) if name else result.stdout[-500:] + result.stderr[-500:]
+
+  def try_mutant(self, module: str, mutant: Mutant) -> str | None:
+    """The name of a test that fails on the mutant, or None where it survives."""
+    source, copy = ROOT / path_of(module), self.folder / path_of(module)
+    copy.write_text(applied(mutant, source.read_text()))
+    try:
+      return self.failure(module)
+    finally:
+      shutil.copy2(source, copy)
+
+
+def run(module: str, mutants: list[Mutant], overlay: Overlay) -> list[Mutant]:
+  """Tries the mutants of a module and prints a line for each; returns those that survive."""
+  failure = overlay.failure(module)
+  if failure:
+    raise SystemExit(f"{module}: without any fault, this fails: {failure}")
+  survivors = []
+  for mutant in mutants:
+    if mutant.equivalent:
+      print(f"  equal     {mutant.breaks}: {mutant.equivalent}", flush=True)
+      continue
+    start = time.monotonic()
+    test = overlay.try_mutant(module, mutant)
+    seconds = time.monotonic() - start
+    if test is None:
+      survivors.append(mutant)
+      print(f"  SURVIVES  {mutant.breaks} ({seconds:.0f} s)", flush=True)
+    else:
+      print(f"  killed    {mutant.breaks} ({seconds:.0f} s): {test}", flush=True)
+  return survivors
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--only", choices=MUTANTS, help="one module")
+  parser.add_argument("--list", action="store_true", help="print the mutants and run none")
+  parser.add_argument("word", nargs="?", default="", help="a part of the phrase of a mutant")
+  args = parser.parse_args()
+  modules = [args.only] if args.only else list(MUTANTS)
+  chosen = {
+    module: [mutant for mutant in MUTANTS[module] if args.word in mutant.breaks]
+    for module in modules
+  }
+  if args.list:
+    for module, mutants in chosen.items():
+      print(f"{module}: {len(mutants)}")
+      for mutant in mutants:
+        print(f"  {mutant.breaks}")
+    return 0
+
+  survivors = 0
+  with tempfile.TemporaryDirectory() as folder:
+    overlay = Overlay(Path(folder))
+    for module, mutants in chosen.items():
+      if not mutants:
+        continue
+      print(module, flush=True)
+      survived = len(run(module, mutants, overlay))
+      equivalent = sum(bool(mutant.equivalent) for mutant in mutants)
+      killed = len(mutants) - survived - equivalent
+      print(
+        f"{module}: {len(mutants)} mutants, {killed} killed, {equivalent} equivalent", flush=True
+      )
+      survivors += survived
+  return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
