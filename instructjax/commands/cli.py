@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import instructjax
 from instructjax.errors import UserError
+from instructjax.system import places
 
 
 class Command(NamedTuple):
@@ -162,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   args, rest = parser(commands, words).parse_known_args(words)
   try:
     fields = settings.assignments(rest)
+    require_local_output(args)
     if fields and "config" not in args:
       raise UserError(f"--config.{fields[0][0]}: this command reads no configuration; leave it out")
     commands[args.command].run(args, fields)
@@ -176,6 +178,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(str(stop) or "stopped", file=sys.stderr)
     return 128 + getattr(stop, "number", 2)  # of the signal; 2 is SIGINT
   return 0
+
+
+def require_local_output(args: argparse.Namespace) -> None:
+  """Checks that what a command writes to is on this machine.
+
+  Raises:
+    UserError: for an address, such as that of a bucket.
+  """
+  for option in ("workdir", "out", "db"):
+    place = getattr(args, option, None)
+    if place is not None:
+      places.require_local(place, f"--{option}")
 
 
 def start() -> int:
