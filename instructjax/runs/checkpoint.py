@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -325,6 +326,7 @@ class Checkpoints:
     import orbax.checkpoint as ocp
 
     policies = ocp.checkpoint_managers
+    _pass_over_late_callbacks()
 
     def metric_of(metrics: Mapping[str, float]) -> float:
       return metrics[self.best]
@@ -353,6 +355,9 @@ class Checkpoints:
     try:
       with quiet():
         yield
+    except KeyboardInterrupt:
+      self._finish_interrupted()
+      raise
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
       # Tensorstore, below Orbax, reports a full disk as a ValueError. Closing the manager may
       # fail for the same reason, and what it has begun to write is removed.
@@ -373,6 +378,18 @@ class Checkpoints:
         f"({reason(error)}); {remains}. Free some space ({free_mib} MiB are left) and run the same "
         "command again"
       ) from error
+
+  def _finish_interrupted(self) -> None:
+    """Completes a write that Ctrl-C interrupts; a second Ctrl-C leaves it incomplete."""
+    manager = self._manager
+    if manager is None:
+      return
+    print("finishing the checkpoint; once more to stop at once", file=sys.stderr, flush=True)
+    # What fails now would hide that the user has stopped the command. A checkpoint that is not
+    # complete is swept away by the next one.
+    with contextlib.suppress(Exception), quiet():
+      manager.wait_until_finished()
+      self._close()
 
   def _close(self) -> None:
     manager = self._manager
@@ -403,10 +420,30 @@ def quiet() -> Iterator[None]:
       logger.setLevel(level)
 
 
+def _pass_over_late_callbacks() -> None:
+  """Keeps Python from printing what tensorstore reports to an event loop that Orbax has closed.
+
+  After a write that failed there are hundreds of such reports, each with a traceback, beside the
+  message that says what has happened. No code can catch them: Python only prints them.
+  """
+  hook_before = sys.unraisablehook
+  if getattr(hook_before, "passes_over_late_callbacks", False):
+    return
+
+  def hook(report: Any) -> None:
+    error = report.exc_value
+    is_late = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    if not is_late:
+      hook_before(report)
+
+  vars(hook)["passes_over_late_callbacks"] = True
+  sys.unraisablehook = hook
+
+
 def signed(about: Mapping[str, Any]) -> dict[str, Any]:
   """The JSON of a checkpoint with the sum of all its letters, as it will be read back."""
   # A tuple comes back as a list, and the key of a mapping as a text.
-  plain = json.loads(jsons.text(about | {"format": FORMAT}))
+  plain = json.loads(jsons.text({**about, "format": FORMAT}))
   return plain | {"sha256": _digest(plain)}
 
 

@@ -170,6 +170,11 @@ def fit(
           check_best(best, last_metrics)
         if number := signal_after(iteration):
           raise Interrupted("", number)  # the message is made below, after saving
+      if checkpoints is not None:
+        checkpoints.wait()
+      # A signal that came while the last checkpoint was written counts too: more may follow.
+      if start < steps and (number := signal_after(steps + 1)):
+        raise Interrupted("", number)
     except KeyboardInterrupt as stop:
       # A second Ctrl-C may cut a step in half. Its donated state is then gone, and the last
       # checkpoint is what remains.

@@ -372,6 +372,42 @@ def test_a_shortage_of_memory_is_no_damage(two, monkeypatch, error):
   assert "move" not in str(raised.value)
 
 
+def test_ctrl_c_in_a_write_outside_the_loop_leaves_it_complete(tmp_path, monkeypatch, capfd):
+  """As in the final model of a stage, which `origin.finish` leaves."""
+  import orbax.checkpoint as ocp
+
+  wait = ocp.CheckpointManager.wait_until_finished
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(7, {"x": jnp.arange(4.0)})
+
+  def pressed(self):
+    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", wait)
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", pressed)
+  with pytest.raises(KeyboardInterrupt):
+    checkpoints.wait()
+  assert checkpoints._manager is None
+  assert [path.name for path in tmp_path.iterdir()] == ["7"]
+  restored, _ = Checkpoints(tmp_path).restore({"x": jnp.zeros(4)})
+  np.testing.assert_array_equal(restored["x"], np.arange(4.0))
+  assert capfd.readouterr().err == "finishing the checkpoint; once more to stop at once\n"
+
+
+def test_what_comes_late_to_a_closed_loop_is_not_printed(tmp_path, monkeypatch):
+  """tensorstore reports each part of a failed write to an event loop that is gone."""
+  from types import SimpleNamespace
+
+  printed = []
+  monkeypatch.setattr(sys, "unraisablehook", printed.append)
+  write(tmp_path, 1, {"x": jnp.arange(4.0)})
+  write(tmp_path, 2, {"x": jnp.arange(4.0)})
+  late, other = RuntimeError("Event loop is closed"), RuntimeError("something else")
+  for error in (late, other):
+    sys.unraisablehook(SimpleNamespace(exc_value=error))
+  assert [report.exc_value for report in printed] == [other]
+
+
 FULL = """
 import resource, sys
 import jax, jax.numpy as jnp
@@ -407,6 +443,7 @@ def test_a_write_that_fails_leaves_the_last_good_one(tmp_path):
   )
   assert run.stdout.count("\n") == 1
   assert "Traceback" not in run.stderr
+  assert "Event loop" not in run.stderr
   assert [path.name for path in tmp_path.iterdir()] == ["1"]
   restored, extra = Checkpoints(tmp_path).restore({"x": jnp.zeros(4)})
   np.testing.assert_array_equal(restored["x"], np.arange(4.0))

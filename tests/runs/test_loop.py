@@ -163,6 +163,27 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(step, writer, tmp
   assert [row["step"] for row in rows(tmp_path)] == list(range(1, 10))
 
 
+def test_ctrl_c_while_the_last_checkpoint_is_written_counts(step, writer, tmp_path, monkeypatch):
+  """The step is kept, and what would follow the loop does not: another stage of the quickstart."""
+  from orbax.checkpoint import CheckpointManager
+
+  checkpoints = Checkpoints(tmp_path / "c")
+  wait = CheckpointManager.wait_until_finished
+
+  def pressed(self):
+    if checkpoints._step == 3:
+      monkeypatch.setattr(CheckpointManager, "wait_until_finished", wait)
+      os.kill(os.getpid(), signal.SIGINT)
+    wait(self)
+
+  monkeypatch.setattr(CheckpointManager, "wait_until_finished", pressed)
+  settings = {"stage": "a", "writer": writer, "checkpoints": checkpoints}
+  with pytest.raises(loop.Interrupted, match="a: stopped at step 3 of 3; run the same command"):
+    fit(step, fresh(), batch, steps=3, **settings)
+  assert checkpoints.latest() == 3
+  assert int(fit(step, fresh(), batch, steps=3, **settings).iteration) == 3
+
+
 def test_sigterm_finishes_the_step_and_is_reported(step, writer, tmp_path, capsys):
   checkpoints = Checkpoints(tmp_path / "c")
 
