@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from typing import NamedTuple
 
 import instructjax
 from instructjax.errors import UserError
+from instructjax.system import interrupts, places
 
 
 class Command(NamedTuple):
@@ -154,14 +156,28 @@ def fields_of(settings_name: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs a command and returns its exit code."""
-  from instructjax import settings
-
   words = list(sys.argv[1:] if arguments is None else arguments)
-  commands = all_commands()
-  # argparse takes the options that it knows; what is left must be fields of the settings.
-  args, rest = parser(commands, words).parse_known_args(words)
+  with interrupts.arriving() as is_interrupted:
+    try:
+      return run(words)
+    except Exception:
+      # A library may turn Ctrl-C into an error of its own, while it is imported for one.
+      if not is_interrupted():
+        raise
+      print("stopped", file=sys.stderr)
+      return 128 + signal.SIGINT
+
+
+def run(words: Sequence[str]) -> int:
+  """Runs the command of these words and returns its exit code."""
   try:
+    from instructjax import settings
+
+    commands = all_commands()
+    # argparse takes the options that it knows; what is left must be fields of the settings.
+    args, rest = parser(commands, words).parse_known_args(words)
     fields = settings.assignments(rest)
+    require_local_output(args)
     if fields and "config" not in args:
       raise UserError(f"--config.{fields[0][0]}: this command reads no configuration; leave it out")
     commands[args.command].run(args, fields)
@@ -174,8 +190,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 141  # 128 + SIGPIPE
   except KeyboardInterrupt as stop:
     print(str(stop) or "stopped", file=sys.stderr)
-    return 128 + getattr(stop, "number", 2)  # of the signal; 2 is SIGINT
+    return 128 + getattr(stop, "number", signal.SIGINT)
   return 0
+
+
+def require_local_output(args: argparse.Namespace) -> None:
+  """Checks that what a command writes to is on this machine.
+
+  Raises:
+    UserError: for an address, such as that of a bucket.
+  """
+  for option in ("workdir", "out", "db"):
+    place = getattr(args, option, None)
+    if place is not None:
+      places.require_local(place, f"--{option}")
 
 
 def start() -> int:
@@ -187,7 +215,15 @@ def start() -> int:
   if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
     wide = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wide)
-  return main()
+  code = main()
+  is_distributed = any(word.startswith("--distributed") for word in sys.argv)
+  if code == 128 + signal.SIGINT and not is_distributed:
+    # Ctrl-C may have left a library half initialised, whose end would then crash. Several
+    # processes have to take leave of each other.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  return code
 
 
 if __name__ == "__main__":

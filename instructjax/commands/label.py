@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import time
 from pathlib import Path
 
 from instructjax.errors import UserError
 from instructjax.label.tasks import KINDS
-from instructjax.system import atomic
+from instructjax.system import atomic, jsons
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -195,12 +194,12 @@ def _export(args: argparse.Namespace) -> None:
       records.write(out, exchange.comparisons(answers))
   elif args.format == "answers":
     rows = exchange.to_answers(answers)
-    _write(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _write(out, jsons.lines(rows))
   else:
     exchange.require_form(kind, args.format, out)
     module = labelstudio if args.format == "labelstudio" else argilla
     rows = module.to_rows(tasks, answers)
-    _write(out, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+    _write(out, jsons.text_with_nulls(rows, indent=1) + "\n")
   print(f"{out}: {count} answers to {len(tasks)} tasks, {len(answers) - count} skips")
   if args.format == "labelstudio":
     # Label Studio shows nothing of a task that its interface does not name.
@@ -233,6 +232,6 @@ def _agreement(args: argparse.Namespace) -> None:
   if args.json:
     # An estimate that rests on nothing is NaN, which is not valid JSON.
     rows = {name: estimate._asdict() for name, estimate in estimates.items() if estimate.n}
-    print(json.dumps(rows))
+    print(jsons.text_with_nulls(rows))
   else:
     print(agreement.as_text(estimates))

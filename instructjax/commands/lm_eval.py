@@ -42,13 +42,15 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
   # The settings are those of `instructjax eval`; the suites in them are not read.
   config = open_settings(args, fields)
   from instructjax.evals import harness  # slow to import
+  from instructjax.runs import writers
 
-  harness.main(
-    config,
-    args.model,
-    [task.strip() for task in args.tasks.split(",")],
-    Path(args.workdir),
-    shots=args.shots,
-    limit=args.limit,
-    include=args.include,
-  )
+  with writers.holding(args.workdir):
+    harness.main(
+      config,
+      args.model,
+      [task.strip() for task in args.tasks.split(",")],
+      Path(args.workdir),
+      shots=args.shots,
+      limit=args.limit,
+      include=args.include,
+    )

@@ -43,7 +43,7 @@ def prepare_jax() -> None:
 
   from instructjax.system.download import cache_folder
 
-  # Orbax logs through absl; what matters of it is in the errors.
-  logging.getLogger("absl").setLevel(logging.ERROR)
+  # Orbax logs through absl, with a traceback for each failure; what matters of it is in the errors.
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
   if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))

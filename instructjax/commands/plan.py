@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 
 from instructjax.commands.options import Fields
 from instructjax.errors import UserError
+from instructjax.system import jsons
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
   else:
     result = planning.plan(config, options, say)
   if args.json:
-    print(json.dumps(result))
+    print(jsons.text_with_nulls(result))
   elif options.search:
     page.show_search(result)
   else:

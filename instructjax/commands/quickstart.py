@@ -28,6 +28,8 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
   named = [(name, str(value)) for name, value in options.items() if value is not None]
   config = open_settings(args, [*named, *fields])
   from instructjax import quickstart
+  from instructjax.runs import writers
 
   workdir = args.workdir or f"runs/quickstart{'-fast' if args.fast else ''}"
-  quickstart.main(config, workdir, tuple(args.writer))
+  with writers.holding(workdir):
+    quickstart.main(config, workdir, tuple(args.writer))

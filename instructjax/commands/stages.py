@@ -62,7 +62,12 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
   if sources:
     model = [(MODEL_FIELD.get(args.command, "model.source"), ",".join(sources))]
   config = open_settings(args, [*model, *fields])
-  stage_of(args.command)(config, Path(args.workdir), tuple(args.writer))
+  from instructjax.runs import writers
+
+  stage = stage_of(args.command)
+  # A second command in the directory is refused before it opens models.
+  with writers.holding(args.workdir):
+    stage(config, Path(args.workdir), tuple(args.writer))
 
 
 def stage_of(name: str) -> Callable[..., None]:

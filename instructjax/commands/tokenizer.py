@@ -6,7 +6,6 @@ The check is against a model, against texts, or against both.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from instructjax.data.records import spellings
 from instructjax.data.tokens import sentencepieces, texts
 from instructjax.errors import UserError
+from instructjax.system import jsons
 
 if TYPE_CHECKING:
   from instructjax.data.tokens.tokenizer_check import Measured
@@ -261,7 +261,7 @@ def _show(
       "figures": figures,
       "problems": problems,
     }
-    print(json.dumps(report, ensure_ascii=False))
+    print(jsons.text_with_nulls(report))
   else:
     title = reference
     # Most models are their own reference, which the title names once.

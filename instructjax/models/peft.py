@@ -25,6 +25,7 @@ from instructjax.models import lora, weights
 from instructjax.models.hf import tensors
 from instructjax.models.lora import Adapter
 from instructjax.models.weights import Config, Tensor
+from instructjax.system import jsons
 from instructjax.types import Leaf, Params
 
 CONFIG = "adapter_config.json"
@@ -168,11 +169,11 @@ def save(
   folder = Path(folder)
   # PEFT does not read our metadata. It lets `load` divide a joined matrix as it was before.
   own_ranks = {name: part.a.shape[-1] for name, part in host.items()}
-  metadata = {"format": "pt", "ranks": json.dumps(own_ranks)}
+  metadata = {"format": "pt", "ranks": jsons.text(own_ranks, ascii_only=True)}
   try:
     folder.mkdir(parents=True, exist_ok=True)
     numpy.save_file(content, folder / WEIGHTS, metadata=metadata)
-    text = json.dumps(settings, indent=2) + "\n"
+    text = jsons.text(settings, indent=2, ascii_only=True) + "\n"
     (folder / CONFIG).write_text(text, "utf-8")
   except (OSError, SafetensorError) as error:
     raise UserError(

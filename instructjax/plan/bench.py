@@ -17,7 +17,6 @@ on the traced step (`plan.counting`).
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import statistics
 import time
@@ -39,7 +38,7 @@ from instructjax.rollout import Sampling
 from instructjax.runs import origin
 from instructjax.stages import ppo, pretrain_sft, reward, running
 from instructjax.stages.wiring import Stage
-from instructjax.system import keys, memory
+from instructjax.system import jsons, keys, memory
 from instructjax.types import (
   LM,
   Frozen,
@@ -472,7 +471,7 @@ def main(b: Bench, *, as_json: bool = False) -> None:
   """Measures a stage and prints a short table, or one JSON object with all of the report."""
   report = measure(b)
   if as_json:
-    print(json.dumps(report))
+    print(jsons.text_with_nulls(report))
   else:
     print(table(report))
 

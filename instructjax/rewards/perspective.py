@@ -18,6 +18,7 @@ from typing import Any
 
 from instructjax.errors import UserError
 from instructjax.rewards.endpoint import brief, concurrently, headers, retry, send
+from instructjax.system import jsons
 
 MAX_BYTES = 20_000  # of a comment; the service takes 20,480
 
@@ -83,7 +84,7 @@ def _value(url: str, attribute: str, answer: Any) -> float:
   except (KeyError, TypeError):
     value = None
   if not isinstance(value, int | float) or not 0 <= value <= 1:
-    text = brief(json.dumps(answer))
+    text = brief(jsons.text_with_nulls(answer, ascii_only=True))
     raise UserError(
       f"{url}: answered {text}; a summaryScore of {attribute} from 0 to 1 is expected"
     )
@@ -135,7 +136,7 @@ class _Cache:
         path.write_text(content[: -len(line)], encoding="utf-8")
 
   def _key(self, text: str) -> str:
-    content = json.dumps([self.question, text])
+    content = jsons.text([self.question, text], ascii_only=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
   def __contains__(self, text: str) -> bool:
@@ -152,4 +153,4 @@ class _Cache:
       if self.path:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-          file.write(json.dumps({"of": key, "score": score}) + "\n")
+          file.write(jsons.lines([{"of": key, "score": score}]))

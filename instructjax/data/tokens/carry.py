@@ -7,7 +7,6 @@ byte-level BPE of a GGUF file, a SentencePiece model and the tokenizer of bytes 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from instructjax.data.tokens import tokenizers
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
+from instructjax.system import jsons
 
 JSON = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -90,7 +90,7 @@ def write(reference: str, tokenizer: Tokenizer, folder: Path, *, context: int) -
     "clean_up_tokenization_spaces": False,
     "padding_side": "left",
   }
-  (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+  (folder / CONFIG).write_text(jsons.text(settings, indent=2, ascii_only=True) + "\n", "utf-8")
 
 
 def _copy(source: Path, folder: Path) -> None:

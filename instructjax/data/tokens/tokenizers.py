@@ -23,6 +23,7 @@ from instructjax.data.tokens.vocabulary import (
   sha256,
 )
 from instructjax.errors import UserError
+from instructjax.system import jsons
 
 # Names of the end-of-text token, tried in this order where a tokenizer.json stands alone.
 USUAL_EOS = ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>", "<eos>")
@@ -136,7 +137,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     _gguf_field(metadata, "merges"),
     token_types,
   ]
-  fingerprint = sha256(json.dumps(identity).encode())
+  fingerprint = sha256(jsons.text(identity, ascii_only=True).encode())
   return _wrap(tokenizer, eos, _control_ids(token_types), bos, fingerprint)
 
 
