@@ -31,8 +31,16 @@ def parse(text: str | bytes, place: str, remedy: str) -> Any:
       larger than float64, a key that occurs twice, half a character, and too many levels.
   """
   try:
-    if isinstance(text, bytes):
-      text = text.decode("utf-8")
+    return decode(text)
+  except ValueError as error:
+    raise UserError(f"{place}: malformed JSON ({error}); {remedy}") from None
+
+
+def decode(text: str | bytes) -> Any:
+  """Returns the value of a JSON text; raises ValueError where `parse` raises UserError."""
+  if isinstance(text, bytes):
+    text = text.decode("utf-8")
+  try:
     value = json.loads(
       text,
       object_pairs_hook=_unique_keys,
@@ -40,9 +48,9 @@ def parse(text: str | bytes, place: str, remedy: str) -> Any:
       parse_float=_finite,
       parse_int=_whole,
     )
-    _check_parts(value)
-  except (ValueError, RecursionError) as error:
-    raise UserError(f"{place}: malformed JSON ({error}); {remedy}") from None
+  except RecursionError:
+    raise ValueError(f"more than {DEEPEST} objects and lists in each other") from None
+  _check_parts(value)
   return value
 
 
