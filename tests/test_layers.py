@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "instructjax"
 # fails the test.
 FLOORS = [
   ["errors"],
-  ["types", "settings", "system"],
+  ["types", "system"],
+  ["settings"],
   ["returns", "sharding", "optim"],
   ["losses", "models", "intervals"],
   ["likelihood", "steps", "rollout"],

@@ -19,11 +19,14 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import instructjax
 from instructjax.errors import UserError
 from instructjax.system import interrupts, places
+
+NO_BACKEND = "Unable to initialize backend"  # how JAX begins its error
 
 
 class Command(NamedTuple):
@@ -184,6 +187,16 @@ def run(words: Sequence[str]) -> int:
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
+  except SystemExit as stop:
+    # Only `argparse` may end the program, and it has done so above. Code of a user, or of a
+    # package, that ends it here would end a run as if it had succeeded.
+    print(f"error: {ended_by(stop)}", file=sys.stderr)
+    return 2
+  except RuntimeError as error:
+    if NO_BACKEND not in str(error):
+      raise
+    print(f"error: {no_device(error)}", file=sys.stderr)
+    return 2
   except BrokenPipeError:
     # The reader has closed the output, as `head` does; Python must not write to it at the end.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -204,6 +217,21 @@ def require_local_output(args: argparse.Namespace) -> None:
     place = getattr(args, option, None)
     if place is not None:
       places.require_local(place, f"--{option}")
+
+
+def ended_by(stop: SystemExit) -> str:
+  """The message for code that ended the program, with its place."""
+  from instructjax.system import user_code
+
+  place = user_code.innermost(stop, Path.cwd())
+  return f"sys.exit() was called at {place}; a run ends by itself, take the call out"
+
+
+def no_device(error: RuntimeError) -> str:
+  """The message where JAX finds no device of the platform that was asked for."""
+  platforms = os.environ.get("JAX_PLATFORMS", "")
+  reason = str(error).strip().partition("\n")[0]
+  return f"JAX_PLATFORMS={platforms}: {reason}; set it to cpu, or run where such a device is"
 
 
 def start() -> int:

@@ -12,6 +12,7 @@ import contextlib
 import time
 from pathlib import Path
 
+from instructjax.commands.options import SEED, number, whole
 from instructjax.errors import UserError
 from instructjax.label.tasks import KINDS
 from instructjax.system import atomic, jsons
@@ -29,7 +30,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
     "--kind", choices=KINDS, help="what labelers do; not needed for a --db that exists"
   )
   command.add_argument(
-    "--per-prompt", type=int, metavar="N", help="labelers of each prompt; default 1"
+    "--per-prompt", type=whole(1, 1000), metavar="N", help="labelers of each prompt; default 1"
   )
   command.add_argument(
     "--instructions",
@@ -41,18 +42,20 @@ def arguments(command: argparse.ArgumentParser) -> None:
   )
   command.add_argument(
     "--lease",
-    type=float,
+    type=number(0.01, 100_000),
     default=30,
     metavar="MINUTES",
     help="until an idle prompt is free; default 30",
   )
-  command.add_argument("--seed", type=int, help="of the order of outputs; default 0")
+  command.add_argument("--seed", type=SEED, help="of the order of outputs; default 0")
   command.add_argument(
     "--host",
     default="127.0.0.1",
     help="default 127.0.0.1; anything wider asks for the printed token",
   )
-  command.add_argument("--port", type=int, default=8123, help="default 8123; 0 takes a free one")
+  command.add_argument(
+    "--port", type=whole(0, 65_535), default=8123, help="default 8123; 0 takes a free one"
+  )
   command.add_argument(
     "--name", action="append", default=[], help="another host name that the page is opened by"
   )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from instructjax.commands.options import Fields, open_settings
+from instructjax.commands.options import Fields, open_settings, whole
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -18,8 +18,10 @@ def arguments(command: argparse.ArgumentParser) -> None:
     help="`lm_eval ls tasks` lists them",
   )
   command.add_argument("--include", default="", metavar="FOLDER", help="tasks of your own")
-  command.add_argument("--shots", type=int, help="default the task's own")
-  command.add_argument("--limit", type=int, default=0, help="the first documents of each task only")
+  command.add_argument("--shots", type=whole(0, 1000), help="default the task's own")
+  command.add_argument(
+    "--limit", type=whole(0), default=0, help="the first documents of each task only"
+  )
   command.add_argument(
     "--config",
     default="eval",

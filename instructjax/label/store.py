@@ -423,7 +423,8 @@ def _stored_value(
 ) -> str:
   """Returns the stored text of an answer whose value is in `order`, a list as JSON."""
   outputs = json.loads(order)
-  checked = check(kind, value, len(outputs))
+  # The page asks for a rating of each output.
+  checked = check(kind, value, len(outputs), rated=True)
   return _dump(in_task_order(checked, outputs))
 
 

@@ -86,7 +86,7 @@ def _open(
   ids = None
   match term.kind:
     case "python":
-      texts, about = functions.open_function(term.target)
+      texts, about = functions.open_function(term.target, term.options["limit"])
     case "classifier":
       texts, about = classifier.open_classifier(term.target, term.choice, term.options)
     case "http":

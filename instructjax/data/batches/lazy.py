@@ -4,8 +4,8 @@ The windows are those of `pipeline.text`, token for token: all documents joined 
 tokens, and cut. To find a window without the ones before it, the tokens of every document are
 counted once, in one pass that also checks the documents. The counts (4 bytes a document) stay in
 the user's cache, so that a run that goes on, or another one with the same text and tokenizer,
-starts at once. A window reads the documents that it lies in, and a document is tokenised whole for
-each of its windows.
+starts after one reading of the files, which shows that they are the same. A window reads the
+documents that it lies in, and a document is tokenised whole for each of its windows.
 
 Rows can be reached by their number in JSONL files, in Parquet files (whose row groups are read
 whole, so write small ones) and in prepared TFDS data sets.
@@ -235,8 +235,8 @@ def index(documents: Texts, tokenizer: Tokenizer) -> Index:
     UserError: lists every document that is no record, or says why the cache cannot be written.
   """
   # The key changes with everything that the counts depend on.
-  states = [(name, len(rows), _file_state(name, rows)) for name, rows, _ in documents.parts]
-  identity = repr((states, documents.spelling_name, tokenizer.fingerprint))
+  contents = [(name, len(rows), _content(name, rows)) for name, rows, _ in documents.parts]
+  identity = repr((contents, documents.spelling_name, tokenizer.fingerprint))
   key = hashlib.sha256(identity.encode()).hexdigest()
   path = download.cache_folder() / "counts" / f"{key[:32]}.npz"
   # If there is no file, or a damaged one, the tokens are counted again.
@@ -297,19 +297,35 @@ def _count_tokens(documents: Texts, tokenizer: Tokenizer) -> Index:
   return Index(counts, fingerprint)
 
 
-def _file_state(name: str, rows: Any) -> tuple[str, int, int]:
-  """Returns (folder, size in bytes, time of the last change in nanoseconds) of a file.
+def _content(name: str, rows: Any) -> str:
+  """Returns the digest of what a part of a source holds.
 
-  With it another file under the same name is counted again. A TFDS data set is known by the folder
-  that it was prepared in, and by the state of the description that was written there last.
+  The bytes of a file count, and not its name, size and time: another text may have the same. A
+  TFDS data set may be too large for that. It is known by the description in its folder, and by the
+  names, sizes and times of its files; the time of the inode is one that no program can set.
   """
   info = getattr(rows, "dataset_info", None)
-  folder = "" if info is None else str(info.data_dir)
-  path = Path(folder, "dataset_info.json") if folder else Path(name)
-  if not path.is_file():
-    return folder, 0, 0
-  stat = path.stat()
-  return folder, stat.st_size, stat.st_mtime_ns
+  try:
+    if info is not None:
+      return _folder_content(Path(info.data_dir))
+    if not Path(name).is_file():
+      return ""
+    with Path(name).open("rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
+  except OSError as error:
+    raise UserError(f"{name}: cannot be read ({_reason(error)}); put it back") from None
+
+
+def _folder_content(folder: Path) -> str:
+  """Returns the digest of a prepared data set."""
+  facts: list[Any] = []
+  for path in sorted(folder.iterdir()):
+    stat = path.stat()
+    facts.append((path.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+  description = folder / "dataset_info.json"
+  if description.is_file():
+    facts.append(description.read_bytes())
+  return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 # --- rows of tokens ---

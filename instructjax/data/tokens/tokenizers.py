@@ -7,7 +7,6 @@ This may be a model folder, a `tokenizer.json`, the metadata of a GGUF file, or 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,9 @@ from instructjax.data.tokens.vocabulary import (
   sha256,
 )
 from instructjax.errors import UserError
-from instructjax.system import jsons
+from instructjax.models import gguf
+from instructjax.system import jsons, plain_json
+from instructjax.system.plain_json import shown
 
 # Names of the end-of-text token, tried in this order where a tokenizer.json stands alone.
 USUAL_EOS = ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>", "<eos>")
@@ -126,10 +127,10 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
   """
   tokenizer = byte_level(metadata)
   token_types = _gguf_field(metadata, "token_type")
-  eos = (int(_gguf_field(metadata, "eos_token_id")),)
+  eos = (_gguf_id(metadata, "eos_token_id"),)
   bos: tuple[int, ...] = ()
   if _gguf_field(metadata, "add_bos_token"):
-    bos = (int(_gguf_field(metadata, "bos_token_id")),)
+    bos = (_gguf_id(metadata, "bos_token_id"),)
   # All that decides the ids of a text.
   identity = [
     _gguf_field(metadata, "pre", "gpt-2"),
@@ -145,6 +146,31 @@ def _gguf_field(metadata: Mapping[str, Any], key: str, default: Any = None) -> A
   return metadata.get(f"tokenizer.ggml.{key}", default)
 
 
+def _gguf_list(metadata: Mapping[str, Any], key: str, kind: type) -> list[Any]:
+  """Returns a list of the metadata whose entries are of one type; what is left out is empty."""
+  value = _gguf_field(metadata, key)
+  if value is None:
+    return []
+  if not isinstance(value, list) or not all(isinstance(entry, kind) for entry in value):
+    words = {str: "texts", int: "whole numbers"}[kind]
+    raise UserError(f"tokenizer.ggml.{key} is {shown(value)}; a list of {words} is expected")
+  return value
+
+
+def _gguf_id(metadata: Mapping[str, Any], key: str) -> int:
+  """Returns the id of a token that the metadata list."""
+  value = _gguf_field(metadata, key)
+  size = len(_gguf_list(metadata, "tokens", str))
+  if isinstance(value, bool) or not isinstance(value, int):
+    raise UserError(f"tokenizer.ggml.{key} is {shown(value)}; the id of a token is expected")
+  if not 0 <= value < size:
+    raise UserError(
+      f"tokenizer.ggml.{key}: end-of-text id {value} is outside of the tokenizer's {size} ids; "
+      "the file is damaged"
+    )
+  return value
+
+
 def _control_ids(token_types: Sequence[int] | None) -> list[int]:
   return [i for i, token_type in enumerate(token_types or []) if token_type == CONTROL]
 
@@ -157,9 +183,9 @@ def gguf_metadata(path: str | Path) -> dict[str, Any]:
   """
   try:
     stat = Path(path).stat()
-    return _gguf_metadata(path, stat.st_mtime_ns, stat.st_size)
-  except (ValueError, OSError, IndexError) as error:
+  except (ValueError, OSError) as error:
     raise UserError(f"{path}: not a readable GGUF file ({error}); fetch it again") from error
+  return _gguf_metadata(path, stat.st_mtime_ns, stat.st_size)
 
 
 @functools.lru_cache(maxsize=2)
@@ -168,10 +194,9 @@ def _gguf_metadata(path: str | Path, changed: int, size: int) -> dict[str, Any]:
 
   Time of the last change and size are arguments so that a new file under the same name is read.
   """
-  import gguf
-
-  fields = gguf.GGUFReader(path).fields
-  return {name: field.contents() for name, field in fields.items() if name.startswith("tokenizer.")}
+  reader = gguf.opened(Path(path))
+  contents = gguf.contents(reader, Path(path))
+  return {name: value for name, value in contents.items() if name.startswith("tokenizer.")}
 
 
 def byte_level(metadata: Mapping[str, Any]) -> Any:
@@ -192,7 +217,8 @@ def byte_level(metadata: Mapping[str, Any]) -> Any:
   kind = _gguf_field(metadata, "model")
   if kind != "gpt2":
     raise UserError(
-      f"tokenizer.ggml.model is {kind!r}; only 'gpt2' (byte-level BPE) is read out of a GGUF file"
+      f"tokenizer.ggml.model is {shown(kind)}; only 'gpt2' (byte-level BPE) is read out of a "
+      "GGUF file"
     )
   pre = _gguf_field(metadata, "pre", "gpt-2")
   by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -204,17 +230,28 @@ def byte_level(metadata: Mapping[str, Any]) -> Any:
     splitter = by_bytes
   else:
     raise UserError(
-      f"tokenizer.ggml.pre is {pre!r}; known are 'gpt-2' and 'smollm': give the model's "
+      f"tokenizer.ggml.pre is {shown(pre)}; known are 'gpt-2' and 'smollm': give the model's "
       "tokenizer.json"
     )
-  names = _gguf_field(metadata, "tokens")
+  names = _gguf_list(metadata, "tokens", str)
   vocab = {name: i for i, name in enumerate(names)}
   # A merge is written as its two parts with a space between.
-  merges = [tuple(pair.split(" ", 1)) for pair in _gguf_field(metadata, "merges")]
-  tokenizer = hf.Tokenizer(models.BPE(vocab, merges))
+  merges = [tuple(pair.split(" ", 1)) for pair in _gguf_list(metadata, "merges", str)]
+  control = _control_ids(_gguf_list(metadata, "token_type", int))
+  if control and control[-1] >= len(names):
+    raise UserError(
+      f"tokenizer.ggml.token_type names a control token {control[-1]} of {len(names)} tokens; the "
+      "file is damaged"
+    )
+  try:
+    tokenizer = hf.Tokenizer(models.BPE(vocab, merges))
+  # The package raises a bare Exception for a merge of pieces that are no tokens.
+  except Exception as error:
+    raise UserError(
+      f"tokenizer.ggml.merges cannot be used ({error}); give the model's tokenizer.json"
+    ) from error
   tokenizer.pre_tokenizer = splitter
   tokenizer.decoder = decoders.ByteLevel()
-  control = _control_ids(_gguf_field(metadata, "token_type"))
   tokenizer.add_special_tokens(
     [hf.AddedToken(names[i], normalized=False, special=True) for i in control]
   )
@@ -236,8 +273,10 @@ def from_json(path: str | Path, eos: Sequence[int | str] = ()) -> Tokenizer:
   text = read_text(path)  # the fingerprint is that of the whole file
   try:
     tokenizer = hf.Tokenizer.from_str(text)
-  # The package raises a bare Exception.
-  except Exception as error:
+  except KeyboardInterrupt:
+    raise
+  # The package raises a bare Exception, and for some files what Rust calls a panic, which is none.
+  except BaseException as error:
     raise UserError(f"{path}: not a tokenizer.json of the tokenizers package ({error})") from error
   if not eos:
     usual = [name for name in USUAL_EOS if tokenizer.token_to_id(name) is not None]
@@ -247,6 +286,8 @@ def from_json(path: str | Path, eos: Sequence[int | str] = ()) -> Tokenizer:
   ids: list[int] = []
   for name in wanted:
     token_id = tokenizer.token_to_id(name) if isinstance(name, str) else name
+    if isinstance(token_id, int) and not 0 <= token_id < 2**31:
+      raise UserError(f"{path}: end-of-text id {shown(token_id)} is outside of any vocabulary")
     if token_id is not None:
       ids.append(token_id)
   # All of those that the caller names must be there, and at least one if they name none.
@@ -288,15 +329,19 @@ def _folder_eos(folder: Path) -> list[int | str]:
     path = folder / name
     if not path.is_file():
       continue
-    try:
-      value = json.loads(read_text(path)).get(key)
-    except ValueError as error:
-      raise UserError(f"{path}: malformed JSON ({error}); fix or delete it") from None
+    value = plain_json.read_object(path, "make it readable", "fix or delete it").get(key)
     if isinstance(value, dict):  # a name with its treatment of white space
       value = value.get("content")
     if value is None:
       continue
     eos = value if isinstance(value, list) else [value]
+    for token in eos:
+      # To Python True is a whole number.
+      if isinstance(token, bool) or not isinstance(token, int | str):
+        raise UserError(
+          f"{path}: '{key}' is {shown(value)}; the id or the name of a token, or several, are "
+          "expected"
+        )
     if eos:
       return eos
   return []

@@ -236,3 +236,41 @@ def test_replies_that_share_a_token_with_the_prompt_are_cut_there():
     ord("d"),
     EOS,
   ]
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "problem"),
+  [
+    ("tokenizer_config.json", "[]", "holds no JSON object"),
+    ("tokenizer_config.json", '{"chat_template": 3}', "'chat_template' is 3; a text, or a list"),
+    ("tokenizer_config.json", '{"chat_template": [3]}', "'chat_template' is "),
+    ("tokenizer_config.json", '{"chat_template": [{"name": "default"}]}', "'chat_template' is "),
+    ("special_tokens_map.json", "{", "malformed JSON"),
+    ("special_tokens_map.json", '{"bos_token": "\\ud800"}', "surrogates not allowed"),
+  ],
+)
+def test_files_of_a_folder_that_say_nonsense(tmp_path, name, text, problem):
+  (tmp_path / name).write_text(text)
+  with pytest.raises(UserError, match=problem) as error:
+    chat.find(tmp_path)
+  assert str(tmp_path / name) in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "change", [{"bos_token_id": 9}, {"bos_token_id": "1"}, {"tokens": 3}, {"tokens": [4]}]
+)
+def test_gguf_metadata_that_say_nonsense(change):
+  metadata = {"tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.bos_token_id": 0}
+  assert chat.find(metadata)[1] == {"bos_token": "a"}
+  changed = {f"tokenizer.ggml.{key}": value for key, value in change.items()}
+  with pytest.raises(UserError, match=r"tokenizer\.ggml\.bos_token_id is "):
+    chat.find(metadata | changed)
+  with pytest.raises(UserError, match=r"tokenizer\.chat_template is 3"):
+    chat.find({"tokenizer.chat_template": 3})
+
+
+def test_a_template_that_never_ends_is_one_line(monkeypatch):
+  text = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+  monkeypatch.setattr(chat.jinja, "STEPS", 1000)
+  with pytest.raises(UserError, match=r"^t\.jinja: the chat template cannot render it \(it takes"):
+    chat.load("t.jinja", text, {}, TOK)
