@@ -165,7 +165,8 @@ def reward_step(
   real = batch.rank > 0  # the other completions are padding
   metrics = {
     "loss": loss,
-    "accuracy": correct.sum() / jnp.maximum(pair_count, 1),
+    # Over no pairs it is unknown: 0 would say that the model orders all of them wrongly.
+    "accuracy": jnp.where(pair_count > 0, correct.sum() / jnp.maximum(pair_count, 1), jnp.nan),
     "pairs": pair_count,
     "score/mean": (scores * real).sum() / jnp.maximum(real.sum(), 1),
     "grad/norm": optax.tree.norm(grads),
@@ -181,6 +182,18 @@ def fit_bias(params: Params, demonstration_score: Scalar) -> Params:
   `demonstration_score` is the mean score of the labelers' demonstrations under `params`. Eq. 1 sees
   only differences and leaves the bias free. PPO's value network inherits it.
   """
+  return rescale(params, 1.0, -demonstration_score)
+
+
+def rescale(params: Params, gain: Scalar | float, shift: Scalar | float) -> Params:
+  """Returns the reward model that scores gain * r + shift.
+
+  Ziegler et al. 2019 (section 2.1) choose both so that responses of the reference policy have mean
+  0 and variance 1, which gives the KL coefficient one meaning for all reward models.
+  """
   head = params["head"]
-  fitted_head = head | {"b": head["b"] - demonstration_score}
-  return params | {"head": fitted_head}
+  scaled_head = {
+    "w": head["w"] * gain,
+    "b": head["b"] * gain + shift,
+  }
+  return params | {"head": head | scaled_head}

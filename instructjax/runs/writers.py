@@ -209,6 +209,19 @@ def _json_lines(rows: Iterable[Row]) -> str:
   return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def keep_results(workdir: Path, results: Mapping[str, Any]) -> None:
+  """Leaves what a stage measured at its end in results.json, in the first process.
+
+  Raises:
+    UserError: where the file cannot be written.
+  """
+  if jax.process_index() > 0:
+    return
+  path = workdir / "results.json"
+  with _writable(path):
+    _write_json(path, results)
+
+
 def rows(path: Path) -> list[dict[str, Any]]:
   """The lines of a file up to the first that is not whole; none where there is no file."""
   whole_rows = []

@@ -30,7 +30,7 @@ class ComparisonData:
   comparisons: str = setting("data/comparisons.jsonl", "Ranked completions, or a mixture of files.")
   demonstrations: str = setting(
     "data/demonstrations.jsonl",
-    "Demonstrations that score 0 on average, by the bias; empty leaves it at 0.",
+    "Demonstrations that score 0 on average, by the bias; empty leaves it as it is.",
   )
   valid: str = setting("", "Held-out comparisons; empty evaluates nothing.")
   spelling: str = subjects.spelling("comparisons")
@@ -65,6 +65,9 @@ class RewardSettings:
   pairs: Literal["remaining", "all"] = setting(
     "remaining", "Divides the loss of a prompt by the pairs that do not tie, or by all."
   )
+  normalise: Literal["mean", "mean_and_std"] = setting(
+    "mean", "Gives the scores of demonstrations the mean 0, and the deviation 1 too."
+  )
   top: int | None = subjects.top()
   trunk_dtype: Dtype | None = subjects.trunk_dtype()
   lora: LoraSettings = group(LoraSettings())
@@ -78,8 +81,10 @@ class RewardSettings:
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from one_part(self.top, self.lora)
-    metrics = ("loss", "accuracy", "score/mean", "eval/accuracy")
+    metrics = ("loss", "accuracy", "score/mean", "eval/accuracy", "eval/log_loss")
     yield from chosen_metric(self.best, metrics, bool(self.data.valid))
+    if self.normalise == "mean_and_std" and not self.data.demonstrations:
+      yield "normalise", "give demonstrations to normalise on, config.data.demonstrations"
     if self.batch % self.data.together:
       yield "batch", f"choose a multiple of config.data.together={self.data.together}"
 

@@ -196,3 +196,18 @@ def test_sharded_steps_equal_one_device(mesh):
   }
   losses_, expected = three_steps(place, sharding.place_batch), on_one_device()
   np.testing.assert_allclose(losses_, expected, atol=1e-4)
+
+
+def test_accuracy_over_no_pairs_is_unknown():
+  batch = tiny.comparisons(LM, rows=2, k=4)
+  _, metrics = reward_step(state_of(SGD), batch.replace(rank=jnp.ones((2, 4), jnp.int32)), tx=SGD)
+  assert np.isnan(metrics["accuracy"])
+  assert metrics["pairs"] == metrics["loss"] == 0
+
+
+def test_a_rescaled_model_scores_gain_times_plus_shift():
+  params = model()
+  demos = tiny.demonstrations(LM, rows=4)
+  before = score(params, demos.tokens, demos.valid)
+  after = score(reward.rescale(params, 3.0, -2.0), demos.tokens, demos.valid)
+  np.testing.assert_allclose(after, 3 * before - 2, atol=1e-4)
