@@ -18,8 +18,8 @@ the EMA .992, and 8 times as many pretraining examples as episodes with the coef
 does not print the learning rate of the policy (ours is inside the printed sweep), lambda (.95) and
 the value loss (.1, clip .2; both from Stiennon et al. 2020), the epsilon of Adam (1e-5), whitening
 (advantages are, rewards are not), dropout (none), how often the EMA moves (once a minibatch), the
-means of the losses (over tokens), and what a response without an end scores (what the reward model
-says).
+means of the losses (over tokens; ppo.normalise and ppo.ptx_normalise have others), and what a
+response without an end scores (what the reward model says).
 """
 
 from ml_collections import ConfigDict

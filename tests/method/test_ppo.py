@@ -201,6 +201,39 @@ def test_ptx_gradient_is_added_with_its_coefficient_in_one_update():
   )
 
 
+@pytest.mark.parametrize("normalise", ["token_mean", "sequence_mean", "sequence_sum"])
+def test_every_loss_is_normalised_as_its_field_says(normalise):
+  """Policy, value and pretraining loss by two plain loops, on ragged rows and in micro-batches."""
+  config, state, frozen = setup(
+    tx=SGD,
+    ptx_coef=2.0,
+    normalise=normalise,
+    ptx_normalise=normalise,
+    micro=2,
+    ptx_micro=2,
+    value_coef=1.0,
+    whiten_advantage=False,
+  )
+  *_, exp, _ = collect(config, state, frozen)
+  text = tiny.text(config.lm, rows=16)
+  text = text.replace(mask=text.mask & (jnp.arange(8) < jnp.arange(1, 17)[:, None] % 6 + 2))
+  _, metrics = minibatch_step(config, state, frozen, exp, text)
+
+  def expected(terms, mask):
+    rows = [np.asarray(row)[np.asarray(real)] for row, real in zip(terms, mask) if real.any()]
+    if normalise == "token_mean":
+      return np.concatenate(rows).mean()
+    return np.mean([row.mean() if normalise == "sequence_mean" else row.sum() for row in rows])
+
+  # The ratio is 1 in a first minibatch, and the value is the old one.
+  policy = expected(-exp.advantage, exp.mask)
+  value = expected(0.5 * jnp.square(exp.value - exp.target), exp.value_mask)
+  assert float(metrics["loss/total"]) == pytest.approx(policy + value, rel=1e-4)
+  logits = config.lm.logits(frozen.ref, config.lm.hidden(frozen.ref, text.tokens, text.valid))
+  logp = losses.token_logp(logits[:, :-1], text.tokens[:, 1:])
+  assert float(metrics["loss/ptx"]) == pytest.approx(expected(-logp, text.mask[:, 1:]), rel=1e-4)
+
+
 def test_without_ptx_the_branch_is_gone_and_the_bits_are_the_same():
   config, state, frozen = setup(ptx_coef=0.0)
   prompts, text = tiny.prompts(config.lm, rows=8), tiny.text(config.lm, rows=64)

@@ -227,9 +227,12 @@ def alignment_tax(run: Run) -> Section:
   base = number(inside(run.results, "models", "base").get("pretrain_nll"))
   level = (base, "base model") if base is not None else None
   unit = "nats a token"
+  # The loss that is trained on may be a sum over the tokens of a row.
+  is_sum = inside(run.config, "ppo").get("ptx_normalise") == "sequence_sum"
+  trained_unit = "nats a row" if is_sum else unit
   figures = [
     overlay(run, stages, "eval/pretrain_nll", "Held-out pretraining text", unit, level=level),
-    overlay(run, stages, "loss/ptx", "Pretraining loss in training", unit),
+    overlay(run, stages, "loss/ptx", "Pretraining loss in training", trained_unit),
     _gradient_norms(run, stages),
   ]
   body = page.grid([figure for figure in figures if figure])
