@@ -38,6 +38,7 @@ from instructjax import (
 from instructjax.models import heads
 from instructjax.rollout import Sampling, sample
 from instructjax.settings.method import PPOConfig
+from instructjax.system import keys
 from instructjax.types import (
   LM,
   Array,
@@ -436,11 +437,10 @@ def order(
   Every row occurs once an epoch, and each epoch has a new permutation.
   """
 
-  def permute(key):
-    return jax.random.permutation(key, rows)
+  def permute(epoch):
+    return jax.random.permutation(jax.random.fold_in(key, epoch), rows)
 
-  keys = jax.random.split(key, cfg.epochs)
-  permutations = jax.vmap(permute)(keys)
+  permutations = jnp.stack([permute(epoch) for epoch in range(cfg.epochs)])
   updates = cfg.epochs * cfg.minibatches
   return permutations.reshape(updates, rows // cfg.minibatches)
 
@@ -483,7 +483,7 @@ def improve(
     )
 
   # The key is new in each iteration, because the step has moved on.
-  order_key = jax.random.fold_in(state.key, state.step)
+  order_key = keys.key_for(state.key, "minibatches", state.step)
   state, metrics = jax.lax.scan(update_on, state, order(order_key, rows, cfg))
 
   summary = {}
@@ -519,8 +519,7 @@ def rollout_key(state: TrainState) -> Key[Array, ""]:
 
   It is new for each iteration, and the same after a restart.
   """
-  key = jax.random.fold_in(state.key, state.step)
-  return jax.random.fold_in(key, 1)  # the key above itself orders the minibatches
+  return keys.key_for(state.key, "responses", state.step)
 
 
 def learn(

@@ -20,6 +20,7 @@ import optax
 
 from instructjax import losses, sharding, steps
 from instructjax.models import heads
+from instructjax.system import keys
 from instructjax.types import (
   LM,
   Array,
@@ -149,7 +150,7 @@ def reward_step(
   cfg: RewardConfig = RewardConfig(),
 ) -> tuple[TrainState, Metrics]:
   """Makes one update on ranked prompts, each of which carries the same weight whatever its K."""
-  key = jax.random.fold_in(state.key, state.step)
+  key = keys.key_for(state.key, "dropout", state.step)
   # The weights are shares of the whole batch, so they are made before it is split.
   weight = losses.pair_weights(batch.rank, cfg.pairs)
   grads, loss, scores = steps.gradients(

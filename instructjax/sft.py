@@ -14,11 +14,11 @@ import dataclasses
 from dataclasses import dataclass
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from instructjax import likelihood, losses, steps
+from instructjax.system import keys
 from instructjax.types import (
   LM,
   Array,
@@ -93,7 +93,7 @@ def sft_step(
   cfg: SFTConfig = SFTConfig(),
 ) -> tuple[TrainState, Metrics]:
   """Makes one update on a batch of demonstrations, by the token mean over the whole batch."""
-  key = jax.random.fold_in(state.key, state.step)
+  key = keys.key_for(state.key, "dropout", state.step)
   share = token_shares(batch)
   grads, loss, (_, mask) = steps.gradients(
     partial(sft_loss, lm=lm, trunk=trunk, cfg=cfg),

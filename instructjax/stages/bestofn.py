@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,6 +16,7 @@ from instructjax.settings.sampling import BestOfNSettings
 from instructjax.stages import running
 from instructjax.stages.drawing import draw_responses
 from instructjax.stages.wiring import require_multiple
+from instructjax.system import keys
 
 
 def run(settings: BestOfNSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
@@ -38,7 +38,6 @@ def run(settings: BestOfNSettings, workdir: Path, sinks: tuple[str, ...] = ()) -
       )
     proxy = open_rewards(settings, "rewards", model)
     gold = open_rewards(settings, "gold", model)
-    key = jax.random.key(settings.seed)
     groups = draw_responses(
       settings,
       model,
@@ -46,7 +45,7 @@ def run(settings: BestOfNSettings, workdir: Path, sinks: tuple[str, ...] = ()) -
       prompts,
       {"rewards": proxy, "gold": gold},
       temperature=settings.sampling.temperature,
-      key=key,
+      key=keys.run_key(settings.seed, "best of n"),
       name=settings.stage,
     )
     prints = running.fingerprints(prompts=prompts)
@@ -61,7 +60,7 @@ def run(settings: BestOfNSettings, workdir: Path, sinks: tuple[str, ...] = ()) -
         texts = rewards.responses(model.tokenizer, rows)
         score = rewards.total(proxy, scores["rewards"])
         # Equal scores are decided by a key of the prompt, so that a second run decides the same.
-        tie_key = jax.random.fold_in(key, number)
+        tie_key = keys.run_key(settings.seed, "ties", number)
         best = int(bestofn.choose(tie_key, jnp.asarray(score[None]))[0])
         writer.samples(
           [

@@ -35,6 +35,7 @@ from instructjax.stages.wiring import (
   rows_of,
   whole_on_each_device,
 )
+from instructjax.system import keys
 from instructjax.types import (
   LM,
   Array,
@@ -80,8 +81,8 @@ def experiment_of(settings: PPOSettings, policy: LM, reward_lm: LM, sampling: Sa
   # Both schedules are counted in iterations, whatever the minibatches (App. C.4).
   count = settings.iterations * updates
   tx = optim.by_subtree(
-    policy=optimizer(settings.policy_optimizer, count, updates),
-    value=optimizer(settings.value_optimizer, count, updates),
+    policy=optimizer(settings.policy_optimizer, policy, count, updates),
+    value=optimizer(settings.value_optimizer, reward_lm, count, updates),
   )
   return ppo.PPO(
     lm=policy,
@@ -119,13 +120,13 @@ def wire(
     key: Any, policy_params: Params, judge_params: Params, judge_head: Params
   ) -> tuple[TrainState, Frozen]:
     """With LoRA the reference is the base with its adapter off, or with that of `rl_init`."""
-    # One key for the adapter of each side; 2 is their purpose.
-    keys = jax.random.split(jax.random.fold_in(key, 2))
+    policy_key = keys.key_for(key, "adapter")
     mine = trainable.split(
-      policy, policy_params, keys[0], settings, adapter_goes_on=adapters_go_on[0]
+      policy, policy_params, policy_key, settings, adapter_goes_on=adapters_go_on[0]
     )
+    judge_key = keys.key_for(key, "adapter of the reward model")
     theirs = trainable.split(
-      reward_lm, judge_params, keys[1], settings, adapter_goes_on=adapters_go_on[1]
+      reward_lm, judge_params, judge_key, settings, adapter_goes_on=adapters_go_on[1]
     )
     head = whole_on_each_device(judge_head)
     # The value network is separate from the policy and starts as the reward model (section 3.5).
@@ -317,12 +318,13 @@ def draw_prompts(
   every_row = itertools.chain(*rows.parts) if isinstance(rows, Mixture) else rows
   records = corpora.records(sources)
   texts = {row.ids.tobytes(): record.prompt for row, record in zip(every_row, records, strict=True)}
+  seed = keys.seed_for(settings.seed, "prompts")
   # A bucket holds prompts of one length; padding all to `prompt` needs no buckets.
   mine = sharding.local_rows(settings.batch)
   lengths = buckets.lengths(data.prompt, data.buckets)
   if len(lengths) == 1:
     pad = partial(pipeline.pad_prompts, length=data.prompt)
-    return texts, pipeline.stream(rows, pad, size=settings.batch, seed=settings.seed, mine=mine)
+    return texts, pipeline.stream(rows, pad, size=settings.batch, seed=seed, mine=mine)
   if isinstance(rows, Mixture):
     raise UserError(
       f"config.data.buckets={data.buckets}: the batches of a mixture hold prompts of all lengths; "
@@ -332,7 +334,7 @@ def draw_prompts(
     rows,
     pipeline.pad_prompts,
     size=settings.batch,
-    seed=settings.seed,
+    seed=seed,
     lengths=lengths,
     mine=mine,
   )
@@ -350,7 +352,8 @@ def draw_text(
   if data.stems:
     rows, pad = stems.kept_rows(lm, trunk, rows, pad, settings.model.dtype)
   mine = sharding.local_rows(size)
-  return pipeline.stream(rows, pad, size=size, seed=settings.seed, mine=mine)
+  seed = keys.seed_for(settings.seed, "text")
+  return pipeline.stream(rows, pad, size=size, seed=seed, mine=mine)
 
 
 # --- rewards from outside ---

@@ -36,6 +36,7 @@ from instructjax.stages.wiring import (
   optimizer,
   require_multiple,
 )
+from instructjax.system import keys
 from instructjax.types import LM, Demonstrations, Params, TrainState
 
 
@@ -81,7 +82,7 @@ def wire(
   origin.fits(
     lm, length, "config.data.length" if with_text else "config.data.prompt + config.data.response"
   )
-  tx = optimizer(settings.optimizer, calls)
+  tx = optimizer(settings.optimizer, lm, calls)
   step_settings = sft.SFTConfig(
     micro=settings.micro,
     window=None if with_text else window,
@@ -89,9 +90,8 @@ def wire(
   )
 
   def init(key: Any, params: Params) -> tuple[TrainState, Params]:
-    # 2 is the purpose of this key: no other draw of a run has it.
     parts = trainable.split(
-      lm, params, jax.random.fold_in(key, 2), settings, adapter_goes_on=adapter_goes_on
+      lm, params, keys.key_for(key, "adapter"), settings, adapter_goes_on=adapter_goes_on
     )
     return steps.new_state(key, parts.trained, tx), parts.trunk
 
@@ -248,10 +248,11 @@ def batches_of(
   demonstrations = settings.batch - text_rows(settings)
   pad_rows = packing.pad_packed if settings.data.pack else pipeline.pad_demonstrations
   streams = []
-  for rows, first, size in (
-    (prepared.demonstrations, 0, demonstrations),
-    (prepared.text, demonstrations, settings.batch - demonstrations),
-  ):
+  purposes: tuple[tuple[keys.Purpose, Rows, int, int], ...] = (
+    ("demonstrations", prepared.demonstrations, 0, demonstrations),
+    ("text", prepared.text, demonstrations, settings.batch - demonstrations),
+  )
+  for purpose, rows, first, size in purposes:
     # Demonstrations come first in a batch, so a process may have rows of one kind alone.
     own_rows = [number - first for number in mine if first <= number < first + size]
     if not own_rows:
@@ -259,7 +260,8 @@ def batches_of(
     pad = partial(pad_rows, length=row_length(settings))
     if keeps_stems(settings):
       rows, pad = stems.kept_rows(lm, trunk, rows, pad, settings.model.dtype)
-    streams.append(pipeline.stream(rows, pad, size=size, seed=settings.seed, mine=own_rows))
+    seed = keys.seed_for(settings.seed, purpose)
+    streams.append(pipeline.stream(rows, pad, size=size, seed=seed, mine=own_rows))
 
   def batch(number: int) -> dict[str, Demonstrations]:
     parts = [stream(number) for stream in streams]

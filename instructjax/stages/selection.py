@@ -31,6 +31,7 @@ from instructjax.runs.loop import Evaluate
 from instructjax.runs.origin import Origin
 from instructjax.settings.supervised import SFTSettings
 from instructjax.stages import pretrain_sft, running
+from instructjax.system import keys
 from instructjax.types import Params, Prompts, Rollout, TrainState
 
 SCORE, NLL = "eval/score", "eval/nll"
@@ -95,7 +96,7 @@ def mean_reward(
     totals: list[np.ndarray] = []
     for number, (padded, real) in enumerate(pipeline.once(rows, pad, size=size)):
       # The key does not depend on the step: checkpoints differ by their weights, not by the draw.
-      key = jax.random.fold_in(jax.random.key(settings.seed), number)
+      key = keys.run_key(settings.seed, "selection", number)
       responses = draw(trunk, state.params, sharding.place_batch(padded), key)
       first = number * size
       texts = [record.prompt for record in prompts[first : first + real]]
