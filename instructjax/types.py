@@ -113,6 +113,7 @@ class Comparisons:
   valid: Bool[Array, "*B K T"]
   rank: Int[Array, "*B K"]
   stem: Float[Array, "*B K T D"] | None = None
+  rating: Float[Array, "*B K"] | None = None  # the overall quality, where margins count it
 
 
 @struct.dataclass

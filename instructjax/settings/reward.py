@@ -65,6 +65,26 @@ class RewardSettings:
   pairs: Literal["remaining", "all"] = setting(
     "remaining", "Divides the loss of a prompt by the pairs that do not tie, or by all."
   )
+  loss: Literal["pairs", "best_of_k"] = setting(
+    "pairs", "Eq. 1 on all pairs, or the choice of the best of K (Ziegler et al. 2019, Eq. 1)."
+  )
+  centering: float = setting(
+    0.0,
+    "The weight of the squared sum of the scores of a pair, which holds them near 0 (Eisenstein "
+    "et al. 2023).",
+    low=0,
+    high=1000,
+  )
+  margin: float = setting(
+    0.0,
+    "By how much the better of a pair has to score higher, for each `margin_by` (Touvron et al. "
+    "2023).",
+    low=0,
+    high=1000,
+  )
+  margin_by: Literal["pair", "rank", "rating"] = setting(
+    "pair", "What a margin is counted by: the pair, ranks between, or points of overall quality."
+  )
   normalise: Literal["mean", "mean_and_std"] = setting(
     "mean", "Gives the scores of demonstrations the mean 0, and the deviation 1 too."
   )
@@ -83,6 +103,13 @@ class RewardSettings:
     yield from one_part(self.top, self.lora)
     metrics = ("loss", "accuracy", "score/mean", "eval/accuracy", "eval/log_loss")
     yield from chosen_metric(self.best, metrics, bool(self.data.valid))
+    if self.margin and self.loss == "best_of_k":
+      yield (
+        "margin",
+        "the choice of the best of K has no pairs; set config.loss=pairs, or leave it 0",
+      )
+    if self.margin_by != "pair" and not self.margin:
+      yield "margin_by", "there is no margin to count; set config.margin too"
     if self.normalise == "mean_and_std" and not self.data.demonstrations:
       yield "normalise", "give demonstrations to normalise on, config.data.demonstrations"
     if self.batch % self.data.together:

@@ -15,7 +15,7 @@ from instructjax import reward, sharding, steps
 from instructjax.data.batches import corpora, pipeline
 from instructjax.data.batches.mixture import Mixture, Rows
 from instructjax.data.records import ordering
-from instructjax.data.records.records import Comparison
+from instructjax.data.records.records import Comparison, report
 from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
@@ -56,7 +56,13 @@ def wire(
   origin.fits(lm, length, "config.data.prompt + config.data.response")
   tx = optimizer(settings.optimizer, lm, calls)
   step_settings = reward.RewardConfig(
-    micro=settings.micro, dropout=settings.model.dropout > 0, pairs=settings.pairs
+    micro=settings.micro,
+    dropout=settings.model.dropout > 0,
+    pairs=settings.pairs,
+    loss=settings.loss,
+    centering=settings.centering,
+    margin=settings.margin,
+    margin_by=settings.margin_by,
   )
 
   def init(key: Any, params: Params) -> tuple[TrainState, Params]:
@@ -79,8 +85,13 @@ def wire(
   if settings.data.stems:
     width, dtype = stems.stem_type(lm, settings.model.dtype)
     stem = rows_of((*shape, width), dtype)
+  rating = rows_of(shape[:2], jnp.float32) if settings.margin_by == "rating" else None
   batch = Comparisons(
-    rows_of(shape, jnp.int32), rows_of(shape, jnp.bool_), rows_of(shape[:2], jnp.int32), stem
+    tokens=rows_of(shape, jnp.int32),
+    valid=rows_of(shape, jnp.bool_),
+    rank=rows_of(shape[:2], jnp.int32),
+    stem=stem,
+    rating=rating,
   )
   tokens = settings.batch * completions * length
   part = Part("reward", train_comparisons, ("comparisons",), "state", tokens=tokens, updates=1)
@@ -108,6 +119,33 @@ def groups_of(
     name=name,
     template=template,
   )
+
+
+def with_ratings(
+  settings: RewardSettings,
+  groups: list[pipeline.Group],
+  records: Sequence[Comparison],
+  name: str,
+) -> list[pipeline.Group]:
+  """The groups with the overall rating of each completion, where margins count it.
+
+  Raises UserError where a completion has none.
+  """
+  if settings.margin_by != "rating":
+    return groups
+  problems = []
+  rated = []
+  for line, (group, record) in enumerate(zip(groups, records, strict=True), 1):
+    ratings = [rating.get("overall") for rating in record.ratings or ()]
+    if len(ratings) == len(group.rows) and None not in ratings:
+      rated.append(group._replace(ratings=tuple(map(float, ratings))))
+      continue
+    problems.append(
+      f"{name}:{line}: ratings: config.margin_by=rating needs the overall rating of every "
+      "completion; rate them, or count the margin by rank"
+    )
+  report(problems)
+  return rated
 
 
 def draw_comparisons(
@@ -226,11 +264,11 @@ def held_out_measures(
       "eval/ece": float("nan") if error is None else error,
     }
 
-  def report(state: TrainState, gain: float) -> dict[str, Any]:
+  def report_on(state: TrainState, gain: float) -> dict[str, Any]:
     scores = gain * scores_at(state)
     return ordering.measure(scores, records, training_labelers=training_labelers)
 
-  return HeldOut(evaluate, report)
+  return HeldOut(evaluate, report_on)
 
 
 def labelers_of(records: Sequence[Comparison]) -> list[str]:
@@ -333,9 +371,12 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
     origin.fits(model.lm, length, "config.data.prompt + config.data.response")
     model, template = running.with_template(data.template, model)
     tokenizer = model.tokenizer
-    groups = corpora.rows(
-      sources, lambda part: groups_of(settings, part.records, tokenizer, part.source, template)
-    )
+
+    def groups_of_source(part: corpora.Part) -> list[pipeline.Group]:
+      source_groups = groups_of(settings, part.records, tokenizer, part.source, template)
+      return with_ratings(settings, source_groups, part.records, part.source)
+
+    groups = corpora.rows(sources, groups_of_source)
     valid = groups_of(settings, held_out, tokenizer, data.valid, template)
     shown = demonstration_rows(settings, demonstrations, tokenizer, template)
     # Prompts with fewer completions than the most are padded; a padded one has rank 0.

@@ -11,6 +11,7 @@ from instructjax.runs import origin, report
 from instructjax.settings.subjects import LoadedModelSettings
 from instructjax.stages import reward as reward_stage
 
+NOTHING_ELSE = ["--config.data.demonstrations=", "--config.data.valid="]
 PLAIN = LoadedModelSettings(dtype="float32", remat="none")
 
 
@@ -117,3 +118,64 @@ def test_pairs_that_all_tie_leave_the_accuracy_unknown(data, base, tmp_path, cap
   measured = json.loads((tmp_path / "run" / "results.json").read_text())["rm"]
   assert measured["pair_accuracy"] == {"value": None, "low": None, "high": None, "n": 0}
   assert 'id="ranking"' not in report.write(tmp_path / "run").read_text()
+
+
+# --- the loss that settings name ---
+
+
+def losses_of(data, base, workdir, *options):
+  """The losses of a run from one start."""
+  common = [*files(data, "comparisons"), *NOTHING_ELSE, f"--model={base}", *TUNE]
+  assert run("reward", workdir, *common, *options) == 0
+  return [row["loss"] for row in metrics(workdir)]
+
+
+def test_the_loss_of_a_stage_is_the_one_that_its_settings_name(data, base, tmp_path):
+  choices = {
+    "pairs": [],
+    "best": ["--config.loss=best_of_k"],
+    "centered": ["--config.centering=0.5"],
+    "margin": ["--config.margin=1"],
+    "by_rank": ["--config.margin=1", "--config.margin_by=rank"],
+  }
+  first = {
+    name: losses_of(data, base, tmp_path / name, *options)[0] for name, options in choices.items()
+  }
+  assert len(set(first.values())) == len(choices), first
+  assert first["pairs"] < first["margin"] < first["by_rank"]
+
+
+def test_a_margin_by_rating_needs_ratings(data, base, tmp_path, capsys):
+  options = ["--config.margin=1", "--config.margin_by=rating"]
+  common = [*files(data, "comparisons"), *NOTHING_ELSE, f"--model={base}", *TUNE]
+  assert run("reward", tmp_path / "none", *common, *options) == 2
+  assert "comparisons.jsonl:1: ratings: config.margin_by=rating needs" in capsys.readouterr().err
+  rows = [
+    compared(f"say {i}", "ana", [1, 2, 3])
+    | {"ratings": [{"overall": 7}, {"overall": 4}, {"overall": 3}]}
+    for i in range(4)
+  ]
+  rated = write(tmp_path / "rated.jsonl", rows)
+  by_rating, by_pair = (
+    losses_of(
+      data,
+      base,
+      tmp_path / f"{kind}",
+      *options[:1],
+      f"--config.margin_by={kind}",
+      f"--config.data.comparisons={rated}",
+    )
+    for kind in ("rating", "pair")
+  )
+  assert by_rating[0] > by_pair[0]
+
+
+def test_fields_of_a_loss_that_say_nothing_are_refused(data, tmp_path, capsys):
+  for option, words in (
+    ("--config.margin_by=rank", "config.margin_by=rank: there is no margin to count"),
+    ("--config.normalise=mean_and_std", "config.normalise=mean_and_std: give demonstrations"),
+  ):
+    assert run("reward", tmp_path, option, "--config.data.demonstrations=") == 2
+    assert words in capsys.readouterr().err
+  assert run("reward", tmp_path, "--config.margin=1", "--config.loss=best_of_k") == 2
+  assert "config.margin=1: the choice of the best of K has no pairs" in capsys.readouterr().err

@@ -58,10 +58,11 @@ class Row(NamedTuple):
 
 
 class Group(NamedTuple):
-  """The rows of one prompt's completions, and the rank of each."""
+  """The rows of one prompt's completions, the rank of each, and its overall rating if it counts."""
 
   rows: tuple[Row, ...]
   ranks: tuple[int, ...]
+  ratings: tuple[float, ...] = ()
 
 
 # --- records to ids ---
@@ -417,10 +418,16 @@ def pad_comparisons(groups: Sequence[Group], *, k: int, length: int) -> Comparis
   tokens, valid = _pad_right(ids, length)
   shape = (len(groups), k, length)
   rank: Host = np.asarray(ranks, np.int32)
+  rating: Host = None
+  # Either all groups have ratings or none has.
+  if groups[0].ratings:
+    ratings = [[*group.ratings, *[0.0] * (k - len(group.rows))] for group in groups]
+    rating = np.asarray(ratings, np.float32)
   return Comparisons(
     tokens=tokens.reshape(shape),
     valid=valid.reshape(shape),
     rank=rank,
+    rating=rating,
   )
 
 

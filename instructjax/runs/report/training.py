@@ -138,6 +138,8 @@ def _supervised_figure(run: Run, stage: str, metric: str) -> str:
   is_share = _last_part(metric) == "accuracy"
   is_log_loss = _last_part(metric) == "log_loss"
   is_ranking_loss = is_log_loss or (metric == "loss" and "accuracy" in metrics)
+  if metric == "loss" and not _is_equation_1(run):
+    is_ranking_loss = False
   level = None
   unit = "nats a token"
   if is_share:
@@ -154,6 +156,13 @@ def _supervised_figure(run: Run, stage: str, metric: str) -> str:
     series = [series[0]._replace(low=low, high=high)]
   title = f"{stage_title(stage)}: {metric}"
   return plot(title, series, "step", unit, percent=(False, is_share), level=level)
+
+
+def _is_equation_1(run: Run) -> bool:
+  """Returns whether a reward model was trained on Eq. 1 alone, whose level of chance is log 2."""
+  config = run.config
+  changes = (config.get("loss", "pairs") != "pairs", config.get("margin"), config.get("centering"))
+  return not any(changes)
 
 
 def ppo_curves(run: Run) -> Section:
