@@ -137,17 +137,17 @@ def _supervised_figure(run: Run, stage: str, metric: str) -> str:
   metrics = run.curves[stage]
   is_share = _last_part(metric) == "accuracy"
   is_log_loss = _last_part(metric) == "log_loss"
-  is_ranking_loss = is_log_loss or (metric == "loss" and "accuracy" in metrics)
-  if metric == "loss" and not _is_equation_1(run):
-    is_ranking_loss = False
+  is_ranking_loss = metric == "loss" and "accuracy" in metrics
   level = None
   unit = "nats a token"
   if is_share:
     level = (0.5, "chance")
     unit = "share of pairs"
-  elif is_ranking_loss:
+  elif is_log_loss or (is_ranking_loss and _is_equation_1(run)):
     level = (math.log(2), "chance")  # -log σ(0), the loss of a model that tells nothing
     unit = "nats a pair"
+  elif is_ranking_loss:
+    unit = "loss"
   look = stage_look(run, stage)
   series = with_running_mean("loss", look, metrics[metric], LONG_SUPERVISED)
   ends = [metrics.get(f"{metric}_{end}", {}) for end in ("low", "high")]
