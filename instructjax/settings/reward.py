@@ -128,10 +128,50 @@ TINY = replaced(
     "optimizer.clip": 1.0,
   },
 )
+
+
+def _ziegler() -> RewardSettings:
+  """The style tasks of Ziegler et al. 2019: the best of four, 4,992 labels once.
+
+  The values are those of `launch.py` and `train_reward.py` in openai/lm-human-preferences. Their
+  model is normalised on samples of the reference policy, before and after training.
+  """
+  changes = {
+    "model.shape": "gpt2-124M",
+    "model.dtype": "float32",
+    "data.prompt": 64,
+    "data.response": 24,
+    "batch": 32,
+    "loss": "best_of_k",
+    "normalise": "mean_and_std",
+    "optimizer.lr": 5e-5,
+    "optimizer.schedule": "linear",
+    "optimizer.b2": 0.999,
+    "optimizer.eps": 1e-5,
+    "optimizer.eps_mode": "tf",
+  }
+  return replaced(RewardSettings(), changes)
+
+
+def _stiennon(shape: str, lr: float) -> RewardSettings:
+  """Summaries of TL;DR (Stiennon et al. 2020, App. B.1): one epoch, reference summaries at 0."""
+  changes = {
+    "model.shape": shape,
+    "data.prompt": 512,
+    "data.response": 48,
+    "batch": 64,
+    "optimizer.lr": lr,
+  }
+  return replaced(RewardSettings(), changes)
+
+
 # The paper has one reward model of 6B for policies of every size.
 REWARD: Mapping[str, RewardSettings] = {
   "tiny": TINY,
   "1.3b": RewardSettings(),
   "6b": RewardSettings(),
   "175b": RewardSettings(),
+  "ziegler": _ziegler(),
+  "stiennon": _stiennon("1.3B", 1.5e-5),
+  "stiennon-6.7b": _stiennon("6.7B", 5e-6),
 }
