@@ -39,7 +39,7 @@ Z = 1.96  # standard deviations of a normal distribution that hold 95 % of it
 def ranking(run: Run) -> Section:
   """Returns the accuracy on pairs beside its references, and the calibration."""
   rm = inside(run.results, "rm")
-  figures = [accuracy(rm), calibration(rm)]
+  figures = [accuracy(rm), calibration(rm), cross_validation(run)]
   body = page.grid([figure for figure in figures if figure])
   lead = LEAD_OF_DOMAINS if "by_domain" in rm else LEAD
   return page.section("ranking", "Reward model", lead, body)
@@ -98,6 +98,34 @@ def accuracy(rm: dict[str, Any]) -> str:
     reference=chance or 0.5,
     lines=[level for level in levels if level is not None],
     note=" ".join([ACCURACY_NOTE, *notes]),
+  )
+
+
+def cross_validation(run: Run) -> str:
+  """Returns a forest plot of the accuracy on own and on held-out labelers, model by model.
+
+  It is there where `instructjax rm_cv` left its results.
+  """
+  summary = inside(run.results, "rm_cv")
+  rows = []
+  for name in ("training labelers", "held-out labelers"):
+    share = estimate(summary.get(name))
+    if share is not None:
+      rows.append(Row(name, [("rm", share.value, share.low, share.high)]))
+  if not rows:
+    return ""
+  models = summary.get("models")
+  count = len(models) if isinstance(models, list) else 0
+  note = f"Means over {count} models, each trained without one group of labelers."
+  gap = estimate(summary.get("gap"))
+  if gap is not None:
+    note += f" The difference is {page.with_ends(gap)}."
+  return forest(
+    "Labelers of the training data, and others",
+    rows,
+    "share of pairs",
+    reference=0.5,
+    note=note,
   )
 
 
