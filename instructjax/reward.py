@@ -89,7 +89,7 @@ def score(
 
 
 def flatten(batch: Comparisons) -> Comparisons:
-  """[B, K, ...] -> [B*K, ...] for tokens, valid and stem; the rank keeps its shape."""
+  """[B, K, ...] -> [B*K, ...] for tokens, valid, mask and stem; the rank keeps its shape."""
 
   # The completions of a prompt stay on its device, so nothing moves.
   def flatten_leaf(x: Array) -> Array:
@@ -102,6 +102,7 @@ def flatten(batch: Comparisons) -> Comparisons:
     valid=flatten_leaf(batch.valid),
     rank=batch.rank,
     stem=None if batch.stem is None else flatten_leaf(batch.stem),
+    mask=None if batch.mask is None else flatten_leaf(batch.mask),
   )
 
 
@@ -187,6 +188,21 @@ def reward_loss(
   return loss, scores
 
 
+def pair_accuracy(
+  score: Float[Array, "B K"],
+  rank: Int[Array, "B K"],
+) -> tuple[Scalar, Scalar]:
+  """Returns (the share of pairs that the scores order as the ranks do, the number of pairs).
+
+  Over no pairs the share is NaN: it is unknown, and 0 would say that all of them are wrong.
+  """
+  # Sums over prompts, so that the accuracy is that of pairs.
+  correct, pairs = losses.ranking_accuracy(score, rank)
+  count = pairs.sum()
+  share = correct.sum() / jnp.maximum(count, 1)
+  return jnp.where(count > 0, share, jnp.nan), count
+
+
 def reward_step(
   state: TrainState,
   trunk: Params,
@@ -208,14 +224,11 @@ def reward_step(
     key,
     micro=cfg.micro,
   )
-  # Sums over prompts, so that the accuracy is that of pairs.
-  correct, pairs = losses.ranking_accuracy(scores, batch.rank)
-  pair_count = pairs.sum()
+  accuracy, pair_count = pair_accuracy(scores, batch.rank)
   real = batch.rank > 0  # the other completions are padding
   metrics = {
     "loss": loss,
-    # Over no pairs it is unknown: 0 would say that the model orders all of them wrongly.
-    "accuracy": jnp.where(pair_count > 0, correct.sum() / jnp.maximum(pair_count, 1), jnp.nan),
+    "accuracy": accuracy,
     "pairs": pair_count,
     "score/mean": (scores * real).sum() / jnp.maximum(real.sum(), 1),
     "grad/norm": optax.tree.norm(grads),

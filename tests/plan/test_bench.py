@@ -17,6 +17,7 @@ RATES = {
   "reward": {"pairs/s": 4, "tokens/s": 4 * 2 * 16},
   "rollout": {"sampled tokens/s": 4 * 8, "episodes/s": 4},
   "ppo": {"episodes/s": 4, "sampled tokens/s": 4 * 8},
+  "dpo": {"pairs/s": 4, "tokens/s": 4 * 2 * 16},
 }
 
 

@@ -9,7 +9,7 @@ from instructjax.models import gpt
 from instructjax.stages import wiring
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-STAGES = ("pretrain", "sft", "rl_init", "reward", "ppo", "bestofn", "sample")
+STAGES = ("pretrain", "sft", "rl_init", "reward", "ppo", "dpo", "bestofn", "sample")
 SIZES = ("1.3b", "6b", "175b")
 
 
@@ -93,6 +93,16 @@ def test_ppo(size, sweep, value_lr):
   assert c.policy_optimizer.eps == 1e-5
   assert c.model.dropout == 0.0
   assert c.frozen_dtype == c.model.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_dpo(size):
+  """Rafailov et al. 2023, App. B, in the sizes of the paper."""
+  c = load(f"dpo:{size}")
+  assert (c.beta, c.batch, c.optimizer.lr, c.optimizer.schedule) == (0.1, 64, 1e-6, "constant")
+  rate = wiring.learning_rate(c.optimizer, 1000)
+  assert [float(rate(update)) for update in (0, 150, 999)] == pytest.approx([0, 1e-6, 1e-6])
+  assert c.model.shape.lower() == size
 
 
 # --- what InstructGPT grew out of ---

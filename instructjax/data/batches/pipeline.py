@@ -396,11 +396,17 @@ def pad_demonstrations(rows: Sequence[Row], *, length: int) -> Demonstrations:
   return Demonstrations(tokens=tokens, valid=valid, mask=mask)
 
 
-def pad_comparisons(groups: Sequence[Group], *, k: int, length: int) -> Comparisons:
+def pad_comparisons(
+  groups: Sequence[Group],
+  *,
+  k: int,
+  length: int,
+  marked: bool = False,
+) -> Comparisons:
   """Pads groups on the right into a batch [B, K, T].
 
   A prompt with fewer than `k` completions is filled up with empty rows of rank 0, which the loss
-  leaves out.
+  leaves out. With `marked` the batch has a mask of the tokens from the start of each completion.
 
   Raises:
     UserError: if a prompt has more than `k` completions.
@@ -409,15 +415,22 @@ def pad_comparisons(groups: Sequence[Group], *, k: int, length: int) -> Comparis
   if most > k:
     raise UserError(f"{most} completions do not fit in batches of k = {k}; raise k")
   ids = []
+  starts = []
   ranks = []
   for group in groups:
     missing = k - len(group.rows)
     rows = [*group.rows, *[EMPTY] * missing]
     ids += [row.ids for row in rows]
+    starts += [row.start for row in rows]
     ranks.append([*group.ranks, *[0] * missing])
   tokens, valid = _pad_right(ids, length)
   shape = (len(groups), k, length)
   rank: Host = np.asarray(ranks, np.int32)
+  mask: Host = None
+  if marked:
+    # Earlier replies of a chat are the same in all completions, and are no part of any.
+    after_start = np.arange(length) >= np.asarray(starts)[:, None]
+    mask = (valid & after_start).reshape(shape)
   rating: Host = None
   # Either all groups have ratings or none has.
   if groups[0].ratings:
@@ -428,6 +441,7 @@ def pad_comparisons(groups: Sequence[Group], *, k: int, length: int) -> Comparis
     valid=valid.reshape(shape),
     rank=rank,
     rating=rating,
+    mask=mask,
   )
 
 
