@@ -58,8 +58,8 @@ def completion_logp(
   key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B K"]:
   """Returns log π(y_k | x) of every completion: the sum over its marked tokens, in nats."""
-  assert batch.mask is not None, "the rows bring no mask of their completions"
   flat = reward.flatten(batch)
+  assert flat.mask is not None, "the rows bring no mask of their completions"
   rows = Demonstrations(flat.tokens, flat.valid, flat.mask, flat.stem)
   logp, mask = likelihood.masked_logp(lm, params, rows, window, key=key)
   total = jnp.sum(jnp.where(mask, logp, 0), axis=1)

@@ -152,10 +152,13 @@ def plan_stage(
     stage = ppo.wire(settings, experiment, shares_trunk=shape == reward_shape)
     judge = ppo.without_head(parameters(reward_lm))
     return Planned(stage, (parameters(policy), judge, scalar_head(reward_lm)), policy)
-  if isinstance(settings, RewardSettings | DPOSettings):
+  if isinstance(settings, DPOSettings):
     calls = steps_of(settings, records, settings.batch)
-    wire = dpo.wire if isinstance(settings, DPOSettings) else reward.wire
-    stage = wire(settings, policy, calls, completions)
+    stage = dpo.wire(settings, policy, calls, completions)
+    return Planned(stage, (parameters(policy),), policy)
+  if isinstance(settings, RewardSettings):
+    calls = steps_of(settings, records, settings.batch)
+    stage = reward.wire(settings, policy, calls, completions)
     return Planned(stage, (parameters(policy),), policy)
   demonstrations = settings.batch - pretrain_sft.text_rows(settings)
   calls = steps_of(settings, records, demonstrations or settings.batch)

@@ -136,9 +136,9 @@ def with_ratings(
   problems = []
   rated = []
   for line, (group, record) in enumerate(zip(groups, records, strict=True), 1):
-    ratings = [rating.get("overall") for rating in record.ratings or ()]
-    if len(ratings) == len(group.rows) and None not in ratings:
-      rated.append(group._replace(ratings=tuple(map(float, ratings))))
+    ratings = [rating["overall"] for rating in record.ratings or () if "overall" in rating]
+    if len(ratings) == len(group.rows):
+      rated.append(group._replace(ratings=tuple(float(rating) for rating in ratings)))
       continue
     problems.append(
       f"{name}:{line}: ratings: config.margin_by=rating needs the overall rating of every "

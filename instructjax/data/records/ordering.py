@@ -182,8 +182,12 @@ def best_accuracy(agreed: Estimate) -> Estimate:
   best guess of one label is right with max(p, 1 - p). The agreement gives s, and s the accuracy.
   At 72.6 %, the agreement of the paper's labelers, it is 80.1 %.
   """
-  ends = [_best_of_agreement(share) for share in (agreed.value, agreed.low, agreed.high)]
-  return Estimate(*ends, agreed.n)
+  return Estimate(
+    _best_of_agreement(agreed.value),
+    _best_of_agreement(agreed.low),
+    _best_of_agreement(agreed.high),
+    agreed.n,
+  )
 
 
 def _best_of_agreement(agreement_share: float) -> float:
