@@ -126,9 +126,11 @@ def measures(
 ) -> dict[str, Float[Array, " B"]]:
   """Returns the KL, the length, the end and the scores of B responses."""
   # The trunk reads the responses once for the policy, its reference and the reward models.
+  # A reward model reads an end of text where a response was cut; the others never look there.
+  closed = reward.closed(rows, sampling.eos)
   stem = None
   if "lower" in trunk:
-    stem = lm.stem(trunk, rows.tokens, rows.valid)
+    stem = lm.stem(trunk, closed, rows.valid)
 
   def logp(trained_part: Params) -> Float[Array, "B R"]:
     values, _ = likelihood.response_logp(
@@ -152,5 +154,5 @@ def measures(
   }
   for name, reward_model in reward_models.items():
     whole = reward.join(trunk, reward_model)
-    values[name] = reward.score(lm, whole, rows.tokens, rows.valid, stem=stem)
+    values[name] = reward.score(lm, whole, closed, rows.valid, stem=stem)
   return values

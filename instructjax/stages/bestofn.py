@@ -15,7 +15,7 @@ from instructjax.runs.origin import Origin
 from instructjax.settings.sampling import BestOfNSettings
 from instructjax.stages import running
 from instructjax.stages.drawing import draw_responses
-from instructjax.stages.wiring import require_multiple
+from instructjax.stages.wiring import missing_eos, require_multiple
 from instructjax.system import keys
 
 
@@ -38,6 +38,8 @@ def run(settings: BestOfNSettings, workdir: Path, sinks: tuple[str, ...] = ()) -
       )
     proxy = open_rewards(settings, "rewards", model)
     gold = open_rewards(settings, "gold", model)
+    # The choice is by the score that PPO would be paid; the second reward judges as it is.
+    change_missing_eos = missing_eos(settings.missing_eos)
     groups = draw_responses(
       settings,
       model,
@@ -58,7 +60,8 @@ def run(settings: BestOfNSettings, workdir: Path, sinks: tuple[str, ...] = ()) -
       for number, (prompt, drawn_responses) in enumerate(zip(prompts, groups, strict=True)):
         rows, scores = drawn_responses
         texts = rewards.responses(model.tokenizer, rows)
-        score = rewards.total(proxy, scores["rewards"])
+        total = rewards.total(proxy, scores["rewards"])
+        score = np.asarray(change_missing_eos(jnp.asarray(total), jnp.asarray(rows.ended)))
         # Equal scores are decided by a key of the prompt, so that a second run decides the same.
         tie_key = keys.run_key(settings.seed, "ties", number)
         best = int(bestofn.choose(tie_key, jnp.asarray(score[None]))[0])

@@ -25,6 +25,7 @@ from instructjax.stages.wiring import (
   Part,
   Stage,
   batch_shards,
+  learning_rate,
   optimizer,
   require_multiple,
   rows_of,
@@ -67,6 +68,7 @@ def wire(
   )
   length = row_length(settings)
   origin.fits(lm, length, "config.data.prompt + config.data.response")
+  rate = learning_rate(settings.optimizer, calls)
   tx = optimizer(settings.optimizer, lm, calls)
   cfg = step_settings(settings)
 
@@ -81,7 +83,9 @@ def wire(
     return steps.new_state(key, trained, tx), Frozen(parts.trunk, reference, {})
 
   def step(state: TrainState, frozen: Frozen, batch: dict[str, Comparisons]) -> Any:
-    return dpo.dpo_step(state, frozen, batch["comparisons"], lm=lm, tx=tx, cfg=cfg)
+    before = state.step
+    state, metrics = dpo.dpo_step(state, frozen, batch["comparisons"], lm=lm, tx=tx, cfg=cfg)
+    return state, metrics | {"lr": rate(before)}
 
   def train_comparisons(state: TrainState, frozen: Frozen, comparisons: Comparisons) -> Any:
     return step(state, frozen, {"comparisons": comparisons})

@@ -22,7 +22,7 @@ from instructjax.models import freeze
 from instructjax.rollout import Sampling
 from instructjax.runs import origin, writers
 from instructjax.runs.origin import Origin
-from instructjax.settings.method import KLSettings, MissingEosSettings
+from instructjax.settings.method import KLSettings
 from instructjax.settings.ppo import PPOSettings
 from instructjax.stages import running, stems, trainable
 from instructjax.stages.wiring import (
@@ -30,6 +30,8 @@ from instructjax.stages.wiring import (
   Stage,
   batch_shards,
   demonstrations_of,
+  learning_rate,
+  missing_eos,
   optimizer,
   require_multiple,
   rows_of,
@@ -43,6 +45,7 @@ from instructjax.types import (
   Experience,
   Float,
   Frozen,
+  Metrics,
   Params,
   Prompts,
   Rollout,
@@ -96,6 +99,24 @@ def experiment_of(settings: PPOSettings, policy: LM, reward_lm: LM, sampling: Sa
   )
 
 
+def learning_rates(settings: PPOSettings) -> dict[str, optim.Schedule]:
+  """The learning rate of both networks, by the name under which it is logged."""
+  updates = settings.updates
+  count = settings.iterations * updates
+  return {
+    "lr": learning_rate(settings.policy_optimizer, count, updates),
+    "lr_value": learning_rate(settings.value_optimizer, count, updates),
+  }
+
+
+def with_learning_rates(
+  rates: Mapping[str, optim.Schedule], step: Array, outcome: tuple[TrainState, Metrics]
+) -> tuple[TrainState, Metrics]:
+  """Adds the rates of update `step` to the metrics of an iteration."""
+  state, metrics = outcome
+  return state, metrics | {name: rate(step) for name, rate in rates.items()}
+
+
 def wire(
   settings: PPOSettings,
   experiment: ppo.PPO,
@@ -115,6 +136,7 @@ def wire(
   for lm in (policy, reward_lm):
     origin.fits(lm, row_length(settings), "config.data.prompt + config.sampling.response")
   from_outside = bool(settings.rewards.strip())
+  rates = learning_rates(settings)
 
   def init(
     key: Any, policy_params: Params, judge_params: Params, judge_head: Params
@@ -148,7 +170,9 @@ def wire(
     return state, frozen
 
   def step(state: TrainState, frozen: Frozen, batch: dict[str, Any]) -> Any:
-    return ppo.iteration(state, frozen, batch["prompts"], batch["text"], ppo=experiment)
+    first_update = state.step
+    outcome = ppo.iteration(state, frozen, batch["prompts"], batch["text"], ppo=experiment)
+    return with_learning_rates(rates, first_update, outcome)
 
   shape = (settings.batch, settings.data.prompt)
   text = None
@@ -175,7 +199,7 @@ def parts_of(
     return ppo.rollout(state.params, frozen, prompts, ppo.rollout_key(state), experiment)
 
   def scoring(state: TrainState, frozen: Frozen, rows: Rollout) -> Experience:
-    policy_stem, reward_stem = ppo.stems(frozen, rows.tokens, rows.valid, experiment)
+    policy_stem, reward_stem = ppo.stems(frozen, rows, experiment)
     # What comes from outside costs the device nothing, whatever it is.
     if from_outside:
       scores = jnp.zeros_like(rows.logp[:, 0])
@@ -227,18 +251,6 @@ def parts_of(
 PLACES = {"at_last_token": returns.at_last_token, "after_last_token": returns.after_last_token}
 
 
-def missing_eos(settings: MissingEosSettings) -> Callable:
-  """What becomes of the score of a response that did not end."""
-  value = 1.0 if settings.value is None else settings.value
-  match settings.kind:
-    case "replace":
-      return partial(returns.replace_missing_eos, value=value)
-    case "subtract":
-      return partial(returns.penalise_missing_eos, penalty=value)
-    case "keep":
-      return lambda score, ended: score
-
-
 def kl_control(settings: KLSettings) -> Callable:
   """How the next KL coefficient follows from the KL; the defaults are of Ziegler et al. 2019."""
   if settings.control == "fixed":
@@ -248,13 +260,22 @@ def kl_control(settings: KLSettings) -> Callable:
   return partial(returns.adaptive_kl, target=target, horizon=horizon)
 
 
-def sampling_of(settings: PPOSettings, tokenizer: Tokenizer) -> Sampling:
-  """How episodes are sampled: from the whole distribution, ended by the ids of the tokenizer."""
+def sampling_of(
+  settings: PPOSettings, tokenizer: Tokenizer, template: chat.Template | None = None
+) -> Sampling:
+  """How episodes are sampled: from the whole distribution, ended by the ids of the tokenizer.
+
+  The first of them closes a response that was cut, for the reward model: in a chat it is the one
+  that its template writes.
+  """
   rollout = settings.sampling
+  eos = tokenizer.eos
+  if template is not None:
+    eos = (template.end, *(token for token in eos if token != template.end))
   return Sampling(
     response=rollout.response,
     temperature=rollout.temperature,
-    eos=tokenizer.eos,
+    eos=eos,
     banned=tokenizer.banned,
     whole=rollout.whole,
   )
@@ -365,6 +386,7 @@ def step_with_rewards(
   sources: Sequence[rewards.Reward],
   texts: Mapping[bytes, str],
   tokenizer: Tokenizer,
+  rates: Mapping[str, optim.Schedule],
 ) -> Callable[..., Any]:
   """An iteration in two compiled halves with any rewards between them.
 
@@ -383,8 +405,9 @@ def step_with_rewards(
     scores: Float[Array, " B"],
     text: Demonstrations | None,
   ) -> Any:
-    policy_stem, reward_stem = ppo.stems(frozen, rows.tokens, rows.valid, experiment)
-    return ppo.learn(
+    policy_stem, reward_stem = ppo.stems(frozen, rows, experiment)
+    first_update = state.step
+    outcome = ppo.learn(
       state,
       frozen,
       rows,
@@ -394,6 +417,7 @@ def step_with_rewards(
       policy_stem=policy_stem,
       reward_stem=reward_stem,
     )
+    return with_learning_rates(rates, first_update, outcome)
 
   compiled_learn = steps.compiled(learn, state)
 
@@ -447,7 +471,7 @@ def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
       )
     texts, prompts = draw_prompts(settings, prompt_sources, policy.tokenizer, template)
     windows, text_print = corpora.texts(data, text_sources, policy.tokenizer, data.length)
-    sampling = sampling_of(settings, policy.tokenizer)
+    sampling = sampling_of(settings, policy.tokenizer, template)
     experiment = experiment_of(settings, policy.lm, judge.lm, sampling)
     stage = wire(
       settings,
@@ -463,7 +487,9 @@ def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     policy, judge = policy._replace(params={}), judge._replace(params={})
     step = None
     if reward_sources:
-      step = step_with_rewards(experiment, state, reward_sources, texts, policy.tokenizer)
+      step = step_with_rewards(
+        experiment, state, reward_sources, texts, policy.tokenizer, learning_rates(settings)
+      )
     mix = draw_text(settings, windows, policy.lm, frozen.trunk)
     prints = running.fingerprints(prompts=corpora.records(prompt_sources), text=text_print)
     training = running.Training(

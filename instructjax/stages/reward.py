@@ -27,6 +27,7 @@ from instructjax.stages.wiring import (
   Part,
   Stage,
   batch_shards,
+  learning_rate,
   optimizer,
   require_multiple,
   rows_of,
@@ -54,6 +55,7 @@ def wire(
   )
   length = settings.data.prompt + settings.data.response
   origin.fits(lm, length, "config.data.prompt + config.data.response")
+  rate = learning_rate(settings.optimizer, calls)
   tx = optimizer(settings.optimizer, lm, calls)
   step_settings = reward.RewardConfig(
     micro=settings.micro,
@@ -75,7 +77,11 @@ def wire(
     return steps.new_state(key, model, tx), parts.trunk
 
   def step(state: TrainState, trunk: Params, batch: dict[str, Comparisons]) -> Any:
-    return reward.reward_step(state, trunk, batch["comparisons"], lm=lm, tx=tx, cfg=step_settings)
+    before = state.step
+    state, metrics = reward.reward_step(
+      state, trunk, batch["comparisons"], lm=lm, tx=tx, cfg=step_settings
+    )
+    return state, metrics | {"lr": rate(before)}
 
   def train_comparisons(state: TrainState, trunk: Params, comparisons: Comparisons) -> Any:
     return step(state, trunk, {"comparisons": comparisons})
@@ -194,6 +200,8 @@ def demonstration_rows(
     separator=data.separator,
     name=data.demonstrations,
     template=template,
+    # The score is read at an end of text, as that of a sampled response is (`reward.closed`).
+    end_cut=True,
   )
 
 

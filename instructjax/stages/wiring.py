@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from instructjax import optim, sharding
+from instructjax import optim, returns, sharding
 from instructjax.errors import UserError
 from instructjax.models import decay
+from instructjax.settings.method import MissingEosSettings
 from instructjax.settings.subjects import OptimizerSettings
 from instructjax.types import LM, Demonstrations, Metrics, Params, PyTree, TrainState
 
@@ -138,6 +139,21 @@ def optimizer(
     decays=partial(decay.decaying, lm),
     clip=settings.clip,
   )
+
+
+# --- what becomes of a score ---
+
+
+def missing_eos(settings: MissingEosSettings) -> Callable:
+  """What becomes of the score of a response that did not end."""
+  value = 1.0 if settings.value is None else settings.value
+  match settings.kind:
+    case "replace":
+      return partial(returns.replace_missing_eos, value=value)
+    case "subtract":
+      return partial(returns.penalise_missing_eos, penalty=value)
+    case "keep":
+      return lambda score, ended: score
 
 
 # --- what a mesh asks of a batch ---

@@ -11,10 +11,11 @@ import optax
 import pytest
 import tiny
 
-from instructjax import likelihood, losses, optim, ppo, returns, sharding, steps
+from instructjax import likelihood, losses, optim, ppo, returns, reward, sharding, steps
 from instructjax.models import freeze
 from instructjax.ppo import PPOConfig
 from instructjax.rollout import Sampling
+from instructjax.system import keys
 
 R = 6
 
@@ -307,8 +308,9 @@ def test_value_network_starts_as_the_reward_model():
   config, state, frozen = setup()
   tiny.assert_trees_equal(state.params["value"], frozen.reward)
   episodes, scores, *_ = collect(config, state, frozen)
+  closed = reward.closed(episodes, config.sampling.eos)
   wide = episodes.replace(
-    tokens=jnp.pad(episodes.tokens, ((0, 0), (0, 1))),
+    tokens=jnp.pad(closed, ((0, 0), (0, 1))),
     mask=jnp.pad(episodes.mask, ((0, 0), (0, 1))),
     valid=jnp.pad(episodes.valid, ((0, 0), (0, 1))),
   )
@@ -317,6 +319,40 @@ def test_value_network_starts_as_the_reward_model():
   )
   at_end = jnp.take_along_axis(values, episodes.mask.sum(1)[:, None], 1)[:, 0]
   np.testing.assert_allclose(at_end, scores, atol=1e-5)
+
+
+def test_metrics_of_an_iteration_have_one_unit_a_prefix():
+  """Extremes are extremes over the updates, and every KL is in nats an episode."""
+  config, state, frozen = setup(minibatches=4)
+  moved = state.replace(
+    params=state.params | {"policy": tiny.perturb(state.params["policy"], 0.05)}
+  )
+  episodes, _, exp, stats = collect(config, moved, frozen)
+  logp = exp.logp
+  ref_logp, _ = ppo.policy_logp(config.lm, frozen.ref, episodes, None, config.sampling)
+  d = np.asarray((logp - ref_logp) * exp.mask, np.float64)
+  assert float(stats["objective/kl_k2"]) == pytest.approx((d**2 / 2).sum(1).mean(), rel=1e-4)
+  k3 = (np.expm1(-d) + d).sum(1).mean()
+  assert float(stats["objective/kl_k3"]) == pytest.approx(k3, rel=1e-3)
+  marked = np.asarray(exp.advantage)[np.asarray(exp.value_mask)]
+  assert float(stats["val/advantage_std"]) == pytest.approx(marked.std(), rel=1e-4)
+  assert float(stats["response/tokens"]) == exp.mask.sum()
+
+  after, metrics = jitted(ppo.improve, config)(state, frozen, exp, None)
+  order_key = keys.key_for(state.key, "minibatches", state.step)
+  lowest, each = [], state
+  for rows in ppo.order(order_key, 8, config.cfg):
+    minibatch = jax.tree.map(lambda x, rows=rows: x[rows], exp)
+    each, values = minibatch_step(config, each, frozen, minibatch, None)
+    lowest.append(float(values["policy/ratio_min"]))
+  assert float(metrics["policy/ratio_min"]) == pytest.approx(min(lowest), rel=1e-5)
+  assert min(lowest) < np.mean(lowest) - 1e-4
+  norm = lambda tree: np.sqrt(sum(float((x**2).sum()) for x in jax.tree.leaves(tree)))
+  policy = after.params["policy"]
+  behind = jax.tree.map(jnp.subtract, policy, after.ema["policy"])
+  distance = float(metrics["policy/ema_distance"])
+  assert distance == pytest.approx(norm(behind) / norm(policy), rel=1e-4)
+  assert distance > 0
 
 
 def test_a_shift_of_the_reward_model_leaves_the_advantages():
@@ -329,6 +365,20 @@ def test_a_shift_of_the_reward_model_leaves_the_advantages():
   moved = state.replace(params=state.params | {"value": shifted})
   *_, b, _ = collect(config, moved, frozen.replace(reward=shifted))
   np.testing.assert_allclose(a.advantage, b.advantage, atol=1e-5)
+
+
+def test_a_cut_response_is_scored_at_an_end_of_text():
+  """It was scored at whatever token it was cut, where no reward model is trained."""
+  config, state, frozen = setup()
+  episodes, scores, *_ = collect(config, state, frozen)
+  ended = np.asarray(episodes.ended)
+  assert ended.any() and not ended.all()
+  tokens = np.array(episodes.tokens)
+  tokens[~ended, -1] = config.sampling.eos[0]
+  by_hand = reward.score(config.lm, frozen.reward, jnp.asarray(tokens), episodes.valid)
+  np.testing.assert_allclose(scores, by_hand, atol=1e-5)
+  as_it_was = reward.score(config.lm, frozen.reward, episodes.tokens, episodes.valid)
+  assert not np.allclose(scores[~ended], as_it_was[~ended], atol=1e-3)
 
 
 @pytest.mark.parametrize("family", [pytest.param("gpt", marks=pytest.mark.slow), "llama"])
@@ -570,3 +620,12 @@ def test_a_proxy_is_overoptimised_without_a_penalty_and_not_with_it():
   assert gold_held > gold_before + 0.2
   _, gold_best = scores_of(jax.nn.log_softmax(start + proxy / beta))
   assert gold_held == pytest.approx(gold_best, abs=0.1)
+
+
+@pytest.mark.parametrize("rows", [4, 12])
+def test_text_that_would_not_be_trained_on_is_refused(rows):
+  config, state, frozen = setup(ptx_coef=1.0)
+  *_, exp, _ = collect(config, state, frozen)
+  text = tiny.text(config.lm, rows=rows)
+  with pytest.raises(ValueError, match=f"{rows} rows of text are no multiple of 8 episodes"):
+    ppo.improve(state, frozen, exp, text, config)
