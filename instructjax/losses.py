@@ -1,8 +1,9 @@
 """The losses of InstructGPT (Ouyang et al. 2022) and of its relatives, as pure functions of arrays.
 
 Every loss is a sum of weight × term. A weight is a mask scaled to the share of each term in a mean
-over the whole batch: `token_mean`, `sequence_mean` or `pair_weights`. The losses of micro-batches
-therefore add up to the loss of the batch, and the kind of mean is a choice of function.
+over the whole batch: `token_mean`, `sequence_mean`, `sequence_sum` or `pair_weights`. The losses of
+micro-batches therefore add up to the loss of the batch, and the kind of mean is a choice of
+function.
 
 An entry whose weight is 0 may hold anything, NaN included: it changes neither the loss nor a
 gradient. Everything is float32 from the logits on.
@@ -111,6 +112,26 @@ def sequence_mean(mask: Bool[Array, "B R"]) -> Float[Array, "B R"]:
   rows = jnp.sum(length > 0)
   count = jnp.maximum(length * rows, 1)
   return jnp.where(mask, 1 / count.astype(jnp.float32), 0)
+
+
+def sequence_sum(mask: Bool[Array, "B R"]) -> Float[Array, "B R"]:
+  """Returns w = m / rows, by which a row counts as much as it has tokens.
+
+  The weighted sum is the mean over rows of what their tokens add up to, which is the expectation
+  over episodes and over documents of Eq. 2 as it is printed.
+  """
+  # Only rows with a marked token are counted.
+  rows = jnp.sum(jnp.any(mask, axis=-1))
+  count = jnp.maximum(rows, 1)
+  return jnp.where(mask, 1 / count.astype(jnp.float32), 0)
+
+
+# The weights by the names that settings have for them.
+WEIGHTS = {
+  "token_mean": token_mean,
+  "sequence_mean": sequence_mean,
+  "sequence_sum": sequence_sum,
+}
 
 
 def pair_weights(

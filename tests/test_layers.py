@@ -19,7 +19,7 @@ FLOORS = [
   ["losses", "models", "intervals"],
   ["likelihood", "steps", "rollout"],
   ["sft", "reward", "bestofn"],
-  ["ppo"],
+  ["ppo", "dpo"],
   ["data"],
   ["runs"],
   ["rewards"],
@@ -46,6 +46,7 @@ CORE = {
   "sft",
   "reward",
   "ppo",
+  "dpo",
   "bestofn",
 }
 # What the core may import; models/ also reads and writes weights.

@@ -52,6 +52,7 @@ def all_commands() -> dict[str, Command]:
     plan,
     quickstart,
     report,
+    rm_cv,
     stages,
     tokenizer,
   )
@@ -61,6 +62,12 @@ def all_commands() -> dict[str, Command]:
   for name, text in stages.STAGES.items():
     options = partial(stages.arguments, stage=name)
     table[name] = Command(text, options, stages.run, settings=name)
+  table["rm_cv"] = Command(
+    "cross-validate reward models over labelers: own labelers against held-out ones",
+    rm_cv.arguments,
+    rm_cv.run,
+    settings="reward",
+  )
   table["quickstart"] = Command(
     "the whole method on a real model and human ratings, in minutes",
     quickstart.arguments,

@@ -223,7 +223,8 @@ def _write(path: Path, text: str) -> None:
 
 def _agreement(args: argparse.Namespace) -> None:
   """Prints how far the labelers of a database agree."""
-  from instructjax.label import agreement, exchange, store
+  from instructjax.data.records import agreement
+  from instructjax.label import exchange, store
 
   with contextlib.closing(store.open_existing(args.db)) as db:
     kind = store.settings(db).kind

@@ -14,7 +14,7 @@ from instructjax.system import jsons
 
 def arguments(command: argparse.ArgumentParser) -> None:
   """The options of `instructjax plan`; most are those of `planning.Options`."""
-  stages = "pretrain, sft, rl_init, reward or ppo"
+  stages = "pretrain, sft, rl_init, reward, ppo or dpo"
   command.add_argument("--config", required=True, metavar="NAME[:PRESET]", help=stages)
   topologies = "v4, v5e, v5p, v6e, tpu7x: v5p:8x8x16; GPUs by arithmetic: h100:8"
   command.add_argument("--topology", required=True, help=topologies)
@@ -28,7 +28,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
   command.add_argument("--reward", help=networks)
   records = "rows of data, for the steps of an epoch; default the paper's"
   command.add_argument("--records", type=whole(1), help=records)
-  completions = "of a prompt of the reward model; default 9"
+  completions = "of a prompt of the reward model or DPO; default 9"
   command.add_argument("--completions", type=whole(2, 1000), default=9, help=completions)
   search = "tries the meshes of the topology, the best first"
   command.add_argument("--search", action="store_true", help=search)

@@ -255,6 +255,19 @@ def _json_lines(path: Path, rows: Iterable[Row]) -> str:
   return "".join(texts)
 
 
+def keep_results(workdir: Path, results: Mapping[str, Any]) -> None:
+  """Leaves what a stage measured at its end in results.json, in the first process.
+
+  Raises:
+    UserError: where the file cannot be written.
+  """
+  if jax.process_index() > 0:
+    return
+  path = workdir / "results.json"
+  with _writable(path):
+    _write_json(path, results)
+
+
 def rows(path: Path) -> list[dict[str, Any]]:
   """The lines of a file up to the first that is not whole; none where there is no file."""
   whole_rows = []

@@ -313,6 +313,12 @@ def _sft(shape: str, lr: float, batch: int, epochs: int = 16) -> SFTSettings:
   return replaced(SFTSettings(), changes)
 
 
+def _stiennon(shape: str, lr: float) -> SFTSettings:
+  """Summaries of TL;DR, whose posts have 512 tokens and whose summaries 48, without dropout."""
+  changes = {"model.dropout": 0.0, "data.prompt": 512, "data.response": 48}
+  return replaced(_sft(shape, lr, 128, epochs=1), changes)
+
+
 SFT: Mapping[str, SFTSettings] = {
   "tiny": replaced(
     SFTSettings(),
@@ -335,6 +341,9 @@ SFT: Mapping[str, SFTSettings] = {
   # App. C.5: the baselines on public tasks, 896,000 examples once.
   "flan": _sft("175B", 4e-6, 64, epochs=1),
   "t0": _sft("175B", 4e-6, 128, epochs=1),
+  # Stiennon et al. 2020, App. B.1: one epoch of reference summaries.
+  "stiennon": _stiennon("1.3B", 6.35e-5),
+  "stiennon-6.7b": _stiennon("6.7B", 2.83e-5),
 }
 
 

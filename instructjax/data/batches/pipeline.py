@@ -58,10 +58,11 @@ class Row(NamedTuple):
 
 
 class Group(NamedTuple):
-  """The rows of one prompt's completions, and the rank of each."""
+  """The rows of one prompt's completions, the rank of each, and its overall rating if it counts."""
 
   rows: tuple[Row, ...]
   ranks: tuple[int, ...]
+  ratings: tuple[float, ...] = ()
 
 
 # --- records to ids ---
@@ -395,11 +396,17 @@ def pad_demonstrations(rows: Sequence[Row], *, length: int) -> Demonstrations:
   return Demonstrations(tokens=tokens, valid=valid, mask=mask)
 
 
-def pad_comparisons(groups: Sequence[Group], *, k: int, length: int) -> Comparisons:
+def pad_comparisons(
+  groups: Sequence[Group],
+  *,
+  k: int,
+  length: int,
+  marked: bool = False,
+) -> Comparisons:
   """Pads groups on the right into a batch [B, K, T].
 
   A prompt with fewer than `k` completions is filled up with empty rows of rank 0, which the loss
-  leaves out.
+  leaves out. With `marked` the batch has a mask of the tokens from the start of each completion.
 
   Raises:
     UserError: if a prompt has more than `k` completions.
@@ -408,19 +415,33 @@ def pad_comparisons(groups: Sequence[Group], *, k: int, length: int) -> Comparis
   if most > k:
     raise UserError(f"{most} completions do not fit in batches of k = {k}; raise k")
   ids = []
+  starts = []
   ranks = []
   for group in groups:
     missing = k - len(group.rows)
     rows = [*group.rows, *[EMPTY] * missing]
     ids += [row.ids for row in rows]
+    starts += [row.start for row in rows]
     ranks.append([*group.ranks, *[0] * missing])
   tokens, valid = _pad_right(ids, length)
   shape = (len(groups), k, length)
   rank: Host = np.asarray(ranks, np.int32)
+  mask: Host = None
+  if marked:
+    # Earlier replies of a chat are the same in all completions, and are no part of any.
+    after_start = np.arange(length) >= np.asarray(starts)[:, None]
+    mask = (valid & after_start).reshape(shape)
+  rating: Host = None
+  # Either all groups have ratings or none has.
+  if groups[0].ratings:
+    ratings = [[*group.ratings, *[0.0] * (k - len(group.rows))] for group in groups]
+    rating = np.asarray(ratings, np.float32)
   return Comparisons(
     tokens=tokens.reshape(shape),
     valid=valid.reshape(shape),
     rank=rank,
+    rating=rating,
+    mask=mask,
   )
 
 
