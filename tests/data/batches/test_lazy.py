@@ -231,3 +231,18 @@ def test_a_data_set_that_was_prepared_again_or_elsewhere_is_counted_again(tmp_pa
   assert counts("b", "abcd") == [5]
   os.utime(tmp_path / "a" / "dataset_info.json", ns=(1, 1))
   assert counts("a", "abcde") == [6]
+
+
+def test_a_document_that_spells_a_special_token_is_named_before_the_run(file, tmp_path):
+  more = tmp_path / "more.jsonl"
+  more.write_text('{"text": "ab"}\n{"text": "a#b"}\n')
+  texts = lazy.texts(f"{file},{more}")
+  with pytest.raises(UserError) as error:
+    lazy.index(texts, letters())
+  assert f"{more}:2: text: holds the special tokens '#'" in str(error.value)
+  chatty = letters()._replace(eos=(3,), specials={"<|im_end|>": 3, "<|endoftext|>": 4})
+  index, memory = lazy.index(lazy.texts(str(file)), chatty), sources.load(str(file), "text")
+  same(
+    lazy.windows(lazy.texts(str(file)), index, chatty, 8),
+    pipeline.text(memory, chatty, length=8),
+  )

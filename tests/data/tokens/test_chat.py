@@ -115,11 +115,11 @@ def test_hh_transcripts_become_turns():
 @pytest.mark.parametrize(
   ("row", "problem"),
   [
-    ({"prompt": "a</s>b", "completion": "c"}, "d:1: completion: holds the special tokens '</s>'"),
+    ({"prompt": "a</s>b", "completion": "c"}, "d:1: prompt: holds the special tokens '</s>'"),
     ({"prompt": "a", "completion": "<pad>"}, "d:1: completion: holds the special tokens '<pad>'"),
     (
       {"prompt": [SAY("user", "x<s>")], "completion": "c"},
-      "messages[0].content: holds the special tokens '<s>'",
+      "d:1: prompt: messages[0].content: holds the special tokens '<s>'",
     ),
     ({"prompt": CHAT[:3], "completion": "c"}, "the last message is the assistant's"),
     ({"prompt": "abcdefgh", "completion": "c"}, "d:1: prompt: 12 tokens, the limit is 9"),
@@ -164,9 +164,7 @@ def test_templates_that_cannot_be_used(text, problem):
 
 
 def test_a_template_that_drops_earlier_replies_is_named_with_the_line(demo):
-  with pytest.raises(
-    UserError, match=r"d:1: completion: the chat template rewrites .* messages\[3\]"
-  ):
+  with pytest.raises(UserError, match=r"d:1: prompt: the chat template rewrites .* messages\[3\]"):
     pipeline.demonstrations(demo, TOK, prompt=20, response=9, name="d", template=template(DROPS))
 
 
