@@ -147,12 +147,18 @@ def adamw(
   eps: float = 1e-8,
   eps_mode: Literal["optax", "tf"] = "optax",
   weight_decay: float = 0.0,
+  decays: Callable[[Params], Any] | None = None,
   clip: float | None = None,
 ) -> optax.GradientTransformation:
   """AdamW with the betas of the paper (Ouyang et al. 2022, App. C).
 
   `clip` bounds the global norm of the gradient, and `eps_mode` picks the form of epsilon. The paper
-  prints neither eps nor weight decay nor clipping.
+  prints neither eps nor weight decay nor clipping. `decays` marks the parameters that decay; biases
+  and norms do not (`models.decay.decaying`).
+
+  Raises:
+    ValueError: for a weight decay without `decays`. The arrays alone do not tell: a bias of the
+      blocks is stacked over layers, and has two axes as a matrix does.
   """
   transforms = []
   if clip is not None:
@@ -162,15 +168,11 @@ def adamw(
   else:
     transforms.append(optax.scale_by_adam(b1=b1, b2=b2, eps=eps))
   if weight_decay:
-    # Vectors and scalars (biases, norms, the bias of a head) do not decay.
-    transforms.append(optax.add_decayed_weights(weight_decay, mask=_matrices))
+    if decays is None:
+      raise ValueError("weight decay needs to be told what decays: decays=partial(decaying, lm)")
+    transforms.append(optax.add_decayed_weights(weight_decay, mask=decays))
   transforms.append(optax.scale_by_learning_rate(schedule))
   return optax.chain(*transforms)
-
-
-def _matrices(params: Params) -> Any:
-  """Marks the leaves that have two axes or more."""
-  return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def by_subtree(**transforms: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -39,6 +39,7 @@ from instructjax import (
 from instructjax.models import heads
 from instructjax.rollout import Sampling, sample
 from instructjax.settings.method import PPOConfig
+from instructjax.system import keys
 from instructjax.types import (
   LM,
   Array,
@@ -91,19 +92,22 @@ def init_params(policy: Params, reward_params: Params) -> Params:
 
 def stems(
   frozen: Frozen,
-  tokens: Array,
-  valid: Array,
+  rows: Rollout,
   ppo: PPO,
 ) -> tuple[Array | None, Array | None]:
   """Returns the activations of the untrained trunk of the policy side and of the reward side.
 
   A side that trains all of its blocks has no stem.
   """
+  # The reward model reads an end of text at the end of a response that was cut. Policy and value
+  # network never read that position: they look at the state before each token. So one stem does for
+  # all of them.
+  tokens = reward.closed(rows, ppo.sampling.eos)
 
   def stem(lm: LM, trunk: Params) -> Array | None:
     if "lower" not in trunk:
       return None
-    return lm.stem(trunk, tokens, valid)
+    return lm.stem(trunk, tokens, rows.valid)
 
   policy_stem = stem(ppo.lm, frozen.trunk)
   if frozen.reward_trunk is None:
@@ -190,11 +194,11 @@ def score(
   ppo: PPO,
   stem: Array | None = None,
 ) -> Float[Array, " B"]:
-  """Returns r_θ(x, y) of each episode."""
+  """Returns r_θ(x, y) of each episode, read at its end of text (`reward.closed`)."""
   return reward.score(
     _reward_lm(ppo),
     reward_side(frozen, frozen.reward),
-    rows.tokens,
+    reward.closed(rows, ppo.sampling.eos),
     rows.valid,
     stem=stem,
   )
@@ -422,11 +426,10 @@ def order(
   Every row occurs once an epoch, and each epoch has a new permutation.
   """
 
-  def permute(key):
-    return jax.random.permutation(key, rows)
+  def permute(epoch):
+    return jax.random.permutation(jax.random.fold_in(key, epoch), rows)
 
-  keys = jax.random.split(key, cfg.epochs)
-  permutations = jax.vmap(permute)(keys)
+  permutations = jnp.stack([permute(epoch) for epoch in range(cfg.epochs)])
   updates = cfg.epochs * cfg.minibatches
   return permutations.reshape(updates, rows // cfg.minibatches)
 
@@ -469,7 +472,7 @@ def improve(
     )
 
   # The key is new in each iteration, because the step has moved on.
-  order_key = jax.random.fold_in(state.key, state.step)
+  order_key = keys.key_for(state.key, "minibatches", state.step)
   state, metrics = jax.lax.scan(update_on, state, order(order_key, rows, cfg))
 
   summary = {}
@@ -505,8 +508,7 @@ def rollout_key(state: TrainState) -> Key[Array, ""]:
 
   It is new for each iteration, and the same after a restart.
   """
-  key = jax.random.fold_in(state.key, state.step)
-  return jax.random.fold_in(key, 1)  # the key above itself orders the minibatches
+  return keys.key_for(state.key, "responses", state.step)
 
 
 def learn(
@@ -564,7 +566,7 @@ def iteration(
   ptx_coef is 0.
   """
   rows = rollout(state.params, frozen, prompts, rollout_key(state), ppo)
-  policy_stem, reward_stem = stems(frozen, rows.tokens, rows.valid, ppo)
+  policy_stem, reward_stem = stems(frozen, rows, ppo)
   scores = score(frozen, rows, ppo, reward_stem)
   return learn(
     state,

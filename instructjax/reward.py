@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from instructjax import losses, sharding, steps
+from instructjax import losses, returns, sharding, steps
 from instructjax.models import heads
+from instructjax.system import keys
 from instructjax.types import (
   LM,
   Array,
@@ -29,6 +30,7 @@ from instructjax.types import (
   Key,
   Metrics,
   Params,
+  Rollout,
   Scalar,
   TrainState,
   Valid,
@@ -78,6 +80,21 @@ def score(
   """Returns r(x, y), read at the last real token of each row."""
   hidden = lm.hidden(params["lm"], tokens, valid, stem=stem, key=key)
   return heads.score(params["head"], hidden, valid)
+
+
+def closed(rows: Rollout, eos: tuple[int, ...]) -> Int[Array, "B T"]:
+  """Returns the tokens of sampled responses as a reward model reads them: ended by an end of text.
+
+  A reward model is trained on texts that end, and its score is read at the end. A response that was
+  cut is scored as if it had ended there: the first id of `eos`, which closes completions in
+  training, takes the place of its last token. Whoever scores a response does this, and the rows of
+  comparisons and of the demonstrations that fit the bias are made in the same way.
+  """
+  if not eos:
+    return rows.tokens
+  last = returns.at_last_token(rows.valid)
+  was_cut = ~rows.ended[:, None]
+  return jnp.where(last & was_cut, jnp.int32(eos[0]), rows.tokens)
 
 
 def flatten(batch: Comparisons) -> Comparisons:
@@ -149,7 +166,7 @@ def reward_step(
   cfg: RewardConfig = RewardConfig(),
 ) -> tuple[TrainState, Metrics]:
   """Makes one update on ranked prompts, each of which carries the same weight whatever its K."""
-  key = jax.random.fold_in(state.key, state.step)
+  key = keys.key_for(state.key, "dropout", state.step)
   # The weights are shares of the whole batch, so they are made before it is split.
   weight = losses.pair_weights(batch.rank, cfg.pairs)
   grads, loss, scores = steps.gradients(

@@ -3,7 +3,9 @@
     L(φ) = - Σ_t w_t log π_φ(y_t | x, y_<t),        w_t = m_t / Σ m
 
 The same step pretrains, where every token is marked, and makes `rl_init`, the model that PPO starts
-from, where a share of each batch is pretraining text.
+from. There a share s of the loss is that of pretraining text, however many tokens it has:
+
+    L(φ) = (1 - s) L_demonstrations(φ) + s L_text(φ)
 
 Dimensions: B rows.
 """
@@ -14,14 +16,15 @@ import dataclasses
 from dataclasses import dataclass
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from instructjax import likelihood, losses, steps
+from instructjax import likelihood, losses, returns, steps
+from instructjax.system import keys
 from instructjax.types import (
   LM,
   Array,
+  Bool,
   Demonstrations,
   Float,
   Metrics,
@@ -41,6 +44,9 @@ class SFTConfig:
   )
   dropout: bool = True  # residual dropout at the rate of the model (paper: .2)
   ema_decay: float | None = None
+  # The last rows of a batch that are pretraining text, and the share of the loss that is theirs.
+  text_rows: int = 0
+  text_share: float = 0.0
 
 
 def sft_loss(
@@ -71,16 +77,45 @@ def sft_loss(
   return losses.nll(logp, weight), (logp, mask)
 
 
-def token_shares(batch: Demonstrations) -> Float[Array, " B"]:
-  """Returns 1 / Σ m over the whole batch, once for each row.
+def token_shares(
+  batch: Demonstrations,
+  text_rows: int = 0,
+  text_share: float = 0.0,
+) -> Float[Array, " B"]:
+  """Returns the weight of a marked token of each row: 1 / Σ m over the whole batch.
 
-  A row carries its share into its micro-batch, and so the loss stays the token mean of the batch
-  however the batch is split.
+  Where the last `text_rows` rows are text, it is s / Σ m over these and (1 - s) / Σ m over the
+  others, with s the `text_share`. A text has many more tokens than a demonstration, and in one mean
+  over all tokens it would be most of the loss.
+
+  A row carries its share into its micro-batch, and so the loss stays that of the batch however the
+  batch is split.
   """
   rows = batch.tokens.shape[0]
   # The first token of a row is never predicted, so its mask does not count.
-  marked = batch.mask[:, 1:].sum()
-  return jnp.full(rows, 1.0 / jnp.maximum(marked, 1), jnp.float32)
+  marked = batch.mask[:, 1:].sum(axis=1)
+  if not text_rows:
+    return jnp.full(rows, 1.0 / jnp.maximum(marked.sum(), 1), jnp.float32)
+  is_text = jnp.arange(rows) >= rows - text_rows
+  text_tokens = jnp.where(is_text, marked, 0).sum()
+  other_tokens = jnp.where(is_text, 0, marked).sum()
+  of_text = text_share / jnp.maximum(text_tokens, 1)
+  of_others = (1 - text_share) / jnp.maximum(other_tokens, 1)
+  return jnp.where(is_text, of_text, of_others).astype(jnp.float32)
+
+
+def mixed_metrics(
+  logp: Float[Array, "B S"],
+  mask: Bool[Array, "B S"],
+  text_rows: int,
+) -> Metrics:
+  """Returns the loss of the demonstrations and that of the text apart, each a token mean."""
+  rows = mask.shape[0]
+  is_text = (jnp.arange(rows) >= rows - text_rows)[:, None]
+  return {
+    "loss/demonstrations": -returns.masked_mean(logp, mask & ~is_text),
+    "loss/text": -returns.masked_mean(logp, mask & is_text),
+  }
 
 
 def sft_step(
@@ -93,9 +128,9 @@ def sft_step(
   cfg: SFTConfig = SFTConfig(),
 ) -> tuple[TrainState, Metrics]:
   """Makes one update on a batch of demonstrations, by the token mean over the whole batch."""
-  key = jax.random.fold_in(state.key, state.step)
-  share = token_shares(batch)
-  grads, loss, (_, mask) = steps.gradients(
+  key = keys.key_for(state.key, "dropout", state.step)
+  share = token_shares(batch, cfg.text_rows, cfg.text_share)
+  grads, loss, (logp, mask) = steps.gradients(
     partial(sft_loss, lm=lm, trunk=trunk, cfg=cfg),
     state.params,
     (batch, share),
@@ -108,6 +143,8 @@ def sft_step(
     "tokens": mask.sum(),
     "grad/norm": optax.tree.norm(grads),
   }
+  if cfg.text_rows:
+    metrics |= mixed_metrics(logp, mask, cfg.text_rows)
   state = steps.update(state, grads, tx, ema_decay=cfg.ema_decay)
   # A batch is one update in this stage. In PPO it is several.
   state = dataclasses.replace(state, iteration=state.iteration + 1)

@@ -41,6 +41,7 @@ class Leaf:
   shape: tuple[int, ...]
   axes: tuple[str | None, ...]
   init: Callable[[Key[Array, ""], tuple[int, ...]], Array]
+  decays: bool = True  # whether weight decay shrinks it; False for biases and norms
 
 
 class LM(NamedTuple):
@@ -167,7 +168,7 @@ class TrainState:
 
   step: Int[Array, ""]  # optimizer updates so far
   iteration: Int[Array, ""]  # batches consumed: the position in every data stream
-  key: Key[Array, ""]  # never advanced: the keys of a step are fold_in(key, step)
+  key: Key[Array, ""]  # never advanced: `keys.key_for` folds in the purpose and the step
   params: Params
   opt_state: PyTree
   ema: Params | None = None  # moving average of the weights, if one is kept

@@ -133,8 +133,17 @@ def sft_run(data, finished, base):
 
 @pytest.fixture(scope="session")
 def init_run(data, finished, base):
-  options = [*files(data, "demonstrations", "text"), f"--model={base}", *TUNE, "--config.top=1"]
-  assert run("rl_init", finished / "rl_init", *options, "--config.trunk_dtype=float32") == 0
+  options = [
+    *files(data, "demonstrations", "text"),
+    f"--model={base}",
+    *TUNE,
+    "--config.top=1",
+    "--config.trunk_dtype=float32",
+    f"--config.data.valid={data / 'demonstrations.jsonl'}",
+    f"--config.data.valid_text={data / 'text.jsonl'}",
+    "--config.best=eval/nll_mixed",
+  ]
+  assert run("rl_init", finished / "rl_init", *options) == 0
   return finished / "rl_init"
 
 

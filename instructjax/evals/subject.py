@@ -28,6 +28,7 @@ from instructjax.evals.tasks import Answer, Completion, Logp, Reply, Request, fi
 from instructjax.rollout import Sampling
 from instructjax.runs import origin, provenance
 from instructjax.settings import EvalSettings
+from instructjax.system import keys
 from instructjax.types import LM, Demonstrations, Params, Prompts
 
 T = TypeVar("T")
@@ -236,8 +237,7 @@ def _answering(
       banned=tokenizer.banned,
       n=batch.fan,
     )
-    run_key = jax.random.key(seed)
-    key = jax.random.fold_in(run_key, number)
+    key = keys.run_key(seed, "evaluation", number)
     prompts = sharding.place_batch(_prompts(batch))
     sample = sampler(cfg)
     samples = sharding.fetch(sample(params, prompts, key))

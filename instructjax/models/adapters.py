@@ -257,7 +257,9 @@ def _finish(
         "floating-point parameters are trained"
       )
     logical_axes = _logical_axes(m.name, weight, axes)
-    leaf = Leaf(weight.array.shape, logical_axes, _no_init)
+    # Flax names its norms and biases so, and stacks them where the module scans its layers.
+    is_vector = weight.path[-1] in ("bias", "scale") or weight.array.ndim < 2
+    leaf = Leaf(weight.array.shape, logical_axes, _no_init, decays=not is_vector)
     _put(table, weight.path, leaf)
     # A copy: training donates its parameters, and the module must keep its own.
     array = jnp.array(weight.array, jnp.float32)

@@ -119,14 +119,18 @@ def table(config: GPTConfig) -> PyTree[Leaf]:
   residual = transformer.normal(0.02 / (2 * depth) ** 0.5)
 
   def layer(shape: tuple[int, ...], axes: tuple[str | None, ...], init: Any) -> Leaf:
-    """Returns a parameter of the blocks, stacked over layers."""
+    """Returns a matrix of the blocks, stacked over layers."""
     return Leaf((depth, *shape), ("layers", *axes), init)
 
+  def vector(shape: tuple[int, ...], axes: tuple[str | None, ...], init: Any) -> Leaf:
+    """Returns a bias or a scale of the blocks, stacked over layers."""
+    return Leaf((depth, *shape), ("layers", *axes), init, decays=False)
+
   def bias(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Leaf:
-    return layer(shape, axes, transformer.zeros)
+    return vector(shape, axes, transformer.zeros)
 
   norm = {
-    "scale": layer((D,), (None,), transformer.ones),
+    "scale": vector((D,), (None,), transformer.ones),
     "bias": bias((D,), (None,)),
   }
   heads = {
@@ -160,14 +164,14 @@ def table(config: GPTConfig) -> PyTree[Leaf]:
   if not config.one_norm:
     block["mlp_norm"] = norm
   final_norm = {
-    "scale": Leaf((D,), (None,), transformer.ones),
-    "bias": Leaf((D,), (None,), transformer.zeros),
+    "scale": Leaf((D,), (None,), transformer.ones, decays=False),
+    "bias": Leaf((D,), (None,), transformer.zeros, decays=False),
   }
   parameters = {"embed": embeddings, "blocks": block, "norm": final_norm}
   if not config.tied:
     head = {"w": Leaf((D, config.vocab_size), ("embed", "vocab"), normal)}
     if config.head_bias:
-      head["b"] = Leaf((config.vocab_size,), ("vocab",), transformer.zeros)
+      head["b"] = Leaf((config.vocab_size,), ("vocab",), transformer.zeros, decays=False)
     parameters["head"] = head
   return parameters
 

@@ -105,11 +105,15 @@ def table(config: LlamaConfig) -> PyTree[Leaf]:
   initial_scale = transformer.zeros if config.norm_offset else transformer.ones
 
   def layer(shape: tuple[int, ...], axes: tuple[str | None, ...], init: Any) -> Leaf:
-    """Returns a parameter of the blocks, stacked over layers."""
+    """Returns a matrix of the blocks, stacked over layers."""
     return Leaf((depth, *shape), ("layers", *axes), init)
 
+  def vector(shape: tuple[int, ...], axes: tuple[str | None, ...], init: Any) -> Leaf:
+    """Returns a bias or a scale of the blocks, stacked over layers."""
+    return Leaf((depth, *shape), ("layers", *axes), init, decays=False)
+
   def norm(width: int) -> dict[str, Leaf]:
-    return {"scale": layer((width,), (None,), initial_scale)}
+    return {"scale": vector((width,), (None,), initial_scale)}
 
   def projection(
     shape: tuple[int, ...],
@@ -124,7 +128,7 @@ def table(config: LlamaConfig) -> PyTree[Leaf]:
     if biased:
       # The width of the model is split over the mesh in a matrix, but not in a bias.
       bias_axes = tuple(None if axis == "embed" else axis for axis in axes[-outputs:])
-      p["b"] = layer(shape[-outputs:], bias_axes, transformer.zeros)
+      p["b"] = vector(shape[-outputs:], bias_axes, transformer.zeros)
     return p
 
   def heads(count: int, axis: str) -> dict[str, Leaf]:
@@ -173,7 +177,7 @@ def table(config: LlamaConfig) -> PyTree[Leaf]:
   parameters = {
     "embed": {"tokens": Leaf((config.vocab_size, D), ("vocab", "embed"), normal)},
     "blocks": block,
-    "norm": {"scale": Leaf((D,), (None,), initial_scale)},
+    "norm": {"scale": Leaf((D,), (None,), initial_scale, decays=False)},
   }
   if not config.tied:
     parameters["head"] = {"w": Leaf((D, config.vocab_size), ("embed", "vocab"), normal)}

@@ -39,7 +39,7 @@ from instructjax.rollout import Sampling
 from instructjax.runs import origin
 from instructjax.stages import ppo, pretrain_sft, reward, running
 from instructjax.stages.wiring import Stage
-from instructjax.system import memory
+from instructjax.system import keys, memory
 from instructjax.types import (
   LM,
   Frozen,
@@ -225,7 +225,7 @@ def random_batch(shapes: PyTree, ids: int) -> PyTree:
     if leaf.dtype == jnp.bool_:
       return jnp.ones(leaf.shape, jnp.bool_)
     # One key does for all leaves: nothing is measured that depends on the tokens.
-    key = jax.random.key(1)
+    key = keys.run_key(0, "benchmark")
     return jax.random.randint(key, leaf.shape, 0, ids, leaf.dtype)
 
   return jax.tree.map(array, shapes)
@@ -303,7 +303,7 @@ def start_ppo(b: Bench, lm: LM) -> Work:
   }
   # The reward model is the policy with a scalar head: to times it does not matter what it says.
   params = origin.random_params(lm, 0)
-  head = heads.init_head(jax.random.key(1), lm.width)
+  head = heads.init_head(keys.run_key(0, "head"), lm.width)
   stage = wire_ppo(b, lm)
   return start(stage, counts, lm.vocab_size, params, params, head)
 

@@ -21,6 +21,7 @@ from instructjax.data.records.records import Prompt
 from instructjax.quickstart.models import Trained
 from instructjax.rollout import Sampling
 from instructjax.settings.quickstart import QuickstartSettings
+from instructjax.system import keys
 from instructjax.types import LM, Array, Key, Params, Prompts, Rollout
 
 # Prompts that are answered together.
@@ -76,13 +77,11 @@ def answerer(
   def answer(policy: Params, prompts: Sequence[Prompt]) -> Answers:
     rows = pipeline.prompts(prompts, trained.tokenizer, prompt=settings.prompt)
     pad = partial(pipeline.pad_prompts, length=settings.prompt)
-    # Not the key of the training, whose prompts are others anyway.
-    key = jax.random.key(settings.seed + 1)
     texts: list[str] = []
     columns: dict[str, list[np.ndarray]] = defaultdict(list)
     batches = pipeline.once(rows, pad, size=BATCH)
     for number, (batch, real) in enumerate(batches):
-      batch_key = jax.random.fold_in(key, number)
+      batch_key = keys.run_key(settings.seed, "quickstart answers", number)
       responses = sample(trained.trunk, policy, batch, batch_key)
       values = measure(
         trained.trunk,
@@ -127,9 +126,11 @@ def measures(
 ) -> dict[str, Float[Array, " B"]]:
   """Returns the KL, the length, the end and the scores of B responses."""
   # The trunk reads the responses once for the policy, its reference and the reward models.
+  # A reward model reads an end of text where a response was cut; the others never look there.
+  closed = reward.closed(rows, sampling.eos)
   stem = None
   if "lower" in trunk:
-    stem = lm.stem(trunk, rows.tokens, rows.valid)
+    stem = lm.stem(trunk, closed, rows.valid)
 
   def logp(trained_part: Params) -> Float[Array, "B R"]:
     values, _ = likelihood.response_logp(
@@ -153,5 +154,5 @@ def measures(
   }
   for name, reward_model in reward_models.items():
     whole = reward.join(trunk, reward_model)
-    values[name] = reward.score(lm, whole, rows.tokens, rows.valid, stem=stem)
+    values[name] = reward.score(lm, whole, closed, rows.valid, stem=stem)
   return values

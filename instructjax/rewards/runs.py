@@ -91,6 +91,9 @@ def open_run(
   template_name = chat.OWN if model.about.get("template") else ""
   template = origin.chat_template(template_name, model.about, model.tokenizer)
 
+  # What closes a text that was scored in training: the template's stop, or the tokenizer's first.
+  end = model.tokenizer.eos[0] if template is None else template.end
+
   def score_texts(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
     rows = []
     for prompt, response in zip(prompts, responses, strict=True):
@@ -108,7 +111,7 @@ def open_run(
     return np.concatenate(scores)
 
   def score_rollout(rows: Rollout) -> Float[Array, " B"]:
-    return score(params, rows.tokens, rows.valid)
+    return score(params, reward.closed(rows, (end,)), rows.valid)
 
   return score_texts, score_rollout
 
@@ -130,7 +133,8 @@ def _row(
   """Returns the ids of a prompt and its response.
 
   Plain text is closed with an end-of-text token, where the reward model reads its score. A chat
-  is closed as its template says.
+  is closed as its template says. The ids of a response that was cut are closed too
+  (`reward.closed`), so that a response has one score, as text and as ids.
   """
   if template is not None:
     try:

@@ -39,6 +39,7 @@ from instructjax.runs.description import (
 )
 from instructjax.runs.python_models import call_python, is_python, lasting_source
 from instructjax.settings.subjects import AnyModelSettings
+from instructjax.system import keys
 from instructjax.types import LM, Leaf, Params, PyTree
 
 Config = Any  # ml_collections.ConfigDict
@@ -383,7 +384,7 @@ def abstract(table: PyTree[Leaf]) -> PyTree[jax.ShapeDtypeStruct]:
 
 def random_params(lm: LM, seed: int) -> Params:
   """Initial weights of a model; with a mesh every device makes its own part of them."""
-  key = jax.random.key(seed)
+  key = keys.run_key(seed, "weights")
   if not sharding.is_sharded():
     return lm.init(key)
   return jax.jit(lm.init, out_shardings=sharding.shardings(lm.table))(key)

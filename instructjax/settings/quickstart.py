@@ -51,7 +51,7 @@ class QuickstartSettings:
   sft_batch: int = setting(16, "Rows of a batch of SFT.", low=1)
   sft_lr: float = setting(2e-4, "The peak of SFT's learning rate.", above=0, high=1)
   text_share: float = setting(
-    0.1, "The share of pretraining text in a batch of rl_init.", above=0, below=1
+    0.1, "The share of pretraining text in the loss of rl_init.", above=0, below=1
   )
   reward_batch: int = setting(2, "Prompts of a batch of the reward models.", low=2)
   reward_lr: float = setting(1e-3, "The peak of the reward models' learning rate.", above=0, high=1)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from instructjax.settings import subjects
 from instructjax.settings.fields import group, replaced, setting, settings
+from instructjax.settings.method import MissingEosSettings
 from instructjax.settings.subjects import MeshSettings, ModelSettings
 from instructjax.settings.supervised import TINY_MODEL
 
@@ -87,6 +88,7 @@ class BestOfNSettings:
   n: int = setting(64, "Responses of a prompt.", low=1, high=100_000)
   batch: int = subjects.batch(8, "Prompts that are sampled together.")
   sampling: DrawSettings = group(DrawSettings())
+  missing_eos: MissingEosSettings = group(MissingEosSettings())
   mesh: MeshSettings = group(MeshSettings())
 
   def conflicts(self) -> Iterator[tuple[str, str]]:

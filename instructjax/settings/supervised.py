@@ -7,6 +7,7 @@ from typing import Literal
 
 from instructjax.settings import subjects
 from instructjax.settings.fields import group, replaced, setting, settings
+from instructjax.settings.method import MissingEosSettings
 from instructjax.settings.subjects import (
   Dtype,
   LoraSettings,
@@ -60,6 +61,7 @@ class MixedData:
   )
   text: str = setting("data/text_train.jsonl", "Documents of the kind the model was pretrained on.")
   valid: str = setting("", "Held-out demonstrations; empty evaluates nothing.")
+  valid_text: str = setting("", "Held-out documents; empty evaluates nothing.")
   spelling: str = subjects.spelling("demonstrations")
   fields: str = subjects.fields()
   template: str = subjects.template()
@@ -85,6 +87,7 @@ class SelectSettings:
   batch: int = setting(32, "Prompts that are sampled together.", low=1)
   response: int = subjects.tokens(256, "Tokens of a sample.")
   temperature: float = setting(1.0, "The temperature of the samples; 0 is greedy.", low=0, high=100)
+  missing_eos: MissingEosSettings = group(MissingEosSettings())
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     if self.reward.strip() and not self.prompts:
@@ -181,9 +184,16 @@ class RLInitSettings:
   micro: int = subjects.micro()
   text_share: float = setting(
     0.1,
-    "The share of a batch that is pretraining text, at least one row (paper: 10 %).",
+    "The share of the loss that is that of pretraining text (paper: 10 %).",
     above=0,
     below=1,
+  )
+  text_rows: int | None = setting(
+    None,
+    "Rows of text in a batch: more of them make its loss less noisy and weigh no more; none takes "
+    "text_share of the batch, at least one.",
+    low=1,
+    high=1_000_000,
   )
   loss_on_prompt: bool = setting(False, "Trains on the tokens of the prompt too.")
   top: int | None = subjects.top()
@@ -199,16 +209,25 @@ class RLInitSettings:
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from one_part(self.top, self.lora)
-    yield from chosen_metric(self.best, ("loss", "eval/nll"), bool(self.data.valid))
-    if self.text_rows >= self.batch:
+    metrics = ["loss", "loss/demonstrations", "loss/text"]
+    if self.data.valid:
+      metrics.append("eval/nll")
+    if self.data.valid_text:
+      metrics.append("eval/nll_text")
+    if self.data.valid and self.data.valid_text:
+      metrics.append("eval/nll_mixed")
+    yield from chosen_metric(self.best, tuple(metrics), True)
+    if self.rows_of_text >= self.batch:
       yield (
         "batch",
-        f"with config.text_share={self.text_share:g} it holds no demonstration; raise it",
+        f"with {self.rows_of_text} rows of text it holds no demonstration; raise it",
       )
 
   @property
-  def text_rows(self) -> int:
+  def rows_of_text(self) -> int:
     """The rows of a batch that are pretraining text."""
+    if self.text_rows is not None:
+      return self.text_rows
     return max(round(self.text_share * self.batch), 1)
 
 

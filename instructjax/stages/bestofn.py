@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,7 +15,8 @@ from instructjax.runs.origin import Origin
 from instructjax.settings.sampling import BestOfNSettings
 from instructjax.stages import running
 from instructjax.stages.drawing import draw_responses
-from instructjax.stages.wiring import require_multiple
+from instructjax.stages.wiring import missing_eos, require_multiple
+from instructjax.system import keys
 
 
 def run(settings: BestOfNSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
@@ -38,7 +38,8 @@ def run(settings: BestOfNSettings, workdir: Path, sinks: tuple[str, ...] = ()) -
       )
     proxy = open_rewards(settings, "rewards", model)
     gold = open_rewards(settings, "gold", model)
-    key = jax.random.key(settings.seed)
+    # The choice is by the score that PPO would be paid; the second reward judges as it is.
+    change_missing_eos = missing_eos(settings.missing_eos)
     groups = draw_responses(
       settings,
       model,
@@ -46,7 +47,7 @@ def run(settings: BestOfNSettings, workdir: Path, sinks: tuple[str, ...] = ()) -
       prompts,
       {"rewards": proxy, "gold": gold},
       temperature=settings.sampling.temperature,
-      key=key,
+      key=keys.run_key(settings.seed, "best of n"),
       name=settings.stage,
     )
     prints = running.fingerprints(prompts=prompts)
@@ -59,9 +60,10 @@ def run(settings: BestOfNSettings, workdir: Path, sinks: tuple[str, ...] = ()) -
       for number, (prompt, drawn_responses) in enumerate(zip(prompts, groups, strict=True)):
         rows, scores = drawn_responses
         texts = rewards.responses(model.tokenizer, rows)
-        score = rewards.total(proxy, scores["rewards"])
+        total = rewards.total(proxy, scores["rewards"])
+        score = np.asarray(change_missing_eos(jnp.asarray(total), jnp.asarray(rows.ended)))
         # Equal scores are decided by a key of the prompt, so that a second run decides the same.
-        tie_key = jax.random.fold_in(key, number)
+        tie_key = keys.run_key(settings.seed, "ties", number)
         best = int(bestofn.choose(tie_key, jnp.asarray(score[None]))[0])
         writer.samples(
           [

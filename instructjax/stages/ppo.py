@@ -22,7 +22,7 @@ from instructjax.models import freeze
 from instructjax.rollout import Sampling
 from instructjax.runs import origin, writers
 from instructjax.runs.origin import Origin
-from instructjax.settings.method import KLSettings, MissingEosSettings
+from instructjax.settings.method import KLSettings
 from instructjax.settings.ppo import PPOSettings
 from instructjax.stages import running, stems, trainable
 from instructjax.stages.wiring import (
@@ -30,11 +30,13 @@ from instructjax.stages.wiring import (
   Stage,
   batch_shards,
   demonstrations_of,
+  missing_eos,
   optimizer,
   require_multiple,
   rows_of,
   whole_on_each_device,
 )
+from instructjax.system import keys
 from instructjax.types import (
   LM,
   Array,
@@ -80,8 +82,8 @@ def experiment_of(settings: PPOSettings, policy: LM, reward_lm: LM, sampling: Sa
   # Both schedules are counted in iterations, whatever the minibatches (App. C.4).
   count = settings.iterations * updates
   tx = optim.by_subtree(
-    policy=optimizer(settings.policy_optimizer, count, updates),
-    value=optimizer(settings.value_optimizer, count, updates),
+    policy=optimizer(settings.policy_optimizer, policy, count, updates),
+    value=optimizer(settings.value_optimizer, reward_lm, count, updates),
   )
   return ppo.PPO(
     lm=policy,
@@ -119,13 +121,13 @@ def wire(
     key: Any, policy_params: Params, judge_params: Params, judge_head: Params
   ) -> tuple[TrainState, Frozen]:
     """With LoRA the reference is the base with its adapter off, or with that of `rl_init`."""
-    # One key for the adapter of each side; 2 is their purpose.
-    keys = jax.random.split(jax.random.fold_in(key, 2))
+    policy_key = keys.key_for(key, "adapter")
     mine = trainable.split(
-      policy, policy_params, keys[0], settings, adapter_goes_on=adapters_go_on[0]
+      policy, policy_params, policy_key, settings, adapter_goes_on=adapters_go_on[0]
     )
+    judge_key = keys.key_for(key, "adapter of the reward model")
     theirs = trainable.split(
-      reward_lm, judge_params, keys[1], settings, adapter_goes_on=adapters_go_on[1]
+      reward_lm, judge_params, judge_key, settings, adapter_goes_on=adapters_go_on[1]
     )
     head = whole_on_each_device(judge_head)
     # The value network is separate from the policy and starts as the reward model (section 3.5).
@@ -174,7 +176,7 @@ def parts_of(
     return ppo.rollout(state.params, frozen, prompts, ppo.rollout_key(state), experiment)
 
   def scoring(state: TrainState, frozen: Frozen, rows: Rollout) -> Experience:
-    policy_stem, reward_stem = ppo.stems(frozen, rows.tokens, rows.valid, experiment)
+    policy_stem, reward_stem = ppo.stems(frozen, rows, experiment)
     # What comes from outside costs the device nothing, whatever it is.
     if from_outside:
       scores = jnp.zeros_like(rows.logp[:, 0])
@@ -226,18 +228,6 @@ def parts_of(
 PLACES = {"at_last_token": returns.at_last_token, "after_last_token": returns.after_last_token}
 
 
-def missing_eos(settings: MissingEosSettings) -> Callable:
-  """What becomes of the score of a response that did not end."""
-  value = 1.0 if settings.value is None else settings.value
-  match settings.kind:
-    case "replace":
-      return partial(returns.replace_missing_eos, value=value)
-    case "subtract":
-      return partial(returns.penalise_missing_eos, penalty=value)
-    case "keep":
-      return lambda score, ended: score
-
-
 def kl_control(settings: KLSettings) -> Callable:
   """How the next KL coefficient follows from the KL; the defaults are of Ziegler et al. 2019."""
   if settings.control == "fixed":
@@ -247,13 +237,22 @@ def kl_control(settings: KLSettings) -> Callable:
   return partial(returns.adaptive_kl, target=target, horizon=horizon)
 
 
-def sampling_of(settings: PPOSettings, tokenizer: Tokenizer) -> Sampling:
-  """How episodes are sampled: from the whole distribution, ended by the ids of the tokenizer."""
+def sampling_of(
+  settings: PPOSettings, tokenizer: Tokenizer, template: chat.Template | None = None
+) -> Sampling:
+  """How episodes are sampled: from the whole distribution, ended by the ids of the tokenizer.
+
+  The first of them closes a response that was cut, for the reward model: in a chat it is the one
+  that its template writes.
+  """
   rollout = settings.sampling
+  eos = tokenizer.eos
+  if template is not None:
+    eos = (template.end, *(token for token in eos if token != template.end))
   return Sampling(
     response=rollout.response,
     temperature=rollout.temperature,
-    eos=tokenizer.eos,
+    eos=eos,
     banned=tokenizer.banned,
     whole=rollout.whole,
   )
@@ -317,12 +316,13 @@ def draw_prompts(
   every_row = itertools.chain(*rows.parts) if isinstance(rows, Mixture) else rows
   records = corpora.records(sources)
   texts = {row.ids.tobytes(): record.prompt for row, record in zip(every_row, records, strict=True)}
+  seed = keys.seed_for(settings.seed, "prompts")
   # A bucket holds prompts of one length; padding all to `prompt` needs no buckets.
   mine = sharding.local_rows(settings.batch)
   lengths = buckets.lengths(data.prompt, data.buckets)
   if len(lengths) == 1:
     pad = partial(pipeline.pad_prompts, length=data.prompt)
-    return texts, pipeline.stream(rows, pad, size=settings.batch, seed=settings.seed, mine=mine)
+    return texts, pipeline.stream(rows, pad, size=settings.batch, seed=seed, mine=mine)
   if isinstance(rows, Mixture):
     raise UserError(
       f"config.data.buckets={data.buckets}: the batches of a mixture hold prompts of all lengths; "
@@ -332,7 +332,7 @@ def draw_prompts(
     rows,
     pipeline.pad_prompts,
     size=settings.batch,
-    seed=settings.seed,
+    seed=seed,
     lengths=lengths,
     mine=mine,
   )
@@ -350,7 +350,8 @@ def draw_text(
   if data.stems:
     rows, pad = stems.kept_rows(lm, trunk, rows, pad, settings.model.dtype)
   mine = sharding.local_rows(size)
-  return pipeline.stream(rows, pad, size=size, seed=settings.seed, mine=mine)
+  seed = keys.seed_for(settings.seed, "text")
+  return pipeline.stream(rows, pad, size=size, seed=seed, mine=mine)
 
 
 # --- rewards from outside ---
@@ -380,7 +381,7 @@ def step_with_rewards(
     scores: Float[Array, " B"],
     text: Demonstrations | None,
   ) -> Any:
-    policy_stem, reward_stem = ppo.stems(frozen, rows.tokens, rows.valid, experiment)
+    policy_stem, reward_stem = ppo.stems(frozen, rows, experiment)
     return ppo.learn(
       state,
       frozen,
@@ -444,7 +445,7 @@ def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
       )
     texts, prompts = draw_prompts(settings, prompt_sources, policy.tokenizer, template)
     windows, text_print = corpora.texts(data, text_sources, policy.tokenizer, data.length)
-    sampling = sampling_of(settings, policy.tokenizer)
+    sampling = sampling_of(settings, policy.tokenizer, template)
     experiment = experiment_of(settings, policy.lm, judge.lm, sampling)
     stage = wire(
       settings,

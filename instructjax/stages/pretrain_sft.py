@@ -36,6 +36,7 @@ from instructjax.stages.wiring import (
   optimizer,
   require_multiple,
 )
+from instructjax.system import keys
 from instructjax.types import LM, Demonstrations, Params, TrainState
 
 
@@ -47,10 +48,10 @@ def row_length(settings: SupervisedSettings) -> int:
 
 
 def text_rows(settings: SupervisedSettings) -> int:
-  """The rows of a batch that are text: all, none, or a share."""
+  """The rows of a batch that are text: all, none, or some."""
   if isinstance(settings, PretrainSettings):
     return settings.batch
-  return settings.text_rows if isinstance(settings, RLInitSettings) else 0
+  return settings.rows_of_text if isinstance(settings, RLInitSettings) else 0
 
 
 def keeps_stems(settings: SupervisedSettings) -> bool:
@@ -81,17 +82,20 @@ def wire(
   origin.fits(
     lm, length, "config.data.length" if with_text else "config.data.prompt + config.data.response"
   )
-  tx = optimizer(settings.optimizer, calls)
+  tx = optimizer(settings.optimizer, lm, calls)
   step_settings = sft.SFTConfig(
     micro=settings.micro,
     window=None if with_text else window,
     dropout=settings.model.dropout > 0,
   )
+  if isinstance(settings, RLInitSettings):
+    step_settings = dataclasses.replace(
+      step_settings, text_rows=settings.rows_of_text, text_share=settings.text_share
+    )
 
   def init(key: Any, params: Params) -> tuple[TrainState, Params]:
-    # 2 is the purpose of this key: no other draw of a run has it.
     parts = trainable.split(
-      lm, params, jax.random.fold_in(key, 2), settings, adapter_goes_on=adapter_goes_on
+      lm, params, keys.key_for(key, "adapter"), settings, adapter_goes_on=adapter_goes_on
     )
     return steps.new_state(key, parts.trained, tx), parts.trunk
 
@@ -117,6 +121,7 @@ class Prepared(NamedTuple):
 
   demonstrations, text   rows to draw from
   held_out               rows to evaluate on
+  held_out_text          rows of text to evaluate on, beside demonstrations
   window                 the longest completion, where all marked tokens lie at the end of a row
   prints                 fingerprints of the records
   """
@@ -124,12 +129,26 @@ class Prepared(NamedTuple):
   demonstrations: Rows
   text: Rows
   held_out: Sequence
+  held_out_text: Sequence
   window: int | None
   prints: Mapping[str, str]
 
 
-def read_records(settings: SupervisedSettings) -> tuple[list, list, list]:
-  """(demonstrations by source, text by source, held-out records), all of them checked."""
+class Records(NamedTuple):
+  """What the files of a run hold, all of it checked.
+
+  demonstrations, texts     by source
+  held_out, held_out_text   of one file each; the text is that of a run on demonstrations
+  """
+
+  demonstrations: list
+  texts: list
+  held_out: list
+  held_out_text: list
+
+
+def read_records(settings: SupervisedSettings) -> Records:
+  """Reads the files that the settings name."""
   data = settings.data
   demonstrations, texts = [], []
   if not isinstance(data, DemonstrationData | MixedData):
@@ -141,12 +160,15 @@ def read_records(settings: SupervisedSettings) -> tuple[list, list, list]:
   held_out = []
   if data.valid:
     held_out = corpora.read_one(data, "valid", "demonstration" if demonstrations else "text")
-  return demonstrations, texts, held_out
+  held_out_text = []
+  if isinstance(data, MixedData) and data.valid_text:
+    held_out_text = corpora.read_one(data, "valid_text", "text")
+  return Records(demonstrations, texts, held_out, held_out_text)
 
 
 def prepare(
   settings: SupervisedSettings,
-  sources: tuple[list, list, list],
+  sources: Records,
   tokenizer: Tokenizer,
   template: chat.Template | None,
 ) -> Prepared:
@@ -154,7 +176,7 @@ def prepare(
 
   Raises UserError for prompts that are too long, all of them listed.
   """
-  demonstrations, texts, held_out = sources
+  demonstrations, texts, held_out, held_out_text = sources
   # Text is cut to the length of the demonstrations beside it: a batch has one length.
   data, length = settings.data, row_length(settings)
   windows, text_print = corpora.texts(data, texts, tokenizer, length)
@@ -162,7 +184,12 @@ def prepare(
     demonstrations=corpora.records(demonstrations), text=text_print, valid=held_out
   )
   if isinstance(settings, PretrainSettings):
-    return Prepared([], windows, held_out_windows(settings, held_out, tokenizer), None, prints)
+    valid = held_out_windows(settings, held_out, tokenizer, data.valid)
+    return Prepared([], windows, valid, [], None, prints)
+  valid_text: list[pipeline.Row] = []
+  if isinstance(settings, RLInitSettings):
+    prints |= running.fingerprints(valid_text=held_out_text)
+    valid_text = held_out_windows(settings, held_out_text, tokenizer, settings.data.valid_text)
   rows_by_source = {}
   # The window of the logits holds for every row or for none: packing puts completions anywhere.
   at_the_end = not settings.data.pack
@@ -179,7 +206,8 @@ def prepare(
 
   valid, _ = demonstration_rows(settings, held_out, tokenizer, template, data.valid)
   window = settings.data.response if at_the_end else None
-  return Prepared(corpora.rows(demonstrations, packed_rows), windows, valid, window, prints)
+  rows = corpora.rows(demonstrations, packed_rows)
+  return Prepared(rows, windows, valid, valid_text, window, prints)
 
 
 def demonstration_rows(
@@ -213,15 +241,15 @@ def demonstration_rows(
 
 
 def held_out_windows(
-  settings: PretrainSettings, records: Sequence, tokenizer: Tokenizer
+  settings: PretrainSettings | RLInitSettings, records: Sequence, tokenizer: Tokenizer, name: str
 ) -> list[pipeline.Row]:
   """Held-out text in rows: windows of all documents joined, or each document by itself."""
-  data = settings.data
+  length = row_length(settings)
   if not records:
     return []
-  if data.pack:
-    return pipeline.documents(records, tokenizer, length=data.length)
-  return pipeline.text(records, tokenizer, length=data.length, tail=True, name=data.valid)
+  if settings.data.pack:
+    return pipeline.documents(records, tokenizer, length=length)
+  return pipeline.text(records, tokenizer, length=length, tail=True, name=name)
 
 
 def count_steps(settings: SupervisedSettings, prepared: Prepared) -> int:
@@ -248,10 +276,11 @@ def batches_of(
   demonstrations = settings.batch - text_rows(settings)
   pad_rows = packing.pad_packed if settings.data.pack else pipeline.pad_demonstrations
   streams = []
-  for rows, first, size in (
-    (prepared.demonstrations, 0, demonstrations),
-    (prepared.text, demonstrations, settings.batch - demonstrations),
-  ):
+  purposes: tuple[tuple[keys.Purpose, Rows, int, int], ...] = (
+    ("demonstrations", prepared.demonstrations, 0, demonstrations),
+    ("text", prepared.text, demonstrations, settings.batch - demonstrations),
+  )
+  for purpose, rows, first, size in purposes:
     # Demonstrations come first in a batch, so a process may have rows of one kind alone.
     own_rows = [number - first for number in mine if first <= number < first + size]
     if not own_rows:
@@ -259,7 +288,8 @@ def batches_of(
     pad = partial(pad_rows, length=row_length(settings))
     if keeps_stems(settings):
       rows, pad = stems.kept_rows(lm, trunk, rows, pad, settings.model.dtype)
-    streams.append(pipeline.stream(rows, pad, size=size, seed=settings.seed, mine=own_rows))
+    seed = keys.seed_for(settings.seed, purpose)
+    streams.append(pipeline.stream(rows, pad, size=size, seed=seed, mine=own_rows))
 
   def batch(number: int) -> dict[str, Demonstrations]:
     parts = [stream(number) for stream in streams]
@@ -272,7 +302,13 @@ def batches_of(
 
 
 def held_out_nll(
-  lm: LM, trunk: Params, rows: Sequence, length: int, multiple: int, size: int = 16
+  lm: LM,
+  trunk: Params,
+  rows: Sequence,
+  length: int,
+  multiple: int,
+  size: int = 16,
+  name: str = "eval/nll",
 ) -> Evaluate:
   """A function of the state: the negative log-probability of held-out rows, nats a token."""
   size = running.rows_for(size, multiple)
@@ -291,9 +327,20 @@ def held_out_nll(
       value, tokens = sum_nll(trunk, state.params, sharding.place_batch(batch))
       total += float(value)
       count += float(tokens)
-    return {"eval/nll": total / max(count, 1.0)}
+    return {name: total / max(count, 1.0)}
 
   return evaluate
+
+
+def with_mixed_nll(evaluate: Evaluate, text_share: float) -> Evaluate:
+  """Adds the loss that `rl_init` trains on, of held-out data: both kinds with their shares."""
+
+  def evaluate_both(state: TrainState) -> dict[str, Any]:
+    values = dict(evaluate(state))
+    of_demonstrations = (1 - text_share) * values["eval/nll"]
+    return values | {"eval/nll_mixed": of_demonstrations + text_share * values["eval/nll_text"]}
+
+  return evaluate_both
 
 
 def together(measures: Sequence[Evaluate]) -> Evaluate | None:
@@ -363,14 +410,20 @@ def run(
     model = model._replace(params={})  # they are donated with the state
     # What is measured sees the model without dropout.
     measures = []
+    multiple, length = shards * settings.micro, row_length(settings)
     if prepared.held_out:
-      multiple = shards * settings.micro
-      length = row_length(settings)
       measures.append(held_out_nll(model.lm, trunk, prepared.held_out, length, multiple))
+    if prepared.held_out_text:
+      rows, name = prepared.held_out_text, "eval/nll_text"
+      measures.append(held_out_nll(model.lm, trunk, rows, length, multiple, name=name))
     prints = dict(prepared.prints)
     if selection is not None:
       measures.append(selection.measure(model, template, trunk, shards))
       prints |= selection.prints
+    evaluate = together(measures)
+    if isinstance(settings, RLInitSettings) and len(measures) == 2:
+      assert evaluate is not None
+      evaluate = with_mixed_nll(evaluate, settings.text_share)
     training = running.Training(
       stage,
       state,
@@ -378,7 +431,7 @@ def run(
       batches_of(settings, prepared, model.lm, trunk),
       about,
       prints,
-      together(measures),
+      evaluate,
       settings.evaluate_every,
     )
     del state  # the first step takes it over

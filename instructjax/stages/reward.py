@@ -31,6 +31,7 @@ from instructjax.stages.wiring import (
   rows_of,
   whole_on_each_device,
 )
+from instructjax.system import keys
 from instructjax.types import LM, Comparisons, Params, TrainState
 
 
@@ -52,17 +53,16 @@ def wire(
   )
   length = settings.data.prompt + settings.data.response
   origin.fits(lm, length, "config.data.prompt + config.data.response")
-  tx = optimizer(settings.optimizer, calls)
+  tx = optimizer(settings.optimizer, lm, calls)
   step_settings = reward.RewardConfig(
     micro=settings.micro, dropout=settings.model.dropout > 0, pairs=settings.pairs
   )
 
   def init(key: Any, params: Params) -> tuple[TrainState, Params]:
-    # 1 and 2 are the purposes of the keys of the head and of an adapter.
     parts = trainable.split(
-      lm, params, jax.random.fold_in(key, 2), settings, adapter_goes_on=adapter_goes_on
+      lm, params, keys.key_for(key, "adapter"), settings, adapter_goes_on=adapter_goes_on
     )
-    model = reward.init(jax.random.fold_in(key, 1), lm, parts.trained)
+    model = reward.init(keys.key_for(key, "head"), lm, parts.trained)
     # A head is a vector: splitting it would save nothing.
     model |= {"head": whole_on_each_device(model["head"])}
     return steps.new_state(key, model, tx), parts.trunk
@@ -120,9 +120,10 @@ def draw_comparisons(
   Raises UserError where the comparisons do not divide into neighbours, or are a mixture.
   """
   together = settings.data.together
+  seed = keys.seed_for(settings.seed, "comparisons")
   if together == 1:
     mine = sharding.local_rows(settings.batch)
-    return pipeline.stream(rows, pad, size=settings.batch, seed=settings.seed, mine=mine)
+    return pipeline.stream(rows, pad, size=settings.batch, seed=seed, mine=mine)
   if isinstance(rows, Mixture):
     raise UserError(
       f"config.data.together={together}: a mixture draws from its sources in turn, so there are no "
@@ -136,7 +137,7 @@ def draw_comparisons(
 
   size = settings.batch // together
   mine = sharding.local_rows(size)
-  return pipeline.stream(neighbours, pad_neighbours, size=size, seed=settings.seed, mine=mine)
+  return pipeline.stream(neighbours, pad_neighbours, size=size, seed=seed, mine=mine)
 
 
 def demonstration_rows(
@@ -154,6 +155,8 @@ def demonstration_rows(
     separator=data.separator,
     name=data.demonstrations,
     template=template,
+    # The score is read at an end of text, as that of a sampled response is (`reward.closed`).
+    end_cut=True,
   )
 
 

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from instructjax import rewards
 from instructjax.data.batches import corpora
 from instructjax.data.curation.outputs import Output, choose
@@ -22,6 +20,7 @@ from instructjax.settings.sampling import SampleSettings
 from instructjax.stages import running
 from instructjax.stages.drawing import SORTED, draw_responses
 from instructjax.stages.wiring import require_multiple
+from instructjax.system import keys
 
 Row = dict[str, Any]  # of draws.jsonl: model, temperature, prompt (its number), responses, scores
 
@@ -214,7 +213,7 @@ def open_drawing(settings: SampleSettings, plan: Plan, model: Model, done: int) 
       plan.prompts,
       {"rewards": reward_sources},
       temperature=temperature,
-      key=jax.random.fold_in(jax.random.key(settings.seed), cell),
+      key=keys.run_key(settings.seed, "samples", cell),
       start=start,
       name=f"{settings.stage} {model.name} {temperature:g}",
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from instructjax import rewards, rollout, sharding
@@ -31,6 +32,8 @@ from instructjax.runs.loop import Evaluate
 from instructjax.runs.origin import Origin
 from instructjax.settings.supervised import SFTSettings
 from instructjax.stages import pretrain_sft, running
+from instructjax.stages.wiring import missing_eos
+from instructjax.system import keys
 from instructjax.types import Params, Prompts, Rollout, TrainState
 
 SCORE, NLL = "eval/score", "eval/nll"
@@ -90,18 +93,21 @@ def mean_reward(
     return rollout.sample(model.lm, trunk | params, prompts, key, sampling)
 
   pad = partial(pipeline.pad_prompts, length=settings.data.prompt)
+  change_missing_eos = missing_eos(select.missing_eos)
 
   def evaluate(state: TrainState) -> dict[str, Any]:
     totals: list[np.ndarray] = []
     for number, (padded, real) in enumerate(pipeline.once(rows, pad, size=size)):
       # The key does not depend on the step: checkpoints differ by their weights, not by the draw.
-      key = jax.random.fold_in(jax.random.key(settings.seed), number)
+      key = keys.run_key(settings.seed, "selection", number)
       responses = draw(trunk, state.params, sharding.place_batch(padded), key)
       first = number * size
       texts = [record.prompt for record in prompts[first : first + real]]
       on_host = sharding.fetch(responses)
       scores = rewards.score_rollout(reward_sources, responses, on_host, texts, model.tokenizer)
-      totals.append(rewards.total(reward_sources, scores))
+      total = jnp.asarray(rewards.total(reward_sources, scores))
+      paid = change_missing_eos(total, jnp.asarray(on_host.ended[:real]))
+      totals.append(np.asarray(paid))
     return {SCORE: float(np.concatenate(totals).mean())}
 
   return evaluate

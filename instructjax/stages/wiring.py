@@ -7,16 +7,19 @@ so that what is planned for a pod and what is timed on a laptop is what runs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from instructjax import optim, sharding
+from instructjax import optim, returns, sharding
 from instructjax.errors import UserError
+from instructjax.models import decay
+from instructjax.settings.method import MissingEosSettings
 from instructjax.settings.subjects import OptimizerSettings
-from instructjax.types import Demonstrations, Metrics, Params, PyTree, TrainState
+from instructjax.types import LM, Demonstrations, Metrics, Params, PyTree, TrainState
 
 
 class Part(NamedTuple):
@@ -123,9 +126,9 @@ def learning_rate(settings: OptimizerSettings, updates: int, held: int = 1) -> o
 
 
 def optimizer(
-  settings: OptimizerSettings, updates: int, held: int = 1
+  settings: OptimizerSettings, lm: LM, updates: int, held: int = 1
 ) -> optax.GradientTransformation:
-  """AdamW with that learning rate."""
+  """AdamW with that learning rate, for the parameters of a model."""
   return optim.adamw(
     learning_rate(settings, updates, held),
     b1=settings.b1,
@@ -133,8 +136,24 @@ def optimizer(
     eps=settings.eps,
     eps_mode=settings.eps_mode,
     weight_decay=settings.weight_decay,
+    decays=partial(decay.decaying, lm),
     clip=settings.clip,
   )
+
+
+# --- what becomes of a score ---
+
+
+def missing_eos(settings: MissingEosSettings) -> Callable:
+  """What becomes of the score of a response that did not end."""
+  value = 1.0 if settings.value is None else settings.value
+  match settings.kind:
+    case "replace":
+      return partial(returns.replace_missing_eos, value=value)
+    case "subtract":
+      return partial(returns.penalise_missing_eos, penalty=value)
+    case "keep":
+      return lambda score, ended: score
 
 
 # --- what a mesh asks of a batch ---

@@ -63,10 +63,16 @@ def test_adam_matches_the_recursion_of_its_form(mode):
   )
 
 
+def test_weight_decay_asks_what_decays():
+  """The arrays do not tell: a bias of the blocks is stacked over layers, and has two axes."""
+  with pytest.raises(ValueError, match="what decays"):
+    optim.adamw(1.0, weight_decay=0.1)
+
+
 def test_weight_decay_spares_vectors_and_clipping_bounds_the_global_norm():
   params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
   zeros = jax.tree.map(jnp.zeros_like, params)
-  tx = optim.adamw(1.0, weight_decay=0.1)
+  tx = optim.adamw(1.0, weight_decay=0.1, decays=lambda params: {"w": True, "b": False})
   updates, _ = tx.update(zeros, tx.init(params), params)
   np.testing.assert_allclose(updates["w"], -0.1 * np.ones((2, 2)), rtol=1e-6)
   np.testing.assert_array_equal(updates["b"], np.zeros(2))

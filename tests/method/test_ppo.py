@@ -9,7 +9,7 @@ import optax
 import pytest
 import tiny
 
-from instructjax import likelihood, losses, optim, ppo, returns, sharding, steps
+from instructjax import likelihood, losses, optim, ppo, returns, reward, sharding, steps
 from instructjax.models import freeze
 from instructjax.ppo import PPOConfig
 from instructjax.rollout import Sampling
@@ -272,8 +272,9 @@ def test_value_network_starts_as_the_reward_model():
   config, state, frozen = setup()
   tiny.assert_trees_equal(state.params["value"], frozen.reward)
   episodes, scores, *_ = collect(config, state, frozen)
+  closed = reward.closed(episodes, config.sampling.eos)
   wide = episodes.replace(
-    tokens=jnp.pad(episodes.tokens, ((0, 0), (0, 1))),
+    tokens=jnp.pad(closed, ((0, 0), (0, 1))),
     mask=jnp.pad(episodes.mask, ((0, 0), (0, 1))),
     valid=jnp.pad(episodes.valid, ((0, 0), (0, 1))),
   )
@@ -294,6 +295,20 @@ def test_a_shift_of_the_reward_model_leaves_the_advantages():
   moved = state.replace(params=state.params | {"value": shifted})
   *_, b, _ = collect(config, moved, frozen.replace(reward=shifted))
   np.testing.assert_allclose(a.advantage, b.advantage, atol=1e-5)
+
+
+def test_a_cut_response_is_scored_at_an_end_of_text():
+  """It was scored at whatever token it was cut, where no reward model is trained."""
+  config, state, frozen = setup()
+  episodes, scores, *_ = collect(config, state, frozen)
+  ended = np.asarray(episodes.ended)
+  assert ended.any() and not ended.all()
+  tokens = np.array(episodes.tokens)
+  tokens[~ended, -1] = config.sampling.eos[0]
+  by_hand = reward.score(config.lm, frozen.reward, jnp.asarray(tokens), episodes.valid)
+  np.testing.assert_allclose(scores, by_hand, atol=1e-5)
+  as_it_was = reward.score(config.lm, frozen.reward, episodes.tokens, episodes.valid)
+  assert not np.allclose(scores[~ended], as_it_was[~ended], atol=1e-3)
 
 
 @pytest.mark.parametrize("family", [pytest.param("gpt", marks=pytest.mark.slow), "llama"])

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from instructjax import losses, optim, reward, sharding, steps
-from instructjax.types import Comparisons
+from instructjax.types import Comparisons, Rollout
 
 LM = tiny.lm("llama")
 SGD = optax.sgd(1.0)
@@ -118,6 +118,20 @@ def test_bias_puts_demonstrations_at_zero_and_leaves_the_loss():
   batch = tiny.comparisons(LM, rows=4, k=4)
   loss = lambda p: losses.ranking(score_comparisons(p, batch), losses.pair_weights(batch.rank))
   assert loss(fitted) == pytest.approx(float(loss(params)), rel=1e-5)
+
+
+def test_a_response_that_was_cut_is_closed():
+  """By hand: an end of text takes the place of its last token; one that ended stays as it is."""
+  rows = Rollout(
+    tokens=jnp.array([[0, 7, 11, 12, 13], [8, 9, 21, 3, 0]]),
+    valid=jnp.array([[False, True, True, True, True], [True, True, True, True, False]]),
+    mask=jnp.array([[True, True, True], [True, True, False]]),
+    logp=jnp.zeros((2, 3)),
+    ended=jnp.array([False, True]),
+  )
+  closed = reward.closed(rows, (3, 4))
+  np.testing.assert_array_equal(closed, [[0, 7, 11, 12, 3], [8, 9, 21, 3, 0]])
+  np.testing.assert_array_equal(reward.closed(rows, ()), rows.tokens)
 
 
 def test_parameters_are_the_trunk_and_one_row():

@@ -216,3 +216,56 @@ def test_in_bfloat16_only_operands_of_products_are_rounded():
   assert not kinds & computed
   _, metrics = jax.eval_shape(partial(sft.sft_step, lm=HALF, tx=ADAM), start(LM, ADAM), {}, batch)
   assert metrics["loss"].dtype == metrics["grad/norm"].dtype == jnp.float32
+
+
+# --- demonstrations beside text ---
+
+LONG, SHORT = 14, 3  # marked tokens of a row of text and of a demonstration
+
+
+def mixed_batch(text_rows, rows=8, width=16, seed=21):
+  """Rows of short demonstrations and, after them, of long texts."""
+  lengths = [SHORT + 1] * (rows - text_rows) + [LONG + 1] * text_rows
+  batch = tiny.demonstrations(LM, rows=rows, width=width, lengths=lengths, seed=seed)
+  # Everything but the first token of a row carries loss.
+  return batch.replace(mask=batch.valid & (jnp.arange(width) > 0))
+
+
+@pytest.mark.parametrize("text_rows", [1, 4])
+def test_a_share_of_the_loss_is_of_text_whatever_its_length(text_rows):
+  """By hand: (1 - s) times one token mean and s times the other; it was most of the loss before."""
+  batch = mixed_batch(text_rows)
+  params = LM.init(jax.random.key(0))
+  demonstrations = jax.tree.map(lambda x: x[: 8 - text_rows], batch)
+  text = jax.tree.map(lambda x: x[8 - text_rows :], batch)
+  sums = evaluate(params, demonstrations), evaluate(params, text)
+  means = [float(total / count) for total, count in sums]
+  cfg = sft.SFTConfig(text_rows=text_rows, text_share=0.1)
+  _, metrics = step(start(), batch, cfg=cfg)
+  assert metrics["loss"] == pytest.approx(0.9 * means[0] + 0.1 * means[1], rel=1e-5)
+  assert metrics["loss/demonstrations"] == pytest.approx(means[0], rel=1e-5)
+  assert metrics["loss/text"] == pytest.approx(means[1], rel=1e-5)
+
+
+def test_the_gradient_of_text_has_its_share():
+  """The update by plain gradient descent is .9 of the demonstrations' and .1 of the text's."""
+  batch = mixed_batch(text_rows=2)
+  parts = jax.tree.map(lambda x: x[:6], batch), jax.tree.map(lambda x: x[6:], batch)
+  before = start().params
+  moves = [jax.tree.map(jnp.subtract, step(start(), part)[0].params, before) for part in parts]
+  expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, *moves)
+  cfg = sft.SFTConfig(text_rows=2, text_share=0.1)
+  after, _ = step(start(), batch, cfg=cfg)
+  move = jax.tree.map(jnp.subtract, after.params, before)
+  tiny.assert_trees_close(move, expected, atol=2e-6)
+
+
+def test_micro_batches_of_a_mixed_batch_add_up():
+  batch = mixed_batch(text_rows=3)
+  whole, apart = (
+    step(start(), batch, cfg=sft.SFTConfig(micro=micro, text_rows=3, text_share=0.25))
+    for micro in (1, 4)
+  )
+  tiny.assert_trees_close(whole[0].params, apart[0].params, atol=2e-6)
+  assert whole[1]["loss"] == pytest.approx(float(apart[1]["loss"]), rel=1e-5)
+  assert whole[1]["loss/text"] == pytest.approx(float(apart[1]["loss/text"]), rel=1e-5)

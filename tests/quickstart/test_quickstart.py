@@ -213,7 +213,7 @@ def test_the_recipe_is_that_of_the_method(tmp_path):
     assert settings[name].data.comparisons == str(tmp_path / "data" / f"{comparisons}.jsonl")
   assert settings["gold"].seed == settings["reward"].seed + 1
   # A tenth of a batch of rl_init is pretraining text, to the nearest row.
-  assert (settings["rl_init"].batch, settings["rl_init"].text_rows) == (16, 2)
+  assert (settings["rl_init"].batch, settings["rl_init"].rows_of_text) == (16, 2)
   # PPO and PPO-ptx differ in the mix alone.
   ppo = settings["ppo"]
   assert (ppo.rl_init, ppo.reward_model) == (str(folder / "rl_init"), str(folder / "reward"))

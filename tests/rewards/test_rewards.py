@@ -8,6 +8,7 @@ import threading
 import time
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,10 +16,17 @@ import tiny
 from servers import lengths
 from stage_runs import files, leaves, metrics, run
 
-from instructjax import rewards
+from instructjax import reward, rewards
+from instructjax.data.batches import pipeline
+from instructjax.data.records import schemas
 from instructjax.errors import UserError
 from instructjax.rewards import endpoint, judge, spec
+from instructjax.runs import origin
+from instructjax.settings.fields import replaced
+from instructjax.settings.reading import load
 from instructjax.settings.subjects import LoadedModelSettings
+from instructjax.stages import reward as reward_stage
+from instructjax.types import Rollout
 
 FAST = "wait=0.01,retries=2"
 PROMPTS = [f"say {i}" for i in range(5)]
@@ -446,9 +454,6 @@ def test_bestofn_and_sample_with_functions(data, base, module, reward_run, tmp_p
 
 
 def test_a_run_scores_texts_as_it_scores_ids(reward_run):
-  from instructjax import reward
-  from instructjax.runs import origin
-
   settings = LoadedModelSettings(dtype="float32", remat="none", unroll=1)
   scores = score_with(reward_run, settings, ["say 1", "say"], [" good", " bad and worse"])
   model = origin.open_reward_model(str(reward_run), settings)
@@ -460,10 +465,66 @@ def test_a_run_scores_texts_as_it_scores_ids(reward_run):
     assert float(direct[0]) == pytest.approx(float(value), abs=1e-5)
 
 
+def test_a_cut_response_has_one_score(reward_run):
+  """As ids of a rollout, as a text, and as a row of a comparison: one row, ended by an end of text.
+
+  80 responses had two scores each before, with a correlation of about 0.
+  """
+  settings = LoadedModelSettings(dtype="float32", remat="none", unroll=1)
+  policy = origin.open_reward_model(str(reward_run), settings)
+  prompt, response = "say", " good and bad"
+  ids = np.asarray([[*prompt.encode(), *response.encode()]], np.int32)
+  mask = np.ones((1, len(response)), bool)
+  rows = Rollout(ids, np.ones_like(ids, bool), mask, mask.astype(np.float32), np.zeros(1, bool))
+  sources = rewards.open_all(str(reward_run), settings, policy, ids.shape[1])
+  on_devices = jax.tree.map(jnp.asarray, rows)
+  (as_ids,) = rewards.score_rollout(sources, on_devices, rows, [prompt], policy.tokenizer).values()
+  (as_text,) = rewards.score_texts(sources, [prompt], [response[:-1]]).values()
+  assert float(as_ids[0]) == pytest.approx(float(as_text[0]), abs=1e-5)
+  comparison = schemas.Comparison(prompt, (response + " more", "x"), (1, 2))
+  (group,) = pipeline.comparisons(
+    [comparison], policy.tokenizer, prompt=len(prompt), response=len(response)
+  )
+  np.testing.assert_array_equal(
+    group.rows[0].ids, reward.closed(on_devices, policy.tokenizer.eos)[0]
+  )
+  # A demonstration that fits the bias is made in the same way.
+  demonstration = schemas.Demonstration(prompt, response + " more")
+  data = settings_of_data(prompt=len(prompt), response=len(response))
+  (row,) = reward_stage.demonstration_rows(data, [demonstration], policy.tokenizer, None)
+  np.testing.assert_array_equal(row.ids, group.rows[0].ids)
+
+
+def settings_of_data(**changes):
+  """Settings of the reward stage with these lengths."""
+  lengths = {f"data.{name}": value for name, value in changes.items()}
+  return replaced(load("reward:tiny"), lengths)
+
+
 def score_with(source, settings, prompts, texts):
   sources = rewards.open_all(str(source), settings)
   (scores,) = rewards.score_texts(sources, prompts, texts).values()
   return scores
+
+
+def test_best_of_n_changes_the_score_of_a_response_that_did_not_end(data, base, module, tmp_path):
+  """As PPO is paid: here no response of the untrained model ends, so that all score -7."""
+  options = [
+    *files(data, "prompts"),
+    f"--model={base}",
+    "--config.data.prompt=12",
+    "--config.sampling.response=2",
+    "--config.batch=2",
+    "--config.prompts=2",
+    "--config.n=2",
+    f"--config.rewards=python:{module(COUNT)}:letters",
+    "--config.missing_eos.kind=replace",
+    "--config.missing_eos.value=-7",
+  ]
+  assert run("bestofn", tmp_path / "best", *options) == 0
+  lines = (tmp_path / "best" / "samples.jsonl").read_text().splitlines()
+  scores = [json.loads(line)["scores"] for line in lines]
+  assert scores == [{"first": -7.0, "best": -7.0}] * 2
 
 
 def test_ppo_without_any_reward_says_what_to_give(data, base, tmp_path, capsys):

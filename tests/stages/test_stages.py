@@ -44,7 +44,18 @@ def stages_model(workdir):
 
 def test_text_rows_are_a_share_of_the_batch(init_run):
   """A batch of 4 with 10 % text holds three demonstrations, so that 12 of them make 4 steps."""
-  assert [row["step"] for row in metrics(init_run)] == [1, 2, 3, 4]
+  assert [row["step"] for row in metrics(init_run) if "loss" in row] == [1, 2, 3, 4]
+
+
+def test_rl_init_has_the_loss_of_text_with_its_share(init_run):
+  """A tenth of the loss is that of the text, in training and on held-out data (App. C.3)."""
+  for row in metrics(init_run):
+    if "loss" in row:
+      mixed = 0.9 * row["loss/demonstrations"] + 0.1 * row["loss/text"]
+      assert row["loss"] == pytest.approx(mixed, rel=1e-5)
+  last = metrics(init_run)[-1]
+  mixed = 0.9 * last["eval/nll"] + 0.1 * last["eval/nll_text"]
+  assert last["eval/nll_mixed"] == pytest.approx(mixed)
 
 
 def test_reward_model_scores_demonstrations_0_on_average(data, reward_run):

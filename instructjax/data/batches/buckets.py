@@ -23,6 +23,7 @@ import numpy as np
 from instructjax.data.batches import pipeline
 from instructjax.data.batches.mixture import Rows
 from instructjax.errors import UserError
+from instructjax.system import keys
 
 ENDLESS = 1 << 40  # batches; more than any run takes
 
@@ -114,7 +115,8 @@ def stream(
       rows_of_bucket,
       partial(pad, length=length),
       size=size,
-      seed=seed,
+      # Buckets of one size would otherwise be shuffled alike.
+      seed=keys.seed_for(seed, "bucket", bucket),
       mine=mine,
     )
     batches_of_bucket.append(batches)

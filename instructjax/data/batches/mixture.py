@@ -14,10 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from instructjax.data.records import sources
 from instructjax.errors import UserError
+from instructjax.system import keys
 
 # Anything with `len` and `[i]`: a list, rows that are made when they are asked for, or a Mixture.
 Rows = Any
@@ -92,10 +91,5 @@ def endless(rows: Rows, seed: int) -> Callable[[int], Any]:
 
 
 def _seed_of_part(seed: int, k: int) -> int:
-  """Returns a seed of its own for each source, so that sources of one size differ in order.
-
-  The first source has the seed itself: alone, it has the same order as outside of a mixture.
-  """
-  if k == 0:
-    return seed
-  return int(np.random.SeedSequence((seed, k)).generate_state(1)[0])
+  """Returns a seed of its own for each source, so that sources of one size differ in order."""
+  return keys.seed_for(seed, "source", k)
