@@ -24,6 +24,7 @@ from instructjax.system import keys
 from instructjax.types import (
   LM,
   Array,
+  Bool,
   Comparisons,
   Float,
   Int,
@@ -136,6 +137,16 @@ def score_comparisons(
   return jax.lax.reshape(scores, batch.rank.shape, out_sharding=by_prompt)
 
 
+def distinct(batch: Comparisons) -> Bool[Array, "B K K"]:
+  """Returns which pairs of completions of a prompt differ in a token.
+
+  Completions may be the same text, or become the same row when they are cut. No model can score
+  them apart, so such a pair teaches and measures nothing.
+  """
+  real = jnp.where(batch.valid, batch.tokens, -1)  # what stands in padding does not count
+  return jnp.any(real[:, :, None] != real[:, None, :], axis=-1)
+
+
 def reward_loss(
   params: Params,
   batch: tuple[Comparisons, Float[Array, "B K K"]],
@@ -168,7 +179,8 @@ def reward_step(
   """Makes one update on ranked prompts, each of which carries the same weight whatever its K."""
   key = keys.key_for(state.key, "dropout", state.step)
   # The weights are shares of the whole batch, so they are made before it is split.
-  weight = losses.pair_weights(batch.rank, cfg.pairs)
+  differ = distinct(batch)
+  weight = losses.pair_weights(batch.rank, cfg.pairs, distinct=differ)
   grads, loss, scores = steps.gradients(
     partial(reward_loss, lm=lm, trunk=trunk, cfg=cfg),
     state.params,
@@ -177,7 +189,7 @@ def reward_step(
     micro=cfg.micro,
   )
   # Sums over prompts, so that the accuracy is that of pairs.
-  correct, pairs = losses.ranking_accuracy(scores, batch.rank)
+  correct, pairs = losses.ranking_accuracy(scores, batch.rank, distinct=differ)
   pair_count = pairs.sum()
   real = batch.rank > 0  # the other completions are padding
   metrics = {

@@ -18,7 +18,7 @@ from instructjax.data.batches.mixture import Mixture, Rows
 from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
-from instructjax.runs import origin
+from instructjax.runs import origin, writers
 from instructjax.runs.loop import Evaluate
 from instructjax.settings.reward import RewardSettings
 from instructjax.stages import running, stems, trainable
@@ -89,26 +89,6 @@ def wire(
 # --- data ---
 
 
-def groups_of(
-  settings: RewardSettings,
-  records: Sequence,
-  tokenizer: Tokenizer,
-  name: str,
-  template: chat.Template | None,
-) -> list[pipeline.Group]:
-  """The rows of each prompt's completions.  Raises UserError for prompts that are too long."""
-  data = settings.data
-  return pipeline.comparisons(
-    records,
-    tokenizer,
-    prompt=data.prompt,
-    response=data.response,
-    separator=data.separator,
-    name=name,
-    template=template,
-  )
-
-
 def draw_comparisons(
   settings: RewardSettings, rows: Rows, pad: pipeline.Pad
 ) -> Callable[[int], Any]:
@@ -141,23 +121,16 @@ def draw_comparisons(
 
 
 def demonstration_rows(
-  settings: RewardSettings, records: Sequence, tokenizer: Tokenizer, template: chat.Template | None
+  settings: RewardSettings,
+  records: Sequence,
+  tokenizer: Tokenizer,
+  template: chat.Template | None,
+  counts: corpora.CountsBySource,
 ) -> list[pipeline.Row]:
   """The demonstrations that are to score 0 on average."""
-  data = settings.data
-  if not records:
-    return []
-  return pipeline.demonstrations(
-    records,
-    tokenizer,
-    prompt=data.prompt,
-    response=data.response,
-    separator=data.separator,
-    name=data.demonstrations,
-    template=template,
-    # The score is read at an end of text, as that of a sampled response is (`reward.closed`).
-    end_cut=True,
-  )
+  data, name = settings.data, settings.data.demonstrations
+  # The score is read at an end of text, as that of a sampled response is (`reward.closed`).
+  return corpora.demonstrations(data, records, tokenizer, template, name, counts, end_cut=True)
 
 
 # --- measures ---
@@ -172,7 +145,8 @@ def held_out_accuracy(
   @jax.jit
   def count_pairs(trunk: Params, params: Params, batch: Comparisons) -> Any:
     scores = reward.score_comparisons(lm, reward.join(trunk, params), batch)
-    return jax.tree.map(jnp.sum, losses.ranking_accuracy(scores, batch.rank))
+    counts = losses.ranking_accuracy(scores, batch.rank, distinct=reward.distinct(batch))
+    return jax.tree.map(jnp.sum, counts)
 
   def evaluate(state: TrainState) -> dict[str, Any]:
     correct = total = 0.0
@@ -226,21 +200,20 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
     origin.fits(model.lm, length, "config.data.prompt + config.data.response")
     model, template = running.with_template(data.template, model)
     tokenizer = model.tokenizer
-    groups = corpora.rows(
-      sources, lambda part: groups_of(settings, part.records, tokenizer, part.source, template)
-    )
-    valid = groups_of(settings, held_out, tokenizer, data.valid, template)
-    shown = demonstration_rows(settings, demonstrations, tokenizer, template)
+    counts: corpora.CountsBySource = {}
+
+    def groups_of(records: Sequence, name: str) -> list[pipeline.Group]:
+      return corpora.comparisons(data, records, tokenizer, template, name, counts)
+
+    groups = corpora.rows(sources, lambda part: groups_of(part.records, part.source))
+    valid = groups_of(held_out, data.valid)
+    shown = demonstration_rows(settings, demonstrations, tokenizer, template, counts)
     # Prompts with fewer completions than the most are padded; a padded one has rank 0.
     completions = max(len(record.completions) for record in [*corpora.records(sources), *held_out])
     pad = partial(pipeline.pad_comparisons, k=completions, length=length)
-    calls = settings.steps or settings.epochs * len(groups) // settings.batch
-    if not calls:
-      raise UserError(
-        f"config.batch={settings.batch}: {len(groups)} comparisons make no batch; give more data "
-        "or "
-        "lower it"
-      )
+    calls = settings.steps or corpora.batches_in(
+      settings.epochs, len(groups), settings.batch, "config.epochs"
+    )
     stage = wire(
       settings,
       model.lm,
@@ -274,6 +247,7 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
     )
     del state  # the first step takes it over
     with running.open_run(settings, workdir, sinks, prints) as writer:
+      writers.note(workdir, rows=corpora.facts(counts))
       final = running.train(settings, workdir, writer, training)
       params = final.params
       # Eq. 1 does not see the bias: it is fitted last, and the value network inherits it.

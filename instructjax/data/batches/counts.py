@@ -40,8 +40,11 @@ class Counts:
 
 def facts(counts: Counts) -> dict[str, int]:
   """Returns the numbers for manifest.json."""
-  numbers = dataclasses.asdict(counts)
-  return numbers | {"left_out": len(counts.left_out)}
+  numbers: dict[str, int] = {}
+  for field in dataclasses.fields(counts):
+    value = getattr(counts, field.name)
+    numbers[field.name] = value if isinstance(value, int) else len(value)
+  return numbers
 
 
 def sentence(counts: Counts) -> str:

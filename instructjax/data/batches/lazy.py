@@ -2,8 +2,8 @@
 
 The windows are those of `pipeline.text`, token for token: all documents joined by the token that
 ends a document, and cut. To find a window without the ones before it, the tokens of every document
-are counted once, in one pass that also checks the documents. The counts (4 bytes a document) stay in
-the user's cache, so that a run that goes on, or another one with the same text and tokenizer,
+are counted once, in one pass that also checks the documents. The counts (4 bytes a document) stay
+in the user's cache, so that a run that goes on, or another one with the same text and tokenizer,
 starts at once. A window reads the documents that it lies in, and a document is tokenised whole for
 each of its windows.
 

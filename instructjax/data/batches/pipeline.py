@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -39,6 +39,7 @@ from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.data.tokens.vocabulary import document_end, named_specials, refusal
 from instructjax.errors import UserError
+from instructjax.settings.subjects import Long
 from instructjax.types import Comparisons, Demonstrations, Prompts
 
 SEPARATOR = " "  # between a prompt and its completion
@@ -48,7 +49,6 @@ SEPARATOR = " "  # between a prompt and its completion
 # `sharding` puts them on the devices.
 Host = Any
 Pad = Callable[[Sequence[Any]], Any]  # rows to a batch
-Long = Literal["error", "drop"]  # what becomes of a record whose prompt is too long
 
 
 class Row(NamedTuple):

@@ -83,7 +83,7 @@ def sixteen(tmp_path, *names, lengths=2):
   changes = {"batch": 8, "data.prompt": 16, "data.buckets": lengths, "data.prompts": prompts}
   config = settings.replaced(settings.load("ppo:tiny"), changes)
   sources = corpora.read(config.data, "prompts", "prompt")
-  texts, batches = ppo_stage.draw_prompts(config, sources, tokenizers.of_bytes(), None)
+  texts, batches = ppo_stage.draw_prompts(config, sources, tokenizers.of_bytes(), None, {})
   return rows, texts, [batches(i) for i in range(4)]
 
 
