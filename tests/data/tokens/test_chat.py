@@ -134,6 +134,21 @@ def test_what_is_wrong_is_named(row, problem):
   assert problem in str(error.value)
 
 
+@pytest.mark.parametrize(
+  ("prompt", "problem"),
+  [
+    ("abcdefgh", "c:1: prompt: 12 tokens, the limit is 9"),
+    ("a</s>", "c:1: prompt: holds the special tokens '</s>'"),
+  ],
+)
+def test_what_is_wrong_with_the_prompt_of_a_comparison_is_named_once(prompt, problem):
+  comparison = Comparison(prompt, ("a", "b", "c"), (1, 2, 3))
+  with pytest.raises(UserError) as error:
+    pipeline.comparisons([comparison], TOK, prompt=9, response=9, name="c", template=template())
+  assert str(error.value).startswith(problem)
+  assert "\n" not in str(error.value)
+
+
 DROPS = PLAIN.replace(
   "m.content + eos", "('' if not loop.last and m.role == 'assistant' else m.content) + eos"
 )
