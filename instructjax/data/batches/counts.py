@@ -47,13 +47,13 @@ def facts(counts: Counts) -> dict[str, int]:
   return numbers
 
 
-def sentence(counts: Counts) -> str:
-  """Returns the numbers as one short line."""
+def sentence(counts: Counts, long: str = "too long and left out") -> str:
+  """Returns the numbers as one short line; `long` is what is said of prompts over the limit."""
   words = []
   if counts.completions:
     words.append(f"{counts.completions:,} completions, {counts.cut:,} cut{_endless(counts)}")
     words.append(f"{counts.equal:,} pairs equal, {counts.empty:,} empty")
-  words.append(f"{counts.prompts:,} prompts, {len(counts.left_out):,} too long and left out")
+  words.append(f"{counts.prompts:,} prompts, {len(counts.left_out):,} {long}")
   if counts.changed:
     words.append(f"{counts.changed:,} texts come back changed (instructjax tokenizer check)")
   return "; ".join(words)
