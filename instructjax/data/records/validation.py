@@ -204,8 +204,9 @@ def _comparison_problems(row: dict[str, Any]) -> list[str]:
     problems += _text_problems(f"completions[{index}]", text)
   if not K[0] <= k <= K[1]:
     problems.append(f"completions: {k} of them; a comparison has {K[0]} to {K[1]}")
-  rank_problems = _rank_problems(ranks, k)
-  problems += rank_problems or _equal_text_problems(completions, ranks)
+  problems += _rank_problems(ranks, k)
+  if not problems:  # they are texts, and there are as many ranks
+    problems += _equal_text_problems(completions, ranks)
   if row.get("ratings") is not None:
     problems += _rating_list_problems(row["ratings"], k)
   if row.get("sources") is not None:
@@ -230,8 +231,6 @@ def _equal_text_problems(completions: Sequence[str], ranks: Sequence[int]) -> li
   problems = []
   first_index: dict[str, int] = {}
   for index, text in enumerate(completions):
-    if not isinstance(text, str):  # that is a problem of its own
-      continue
     first = first_index.setdefault(text, index)
     if ranks[first] != ranks[index]:
       problems.append(
