@@ -19,7 +19,7 @@ def choose(
 ) -> Int[Array, " B"]:
   """Returns the index of the highest score of each prompt; ties are broken at random."""
   highest = score.max(axis=1, keepdims=True)
-  lots = jax.random.uniform(key, score.shape)
+  lots = jax.random.uniform(key, score.shape, jnp.float32)
   # A lot lies in [0, 1), so the -1 of the others never wins.
   lots = jnp.where(score == highest, lots, -1.0)
   return jnp.argmax(lots, axis=1)

@@ -18,11 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax.returns import masked_mean, masked_var
+from instructjax.returns import masked_mean, masked_var, require_mask
 from instructjax.types import Array, Bool, Float, Int, Metrics, Scalar
 
 # The logit of a banned token: e^BANNED is exactly 0, and unlike -inf it can be multiplied by 0.
 BANNED = -1e9
+# The log-ratio up to which a probability ratio is e^log-ratio; float32 overflows at 88.
+LARGEST_LOG_RATIO = 40.0
 
 
 # From logits to log-probabilities
@@ -96,12 +98,14 @@ def entropy(logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:
 
 def token_mean(mask: Bool[Array, "*B R"]) -> Float[Array, "*B R"]:
   """Returns w = m / Σ m, by which every marked token of the batch counts the same."""
+  require_mask(mask)
   count = jnp.maximum(jnp.sum(mask), 1)  # an empty mask has weights of 0, not NaN
   return jnp.where(mask, 1 / count.astype(jnp.float32), 0)
 
 
 def sequence_mean(mask: Bool[Array, "B R"]) -> Float[Array, "B R"]:
   """Returns w = m / (tokens of the row × rows), by which every row counts the same."""
+  require_mask(mask)
   length = jnp.sum(mask, axis=-1, keepdims=True)
   # Only rows with a marked token are counted.
   rows = jnp.sum(length > 0)
@@ -125,8 +129,10 @@ def pair_weights(
   one score whatever the model, so they weigh nothing, as ties do.
 
   Raises:
-    ValueError: for another normaliser.
+    ValueError: for another normaliser, and for ranks that count from 0, where their values can be
+      seen: outside of a compiled function.
   """
+  _check_ranks(rank)
   winner, loser = _pairs(rank)
   real = (winner > 0) & (loser > 0)
   beats = real & (winner < loser) & distinct
@@ -141,6 +147,19 @@ def pair_weights(
   count = jnp.maximum(pairs * prompts, 1)
   share = 1 / count.astype(jnp.float32)
   return jnp.where(beats, share[:, None, None], 0)
+
+
+def _check_ranks(rank: Array) -> None:
+  """Raises ValueError for ranks that count from 0, or are negative."""
+  if isinstance(rank, jax.core.Tracer):
+    return
+  ranks = np.asarray(rank)
+  # Padded completions come last, so that a rank after a 0 means that 0 was meant as the best.
+  after_padding = (ranks[:, :-1] == 0) & (ranks[:, 1:] > 0)
+  if (ranks < 0).any() or after_padding.any():
+    raise ValueError(
+      f"ranks begin with 1, and 0 marks padded completions at the end of a row: {ranks.tolist()}"
+    )
 
 
 def _pairs(x: Array) -> tuple[Array, Array]:
@@ -160,6 +179,22 @@ def _zero_outside(mask: Array, *arrays: Array) -> list[Array]:
   return [jnp.where(mask, x.astype(jnp.float32), 0) for x in arrays]
 
 
+def _weighed(weight: Array, *arrays: Array) -> list[Array]:
+  """Returns the arrays in float32, with 0 wherever the weight is 0.
+
+  Raises:
+    TypeError: for a mask in the place of a weight. The loss would be a sum over tokens, thousands
+      of times a mean, and the learning rate with it.
+    AssertionError: where the shapes differ.
+  """
+  if not jnp.issubdtype(weight.dtype, jnp.floating):
+    raise TypeError(
+      f"a weight is a share of the batch, this is {weight.dtype}: make one of a mask or of ranks "
+      "by token_mean, sequence_mean or pair_weights"
+    )
+  return _zero_outside(weight != 0, *arrays)
+
+
 # Step 1: supervised fine-tuning
 
 
@@ -174,7 +209,7 @@ def nll(
   It is also the pretraining term of PPO-ptx. Eq. 2 maximises + γ E log π(x), so γ × nll is added
   to the loss.
   """
-  (logp,) = _zero_outside(weight != 0, logp)
+  (logp,) = _weighed(weight, logp)
   return -jnp.sum(weight * logp)
 
 
@@ -195,7 +230,7 @@ def ranking(
   """
   winner, loser = _pairs(score.astype(jnp.float32))
   difference = winner - loser - margin
-  (difference,) = _zero_outside(weight != 0, difference)
+  (difference,) = _weighed(weight, difference)
   return -jnp.sum(weight * jax.nn.log_sigmoid(difference))
 
 
@@ -211,7 +246,7 @@ def centering(
   """
   winner, loser = _pairs(score.astype(jnp.float32))
   total = winner + loser
-  (total,) = _zero_outside(weight != 0, total)
+  (total,) = _weighed(weight, total)
   return jnp.sum(weight * jnp.square(total))
 
 
@@ -250,14 +285,28 @@ def ranking_accuracy(
   winner, loser = _pairs(score)
   difference = winner - loser
   # 1 where the winner scores higher, ½ where both score the same.
-  right = jnp.where(difference == 0, 0.5, 0.0)
-  right = jnp.where(difference > 0, 1.0, right)
+  right = jnp.where(difference == 0, jnp.float32(0.5), 0)
+  right = jnp.where(difference > 0, 1, right)
   correct = jnp.sum(jnp.where(beats, right, 0), axis=(1, 2))
   pairs = jnp.sum(beats, axis=(1, 2))
   return correct, pairs.astype(jnp.float32)
 
 
 # Step 3: PPO
+
+
+def probability_ratio(
+  logp: Float[Array, "*B"],
+  old_logp: Float[Array, "*B"],
+) -> Float[Array, "*B"]:
+  """Returns ρ = π / π_old, finite for any finite log-probabilities, and with it every gradient.
+
+  Beyond a log-ratio of 40 the exponential goes on as its tangent. An infinite ratio would make the
+  loss NaN where the advantage is 0, and the gradient NaN where the clip leaves none.
+  """
+  log_ratio = logp - old_logp
+  bounded = jnp.minimum(log_ratio, LARGEST_LOG_RATIO)
+  return jnp.exp(bounded) * (1 + (log_ratio - bounded))
 
 
 def _policy_terms(
@@ -267,7 +316,7 @@ def _policy_terms(
   clip: float,
 ) -> tuple[Array, Array, Array]:
   """Returns (probability ratio, unclipped loss, clipped loss) of each token."""
-  ratio = jnp.exp(logp - old_logp)
+  ratio = probability_ratio(logp, old_logp)
   near = jnp.clip(ratio, 1 - clip, 1 + clip)
   unclipped = -advantage * ratio
   clipped = -advantage * near
@@ -289,7 +338,7 @@ def clipped_policy(
   `old_logp` belongs to the policy that sampled, and stays the same over all minibatches of an
   iteration.
   """
-  logp, old_logp, advantage = _zero_outside(weight != 0, logp, old_logp, advantage)
+  logp, old_logp, advantage = _weighed(weight, logp, old_logp, advantage)
   _, unclipped, clipped = _policy_terms(logp, old_logp, advantage, clip)
   return jnp.sum(weight * jnp.maximum(unclipped, clipped))
 
@@ -320,7 +369,7 @@ def clipped_value(
 
   Nothing is clipped when `clip` is None.
   """
-  value, old_value, target = _zero_outside(weight != 0, value, old_value, target)
+  value, old_value, target = _weighed(weight, value, old_value, target)
   unclipped, clipped = _value_terms(value, old_value, target, clip)
   return 0.5 * jnp.sum(weight * jnp.maximum(unclipped, clipped))
 
@@ -395,8 +444,12 @@ def dpo(
       L = - Σ_b w_b log σ(β [log π(y_w)/π_ref(y_w) - log π(y_l)/π_ref(y_l)])
 
   Each argument is the log-probability of a whole response, summed over its tokens.
+
+  Raises:
+    AssertionError: for log-probabilities of single tokens.
   """
+  chex.assert_rank([logp_chosen, logp_rejected, ref_chosen, ref_rejected, weight], 1)
   chosen = logp_chosen.astype(jnp.float32) - ref_chosen.astype(jnp.float32)
   rejected = logp_rejected.astype(jnp.float32) - ref_rejected.astype(jnp.float32)
-  (logits,) = _zero_outside(weight != 0, beta * (chosen - rejected))
+  (logits,) = _weighed(weight, beta * (chosen - rejected))
   return -jnp.sum(weight * jax.nn.log_sigmoid(logits))

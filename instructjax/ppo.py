@@ -261,18 +261,23 @@ def credit(
   )
   # Sums over the tokens of an episode, in nats.
   episode_kl = kl.sum(1)
+  episode_kl_k2 = (returns.kl_k2(logp, ref_logp) * mask).sum(1)
+  episode_kl_k3 = jnp.where(mask, returns.kl_k3(logp, ref_logp), 0).sum(1)
   episode_entropy = (entropy * mask).sum(1)
   length = mask.sum(1)
   metrics = {
     "objective/scores": score.mean(),
     "objective/scores_std": score.std(),
     "objective/kl": episode_kl.mean(),
-    "objective/kl_k2": returns.masked_mean(returns.kl_k2(logp, ref_logp), mask),
-    "objective/kl_k3": returns.masked_mean(returns.kl_k3(logp, ref_logp), mask),
+    "objective/kl_k2": episode_kl_k2.mean(),
+    "objective/kl_k3": episode_kl_k3.mean(),
     "objective/kl_coef": kl_coef,
     "objective/entropy": episode_entropy.mean(),
     "objective/non_score_reward": -kl_coef * episode_kl.mean(),
     "objective/rlhf_reward": (paid - kl_coef * episode_kl).mean(),
+    "val/advantage_mean": returns.masked_mean(advantage, value_mask),
+    "val/advantage_std": jnp.sqrt(returns.masked_var(advantage, value_mask)),
+    "response/tokens": length.sum().astype(jnp.float32),
     "response/len_mean": length.mean(dtype=jnp.float32),
     "response/len_max": length.max().astype(jnp.float32),
     "response/eos_frac": rows.ended.mean(dtype=jnp.float32),
@@ -424,7 +429,12 @@ def order(
   """Returns the row numbers of each minibatch: [epochs * N, rows / N].
 
   Every row occurs once an epoch, and each epoch has a new permutation.
+
+  Raises:
+    ValueError: when the rows do not divide into minibatches.
   """
+  if rows % cfg.minibatches:
+    raise ValueError(f"{rows} episodes do not divide into {cfg.minibatches} minibatches")
 
   def permute(epoch):
     return jax.random.permutation(jax.random.fold_in(key, epoch), rows)
@@ -443,11 +453,13 @@ def improve(
 ) -> tuple[TrainState, Metrics]:
   """Makes epochs * minibatches optimizer updates on one batch of experience.
 
-  Metrics are means over the updates, but for those whose name ends in `_max`. `policy/ratio_first`
-  is the largest ratio of the first update.
+  Metrics are means over the updates, but for those whose name ends in `_max` or `_min`.
+  `policy/ratio_first` is the largest ratio of the first update, and `policy/ema_distance` how far
+  the average of the weights lies behind them, as a share of their norm.
 
   Raises:
-    ValueError: when ptx_coef asks for pretraining text and there is none.
+    ValueError: when ptx_coef asks for pretraining text and there is none, and when its rows are no
+      multiple of the episodes. The rest would never be trained on.
   """
   cfg = ppo.cfg
   if cfg.ptx_coef and text is None:
@@ -455,15 +467,18 @@ def improve(
       f"ptx_coef is {cfg.ptx_coef} and there is no pretraining text: give some, or set it to 0"
     )
   rows = exp.tokens.shape[0]
+  text_rows = 0 if text is None else text.tokens.shape[0]
+  if cfg.ptx_coef and (text_rows < rows or text_rows % rows):
+    raise ValueError(f"{text_rows} rows of text are no multiple of {rows} episodes")
 
   def update_on(state, episodes):
     minibatch = _take(exp, episodes)
     text_minibatch = None
     if text is not None and cfg.ptx_coef:
       # Each episode brings the same number of pretraining rows, which lie next to each other.
-      ratio = text.tokens.shape[0] // rows
-      text_rows = episodes[:, None] * ratio + jnp.arange(ratio)
-      text_minibatch = _take(text, text_rows.reshape(-1))
+      ratio = text_rows // rows
+      rows_of_text = episodes[:, None] * ratio + jnp.arange(ratio)
+      text_minibatch = _take(text, rows_of_text.reshape(-1))
     return minibatch_step(
       state,
       (minibatch, text_minibatch),
@@ -477,8 +492,12 @@ def improve(
 
   summary = {}
   for name, per_update in metrics.items():
-    largest = name.endswith("_max")
-    summary[name] = per_update.max() if largest else per_update.mean()
+    if name.endswith("_max"):
+      summary[name] = per_update.max()
+    elif name.endswith("_min"):
+      summary[name] = per_update.min()
+    else:
+      summary[name] = per_update.mean()
   # 1 up to rounding: nothing has been learnt yet when it is computed.
   summary["policy/ratio_first"] = metrics["policy/ratio_max"][0]
 
@@ -487,6 +506,10 @@ def improve(
     averaged_params = {name: state.params[name] for name in average}
     average = optim.ema(average, averaged_params, cfg.ema_decay)
     state = dataclasses.replace(state, ema=average)
+  if average is not None:
+    current = {name: state.params[name] for name in average}
+    behind = jax.tree.map(jnp.subtract, current, average)
+    summary["policy/ema_distance"] = optax.tree.norm(behind) / optax.tree.norm(current)
   return state, summary
 
 

@@ -28,11 +28,22 @@ Place = Callable[[Mask], Mask]  # marks the position of each row that is paid th
 # Masked statistics
 
 
+def require_mask(mask: Array) -> None:
+  """Checks that a mask is boolean.
+
+  Raises:
+    TypeError: otherwise. `~` of integers flips their bits, and an index by them picks rows.
+  """
+  if mask.dtype != bool:
+    raise TypeError(f"a mask is boolean, this one is {mask.dtype}: mask > 0 makes it so")
+
+
 def masked_mean(
   x: Float[Array, "*B"],
   mask: Bool[Array, "*B"],
 ) -> Scalar:
   """Returns Σ_t m_t x_t / Σ_t m_t over the whole array, and 0 where the mask is empty."""
+  require_mask(mask)
   count = jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)
   total = jnp.sum(jnp.where(mask, x.astype(jnp.float32), 0))
   return total / count
@@ -116,6 +127,7 @@ def at_last_token(mask: Mask) -> Mask:
 
   A row without a True gets no mark.
   """
+  require_mask(mask)
   position = jnp.arange(mask.shape[-1])
   marked = jnp.where(mask, position, -1)
   return position == jnp.max(marked, axis=-1, keepdims=True)
@@ -154,6 +166,8 @@ def token_rewards(
   The sum over t is the paper's r_θ(x,y) - β log(π(y|x) / π_ref(y|x)).
   """
   chex.assert_equal_shape([kl, mask])
+  # A score of [B, 1] would be spread over all pairs of rows.
+  chex.assert_shape(score, mask.shape[:-1])
   score = score.astype(jnp.float32)[..., None]
   penalty = jnp.where(mask, kl_coef * kl.astype(jnp.float32), 0)
   return jnp.where(place(mask), score, 0) - penalty
@@ -203,6 +217,7 @@ def gae(
   After the last position the episode is over, so V = A = 0. Both results are 0 outside the mask.
   The paper has γ = 1 and prints no λ.
   """
+  require_mask(mask)
   chex.assert_equal_shape([reward, value, mask])
   reward = jnp.where(mask, reward.astype(jnp.float32), 0)
   value = jnp.where(mask, value.astype(jnp.float32), 0)
@@ -247,13 +262,14 @@ def adaptive_kl(
 ) -> Scalar:
   """Moves β so that the KL approaches `target` (Ziegler et al. 2019, section 2.2).
 
-      β ← β (1 + e n / horizon),        e = clip(KL / target - 1, -0.2, 0.2)
+      β ← β (1 + e min(n / horizon, 1)),        e = clip(KL / target - 1, -0.2, 0.2)
 
   `kl` is in nats an episode: the mean over episodes of the sum over tokens. `n` is the number of
-  episodes.
+  episodes. A call moves β by a fifth at most: without that bound β would be negative as soon as n
+  is more than five horizons, and would reward the policy for leaving the reference.
   """
   error = jnp.clip(kl / target - 1, -0.2, 0.2)
-  return coef * (1 + error * n / horizon)
+  return coef * (1 + error * min(n / horizon, 1.0))
 
 
 # Best of n

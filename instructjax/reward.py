@@ -196,6 +196,7 @@ def reward_step(
     "loss": loss,
     "accuracy": correct.sum() / jnp.maximum(pair_count, 1),
     "pairs": pair_count,
+    "tokens": (batch.valid > 0).sum(),
     "score/mean": (scores * real).sum() / jnp.maximum(real.sum(), 1),
     "grad/norm": optax.tree.norm(grads),
   }

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from instructjax import losses, sharding
 from instructjax.errors import UserError
@@ -127,7 +128,7 @@ def categorical(
   mass = mass.reshape(rows, -1, BLOCK)
   block_mass = mass.sum(-1)
   # The mass is not normalised, so u runs up to its total.
-  u = jax.random.uniform(key, (rows,), out_sharding=sharding.spec("batch"))
+  u = jax.random.uniform(key, (rows,), jnp.float32, out_sharding=sharding.spec("batch"))
   u = u * block_mass.sum(-1)
   block, u = first_above(block_mass, u)
   # The rest of u searches within the block.
@@ -162,6 +163,21 @@ def is_end(token: Int[Array, " B"], eos: tuple[int, ...]) -> Array:
   return jnp.isin(token, jnp.asarray(eos, jnp.int32))
 
 
+def _check_prompts(prompts: Prompts) -> None:
+  """Checks that prompts are padded on the left; raises as `sample` says."""
+  valid = prompts.valid
+  if valid.dtype != bool:
+    raise TypeError(f"valid is boolean, this is {valid.dtype}: valid > 0 makes it so")
+  if isinstance(valid, jax.core.Tracer):
+    return
+  rows = np.flatnonzero(~np.asarray(valid[:, -1]))
+  if len(rows):
+    raise ValueError(
+      f"{len(rows)} of {len(valid)} prompts end in padding, the first is row {rows[0]}: prompts "
+      "are padded on the left (pipeline.pad_prompts)"
+    )
+
+
 class Decoding(NamedTuple):
   """The state of the decode loop after t response tokens."""
 
@@ -186,7 +202,13 @@ def sample(
   The n rows of a prompt follow each other. Tokens after the end are 0, with `valid` and `mask`
   False. Step t samples with fold_in(key, t): a new key for each call gives new samples, and the
   same key gives the same samples.
+
+  Raises:
+    TypeError: unless `prompts.valid` is boolean.
+    ValueError: for prompts that are padded on the right, where their values can be seen: outside of
+      a compiled function. The response would follow the padding.
   """
+  _check_prompts(prompts)
   B, P = prompts.tokens.shape
   layers = lm.unstack(params, whole=cfg.whole)
 
@@ -208,7 +230,7 @@ def sample(
     return token, logp, live & ~is_end(token, cfg.eos)
 
   def write(buffer, t, column):
-    return jax.lax.dynamic_update_slice(buffer, column[:, None], (0, t))
+    return jax.lax.dynamic_update_slice_in_dim(buffer, column[:, None], t, axis=1)
 
   def empty_like(column):
     spec = sharding.spec("batch", None)
@@ -216,8 +238,8 @@ def sample(
 
   def step(state: Decoding) -> Decoding:
     t = state.t
-    last = jax.lax.dynamic_slice(state.tokens, (0, t - 1), (B, 1))
-    valid = jax.lax.dynamic_slice(state.mask, (0, t - 1), (B, 1))
+    last = jax.lax.dynamic_slice_in_dim(state.tokens, t - 1, 1, axis=1)
+    valid = jax.lax.dynamic_slice_in_dim(state.mask, t - 1, 1, axis=1)
     hidden, cache = lm.decode(layers, last, valid, state.cache)
     token, logp, live = choose(t, hidden[:, -1], state.live)
     return Decoding(

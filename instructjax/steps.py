@@ -86,10 +86,15 @@ def split(batch: PyTree, n: int) -> PyTree:
   """[B, ...] -> [N, B/N, ...], for the n micro-batches of a batch.
 
   Micro-batch i takes every N-th row from the i-th on, so that no row leaves its device.
+
+  Raises:
+    ValueError: when the rows do not divide.
   """
 
   def split_leaf(x: Array) -> Array:
     rows, *rest = x.shape
+    if rows % n:
+      raise ValueError(f"{rows} rows do not divide into {n} micro-batches")
     spec = sharding.spec("batch", *[None] * x.ndim)
     # The split rows stay on the outer axis, which is the one that lies on the devices.
     x = jax.lax.reshape(x, (rows // n, n, *rest), out_sharding=spec)

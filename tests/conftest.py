@@ -26,22 +26,17 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 import jax
 import pytest
-from jaxtyping import install_import_hook
+
+from instructjax.system import shapes
 
 # Entries are written in place: processes side by side, which could read half of one, have a folder
 # each.
 cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / os.environ.get("PYTEST_XDIST_WORKER", "gw0")
 jax.config.update("jax_compilation_cache_dir", str(cache))
 
-# Every jaxtyping annotation of a function is checked while the tests run.  `types` is left out: JAX
-# makes its dataclasses also of shardings, numpy arrays and other leaves.
-package = Path(__file__).parent.parent / "instructjax"
-checked = [
-  f"instructjax.{path.stem}"
-  for path in package.iterdir()
-  if path.stem not in ("__init__", "types", "py")
-]
-install_import_hook(checked, "checks.check")
+# Every jaxtyping annotation of a function is checked while the tests run, before any module but
+# that of the checks is imported.
+shapes.install()
 
 
 pytest_plugins = [

@@ -528,7 +528,7 @@ def _decode_whole(
   """Appends t positions and computes all of them again, for a model without a cache."""
   index = cache["index"]
   t = tokens.shape[1]
-  place = partial(jax.lax.dynamic_update_slice, start_indices=(0, index))
+  place = partial(jax.lax.dynamic_update_slice_in_dim, start_index=index, axis=1)
   rows = place(cache["own"], tokens.astype(jnp.int32))
   seen = place(cache["valid"], valid)
   # Positions after the new ones are not real yet, so nothing sees them.
@@ -552,7 +552,7 @@ def _decode(
   t = tokens.shape[1]
   index = cache["index"]
   method = m.decode or ""
-  seen = jax.lax.dynamic_update_slice(cache["valid"], valid, (0, index))
+  seen = jax.lax.dynamic_update_slice_in_dim(cache["valid"], valid, index, axis=1)
   # The position of a token is the number of real tokens before it in its row.
   earlier = jnp.sum(cache["valid"], axis=1, keepdims=True, dtype=jnp.int32)
   count = earlier + jnp.cumsum(valid, axis=1, dtype=jnp.int32)

@@ -215,7 +215,7 @@ def dropout(
   if key is None or rate == 0:
     return x
   # The mask is split as x is, so that every device draws its own part.
-  keep = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=_like(x))
+  keep = jax.random.bernoulli(key, jnp.float32(1 - rate), x.shape, out_sharding=_like(x))
   return jnp.where(keep, x / (1 - rate), 0)
 
 

@@ -487,7 +487,7 @@ def decode(
   """
   index = cache["index"]
   t = tokens.shape[1]
-  seen = jax.lax.dynamic_update_slice(cache["valid"], valid, (0, index))
+  seen = jax.lax.dynamic_update_slice_in_dim(cache["valid"], valid, index, axis=1)
   # The position of a token is the number of real tokens before it in its row.
   earlier = jnp.sum(cache["valid"], axis=1, keepdims=True, dtype=jnp.int32)
   count = earlier + jnp.cumsum(valid, axis=1, dtype=jnp.int32)
@@ -535,4 +535,4 @@ def _write(
 ) -> Float[Array, "B K S C"]:
   """Writes the keys or values of t new positions into a cache, from `index` on."""
   new = new.astype(cached.dtype)
-  return jax.lax.dynamic_update_slice(cached, new, (0, 0, index, 0))
+  return jax.lax.dynamic_update_slice_in_dim(cached, new, index, axis=2)

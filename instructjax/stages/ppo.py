@@ -29,6 +29,7 @@ from instructjax.stages.wiring import (
   Stage,
   batch_shards,
   demonstrations_of,
+  learning_rate,
   missing_eos,
   optimizer,
   require_multiple,
@@ -43,6 +44,7 @@ from instructjax.types import (
   Experience,
   Float,
   Frozen,
+  Metrics,
   Params,
   Prompts,
   Rollout,
@@ -96,6 +98,24 @@ def experiment_of(settings: PPOSettings, policy: LM, reward_lm: LM, sampling: Sa
   )
 
 
+def learning_rates(settings: PPOSettings) -> dict[str, optim.Schedule]:
+  """The learning rate of both networks, by the name under which it is logged."""
+  updates = settings.updates
+  count = settings.iterations * updates
+  return {
+    "lr": learning_rate(settings.policy_optimizer, count, updates),
+    "lr_value": learning_rate(settings.value_optimizer, count, updates),
+  }
+
+
+def with_learning_rates(
+  rates: Mapping[str, optim.Schedule], step: Array, outcome: tuple[TrainState, Metrics]
+) -> tuple[TrainState, Metrics]:
+  """Adds the rates of update `step` to the metrics of an iteration."""
+  state, metrics = outcome
+  return state, metrics | {name: rate(step) for name, rate in rates.items()}
+
+
 def wire(
   settings: PPOSettings,
   experiment: ppo.PPO,
@@ -115,6 +135,7 @@ def wire(
   for lm in (policy, reward_lm):
     origin.fits(lm, row_length(settings), "config.data.prompt + config.sampling.response")
   from_outside = bool(settings.rewards.strip())
+  rates = learning_rates(settings)
 
   def init(
     key: Any, policy_params: Params, judge_params: Params, judge_head: Params
@@ -148,7 +169,9 @@ def wire(
     return state, frozen
 
   def step(state: TrainState, frozen: Frozen, batch: dict[str, Any]) -> Any:
-    return ppo.iteration(state, frozen, batch["prompts"], batch["text"], ppo=experiment)
+    first_update = state.step
+    outcome = ppo.iteration(state, frozen, batch["prompts"], batch["text"], ppo=experiment)
+    return with_learning_rates(rates, first_update, outcome)
 
   shape = (settings.batch, settings.data.prompt)
   text = None
@@ -362,6 +385,7 @@ def step_with_rewards(
   sources: Sequence[rewards.Reward],
   texts: Mapping[bytes, str],
   tokenizer: Tokenizer,
+  rates: Mapping[str, optim.Schedule],
 ) -> Callable[..., Any]:
   """An iteration in two compiled halves with any rewards between them.
 
@@ -381,7 +405,8 @@ def step_with_rewards(
     text: Demonstrations | None,
   ) -> Any:
     policy_stem, reward_stem = ppo.stems(frozen, rows, experiment)
-    return ppo.learn(
+    first_update = state.step
+    outcome = ppo.learn(
       state,
       frozen,
       rows,
@@ -391,6 +416,7 @@ def step_with_rewards(
       policy_stem=policy_stem,
       reward_stem=reward_stem,
     )
+    return with_learning_rates(rates, first_update, outcome)
 
   compiled_learn = steps.compiled(learn, state)
 
@@ -461,7 +487,9 @@ def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     policy, judge = policy._replace(params={}), judge._replace(params={})
     step = None
     if reward_sources:
-      step = step_with_rewards(experiment, state, reward_sources, texts, policy.tokenizer)
+      step = step_with_rewards(
+        experiment, state, reward_sources, texts, policy.tokenizer, learning_rates(settings)
+      )
     mix = draw_text(settings, windows, policy.lm, frozen.trunk)
     prints = running.fingerprints(prompts=corpora.records(prompt_sources), text=text_print)
     training = running.Training(

@@ -32,6 +32,7 @@ from instructjax.stages.wiring import (
   Stage,
   batch_shards,
   demonstrations_of,
+  learning_rate,
   optimizer,
   require_multiple,
 )
@@ -81,6 +82,7 @@ def wire(
   origin.fits(
     lm, length, "config.data.length" if with_text else "config.data.prompt + config.data.response"
   )
+  rate = learning_rate(settings.optimizer, calls)
   tx = optimizer(settings.optimizer, lm, calls)
   step_settings = sft.SFTConfig(
     micro=settings.micro,
@@ -99,7 +101,9 @@ def wire(
     return steps.new_state(key, parts.trained, tx), parts.trunk
 
   def step(state: TrainState, trunk: Params, batch: dict[str, Demonstrations]) -> Any:
-    return sft.sft_step(state, trunk, batch["rows"], lm=lm, tx=tx, cfg=step_settings)
+    before = state.step
+    state, metrics = sft.sft_step(state, trunk, batch["rows"], lm=lm, tx=tx, cfg=step_settings)
+    return state, metrics | {"lr": rate(before)}
 
   def train_rows(state: TrainState, trunk: Params, rows: Demonstrations) -> Any:
     return step(state, trunk, {"rows": rows})

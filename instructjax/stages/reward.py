@@ -26,6 +26,7 @@ from instructjax.stages.wiring import (
   Part,
   Stage,
   batch_shards,
+  learning_rate,
   optimizer,
   require_multiple,
   rows_of,
@@ -53,6 +54,7 @@ def wire(
   )
   length = settings.data.prompt + settings.data.response
   origin.fits(lm, length, "config.data.prompt + config.data.response")
+  rate = learning_rate(settings.optimizer, calls)
   tx = optimizer(settings.optimizer, lm, calls)
   step_settings = reward.RewardConfig(
     micro=settings.micro, dropout=settings.model.dropout > 0, pairs=settings.pairs
@@ -68,7 +70,11 @@ def wire(
     return steps.new_state(key, model, tx), parts.trunk
 
   def step(state: TrainState, trunk: Params, batch: dict[str, Comparisons]) -> Any:
-    return reward.reward_step(state, trunk, batch["comparisons"], lm=lm, tx=tx, cfg=step_settings)
+    before = state.step
+    state, metrics = reward.reward_step(
+      state, trunk, batch["comparisons"], lm=lm, tx=tx, cfg=step_settings
+    )
+    return state, metrics | {"lr": rate(before)}
 
   def train_comparisons(state: TrainState, trunk: Params, comparisons: Comparisons) -> Any:
     return step(state, trunk, {"comparisons": comparisons})

@@ -585,3 +585,25 @@ def test_shapes_that_would_broadcast_are_refused():
   row, mask = jnp.zeros((2, 1)), jnp.ones((2, 3), bool)
   with pytest.raises(AssertionError):
     losses._zero_outside.__wrapped__(mask, row)  # not compiled as one
+
+
+@pytest.mark.parametrize("log_ratio", [-100.0, -30.0, 30.0, 50.0, 100.0, 1e9])
+@pytest.mark.parametrize("advantage", [-1.0, 0.0, 1.0])
+def test_no_log_ratio_makes_the_policy_loss_or_its_gradient_nan(log_ratio, advantage):
+  """A ratio of e^100 is infinite in float32: 0 times it was NaN, in the loss or in the gradient."""
+
+  def loss(logp):
+    return losses.clipped_policy(logp, jnp.zeros(1), jnp.full(1, advantage), jnp.ones(1), clip=0.2)
+
+  value, gradient = jax.value_and_grad(loss)(jnp.full(1, log_ratio))
+  assert np.isfinite(value) and np.isfinite(gradient).all()
+  if advantage == 0 or (advantage > 0) == (log_ratio > 0):
+    # Nothing to learn, or clipped: the policy has moved far enough in the right direction.
+    assert gradient[0] == 0
+  elif log_ratio > 0:
+    assert gradient[0] > 0  # a descent makes the token less likely again
+
+
+def test_the_ratio_is_exact_where_it_can_be():
+  d = jnp.array([-80.0, -1.0, 0.0, 0.5, 39.0])
+  np.testing.assert_array_equal(losses.probability_ratio(d, jnp.zeros(5)), jnp.exp(d))

@@ -13,6 +13,7 @@ from instructjax import likelihood, losses, optim, ppo, returns, reward, shardin
 from instructjax.models import freeze
 from instructjax.ppo import PPOConfig
 from instructjax.rollout import Sampling
+from instructjax.system import keys
 
 R = 6
 
@@ -285,6 +286,40 @@ def test_value_network_starts_as_the_reward_model():
   np.testing.assert_allclose(at_end, scores, atol=1e-5)
 
 
+def test_metrics_of_an_iteration_have_one_unit_a_prefix():
+  """Extremes are extremes over the updates, and every KL is in nats an episode."""
+  config, state, frozen = setup(minibatches=4)
+  moved = state.replace(
+    params=state.params | {"policy": tiny.perturb(state.params["policy"], 0.05)}
+  )
+  episodes, _, exp, stats = collect(config, moved, frozen)
+  logp = exp.logp
+  ref_logp, _ = ppo.policy_logp(config.lm, frozen.ref, episodes, None, config.sampling)
+  d = np.asarray((logp - ref_logp) * exp.mask, np.float64)
+  assert float(stats["objective/kl_k2"]) == pytest.approx((d**2 / 2).sum(1).mean(), rel=1e-4)
+  k3 = (np.expm1(-d) + d).sum(1).mean()
+  assert float(stats["objective/kl_k3"]) == pytest.approx(k3, rel=1e-3)
+  marked = np.asarray(exp.advantage)[np.asarray(exp.value_mask)]
+  assert float(stats["val/advantage_std"]) == pytest.approx(marked.std(), rel=1e-4)
+  assert float(stats["response/tokens"]) == exp.mask.sum()
+
+  after, metrics = jitted(ppo.improve, config)(state, frozen, exp, None)
+  order_key = keys.key_for(state.key, "minibatches", state.step)
+  lowest, each = [], state
+  for rows in ppo.order(order_key, 8, config.cfg):
+    minibatch = jax.tree.map(lambda x, rows=rows: x[rows], exp)
+    each, values = minibatch_step(config, each, frozen, minibatch, None)
+    lowest.append(float(values["policy/ratio_min"]))
+  assert float(metrics["policy/ratio_min"]) == pytest.approx(min(lowest), rel=1e-5)
+  assert min(lowest) < np.mean(lowest) - 1e-4
+  norm = lambda tree: np.sqrt(sum(float((x**2).sum()) for x in jax.tree.leaves(tree)))
+  policy = after.params["policy"]
+  behind = jax.tree.map(jnp.subtract, policy, after.ema["policy"])
+  distance = float(metrics["policy/ema_distance"])
+  assert distance == pytest.approx(norm(behind) / norm(policy), rel=1e-4)
+  assert distance > 0
+
+
 def test_a_shift_of_the_reward_model_leaves_the_advantages():
   """B4: the bias moves scores and values alike; what PPO learns from does not change."""
   config, state, frozen = setup()
@@ -502,3 +537,12 @@ def test_policy_converges_to_the_analytic_optimum():
   pi = logp(state.params["policy"])
   assert float((jnp.exp(pi) * (pi - optimum)).sum()) < 0.01
   assert float((jnp.exp(logp(frozen.ref)) * (logp(frozen.ref) - optimum)).sum()) > 0.3
+
+
+@pytest.mark.parametrize("rows", [4, 12])
+def test_text_that_would_not_be_trained_on_is_refused(rows):
+  config, state, frozen = setup(ptx_coef=1.0)
+  *_, exp, _ = collect(config, state, frozen)
+  text = tiny.text(config.lm, rows=rows)
+  with pytest.raises(ValueError, match=f"{rows} rows of text are no multiple of 8 episodes"):
+    ppo.improve(state, frozen, exp, text, config)

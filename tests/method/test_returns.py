@@ -284,6 +284,13 @@ def test_adaptive_kl_by_hand():
   same(returns.fixed_kl(jnp.float32(0.02), jnp.float32(12.0), 512), jnp.float32(0.02))
 
 
+def test_an_adaptive_coefficient_is_never_negative():
+  """With more than five horizons of episodes it was: a reward for leaving the reference."""
+  for n in (1, 256, 10_000, 50_001, 10**7):
+    coef = returns.adaptive_kl(jnp.float32(0.2), jnp.float32(0.0), n, target=6.0, horizon=1e4)
+    assert 0.16 - 1e-6 <= float(coef) < 0.2
+
+
 def test_adaptive_kl_stays_on_the_device():
   step = jax.jit(partial(returns.adaptive_kl, target=6.0, horizon=1e4), static_argnames="n")
   assert step(jnp.float32(0.2), jnp.float32(12.0), n=256).dtype == jnp.float32

@@ -1,0 +1,77 @@
+"""With `JAX_ENABLE_X64=1` every stage runs, and stays in float32 and int32."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from instructjax import optim, ppo, reward, rollout, sft, steps
+from instructjax.models import heads
+from instructjax.ppo import PPOConfig
+from instructjax.rollout import Sampling
+
+ADAM = optim.adamw(optim.cosine(1e-3, 10), clip=1.0)
+SAMPLING = Sampling(response=4, eos=(3,))
+
+
+def types_of(tree):
+  return [str(leaf.dtype) for leaf in jax.tree.leaves(tree)]
+
+
+def stages(family):
+  """What each stage gives: (types of the state before, the state after, metrics)."""
+  lm = tiny.lm(family, dropout=0.1)
+  params = lm.init(jax.random.key(0))
+  state = steps.init_state(jax.random.key(1), params, ADAM)
+  demonstrations = tiny.demonstrations(lm, rows=4)
+  cfg = sft.SFTConfig(micro=2, text_rows=1, text_share=0.1)
+  yield state, *sft.sft_step(state, {}, demonstrations, lm=lm, tx=ADAM, cfg=cfg)
+  model = reward.init(jax.random.key(2), lm, params)
+  state = steps.init_state(jax.random.key(1), model, ADAM)
+  yield state, *reward.reward_step(state, {}, tiny.comparisons(lm, 2, 3), lm=lm, tx=ADAM)
+  experiment = ppo.PPO(
+    lm=lm,
+    tx=optim.by_subtree(policy=ADAM, value=ADAM),
+    sampling=SAMPLING,
+    cfg=PPOConfig(minibatches=2, epochs=2, ptx_coef=1.0),
+  )
+  start = ppo.init_params(params, model)
+  state = steps.init_state(
+    jax.random.key(1), start, experiment.tx, ema={"policy": params}, kl_coef=0.02
+  )
+  frozen = ppo.Frozen(trunk={}, ref=params, reward=model)
+  prompts, text = tiny.prompts(lm, rows=4), tiny.text(lm, rows=4)
+  iteration = jax.jit(partial(ppo.iteration, ppo=experiment))
+  yield state, *iteration(state, frozen, prompts, text)
+
+
+@pytest.mark.parametrize("family", ["gpt", "llama"])
+def test_every_stage_stays_in_float32(family):
+  with jax.enable_x64(True):
+    for before, after, metrics in stages(family):
+      assert types_of(after) == types_of(before)
+      assert "float64" not in types_of(after)
+      assert "float64" not in types_of(metrics)
+      assert np.isfinite(float(optax.tree.norm(after.params)))
+
+
+def test_samples_are_those_of_32_bits():
+  lm = tiny.lm("llama")
+  params, prompts = lm.init(jax.random.key(0)), tiny.prompts(lm, rows=3)
+  sample = lambda: rollout.sample(lm, params, prompts, jax.random.key(5), SAMPLING)
+  as_usual = sample()
+  with jax.enable_x64(True):
+    wide = sample()
+  assert types_of(wide) == types_of(as_usual)
+  tiny.assert_trees_close(as_usual, wide, atol=1e-5)
+
+
+def test_the_head_is_float32_too():
+  with jax.enable_x64(True):
+    head = heads.init_head(jax.random.key(0), 8)
+    assert types_of(head) == ["float32", "float32"]
+    assert heads.values(head, jnp.ones((1, 2, 8), jnp.float32)).dtype == jnp.float32
