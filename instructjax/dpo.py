@@ -136,7 +136,8 @@ def dpo_step(
   """Makes one update on ranked prompts, each of which carries the same weight whatever its K."""
   key = keys.key_for(state.key, "dropout", state.step)
   # The weights are shares of the whole batch, so they are made before it is split.
-  weight = losses.pair_weights(batch.rank, cfg.pairs)
+  differ = reward.distinct(batch)
+  weight = losses.pair_weights(batch.rank, cfg.pairs, distinct=differ)
   grads, loss, (logp, ref_logp) = steps.gradients(
     partial(dpo_loss, lm=lm, frozen=frozen, cfg=cfg),
     state.params,
@@ -145,9 +146,9 @@ def dpo_step(
     micro=cfg.micro,
   )
   rewards = cfg.beta * (logp - ref_logp)
-  accuracy, pair_count = reward.pair_accuracy(rewards, batch.rank)
+  accuracy, pair_count = reward.pair_accuracy(rewards, batch.rank, differ)
   # Means over pairs, whatever the loss is divided by.
-  share = losses.pair_weights(batch.rank)
+  share = losses.pair_weights(batch.rank, distinct=differ)
   metrics = {
     "loss": loss,
     "accuracy": accuracy,

@@ -137,12 +137,17 @@ WEIGHTS = {
 def pair_weights(
   rank: Int[Array, "B K"],
   normaliser: str = "remaining",
+  *,
+  distinct: Bool[Array, "B K K"] | bool = True,
 ) -> Float[Array, "B K K"]:
   """Returns the weight of each pair (i beats j) in Eq. 1 of Ouyang et al. 2022.
 
   Ties and padded completions (rank 0) weigh nothing. Every prompt counts the same, whatever its K;
   a prompt without pairs does not count. The paper drops ties but leaves open whether the rest is
   divided by the "remaining" pairs of the prompt or by "all" C(K,2) of them.
+
+  `distinct` is False for pairs whose completions are the same row (`reward.distinct`): they have
+  one score whatever the model, so they weigh nothing, as ties do.
 
   Raises:
     ValueError: for another normaliser, and for ranks that count from 0, where their values can be
@@ -151,7 +156,7 @@ def pair_weights(
   _check_ranks(rank)
   winner, loser = _pairs(rank)
   real = (winner > 0) & (loser > 0)
-  beats = real & (winner < loser)
+  beats = real & (winner < loser) & distinct
   if normaliser == "remaining":
     pairs = jnp.sum(beats, axis=(1, 2))
   elif normaliser == "all":
@@ -290,12 +295,14 @@ def best_of_k(
 def ranking_accuracy(
   score: Float[Array, "B K"],
   rank: Int[Array, "B K"],
+  *,
+  distinct: Bool[Array, "B K K"] | bool = True,
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
   """Returns (pairs that the scores order as the ranks do, pairs) of each prompt.
 
-  Two equal scores are half right, as a coin would be.
+  Two equal scores are half right, as a coin would be. Pairs that are not `distinct` do not count.
   """
-  beats = pair_weights(rank) > 0
+  beats = pair_weights(rank, distinct=distinct) > 0
   winner, loser = _pairs(score)
   difference = winner - loser
   # 1 where the winner scores higher, ½ where both score the same.

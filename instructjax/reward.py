@@ -24,6 +24,7 @@ from instructjax.system import keys
 from instructjax.types import (
   LM,
   Array,
+  Bool,
   Comparisons,
   Float,
   Int,
@@ -178,6 +179,16 @@ def choice_weights(rank: Int[Array, "B K"]) -> Float[Array, " B"]:
   return has_best / count.astype(jnp.float32)
 
 
+def distinct(batch: Comparisons) -> Bool[Array, "B K K"]:
+  """Returns which pairs of completions of a prompt differ in a token.
+
+  Completions may be the same text, or become the same row when they are cut. No model can score
+  them apart, so such a pair teaches and measures nothing.
+  """
+  real = jnp.where(batch.valid, batch.tokens, -1)  # what stands in padding does not count
+  return jnp.any(real[:, :, None] != real[:, None, :], axis=-1)
+
+
 def reward_loss(
   params: Params,
   batch: tuple[Comparisons, Float[Array, "B K K"], Float[Array, " B"]],
@@ -207,13 +218,15 @@ def reward_loss(
 def pair_accuracy(
   score: Float[Array, "B K"],
   rank: Int[Array, "B K"],
+  differ: Bool[Array, "B K K"] | bool = True,
 ) -> tuple[Scalar, Scalar]:
   """Returns (the share of pairs that the scores order as the ranks do, the number of pairs).
 
-  Over no pairs the share is NaN: it is unknown, and 0 would say that all of them are wrong.
+  Pairs that do not `differ` in a token do not count (`distinct`). Over no pairs the share is NaN: it
+  is unknown, and 0 would say that all of them are wrong.
   """
   # Sums over prompts, so that the accuracy is that of pairs.
-  correct, pairs = losses.ranking_accuracy(score, rank)
+  correct, pairs = losses.ranking_accuracy(score, rank, distinct=differ)
   count = pairs.sum()
   share = correct.sum() / jnp.maximum(count, 1)
   return jnp.where(count > 0, share, jnp.nan), count
@@ -231,7 +244,8 @@ def reward_step(
   """Makes one update on ranked prompts, each of which carries the same weight whatever its K."""
   key = keys.key_for(state.key, "dropout", state.step)
   # The weights are shares of the whole batch, so they are made before it is split.
-  weight = losses.pair_weights(batch.rank, cfg.pairs)
+  differ = distinct(batch)
+  weight = losses.pair_weights(batch.rank, cfg.pairs, distinct=differ)
   choice_weight = choice_weights(batch.rank)
   grads, loss, scores = steps.gradients(
     partial(reward_loss, lm=lm, trunk=trunk, cfg=cfg),
@@ -240,7 +254,7 @@ def reward_step(
     key,
     micro=cfg.micro,
   )
-  accuracy, pair_count = pair_accuracy(scores, batch.rank)
+  accuracy, pair_count = pair_accuracy(scores, batch.rank, differ)
   real = batch.rank > 0  # the other completions are padding
   metrics = {
     "loss": loss,

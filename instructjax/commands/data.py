@@ -10,9 +10,11 @@ import contextlib
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from instructjax.data.records import records, sources, spellings
+from instructjax.data.tokens.vocabulary import Tokenizer
 from instructjax.errors import UserError
 from instructjax.system import jsons
 
@@ -66,6 +68,13 @@ def arguments(command: argparse.ArgumentParser) -> None:
 def _add_check_options(command: argparse.ArgumentParser) -> None:
   command.add_argument("files", nargs="+", metavar="FILE")
   _add_kind_options(command, [*records.KINDS])
+  # What a stage would cut and leave out, with its defaults.
+  _add_tokenizer_option(command, "without it nothing is said of what the stages would cut")
+  command.add_argument("--prompt-tokens", type=int, default=1024, help="default 1024")
+  command.add_argument("--response-tokens", type=int, default=1024, help="default 1024")
+  command.add_argument(
+    "--separator", default=" ", help="between a prompt and its completion; default a space"
+  )
 
 
 def _add_clean_options(command: argparse.ArgumentParser) -> None:
@@ -268,11 +277,20 @@ def _would_change(target: Path, file: Path) -> bool:
 
 
 def check(args: argparse.Namespace) -> None:
-  """Prints the number of records of each good file, and the problems of the others."""
+  """Prints the number of records of each good file, and the problems of the others.
+
+  With a tokenizer it also prints what a stage would cut and leave out.
+  """
+  from instructjax.data.tokens import tokenizers
+
+  tokenizer = tokenizers.by_reference(args.tokenizer) if args.tokenizer else None
   bad_files = 0
   total = 0
   for file in args.files:
     rows, kind, problems = _examine(file, args)
+    counted = ""
+    if tokenizer is not None and not problems:
+      counted, problems = _count(file, rows, kind, args, tokenizer)
     # Problems go to stderr, so that stdout has the good files alone.
     for problem in problems:
       print(problem, file=sys.stderr)
@@ -281,10 +299,42 @@ def check(args: argparse.Namespace) -> None:
       bad_files += 1
     else:
       print(f"{file}: {len(rows)} {kind}s, no problem")
+      if counted:
+        print(f"  {counted}")
   if total:
     problems_in_all = _counted(total, "problem")
     files_in_all = _counted(len(args.files), "file")
     raise UserError(f"{problems_in_all} in {bad_files} of {files_in_all}; correct the lines above")
+
+
+def _count(
+  file: str,
+  rows: list,
+  kind: str,
+  args: argparse.Namespace,
+  tokenizer: Tokenizer,
+) -> tuple[str, list[str]]:
+  """Returns what a stage would cut of a file and find too long, in words, and the problems."""
+  from instructjax.data.batches import counts, pipeline
+
+  numbers = counts.Counts()
+  if kind == "demonstration":
+    make = partial(pipeline.demonstrations, response=args.response_tokens, separator=args.separator)
+  elif kind == "comparison":
+    make = partial(pipeline.comparisons, response=args.response_tokens, separator=args.separator)
+  elif kind == "prompt":
+    make = pipeline.prompts
+  else:  # documents are never cut, and few-shot prompts become demonstrations first
+    make = None
+  try:
+    if make is not None:
+      make(rows, tokenizer, prompt=args.prompt_tokens, name=file, long="drop", counts=numbers)
+      return counts.sentence(numbers, "too long"), []
+    if kind == "text":
+      pipeline.document_ids(rows, tokenizer, file)
+  except UserError as error:
+    return "", str(error).split("\n")
+  return "", []
 
 
 def clean(args: argparse.Namespace) -> None:

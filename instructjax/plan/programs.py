@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructjax import models
+from instructjax.data.batches import pipeline
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.runs import origin
@@ -120,7 +121,7 @@ def steps_of(
 ) -> int:
   """Optimizer steps of a run: as configured, or epochs over the paper's number of records."""
   count = records or RECORDS.get(settings.stage, 0)
-  return settings.steps or max(settings.epochs * count // max(rows, 1), 1)
+  return settings.steps or max(pipeline.batches_for(settings.epochs, count, max(rows, 1)), 1)
 
 
 def plan_stage(

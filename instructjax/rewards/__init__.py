@@ -247,7 +247,7 @@ def responses(tokenizer: Tokenizer, rows: Rollout) -> list[str]:
   texts = []
   for ids, mask in zip(rows.tokens, rows.mask, strict=True):
     response = ids[-width:][mask]
-    texts.append(tokenizer.decode(response.tolist()))
+    texts.append(tokenizer.decode_next(response.tolist()))
   return texts
 
 

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from instructjax import models, sharding
-from instructjax.data.tokens import chat, tokenizers
+from instructjax.data.tokens import chat, tokenizers, vocabulary
 from instructjax.data.tokens.tokenizers import BYTES, Tokenizer
 from instructjax.errors import UserError, naming
 from instructjax.models import gpt, lora, peft
@@ -430,12 +430,7 @@ def ended(tokenizer: Tokenizer, about: Mapping[str, Any]) -> Tokenizer:
   if "eos" not in about:
     return tokenizer
   silent = {*about["eos"], *about["banned"]}
-
-  def decode(ids) -> str:
-    return tokenizer.decode([i for i in ids if int(i) not in silent])
-
-  return tokenizer._replace(
-    decode=decode,
+  return vocabulary.silenced(tokenizer, silent)._replace(
     eos=tuple(about["eos"]),
     banned=tuple(about["banned"]),
   )

@@ -9,6 +9,7 @@ from instructjax.settings import subjects
 from instructjax.settings.fields import group, replaced, setting, settings
 from instructjax.settings.subjects import (
   Dtype,
+  Long,
   LoraSettings,
   MeshSettings,
   ModelSettings,
@@ -36,6 +37,7 @@ class PreferenceData:
   template: str = subjects.template()
   prompt: int = subjects.prompt_tokens()
   response: int = subjects.response_tokens()
+  long: Long = subjects.long()
   stems: bool = subjects.stems()
   separator: str = subjects.separator()
 

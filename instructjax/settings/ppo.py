@@ -11,6 +11,7 @@ from instructjax.settings.method import KLSettings, MissingEosSettings, PPOConfi
 from instructjax.settings.subjects import (
   Dtype,
   LoadedModelSettings,
+  Long,
   LoraSettings,
   MeshSettings,
   OptimizerSettings,
@@ -30,6 +31,7 @@ class PromptAndTextData:
   fields: str = subjects.fields()
   template: str = subjects.template()
   prompt: int = subjects.prompt_tokens()
+  long: Long = subjects.long()
   buckets: int = setting(
     1,
     "Lengths that prompts are padded to, each half of the next; 1 pads all to `prompt`.",

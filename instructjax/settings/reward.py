@@ -9,6 +9,7 @@ from instructjax.settings import subjects
 from instructjax.settings.fields import group, replaced, setting, settings
 from instructjax.settings.subjects import (
   Dtype,
+  Long,
   LoraSettings,
   MeshSettings,
   ModelSettings,
@@ -38,6 +39,7 @@ class ComparisonData:
   template: str = subjects.template()
   prompt: int = subjects.prompt_tokens()
   response: int = subjects.response_tokens()
+  long: Long = subjects.long()
   together: int = setting(
     1,
     "Neighbouring comparisons that are drawn together, such as two that rank the same texts.",
@@ -114,6 +116,12 @@ class RewardSettings:
       yield "normalise", "give demonstrations to normalise on, config.data.demonstrations"
     if self.batch % self.data.together:
       yield "batch", f"choose a multiple of config.data.together={self.data.together}"
+    if self.data.together > 1 and self.data.long == "drop":
+      yield (
+        "data.long",
+        f"a prompt that is left out would part the neighbours of config.data.together="
+        f"{self.data.together}; leave it error, and take long prompts out of the file",
+      )
 
 
 TINY = replaced(

@@ -10,6 +10,7 @@ from instructjax.settings.fields import group, replaced, setting, settings
 from instructjax.settings.method import MissingEosSettings
 from instructjax.settings.subjects import (
   Dtype,
+  Long,
   LoraSettings,
   MeshSettings,
   ModelSettings,
@@ -47,6 +48,7 @@ class DemonstrationData:
   template: str = subjects.template()
   prompt: int = subjects.prompt_tokens()
   response: int = subjects.response_tokens()
+  long: Long = subjects.long()
   pack: bool = subjects.pack()
   stems: bool = subjects.stems()
   separator: str = subjects.separator()
@@ -67,6 +69,7 @@ class MixedData:
   template: str = subjects.template()
   prompt: int = subjects.prompt_tokens()
   response: int = subjects.response_tokens()
+  long: Long = subjects.long()
   pack: bool = subjects.pack()
   lazy: bool = subjects.lazy()
   stems: bool = subjects.stems()

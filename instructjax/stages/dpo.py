@@ -14,9 +14,6 @@ import numpy as np
 from instructjax import dpo, sharding, steps
 from instructjax.data.batches import corpora, pipeline
 from instructjax.data.batches.mixture import Rows
-from instructjax.data.tokens import chat
-from instructjax.data.tokens.tokenizers import Tokenizer
-from instructjax.errors import UserError
 from instructjax.models import freeze
 from instructjax.runs import origin
 from instructjax.settings.dpo import DPOSettings
@@ -107,28 +104,6 @@ def wire(
   return Stage("dpo", init, step, {"comparisons": batch}, (part,), calls)
 
 
-def groups_of(
-  settings: DPOSettings,
-  records: Sequence,
-  tokenizer: Tokenizer,
-  name: str,
-  template: chat.Template | None,
-) -> list[pipeline.Group]:
-  """The rows of each prompt's completions.  Raises UserError for prompts that are too long."""
-  data = settings.data
-  return pipeline.comparisons(
-    records,
-    tokenizer,
-    prompt=data.prompt,
-    response=data.response,
-    separator=data.separator,
-    # A policy must not learn to end where its data were cut.
-    end_cut=False,
-    name=name,
-    template=template,
-  )
-
-
 def held_out_rewards(
   lm: LM,
   frozen: Frozen,
@@ -181,18 +156,19 @@ def run(settings: DPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     origin.fits(model.lm, length, "config.data.prompt + config.data.response")
     model, template = running.with_template(data.template, model)
     tokenizer = model.tokenizer
-    groups = corpora.rows(
-      sources, lambda part: groups_of(settings, part.records, tokenizer, part.source, template)
-    )
-    valid = groups_of(settings, held_out, tokenizer, data.valid, template)
+    counts: corpora.CountsBySource = {}
+
+    def groups_of(records: Sequence, name: str) -> tuple[list[pipeline.Group], list]:
+      # A policy must not learn to end where its data were cut.
+      return corpora.comparisons(data, records, tokenizer, template, name, counts, end_cut=False)
+
+    groups = corpora.rows(sources, lambda part: groups_of(part.records, part.source)[0])
+    valid, held_out = groups_of(held_out, data.valid)
     completions = max(len(record.completions) for record in [*training_records, *held_out])
     pad = partial(pipeline.pad_comparisons, k=completions, length=length, marked=True)
-    calls = settings.steps or settings.epochs * len(groups) // settings.batch
-    if not calls:
-      raise UserError(
-        f"config.batch={settings.batch}: {len(groups)} comparisons make no batch; give more data "
-        "or lower it"
-      )
+    calls = settings.steps or corpora.batches_in(
+      settings.epochs, len(groups), settings.batch, "config.epochs"
+    )
     goes_on = trainable.goes_on(model, settings)
     stage = wire(settings, model.lm, calls, completions, adapter_goes_on=goes_on)
     about = trainable.about_trained(model, source, settings)
@@ -208,7 +184,7 @@ def run(settings: DPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
       cfg = step_settings(settings)
       rewards_of = held_out_rewards(model.lm, frozen, valid, pad, multiple, cfg)
       training_labelers = reward.labelers_of(training_records)
-      measures = reward.held_out_measures(rewards_of, held_out, training_labelers)
+      measures = reward.held_out_measures(rewards_of, held_out, valid, training_labelers)
     prints = running.fingerprints(comparisons=training_records, valid=held_out)
     training = running.Training(
       stage,
@@ -222,6 +198,7 @@ def run(settings: DPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     )
     del state  # the first step takes it over
     with running.open_run(settings, workdir, sinks, prints) as writer:
+      writers.note(workdir, rows=corpora.facts(counts))
       final = running.train(settings, workdir, writer, training)
       if measures is not None:
         running.show(reward.describe(measures.report(final, 1.0)))

@@ -107,26 +107,6 @@ def wire(
 # --- data ---
 
 
-def groups_of(
-  settings: RewardSettings,
-  records: Sequence,
-  tokenizer: Tokenizer,
-  name: str,
-  template: chat.Template | None,
-) -> list[pipeline.Group]:
-  """The rows of each prompt's completions.  Raises UserError for prompts that are too long."""
-  data = settings.data
-  return pipeline.comparisons(
-    records,
-    tokenizer,
-    prompt=data.prompt,
-    response=data.response,
-    separator=data.separator,
-    name=name,
-    template=template,
-  )
-
-
 def with_ratings(
   settings: RewardSettings,
   groups: list[pipeline.Group],
@@ -186,23 +166,16 @@ def draw_comparisons(
 
 
 def demonstration_rows(
-  settings: RewardSettings, records: Sequence, tokenizer: Tokenizer, template: chat.Template | None
+  settings: RewardSettings,
+  records: Sequence,
+  tokenizer: Tokenizer,
+  template: chat.Template | None,
+  counts: corpora.CountsBySource,
 ) -> list[pipeline.Row]:
   """The demonstrations that are to score 0 on average."""
-  data = settings.data
-  if not records:
-    return []
-  return pipeline.demonstrations(
-    records,
-    tokenizer,
-    prompt=data.prompt,
-    response=data.response,
-    separator=data.separator,
-    name=data.demonstrations,
-    template=template,
-    # The score is read at an end of text, as that of a sampled response is (`reward.closed`).
-    end_cut=True,
-  )
+  data, name = settings.data, settings.data.demonstrations
+  # The score is read at an end of text, as that of a sampled response is (`reward.closed`).
+  return corpora.demonstrations(data, records, tokenizer, template, name, counts, end_cut=True)
 
 
 # --- measures ---
@@ -242,6 +215,7 @@ class HeldOut(NamedTuple):
 def held_out_measures(
   scores_of: Callable[[TrainState], np.ndarray],
   records: Sequence[Comparison],
+  groups: Sequence[pipeline.Group],
   training_labelers: Sequence[str],
 ) -> HeldOut:
   """The measures of `ordering`, while the model is trained and at the end.
@@ -249,6 +223,7 @@ def held_out_measures(
   The last evaluation of a run and its report are of one state, whose scores are computed once.
   """
   latest: dict[int, np.ndarray] = {}
+  distinct = [group.distinct() for group in groups]
 
   def scores_at(state: TrainState) -> np.ndarray:
     iteration = int(state.iteration)
@@ -259,7 +234,7 @@ def held_out_measures(
     return latest[iteration]
 
   def evaluate(state: TrainState) -> dict[str, Any]:
-    pairs = ordering.pairs_of(scores_at(state), records)
+    pairs = ordering.pairs_of(scores_at(state), records, distinct)
     accuracy = ordering.accuracy(pairs)
     bins = ordering.reliability(pairs.difference)
     error = ordering.calibration_error(bins)
@@ -274,7 +249,7 @@ def held_out_measures(
 
   def report_on(state: TrainState, gain: float) -> dict[str, Any]:
     scores = gain * scores_at(state)
-    return ordering.measure(scores, records, training_labelers=training_labelers)
+    return ordering.measure(scores, records, distinct=distinct, training_labelers=training_labelers)
 
   return HeldOut(evaluate, report_on)
 
@@ -379,24 +354,24 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
     origin.fits(model.lm, length, "config.data.prompt + config.data.response")
     model, template = running.with_template(data.template, model)
     tokenizer = model.tokenizer
+    counts: corpora.CountsBySource = {}
+
+    def groups_of(records: Sequence, name: str) -> tuple[list[pipeline.Group], list]:
+      return corpora.comparisons(data, records, tokenizer, template, name, counts)
 
     def groups_of_source(part: corpora.Part) -> list[pipeline.Group]:
-      source_groups = groups_of(settings, part.records, tokenizer, part.source, template)
-      return with_ratings(settings, source_groups, part.records, part.source)
+      source_groups, kept = groups_of(part.records, part.source)
+      return with_ratings(settings, source_groups, kept, part.source)
 
     groups = corpora.rows(sources, groups_of_source)
-    valid = groups_of(settings, held_out, tokenizer, data.valid, template)
-    shown = demonstration_rows(settings, demonstrations, tokenizer, template)
+    valid, held_out = groups_of(held_out, data.valid)
+    shown = demonstration_rows(settings, demonstrations, tokenizer, template, counts)
     # Prompts with fewer completions than the most are padded; a padded one has rank 0.
     completions = max(len(record.completions) for record in [*corpora.records(sources), *held_out])
     pad = partial(pipeline.pad_comparisons, k=completions, length=length)
-    calls = settings.steps or settings.epochs * len(groups) // settings.batch
-    if not calls:
-      raise UserError(
-        f"config.batch={settings.batch}: {len(groups)} comparisons make no batch; give more data "
-        "or "
-        "lower it"
-      )
+    calls = settings.steps or corpora.batches_in(
+      settings.epochs, len(groups), settings.batch, "config.epochs"
+    )
     stage = wire(
       settings,
       model.lm,
@@ -416,7 +391,7 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
       multiple = shards * settings.micro
       scores_of = held_out_scores(model.lm, trunk, valid, pad, multiple)
       training_labelers = labelers_of(corpora.records(sources))
-      measures = held_out_measures(scores_of, held_out, training_labelers)
+      measures = held_out_measures(scores_of, held_out, valid, training_labelers)
     prints = running.fingerprints(
       comparisons=corpora.records(sources), valid=held_out, demonstrations=demonstrations
     )
@@ -432,6 +407,7 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
     )
     del state  # the first step takes it over
     with running.open_run(settings, workdir, sinks, prints) as writer:
+      writers.note(workdir, rows=corpora.facts(counts))
       final = running.train(settings, workdir, writer, training)
       params, gain = final.params, 1.0
       # Eq. 1 does not see the bias: it is fitted last, and the value network inherits it.

@@ -18,7 +18,7 @@ from instructjax.errors import UserError, naming
 from instructjax.runs import origin, provenance, writers
 from instructjax.settings.sampling import SampleSettings
 from instructjax.stages import running
-from instructjax.stages.drawing import SORTED, draw_responses
+from instructjax.stages.drawing import SORTED, as_completion, draw_responses
 from instructjax.stages.wiring import require_multiple
 from instructjax.system import keys
 
@@ -291,7 +291,8 @@ def gather(
     outputs = []
     for at, response in enumerate(row["responses"]):
       scores = {name: values[at] for name, values in row.get("scores", {}).items()}
-      outputs.append(Output(response, source, scores))
+      text = as_completion(response, settings.data)
+      outputs.append(Output(text, source, scores))
     groups.append(outputs)
   if settings.k:
     outputs = choose(groups, settings.k, f"{settings.seed}/{number}")

@@ -80,10 +80,6 @@ def sft(refused, tmp_path):
       '{"prompt": "longer than twelve", "completion": "b"}\n',
       ["d.jsonl:1: prompt: 18 tokens, the limit is 12"],
     ),
-    (
-      '{"prompt": "a", "completion": "b"}\n',
-      ["config.batch=4: 1 rows make no batch", "give more data or lower it"],
-    ),
   ],
 )
 def test_demonstrations(sft, lines, parts):

@@ -74,6 +74,49 @@ def test_check_of_several_kinds_of_files(data, tmp_path):
   ]
 
 
+def test_check_with_a_tokenizer_says_what_the_stages_would_cut(data, tmp_path):
+  rows = {
+    "d": [{"prompt": "p", "completion": "abc"}, {"prompt": "ppp", "completion": "a"}],
+    "c": [{"prompt": "p", "completions": ["abcd", "abce", "x"], "ranks": [1, 2, 3]}],
+    "p": [{"prompt": "p"}],
+    "t": [{"text": "abc"}],
+    "bad": [{"text": "a"}, {"text": "a<|endoftext|>b"}],
+  }
+  for name, records_of_file in rows.items():
+    (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in records_of_file))
+  tokens = ["--tokenizer=bytes", "--prompt-tokens=2", "--response-tokens=4"]
+  code, out, err = data("check", *(tmp_path / name for name in "dcpt"), *tokens)
+  assert (code, err) == (0, "")
+  assert [line.removeprefix(f"{tmp_path}/") for line in out.splitlines()] == [
+    "d: 2 demonstrations, no problem",
+    "  1 completions, 1 cut (none ends, so the model never learns to stop: raise "
+    "config.data.response); 0 pairs equal, 0 empty; 2 prompts, 1 too long",
+    "c: 1 comparisons, no problem",
+    "  3 completions, 2 cut; 1 pairs equal, 0 empty; 1 prompts, 0 too long",
+    "p: 1 prompts, no problem",
+    "  1 prompts, 0 too long",
+    "t: 1 texts, no problem",
+  ]
+  code, out, err = data("check", tmp_path / "bad", *tokens)
+  assert code == 2
+  assert f"{tmp_path}/bad:2: text: holds the special tokens '<|endoftext|>'; take" in err
+
+
+def test_check_names_equal_texts_with_different_ranks(data, tmp_path):
+  same = ["same", "other", "same"]
+  rows = [
+    {"prompt": "p", "completions": same, "ranks": [1, 1, 2]},
+    {"prompt": "p", "completions": same, "ranks": [1, 2, 1]},
+  ]
+  file = tmp_path / "c.jsonl"
+  file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  code, _, err = data("check", file)
+  problem = "completions[2]: the same text as completions[0], with another rank"
+  assert code == 2
+  assert f"{file}:1: {problem}" in err
+  assert f"{file}:2" not in err
+
+
 def test_check_lists_every_problem_of_every_file(data, tmp_path):
   good, bad, worse, none = (tmp_path / name for name in ("good", "bad", "worse", "none"))
   good.write_text('{"prompt": "p"}\n')

@@ -50,6 +50,37 @@ def brute_force(scores, ranks):
   return total / len(scores)
 
 
+def test_a_pair_of_equal_rows_weighs_nothing_and_is_not_measured():
+  """Three completions, the first and the last of which are one row: A = C, ranked A > B > C.
+
+  The pair (A, C) is left out of the loss, of its normaliser and of the accuracy. The pairs (A, B)
+  and (B, C) contradict each other and stay, as the labeler said.
+  """
+  batch = tiny.comparisons(LM, rows=2, k=3)
+  tokens = batch.tokens.at[0, 2].set(batch.tokens[0, 0])
+  valid = batch.valid.at[0, 2].set(batch.valid[0, 0])
+  tokens = tokens.at[1, :, -1].set(jnp.arange(3))  # what stands in padding makes no difference
+  valid = valid.at[1].set(valid[1, 0] & (jnp.arange(tokens.shape[-1]) < tokens.shape[-1] - 1))
+  tokens = tokens.at[1, 1, :-1].set(tokens[1, 0, :-1])
+  rank = jnp.asarray([[1, 2, 3], [1, 2, 2]], jnp.int32)
+  batch = batch.replace(tokens=tokens, valid=valid, rank=rank)
+  differ = np.asarray(jax.jit(reward.distinct)(batch))
+  assert differ[0].tolist() == [
+    [False, True, False],
+    [True, False, True],
+    [False, True, False],
+  ]
+  assert not differ[1, 0, 1] and differ[1, 0, 2]
+  a, b, _ = np.asarray(score_comparisons(model(), batch), np.float64)[0]
+  p, _, q = np.asarray(score_comparisons(model(), batch), np.float64)[1]
+  sigmoid_loss = lambda difference: np.log1p(np.exp(-difference))
+  first = (sigmoid_loss(a - b) + sigmoid_loss(b - a)) / 2
+  _, metrics = reward_step(state_of(SGD), batch, tx=SGD)
+  assert metrics["loss"] == pytest.approx((first + sigmoid_loss(p - q)) / 2, rel=1e-5)
+  assert metrics["pairs"] == 3
+  assert metrics["accuracy"] == pytest.approx((1 + (p > q)) / 3)
+
+
 def test_loss_of_a_step_is_equation_1():
   batch = tiny.comparisons(LM, rows=4, k=5)
   params = model()

@@ -484,7 +484,7 @@ def test_a_cut_response_has_one_score(reward_run):
   (as_ids,) = rewards.score_rollout(sources, on_devices, rows, [prompt], policy.tokenizer).values()
   (as_text,) = rewards.score_texts(sources, [prompt], [response[:-1]]).values()
   assert float(as_ids[0]) == pytest.approx(float(as_text[0]), abs=1e-5)
-  comparison = schemas.Comparison(prompt, (response + " more", "x"), (1, 2))
+  comparison = schemas.Comparison(prompt, (response[1:] + " more", "x"), (1, 2))
   (group,) = pipeline.comparisons(
     [comparison], policy.tokenizer, prompt=len(prompt), response=len(response)
   )
@@ -492,9 +492,9 @@ def test_a_cut_response_has_one_score(reward_run):
     group.rows[0].ids, reward.closed(on_devices, policy.tokenizer.eos)[0]
   )
   # A demonstration that fits the bias is made in the same way.
-  demonstration = schemas.Demonstration(prompt, response + " more")
+  demonstration = schemas.Demonstration(prompt, response[1:] + " more")
   data = settings_of_data(prompt=len(prompt), response=len(response))
-  (row,) = reward_stage.demonstration_rows(data, [demonstration], policy.tokenizer, None)
+  (row,) = reward_stage.demonstration_rows(data, [demonstration], policy.tokenizer, None, {})
   np.testing.assert_array_equal(row.ids, group.rows[0].ids)
 
 

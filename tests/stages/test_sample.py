@@ -9,9 +9,13 @@ import jax.numpy as jnp
 import pytest
 from stage_runs import files, run
 
+from instructjax.data.batches import pipeline
+from instructjax.data.records.records import Comparison
+from instructjax.data.tokens import tokenizers
 from instructjax.label import tasks
 from instructjax.runs import origin, writers
-from instructjax.stages import sample
+from instructjax.settings.sampling import PromptData
+from instructjax.stages import drawing, sample
 
 SMALL = [
   "--config.data.prompt=12",
@@ -57,7 +61,10 @@ def test_the_outputs_are_tasks_for_labelers_with_their_sources(round_):
       == 6
     )
     for text, source in zip(row["responses"], row["sources"], strict=True):
-      assert text in said[source["model"], source["temperature"], at] and source["seed"] == 0
+      responses = said[source["model"], source["temperature"], at]
+      # The space that parts a response from its prompt is the separator, and no part of it.
+      assert text in [response.removeprefix(" ") for response in responses]
+      assert source["seed"] == 0
     names = [source["model"] for source in row["sources"]]
     assert 2 <= names.count("sft") <= 4
   found, left_out = tasks.read(round_ / "samples.jsonl", "comparison")
@@ -331,3 +338,17 @@ def test_a_damaged_line_ends_what_is_known(tmp_path):
   assert writers.rows(tmp_path / "x") == [] == writers.rows(tmp_path / "none")
   (tmp_path / "x").write_text('{"a": 1}\n{"a": 2}\n{"a"')
   assert writers.rows(tmp_path / "x") == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("response", [" one", "  two", "three", "    return x"])
+def test_a_response_becomes_the_row_that_was_sampled(response):
+  """As the completion of a record it gets the separator back, and no space more or less."""
+  data = PromptData()
+  completion = drawing.as_completion(response, data)
+  record = Comparison("p", (completion, "other"), (1, 2))
+  (group,) = pipeline.comparisons([record], tokenizers.of_bytes(), prompt=9, response=99)
+  row = bytes(group.rows[0].ids[1:-1].tolist()).decode()
+  # A response that begins without the separator is given one: the record has no room to say so.
+  assert row == (response if response.startswith(" ") else f" {response}")
+  chat = PromptData(template="chat")
+  assert drawing.as_completion(response, chat) == response

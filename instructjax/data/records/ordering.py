@@ -47,8 +47,16 @@ class Pairs(NamedTuple):
   comparison: Int[np.ndarray, " N"]
 
 
-def pairs_of(scores: Scores, records: Sequence[Comparison]) -> Pairs:
-  """Returns the pairs of all comparisons."""
+def pairs_of(
+  scores: Scores,
+  records: Sequence[Comparison],
+  distinct: Sequence[Bool[np.ndarray, "K K"]] | None = None,
+) -> Pairs:
+  """Returns the pairs of all comparisons.
+
+  `distinct` marks, for each comparison, the pairs whose rows differ. Completions that became the
+  same row when they were cut have one score, which says nothing of the model.
+  """
   numbers: dict[str, int] = {}
   differences = [np.zeros(0)]
   prompts = [np.zeros(0, np.int64)]
@@ -56,7 +64,10 @@ def pairs_of(scores: Scores, records: Sequence[Comparison]) -> Pairs:
   for number, (padded_scores, record) in enumerate(zip(scores, records, strict=True)):
     rank = np.asarray(record.ranks)
     score = np.asarray(padded_scores, np.float64)[: len(rank)]
-    better, worse = np.nonzero(rank[:, None] < rank[None, :])
+    beats = rank[:, None] < rank[None, :]
+    if distinct is not None:
+      beats = beats & distinct[number]
+    better, worse = np.nonzero(beats)
     prompt = numbers.setdefault(record.prompt, len(numbers))
     differences.append(score[better] - score[worse])
     prompts.append(np.full(len(better), prompt))
@@ -72,6 +83,7 @@ def measure(
   scores: Scores,
   records: Sequence[Comparison],
   *,
+  distinct: Sequence[Bool[np.ndarray, "K K"]] | None = None,
   training_labelers: Sequence[str] = (),
 ) -> dict[str, Any]:
   """Returns everything, as results.json holds it under "rm".
@@ -88,9 +100,10 @@ def measure(
   Args:
     scores: The scores of each comparison.
     records: The comparisons.
+    distinct: The pairs of each comparison that count (`pairs_of`); None counts all.
     training_labelers: The labelers of the training data.
   """
-  pairs = pairs_of(scores, records)
+  pairs = pairs_of(scores, records, distinct)
   references: dict[str, Any] = {"chance": 0.5}
   agreed = agreement.on_pairs(records)
   if agreed.n:

@@ -259,8 +259,7 @@ def _read_proto(path: Path) -> Any:
 def _set_spaces(hf_tokenizer: Any, rules: Any) -> None:
   """Has a tokenizer treat spaces as SentencePiece does.
 
-  Each space is the character U+2581, and one stands before every text if `rules` say so. Then a
-  space at the beginning of the text counts as that one, as `vocabulary.joinable` has it.
+  Each space is the character U+2581, and one stands before every text if `rules` say so.
   """
   from tokenizers import Regex, decoders, normalizers
 
@@ -273,10 +272,6 @@ def _set_spaces(hf_tokenizer: Any, rules: Any) -> None:
   steps.append(normalizers.Replace(" ", SPACE))
   if rules.add_dummy_prefix:
     steps.append(normalizers.Prepend(SPACE))
-    # The text had a space of its own there.
-    steps.append(normalizers.Replace(Regex(f"^{SPACE}{SPACE}"), SPACE))
-    # There was no text.
-    steps.append(normalizers.Replace(Regex(f"^{SPACE}$"), ""))
   hf_tokenizer.normalizer = normalizers.Sequence(steps)
   decoding: list[Any] = [
     decoders.Replace(SPACE, " "),

@@ -26,6 +26,7 @@ from instructjax.data.records.records import Message, transcript
 from instructjax.data.tokens import jinja
 from instructjax.data.tokens.jinja import BEGIN, END
 from instructjax.data.tokens.tokenizers import Tokenizer
+from instructjax.data.tokens.vocabulary import refusal
 from instructjax.errors import UserError
 from instructjax.system import plain_json
 from instructjax.system.plain_json import shown
@@ -318,9 +319,9 @@ def _encode(tokenizer: Tokenizer, text: str, starts: Sequence[int]) -> list[int]
   edges.append(len(text))
   if len(edges) == 2:  # nothing has to be cut
     return ids
-  ids = []
-  for start, stop in itertools.pairwise(edges):
-    ids += tokenizer.encode(text[start:stop])
+  ids = tokenizer.encode(text[: edges[1]])
+  for start, stop in itertools.pairwise(edges[1:]):
+    ids += tokenizer.encode_next(text[start:stop])
   return ids
 
 
@@ -405,9 +406,10 @@ def _prompt_messages(
 def _check_plain(tokenizer: Tokenizer, content: str, place: str) -> None:
   """Raises ChatError for a message that would write special tokens."""
   specials = [name for name in tokenizer.specials if name in content]
-  if specials or BEGIN in content or END in content:
-    names = ", ".join(repr(name) for name in specials) or "U+FDD0 or U+FDD1"
-    raise ChatError(f"{place}holds the special tokens {names}; take their names out of the text")
+  if specials:
+    raise ChatError(f"{place}{refusal(specials)}")
+  if BEGIN in content or END in content:
+    raise ChatError(f"{place}holds U+FDD0 or U+FDD1, which are no characters; take them out")
 
 
 # --- files ---

@@ -13,10 +13,15 @@ from typing import Any
 
 from instructjax.data.tokens.sentencepieces import from_sentencepiece
 from instructjax.data.tokens.vocabulary import (
+  Continuation,
+  Decode,
+  Encode,
   Tokenizer,
+  adds_space,
+  beginning,
   finish,
   fit,
-  joinable,
+  following,
   named,
   read_text,
   sha256,
@@ -31,6 +36,7 @@ USUAL_EOS = ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>", "<eos>")
 END_OF_TEXT = "<|endoftext|>"
 BYTES = "bytes"  # the tokenizer that needs no file
 CONTROL = 3  # the type of a control token in a GGUF file
+NOTHING = object()  # in the place of a step that is left out
 # The files of a model folder that may name its end-of-text tokens, and the key; the first wins.
 EOS_FIELDS = (
   ("generation_config.json", "eos_token_id"),
@@ -361,15 +367,16 @@ def _wrap(
   # Padding and cutting are the pipeline's; a file may have them on.
   tokenizer.no_padding()
   tokenizer.no_truncation()
-
-  def encode(text: str) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False).ids)
-
-  def decode(ids: Sequence[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=False)
-
+  encode, decode = _functions(tokenizer)
+  continuation = None
+  if adds_space(encode):
+    bare = type(tokenizer).from_str(json.dumps(_without_prefix(json.loads(tokenizer.to_str()))))
+    encode_bare, decode_bare = _functions(bare)
+    continuation = Continuation(following(encode, encode_bare), decode_bare)
+    decode = _without_space(decode, encode)
+    encode = beginning(encode, encode_bare)
   return finish(
-    joinable(encode),
+    encode,
     decode,
     tokenizer.get_vocab_size(with_added_tokens=True),
     eos,
@@ -377,7 +384,57 @@ def _wrap(
     bos,
     fingerprint,
     piece=tokenizer.id_to_token,
+    continuation=continuation,
   )
+
+
+def _functions(tokenizer: Any) -> tuple[Encode, Decode]:
+  """Returns encode and decode of a `tokenizers.Tokenizer`."""
+
+  def encode(text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+  def decode(ids: Sequence[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False)
+
+  return encode, decode
+
+
+def _without_space(decode: Decode, encode: Encode) -> Decode:
+  """Returns a `decode` that takes the space which `encode` puts before a text."""
+  if decode(encode("a")) != " a":  # the decoder takes it already
+    return decode
+
+  def decode_begin(ids: Sequence[int]) -> str:
+    return decode(ids).removeprefix(" ")
+
+  return decode_begin
+
+
+def _without_prefix(part: Any) -> Any:
+  """Returns the JSON of a tokenizer, or of a part of it, that neither puts nor takes a first space.
+
+  The space comes from the normalizer Prepend, or from the pre-tokenizers Metaspace and ByteLevel;
+  the decoders Metaspace and Strip take it.
+  """
+  if isinstance(part, list):
+    kept = [_without_prefix(step) for step in part]
+    return [step for step in kept if step is not NOTHING]
+  if not isinstance(part, dict):
+    return part
+  kind = part.get("type")
+  if kind == "Prepend" or (kind == "Strip" and part.get("content") == " "):
+    return NOTHING
+  changed = {}
+  for name, value in part.items():
+    # The vocabulary and its many merges hold no such step.
+    inner = value if name in ("model", "added_tokens") else _without_prefix(value)
+    changed[name] = None if inner is NOTHING else inner
+  if kind == "Metaspace":
+    changed["prepend_scheme"] = "never"
+  if "add_prefix_space" in changed:
+    changed["add_prefix_space"] = False
+  return changed
 
 
 __all__ = [

@@ -253,3 +253,18 @@ def test_the_same_text_with_another_time_is_not_counted_again(file):
   os.utime(file, ns=(1, 1))
   refuse = letters()._replace(encode=lambda text: pytest.fail("tokenised again"))
   lazy.index(lazy.texts(str(file)), refuse)
+
+
+def test_a_document_that_spells_a_special_token_is_named_before_the_run(file, tmp_path):
+  more = tmp_path / "more.jsonl"
+  more.write_text('{"text": "ab"}\n{"text": "a#b"}\n')
+  texts = lazy.texts(f"{file},{more}")
+  with pytest.raises(UserError) as error:
+    lazy.index(texts, letters())
+  assert f"{more}:2: text: holds the special tokens '#'" in str(error.value)
+  chatty = letters()._replace(eos=(3,), specials={"<|im_end|>": 3, "<|endoftext|>": 4})
+  index, memory = lazy.index(lazy.texts(str(file)), chatty), sources.load(str(file), "text")
+  same(
+    lazy.windows(lazy.texts(str(file)), index, chatty, 8),
+    pipeline.text(memory, chatty, length=8),
+  )

@@ -108,3 +108,11 @@ def test_the_agreement_of_labelers_is_a_reference():
   assert references["bayes"]["value"] > 10 / 11
   alone = ordering.measure([[1.0, 0.0]], [ranked(1, 2, labeler="a")])["references"]
   assert alone == {"chance": 0.5}
+
+
+def test_pairs_of_the_same_row_do_not_count():
+  """Two completions that were cut to the same row have one score, which says nothing."""
+  same = np.array([[False, False, True], [False, False, True], [True, True, False]])
+  pairs = ordering.pairs_of([[1.0, 1.0, 0.0]], [ranked(1, 2, 3)], [same])
+  np.testing.assert_array_equal(pairs.difference, [1.0, 1.0])
+  assert ordering.accuracy(pairs).value == 1

@@ -115,11 +115,11 @@ def test_hh_transcripts_become_turns():
 @pytest.mark.parametrize(
   ("row", "problem"),
   [
-    ({"prompt": "a</s>b", "completion": "c"}, "d:1: completion: holds the special tokens '</s>'"),
+    ({"prompt": "a</s>b", "completion": "c"}, "d:1: prompt: holds the special tokens '</s>'"),
     ({"prompt": "a", "completion": "<pad>"}, "d:1: completion: holds the special tokens '<pad>'"),
     (
       {"prompt": [SAY("user", "x<s>")], "completion": "c"},
-      "messages[0].content: holds the special tokens '<s>'",
+      "d:1: prompt: messages[0].content: holds the special tokens '<s>'",
     ),
     ({"prompt": CHAT[:3], "completion": "c"}, "the last message is the assistant's"),
     ({"prompt": "abcdefgh", "completion": "c"}, "d:1: prompt: 12 tokens, the limit is 9"),
@@ -132,6 +132,21 @@ def test_what_is_wrong_is_named(row, problem):
       demonstrations, TOK, prompt=9, response=9, name="d", template=template()
     )
   assert problem in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("prompt", "problem"),
+  [
+    ("abcdefgh", "c:1: prompt: 12 tokens, the limit is 9"),
+    ("a</s>", "c:1: prompt: holds the special tokens '</s>'"),
+  ],
+)
+def test_what_is_wrong_with_the_prompt_of_a_comparison_is_named_once(prompt, problem):
+  comparison = Comparison(prompt, ("a", "b", "c"), (1, 2, 3))
+  with pytest.raises(UserError) as error:
+    pipeline.comparisons([comparison], TOK, prompt=9, response=9, name="c", template=template())
+  assert str(error.value).startswith(problem)
+  assert "\n" not in str(error.value)
 
 
 DROPS = PLAIN.replace(
@@ -164,9 +179,7 @@ def test_templates_that_cannot_be_used(text, problem):
 
 
 def test_a_template_that_drops_earlier_replies_is_named_with_the_line(demo):
-  with pytest.raises(
-    UserError, match=r"d:1: completion: the chat template rewrites .* messages\[3\]"
-  ):
+  with pytest.raises(UserError, match=r"d:1: prompt: the chat template rewrites .* messages\[3\]"):
     pipeline.demonstrations(demo, TOK, prompt=20, response=9, name="d", template=template(DROPS))
 
 

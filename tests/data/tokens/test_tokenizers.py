@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from instructjax.data.tokens import tokenizers
+from instructjax.data.tokens import tokenizers, vocabulary
 from instructjax.errors import UserError
 
 CORPUS = [
@@ -147,8 +147,9 @@ def test_a_tokenizer_that_prepends_a_space_does_not_double_ours(tmp_path):
   original.add_special_tokens([AddedToken("</s>", special=True)])
   original.save(str(tmp_path / "t.json"))
   tokenizer = tokenizers.from_json(tmp_path / "t.json")
-  assert tokenizer.encode(" a") == tokenizer.encode("a") == [3]
-  assert tokenizer.encode("b") + tokenizer.encode(" a") == tokenizer.encode("b a")
+  assert tokenizer.encode("a") == tokenizer.encode_next(" a") == [3]
+  assert tokenizer.encode_next("a") == [1] and tokenizer.encode(" a") == [0, 3]
+  assert tokenizer.encode("b") + tokenizer.encode_next(" a") == tokenizer.encode("b a")
 
 
 def test_files_that_are_no_tokenizer(tmp_path):
@@ -232,3 +233,23 @@ def test_gguf_metadata_of_other_types(change, problem):
   }
   with pytest.raises(UserError, match=problem):
     tokenizers.load(metadata)
+
+
+@pytest.mark.parametrize(
+  ("names", "eos", "end"),
+  [
+    (["<|endoftext|>", "<|im_start|>", "<|im_end|>"], ("<|im_end|>",), "<|endoftext|>"),
+    (["<|end_of_text|>", "<|eot_id|>"], ("<|eot_id|>", "<|end_of_text|>"), "<|end_of_text|>"),
+    (["<|endoftext|>", "</s>"], ("</s>",), "</s>"),
+    (["<pad>", "<|im_end|>"], ("<|im_end|>",), "<|im_end|>"),
+  ],
+)
+def test_documents_end_as_in_pretraining_and_not_as_turns_do(names, eos, end):
+  ids = {name: i for i, name in enumerate(names)}
+  tokenizer = tokenizers.of_bytes()._replace(eos=tuple(ids[name] for name in eos), specials=ids)
+  assert vocabulary.document_end(tokenizer) == ids[end]
+
+
+def test_a_new_line_that_ends_responses_ends_no_document():
+  tokenizer = tokenizers.of_bytes()._replace(eos=(10, 256))
+  assert vocabulary.document_end(tokenizer) == 256
