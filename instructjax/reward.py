@@ -222,8 +222,8 @@ def pair_accuracy(
 ) -> tuple[Scalar, Scalar]:
   """Returns (the share of pairs that the scores order as the ranks do, the number of pairs).
 
-  Pairs that do not `differ` in a token do not count (`distinct`). Over no pairs the share is NaN: it
-  is unknown, and 0 would say that all of them are wrong.
+  Pairs that do not `differ` in a token do not count (`distinct`). Over no pairs the share is NaN:
+  it is unknown, and 0 would say that all of them are wrong.
   """
   # Sums over prompts, so that the accuracy is that of pairs.
   correct, pairs = losses.ranking_accuracy(score, rank, distinct=differ)

@@ -265,7 +265,7 @@ def keep_results(workdir: Path, results: Mapping[str, Any]) -> None:
     return
   path = workdir / "results.json"
   with _writable(path):
-    _write_json(path, results)
+    jsons.write(path, results)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from instructjax import dpo, sharding, steps
 from instructjax.data.batches import corpora, pipeline
 from instructjax.data.batches.mixture import Rows
 from instructjax.models import freeze
-from instructjax.runs import origin
+from instructjax.runs import origin, writers
 from instructjax.settings.dpo import DPOSettings
 from instructjax.stages import reward, running, stems, trainable
 from instructjax.stages.wiring import (

@@ -370,7 +370,8 @@ def _wrap(
   encode, decode = _functions(tokenizer)
   continuation = None
   if adds_space(encode):
-    bare = type(tokenizer).from_str(json.dumps(_without_prefix(json.loads(tokenizer.to_str()))))
+    description = _without_prefix(plain_json.decode(tokenizer.to_str()))
+    bare = type(tokenizer).from_str(jsons.text(description))
     encode_bare, decode_bare = _functions(bare)
     continuation = Continuation(following(encode, encode_bare), decode_bare)
     decode = _without_space(decode, encode)
