@@ -209,6 +209,7 @@ def test_the_command_line_imports_nothing_slow_at_the_top():
     "functools",
     "os",
     "pathlib",
+    "signal",
     "sys",
     "typing",
     "instructjax",

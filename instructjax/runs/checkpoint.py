@@ -12,7 +12,6 @@ An array that holds NaN or an infinity is never written.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -282,10 +281,10 @@ class Checkpoints:
     except Exception as error:  # for truncated files Orbax raises a bare Exception
       if isinstance(error, UserError):
         raise
-      if is_shortage(error):
+      if problem := shortage(error):
         raise UserError(
-          f"{self.folder / str(step)}: there is not enough memory to read it ({reason(error)}); it "
-          "is not damaged: make room, or use more devices, and run the same command again"
+          f"{self.folder / str(step)}: there is not enough memory to read it ({problem}); it is "
+          "not damaged: make room, or use more devices, and run the same command again"
         ) from error
       good_step = self._good_step_before(step)
       if good_step is None:
@@ -366,10 +365,10 @@ class Checkpoints:
       self._sweep()
       last = self.latest()
       remains = "no step was saved before" if last is None else f"step {last} is kept"
-      if is_shortage(error):
+      if problem := shortage(error):
         raise UserError(
           f"{self.folder}: there was not enough memory to write the checkpoint of step "
-          f"{self._step} ({reason(error)}); {remains}. Make room in memory and run the same "
+          f"{self._step} ({problem}); {remains}. Make room in memory and run the same "
           "command again"
         ) from error
       free_mib = shutil.disk_usage(_nearest_existing(self.folder)).free >> 20
@@ -573,16 +572,17 @@ SHORTAGES = (
 )
 
 
-def is_shortage(error: BaseException) -> bool:
-  """Returns whether an error, or one from which it comes, is a shortage of memory."""
+def shortage(error: BaseException) -> str:
+  """What an error, or one from which it comes, calls a shortage of memory; "" where it is none."""
   cause: BaseException | None = error
   while cause is not None:
-    is_of_memory = isinstance(cause, MemoryError)
-    is_of_memory |= isinstance(cause, OSError) and cause.errno == errno.ENOMEM
-    if is_of_memory or any(name in str(cause) for name in SHORTAGES):
-      return True
+    if isinstance(cause, MemoryError):
+      return "MemoryError"
+    for name in SHORTAGES:
+      if name in str(cause):
+        return name
     cause = cause.__cause__ or cause.__context__
-  return False
+  return ""
 
 
 def reason(error: Exception) -> str:
