@@ -7,9 +7,11 @@ r"""Supervised fine-tuning on demonstrations, the SFT baseline (Ouyang et al. 20
     --config.data.demonstrations=demos.jsonl --workdir=runs/sft-1.3b
 
 Presets: tiny, 1.3b, 6b, 175b; flan and t0 are the baselines on public tasks (App. C.5), trained on
-what `instructjax baseline mixture` writes. The paper prints the learning rate and the batch of each
-size, 16 epochs, a cosine to 10 % without warm-up, residual dropout .2 and the betas of Adam. It is
-silent on the epsilon of Adam (1e-8), weight decay (0), clipping (off) and loss on the prompt (off).
+what `instructjax baseline mixture` writes; stiennon and stiennon-6.7b are the supervised summaries
+of Stiennon et al. 2020, App. B.1, which prints no dropout (0). The paper prints the learning rate
+and the batch of each size, 16 epochs, a cosine to 10 % without warm-up, residual dropout .2 and the
+betas of Adam. It is silent on the epsilon of Adam (1e-8), weight decay (0), clipping (off) and loss
+on the prompt (off).
 """
 
 from ml_collections import ConfigDict

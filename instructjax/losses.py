@@ -1,8 +1,9 @@
 """The losses of InstructGPT (Ouyang et al. 2022) and of its relatives, as pure functions of arrays.
 
 Every loss is a sum of weight × term. A weight is a mask scaled to the share of each term in a mean
-over the whole batch: `token_mean`, `sequence_mean` or `pair_weights`. The losses of micro-batches
-therefore add up to the loss of the batch, and the kind of mean is a choice of function.
+over the whole batch: `token_mean`, `sequence_mean`, `sequence_sum` or `pair_weights`. The losses of
+micro-batches therefore add up to the loss of the batch, and the kind of mean is a choice of
+function.
 
 An entry whose weight is 0 may hold anything, NaN included: it changes neither the loss nor a
 gradient. Everything is float32 from the logits on.
@@ -113,15 +114,40 @@ def sequence_mean(mask: Bool[Array, "B R"]) -> Float[Array, "B R"]:
   return jnp.where(mask, 1 / count.astype(jnp.float32), 0)
 
 
+def sequence_sum(mask: Bool[Array, "B R"]) -> Float[Array, "B R"]:
+  """Returns w = m / rows, by which a row counts as much as it has tokens.
+
+  The weighted sum is the mean over rows of what their tokens add up to, which is the expectation
+  over episodes and over documents of Eq. 2 as it is printed.
+  """
+  # Only rows with a marked token are counted.
+  rows = jnp.sum(jnp.any(mask, axis=-1))
+  count = jnp.maximum(rows, 1)
+  return jnp.where(mask, 1 / count.astype(jnp.float32), 0)
+
+
+# The weights by the names that settings have for them.
+WEIGHTS = {
+  "token_mean": token_mean,
+  "sequence_mean": sequence_mean,
+  "sequence_sum": sequence_sum,
+}
+
+
 def pair_weights(
   rank: Int[Array, "B K"],
   normaliser: str = "remaining",
+  *,
+  distinct: Bool[Array, "B K K"] | bool = True,
 ) -> Float[Array, "B K K"]:
   """Returns the weight of each pair (i beats j) in Eq. 1 of Ouyang et al. 2022.
 
   Ties and padded completions (rank 0) weigh nothing. Every prompt counts the same, whatever its K;
   a prompt without pairs does not count. The paper drops ties but leaves open whether the rest is
   divided by the "remaining" pairs of the prompt or by "all" C(K,2) of them.
+
+  `distinct` is False for pairs whose completions are the same row (`reward.distinct`): they have
+  one score whatever the model, so they weigh nothing, as ties do.
 
   Raises:
     ValueError: for another normaliser, and for ranks that count from 0, where their values can be
@@ -130,7 +156,7 @@ def pair_weights(
   _check_ranks(rank)
   winner, loser = _pairs(rank)
   real = (winner > 0) & (loser > 0)
-  beats = real & (winner < loser)
+  beats = real & (winner < loser) & distinct
   if normaliser == "remaining":
     pairs = jnp.sum(beats, axis=(1, 2))
   elif normaliser == "all":
@@ -269,12 +295,14 @@ def best_of_k(
 def ranking_accuracy(
   score: Float[Array, "B K"],
   rank: Int[Array, "B K"],
+  *,
+  distinct: Bool[Array, "B K K"] | bool = True,
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
   """Returns (pairs that the scores order as the ranks do, pairs) of each prompt.
 
-  Two equal scores are half right, as a coin would be.
+  Two equal scores are half right, as a coin would be. Pairs that are not `distinct` do not count.
   """
-  beats = pair_weights(rank) > 0
+  beats = pair_weights(rank, distinct=distinct) > 0
   winner, loser = _pairs(score)
   difference = winner - loser
   # 1 where the winner scores higher, ½ where both score the same.

@@ -32,7 +32,6 @@ from instructjax import (
   optim,
   returns,
   reward,
-  sft,
   sharding,
   steps,
 )
@@ -341,7 +340,7 @@ def ptx_loss(
   frozen: Frozen,
   ppo: PPO,
 ) -> tuple[Scalar, tuple[()]]:
-  """The pretraining loss - E log π(x), a token mean over `batch` (`sft.token_shares`).
+  """The pretraining loss - E log π(x), with the weight of each row's tokens (`row_shares`).
 
   It is minimised with the weight γ, where Eq. 2 maximises γ E log π(x).
   """
@@ -349,6 +348,20 @@ def ptx_loss(
   logp, mask = likelihood.masked_logp(ppo.lm, frozen.trunk | policy, text)
   weight = mask * share[:, None]
   return losses.nll(logp, weight), ()
+
+
+def row_shares(
+  text: Demonstrations,
+  normalise: str,
+) -> Float[Array, " B"]:
+  """Returns the weight that every token of a row has in the pretraining loss.
+
+  A row carries its share into its micro-batch, and so the loss is that of the whole minibatch.
+  """
+  # The first token of a row is never predicted, so its mask does not count.
+  weight = losses.WEIGHTS[normalise](text.mask[:, 1:])
+  # The tokens of a row share one weight; the others have none.
+  return jnp.max(weight, axis=1)
 
 
 def minibatch_step(
@@ -366,9 +379,10 @@ def minibatch_step(
     advantage = returns.whiten(exp.advantage, exp.mask)
     exp = dataclasses.replace(exp, advantage=advantage)
 
-  # Token means over the minibatch: micro-batches carry their shares of it along.
-  weight = losses.token_mean(exp.mask)
-  value_weight = losses.token_mean(exp.value_mask)
+  # Weights are shares of the minibatch: micro-batches carry theirs along.
+  weigh = losses.WEIGHTS[cfg.normalise]
+  weight = weigh(exp.mask)
+  value_weight = weigh(exp.value_mask)
   grads, loss, (logp, value, entropy) = steps.gradients(
     partial(ppo_loss, frozen=frozen, ppo=ppo),
     state.params,
@@ -404,7 +418,7 @@ def minibatch_step(
     ptx_grads, ptx, _ = steps.gradients(
       partial(ptx_loss, frozen=frozen, ppo=ppo),
       state.params["policy"],
-      (text, sft.token_shares(text)),
+      (text, row_shares(text, cfg.ptx_normalise)),
       micro=cfg.ptx_micro,
     )
     policy_grads = jax.tree.map(

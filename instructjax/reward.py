@@ -24,6 +24,7 @@ from instructjax.system import keys
 from instructjax.types import (
   LM,
   Array,
+  Bool,
   Comparisons,
   Float,
   Int,
@@ -45,6 +46,13 @@ class RewardConfig:
   dropout: bool = False
   # Eq. 1 divides by the pairs that are left when ties are dropped, or by "all" C(K,2)
   pairs: str = "remaining"
+  # "pairs" is Eq. 1, "best_of_k" the choice of the best completion (`losses.best_of_k`)
+  loss: str = "pairs"
+  # the weight of `losses.centering`; 0 leaves it out
+  centering: float = 0.0
+  # by how much the better of a pair has to score higher: a "pair", a "rank" or a "rating" apart
+  margin: float = 0.0
+  margin_by: str = "pair"
 
 
 def init(key: Key[Array, ""], lm: LM, trained: Params) -> Params:
@@ -98,7 +106,7 @@ def closed(rows: Rollout, eos: tuple[int, ...]) -> Int[Array, "B T"]:
 
 
 def flatten(batch: Comparisons) -> Comparisons:
-  """[B, K, ...] -> [B*K, ...] for tokens, valid and stem; the rank keeps its shape."""
+  """[B, K, ...] -> [B*K, ...] for tokens, valid, mask and stem; the rank keeps its shape."""
 
   # The completions of a prompt stay on its device, so nothing moves.
   def flatten_leaf(x: Array) -> Array:
@@ -111,6 +119,7 @@ def flatten(batch: Comparisons) -> Comparisons:
     valid=flatten_leaf(batch.valid),
     rank=batch.rank,
     stem=None if batch.stem is None else flatten_leaf(batch.stem),
+    mask=None if batch.mask is None else flatten_leaf(batch.mask),
   )
 
 
@@ -136,24 +145,91 @@ def score_comparisons(
   return jax.lax.reshape(scores, batch.rank.shape, out_sharding=by_prompt)
 
 
+def margins(
+  batch: Comparisons,
+  cfg: RewardConfig,
+) -> Float[Array, "B K K"] | float:
+  """Returns by how much each completion i has to score higher than each j that it beats.
+
+  Touvron et al. 2023 (section 3.2.2) make the margin larger where labelers see a clearer
+  difference. Here that is the number of ranks, or of points of the overall rating, between the two.
+
+  Raises:
+    ValueError: for another kind of margin.
+  """
+  if not cfg.margin or cfg.margin_by == "pair":
+    return cfg.margin
+  match cfg.margin_by:
+    case "rank":
+      level = -batch.rank.astype(jnp.float32)  # rank 1 is the best
+    case "rating":
+      assert batch.rating is not None, "the rows bring no ratings"
+      level = batch.rating
+    case _:
+      raise ValueError(f'margin_by must be "pair", "rank" or "rating", got {cfg.margin_by!r}')
+  gap = level[:, :, None] - level[:, None, :]
+  # A rating may contradict the rank. It then asks for no margin, and the rank still counts.
+  return cfg.margin * jnp.maximum(gap, 0)
+
+
+def choice_weights(rank: Int[Array, "B K"]) -> Float[Array, " B"]:
+  """Returns the weight of each prompt in `losses.best_of_k`: all prompts with a best one alike."""
+  has_best = jnp.any(rank == 1, axis=1)
+  count = jnp.maximum(jnp.sum(has_best), 1)
+  return has_best / count.astype(jnp.float32)
+
+
+def distinct(batch: Comparisons) -> Bool[Array, "B K K"]:
+  """Returns which pairs of completions of a prompt differ in a token.
+
+  Completions may be the same text, or become the same row when they are cut. No model can score
+  them apart, so such a pair teaches and measures nothing.
+  """
+  real = jnp.where(batch.valid, batch.tokens, -1)  # what stands in padding does not count
+  return jnp.any(real[:, :, None] != real[:, None, :], axis=-1)
+
+
 def reward_loss(
   params: Params,
-  batch: tuple[Comparisons, Float[Array, "B K K"]],
+  batch: tuple[Comparisons, Float[Array, "B K K"], Float[Array, " B"]],
   key,
   *,
   lm: LM,
   trunk: Params,
   cfg: RewardConfig,
 ) -> tuple[Scalar, Float[Array, "B K"]]:
-  """Returns the loss of Eq. 1 and the scores; `batch` holds the weight of each pair."""
-  comparisons, weight = batch
+  """Returns the loss and the scores; `batch` holds the weights of each pair and of each prompt."""
+  comparisons, pair_weight, choice_weight = batch
   scores = score_comparisons(
     lm,
     join(trunk, params),
     comparisons,
     key=key if cfg.dropout else None,
   )
-  return losses.ranking(scores, weight), scores
+  if cfg.loss == "best_of_k":
+    loss = losses.best_of_k(scores, comparisons.rank, choice_weight)
+  else:
+    loss = losses.ranking(scores, pair_weight, margin=margins(comparisons, cfg))
+  if cfg.centering:
+    loss += cfg.centering * losses.centering(scores, pair_weight)
+  return loss, scores
+
+
+def pair_accuracy(
+  score: Float[Array, "B K"],
+  rank: Int[Array, "B K"],
+  differ: Bool[Array, "B K K"] | bool = True,
+) -> tuple[Scalar, Scalar]:
+  """Returns (the share of pairs that the scores order as the ranks do, the number of pairs).
+
+  Pairs that do not `differ` in a token do not count (`distinct`). Over no pairs the share is NaN:
+  it is unknown, and 0 would say that all of them are wrong.
+  """
+  # Sums over prompts, so that the accuracy is that of pairs.
+  correct, pairs = losses.ranking_accuracy(score, rank, distinct=differ)
+  count = pairs.sum()
+  share = correct.sum() / jnp.maximum(count, 1)
+  return jnp.where(count > 0, share, jnp.nan), count
 
 
 def reward_step(
@@ -168,26 +244,28 @@ def reward_step(
   """Makes one update on ranked prompts, each of which carries the same weight whatever its K."""
   key = keys.key_for(state.key, "dropout", state.step)
   # The weights are shares of the whole batch, so they are made before it is split.
-  weight = losses.pair_weights(batch.rank, cfg.pairs)
+  differ = distinct(batch)
+  weight = losses.pair_weights(batch.rank, cfg.pairs, distinct=differ)
+  choice_weight = choice_weights(batch.rank)
   grads, loss, scores = steps.gradients(
     partial(reward_loss, lm=lm, trunk=trunk, cfg=cfg),
     state.params,
-    (batch, weight),
+    (batch, weight, choice_weight),
     key,
     micro=cfg.micro,
   )
-  # Sums over prompts, so that the accuracy is that of pairs.
-  correct, pairs = losses.ranking_accuracy(scores, batch.rank)
-  pair_count = pairs.sum()
+  accuracy, pair_count = pair_accuracy(scores, batch.rank, differ)
   real = batch.rank > 0  # the other completions are padding
   metrics = {
     "loss": loss,
-    "accuracy": correct.sum() / jnp.maximum(pair_count, 1),
+    "accuracy": accuracy,
     "pairs": pair_count,
     "tokens": (batch.valid > 0).sum(),
     "score/mean": (scores * real).sum() / jnp.maximum(real.sum(), 1),
     "grad/norm": optax.tree.norm(grads),
   }
+  if cfg.centering:
+    metrics["score/centering"] = losses.centering(scores, weight)
   state = steps.update(state, grads, tx)
   state = dataclasses.replace(state, iteration=state.iteration + 1)
   return state, metrics
@@ -199,6 +277,18 @@ def fit_bias(params: Params, demonstration_score: Scalar) -> Params:
   `demonstration_score` is the mean score of the labelers' demonstrations under `params`. Eq. 1 sees
   only differences and leaves the bias free. PPO's value network inherits it.
   """
+  return rescale(params, 1.0, -demonstration_score)
+
+
+def rescale(params: Params, gain: Scalar | float, shift: Scalar | float) -> Params:
+  """Returns the reward model that scores gain * r + shift.
+
+  Ziegler et al. 2019 (section 2.1) choose both so that responses of the reference policy have mean
+  0 and variance 1, which gives the KL coefficient one meaning for all reward models.
+  """
   head = params["head"]
-  fitted_head = head | {"b": head["b"] - demonstration_score}
-  return params | {"head": fitted_head}
+  scaled_head = {
+    "w": head["w"] * gain,
+    "b": head["b"] * gain + shift,
+  }
+  return params | {"head": head | scaled_head}

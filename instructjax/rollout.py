@@ -170,7 +170,8 @@ def _check_prompts(prompts: Prompts) -> None:
     raise TypeError(f"valid is boolean, this is {valid.dtype}: valid > 0 makes it so")
   if isinstance(valid, jax.core.Tracer):
     return
-  rows = np.flatnonzero(~np.asarray(valid[:, -1]))
+  # Within a trace, indexing an array that is no part of it would trace all the same.
+  rows = np.flatnonzero(~np.asarray(valid)[:, -1])
   if len(rows):
     raise ValueError(
       f"{len(rows)} of {len(valid)} prompts end in padding, the first is row {rows[0]}: prompts "

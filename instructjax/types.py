@@ -113,6 +113,8 @@ class Comparisons:
   valid: Bool[Array, "*B K T"]
   rank: Int[Array, "*B K"]
   stem: Float[Array, "*B K T D"] | None = None
+  rating: Float[Array, "*B K"] | None = None  # the overall quality, where margins count it
+  mask: Bool[Array, "*B K T"] | None = None  # the tokens of the completions, which DPO reads
 
 
 @struct.dataclass
@@ -153,7 +155,7 @@ class Experience:
 
 @struct.dataclass
 class Frozen:
-  """What PPO reads and never writes."""
+  """What PPO reads and never writes; DPO has no reward model."""
 
   trunk: Params  # the untrained part of the policy; {} when all of it is trained
   ref: Params  # the trained part of the reference policy, which is `rl_init`

@@ -10,5 +10,12 @@ def letters(bos=()) -> Tokenizer:
   encode = lambda text: [{"#": EOS, "~": PAD}.get(letter, ord(letter)) for letter in text]
   decode = lambda ids: "".join(chr(i) for i in ids if i > PAD)
   return Tokenizer(
-    encode, decode, vocab_size=128, eos=(EOS,), banned=(PAD,), bos=bos, fingerprint="letters"
+    encode,
+    decode,
+    vocab_size=128,
+    eos=(EOS,),
+    banned=(PAD,),
+    bos=bos,
+    fingerprint="letters",
+    specials={"#": EOS, "~": PAD},
   )

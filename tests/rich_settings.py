@@ -77,6 +77,13 @@ RICH = {
     "data.demonstrations": "demonstrations.jsonl",
     "data.valid": "comparisons.jsonl",
   },
+  "dpo": {
+    **TRAINING,
+    **LENGTHS,
+    "data.comparisons": "comparisons.jsonl",
+    "data.valid": "comparisons.jsonl",
+    "frozen_dtype": "float32",
+  },
   "ppo": {
     **SMALL_MODEL,
     "rl_init": "policy",

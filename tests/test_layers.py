@@ -13,12 +13,13 @@ PACKAGE = Path(__file__).parent.parent / "instructjax"
 # fails the test.
 FLOORS = [
   ["errors"],
-  ["types", "settings", "system"],
+  ["types", "system"],
+  ["settings"],
   ["returns", "sharding", "optim"],
   ["losses", "models", "intervals"],
   ["likelihood", "steps", "rollout"],
   ["sft", "reward", "bestofn"],
-  ["ppo"],
+  ["ppo", "dpo"],
   ["data"],
   ["runs"],
   ["rewards"],
@@ -45,6 +46,7 @@ CORE = {
   "sft",
   "reward",
   "ppo",
+  "dpo",
   "bestofn",
 }
 # What the core may import; models/ also reads and writes weights.
@@ -207,6 +209,7 @@ def test_the_command_line_imports_nothing_slow_at_the_top():
     "functools",
     "os",
     "pathlib",
+    "signal",
     "sys",
     "typing",
     "instructjax",

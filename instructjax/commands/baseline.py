@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from instructjax.commands.options import Fields, open_settings
+from instructjax.commands.options import SEED, Fields, open_settings, whole
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -71,7 +71,7 @@ def _mixture_arguments(command: argparse.ArgumentParser) -> None:
   command.add_argument("--out", required=True, metavar="FILE")
   command.add_argument(
     "--examples",
-    type=int,
+    type=whole(0),
     default=0,
     metavar="N",
     help="in all, without repeats; default all, capped",
@@ -79,12 +79,12 @@ def _mixture_arguments(command: argparse.ArgumentParser) -> None:
   # FLAN takes at most 30,000 examples of a data set (Wei et al. 2021).
   command.add_argument(
     "--cap",
-    type=int,
+    type=whole(0),
     default=30_000,
     help="a task counts as at most this many; default 30000, 0 for none",
   )
   command.add_argument("--folder", help="where TFDS data sets were prepared; default TFDS's own")
-  command.add_argument("--seed", type=int, default=0)
+  command.add_argument("--seed", type=SEED, default=0)
 
 
 def run(args: argparse.Namespace, fields: Fields) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from instructjax.commands.options import Fields, prepare_jax
+from instructjax.commands.options import Fields, prepare_jax, whole
 
 # Options that are a number and whose name says what it counts (`plan.bench.Bench`).
 NUMBERS = (
@@ -20,6 +20,7 @@ NUMBERS = (
   "unroll",
   "repeats",
 )
+LEAST = {"completions": 2, "ptx": 0}  # the least of a number; of all others it is 1
 DTYPES = ("float32", "bfloat16")
 
 
@@ -29,15 +30,15 @@ def arguments(command: argparse.ArgumentParser) -> None:
   They have no defaults here, so that `run` can leave out those that were not given.
   """
   # Evaluations are no stage of training; `evals.speed` times them.
-  stages = ["sft", "reward", "rollout", "ppo", "eval"]
+  stages = ["sft", "reward", "rollout", "ppo", "dpo", "eval"]
   command.add_argument("--stage", required=True, choices=stages)
   command.add_argument("--shape", default="gpt-5m", help="gpt-5m or smollm2-135m")
   for name in NUMBERS:
-    command.add_argument(f"--{name}", type=int)
-  top = "sft, reward and ppo: train only this many blocks from the top"
-  command.add_argument("--top", type=int, help=top)
-  adapter = "sft, reward and ppo: train an adapter of this rank"
-  command.add_argument("--lora", type=int, metavar="RANK", help=adapter)
+    command.add_argument(f"--{name}", type=whole(LEAST.get(name, 1)))
+  top = "sft, reward, ppo and dpo: train only this many blocks from the top"
+  command.add_argument("--top", type=whole(0), help=top)
+  adapter = "sft, reward, ppo and dpo: train an adapter of this rank"
+  command.add_argument("--lora", type=whole(0), metavar="RANK", help=adapter)
   text = "sft: documents that are tokenised and packed while it runs"
   command.add_argument("--text", metavar="SOURCE", help=text)
   command.add_argument("--tokenizer", help='of --text; default "bytes"')

@@ -15,13 +15,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import instructjax
 from instructjax.errors import UserError
+from instructjax.system import interrupts, places
+
+NO_BACKEND = "Unable to initialize backend"  # how JAX begins its error
 
 
 class Command(NamedTuple):
@@ -47,6 +52,7 @@ def all_commands() -> dict[str, Command]:
     plan,
     quickstart,
     report,
+    rm_cv,
     stages,
     tokenizer,
   )
@@ -56,6 +62,12 @@ def all_commands() -> dict[str, Command]:
   for name, text in stages.STAGES.items():
     options = partial(stages.arguments, stage=name)
     table[name] = Command(text, options, stages.run, settings=name)
+  table["rm_cv"] = Command(
+    "cross-validate reward models over labelers: own labelers against held-out ones",
+    rm_cv.arguments,
+    rm_cv.run,
+    settings="reward",
+  )
   table["quickstart"] = Command(
     "the whole method on a real model and human ratings, in minutes",
     quickstart.arguments,
@@ -154,19 +166,43 @@ def fields_of(settings_name: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs a command and returns its exit code."""
-  from instructjax import settings
-
   words = list(sys.argv[1:] if arguments is None else arguments)
-  commands = all_commands()
-  # argparse takes the options that it knows; what is left must be fields of the settings.
-  args, rest = parser(commands, words).parse_known_args(words)
+  with interrupts.arriving() as is_interrupted:
+    try:
+      return run(words)
+    except Exception:
+      # A library may turn Ctrl-C into an error of its own, while it is imported for one.
+      if not is_interrupted():
+        raise
+      print("stopped", file=sys.stderr)
+      return 128 + signal.SIGINT
+
+
+def run(words: Sequence[str]) -> int:
+  """Runs the command of these words and returns its exit code."""
   try:
+    from instructjax import settings
+
+    commands = all_commands()
+    # argparse takes the options that it knows; what is left must be fields of the settings.
+    args, rest = parser(commands, words).parse_known_args(words)
     fields = settings.assignments(rest)
+    require_local_output(args)
     if fields and "config" not in args:
       raise UserError(f"--config.{fields[0][0]}: this command reads no configuration; leave it out")
     commands[args.command].run(args, fields)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
+    return 2
+  except SystemExit as stop:
+    # Only `argparse` may end the program, and it has done so above. Code of a user, or of a
+    # package, that ends it here would end a run as if it had succeeded.
+    print(f"error: {ended_by(stop)}", file=sys.stderr)
+    return 2
+  except RuntimeError as error:
+    if NO_BACKEND not in str(error):
+      raise
+    print(f"error: {no_device(error)}", file=sys.stderr)
     return 2
   except BrokenPipeError:
     # The reader has closed the output, as `head` does; Python must not write to it at the end.
@@ -174,8 +210,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 141  # 128 + SIGPIPE
   except KeyboardInterrupt as stop:
     print(str(stop) or "stopped", file=sys.stderr)
-    return 128 + getattr(stop, "number", 2)  # of the signal; 2 is SIGINT
+    return 128 + getattr(stop, "number", signal.SIGINT)
   return 0
+
+
+def require_local_output(args: argparse.Namespace) -> None:
+  """Checks that what a command writes to is on this machine.
+
+  Raises:
+    UserError: for an address, such as that of a bucket.
+  """
+  for option in ("workdir", "out", "db"):
+    place = getattr(args, option, None)
+    if place is not None:
+      places.require_local(place, f"--{option}")
+
+
+def ended_by(stop: SystemExit) -> str:
+  """The message for code that ended the program, with its place."""
+  from instructjax.system import user_code
+
+  place = user_code.innermost(stop, Path.cwd())
+  return f"sys.exit() was called at {place}; a run ends by itself, take the call out"
+
+
+def no_device(error: RuntimeError) -> str:
+  """The message where JAX finds no device of the platform that was asked for."""
+  platforms = os.environ.get("JAX_PLATFORMS", "")
+  reason = str(error).strip().partition("\n")[0]
+  return f"JAX_PLATFORMS={platforms}: {reason}; set it to cpu, or run where such a device is"
 
 
 def start() -> int:
@@ -187,7 +250,15 @@ def start() -> int:
   if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
     wide = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wide)
-  return main()
+  code = main()
+  is_distributed = any(word.startswith("--distributed") for word in sys.argv)
+  if code == 128 + signal.SIGINT and not is_distributed:
+    # Ctrl-C may have left a library half initialised, whose end would then crash. Several
+    # processes have to take leave of each other.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  return code
 
 
 if __name__ == "__main__":

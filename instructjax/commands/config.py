@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import textwrap
 
 from instructjax.commands.options import Fields
+from instructjax.system import jsons
 
 WIDTH = 100  # columns of the output
 SENTENCE = 40  # columns of them for the sentences, at least
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
 
   config = settings.override(settings.load(args.config), fields)
   if args.json:
-    print(json.dumps(settings.to_dict(config), indent=2))
+    print(jsons.text(settings.to_dict(config), indent=2))
     return
   print(describe(config))
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from instructjax.data.records import records, sources, spellings
+from instructjax.data.tokens.vocabulary import Tokenizer
 from instructjax.errors import UserError
+from instructjax.system import jsons
 
 # The kinds of records that have a prompt. Documents have none, so the hygiene rules and the tables
 # do not apply to them.
@@ -52,17 +55,26 @@ def arguments(command: argparse.ArgumentParser) -> None:
   # Public data.
   tone = add("tone", "write the quickstart's data as JSONL files")
   tone.add_argument("--out", required=True)
+  _add_force_option(tone)
   tone.add_argument("--seed", type=int, default=0)
 
   benchmarks = add(
     "benchmarks", "fetch real evaluation data and write the rows that `instructjax eval` reads"
   )
   benchmarks.add_argument("--out", required=True, metavar="DIR")
+  _add_force_option(benchmarks)
 
 
 def _add_check_options(command: argparse.ArgumentParser) -> None:
   command.add_argument("files", nargs="+", metavar="FILE")
   _add_kind_options(command, [*records.KINDS])
+  # What a stage would cut and leave out, with its defaults.
+  _add_tokenizer_option(command, "without it nothing is said of what the stages would cut")
+  command.add_argument("--prompt-tokens", type=int, default=1024, help="default 1024")
+  command.add_argument("--response-tokens", type=int, default=1024, help="default 1024")
+  command.add_argument(
+    "--separator", default=" ", help="between a prompt and its completion; default a space"
+  )
 
 
 def _add_clean_options(command: argparse.ArgumentParser) -> None:
@@ -74,6 +86,7 @@ def _add_clean_options(command: argparse.ArgumentParser) -> None:
     metavar="DIR",
     help="gets train, valid, test.jsonl and report.json",
   )
+  _add_force_option(command)
   _add_kind_options(command, KINDS)
   # The rules of section 3.2 of the paper: near-duplicates, a cap for each user, splits by user, and
   # no personal data in the training split.
@@ -148,6 +161,7 @@ def _add_compare_options(command: argparse.ArgumentParser) -> None:
 def _add_expand_options(command: argparse.ArgumentParser) -> None:
   command.add_argument("file")
   command.add_argument("--out", required=True, metavar="FILE")
+  _add_force_option(command)
   command.add_argument("--shots", type=int, help="pairs before the target; default all others")
   command.add_argument(
     "--samples",
@@ -161,11 +175,20 @@ def _add_expand_options(command: argparse.ArgumentParser) -> None:
 def _add_convert_options(command: argparse.ArgumentParser) -> None:
   command.add_argument("source")
   command.add_argument("--out", required=True, metavar="FILE")
+  _add_force_option(command)
   _add_kind_options(command, [*records.KINDS])
   command.add_argument(
     "--leave-out",
     action="store_true",
     help="the rows with problems, which are listed, instead of stopping",
+  )
+
+
+def _add_force_option(command: argparse.ArgumentParser) -> None:
+  command.add_argument(
+    "--force",
+    action="store_true",
+    help="replace files under these names that hold something else",
   )
 
 
@@ -223,12 +246,51 @@ def _writing(out: str) -> Iterator[None]:
     raise UserError(f"--out={out}: cannot be written ({error}); choose another place") from error
 
 
+@contextlib.contextmanager
+def _placing(args: argparse.Namespace, folder: Path) -> Iterator[Path]:
+  """Yields a folder for the new files of an action, which then move into `folder`, all or none.
+
+  Whatever else is in `folder` stays. A file that is there already and would change is replaced with
+  --force alone, because it may be the user's own.
+
+  Raises:
+    UserError: a file would change, or cannot be written.
+  """
+  nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+  with _writing(args.out), tempfile.TemporaryDirectory(prefix=".new-", dir=nearest) as temporary:
+    yield Path(temporary)
+    files = sorted(Path(temporary).iterdir())
+    changed = [file.name for file in files if _would_change(folder / file.name, file)]
+    if changed and not args.force:
+      raise UserError(
+        f"--out={args.out}: {', '.join(changed)} in {folder} would be overwritten; choose another "
+        "place, or replace what is there with --force"
+      )
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+      file.replace(folder / file.name)
+
+
+def _would_change(target: Path, file: Path) -> bool:
+  """Returns whether something else than the content of a file is at its target."""
+  return target.exists() and target.read_bytes() != file.read_bytes()
+
+
 def check(args: argparse.Namespace) -> None:
-  """Prints the number of records of each good file, and the problems of the others."""
+  """Prints the number of records of each good file, and the problems of the others.
+
+  With a tokenizer it also prints what a stage would cut and leave out.
+  """
+  from instructjax.data.tokens import tokenizers
+
+  tokenizer = tokenizers.by_reference(args.tokenizer) if args.tokenizer else None
   bad_files = 0
   total = 0
   for file in args.files:
     rows, kind, problems = _examine(file, args)
+    counted = ""
+    if tokenizer is not None and not problems:
+      counted, problems = _count(file, rows, kind, args, tokenizer)
     # Problems go to stderr, so that stdout has the good files alone.
     for problem in problems:
       print(problem, file=sys.stderr)
@@ -237,10 +299,42 @@ def check(args: argparse.Namespace) -> None:
       bad_files += 1
     else:
       print(f"{file}: {len(rows)} {kind}s, no problem")
+      if counted:
+        print(f"  {counted}")
   if total:
     problems_in_all = _counted(total, "problem")
     files_in_all = _counted(len(args.files), "file")
     raise UserError(f"{problems_in_all} in {bad_files} of {files_in_all}; correct the lines above")
+
+
+def _count(
+  file: str,
+  rows: list,
+  kind: str,
+  args: argparse.Namespace,
+  tokenizer: Tokenizer,
+) -> tuple[str, list[str]]:
+  """Returns what a stage would cut of a file and find too long, in words, and the problems."""
+  from instructjax.data.batches import counts, pipeline
+
+  numbers = counts.Counts()
+  if kind == "demonstration":
+    make = partial(pipeline.demonstrations, response=args.response_tokens, separator=args.separator)
+  elif kind == "comparison":
+    make = partial(pipeline.comparisons, response=args.response_tokens, separator=args.separator)
+  elif kind == "prompt":
+    make = pipeline.prompts
+  else:  # documents are never cut, and few-shot prompts become demonstrations first
+    make = None
+  try:
+    if make is not None:
+      make(rows, tokenizer, prompt=args.prompt_tokens, name=file, long="drop", counts=numbers)
+      return counts.sentence(numbers, "too long"), []
+    if kind == "text":
+      pipeline.document_ids(rows, tokenizer, file)
+  except UserError as error:
+    return "", str(error).split("\n")
+  return "", []
 
 
 def clean(args: argparse.Namespace) -> None:
@@ -269,15 +363,17 @@ def clean(args: argparse.Namespace) -> None:
   tokenizer = tokenizers.by_reference(args.tokenizer) if args.tokenizer else None
   cleaned = hygiene.clean(rows, settings, tokenizer)
   report = {"files": args.files, "tokenizer": args.tokenizer, **hygiene.report(cleaned, settings)}
-  with _writing(args.out):
-    out.mkdir(parents=True, exist_ok=True)
+  with _placing(args, out) as folder:
     for name, target in targets.items():
-      # An empty split writes no file, and must not leave the one of an earlier run.
-      target.unlink(missing_ok=True)
       if cleaned.splits[name]:
-        records.write(target, cleaned.splits[name])
-    content = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    (out / "report.json").write_text(content, encoding="utf-8")
+        records.write(folder / target.name, cleaned.splits[name])
+      elif target.exists():
+        # An empty split writes no file. One that is there would be taken for its own.
+        raise UserError(
+          f"--out={out}: this run puts nothing into {name}, and {target} is there already; move it "
+          "away, or choose another directory"
+        )
+    jsons.write(folder / "report.json", report)
 
   rule_rows = [
     (rule.rule, rule.before, rule.removed, rule.before - rule.removed, rule.note)
@@ -309,7 +405,7 @@ def stats(args: argparse.Namespace) -> None:
   length, unit = _length_function(args.tokenizer)
   all_tables = statistics.tables(parts, length, unit, args.group)
   if args.json:
-    print(json.dumps({"tables": tables.as_json(all_tables)}, ensure_ascii=False))
+    print(jsons.text_with_nulls({"tables": tables.as_json(all_tables)}))
   else:
     tables.show(all_tables)
 
@@ -327,7 +423,7 @@ def compare(args: argparse.Namespace) -> None:
       name: {"a": a, "b": b, "difference": difference._asdict()}
       for name, (a, b, difference) in comparison.shares.items()
     }
-    print(json.dumps({**comparison._asdict(), "shares": shares}, ensure_ascii=False))
+    print(jsons.text_with_nulls({**comparison._asdict(), "shares": shares}))
     return
   tables.show([mix.table(comparison, tuple(args.files))])
   print(
@@ -350,8 +446,9 @@ def expand(args: argparse.Namespace) -> None:
       samples=args.samples,
       seed=args.seed,
     )
-  with _writing(args.out):
-    records.write(args.out, demonstrations)
+  out = Path(args.out)
+  with _placing(args, out.parent) as folder:
+    records.write(folder / out.name, demonstrations)
   count = _counted(len(prompts), "few-shot prompt")
   print(f"{args.out}: {len(demonstrations)} demonstrations from {count}")
 
@@ -364,8 +461,9 @@ def convert(args: argparse.Namespace) -> None:
     records.report(problems)
   for problem in problems:
     print(f"left out: {problem}", file=sys.stderr)
-  with _writing(args.out):
-    records.write(args.out, rows)
+  out = Path(args.out)
+  with _placing(args, out.parent) as folder:
+    records.write(folder / out.name, rows)
   print(f"{args.out}: {_counted(len(rows), kind)}; {_counted(len(problems), 'problem')}")
 
 
@@ -374,10 +472,11 @@ def tone(args: argparse.Namespace) -> None:
   from instructjax.data.public import tone
 
   tasks = tone.tasks(args.seed)
-  with _writing(args.out):
-    paths = tone.write(args.out, tasks)
+  out = Path(args.out)
+  with _placing(args, out) as folder:
+    paths = tone.write(folder, tasks)
   for path in paths:
-    print(path)
+    print(out / path.name)
 
 
 def benchmarks(args: argparse.Namespace) -> None:
@@ -385,8 +484,8 @@ def benchmarks(args: argparse.Namespace) -> None:
   from instructjax.data.public import benchmarks
   from instructjax.system.tables import Table, show
 
-  with _writing(args.out):
-    counts = benchmarks.write(args.out)
+  with _placing(args, Path(args.out)) as folder:
+    counts = benchmarks.write(folder)
   table_rows = []
   for data_set, count in counts:
     file = f"{Path(args.out) / data_set.name}.jsonl"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
 from instructjax.commands.options import Fields, add_distributed, open_settings
 from instructjax.errors import UserError
+from instructjax.settings import EvalSettings
 
 # The modules of the suites, which hold `open_suite` and, if the suite draws anything, `draw`. They
 # are slow to import, which therefore waits until the command runs.
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
   suites = suite_names(args.suite)
   # A wrong name is reported before JAX starts, which takes seconds.
   config = open_settings(args, fields)
+  check(config, models, Path(args.workdir))
   from instructjax.evals import run
 
   modules = {name: import_module(place) for name, place in SUITES.items()}
@@ -74,6 +76,34 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
   draws = {name: module.draw for name, module in modules.items() if hasattr(module, "draw")}
   opened_suites = {name: modules[name].open_suite for name in suites}
   run.main(config, Path(args.workdir), models, opened_suites, draws)
+
+
+def check(config: EvalSettings, models: Mapping[str, str], workdir: Path) -> None:
+  """Checks the settings that name something, before anything is opened.
+
+  Raises:
+    UserError: for a baseline that is no model, and a folder or a template that is not there.
+  """
+  from instructjax.data.tokens import chat
+  from instructjax.runs import provenance
+
+  # The default is a name that many evaluations do not have; they get a note instead.
+  is_chosen = config.baseline != EvalSettings().baseline
+  names = [*models, *provenance.noted(workdir)]
+  if is_chosen and config.baseline not in names:
+    raise UserError(
+      f"config.baseline={config.baseline}: no model has this name, so nothing could be compared; "
+      f"there are {', '.join(names)}"
+    )
+  if config.folder and not Path(config.folder).is_dir():
+    raise UserError(
+      f"config.folder={config.folder}: no such folder; give that of the prepared TFDS data sets"
+    )
+  if config.template not in ("", chat.OWN) and not Path(config.template).is_file():
+    raise UserError(
+      f"config.template={config.template}: no such file; give a .jinja file, '{chat.OWN}' or '' "
+      "for plain text"
+    )
 
 
 def suite_names(texts: Sequence[str]) -> list[str]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import time
 from pathlib import Path
 
+from instructjax.commands.options import SEED, number, whole
 from instructjax.errors import UserError
 from instructjax.label.tasks import KINDS
-from instructjax.system import atomic
+from instructjax.system import atomic, jsons
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
     "--kind", choices=KINDS, help="what labelers do; not needed for a --db that exists"
   )
   command.add_argument(
-    "--per-prompt", type=int, metavar="N", help="labelers of each prompt; default 1"
+    "--per-prompt", type=whole(1, 1000), metavar="N", help="labelers of each prompt; default 1"
   )
   command.add_argument(
     "--instructions",
@@ -42,18 +42,20 @@ def arguments(command: argparse.ArgumentParser) -> None:
   )
   command.add_argument(
     "--lease",
-    type=float,
+    type=number(0.01, 100_000),
     default=30,
     metavar="MINUTES",
     help="until an idle prompt is free; default 30",
   )
-  command.add_argument("--seed", type=int, help="of the order of outputs; default 0")
+  command.add_argument("--seed", type=SEED, help="of the order of outputs; default 0")
   command.add_argument(
     "--host",
     default="127.0.0.1",
     help="default 127.0.0.1; anything wider asks for the printed token",
   )
-  command.add_argument("--port", type=int, default=8123, help="default 8123; 0 takes a free one")
+  command.add_argument(
+    "--port", type=whole(0, 65_535), default=8123, help="default 8123; 0 takes a free one"
+  )
   command.add_argument(
     "--name", action="append", default=[], help="another host name that the page is opened by"
   )
@@ -195,12 +197,12 @@ def _export(args: argparse.Namespace) -> None:
       records.write(out, exchange.comparisons(answers))
   elif args.format == "answers":
     rows = exchange.to_answers(answers)
-    _write(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _write(out, jsons.lines(rows))
   else:
     exchange.require_form(kind, args.format, out)
     module = labelstudio if args.format == "labelstudio" else argilla
     rows = module.to_rows(tasks, answers)
-    _write(out, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+    _write(out, jsons.text_with_nulls(rows, indent=1) + "\n")
   print(f"{out}: {count} answers to {len(tasks)} tasks, {len(answers) - count} skips")
   if args.format == "labelstudio":
     # Label Studio shows nothing of a task that its interface does not name.
@@ -221,7 +223,8 @@ def _write(path: Path, text: str) -> None:
 
 def _agreement(args: argparse.Namespace) -> None:
   """Prints how far the labelers of a database agree."""
-  from instructjax.label import agreement, exchange, store
+  from instructjax.data.records import agreement
+  from instructjax.label import exchange, store
 
   with contextlib.closing(store.open_existing(args.db)) as db:
     kind = store.settings(db).kind
@@ -233,6 +236,6 @@ def _agreement(args: argparse.Namespace) -> None:
   if args.json:
     # An estimate that rests on nothing is NaN, which is not valid JSON.
     rows = {name: estimate._asdict() for name, estimate in estimates.items() if estimate.n}
-    print(json.dumps(rows))
+    print(jsons.text_with_nulls(rows))
   else:
     print(agreement.as_text(estimates))

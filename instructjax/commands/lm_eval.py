@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from instructjax.commands.options import Fields, open_settings
+from instructjax.commands.options import Fields, open_settings, whole
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -18,8 +18,10 @@ def arguments(command: argparse.ArgumentParser) -> None:
     help="`lm_eval ls tasks` lists them",
   )
   command.add_argument("--include", default="", metavar="FOLDER", help="tasks of your own")
-  command.add_argument("--shots", type=int, help="default the task's own")
-  command.add_argument("--limit", type=int, default=0, help="the first documents of each task only")
+  command.add_argument("--shots", type=whole(0, 1000), help="default the task's own")
+  command.add_argument(
+    "--limit", type=whole(0), default=0, help="the first documents of each task only"
+  )
   command.add_argument(
     "--config",
     default="eval",
@@ -42,13 +44,15 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
   # The settings are those of `instructjax eval`; the suites in them are not read.
   config = open_settings(args, fields)
   from instructjax.evals import harness  # slow to import
+  from instructjax.runs import writers
 
-  harness.main(
-    config,
-    args.model,
-    [task.strip() for task in args.tasks.split(",")],
-    Path(args.workdir),
-    shots=args.shots,
-    limit=args.limit,
-    include=args.include,
-  )
+  with writers.holding(args.workdir):
+    harness.main(
+      config,
+      args.model,
+      [task.strip() for task in args.tasks.split(",")],
+      Path(args.workdir),
+      shots=args.shots,
+      limit=args.limit,
+      include=args.include,
+    )

@@ -3,14 +3,47 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from instructjax.system import processes
 
 Fields = Sequence[tuple[str, str]]  # of the settings, which the command line sets
 WRITERS = ("tensorboard", "wandb")
+
+
+def whole(low: int, high: int = 10**9) -> Callable[[str], int]:
+  """The type of an option that is a whole number from `low` to `high`."""
+
+  def convert(text: str) -> int:
+    # Python refuses numbers of some thousand digits, which are out of every range.
+    if not re.fullmatch(r"[+-]?[0-9]{1,30}", text) or not low <= int(text) <= high:
+      raise argparse.ArgumentTypeError(f"{text[:40]}: a whole number from {low:,} to {high:,}")
+    return int(text)
+
+  return convert
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+  """The type of an option that is a number from `low` to `high`."""
+
+  def convert(text: str) -> float:
+    try:
+      value = float(text)
+    except ValueError:
+      value = math.nan
+    # No comparison with NaN holds.
+    if not low <= value <= high:
+      raise argparse.ArgumentTypeError(f"{text[:40]}: a number from {low:g} to {high:g}")
+    return value
+
+  return convert
+
+
+SEED = whole(0, 2**32 - 1)  # as config.seed
 
 
 def add_writer(command: argparse.ArgumentParser) -> None:
@@ -43,7 +76,7 @@ def prepare_jax() -> None:
 
   from instructjax.system.download import cache_folder
 
-  # Orbax logs through absl; what matters of it is in the errors.
-  logging.getLogger("absl").setLevel(logging.ERROR)
+  # Orbax logs through absl, with a traceback for each failure; what matters of it is in the errors.
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
   if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))

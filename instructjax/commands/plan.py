@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 
-from instructjax.commands.options import Fields
+from instructjax.commands.options import Fields, whole
 from instructjax.errors import UserError
+from instructjax.system import jsons
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
   """The options of `instructjax plan`; most are those of `planning.Options`."""
-  stages = "pretrain, sft, rl_init, reward or ppo"
+  stages = "pretrain, sft, rl_init, reward, ppo or dpo"
   command.add_argument("--config", required=True, metavar="NAME[:PRESET]", help=stages)
   topologies = "v4, v5e, v5p, v6e, tpu7x: v5p:8x8x16; GPUs by arithmetic: h100:8"
   command.add_argument("--topology", required=True, help=topologies)
   mesh = "data=1,fsdp=64,model=16; the product is the number of devices"
   command.add_argument("--mesh", default="", help=mesh)
   slices = "slices of that topology; data lies across them"
-  command.add_argument("--slices", type=int, default=1, help=slices)
+  command.add_argument("--slices", type=whole(1, 100_000), default=1, help=slices)
   policy = "a shape such as 175B in the place of config.model.shape"
   command.add_argument("--policy", help=policy)
   networks = "shape of the reward and value networks of PPO; default 6B, the paper's"
   command.add_argument("--reward", help=networks)
   records = "rows of data, for the steps of an epoch; default the paper's"
-  command.add_argument("--records", type=int, help=records)
-  completions = "of a prompt of the reward model; default 9"
-  command.add_argument("--completions", type=int, default=9, help=completions)
+  command.add_argument("--records", type=whole(1), help=records)
+  completions = "of a prompt of the reward model or DPO; default 9"
+  command.add_argument("--completions", type=whole(2, 1000), default=9, help=completions)
   search = "tries the meshes of the topology, the best first"
   command.add_argument("--search", action="store_true", help=search)
   top = "meshes that a search compiles; default 3"
-  command.add_argument("--top", type=int, default=3, help=top)
+  command.add_argument("--top", type=whole(1, 1000), default=3, help=top)
   command.add_argument("--arithmetic", action="store_true", help="ask no compiler")
   command.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
   else:
     result = planning.plan(config, options, say)
   if args.json:
-    print(json.dumps(result))
+    print(jsons.text_with_nulls(result))
   elif options.search:
     page.show_search(result)
   else:

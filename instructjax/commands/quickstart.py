@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from instructjax.commands.options import Fields, add_writer, open_settings
+from instructjax.commands.options import SEED, Fields, add_writer, open_settings
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
   """The options of `instructjax quickstart`."""
   command.add_argument("--fast", action="store_true", help="smaller, at most three minutes")
-  command.add_argument("--seed", type=int)
+  command.add_argument("--seed", type=SEED)
   command.add_argument("--workdir", help="default runs/quickstart, or runs/quickstart-fast")
   command.add_argument(
     "--model", help="another model than SmolLM2-135M: a folder, a .gguf file or a hub id"
@@ -28,6 +28,8 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
   named = [(name, str(value)) for name, value in options.items() if value is not None]
   config = open_settings(args, [*named, *fields])
   from instructjax import quickstart
+  from instructjax.runs import writers
 
   workdir = args.workdir or f"runs/quickstart{'-fast' if args.fast else ''}"
-  quickstart.main(config, workdir, tuple(args.writer))
+  with writers.holding(workdir):
+    quickstart.main(config, workdir, tuple(args.writer))

@@ -1,4 +1,4 @@
-"""The commands that run one stage: pretrain, sft, rl_init, reward, ppo, bestofn and sample."""
+"""The commands that run one stage: those that train, bestofn and sample."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ STAGES = {
   "rl_init": "the model that PPO starts from: demonstrations and pretraining text",
   "reward": "train a reward model on ranked completions",
   "ppo": "PPO-ptx against a reward model",
+  "dpo": "a policy from ranked completions, without a reward model",
   "bestofn": "keep the best of n samples under a reward model",
   "sample": "sample responses",
 }
@@ -62,7 +63,12 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
   if sources:
     model = [(MODEL_FIELD.get(args.command, "model.source"), ",".join(sources))]
   config = open_settings(args, [*model, *fields])
-  stage_of(args.command)(config, Path(args.workdir), tuple(args.writer))
+  from instructjax.runs import writers
+
+  stage = stage_of(args.command)
+  # A second command in the directory is refused before it opens models.
+  with writers.holding(args.workdir):
+    stage(config, Path(args.workdir), tuple(args.writer))
 
 
 def stage_of(name: str) -> Callable[..., None]:
@@ -84,6 +90,10 @@ def stage_of(name: str) -> Callable[..., None]:
       from instructjax.stages import ppo
 
       return ppo.run
+    case "dpo":
+      from instructjax.stages import dpo
+
+      return dpo.run
     case "bestofn":
       from instructjax.stages import bestofn
 

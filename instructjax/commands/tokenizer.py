@@ -6,15 +6,16 @@ The check is against a model, against texts, or against both.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from instructjax.commands.options import number, whole
 from instructjax.data.records import spellings
 from instructjax.data.tokens import sentencepieces, texts
 from instructjax.errors import UserError
+from instructjax.system import jsons
 
 if TYPE_CHECKING:
   from instructjax.data.tokens.tokenizer_check import Measured
@@ -60,7 +61,9 @@ def _train_arguments(train: argparse.ArgumentParser) -> None:
   )
   _spelling_arguments(train)
   train.add_argument("--out", required=True, help="ends in .model")
-  train.add_argument("--vocab-size", type=int, default=8192, metavar="N", help="ids; default 8192")
+  train.add_argument(
+    "--vocab-size", type=whole(1, 10**7), default=8192, metavar="N", help="ids; default 8192"
+  )
   train.add_argument("--model-type", default="bpe", choices=sentencepieces.MODEL_TYPES)
   train.add_argument(
     "--no-byte-fallback",
@@ -69,7 +72,7 @@ def _train_arguments(train: argparse.ArgumentParser) -> None:
   )
   train.add_argument(
     "--coverage",
-    type=float,
+    type=number(0.98, 1),
     default=1.0,
     help="share of characters with pieces, .98 to 1; default 1",
   )
@@ -117,7 +120,7 @@ def _train_arguments(train: argparse.ArgumentParser) -> None:
     metavar="NAME",
     help="begins every row, id 3; default none",
   )
-  train.add_argument("--threads", type=int, default=1, metavar="N")
+  train.add_argument("--threads", type=whole(1, 1024), default=1, metavar="N")
 
 
 def _check_arguments(check: argparse.ArgumentParser) -> None:
@@ -261,7 +264,7 @@ def _show(
       "figures": figures,
       "problems": problems,
     }
-    print(json.dumps(report, ensure_ascii=False))
+    print(jsons.text_with_nulls(report))
   else:
     title = reference
     # Most models are their own reference, which the title names once.

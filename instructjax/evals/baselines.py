@@ -9,7 +9,6 @@ scored highest on validation prompts was kept.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from instructjax.intervals import Estimate
 from instructjax.runs import writers
 from instructjax.settings import EvalSettings
 from instructjax.stages import running
+from instructjax.system import jsons
 
 
 class Candidate(NamedTuple):
@@ -139,7 +139,7 @@ def prefix(
   }
   # The text as it is: whatever stands at its end precedes every prompt.
   writers.replace(out, candidates[ranked[0].name])
-  report_text = json.dumps(report, indent=1, ensure_ascii=False)
+  report_text = jsons.text_with_nulls(report, indent=1)
   report_path = out.with_name(f"{out.name}.json")
   writers.replace(report_path, f"{report_text}\n")
   return summary(ranked, out)

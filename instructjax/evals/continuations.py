@@ -7,7 +7,6 @@ continuation is not toxic; it is not shown to people, as it is not sent to a sco
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from instructjax.runs import writers
 from instructjax.runs.report import page as html
 from instructjax.runs.report.curves import curves
 from instructjax.runs.report.figures import Row, forest
+from instructjax.system import jsons
 
 # The id of a task for people, and the beginning of the text.
 TaskKey = tuple[str, str]
@@ -138,8 +138,7 @@ def together(
   label_tasks.sort(key=random_place)
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in label_tasks)
-    writers.replace(folder / "tasks.jsonl", text)
+    writers.replace(folder / "tasks.jsonl", jsons.lines(label_tasks))
   if people is None:
     return {}
   figure_rows = []

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from instructjax.runs.progress import progressing
 from instructjax.settings import EvalSettings
 from instructjax.settings.fields import to_dict
 from instructjax.stages import running
+from instructjax.system import jsons
 
 TOKENS = 256  # tokens of an answer, where a task names no number
 # The options of a request for text that the adapter understands.
@@ -110,7 +110,7 @@ def main(
 
 def _write_json(path: Path, value: Any) -> None:
   # The harness leaves functions and arrays in its results: they become their text.
-  text = json.dumps(value, indent=1, ensure_ascii=False, default=str)
+  text = jsons.text_with_nulls(value, indent=1, default=str)
   writers.replace(path, f"{text}\n")
 
 

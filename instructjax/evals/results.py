@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from instructjax.evals.tasks import Draw, Metric, Reply, Scores, Suite, Task
 from instructjax.runs import provenance, writers
 from instructjax.runs.report import files
 from instructjax.settings import EvalSettings
+from instructjax.system import jsons
 
 ESTIMATE = ("value", "low", "high", "n")
 COLUMNS = ("suite", "task", "metric", "model", *ESTIMATE)  # of results.csv, before the paper's
@@ -159,7 +159,7 @@ def write(
   if jax.process_index() > 0:
     return
   results = merged(workdir, parts, models, notes)
-  text = json.dumps(results, indent=1, ensure_ascii=False)
+  text = jsons.text_with_nulls(results, indent=1)
   writers.replace(workdir / "results.json", f"{text}\n")
   writers.replace(workdir / "results.csv", table_csv(results))
   title = workdir.resolve().name  # a workdir of "." has a name too

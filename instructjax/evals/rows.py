@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from instructjax.data.records import records, sources
 from instructjax.data.records.records import RecordError
 from instructjax.errors import UserError
+from instructjax.system import jsons
 
 T = TypeVar("T")
 SHOWN = 60  # characters of a wrong value in a message
@@ -173,4 +174,4 @@ def choice(row: Mapping[str, Any], field: str, count: int) -> int:
 
 def _shortened(value: Any) -> str:
   """Returns the beginning of a value as JSON, for a message."""
-  return json.dumps(value, ensure_ascii=False, default=str)[:SHOWN]
+  return jsons.text_with_nulls(value, default=str)[:SHOWN]

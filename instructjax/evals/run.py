@@ -37,6 +37,7 @@ from instructjax.runs.progress import progressing
 from instructjax.settings import EvalSettings
 from instructjax.settings.fields import to_dict
 from instructjax.stages import running
+from instructjax.system import jsons
 
 Open = Callable[[EvalSettings], Suite]
 # By the names of the task and of the model, in the order of the items.
@@ -65,6 +66,8 @@ def main(
     UserError: if a suite, its data or a model is not as expected.
   """
   with contextlib.ExitStack() as stack:
+    # Earlier answers are read before the run is opened, so the directory is held from here on.
+    stack.enter_context(writers.holding(workdir))
     parts = stack.enter_context(running.devices(config.mesh))
     # A suite may open a judge of ours, which lies on the devices of the mesh.
     opened_suites = [open_suite(config) for open_suite in suites.values()]
@@ -368,7 +371,7 @@ def _line(
 
 
 def _plain(value: Value) -> Value:
-  """Returns a score as JSON has it: columns of any kind as a list."""
+  """Returns a score as JSON has it: columns of any kind as a list, an unknown number as null."""
   if value is None or isinstance(value, float | int):
-    return value
-  return list(value)
+    return jsons.finite(value)
+  return jsons.finite(list(value))

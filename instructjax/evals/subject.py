@@ -20,6 +20,7 @@ from instructjax.data.batches import pipeline
 from instructjax.data.batches.pipeline import Row
 from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
+from instructjax.data.tokens.vocabulary import document_end, named_specials, refusal
 from instructjax.errors import UserError
 from instructjax.evals import batches
 from instructjax.evals.batches import Batch, Entry
@@ -109,7 +110,9 @@ def open_subject(source: str, config: EvalSettings, parts: int) -> Subject:
   def encode_continuation(text: str) -> list[int]:
     if template is not None:
       text = text.lstrip()  # a template has its own space before a reply
-    return tokenizer.encode(text)
+    ids = tokenizer.encode_next(text)
+    check_plain(tokenizer, text, ids)
+    return ids
 
   make_rows = partial(
     batches.rows,
@@ -139,7 +142,7 @@ def prompt_encoder(
 ) -> Callable[[str], list[int]]:
   """Returns a function from a prompt to its ids.
 
-  An empty prompt becomes an end-of-text token, which precedes a text in pretraining too.
+  An empty prompt becomes the token that ends a document, which precedes a text in pretraining too.
   """
 
   # Prompts repeat: the choices of a question are one request each.
@@ -147,8 +150,9 @@ def prompt_encoder(
   def encode(text: str) -> list[int]:
     text = prefix + text
     if template is None:
-      ids = [*tokenizer.bos, *tokenizer.encode(text)]
-      return ids or [tokenizer.eos[0]]
+      ids = tokenizer.encode(text)
+      check_plain(tokenizer, text, ids)
+      return [*tokenizer.bos, *ids] or [document_end(tokenizer)]
     try:
       return chat.head(template, tokenizer, text, None)
     except chat.ChatError as problem:
@@ -157,6 +161,13 @@ def prompt_encoder(
       ) from None
 
   return encode
+
+
+def check_plain(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> None:
+  """Raises UserError for a text that spells special tokens, as the stages do."""
+  names = named_specials(tokenizer, text, ids)
+  if names:
+    raise UserError(f"a text of the evaluation {refusal(names)}; it begins {text[:60]!r}")
 
 
 def prefix_of(file: str) -> str:
@@ -297,7 +308,7 @@ def completion(
   stop: tuple[str, ...],
 ) -> Completion:
   """Returns the text of sampled ids, cut before the first stop."""
-  text = tokenizer.decode(ids.tolist())
+  text = tokenizer.decode_next(ids.tolist())
   places = [text.find(word) for word in stop if word in text]
   if places:
     text = text[: min(places)]
@@ -317,7 +328,7 @@ def stop_ids(tokenizer: Tokenizer, stop: tuple[str, ...]) -> tuple[int, ...]:
   for candidate in range(tokenizer.vocab_size):
     if candidate in banned:  # it is never sampled, and may be no text
       continue
-    text = tokenizer.decode([candidate])
+    text = tokenizer.decode_next([candidate])
     if any(word in text for word in stop):
       ids.append(candidate)
   return tuple(ids)

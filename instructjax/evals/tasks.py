@@ -8,7 +8,6 @@ its data and checks it before any model is opened.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from instructjax.system import jsons
 
 # A number; several columns for a metric of the whole corpus; None where the metric does not apply.
 Value = float | Sequence[float] | None
@@ -253,5 +254,5 @@ def fingerprint(*facts: object) -> str:
 
   A stored one is reused only under the same hash, so that it never counts for another question.
   """
-  text = json.dumps(facts, ensure_ascii=False)
+  text = jsons.text_with_nulls(facts)
   return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -45,8 +45,12 @@ def check(
   kind: str,
   value: Any,
   k: int,
+  *,
+  rated: bool = False,
 ) -> Value:
   """Returns the value of an answer about k outputs, complete: ranks without gaps, every flag set.
+
+  Other tools may rank without rating. An answer that must be `rated` has a rating of each output.
 
   Raises:
     UserError: the value is invalid; the text names the first problem.
@@ -65,7 +69,7 @@ def check(
     raise UserError(f"ratings, notes: {k} of each are expected, one an output")
   checked_ratings = []
   for i, rating in enumerate(ratings):
-    checked_ratings.append(_check_rating(kind, f"ratings[{i}]", rating))
+    checked_ratings.append(_check_rating(kind, f"ratings[{i}]", rating, rated))
   checked_notes = []
   for i, note in enumerate(notes):
     checked_notes.append(_check_text(f"notes[{i}]", note))
@@ -120,10 +124,10 @@ def _check_rating(
   kind: str,
   place: str,
   rating: Any,
+  rated: bool,
 ) -> Rating:
   """Returns the complete rating of an output; `place` names it in errors."""
-  # Other tools may rank without rating; the page always sends a rating.
-  if rating == {}:
+  if rating == {} and not rated:
     return {}
   if not isinstance(rating, dict):
     raise UserError(f"{place}: an object is expected")

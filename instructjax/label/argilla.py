@@ -17,6 +17,7 @@ from typing import Any
 from instructjax.data.records.records import RecordError
 from instructjax.label.answers import FLAGS, Answer, LabelerValue, Value, close_gaps
 from instructjax.label.tasks import FACTS, Row, Task, facts, from_fields
+from instructjax.system import jsons
 
 PROMPTS = ("prompt", "instruction", "input")  # the fields that may hold a prompt, in this order
 OUTPUT = re.compile(r"(response|completion|output)[-_]?\d+")  # the fields that hold outputs
@@ -56,7 +57,7 @@ def _metadata(task: Task, answers: Sequence[Answer]) -> Row:
   for name, value in facts(task).items():
     if value is not None and name != "id":
       # Metadata of Argilla are texts or numbers; `consent` and `annotations` are neither.
-      metadata[name] = value if isinstance(value, str) else json.dumps(value)
+      metadata[name] = value if isinstance(value, str) else jsons.text(value, ascii_only=True)
   if answers:
     metadata["labelers"] = [answer.labeler for answer in answers]
   return metadata

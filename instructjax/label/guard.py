@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import secrets
 import socket
 from collections.abc import Callable, MutableMapping
@@ -24,6 +25,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MAX_BYTES = 2_000_000  # of a request
+LENGTH = re.compile(r"[0-9]{1,15}")
 # Nothing but our own files may run or style the page. Trusted Types keep texts of tasks from
 # becoming HTML even by a mistake in our scripts.
 CONTENT_POLICY = (
@@ -70,14 +72,19 @@ def make_guard(
     names: More names that the page is opened by.
   """
   if host in LOOPBACK:
-    return Guard(frozenset({*LOOPBACK, *names}), any_address=False, token="", cookie="")
+    return Guard(_lower({*LOOPBACK, *names}), any_address=False, token="", cookie="")
   all_names = {host, socket.gethostname(), *names, *LOOPBACK}
   return Guard(
-    frozenset(name.lower() for name in all_names),
+    _lower(all_names),
     any_address=True,
     token=secrets.token_urlsafe(24),
     cookie=f"instructjax-label-{port}",
   )
+
+
+def _lower(names: set[str]) -> frozenset[str]:
+  """Returns names as `_hostname` has them: DNS does not tell their cases apart."""
+  return frozenset(name.lower().rstrip(".") for name in names if name)
 
 
 def protect(app: Callable, guard: Guard) -> Callable:
@@ -113,8 +120,8 @@ def refusal(request: Request, guard: Guard) -> Response | None:
   if name not in guard.names and not (guard.any_address and _is_address(name)):
     return _error(
       421,  # Misdirected Request
-      f"Host '{name}' is not a name of this page; open the printed address, or start with "
-      f"--name={name}",
+      f"Host '{host[:80]}' is not a name of this page; open the printed address, or start with "
+      f"--name={name or 'NAME'}",
     )
   if request.method != "GET":
     # Browsers set both headers, and scripts cannot change them. Other clients may lack them.
@@ -127,7 +134,7 @@ def refusal(request: Request, guard: Guard) -> Response | None:
     if content_type.split(";")[0] != "application/json":
       return _error(415, "send JSON: Content-Type application/json")
   length = request.headers.get("content-length", "0")
-  if not length.isdigit() or int(length) > MAX_BYTES:
+  if not LENGTH.fullmatch(length) or int(length) > MAX_BYTES:
     return _error(413, f"a request may have {MAX_BYTES} bytes; shorten the text")
   return _check_token(request, guard) if guard.token else None
 
@@ -164,11 +171,21 @@ def _equal(a: str, b: str) -> bool:
   return hmac.compare_digest(a.encode(), b.encode())
 
 
+# HOST[:PORT], where an IPv6 address stands in brackets. Nothing else may follow.
+HOST = re.compile(r"(?:\[(?P<address>[0-9a-fA-F:.]+)\]|(?P<name>[^\[\]:/@\s]*))(?::[0-9]*)?")
+
+
 def _hostname(host: str) -> str:
-  """Returns the name in a Host header, without its port and the brackets of IPv6."""
-  if host.startswith("["):
-    return host[1:].partition("]")[0].lower()
-  return host.partition(":")[0].lower()
+  """Returns the name in a Host header, without its port and the brackets of IPv6.
+
+  A header that is not so has no name, which no guard lets pass.
+  """
+  match = HOST.fullmatch(host)
+  if match is None:
+    return ""
+  name = match["address"] or match["name"]
+  # A dot at the end of a name says that it is complete.
+  return name.lower().rstrip(".")
 
 
 def _is_address(name: str) -> bool:

@@ -6,7 +6,6 @@ the disk.
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 import sqlite3
@@ -25,9 +24,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from instructjax.errors import UserError
-from instructjax.label import store
+from instructjax.label import connections, store
 from instructjax.label.guard import MAX_BYTES, make_guard, protect
 from instructjax.label.store import ConflictError
+from instructjax.system import plain_json
 
 LABELER = re.compile(r"[\w.@+-]{1,64}")
 # Path: (file, media type).
@@ -131,18 +131,11 @@ async def _body(request: Request) -> Body:
     if len(content) > MAX_BYTES:
       raise UserError(f"a request may have {MAX_BYTES} bytes; shorten the text")
   try:
-    body = json.loads(content)
-  except (ValueError, RecursionError):
-    raise UserError("the request is not JSON") from None
+    body = plain_json.decode(content)
+  except ValueError as error:
+    raise UserError(f"the request is not JSON ({error})") from None
   if not isinstance(body, dict):
     raise UserError("the request is not a JSON object")
-  try:
-    # Python reads infinities and half surrogate pairs, which could not be stored and sent back.
-    json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
-  except (ValueError, RecursionError) as error:
-    raise UserError(
-      f"the request holds a value that JSON or UTF-8 cannot express ({error})"
-    ) from None
   return body
 
 
@@ -267,7 +260,7 @@ def listen(host: str, port: int) -> socket.socket:
     # Without it a page that was just stopped would block its own port for a minute.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(address)
-    listener.listen(64)
+    listener.listen(512)  # connections that the kernel holds until they are taken
   except (OSError, OverflowError) as error:
     if listener:
       listener.close()
@@ -305,19 +298,22 @@ def serve(
         flush=True,
       )
     app = protect(application(db, options), guard)
-    config = uvicorn.Config(
-      app,
-      log_level="warning",
-      lifespan="off",
-      ws="none",
-      # Fixed, so that packages that happen to be installed do not change the server.
-      loop="asyncio",
-      http="h11",
-      server_header=False,
-      limit_concurrency=200,
-      timeout_graceful_shutdown=5,  # seconds
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+    uvicorn.Server(web_config(app)).run(sockets=[listener])
+
+
+def web_config(app: Callable) -> uvicorn.Config:
+  """Returns how the page is served."""
+  return uvicorn.Config(
+    app,
+    log_level="warning",
+    lifespan="off",
+    ws="none",
+    # Fixed, so that packages that happen to be installed do not change the server.
+    loop="asyncio",
+    http=connections.Protocol,
+    server_header=False,
+    timeout_graceful_shutdown=5,  # seconds
+  )
 
 
 def _printed_host(host: str) -> str:

@@ -28,6 +28,7 @@ from typing import Any
 from instructjax.errors import UserError
 from instructjax.label.answers import Answer, check, in_task_order
 from instructjax.label.tasks import Task, as_fields
+from instructjax.system import jsons
 
 APPLICATION = 0x494A4C42  # "IJLB", the mark of our files in the header of SQLite
 SCHEMA = 1
@@ -422,7 +423,8 @@ def _stored_value(
 ) -> str:
   """Returns the stored text of an answer whose value is in `order`, a list as JSON."""
   outputs = json.loads(order)
-  checked = check(kind, value, len(outputs))
+  # The page asks for a rating of each output.
+  checked = check(kind, value, len(outputs), rated=True)
   return _dump(in_task_order(checked, outputs))
 
 
@@ -555,4 +557,4 @@ def _scalar(db: Connection, query: str, *values: Any) -> Any:
 
 def _dump(value: Any) -> str:
   # Sorted keys make equal values equal texts, which digests and `_require_same` rely on.
-  return json.dumps(value, ensure_ascii=False, sort_keys=True)
+  return jsons.text(value, sort_keys=True)

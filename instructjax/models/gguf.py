@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from instructjax.errors import UserError
-from instructjax.models import weights
+from instructjax.models import checks, gguf_layout, weights
 from instructjax.models.gpt import GPTConfig
 from instructjax.models.llama import LlamaConfig
-from instructjax.models.weights import Config, Tensor
+from instructjax.models.weights import Config, Stored, Tensor
+from instructjax.settings.fields import LARGEST, Limits
+from instructjax.system.plain_json import shown
 from instructjax.types import Params
 
 Metadata = dict[str, Any]
@@ -54,28 +56,24 @@ def load(path: str | Path) -> tuple[Config, Params, Metadata]:
     UserError: for a file that is not GGUF, another architecture, a missing or misshapen tensor, and
       a tensor that the model has no place for.
   """
-  import gguf
-
   path = Path(path)
   reader = opened(path)
-  metadata = {name: field.contents() for name, field in reader.fields.items()}
+  metadata = contents(reader, path)
   tensors_by_name = {tensor.name: tensor for tensor in reader.tensors}
   used = set()
 
-  def read(name: str) -> np.ndarray:
+  def find(name: str) -> Stored:
     if name not in tensors_by_name:
       raise UserError(
         f"{path}: no tensor '{name}'; the file is incomplete or of another architecture"
       )
     used.add(name)
-    # Only this tensor is read from the disk.
-    tensor = tensors_by_name[name]
-    return gguf.dequantize(tensor.data, tensor.tensor_type)
+    return _stored(path, tensors_by_name[name])
 
   # A file without an unembedding uses the embedding for both.
   tied = "output.weight" not in tensors_by_name
   config = read_config(metadata, tied=tied, path=path)
-  params = weights.fill(config, tuple(tensors(config)), read, path)
+  params = weights.fill(config, tuple(tensors(config)), find)
   unused = sorted(set(tensors_by_name) - used)
   if unused:
     raise UserError(
@@ -94,9 +92,52 @@ def opened(path: Path) -> Any:
   import gguf
 
   try:
+    file = np.memmap(path, mode="r")
+    gguf_layout.check(memoryview(file))
     return gguf.GGUFReader(path)
-  except (ValueError, OSError, IndexError) as error:
+  # KeyError: a key that occurs twice.
+  except (ValueError, OSError, IndexError, KeyError) as error:
     raise UserError(f"{path}: not a readable GGUF file ({error}); fetch it again") from error
+
+
+def contents(reader: Any, path: Path) -> Metadata:
+  """Returns the metadata of an opened file by their keys.
+
+  Raises:
+    UserError: for a text that is not UTF-8.
+  """
+  metadata = {}
+  for name, field in reader.fields.items():
+    try:
+      metadata[name] = field.contents()
+    except ValueError as error:
+      raise UserError(f"{path}: '{name}' cannot be read ({error}); fetch it again") from None
+  return metadata
+
+
+def _stored(path: Path, tensor: Any) -> Stored:
+  """Returns a tensor of the reader for `weights.fill`."""
+  import gguf
+
+  place = f"{path}: tensor '{tensor.name}'"
+
+  def read() -> np.ndarray:
+    # Only this tensor is read from the disk.
+    try:
+      return gguf.dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError:
+      raise UserError(
+        f"{place} is of type {tensor.tensor_type.name}, which cannot be read; take a file of "
+        "another quantisation"
+      ) from None
+
+  return Stored(place, _shape(tensor), read)
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+  """Returns the shape of a tensor in the order of numpy; GGUF lists the fastest axis first."""
+  sizes = [int(size) for size in tensor.shape]
+  return tuple(reversed(sizes))
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -105,12 +146,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
   Raises:
     UserError: where the file is not GGUF.
   """
-  shape_by_name = {}
-  for tensor in opened(path).tensors:
-    # GGUF lists the fastest axis first.
-    sizes = [int(size) for size in tensor.shape]
-    shape_by_name[tensor.name] = tuple(reversed(sizes))
-  return shape_by_name
+  return {tensor.name: _shape(tensor) for tensor in opened(path).tensors}
 
 
 # --- the configuration ---
@@ -123,88 +159,112 @@ def read_config(metadata: Metadata, *, tied: bool, path: Path) -> Config:
     UserError: for another architecture, a missing key or an unknown variant.
   """
   architecture = metadata.get("general.architecture")
-  if architecture not in ARCHITECTURES:
+  if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
     raise UserError(
-      f"{path}: architecture {architecture!r}; those read from GGUF are {', '.join(ARCHITECTURES)}"
+      f"{path}: architecture {shown(architecture)}; those read from GGUF are "
+      f"{', '.join(ARCHITECTURES)}"
     )
-
-  def field(key: str, default: Any = None) -> Any:
-    value = metadata.get(f"{architecture}.{key}", default)
-    if value is None:
-      raise UserError(
-        f"{path}: no key '{architecture}.{key}' in the metadata; the file is incomplete"
-      )
-    return value
-
-  scaling = field("rope.scaling.type", "none")
-  if scaling not in ("none", "linear"):
-    raise UserError(
-      f"{path}: '{architecture}.rope.scaling.type' is {scaling!r}; only linear is implemented"
-    )
+  fields = Fields(metadata, architecture, path)
   # Not every file says how large the vocabulary is, but all of them list it.
-  listed_tokens = len(metadata.get("tokenizer.ggml.tokens", ())) or None
+  tokens = checks.items(metadata.get("tokenizer.ggml.tokens"), "tokenizer.ggml.tokens", path)
   common: dict[str, Any] = {
-    "vocab_size": field("vocab_size", listed_tokens),
-    "context": field("context_length"),
-    "width": field("embedding_length"),
-    "depth": field("block_count"),
-    "heads": field("attention.head_count"),
+    "vocab_size": fields.size("vocab_size", len(tokens) or None),
+    "context": fields.size("context_length"),
+    "width": fields.size("embedding_length"),
+    "depth": fields.size("block_count", high=checks.DEEPEST),
+    "heads": fields.size("attention.head_count"),
     "tied": tied,
     **ARCHITECTURES[architecture],
   }
-  if architecture in GPTS:
-    return _gpt_config(architecture, common, field)
-  return _llama_config(architecture, common, field, scaling, metadata)
+  read_family = _gpt_config if architecture in GPTS else _llama_config
+  config = read_family(fields, common)
+  checks.heads(config, path)
+  return config
 
 
-def _gpt_config(architecture: str, common: dict[str, Any], field: Any) -> GPTConfig:
-  """Returns the configuration of a GPT-2 or GPT-NeoX; `field(key, default)` reads the metadata."""
-  mlp = field("feed_forward_length")
-  common["norm_eps"] = decimal(field("attention.layer_norm_epsilon"))
+class Fields(NamedTuple):
+  """The metadata of a file under the names of its architecture, checked as they are read."""
+
+  metadata: Metadata
+  architecture: str
+  path: Path
+
+  def value(self, key: str, default: Any = None) -> Any:
+    """Returns a value as it is in the file.
+
+    Raises:
+      UserError: where there is neither a value nor a default.
+    """
+    value = self.metadata.get(self.name(key), default)
+    if value is None:
+      raise UserError(f"{self.path}: no key '{self.name(key)}' in the metadata; it is incomplete")
+    return value
+
+  def name(self, key: str) -> str:
+    return f"{self.architecture}.{key}"
+
+  def has(self, key: str) -> bool:
+    return bool(self.metadata.get(self.name(key)))
+
+  def size(self, key: str, default: int | None = None, high: int = LARGEST) -> int:
+    """Returns a whole number from 1 to `high`."""
+    return checks.size(self.value(key, default), self.name(key), self.path, high)
+
+  def number(self, key: str, limits: Limits, default: float | None = None) -> float:
+    """Returns a number within limits, as it was written before it became a float32."""
+    value = checks.number(self.value(key, default), self.name(key), self.path, limits)
+    return decimal(value)
+
+
+def _gpt_config(fields: Fields, common: dict[str, Any]) -> GPTConfig:
+  """Returns the configuration of a GPT-2 or GPT-NeoX."""
+  mlp = fields.size("feed_forward_length")
+  common["norm_eps"] = fields.number("attention.layer_norm_epsilon", checks.EPSILON)
   common["mlp"] = 0 if mlp == 4 * common["width"] else mlp
-  if architecture == "gpt2":
+  if fields.architecture == "gpt2":
     return GPTConfig(**common)
+  parallel = fields.value("use_parallel_residual", True)
   return GPTConfig(
     **common,
-    rotary=field("rope.dimension_count"),
-    rope_base=decimal(field("rope.freq_base", 10_000.0)),
-    parallel=bool(field("use_parallel_residual", True)),
+    rotary=fields.size("rope.dimension_count"),
+    rope_base=fields.number("rope.freq_base", checks.BASE, 10_000.0),
+    parallel=checks.flag(parallel, fields.name("use_parallel_residual"), fields.path),
   )
 
 
-def _llama_config(
-  architecture: str,
-  common: dict[str, Any],
-  field: Any,
-  scaling: str,
-  metadata: Metadata,
-) -> LlamaConfig:
+def _llama_config(fields: Fields, common: dict[str, Any]) -> LlamaConfig:
   """Returns the configuration of a Llama or one of its like."""
   width = common["width"]
   heads = common["heads"]
   window_key = "attention.sliding_window"
-  if architecture == "gemma2":
-    common["window"] = field(window_key, 4096)
-    common["softcap"] = decimal(field("attn_logit_softcapping", 50.0))
-    common["logit_softcap"] = decimal(field("final_logit_softcapping", 30.0))
+  if fields.architecture == "gemma2":
+    common["window"] = fields.size(window_key, 4096)
+    common["softcap"] = fields.number("attn_logit_softcapping", checks.CAP, 50.0)
+    common["logit_softcap"] = fields.number("final_logit_softcapping", checks.CAP, 30.0)
     # The file does not say by which width the scores are scaled.
     is_largest = common["depth"] == DEPTH_OF_GEMMA2_27B
     common["query_width"] = width // heads if is_largest else 0
-  elif metadata.get(f"{architecture}.{window_key}"):
-    common["window"] = field(window_key)
+  elif fields.has(window_key):
+    common["window"] = fields.size(window_key)
     common["pattern"] = "L"
+  scaling = fields.value("rope.scaling.type", "none")
+  if scaling not in ("none", "linear"):
+    raise UserError(
+      f"{fields.path}: '{fields.name('rope.scaling.type')}' is {shown(scaling)}; only linear is "
+      "implemented"
+    )
   if scaling == "linear":
     common["rope_scaling"] = "linear"
-    common["rope_factor"] = decimal(field("rope.scaling.factor"))
-  head_width = field("attention.key_length", width // heads)
-  rotary = field("rope.dimension_count", head_width)
+    common["rope_factor"] = fields.number("rope.scaling.factor", checks.FACTOR)
+  head_width = fields.size("attention.key_length", width // heads)
+  rotary = fields.size("rope.dimension_count", head_width)
   # In our configurations 0 stands for the usual value.
   return LlamaConfig(
     **common,
-    kv_heads=field("attention.head_count_kv", heads),
-    mlp=field("feed_forward_length"),
-    rope_base=decimal(field("rope.freq_base", 10_000.0)),
-    norm_eps=decimal(field("attention.layer_norm_rms_epsilon")),
+    kv_heads=fields.size("attention.head_count_kv", heads),
+    mlp=fields.size("feed_forward_length"),
+    rope_base=fields.number("rope.freq_base", checks.BASE, 10_000.0),
+    norm_eps=fields.number("attention.layer_norm_rms_epsilon", checks.EPSILON),
     head_width=0 if head_width * heads == width else head_width,
     rotary=0 if rotary == head_width else rotary,
   )

@@ -10,7 +10,6 @@ Dimensions: I inputs and O outputs of a product, R the rank.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -21,10 +20,13 @@ import numpy as np
 
 from instructjax import sharding
 from instructjax.errors import UserError
-from instructjax.models import lora, weights
+from instructjax.models import checks, lora, weights
 from instructjax.models.hf import tensors
 from instructjax.models.lora import Adapter
 from instructjax.models.weights import Config, Tensor
+from instructjax.settings.fields import Limits
+from instructjax.system import jsons, plain_json
+from instructjax.system.plain_json import shown
 from instructjax.types import Leaf, Params
 
 CONFIG = "adapter_config.json"
@@ -42,6 +44,8 @@ DEMANDED = {
   "trainable_token_indices": (None,),
   "target_parameters": (None, []),
 }
+PART_OF_NAME = re.compile(r"[\w.]+")
+ALPHA = Limits(low=-1e9, high=1e9)
 Pair = tuple[np.ndarray, np.ndarray]  # (a, b) of one matrix in one layer
 
 
@@ -57,10 +61,10 @@ def base(folder: str | Path) -> str:
     UserError: where the adapter does not say.
   """
   model = _read_config(Path(folder)).get("base_model_name_or_path")
-  if not model:
+  if not model or not isinstance(model, str):
     raise UserError(
-      f"{Path(folder) / CONFIG}: 'base_model_name_or_path' is empty; write the base model's folder "
-      "there"
+      f"{Path(folder) / CONFIG}: 'base_model_name_or_path' is {shown(model)}; write the base "
+      "model's folder there"
     )
   return model
 
@@ -168,11 +172,11 @@ def save(
   folder = Path(folder)
   # PEFT does not read our metadata. It lets `load` divide a joined matrix as it was before.
   own_ranks = {name: part.a.shape[-1] for name, part in host.items()}
-  metadata = {"format": "pt", "ranks": json.dumps(own_ranks)}
+  metadata = {"format": "pt", "ranks": jsons.text(own_ranks, ascii_only=True)}
   try:
     folder.mkdir(parents=True, exist_ok=True)
     numpy.save_file(content, folder / WEIGHTS, metadata=metadata)
-    text = json.dumps(settings, indent=2) + "\n"
+    text = jsons.text(settings, indent=2, ascii_only=True) + "\n"
     (folder / CONFIG).write_text(text, "utf-8")
   except (OSError, SafetensorError) as error:
     raise UserError(
@@ -254,6 +258,7 @@ def load(folder: str | Path, config: Config) -> dict[str, Adapter]:
   folder = Path(folder)
   file = folder / WEIGHTS
   settings = _read_config(folder)
+  path = folder / CONFIG
   table = weights.table(config)
   content, ranks = _read_tensors(file)
   adapters: dict[str, Adapter] = {}
@@ -267,7 +272,7 @@ def load(folder: str | Path, config: Config) -> dict[str, Adapter]:
       for name, pair in divided.items():
         pairs_by_product.setdefault(name, []).append(pair)
     rank = len(pairs[-1][0])
-    scale = _scale(settings, module.format(0), rank)
+    scale = _scale(settings, module.format(0), rank, path)
     for name, layers in pairs_by_product.items():
       # Layers are stacked in one array, as in the model.
       a = np.stack([a for a, _ in layers])
@@ -290,11 +295,18 @@ def _read_tensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
   try:
     with safetensors.safe_open(file, "numpy") as opened:
       names = list(opened.keys())
-      content = {name.removeprefix(PREFIX): opened.get_tensor(name) for name in names}
+      stored = {name.removeprefix(PREFIX): opened.get_tensor(name) for name in names}
       metadata = opened.metadata() or {}
-      ranks = json.loads(metadata.get("ranks", "{}"))
-  except (OSError, TypeError, safetensors.SafetensorError) as error:
+  # ValueError: a zero byte in the path. TypeError: numbers that numpy does not have.
+  except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
     raise UserError(f"{file}: not a readable safetensors file ({error}); save it again") from error
+  content = {}
+  for name, x in stored.items():
+    content[name] = weights.finite(x, f"{file}: tensor '{name}'")
+  raw_ranks = plain_json.parse(metadata.get("ranks", "{}"), f"{file}: 'ranks'", "save it again")
+  ranks = {}
+  for name, rank in checks.mapping(raw_ranks, "ranks", file).items():
+    ranks[name] = checks.size(rank, f"ranks.{name}", file)
   return content, ranks
 
 
@@ -334,7 +346,7 @@ def _divide(
   output_shapes = [_output_shape(name, leaf) for name, leaf in matrices.items()]
   inputs = math.prod(input_shapes[0])
   outputs = sum(math.prod(shape) for shape in output_shapes)
-  if a.shape[1:] != (inputs,) or b.shape != (outputs, len(a)):
+  if a.shape[1:] != (inputs,) or not len(a) or b.shape != (outputs, len(a)):
     raise UserError(
       f"{file}: the pair of {', '.join(names)} has the shapes {a.shape} and {b.shape}, [R, "
       f"{inputs}] and [{outputs}, R] are expected; it belongs to another model"
@@ -358,17 +370,23 @@ def _divide(
   return pairs
 
 
-def _scale(settings: dict[str, Any], module: str, rank: int) -> float:
+def _scale(settings: dict[str, Any], module: str, rank: int, path: Path) -> float:
   """Returns s of a module: alpha / rank, or alpha / sqrt(rank) where it was trained so.
 
   The square root is rank-stabilised LoRA (Kalajdzievski 2023).
   """
   alpha = settings["lora_alpha"]
   # The first pattern that fits counts, as in PEFT.
-  patterns = settings.get("alpha_pattern") or {}
+  patterns = checks.mapping(settings.get("alpha_pattern"), "alpha_pattern", path)
   for pattern, own_alpha in patterns.items():
-    if re.match(rf"(.*\.)?({pattern})$", module):
-      alpha = own_alpha
+    # A pattern of PEFT may be any regular expression, and some take for ever. What it writes
+    # itself, and all that is read here, is a part of a name.
+    if not PART_OF_NAME.fullmatch(pattern):
+      raise UserError(
+        f"{path}: 'alpha_pattern' has {shown(pattern)}; only names of modules are implemented"
+      )
+    if module == pattern or module.endswith(f".{pattern}"):
+      alpha = checks.number(own_alpha, f"alpha_pattern.{pattern}", path, ALPHA)
       break
   divisor = math.sqrt(rank) if settings.get("use_rslora") else rank
   return alpha / divisor
@@ -381,19 +399,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
     UserError: where it is unreadable or asks for what is not computed here.
   """
   path = folder / CONFIG
-  try:
-    settings = json.loads(path.read_text("utf-8"))
-  except (OSError, ValueError) as error:
-    raise UserError(
-      f"{path}: cannot be read ({error}); give the folder of a saved adapter"
-    ) from error
+  missing = "give the folder of a saved adapter"
+  settings = plain_json.read_object(path, missing, "save it again")
   for key, values in DEMANDED.items():
     if key in settings and settings[key] not in values:
       raise UserError(
         f"{path}: '{key}' is {settings[key]!r}; this variant is not implemented (only "
         f"{values[0]!r} is)"
       )
-  alpha = settings.get("lora_alpha")
-  if not isinstance(alpha, int | float):
-    raise UserError(f"{path}: 'lora_alpha' is {alpha!r}; a number is expected")
+  checks.number(settings.get("lora_alpha"), "lora_alpha", path, ALPHA)
+  checks.flag(settings.get("use_rslora", False), "use_rslora", path)
   return settings

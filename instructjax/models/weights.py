@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +26,17 @@ from instructjax.types import Array, Leaf, Params, PyTree
 
 Config = gpt.GPTConfig | llama.LlamaConfig
 Shape = tuple[int, ...]
+
+
+class Stored(NamedTuple):
+  """A tensor as a file has it. Nothing but its description is read until `read` is called."""
+
+  place: str  # the file and the name, which begin an error
+  shape: Shape
+  read: Callable[[], np.ndarray]
+
+
+Find = Callable[[str], Stored]  # returns a tensor by its name
 
 
 class Tensor(NamedTuple):
@@ -151,44 +161,57 @@ def join(tensor: Tensor, parts: list[np.ndarray]) -> np.ndarray:
 # --- from tensors to parameters ---
 
 
-def fill(
-  config: Config,
-  tensors: tuple[Tensor, ...],
-  read: Callable[[str], np.ndarray],
-  source: Path,
-) -> Params:
+def fill(config: Config, tensors: tuple[Tensor, ...], find: Find) -> Params:
   """Returns float32 parameters, placed on the mesh where one is set.
 
-  `read` returns a tensor, or a view of it, by its name in the file. Beside the parameters one
-  tensor is in memory at a time, and of that only what this process's devices hold.
+  `find` returns a tensor of the file by its name there. Beside the parameters one tensor is in
+  memory at a time, and of that only what this process's devices hold.
 
   Raises:
-    UserError: for a tensor whose shape is not the one that the configuration asks for.
+    UserError: for a tensor whose shape is not the one that the configuration asks for, and for
+      numbers that are not finite.
   """
   leaves = layout(config)
+  # All shapes are compared first: a configuration that belongs to a larger model must not take
+  # the memory of that model.
+  for tensor in tensors:
+    _check_shapes(config, tensor, leaves, find)
   arrays: dict[str, Array] = {}
   for tensor in tensors:
     own_leaves = [leaves[name] for name in tensor.leaves]
     load = _load_stacked if tensor.stacked else _load_single
-    parameters = load(config, tensor, own_leaves, read, source)
+    parameters = load(config, tensor, own_leaves, find)
     arrays |= dict(zip(tensor.leaves, parameters, strict=True))
   return nest(arrays)
+
+
+def _check_shapes(config: Config, tensor: Tensor, leaves: dict[str, Leaf], find: Find) -> None:
+  """Compares a tensor, in every layer, with the shape that the configuration asks for."""
+  first_axis = 1 if tensor.stacked else 0
+  shapes = [leaves[name].shape[first_axis:] for name in tensor.leaves]
+  expected = file_shape(tensor, shapes)
+  for layer in range(config.depth if tensor.stacked else 1):
+    stored = find(tensor.name.format(layer))
+    if stored.shape != expected:
+      raise UserError(
+        f"{stored.place} has shape {stored.shape}, but its configuration asks for {expected}: "
+        "they belong to different models"
+      )
 
 
 def _load_single(
   config: Config,
   tensor: Tensor,
   leaves: list[Leaf],
-  read: Callable[[str], np.ndarray],
-  source: Path,
+  find: Find,
 ) -> list[Array]:
   """Returns the parameters of a tensor that a file has once, such as the embedding."""
   shapes = [leaf.shape for leaf in leaves]
-  parts = _read_parts(tensor, tensor.name, shapes, read, source)
+  stored = find(tensor.name)
   arrays = []
-  for leaf, part in zip(leaves, parts, strict=True):
+  for leaf, part in zip(leaves, pieces(tensor, stored.read(), shapes), strict=True):
     partition = sharding.fit(leaf.shape, leaf.axes)
-    arrays.append(_place(part, partition, tensor.shift))
+    arrays.append(_place(part, partition, tensor.shift, stored.place))
   return arrays
 
 
@@ -196,8 +219,7 @@ def _load_stacked(
   config: Config,
   tensor: Tensor,
   leaves: list[Leaf],
-  read: Callable[[str], np.ndarray],
-  source: Path,
+  find: Find,
 ) -> list[Array]:
   """Returns the stacked parameters of a tensor that a file has for every layer."""
   shapes = [leaf.shape[1:] for leaf in leaves]
@@ -206,33 +228,15 @@ def _load_stacked(
   for leaf, partition in zip(leaves, partitions, strict=True):
     stacks.append(_empty(leaf.shape, partition))
   for layer in range(config.depth):
-    name = tensor.name.format(layer)
-    parts = _read_parts(tensor, name, shapes, read, source)
+    stored = find(tensor.name.format(layer))
+    parts = pieces(tensor, stored.read(), shapes)
     for j, (part, partition) in enumerate(zip(parts, partitions, strict=True)):
       # One layer is a stack of depth 1: it has the axes of the whole.
-      on_devices = _place(part[None], partition, tensor.shift)
+      on_devices = _place(part[None], partition, tensor.shift, stored.place)
       stacks[j] = _write(stacks[j], on_devices, jnp.int32(layer))
     # Wait, or the host would run ahead and hold many layers at once.
     jax.block_until_ready(stacks)
   return stacks
-
-
-def _read_parts(
-  tensor: Tensor,
-  name: str,
-  shapes: list[Shape],
-  read: Callable[[str], np.ndarray],
-  source: Path,
-) -> list[np.ndarray]:
-  """Reads one tensor of the file, checks its shape and returns the parameters in it."""
-  x = read(name)
-  expected = file_shape(tensor, shapes)
-  if x.shape != expected:
-    raise UserError(
-      f"{source}: tensor '{name}' has shape {x.shape}, but its configuration asks for "
-      f"{expected}: they belong to different models"
-    )
-  return pieces(tensor, x, shapes)
 
 
 def nest(leaves: dict[str, Any]) -> Params:
@@ -259,12 +263,31 @@ def _write(stack: Array, part: Array, layer: Array) -> Array:
   return jax.lax.dynamic_update_slice_in_dim(stack, part, layer, axis=0)
 
 
-def _place(part: np.ndarray, partition: jax.P | None, shift: float) -> Array:
+def finite(x: np.ndarray, place: str) -> np.ndarray:
+  """Returns a float32 copy of a tensor of a file.
+
+  Raises:
+    UserError: where a number is not finite, or is larger than float32 holds.
+  """
+  # What float32 cannot hold becomes infinite, which the check reports.
+  with np.errstate(over="ignore", invalid="ignore"):
+    # This must be a copy: JAX may keep the array, and `x` may be a view of a file.
+    numbers = np.array(x, np.float32, order="C")
+  is_finite = np.isfinite(numbers)
+  if not is_finite.all():
+    count = numbers.size - int(is_finite.sum())
+    raise UserError(
+      f"{place}: {count} of {numbers.size} numbers are NaN, infinite or beyond float32; the model "
+      "that was saved had diverged, or the file is damaged: take another"
+    )
+  return numbers
+
+
+def _place(part: np.ndarray, partition: jax.P | None, shift: float, place: str) -> Array:
   """Puts a part of a tensor on the devices in float32; each device gets only what it holds."""
 
   def cut(index: Any) -> np.ndarray:
-    # This must be a copy: JAX may keep the array, and `part` may be a view of a file.
-    x = np.array(part[index], np.float32, order="C")
+    x = finite(part[index], place)
     return x - np.float32(shift) if shift else x
 
   if partition is None:

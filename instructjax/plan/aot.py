@@ -23,6 +23,7 @@ from instructjax.plan import collectives
 from instructjax.plan.chips import GiB, Pod
 from instructjax.plan.programs import Program
 from instructjax.sharding import AXES
+from instructjax.system import jsons
 
 FORMAT = 2  # of the cached reports
 
@@ -169,12 +170,12 @@ def report(
   key = f"{FORMAT} {versions} {topology} {dict(mesh)} {lowered.as_text()}"
   digest = hashlib.sha256(key.encode()).hexdigest()
   path = folder / f"{digest[:32]}.json"
-  if path.is_file():
+  with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged report is made anew
     return json.loads(path.read_text())
   compiling()
   result = _compile(lowered, mesh)
   folder.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(result))
+  jsons.write(path, result, indent=None)
   return result
 
 

@@ -17,7 +17,6 @@ on the traced step (`plan.counting`).
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import statistics
 import time
@@ -37,9 +36,9 @@ from instructjax.models import gpt, heads, llama
 from instructjax.plan import counting, programs
 from instructjax.rollout import Sampling
 from instructjax.runs import origin
-from instructjax.stages import ppo, pretrain_sft, reward, running
+from instructjax.stages import dpo, ppo, pretrain_sft, reward, running
 from instructjax.stages.wiring import Stage
-from instructjax.system import keys, memory
+from instructjax.system import jsons, keys, memory
 from instructjax.types import (
   LM,
   Frozen,
@@ -58,6 +57,7 @@ ROWS = {
   "reward": 32,
   "rollout": 64,
   "ppo": 64,
+  "dpo": 32,
 }
 
 
@@ -183,6 +183,17 @@ def reward_settings(b: Bench) -> settings.RewardSettings:
   return settings_of(b, "reward", changes)
 
 
+def dpo_settings(b: Bench) -> settings.DPOSettings:
+  """The settings of DPO on `completions` texts a prompt."""
+  changes = {
+    "data.prompt": b.prompt,
+    "data.response": b.response,
+    "frozen_dtype": b.frozen_dtype,
+    "optimizer": optimizer(1e-6),
+  }
+  return settings_of(b, "dpo", changes)
+
+
 def ppo_settings(b: Bench) -> settings.PPOSettings:
   """The settings of PPO, or of PPO-ptx where there is pretraining text."""
   # A rollout makes no updates, and its episodes need not divide into minibatches.
@@ -267,8 +278,18 @@ def start_sft(b: Bench, lm: LM) -> Work:
 
 def start_reward(b: Bench, lm: LM) -> Work:
   """Reward model training on one random batch, in which every prompt ranks K completions."""
-  calls = b.repeats + 1
-  stage = reward.wire(reward_settings(b), lm, calls, b.completions)
+  stage = reward.wire(reward_settings(b), lm, b.repeats + 1, b.completions)
+  return start_on_rankings(b, lm, stage)
+
+
+def start_dpo(b: Bench, lm: LM) -> Work:
+  """DPO on one random batch, in which every prompt ranks K completions."""
+  stage = dpo.wire(dpo_settings(b), lm, b.repeats + 1, b.completions)
+  return start_on_rankings(b, lm, stage)
+
+
+def start_on_rankings(b: Bench, lm: LM, stage: Stage) -> Work:
+  """A stage on one random batch of comparisons, whose completions have the ranks 1 to K."""
   pairs = math.comb(b.completions, 2)
   length = b.prompt + b.response
   counts = {
@@ -342,6 +363,7 @@ STAGES: Mapping[str, Callable[[Bench, LM], Work]] = {
   "reward": start_reward,
   "rollout": start_rollout,
   "ppo": start_ppo,
+  "dpo": start_dpo,
 }
 
 
@@ -472,7 +494,7 @@ def main(b: Bench, *, as_json: bool = False) -> None:
   """Measures a stage and prints a short table, or one JSON object with all of the report."""
   report = measure(b)
   if as_json:
-    print(json.dumps(report))
+    print(jsons.text_with_nulls(report))
   else:
     print(table(report))
 

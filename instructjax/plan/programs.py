@@ -16,19 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructjax import models
+from instructjax.data.batches import pipeline
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.runs import origin
-from instructjax.settings import PPOSettings, RewardSettings
+from instructjax.settings import DPOSettings, PPOSettings, RewardSettings
 from instructjax.settings.subjects import AnyModelSettings
 from instructjax.settings.supervised import SupervisedSettings
-from instructjax.stages import ppo, pretrain_sft, reward
+from instructjax.stages import dpo, ppo, pretrain_sft, reward
 from instructjax.stages.wiring import Stage, key_of, shape_of
 from instructjax.types import LM, Leaf, Params, PyTree, TrainState
 
 # The paper's numbers of records (Table 6), from which epochs become steps.
-RECORDS = {"sft": 12_725, "rl_init": 12_725, "reward": 33_207}
-Settings = SupervisedSettings | RewardSettings | PPOSettings
+RECORDS = {"sft": 12_725, "rl_init": 12_725, "reward": 33_207, "dpo": 33_207}
+Settings = SupervisedSettings | RewardSettings | PPOSettings | DPOSettings
 
 
 class Program(NamedTuple):
@@ -115,10 +116,12 @@ class Planned(NamedTuple):
     return jax.eval_shape(self.stage.init, key_of(), *self.models)
 
 
-def steps_of(settings: SupervisedSettings | RewardSettings, records: int | None, rows: int) -> int:
+def steps_of(
+  settings: SupervisedSettings | RewardSettings | DPOSettings, records: int | None, rows: int
+) -> int:
   """Optimizer steps of a run: as configured, or epochs over the paper's number of records."""
   count = records or RECORDS.get(settings.stage, 0)
-  return settings.steps or max(settings.epochs * count // max(rows, 1), 1)
+  return settings.steps or max(pipeline.batches_for(settings.epochs, count, max(rows, 1)), 1)
 
 
 def plan_stage(
@@ -150,6 +153,10 @@ def plan_stage(
     stage = ppo.wire(settings, experiment, shares_trunk=shape == reward_shape)
     judge = ppo.without_head(parameters(reward_lm))
     return Planned(stage, (parameters(policy), judge, scalar_head(reward_lm)), policy)
+  if isinstance(settings, DPOSettings):
+    calls = steps_of(settings, records, settings.batch)
+    stage = dpo.wire(settings, policy, calls, completions)
+    return Planned(stage, (parameters(policy),), policy)
   if isinstance(settings, RewardSettings):
     calls = steps_of(settings, records, settings.batch)
     stage = reward.wire(settings, policy, calls, completions)
@@ -194,7 +201,8 @@ def build(
   stage = planned.stage
   state, frozen = planned.start()
   # A trunk is part of the model that is trained; the reference and the reward model are others.
-  frozen_kind = "frozen" if isinstance(settings, PPOSettings) else "params"
+  has_reference = isinstance(settings, PPOSettings | DPOSettings)
+  frozen_kind = "frozen" if has_reference else "params"
   held = (kinds_of_state(state), label(frozen_kind, frozen))
   values = dict(stage.batch)
   programs = []

@@ -13,7 +13,6 @@ measures what they left (`evaluation`). WORKDIR gets:
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ from instructjax.runs import report, writers
 from instructjax.runs.checkpoint import Checkpoints
 from instructjax.settings.fields import to_dict
 from instructjax.settings.quickstart import FAST, QuickstartSettings
-from instructjax.system import atomic, memory
+from instructjax.system import jsons, memory
 
 # The name that notebooks use.
 Quickstart = QuickstartSettings
@@ -80,8 +79,7 @@ def main(settings: Quickstart, workdir: str | Path, sinks: tuple[str, ...] = ())
   results["wall_s"] = round(time.perf_counter() - begun, 1)  # of this call alone
   results["peak_rss_gb"] = round(memory.peak_gb(), 2)
   results["seed"] = settings.seed
-  content = json.dumps(results, indent=2) + "\n"
-  atomic.replace(workdir / "results.json", content)
+  jsons.write(workdir / "results.json", results)
   page = report.write(workdir)
   tables.show(results, page)
   return page
@@ -118,7 +116,7 @@ def timed(workdir: Path, name: str) -> Iterator[None]:
   seconds = read_seconds(workdir)
   before = seconds.get(name, 0.0)
   seconds[name] = round(before + elapsed, 1)
-  atomic.replace(workdir / SECONDS, json.dumps(seconds))
+  jsons.write(workdir / SECONDS, seconds, indent=None)
 
 
 def read_seconds(workdir: Path) -> dict[str, float]:
@@ -126,7 +124,7 @@ def read_seconds(workdir: Path) -> dict[str, float]:
   path = workdir / SECONDS
   if not path.is_file():
     return {}
-  return json.loads(path.read_text())
+  return jsons.read_object(path, "delete it and run again; the times are then of what follows")
 
 
 def gather_metrics(workdir: Path, names: list[str], more: Sequence[dict[str, Any]] = ()) -> None:

@@ -87,7 +87,7 @@ def one_line(tokenizer: Tokenizer) -> Tokenizer:
   Raises:
     UserError: the tokenizer spells a new line in several tokens.
   """
-  newline = tokenizer.encode("\n")
+  newline = tokenizer.encode_next("\n")
   if len(newline) != 1:
     raise UserError(
       "the quickstart ends responses with a new line, which this tokenizer spells in several tokens"
@@ -98,7 +98,7 @@ def one_line(tokenizer: Tokenizer) -> Tokenizer:
   # A token such as ".\n" would end the line without ending the response.
   banned = {*tokenizer.banned}
   for token in range(tokenizer.vocab_size):
-    if "\n" in tokenizer.decode([token]):
+    if "\n" in tokenizer.decode_next([token]):
       banned.add(token)
   banned -= {*eos}
   return tokenizer._replace(eos=tuple(eos), banned=tuple(sorted(banned)))

@@ -11,6 +11,7 @@ import numpy as np
 from instructjax import reward
 from instructjax.data.batches import pipeline
 from instructjax.data.public import tone, tone_measures
+from instructjax.data.records import ordering
 from instructjax.data.records.records import Comparison
 from instructjax.quickstart import rows
 from instructjax.quickstart.models import Trained
@@ -123,37 +124,6 @@ def calibration(
   records: Sequence[Comparison],
   bins: int = BINS,
 ) -> list[dict[str, Any]]:
-  """Returns how often the reward model is right, by how sure it is.
-
-  It thinks p = sigmoid(difference of the scores) of the order that it prefers. A bin has the mean
-  `p` of its pairs, the share of them that people ordered so, `correct`, and their number `n`.
-  """
-  probabilities = []
-  verdicts = []
-  for padded_scores, record in zip(scores, records, strict=True):
-    rank = np.asarray(record.ranks)
-    value = np.asarray(padded_scores, np.float64)[: len(rank)]
-    # Pairs that tie are left out. People prefer the first text of each other pair to the second.
-    better, worse = np.nonzero(rank[:, None] < rank[None, :])
-    difference = value[better] - value[worse]
-    p_as_people = 1 / (1 + np.exp(-difference))
-    probabilities.append(np.maximum(p_as_people, 1 - p_as_people))
-    verdicts.append(p_as_people > 0.5)
-  p = np.concatenate(probabilities)
-  is_right = np.concatenate(verdicts)
-
-  # Bins of one width from 0.5 to 1; the last one has 1 itself too.
-  bin_of_pair = ((p - 0.5) * 2 * bins).astype(int)
-  bin_of_pair = np.minimum(bin_of_pair, bins - 1)
-  table = []
-  for number in range(bins):
-    members = bin_of_pair == number
-    if not members.any():
-      continue
-    row = {
-      "p": float(p[members].mean()),
-      "correct": float(is_right[members].mean()),
-      "n": int(members.sum()),
-    }
-    table.append(row)
-  return table
+  """Returns how often the reward model is right, by how sure it is (`ordering.reliability`)."""
+  pairs = ordering.pairs_of(scores, records)
+  return ordering.reliability(pairs.difference, bins)

@@ -86,7 +86,7 @@ def _open(
   ids = None
   match term.kind:
     case "python":
-      texts, about = functions.open_function(term.target)
+      texts, about = functions.open_function(term.target, term.options["limit"])
     case "classifier":
       texts, about = classifier.open_classifier(term.target, term.choice, term.options)
     case "http":
@@ -163,7 +163,11 @@ def score_rollout(
     if source.ids is None:
       scores[source.name] = outside_scores[source.name]
     else:
-      scores[source.name] = sharding.fetch(source.ids(rows))[:count]
+      values = sharding.fetch(source.ids(rows))[:count]
+      if not np.isfinite(values).all():
+        # The texts are decoded for the message alone.
+        check_scores(source.name, values, prompts, responses(tokenizer, host)[:count])
+      scores[source.name] = values
   return scores
 
 
@@ -217,10 +221,24 @@ def in_first(score: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndar
 
 
 def total(sources: Sequence[Reward], scores: Mapping[str, np.ndarray]) -> np.ndarray:
-  """Returns the weighted sum of the scores, float32 [B]."""
-  # The sum is taken in float64 and rounded once.
-  parts = [np.float64(source.weight) * scores[source.name] for source in sources]
-  return np.sum(parts, axis=0).astype(np.float32)
+  """Returns the weighted sum of the scores, float32 [B].
+
+  Raises:
+    UserError: a sum is not finite, which large weights can make of finite scores.
+  """
+  # The sum is taken in float64 and rounded once. What float32 cannot hold becomes infinite.
+  with np.errstate(over="ignore"):
+    parts = [np.float64(source.weight) * scores[source.name] for source in sources]
+    sums = np.sum(parts, axis=0).astype(np.float32)
+  invalid = np.flatnonzero(~np.isfinite(sums))
+  if len(invalid):
+    first = int(invalid[0])
+    terms = [f"{source.weight:g}*{scores[source.name][first]:g}" for source in sources]
+    raise UserError(
+      f"the sum of the rewards of response {first} is {sums[first]}: {' + '.join(terms)}; "
+      "lower the weights"
+    )
+  return sums
 
 
 def responses(tokenizer: Tokenizer, rows: Rollout) -> list[str]:
@@ -229,7 +247,7 @@ def responses(tokenizer: Tokenizer, rows: Rollout) -> list[str]:
   texts = []
   for ids, mask in zip(rows.tokens, rows.mask, strict=True):
     response = ids[-width:][mask]
-    texts.append(tokenizer.decode(response.tolist()))
+    texts.append(tokenizer.decode_next(response.tolist()))
   return texts
 
 

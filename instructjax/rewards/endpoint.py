@@ -6,28 +6,37 @@ Requests go out in batches, several at a time. A request without an answer, or w
 408, 429 or 5xx, is tried again after wait, 2 wait, 4 wait, ... seconds, at most MAX_PAUSE. Each
 pause is shortened by up to half at random, so that many clients do not come back together. A
 Retry-After header of the server may ask for a longer pause.
+
+A server cannot hold a run up: an attempt ends after `timeout` seconds in all, however slowly its
+parts arrive, and an answer has at most MAX_BYTES.
 """
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import http.client
 import json
 import math
 import os
 import random
+import socket
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import partial
+from types import TracebackType
 from typing import Any
 
 from instructjax.errors import UserError
+from instructjax.system import plain_json
 
 MAX_PAUSE = 60.0  # seconds that we choose to wait
 MAX_RETRY_AFTER = 600.0  # seconds that the server may ask us to wait
+MAX_BYTES = 16_000_000  # of an answer; a batch of scores has a few hundred
 # Statuses besides 5xx that may pass: Request Timeout and Too Many Requests.
 PASSING = (408, 429)
 
@@ -204,33 +213,127 @@ def send(url: str, body: Any, head: Mapping[str, str], timeout: float) -> Any:
     url: The address.
     body: What is posted.
     head: The headers.
-    timeout: The seconds to wait for the connection and for each part of the answer.
+    timeout: The seconds that the connection and the whole answer may take.
 
   Raises:
     AgainError: there was no answer, or a status that may pass.
-    UserError: the server refused, or the answer is not JSON.
+    UserError: the server refused, or the answer is too long or not JSON.
   """
   # urllib is in the standard library, so that a reward needs no package for HTTP.
   content = json.dumps(body).encode()
   request = urllib.request.Request(url, content, dict(head), method="POST")
+  deadline = Deadline(timeout)
   try:
-    with _opener().open(request, timeout=timeout) as reply:
-      text = reply.read()
-  except urllib.error.HTTPError as error:
-    raise _failure(url, error) from None
+    with deadline:
+      text = _answer(url, request, deadline)
   except TimeoutError:
     raise AgainError(f"no answer in {timeout:g} s") from None
-  except (OSError, http.client.HTTPException) as error:
-    # A URLError, which is an OSError, wraps the reason.
+  except (OSError, ValueError, http.client.HTTPException) as error:
+    # An error of our own, which is a ValueError too, says what it has to say.
+    if isinstance(error, UserError):
+      raise
+    # What a connection says that was closed at its deadline is of no use.
     reason = getattr(error, "reason", error)
-    if isinstance(reason, TimeoutError):
+    if deadline.is_over or isinstance(reason, TimeoutError):
       raise AgainError(f"no answer in {timeout:g} s") from None
+    # A URLError, which is an OSError, wraps the reason.
     raise AgainError(f"no answer ({reason or type(error).__name__})") from None
   try:
-    return json.loads(text)
-  except ValueError:
+    return plain_json.decode(text)
+  except ValueError as error:
     content = text.decode(errors="replace")
-    raise UserError(f"{url}: answered {brief(content)}; JSON is expected") from None
+    raise UserError(
+      f"{url}: answered {brief(content)}; JSON is expected ({brief(str(error))})"
+    ) from None
+
+
+def _answer(url: str, request: urllib.request.Request, deadline: Deadline) -> bytes:
+  """Returns the body of a server's answer."""
+  try:
+    with _opener(deadline).open(request, timeout=deadline.seconds) as reply:
+      text = reply.read(MAX_BYTES + 1)
+      missing = reply.length or 0  # bytes that were announced and have not come
+  except urllib.error.HTTPError as error:
+    raise _failure(url, error) from None
+  if len(text) > MAX_BYTES:
+    raise UserError(
+      f"{url}: the answer has more than {MAX_BYTES:,} bytes; see what else listens there"
+    )
+  if missing:
+    raise http.client.IncompleteRead(text, missing)
+  if deadline.is_over:
+    # A connection that is closed without an announced length looks like the end of the answer.
+    raise TimeoutError
+  return text
+
+
+class Deadline:
+  """Closes the connections of a request when its time is over.
+
+  The timeout of a socket begins anew with every byte that arrives, so that a server which sends a
+  byte now and then would never reach it.
+  """
+
+  def __init__(self, seconds: float):
+    self.seconds = seconds
+    self.is_over = False
+    self.connections: list[http.client.HTTPConnection] = []
+    self.sockets: list[socket.socket] = []
+    self.timer = threading.Timer(seconds, self._end)
+    self.timer.daemon = True
+
+  def __enter__(self) -> Deadline:
+    self.timer.start()
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    self.timer.cancel()
+
+  def connection(
+    self,
+    kind: Callable[..., http.client.HTTPConnection],
+    host: str,
+    **options: Any,
+  ) -> http.client.HTTPConnection:
+    """Returns a connection that ends with the time."""
+    connection = kind(host, **options)
+    connect = connection.connect
+
+    def connect_and_note() -> None:
+      connect()
+      # The connection forgets its socket when the head of the answer is read.
+      self.sockets.append(connection.sock)
+      if self.is_over:
+        raise TimeoutError
+
+    connection.connect = connect_and_note
+    self.connections.append(connection)
+    return connection
+
+  def _end(self) -> None:
+    self.is_over = True
+    unconnected = [connection.sock for connection in self.connections if connection.sock]
+    for sock in [*unconnected, *self.sockets]:
+      # It may be closed already. A read that waits in the other thread ends at once.
+      with contextlib.suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+  """Opens addresses of both schemes by connections with a deadline."""
+
+  def __init__(self, deadline: Deadline):
+    super().__init__()
+    self.deadline = deadline
+
+  def do_open(self, http_class: Any, req: urllib.request.Request, **options: Any) -> Any:
+    """Opens a connection; the name is urllib's."""
+    return super().do_open(partial(self.deadline.connection, http_class), req, **options)
 
 
 def _failure(url: str, error: urllib.error.HTTPError) -> AgainError | UserError:
@@ -249,7 +352,7 @@ def _failure(url: str, error: urllib.error.HTTPError) -> AgainError | UserError:
   return UserError(f"{url}: answered {error.code} {error.reason}{redirect}: {text}{hint}")
 
 
-def _opener() -> urllib.request.OpenerDirector:
+def _opener(deadline: Deadline) -> urllib.request.OpenerDirector:
   """Returns an opener that does not follow redirects.
 
   A redirected POST would become a GET, and the token would go to another host.
@@ -257,8 +360,7 @@ def _opener() -> urllib.request.OpenerDirector:
   opener = urllib.request.OpenerDirector()
   for handler in (
     urllib.request.ProxyHandler(),
-    urllib.request.HTTPHandler(),
-    urllib.request.HTTPSHandler(),
+    _Handler(deadline),
     urllib.request.HTTPDefaultErrorHandler(),
     urllib.request.HTTPErrorProcessor(),
   ):
@@ -285,9 +387,10 @@ def _retry_after(head: Any) -> float:
   except ValueError:
     try:
       date = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+      seconds = date.timestamp() - time.time()
+    # A date before the first year, or after the last.
+    except (ValueError, TypeError, OverflowError, OSError):
       return 0.0
-    seconds = date.timestamp() - time.time()
   if math.isnan(seconds):
     return 0.0
   return min(max(seconds, 0.0), MAX_RETRY_AFTER)

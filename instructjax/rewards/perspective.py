@@ -9,7 +9,6 @@ from being paid for twice, in this run or another.
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 from instructjax.errors import UserError
 from instructjax.rewards.endpoint import brief, concurrently, headers, retry, send
+from instructjax.system import jsons, plain_json
 
 MAX_BYTES = 20_000  # of a comment; the service takes 20,480
 
@@ -82,12 +82,17 @@ def _value(url: str, attribute: str, answer: Any) -> float:
     value = answer["attributeScores"][attribute]["summaryScore"]["value"]
   except (KeyError, TypeError):
     value = None
-  if not isinstance(value, int | float) or not 0 <= value <= 1:
-    text = brief(json.dumps(answer))
+  if not _is_share(value):
+    text = brief(jsons.text_with_nulls(answer, ascii_only=True))
     raise UserError(
       f"{url}: answered {text}; a summaryScore of {attribute} from 0 to 1 is expected"
     )
   return float(value)
+
+
+def _is_share(value: Any) -> bool:
+  """Returns whether a value is a number from 0 to 1; True and False are none."""
+  return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 class _Pace:
@@ -120,11 +125,18 @@ class _Cache:
       self._read(self.path)
 
   def _read(self, path: Path) -> None:
-    content = path.read_text(encoding="utf-8")
+    try:
+      content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+      raise UserError(
+        f"{path}: cannot be read as UTF-8 text ({error}); name another #cache="
+      ) from None
     lines = content.splitlines()
     for number, line in enumerate(lines, start=1):
       try:
-        row = json.loads(line)
+        row = plain_json.decode(line)
+        if not _is_share(row["score"]) or not isinstance(row["of"], str):
+          raise ValueError("no score")
         self.scores[row["of"]] = float(row["score"])
       except (ValueError, KeyError, TypeError):
         # A last line without its end was cut off by a kill: it is dropped.
@@ -135,7 +147,7 @@ class _Cache:
         path.write_text(content[: -len(line)], encoding="utf-8")
 
   def _key(self, text: str) -> str:
-    content = json.dumps([self.question, text])
+    content = jsons.text([self.question, text], ascii_only=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
   def __contains__(self, text: str) -> bool:
@@ -149,7 +161,11 @@ class _Cache:
     key = self._key(text)
     with self.lock:
       self.scores[key] = score
-      if self.path:
+      if not self.path:
+        return
+      try:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-          file.write(json.dumps({"of": key, "score": score}) + "\n")
+          file.write(jsons.lines([{"of": key, "score": score}]))
+      except OSError as error:
+        raise UserError(f"#cache={self.path}: cannot be written ({error}); name another") from None

@@ -144,5 +144,5 @@ def _row(
     return pipeline.Row(np.asarray(ids, np.int32), start)
   prompt_ids = [*tokenizer.bos, *tokenizer.encode(prompt)]
   # They are encoded apart, because a sampled response always begins with a token of its own.
-  ids = [*prompt_ids, *tokenizer.encode(response), tokenizer.eos[0]]
+  ids = [*prompt_ids, *tokenizer.encode_next(response), tokenizer.eos[0]]
   return pipeline.Row(np.asarray(ids, np.int32), len(prompt_ids))

@@ -32,7 +32,7 @@ _ENDPOINT = {
 # The options of each kind of source, written #name=value,name=value, and their defaults.
 OPTIONS: dict[str, dict[str, Any]] = {
   "run": {},
-  "python": {},
+  "python": {"limit": 0.0},  # seconds of a call; 0 is none
   "classifier": {"as": "logit", "input": "joined", "batch": 16, "device": "cpu"},
   "http": {"batch": 32, **_ENDPOINT},
   "openai": {"template": "", **_ENDPOINT},
@@ -46,12 +46,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cache": "",
   },
 }
+_MOST = 1e6  # of every number, and of the seconds that Python's clocks can wait
 _LEAST = {
   "batch": 1,
   "concurrent": 1,
   "timeout": 1e-3,
   "retries": 0,
   "wait": 0,
+  "limit": 0,
   "qps": 1e-3,
 }
 
@@ -85,6 +87,8 @@ def _term(text: str) -> Term:
   if not match:
     raise UserError(f"a reward is empty: {GRAMMAR}")
   weight = float(match[1] or 1)
+  if not abs(weight) <= _MOST:
+    raise UserError(f"{text}: the weight {match[1]} must be from -{_MOST:,.0f} to {_MOST:,.0f}")
   source = match[2]
   kind, rest = _kind(source)
   target, fragment = rest, ""
@@ -130,7 +134,7 @@ def _options(source: str, kind: str, fragment: str) -> tuple[str, dict[str, Any]
   for i, part in enumerate(parts):
     name, sign, value = part.partition("=")
     # The first part may be the bare word of the choice, for kinds that have one.
-    if i == 0 and not sign and kind not in ("http", "perspective"):
+    if i == 0 and not sign and kind not in ("python", "http", "perspective"):
       choice = part
       continue
     if name not in options or not sign:
@@ -142,9 +146,11 @@ def _options(source: str, kind: str, fragment: str) -> tuple[str, dict[str, Any]
     except ValueError:
       raise UserError(f"{source}: {name}={value} is no number; the default is {default}") from None
   for name, least in _LEAST.items():
-    # `not >=` refuses NaN too.
-    if name in options and not options[name] >= least:
-      raise UserError(f"{source}: {name}={options[name]} must be at least {least}")
+    # No comparison with NaN holds, so that it is refused too.
+    if name in options and not least <= options[name] <= _MOST:
+      raise UserError(
+        f"{source}: {name}={options[name]} must be at least {least}, at most {_MOST:,.0f}"
+      )
   return choice, options
 
 

@@ -3,16 +3,21 @@
 They are written while the training goes on. A checkpoint appears whole or not at all, and nothing
 is deleted before its successor is complete. Its JSON lists the name, shape and type of every leaf,
 so that a checkpoint of another model is recognised before anything is read. It also holds the sum
-of the bits of every leaf, which reveals what a disk has changed: Orbax reads a flipped byte of an
-array without an error.
+of the bits of every leaf, and a sum of itself, which reveal what a disk has changed: Orbax reads a
+flipped byte of an array, or of the JSON, without an error.
+
+An array that holds NaN or an infinity is never written.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import math
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from instructjax.errors import UserError
+from instructjax.system import jsons
 from instructjax.types import PyTree
 
 # Orbax is imported where it is used, because its import is slow and few commands need it.
@@ -31,8 +37,12 @@ LOWER = ("loss", "nll")
 # A leaf in the JSON of a checkpoint: its shape as a list, and its type.
 Description = list
 
-# The parts of that JSON; a checkpoint that lacks one of them was not written here.
-PARTS_OF_ABOUT = ("leaves", "sums", "extra")
+# The parts of that JSON; a checkpoint with others was not written here, or was changed since.
+PARTS_OF_ABOUT = {"leaves", "sums", "extra"}
+# What the parts have besides: the layout and the sum of all the rest. The first checkpoints of
+# version 0.2 had neither. No change of a letter makes those of one that has both.
+FORMAT = 2
+PARTS_OF_FORMAT = {*PARTS_OF_ABOUT, "format", "sha256"}
 
 
 class Checkpoints:
@@ -75,18 +85,26 @@ class Checkpoints:
     """Starts to write a step, once the write before it is complete.
 
     Raises:
-      UserError: when this write or the last one fails, as on a full disk. The steps before are
-        still there.
+      UserError: when an array is not finite, and when this write or the last one fails, as on a
+        full disk. The steps before are still there.
     """
     import orbax.checkpoint as ocp
 
     state_leaves = flatten(state)
     arrays = {name: _to_array(leaf) for name, leaf in state_leaves.items()}
-    about = {
-      "leaves": _describe_all(state_leaves),
-      "sums": sums(arrays),
-      "extra": extra or {},
-    }
+    broken_leaf = first_not_finite(arrays)
+    if broken_leaf:
+      raise UserError(
+        f"{self.folder}: step {step} is not written, because '{broken_leaf}' is not finite; "
+        f"{self.remains()}"
+      )
+    about = signed(
+      {
+        "leaves": _describe_all(state_leaves),
+        "sums": sums(arrays),
+        "extra": extra or {},
+      }
+    )
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(arrays),
       about=ocp.args.JsonSave(about),
@@ -119,6 +137,13 @@ class Checkpoints:
   def latest(self) -> int | None:
     """The last complete step, or None."""
     return max(self.steps(), default=None)
+
+  def remains(self) -> str:
+    """What is left after a failure, in words. Whatever was written is finite."""
+    last = self.latest()
+    if last is None:
+      return "no state was saved before"
+    return f"the finite state of step {last} is kept"
 
   def steps(self) -> list[int]:
     """All complete steps, in order."""
@@ -229,7 +254,7 @@ class Checkpoints:
     """Reads the JSON of a step.
 
     Raises:
-      ValueError: where another program wrote the checkpoint.
+      ValueError: where another program wrote the checkpoint, or the JSON has changed since.
       Exception: of any type where it is damaged.
     """
     import orbax.checkpoint as ocp
@@ -242,6 +267,7 @@ class Checkpoints:
     )
     if not is_ours:
       raise ValueError("it was not written by instructjax")
+    check_signature(about)
     return about
 
   @contextlib.contextmanager
@@ -255,6 +281,11 @@ class Checkpoints:
     except Exception as error:  # for truncated files Orbax raises a bare Exception
       if isinstance(error, UserError):
         raise
+      if problem := shortage(error):
+        raise UserError(
+          f"{self.folder / str(step)}: there is not enough memory to read it ({problem}); it is "
+          "not damaged: make room, or use more devices, and run the same command again"
+        ) from error
       good_step = self._good_step_before(step)
       if good_step is None:
         outlook = "no good step is left here"
@@ -294,6 +325,7 @@ class Checkpoints:
     import orbax.checkpoint as ocp
 
     policies = ocp.checkpoint_managers
+    _pass_over_late_callbacks()
 
     def metric_of(metrics: Mapping[str, float]) -> float:
       return metrics[self.best]
@@ -322,20 +354,41 @@ class Checkpoints:
     try:
       with quiet():
         yield
-    except (OSError, ValueError, RuntimeError) as error:
+    except KeyboardInterrupt:
+      self._finish_interrupted()
+      raise
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
       # Tensorstore, below Orbax, reports a full disk as a ValueError. Closing the manager may
       # fail for the same reason, and what it has begun to write is removed.
-      with contextlib.suppress(OSError, ValueError, RuntimeError):
+      with contextlib.suppress(OSError, ValueError, RuntimeError, MemoryError):
         self._close()
       self._sweep()
       last = self.latest()
       remains = "no step was saved before" if last is None else f"step {last} is kept"
+      if problem := shortage(error):
+        raise UserError(
+          f"{self.folder}: there was not enough memory to write the checkpoint of step "
+          f"{self._step} ({problem}); {remains}. Make room in memory and run the same "
+          "command again"
+        ) from error
       free_mib = shutil.disk_usage(_nearest_existing(self.folder)).free >> 20
       raise UserError(
         f"{self.folder}: the checkpoint of step {self._step} could not be written "
         f"({reason(error)}); {remains}. Free some space ({free_mib} MiB are left) and run the same "
         "command again"
       ) from error
+
+  def _finish_interrupted(self) -> None:
+    """Completes a write that Ctrl-C interrupts; a second Ctrl-C leaves it incomplete."""
+    manager = self._manager
+    if manager is None:
+      return
+    print("finishing the checkpoint; once more to stop at once", file=sys.stderr, flush=True)
+    # What fails now would hide that the user has stopped the command. A checkpoint that is not
+    # complete is swept away by the next one.
+    with contextlib.suppress(Exception), quiet():
+      manager.wait_until_finished()
+      self._close()
 
   def _close(self) -> None:
     manager = self._manager
@@ -364,6 +417,51 @@ def quiet() -> Iterator[None]:
   finally:
     for logger, level in zip(loggers, levels, strict=True):
       logger.setLevel(level)
+
+
+def _pass_over_late_callbacks() -> None:
+  """Keeps Python from printing what tensorstore reports to an event loop that Orbax has closed.
+
+  After a write that failed there are hundreds of such reports, each with a traceback, beside the
+  message that says what has happened. No code can catch them: Python only prints them.
+  """
+  hook_before = sys.unraisablehook
+  if getattr(hook_before, "passes_over_late_callbacks", False):
+    return
+
+  def hook(report: Any) -> None:
+    error = report.exc_value
+    is_late = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    if not is_late:
+      hook_before(report)
+
+  vars(hook)["passes_over_late_callbacks"] = True
+  sys.unraisablehook = hook
+
+
+def signed(about: Mapping[str, Any]) -> dict[str, Any]:
+  """The JSON of a checkpoint with the sum of all its letters, as it will be read back."""
+  # A tuple comes back as a list, and the key of a mapping as a text.
+  plain = json.loads(jsons.text({**about, "format": FORMAT}))
+  return plain | {"sha256": _digest(plain)}
+
+
+def check_signature(about: Mapping[str, Any]) -> None:
+  """Checks that the JSON of a checkpoint is as `signed` made it.
+
+  Raises:
+    ValueError: where it is not. Checkpoints from before there was a sum have none to check.
+  """
+  if about.keys() == PARTS_OF_ABOUT:
+    return
+  plain = {name: part for name, part in about.items() if name != "sha256"}
+  if about.keys() != PARTS_OF_FORMAT or about["sha256"] != _digest(plain):
+    raise ValueError("its description is not as it was written")
+
+
+def _digest(plain: Mapping[str, Any]) -> str:
+  text = jsons.text(plain, ascii_only=True, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_params(folder: str | Path, like: PyTree) -> PyTree:
@@ -431,6 +529,22 @@ def _bit_sums(arrays: dict[str, Any]) -> dict[str, Any]:
   return jax.tree.map(bit_sum, arrays)
 
 
+def first_not_finite(tree: PyTree) -> str:
+  """The name of the first leaf that holds NaN or an infinity; "" where all are finite.
+
+  With several processes all of them must call it; all get the same answer.
+  """
+  arrays = {name: _to_array(leaf) for name, leaf in flatten(tree).items()}
+  are_finite = jax.device_get(_are_finite(arrays))
+  return next((name for name in arrays if not are_finite[name]), "")
+
+
+@jax.jit
+def _are_finite(arrays: dict[str, Any]) -> dict[str, Any]:
+  # One program for all arrays, whose results are one number each, whole on every device.
+  return jax.tree.map(lambda array: jnp.all(jnp.isfinite(array)), arrays)
+
+
 def _check_sums(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> None:
   """Raises ValueError for the first array that a disk has changed."""
   for name, total in sums(arrays).items():
@@ -445,6 +559,30 @@ CAUSES = (
   "File too large",
   "Permission denied",
 )
+
+
+# How a shortage of memory is called by tensorstore, XLA and the operating system.
+SHORTAGES = (
+  "RESOURCE_EXHAUSTED",
+  "Out of memory",
+  "out of memory",
+  "Cannot allocate memory",
+  "bad_alloc",
+  "can't start new thread",
+)
+
+
+def shortage(error: BaseException) -> str:
+  """What an error, or one from which it comes, calls a shortage of memory; "" where it is none."""
+  cause: BaseException | None = error
+  while cause is not None:
+    if isinstance(cause, MemoryError):
+      return "MemoryError"
+    for name in SHORTAGES:
+      if name in str(cause):
+        return name
+    cause = cause.__cause__ or cause.__context__
+  return ""
 
 
 def reason(error: Exception) -> str:

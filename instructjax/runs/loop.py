@@ -1,7 +1,7 @@
 """The loop of every stage: runs the steps, logs, evaluates and saves checkpoints.
 
-It goes on from the last checkpoint, stops on a loss that is not finite, and loses no finished
-step to Ctrl-C, SIGTERM or an error.
+It goes on from the last checkpoint, stops where a loss, a gradient or the state itself is not
+finite, and loses no finished step to Ctrl-C, SIGTERM or an error.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from typing import Any
 import jax
 
 from instructjax.errors import UserError
-from instructjax.runs.checkpoint import Checkpoints
+from instructjax.runs.checkpoint import Checkpoints, first_not_finite
 from instructjax.runs.progress import open_progress
 from instructjax.runs.writers import Writer
 from instructjax.system import memory
 from instructjax.types import Metrics, TrainState
+
+# The metrics that are finite as long as a run is healthy, by the beginnings of their names. Others
+# may be NaN: an explained variance has no value where the returns do not vary.
+VITAL = ("loss", "grad/norm", "eval/")
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 Evaluate = Callable[[TrainState], Mapping[str, Any]]
@@ -64,9 +68,12 @@ def fit(
   `evaluate` runs every `evaluate_every` steps, at the end, and before a checkpoint where it
   measures `checkpoints.best`. An interval of 0 means that nothing happens before the end.
 
+  The metrics of VITAL are looked at in each step. A loss tells of the state before its update, so
+  the state itself is looked at before every evaluation and checkpoint and at the end.
+
   Raises:
-    UserError: when a metric whose name begins with "loss" is not finite. What is on disk stays
-      good.
+    UserError: when a metric of VITAL, a parameter, an average or a part of the optimizer's state is
+      not finite. What is on disk stays good.
     Interrupted: on Ctrl-C or SIGTERM.
     Exception: whatever a step, a batch or `evaluate` raises, after the last whole state is saved.
       With several processes it is saved only where all of them raise the error, which holds for
@@ -89,21 +96,22 @@ def fit(
         writer.metrics(iteration, stage, values)
       progress.show(iteration, values)
       # After the metrics are written, so that the file shows where a loss became NaN.
-      check_finite(values, stage, iteration, checkpoints)
+      check_metrics(values, stage, iteration, checkpoints)
       last_metrics.clear()
       last_metrics.update(values)
 
   def measure(iteration: int, evaluate: Evaluate) -> None:
     """Evaluates the state and writes the results beside the metrics of its step."""
-    flush()
     with saving_on_error(iteration):
       values = _floats(evaluate(state))
     writer.metrics(iteration, stage, values)
+    check_metrics(values, stage, iteration, checkpoints)
     last_metrics.update(values)
 
   def save(iteration: int) -> None:
-    """Starts to write a checkpoint, after the metrics up to it are checked for NaN."""
+    """Starts to write a checkpoint, after the metrics up to it and the state are checked."""
     flush()
+    check_state(state, stage, iteration, checkpoints)
     if checkpoints is not None:
       about = {"stage": stage, "steps": steps, **(extra or {})}
       checkpoints.save(iteration, state, about, last_metrics)
@@ -154,12 +162,19 @@ def fit(
         chooses_best = is_checkpoint and best.startswith("eval/")
         is_evaluation = is_last or _is_due(iteration, evaluate_every) or chooses_best
         if evaluate is not None and is_evaluation:
+          flush()
+          check_state(state, stage, iteration, checkpoints)
           measure(iteration, evaluate)
         if is_checkpoint:
           save(iteration)
           check_best(best, last_metrics)
         if number := signal_after(iteration):
           raise Interrupted("", number)  # the message is made below, after saving
+      if checkpoints is not None:
+        checkpoints.wait()
+      # A signal that came while the last checkpoint was written counts too: more may follow.
+      if start < steps and (number := signal_after(steps + 1)):
+        raise Interrupted("", number)
     except KeyboardInterrupt as stop:
       # A second Ctrl-C may cut a step in half. Its donated state is then gone, and the last
       # checkpoint is what remains.
@@ -195,7 +210,7 @@ def resume(
 
   Raises:
     UserError: for a checkpoint of another stage, model or configuration, of other data
-      (`extra["fingerprints"]`), or of a later step than `steps`.
+      (`extra["fingerprints"]`), of a later step than `steps`, or that is not finite.
   """
   if checkpoints is None or checkpoints.latest() is None:
     return state, int(state.iteration)
@@ -206,16 +221,24 @@ def resume(
       f"{checkpoints.folder}: holds checkpoints of stage '{saved_stage}', not '{stage}'; "
       "name another --workdir"
     )
-  before = saved.get("fingerprints", {})
-  now = extra.get("fingerprints", {})
-  # A fingerprint that only one side has says nothing: an earlier version may not have taken it.
-  for name in before.keys() & now.keys():
-    if before[name] != now[name]:
-      raise UserError(
-        f"{checkpoints.folder}: holds checkpoints of a run with another {name} "
-        f"({before[name][:8]}, this one is {now[name][:8]}); name another --workdir"
-      )
+  if "fingerprints" in saved:
+    before, now = saved["fingerprints"], extra.get("fingerprints", {})
+    # One that only one side has is a difference too: the other run reads other data.
+    for name in sorted(before.keys() | now.keys()):
+      if before.get(name) != now.get(name):
+        raise UserError(
+          f"{checkpoints.folder}: holds checkpoints of a run with another {name} "
+          f"({_brief(before.get(name))}, this one is {_brief(now.get(name))}); name another "
+          "--workdir"
+        )
+  last = checkpoints.latest()
   state, _ = checkpoints.restore(state)
+  leaf = first_not_finite(state)
+  if leaf:  # an earlier version wrote such states
+    raise UserError(
+      f"{checkpoints.folder / str(last)}: '{leaf}' is not finite, so the run cannot go on from it; "
+      "move this folder away and run the same command again, which goes on from the step before"
+    )
   start = int(state.iteration)
   if start > steps:
     raise UserError(
@@ -223,6 +246,10 @@ def resume(
       "name another --workdir"
     )
   return state, start
+
+
+def _brief(fingerprint: str | None) -> str:
+  return "none" if fingerprint is None else fingerprint[:8]
 
 
 def check_best(best: str, metrics: Mapping[str, float]) -> None:
@@ -238,31 +265,46 @@ def check_best(best: str, metrics: Mapping[str, float]) -> None:
     )
 
 
-def check_finite(
+def check_metrics(
   metrics: Mapping[str, float],
   stage: str,
   iteration: int,
   checkpoints: Checkpoints | None,
 ) -> None:
-  """Checks that every metric whose name begins with "loss" is finite.
-
-  Others may be NaN: an explained variance has no value where the returns do not vary.
+  """Checks that every metric of VITAL is finite.
 
   Raises:
-    UserError: for the first loss that is not finite.
+    UserError: for the first one that is not.
   """
   for name, value in metrics.items():
-    if not name.startswith("loss") or math.isfinite(value):
-      continue
-    last = None if checkpoints is None else checkpoints.latest()
-    if last is None:
-      remains = "no state was saved before"
-    else:
-      remains = f"the good state of step {last} is kept"
-    raise UserError(
-      f"{stage}: {name} is {value} at step {iteration}; {remains}. "
-      "Lower the learning rate or clip the gradient, in a new --workdir"
-    )
+    if name.startswith(VITAL) and not math.isfinite(value):
+      raise _unhealthy(f"{name} is {value} at step {iteration}", stage, checkpoints)
+
+
+def check_state(
+  state: TrainState,
+  stage: str,
+  iteration: int,
+  checkpoints: Checkpoints | None,
+) -> None:
+  """Checks that parameters, averages and the optimizer's state are finite after a step.
+
+  Raises:
+    UserError: for the first array that is not.
+  """
+  leaf = first_not_finite(state)
+  if leaf:
+    problem = f"'{leaf}' is not finite after the update of step {iteration}"
+    raise _unhealthy(problem, stage, checkpoints)
+
+
+def _unhealthy(problem: str, stage: str, checkpoints: Checkpoints | None) -> UserError:
+  """The error for a run that has become NaN or infinite, with what remains of it."""
+  remains = "no state was saved before" if checkpoints is None else checkpoints.remains()
+  return UserError(
+    f"{stage}: {problem}; {remains}. "
+    "Lower the learning rate or clip the gradient, in a new --workdir"
+  )
 
 
 def interruption(stage: str, steps: int, checkpoints: Checkpoints | None) -> str:

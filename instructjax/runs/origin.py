@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from instructjax import models, sharding
-from instructjax.data.tokens import chat, tokenizers
+from instructjax.data.tokens import chat, tokenizers, vocabulary
 from instructjax.data.tokens.tokenizers import BYTES, Tokenizer
 from instructjax.errors import UserError, naming
 from instructjax.models import gpt, lora, peft
@@ -127,16 +127,12 @@ def _open_public_model(source: str, overrides: Overrides, tokenizer_reference: s
 
 
 def _open_random_model(settings: AnyModelSettings, overrides: Overrides, seed: int) -> Origin:
-  """A model of a named shape with random weights.
+  """A model of a named shape with random weights; the settings take no other shape.
 
   Raises:
-    UserError: for an unknown shape, and where no tokenizer is named.
+    UserError: where no tokenizer is named.
   """
   shape = settings.shape
-  if shape not in SHAPES:
-    raise UserError(
-      f"config.model.shape={shape!r}: there is no such shape; known are {', '.join(SHAPES)}"
-    )
   config = dataclasses.replace(SHAPES[shape], **overrides)
   # The tiny shape is for trying things out, and its vocabulary is that of the bytes.
   default_tokenizer = BYTES if shape == "tiny" else ""
@@ -249,7 +245,7 @@ def finish(
   """Leaves the model of a stage for the next one; `kind` is "policy" or "reward".
 
   Raises:
-    UserError: where the disk does not take it.
+    UserError: where a weight is not finite, and where the disk does not take it.
   """
   final = _final(workdir, keep=1)  # a run that goes on replaces what it left before
   final.save(step, {"params": params}, {"kind": kind, "model": about})
@@ -434,12 +430,7 @@ def ended(tokenizer: Tokenizer, about: Mapping[str, Any]) -> Tokenizer:
   if "eos" not in about:
     return tokenizer
   silent = {*about["eos"], *about["banned"]}
-
-  def decode(ids) -> str:
-    return tokenizer.decode([i for i in ids if int(i) not in silent])
-
-  return tokenizer._replace(
-    decode=decode,
+  return vocabulary.silenced(tokenizer, silent)._replace(
     eos=tuple(about["eos"]),
     banned=tuple(about["banned"]),
   )

@@ -8,7 +8,6 @@ sure that all answers under one name come from the same weights after the same p
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ import jax
 
 from instructjax import models
 from instructjax.errors import UserError
-from instructjax.runs import origin
+from instructjax.runs import origin, writers
+from instructjax.system import jsons
 
 END = 1 << 16  # bytes at the end of a file, where weights that were trained again differ
 
@@ -48,7 +48,7 @@ def digest(source: str) -> str:
     files = [path]
   ends = [(str(file.relative_to(path)), *_size_and_end(file)) for file in files]
   # Manifests hold these digests, so their form may not change.
-  text = json.dumps([ends], ensure_ascii=False)
+  text = jsons.text([ends])
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -78,10 +78,7 @@ def about(source: str, opened: origin.Origin) -> dict[str, Any]:
 
 def noted(workdir: Path) -> dict[str, dict[str, Any]]:
   """The facts in the manifest of a directory about the models that answered, by name."""
-  path = workdir / "manifest.json"
-  if not path.is_file():
-    return {}
-  return json.loads(path.read_text()).get("models", {})
+  return writers.read_manifest(workdir).get("models", {})
 
 
 def doubtful(before: Facts | None, source: str) -> bool:

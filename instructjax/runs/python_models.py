@@ -34,11 +34,12 @@ def call_python(source: str) -> tuple[LM, Params, str]:
   """
   from flax import nnx
 
-  function, _ = user_code.find(source)
+  function, file = user_code.find(source)
   # The user's function makes whole arrays, which are placed on the mesh later. It is called
   # without a mesh, so that Flax does not try to shard them by the names of its own axes.
   no_mesh = Mesh(np.empty((), object), ())
-  with jax.set_mesh(no_mesh), nnx.use_eager_sharding(False):
+  guard = user_code.guarding(source, file.parent)
+  with guard, jax.set_mesh(no_mesh), nnx.use_eager_sharding(False):
     result = function()
   is_model = isinstance(result, tuple) and len(result) in (2, 3) and isinstance(result[0], LM)
   if not is_model:

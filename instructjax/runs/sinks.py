@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from instructjax.errors import UserError
+from instructjax.system import jsons
+
+WANDB = "wandb.json"  # holds the id of the run
 
 Config = Mapping[str, Any]  # the settings of a run, as they stand in its config.json
 Scalars = Mapping[str, float]  # metrics by name
@@ -39,11 +43,15 @@ def tensorboard(workdir: Path, config: Config) -> Iterator[Sink]:
 
 @contextlib.contextmanager
 def wandb(workdir: Path, config: Config) -> Iterator[Sink]:
-  """Logs to a Weights & Biases run that is named after the directory."""
+  """Logs to a Weights & Biases run that is named after the directory.
+
+  Its id stays in wandb.json, so that a run that goes on is the same one there too.
+  """
   package = _import_package("wandb", "wandb")
   run = package.init(
     project="instructjax",
     name=workdir.name,
+    id=_wandb_id(workdir),
     dir=str(workdir),
     config=dict(config),
     resume="allow",
@@ -60,6 +68,26 @@ def wandb(workdir: Path, config: Config) -> Iterator[Sink]:
     yield sink
   finally:
     run.finish()
+
+
+def _wandb_id(workdir: Path) -> str:
+  """Returns the id of the run in a directory, which is drawn where it has none."""
+  path = workdir / WANDB
+  if path.exists():
+    remedy = "delete it; Weights & Biases then shows what follows as another run"
+    saved_id = jsons.read_object(path, remedy).get("id")
+    if not isinstance(saved_id, str) or not saved_id:
+      raise UserError(f"{path}: holds no id; {remedy}")
+    return saved_id
+  new_id = secrets.token_hex(4)
+  try:
+    jsons.write(path, {"id": new_id})
+  except OSError as error:
+    raise UserError(
+      f"{path}: cannot be written ({error.strerror or error}); free some space or name another "
+      "--workdir"
+    ) from error
+  return new_id
 
 
 # By the names that --writer takes.

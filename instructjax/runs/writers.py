@@ -22,6 +22,7 @@ import jax
 
 from instructjax.errors import UserError
 from instructjax.runs.sinks import SINKS, Config, Scalars, Sink
+from instructjax.system import jsons, lock, places
 from instructjax.system.atomic import replace
 
 Row = Mapping[str, Any]  # the object of one line
@@ -68,30 +69,48 @@ def open_run(
 ) -> Iterator[Writer]:
   """Opens a run directory, new or to be continued; `sinks` may name "tensorboard" and "wandb".
 
+  No other process can open it until the body ends.
+
   Raises:
-    UserError: where the directory cannot be written, where it holds a run with another
-      configuration, or where a package for a sink is missing.
+    UserError: where the directory cannot be written, where another process writes there, where it
+      holds a run with another configuration, or where a package for a sink is missing.
   """
   workdir = Path(workdir)
   if jax.process_index() > 0:
     yield SILENT
     return
-  # Settings are compared with what JSON gives back, where a tuple is a list.
-  config = json.loads(json.dumps(config)) | {"format": FORMAT}
-  _check_same_run(workdir, config)
   with contextlib.ExitStack() as stack:  # closes the sinks when the run ends
-    openings = [SINKS[name](workdir, config) for name in sinks]
+    stack.enter_context(holding(workdir))
+    check_same_run(workdir, config)
+    openings = [SINKS[name](workdir, _as_json(config)) for name in sinks]
     open_sinks = [stack.enter_context(opening) for opening in openings]
     with _writable(workdir):
-      workdir.mkdir(parents=True, exist_ok=True)
-      _write_json(workdir / "config.json", config)
+      jsons.write(workdir / "config.json", _as_json(config))
     note(workdir, **manifest(seed))
     yield _writer(workdir, open_sinks)
 
 
+@contextlib.contextmanager
+def holding(workdir: str | Path) -> Iterator[None]:
+  """Keeps every other command out of a run directory, which is made where it is missing.
+
+  Of several processes of one command the first one holds it for all. Within a process it may be
+  held again, so a command can hold its directory before it reads anything.
+
+  Raises:
+    UserError: where another process writes there, or where the directory cannot be written.
+  """
+  places.require_local(workdir, "--workdir")
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      with _writable(Path(workdir)):
+        stack.enter_context(lock.holding(Path(workdir)))
+    yield
+
+
 def fingerprint(config: Config) -> str:
   """A hash of the settings that make a run what it is, as hexadecimal digits."""
-  text = json.dumps(_binding(config), sort_keys=True)
+  text = jsons.text(_binding(config), ascii_only=True, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -104,15 +123,27 @@ def note(workdir: str | Path, **facts: Any) -> None:
   """Adds facts to manifest.json, for example the fingerprints of the data.
 
   Raises:
-    UserError: where the file cannot be written.
+    UserError: where the file is damaged or cannot be written.
   """
   if jax.process_index() > 0:
     return
   path = Path(workdir) / "manifest.json"
+  content = read_manifest(Path(workdir)) | facts
   with _writable(path):
-    content = json.loads(path.read_text()) if path.is_file() else {}
-    content.update(facts)
-    _write_json(path, content)
+    jsons.write(path, content)
+
+
+def read_manifest(workdir: Path) -> dict[str, Any]:
+  """The facts in manifest.json; none where there is no file.
+
+  Raises:
+    UserError: where it is damaged.
+  """
+  path = workdir / "manifest.json"
+  if not path.exists():
+    return {}
+  remedy = "move it away and run the same command again, which writes it anew"
+  return jsons.read_object(path, remedy)
 
 
 def manifest(seed: int) -> dict[str, Any]:
@@ -174,21 +205,21 @@ def _is_after(line: str, stage: str, step: int) -> bool:
     return True
   try:
     row = json.loads(line)
-  except ValueError:
+    # Other stages share the file, as in the quickstart; their lines stay.
+    return row["stage"] == stage and row["step"] > step
+  except (ValueError, TypeError, KeyError):
     return True
-  # Other stages share the file, as in the quickstart; their lines stay.
-  return row["stage"] == stage and row["step"] > step
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
   """Adds lines to a file, in the first process.
 
   Raises:
-    UserError: where the file cannot be written.
+    UserError: where the file cannot be written, or a row holds a number that is not finite.
   """
   if jax.process_index() > 0:
     return
-  text = _json_lines(rows)  # in one piece, so that a crash cuts one line at most
+  text = _json_lines(path, rows)  # in one piece, so that a crash cuts one line at most
   with _writable(path), path.open("a", encoding="utf-8") as file:
     file.write(text)
 
@@ -197,16 +228,44 @@ def keep(path: Path, rows: Iterable[Row]) -> None:
   """Leaves a file with just these lines, in the first process.
 
   Raises:
+    UserError: where the file cannot be written, or a row holds a number that is not finite.
+  """
+  if jax.process_index() > 0:
+    return
+  text = _json_lines(path, rows)
+  with _writable(path):
+    replace(path, text)
+
+
+def _json_lines(path: Path, rows: Iterable[Row]) -> str:
+  """The lines of a file.
+
+  Raises:
+    UserError: where a row holds a number that is not finite. A later run goes on from these lines,
+      so nothing may take its place.
+  """
+  texts = []
+  for number, row in enumerate(rows, 1):
+    try:
+      texts.append(jsons.text(row) + "\n")
+    except ValueError as error:
+      raise UserError(
+        f"{path}: new line {number}: {error}; look at the model or the reward that gave this number"
+      ) from error
+  return "".join(texts)
+
+
+def keep_results(workdir: Path, results: Mapping[str, Any]) -> None:
+  """Leaves what a stage measured at its end in results.json, in the first process.
+
+  Raises:
     UserError: where the file cannot be written.
   """
   if jax.process_index() > 0:
     return
+  path = workdir / "results.json"
   with _writable(path):
-    replace(path, _json_lines(rows))
-
-
-def _json_lines(rows: Iterable[Row]) -> str:
-  return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    jsons.write(path, results)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -214,14 +273,11 @@ def rows(path: Path) -> list[dict[str, Any]]:
   whole_rows = []
   with contextlib.suppress(FileNotFoundError, ValueError), path.open(encoding="utf-8") as file:
     for line in file:
-      if not line.endswith("\n"):
+      row = json.loads(line)
+      if not line.endswith("\n") or not isinstance(row, dict):
         break
-      whole_rows.append(json.loads(line))
+      whole_rows.append(row)
   return whole_rows
-
-
-def _write_json(path: Path, value: Any) -> None:
-  replace(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager
@@ -236,7 +292,12 @@ def _writable(path: Path) -> Iterator[None]:
     ) from error
 
 
-def _check_same_run(workdir: Path, config: Config) -> None:
+def _as_json(config: Config) -> dict[str, Any]:
+  """The settings as config.json gives them back, where a tuple is a list."""
+  return json.loads(jsons.text(config)) | {"format": FORMAT}
+
+
+def check_same_run(workdir: Path, config: Config) -> None:
   """Checks that a directory with results belongs to a run with these settings.
 
   Where a run has settings but no metrics, draws or checkpoints yet, the settings may change.
@@ -249,17 +310,14 @@ def _check_same_run(workdir: Path, config: Config) -> None:
   has_results = any((workdir / name).exists() for name in results)
   if not has_results or not path.is_file():
     return  # nothing has been computed with the old settings
-  try:
-    saved_config = json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise UserError(f"{path}: cannot be read ({error}); name another --workdir") from None
+  saved_config = jsons.read_object(path, "name another --workdir")
   if saved_config.get("format") != FORMAT:
     raise UserError(
       f"{workdir}: holds a run of another version of InstructJAX, whose settings had other fields, "
       "so "
       "it cannot go on; name another --workdir (a model that it finished is still a --model)"
     )
-  differences = _differences(_binding(saved_config), _binding(config))
+  differences = _differences(_binding(saved_config), _binding(_as_json(config)))
   for key, old, new in differences:  # the first one is enough
     raise UserError(
       f"{workdir} holds a run with {key}={old!r}, this one has {key}={new!r}: "

@@ -9,6 +9,7 @@
 An object cannot be made with a value out of its range: `UserError` names the field and the range.
 """
 
+from instructjax.settings.dpo import DPOSettings
 from instructjax.settings.evals import EvalSettings
 from instructjax.settings.fields import replaced, to_dict
 from instructjax.settings.ppo import PPOSettings
@@ -34,6 +35,7 @@ __all__ = [
   "PRESETS",
   "AnySettings",
   "BestOfNSettings",
+  "DPOSettings",
   "DataSettings",
   "EvalSettings",
   "PPOSettings",

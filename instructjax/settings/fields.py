@@ -11,10 +11,10 @@ made, so that no function ever sees one that is out of its range.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
 import math
+import sys
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Union, dataclass_transform, get_args, get_origin
@@ -22,6 +22,7 @@ from typing import get_type_hints as type_hints
 
 from instructjax.errors import UserError
 
+LARGEST_FLOAT = sys.float_info.max
 LARGEST = 10**9  # the bound of a whole number where its field names no other
 
 
@@ -250,10 +251,15 @@ def _fits(value: Any, option: Any, limits: Limits) -> tuple[bool, Any]:
     return isinstance(value, int) and _with_bound(limits).hold(value), value
   if option is float:
     # No setting means anything when it is infinite or not a number.
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, int | float) or not _is_finite(value):
       return False, value
     return limits.hold(value), float(value)
   return isinstance(value, option), value
+
+
+def _is_finite(value: float) -> bool:
+  """Returns whether float64 holds a number; `math.isfinite` fails at the largest whole numbers."""
+  return abs(value) <= LARGEST_FLOAT
 
 
 def parsed(path: str, text: str, kind: Any, limits: Limits) -> Any:
@@ -280,9 +286,10 @@ def _literal(text: str, option: Any) -> Any:
   if get_origin(option) is tuple:
     parts = (part.strip() for part in text.strip("()").split(","))
     return tuple(_literal(part, get_args(option)[0]) for part in parts if part)
+  # Python's own reader of literals would take lists too, and fails in several ways.
   try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+    return int(text, 0)  # 0: the prefix 0x is read
+  except ValueError:
     pass
   try:
     return float(text)  # nan and inf, which no field takes, and which get the message of a number
@@ -296,6 +303,8 @@ def show(value: Any) -> str:
     return ",".join(show(part) for part in value)
   if value is None or isinstance(value, bool):
     return str(value).lower()
+  if isinstance(value, int) and not _is_finite(value):
+    return f"a number of {value.bit_length()} bits"  # Python would refuse to write it
   return f"{value:g}" if isinstance(value, float) else str(value)
 
 

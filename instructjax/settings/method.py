@@ -7,6 +7,9 @@ from typing import Literal
 
 from instructjax.settings.fields import setting, settings
 
+# What a loss is the mean of (`losses.WEIGHTS`).
+Normalise = Literal["token_mean", "sequence_mean", "sequence_sum"]
+
 
 @settings
 class PPOConfig:
@@ -29,9 +32,17 @@ class PPOConfig:
   whiten_reward: bool = setting(False, "Divides the rewards by their deviation over the batch.")
   ptx_coef: float = setting(
     27.8,
-    "Gamma, the weight of the pretraining loss, both losses being token means; 0 is plain PPO.",
+    "Gamma, the weight of the pretraining loss (normalise, ptx_normalise); 0 is plain PPO.",
     low=0,
     high=1e6,
+  )
+  normalise: Normalise = setting(
+    "token_mean",
+    "Policy and value loss: the mean over tokens, over responses of their means, or of their sums.",
+  )
+  ptx_normalise: Normalise = setting(
+    "token_mean",
+    "Pretraining loss: the mean over tokens, over rows of their means, or of their sums.",
   )
   ema_decay: float | None = setting(
     0.992,

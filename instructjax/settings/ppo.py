@@ -11,6 +11,7 @@ from instructjax.settings.method import KLSettings, MissingEosSettings, PPOConfi
 from instructjax.settings.subjects import (
   Dtype,
   LoadedModelSettings,
+  Long,
   LoraSettings,
   MeshSettings,
   OptimizerSettings,
@@ -30,6 +31,7 @@ class PromptAndTextData:
   fields: str = subjects.fields()
   template: str = subjects.template()
   prompt: int = subjects.prompt_tokens()
+  long: Long = subjects.long()
   buckets: int = setting(
     1,
     "Lengths that prompts are padded to, each half of the next; 1 pads all to `prompt`.",
@@ -141,6 +143,66 @@ def _ppo(shape: str, policy_lr: float, value_lr: float) -> PPOSettings:
   return replaced(PPOSettings(), changes)
 
 
+def _ziegler() -> PPOSettings:
+  """The style tasks of Ziegler et al. 2019, as their released code runs them.
+
+  The values are those of `launch.py` and the defaults of `train_policy.py` in
+  openai/lm-human-preferences; Adam is TensorFlow's, with its own decay of the squares.
+  """
+  changes = {
+    "model.shape": "gpt2-124M",
+    "model.dtype": "float32",
+    "frozen_dtype": "float32",
+    "data.prompt": 64,
+    "sampling.response": 24,
+    "sampling.temperature": 0.7,
+    "iterations": 1954,  # 1,000,000 episodes, rounded up
+    "batch": 512,
+    "kl.coef": 0.15,
+    "kl.control": "adaptive",
+    "kl.target": 6.0,
+    "kl.horizon": 10_000.0,
+    "ppo.epochs": 4,
+    "ppo.minibatches": 1,
+    "ppo.whiten_reward": True,
+    "ppo.ptx_coef": 0.0,
+    "ppo.ema_decay": None,
+  }
+  # One network gives policy and value there, so both have one learning rate.
+  for name in ("policy_optimizer", "value_optimizer"):
+    changes |= {
+      f"{name}.lr": 1e-5,
+      f"{name}.schedule": "linear",
+      f"{name}.b2": 0.999,
+      f"{name}.eps": 1e-5,
+      f"{name}.eps_mode": "tf",
+    }
+  return replaced(PPOSettings(), changes)
+
+
+def _stiennon(shape: str, lr: float, batch: int, iterations: int) -> PPOSettings:
+  """Summaries of TL;DR (Stiennon et al. 2020, App. B.1): 1,000,000 episodes.
+
+  The paper prints one learning rate. Minibatches and epsilon are those of Huang et al. 2024, who
+  reproduced it.
+  """
+  changes = {
+    "model.shape": shape,
+    "data.prompt": 512,
+    "sampling.response": 48,
+    "iterations": iterations,
+    "batch": batch,
+    "kl.coef": 0.05,
+    "ppo.epochs": 4,
+    "ppo.minibatches": 1,
+    "ppo.ptx_coef": 0.0,
+    "ppo.ema_decay": None,
+  }
+  for name in ("policy_optimizer", "value_optimizer"):
+    changes |= {f"{name}.lr": lr, f"{name}.schedule": "linear", f"{name}.eps": 1e-5}
+  return replaced(PPOSettings(), changes)
+
+
 PPO: Mapping[str, PPOSettings] = {
   "tiny": replaced(
     _ppo("tiny", 3e-4, 1e-3),
@@ -165,4 +227,8 @@ PPO: Mapping[str, PPOSettings] = {
   "1.3b": _ppo("1.3B", 5e-6, 9e-6),
   "6b": _ppo("6B", 5e-6, 9e-6),
   "175b": _ppo("175B", 2.55e-6, 5e-6),
+  # What InstructGPT grew out of, and what it is compared with.
+  "ziegler": _ziegler(),
+  "stiennon": _stiennon("1.3B", 1.5e-5, 512, 1954),
+  "stiennon-6.7b": _stiennon("6.7B", 7e-6, 256, 3907),
 }

@@ -7,18 +7,19 @@ goes no further.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from instructjax.errors import UserError
-from instructjax.settings import evals, fields, ppo, quickstart, reward, sampling, supervised
+from instructjax.settings import dpo, evals, fields, ppo, quickstart, reward, sampling, supervised
+from instructjax.system import user_code
 
 # The settings of a stage that trains, of any stage, and the parts that say which data are read.
-TrainingSettings = supervised.SupervisedSettings | reward.RewardSettings | ppo.PPOSettings
+TrainingSettings = (
+  supervised.SupervisedSettings | reward.RewardSettings | ppo.PPOSettings | dpo.DPOSettings
+)
 AnySettings = (
   TrainingSettings
   | sampling.BestOfNSettings
@@ -29,7 +30,7 @@ AnySettings = (
 TextSettings = (
   supervised.TextData | supervised.DemonstrationData | supervised.MixedData | ppo.PromptAndTextData
 )
-DataSettings = TextSettings | reward.ComparisonData | sampling.PromptData
+DataSettings = TextSettings | reward.ComparisonData | dpo.PreferenceData | sampling.PromptData
 
 # The stages and their presets; the first preset of a stage is the one that is taken where none is
 # named.
@@ -39,11 +40,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
   "rl_init": supervised.RL_INIT,
   "reward": reward.REWARD,
   "ppo": ppo.PPO,
+  "dpo": dpo.DPO,
   "bestofn": sampling.BESTOFN,
   "sample": sampling.SAMPLE,
   "eval": evals.EVAL,
   "quickstart": quickstart.QUICKSTART,
 }
+
+
+PLAIN = (bool, int, float, str, dict)  # what a value of a configuration may be, beside None
 
 
 def preset(stage: str, name: str = "") -> Any:
@@ -89,29 +94,60 @@ def load(name: str) -> Any:
 def from_file(path: Path, preset_name: str, option: str) -> Any:
   """The settings that the `get_config` of a Python file returns.
 
-  Raises UserError where it has no such function or preset, and for a field that does not fit.
+  Raises UserError where the file or the function raises anything, where there is no such function
+  or preset, where it returns no configuration, and for a field that does not fit.
   """
-  module = _run(path)
+  module = user_code.import_file(path)
   get_config = getattr(module, "get_config", None)
-  if get_config is None:
+  if not callable(get_config):
     raise UserError(f"{option}: {path} has no function get_config")
-  # A user's own file may hold one configuration and no presets.
-  if preset_name and not inspect.signature(get_config).parameters:
-    raise UserError(f"{option}: get_config of {path} takes no preset; leave out :{preset_name}")
+  with user_code.guarding(f"{option}: get_config of {path}", path.resolve().parent):
+    # A user's own file may hold one configuration and no presets.
+    if preset_name and not inspect.signature(get_config).parameters:
+      raise UserError(f"{option}: get_config of {path} takes no preset; leave out :{preset_name}")
+    try:
+      config = get_config(preset_name) if preset_name else get_config()
+    except KeyError as error:
+      raise UserError(f"{option}: {path} has no preset {preset_name!r} ({error})") from error
+    tree = config.to_dict() if hasattr(config, "to_dict") else config
+    tree = plain(tree, f"{option}: get_config of {path}")
   try:
-    config = get_config(preset_name) if preset_name else get_config()
-  except KeyError as error:
-    raise UserError(f"{option}: {path} has no preset {preset_name!r} ({error})") from error
-  return from_dict(config.to_dict() if hasattr(config, "to_dict") else dict(config), option)
+    return from_dict(tree, option)
+  except UserError as error:
+    # A field is named without the file that has set it.
+    if str(path) in str(error):
+      raise
+    raise UserError(f"{path}: {error}") from error
 
 
-def _run(path: Path) -> ModuleType:
-  spec = importlib.util.spec_from_file_location(f"instructjax_config_{path.stem}", path)
-  if spec is None or spec.loader is None:
-    raise UserError(f"{path} is no Python file")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+def plain(tree: Any, place: str, path: str = "") -> dict[str, Any]:
+  """A configuration as dictionaries of plain values, as JSON has them.
+
+  Raises UserError for anything else that a user's function may return.
+  """
+  if not isinstance(tree, Mapping):
+    raise UserError(
+      f"{place} returned {_type_name(tree)}; it must return an ml_collections.ConfigDict, as "
+      "configs/sft.py does"
+    )
+  values: dict[str, Any] = {}
+  for name, value in tree.items():
+    if not isinstance(name, str):
+      raise UserError(f"{place}: config{path} has a key of type {_type_name(name)}, not a text")
+    if isinstance(value, Mapping):
+      value = plain(value, place, f"{path}.{name}")
+    parts = value if isinstance(value, tuple | list) else [value]
+    if not all(part is None or isinstance(part, PLAIN) for part in parts):
+      raise UserError(
+        f"{place}: config{path}.{name} is of type {_type_name(value)}; give a number, a text, true "
+        "or false, None, or several of them"
+      )
+    values[name] = value
+  return values
+
+
+def _type_name(value: Any) -> str:
+  return type(value).__name__
 
 
 def from_dict(tree: Mapping[str, Any], option: str = "config") -> Any:
@@ -120,8 +156,8 @@ def from_dict(tree: Mapping[str, Any], option: str = "config") -> Any:
   Raises UserError for an unknown stage and for a field that does not fit.
   """
   stage = tree.get("stage")
-  if stage not in PRESETS:
-    raise UserError(f"{option}: stage={stage!r} is none of {', '.join(PRESETS)}")
+  if not isinstance(stage, str) or stage not in PRESETS:
+    raise UserError(f"{option}: stage={fields.show(stage)} is none of {', '.join(PRESETS)}")
   return fields.built(type(preset(stage)), tree)
 
 

@@ -9,6 +9,7 @@ from instructjax.settings import subjects
 from instructjax.settings.fields import group, replaced, setting, settings
 from instructjax.settings.subjects import (
   Dtype,
+  Long,
   LoraSettings,
   MeshSettings,
   ModelSettings,
@@ -30,7 +31,7 @@ class ComparisonData:
   comparisons: str = setting("data/comparisons.jsonl", "Ranked completions, or a mixture of files.")
   demonstrations: str = setting(
     "data/demonstrations.jsonl",
-    "Demonstrations that score 0 on average, by the bias; empty leaves it at 0.",
+    "Demonstrations that score 0 on average, by the bias; empty leaves it as it is.",
   )
   valid: str = setting("", "Held-out comparisons; empty evaluates nothing.")
   spelling: str = subjects.spelling("comparisons")
@@ -38,6 +39,7 @@ class ComparisonData:
   template: str = subjects.template()
   prompt: int = subjects.prompt_tokens()
   response: int = subjects.response_tokens()
+  long: Long = subjects.long()
   together: int = setting(
     1,
     "Neighbouring comparisons that are drawn together, such as two that rank the same texts.",
@@ -65,6 +67,29 @@ class RewardSettings:
   pairs: Literal["remaining", "all"] = setting(
     "remaining", "Divides the loss of a prompt by the pairs that do not tie, or by all."
   )
+  loss: Literal["pairs", "best_of_k"] = setting(
+    "pairs", "Eq. 1 on all pairs, or the choice of the best of K (Ziegler et al. 2019, Eq. 1)."
+  )
+  centering: float = setting(
+    0.0,
+    "The weight of the squared sum of the scores of a pair, which holds them near 0 (Eisenstein "
+    "et al. 2023).",
+    low=0,
+    high=1000,
+  )
+  margin: float = setting(
+    0.0,
+    "By how much the better of a pair has to score higher, for each `margin_by` (Touvron et al. "
+    "2023).",
+    low=0,
+    high=1000,
+  )
+  margin_by: Literal["pair", "rank", "rating"] = setting(
+    "pair", "What a margin is counted by: the pair, ranks between, or points of overall quality."
+  )
+  normalise: Literal["mean", "mean_and_std"] = setting(
+    "mean", "Gives the scores of demonstrations the mean 0, and the deviation 1 too."
+  )
   top: int | None = subjects.top()
   trunk_dtype: Dtype | None = subjects.trunk_dtype()
   lora: LoraSettings = group(LoraSettings())
@@ -78,10 +103,25 @@ class RewardSettings:
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from one_part(self.top, self.lora)
-    metrics = ("loss", "accuracy", "score/mean", "eval/accuracy")
+    metrics = ("loss", "accuracy", "score/mean", "eval/accuracy", "eval/log_loss")
     yield from chosen_metric(self.best, metrics, bool(self.data.valid))
+    if self.margin and self.loss == "best_of_k":
+      yield (
+        "margin",
+        "the choice of the best of K has no pairs; set config.loss=pairs, or leave it 0",
+      )
+    if self.margin_by != "pair" and not self.margin:
+      yield "margin_by", "there is no margin to count; set config.margin too"
+    if self.normalise == "mean_and_std" and not self.data.demonstrations:
+      yield "normalise", "give demonstrations to normalise on, config.data.demonstrations"
     if self.batch % self.data.together:
       yield "batch", f"choose a multiple of config.data.together={self.data.together}"
+    if self.data.together > 1 and self.data.long == "drop":
+      yield (
+        "data.long",
+        f"a prompt that is left out would part the neighbours of config.data.together="
+        f"{self.data.together}; leave it error, and take long prompts out of the file",
+      )
 
 
 TINY = replaced(
@@ -96,10 +136,50 @@ TINY = replaced(
     "optimizer.clip": 1.0,
   },
 )
+
+
+def _ziegler() -> RewardSettings:
+  """The style tasks of Ziegler et al. 2019: the best of four, 4,992 labels once.
+
+  The values are those of `launch.py` and `train_reward.py` in openai/lm-human-preferences. Their
+  model is normalised on samples of the reference policy, before and after training.
+  """
+  changes = {
+    "model.shape": "gpt2-124M",
+    "model.dtype": "float32",
+    "data.prompt": 64,
+    "data.response": 24,
+    "batch": 32,
+    "loss": "best_of_k",
+    "normalise": "mean_and_std",
+    "optimizer.lr": 5e-5,
+    "optimizer.schedule": "linear",
+    "optimizer.b2": 0.999,
+    "optimizer.eps": 1e-5,
+    "optimizer.eps_mode": "tf",
+  }
+  return replaced(RewardSettings(), changes)
+
+
+def _stiennon(shape: str, lr: float) -> RewardSettings:
+  """Summaries of TL;DR (Stiennon et al. 2020, App. B.1): one epoch, reference summaries at 0."""
+  changes = {
+    "model.shape": shape,
+    "data.prompt": 512,
+    "data.response": 48,
+    "batch": 64,
+    "optimizer.lr": lr,
+  }
+  return replaced(RewardSettings(), changes)
+
+
 # The paper has one reward model of 6B for policies of every size.
 REWARD: Mapping[str, RewardSettings] = {
   "tiny": TINY,
   "1.3b": RewardSettings(),
   "6b": RewardSettings(),
   "175b": RewardSettings(),
+  "ziegler": _ziegler(),
+  "stiennon": _stiennon("1.3B", 1.5e-5),
+  "stiennon-6.7b": _stiennon("6.7B", 5e-6),
 }

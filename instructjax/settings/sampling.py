@@ -54,7 +54,12 @@ class PromptData:
   spelling: str = subjects.spelling("prompts")
   fields: str = subjects.fields()
   template: str = subjects.template()
-  prompt: int = subjects.prompt_tokens()
+  separator: str = setting(
+    " ",
+    "The text between a prompt and its completion in training; samples.jsonl leaves it out of "
+    "responses.",
+  )
+  prompt: int = subjects.tokens(1024, "Tokens of a prompt; a longer prompt is an error.")
   buckets: int = setting(
     4,
     "Lengths that prompts are padded to, each half of the next; 1 pads all to `prompt`.",

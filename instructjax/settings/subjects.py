@@ -10,6 +10,7 @@ from instructjax.settings.fields import setting, settings
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "blocks", "dots"]
 Attention = Literal["auto", "xla", "splash", "cudnn"]
+Long = Literal["error", "drop"]
 
 
 # --- fields that many classes have: each call makes one, whose type stands in the class ---
@@ -84,7 +85,8 @@ def template() -> Any:
 
 
 def separator() -> Any:
-  return setting(" ", "The text between a prompt and its completion.")
+  sentence = "The text between a prompt and its completion; nothing else is added or taken away."
+  return setting(" ", sentence)
 
 
 def pack() -> Any:
@@ -100,11 +102,18 @@ def lazy() -> Any:
 
 
 def prompt_tokens() -> Any:
-  return tokens(1024, "Tokens of a prompt; a longer prompt is an error.")
+  return tokens(1024, "Tokens of a prompt; a longer prompt is an error (see data.long).")
 
 
 def response_tokens() -> Any:
-  return tokens(1024, "Tokens of a completion; a longer one is cut.")
+  return tokens(
+    1024, "Tokens of a completion; a longer one is cut, without an end of text (counted)."
+  )
+
+
+def long() -> Any:
+  sentence = "What becomes of a record whose prompt is too long: an error, or left out and counted."
+  return setting("error", sentence)
 
 
 def stems() -> Any:

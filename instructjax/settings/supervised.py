@@ -10,6 +10,7 @@ from instructjax.settings.fields import group, replaced, setting, settings
 from instructjax.settings.method import MissingEosSettings
 from instructjax.settings.subjects import (
   Dtype,
+  Long,
   LoraSettings,
   MeshSettings,
   ModelSettings,
@@ -47,6 +48,7 @@ class DemonstrationData:
   template: str = subjects.template()
   prompt: int = subjects.prompt_tokens()
   response: int = subjects.response_tokens()
+  long: Long = subjects.long()
   pack: bool = subjects.pack()
   stems: bool = subjects.stems()
   separator: str = subjects.separator()
@@ -67,6 +69,7 @@ class MixedData:
   template: str = subjects.template()
   prompt: int = subjects.prompt_tokens()
   response: int = subjects.response_tokens()
+  long: Long = subjects.long()
   pack: bool = subjects.pack()
   lazy: bool = subjects.lazy()
   stems: bool = subjects.stems()
@@ -313,6 +316,12 @@ def _sft(shape: str, lr: float, batch: int, epochs: int = 16) -> SFTSettings:
   return replaced(SFTSettings(), changes)
 
 
+def _stiennon(shape: str, lr: float) -> SFTSettings:
+  """Summaries of TL;DR, whose posts have 512 tokens and whose summaries 48, without dropout."""
+  changes = {"model.dropout": 0.0, "data.prompt": 512, "data.response": 48}
+  return replaced(_sft(shape, lr, 128, epochs=1), changes)
+
+
 SFT: Mapping[str, SFTSettings] = {
   "tiny": replaced(
     SFTSettings(),
@@ -335,6 +344,9 @@ SFT: Mapping[str, SFTSettings] = {
   # App. C.5: the baselines on public tasks, 896,000 examples once.
   "flan": _sft("175B", 4e-6, 64, epochs=1),
   "t0": _sft("175B", 4e-6, 128, epochs=1),
+  # Stiennon et al. 2020, App. B.1: one epoch of reference summaries.
+  "stiennon": _stiennon("1.3B", 6.35e-5),
+  "stiennon-6.7b": _stiennon("6.7B", 2.83e-5),
 }
 
 

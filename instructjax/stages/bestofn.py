@@ -14,7 +14,7 @@ from instructjax.runs import writers
 from instructjax.runs.origin import Origin
 from instructjax.settings.sampling import BestOfNSettings
 from instructjax.stages import running
-from instructjax.stages.drawing import draw_responses
+from instructjax.stages.drawing import as_completion, draw_responses
 from instructjax.stages.wiring import missing_eos, require_multiple
 from instructjax.system import keys
 
@@ -59,7 +59,8 @@ def run(settings: BestOfNSettings, workdir: Path, sinks: tuple[str, ...] = ()) -
       proxy_scores, gold_scores = [], []
       for number, (prompt, drawn_responses) in enumerate(zip(prompts, groups, strict=True)):
         rows, scores = drawn_responses
-        texts = rewards.responses(model.tokenizer, rows)
+        responses = rewards.responses(model.tokenizer, rows)
+        texts = [as_completion(response, settings.data) for response in responses]
         total = rewards.total(proxy, scores["rewards"])
         score = np.asarray(change_missing_eos(jnp.asarray(total), jnp.asarray(rows.ended)))
         # Equal scores are decided by a key of the prompt, so that a second run decides the same.

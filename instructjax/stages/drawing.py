@@ -16,7 +16,7 @@ from instructjax.rollout import Sampling
 from instructjax.runs import origin
 from instructjax.runs.origin import Origin
 from instructjax.runs.progress import progressing
-from instructjax.settings.sampling import BestOfNSettings, SampleSettings
+from instructjax.settings.sampling import BestOfNSettings, PromptData, SampleSettings
 from instructjax.types import Array, Key, Prompts, Rollout
 
 # Batches whose prompts are sorted by length together; a stopped run goes on after the last such
@@ -104,6 +104,14 @@ def draw_responses(
         yield [number - start for number in numbers], each_prompt
 
   return buckets.in_order(results())
+
+
+def as_completion(response: str, data: PromptData) -> str:
+  """A response as the completion of a record, before which a stage puts the separator again.
+
+  A chat has no separator.
+  """
+  return response if data.template else response.removeprefix(data.separator)
 
 
 def _rows_of(scored: Drawn, begin: int, count: int) -> Drawn:

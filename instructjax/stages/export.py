@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from instructjax.runs.checkpoint import Checkpoints
 from instructjax.runs.origin import Origin
 from instructjax.settings.subjects import LoadedModelSettings
 from instructjax.stages import trainable
+from instructjax.system import jsons
 from instructjax.types import Params
 
 WEIGHTS = ("", "ema", "raw")
@@ -86,8 +86,7 @@ def write_tokenizer(folder: Path, model: Origin, special: dict[str, Any], contex
   if template:
     (folder / chat.JINJA).write_text(template["text"], "utf-8")
   if model.head is None:
-    generation = json.dumps(generation_config(model.tokenizer, special), indent=2)
-    (folder / "generation_config.json").write_text(generation + "\n", "utf-8")
+    jsons.write(folder / "generation_config.json", generation_config(model.tokenizer, special))
 
 
 def choose_weights(source: str, model: Origin, weights: str) -> Params:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -323,22 +322,22 @@ def draw_prompts(
   sources: Sequence[corpora.Part],
   tokenizer: Tokenizer,
   template: chat.Template | None,
+  counts: corpora.CountsBySource,
 ) -> tuple[dict[bytes, str], Callable[[int], Prompts]]:
   """(the text of each prompt by its ids, batches of prompts).
 
   Raises UserError for prompts that are too long, and for a mixture in buckets.
   """
   data = settings.data
+  texts: dict[bytes, str] = {}
 
   def rows_of_source(part: corpora.Part) -> list[pipeline.Row]:
-    return pipeline.prompts(
-      part.records, tokenizer, prompt=data.prompt, name=part.source, template=template
-    )
+    rows, records = corpora.prompts(data, part, tokenizer, template, counts)
+    for row, record in zip(rows, records, strict=True):
+      texts[row.ids.tobytes()] = record.prompt
+    return rows
 
   rows = corpora.rows(sources, rows_of_source)
-  every_row = itertools.chain(*rows.parts) if isinstance(rows, Mixture) else rows
-  records = corpora.records(sources)
-  texts = {row.ids.tobytes(): record.prompt for row, record in zip(every_row, records, strict=True)}
   seed = keys.seed_for(settings.seed, "prompts")
   # A bucket holds prompts of one length; padding all to `prompt` needs no buckets.
   mine = sharding.local_rows(settings.batch)
@@ -469,7 +468,8 @@ def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
       reward_sources = rewards.open_all(
         settings.rewards, settings.model, policy, length, settings.frozen_dtype
       )
-    texts, prompts = draw_prompts(settings, prompt_sources, policy.tokenizer, template)
+    counts: corpora.CountsBySource = {}
+    texts, prompts = draw_prompts(settings, prompt_sources, policy.tokenizer, template, counts)
     windows, text_print = corpora.texts(data, text_sources, policy.tokenizer, data.length)
     sampling = sampling_of(settings, policy.tokenizer, template)
     experiment = experiment_of(settings, policy.lm, judge.lm, sampling)
@@ -503,6 +503,7 @@ def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     )
     del state  # the first step takes it over
     with running.open_run(settings, workdir, sinks, prints) as writer:
+      writers.note(workdir, rows=corpora.facts(counts))
       if reward_sources:
         writers.note(workdir, rewards=rewards.manifest(reward_sources))
       final = running.train(settings, workdir, writer, training)

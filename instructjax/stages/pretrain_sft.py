@@ -16,8 +16,7 @@ from instructjax.data.batches import corpora, packing, pipeline
 from instructjax.data.batches.mixture import Rows
 from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
-from instructjax.errors import UserError
-from instructjax.runs import origin
+from instructjax.runs import origin, writers
 from instructjax.runs.loop import Evaluate
 from instructjax.settings.supervised import (
   DemonstrationData,
@@ -128,6 +127,7 @@ class Prepared(NamedTuple):
   held_out_text          rows of text to evaluate on, beside demonstrations
   window                 the longest completion, where all marked tokens lie at the end of a row
   prints                 fingerprints of the records
+  counts                 what was cut or left out, by source
   """
 
   demonstrations: Rows
@@ -136,6 +136,7 @@ class Prepared(NamedTuple):
   held_out_text: Sequence
   window: int | None
   prints: Mapping[str, str]
+  counts: corpora.CountsBySource
 
 
 class Records(NamedTuple):
@@ -189,17 +190,18 @@ def prepare(
   )
   if isinstance(settings, PretrainSettings):
     valid = held_out_windows(settings, held_out, tokenizer, data.valid)
-    return Prepared([], windows, valid, [], None, prints)
+    return Prepared([], windows, valid, [], None, prints, {})
   valid_text: list[pipeline.Row] = []
   if isinstance(settings, RLInitSettings):
     prints |= running.fingerprints(valid_text=held_out_text)
     valid_text = held_out_windows(settings, held_out_text, tokenizer, settings.data.valid_text)
   rows_by_source = {}
+  counts: corpora.CountsBySource = {}
   # The window of the logits holds for every row or for none: packing puts completions anywhere.
   at_the_end = not settings.data.pack
   for part in demonstrations:
     rows, marked_at_end = demonstration_rows(
-      settings, part.records, tokenizer, template, part.source
+      settings, part.records, tokenizer, template, part.source, counts
     )
     rows_by_source[part.source] = rows
     at_the_end = at_the_end and marked_at_end
@@ -208,10 +210,10 @@ def prepare(
     rows = rows_by_source[part.source]
     return corpora.packed(data.pack, part.source, rows, length, "demonstrations")
 
-  valid, _ = demonstration_rows(settings, held_out, tokenizer, template, data.valid)
+  valid, _ = demonstration_rows(settings, held_out, tokenizer, template, data.valid, counts)
   window = settings.data.response if at_the_end else None
   rows = corpora.rows(demonstrations, packed_rows)
-  return Prepared(rows, windows, valid, valid_text, window, prints)
+  return Prepared(rows, windows, valid, valid_text, window, prints, counts)
 
 
 def demonstration_rows(
@@ -220,23 +222,13 @@ def demonstration_rows(
   tokenizer: Tokenizer,
   template: chat.Template | None,
   name: str,
+  counts: corpora.CountsBySource,
 ) -> tuple[list[pipeline.Row], bool]:
   """(rows, whether all marked tokens lie in the last `response` tokens of their row).
 
   With `loss_on_prompt` the whole row is marked, and in a chat earlier replies are too.
   """
-  if not records:
-    return [], True
-  data = settings.data
-  rows = pipeline.demonstrations(
-    records,
-    tokenizer,
-    prompt=data.prompt,
-    response=data.response,
-    separator=data.separator,
-    name=name,
-    template=template,
-  )
+  rows = corpora.demonstrations(settings.data, records, tokenizer, template, name, counts)
   if settings.loss_on_prompt:
     return [row._replace(start=1, mask=None) for row in rows], False
   # In a chat, earlier replies may be marked too, far from the end of the row.
@@ -252,24 +244,22 @@ def held_out_windows(
   if not records:
     return []
   if settings.data.pack:
-    return pipeline.documents(records, tokenizer, length=length)
+    return pipeline.documents(records, tokenizer, length=length, name=name)
   return pipeline.text(records, tokenizer, length=length, tail=True, name=name)
 
 
 def count_steps(settings: SupervisedSettings, prepared: Prepared) -> int:
   """The updates of a run: `steps`, or so many epochs of the demonstrations (of the text, alone).
 
-  Raises UserError where there are fewer rows than a batch takes.
+  Raises UserError where there are no rows.
   """
   demonstrations = settings.batch - text_rows(settings)
   # An epoch is counted in demonstrations; the text beside them is drawn as long as they last.
   rows = len(prepared.demonstrations) if demonstrations else len(prepared.text)
-  calls = settings.steps or settings.epochs * rows // (demonstrations or settings.batch)
-  if not calls:
-    raise UserError(
-      f"config.batch={settings.batch}: {rows} rows make no batch; give more data or lower it"
-    )
-  return calls
+  if settings.steps:
+    return settings.steps
+  size = demonstrations or settings.batch
+  return corpora.batches_in(settings.epochs, rows, size, "config.epochs")
 
 
 def batches_of(
@@ -440,6 +430,7 @@ def run(
     )
     del state  # the first step takes it over
     with running.open_run(settings, workdir, sinks, prints) as writer:
+      writers.note(workdir, rows=corpora.facts(prepared.counts))
       final = running.train(settings, workdir, writer, training)
       if selection is not None:
         final = selection.choose(final)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax import losses, reward, sharding, steps
+from instructjax import reward, sharding, steps
 from instructjax.data.batches import corpora, pipeline
 from instructjax.data.batches.mixture import Mixture, Rows
+from instructjax.data.records import ordering
+from instructjax.data.records.records import Comparison, report
 from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
-from instructjax.runs import origin
+from instructjax.runs import origin, writers
 from instructjax.runs.loop import Evaluate
 from instructjax.settings.reward import RewardSettings
 from instructjax.stages import running, stems, trainable
@@ -57,7 +58,13 @@ def wire(
   rate = learning_rate(settings.optimizer, calls)
   tx = optimizer(settings.optimizer, lm, calls)
   step_settings = reward.RewardConfig(
-    micro=settings.micro, dropout=settings.model.dropout > 0, pairs=settings.pairs
+    micro=settings.micro,
+    dropout=settings.model.dropout > 0,
+    pairs=settings.pairs,
+    loss=settings.loss,
+    centering=settings.centering,
+    margin=settings.margin,
+    margin_by=settings.margin_by,
   )
 
   def init(key: Any, params: Params) -> tuple[TrainState, Params]:
@@ -84,8 +91,13 @@ def wire(
   if settings.data.stems:
     width, dtype = stems.stem_type(lm, settings.model.dtype)
     stem = rows_of((*shape, width), dtype)
+  rating = rows_of(shape[:2], jnp.float32) if settings.margin_by == "rating" else None
   batch = Comparisons(
-    rows_of(shape, jnp.int32), rows_of(shape, jnp.bool_), rows_of(shape[:2], jnp.int32), stem
+    tokens=rows_of(shape, jnp.int32),
+    valid=rows_of(shape, jnp.bool_),
+    rank=rows_of(shape[:2], jnp.int32),
+    stem=stem,
+    rating=rating,
   )
   tokens = settings.batch * completions * length
   part = Part("reward", train_comparisons, ("comparisons",), "state", tokens=tokens, updates=1)
@@ -95,24 +107,31 @@ def wire(
 # --- data ---
 
 
-def groups_of(
+def with_ratings(
   settings: RewardSettings,
-  records: Sequence,
-  tokenizer: Tokenizer,
+  groups: list[pipeline.Group],
+  records: Sequence[Comparison],
   name: str,
-  template: chat.Template | None,
 ) -> list[pipeline.Group]:
-  """The rows of each prompt's completions.  Raises UserError for prompts that are too long."""
-  data = settings.data
-  return pipeline.comparisons(
-    records,
-    tokenizer,
-    prompt=data.prompt,
-    response=data.response,
-    separator=data.separator,
-    name=name,
-    template=template,
-  )
+  """The groups with the overall rating of each completion, where margins count it.
+
+  Raises UserError where a completion has none.
+  """
+  if settings.margin_by != "rating":
+    return groups
+  problems = []
+  rated = []
+  for line, (group, record) in enumerate(zip(groups, records, strict=True), 1):
+    ratings = [rating["overall"] for rating in record.ratings or () if "overall" in rating]
+    if len(ratings) == len(group.rows):
+      rated.append(group._replace(ratings=tuple(float(rating) for rating in ratings)))
+      continue
+    problems.append(
+      f"{name}:{line}: ratings: config.margin_by=rating needs the overall rating of every "
+      "completion; rate them, or count the margin by rank"
+    )
+  report(problems)
+  return rated
 
 
 def draw_comparisons(
@@ -147,57 +166,118 @@ def draw_comparisons(
 
 
 def demonstration_rows(
-  settings: RewardSettings, records: Sequence, tokenizer: Tokenizer, template: chat.Template | None
+  settings: RewardSettings,
+  records: Sequence,
+  tokenizer: Tokenizer,
+  template: chat.Template | None,
+  counts: corpora.CountsBySource,
 ) -> list[pipeline.Row]:
   """The demonstrations that are to score 0 on average."""
-  data = settings.data
-  if not records:
-    return []
-  return pipeline.demonstrations(
-    records,
-    tokenizer,
-    prompt=data.prompt,
-    response=data.response,
-    separator=data.separator,
-    name=data.demonstrations,
-    template=template,
-    # The score is read at an end of text, as that of a sampled response is (`reward.closed`).
-    end_cut=True,
-  )
+  data, name = settings.data, settings.data.demonstrations
+  # The score is read at an end of text, as that of a sampled response is (`reward.closed`).
+  return corpora.demonstrations(data, records, tokenizer, template, name, counts, end_cut=True)
 
 
 # --- measures ---
 
 
-def held_out_accuracy(
+def held_out_scores(
   lm: LM, trunk: Params, groups: Sequence, pad: Callable, multiple: int, size: int = 8
-) -> Evaluate:
-  """A function of the state: the share of held-out pairs that are ordered as the labeler did."""
+) -> Callable[[TrainState], np.ndarray]:
+  """A function of the state: the scores [B, K] of held-out comparisons, in their order."""
   size = running.rows_for(size, multiple)
 
   @jax.jit
-  def count_pairs(trunk: Params, params: Params, batch: Comparisons) -> Any:
-    scores = reward.score_comparisons(lm, reward.join(trunk, params), batch)
-    return jax.tree.map(jnp.sum, losses.ranking_accuracy(scores, batch.rank))
+  def score_batch(trunk: Params, params: Params, batch: Comparisons) -> Any:
+    return reward.score_comparisons(lm, reward.join(trunk, params), batch)
+
+  def scores_of(state: TrainState) -> np.ndarray:
+    scores = []
+    for batch, real in pipeline.once(groups, pad, size=size):
+      on_devices = score_batch(trunk, state.params, sharding.place_batch(batch))
+      scores.append(sharding.fetch(on_devices)[:real])
+    return np.concatenate(scores)
+
+  return scores_of
+
+
+class HeldOut(NamedTuple):
+  """How a reward model is measured on held-out comparisons.
+
+  evaluate   (state) -> the metrics of the whole set
+  report     (last state, gain) -> everything about it, as results.json holds it
+  """
+
+  evaluate: Evaluate
+  report: Callable[[TrainState, float], dict[str, Any]]
+
+
+def held_out_measures(
+  scores_of: Callable[[TrainState], np.ndarray],
+  records: Sequence[Comparison],
+  groups: Sequence[pipeline.Group],
+  training_labelers: Sequence[str],
+) -> HeldOut:
+  """The measures of `ordering`, while the model is trained and at the end.
+
+  The last evaluation of a run and its report are of one state, whose scores are computed once.
+  """
+  latest: dict[int, np.ndarray] = {}
+  distinct = [group.distinct() for group in groups]
+
+  def scores_at(state: TrainState) -> np.ndarray:
+    iteration = int(state.iteration)
+    if iteration not in latest:
+      scores = scores_of(state)
+      latest.clear()
+      latest[iteration] = scores
+    return latest[iteration]
 
   def evaluate(state: TrainState) -> dict[str, Any]:
-    correct = total = 0.0
-    for batch, real in pipeline.once(groups, pad, size=size):
-      # The last batch is filled up with prompts that were counted before; rank 0 is no completion.
-      counted = (np.arange(size) < real)[:, None]
-      batch = dataclasses.replace(batch, rank=batch.rank * counted)
-      right, pairs = count_pairs(trunk, state.params, sharding.place_batch(batch))
-      correct += float(right)
-      total += float(pairs)
-    return {"eval/accuracy": correct / max(total, 1.0)}
+    pairs = ordering.pairs_of(scores_at(state), records, distinct)
+    accuracy = ordering.accuracy(pairs)
+    bins = ordering.reliability(pairs.difference)
+    error = ordering.calibration_error(bins)
+    return {
+      "eval/accuracy": accuracy.value,
+      "eval/accuracy_low": accuracy.low,
+      "eval/accuracy_high": accuracy.high,
+      "eval/log_loss": ordering.log_loss(pairs).value,
+      "eval/slope": ordering.slope(pairs).value,
+      "eval/ece": float("nan") if error is None else error,
+    }
 
-  return evaluate
+  def report_on(state: TrainState, gain: float) -> dict[str, Any]:
+    scores = gain * scores_at(state)
+    return ordering.measure(scores, records, distinct=distinct, training_labelers=training_labelers)
+
+  return HeldOut(evaluate, report_on)
 
 
-def mean_score(
+def labelers_of(records: Sequence[Comparison]) -> list[str]:
+  """The names of the labelers, each once."""
+  return sorted({record.labeler for record in records if record.labeler})
+
+
+def describe(measured: Mapping[str, Any]) -> str:
+  """One line about a reward model on held-out comparisons."""
+  accuracy = measured["pair_accuracy"]
+  if not accuracy["n"]:
+    return "held-out comparisons: every pair ties, so the accuracy is unknown"
+  text = (
+    f"held-out accuracy {accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f}) "
+    f"of {accuracy['n']:,} pairs"
+  )
+  agreed = measured["references"].get("labelers")
+  if agreed is not None:
+    text += f"; labelers agree on {agreed['value']:.3f}"
+  return text
+
+
+def demonstration_scores(
   lm: LM, params: Params, rows: Sequence, length: int, multiple: int, size: int = 16
-) -> jax.Array:
-  """The mean score of demonstrations."""
+) -> np.ndarray:
+  """The score of each demonstration."""
   size = running.rows_for(size, multiple)
   score = jax.jit(partial(reward.score, lm))
   pad = partial(pipeline.pad_demonstrations, length=length)
@@ -205,7 +285,49 @@ def mean_score(
   for batch, real in pipeline.once(rows, pad, size=size):
     on_devices = sharding.place_batch(batch)
     scores.append(sharding.fetch(score(params, on_devices.tokens, on_devices.valid))[:real])
-  return jnp.float32(np.concatenate(scores).mean())
+  return np.concatenate(scores)
+
+
+class Normalised(NamedTuple):
+  """A reward model on the scale that PPO sees: it scores gain * r + shift.
+
+  params   the model
+  gain     1 where the mean alone is normalised
+  about    both scales, as manifest.json holds them
+  """
+
+  params: Params
+  gain: float
+  about: dict[str, Any]
+
+
+def normalise(kind: str, params: Params, scores: np.ndarray) -> Normalised:
+  """Gives demonstrations of these scores the mean 0 and, with "mean_and_std", the deviation 1.
+
+  Raises UserError where all demonstrations score the same and a deviation is asked for.
+  """
+  mean, std = float(scores.mean()), float(scores.std())
+  gain = 1.0
+  if kind == "mean_and_std":
+    if not std:
+      raise UserError(
+        f"config.normalise={kind}: the {len(scores)} demonstrations all score {mean:g}, so their "
+        "deviation cannot be 1; give more of them, or normalise the mean alone"
+      )
+    gain = 1 / std
+  normalised = reward.rescale(params, gain, -gain * mean)
+  scaled = gain * (scores - mean)
+  about = {
+    "demonstrations": len(scores),
+    "before": {"mean": mean, "std": std, "gain": 1.0, "bias": float(params["head"]["b"])},
+    "after": {
+      "mean": float(scaled.mean()),
+      "std": float(scaled.std()),
+      "gain": gain,
+      "bias": float(normalised["head"]["b"]),
+    },
+  }
+  return Normalised(normalised, gain, about)
 
 
 # --- the command ---
@@ -232,21 +354,24 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
     origin.fits(model.lm, length, "config.data.prompt + config.data.response")
     model, template = running.with_template(data.template, model)
     tokenizer = model.tokenizer
-    groups = corpora.rows(
-      sources, lambda part: groups_of(settings, part.records, tokenizer, part.source, template)
-    )
-    valid = groups_of(settings, held_out, tokenizer, data.valid, template)
-    shown = demonstration_rows(settings, demonstrations, tokenizer, template)
+    counts: corpora.CountsBySource = {}
+
+    def groups_of(records: Sequence, name: str) -> tuple[list[pipeline.Group], list]:
+      return corpora.comparisons(data, records, tokenizer, template, name, counts)
+
+    def groups_of_source(part: corpora.Part) -> list[pipeline.Group]:
+      source_groups, kept = groups_of(part.records, part.source)
+      return with_ratings(settings, source_groups, kept, part.source)
+
+    groups = corpora.rows(sources, groups_of_source)
+    valid, held_out = groups_of(held_out, data.valid)
+    shown = demonstration_rows(settings, demonstrations, tokenizer, template, counts)
     # Prompts with fewer completions than the most are padded; a padded one has rank 0.
     completions = max(len(record.completions) for record in [*corpora.records(sources), *held_out])
     pad = partial(pipeline.pad_comparisons, k=completions, length=length)
-    calls = settings.steps or settings.epochs * len(groups) // settings.batch
-    if not calls:
-      raise UserError(
-        f"config.batch={settings.batch}: {len(groups)} comparisons make no batch; give more data "
-        "or "
-        "lower it"
-      )
+    calls = settings.steps or corpora.batches_in(
+      settings.epochs, len(groups), settings.batch, "config.epochs"
+    )
     stage = wire(
       settings,
       model.lm,
@@ -261,10 +386,12 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
     if data.stems:
       rows, pad_rows = stems.kept_rows(model.lm, trunk, groups, pad, settings.model.dtype)
     draw = draw_comparisons(settings, rows, pad_rows)
-    evaluate = None
+    measures = None
     if valid:
       multiple = shards * settings.micro
-      evaluate = held_out_accuracy(model.lm, trunk, valid, pad, multiple)
+      scores_of = held_out_scores(model.lm, trunk, valid, pad, multiple)
+      training_labelers = labelers_of(corpora.records(sources))
+      measures = held_out_measures(scores_of, held_out, valid, training_labelers)
     prints = running.fingerprints(
       comparisons=corpora.records(sources), valid=held_out, demonstrations=demonstrations
     )
@@ -275,17 +402,25 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
       lambda number: {"comparisons": draw(number)},
       about,
       prints,
-      evaluate,
+      None if measures is None else measures.evaluate,
       settings.evaluate_every,
     )
     del state  # the first step takes it over
     with running.open_run(settings, workdir, sinks, prints) as writer:
+      writers.note(workdir, rows=corpora.facts(counts))
       final = running.train(settings, workdir, writer, training)
-      params = final.params
+      params, gain = final.params, 1.0
       # Eq. 1 does not see the bias: it is fitted last, and the value network inherits it.
       if shown:
         whole = reward.join(trunk, params)
-        params = reward.fit_bias(params, mean_score(model.lm, whole, shown, length, shards))
+        shown_scores = demonstration_scores(model.lm, whole, shown, length, shards)
+        normalised = normalise(settings.normalise, params, shown_scores)
+        params, gain = normalised.params, normalised.gain
+        writers.note(workdir, normalisation=normalised.about)
+      if measures is not None:
+        measured = measures.report(final, gain)
+        writers.keep_results(workdir, {"rm": measured})
+        running.show(describe(measured))
       body = running.whole_model(settings.top, source, settings.model, settings.seed, params["lm"])
       left = {"lm": body, "head": params["head"]}
       origin.finish(workdir, int(final.iteration), left, about, "reward")

@@ -18,7 +18,7 @@ from instructjax.data.tokens import chat
 from instructjax.errors import UserError, naming
 from instructjax.models import lora
 from instructjax.runs import origin, writers
-from instructjax.runs.checkpoint import Checkpoints
+from instructjax.runs.checkpoint import Checkpoints, first_not_finite
 from instructjax.runs.loop import Evaluate, fit
 from instructjax.settings import AnySettings, TrainingSettings
 from instructjax.settings.fields import to_dict
@@ -111,8 +111,18 @@ def open_run(
   settings: AnySettings, workdir: Path, sinks: tuple[str, ...], prints: Mapping[str, str]
 ) -> contextlib.AbstractContextManager[writers.Writer]:
   """The run directory; other data under the same names are another run."""
-  config = to_dict(settings) | {"fingerprints": dict(prints)}
+  config = run_config(settings, prints)
   return writers.open_run(workdir, config, seed=settings.seed, sinks=sinks)
+
+
+def check_same_run(settings: AnySettings, workdir: Path, prints: Mapping[str, str]) -> None:
+  """Raises UserError where a directory holds results of other settings or other data."""
+  writers.check_same_run(workdir, run_config(settings, prints))
+
+
+def run_config(settings: AnySettings, prints: Mapping[str, str]) -> dict[str, Any]:
+  """What config.json says of a run: its settings, and the fingerprints of its data."""
+  return to_dict(settings) | {"fingerprints": dict(prints)}
 
 
 def start(stage: Stage, seed: int, *models: Params) -> tuple[TrainState, PyTree]:
@@ -203,7 +213,16 @@ def whole_model(
 
 
 def leave_policy(workdir: Path, step: int, params: Params, about: Mapping[str, Any]) -> None:
-  """Leaves a policy for the next stage; an adapter also in the layout of PEFT, in `adapter/`."""
+  """Leaves a policy for the next stage; an adapter also in the layout of PEFT, in `adapter/`.
+
+  Raises UserError where a weight is not finite, before anything is written.
+  """
+  leaf = first_not_finite(params)
+  if leaf:
+    raise UserError(
+      f"{workdir}: no model is left, because '{leaf}' is not finite; lower the learning rate or "
+      "clip the gradient, in a new --workdir"
+    )
   if "adapter" in about:
     trainable.save_adapter(workdir / "adapter", params["adapter"], about)
   origin.finish(workdir, step, params, about, "policy")

@@ -18,11 +18,12 @@ from instructjax.errors import UserError, naming
 from instructjax.runs import origin, provenance, writers
 from instructjax.settings.sampling import SampleSettings
 from instructjax.stages import running
-from instructjax.stages.drawing import SORTED, draw_responses
+from instructjax.stages.drawing import SORTED, as_completion, draw_responses
 from instructjax.stages.wiring import require_multiple
 from instructjax.system import keys
 
-Row = dict[str, Any]  # of draws.jsonl: model, temperature, prompt (its number), responses, scores
+# Of draws.jsonl: model, temperature, prompt (its number), of (its fingerprint), responses, scores.
+Row = dict[str, Any]
 
 
 class Model(NamedTuple):
@@ -51,6 +52,17 @@ class Plan(NamedTuple):
   def cells(self) -> int:
     return len(self.models) * len(self.temperatures)
 
+  def key(self, place: int) -> dict[str, Any]:
+    """What a row of draws.jsonl says of itself that stands at this place, from 0 on."""
+    cell, number = divmod(place, len(self.prompts))
+    model, temperature = divmod(cell, len(self.temperatures))
+    return {
+      "model": self.models[model].name,
+      "temperature": self.temperatures[temperature],
+      "prompt": number,
+      "of": records.fingerprint([self.prompts[number]])[:16],
+    }
+
   def whole_rows(self, rows: int, group: int) -> int:
     """The number of rows of draws.jsonl before the group of batches that was not finished."""
     cell, within = divmod(rows, len(self.prompts))
@@ -68,9 +80,13 @@ class Plan(NamedTuple):
 
   def start(self, model: Model, temperature: float, rows: int) -> int:
     """The first prompt that a cell has not answered where draws.jsonl has this many rows."""
-    cell = self.models.index(model) * len(self.temperatures)
-    cell += self.temperatures.index(temperature)
-    return min(max(rows - cell * len(self.prompts), 0), len(self.prompts))
+    begin = self.cell(model, temperature) * len(self.prompts)
+    return min(max(rows - begin, 0), len(self.prompts))
+
+  def cell(self, model: Model, temperature: float) -> int:
+    """The number of the cell of a model and a temperature."""
+    first = self.models.index(model) * len(self.temperatures)
+    return first + self.temperatures.index(temperature)
 
 
 def run(settings: SampleSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
@@ -84,11 +100,14 @@ def run(settings: SampleSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
   other weights now.
   """
   draws = workdir / writers.DRAWS
-  with running.devices(settings.mesh) as shards:
+  # What was drawn is read before the run is opened, so the directory is held from the beginning.
+  with running.devices(settings.mesh) as shards, writers.holding(workdir):
     require_multiple(settings.batch * settings.n, shards, "config.batch x config.n", "devices")
     plan = make_plan(settings)
+    prints = running.fingerprints(prompts=plan.prompts)
+    running.check_same_run(settings, workdir, prints)
     # Only whole groups of batches can be gone on from: their prompts were sorted together.
-    rows = [] if settings.prompt else writers.rows(draws)
+    rows = [] if settings.prompt else read_draws(draws, plan)
     rows = rows[: plan.whole_rows(len(rows), SORTED * settings.batch)]
     waiting = plan.waiting(len(rows))
     for model in plan.models[: len(plan.models) - len(waiting)]:
@@ -99,7 +118,6 @@ def run(settings: SampleSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
       opened = [open_drawing(settings, plan, waiting[0], len(rows))]
       if plan.has_begun(waiting[0], len(rows)):
         provenance.compare(workdir, waiting[0].name, opened[0].about)
-    prints = running.fingerprints(prompts=plan.prompts)
     with running.open_run(settings, workdir, sinks, prints) as writer:
       if not settings.prompt:
         writers.keep(draws, rows)
@@ -116,7 +134,10 @@ def run(settings: SampleSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
           if plan.cells == 1 and not settings.k:
             show_row(plan, row)
         del drawing  # and the model with it: the next one needs its memory
-      samples = [gather(settings, plan, rows, number) for number in range(len(plan.prompts))]
+      rows_by_prompt: dict[int, list[Row]] = {number: [] for number in range(len(plan.prompts))}
+      for row in rows:
+        rows_by_prompt[row["prompt"]].append(row)
+      samples = [gather(settings, plan, *item) for item in rows_by_prompt.items()]
       if settings.prompt:
         writer.samples(samples)
       else:
@@ -181,6 +202,26 @@ def named_models(text: str, shape: str) -> tuple[Model, ...]:
 # --- drawing ---
 
 
+def read_draws(path: Path, plan: Plan) -> list[Row]:
+  """The rows of draws.jsonl, each of which is at its place in the plan.
+
+  Raises UserError for a row of another model, temperature or prompt than belongs there.
+  """
+  rows = writers.rows(path)
+  cells = plan.cells * len(plan.prompts)
+  for place, row in enumerate(rows):
+    key = plan.key(place) if place < cells else {}
+    # The first runs of version 0.2 wrote no fingerprint of the prompt.
+    expected = {name: value for name, value in key.items() if name != "of" or name in row}
+    if not expected or any(row.get(name) != value for name, value in expected.items()):
+      raise UserError(
+        f"{path}:{place + 1}: is of model {row.get('model')!r}, temperature "
+        f"{row.get('temperature')} and prompt {row.get('prompt')}, which does not belong there: "
+        "two processes wrote here, or the file was changed; delete it, or name another --workdir"
+      )
+  return rows
+
+
 def check_unchanged(settings: SampleSettings, workdir: Path, model: Model) -> None:
   """Opens a model that has drawn everything, where it may be another one now.
 
@@ -204,6 +245,7 @@ def open_drawing(settings: SampleSettings, plan: Plan, model: Model, done: int) 
 
   def rows_at(temperature: float) -> Iterator[Row]:
     start = plan.start(model, temperature, done)
+    cell_start = plan.cell(model, temperature) * len(plan.prompts)
     # A cell has a key of its own, so that its draws do not depend on what else is sampled.
     cell = zlib.crc32(f"{model.name} {temperature:g}".encode())
     responses = draw_responses(
@@ -220,10 +262,8 @@ def open_drawing(settings: SampleSettings, plan: Plan, model: Model, done: int) 
 
     def rows() -> Iterator[Row]:
       for number, (drawn_rows, scores) in enumerate(responses, start):
-        row: Row = {
-          "model": model.name,
-          "temperature": temperature,
-          "prompt": number,
+        place = cell_start + number
+        row: Row = plan.key(place) | {
           "responses": rewards.responses(policy.tokenizer, drawn_rows),
         }
         if reward_sources:
@@ -242,17 +282,17 @@ def open_drawing(settings: SampleSettings, plan: Plan, model: Model, done: int) 
 
 
 def gather(
-  settings: SampleSettings, plan: Plan, rows: Sequence[Row], number: int
+  settings: SampleSettings, plan: Plan, number: int, rows: Sequence[Row]
 ) -> Mapping[str, Any]:
-  """The line of samples.jsonl for a prompt, as `instructjax label` reads it."""
+  """The line of samples.jsonl for a prompt and its draws, as `instructjax label` reads it."""
   groups = []
-  # Cells follow each other in draws.jsonl, each with every prompt.
-  for row in rows[number :: len(plan.prompts)]:
+  for row in rows:
     source = {"model": row["model"], "temperature": row["temperature"], "seed": settings.seed}
     outputs = []
     for at, response in enumerate(row["responses"]):
       scores = {name: values[at] for name, values in row.get("scores", {}).items()}
-      outputs.append(Output(response, source, scores))
+      text = as_completion(response, settings.data)
+      outputs.append(Output(text, source, scores))
     groups.append(outputs)
   if settings.k:
     outputs = choose(groups, settings.k, f"{settings.seed}/{number}")

@@ -1,7 +1,9 @@
-"""Files that exist complete or not at all, whenever the program ends."""
+"""Files that exist complete or not at all, whenever the program or the machine ends."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
 
@@ -15,9 +17,25 @@ def replace(path: Path, content: str | bytes) -> None:
     content = content.encode()
   part = path.with_name(path.name + ".part")
   try:
-    part.write_bytes(content)
+    with part.open("wb") as file:
+      file.write(content)
+      file.flush()
+      # The content must be on the disk before the name is: a machine that loses its power in
+      # between would otherwise leave an empty file under the right name.
+      os.fsync(file.fileno())
     # A rename within a folder is atomic.
     part.replace(path)
   except OSError:
     part.unlink(missing_ok=True)
     raise
+  _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+  """Brings the names of a folder onto the disk, where the file system can do that."""
+  with contextlib.suppress(OSError):
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)

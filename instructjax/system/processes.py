@@ -36,7 +36,7 @@ def join(value: str) -> None:
   address, count, index = None, None, None
   if value != "auto":
     address, *numbers = value.split(",")
-    valid = len(numbers) == 2 and all(number.isdigit() for number in numbers)
+    valid = len(numbers) == 2 and all(number.isdecimal() for number in numbers)
     if ":" not in address or not valid:
       raise UserError(
         f"--distributed={value}: give HOST:PORT,PROCESSES,INDEX, for example localhost:1234,2,0"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from instructjax.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent.parent
+LONGEST = 300  # characters of a message of the user's code
 
 
 def find(target: str) -> tuple[Callable[..., Any], Path]:
@@ -50,41 +52,78 @@ def _import(place: str) -> ModuleType:
   folder = file.resolve().parent if is_file else Path.cwd()
   if str(folder) not in sys.path:
     sys.path.append(str(folder))
-  try:
+  with guarding(f"{place}: importing it", folder, place):
     return _import_file(file) if is_file else importlib.import_module(place)
-  # A user's module may raise anything while it is imported.
-  except Exception as error:
-    # The name itself, or a package above it, is missing: not something that the module imports.
-    missing = error.name if isinstance(error, ModuleNotFoundError) else None
-    if missing and f"{place}.".startswith(f"{missing}."):
-      raise UserError(
-        f"{place}: Python finds no module '{missing}'; give the path of a .py file, or install it"
-      ) from error
-    if isinstance(error, SyntaxError):
-      where = f"{error.filename}:{error.lineno}"
-    else:
-      where = innermost(error, folder)
-    raise UserError(f"{place}: importing it raised {described(error)} at {where}") from error
+
+
+def import_file(file: Path) -> ModuleType:
+  """Imports a .py file of the user.
+
+  Raises:
+    UserError: where it raises anything.
+  """
+  with guarding(f"{file}: importing it", file.resolve().parent):
+    return _import_file(file)
 
 
 def _import_file(file: Path) -> ModuleType:
   """Imports a .py file as a module of its own name, so that it replaces no other module."""
   spec = importlib.util.spec_from_file_location(f"instructjax_user_{file.stem}", file)
-  assert spec is not None and spec.loader is not None  # a .py file always has both
+  if spec is None or spec.loader is None:
+    raise UserError(f"{file}: no Python file; give one that ends in .py")
   module = importlib.util.module_from_spec(spec)
   sys.modules[spec.name] = module  # dataclasses and pickle look there
   spec.loader.exec_module(module)
   return module
 
 
-def described(error: Exception) -> str:
+@contextlib.contextmanager
+def guarding(action: str, folder: Path, module: str = "") -> Iterator[None]:
+  """Turns whatever a user's code raises into one UserError with the place in that code.
+
+  Everything that runs code of the user stands in it. What they raise may be anything; sys.exit()
+  raises SystemExit, which would end a run as if it had succeeded. Ctrl-C stays what it is, and so
+  does a UserError of this package, which says enough.
+
+  Args:
+    action: What ran, which begins the message, for one "my.py: importing it".
+    folder: The folder of the user's code, where the place is looked for.
+    module: The module that is imported, which may be missing itself.
+  """
+  try:
+    yield
+  except (UserError, KeyboardInterrupt):
+    raise
+  except BaseException as error:
+    # The name itself, or a package above it, is missing: not something that the module imports.
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and f"{module}.".startswith(f"{missing}."):
+      raise UserError(
+        f"{module}: Python finds no module '{missing}'; give the path of a .py file, or install it"
+      ) from error
+    raise UserError(f"{action} raised {described(error)} at {place(error, folder)}") from error
+
+
+def described(error: BaseException) -> str:
   """Returns the type and the first line of an error."""
-  text = str(error).strip().partition("\n")[0]
   name = type(error).__name__
-  return f"{name}: {text}" if text else name
+  if isinstance(error, SystemExit):
+    return f"{name}: code for a run must not call sys.exit()"
+  text = ""
+  # The user's own class may fail at that too.
+  with contextlib.suppress(Exception):
+    text = str(error).strip().partition("\n")[0]
+  return f"{name}: {text[:LONGEST]}" if text else name
 
 
-def innermost(error: Exception, folder: Path) -> str:
+def place(error: BaseException, folder: Path) -> str:
+  """Returns file:line of what raised an error; of a SyntaxError, where the file is wrong."""
+  if isinstance(error, SyntaxError) and error.filename:
+    return f"{error.filename}:{error.lineno}"
+  return innermost(error, folder)
+
+
+def innermost(error: BaseException, folder: Path) -> str:
   """Returns file:line of the deepest frame of the user's own code, which is where to look.
 
   Where no frame is in the user's folder, it is the deepest frame outside this package and the

@@ -4,8 +4,10 @@ half written.
 
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
-from stage_runs import TUNE, files, pretrain
+from stage_runs import TUNE, files, leaves, pretrain
 
 from instructjax.commands import cli
 from instructjax.errors import UserError
@@ -77,10 +79,6 @@ def sft(refused, tmp_path):
     (
       '{"prompt": "longer than twelve", "completion": "b"}\n',
       ["d.jsonl:1: prompt: 18 tokens, the limit is 12"],
-    ),
-    (
-      '{"prompt": "a", "completion": "b"}\n',
-      ["config.batch=4: 1 rows make no batch", "give more data or lower it"],
     ),
   ],
 )
@@ -293,13 +291,33 @@ def test_full_disk_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch, c
 
 
 def test_nan_stops_with_the_step_and_keeps_the_good_state(data, tmp_path, capsys, monkeypatch):
-  """The range of config.optimizer.lr makes no such rate, so that it is put in its place."""
-  monkeypatch.setattr(wiring, "learning_rate", lambda *args: lambda count: 1e30)
+  """The range of config.optimizer.lr makes no such rates, so that they are put in its place.
+
+  The first update is sound. The second one makes weights that float32 cannot hold, of a finite
+  loss, and no checkpoint of it is left.
+  """
+  rates = jnp.array([1e-3] + [jnp.inf] * 5, jnp.float32)
+  monkeypatch.setattr(wiring, "learning_rate", lambda *args: lambda count: rates[count])
   assert pretrain(data, tmp_path / "run", "--config.checkpoint_every=1") == 2
   message = one_line(capsys.readouterr().err.rstrip("\n"))
-  assert "pretrain: loss is nan at step" in message
-  assert "the good state of step" in message
+  assert "is not finite after the update of step 2; the finite state of step 1 is kept" in message
+  assert message.startswith("error: pretrain: 'params/")
   assert "Lower the learning rate" in message
+  checkpoints = checkpoint.Checkpoints(tmp_path / "run" / "checkpoints" / "pretrain")
+  assert checkpoints.steps() == [1]
+  for name, array in leaves(tmp_path / "run", "pretrain").items():
+    assert np.isfinite(array).all(), name
+  assert not (tmp_path / "run" / "checkpoints" / "final").exists()
+
+
+def test_the_last_update_of_a_run_is_looked_at(data, tmp_path, capsys, monkeypatch):
+  """Every loss is finite, and there is no later one that would show the last update."""
+  rates = jnp.array([1e-3] * 5 + [jnp.inf], jnp.float32)
+  monkeypatch.setattr(wiring, "learning_rate", lambda *args: lambda count: rates[count])
+  assert pretrain(data, tmp_path / "run", "--config.checkpoint_every=0") == 2
+  message = one_line(capsys.readouterr().err.rstrip("\n"))
+  assert "is not finite after the update of step 6; no state was saved before" in message
+  assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_directory_that_cannot_be_written(refused, data, tmp_path):
@@ -308,6 +326,40 @@ def test_a_directory_that_cannot_be_written(refused, data, tmp_path):
     "sft", f"--workdir={tmp_path / 'file' / 'run'}", *files(data, "demonstrations"), *TUNE
   )
   assert "cannot be written" in one_line(message)
+
+
+@pytest.mark.parametrize(
+  "command",
+  [
+    ["pretrain", "--workdir=gs://bucket/run"],
+    ["quickstart", "--workdir=s3://bucket/run"],
+    ["eval", "--models=a=b", "--suite=bias", "--workdir=gs://bucket/run"],
+    ["lm_eval", "--model=a", "--tasks=b", "--workdir=gs://bucket/run"],
+    ["report", "--workdir=gs://bucket/run"],
+    ["export", "--model=a", "--out=gs://bucket/run"],
+    ["data", "tone", "--out=gs://bucket/run"],
+    ["label", "--db=gs://bucket/labels.sqlite"],
+  ],
+)
+def test_an_address_is_no_place_to_write_to(refused, tmp_path, monkeypatch, command):
+  monkeypatch.chdir(tmp_path)
+  message = one_line(refused(*command))
+  assert "//bucket/" in message
+  assert "give a path, or mount the bucket and give its path" in message
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_in_which_another_command_writes(refused, data, tmp_path, monkeypatch):
+  """What stands for the other process is this one without the memory of what it holds."""
+  from instructjax.system import lock
+
+  with lock.holding(tmp_path / "run"), monkeypatch.context() as patch:
+    patch.setattr(lock, "_holders", {})
+    for stage, kind in (("sft", "demonstrations"), ("sample", "prompts")):
+      message = refused(stage, f"--workdir={tmp_path / 'run'}", *files(data, kind), *TUNE[:1])
+      assert "run: process " in one_line(message)
+      assert "is writing here; wait until it ends, or name another --workdir" in message
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [lock.NAME]
 
 
 def test_report_of_nothing(refused, tmp_path):

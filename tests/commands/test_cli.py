@@ -14,6 +14,7 @@ from instructjax.settings import fields
 
 COMMANDS = [
   *stages.STAGES,
+  "rm_cv",
   "quickstart",
   "config",
   "report",

@@ -74,6 +74,49 @@ def test_check_of_several_kinds_of_files(data, tmp_path):
   ]
 
 
+def test_check_with_a_tokenizer_says_what_the_stages_would_cut(data, tmp_path):
+  rows = {
+    "d": [{"prompt": "p", "completion": "abc"}, {"prompt": "ppp", "completion": "a"}],
+    "c": [{"prompt": "p", "completions": ["abcd", "abce", "x"], "ranks": [1, 2, 3]}],
+    "p": [{"prompt": "p"}],
+    "t": [{"text": "abc"}],
+    "bad": [{"text": "a"}, {"text": "a<|endoftext|>b"}],
+  }
+  for name, records_of_file in rows.items():
+    (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in records_of_file))
+  tokens = ["--tokenizer=bytes", "--prompt-tokens=2", "--response-tokens=4"]
+  code, out, err = data("check", *(tmp_path / name for name in "dcpt"), *tokens)
+  assert (code, err) == (0, "")
+  assert [line.removeprefix(f"{tmp_path}/") for line in out.splitlines()] == [
+    "d: 2 demonstrations, no problem",
+    "  1 completions, 1 cut (none ends, so the model never learns to stop: raise "
+    "config.data.response); 0 pairs equal, 0 empty; 2 prompts, 1 too long",
+    "c: 1 comparisons, no problem",
+    "  3 completions, 2 cut; 1 pairs equal, 0 empty; 1 prompts, 0 too long",
+    "p: 1 prompts, no problem",
+    "  1 prompts, 0 too long",
+    "t: 1 texts, no problem",
+  ]
+  code, out, err = data("check", tmp_path / "bad", *tokens)
+  assert code == 2
+  assert f"{tmp_path}/bad:2: text: holds the special tokens '<|endoftext|>'; take" in err
+
+
+def test_check_names_equal_texts_with_different_ranks(data, tmp_path):
+  same = ["same", "other", "same"]
+  rows = [
+    {"prompt": "p", "completions": same, "ranks": [1, 1, 2]},
+    {"prompt": "p", "completions": same, "ranks": [1, 2, 1]},
+  ]
+  file = tmp_path / "c.jsonl"
+  file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  code, _, err = data("check", file)
+  problem = "completions[2]: the same text as completions[0], with another rank"
+  assert code == 2
+  assert f"{file}:1: {problem}" in err
+  assert f"{file}:2" not in err
+
+
 def test_check_lists_every_problem_of_every_file(data, tmp_path):
   good, bad, worse, none = (tmp_path / name for name in ("good", "bad", "worse", "none"))
   good.write_text('{"prompt": "p"}\n')
@@ -194,19 +237,66 @@ def test_clean_writes_the_splits_and_a_report(data, tmp_path):
   assert files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
 
-def test_an_empty_split_leaves_no_file_of_an_earlier_run(data, tmp_path):
+def test_clean_touches_no_file_that_it_did_not_write(data, tmp_path):
+  """`valid.jsonl` and `test.jsonl` are names that a user's own files have, too."""
   prompts(tmp_path / "in.jsonl")
-  for valid, there in ((0.5, True), (0, False)):
-    code, out, _ = data(
-      "clean",
-      "--in",
-      tmp_path / "in.jsonl",
-      f"--out={tmp_path}/out",
-      f"--valid={valid}",
-      "--test=0",
-    )
-    assert code == 0 and (tmp_path / "out" / "valid.jsonl").exists() == there
-  assert "valid: nothing, no file" in out and "not applied" in out
+  out = tmp_path / "out"
+  out.mkdir()
+  (out / "valid.jsonl").write_text("mine\n")
+  (out / "notes.txt").write_text("mine\n")
+  options = ["clean", "--in", tmp_path / "in.jsonl", f"--out={out}", "--test=0"]
+  before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+  code, _, err = data(*options, "--valid=0.5")
+  assert code == 2 and "valid.jsonl in" in err and "replace what is there with --force" in err
+  # An empty split has no file, and does not take the one that is there, whatever is forced.
+  for force in ([], ["--force"]):
+    code, _, err = data(*options, "--valid=0", *force)
+    assert code == 2 and "puts nothing into valid" in err and "move it away" in err
+  assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+  assert data(*options, "--valid=0.5", "--force")[0] == 0
+  names = {path.name for path in out.iterdir()}
+  assert names == {"train.jsonl", "valid.jsonl", "report.json", "notes.txt"}
+  assert (out / "valid.jsonl").read_text() != "mine\n"
+  (out / "valid.jsonl").unlink()
+  code, printed, _ = data(*options, "--valid=0", "--force")
+  assert code == 0 and "valid: nothing, no file" in printed and "not applied" in printed
+
+
+@pytest.mark.parametrize("action", ["expand", "convert", "tone", "benchmarks"])
+def test_no_action_overwrites_what_differs(data, tmp_path, action, monkeypatch):
+  """The same command again changes nothing, and needs no --force."""
+  from instructjax.data.public import benchmarks
+
+  source = tmp_path / "source.jsonl"
+  source.write_text('{"prompt": "p"}\n')
+  few_shot = {"instruction": "i", "pairs": [{"input": "x", "output": "y"}] * 2}
+  out = tmp_path / "out"
+  options = {
+    "convert": [source, f"--out={out / 'x.jsonl'}"],
+    "expand": [tmp_path / "f.jsonl", f"--out={out / 'x.jsonl'}"],
+    "tone": [f"--out={out}"],
+    "benchmarks": [f"--out={out}"],
+  }[action]
+  few_shot["pairs"][1] = {"input": "z", "output": "w"}
+  (tmp_path / "f.jsonl").write_text(json.dumps(few_shot) + "\n")
+
+  def write(folder):
+    (folder / "quac.jsonl").write_text("{}\n")
+    return []
+
+  monkeypatch.setattr(benchmarks, "write", write)
+  assert data(action, *options)[0] == 0
+  written = {path.name: path.read_bytes() for path in out.iterdir()}
+  assert data(action, *options)[0] == 0
+  name = min(written)
+  (out / name).write_text("mine\n")
+  code, _, err = data(action, *options)
+  assert code == 2 and name in err and "--force" in err and err.count("\n") == 1
+  assert (out / name).read_text() == "mine\n"
+  assert data(action, *options, "--force")[0] == 0
+  assert {path.name: path.read_bytes() for path in out.iterdir()} == written
 
 
 def test_what_clean_refuses(data, tmp_path):

@@ -323,7 +323,8 @@ def test_any_file_gives_tasks_or_a_user_error(tmp_path, content, form, kind):
 def test_labeling_starts_without_jax():
   code = (
     "import sys; from instructjax.commands import cli\n"
-    "from instructjax.label import agreement, exchange, server, store\n"
+    "from instructjax.data.records import agreement\n"
+    "from instructjax.label import exchange, server, store\n"
     "slow = {'jax', 'flax', 'orbax', 'ml_collections'} & set(sys.modules)\n"
     "sys.exit(f'imported {slow}' if slow else 0)"
   )

@@ -5,6 +5,7 @@ server.
 import http.client
 import json
 import re
+import socket
 import threading
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from browser import start
 
 from instructjax.commands import cli
 from instructjax.errors import UserError
-from instructjax.label import guard, server, store
+from instructjax.label import connections, guard, server, store
 from instructjax.label.tasks import Task
 
 
@@ -56,10 +57,7 @@ def page(tmp_path):
 
   def run(checks):
     listening = server.listen("127.0.0.1", 0)
-    config = uvicorn.Config(
-      guard.protect(app, checks), log_level="warning", lifespan="off", ws="none"
-    )
-    web_server = uvicorn.Server(config)
+    web_server = uvicorn.Server(server.web_config(guard.protect(app, checks)))
     thread = threading.Thread(target=web_server.run, kwargs={"sockets": [listening]})
     thread.start()
     running.append((web_server, thread, listening))
@@ -323,3 +321,65 @@ def test_a_taken_port_and_missing_files_are_user_errors(tmp_path, capsys):
     )
     assert cli.main(command) == 2
     assert what in capsys.readouterr().err
+
+
+def test_a_host_header_is_a_name_and_nothing_more(page):
+  client, *_ = page
+  for host in ("[::1].evil.example", "[::1]evil", "localhost:80@evil", "localhost:x", "[", ""):
+    assert client("GET", "/", Host=host)[0] == 421, host
+  assert client("GET", "/", Host="LOCALHOST.:80")[0] == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_name_is_known_in_any_case(page, host):
+  _, _, _, run = page
+  checks = guard.make_guard(host, 0, ("MyBox",))
+  client = run(checks)
+  expected = 401 if checks.token else 200
+  for name in ("MyBox", "mybox", "MYBOX:80"):
+    assert client("GET", "/", Host=name)[0] == expected
+
+
+def test_the_page_takes_no_answer_without_ratings(page):
+  client, *_ = page
+  task = client.post("next", labeler="ana")["task"]["number"]
+  for ratings in ([{}, {}], [RATED[0], {}]):
+    answer = ANSWER | {"ratings": ratings}
+    error = client.post("answer", 400, labeler="ana", task=task, answer=answer)["error"]
+    assert "overall: an integer from 1 (worst) to 7 (best)" in error
+  assert client.post("answer", labeler="ana", task=task, answer=ANSWER) == {"new": True}
+
+
+def test_connections_that_say_nothing_lock_nobody_out(page, monkeypatch):
+  client, *_ = page
+  monkeypatch.setattr(connections, "MOST", 20)
+  silent = []
+  try:
+    for i in range(50):
+      silent.append(socket.create_connection(("127.0.0.1", client.port), timeout=20))
+      silent[-1].sendall((b"", b"POST /api/next HTTP/1.1\r\n")[i % 2])
+    assert client("GET", "/")[0] == 200
+    # The oldest have made room, which they notice as the end of the connection.
+    assert _is_closed(silent[0])
+  finally:
+    for connection in silent:
+      connection.close()
+
+
+def test_a_request_that_does_not_end_is_cut_off(page, monkeypatch):
+  monkeypatch.setattr(connections, "PATIENCE", 0.2)
+  client, *_ = page
+  head = b"POST /api/next HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+  for sent in (b"", b"POST", head + b"Content-Length: 5\r\n\r\nx"):
+    with socket.create_connection(("127.0.0.1", client.port), timeout=20) as connection:
+      connection.sendall(sent)
+      assert _is_closed(connection)
+  assert client("GET", "/")[0] == 200
+
+
+def _is_closed(connection) -> bool:
+  """Waits until the other side has ended a connection."""
+  try:
+    return connection.recv(1) == b""
+  except ConnectionResetError:
+    return True

@@ -159,10 +159,11 @@ def test_weights_by_hand():
   mask = jnp.array([[True, True, True], [True, False, False], [False, False, False]])
   close(losses.token_mean(mask), [[1 / 4] * 3, [1 / 4, 0, 0], [0, 0, 0]])
   close(losses.sequence_mean(mask), [[1 / 6] * 3, [1 / 2, 0, 0], [0, 0, 0]])
+  close(losses.sequence_sum(mask), [[1 / 2] * 3, [1 / 2, 0, 0], [0, 0, 0]])
 
 
 def test_weights_of_an_empty_batch_are_zero():
-  for weight in losses.token_mean, losses.sequence_mean:
+  for weight in losses.WEIGHTS.values():
     same(weight(jnp.zeros((2, 3), bool)), 0.0)
   same(losses.pair_weights(jnp.zeros((2, 3), jnp.int32)), 0.0)
 
@@ -458,7 +459,7 @@ def test_gradients_match_finite_differences(name):
 def test_micro_batches_add_up_exactly(seed, parts):
   """Weights are shares of the whole batch: unequal micro-batches sum to its loss and gradient."""
   logp, old, adv, mask = arrays(*ppo_batch(seed))
-  for mean in losses.token_mean, losses.sequence_mean:
+  for mean in losses.WEIGHTS.values():
     batch = logp, old, adv, mean(mask)
     for f in losses.clipped_policy, losses.clipped_value:
       whole = jax.value_and_grad(f)(*batch)
@@ -555,7 +556,7 @@ def test_losses_on_an_explicit_mesh(explicit):
   score, rank = arrays(*ranked_batch(B=8))
 
   def tokens(lp, old, adv, mask):
-    w = losses.token_mean(mask) + losses.sequence_mean(mask)
+    w = sum(weigh(mask) for weigh in losses.WEIGHTS.values())
     total = (
       losses.nll(lp, w)
       + losses.clipped_policy(lp, old, adv, w)

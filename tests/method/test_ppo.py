@@ -1,6 +1,8 @@
 """PPO and PPO-ptx: the checklist 4.5 of the specification, line by line."""
 
+from collections.abc import Callable
 from functools import cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -200,6 +202,39 @@ def test_ptx_gradient_is_added_with_its_coefficient_in_one_update():
   assert float(metrics["grad/norm_ppo"]) == pytest.approx(
     float(optax.tree.norm(g["policy"])), rel=1e-4
   )
+
+
+@pytest.mark.parametrize("normalise", ["token_mean", "sequence_mean", "sequence_sum"])
+def test_every_loss_is_normalised_as_its_field_says(normalise):
+  """Policy, value and pretraining loss by two plain loops, on ragged rows and in micro-batches."""
+  config, state, frozen = setup(
+    tx=SGD,
+    ptx_coef=2.0,
+    normalise=normalise,
+    ptx_normalise=normalise,
+    micro=2,
+    ptx_micro=2,
+    value_coef=1.0,
+    whiten_advantage=False,
+  )
+  *_, exp, _ = collect(config, state, frozen)
+  text = tiny.text(config.lm, rows=16)
+  text = text.replace(mask=text.mask & (jnp.arange(8) < jnp.arange(1, 17)[:, None] % 6 + 2))
+  _, metrics = minibatch_step(config, state, frozen, exp, text)
+
+  def expected(terms, mask):
+    rows = [np.asarray(row)[np.asarray(real)] for row, real in zip(terms, mask) if real.any()]
+    if normalise == "token_mean":
+      return np.concatenate(rows).mean()
+    return np.mean([row.mean() if normalise == "sequence_mean" else row.sum() for row in rows])
+
+  # The ratio is 1 in a first minibatch, and the value is the old one.
+  policy = expected(-exp.advantage, exp.mask)
+  value = expected(0.5 * jnp.square(exp.value - exp.target), exp.value_mask)
+  assert float(metrics["loss/total"]) == pytest.approx(policy + value, rel=1e-4)
+  logits = config.lm.logits(frozen.ref, config.lm.hidden(frozen.ref, text.tokens, text.valid))
+  logp = losses.token_logp(logits[:, :-1], text.tokens[:, 1:])
+  assert float(metrics["loss/ptx"]) == pytest.approx(expected(-logp, text.mask[:, 1:]), rel=1e-4)
 
 
 def test_without_ptx_the_branch_is_gone_and_the_bits_are_the_same():
@@ -487,56 +522,104 @@ def test_a_cut_distribution_and_several_responses_are_refused(cut):
     ppo.rollout(state.params, frozen, tiny.prompts(config.lm, rows=2), jax.random.key(0), config)
 
 
-@pytest.mark.slow
-def test_policy_converges_to_the_analytic_optimum():
-  """Enumerable toy (vocabulary 4, length 3): pi* = rho exp(r / beta) / Z; the trained policy has
-  KL(pi || pi*) < .01.
-  """
+# --- a bandit whose responses can be counted: vocabulary 4, length 3 ---
+
+
+class Toy(NamedTuple):
+  """A policy over 64 responses, trained on a table of their scores."""
+
+  config: ppo.PPO
+  frozen: ppo.Frozen
+  step: Callable  # (state, scores [64]) -> state
+
+  def start(self, seed, beta):
+    params = ppo.init_params(self.frozen.ref, self.frozen.reward)
+    return steps.init_state(jax.random.key(seed), params, self.config.tx, kl_coef=beta)
+
+  def logp(self, params):
+    """The log-probability of each response, by enumeration."""
+    grid = jnp.stack(jnp.meshgrid(*[jnp.arange(4)] * 3, indexing="ij"), -1).reshape(64, 3)
+    tokens = jnp.concatenate([jnp.zeros((64, 1), jnp.int32), grid], 1)
+    real = jnp.ones_like(tokens, bool)
+    return likelihood.response_logp(self.config.lm, params, tokens, real, 3)[0].sum(1)
+
+
+def toy(iterations):
+  """The rate falls to 0 at the last update: the noise of whitened advantages dies away."""
   lm = tiny.lm("gpt", vocab_size=4, width=32, depth=2)
-  beta, iterations = 1.0, 200  # with beta 1 no sequence is too rare to be met again
-  schedule = optim.linear(
-    3e-3, 8 * iterations
-  )  # 0 at the last update: the noise of whitened advantages dies away
+  schedule = optim.linear(3e-3, 8 * iterations)
   tx = optim.by_subtree(
     policy=optim.adamw(schedule, eps=1e-5), value=optim.adamw(schedule, eps=1e-5)
   )
   cfg = PPOConfig(
-    minibatches=4,
-    epochs=2,
-    ptx_coef=0.0,
-    ema_decay=None,
-    whiten_advantage=True,
-    value_coef=1.0,
-    value_clip=None,
+    minibatches=4, epochs=2, ptx_coef=0.0, ema_decay=None, value_coef=1.0, value_clip=None
   )
   config = ppo.PPO(lm=lm, tx=tx, sampling=Sampling(response=3), cfg=cfg)
   policy = lm.init(jax.random.key(0))
   frozen = ppo.Frozen(trunk={}, ref=policy, reward=tiny.reward_model(lm, 7))
-  params = ppo.init_params(policy, frozen.reward)
-  state = steps.init_state(jax.random.key(1), params, tx, kl_coef=beta)
-  table = jax.random.normal(jax.random.key(2), (64,))
   prompts = tiny.Prompts(jnp.zeros((512, 1), jnp.int32), jnp.ones((512, 1), bool))
-  index = lambda tokens: tokens[:, 1] * 16 + tokens[:, 2] * 4 + tokens[:, 3]
 
   @jax.jit
-  def step(state):
+  def step(state, table):
     key = jax.random.fold_in(state.key, state.step)
     rows = ppo.rollout(state.params, frozen, prompts, key, config)
-    exp, _ = ppo.credit(
-      state.params, frozen, rows, table[index(rows.tokens)], state.kl_coef, config
-    )
+    response = rows.tokens[:, 1:]
+    scores = table[response[:, 0] * 16 + response[:, 1] * 4 + response[:, 2]]
+    exp, _ = ppo.credit(state.params, frozen, rows, scores, state.kl_coef, config)
     return ppo.improve(state, frozen, exp, None, config)[0]
 
-  for _ in range(iterations):
-    state = step(state)
+  return Toy(config, frozen, step)
 
-  grid = jnp.stack(jnp.meshgrid(*[jnp.arange(4)] * 3, indexing="ij"), -1).reshape(64, 3)
-  tokens = jnp.concatenate([jnp.zeros((64, 1), jnp.int32), grid], 1)
-  logp = lambda p: likelihood.response_logp(lm, p, tokens, jnp.ones_like(tokens, bool), 3)[0].sum(1)
-  optimum = jax.nn.log_softmax(logp(frozen.ref) + table[index(tokens)] / beta)
-  pi = logp(state.params["policy"])
+
+@pytest.mark.slow
+def test_policy_converges_to_the_analytic_optimum():
+  """pi* = rho exp(r / beta) / Z; the trained policy has KL(pi || pi*) < .01."""
+  beta, iterations = 1.0, 200  # with beta 1 no response is too rare to be met again
+  bandit = toy(iterations)
+  table = jax.random.normal(jax.random.key(2), (64,))
+  state = bandit.start(1, beta)
+  for _ in range(iterations):
+    state = bandit.step(state, table)
+  start = bandit.logp(bandit.frozen.ref)
+  optimum = jax.nn.log_softmax(start + table / beta)
+  pi = bandit.logp(state.params["policy"])
   assert float((jnp.exp(pi) * (pi - optimum)).sum()) < 0.01
-  assert float((jnp.exp(logp(frozen.ref)) * (logp(frozen.ref) - optimum)).sum()) > 0.3
+  assert float((jnp.exp(start) * (start - optimum)).sum()) > 0.3
+
+
+def test_a_proxy_is_overoptimised_without_a_penalty_and_not_with_it():
+  """One response of 64 has a high proxy and a low gold score, as what a reward model never saw.
+
+  Without the KL penalty the policy ends there: the proxy rises and the gold score falls below its
+  start. Under a penalty that leaves it rare, both rise, near what the optimum of Eq. 2 gives.
+  """
+  beta, iterations = 1.5, 25
+  bandit = toy(iterations)
+  gold = jax.random.normal(jax.random.key(2), (64,))
+  exploit = int(jnp.argmin(jnp.abs(gold)))
+  proxy = gold.at[exploit].set(3.0)
+  gold = gold.at[exploit].set(-3.0)
+
+  def scores_of(logp):
+    p = jnp.exp(logp)
+    return float((p * proxy).sum()), float((p * gold).sum())
+
+  def trained(coefficient):
+    state = bandit.start(1, coefficient)
+    for _ in range(iterations):
+      state = bandit.step(state, proxy)
+    return scores_of(bandit.logp(state.params["policy"]))
+
+  start = bandit.logp(bandit.frozen.ref)
+  (proxy_before, gold_before) = scores_of(start)
+  proxy_free, gold_free = trained(0.0)
+  assert proxy_free > proxy_before + 2
+  assert gold_free < gold_before - 1
+  proxy_held, gold_held = trained(beta)
+  assert proxy_held > proxy_before
+  assert gold_held > gold_before + 0.2
+  _, gold_best = scores_of(jax.nn.log_softmax(start + proxy / beta))
+  assert gold_held == pytest.approx(gold_best, abs=0.1)
 
 
 @pytest.mark.parametrize("rows", [4, 12])

@@ -50,6 +50,37 @@ def brute_force(scores, ranks):
   return total / len(scores)
 
 
+def test_a_pair_of_equal_rows_weighs_nothing_and_is_not_measured():
+  """Three completions, the first and the last of which are one row: A = C, ranked A > B > C.
+
+  The pair (A, C) is left out of the loss, of its normaliser and of the accuracy. The pairs (A, B)
+  and (B, C) contradict each other and stay, as the labeler said.
+  """
+  batch = tiny.comparisons(LM, rows=2, k=3)
+  tokens = batch.tokens.at[0, 2].set(batch.tokens[0, 0])
+  valid = batch.valid.at[0, 2].set(batch.valid[0, 0])
+  tokens = tokens.at[1, :, -1].set(jnp.arange(3))  # what stands in padding makes no difference
+  valid = valid.at[1].set(valid[1, 0] & (jnp.arange(tokens.shape[-1]) < tokens.shape[-1] - 1))
+  tokens = tokens.at[1, 1, :-1].set(tokens[1, 0, :-1])
+  rank = jnp.asarray([[1, 2, 3], [1, 2, 2]], jnp.int32)
+  batch = batch.replace(tokens=tokens, valid=valid, rank=rank)
+  differ = np.asarray(jax.jit(reward.distinct)(batch))
+  assert differ[0].tolist() == [
+    [False, True, False],
+    [True, False, True],
+    [False, True, False],
+  ]
+  assert not differ[1, 0, 1] and differ[1, 0, 2]
+  a, b, _ = np.asarray(score_comparisons(model(), batch), np.float64)[0]
+  p, _, q = np.asarray(score_comparisons(model(), batch), np.float64)[1]
+  sigmoid_loss = lambda difference: np.log1p(np.exp(-difference))
+  first = (sigmoid_loss(a - b) + sigmoid_loss(b - a)) / 2
+  _, metrics = reward_step(state_of(SGD), batch, tx=SGD)
+  assert metrics["loss"] == pytest.approx((first + sigmoid_loss(p - q)) / 2, rel=1e-5)
+  assert metrics["pairs"] == 3
+  assert metrics["accuracy"] == pytest.approx((1 + (p > q)) / 3)
+
+
 def test_loss_of_a_step_is_equation_1():
   batch = tiny.comparisons(LM, rows=4, k=5)
   params = model()
@@ -210,3 +241,87 @@ def test_sharded_steps_equal_one_device(mesh):
   }
   losses_, expected = three_steps(place, sharding.place_batch), on_one_device()
   np.testing.assert_allclose(losses_, expected, atol=1e-4)
+
+
+def test_accuracy_over_no_pairs_is_unknown():
+  batch = tiny.comparisons(LM, rows=2, k=4)
+  _, metrics = reward_step(state_of(SGD), batch.replace(rank=jnp.ones((2, 4), jnp.int32)), tx=SGD)
+  assert np.isnan(metrics["accuracy"])
+  assert metrics["pairs"] == metrics["loss"] == 0
+
+
+def test_a_rescaled_model_scores_gain_times_plus_shift():
+  params = model()
+  demos = tiny.demonstrations(LM, rows=4)
+  before = score(params, demos.tokens, demos.valid)
+  after = score(reward.rescale(params, 3.0, -2.0), demos.tokens, demos.valid)
+  np.testing.assert_allclose(after, 3 * before - 2, atol=1e-4)
+
+
+def loss_of(batch, **settings):
+  """(the loss of a step, the scores) under other settings of the loss."""
+  cfg = reward.RewardConfig(**settings)
+  _, metrics = reward_step(state_of(SGD), batch, tx=SGD, cfg=cfg)
+  return float(metrics["loss"]), np.asarray(score_comparisons(model(), batch), np.float64)
+
+
+def pairs_of(ranks):
+  """(prompt, winner, loser) of every pair, with the number of pairs of its prompt."""
+  for prompt, rank in enumerate(np.asarray(ranks)):
+    pairs = [
+      (i, j)
+      for i in range(len(rank))
+      for j in range(len(rank))
+      if rank[i] and rank[j] and rank[i] < rank[j]
+    ]
+    for i, j in pairs:
+      yield prompt, i, j, len(pairs)
+
+
+@pytest.mark.parametrize("margin_by", ["pair", "rank", "rating"])
+def test_a_margin_is_taken_from_every_difference(margin_by):
+  batch = tiny.comparisons(LM, rows=3, k=4)
+  rating = jnp.asarray(np.random.default_rng(0).integers(1, 8, (3, 4)), jnp.float32)
+  batch = batch.replace(rating=rating if margin_by == "rating" else None)
+  loss, scores = loss_of(batch, margin=0.5, margin_by=margin_by)
+  total = 0.0
+  for prompt, i, j, count in pairs_of(batch.rank):
+    gap = {
+      "pair": 1,
+      "rank": int(batch.rank[prompt, j] - batch.rank[prompt, i]),
+      "rating": max(float(rating[prompt, i] - rating[prompt, j]), 0),
+    }[margin_by]
+    difference = scores[prompt, i] - scores[prompt, j] - 0.5 * gap
+    total += np.log1p(np.exp(-difference)) / count / 3
+  assert loss == pytest.approx(total, rel=1e-5)
+
+
+def test_centering_adds_the_squared_sum_of_the_scores_of_each_pair():
+  batch = tiny.comparisons(LM, rows=3, k=4)
+  plain, scores = loss_of(batch)
+  centered, _ = loss_of(batch, centering=0.3)
+  penalty = sum(
+    (scores[prompt, i] + scores[prompt, j]) ** 2 / count / 3
+    for prompt, i, j, count in pairs_of(batch.rank)
+  )
+  assert centered == pytest.approx(plain + 0.3 * penalty, rel=1e-5)
+
+
+def test_best_of_k_is_the_cross_entropy_of_the_best():
+  """Ties at the top share the target; a padded prompt without a best one does not count."""
+  batch = tiny.comparisons(LM, rows=3, k=4)
+  rank = jnp.asarray([[2, 1, 3, 4], [1, 1, 3, 0], [0, 0, 0, 0]])
+  loss, scores = loss_of(batch.replace(rank=rank), loss="best_of_k")
+  log_softmax = lambda x: x - np.log(np.exp(x).sum())
+  first = -log_softmax(scores[0])[1]
+  second = -log_softmax(scores[1, :3])[:2].mean()
+  assert loss == pytest.approx((first + second) / 2, rel=1e-5)
+
+
+def test_every_loss_adds_up_over_micro_batches():
+  batch = tiny.comparisons(LM, rows=8, k=4)
+  batch = batch.replace(rating=jnp.ones((8, 4)) * jnp.arange(4.0))
+  for settings in ({"loss": "best_of_k", "centering": 0.1}, {"margin": 1.0, "margin_by": "rating"}):
+    whole, _ = loss_of(batch, **settings)
+    parts, _ = loss_of(batch, micro=4, **settings)
+    assert whole == pytest.approx(parts, rel=1e-5)

@@ -269,3 +269,49 @@ def test_micro_batches_of_a_mixed_batch_add_up():
   tiny.assert_trees_close(whole[0].params, apart[0].params, atol=2e-6)
   assert whole[1]["loss"] == pytest.approx(float(apart[1]["loss"]), rel=1e-5)
   assert whole[1]["loss/text"] == pytest.approx(float(apart[1]["loss/text"]), rel=1e-5)
+
+
+def test_held_out_loss_is_lowest_epochs_before_samples_are_best():
+  """Why a checkpoint is chosen by reward and not by its loss (App. C.1), on 16 demonstrations.
+
+  A labeler answers with any two of eight good words. The model soon learns which words are good; it
+  then learns these answers by heart and grows too sure of them, which costs likelihood on other
+  labelers' answers. But what it samples is a good word ever more often, which is what the gold
+  reward counts. It is exact here: the probability of good words, position by position.
+  """
+  good = jnp.arange(8, 16)
+
+  def demonstrations(seed, rows):
+    words, prompts = jax.random.split(jax.random.key(seed))
+    tokens = jnp.concatenate(
+      [
+        jax.random.randint(prompts, (rows, 4), 16, LM.vocab_size),
+        jax.random.choice(words, good, (rows, 2)),
+      ],
+      axis=1,
+    )
+    real = jnp.ones_like(tokens, bool)
+    return Demonstrations(tokens, real, real & (jnp.arange(6) >= 4))
+
+  train, held_out = demonstrations(0, 16), demonstrations(1, 128)
+
+  @jax.jit
+  def measure(params):
+    nll, count = sft.evaluate(params, held_out, lm=LM)
+    logits = LM.logits(params, LM.hidden(params, held_out.tokens, held_out.valid))
+    p_good = jax.nn.softmax(logits[:, 3:5])[..., good].sum(-1)
+    return nll / count, p_good.mean()
+
+  tx = optim.adamw(3e-3)
+  state = start(tx=tx)
+  losses, gold = [], []
+  for _ in range(60):  # an epoch is one batch
+    state, _ = step(state, train, tx=tx)
+    loss, reward = measure(state.params)
+    losses.append(float(loss))
+    gold.append(float(reward))
+  by_loss, by_gold = int(np.argmin(losses)), int(np.argmax(gold))
+  assert by_loss + 5 < by_gold, (by_loss, by_gold)
+  # The checkpoint of the lowest loss is a worse sampler, and the best sampler has a worse loss.
+  assert gold[by_gold] > gold[by_loss] + 0.01
+  assert losses[by_gold] > losses[by_loss] + 0.1

@@ -9,7 +9,7 @@ import optax
 import pytest
 import tiny
 
-from instructjax import optim, ppo, reward, rollout, sft, steps
+from instructjax import dpo, optim, ppo, reward, rollout, sft, steps
 from instructjax.models import heads
 from instructjax.ppo import PPOConfig
 from instructjax.rollout import Sampling
@@ -33,6 +33,13 @@ def stages(family):
   model = reward.init(jax.random.key(2), lm, params)
   state = steps.init_state(jax.random.key(1), model, ADAM)
   yield state, *reward.reward_step(state, {}, tiny.comparisons(lm, 2, 3), lm=lm, tx=ADAM)
+  choice = {"loss": "best_of_k", "centering": 0.1}
+  cfg = reward.RewardConfig(**choice)
+  yield state, *reward.reward_step(state, {}, tiny.comparisons(lm, 2, 3), lm=lm, tx=ADAM, cfg=cfg)
+  state = steps.init_state(jax.random.key(1), params, ADAM)
+  ranked = tiny.comparisons(lm, 2, 3)
+  ranked = ranked.replace(mask=ranked.valid)
+  yield state, *dpo.dpo_step(state, ppo.Frozen({}, params, {}), ranked, lm=lm, tx=ADAM)
   experiment = ppo.PPO(
     lm=lm,
     tx=optim.by_subtree(policy=ADAM, value=ADAM),

@@ -17,6 +17,7 @@ RATES = {
   "reward": {"pairs/s": 4, "tokens/s": 4 * 2 * 16},
   "rollout": {"sampled tokens/s": 4 * 8, "episodes/s": 4},
   "ppo": {"episodes/s": 4, "sampled tokens/s": 4 * 8},
+  "dpo": {"pairs/s": 4, "tokens/s": 4 * 2 * 16},
 }
 
 
@@ -98,7 +99,7 @@ def test_the_report_is_printed_as_a_table_or_as_json(capsys):
 @pytest.mark.parametrize(
   ("b", "message"),
   [
-    (options("dpo"), "unknown stage 'dpo'; choose one of sft, reward, rollout, ppo"),
+    (options("grpo"), "unknown stage 'grpo'; choose one of sft, reward, rollout, ppo"),
     (bench.Bench("sft", "7b"), "unknown shape '7b'; choose one of tiny"),
     (options("sft", repeats=0), "--repeats=0 measures nothing"),
     (options("rollout", lora=8), "--lora=8 says what is trained"),

@@ -21,7 +21,7 @@ from instructjax.runs import origin
 from instructjax.settings.subjects import MeshSettings
 from instructjax.stages import running
 
-STAGES = ("pretrain", "sft", "rl_init", "reward", "ppo")
+STAGES = ("pretrain", "sft", "rl_init", "reward", "ppo", "dpo")
 SIZES = ("1.3b", "6b", "175b")
 FILES = {
   "pretrain": ("text",),
@@ -29,6 +29,7 @@ FILES = {
   "rl_init": ("demonstrations", "text"),
   "reward": ("comparisons", "demonstrations"),
   "ppo": ("prompts", "text"),
+  "dpo": ("comparisons",),
 }
 ROWS = {"data.prompt": 12, "data.response": 12, "batch": 8}
 SMALL = {
@@ -36,6 +37,7 @@ SMALL = {
   "sft": {**ROWS, "epochs": 1},
   "rl_init": {**ROWS, "epochs": 1},
   "reward": {**ROWS, "data.valid": ""},
+  "dpo": {**ROWS, "data.valid": ""},
   "ppo": {"data.prompt": 12, "data.length": 24, "sampling.response": 6, "ptx_ratio": 1},
 }
 COMPLETIONS = 4  # of a prompt in the tests' comparisons, at most
@@ -192,7 +194,7 @@ def every_case():
   for stage in STAGES:
     for changes in PARTS:
       usual = changes.get("trunk_dtype", "bfloat16") == "bfloat16"
-      daily = not changes or (usual and stage in ("sft", "reward", "ppo"))
+      daily = not changes or (usual and stage in ("sft", "reward", "ppo", "dpo"))
       marks = () if daily else pytest.mark.slow
       yield pytest.param(stage, changes, id=f"{stage} {words(changes)}", marks=marks)
 
@@ -296,6 +298,8 @@ def test_bytes_by_kind_equal_a_sum_by_hand(stage, size, data):
   trained, frozen, average = policy, 0, 0
   if stage == "reward":
     trained = judge + head
+  if stage == "dpo":
+    frozen = 4 * policy - 2 * policy_matrices  # the reference
   if stage == "ppo":
     trained, average = policy + judge + head, policy
     # The reference and the reward model have their matrices in bfloat16.

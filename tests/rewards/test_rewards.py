@@ -2,8 +2,11 @@
 sampling with them.
 """
 
+import contextlib
 import email.utils
+import itertools
 import json
+import socketserver
 import threading
 import time
 from functools import partial
@@ -256,7 +259,7 @@ def test_nobody_there_and_nobody_answering(server):
     ((200, {}, {"score": 1}), 'answered {"score": 1}; {"scores": [...]} is expected'),
     (
       (200, {}, b'{"scores": [1, 2, NaN, 4, 5]}'),
-      "the score of response 2 is nan; its prompt begins 'say 2'",
+      "JSON is expected (NaN is no number of JSON)",
     ),
     ((200, {}, b"<html>"), "answered <html>; JSON is expected"),
   ],
@@ -481,7 +484,7 @@ def test_a_cut_response_has_one_score(reward_run):
   (as_ids,) = rewards.score_rollout(sources, on_devices, rows, [prompt], policy.tokenizer).values()
   (as_text,) = rewards.score_texts(sources, [prompt], [response[:-1]]).values()
   assert float(as_ids[0]) == pytest.approx(float(as_text[0]), abs=1e-5)
-  comparison = schemas.Comparison(prompt, (response + " more", "x"), (1, 2))
+  comparison = schemas.Comparison(prompt, (response[1:] + " more", "x"), (1, 2))
   (group,) = pipeline.comparisons(
     [comparison], policy.tokenizer, prompt=len(prompt), response=len(response)
   )
@@ -489,9 +492,9 @@ def test_a_cut_response_has_one_score(reward_run):
     group.rows[0].ids, reward.closed(on_devices, policy.tokenizer.eos)[0]
   )
   # A demonstration that fits the bias is made in the same way.
-  demonstration = schemas.Demonstration(prompt, response + " more")
+  demonstration = schemas.Demonstration(prompt, response[1:] + " more")
   data = settings_of_data(prompt=len(prompt), response=len(response))
-  (row,) = reward_stage.demonstration_rows(data, [demonstration], policy.tokenizer, None)
+  (row,) = reward_stage.demonstration_rows(data, [demonstration], policy.tokenizer, None, {})
   np.testing.assert_array_equal(row.ids, group.rows[0].ids)
 
 
@@ -531,3 +534,114 @@ def test_ppo_without_any_reward_says_what_to_give(data, base, tmp_path, capsys):
   assert ppo(data, tmp_path / "run", base, "") == 2
   assert "config.reward_model is empty" in capsys.readouterr().err
   assert not (tmp_path / "run").exists()
+
+
+# --- bounds ---
+
+
+@pytest.fixture
+def raw_server():
+  """A server that sends what `parts` yields, whatever it is asked; `url` is its address."""
+
+  class Handler(socketserver.BaseRequestHandler):
+    def handle(self):
+      with contextlib.suppress(OSError):
+        self.request.recv(65_536)
+        for part in served.parts():
+          self.request.sendall(part)
+
+  served = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+  served.daemon_threads = True
+  served.block_on_close = False
+  served.url = f"http://127.0.0.1:{served.server_address[1]}/score"
+  thread = threading.Thread(target=served.serve_forever, args=(0.01,))
+  thread.start()
+  yield served
+  served.shutdown()
+  thread.join()
+  served.server_close()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+def slowly(parts, pause=0.05):
+  for part in parts:
+    yield part
+    time.sleep(pause)
+
+
+@pytest.mark.parametrize("where", ["head", "length", "chunks", "close"])
+def test_a_byte_now_and_then_ends_with_the_timeout(raw_server, where):
+  """Each pause is far shorter than the timeout, which is for the whole answer."""
+  byte = itertools.repeat(b" ", 200)
+  begin, parts = {
+    "head": (HEAD + b"X: ", byte),
+    "length": (HEAD + b"Content-Length: 500\r\n\r\n", byte),
+    "chunks": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", (b"1\r\n \r\n" for _ in range(200))),
+    "close": (HEAD + b"\r\n", byte),
+  }[where]
+  raw_server.parts = lambda: slowly(itertools.chain([begin], parts))
+  start = time.monotonic()
+  assert "no answer in 0.3 s" in refused(f"{raw_server.url}#timeout=0.3,retries=0")
+  assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize("begin", [b"Transfer-Encoding: chunked\r\n\r\n", b"\r\n"])
+def test_an_endless_answer_takes_no_memory(raw_server, begin, monkeypatch):
+  monkeypatch.setattr(endpoint, "MAX_BYTES", 100_000)
+  part = b"10000\r\n" + b"1" * 65_536 + b"\r\n" if b"chunked" in begin else b"1" * 65_536
+  raw_server.parts = lambda: itertools.chain([HEAD + begin], itertools.repeat(part))
+  message = refused(f"{raw_server.url}#timeout=20,retries=0")
+  assert "the answer has more than 100,000 bytes" in message
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(raw_server):
+  raw_server.parts = lambda: [HEAD + b'Content-Length: 90\r\n\r\n{"scores": [1']
+  assert "no answer (IncompleteRead" in refused(f"{raw_server.url}#{FAST}")
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (b"[" * 100_000, "JSON is expected (more than 64 objects"),
+    (b'{"scores": [1e999, 2, 3, 4, 5]}', "1e999 is larger than float64 holds"),
+    (b'{"scores": [1, 2, 3, 4, ' + b"9" * 5000 + b"]}", "a whole number of 5000 digits"),
+    (b'{"scores": [1, 2, 3, 4, 1e300]}', "the score of response 4 is inf"),
+    (b'{"scores": [1], "scores": [1, 2, 3, 4, 5]}', "the key 'scores' occurs twice"),
+    (b"\xff\xfe", "JSON is expected ("),
+  ],
+)
+def test_numbers_and_levels_of_an_answer_have_bounds(server, content, message):
+  server.answer = lambda *args: (200, {}, content)
+  assert message in refused(f"{server.url}#{FAST}")
+
+
+@pytest.mark.parametrize("option", ["timeout=inf", "wait=1e300", "retries=10000000", "batch=-1"])
+def test_options_have_two_ends(option):
+  assert "must be at least" in refused(f"http://localhost/s#{option}")
+  assert "the weight 1e999 must be" in refused("1e999*http://localhost/s")
+
+
+# --- code that ends the program ---
+
+
+@pytest.mark.parametrize("code", ["sys.exit()", "sys.exit(0)", "raise GeneratorExit", "exit(3)"])
+def test_code_that_would_end_the_run_is_an_error(module, code):
+  file = module(f"import sys\ndef f(p, r):\n  {code}\n")
+  assert refused(f"python:{file}:f").endswith(f"at {file}:3")
+  file = module(f"import sys\n{code}\n")
+  assert refused(f"python:{file}:f").endswith(f"at {file}:2")
+
+
+def test_a_function_may_have_a_limit(module):
+  file = module("import time\ndef f(p, r):\n  time.sleep(len(r[0]) / 5)\n  return [1.0] * len(p)\n")
+  source = f"python:{file}:f#limit=0.1"
+  assert score(source, ["p"], [""]).tolist() == [1]
+  with pytest.raises(UserError, match=r"f took longer than the 0\.1 seconds of #limit="):
+    score(source, ["p"], ["a word"])
+
+
+def test_an_error_in_a_thread_of_its_own_is_the_same(module):
+  file = module("def f(p, r):\n  raise KeyError('x')\n")
+  assert f"f raised KeyError: 'x' at {file}:2" in refused(f"python:{file}:f#limit=5")

@@ -295,6 +295,119 @@ def test_another_type_is_named(tmp_path):
     Checkpoints(tmp_path).restore({"x": jnp.zeros(3, jnp.bfloat16)})
 
 
+def test_an_array_that_is_not_finite_is_not_written(tmp_path, mesh):
+  """Also where one device alone holds the number."""
+  values = np.arange(16, dtype=np.float32)
+  in_parts = jax.NamedSharding(mesh, jax.P(mesh.axis_names))
+  good = jax.device_put(values, in_parts)
+  bad = jax.device_put(np.where(values == 13, np.inf, values), in_parts)
+  write(tmp_path / "c", 1, {"x": good, "key": jax.random.key(0)})
+  message = "step 2 is not written, because 'x' is not finite; the finite state of step 1 is kept"
+  with pytest.raises(UserError, match=message):
+    Checkpoints(tmp_path / "c").save(2, {"x": bad, "key": jax.random.key(0)})
+  assert Checkpoints(tmp_path / "c").steps() == [1]
+
+
+def test_what_finish_leaves_is_finite(tmp_path):
+  from instructjax.runs import origin
+
+  with pytest.raises(UserError, match="'params/head/b' is not finite; no state was saved before"):
+    origin.finish(tmp_path, 3, {"head": {"b": jnp.float32("nan")}}, {}, "reward")
+  assert not (tmp_path / "checkpoints").exists()
+
+
+def test_every_changed_letter_of_the_description_is_noticed(two):
+  """The JSON beside the arrays says what the model is: `norm_eps` 1e-05 may become 1e-75."""
+  folder, like = two
+  write(folder, 6, like, {"model": {"norm_eps": 1e-05, "width": 32, "name": "a"}})
+  path = folder / "6" / "about" / "metadata"
+  content = path.read_bytes()
+  for at in range(0, len(content), len(content) // 60):
+    changed = bytearray(content)
+    changed[at] = changed[at] ^ 1
+    path.write_bytes(bytes(changed))
+    with pytest.raises(UserError) as error:
+      Checkpoints(folder).extra()
+    assert "6: cannot be read (" in str(error.value)
+    assert "\n" not in str(error.value)
+  path.write_bytes(content)
+  assert Checkpoints(folder).extra()["model"]["norm_eps"] == 1e-05
+
+
+def test_a_description_from_before_there_was_a_sum_is_read(two):
+  import json
+
+  folder, like = two
+  path = folder / "4" / "about" / "metadata"
+  about = json.loads(path.read_text())
+  for name in ("format", "sha256"):
+    del about[name]
+    path.write_text(json.dumps(about))
+    if name == "format":  # a sum without a format is no layout of ours
+      with pytest.raises(UserError, match="its description is not as it was written"):
+        Checkpoints(folder).restore(like)
+  assert Checkpoints(folder).restore(like)[1] == {"n": 4}
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    MemoryError(),
+    OSError(12, "Cannot allocate memory"),
+    RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes."),
+  ],
+)
+def test_a_shortage_of_memory_is_no_damage(two, monkeypatch, error):
+  import orbax.checkpoint as ocp
+
+  folder, like = two
+
+  def short(self, *args, **kwargs):
+    raise error
+
+  monkeypatch.setattr(ocp.CheckpointManager, "restore", short)
+  with pytest.raises(UserError, match="4: there is not enough memory to read it") as raised:
+    Checkpoints(folder).restore(like)
+  assert "it is not damaged: make room" in str(raised.value)
+  assert "move" not in str(raised.value)
+
+
+def test_ctrl_c_in_a_write_outside_the_loop_leaves_it_complete(tmp_path, monkeypatch, capfd):
+  """As in the final model of a stage, which `origin.finish` leaves."""
+  import orbax.checkpoint as ocp
+
+  wait = ocp.CheckpointManager.wait_until_finished
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(7, {"x": jnp.arange(4.0)})
+
+  def pressed(self):
+    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", wait)
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", pressed)
+  with pytest.raises(KeyboardInterrupt):
+    checkpoints.wait()
+  assert checkpoints._manager is None
+  assert [path.name for path in tmp_path.iterdir()] == ["7"]
+  restored, _ = Checkpoints(tmp_path).restore({"x": jnp.zeros(4)})
+  np.testing.assert_array_equal(restored["x"], np.arange(4.0))
+  assert capfd.readouterr().err == "finishing the checkpoint; once more to stop at once\n"
+
+
+def test_what_comes_late_to_a_closed_loop_is_not_printed(tmp_path, monkeypatch):
+  """tensorstore reports each part of a failed write to an event loop that is gone."""
+  from types import SimpleNamespace
+
+  printed = []
+  monkeypatch.setattr(sys, "unraisablehook", printed.append)
+  write(tmp_path, 1, {"x": jnp.arange(4.0)})
+  write(tmp_path, 2, {"x": jnp.arange(4.0)})
+  late, other = RuntimeError("Event loop is closed"), RuntimeError("something else")
+  for error in (late, other):
+    sys.unraisablehook(SimpleNamespace(exc_value=error))
+  assert [report.exc_value for report in printed] == [other]
+
+
 FULL = """
 import resource, sys
 import jax, jax.numpy as jnp
@@ -330,6 +443,7 @@ def test_a_write_that_fails_leaves_the_last_good_one(tmp_path):
   )
   assert run.stdout.count("\n") == 1
   assert "Traceback" not in run.stderr
+  assert "Event loop" not in run.stderr
   assert [path.name for path in tmp_path.iterdir()] == ["1"]
   restored, extra = Checkpoints(tmp_path).restore({"x": jnp.zeros(4)})
   np.testing.assert_array_equal(restored["x"], np.arange(4.0))

@@ -163,6 +163,27 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_resume(step, writer, tmp
   assert [row["step"] for row in rows(tmp_path)] == list(range(1, 10))
 
 
+def test_ctrl_c_while_the_last_checkpoint_is_written_counts(step, writer, tmp_path, monkeypatch):
+  """The step is kept, and what would follow the loop does not: another stage of the quickstart."""
+  from orbax.checkpoint import CheckpointManager
+
+  checkpoints = Checkpoints(tmp_path / "c")
+  wait = CheckpointManager.wait_until_finished
+
+  def pressed(self):
+    if checkpoints._step == 3:
+      monkeypatch.setattr(CheckpointManager, "wait_until_finished", wait)
+      os.kill(os.getpid(), signal.SIGINT)
+    wait(self)
+
+  monkeypatch.setattr(CheckpointManager, "wait_until_finished", pressed)
+  settings = {"stage": "a", "writer": writer, "checkpoints": checkpoints}
+  with pytest.raises(loop.Interrupted, match="a: stopped at step 3 of 3; run the same command"):
+    fit(step, fresh(), batch, steps=3, **settings)
+  assert checkpoints.latest() == 3
+  assert int(fit(step, fresh(), batch, steps=3, **settings).iteration) == 3
+
+
 def test_sigterm_finishes_the_step_and_is_reported(step, writer, tmp_path, capsys):
   checkpoints = Checkpoints(tmp_path / "c")
 
@@ -385,7 +406,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_state(step, writer, 
   checkpoints = Checkpoints(tmp_path / "c")
   batches = lambda i: jnp.float32(bad if i == 4 else i)
   with pytest.raises(
-    UserError, match=rf"a: loss is {bad} at step 5; the good state of step 4 is kept"
+    UserError, match=rf"a: loss is {bad} at step 5; the finite state of step 4 is kept"
   ):
     fit(
       step,
@@ -406,7 +427,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_good_state(step, writer, 
 def test_nan_right_at_a_checkpoint_is_not_saved(step, writer, tmp_path):
   checkpoints = Checkpoints(tmp_path / "c")
   batches = lambda i: jnp.float32("nan" if i == 3 else i)
-  with pytest.raises(UserError, match="at step 4; the good state of step 2 is kept"):
+  with pytest.raises(UserError, match="at step 4; the finite state of step 2 is kept"):
     fit(
       step,
       fresh(),
@@ -418,6 +439,132 @@ def test_nan_right_at_a_checkpoint_is_not_saved(step, writer, tmp_path):
       checkpoint_every=2,
     )
   assert checkpoints.latest() == 2
+
+
+def poisoned(place, at, value):
+  """A step whose loss stays finite while its update makes one part of the state `value`."""
+
+  def run(state, x):
+    iteration = state.iteration + 1
+    bad = jnp.where(iteration == at, jnp.float32(value), jnp.float32(1))
+    grad_norm = jnp.float32(1)
+    if place == "params":
+      state = replace(state, params={"w": state.params["w"] * bad})
+    elif place == "opt_state":
+      state = replace(state, opt_state={"nu": state.opt_state["nu"] * bad})
+    elif place == "ema":
+      state = replace(state, ema={"w": state.ema["w"] * bad})
+    else:
+      grad_norm = bad
+    return replace(state, iteration=iteration), {"loss": jnp.float32(1), "grad/norm": grad_norm}
+
+  return run
+
+
+def whole_state():
+  return replace(
+    fresh(), opt_state={"nu": jnp.float32(1)}, ema={"w": jnp.float32(1)}, params={"w": jnp.ones(3)}
+  )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+  ("place", "named"),
+  [
+    ("params", "'params/w' is not finite after the update of step 4"),
+    ("opt_state", "'opt_state/nu' is not finite after the update of step 4"),
+    ("ema", "'ema/w' is not finite after the update of step 4"),
+    ("grad", "grad/norm is .* at step 4"),
+  ],
+)
+def test_a_state_that_is_not_finite_is_never_saved_though_the_loss_is(
+  writer, tmp_path, place, named, value
+):
+  """The step that the message names can be gone on from."""
+  checkpoints = Checkpoints(tmp_path / "c", keep=9)
+  settings = {"steps": 6, "stage": "a", "writer": writer, "checkpoints": checkpoints}
+  settings["checkpoint_every"] = 1
+  with pytest.raises(UserError, match=f"a: {named}; the finite state of step 3 is kept"):
+    fit(poisoned(place, 4, value), whole_state(), batch, **settings)
+  assert checkpoints.steps() == [1, 2, 3]
+  state = fit(poisoned(place, 0, value), whole_state(), batch, **settings)
+  assert int(state.iteration) == 6
+  assert jnp.isfinite(state.params["w"]).all()
+
+
+@pytest.mark.parametrize("with_checkpoints", [True, False])
+def test_the_last_update_is_looked_at_and_nothing_is_measured_on_it(
+  writer, tmp_path, with_checkpoints
+):
+  checkpoints = Checkpoints(tmp_path / "c") if with_checkpoints else None
+  measured = []
+  settings = {"evaluate": lambda state: measured.append(1) or {}, "checkpoints": checkpoints}
+  with pytest.raises(UserError, match="'params/w' is not finite after the update of step 6"):
+    fit(
+      poisoned("params", 6, jnp.inf),
+      whole_state(),
+      batch,
+      steps=6,
+      stage="a",
+      writer=writer,
+      **settings,
+    )
+  assert not measured
+  assert not (tmp_path / "c").exists()
+
+
+def test_an_evaluation_that_is_not_finite_stops(step, writer, tmp_path):
+  """Huge weights are finite, and what they compute is not."""
+  checkpoints = Checkpoints(tmp_path / "c")
+  with pytest.raises(UserError, match="a: eval/nll is nan at step 2; no state was saved before"):
+    fit(
+      step,
+      fresh(),
+      batch,
+      steps=2,
+      stage="a",
+      writer=writer,
+      checkpoints=checkpoints,
+      evaluate=lambda state: {"eval/nll": jnp.float32("nan")},
+    )
+  assert checkpoints.latest() is None
+  assert rows(tmp_path)[-1]["eval/nll"] is None
+
+
+def test_ctrl_c_saves_no_state_that_is_not_finite(writer, tmp_path):
+  checkpoints = Checkpoints(tmp_path / "c")
+
+  def pressed(i):
+    if i == 2:
+      raise KeyboardInterrupt
+    return batch(i)
+
+  with pytest.raises(UserError, match="is not finite after the update of step 2; no state was sav"):
+    fit(
+      poisoned("params", 2, jnp.nan),
+      whole_state(),
+      pressed,
+      steps=6,
+      stage="a",
+      writer=writer,
+      checkpoints=checkpoints,
+    )
+  assert checkpoints.latest() is None
+
+
+def test_a_checkpoint_that_an_earlier_version_left_infinite_is_named(
+  step, writer, tmp_path, monkeypatch
+):
+  from instructjax.runs import checkpoint
+
+  checkpoints = Checkpoints(tmp_path / "c")
+  monkeypatch.setattr(checkpoint, "first_not_finite", lambda tree: "")
+  broken = replace(fresh(), params={"w": jnp.float32("inf")}, iteration=jnp.int32(2))
+  checkpoints.save(2, broken, {"stage": "a"})
+  checkpoints.wait()
+  message = r"c/2: 'params/w' is not finite, so the run cannot go on from it; move this folder away"
+  with pytest.raises(UserError, match=message):
+    fit(step, fresh(), batch, steps=3, stage="a", writer=writer, checkpoints=checkpoints)
 
 
 def test_a_metric_that_is_no_loss_may_be_nan(writer, tmp_path):
@@ -446,3 +593,9 @@ def test_checkpoints_of_other_data_or_settings_are_refused(step, writer, tmp_pat
     UserError, match=r"a run with another text \(aaaaaaaa, this one is bbbbbbbb\)"
   ):
     fit(step, fresh(), batch, extra={"fingerprints": {"text": "b" * 64}}, **settings)
+  # Data that only one of the two runs reads is a difference too.
+  more = {"text": "a" * 64, "valid": "c" * 64}
+  with pytest.raises(UserError, match=r"with another valid \(none, this one is cccccccc\)"):
+    fit(step, fresh(), batch, extra={"fingerprints": more}, **settings)
+  with pytest.raises(UserError, match=r"with another text \(aaaaaaaa, this one is none\)"):
+    fit(step, fresh(), batch, **settings)

@@ -3,6 +3,7 @@ network.
 """
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -295,11 +296,10 @@ def test_a_disk_that_cannot_be_written_leaves_the_old_page(tmp_path, monkeypatch
   target = report.write(full(tmp_path))
   before = target.read_bytes()
 
-  def refuse(self, data):
-    self.write_text("half")
+  def refuse(descriptor):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(Path, "write_bytes", refuse)
+  monkeypatch.setattr(os, "fsync", refuse)
   with pytest.raises(UserError, match="No space left"):
     report.write(tmp_path)
   assert target.read_bytes() == before

@@ -1,6 +1,9 @@
 """The files of a run directory: what is written, what is dropped, and which runs may go on."""
 
 import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,6 +89,72 @@ def test_sinks_get_every_metric(tmp_path, monkeypatch):
   with writers.open_run(tmp_path, {}, sinks=("tensorboard",)) as writer:
     writer.metrics(3, "a", {"loss": 1.5})
   assert seen == [(3, "a", {"loss": 1.5})]
+
+
+@pytest.mark.parametrize("content", ["", '{"seed": 1', "[]"])
+def test_a_manifest_that_was_cut_is_one_line(writer, tmp_path, content):
+  path = tmp_path / "run" / "manifest.json"
+  path.write_text(content)
+  with pytest.raises(UserError, match=r"manifest.json: .*; move it away and run the same") as error:
+    writers.note(tmp_path / "run", more=1)
+  assert "\n" not in str(error.value)
+  path.unlink()
+  writers.note(tmp_path / "run", more=1)
+
+
+def test_a_line_that_is_json_but_no_metrics_is_dropped(writer, tmp_path):
+  writer.metrics(1, "a", {"x": 1.0})
+  with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+    file.write('[]\n{"step": "a"}\n')
+  writer.rewind("a", 1)
+  assert [row["step"] for row in rows(tmp_path)] == [1]
+
+
+def test_no_line_holds_a_number_that_json_does_not_have(writer, tmp_path):
+  with pytest.raises(UserError, match=r"samples.jsonl: new line 2: scores.first is nan"):
+    writer.samples([{"scores": {"first": 1.0}}, {"scores": {"first": float("nan")}}])
+  assert not (tmp_path / "run" / "samples.jsonl").exists()
+
+
+def test_another_process_cannot_open_the_run(writer, tmp_path, monkeypatch):
+  """What stands for the other process is this one without the memory of what it holds."""
+  from instructjax.system import lock
+
+  monkeypatch.setattr(lock, "_holders", {})
+  message = r"run: process \d+ on .* is writing here"
+  with pytest.raises(UserError, match=message), writers.open_run(tmp_path / "run", {"lr": 0.1}):
+    pass
+  # The processes of one command hold it together, by their first one.
+  monkeypatch.setattr(writers.jax, "process_index", lambda: 1)
+  with writers.open_run(tmp_path / "run", {"lr": 0.1}) as silent:
+    assert silent is writers.SILENT
+
+
+@pytest.mark.parametrize("place", ["gs://bucket/run", "s3://bucket/run"])
+def test_an_address_is_no_directory(place, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for workdir in (place, Path(place)):
+    message = "give a path, or mount the bucket"
+    with pytest.raises(UserError, match=message), writers.open_run(workdir, {}):
+      pass
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_goes_on_is_the_same_run_of_weights_and_biases(tmp_path, monkeypatch):
+  calls = []
+  run = SimpleNamespace(log=lambda row: None, finish=lambda: None)
+  fake = SimpleNamespace(init=lambda **options: calls.append(options) or run)
+  monkeypatch.setitem(sys.modules, "wandb", fake)
+  for folder in ("a", "a", "b"):
+    with writers.open_run(tmp_path / folder, {}, sinks=("wandb",)):
+      pass
+  ids = [options["id"] for options in calls]
+  assert ids[0] == ids[1] != ids[2]
+  assert all(options["resume"] == "allow" for options in calls)
+  (tmp_path / "a" / "wandb.json").write_text("{")
+  opening = writers.open_run(tmp_path / "a", {}, sinks=("wandb",))
+  with pytest.raises(UserError, match=r"wandb.json: cannot be read .*; delete it"), opening:
+    pass
 
 
 def test_a_run_of_the_first_version_is_refused_in_one_line(tmp_path):

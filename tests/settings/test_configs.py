@@ -9,7 +9,7 @@ from instructjax.models import gpt
 from instructjax.stages import wiring
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-STAGES = ("pretrain", "sft", "rl_init", "reward", "ppo", "bestofn", "sample")
+STAGES = ("pretrain", "sft", "rl_init", "reward", "ppo", "dpo", "bestofn", "sample")
 SIZES = ("1.3b", "6b", "175b")
 
 
@@ -93,6 +93,61 @@ def test_ppo(size, sweep, value_lr):
   assert c.policy_optimizer.eps == 1e-5
   assert c.model.dropout == 0.0
   assert c.frozen_dtype == c.model.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_dpo(size):
+  """Rafailov et al. 2023, App. B, in the sizes of the paper."""
+  c = load(f"dpo:{size}")
+  assert (c.beta, c.batch, c.optimizer.lr, c.optimizer.schedule) == (0.1, 64, 1e-6, "constant")
+  rate = wiring.learning_rate(c.optimizer, 1000)
+  assert [float(rate(update)) for update in (0, 150, 999)] == pytest.approx([0, 1e-6, 1e-6])
+  assert c.model.shape.lower() == size
+
+
+# --- what InstructGPT grew out of ---
+
+
+def test_ziegler():
+  """The style tasks of openai/lm-human-preferences: launch.py and the defaults of both trainers."""
+  c = load("ppo:ziegler")
+  assert c.model.shape == "gpt2-124M"
+  assert 1_000_000 <= c.iterations * c.batch < 1_000_000 + c.batch
+  assert (c.batch, c.ppo.minibatches, c.ppo.epochs) == (512, 1, 4)
+  assert (c.kl.coef, c.kl.control, c.kl.target, c.kl.horizon) == (0.15, "adaptive", 6, 10_000)
+  assert (c.ppo.clip, c.ppo.value_clip, c.ppo.value_coef) == (0.2, 0.2, 0.1)
+  assert (c.ppo.discount, c.ppo.lam) == (1.0, 0.95)
+  assert (c.ppo.whiten_reward, c.ppo.whiten_advantage) == (True, True)
+  assert (c.data.prompt, c.sampling.response, c.sampling.temperature) == (64, 24, 0.7)
+  assert (c.ppo.ptx_coef, c.ppo.ema_decay) == (0, None)
+  for optimizer in (c.policy_optimizer, c.value_optimizer):
+    assert (optimizer.lr, optimizer.schedule) == (1e-5, "linear")
+    assert (optimizer.eps, optimizer.eps_mode, optimizer.b2) == (1e-5, "tf", 0.999)
+    assert float(wiring.learning_rate(optimizer, 100)(99)) < 2e-7
+  r = load("reward:ziegler")
+  assert (r.model.shape, r.batch, r.optimizer.lr) == ("gpt2-124M", 32, 5e-5)
+  assert (r.loss, r.normalise, r.epochs) == ("best_of_k", "mean_and_std", 1)
+  assert 4_992 % r.batch == 0
+  assert (r.optimizer.schedule, r.optimizer.eps, r.optimizer.eps_mode) == ("linear", 1e-5, "tf")
+
+
+@pytest.mark.parametrize(
+  ("preset", "shape", "sft", "reward", "ppo", "batch"),
+  [
+    ("stiennon", "1.3B", 6.35e-5, 1.5e-5, 1.5e-5, 512),
+    ("stiennon-6.7b", "6.7B", 2.83e-5, 5e-6, 7e-6, 256),
+  ],
+)
+def test_stiennon(preset, shape, sft, reward, ppo, batch):
+  s, r, c = (load(f"{stage}:{preset}") for stage in ("sft", "reward", "ppo"))
+  assert {s.model.shape, r.model.shape, c.model.shape} == {shape}
+  assert (s.optimizer.lr, s.batch, s.epochs) == (sft, 128, 1)
+  assert (r.optimizer.lr, r.batch, r.epochs, r.normalise) == (reward, 64, 1, "mean")
+  assert (c.policy_optimizer.lr, c.policy_optimizer.schedule, c.batch) == (ppo, "linear", batch)
+  assert 1_000_000 <= c.iterations * batch < 1_000_000 + batch
+  assert (c.kl.coef, c.kl.control, c.ppo.epochs) == (0.05, "fixed", 4)
+  assert (c.ppo.discount, c.ppo.lam, c.ppo.ptx_coef, c.ppo.ema_decay) == (1.0, 0.95, 0, None)
+  assert (c.data.prompt, c.sampling.response) == (512, 48)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ RUNS = {
   "sft": [{**TOP, "data.stems": True}, LORA, {"steps": 0, "epochs": 1}],
   "rl_init": [{**TOP, "data.stems": True}, LORA, {"steps": 0, "epochs": 1}],
   "reward": [{**TOP, "data.stems": True}, LORA, {"steps": 0, "epochs": 1}],
+  "dpo": [{**TOP, "data.stems": True}, LORA, {"steps": 0, "epochs": 1}],
   "ppo": [
     {**TOP, "data.stems": True},
     {**ADAPTED, "rewards": "", "policy_optimizer.schedule": "linear"},

@@ -5,12 +5,17 @@ it goes on.
 import json
 import shutil
 
+import jax.numpy as jnp
 import pytest
 from stage_runs import files, run
 
+from instructjax.data.batches import pipeline
+from instructjax.data.records.records import Comparison
+from instructjax.data.tokens import tokenizers
 from instructjax.label import tasks
 from instructjax.runs import origin, writers
-from instructjax.stages import sample
+from instructjax.settings.sampling import PromptData
+from instructjax.stages import drawing, sample
 
 SMALL = [
   "--config.data.prompt=12",
@@ -56,7 +61,10 @@ def test_the_outputs_are_tasks_for_labelers_with_their_sources(round_):
       == 6
     )
     for text, source in zip(row["responses"], row["sources"], strict=True):
-      assert text in said[source["model"], source["temperature"], at] and source["seed"] == 0
+      responses = said[source["model"], source["temperature"], at]
+      # The space that parts a response from its prompt is the separator, and no part of it.
+      assert text in [response.removeprefix(" ") for response in responses]
+      assert source["seed"] == 0
     names = [source["model"] for source in row["sources"]]
     assert 2 <= names.count("sft") <= 4
   found, left_out = tasks.read(round_ / "samples.jsonl", "comparison")
@@ -115,6 +123,62 @@ def test_an_interrupted_round_goes_on_as_if_it_had_not_been(
   assert len(opened) == (1 if stop > 10 else 2)
   for name in ("draws.jsonl", "samples.jsonl"):
     assert (tmp_path / "x" / name).read_text() == (round_ / name).read_text()
+
+
+def test_a_row_that_does_not_belong_where_it_is_stops(data, models, round_, tmp_path, capsys):
+  """As two processes leave it that drew into one file: rows twice, and under other prompts."""
+  options = [*files(data, "prompts"), *models, *BOTH]
+  good = lines(round_ / "draws.jsonl")
+  other_prompt = [good[0], good[1] | {"of": "0" * 16}]
+  for number, (rows, line) in enumerate(
+    (
+      ([good[0], good[0], *good[1:]], 2),
+      (other_prompt, 2),
+      ([*good, good[-1]], len(good) + 1),
+      ([good[0], good[1] | {"model": "sft"}], 2),
+    )
+  ):
+    work = tmp_path / str(number)
+    shutil.copytree(round_, work)
+    (work / "samples.jsonl").unlink()
+    writers.keep(work / "draws.jsonl", rows)
+    assert run("sample", work, *options) == 2
+    error = capsys.readouterr().err
+    assert f"draws.jsonl:{line}: is of model" in error and "does not belong there" in error
+    assert not (work / "samples.jsonl").exists()
+
+
+def test_a_reward_that_is_not_finite_stops(data, sft_run, reward_run, tmp_path, capsys):
+  """The final model of a reward run of an earlier version may hold NaN."""
+  from instructjax.runs import checkpoint
+
+  broken = tmp_path / "reward"
+  shutil.copytree(reward_run, broken)
+  final = checkpoint.Checkpoints(broken / "checkpoints" / "final")
+  leaves = {name: jnp.zeros(shape) for name, shape in final.leaves().items()}
+  state = {}
+  for name, leaf in leaves.items():
+    *path, last = name.split("/")
+    part = state
+    for word in path:
+      part = part.setdefault(word, {})
+    part[last] = leaf
+  state["params"]["head"]["b"] = jnp.float32("nan")
+  extra, step = final.extra(), final.latest()
+  shutil.rmtree(final.folder)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(checkpoint, "first_not_finite", lambda tree: "")
+    final.save(step, state, extra)
+    final.wait()
+  options = [*files(data, "prompts"), f"--model={sft_run}", f"--config.rewards={broken}"]
+  for stage in ("sample", "bestofn"):
+    work = tmp_path / stage
+    assert run(stage, work, *options, *SMALL, "--config.n=2") == 2
+    output, error = capsys.readouterr()
+    assert "reward reward: the score of response 0 is nan; its prompt begins 'say 0'" in error
+    assert "return finite numbers" in error and "nan" not in output
+    for path in work.glob("*.json*"):
+      assert "NaN" not in path.read_text()
 
 
 def test_a_finished_round_stays_and_another_needs_another_directory(data, models, round_, capsys):
@@ -274,3 +338,17 @@ def test_a_damaged_line_ends_what_is_known(tmp_path):
   assert writers.rows(tmp_path / "x") == [] == writers.rows(tmp_path / "none")
   (tmp_path / "x").write_text('{"a": 1}\n{"a": 2}\n{"a"')
   assert writers.rows(tmp_path / "x") == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("response", [" one", "  two", "three", "    return x"])
+def test_a_response_becomes_the_row_that_was_sampled(response):
+  """As the completion of a record it gets the separator back, and no space more or less."""
+  data = PromptData()
+  completion = drawing.as_completion(response, data)
+  record = Comparison("p", (completion, "other"), (1, 2))
+  (group,) = pipeline.comparisons([record], tokenizers.of_bytes(), prompt=9, response=99)
+  row = bytes(group.rows[0].ids[1:-1].tolist()).decode()
+  # A response that begins without the separator is given one: the record has no room to say so.
+  assert row == (response if response.startswith(" ") else f" {response}")
+  chat = PromptData(template="chat")
+  assert drawing.as_completion(response, chat) == response

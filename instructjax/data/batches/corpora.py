@@ -18,12 +18,21 @@ import jax
 
 from instructjax import sharding
 from instructjax.data.batches import lazy, mixture, packing, pipeline
+from instructjax.data.batches.counts import Counts, sentence
+from instructjax.data.batches.counts import facts as facts_of
 from instructjax.data.batches.mixture import Mixture, Rows
 from instructjax.data.records import sources, spellings
-from instructjax.data.records.records import fingerprint
+from instructjax.data.records.records import Comparison, Demonstration, Prompt, fingerprint
+from instructjax.data.tokens import chat
+from instructjax.data.tokens.tokenizer_check import show
 from instructjax.data.tokens.tokenizers import Tokenizer
+from instructjax.data.tokens.vocabulary import document_end
 from instructjax.errors import UserError, naming
 from instructjax.settings import DataSettings, TextSettings
+from instructjax.settings.dpo import PreferenceData
+from instructjax.settings.ppo import PromptAndTextData
+from instructjax.settings.reward import ComparisonData
+from instructjax.settings.supervised import DemonstrationData, MixedData
 from instructjax.types import PyTree
 
 
@@ -89,6 +98,141 @@ def rows(parts: Sequence[Part], make: Callable[[Part], Rows]) -> Rows:
   return Mixture(rows_by_part, tuple(part.weight for part in parts))
 
 
+# --- records in rows ---
+
+# Counts by the name of the source, for manifest.json.
+CountsBySource = dict[str, Counts]
+
+
+def demonstrations(
+  data: DemonstrationData | MixedData | ComparisonData,
+  records: Sequence[Demonstration],
+  tokenizer: Tokenizer,
+  template: chat.Template | None,
+  name: str,
+  counts: CountsBySource,
+  *,
+  end_cut: bool = False,
+) -> list[pipeline.Row]:
+  """The rows of demonstrations; what was cut or left out is added to `counts` and said on stderr.
+
+  `end_cut` ends a completion that was cut. Raises UserError for texts that cannot be used.
+  """
+  if not records:
+    return []
+  counts[name] = Counts()
+  rows = pipeline.demonstrations(
+    records,
+    tokenizer,
+    prompt=data.prompt,
+    response=data.response,
+    separator=data.separator,
+    end_cut=end_cut,
+    name=name,
+    template=template,
+    long=data.long,
+    counts=counts[name],
+  )
+  _say(name, counts[name])
+  return rows
+
+
+def comparisons(
+  data: ComparisonData | PreferenceData,
+  records: Sequence[Comparison],
+  tokenizer: Tokenizer,
+  template: chat.Template | None,
+  name: str,
+  counts: CountsBySource,
+  *,
+  end_cut: bool = True,
+) -> tuple[list[pipeline.Group], list[Comparison]]:
+  """(the rows of each prompt's completions, their records), counted as `demonstrations` does.
+
+  `end_cut` ends a completion that was cut. Raises UserError for texts that cannot be used.
+  """
+  if not records:
+    return [], []
+  counts[name] = Counts()
+  groups = pipeline.comparisons(
+    records,
+    tokenizer,
+    prompt=data.prompt,
+    response=data.response,
+    separator=data.separator,
+    end_cut=end_cut,
+    name=name,
+    template=template,
+    long=data.long,
+    counts=counts[name],
+  )
+  _say(name, counts[name])
+  return groups, counts[name].kept(list(records))
+
+
+def prompts(
+  data: PromptAndTextData,
+  part: Part,
+  tokenizer: Tokenizer,
+  template: chat.Template | None,
+  counts: CountsBySource,
+) -> tuple[list[pipeline.Row], list[Prompt]]:
+  """(the rows of a source of prompts, their records), counted and said as `demonstrations` does.
+
+  Raises UserError for texts that cannot be used.
+  """
+  source_counts = counts[part.source] = Counts()
+  rows = pipeline.prompts(
+    part.records,
+    tokenizer,
+    prompt=data.prompt,
+    name=part.source,
+    template=template,
+    long=data.long,
+    counts=source_counts,
+  )
+  _say(part.source, source_counts)
+  return rows, source_counts.kept(part.records)
+
+
+def facts(counts: CountsBySource) -> dict[str, dict[str, int]]:
+  """What manifest.json says of the rows."""
+  return {name: facts_of(source_counts) for name, source_counts in counts.items()}
+
+
+def _say(name: str, counts: Counts) -> None:
+  """Prints the counts of a source on stderr, in one process of several.
+
+  Raises UserError where every record was left out.
+  """
+  if counts.prompts and len(counts.left_out) == counts.prompts:
+    raise UserError(
+      f"{name}: all {counts.prompts} prompts are longer than config.data.prompt; raise it"
+    )
+  if jax.process_index() == 0:
+    print(f"{name}: {sentence(counts)}", file=sys.stderr, flush=True)
+
+
+def batches_in(epochs: int, rows: int, size: int, name: str) -> int:
+  """The batches in which every row comes at least `epochs` times.
+
+  A line on stderr says where the last batch goes on in the next pass. `name` is that of the setting
+  of `epochs`. Raises UserError where there are no rows.
+  """
+  if not rows:
+    raise UserError(f"{name}={epochs}: there are no rows to go through; give data")
+  batches = pipeline.batches_for(epochs, rows, size)
+  again = batches * size - epochs * rows
+  if again and jax.process_index() == 0:
+    print(
+      f"{name}={epochs}: {batches:,} batches of {size} for {rows:,} rows; the last one takes "
+      f"{again:,} of the next pass",
+      file=sys.stderr,
+      flush=True,
+    )
+  return batches
+
+
 def packed(pack: bool, source: str, rows: Rows, length: int, what: str, sizes: Any = None) -> Rows:
   """The rows of a source, packed where `pack` says so; then a line on stderr says how full they
   are.
@@ -114,6 +258,8 @@ def texts(
   Rows are windows of all documents joined or, packed, documents side by side.
   """
   lazy_prints: list[str] = []
+  if parts:
+    _say_document_end(tokenizer)
 
   def rows_of_source(part: Part) -> Rows:
     what = "pieces of text"
@@ -126,7 +272,7 @@ def texts(
       return packed(data.pack, part.source, pieces, length, what, pieces.sizes)
     if not data.pack:
       return pipeline.text(part.records, tokenizer, length=length, name=part.source)
-    documents = pipeline.documents(part.records, tokenizer, length=length)
+    documents = pipeline.documents(part.records, tokenizer, length=length, name=part.source)
     return packed(data.pack, part.source, documents, length, what)
 
   all_rows = rows(parts, rows_of_source)
@@ -136,6 +282,19 @@ def texts(
   if len(lazy_prints) == 1:
     return all_rows, lazy_prints[0]
   return all_rows, hashlib.sha256("".join(lazy_prints).encode()).hexdigest()
+
+
+def _say_document_end(tokenizer: Tokenizer) -> None:
+  """Says which token ends a document, where responses end with another one."""
+  end, closing = document_end(tokenizer), tokenizer.eos[0]
+  if end == closing or jax.process_index() > 0:
+    return
+  print(
+    f"documents of text end with {show(tokenizer, [end])}, responses with "
+    f"{show(tokenizer, [closing])}",
+    file=sys.stderr,
+    flush=True,
+  )
 
 
 def place_batches(batches: Callable[[int], PyTree]) -> Callable[[int], PyTree]:

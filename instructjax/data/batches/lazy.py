@@ -1,11 +1,11 @@
 """Text that is read and tokenised when a row is asked for, for corpora that do not fit in memory.
 
-The windows are those of `pipeline.text`, token for token: all documents joined by end-of-text
-tokens, and cut. To find a window without the ones before it, the tokens of every document are
-counted once, in one pass that also checks the documents. The counts (4 bytes a document) stay in
-the user's cache, so that a run that goes on, or another one with the same text and tokenizer,
-starts at once. A window reads the documents that it lies in, and a document is tokenised whole for
-each of its windows.
+The windows are those of `pipeline.text`, token for token: all documents joined by the token that
+ends a document, and cut. To find a window without the ones before it, the tokens of every document
+are counted once, in one pass that also checks the documents. The counts (4 bytes a document) stay
+in the user's cache, so that a run that goes on, or another one with the same text and tokenizer,
+starts after one reading of the files, which shows that they are the same. A window reads the
+documents that it lies in, and a document is tokenised whole for each of its windows.
 
 Rows can be reached by their number in JSONL files, in Parquet files (whose row groups are read
 whole, so write small ones) and in prepared TFDS data sets.
@@ -31,14 +31,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from instructjax.data.batches.pipeline import Row
+from instructjax.data.batches.pipeline import Row, special_problems
 from instructjax.data.records import records, sources
 from instructjax.data.records.records import Spelling, Text, native
 from instructjax.data.tokens.tokenizers import Tokenizer
+from instructjax.data.tokens.vocabulary import document_end
 from instructjax.errors import UserError
 from instructjax.system import download
 
 TABLES = 16  # row groups of a Parquet file that are held at once
+CHECKS = 2  # another number counts, and so checks, all texts again
 UTF8_MARK = b"\xef\xbb\xbf"  # the byte order mark that some editors put before the first line
 
 
@@ -158,10 +160,20 @@ class Texts:
     Raises:
       UserError: if the file is damaged there.
     """
-    number = i  # in the part that holds the document
+    name, rows, spelling, number = self._find(i)
+    return _scan_row(name, rows, number, spelling)
+
+  def place(self, i: int) -> str:
+    """Returns where document i stands, as `file:line`."""
+    name, _, _, number = self._find(i)
+    return f"{name}:{number + 1}"
+
+  def _find(self, i: int) -> tuple[str, Any, Spelling, int]:
+    """Returns (name, rows, spelling) of the part that holds document i, and its number there."""
+    number = i
     for name, rows, spelling in self.parts:
       if number < len(rows):
-        return _scan_row(name, rows, number, spelling)
+        return name, rows, spelling, number
       number -= len(rows)
     raise IndexError(i)
 
@@ -219,7 +231,7 @@ def _spell_plain(spelling: Callable[[dict[str, Any], str], dict[str, Any]]) -> S
 class Index:
   """How many tokens each document has, and the fingerprint of all documents together.
 
-  The end-of-text token of a document counts.
+  The token that ends a document counts.
   """
 
   counts: Int[np.ndarray, " N"]
@@ -235,8 +247,8 @@ def index(documents: Texts, tokenizer: Tokenizer) -> Index:
     UserError: lists every document that is no record, or says why the cache cannot be written.
   """
   # The key changes with everything that the counts depend on.
-  states = [(name, len(rows), _file_state(name, rows)) for name, rows, _ in documents.parts]
-  identity = repr((states, documents.spelling_name, tokenizer.fingerprint))
+  contents = [(name, len(rows), _content(name, rows)) for name, rows, _ in documents.parts]
+  identity = repr((contents, documents.spelling_name, tokenizer.fingerprint, CHECKS))
   key = hashlib.sha256(identity.encode()).hexdigest()
   path = download.cache_folder() / "counts" / f"{key[:32]}.npz"
   # If there is no file, or a damaged one, the tokens are counted again.
@@ -288,7 +300,9 @@ def _count_tokens(documents: Texts, tokenizer: Tokenizer) -> Index:
       readable, problems_of_row = documents.scan(i)
       problems.extend(problems_of_row)
       for text in readable:
-        counts[i] = len(tokenizer.encode(text.text)) + 1  # with its end-of-text token
+        ids = tokenizer.encode(text.text)
+        problems.extend(special_problems(tokenizer, text.text, ids, f"{documents.place(i)}: text"))
+        counts[i] = len(ids) + 1  # with the token that ends it
         yield text
 
   # One pass counts, checks and hashes: the fingerprint draws the documents out of the generator.
@@ -297,19 +311,35 @@ def _count_tokens(documents: Texts, tokenizer: Tokenizer) -> Index:
   return Index(counts, fingerprint)
 
 
-def _file_state(name: str, rows: Any) -> tuple[str, int, int]:
-  """Returns (folder, size in bytes, time of the last change in nanoseconds) of a file.
+def _content(name: str, rows: Any) -> str:
+  """Returns the digest of what a part of a source holds.
 
-  With it another file under the same name is counted again. A TFDS data set is known by the folder
-  that it was prepared in, and by the state of the description that was written there last.
+  The bytes of a file count, and not its name, size and time: another text may have the same. A
+  TFDS data set may be too large for that. It is known by the description in its folder, and by the
+  names, sizes and times of its files; the time of the inode is one that no program can set.
   """
   info = getattr(rows, "dataset_info", None)
-  folder = "" if info is None else str(info.data_dir)
-  path = Path(folder, "dataset_info.json") if folder else Path(name)
-  if not path.is_file():
-    return folder, 0, 0
-  stat = path.stat()
-  return folder, stat.st_size, stat.st_mtime_ns
+  try:
+    if info is not None:
+      return _folder_content(Path(info.data_dir))
+    if not Path(name).is_file():
+      return ""
+    with Path(name).open("rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
+  except OSError as error:
+    raise UserError(f"{name}: cannot be read ({_reason(error)}); put it back") from None
+
+
+def _folder_content(folder: Path) -> str:
+  """Returns the digest of a prepared data set."""
+  facts: list[Any] = []
+  for path in sorted(folder.iterdir()):
+    stat = path.stat()
+    facts.append((path.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+  description = folder / "dataset_info.json"
+  if description.is_file():
+    facts.append(description.read_bytes())
+  return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 # --- rows of tokens ---
@@ -422,12 +452,12 @@ def pieces(
 
 
 def encoded(documents: Texts, number: int, tokenizer: Tokenizer, count: int) -> Sequence[int]:
-  """Returns the ids of a document and its end-of-text token.
+  """Returns the ids of a document and of the token that ends it.
 
   Raises:
     UserError: if there are not as many ids as were counted.
   """
-  ids = [*tokenizer.encode(documents[number].text), tokenizer.eos[0]]
+  ids = [*tokenizer.encode(documents[number].text), document_end(tokenizer)]
   if len(ids) != count:
     raise UserError(
       f"{documents.name}: document {number + 1} has {len(ids)} tokens and had {count} when they "

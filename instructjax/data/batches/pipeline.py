@@ -10,20 +10,23 @@
   batches = pipeline.stream(rows, partial(pipeline.pad_demonstrations, length=64), size=16, seed=0)
   batches(0), batches(1), ...     # batch i is a function of i: to resume is to remember an integer
 
-A row is bos + prompt + separator and completion + eos. The parts are encoded one by one and never
-as a joined text (see `tokenizers`), so that the ids of a prompt are the same in every row.
+A row is bos + prompt + separator and completion + eos, without a space more or less. The parts are
+encoded one by one and never as a joined text (see `vocabulary`), so that the ids of a prompt are
+the same in every row.
 
 Dimensions: B rows, K completions, T tokens, P prompt tokens.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+from instructjax.data.batches.counts import Counts
 from instructjax.data.batches.mixture import Rows, endless
 from instructjax.data.records.records import (
   Comparison,
@@ -34,7 +37,9 @@ from instructjax.data.records.records import (
 )
 from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
+from instructjax.data.tokens.vocabulary import document_end, named_specials, refusal
 from instructjax.errors import UserError
+from instructjax.settings.subjects import Long
 from instructjax.types import Comparisons, Demonstrations, Prompts
 
 SEPARATOR = " "  # between a prompt and its completion
@@ -58,10 +63,16 @@ class Row(NamedTuple):
 
 
 class Group(NamedTuple):
-  """The rows of one prompt's completions, and the rank of each."""
+  """The rows of one prompt's completions, the rank of each, and its overall rating if it counts."""
 
   rows: tuple[Row, ...]
   ranks: tuple[int, ...]
+  ratings: tuple[float, ...] = ()
+
+  def distinct(self) -> np.ndarray:
+    """Returns which pairs of rows differ in a token, [K, K]; `reward.distinct` of one prompt."""
+    ids = np.array([row.ids.tobytes().hex() for row in self.rows])
+    return ids[:, None] != ids[None, :]
 
 
 # --- records to ids ---
@@ -76,6 +87,8 @@ class _Layout(NamedTuple):
   response: int  # the most tokens of a completion, its end included
   separator: str
   end_cut: bool  # whether a completion that was cut ends with an end-of-text token
+  long: Long
+  counts: Counts
 
 
 def demonstrations(
@@ -88,22 +101,27 @@ def demonstrations(
   end_cut: bool = False,
   name: str = "demonstrations",
   template: chat.Template | None = None,
+  long: Long = "error",
+  counts: Counts | None = None,
 ) -> list[Row]:
   """Returns the row of each demonstration, of at most `prompt` + `response` tokens.
 
   A longer response is cut, and ends with an end-of-text token only if `end_cut` is set. With a
-  `template` the record is rendered as a chat, and every reply of the assistant carries loss.
+  `template` the record is rendered as a chat, and every reply of the assistant carries loss. A
+  record whose prompt is too long is an error or is left out, as `long` says. What is cut and left
+  out is added to `counts`.
 
   Raises:
-    UserError: lists each prompt that is longer than `prompt` tokens and each completion that holds
-      an end-of-text token.
+    UserError: lists each prompt that is longer than `prompt` tokens and each text that spells a
+      special token.
   """
-  layout = _Layout(tokenizer, template, prompt, response, separator, end_cut)
+  counts = Counts() if counts is None else counts
+  layout = _Layout(tokenizer, template, prompt, response, separator, end_cut, long, counts)
   problems: list[str] = []
   rows: list[Row] = []
-  for line, record in enumerate(records, 1):  # lines of a file are counted from 1
-    completions = {"completion": record.completion}
-    rows += _rows(record, completions, layout, f"{name}:{line}", problems)
+  for number, record in enumerate(records):
+    place = f"{name}:{number + 1}"  # lines of a file are counted from 1
+    rows += _rows(record, {"completion": record.completion}, layout, number, place, problems)
   report(problems)
   return rows
 
@@ -118,21 +136,29 @@ def comparisons(
   end_cut: bool = True,
   name: str = "comparisons",
   template: chat.Template | None = None,
+  long: Long = "error",
+  counts: Counts | None = None,
 ) -> list[Group]:
   """Returns the rows of every completion of each comparison, as `demonstrations` makes them.
 
   By default a completion that was cut ends with an end-of-text token all the same, because the
-  reward model reads the score at the end.
+  reward model reads the score at the end. Completions that differ only after the cut have the same
+  ids; `reward.distinct` finds their pairs, which weigh nothing.
 
   Raises:
     UserError: for the same reasons as in `demonstrations`.
   """
-  layout = _Layout(tokenizer, template, prompt, response, separator, end_cut)
+  counts = Counts() if counts is None else counts
+  layout = _Layout(tokenizer, template, prompt, response, separator, end_cut, long, counts)
   problems: list[str] = []
   groups = []
-  for line, record in enumerate(records, 1):
+  for number, record in enumerate(records):
     completions = {f"completions[{k}]": text for k, text in enumerate(record.completions)}
-    rows = _rows(record, completions, layout, f"{name}:{line}", problems)
+    rows = _rows(record, completions, layout, number, f"{name}:{number + 1}", problems)
+    if not rows:  # its prompt is too long
+      continue
+    ids = [row.ids.tobytes() for row in rows]
+    counts.equal += sum(a == b for a, b in itertools.combinations(ids, 2))
     groups.append(Group(tuple(rows), tuple(record.ranks)))
   report(problems)
   return groups
@@ -145,26 +171,24 @@ def prompts(
   prompt: int,
   name: str = "prompts",
   template: chat.Template | None = None,
+  long: Long = "error",
+  counts: Counts | None = None,
 ) -> list[Row]:
-  """Returns rows that hold only a prompt.
+  """Returns rows that hold only a prompt, of the records that `counts` does not say are left out.
 
   Raises:
-    UserError: lists each prompt that is longer than `prompt` tokens.
+    UserError: lists each prompt that is longer than `prompt` tokens, unless `long` is "drop", and
+      each that spells a special token.
   """
+  counts = Counts() if counts is None else counts
+  layout = _Layout(tokenizer, template, prompt, 0, "", False, long, counts)
   problems: list[str] = []
   rows = []
-  for line, record in enumerate(records, 1):
-    place = f"{name}:{line}: prompt"
-    if template is None:
-      ids = _encode_prompt(record.prompt, tokenizer, prompt, place, problems)
-    else:
-      try:
-        ids = chat.head(template, tokenizer, record.prompt, record.turns)
-      except chat.ChatError as problem:
-        problems.append(f"{place}: {problem}")
-        continue
-      _check_length(len(ids), prompt, place, problems)
-    rows.append(_row(ids, len(ids)))
+  for number, record in enumerate(records):
+    place = f"{name}:{number + 1}: prompt"
+    ids = _prompt_ids(record, layout, place, problems)
+    if ids is not None and _is_short(len(ids), layout, number, place, problems):
+      rows.append(_row(ids, len(ids)))
   report(problems)
   return rows
 
@@ -177,17 +201,17 @@ def text(
   tail: bool = False,
   name: str = "text",
 ) -> list[Row]:
-  """Returns windows of `length` tokens of all documents, joined by end-of-text tokens.
+  """Returns windows of `length` tokens of all documents, joined by `document_end` of the tokenizer.
 
   The last window, which may be shorter, is left out unless `tail` is set.
 
   Raises:
-    UserError: if the text does not fill one window and `tail` is False.
+    UserError: if the text does not fill one window and `tail` is False, and lists each document
+      that spells a special token.
   """
   ids: list[int] = []
-  for record in records:
-    ids += tokenizer.encode(record.text)
-    ids.append(tokenizer.eos[0])
+  for document in document_ids(records, tokenizer, name):
+    ids += document
   # Every window begins with `bos`, which leaves room for `step` tokens of the text.
   step = length - len(tokenizer.bos)
   windows = [ids[start : start + step] for start in range(0, len(ids), step)]
@@ -208,16 +232,19 @@ def documents(
   tokenizer: Tokenizer,
   *,
   length: int,
+  name: str = "text",
 ) -> list[Row]:
-  """Returns each document with its end-of-text token, in pieces of at most `length` tokens.
+  """Returns each document with the token that ends it, in pieces of at most `length` tokens.
 
   Unlike the windows of `text`, a piece never holds two documents. Pieces are what `packing` packs.
   A piece that is too short to predict a token is left out.
+
+  Raises:
+    UserError: lists each document that spells a special token.
   """
   step = length - len(tokenizer.bos)
   rows = []
-  for record in records:
-    ids = [*tokenizer.encode(record.text), tokenizer.eos[0]]
+  for ids in document_ids(records, tokenizer, name):
     for start in range(0, len(ids), step):
       piece = [*tokenizer.bos, *ids[start : start + step]]
       if len(piece) >= 2:
@@ -225,96 +252,158 @@ def documents(
   return rows
 
 
+def document_ids(
+  records: Sequence[Text],
+  tokenizer: Tokenizer,
+  name: str,
+) -> list[list[int]]:
+  """Returns the ids of each document and of the token that ends it.
+
+  Raises:
+    UserError: lists each document that spells a special token.
+  """
+  end = document_end(tokenizer)
+  problems: list[str] = []
+  ids_of_each = []
+  for line, record in enumerate(records, 1):
+    ids = tokenizer.encode(record.text)
+    problems += special_problems(tokenizer, record.text, ids, f"{name}:{line}: text")
+    ids_of_each.append([*ids, end])
+  report(problems)
+  return ids_of_each
+
+
+def special_problems(
+  tokenizer: Tokenizer,
+  text: str,
+  ids: Sequence[int],
+  place: str,
+) -> list[str]:
+  """Returns the problem of a text that spells special tokens; `ids` are those of the text.
+
+  The rule is the same for every text of a user: prompts, completions, messages and documents.
+  """
+  names = named_specials(tokenizer, text, ids)
+  return [f"{place}: {refusal(names)}"] if names else []
+
+
 def _rows(
   record: Demonstration | Comparison,
   completions: Mapping[str, str],
   layout: _Layout,
+  number: int,
   place: str,
   problems: list[str],
 ) -> list[Row]:
   """Returns a row for each completion of a record, and adds what is wrong to `problems`.
 
-  `completions` maps the field of the record that a completion comes from to its text. `place` is
-  the file and the line of the record.
+  `completions` maps the field of the record that a completion comes from to its text. `number` is
+  the place of the record from 0, and `place` its file and line. There are no rows if the prompt is
+  too long or cannot be used.
   """
-  rows = []
   if layout.template is not None:
-    for field, completion in completions.items():
-      rows.append(_chat_row(record, completion, field, layout, place, problems))
-    return rows
+    return _chat_rows(record, completions, layout, number, place, problems)
   # All completions share the ids of the prompt, which is encoded and checked once.
-  prompt_ids = _encode_prompt(
-    record.prompt,
-    layout.tokenizer,
-    layout.prompt,
-    f"{place}: prompt",
-    problems,
-  )
-  for field, completion in completions.items():
-    rows.append(_plain_row(prompt_ids, completion, layout, f"{place}: {field}", problems))
-  return rows
+  prompt_place = f"{place}: prompt"
+  prompt_ids = _prompt_ids(record, layout, prompt_place, problems)
+  assert prompt_ids is not None  # only a chat may have none
+  if not _is_short(len(prompt_ids), layout, number, prompt_place, problems):
+    return []
+  return [
+    _plain_row(prompt_ids, completion, layout, f"{place}: {field}", problems)
+    for field, completion in completions.items()
+  ]
 
 
-def _encode_prompt(
-  text: str,
-  tokenizer: Tokenizer,
-  limit: int,
+def _prompt_ids(
+  record: Prompt | Demonstration | Comparison,
+  layout: _Layout,
   place: str,
   problems: list[str],
-) -> list[int]:
-  ids = [*tokenizer.bos, *tokenizer.encode(text)]
-  _check_length(len(ids), limit, place, problems)
+) -> list[int] | None:
+  """Returns the ids of a prompt, from `bos` on, or None for a chat that cannot be a prompt."""
+  tokenizer = layout.tokenizer
+  if layout.template is not None:
+    try:
+      return chat.head(layout.template, tokenizer, record.prompt, record.turns)
+    except chat.ChatError as problem:
+      problems.append(f"{place}: {problem}")
+      return None
+  text = record.prompt
+  ids = tokenizer.encode(text)
+  problems += special_problems(tokenizer, text, ids, place)
+  layout.counts.changed += tokenizer.decode(ids) != text
+  ids = [*tokenizer.bos, *ids]
   if not ids:  # the model needs a token to start from
     problems.append(f"{place}: no tokens; give a text")
   return ids
 
 
-def _check_length(
+def _is_short(
   size: int,
-  limit: int,
-  place: str,
-  problems: list[str],
-) -> None:
-  if size > limit:
-    problems.append(
-      f"{place}: {size} tokens, the limit is {limit}; shorten it, drop the record or raise the "
-      "limit"
-    )
-
-
-def _chat_row(
-  record: Demonstration | Comparison,
-  completion: str,
-  field: str,
   layout: _Layout,
+  number: int,
   place: str,
   problems: list[str],
-) -> Row:
-  """Returns the row of a chat whose last message is `completion`.
+) -> bool:
+  """Returns whether a prompt of `size` tokens is within the limit, and counts it."""
+  layout.counts.prompts += 1
+  if size <= layout.prompt:
+    return True
+  if layout.long == "drop":
+    layout.counts.left_out.append(number)
+  else:
+    problems.append(
+      f"{place}: {size} tokens, the limit is {layout.prompt}; shorten it, raise config.data.prompt "
+      "or leave such records out with config.data.long=drop"
+    )
+  return False
+
+
+def _chat_rows(
+  record: Demonstration | Comparison,
+  completions: Mapping[str, str],
+  layout: _Layout,
+  number: int,
+  place: str,
+  problems: list[str],
+) -> list[Row]:
+  """Returns the row of each chat that ends with one of the completions.
 
   Everything before the last reply is the prompt, and the last reply is cut as any completion is.
   """
   template = layout.template
   assert template is not None
-  try:
-    ids, mask, start = chat.reply(
-      template,
-      layout.tokenizer,
-      record.prompt,
-      record.turns,
-      completion,
-    )
-  except chat.ChatError as problem:
-    problems.append(f"{place}: {field}: {problem}")
-    return EMPTY
-  _check_length(start, layout.prompt, f"{place}: prompt", problems)
-  end = start + layout.response
-  if len(ids) > end:
-    ids = ids[:end]
-    mask = mask[:end]
-    if layout.end_cut:
-      ids[-1] = template.end  # in the place of the last token that fits
-  return _row(ids, start, mask)
+  # What is wrong with the prompt is said once, and not for each completion.
+  prompt_place = f"{place}: prompt"
+  prompt_ids = _prompt_ids(record, layout, prompt_place, problems)
+  if prompt_ids is None:
+    return []
+  if not _is_short(len(prompt_ids), layout, number, prompt_place, problems):
+    return []
+  rows = []
+  for field, completion in completions.items():
+    try:
+      ids, mask, start = chat.reply(
+        template,
+        layout.tokenizer,
+        record.prompt,
+        record.turns,
+        completion,
+      )
+    except chat.ChatError as problem:
+      problems.append(f"{place}: {field}: {problem}")
+      continue
+    end = start + layout.response
+    is_cut = len(ids) > end
+    if is_cut:
+      ids = ids[:end]
+      mask = mask[:end]
+      if layout.end_cut:
+        ids[-1] = template.end  # in the place of the last token that fits
+    _count_completion(ids[start:], layout, is_cut)
+    rows.append(_row(ids, start, mask))
+  return rows
 
 
 def _plain_row(
@@ -326,25 +415,37 @@ def _plain_row(
 ) -> Row:
   """Returns prompt, separator, completion and end-of-text token as one row."""
   tokenizer = layout.tokenizer
-  if layout.separator:
-    # The separator is the only white space between the parts: most data already holds a space.
-    completion = layout.separator + completion.lstrip()
-  ids = tokenizer.encode(completion)
-  # An end-of-text token in the middle would teach the model to stop and go on.
-  refused = {*tokenizer.eos, *tokenizer.banned}
-  special = refused.intersection(ids)
-  if special:
+  text = layout.separator + completion
+  ids = tokenizer.encode_next(text)
+  names = special_problems(tokenizer, text, ids, place)
+  problems += names
+  # Such a token in the middle would teach the model to stop and go on, or what it never samples.
+  refused = {*tokenizer.eos, *tokenizer.banned}.intersection(ids)
+  if refused and not names:
     problems.append(
-      f"{place}: holds the special tokens {sorted(special)}; take their names out of the text"
+      f"{place}: holds the ids {sorted(refused)}, which end a response or are never sampled (a "
+      "line break, or characters that the tokenizer does not know); take them out of the text"
     )
+  layout.counts.changed += tokenizer.decode_next(ids) != text
   end = tokenizer.eos[0]
-  if len(ids) < layout.response:
+  is_cut = len(ids) >= layout.response
+  if not is_cut:
     ids = [*ids, end]
   elif layout.end_cut:
     ids = [*ids[: layout.response - 1], end]
   else:
     ids = ids[: layout.response]
+  _count_completion(ids, layout, is_cut)
   return _row([*prompt_ids, *ids], len(prompt_ids))
+
+
+def _count_completion(ids: Sequence[int], layout: _Layout, is_cut: bool) -> None:
+  """Counts a completion with these ids."""
+  counts = layout.counts
+  counts.completions += 1
+  counts.cut += is_cut
+  counts.endless += is_cut and not layout.end_cut
+  counts.empty += not layout.tokenizer.decode_next(ids).strip()
 
 
 def _row(
@@ -395,11 +496,17 @@ def pad_demonstrations(rows: Sequence[Row], *, length: int) -> Demonstrations:
   return Demonstrations(tokens=tokens, valid=valid, mask=mask)
 
 
-def pad_comparisons(groups: Sequence[Group], *, k: int, length: int) -> Comparisons:
+def pad_comparisons(
+  groups: Sequence[Group],
+  *,
+  k: int,
+  length: int,
+  marked: bool = False,
+) -> Comparisons:
   """Pads groups on the right into a batch [B, K, T].
 
   A prompt with fewer than `k` completions is filled up with empty rows of rank 0, which the loss
-  leaves out.
+  leaves out. With `marked` the batch has a mask of the tokens from the start of each completion.
 
   Raises:
     UserError: if a prompt has more than `k` completions.
@@ -408,19 +515,33 @@ def pad_comparisons(groups: Sequence[Group], *, k: int, length: int) -> Comparis
   if most > k:
     raise UserError(f"{most} completions do not fit in batches of k = {k}; raise k")
   ids = []
+  starts = []
   ranks = []
   for group in groups:
     missing = k - len(group.rows)
     rows = [*group.rows, *[EMPTY] * missing]
     ids += [row.ids for row in rows]
+    starts += [row.start for row in rows]
     ranks.append([*group.ranks, *[0] * missing])
   tokens, valid = _pad_right(ids, length)
   shape = (len(groups), k, length)
   rank: Host = np.asarray(ranks, np.int32)
+  mask: Host = None
+  if marked:
+    # Earlier replies of a chat are the same in all completions, and are no part of any.
+    after_start = np.arange(length) >= np.asarray(starts)[:, None]
+    mask = (valid & after_start).reshape(shape)
+  rating: Host = None
+  # Either all groups have ratings or none has.
+  if groups[0].ratings:
+    ratings = [[*group.ratings, *[0.0] * (k - len(group.rows))] for group in groups]
+    rating = np.asarray(ratings, np.float32)
   return Comparisons(
     tokens=tokens.reshape(shape),
     valid=valid.reshape(shape),
     rank=rank,
+    rating=rating,
+    mask=mask,
   )
 
 
@@ -450,6 +571,14 @@ def _pad_right(ids: Sequence[np.ndarray], length: int) -> tuple[Host, Host]:
 
 
 # --- order ---
+
+
+def batches_for(epochs: int, rows: int, size: int) -> int:
+  """Returns the batches of `size` rows in which every row comes at least `epochs` times.
+
+  The last batch is filled up with the first rows of the next pass.
+  """
+  return -(-epochs * rows // size)
 
 
 def stream(

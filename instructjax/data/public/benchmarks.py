@@ -17,7 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from instructjax.system import download
+from instructjax.system import download, jsons
 from instructjax.system.download import Pinned
 
 Row = dict[str, Any]
@@ -132,8 +132,7 @@ def write(out: str | Path) -> list[tuple[DataSet, int]]:
   origins = {}
   for data_set in DATA:
     rows = list(data_set.rows(*(texts[source] for source in data_set.sources)))
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    (folder / f"{data_set.name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / f"{data_set.name}.jsonl").write_text(jsons.lines(rows), encoding="utf-8")
     counts.append((data_set, len(rows)))
     origins[data_set.name] = {
       "rows": len(rows),
@@ -141,8 +140,7 @@ def write(out: str | Path) -> list[tuple[DataSet, int]]:
       "about": data_set.about,
       "files": _files(data_set),
     }
-  content = json.dumps(origins, indent=2, ensure_ascii=False) + "\n"
-  (folder / "origins.json").write_text(content, encoding="utf-8")
+  jsons.write(folder / "origins.json", origins)
   return counts
 
 

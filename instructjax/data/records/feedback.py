@@ -104,9 +104,9 @@ def summarize_feedback(row: Row, kind: str) -> Row:
     raise RecordError("summaries: a list of two objects with text is expected")
   if type(choice) is not int or choice not in (0, 1):
     raise RecordError("choice: 0 or 1 is expected")
-  # The summaries begin with a space, which is the one after "TL;DR:".
+  # The summaries begin with a space, which is the one after "TL;DR:"; all else is their own.
   texts = [
-    _text(summary, "text", f"summaries[{index}].").strip()
+    _text(summary, "text", f"summaries[{index}].").removeprefix(" ")
     for index, summary in enumerate(summaries)
   ]
   fields = _ranked_fields(kind, prompt, texts, [1, 2] if choice == 0 else [2, 1])

@@ -58,7 +58,8 @@ def hh(row: dict[str, Any], kind: str) -> dict[str, Any]:
       raise RecordError(f"{name}: a transcript with '\\n\\nAssistant:' is expected")
     prompt, _, reply = text.rpartition(TURN)
     prompts.append(prompt + TURN)
-    replies.append(reply.strip())
+    # One space follows the name of the speaker; all else is the reply's own.
+    replies.append(reply.removeprefix(" "))
   if prompts[0] != prompts[1]:
     raise RecordError(
       "chosen, rejected: the transcripts differ before the last reply; drop the record"

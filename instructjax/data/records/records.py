@@ -28,7 +28,6 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
-import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -53,7 +52,7 @@ from instructjax.data.records.schemas import (
 )
 from instructjax.data.records.validation import TURN, chat, transcript
 from instructjax.errors import UserError
-from instructjax.system import atomic
+from instructjax.system import atomic, jsons
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -248,7 +247,7 @@ def as_row(record: Record) -> dict[str, Any]:
 
 
 def _line(record: Record) -> bytes:
-  return json.dumps(as_row(record), ensure_ascii=False).encode() + b"\n"
+  return jsons.text_with_nulls(as_row(record)).encode() + b"\n"
 
 
 # The names of `schemas` and `validation` that everybody who works with records needs.

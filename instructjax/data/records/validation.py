@@ -205,6 +205,8 @@ def _comparison_problems(row: dict[str, Any]) -> list[str]:
   if not K[0] <= k <= K[1]:
     problems.append(f"completions: {k} of them; a comparison has {K[0]} to {K[1]}")
   problems += _rank_problems(ranks, k)
+  if not problems:  # they are texts, and there are as many ranks
+    problems += _equal_text_problems(completions, ranks)
   if row.get("ratings") is not None:
     problems += _rating_list_problems(row["ratings"], k)
   if row.get("sources") is not None:
@@ -222,6 +224,20 @@ def _rank_problems(ranks: Sequence[Any], k: int) -> list[str]:
     return []
   hint = f"give integers from 1 (best) to {k}, equal ones for ties"
   return [f"ranks: {_excerpt(ranks)}; {hint}"]
+
+
+def _equal_text_problems(completions: Sequence[str], ranks: Sequence[int]) -> list[str]:
+  """Returns the problems of completions that are one text and have different ranks."""
+  problems = []
+  first_index: dict[str, int] = {}
+  for index, text in enumerate(completions):
+    first = first_index.setdefault(text, index)
+    if ranks[first] != ranks[index]:
+      problems.append(
+        f"completions[{index}]: the same text as completions[{first}], with another rank; give "
+        "both one rank, or take one out"
+      )
+  return problems
 
 
 def _rating_list_problems(ratings: Any, k: int) -> list[str]:

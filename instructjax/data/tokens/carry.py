@@ -7,7 +7,6 @@ byte-level BPE of a GGUF file, a SentencePiece model and the tokenizer of bytes 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from instructjax.data.tokens import tokenizers
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
+from instructjax.system import jsons
 
 JSON = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -90,7 +90,7 @@ def write(reference: str, tokenizer: Tokenizer, folder: Path, *, context: int) -
     "clean_up_tokenization_spaces": False,
     "padding_side": "left",
   }
-  (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+  (folder / CONFIG).write_text(jsons.text(settings, indent=2, ascii_only=True) + "\n", "utf-8")
 
 
 def _copy(source: Path, folder: Path) -> None:
@@ -259,8 +259,7 @@ def _read_proto(path: Path) -> Any:
 def _set_spaces(hf_tokenizer: Any, rules: Any) -> None:
   """Has a tokenizer treat spaces as SentencePiece does.
 
-  Each space is the character U+2581, and one stands before every text if `rules` say so. Then a
-  space at the beginning of the text counts as that one, as `vocabulary.joinable` has it.
+  Each space is the character U+2581, and one stands before every text if `rules` say so.
   """
   from tokenizers import Regex, decoders, normalizers
 
@@ -273,10 +272,6 @@ def _set_spaces(hf_tokenizer: Any, rules: Any) -> None:
   steps.append(normalizers.Replace(" ", SPACE))
   if rules.add_dummy_prefix:
     steps.append(normalizers.Prepend(SPACE))
-    # The text had a space of its own there.
-    steps.append(normalizers.Replace(Regex(f"^{SPACE}{SPACE}"), SPACE))
-    # There was no text.
-    steps.append(normalizers.Replace(Regex(f"^{SPACE}$"), ""))
   hf_tokenizer.normalizer = normalizers.Sequence(steps)
   decoding: list[Any] = [
     decoders.Replace(SPACE, " "),

@@ -13,22 +13,23 @@ A message that names a special token ("<|im_end|>") is an error: it would end or
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import itertools
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-import jinja2.ext
-import jinja2.sandbox
 
 from instructjax.data.records.records import Message, transcript
+from instructjax.data.tokens import jinja
+from instructjax.data.tokens.jinja import BEGIN, END
 from instructjax.data.tokens.tokenizers import Tokenizer
+from instructjax.data.tokens.vocabulary import refusal
 from instructjax.errors import UserError
+from instructjax.system import plain_json
+from instructjax.system.plain_json import shown
 
 OWN = "chat"  # the name of the tokenizer's own template
 # The files of a model folder that hold templates and the names of special tokens.
@@ -40,18 +41,8 @@ PROBE = (
   {"role": "user", "content": "a"},
   {"role": "assistant", "content": "b"},
 )
-# These stand around what is inside {% generation %}. They are noncharacters: no text holds them.
-BEGIN = "\ufdd0"
-END = "\ufdd1"
+LONGEST_REASON = 300  # characters; a template may raise any text
 Span = tuple[int, int]  # characters of a text: from, to
-# What an expression in a template may raise while it is rendered.
-RENDER_ERRORS = (
-  jinja2.TemplateError,
-  TypeError,
-  ValueError,
-  LookupError,
-  ArithmeticError,
-)
 
 
 class Template(NamedTuple):
@@ -93,17 +84,29 @@ def find(source: str | Path | Mapping[str, Any]) -> tuple[str | None, dict[str, 
   tokens = _token_names(_read_json(folder / NAMES), config)
   if (folder / JINJA).is_file():
     return _read_text(folder / JINJA), tokens
-  template = config.get("chat_template")
+  return _template_text(config.get("chat_template"), folder / CONFIG), tokens
+
+
+def _template_text(value: Any, path: Path) -> str | None:
+  """Returns the template in a field: a text, none, or the default of several with names."""
+  if value is None or isinstance(value, str):
+    return value
   # Some models name several templates, such as one for tools.
-  if isinstance(template, list):
-    templates = {entry["name"]: entry["template"] for entry in template}
-    if "default" not in templates:
+  templates = {}
+  for entry in value if isinstance(value, list) else [value]:
+    texts = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None,)
+    if not all(isinstance(text, str) for text in texts):
       raise UserError(
-        f"{folder / CONFIG}: the chat templates {', '.join(templates)} and none named 'default'; "
-        "write the one you mean to a .jinja file and name it in config.data.template"
+        f"{path}: 'chat_template' is {shown(value)}; a text, or a list of objects with the texts "
+        "'name' and 'template', is expected"
       )
-    template = templates["default"]
-  return template, tokens
+    templates[entry["name"]] = entry["template"]
+  if "default" not in templates:
+    raise UserError(
+      f"{path}: the chat templates {', '.join(templates)} and none named 'default'; "
+      "write the one you mean to a .jinja file and name it in config.data.template"
+    )
+  return templates["default"]
 
 
 def _find_in_gguf(metadata: Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:
@@ -112,10 +115,20 @@ def _find_in_gguf(metadata: Mapping[str, Any]) -> tuple[str | None, dict[str, st
   gguf_keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
   tokens = {}
   for key, gguf_key in gguf_keys.items():
-    token_id = metadata.get(f"tokenizer.ggml.{gguf_key}_token_id")
-    if token_id is not None:
-      tokens[f"{key}_token"] = names[token_id]
-  return metadata.get("tokenizer.chat_template"), tokens
+    field = f"tokenizer.ggml.{gguf_key}_token_id"
+    token_id = metadata.get(field)
+    if token_id is None:
+      continue
+    is_name = isinstance(names, list) and isinstance(token_id, int) and 0 <= token_id < len(names)
+    if not is_name or not isinstance(names[token_id], str):
+      raise UserError(
+        f"{field} is {shown(token_id)}: tokenizer.ggml.tokens has no such name; the file is damaged"
+      )
+    tokens[f"{key}_token"] = names[token_id]
+  template = metadata.get("tokenizer.chat_template")
+  if template is not None and not isinstance(template, str):
+    raise UserError(f"tokenizer.chat_template is {shown(template)}; a text is expected")
+  return template, tokens
 
 
 def _token_names(names: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
@@ -142,9 +155,11 @@ def load(name: str, text: str, tokens: Mapping[str, str], tokenizer: Tokenizer) 
       tokenizer's stop ids.
   """
   try:
-    compiled = _environment().from_string(text)
+    compiled = jinja.compiled(text)
   except jinja2.TemplateSyntaxError as error:
     raise UserError(f"{name}:{error.lineno}: not a Jinja template ({error.message})") from None
+  except jinja.ERRORS as error:
+    raise UserError(f"{name}: not a Jinja template ({_reason(error)})") from None
   # Where the files name no bos_token or eos_token, it is the tokenizer's first.
   variables = {}
   for piece, token_id in tokenizer.specials.items():
@@ -202,20 +217,27 @@ def render(template: Template, messages: Sequence[Message], *, prompt: bool) -> 
   return text
 
 
+def _reason(error: BaseException) -> str:
+  """Returns what an error says, on one line and not at any length."""
+  text = " ".join(str(error).split()) or type(error).__name__
+  return text[:LONGEST_REASON]
+
+
 def _render(
   template: Template, messages: Sequence[Message], prompt: bool
 ) -> tuple[str, list[Span]]:
   """Returns (the text of a chat, the spans that stand inside `{% generation %}`)."""
   try:
-    marked = template.compiled.render(
-      messages=[dict(message) for message in messages],
-      tools=None,  # templates ask for these two names
-      documents=None,
-      add_generation_prompt=prompt,
+    variables = {
+      "messages": [dict(message) for message in messages],
+      "tools": None,  # templates ask for these two names
+      "documents": None,
+      "add_generation_prompt": prompt,
       **template.tokens,
-    )
-  except RENDER_ERRORS as error:
-    raise ChatError(f"the chat template cannot render it ({error})") from None
+    }
+    marked = jinja.rendered(template.compiled, variables)
+  except jinja.ERRORS as error:
+    raise ChatError(f"the chat template cannot render it ({_reason(error)})") from None
   text = ""
   spans = []
   # BEGIN and END alternate, so every second part stands between them.
@@ -262,57 +284,6 @@ def layout(template: Template, messages: Sequence[Message]) -> tuple[str, list[i
   return text, prompts, generation_spans
 
 
-class _Generation(jinja2.ext.Extension):
-  """The block `{% generation %}`, which puts marks around what the model writes."""
-
-  def __init__(self, environment: jinja2.Environment):
-    super().__init__(environment)
-    self.tags = {"generation"}
-
-  def parse(self, parser: Any) -> jinja2.nodes.Node:
-    line = next(parser.stream).lineno
-    body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-    call = self.call_method("_mark")
-    return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
-
-  def _mark(self, caller: Callable[[], str]) -> str:
-    return BEGIN + caller() + END
-
-
-def _environment() -> jinja2.Environment:
-  """Returns what `transformers` gives a template: a sandbox without Python, and a few functions."""
-  # These two options decide which line ends of a template reach the text.
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True,
-    lstrip_blocks=True,
-    extensions=[_Generation, jinja2.ext.loopcontrols],
-  )
-
-  # Jinja's own `tojson` escapes HTML, which no model was trained on.
-  def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    return json.dumps(
-      value,
-      ensure_ascii=ensure_ascii,
-      indent=indent,
-      separators=separators,
-      sort_keys=sort_keys,
-    )
-
-  def raise_exception(message):
-    raise jinja2.TemplateError(message)
-
-  def strftime_now(form):
-    return datetime.datetime.now().strftime(form)
-
-  environment.filters["tojson"] = tojson
-  functions: dict[str, Any] = {
-    "raise_exception": raise_exception,
-    "strftime_now": strftime_now,
-  }
-  environment.globals.update(functions)
-  return environment
-
-
 # --- to ids ---
 
 
@@ -348,9 +319,9 @@ def _encode(tokenizer: Tokenizer, text: str, starts: Sequence[int]) -> list[int]
   edges.append(len(text))
   if len(edges) == 2:  # nothing has to be cut
     return ids
-  ids = []
-  for start, stop in itertools.pairwise(edges):
-    ids += tokenizer.encode(text[start:stop])
+  ids = tokenizer.encode(text[: edges[1]])
+  for start, stop in itertools.pairwise(edges[1:]):
+    ids += tokenizer.encode_next(text[start:stop])
   return ids
 
 
@@ -435,9 +406,10 @@ def _prompt_messages(
 def _check_plain(tokenizer: Tokenizer, content: str, place: str) -> None:
   """Raises ChatError for a message that would write special tokens."""
   specials = [name for name in tokenizer.specials if name in content]
-  if specials or BEGIN in content or END in content:
-    names = ", ".join(repr(name) for name in specials) or "U+FDD0 or U+FDD1"
-    raise ChatError(f"{place}holds the special tokens {names}; take their names out of the text")
+  if specials:
+    raise ChatError(f"{place}{refusal(specials)}")
+  if BEGIN in content or END in content:
+    raise ChatError(f"{place}holds U+FDD0 or U+FDD1, which are no characters; take them out")
 
 
 # --- files ---
@@ -460,13 +432,7 @@ def _read_json(path: Path) -> dict[str, Any]:
   """Returns the object in a JSON file, empty if there is no such file."""
   if not path.is_file():
     return {}
-  try:
-    content = json.loads(_read_text(path))
-  except ValueError as error:
-    raise UserError(f"{path}: malformed JSON ({error}); fix or delete it") from None
-  if not isinstance(content, dict):
-    raise UserError(f"{path}: holds no JSON object; fix or delete it")
-  return content
+  return plain_json.read_object(path, "make it readable", "fix or delete it")
 
 
 def _read_text(path: Path) -> str:

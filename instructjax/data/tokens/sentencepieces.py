@@ -8,7 +8,16 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from instructjax.data.tokens.vocabulary import Tokenizer, finish, joinable, named, sha256
+from instructjax.data.tokens.vocabulary import (
+  Continuation,
+  Tokenizer,
+  adds_space,
+  beginning,
+  finish,
+  following,
+  named,
+  sha256,
+)
 from instructjax.errors import UserError
 from instructjax.system import atomic
 
@@ -17,6 +26,11 @@ NORMALIZATIONS = ("identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")
 # No piece can hold NUL, half of a surrogate pair, or the character that stands for a space.
 NO_SYMBOL = re.compile("[\0\u2581\ud800-\udfff]")
 LONGEST = 1 << 18  # characters of a sentence, of at most four bytes each
+# Protocol buffers that are appended to a message overrule its fields. These bytes are a
+# `normalizer_spec` (field 3, of 2 or 4 bytes) whose `add_dummy_prefix` (field 3), or that and
+# `remove_extra_whitespaces` (field 4), is false.
+NO_PREFIX = b"\x1a\x02\x18\x00"
+SPACES_AS_THEY_ARE = b"\x1a\x04\x18\x00\x20\x00"
 RESERVED = re.compile("[\n\r\t\0]")  # SentencePiece passes over a line that holds one of these
 
 
@@ -56,9 +70,21 @@ def from_sentencepiece(path: str | Path) -> Tokenizer:
   def encode(text: str) -> list[int]:
     return list(processor.encode(text))
 
+  begin, continuation = encode, None
+  follow = encode
+  if adds_space(encode):
+    bare = sentencepiece.SentencePieceProcessor(model_proto=model + NO_PREFIX)
+    reader = sentencepiece.SentencePieceProcessor(model_proto=model + SPACES_AS_THEY_ARE)
+
+    def encode_bare(text: str) -> list[int]:
+      return list(bare.encode(text))
+
+    begin = beginning(encode, encode_bare)
+    follow = following(encode, encode_bare)
+    continuation = Continuation(named(follow, specials, follow), reader.decode)
   bos = processor.bos_id()  # below 0 where there is none
   return finish(
-    named(joinable(encode), specials),
+    named(begin, specials, follow),
     processor.decode,
     size,
     [eos],
@@ -66,6 +92,7 @@ def from_sentencepiece(path: str | Path) -> Tokenizer:
     [bos] if bos >= 0 else [],
     sha256(model),
     piece=processor.id_to_piece,
+    continuation=continuation,
   )
 
 

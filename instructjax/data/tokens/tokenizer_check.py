@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from instructjax.data.tokens.vocabulary import Tokenizer
+from instructjax.data.tokens.vocabulary import UNKNOWN, Tokenizer
 
 # Texts that tokenizers often do not give back as they were.
 CASES = {
@@ -28,8 +28,6 @@ CASES = {
   "code": "if (a[0] < b) { return &x; }  // `#`\n",
   "SentencePiece's space": "a\u2581b",
 }
-# The names that tokenizers give to their unknown token.
-UNKNOWN = re.compile(r"\W*unk(nown)?(_token)?\W*", re.IGNORECASE)
 NEVER = re.compile(r"(?!)")  # matches nothing
 
 
@@ -65,10 +63,7 @@ class Measured(NamedTuple):
 
 
 def measure(tokenizer: Tokenizer, texts: Iterable[str]) -> Measured:
-  """Returns the figures of texts.
-
-  A space at the beginning of a text is not compared, because some models add or drop it.
-  """
+  """Returns the figures of texts."""
   unknown_ids = {i for name, i in tokenizer.specials.items() if UNKNOWN.fullmatch(name)}
   # An empty pattern would match every text.
   special_name = NEVER
@@ -90,7 +85,7 @@ def measure(tokenizer: Tokenizer, texts: Iterable[str]) -> Measured:
       continue
     ids = tokenizer.encode(text)
     decoded = tokenizer.decode(ids)
-    if decoded not in (text, text.removeprefix(" "), f" {text}"):
+    if decoded != text:
       before, after = _around_difference(text, decoded)
       lost.append((number, before, after))
     unknown_here = sum(i in unknown_ids for i in ids)

@@ -7,28 +7,36 @@ This may be a model folder, a `tokenizer.json`, the metadata of a GGUF file, or 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from instructjax.data.tokens.sentencepieces import from_sentencepiece
 from instructjax.data.tokens.vocabulary import (
+  Continuation,
+  Decode,
+  Encode,
   Tokenizer,
+  adds_space,
+  beginning,
   finish,
   fit,
-  joinable,
+  following,
   named,
   read_text,
   sha256,
 )
 from instructjax.errors import UserError
+from instructjax.models import gguf
+from instructjax.system import jsons, plain_json
+from instructjax.system.plain_json import shown
 
 # Names of the end-of-text token, tried in this order where a tokenizer.json stands alone.
 USUAL_EOS = ("<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>", "<eos>")
 END_OF_TEXT = "<|endoftext|>"
 BYTES = "bytes"  # the tokenizer that needs no file
 CONTROL = 3  # the type of a control token in a GGUF file
+NOTHING = object()  # in the place of a step that is left out
 # The files of a model folder that may name its end-of-text tokens, and the key; the first wins.
 EOS_FIELDS = (
   ("generation_config.json", "eos_token_id"),
@@ -125,10 +133,10 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
   """
   tokenizer = byte_level(metadata)
   token_types = _gguf_field(metadata, "token_type")
-  eos = (int(_gguf_field(metadata, "eos_token_id")),)
+  eos = (_gguf_id(metadata, "eos_token_id"),)
   bos: tuple[int, ...] = ()
   if _gguf_field(metadata, "add_bos_token"):
-    bos = (int(_gguf_field(metadata, "bos_token_id")),)
+    bos = (_gguf_id(metadata, "bos_token_id"),)
   # All that decides the ids of a text.
   identity = [
     _gguf_field(metadata, "pre", "gpt-2"),
@@ -136,12 +144,37 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     _gguf_field(metadata, "merges"),
     token_types,
   ]
-  fingerprint = sha256(json.dumps(identity).encode())
+  fingerprint = sha256(jsons.text(identity, ascii_only=True).encode())
   return _wrap(tokenizer, eos, _control_ids(token_types), bos, fingerprint)
 
 
 def _gguf_field(metadata: Mapping[str, Any], key: str, default: Any = None) -> Any:
   return metadata.get(f"tokenizer.ggml.{key}", default)
+
+
+def _gguf_list(metadata: Mapping[str, Any], key: str, kind: type) -> list[Any]:
+  """Returns a list of the metadata whose entries are of one type; what is left out is empty."""
+  value = _gguf_field(metadata, key)
+  if value is None:
+    return []
+  if not isinstance(value, list) or not all(isinstance(entry, kind) for entry in value):
+    words = {str: "texts", int: "whole numbers"}[kind]
+    raise UserError(f"tokenizer.ggml.{key} is {shown(value)}; a list of {words} is expected")
+  return value
+
+
+def _gguf_id(metadata: Mapping[str, Any], key: str) -> int:
+  """Returns the id of a token that the metadata list."""
+  value = _gguf_field(metadata, key)
+  size = len(_gguf_list(metadata, "tokens", str))
+  if isinstance(value, bool) or not isinstance(value, int):
+    raise UserError(f"tokenizer.ggml.{key} is {shown(value)}; the id of a token is expected")
+  if not 0 <= value < size:
+    raise UserError(
+      f"tokenizer.ggml.{key}: end-of-text id {value} is outside of the tokenizer's {size} ids; "
+      "the file is damaged"
+    )
+  return value
 
 
 def _control_ids(token_types: Sequence[int] | None) -> list[int]:
@@ -156,9 +189,9 @@ def gguf_metadata(path: str | Path) -> dict[str, Any]:
   """
   try:
     stat = Path(path).stat()
-    return _gguf_metadata(path, stat.st_mtime_ns, stat.st_size)
-  except (ValueError, OSError, IndexError) as error:
+  except (ValueError, OSError) as error:
     raise UserError(f"{path}: not a readable GGUF file ({error}); fetch it again") from error
+  return _gguf_metadata(path, stat.st_mtime_ns, stat.st_size)
 
 
 @functools.lru_cache(maxsize=2)
@@ -167,10 +200,9 @@ def _gguf_metadata(path: str | Path, changed: int, size: int) -> dict[str, Any]:
 
   Time of the last change and size are arguments so that a new file under the same name is read.
   """
-  import gguf
-
-  fields = gguf.GGUFReader(path).fields
-  return {name: field.contents() for name, field in fields.items() if name.startswith("tokenizer.")}
+  reader = gguf.opened(Path(path))
+  contents = gguf.contents(reader, Path(path))
+  return {name: value for name, value in contents.items() if name.startswith("tokenizer.")}
 
 
 def byte_level(metadata: Mapping[str, Any]) -> Any:
@@ -191,7 +223,8 @@ def byte_level(metadata: Mapping[str, Any]) -> Any:
   kind = _gguf_field(metadata, "model")
   if kind != "gpt2":
     raise UserError(
-      f"tokenizer.ggml.model is {kind!r}; only 'gpt2' (byte-level BPE) is read out of a GGUF file"
+      f"tokenizer.ggml.model is {shown(kind)}; only 'gpt2' (byte-level BPE) is read out of a "
+      "GGUF file"
     )
   pre = _gguf_field(metadata, "pre", "gpt-2")
   by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -203,17 +236,28 @@ def byte_level(metadata: Mapping[str, Any]) -> Any:
     splitter = by_bytes
   else:
     raise UserError(
-      f"tokenizer.ggml.pre is {pre!r}; known are 'gpt-2' and 'smollm': give the model's "
+      f"tokenizer.ggml.pre is {shown(pre)}; known are 'gpt-2' and 'smollm': give the model's "
       "tokenizer.json"
     )
-  names = _gguf_field(metadata, "tokens")
+  names = _gguf_list(metadata, "tokens", str)
   vocab = {name: i for i, name in enumerate(names)}
   # A merge is written as its two parts with a space between.
-  merges = [tuple(pair.split(" ", 1)) for pair in _gguf_field(metadata, "merges")]
-  tokenizer = hf.Tokenizer(models.BPE(vocab, merges))
+  merges = [tuple(pair.split(" ", 1)) for pair in _gguf_list(metadata, "merges", str)]
+  control = _control_ids(_gguf_list(metadata, "token_type", int))
+  if control and control[-1] >= len(names):
+    raise UserError(
+      f"tokenizer.ggml.token_type names a control token {control[-1]} of {len(names)} tokens; the "
+      "file is damaged"
+    )
+  try:
+    tokenizer = hf.Tokenizer(models.BPE(vocab, merges))
+  # The package raises a bare Exception for a merge of pieces that are no tokens.
+  except Exception as error:
+    raise UserError(
+      f"tokenizer.ggml.merges cannot be used ({error}); give the model's tokenizer.json"
+    ) from error
   tokenizer.pre_tokenizer = splitter
   tokenizer.decoder = decoders.ByteLevel()
-  control = _control_ids(_gguf_field(metadata, "token_type"))
   tokenizer.add_special_tokens(
     [hf.AddedToken(names[i], normalized=False, special=True) for i in control]
   )
@@ -235,8 +279,10 @@ def from_json(path: str | Path, eos: Sequence[int | str] = ()) -> Tokenizer:
   text = read_text(path)  # the fingerprint is that of the whole file
   try:
     tokenizer = hf.Tokenizer.from_str(text)
-  # The package raises a bare Exception.
-  except Exception as error:
+  except KeyboardInterrupt:
+    raise
+  # The package raises a bare Exception, and for some files what Rust calls a panic, which is none.
+  except BaseException as error:
     raise UserError(f"{path}: not a tokenizer.json of the tokenizers package ({error})") from error
   if not eos:
     usual = [name for name in USUAL_EOS if tokenizer.token_to_id(name) is not None]
@@ -246,6 +292,8 @@ def from_json(path: str | Path, eos: Sequence[int | str] = ()) -> Tokenizer:
   ids: list[int] = []
   for name in wanted:
     token_id = tokenizer.token_to_id(name) if isinstance(name, str) else name
+    if isinstance(token_id, int) and not 0 <= token_id < 2**31:
+      raise UserError(f"{path}: end-of-text id {shown(token_id)} is outside of any vocabulary")
     if token_id is not None:
       ids.append(token_id)
   # All of those that the caller names must be there, and at least one if they name none.
@@ -287,15 +335,19 @@ def _folder_eos(folder: Path) -> list[int | str]:
     path = folder / name
     if not path.is_file():
       continue
-    try:
-      value = json.loads(read_text(path)).get(key)
-    except ValueError as error:
-      raise UserError(f"{path}: malformed JSON ({error}); fix or delete it") from None
+    value = plain_json.read_object(path, "make it readable", "fix or delete it").get(key)
     if isinstance(value, dict):  # a name with its treatment of white space
       value = value.get("content")
     if value is None:
       continue
     eos = value if isinstance(value, list) else [value]
+    for token in eos:
+      # To Python True is a whole number.
+      if isinstance(token, bool) or not isinstance(token, int | str):
+        raise UserError(
+          f"{path}: '{key}' is {shown(value)}; the id or the name of a token, or several, are "
+          "expected"
+        )
     if eos:
       return eos
   return []
@@ -315,15 +367,17 @@ def _wrap(
   # Padding and cutting are the pipeline's; a file may have them on.
   tokenizer.no_padding()
   tokenizer.no_truncation()
-
-  def encode(text: str) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False).ids)
-
-  def decode(ids: Sequence[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=False)
-
+  encode, decode = _functions(tokenizer)
+  continuation = None
+  if adds_space(encode):
+    description = _without_prefix(plain_json.decode(tokenizer.to_str()))
+    bare = type(tokenizer).from_str(jsons.text(description))
+    encode_bare, decode_bare = _functions(bare)
+    continuation = Continuation(following(encode, encode_bare), decode_bare)
+    decode = _without_space(decode, encode)
+    encode = beginning(encode, encode_bare)
   return finish(
-    joinable(encode),
+    encode,
     decode,
     tokenizer.get_vocab_size(with_added_tokens=True),
     eos,
@@ -331,7 +385,57 @@ def _wrap(
     bos,
     fingerprint,
     piece=tokenizer.id_to_token,
+    continuation=continuation,
   )
+
+
+def _functions(tokenizer: Any) -> tuple[Encode, Decode]:
+  """Returns encode and decode of a `tokenizers.Tokenizer`."""
+
+  def encode(text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+  def decode(ids: Sequence[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False)
+
+  return encode, decode
+
+
+def _without_space(decode: Decode, encode: Encode) -> Decode:
+  """Returns a `decode` that takes the space which `encode` puts before a text."""
+  if decode(encode("a")) != " a":  # the decoder takes it already
+    return decode
+
+  def decode_begin(ids: Sequence[int]) -> str:
+    return decode(ids).removeprefix(" ")
+
+  return decode_begin
+
+
+def _without_prefix(part: Any) -> Any:
+  """Returns the JSON of a tokenizer, or of a part of it, that neither puts nor takes a first space.
+
+  The space comes from the normalizer Prepend, or from the pre-tokenizers Metaspace and ByteLevel;
+  the decoders Metaspace and Strip take it.
+  """
+  if isinstance(part, list):
+    kept = [_without_prefix(step) for step in part]
+    return [step for step in kept if step is not NOTHING]
+  if not isinstance(part, dict):
+    return part
+  kind = part.get("type")
+  if kind == "Prepend" or (kind == "Strip" and part.get("content") == " "):
+    return NOTHING
+  changed = {}
+  for name, value in part.items():
+    # The vocabulary and its many merges hold no such step.
+    inner = value if name in ("model", "added_tokens") else _without_prefix(value)
+    changed[name] = None if inner is NOTHING else inner
+  if kind == "Metaspace":
+    changed["prepend_scheme"] = "never"
+  if "add_prefix_space" in changed:
+    changed["add_prefix_space"] = False
+  return changed
 
 
 __all__ = [

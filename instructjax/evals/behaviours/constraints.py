@@ -14,6 +14,7 @@ from typing import Any
 
 from instructjax.data.records.records import RecordError
 from instructjax.evals.behaviours import languages
+from instructjax.system import jsons
 
 # Sentences end with . ! or ? (and closing quotes or brackets) and a space, or with the line.
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)]*\s+|\n+")
@@ -47,7 +48,7 @@ def checked(constraints: Any) -> dict[str, Any]:
       CHECKS[name]("Any text.", value)
     except (TypeError, ValueError, KeyError) as error:
       raise RecordError(
-        f"constraints.{name}: {json.dumps(value)} is no value for it ({error})"
+        f"constraints.{name}: {jsons.text_with_nulls(value)} is no value for it ({error})"
       ) from None
   return dict(constraints)
 

@@ -33,7 +33,6 @@ What a model has alone (the length of its answers, whether they end) is a metric
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations
@@ -72,6 +71,7 @@ from instructjax.evals.tasks import (
 from instructjax.intervals import Estimate
 from instructjax.runs import writers
 from instructjax.settings import EvalSettings
+from instructjax.system import jsons
 
 draw = page.draw
 METRICS = (
@@ -298,9 +298,8 @@ def _write_label_tasks(
   for name, answers in answers_by_prompts.items():
     for item in range(len(answers.items)):
       tasks += _label_tasks(name, answers, item, baseline)
-  lines = [json.dumps(task, ensure_ascii=False) + "\n" for task in tasks]
   folder.mkdir(parents=True, exist_ok=True)
-  writers.replace(folder / "tasks.jsonl", "".join(lines))
+  writers.replace(folder / "tasks.jsonl", jsons.lines(tasks))
 
 
 def _label_tasks(

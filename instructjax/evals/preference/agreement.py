@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from instructjax import intervals
+from instructjax.data.records import agreement
 from instructjax.data.records.records import Comparison
 from instructjax.errors import UserError
 from instructjax.evals.preference import judgements
 from instructjax.evals.preference.judges import SCORES, Judge
 from instructjax.evals.preference.judging import Orders, orders_of_verdicts, outcome
-from instructjax.label import agreement
 
 
 class Pair(NamedTuple):
@@ -36,7 +36,7 @@ def with_people(
 
   agreement        of the pairs that neither of them ties
   agreement_ties   of all pairs: the same answer counts 1, a tie against a preference 1/2 and
-                   opposite preferences 0 (as in label/agreement.py)
+                   opposite preferences 0 (as in data/records/agreement.py)
   tied             the share of the judge's verdicts that are ties
   inconsistent     the share of its pairs whose verdict is another one in the other order; it is no
                    number where the judge scores

@@ -7,14 +7,17 @@ reading leaves their defaults.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from instructjax.errors import UserError
+from instructjax.models import checks
 from instructjax.models.gpt import GPTConfig
 from instructjax.models.llama import LlamaConfig
 from instructjax.models.weights import Config
+from instructjax.settings.fields import LARGEST, Limits
+from instructjax.system import plain_json
+from instructjax.system.plain_json import shown
 
 Raw = dict[str, Any]  # the content of config.json
 CONFIG = "config.json"
@@ -159,17 +162,7 @@ def read_json(path: Path) -> Raw:
   Raises:
     UserError: where there is none.
   """
-  try:
-    value = json.loads(path.read_text("utf-8"))
-  except OSError as error:
-    raise UserError(
-      f"{path}: cannot be read ({error.strerror}); give the folder of a saved model"
-    ) from error
-  except ValueError as error:
-    raise UserError(f"{path}: malformed JSON ({error}); fetch it again") from error
-  if not isinstance(value, dict):
-    raise UserError(f"{path}: holds no JSON object; fetch it again")
-  return value
+  return plain_json.read_object(path, "give the folder of a saved model", "fetch it again")
 
 
 def parse(raw: Raw, path: Path) -> Config:
@@ -182,11 +175,11 @@ def parse(raw: Raw, path: Path) -> Config:
       differently.
   """
   if raw.get("model_type") == "gemma3":
-    raw = _language_part(raw)
+    raw = _language_part(raw, path)
   kind = raw.get("model_type")
-  if kind not in CLASSES:
+  if not isinstance(kind, str) or kind not in CLASSES:
     raise UserError(
-      f"{path}: model_type is {kind!r}; the families that can be read are {', '.join(CLASSES)}"
+      f"{path}: model_type is {shown(kind)}; the families that can be read are {', '.join(CLASSES)}"
     )
   _demand(
     raw,
@@ -199,18 +192,18 @@ def parse(raw: Raw, path: Path) -> Config:
   filled = DEFAULTS[kind] | stated
   parsers = {"gpt2": _parse_gpt2, "gpt_neox": _parse_neox, "phi": _parse_phi}
   parse_family = parsers.get(kind, _parse_llama)
-  return parse_family(filled, path)
+  config = parse_family(filled, path)
+  checks.heads(config, path)
+  return config
 
 
-def _language_part(raw: Raw) -> Raw:
+def _language_part(raw: Raw, path: Path) -> Raw:
   """Returns the part of a Gemma 3 with pictures that describes its language model."""
   part = {}
   # The outer object says whether the unembedding is tied, unless the inner one does.
   if "tie_word_embeddings" in raw:
     part["tie_word_embeddings"] = raw["tie_word_embeddings"]
-  text = raw.get("text_config")
-  if isinstance(text, dict):
-    part |= text
+  part |= checks.mapping(raw.get("text_config"), "text_config", path)
   part["model_type"] = "gemma3_text"
   return part
 
@@ -218,28 +211,37 @@ def _language_part(raw: Raw) -> Raw:
 # --- checked values ---
 
 
-def _size(raw: Raw, key: str, path: Path, default: int | None = None) -> int:
+def _size(
+  raw: Raw,
+  key: str,
+  path: Path,
+  default: int | None = None,
+  high: int = LARGEST,
+) -> int:
   """Returns a positive whole number."""
-  value = raw.get(key, default)
-  if not isinstance(value, int) or value < 1:
-    raise UserError(f"{path}: '{key}' is {value!r}; it must be a positive whole number")
-  return value
+  return checks.size(raw.get(key, default), key, path, high)
 
 
-def _number(raw: Raw, key: str, path: Path) -> float:
-  """Returns a number; JSON's true and false are none."""
-  value = raw.get(key)
-  if isinstance(value, bool) or not isinstance(value, int | float):
-    raise UserError(f"{path}: '{key}' is {value!r}; it must be a number")
-  return float(value)
+def _number(raw: Raw, key: str, path: Path, limits: Limits) -> float:
+  """Returns a number within limits."""
+  return checks.number(raw.get(key), key, path, limits)
+
+
+def _flag(raw: Raw, key: str, path: Path) -> bool:
+  """Returns true or false; a key that is left out is false."""
+  return checks.flag(raw.get(key, False), key, path)
 
 
 def _demand(raw: Raw, path: Path, **allowed: tuple[Any, ...]) -> None:
   """Checks that each key is absent or has one of the values that our model computes."""
   for key, values in allowed.items():
-    if key in raw and raw[key] not in values:
+    if key not in raw:
+      continue
+    # To Python 1 is True and 1.0 is 1, but the file means something else.
+    if not any(raw[key] == value and type(raw[key]) is type(value) for value in values):
       raise UserError(
-        f"{path}: '{key}' is {raw[key]!r}; this variant is not implemented (only {values[0]!r} is)"
+        f"{path}: '{key}' is {shown(raw[key])}; this variant is not implemented (only "
+        f"{values[0]!r} is)"
       )
 
 
@@ -266,10 +268,10 @@ def _parse_gpt2(raw: Raw, path: Path) -> GPTConfig:
     vocab_size=_size(raw, "vocab_size", path),
     context=_size(raw, "n_positions", path),
     width=width,
-    depth=_size(raw, "n_layer", path),
+    depth=_size(raw, "n_layer", path, high=checks.DEEPEST),
     heads=_size(raw, "n_head", path),
-    norm_eps=_number(raw, "layer_norm_epsilon", path),
-    tied=bool(raw["tie_word_embeddings"]),
+    norm_eps=_number(raw, "layer_norm_epsilon", path, checks.EPSILON),
+    tied=_flag(raw, "tie_word_embeddings", path),
     # In our configurations 0 stands for the usual value, here and below.
     mlp=0 if hidden_units == 4 * width else hidden_units,
     activation=_activation(raw, "activation_function", path),
@@ -279,7 +281,7 @@ def _parse_gpt2(raw: Raw, path: Path) -> GPTConfig:
 def _parse_neox(raw: Raw, path: Path) -> GPTConfig:
   _demand(raw, path, attention_bias=(True,))
   common = _rotary_gpt(raw, path, share_key="rotary_pct", base_key="rotary_emb_base")
-  return GPTConfig(**common, parallel=bool(raw["use_parallel_residual"]))
+  return GPTConfig(**common, parallel=_flag(raw, "use_parallel_residual", path))
 
 
 def _parse_phi(raw: Raw, path: Path) -> GPTConfig:
@@ -309,26 +311,39 @@ def _rotary_gpt(
   """
   width = _size(raw, "hidden_size", path)
   heads = _size(raw, "num_attention_heads", path)
-  rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+  newer = checks.mapping(raw.get("rope_parameters"), "rope_parameters", path)
+  older = checks.mapping(raw.get("rope_scaling"), "rope_scaling", path)
+  rope = newer or older
   _demand(rope, path, rope_type=("default",), type=("default",))
   hidden_units = _size(raw, "intermediate_size", path)
   shares = {share_key: rope.get("partial_rotary_factor", raw[share_key])}
-  share = _number(shares, share_key, path)
-  base = rope.get("rope_theta", raw.get(base_key, 10_000.0))
+  share = _number(shares, share_key, path, checks.SHARE)
+  bases = {base_key: rope.get("rope_theta", raw.get(base_key, 10_000.0))}
   return {
     "vocab_size": _size(raw, "vocab_size", path),
     "context": _size(raw, "max_position_embeddings", path),
     "width": width,
-    "depth": _size(raw, "num_hidden_layers", path),
+    "depth": _size(raw, "num_hidden_layers", path, high=checks.DEEPEST),
     "heads": heads,
-    "norm_eps": _number(raw, "layer_norm_eps", path),
-    "tied": bool(raw["tie_word_embeddings"]),
+    "norm_eps": _number(raw, "layer_norm_eps", path, checks.EPSILON),
+    "tied": _flag(raw, "tie_word_embeddings", path),
     "model_type": raw["model_type"],
     "mlp": 0 if hidden_units == 4 * width else hidden_units,
     "activation": _activation(raw, "hidden_act", path),
-    "rotary": int(width // heads * share),
-    "rope_base": float(base),
+    "rotary": _rotary(width // heads, share, share_key, path),
+    "rope_base": _number(bases, base_key, path, checks.BASE),
   }
+
+
+def _rotary(head_width: int, share: float, key: str, path: Path) -> int:
+  """Returns how many features of a head are rotated, which is an even number of them."""
+  rotary = int(head_width * share)
+  if rotary < 2 or rotary % 2:
+    raise UserError(
+      f"{path}: '{key}' is {share:g}, which rotates {rotary} of the {head_width} features of a "
+      "head; features rotate in pairs"
+    )
+  return rotary
 
 
 # --- Llama and all that follow its names ---
@@ -339,15 +354,16 @@ def _parse_llama(raw: Raw, path: Path) -> LlamaConfig:
   width = _size(raw, "hidden_size", path)
   heads = _size(raw, "num_attention_heads", path)
   head_width = _size(raw, "head_dim", path, default=width // heads)
-  depth = _size(raw, "num_hidden_layers", path)
+  depth = _size(raw, "num_hidden_layers", path, high=checks.DEEPEST)
   if kind == "gemma":
     # Its first files say "gelu" and mean the tanh form.
     tanh_form = "gelu_pytorch_tanh"
     _demand(raw, path, hidden_act=(tanh_form, "gelu"), hidden_activation=(tanh_form,))
     raw = {**raw, "hidden_act": tanh_form}
   # Families whose classes do not read these keys may still have them in their files.
-  attention_bias = bool(raw.get("attention_bias")) and kind not in ("mistral", "qwen2", "phi3")
-  mlp_bias = bool(raw.get("mlp_bias")) and kind in ("llama", "smollm3")
+  reads_attention_bias = kind not in ("mistral", "qwen2", "phi3")
+  attention_bias = reads_attention_bias and _flag(raw, "attention_bias", path)
+  mlp_bias = kind in ("llama", "smollm3") and _flag(raw, "mlp_bias", path)
   query_width = head_width
   if kind in ("gemma2", "gemma3_text"):
     query_width = _size(raw, "query_pre_attn_scalar", path)
@@ -363,8 +379,8 @@ def _parse_llama(raw: Raw, path: Path) -> LlamaConfig:
     heads=heads,
     kv_heads=_size(raw, "num_key_value_heads", path, default=heads),
     mlp=_size(raw, "intermediate_size", path),
-    norm_eps=_number(raw, "rms_norm_eps", path),
-    tied=bool(raw["tie_word_embeddings"]),
+    norm_eps=_number(raw, "rms_norm_eps", path, checks.EPSILON),
+    tied=_flag(raw, "tie_word_embeddings", path),
     model_type=kind,
     head_width=0 if head_width * heads == width else head_width,
     activation=_activation(raw, activation_key, path),
@@ -372,13 +388,19 @@ def _parse_llama(raw: Raw, path: Path) -> LlamaConfig:
     o_bias=attention_bias,
     mlp_bias=mlp_bias,
     query_width=0 if query_width == head_width else query_width,
-    softcap=float(raw.get("attn_logit_softcapping") or 0.0),
-    logit_softcap=float(raw.get("final_logit_softcapping") or 0.0),
+    softcap=_cap(raw, "attn_logit_softcapping", path),
+    logit_softcap=_cap(raw, "final_logit_softcapping", path),
     pattern=cycle(letters),
     window=_size(raw, "sliding_window", path) if "L" in letters else 0,
     **_rope(raw, head_width, path),
   )
   return dataclasses.replace(config, **FEATURES.get(kind, {}))
+
+
+def _cap(raw: Raw, key: str, path: Path) -> float:
+  """Returns the soft cap of scores; 0, null and what is left out are none."""
+  value = raw.get(key)
+  return 0.0 if value is None else checks.number(value, key, path, checks.CAP)
 
 
 def _letters(raw: Raw, depth: int, path: Path) -> str:
@@ -391,23 +413,26 @@ def _letters(raw: Raw, depth: int, path: Path) -> str:
   if kind in ("mistral", "phi3"):
     return "L" * depth if window else all_full
   if kind in ("qwen2", "qwen3"):
-    if not window or not raw.get("use_sliding_window"):
+    if not window or not _flag(raw, "use_sliding_window", path):
       return all_full
     # The lower layers attend to everything.
-    full_layers = raw["max_window_layers"]
+    full_layers = checks.number(
+      raw["max_window_layers"], "max_window_layers", path, Limits(low=0, high=LARGEST)
+    )
     default = ["G" if i < full_layers else "L" for i in range(depth)]
   elif kind in ("gemma2", "gemma3_text"):
     # The last layer of each cycle attends to everything.
-    period = raw["sliding_window_pattern"]
+    period = _size(raw, "sliding_window_pattern", path)
     default = ["G" if (i + 1) % period == 0 else "L" for i in range(depth)]
   else:
     return all_full
   # Newer files name the type of each layer.
-  names = raw.get("layer_types") or []
-  unknown_names = set(names) - set(LETTERS)
-  if unknown_names or (names and len(names) != depth):
+  names = checks.items(raw.get("layer_types"), "layer_types", path)
+  has_unknown = any(name not in tuple(LETTERS) for name in names)
+  if has_unknown or (names and len(names) != depth):
     raise UserError(
-      f"{path}: 'layer_types' is {names!r}; give {' or '.join(LETTERS)} for each of {depth} layers"
+      f"{path}: 'layer_types' is {shown(names)}; give {' or '.join(LETTERS)} for each "
+      f"of {depth} layers"
     )
   return "".join([LETTERS[name] for name in names] or default)
 
@@ -415,10 +440,15 @@ def _letters(raw: Raw, depth: int, path: Path) -> str:
 def _rotated_letters(raw: Raw, depth: int, path: Path) -> str:
   """Returns the letters of a SmolLM3, of which some layers have no positions."""
   _demand(raw, path, use_sliding_window=(False,))
-  is_rotated = raw.get("no_rope_layers")  # in spite of its name, 1 means that a layer is rotated
+  # In spite of its name, 1 means that a layer is rotated.
+  is_rotated = checks.items(raw.get("no_rope_layers"), "no_rope_layers", path)
   if not is_rotated:
-    interval = raw["no_rope_layer_interval"]
-    is_rotated = [(i + 1) % interval for i in range(depth)]
+    interval = _size(raw, "no_rope_layer_interval", path)
+    is_rotated = [min((i + 1) % interval, 1) for i in range(depth)]
+  if len(is_rotated) < depth or any(value not in (0, 1) for value in is_rotated):
+    raise UserError(
+      f"{path}: 'no_rope_layers' is {shown(is_rotated)}; give 0 or 1 for each of {depth} layers"
+    )
   return "".join("G" if rotated else "N" for rotated in is_rotated[:depth])
 
 
@@ -436,35 +466,44 @@ def _rope(raw: Raw, head_width: int, path: Path) -> dict[str, Any]:
 
   Newer files have them under "rope_parameters"; older ones have "rope_theta" and "rope_scaling".
   """
-  rope = raw.get("rope_parameters") or {}
+  rope = checks.mapping(raw.get("rope_parameters"), "rope_parameters", path)
   settings: dict[str, Any] = {}
   if raw["model_type"] == "gemma3_text":
     # It has one rotation for each kind of layer.
-    local = rope.get("sliding_attention") or {}
+    local = checks.mapping(rope.get("sliding_attention"), "sliding_attention", path)
     _demand(local, path, rope_type=("default",))
-    settings["local_rope_base"] = float(local.get("rope_theta", raw["rope_local_base_freq"]))
-    rope = rope.get("full_attention") or {}
+    local_base = local.get("rope_theta", raw["rope_local_base_freq"])
+    settings["local_rope_base"] = checks.number(
+      local_base, "rope_local_base_freq", path, checks.BASE
+    )
+    rope = checks.mapping(rope.get("full_attention"), "full_attention", path)
   rope = _with_rope_type(rope)
   # Where a file has both, the older words win.
-  rope |= _with_rope_type(raw.get("rope_scaling") or {})
+  rope |= _with_rope_type(checks.mapping(raw.get("rope_scaling"), "rope_scaling", path))
   scaling = rope.get("rope_type", "default")
   if scaling not in ("default", "linear", "llama3"):
     raise UserError(
-      f"{path}: 'rope_type' is {scaling!r}; this variant is not implemented (default, linear and "
-      "llama3 are)"
+      f"{path}: 'rope_type' is {shown(scaling)}; this variant is not implemented (default, linear "
+      "and llama3 are)"
     )
-  settings["rope_base"] = float(rope.get("rope_theta", raw["rope_theta"]))
-  share = float(rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)))
+  base = rope.get("rope_theta", raw["rope_theta"])
+  settings["rope_base"] = checks.number(base, "rope_theta", path, checks.BASE)
+  share_key = "partial_rotary_factor"
+  share = rope.get(share_key, raw.get(share_key, 1.0))
+  share = checks.number(share, share_key, path, checks.SHARE)
+  rotary = _rotary(head_width, share, share_key, path)
   # 0, which is the default, means that all features are rotated.
-  rotary = int(head_width * share)
   if rotary != head_width:
     settings["rotary"] = rotary
   if scaling != "default":
     settings["rope_scaling"] = scaling
-    settings["rope_factor"] = _number(rope, "factor", path)
+    settings["rope_factor"] = _number(rope, "factor", path, checks.FACTOR)
   if scaling == "llama3":
-    settings["rope_low"] = _number(rope, "low_freq_factor", path)
-    settings["rope_high"] = _number(rope, "high_freq_factor", path)
+    low = _number(rope, "low_freq_factor", path, checks.FACTOR)
+    # The frequencies in between are those from `low` to `high`.
+    high = _number(rope, "high_freq_factor", path, Limits(above=low, high=1e9))
+    settings["rope_low"] = low
+    settings["rope_high"] = high
     settings["rope_context"] = _size(rope, "original_max_position_embeddings", path)
   return settings
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructjax.errors import UserError
-from instructjax.models import weights
+from instructjax.models import checks, weights
 from instructjax.models.hf import configs, tensors
-from instructjax.models.weights import Config, Tensor
+from instructjax.models.weights import Config, Stored, Tensor
+from instructjax.system import plain_json
 from instructjax.types import Params
 
 SINGLE = "model.safetensors"
@@ -58,7 +58,9 @@ def load(folder: str | Path) -> tuple[Config, Params]:
 
 def is_classifier(raw: configs.Raw) -> bool:
   """Returns whether a `config.json` describes a sequence classifier."""
-  architectures = raw.get("architectures") or ()
+  architectures = raw.get("architectures")
+  if not isinstance(architectures, list):
+    return False
   return any("SequenceClassification" in str(name) for name in architectures)
 
 
@@ -78,7 +80,7 @@ def fill(
   rename = renaming(entries, config)
   used = set()
 
-  def read(name: str) -> np.ndarray:
+  def find(name: str) -> Stored:
     name_in_folder = rename(name)
     if name_in_folder not in entries:
       raise UserError(
@@ -86,9 +88,9 @@ def fill(
         "of another model"
       )
     used.add(name_in_folder)
-    return view(name_in_folder, entries[name_in_folder])
+    return stored(name_in_folder, entries[name_in_folder])
 
-  params = weights.fill(config, wanted, read, folder)
+  params = weights.fill(config, wanted, find)
   # A tied model may store its embedding a second time.
   copies = {rename("lm_head.weight"), rename("embed_out.weight")} if config.tied else set()
   unused = [name for name in entries if name not in used | copies]
@@ -148,56 +150,82 @@ def index(folder: Path) -> dict[str, Entry]:
   Raises:
     UserError: where there are none, or a file is cut short.
   """
-  if (folder / INDEX).is_file():
-    file_by_tensor = configs.read_json(folder / INDEX).get("weight_map")
-    if not isinstance(file_by_tensor, dict):
-      raise UserError(f"{folder / INDEX}: no 'weight_map'; fetch it again")
-    files = sorted(set(file_by_tensor.values()))
-  elif (folder / SINGLE).is_file():
-    files = [SINGLE]
-  else:
+  if not (folder / INDEX).is_file():
+    if (folder / SINGLE).is_file():
+      return header(folder / SINGLE)
     raise UserError(
       f"{folder}: holds neither {SINGLE} nor {INDEX}; save the model in the safetensors format "
       "(in transformers: model.save_pretrained(folder))"
     )
+  file_by_tensor = _weight_map(folder / INDEX)
   entries: dict[str, Entry] = {}
-  for file in files:
-    entries |= header(folder / file)
+  for file in sorted(set(file_by_tensor.values())):
+    for name, entry in header(folder / file).items():
+      # Of two tensors under one name only one could be loaded.
+      if name in entries:
+        raise UserError(
+          f"{folder}: tensor '{name}' is in {entries[name].file.name} and in {file}; fetch both "
+          "again"
+        )
+      entries[name] = entry
+  for name, file in file_by_tensor.items():
+    if name not in entries or entries[name].file.name != file:
+      raise UserError(f"{folder / INDEX}: tensor '{name}' is not in {file}; fetch the folder again")
   return entries
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+  """Returns the file of each tensor that an index names."""
+  raw = plain_json.read_object(path, "fetch it again", "fetch it again")
+  file_by_tensor = checks.mapping(raw.get("weight_map"), "weight_map", path)
+  if not file_by_tensor:
+    raise UserError(f"{path}: no 'weight_map'; fetch it again")
+  for name, file in file_by_tensor.items():
+    # A path could lead out of the folder.
+    if not isinstance(file, str) or file in ("", ".", "..") or Path(file).name != file:
+      raise UserError(
+        f"{path}: 'weight_map' has {plain_json.shown(file)} for tensor '{name}'; it must be the "
+        "name of a file in the folder"
+      )
+  return file_by_tensor
 
 
 def header(file: Path) -> dict[str, Entry]:
   """Returns the tensors of a file.
 
   A file starts with eight bytes that hold the length of a JSON object. The object says where each
-  tensor lies in what follows it.
+  tensor lies in what follows it. The parser of the safetensors package checks all of it: that
+  each tensor is as long as its shape and type say, and that the tensors fill the file without a
+  gap or an overlap.
 
   Raises:
     UserError: for a file that is not so, or ends early.
   """
-  entries = {}
-  end_of_tensors = 0
+  from safetensors import SafetensorError, safe_open
+
   try:
-    size = file.stat().st_size
+    # It maps the file and reads no numbers.
+    with safe_open(file, "numpy"):
+      pass
     with file.open("rb") as stream:
       length = int.from_bytes(stream.read(8), "little")
-      # A damaged length may be huge.
-      content = json.loads(stream.read(min(length, size)))
-    content.pop("__metadata__", None)
-    data_start = 8 + length
-    for name, description in content.items():
-      start, end = description["data_offsets"]
-      shape = tuple(description["shape"])
-      entries[name] = Entry(file, description["dtype"], shape, data_start + start)
-      end_of_tensors = max(end_of_tensors, end)
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+      content = stream.read(length)
+  except (OSError, ValueError, SafetensorError) as error:
     raise UserError(f"{file}: not a readable safetensors file ({error}); fetch it again") from error
-  needed = data_start + end_of_tensors
-  if needed != size:
-    raise UserError(
-      f"{file}: not a readable safetensors file ({size} bytes, {needed} are needed); fetch it again"
-    )
+  descriptions = plain_json.parse(content, str(file), "fetch it again")
+  descriptions.pop("__metadata__", None)
+  data_start = 8 + length
+  entries = {}
+  for name, description in descriptions.items():
+    start, _ = description["data_offsets"]
+    shape = tuple(description["shape"])
+    entries[name] = Entry(file, description["dtype"], shape, data_start + start)
   return entries
+
+
+def stored(name: str, entry: Entry) -> Stored:
+  """Returns a tensor of a folder for `weights.fill`."""
+  return Stored(f"{entry.file}: tensor '{name}'", entry.shape, lambda: view(name, entry))
 
 
 def view(name: str, entry: Entry) -> np.ndarray:

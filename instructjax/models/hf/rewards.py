@@ -23,12 +23,16 @@ import numpy as np
 
 from instructjax import sharding
 from instructjax.errors import UserError
+from instructjax.models import checks, weights
 from instructjax.models.gpt import GPTConfig
 from instructjax.models.hf import configs, reading, rendering, tensors, writing
 from instructjax.models.weights import Config, Tensor
+from instructjax.settings.fields import Limits
 from instructjax.types import Params
 
 BIAS = "score_bias"
+LARGEST = 3e38  # what float32 holds
+FLOAT32 = Limits(low=-LARGEST, high=LARGEST)
 SCORE = Tensor("score.weight", ("score/w",), turned=True)
 CODE_FILE = "score_bias.py"
 CODE = '''"""A sequence classifier that adds a bias to its score: "score_bias" in config.json."""
@@ -162,12 +166,10 @@ def load_reward(folder: str | Path) -> tuple[Config, Params, Params]:
       f"{config.width})"
     )
   # The file has w as a matrix [1, D].
-  matrix = np.array(reading.view(SCORE.name, score), np.float32)
-  w = matrix[0]
+  stored = reading.stored(SCORE.name, score)
+  w = weights.finite(stored.read(), stored.place)[0]
   params = reading.fill(folder, config, tensors.body(config), entries)
   # Models of others have no bias, and models with a LayerNorm have it in the norm.
-  bias = raw.get(BIAS, 0.0)
-  if not isinstance(bias, int | float):
-    raise UserError(f"{path}: '{BIAS}' is {bias!r}; it must be a number")
+  bias = checks.number(raw.get(BIAS, 0.0), BIAS, path, FLOAT32)
   head = {"w": jnp.asarray(w), "b": jnp.float32(bias)}
   return config, params, head

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from instructjax.models.hf import rendering, tensors
 from instructjax.models.hf.configs import CONFIG, Raw
 from instructjax.models.hf.reading import INDEX, SINGLE
 from instructjax.models.weights import Config, Tensor
+from instructjax.system import jsons
 from instructjax.types import Params
 
 DTYPES = ("float32", "bfloat16")
@@ -199,6 +199,6 @@ def _finish(folder: Path, names: tuple[str, ...], raw: Raw, index: Raw | None) -
 
 
 def _write_json(path: Path, value: Raw) -> None:
-  text = json.dumps(value, indent=2) + "\n"
+  text = jsons.text(value, indent=2, ascii_only=True) + "\n"
   _part(path).write_text(text, "utf-8")
   _part(path).replace(path)

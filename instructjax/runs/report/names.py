@@ -13,6 +13,7 @@ STAGES = {
   "reward": "Reward model",
   "gold": "Gold model",
   "pretrain": "Pretraining",
+  "dpo": "DPO",
 }
 
 SLICES = {"amazon": "amazon (new domain)"}

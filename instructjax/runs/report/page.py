@@ -5,7 +5,6 @@ The page holds no script and makes no request, so that it can be opened anywhere
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from html import escape
@@ -13,6 +12,7 @@ from typing import Any
 
 from instructjax.intervals import Estimate
 from instructjax.runs.report.style import STYLE
+from instructjax.system import jsons
 
 FRAME = """<!doctype html>
 <html lang="en">
@@ -101,7 +101,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     elif isinstance(value, str):
       pairs.append((dotted, value))
     else:
-      pairs.append((dotted, json.dumps(value, ensure_ascii=False)))
+      pairs.append((dotted, jsons.text_with_nulls(value)))
   return pairs
 
 

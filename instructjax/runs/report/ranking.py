@@ -15,31 +15,59 @@ REFERENCES = {
   "vader": "VADER lexicon",
   "raters": "rater and rater",
   "ceiling": "noise ceiling",
+  "labelers": "two labelers",
+  "bayes": "best possible",
 }
-LEAD = (
+LEAD = "On held-out comparisons. Bars are 95 % intervals over prompts."
+LEAD_OF_DOMAINS = (
   "On comparisons of held-out texts, with templates that no training saw. Bars are 95 % intervals."
 )
-ACCURACY_NOTE = (
-  "Dashed: chance. Dotted: the references in grey. "
-  "Rater and rater: two raters of the same texts. "
-  "Noise ceiling: one half of the raters against the other."
-)
+ACCURACY_NOTE = "Dashed: chance. Dotted: the references in grey."
+# What the references are, as the note explains those that are there.
+REFERENCE_NOTES = {
+  "raters": "Rater and rater: two raters of the same texts.",
+  "ceiling": "Noise ceiling: one half of the raters against the other.",
+  "labelers": "Two labelers: of the same completions, pairs that neither ties.",
+  "bayes": "Best possible: a perfect model on single labels of people who agree so much.",
+}
+# (key in results.json, the word before the name) of the parts that the accuracy is split into.
+PARTS = (("by_domain", ""), ("by_pool", ""), ("by_k", "K = "), ("by_labeler", ""))
+MOST_ROWS = 16  # of one kind of parts; the others are in results.json
 Z = 1.96  # standard deviations of a normal distribution that hold 95 % of it
 
 
 def ranking(run: Run) -> Section:
   """Returns the accuracy on pairs beside its references, and the calibration."""
   rm = inside(run.results, "rm")
-  figures = [accuracy(rm), calibration(rm.get("calibration"))]
+  figures = [accuracy(rm), calibration(rm), cross_validation(run)]
   body = page.grid([figure for figure in figures if figure])
-  return page.section("ranking", "Reward model", LEAD, body)
+  lead = LEAD_OF_DOMAINS if "by_domain" in rm else LEAD
+  return page.section("ranking", "Reward model", lead, body)
+
+
+def parts_of_accuracy(rm: dict[str, Any]) -> list[tuple[str, str, Any]]:
+  """Returns (label, look, value) of the accuracy on parts of the pairs.
+
+  A single part is the whole again and is left out. Of many parts, those with most pairs are shown.
+  """
+  entries: list[tuple[str, str, Any]] = []
+  for key, prefix in PARTS:
+    parts = inside(rm, key)
+    if len(parts) < 2:
+      continue
+    by_size = sorted(parts, key=lambda name: -(number(inside(parts, name).get("n")) or 0))
+    shown = {*by_size[:MOST_ROWS]}
+    for name, value in parts.items():
+      if name in shown:
+        entries.append((prefix + SLICES.get(name, name), "rm", value))
+  return entries
 
 
 def accuracy(rm: dict[str, Any]) -> str:
   """Returns a forest plot of the share of pairs that are ordered as people order them.
 
-  The rows are the reward model, its domains, the gold model, and the references in grey: a
-  lexicon, and people themselves.
+  The rows are the reward model, its parts (domains, numbers of completions, labelers), the gold
+  model, and the references in grey: a lexicon, and people themselves.
   """
   references = inside(rm, "references")
   chance = number(references.get("chance"))
@@ -47,8 +75,7 @@ def accuracy(rm: dict[str, Any]) -> str:
   others = {name: value for name, value in references.items() if name != "chance"}
 
   entries = [("reward model", "rm", rm.get("pair_accuracy"))]
-  for name, value in inside(rm, "by_domain").items():
-    entries.append((SLICES.get(name, name), "rm", value))
+  entries += parts_of_accuracy(rm)
   entries.append(("gold model", "gold", rm.get("gold_pair_accuracy")))
   for name, value in others.items():
     entries.append((REFERENCES.get(name, name), "base", value))
@@ -61,6 +88,7 @@ def accuracy(rm: dict[str, Any]) -> str:
       rows.append(Row(label, [mark]))
   if not rows:
     return ""
+  notes = [text for name, text in REFERENCE_NOTES.items() if name in others]
   # The references also run through all rows as dotted lines, to be compared with each of them.
   levels = [number(value) for value in others.values()]
   return forest(
@@ -69,17 +97,46 @@ def accuracy(rm: dict[str, Any]) -> str:
     "share of pairs",
     reference=chance or 0.5,
     lines=[level for level in levels if level is not None],
-    note=ACCURACY_NOTE,
+    note=" ".join([ACCURACY_NOTE, *notes]),
   )
 
 
-def calibration(bins: Any) -> str:
+def cross_validation(run: Run) -> str:
+  """Returns a forest plot of the accuracy on own and on held-out labelers, model by model.
+
+  It is there where `instructjax rm_cv` left its results.
+  """
+  summary = inside(run.results, "rm_cv")
+  rows = []
+  for name in ("training labelers", "held-out labelers"):
+    share = estimate(summary.get(name))
+    if share is not None:
+      rows.append(Row(name, [("rm", share.value, share.low, share.high)]))
+  if not rows:
+    return ""
+  models = summary.get("models")
+  count = len(models) if isinstance(models, list) else 0
+  note = f"Means over {count} models, each trained without one group of labelers."
+  gap = estimate(summary.get("gap"))
+  if gap is not None:
+    note += f" The difference is {page.with_ends(gap)}."
+  return forest(
+    "Labelers of the training data, and others",
+    rows,
+    "share of pairs",
+    reference=0.5,
+    note=note,
+  )
+
+
+def calibration(rm: dict[str, Any]) -> str:
   """Returns the share of pairs that are ordered rightly against the probability given to them.
 
-  `bins` is a list of objects: `p` is the mean probability that the model gives to the text that
-  it prefers, `correct` the share of pairs in which people prefer that text too, `n` the number of
-  pairs.
+  `calibration` is a list of objects: `p` is the mean probability that the model gives to the text
+  that it prefers, `correct` the share of pairs in which people prefer that text too, `n` the number
+  of pairs. The slope of the log-odds and the expected calibration error stand below the figure.
   """
+  bins = rm.get("calibration")
   probabilities = []
   shares = []
   lows = []
@@ -108,8 +165,20 @@ def calibration(bins: Any) -> str:
     percent=(True, True),
     also=((0.5, 1.0), (0.5, 1.0)),  # the preferred text of two has at least a half
     diagonal=True,
-    note=(f"{pairs:,.0f} pairs, taken as independent for the bars; on the dashed line p is right."),
+    note=calibration_note(rm, pairs),
   )
+
+
+def calibration_note(rm: dict[str, Any], pairs: float) -> str:
+  """Returns the small print: the number of pairs, the slope of the log-odds, and the error."""
+  parts = [f"{pairs:,.0f} pairs, taken as independent for the bars; on the dashed line p is right."]
+  slope = estimate(rm.get("slope"))
+  if slope is not None:
+    parts.append(f"Slope of the log-odds {page.with_ends(slope, share=False)}; 1 is calibrated.")
+  error = number(rm.get("ece"))
+  if error is not None:
+    parts.append(f"Expected calibration error {page.percent(error)}.")
+  return " ".join(parts)
 
 
 def wilson(share: float, n: float, z: float = Z) -> tuple[float, float]:

@@ -17,7 +17,9 @@ LONG_RL = 60
 LONG_SUPERVISED = 20
 
 # Last parts of the names of metrics that the section about supervised stages shows.
-SUPERVISED_METRICS = ("loss", "nll", "accuracy", "pretrain_nll")
+SUPERVISED_METRICS = ("loss", "nll", "accuracy", "pretrain_nll", "log_loss")
+# Of those that are the ends of intervals, which are drawn as bars of the metric itself.
+ENDS = ("_low", "_high")
 
 # (metric, title, unit) of the figures about PPO.
 RL_FIGURES = (
@@ -134,18 +136,33 @@ def _supervised_figure(run: Run, stage: str, metric: str) -> str:
   """Returns one metric of a supervised stage with its unit and, for a ranking, its chance level."""
   metrics = run.curves[stage]
   is_share = _last_part(metric) == "accuracy"
+  is_log_loss = _last_part(metric) == "log_loss"
   is_ranking_loss = metric == "loss" and "accuracy" in metrics
   level = None
   unit = "nats a token"
   if is_share:
     level = (0.5, "chance")
     unit = "share of pairs"
-  elif is_ranking_loss:
+  elif is_log_loss or (is_ranking_loss and _is_equation_1(run)):
     level = (math.log(2), "chance")  # -log σ(0), the loss of a model that tells nothing
     unit = "nats a pair"
-  series = with_running_mean("loss", stage_look(run, stage), metrics[metric], LONG_SUPERVISED)
+  elif is_ranking_loss:
+    unit = "loss"
+  look = stage_look(run, stage)
+  series = with_running_mean("loss", look, metrics[metric], LONG_SUPERVISED)
+  ends = [metrics.get(f"{metric}_{end}", {}) for end in ("low", "high")]
+  if len(series) == 1 and all(curve.keys() == metrics[metric].keys() for curve in ends):
+    low, high = (list(curve.values()) for curve in ends)
+    series = [series[0]._replace(low=low, high=high)]
   title = f"{stage_title(stage)}: {metric}"
   return plot(title, series, "step", unit, percent=(False, is_share), level=level)
+
+
+def _is_equation_1(run: Run) -> bool:
+  """Returns whether a reward model was trained on Eq. 1 alone, whose level of chance is log 2."""
+  config = run.config
+  changes = (config.get("loss", "pairs") != "pairs", config.get("margin"), config.get("centering"))
+  return not any(changes)
 
 
 def ppo_curves(run: Run) -> Section:
@@ -219,9 +236,12 @@ def alignment_tax(run: Run) -> Section:
   base = number(inside(run.results, "models", "base").get("pretrain_nll"))
   level = (base, "base model") if base is not None else None
   unit = "nats a token"
+  # The loss that is trained on may be a sum over the tokens of a row.
+  is_sum = inside(run.config, "ppo").get("ptx_normalise") == "sequence_sum"
+  trained_unit = "nats a row" if is_sum else unit
   figures = [
     overlay(run, stages, "eval/pretrain_nll", "Held-out pretraining text", unit, level=level),
-    overlay(run, stages, "loss/ptx", "Pretraining loss in training", unit),
+    overlay(run, stages, "loss/ptx", "Pretraining loss in training", trained_unit),
     _gradient_norms(run, stages),
   ]
   body = page.grid([figure for figure in figures if figure])
@@ -253,7 +273,7 @@ def other_metrics(run: Run) -> Section:
     if stage in stages:
       continue
     for metric, curve in metrics.items():
-      if _last_part(metric) not in SUPERVISED_METRICS:
+      if _last_part(metric) not in SUPERVISED_METRICS and not metric.endswith(ENDS):
         series = curve_series(metric, stage_look(run, stage), curve)
         figures.append(plot(f"{stage_title(stage)}: {metric}", [series], "step", ""))
   body = ""

@@ -20,6 +20,8 @@ REFERENCES = {
   "vader": "VADER",
   "raters": "two raters agree",
   "ceiling": "noise ceiling",
+  "labelers": "two labelers agree",
+  "bayes": "best possible",
 }
 
 

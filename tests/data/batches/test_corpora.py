@@ -12,11 +12,13 @@ import tiny
 from stage_runs import TUNE, leaves, metrics, ppo, pretrain, run, stop_after
 
 from instructjax import settings
-from instructjax.data.batches import corpora
+from instructjax.data.batches import corpora, pipeline
+from instructjax.data.records.records import Demonstration, Text
 from instructjax.data.tokens import tokenizers
 from instructjax.errors import UserError
 from instructjax.plan import bench
 from instructjax.stages import ppo as ppo_stage
+from instructjax.stages import pretrain_sft
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +85,7 @@ def sixteen(tmp_path, *names, lengths=2):
   changes = {"batch": 8, "data.prompt": 16, "data.buckets": lengths, "data.prompts": prompts}
   config = settings.replaced(settings.load("ppo:tiny"), changes)
   sources = corpora.read(config.data, "prompts", "prompt")
-  texts, batches = ppo_stage.draw_prompts(config, sources, tokenizers.of_bytes(), None)
+  texts, batches = ppo_stage.draw_prompts(config, sources, tokenizers.of_bytes(), None, {})
   return rows, texts, [batches(i) for i in range(4)]
 
 
@@ -98,6 +100,94 @@ def test_prompts_of_ppo_come_in_lengths(tmp_path):
   assert sorted(texts) == sorted(2 * [row["prompt"] for row in rows])
   _, _, batches = sixteen(tmp_path, "a.jsonl", lengths=1)
   assert {batch.tokens.shape for batch in batches} == {(8, 16)}
+
+
+def test_long_prompts_of_ppo_are_left_out_with_their_records_if_the_settings_say_so(
+  tmp_path, capsys
+):
+  path = tmp_path / "p.jsonl"
+  path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("abcdef", "ab", "c")))
+  changes = {"batch": 4, "data.prompt": 4, "data.prompts": str(path)}
+  config = settings.replaced(settings.load("ppo:tiny"), changes)
+  sources = corpora.read(config.data, "prompts", "prompt")
+  with pytest.raises(UserError, match=r"p.jsonl:1: prompt: 6 tokens, the limit is 4"):
+    ppo_stage.draw_prompts(config, sources, tokenizers.of_bytes(), None, {})
+  config = settings.replaced(config, {"data.long": "drop"})
+  counts = {}
+  texts, batches = ppo_stage.draw_prompts(config, sources, tokenizers.of_bytes(), None, counts)
+  assert texts == {ids([97, 98]): "ab", ids([99]): "c"}
+  assert batches(0).tokens.shape == (4, 4)
+  assert corpora.facts(counts)[str(path)]["left_out"] == 1
+  assert f"{path}: 3 prompts, 1 too long and left out\n" in capsys.readouterr().err
+  with pytest.raises(UserError, match=r"all 3 prompts are longer than config\.data\.prompt"):
+    config = settings.replaced(config, {"data.prompt": 1})
+    path.write_text(3 * '{"prompt": "abc"}\n')
+    sources = corpora.read(config.data, "prompts", "prompt")
+    ppo_stage.draw_prompts(config, sources, tokenizers.of_bytes(), None, {})
+
+
+def ids(numbers):
+  return np.asarray(numbers, np.int32).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["sft", "reward"])
+def test_stages_count_and_say_what_they_cut(kind, capsys):
+  """SFT leaves a cut completion without an end, and a reward model reads its score at one."""
+  data = settings.replaced(
+    settings.load(f"{kind}:tiny"), {"data.prompt": 4, "data.response": 4, "data.separator": ""}
+  ).data
+  records = [Demonstration("a", "bcde"), Demonstration("a", "b")]
+  counts = {}
+  rows = corpora.demonstrations(
+    data, records, tokenizers.of_bytes(), None, "d.jsonl", counts, end_cut=kind == "reward"
+  )
+  assert (rows[0].ids[-1] == 256) == (kind == "reward")
+  line = "d.jsonl: 2 completions, 1 cut" + (" (no end of text)" if kind == "sft" else "")
+  assert capsys.readouterr().err.startswith(f"{line}; 0 pairs equal, 0 empty; 2 prompts, 0 too")
+  assert counts["d.jsonl"].cut == 1
+  assert corpora.demonstrations(data, [], tokenizers.of_bytes(), None, "", counts) == []
+
+
+@pytest.mark.parametrize(("epochs", "rows", "size"), [(1, 10, 4), (3, 7, 5), (2, 8, 4), (1, 3, 8)])
+def test_an_epoch_holds_every_row_and_the_last_batch_goes_on_in_the_next(
+  epochs, rows, size, capsys
+):
+  batches = corpora.batches_in(epochs, rows, size, "config.epochs")
+  assert (batches - 1) * size < epochs * rows <= batches * size
+  stream = pipeline.stream(list(range(rows)), np.asarray, size=size, seed=1)
+  order = np.concatenate([stream(number) for number in range(batches)])
+  assert np.bincount(order, minlength=rows).min() >= epochs
+  again = batches * size - epochs * rows
+  said = capsys.readouterr().err
+  assert (f"the last one takes {again} of the next pass" in said) == (again > 0)
+
+
+def test_no_rows_make_no_epoch():
+  with pytest.raises(UserError, match=r"config\.epochs=2: there are no rows"):
+    corpora.batches_in(2, 0, 4, "config.epochs")
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(5, 3), (6, 3), (7, 4)])
+def test_steps_are_counted_so_that_every_row_is_used(rows, steps):
+  config = settings.replaced(
+    settings.load("sft:tiny"), {"batch": 4, "epochs": 2, "data.demonstrations": "x"}
+  )
+  prepared = pretrain_sft.Prepared(list(range(rows)), [], [], [], None, {}, {})
+  assert pretrain_sft.count_steps(config, prepared) == steps
+
+
+def test_which_token_ends_a_document_is_said(capsys):
+  config = settings.load("pretrain:tiny")
+  chatty = tokenizers.of_bytes()._replace(
+    eos=(1,), specials={"<|im_end|>": 1, "<|endoftext|>": 256}
+  )
+  parts = [corpora.Part(1.0, "t.jsonl", [Text("a" * 200)])]
+  corpora.texts(config.data, parts, chatty, 64)
+  assert "documents of text end with 256 '<|endoftext|>', responses with 1 '<|im_end|>'" in (
+    capsys.readouterr().err
+  )
+  corpora.texts(config.data, parts, tokenizers.of_bytes(), 64)
+  assert not capsys.readouterr().err
 
 
 def test_a_mixture_of_prompts_has_no_lengths(tmp_path):

@@ -231,3 +231,40 @@ def test_a_data_set_that_was_prepared_again_or_elsewhere_is_counted_again(tmp_pa
   assert counts("b", "abcd") == [5]
   os.utime(tmp_path / "a" / "dataset_info.json", ns=(1, 1))
   assert counts("a", "abcde") == [6]
+
+
+def test_another_text_of_the_same_size_and_time_is_counted_again(file):
+  before = lazy.index(lazy.texts(str(file)), letters())
+  stat = file.stat()
+  content = file.read_bytes()
+  # "abc" and "de" become "ab" and "cde"; the file keeps its size, and gets its time back.
+  changed = content.replace(b'"abc"', b'"ab"').replace(b'"de"', b'"cde"')
+  assert len(changed) == len(content)
+  file.write_bytes(changed)
+  os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+  assert file.stat().st_mtime_ns == stat.st_mtime_ns
+  after = lazy.index(lazy.texts(str(file)), letters())
+  assert before.counts.tolist()[:2] == [4, 3] and after.counts.tolist()[:2] == [3, 4]
+  assert after.fingerprint != before.fingerprint
+
+
+def test_the_same_text_with_another_time_is_not_counted_again(file):
+  lazy.index(lazy.texts(str(file)), letters())
+  os.utime(file, ns=(1, 1))
+  refuse = letters()._replace(encode=lambda text: pytest.fail("tokenised again"))
+  lazy.index(lazy.texts(str(file)), refuse)
+
+
+def test_a_document_that_spells_a_special_token_is_named_before_the_run(file, tmp_path):
+  more = tmp_path / "more.jsonl"
+  more.write_text('{"text": "ab"}\n{"text": "a#b"}\n')
+  texts = lazy.texts(f"{file},{more}")
+  with pytest.raises(UserError) as error:
+    lazy.index(texts, letters())
+  assert f"{more}:2: text: holds the special tokens '#'" in str(error.value)
+  chatty = letters()._replace(eos=(3,), specials={"<|im_end|>": 3, "<|endoftext|>": 4})
+  index, memory = lazy.index(lazy.texts(str(file)), chatty), sources.load(str(file), "text")
+  same(
+    lazy.windows(lazy.texts(str(file)), index, chatty, 8),
+    pipeline.text(memory, chatty, length=8),
+  )

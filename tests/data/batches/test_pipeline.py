@@ -19,8 +19,8 @@ ids = lambda text: [ord(letter) for letter in text]
 def test_a_demonstration_row_is_prompt_separator_completion_end():
   (row,) = pipeline.demonstrations([Demonstration("ab", "cd")], TOK, prompt=2, response=4)
   assert row.ids.tolist() == [*ids("ab cd"), EOS] and row.start == 2
-  (row,) = pipeline.demonstrations([Demonstration("ab", " cd")], TOK, prompt=2, response=4)
-  assert row.ids.tolist() == [*ids("ab cd"), EOS]
+  (row,) = pipeline.demonstrations([Demonstration("ab", "  cd")], TOK, prompt=2, response=6)
+  assert row.ids.tolist() == [*ids("ab   cd"), EOS]
   (row,) = pipeline.demonstrations(
     [Demonstration("ab", " cd")], TOK, prompt=2, response=4, separator=""
   )
@@ -65,17 +65,41 @@ def test_prompts_that_are_too_long_are_all_named():
 
 
 @pytest.mark.parametrize("letter", ["#", "~"])
-def test_special_tokens_in_a_completion_are_errors_but_not_in_a_prompt(letter):
-  with pytest.raises(UserError, match=r"d:1: completion: holds the special tokens \[\d\]"):
-    pipeline.demonstrations(
-      [Demonstration("a", f"b{letter}c")], TOK, prompt=9, response=9, name="d"
-    )
-  with pytest.raises(UserError, match=r"c:1: completions\[1\]: holds the special tokens"):
-    pipeline.comparisons(
-      [Comparison("a", ("b", letter), (1, 2))], TOK, prompt=9, response=9, name="c"
-    )
-  (row,) = pipeline.prompts([Prompt("a#")], TOK, prompt=9)
-  assert row.ids.tolist() == [97, EOS]
+def test_special_tokens_are_errors_in_every_text_of_a_user(letter):
+  """One rule for prompts, completions and documents: no text of a user writes a control token."""
+  bad = f"b{letter}c"
+  limits = {"prompt": 9, "response": 9}
+  made = {
+    "d:1: prompt": lambda: pipeline.demonstrations(
+      [Demonstration(bad, "a")], TOK, name="d", **limits
+    ),
+    "d:1: completion": lambda: pipeline.demonstrations(
+      [Demonstration("a", bad)], TOK, name="d", **limits
+    ),
+    "c:1: prompt": lambda: pipeline.comparisons(
+      [Comparison(bad, ("a", "b"), (1, 2))], TOK, name="c", **limits
+    ),
+    "c:1: completions[1]": lambda: pipeline.comparisons(
+      [Comparison("a", ("b", bad), (1, 2))], TOK, name="c", **limits
+    ),
+    "p:2: prompt": lambda: pipeline.prompts([Prompt("a"), Prompt(bad)], TOK, prompt=9, name="p"),
+    "t:2: text": lambda: pipeline.text([Text("abc"), Text(bad)], TOK, length=3, name="t"),
+    "k:1: text": lambda: pipeline.documents([Text(bad)], TOK, length=3, name="k"),
+  }
+  for place, make in made.items():
+    with pytest.raises(UserError) as error:
+      make()
+    problem = f"{place}: holds the special tokens {letter!r}; take their names out of the text"
+    assert str(error.value) == problem  # said once
+
+
+def test_what_ends_a_response_is_an_error_in_a_completion_alone():
+  """Where a new line ends responses, prompts and documents hold it all the same."""
+  lines = TOK._replace(eos=(ord("\n"), EOS))
+  with pytest.raises(UserError, match=r"d:1: completion: holds the ids \[10\], which end"):
+    pipeline.demonstrations([Demonstration("a", "b\nc")], lines, prompt=9, response=9, name="d")
+  assert len(pipeline.prompts([Prompt("a\nb")], lines, prompt=9)) == 1
+  assert len(pipeline.text([Text("a\nb")], lines, length=3)) == 1
 
 
 def test_text_windows_join_documents_with_ends():
@@ -90,6 +114,19 @@ def test_text_windows_join_documents_with_ends():
   assert all(len(row.ids) == 5 for row in rows)
   with pytest.raises(UserError, match="t: 4 tokens do not fill a window of 8"):
     pipeline.text([Text("abc")], TOK, length=8, name="t")
+
+
+def test_documents_are_joined_by_their_own_end_and_completions_closed_by_that_of_a_turn():
+  turn, document = 3, 4
+  chatty = TOK._replace(eos=(turn,), specials={"<|im_end|>": turn, "<|endoftext|>": document})
+  (window,) = pipeline.text([Text("ab"), Text("c")], chatty, length=5)
+  assert window.ids.tolist() == [*ids("ab"), document, *ids("c"), document]
+  (piece,) = pipeline.documents([Text("ab")], chatty, length=5)
+  assert piece.ids.tolist() == [*ids("ab"), document]
+  (demonstration,) = pipeline.demonstrations(
+    [Demonstration("a", "b")], chatty, prompt=9, response=9
+  )
+  assert demonstration.ids.tolist() == [*ids("a b"), turn]
 
 
 def row(text, start=0):
@@ -139,7 +176,7 @@ def test_the_same_parts_give_the_same_ids_everywhere(pairs):
     np.asarray, (left, right, ranked)
   )  # no slice of theirs is compiled
   for i, (prompt, completion) in enumerate(pairs):
-    expected = [*TOK.encode(prompt), *TOK.encode(" " + completion.lstrip()), EOS]
+    expected = [*TOK.encode(prompt), *TOK.encode(" " + completion), EOS]
     assert right.tokens[i][right.valid[i]].tolist() == expected
     assert ranked.tokens[i, 1][ranked.valid[i, 1]].tolist() == expected
     start = left.tokens[i][left.valid[i]].tolist()

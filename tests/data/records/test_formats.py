@@ -51,8 +51,10 @@ def test_preferences(case):
 
 def test_identical_chats_still_leave_a_reply():
   row = {"chosen": [ASK, say("same")], "rejected": [ASK, say("same")]}
-  (pair,) = records.parse([row], "comparison", formats.preference)
-  assert pair.completions == ("same", "same")
+  (record,) = records.parse([row], "prompt", formats.preference)
+  assert record.turns == (ASK,)
+  with pytest.raises(UserError, match=r"data:1: completions\[1\]: the same text as completions"):
+    records.parse([row], "comparison", formats.preference)
 
 
 def test_alpaca():

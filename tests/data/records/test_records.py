@@ -31,7 +31,9 @@ def ranked(k):
   source = st.fixed_dictionaries({"model": words}, optional=numbers)
   optional = {"labeler": maybe, "use_case": maybe, "ratings": st.none() | st.tuples(*[rating] * k)}
   optional["sources"] = st.none() | st.tuples(*[source] * k)
-  required = {"prompt": words, "completions": st.tuples(*[words] * k), "ranks": ranks.map(tuple)}
+  # Equal texts with different ranks are a problem of their own.
+  texts = st.lists(words, min_size=k, max_size=k, unique=True).map(tuple)
+  required = {"prompt": words, "completions": texts, "ranks": ranks.map(tuple)}
   return st.fixed_dictionaries(required, optional=optional)
 
 

@@ -115,11 +115,11 @@ def test_hh_transcripts_become_turns():
 @pytest.mark.parametrize(
   ("row", "problem"),
   [
-    ({"prompt": "a</s>b", "completion": "c"}, "d:1: completion: holds the special tokens '</s>'"),
+    ({"prompt": "a</s>b", "completion": "c"}, "d:1: prompt: holds the special tokens '</s>'"),
     ({"prompt": "a", "completion": "<pad>"}, "d:1: completion: holds the special tokens '<pad>'"),
     (
       {"prompt": [SAY("user", "x<s>")], "completion": "c"},
-      "messages[0].content: holds the special tokens '<s>'",
+      "d:1: prompt: messages[0].content: holds the special tokens '<s>'",
     ),
     ({"prompt": CHAT[:3], "completion": "c"}, "the last message is the assistant's"),
     ({"prompt": "abcdefgh", "completion": "c"}, "d:1: prompt: 12 tokens, the limit is 9"),
@@ -132,6 +132,21 @@ def test_what_is_wrong_is_named(row, problem):
       demonstrations, TOK, prompt=9, response=9, name="d", template=template()
     )
   assert problem in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("prompt", "problem"),
+  [
+    ("abcdefgh", "c:1: prompt: 12 tokens, the limit is 9"),
+    ("a</s>", "c:1: prompt: holds the special tokens '</s>'"),
+  ],
+)
+def test_what_is_wrong_with_the_prompt_of_a_comparison_is_named_once(prompt, problem):
+  comparison = Comparison(prompt, ("a", "b", "c"), (1, 2, 3))
+  with pytest.raises(UserError) as error:
+    pipeline.comparisons([comparison], TOK, prompt=9, response=9, name="c", template=template())
+  assert str(error.value).startswith(problem)
+  assert "\n" not in str(error.value)
 
 
 DROPS = PLAIN.replace(
@@ -164,9 +179,7 @@ def test_templates_that_cannot_be_used(text, problem):
 
 
 def test_a_template_that_drops_earlier_replies_is_named_with_the_line(demo):
-  with pytest.raises(
-    UserError, match=r"d:1: completion: the chat template rewrites .* messages\[3\]"
-  ):
+  with pytest.raises(UserError, match=r"d:1: prompt: the chat template rewrites .* messages\[3\]"):
     pipeline.demonstrations(demo, TOK, prompt=20, response=9, name="d", template=template(DROPS))
 
 
@@ -236,3 +249,41 @@ def test_replies_that_share_a_token_with_the_prompt_are_cut_there():
     ord("d"),
     EOS,
   ]
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "problem"),
+  [
+    ("tokenizer_config.json", "[]", "holds no JSON object"),
+    ("tokenizer_config.json", '{"chat_template": 3}', "'chat_template' is 3; a text, or a list"),
+    ("tokenizer_config.json", '{"chat_template": [3]}', "'chat_template' is "),
+    ("tokenizer_config.json", '{"chat_template": [{"name": "default"}]}', "'chat_template' is "),
+    ("special_tokens_map.json", "{", "malformed JSON"),
+    ("special_tokens_map.json", '{"bos_token": "\\ud800"}', "surrogates not allowed"),
+  ],
+)
+def test_files_of_a_folder_that_say_nonsense(tmp_path, name, text, problem):
+  (tmp_path / name).write_text(text)
+  with pytest.raises(UserError, match=problem) as error:
+    chat.find(tmp_path)
+  assert str(tmp_path / name) in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "change", [{"bos_token_id": 9}, {"bos_token_id": "1"}, {"tokens": 3}, {"tokens": [4]}]
+)
+def test_gguf_metadata_that_say_nonsense(change):
+  metadata = {"tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.bos_token_id": 0}
+  assert chat.find(metadata)[1] == {"bos_token": "a"}
+  changed = {f"tokenizer.ggml.{key}": value for key, value in change.items()}
+  with pytest.raises(UserError, match=r"tokenizer\.ggml\.bos_token_id is "):
+    chat.find(metadata | changed)
+  with pytest.raises(UserError, match=r"tokenizer\.chat_template is 3"):
+    chat.find({"tokenizer.chat_template": 3})
+
+
+def test_a_template_that_never_ends_is_one_line(monkeypatch):
+  text = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+  monkeypatch.setattr(chat.jinja, "STEPS", 1000)
+  with pytest.raises(UserError, match=r"^t\.jinja: the chat template cannot render it \(it takes"):
+    chat.load("t.jinja", text, {}, TOK)

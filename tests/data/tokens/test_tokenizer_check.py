@@ -42,12 +42,12 @@ def test_what_is_shown_of_a_lost_text_begins_before_the_difference():
   assert (number, was, now) == (2, "a" * 9 + " Bcd eeeeee", "a" * 9 + " bcd eeeeee")
 
 
-def test_a_leading_space_is_not_compared():
+def test_a_leading_space_that_is_lost_is_a_loss():
   tokenizer = letters()
   dropping = tokenizer._replace(encode=lambda text: tokenizer.encode(text.removeprefix(" ")))
-  assert (
-    not measure(dropping, [" a", "a", "  a"]).lost and measure(letters(lower=True), [" A"]).lost
-  )
+  assert [number for number, _, _ in measure(dropping, [" a", "a", "  a"]).lost] == [1, 3]
+  assert not measure(tokenizer, [" a", "a", "  a"]).lost
+  assert measure(letters(lower=True), [" A"]).lost
 
 
 def test_losses_name_the_text_and_the_remedy():

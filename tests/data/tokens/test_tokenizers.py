@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from instructjax.data.tokens import tokenizers
+from instructjax.data.tokens import tokenizers, vocabulary
 from instructjax.errors import UserError
 
 CORPUS = [
@@ -147,8 +147,9 @@ def test_a_tokenizer_that_prepends_a_space_does_not_double_ours(tmp_path):
   original.add_special_tokens([AddedToken("</s>", special=True)])
   original.save(str(tmp_path / "t.json"))
   tokenizer = tokenizers.from_json(tmp_path / "t.json")
-  assert tokenizer.encode(" a") == tokenizer.encode("a") == [3]
-  assert tokenizer.encode("b") + tokenizer.encode(" a") == tokenizer.encode("b a")
+  assert tokenizer.encode("a") == tokenizer.encode_next(" a") == [3]
+  assert tokenizer.encode_next("a") == [1] and tokenizer.encode(" a") == [0, 3]
+  assert tokenizer.encode("b") + tokenizer.encode_next(" a") == tokenizer.encode("b a")
 
 
 def test_files_that_are_no_tokenizer(tmp_path):
@@ -184,3 +185,71 @@ def test_a_file_that_is_no_gguf(tmp_path):
   (tmp_path / "x.gguf").write_bytes(b"GGUF and no more")
   with pytest.raises(UserError, match=r"x.gguf: not a readable GGUF file"):
     tokenizers.gguf_metadata(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "problem"),
+  [
+    ("generation_config.json", "[]", "holds no JSON object"),
+    (
+      "generation_config.json",
+      '{"eos_token_id": 1.5}',
+      "'eos_token_id' is 1.5; the id or the name",
+    ),
+    ("generation_config.json", '{"eos_token_id": [true]}', "'eos_token_id' is "),
+    ("generation_config.json", '{"eos_token_id": [[2]]}', "'eos_token_id' is "),
+    ("generation_config.json", '{"eos_token_id": -1}', "end-of-text id -1 is outside"),
+    ("config.json", '{"eos_token_id": ' + "9" * 30 + "}", "end-of-text id 9+ is outside"),
+    ("config.json", '{"eos_token_id": NaN}', "malformed JSON"),
+    ("tokenizer_config.json", '{"eos_token": {"content": {}}}', "'eos_token' is "),
+    ("tokenizer_config.json", "[" * 100_000, "malformed JSON"),
+  ],
+)
+def test_files_of_a_folder_that_say_nonsense(tmp_path, name, text, problem):
+  (tmp_path / "tokenizer.json").write_text(ORIGINAL["smollm"].to_str())
+  (tmp_path / name).write_text(text)
+  with pytest.raises(UserError, match=problem) as error:
+    tokenizers.load(tmp_path)
+  assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("change", "problem"),
+  [
+    ({"tokens": 3}, "tokenizer.ggml.tokens is 3; a list of texts is expected"),
+    ({"tokens": [1, 2]}, "tokenizer.ggml.tokens is "),
+    ({"merges": ["no such pieces"]}, "tokenizer.ggml.merges cannot be used"),
+    ({"merges": [["a", "b"]]}, "tokenizer.ggml.merges is "),
+    ({"eos_token_id": 1.5}, "tokenizer.ggml.eos_token_id is 1.5"),
+    ({"eos_token_id": True}, "tokenizer.ggml.eos_token_id is True"),
+    ({"add_bos_token": True, "bos_token_id": 10**9}, "end-of-text id 1000000000 is outside"),
+    ({"token_type": [3] * 400}, "names a control token 399 of 300 tokens"),
+    ({"model": ["gpt2"]}, "tokenizer.ggml.model is "),
+  ],
+)
+def test_gguf_metadata_of_other_types(change, problem):
+  metadata = as_gguf(ORIGINAL["smollm"], "smollm") | {
+    f"tokenizer.ggml.{key}": value for key, value in change.items()
+  }
+  with pytest.raises(UserError, match=problem):
+    tokenizers.load(metadata)
+
+
+@pytest.mark.parametrize(
+  ("names", "eos", "end"),
+  [
+    (["<|endoftext|>", "<|im_start|>", "<|im_end|>"], ("<|im_end|>",), "<|endoftext|>"),
+    (["<|end_of_text|>", "<|eot_id|>"], ("<|eot_id|>", "<|end_of_text|>"), "<|end_of_text|>"),
+    (["<|endoftext|>", "</s>"], ("</s>",), "</s>"),
+    (["<pad>", "<|im_end|>"], ("<|im_end|>",), "<|im_end|>"),
+  ],
+)
+def test_documents_end_as_in_pretraining_and_not_as_turns_do(names, eos, end):
+  ids = {name: i for i, name in enumerate(names)}
+  tokenizer = tokenizers.of_bytes()._replace(eos=tuple(ids[name] for name in eos), specials=ids)
+  assert vocabulary.document_end(tokenizer) == ids[end]
+
+
+def test_a_new_line_that_ends_responses_ends_no_document():
+  tokenizer = tokenizers.of_bytes()._replace(eos=(10, 256))
+  assert vocabulary.document_end(tokenizer) == 256

@@ -58,7 +58,7 @@ def measure(records: Sequence[Comparison]) -> dict[str, Estimate]:
   if not groups:
     raise UserError("no prompt has answers of two labelers: agreement needs --per-prompt=2 or more")
   estimates = {
-    "agreement": intervals.share(_sums(groups, _strict)),
+    "agreement": on_pairs(records),
     "agreement_ties": intervals.share(_sums(groups, _with_ties)),
     "tied": intervals.share(_sums(groups, _tied)),
     "tau_b": intervals.share(_sums(groups, _tau_b)),
@@ -76,6 +76,14 @@ def measure(records: Sequence[Comparison]) -> dict[str, Estimate]:
     sums = _sums(groups, _strict, labeler)
     estimates[f"with/{labeler}"] = intervals.share(sums)
   return estimates
+
+
+def on_pairs(records: Sequence[Comparison]) -> Estimate:
+  """Returns `agreement` alone; it rests on nothing where no prompt has two labelers."""
+  groups = _group(records)
+  if not groups:
+    return intervals.NOTHING
+  return intervals.share(_sums(groups, _strict))
 
 
 def as_text(estimates: dict[str, Estimate]) -> str:

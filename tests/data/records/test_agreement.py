@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
+from instructjax.data.records import agreement
 from instructjax.data.records.records import Comparison
 from instructjax.errors import UserError
-from instructjax.label import agreement
 
 
 def vote(labeler, *ranks, prompt="p", overall=None):

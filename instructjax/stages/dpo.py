@@ -1,0 +1,208 @@
+"""The DPO stage: a policy from ranked completions, held to the model that it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from instructjax import dpo, sharding, steps
+from instructjax.data.batches import corpora, pipeline
+from instructjax.data.batches.mixture import Rows
+from instructjax.models import freeze
+from instructjax.runs import origin, writers
+from instructjax.settings.dpo import DPOSettings
+from instructjax.stages import reward, running, stems, trainable
+from instructjax.stages.wiring import (
+  Part,
+  Stage,
+  batch_shards,
+  learning_rate,
+  optimizer,
+  require_multiple,
+  rows_of,
+)
+from instructjax.system import keys
+from instructjax.types import LM, Comparisons, Frozen, Params, TrainState
+
+
+def row_length(settings: DPOSettings) -> int:
+  """Tokens of a prompt and a completion."""
+  return settings.data.prompt + settings.data.response
+
+
+def step_settings(settings: DPOSettings) -> dpo.DPOConfig:
+  """The settings of a step."""
+  return dpo.DPOConfig(
+    beta=settings.beta,
+    micro=settings.micro,
+    dropout=settings.model.dropout > 0,
+    window=settings.data.response,
+    pairs=settings.pairs,
+  )
+
+
+def wire(
+  settings: DPOSettings,
+  lm: LM,
+  calls: int,
+  completions: int,
+  *,
+  adapter_goes_on: bool = False,
+) -> Stage:
+  """The stage on a model: `dpo.dpo_step` on prompts with up to `completions` texts each.
+
+  Raises UserError where the batch does not divide over the mesh, or rows are longer than the
+  context.
+  """
+  require_multiple(
+    settings.batch, settings.micro * batch_shards(), "config.batch", "config.micro x devices"
+  )
+  length = row_length(settings)
+  origin.fits(lm, length, "config.data.prompt + config.data.response")
+  rate = learning_rate(settings.optimizer, calls)
+  tx = optimizer(settings.optimizer, lm, calls)
+  cfg = step_settings(settings)
+
+  def init(key: Any, params: Params) -> tuple[TrainState, Frozen]:
+    parts = trainable.split(
+      lm, params, keys.key_for(key, "adapter"), settings, adapter_goes_on=adapter_goes_on
+    )
+    # A copy: the state is donated, and the reference must outlive it.
+    trained = jax.tree.map(jnp.copy, parts.trained)
+    # With LoRA the reference is the base with its adapter off, or with the one that goes on.
+    reference = freeze.cast(parts.start, settings.frozen_dtype)
+    return steps.new_state(key, trained, tx), Frozen(parts.trunk, reference, {})
+
+  def step(state: TrainState, frozen: Frozen, batch: dict[str, Comparisons]) -> Any:
+    before = state.step
+    state, metrics = dpo.dpo_step(state, frozen, batch["comparisons"], lm=lm, tx=tx, cfg=cfg)
+    return state, metrics | {"lr": rate(before)}
+
+  def train_comparisons(state: TrainState, frozen: Frozen, comparisons: Comparisons) -> Any:
+    return step(state, frozen, {"comparisons": comparisons})
+
+  shape = (settings.batch, completions, length)
+  stem = None
+  if settings.data.stems:
+    width, dtype = stems.stem_type(lm, settings.model.dtype)
+    stem = rows_of((*shape, width), dtype)
+  batch = Comparisons(
+    tokens=rows_of(shape, jnp.int32),
+    valid=rows_of(shape, jnp.bool_),
+    rank=rows_of(shape[:2], jnp.int32),
+    stem=stem,
+    mask=rows_of(shape, jnp.bool_),
+  )
+  tokens = settings.batch * completions * length
+  part = Part("dpo", train_comparisons, ("comparisons",), "state", tokens=tokens, updates=1)
+  return Stage("dpo", init, step, {"comparisons": batch}, (part,), calls)
+
+
+def held_out_rewards(
+  lm: LM,
+  frozen: Frozen,
+  groups: Sequence,
+  pad: Callable,
+  multiple: int,
+  cfg: dpo.DPOConfig,
+  size: int = 8,
+) -> Callable[[TrainState], np.ndarray]:
+  """A function of the state: the implicit rewards [B, K] of held-out comparisons, in order."""
+  size = running.rows_for(size, multiple)
+
+  @jax.jit
+  def score_batch(frozen: Frozen, params: Params, batch: Comparisons) -> Any:
+    return dpo.implicit_reward(lm, params, frozen, batch, cfg)
+
+  def rewards_of(state: TrainState) -> np.ndarray:
+    rewards = []
+    for batch, real in pipeline.once(groups, pad, size=size):
+      on_devices = score_batch(frozen, state.params, sharding.place_batch(batch))
+      rewards.append(sharding.fetch(on_devices)[:real])
+    return np.concatenate(rewards)
+
+  return rewards_of
+
+
+def draw(settings: DPOSettings, rows: Rows, pad: pipeline.Pad) -> Callable[[int], Any]:
+  """Batches of comparisons; of each the rows of this process."""
+  mine = sharding.local_rows(settings.batch)
+  seed = keys.seed_for(settings.seed, "comparisons")
+  return pipeline.stream(rows, pad, size=settings.batch, seed=seed, mine=mine)
+
+
+def run(settings: DPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
+  """Trains the policy and leaves it.
+
+  Raises UserError for whatever is wrong with the settings, the data or the model, before
+  anything is written.
+  """
+  source, data = settings.model.source, settings.data
+  with running.devices(settings.mesh) as shards:
+    require_multiple(
+      settings.batch, settings.micro * shards, "config.batch", "config.micro x devices"
+    )
+    sources = corpora.read(data, "comparisons", "comparison")
+    held_out = corpora.read_one(data, "valid", "comparison") if data.valid else []
+    training_records = corpora.records(sources)
+    model = running.open_policy(source, settings.model, settings.seed)
+    length = row_length(settings)
+    origin.fits(model.lm, length, "config.data.prompt + config.data.response")
+    model, template = running.with_template(data.template, model)
+    tokenizer = model.tokenizer
+    counts: corpora.CountsBySource = {}
+
+    def groups_of(records: Sequence, name: str) -> tuple[list[pipeline.Group], list]:
+      # A policy must not learn to end where its data were cut.
+      return corpora.comparisons(data, records, tokenizer, template, name, counts, end_cut=False)
+
+    groups = corpora.rows(sources, lambda part: groups_of(part.records, part.source)[0])
+    valid, held_out = groups_of(held_out, data.valid)
+    completions = max(len(record.completions) for record in [*training_records, *held_out])
+    pad = partial(pipeline.pad_comparisons, k=completions, length=length, marked=True)
+    calls = settings.steps or corpora.batches_in(
+      settings.epochs, len(groups), settings.batch, "config.epochs"
+    )
+    goes_on = trainable.goes_on(model, settings)
+    stage = wire(settings, model.lm, calls, completions, adapter_goes_on=goes_on)
+    about = trainable.about_trained(model, source, settings)
+    state, frozen = running.start(stage, settings.seed, model.params)
+    model = model._replace(params={})  # they are held by the state and by what is frozen
+    rows, pad_rows = groups, pad
+    if data.stems:
+      rows, pad_rows = stems.kept_rows(model.lm, frozen.trunk, groups, pad, settings.model.dtype)
+    batches = draw(settings, rows, pad_rows)
+    measures = None
+    if valid:
+      multiple = shards * settings.micro
+      cfg = step_settings(settings)
+      rewards_of = held_out_rewards(model.lm, frozen, valid, pad, multiple, cfg)
+      training_labelers = reward.labelers_of(training_records)
+      measures = reward.held_out_measures(rewards_of, held_out, valid, training_labelers)
+    prints = running.fingerprints(comparisons=training_records, valid=held_out)
+    training = running.Training(
+      stage,
+      state,
+      frozen,
+      lambda number: {"comparisons": batches(number)},
+      about,
+      prints,
+      None if measures is None else measures.evaluate,
+      settings.evaluate_every,
+    )
+    del state  # the first step takes it over
+    with running.open_run(settings, workdir, sinks, prints) as writer:
+      writers.note(workdir, rows=corpora.facts(counts))
+      final = running.train(settings, workdir, writer, training)
+      if measures is not None:
+        running.show(reward.describe(measures.report(final, 1.0)))
+      params = running.whole_model(
+        settings.top, source, settings.model, settings.seed, final.params
+      )
+      running.leave_policy(workdir, int(final.iteration), params, about)
