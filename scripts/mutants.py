@@ -56,7 +56,11 @@ TESTS = {
   "sharding": ["tests/method/test_sharding.py"],
   "sft": ["tests/method/test_sft.py"],
   "reward": ["tests/method/test_reward.py"],
-  "ppo": ["tests/method/test_ppo.py", "tests/method/test_misuse.py"],
+  "ppo": [
+    "tests/method/test_ppo.py",
+    "tests/method/test_misuse.py",
+    "tests/method/test_ppo_by_hand.py",
+  ],
   "bestofn": ["tests/method/test_bestofn.py"],
   "intervals": ["tests/method/test_intervals.py"],
   "models/heads": ["tests/models/test_heads.py"],
@@ -214,6 +218,21 @@ MUTANTS["losses"] = [
     "return [jnp.where(mask, x.astype(jnp.float32), 0) for x in arrays]",
     "return [x.astype(jnp.float32) for x in arrays]",
     "masked entries are read",
+  ),
+  M(
+    "rows = jnp.sum(jnp.any(mask, axis=-1))",
+    "rows = mask.shape[0]",
+    "the sum over sequences counts empty rows",
+  ),
+  M(
+    "beats = pair_weights(rank, distinct=distinct) > 0",
+    "beats = pair_weights(rank) > 0",
+    "equal completions count in the accuracy",
+  ),
+  M(
+    "beats = real & (winner < loser) & distinct",
+    "beats = real & (winner < loser)",
+    "equal completions are a pair",
   ),
 ]
 
@@ -450,7 +469,11 @@ MUTANTS["intervals"] = [
     "return Estimate(float(draws.mean()), float(low), float(high), n)",
     "the mean of the draws for the value",
   ),
-  M("sums = sums[sums[:, 1] > 0]", "sums = sums + 1e-9", "draws with nothing to divide by count"),
+  M(
+    "sums = sums[sums[:, 1] > 0]",
+    "sums = np.asarray(sums)",
+    "draws with nothing to divide by count",
+  ),
   M(
     "shares = sums[:, 0] / sums[:, 1]",
     "shares = sums[:, 0] / denominator",
@@ -840,8 +863,10 @@ MUTANTS["rollout"] = [
     "the temperature does not shape the sampler",
   ),
   M(
-    "logits = losses.temper(logits, cfg.temperature, cfg.banned)\n    logits = truncate(logits, cfg.top_k, cfg.top_p)",
-    "logits = truncate(losses.temper(logits, 1.0, cfg.banned), cfg.top_k, cfg.top_p)\n    logits = losses.temper(logits, cfg.temperature)",
+    "logits = losses.temper(logits, cfg.temperature, cfg.banned)\n"
+    "    logits = truncate(logits, cfg.top_k, cfg.top_p)",
+    "logits = losses.temper(logits, 1.0, cfg.banned)\n"
+    "    logits = truncate(logits, cfg.top_k, cfg.top_p) / cfg.temperature",
     "the cut comes before the temperature",
   ),
   M(
@@ -906,7 +931,8 @@ MUTANTS["rollout"] = [
 
 MUTANTS["steps"] = [
   M(
-    "x = jax.lax.reshape(x, (rows // n, n, *rest), out_sharding=spec)\n    return jnp.swapaxes(x, 0, 1)",
+    "x = jax.lax.reshape(x, (rows // n, n, *rest), out_sharding=spec)\n"
+    "    return jnp.swapaxes(x, 0, 1)",
     "return jax.lax.reshape(x, (n, rows // n, *rest))",
     "rows leave their devices",
   ),
@@ -1136,7 +1162,6 @@ MUTANTS["sharding"] = [
     "if first != rows or larger.shape != (rows * n, *rest):",
     "if larger.shape != (rows * n, *rest):",
     "the copies are of another axis",
-    equivalent="an array whose first axis becomes rows * n has rows of it now, unless n is 1",
   ),
   M(
     "if first != rows or larger.shape != (rows * n, *rest):",
@@ -1296,14 +1321,15 @@ MUTANTS["reward"] = [
   ),
   M(
     "return jax.lax.reshape(x, (prompts * completions, *rest), out_sharding=rows)",
-    "return jax.lax.reshape(jnp.swapaxes(x, 0, 1), (prompts * completions, *rest), out_sharding=rows)",
+    "x = jnp.swapaxes(x, 0, 1)\n"
+    "    return jax.lax.reshape(x, (prompts * completions, *rest), out_sharding=rows)",
     "prompts and completions swapped",
   ),
   M("key=key if cfg.dropout else None", "key=key", "dropout cannot be switched off"),
   M("key=key if cfg.dropout else None", "key=None", "no dropout in training"),
   M(
-    "return losses.ranking(scores, weight), scores",
-    "return losses.ranking(-scores, weight), scores",
+    "loss = losses.ranking(scores, pair_weight,",
+    "loss = losses.ranking(-scores, pair_weight,",
     "the loser is preferred",
   ),
   M(
@@ -1312,14 +1338,14 @@ MUTANTS["reward"] = [
     "the same dropout in every step",
   ),
   M(
-    "weight = losses.pair_weights(batch.rank, cfg.pairs)",
-    "weight = losses.pair_weights(batch.rank)",
+    "weight = losses.pair_weights(batch.rank, cfg.pairs, distinct=differ)",
+    "weight = losses.pair_weights(batch.rank, distinct=differ)",
     "the kind of mean over pairs is ignored",
   ),
   M("micro=cfg.micro", "micro=1", "one micro-batch for all"),
   M(
-    '"accuracy": correct.sum() / jnp.maximum(pair_count, 1)',
-    '"accuracy": (correct / jnp.maximum(pairs, 1)).mean()',
+    "share = correct.sum() / jnp.maximum(count, 1)",
+    "share = (correct / jnp.maximum(pairs, 1)).mean()",
     "the accuracy is a mean over prompts",
   ),
   M("real = batch.rank > 0", "real = batch.rank >= 0", "padded completions in the mean score"),
@@ -1334,11 +1360,48 @@ MUTANTS["reward"] = [
     "batches are not counted",
   ),
   M(
-    'head["b"] - demonstration_score',
-    'head["b"] + demonstration_score',
+    "return rescale(params, 1.0, -demonstration_score)",
+    "return rescale(params, 1.0, demonstration_score)",
     "the bias is fit with the wrong sign",
   ),
-  M('head["b"] - demonstration_score', "-demonstration_score", "the bias is replaced, not shifted"),
+  M(
+    "return rescale(params, 1.0, -demonstration_score)",
+    "return rescale(params, 0.0, -demonstration_score)",
+    "the bias is fit and the weights are lost",
+  ),
+  M('"b": head["b"] * gain + shift', '"b": shift', "the bias is replaced, not shifted"),
+  M('"b": head["b"] * gain + shift', '"b": head["b"] + shift', "the bias has no part in the gain"),
+  M(
+    "level = -batch.rank.astype(jnp.float32)",
+    "level = batch.rank.astype(jnp.float32)",
+    "the margin of ranks is upside down",
+  ),
+  M(
+    "return cfg.margin * jnp.maximum(gap, 0)",
+    "return cfg.margin * gap",
+    "a rating against the rank asks for less than nothing",
+  ),
+  M(
+    "count = jnp.maximum(jnp.sum(has_best), 1)",
+    "count = jnp.int32(rank.shape[0])",
+    "prompts without a best completion count",
+  ),
+  M(
+    "real = jnp.where(batch.valid, batch.tokens, -1)",
+    "real = batch.tokens",
+    "what stands in the padding makes a difference",
+  ),
+  M(
+    "return jnp.where(count > 0, share, jnp.nan), count",
+    "return share, count",
+    "an accuracy of no pairs",
+  ),
+  M(
+    "loss += cfg.centering * losses.centering(scores, pair_weight)",
+    "loss += losses.centering(scores, pair_weight)",
+    "the weight of centering is ignored",
+  ),
+  M('if cfg.loss == "best_of_k":', 'if cfg.loss == "best":', "the kind of loss is ignored"),
 ]
 
 MUTANTS["ppo"] = [
@@ -1433,8 +1496,10 @@ MUTANTS["ppo"] = [
   M("kl = (logp - ref_logp) * mask", "kl = logp - ref_logp", "padding in the KL"),
   M("    logp=logp * mask,", "    logp=ref_logp * mask,", "the ratio is to the reference"),
   M(
-    'value_model = reward_side(frozen, params["value"])\n  value = response_values(_reward_lm(ppo), value_model, rows',
-    "value_model = reward_side(frozen, frozen.reward)\n  value = response_values(_reward_lm(ppo), value_model, rows",
+    'value_model = reward_side(frozen, params["value"])\n'
+    "  value = response_values(_reward_lm(ppo), value_model, rows",
+    "value_model = reward_side(frozen, frozen.reward)\n"
+    "  value = response_values(_reward_lm(ppo), value_model, rows",
     "the reward model values the states",
   ),
   M(
@@ -1541,13 +1606,33 @@ MUTANTS["ppo"] = [
     "a micro-batch of text is a mean of its own",
   ),
   M(
-    "weight = losses.token_mean(exp.mask)",
-    "weight = losses.sequence_mean(exp.mask)",
+    "weigh = losses.WEIGHTS[cfg.normalise]",
+    "weigh = losses.token_mean",
+    "the kind of mean of the losses is ignored",
+  ),
+  M(
+    "weight = losses.WEIGHTS[normalise](text.mask[:, 1:])",
+    "weight = losses.token_mean(text.mask[:, 1:])",
+    "the kind of mean of the text is ignored",
+  ),
+  M(
+    "weight = losses.WEIGHTS[normalise](text.mask[:, 1:])",
+    "weight = losses.WEIGHTS[normalise](text.mask)",
+    "the first token of a text counts",
+  ),
+  M(
+    "return jnp.max(weight, axis=1)",
+    "return jnp.mean(weight, axis=1)",
+    "the share of a text is thinned by its padding",
+  ),
+  M(
+    "weight = weigh(exp.mask)\n  value",
+    "weight = losses.sequence_mean(exp.mask)\n  value",
     "a mean over episodes for the mean over tokens",
   ),
   M(
-    "value_weight = losses.token_mean(exp.value_mask)",
-    "value_weight = losses.token_mean(exp.mask)",
+    "value_weight = weigh(exp.value_mask)",
+    "value_weight = weigh(exp.mask)",
     "the value of the end has no weight",
   ),
   M("    micro=cfg.micro,", "    micro=1,", "one micro-batch for all episodes"),

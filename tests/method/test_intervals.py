@@ -85,3 +85,31 @@ def test_nothing_and_not_a_number():
   assert math.isnan(intervals.win_rate(np.asarray([1.0, np.nan]), np.zeros(2)).value)
   sparse = np.asarray([[1.0, 1.0], *[[0.0, 0.0]] * 5])  # most draws hold no pair at all
   assert intervals.share(sparse) == (1.0, 1.0, 1.0, 1)
+
+
+def test_there_are_as_many_draws_as_were_asked_for(monkeypatch):
+  """Five draws of four rows, two of them at once: two, two and one."""
+  monkeypatch.setattr(intervals, "CHUNK", 8)
+  sums = intervals.resampled(np.ones((4, 1)), samples=5, seed=0)
+  assert sums.tolist() == [[4.0]] * 5
+  one_draw = intervals.mean(np.arange(9.0), samples=1)
+  assert one_draw.low == one_draw.high
+  assert one_draw.value == 4.0
+
+
+def test_counts_of_a_draw_add_up_to_its_rows():
+  counts = intervals.draw_counts(6, samples=400, seed=0)
+  assert counts.shape == (400, 6) and counts.dtype == np.float64
+  assert (counts.sum(axis=1) == 6).all()
+  # Each row is expected once a draw; four standard errors are 4 √(5/6 / 400) = 0.18.
+  np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.18)
+  assert (counts != intervals.draw_counts(6, samples=400, seed=1)).any()
+  np.testing.assert_array_equal(counts, intervals.draw_counts(6, samples=400, seed=0))
+
+
+def test_ends_are_those_of_the_finite_draws():
+  draws = np.append(np.arange(41.0), [np.nan, np.inf])
+  assert intervals.with_ends(7.0, draws, 3) == (7.0, 1.0, 39.0, 3)
+  value, low, high, n = intervals.with_ends(7.0, np.array([np.nan]), 3)
+  assert (value, n) == (7.0, 3)
+  assert math.isnan(low) and math.isnan(high)

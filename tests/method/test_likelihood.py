@@ -250,3 +250,28 @@ def test_log_probabilities_are_float32_and_match_the_losses():
   logits = LM.logits(PARAMS, hidden.astype(jnp.bfloat16))
   np.testing.assert_array_equal(logp, losses.token_logp(logits, tokens))
   assert logp.dtype == entropy.dtype == jnp.float32
+
+
+def test_a_tie_with_the_likeliest_token_is_likeliest():
+  logits = jnp.array([[[1.0, 1.0, 0.0]] * 3])
+  logp, likeliest = likelihood.logp_and_likeliest(logits, jnp.array([[0, 1, 2]]))
+  np.testing.assert_array_equal(likeliest, [[True, True, False]])
+  normaliser = np.log(2 * np.e + 1)
+  np.testing.assert_allclose(logp, [[1 - normaliser, 1 - normaliser, -normaliser]], rtol=1e-6)
+
+
+def test_the_stem_and_the_key_that_are_given_reach_the_model():
+  """A stem that was computed again is as slow as none, and a lost key is a lost dropout."""
+  calls = []
+
+  def hidden(params, tokens, valid, *, stem=None, key=None):
+    calls.append((stem, key))
+    return jnp.zeros((*tokens.shape, LM.width))
+
+  noting = LM._replace(hidden=hidden)
+  batch = tiny.demonstrations(LM, rows=2, width=6)
+  stem, key = jnp.ones((2, 6, LM.width)), jax.random.key(3)
+  likelihood.masked_logp(noting, PARAMS, batch.replace(stem=stem), key=key)
+  likelihood.response_logp(noting, PARAMS, batch.tokens, batch.valid, 3, stem=stem, key=key)
+  assert len(calls) == 2
+  assert all(given_stem is stem and given_key is key for given_stem, given_key in calls)

@@ -101,3 +101,37 @@ def test_average_has_its_closed_form():
     average = optim.ema(average, {"w": jnp.float32(1)}, decay)
   assert average["w"] == pytest.approx(1 - decay**n, rel=1e-5)
   assert average["w"] == pytest.approx(0.5, abs=2e-3)  # the half-life of .992 is 86 updates
+
+
+def test_linear_falls_to_its_end():
+  schedule = optim.linear(1.0, 4, final=0.2)
+  np.testing.assert_allclose([schedule(i) for i in range(6)], [1, 0.8, 0.6, 0.4, 0.2, 0.2])
+
+
+def test_a_schedule_waits_for_its_warmup():
+  """Two updates from .1 to the peak, then the fall of `linear` from its own beginning."""
+  schedule = optim.warmed_up(optim.linear(4.0, 4), 4.0, 2)
+  rates = [schedule(i) for i in range(7)]
+  np.testing.assert_allclose(rates, [0.4, 2.2, 4, 3, 2, 1, 0], atol=1e-6)
+
+
+def test_the_betas_are_those_of_the_paper():
+  """One gradient of 1, then none: m = .9 × .1 and v = .95 × .05 are corrected by .19 and .0975."""
+  params = {"w": jnp.float32(0)}
+  tx = optim.adamw(1.0)
+  state = tx.init(params)
+  _, state = tx.update({"w": jnp.float32(1)}, state, params)
+  updates, _ = tx.update({"w": jnp.float32(0)}, state, params)
+  expected = -(0.09 / 0.19) / np.sqrt(0.0475 / 0.0975)
+  np.testing.assert_allclose(updates["w"], expected, rtol=1e-5)
+
+
+def test_an_average_keeps_its_precision():
+  """That of the first weights: the trained ones may be cast to another, in either direction."""
+  for average, weight in [("float32", "bfloat16"), ("bfloat16", "float32")]:
+    out = optim.ema({"w": jnp.ones(2, average)}, {"w": jnp.zeros(2, weight)}, 0.5)
+    assert out["w"].dtype == average
+  # 1 + 2⁻¹⁰ stays what it is where the weights are in bfloat16.
+  fine = {"w": jnp.full(1, 1 + 2.0**-10)}
+  out = optim.ema(fine, {"w": jnp.ones(1, jnp.bfloat16)}, 0.5)
+  np.testing.assert_array_equal(out["w"], [1 + 2.0**-11])

@@ -325,3 +325,113 @@ def test_every_loss_adds_up_over_micro_batches():
     whole, _ = loss_of(batch, **settings)
     parts, _ = loss_of(batch, micro=4, **settings)
     assert whole == pytest.approx(parts, rel=1e-5)
+
+
+# --- what a step is told ---
+
+
+def test_a_reward_model_has_its_own_memory_and_no_unembedding():
+  """Its state is donated, and the SFT model lives on."""
+  lm = tiny.lm("llama", tied=False)
+  trained = lm.init(jax.random.key(0))
+  params = reward.init(jax.random.key(1), lm, trained)
+  assert params["lm"].keys() == trained.keys() - {"head"}
+  scale = params["lm"]["norm"]["scale"]
+  assert scale.unsafe_buffer_pointer() != trained["norm"]["scale"].unsafe_buffer_pointer()
+  assert reward.join({"lower": 1}, params)["lm"].keys() == params["lm"].keys() | {"lower"}
+
+
+def test_the_stem_and_the_key_that_are_given_reach_the_model():
+  calls = []
+
+  def hidden(params, tokens, valid, *, stem=None, key=None):
+    calls.append((stem, key))
+    return jnp.zeros((*tokens.shape, LM.width))
+
+  noting = LM._replace(hidden=hidden)
+  batch = tiny.comparisons(LM, rows=2, k=3, width=4)
+  stem = jnp.arange(2.0 * 3 * 4 * LM.width).reshape(2, 3, 4, LM.width)
+  key = jax.random.key(3)
+  reward.score_comparisons(noting, model(), batch.replace(stem=stem), key=key)
+  ((given_stem, given_key),) = calls
+  np.testing.assert_array_equal(given_stem, stem.reshape(6, 4, LM.width))
+  assert given_key is key
+
+
+def test_dropout_is_random_by_step_and_off_without_it():
+  lm = tiny.lm("llama", dropout=0.5)
+  batch = tiny.comparisons(lm, rows=4, k=3)
+  run = lambda cfg, step: float(
+    tiny.jitted(reward.reward_step, lm=lm, tx=SGD, cfg=cfg)(
+      state_of(SGD, lm).replace(step=jnp.int32(step)), {}, batch
+    )[1]["loss"]
+  )
+  on, off = reward.RewardConfig(dropout=True), reward.RewardConfig()
+  assert run(on, 0) == run(on, 0) != run(on, 1)
+  assert run(off, 0) == run(off, 1) != run(on, 0)
+
+
+def test_a_step_by_hand(monkeypatch):
+  """Three prompts with scores instead of a model: what is averaged, over what, and what is counted.
+
+  The pairs that are left are 2 of 3, 1 of 1 and 0 of 1, and 2 of the 3 are right.
+  """
+  scores = jnp.array([[2.0, 1.0, 1.5], [0.0, 1.0, 50.0], [3.0, 4.0, 50.0]])
+  monkeypatch.setattr(reward, "score_comparisons", lambda *args, **kwargs: scores)
+  batch = Comparisons(
+    tokens=jnp.arange(18).reshape(3, 3, 2),
+    valid=jnp.ones((3, 3, 2), bool).at[0, 0, 1].set(False),
+    rank=jnp.array([[1, 2, 2], [1, 2, 0], [1, 1, 0]]),
+  )
+  params = {"lm": {}, "head": {"w": jnp.ones(2), "b": jnp.float32(0)}}
+  softplus = lambda x: float(np.log1p(np.exp(x)))
+  first = softplus(-1.0), softplus(-0.5)
+  run = lambda **settings: reward.reward_step(
+    steps.init_state(jax.random.key(0), params, SGD),
+    {},
+    batch,
+    lm=LM,
+    tx=SGD,
+    cfg=reward.RewardConfig(**settings),
+  )
+  state, metrics = run()
+  assert metrics["loss"] == pytest.approx((sum(first) / 2 + softplus(1.0)) / 2, rel=1e-6)
+  assert metrics["accuracy"] == pytest.approx(2 / 3)
+  assert metrics["pairs"] == 3
+  assert metrics["tokens"] == 17
+  assert metrics["score/mean"] == pytest.approx((2 + 1 + 1.5 + 0 + 1 + 3 + 4) / 7)
+  assert state.iteration == 1
+  _, metrics = run(pairs="all")
+  # Ties keep their place in the divisor, and the prompt of ties counts.
+  assert metrics["loss"] == pytest.approx((sum(first) / 3 + softplus(1.0)) / 3, rel=1e-6)
+
+
+def test_what_stands_in_the_padding_makes_no_pair():
+  tokens = jnp.array([[[1, 2, 7], [1, 2, 8], [1, 3, 7]]])
+  valid = jnp.array([[[True, True, False]] * 3])
+  batch = Comparisons(tokens, valid, jnp.array([[1, 2, 3]]))
+  np.testing.assert_array_equal(
+    reward.distinct(batch)[0], [[False, False, True], [False, False, True], [True, True, False]]
+  )
+
+
+def test_a_step_has_the_micro_batches_that_it_is_told():
+  """They change no number, and without them a batch does not fit."""
+  batch = tiny.comparisons(LM, rows=6, k=2)
+
+  def scans(micro):
+    step = partial(reward.reward_step, lm=LM, tx=SGD, cfg=reward.RewardConfig(micro=micro))
+    equations = tiny.equations(jax.make_jaxpr(step)(state_of(SGD), {}, batch).jaxpr)
+    return {eqn.params["length"] for eqn in equations if eqn.primitive.name == "scan"}
+
+  assert 6 in scans(6) and 6 not in scans(1)
+
+
+def test_the_bias_is_shifted_by_gain_and_score():
+  params = {"lm": {}, "head": {"w": jnp.array([1.0, 2.0]), "b": jnp.float32(3)}}
+  fitted = reward.fit_bias(params, jnp.float32(0.5))["head"]
+  np.testing.assert_array_equal(fitted["w"], [1, 2])
+  assert fitted["b"] == 2.5
+  scaled = reward.rescale(params, 2.0, 1.0)["head"]
+  np.testing.assert_array_equal(scaled["w"], [2, 4])
+  assert scaled["b"] == 7

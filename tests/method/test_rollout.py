@@ -258,3 +258,42 @@ def test_sampling_runs_sharded_and_gives_the_same_tokens(mesh):
 def test_temperature_shapes_sampler_and_scorer_alike():
   logits = jnp.array([1.0, 2.0, 4.0])
   np.testing.assert_allclose(losses.temper(logits, 2.0), [0.5, 1.0, 2.0], rtol=1e-6)
+
+
+def test_more_tokens_to_keep_than_there_are_keep_all():
+  logits = jnp.array([[0.0, 1.0, 2.0]])
+  np.testing.assert_array_equal(rollout.truncate(logits, 10, 1.0), logits)
+
+
+def test_large_logits_draw_the_largest():
+  """e^1000 is no float32."""
+  logits = jnp.array([[0.0, 1000.0, 0.0]])
+  assert rollout.categorical(jax.random.key(0), logits)[0] == 1
+
+
+def test_greedy_decoding_says_no_banned_id():
+  """The likeliest of the rest, scored without the banned one: log(e / (1 + e))."""
+  cfg = Sampling(response=1, temperature=0.0, banned=(1,))
+  token, logp = rollout.draw(jax.random.key(0), jnp.array([[0.0, 5.0, 1.0]]), cfg)
+  assert token[0] == 2
+  np.testing.assert_allclose(logp, [1 - np.log(1 + np.e)], rtol=1e-6)
+
+
+def test_every_token_and_every_row_has_noise_of_its_own():
+  """A model of zeros gives every id the same chance, whatever was said before."""
+  lm = tiny.lm("gpt")
+  params = jax.tree.map(jnp.zeros_like, lm.init(jax.random.key(0)))
+  rows = sample(lm, params, tiny.prompts(lm, rows=4), 0, Sampling(response=8))
+  response = np.asarray(rows.tokens[:, -8:])
+  assert min(len(set(row)) for row in response.tolist()) > 4
+  assert len({tuple(row) for row in response.tolist()}) == 4
+
+
+def test_nothing_is_written_after_the_end():
+  lm = tiny.lm("gpt")
+  params = lm.init(jax.random.key(0))
+  rows = sample(lm, params, tiny.prompts(lm, rows=16), 4, Sampling(response=9, eos=(2, 3, 4, 5)))
+  outside = ~np.asarray(rows.mask)
+  assert outside.any()
+  assert not np.asarray(rows.logp)[outside].any()
+  assert not np.asarray(rows.tokens[:, -9:])[outside].any()

@@ -315,3 +315,55 @@ def test_held_out_loss_is_lowest_epochs_before_samples_are_best():
   # The checkpoint of the lowest loss is a worse sampler, and the best sampler has a worse loss.
   assert gold[by_gold] > gold[by_loss] + 0.01
   assert losses[by_gold] > losses[by_loss] + 0.1
+
+
+# --- what a step is told ---
+
+
+def scans(function, *args):
+  """The lengths of the loops of a function: one of them runs over the micro-batches."""
+  jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+  return {eqn.params["length"] for eqn in tiny.equations(jaxpr) if eqn.primitive.name == "scan"}
+
+
+def test_a_step_has_the_micro_batches_and_the_window_that_it_is_told():
+  """Neither changes a number, and without them a batch does not fit."""
+  batch = tiny.demonstrations(LM, rows=12)
+  split = lambda micro: scans(
+    partial(sft.sft_step, lm=LM, tx=SGD, cfg=sft.SFTConfig(micro=micro)), start(), {}, batch
+  )
+  assert 6 in split(6) and 6 not in split(1)
+  loss = partial(sft.sft_loss, lm=LM, trunk={}, cfg=sft.SFTConfig(window=7))
+  rows = jax.eval_shape(loss, start().params, (batch, sft.token_shares(batch)), None)[1]
+  assert [x.shape for x in rows] == [(12, 7), (12, 7)]
+
+
+def test_the_share_of_a_token_by_hand():
+  """Of 2 + 3 marked tokens. Nothing predicts a first token, so its mark does not count."""
+  mask = jnp.array([[True, True, True, False], [False, True, True, True]])
+  batch = Demonstrations(jnp.zeros((2, 4), jnp.int32), jnp.ones((2, 4), bool), mask)
+  np.testing.assert_allclose(sft.token_shares(batch), [1 / 5, 1 / 5], rtol=1e-6)
+  np.testing.assert_allclose(sft.token_shares(batch, 1, 0.25), [0.75 / 2, 0.25 / 3], rtol=1e-6)
+
+
+def test_a_step_counts_averages_and_measures_its_gradient():
+  """By gradient descent at rate 1 the move is the gradient."""
+  batch = tiny.demonstrations(LM, rows=4)
+  params = LM.init(jax.random.key(0))
+  state = steps.init_state(jax.random.key(0), params, SGD, ema=params)
+  new, metrics = step(state, batch, cfg=sft.SFTConfig(ema_decay=0.75))
+  assert (new.step, new.iteration) == (1, 1)
+  move = jax.tree.map(jnp.subtract, new.params, params)
+  assert metrics["grad/norm"] == pytest.approx(float(optax.tree.norm(move)), rel=1e-4)
+  expected = jax.tree.map(lambda p, m: p + 0.25 * m, params, move)
+  tiny.assert_trees_close(new.ema, expected, atol=1e-6)
+
+
+def test_an_evaluation_has_no_dropout_and_counts_what_is_marked():
+  batch = tiny.demonstrations(LM, rows=4)
+  params = LM.init(jax.random.key(0))
+  dropping = tiny.lm("gpt", dropout=0.5)
+  total, count = sft.evaluate(params, batch, lm=dropping)
+  expected, _ = evaluate(params, batch)
+  assert float(total) == pytest.approx(float(expected), rel=1e-6)
+  assert count == batch.mask[:, 1:].sum()

@@ -163,3 +163,44 @@ def test_without_a_mesh_every_helper_is_the_identity():
   assert sharding.place(x, None) is x
   assert sharding.place_batch(x) is sharding.replicate(x) is sharding.reshard(x, "batch", None) is x
   assert sharding.gather(x) is x
+
+
+def test_copies_of_a_row_follow_each_other():
+  x = jnp.array([[1, 2], [3, 4]])
+  np.testing.assert_array_equal(sharding.repeat(x, 2), [[1, 2], [1, 2], [3, 4], [3, 4]])
+
+
+def test_a_cache_is_repeated_by_its_rows():
+  """What has no rows stays, and what has them elsewhere than first is refused."""
+
+  def repeat(init, rows=2, n=4):
+    cache = jax.tree.map(lambda x: x + 1, init(rows))
+    return sharding.repeat_cache(cache, n, init, rows)
+
+  cache = repeat(lambda rows: {"k": jnp.zeros((rows, 3)), "next": jnp.zeros((), jnp.int32)})
+  assert cache["k"].shape == (8, 3)
+  assert cache["next"] == 1
+  for elsewhere in [
+    lambda rows: jnp.zeros((3, rows)),
+    lambda rows: jnp.zeros((rows, rows)),
+    lambda rows: jnp.zeros(max(rows, 4)),  # filled up for few rows
+  ]:
+    with pytest.raises(UserError, match="rows must be the first axis"):
+      repeat(elsewhere)
+
+
+def test_what_is_gathered_and_what_is_moved_lies_where_it_should():
+  """A parameter becomes whole along fsdp alone; a batch is split by its rows."""
+  with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
+    weight = sharding.place(np.zeros((4, 4)), jax.P("fsdp", "model"))
+    assert jax.typeof(sharding.gather(weight)).sharding.spec == jax.P(None, "model")
+    rows = sharding.reshard(sharding.replicate(np.zeros((4, 2))), "batch", None)
+    assert jax.typeof(rows).sharding.spec == jax.P(("data", "fsdp"), None)
+    whole = sharding.replicate(np.zeros((4, 2)))
+    assert whole.sharding.is_fully_replicated
+    # One process holds all rows, whatever the number of its devices.
+    assert sharding.local_rows(8) == list(range(8))
+
+
+def test_a_mesh_may_leave_devices_alone():
+  assert sharding.make_mesh(2, 1, 1).size == 2

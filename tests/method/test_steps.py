@@ -1,5 +1,6 @@
 """One gradient step: accumulation, the rows of metrics, donation, averages, compilation."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -105,3 +106,41 @@ def test_a_compiled_step_donates_its_state_and_compiles_once():
   assert first.params["w"].is_deleted()
   assert history == sorted(history, reverse=True)
   assert len(compilations) == 1
+
+
+def test_an_update_keeps_the_state_of_its_optimizer_and_sees_the_weights():
+  """Adam counts, and a decay of .5 halves each weight where nothing is learned."""
+  params = start()
+  tx = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(0.5), optax.sgd(1.0))
+  state = steps.init_state(jax.random.key(0), params, tx)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  for count in (1, 2):
+    state = steps.update(state, zeros, tx)
+    assert state.opt_state[0].count == count
+  tiny.assert_trees_close(state.params, jax.tree.map(lambda p: p / 4, params))
+
+
+def test_a_gradient_of_a_part_is_refused():
+  """Broadcast, it would move what it is no gradient of."""
+  params = start()
+  tx = optax.sgd(0.1)
+  state = steps.init_state(jax.random.key(0), params, tx)
+  with pytest.raises(AssertionError):
+    steps.update(state, {"w": jnp.float32(1), "b": jnp.float32(1)}, tx)
+  with pytest.raises(AssertionError):
+    steps.update(state, {"w": jnp.ones(3)}, tx)
+
+
+def test_a_compiled_step_keeps_the_shardings_of_its_state():
+  """A weight in parts comes back in parts, although its gradient is whole on every device."""
+  tx = optax.sgd(0.1)
+  with jax.set_mesh(sharding.make_mesh(1, 2, 1)):
+    params = sharding.place({"w": jnp.ones(4)}, {"w": jax.P("fsdp")})
+    state = steps.init_state(jax.random.key(0), params, tx)
+
+    def whole(state):
+      w = sharding.reshard(state.params["w"], None)
+      return dataclasses.replace(state, params={"w": w * 2}), {}
+
+    new, _ = steps.compiled(whole, state)(state)
+    assert new.params["w"].sharding.spec == jax.P("fsdp")

@@ -40,3 +40,18 @@ def test_the_gradient_of_a_score_reaches_its_token_and_no_other():
   expected = np.zeros((2, 3, 4))
   expected[0, 1] = head["w"]
   np.testing.assert_allclose(grad, expected, atol=1e-7)
+
+
+def test_the_root_is_of_width_plus_one():
+  """The draws are those of the normal distribution over √4, not over √3."""
+  key = jax.random.key(3)
+  head = heads.init_head(key, 3)
+  np.testing.assert_allclose(2 * head["w"], jax.random.normal(key, (3,)), rtol=1e-6)
+
+
+def test_products_are_not_rounded_to_the_precision_of_the_hidden_states():
+  """1 + 2⁻¹⁰ is a float32 and no bfloat16."""
+  weight = 1 + 2.0**-10
+  head = {"w": jnp.full(2, weight, jnp.float32), "b": jnp.float32(0)}
+  values = heads.values(head, jnp.ones((1, 1, 2), jnp.bfloat16))
+  np.testing.assert_array_equal(values, [[2 * weight]])

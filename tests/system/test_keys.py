@@ -118,3 +118,36 @@ def test_keys_are_made_in_one_place():
       if node.attr in ("fold_in", "split"):
         places.add(file.relative_to(PACKAGE).as_posix())
   assert places == WITHIN_A_PURPOSE
+
+
+def test_the_number_of_a_purpose_is_that_of_its_name_for_ever():
+  """A run that is taken up by another process, or by a later version, has the same draws."""
+  assert keys._number("head") == 0xA7F3F69C
+  assert keys.seed_for(0, "prompts", 1) == 1489719460
+  root = jax.random.key(0)
+  by_hand = root
+  for number in (0xA7F3F69C, 5, 7):
+    by_hand = jax.random.fold_in(by_hand, number)
+  assert keys.key_for(root, "head", 5, 7) == by_hand
+
+
+def test_every_number_of_a_draw_counts_in_its_place():
+  draws = [
+    keys.run_key(0, "head"),
+    keys.run_key(0, "head", 1),
+    keys.run_key(0, "head", 1, 2),
+    keys.run_key(0, "head", 2, 1),
+    keys.run_key(0, "head", 3),
+    keys.run_key(1, "head", 1, 2),
+    keys.run_key(0, "ties", 1, 2),
+  ]
+  assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in draws}) == len(draws)
+  seeds = [
+    keys.seed_for(0, "prompts"),
+    keys.seed_for(1, "prompts"),
+    keys.seed_for(0, "text"),
+    keys.seed_for(0, "prompts", 1),
+    keys.seed_for(0, "prompts", 1, 2),
+    keys.seed_for(0, "prompts", 2, 1),
+  ]
+  assert len(set(seeds)) == len(seeds)

@@ -1,0 +1,444 @@
+"""PPO on tables: the policy and the value network are arrays, so that every number is known.
+
+What a step should give follows from these arrays by the losses and the oracles of the returns. No
+model is compiled, so that a test takes a moment.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from oracles import returns as oracle
+
+from instructjax import likelihood, losses, optim, ppo, returns, reward, steps
+from instructjax.ppo import PPOConfig
+from instructjax.rollout import Sampling
+from instructjax.types import Demonstrations, Experience, Prompts, Rollout
+
+R = 3
+LM = tiny.lm("gpt")
+OTHER = tiny.lm("gpt", width=16)
+SGD = optim.by_subtree(policy=optax.sgd(1.0), value=optax.sgd(1.0))
+close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+
+# Row 0 ended after two tokens, row 1 was cut after three, row 2 ended at once, row 3 at the last.
+MASK = np.array([[1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 1]], bool)
+ENDED = np.array([True, False, True, True])
+SCORE = np.array([1.0, 2.0, -0.5, 0.25])
+RNG = np.random.default_rng(0)
+LOGP, REF, ENTROPY = -RNG.exponential(1.0, (3, 4, R))
+VALUE, REWARD_VALUE = RNG.normal(size=(2, 4, R))
+
+
+def array(x):
+  return jnp.asarray(x, jnp.float32)
+
+
+def experiment(tx=SGD, place=returns.at_last_token, **settings):
+  settings = {"minibatches": 1, "ptx_coef": 0.0, "ema_decay": None} | settings
+  return ppo.PPO(
+    lm=LM,
+    tx=tx,
+    sampling=Sampling(response=R, temperature=0.7, eos=(3,), banned=(0, 9)),
+    cfg=PPOConfig(**settings),
+    place=place,
+  )
+
+
+@pytest.fixture
+def tables(monkeypatch):
+  """Models that are tables: a row of tokens begins with the number of its row in them."""
+
+  def policy_logp(lm, params, rows, stem, sampling):
+    at = rows.tokens[:, 0]
+    return params["logp"][at], params["entropy"][at]
+
+  def response_values(lm, params, rows, stem):
+    return params["head"]["value"][rows.tokens[:, 0]]
+
+  def masked_logp(lm, params, batch, window=None):
+    return params["text"][batch.tokens[:, 0]], batch.mask[:, 1:]
+
+  monkeypatch.setattr(ppo, "policy_logp", policy_logp)
+  monkeypatch.setattr(ppo, "response_values", response_values)
+  monkeypatch.setattr(likelihood, "masked_logp", masked_logp)
+
+
+def policy_of(logp):
+  return {"logp": array(logp), "entropy": array(ENTROPY), "text": jnp.zeros((8, 3))}
+
+
+def value_of(value):
+  return {"lm": {}, "head": {"value": array(value)}}
+
+
+def models():
+  """(the parameters of policy and value network, what is frozen)."""
+  params = {"policy": policy_of(LOGP), "value": value_of(VALUE)}
+  frozen = ppo.Frozen(trunk={}, ref=policy_of(REF), reward=value_of(REWARD_VALUE))
+  return params, frozen
+
+
+def episodes():
+  """Four responses of up to R tokens to prompts of one token, which is the number of the row."""
+  prompt = jnp.arange(4)[:, None]
+  tokens = jnp.concatenate([prompt, jnp.full((4, R), 7)], axis=1)
+  valid = jnp.concatenate([jnp.ones((4, 1), bool), jnp.asarray(MASK)], axis=1)
+  return Rollout(tokens, valid, jnp.asarray(MASK), array(LOGP), jnp.asarray(ENDED))
+
+
+def experience(value_mask=MASK):
+  """The experience of older models, with a value mask of its own."""
+  rows = episodes()
+  rng = np.random.default_rng(1)
+  old_logp = LOGP + rng.normal(0, 0.4, LOGP.shape)
+  old_value = VALUE + rng.normal(0, 0.4, VALUE.shape)
+  advantage, target = rng.normal(1, 2, (2, 4, R))
+  return Experience(
+    tokens=rows.tokens,
+    valid=rows.valid,
+    mask=rows.mask,
+    value_mask=jnp.asarray(value_mask),
+    logp=array(old_logp),
+    value=array(old_value),
+    advantage=array(advantage),
+    target=array(target),
+  )
+
+
+def text_rows():
+  """Eight texts of one, two or three tokens that carry loss."""
+  length = 1 + np.arange(8) % 3
+  valid = jnp.asarray(np.arange(4) <= length[:, None])
+  tokens = jnp.broadcast_to(jnp.arange(8)[:, None], (8, 4))
+  return Demonstrations(tokens, valid, valid & (jnp.arange(4) > 0))
+
+
+def start(config, params, **settings):
+  return steps.init_state(jax.random.key(0), params, config.tx, kl_coef=0.5, **settings)
+
+
+# Credit
+
+
+@pytest.mark.parametrize("whiten_reward", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+def test_credit_is_that_of_the_loops(tables, after, whiten_reward):
+  place = returns.after_last_token if after else returns.at_last_token
+  config = experiment(place=place, discount=0.9, lam=0.5, whiten_reward=whiten_reward)
+  config = config._replace(missing_eos=partial(returns.replace_missing_eos, value=-3.0))
+  params, frozen = models()
+  exp, metrics = ppo.credit(params, frozen, episodes(), array(SCORE), jnp.float32(0.5), config)
+
+  paid = np.where(ENDED, SCORE, -3.0)
+  kl = LOGP - REF
+  value_mask = oracle.value_mask(MASK, after)
+  token_reward = oracle.token_rewards(paid, kl, MASK, 0.5, after)
+  if whiten_reward:
+    token_reward = oracle.whiten(token_reward, value_mask, shift_mean=False)
+  advantage, target = oracle.gae(token_reward, VALUE, value_mask, 0.9, 0.5)
+  close(exp.advantage, advantage)
+  close(exp.target, target)
+  close(exp.logp, LOGP * MASK)
+  close(exp.value, VALUE * value_mask)
+  np.testing.assert_array_equal(exp.mask, MASK)
+  np.testing.assert_array_equal(exp.value_mask, value_mask)
+
+  episode_kl = (kl * MASK).sum(1)
+  marked = advantage[value_mask]
+  expected = {
+    "objective/scores": SCORE.mean(),  # without what a missing end costs
+    "objective/scores_std": SCORE.std(),
+    "objective/kl": episode_kl.mean(),
+    "objective/kl_coef": 0.5,
+    "objective/entropy": (ENTROPY * MASK).sum(1).mean(),
+    "objective/non_score_reward": -0.5 * episode_kl.mean(),
+    "objective/rlhf_reward": (paid - 0.5 * episode_kl).mean(),
+    "val/advantage_mean": marked.mean(),
+    "response/tokens": 9,
+    "response/len_mean": 9 / 4,
+    "response/len_max": 3,
+    "response/eos_frac": 3 / 4,
+    "rollout/logp_error": 0,
+  }
+  for name, want in expected.items():
+    close(metrics[name], want, err_msg=name)
+
+
+# A minibatch
+
+
+def gradients_by_hand(config, params, exp):
+  """The gradients of policy and value loss with respect to the tables, without micro-batches."""
+  cfg = config.cfg
+  advantage = exp.advantage
+  if cfg.whiten_advantage:
+    advantage = array(oracle.whiten(np.asarray(advantage, np.float64), MASK))
+  weigh = losses.WEIGHTS[cfg.normalise]
+  policy = jax.grad(losses.clipped_policy)(
+    params["policy"]["logp"], exp.logp, advantage, weigh(exp.mask), clip=cfg.clip
+  )
+  value = jax.grad(losses.clipped_value)(
+    params["value"]["head"]["value"],
+    exp.value,
+    exp.target,
+    weigh(exp.value_mask),
+    clip=cfg.value_clip,
+  )
+  return policy, cfg.value_coef * value
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {},
+    {"micro": 2},
+    {"whiten_advantage": False},
+    {"normalise": "sequence_mean", "micro": 2},
+    {"value_coef": 1.0, "clip": 0.05, "value_clip": 0.5},
+  ],
+  ids=str,
+)
+def test_a_minibatch_moves_the_tables_by_their_gradients(tables, settings):
+  """The value mask is a position longer than the mask, as where a score is paid after the end."""
+  config = experiment(**({"clip": 0.3, "value_clip": 0.1, "value_coef": 0.3} | settings))
+  params, frozen = models()
+  exp = experience(oracle.value_mask(MASK, after=True))
+  policy, value = gradients_by_hand(config, params, exp)
+  state = start(config, params)
+  new, metrics = ppo.minibatch_step(state, (exp, None), frozen=frozen, ppo=config)
+  close(params["policy"]["logp"] - new.params["policy"]["logp"], policy)
+  close(params["value"]["head"]["value"] - new.params["value"]["head"]["value"], value)
+  close(metrics["policy/entropy_avg"], ENTROPY[MASK].mean())
+  close(metrics["grad/norm_ppo"], np.linalg.norm(policy))
+  close(metrics["grad/norm_value"], np.linalg.norm(value))
+
+
+def scans(function, *args):
+  """The lengths of the loops of a function: one of them runs over the micro-batches."""
+  jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+  return [eqn.params["length"] for eqn in tiny.equations(jaxpr) if eqn.primitive.name == "scan"]
+
+
+def test_episodes_and_text_have_micro_batches_of_their_own(tables):
+  config = experiment(micro=2, ptx_micro=8, ptx_coef=1.0)
+  params, frozen = models()
+  step = partial(ppo.minibatch_step, frozen=frozen, ppo=config)
+  assert scans(step, start(config, params), (experience(), text_rows())) == [2, 8]
+
+
+# The iteration
+
+
+@pytest.mark.parametrize("normalise", ["token_mean", "sequence_sum"])
+def test_every_episode_brings_its_own_text(tables, normalise):
+  """Each of two minibatches learns from the two texts of each of its episodes, and from no other.
+
+  The gradient of a text's log-probability is minus its weight in the minibatch.
+  """
+  config = experiment(minibatches=2, ptx_coef=5.0, ptx_micro=2, ptx_normalise=normalise)
+  params, frozen = models()
+  exp, text = experience(), text_rows()
+  state = start(config, params)
+  new, _ = ppo.improve(state, frozen, exp, text, config)
+  order_key = ppo.keys.key_for(state.key, "minibatches", state.step)
+  marked = np.asarray(text.mask[:, 1:])
+  move = np.zeros(marked.shape)
+  for rows in np.asarray(ppo.order(order_key, 4, config.cfg)):
+    texts = np.concatenate([rows * 2, rows * 2 + 1])
+    count = marked[texts].sum() if normalise == "token_mean" else len(texts)
+    move[texts] = 5.0 * marked[texts] / count
+  close(new.params["policy"]["text"], move)
+
+
+def test_the_last_minibatch_reads_what_the_first_has_moved(tables):
+  """Two updates by hand: each whitens its own advantages, and ratios begin at the old policy."""
+  config = experiment(minibatches=2, clip=0.3, value_clip=0.1)
+  params, frozen = models()
+  exp = experience()
+  state = start(config, params)
+  new, metrics = ppo.improve(state, frozen, exp, None, config)
+  order_key = ppo.keys.key_for(state.key, "minibatches", state.step)
+  logp, each, highest = params["policy"]["logp"], state, []
+  for rows in np.asarray(ppo.order(order_key, 4, config.cfg)):
+    part = jax.tree.map(lambda x, rows=rows: x[rows], exp)
+    whitened = oracle.whiten(np.asarray(part.advantage, np.float64), MASK[rows])
+    gradient = jax.grad(losses.clipped_policy)(
+      logp[rows], part.logp, array(whitened), losses.token_mean(part.mask), clip=0.3
+    )
+    ratio = np.exp(np.asarray(logp[rows] - part.logp))
+    highest.append(ratio[MASK[rows]].max())
+    logp = logp.at[rows].add(-gradient)
+    each, _ = ppo.minibatch_step(each, (part, None), frozen=frozen, ppo=config)
+  close(new.params["policy"]["logp"], logp)
+  tiny.assert_trees_close(new.params, each.params, rtol=1e-5, atol=1e-6)
+  close(metrics["policy/ratio_max"], max(highest))
+  close(metrics["policy/ratio_first"], highest[0])
+  assert highest[0] != highest[1]
+
+
+def test_the_average_moves_as_often_as_it_is_told(tables):
+  for every, updates in [("minibatch", 4), ("iteration", 1)]:
+    still = optim.by_subtree(policy=optax.sgd(0.0), value=optax.sgd(0.0))
+    config = experiment(tx=still, minibatches=2, epochs=2, ema_decay=0.5, ema_every=every)
+    params, frozen = models()
+    average = {"policy": jax.tree.map(jnp.zeros_like, params["policy"])}
+    state = start(config, params, ema=average)
+    new, _ = ppo.improve(state, frozen, experience(), None, config)
+    close(new.ema["policy"]["logp"], (1 - 0.5**updates) * LOGP)
+
+
+def test_the_order_and_the_noise_are_new_in_each_iteration(tables, monkeypatch):
+  order_keys = []
+  order = ppo.order
+
+  def recorded(key, rows, cfg):
+    order_keys.append(key)
+    return order(key, rows, cfg)
+
+  monkeypatch.setattr(ppo, "order", recorded)
+  config = experiment()
+  params, frozen = models()
+  state = start(config, params)
+  for step in (0, 8):
+    state = dataclasses.replace(state, step=jnp.int32(step))
+    ppo.improve(state, frozen, experience(), None, config)
+    order_keys.append(ppo.rollout_key(state))
+  numbers = {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in order_keys}
+  assert len(numbers) == 4
+
+
+def test_the_next_coefficient_follows_the_kl_of_the_episodes(tables):
+  config = experiment()._replace(kl_control=lambda coef, kl, n: coef + 10 * kl + 100 * n)
+  params, frozen = models()
+  state = start(config, params)
+  new, metrics = ppo.learn(state, frozen, episodes(), array(SCORE), None, ppo=config)
+  kl = ((LOGP - REF) * MASK).sum(1).mean()
+  close(new.kl_coef, 0.5 + 10 * kl + 400)
+  close(metrics["objective/kl_coef"], 0.5)
+  assert new.iteration == 1
+
+
+# Which model reads what
+
+
+def test_policy_and_value_network_start_in_memory_of_their_own():
+  """A state is donated, and the models that it started from live on."""
+  policy, reward_model = policy_of(LOGP), value_of(REWARD_VALUE)
+  params = ppo.init_params(policy, reward_model)
+  tiny.assert_trees_equal(params, {"policy": policy, "value": reward_model})
+  before = [policy["logp"], reward_model["head"]["value"]]
+  after = [params["policy"]["logp"], params["value"]["head"]["value"]]
+  for old, new in zip(before, after):
+    assert old.unsafe_buffer_pointer() != new.unsafe_buffer_pointer()
+
+
+def test_scoring_has_the_distribution_of_the_sampler(monkeypatch):
+  calls = []
+
+  def response_logp(lm, params, tokens, valid, response, **settings):
+    calls.append(settings)
+    return jnp.zeros((4, R)), jnp.zeros((4, R))
+
+  monkeypatch.setattr(likelihood, "response_logp", response_logp)
+  stem = jnp.ones((4, 4, LM.width))
+  ppo.policy_logp(LM, {}, episodes(), stem, experiment().sampling)
+  (settings,) = calls
+  assert (settings["temperature"], settings["banned"]) == (0.7, (0, 9))
+  assert settings["stem"] is stem
+
+
+def test_the_policy_samples(monkeypatch):
+  calls = []
+
+  def sample(lm, params, prompts, key, sampling):
+    calls.append(params)
+    return episodes()
+
+  monkeypatch.setattr(ppo, "sample", sample)
+  params, frozen = models()
+  frozen = frozen.replace(trunk={"lower": jnp.ones(1)})
+  prompts = Prompts(jnp.zeros((4, 1), jnp.int32), jnp.ones((4, 1), bool))
+  ppo.rollout(params, frozen, prompts, jax.random.key(0), experiment())
+  assert calls[0]["logp"] is params["policy"]["logp"]
+  assert calls[0]["lower"] is frozen.trunk["lower"]
+
+
+def two_trunks():
+  """(config, params, frozen) of a reward side with a language model and a trunk of its own.
+
+  The stem of a trunk is the number in it times the tokens.
+  """
+
+  def stem(trunk, tokens, valid):
+    return trunk["lower"] * tokens[..., None].astype(jnp.float32)
+
+  lm, reward_lm = LM._replace(stem=stem), OTHER._replace(stem=stem)
+  params, frozen = models()
+  frozen = frozen.replace(trunk={"lower": array(2)}, reward_trunk={"lower": array(10)})
+  return experiment()._replace(lm=lm, reward_lm=reward_lm), params, frozen
+
+
+def test_each_trunk_has_a_stem_of_closed_responses():
+  config, _, frozen = two_trunks()
+  rows = episodes()
+  closed = np.array(rows.tokens)
+  closed[1, -1] = 3  # the row that was cut
+  policy_stem, reward_stem = ppo.stems(frozen, rows, config)
+  close(policy_stem[..., 0], 2 * closed)
+  close(reward_stem[..., 0], 10 * closed)
+  shared = ppo.stems(frozen.replace(reward_trunk=None), rows, config)
+  assert shared[0] is shared[1]
+  trained = ppo.stems(frozen.replace(trunk={}, reward_trunk={}), rows, config)
+  assert trained == (None, None)
+
+
+def test_the_reward_side_has_its_own_model_trunk_and_stem(tables, monkeypatch):
+  """In the score, in the credit and in the loss."""
+  calls = []
+  table = ppo.response_values
+
+  def response_values(lm, params, rows, stem):
+    calls.append((lm, params["lm"], stem))
+    return table(lm, params, rows, stem)
+
+  def score(lm, params, tokens, valid, *, stem=None, key=None):
+    calls.append((lm, params["lm"], stem))
+    close(params["head"]["value"], REWARD_VALUE)
+    np.testing.assert_array_equal(tokens[1], [1, 7, 7, 3])  # closed
+    return array(SCORE)
+
+  monkeypatch.setattr(ppo, "response_values", response_values)
+  monkeypatch.setattr(reward, "score", score)
+  config, params, frozen = two_trunks()
+  rows = episodes()
+  monkeypatch.setattr(ppo, "rollout", lambda *args: rows)
+  learned = []
+
+  def learn(state, frozen, rows, scores, text, **settings):
+    learned.append(settings)
+    return state, {}
+
+  monkeypatch.setattr(ppo, "learn", learn)
+  prompts = Prompts(rows.tokens[:, :1], rows.valid[:, :1])
+  ppo.iteration(start(config, params), frozen, prompts, None, ppo=config)
+  policy_stem, reward_stem = ppo.stems(frozen, rows, config)
+  tiny.assert_trees_equal(learned[0]["policy_stem"], policy_stem)
+  tiny.assert_trees_equal(learned[0]["reward_stem"], reward_stem)
+
+  exp, _ = ppo.credit(
+    params, frozen, rows, array(SCORE), jnp.float32(0.5), config, policy_stem, reward_stem
+  )
+  assert exp.stem is policy_stem and exp.value_stem is reward_stem
+  weight = losses.token_mean(exp.mask)
+  ppo.ppo_loss(params, (exp, weight, weight), None, frozen=frozen, ppo=config)
+  assert len(calls) == 3
+  for lm, trunk, stem in calls:
+    assert lm is config.reward_lm
+    assert trunk["lower"] == 10
+    tiny.assert_trees_equal(stem, reward_stem)
