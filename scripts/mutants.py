@@ -1736,8 +1736,6 @@ class Overlay:
     shutil.copytree(ROOT / PACKAGE, folder / PACKAGE)
     self.environment = os.environ | {
       "PYTHONPATH": str(folder),
-      # A compiled file of a mutant could be taken for that of the module.
-      "PYTHONDONTWRITEBYTECODE": "1",
       # Examples that fail on a mutant are no examples for the package.
       "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),
     }
@@ -1776,6 +1774,9 @@ class Overlay:
       return self.failure(module)
     finally:
       shutil.copy2(source, copy)
+      # What was compiled of the mutant could be taken for what the next one compiles to.
+      for compiled in copy.parent.glob(f"__pycache__/{copy.stem}.*"):
+        compiled.unlink()
 
 
 def run(module: str, mutants: list[Mutant], overlay: Overlay) -> list[Mutant]:
