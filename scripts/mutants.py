@@ -61,6 +61,7 @@ TESTS = {
     "tests/method/test_misuse.py",
     "tests/method/test_ppo_by_hand.py",
   ],
+  "dpo": ["tests/method/test_dpo.py"],
   "bestofn": ["tests/method/test_bestofn.py"],
   "intervals": ["tests/method/test_intervals.py"],
   "models/heads": ["tests/models/test_heads.py"],
@@ -1707,6 +1708,104 @@ MUTANTS["ppo"] = [
     "scores = score(frozen, rows, ppo, reward_stem)",
     "scores = score(frozen, rows, ppo, policy_stem)",
     "the reward model reads the stem of the policy",
+  ),
+]
+
+MUTANTS["dpo"] = [
+  M(
+    "total = jnp.sum(jnp.where(mask, logp, 0), axis=1)",
+    "total = jnp.sum(logp, axis=1)",
+    "unmarked tokens count",
+  ),
+  M(
+    "total = jnp.sum(jnp.where(mask, logp, 0), axis=1)",
+    "total = jnp.mean(jnp.where(mask, logp, 0), axis=1)",
+    "the mean of the tokens for their sum",
+  ),
+  M(
+    "logp, mask = likelihood.masked_logp(lm, params, rows, window, key=key)",
+    "logp, mask = likelihood.masked_logp(lm, params, rows, window)",
+    "no dropout in a completion",
+  ),
+  M(
+    "rows = Demonstrations(flat.tokens, flat.valid, flat.mask, flat.stem)",
+    "rows = Demonstrations(flat.tokens, flat.valid, flat.mask)",
+    "the stem of a completion is computed again",
+  ),
+  M(
+    "return cfg.beta * (logp - ref_logp)",
+    "return logp - ref_logp",
+    "beta left out of the implicit reward",
+  ),
+  M(
+    "ref_logp = completion_logp(lm, frozen.trunk | frozen.ref, batch, cfg.window)",
+    "ref_logp = completion_logp(lm, frozen.trunk | params, batch, cfg.window)",
+    "the implicit reward over the policy itself",
+  ),
+  M(
+    "lm, frozen.trunk | frozen.ref, comparisons, cfg.window)",
+    "lm, frozen.trunk | params, comparisons, cfg.window)",
+    "the policy is its own reference",
+  ),
+  M(
+    "ref_logp = jax.lax.stop_gradient(ref_logp)",
+    "pass",
+    "the reference has a gradient",
+    equivalent="the gradient is with respect to the policy alone, which the reference does not read",
+  ),
+  M(
+    "return _flat(winner), _flat(loser)",
+    "return _flat(loser), _flat(winner)",
+    "winner and loser swapped",
+  ),
+  M("key=key if cfg.dropout else None", "key=key", "dropout cannot be switched off"),
+  M("key=key if cfg.dropout else None", "key=None", "no dropout in training"),
+  M(
+    "    comparisons,\n    cfg.window,\n",
+    "    comparisons,\n    None,\n",
+    "logits of the prompts are computed too",
+  ),
+  M("_flat(weight), beta=cfg.beta", "_flat(weight), beta=0.1", "beta is ignored"),
+  M(
+    'key = keys.key_for(state.key, "dropout", state.step)',
+    'key = keys.key_for(state.key, "dropout")',
+    "the same dropout in every step",
+  ),
+  M(
+    "weight = losses.pair_weights(batch.rank, cfg.pairs, distinct=differ)",
+    "weight = losses.pair_weights(batch.rank, distinct=differ)",
+    "the kind of mean over pairs is ignored",
+  ),
+  M(
+    "weight = losses.pair_weights(batch.rank, cfg.pairs, distinct=differ)",
+    "weight = losses.pair_weights(batch.rank, cfg.pairs)",
+    "equal completions are a pair",
+  ),
+  M("    micro=cfg.micro,", "    micro=1,", "one micro-batch for all"),
+  M(
+    "rewards = cfg.beta * (logp - ref_logp)",
+    "rewards = cfg.beta * logp",
+    "no reference in the measured rewards",
+  ),
+  M(
+    "share = losses.pair_weights(batch.rank, distinct=differ)",
+    "share = weight",
+    "measured means are divided as the loss is",
+  ),
+  M(
+    '"reward/chosen": jnp.sum(share * rewards[:, :, None])',
+    '"reward/chosen": jnp.sum(share * rewards[:, None, :])',
+    "the reward of the loser for that of the winner",
+  ),
+  M(
+    '"logp/rejected": jnp.sum(share * logp[:, None, :])',
+    '"logp/rejected": jnp.sum(share * ref_logp[:, None, :])',
+    "the reference for the policy in what is measured",
+  ),
+  M(
+    "state = dataclasses.replace(state, iteration=state.iteration + 1)",
+    "pass",
+    "batches are not counted",
   ),
 ]
 

@@ -167,3 +167,100 @@ def test_sharded_steps_equal_one_device(mesh):
   history, expected = three_steps(place, sharding.place_batch), on_one_device()
   np.testing.assert_allclose(history, expected, atol=1e-4)
   assert history[2] < history[0]
+
+
+# --- what a step is told ---
+
+
+def test_a_completion_is_the_sum_of_its_marked_tokens(monkeypatch):
+  """Its stem and its key reach the model as they are."""
+  calls = []
+
+  def masked_logp(lm, params, rows, window=None, *, key=None):
+    calls.append((rows.stem, window, key))
+    return jnp.arange(-1.0, -9.0, -1).reshape(4, 2), jnp.array([[True, False], [True, True]] * 2)
+
+  monkeypatch.setattr(dpo.likelihood, "masked_logp", masked_logp)
+  batch = comparisons(rows=2, k=2, width=3)
+  stem, key = jnp.ones((2, 2, 3, LM.width)), jax.random.key(0)
+  logp = dpo.completion_logp(LM, {}, batch.replace(stem=stem), 2, key=key)
+  np.testing.assert_array_equal(logp, [[-1, -7], [-5, -15]])
+  ((given_stem, window, given_key),) = calls
+  assert given_stem.shape == (4, 3, LM.width)
+  assert window == 2 and given_key is key
+
+
+def test_a_step_on_tables_by_hand(monkeypatch):
+  """The policy and its reference are tables [B, K] of log-probabilities: the gradient is known.
+
+  Of the first prompt two pairs are left, because one is tied; the second has equal completions.
+  """
+  calls = []
+
+  def completion_logp(lm, params, batch, window=None, *, key=None):
+    calls.append((window, key))
+    return params["logp"]
+
+  monkeypatch.setattr(dpo, "completion_logp", completion_logp)
+  tokens = jnp.arange(18).reshape(2, 3, 3)
+  batch = dpo.Comparisons(
+    tokens=tokens.at[1].set(tokens[1, 0]),
+    valid=jnp.ones((2, 3, 3), bool),
+    rank=jnp.array([[1, 2, 2], [1, 2, 3]]),
+    mask=jnp.ones((2, 3, 3), bool),
+  )
+  policy = jnp.array([[-1.0, -2.0, -3.0], [-1.0, -5.0, -9.0]])
+  reference = jnp.array([[-2.0, -2.5, -1.0], [-1.0, -1.0, -1.0]])
+  frozen = Frozen({}, {"logp": reference}, {})
+  run = lambda **settings: dpo.dpo_step(
+    steps.init_state(jax.random.key(1), {"logp": policy}, SGD),
+    frozen,
+    batch,
+    lm=LM,
+    tx=SGD,
+    cfg=dpo.DPOConfig(beta=0.5, window=2, **settings),
+  )
+  # β log π/π_ref is ½ (1, ½, -2), and the winner is ahead by ¼ and by 3/2.
+  expected = np.log1p(np.exp([-0.25, -1.5]))
+  state, metrics = run()
+  assert metrics["loss"] == pytest.approx(expected.mean(), rel=1e-5)
+  assert metrics["pairs"] == 2 and metrics["accuracy"] == 1
+  assert metrics["reward/chosen"] == pytest.approx(0.5)
+  assert metrics["reward/rejected"] == pytest.approx((0.25 - 1) / 2)
+  assert metrics["reward/margin"] == pytest.approx(0.875)
+  assert metrics["logp/chosen"] == pytest.approx(-1)
+  assert metrics["logp/rejected"] == pytest.approx(-2.5)
+  assert state.iteration == 1
+  pull = 0.5 / 2 * (1 - 1 / (1 + np.exp([-0.25, -1.5])))
+  move = np.array([[pull.sum(), -pull[0], -pull[1]], [0, 0, 0]])
+  np.testing.assert_allclose(state.params["logp"] - policy, move, atol=1e-6)
+  assert metrics["grad/norm"] == pytest.approx(np.linalg.norm(move), rel=1e-5)
+  implicit = dpo.implicit_reward(LM, {"logp": policy}, frozen, batch, dpo.DPOConfig(beta=0.5))
+  np.testing.assert_allclose(implicit, 0.5 * (policy - reference), rtol=1e-6)
+  # The window reaches policy and reference, and without dropout there is no key.
+  assert calls[:2] == [(2, None), (2, None)]
+
+  calls.clear()
+  _, all_pairs = run(pairs="all", dropout=True)
+  # Two prompts have three pairs each by their ranks.
+  assert all_pairs["loss"] == pytest.approx(expected.sum() / 6, rel=1e-5)
+  assert all_pairs["reward/chosen"] == pytest.approx(0.5)
+  (_, policy_key), (_, reference_key) = calls[:2]
+  assert policy_key is not None and reference_key is None
+
+
+def test_dropout_is_new_in_each_step(monkeypatch):
+  step_keys = []
+
+  def gradients(loss, params, batch, key, *, micro):
+    step_keys.append(tuple(np.asarray(jax.random.key_data(key)).tolist()))
+    assert micro == 3
+    table = jnp.zeros((3, 4))
+    return jax.tree.map(jnp.zeros_like, params), jnp.float32(0), (table, table)
+
+  monkeypatch.setattr(dpo.steps, "gradients", gradients)
+  state = steps.init_state(jax.random.key(1), {"logp": jnp.zeros(2)}, SGD)
+  for _ in range(2):
+    cfg = dpo.DPOConfig(micro=3)
+    state, _ = dpo.dpo_step(state, Frozen({}, {}, {}), comparisons(), lm=LM, tx=SGD, cfg=cfg)
+  assert len(set(step_keys)) == 2

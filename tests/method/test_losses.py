@@ -608,3 +608,26 @@ def test_no_log_ratio_makes_the_policy_loss_or_its_gradient_nan(log_ratio, advan
 def test_the_ratio_is_exact_where_it_can_be():
   d = jnp.array([-80.0, -1.0, 0.0, 0.5, 39.0])
   np.testing.assert_array_equal(losses.probability_ratio(d, jnp.zeros(5)), jnp.exp(d))
+
+
+def test_extreme_ratios_are_those_of_marked_tokens():
+  """The ratio in the padding is 1, which is above all of one row and below all of another."""
+  mask = jnp.array([[True, True, False]])
+  advantage = jnp.zeros((1, 3))
+  for sign in (1, -1):
+    logp = sign * jnp.log(jnp.array([[2.0, 4.0, 9.0]]))
+    metrics = losses.policy_metrics(logp, jnp.zeros((1, 3)), advantage, mask)
+    extremes = sorted([2.0**sign, 4.0**sign])
+    close([metrics["policy/ratio_min"], metrics["policy/ratio_max"]], extremes)
+
+
+def test_equal_completions_are_no_pair():
+  """Of three pairs the one of equal rows goes; a second prompt of equal rows does not count."""
+  rank = jnp.array([[1, 2, 3], [1, 2, 0]])
+  distinct = jnp.ones((2, 3, 3), bool).at[0, 0, 1].set(False).at[1].set(False)
+  weight = losses.pair_weights(rank, distinct=distinct)
+  close(weight, [[[0, 0, 1 / 2], [0, 0, 1 / 2], [0, 0, 0]], np.zeros((3, 3))])
+  score = jnp.array([[2.0, 2.0, 1.0], [0.0, 1.0, 0.0]])
+  right, pairs = losses.ranking_accuracy(score, rank, distinct=distinct)
+  same(right, [2, 0])
+  same(pairs, [2, 0])
