@@ -1751,7 +1751,7 @@ MUTANTS["dpo"] = [
     "ref_logp = jax.lax.stop_gradient(ref_logp)",
     "pass",
     "the reference has a gradient",
-    equivalent="the gradient is with respect to the policy alone, which the reference does not read",
+    equivalent="the gradient is that of the policy alone, which the reference does not read",
   ),
   M(
     "return _flat(winner), _flat(loser)",
