@@ -1140,14 +1140,24 @@ MUTANTS["sharding"] = [
   M(
     "if min(shape) < 1 or size > len(devices):", "if size > len(devices):", "a mesh without devices"
   ),
-  M("devices=devices[:size]", "devices=devices", "a mesh must have all devices"),
+  M("devices=devices[:size]", "devices=devices[-size:]", "a mesh has the last devices"),
   M("if length % devices == 0:", "if length >= devices:", "an axis that does not divide is split"),
   M(
     "elif axis in MAY_BE_WHOLE:",
     "elif axis:",
     "a batch that does not divide is whole on every device",
   ),
-  M("return names[0] if len(names) == 1 else names", "return names", "fsdp is not found in a type"),
+  M(
+    "return names[0] if len(names) == 1 else names",
+    "return names",
+    "fsdp is not found in a type",
+    equivalent="a partition of JAX writes a tuple of one name as that name",
+  ),
+  M(
+    "return names[0] if len(names) == 1 else names",
+    "return names[0]",
+    "only one axis of the mesh splits",
+  ),
   M(
     "lambda leaf: fit(leaf.shape, leaf.axes), table",
     "lambda leaf: spec(*leaf.axes), table",
