@@ -57,9 +57,9 @@ TESTS = {
   "sft": ["tests/method/test_sft.py"],
   "reward": ["tests/method/test_reward.py"],
   "ppo": [
-    "tests/method/test_ppo.py",
-    "tests/method/test_misuse.py",
     "tests/method/test_ppo_by_hand.py",
+    "tests/method/test_misuse.py",
+    "tests/method/test_ppo.py",
   ],
   "dpo": ["tests/method/test_dpo.py"],
   "bestofn": ["tests/method/test_bestofn.py"],
