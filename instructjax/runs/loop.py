@@ -25,8 +25,9 @@ from instructjax.system import memory
 from instructjax.types import Metrics, TrainState
 
 # The metrics that are finite as long as a run is healthy, by the beginnings of their names. Others
-# may be NaN: an explained variance has no value where the returns do not vary.
-VITAL = ("loss", "grad/norm", "eval/")
+# may be NaN: an explained variance has no value where the returns do not vary, and an accuracy none
+# where every pair ties.
+VITAL = ("loss", "grad/norm", "eval/nll", "eval/score")
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 Evaluate = Callable[[TrainState], Mapping[str, Any]]

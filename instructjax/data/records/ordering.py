@@ -50,7 +50,7 @@ class Pairs(NamedTuple):
 def pairs_of(
   scores: Scores,
   records: Sequence[Comparison],
-  distinct: Sequence[Bool[np.ndarray, "K K"]] | None = None,
+  distinct: Sequence[Bool[np.ndarray, "_ _"]] | None = None,
 ) -> Pairs:
   """Returns the pairs of all comparisons.
 
@@ -83,7 +83,7 @@ def measure(
   scores: Scores,
   records: Sequence[Comparison],
   *,
-  distinct: Sequence[Bool[np.ndarray, "K K"]] | None = None,
+  distinct: Sequence[Bool[np.ndarray, "_ _"]] | None = None,
   training_labelers: Sequence[str] = (),
 ) -> dict[str, Any]:
   """Returns everything, as results.json holds it under "rm".
