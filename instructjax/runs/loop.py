@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -28,6 +29,10 @@ from instructjax.types import Metrics, TrainState
 # may be NaN: an explained variance has no value where the returns do not vary, and an accuracy none
 # where every pair ties.
 VITAL = ("loss", "grad/norm", "eval/nll", "eval/score")
+
+# What a stage counts of a step: tokens that carry loss (SFT), that are read (reward models and DPO)
+# or that are sampled (PPO).
+TOKENS = ("tokens", "response/tokens")
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 Evaluate = Callable[[TrainState], Mapping[str, Any]]
@@ -86,6 +91,7 @@ def fit(
   # Metrics of steps that are dispatched but not fetched, so that the device need not wait for us.
   pending: list[tuple[int, Metrics]] = []
   last_metrics: dict[str, float] = {}  # of the last step that was fetched, with its evaluation
+  clock = step_clock()
   best = checkpoints.best if checkpoints is not None else ""
 
   def flush(leave: int = 0) -> None:
@@ -93,6 +99,11 @@ def fit(
     while len(pending) > leave:
       iteration, metrics = pending.pop(0)
       values = _floats(jax.device_get(metrics))
+      # Metrics come at the pace of the steps only while one step is always left running.
+      if leave:
+        values |= clock.measures(values)
+      else:
+        clock.restart()
       if iteration % log_every == 0 or iteration == steps:
         writer.metrics(iteration, stage, values)
       progress.show(iteration, values)
@@ -191,6 +202,42 @@ def fit(
   return state
 
 
+class Clock(NamedTuple):
+  """How long a step takes, from the metrics of one step to those of the next.
+
+  measures(values)   the seconds of the step whose metrics have come, and its tokens a second where
+                     the metrics count tokens; nothing for the first one after a restart
+  restart()          before an evaluation or a checkpoint, whose time is not that of a step
+  """
+
+  measures: Callable[[Mapping[str, float]], dict[str, float]]
+  restart: Callable[[], None]
+
+
+def step_clock() -> Clock:
+  """Returns a clock at rest: the first step compiles, and is not measured."""
+  began: float | None = None
+
+  def measures(values: Mapping[str, float]) -> dict[str, float]:
+    nonlocal began
+    now = time.perf_counter()
+    before, began = began, now
+    if before is None:
+      return {}
+    seconds = now - before
+    measured = {"time/seconds": seconds}
+    for name in TOKENS:
+      if name in values:
+        measured["time/tokens_per_second"] = values[name] / seconds
+    return measured
+
+  def restart() -> None:
+    nonlocal began
+    began = None
+
+  return Clock(measures, restart)
+
+
 def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
   return {name: float(value) for name, value in metrics.items()}
 
@@ -259,10 +306,12 @@ def check_best(best: str, metrics: Mapping[str, float]) -> None:
   Raises:
     UserError: where it is not.
   """
-  if best and best not in metrics:
+  # How long a step took says nothing about its model.
+  names = [name for name in metrics if not name.startswith("time/")]
+  if best and best not in names:
     raise UserError(
       f"config.best={best!r}: this stage does not measure it; "
-      f"it measures {', '.join(sorted(metrics))}"
+      f"it measures {', '.join(sorted(names))}"
     )
 
 

@@ -1,6 +1,5 @@
 """The DPO stage on tiny files: what it leaves, goes on with, and refuses."""
 
-
 import numpy as np
 import pytest
 from stage_runs import TUNE, files, leaves, metrics, run, stop_after
