@@ -35,6 +35,7 @@ VITAL = ("loss", "grad/norm", "eval/nll", "eval/score")
 TOKENS = ("tokens", "response/tokens")
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+# A value of None is unknown: there was nothing to measure it on.
 Evaluate = Callable[[TrainState], Mapping[str, Any]]
 
 
@@ -115,10 +116,13 @@ def fit(
   def measure(iteration: int, evaluate: Evaluate) -> None:
     """Evaluates the state and writes the results beside the metrics of its step."""
     with saving_on_error(iteration):
-      values = _floats(evaluate(state))
-    writer.metrics(iteration, stage, values)
-    check_metrics(values, stage, iteration, checkpoints)
-    last_metrics.update(values)
+      results = evaluate(state)
+    known = _floats({name: value for name, value in results.items() if value is not None})
+    unknown = dict.fromkeys(results.keys() - known.keys(), math.nan)
+    # Both are null in metrics.jsonl, but only a number that came out as NaN is a failure.
+    writer.metrics(iteration, stage, known | unknown)
+    check_metrics(known, stage, iteration, checkpoints)
+    last_metrics.update(known | unknown)
 
   def save(iteration: int) -> None:
     """Starts to write a checkpoint, after the metrics up to it and the state are checked."""

@@ -57,7 +57,7 @@ def rows_without_times(tmp_path):
 
 
 def test_steps_have_their_seconds_and_tokens(step, writer, tmp_path):
-  """But for the first one, which compiles, and those next to an evaluation, which takes its time."""
+  """But for the first one, which compiles, and those beside an evaluation, which takes time."""
 
   def with_tokens(state, x):
     state, metrics = step(state, x)
@@ -559,6 +559,24 @@ def test_an_evaluation_that_is_not_finite_stops(step, writer, tmp_path):
     )
   assert checkpoints.latest() is None
   assert rows(tmp_path)[-1]["eval/nll"] is None
+
+
+def test_an_unknown_value_is_null_and_no_failure(step, writer, tmp_path):
+  """None is not NaN: there was nothing to measure, and the run is healthy."""
+  checkpoints = Checkpoints(tmp_path / "c", best="eval/accuracy")
+  fit(
+    step,
+    fresh(),
+    batch,
+    steps=2,
+    stage="a",
+    writer=writer,
+    checkpoints=checkpoints,
+    evaluate=lambda state: {"eval/accuracy": None, "eval/nll": 1.0},
+  )
+  last = rows(tmp_path)[-1]
+  assert (last["eval/accuracy"], last["eval/nll"]) == (None, 1.0)
+  assert checkpoints.latest() == 2
 
 
 def test_ctrl_c_saves_no_state_that_is_not_finite(writer, tmp_path):

@@ -80,6 +80,8 @@ def test_completions_are_marked_and_cut_without_an_end(data, base):
   assert pipeline.pad_comparisons(groups, k=3, length=15).mask is None
 
 
-def test_what_is_wrong_is_said(tmp_path, capsys):
+def test_what_is_wrong_is_said(base, tmp_path, capsys):
+  assert run("dpo", tmp_path / "a", "--config.data.comparisons=", f"--model={base}") == 2
+  assert "config.data.comparisons is empty" in capsys.readouterr().err
   assert run("dpo", tmp_path / "b", "--config.beta=0") == 2
   assert "config.beta=0: " in capsys.readouterr().err

@@ -54,8 +54,9 @@ def pairs_of(
 ) -> Pairs:
   """Returns the pairs of all comparisons.
 
-  `distinct` marks, for each comparison, the pairs whose rows differ. Completions that became the
-  same row when they were cut have one score, which says nothing of the model.
+  `distinct` marks, for each comparison, the pairs [K, K] whose rows differ, and K may be another
+  in each. Completions that became the same row when they were cut have one score, which says
+  nothing of the model.
   """
   numbers: dict[str, int] = {}
   differences = [np.zeros(0)]
