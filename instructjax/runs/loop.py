@@ -26,9 +26,9 @@ from instructjax.system import memory
 from instructjax.types import Metrics, TrainState
 
 # The metrics that are finite as long as a run is healthy, by the beginnings of their names. Others
-# may be NaN: an explained variance has no value where the returns do not vary, and an accuracy none
-# where every pair ties.
-VITAL = ("loss", "grad/norm", "eval/nll", "eval/score")
+# may be NaN: an explained variance has no value where the returns do not vary. An evaluation gives
+# None for what it cannot know, such as an accuracy where every pair ties.
+VITAL = ("loss", "grad/norm", "eval/")
 
 # What a stage counts of a step: tokens that carry loss (SFT), that are read (reward models and DPO)
 # or that are sampled (PPO).
