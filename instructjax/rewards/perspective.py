@@ -83,7 +83,7 @@ def _value(url: str, attribute: str, answer: Any) -> float:
     value = answer["attributeScores"][attribute]["summaryScore"]["value"]
   except (KeyError, TypeError):
     value = None
-  if not _is_share(value):
+  if value is None or not _is_share(value):
     text = brief(json.dumps(answer))
     raise UserError(
       f"{url}: answered {text}; a summaryScore of {attribute} from 0 to 1 is expected"
