@@ -153,6 +153,7 @@ def dpo_step(
     "loss": loss,
     "accuracy": accuracy,
     "pairs": pair_count,
+    "tokens": (batch.valid > 0).sum(),
     # Implicit rewards are in nats times beta, log-probabilities in nats.
     "reward/chosen": jnp.sum(share * rewards[:, :, None]),
     "reward/rejected": jnp.sum(share * rewards[:, None, :]),

@@ -169,7 +169,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
   words = list(sys.argv[1:] if arguments is None else arguments)
   with interrupts.arriving() as is_interrupted:
     try:
-      return run(words)
+      commands = all_commands()
+      # argparse takes the options that it knows; what is left must be fields of the settings. It
+      # ends the program itself, for `--help` and for an option that it does not know.
+      args, rest = parser(commands, words).parse_known_args(words)
+      return run(commands[args.command], args, rest)
+    except KeyboardInterrupt as stop:
+      print(str(stop) or "stopped", file=sys.stderr)
+      return 128 + getattr(stop, "number", signal.SIGINT)
     except Exception:
       # A library may turn Ctrl-C into an error of its own, while it is imported for one.
       if not is_interrupted():
@@ -178,24 +185,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
       return 128 + signal.SIGINT
 
 
-def run(words: Sequence[str]) -> int:
-  """Runs the command of these words and returns its exit code."""
+def run(command: Command, args: argparse.Namespace, rest: Sequence[str]) -> int:
+  """Runs a command with its options and its fields, and returns its exit code."""
   try:
     from instructjax import settings
 
-    commands = all_commands()
-    # argparse takes the options that it knows; what is left must be fields of the settings.
-    args, rest = parser(commands, words).parse_known_args(words)
     fields = settings.assignments(rest)
     require_local_output(args)
     if fields and "config" not in args:
       raise UserError(f"--config.{fields[0][0]}: this command reads no configuration; leave it out")
-    commands[args.command].run(args, fields)
+    command.run(args, fields)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   except SystemExit as stop:
-    # Only `argparse` may end the program, and it has done so above. Code of a user, or of a
+    # Only `argparse` may end the program, and it has done so before. Code of a user, or of a
     # package, that ends it here would end a run as if it had succeeded.
     print(f"error: {ended_by(stop)}", file=sys.stderr)
     return 2
@@ -208,9 +212,6 @@ def run(words: Sequence[str]) -> int:
     # The reader has closed the output, as `head` does; Python must not write to it at the end.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141  # 128 + SIGPIPE
-  except KeyboardInterrupt as stop:
-    print(str(stop) or "stopped", file=sys.stderr)
-    return 128 + getattr(stop, "number", signal.SIGINT)
   return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from instructjax.commands.options import Fields, add_distributed, add_writer, open_settings
+from instructjax.commands.options import Fields, add_distributed, add_writer, open_settings, whole
 from instructjax.errors import UserError
 
 MOST = 1000  # groups, or seeds
@@ -22,10 +22,16 @@ def arguments(command: argparse.ArgumentParser) -> None:
   command.add_argument("--workdir", default="runs/rm_cv", help="default runs/rm_cv")
   command.add_argument("--model", help="the model that every reward model starts from")
   command.add_argument(
-    "--groups", type=int, default=5, help="groups of labelers (default 5, as in the paper)"
+    "--groups",
+    type=whole(2, MOST),
+    default=5,
+    help="groups of labelers (default 5, as in the paper)",
   )
   command.add_argument(
-    "--seeds", type=int, default=3, help="reward models a group (default 3, as in the paper)"
+    "--seeds",
+    type=whole(1, MOST),
+    default=3,
+    help="reward models a group (default 3, as in the paper)",
   )
   add_writer(command)
   add_distributed(command)
@@ -34,16 +40,12 @@ def arguments(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, fields: Fields) -> None:
   """Runs the cross-validation.
 
-  Raises UserError for another stage's configuration, and for too few groups or seeds.
+  Raises UserError for another stage's configuration.
   """
   from instructjax import settings
 
   if settings.load(args.config).stage != "reward":
     raise UserError(f"--config={args.config}: rm_cv trains reward models; give one of reward")
-  for name, low in (("groups", 2), ("seeds", 1)):
-    value = getattr(args, name)
-    if not low <= value <= MOST:
-      raise UserError(f"--{name}={value}: a number from {low} to {MOST:,} is expected")
   model = [("model.source", args.model)] if args.model else []
   config = open_settings(args, [*model, *fields])
   from instructjax.stages import cross_validation

@@ -92,7 +92,7 @@ def opened(path: Path) -> Any:
   import gguf
 
   try:
-    file = np.memmap(path, mode="r")
+    file: Any = np.memmap(path, mode="r")
     gguf_layout.check(memoryview(file))
     return gguf.GGUFReader(path)
   # KeyError: a key that occurs twice.

@@ -237,7 +237,8 @@ def send(url: str, body: Any, head: Mapping[str, str], timeout: float) -> Any:
     if deadline.is_over or isinstance(reason, TimeoutError):
       raise AgainError(f"no answer in {timeout:g} s") from None
     # A URLError, which is an OSError, wraps the reason.
-    raise AgainError(f"no answer ({reason or type(error).__name__})") from None
+    text = brief(str(reason)) or type(error).__name__
+    raise AgainError(f"no answer ({text})") from None
   try:
     return plain_json.decode(text)
   except ValueError as error:
@@ -342,14 +343,15 @@ def _failure(url: str, error: urllib.error.HTTPError) -> AgainError | UserError:
     text = brief(_error_text(error))
   if error.code in PASSING or error.code >= 500:
     pause = _retry_after(error.headers)
-    return AgainError(f"answered {error.code} {error.reason}", pause)
+    return AgainError(f"answered {error.code} {brief(error.reason)}", pause)
   redirect = ""
   if error.code < 400:
-    redirect = f" (redirects are not followed, to {error.headers.get('Location')})"
+    target = brief(error.headers.get("Location") or "nowhere")
+    redirect = f" (redirects are not followed, to {target})"
   hint = ""
   if error.code in (401, 403):
     hint = "; name the variable of its token with #token=VARIABLE"
-  return UserError(f"{url}: answered {error.code} {error.reason}{redirect}: {text}{hint}")
+  return UserError(f"{url}: answered {error.code} {brief(error.reason)}{redirect}: {text}{hint}")
 
 
 def _opener(deadline: Deadline) -> urllib.request.OpenerDirector:

@@ -82,7 +82,7 @@ def _value(url: str, attribute: str, answer: Any) -> float:
     value = answer["attributeScores"][attribute]["summaryScore"]["value"]
   except (KeyError, TypeError):
     value = None
-  if not _is_share(value):
+  if value is None or not _is_share(value):
     text = brief(jsons.text_with_nulls(answer, ascii_only=True))
     raise UserError(
       f"{url}: answered {text}; a summaryScore of {attribute} from 0 to 1 is expected"

@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -25,10 +26,16 @@ from instructjax.system import memory
 from instructjax.types import Metrics, TrainState
 
 # The metrics that are finite as long as a run is healthy, by the beginnings of their names. Others
-# may be NaN: an explained variance has no value where the returns do not vary.
+# may be NaN: an explained variance has no value where the returns do not vary. An evaluation gives
+# None for what it cannot know, such as an accuracy where every pair ties.
 VITAL = ("loss", "grad/norm", "eval/")
 
+# What a stage counts of a step: tokens that carry loss (SFT), that are read (reward models and DPO)
+# or that are sampled (PPO).
+TOKENS = ("tokens", "response/tokens")
+
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+# A value of None is unknown: there was nothing to measure it on.
 Evaluate = Callable[[TrainState], Mapping[str, Any]]
 
 
@@ -85,6 +92,7 @@ def fit(
   # Metrics of steps that are dispatched but not fetched, so that the device need not wait for us.
   pending: list[tuple[int, Metrics]] = []
   last_metrics: dict[str, float] = {}  # of the last step that was fetched, with its evaluation
+  clock = step_clock()
   best = checkpoints.best if checkpoints is not None else ""
 
   def flush(leave: int = 0) -> None:
@@ -92,6 +100,11 @@ def fit(
     while len(pending) > leave:
       iteration, metrics = pending.pop(0)
       values = _floats(jax.device_get(metrics))
+      # Metrics come at the pace of the steps only while one step is always left running.
+      if leave:
+        values |= clock.measures(values)
+      else:
+        clock.restart()
       if iteration % log_every == 0 or iteration == steps:
         writer.metrics(iteration, stage, values)
       progress.show(iteration, values)
@@ -103,10 +116,13 @@ def fit(
   def measure(iteration: int, evaluate: Evaluate) -> None:
     """Evaluates the state and writes the results beside the metrics of its step."""
     with saving_on_error(iteration):
-      values = _floats(evaluate(state))
-    writer.metrics(iteration, stage, values)
-    check_metrics(values, stage, iteration, checkpoints)
-    last_metrics.update(values)
+      results = evaluate(state)
+    known = _floats({name: value for name, value in results.items() if value is not None})
+    unknown = dict.fromkeys(results.keys() - known.keys(), math.nan)
+    # Both are null in metrics.jsonl, but only a number that came out as NaN is a failure.
+    writer.metrics(iteration, stage, known | unknown)
+    check_metrics(known, stage, iteration, checkpoints)
+    last_metrics.update(known | unknown)
 
   def save(iteration: int) -> None:
     """Starts to write a checkpoint, after the metrics up to it and the state are checked."""
@@ -190,6 +206,42 @@ def fit(
   return state
 
 
+class Clock(NamedTuple):
+  """How long a step takes, from the metrics of one step to those of the next.
+
+  measures(values)   the seconds of the step whose metrics have come, and its tokens a second where
+                     the metrics count tokens; nothing for the first one after a restart
+  restart()          before an evaluation or a checkpoint, whose time is not that of a step
+  """
+
+  measures: Callable[[Mapping[str, float]], dict[str, float]]
+  restart: Callable[[], None]
+
+
+def step_clock() -> Clock:
+  """Returns a clock at rest: the first step compiles, and is not measured."""
+  began: float | None = None
+
+  def measures(values: Mapping[str, float]) -> dict[str, float]:
+    nonlocal began
+    now = time.perf_counter()
+    before, began = began, now
+    if before is None:
+      return {}
+    seconds = now - before
+    measured = {"time/seconds": seconds}
+    for name in TOKENS:
+      if name in values:
+        measured["time/tokens_per_second"] = values[name] / seconds
+    return measured
+
+  def restart() -> None:
+    nonlocal began
+    began = None
+
+  return Clock(measures, restart)
+
+
 def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
   return {name: float(value) for name, value in metrics.items()}
 
@@ -258,10 +310,12 @@ def check_best(best: str, metrics: Mapping[str, float]) -> None:
   Raises:
     UserError: where it is not.
   """
-  if best and best not in metrics:
+  # How long a step took says nothing about its model.
+  names = [name for name in metrics if not name.startswith("time/")]
+  if best and best not in names:
     raise UserError(
       f"config.best={best!r}: this stage does not measure it; "
-      f"it measures {', '.join(sorted(metrics))}"
+      f"it measures {', '.join(sorted(names))}"
     )
 
 

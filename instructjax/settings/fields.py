@@ -22,6 +22,7 @@ from typing import get_type_hints as type_hints
 
 from instructjax.errors import UserError
 
+LONGEST_SHOWN = 200  # characters of a value in a message
 LARGEST_FLOAT = sys.float_info.max
 LARGEST = 10**9  # the bound of a whole number where its field names no other
 
@@ -102,7 +103,8 @@ def settings(cls: type) -> Any:
         object.__setattr__(self, name, value)
     # Fields are compared with each other once each of them is right by itself.
     for name, complaint in conflicts_of(self):
-      raise UserError(f"config.{name}={show(getattr_path(self, name))}: {complaint}")
+      value = _brief(show(getattr_path(self, name)))
+      raise UserError(f"config.{name}={value}: {complaint}")
 
   cls.__post_init__ = check_itself
   return dataclasses.dataclass(frozen=True)(cls)
@@ -226,7 +228,7 @@ def checked(path: str, value: Any, kind: Any, limits: Limits) -> Any:
     fitting, held = _fits(value, option, limits)
     if fitting:
       return held
-  raise UserError(f"config.{path}={show(value)}: {expectation(kind, limits)} is expected")
+  raise UserError(f"config.{path}={_brief(show(value))}: {expectation(kind, limits)} is expected")
 
 
 def _fits(value: Any, option: Any, limits: Limits) -> tuple[bool, Any]:
@@ -257,6 +259,13 @@ def _fits(value: Any, option: Any, limits: Limits) -> tuple[bool, Any]:
   return isinstance(value, option), value
 
 
+def _brief(text: str) -> str:
+  """Returns a value for a message: on one line, and not at any length."""
+  if not text.isprintable():
+    text = text.encode("unicode_escape").decode()
+  return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
+
+
 def _is_finite(value: float) -> bool:
   """Returns whether float64 holds a number; `math.isfinite` fails at the largest whole numbers."""
   return abs(value) <= LARGEST_FLOAT
@@ -272,7 +281,7 @@ def parsed(path: str, text: str, kind: Any, limits: Limits) -> Any:
       return checked(path, _literal(text, option), option, limits)
     except UserError:
       continue  # another option of the type may take it
-  raise UserError(f"config.{path}={text}: {expectation(kind, limits)} is expected")
+  raise UserError(f"config.{path}={_brief(text)}: {expectation(kind, limits)} is expected")
 
 
 def _literal(text: str, option: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -235,17 +236,20 @@ def held_out_measures(
 
   def evaluate(state: TrainState) -> dict[str, Any]:
     pairs = ordering.pairs_of(scores_at(state), records, distinct)
+    if not np.isfinite(pairs.difference).all():
+      return {"eval/accuracy": float("nan")}  # the loop says so, and stops
     accuracy = ordering.accuracy(pairs)
     bins = ordering.reliability(pairs.difference)
-    error = ordering.calibration_error(bins)
-    return {
+    values = {
       "eval/accuracy": accuracy.value,
       "eval/accuracy_low": accuracy.low,
       "eval/accuracy_high": accuracy.high,
       "eval/log_loss": ordering.log_loss(pairs).value,
       "eval/slope": ordering.slope(pairs).value,
-      "eval/ece": float("nan") if error is None else error,
     }
+    # The scores are finite: what is not has no value, as an accuracy over no pairs.
+    known = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return known | {"eval/ece": ordering.calibration_error(bins)}
 
   def report_on(state: TrainState, gain: float) -> dict[str, Any]:
     scores = gain * scores_at(state)

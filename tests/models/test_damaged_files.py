@@ -63,6 +63,13 @@ def test_a_whole_header_is_read(tmp_path):
   assert entries["b"].start - entries["a"].start == 8
 
 
+def test_an_empty_tensor_of_any_size_is_refused(tmp_path):
+  """The official parser takes it, and numpy fails."""
+  path = safetensors_file(tmp_path / "m.safetensors", ("a", "F32", [0, 2**62], [0, 0]), data=b"")
+  with pytest.raises(UserError, match=r"m\.safetensors: tensor 'a' has shape"):
+    reading.header(path)
+
+
 def model(folder, config=LLAMA):
   from instructjax import models
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 
 import jax
@@ -46,9 +47,38 @@ def writer(tmp_path):
 
 
 def rows(tmp_path):
-  return [
-    json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-  ]
+  lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def rows_without_times(tmp_path):
+  """The same of two equal runs, which take different times."""
+  return [{k: row[k] for k in row if not k.startswith("time/")} for row in rows(tmp_path)]
+
+
+def test_steps_have_their_seconds_and_tokens(step, writer, tmp_path):
+  """But for the first one, which compiles, and those beside an evaluation, which takes time."""
+
+  def with_tokens(state, x):
+    state, metrics = step(state, x)
+    time.sleep(0.02)
+    return state, metrics | {"tokens": jnp.float32(7)}
+
+  fit(
+    with_tokens,
+    fresh(),
+    batch,
+    steps=8,
+    stage="a",
+    writer=writer,
+    evaluate=lambda state: {"eval/nll": 1.0},
+    evaluate_every=4,
+  )
+  timed = {row["step"]: row for row in rows(tmp_path) if "time/seconds" in row}
+  assert sorted(timed) == [2, 3, 6, 7]
+  for row in timed.values():
+    assert 0.01 < row["time/seconds"] < 5
+    assert row["time/tokens_per_second"] == pytest.approx(7 / row["time/seconds"])
 
 
 def test_every_step_sees_its_batch_and_is_written_once(step, writer, tmp_path):
@@ -126,7 +156,7 @@ def test_resume_goes_on_and_leaves_no_line_twice(step, writer, tmp_path):
   state = fit(step, fresh(), batch, steps=6, **settings)
   assert state.params["w"] == whole.params["w"]
   by_stage = [
-    [row | {"stage": ""} for row in rows(tmp_path) if row["stage"] == name]
+    [row | {"stage": ""} for row in rows_without_times(tmp_path) if row["stage"] == name]
     for name in ("whole", "a")
   ]
   assert by_stage[0] == by_stage[1]
@@ -529,6 +559,24 @@ def test_an_evaluation_that_is_not_finite_stops(step, writer, tmp_path):
     )
   assert checkpoints.latest() is None
   assert rows(tmp_path)[-1]["eval/nll"] is None
+
+
+def test_an_unknown_value_is_null_and_no_failure(step, writer, tmp_path):
+  """None is not NaN: there was nothing to measure, and the run is healthy."""
+  checkpoints = Checkpoints(tmp_path / "c", best="eval/accuracy")
+  fit(
+    step,
+    fresh(),
+    batch,
+    steps=2,
+    stage="a",
+    writer=writer,
+    checkpoints=checkpoints,
+    evaluate=lambda state: {"eval/accuracy": None, "eval/nll": 1.0},
+  )
+  last = rows(tmp_path)[-1]
+  assert (last["eval/accuracy"], last["eval/nll"]) == (None, 1.0)
+  assert checkpoints.latest() == 2
 
 
 def test_ctrl_c_saves_no_state_that_is_not_finite(writer, tmp_path):

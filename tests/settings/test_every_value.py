@@ -10,7 +10,7 @@ from importlib import import_module
 
 import pytest
 from rich_settings import RICH, prepare
-from stage_runs import leaves, written
+from stage_runs import leaves, metrics, written
 
 from instructjax import settings
 from instructjax.commands import cli
@@ -64,8 +64,9 @@ def run(stage, workdir, values, capsys):
 
 def left(workdir, stage):
   """What a run left: its lines, the names of its checkpoints, and the last parameters."""
-  names = ("metrics.jsonl", "samples.jsonl", "draws.jsonl")
+  names = ("samples.jsonl", "draws.jsonl")
   lines = {name: (workdir / name).read_text() for name in names if (workdir / name).exists()}
+  lines["metrics"] = metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
   steps = sorted(path.name for path in workdir.glob(f"checkpoints/{stage}/*"))
   params = {}
   if (workdir / "checkpoints").exists():

@@ -88,8 +88,10 @@ def test_what_cannot_be_cross_validated_is_said(options, tmp_path, capsys):
   without = [word for word in options if "data.valid" not in word]
   assert cli.main([*without, "--config.data.valid="]) == 2
   assert "config.data.valid is empty" in capsys.readouterr().err
-  assert cli.main([*options, "--groups=1"]) == 2
-  assert "--groups=1: a number from 2 to 1,000" in capsys.readouterr().err
+  with pytest.raises(SystemExit) as stop:
+    cli.main([*options, "--groups=1"])
+  assert stop.value.code == 2
+  assert "--groups: 1: a whole number from 2 to 1,000" in capsys.readouterr().err
   assert cli.main([*options, "--groups=6"]) == 2
   assert "has 5 labelers" in capsys.readouterr().err
   nameless = write(tmp_path / "nameless.jsonl", [{**compared("say 1", ""), "labeler": None}])

@@ -78,6 +78,18 @@ def ppo_run(data, tmp_path_factory, init_run, reward_run):
   return folder
 
 
+def test_every_stage_says_its_learning_rate(init_run, reward_run, ppo_run):
+  for folder in (init_run, reward_run):
+    rates = [row["lr"] for row in metrics(folder) if "loss" in row]
+    # A cosine from the peak to a tenth of it (App. C).
+    assert rates[-1] == pytest.approx(0.1 * rates[0], rel=1e-4)
+    assert rates == sorted(rates, reverse=True)
+  first = metrics(ppo_run)[0]
+  # The policy warms up from a tenth of its peak, the value network begins at its own (App. C.4).
+  assert first["lr"] == pytest.approx(0.1 * 3e-4)
+  assert first["lr_value"] == pytest.approx(1e-3)
+
+
 def test_ppo_runs_on_both_and_leaves_the_average(ppo_run):
   rows = metrics(ppo_run)
   assert [row["step"] for row in rows] == [1, 2, 3, 4]

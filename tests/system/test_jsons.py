@@ -14,7 +14,7 @@ from instructjax.system import atomic, jsons
 PACKAGE = Path(instructjax.__file__).parent
 
 # Where JSON is made that is no file: a request over HTTP, and what a chat template asks for.
-NO_FILES = {"rewards/endpoint.py", "data/tokens/chat.py", "label/server.py", "system/jsons.py"}
+NO_FILES = {"rewards/endpoint.py", "data/tokens/jinja.py", "label/server.py", "system/jsons.py"}
 
 
 def strict(text):

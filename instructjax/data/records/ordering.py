@@ -50,12 +50,13 @@ class Pairs(NamedTuple):
 def pairs_of(
   scores: Scores,
   records: Sequence[Comparison],
-  distinct: Sequence[Bool[np.ndarray, "K K"]] | None = None,
+  distinct: Sequence[Bool[np.ndarray, "_ _"]] | None = None,
 ) -> Pairs:
   """Returns the pairs of all comparisons.
 
-  `distinct` marks, for each comparison, the pairs whose rows differ. Completions that became the
-  same row when they were cut have one score, which says nothing of the model.
+  `distinct` marks, for each comparison, the pairs [K, K] whose rows differ, and K may be another
+  in each. Completions that became the same row when they were cut have one score, which says
+  nothing of the model.
   """
   numbers: dict[str, int] = {}
   differences = [np.zeros(0)]
@@ -83,7 +84,7 @@ def measure(
   scores: Scores,
   records: Sequence[Comparison],
   *,
-  distinct: Sequence[Bool[np.ndarray, "K K"]] | None = None,
+  distinct: Sequence[Bool[np.ndarray, "_ _"]] | None = None,
   training_labelers: Sequence[str] = (),
 ) -> dict[str, Any]:
   """Returns everything, as results.json holds it under "rm".

@@ -165,7 +165,8 @@ class Counting(jinja2.visitor.NodeTransformer):
 
   def _call(self, method: str, arguments: list[Any], node: nodes.Node) -> nodes.Call:
     call = self.bounds.call_method(method, arguments, lineno=node.lineno)
-    return call.set_lineno(node.lineno, override=True)
+    call.set_lineno(node.lineno, override=True)
+    return call
 
 
 class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):

@@ -145,7 +145,8 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     token_types,
   ]
   fingerprint = sha256(jsons.text(identity, ascii_only=True).encode())
-  return _wrap(tokenizer, eos, _control_ids(token_types), bos, fingerprint)
+  place = "the GGUF metadata"
+  return _wrap(tokenizer, eos, _control_ids(token_types), bos, fingerprint, place)
 
 
 def _gguf_field(metadata: Mapping[str, Any], key: str, default: Any = None) -> Any:
@@ -254,7 +255,8 @@ def byte_level(metadata: Mapping[str, Any]) -> Any:
   # The package raises a bare Exception for a merge of pieces that are no tokens.
   except Exception as error:
     raise UserError(
-      f"tokenizer.ggml.merges cannot be used ({error}); give the model's tokenizer.json"
+      f"tokenizer.ggml.merges cannot be used ({_first_line(error)}); give the model's "
+      "tokenizer.json"
     ) from error
   tokenizer.pre_tokenizer = splitter
   tokenizer.decoder = decoders.ByteLevel()
@@ -283,7 +285,8 @@ def from_json(path: str | Path, eos: Sequence[int | str] = ()) -> Tokenizer:
     raise
   # The package raises a bare Exception, and for some files what Rust calls a panic, which is none.
   except BaseException as error:
-    raise UserError(f"{path}: not a tokenizer.json of the tokenizers package ({error})") from error
+    reason = _first_line(error)
+    raise UserError(f"{path}: not a tokenizer.json of the tokenizers package ({reason})") from error
   if not eos:
     usual = [name for name in USUAL_EOS if tokenizer.token_to_id(name) is not None]
     wanted: Sequence[int | str] = usual[:1]
@@ -305,9 +308,9 @@ def from_json(path: str | Path, eos: Sequence[int | str] = ()) -> Tokenizer:
   added = tokenizer.get_added_tokens_decoder()
   control = [i for i, token in added.items() if token.special]
   # What the tokenizer puts around an empty text begins a row, but for the end-of-text token.
-  around = tokenizer.encode("", add_special_tokens=True).ids
+  around = _encoded(tokenizer, "", str(path), special=True)
   bos = [i for i in around if i not in ids]
-  return _wrap(tokenizer, ids, control, bos, sha256(text.encode()))
+  return _wrap(tokenizer, ids, control, bos, sha256(text.encode()), str(path))
 
 
 def from_folder(folder: str | Path) -> Tokenizer:
@@ -353,12 +356,33 @@ def _folder_eos(folder: Path) -> list[int | str]:
   return []
 
 
+def _encoded(tokenizer: Any, text: str, place: str, *, special: bool = False) -> list[int]:
+  """Returns the ids of a text.
+
+  Raises:
+    UserError: where the tokenizer contradicts itself, for one names an unknown token that it lacks.
+  """
+  try:
+    return list(tokenizer.encode(text, add_special_tokens=special).ids)
+  # The package raises a bare Exception.
+  except Exception as error:
+    raise UserError(
+      f"{place}: the tokenizer fails at {text[:40]!r} ({_first_line(error)})"
+    ) from error
+
+
+def _first_line(error: BaseException) -> str:
+  """Returns the first line of what an error of the package says, which has several at times."""
+  return str(error).strip().partition("\n")[0]
+
+
 def _wrap(
   tokenizer: Any,
   eos: Sequence[int],
   control: Sequence[int],
   bos: Sequence[int],
   fingerprint: str,
+  place: str,
 ) -> Tokenizer:
   """Returns our protocol over a `tokenizers.Tokenizer`.
 
@@ -367,12 +391,12 @@ def _wrap(
   # Padding and cutting are the pipeline's; a file may have them on.
   tokenizer.no_padding()
   tokenizer.no_truncation()
-  encode, decode = _functions(tokenizer)
+  encode, decode = _functions(tokenizer, place)
   continuation = None
   if adds_space(encode):
     description = _without_prefix(plain_json.decode(tokenizer.to_str()))
     bare = type(tokenizer).from_str(jsons.text(description))
-    encode_bare, decode_bare = _functions(bare)
+    encode_bare, decode_bare = _functions(bare, place)
     continuation = Continuation(following(encode, encode_bare), decode_bare)
     decode = _without_space(decode, encode)
     encode = beginning(encode, encode_bare)
@@ -389,11 +413,11 @@ def _wrap(
   )
 
 
-def _functions(tokenizer: Any) -> tuple[Encode, Decode]:
-  """Returns encode and decode of a `tokenizers.Tokenizer`."""
+def _functions(tokenizer: Any, place: str) -> tuple[Encode, Decode]:
+  """Returns encode and decode of a `tokenizers.Tokenizer`; `place` says where it is from."""
 
   def encode(text: str) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False).ids)
+    return _encoded(tokenizer, text, place)
 
   def decode(ids: Sequence[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=False)

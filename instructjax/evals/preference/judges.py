@@ -189,9 +189,11 @@ def _python_judge(name: str, target: str, kind: str) -> Judge:
 def _probability(name: str, reply: Any) -> dict[str, float]:
   """Returns {"p"} of a number from 0 to 1 or of {win, tie, loss}, which must sum to 1."""
   outcomes = {"win", "tie", "loss"}
-  is_distribution = (
-    isinstance(reply, Mapping) and set(reply) <= outcomes and abs(sum(reply.values()) - 1) < 1e-6
-  )
+  # What a user's function returns may hold anything.
+  is_outcomes = isinstance(reply, Mapping) and set(reply) <= outcomes
+  shares = list(reply.values()) if is_outcomes else []
+  has_numbers = all(isinstance(share, int | float) for share in shares)
+  is_distribution = bool(shares) and has_numbers and abs(sum(shares) - 1) < 1e-6
   if is_distribution:
     reply = reply.get("win", 0.0) + 0.5 * reply.get("tie", 0.0)
   try:

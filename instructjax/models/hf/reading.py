@@ -19,6 +19,7 @@ from instructjax.types import Params
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+LARGEST_AXIS = 2**40
 # The types of numbers that can be read, by their names in safetensors.
 DTYPES = {
   "F64": "float64",
@@ -219,6 +220,9 @@ def header(file: Path) -> dict[str, Entry]:
   for name, description in descriptions.items():
     start, _ = description["data_offsets"]
     shape = tuple(description["shape"])
+    # An empty tensor may claim any other axis, and numpy cannot even say so.
+    if max(shape, default=0) > LARGEST_AXIS:
+      raise UserError(f"{file}: tensor '{name}' has shape {shape}; fetch it again")
     entries[name] = Entry(file, description["dtype"], shape, data_start + start)
   return entries
 
