@@ -83,8 +83,10 @@ def test_the_command_writes_demonstrations(tmp_path, capsys):
     in capsys.readouterr().out
   )
   assert len(records.read(out, "demonstration")) == 5
-  assert cli.main(["baseline", "mixture", f"--sources={own}", f"--out={out}", "--cap=-1"]) == 2
-  assert "numbers from 0 on" in capsys.readouterr().err
+  with pytest.raises(SystemExit) as stop:
+    cli.main(["baseline", "mixture", f"--sources={own}", f"--out={out}", "--cap=-1"])
+  assert stop.value.code == 2
+  assert "--cap: -1: a whole number from 0" in capsys.readouterr().err
 
 
 def test_what_is_no_task_is_an_error(tmp_path):
