@@ -232,6 +232,15 @@ def test_episodes_and_text_have_micro_batches_of_their_own(tables):
   assert scans(step, start(config, params), (experience(), text_rows())) == [2, 8]
 
 
+def test_the_share_of_a_text_by_hand():
+  """Of 2 + 3 marked tokens. Nothing predicts a first token, so its mark does not count."""
+  mask = jnp.array([[True, True, True, False], [False, True, True, True]])
+  text = Demonstrations(jnp.zeros((2, 4), jnp.int32), jnp.ones((2, 4), bool), mask)
+  close(ppo.row_shares(text, "token_mean"), [1 / 5, 1 / 5])
+  close(ppo.row_shares(text, "sequence_mean"), [1 / 4, 1 / 6])
+  close(ppo.row_shares(text, "sequence_sum"), [1 / 2, 1 / 2])
+
+
 # The iteration
 
 
