@@ -352,3 +352,12 @@ def test_a_response_becomes_the_row_that_was_sampled(response):
   assert row == (response if response.startswith(" ") else f" {response}")
   chat = PromptData(template="chat")
   assert drawing.as_completion(response, chat) == response
+
+
+@pytest.mark.parametrize(
+  ("separator", "template", "completion"),
+  [(" ", "", "good"), ("x", "", " good"), ("", "", " good"), (" ", "chat", " good")],
+)
+def test_a_response_loses_the_separator_of_its_prompt(separator, template, completion):
+  data = PromptData(separator=separator, template=template)
+  assert drawing.as_completion(" good", data) == completion
