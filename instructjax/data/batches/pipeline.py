@@ -332,11 +332,21 @@ def _prompt_ids(
   text = record.prompt
   ids = tokenizer.encode(text)
   problems += special_problems(tokenizer, text, ids, place)
-  layout.counts.changed += tokenizer.decode(ids) != text
+  layout.counts.changed += _is_changed(tokenizer, ids, tokenizer.decode(ids), text)
   ids = [*tokenizer.bos, *ids]
   if not ids:  # the model needs a token to start from
     problems.append(f"{place}: no tokens; give a text")
   return ids
+
+
+def _is_changed(tokenizer: Tokenizer, ids: Sequence[int], decoded: str, text: str) -> bool:
+  """Returns whether the tokenizer does not give a text back as it was.
+
+  Where a line break ends responses, a prompt may have several. Decoding leaves them out, as it does
+  with every end of a response, so that nothing can be said of such a text.
+  """
+  has_ends = not set(tokenizer.eos).isdisjoint(ids)
+  return decoded != text and not has_ends
 
 
 def _is_short(
@@ -426,7 +436,7 @@ def _plain_row(
       f"{place}: holds the ids {sorted(refused)}, which end a response or are never sampled (a "
       "line break, or characters that the tokenizer does not know); take them out of the text"
     )
-  layout.counts.changed += tokenizer.decode_next(ids) != text
+  layout.counts.changed += _is_changed(tokenizer, ids, tokenizer.decode_next(ids), text)
   end = tokenizer.eos[0]
   is_cut = len(ids) >= layout.response
   if not is_cut:

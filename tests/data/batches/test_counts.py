@@ -95,3 +95,15 @@ def test_texts_that_the_tokenizer_changes_are_counted():
   nothing = TOK._replace(encode=lambda text: TOK.encode(text.replace("?", "")))
   _, numbers = counted(pipeline.demonstrations, [Demonstration("a", "??")], nothing)
   assert (numbers.changed, numbers.empty) == (1, 1)
+
+
+def test_line_breaks_of_a_prompt_are_no_change_where_they_end_responses():
+  """Decoding leaves the ends of responses out: all 400 prompts of the quickstart seemed changed."""
+
+  def decode_without_ends(ids):
+    return TOK.decode([token for token in ids if token != ord("b")])
+
+  ends_in_b = TOK._replace(eos=(ord("b"), EOS), decode=decode_without_ends)
+  numbers = Counts()
+  pipeline.prompts([Prompt("abc")], ends_in_b, prompt=3, counts=numbers)
+  assert numbers.changed == 0
