@@ -1,5 +1,6 @@
 """A whole PPO update against TRL 1.12.0: its arrays, its losses, its new weights."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -148,7 +149,9 @@ def test_new_weights_are_those_of_trl(tmp_path, monkeypatch, theirs, ours, epoch
   rows = Rollout(tokens, valid, jnp.asarray(MASK), jnp.zeros(MASK.shape), jnp.asarray(trl.ENDED))
   frozen = Frozen(trunk={}, ref=weights["ref"], reward=weights["reward"])
   params = {"policy": weights["policy"], "value": weights["value"]}
-  scores = ppo.score(frozen, rows, settings)
+  # TRL scores a response that was cut at its last token; here an end of text would stand there.
+  as_sampled = settings._replace(sampling=replace(settings.sampling, eos=()))
+  scores = ppo.score(frozen, rows, as_sampled)
   exp, stats = ppo.credit(params, frozen, rows, scores, jnp.float32(trl.KL_COEF), settings)
   exp = exp.replace(advantage=returns.whiten(exp.advantage, exp.mask, unbiased=True))
   state = steps.init_state(jax.random.key(0), params, settings.tx)
