@@ -7,7 +7,6 @@ values that users gave.
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections import defaultdict
@@ -17,7 +16,7 @@ from typing import Any
 from instructjax.data.records.records import RecordError
 from instructjax.label.answers import FLAGS, Answer, LabelerValue, Value, close_gaps
 from instructjax.label.tasks import FACTS, Row, Task, facts, from_fields
-from instructjax.system import jsons
+from instructjax.system import jsons, plain_json
 
 PROMPTS = ("prompt", "instruction", "input")  # the fields that may hold a prompt, in this order
 OUTPUT = re.compile(r"(response|completion|output)[-_]?\d+")  # the fields that hold outputs
@@ -136,7 +135,7 @@ def _facts(record_id: Any, metadata: Row) -> Row:
   for name in ("consent", "annotations"):
     text = task_facts[name]
     if isinstance(text, str):
-      task_facts[name] = json.loads(text)
+      task_facts[name] = plain_json.decode(text)
   # A record of a task without an id has a number instead.
   is_number = re.fullmatch(r"task-\d+", str(record_id))
   task_facts["id"] = None if is_number else record_id or None

@@ -6,7 +6,6 @@ rows for JSON, and `from_row` turns one of them back into a task and its answers
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from instructjax.errors import UserError
 from instructjax.label import argilla, labelstudio
 from instructjax.label.answers import Answer, LabelerValue, check
 from instructjax.label.tasks import Row, Task, as_fields, facts, unanswered
+from instructjax.system import plain_json
 
 Loaded = tuple[list[Task], list[Answer]]
 UNNAMED = "unnamed"  # the labeler of a record that names none
@@ -145,7 +145,7 @@ def load(
       lines = "\n".join(str(part) for part in error.args).split("\n")
       problems += [f"{place}: {validation.printable(line)}" for line in lines]
       continue
-    except (KeyError, TypeError, AttributeError, IndexError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
       # The readers follow what the tool writes, so any other structure ends in one of these.
       text = f"not as {form} writes it ({type(error).__name__}: {error})"
       problems.append(f"{place}: {validation.printable(text)}")
@@ -175,13 +175,9 @@ def _read_rows(path: Path, form: str) -> list[Any]:
   """Reads the list in a JSON file, which must not be empty."""
   try:
     # Some tools write a byte order mark, which plain "utf-8" would leave in the text.
-    rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    rows = plain_json.decode(path.read_text(encoding="utf-8-sig"))
   except FileNotFoundError:
     raise UserError(f"{path}: no such file") from None
-  except RecursionError:
-    raise UserError(
-      f"{path}: nested too deeply; give the file that the tool exported as JSON"
-    ) from None
   except (OSError, ValueError) as error:
     raise UserError(
       f"{path}: not JSON ({error}); give the file that the tool exported as JSON"

@@ -330,3 +330,11 @@ def test_labeling_starts_without_jax():
   )
   run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
   assert run.returncode == 0, run.stderr
+
+
+def test_half_a_character_in_the_facts_of_a_record_is_named(tmp_path):
+  """JSON can spell half of a pair, which no file and no data base can hold."""
+  path = tmp_path / "x.json"
+  path.write_text('[{"id": "\\ud800"}]')
+  with pytest.raises(UserError, match=r"x\.json: not JSON"):
+    exchange.load(path, "comparison", "argilla")
