@@ -117,12 +117,12 @@ def fit(
     """Evaluates the state and writes the results beside the metrics of its step."""
     with saving_on_error(iteration):
       results = evaluate(state)
-    known = _floats({name: value for name, value in results.items() if value is not None})
-    unknown = dict.fromkeys(results.keys() - known.keys(), math.nan)
+    measured = _floats({name: value for name, value in results.items() if value is not None})
+    unknown = dict.fromkeys(results.keys() - measured.keys(), math.nan)
     # Both are null in metrics.jsonl, but only a number that came out as NaN is a failure.
-    writer.metrics(iteration, stage, known | unknown)
-    check_metrics(known, stage, iteration, checkpoints)
-    last_metrics.update(known | unknown)
+    writer.metrics(iteration, stage, measured | unknown)
+    check_metrics(measured, stage, iteration, checkpoints)
+    last_metrics.update(measured | unknown)
 
   def save(iteration: int) -> None:
     """Starts to write a checkpoint, after the metrics up to it and the state are checked."""

@@ -321,7 +321,8 @@ def held_out_nll(
       value, tokens = sum_nll(trunk, state.params, sharding.place_batch(batch))
       total += float(value)
       count += float(tokens)
-    return {name: total / max(count, 1.0)}
+    # Of rows that mark nothing the loss is unknown; 0 would be the best there is.
+    return {name: total / count if count else None}
 
   return evaluate
 
@@ -331,8 +332,11 @@ def with_mixed_nll(evaluate: Evaluate, text_share: float) -> Evaluate:
 
   def evaluate_both(state: TrainState) -> dict[str, Any]:
     values = dict(evaluate(state))
-    of_demonstrations = (1 - text_share) * values["eval/nll"]
-    return values | {"eval/nll_mixed": of_demonstrations + text_share * values["eval/nll_text"]}
+    demonstrations, text = values["eval/nll"], values["eval/nll_text"]
+    mixed = None
+    if demonstrations is not None and text is not None:
+      mixed = (1 - text_share) * demonstrations + text_share * text
+    return values | {"eval/nll_mixed": mixed}
 
   return evaluate_both
 

@@ -248,8 +248,8 @@ def held_out_measures(
       "eval/slope": ordering.slope(pairs).value,
     }
     # The scores are finite: what is not has no value, as an accuracy over no pairs.
-    known = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    return known | {"eval/ece": ordering.calibration_error(bins)}
+    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return finite | {"eval/ece": ordering.calibration_error(bins)}
 
   def report_on(state: TrainState, gain: float) -> dict[str, Any]:
     scores = gain * scores_at(state)
@@ -426,5 +426,5 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
         writers.keep_results(workdir, {"rm": measured})
         running.show(describe(measured))
       body = running.whole_model(settings.top, source, settings.model, settings.seed, params["lm"])
-      left = {"lm": body, "head": params["head"]}
-      origin.finish(workdir, int(final.iteration), left, about, "reward")
+      model_params = {"lm": body, "head": params["head"]}
+      origin.finish(workdir, int(final.iteration), model_params, about, "reward")

@@ -228,3 +228,21 @@ def test_a_classifier_folder_is_a_reward_model_too(tmp_path):
   np.testing.assert_array_equal(found.head["w"], head["w"])
   np.testing.assert_array_equal(found.params["blocks"]["q"]["w"], params["blocks"]["q"]["w"])
   assert found.about["config"]["dtype"] == "bfloat16"
+
+
+def test_a_held_out_loss_over_no_tokens_is_unknown():
+  """It was 0, the best loss there is, which would choose that checkpoint."""
+  import optax
+  import tiny
+
+  from instructjax import steps
+  from instructjax.data.batches import pipeline
+  from instructjax.stages import pretrain_sft
+
+  lm = tiny.lm("gpt")
+  row = pipeline.Row(np.arange(1, 6, dtype=np.int32), 5)  # a prompt alone: nothing is marked
+  evaluate = pretrain_sft.held_out_nll(lm, {}, [row], 8, 1)
+  state = steps.init_state(jax.random.key(1), lm.init(jax.random.key(0)), optax.sgd(1.0))
+  assert evaluate(state) == {"eval/nll": None}
+  both = lambda state: {"eval/nll": None, "eval/nll_text": 2.0}
+  assert pretrain_sft.with_mixed_nll(both, 0.1)(state)["eval/nll_mixed"] is None
