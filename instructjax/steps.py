@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from instructjax import optim, sharding
-from instructjax.types import Array, Key, Params, PyTree, Scalar, TrainState
+from instructjax.types import Array, Int, Key, Params, PyTree, Scalar, TrainState
 
 # Maps (params, batch, key) to (scalar, rows).
 Loss = Callable[[Params, Any, Key[Array, ""] | None], tuple[Scalar, PyTree]]
@@ -127,24 +127,70 @@ def gradients(
 
   They are computed in `micro` parts, one after the other, whose gradients and losses are summed.
   """
+  if micro > 1:
+    grads, value, rows = gradients_of_parts(loss, params, split(batch, micro), key)
+    return grads, value, merge(rows)
   # `has_aux`: the rows come along and take no part in the gradient.
   value_and_grad = jax.value_and_grad(loss, has_aux=True)
-  if micro == 1:
-    (value, rows), grads = value_and_grad(params, batch, key)
+  (value, rows), grads = value_and_grad(params, batch, key)
+  return grads, value, rows
+
+
+def gradients_of_parts(
+  loss: Loss,
+  params: Params,
+  parts: PyTree,
+  key: Key[Array, ""] | None = None,
+  *,
+  count: Int[Array, ""] | None = None,
+) -> tuple[Params, Scalar, PyTree]:
+  """Returns (gradient, loss, rows) of a batch that is cut into parts: [N, B/N, ...].
+
+  The parts are computed one after the other, and their gradients and losses are summed. With a
+  `count`, which may be traced, only the first `count` of them are computed: what holds nothing
+  costs nothing, and one compiled program does for every number. The rows of the others are 0.
+  """
+  value_and_grad = jax.value_and_grad(loss, has_aux=True)
+
+  def one_part(i, part):
+    # Every part has a key of its own: two of them must not share a dropout mask.
+    part_key = None if key is None else jax.random.fold_in(key, i)
+    (value, rows), grads = value_and_grad(params, part, part_key)
+    return (grads, value), rows
+
+  zeros = (jax.tree.map(jnp.zeros_like, params), jnp.float32(0))
+  N = jax.tree.leaves(parts)[0].shape[0]
+  if count is None:
+
+    def accumulate(total, numbered_part):
+      terms, rows = one_part(*numbered_part)
+      return jax.tree.map(jnp.add, total, terms), rows
+
+    (grads, value), rows = jax.lax.scan(accumulate, zeros, (jnp.arange(N), parts))
     return grads, value, rows
 
-  def accumulate(carry, part):
-    i, micro_batch = part
-    # Every micro-batch has a key of its own: two of them must not share a dropout mask.
-    micro_key = None if key is None else jax.random.fold_in(key, i)
-    (value, rows), grads = value_and_grad(params, micro_batch, micro_key)
-    return jax.tree.map(jnp.add, carry, (grads, value)), rows
+  def take(i):
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), parts)
 
-  zero_grads = jax.tree.map(jnp.zeros_like, params)
-  carry = (zero_grads, jnp.float32(0))
-  micro_batches = (jnp.arange(micro), split(batch, micro))
-  (grads, value), rows = jax.lax.scan(accumulate, carry, micro_batches)
-  return grads, value, merge(rows)
+  def accumulate_and_write(i, carry):
+    total, written = carry
+    terms, rows = one_part(i, take(i))
+    written = jax.tree.map(
+      lambda buffer, x: jax.lax.dynamic_update_index_in_dim(buffer, x, i, 0), written, rows
+    )
+    return jax.tree.map(jnp.add, total, terms), written
+
+  def empty(x):
+    split_rows = sharding.spec(None, "batch", *[None] * (x.ndim - 1)) if x.ndim else None
+    return jnp.zeros((N, *x.shape), x.dtype, out_sharding=split_rows)
+
+  _, row_shapes = jax.eval_shape(one_part, jnp.int32(0), take(0))
+  written = jax.tree.map(empty, row_shapes)
+  # The name is that of the loop where its trips are counted (`plan.counting`).
+  with jax.named_scope("trips:parts"):
+    carry = jax.lax.fori_loop(0, count, accumulate_and_write, (zeros, written))
+  (grads, value), rows = carry
+  return grads, value, rows
 
 
 def update(

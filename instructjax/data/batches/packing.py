@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -95,6 +96,33 @@ def fit(sizes: Int[np.ndarray, " N"], length: int) -> tuple[np.ndarray, ...]:
     bins_by_space.setdefault(left, []).append(chosen)
     spaces |= 1 << left
   return tuple(np.asarray(numbers, np.int64) for numbers in bins)
+
+
+class Places(NamedTuple):
+  """Where each of N rows stands in a batch that is computed in parts [parts, rows, length]."""
+
+  part: Int[np.ndarray, " N"]
+  row: Int[np.ndarray, " N"]
+  start: Int[np.ndarray, " N"]  # its first column
+  count: int  # parts that hold anything
+
+
+def into_parts(sizes: Int[np.ndarray, " N"], length: int, rows: int) -> Places:
+  """Packs the rows of one batch into parts of `rows` packed rows each, of `length` tokens.
+
+  A batch has the same rows as without packing, and a step computes only the first `count` parts
+  (`steps.gradients_of_parts`). N rows need at most ceil(N / rows) parts.
+
+  Raises:
+    UserError: if a row is longer than `length`.
+  """
+  part, row, start = np.zeros((3, len(sizes)), np.int64)
+  bins = fit(sizes, length)
+  for index, numbers in enumerate(bins):
+    ends = np.cumsum(sizes[numbers])
+    part[numbers], row[numbers] = divmod(index, rows)
+    start[numbers] = ends - sizes[numbers]
+  return Places(part, row, start, count=-(-len(bins) // rows))
 
 
 def pad_packed(bins: Sequence[Sequence[Row]], *, length: int) -> Demonstrations:
