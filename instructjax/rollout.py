@@ -202,7 +202,8 @@ def sample(
 
   The n rows of a prompt follow each other. Tokens after the end are 0, with `valid` and `mask`
   False. Step t samples with fold_in(key, t): a new key for each call gives new samples, and the
-  same key gives the same samples.
+  same key gives the same samples. Where `prompts.ends` has a schedule, a row ends after so many
+  tokens, whatever they are: the last of them counts as its end of text.
 
   Raises:
     TypeError: unless `prompts.valid` is boolean.
@@ -228,7 +229,10 @@ def sample(
     token, logp = draw(jax.random.fold_in(key, t), logits, cfg)
     token = jnp.where(live, token, 0)
     logp = jnp.where(live, logp, 0.0)
-    return token, logp, live & ~is_end(token, cfg.eos)
+    live = live & ~is_end(token, cfg.eos)
+    if prompts.ends is not None:
+      live = live & (t + 1 < prompts.ends)
+    return token, logp, live
 
   def write(buffer, t, column):
     return jax.lax.dynamic_update_slice_in_dim(buffer, column[:, None], t, axis=1)

@@ -800,6 +800,11 @@ MUTANTS["likelihood"] = [
 ]
 
 MUTANTS["rollout"] = [
+  Mutant(
+    "live & (t + 1 < prompts.ends)",
+    "live & (t < prompts.ends)",
+    "a schedule of lengths ends rows a token late",
+  ),
   M("k = min(top_k, logits.shape[-1])", "k = top_k", "more tokens to keep than there are"),
   M(
     "logits = jnp.where(logits < kth, -jnp.inf, logits)",
@@ -892,8 +897,8 @@ MUTANTS["rollout"] = [
     "log-probabilities after the end",
   ),
   M(
-    "return token, logp, live & ~is_end(token, cfg.eos)",
-    "return token, logp, ~is_end(token, cfg.eos)",
+    "live = live & ~is_end(token, cfg.eos)",
+    "live = ~is_end(token, cfg.eos)",
     "a response goes on after its end",
   ),
   M(
