@@ -271,7 +271,9 @@ def sample(
     mask=write(empty_like(all_live), 0, all_live),
     logp=write(empty_like(logp), 0, logp),
   )
-  last = jax.lax.while_loop(any_live, step, first)
+  # The name is that of the loop where its trips are counted (`plan.counting`).
+  with jax.named_scope("trips:steps"):
+    last = jax.lax.while_loop(any_live, step, first)
   return Rollout(
     tokens=jnp.concatenate([prompts.tokens, last.tokens], axis=1),
     valid=jnp.concatenate([prompts.valid, last.mask], axis=1),

@@ -800,7 +800,7 @@ MUTANTS["likelihood"] = [
 ]
 
 MUTANTS["rollout"] = [
-  Mutant(
+  M(
     "live & (t + 1 < prompts.ends)",
     "live & (t < prompts.ends)",
     "a schedule of lengths ends rows a token late",

@@ -231,7 +231,7 @@ def parts_of(
       ("prompts",),
       "rollout",
       tokens=settings.batch * response,
-      trips=max(response - 1, 1),
+      trips={"steps": max(response - 1, 1)},
     ),
     Part("scoring", scoring, ("rollout",), "experience", tokens=settings.batch * length),
     Part(
