@@ -233,7 +233,7 @@ def choices(
     return lm.init_cache(rows, width + length - 1)
 
   hidden, cache = lm.decode(layers, prompts.tokens, prompts.valid, empty_cache(rows))
-  cache = sharding.repeat_cache(cache, n, empty_cache, rows)
+  cache = sharding.repeat_rows(cache, sharding.row_axes(empty_cache, rows), n)
   # Prompts are left padded: their last position predicts the first token of every end.
   hidden = sharding.repeat(hidden[:, -1:], n)
   if length > 1:

@@ -1,23 +1,39 @@
-"""Sampling: a prefill, then a decode loop that stops when every row has ended.
+"""Sampling: a loop over slots, which take the next prompt when their row has ended.
 
-The sampled distribution is the one that is scored: `losses.temper` shapes the logits in this file
-as it does in the trainer.
+Responses differ in length, and a loop over whole batches would run until the longest of them is
+finished, with few of its rows alive. So the batch is a queue. S slots are filled with the first
+prompts, read in groups; each step samples one token in every slot; and when enough rows have ended,
+the next group takes their slots. When the queue is empty, the rows that are left move together into
+half as many slots, and again. All of this is one compiled program.
 
-Dimensions: B rows, P prompt tokens (left padded), R response tokens, T = P + R, V vocabulary. The
-vocabulary is cut into N blocks of BLOCK ids.
+What a row samples depends on its own key alone, never on its neighbours, the number of slots or the
+mesh. The sampled distribution is the one that is scored: `losses.temper` shapes the logits in this
+file as it does in the trainer.
+
+All slots write into one column of the cache at a time, in turn (`models.cache` says how rows that
+began at different times are kept apart): the columns from the prompts' on are a ring of R, which no
+response can lap.
+
+On a mesh every device of the batch has a queue and slots of its own, and no row leaves its device.
+
+Dimensions: B prompts, n rows of each, P prompt tokens (left padded), R response tokens, T = P + R,
+S slots, G prompts of a group, V vocabulary. The vocabulary is cut into N blocks of BLOCK ids.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax import losses, sharding
+from instructjax import losses, returns, sharding
 from instructjax.errors import UserError
+from instructjax.models import cache
 from instructjax.types import (
   LM,
   Array,
@@ -28,11 +44,21 @@ from instructjax.types import (
   Key,
   Params,
   Prompts,
+  PyTree,
   Rollout,
 )
 
 # Ids in a block of the two-level search of `categorical`; about the root of a vocabulary.
 BLOCK = 256
+
+# Slots: a quarter of the rows, but at least so many, where nothing else is asked for. Fewer would
+# read the weights more often, more would wait longer for the last rows.
+LEAST_SLOTS = 64
+# A group of prompts fills an eighth of the slots, but has so many tokens in a part that is read.
+GROUPS = 8
+GROUP_TOKENS = 128
+HALVINGS = 3  # how often the last rows move together
+CHUNKS = 8  # a prompt of full length is read in so many parts
 
 
 @dataclass(frozen=True)
@@ -56,6 +82,8 @@ class Sampling:
   n: int = 1  # responses of each prompt, which is read once for all of them; PPO draws one
   # False where the weights do not fit whole along fsdp: gathered a layer at a time, in every step
   whole: bool = True
+  # rows that are sampled at a time; 0 is a quarter of them, and at least LEAST_SLOTS
+  slots: int = 0
 
   def __post_init__(self):
     if self.top_k < 0 or not 0 < self.top_p <= 1:
@@ -111,13 +139,13 @@ def first_above(
 
 
 def categorical(
-  key: Key[Array, ""],
+  u: Float[Array, " B"],
   logits: Float[Array, "B V"],
 ) -> Int[Array, " B"]:
-  """Samples from softmax(logits) by an inverse CDF in two levels: the block, then the id within.
+  """Returns the sample of softmax(logits) that a uniform number u in [0, 1) stands for.
 
-  This takes one uniform number a row and one pass over the vocabulary. Gumbel noise would take a
-  random number for every id.
+  This is an inverse CDF in two levels: the block, then the id within. It takes one number a row and
+  one pass over the vocabulary. Gumbel noise would take a random number for every id.
   """
   rows, vocab_size = logits.shape
   top = jnp.max(logits, axis=-1, keepdims=True)
@@ -128,7 +156,6 @@ def categorical(
   mass = mass.reshape(rows, -1, BLOCK)
   block_mass = mass.sum(-1)
   # The mass is not normalised, so u runs up to its total.
-  u = jax.random.uniform(key, (rows,), jnp.float32, out_sharding=sharding.spec("batch"))
   u = u * block_mass.sum(-1)
   block, u = first_above(block_mass, u)
   # The rest of u searches within the block.
@@ -138,7 +165,7 @@ def categorical(
 
 
 def draw(
-  key: Key[Array, ""],
+  u: Float[Array, " B"],
   logits: Float[Array, "B V"],
   cfg: Sampling,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
@@ -152,8 +179,23 @@ def draw(
   else:
     logits = losses.temper(logits, cfg.temperature, cfg.banned)
     logits = truncate(logits, cfg.top_k, cfg.top_p)
-    token = categorical(key, logits)
+    token = categorical(u, logits)
   return token, losses.token_logp(logits, token)
+
+
+def uniforms(
+  key: Key[Array, ""],
+  row: Int[Array, " B"],
+  t: Int[Array, " B"],
+) -> Float[Array, " B"]:
+  """Returns the uniform number of each row's token t; it depends on the key, the row and t alone."""
+
+  def uniform(key: Array, row: Array, t: Array) -> Array:
+    own_key = jax.random.fold_in(jax.random.fold_in(key, row), t)
+    return jax.random.uniform(own_key, (), jnp.float32)
+
+  of_rows = jax.vmap(uniform, in_axes=(None, 0, 0))
+  return sharding.on_each_device(of_rows, sharding.partition(row), key, row, t)
 
 
 def is_end(token: Int[Array, " B"], eos: tuple[int, ...]) -> Array:
@@ -179,16 +221,360 @@ def _check_prompts(prompts: Prompts) -> None:
     )
 
 
-class Decoding(NamedTuple):
-  """The state of the decode loop after t response tokens."""
+# --- slots ---
 
-  t: Int[Array, ""]
-  cache: Cache
-  live: Bool[Array, " B"]  # rows that have not ended
-  # What the loop has written so far; positions from t on are 0.
+
+class Shape(NamedTuple):
+  """The numbers of a loop: of rows and prompts on one device of the batch, and of columns."""
+
+  prompts: int  # in the queue
+  slots: int
+  group: int  # prompts that are read together
+  chunk: int  # columns of a prompt that are read at once
+  prompt: int  # columns of a prompt, a multiple of the chunk
+  response: int  # columns of the ring
+  block: int  # columns of a block of the cache
+
+
+def shape_of(cfg: Sampling, prompts: int, length: int) -> Shape:
+  """Returns the numbers for `prompts` prompts of `length` columns on all devices."""
+  shards = sharding.batch_shards()
+  rows = prompts * cfg.n
+  wanted = cfg.slots or max(LEAST_SLOTS, rows // 4)
+  slots = min(-(-wanted // shards), rows // shards)
+  slots = max(slots, cfg.n)  # the rows of a prompt begin together
+  eighth = -(-length // CHUNKS)
+  chunk = 8 * -(-eighth // 8)
+  group = min(max(slots // GROUPS, GROUP_TOKENS // chunk), slots)
+  return Shape(
+    prompts=prompts // shards,
+    slots=slots,
+    group=max(group // cfg.n, 1),
+    chunk=chunk,
+    prompt=chunk * -(-length // chunk),
+    response=cfg.response,
+    block=cache.block_width(length + cfg.response),
+  )
+
+
+class Rows(NamedTuple):
+  """What slots continue: a row each.
+
+  `row` counts the rows of the device; `number` counts all of them, which is what a row's noise
+  depends on.
+  """
+
+  row: Int[Array, " S"]
+  number: Int[Array, " S"]
+  last: Int[Array, " S"]  # the token that was sampled last, which the model reads next
+  t: Int[Array, " S"]  # tokens of the response so far
+  live: Bool[Array, " S"]
+
+
+class Written(NamedTuple):
+  """The responses of all rows; EMPTY and 0 where nothing was sampled."""
+
   tokens: Int[Array, "B R"]
-  mask: Bool[Array, "B R"]
   logp: Float[Array, "B R"]
+
+
+class Slots(NamedTuple):
+  """What the loop carries."""
+
+  cache: Cache
+  rows: Rows
+  written: Written
+  next: Int[Array, " D"]  # the first prompt of each device that is still in the queue
+  step: Int[Array, ""]
+  computed: Float[Array, ""]  # positions, padding included
+
+
+EMPTY = -1
+
+
+class Sampler(NamedTuple):
+  """The parts of a loop: the model, the prompts in their order and the settings."""
+
+  lm: LM
+  layers: Params
+  prompts: Prompts
+  queue: Int[Array, " B"]  # the prompts of a device in the order in which they are read
+  key: Key[Array, ""]
+  cfg: Sampling
+  shape: Shape
+  axes: PyTree  # of the rows of a cache
+
+
+def queue_of(prompts: Prompts) -> Int[Array, " B"]:
+  """Returns the numbers of the prompts of each device, the longest first.
+
+  Prompts of one length stand together, so that a group is read without much padding.
+  """
+  length = jnp.sum(prompts.valid, axis=1, dtype=jnp.int32)
+
+  def longest_first(length: Array) -> Array:
+    return jnp.argsort(-length, stable=True).astype(jnp.int32)
+
+  return sharding.on_each_device(longest_first, sharding.partition(length), length)
+
+
+def empty_slots(s: Sampler) -> Slots:
+  """Returns slots that all wait for a prompt."""
+  shards = sharding.batch_shards()
+  rows = s.prompts.tokens.shape[0] * s.cfg.n
+
+  def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+    split = sharding.spec("batch", *[None] * (len(shape) - 1))
+    return jnp.zeros(shape, dtype, out_sharding=split)
+
+  slots = shards * s.shape.slots
+  nothing = zeros((slots,), jnp.int32)
+  return Slots(
+    cache=init_cache(s, slots, s.shape.prompt + s.shape.response),
+    rows=Rows(nothing, nothing, nothing, nothing, live=zeros((slots,), jnp.bool_)),
+    written=Written(
+      tokens=zeros((rows, s.cfg.response), jnp.int32) + EMPTY,
+      logp=zeros((rows, s.cfg.response), jnp.float32),
+    ),
+    next=jnp.zeros(shards, jnp.int32, out_sharding=sharding.spec("batch")),
+    step=jnp.int32(0),
+    computed=jnp.float32(0),
+  )
+
+
+def init_cache(s: Sampler, rows: int, length: int) -> Cache:
+  """Returns an empty cache whose blocks are those of all caches of this loop."""
+  return s.lm.init_cache(rows, length, s.shape.block)
+
+
+# --- a token ---
+
+
+def choose(
+  s: Sampler,
+  rows: Rows,
+  written: Written,
+  hidden: Float[Array, "S D"],
+) -> tuple[Rows, Written]:
+  """Samples the next token of every row from its hidden state, and writes it down."""
+  # The sampler sees the whole vocabulary of its rows.
+  logits = sharding.reshard(s.lm.logits(s.layers, hidden), "batch", None)
+  token, logp = draw(uniforms(s.key, rows.number, rows.t), logits, s.cfg)
+
+  def put(buffer: Array, x: Array) -> Array:
+    def put_on_device(buffer: Array, x: Array, row: Array, t: Array, live: Array) -> Array:
+      # A slot without a row writes nowhere.
+      place = jnp.where(live, row, buffer.shape[0])
+      return buffer.at[place, t].set(x, mode="drop")
+
+    split = sharding.partition(buffer)
+    return sharding.on_each_device(put_on_device, split, buffer, x, rows.row, rows.t, rows.live)
+
+  t = rows.t + rows.live
+  ended = is_end(token, s.cfg.eos) | (t >= s.cfg.response)
+  if s.prompts.ends is not None:
+    ended |= t >= take(sharding.repeat(s.prompts.ends, s.cfg.n), rows.row)
+  rows_after = rows._replace(last=token, t=t, live=rows.live & ~ended)
+  return rows_after, Written(put(written.tokens, token), put(written.logp, logp))
+
+
+def step(s: Sampler, slots: Slots) -> Slots:
+  """Reads the last token of every slot and samples the next one."""
+  rows = slots.rows
+  column = s.shape.prompt + slots.step % s.shape.response
+  cached = slots.cache | {"index": column}
+  hidden, cached = s.lm.decode(s.layers, rows.last[:, None], rows.live[:, None], cached)
+  rows, written = choose(s, rows, slots.written, hidden[:, -1])
+  slots = slots._replace(cache=cached, rows=rows, written=written, step=slots.step + 1)
+  return clear(s, count(slots, rows.live.size))
+
+
+def count(slots: Slots, positions: int | Array) -> Slots:
+  """Counts positions that were computed."""
+  return slots._replace(computed=slots.computed + positions)
+
+
+def clear(s: Sampler, slots: Slots) -> Slots:
+  """Empties the columns of rows that have ended: nobody reads them any more."""
+  position = slots.cache["position"]
+  axis = s.axes["position"]
+  shape = [1] * position.ndim
+  shape[axis] = slots.rows.live.size
+  split = [None] * position.ndim
+  split[axis] = "batch"
+  live = jax.lax.reshape(slots.rows.live, tuple(shape), out_sharding=sharding.spec(*split))
+  position = jnp.where(live, position, EMPTY)
+  return slots._replace(cache=slots.cache | {"position": position})
+
+
+# --- a group of prompts ---
+
+
+def takable(s: Sampler, slots: Slots) -> Int[Array, " D"]:
+  """Returns how many prompts each device can take now: there are slots and prompts for them."""
+
+  def on_device(live: Array, next: Array) -> Array:
+    free = jnp.sum(~live, dtype=jnp.int32)
+    waiting = s.shape.prompts - next
+    return jnp.minimum(jnp.minimum(free // s.cfg.n, s.shape.group), waiting)
+
+  return sharding.on_each_device(on_device, sharding.spec("batch"), slots.rows.live, slots.next)
+
+
+def is_due(s: Sampler, slots: Slots) -> Bool[Array, ""]:
+  """Whether some device can take a whole group, or all that is left."""
+  waiting = s.shape.prompts - slots.next
+  whole_group = jnp.minimum(waiting, s.shape.group)
+  return jnp.any((waiting > 0) & (takable(s, slots) >= whole_group))
+
+
+def refill(s: Sampler, slots: Slots) -> Slots:
+  """Reads the next prompts, samples the first token of their rows, and gives them free slots."""
+  n = s.cfg.n
+  taken = takable(s, slots)
+
+  def assign(queue: Array, live: Array, next: Array, taken: Array) -> tuple[Array, ...]:
+    # Free slots come first; those beyond the prompts that are taken get no row.
+    j = jnp.arange(s.shape.group * n)
+    is_taken = j // n < taken
+    prompt = queue[jnp.minimum(next + jnp.arange(s.shape.group), s.shape.prompts - 1)]
+    row = jnp.repeat(prompt, n) * n + j % n
+    slot = jnp.argsort(live, stable=True)[: s.shape.group * n].astype(jnp.int32)
+    return prompt, row, jnp.where(is_taken, slot, live.shape[0]), is_taken
+
+  by_row = sharding.spec("batch")
+  prompt, row, slot, is_taken = sharding.on_each_device(
+    assign, (by_row,) * 4, s.queue, slots.rows.live, slots.next, taken
+  )
+  group = jax.tree.map(partial(take, numbers=prompt), s.prompts)
+  hidden, cached, columns = read(s, group)
+  begun = Rows(
+    row=row,
+    number=take(row_numbers(s), row),
+    last=jnp.zeros_like(row),
+    t=jnp.zeros_like(row),
+    live=is_taken,
+  )
+  begun, written = choose(s, begun, slots.written, sharding.repeat(hidden, n))
+  cached = sharding.repeat_rows(cached, s.axes, n)
+
+  def into_slots(old: Array, new: Array) -> Array:
+    def put(old: Array, new: Array, slot: Array) -> Array:
+      return old.at[slot].set(new, mode="drop")
+
+    return sharding.on_each_device(put, by_row, old, new, slot)
+
+  slots = slots._replace(
+    cache=sharding.put_rows(slots.cache, s.axes, cached, slot),
+    rows=jax.tree.map(into_slots, slots.rows, begun),
+    written=written,
+    next=slots.next + taken,
+  )
+  # A response may end with its first token.
+  return clear(s, count(slots, columns * group.tokens.shape[0]))
+
+
+def take(x: Array, numbers: Int[Array, " M"]) -> Array:
+  """Returns the rows of these numbers, which count those of the device."""
+  return sharding.on_each_device(
+    lambda x, numbers: x[numbers], sharding.partition(x), x, numbers
+  )
+
+
+def row_numbers(s: Sampler) -> Int[Array, " B"]:
+  """Returns the numbers of all rows."""
+  rows = s.prompts.tokens.shape[0] * s.cfg.n
+  return sharding.reshard(jnp.arange(rows, dtype=jnp.int32), "batch")
+
+
+def read(
+  s: Sampler,
+  prompts: Prompts,
+) -> tuple[Float[Array, "G D"], Cache, Int[Array, ""]]:
+  """Reads prompts in chunks; returns their last hidden states, a cache, and the columns read.
+
+  Columns in which no prompt of the group has a token are not read.
+  """
+  rows, width = prompts.tokens.shape
+  chunk, length = s.shape.chunk, s.shape.prompt
+  padding = ((0, 0), (length - width, 0))
+  tokens = jnp.pad(prompts.tokens, padding)
+  valid = jnp.pad(prompts.valid, padding)
+  cached = init_cache(s, rows, length)
+  longest = jnp.max(jnp.sum(prompts.valid, axis=1, dtype=jnp.int32))
+  chunks = length // chunk
+  first = chunks - jnp.maximum(-(-longest // chunk), 1)
+
+  def read_chunk(i, carry):
+    _, cached = carry
+    columns = partial(jax.lax.dynamic_slice_in_dim, start_index=i * chunk, slice_size=chunk, axis=1)
+    cached = cached | {"index": i * chunk}
+    hidden, cached = s.lm.decode(s.layers, columns(tokens), columns(valid), cached)
+    return hidden[:, -1], cached
+
+  split = sharding.spec("batch", None)
+  nothing = jnp.zeros((rows, s.lm.width), jnp.float32, out_sharding=split)
+  # The name is that of the loop where its trips are counted (`plan.counting`).
+  with jax.named_scope("trips:chunks"):
+    hidden, cached = jax.lax.fori_loop(first, chunks, read_chunk, (nothing, cached))
+  return hidden, cached, (chunks - first) * chunk
+
+
+# --- the loop ---
+
+
+def run(s: Sampler) -> Slots:
+  """Samples every row: refills and steps until the queue is empty, then ever fewer slots."""
+  size = s.shape.slots
+
+  def live_at_most(slots: Slots, most: int) -> Bool[Array, ""]:
+    def on_device(live: Array) -> Array:
+      return jnp.sum(live, keepdims=True) <= most
+
+    return jnp.all(sharding.on_each_device(on_device, sharding.spec("batch"), slots.rows.live))
+
+  def is_last(slots: Slots, most: int) -> Bool[Array, ""]:
+    """Whether the queue is empty and at most so many rows of each device go on."""
+    return jnp.all(slots.next >= s.shape.prompts) & live_at_most(slots, most)
+
+  def fill_and_step(slots: Slots) -> Slots:
+    slots = refill(s, slots)
+
+    def goes_on(slots: Slots):
+      return ~is_due(s, slots) & ~is_last(slots, sizes[1])
+
+    with jax.named_scope("trips:steps"):
+      return jax.lax.while_loop(goes_on, partial(step, s), slots)
+
+  sizes = [size]
+  while len(sizes) <= HALVINGS and sizes[-1] >= 8:
+    sizes.append(sizes[-1] // 2)
+  sizes.append(0)
+  # The names are those of the loops where their trips are counted (`plan.counting`).
+  with jax.named_scope("trips:refills"):
+    slots = jax.lax.while_loop(
+      lambda slots: ~is_last(slots, sizes[1]), fill_and_step, empty_slots(s)
+    )
+  for size, half in itertools.pairwise(sizes[1:]):
+    slots = move_together(s, slots, size)
+    with jax.named_scope("trips:tail"):
+      slots = jax.lax.while_loop(
+        lambda slots, half=half: ~live_at_most(slots, half), partial(step, s), slots
+      )
+  return slots
+
+
+def move_together(s: Sampler, slots: Slots, size: int) -> Slots:
+  """Moves the rows that go on into the first `size` slots of each device."""
+
+  def live_first(live: Array) -> Array:
+    return jnp.argsort(~live, stable=True)[:size].astype(jnp.int32)
+
+  chosen = sharding.on_each_device(live_first, sharding.spec("batch"), slots.rows.live)
+  return slots._replace(
+    cache=sharding.take_rows(slots.cache, s.axes, chosen),
+    rows=jax.tree.map(partial(take, numbers=chosen), slots.rows),
+  )
 
 
 def sample(
@@ -201,9 +587,10 @@ def sample(
   """Continues every prompt by up to `cfg.response` tokens, `cfg.n` times.
 
   The n rows of a prompt follow each other. Tokens after the end are 0, with `valid` and `mask`
-  False. Step t samples with fold_in(key, t): a new key for each call gives new samples, and the
-  same key gives the same samples. Where `prompts.ends` has a schedule, a row ends after so many
-  tokens, whatever they are: the last of them counts as its end of text.
+  False. Token t of row i is drawn by the key folded with i and t: a new key for each call gives new
+  samples, and the same key gives the same samples, whatever the number of slots. Where
+  `prompts.ends` has a schedule, a row ends after so many tokens, whatever they are: the last of
+  them counts as its end of text.
 
   Raises:
     TypeError: unless `prompts.valid` is boolean.
@@ -211,73 +598,38 @@ def sample(
       a compiled function. The response would follow the padding.
   """
   _check_prompts(prompts)
+  prompts = jax.tree.map(lambda x: sharding.reshard(x, "batch", *[None] * (x.ndim - 1)), prompts)
   B, P = prompts.tokens.shape
-  layers = lm.unstack(params, whole=cfg.whole)
-
-  def empty_cache(rows: int):
-    return lm.init_cache(rows, P + cfg.response)
-
-  # A prompt is read once. Its cache and last hidden state are then repeated for its n rows.
-  hidden, cache = lm.decode(layers, prompts.tokens, prompts.valid, empty_cache(B))
-  cache = sharding.repeat_cache(cache, cfg.n, empty_cache, B)
-  prompts, hidden = sharding.repeat((prompts, hidden[:, -1:]), cfg.n)
-  B *= cfg.n
-
-  def choose(t, hidden, live):
-    # The sampler sees the whole vocabulary of its rows.
-    logits = sharding.reshard(lm.logits(layers, hidden), "batch", None)
-    token, logp = draw(jax.random.fold_in(key, t), logits, cfg)
-    token = jnp.where(live, token, 0)
-    logp = jnp.where(live, logp, 0.0)
-    live = live & ~is_end(token, cfg.eos)
-    if prompts.ends is not None:
-      live = live & (t + 1 < prompts.ends)
-    return token, logp, live
-
-  def write(buffer, t, column):
-    return jax.lax.dynamic_update_slice_in_dim(buffer, column[:, None], t, axis=1)
-
-  def empty_like(column):
-    spec = sharding.spec("batch", None)
-    return jnp.zeros_like(column, shape=(B, cfg.response), out_sharding=spec)
-
-  def step(state: Decoding) -> Decoding:
-    t = state.t
-    last = jax.lax.dynamic_slice_in_dim(state.tokens, t - 1, 1, axis=1)
-    valid = jax.lax.dynamic_slice_in_dim(state.mask, t - 1, 1, axis=1)
-    hidden, cache = lm.decode(layers, last, valid, state.cache)
-    token, logp, live = choose(t, hidden[:, -1], state.live)
-    return Decoding(
-      t=t + 1,
-      cache=cache,
-      live=live,
-      tokens=write(state.tokens, t, token),
-      # The end-of-text token itself belongs to the response: the mask is that of before it.
-      mask=write(state.mask, t, state.live),
-      logp=write(state.logp, t, logp),
-    )
-
-  def any_live(state: Decoding):
-    return (state.t < cfg.response) & jnp.any(state.live)
-
-  # The first token comes from the prefill.
-  all_live = jnp.ones_like(prompts.valid[:, 0])
-  token, logp, live = choose(0, hidden[:, -1], all_live)
-  first = Decoding(
-    t=jnp.int32(1),
-    cache=cache,
-    live=live,
-    tokens=write(empty_like(token), 0, token),
-    mask=write(empty_like(all_live), 0, all_live),
-    logp=write(empty_like(logp), 0, logp),
+  shape = shape_of(cfg, B, P)
+  shards = sharding.batch_shards()
+  axes = sharding.row_axes(
+    lambda rows: lm.init_cache(rows, shape.prompt + shape.response, shape.block), shards
   )
-  # The name is that of the loop where its trips are counted (`plan.counting`).
-  with jax.named_scope("trips:steps"):
-    last = jax.lax.while_loop(any_live, step, first)
+  sampler = Sampler(
+    lm=lm,
+    layers=lm.unstack(params, whole=cfg.whole),
+    prompts=prompts,
+    queue=queue_of(prompts),
+    key=key,
+    cfg=cfg,
+    shape=shape,
+    axes=axes,
+  )
+  last = run(sampler)
+  mask = last.written.tokens != EMPTY
+  tokens = jnp.where(mask, last.written.tokens, 0)
+  length = jnp.sum(mask, axis=1, dtype=jnp.int32)
+  final = jnp.sum(jnp.where(returns.at_last_token(mask), tokens, 0), axis=1)
+  ended = is_end(final, cfg.eos)
+  prompts = sharding.repeat(prompts, cfg.n)
+  if prompts.ends is not None:
+    ended |= length >= prompts.ends
+  each = last.computed / mask.shape[0]
   return Rollout(
-    tokens=jnp.concatenate([prompts.tokens, last.tokens], axis=1),
-    valid=jnp.concatenate([prompts.valid, last.mask], axis=1),
-    mask=last.mask,
-    logp=last.logp,
-    ended=~last.live,
+    tokens=jnp.concatenate([prompts.tokens, tokens], axis=1),
+    valid=jnp.concatenate([prompts.valid, mask], axis=1),
+    mask=mask,
+    logp=last.written.logp,
+    ended=ended,
+    computed=jnp.zeros_like(last.written.logp[:, 0]) + each,
   )

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from instructjax.errors import UserError
-from instructjax.types import Array, Leaf, PyTree
+from instructjax.types import Array, Int, Leaf, PyTree
 
 # From the outermost to the innermost: neighbours along `model` talk most.
 AXES = ("data", "fsdp", "model")
@@ -252,37 +252,106 @@ def repeat(tree: PyTree, n: int) -> PyTree:
   return jax.tree.map(repeat_leaf, tree)
 
 
-def repeat_cache(
-  cache: PyTree,
-  n: int,
-  init: Callable[[int], PyTree],
-  rows: int,
-) -> PyTree:
-  """Repeats the rows of a key/value cache n times each.
+def row_axes(init: Callable[[int], PyTree], rows: int) -> PyTree:
+  """Returns which axis of each array of a cache holds the rows; -1 where none does.
 
-  `init` makes an empty cache for a number of rows. An array that is no larger for more rows (the
-  next index, say) has no rows and stays as it is.
+  `init` makes an empty cache for a number of rows.
 
   Raises:
-    UserError: when the first axis of an array of the cache is not that of the rows.
+    UserError: when the rows are no single axis of an array.
   """
-  if n == 1:
-    return cache
+  many = 64 * rows  # so many that no array which is filled up for few rows passes
 
-  def repeat_leaf(x: Array, larger: jax.ShapeDtypeStruct) -> Array:
-    if larger.shape == x.shape:
-      return x
-    first, *rest = x.shape
-    if first != rows or larger.shape != (rows * n, *rest):
+  def row_axis(few: jax.ShapeDtypeStruct, more: jax.ShapeDtypeStruct) -> int:
+    lengths = list(zip(few.shape, more.shape, strict=True))
+    grown = [axis for axis, (length, longer) in enumerate(lengths) if length != longer]
+    if not grown:
+      return -1
+    if len(grown) > 1 or lengths[grown[0]] != (rows, many):
       raise UserError(
-        f"init_cache makes an array {x.shape} for {rows} rows and {larger.shape} for {rows * n}: "
-        "rows must be the first axis"
+        f"init_cache makes an array {few.shape} for {rows} rows and {more.shape} for {many}: one "
+        "axis must be that of the rows"
       )
-    return repeat(x, n)
+    return grown[0]
 
   # Shapes only: nothing is allocated.
-  larger_cache = jax.eval_shape(partial(init, rows * n))
-  return jax.tree.map(repeat_leaf, cache, larger_cache)
+  return jax.tree.map(row_axis, jax.eval_shape(lambda: init(rows)), jax.eval_shape(lambda: init(many)))
+
+
+def repeat_rows(cache: PyTree, axes: PyTree, n: int) -> PyTree:
+  """Repeats every row of a cache n times in a row; `axes` are its `row_axes`."""
+
+  def repeat_leaf(x: Array, axis: int) -> Array:
+    if axis < 0:
+      return x
+    return jnp.moveaxis(repeat(jnp.moveaxis(x, axis, 0), n), 0, axis)
+
+  return cache if n == 1 else jax.tree.map(repeat_leaf, cache, axes)
+
+
+def take_rows(
+  cache: PyTree,
+  axes: PyTree,
+  rows: Int[Array, " S"],
+) -> PyTree:
+  """Returns the rows of a cache with these numbers, which count the rows of each device from 0."""
+
+  def take_leaf(x: Array, axis: int) -> Array:
+    if axis < 0:
+      return x
+    return on_each_device(partial(jnp.take, axis=axis, mode="clip"), partition(x), x, rows)
+
+  return jax.tree.map(take_leaf, cache, axes)
+
+
+def put_rows(
+  cache: PyTree,
+  axes: PyTree,
+  group: PyTree,
+  rows: Int[Array, " G"],
+) -> PyTree:
+  """Writes the rows of a smaller cache over those of these numbers, counted on each device from 0.
+
+  A number that is no row of the device leaves its row out. Where another axis of the group is
+  shorter (it has fewer columns), its row replaces the beginning.
+  """
+
+  def put_leaf(x: Array, axis: int, new: Array) -> Array:
+    if axis < 0:
+      return x
+
+    def put(x: Array, new: Array, rows: Array) -> Array:
+      index: list[Any] = [slice(0, length) for length in new.shape]
+      index[axis] = rows
+      return x.at[tuple(index)].set(new, mode="drop")
+
+    return on_each_device(put, partition(x), x, new, rows)
+
+  return jax.tree.map(put_leaf, cache, axes, group)
+
+
+def partition(x: Array) -> jax.P | None:
+  """Returns how an array lies on the mesh; None without a mesh."""
+  return jax.typeof(x).sharding.spec if is_sharded() else None
+
+
+def on_each_device(f: Callable, out: PyTree, *args: Array) -> Any:
+  """Calls f on every device with its own parts of the arrays, whose results lie as `out` says.
+
+  What f takes, such as the numbers of rows, is that of the device. Nothing moves between devices.
+  """
+  if not is_sharded():
+    return f(*args)
+  # f need not say how its results vary over the mesh, hence check_vma=False.
+  return jax.shard_map(f, in_specs=tuple(map(partition, args)), out_specs=out, check_vma=False)(*args)
+
+
+def batch_shards() -> int:
+  """Returns the number of parts that the mesh splits a batch into; 1 without a mesh."""
+  if not is_sharded():
+    return 1
+  sizes = dict(jax.sharding.get_abstract_mesh().shape)
+  return math.prod(sizes[name] for name in RULES["batch"])
 
 
 def gather(w: Array) -> Array:

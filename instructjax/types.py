@@ -67,11 +67,15 @@ class LM(NamedTuple):
         Returns the same parameters laid out and cast for decoding, the blocks as a tuple of
         layers. `whole` gathers them along fsdp once; without it every step gathers them, a layer
         at a time.
-    init_cache(batch, length)
-        Returns an empty key/value cache for `length` positions.
+    init_cache(batch, length, block=None)
+        Returns an empty key/value cache with room for `length` columns, kept in blocks of `block`
+        columns where the model keeps blocks. It is a dict with two entries that others set:
+        `position` says which position of its row each column holds, -1 for none, and `index` is
+        the column to write next.
     decode(unstacked, tokens [B, t], valid [B, t], cache)
-        Returns ([B, t, D] hidden, cache). It appends t positions to the cache and attends to all
-        of it: t = P is the prefill, t = 1 is a step of the sampler.
+        Returns ([B, t, D] hidden, cache). It writes t positions into the columns from `index` on.
+        Each of them attends to the columns that hold a position of its row up to its own: t > 1
+        reads a prompt, t = 1 is a step of the sampler.
   """
 
   vocab_size: int
@@ -84,7 +88,7 @@ class LM(NamedTuple):
   hidden: Callable[..., Float[Array, "B T D"]]
   logits: Callable[..., Float[Array, "... V"]]
   unstack: Callable[..., Params]
-  init_cache: Callable[[int, int], Cache]
+  init_cache: Callable[..., Cache]
   decode: Callable[..., tuple[Float[Array, "B t D"], Cache]]
 
 
@@ -136,6 +140,8 @@ class Rollout:
   mask: Bool[Array, "*B R"]  # True up to and including the first end-of-text token
   logp: Float[Array, "*B R"]  # of each token, under the distribution that it was sampled from
   ended: Bool[Array, "*B"]  # whether an end-of-text token was sampled
+  # The positions that were computed for a row, padding included; all rows of a batch share them.
+  computed: Float[Array, "*B"] | None = None
 
 
 @struct.dataclass

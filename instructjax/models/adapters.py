@@ -37,6 +37,7 @@ import numpy as np
 from instructjax import sharding
 from instructjax.errors import UserError
 from instructjax.models import blocks
+from instructjax.models.cache import EMPTY
 from instructjax.types import LM, Array, Bool, Cache, Float, Int, Key, Leaf, Params, PyTree, Valid
 
 Method = str | Callable[..., Any]
@@ -425,6 +426,18 @@ def _hidden(
       f"rows of {tokens.shape[1]} tokens do not fit the model's context of {m.context}: shorten "
       "the rows"
     )
+  return _call_hidden(m, params, tokens, blocks.positions(valid), _visible(valid), key)
+
+
+def _call_hidden(
+  m: Module,
+  params: Params,
+  tokens: Int[Array, "B T"],
+  positions: Int[Array, "B T"],
+  mask: Bool[Array, "B T T"],
+  key: Key[Array, ""] | None = None,
+) -> Float[Array, "B T D"]:
+  """Returns the hidden states of whole rows, of which `mask` says what each position sees."""
 
   def run(
     params: Params,
@@ -437,8 +450,6 @@ def _hidden(
     shape = (*tokens.shape, m.width)
     return _expect_shape(m, m.hidden, hidden, shape)
 
-  positions = blocks.positions(valid)
-  mask = _visible(valid)
   partition = sharding.spec("batch", None, None)
   return _run_auto(run, partition, params, tokens, positions, mask, key)
 
@@ -480,12 +491,13 @@ def _row_axes(x: Array, batch: int) -> tuple[str | None, ...]:
   return (first, *[None] * (x.ndim - 1))
 
 
-def _init_cache(m: Module, batch: int, length: int) -> Cache:
-  """Returns an empty cache of `length` positions.
+def _init_cache(m: Module, batch: int, length: int, block: int | None = None) -> Cache:
+  """Returns an empty cache of `length` columns; the model's own cache is in one block.
 
-  It holds which positions are real, the index of the next one, and the model's own cache. A model
+  It holds what each column holds, the index of the next column, and the model's own cache. A model
   that has none keeps all tokens instead.
   """
+  del block
   if length > m.context:
     raise UserError(
       f"{length} positions do not fit the model's context of {m.context}: shorten the prompts or "
@@ -498,7 +510,7 @@ def _init_cache(m: Module, batch: int, length: int) -> Cache:
     own_cache = m.init_cache(batch, length)
   cache = {
     "own": own_cache,
-    "valid": jnp.zeros((batch, length), bool),
+    "position": jnp.full((batch, length), EMPTY, jnp.int32),
     "index": jnp.int32(0),
   }
 
@@ -530,11 +542,35 @@ def _decode_whole(
   t = tokens.shape[1]
   place = partial(jax.lax.dynamic_update_slice_in_dim, start_index=index, axis=1)
   rows = place(cache["own"], tokens.astype(jnp.int32))
-  seen = place(cache["valid"], valid)
-  # Positions after the new ones are not real yet, so nothing sees them.
-  hidden = _hidden(m, params, rows, seen)
+  query_position, position = _append(valid, cache)
+  # Columns that hold nothing yet are at position 0, and nothing sees them.
+  mask = _seen(position, position) | jnp.eye(position.shape[1], dtype=bool)
+  hidden = _call_hidden(m, params, rows, jnp.maximum(position, 0), mask)
   hidden = jax.lax.dynamic_slice_in_dim(hidden, index, t, axis=1)
-  return hidden, {"own": rows, "valid": seen, "index": index + t}
+  return hidden, {"own": rows, "position": position, "index": index + t}
+
+
+def _append(
+  valid: Bool[Array, "B t"],
+  cache: Cache,
+) -> tuple[Int[Array, "B t"], Int[Array, "B S"]]:
+  """Returns the positions of t new tokens, and what all columns hold with them."""
+  # The position of a token is the number of real tokens before it in its row.
+  earlier = jnp.max(cache["position"], axis=1, keepdims=True) + 1
+  count = earlier + jnp.cumsum(valid, axis=1, dtype=jnp.int32)
+  query_position = jnp.maximum(count - 1, 0)
+  new = jnp.where(valid, query_position, EMPTY)
+  position = jax.lax.dynamic_update_slice_in_dim(cache["position"], new, cache["index"], axis=1)
+  return query_position, position
+
+
+def _seen(
+  query_position: Int[Array, "B t"],
+  position: Int[Array, "B S"],
+) -> Bool[Array, "B t S"]:
+  """Returns where a query may see a column: it holds a position up to the query's."""
+  earlier = position[:, None, :] <= query_position[:, :, None]
+  return earlier & (position != EMPTY)[:, None, :]
 
 
 def _decode(
@@ -552,16 +588,10 @@ def _decode(
   t = tokens.shape[1]
   index = cache["index"]
   method = m.decode or ""
-  seen = jax.lax.dynamic_update_slice_in_dim(cache["valid"], valid, index, axis=1)
-  # The position of a token is the number of real tokens before it in its row.
-  earlier = jnp.sum(cache["valid"], axis=1, keepdims=True, dtype=jnp.int32)
-  count = earlier + jnp.cumsum(valid, axis=1, dtype=jnp.int32)
-  positions = jnp.maximum(count - 1, 0)
-  key_column = jnp.arange(seen.shape[1])
-  query_column = index + jnp.arange(t)[:, None]
+  positions, position = _append(valid, cache)
   # As in `_visible`, every query sees itself.
-  causal = seen[:, None, :] & (key_column <= query_column)
-  mask = causal | (key_column == query_column)
+  query_column = index + jnp.arange(t)[:, None]
+  mask = _seen(positions, position) | (jnp.arange(position.shape[1]) == query_column)
 
   def run(
     params: Params,
@@ -586,7 +616,7 @@ def _decode(
   out = sharding.spec("batch", None, None), cache_partition
   arguments = params, tokens, positions, mask, cache["own"], index
   hidden, own_cache = _run_auto(run, out, *arguments)
-  return hidden, {"own": own_cache, "valid": seen, "index": index + t}
+  return hidden, {"own": own_cache, "position": position, "index": index + t}
 
 
 def _shapes_and_dtypes(tree: PyTree) -> PyTree:

@@ -331,15 +331,15 @@ def attention(
   if sharding.is_sharded():
     split = jax.P(*_partition(q)[:3], None, None)
   grouped = jax.lax.reshape(q, (B, T, K, H // K, C), out_sharding=split)
-  scores = softcapped(_batched_product("btkgc,bksc->bkgts", grouped, k), softcap)
+  scores = softcapped(batched_product("btkgc,bksc->bkgts", grouped, k), softcap)
   visible_scores = jnp.where(mask[:, None, None], scores, MASKED)
   # Scores and softmax are float32; only the weights are rounded for their product.
   weights = jax.nn.softmax(visible_scores, axis=-1).astype(dtype)
-  mixed = _batched_product("bkgts,bksc->btkgc", weights, v)
+  mixed = batched_product("bkgts,bksc->btkgc", weights, v)
   return jax.lax.reshape(mixed, q.shape, out_sharding=_like(q))
 
 
-def _batched_product(equation: str, a: Array, b: Array) -> Array:
+def batched_product(equation: str, a: Array, b: Array) -> Array:
   """Returns a batched product that is accumulated in float32.
 
   On a CPU, XLA has no such product of bfloat16 operands, so they are widened there.

@@ -28,7 +28,7 @@ import numpy as np
 
 from instructjax import sharding
 from instructjax.errors import UserError
-from instructjax.models import attention, blocks, freeze, lora
+from instructjax.models import attention, blocks, cache, freeze, lora
 from instructjax.types import LM, Array, Bool, Cache, Float, Int, Key, Leaf, Params, PyTree, Valid
 
 DTYPES = ("float32", "bfloat16")
@@ -443,33 +443,38 @@ def _fold_float32(layer: Params) -> Params:
   return folded
 
 
-def init_cache(family: Family, batch: int, length: int) -> Cache:
-  """Returns an empty cache of `length` positions.
+def init_cache(family: Family, batch: int, length: int, block: int | None = None) -> Cache:
+  """Returns an empty cache with room for `length` columns, in blocks of `block` columns.
 
-  The cache holds the keys and values [B, K, S, C] of every layer, which positions hold a real
-  token [B, S], and the index of the next position.
+  The cache holds the keys and values of every layer [N, B, K, b, C], what each column holds
+  (`position` [N, B, b], see `models.cache`), and the `index` of the column to write next.
 
   Raises:
-    UserError: for more positions than the context has.
+    UserError: for more columns than the context has positions.
   """
   if length > family.context:
     raise UserError(
       f"{length} positions do not fit the model's context of {family.context}: shorten the "
       "prompts or the responses"
     )
-  shape = (batch, family.kv_heads, length, family.head_width)
-  axes = ("batch", "kv_heads", None, None)
+  block = block or cache.block_width(length)
 
   def empty() -> tuple[Array, ...]:
-    partition = sharding.fit(shape, axes)
-    zeros_of_layer = partial(jnp.zeros, shape, family.dtype, out_sharding=partition)
-    return tuple(zeros_of_layer() for _ in range(family.depth))
+    empty_layer = partial(
+      cache.empty_keys,
+      batch,
+      length,
+      family.kv_heads,
+      family.head_width,
+      family.dtype,
+      block,
+    )
+    return tuple(empty_layer() for _ in range(family.depth))
 
-  rows = sharding.fit((batch, length), ("batch", None))
   return {
     "keys": empty(),
     "values": empty(),
-    "valid": jnp.zeros((batch, length), bool, out_sharding=rows),
+    "position": cache.empty_positions(batch, length, block),
     "index": jnp.int32(0),
   }
 
@@ -479,60 +484,50 @@ def decode(
   params: Params,
   tokens: Int[Array, "B t"],
   valid: Bool[Array, "B t"],
-  cache: Cache,
+  cached: Cache,
 ) -> tuple[Float[Array, "B t D"], Cache]:
   """Appends t positions to the cache and returns their hidden states with the new cache.
 
-  Every new position attends to the real positions up to itself that lie within its window.
+  They are written into the columns from `index` on. Every new position attends to the real
+  positions of its row up to itself that lie within its window.
   """
-  index = cache["index"]
-  t = tokens.shape[1]
-  seen = jax.lax.dynamic_update_slice_in_dim(cache["valid"], valid, index, axis=1)
+  index = cached["index"]
   # The position of a token is the number of real tokens before it in its row.
-  earlier = jnp.sum(cache["valid"], axis=1, keepdims=True, dtype=jnp.int32)
-  count = earlier + jnp.cumsum(valid, axis=1, dtype=jnp.int32)
-  positions = jnp.maximum(count - 1, 0)
-  # Windows count columns of the cache, from the key to the query.
-  query_column = index + jnp.arange(t)[:, None]
-  distance = query_column - jnp.arange(seen.shape[1])
-  causal = seen[:, None, :] & (distance >= 0)
-  x = family.embed(params["embed"], tokens, positions)
+  earlier = jnp.max(cached["position"], axis=(0, 2)) + 1
+  count = earlier[:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32)
+  query_position = jnp.maximum(count - 1, 0)
+  new_position = jnp.where(valid, query_position, cache.EMPTY)
+  position = cache.write(cached["position"][..., None], new_position[..., None], index)[..., 0]
+  used = cache.in_use(position)
+  x = family.embed(params["embed"], tokens, query_position)
 
-  keys = list(cache["keys"])
-  values = list(cache["values"])
+  keys = list(cached["keys"])
+  values = list(cached["values"])
   for i, p in enumerate(params["layers"]):
     kind = family.kinds[family.pattern[i] if family.pattern else 0]
-    mask = causal & (distance < kind.window) if kind.window else causal
 
-    def mix(q, k, v, i=i, mask=mask):
-      keys[i] = _write(keys[i], k, index)
-      values[i] = _write(values[i], v, index)
-      return blocks.attention(
+    def mix(q, k, v, i=i, window=kind.window):
+      keys[i] = cache.write(keys[i], k, index)
+      values[i] = cache.write(values[i], v, index)
+      return cache.attend(
         q,
         keys[i],
         values[i],
-        mask,
+        position,
+        query_position,
+        used,
         family.dtype,
+        window=window,
         scale=family.scale,
         softcap=family.softcap,
       )
 
-    attended = attend(family, p, x, positions, kind.frequency, mix)
+    attended = attend(family, p, x, query_position, kind.frequency, mix)
     x = add_halves(family, p, x, attended)
-  cache = {
+  new_cache = {
     "keys": tuple(keys),
     "values": tuple(values),
-    "valid": seen,
-    "index": index + t,
+    "position": position,
+    "index": index + tokens.shape[1],
   }
-  return family.norm(params["norm"], x), cache
-
-
-def _write(
-  cached: Float[Array, "B K S C"],
-  new: Float[Array, "B K t C"],
-  index: Int[Array, ""],
-) -> Float[Array, "B K S C"]:
-  """Writes the keys or values of t new positions into a cache, from `index` on."""
-  new = new.astype(cached.dtype)
-  return jax.lax.dynamic_update_slice_in_dim(cached, new, index, axis=2)
+  return family.norm(params["norm"], x), new_cache

@@ -33,9 +33,8 @@ def model(request):
 
 def test_two_level_draws_follow_the_softmax():
   logits = jax.random.normal(jax.random.key(1), (3, 700)) * 2  # three blocks, the last one padded
-  draws = jax.vmap(lambda k: rollout.categorical(k, logits))(
-    jax.random.split(jax.random.key(2), 40_000)
-  )
+  uniforms = jax.random.uniform(jax.random.key(2), (40_000, 3))
+  draws = jax.vmap(rollout.categorical, (0, None))(uniforms, logits)
   expected = np.asarray(jax.nn.softmax(logits))
   for row in range(3):
     counts = np.bincount(np.asarray(draws[:, row]), minlength=700)
@@ -81,7 +80,9 @@ def test_a_cut_that_means_nothing_is_refused(cut):
 def test_the_score_of_a_draw_is_that_of_the_cut_distribution():
   """p = .5, .25, .15, .1; top-p .7 keeps the first two: 2/3 and 1/3."""
   logits = jnp.tile(jnp.log(jnp.array([[0.5, 0.25, 0.15, 0.1]])), (4000, 1))
-  token, logp = rollout.draw(jax.random.key(0), logits, Sampling(response=1, top_p=0.7))
+  token, logp = rollout.draw(
+    jax.random.uniform(jax.random.key(0), (4000,)), logits, Sampling(response=1, top_p=0.7)
+  )
   expected = np.log([2 / 3, 1 / 3])
   assert set(np.unique(token)) == {0, 1}
   np.testing.assert_allclose(logp, expected[np.asarray(token)], atol=1e-6)
@@ -95,7 +96,9 @@ def test_nothing_outside_the_cut_is_drawn(seed, top_p, top_k, temperature):
   rng = np.random.default_rng(seed)
   logits = np.round(2 * rng.standard_normal((3, 20)), 1).astype(np.float32)
   cfg = Sampling(response=1, temperature=temperature, top_k=top_k, top_p=top_p, banned=(7,))
-  token, logp = rollout.draw(jax.random.key(seed), jnp.asarray(logits), cfg)
+  token, logp = rollout.draw(
+    jax.random.uniform(jax.random.key(seed), (3,)), jnp.asarray(logits), cfg
+  )
   for row, sampled, scored in zip(logits, np.asarray(token), np.asarray(logp)):
     p = np.exp(row.astype(np.float64) / temperature) * (np.arange(20) != 7)
     p[p < np.sort(p)[::-1][(top_k or 20) - 1]] = 0
@@ -118,7 +121,10 @@ def test_a_whole_distribution_costs_no_sort():
     run = jax.make_jaxpr(partial(rollout.sample, lm, cfg=Sampling(response=2, **cut)))(
       params, prompts, jax.random.key(0)
     )
-    return {str(eqn.primitive) for eqn in tiny.equations(run.jaxpr)} & {"sort", "top_k"}
+    # The numbers of slots and prompts are sorted, which are integers; logits are not.
+    sorts = [eqn for eqn in tiny.equations(run.jaxpr) if str(eqn.primitive) in ("sort", "top_k")]
+    of_floats = [eqn for eqn in sorts if eqn.invars[0].aval.dtype == jnp.float32]
+    return {str(eqn.primitive) for eqn in of_floats}
 
   assert primitives() == primitives(temperature=0.0, top_p=0.9) == set()
   assert primitives(top_p=0.9) == {"sort"}
@@ -190,7 +196,9 @@ def test_a_prompt_read_once_is_continued_as_if_it_stood_there_n_times(model, tem
     sample(lm, params, prompts, 0, cfg),
     sample(lm, params, many, 0, replace(cfg, n=1)),
   )
-  tiny.assert_trees_close(rows, expected, atol=2e-5)
+  # What was computed differs: that is the point of reading a prompt once.
+  assert rows.computed.sum() < expected.computed.sum()
+  tiny.assert_trees_close(replace(rows, computed=expected.computed), expected, atol=2e-5)
   assert temperature == 0 or len({tuple(row) for row in np.asarray(rows.tokens[:3]).tolist()}) == 3
 
 
@@ -284,13 +292,13 @@ def test_more_tokens_to_keep_than_there_are_keep_all():
 def test_large_logits_draw_the_largest():
   """e^1000 is no float32."""
   logits = jnp.array([[0.0, 1000.0, 0.0]])
-  assert rollout.categorical(jax.random.key(0), logits)[0] == 1
+  assert rollout.categorical(jnp.zeros(1), logits)[0] == 1
 
 
 def test_greedy_decoding_says_no_banned_id():
   """The likeliest of the rest, scored without the banned one: log(e / (1 + e))."""
   cfg = Sampling(response=1, temperature=0.0, banned=(1,))
-  token, logp = rollout.draw(jax.random.key(0), jnp.array([[0.0, 5.0, 1.0]]), cfg)
+  token, logp = rollout.draw(jnp.zeros(1), jnp.array([[0.0, 5.0, 1.0]]), cfg)
   assert token[0] == 2
   np.testing.assert_allclose(logp, [1 - np.log(1 + np.e)], rtol=1e-6)
 
