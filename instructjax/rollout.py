@@ -53,12 +53,12 @@ BLOCK = 256
 
 # Slots: a quarter of the rows, but at least so many, where nothing else is asked for. Fewer would
 # read the weights more often, more would wait longer for the last rows.
-LEAST_SLOTS = 64
+LEAST_SLOTS = 32
 # A group of prompts fills an eighth of the slots, but has so many tokens in a part that is read.
 GROUPS = 8
-GROUP_TOKENS = 128
+GROUP_TOKENS = 32
 HALVINGS = 3  # how often the last rows move together
-CHUNKS = 8  # a prompt of full length is read in so many parts
+CHUNKS = 16  # a prompt of full length is read in so many parts, of 8 columns or a multiple
 
 
 @dataclass(frozen=True)
@@ -243,8 +243,8 @@ def shape_of(cfg: Sampling, prompts: int, length: int) -> Shape:
   wanted = cfg.slots or max(LEAST_SLOTS, rows // 4)
   slots = min(-(-wanted // shards), rows // shards)
   slots = max(slots, cfg.n)  # the rows of a prompt begin together
-  eighth = -(-length // CHUNKS)
-  chunk = 8 * -(-eighth // 8)
+  part = -(-length // CHUNKS)
+  chunk = 8 * -(-part // 8)
   group = min(max(slots // GROUPS, GROUP_TOKENS // chunk), slots)
   return Shape(
     prompts=prompts // shards,
@@ -435,9 +435,10 @@ def refill(s: Sampler, slots: Slots) -> Slots:
 
   def assign(queue: Array, live: Array, next: Array, taken: Array) -> tuple[Array, ...]:
     # Free slots come first; those beyond the prompts that are taken get no row.
-    j = jnp.arange(s.shape.group * n)
+    j = jnp.arange(s.shape.group * n, dtype=jnp.int32)
     is_taken = j // n < taken
-    prompt = queue[jnp.minimum(next + jnp.arange(s.shape.group), s.shape.prompts - 1)]
+    place = jnp.minimum(next + j[: s.shape.group], s.shape.prompts - 1)
+    prompt = queue[place]
     row = jnp.repeat(prompt, n) * n + j % n
     slot = jnp.argsort(live, stable=True)[: s.shape.group * n].astype(jnp.int32)
     return prompt, row, jnp.where(is_taken, slot, live.shape[0]), is_taken

@@ -272,10 +272,17 @@ def row_axes(init: Callable[[int], PyTree], rows: int) -> PyTree:
         f"init_cache makes an array {few.shape} for {rows} rows and {more.shape} for {many}: one "
         "axis must be that of the rows"
       )
+    if is_sharded() and few.sharding.spec[grown[0]] != _mesh_axes("batch"):
+      raise UserError(
+        f"init_cache makes an array {few.shape} for {rows} rows that is not split along them: on a "
+        "mesh rows must be the first axis"
+      )
     return grown[0]
 
   # Shapes only: nothing is allocated.
-  return jax.tree.map(row_axis, jax.eval_shape(lambda: init(rows)), jax.eval_shape(lambda: init(many)))
+  small = jax.eval_shape(lambda: init(rows))
+  large = jax.eval_shape(lambda: init(many))
+  return jax.tree.map(row_axis, small, large)
 
 
 def repeat_rows(cache: PyTree, axes: PyTree, n: int) -> PyTree:
@@ -342,8 +349,9 @@ def on_each_device(f: Callable, out: PyTree, *args: Array) -> Any:
   """
   if not is_sharded():
     return f(*args)
+  in_specs = tuple(partition(x) for x in args)
   # f need not say how its results vary over the mesh, hence check_vma=False.
-  return jax.shard_map(f, in_specs=tuple(map(partition, args)), out_specs=out, check_vma=False)(*args)
+  return jax.shard_map(f, in_specs=in_specs, out_specs=out, check_vma=False)(*args)
 
 
 def batch_shards() -> int:

@@ -66,7 +66,7 @@ def write(
   new = new.astype(cached.dtype)
   inside = [0] * (cached.ndim - 3)
   if t == 1:
-    start = (column // block, *inside, column % block, 0)
+    start = [jnp.int32(i) for i in (column // block, *inside, column % block, 0)]
     return jax.lax.dynamic_update_slice(cached, new[None], start)
 
   # The columns may begin and end within a block, so the blocks that they touch are read first.

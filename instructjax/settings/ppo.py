@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
+from instructjax.settings import sampling as sampling_settings
 from instructjax.settings import subjects
 from instructjax.settings.fields import group, replaced, setting, settings
 from instructjax.settings.method import KLSettings, MissingEosSettings, PPOConfig
@@ -55,10 +56,8 @@ class RolloutSettings:
     above=0,
     high=100,
   )
-  whole: bool = setting(
-    True,
-    "Gathers the weights along fsdp once; false gathers a layer at a time, where they do not fit.",
-  )
+  whole: bool = sampling_settings.whole()
+  slots: int = sampling_settings.slots()
 
 
 @settings

@@ -40,6 +40,15 @@ def whole() -> Any:
   )
 
 
+def slots() -> Any:
+  return setting(
+    0,
+    "Responses that are sampled at a time; as one ends, the next prompt takes its place. 0 is a "
+    "quarter of the batch, and at least 32.",
+    low=0,
+  )
+
+
 def no_dropout(model: ModelSettings) -> Iterator[tuple[str, str]]:
   """Yields the conflict of a dropout where nothing is trained."""
   if model.dropout:
@@ -77,6 +86,7 @@ class DrawSettings:
   top_k: int = top_k()
   top_p: float = top_p()
   whole: bool = whole()
+  slots: int = slots()
 
 
 @settings
@@ -111,6 +121,7 @@ class SeveralDrawSettings:
   top_k: int = top_k()
   top_p: float = top_p()
   whole: bool = whole()
+  slots: int = slots()
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     if not self.temperature or len(set(self.temperature)) < len(self.temperature):

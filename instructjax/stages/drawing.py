@@ -63,6 +63,7 @@ def draw_responses(
     top_k=draw_settings.top_k,
     top_p=draw_settings.top_p,
     whole=draw_settings.whole,
+    slots=draw_settings.slots,
     n=responses_a_row,
     eos=model.tokenizer.eos,
     banned=model.tokenizer.banned,

@@ -277,6 +277,7 @@ def sampling_of(
     eos=eos,
     banned=tokenizer.banned,
     whole=rollout.whole,
+    slots=rollout.slots,
   )
 
 

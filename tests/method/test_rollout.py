@@ -237,7 +237,7 @@ def test_the_loop_stops_when_every_row_has_ended():
   rows = rollout.sample(counting, params, tiny.prompts(lm, rows=3), jax.random.key(0), cfg)
   jax.block_until_ready(rows)
   jax.effects_barrier()
-  assert len(calls) == 1  # the prefill
+  assert len(calls) == 1  # the prompts, in one part
   assert rows.mask.sum() == 3
 
 
@@ -321,3 +321,109 @@ def test_nothing_is_written_after_the_end():
   assert outside.any()
   assert not np.asarray(rows.logp)[outside].any()
   assert not np.asarray(rows.tokens[:, -9:])[outside].any()
+
+
+# --- slots ---
+
+
+def ragged(lm, rows, width=20):
+  """Prompts of different lengths, and a schedule of ends from 1 to 12."""
+  rng = np.random.default_rng(0)
+  length = rng.integers(1, width + 1, rows)
+  valid = np.arange(width) >= width - length[:, None]
+  tokens = rng.integers(1, lm.vocab_size, (rows, width)) * valid
+  ends = jnp.asarray(rng.integers(1, 13, rows), jnp.int32)
+  return Prompts(jnp.asarray(tokens, jnp.int32), jnp.asarray(valid), ends)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_slots_change_nothing_but_the_work(model, n):
+  """Three slots and forty rows, or a slot a row: the same tokens, and fewer positions."""
+  lm, params = model
+  prompts = ragged(lm, 40 // n)
+  cfg = Sampling(response=12, eos=(3,), n=n)
+  few, all_at_once = (sample(lm, params, prompts, 0, replace(cfg, slots=s)) for s in (4, 40))
+  np.testing.assert_array_equal(few.tokens, all_at_once.tokens)
+  np.testing.assert_array_equal(few.mask, all_at_once.mask)
+  np.testing.assert_array_equal(few.ended, all_at_once.ended)
+  np.testing.assert_allclose(few.logp, all_at_once.logp, atol=1e-5)
+  padded = 40 // n * 20 + 40 * 11  # every prompt and every response as long as the longest
+  assert few.computed.sum() < padded
+  length = np.asarray(few.mask.sum(1))
+  schedule = np.repeat(np.asarray(prompts.ends), n)
+  assert (length <= schedule).all()
+  assert (length == schedule).mean() > 0.8  # the others drew an end of text before
+
+
+def test_the_order_of_rows_in_the_queue_changes_nothing():
+  """A neighbour's prompt of another length moves a row in the queue, and not what it says."""
+  lm = tiny.lm("llama")
+  params = lm.init(jax.random.key(0))
+  prompts = ragged(lm, 12)
+  others = replace(prompts, valid=prompts.valid.at[1:, :12].set(False))
+  cfg = Sampling(response=12, slots=3)
+  rows, moved = (sample(lm, params, p, 0, cfg) for p in (prompts, others))
+  np.testing.assert_array_equal(rows.tokens[0], moved.tokens[0])
+  np.testing.assert_allclose(rows.logp[0], moved.logp[0], atol=1e-5)
+  assert float(jnp.abs(rows.logp - moved.logp).max()) > 0.01
+
+
+def test_what_is_sampled_in_slots_is_scored_alike(model):
+  """Against full forward passes: nothing of the slot's earlier rows is seen."""
+  lm, params = model
+  prompts = ragged(lm, 20)
+  rows = sample(lm, params, prompts, 3, Sampling(response=12, slots=4))
+  logp, _ = likelihood.response_logp(lm, params, rows.tokens, rows.valid, 12)
+  np.testing.assert_allclose(rows.logp, logp * rows.mask, atol=2e-5)
+
+
+def test_a_ring_of_columns_serves_many_waves():
+  """Every response at full length: each of five waves writes over the columns of the one before."""
+  lm = tiny.lm("gpt")
+  params = lm.init(jax.random.key(0))
+  prompts = replace(ragged(lm, 20), ends=None)
+  rows = sample(lm, params, prompts, 3, Sampling(response=9, slots=4))
+  assert rows.mask.all()
+  logp, _ = likelihood.response_logp(lm, params, rows.tokens, rows.valid, 9)
+  np.testing.assert_allclose(rows.logp, logp, atol=2e-5)
+
+
+def test_most_of_the_work_at_real_lengths_is_useful():
+  """Lengths as in the paper, scaled to 128 + 128: four fifths of the positions hold a token."""
+  lm = tiny.lm("gpt")._replace(
+    # Only positions are counted, so nothing is computed.
+    decode=lambda params, tokens, valid, cache: (jnp.zeros((*tokens.shape, lm.width)), cache),
+    init_cache=lambda rows, length, block: {
+      "position": jnp.zeros((rows, 1), jnp.int32),
+      "index": jnp.int32(0),
+    },
+  )
+  rng = np.random.default_rng(0)
+
+  def lengths(median, mean):
+    spread = np.sqrt(2 * np.log(mean / median))
+    tokens = np.minimum(rng.lognormal(np.log(median), spread, 256), 1024)
+    return np.maximum(tokens / 8, 1).astype(np.int32)
+
+  prompt, response = lengths(62, 166), lengths(50, 100)
+  valid = np.arange(128) >= 128 - prompt[:, None]
+  prompts = Prompts(jnp.asarray(valid, jnp.int32), jnp.asarray(valid), jnp.asarray(response))
+  rows = sample(lm, tiny.lm("gpt").init(jax.random.key(0)), prompts, 0, Sampling(response=128))
+  np.testing.assert_array_equal(rows.mask.sum(1), response)
+  useful = (prompt.sum() + response.sum()) / rows.computed.sum()
+  assert useful >= 0.8
+
+
+def test_slots_on_a_mesh_are_those_of_each_device(mesh):
+  from instructjax import sharding
+
+  lm = tiny.lm("gpt")
+  run = jax.jit(partial(rollout.sample, lm, cfg=Sampling(response=12, eos=(3,), slots=16)))
+  inputs = lambda: (lm.init(jax.random.key(0)), ragged(lm, 32))
+  expected = tiny.unsharded(lambda: run(*inputs(), jax.random.key(1)))
+  params, prompts = inputs()
+  placed = sharding.place(params, sharding.shardings(lm.table))
+  rows = run(placed, sharding.place_batch(prompts), jax.random.key(1))
+  np.testing.assert_array_equal(rows.tokens, expected.tokens)
+  np.testing.assert_array_equal(rows.ended, expected.ended)
+  np.testing.assert_allclose(rows.logp, expected.logp, atol=1e-4)

@@ -170,23 +170,48 @@ def test_copies_of_a_row_follow_each_other():
   np.testing.assert_array_equal(sharding.repeat(x, 2), [[1, 2], [1, 2], [3, 4], [3, 4]])
 
 
-def test_a_cache_is_repeated_by_its_rows():
-  """What has no rows stays, and what has them elsewhere than first is refused."""
+def test_rows_of_a_cache_are_repeated_taken_and_put_where_they_are():
+  """What has no rows stays; what has them on no single axis is refused."""
 
-  def repeat(init, rows=2, n=4):
-    cache = jax.tree.map(lambda x: x + 1, init(rows))
-    return sharding.repeat_cache(cache, n, init, rows)
+  def init(rows):
+    return {
+      "k": jnp.zeros((rows, 3)),
+      "blocks": jnp.zeros((2, rows, 3)),
+      "next": jnp.zeros((), jnp.int32),
+    }
 
-  cache = repeat(lambda rows: {"k": jnp.zeros((rows, 3)), "next": jnp.zeros((), jnp.int32)})
-  assert cache["k"].shape == (8, 3)
-  assert cache["next"] == 1
-  for elsewhere in [
-    lambda rows: jnp.zeros((3, rows)),
+  axes = sharding.row_axes(init, 2)
+  assert axes == {"k": 0, "blocks": 1, "next": -1}
+  numbered = jnp.arange(2.0)[:, None]
+  cache = {"k": init(2)["k"] + numbered, "blocks": init(2)["blocks"] + numbered, "next": jnp.int32(1)}
+  repeated = sharding.repeat_rows(cache, axes, 2)
+  np.testing.assert_array_equal(repeated["k"][:, 0], [0, 0, 1, 1])
+  np.testing.assert_array_equal(repeated["blocks"][1, :, 0], [0, 0, 1, 1])
+  assert repeated["next"] == 1
+  swapped = sharding.take_rows(cache, axes, jnp.array([1, 0]))
+  np.testing.assert_array_equal(swapped["blocks"][0, :, 0], [1, 0])
+
+  group = {"k": jnp.full((2, 2), 7.0), "blocks": jnp.full((1, 2, 3), 7.0), "next": jnp.int32(5)}
+  after = sharding.put_rows(cache, axes, group, jnp.array([2, 0]))  # there is no row 2
+  np.testing.assert_array_equal(after["k"], [[7, 7, 0], [1, 1, 1]])
+  np.testing.assert_array_equal(after["blocks"][:, :, 0], [[7, 1], [0, 1]])
+  assert after["next"] == 1
+
+  for rows_nowhere in [
     lambda rows: jnp.zeros((rows, rows)),
     lambda rows: jnp.zeros(max(rows, 4)),  # filled up for few rows
+    lambda rows: jnp.zeros(2 * rows),
   ]:
-    with pytest.raises(UserError, match="rows must be the first axis"):
-      repeat(elsewhere)
+    with pytest.raises(UserError, match="one axis must be that of the rows"):
+      sharding.row_axes(rows_nowhere, 2)
+
+
+def test_on_a_mesh_a_cache_is_split_along_its_rows():
+  with jax.set_mesh(sharding.make_mesh(2, 1, 1)):
+    split = jax.P(("data", "fsdp"), None)
+    assert sharding.row_axes(lambda rows: jnp.zeros((rows, 3), out_sharding=split), 2) == 0
+    with pytest.raises(UserError, match="on a mesh rows must be the first axis"):
+      sharding.row_axes(lambda rows: jnp.zeros((3, rows)), 2)
 
 
 def test_what_is_gathered_and_what_is_moved_lies_where_it_should():
