@@ -48,7 +48,7 @@ def test_a_packed_mixture_goes_on_bit_for_bit(data, tmp_path, monkeypatch, capsy
     f"--config.data.demonstrations=3*{demos} + {tmp_path / 'more.jsonl'}",
     f"--config.data.text={text} + 0.5*{tmp_path / 'text.jsonl'}",
     *TUNE,
-    "--config.data.pack=true",
+    "--config.data.pack_text=true",
     "--config.data.lazy=true",
     "--config.data.prompt=20",
     "--config.data.response=30",
@@ -58,12 +58,8 @@ def test_a_packed_mixture_goes_on_bit_for_bit(data, tmp_path, monkeypatch, capsy
   ]
   assert run("rl_init", tmp_path / "whole", *options) == 0
   said = capsys.readouterr().err
-  assert (
-    f"{tmp_path / 'more.jsonl'}: 30 demonstrations in " in said
-    and "rows of 50 tokens" in said
-    and "% full" in said
-  )
-  assert f"{text}: 32 pieces of text in " in said
+  assert f"{text}: 32 pieces of text in " in said and "rows of 50 tokens" in said
+  assert "4 rows a batch, 2 of them demonstrations, which are packed: " in said
   with monkeypatch.context() as patch:
     stop_after(patch, 2)
     assert run("rl_init", tmp_path / "parts", *options) == 130
