@@ -6,6 +6,9 @@
 `credit`, then `improve`. Each part can be jitted alone, so that the score may come from any Python
 function between them. The environment is a bandit: one response, one score.
 
+Scores and updates are computed on packed episodes (`packs`), so that padding costs next to nothing.
+Everything else, and what the functions here take and return, has a row an episode.
+
 There are up to three trunks. The untrained blocks of the policy are shared with its reference. The
 reward model and the value network share a trunk of their own, or the policy's where
 `Frozen.reward_trunk` is None. A `stem` is what a trunk makes of the tokens; it never changes, so it
@@ -30,6 +33,7 @@ from instructjax import (
   likelihood,
   losses,
   optim,
+  packs,
   returns,
   reward,
   sharding,
@@ -42,6 +46,7 @@ from instructjax.system import keys
 from instructjax.types import (
   LM,
   Array,
+  Bool,
   Demonstrations,
   Experience,
   Float,
@@ -55,6 +60,7 @@ from instructjax.types import (
   Rollout,
   Scalar,
   TrainState,
+  Valid,
 )
 
 
@@ -106,7 +112,13 @@ def stems(
   def stem(lm: LM, trunk: Params) -> Array | None:
     if "lower" not in trunk:
       return None
-    return lm.stem(trunk, tokens, rows.valid)
+    layout = lay_out(rows, ppo)
+
+    def stem_of_part(part: packs.Part) -> Array | None:
+      return lm.stem(trunk, packs.take_tokens(part, tokens), part.valid)
+
+    packed = steps.rows_of_parts(stem_of_part, layout.parts, layout.count)
+    return packs.give_tokens(layout, packed, rows.valid)
 
   policy_stem = stem(ppo.lm, frozen.trunk)
   if frozen.reward_trunk is None:
@@ -127,10 +139,32 @@ def reward_side(frozen: Frozen, params: Params) -> Params:
   return reward.join(trunk, params)
 
 
+def lay_out(rows: Rollout, ppo: PPO) -> packs.Layout:
+  """Packs all episodes of an iteration, for their scores."""
+  episodes = rows.tokens.shape[0] // ppo.cfg.minibatches
+  return _lay_out(rows.valid, returns.value_mask(rows.mask, ppo.place), episodes, ppo.cfg)
+
+
+def _lay_out(
+  valid: Valid,
+  mask: Bool[Array, "B R"],
+  episodes: int,
+  cfg: PPOConfig,
+) -> packs.Layout:
+  """Packs rows, as many at once as go for a minibatch of so many episodes."""
+  rows = packs.rows_at_once(
+    episodes // sharding.batch_shards(),
+    valid.shape[1],
+    rows=cfg.rows,
+    micro=cfg.micro,
+  )
+  return packs.lay_out(valid, mask, rows)
+
+
 def policy_logp(
   lm: LM,
   params: Params,
-  rows: Experience | Rollout,
+  rows: Experience | packs.Rows,
   stem: Array | None,
   sampling: Sampling,
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
@@ -142,6 +176,7 @@ def policy_logp(
     rows.tokens,
     rows.valid,
     response,
+    before=rows.before,
     temperature=sampling.temperature,
     banned=sampling.banned,
     stem=stem,
@@ -151,14 +186,26 @@ def policy_logp(
 def response_values(
   lm: LM,
   params: Params,
-  rows: Experience | Rollout,
+  rows: Experience | packs.Rows,
   stem: Array | None,
 ) -> Float[Array, "B R"]:
   """Returns V of the state before each response token."""
   response = rows.mask.shape[1]
   hidden = lm.hidden(params["lm"], rows.tokens, rows.valid, stem=stem)
-  before = hidden[:, -response - 1 : -1]
+  before = likelihood.states_before(hidden, response, rows.before)
   return heads.values(params["head"], before)
+
+
+def token_scores(
+  lm: LM,
+  params: Params,
+  tokens: Int[Array, "B T"],
+  valid: Valid,
+  stem: Array | None,
+) -> Float[Array, "B T"]:
+  """Returns what a reward model gives at every token."""
+  hidden = lm.hidden(params["lm"], tokens, valid, stem=stem)
+  return heads.values(params["head"], hidden)
 
 
 # Experience: sample, score, credit
@@ -194,13 +241,19 @@ def score(
   stem: Array | None = None,
 ) -> Float[Array, " B"]:
   """Returns r_θ(x, y) of each episode, read at its end of text (`reward.closed`)."""
-  return reward.score(
-    _reward_lm(ppo),
-    reward_side(frozen, frozen.reward),
-    reward.closed(rows, ppo.sampling.eos),
-    rows.valid,
-    stem=stem,
-  )
+  lm = _reward_lm(ppo)
+  params = reward_side(frozen, frozen.reward)
+  tokens = reward.closed(rows, ppo.sampling.eos)
+  layout = lay_out(rows, ppo)
+
+  def scores_of_part(part: packs.Part) -> Array:
+    part_tokens, part_stem = packs.take_tokens(part, (tokens, stem))
+    return token_scores(lm, params, part_tokens, part.valid, part_stem)
+
+  packed = steps.rows_of_parts(scores_of_part, layout.parts, layout.count)
+  scores = packs.give_tokens(layout, packed, rows.valid)
+  last = returns.at_last_token(rows.valid)
+  return jnp.sum(jnp.where(last, scores, 0), axis=1)
 
 
 def credit(
@@ -222,13 +275,21 @@ def credit(
   reference = frozen.trunk | frozen.ref
   # The trainer computes the log-probabilities again. Those of the sampler differ in the last bits,
   # and the ratio of a first minibatch would not be exactly 1.
-  logp, entropy = policy_logp(ppo.lm, policy, rows, policy_stem, ppo.sampling)
-  ref_logp, _ = policy_logp(ppo.lm, reference, rows, policy_stem, ppo.sampling)
-  kl = (logp - ref_logp) * mask
-
   # The value network lies on the reward side: it started as the reward model.
   value_model = reward_side(frozen, params["value"])
-  value = response_values(_reward_lm(ppo), value_model, rows, reward_stem)
+
+  def measure(part: packs.Part) -> tuple[Array, Array, Array, Array]:
+    packed = packs.rows_of(part, rows.tokens, mask)
+    stem, value_stem = packs.take_tokens(part, (policy_stem, reward_stem))
+    logp, entropy = policy_logp(ppo.lm, policy, packed, stem, ppo.sampling)
+    ref_logp, _ = policy_logp(ppo.lm, reference, packed, stem, ppo.sampling)
+    value = response_values(_reward_lm(ppo), value_model, packed, value_stem)
+    return logp, entropy, ref_logp, value
+
+  layout = lay_out(rows, ppo)
+  measured = steps.rows_of_parts(measure, layout.parts, layout.count)
+  logp, entropy, ref_logp, value = packs.give_responses(layout, measured, value_mask)
+  kl = (logp - ref_logp) * mask
   value = value * value_mask
 
   paid = ppo.missing_eos(score, rows.ended)
@@ -282,6 +343,7 @@ def credit(
     "response/eos_frac": rows.ended.mean(dtype=jnp.float32),
     # How far sampler and trainer are apart: rounding, or a bug.
     "rollout/logp_error": jnp.max(jnp.abs(rows.logp - logp) * mask),
+    "scoring/useful": packs.useful(layout, rows.valid),
   }
   return experience, metrics
 
@@ -379,16 +441,23 @@ def minibatch_step(
     advantage = returns.whiten(exp.advantage, exp.mask)
     exp = dataclasses.replace(exp, advantage=advantage)
 
-  # Weights are shares of the minibatch: micro-batches carry theirs along.
+  # Weights are shares of the minibatch: parts carry theirs along.
   weigh = losses.WEIGHTS[cfg.normalise]
-  weight = weigh(exp.mask)
-  value_weight = weigh(exp.value_mask)
-  grads, loss, (logp, value, entropy) = steps.gradients(
-    partial(ppo_loss, frozen=frozen, ppo=ppo),
+  weights = (weigh(exp.mask), weigh(exp.value_mask))
+
+  def loss_of_part(params: Params, part: packs.Part, key) -> tuple[Scalar, PyTree]:
+    packed = packs.experience(part, exp)
+    packed_weights = packs.take_responses(part, weights)
+    return ppo_loss(params, (packed, *packed_weights), key, frozen=frozen, ppo=ppo)
+
+  layout = _lay_out(exp.valid, exp.value_mask, exp.tokens.shape[0], cfg)
+  grads, loss, measured = steps.gradients_of_parts(
+    loss_of_part,
     state.params,
-    (exp, weight, value_weight),
-    micro=cfg.micro,
+    layout.parts,
+    count=layout.count,
   )
+  logp, value, entropy = packs.give_responses(layout, measured, exp.value_mask)
   policy_metrics = losses.policy_metrics(
     logp,
     exp.logp,
@@ -410,6 +479,7 @@ def minibatch_step(
     "policy/entropy_avg": returns.masked_mean(entropy, exp.mask),
     "grad/norm_ppo": optax.tree.norm(grads["policy"]),
     "grad/norm_value": optax.tree.norm(grads["value"]),
+    "update/useful": packs.useful(layout, exp.valid),
   }
 
   if text is not None and cfg.ptx_coef:
@@ -485,7 +555,13 @@ def improve(
   if cfg.ptx_coef and (text_rows < rows or text_rows % rows):
     raise ValueError(f"{text_rows} rows of text are no multiple of {rows} episodes")
 
+  shards = sharding.batch_shards()
+  lengths = sharding.reshard(jnp.sum(exp.valid > 0, axis=1, dtype=jnp.int32), None)
+
   def update_on(state, episodes):
+    if shards > 1:
+      # All of them compute as long as the fullest one. A minibatch keeps its episodes.
+      episodes = episodes[packs.deal(lengths[episodes], shards)]
     minibatch = _take(exp, episodes)
     text_minibatch = None
     if text is not None and cfg.ptx_coef:
