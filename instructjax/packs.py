@@ -67,10 +67,18 @@ def rows_at_once(
 ) -> int:
   """Returns q, the rows that a device computes at once, for its `episodes` of a minibatch.
 
-  That is `rows`, or what makes TOKENS, and at most a micro-batch of `episodes / micro` rows.
+  That is `rows`, or what makes TOKENS, and at most a micro-batch of `episodes / micro` rows. Where
+  up to twice as many divide the episodes, it is these: episodes of full length, which fill a row
+  each, then leave no row empty.
   """
   wanted = rows or math.ceil(TOKENS / length)
-  return max(1, min(wanted, episodes // micro))
+  most = max(1, episodes // micro)
+  if wanted >= most:
+    return most
+  for divisor in range(wanted, min(2 * wanted, most) + 1):
+    if not rows and episodes % divisor == 0:
+      return divisor
+  return wanted
 
 
 def lay_out(
@@ -84,15 +92,17 @@ def lay_out(
   tokens, as where a score is paid after the end.
   """
   if not sharding.is_sharded():
-    return _lay_out_shard(valid, mask, rows=rows)
+    parts, count, places = _lay_out_shard(valid, mask, rows=rows)
+    return Layout(parts, count, *places)
   split = sharding.spec("batch")
   split_parts = sharding.spec(None, "batch")
-  layout = jax.shard_map(
+  lay_out_shards = jax.shard_map(
     partial(_lay_out_shard, rows=rows, axes=sharding.RULES["batch"]),
     in_specs=(split, split),
-    out_specs=Layout(parts=split_parts, count=jax.P(), row=split, shift=split, place=split),
+    out_specs=(split_parts, jax.P(), split),
   )
-  return layout(valid, mask)
+  parts, count, places = lay_out_shards(valid, mask)
+  return Layout(parts, count, *places)
 
 
 def _lay_out_shard(
@@ -101,8 +111,11 @@ def _lay_out_shard(
   *,
   rows: int,
   axes: tuple[str, ...] = (),
-) -> Layout:
-  """`lay_out` for the n episodes of one shard; `axes` are those of the mesh that split a batch."""
+) -> tuple[Part, Array, tuple[Array, Array, Array]]:
+  """The parts, their count and (row, shift, place) of the n episodes of one shard.
+
+  `axes` are those of the mesh that split a batch.
+  """
   n, T = valid.shape
   R = mask.shape[1]
   first, length = _spans(valid, T - R)
@@ -149,13 +162,8 @@ def _lay_out_shard(
     # Shards compute in step, each as many parts as the fullest of them.
     count = jax.lax.pmax(count, axes)
   rank_of_episode = jnp.argsort(order).astype(jnp.int32)
-  return Layout(
-    parts=parts,
-    count=count,
-    row=row[rank_of_episode],
-    shift=shift_by_rank[rank_of_episode],
-    place=place[rank_of_episode],
-  )
+  places = jax.tree.map(lambda x: x[rank_of_episode], (row, shift_by_rank, place))
+  return parts, count, places
 
 
 def _spans(valid: Array, prompt: int) -> tuple[Array, Array]:
