@@ -29,7 +29,7 @@ from instructjax.types import Array, Bool, Experience, Int, PyTree, Scalar, Vali
 
 # A device computes rows of at least this many tokens at once, as far as there are that many. With
 # fewer, its matrix products are slow; with more, the last part of a batch holds more padding.
-TOKENS = 512
+TOKENS = 192
 
 
 @struct.dataclass
@@ -105,6 +105,7 @@ def lay_out(
   return Layout(parts, count, *places)
 
 
+@partial(jax.jit, static_argnames=("rows", "axes"))
 def _lay_out_shard(
   valid: Array,
   mask: Array,

@@ -273,22 +273,25 @@ def credit(
 
   policy = frozen.trunk | params["policy"]
   reference = frozen.trunk | frozen.ref
-  # The trainer computes the log-probabilities again. Those of the sampler differ in the last bits,
-  # and the ratio of a first minibatch would not be exactly 1.
+  # The trainer computes the log-probabilities again, because those of the sampler differ in the
+  # last bits. With `old_logp` "sampler" it does not, and the first update starts at its own.
+  recompute = cfg.old_logp == "trainer"
   # The value network lies on the reward side: it started as the reward model.
   value_model = reward_side(frozen, params["value"])
 
-  def measure(part: packs.Part) -> tuple[Array, Array, Array, Array]:
+  def measure(part: packs.Part) -> tuple[Array, Array, tuple[Array, ...]]:
     packed = packs.rows_of(part, rows.tokens, mask)
     stem, value_stem = packs.take_tokens(part, (policy_stem, reward_stem))
-    logp, entropy = policy_logp(ppo.lm, policy, packed, stem, ppo.sampling)
     ref_logp, _ = policy_logp(ppo.lm, reference, packed, stem, ppo.sampling)
     value = response_values(_reward_lm(ppo), value_model, packed, value_stem)
-    return logp, entropy, ref_logp, value
+    if not recompute:
+      return ref_logp, value, ()
+    return ref_logp, value, policy_logp(ppo.lm, policy, packed, stem, ppo.sampling)
 
   layout = lay_out(rows, ppo)
   measured = steps.rows_of_parts(measure, layout.parts, layout.count)
-  logp, entropy, ref_logp, value = packs.give_responses(layout, measured, value_mask)
+  ref_logp, value, of_policy = packs.give_responses(layout, measured, value_mask)
+  logp = of_policy[0] if recompute else rows.logp
   kl = (logp - ref_logp) * mask
   value = value * value_mask
 
@@ -323,7 +326,6 @@ def credit(
   episode_kl = kl.sum(1)
   episode_kl_k2 = (returns.kl_k2(logp, ref_logp) * mask).sum(1)
   episode_kl_k3 = jnp.where(mask, returns.kl_k3(logp, ref_logp), 0).sum(1)
-  episode_entropy = (entropy * mask).sum(1)
   length = mask.sum(1)
   metrics = {
     "objective/scores": score.mean(),
@@ -332,7 +334,6 @@ def credit(
     "objective/kl_k2": episode_kl_k2.mean(),
     "objective/kl_k3": episode_kl_k3.mean(),
     "objective/kl_coef": kl_coef,
-    "objective/entropy": episode_entropy.mean(),
     "objective/non_score_reward": -kl_coef * episode_kl.mean(),
     "objective/rlhf_reward": (paid - kl_coef * episode_kl).mean(),
     "val/advantage_mean": returns.masked_mean(advantage, value_mask),
@@ -341,11 +342,25 @@ def credit(
     "response/len_mean": length.mean(dtype=jnp.float32),
     "response/len_max": length.max().astype(jnp.float32),
     "response/eos_frac": rows.ended.mean(dtype=jnp.float32),
-    # How far sampler and trainer are apart: rounding, or a bug.
-    "rollout/logp_error": jnp.max(jnp.abs(rows.logp - logp) * mask),
     "scoring/useful": packs.useful(layout, rows.valid),
   }
+  if recompute:
+    metrics |= policy_measures(*of_policy, rows.logp, mask)
   return experience, metrics
+
+
+def policy_measures(
+  logp: Float[Array, "B R"],
+  entropy: Float[Array, "B R"],
+  sampled_logp: Float[Array, "B R"],
+  mask: Bool[Array, "B R"],
+) -> Metrics:
+  """Returns what only the trainer's own pass of the policy that sampled can measure."""
+  return {
+    "objective/entropy": (entropy * mask).sum(1).mean(),
+    # How far sampler and trainer are apart: rounding, or a bug.
+    "rollout/logp_error": jnp.max(jnp.abs(sampled_logp - logp) * mask),
+  }
 
 
 # Losses and updates
@@ -358,11 +373,13 @@ def ppo_loss(
   *,
   frozen: Frozen,
   ppo: PPO,
+  first: Bool[Array, ""] | bool = False,
 ) -> tuple[Scalar, tuple[Array, Array, Array]]:
   """Clipped policy loss + value_coef * clipped value loss.
 
   `batch` holds the experience, the weight of each token in the policy loss and its weight in the
-  value loss. The key is not read: PPO runs without dropout.
+  value loss. The key is not read: PPO runs without dropout. `first` says that the policy is still
+  the one that sampled: its ratios are then exactly 1.
 
   Returns:
     The loss, and (logp, value, entropy) as the rows of `steps.gradients`.
@@ -373,7 +390,7 @@ def ppo_loss(
   logp, entropy = policy_logp(ppo.lm, policy, exp, exp.stem, ppo.sampling)
   policy_loss = losses.clipped_policy(
     logp,
-    exp.logp,
+    jnp.where(first, jax.lax.stop_gradient(logp), exp.logp),
     exp.advantage,
     weight,
     clip=cfg.clip,
@@ -432,8 +449,13 @@ def minibatch_step(
   *,
   frozen: Frozen,
   ppo: PPO,
+  first: Bool[Array, ""] | bool = False,
 ) -> tuple[TrainState, Metrics]:
-  """Adds γ times the pretraining gradients to those of PPO, then makes one update (App. C.4)."""
+  """Adds γ times the pretraining gradients to those of PPO, then makes one update (App. C.4).
+
+  Where the log-probabilities of the experience are the sampler's, `first` says that nothing was
+  learnt since (`ppo_loss`).
+  """
   cfg = ppo.cfg
   exp, text = batch
   if cfg.whiten_advantage:
@@ -448,7 +470,8 @@ def minibatch_step(
   def loss_of_part(params: Params, part: packs.Part, key) -> tuple[Scalar, PyTree]:
     packed = packs.experience(part, exp)
     packed_weights = packs.take_responses(part, weights)
-    return ppo_loss(params, (packed, *packed_weights), key, frozen=frozen, ppo=ppo)
+    batch = (packed, *packed_weights)
+    return ppo_loss(params, batch, key, frozen=frozen, ppo=ppo, first=first)
 
   layout = _lay_out(exp.valid, exp.value_mask, exp.tokens.shape[0], cfg)
   grads, loss, measured = steps.gradients_of_parts(
@@ -460,7 +483,7 @@ def minibatch_step(
   logp, value, entropy = packs.give_responses(layout, measured, exp.value_mask)
   policy_metrics = losses.policy_metrics(
     logp,
-    exp.logp,
+    jnp.where(first, logp, exp.logp),
     exp.advantage,
     exp.mask,
     clip=cfg.clip,
@@ -481,6 +504,8 @@ def minibatch_step(
     "grad/norm_value": optax.tree.norm(grads["value"]),
     "update/useful": packs.useful(layout, exp.valid),
   }
+  if cfg.old_logp == "sampler":
+    metrics |= policy_measures(logp, entropy, exp.logp, exp.mask)
 
   if text is not None and cfg.ptx_coef:
     # The pretraining loss touches the policy alone. It has micro-batches of its own, because its
@@ -539,7 +564,9 @@ def improve(
 
   Metrics are means over the updates, but for those whose name ends in `_max` or `_min`.
   `policy/ratio_first` is the largest ratio of the first update, and `policy/ema_distance` how far
-  the average of the weights lies behind them, as a share of their norm.
+  the average of the weights lies behind them, as a share of their norm. Where the sampler's
+  log-probabilities are taken, `objective/entropy` and `rollout/logp_error` are those of the first
+  minibatch.
 
   Raises:
     ValueError: when ptx_coef asks for pretraining text and there is none, and when its rows are no
@@ -558,7 +585,10 @@ def improve(
   shards = sharding.batch_shards()
   lengths = sharding.reshard(jnp.sum(exp.valid > 0, axis=1, dtype=jnp.int32), None)
 
-  def update_on(state, episodes):
+  sampled = cfg.old_logp == "sampler"
+
+  def update_on(state, numbered_episodes):
+    number, episodes = numbered_episodes
     if shards > 1:
       # All of them compute as long as the fullest one. A minibatch keeps its episodes.
       episodes = episodes[packs.deal(lengths[episodes], shards)]
@@ -574,11 +604,14 @@ def improve(
       (minibatch, text_minibatch),
       frozen=frozen,
       ppo=ppo,
+      first=(number == 0) if sampled else False,
     )
 
   # The key is new in each iteration, because the step has moved on.
   order_key = keys.key_for(state.key, "minibatches", state.step)
-  state, metrics = jax.lax.scan(update_on, state, order(order_key, rows, cfg))
+  minibatches = order(order_key, rows, cfg)
+  numbers = jnp.arange(minibatches.shape[0])
+  state, metrics = jax.lax.scan(update_on, state, (numbers, minibatches))
 
   summary = {}
   for name, per_update in metrics.items():
@@ -588,8 +621,11 @@ def improve(
       summary[name] = per_update.min()
     else:
       summary[name] = per_update.mean()
-  # 1 up to rounding: nothing has been learnt yet when it is computed.
+  # 1 up to rounding, or exactly where it is the sampler's: nothing has been learnt yet when it is computed.
   summary["policy/ratio_first"] = metrics["policy/ratio_max"][0]
+  if sampled:
+    for name in ("objective/entropy", "rollout/logp_error"):
+      summary[name] = metrics[name][0]
 
   average = state.ema
   if cfg.ema_decay is not None and cfg.ema_every == "iteration" and average is not None:

@@ -51,6 +51,11 @@ class PPOConfig:
     below=1,
   )
   ema_every: Literal["minibatch", "iteration"] = setting("minibatch", "When the average moves.")
+  old_logp: Literal["trainer", "sampler"] = setting(
+    "trainer",
+    "Whose log-probabilities ratios begin at: the trainer computes them again, or the sampler's "
+    "are taken, which saves a pass of the policy.",
+  )
   rows: int = setting(
     0,
     "Rows of packed episodes that a device computes at once; 0 chooses by their length.",
