@@ -621,7 +621,7 @@ def improve(
       summary[name] = per_update.min()
     else:
       summary[name] = per_update.mean()
-  # 1 up to rounding, or exactly where it is the sampler's: nothing has been learnt yet when it is computed.
+  # 1 up to rounding, and exactly 1 with `old_logp` "sampler": nothing has been learnt yet.
   summary["policy/ratio_first"] = metrics["policy/ratio_max"][0]
   if sampled:
     for name in ("objective/entropy", "rollout/logp_error"):

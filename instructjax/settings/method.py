@@ -63,7 +63,8 @@ class PPOConfig:
     high=100_000,
   )
   micro: int = setting(
-    1, "Micro-batches of the PPO loss in a minibatch: no more rows than one has are computed at once.",
+    1,
+    "Micro-batches of the PPO loss in a minibatch: no more rows than one has are computed at once.",
     low=1,
   )
   ptx_micro: int = setting(1, "Micro-batches of the pretraining loss in a minibatch.", low=1)

@@ -327,7 +327,7 @@ def test_metrics_of_an_iteration_have_one_unit_a_prefix():
   moved = state.replace(
     params=state.params | {"policy": tiny.perturb(state.params["policy"], 0.05)}
   )
-  episodes, _, exp, stats = collect(config, moved, frozen)
+  *_, exp, stats = collect(config, moved, frozen)
   logp = exp.logp
   ref_logp, _ = ppo.policy_logp(config.lm, frozen.ref, exp, None, config.sampling)
   d = np.asarray((logp - ref_logp) * exp.mask, np.float64)
