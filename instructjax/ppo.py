@@ -345,7 +345,8 @@ def credit(
     "scoring/useful": packs.useful(layout, rows.valid),
   }
   if recompute:
-    metrics |= policy_measures(*of_policy, rows.logp, mask)
+    _, entropy = of_policy
+    metrics |= policy_measures(logp, entropy, rows.logp, mask)
   return experience, metrics
 
 

@@ -73,9 +73,9 @@ def collect(config, params, frozen, rows):
   return scores, exp, metrics
 
 
-def update(config, params, frozen, exp):
+def update(config, params, frozen, exp, first=False):
   state = steps.new_state(jax.random.key(0), params, config.tx, kl_coef=0.1)
-  new, metrics = ppo.minibatch_step(state, (exp, None), frozen=frozen, ppo=config)
+  new, metrics = ppo.minibatch_step(state, (exp, None), frozen=frozen, ppo=config, first=first)
   return jax.tree.map(jnp.subtract, params, new.params), metrics
 
 
@@ -325,6 +325,20 @@ def test_ratios_begin_at_the_sampler_or_at_the_trainer():
       np.testing.assert_array_equal(logp, rows.logp * rows.mask)
   assert ratios["sampler"] == 1
   assert ratios["trainer"] == pytest.approx(1, abs=1e-5)
+
+
+def test_a_first_update_from_the_sampler_is_that_from_the_trainer():
+  config = experiment(rows=2)
+  params, frozen = models()
+  rows = rollout(LENGTHS)
+  _, exp, _ = jax.jit(partial(collect, config))(params, frozen, rows)
+  learn = jax.jit(partial(update, config))
+  sampled = exp.replace(logp=rows.logp * rows.mask)
+  expected, _ = learn(params, frozen, exp, False)
+  change, metrics = learn(params, frozen, sampled, True)
+  tiny.assert_trees_close(change, expected, rtol=1e-4, atol=1e-6)
+  assert float(metrics["policy/ratio_max"]) == float(metrics["policy/ratio_min"]) == 1
+  assert float(metrics["grad/norm_ppo"]) > 1e-3
 
 
 @pytest.mark.parametrize("mesh", [(2, 2, 2)], indirect=True, ids=str)
