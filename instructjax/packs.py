@@ -197,7 +197,7 @@ def _fit(
 ) -> tuple[Array, Array, Array]:
   """Returns (row, first position, first place for a response token) of each episode.
 
-  Each goes into the fullest row that has room for it, which is a new one where no other has.
+  Each goes into the first row that has room for it, which is a new one where no other has.
   """
   # Zeros of these arrays, and not new ones, vary over the mesh as the arrays do.
   zero = 0 * length[0]
@@ -206,7 +206,7 @@ def _fit(
     positions, places = used
     episode_length, episode_response = episode
     has_room = (positions + episode_length <= T) & (places + episode_response <= R)
-    row = jnp.argmax(jnp.where(has_room, positions, -1)).astype(jnp.int32)
+    row = jnp.argmax(has_room).astype(jnp.int32)
     start, place = positions[row], places[row]
     used = (positions.at[row].add(episode_length), places.at[row].add(episode_response))
     return used, (row, start, place)
