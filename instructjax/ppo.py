@@ -21,6 +21,7 @@ N minibatches.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -141,24 +142,30 @@ def reward_side(frozen: Frozen, params: Params) -> Params:
 
 def lay_out(rows: Rollout, ppo: PPO) -> packs.Layout:
   """Packs all episodes of an iteration, for their scores."""
-  episodes = rows.tokens.shape[0] // ppo.cfg.minibatches
-  return _lay_out(rows.valid, returns.value_mask(rows.mask, ppo.place), episodes, ppo.cfg)
+  mask = returns.value_mask(rows.mask, ppo.place)
+  episodes, length = rows.tokens.shape
+  at_once = _rows_at_once(episodes // ppo.cfg.minibatches, length, ppo.cfg)
+  return packs.lay_out(rows.valid, mask, at_once)
 
 
-def _lay_out(
-  valid: Valid,
-  mask: Bool[Array, "B R"],
-  episodes: int,
-  cfg: PPOConfig,
-) -> packs.Layout:
-  """Packs rows, as many at once as go for a minibatch of so many episodes."""
-  rows = packs.rows_at_once(
-    episodes // sharding.batch_shards(),
-    valid.shape[1],
+def _rows_at_once(minibatch: int, length: int, cfg: PPOConfig) -> int:
+  """Returns the rows that a device computes at once where a minibatch has so many episodes."""
+  return packs.rows_at_once(
+    minibatch // sharding.batch_shards(),
+    length,
     rows=cfg.rows,
     micro=cfg.micro,
   )
-  return packs.lay_out(valid, mask, rows)
+
+
+def most_parts(episodes: int, length: int, cfg: PPOConfig) -> tuple[int, int]:
+  """Returns in how many parts all episodes are scored and a minibatch is learnt from, at most.
+
+  That is where all of them have full length, one a row.
+  """
+  minibatch = episodes // cfg.minibatches
+  at_once = _rows_at_once(minibatch, length, cfg) * sharding.batch_shards()
+  return math.ceil(episodes / at_once), math.ceil(minibatch / at_once)
 
 
 def policy_logp(
@@ -474,7 +481,8 @@ def minibatch_step(
     batch = (packed, *packed_weights)
     return ppo_loss(params, batch, key, frozen=frozen, ppo=ppo, first=first)
 
-  layout = _lay_out(exp.valid, exp.value_mask, exp.tokens.shape[0], cfg)
+  at_once = _rows_at_once(*exp.tokens.shape, cfg)
+  layout = packs.lay_out(exp.valid, exp.value_mask, at_once)
   grads, loss, measured = steps.gradients_of_parts(
     loss_of_part,
     state.params,

@@ -364,3 +364,11 @@ def test_shards_pack_their_own_episodes(mesh):
       np.testing.assert_allclose(results[1][name], value, rtol=1e-3, atol=1e-4, err_msg=name)
   # A shard has four episodes and so at most four rows.
   assert 0.25 < float(results[1]["scoring/useful"]) <= 1
+
+
+def test_the_most_parts_are_those_of_full_length():
+  config = experiment(rows=3, minibatches=2)
+  rows = rollout([(P, R)] * 16)
+  layout = ppo.lay_out(rows, config)
+  assert (layout.parts.valid.shape[0], 3) == ppo.most_parts(16, T, config.cfg)
+  assert layout.count == 6
