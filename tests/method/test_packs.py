@@ -48,13 +48,13 @@ def experiment(place=returns.at_last_token, **settings):
 
 @cache
 def models(top=0):
-  """(the state of policy and value network, what is frozen); all but `top` blocks, unless 0."""
+  """(policy and value network, what is frozen); only the `top` blocks are trained, unless 0."""
+  return tiny.unsharded(lambda: models_of(top))
 
-  def whole_models():
-    ref = LM.init(jax.random.key(0))
-    return ref, tiny.perturb(ref, 0.05), tiny.reward_model(LM, 7)
 
-  ref, policy, judge = tiny.unsharded(whole_models)
+def models_of(top):
+  ref, judge = LM.init(jax.random.key(0)), tiny.reward_model(LM, 7)
+  policy = tiny.perturb(ref, 0.05)
   if not top:
     return ppo.init_params(policy, judge), ppo.Frozen({}, ref, judge)
   trunk, ref = freeze.split(ref, top)
