@@ -481,7 +481,8 @@ def minibatch_step(
     batch = (packed, *packed_weights)
     return ppo_loss(params, batch, key, frozen=frozen, ppo=ppo, first=first)
 
-  at_once = _rows_at_once(*exp.tokens.shape, cfg)
+  episodes, length = exp.tokens.shape
+  at_once = _rows_at_once(episodes, length, cfg)
   layout = packs.lay_out(exp.valid, exp.value_mask, at_once)
   grads, loss, measured = steps.gradients_of_parts(
     loss_of_part,
