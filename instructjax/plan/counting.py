@@ -3,8 +3,9 @@
 Costs are FLOPs, the bytes that matrix products touch, collectives, and the memory that is live at
 once. XLA's own `cost_analysis` counts the body of a loop once. In this file a scan counts `length`
 times, and a while loop as often as its name says: it is traced inside of
-`jax.named_scope("trips:NAME")`, and a mapping of names gives its trips. Types carry shardings, so the share of one
-device is exact: a product that is not split over an axis is counted on each device along it.
+`jax.named_scope("trips:NAME")`, and a mapping of names gives the trips. Types carry shardings, so
+the share of one device is exact: a product that is not split over an axis is counted on each device
+along it.
 
 Jaxprs and their equations have no public types, so they are `Any` here.
 """

@@ -195,7 +195,7 @@ def test_a_loop_whose_trips_nobody_says_is_refused():
     with jax.named_scope("trips:chunks"):
       return square_until(x, 3.0)
 
-  with pytest.raises(ValueError, match="a while loop named 'chunks' at .* known of: none"):
+  with pytest.raises(ValueError, match=r"a while loop named 'chunks' at .* known of: none"):
     counting.count(jax.make_jaxpr(named)(x), [], {})
   assert counting.count(jax.make_jaxpr(named)(x), [], {"chunks": 0}).flops == 0
 
@@ -204,7 +204,7 @@ def test_a_loop_whose_trips_nobody_says_is_refused():
     with jax.named_scope("trips:chunks"):
       return jax.lax.while_loop(lambda c: c.sum() < 3, lambda c: square_until(c, 3.0), x)
 
-  with pytest.raises(ValueError, match="outside of any"):
+  with pytest.raises(ValueError, match=r"outside of any"):
     counting.count(jax.make_jaxpr(nested)(x), [], {"chunks": 1})
 
 
@@ -539,9 +539,11 @@ def test_a_plan_at_drawn_lengths(capsys, tmp_path):
 def test_a_plan_refuses_lengths_that_cannot_be(tmp_path):
   path = tmp_path / "lengths.jsonl"
   path.write_text('{"prompt": 3, "response": 2000}\n')
-  with pytest.raises(UserError, match="lengths.jsonl:1: response: 2000 tokens, where 1 to 24 fit"):
+  with pytest.raises(
+    UserError, match=r"lengths\.jsonl:1: response: 2000 tokens, where 1 to 24 fit"
+  ):
     planning.plan(settings.load("ppo:tiny"), Options("h100:8", lengths=str(path)))
-  with pytest.raises(UserError, match="--lengths=paper: pretraining has documents"):
+  with pytest.raises(UserError, match=r"--lengths=paper: pretraining has documents"):
     planning.plan(settings.load("pretrain:tiny"), Options("h100:8", lengths="paper"))
 
 
