@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from instructjax.errors import UserError
-from instructjax.plan import bench, counting
+from instructjax.plan import bench, counting, lengths
 from instructjax.runs import origin
 from instructjax.stages import running
 
@@ -110,6 +110,10 @@ def test_responses_end_by_the_schedule():
 def test_completions_of_a_prompt_share_its_tokens():
   b = options("dpo", lengths="uniform", completions=3)
   rows = bench.start_dpo(b, bench.language_model(b)).batches(0)["comparisons"]
+  expected = lengths.draws("uniform", b.prompt, b.response)(0, 4 * 3)
+  in_prompt = (rows.valid & ~rows.mask).sum(-1)
+  np.testing.assert_array_equal(in_prompt[:, 0], expected.prompt[::3])
+  np.testing.assert_array_equal(rows.mask.sum(-1).ravel(), expected.response)
   for tokens, valid, mask in zip(rows.tokens, rows.valid, rows.mask, strict=True):
     prompt = [t[v & ~m].tolist() for t, v, m in zip(tokens, valid, mask, strict=True)]
     assert prompt[0] == prompt[1] == prompt[2] != []
