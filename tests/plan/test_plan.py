@@ -185,6 +185,19 @@ def test_a_named_loop_counts_its_own_trips_within_those_around_it():
   assert mapped_cost.flops == 4 * cost.flops
 
 
+def test_what_no_output_of_a_loop_needs_is_not_counted():
+  def step(c):
+    jax.jit(lambda c: c @ c @ c)(c)
+    return jax.jit(lambda c: (c @ c, c @ c @ c))(c)[0]
+
+  def run(x):
+    with jax.named_scope("trips:steps"):
+      return jax.lax.while_loop(lambda c: c.sum() < 7, step, x)
+
+  x = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+  assert counting.count(jax.make_jaxpr(run)(x), [], {"steps": 3}).flops == 3 * 2 * 8**3
+
+
 def test_a_loop_whose_trips_nobody_says_is_refused():
   x = jax.ShapeDtypeStruct((8, 8), jnp.float32)
   unnamed = jax.make_jaxpr(lambda x: square_until(x, 3.0))(x)
