@@ -202,7 +202,8 @@ def sample(
 
   The n rows of a prompt follow each other. Tokens after the end are 0, with `valid` and `mask`
   False. Step t samples with fold_in(key, t): a new key for each call gives new samples, and the
-  same key gives the same samples.
+  same key gives the same samples. Where `prompts.ends` has a schedule, a row ends after so many
+  tokens, whatever they are: the last of them counts as its end of text.
 
   Raises:
     TypeError: unless `prompts.valid` is boolean.
@@ -228,7 +229,10 @@ def sample(
     token, logp = draw(jax.random.fold_in(key, t), logits, cfg)
     token = jnp.where(live, token, 0)
     logp = jnp.where(live, logp, 0.0)
-    return token, logp, live & ~is_end(token, cfg.eos)
+    live = live & ~is_end(token, cfg.eos)
+    if prompts.ends is not None:
+      live = live & (t + 1 < prompts.ends)
+    return token, logp, live
 
   def write(buffer, t, column):
     return jax.lax.dynamic_update_slice_in_dim(buffer, column[:, None], t, axis=1)
@@ -267,7 +271,9 @@ def sample(
     mask=write(empty_like(all_live), 0, all_live),
     logp=write(empty_like(logp), 0, logp),
   )
-  last = jax.lax.while_loop(any_live, step, first)
+  # The name is that of the loop where its trips are counted (`plan.counting`).
+  with jax.named_scope("trips:steps"):
+    last = jax.lax.while_loop(any_live, step, first)
   return Rollout(
     tokens=jnp.concatenate([prompts.tokens, last.tokens], axis=1),
     valid=jnp.concatenate([prompts.valid, last.mask], axis=1),

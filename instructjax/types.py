@@ -123,6 +123,8 @@ class Prompts:
 
   tokens: Int[Array, "*B P"]
   valid: Bool[Array, "*B P"]
+  # A schedule of lengths, for benchmarks: the response ends after so many tokens, at least 1.
+  ends: Int[Array, "*B"] | None = None
 
 
 @struct.dataclass

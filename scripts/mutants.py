@@ -811,6 +811,11 @@ MUTANTS["likelihood"] = [
 ]
 
 MUTANTS["rollout"] = [
+  M(
+    "live & (t + 1 < prompts.ends)",
+    "live & (t < prompts.ends)",
+    "a schedule of lengths ends rows a token late",
+  ),
   M("k = min(top_k, logits.shape[-1])", "k = top_k", "more tokens to keep than there are"),
   M(
     "logits = jnp.where(logits < kth, -jnp.inf, logits)",
@@ -903,8 +908,8 @@ MUTANTS["rollout"] = [
     "log-probabilities after the end",
   ),
   M(
-    "return token, logp, live & ~is_end(token, cfg.eos)",
-    "return token, logp, ~is_end(token, cfg.eos)",
+    "live = live & ~is_end(token, cfg.eos)",
+    "live = ~is_end(token, cfg.eos)",
     "a response goes on after its end",
   ),
   M(

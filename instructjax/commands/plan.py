@@ -34,6 +34,8 @@ def arguments(command: argparse.ArgumentParser) -> None:
   command.add_argument("--search", action="store_true", help=search)
   top = "meshes that a search compiles; default 3"
   command.add_argument("--top", type=whole(1, 1000), default=3, help=top)
+  lengths = "full, uniform, paper, or a file: costs at these lengths too; default full"
+  command.add_argument("--lengths", default="full", metavar="SOURCE", help=lengths)
   command.add_argument("--arithmetic", action="store_true", help="ask no compiler")
   command.add_argument("--json", action="store_true", help="print one JSON object")
 

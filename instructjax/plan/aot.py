@@ -158,28 +158,34 @@ def report(
   topology: Pod,
   mesh: Mapping[str, int],
   folder: Path,
+  trips: Mapping[str, float],
   compiling: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
   """Returns what the compiler reports of one device: its memory and the collectives.
 
-  `compiling` is called where no report of this program is kept in `folder`.
+  `trips` says how often its named loops run (`counting.count`). `compiling` is called where no
+  report of this program is kept in `folder`.
   """
   lowered = traced.lower()
   versions = "/".join(metadata.version(name) for name in ("jax", "libtpu"))
   # Everything that a report depends on.
-  key = f"{FORMAT} {versions} {topology} {dict(mesh)} {lowered.as_text()}"
+  key = f"{FORMAT} {versions} {topology} {dict(mesh)} {dict(trips)} {lowered.as_text()}"
   digest = hashlib.sha256(key.encode()).hexdigest()
   path = folder / f"{digest[:32]}.json"
   with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged report is made anew
     return json.loads(path.read_text())
   compiling()
-  result = _compile(lowered, mesh)
+  result = _compile(lowered, mesh, trips)
   folder.mkdir(parents=True, exist_ok=True)
   jsons.write(path, result, indent=None)
   return result
 
 
-def _compile(lowered: Any, mesh: Mapping[str, int]) -> dict[str, Any]:
+def _compile(
+  lowered: Any,
+  mesh: Mapping[str, int],
+  trips: Mapping[str, float],
+) -> dict[str, Any]:
   """Compiles a program and reads its memory in bytes, or why the compiler refuses it."""
   import jax
 
@@ -188,7 +194,7 @@ def _compile(lowered: Any, mesh: Mapping[str, int]) -> dict[str, Any]:
   except jax.errors.JaxRuntimeError as error:
     return _refusal(str(error))
   memory = compiled.memory_analysis()
-  moved = collectives.read(compiled.as_text(), mesh)
+  moved = collectives.read(compiled.as_text(), mesh, trips)
   return {
     "peak": memory.peak_memory_in_bytes,
     "arguments": memory.argument_size_in_bytes,

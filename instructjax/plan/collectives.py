@@ -4,7 +4,7 @@ Each has a kind, the mesh axes along which it communicates, how often it runs an
 moves. Three things make this more than a search for names:
 
 An operation in the body of a loop counts as often as the loop runs, where the condition of the loop
-compares with a constant.
+compares with a constant, or the loop has a name whose trips are known (`counting.count`).
 
 The TPU compiler cuts one collective into several fusions that share a channel. They count once.
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +52,8 @@ _PAIRS = re.compile(r"source_target_pairs=\{\{(\d+),(\d+)\}")
 
 # The ways in which one computation calls another.
 _LOOP = re.compile(r"condition=%?([\w.-]+), body=%?([\w.-]+)")
+# The scope that names a loop (`counting`), just before the loop itself: loops inside have it too.
+_LOOP_NAME = re.compile(r'op_name="[^"]*trips:([\w-]+)\)*/while"')
 _CALLS = re.compile(r"(?:calls|to_apply|called_computations=\{)=?%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CONSTANT = re.compile(r"= [su]\d+\[\]\S* constant\((\d+)\)")
@@ -190,8 +193,14 @@ def trips(condition: Sequence[str]) -> int:
   return max(constants, default=1)
 
 
-def frequencies(lines_by_name: Mapping[str, Sequence[str]]) -> dict[str, float]:
-  """Returns how often each computation runs in one call of the program."""
+def frequencies(
+  lines_by_name: Mapping[str, Sequence[str]],
+  trips_by_loop: Mapping[str, float],
+) -> dict[str, float]:
+  """Returns how often each computation runs in one call of the program.
+
+  `trips_by_loop` has the trips of the loops with a name; those of the others are constants.
+  """
   times_by_name: dict[str, float] = {}
 
   def visit(name: str, times: float) -> None:
@@ -203,7 +212,11 @@ def frequencies(lines_by_name: Mapping[str, Sequence[str]]) -> dict[str, float]:
       loop = _LOOP.search(line)
       if loop:
         condition, body = loop.groups()
-        runs = times * trips(lines_by_name.get(condition, []))
+        name_of_loop = _LOOP_NAME.search(line)
+        if name_of_loop and name_of_loop[1] in trips_by_loop:
+          runs = times * trips_by_loop[name_of_loop[1]]
+        else:
+          runs = times * trips(lines_by_name.get(condition, []))
         visit(condition, runs)
         visit(body, runs)
         continue
@@ -238,13 +251,17 @@ def between_slices(
   return kind, payload
 
 
-def read(text: str, mesh: Mapping[str, int]) -> list[Collective]:
+def read(
+  text: str,
+  mesh: Mapping[str, int],
+  trips_by_loop: Mapping[str, float] = MappingProxyType({}),
+) -> list[Collective]:
   """Returns the collectives of a module, the largest first.
 
-  `mesh` gives the size of each axis in order.
+  `mesh` gives the size of each axis in order, and `trips_by_loop` how often loops with a name run.
   """
   lines_by_name = computations(text)
-  times_by_name = frequencies(lines_by_name)
+  times_by_name = frequencies(lines_by_name, trips_by_loop)
   operations: dict[tuple, Operation] = {}
   for name, lines in lines_by_name.items():
     if name not in times_by_name:

@@ -2,8 +2,10 @@
 
 Costs are FLOPs, the bytes that matrix products touch, collectives, and the memory that is live at
 once. XLA's own `cost_analysis` counts the body of a loop once. In this file a scan counts `length`
-times, and a while loop as often as the program's bound. Types carry shardings, so the share of one
-device is exact: a product that is not split over an axis is counted on each device along it.
+times, and a while loop as often as its name says: it is traced inside of
+`jax.named_scope("trips:NAME")`, and a mapping of names gives the trips. Types carry shardings, so
+the share of one device is exact: a product that is not split over an axis is counted on each device
+along it.
 
 Jaxprs and their equations have no public types, so they are `Any` here.
 """
@@ -12,8 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jax.interpreters import partial_eval
@@ -33,6 +36,9 @@ CARRIES = {
   "copy_p",
 }
 
+# The scope of a loop, perhaps within transformations: transpose(jvp(trips:NAME)).
+_NAME = re.compile(r"trips:([\w-]+)")
+
 
 @dataclasses.dataclass
 class Cost:
@@ -49,6 +55,13 @@ class Cost:
   collectives: dict[tuple[str, tuple[str, ...]], tuple[float, float]] = dataclasses.field(
     default_factory=dict
   )
+  # Maps the name of a loop to (its trips in all, what matrix products touch in them, in bytes).
+  loops: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+
+  def bytes_of_a_trip(self, loop: str) -> float | None:
+    """Bytes that matrix products touch in one trip of a loop; None where it never runs."""
+    trips, touched = self.loops.get(loop, (0.0, 0.0))
+    return touched / trips if trips else None
 
   def collective(
     self,
@@ -143,27 +156,39 @@ def _is_literal(v: Any) -> bool:
 def count(
   jaxpr: Any,
   weights: Sequence[bool],
-  trips: int,
+  trips: Mapping[str, float],
   weight_width: int = 4,
 ) -> Cost:
   """Returns the cost of a closed jaxpr.
 
-  `weights` marks its inputs that are parameters, and `trips` bounds its while loops.
+  `weights` marks its inputs that are parameters, and `trips` says by name how often each while loop
+  runs, each time that it is begun.
+
+  Raises:
+    ValueError: for a while loop without a name, or with one that `trips` does not have. How often
+      it runs depends on data, so nothing else could say it.
   """
-  # What no output needs never runs: the compiler leaves out the gradients of matrices that are not
-  # trained. `instantiate` keeps all inputs, so that `weights` still fits them.
+  cost = Cost(weight_width)
+  _walk(_needed(jaxpr), list(weights), 1.0, trips, cost)
+  return cost
+
+
+def _needed(jaxpr: Any) -> Any:
+  """Returns a jaxpr without what none of its outputs needs, which never runs.
+
+  The compiler leaves out the gradients of matrices that are not trained.
+  """
+  # `instantiate` keeps all inputs, so that what is known of them still fits.
   whole = opened(jaxpr)
   needed, _ = partial_eval.dce_jaxpr(whole, [True] * len(whole.outvars), instantiate=True)
-  cost = Cost(weight_width)
-  _walk(needed, list(weights), 1.0, trips, cost)
-  return cost
+  return needed
 
 
 def _walk(
   jaxpr: Any,
   weights: Sequence[bool],
   times: float,
-  trips: int,
+  trips: Mapping[str, float],
   cost: Cost,
 ) -> list[bool]:
   """Adds the cost of a jaxpr that runs so many times; returns which outputs are weights."""
@@ -189,19 +214,50 @@ def _walk(
     for body, skip in inner(eqn):
       runs = times * _runs(eqn, trips)
       flags = [is_weight(v) for v in eqn.invars[skip:]]
-      outputs = _walk(opened(body), flags, runs, trips, cost)
+      touched_before = cost.product_bytes
+      # JAX takes nothing out of the body of a while loop, where the compiler does.
+      body = _needed(body) if name == "while" else opened(body)
+      outputs = _walk(body, flags, runs, trips, cost)
+      if name == "while":
+        loop = loop_name(eqn)
+        runs_before, touched = cost.loops.get(loop, (0.0, 0.0))
+        touched += cost.product_bytes - touched_before
+        cost.loops[loop] = (runs_before + runs, touched)
       if len(outputs) == len(eqn.outvars):
         weight_vars.update(v for v, weight in zip(eqn.outvars, outputs) if weight)
   return [is_weight(v) for v in jaxpr.outvars]
 
 
-def _runs(eqn: Any, trips: int) -> int:
-  """How often the body of an equation runs."""
+def loop_name(eqn: Any) -> str:
+  """The name of a while loop, which the innermost scope around it gives; "" where it has none."""
+  names = _NAME.findall(str(eqn.source_info.name_stack))
+  return names[-1] if names else ""
+
+
+def _runs(eqn: Any, trips: Mapping[str, float]) -> float:
+  """How often the body of an equation runs.  Raises ValueError as `count` says."""
   if eqn.primitive.name == "scan":
     return eqn.params["length"]
   if eqn.primitive.name == "while":
-    return trips
+    name = loop_name(eqn)
+    if name not in trips:
+      known = ", ".join(sorted(trips)) or "none"
+      what = f"named {name!r}" if name else 'outside of any jax.named_scope("trips:NAME")'
+      raise ValueError(
+        f"a while loop {what}{_place(eqn)} runs as often as its data say; trips are known of: "
+        f"{known}"
+      )
+    return trips[name]
   return 1
+
+
+def _place(eqn: Any) -> str:
+  """Where an equation stands in the package: " at FILE:LINE"; "" where that is unknown."""
+  traceback = eqn.source_info.traceback
+  for frame in traceback.frames if traceback else ():
+    if "/jax/" not in frame.file_name:
+      return f" at {frame.file_name.rpartition('/')[2]}:{frame.line_num}"
+  return ""
 
 
 def _product(

@@ -24,6 +24,9 @@ SURE = 0.85
 # The share of the limit above which the state of training is too large, whatever the activations.
 STATE_SHARE = 0.7
 
+# The name of the sampler's loop over tokens (`rollout.sample`).
+DECODE_STEP = "steps"
+
 # What the arguments of a program are.
 KINDS = ("params", "optimizer", "ema", "frozen", "other")
 
@@ -38,34 +41,50 @@ def shares(program: Program) -> dict[str, int]:
   return bytes_by_kind
 
 
-def arithmetic(
+def cost_of(
   program: Program,
   traced: Any,
-) -> tuple[dict[str, Any], counting.Cost]:
-  """Returns (memory and collectives, cost) read off the jaxpr; no compiler is asked."""
+  trips: Mapping[str, float],
+) -> counting.Cost:
+  """What a call of a program costs whose loops run so often."""
   kinds = jax.tree.leaves(program.kinds)
   is_weight = [kind in ("params", "frozen") for kind in kinds]
-  cost = counting.count(
+  return counting.count(
     traced.jaxpr,
     is_weight,
-    program.trips,
+    trips,
     program.width,
   )
-  # The state is the first argument, and the only one that is donated.
-  state_leaves = jax.tree.leaves(program.arguments[0])
-  temp = counting.peak(traced.jaxpr, [program.donate] * len(state_leaves))
-  arguments = sum(shares(program).values())
 
+
+def rows_of(cost: counting.Cost) -> list[dict[str, Any]]:
+  """The collectives of a cost, the largest first."""
   moved = []
   for (kind, axes), (count, payload) in cost.collectives.items():
     moved.append(Collective(kind, axes, count, payload))
   moved.sort(key=lambda collective: -collective.bytes)
+  return [collective.as_row() for collective in moved]
+
+
+def arithmetic(
+  program: Program,
+  traced: Any,
+) -> tuple[dict[str, Any], counting.Cost]:
+  """Returns (memory and collectives, cost) at full length, read off the jaxpr.
+
+  No compiler is asked.
+  """
+  cost = cost_of(program, traced, program.part.trips)
+  # The state is the first argument, and the only one that is donated.
+  state_leaves = jax.tree.leaves(program.arguments[0])
+  temp = counting.peak(traced.jaxpr, [program.donate] * len(state_leaves))
+  arguments = sum(shares(program).values())
   result = {
     "peak": arguments + temp,
     "arguments": arguments,
     "temp": temp,
     "refused": None,
-    "collectives": [collective.as_row() for collective in moved],
+    "collectives": rows_of(cost),
   }
   return result, cost
 
@@ -124,11 +143,13 @@ def program_report(
   mesh: Mapping[str, int],
   folder: Path | None,
   say: Callable[[str], None] = lambda text: None,
+  trips_at_lengths: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
   """Returns the row of one program.
 
   `plain` is the same program without rematerialisation, whose FLOPs are the useful ones. With a
-  `folder` for cached reports the compiler is asked too.
+  `folder` for cached reports the compiler is asked too. All of it is at full length; where
+  `trips_at_lengths` says how often the loops run at others, `at_lengths` has what differs there.
   """
   traced = aot.trace(program)
   by_arithmetic, cost = arithmetic(program, traced)
@@ -137,13 +158,13 @@ def program_report(
   model_flops = cost.flops
   if plain is not None:
     plain_traced = aot.trace(plain)
-    model_flops = counting.count(plain_traced.jaxpr, [], plain.trips).flops
+    model_flops = counting.count(plain_traced.jaxpr, [], plain.part.trips).flops
 
   compiled = None
   error_of_arithmetic = None
   if folder is not None:
     announce = partial(say, f"compiling {program.name} for {topology.name} ...")
-    compiled = aot.report(traced, topology, mesh, folder, announce)
+    compiled = aot.report(traced, topology, mesh, folder, program.part.trips, announce)
     compiled = with_limit(compiled, topology, by_compiler=True)
     if compiled["peak"]:
       error_of_arithmetic = by_arithmetic["peak"] / compiled["peak"] - 1
@@ -165,6 +186,9 @@ def program_report(
   bound = max(bounds, key=lambda name: bounds[name])
   step = bounds[bound]
   verdict = compiled or by_arithmetic
+  at_lengths = None
+  if trips_at_lengths is not None:
+    at_lengths = report_at_lengths(program, traced, trips_at_lengths, topology, mesh)
   return {
     "program": program.name,
     "calls": program.calls,
@@ -177,10 +201,30 @@ def program_report(
     "model_flops": model_flops,
     "device_flops": cost.device_flops,
     "weight_bytes": cost.weight_bytes,
+    "decode_step_bytes": cost.bytes_of_a_trip(DECODE_STEP),
     "seconds": bounds | {"step": step},
     "bound": bound,
     "mfu": model_flops / topology.devices / topology.chip.flops / step if step else 0.0,
     "tokens_per_s": program.tokens / step if step else 0.0,
+    "at_lengths": at_lengths,
+  }
+
+
+def report_at_lengths(
+  program: Program,
+  traced: Any,
+  trips: Mapping[str, float],
+  topology: Pod,
+  mesh: Mapping[str, int],
+) -> dict[str, Any]:
+  """What a program costs whose loops run so often, by arithmetic alone."""
+  cost = cost_of(program, traced, trips)
+  bounds = seconds(program, cost, rows_of(cost), shares(program), topology, mesh)
+  return {
+    "trips": dict(trips),
+    "flops": cost.flops,
+    "decode_step_bytes": cost.bytes_of_a_trip(DECODE_STEP),
+    "seconds": bounds | {"step": max(bounds.values())},
   }
 
 

@@ -67,8 +67,29 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
   console.print(
     f"whole run: at least {result['hours']:.2f} hours, {result['chip_hours']:,.0f} chip-hours"
   )
+  if result["lengths"] != "full":
+    console.print(_at_lengths(result))
   if result["fits"]:
     console.print("everything fits")
+
+
+def _at_lengths(result: Mapping[str, Any]) -> str:
+  """What drawn lengths cost next to full ones: FLOP of a step of the run, and bytes of decoding."""
+  rows = result["programs"]
+  full = sum(row["flops"] for row in rows)
+  flops = sum(row["at_lengths"]["flops"] for row in rows)
+  line = (
+    f"at {result['lengths']} lengths: {flops:.3g} FLOP an iteration, at full length "
+    f"{full:.3g} ({full / flops:.1f}x)"
+  )
+  for row in rows:
+    before, after = row["decode_step_bytes"], row["at_lengths"]["decode_step_bytes"]
+    if before and after:
+      line += (
+        f"; {gb(after)} GB a decode step on a device, at full length {gb(before)} "
+        f"({before / after:.1f}x)"
+      )
+  return line
 
 
 def _headline(result: Mapping[str, Any]) -> str:

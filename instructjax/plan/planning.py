@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from instructjax.errors import UserError
-from instructjax.plan import aot, chips, estimate, programs, search
+from instructjax.plan import aot, chips, estimate, programs, search, trips
 from instructjax.settings import AnySettings, PPOSettings
 from instructjax.system.download import cache_folder
 
@@ -38,6 +38,7 @@ class Options:
   arithmetic: bool = False  # asks no compiler
   search: bool = False
   top: int = 3  # meshes that a search compiles
+  lengths: str = "full"  # the source of the lengths that are planned beside the full ones
 
 
 def require_planned(settings: AnySettings) -> programs.Settings:
@@ -64,10 +65,13 @@ def plan(
 ) -> dict[str, Any]:
   """The report of a stage on a pod under one mesh, as plain data.
 
-  Raises UserError for a stage that has no plan, for an unknown topology or shape, and for a mesh
-  that does not divide, with one that does.
+  Raises UserError for a stage that has no plan, for an unknown topology or shape, for a mesh that
+  does not divide, with one that does, and for lengths that cannot be drawn.
   """
   settings = require_planned(config)
+  batches = []
+  if options.lengths != "full":
+    batches = trips.batches_of(settings, options.lengths, options.completions)
   pod = chips.pod(options.topology, options.slices)
   mesh = chips.mesh(options.mesh, pod)
   shape, reward_shape = shapes(settings, options)
@@ -89,7 +93,9 @@ def plan(
     rows = []
     for program, without_remat in zip(built, plain, strict=True):
       useful = without_remat if program.updates and plain is not built else None
-      rows.append(estimate.program_report(program, useful, pod, mesh, folder, say))
+      at_lengths = trips.expected(settings, program.part, batches) if batches else None
+      row = estimate.program_report(program, useful, pod, mesh, folder, say, at_lengths)
+      rows.append(row)
   hours = sum(row["calls"] * row["seconds"]["step"] for row in rows) / 3600
   advice = (estimate.advice(row, settings, pod) for row in rows)
   networks = f", reward and value {reward_shape}" if isinstance(settings, PPOSettings) else ""
@@ -100,6 +106,7 @@ def plan(
     "slices": pod.slices,
     "devices": pod.devices,
     "mesh": mesh,
+    "lengths": options.lengths,
     "compiled": compiling,
     "why_not": "" if compiling else why_not_compiled(options, pod),
     "programs": rows,

@@ -24,7 +24,7 @@ from instructjax.settings import DPOSettings, PPOSettings, RewardSettings
 from instructjax.settings.subjects import AnyModelSettings
 from instructjax.settings.supervised import SupervisedSettings
 from instructjax.stages import dpo, ppo, pretrain_sft, reward
-from instructjax.stages.wiring import Stage, key_of, shape_of
+from instructjax.stages.wiring import Part, Stage, key_of, shape_of
 from instructjax.types import LM, Leaf, Params, PyTree, TrainState
 
 # The paper's numbers of records (Table 6), from which epochs become steps.
@@ -41,7 +41,7 @@ class Program(NamedTuple):
   calls        how often the whole run calls it
   tokens       tokens that a call trains on or makes
   updates      optimizer updates of a call
-  trips        the bound of its while loops
+  part         the part of the stage that it is
   cache_bytes  bytes of the key/value cache on one device
   width        bytes of an operand of a matrix product
   """
@@ -54,8 +54,8 @@ class Program(NamedTuple):
   donate: bool
   calls: int
   tokens: int
+  part: Part
   updates: int = 0
-  trips: int = 1
   cache_bytes: int = 0
   width: int = 4
 
@@ -219,8 +219,8 @@ def build(
         donate=trains,
         calls=stage.calls,
         tokens=part.tokens,
+        part=part,
         updates=part.updates,
-        trips=part.trips,
         cache_bytes=cache_bytes(settings, planned.policy) if part.name == "rollout" else 0,
         width=jnp.dtype(settings.model.dtype).itemsize,
       )

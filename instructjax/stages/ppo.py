@@ -232,7 +232,7 @@ def parts_of(
       ("prompts",),
       "rollout",
       tokens=settings.batch * response,
-      trips=max(response - 1, 1),
+      trips={"steps": max(response - 1, 1)},
     ),
     Part(
       "scoring",
@@ -240,7 +240,7 @@ def parts_of(
       ("rollout",),
       "experience",
       tokens=settings.batch * length,
-      trips=scored_parts,
+      trips={"parts": scored_parts},
     ),
     Part(
       "update",
@@ -249,7 +249,7 @@ def parts_of(
       "state",
       tokens=settings.ppo.epochs * trained,
       updates=settings.updates,
-      trips=learnt_parts,
+      trips={"parts": learnt_parts},
     ),
   )
 

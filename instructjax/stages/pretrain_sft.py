@@ -141,7 +141,7 @@ def wire(
     "state",
     tokens=settings.batch * length,
     updates=1,
-    trips=packed.parts if packed else 1,
+    trips={"parts": packed.parts} if packed else {},
   )
   size = packed.rows * packed.parts if packed else settings.batch
   rows = demonstrations_of(size, length, stem)

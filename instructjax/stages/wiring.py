@@ -6,8 +6,9 @@ so that what is planned for a pod and what is timed on a laptop is what runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +32,7 @@ class Part(NamedTuple):
   writes      the name of its output; "state" where it trains
   tokens      tokens that a call trains on or makes
   updates     optimizer updates of a call
-  trips       the bound of its while loops
+  trips       how often each of its while loops runs, by name, where all rows are full length
   """
 
   name: str
@@ -40,7 +41,7 @@ class Part(NamedTuple):
   writes: str
   tokens: int
   updates: int = 0
-  trips: int = 1
+  trips: Mapping[str, float] = MappingProxyType({})
 
 
 class Stage(NamedTuple):

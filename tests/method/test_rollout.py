@@ -233,6 +233,22 @@ def test_the_loop_stops_when_every_row_has_ended():
   assert rows.mask.sum() == 3
 
 
+def test_a_schedule_ends_rows_whatever_is_sampled():
+  """With n = 2 as well: both responses of a prompt end where its schedule says."""
+  lm = tiny.lm("gpt")
+  params, prompts = lm.init(jax.random.key(0)), tiny.prompts(lm, rows=3)
+  scheduled = replace(prompts, ends=jnp.array([4, 1, 2], jnp.int32))
+  for n in (1, 2):
+    cfg = Sampling(response=5, n=n)
+    rows = sample(lm, params, scheduled, 1, cfg)
+    np.testing.assert_array_equal(rows.mask.sum(-1), np.repeat([4, 1, 2], n))
+    assert rows.ended.all()
+    free = sample(lm, params, prompts, 1, cfg)
+    assert not free.ended.any()
+    np.testing.assert_array_equal(rows.logp[rows.mask], free.logp[rows.mask])
+    np.testing.assert_array_equal(rows.tokens[:, -5:], np.where(rows.mask, free.tokens[:, -5:], 0))
+
+
 def test_sampling_runs_sharded_and_gives_the_same_tokens(mesh):
   from instructjax import sharding
 

@@ -21,6 +21,7 @@ from instructjax.plan import (
   collectives,
   counting,
   estimate,
+  page,
   planning,
   programs,
   search,
@@ -80,10 +81,9 @@ def mesh_of(**sizes):
     yield mesh
 
 
-def built(name, shape="tiny", remat="", **changes):
+def built(name, shape="tiny", remat=""):
   """The programs of a preset on the mesh that is set."""
-  config = settings.replaced(settings.load(name), changes)
-  return programs.build(config, shape, shape, completions=4, remat=remat)
+  return programs.build(settings.load(name), shape, shape, completions=4, remat=remat)
 
 
 # --- memory ---
@@ -141,14 +141,73 @@ def test_live_bytes_of_known_programs():
 def test_a_scan_counts_as_often_as_it_runs():
   x = jax.ShapeDtypeStruct((8, 8), jnp.float32)
   body = lambda c, _: (c @ c, None)
-  once = counting.count(jax.make_jaxpr(lambda x: x @ x)(x), [], 1).flops
+  once = counting.count(jax.make_jaxpr(lambda x: x @ x)(x), [], {}).flops
   assert once == 2 * 8**3
   scanned = jax.make_jaxpr(lambda x: jax.lax.scan(body, x, None, length=7)[0])(x)
-  assert counting.count(scanned, [], 1).flops == 7 * once
-  looped = jax.make_jaxpr(lambda x: jax.lax.while_loop(lambda c: c.sum() < 3, lambda c: c @ c, x))(
-    x
-  )
-  assert counting.count(looped, [], 11).flops == 11 * once
+  assert counting.count(scanned, [], {}).flops == 7 * once
+
+
+def square_until(x, n):
+  """Squares a matrix until a sum is large: a loop without a name."""
+  return jax.lax.while_loop(lambda c: c.sum() < n, lambda c: c @ c, x)
+
+
+def test_a_named_loop_counts_its_own_trips_within_those_around_it():
+  """By hand: 3 steps, each with one product, 5 blocks of a product and 2 scans of it, and both
+  loops again in a scan of 2.
+  """
+
+  def step(c):
+    c = c @ c
+    with jax.named_scope("trips:outside"), jax.named_scope("trips:blocks"):
+      c = square_until(c, 3.0)
+    c, _ = jax.lax.scan(lambda c, _: (c @ c, None), c, None, length=2)
+    return c
+
+  def run(x):
+    def twice(c, _):
+      with jax.named_scope("trips:steps"):
+        return jax.lax.while_loop(lambda c: c.sum() < 7, step, c), None
+
+    return jax.lax.scan(twice, x, None, length=2)[0]
+
+  x = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+  cost = counting.count(jax.make_jaxpr(jax.jit(run))(x), [], {"steps": 3, "blocks": 5.5})
+  products = 2 * 3 * (5.5 + 2 + 1)
+  assert cost.flops == products * 2 * 8**3
+  size = 3 * 4 * 8 * 8  # two operands and the result
+  assert cost.product_bytes == products * size
+  assert cost.bytes_of_a_trip("blocks") == size
+  assert cost.bytes_of_a_trip("steps") == (5.5 + 2 + 1) * size
+  assert cost.bytes_of_a_trip("parts") is None
+  mapped = jax.make_jaxpr(jax.vmap(run))(jax.ShapeDtypeStruct((4, 8, 8), jnp.float32))
+  mapped_cost = counting.count(mapped, [], {"steps": 3, "blocks": 5.5})
+  assert mapped_cost.flops == 4 * cost.flops
+
+
+def test_a_loop_whose_trips_nobody_says_is_refused():
+  x = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+  unnamed = jax.make_jaxpr(lambda x: square_until(x, 3.0))(x)
+  with pytest.raises(
+    ValueError, match=r"outside of any .* at test_plan\.py:\d+ .* known of: steps"
+  ):
+    counting.count(unnamed, [], {"steps": 3})
+
+  def named(x):
+    with jax.named_scope("trips:chunks"):
+      return square_until(x, 3.0)
+
+  with pytest.raises(ValueError, match=r"a while loop named 'chunks' at .* known of: none"):
+    counting.count(jax.make_jaxpr(named)(x), [], {})
+  assert counting.count(jax.make_jaxpr(named)(x), [], {"chunks": 0}).flops == 0
+
+  # A name holds for its own loop, and not for one without a name inside of it.
+  def nested(x):
+    with jax.named_scope("trips:chunks"):
+      return jax.lax.while_loop(lambda c: c.sum() < 3, lambda c: square_until(c, 3.0), x)
+
+  with pytest.raises(ValueError, match=r"outside of any"):
+    counting.count(jax.make_jaxpr(nested)(x), [], {"chunks": 1})
 
 
 def block_weights(lm):
@@ -161,9 +220,9 @@ def test_a_training_step_is_three_forward_passes():
   lm = models.build(origin.SHAPES["tiny"])
   with mesh_of():
     (program,) = built("sft:tiny")
-    cost = counting.count(aot.trace(program).jaxpr, [], program.trips)
+    cost = counting.count(aot.trace(program).jaxpr, [], {})
     (remat,) = built("sft:tiny", remat="blocks")
-    more = counting.count(aot.trace(remat).jaxpr, [], remat.trips)
+    more = counting.count(aot.trace(remat).jaxpr, [], {})
   length = c.data.prompt + c.data.response
   tokens = c.batch * length
   # Scores and mix; those of masked positions are computed too.
@@ -181,7 +240,7 @@ def test_a_training_step_is_three_forward_passes():
 def test_a_device_does_its_share_and_what_is_not_split():
   with mesh_of(fsdp=2, model=2):
     (program,) = built("sft:tiny")
-    cost = counting.count(aot.trace(program).jaxpr, [], program.trips)
+    cost = counting.count(aot.trace(program).jaxpr, [], {})
   vocabulary = 3 * 16 * 96 * 2 * 257 * 32  # 257 ids do not divide by model
   assert cost.device_flops == pytest.approx(
     (cost.flops - vocabulary) / 4 + vocabulary / 2, rel=1e-3
@@ -192,7 +251,7 @@ def test_weights_read_by_a_rollout():
   with mesh_of(fsdp=2):
     rollout, *_ = built("ppo:tiny")
     kinds = [kind in ("params", "frozen") for kind in jax.tree.leaves(rollout.kinds)]
-    cost = counting.count(aot.trace(rollout).jaxpr, kinds, rollout.trips)
+    cost = counting.count(aot.trace(rollout).jaxpr, kinds, rollout.part.trips)
   lm = models.build(origin.SHAPES["tiny"])
   assert cost.weight_bytes == 24 * 4 * (block_weights(lm) + lm.vocab_size * lm.width)
 
@@ -215,6 +274,25 @@ def test_collectives_in_a_recorded_program():
   )  # one channel in two fusions is one collective
   assert by_kind["all-reduce", ("model",)][2:] == (24, 24 * 4 * 8 * 32)
   assert by_kind["reduce-scatter", ("fsdp",)][2:] == (1, 4 * 64 * 32)
+
+
+def test_a_loop_of_a_compiled_program_runs_as_often_as_its_name_says():
+  """The constant in the condition is another: a bound, say. A loop inside has its own."""
+  named = HLO.replace(
+    "body=%body.1\n", 'body=%body.1, metadata={op_name="jit(f)/trips:steps/while" id=1}\n'
+  )
+  inside = HLO.replace(
+    "body=%body.1\n", 'body=%body.1, metadata={op_name="jit(f)/trips:steps/while/body/while"}\n'
+  )
+  assert named != HLO != inside
+  mesh = {"data": 1, "fsdp": 2, "model": 2}
+
+  def count(text, **trips):
+    by_kind = {(c.kind, c.axes): c for c in collectives.read(text, mesh, trips)}
+    return by_kind["all-gather", ("fsdp",)].count
+
+  assert count(named, steps=5.5) == 5.5
+  assert count(named, parts=5.5) == count(inside, steps=5.5) == 24
 
 
 def test_an_operation_under_way_moves_its_last_array():
@@ -282,8 +360,8 @@ def test_collectives_of_a_real_compilation():
 
 def test_collectives_by_arithmetic():
   with mesh_of(fsdp=2, model=2):
-    (program,) = built("sft:tiny", **{"data.pack": False})
-    cost = counting.count(aot.trace(program).jaxpr, [True] * 500, 1)
+    (program,) = built("sft:tiny")
+    cost = counting.count(aot.trace(program).jaxpr, [True] * 500, {})
   lm = models.build(origin.SHAPES["tiny"])
   rows = 8 * 224 * 32 * 4  # activations of a device
   assert cost.collectives["all-reduce", ("model",)] == (
@@ -400,6 +478,7 @@ def test_a_report_is_one_json_object(capsys):
     "slices",
     "devices",
     "mesh",
+    "lengths",
     "compiled",
     "why_not",
     "programs",
@@ -423,13 +502,52 @@ def test_a_report_is_one_json_object(capsys):
       "model_flops",
       "device_flops",
       "weight_bytes",
+      "decode_step_bytes",
       "seconds",
       "bound",
       "mfu",
       "tokens_per_s",
+      "at_lengths",
     }
     assert set(row["memory"]) == {"params", "optimizer", "ema", "frozen", "other", "kv_cache"}
     assert 0 < row["mfu"] < 1 and row["seconds"]["step"] == max(row["seconds"].values())
+
+
+def test_a_plan_at_drawn_lengths(capsys, tmp_path):
+  """By hand: the longest of each batch of 16 responses is 9, so the sampler takes 8 steps."""
+  path = tmp_path / "lengths.jsonl"
+  path.write_text('{"prompt": 3, "response": 2}\n' * 15 + '{"prompt": 5, "response": 9}\n')
+  arguments = ["plan", "--config=ppo:tiny", "--topology=h100:8", "--mesh=fsdp=4,model=2"]
+  arguments.append(f"--lengths={path}")
+  assert cli.main([*arguments, "--json"]) == 0
+  report = json.loads(capsys.readouterr().out)
+  rollout, scoring, update = report["programs"]
+  assert rollout["at_lengths"]["trips"] == {"steps": 8}
+  # One prefill and 24 steps at full length, one prefill and 8 steps here.
+  with mesh_of(fsdp=4, model=2):
+    program = built("ppo:tiny")[0]
+    prefill = counting.count(aot.trace(program).jaxpr, [], {"steps": 0}).flops
+  assert prefill > 0
+  a_step = (rollout["flops"] - prefill) / (settings.load("ppo:tiny").sampling.response - 1)
+  assert rollout["at_lengths"]["flops"] == pytest.approx(prefill + 8 * a_step)
+  assert rollout["at_lengths"]["seconds"]["step"] < rollout["seconds"]["step"]
+  assert rollout["at_lengths"]["decode_step_bytes"] == rollout["decode_step_bytes"] > 0
+  assert scoring["decode_step_bytes"] is None
+  assert update["at_lengths"]["flops"] == update["flops"]
+  page.show(report)
+  line = " ".join(capsys.readouterr().out.split())
+  assert "lengths.jsonl lengths:" in line and "GB a decode step on a device, at full length" in line
+
+
+def test_a_plan_refuses_lengths_that_cannot_be(tmp_path):
+  path = tmp_path / "lengths.jsonl"
+  path.write_text('{"prompt": 3, "response": 2000}\n')
+  with pytest.raises(
+    UserError, match=r"lengths\.jsonl:1: response: 2000 tokens, where 1 to 24 fit"
+  ):
+    planning.plan(settings.load("ppo:tiny"), Options("h100:8", lengths=str(path)))
+  with pytest.raises(UserError, match=r"--lengths=paper: pretraining has documents"):
+    planning.plan(settings.load("pretrain:tiny"), Options("h100:8", lengths="paper"))
 
 
 def test_tables_are_printed(capsys):
@@ -443,7 +561,7 @@ def test_tables_are_printed(capsys):
 
 
 def test_what_does_not_fit_says_what_to_change():
-  config = settings.override(settings.load("sft:1.3b"), [("batch", "64"), ("data.pack", "false")])
+  config = settings.override(settings.load("sft:1.3b"), [("batch", "64")])
   found = planning.plan(config, Options("v5e:2x2", "fsdp=4", arithmetic=True))
   assert not found["fits"]
   assert "more micro-batches (config.micro)" in found["advice"][0]
@@ -509,7 +627,7 @@ def test_a_search_gives_meshes_of_the_topology():
 
 
 def test_a_search_adds_micro_batches_until_it_fits():
-  config = settings.override(settings.load("sft:1.3b"), [("batch", "64"), ("data.pack", "false")])
+  config = settings.override(settings.load("sft:1.3b"), [("batch", "64")])
   found = search.try_mesh(
     config, chips.pod("v5e:2x4"), {"data": 1, "fsdp": 8, "model": 1}, builder("1.3B")
   )
