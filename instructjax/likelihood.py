@@ -164,22 +164,55 @@ def response_logp(
   *,
   temperature: float = 1.0,
   banned: tuple[int, ...] = (),
+  before: Int[Array, "B R"] | None = None,
   stem: Float[Array, "B T D"] | None = None,
   key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
-  """Returns log p(y_t | x, y_<t) and the entropy at each of the last `response` tokens of a row."""
+  """Returns log p(y_t | x, y_<t) and the entropy at each of the last `response` tokens of a row.
+
+  With `before`, the response tokens are those after these columns, as in packed rows.
+  """
   hidden = lm.hidden(params, tokens, valid, stem=stem, key=key)
-  # The hidden state before a token predicts it.
-  before = hidden[:, -response - 1 : -1]
-  targets = tokens[:, -response:]
+  if before is None:
+    targets = tokens[:, -response:]
+  else:
+    targets = at_columns(tokens, jnp.minimum(before + 1, tokens.shape[1] - 1))
   return of_tokens(
     lm,
     params,
-    before,
+    states_before(hidden, response, before),
     targets,
     temperature=temperature,
     banned=banned,
   )
+
+
+def states_before(
+  hidden: Float[Array, "B T D"],
+  response: int,
+  before: Int[Array, "B R"] | None = None,
+) -> Float[Array, "B R D"]:
+  """Returns the hidden state before each response token, which predicts it.
+
+  The response tokens are the last `response` of a row, or those after the columns `before`.
+  """
+  if before is None:
+    return hidden[:, -response - 1 : -1]
+  return at_columns(hidden, before)
+
+
+def at_columns(x: Array, columns: Int[Array, "B R"]) -> Array:
+  """[B, T, ...] -> [B, R, ...]: the values at these columns of each row."""
+
+  def take(x: Array, columns: Array) -> Array:
+    rows = jnp.arange(x.shape[0])[:, None]
+    return x[rows, columns]
+
+  if not sharding.is_sharded():
+    return take(x, columns)
+  # Nothing leaves its row, and so nothing leaves its device.
+  rows = _rows(x, 1)
+  return jax.shard_map(take, in_specs=(rows, rows), out_specs=rows)(x, columns)
 
 
 def masked_logp(
@@ -192,8 +225,9 @@ def masked_logp(
 ) -> tuple[Float[Array, "B R"], Bool[Array, "B R"]]:
   """Returns (logp, mask) of the tokens marked by `batch.mask`, R of them a row.
 
-  With a `window`, the marked tokens of a row are taken to be contiguous and at most `window` long,
-  and only their logits are computed. Without one, R = T - 1.
+  With a `window`, a row is taken to have at most so many marked tokens, wherever they stand. Only
+  their logits are computed, and R = window: they come first and in their order. Without one,
+  R = T - 1.
   """
   hidden, targets, mask = _marked(lm, params, batch, window, key)
   logp, _ = of_tokens(lm, params, hidden, targets)
@@ -276,10 +310,8 @@ def _marked(
   if window is None or window >= length:
     return hidden, targets, mask
 
-  # The window starts at the first marked token, or earlier where the row would end within it.
-  first = jnp.clip(jnp.argmax(mask, axis=1), 0, length - window)
-  columns = first[:, None] + jnp.arange(window)
-
+  # The columns of the marked tokens, filled up with others where a row has fewer.
+  columns = jnp.argsort(~mask, axis=1, stable=True)[:, :window]
   row_indices = jnp.arange(rows)[:, None]
 
   def take_window(x):

@@ -6,6 +6,9 @@
 `credit`, then `improve`. Each part can be jitted alone, so that the score may come from any Python
 function between them. The environment is a bandit: one response, one score.
 
+Scores and updates are computed on packed episodes (`packs`), so that padding costs next to nothing.
+Everything else, and what the functions here take and return, has a row an episode.
+
 There are up to three trunks. The untrained blocks of the policy are shared with its reference. The
 reward model and the value network share a trunk of their own, or the policy's where
 `Frozen.reward_trunk` is None. A `stem` is what a trunk makes of the tokens; it never changes, so it
@@ -18,6 +21,7 @@ N minibatches.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -30,6 +34,7 @@ from instructjax import (
   likelihood,
   losses,
   optim,
+  packs,
   returns,
   reward,
   sharding,
@@ -42,6 +47,7 @@ from instructjax.system import keys
 from instructjax.types import (
   LM,
   Array,
+  Bool,
   Demonstrations,
   Experience,
   Float,
@@ -55,6 +61,7 @@ from instructjax.types import (
   Rollout,
   Scalar,
   TrainState,
+  Valid,
 )
 
 
@@ -106,7 +113,13 @@ def stems(
   def stem(lm: LM, trunk: Params) -> Array | None:
     if "lower" not in trunk:
       return None
-    return lm.stem(trunk, tokens, rows.valid)
+    layout = lay_out(rows, ppo)
+
+    def stem_of_part(part: packs.Part) -> Array | None:
+      return lm.stem(trunk, packs.take_tokens(part, tokens), part.valid)
+
+    packed = steps.rows_of_parts(stem_of_part, layout.parts, layout.count)
+    return packs.give_tokens(layout, packed, rows.valid)
 
   policy_stem = stem(ppo.lm, frozen.trunk)
   if frozen.reward_trunk is None:
@@ -127,10 +140,38 @@ def reward_side(frozen: Frozen, params: Params) -> Params:
   return reward.join(trunk, params)
 
 
+def lay_out(rows: Rollout, ppo: PPO) -> packs.Layout:
+  """Packs all episodes of an iteration, for their scores."""
+  mask = returns.value_mask(rows.mask, ppo.place)
+  episodes, length = rows.tokens.shape
+  at_once = _rows_at_once(episodes // ppo.cfg.minibatches, length, ppo.cfg)
+  return packs.lay_out(rows.valid, mask, at_once)
+
+
+def _rows_at_once(minibatch: int, length: int, cfg: PPOConfig) -> int:
+  """Returns the rows that a device computes at once where a minibatch has so many episodes."""
+  return packs.rows_at_once(
+    minibatch // sharding.batch_shards(),
+    length,
+    rows=cfg.rows,
+    micro=cfg.micro,
+  )
+
+
+def most_parts(episodes: int, length: int, cfg: PPOConfig) -> tuple[int, int]:
+  """Returns in how many parts all episodes are scored and a minibatch is learnt from, at most.
+
+  That is where all of them have full length, one a row.
+  """
+  minibatch = episodes // cfg.minibatches
+  at_once = _rows_at_once(minibatch, length, cfg) * sharding.batch_shards()
+  return math.ceil(episodes / at_once), math.ceil(minibatch / at_once)
+
+
 def policy_logp(
   lm: LM,
   params: Params,
-  rows: Experience | Rollout,
+  rows: Experience | packs.Rows,
   stem: Array | None,
   sampling: Sampling,
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
@@ -142,6 +183,7 @@ def policy_logp(
     rows.tokens,
     rows.valid,
     response,
+    before=rows.before,
     temperature=sampling.temperature,
     banned=sampling.banned,
     stem=stem,
@@ -151,14 +193,26 @@ def policy_logp(
 def response_values(
   lm: LM,
   params: Params,
-  rows: Experience | Rollout,
+  rows: Experience | packs.Rows,
   stem: Array | None,
 ) -> Float[Array, "B R"]:
   """Returns V of the state before each response token."""
   response = rows.mask.shape[1]
   hidden = lm.hidden(params["lm"], rows.tokens, rows.valid, stem=stem)
-  before = hidden[:, -response - 1 : -1]
+  before = likelihood.states_before(hidden, response, rows.before)
   return heads.values(params["head"], before)
+
+
+def token_scores(
+  lm: LM,
+  params: Params,
+  tokens: Int[Array, "B T"],
+  valid: Valid,
+  stem: Array | None,
+) -> Float[Array, "B T"]:
+  """Returns what a reward model gives at every token."""
+  hidden = lm.hidden(params["lm"], tokens, valid, stem=stem)
+  return heads.values(params["head"], hidden)
 
 
 # Experience: sample, score, credit
@@ -194,13 +248,19 @@ def score(
   stem: Array | None = None,
 ) -> Float[Array, " B"]:
   """Returns r_θ(x, y) of each episode, read at its end of text (`reward.closed`)."""
-  return reward.score(
-    _reward_lm(ppo),
-    reward_side(frozen, frozen.reward),
-    reward.closed(rows, ppo.sampling.eos),
-    rows.valid,
-    stem=stem,
-  )
+  lm = _reward_lm(ppo)
+  params = reward_side(frozen, frozen.reward)
+  tokens = reward.closed(rows, ppo.sampling.eos)
+  layout = lay_out(rows, ppo)
+
+  def scores_of_part(part: packs.Part) -> Array:
+    part_tokens, part_stem = packs.take_tokens(part, (tokens, stem))
+    return token_scores(lm, params, part_tokens, part.valid, part_stem)
+
+  packed = steps.rows_of_parts(scores_of_part, layout.parts, layout.count)
+  scores = packs.give_tokens(layout, packed, rows.valid)
+  last = returns.at_last_token(rows.valid)
+  return jnp.sum(jnp.where(last, scores, 0), axis=1)
 
 
 def credit(
@@ -220,15 +280,26 @@ def credit(
 
   policy = frozen.trunk | params["policy"]
   reference = frozen.trunk | frozen.ref
-  # The trainer computes the log-probabilities again. Those of the sampler differ in the last bits,
-  # and the ratio of a first minibatch would not be exactly 1.
-  logp, entropy = policy_logp(ppo.lm, policy, rows, policy_stem, ppo.sampling)
-  ref_logp, _ = policy_logp(ppo.lm, reference, rows, policy_stem, ppo.sampling)
-  kl = (logp - ref_logp) * mask
-
+  # The trainer computes the log-probabilities again, because those of the sampler differ in the
+  # last bits. With `old_logp` "sampler" it does not, and the first update starts at its own.
+  recompute = cfg.old_logp == "trainer"
   # The value network lies on the reward side: it started as the reward model.
   value_model = reward_side(frozen, params["value"])
-  value = response_values(_reward_lm(ppo), value_model, rows, reward_stem)
+
+  def measure(part: packs.Part) -> tuple[Array, Array, tuple[Array, ...]]:
+    packed = packs.rows_of(part, rows.tokens, mask)
+    stem, value_stem = packs.take_tokens(part, (policy_stem, reward_stem))
+    ref_logp, _ = policy_logp(ppo.lm, reference, packed, stem, ppo.sampling)
+    value = response_values(_reward_lm(ppo), value_model, packed, value_stem)
+    if not recompute:
+      return ref_logp, value, ()
+    return ref_logp, value, policy_logp(ppo.lm, policy, packed, stem, ppo.sampling)
+
+  layout = lay_out(rows, ppo)
+  measured = steps.rows_of_parts(measure, layout.parts, layout.count)
+  ref_logp, value, of_policy = packs.give_responses(layout, measured, value_mask)
+  logp = of_policy[0] if recompute else rows.logp
+  kl = (logp - ref_logp) * mask
   value = value * value_mask
 
   paid = ppo.missing_eos(score, rows.ended)
@@ -262,7 +333,6 @@ def credit(
   episode_kl = kl.sum(1)
   episode_kl_k2 = (returns.kl_k2(logp, ref_logp) * mask).sum(1)
   episode_kl_k3 = jnp.where(mask, returns.kl_k3(logp, ref_logp), 0).sum(1)
-  episode_entropy = (entropy * mask).sum(1)
   length = mask.sum(1)
   metrics = {
     "objective/scores": score.mean(),
@@ -271,7 +341,6 @@ def credit(
     "objective/kl_k2": episode_kl_k2.mean(),
     "objective/kl_k3": episode_kl_k3.mean(),
     "objective/kl_coef": kl_coef,
-    "objective/entropy": episode_entropy.mean(),
     "objective/non_score_reward": -kl_coef * episode_kl.mean(),
     "objective/rlhf_reward": (paid - kl_coef * episode_kl).mean(),
     "val/advantage_mean": returns.masked_mean(advantage, value_mask),
@@ -280,10 +349,26 @@ def credit(
     "response/len_mean": length.mean(dtype=jnp.float32),
     "response/len_max": length.max().astype(jnp.float32),
     "response/eos_frac": rows.ended.mean(dtype=jnp.float32),
-    # How far sampler and trainer are apart: rounding, or a bug.
-    "rollout/logp_error": jnp.max(jnp.abs(rows.logp - logp) * mask),
+    "scoring/useful": packs.useful(layout, rows.valid),
   }
+  if recompute:
+    _, entropy = of_policy
+    metrics |= policy_measures(logp, entropy, rows.logp, mask)
   return experience, metrics
+
+
+def policy_measures(
+  logp: Float[Array, "B R"],
+  entropy: Float[Array, "B R"],
+  sampled_logp: Float[Array, "B R"],
+  mask: Bool[Array, "B R"],
+) -> Metrics:
+  """Returns what only the trainer's own pass of the policy that sampled can measure."""
+  return {
+    "objective/entropy": (entropy * mask).sum(1).mean(),
+    # How far sampler and trainer are apart: rounding, or a bug.
+    "rollout/logp_error": jnp.max(jnp.abs(sampled_logp - logp) * mask),
+  }
 
 
 # Losses and updates
@@ -296,11 +381,13 @@ def ppo_loss(
   *,
   frozen: Frozen,
   ppo: PPO,
+  first: Bool[Array, ""] | bool = False,
 ) -> tuple[Scalar, tuple[Array, Array, Array]]:
   """Clipped policy loss + value_coef * clipped value loss.
 
   `batch` holds the experience, the weight of each token in the policy loss and its weight in the
-  value loss. The key is not read: PPO runs without dropout.
+  value loss. The key is not read: PPO runs without dropout. `first` says that the policy is still
+  the one that sampled: its ratios are then exactly 1.
 
   Returns:
     The loss, and (logp, value, entropy) as the rows of `steps.gradients`.
@@ -311,7 +398,7 @@ def ppo_loss(
   logp, entropy = policy_logp(ppo.lm, policy, exp, exp.stem, ppo.sampling)
   policy_loss = losses.clipped_policy(
     logp,
-    exp.logp,
+    jnp.where(first, jax.lax.stop_gradient(logp), exp.logp),
     exp.advantage,
     weight,
     clip=cfg.clip,
@@ -370,8 +457,13 @@ def minibatch_step(
   *,
   frozen: Frozen,
   ppo: PPO,
+  first: Bool[Array, ""] | bool = False,
 ) -> tuple[TrainState, Metrics]:
-  """Adds γ times the pretraining gradients to those of PPO, then makes one update (App. C.4)."""
+  """Adds γ times the pretraining gradients to those of PPO, then makes one update (App. C.4).
+
+  Where the log-probabilities of the experience are the sampler's, `first` says that nothing was
+  learnt since (`ppo_loss`).
+  """
   cfg = ppo.cfg
   exp, text = batch
   if cfg.whiten_advantage:
@@ -379,19 +471,29 @@ def minibatch_step(
     advantage = returns.whiten(exp.advantage, exp.mask)
     exp = dataclasses.replace(exp, advantage=advantage)
 
-  # Weights are shares of the minibatch: micro-batches carry theirs along.
+  # Weights are shares of the minibatch: parts carry theirs along.
   weigh = losses.WEIGHTS[cfg.normalise]
-  weight = weigh(exp.mask)
-  value_weight = weigh(exp.value_mask)
-  grads, loss, (logp, value, entropy) = steps.gradients(
-    partial(ppo_loss, frozen=frozen, ppo=ppo),
+  weights = (weigh(exp.mask), weigh(exp.value_mask))
+
+  def loss_of_part(params: Params, part: packs.Part, key) -> tuple[Scalar, PyTree]:
+    packed = packs.experience(part, exp)
+    packed_weights = packs.take_responses(part, weights)
+    batch = (packed, *packed_weights)
+    return ppo_loss(params, batch, key, frozen=frozen, ppo=ppo, first=first)
+
+  episodes, length = exp.tokens.shape
+  at_once = _rows_at_once(episodes, length, cfg)
+  layout = packs.lay_out(exp.valid, exp.value_mask, at_once)
+  grads, loss, measured = steps.gradients_of_parts(
+    loss_of_part,
     state.params,
-    (exp, weight, value_weight),
-    micro=cfg.micro,
+    layout.parts,
+    count=layout.count,
   )
+  logp, value, entropy = packs.give_responses(layout, measured, exp.value_mask)
   policy_metrics = losses.policy_metrics(
     logp,
-    exp.logp,
+    jnp.where(first, logp, exp.logp),
     exp.advantage,
     exp.mask,
     clip=cfg.clip,
@@ -410,7 +512,10 @@ def minibatch_step(
     "policy/entropy_avg": returns.masked_mean(entropy, exp.mask),
     "grad/norm_ppo": optax.tree.norm(grads["policy"]),
     "grad/norm_value": optax.tree.norm(grads["value"]),
+    "update/useful": packs.useful(layout, exp.valid),
   }
+  if cfg.old_logp == "sampler":
+    metrics |= policy_measures(logp, entropy, exp.logp, exp.mask)
 
   if text is not None and cfg.ptx_coef:
     # The pretraining loss touches the policy alone. It has micro-batches of its own, because its
@@ -469,7 +574,9 @@ def improve(
 
   Metrics are means over the updates, but for those whose name ends in `_max` or `_min`.
   `policy/ratio_first` is the largest ratio of the first update, and `policy/ema_distance` how far
-  the average of the weights lies behind them, as a share of their norm.
+  the average of the weights lies behind them, as a share of their norm. Where the sampler's
+  log-probabilities are taken, `objective/entropy` and `rollout/logp_error` are those of the first
+  minibatch.
 
   Raises:
     ValueError: when ptx_coef asks for pretraining text and there is none, and when its rows are no
@@ -485,7 +592,16 @@ def improve(
   if cfg.ptx_coef and (text_rows < rows or text_rows % rows):
     raise ValueError(f"{text_rows} rows of text are no multiple of {rows} episodes")
 
-  def update_on(state, episodes):
+  shards = sharding.batch_shards()
+  lengths = sharding.reshard(jnp.sum(exp.valid > 0, axis=1, dtype=jnp.int32), None)
+
+  sampled = cfg.old_logp == "sampler"
+
+  def update_on(state, numbered_episodes):
+    number, episodes = numbered_episodes
+    if shards > 1:
+      # All of them compute as long as the fullest one. A minibatch keeps its episodes.
+      episodes = episodes[packs.deal(lengths[episodes], shards)]
     minibatch = _take(exp, episodes)
     text_minibatch = None
     if text is not None and cfg.ptx_coef:
@@ -498,11 +614,14 @@ def improve(
       (minibatch, text_minibatch),
       frozen=frozen,
       ppo=ppo,
+      first=(number == 0) if sampled else False,
     )
 
   # The key is new in each iteration, because the step has moved on.
   order_key = keys.key_for(state.key, "minibatches", state.step)
-  state, metrics = jax.lax.scan(update_on, state, order(order_key, rows, cfg))
+  minibatches = order(order_key, rows, cfg)
+  numbers = jnp.arange(minibatches.shape[0])
+  state, metrics = jax.lax.scan(update_on, state, (numbers, minibatches))
 
   summary = {}
   for name, per_update in metrics.items():
@@ -512,8 +631,11 @@ def improve(
       summary[name] = per_update.min()
     else:
       summary[name] = per_update.mean()
-  # 1 up to rounding: nothing has been learnt yet when it is computed.
+  # 1 up to rounding, and exactly 1 with `old_logp` "sampler": nothing has been learnt yet.
   summary["policy/ratio_first"] = metrics["policy/ratio_max"][0]
+  if sampled:
+    for name in ("objective/entropy", "rollout/logp_error"):
+      summary[name] = metrics[name][0]
 
   average = state.ema
   if cfg.ema_decay is not None and cfg.ema_every == "iteration" and average is not None:

@@ -65,6 +65,14 @@ def is_sharded() -> bool:
   return not jax.sharding.get_abstract_mesh().empty
 
 
+def batch_shards() -> int:
+  """The number of parts that the mesh splits a batch into; 1 without a mesh."""
+  if not is_sharded():
+    return 1
+  sizes = dict(jax.sharding.get_abstract_mesh().shape)
+  return math.prod(sizes[name] for name in RULES["batch"])
+
+
 # Partitions
 
 

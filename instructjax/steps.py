@@ -169,28 +169,67 @@ def gradients_of_parts(
     (grads, value), rows = jax.lax.scan(accumulate, zeros, (jnp.arange(N), parts))
     return grads, value, rows
 
-  def take(i):
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), parts)
+  def accumulate_part(i, total):
+    terms, rows = one_part(i, _part(parts, i))
+    return jax.tree.map(jnp.add, total, terms), rows
 
-  def accumulate_and_write(i, carry):
-    total, written = carry
-    terms, rows = one_part(i, take(i))
-    written = jax.tree.map(
-      lambda buffer, x: jax.lax.dynamic_update_index_in_dim(buffer, x, i, 0), written, rows
-    )
-    return jax.tree.map(jnp.add, total, terms), written
+  (grads, value), rows = _over_parts(accumulate_part, zeros, N, count)
+  return grads, value, rows
+
+
+def rows_of_parts(
+  function: Callable[[Any], PyTree],
+  parts: PyTree,
+  count: Int[Array, ""],
+) -> PyTree:
+  """Returns [N, B/N, ...], what a function makes of the first `count` parts; the rest is 0."""
+
+  def one_part(i, nothing):
+    return nothing, function(_part(parts, i))
+
+  N = jax.tree.leaves(parts)[0].shape[0]
+  _, rows = _over_parts(one_part, (), N, count)
+  return rows
+
+
+def _part(parts: PyTree, i: Int[Array, ""]) -> PyTree:
+  """Part i of [N, B/N, ...]."""
+
+  def take(x):
+    return jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False)
+
+  return jax.tree.map(take, parts)
+
+
+def _over_parts(
+  step: Callable[[Int[Array, ""], PyTree], tuple[PyTree, PyTree]],
+  carry: PyTree,
+  N: int,
+  count: Int[Array, ""],
+) -> tuple[PyTree, PyTree]:
+  """Runs `(i, carry) -> (carry, rows)` for the first `count` of N parts.
+
+  Returns the last carry, and the rows of all parts: [N, B/N, ...], with 0 where none was computed.
+  """
 
   def empty(x):
     split_rows = sharding.spec(None, "batch", *[None] * (x.ndim - 1)) if x.ndim else None
     return jnp.zeros((N, *x.shape), x.dtype, out_sharding=split_rows)
 
-  _, row_shapes = jax.eval_shape(one_part, jnp.int32(0), take(0))
+  def step_and_write(i, state):
+    carry, written = state
+    carry, rows = step(i, carry)
+
+    def write(buffer, x):
+      return jax.lax.dynamic_update_index_in_dim(buffer, x, i, 0)
+
+    return carry, jax.tree.map(write, written, rows)
+
+  _, row_shapes = jax.eval_shape(step, jnp.int32(0), carry)
   written = jax.tree.map(empty, row_shapes)
   # The name is that of the loop where its trips are counted (`plan.counting`).
   with jax.named_scope("trips:parts"):
-    carry = jax.lax.fori_loop(0, count, accumulate_and_write, (zeros, written))
-  (grads, value), rows = carry
-  return grads, value, rows
+    return jax.lax.fori_loop(0, count, step_and_write, (carry, written))
 
 
 def update(

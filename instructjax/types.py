@@ -149,7 +149,7 @@ class Experience:
   """A rollout with everything that PPO holds fixed while it updates the policy."""
 
   tokens: Int[Array, "*B T"]
-  valid: Bool[Array, "*B T"]
+  valid: Bool[Array, "*B T"] | Int[Array, "*B T"]
   mask: Bool[Array, "*B R"]
   # Equal to `mask`, or one position longer where the score is paid after the end.
   value_mask: Bool[Array, "*B R"]
@@ -159,6 +159,8 @@ class Experience:
   target: Float[Array, "*B R"]
   stem: Float[Array, "*B T D"] | None = None
   value_stem: Float[Array, "*B T D2"] | None = None  # where the reward side has its own trunk
+  # The column of the token before each response token; None where responses end the rows.
+  before: Int[Array, "*B R"] | None = None
 
 
 @struct.dataclass

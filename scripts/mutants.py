@@ -52,6 +52,7 @@ TESTS = {
   "likelihood": ["tests/method/test_likelihood.py"],
   "rollout": ["tests/method/test_rollout.py", "tests/method/test_misuse.py"],
   "steps": ["tests/method/test_steps.py", "tests/method/test_misuse.py"],
+  "packs": ["tests/method/test_packs.py"],
   "optim": ["tests/method/test_optim.py"],
   "sharding": ["tests/method/test_sharding.py"],
   "sft": ["tests/method/test_sft.py"],
@@ -731,9 +732,19 @@ MUTANTS["likelihood"] = [
     "the parts of different rows are joined",
   ),
   M(
-    "before = hidden[:, -response - 1 : -1]",
-    "before = hidden[:, -response:]",
+    "return hidden[:, -response - 1 : -1]",
+    "return hidden[:, -response:]",
     "a token is scored by the state after it",
+  ),
+  M(
+    "targets = at_columns(tokens, jnp.minimum(before + 1, tokens.shape[1] - 1))",
+    "targets = at_columns(tokens, before)",
+    "in packed rows the token before is scored",
+  ),
+  M(
+    "return at_columns(hidden, before)",
+    "return hidden[:, -response - 1 : -1]",
+    "in packed rows the last states are read",
   ),
   M(
     "hidden = lm.hidden(params, tokens, valid, stem=stem, key=key)",
@@ -762,13 +773,13 @@ MUTANTS["likelihood"] = [
   ),
   M("mask = batch.mask[:, 1:]", "mask = batch.mask[:, :-1]", "the mask is one token late"),
   M(
-    "first = jnp.clip(jnp.argmax(mask, axis=1), 0, length - window)",
-    "first = jnp.argmax(mask, axis=1)",
-    "the window leaves the row",
+    "columns = jnp.argsort(~mask, axis=1, stable=True)[:, :window]",
+    "columns = jnp.argsort(mask, axis=1, stable=True)[:, :window]",
+    "the window holds the tokens that are not marked",
   ),
   M(
-    "first = jnp.clip(jnp.argmax(mask, axis=1), 0, length - window)",
-    "first = jnp.full(rows, length - window)",
+    "columns = jnp.argsort(~mask, axis=1, stable=True)[:, :window]",
+    "columns = jnp.arange(length - window, length) + jnp.zeros((rows, 1), int)",
     "the window is always the end of the row",
   ),
   M("total = (logp * mask).sum(1)", "total = logp.sum(1)", "padding is scored"),
@@ -935,6 +946,50 @@ MUTANTS["rollout"] = [
   ),
 ]
 
+MUTANTS["packs"] = [
+  M(
+    "has_room = (positions + episode_length <= T) & (places + episode_response <= R)",
+    "has_room = positions + episode_length <= T",
+    "a row holds more response tokens than it has places for",
+  ),
+  M(
+    "has_room = (positions + episode_length <= T) & (places + episode_response <= R)",
+    "has_room = places + episode_response <= R",
+    "a row holds more tokens than it has",
+  ),
+  M("rank + 1, 0)", "1, 0)", "neighbours are one segment"),
+  M(
+    "real = (valid > 0) | (columns == prompt - 1)",
+    "real = (valid > 0) | (columns == 0)",
+    "padding before a prompt is packed too",
+  ),
+  M(
+    "before = shift_by_rank[response_rank] + (T - R - 1) + token",
+    "before = shift_by_rank[response_rank] + (T - R) + token",
+    "a response token is predicted by its own state",
+  ),
+  M(
+    "count = (jnp.max(row) // rows + 1).astype(jnp.int32)",
+    "count = jnp.int32(N)",
+    "empty parts are computed",
+  ),
+  M(
+    "rounds = jnp.where(backward, rounds[:, ::-1], rounds)",
+    "rounds = jnp.where(backward, rounds, rounds)",
+    "the first shard gets the longest of every round",
+  ),
+  M(
+    "longest_first = jnp.argsort(-length, stable=True)",
+    "longest_first = jnp.argsort(0 * length, stable=True)",
+    "episodes are dealt in the order of the batch",
+  ),
+  M(
+    "most = max(1, episodes // micro)",
+    "most = max(1, episodes)",
+    "micro-batches do not bound the rows",
+  ),
+]
+
 MUTANTS["steps"] = [
   M(
     "x = jax.lax.reshape(x, (rows // n, n, *rest), out_sharding=spec)\n"
@@ -949,19 +1004,34 @@ MUTANTS["steps"] = [
   ),
   M("jax.random.fold_in(key, i)", "key", "micro-batches share their key"),
   M(
-    "return jax.tree.map(jnp.add, carry, (grads, value)), rows",
-    "return (grads, value), rows",
+    "return jax.tree.map(jnp.add, total, terms), rows\n\n    (grads",
+    "return terms, rows\n\n    (grads",
     "only the last micro-batch counts",
   ),
   M(
-    "return jax.tree.map(jnp.add, carry, (grads, value)), rows",
-    "return (jax.tree.map(jnp.add, carry[0], grads), value), rows",
+    "return jax.tree.map(jnp.add, total, terms), rows\n\n    (grads",
+    "return (jax.tree.map(jnp.add, total[0], terms[0]), terms[1]), rows\n\n    (grads",
     "the loss is that of the last micro-batch",
   ),
   M(
-    "zero_grads = jax.tree.map(jnp.zeros_like, params)",
-    "zero_grads = jax.tree.map(jnp.copy, params)",
+    "zeros = (jax.tree.map(jnp.zeros_like, params), jnp.float32(0))",
+    "zeros = (jax.tree.map(jnp.copy, params), jnp.float32(0))",
     "the parameters are added to the gradient",
+  ),
+  M(
+    "return jax.tree.map(jnp.add, total, terms), rows\n\n  (grads",
+    "return terms, rows\n\n  (grads",
+    "only the last part of packed rows counts",
+  ),
+  M(
+    "return jax.lax.fori_loop(0, count, step_and_write, (carry, written))",
+    "return jax.lax.fori_loop(0, count - 1, step_and_write, (carry, written))",
+    "the last part that holds something is left out",
+  ),
+  M(
+    "return jax.lax.dynamic_update_index_in_dim(buffer, x, i, 0)",
+    "return jax.lax.dynamic_update_index_in_dim(buffer, x, 0, 0)",
+    "all parts write the rows of the first",
   ),
   M(
     "return grads, value, merge(rows)",
@@ -1236,13 +1306,38 @@ MUTANTS["sft"] = [
     "a mean over rows for the mean over tokens",
   ),
   M(
-    "is_text = jnp.arange(rows) >= rows - text_rows\n",
-    "is_text = jnp.arange(rows) < text_rows\n",
+    "return number >= rows - cfg.text_rows",
+    "return number < cfg.text_rows",
     "the first rows are taken for text",
   ),
   M(
-    "return jnp.where(is_text, of_text, of_others)",
-    "return jnp.where(is_text, of_others, of_text)",
+    "number_in_parts = number % N * (rows // N) + number // N",
+    "number_in_parts = number",
+    "the text of a packed batch is looked for in other rows",
+  ),
+  M(
+    "jnp.where(holds_any, jnp.arange(1, micro + 1), 0)",
+    "jnp.where(holds_any, jnp.arange(micro), 0)",
+    "the last part that holds anything is left out",
+  ),
+  M(
+    "jnp.where(holds_any, jnp.arange(1, micro + 1), 0)",
+    "jnp.where(holds_any, micro, 0)",
+    "parts that hold nothing are computed",
+  ),
+  M(
+    "computed = count * (rows // cfg.micro)",
+    "computed = rows",
+    "what was not computed counts as padding",
+  ),
+  M(
+    '"update/useful": (batch.valid > 0).sum()',
+    '"update/useful": batch.valid.sum()',
+    "a token counts as often as its segment says",
+  ),
+  M(
+    "return jnp.where(text, of_text, of_others)",
+    "return jnp.where(text, of_others, of_text)",
     "the shares swapped",
   ),
   M(
@@ -1256,13 +1351,13 @@ MUTANTS["sft"] = [
     "the share of text is of all tokens",
   ),
   M(
-    '"loss/demonstrations": -returns.masked_mean(logp, mask & ~is_text)',
+    '"loss/demonstrations": -returns.masked_mean(logp, mask & ~text[:, None])',
     '"loss/demonstrations": -returns.masked_mean(logp, mask)',
     "text in the loss of the demonstrations",
   ),
   M(
-    '"loss/text": -returns.masked_mean(logp, mask & is_text)',
-    '"loss/text": returns.masked_mean(logp, mask & is_text)',
+    '"loss/text": -returns.masked_mean(logp, mask & text[:, None])',
+    '"loss/text": returns.masked_mean(logp, mask & text[:, None])',
     "sign of the loss of text",
   ),
   M(
@@ -1271,8 +1366,8 @@ MUTANTS["sft"] = [
     "the same dropout in every step",
   ),
   M(
-    "share = token_shares(batch, cfg.text_rows, cfg.text_share)",
-    "share = token_shares(batch)",
+    "weighted = (batch, token_shares(batch, text, cfg.text_share))",
+    "weighted = (batch, token_shares(batch))",
     "the share of text is ignored",
   ),
   M("micro=cfg.micro", "micro=1", "one micro-batch for all"),
@@ -1467,8 +1562,8 @@ MUTANTS["ppo"] = [
     "the value network shares the memory of the reward model",
   ),
   M(
-    "tokens = reward.closed(rows, ppo.sampling.eos)",
-    "tokens = rows.tokens",
+    "tokens = reward.closed(rows, ppo.sampling.eos)\n\n  def stem",
+    "tokens = rows.tokens\n\n  def stem",
     "the stem of the reward model is of what was cut",
   ),
   M(
@@ -1489,9 +1584,9 @@ MUTANTS["ppo"] = [
   M("temperature=sampling.temperature", "temperature=1.0", "temperature not applied in scoring"),
   M("banned=sampling.banned", "banned=()", "banned ids not applied in scoring"),
   M(
-    "before = hidden[:, -response - 1 : -1]",
-    "before = hidden[:, -response:]",
-    "values of the states after the tokens",
+    "before = likelihood.states_before(hidden, response, rows.before)",
+    "before = likelihood.states_before(hidden, response)",
+    "in packed rows the values are of the last states",
   ),
   M(
     'policy = frozen.trunk | params["policy"]\n  return sample',
@@ -1499,8 +1594,8 @@ MUTANTS["ppo"] = [
     "the reference samples",
   ),
   M(
-    "reward.closed(rows, ppo.sampling.eos),\n    rows.valid",
-    "rows.tokens,\n    rows.valid",
+    "tokens = reward.closed(rows, ppo.sampling.eos)\n  layout",
+    "tokens = rows.tokens\n  layout",
     "a cut response is scored where it was cut",
   ),
   M(
@@ -1512,10 +1607,8 @@ MUTANTS["ppo"] = [
   M("kl = (logp - ref_logp) * mask", "kl = logp - ref_logp", "padding in the KL"),
   M("    logp=logp * mask,", "    logp=ref_logp * mask,", "the ratio is to the reference"),
   M(
-    'value_model = reward_side(frozen, params["value"])\n'
-    "  value = response_values(_reward_lm(ppo), value_model, rows",
-    "value_model = reward_side(frozen, frozen.reward)\n"
-    "  value = response_values(_reward_lm(ppo), value_model, rows",
+    'value_model = reward_side(frozen, params["value"])\n\n  def measure',
+    "value_model = reward_side(frozen, frozen.reward)\n\n  def measure",
     "the reward model values the states",
   ),
   M(
@@ -1571,8 +1664,8 @@ MUTANTS["ppo"] = [
     "beta left out of the reward of an episode",
   ),
   M(
-    "episode_entropy = (entropy * mask).sum(1)",
-    "episode_entropy = entropy.sum(1)",
+    '"objective/entropy": (entropy * mask).sum(1).mean()',
+    '"objective/entropy": entropy.sum(1).mean()',
     "padding in the entropy",
   ),
   M(
@@ -1642,14 +1735,29 @@ MUTANTS["ppo"] = [
     "the share of a text is thinned by its padding",
   ),
   M(
-    "weight = weigh(exp.mask)\n  value",
-    "weight = losses.sequence_mean(exp.mask)\n  value",
+    "weights = (weigh(exp.mask), weigh(exp.value_mask))",
+    "weights = (losses.sequence_mean(exp.mask), weigh(exp.value_mask))",
     "a mean over episodes for the mean over tokens",
   ),
   M(
-    "value_weight = weigh(exp.value_mask)",
-    "value_weight = weigh(exp.mask)",
+    "weights = (weigh(exp.mask), weigh(exp.value_mask))",
+    "weights = (weigh(exp.mask), weigh(exp.mask))",
     "the value of the end has no weight",
+  ),
+  M(
+    'old_logp == "sampler"\n\n',
+    'old_logp == "trainer"\n\n',
+    "with the sampler's log-probabilities the first ratio is not 1",
+  ),
+  M(
+    "first=(number == 0) if sampled else False",
+    "first=sampled",
+    "no ratio moves with the sampler's log-probabilities",
+  ),
+  M(
+    "jnp.where(first, jax.lax.stop_gradient(logp), exp.logp)",
+    "jnp.where(first, logp, exp.logp)",
+    "the first update has no gradient with the sampler's log-probabilities",
   ),
   M("    micro=cfg.micro,", "    micro=1,", "one micro-batch for all episodes"),
   M("micro=cfg.ptx_micro", "micro=cfg.micro", "the text is split as the episodes are"),

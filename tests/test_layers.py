@@ -17,7 +17,7 @@ FLOORS = [
   ["settings"],
   ["returns", "sharding", "optim"],
   ["losses", "models", "intervals"],
-  ["likelihood", "steps", "rollout"],
+  ["likelihood", "steps", "rollout", "packs"],
   ["sft", "reward", "bestofn"],
   ["ppo", "dpo"],
   ["data"],
@@ -40,6 +40,7 @@ CORE = {
   "optim",
   "models",
   "likelihood",
+  "packs",
   "steps",
 } | {
   "rollout",

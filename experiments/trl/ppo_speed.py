@@ -1,10 +1,15 @@
 """Seconds of one PPO iteration in TRL 1.12.0, at the shapes of `instructjax bench --stage=ppo`.
 
-  make test-oracles                                       # brings torch, transformers and TRL
-  .venv/bin/python experiments/trl/ppo_speed.py           # one JSON object
+  make test-oracles                                            # brings torch, transformers, TRL
+  .venv/bin/python experiments/trl/ppo_speed.py                # one JSON object
+  .venv/bin/python experiments/trl/ppo_speed.py --lengths=paper
 
-Random weights, float32, every response at its full length (no end of text), as in the benchmark.
-The first iteration is left out.  The README of this folder holds the figures.
+Random weights, float32, and prompts and responses of the lengths that the benchmark draws, in the
+same iterations (`instructjax.plan.lengths`).  At full length nothing ends a response.  Else row i
+samples the stop token at its scheduled length and not before, TRL cuts it there, and generation
+stops as soon as the last row of a generated batch has ended; prompts are padded on the left to the
+longest of their batch.  The first iteration is left out.  The README of this folder holds the
+figures.
 """
 
 import argparse
@@ -15,6 +20,7 @@ import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
@@ -23,6 +29,10 @@ import transformers as hf
 from datasets import Dataset
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
+from instructjax.plan import lengths
+from instructjax.plan.lengths import Lengths
+
+PAD = 0
 SHAPES = {
   "gpt-5m": hf.GPT2Config(vocab_size=8192, n_positions=512, n_embd=256, n_layer=4, n_head=4),
   "smollm2-135m": hf.LlamaConfig(
@@ -38,13 +48,69 @@ SHAPES = {
 }
 
 
+class Schedule(hf.LogitsProcessor):
+  """Ends each row at its own length: there the stop token is certain, and before it impossible."""
+
+  def __init__(self, ends: torch.Tensor, context: int, stop: int):
+    self.ends = ends  # [B] tokens of each response
+    self.context = context  # tokens of the padded prompts
+    self.stop = stop
+
+  def __call__(self, input_ids, scores):
+    tokens = input_ids.shape[1] - self.context + 1  # with the one that is sampled now
+    scores = scores.clone()
+    # TRL takes the first padding token of a response for its end, wherever it comes from.
+    scores[:, [PAD, self.stop]] = -torch.inf
+    last = self.ends == tokens
+    scores[last] = -torch.inf
+    scores[last, self.stop] = 0.0
+    return scores
+
+
+def follow_schedules(policy, ends: Iterator[int], stop: int) -> None:
+  """Lets `policy.generate` end each row by the next of the ends: TRL keeps the order of rows."""
+  generate = policy.generate
+
+  def generate_by_schedule(input_ids, **options):
+    rows, context = input_ids.shape
+    ends_of_rows = torch.tensor(list(itertools.islice(ends, rows)))
+    schedule = Schedule(ends_of_rows, context, stop)
+    output = generate(input_ids=input_ids, logits_processor=[schedule], **options)
+    made = output.sequences.shape[1] - context
+    assert made == ends_of_rows.max(), (
+      f"{made} tokens, the longest response has {ends_of_rows.max()}"
+    )
+    first_stop = (output.sequences[:, context:] == stop).int().argmax(1) + 1
+    assert torch.equal(first_stop, ends_of_rows)
+    return output
+
+  policy.generate = generate_by_schedule
+
+
+def padded(rows: Lengths, vocab_size: int) -> torch.Tensor:
+  """Random prompts [B, longest], padded on the left."""
+  prompts = torch.randint(1, vocab_size, (len(rows.prompt), int(rows.prompt.max())))
+  columns = torch.arange(prompts.shape[1])
+  padding = columns < prompts.shape[1] - torch.tensor(rows.prompt)[:, None]
+  return prompts.masked_fill(padding, PAD)
+
+
 def seconds(
-  shape: str, batch: int, prompt: int, response: int, epochs: int, minibatches: int, repeats: int
-):
-  """Seconds of each iteration after the first."""
+  shape: str,
+  batch: int,
+  prompt: int,
+  response: int,
+  epochs: int,
+  minibatches: int,
+  repeats: int,
+  source: str,
+) -> tuple[list[float], list[Lengths]]:
+  """Returns (seconds, lengths of the rows) of each iteration after the first."""
+  draw = lengths.draws(source, prompt, response)
+  rows_of_iterations = [draw(number, batch) for number in range(repeats + 1)]
   config = SHAPES[shape]
   config.pad_token_id, config.eos_token_id, config.bos_token_id, config.num_labels = (
-    0,
+    PAD,
     None,
     None,
     1,
@@ -53,7 +119,13 @@ def seconds(
   torch.manual_seed(0)
   policy, ref = (hf.AutoModelForCausalLM.from_config(config) for _ in range(2))
   judge, value = (hf.AutoModelForSequenceClassification.from_config(config) for _ in range(2))
-  rows = torch.randint(1, config.vocab_size, (batch, prompt)).tolist()
+  stop = None
+  if source != "full":
+    stop = config.vocab_size - 1
+    ends = itertools.chain.from_iterable(rows.response.tolist() for rows in rows_of_iterations)
+    follow_schedules(policy, ends, stop)
+  prompts = [{"input_ids": padded(rows, config.vocab_size)} for rows in rows_of_iterations]
+  placeholder = Dataset.from_dict({"input_ids": [[1]] * batch})
   with tempfile.TemporaryDirectory() as folder:
     args = PPOConfig(
       output_dir=folder,
@@ -64,7 +136,7 @@ def seconds(
       total_episodes=batch * (repeats + 1),
       response_length=response,
       temperature=1.0,
-      stop_token_id=None,
+      stop_token_id=stop,
       kl_coef=0.02,
       bf16=False,
       gradient_checkpointing=False,
@@ -77,19 +149,21 @@ def seconds(
     )
     trainer = PPOTrainer(
       args,
-      SimpleNamespace(pad_token_id=0, eos_token_id=config.vocab_size),
+      SimpleNamespace(pad_token_id=PAD, eos_token_id=config.vocab_size if stop is None else stop),
       policy,
       ref,
       judge,
-      Dataset.from_dict({"input_ids": rows}),
+      placeholder,
       value,
       data_collator=lambda rows: {"input_ids": torch.tensor([row["input_ids"] for row in rows])},
-      eval_dataset=Dataset.from_dict({"input_ids": rows}),
+      eval_dataset=placeholder,
     )
-    ends = []
-    trainer.log = lambda *args, **kwargs: ends.append(time.perf_counter())  # once an iteration
+    # TRL would shuffle; here iteration i has the rows of draw i.
+    trainer.dataloader = prompts
+    logged = []
+    trainer.log = lambda *args, **kwargs: logged.append(time.perf_counter())  # once an iteration
     trainer.train()
-  return [b - a for a, b in itertools.pairwise(ends)]
+  return [b - a for a, b in itertools.pairwise(logged)], rows_of_iterations[1:]
 
 
 if __name__ == "__main__":
@@ -106,11 +180,18 @@ if __name__ == "__main__":
     "repeats": 5,
   }.items():
     parser.add_argument(f"--{name}", type=int, default=default)
+  sources = "full, uniform, paper, or a file of JSON lines, as of `instructjax bench`"
+  parser.add_argument("--lengths", default="full", metavar="SOURCE", help=sources)
   settings = vars(parser.parse_args())
-  found = seconds(**settings)
+  options = {name: value for name, value in settings.items() if name != "lengths"}
+  taken, rows_of_iterations = seconds(**options, source=settings["lengths"])
+  real = [int(rows.prompt.sum() + rows.response.sum()) for rows in rows_of_iterations]
+  rates = [tokens / s for tokens, s in zip(real, taken, strict=True)]
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-  print(
-    json.dumps(
-      settings | {"seconds": found, "median_s": statistics.median(found), "peak_rss_gb": peak}
-    )
-  )
+  report = {
+    "seconds": taken,
+    "median_s": statistics.median(taken),
+    "tokens/s": statistics.median(rates),  # of prompts and responses, without padding
+    "peak_rss_gb": peak,
+  }
+  print(json.dumps(settings | report))

@@ -42,6 +42,8 @@ def arguments(command: argparse.ArgumentParser) -> None:
   text = "sft: documents that are tokenised and packed while it runs"
   command.add_argument("--text", metavar="SOURCE", help=text)
   command.add_argument("--tokenizer", help='of --text; default "bytes"')
+  lengths = "of prompts and responses: full, uniform, paper, or a file of JSON lines; default full"
+  command.add_argument("--lengths", metavar="SOURCE", help=lengths)
   command.add_argument("--dtype", choices=DTYPES)
   command.add_argument("--frozen-dtype", choices=DTYPES)
   command.add_argument("--remat", choices=["none", "blocks", "dots"])

@@ -2,7 +2,8 @@
 
 What is timed is the stage as a run has it: the same wiring (`stages.wiring.Stage`), the same
 compiled step, and batches that a thread makes ahead. Only the data are random, unless SFT is given
-documents to read.
+documents to read. Prompts and responses have the lengths that `plan.lengths` draws, other ones in
+every repeat: a response ends by its schedule, whatever is sampled. By default all are full.
 
 The report holds the seconds of every repeat, with the first call, which compiles, apart. It also
 holds rates, the peak of the memory, and the share of the machine's limit that the median reaches.
@@ -11,7 +12,8 @@ The limit is a lower bound of the seconds of a step,
     max(FLOPs / measured FLOPs per second, bytes / measured bytes per second),
 
 with the FLOPs of all matrix products and the bytes of the weights that they read. Both are counted
-on the traced step (`plan.counting`).
+on the traced parts of the step at full length (`plan.counting`), and of that the share counts which
+real tokens have (`plan.useful`). Rates count real tokens alone.
 """
 
 from __future__ import annotations
@@ -22,18 +24,22 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from instructjax import models, settings, steps
-from instructjax.data.batches import corpora, prefetch
+from instructjax.data.batches import corpora, pipeline, prefetch
+from instructjax.data.batches.pipeline import Host
 from instructjax.data.tokens import tokenizers
 from instructjax.errors import UserError, naming
 from instructjax.models import gpt, heads, llama
-from instructjax.plan import counting, programs
+from instructjax.plan import counting, lengths, programs, useful
+from instructjax.plan.lengths import Lengths
 from instructjax.rollout import Sampling
 from instructjax.runs import origin
 from instructjax.stages import dpo, ppo, pretrain_sft, reward, running
@@ -41,8 +47,10 @@ from instructjax.stages.wiring import Stage
 from instructjax.system import jsons, keys, memory
 from instructjax.types import (
   LM,
+  Demonstrations,
   Frozen,
   Params,
+  Prompts,
   PyTree,
   TrainState,
 )
@@ -85,6 +93,7 @@ class Bench:
   # SFT reads documents of this source lazily and packs them; "" repeats one random batch.
   text: str = ""
   tokenizer: str = "bytes"  # of that text
+  lengths: str = "full"  # the source of the lengths of prompts and responses (`plan.lengths`)
   repeats: int = 5
 
 
@@ -94,14 +103,18 @@ class Work(NamedTuple):
   stage          the wiring
   state, frozen  where it starts
   batches        batch i, by name
-  counts         what a call of the step makes or reads, for the rates
+  counts         what call i of the step makes or reads, for the rates: real tokens alone
+  shares         of each part, the share that the rows of call i are of its work at full length
+  real           the share of real positions in those of the rows of call i at full length
   """
 
   stage: Stage
   state: TrainState
   frozen: PyTree
   batches: Callable[[int], dict[str, Any]]
-  counts: Mapping[str, int]
+  counts: Callable[[int], Mapping[str, int]]
+  shares: Callable[[int], Mapping[str, useful.Share]]
+  real: Callable[[int], float]
 
 
 # --- settings ---
@@ -229,40 +242,81 @@ def language_model(b: Bench) -> LM:
   return models.build(config)
 
 
-def random_batch(shapes: PyTree, ids: int) -> PyTree:
-  """Arrays of these shapes: random tokens below `ids`, all of them real and marked."""
-
-  def array(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    if leaf.dtype == jnp.bool_:
-      return jnp.ones(leaf.shape, jnp.bool_)
-    # One key does for all leaves: nothing is measured that depends on the tokens.
-    key = keys.run_key(0, "benchmark")
-    return jax.random.randint(key, leaf.shape, 0, ids, leaf.dtype)
-
-  return jax.tree.map(array, shapes)
+def random_ids(seed: int, number: int, sizes: np.ndarray, ids: int) -> list[np.ndarray]:
+  """Random tokens below `ids`, so many for each row: always the same for a seed and a number."""
+  rng = np.random.default_rng([seed, number])
+  return [rng.integers(0, ids, size, np.int32) for size in sizes]
 
 
-def start(
-  stage: Stage,
-  counts: dict[str, int],
-  ids: int,
-  *parameters: Params,
-) -> Work:
-  """A stage on models with random weights, which takes one random batch again and again."""
-  state, frozen = running.start(stage, 0, *parameters)
-  batch = random_batch(stage.batch, ids)
-  return Work(stage, state, frozen, lambda number: batch, counts)
+class Rows(NamedTuple):
+  """The lengths of the rows of every call of a step.
+
+  draw   number of the call -> its lengths
+  full   the same rows at full length
+  """
+
+  draw: Callable[[int], Lengths]
+  full: Lengths
+
+  def real(self, number: int) -> float:
+    """The share of real positions in those of the rows at full length."""
+    return useful.tokens(self.draw(number)) / useful.tokens(self.full)
+
+  def share(
+    self,
+    number: int,
+    flops: Callable[[Lengths], float],
+    read: Callable[[Lengths], float] = useful.tokens,
+  ) -> useful.Share:
+    """The share of the rows of a call in the work at full length (`useful.share_of`)."""
+    return useful.share_of(flops, read, self.draw(number), self.full)
+
+
+def rows_at(b: Bench, count: int, prompt: int, response: int) -> Rows:
+  """The lengths of `count` rows a call under these limits.
+
+  Raises:
+    UserError: as `lengths.draws` says.
+  """
+  draw = lengths.draws(b.lengths, prompt, response)
+  full = lengths.draws("full", prompt, response)
+  return Rows(lambda number: draw(number, count), full(0, count))
 
 
 def start_sft(b: Bench, lm: LM) -> Work:
-  """SFT on one random batch, or on new documents in every step."""
-  params = origin.random_params(lm, 0)
-  counts = {"tokens": rows_of(b) * b.length}
-  calls = b.repeats + 1
-  if not b.text:
-    stage = pretrain_sft.wire(sft_settings(b), lm, calls)
-    return start(stage, counts, lm.vocab_size, params)
+  """SFT on random rows, or on new documents in every step."""
+  if b.text:
+    return start_on_text(b, lm)
+  config = sft_settings(b)
+  stage = pretrain_sft.wire(config, lm, b.repeats + 1)
+  state, trunk = running.start(stage, 0, origin.random_params(lm, 0))
+  rows = rows_at(b, rows_of(b), config.data.prompt, config.data.response)
+  model = useful.model_of(lm)
 
+  def batch(number: int) -> dict[str, Any]:
+    prompt, response = rows.draw(number)
+    tokens = random_ids(1, number, prompt + response, lm.vocab_size)
+    demonstrations = [pipeline.Row(ids, start=1) for ids in tokens]
+    prepared = pretrain_sft.Prepared(demonstrations, [], [], [], None, {}, {})
+    return pretrain_sft.batches_of(config, prepared, lm, trunk)(0)
+
+  def flops(part: Lengths) -> float:
+    size = part.prompt.astype(np.float64) + part.response
+    return float(np.sum(model.trunk(size) + model.unembedding * size))
+
+  return Work(
+    stage,
+    state,
+    trunk,
+    batch,
+    lambda number: {"tokens": useful.tokens(rows.draw(number))},
+    lambda number: {"sft": rows.share(number, flops)},
+    rows.real,
+  )
+
+
+def start_on_text(b: Bench, lm: LM) -> Work:
+  """SFT on new documents in every step."""
   # Pretraining and SFT are one wiring, and it is pretraining that has settings for text.
   config = text_settings(b)
   tokenizer = tokenizers.by_reference(b.tokenizer)
@@ -270,63 +324,121 @@ def start_sft(b: Bench, lm: LM) -> Work:
   with naming("--text", b.text):
     sources = pretrain_sft.read_records(config)
     rows = pretrain_sft.prepare(config, sources, tokenizer, None)
-  stage = pretrain_sft.wire(config, lm, calls, window=rows.window)
-  state, trunk = running.start(stage, 0, params)
+  stage = pretrain_sft.wire(config, lm, b.repeats + 1, window=rows.window)
+  state, trunk = running.start(stage, 0, origin.random_params(lm, 0))
   batches = pretrain_sft.batches_of(config, rows, lm, trunk)
-  return Work(stage, state, trunk, batches, counts)
+  counts = {"tokens": rows_of(b) * b.length}
+  shares = {"pretrain": useful.Share(1.0, 1.0)}
+  return Work(
+    stage,
+    state,
+    trunk,
+    batches,
+    lambda number: counts,
+    lambda number: shares,
+    lambda number: 1.0,
+  )
 
 
 def start_reward(b: Bench, lm: LM) -> Work:
-  """Reward model training on one random batch, in which every prompt ranks K completions."""
+  """Reward model training on random batches, in which every prompt ranks K completions."""
   stage = reward.wire(reward_settings(b), lm, b.repeats + 1, b.completions)
-  return start_on_rankings(b, lm, stage)
+  return start_on_rankings(b, lm, stage, marked=False)
 
 
 def start_dpo(b: Bench, lm: LM) -> Work:
-  """DPO on one random batch, in which every prompt ranks K completions."""
+  """DPO on random batches, in which every prompt ranks K completions."""
   stage = dpo.wire(dpo_settings(b), lm, b.repeats + 1, b.completions)
-  return start_on_rankings(b, lm, stage)
+  return start_on_rankings(b, lm, stage, marked=True)
 
 
-def start_on_rankings(b: Bench, lm: LM, stage: Stage) -> Work:
-  """A stage on one random batch of comparisons, whose completions have the ranks 1 to K."""
-  pairs = math.comb(b.completions, 2)
-  length = b.prompt + b.response
-  counts = {
-    "pairs": rows_of(b) * pairs,
-    "tokens": rows_of(b) * b.completions * length,
-  }
-  params = origin.random_params(lm, 0)
-  work = start(stage, counts, lm.vocab_size, params)
+def random_groups(b: Bench, part: Lengths, number: int, ids: int) -> list[pipeline.Group]:
+  """Prompts with random completions of the ranks 1 to K, which all begin with the prompt's tokens.
 
-  # Random ranks could be 0, which marks a completion that is not there.
-  comparisons = work.batches(0)["comparisons"]
-  ranks = jnp.arange(b.completions, dtype=jnp.int32) + 1
-  ranks = jnp.broadcast_to(ranks, comparisons.rank.shape)
-  comparisons = dataclasses.replace(comparisons, rank=ranks)
-  return work._replace(batches=lambda number: {"comparisons": comparisons})
+  Of the K prompts that are drawn with the completions of one, the first counts.
+  """
+  K = b.completions
+  prompts = random_ids(1, number, part.prompt[::K], ids)
+  responses = random_ids(2, number, part.response, ids)
+  groups = []
+  for i, prompt in enumerate(prompts):
+    texts = [np.concatenate([prompt, response]) for response in responses[i * K : (i + 1) * K]]
+    rows = tuple(pipeline.Row(ids, start=len(prompt)) for ids in texts)
+    groups.append(pipeline.Group(rows, ranks=tuple(range(1, K + 1))))
+  return groups
+
+
+def start_on_rankings(b: Bench, lm: LM, stage: Stage, *, marked: bool) -> Work:
+  """A stage on random comparisons; `marked` asks for the mask of the completions."""
+  K = b.completions
+  pairs = rows_of(b) * math.comb(K, 2)
+  state, frozen = running.start(stage, 0, origin.random_params(lm, 0))
+  rows = rows_at(b, rows_of(b) * K, b.prompt, b.response)
+  # Of the prompts that are drawn, every K-th counts, for all of its completions.
+  draw = rows.draw
+
+  def lengths_of(number: int) -> Lengths:
+    prompt, response = draw(number)
+    return Lengths(np.repeat(prompt[::K], K), response)
+
+  rows = rows._replace(draw=lengths_of)
+  flops = partial(useful.comparison_flops, useful.model_of(lm), completions=K, logits=marked)
+  pad = partial(pipeline.pad_comparisons, k=K, length=b.prompt + b.response, marked=marked)
+
+  def batch(number: int) -> dict[str, Any]:
+    return {"comparisons": pad(random_groups(b, lengths_of(number), number, lm.vocab_size))}
+
+  return Work(
+    stage,
+    state,
+    frozen,
+    batch,
+    lambda number: {"pairs": pairs, "tokens": useful.tokens(lengths_of(number))},
+    lambda number: {stage.name: rows.share(number, flops)},
+    rows.real,
+  )
 
 
 def wire_ppo(b: Bench, lm: LM) -> Stage:
   """The PPO stage with a reward model of the policy's shape and base."""
   config = ppo_settings(b)
-  # No id ends a response, so that every iteration samples, scores and learns all tokens.
+  # No id ends a response: only a schedule does.
   sampling = Sampling(response=b.response)
   experiment = ppo.experiment_of(config, lm, lm, sampling)
   return ppo.wire(config, experiment, shares_trunk=True)
 
 
+def prompts_of(b: Bench, part: Lengths, number: int, ids: int) -> Prompts:
+  """Random prompts of these lengths with the schedule of their responses.
+
+  At full length there is none: a response then stops at its limit, and has no end.
+  """
+  rows = [pipeline.Row(tokens, start=0) for tokens in random_ids(1, number, part.prompt, ids)]
+  prompts = pipeline.pad_prompts(rows, length=b.prompt)
+  if b.lengths == "full":
+    return prompts
+  ends: Host = part.response
+  return dataclasses.replace(prompts, ends=ends)
+
+
+def text_of(b: Bench, ids: int) -> Demonstrations | None:
+  """Random text for PPO-ptx, all of it real; None where there is none."""
+  if not b.ptx:
+    return None
+  length = b.prompt + b.response
+  sizes = np.full(b.ptx * rows_of(b), length)
+  rows = [pipeline.Row(tokens, start=1) for tokens in random_ids(3, 0, sizes, ids)]
+  return pipeline.pad_demonstrations(rows, length=length)
+
+
 def start_ppo(b: Bench, lm: LM) -> Work:
-  """PPO on one batch of random prompts, and of text where there is any."""
-  counts = {
-    "episodes": rows_of(b),
-    "sampled tokens": rows_of(b) * b.response,
-  }
+  """PPO on random prompts, and on text where there is any."""
   # The reward model is the policy with a scalar head: to times it does not matter what it says.
   params = origin.random_params(lm, 0)
   head = heads.init_head(keys.run_key(0, "head"), lm.width)
   stage = wire_ppo(b, lm)
-  return start(stage, counts, lm.vocab_size, params, params, head)
+  state, frozen = running.start(stage, 0, params, params, head)
+  return work_on_prompts(b, lm, stage, state, frozen)
 
 
 def start_rollout(b: Bench, lm: LM) -> Work:
@@ -350,12 +462,49 @@ def start_rollout(b: Bench, lm: LM) -> Work:
     return dataclasses.replace(state, step=state.step + 1), rows
 
   stage = stage._replace(init=init, step=step, parts=(rollout,))
-  counts = {
-    "sampled tokens": rollout.tokens,
-    "episodes": rows_of(b),
-  }
-  params = origin.random_params(lm, 0)
-  return start(stage, counts, lm.vocab_size, params)
+  state, frozen = running.start(stage, 0, origin.random_params(lm, 0))
+  return work_on_prompts(b, lm, stage, state, frozen)
+
+
+def work_on_prompts(b: Bench, lm: LM, stage: Stage, state: TrainState, frozen: Frozen) -> Work:
+  """PPO, or its rollout alone, on random prompts and the same text in every call."""
+  rows = rows_at(b, rows_of(b), b.prompt, b.response)
+  model = useful.model_of(lm)
+  text = text_of(b, lm.vocab_size)
+  text_rows, length = b.ptx * rows_of(b), b.prompt + b.response
+
+  def batch(number: int) -> dict[str, Any]:
+    return {"prompts": prompts_of(b, rows.draw(number), number, lm.vocab_size), "text": text}
+
+  def update_flops(part: Lengths) -> float:
+    text_flops = useful.text_flops(model, text_rows, length)
+    return useful.update_flops(model, part) + text_flops
+
+  def shares(number: int) -> dict[str, useful.Share]:
+    return {
+      # The weights are read for each token of a response that is sampled.
+      "rollout": rows.share(
+        number,
+        partial(useful.rollout_flops, model),
+        lambda part: float(part.response.sum()),
+      ),
+      "scoring": rows.share(number, partial(useful.scoring_flops, model)),
+      "update": rows.share(
+        number,
+        update_flops,
+        lambda part: useful.tokens(part) + text_rows * length,
+      ),
+    }
+
+  def counts(number: int) -> dict[str, int]:
+    part = rows.draw(number)
+    return {
+      "episodes": len(part.prompt),
+      "sampled tokens": int(part.response.sum()),
+      "tokens": useful.tokens(part),
+    }
+
+  return Work(stage, state, frozen, batch, counts, shares, rows.real)
 
 
 STAGES: Mapping[str, Callable[[Bench, LM], Work]] = {
@@ -370,24 +519,47 @@ STAGES: Mapping[str, Callable[[Bench, LM], Work]] = {
 # --- costs and limits ---
 
 
-def cost_of(
-  step: Any,
+def costs_of(
   stage: Stage,
   state: TrainState,
   frozen: PyTree,
-  batch: PyTree,
-) -> counting.Cost:
-  """What a call of a compiled step costs."""
-  kinds = (
-    programs.kinds_of_state(state),
-    programs.label("frozen", frozen),
-    programs.label("other", batch),
-  )
-  weights = [kind in ("params", "frozen") for kind in jax.tree.leaves(kinds)]
-  # The loop that samples has no length in the program: it ends when all rows have ended.
-  trips = max(part.trips for part in stage.parts)
-  traced = step.trace(state, frozen, batch)
-  return counting.count(traced.jaxpr, weights, trips)
+  batch: Mapping[str, Any],
+) -> dict[str, counting.Cost]:
+  """What a call of each part of a stage costs at full length, by the name of the part."""
+  values = dict(batch)
+  costs = {}
+  for part in stage.parts:
+    inputs = tuple(values[name] for name in part.reads)
+    kinds = (
+      programs.kinds_of_state(state),
+      programs.label("frozen", frozen),
+      programs.label("other", inputs),
+    )
+    weights = [kind in ("params", "frozen") for kind in jax.tree.leaves(kinds)]
+    traced = jax.jit(part.function, keep_unused=True).trace(state, frozen, *inputs)
+    costs[part.name] = counting.count(traced.jaxpr, weights, part.trips)
+    if part.writes != "state":
+      values[part.writes] = jax.eval_shape(part.function, state, frozen, *inputs)
+  return costs
+
+
+class Limit(NamedTuple):
+  """The useful work of a call, and its least seconds on this machine."""
+
+  flops: float
+  seconds: float
+
+
+def limit_of(
+  costs: Mapping[str, counting.Cost],
+  shares: Mapping[str, useful.Share],
+  flop_rate: float,
+  byte_rate: float,
+) -> Limit:
+  """The limit of a call whose rows are these shares of what its parts cost at full length."""
+  flops = sum(cost.flops * shares[name].flops for name, cost in costs.items())
+  read = sum(cost.weight_bytes * shares[name].bytes for name, cost in costs.items())
+  return Limit(flops, max(flops / flop_rate, read / byte_rate))
 
 
 def fastest(
@@ -428,6 +600,8 @@ def check(b: Bench) -> None:
     raise UserError(f"bench: unknown shape {b.shape!r}; choose one of {', '.join(SHAPES)}")
   if b.repeats < 1:
     raise UserError(f"bench: --repeats={b.repeats} measures nothing; give 1 or more")
+  if b.text and b.lengths != "full":
+    raise UserError(f"bench: --lengths={b.lengths} draws rows, and --text={b.text} reads them")
   if b.text and b.stage != "sft":
     raise UserError(f"bench: --text={b.text} feeds sft only, not {b.stage}; leave it out")
   if b.stage == "rollout" and (b.top or b.lora):
@@ -443,26 +617,29 @@ def measure(b: Bench) -> dict[str, Any]:
       that its settings refuse, such as a batch that the minibatches do not divide.
   """
   check(b)
-  start_stage = STAGES[b.stage]
-  stage, state, frozen, batches, counts = start_stage(b, language_model(b))
+  work = STAGES[b.stage](b, language_model(b))
+  stage, state, frozen = work.stage, work.state, work.frozen
   step: Any = steps.compiled(stage.step, state)
   batch: dict[str, Any] = {}
   seconds = []
+  metrics: list[dict[str, float]] = []
   calls = b.repeats + 1
-  with prefetch.ahead(corpora.place_batches(batches), stop=calls) as feed:
+  with prefetch.ahead(corpora.place_batches(work.batches), stop=calls) as feed:
     for number in range(calls):
       begun = time.perf_counter()
       batch = feed.batch(number)
       state, outputs = step(state, frozen, batch)
       jax.block_until_ready((state, outputs))
       seconds.append(time.perf_counter() - begun)
+      metrics.append(useful_metrics(outputs))
       memory.release()
   peak = memory.peak_gb()  # before the machine itself is measured, which takes memory too
   compilations = step._cache_size()
-  cost = cost_of(step, stage, state, frozen, batch)
+  costs = costs_of(stage, state, frozen, batch)
   flop_rate, byte_rate = machine_rates()
-  limit = max(cost.flops / flop_rate, cost.weight_bytes / byte_rate)
   first, *repeats = seconds
+  numbers = range(1, calls)
+  limits = [limit_of(costs, work.shares(number), flop_rate, byte_rate) for number in numbers]
   median = statistics.median(repeats)
   report = dataclasses.asdict(b) | {
     "batch": rows_of(b),
@@ -473,21 +650,35 @@ def measure(b: Bench) -> dict[str, Any]:
     "first_call_s": first,
     "compile_s": max(first - median, 0.0),
   }
-  for name, count in counts.items():
-    report[f"{name}/s"] = count / median
+  counts = [work.counts(number) for number in numbers]
+  for name in counts[0]:
+    rates = [count[name] / taken for count, taken in zip(counts, repeats, strict=True)]
+    report[f"{name}/s"] = statistics.median(rates)
+  # The share of the positions that were computed, of each part that says so.
+  for name in metrics[0]:
+    report[name] = statistics.median(values[name] for values in metrics[1:])
+  shares = [limit.seconds / taken for limit, taken in zip(limits, repeats, strict=True)]
   report |= {
+    "real_share": statistics.fmean(work.real(number) for number in numbers),
     "peak_rss_gb": peak,
-    "flops": cost.flops,
+    "flops": statistics.median(limit.flops for limit in limits),
     "machine_flops_per_s": flop_rate,
     "machine_bytes_per_s": byte_rate,
-    "limit_s": limit,
-    "share_of_limit": limit / median,
+    "limit_s": statistics.median(limit.seconds for limit in limits),
+    "share_of_limit": statistics.median(shares),
     "compilations": compilations,
   }
   if b.text:
     report["data_wait_s"] = feed.waited() / b.repeats
     report["data_wait_share"] = feed.waited() / sum(repeats)
   return report
+
+
+def useful_metrics(outputs: Any) -> dict[str, float]:
+  """The shares of useful positions among the metrics of a step; a rollout alone has no metrics."""
+  if not isinstance(outputs, Mapping):
+    return {}
+  return {name: float(value) for name, value in outputs.items() if name.endswith("useful")}
 
 
 def main(b: Bench, *, as_json: bool = False) -> None:
@@ -512,6 +703,11 @@ def table(report: Mapping[str, Any]) -> str:
   for name, value in report.items():
     if name.endswith("/s"):  # the rates
       lines.append(f"  {name:<16} {value:,.0f}")
+  if report["lengths"] != "full":
+    real = f"{100 * report['real_share']:.0f} % of the padded positions are real"
+    parts = [name for name in report if name.endswith("useful")]
+    computed = [f"{100 * report[name]:.0f} % of {name.partition('/')[0]}" for name in parts]
+    lines.append(f"  {'useful':<16} {', '.join([*computed, real])}")
   if report["text"]:
     wait = 1e3 * report["data_wait_s"]
     share = 100 * report["data_wait_share"]

@@ -3,8 +3,9 @@
 Costs are FLOPs, the bytes that matrix products touch, collectives, and the memory that is live at
 once. XLA's own `cost_analysis` counts the body of a loop once. In this file a scan counts `length`
 times, and a while loop as often as its name says: it is traced inside of
-`jax.named_scope("trips:NAME")`, and a mapping of names gives its trips. Types carry shardings, so the share of one
-device is exact: a product that is not split over an axis is counted on each device along it.
+`jax.named_scope("trips:NAME")`, and a mapping of names gives the trips. Types carry shardings, so
+the share of one device is exact: a product that is not split over an axis is counted on each device
+along it.
 
 Jaxprs and their equations have no public types, so they are `Any` here.
 """
@@ -167,13 +168,20 @@ def count(
     ValueError: for a while loop without a name, or with one that `trips` does not have. How often
       it runs depends on data, so nothing else could say it.
   """
-  # What no output needs never runs: the compiler leaves out the gradients of matrices that are not
-  # trained. `instantiate` keeps all inputs, so that `weights` still fits them.
+  cost = Cost(weight_width)
+  _walk(_needed(jaxpr), list(weights), 1.0, trips, cost)
+  return cost
+
+
+def _needed(jaxpr: Any) -> Any:
+  """Returns a jaxpr without what none of its outputs needs, which never runs.
+
+  The compiler leaves out the gradients of matrices that are not trained.
+  """
+  # `instantiate` keeps all inputs, so that what is known of them still fits.
   whole = opened(jaxpr)
   needed, _ = partial_eval.dce_jaxpr(whole, [True] * len(whole.outvars), instantiate=True)
-  cost = Cost(weight_width)
-  _walk(needed, list(weights), 1.0, trips, cost)
-  return cost
+  return needed
 
 
 def _walk(
@@ -207,7 +215,9 @@ def _walk(
       runs = times * _runs(eqn, trips)
       flags = [is_weight(v) for v in eqn.invars[skip:]]
       touched_before = cost.product_bytes
-      outputs = _walk(opened(body), flags, runs, trips, cost)
+      # JAX takes nothing out of the body of a while loop, where the compiler does.
+      body = _needed(body) if name == "while" else opened(body)
+      outputs = _walk(body, flags, runs, trips, cost)
       if name == "while":
         loop = loop_name(eqn)
         runs_before, touched = cost.loops.get(loop, (0.0, 0.0))

@@ -77,10 +77,10 @@ def _at_lengths(result: Mapping[str, Any]) -> str:
   """What drawn lengths cost next to full ones: FLOP of a step of the run, and bytes of decoding."""
   rows = result["programs"]
   full = sum(row["flops"] for row in rows)
-  drawn_flops = sum(row["at_lengths"]["flops"] for row in rows)
+  flops = sum(row["at_lengths"]["flops"] for row in rows)
   line = (
-    f"at {result['lengths']} lengths: {drawn_flops:.3g} FLOP an iteration, at full length "
-    f"{full:.3g} ({full / drawn_flops:.1f}x)"
+    f"at {result['lengths']} lengths: {flops:.3g} FLOP an iteration, at full length "
+    f"{full:.3g} ({full / flops:.1f}x)"
   )
   for row in rows:
     before, after = row["decode_step_bytes"], row["at_lengths"]["decode_step_bytes"]

@@ -71,7 +71,7 @@ def plan(
   settings = require_planned(config)
   batches = []
   if options.lengths != "full":
-    batches = trips.drawn_batches(settings, options.lengths, options.completions)
+    batches = trips.batches_of(settings, options.lengths, options.completions)
   pod = chips.pod(options.topology, options.slices)
   mesh = chips.mesh(options.mesh, pod)
   shape, reward_shape = shapes(settings, options)

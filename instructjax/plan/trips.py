@@ -30,7 +30,7 @@ def expected(settings: Settings, part: Part, batches: Sequence[Lengths]) -> Mapp
   return part.trips
 
 
-def drawn_batches(settings: Settings, source: str, completions: int) -> list[Lengths]:
+def batches_of(settings: Settings, source: str, completions: int) -> list[Lengths]:
   """Batches of lengths under the limits of a stage, as many as are averaged over.
 
   Comparisons have a prompt and a response for each of their `completions`.

@@ -51,7 +51,22 @@ class PPOConfig:
     below=1,
   )
   ema_every: Literal["minibatch", "iteration"] = setting("minibatch", "When the average moves.")
-  micro: int = setting(1, "Micro-batches of the PPO loss in a minibatch.", low=1)
+  old_logp: Literal["trainer", "sampler"] = setting(
+    "trainer",
+    "Whose log-probabilities ratios begin at: the trainer computes them again, or the sampler's "
+    "are taken, which saves a pass of the policy.",
+  )
+  rows: int = setting(
+    0,
+    "Rows of packed episodes that a device computes at once; 0 chooses by their length.",
+    low=0,
+    high=100_000,
+  )
+  micro: int = setting(
+    1,
+    "Micro-batches of the PPO loss in a minibatch: no more rows than one has are computed at once.",
+    low=1,
+  )
   ptx_micro: int = setting(1, "Micro-batches of the pretraining loss in a minibatch.", low=1)
 
 

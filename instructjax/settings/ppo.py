@@ -106,7 +106,17 @@ class PPOSettings:
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from one_part(self.top, self.lora)
     # Rewards of the user bring metrics of their own names under objective/score/.
-    groups = ("objective/", "response/", "policy/", "loss/", "val/", "grad/", "rollout/")
+    groups = (
+      "objective/",
+      "response/",
+      "policy/",
+      "loss/",
+      "val/",
+      "grad/",
+      "rollout/",
+      "scoring/",
+      "update/",
+    )
     if self.best and not self.best.startswith(groups):
       yield (
         "best",

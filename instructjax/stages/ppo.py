@@ -224,6 +224,7 @@ def parts_of(
 
   length, response = row_length(settings), settings.sampling.response
   trained = settings.batch * length + (0 if text is None else text.tokens.size)
+  scored_parts, learnt_parts = ppo.most_parts(settings.batch, length, settings.ppo)
   return (
     Part(
       "rollout",
@@ -233,7 +234,14 @@ def parts_of(
       tokens=settings.batch * response,
       trips={"steps": max(response - 1, 1)},
     ),
-    Part("scoring", scoring, ("rollout",), "experience", tokens=settings.batch * length),
+    Part(
+      "scoring",
+      scoring,
+      ("rollout",),
+      "experience",
+      tokens=settings.batch * length,
+      trips={"parts": scored_parts},
+    ),
     Part(
       "update",
       update,
@@ -241,6 +249,7 @@ def parts_of(
       "state",
       tokens=settings.ppo.epochs * trained,
       updates=settings.updates,
+      trips={"parts": learnt_parts},
     ),
   )
 

@@ -168,8 +168,4 @@ def require_multiple(rows: int, parts: int, name: str, by: str) -> None:
 
 def batch_shards() -> int:
   """The number of parts that the mesh splits a batch into; 1 without a mesh."""
-  if not sharding.is_sharded():
-    return 1
-  # `model` splits weights, not rows.
-  sizes = dict(jax.sharding.get_abstract_mesh().shape)
-  return sizes["data"] * sizes["fsdp"]
+  return sharding.batch_shards()

@@ -11,7 +11,7 @@ import optax
 import pytest
 import tiny
 
-from instructjax import likelihood, losses, optim, ppo, returns, reward, sharding, steps
+from instructjax import likelihood, losses, optim, packs, ppo, returns, reward, sharding, steps
 from instructjax.models import freeze
 from instructjax.ppo import PPOConfig
 from instructjax.rollout import Sampling
@@ -309,7 +309,7 @@ def test_value_network_starts_as_the_reward_model():
   tiny.assert_trees_equal(state.params["value"], frozen.reward)
   episodes, scores, *_ = collect(config, state, frozen)
   closed = reward.closed(episodes, config.sampling.eos)
-  wide = episodes.replace(
+  wide = packs.Rows(
     tokens=jnp.pad(closed, ((0, 0), (0, 1))),
     mask=jnp.pad(episodes.mask, ((0, 0), (0, 1))),
     valid=jnp.pad(episodes.valid, ((0, 0), (0, 1))),
@@ -327,9 +327,9 @@ def test_metrics_of_an_iteration_have_one_unit_a_prefix():
   moved = state.replace(
     params=state.params | {"policy": tiny.perturb(state.params["policy"], 0.05)}
   )
-  episodes, _, exp, stats = collect(config, moved, frozen)
+  *_, exp, stats = collect(config, moved, frozen)
   logp = exp.logp
-  ref_logp, _ = ppo.policy_logp(config.lm, frozen.ref, episodes, None, config.sampling)
+  ref_logp, _ = ppo.policy_logp(config.lm, frozen.ref, exp, None, config.sampling)
   d = np.asarray((logp - ref_logp) * exp.mask, np.float64)
   assert float(stats["objective/kl_k2"]) == pytest.approx((d**2 / 2).sum(1).mean(), rel=1e-4)
   k3 = (np.expm1(-d) + d).sum(1).mean()

@@ -15,7 +15,7 @@ import pytest
 import tiny
 from oracles import returns as oracle
 
-from instructjax import likelihood, losses, optim, ppo, returns, reward, steps
+from instructjax import likelihood, losses, optim, packs, ppo, returns, steps
 from instructjax.ppo import PPOConfig
 from instructjax.rollout import Sampling
 from instructjax.types import Demonstrations, Experience, Prompts, Rollout
@@ -52,14 +52,14 @@ def experiment(tx=SGD, place=returns.at_last_token, **settings):
 
 @pytest.fixture
 def tables(monkeypatch):
-  """Models that are tables: a row of tokens begins with the number of its row in them."""
+  """Models that are tables: an episode begins with the number of its row in them."""
 
   def policy_logp(lm, params, rows, stem, sampling):
-    at = rows.tokens[:, 0]
+    at = in_tables(rows)
     return params["logp"][at], params["entropy"][at]
 
   def response_values(lm, params, rows, stem):
-    return params["head"]["value"][rows.tokens[:, 0]]
+    return params["head"]["value"][in_tables(rows)]
 
   def masked_logp(lm, params, batch, window=None):
     return params["text"][batch.tokens[:, 0]], batch.mask[:, 1:]
@@ -67,6 +67,17 @@ def tables(monkeypatch):
   monkeypatch.setattr(ppo, "policy_logp", policy_logp)
   monkeypatch.setattr(ppo, "response_values", response_values)
   monkeypatch.setattr(likelihood, "masked_logp", masked_logp)
+
+
+def in_tables(rows):
+  """(row, column) of each response token; prompts are one token long."""
+  before = rows.before
+  if before is None:
+    before = jnp.broadcast_to(jnp.arange(R), rows.mask.shape)
+  begins = rows.valid != jnp.pad(rows.valid, ((0, 0), (1, 0)))[:, :-1]
+  first = jax.lax.cummax(jnp.where(begins, jnp.arange(rows.valid.shape[1]), 0), axis=1)
+  first = jnp.take_along_axis(first, before, axis=1)
+  return jnp.take_along_axis(rows.tokens, first, axis=1), before - first
 
 
 def policy_of(logp):
@@ -198,6 +209,8 @@ def gradients_by_hand(config, params, exp):
   [
     {},
     {"micro": 2},
+    {"rows": 1},
+    {"rows": 3},
     {"whiten_advantage": False},
     {"normalise": "sequence_mean", "micro": 2},
     {"value_coef": 1.0, "clip": 0.05, "value_clip": 0.5},
@@ -219,17 +232,26 @@ def test_a_minibatch_moves_the_tables_by_their_gradients(tables, settings):
   close(metrics["grad/norm_value"], np.linalg.norm(value))
 
 
-def scans(function, *args):
-  """The lengths of the loops of a function: one of them runs over the micro-batches."""
-  jaxpr = jax.make_jaxpr(function)(*args).jaxpr
-  return [eqn.params["length"] for eqn in tiny.equations(jaxpr) if eqn.primitive.name == "scan"]
+def test_episodes_and_text_have_micro_batches_of_their_own(tables, monkeypatch):
+  """Two rows of episodes at once where a micro-batch has two, and one of eight rows of text."""
+  rows_of_text, rows_at_once = [], []
+  masked_logp, lay_out = likelihood.masked_logp, packs.lay_out
 
+  def record_text(lm, params, batch, window=None):
+    rows_of_text.append(batch.tokens.shape[0])
+    return masked_logp(lm, params, batch, window)
 
-def test_episodes_and_text_have_micro_batches_of_their_own(tables):
+  def record_rows(valid, mask, rows):
+    rows_at_once.append(rows)
+    return lay_out(valid, mask, rows)
+
+  monkeypatch.setattr(likelihood, "masked_logp", record_text)
+  monkeypatch.setattr(packs, "lay_out", record_rows)
   config = experiment(micro=2, ptx_micro=8, ptx_coef=1.0)
   params, frozen = models()
-  step = partial(ppo.minibatch_step, frozen=frozen, ppo=config)
-  assert scans(step, start(config, params), (experience(), text_rows())) == [2, 8]
+  ppo.minibatch_step(start(config, params), (experience(), text_rows()), frozen=frozen, ppo=config)
+  assert rows_at_once == [2]
+  assert set(rows_of_text) == {1}
 
 
 def test_the_share_of_a_text_by_hand():
@@ -356,7 +378,7 @@ def test_scoring_has_the_distribution_of_the_sampler(monkeypatch):
 
   monkeypatch.setattr(likelihood, "response_logp", response_logp)
   stem = jnp.ones((4, 4, LM.width))
-  ppo.policy_logp(LM, {}, episodes(), stem, experiment().sampling)
+  ppo.policy_logp(LM, {}, experience(), stem, experiment().sampling)
   (settings,) = calls
   assert (settings["temperature"], settings["banned"]) == (0.7, (0, 9))
   assert settings["stem"] is stem
@@ -398,6 +420,7 @@ def test_each_trunk_has_a_stem_of_closed_responses():
   rows = episodes()
   closed = np.array(rows.tokens)
   closed[1, -1] = 3  # the row that was cut
+  closed = closed * np.asarray(rows.valid)
   policy_stem, reward_stem = ppo.stems(frozen, rows, config)
   close(policy_stem[..., 0], 2 * closed)
   close(reward_stem[..., 0], 10 * closed)
@@ -408,22 +431,26 @@ def test_each_trunk_has_a_stem_of_closed_responses():
 
 
 def test_the_reward_side_has_its_own_model_trunk_and_stem(tables, monkeypatch):
-  """In the score, in the credit and in the loss."""
-  calls = []
+  """In the score, in the credit and in the loss.  The stem is ten times the closed tokens."""
+  calls, seen = [], []
   table = ppo.response_values
 
+  def note(name, *arrays):
+    jax.debug.callback(lambda *values: seen.append((name, *values)), *arrays)
+
   def response_values(lm, params, rows, stem):
-    calls.append((lm, params["lm"], stem))
+    calls.append((lm, params["lm"]["lower"]))
+    note("value", rows.tokens, stem[..., 0])
     return table(lm, params, rows, stem)
 
-  def score(lm, params, tokens, valid, *, stem=None, key=None):
-    calls.append((lm, params["lm"], stem))
+  def token_scores(lm, params, tokens, valid, stem):
+    calls.append((lm, params["lm"]["lower"]))
     close(params["head"]["value"], REWARD_VALUE)
-    np.testing.assert_array_equal(tokens[1], [1, 7, 7, 3])  # closed
-    return array(SCORE)
+    note("score", tokens, stem[..., 0])
+    return jnp.zeros(tokens.shape)
 
   monkeypatch.setattr(ppo, "response_values", response_values)
-  monkeypatch.setattr(reward, "score", score)
+  monkeypatch.setattr(ppo, "token_scores", token_scores)
   config, params, frozen = two_trunks()
   rows = episodes()
   monkeypatch.setattr(ppo, "rollout", lambda *args: rows)
@@ -446,8 +473,12 @@ def test_the_reward_side_has_its_own_model_trunk_and_stem(tables, monkeypatch):
   assert exp.stem is policy_stem and exp.value_stem is reward_stem
   weight = losses.token_mean(exp.mask)
   ppo.ppo_loss(params, (exp, weight, weight), None, frozen=frozen, ppo=config)
-  assert len(calls) == 3
-  for lm, trunk, stem in calls:
+  for lm, trunk in calls:
     assert lm is config.reward_lm
-    assert trunk["lower"] == 10
-    tiny.assert_trees_equal(stem, reward_stem)
+    assert trunk == 10
+  jax.effects_barrier()
+  for name, tokens, stem in seen:
+    # The reward model reads the end that row 1 lacks; value networks read neither it nor padding.
+    unlike = np.argwhere(10 * tokens != stem)
+    assert len(unlike) == 0 if name == "score" else np.isin(stem[tuple(unlike.T)], (0, 30)).all()
+  assert {name for name, *_ in seen} == {"score", "value"}

@@ -4,10 +4,11 @@ import json
 from functools import cache
 
 import jax
+import numpy as np
 import pytest
 
 from instructjax.errors import UserError
-from instructjax.plan import bench, counting
+from instructjax.plan import bench, counting, lengths
 from instructjax.runs import origin
 from instructjax.stages import running
 
@@ -36,8 +37,8 @@ def options(stage, **changes):
 def flops(stage, **changes):
   b = options(stage, **changes)
   work = bench.STAGES[b.stage](b, bench.language_model(b))
-  step = jax.jit(work.stage.step)
-  return bench.cost_of(step, work.stage, work.state, work.frozen, work.batches(0)).flops
+  costs = bench.costs_of(work.stage, work.state, work.frozen, work.batches(0))
+  return sum(cost.flops for cost in costs.values())
 
 
 @pytest.mark.parametrize("stage", bench.STAGES)
@@ -45,10 +46,14 @@ def test_a_stage_is_timed_and_compiles_once(stage):
   report = bench.measure(options(stage))
   assert report["compilations"] == 1
   assert len(report["seconds"]) == 2
+  a, b = report["seconds"]
   for name, count in RATES[stage].items():
-    assert report[name] == pytest.approx(count / report["median_s"])
+    assert report[name] == pytest.approx((count / a + count / b) / 2)
+  assert report["real_share"] == 1
+  assert report["flops"] == flops(stage)  # all of it is useful
   assert report["limit_s"] >= report["flops"] / 1e9 > 0
-  assert report["share_of_limit"] == pytest.approx(report["limit_s"] / report["median_s"])
+  limit = report["limit_s"]
+  assert report["share_of_limit"] == pytest.approx((limit / a + limit / b) / 2)
   assert json.loads(json.dumps(report)) == report
 
 
@@ -60,16 +65,82 @@ def test_what_is_not_trained_costs_less(stage, change):
 
 
 def test_an_iteration_costs_what_its_parts_cost():
-  b = options("ppo", ptx=1, epochs=2)
+  # With one minibatch the loops of a name run equally often in all parts.
+  b = options("ppo", ptx=1, epochs=2, minibatches=1)
   work = bench.start_ppo(b, bench.language_model(b))
-  values = dict(work.batches(0))
-  total = 0.0
-  for part in work.stage.parts:
-    arguments = (work.state, work.frozen, *(values[name] for name in part.reads))
-    total += counting.count(jax.make_jaxpr(part.function)(*arguments), [], part.trips).flops
-    if part.writes != "state":
-      values[part.writes] = jax.eval_shape(part.function, *arguments)
-  assert flops("ppo", ptx=1, epochs=2) == total
+  traced = jax.jit(work.stage.step).trace(work.state, work.frozen, work.batches(0))
+  trips = {name: n for part in work.stage.parts for name, n in part.trips.items()}
+  assert (
+    flops("ppo", ptx=1, epochs=2, minibatches=1) == counting.count(traced.jaxpr, [], trips).flops
+  )
+
+
+@pytest.mark.parametrize("stage", ["sft", "rollout", "ppo", "dpo"])
+def test_drawn_lengths_are_those_of_the_batch_and_their_rates_are_of_real_tokens(stage):
+  """Every repeat has other rows, of which nothing is compiled again."""
+  b = options(stage, lengths="uniform", completions=3)
+  report = bench.measure(b)
+  assert report["compilations"] == 1
+  work = bench.STAGES[stage](b, bench.language_model(b))
+  first, second, again = work.batches(0), work.batches(1), work.batches(0)
+  assert jax.tree.all(jax.tree.map(lambda x, y: (x == y).all(), first, again))
+  name = {"sft": "rows", "reward": "comparisons", "dpo": "comparisons"}.get(stage, "prompts")
+  assert (first[name].tokens != second[name].tokens).any()
+  for number, batch in enumerate([first, second]):
+    real = (batch[name].valid > 0).sum()
+    if name == "prompts":
+      real += batch[name].ends.sum()
+      assert batch[name].valid[:, -1].all()  # padded on the left
+    counts = work.counts(number)
+    assert counts["tokens"] == real
+  positions = first[name].valid.size * (2 if name == "prompts" else 1)
+  counts = [work.counts(number)["tokens"] for number in (1, 2)]
+  assert report["real_share"] == pytest.approx(np.mean(counts) / positions)
+  rates = np.divide(counts, report["seconds"])
+  assert report["tokens/s"] == pytest.approx(np.median(rates))
+  assert 0 < report["flops"] < flops(stage, completions=3)
+
+
+def test_responses_end_by_the_schedule():
+  b = options("rollout", lengths="uniform")
+  work = bench.start_rollout(b, bench.language_model(b))
+  batch = work.batches(1)
+  _, rows = jax.jit(work.stage.step)(work.state, work.frozen, batch)
+  np.testing.assert_array_equal(rows.mask.sum(-1), batch["prompts"].ends)
+  assert work.counts(1)["sampled tokens"] == rows.mask.sum()
+
+
+def test_completions_of_a_prompt_share_its_tokens():
+  b = options("dpo", lengths="uniform", completions=3)
+  rows = bench.start_dpo(b, bench.language_model(b)).batches(0)["comparisons"]
+  expected = lengths.draws("uniform", b.prompt, b.response)(0, 4 * 3)
+  in_prompt = (rows.valid & ~rows.mask).sum(-1)
+  np.testing.assert_array_equal(in_prompt[:, 0], expected.prompt[::3])
+  np.testing.assert_array_equal(rows.mask.sum(-1).ravel(), expected.response)
+  for tokens, valid, mask in zip(rows.tokens, rows.valid, rows.mask, strict=True):
+    prompt = [t[v & ~m].tolist() for t, v, m in zip(tokens, valid, mask, strict=True)]
+    assert prompt[0] == prompt[1] == prompt[2] != []
+    completion = [t[m].tolist() for t, m in zip(tokens, mask, strict=True)]
+    assert completion[0] != completion[1]
+
+
+def test_the_share_of_useful_positions_is_reported_where_a_stage_says_it(monkeypatch):
+  b = options("reward", lengths="uniform", repeats=3)
+  work = bench.start_reward(b, bench.language_model(b))
+
+  def step(state, frozen, batch):
+    state, metrics = work.stage.step(state, frozen, batch)
+    return state, metrics | {"update/useful": batch["comparisons"].valid.mean()}
+
+  with_share = work._replace(stage=work.stage._replace(step=step))
+  monkeypatch.setitem(bench.STAGES, "reward", lambda b, lm: with_share)
+  report = bench.measure(b)
+  shares = [work.batches(number)["comparisons"].valid.mean() for number in (1, 2, 3)]
+  assert report["update/useful"] == pytest.approx(np.median(shares))
+  assert report["real_share"] == pytest.approx(np.mean(shares))
+  report |= {"update/useful": 0.6, "real_share": 0.25}
+  lines = bench.table(report).splitlines()
+  assert "  useful           60 % of update, 25 % of the padded positions are real" in lines
 
 
 def test_a_rollout_is_the_part_of_an_iteration_and_samples_anew():
@@ -104,6 +175,8 @@ def test_the_report_is_printed_as_a_table_or_as_json(capsys):
     (options("sft", repeats=0), "--repeats=0 measures nothing"),
     (options("rollout", lora=8), "--lora=8 says what is trained"),
     (options("sft", top=1, lora=8), r"config\.(top|lora)"),
+    (options("sft", text="a.jsonl", lengths="paper"), "--lengths=paper draws rows, and --text"),
+    (options("rollout", lengths="papr"), "--lengths=papr: cannot be read"),
     (options("ppo", batch=5), r"config\.batch=5: it does not divide by config\.ppo\.minibatches=2"),
     (options("sft", length=300), "300 tokens, the model's context is 256"),
   ],

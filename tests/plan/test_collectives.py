@@ -103,12 +103,13 @@ PARTS = (
 )  # the same where the compiler (jax 0.12) sums along one axis after the other
 LOGITS = ("all-gather", ("model",))  # the sampler sees the whole vocabulary
 SHUFFLE = ("all-gather", ("data",))  # rows of a random minibatch come from every device
+LENGTHS = ("all-gather", ("data", "fsdp"))  # of all episodes, by which they are dealt to devices
 TABLE = {
   sft_step: {PARAMETERS, BATCH, PRODUCTS, NORMS, PARTS},
   reward_step: {PARAMETERS, BATCH, PRODUCTS, NORMS, PARTS},
   sampling: {PARAMETERS, BATCH, PRODUCTS, NORMS, LOGITS},
   credit: {PARAMETERS, BATCH, PRODUCTS},
-  improve: {PARAMETERS, BATCH, PRODUCTS, NORMS, PARTS, SHUFFLE},
+  improve: {PARAMETERS, BATCH, PRODUCTS, NORMS, PARTS, SHUFFLE, LENGTHS},
 }
 
 

@@ -81,8 +81,8 @@ def test_what_is_wrong_with_a_file(tmp_path, line, message):
 
 
 def test_a_file_that_is_not_there_or_is_empty(tmp_path):
-  with pytest.raises(UserError, match="--lengths=papr: cannot be read .* full, uniform, paper"):
+  with pytest.raises(UserError, match=r"--lengths=papr: cannot be read .* full, uniform, paper"):
     lengths.draws("papr", 8, 8)
   (tmp_path / "empty").write_text("\n")
-  with pytest.raises(UserError, match="empty: it has no lines"):
+  with pytest.raises(UserError, match=r"empty: it has no lines"):
     lengths.draws(str(tmp_path / "empty"), 8, 8)
