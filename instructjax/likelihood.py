@@ -208,11 +208,8 @@ def at_columns(x: Array, columns: Int[Array, "B R"]) -> Array:
     rows = jnp.arange(x.shape[0])[:, None]
     return x[rows, columns]
 
-  if not sharding.is_sharded():
-    return take(x, columns)
   # Nothing leaves its row, and so nothing leaves its device.
-  rows = _rows(x, 1)
-  return jax.shard_map(take, in_specs=(rows, rows), out_specs=rows)(x, columns)
+  return sharding.on_each_device(take, _rows(x, columns.ndim), x, columns)
 
 
 def masked_logp(

@@ -284,8 +284,10 @@ def _take(holds: Array, episode: Array, column: Array, x: PyTree) -> PyTree:
     values = x[episode, column]
     return jnp.where(_like(holds, values), values, jnp.zeros((), x.dtype))
 
-  take = _on_each_shard(take_shard, ("batch", "batch", "batch", "batch"), "batch")
-  return jax.tree.map(lambda leaf: take(holds, episode, column, leaf), x)
+  def take(leaf: Array) -> Array:
+    return sharding.on_each_device(take_shard, sharding.spec("batch"), holds, episode, column, leaf)
+
+  return jax.tree.map(take, x)
 
 
 def _like(mask: Array, x: Array) -> Array:
@@ -300,8 +302,7 @@ def give_tokens(layout: Layout, x: PyTree, valid: Valid) -> PyTree:
     columns = jnp.arange(valid.shape[1], dtype=jnp.int32) + shift[:, None]
     return _at(x, row, columns, valid > 0)
 
-  give = _on_each_shard(give_shard, ("batch", "batch", "batch", "parts"), "batch")
-  return jax.tree.map(lambda leaf: give(layout.row, layout.shift, valid, leaf), x)
+  return jax.tree.map(partial(_give, give_shard, layout.row, layout.shift, valid), x)
 
 
 def give_responses(layout: Layout, x: PyTree, mask: Bool[Array, "B R"]) -> PyTree:
@@ -311,8 +312,12 @@ def give_responses(layout: Layout, x: PyTree, mask: Bool[Array, "B R"]) -> PyTre
     columns = jnp.arange(mask.shape[1], dtype=jnp.int32) + place[:, None]
     return _at(x, row, columns, mask)
 
-  give = _on_each_shard(give_shard, ("batch", "batch", "batch", "parts"), "batch")
-  return jax.tree.map(lambda leaf: give(layout.row, layout.place, mask, leaf), x)
+  return jax.tree.map(partial(_give, give_shard, layout.row, layout.place, mask), x)
+
+
+def _give(give_shard: Callable, *arrays: Array) -> Array:
+  """Calls a function on the shards of a batch, which gives a row an episode."""
+  return sharding.on_each_device(give_shard, sharding.spec("batch"), *arrays)
 
 
 def _at(x: Array, row: Array, columns: Array, holds: Array) -> Array:
@@ -320,15 +325,6 @@ def _at(x: Array, row: Array, columns: Array, holds: Array) -> Array:
   rows = x.reshape(-1, *x.shape[2:])
   values = rows[row[:, None], jnp.clip(columns, 0, x.shape[2] - 1)]
   return jnp.where(_like(holds, values), values, jnp.zeros((), x.dtype))
-
-
-def _on_each_shard(function: Callable, inputs: tuple[str, ...], output: str) -> Callable[..., Any]:
-  """The function on the shards of a batch: an array is split along its rows or those of parts."""
-  if not sharding.is_sharded():
-    return function
-  specs = {"batch": sharding.spec("batch"), "parts": sharding.spec(None, "batch")}
-  in_specs = tuple(specs[name] for name in inputs)
-  return jax.shard_map(function, in_specs=in_specs, out_specs=specs[output])
 
 
 # What packing saves, and how shards share it

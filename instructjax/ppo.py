@@ -351,6 +351,8 @@ def credit(
     "response/eos_frac": rows.ended.mean(dtype=jnp.float32),
     "scoring/useful": packs.useful(layout, rows.valid),
   }
+  if rows.computed is not None:
+    metrics["rollout/useful"] = jnp.sum(rows.valid) / jnp.sum(rows.computed)
   if recompute:
     _, entropy = of_policy
     metrics |= policy_measures(logp, entropy, rows.logp, mask)

@@ -54,8 +54,8 @@ BLOCK = 256
 # Slots: a quarter of the rows, but at least so many, where nothing else is asked for. Fewer would
 # read the weights more often, more would wait longer for the last rows.
 LEAST_SLOTS = 32
-# A group of prompts fills an eighth of the slots, but has so many tokens in a part that is read.
-GROUPS = 8
+# A group of prompts fills a sixteenth of the slots, but has so many tokens in a part that is read.
+GROUPS = 16
 GROUP_TOKENS = 32
 HALVINGS = 3  # how often the last rows move together
 CHUNKS = 16  # a prompt of full length is read in so many parts, of 8 columns or a multiple

@@ -362,14 +362,6 @@ def on_each_device(f: Callable, out: PyTree, *args: Array) -> Any:
   return jax.shard_map(f, in_specs=in_specs, out_specs=out, check_vma=False)(*args)
 
 
-def batch_shards() -> int:
-  """Returns the number of parts that the mesh splits a batch into; 1 without a mesh."""
-  if not is_sharded():
-    return 1
-  sizes = dict(jax.sharding.get_abstract_mesh().shape)
-  return math.prod(sizes[name] for name in RULES["batch"])
-
-
 def gather(w: Array) -> Array:
   """Makes a parameter whole along `fsdp`, just before it is used.
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from instructjax import likelihood, losses, rollout
 from instructjax.errors import UserError
+from instructjax.plan import lengths
 from instructjax.rollout import Sampling
 from instructjax.types import Prompts
 
@@ -398,14 +399,7 @@ def test_most_of_the_work_at_real_lengths_is_useful():
       "index": jnp.int32(0),
     },
   )
-  rng = np.random.default_rng(0)
-
-  def lengths(median, mean):
-    spread = np.sqrt(2 * np.log(mean / median))
-    tokens = np.minimum(rng.lognormal(np.log(median), spread, 256), 1024)
-    return np.maximum(tokens / 8, 1).astype(np.int32)
-
-  prompt, response = lengths(62, 166), lengths(50, 100)
+  prompt, response = lengths.draws("paper", 128, 128)(0, 256)
   valid = np.arange(128) >= 128 - prompt[:, None]
   prompts = Prompts(jnp.asarray(valid, jnp.int32), jnp.asarray(valid), jnp.asarray(response))
   rows = sample(lm, tiny.lm("gpt").init(jax.random.key(0)), prompts, 0, Sampling(response=128))
