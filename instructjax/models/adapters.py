@@ -12,8 +12,9 @@ method, or a function whose first argument is the module:
                                                    always a function without the module
 
 `positions` [B, T] count the real tokens of a row from 0, wherever the padding is. `mask` [B, T, S]
-is True where a query may see a key. It holds causality, padding and packed segments, so the module
-need not know of any of them. Every query sees itself.
+is True where a query may see a key. It holds causality, padding, packed segments and their branches
+(where `positions` go on from the prompt of a branch), so the module need not know of any of them.
+Every query sees itself.
 
 On a mesh the module runs with automatic sharding (`jax.sharding.auto_axes`), so its own code needs
 no change.
@@ -37,7 +38,20 @@ import numpy as np
 from instructjax import sharding
 from instructjax.errors import UserError
 from instructjax.models import blocks
-from instructjax.types import LM, Array, Bool, Cache, Float, Int, Key, Leaf, Params, PyTree, Valid
+from instructjax.types import (
+  LM,
+  Array,
+  Bool,
+  Branch,
+  Cache,
+  Float,
+  Int,
+  Key,
+  Leaf,
+  Params,
+  PyTree,
+  Valid,
+)
 
 Method = str | Callable[..., Any]
 Path = tuple[str, ...]  # the keys that lead to a parameter
@@ -395,13 +409,13 @@ def _expect_shape(
   return array.astype(jnp.float32)
 
 
-def _visible(valid: Valid) -> Bool[Array, "B T T"]:
+def _visible(valid: Valid, branch: Branch | None) -> Bool[Array, "B T T"]:
   """Returns the causal mask, in which a padded query sees itself.
 
   Without that a softmax over no keys would give NaN.
   """
   column = jnp.arange(valid.shape[1])
-  return blocks.causal_mask(valid) | (column[None, :] == column[:, None])
+  return blocks.causal_mask(valid, branch=branch) | (column[None, :] == column[:, None])
 
 
 def _hidden(
@@ -410,17 +424,18 @@ def _hidden(
   tokens: Int[Array, "B T"],
   valid: Valid,
   *,
+  branch: Branch | None = None,
   stem: Array | None = None,
   key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B T D"]:
   """Returns the hidden states of whole rows.
 
   Raises:
-    UserError: for rows longer than the context.
+    UserError: for rows longer than the context, which rows with branches may be.
   """
   if stem is not None:
     _no_stem()
-  if tokens.shape[1] > m.context:
+  if branch is None and tokens.shape[1] > m.context:
     raise UserError(
       f"rows of {tokens.shape[1]} tokens do not fit the model's context of {m.context}: shorten "
       "the rows"
@@ -437,8 +452,8 @@ def _hidden(
     shape = (*tokens.shape, m.width)
     return _expect_shape(m, m.hidden, hidden, shape)
 
-  positions = blocks.positions(valid)
-  mask = _visible(valid)
+  positions = blocks.positions(valid, branch)
+  mask = _visible(valid, branch)
   partition = sharding.spec("batch", None, None)
   return _run_auto(run, partition, params, tokens, positions, mask, key)
 

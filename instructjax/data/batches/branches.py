@@ -1,0 +1,200 @@
+"""Comparisons in packed rows: the prompt of a group once, then each completion as a branch of it.
+
+A group takes as many tokens as its prompt and its completions have, whatever the largest K of the
+data is. What the rows of a group begin with in common counts as its prompt: their ids are those of
+K separate rows, so the scores are too. Groups are packed as other rows are (`packing`), and the
+packed rows of a batch stand in parts, of which a step computes those that hold something.
+
+Dimensions: G packed rows of a part, N parts, L tokens of a packed row, S groups that a packed row
+holds at most, K completions, n tokens of a group, M groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from instructjax.data.batches import packing
+from instructjax.data.batches.pipeline import Group, Host, Row
+from instructjax.types import PackedComparisons
+
+# A device computes at least so many positions at once where a batch has them: fewer leave it idle.
+POSITIONS = 256
+MULTIPLE = 8  # packed rows have a multiple of so many tokens
+
+
+class Branches(NamedTuple):
+  """The rows of one prompt as one run of tokens."""
+
+  ids: Int[np.ndarray, " n"]
+  branch: Int[np.ndarray, " n"]  # 0 is what all rows begin with, k + 1 the rest of row k
+  last: Int[np.ndarray, " K"]  # where each row ends
+  same: Int[np.ndarray, " K"]  # rows with the same ids have the same number, from 1 on
+  ranks: tuple[int, ...]
+  ratings: tuple[float, ...] = ()
+  stem: Float[np.ndarray, "n D"] | None = None  # `LM.stem` of the tokens, if computed beforehand
+
+
+class Layout(NamedTuple):
+  """The shape of a batch of packed comparisons."""
+
+  rows: int  # G
+  parts: int  # N
+  length: int  # L
+  slots: int  # S
+  completions: int  # K
+
+
+class Slots(NamedTuple):
+  """Where each of M groups stands in a batch: its part, row, first column and slot in the row."""
+
+  part: Int[np.ndarray, " M"]
+  row: Int[np.ndarray, " M"]
+  start: Int[np.ndarray, " M"]
+  slot: Int[np.ndarray, " M"]
+
+
+def of_group(group: Group) -> Branches:
+  """Returns a group as a prompt and its branches."""
+  rows = [row.ids for row in group.rows]
+  shared = _common_prefix(rows)
+  ids = [rows[0][:shared]]
+  branch = [np.zeros(shared, np.int32)]
+  last = []
+  end = shared
+  for number, row in enumerate(rows, 1):
+    rest = row[shared:]
+    end += len(rest)
+    ids.append(rest)
+    branch.append(np.full(len(rest), number, np.int32))
+    # A row that is the beginning of all others ends where the prompt ends.
+    last.append(end - 1 if len(rest) else shared - 1)
+  texts = [row.tobytes() for row in rows]
+  same = [texts.index(text) + 1 for text in texts]
+  return Branches(
+    ids=np.concatenate(ids),
+    branch=np.concatenate(branch),
+    last=np.asarray(last, np.int32),
+    same=np.asarray(same, np.int32),
+    ranks=group.ranks,
+    ratings=group.ratings,
+  )
+
+
+def of_row(row: Row) -> Branches:
+  """Returns a single row, which is no comparison, in the form of a group with one completion."""
+  return of_group(Group((row,), (1,)))
+
+
+def _common_prefix(rows: Sequence[np.ndarray]) -> int:
+  """Returns the number of tokens that all rows begin with."""
+  shortest = min(len(row) for row in rows)
+  first = rows[0][:shortest]
+  equal = np.ones(shortest, bool)
+  for row in rows[1:]:
+    equal &= row[:shortest] == first
+  return shortest if equal.all() else int(np.argmin(equal))
+
+
+# --- the shape of a batch ---
+
+
+def layout(groups: Sequence[Branches], batch: int, shards: int, micro: int = 0) -> Layout:
+  """Returns the layout of batches of `batch` groups, for the longest and the shortest of all.
+
+  `shards` is the number of parts that the mesh splits rows into; see `layout_for` for `micro`.
+  """
+  sizes = [len(group.ids) for group in groups]
+  most = max(len(group.last) for group in groups)
+  return layout_for(batch, shards, max(sizes), min(sizes), most, micro)
+
+
+def layout_for(
+  batch: int,
+  shards: int,
+  longest: int,
+  shortest: int,
+  completions: int,
+  micro: int = 0,
+) -> Layout:
+  """Returns the layout of batches of `batch` groups of `shortest` to `longest` tokens.
+
+  There are `micro` parts, one for each `batch` / `micro` groups of the longest: those of a batch
+  that is as long as can be. With 0 there are as many as leave each of the `shards` at least
+  `POSITIONS` positions of a part. The batch must divide by `micro` x `shards`.
+  """
+  length = -(-longest // MULTIPLE) * MULTIPLE
+  rows_of_shard = batch // shards
+  if micro:
+    rows_at_once = rows_of_shard // micro
+  else:
+    divisors = [m for m in range(1, rows_of_shard + 1) if rows_of_shard % m == 0]
+    enough = [m for m in divisors if m * length >= POSITIONS]
+    rows_at_once = enough[0] if enough else rows_of_shard
+  return Layout(
+    rows=rows_at_once * shards,
+    parts=rows_of_shard // rows_at_once,
+    length=length,
+    slots=min(batch, length // shortest),
+    completions=completions,
+  )
+
+
+# --- groups to a batch ---
+
+
+def slots_of(groups: Sequence[Branches], layout: Layout) -> Slots:
+  """Packs groups into a batch of this layout, and returns where each of them stands."""
+  sizes = np.asarray([len(group.ids) for group in groups], np.int64)
+  places = packing.into_parts(sizes, layout.length, layout.rows)
+  taken = np.zeros((layout.parts, layout.rows), np.int64)
+  slot = np.zeros(len(groups), np.int64)
+  for number, (part, row) in enumerate(zip(places.part, places.row, strict=True)):
+    slot[number] = taken[part, row]
+    taken[part, row] += 1
+  return Slots(places.part, places.row, places.start, slot)
+
+
+def pack(groups: Sequence[Branches], layout: Layout) -> PackedComparisons:
+  """Packs at most `rows` x `parts` groups into a batch [G, N, ...].
+
+  The rows come first, because a mesh splits a batch along its first axis.
+
+  Raises:
+    UserError: if a group is longer than a packed row.
+  """
+  G, N, L, S, K = layout
+  tokens: Host = np.zeros((G, N, L), np.int32)
+  valid: Host = np.zeros((G, N, L), np.int32)
+  branch: Host = np.zeros((G, N, L), np.int32)
+  last: Host = np.zeros((G, N, S, K), np.int32)
+  rank: Host = np.zeros((G, N, S, K), np.int32)
+  same: Host = np.zeros((G, N, S, K), np.int32)
+  # Either all groups have ratings or none has, and likewise stems.
+  rating: Host = np.zeros((G, N, S, K), np.float32) if groups[0].ratings else None
+  stem: Host = None
+  if groups[0].stem is not None:
+    stem = np.zeros((G, N, L, groups[0].stem.shape[1]), groups[0].stem.dtype)
+  for group, part, row, start, slot in zip(groups, *slots_of(groups, layout), strict=True):
+    columns = row, part, slice(start, start + len(group.ids))
+    completions = row, part, slot, slice(len(group.last))
+    tokens[columns] = group.ids
+    valid[columns] = slot + 1
+    branch[columns] = group.branch
+    last[completions] = start + group.last
+    rank[completions] = group.ranks
+    same[completions] = group.same
+    if rating is not None:
+      rating[completions] = group.ratings
+    if stem is not None:
+      stem[columns] = group.stem
+  return PackedComparisons(tokens, valid, branch, last, rank, same, stem, rating)
+
+
+def unpack(scores: Float[np.ndarray, "G N S K"], slots: Slots) -> Float[np.ndarray, "M K"]:
+  """Returns the scores of each group, in the order in which the groups were packed."""
+  picked: Any = scores[slots.row, slots.part, slots.slot]
+  return picked
