@@ -2,9 +2,9 @@
 
     L(θ) = - 1/C(K,2) E log σ(r_θ(x, y_w) - r_θ(x, y_l))        (Ouyang et al. 2022, Eq. 1)
 
-All C(K,2) pairs of a prompt are one batch element, so an update reads K completions a prompt and not
+All C(K,2) pairs of a prompt are one batch element, so an update reads K completions of it and not
 K(K-1). The prompt is read once for all of them: they are branches of it in one packed row
-(`types.PackedComparisons`). Parameters are {"lm": ..., "head": ...}.
+(`types.Comparisons`). Parameters are {"lm": ..., "head": ...}.
 
 Dimensions: B prompts, K completions, T tokens, D width; G packed rows of a part, N parts, L tokens
 of a packed row, S prompts that it may hold, B = G * S of a part.
@@ -32,7 +32,6 @@ from instructjax.types import (
   Int,
   Key,
   Metrics,
-  PackedComparisons,
   Params,
   Rollout,
   Scalar,
@@ -107,28 +106,10 @@ def closed(rows: Rollout, eos: tuple[int, ...]) -> Int[Array, "B T"]:
   return jnp.where(last & was_cut, jnp.int32(eos[0]), rows.tokens)
 
 
-def flatten(batch: Comparisons) -> Comparisons:
-  """[B, K, ...] -> [B*K, ...] for tokens, valid, mask and stem; the rank keeps its shape."""
-
-  # The completions of a prompt stay on its device, so nothing moves.
-  def flatten_leaf(x: Array) -> Array:
-    prompts, completions, *rest = x.shape
-    rows = sharding.spec("batch", *[None] * len(rest))
-    return jax.lax.reshape(x, (prompts * completions, *rest), out_sharding=rows)
-
-  return Comparisons(
-    tokens=flatten_leaf(batch.tokens),
-    valid=flatten_leaf(batch.valid),
-    rank=batch.rank,
-    stem=None if batch.stem is None else flatten_leaf(batch.stem),
-    mask=None if batch.mask is None else flatten_leaf(batch.mask),
-  )
-
-
 def score_comparisons(
   lm: LM,
   params: Params,
-  part: PackedComparisons,
+  part: Comparisons,
   *,
   key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B K"]:
@@ -158,7 +139,7 @@ def by_prompt(x: Array) -> Array:
 
 
 def margins(
-  part: PackedComparisons,
+  part: Comparisons,
   cfg: RewardConfig,
 ) -> Float[Array, "B K K"] | float:
   """Returns by how much each completion i has to score higher than each j that it beats.
@@ -191,19 +172,9 @@ def choice_weights(rank: Int[Array, "B K"]) -> Float[Array, " B"]:
   return has_best / count.astype(jnp.float32)
 
 
-def distinct(batch: Comparisons) -> Bool[Array, "B K K"]:
-  """Returns which pairs of completions of a prompt differ in a token.
-
-  Completions may be the same text, or become the same row when they are cut. No model can score
-  them apart, so such a pair teaches and measures nothing.
-  """
-  real = jnp.where(batch.valid, batch.tokens, -1)  # what stands in padding does not count
-  return jnp.any(real[:, :, None] != real[:, None, :], axis=-1)
-
-
 def reward_loss(
   params: Params,
-  batch: tuple[PackedComparisons, Float[Array, "B K K"], Float[Array, " B"]],
+  batch: tuple[Comparisons, Float[Array, "B K K"], Float[Array, " B"]],
   key,
   *,
   lm: LM,
@@ -237,7 +208,7 @@ def pair_accuracy(
 ) -> tuple[Scalar, Scalar]:
   """Returns (the share of pairs that the scores order as the ranks do, the number of pairs).
 
-  Pairs that do not `differ` in a token do not count (`distinct`). Over no pairs the share is NaN:
+  Pairs that do not `differ` in a token do not count (`ranks_of`). Over no pairs the share is NaN:
   it is unknown, and 0 would say that all of them are wrong.
   """
   # Sums over prompts, so that the accuracy is that of pairs.
@@ -247,17 +218,36 @@ def pair_accuracy(
   return jnp.where(count > 0, share, jnp.nan), count
 
 
-def into_parts(batch: PackedComparisons) -> tuple[PackedComparisons, Int[Array, ""]]:
+def into_parts(batch: Comparisons) -> tuple[Comparisons, Int[Array, ""]]:
   """Returns a batch [G, N, ...] as parts [N, G, ...], and how many of them hold something."""
   parts = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), batch)
   holds_something = jnp.any(parts.valid > 0, axis=(1, 2))
   return parts, jnp.sum(holds_something, dtype=jnp.int32)
 
 
+def work(parts: Comparisons, count: Int[Array, ""]) -> Metrics:
+  """Returns how many tokens there are, and the share of the computed positions that hold one."""
+  _, G, L = parts.tokens.shape
+  tokens = jnp.sum(parts.valid > 0)
+  positions = jnp.maximum(count * G * L, 1)
+  return {"tokens": tokens, "tokens/useful": tokens / positions.astype(jnp.float32)}
+
+
+def ranks_of(parts: Comparisons) -> tuple[Int[Array, "B K"], Bool[Array, "B K K"]]:
+  """Returns the ranks of all parts [N, G, ...], and which pairs of completions differ in a token.
+
+  Completions may be the same text, or become the same row when they are cut. No model can score
+  them apart, so such a pair teaches and measures nothing.
+  """
+  rank = steps.merge(by_prompt(parts.rank))
+  same = steps.merge(by_prompt(parts.same))
+  return rank, same[:, :, None] != same[:, None, :]
+
+
 def reward_step(
   state: TrainState,
   trunk: Params,
-  batch: PackedComparisons,
+  batch: Comparisons,
   *,
   lm: LM,
   tx: optax.GradientTransformation,
@@ -270,12 +260,8 @@ def reward_step(
   """
   key = keys.key_for(state.key, "dropout", state.step)
   parts, count = into_parts(batch)
-  N, G, L = parts.tokens.shape
-  rank = steps.merge(by_prompt(parts.rank))
-  same = steps.merge(by_prompt(parts.same))
-  # Completions may be the same text, or become the same row when they are cut. No model can score
-  # them apart, so such a pair teaches and measures nothing.
-  differ = same[:, :, None] != same[:, None, :]
+  N = parts.tokens.shape[0]
+  rank, differ = ranks_of(parts)
   # The weights are shares of the whole batch, so they are made before it is split.
   weight = losses.pair_weights(rank, cfg.pairs, distinct=differ)
   choice_weight = choice_weights(rank)
@@ -289,14 +275,11 @@ def reward_step(
   scores = steps.merge(scores)
   accuracy, pair_count = pair_accuracy(scores, rank, differ)
   real = rank > 0  # the other completions are not there
-  tokens = jnp.sum(batch.valid > 0)
   metrics = {
     "loss": loss,
     "accuracy": accuracy,
     "pairs": pair_count,
-    "tokens": tokens,
-    # The share of the positions that were computed for a token.
-    "tokens/useful": tokens / jnp.maximum(count * G * L, 1).astype(jnp.float32),
+    **work(parts, count),
     "score/mean": (scores * real).sum() / jnp.maximum(real.sum(), 1),
     "grad/norm": optax.tree.norm(grads),
   }

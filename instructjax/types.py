@@ -109,27 +109,23 @@ class Demonstrations:
 
 
 @struct.dataclass
-class Comparisons:
-  """K completions of each prompt with their ranks.
+class Predictions:
+  """The tokens of the completions in packed rows, M of them a row, which a policy learns."""
 
-  Rank 1 is the best, equal ranks are ties, and rank 0 is a padded completion.
-  """
-
-  tokens: Int[Array, "*B K T"]
-  valid: Bool[Array, "*B K T"]
-  rank: Int[Array, "*B K"]
-  stem: Float[Array, "*B K T D"] | None = None
-  rating: Float[Array, "*B K"] | None = None  # the overall quality, where margins count it
-  mask: Bool[Array, "*B K T"] | None = None  # the tokens of the completions, which DPO reads
+  before: Int[Array, "*G M"]  # the column of the token before, whose hidden state predicts it
+  token: Int[Array, "*G M"]
+  completion: Int[Array, "*G M"]  # s * K + k for completion k of prompt s; S * K for none
 
 
 @struct.dataclass
-class PackedComparisons:
+class Comparisons:
   """Ranked completions in packed rows: each prompt once, its completions as branches of it.
 
   A packed row of L tokens holds up to S prompts with up to K completions each. Of a batch there are
-  N parts of G packed rows, [G, N, ...], and those that hold something come first. Ranks are those
-  of `Comparisons`; a prompt that is not there has only ranks of 0.
+  N parts of G packed rows, [G, N, ...], and those that hold something come first.
+
+  Rank 1 is the best, equal ranks are ties, and rank 0 is a completion that is not there. A prompt
+  that is not there has ranks of 0 only.
   """
 
   tokens: Int[Array, "*G L"]
@@ -140,6 +136,7 @@ class PackedComparisons:
   same: Int[Array, "*G S K"]  # completions of a prompt with the same number are the same row
   stem: Float[Array, "*G L D"] | None = None  # `LM.stem` of the tokens, if computed beforehand
   rating: Float[Array, "*G S K"] | None = None  # the overall quality, where margins count it
+  predictions: Predictions | None = None  # of DPO
 
 
 @struct.dataclass
@@ -217,8 +214,8 @@ __all__ = [
   "Key",
   "Leaf",
   "Metrics",
-  "PackedComparisons",
   "Params",
+  "Predictions",
   "Prompts",
   "PyTree",
   "Rollout",

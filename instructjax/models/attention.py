@@ -11,8 +11,9 @@ segment of its own: a real token sees what the reference shows it, and a padded 
 so that no row is without keys. Windows are counted in columns of the row. Decoding with a cache
 always uses XLA, because it has few queries a row.
 
-Rows whose segments have branches (`types.Branch`) are for XLA and cuDNN, which take any mask; splash
-knows segments only, and XLA takes its place. XLA then holds the scores of a block of queries.
+Rows whose segments have branches (`types.Branch`) are for XLA and cuDNN, which take any mask.
+Splash knows segments only, so XLA takes its place, and holds the scores of a block of queries at a
+time.
 
 Dimensions: B rows, T tokens, H heads, K key/value heads, C head width.
 """

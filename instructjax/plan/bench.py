@@ -26,10 +26,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from instructjax import models, settings, steps
-from instructjax.data.batches import corpora, prefetch
+from instructjax.data.batches import branches, corpora, prefetch
+from instructjax.data.batches.pipeline import Group, Row
 from instructjax.data.tokens import tokenizers
 from instructjax.errors import UserError, naming
 from instructjax.models import gpt, heads, llama
@@ -278,33 +280,38 @@ def start_sft(b: Bench, lm: LM) -> Work:
 
 def start_reward(b: Bench, lm: LM) -> Work:
   """Reward model training on one random batch, in which every prompt ranks K completions."""
-  stage = reward.wire(reward_settings(b), lm, b.repeats + 1, b.completions)
-  return start_on_rankings(b, lm, stage)
+  config = reward_settings(b)
+  layout = reward.planned_layout(config, b.completions)
+  stage = reward.wire(config, lm, b.repeats + 1, layout)
+  return start_on_rankings(b, lm, stage, layout)
 
 
 def start_dpo(b: Bench, lm: LM) -> Work:
   """DPO on one random batch, in which every prompt ranks K completions."""
-  stage = dpo.wire(dpo_settings(b), lm, b.repeats + 1, b.completions)
-  return start_on_rankings(b, lm, stage)
+  config = dpo_settings(b)
+  layout = reward.planned_layout(config, b.completions, learnt=True)
+  stage = dpo.wire(config, lm, b.repeats + 1, layout)
+  return start_on_rankings(b, lm, stage, layout)
 
 
-def start_on_rankings(b: Bench, lm: LM, stage: Stage) -> Work:
+def start_on_rankings(b: Bench, lm: LM, stage: Stage, layout: branches.Layout) -> Work:
   """A stage on one random batch of comparisons, whose completions have the ranks 1 to K."""
-  pairs = math.comb(b.completions, 2)
-  length = b.prompt + b.response
   counts = {
-    "pairs": rows_of(b) * pairs,
-    "tokens": rows_of(b) * b.completions * length,
+    "pairs": rows_of(b) * math.comb(b.completions, 2),
+    "tokens": rows_of(b) * layout.length,
   }
   params = origin.random_params(lm, 0)
-  work = start(stage, counts, lm.vocab_size, params)
-
-  # Random ranks could be 0, which marks a completion that is not there.
-  comparisons = work.batches(0)["comparisons"]
-  ranks = jnp.arange(b.completions, dtype=jnp.int32) + 1
-  ranks = jnp.broadcast_to(ranks, comparisons.rank.shape)
-  comparisons = dataclasses.replace(comparisons, rank=ranks)
-  return work._replace(batches=lambda number: {"comparisons": comparisons})
+  state, frozen = running.start(stage, 0, params)
+  random = np.random.default_rng(0)
+  groups = []
+  for _ in range(rows_of(b)):
+    prompt = random.integers(0, lm.vocab_size, b.prompt, np.int32)
+    answers = random.integers(0, lm.vocab_size, (b.completions, b.response), np.int32)
+    rows = tuple(Row(np.concatenate([prompt, answer]), b.prompt) for answer in answers)
+    group = Group(rows, tuple(range(1, b.completions + 1)))
+    groups.append(branches.of_group(group, learnt=layout.learnt > 0))
+  comparisons = branches.pack(groups, layout)
+  return Work(stage, state, frozen, lambda number: {"comparisons": comparisons}, counts)
 
 
 def wire_ppo(b: Bench, lm: LM) -> Stage:

@@ -6,24 +6,34 @@ K separate rows, so the scores are too. Groups are packed as other rows are (`pa
 packed rows of a batch stand in parts, of which a step computes those that hold something.
 
 Dimensions: G packed rows of a part, N parts, L tokens of a packed row, S groups that a packed row
-holds at most, K completions, n tokens of a group, M groups.
+holds at most, K completions, n tokens of a group, m of them that a policy learns, B groups.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from instructjax import sharding
 from instructjax.data.batches import packing
 from instructjax.data.batches.pipeline import Group, Host, Row
-from instructjax.types import PackedComparisons
+from instructjax.types import Comparisons, Predictions
 
 # A device computes at least so many positions at once where a batch has them: fewer leave it idle.
 POSITIONS = 256
 MULTIPLE = 8  # packed rows have a multiple of so many tokens
+
+
+class Learnt(NamedTuple):
+  """The tokens of the completions of a group: `types.Predictions` of the group alone."""
+
+  before: Int[np.ndarray, " m"]  # where the token before stands in the run
+  token: Int[np.ndarray, " m"]
+  completion: Int[np.ndarray, " m"]  # k, from 0 on
 
 
 class Branches(NamedTuple):
@@ -35,6 +45,7 @@ class Branches(NamedTuple):
   same: Int[np.ndarray, " K"]  # rows with the same ids have the same number, from 1 on
   ranks: tuple[int, ...]
   ratings: tuple[float, ...] = ()
+  learnt: Learnt | None = None  # where a policy learns the completions
   stem: Float[np.ndarray, "n D"] | None = None  # `LM.stem` of the tokens, if computed beforehand
 
 
@@ -46,21 +57,29 @@ class Layout(NamedTuple):
   length: int  # L
   slots: int  # S
   completions: int  # K
+  learnt: int = 0  # tokens of a packed row that a policy learns, at most
 
 
 class Slots(NamedTuple):
-  """Where each of M groups stands in a batch: its part, row, first column and slot in the row."""
+  """Where each of B groups stands in a batch: its part, row, first column and slot in the row."""
 
-  part: Int[np.ndarray, " M"]
-  row: Int[np.ndarray, " M"]
-  start: Int[np.ndarray, " M"]
-  slot: Int[np.ndarray, " M"]
+  part: Int[np.ndarray, " B"]
+  row: Int[np.ndarray, " B"]
+  start: Int[np.ndarray, " B"]
+  slot: Int[np.ndarray, " B"]
 
 
-def of_group(group: Group) -> Branches:
-  """Returns a group as a prompt and its branches."""
+def of_group(group: Group, *, learnt: bool = False) -> Branches:
+  """Returns a group as a prompt and its branches.
+
+  With `learnt` it says which tokens are those of completions. The prompt then ends where the first
+  completion starts, because each has all of its tokens in its own branch.
+  """
   rows = [row.ids for row in group.rows]
+  starts = [row.start for row in group.rows]
   shared = _common_prefix(rows)
+  if learnt:
+    shared = min(shared, *starts)
   ids = [rows[0][:shared]]
   branch = [np.zeros(shared, np.int32)]
   last = []
@@ -81,7 +100,23 @@ def of_group(group: Group) -> Branches:
     same=np.asarray(same, np.int32),
     ranks=group.ranks,
     ratings=group.ratings,
+    learnt=_learnt(rows, starts, shared) if learnt else None,
   )
+
+
+def _learnt(rows: Sequence[np.ndarray], starts: Sequence[int], shared: int) -> Learnt:
+  """Returns the tokens of each row from its start on; nothing predicts the first of a row."""
+  before, token, completion = [], [], []
+  begin = shared  # where the branch of a row begins in the run
+  for k, (row, start) in enumerate(zip(rows, starts, strict=True)):
+    places = np.arange(max(start, 1), len(row))
+    previous = places - 1
+    # The token before the first of a branch is the last of the prompt.
+    before.append(np.where(previous < shared, previous, previous - shared + begin))
+    token.append(row[places])
+    completion.append(np.full(len(places), k))
+    begin += len(row) - shared
+  return Learnt(np.concatenate(before), np.concatenate(token), np.concatenate(completion))
 
 
 def of_row(row: Row) -> Branches:
@@ -108,39 +143,54 @@ def layout(groups: Sequence[Branches], batch: int, shards: int, micro: int = 0) 
   `shards` is the number of parts that the mesh splits rows into; see `layout_for` for `micro`.
   """
   sizes = [len(group.ids) for group in groups]
-  most = max(len(group.last) for group in groups)
-  return layout_for(batch, shards, max(sizes), min(sizes), most, micro)
+  shares = [
+    len(group.learnt.token) / len(group.ids) for group in groups if group.learnt is not None
+  ]
+  return layout_for(
+    batch,
+    shards,
+    longest=max(sizes),
+    shortest=min(sizes),
+    completions=max(len(group.last) for group in groups),
+    learnt=max(shares, default=0.0),
+    micro=micro,
+  )
 
 
 def layout_for(
   batch: int,
   shards: int,
+  *,
   longest: int,
   shortest: int,
   completions: int,
+  learnt: float = 0.0,
   micro: int = 0,
 ) -> Layout:
   """Returns the layout of batches of `batch` groups of `shortest` to `longest` tokens.
 
-  There are `micro` parts, one for each `batch` / `micro` groups of the longest: those of a batch
-  that is as long as can be. With 0 there are as many as leave each of the `shards` at least
-  `POSITIONS` positions of a part. The batch must divide by `micro` x `shards`.
+  There are `micro` parts, each of as many rows as a part of `batch` / `micro` groups of the longest
+  takes. With 0 a part has as many rows as give each of the `shards` at least `POSITIONS` positions.
+  `learnt` is the largest share of the tokens of a group that a policy learns.
   """
   length = -(-longest // MULTIPLE) * MULTIPLE
-  rows_of_shard = batch // shards
-  if micro:
-    rows_at_once = rows_of_shard // micro
-  else:
-    divisors = [m for m in range(1, rows_of_shard + 1) if rows_of_shard % m == 0]
-    enough = [m for m in divisors if m * length >= POSITIONS]
-    rows_at_once = enough[0] if enough else rows_of_shard
+  most = -(-batch // shards)  # rows of a device, where every group takes one
+  wanted = -(-most // micro) if micro else -(-POSITIONS // length)
+  rows = min(wanted, most)
   return Layout(
-    rows=rows_at_once * shards,
-    parts=rows_of_shard // rows_at_once,
+    rows=rows * shards,
+    parts=-(-most // rows),
     length=length,
     slots=min(batch, length // shortest),
     completions=completions,
+    # No packed row has a larger share than the group with the largest.
+    learnt=math.ceil(learnt * length),
   )
+
+
+def of_this_process(layout: Layout) -> Layout:
+  """Returns the layout of the rows that this process makes of every batch."""
+  return layout._replace(rows=len(sharding.local_rows(layout.rows)))
 
 
 # --- groups to a batch ---
@@ -158,7 +208,7 @@ def slots_of(groups: Sequence[Branches], layout: Layout) -> Slots:
   return Slots(places.part, places.row, places.start, slot)
 
 
-def pack(groups: Sequence[Branches], layout: Layout) -> PackedComparisons:
+def pack(groups: Sequence[Branches], layout: Layout) -> Comparisons:
   """Packs at most `rows` x `parts` groups into a batch [G, N, ...].
 
   The rows come first, because a mesh splits a batch along its first axis.
@@ -166,7 +216,7 @@ def pack(groups: Sequence[Branches], layout: Layout) -> PackedComparisons:
   Raises:
     UserError: if a group is longer than a packed row.
   """
-  G, N, L, S, K = layout
+  G, N, L, S, K, _ = layout
   tokens: Host = np.zeros((G, N, L), np.int32)
   valid: Host = np.zeros((G, N, L), np.int32)
   branch: Host = np.zeros((G, N, L), np.int32)
@@ -178,7 +228,8 @@ def pack(groups: Sequence[Branches], layout: Layout) -> PackedComparisons:
   stem: Host = None
   if groups[0].stem is not None:
     stem = np.zeros((G, N, L, groups[0].stem.shape[1]), groups[0].stem.dtype)
-  for group, part, row, start, slot in zip(groups, *slots_of(groups, layout), strict=True):
+  slots = slots_of(groups, layout)
+  for group, part, row, start, slot in zip(groups, *slots, strict=True):
     columns = row, part, slice(start, start + len(group.ids))
     completions = row, part, slot, slice(len(group.last))
     tokens[columns] = group.ids
@@ -191,10 +242,33 @@ def pack(groups: Sequence[Branches], layout: Layout) -> PackedComparisons:
       rating[completions] = group.ratings
     if stem is not None:
       stem[columns] = group.stem
-  return PackedComparisons(tokens, valid, branch, last, rank, same, stem, rating)
+  predictions = _predictions(groups, slots, layout)
+  return Comparisons(tokens, valid, branch, last, rank, same, stem, rating, predictions)
 
 
-def unpack(scores: Float[np.ndarray, "G N S K"], slots: Slots) -> Float[np.ndarray, "M K"]:
+def _predictions(groups: Sequence[Branches], slots: Slots, layout: Layout) -> Predictions | None:
+  """Returns the tokens that a policy learns, or None where the groups do not say which."""
+  if groups[0].learnt is None:
+    return None
+  G, N, _, S, K, M = layout
+  before: Host = np.zeros((G, N, M), np.int32)
+  token: Host = np.zeros((G, N, M), np.int32)
+  completion: Host = np.full((G, N, M), S * K, np.int32)
+  taken = np.zeros((G, N), np.int64)
+  for group, part, row, start, slot in zip(groups, *slots, strict=True):
+    learnt = group.learnt
+    assert learnt is not None, "either all groups say what is learnt or none does"
+    first = taken[row, part]
+    end = first + len(learnt.token)
+    taken[row, part] = end
+    places = row, part, slice(first, end)
+    before[places] = start + learnt.before
+    token[places] = learnt.token
+    completion[places] = slot * K + learnt.completion
+  return Predictions(before, token, completion)
+
+
+def unpack(scores: Float[np.ndarray, "G N S K"], slots: Slots) -> Float[np.ndarray, "B K"]:
   """Returns the scores of each group, in the order in which the groups were packed."""
   picked: Any = scores[slots.row, slots.part, slots.slot]
   return picked
