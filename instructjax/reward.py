@@ -225,7 +225,7 @@ def into_parts(batch: Comparisons) -> tuple[Comparisons, Int[Array, ""]]:
   return parts, jnp.sum(holds_something, dtype=jnp.int32)
 
 
-def work(parts: Comparisons, count: Int[Array, ""]) -> Metrics:
+def work(parts: Comparisons, count: Int[Array, ""]) -> dict[str, Array]:
   """Returns how many tokens there are, and the share of the computed positions that hold one."""
   _, G, L = parts.tokens.shape
   tokens = jnp.sum(parts.valid > 0)
