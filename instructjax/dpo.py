@@ -69,8 +69,7 @@ def completion_logp(
     stem=part.stem,
     key=key,
   )
-  row = jnp.arange(hidden.shape[0])[:, None]
-  before = hidden.at[row, predictions.before].get(out_sharding=sharding.spec("batch", None, None))
+  before = reward.at_columns(hidden, predictions.before)
   logp, _ = likelihood.of_tokens(lm, params, before, predictions.token)
   G, S, K = part.rank.shape
   is_of = predictions.completion[:, :, None] == jnp.arange(S * K)

@@ -126,9 +126,16 @@ def score_comparisons(
     key=key,
   )
   values = heads.values(params["head"], hidden)
-  row = jnp.arange(part.tokens.shape[0])[:, None, None]
-  scores = values.at[row, part.last].get(out_sharding=sharding.spec("batch", None, None))
-  return by_prompt(scores)
+  return by_prompt(at_columns(values, part.last))
+
+
+def at_columns(x: Float[Array, "G L *D"], column: Int[Array, "G *M"]) -> Float[Array, "G ..."]:
+  """Returns what stands in some columns of each row: [G, *M, *D]. Nothing leaves its device."""
+
+  def of_row(row: Array, column: Array) -> Array:
+    return row[column]
+
+  return jax.vmap(of_row)(x, column)
 
 
 def by_prompt(x: Array) -> Array:

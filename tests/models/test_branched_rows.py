@@ -60,7 +60,7 @@ def qkv(heads=4, kv_heads=2, length=12):
 @pytest.mark.parametrize("blocks_of_queries", [1, 3, 5])
 def test_blocks_of_queries_change_nothing(blocks_of_queries, monkeypatch):
   """With their gradients, a soft cap and windows; 5 blocks do not divide the 12 queries."""
-  monkeypatch.setattr(attention, "SCORES", 4 * 12 * 12 // blocks_of_queries)
+  monkeypatch.setattr(attention, "SCORES", -(-4 * 12 * 12 // blocks_of_queries))
   q, k, v = qkv()
   assert attention._blocks_of_queries(q) == blocks_of_queries
   rule = attention.Rule(scale=0.3, softcap=2.0, windows=(3, 0))
@@ -125,7 +125,7 @@ def batch():
 
 
 def windowed(**changes):
-  llama_sizes = {"kv_heads": 2, "mlp": 64, "pattern": (0, 1), "window": 4}
+  llama_sizes = {"kv_heads": 2, "mlp": 64, "pattern": "LG", "window": 4}
   return llama.llama(llama.LlamaConfig(**{**SIZES, **llama_sizes, **changes}))
 
 
