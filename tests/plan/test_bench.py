@@ -14,10 +14,10 @@ from instructjax.stages import running
 SMALL = {"batch": 4, "prompt": 8, "response": 8, "length": 16, "minibatches": 2, "repeats": 2}
 RATES = {
   "sft": {"tokens/s": 4 * 16},
-  "reward": {"pairs/s": 4, "tokens/s": 4 * 2 * 16},
+  "reward": {"pairs/s": 4, "tokens/s": 4 * (8 + 2 * 8)},
   "rollout": {"sampled tokens/s": 4 * 8, "episodes/s": 4},
   "ppo": {"episodes/s": 4, "sampled tokens/s": 4 * 8},
-  "dpo": {"pairs/s": 4, "tokens/s": 4 * 2 * 16},
+  "dpo": {"pairs/s": 4, "tokens/s": 4 * (8 + 2 * 8)},
 }
 
 
