@@ -409,7 +409,7 @@ def _expect_shape(
   return array.astype(jnp.float32)
 
 
-def _visible(valid: Valid, branch: Branch | None) -> Bool[Array, "B T T"]:
+def _visible(valid: Valid, branch: Branch | None = None) -> Bool[Array, "B T T"]:
   """Returns the causal mask, in which a padded query sees itself.
 
   Without that a softmax over no keys would give NaN.
