@@ -129,7 +129,7 @@ def score_comparisons(
   return by_prompt(at_columns(values, part.last))
 
 
-def at_columns(x: Float[Array, "G L *D"], column: Int[Array, "G *M"]) -> Float[Array, "G *E"]:
+def at_columns(x: Float[Array, "G L *D"], column: Int[Array, "G ..."]) -> Float[Array, "G ..."]:
   """Returns what stands in some columns of each row: [G, *M, *D]. Nothing leaves its device."""
 
   def of_row(row: Array, column: Array) -> Array:
