@@ -192,8 +192,9 @@ def masked_logp(
 ) -> tuple[Float[Array, "B R"], Bool[Array, "B R"]]:
   """Returns (logp, mask) of the tokens marked by `batch.mask`, R of them a row.
 
-  With a `window`, the marked tokens of a row are taken to be contiguous and at most `window` long,
-  and only their logits are computed. Without one, R = T - 1.
+  With a `window`, a row is taken to have at most so many marked tokens, wherever they stand. Only
+  their logits are computed, and R = window: they come first and in their order. Without one,
+  R = T - 1.
   """
   hidden, targets, mask = _marked(lm, params, batch, window, key)
   logp, _ = of_tokens(lm, params, hidden, targets)
@@ -276,10 +277,8 @@ def _marked(
   if window is None or window >= length:
     return hidden, targets, mask
 
-  # The window starts at the first marked token, or earlier where the row would end within it.
-  first = jnp.clip(jnp.argmax(mask, axis=1), 0, length - window)
-  columns = first[:, None] + jnp.arange(window)
-
+  # The columns of the marked tokens, filled up with others where a row has fewer.
+  columns = jnp.argsort(~mask, axis=1, stable=True)[:, :window]
   row_indices = jnp.arange(rows)[:, None]
 
   def take_window(x):

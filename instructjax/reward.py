@@ -237,7 +237,7 @@ def work(parts: Comparisons, count: Int[Array, ""]) -> dict[str, Array]:
   _, G, L = parts.tokens.shape
   tokens = jnp.sum(parts.valid > 0)
   positions = jnp.maximum(count * G * L, 1)
-  return {"tokens": tokens, "tokens/useful": tokens / positions.astype(jnp.float32)}
+  return {"tokens": tokens, "update/useful": tokens / positions.astype(jnp.float32)}
 
 
 def ranks_of(parts: Comparisons) -> tuple[Int[Array, "B K"], Bool[Array, "B K K"]]:

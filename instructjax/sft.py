@@ -7,6 +7,10 @@ from. There a share s of the loss is that of pretraining text, however many toke
 
     L(φ) = (1 - s) L_demonstrations(φ) + s L_text(φ)
 
+Rows are as long as the longest demonstration, and most demonstrations are far shorter. A batch may
+therefore come packed (`data.batches.packing.pack_batch`): several demonstrations stand in a row,
+each by itself, and the micro-batches that hold nothing are not computed.
+
 Dimensions: B rows.
 """
 
@@ -27,8 +31,11 @@ from instructjax.types import (
   Bool,
   Demonstrations,
   Float,
+  Int,
+  Key,
   Metrics,
   Params,
+  PyTree,
   Scalar,
   TrainState,
 )
@@ -39,12 +46,14 @@ class SFTConfig:
   """Settings of one SFT step; the defaults are silent where the paper is."""
 
   micro: int = 1  # micro-batches a step
+  packed: bool = False  # whether the rows are packed, and only the first micro-batches hold any
   window: int | None = (
-    None  # the longest completion in tokens: logits are computed for that many positions a row
+    None  # the most marked tokens of a row: logits are computed for that many positions
   )
   dropout: bool = True  # residual dropout at the rate of the model (paper: .2)
   ema_decay: float | None = None
-  # The last rows of a batch that are pretraining text, and the share of the loss that is theirs.
+  # The rows of a batch that are pretraining text (`is_text`), and the share of the loss that is
+  # theirs.
   text_rows: int = 0
   text_share: float = 0.0
 
@@ -77,16 +86,29 @@ def sft_loss(
   return losses.nll(logp, weight), (logp, mask)
 
 
+def is_text(rows: int, cfg: SFTConfig) -> Bool[Array, " B"]:
+  """Returns which rows of a batch are text: the last ones, or the first ones of a packed batch.
+
+  Packed rows are numbered through the micro-batches, each of which is every N-th row of the batch.
+  """
+  number = jnp.arange(rows)
+  if not cfg.packed:
+    return number >= rows - cfg.text_rows
+  N = cfg.micro
+  number_in_parts = number % N * (rows // N) + number // N
+  return number_in_parts < cfg.text_rows
+
+
 def token_shares(
   batch: Demonstrations,
-  text_rows: int = 0,
+  text: Bool[Array, " B"] | None = None,
   text_share: float = 0.0,
 ) -> Float[Array, " B"]:
   """Returns the weight of a marked token of each row: 1 / Σ m over the whole batch.
 
-  Where the last `text_rows` rows are text, it is s / Σ m over these and (1 - s) / Σ m over the
-  others, with s the `text_share`. A text has many more tokens than a demonstration, and in one mean
-  over all tokens it would be most of the loss.
+  Where some rows are `text`, it is s / Σ m over these and (1 - s) / Σ m over the others, with s the
+  `text_share`. A text has many more tokens than a demonstration, and in one mean over all tokens it
+  would be most of the loss.
 
   A row carries its share into its micro-batch, and so the loss stays that of the batch however the
   batch is split.
@@ -94,28 +116,43 @@ def token_shares(
   rows = batch.tokens.shape[0]
   # The first token of a row is never predicted, so its mask does not count.
   marked = batch.mask[:, 1:].sum(axis=1)
-  if not text_rows:
+  if text is None:
     return jnp.full(rows, 1.0 / jnp.maximum(marked.sum(), 1), jnp.float32)
-  is_text = jnp.arange(rows) >= rows - text_rows
-  text_tokens = jnp.where(is_text, marked, 0).sum()
-  other_tokens = jnp.where(is_text, 0, marked).sum()
+  text_tokens = jnp.where(text, marked, 0).sum()
+  other_tokens = jnp.where(text, 0, marked).sum()
   of_text = text_share / jnp.maximum(text_tokens, 1)
   of_others = (1 - text_share) / jnp.maximum(other_tokens, 1)
-  return jnp.where(is_text, of_text, of_others).astype(jnp.float32)
+  return jnp.where(text, of_text, of_others).astype(jnp.float32)
 
 
 def mixed_metrics(
   logp: Float[Array, "B S"],
   mask: Bool[Array, "B S"],
-  text_rows: int,
+  text: Bool[Array, " B"],
 ) -> Metrics:
   """Returns the loss of the demonstrations and that of the text apart, each a token mean."""
-  rows = mask.shape[0]
-  is_text = (jnp.arange(rows) >= rows - text_rows)[:, None]
   return {
-    "loss/demonstrations": -returns.masked_mean(logp, mask & ~is_text),
-    "loss/text": -returns.masked_mean(logp, mask & is_text),
+    "loss/demonstrations": -returns.masked_mean(logp, mask & ~text[:, None]),
+    "loss/text": -returns.masked_mean(logp, mask & text[:, None]),
   }
+
+
+def gradients_of_packed(
+  loss: steps.Loss,
+  params: Params,
+  batch: tuple[Demonstrations, Float[Array, " B"]],
+  key: Key[Array, ""],
+  micro: int,
+) -> tuple[Params, Scalar, PyTree, Int[Array, ""]]:
+  """Returns what `steps.gradients` does, and how many of the `micro` parts it computed.
+
+  Those are the parts up to the last one that holds a token.
+  """
+  parts = steps.split(batch, micro)
+  holds_any = (parts[0].valid > 0).any(axis=(1, 2))
+  count = jnp.max(jnp.where(holds_any, jnp.arange(1, micro + 1), 0)).astype(jnp.int32)
+  grads, value, rows = steps.gradients_of_parts(loss, params, parts, key, count=count)
+  return grads, value, steps.merge(rows), count
 
 
 def sft_step(
@@ -129,22 +166,30 @@ def sft_step(
 ) -> tuple[TrainState, Metrics]:
   """Makes one update on a batch of demonstrations, by the token mean over the whole batch."""
   key = keys.key_for(state.key, "dropout", state.step)
-  share = token_shares(batch, cfg.text_rows, cfg.text_share)
-  grads, loss, (logp, mask) = steps.gradients(
-    partial(sft_loss, lm=lm, trunk=trunk, cfg=cfg),
-    state.params,
-    (batch, share),
-    key,
-    micro=cfg.micro,
-  )
+  rows, length = batch.tokens.shape
+  text = is_text(rows, cfg) if cfg.text_rows else None
+  weighted = (batch, token_shares(batch, text, cfg.text_share))
+  loss_of = partial(sft_loss, lm=lm, trunk=trunk, cfg=cfg)
+  computed = rows
+  if cfg.packed:
+    grads, loss, (logp, mask), count = gradients_of_packed(
+      loss_of, state.params, weighted, key, cfg.micro
+    )
+    computed = count * (rows // cfg.micro)
+  else:
+    grads, loss, (logp, mask) = steps.gradients(
+      loss_of, state.params, weighted, key, micro=cfg.micro
+    )
   # The rows come back from all micro-batches, so the metrics are of the whole batch.
   metrics = {
     "loss": loss,
     "tokens": mask.sum(),
     "grad/norm": optax.tree.norm(grads),
+    # The share of the computed positions that hold a token.
+    "update/useful": (batch.valid > 0).sum() / jnp.float32(computed * length),
   }
-  if cfg.text_rows:
-    metrics |= mixed_metrics(logp, mask, cfg.text_rows)
+  if text is not None:
+    metrics |= mixed_metrics(logp, mask, text)
   state = steps.update(state, grads, tx, ema_decay=cfg.ema_decay)
   # A batch is one update in this stage. In PPO it is several.
   state = dataclasses.replace(state, iteration=state.iteration + 1)

@@ -766,13 +766,13 @@ MUTANTS["likelihood"] = [
   ),
   M("mask = batch.mask[:, 1:]", "mask = batch.mask[:, :-1]", "the mask is one token late"),
   M(
-    "first = jnp.clip(jnp.argmax(mask, axis=1), 0, length - window)",
-    "first = jnp.argmax(mask, axis=1)",
-    "the window leaves the row",
+    "columns = jnp.argsort(~mask, axis=1, stable=True)[:, :window]",
+    "columns = jnp.argsort(mask, axis=1, stable=True)[:, :window]",
+    "the window holds the tokens that are not marked",
   ),
   M(
-    "first = jnp.clip(jnp.argmax(mask, axis=1), 0, length - window)",
-    "first = jnp.full(rows, length - window)",
+    "columns = jnp.argsort(~mask, axis=1, stable=True)[:, :window]",
+    "columns = jnp.arange(length - window, length) + jnp.zeros((rows, 1), int)",
     "the window is always the end of the row",
   ),
   M("total = (logp * mask).sum(1)", "total = logp.sum(1)", "padding is scored"),
@@ -1235,13 +1235,38 @@ MUTANTS["sft"] = [
     "a mean over rows for the mean over tokens",
   ),
   M(
-    "is_text = jnp.arange(rows) >= rows - text_rows\n",
-    "is_text = jnp.arange(rows) < text_rows\n",
+    "return number >= rows - cfg.text_rows",
+    "return number < cfg.text_rows",
     "the first rows are taken for text",
   ),
   M(
-    "return jnp.where(is_text, of_text, of_others)",
-    "return jnp.where(is_text, of_others, of_text)",
+    "number_in_parts = number % N * (rows // N) + number // N",
+    "number_in_parts = number",
+    "the text of a packed batch is looked for in other rows",
+  ),
+  M(
+    "jnp.where(holds_any, jnp.arange(1, micro + 1), 0)",
+    "jnp.where(holds_any, jnp.arange(micro), 0)",
+    "the last part that holds anything is left out",
+  ),
+  M(
+    "jnp.where(holds_any, jnp.arange(1, micro + 1), 0)",
+    "jnp.where(holds_any, micro, 0)",
+    "parts that hold nothing are computed",
+  ),
+  M(
+    "computed = count * (rows // cfg.micro)",
+    "computed = rows",
+    "what was not computed counts as padding",
+  ),
+  M(
+    '"update/useful": (batch.valid > 0).sum()',
+    '"update/useful": batch.valid.sum()',
+    "a token counts as often as its segment says",
+  ),
+  M(
+    "return jnp.where(text, of_text, of_others)",
+    "return jnp.where(text, of_others, of_text)",
     "the shares swapped",
   ),
   M(
@@ -1255,13 +1280,13 @@ MUTANTS["sft"] = [
     "the share of text is of all tokens",
   ),
   M(
-    '"loss/demonstrations": -returns.masked_mean(logp, mask & ~is_text)',
+    '"loss/demonstrations": -returns.masked_mean(logp, mask & ~text[:, None])',
     '"loss/demonstrations": -returns.masked_mean(logp, mask)',
     "text in the loss of the demonstrations",
   ),
   M(
-    '"loss/text": -returns.masked_mean(logp, mask & is_text)',
-    '"loss/text": returns.masked_mean(logp, mask & is_text)',
+    '"loss/text": -returns.masked_mean(logp, mask & text[:, None])',
+    '"loss/text": returns.masked_mean(logp, mask & text[:, None])',
     "sign of the loss of text",
   ),
   M(
@@ -1270,8 +1295,8 @@ MUTANTS["sft"] = [
     "the same dropout in every step",
   ),
   M(
-    "share = token_shares(batch, cfg.text_rows, cfg.text_share)",
-    "share = token_shares(batch)",
+    "weighted = (batch, token_shares(batch, text, cfg.text_share))",
+    "weighted = (batch, token_shares(batch))",
     "the share of text is ignored",
   ),
   M("micro=cfg.micro", "micro=1", "one micro-batch for all"),

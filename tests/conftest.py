@@ -8,12 +8,15 @@ from pathlib import Path
 
 # Compiling is most of the time of these tests, and what is compiled runs once or twice: so without
 # optimization, in one piece, and by the emitters that take half as long as those after them (jaxlib
-# 0.12 has only these, and dies of an unknown flag).
+# 0.12 has only these, and dies of an unknown flag). A collective of eight fake devices waits for
+# eight threads: by default XLA ends the process where one of them is a minute late, as it may be on
+# cores that others share.
 os.environ.setdefault(
   "XLA_FLAGS",
   "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
   "--xla_llvm_disable_expensive_passes=true"
   " --xla_cpu_parallel_codegen_split_count=1"
+  " --xla_cpu_collective_call_terminate_timeout_seconds=300"
   + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -232,16 +232,19 @@ def language_model(b: Bench) -> LM:
 
 
 def random_batch(shapes: PyTree, ids: int) -> PyTree:
-  """Arrays of these shapes: random tokens below `ids`, all of them real and marked."""
+  """Arrays of these shapes: random tokens below `ids`, all of them real and marked.
 
-  def array(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    if leaf.dtype == jnp.bool_:
-      return jnp.ones(leaf.shape, jnp.bool_)
+  The rows of a packed batch are one segment each.
+  """
+
+  def array(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    if leaf.dtype == jnp.bool_ or jax.tree_util.keystr(path).endswith(".valid"):
+      return jnp.ones(leaf.shape, leaf.dtype)
     # One key does for all leaves: nothing is measured that depends on the tokens.
     key = keys.run_key(0, "benchmark")
     return jax.random.randint(key, leaf.shape, 0, ids, leaf.dtype)
 
-  return jax.tree.map(array, shapes)
+  return jax.tree_util.tree_map_with_path(array, shapes)
 
 
 def start(

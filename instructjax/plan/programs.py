@@ -169,8 +169,8 @@ def plan_stage(
 
 
 def planned_window(settings: SupervisedSettings) -> int | None:
-  """The window of the logits of a run on plain demonstrations."""
-  if settings.stage == "pretrain" or settings.data.pack or settings.loss_on_prompt:
+  """The window of the logits of a run on the longest demonstrations."""
+  if settings.stage == "pretrain" or settings.loss_on_prompt:
     return None
   return settings.data.response
 

@@ -104,6 +104,21 @@ def pack() -> Any:
   )
 
 
+def pack_demonstrations() -> Any:
+  return setting(
+    True, "Puts the demonstrations of a batch side by side in a row, each by itself; none is moved."
+  )
+
+
+def rows_at_once() -> Any:
+  return setting(
+    0,
+    "Packed rows that a device computes at once; 0 takes as few as hold 256 tokens.",
+    low=0,
+    high=1_000_000,
+  )
+
+
 def lazy() -> Any:
   return setting(
     False, "Reads and tokenises text when it is needed: for a corpus larger than the memory."

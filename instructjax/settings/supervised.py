@@ -49,7 +49,7 @@ class DemonstrationData:
   prompt: int = subjects.prompt_tokens()
   response: int = subjects.response_tokens()
   long: Long = subjects.long()
-  pack: bool = subjects.pack()
+  pack: bool = subjects.pack_demonstrations()
   stems: bool = subjects.stems()
   separator: str = subjects.separator()
 
@@ -70,7 +70,10 @@ class MixedData:
   prompt: int = subjects.prompt_tokens()
   response: int = subjects.response_tokens()
   long: Long = subjects.long()
-  pack: bool = subjects.pack()
+  pack: bool = subjects.pack_demonstrations()
+  pack_text: bool = setting(
+    False, "Puts several documents in a row, each by itself; else all are joined and cut in rows."
+  )
   lazy: bool = subjects.lazy()
   stems: bool = subjects.stems()
   separator: str = subjects.separator()
@@ -139,6 +142,7 @@ class SFTSettings:
   )
   batch: int = subjects.batch(32, "Rows of a batch, over all devices.")
   micro: int = subjects.micro()
+  rows_at_once: int = subjects.rows_at_once()
   loss_on_prompt: bool = setting(False, "Trains on the tokens of the prompt too.")
   top: int | None = subjects.top()
   trunk_dtype: Dtype | None = subjects.trunk_dtype()
@@ -185,6 +189,7 @@ class RLInitSettings:
   )
   batch: int = subjects.batch(32, "Rows of a batch, over all devices, text included.")
   micro: int = subjects.micro()
+  rows_at_once: int = subjects.rows_at_once()
   text_share: float = setting(
     0.1,
     "The share of the loss that is that of pretraining text (paper: 10 %).",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from instructjax import sft, sharding, steps
@@ -35,6 +37,7 @@ from instructjax.stages.wiring import (
   learning_rate,
   optimizer,
   require_multiple,
+  rows_of,
 )
 from instructjax.system import keys
 from instructjax.types import LM, Demonstrations, Params, TrainState
@@ -54,6 +57,26 @@ def text_rows(settings: SupervisedSettings) -> int:
   return settings.rows_of_text if isinstance(settings, RLInitSettings) else 0
 
 
+class PackedRows(NamedTuple):
+  """How a packed batch is computed: in `parts`, one after the other, of so many rows each."""
+
+  rows: int  # over all devices
+  parts: int  # the most that a batch may need, one row for each demonstration
+
+
+TOKENS_AT_ONCE = 256  # below this, a device computes a row for hardly less than two
+
+
+def packed_rows(settings: SupervisedSettings) -> PackedRows | None:
+  """The parts of a batch whose demonstrations are packed; None where they are not, and for text."""
+  if isinstance(settings, PretrainSettings) or not settings.data.pack:
+    return None
+  few = -(-TOKENS_AT_ONCE // row_length(settings))
+  most = max(settings.batch // (settings.micro * batch_shards()), 1)
+  rows = min(settings.rows_at_once or few, most) * batch_shards()
+  return PackedRows(rows, parts=-(-settings.batch // rows))
+
+
 def keeps_stems(settings: SupervisedSettings) -> bool:
   return not isinstance(settings, PretrainSettings) and settings.data.stems
 
@@ -68,7 +91,7 @@ def wire(
 ) -> Stage:
   """The stage on a model: `sft.sft_step` on demonstrations, on text, or on both.
 
-  `window` is the length of the longest completion where all marked tokens lie at the end of a row.
+  `window` is the most marked tokens of a row, where that is known.
 
   Raises UserError where the batch does not divide over the mesh, or rows are longer than the
   context.
@@ -84,8 +107,10 @@ def wire(
   )
   rate = learning_rate(settings.optimizer, calls)
   tx = optimizer(settings.optimizer, lm, calls)
+  packed = packed_rows(settings)
   step_settings = sft.SFTConfig(
-    micro=settings.micro,
+    micro=packed.parts if packed else settings.micro,
+    packed=packed is not None,
     window=None if with_text else window,
     dropout=settings.model.dropout > 0,
   )
@@ -110,9 +135,20 @@ def wire(
 
   stem = stems.stem_type(lm, settings.model.dtype) if keeps_stems(settings) else None
   part = Part(
-    settings.stage, train_rows, ("rows",), "state", tokens=settings.batch * length, updates=1
+    settings.stage,
+    train_rows,
+    ("rows",),
+    "state",
+    tokens=settings.batch * length,
+    updates=1,
+    trips=packed.parts if packed else 1,
   )
-  batch = {"rows": demonstrations_of(settings.batch, length, stem)}
+  size = packed.rows * packed.parts if packed else settings.batch
+  rows = demonstrations_of(size, length, stem)
+  if packed:
+    # The number of the segment of each token.
+    rows = dataclasses.replace(rows, valid=rows_of((size, length), jnp.int32))
+  batch = {"rows": rows}
   return Stage(settings.stage, init, step, batch, (part,), calls)
 
 
@@ -125,7 +161,7 @@ class Prepared(NamedTuple):
   demonstrations, text   rows to draw from
   held_out               rows to evaluate on
   held_out_text          rows of text to evaluate on, beside demonstrations
-  window                 the longest completion, where all marked tokens lie at the end of a row
+  window                 the most marked tokens of a row; None where most tokens may be marked
   prints                 fingerprints of the records
   counts                 what was cut or left out, by source
   """
@@ -197,22 +233,13 @@ def prepare(
     valid_text = held_out_windows(settings, held_out_text, tokenizer, settings.data.valid_text)
   rows_by_source = {}
   counts: corpora.CountsBySource = {}
-  # The window of the logits holds for every row or for none: packing puts completions anywhere.
-  at_the_end = not settings.data.pack
   for part in demonstrations:
-    rows, marked_at_end = demonstration_rows(
+    rows_by_source[part.source] = demonstration_rows(
       settings, part.records, tokenizer, template, part.source, counts
     )
-    rows_by_source[part.source] = rows
-    at_the_end = at_the_end and marked_at_end
-
-  def packed_rows(part: corpora.Part) -> Rows:
-    rows = rows_by_source[part.source]
-    return corpora.packed(data.pack, part.source, rows, length, "demonstrations")
-
-  valid, _ = demonstration_rows(settings, held_out, tokenizer, template, data.valid, counts)
-  window = settings.data.response if at_the_end else None
-  rows = corpora.rows(demonstrations, packed_rows)
+  valid = demonstration_rows(settings, held_out, tokenizer, template, data.valid, counts)
+  window = logits_of_a_row(settings, [row for rows in rows_by_source.values() for row in rows])
+  rows = corpora.rows(demonstrations, lambda part: rows_by_source[part.source])
   return Prepared(rows, windows, valid, valid_text, window, prints, counts)
 
 
@@ -223,17 +250,26 @@ def demonstration_rows(
   template: chat.Template | None,
   name: str,
   counts: corpora.CountsBySource,
-) -> tuple[list[pipeline.Row], bool]:
-  """(rows, whether all marked tokens lie in the last `response` tokens of their row).
-
-  With `loss_on_prompt` the whole row is marked, and in a chat earlier replies are too.
-  """
+) -> list[pipeline.Row]:
+  """The rows of demonstrations; with `loss_on_prompt` the whole row is marked."""
   rows = corpora.demonstrations(settings.data, records, tokenizer, template, name, counts)
   if settings.loss_on_prompt:
-    return [row._replace(start=1, mask=None) for row in rows], False
-  # In a chat, earlier replies may be marked too, far from the end of the row.
-  marked_before = any(row.mask is not None and row.mask[: row.start].any() for row in rows)
-  return rows, not marked_before
+    return [row._replace(start=1, mask=None) for row in rows]
+  return rows
+
+
+def logits_of_a_row(
+  settings: SFTSettings | RLInitSettings, rows: Sequence[pipeline.Row]
+) -> int | None:
+  """For how many tokens of a row a step computes logits; None for all."""
+  length = row_length(settings)
+  sizes = np.asarray([len(row.ids) for row in rows], np.int64)
+  marked = np.asarray([packing.marked_tokens(row) for row in rows], np.int64)
+  if settings.data.pack:
+    window = packing.marked_limit(sizes, marked, length)
+  else:
+    window = max(settings.data.response, int(marked.max(initial=0)))
+  return window if window < length - 1 else None
 
 
 def held_out_windows(
@@ -243,7 +279,7 @@ def held_out_windows(
   length = row_length(settings)
   if not records:
     return []
-  if settings.data.pack:
+  if corpora.packs_text(settings.data):
     return pipeline.documents(records, tokenizer, length=length, name=name)
   return pipeline.text(records, tokenizer, length=length, tail=True, name=name)
 
@@ -265,31 +301,114 @@ def count_steps(settings: SupervisedSettings, prepared: Prepared) -> int:
 def batches_of(
   settings: SupervisedSettings, prepared: Prepared, lm: LM, trunk: Params
 ) -> Callable[[int], dict[str, Demonstrations]]:
-  """Batches of demonstrations and, after them, rows of text; of both the rows of this process."""
+  """Batches of demonstrations and, after them, rows of text; of both the rows of this process.
+
+  Where demonstrations are packed, rows of text come before them. A process then reads all
+  demonstrations of a batch: where each of them stands depends on the sizes of all.
+  """
+  packed = packed_rows(settings)
+  if packed:
+    return packed_batches(settings, prepared, lm, trunk, packed)
   mine = sharding.local_rows(settings.batch)
   demonstrations = settings.batch - text_rows(settings)
-  pad_rows = packing.pad_packed if settings.data.pack else pipeline.pad_demonstrations
   streams = []
-  purposes: tuple[tuple[keys.Purpose, Rows, int, int], ...] = (
-    ("demonstrations", prepared.demonstrations, 0, demonstrations),
-    ("text", prepared.text, demonstrations, settings.batch - demonstrations),
-  )
-  for purpose, rows, first, size in purposes:
+  for purpose, first, size in (
+    ("demonstrations", 0, demonstrations),
+    ("text", demonstrations, settings.batch - demonstrations),
+  ):
     # Demonstrations come first in a batch, so a process may have rows of one kind alone.
     own_rows = [number - first for number in mine if first <= number < first + size]
-    if not own_rows:
-      continue
-    pad = partial(pad_rows, length=row_length(settings))
-    if keeps_stems(settings):
-      rows, pad = stems.kept_rows(lm, trunk, rows, pad, settings.model.dtype)
-    seed = keys.seed_for(settings.seed, purpose)
-    streams.append(pipeline.stream(rows, pad, size=size, seed=seed, mine=own_rows))
+    if own_rows:
+      streams.append(stream_of(settings, prepared, lm, trunk, purpose, size, own_rows))
 
   def batch(number: int) -> dict[str, Demonstrations]:
     parts = [stream(number) for stream in streams]
     return {"rows": jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)}
 
   return batch
+
+
+def packed_batches(
+  settings: SupervisedSettings, prepared: Prepared, lm: LM, trunk: Params, packed: PackedRows
+) -> Callable[[int], dict[str, Demonstrations]]:
+  """Batches whose demonstrations are packed, the same ones in each batch as without packing."""
+  texts = text_rows(settings)
+  size = settings.batch - texts
+  demonstrations = stream_of(
+    settings, prepared, lm, trunk, "demonstrations", size, list(range(size))
+  )
+  text = None
+  if texts:
+    text = stream_of(settings, prepared, lm, trunk, "text", texts, list(range(texts)))
+  mine = np.asarray(sharding.local_rows(packed.rows * packed.parts))
+
+  def batch(number: int) -> dict[str, Demonstrations]:
+    rows = packing.pack_batch(
+      demonstrations(number),
+      rows=packed.rows,
+      parts=packed.parts,
+      most=prepared.window,
+      first=None if text is None else text(number),
+    )
+    return {"rows": jax.tree.map(lambda array: array[mine], rows)}
+
+  return batch
+
+
+def stream_of(
+  settings: SupervisedSettings,
+  prepared: Prepared,
+  lm: LM,
+  trunk: Params,
+  purpose: Literal["demonstrations", "text"],
+  size: int,
+  mine: Sequence[int],
+) -> Callable[[int], Demonstrations]:
+  """The rows numbered `mine` of the `size` rows of one kind that each batch has."""
+  rows, packs = prepared.demonstrations, False
+  if purpose == "text":
+    rows, packs = prepared.text, corpora.packs_text(settings.data)
+  pad_rows = packing.pad_packed if packs else pipeline.pad_demonstrations
+  pad = partial(pad_rows, length=row_length(settings))
+  if keeps_stems(settings):
+    rows, pad = stems.kept_rows(lm, trunk, rows, pad, settings.model.dtype)
+  seed = keys.seed_for(settings.seed, purpose)
+  return pipeline.stream(rows, pad, size=size, seed=seed, mine=mine)
+
+
+def say_useful(settings: SupervisedSettings, prepared: Prepared, batches: int) -> None:
+  """Prints how much of a packed batch is tokens, of the first batches, in one process of several.
+
+  Beside it stands the same share without packing.
+  """
+  packed = packed_rows(settings)
+  if not packed or jax.process_index() > 0:
+    return
+  texts, length = text_rows(settings), row_length(settings)
+  size = settings.batch - texts
+
+  def sizes_and_marks(rows: Sequence[pipeline.Row]) -> np.ndarray:
+    return np.asarray([(len(row.ids), packing.marked_tokens(row)) for row in rows])
+
+  seed = keys.seed_for(settings.seed, "demonstrations")
+  stream = pipeline.stream(prepared.demonstrations, sizes_and_marks, size=size, seed=seed)
+  tokens, computed, batches = 0, 0, min(batches, 32)
+  for number in range(batches):
+    sizes, marked = stream(number).T
+    places = packing.into_parts(
+      sizes, length, packed.rows, marked=marked, most=prepared.window, taken=texts
+    )
+    tokens += int(sizes.sum())
+    computed += places.count * packed.rows * length
+  text_tokens = batches * texts * length  # rows of text are full, or nearly so
+  useful = 100 * (tokens + text_tokens) / computed
+  unpacked = 100 * (tokens + text_tokens) / (batches * settings.batch * length)
+  print(
+    f"{settings.batch} rows a batch, {size} of them demonstrations, which are packed: {useful:.0f} "
+    f"% of what is computed are tokens (without config.data.pack, {unpacked:.0f} %)",
+    file=sys.stderr,
+    flush=True,
+  )
 
 
 # --- measures ---
@@ -303,9 +422,17 @@ def held_out_nll(
   multiple: int,
   size: int = 16,
   name: str = "eval/nll",
+  pack: bool = False,
 ) -> Evaluate:
-  """A function of the state: the negative log-probability of held-out rows, nats a token."""
-  size = running.rows_for(size, multiple)
+  """A function of the state: the negative log-probability of held-out rows, nats a token.
+
+  With `pack` several of them stand in a row, each by itself.
+  """
+  pad = partial(packing.pad_packed if pack else pipeline.pad_demonstrations, length=length)
+  if pack:
+    bins = packing.pack(rows, length)
+    rows = [bins[number] for number in range(len(bins))]
+  size = running.rows_for(min(size, len(rows)), multiple)
 
   @jax.jit
   def sum_nll(trunk: Params, params: Params, batch: Demonstrations) -> Any:
@@ -313,7 +440,6 @@ def held_out_nll(
 
   def evaluate(state: TrainState) -> dict[str, Any]:
     total, count = 0.0, 0.0
-    pad = partial(pipeline.pad_demonstrations, length=length)
     for batch, real in pipeline.once(rows, pad, size=size):
       # The last batch is filled up with rows that were counted before; they carry no mask.
       counted = (np.arange(size) < real)[:, None]
@@ -395,10 +521,12 @@ def run(
     if not isinstance(settings, PretrainSettings):
       model, template = running.with_template(settings.data.template, model)
     prepared = prepare(settings, sources, model.tokenizer, template)
+    calls = count_steps(settings, prepared)
+    say_useful(settings, prepared, calls)
     stage = wire(
       settings,
       model.lm,
-      count_steps(settings, prepared),
+      calls,
       window=prepared.window,
       adapter_goes_on=trainable.goes_on(model, settings),
     )
@@ -410,10 +538,13 @@ def run(
     measures = []
     multiple, length = shards * settings.micro, row_length(settings)
     if prepared.held_out:
-      measures.append(held_out_nll(model.lm, trunk, prepared.held_out, length, multiple))
+      # Of pretraining that is text, and of the other stages demonstrations.
+      pack = settings.data.pack
+      measures.append(held_out_nll(model.lm, trunk, prepared.held_out, length, multiple, pack=pack))
     if prepared.held_out_text:
       rows, name = prepared.held_out_text, "eval/nll_text"
-      measures.append(held_out_nll(model.lm, trunk, rows, length, multiple, name=name))
+      pack = corpora.packs_text(settings.data)
+      measures.append(held_out_nll(model.lm, trunk, rows, length, multiple, name=name, pack=pack))
     prints = dict(prepared.prints)
     if selection is not None:
       measures.append(selection.measure(model, template, trunk, shards))

@@ -83,7 +83,7 @@ def check_kept(rows: Any, trunk: Params) -> None:
   if not isinstance(rows, list):
     raise UserError(
       "config.data.stems=true: the stems of all rows are kept, which takes rows that are all in "
-      "memory; leave config.data.lazy and config.data.pack off, and give one source and no mixture"
+      "memory; leave config.data.lazy and the packing of text off, and give one source, no mixture"
     )
   if "lower" not in trunk:
     raise UserError(

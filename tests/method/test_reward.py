@@ -176,7 +176,7 @@ def test_a_prompt_with_many_completions_costs_its_own_tokens():
     packed = tiny.packed(batch.replace(rank=rank), micro=32)
     parts, count = reward.into_parts(packed)
     metrics = reward.work(parts, count)
-    return int(count) * parts.tokens[0].size, int(metrics["tokens"]), metrics["tokens/useful"]
+    return int(count) * parts.tokens[0].size, int(metrics["tokens"]), metrics["update/useful"]
 
   computed, tokens, _ = positions(few)
   more_computed, more_tokens, useful = positions(some)
@@ -483,7 +483,7 @@ def test_a_step_by_hand(monkeypatch):
   assert metrics["accuracy"] == pytest.approx(2 / 3)
   assert metrics["pairs"] == 3
   assert metrics["tokens"] == 17
-  assert metrics["tokens/useful"] == pytest.approx(17 / 18)
+  assert metrics["update/useful"] == pytest.approx(17 / 18)
   assert metrics["score/mean"] == pytest.approx((2 + 1 + 1.5 + 0 + 1 + 3 + 4) / 7)
   assert state.iteration == 1
   _, metrics = run(pairs="all")

@@ -1,5 +1,6 @@
 """Supervised fine-tuning: acceptance list 2.5 of the specification, and gradient accumulation."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 import tiny
 
 from instructjax import optim, sft, sharding, steps
+from instructjax.data.batches import packing
 from instructjax.types import Demonstrations
 
 LM = tiny.lm("gpt")
@@ -271,6 +273,88 @@ def test_micro_batches_of_a_mixed_batch_add_up():
   assert whole[1]["loss/text"] == pytest.approx(float(apart[1]["loss/text"]), rel=1e-5)
 
 
+# --- packed batches ---
+
+LENGTHS = [16, 9, 4, 5, 3, 7, 12, 3]  # of the demonstrations; text is as long as the rows
+
+
+def packed_and_apart(texts, *, rows=2, parts=5, most=16, stem=None):
+  """One batch packed and not: eight demonstrations, with texts after them or, packed, before."""
+  apart = tiny.demonstrations(LM, rows=8 + texts, width=16, lengths=LENGTHS + [16] * texts)
+  if stem is not None:
+    apart = apart.replace(stem=stem(apart))
+  host = jax.tree.map(np.asarray, apart)
+  packed = packing.pack_batch(
+    jax.tree.map(lambda x: x[:8], host),
+    rows=rows,
+    parts=parts,
+    most=most,
+    first=jax.tree.map(lambda x: x[8:], host) if texts else None,
+  )
+  return packed, apart
+
+
+def assert_same_step(packed, apart):
+  """Equal parameters after one update by plain gradient descent at rate 1, and equal metrics."""
+  (packed_state, packed_metrics), (apart_state, apart_metrics) = packed, apart
+  tiny.assert_trees_close(packed_state.params, apart_state.params, rtol=1e-5, atol=2e-6)
+  names = set(packed_metrics) - {"update/useful"}
+  assert names == set(apart_metrics) - {"update/useful"}
+  for name in names:
+    np.testing.assert_allclose(packed_metrics[name], apart_metrics[name], rtol=1e-5, err_msg=name)
+  assert float(packed_metrics["update/useful"]) > 1.1 * float(apart_metrics["update/useful"])
+
+
+@pytest.mark.parametrize(("family", "texts"), [("gpt", 0), ("llama", 2)])
+def test_a_packed_batch_makes_the_same_step(family, texts):
+  lm = tiny.lm(family)
+  packed, apart = packed_and_apart(texts, most=16 if texts else 13)
+  mixed = sft.SFTConfig(dropout=False, text_rows=texts, text_share=0.25 if texts else 0.0)
+  of_packed = replace(mixed, packed=True, micro=5, window=None if texts else 13)
+  run = lambda batch, cfg: step(start(lm), batch, lm=lm, cfg=cfg)
+  assert_same_step(run(packed, of_packed), run(apart, mixed))
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+def test_a_packed_batch_makes_the_same_step_on_eight_devices(shape):
+  cfg = sft.SFTConfig(dropout=False, text_rows=2, text_share=0.25)
+  shards = shape[0] * shape[1]
+  packed, apart = packed_and_apart(2, rows=shards, parts=5)
+  expected = step(start(), apart, cfg=cfg)
+  with jax.set_mesh(sharding.make_mesh(*shape)):
+    params = sharding.place(LM.init(jax.random.key(0)), sharding.shardings(LM.table))
+    state = steps.init_state(jax.random.key(0), params, SGD)
+    rows = sharding.place_batch(packed)
+    assert_same_step(step(state, rows, cfg=replace(cfg, packed=True, micro=5)), expected)
+
+
+def test_batches_of_any_number_of_packed_rows_share_a_program():
+  """The share of useful positions by hand: 59 tokens in 4 rows of 16, and 8 in 2."""
+  cfg = sft.SFTConfig(packed=True, micro=4)
+  many, _ = packed_and_apart(0, parts=4)
+  rows = jax.tree.map(np.asarray, tiny.demonstrations(LM, rows=2, width=16, lengths=[5, 3]))
+  few = packing.pack_batch(rows, rows=2, parts=4)
+  state = start()
+  compiled = steps.compiled(tiny.traced_once(partial(sft.sft_step, lm=LM, tx=SGD, cfg=cfg)), state)
+  for batch, useful in ((many, 59 / 64), (few, 8 / 32), (many, 59 / 64)):
+    state, metrics = compiled(state, {}, batch)
+    assert metrics["update/useful"] == pytest.approx(useful)
+    assert jnp.isfinite(metrics["loss"])
+
+
+def test_parts_that_hold_nothing_are_not_computed():
+  """Activations that are not a number stand in them, and reach neither loss nor weights."""
+  stem = lambda batch: LM.stem(LM.init(jax.random.key(0)), batch.tokens, batch.valid)
+  packed, apart = packed_and_apart(0, stem=stem)
+  empty = ~(packed.valid > 0).reshape(2, 5, 16).any((0, 2))
+  assert empty.tolist() == [False, False, True, True, True]
+  nothing = np.tile(empty, 2)[:, None, None]
+  packed = packed.replace(stem=np.where(nothing, np.nan, packed.stem))
+  cfg = sft.SFTConfig(dropout=False)
+  of_packed = replace(cfg, packed=True, micro=5)
+  assert_same_step(step(start(), packed, cfg=of_packed), step(start(), apart, cfg=cfg))
+
+
 def test_held_out_loss_is_lowest_epochs_before_samples_are_best():
   """Why a checkpoint is chosen by reward and not by its loss (App. C.1), on 16 demonstrations.
 
@@ -343,7 +427,8 @@ def test_the_share_of_a_token_by_hand():
   mask = jnp.array([[True, True, True, False], [False, True, True, True]])
   batch = Demonstrations(jnp.zeros((2, 4), jnp.int32), jnp.ones((2, 4), bool), mask)
   np.testing.assert_allclose(sft.token_shares(batch), [1 / 5, 1 / 5], rtol=1e-6)
-  np.testing.assert_allclose(sft.token_shares(batch, 1, 0.25), [0.75 / 2, 0.25 / 3], rtol=1e-6)
+  second = jnp.array([False, True])
+  np.testing.assert_allclose(sft.token_shares(batch, second, 0.25), [0.75 / 2, 0.25 / 3], rtol=1e-6)
 
 
 def test_a_step_counts_averages_and_measures_its_gradient():

@@ -80,9 +80,10 @@ def mesh_of(**sizes):
     yield mesh
 
 
-def built(name, shape="tiny", remat=""):
+def built(name, shape="tiny", remat="", **changes):
   """The programs of a preset on the mesh that is set."""
-  return programs.build(settings.load(name), shape, shape, completions=4, remat=remat)
+  config = settings.replaced(settings.load(name), changes)
+  return programs.build(config, shape, shape, completions=4, remat=remat)
 
 
 # --- memory ---
@@ -160,9 +161,9 @@ def test_a_training_step_is_three_forward_passes():
   lm = models.build(origin.SHAPES["tiny"])
   with mesh_of():
     (program,) = built("sft:tiny")
-    cost = counting.count(aot.trace(program).jaxpr, [], 1)
+    cost = counting.count(aot.trace(program).jaxpr, [], program.trips)
     (remat,) = built("sft:tiny", remat="blocks")
-    more = counting.count(aot.trace(remat).jaxpr, [], 1)
+    more = counting.count(aot.trace(remat).jaxpr, [], remat.trips)
   length = c.data.prompt + c.data.response
   tokens = c.batch * length
   # Scores and mix; those of masked positions are computed too.
@@ -180,7 +181,7 @@ def test_a_training_step_is_three_forward_passes():
 def test_a_device_does_its_share_and_what_is_not_split():
   with mesh_of(fsdp=2, model=2):
     (program,) = built("sft:tiny")
-    cost = counting.count(aot.trace(program).jaxpr, [], 1)
+    cost = counting.count(aot.trace(program).jaxpr, [], program.trips)
   vocabulary = 3 * 16 * 96 * 2 * 257 * 32  # 257 ids do not divide by model
   assert cost.device_flops == pytest.approx(
     (cost.flops - vocabulary) / 4 + vocabulary / 2, rel=1e-3
@@ -281,7 +282,7 @@ def test_collectives_of_a_real_compilation():
 
 def test_collectives_by_arithmetic():
   with mesh_of(fsdp=2, model=2):
-    (program,) = built("sft:tiny")
+    (program,) = built("sft:tiny", **{"data.pack": False})
     cost = counting.count(aot.trace(program).jaxpr, [True] * 500, 1)
   lm = models.build(origin.SHAPES["tiny"])
   rows = 8 * 224 * 32 * 4  # activations of a device
@@ -442,7 +443,7 @@ def test_tables_are_printed(capsys):
 
 
 def test_what_does_not_fit_says_what_to_change():
-  config = settings.override(settings.load("sft:1.3b"), [("batch", "64")])
+  config = settings.override(settings.load("sft:1.3b"), [("batch", "64"), ("data.pack", "false")])
   found = planning.plan(config, Options("v5e:2x2", "fsdp=4", arithmetic=True))
   assert not found["fits"]
   assert "more micro-batches (config.micro)" in found["advice"][0]
@@ -508,7 +509,7 @@ def test_a_search_gives_meshes_of_the_topology():
 
 
 def test_a_search_adds_micro_batches_until_it_fits():
-  config = settings.override(settings.load("sft:1.3b"), [("batch", "64")])
+  config = settings.override(settings.load("sft:1.3b"), [("batch", "64"), ("data.pack", "false")])
   found = search.try_mesh(
     config, chips.pod("v5e:2x4"), {"data": 1, "fsdp": 8, "model": 1}, builder("1.3B")
   )

@@ -2,8 +2,9 @@
 packed.
 
 A field such as config.data.text may name one source or a mixture, "0.7*a.jsonl + 0.3*tfds:c4"
-(`data.batches.mixture`). With config.data.pack rows are packed (`data.batches.packing`), with
-config.data.lazy text is read when it is needed (`data.batches.lazy`).
+(`data.batches.mixture`). With config.data.pack (beside demonstrations, config.data.pack_text)
+documents of text are packed (`data.batches.packing`), with config.data.lazy text is read when it is
+needed (`data.batches.lazy`).
 """
 
 from __future__ import annotations
@@ -233,12 +234,13 @@ def batches_in(epochs: int, rows: int, size: int, name: str) -> int:
   return batches
 
 
-def packed(pack: bool, source: str, rows: Rows, length: int, what: str, sizes: Any = None) -> Rows:
-  """The rows of a source, packed where `pack` says so; then a line on stderr says how full they
-  are.
-  """
-  if not pack:
-    return rows
+def packs_text(data: TextSettings) -> bool:
+  """Whether documents stand side by side in a row, each by itself."""
+  return data.pack_text if isinstance(data, MixedData) else data.pack
+
+
+def packed(source: str, rows: Rows, length: int, what: str, sizes: Any = None) -> Rows:
+  """The rows of a source, packed; a line on stderr says how full they are."""
   bins = packing.pack(rows, length, sizes)
   if jax.process_index() == 0:
     print(
@@ -257,6 +259,7 @@ def texts(
 
   Rows are windows of all documents joined or, packed, documents side by side.
   """
+  pack = packs_text(data)
   lazy_prints: list[str] = []
   if parts:
     _say_document_end(tokenizer)
@@ -266,14 +269,14 @@ def texts(
     if isinstance(part.records, lazy.Texts):
       index = lazy.index(part.records, tokenizer)
       lazy_prints.append(index.fingerprint)
-      if not data.pack:
+      if not pack:
         return lazy.windows(part.records, index, tokenizer, length)
       pieces = lazy.pieces(part.records, index, tokenizer, length)
-      return packed(data.pack, part.source, pieces, length, what, pieces.sizes)
-    if not data.pack:
+      return packed(part.source, pieces, length, what, pieces.sizes)
+    if not pack:
       return pipeline.text(part.records, tokenizer, length=length, name=part.source)
     documents = pipeline.documents(part.records, tokenizer, length=length, name=part.source)
-    return packed(data.pack, part.source, documents, length, what)
+    return packed(part.source, documents, length, what)
 
   all_rows = rows(parts, rows_of_source)
   # The records of lazy text are never all in memory; its index was made from a pass over them.

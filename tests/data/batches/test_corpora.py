@@ -6,12 +6,14 @@ import socket
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from stage_runs import TUNE, leaves, metrics, ppo, pretrain, run, stop_after
 
-from instructjax import settings
+from instructjax import settings, sharding
 from instructjax.data.batches import corpora, pipeline
 from instructjax.data.records.records import Demonstration, Text
 from instructjax.data.tokens import tokenizers
@@ -48,7 +50,7 @@ def test_a_packed_mixture_goes_on_bit_for_bit(data, tmp_path, monkeypatch, capsy
     f"--config.data.demonstrations=3*{demos} + {tmp_path / 'more.jsonl'}",
     f"--config.data.text={text} + 0.5*{tmp_path / 'text.jsonl'}",
     *TUNE,
-    "--config.data.pack=true",
+    "--config.data.pack_text=true",
     "--config.data.lazy=true",
     "--config.data.prompt=20",
     "--config.data.response=30",
@@ -58,12 +60,8 @@ def test_a_packed_mixture_goes_on_bit_for_bit(data, tmp_path, monkeypatch, capsy
   ]
   assert run("rl_init", tmp_path / "whole", *options) == 0
   said = capsys.readouterr().err
-  assert (
-    f"{tmp_path / 'more.jsonl'}: 30 demonstrations in " in said
-    and "rows of 50 tokens" in said
-    and "% full" in said
-  )
-  assert f"{text}: 32 pieces of text in " in said
+  assert f"{text}: 32 pieces of text in " in said and "rows of 50 tokens" in said
+  assert "4 rows a batch, 2 of them demonstrations, which are packed: " in said
   with monkeypatch.context() as patch:
     stop_after(patch, 2)
     assert run("rl_init", tmp_path / "parts", *options) == 130
@@ -74,6 +72,60 @@ def test_a_packed_mixture_goes_on_bit_for_bit(data, tmp_path, monkeypatch, capsy
     np.testing.assert_array_equal(one[name], other[name], err_msg=name)
   seconds = json.loads((tmp_path / "whole" / "manifest.json").read_text())["seconds"]["rl_init"]
   assert 0 <= seconds["data"] < seconds["training"]
+
+
+def test_packing_changes_no_demonstration_of_a_batch_and_no_metric(data, tmp_path, capsys):
+  """rl_init with text, packed as it is by default and not, measured on held-out data of both."""
+  options = [
+    *TUNE,
+    f"--config.data.demonstrations={data / 'demonstrations.jsonl'}",
+    f"--config.data.valid={data / 'demonstrations.jsonl'}",
+    f"--config.data.text={data / 'text.jsonl'}",
+    "--config.data.prompt=30",
+    "--config.batch=8",
+    "--config.text_rows=1",
+    "--config.rows_at_once=1",
+    "--config.model.dropout=0",
+    "--config.evaluate_every=1",
+  ]
+  assert run("rl_init", tmp_path / "packed", *options) == 0
+  said = capsys.readouterr().err
+  assert "8 rows a batch, 7 of them demonstrations, which are packed: " in said
+  assert "(without config.data.pack, 36 %)" in said
+  assert run("rl_init", tmp_path / "apart", "--config.data.pack=false", *options) == 0
+  packed, apart = metrics(tmp_path / "packed"), metrics(tmp_path / "apart")
+  assert len(packed) == len(apart)
+  for one, other in zip(packed, apart):
+    assert list(one) == list(other)
+    for name in set(one) - {"stage", "update/useful"}:
+      assert one[name] == pytest.approx(other[name], rel=2e-5), name
+    if "update/useful" in one:
+      assert one["update/useful"] > 1.5 * other["update/useful"]
+
+
+@pytest.mark.parametrize(
+  ("shape", "changes", "expected"),
+  [
+    ((1, 1, 1), {}, (6, 4)),  # six rows of 50 hold 256 tokens
+    ((1, 1, 1), {"micro": 6}, (4, 6)),
+    ((2, 2, 2), {"micro": 2}, (12, 2)),
+    ((2, 2, 2), {"rows_at_once": 2}, (8, 3)),
+  ],
+)
+def test_a_planned_batch_has_the_shapes_of_a_packed_one(shape, changes, expected):
+  """A row for each of its demonstrations, in parts of no more rows than config.micro allows."""
+  lengths = {"batch": 24, "data.prompt": 20, "data.response": 30}
+  config = settings.replaced(settings.load("rl_init:tiny"), lengths | changes)
+  row = pipeline.Row(np.arange(9, dtype=np.int32), 4)
+  prepared = pretrain_sft.Prepared([row] * 50, [row] * 9, [], [], 40, {}, {})
+  with jax.set_mesh(sharding.make_mesh(*shape)):
+    planned = pretrain_sft.wire(config, tiny.lm("gpt"), 1).batch["rows"]
+    packed = pretrain_sft.packed_rows(config)
+    batch = pretrain_sft.batches_of(config, prepared, tiny.lm("gpt"), {})(0)["rows"]
+  assert packed == expected
+  assert jax.tree.map(jnp.shape, batch) == jax.tree.map(jnp.shape, planned)
+  assert jax.tree.map(lambda x: x.dtype, batch) == jax.tree.map(lambda x: x.dtype, planned)
+  assert (batch.valid > 0).sum() == 24 * 9
 
 
 def sixteen(tmp_path, *names, lengths=2):
@@ -270,7 +322,7 @@ def test_two_processes_make_half_of_the_rows_each_and_one_batch():
     env = os.environ | {
       "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
       "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+      "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
     }
     command = [sys.executable, "-c", TOGETHER, place, str(index)]
     return subprocess.Popen(

@@ -142,3 +142,92 @@ def test_the_pretraining_term_of_ppo_is_the_same_packed():
     loss = jax.jit(partial(ppo.ptx_loss, frozen=Frozen({}, {}, {}), ppo=settings))
     losses.append(float(loss(params, (batch, share), None)[0]))
   assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+# --- the demonstrations of a batch ---
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+  rows=st.lists(st.tuples(st.integers(1, 16), st.floats(0, 1)), min_size=1, max_size=20),
+  taken=st.integers(0, 3),
+  at_once=st.integers(1, 4),
+)
+def test_rows_in_parts_overlap_nowhere_and_keep_both_limits(rows, taken, at_once):
+  sizes = np.asarray([size for size, _ in rows])
+  marked = np.asarray([int(size * share) for size, share in rows])
+  most = max(int(marked.max()), 8)
+  places = packing.into_parts(sizes, 16, at_once, marked=marked, most=most, taken=taken)
+  counts, marks = np.zeros((places.count, at_once, 16)), np.zeros((places.count, at_once))
+  for i in range(len(sizes)):
+    where = places.part[i], places.row[i]
+    counts[(*where, slice(places.start[i], places.start[i] + sizes[i]))] += 1
+    marks[where] += marked[i]
+  assert counts.sum() == sizes.sum() and counts.max() == 1 and marks.max() <= most
+  filled = counts.any(-1).reshape(-1)
+  assert not filled[:taken].any()
+  begun = -(-(taken + len(sizes)) // at_once)
+  assert filled[-at_once:].any() and places.count <= begun
+  assert not np.diff(filled[taken:].astype(int)).max(initial=0) > 0  # no empty row between others
+
+
+def test_a_limit_of_marked_tokens_by_hand():
+  sizes, marked = np.asarray([5, 4, 3]), np.asarray([3, 2, 1])
+  assert [b.tolist() for b in packing.fit_marked(sizes, 9, marked, 9)] == [[0, 1], [2]]
+  assert [b.tolist() for b in packing.fit_marked(sizes, 9, marked, 4)] == [[0, 2], [1]]
+  with pytest.raises(UserError, match="a row of 3 tokens that carry loss"):
+    packing.fit_marked(sizes, 9, marked, 2)
+  with pytest.raises(UserError, match="a row of 5 tokens does not fit in packed rows of 4"):
+    packing.fit_marked(sizes, 4, marked, 9)
+  # A full row of 40 tokens has 40 * 6 / 12 = 20 of them, and half as many again are 30: below 32.
+  assert packing.marked_limit(sizes, marked, 40) == 32
+  assert packing.marked_limit(sizes, np.asarray([3, 2, 30]), 40) == 40
+  assert packing.marked_limit(np.asarray([99, 9]), np.asarray([0, 9]), 40) == 9
+  masked = Row(np.arange(4), 3, np.asarray([1, 0, 1, 1], bool))
+  assert [packing.marked_tokens(row) for row in (Row(np.arange(4), 0), masked)] == [3, 2]
+
+
+def test_a_batch_in_parts_by_hand():
+  """Two parts of two rows: the text, then 4 + 2 tokens; then 3 tokens, and nothing."""
+  rows = [Row(np.asarray(ids), start) for ids, start in (([1, 2], 0), ([3, 4, 5], 2))]
+  rows.append(Row(np.asarray([6, 7, 8, 9]), 1))
+  text = pipeline.pad_demonstrations([Row(np.asarray([21, 22, 23, 24, 25, 26]), 1)], length=6)
+  batch = pipeline.pad_demonstrations(rows, length=6)
+  packed = packing.pack_batch(batch, rows=2, parts=2, first=text)
+  parts = steps.split(jax.tree.map(jnp.asarray, packed), 2)
+  assert parts.tokens.tolist() == [
+    [[21, 22, 23, 24, 25, 26], [6, 7, 8, 9, 1, 2]],
+    [[3, 4, 5, 0, 0, 0], [0, 0, 0, 0, 0, 0]],
+  ]
+  assert parts.valid.tolist() == [
+    [[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 2, 2]],
+    [[1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]],
+  ]
+  assert parts.mask.astype(int).tolist() == [
+    [[0, 1, 1, 1, 1, 1], [0, 1, 1, 1, 0, 1]],
+    [[0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]],
+  ]
+  with pytest.raises(ValueError, match="4 rows may need more than 1 parts of 2"):
+    packing.pack_batch(batch, rows=2, parts=1, first=text)
+
+
+def paper_lengths(rng, median, mean, count, limit=1024, scaled=128):
+  """Lognormal lengths up to a limit, which is then scaled."""
+  sigma = np.sqrt(2 * np.log(mean / median))
+  lengths = rng.lognormal(np.log(median), sigma, count).clip(1, limit)
+  return np.ceil(lengths * scaled / limit).astype(np.int64)
+
+
+def test_packed_batches_of_the_papers_lengths_are_useful():
+  """32 demonstrations a batch, in rows of 128 + 128 tokens, of which 12 % would be used."""
+  rng = np.random.default_rng(0)
+  prompts = paper_lengths(rng, 62, 166, 32 * 50)
+  responses = paper_lengths(rng, 50, 100, 32 * 50)
+  sizes = prompts + responses
+  most = packing.marked_limit(sizes, responses, 256)
+  assert sizes.mean() < 0.13 * 256 and most < 0.65 * 256
+  places = [
+    packing.into_parts(sizes[i : i + 32], 256, 1, marked=responses[i : i + 32], most=most)
+    for i in range(0, len(sizes), 32)
+  ]
+  assert sizes.sum() / sum(256 * batch.count for batch in places) > 0.85
