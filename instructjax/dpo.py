@@ -4,10 +4,12 @@
 
 It is the reward model's loss (Ouyang et al. 2022, Eq. 1) on the implicit reward
 β log π_θ(y|x) / π_ref(y|x): the reward under which π_θ is the optimum of Eq. 2 without its last
-term. All pairs of a prompt are one batch element, and every completion is read once. The reference
-is the model that training started from; its untrained trunk is the policy's.
+term. All pairs of a prompt are one batch element, the prompt is read once for its completions, and
+each of them once (`types.Comparisons`). The reference is the model that training started from; its
+untrained trunk is the policy's.
 
-Dimensions: B prompts, K completions, T tokens.
+Dimensions: B prompts, K completions; G packed rows of a part, N parts, L tokens of a packed row, M
+of them in completions, S prompts that a row may hold, B = G * S of a part.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ from instructjax.types import (
   LM,
   Array,
   Comparisons,
-  Demonstrations,
   Float,
   Frozen,
   Key,
@@ -42,9 +43,7 @@ class DPOConfig:
   """Settings of one step."""
 
   beta: float = 0.1  # of the KL penalty whose optimum the policy is
-  micro: int = 1
   dropout: bool = False
-  window: int | None = None  # the longest completion in tokens: only their logits are computed
   # the loss of a prompt is divided by the pairs that are left without ties, or by "all" C(K,2)
   pairs: str = "remaining"
 
@@ -52,31 +51,43 @@ class DPOConfig:
 def completion_logp(
   lm: LM,
   params: Params,
-  batch: Comparisons,
-  window: int | None = None,
+  part: Comparisons,
   *,
   key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B K"]:
-  """Returns log π(y_k | x) of every completion: the sum over its marked tokens, in nats."""
-  flat = reward.flatten(batch)
-  assert flat.mask is not None, "the rows bring no mask of their completions"
-  rows = Demonstrations(flat.tokens, flat.valid, flat.mask, flat.stem)
-  logp, mask = likelihood.masked_logp(lm, params, rows, window, key=key)
-  total = jnp.sum(jnp.where(mask, logp, 0), axis=1)
-  # The K completions of a prompt lie on one device.
-  return jax.lax.reshape(total, batch.rank.shape, out_sharding=sharding.spec("batch", None))
+  """Returns log π(y_k | x) of every completion of a part [G, ...], in nats.
+
+  Logits are computed where a token of a completion is predicted, and nowhere else.
+  """
+  predictions = part.predictions
+  assert predictions is not None, "the rows do not say which tokens a policy learns"
+  hidden = lm.hidden(
+    params,
+    part.tokens,
+    part.valid,
+    branch=part.branch,
+    stem=part.stem,
+    key=key,
+  )
+  before = reward.at_columns(hidden, predictions.before)
+  logp, _ = likelihood.of_tokens(lm, params, before, predictions.token)
+  G, S, K = part.rank.shape
+  is_of = predictions.completion[:, :, None] == jnp.arange(S * K)
+  total = jnp.sum(jnp.where(is_of, logp[:, :, None], 0), axis=1)
+  by_row = jax.lax.reshape(total, (G, S, K), out_sharding=sharding.spec("batch", None, None))
+  return reward.by_prompt(by_row)
 
 
 def implicit_reward(
   lm: LM,
   params: Params,
   frozen: Frozen,
-  batch: Comparisons,
+  part: Comparisons,
   cfg: DPOConfig,
 ) -> Float[Array, "B K"]:
   """Returns β log π(y_k | x) / π_ref(y_k | x), by which a policy orders completions."""
-  logp = completion_logp(lm, frozen.trunk | params, batch, cfg.window)
-  ref_logp = completion_logp(lm, frozen.trunk | frozen.ref, batch, cfg.window)
+  logp = completion_logp(lm, frozen.trunk | params, part)
+  ref_logp = completion_logp(lm, frozen.trunk | frozen.ref, part)
   return cfg.beta * (logp - ref_logp)
 
 
@@ -103,20 +114,19 @@ def dpo_loss(
   frozen: Frozen,
   cfg: DPOConfig,
 ) -> tuple[Scalar, tuple[Array, Array]]:
-  """Returns the loss, and (log π, log π_ref) of the completions as the rows of `steps.gradients`.
+  """Returns the loss of a part, and (log π, log π_ref) of its completions.
 
-  `batch` holds the weight of each pair.
+  `batch` holds the part and the weight of each of its pairs.
   """
-  comparisons, weight = batch
+  part, weight = batch
   logp = completion_logp(
     lm,
     frozen.trunk | params,
-    comparisons,
-    cfg.window,
+    part,
     key=key if cfg.dropout else None,
   )
   # The reference is read without dropout, and has no gradient.
-  ref_logp = completion_logp(lm, frozen.trunk | frozen.ref, comparisons, cfg.window)
+  ref_logp = completion_logp(lm, frozen.trunk | frozen.ref, part)
   ref_logp = jax.lax.stop_gradient(ref_logp)
   chosen, rejected = _pair_arrays(logp)
   ref_chosen, ref_rejected = _pair_arrays(ref_logp)
@@ -133,27 +143,32 @@ def dpo_step(
   tx: optax.GradientTransformation,
   cfg: DPOConfig = DPOConfig(),
 ) -> tuple[TrainState, Metrics]:
-  """Makes one update on ranked prompts, each of which carries the same weight whatever its K."""
+  """Makes one update on ranked prompts, each of which carries the same weight whatever its K.
+
+  The batch is [G, N, ...], as that of `reward.reward_step` is.
+  """
   key = keys.key_for(state.key, "dropout", state.step)
+  parts, count = reward.into_parts(batch)
+  rank, differ = reward.ranks_of(parts)
   # The weights are shares of the whole batch, so they are made before it is split.
-  differ = reward.distinct(batch)
-  weight = losses.pair_weights(batch.rank, cfg.pairs, distinct=differ)
-  grads, loss, (logp, ref_logp) = steps.gradients(
+  weight = losses.pair_weights(rank, cfg.pairs, distinct=differ)
+  grads, loss, rows = steps.gradients_of_parts(
     partial(dpo_loss, lm=lm, frozen=frozen, cfg=cfg),
     state.params,
-    (batch, weight),
+    (parts, steps.split(weight, parts.tokens.shape[0])),
     key,
-    micro=cfg.micro,
+    count=count,
   )
+  logp, ref_logp = steps.merge(rows)
   rewards = cfg.beta * (logp - ref_logp)
-  accuracy, pair_count = reward.pair_accuracy(rewards, batch.rank, differ)
+  accuracy, pair_count = reward.pair_accuracy(rewards, rank, differ)
   # Means over pairs, whatever the loss is divided by.
-  share = losses.pair_weights(batch.rank, distinct=differ)
+  share = losses.pair_weights(rank, distinct=differ)
   metrics = {
     "loss": loss,
     "accuracy": accuracy,
     "pairs": pair_count,
-    "tokens": (batch.valid > 0).sum(),
+    **reward.work(parts, count),
     # Implicit rewards are in nats times beta, log-probabilities in nats.
     "reward/chosen": jnp.sum(share * rewards[:, :, None]),
     "reward/rejected": jnp.sum(share * rewards[:, None, :]),

@@ -146,7 +146,7 @@ def pair_weights(
   a prompt without pairs does not count. The paper drops ties but leaves open whether the rest is
   divided by the "remaining" pairs of the prompt or by "all" C(K,2) of them.
 
-  `distinct` is False for pairs whose completions are the same row (`reward.distinct`): they have
+  `distinct` is False for pairs whose completions are the same row (`reward.ranks_of`): they have
   one score whatever the model, so they weigh nothing, as ties do.
 
   Raises:

@@ -144,11 +144,11 @@ def lay_out(rows: Rollout, ppo: PPO) -> packs.Layout:
   """Packs all episodes of an iteration, for their scores."""
   mask = returns.value_mask(rows.mask, ppo.place)
   episodes, length = rows.tokens.shape
-  at_once = _rows_at_once(episodes // ppo.cfg.minibatches, length, ppo.cfg)
+  at_once = rows_at_once(episodes // ppo.cfg.minibatches, length, ppo.cfg)
   return packs.lay_out(rows.valid, mask, at_once)
 
 
-def _rows_at_once(minibatch: int, length: int, cfg: PPOConfig) -> int:
+def rows_at_once(minibatch: int, length: int, cfg: PPOConfig) -> int:
   """Returns the rows that a device computes at once where a minibatch has so many episodes."""
   return packs.rows_at_once(
     minibatch // sharding.batch_shards(),
@@ -164,7 +164,7 @@ def most_parts(episodes: int, length: int, cfg: PPOConfig) -> tuple[int, int]:
   That is where all of them have full length, one a row.
   """
   minibatch = episodes // cfg.minibatches
-  at_once = _rows_at_once(minibatch, length, cfg) * sharding.batch_shards()
+  at_once = rows_at_once(minibatch, length, cfg) * sharding.batch_shards()
   return math.ceil(episodes / at_once), math.ceil(minibatch / at_once)
 
 
@@ -484,7 +484,7 @@ def minibatch_step(
     return ppo_loss(params, batch, key, frozen=frozen, ppo=ppo, first=first)
 
   episodes, length = exp.tokens.shape
-  at_once = _rows_at_once(episodes, length, cfg)
+  at_once = rows_at_once(episodes, length, cfg)
   layout = packs.lay_out(exp.valid, exp.value_mask, at_once)
   grads, loss, measured = steps.gradients_of_parts(
     loss_of_part,

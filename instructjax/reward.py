@@ -2,10 +2,12 @@
 
     L(θ) = - 1/C(K,2) E log σ(r_θ(x, y_w) - r_θ(x, y_l))        (Ouyang et al. 2022, Eq. 1)
 
-All C(K,2) pairs of a prompt are one batch element, so an update takes K forward passes a prompt and
-not K(K-1). Parameters are {"lm": ..., "head": ...}.
+All C(K,2) pairs of a prompt are one batch element, so an update reads K completions of it and not
+K(K-1). The prompt is read once for all of them: they are branches of it in one packed row
+(`types.Comparisons`). Parameters are {"lm": ..., "head": ...}.
 
-Dimensions: B prompts, K completions, T tokens, D width.
+Dimensions: B prompts, K completions, T tokens, D width; G packed rows of a part, N parts, L tokens
+of a packed row, S prompts that it may hold, B = G * S of a part.
 """
 
 from __future__ import annotations
@@ -42,7 +44,6 @@ from instructjax.types import (
 class RewardConfig:
   """Settings of one reward-model step."""
 
-  micro: int = 1
   dropout: bool = False
   # Eq. 1 divides by the pairs that are left when ties are dropped, or by "all" C(K,2)
   pairs: str = "remaining"
@@ -105,48 +106,47 @@ def closed(rows: Rollout, eos: tuple[int, ...]) -> Int[Array, "B T"]:
   return jnp.where(last & was_cut, jnp.int32(eos[0]), rows.tokens)
 
 
-def flatten(batch: Comparisons) -> Comparisons:
-  """[B, K, ...] -> [B*K, ...] for tokens, valid, mask and stem; the rank keeps its shape."""
-
-  # The completions of a prompt stay on its device, so nothing moves.
-  def flatten_leaf(x: Array) -> Array:
-    prompts, completions, *rest = x.shape
-    rows = sharding.spec("batch", *[None] * len(rest))
-    return jax.lax.reshape(x, (prompts * completions, *rest), out_sharding=rows)
-
-  return Comparisons(
-    tokens=flatten_leaf(batch.tokens),
-    valid=flatten_leaf(batch.valid),
-    rank=batch.rank,
-    stem=None if batch.stem is None else flatten_leaf(batch.stem),
-    mask=None if batch.mask is None else flatten_leaf(batch.mask),
-  )
-
-
 def score_comparisons(
   lm: LM,
   params: Params,
-  batch: Comparisons,
+  part: Comparisons,
   *,
   key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B K"]:
-  """Returns r(x, y_k) of every completion, by one forward pass each."""
-  flat = flatten(batch)
-  scores = score(
-    lm,
-    params,
-    flat.tokens,
-    flat.valid,
-    stem=flat.stem,
+  """Returns r(x, y_k) of every completion of a part [G, ...], read at its last token.
+
+  What it returns for completions that are not there says nothing.
+  """
+  hidden = lm.hidden(
+    params["lm"],
+    part.tokens,
+    part.valid,
+    branch=part.branch,
+    stem=part.stem,
     key=key,
   )
-  # The K completions of a prompt lie on one device.
-  by_prompt = sharding.spec("batch", None)
-  return jax.lax.reshape(scores, batch.rank.shape, out_sharding=by_prompt)
+  values = heads.values(params["head"], hidden)
+  return by_prompt(at_columns(values, part.last))
+
+
+def at_columns(x: Float[Array, "G L *D"], column: Int[Array, "G ..."]) -> Float[Array, "G ..."]:
+  """Returns what stands in some columns of each row: [G, *M, *D]. Nothing leaves its device."""
+
+  def of_row(row: Array, column: Array) -> Array:
+    return row[column]
+
+  return jax.vmap(of_row)(x, column)
+
+
+def by_prompt(x: Array) -> Array:
+  """[..., G, S, K] -> [..., B, K]: the prompts of all packed rows, each on its device."""
+  *lead, G, S, K = x.shape
+  partition = sharding.spec(*[None] * len(lead), "batch", None)
+  return jax.lax.reshape(x, (*lead, G * S, K), out_sharding=partition)
 
 
 def margins(
-  batch: Comparisons,
+  part: Comparisons,
   cfg: RewardConfig,
 ) -> Float[Array, "B K K"] | float:
   """Returns by how much each completion i has to score higher than each j that it beats.
@@ -161,10 +161,10 @@ def margins(
     return cfg.margin
   match cfg.margin_by:
     case "rank":
-      level = -batch.rank.astype(jnp.float32)  # rank 1 is the best
+      level = -by_prompt(part.rank).astype(jnp.float32)  # rank 1 is the best
     case "rating":
-      assert batch.rating is not None, "the rows bring no ratings"
-      level = batch.rating
+      assert part.rating is not None, "the rows bring no ratings"
+      level = by_prompt(part.rating)
     case _:
       raise ValueError(f'margin_by must be "pair", "rank" or "rating", got {cfg.margin_by!r}')
   gap = level[:, :, None] - level[:, None, :]
@@ -179,16 +179,6 @@ def choice_weights(rank: Int[Array, "B K"]) -> Float[Array, " B"]:
   return has_best / count.astype(jnp.float32)
 
 
-def distinct(batch: Comparisons) -> Bool[Array, "B K K"]:
-  """Returns which pairs of completions of a prompt differ in a token.
-
-  Completions may be the same text, or become the same row when they are cut. No model can score
-  them apart, so such a pair teaches and measures nothing.
-  """
-  real = jnp.where(batch.valid, batch.tokens, -1)  # what stands in padding does not count
-  return jnp.any(real[:, :, None] != real[:, None, :], axis=-1)
-
-
 def reward_loss(
   params: Params,
   batch: tuple[Comparisons, Float[Array, "B K K"], Float[Array, " B"]],
@@ -198,18 +188,21 @@ def reward_loss(
   trunk: Params,
   cfg: RewardConfig,
 ) -> tuple[Scalar, Float[Array, "B K"]]:
-  """Returns the loss and the scores; `batch` holds the weights of each pair and of each prompt."""
-  comparisons, pair_weight, choice_weight = batch
+  """Returns the loss and the scores of a part.
+
+  `batch` holds the part, and the weights of each of its pairs and of each of its prompts.
+  """
+  part, pair_weight, choice_weight = batch
   scores = score_comparisons(
     lm,
     join(trunk, params),
-    comparisons,
+    part,
     key=key if cfg.dropout else None,
   )
   if cfg.loss == "best_of_k":
-    loss = losses.best_of_k(scores, comparisons.rank, choice_weight)
+    loss = losses.best_of_k(scores, by_prompt(part.rank), choice_weight)
   else:
-    loss = losses.ranking(scores, pair_weight, margin=margins(comparisons, cfg))
+    loss = losses.ranking(scores, pair_weight, margin=margins(part, cfg))
   if cfg.centering:
     loss += cfg.centering * losses.centering(scores, pair_weight)
   return loss, scores
@@ -222,7 +215,7 @@ def pair_accuracy(
 ) -> tuple[Scalar, Scalar]:
   """Returns (the share of pairs that the scores order as the ranks do, the number of pairs).
 
-  Pairs that do not `differ` in a token do not count (`distinct`). Over no pairs the share is NaN:
+  Pairs that do not `differ` in a token do not count (`ranks_of`). Over no pairs the share is NaN:
   it is unknown, and 0 would say that all of them are wrong.
   """
   # Sums over prompts, so that the accuracy is that of pairs.
@@ -230,6 +223,32 @@ def pair_accuracy(
   count = pairs.sum()
   share = correct.sum() / jnp.maximum(count, 1)
   return jnp.where(count > 0, share, jnp.nan), count
+
+
+def into_parts(batch: Comparisons) -> tuple[Comparisons, Int[Array, ""]]:
+  """Returns a batch [G, N, ...] as parts [N, G, ...], and how many of them hold something."""
+  parts = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), batch)
+  holds_something = jnp.any(parts.valid > 0, axis=(1, 2))
+  return parts, jnp.sum(holds_something, dtype=jnp.int32)
+
+
+def work(parts: Comparisons, count: Int[Array, ""]) -> dict[str, Array]:
+  """Returns how many tokens there are, and the share of the computed positions that hold one."""
+  _, G, L = parts.tokens.shape
+  tokens = jnp.sum(parts.valid > 0)
+  positions = jnp.maximum(count * G * L, 1)
+  return {"tokens": tokens, "update/useful": tokens / positions.astype(jnp.float32)}
+
+
+def ranks_of(parts: Comparisons) -> tuple[Int[Array, "B K"], Bool[Array, "B K K"]]:
+  """Returns the ranks of all parts [N, G, ...], and which pairs of completions differ in a token.
+
+  Completions may be the same text, or become the same row when they are cut. No model can score
+  them apart, so such a pair teaches and measures nothing.
+  """
+  rank = steps.merge(by_prompt(parts.rank))
+  same = steps.merge(by_prompt(parts.same))
+  return rank, same[:, :, None] != same[:, None, :]
 
 
 def reward_step(
@@ -241,26 +260,33 @@ def reward_step(
   tx: optax.GradientTransformation,
   cfg: RewardConfig = RewardConfig(),
 ) -> tuple[TrainState, Metrics]:
-  """Makes one update on ranked prompts, each of which carries the same weight whatever its K."""
+  """Makes one update on ranked prompts, each of which carries the same weight whatever its K.
+
+  The batch is [G, N, ...]. Its parts are computed one after the other, and parts that hold nothing
+  are not computed.
+  """
   key = keys.key_for(state.key, "dropout", state.step)
+  parts, count = into_parts(batch)
+  N = parts.tokens.shape[0]
+  rank, differ = ranks_of(parts)
   # The weights are shares of the whole batch, so they are made before it is split.
-  differ = distinct(batch)
-  weight = losses.pair_weights(batch.rank, cfg.pairs, distinct=differ)
-  choice_weight = choice_weights(batch.rank)
-  grads, loss, scores = steps.gradients(
+  weight = losses.pair_weights(rank, cfg.pairs, distinct=differ)
+  choice_weight = choice_weights(rank)
+  grads, loss, scores = steps.gradients_of_parts(
     partial(reward_loss, lm=lm, trunk=trunk, cfg=cfg),
     state.params,
-    (batch, weight, choice_weight),
+    (parts, *steps.split((weight, choice_weight), N)),
     key,
-    micro=cfg.micro,
+    count=count,
   )
-  accuracy, pair_count = pair_accuracy(scores, batch.rank, differ)
-  real = batch.rank > 0  # the other completions are padding
+  scores = steps.merge(scores)
+  accuracy, pair_count = pair_accuracy(scores, rank, differ)
+  real = rank > 0  # the other completions are not there
   metrics = {
     "loss": loss,
     "accuracy": accuracy,
     "pairs": pair_count,
-    "tokens": (batch.valid > 0).sum(),
+    **work(parts, count),
     "score/mean": (scores * real).sum() / jnp.maximum(real.sum(), 1),
     "grad/norm": optax.tree.norm(grads),
   }

@@ -188,7 +188,7 @@ def uniforms(
   row: Int[Array, " B"],
   t: Int[Array, " B"],
 ) -> Float[Array, " B"]:
-  """Returns the uniform number of each row's token t; it depends on the key, the row and t alone."""
+  """Returns a uniform number for token t of each row, of the key, the row and t alone."""
 
   def uniform(key: Array, row: Array, t: Array) -> Array:
     own_key = jax.random.fold_in(jax.random.fold_in(key, row), t)
@@ -255,6 +255,14 @@ def shape_of(cfg: Sampling, prompts: int, length: int) -> Shape:
     response=cfg.response,
     block=cache.block_width(length + cfg.response),
   )
+
+
+def sizes_of(slots: int) -> list[int]:
+  """Returns the numbers of slots in which the rows of a device are sampled, and 0 at the end."""
+  sizes = [slots]
+  while len(sizes) <= HALVINGS and sizes[-1] >= 8:
+    sizes.append(sizes[-1] // 2)
+  return [*sizes, 0]
 
 
 class Rows(NamedTuple):
@@ -477,9 +485,7 @@ def refill(s: Sampler, slots: Slots) -> Slots:
 
 def take(x: Array, numbers: Int[Array, " M"]) -> Array:
   """Returns the rows of these numbers, which count those of the device."""
-  return sharding.on_each_device(
-    lambda x, numbers: x[numbers], sharding.partition(x), x, numbers
-  )
+  return sharding.on_each_device(lambda x, numbers: x[numbers], sharding.partition(x), x, numbers)
 
 
 def row_numbers(s: Sampler) -> Int[Array, " B"]:
@@ -526,7 +532,7 @@ def read(
 
 def run(s: Sampler) -> Slots:
   """Samples every row: refills and steps until the queue is empty, then ever fewer slots."""
-  size = s.shape.slots
+  sizes = sizes_of(s.shape.slots)
 
   def live_at_most(slots: Slots, most: int) -> Bool[Array, ""]:
     def on_device(live: Array) -> Array:
@@ -547,10 +553,6 @@ def run(s: Sampler) -> Slots:
     with jax.named_scope("trips:steps"):
       return jax.lax.while_loop(goes_on, partial(step, s), slots)
 
-  sizes = [size]
-  while len(sizes) <= HALVINGS and sizes[-1] >= 8:
-    sizes.append(sizes[-1] // 2)
-  sizes.append(0)
   # The names are those of the loops where their trips are counted (`plan.counting`).
   with jax.named_scope("trips:refills"):
     slots = jax.lax.while_loop(

@@ -32,6 +32,10 @@ Metrics = dict[str, Scalar]
 Cache = PyTree[Array]
 # False or 0 is padding. Integers above 0 number the segments of a packed row.
 Valid = Bool[Array, "B T"] | Int[Array, "B T"]
+# Of a packed row whose segments are groups: 0 is what all branches of the group begin with, its
+# prompt, and k > 0 is branch k, a completion. A branch continues from the prompt, and sees the
+# prompt and itself.
+Branch = Int[Array, "B T"]
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,13 @@ class LM(NamedTuple):
         A pytree of `Leaf`: the source of shapes, shardings and initial values.
     init(key)
         Returns float32 parameters.
-    stem(params, tokens, valid)
+    stem(params, tokens, valid, branch=None)
         Returns the embeddings [B, T, D] carried through `lower`, or just the embeddings.
-    hidden(params, tokens, valid, *, stem=None, key=None)
-        Returns [B, T, D] float32 after the final norm. A given `stem` takes the place of
-        `stem(params, tokens, valid)`; a given `key` switches residual dropout on.
+    hidden(params, tokens, valid, *, branch=None, stem=None, key=None)
+        Returns [B, T, D] float32 after the final norm. `branch` [B, T] says which tokens of a
+        segment are a prompt and which are its branches (`Branch`): a token then sees only the
+        prompt and its own branch, from which its position is counted too. A given `stem` takes the
+        place of `stem(params, tokens, valid, branch)`; a given `key` switches residual dropout on.
     logits(params, hidden)
         Returns [..., V] float32 from [..., D].
     unstack(params, *, whole=True)
@@ -107,18 +113,34 @@ class Demonstrations:
 
 
 @struct.dataclass
-class Comparisons:
-  """K completions of each prompt with their ranks.
+class Predictions:
+  """The tokens of the completions in packed rows, M of them a row, which a policy learns."""
 
-  Rank 1 is the best, equal ranks are ties, and rank 0 is a padded completion.
+  before: Int[Array, "*G M"]  # the column of the token before, whose hidden state predicts it
+  token: Int[Array, "*G M"]
+  completion: Int[Array, "*G M"]  # s * K + k for completion k of prompt s; S * K for none
+
+
+@struct.dataclass
+class Comparisons:
+  """Ranked completions in packed rows: each prompt once, its completions as branches of it.
+
+  A packed row of L tokens holds up to S prompts with up to K completions each. Of a batch there are
+  N parts of G packed rows, [G, N, ...], and those that hold something come first.
+
+  Rank 1 is the best, equal ranks are ties, and rank 0 is a completion that is not there. A prompt
+  that is not there has ranks of 0 only.
   """
 
-  tokens: Int[Array, "*B K T"]
-  valid: Bool[Array, "*B K T"]
-  rank: Int[Array, "*B K"]
-  stem: Float[Array, "*B K T D"] | None = None
-  rating: Float[Array, "*B K"] | None = None  # the overall quality, where margins count it
-  mask: Bool[Array, "*B K T"] | None = None  # the tokens of the completions, which DPO reads
+  tokens: Int[Array, "*G L"]
+  valid: Int[Array, "*G L"]  # numbers the prompts of a row, with their completions
+  branch: Int[Array, "*G L"]  # 0 in a prompt, k + 1 in its completion k
+  last: Int[Array, "*G S K"]  # the column of the last token of each completion
+  rank: Int[Array, "*G S K"]
+  same: Int[Array, "*G S K"]  # completions of a prompt with the same number are the same row
+  stem: Float[Array, "*G L D"] | None = None  # `LM.stem` of the tokens, if computed beforehand
+  rating: Float[Array, "*G S K"] | None = None  # the overall quality, where margins count it
+  predictions: Predictions | None = None  # of DPO
 
 
 @struct.dataclass
@@ -191,6 +213,7 @@ __all__ = [
   "LM",
   "Array",
   "Bool",
+  "Branch",
   "Cache",
   "Comparisons",
   "Demonstrations",
@@ -202,6 +225,7 @@ __all__ = [
   "Leaf",
   "Metrics",
   "Params",
+  "Predictions",
   "Prompts",
   "PyTree",
   "Rollout",

@@ -66,6 +66,10 @@ TESTS = {
   "bestofn": ["tests/method/test_bestofn.py"],
   "intervals": ["tests/method/test_intervals.py"],
   "models/heads": ["tests/models/test_heads.py"],
+  "models/blocks": ["tests/models/test_branched_rows.py"],
+  "models/attention": ["tests/models/test_branched_rows.py"],
+  "models/transformer": ["tests/models/test_branched_rows.py"],
+  "data/batches/branches": ["tests/data/batches/test_branches.py"],
   "models/decay": ["tests/models/test_decay.py"],
   "system/keys": ["tests/system/test_keys.py"],
 }
@@ -1425,16 +1429,29 @@ MUTANTS["reward"] = [
     "last = rows.valid",
     "every token of a cut response is an end of text",
   ),
+  M("    stem=part.stem,\n", "", "the stem of the comparisons is computed again"),
+  M("    branch=part.branch,\n", "", "a completion sees those before it"),
   M(
-    "stem=None if batch.stem is None else flatten_leaf(batch.stem)",
-    "stem=None",
-    "the stem of the comparisons is computed again",
+    "    stem=part.stem,\n    key=key,\n",
+    "    stem=part.stem,\n",
+    "no dropout in the comparisons",
   ),
   M(
-    "return jax.lax.reshape(x, (prompts * completions, *rest), out_sharding=rows)",
-    "x = jnp.swapaxes(x, 0, 1)\n"
-    "    return jax.lax.reshape(x, (prompts * completions, *rest), out_sharding=rows)",
-    "prompts and completions swapped",
+    "return by_prompt(at_columns(values, part.last))",
+    "return by_prompt(at_columns(values, part.last - 1))",
+    "scores are read before the last token",
+  ),
+  M(
+    "holds_something = jnp.any(parts.valid > 0, axis=(1, 2))",
+    "holds_something = jnp.any(parts.valid >= 0, axis=(1, 2))",
+    "parts that hold nothing are computed",
+    equivalent="no number changes but the time and what is said of it",
+  ),
+  M("    count=count,\n", "    count=count - 1,\n", "the last part is left out"),
+  M(
+    "positions = jnp.maximum(count * G * L, 1)",
+    "positions = jnp.maximum(count * L, 1)",
+    "the rows of a part are not counted",
   ),
   M("key=key if cfg.dropout else None", "key=key", "dropout cannot be switched off"),
   M("key=key if cfg.dropout else None", "key=None", "no dropout in training"),
@@ -1449,20 +1466,19 @@ MUTANTS["reward"] = [
     "the same dropout in every step",
   ),
   M(
-    "weight = losses.pair_weights(batch.rank, cfg.pairs, distinct=differ)",
-    "weight = losses.pair_weights(batch.rank, distinct=differ)",
+    "weight = losses.pair_weights(rank, cfg.pairs, distinct=differ)",
+    "weight = losses.pair_weights(rank, distinct=differ)",
     "the kind of mean over pairs is ignored",
   ),
-  M("micro=cfg.micro", "micro=1", "one micro-batch for all"),
   M(
     "share = correct.sum() / jnp.maximum(count, 1)",
     "share = (correct / jnp.maximum(pairs, 1)).mean()",
     "the accuracy is a mean over prompts",
   ),
-  M("real = batch.rank > 0", "real = batch.rank >= 0", "padded completions in the mean score"),
+  M("real = rank > 0", "real = rank >= 0", "completions that are not there in the mean score"),
   M(
-    '"tokens": (batch.valid > 0).sum()',
-    '"tokens": jnp.int32(batch.valid.size)',
+    "tokens = jnp.sum(parts.valid > 0)",
+    "tokens = jnp.int32(parts.valid.size)",
     "padding counted as tokens",
   ),
   M(
@@ -1483,8 +1499,8 @@ MUTANTS["reward"] = [
   M('"b": head["b"] * gain + shift', '"b": shift', "the bias is replaced, not shifted"),
   M('"b": head["b"] * gain + shift', '"b": head["b"] + shift', "the bias has no part in the gain"),
   M(
-    "level = -batch.rank.astype(jnp.float32)",
-    "level = batch.rank.astype(jnp.float32)",
+    "level = -by_prompt(part.rank).astype(jnp.float32)",
+    "level = by_prompt(part.rank).astype(jnp.float32)",
     "the margin of ranks is upside down",
   ),
   M(
@@ -1498,9 +1514,9 @@ MUTANTS["reward"] = [
     "prompts without a best completion count",
   ),
   M(
-    "real = jnp.where(batch.valid, batch.tokens, -1)",
-    "real = batch.tokens",
-    "what stands in the padding makes a difference",
+    "return rank, same[:, :, None] != same[:, None, :]",
+    "return rank, same[:, :, None] >= 0 * same[:, None, :]",
+    "equal completions are a pair",
   ),
   M(
     "return jnp.where(count > 0, share, jnp.nan), count",
@@ -1836,38 +1852,36 @@ MUTANTS["ppo"] = [
 
 MUTANTS["dpo"] = [
   M(
-    "total = jnp.sum(jnp.where(mask, logp, 0), axis=1)",
-    "total = jnp.sum(logp, axis=1)",
-    "unmarked tokens count",
+    "is_of = predictions.completion[:, :, None] == jnp.arange(S * K)",
+    "is_of = predictions.completion[:, :, None] >= jnp.arange(S * K)",
+    "tokens of other completions count",
   ),
   M(
-    "total = jnp.sum(jnp.where(mask, logp, 0), axis=1)",
-    "total = jnp.mean(jnp.where(mask, logp, 0), axis=1)",
+    "total = jnp.sum(jnp.where(is_of, logp[:, :, None], 0), axis=1)",
+    "total = jnp.mean(jnp.where(is_of, logp[:, :, None], 0), axis=1)",
     "the mean of the tokens for their sum",
   ),
   M(
-    "logp, mask = likelihood.masked_logp(lm, params, rows, window, key=key)",
-    "logp, mask = likelihood.masked_logp(lm, params, rows, window)",
+    "    stem=part.stem,\n    key=key,\n",
+    "    stem=part.stem,\n",
     "no dropout in a completion",
   ),
-  M(
-    "rows = Demonstrations(flat.tokens, flat.valid, flat.mask, flat.stem)",
-    "rows = Demonstrations(flat.tokens, flat.valid, flat.mask)",
-    "the stem of a completion is computed again",
-  ),
+  M("    stem=part.stem,\n", "", "the stem of a completion is computed again"),
+  M("    branch=part.branch,\n", "", "a completion sees those before it"),
+  M("    count=count,\n", "    count=count - 1,\n", "the last part is left out"),
   M(
     "return cfg.beta * (logp - ref_logp)",
     "return logp - ref_logp",
     "beta left out of the implicit reward",
   ),
   M(
-    "ref_logp = completion_logp(lm, frozen.trunk | frozen.ref, batch, cfg.window)",
-    "ref_logp = completion_logp(lm, frozen.trunk | params, batch, cfg.window)",
+    "frozen.ref, part)\n  return cfg.beta",
+    "params, part)\n  return cfg.beta",
     "the implicit reward over the policy itself",
   ),
   M(
-    "lm, frozen.trunk | frozen.ref, comparisons, cfg.window)",
-    "lm, frozen.trunk | params, comparisons, cfg.window)",
+    "frozen.ref, part)\n  ref_logp = jax",
+    "params, part)\n  ref_logp = jax",
     "the policy is its own reference",
   ),
   M(
@@ -1883,11 +1897,6 @@ MUTANTS["dpo"] = [
   ),
   M("key=key if cfg.dropout else None", "key=key", "dropout cannot be switched off"),
   M("key=key if cfg.dropout else None", "key=None", "no dropout in training"),
-  M(
-    "    comparisons,\n    cfg.window,\n",
-    "    comparisons,\n    None,\n",
-    "logits of the prompts are computed too",
-  ),
   M("_flat(weight), beta=cfg.beta", "_flat(weight), beta=0.1", "beta is ignored"),
   M(
     'key = keys.key_for(state.key, "dropout", state.step)',
@@ -1895,23 +1904,22 @@ MUTANTS["dpo"] = [
     "the same dropout in every step",
   ),
   M(
-    "weight = losses.pair_weights(batch.rank, cfg.pairs, distinct=differ)",
-    "weight = losses.pair_weights(batch.rank, distinct=differ)",
+    "weight = losses.pair_weights(rank, cfg.pairs, distinct=differ)",
+    "weight = losses.pair_weights(rank, distinct=differ)",
     "the kind of mean over pairs is ignored",
   ),
   M(
-    "weight = losses.pair_weights(batch.rank, cfg.pairs, distinct=differ)",
-    "weight = losses.pair_weights(batch.rank, cfg.pairs)",
+    "weight = losses.pair_weights(rank, cfg.pairs, distinct=differ)",
+    "weight = losses.pair_weights(rank, cfg.pairs)",
     "equal completions are a pair",
   ),
-  M("    micro=cfg.micro,", "    micro=1,", "one micro-batch for all"),
   M(
     "rewards = cfg.beta * (logp - ref_logp)",
     "rewards = cfg.beta * logp",
     "no reference in the measured rewards",
   ),
   M(
-    "share = losses.pair_weights(batch.rank, distinct=differ)",
+    "share = losses.pair_weights(rank, distinct=differ)",
     "share = weight",
     "measured means are divided as the loss is",
   ),
@@ -1930,6 +1938,112 @@ MUTANTS["dpo"] = [
     "pass",
     "batches are not counted",
   ),
+]
+
+MUTANTS["models/blocks"] = [
+  M("count = in_prompt + in_branch", "count = in_prompt", "branches have no positions"),
+  M(
+    "in_branch = _count_in_segment(real & (branch > 0), valid, branch)",
+    "in_branch = _count_in_segment(real & (branch > 0), valid)",
+    "a branch goes on from the one before it",
+  ),
+  M(
+    "mask = mask & ((key_branch == 0) | (key_branch == query_branch))",
+    "mask = mask & (key_branch == query_branch)",
+    "a branch does not see its prompt",
+  ),
+  M(
+    "mask = mask & ((key_branch == 0) | (key_branch == query_branch))",
+    "mask = mask & (key_branch <= query_branch)",
+    "a branch sees those before it",
+  ),
+  M(
+    "mask = mask & (key_segment == query_segment)",
+    "mask = mask & (key_segment <= query_segment)",
+    "a branch sees other segments",
+  ),
+  M(
+    "mask = mask & (query_place - key_place < window)",
+    "mask = mask & (query_column[:, None] - key_column < window)",
+    "the window of a branch counts columns",
+  ),
+]
+
+MUTANTS["models/attention"] = [
+  M(
+    "column = jnp.arange(N * size).reshape(N, size)",
+    "column = jnp.arange(size) + jnp.zeros((N, 1), jnp.int32)",
+    "every block has the columns of the first",
+  ),
+  M(
+    "  body = jax.checkpoint(body, prevent_cse=False)\n",
+    "",
+    "the scores of all blocks are kept for the backward pass",
+  ),
+]
+
+MUTANTS["models/transformer"] = [
+  M(
+    'x = family.embed(params["embed"], tokens, blocks.positions(valid, branch))',
+    'x = family.embed(params["embed"], tokens, blocks.positions(valid))',
+    "learned positions count the other branches",
+  ),
+  M(
+    'x = run(family, params["lower"], x, valid, branch=branch)',
+    'x = run(family, params["lower"], x, valid)',
+    "the lower blocks see all branches",
+  ),
+  M(
+    "positions = blocks.positions(valid, branch)",
+    "positions = blocks.positions(valid)",
+    "rotary positions count the other branches",
+  ),
+]
+
+MUTANTS["data/batches/branches"] = [
+  M("shared = min(shared, *starts)", "pass", "the first tokens of completions are not learnt"),
+  M(
+    "return shortest if equal.all() else int(np.argmin(equal))",
+    "return 0",
+    "nothing is shared",
+  ),
+  M(
+    "last.append(end - 1 if len(rest) else shared - 1)",
+    "last.append(end - 1)",
+    "a row that others begin with ends in the branch before it",
+  ),
+  M(
+    "np.where(previous < shared, previous, previous - shared + begin)",
+    "previous - shared + begin",
+    "the first token of a branch is predicted by the branch before it",
+  ),
+  M(
+    "places = np.arange(max(start, 1), len(row))",
+    "places = np.arange(start, len(row))",
+    "the first token is predicted",
+  ),
+  M(
+    "last[completions] = start + group.last",
+    "last[completions] = group.last",
+    "scores of another group",
+  ),
+  M("valid[columns] = slot + 1", "valid[columns] = 1", "groups see each other"),
+  M(
+    "before[places] = start + learnt.before",
+    "before[places] = learnt.before",
+    "tokens are predicted from another group",
+  ),
+  M(
+    "completion[places] = slot * K + learnt.completion",
+    "completion[places] = learnt.completion",
+    "the completions of all groups are one",
+  ),
+  M(
+    "wanted = -(-most // micro) if micro else -(-POSITIONS // length)",
+    "wanted = -(-POSITIONS // length)",
+    "the number of parts is ignored",
+  ),
+  M("slots=min(batch, length // shortest)", "slots=1", "a row has room for one group"),
 ]
 
 

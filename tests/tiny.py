@@ -10,9 +10,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax.sharding import Mesh
 
 from instructjax import reward, sharding
+from instructjax.data.batches import branches, pipeline
 from instructjax.models import gpt, llama
 from instructjax.types import LM, Comparisons, Demonstrations, Frozen, Prompts
 
@@ -205,13 +207,64 @@ def text(lm, rows, width=8, seed=13) -> Demonstrations:
   )
 
 
-def comparisons(lm, rows, k, width=10, ties=True, seed=14) -> Comparisons:
+@struct.dataclass
+class Ranked:
+  """Ranked completions as separate rows [B, K, T]; rank 0 is no completion."""
+
+  tokens: np.ndarray
+  valid: np.ndarray
+  rank: np.ndarray
+  rating: np.ndarray | None = None
+  start: int = 0  # of the completions
+
+
+def ranked(lm, rows, k, width=10, ties=True, seed=14, prompt=2) -> Ranked:
+  """Random rows; those of a prompt begin with the same `prompt` tokens, and all have 3 or more."""
   rng = np.random.default_rng(seed)
-  valid = jnp.asarray(ragged(rows * k, width, seed=seed).reshape(rows, k, width))
-  rank = np.stack([rng.permutation(k) + 1 for _ in range(rows)])
+  valid = ragged(rows * k, width, seed=seed).reshape(rows, k, width)
+  rank = np.stack([rng.permutation(k) + 1 for _ in range(rows)]).astype(np.int32)
   if ties:
     rank[0, :2] = 1
-  return Comparisons(tokens_like(valid, lm.vocab_size, seed), valid, jnp.asarray(rank, jnp.int32))
+  tokens = rng.integers(0, lm.vocab_size, valid.shape, np.int32)
+  tokens[:, :, :prompt] = tokens[:, :1, :prompt]
+  return Ranked(np.where(valid, tokens, 0), valid, rank, start=prompt)
+
+
+def groups_of(batch: Ranked, learnt=False) -> list[branches.Branches]:
+  """The completions of rank 1 and above, as the host packs them."""
+  groups = []
+  for b, rank in enumerate(np.asarray(batch.rank)):
+    real = np.flatnonzero(rank)
+    ids = [np.asarray(batch.tokens[b, k])[np.asarray(batch.valid[b, k])] for k in real]
+    rows = tuple(pipeline.Row(row, batch.start) for row in ids)
+    ratings = () if batch.rating is None else tuple(np.asarray(batch.rating)[b, real].tolist())
+    group = pipeline.Group(rows, tuple(rank[real].tolist()), ratings)
+    groups.append(branches.of_group(group, learnt=learnt))
+  return groups
+
+
+def packed(batch: Ranked, micro=1, shards=1, learnt=False) -> Comparisons:
+  """The same comparisons in packed rows [G, N, ...]."""
+  groups = groups_of(batch, learnt)
+  layout = branches.layout(groups, len(groups), shards, micro)
+  return jax.tree.map(jnp.asarray, branches.pack(groups, layout))
+
+
+def comparisons(lm, rows, k, micro=1, shards=1, learnt=False) -> Comparisons:
+  """Random comparisons in packed rows."""
+  return packed(ranked(lm, rows, k), micro, shards, learnt)
+
+
+def scores_of(score_part, batch: Ranked, micro=1) -> np.ndarray:
+  """The scores [B, K] of packed completions, of which every prompt has K."""
+  groups = groups_of(batch, learnt=True)
+  layout = branches.layout(groups, len(groups), 1, micro)
+  parts, count = reward.into_parts(jax.tree.map(jnp.asarray, branches.pack(groups, layout)))
+  scores = np.zeros((layout.rows, layout.parts, layout.slots, layout.completions))
+  for number in range(int(count)):
+    part = jax.tree.map(lambda x, number=number: x[number], parts)
+    scores[:, number] = np.asarray(score_part(part)).reshape(scores[:, number].shape)
+  return branches.unpack(scores, branches.slots_of(groups, layout))
 
 
 def place_models(lm, tree):

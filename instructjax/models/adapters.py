@@ -12,8 +12,9 @@ method, or a function whose first argument is the module:
                                                    always a function without the module
 
 `positions` [B, T] count the real tokens of a row from 0, wherever the padding is. `mask` [B, T, S]
-is True where a query may see a key. It holds causality, padding and packed segments, so the module
-need not know of any of them. Every query sees itself.
+is True where a query may see a key. It holds causality, padding, packed segments and their branches
+(where `positions` go on from the prompt of a branch), so the module need not know of any of them.
+Every query sees itself.
 
 On a mesh the module runs with automatic sharding (`jax.sharding.auto_axes`), so its own code needs
 no change.
@@ -38,7 +39,20 @@ from instructjax import sharding
 from instructjax.errors import UserError
 from instructjax.models import blocks
 from instructjax.models.cache import EMPTY
-from instructjax.types import LM, Array, Bool, Cache, Float, Int, Key, Leaf, Params, PyTree, Valid
+from instructjax.types import (
+  LM,
+  Array,
+  Bool,
+  Branch,
+  Cache,
+  Float,
+  Int,
+  Key,
+  Leaf,
+  Params,
+  PyTree,
+  Valid,
+)
 
 Method = str | Callable[..., Any]
 Path = tuple[str, ...]  # the keys that lead to a parameter
@@ -396,13 +410,13 @@ def _expect_shape(
   return array.astype(jnp.float32)
 
 
-def _visible(valid: Valid) -> Bool[Array, "B T T"]:
+def _visible(valid: Valid, branch: Branch | None = None) -> Bool[Array, "B T T"]:
   """Returns the causal mask, in which a padded query sees itself.
 
   Without that a softmax over no keys would give NaN.
   """
   column = jnp.arange(valid.shape[1])
-  return blocks.causal_mask(valid) | (column[None, :] == column[:, None])
+  return blocks.causal_mask(valid, branch=branch) | (column[None, :] == column[:, None])
 
 
 def _hidden(
@@ -411,22 +425,25 @@ def _hidden(
   tokens: Int[Array, "B T"],
   valid: Valid,
   *,
+  branch: Branch | None = None,
   stem: Array | None = None,
   key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B T D"]:
   """Returns the hidden states of whole rows.
 
   Raises:
-    UserError: for rows longer than the context.
+    UserError: for rows longer than the context, which rows with branches may be.
   """
   if stem is not None:
     _no_stem()
-  if tokens.shape[1] > m.context:
+  if branch is None and tokens.shape[1] > m.context:
     raise UserError(
       f"rows of {tokens.shape[1]} tokens do not fit the model's context of {m.context}: shorten "
       "the rows"
     )
-  return _call_hidden(m, params, tokens, blocks.positions(valid), _visible(valid), key)
+  return _call_hidden(
+    m, params, tokens, blocks.positions(valid, branch), _visible(valid, branch), key
+  )
 
 
 def _call_hidden(
@@ -542,7 +559,7 @@ def _decode_whole(
   t = tokens.shape[1]
   place = partial(jax.lax.dynamic_update_slice_in_dim, start_index=index, axis=1)
   rows = place(cache["own"], tokens.astype(jnp.int32))
-  query_position, position = _append(valid, cache)
+  _, position = _append(valid, cache)
   # Columns that hold nothing yet are at position 0, and nothing sees them.
   mask = _seen(position, position) | jnp.eye(position.shape[1], dtype=bool)
   hidden = _call_hidden(m, params, rows, jnp.maximum(position, 0), mask)

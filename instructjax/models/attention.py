@@ -11,6 +11,10 @@ segment of its own: a real token sees what the reference shows it, and a padded 
 so that no row is without keys. Windows are counted in columns of the row. Decoding with a cache
 always uses XLA, because it has few queries a row.
 
+Rows whose segments have branches (`types.Branch`) are for XLA and cuDNN, which take any mask.
+Splash knows segments only, so XLA takes its place, and holds the scores of a block of queries at a
+time.
+
 Dimensions: B rows, T tokens, H heads, K key/value heads, C head width.
 """
 
@@ -27,11 +31,13 @@ from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 from instructjax import sharding
 from instructjax.errors import UserError
 from instructjax.models import blocks
-from instructjax.types import Array, Bool, Float, Int, Valid
+from instructjax.types import Array, Bool, Branch, Float, Int, Valid
 
 KINDS = ("auto", "xla", "splash", "cudnn")
 TILES = (512, 256, 128)  # lengths of the tiles of splash: the first that divides T is used
-# A function of (q, k, v, valid, window_index).
+# The most scores that a device holds at once in rows with branches: 256 MB in float32.
+SCORES = 1 << 26
+# A function of (q, k, v, valid, window_index), and of the branches where there are any.
 Mix = Callable[..., Float[Array, "B T H C"]]
 
 
@@ -59,8 +65,11 @@ def causal(
   dtype: str,
   kind: str,
   rule: Rule,
+  branch: Branch | None = None,
 ) -> Float[Array, "B T H C"]:
   """Attends from every token to the real tokens of its segment up to itself, within its window.
+
+  With branches it attends to those of its prompt and its own branch.
 
   Raises:
     UserError: where `kind` names a kernel that cannot take these shapes.
@@ -71,8 +80,12 @@ def causal(
   if len(set(windows)) == 1:
     windows = windows[:1]
     window_index = 0
-  mix = chosen(kind, length, head_width, dtype, rule._replace(windows=windows))
-  return mix(q, k, v, valid, jnp.int32(window_index))
+  rule = rule._replace(windows=windows)
+  if branch is None:
+    mix = chosen(kind, length, head_width, dtype, rule)
+    return mix(q, k, v, valid, jnp.int32(window_index))
+  mix = chosen_for_branches(kind, length, head_width, dtype, rule)
+  return mix(q, k, v, valid, jnp.int32(window_index), branch)
 
 
 def chosen(kind: str, length: int, width: int, dtype: str, rule: Rule = PLAIN) -> Mix:
@@ -104,6 +117,21 @@ def chosen(kind: str, length: int, width: int, dtype: str, rule: Rule = PLAIN) -
   if has_cudnn() and not obstacles["cudnn"]:
     kernels["cuda"] = partial(cudnn, rule=rule)
   return by_platform(xla, **kernels)
+
+
+def chosen_for_branches(kind: str, length: int, width: int, dtype: str, rule: Rule = PLAIN) -> Mix:
+  """Returns the attention function for rows whose segments have branches.
+
+  Raises:
+    UserError: where `kind` is "cudnn", which cannot take these shapes.
+  """
+  if kind == "cudnn":
+    return chosen(kind, length, width, dtype, rule)
+  xla = partial(in_blocks, dtype=dtype, rule=rule)
+  gpu_can = has_cudnn() and not _obstacle_to_cudnn(length, width, dtype, rule)
+  if kind == "auto" and gpu_can:
+    return by_platform(xla, cuda=partial(cudnn, rule=rule))
+  return xla
 
 
 def by_platform(default: Mix, **mix_by_platform: Mix) -> Mix:
@@ -170,6 +198,72 @@ def reference(
   window = _window(rule, window_index, q.shape[1])
   mask = blocks.causal_mask(valid, window)
   return blocks.attention(q, k, v, mask, dtype, scale=rule.scale, softcap=rule.softcap)
+
+
+def in_blocks(
+  q: Float[Array, "B T H C"],
+  k: Float[Array, "B K T C"],
+  v: Float[Array, "B K T C"],
+  valid: Valid,
+  window_index: Array | int,
+  branch: Branch,
+  *,
+  dtype: str,
+  rule: Rule = PLAIN,
+) -> Float[Array, "B T H C"]:
+  """Computes attention by XLA in rows with branches, for a block of queries at a time.
+
+  There are as many blocks as keep the scores of one within `SCORES` on a device. The backward pass
+  computes the scores of a block again.
+  """
+  window = _window(rule, window_index, q.shape[1])
+  k = blocks.like_queries(k, q)
+  v = blocks.like_queries(v, q)
+  keys = blocks.columns_of(valid, branch)
+  length = q.shape[1]
+
+  def attend(queries: blocks.Columns, column: Array, q: Array) -> Array:
+    mask = blocks.branch_mask(column, queries, keys, window)
+    return blocks.attention(q, k, v, mask, dtype, scale=rule.scale, softcap=rule.softcap)
+
+  N = _blocks_of_queries(q)
+  if N == 1:
+    return attend(keys, jnp.arange(length), q)
+
+  size = -(-length // N)
+  padding = N * size - length
+
+  def cut(x: Array) -> Array:
+    """[B, T, ...] -> [N, B, T / N, ...], filled up with zeros at the end."""
+    x = jnp.pad(x, [(0, 0), (0, padding), *[(0, 0)] * (x.ndim - 2)])
+    split = None
+    if sharding.is_sharded():
+      first, _, *rest = jax.typeof(x).sharding.spec
+      split = jax.P(first, None, None, *rest)
+    x = jax.lax.reshape(x, (x.shape[0], N, size, *x.shape[2:]), out_sharding=split)
+    return jnp.swapaxes(x, 0, 1)
+
+  def body(_: None, block: tuple) -> tuple[None, Array]:
+    return None, attend(*block)
+
+  column = jnp.arange(N * size).reshape(N, size)
+  cut_keys = cut(keys[0]), cut(keys[1]), cut(keys[2])
+  # A scan needs no guard against common subexpressions.
+  body = jax.checkpoint(body, prevent_cse=False)
+  _, mixed = jax.lax.scan(body, None, (cut_keys, column, cut(q)))
+  mixed = jnp.swapaxes(mixed, 0, 1)
+  split = jax.typeof(q).sharding.spec if sharding.is_sharded() else None
+  rows, _, _, *rest = mixed.shape
+  return jax.lax.reshape(mixed, (rows, N * size, *rest), out_sharding=split)[:, :length]
+
+
+def _blocks_of_queries(q: Float[Array, "B T H C"]) -> int:
+  """Returns the number of blocks by which a device holds at most `SCORES` scores at once."""
+  shape = q.shape
+  if sharding.is_sharded():
+    shape = jax.typeof(q).sharding.shard_shape(shape)
+  rows, length, heads, _ = shape
+  return min(-(-rows * heads * length * length // SCORES), length)
 
 
 def _window(rule: Rule, window_index: Array | int, length: int) -> Array | int:
@@ -274,6 +368,7 @@ def cudnn(
   v: Array,
   valid: Valid,
   window_index: Array | int = 0,
+  branch: Branch | None = None,
   *,
   rule: Rule = PLAIN,
 ) -> Float[Array, "B T H C"]:
@@ -285,14 +380,20 @@ def cudnn(
     k: Array,
     v: Array,
     segments: Int[Array, "B T"],
+    *branches: Branch,
   ) -> Array:
     k = jnp.swapaxes(k, 1, 2)
     v = jnp.swapaxes(v, 1, 2)
     seen: Bool[Array, "B 1 T T"] = segments[:, None, :, None] == segments[:, None, None, :]
-    if rule.windows != (0,):
-      column = jnp.arange(q.shape[1])
-      distance = column[:, None] - column[None, :]
-      seen = seen & (distance < _window(rule, window_index, q.shape[1]))
+    column = jnp.arange(q.shape[1])
+    distance = column[:, None] - column[None, :]
+    window = _window(rule, window_index, q.shape[1])
+    for branch in branches:
+      # A padded token sees itself, so that no row is without keys.
+      visible = blocks.causal_mask(segments, window, branch) | (distance == 0)
+      seen = visible[:, None]
+    if rule.windows != (0,) and not branches:
+      seen = seen & (distance < window)
     mixed = jax.nn.dot_product_attention(
       q.astype(jnp.bfloat16),
       k.astype(jnp.bfloat16),
@@ -304,7 +405,8 @@ def cudnn(
     )
     return mixed.astype(jnp.float32)
 
-  return _on_each_device(attend_locally, q, k, v, valid, window_index)
+  branches = () if branch is None else (branch,)
+  return _on_each_device(attend_locally, q, k, v, valid, window_index, *branches)
 
 
 def _on_each_device(
@@ -314,8 +416,9 @@ def _on_each_device(
   v: Array,
   valid: Valid,
   window_index: Array | int,
+  *branches: Branch,
 ) -> Array:
-  """Runs `attend_locally(window_index, q, k, v, segments)` on each device of the mesh.
+  """Runs `attend_locally(window_index, q, k, v, segments, *branches)` on each device of the mesh.
 
   Key heads that are not split as the queries are get repeated first, so that every device holds
   the keys of its own queries.
@@ -323,7 +426,7 @@ def _on_each_device(
   segments: Int[Array, "B T"] = valid.astype(jnp.int32)
   window_index = jnp.int32(window_index)
   if not sharding.is_sharded():
-    return attend_locally(window_index, q, k, v, segments)
+    return attend_locally(window_index, q, k, v, segments, *branches)
   k = blocks.like_queries(k, q)
   v = blocks.like_queries(v, q)
   rows, _, heads, _ = jax.typeof(q).sharding.spec
@@ -332,8 +435,8 @@ def _on_each_device(
   # The kernels do not say how their results vary over the mesh, hence check_vma=False.
   attend_on_mesh = jax.shard_map(
     attend_locally,
-    in_specs=(jax.P(), query_spec, key_spec, key_spec, jax.P(rows, None)),
+    in_specs=(jax.P(), query_spec, key_spec, key_spec, *[jax.P(rows, None)] * (1 + len(branches))),
     out_specs=query_spec,
     check_vma=False,
   )
-  return attend_on_mesh(window_index, q, k, v, segments)
+  return attend_on_mesh(window_index, q, k, v, segments, *branches)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructjax import sharding
-from instructjax.types import Array, Bool, Float, Int, Key, Params, Valid
+from instructjax.types import Array, Bool, Branch, Float, Int, Key, Params, Valid
 
 MASKED = -1e30  # a masked attention score: finite, so that a row without keys has no NaN
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -233,22 +233,41 @@ def lookup(
 # --- positions ---
 
 
-def positions(valid: Valid) -> Int[Array, "B T"]:
+def positions(valid: Valid, branch: Branch | None = None) -> Int[Array, "B T"]:
   """Counts the real tokens of the same segment before each token, wherever the padding is.
 
-  Packed segments are runs of one number in `valid`.
+  Packed segments are runs of one number in `valid`. Where a segment has branches, the tokens of its
+  other branches do not count: a branch goes on from the end of its prompt.
   """
-  real = (valid > 0).astype(jnp.int32)
-  count = jnp.cumsum(real, axis=1)
-  if valid.dtype != jnp.bool_:
-    first_column = jnp.ones_like(valid[:, :1], bool)
-    changes = valid[:, 1:] != valid[:, :-1]
-    starts = jnp.concatenate([first_column, changes], axis=1)
-    # From the count in the row, subtract the real tokens before the segment of each token.
-    before_start = jnp.where(starts, count - real, 0)
-    count = count - jax.lax.cummax(before_start, axis=1)
+  real = valid > 0
+  if branch is None:
+    count = _count_in_segment(real, valid)
+  else:
+    in_prompt = _count_in_segment(real & (branch == 0), valid)
+    in_branch = _count_in_segment(real & (branch > 0), valid, branch)
+    count = in_prompt + in_branch
   # Padding before the first real token would be at -1.
   return jnp.maximum(count - 1, 0)
+
+
+def _count_in_segment(
+  marked: Bool[Array, "B T"],
+  valid: Valid,
+  branch: Branch | None = None,
+) -> Int[Array, "B T"]:
+  """Counts the marked tokens up to and including each token, in its segment (and its branch)."""
+  marks = marked.astype(jnp.int32)
+  count = jnp.cumsum(marks, axis=1)
+  if valid.dtype == jnp.bool_:
+    return count
+  changes = valid[:, 1:] != valid[:, :-1]
+  if branch is not None:
+    changes = changes | (branch[:, 1:] != branch[:, :-1])
+  first_column = jnp.ones_like(valid[:, :1], bool)
+  starts = jnp.concatenate([first_column, changes], axis=1)
+  # From the count in the row, subtract the marked tokens before the segment of each token.
+  before_start = jnp.where(starts, count - marks, 0)
+  return count - jax.lax.cummax(before_start, axis=1)
 
 
 def rotate(
@@ -283,13 +302,21 @@ def softcapped(x: Array, cap: float) -> Array:
   return cap * jnp.tanh(x / cap) if cap else x
 
 
-def causal_mask(valid: Valid, window: Int[Array, ""] | int = 0) -> Bool[Array, "B T T"]:
+def causal_mask(
+  valid: Valid,
+  window: Int[Array, ""] | int = 0,
+  branch: Branch | None = None,
+) -> Bool[Array, "B T T"]:
   """Returns a mask [B, query, key] that is True where the query may see the key.
 
   The key must be real, not after the query, in the same segment, and among the last `window`
-  columns up to the query (0 means all).
+  columns up to the query (0 means all). Where there are branches, it must be of the prompt or of
+  the query's own branch, and a window counts positions: the other branches are not on the way.
   """
   column = jnp.arange(valid.shape[1])
+  if branch is not None:
+    keys = columns_of(valid, branch)
+    return branch_mask(column, keys, keys, window)
   key_column = column[None, :]
   query_column = column[:, None]
   mask = (key_column <= query_column) & (valid > 0)[:, None, :]
@@ -301,6 +328,36 @@ def causal_mask(valid: Valid, window: Int[Array, ""] | int = 0) -> Bool[Array, "
     return mask
   same_segment = valid[:, None, :] == valid[:, :, None]
   return mask & same_segment
+
+
+# Of each column of packed rows: the number of its segment, of its branch, and its position.
+Columns = tuple[Int[Array, "B _"], Int[Array, "B _"], Int[Array, "B _"]]
+
+
+def columns_of(valid: Valid, branch: Branch) -> Columns:
+  """Returns what `branch_mask` compares, of every column of rows with branches."""
+  return valid.astype(jnp.int32), branch, positions(valid, branch)
+
+
+def branch_mask(
+  query_column: Int[Array, " Q"],
+  queries: Columns,
+  keys: Columns,
+  window: Int[Array, ""] | int = 0,
+) -> Bool[Array, "B Q T"]:
+  """Returns the mask of the queries in some columns of rows with branches (`causal_mask`).
+
+  `queries` are the columns of the queries, `keys` all columns of the rows.
+  """
+  query_segment, query_branch, query_place = (x[:, :, None] for x in queries)
+  key_segment, key_branch, key_place = (x[:, None, :] for x in keys)
+  key_column = jnp.arange(keys[0].shape[1])
+  mask = (key_column <= query_column[:, None]) & (key_segment > 0)
+  mask = mask & (key_segment == query_segment)
+  mask = mask & ((key_branch == 0) | (key_branch == query_branch))
+  if not isinstance(window, int) or window:
+    mask = mask & (query_place - key_place < window)
+  return mask
 
 
 def attention(

@@ -96,7 +96,7 @@ def _blocked(columns: Array, block: int) -> Array:
 
 
 def _lead_split(x: Array, ndim: int) -> jax.P | None:
-  """The partition that splits the leading axes (rows, heads) as those of x; the others are whole."""
+  """The partition that splits the leading axes (rows, heads) as those of x."""
   if not sharding.is_sharded():
     return None
   lead = [entry for entry in jax.typeof(x).sharding.spec if entry is not None]

@@ -29,7 +29,20 @@ import numpy as np
 from instructjax import sharding
 from instructjax.errors import UserError
 from instructjax.models import attention, blocks, cache, freeze, lora
-from instructjax.types import LM, Array, Bool, Cache, Float, Int, Key, Leaf, Params, PyTree, Valid
+from instructjax.types import (
+  LM,
+  Array,
+  Bool,
+  Branch,
+  Cache,
+  Float,
+  Int,
+  Key,
+  Leaf,
+  Params,
+  PyTree,
+  Valid,
+)
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "blocks", "dots")
@@ -271,6 +284,7 @@ def run(
   valid: Valid,
   key: Key[Array, ""] | None = None,
   *,
+  branch: Branch | None = None,
   first: int = 0,
 ) -> Float[Array, "B T D"]:
   """Carries x through stacked layers, the lowest of which is number `first` of the model."""
@@ -285,8 +299,9 @@ def run(
     dtype=family.dtype,
     kind=family.attention,
     rule=rule,
+    branch=branch,
   )
-  positions = blocks.positions(valid)
+  positions = blocks.positions(valid, branch)
   body = partial(block, family, positions=positions, mix=mix)
   if family.sequence:
     body = partial(split_stream, body)
@@ -345,23 +360,25 @@ def embed_and_carry(
   params: Params,
   tokens: Int[Array, "B T"],
   valid: Valid,
+  branch: Branch | None = None,
 ) -> Float[Array, "B T D"]:
   """Returns the embeddings, carried through the frozen `lower` blocks where there are any.
 
   No gradient flows through the lower blocks.
 
   Raises:
-    UserError: for rows longer than the context.
+    UserError: for rows longer than the context. Where there are branches, a prompt and one of them
+      must fit it, which whoever packs them checks.
   """
-  if tokens.shape[1] > family.context:
+  if branch is None and tokens.shape[1] > family.context:
     raise UserError(
       f"rows of {tokens.shape[1]} tokens do not fit the model's context of {family.context}: "
       "shorten the rows"
     )
-  x = family.embed(params["embed"], tokens, blocks.positions(valid))
+  x = family.embed(params["embed"], tokens, blocks.positions(valid, branch))
   if "lower" not in params:
     return x
-  x = run(family, params["lower"], x, valid)
+  x = run(family, params["lower"], x, valid, branch=branch)
   return jax.lax.stop_gradient(x)
 
 
@@ -371,18 +388,19 @@ def hidden(
   tokens: Int[Array, "B T"],
   valid: Valid,
   *,
+  branch: Branch | None = None,
   stem: Float[Array, "B T D"] | None = None,
   key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B T D"]:
-  """Returns the hidden states after the final norm; see `types.LM.hidden` for `stem` and `key`."""
+  """Returns the hidden states after the final norm; see `types.LM.hidden` for the arguments."""
   if stem is None:
-    x = embed_and_carry(family, params, tokens, valid)
+    x = embed_and_carry(family, params, tokens, valid, branch)
   else:
     x = stem.astype(jnp.float32)
   # The upper layers of a split model start at this number.
   first = family.depth - _depth(params["blocks"])
   layers = lora.attach(params)
-  x = run(family, layers, x, valid, key, first=first)
+  x = run(family, layers, x, valid, key, branch=branch, first=first)
   return family.norm(params["norm"], x)
 
 

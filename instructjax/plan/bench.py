@@ -33,7 +33,7 @@ import numpy as np
 import optax
 
 from instructjax import models, settings, steps
-from instructjax.data.batches import corpora, pipeline, prefetch
+from instructjax.data.batches import branches, corpora, pipeline, prefetch
 from instructjax.data.batches.pipeline import Host
 from instructjax.data.tokens import tokenizers
 from instructjax.errors import UserError, naming
@@ -342,14 +342,29 @@ def start_on_text(b: Bench, lm: LM) -> Work:
 
 def start_reward(b: Bench, lm: LM) -> Work:
   """Reward model training on random batches, in which every prompt ranks K completions."""
-  stage = reward.wire(reward_settings(b), lm, b.repeats + 1, b.completions)
-  return start_on_rankings(b, lm, stage, marked=False)
+  config = reward_settings(b)
+  comparisons = random_comparisons(b, lm.vocab_size, learnt=False)
+  stage = reward.wire(config, lm, b.repeats + 1, comparisons.layout)
+  return start_on_rankings(b, lm, stage, comparisons)
 
 
 def start_dpo(b: Bench, lm: LM) -> Work:
   """DPO on random batches, in which every prompt ranks K completions."""
-  stage = dpo.wire(dpo_settings(b), lm, b.repeats + 1, b.completions)
-  return start_on_rankings(b, lm, stage, marked=True)
+  config = dpo_settings(b)
+  comparisons = random_comparisons(b, lm.vocab_size, learnt=True)
+  stage = dpo.wire(config, lm, b.repeats + 1, comparisons.layout)
+  return start_on_rankings(b, lm, stage, comparisons)
+
+
+class Comparing(NamedTuple):
+  """Random comparisons.
+
+  groups   number of the call -> its prompts with their completions
+  layout   the shape of a batch, which is that of the groups of all calls, as in a run
+  """
+
+  groups: Callable[[int], list[branches.Branches]]
+  layout: branches.Layout
 
 
 def random_groups(b: Bench, part: Lengths, number: int, ids: int) -> list[pipeline.Group]:
@@ -368,34 +383,49 @@ def random_groups(b: Bench, part: Lengths, number: int, ids: int) -> list[pipeli
   return groups
 
 
-def start_on_rankings(b: Bench, lm: LM, stage: Stage, *, marked: bool) -> Work:
-  """A stage on random comparisons; `marked` asks for the mask of the completions."""
+def rankings_at(b: Bench) -> Rows:
+  """The lengths of the comparisons of a call: a prompt and a response for each completion."""
+  return rows_at(b, rows_of(b) * b.completions, b.prompt, b.response)
+
+
+def random_comparisons(b: Bench, ids: int, *, learnt: bool) -> Comparing:
+  """Random comparisons of drawn lengths; `learnt` is whether a policy learns the completions."""
+  rows = rankings_at(b)
+
+  def groups(number: int) -> list[branches.Branches]:
+    random = random_groups(b, rows.draw(number), number, ids)
+    return [branches.of_group(group, learnt=learnt) for group in random]
+
+  all_groups = [group for number in range(b.repeats + 1) for group in groups(number)]
+  return Comparing(groups, branches.layout(all_groups, rows_of(b), shards=1))
+
+
+def start_on_rankings(b: Bench, lm: LM, stage: Stage, comparisons: Comparing) -> Work:
+  """A stage on random comparisons."""
   K = b.completions
   pairs = rows_of(b) * math.comb(K, 2)
+  layout = comparisons.layout
   state, frozen = running.start(stage, 0, origin.random_params(lm, 0))
-  rows = rows_at(b, rows_of(b) * K, b.prompt, b.response)
-  # Of the prompts that are drawn, every K-th counts, for all of its completions.
-  draw = rows.draw
-
-  def lengths_of(number: int) -> Lengths:
-    prompt, response = draw(number)
-    return Lengths(np.repeat(prompt[::K], K), response)
-
-  rows = rows._replace(draw=lengths_of)
-  flops = partial(useful.comparison_flops, useful.model_of(lm), completions=K, logits=marked)
-  pad = partial(pipeline.pad_comparisons, k=K, length=b.prompt + b.response, marked=marked)
+  rows = rankings_at(b)
+  flops = partial(
+    useful.comparison_flops,
+    useful.model_of(lm),
+    completions=K,
+    logits=layout.learnt > 0,
+  )
+  tokens = partial(useful.comparison_tokens, completions=K)
 
   def batch(number: int) -> dict[str, Any]:
-    return {"comparisons": pad(random_groups(b, lengths_of(number), number, lm.vocab_size))}
+    return {"comparisons": branches.pack(comparisons.groups(number), layout)}
 
   return Work(
     stage,
     state,
     frozen,
     batch,
-    lambda number: {"pairs": pairs, "tokens": useful.tokens(lengths_of(number))},
-    lambda number: {stage.name: rows.share(number, flops)},
-    rows.real,
+    lambda number: {"pairs": pairs, "tokens": tokens(rows.draw(number))},
+    lambda number: {stage.name: rows.share(number, flops, tokens)},
+    lambda number: tokens(rows.draw(number)) / tokens(rows.full),
   )
 
 

@@ -127,12 +127,22 @@ def inner(eqn: Any) -> Iterator[tuple[Any, int]]:
     # The last branch is the default of `platform_dependent`: what runs on an accelerator.
     yield params["branches"][-1], 1
   elif name == "while":
-    yield params["body_jaxpr"], params["cond_nconsts"]
+    yield _needed(params["body_jaxpr"]), params["cond_nconsts"]
   else:
     for value in params.values():
       if _is_jaxpr(value):
         yield value, 0
         return
+
+
+def _needed(body: Any) -> Any:
+  """Returns the body of a while loop without what none of its results needs.
+
+  JAX takes that out of a scan, and leaves it to the compiler in a while loop.
+  """
+  jaxpr = opened(body)
+  needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
+  return needed
 
 
 def _is_jaxpr(value: Any) -> bool:

@@ -155,11 +155,12 @@ def plan_stage(
     return Planned(stage, (parameters(policy), judge, scalar_head(reward_lm)), policy)
   if isinstance(settings, DPOSettings):
     calls = steps_of(settings, records, settings.batch)
-    stage = dpo.wire(settings, policy, calls, completions)
+    layout = reward.planned_layout(settings, completions, learnt=True)
+    stage = dpo.wire(settings, policy, calls, layout)
     return Planned(stage, (parameters(policy),), policy)
   if isinstance(settings, RewardSettings):
     calls = steps_of(settings, records, settings.batch)
-    stage = reward.wire(settings, policy, calls, completions)
+    stage = reward.wire(settings, policy, calls, reward.planned_layout(settings, completions))
     return Planned(stage, (parameters(policy),), policy)
   demonstrations = settings.batch - pretrain_sft.text_rows(settings)
   calls = steps_of(settings, records, demonstrations or settings.batch)

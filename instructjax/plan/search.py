@@ -71,7 +71,8 @@ def try_mesh(
   """
   n = 1
   with aot.on(topology, mesh, False):
-    built = build(config)
+    first, _ = with_micro(config, n, mesh)
+    built = build(first)
     arguments = max(sum(estimate.shares(program).values()) for program in built)
     need = Need(float(arguments), 0.0, False)
     # Where the arguments alone are too large, no number of micro-batches helps.

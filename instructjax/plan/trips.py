@@ -6,16 +6,21 @@ the rules of the functions that have the loops.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from instructjax import ppo, sharding
+from instructjax.data.batches import packing
 from instructjax.errors import UserError
 from instructjax.plan import lengths
 from instructjax.plan.lengths import Lengths
 from instructjax.plan.programs import Settings
+from instructjax.rollout import Sampling
 from instructjax.settings import PPOSettings
 from instructjax.settings.supervised import PretrainSettings
+from instructjax.stages import trips as stage_trips
 from instructjax.stages.wiring import Part
 
 DRAWS = 16  # batches over which the trips are averaged
@@ -23,11 +28,76 @@ DRAWS = 16  # batches over which the trips are averaged
 
 def expected(settings: Settings, part: Part, batches: Sequence[Lengths]) -> Mapping[str, float]:
   """The mean trips of the loops of a part over batches of lengths, by name."""
-  if part.name == "rollout":
-    # The first token comes from the prefill, and the loop stops with the longest response.
-    steps = [max(int(batch.response.max()) - 1, 1) for batch in batches]
-    return {**part.trips, "steps": float(np.mean(steps))}
-  return part.trips
+  trips = [of_batch(settings, part, batch) for batch in batches]
+  return {name: float(np.mean([each[name] for each in trips])) for name in trips[0]}
+
+
+def of_batch(settings: Settings, part: Part, batch: Lengths) -> Mapping[str, float]:
+  """The trips of the loops of a part at the lengths of one batch."""
+  if isinstance(settings, PPOSettings):
+    if part.name == "rollout":
+      sampling = rollout_sampling(settings)
+      return stage_trips.of_rollout(sampling, settings.data.prompt, *batch)
+    return {"parts": episode_parts(settings, part, batch)}
+  if isinstance(settings, PretrainSettings) or "parts" not in part.trips:
+    return part.trips
+  sizes = batch.prompt + batch.response
+  length = settings.data.prompt + settings.data.response
+  if settings.stage in ("reward", "dpo"):
+    # A prompt is read once for the completions of its group.
+    groups = batch.response.reshape(settings.batch, -1)
+    sizes = batch.prompt[:: groups.shape[1]] + groups.sum(axis=1)
+    length = settings.data.prompt + groups.shape[1] * settings.data.response
+  # At full length every row of a part holds one of the batch.
+  rows = max(round(settings.batch / part.trips["parts"]), 1)
+  return {"parts": packing.into_parts(sizes.astype(np.int64), length, rows).count}
+
+
+def rollout_sampling(settings: PPOSettings) -> Sampling:
+  """How many rows PPO samples at a time; what they say does not matter here."""
+  return Sampling(response=settings.sampling.response, slots=settings.sampling.slots)
+
+
+def episode_parts(settings: PPOSettings, part: Part, batch: Lengths) -> float:
+  """The parts of packed episodes of all of a batch, or the mean over its minibatches."""
+  length = settings.data.prompt + settings.sampling.response
+  minibatch = settings.batch // settings.ppo.minibatches
+  group = settings.batch if part.name == "scoring" else minibatch
+  shards = sharding.batch_shards()
+  rows = ppo.rows_at_once(minibatch, length, settings.ppo)
+  counts = []
+  for start in range(0, settings.batch, group):
+    prompt, response = (x[start : start + group] for x in batch)
+    # What the shards get is dealt by length (`packs.deal`), in scoring as it comes.
+    order = np.arange(group)
+    if part.name == "update":
+      longest_first = np.argsort(-(prompt + response), kind="stable").reshape(-1, shards)
+      longest_first[1::2] = longest_first[1::2, ::-1]
+      order = longest_first.T.reshape(-1)
+    packed_rows = [
+      first_fit(prompt[shard], response[shard], length, settings.sampling.response)
+      for shard in np.split(order, shards)
+    ]
+    counts.append(math.ceil(max(packed_rows) / rows))
+  return float(np.mean(counts))
+
+
+def first_fit(prompt: np.ndarray, response: np.ndarray, length: int, most: int) -> int:
+  """Rows that episodes take, by the rule of `packs`: of `length` tokens, `most` of a response."""
+  size = np.maximum((prompt + response) * most, response * length)
+  positions: list[int] = []
+  places: list[int] = []
+  for i in np.argsort(-size, kind="stable").tolist():
+    tokens, answer = int(prompt[i] + response[i]), int(response[i])
+    for row in range(len(positions)):
+      if positions[row] + tokens <= length and places[row] + answer <= most:
+        positions[row] += tokens
+        places[row] += answer
+        break
+    else:
+      positions.append(tokens)
+      places.append(answer)
+  return len(positions)
 
 
 def batches_of(settings: Settings, source: str, completions: int) -> list[Lengths]:

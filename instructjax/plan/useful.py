@@ -93,6 +93,12 @@ def comparison_flops(model: Model, rows: Lengths, completions: int, logits: bool
   return float(flops)
 
 
+def comparison_tokens(rows: Lengths, completions: int) -> int:
+  """Real tokens of comparisons, a prompt once for its K responses."""
+  prompts = rows.prompt[::completions]
+  return int(prompts.sum(dtype=np.int64) + rows.response.sum(dtype=np.int64))
+
+
 def wide(rows: Lengths) -> tuple[np.ndarray, np.ndarray]:
   """The lengths as float64, whose squares do not overflow."""
   return rows.prompt.astype(np.float64), rows.response.astype(np.float64)

@@ -5,23 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
-from instructjax import reward
-from instructjax.data.batches import pipeline
-from instructjax.data.public import tone, tone_measures
+from instructjax.data.batches import branches, pipeline
+from instructjax.data.public import tone_measures
 from instructjax.data.records import ordering
 from instructjax.data.records.records import Comparison
-from instructjax.quickstart import rows
 from instructjax.quickstart.models import Trained
 from instructjax.settings.quickstart import QuickstartSettings
-from instructjax.types import Array, Comparisons, Params
+from instructjax.stages import reward, stems
 
 # No training data is of this domain. It is measured alone, and is in no mean.
 NEW_DOMAIN = "amazon"
-# Comparisons that are scored together.
-BATCH = 8
 # The bins of the calibration.
 BINS = 8
 
@@ -102,21 +95,15 @@ def score(
     prompt=settings.prompt,
     response=settings.response,
   )
-  length = settings.prompt + settings.response
-  padded = pipeline.pad_comparisons(groups, k=tone.K[1], length=length)
-  padded = rows.with_stems(trained, padded)
-
-  @jax.jit
-  def score_batch(trunk: Params, reward_model: Params, batch: Comparisons) -> Array:
-    whole = reward.join(trunk, reward_model)
-    return reward.score_comparisons(trained.lm, whole, batch)
-
-  scores: dict[str, Scores] = {name: [] for name in trained.reward_models}
-  for batch, real in rows.batches(padded, len(groups), BATCH):
-    for name, reward_model in trained.reward_models.items():
-      values = score_batch(trained.trunk, reward_model, batch)
-      scores[name] += np.asarray(values)[:real].tolist()
-  return scores
+  packable = [branches.of_group(group) for group in groups]
+  # The trunk is the same for all models, so it reads the rows once.
+  if "lower" in trained.trunk:
+    packable = stems.kept_branches(trained.lm, trained.trunk, packable, trained.dtype)
+  scores_of = reward.reward_scores(trained.lm, packable, 1)
+  return {
+    name: scores_of(trained.trunk, reward_model).tolist()
+    for name, reward_model in trained.reward_models.items()
+  }
 
 
 def calibration(

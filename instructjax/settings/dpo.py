@@ -53,7 +53,7 @@ class DPOSettings:
   steps: int = setting(0, "Optimizer updates; 0 counts epochs.", low=0)
   epochs: int = setting(1, "Passes over the comparisons, where steps is 0.", low=1, high=1_000_000)
   batch: int = subjects.batch(64, "Prompts of a batch, each with all its completions.")
-  micro: int = subjects.micro()
+  micro: int = subjects.parts()
   beta: float = setting(
     0.1, "How strongly the policy is held to its start (Rafailov et al.: .1).", above=0, high=1000
   )

@@ -63,7 +63,7 @@ class RewardSettings:
     1, "Passes over the comparisons, where steps is 0 (paper: 1).", low=1, high=1_000_000
   )
   batch: int = subjects.batch(64, "Prompts of a batch, each with all its completions.")
-  micro: int = subjects.micro()
+  micro: int = subjects.parts()
   pairs: Literal["remaining", "all"] = setting(
     "remaining", "Divides the loss of a prompt by the pairs that do not tie, or by all."
   )

@@ -28,6 +28,15 @@ def micro() -> Any:
   return setting(1, "Micro-batches of a step, whose gradients are added up.", low=1)
 
 
+def parts() -> Any:
+  return setting(
+    0,
+    "Parts that a batch of the longest prompts is computed in; shorter ones are packed and take "
+    "fewer. 0 takes as many as leave each device 256 positions at once.",
+    low=0,
+  )
+
+
 def tokens(default: int, sentence: str) -> Any:
   return setting(default, sentence, low=1, high=1_000_000)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructjax import dpo, sharding, steps
-from instructjax.data.batches import corpora, pipeline
+from instructjax.data.batches import branches, corpora, pipeline
 from instructjax.data.batches.mixture import Rows
 from instructjax.models import freeze
 from instructjax.runs import origin, writers
@@ -24,11 +24,10 @@ from instructjax.stages.wiring import (
   batch_shards,
   learning_rate,
   optimizer,
-  require_multiple,
   rows_of,
 )
 from instructjax.system import keys
-from instructjax.types import LM, Comparisons, Frozen, Params, TrainState
+from instructjax.types import LM, Comparisons, Frozen, Params, Predictions, TrainState
 
 
 def row_length(settings: DPOSettings) -> int:
@@ -40,9 +39,7 @@ def step_settings(settings: DPOSettings) -> dpo.DPOConfig:
   """The settings of a step."""
   return dpo.DPOConfig(
     beta=settings.beta,
-    micro=settings.micro,
     dropout=settings.model.dropout > 0,
-    window=settings.data.response,
     pairs=settings.pairs,
   )
 
@@ -51,18 +48,16 @@ def wire(
   settings: DPOSettings,
   lm: LM,
   calls: int,
-  completions: int,
+  layout: branches.Layout,
   *,
   adapter_goes_on: bool = False,
 ) -> Stage:
-  """The stage on a model: `dpo.dpo_step` on prompts with up to `completions` texts each.
+  """The stage on a model: `dpo.dpo_step` on batches of this layout.
 
   Raises UserError where the batch does not divide over the mesh, or rows are longer than the
   context.
   """
-  require_multiple(
-    settings.batch, settings.micro * batch_shards(), "config.batch", "config.micro x devices"
-  )
+  reward.check_batch(settings, batch_shards())
   length = row_length(settings)
   origin.fits(lm, length, "config.data.prompt + config.data.response")
   rate = learning_rate(settings.optimizer, calls)
@@ -87,47 +82,41 @@ def wire(
   def train_comparisons(state: TrainState, frozen: Frozen, comparisons: Comparisons) -> Any:
     return step(state, frozen, {"comparisons": comparisons})
 
-  shape = (settings.batch, completions, length)
-  stem = None
-  if settings.data.stems:
-    width, dtype = stems.stem_type(lm, settings.model.dtype)
-    stem = rows_of((*shape, width), dtype)
-  batch = Comparisons(
-    tokens=rows_of(shape, jnp.int32),
-    valid=rows_of(shape, jnp.bool_),
-    rank=rows_of(shape[:2], jnp.int32),
-    stem=stem,
-    mask=rows_of(shape, jnp.bool_),
+  stem = stems.stem_type(lm, settings.model.dtype) if settings.data.stems else None
+  ids = rows_of((layout.rows, layout.parts, layout.learnt), jnp.int32)
+  batch = reward.comparisons_of(layout, stem)
+  batch = dataclasses.replace(batch, predictions=Predictions(ids, ids, ids))
+  part = Part(
+    "dpo",
+    train_comparisons,
+    ("comparisons",),
+    "state",
+    tokens=settings.batch * layout.length,
+    updates=1,
+    trips={"parts": layout.parts},
   )
-  tokens = settings.batch * completions * length
-  part = Part("dpo", train_comparisons, ("comparisons",), "state", tokens=tokens, updates=1)
   return Stage("dpo", init, step, {"comparisons": batch}, (part,), calls)
+
+
+def packable_groups(groups: Sequence[pipeline.Group]) -> list[branches.Branches]:
+  """The groups in packed form, with the tokens that a policy learns."""
+  return [branches.of_group(group, learnt=True) for group in groups]
 
 
 def held_out_rewards(
   lm: LM,
   frozen: Frozen,
-  groups: Sequence,
-  pad: Callable,
-  multiple: int,
+  groups: Sequence[branches.Branches],
+  shards: int,
   cfg: dpo.DPOConfig,
-  size: int = 8,
 ) -> Callable[[TrainState], np.ndarray]:
   """A function of the state: the implicit rewards [B, K] of held-out comparisons, in order."""
-  size = running.rows_for(size, multiple)
 
-  @jax.jit
-  def score_batch(frozen: Frozen, params: Params, batch: Comparisons) -> Any:
-    return dpo.implicit_reward(lm, params, frozen, batch, cfg)
+  def score_part(frozen: Frozen, params: Params, part: Comparisons) -> Any:
+    return dpo.implicit_reward(lm, params, frozen, part, cfg)
 
-  def rewards_of(state: TrainState) -> np.ndarray:
-    rewards = []
-    for batch, real in pipeline.once(groups, pad, size=size):
-      on_devices = score_batch(frozen, state.params, sharding.place_batch(batch))
-      rewards.append(sharding.fetch(on_devices)[:real])
-    return np.concatenate(rewards)
-
-  return rewards_of
+  rewards_of = reward.scores_of_groups(score_part, groups, shards)
+  return lambda state: rewards_of(frozen, state.params)
 
 
 def draw(settings: DPOSettings, rows: Rows, pad: pipeline.Pad) -> Callable[[int], Any]:
@@ -145,9 +134,7 @@ def run(settings: DPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
   """
   source, data = settings.model.source, settings.data
   with running.devices(settings.mesh) as shards:
-    require_multiple(
-      settings.batch, settings.micro * shards, "config.batch", "config.micro x devices"
-    )
+    reward.check_batch(settings, shards)
     sources = corpora.read(data, "comparisons", "comparison")
     held_out = corpora.read_one(data, "valid", "comparison") if data.valid else []
     training_records = corpora.records(sources)
@@ -162,27 +149,31 @@ def run(settings: DPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
       # A policy must not learn to end where its data were cut.
       return corpora.comparisons(data, records, tokenizer, template, name, counts, end_cut=False)
 
-    groups = corpora.rows(sources, lambda part: groups_of(part.records, part.source)[0])
+    all_groups: list[branches.Branches] = []
+
+    def groups_of_source(part: corpora.Part) -> list[branches.Branches]:
+      packable = packable_groups(groups_of(part.records, part.source)[0])
+      all_groups.extend(packable)
+      return packable
+
+    groups = corpora.rows(sources, groups_of_source)
     valid, held_out = groups_of(held_out, data.valid)
-    completions = max(len(record.completions) for record in [*training_records, *held_out])
-    pad = partial(pipeline.pad_comparisons, k=completions, length=length, marked=True)
     calls = settings.steps or corpora.batches_in(
       settings.epochs, len(groups), settings.batch, "config.epochs"
     )
     goes_on = trainable.goes_on(model, settings)
-    stage = wire(settings, model.lm, calls, completions, adapter_goes_on=goes_on)
+    layout = branches.layout(all_groups, settings.batch, shards, settings.micro)
+    stage = wire(settings, model.lm, calls, layout, adapter_goes_on=goes_on)
     about = trainable.about_trained(model, source, settings)
     state, frozen = running.start(stage, settings.seed, model.params)
     model = model._replace(params={})  # they are held by the state and by what is frozen
-    rows, pad_rows = groups, pad
     if data.stems:
-      rows, pad_rows = stems.kept_rows(model.lm, frozen.trunk, groups, pad, settings.model.dtype)
-    batches = draw(settings, rows, pad_rows)
+      groups = stems.kept_branches(model.lm, frozen.trunk, groups, settings.model.dtype)
+    batches = draw(settings, groups, reward.packing_of(layout))
     measures = None
     if valid:
-      multiple = shards * settings.micro
       cfg = step_settings(settings)
-      rewards_of = held_out_rewards(model.lm, frozen, valid, pad, multiple, cfg)
+      rewards_of = held_out_rewards(model.lm, frozen, packable_groups(valid), shards, cfg)
       training_labelers = reward.labelers_of(training_records)
       measures = reward.held_out_measures(rewards_of, held_out, valid, training_labelers)
     prints = running.fingerprints(comparisons=training_records, valid=held_out)

@@ -23,7 +23,7 @@ from instructjax.runs import origin, writers
 from instructjax.runs.origin import Origin
 from instructjax.settings.method import KLSettings
 from instructjax.settings.ppo import PPOSettings
-from instructjax.stages import running, stems, trainable
+from instructjax.stages import running, stems, trainable, trips
 from instructjax.stages.wiring import (
   Part,
   Stage,
@@ -224,6 +224,12 @@ def parts_of(
 
   length, response = row_length(settings), settings.sampling.response
   trained = settings.batch * length + (0 if text is None else text.tokens.size)
+  rollout_trips = trips.of_rollout(
+    experiment.sampling,
+    settings.data.prompt,
+    np.full(settings.batch, settings.data.prompt),
+    np.full(settings.batch, response),
+  )
   scored_parts, learnt_parts = ppo.most_parts(settings.batch, length, settings.ppo)
   return (
     Part(
@@ -232,7 +238,7 @@ def parts_of(
       ("prompts",),
       "rollout",
       tokens=settings.batch * response,
-      trips={"steps": max(response - 1, 1)},
+      trips=rollout_trips,
     ),
     Part(
       "scoring",

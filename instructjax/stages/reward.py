@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructjax import reward, sharding, steps
-from instructjax.data.batches import corpora, pipeline
+from instructjax.data.batches import branches, corpora, pipeline
 from instructjax.data.batches.mixture import Mixture, Rows
 from instructjax.data.records import ordering
 from instructjax.data.records.records import Comparison, report
@@ -22,6 +22,7 @@ from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.runs import origin, writers
 from instructjax.runs.loop import Evaluate
+from instructjax.settings.dpo import DPOSettings
 from instructjax.settings.reward import RewardSettings
 from instructjax.stages import running, stems, trainable
 from instructjax.stages.wiring import (
@@ -42,24 +43,21 @@ def wire(
   settings: RewardSettings,
   lm: LM,
   calls: int,
-  completions: int,
+  layout: branches.Layout,
   *,
   adapter_goes_on: bool = False,
 ) -> Stage:
-  """The stage on a model: `reward.reward_step` on prompts with up to `completions` texts each.
+  """The stage on a model: `reward.reward_step` on batches of this layout.
 
   Raises UserError where the batch does not divide over the mesh, or rows are longer than the
   context.
   """
-  require_multiple(
-    settings.batch, settings.micro * batch_shards(), "config.batch", "config.micro x devices"
-  )
+  check_batch(settings, batch_shards())
   length = settings.data.prompt + settings.data.response
   origin.fits(lm, length, "config.data.prompt + config.data.response")
   rate = learning_rate(settings.optimizer, calls)
   tx = optimizer(settings.optimizer, lm, calls)
   step_settings = reward.RewardConfig(
-    micro=settings.micro,
     dropout=settings.model.dropout > 0,
     pairs=settings.pairs,
     loss=settings.loss,
@@ -87,22 +85,56 @@ def wire(
   def train_comparisons(state: TrainState, trunk: Params, comparisons: Comparisons) -> Any:
     return step(state, trunk, {"comparisons": comparisons})
 
-  shape = (settings.batch, completions, length)
-  stem = None
-  if settings.data.stems:
-    width, dtype = stems.stem_type(lm, settings.model.dtype)
-    stem = rows_of((*shape, width), dtype)
-  rating = rows_of(shape[:2], jnp.float32) if settings.margin_by == "rating" else None
-  batch = Comparisons(
-    tokens=rows_of(shape, jnp.int32),
-    valid=rows_of(shape, jnp.bool_),
-    rank=rows_of(shape[:2], jnp.int32),
-    stem=stem,
-    rating=rating,
+  stem = stems.stem_type(lm, settings.model.dtype) if settings.data.stems else None
+  batch = comparisons_of(layout, stem)
+  if settings.margin_by == "rating":
+    rating = rows_of(batch.rank.shape, jnp.float32)
+    batch = dataclasses.replace(batch, rating=rating)
+  part = Part(
+    "reward",
+    train_comparisons,
+    ("comparisons",),
+    "state",
+    tokens=settings.batch * layout.length,
+    updates=1,
+    trips={"parts": layout.parts},
   )
-  tokens = settings.batch * completions * length
-  part = Part("reward", train_comparisons, ("comparisons",), "state", tokens=tokens, updates=1)
   return Stage("reward", init, step, {"comparisons": batch}, (part,), calls)
+
+
+def check_batch(settings: RewardSettings | DPOSettings, shards: int) -> None:
+  """Raises UserError where a batch does not divide into its parts on each device."""
+  parts = max(settings.micro, 1)  # 0 leaves the number of parts to the lengths of the data
+  require_multiple(settings.batch, parts * shards, "config.batch", "config.micro x devices")
+
+
+def planned_layout(
+  settings: RewardSettings | DPOSettings, completions: int, learnt: bool = False
+) -> branches.Layout:
+  """The layout of batches in which every prompt and each of its completions is as long as can be.
+
+  `learnt` is whether a policy learns the completions.
+  """
+  answers = completions * settings.data.response
+  length = settings.data.prompt + answers
+  return branches.layout_for(
+    settings.batch,
+    batch_shards(),
+    longest=length,
+    shortest=length,
+    completions=completions,
+    learnt=answers / length if learnt else 0.0,
+    micro=settings.micro,
+  )
+
+
+def comparisons_of(layout: branches.Layout, stem: tuple[int, Any] | None) -> Comparisons:
+  """The shapes of a batch of this layout; `stem` is (width, dtype), if rows bring one."""
+  rows = (layout.rows, layout.parts)
+  ids = rows_of((*rows, layout.length), jnp.int32)
+  ranked = rows_of((*rows, layout.slots, layout.completions), jnp.int32)
+  activations = None if stem is None else rows_of((*ids.shape, stem[0]), stem[1])
+  return Comparisons(ids, ids, ids, ranked, ranked, ranked, activations)
 
 
 # --- data ---
@@ -133,6 +165,12 @@ def with_ratings(
     )
   report(problems)
   return rated
+
+
+def packing_of(layout: branches.Layout) -> pipeline.Pad:
+  """The function that makes a batch of this layout, or the rows of it that this process makes."""
+  own = branches.of_this_process(layout)
+  return lambda groups: branches.pack(groups, own)
 
 
 def draw_comparisons(
@@ -182,24 +220,41 @@ def demonstration_rows(
 # --- measures ---
 
 
-def held_out_scores(
-  lm: LM, trunk: Params, groups: Sequence, pad: Callable, multiple: int, size: int = 8
-) -> Callable[[TrainState], np.ndarray]:
-  """A function of the state: the scores [B, K] of held-out comparisons, in their order."""
-  size = running.rows_for(size, multiple)
+def scores_of_groups(
+  score_part: Callable[..., Any], groups: Sequence[branches.Branches], shards: int
+) -> Callable[..., np.ndarray]:
+  """A function of models: the score of each completion of some groups [B, K], in their order.
 
-  @jax.jit
-  def score_batch(trunk: Params, params: Params, batch: Comparisons) -> Any:
-    return reward.score_comparisons(lm, reward.join(trunk, params), batch)
+  `score_part(*models, part)` gives the scores of a part of a packed batch. All groups are packed as
+  one batch, whose parts are computed one after the other.
+  """
+  size = running.rows_for(len(groups), shards)
+  layout = branches.layout(groups, size, shards)
+  slots = branches.slots_of(groups, layout)
+  batch = branches.pack(groups, layout)
+  used = int(slots.part.max()) + 1
+  compiled = jax.jit(score_part)
 
-  def scores_of(state: TrainState) -> np.ndarray:
+  def scores_of(*models: Any) -> np.ndarray:
     scores = []
-    for batch, real in pipeline.once(groups, pad, size=size):
-      on_devices = score_batch(trunk, state.params, sharding.place_batch(batch))
-      scores.append(sharding.fetch(on_devices)[:real])
-    return np.concatenate(scores)
+    for number in range(used):
+      part = jax.tree.map(lambda x, number=number: x[:, number], batch)
+      by_prompt = sharding.fetch(compiled(*models, sharding.place_batch(part)))
+      scores.append(np.asarray(by_prompt).reshape(layout.rows, layout.slots, layout.completions))
+    return branches.unpack(np.stack(scores, axis=1), slots)
 
   return scores_of
+
+
+def reward_scores(
+  lm: LM, groups: Sequence[branches.Branches], shards: int
+) -> Callable[[Params, Params], np.ndarray]:
+  """A function of (trunk, trained part): the reward of each completion [B, K]."""
+
+  def score_part(trunk: Params, params: Params, part: Comparisons) -> Any:
+    return reward.score_comparisons(lm, reward.join(trunk, params), part)
+
+  return scores_of_groups(score_part, groups, shards)
 
 
 class HeldOut(NamedTuple):
@@ -279,17 +334,11 @@ def describe(measured: Mapping[str, Any]) -> str:
 
 
 def demonstration_scores(
-  lm: LM, params: Params, rows: Sequence, length: int, multiple: int, size: int = 16
+  lm: LM, params: Params, rows: Sequence[pipeline.Row], shards: int
 ) -> np.ndarray:
-  """The score of each demonstration."""
-  size = running.rows_for(size, multiple)
-  score = jax.jit(partial(reward.score, lm))
-  pad = partial(pipeline.pad_demonstrations, length=length)
-  scores = []
-  for batch, real in pipeline.once(rows, pad, size=size):
-    on_devices = sharding.place_batch(batch)
-    scores.append(sharding.fetch(score(params, on_devices.tokens, on_devices.valid))[:real])
-  return np.concatenate(scores)
+  """The score of each demonstration, under a whole model."""
+  groups = [branches.of_row(row) for row in rows]
+  return reward_scores(lm, groups, shards)({}, params)[:, 0]
 
 
 class Normalised(NamedTuple):
@@ -345,9 +394,7 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
   """
   source, data = settings.model.source, settings.data
   with running.devices(settings.mesh) as shards:
-    require_multiple(
-      settings.batch, settings.micro * shards, "config.batch", "config.micro x devices"
-    )
+    check_batch(settings, shards)
     sources = corpora.read(data, "comparisons", "comparison")
     held_out = corpora.read_one(data, "valid", "comparison") if data.valid else []
     demonstrations = []
@@ -363,39 +410,42 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
     def groups_of(records: Sequence, name: str) -> tuple[list[pipeline.Group], list]:
       return corpora.comparisons(data, records, tokenizer, template, name, counts)
 
-    def groups_of_source(part: corpora.Part) -> list[pipeline.Group]:
+    all_groups: list[branches.Branches] = []
+
+    def groups_of_source(part: corpora.Part) -> list[branches.Branches]:
       source_groups, kept = groups_of(part.records, part.source)
-      return with_ratings(settings, source_groups, kept, part.source)
+      rated = with_ratings(settings, source_groups, kept, part.source)
+      packable = [branches.of_group(group) for group in rated]
+      all_groups.extend(packable)
+      return packable
 
     groups = corpora.rows(sources, groups_of_source)
     valid, held_out = groups_of(held_out, data.valid)
     shown = demonstration_rows(settings, demonstrations, tokenizer, template, counts)
-    # Prompts with fewer completions than the most are padded; a padded one has rank 0.
-    completions = max(len(record.completions) for record in [*corpora.records(sources), *held_out])
-    pad = partial(pipeline.pad_comparisons, k=completions, length=length)
     calls = settings.steps or corpora.batches_in(
       settings.epochs, len(groups), settings.batch, "config.epochs"
     )
+    layout = branches.layout(all_groups, settings.batch, shards, settings.micro)
     stage = wire(
       settings,
       model.lm,
       calls,
-      completions,
+      layout,
       adapter_goes_on=trainable.goes_on(model, settings),
     )
     about = trainable.about_trained(model, source, settings)
     state, trunk = running.start(stage, settings.seed, model.params)
     model = model._replace(params={})  # they are donated with the state
-    rows, pad_rows = groups, pad
     if data.stems:
-      rows, pad_rows = stems.kept_rows(model.lm, trunk, groups, pad, settings.model.dtype)
-    draw = draw_comparisons(settings, rows, pad_rows)
+      groups = stems.kept_branches(model.lm, trunk, groups, settings.model.dtype)
+    draw = draw_comparisons(settings, groups, packing_of(layout))
     measures = None
     if valid:
-      multiple = shards * settings.micro
-      scores_of = held_out_scores(model.lm, trunk, valid, pad, multiple)
+      scores_of = reward_scores(model.lm, [branches.of_group(group) for group in valid], shards)
       training_labelers = labelers_of(corpora.records(sources))
-      measures = held_out_measures(scores_of, held_out, valid, training_labelers)
+      measures = held_out_measures(
+        lambda state: scores_of(trunk, state.params), held_out, valid, training_labelers
+      )
     prints = running.fingerprints(
       comparisons=corpora.records(sources), valid=held_out, demonstrations=demonstrations
     )
@@ -417,7 +467,7 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
       # Eq. 1 does not see the bias: it is fitted last, and the value network inherits it.
       if shown:
         whole = reward.join(trunk, params)
-        shown_scores = demonstration_scores(model.lm, whole, shown, length, shards)
+        shown_scores = demonstration_scores(model.lm, whole, shown, shards)
         normalised = normalise(settings.normalise, params, shown_scores)
         params, gain = normalised.params, normalised.gain
         writers.note(workdir, normalisation=normalised.about)

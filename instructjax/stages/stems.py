@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructjax import sharding
+from instructjax.data.batches import branches
 from instructjax.errors import UserError
 from instructjax.stages.running import rows_for
 from instructjax.stages.wiring import batch_shards
@@ -48,17 +49,36 @@ def with_stems(lm: LM, trunk: Params, batch: PyTree, dtype: str) -> PyTree:
   return dataclasses.replace(batch, stem=stems.reshape(*batch.tokens.shape, lm.width))
 
 
-def _stem(lm: LM, trunk: Params, tokens: Any, valid: Any, *, dtype: Any) -> Any:
-  return lm.stem(trunk, tokens, valid).astype(dtype)
+def _stem(lm: LM, trunk: Params, tokens: Any, valid: Any, *branch: Any, dtype: Any) -> Any:
+  return lm.stem(trunk, tokens, valid, *branch).astype(dtype)
 
 
-def kept_rows(
-  lm: LM, trunk: Params, rows: Any, pad: Callable[[Sequence], PyTree], dtype: str
-) -> tuple[range, Callable[[Sequence[int]], PyTree]]:
-  """Row numbers and a padding function of numbers, in the place of rows and one of rows.
+def kept_branches(lm: LM, trunk: Params, groups: Any, dtype: str) -> list[branches.Branches]:
+  """The groups of comparisons with the stems of their tokens.
 
-  Raises UserError for rows that are no list: a mixture, or text that is read when it is needed.
+  Raises UserError for groups that are no list, as `kept_rows` does.
   """
+  check_kept(groups, trunk)
+  shards = batch_shards()
+  layout = branches.layout(groups, rows_for(len(groups), shards), shards)
+  slots = branches.slots_of(groups, layout)
+  batch = branches.pack(groups, layout)
+  compute = jax.jit(partial(_stem, lm, dtype=jnp.dtype(dtype)))
+  with_stems: list[branches.Branches] = list(groups)
+  for number in range(int(slots.part.max()) + 1):
+    rows = [x[:, number] for x in (batch.tokens, batch.valid, batch.branch)]
+    activations = sharding.fetch(compute(trunk, *sharding.place_batch(rows)))
+    for index in np.flatnonzero(slots.part == number):
+      start = slots.start[index]
+      end = start + len(groups[index].ids)
+      # A copy, because the padding of the part need not be kept.
+      stem = np.array(activations[slots.row[index], start:end])
+      with_stems[index] = groups[index]._replace(stem=stem)
+  return with_stems
+
+
+def check_kept(rows: Any, trunk: Params) -> None:
+  """Raises UserError where the stems of rows cannot be kept: the rows are no list, or have none."""
   # Only a list can be gone through before the first step without another pass over the source.
   if not isinstance(rows, list):
     raise UserError(
@@ -69,6 +89,16 @@ def kept_rows(
     raise UserError(
       "config.data.stems=true: every block is trained, so there is nothing to keep; set config.top"
     )
+
+
+def kept_rows(
+  lm: LM, trunk: Params, rows: Any, pad: Callable[[Sequence], PyTree], dtype: str
+) -> tuple[range, Callable[[Sequence[int]], PyTree]]:
+  """Row numbers and a padding function of numbers, in the place of rows and one of rows.
+
+  Raises UserError for rows that are no list: a mixture, or text that is read when it is needed.
+  """
+  check_kept(rows, trunk)
   data = with_stems(lm, trunk, pad(rows), dtype)
 
   def take(numbers: Sequence[int]) -> PyTree:

@@ -9,18 +9,16 @@ import optax
 import pytest
 import tiny
 
-from instructjax import dpo, losses, optim, sharding, steps
-from instructjax.types import Frozen
+from instructjax import dpo, losses, optim, reward, sharding, steps
+from instructjax.types import Frozen, Predictions
 
 LM = tiny.lm("llama")
 SGD = optax.sgd(1.0)
 
 
 def comparisons(rows=3, k=4, width=10):
-  """Ranked completions of which the last half of each row is marked."""
-  batch = tiny.comparisons(LM, rows=rows, k=k, width=width)
-  marked = batch.valid & (jnp.arange(width) >= width // 2)
-  return batch.replace(mask=marked)
+  """Ranked completions, which start at the third token of their rows."""
+  return tiny.ranked(LM, rows=rows, k=k, width=width, prompt=2)
 
 
 def start(tx=SGD, moved=0.05):
@@ -30,9 +28,13 @@ def start(tx=SGD, moved=0.05):
   return steps.init_state(jax.random.key(1), policy, tx), Frozen({}, reference, {})
 
 
-def dpo_step(state, frozen, batch, tx=SGD, **settings):
+def packed(batch, micro=1, shards=1):
+  return tiny.packed(batch, micro, shards, learnt=True)
+
+
+def dpo_step(state, frozen, batch, tx=SGD, micro=1, **settings):
   cfg = dpo.DPOConfig(**settings)
-  return tiny.jitted(dpo.dpo_step, lm=LM, tx=tx, cfg=cfg)(state, frozen, batch)
+  return tiny.jitted(dpo.dpo_step, lm=LM, tx=tx, cfg=cfg)(state, frozen, packed(batch, micro))
 
 
 @cache
@@ -48,24 +50,25 @@ def logp_of_tokens():
 
 def summed_logp(params, batch):
   """The log-probability of every completion [B, K] in plain NumPy sums."""
-  flat = lambda x: x.reshape(-1, x.shape[-1])
+  flat = lambda x: jnp.asarray(x).reshape(-1, x.shape[-1])
   logp = np.asarray(logp_of_tokens()(params, flat(batch.tokens), flat(batch.valid)), np.float64)
-  return (logp * np.asarray(flat(batch.mask))[:, 1:]).sum(1).reshape(batch.rank.shape)
+  marked = batch.valid & (np.arange(batch.valid.shape[-1]) >= batch.start)
+  return (logp * np.asarray(flat(marked))[:, 1:]).sum(1).reshape(batch.rank.shape)
 
 
-@pytest.mark.parametrize("window", [None, 5])
-def test_loss_and_metrics_by_two_loops(window):
+@pytest.mark.parametrize("micro", [1, 3])
+def test_loss_and_metrics_by_two_loops(micro):
   batch = comparisons()
   state, frozen = start()
   rewards = 0.3 * (summed_logp(state.params, batch) - summed_logp(frozen.ref, batch))
-  _, metrics = dpo_step(state, frozen, batch, beta=0.3, window=window)
+  _, metrics = dpo_step(state, frozen, batch, beta=0.3, micro=micro)
   total = chosen = right = count = 0.0
-  for reward, rank in zip(rewards, np.asarray(batch.rank), strict=True):
+  for gain, rank in zip(rewards, np.asarray(batch.rank), strict=True):
     pairs = [(i, j) for i in range(4) for j in range(4) if rank[i] < rank[j]]
     for i, j in pairs:
-      total += np.log1p(np.exp(reward[j] - reward[i])) / len(pairs) / len(rewards)
-      chosen += reward[i] / len(pairs) / len(rewards)
-      right += (np.sign(reward[i] - reward[j]) + 1) / 2
+      total += np.log1p(np.exp(gain[j] - gain[i])) / len(pairs) / len(rewards)
+      chosen += gain[i] / len(pairs) / len(rewards)
+      right += (np.sign(gain[i] - gain[j]) + 1) / 2
     count += len(pairs)
   assert float(metrics["loss"]) == pytest.approx(total, rel=1e-4)
   assert float(metrics["reward/chosen"]) == pytest.approx(chosen, rel=1e-3, abs=1e-5)
@@ -86,9 +89,13 @@ def test_the_first_gradient_is_half_beta_times_that_of_the_log_ratio():
   state, frozen = start(moved=0)
   new, _ = dpo_step(state, frozen, batch, beta=0.2)
 
+  weight = losses.pair_weights(jnp.asarray(batch.rank))
+  flat = lambda x: jnp.asarray(x).reshape(-1, x.shape[-1])
+  marked = flat(batch.valid & (np.arange(10) >= batch.start))[:, 1:]
+
   def log_ratio(params):
-    logp = dpo.completion_logp(LM, params, batch)
-    weight = losses.pair_weights(batch.rank)
+    logp = logp_of_tokens()(params, flat(batch.tokens), flat(batch.valid))
+    logp = jnp.where(marked, logp, 0).sum(1).reshape(3, 4)
     return -0.2 / 2 * jnp.sum(weight * (logp[:, :, None] - logp[:, None, :]))
 
   expected = jax.jit(jax.grad(log_ratio))(state.params)
@@ -96,13 +103,16 @@ def test_the_first_gradient_is_half_beta_times_that_of_the_log_ratio():
   tiny.assert_trees_close(moved, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_prompts_and_padded_completions_have_no_gradient():
-  batch = comparisons()
-  batch = batch.replace(rank=batch.rank.at[:, 3].set(0))
-  state, frozen = start()
-  before, _ = dpo_step(state, frozen, batch)
-  other = batch.replace(tokens=batch.tokens.at[:, 3].set(1))
-  tiny.assert_trees_close(before.params, dpo_step(state, frozen, other)[0].params, atol=1e-7)
+def test_the_log_probability_of_a_completion_is_that_of_a_row_of_its_own():
+  """Of a batch in which rows share more than the prompt: it is learnt in each of them."""
+  batch = comparisons(rows=4, k=3)
+  tokens = batch.tokens.copy()
+  tokens[1, :, :4] = tokens[1, 0, :4]
+  batch = batch.replace(tokens=np.where(batch.valid, tokens, 0))
+  params = LM.init(jax.random.key(0))
+  score_part = jax.jit(partial(dpo.completion_logp, LM, params))
+  logp = tiny.scores_of(score_part, batch, micro=2)
+  np.testing.assert_allclose(logp, summed_logp(params, batch), rtol=1e-5, atol=1e-5)
 
 
 def test_micro_batches_add_up():
@@ -116,7 +126,7 @@ def test_micro_batches_add_up():
 def test_over_no_pairs_the_accuracy_is_unknown():
   batch = comparisons()
   state, frozen = start()
-  _, metrics = dpo_step(state, frozen, batch.replace(rank=jnp.ones_like(batch.rank)))
+  _, metrics = dpo_step(state, frozen, batch.replace(rank=np.ones_like(batch.rank)))
   assert np.isnan(metrics["accuracy"])
   assert metrics["loss"] == 0
 
@@ -128,16 +138,15 @@ def test_it_reaches_the_log_odds_of_its_labels():
   reference = lm.init(jax.random.key(0))
   state = steps.init_state(jax.random.key(1), jax.tree.map(jnp.copy, reference), tx)
   frozen = Frozen({}, reference, {})
-  tokens = jnp.broadcast_to(jnp.asarray([[0, 1, 2], [0, 2, 1]]), (4, 2, 3))
-  real = jnp.ones_like(tokens, bool)
-  batch = dpo.Comparisons(
-    tokens, real, jnp.asarray([[1, 2]] * 3 + [[2, 1]]), mask=real & (jnp.arange(3) > 0)
-  )
+  tokens = np.broadcast_to(np.asarray([[0, 1, 2], [0, 2, 1]], np.int32), (4, 2, 3))
+  rank = np.asarray([[1, 2]] * 3 + [[2, 1]], np.int32)
+  batch = packed(tiny.Ranked(tokens, np.ones(tokens.shape, bool), rank, start=1))
   cfg = dpo.DPOConfig(beta=0.5)
   step = steps.compiled(partial(dpo.dpo_step, lm=lm, tx=tx, cfg=cfg), state)
   for _ in range(150):
     state, metrics = step(state, frozen, batch)
-  rewards = dpo.implicit_reward(lm, state.params, frozen, batch, cfg)
+  part = jax.tree.map(lambda x: x[0], reward.into_parts(batch)[0])
+  rewards = dpo.implicit_reward(lm, state.params, frozen, part, cfg)
   assert float(rewards[0, 0] - rewards[0, 1]) == pytest.approx(np.log(3), abs=0.02)
   assert float(metrics["loss"]) == pytest.approx(0.5623, abs=1e-3)  # the entropy of 3 to 1
 
@@ -152,7 +161,7 @@ def three_steps(place, place_batch):
   frozen = Frozen({}, reference, {})
   history = []
   for _ in range(3):
-    state, metrics = step(state, frozen, place_batch(comparisons(rows=8)))
+    state, metrics = step(state, frozen, place_batch(packed(comparisons(rows=8), shards=8)))
     history.append(float(metrics["loss"]))
   return history
 
@@ -172,22 +181,35 @@ def test_sharded_steps_equal_one_device(mesh):
 # --- what a step is told ---
 
 
-def test_a_completion_is_the_sum_of_its_marked_tokens(monkeypatch):
-  """Its stem and its key reach the model as they are."""
+def test_a_completion_is_the_sum_of_its_tokens(monkeypatch):
+  """The stem, the branches and the key reach the model; logits are made of what is learnt alone."""
   calls = []
 
-  def masked_logp(lm, params, rows, window=None, *, key=None):
-    calls.append((rows.stem, window, key))
-    return jnp.arange(-1.0, -9.0, -1).reshape(4, 2), jnp.array([[True, False], [True, True]] * 2)
+  def hidden(params, tokens, valid, *, branch=None, stem=None, key=None):
+    calls.append((branch, stem, key))
+    return jnp.arange(8.0).reshape(1, 8, 1)
 
-  monkeypatch.setattr(dpo.likelihood, "masked_logp", masked_logp)
-  batch = comparisons(rows=2, k=2, width=3)
-  stem, key = jnp.ones((2, 2, 3, LM.width)), jax.random.key(0)
-  logp = dpo.completion_logp(LM, {}, batch.replace(stem=stem), 2, key=key)
-  np.testing.assert_array_equal(logp, [[-1, -7], [-5, -15]])
-  ((given_stem, window, given_key),) = calls
-  assert given_stem.shape == (4, 3, LM.width)
-  assert window == 2 and given_key is key
+  def of_tokens(lm, params, before, tokens):
+    calls.append((before, tokens))
+    return -tokens.astype(jnp.float32), tokens
+
+  monkeypatch.setattr(dpo.likelihood, "of_tokens", of_tokens)
+  ids = jnp.zeros((1, 8), jnp.int32)
+  ranked = jnp.zeros((1, 2, 2), jnp.int32)
+  stem, key = jnp.ones((1, 8, 1)), jax.random.key(0)
+  part = dpo.Comparisons(ids, ids, ids + 1, ranked, ranked, ranked, stem)
+  predictions = Predictions(
+    before=jnp.array([[1, 3, 0, 5, 0]]),
+    token=jnp.array([[10, 20, 30, 40, 99]]),
+    completion=jnp.array([[0, 0, 1, 3, 4]]),
+  )
+  noting = LM._replace(hidden=hidden)
+  logp = dpo.completion_logp(noting, {}, part.replace(predictions=predictions), key=key)
+  np.testing.assert_array_equal(logp, [[-30, -30], [0, -40]])
+  (branch, given_stem, given_key), (before, tokens) = calls
+  assert branch is part.branch and given_stem is stem and given_key is key
+  np.testing.assert_array_equal(before[0, :, 0], [1, 3, 0, 5, 0])
+  np.testing.assert_array_equal(tokens, predictions.token)
 
 
 def test_a_step_on_tables_by_hand(monkeypatch):
@@ -197,17 +219,19 @@ def test_a_step_on_tables_by_hand(monkeypatch):
   """
   calls = []
 
-  def completion_logp(lm, params, batch, window=None, *, key=None):
-    calls.append((window, key))
+  def completion_logp(lm, params, part, *, key=None):
+    calls.append(key)
     return params["logp"]
 
   monkeypatch.setattr(dpo, "completion_logp", completion_logp)
-  tokens = jnp.arange(18).reshape(2, 3, 3)
+  ids = jnp.ones((2, 1, 9), jnp.int32)
   batch = dpo.Comparisons(
-    tokens=tokens.at[1].set(tokens[1, 0]),
-    valid=jnp.ones((2, 3, 3), bool),
-    rank=jnp.array([[1, 2, 2], [1, 2, 3]]),
-    mask=jnp.ones((2, 3, 3), bool),
+    tokens=ids,
+    valid=ids,
+    branch=ids,
+    last=jnp.zeros((2, 1, 1, 3), jnp.int32),
+    rank=jnp.array([[1, 2, 2], [1, 2, 3]])[:, None, None],
+    same=jnp.array([[1, 2, 3], [1, 1, 1]])[:, None, None],
   )
   policy = jnp.array([[-1.0, -2.0, -3.0], [-1.0, -5.0, -9.0]])
   reference = jnp.array([[-2.0, -2.5, -1.0], [-1.0, -1.0, -1.0]])
@@ -218,7 +242,7 @@ def test_a_step_on_tables_by_hand(monkeypatch):
     batch,
     lm=LM,
     tx=SGD,
-    cfg=dpo.DPOConfig(beta=0.5, window=2, **settings),
+    cfg=dpo.DPOConfig(beta=0.5, **settings),
   )
   # β log π/π_ref is ½ (1, ½, -2), and the winner is ahead by ¼ and by 3/2.
   expected = np.log1p(np.exp([-0.25, -1.5]))
@@ -237,30 +261,28 @@ def test_a_step_on_tables_by_hand(monkeypatch):
   assert metrics["grad/norm"] == pytest.approx(np.linalg.norm(move), rel=1e-5)
   implicit = dpo.implicit_reward(LM, {"logp": policy}, frozen, batch, dpo.DPOConfig(beta=0.5))
   np.testing.assert_allclose(implicit, 0.5 * (policy - reference), rtol=1e-6)
-  # The window reaches policy and reference, and without dropout there is no key.
-  assert calls[:2] == [(2, None), (2, None)]
+  assert calls[:2] == [None, None]  # without dropout there is no key
 
   calls.clear()
   _, all_pairs = run(pairs="all", dropout=True)
   # Two prompts have three pairs each by their ranks.
   assert all_pairs["loss"] == pytest.approx(expected.sum() / 6, rel=1e-5)
   assert all_pairs["reward/chosen"] == pytest.approx(0.5)
-  (_, policy_key), (_, reference_key) = calls[:2]
+  policy_key, reference_key = calls[:2]
   assert policy_key is not None and reference_key is None
 
 
 def test_dropout_is_new_in_each_step(monkeypatch):
   step_keys = []
 
-  def gradients(loss, params, batch, key, *, micro):
+  def gradients_of_parts(loss, params, parts, key, *, count):
     step_keys.append(tuple(np.asarray(jax.random.key_data(key)).tolist()))
-    assert micro == 3
-    table = jnp.zeros((3, 4))
+    table = jnp.zeros((1, 3, 4))
     return jax.tree.map(jnp.zeros_like, params), jnp.float32(0), (table, table)
 
-  monkeypatch.setattr(dpo.steps, "gradients", gradients)
+  monkeypatch.setattr(dpo.steps, "gradients_of_parts", gradients_of_parts)
   state = steps.init_state(jax.random.key(1), {"logp": jnp.zeros(2)}, SGD)
+  batch = packed(comparisons())
   for _ in range(2):
-    cfg = dpo.DPOConfig(micro=3)
-    state, _ = dpo.dpo_step(state, Frozen({}, {}, {}), comparisons(), lm=LM, tx=SGD, cfg=cfg)
+    state, _ = dpo.dpo_step(state, Frozen({}, {}, {}), batch, lm=LM, tx=SGD)
   assert len(set(step_keys)) == 2

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from instructjax import losses, optim, reward, sharding, steps
+from instructjax.data.batches import branches
 from instructjax.types import Comparisons, Rollout
 
 LM = tiny.lm("llama")
@@ -22,11 +23,18 @@ def model(seed=0, lm=LM):
 
 
 score = jax.jit(partial(reward.score, LM))
-score_comparisons = jax.jit(partial(reward.score_comparisons, LM))
 
 
-def reward_step(state, batch, *, tx, **settings):
-  return tiny.jitted(reward.reward_step, lm=LM, tx=tx, **settings)(state, {}, batch)
+def separate_scores(params, batch, lm=LM):
+  """The scores [B, K] of rows of which each is read by itself."""
+  rows = lambda x: jnp.asarray(x).reshape(-1, x.shape[-1])
+  scores = jax.jit(partial(reward.score, lm))(params, rows(batch.tokens), rows(batch.valid))
+  return scores.reshape(batch.rank.shape)
+
+
+def reward_step(state, batch, *, tx, micro=1, **settings):
+  step = tiny.jitted(reward.reward_step, lm=LM, tx=tx, **settings)
+  return step(state, {}, tiny.packed(batch, micro))
 
 
 def state_of(tx, lm=LM):
@@ -56,23 +64,15 @@ def test_a_pair_of_equal_rows_weighs_nothing_and_is_not_measured():
   The pair (A, C) is left out of the loss, of its normaliser and of the accuracy. The pairs (A, B)
   and (B, C) contradict each other and stay, as the labeler said.
   """
-  batch = tiny.comparisons(LM, rows=2, k=3)
-  tokens = batch.tokens.at[0, 2].set(batch.tokens[0, 0])
-  valid = batch.valid.at[0, 2].set(batch.valid[0, 0])
-  tokens = tokens.at[1, :, -1].set(jnp.arange(3))  # what stands in padding makes no difference
-  valid = valid.at[1].set(valid[1, 0] & (jnp.arange(tokens.shape[-1]) < tokens.shape[-1] - 1))
-  tokens = tokens.at[1, 1, :-1].set(tokens[1, 0, :-1])
-  rank = jnp.asarray([[1, 2, 3], [1, 2, 2]], jnp.int32)
+  batch = tiny.ranked(LM, rows=2, k=3)
+  tokens, valid = batch.tokens.copy(), batch.valid.copy()
+  tokens[0, 2], valid[0, 2] = tokens[0, 0], valid[0, 0]
+  valid[1] = valid[1, 0]
+  tokens[1, 1] = tokens[1, 0]
+  rank = np.asarray([[1, 2, 3], [1, 2, 2]], np.int32)
   batch = batch.replace(tokens=tokens, valid=valid, rank=rank)
-  differ = np.asarray(jax.jit(reward.distinct)(batch))
-  assert differ[0].tolist() == [
-    [False, True, False],
-    [True, False, True],
-    [False, True, False],
-  ]
-  assert not differ[1, 0, 1] and differ[1, 0, 2]
-  a, b, _ = np.asarray(score_comparisons(model(), batch), np.float64)[0]
-  p, _, q = np.asarray(score_comparisons(model(), batch), np.float64)[1]
+  a, b, _ = np.asarray(separate_scores(model(), batch), np.float64)[0]
+  p, _, q = np.asarray(separate_scores(model(), batch), np.float64)[1]
   sigmoid_loss = lambda difference: np.log1p(np.exp(-difference))
   first = (sigmoid_loss(a - b) + sigmoid_loss(b - a)) / 2
   _, metrics = reward_step(state_of(SGD), batch, tx=SGD)
@@ -82,25 +82,19 @@ def test_a_pair_of_equal_rows_weighs_nothing_and_is_not_measured():
 
 
 def test_loss_of_a_step_is_equation_1():
-  batch = tiny.comparisons(LM, rows=4, k=5)
+  batch = tiny.ranked(LM, rows=4, k=5)
   params = model()
-  scores = score_comparisons(params, batch)
+  scores = separate_scores(params, batch)
   _, metrics = reward_step(state_of(SGD), batch, tx=SGD)
   assert metrics["loss"] == pytest.approx(brute_force(scores, batch.rank), rel=1e-5)
 
 
-def test_grouped_gradient_equals_the_gradient_of_shuffled_pairs():
+@pytest.mark.parametrize("micro", [1, 3])
+def test_the_gradient_of_a_step_is_that_of_shuffled_pairs_of_separate_rows(micro):
   """With equal K, one pass over groups and one pass over all pairs apart have the same gradient."""
-  batch = tiny.comparisons(LM, rows=3, k=4, ties=False)
-  params = model()
-  grouped = jax.jit(
-    jax.grad(
-      lambda p: losses.ranking(
-        reward.score_comparisons(LM, p, batch), losses.pair_weights(batch.rank)
-      )
-    )
-  )
-
+  batch = tiny.ranked(LM, rows=3, k=4, ties=False)
+  state = state_of(SGD)
+  new, _ = reward_step(state, batch, tx=SGD, micro=micro)
   pairs = [
     (b, i, j) if batch.rank[b, i] < batch.rank[b, j] else (b, j, i)
     for b in range(3)
@@ -110,21 +104,108 @@ def test_grouped_gradient_equals_the_gradient_of_shuffled_pairs():
   b, w, x = np.array(pairs)[order].T
 
   def shuffled(p):
-    chosen = reward.score(LM, p, batch.tokens[b, w], batch.valid[b, w])
-    rejected = reward.score(LM, p, batch.tokens[b, x], batch.valid[b, x])
+    chosen = reward.score(LM, p, jnp.asarray(batch.tokens[b, w]), jnp.asarray(batch.valid[b, w]))
+    rejected = reward.score(LM, p, jnp.asarray(batch.tokens[b, x]), jnp.asarray(batch.valid[b, x]))
     return -jax.nn.log_sigmoid(chosen - rejected).mean()
 
-  tiny.assert_trees_close(grouped(params), jax.jit(jax.grad(shuffled))(params), atol=1e-6)
+  moved = jax.tree.map(jnp.subtract, state.params, new.params)
+  tiny.assert_trees_close(moved, jax.jit(jax.grad(shuffled))(state.params), rtol=1e-4, atol=1e-6)
 
 
-def test_padded_completions_get_no_gradient():
-  batch = tiny.comparisons(LM, rows=2, k=4)
-  batch = batch.replace(rank=batch.rank.at[:, 3].set(0))
-  rows = jax.grad(lambda s: losses.ranking(s, losses.pair_weights(batch.rank)))(jnp.ones((2, 4)))
+def mixed(seed=3, most=9, vocab=LM.vocab_size, prompt=6, completion=5):
+  """Prompts with 2 to `most` completions, in one batch; their rows have up to 11 tokens."""
+  rng = np.random.default_rng(seed)
+  ks = (2, most, 3, 2, 5, 2, 4, 2)
+  batch = tiny.ranked(LM, rows=len(ks), k=most, width=prompt + completion, ties=False, seed=seed)
+  rank = np.zeros_like(batch.rank)
+  tokens = batch.tokens.copy()
+  for row, k in enumerate(ks):
+    rank[row, :k] = rng.permutation(k) + 1
+    shared = rng.integers(1, prompt)
+    tokens[row, :, :shared] = tokens[row, :1, :shared]
+  return batch.replace(tokens=np.where(batch.valid, tokens, 0), rank=rank)
+
+
+def separate_loss(params, batch, lm=LM):
+  """Eq. 1 over separate rows of every prompt, a prompt at a time."""
+  total = 0.0
+  for tokens, valid, rank in zip(batch.tokens, batch.valid, batch.rank, strict=True):
+    k = int((rank > 0).sum())
+    scores = reward.score(lm, params, jnp.asarray(tokens[:k]), jnp.asarray(valid[:k]))
+    w, x = np.nonzero(rank[:k, None] < rank[None, :k])
+    total += -jax.nn.log_sigmoid(scores[w] - scores[x]).mean() / len(batch.rank)
+  return total
+
+
+@pytest.mark.parametrize("family", ["gpt", "llama"])
+@pytest.mark.parametrize("micro", [1, 4])
+def test_a_step_on_mixed_k_equals_separate_rows(family, micro):
+  """One K = 9 among K = 2: loss, gradient and scores to 1e-5, in one part and in several."""
+  lm = tiny.lm(family)
+  batch = mixed()
+  state = steps.init_state(jax.random.key(0), tiny.reward_model(lm, 0), SGD)
+  step = tiny.jitted(reward.reward_step, lm=lm, tx=SGD)
+  new, metrics = step(state, {}, tiny.packed(batch, micro))
+  loss, grads = jax.jit(jax.value_and_grad(partial(separate_loss, batch=batch, lm=lm)))(
+    state.params
+  )
+  assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
+  moved = jax.tree.map(jnp.subtract, state.params, new.params)
+  scale = float(optax.tree.norm(grads))
+  tiny.assert_trees_close(moved, grads, rtol=1e-4, atol=1e-6 * scale)
+  everyone = batch.replace(rank=np.broadcast_to(np.arange(1, 10, dtype=np.int32), batch.rank.shape))
+  scored = tiny.scores_of(
+    partial(jax.jit(partial(reward.score_comparisons, lm)), state.params), everyone
+  )
+  expected = separate_scores(state.params, batch, lm)
+  np.testing.assert_allclose(scored, expected, atol=1e-5)
+
+
+def test_a_prompt_with_many_completions_costs_its_own_tokens():
+  """Of 32 prompts with two completions, and with nine for one of them: the positions computed.
+
+  Before, K = 9 was that of all.
+  """
+  batch = tiny.ranked(LM, rows=32, k=9, width=12, ties=False)
+  few = np.where(np.arange(9) < 2, batch.rank.argsort(1) + 1, 0).astype(np.int32)
+  few[:, :2] = [1, 2]
+  some = few.copy()
+  some[0] = np.arange(1, 10)
+
+  def positions(rank):
+    packed = tiny.packed(batch.replace(rank=rank), micro=32)
+    parts, count = reward.into_parts(packed)
+    metrics = reward.work(parts, count)
+    return int(count) * parts.tokens[0].size, int(metrics["tokens"]), metrics["update/useful"]
+
+  computed, tokens, _ = positions(few)
+  more_computed, more_tokens, useful = positions(some)
+  length = tiny.packed(batch.replace(rank=some), micro=32).tokens.shape[-1]
+  assert more_computed - computed <= 2 * length
+  assert more_tokens - tokens <= length
+  assert useful > 0.75 and useful == pytest.approx(more_tokens / more_computed)
+
+
+def test_batches_of_other_lengths_and_k_compile_once():
+  shapes = branches.Layout(rows=2, parts=4, length=64, slots=8, completions=9)
+  tx = optim.adamw(1e-2)
+  state = steps.init_state(jax.random.key(0), model(), tx)
+  step = steps.compiled(tiny.traced_once(partial(reward.reward_step, lm=LM, tx=tx)), state)
+  for seed, rows in ((1, 8), (2, 5), (3, 1)):
+    batch = mixed(seed)
+    groups = tiny.groups_of(batch)[:rows]
+    state, metrics = step(state, {}, branches.pack(groups, shapes))
+    assert metrics["tokens"] == sum(len(group.ids) for group in groups)
+
+
+def test_completions_that_are_not_there_get_no_gradient():
+  batch = tiny.ranked(LM, rows=2, k=4)
+  rank = batch.rank.copy()
+  rank[:, 3] = 0
+  rows = jax.grad(lambda s: losses.ranking(s, losses.pair_weights(jnp.asarray(rank))))(
+    jnp.ones((2, 4))
+  )
   np.testing.assert_array_equal(rows[:, 3], 0)
-  other = batch.replace(tokens=batch.tokens.at[:, 3].set(1))
-  run = lambda b: reward_step(state_of(SGD), b, tx=SGD)[0].params
-  tiny.assert_trees_close(run(batch), run(other), atol=1e-7)
 
 
 def test_scores_ignore_the_side_and_the_amount_of_padding():
@@ -146,8 +227,9 @@ def test_bias_puts_demonstrations_at_zero_and_leaves_the_loss():
   fitted = reward.fit_bias(params, mean(params))
   assert abs(float(mean(params))) > 1
   assert abs(float(mean(fitted))) < 1e-5
-  batch = tiny.comparisons(LM, rows=4, k=4)
-  loss = lambda p: losses.ranking(score_comparisons(p, batch), losses.pair_weights(batch.rank))
+  batch = tiny.ranked(LM, rows=4, k=4)
+  weights = losses.pair_weights(jnp.asarray(batch.rank))
+  loss = lambda p: losses.ranking(separate_scores(p, batch), weights)
   assert loss(fitted) == pytest.approx(float(loss(params)), rel=1e-5)
 
 
@@ -186,17 +268,15 @@ def test_it_learns_a_preference_and_its_log_odds():
     key = jax.random.key(seed)
     tokens = jax.random.randint(key, (rows, k, 6), 6, 9)
     gold = 2.0 * (tokens == 7).sum(-1) + jax.random.gumbel(jax.random.fold_in(key, 1), (rows, k))
-    return Comparisons(
-      tokens,
-      jnp.ones_like(tokens, bool),
-      jnp.argsort(jnp.argsort(-gold, 1), 1).astype(jnp.int32) + 1,
-    )
+    rank = np.argsort(np.argsort(-np.asarray(gold), 1), 1).astype(np.int32) + 1
+    return tiny.Ranked(np.asarray(tokens), np.ones(tokens.shape, bool), rank)
 
+  layout = branches.Layout(rows=32, parts=1, length=24, slots=1, completions=4)
   for i in range(120):
-    state, _ = step(state, {}, batch(i))
+    state, _ = step(state, {}, branches.pack(tiny.groups_of(batch(i)), layout))
   test = batch(10_000, rows=200)
-  scores = reward.score_comparisons(lm, state.params, test)
-  correct, pairs = losses.ranking_accuracy(scores, test.rank)
+  scores = separate_scores(state.params, test, lm)
+  correct, pairs = losses.ranking_accuracy(scores, jnp.asarray(test.rank))
   assert correct.sum() / pairs.sum() > 0.8
   slope = np.polyfit(
     2.0 * np.asarray((test.tokens == 7).sum(-1)).ravel(), np.asarray(scores).ravel(), 1
@@ -205,10 +285,8 @@ def test_it_learns_a_preference_and_its_log_odds():
 
 
 def test_micro_batches_add_up():
-  batch = tiny.comparisons(LM, rows=8, k=4)
-  run = lambda micro: reward_step(
-    state_of(SGD), batch, tx=SGD, cfg=reward.RewardConfig(micro=micro)
-  )
+  batch = tiny.ranked(LM, rows=8, k=4)
+  run = lambda micro: reward_step(state_of(SGD), batch, tx=SGD, micro=micro)
   (a, m), (b, n) = run(1), run(4)
   tiny.assert_trees_close(a.params, b.params, atol=1e-5)
   assert m["accuracy"] == pytest.approx(float(n["accuracy"]))
@@ -221,7 +299,7 @@ def three_steps(place, place_batch):
   state = steps.init_state(jax.random.key(0), params, tx)
   step = steps.compiled(tiny.traced_once(partial(reward.reward_step, lm=LM, tx=tx)), state)
   history = []
-  batch = tiny.comparisons(LM, rows=8, k=3)
+  batch = tiny.packed(mixed(), micro=1, shards=4)
   for _ in range(3):
     state, metrics = step(state, {}, place_batch(batch))
     history.append(float(metrics["loss"]))
@@ -244,8 +322,8 @@ def test_sharded_steps_equal_one_device(mesh):
 
 
 def test_accuracy_over_no_pairs_is_unknown():
-  batch = tiny.comparisons(LM, rows=2, k=4)
-  _, metrics = reward_step(state_of(SGD), batch.replace(rank=jnp.ones((2, 4), jnp.int32)), tx=SGD)
+  batch = tiny.ranked(LM, rows=2, k=4)
+  _, metrics = reward_step(state_of(SGD), batch.replace(rank=np.ones((2, 4), np.int32)), tx=SGD)
   assert np.isnan(metrics["accuracy"])
   assert metrics["pairs"] == metrics["loss"] == 0
 
@@ -258,11 +336,11 @@ def test_a_rescaled_model_scores_gain_times_plus_shift():
   np.testing.assert_allclose(after, 3 * before - 2, atol=1e-4)
 
 
-def loss_of(batch, **settings):
+def loss_of(batch, micro=1, **settings):
   """(the loss of a step, the scores) under other settings of the loss."""
   cfg = reward.RewardConfig(**settings)
-  _, metrics = reward_step(state_of(SGD), batch, tx=SGD, cfg=cfg)
-  return float(metrics["loss"]), np.asarray(score_comparisons(model(), batch), np.float64)
+  _, metrics = reward_step(state_of(SGD), batch, tx=SGD, micro=micro, cfg=cfg)
+  return float(metrics["loss"]), np.asarray(separate_scores(model(), batch), np.float64)
 
 
 def pairs_of(ranks):
@@ -280,8 +358,8 @@ def pairs_of(ranks):
 
 @pytest.mark.parametrize("margin_by", ["pair", "rank", "rating"])
 def test_a_margin_is_taken_from_every_difference(margin_by):
-  batch = tiny.comparisons(LM, rows=3, k=4)
-  rating = jnp.asarray(np.random.default_rng(0).integers(1, 8, (3, 4)), jnp.float32)
+  batch = tiny.ranked(LM, rows=3, k=4)
+  rating = np.random.default_rng(0).integers(1, 8, (3, 4)).astype(np.float32)
   batch = batch.replace(rating=rating if margin_by == "rating" else None)
   loss, scores = loss_of(batch, margin=0.5, margin_by=margin_by)
   total = 0.0
@@ -297,7 +375,7 @@ def test_a_margin_is_taken_from_every_difference(margin_by):
 
 
 def test_centering_adds_the_squared_sum_of_the_scores_of_each_pair():
-  batch = tiny.comparisons(LM, rows=3, k=4)
+  batch = tiny.ranked(LM, rows=3, k=4)
   plain, scores = loss_of(batch)
   centered, _ = loss_of(batch, centering=0.3)
   penalty = sum(
@@ -308,9 +386,9 @@ def test_centering_adds_the_squared_sum_of_the_scores_of_each_pair():
 
 
 def test_best_of_k_is_the_cross_entropy_of_the_best():
-  """Ties at the top share the target; a padded prompt without a best one does not count."""
-  batch = tiny.comparisons(LM, rows=3, k=4)
-  rank = jnp.asarray([[2, 1, 3, 4], [1, 1, 3, 0], [0, 0, 0, 0]])
+  """Ties at the top share the target; a prompt without a best one does not count."""
+  batch = tiny.ranked(LM, rows=3, k=4)
+  rank = np.asarray([[2, 1, 3, 4], [1, 1, 3, 0], [2, 2, 2, 2]], np.int32)
   loss, scores = loss_of(batch.replace(rank=rank), loss="best_of_k")
   log_softmax = lambda x: x - np.log(np.exp(x).sum())
   first = -log_softmax(scores[0])[1]
@@ -319,8 +397,8 @@ def test_best_of_k_is_the_cross_entropy_of_the_best():
 
 
 def test_every_loss_adds_up_over_micro_batches():
-  batch = tiny.comparisons(LM, rows=8, k=4)
-  batch = batch.replace(rating=jnp.ones((8, 4)) * jnp.arange(4.0))
+  batch = tiny.ranked(LM, rows=8, k=4)
+  batch = batch.replace(rating=np.ones((8, 4), np.float32) * np.arange(4, dtype=np.float32))
   for settings in ({"loss": "best_of_k", "centering": 0.1}, {"margin": 1.0, "margin_by": "rating"}):
     whole, _ = loss_of(batch, **settings)
     parts, _ = loss_of(batch, micro=4, **settings)
@@ -344,18 +422,20 @@ def test_a_reward_model_has_its_own_memory_and_no_unembedding():
 def test_the_stem_and_the_key_that_are_given_reach_the_model():
   calls = []
 
-  def hidden(params, tokens, valid, *, stem=None, key=None):
-    calls.append((stem, key))
+  def hidden(params, tokens, valid, *, branch=None, stem=None, key=None):
+    calls.append((branch, stem, key))
     return jnp.zeros((*tokens.shape, LM.width))
 
   noting = LM._replace(hidden=hidden)
-  batch = tiny.comparisons(LM, rows=2, k=3, width=4)
-  stem = jnp.arange(2.0 * 3 * 4 * LM.width).reshape(2, 3, 4, LM.width)
+  batch = tiny.comparisons(LM, rows=2, k=3)
+  part = jax.tree.map(lambda x: x[0], reward.into_parts(batch)[0])
+  stem = jnp.arange(float(part.tokens.size) * LM.width).reshape(*part.tokens.shape, LM.width)
   key = jax.random.key(3)
-  reward.score_comparisons(noting, model(), batch.replace(stem=stem), key=key)
-  ((given_stem, given_key),) = calls
-  np.testing.assert_array_equal(given_stem, stem.reshape(6, 4, LM.width))
-  assert given_key is key
+  reward.score_comparisons(noting, model(), part.replace(stem=stem), key=key)
+  reward.score(noting, model(), part.tokens, part.valid, stem=stem, key=key)
+  assert calls[0][0] is part.branch and calls[1][0] is None
+  for _, given_stem, given_key in calls:
+    assert given_stem is stem and given_key is key
 
 
 def test_dropout_is_random_by_step_and_off_without_it():
@@ -378,10 +458,14 @@ def test_a_step_by_hand(monkeypatch):
   """
   scores = jnp.array([[2.0, 1.0, 1.5], [0.0, 1.0, 50.0], [3.0, 4.0, 50.0]])
   monkeypatch.setattr(reward, "score_comparisons", lambda *args, **kwargs: scores)
+  ones = jnp.ones((3, 1, 6), jnp.int32)
   batch = Comparisons(
-    tokens=jnp.arange(18).reshape(3, 3, 2),
-    valid=jnp.ones((3, 3, 2), bool).at[0, 0, 1].set(False),
-    rank=jnp.array([[1, 2, 2], [1, 2, 0], [1, 1, 0]]),
+    tokens=ones,
+    valid=ones.at[0, 0, 5].set(0),
+    branch=ones,
+    last=jnp.zeros((3, 1, 1, 3), jnp.int32),
+    rank=jnp.array([[1, 2, 2], [1, 2, 0], [1, 1, 0]])[:, None, None],
+    same=jnp.array([[1, 2, 3], [1, 2, 0], [1, 2, 0]])[:, None, None],
   )
   params = {"lm": {}, "head": {"w": jnp.ones(2), "b": jnp.float32(0)}}
   softplus = lambda x: float(np.log1p(np.exp(x)))
@@ -399,32 +483,12 @@ def test_a_step_by_hand(monkeypatch):
   assert metrics["accuracy"] == pytest.approx(2 / 3)
   assert metrics["pairs"] == 3
   assert metrics["tokens"] == 17
+  assert metrics["update/useful"] == pytest.approx(17 / 18)
   assert metrics["score/mean"] == pytest.approx((2 + 1 + 1.5 + 0 + 1 + 3 + 4) / 7)
   assert state.iteration == 1
   _, metrics = run(pairs="all")
   # Ties keep their place in the divisor, and the prompt of ties counts.
   assert metrics["loss"] == pytest.approx((sum(first) / 3 + softplus(1.0)) / 3, rel=1e-6)
-
-
-def test_what_stands_in_the_padding_makes_no_pair():
-  tokens = jnp.array([[[1, 2, 7], [1, 2, 8], [1, 3, 7]]])
-  valid = jnp.array([[[True, True, False]] * 3])
-  batch = Comparisons(tokens, valid, jnp.array([[1, 2, 3]]))
-  np.testing.assert_array_equal(
-    reward.distinct(batch)[0], [[False, False, True], [False, False, True], [True, True, False]]
-  )
-
-
-def test_a_step_has_the_micro_batches_that_it_is_told():
-  """They change no number, and without them a batch does not fit."""
-  batch = tiny.comparisons(LM, rows=6, k=2)
-
-  def scans(micro):
-    step = partial(reward.reward_step, lm=LM, tx=SGD, cfg=reward.RewardConfig(micro=micro))
-    equations = tiny.equations(jax.make_jaxpr(step)(state_of(SGD), {}, batch).jaxpr)
-    return {eqn.params["length"] for eqn in equations if eqn.primitive.name == "scan"}
-
-  assert 6 in scans(6) and 6 not in scans(1)
 
 
 def test_the_bias_is_shifted_by_gain_and_score():

@@ -183,7 +183,11 @@ def test_rows_of_a_cache_are_repeated_taken_and_put_where_they_are():
   axes = sharding.row_axes(init, 2)
   assert axes == {"k": 0, "blocks": 1, "next": -1}
   numbered = jnp.arange(2.0)[:, None]
-  cache = {"k": init(2)["k"] + numbered, "blocks": init(2)["blocks"] + numbered, "next": jnp.int32(1)}
+  cache = {
+    "k": init(2)["k"] + numbered,
+    "blocks": init(2)["blocks"] + numbered,
+    "next": jnp.int32(1),
+  }
   repeated = sharding.repeat_rows(cache, axes, 2)
   np.testing.assert_array_equal(repeated["k"][:, 0], [0, 0, 1, 1])
   np.testing.assert_array_equal(repeated["blocks"][1, :, 0], [0, 0, 1, 1])

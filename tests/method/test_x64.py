@@ -40,8 +40,7 @@ def stages(family):
   cfg = reward.RewardConfig(**choice)
   yield state, *reward.reward_step(state, {}, tiny.comparisons(lm, 2, 3), lm=lm, tx=ADAM, cfg=cfg)
   state = steps.init_state(jax.random.key(1), params, ADAM)
-  ranked = tiny.comparisons(lm, 2, 3)
-  ranked = ranked.replace(mask=ranked.valid)
+  ranked = tiny.comparisons(lm, 2, 3, learnt=True)
   yield state, *dpo.dpo_step(state, ppo.Frozen({}, params, {}), ranked, lm=lm, tx=ADAM)
   experiment = ppo.PPO(
     lm=lm,

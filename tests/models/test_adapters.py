@@ -289,7 +289,9 @@ def three_stages(name):
   _, second = step(state, {}, batch)
   judge = put(reward.init(jax.random.key(4), lm, params))
   rank = tiny.jitted(reward.reward_step, lm=lm, tx=SGD)
-  compared = rank(state_of(judge, SGD), {}, sharding.place_batch(tiny.comparisons(lm, 8, 2)))[1]
+  compared = rank(
+    state_of(judge, SGD), {}, sharding.place_batch(tiny.comparisons(lm, 8, 2, shards=8))
+  )[1]
   settings, state, frozen = ppo_parts(name)
   state, frozen = state.replace(params=put(state.params), ema=put(state.ema)), put(frozen)
   state = state.replace(opt_state=settings.tx.init(state.params))

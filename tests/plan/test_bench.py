@@ -15,10 +15,10 @@ from instructjax.stages import running
 SMALL = {"batch": 4, "prompt": 8, "response": 8, "length": 16, "minibatches": 2, "repeats": 2}
 RATES = {
   "sft": {"tokens/s": 4 * 16},
-  "reward": {"pairs/s": 4, "tokens/s": 4 * 2 * 16},
+  "reward": {"pairs/s": 4, "tokens/s": 4 * (8 + 2 * 8)},
   "rollout": {"sampled tokens/s": 4 * 8, "episodes/s": 4},
   "ppo": {"episodes/s": 4, "sampled tokens/s": 4 * 8},
-  "dpo": {"pairs/s": 4, "tokens/s": 4 * 2 * 16},
+  "dpo": {"pairs/s": 4, "tokens/s": 4 * (8 + 2 * 8)},
 }
 
 
@@ -93,7 +93,7 @@ def test_drawn_lengths_are_those_of_the_batch_and_their_rates_are_of_real_tokens
       assert batch[name].valid[:, -1].all()  # padded on the left
     counts = work.counts(number)
     assert counts["tokens"] == real
-  positions = first[name].valid.size * (2 if name == "prompts" else 1)
+  positions = {"sft": 4 * 16, "dpo": 4 * (8 + 3 * 8)}.get(stage, 4 * (8 + 8))
   counts = [work.counts(number)["tokens"] for number in (1, 2)]
   assert report["real_share"] == pytest.approx(np.mean(counts) / positions)
   rates = np.divide(counts, report["seconds"])
@@ -110,37 +110,26 @@ def test_responses_end_by_the_schedule():
   assert work.counts(1)["sampled tokens"] == rows.mask.sum()
 
 
-def test_completions_of_a_prompt_share_its_tokens():
+def test_a_prompt_stands_once_before_its_completions():
+  """Random completions of a prompt may begin with the same token, which then stands there too."""
   b = options("dpo", lengths="uniform", completions=3)
-  rows = bench.start_dpo(b, bench.language_model(b)).batches(0)["comparisons"]
-  expected = lengths.draws("uniform", b.prompt, b.response)(0, 4 * 3)
-  in_prompt = (rows.valid & ~rows.mask).sum(-1)
-  np.testing.assert_array_equal(in_prompt[:, 0], expected.prompt[::3])
-  np.testing.assert_array_equal(rows.mask.sum(-1).ravel(), expected.response)
-  for tokens, valid, mask in zip(rows.tokens, rows.valid, rows.mask, strict=True):
-    prompt = [t[v & ~m].tolist() for t, v, m in zip(tokens, valid, mask, strict=True)]
-    assert prompt[0] == prompt[1] == prompt[2] != []
-    completion = [t[m].tolist() for t, m in zip(tokens, mask, strict=True)]
-    assert completion[0] != completion[1]
+  part = lengths.draws("uniform", b.prompt, b.response)(0, 4 * 3)
+  groups = bench.random_comparisons(b, 257, learnt=True).groups(0)
+  assert [(group.branch == 0).sum() for group in groups] == part.prompt[::3].tolist()
+  in_branches = [(group.branch == k).sum() for group in groups for k in (1, 2, 3)]
+  assert in_branches == part.response.tolist()
 
 
-def test_the_share_of_useful_positions_is_reported_where_a_stage_says_it(monkeypatch):
+def test_the_share_of_useful_positions_is_reported_where_a_stage_says_it():
   b = options("reward", lengths="uniform", repeats=3)
-  work = bench.start_reward(b, bench.language_model(b))
-
-  def step(state, frozen, batch):
-    state, metrics = work.stage.step(state, frozen, batch)
-    return state, metrics | {"update/useful": batch["comparisons"].valid.mean()}
-
-  with_share = work._replace(stage=work.stage._replace(step=step))
-  monkeypatch.setitem(bench.STAGES, "reward", lambda b, lm: with_share)
   report = bench.measure(b)
-  shares = [work.batches(number)["comparisons"].valid.mean() for number in (1, 2, 3)]
-  assert report["update/useful"] == pytest.approx(np.median(shares))
-  assert report["real_share"] == pytest.approx(np.mean(shares))
-  report |= {"update/useful": 0.6, "real_share": 0.25}
+  work = bench.start_reward(b, bench.language_model(b))
+  tokens = [(work.batches(number)["comparisons"].valid > 0).sum() for number in (1, 2, 3)]
+  assert 0 < report["tokens/useful"] <= 1
+  assert report["real_share"] == pytest.approx(np.mean(tokens) / (4 * (8 + 2 * 8)))
+  report |= {"tokens/useful": 0.6, "real_share": 0.25}
   lines = bench.table(report).splitlines()
-  assert "  useful           60 % of update, 25 % of the padded positions are real" in lines
+  assert "  useful           60 % of tokens, 25 % of the padded positions are real" in lines
 
 
 def test_a_rollout_is_the_part_of_an_iteration_and_samples_anew():

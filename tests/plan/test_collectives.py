@@ -42,7 +42,7 @@ def sft_step():
 def reward_step():
   state = steps.init_state(jax.random.key(0), judge(), ADAM)
   step = steps.compiled(partial(reward.reward_step, lm=LM, tx=ADAM), state)
-  return step.lower(state, {}, sharding.place_batch(tiny.comparisons(LM, rows=8, k=3)))
+  return step.lower(state, {}, sharding.place_batch(tiny.comparisons(LM, rows=8, k=3, shards=8)))
 
 
 def sampling():

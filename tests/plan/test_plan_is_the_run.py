@@ -7,6 +7,7 @@ about to. `programs.plan_stage` gives the shapes, types and shardings that are c
 import dataclasses
 import json
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import pytest
 
 from instructjax import models, settings
 from instructjax.commands import stages
-from instructjax.data.batches import corpora
+from instructjax.data.batches import branches, corpora
 from instructjax.models import gpt, heads
 from instructjax.plan import estimate, programs
 from instructjax.runs import origin
@@ -179,9 +180,28 @@ def spec_of(x):
   return (*spec, *[None] * (len(x.shape) - len(spec)))
 
 
+def planned_for(config, stage, shape, reward_shape):
+  """The plan of a configuration, for packed comparisons of the lengths that a run's have.
+
+  Without data a plan takes all of them to be as long as can be, which is the most that a run needs.
+  """
+  plan = partial(programs.plan_stage, config, shape, reward_shape, completions=COMPLETIONS)
+  if config.stage not in ("reward", "dpo"):
+    return plan()
+  batch = stage.batch["comparisons"]
+  learnt = batch.predictions.token.shape[-1] if batch.predictions else 0
+  layout = branches.Layout(*batch.tokens.shape, *batch.rank.shape[2:], learnt)
+  longest = plan().stage.batch["comparisons"]
+  assert longest.tokens.shape[-1] >= layout.length
+  assert longest.rank.shape[-1] == layout.completions
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(programs.reward, "planned_layout", lambda *args, **kwargs: layout)
+    return plan()
+
+
 def assert_planned(config, training, shape="tiny", reward_shape="tiny"):
   """The plan of a configuration has the state, the frozen models and the batch of a run."""
-  planned = programs.plan_stage(config, shape, reward_shape, completions=COMPLETIONS)
+  planned = planned_for(config, training.stage, shape, reward_shape)
   state, frozen = planned.start()
   assert described(state) == described(training.state)
   assert described(frozen) == described(training.frozen)
@@ -269,7 +289,7 @@ def test_the_presets(stage, size, data, monkeypatch, tmp_path):
   config = settings_of(stage, size, data, changes)
   with running.devices(config.mesh):
     stage_of_run, params = wired_by_the_command(config, monkeypatch, tmp_path)
-    planned = programs.plan_stage(config, config.model.shape, "6B", completions=COMPLETIONS)
+    planned = planned_for(config, stage_of_run, config.model.shape, "6B")
     state, frozen = jax.eval_shape(stage_of_run.init, programs.key_of(), *params)
     planned_state, planned_frozen = planned.start()
     assert described(planned_state) == described(state)

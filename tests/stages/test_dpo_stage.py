@@ -8,6 +8,7 @@ from instructjax.data.batches import pipeline
 from instructjax.data.records import records
 from instructjax.runs import origin, report
 from instructjax.settings.subjects import LoadedModelSettings
+from instructjax.stages import dpo as dpo_stage
 
 PLAIN = LoadedModelSettings(dtype="float32", remat="none")
 
@@ -66,18 +67,16 @@ def test_a_part_of_the_model_starts_from_the_same_reference(data, base, tmp_path
   assert ("adapter" in about) == ("lora" in changes[0])
 
 
-def test_completions_are_marked_and_cut_without_an_end(data, base):
-  """The prompt carries no loss, a padded completion none at all, and a cut one does not end."""
+def test_completions_are_learnt_and_cut_without_an_end(data, base):
+  """The prompt carries no loss, and a cut completion does not end."""
   model = origin.open_model(str(base), PLAIN, 0)
   comparisons = records.read(data / "comparisons.jsonl", "comparison")[:2]
   groups = pipeline.comparisons(comparisons, model.tokenizer, prompt=12, response=3, end_cut=False)
-  batch = pipeline.pad_comparisons(groups, k=3, length=15, marked=True)
-  prompt = len(model.tokenizer.encode(comparisons[0].prompt))
-  assert not batch.mask[0, 0, :prompt].any()
-  assert batch.mask[0, 0].sum() == 3
-  assert not batch.mask[0, 2].any()
-  assert model.tokenizer.eos[0] not in batch.tokens[0, 0]
-  assert pipeline.pad_comparisons(groups, k=3, length=15).mask is None
+  run = dpo_stage.packable_groups(groups)[0]
+  prompt = model.tokenizer.encode(comparisons[0].prompt)
+  assert (run.learnt.completion == 0).sum() == 3
+  assert run.learnt.before[0] == len(prompt) - 1
+  assert model.tokenizer.eos[0] not in run.ids
 
 
 def test_what_is_wrong_is_said(base, tmp_path, capsys):

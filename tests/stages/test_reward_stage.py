@@ -92,7 +92,7 @@ def test_the_scale_before_and_after_is_noted_and_left(labeled_run, data):
   demonstrations = records.read(data / "demonstrations.jsonl", "demonstration")
   rows = pipeline.demonstrations(demonstrations, judge.tokenizer, prompt=12, response=12)
   params = {"lm": judge.params, "head": judge.head}
-  scores = reward_stage.demonstration_scores(judge.lm, params, rows, 24, 1)
+  scores = reward_stage.demonstration_scores(judge.lm, params, rows, 1)
   assert scores.mean() == pytest.approx(0, abs=1e-5)
   assert scores.std() == pytest.approx(1, abs=1e-4)
 

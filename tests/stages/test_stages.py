@@ -66,7 +66,7 @@ def test_reward_model_scores_demonstrations_0_on_average(data, reward_run):
   found = records.read(data / "demonstrations.jsonl", "demonstration")
   rows = pipeline.demonstrations(found, judge.tokenizer, prompt=12, response=12)
   params = {"lm": judge.params, "head": judge.head}
-  assert abs(reward_stage.demonstration_scores(judge.lm, params, rows, 24, 1).mean()) < 1e-5
+  assert abs(reward_stage.demonstration_scores(judge.lm, params, rows, 1).mean()) < 1e-5
   assert float(judge.head["b"]) != 0
   assert 0 <= metrics(reward_run)[-1]["eval/accuracy"] <= 1
 

@@ -8,8 +8,8 @@ function is compiled once for each length that is used:
     ...                                           # `numbers` says which rows the batch holds
   buckets.in_order(...)                           # puts the results into the order of the rows
 
-The padding function takes `length`. It may be `pad_prompts` (which pads on the left),
-`pad_demonstrations` (on the right), or `pad_comparisons` with its `k` bound.
+The padding function takes `length`. It may be `pad_prompts` (which pads on the left) or
+`pad_demonstrations` (on the right).
 """
 
 from __future__ import annotations

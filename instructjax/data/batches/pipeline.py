@@ -2,8 +2,8 @@
 
 1. Each kind of record has a function that turns it into ids: `demonstrations`, `comparisons`,
    `prompts`, `text` and `documents`. Every length is checked there, before anything runs.
-2. Each kind of row has a function that pads some rows into a batch: `pad_demonstrations`,
-   `pad_comparisons` and `pad_prompts`.
+2. Each kind of row has a function that makes a batch of some rows: `pad_demonstrations`,
+   `pad_prompts` and, for the groups of comparisons, `branches.pack`.
 3. `stream` puts the rows in a shuffled, endless order and pads them batch by batch:
 
   rows = pipeline.demonstrations(records, tokenizer, prompt=24, response=40)
@@ -14,7 +14,7 @@ A row is bos + prompt + separator and completion + eos, without a space more or 
 encoded one by one and never as a joined text (see `vocabulary`), so that the ids of a prompt are
 the same in every row.
 
-Dimensions: B rows, K completions, T tokens, P prompt tokens.
+Dimensions: B rows, K completions of a group, T tokens, P prompt tokens.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.data.tokens.vocabulary import document_end, named_specials, refusal
 from instructjax.errors import UserError
 from instructjax.settings.subjects import Long
-from instructjax.types import Comparisons, Demonstrations, Prompts
+from instructjax.types import Demonstrations, Prompts
 
 SEPARATOR = " "  # between a prompt and its completion
 
@@ -70,7 +70,7 @@ class Group(NamedTuple):
   ratings: tuple[float, ...] = ()
 
   def distinct(self) -> np.ndarray:
-    """Returns which pairs of rows differ in a token, [K, K]; `reward.distinct` of one prompt."""
+    """Returns which pairs of rows differ in a token, [K, K]; as `reward.ranks_of` does."""
     ids = np.array([row.ids.tobytes().hex() for row in self.rows])
     return ids[:, None] != ids[None, :]
 
@@ -143,7 +143,7 @@ def comparisons(
 
   By default a completion that was cut ends with an end-of-text token all the same, because the
   reward model reads the score at the end. Completions that differ only after the cut have the same
-  ids; `reward.distinct` finds their pairs, which weigh nothing.
+  ids; their pairs weigh nothing (`reward.ranks_of`).
 
   Raises:
     UserError: for the same reasons as in `demonstrations`.
@@ -471,23 +471,14 @@ def _row(
 # --- ids to batches ---
 
 
-# Fills up a group that has too few completions.
-EMPTY = Row(np.zeros(0, np.int32), 0)
-
-
-def longest(
-  rows: Sequence[Row] | Sequence[Group],
-  multiple: int = 8,
-) -> int:
+def longest(rows: Sequence[Row], multiple: int = 8) -> int:
   """Returns the size of the longest row, rounded up: a `length` for the padding functions."""
   size = max(map(size_of, rows))
   return -(-size // multiple) * multiple
 
 
-def size_of(row: Row | Group) -> int:
-  """Returns the number of tokens of a row, or of the longest row of a group."""
-  if isinstance(row, Group):
-    return max(len(completion.ids) for completion in row.rows)
+def size_of(row: Row) -> int:
+  """Returns the number of tokens of a row."""
   return len(row.ids)
 
 
@@ -504,55 +495,6 @@ def pad_demonstrations(rows: Sequence[Row], *, length: int) -> Demonstrations:
     if row.mask is not None:
       mask[i, : len(row.mask)] = row.mask
   return Demonstrations(tokens=tokens, valid=valid, mask=mask)
-
-
-def pad_comparisons(
-  groups: Sequence[Group],
-  *,
-  k: int,
-  length: int,
-  marked: bool = False,
-) -> Comparisons:
-  """Pads groups on the right into a batch [B, K, T].
-
-  A prompt with fewer than `k` completions is filled up with empty rows of rank 0, which the loss
-  leaves out. With `marked` the batch has a mask of the tokens from the start of each completion.
-
-  Raises:
-    UserError: if a prompt has more than `k` completions.
-  """
-  most = max(len(group.rows) for group in groups)
-  if most > k:
-    raise UserError(f"{most} completions do not fit in batches of k = {k}; raise k")
-  ids = []
-  starts = []
-  ranks = []
-  for group in groups:
-    missing = k - len(group.rows)
-    rows = [*group.rows, *[EMPTY] * missing]
-    ids += [row.ids for row in rows]
-    starts += [row.start for row in rows]
-    ranks.append([*group.ranks, *[0] * missing])
-  tokens, valid = _pad_right(ids, length)
-  shape = (len(groups), k, length)
-  rank: Host = np.asarray(ranks, np.int32)
-  mask: Host = None
-  if marked:
-    # Earlier replies of a chat are the same in all completions, and are no part of any.
-    after_start = np.arange(length) >= np.asarray(starts)[:, None]
-    mask = (valid & after_start).reshape(shape)
-  rating: Host = None
-  # Either all groups have ratings or none has.
-  if groups[0].ratings:
-    ratings = [[*group.ratings, *[0.0] * (k - len(group.rows))] for group in groups]
-    rating = np.asarray(ratings, np.float32)
-  return Comparisons(
-    tokens=tokens.reshape(shape),
-    valid=valid.reshape(shape),
-    rank=rank,
-    rating=rating,
-    mask=mask,
-  )
 
 
 def pad_prompts(rows: Sequence[Row], *, length: int) -> Prompts:

@@ -1,12 +1,10 @@
-from functools import partial
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructjax.data.batches import buckets, pipeline
-from instructjax.data.batches.pipeline import Group, Row
+from instructjax.data.batches.pipeline import Row
 from instructjax.errors import UserError
 
 
@@ -32,17 +30,6 @@ def test_batches_by_hand():
   assert batches[2][0].tokens.tolist() == [[0] + [10] * 7] * 2  # filled up with its own row
   right = next(iter(buckets.once(rows[2:4], pipeline.pad_demonstrations, size=2, lengths=(4,))))[0]
   assert right.tokens.tolist() == [[12, 12, 12, 0], [13] * 4]
-
-
-def test_the_longest_completion_counts_for_a_group():
-  groups = [Group((row(2), row(9)), (1, 2)), Group((row(3), row(4)), (1, 2))]
-  batches = list(
-    buckets.once(groups, partial(pipeline.pad_comparisons, k=2), size=1, lengths=(4, 16))
-  )
-  assert [(batch.tokens.shape, numbers) for batch, numbers in batches] == [
-    ((1, 2, 4), [1]),
-    ((1, 2, 16), [0]),
-  ]
 
 
 def test_a_row_that_fits_nowhere_is_an_error():

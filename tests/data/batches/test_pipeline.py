@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from letters import EOS, letters
 
 from instructjax.data.batches import pipeline
-from instructjax.data.batches.pipeline import Group, Row
+from instructjax.data.batches.pipeline import Row
 from instructjax.data.records.records import Comparison, Demonstration, Prompt, Text
 from instructjax.errors import UserError
 
@@ -141,20 +141,12 @@ def test_padding_by_hand():
   batch = pipeline.pad_prompts([row("abc"), row("d")], length=4)
   assert batch.tokens.tolist() == [[0, 97, 98, 99], [0, 0, 0, 100]]
   assert batch.valid.tolist() == [[False, True, True, True], [False, False, False, True]]
-  groups = [Group((row("ab"), row("c")), (2, 1)), Group((row("d"), row("e"), row("f")), (1, 1, 3))]
-  batch = pipeline.pad_comparisons(groups, k=3, length=2)
-  assert batch.tokens.tolist() == [[[97, 98], [99, 0], [0, 0]], [[100, 0], [101, 0], [102, 0]]]
-  assert batch.valid.tolist()[0] == [[True, True], [True, False], [False, False]]
-  assert batch.rank.tolist() == [[2, 1, 0], [1, 1, 3]]
-  assert batch.rank.dtype == batch.tokens.dtype == np.int32
-  assert pipeline.longest(groups) == 8 and pipeline.longest([row("abc")], multiple=1) == 3
+  assert pipeline.longest([row("ab")]) == 8 and pipeline.longest([row("abc")], multiple=1) == 3
 
 
 def test_what_does_not_fit_is_an_error():
   with pytest.raises(UserError, match="a row of 3 tokens does not fit in batches of length 2"):
     pipeline.pad_demonstrations([row("abc")], length=2)
-  with pytest.raises(UserError, match="3 completions do not fit in batches of k = 2"):
-    pipeline.pad_comparisons([Group((row("a"),) * 3, (1, 2, 3))], k=2, length=2)
 
 
 some = st.text("abc de", min_size=1, max_size=8).filter(str.strip)
@@ -171,14 +163,11 @@ def test_the_same_parts_give_the_same_ids_everywhere(pairs):
   length = pipeline.longest(demos)
   left = pipeline.pad_prompts(prompts, length=8)
   right = pipeline.pad_demonstrations(demos, length=length)
-  ranked = pipeline.pad_comparisons(groups, k=2, length=length)
-  left, right, ranked = jax.tree.map(
-    np.asarray, (left, right, ranked)
-  )  # no slice of theirs is compiled
+  left, right = jax.tree.map(np.asarray, (left, right))  # no slice of theirs is compiled
   for i, (prompt, completion) in enumerate(pairs):
     expected = [*TOK.encode(prompt), *TOK.encode(" " + completion), EOS]
     assert right.tokens[i][right.valid[i]].tolist() == expected
-    assert ranked.tokens[i, 1][ranked.valid[i, 1]].tolist() == expected
+    assert groups[i].rows[1].ids.tolist() == expected
     start = left.tokens[i][left.valid[i]].tolist()
     assert start == expected[: len(start)] and int(right.mask[i].sum()) == len(expected) - len(
       start
