@@ -70,6 +70,7 @@ TESTS = {
   "models/attention": ["tests/models/test_branched_rows.py"],
   "models/transformer": ["tests/models/test_branched_rows.py"],
   "data/batches/branches": ["tests/data/batches/test_branches.py"],
+  "models/cache": ["tests/models/test_transformer.py", "tests/method/test_rollout.py"],
   "models/decay": ["tests/models/test_decay.py"],
   "system/keys": ["tests/system/test_keys.py"],
 }
@@ -815,11 +816,6 @@ MUTANTS["likelihood"] = [
 ]
 
 MUTANTS["rollout"] = [
-  M(
-    "live & (t + 1 < prompts.ends)",
-    "live & (t < prompts.ends)",
-    "a schedule of lengths ends rows a token late",
-  ),
   M("k = min(top_k, logits.shape[-1])", "k = top_k", "more tokens to keep than there are"),
   M(
     "logits = jnp.where(logits < kth, -jnp.inf, logits)",
@@ -864,11 +860,6 @@ MUTANTS["rollout"] = [
     "the same number searches block and id",
   ),
   M(
-    "u = jax.random.uniform(key, (rows,), jnp.float32,",
-    "u = jnp.zeros((rows,)) + jax.random.uniform(key, (1,), jnp.float32,",
-    "all rows share their noise",
-  ),
-  M(
     "logits = losses.temper(logits, 1.0, cfg.banned)",
     "logits = losses.temper(logits, 1.0)",
     "greedy decoding says banned ids",
@@ -890,64 +881,7 @@ MUTANTS["rollout"] = [
     "    logits = truncate(logits, cfg.top_k, cfg.top_p) / cfg.temperature",
     "the cut comes before the temperature",
   ),
-  M(
-    "logits = truncate(logits, cfg.top_k, cfg.top_p)\n    token = categorical(key, logits)",
-    "token = categorical(key, truncate(logits, cfg.top_k, cfg.top_p))",
-    "a draw is scored under the whole distribution",
-  ),
-  M(
-    "return jnp.isin(token, jnp.asarray(eos, jnp.int32))",
-    "return token == eos[0]",
-    "only the first end of text ends",
-  ),
-  M(
-    "token, logp = draw(jax.random.fold_in(key, t), logits, cfg)",
-    "token, logp = draw(key, logits, cfg)",
-    "every token of a response is drawn by the same number",
-  ),
-  M("token = jnp.where(live, token, 0)", "token = jnp.asarray(token)", "tokens after the end"),
-  M(
-    "logp = jnp.where(live, logp, 0.0)",
-    "logp = jnp.asarray(logp)",
-    "log-probabilities after the end",
-  ),
-  M(
-    "live = live & ~is_end(token, cfg.eos)",
-    "live = ~is_end(token, cfg.eos)",
-    "a response goes on after its end",
-  ),
-  M(
-    "mask=write(state.mask, t, state.live)",
-    "mask=write(state.mask, t, live)",
-    "the end of text is excluded from the mask",
-  ),
-  M(
-    "last = jax.lax.dynamic_slice_in_dim(state.tokens, t - 1, 1, axis=1)",
-    "last = jax.lax.dynamic_slice_in_dim(state.tokens, t, 1, axis=1)",
-    "the model never reads what was sampled",
-  ),
-  M(
-    "return (state.t < cfg.response) & jnp.any(state.live)",
-    "return (state.t < cfg.response) & jnp.all(state.live)",
-    "the first end stops all rows",
-  ),
-  M(
-    "return (state.t < cfg.response) & jnp.any(state.live)",
-    "return state.t < cfg.response",
-    "the loop goes on after all rows have ended",
-  ),
   M("ended=~last.live", "ended=last.live", "ended and cut swapped"),
-  M(
-    "valid=jnp.concatenate([prompts.valid, last.mask], axis=1)",
-    "valid=jnp.concatenate([prompts.valid, jnp.ones_like(last.mask)], axis=1)",
-    "what follows the end is valid",
-  ),
-  M(
-    "hidden, cache = lm.decode(layers, last, valid, state.cache)",
-    "hidden, cache = lm.decode(layers, last, jnp.ones_like(valid), state.cache)",
-    "an ended row is read on",
-    equivalent="what an ended row reads changes its own cache alone, and nothing is drawn from it",
-  ),
 ]
 
 MUTANTS["packs"] = [
@@ -991,6 +925,136 @@ MUTANTS["packs"] = [
     "most = max(1, episodes // micro)",
     "most = max(1, episodes)",
     "micro-batches do not bound the rows",
+  ),
+  M(
+    "logits = truncate(logits, cfg.top_k, cfg.top_p)\n    token = categorical(u, logits)",
+    "token = categorical(u, truncate(logits, cfg.top_k, cfg.top_p))",
+    "a draw is scored under the whole distribution",
+  ),
+  M(
+    "own_key = jax.random.fold_in(jax.random.fold_in(key, row), t)",
+    "own_key = jax.random.fold_in(key, row)",
+    "every token of a response is drawn by the same number",
+  ),
+  M(
+    "own_key = jax.random.fold_in(jax.random.fold_in(key, row), t)",
+    "own_key = jax.random.fold_in(key, t)",
+    "all rows share their noise",
+  ),
+  M(
+    "draw(uniforms(s.key, rows.number, rows.t), logits, s.cfg)",
+    "draw(uniforms(s.key, rows.row, rows.t), logits, s.cfg)",
+    "the devices of a mesh share their noise",
+  ),
+  M(
+    "place = jnp.where(live, row, buffer.shape[0])",
+    "place = row",
+    "a slot without a row writes into row 0",
+  ),
+  M(
+    "ended = is_end(token, s.cfg.eos) | (t >= s.cfg.response)",
+    "ended = is_end(token, s.cfg.eos) & (t >= s.cfg.response)",
+    "an end of text ends nothing",
+  ),
+  M(
+    "ended |= t >= take(sharding.repeat(s.prompts.ends, s.cfg.n), rows.row)",
+    "ended |= t > take(sharding.repeat(s.prompts.ends, s.cfg.n), rows.row)",
+    "a schedule ends a token late",
+  ),
+  M(
+    "column = s.shape.prompt + slots.step % s.shape.response",
+    "column = s.shape.prompt + slots.step",
+    "the columns of responses are no ring",
+  ),
+  M(
+    "s.layers, rows.last[:, None], rows.live[:, None], cached)",
+    "s.layers, rows.last[:, None], jnp.ones_like(rows.live)[:, None], cached)",
+    "a slot without a row is read",
+  ),
+  M(
+    "position = jnp.where(live, position, EMPTY)",
+    "position = position + 0",
+    "a row sees what its slot held before",
+  ),
+  M(
+    "return jnp.any((waiting > 0) & (takable(s, slots) >= whole_group))",
+    "return jnp.all((waiting > 0) & (takable(s, slots) >= whole_group))",
+    "one device waits for all others",
+  ),
+  M(
+    "row = jnp.repeat(prompt, n) * n + j % n",
+    "row = jnp.repeat(prompt, n) * n",
+    "the rows of a prompt are one row",
+  ),
+  M(
+    "next=slots.next + taken,",
+    "next=slots.next + s.shape.group,",
+    "prompts of the queue are left out",
+  ),
+  M(
+    "first = chunks - jnp.maximum(-(-longest // chunk), 1)",
+    "first = chunks - jnp.maximum(longest // chunk, 1)",
+    "the beginning of a prompt is not read",
+  ),
+  M(
+    "return jnp.all(slots.next >= s.shape.prompts) & live_at_most(slots, most)",
+    "return live_at_most(slots, most)",
+    "what is still in the queue is forgotten",
+  ),
+  M(
+    "return jnp.argsort(~live, stable=True)[:size].astype(jnp.int32)",
+    "return jnp.argsort(live, stable=True)[:size].astype(jnp.int32)",
+    "the rows that have ended move together",
+  ),
+  M("ended = is_end(final, cfg.eos)", "ended = ~is_end(final, cfg.eos)", "ended and cut swapped"),
+  M(
+    "valid=jnp.concatenate([prompts.valid, mask], axis=1)",
+    "valid=jnp.concatenate([prompts.valid, jnp.ones_like(mask)], axis=1)",
+    "what follows the end is valid",
+  ),
+]
+
+MUTANTS["models/cache"] = [
+  M(
+    "return jax.lax.dynamic_update_slice(cached, new[None], start)",
+    "return cached",
+    "a sampled token is never kept",
+  ),
+  M(
+    "touched = min(-(-(t + block - 1) // block), cached.shape[0])",
+    "touched = min(-(-t // block), cached.shape[0])",
+    "columns that begin within a block lose their end",
+  ),
+  M(
+    "columns, new, column - first * block, axis=-2)",
+    "columns, new, 0, axis=-2)",
+    "columns are written from the first of their block on",
+  ),
+  M(
+    "order = jnp.argsort(~used, stable=True).astype(jnp.int32)",
+    "order = jnp.argsort(used, stable=True).astype(jnp.int32)",
+    "the empty blocks are read",
+  ),
+  M(
+    "seen = (column_position != EMPTY) & (distance >= 0)  # [B, t, b]",
+    "seen = distance >= 0",
+    "empty columns are seen",
+  ),
+  M(
+    "seen = (column_position != EMPTY) & (distance >= 0)  # [B, t, b]",
+    "seen = column_position + 0 * distance != EMPTY",
+    "a prompt sees what comes after",
+  ),
+  M("seen &= distance < window", "seen &= distance <= window", "a window is one too wide"),
+  M(
+    "total = total * shrink + jnp.sum(weights, axis=-1)",
+    "total = total + jnp.sum(weights, axis=-1)",
+    "the sums of blocks are of different scales",
+  ),
+  M(
+    "return new_largest, total, mixed * shrink[..., None] + new_mixed",
+    "return new_largest, total, mixed + new_mixed",
+    "the values of blocks are of different scales",
   ),
 ]
 
