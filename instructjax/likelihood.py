@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from instructjax import losses, sharding
+from instructjax.models import cache
 from instructjax.types import (
   LM,
   Array,
@@ -256,6 +257,7 @@ def choices(
   rows, width = prompts.tokens.shape
   end_count, length = ends.shape
   n = end_count // rows
+  cache.check_context(lm.context, width + length - 1)
   # The weights become whole along fsdp a layer at a time. To gather all of them at once pays only
   # for the many steps of a sampler.
   layers = lm.unstack(params, whole=False)
@@ -263,13 +265,13 @@ def choices(
   def empty_cache(rows: int):
     return lm.init_cache(rows, width + length - 1)
 
-  hidden, cache = lm.decode(layers, prompts.tokens, prompts.valid, empty_cache(rows))
-  cache = sharding.repeat_rows(cache, sharding.row_axes(empty_cache, rows), n)
+  hidden, cached = lm.decode(layers, prompts.tokens, prompts.valid, empty_cache(rows))
+  cached = sharding.repeat_rows(cached, sharding.row_axes(empty_cache, rows), n)
   # Prompts are left padded: their last position predicts the first token of every end.
   hidden = sharding.repeat(hidden[:, -1:], n)
   if length > 1:
     # The last token of an end predicts nothing, so it is not read.
-    rest, _ = lm.decode(layers, ends[:, :-1], mask[:, :-1], cache)
+    rest, _ = lm.decode(layers, ends[:, :-1], mask[:, :-1], cached)
     hidden = jnp.concatenate([hidden, rest], axis=1)
   return _score_ends(lm, params, hidden, ends, mask)
 

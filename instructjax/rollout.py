@@ -515,7 +515,7 @@ def read(
   def read_chunk(i, carry):
     _, cached = carry
     columns = partial(jax.lax.dynamic_slice_in_dim, start_index=i * chunk, slice_size=chunk, axis=1)
-    cached = cached | {"index": i * chunk}
+    cached = cached | {"index": jnp.int32(i * chunk)}
     hidden, cached = s.lm.decode(s.layers, columns(tokens), columns(valid), cached)
     return hidden[:, -1], cached
 
@@ -599,10 +599,12 @@ def sample(
     TypeError: unless `prompts.valid` is boolean.
     ValueError: for prompts that are padded on the right, where their values can be seen: outside of
       a compiled function. The response would follow the padding.
+    UserError: where prompts and responses do not fit the context of the model.
   """
   _check_prompts(prompts)
   prompts = jax.tree.map(lambda x: sharding.reshard(x, "batch", *[None] * (x.ndim - 1)), prompts)
   B, P = prompts.tokens.shape
+  cache.check_context(lm.context, P + cfg.response)
   shape = shape_of(cfg, B, P)
   shards = sharding.batch_shards()
   axes = sharding.row_axes(

@@ -192,7 +192,7 @@ def rows_of_parts(
   return rows
 
 
-def _part(parts: PyTree, i: Int[Array, ""]) -> PyTree:
+def _part(parts: PyTree, i: Int[Array, ""] | int) -> PyTree:
   """Part i of [N, B/N, ...]."""
 
   def take(x):

@@ -804,13 +804,13 @@ MUTANTS["likelihood"] = [
     "an end is predicted by the first position",
   ),
   M(
-    "rest, _ = lm.decode(layers, ends[:, :-1], mask[:, :-1], cache)",
-    "rest, _ = lm.decode(layers, ends[:, 1:], mask[:, 1:], cache)",
+    "rest, _ = lm.decode(layers, ends[:, :-1], mask[:, :-1], cached)",
+    "rest, _ = lm.decode(layers, ends[:, 1:], mask[:, 1:], cached)",
     "the ends are read one token late",
   ),
   M(
-    "cache = sharding.repeat_cache(cache, n, empty_cache, rows)",
-    "cache = sharding.repeat_cache(cache, n, empty_cache, n)",
+    "cached = sharding.repeat_rows(cached, sharding.row_axes(empty_cache, rows), n)",
+    "cached = sharding.repeat_rows(cached, sharding.row_axes(empty_cache, n), n)",
     "the prompts for the ends in the cache",
   ),
 ]
@@ -880,51 +880,6 @@ MUTANTS["rollout"] = [
     "logits = losses.temper(logits, 1.0, cfg.banned)\n"
     "    logits = truncate(logits, cfg.top_k, cfg.top_p) / cfg.temperature",
     "the cut comes before the temperature",
-  ),
-  M("ended=~last.live", "ended=last.live", "ended and cut swapped"),
-]
-
-MUTANTS["packs"] = [
-  M(
-    "has_room = (positions + episode_length <= T) & (places + episode_response <= R)",
-    "has_room = positions + episode_length <= T",
-    "a row holds more response tokens than it has places for",
-  ),
-  M(
-    "has_room = (positions + episode_length <= T) & (places + episode_response <= R)",
-    "has_room = places + episode_response <= R",
-    "a row holds more tokens than it has",
-  ),
-  M("rank + 1, 0)", "1, 0)", "neighbours are one segment"),
-  M(
-    "real = (valid > 0) | (columns == prompt - 1)",
-    "real = (valid > 0) | (columns == 0)",
-    "padding before a prompt is packed too",
-  ),
-  M(
-    "before = shift_by_rank[response_rank] + (T - R - 1) + token",
-    "before = shift_by_rank[response_rank] + (T - R) + token",
-    "a response token is predicted by its own state",
-  ),
-  M(
-    "count = (jnp.max(row) // rows + 1).astype(jnp.int32)",
-    "count = jnp.int32(N)",
-    "empty parts are computed",
-  ),
-  M(
-    "rounds = jnp.where(backward, rounds[:, ::-1], rounds)",
-    "rounds = jnp.where(backward, rounds, rounds)",
-    "the first shard gets the longest of every round",
-  ),
-  M(
-    "longest_first = jnp.argsort(-length, stable=True)",
-    "longest_first = jnp.argsort(0 * length, stable=True)",
-    "episodes are dealt in the order of the batch",
-  ),
-  M(
-    "most = max(1, episodes // micro)",
-    "most = max(1, episodes)",
-    "micro-batches do not bound the rows",
   ),
   M(
     "logits = truncate(logits, cfg.top_k, cfg.top_p)\n    token = categorical(u, logits)",
@@ -1011,6 +966,50 @@ MUTANTS["packs"] = [
     "valid=jnp.concatenate([prompts.valid, mask], axis=1)",
     "valid=jnp.concatenate([prompts.valid, jnp.ones_like(mask)], axis=1)",
     "what follows the end is valid",
+  ),
+]
+
+MUTANTS["packs"] = [
+  M(
+    "has_room = (positions + episode_length <= T) & (places + episode_response <= R)",
+    "has_room = positions + episode_length <= T",
+    "a row holds more response tokens than it has places for",
+  ),
+  M(
+    "has_room = (positions + episode_length <= T) & (places + episode_response <= R)",
+    "has_room = places + episode_response <= R",
+    "a row holds more tokens than it has",
+  ),
+  M("rank + 1, 0)", "1, 0)", "neighbours are one segment"),
+  M(
+    "real = (valid > 0) | (columns == prompt - 1)",
+    "real = (valid > 0) | (columns == 0)",
+    "padding before a prompt is packed too",
+  ),
+  M(
+    "before = shift_by_rank[response_rank] + (T - R - 1) + token",
+    "before = shift_by_rank[response_rank] + (T - R) + token",
+    "a response token is predicted by its own state",
+  ),
+  M(
+    "count = (jnp.max(row) // rows + 1).astype(jnp.int32)",
+    "count = jnp.int32(N)",
+    "empty parts are computed",
+  ),
+  M(
+    "rounds = jnp.where(backward, rounds[:, ::-1], rounds)",
+    "rounds = jnp.where(backward, rounds, rounds)",
+    "the first shard gets the longest of every round",
+  ),
+  M(
+    "longest_first = jnp.argsort(-length, stable=True)",
+    "longest_first = jnp.argsort(0 * length, stable=True)",
+    "episodes are dealt in the order of the batch",
+  ),
+  M(
+    "most = max(1, episodes // micro)",
+    "most = max(1, episodes)",
+    "micro-batches do not bound the rows",
   ),
 ]
 
@@ -1311,17 +1310,22 @@ MUTANTS["sharding"] = [
     "copies = jnp.broadcast_to(x[None], (n, rows, *rest))",
     "the copies of a row do not follow each other",
   ),
-  M("if larger.shape == x.shape:\n      return x", "pass", "an index of the cache is repeated"),
   M(
-    "if first != rows or larger.shape != (rows * n, *rest):",
-    "if larger.shape != (rows * n, *rest):",
-    "the copies are of another axis",
+    "if len(grown) > 1 or lengths[grown[0]] != (rows, many):",
+    "if len(grown) > 1:",
+    "an array that is filled up for few rows passes",
   ),
   M(
-    "if first != rows or larger.shape != (rows * n, *rest):",
-    "if first != rows:",
-    "a cache whose rows lie elsewhere is repeated",
+    "if len(grown) > 1 or lengths[grown[0]] != (rows, many):",
+    "if lengths[grown[0]] != (rows, many):",
+    "an array whose rows are two axes passes",
   ),
+  M(
+    "return jnp.moveaxis(repeat(jnp.moveaxis(x, axis, 0), n), 0, axis)",
+    "return repeat(x, n)",
+    "another axis than that of the rows is repeated",
+  ),
+  M("index[axis] = rows\n", "index[0] = rows\n", "rows are put along another axis"),
   M(
     'whole = [None if entry == "fsdp" else entry for entry in stored]',
     'whole = [None if entry == "model" else entry for entry in stored]',

@@ -515,11 +515,6 @@ def _init_cache(m: Module, batch: int, length: int, block: int | None = None) ->
   that has none keeps all tokens instead.
   """
   del block
-  if length > m.context:
-    raise UserError(
-      f"{length} positions do not fit the model's context of {m.context}: shorten the prompts or "
-      "the responses"
-    )
   if m.init_cache is None:
     _warn_once(m.name)
     own_cache = jnp.zeros((batch, length), jnp.int32)

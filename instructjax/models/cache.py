@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from instructjax import sharding
+from instructjax.errors import UserError
 from instructjax.models import blocks
 from instructjax.types import Array, Float, Int
 
@@ -28,6 +29,19 @@ WIDEST = 128
 EMPTY = -1  # the position of a column that holds nothing
 
 Keys = Float[Array, "N B K b C"]
+
+
+def check_context(context: int, positions: int) -> None:
+  """Checks that a prompt and what follows it fit the context of a model.
+
+  Raises:
+    UserError: otherwise. A cache may have more columns than that, as where it is filled up.
+  """
+  if positions > context:
+    raise UserError(
+      f"{positions} positions do not fit the model's context of {context}: shorten the prompts or "
+      "the responses"
+    )
 
 
 def block_width(length: int) -> int:

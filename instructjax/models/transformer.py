@@ -466,15 +466,7 @@ def init_cache(family: Family, batch: int, length: int, block: int | None = None
 
   The cache holds the keys and values of every layer [N, B, K, b, C], what each column holds
   (`position` [N, B, b], see `models.cache`), and the `index` of the column to write next.
-
-  Raises:
-    UserError: for more columns than the context has positions.
   """
-  if length > family.context:
-    raise UserError(
-      f"{length} positions do not fit the model's context of {family.context}: shorten the "
-      "prompts or the responses"
-    )
   block = block or cache.block_width(length)
 
   def empty() -> tuple[Array, ...]:

@@ -392,6 +392,7 @@ def test_a_ring_of_columns_serves_many_waves():
 def test_most_of_the_work_at_real_lengths_is_useful():
   """Lengths as in the paper, scaled to 128 + 128: four fifths of the positions hold a token."""
   lm = tiny.lm("gpt")._replace(
+    context=256,
     # Only positions are counted, so nothing is computed.
     decode=lambda params, tokens, valid, cache: (jnp.zeros((*tokens.shape, lm.width)), cache),
     init_cache=lambda rows, length, block: {

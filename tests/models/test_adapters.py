@@ -440,8 +440,8 @@ def test_what_is_not_possible_is_said():
   ids, valid = jnp.ones((1, 33), jnp.int32), jnp.ones((1, 33), bool)
   with pytest.raises(UserError, match="rows of 33 tokens do not fit the model's context of 32"):
     lm.hidden(params, ids, valid)
-  with pytest.raises(UserError, match="33 positions do not fit"):
-    lm.init_cache(1, 33)
+  with pytest.raises(UserError, match="positions do not fit the model's context of 32"):
+    rollout.sample(lm, params, tiny.prompts(lm, 1), jax.random.key(0), rollout.Sampling(30))
   with pytest.raises(
     UserError, match=r"top 1 blocks: this model's parameters \(model\) hold no stacked"
   ):

@@ -123,7 +123,7 @@ def test_a_step_pays_nothing_backward_below_the_trained_blocks():
     batch = tiny.demonstrations(lm, 4)
     jaxpr = jax.make_jaxpr(step)(state, batch)
     forward = jax.make_jaxpr(lambda p, b: sft.evaluate(p, b, lm=lm))(trunk | trained, batch)
-    flops = lambda jaxpr: counting.count(jaxpr, (), 1).flops
+    flops = lambda jaxpr: counting.count(jaxpr, (), {}).flops
     return flops(jaxpr), flops(forward), counting.peak(jaxpr)
 
   whole, forward, memory = step_of(3, None)

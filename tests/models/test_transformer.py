@@ -13,6 +13,7 @@ from families import FAMILIES
 from instructjax import models, sharding
 from instructjax.errors import UserError
 from instructjax.models import freeze, gpt, transformer
+from instructjax.models.cache import check_context
 
 
 def jitted(lm):
@@ -251,7 +252,7 @@ def test_too_long_rows_and_caches_say_what_fits(model):
   with pytest.raises(UserError, match=r"rows of 65 tokens do not fit the model's context of 64"):
     lm.hidden(params, jnp.zeros((1, 65), jnp.int32), jnp.ones((1, 65), bool))
   with pytest.raises(UserError, match=r"70 positions do not fit the model's context of 64"):
-    lm.init_cache(1, 70)
+    check_context(lm.context, 70)
 
 
 @pytest.mark.parametrize(

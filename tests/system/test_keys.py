@@ -5,11 +5,12 @@ from collections import Counter
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import tiny
 
-from instructjax import optim, ppo, reward, sft, steps
+from instructjax import optim, ppo, reward, rollout, sft, steps
 from instructjax.data.batches import pipeline
 from instructjax.models import lora
 from instructjax.ppo import PPOConfig
@@ -39,6 +40,16 @@ def test_no_two_draws_of_a_run_share_a_key(monkeypatch):
 
     return recorded
 
+  def by_row(key, row, t):
+    """The numbers of the sampler row by row: under `vmap` a key has no value either."""
+    own_keys = [jax.random.fold_in(jax.random.fold_in(key, r), i) for r, i in zip(row, t)]
+    return jnp.stack([jax.random.uniform(own_key) for own_key in own_keys])
+
+  expected = rollout.uniforms(jax.random.key(0), jnp.arange(3), jnp.array([5, 0, 1]))
+  np.testing.assert_array_equal(
+    by_row(jax.random.key(0), jnp.arange(3), jnp.array([5, 0, 1])), expected
+  )
+  monkeypatch.setattr(rollout, "uniforms", by_row)
   for name in DRAWS:
     monkeypatch.setattr(jax.random, name, recording(name, getattr(jax.random, name)))
   seed = 3
