@@ -52,6 +52,7 @@ from instructjax.types import (
   Params,
   Prompts,
   PyTree,
+  Rollout,
   TrainState,
 )
 
@@ -705,9 +706,10 @@ def measure(b: Bench) -> dict[str, Any]:
 
 
 def useful_metrics(outputs: Any) -> dict[str, float]:
-  """The shares of useful positions among the metrics of a step; a rollout alone has no metrics."""
-  if not isinstance(outputs, Mapping):
-    return {}
+  """The shares of useful positions among the metrics of a step, or that of a rollout alone."""
+  if isinstance(outputs, Rollout):
+    assert outputs.computed is not None  # the sampler counts them
+    return {"rollout/useful": float(jnp.sum(outputs.valid) / jnp.sum(outputs.computed))}
   return {name: float(value) for name, value in outputs.items() if name.endswith("useful")}
 
 

@@ -80,11 +80,16 @@ class Cost:
 
 
 def local_shape(aval: Any) -> tuple[int, ...]:
-  """Returns the shape of the part of an array on one device."""
+  """Returns the shape of the part of an array on one device.
+
+  Inside of `shard_map` an array is such a part already, and no axis splits it.
+  """
   sharding = getattr(aval, "sharding", None)
   if sharding is None or sharding.mesh.empty:
     return aval.shape
-  return sharding.shard_shape(aval.shape)
+  sizes = sharding.mesh.shape
+  parts = [math.prod(sizes[name] for name in axes_of(aval, i)) for i in range(len(aval.shape))]
+  return tuple(size // count for size, count in zip(aval.shape, parts, strict=True))
 
 
 def local_bytes(aval: Any) -> int:
@@ -135,16 +140,6 @@ def inner(eqn: Any) -> Iterator[tuple[Any, int]]:
         return
 
 
-def _needed(body: Any) -> Any:
-  """Returns the body of a while loop without what none of its results needs.
-
-  JAX takes that out of a scan, and leaves it to the compiler in a while loop.
-  """
-  jaxpr = opened(body)
-  needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
-  return needed
-
-
 def _is_jaxpr(value: Any) -> bool:
   """Whether a parameter of an equation is a jaxpr, open or closed."""
   return hasattr(opened(value), "eqns")
@@ -186,7 +181,8 @@ def count(
 def _needed(jaxpr: Any) -> Any:
   """Returns a jaxpr without what none of its outputs needs, which never runs.
 
-  The compiler leaves out the gradients of matrices that are not trained.
+  The compiler leaves out the gradients of matrices that are not trained, and what no later turn of
+  a while loop needs. JAX itself takes the like out of a scan alone.
   """
   # `instantiate` keeps all inputs, so that what is known of them still fits.
   whole = opened(jaxpr)
@@ -225,9 +221,7 @@ def _walk(
       runs = times * _runs(eqn, trips)
       flags = [is_weight(v) for v in eqn.invars[skip:]]
       touched_before = cost.product_bytes
-      # JAX takes nothing out of the body of a while loop, where the compiler does.
-      body = _needed(body) if name == "while" else opened(body)
-      outputs = _walk(body, flags, runs, trips, cost)
+      outputs = _walk(opened(body), flags, runs, trips, cost)
       if name == "while":
         loop = loop_name(eqn)
         runs_before, touched = cost.loops.get(loop, (0.0, 0.0))

@@ -262,7 +262,8 @@ def advice(row: Mapping[str, Any], config: Any, topology: Pod) -> str:
     return shortage + "keep less for the backward pass with --config.model.remat=blocks"
   if name == "scoring":
     return shortage + (
-      "it holds the logits of all episodes at once; a smaller config.batch or a larger data x fsdp"
+      "it holds the logits of the packed rows that it scores at once; fewer of them with "
+      "config.ppo.rows or config.ppo.micro, or more model"
     )
   fields = "config.micro"
   if name == "update":

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax import models
+from instructjax import models, rollout, sharding
 from instructjax.data.batches import pipeline
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
+from instructjax.rollout import Sampling
 from instructjax.runs import origin
 from instructjax.settings import DPOSettings, PPOSettings, RewardSettings
 from instructjax.settings.subjects import AnyModelSettings
@@ -231,12 +232,19 @@ def build(
   return programs
 
 
+def rollout_sampling(settings: PPOSettings) -> Sampling:
+  """How many rows PPO samples at a time; which ids they have does not matter to a plan."""
+  return Sampling(response=settings.sampling.response, slots=settings.sampling.slots)
+
+
 def cache_bytes(settings: Settings, policy: LM) -> int:
-  """Bytes of the key/value cache of a rollout on one device."""
+  """Bytes of the key/value cache of a rollout on one device: that of its slots."""
   if not isinstance(settings, PPOSettings):
     return 0
-  length = ppo.row_length(settings)
-  return per_device(jax.eval_shape(lambda: policy.init_cache(settings.batch, length)))
+  shape = rollout.shape_of(rollout_sampling(settings), settings.batch, settings.data.prompt)
+  slots = sharding.batch_shards() * shape.slots
+  columns = shape.prompt + shape.response
+  return per_device(jax.eval_shape(lambda: policy.init_cache(slots, columns, shape.block)))
 
 
 # --- shares of memory ---

@@ -14,12 +14,12 @@ import numpy as np
 from instructjax import ppo, sharding
 from instructjax.data.batches import packing
 from instructjax.errors import UserError
-from instructjax.plan import lengths
+from instructjax.plan import lengths, programs
 from instructjax.plan.lengths import Lengths
 from instructjax.plan.programs import Settings
-from instructjax.rollout import Sampling
-from instructjax.settings import PPOSettings
+from instructjax.settings import DPOSettings, PPOSettings, RewardSettings
 from instructjax.settings.supervised import PretrainSettings
+from instructjax.stages import pretrain_sft, reward
 from instructjax.stages import trips as stage_trips
 from instructjax.stages.wiring import Part
 
@@ -36,26 +36,28 @@ def of_batch(settings: Settings, part: Part, batch: Lengths) -> Mapping[str, flo
   """The trips of the loops of a part at the lengths of one batch."""
   if isinstance(settings, PPOSettings):
     if part.name == "rollout":
-      sampling = rollout_sampling(settings)
+      sampling = programs.rollout_sampling(settings)
       return stage_trips.of_rollout(sampling, settings.data.prompt, *batch)
     return {"parts": episode_parts(settings, part, batch)}
-  if isinstance(settings, PretrainSettings) or "parts" not in part.trips:
+  if isinstance(settings, RewardSettings | DPOSettings):
+    return {"parts": comparison_parts(settings, batch)}
+  packed = pretrain_sft.packed_rows(settings)
+  if packed is None:
     return part.trips
-  sizes = batch.prompt + batch.response
-  length = settings.data.prompt + settings.data.response
-  if settings.stage in ("reward", "dpo"):
-    # A prompt is read once for the completions of its group.
-    groups = batch.response.reshape(settings.batch, -1)
-    sizes = batch.prompt[:: groups.shape[1]] + groups.sum(axis=1)
-    length = settings.data.prompt + groups.shape[1] * settings.data.response
-  # At full length every row of a part holds one of the batch.
-  rows = max(round(settings.batch / part.trips["parts"]), 1)
-  return {"parts": packing.into_parts(sizes.astype(np.int64), length, rows).count}
+  # Rows of text are full, and stand before the demonstrations.
+  text = pretrain_sft.text_rows(settings)
+  sizes = (batch.prompt + batch.response).astype(np.int64)[text:]
+  length = pretrain_sft.row_length(settings)
+  return {"parts": packing.into_parts(sizes, length, packed.rows, taken=text).count}
 
 
-def rollout_sampling(settings: PPOSettings) -> Sampling:
-  """How many rows PPO samples at a time; what they say does not matter here."""
-  return Sampling(response=settings.sampling.response, slots=settings.sampling.slots)
+def comparison_parts(settings: RewardSettings | DPOSettings, batch: Lengths) -> int:
+  """The parts of packed comparisons, whose prompt is read once for its K completions."""
+  responses = batch.response.reshape(settings.batch, -1)
+  K = responses.shape[1]
+  sizes = batch.prompt[::K].astype(np.int64) + responses.sum(axis=1)
+  layout = reward.planned_layout(settings, K, learnt=isinstance(settings, DPOSettings))
+  return packing.into_parts(sizes, layout.length, layout.rows).count
 
 
 def episode_parts(settings: PPOSettings, part: Part, batch: Lengths) -> float:

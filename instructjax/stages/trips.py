@@ -37,9 +37,8 @@ def of_rollout(
     nonlocal blocks
     longest_prompt = max(device.longest_prompt() for device in devices)
     longest_response = max(device.longest_response() for device in devices)
-    # The newest column may stand anywhere in its block.
-    in_ring = min(longest_response / shape.block + 1, math.ceil(shape.response / shape.block))
-    blocks += math.ceil(longest_prompt / shape.block) + in_ring
+    number = steps + tail_steps
+    blocks += blocks_in_use(shape, longest_prompt, longest_response, number)
     for device in devices:
       device.step()
 
@@ -67,11 +66,24 @@ def of_rollout(
   }
 
 
+def blocks_in_use(shape: rollout.Shape, prompt: int, response: int, step: int) -> int:
+  """Blocks of the cache in which some row holds something, in step number `step`.
+
+  `prompt` and `response` are the tokens of the longest live rows. Prompts end at one column, and a
+  step writes into the column after the one before it, in a ring.
+  """
+  of_prompt = np.arange(shape.prompt - prompt, shape.prompt)
+  of_response = shape.prompt + (step - np.arange(response)) % shape.response
+  columns = np.concatenate([of_prompt, of_response])
+  return len(np.unique(columns // shape.block))
+
+
 class _Device:
   """The queue and the slots of one device."""
 
   def __init__(self, prompt: np.ndarray, response: np.ndarray):
     order = np.argsort(-prompt, kind="stable")
+    self.shortest = int(prompt[order[-1]])
     n = len(response) // len(prompt)
     self.waiting = [(prompt[i], response[i * n : (i + 1) * n]) for i in order.tolist()]
     self.left = np.zeros(0, np.int64)  # tokens that each live row still has to sample
@@ -87,15 +99,19 @@ class _Device:
     return bool(self.waiting) and self.takable(shape, n) >= whole_group
 
   def refill(self, shape: rollout.Shape, n: int) -> int:
-    """Takes a group; returns the length of its longest prompt."""
+    """Takes a group; returns the length of the longest prompt that is read.
+
+    Every device reads one where any of them takes a group: the next of its queue, or the last.
+    """
     count = self.takable(shape, n)
+    longest = int(self.waiting[0][0]) if self.waiting else self.shortest
     group, self.waiting = self.waiting[:count], self.waiting[count:]
     for length, responses in group:
       self.left = np.concatenate([self.left, responses])
       self.sampled = np.concatenate([self.sampled, np.zeros(n, np.int64)])
       self.prompt = np.concatenate([self.prompt, np.full(n, length)])
     self._sample(len(self.left) - count * n)
-    return int(max((length for length, _ in group), default=0))
+    return longest
 
   def step(self) -> None:
     self._sample(0)

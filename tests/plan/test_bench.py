@@ -10,7 +10,7 @@ import pytest
 from instructjax.errors import UserError
 from instructjax.plan import bench, counting, lengths
 from instructjax.runs import origin
-from instructjax.stages import running
+from instructjax.stages import running, trips
 
 SMALL = {"batch": 4, "prompt": 8, "response": 8, "length": 16, "minibatches": 2, "repeats": 2}
 RATES = {
@@ -125,11 +125,27 @@ def test_the_share_of_useful_positions_is_reported_where_a_stage_says_it():
   report = bench.measure(b)
   work = bench.start_reward(b, bench.language_model(b))
   tokens = [(work.batches(number)["comparisons"].valid > 0).sum() for number in (1, 2, 3)]
-  assert 0 < report["tokens/useful"] <= 1
+  assert 0 < report["update/useful"] <= 1
   assert report["real_share"] == pytest.approx(np.mean(tokens) / (4 * (8 + 2 * 8)))
-  report |= {"tokens/useful": 0.6, "real_share": 0.25}
+  report |= {"update/useful": 0.6, "real_share": 0.25}
   lines = bench.table(report).splitlines()
-  assert "  useful           60 % of tokens, 25 % of the padded positions are real" in lines
+  assert "  useful           60 % of update, 25 % of the padded positions are real" in lines
+
+
+def test_a_rollout_reports_its_real_tokens_among_the_positions_that_it_computed():
+  b = options("rollout", lengths="uniform")
+  report = bench.measure(b)
+  work = bench.start_rollout(b, bench.language_model(b))
+  cfg = bench.Sampling(response=b.response)
+  shares = []
+  for number in (1, 2):
+    tokens = work.counts(number)["tokens"]
+    part = lengths.draws("uniform", b.prompt, b.response)(number, 4)
+    loops = trips.of_rollout(cfg, b.prompt, *part)
+    # All 4 rows have a slot, and every prompt fits in one part of 8 columns.
+    positions = loops["refills"] * 4 * 8 + loops["refills"] * loops["steps"] * 4
+    shares.append(tokens / positions)
+  assert report["rollout/useful"] == pytest.approx(np.median(shares))
 
 
 def test_a_rollout_is_the_part_of_an_iteration_and_samples_anew():

@@ -108,8 +108,10 @@ def test_parameter_and_optimizer_bytes_equal_a_sum_by_hand():
 
 
 def test_ppo_holds_policy_value_average_and_frozen_models():
+  few_slots = settings.override(settings.load("ppo:tiny"), [("sampling.slots", "8")])
   with mesh_of(fsdp=2):
     rollout, scoring, update = built("ppo:tiny")
+    smaller, *_ = programs.build(few_slots, "tiny", "tiny", completions=4)
     shares = [estimate.shares(program) for program in (rollout, scoring, update)]
     body = sum(
       programs.local_bytes(x)
@@ -120,9 +122,28 @@ def test_ppo_holds_policy_value_average_and_frozen_models():
     assert share["params"] == 2 * body + head
     assert share["ema"] == body
     assert share["frozen"] == 2 * body + head
-  assert (
-    rollout.cache_bytes == 2 * 2 * 16 * 4 * (128 + 24) * 8 * 4 + 16 * (128 + 24) + 4
-  )  # k, v; valid; index
+  # Keys and values of 2 layers and 4 heads of 8; positions; the index. 128 + 24 columns fill 5
+  # blocks of 32. The 32 rows have a slot each, 16 of them on a device.
+  row = 5 * 32 * (2 * 2 * 4 * 8 * 4 + 4)
+  assert rollout.cache_bytes == 16 * row + 4
+  assert smaller.cache_bytes == 4 * row + 4
+
+
+def test_what_each_device_does_by_itself_is_counted_with_its_own_shapes():
+  """By hand: inside of `shard_map` a device has 2 of 8 rows, whose product is 2 x 4 x 16."""
+
+  def product(x, w):
+    x = sharding.reshard(x, "batch", None)
+    return sharding.on_each_device(jnp.dot, sharding.spec("batch"), x, w)
+
+  x = jax.ShapeDtypeStruct((8, 4), jnp.float32)
+  w = jax.ShapeDtypeStruct((4, 16), jnp.float32)
+  with mesh_of(fsdp=4):
+    jaxpr = jax.make_jaxpr(product)(x, w)
+  cost = counting.count(jaxpr, [], {})
+  assert cost.device_flops == 2 * 2 * 4 * 16
+  assert cost.product_bytes == 4 * (2 * 4 + 4 * 16 + 2 * 16)
+  assert counting.peak(jaxpr) == 4 * 2 * 16  # the result
 
 
 def test_live_bytes_of_known_programs():
@@ -220,9 +241,9 @@ def test_a_training_step_is_three_forward_passes():
   lm = models.build(origin.SHAPES["tiny"])
   with mesh_of():
     (program,) = built("sft:tiny")
-    cost = counting.count(aot.trace(program).jaxpr, [], {})
+    cost = counting.count(aot.trace(program).jaxpr, [], program.part.trips)
     (remat,) = built("sft:tiny", remat="blocks")
-    more = counting.count(aot.trace(remat).jaxpr, [], {})
+    more = counting.count(aot.trace(remat).jaxpr, [], remat.part.trips)
   length = c.data.prompt + c.data.response
   tokens = c.batch * length
   # Scores and mix; those of masked positions are computed too.
@@ -240,7 +261,7 @@ def test_a_training_step_is_three_forward_passes():
 def test_a_device_does_its_share_and_what_is_not_split():
   with mesh_of(fsdp=2, model=2):
     (program,) = built("sft:tiny")
-    cost = counting.count(aot.trace(program).jaxpr, [], {})
+    cost = counting.count(aot.trace(program).jaxpr, [], program.part.trips)
   vocabulary = 3 * 16 * 96 * 2 * 257 * 32  # 257 ids do not divide by model
   assert cost.device_flops == pytest.approx(
     (cost.flops - vocabulary) / 4 + vocabulary / 2, rel=1e-3
@@ -248,12 +269,17 @@ def test_a_device_does_its_share_and_what_is_not_split():
 
 
 def test_weights_read_by_a_rollout():
+  """By hand: a device has 16 rows and as many slots, which 4 groups of 4 prompts fill.
+
+  A group is read in 16 parts of 8 columns, and its first tokens are sampled; 23 steps follow.
+  """
   with mesh_of(fsdp=2):
     rollout, *_ = built("ppo:tiny")
     kinds = [kind in ("params", "frozen") for kind in jax.tree.leaves(rollout.kinds)]
     cost = counting.count(aot.trace(rollout).jaxpr, kinds, rollout.part.trips)
   lm = models.build(origin.SHAPES["tiny"])
-  assert cost.weight_bytes == 24 * 4 * (block_weights(lm) + lm.vocab_size * lm.width)
+  blocks, vocabulary = block_weights(lm), lm.vocab_size * lm.width
+  assert cost.weight_bytes == 4 * ((4 * 16 + 23) * blocks + (4 + 23) * vocabulary)
 
 
 # --- collectives ---
@@ -361,14 +387,14 @@ def test_collectives_of_a_real_compilation():
 def test_collectives_by_arithmetic():
   with mesh_of(fsdp=2, model=2):
     (program,) = built("sft:tiny")
-    cost = counting.count(aot.trace(program).jaxpr, [True] * 500, {})
+    cost = counting.count(aot.trace(program).jaxpr, [True] * 500, program.part.trips)
   lm = models.build(origin.SHAPES["tiny"])
-  rows = 8 * 224 * 32 * 4  # activations of a device
-  assert cost.collectives["all-reduce", ("model",)] == (
-    12,
-    12 * rows,
-  )  # a layer: o, down; backward up, q, k, v
-  forward = lm.depth * 6 + 3  # each matrix, the embeddings, and the embedding as unembedding
+  parts = 4  # of the 8 rows of a device, 2 at a time
+  rows = 2 * 224 * 32 * 4  # activations of a device
+  # A layer: o, down; backward up, q, k, v.
+  assert cost.collectives["all-reduce", ("model",)] == (parts * 12, parts * 12 * rows)
+  # In each part: every matrix, the embeddings, and the embedding as unembedding.
+  forward = parts * (lm.depth * 6 + 3)
   assert cost.collectives["all-gather", ("fsdp",)][0] >= forward
 
 
@@ -514,7 +540,12 @@ def test_a_report_is_one_json_object(capsys):
 
 
 def test_a_plan_at_drawn_lengths(capsys, tmp_path):
-  """By hand: the longest of each batch of 16 responses is 9, so the sampler takes 8 steps."""
+  """By hand: each of 4 shards has 8 episodes and as many slots, which 2 groups of 4 prompts fill.
+
+  After one step only a response of 9 tokens goes on, in half as many slots: it takes 7 steps more,
+  and sampled its first token when its prompt was read. Its prompt and response lie in a block of
+  the cache each. The 8 episodes of a shard fit in one packed row.
+  """
   path = tmp_path / "lengths.jsonl"
   path.write_text('{"prompt": 3, "response": 2}\n' * 15 + '{"prompt": 5, "response": 9}\n')
   arguments = ["plan", "--config=ppo:tiny", "--topology=h100:8", "--mesh=fsdp=4,model=2"]
@@ -522,21 +553,50 @@ def test_a_plan_at_drawn_lengths(capsys, tmp_path):
   assert cli.main([*arguments, "--json"]) == 0
   report = json.loads(capsys.readouterr().out)
   rollout, scoring, update = report["programs"]
-  assert rollout["at_lengths"]["trips"] == {"steps": 8}
-  # One prefill and 24 steps at full length, one prefill and 8 steps here.
+  by_hand = {"refills": 2, "chunks": 1, "steps": 0.5, "tail": 7, "blocks": 2}
+  assert rollout["at_lengths"]["trips"] == by_hand
   with mesh_of(fsdp=4, model=2):
-    program = built("ppo:tiny")[0]
-    prefill = counting.count(aot.trace(program).jaxpr, [], {"steps": 0}).flops
-  assert prefill > 0
-  a_step = (rollout["flops"] - prefill) / (settings.load("ppo:tiny").sampling.response - 1)
-  assert rollout["at_lengths"]["flops"] == pytest.approx(prefill + 8 * a_step)
+    jaxpr = aot.trace(built("ppo:tiny")[0]).jaxpr
+
+  def flops(**trips):
+    return counting.count(jaxpr, [], dict.fromkeys(by_hand, 0) | trips).flops
+
+  a_step = flops(refills=1, steps=1) - flops(refills=1)
+  assert flops(tail=1) == a_step / 2 > 0
+  assert rollout["at_lengths"]["flops"] == flops(**by_hand) < rollout["flops"]
   assert rollout["at_lengths"]["seconds"]["step"] < rollout["seconds"]["step"]
-  assert rollout["at_lengths"]["decode_step_bytes"] == rollout["decode_step_bytes"] > 0
+  # A step reads 2 blocks of the cache in the place of 5.
+  assert rollout["decode_step_bytes"] > rollout["at_lengths"]["decode_step_bytes"] > 0
   assert scoring["decode_step_bytes"] is None
+  # At full length 8 episodes fill 8 rows, of which 2 are computed at once.
+  assert scoring["at_lengths"]["trips"] == {"parts": 1}
+  assert scoring["at_lengths"]["flops"] == scoring["flops"] / 4
+  # A minibatch has 2 episodes a shard, whose full length is one such part too.
+  assert update["at_lengths"]["trips"] == {"parts": 1}
   assert update["at_lengths"]["flops"] == update["flops"]
   page.show(report)
   line = " ".join(capsys.readouterr().out.split())
   assert "lengths.jsonl lengths:" in line and "GB a decode step on a device, at full length" in line
+
+
+def test_a_rollout_without_decode_steps_has_no_bytes_of_one(capsys, tmp_path):
+  """Every response ends with its first token, which is sampled where its prompt is read."""
+  path = tmp_path / "lengths.jsonl"
+  path.write_text('{"prompt": 3, "response": 1}\n')
+  options = Options("h100:8", "fsdp=4,model=2", lengths=str(path))
+  report = planning.plan(settings.load("ppo:tiny"), options)
+  rollout = report["programs"][0]
+  assert rollout["at_lengths"]["trips"] == {
+    "refills": 2,
+    "chunks": 1,
+    "steps": 0,
+    "tail": 0,
+    "blocks": 0,
+  }
+  assert rollout["at_lengths"]["decode_step_bytes"] is None
+  assert rollout["at_lengths"]["flops"] > 0
+  page.show(report)
+  assert "a decode step" not in capsys.readouterr().out
 
 
 def test_a_plan_refuses_lengths_that_cannot_be(tmp_path):
@@ -561,7 +621,8 @@ def test_tables_are_printed(capsys):
 
 
 def test_what_does_not_fit_says_what_to_change():
-  config = settings.override(settings.load("sft:1.3b"), [("batch", "64")])
+  # Text is not packed into parts: its rows are computed together unless micro-batches cut them.
+  config = settings.override(settings.load("pretrain:1.3b"), [("batch", "64")])
   found = planning.plan(config, Options("v5e:2x2", "fsdp=4", arithmetic=True))
   assert not found["fits"]
   assert "more micro-batches (config.micro)" in found["advice"][0]
@@ -627,7 +688,7 @@ def test_a_search_gives_meshes_of_the_topology():
 
 
 def test_a_search_adds_micro_batches_until_it_fits():
-  config = settings.override(settings.load("sft:1.3b"), [("batch", "64")])
+  config = settings.override(settings.load("pretrain:1.3b"), [("batch", "64")])
   found = search.try_mesh(
     config, chips.pod("v5e:2x4"), {"data": 1, "fsdp": 8, "model": 1}, builder("1.3B")
   )
