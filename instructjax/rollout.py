@@ -53,10 +53,11 @@ BLOCK = 256
 
 # Slots: a quarter of the rows, but at least so many, where nothing else is asked for. Fewer would
 # read the weights more often, more would wait longer for the last rows.
-LEAST_SLOTS = 32
+LEAST_SLOTS = 64
 # A group of prompts fills a sixteenth of the slots, but has so many tokens in a part that is read.
 GROUPS = 16
 GROUP_TOKENS = 32
+FIRST_GROUPS = 4  # the groups, where nothing is ever refilled
 HALVINGS = 3  # how often the last rows move together
 CHUNKS = 16  # a prompt of full length is read in so many parts, of 8 columns or a multiple
 
@@ -245,7 +246,9 @@ def shape_of(cfg: Sampling, prompts: int, length: int) -> Shape:
   slots = max(slots, cfg.n)  # the rows of a prompt begin together
   part = -(-length // CHUNKS)
   chunk = 8 * -(-part // 8)
-  group = min(max(slots // GROUPS, GROUP_TOKENS // chunk), slots)
+  # Where every row has a slot from the start, none waits for a group to be complete.
+  group = slots // (GROUPS if slots < rows // shards else FIRST_GROUPS)
+  group = min(max(group, GROUP_TOKENS // chunk), slots)
   return Shape(
     prompts=prompts // shards,
     slots=slots,
