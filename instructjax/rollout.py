@@ -51,8 +51,8 @@ from instructjax.types import (
 # Ids in a block of the two-level search of `categorical`; about the root of a vocabulary.
 BLOCK = 256
 
-# Slots: a quarter of the rows, but at least so many, where nothing else is asked for. Fewer would
-# read the weights more often, more would wait longer for the last rows.
+# Slots of a device: a quarter of its rows, but at least so many, where nothing else is asked for.
+# Fewer would read the weights more often, more would wait longer for the last rows.
 LEAST_SLOTS = 64
 # A group of prompts fills a sixteenth of the slots, but has so many tokens in a part that is read.
 GROUPS = 16
@@ -83,7 +83,8 @@ class Sampling:
   n: int = 1  # responses of each prompt, which is read once for all of them; PPO draws one
   # False where the weights do not fit whole along fsdp: gathered a layer at a time, in every step
   whole: bool = True
-  # rows that are sampled at a time; 0 is a quarter of them, and at least LEAST_SLOTS
+  # rows that are sampled at a time, on all devices; 0 is a quarter of the rows of each device, and
+  # at least LEAST_SLOTS on each
   slots: int = 0
 
   def __post_init__(self):
@@ -240,14 +241,14 @@ class Shape(NamedTuple):
 def shape_of(cfg: Sampling, prompts: int, length: int) -> Shape:
   """Returns the numbers for `prompts` prompts of `length` columns on all devices."""
   shards = sharding.batch_shards()
-  rows = prompts * cfg.n
-  wanted = cfg.slots or max(LEAST_SLOTS, rows // 4)
-  slots = min(-(-wanted // shards), rows // shards)
+  rows = prompts * cfg.n // shards
+  slots = -(-cfg.slots // shards) if cfg.slots else max(LEAST_SLOTS, rows // 4)
+  slots = min(slots, rows)
   slots = max(slots, cfg.n)  # the rows of a prompt begin together
   part = -(-length // CHUNKS)
   chunk = 8 * -(-part // 8)
   # Where every row has a slot from the start, none waits for a group to be complete.
-  group = slots // (GROUPS if slots < rows // shards else FIRST_GROUPS)
+  group = slots // (GROUPS if slots < rows else FIRST_GROUPS)
   group = min(max(group, GROUP_TOKENS // chunk), slots)
   return Shape(
     prompts=prompts // shards,

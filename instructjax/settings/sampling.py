@@ -44,7 +44,7 @@ def slots() -> Any:
   return setting(
     0,
     "Responses that are sampled at a time; as one ends, the next prompt takes its place. 0 is a "
-    "quarter of the batch, and at least 32.",
+    "quarter of a device's share of the batch, and at least 64 on each.",
     low=0,
   )
 
