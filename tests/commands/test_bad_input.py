@@ -315,7 +315,7 @@ def test_the_last_update_of_a_run_is_looked_at(data, tmp_path, capsys, monkeypat
   rates = jnp.array([1e-3] * 5 + [jnp.inf], jnp.float32)
   monkeypatch.setattr(wiring, "learning_rate", lambda *args: lambda count: rates[count])
   assert pretrain(data, tmp_path / "run", "--config.checkpoint_every=0") == 2
-  message = one_line(capsys.readouterr().err.rstrip("\n"))
+  *_, message = capsys.readouterr().err.splitlines()  # a slow machine says how far it is before
   assert "is not finite after the update of step 6; no state was saved before" in message
   assert not (tmp_path / "run" / "checkpoints").exists()
 

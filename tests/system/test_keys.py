@@ -71,8 +71,8 @@ def test_no_two_draws_of_a_run_share_a_key(monkeypatch):
     experiment = ppo.PPO(
       lm=lm,
       tx=optim.by_subtree(policy=tx, value=tx),
-      sampling=Sampling(response=3),
-      cfg=PPOConfig(epochs=3, minibatches=1, ptx_coef=0.0),
+      sampling=Sampling(response=2),
+      cfg=PPOConfig(epochs=2, minibatches=1, ptx_coef=0.0),
     )
     state = steps.init_state(
       root, ppo.init_params(params, reward_model), experiment.tx, kl_coef=0.1
@@ -82,7 +82,7 @@ def test_no_two_draws_of_a_run_share_a_key(monkeypatch):
       prompts = tiny.prompts(lm, rows=2)
       state, _ = ppo.iteration(state, frozen, prompts, None, ppo=experiment)
   names = Counter(name for _, name, _ in draws)
-  assert names["bernoulli"] and names["uniform"] >= 6 and names["permutation"] == 6
+  assert names["bernoulli"] and names["uniform"] >= 4 and names["permutation"] == 4
   shared = [key for key, count in Counter(key for key, *_ in draws).items() if count > 1]
   assert not shared, [draw for draw in draws if draw[0] in shared]
 
