@@ -284,7 +284,7 @@ class Rows(NamedTuple):
 
 
 class Written(NamedTuple):
-  """The responses of all rows; EMPTY and 0 where nothing was sampled."""
+  """The responses of all rows; NOT_SAMPLED and 0 where nothing was sampled."""
 
   tokens: Int[Array, "B R"]
   logp: Float[Array, "B R"]
@@ -301,7 +301,7 @@ class Slots(NamedTuple):
   computed: Float[Array, ""]  # positions, padding included
 
 
-EMPTY = -1
+NOT_SAMPLED = -1
 
 
 class Sampler(NamedTuple):
@@ -345,7 +345,7 @@ def empty_slots(s: Sampler) -> Slots:
     cache=init_cache(s, slots, s.shape.prompt + s.shape.response),
     rows=Rows(nothing, nothing, nothing, nothing, live=zeros((slots,), jnp.bool_)),
     written=Written(
-      tokens=zeros((rows, s.cfg.response), jnp.int32) + EMPTY,
+      tokens=zeros((rows, s.cfg.response), jnp.int32) + NOT_SAMPLED,
       logp=zeros((rows, s.cfg.response), jnp.float32),
     ),
     next=jnp.zeros(shards, jnp.int32, out_sharding=sharding.spec("batch")),
@@ -415,7 +415,7 @@ def clear(s: Sampler, slots: Slots) -> Slots:
   split = [None] * position.ndim
   split[axis] = "batch"
   live = jax.lax.reshape(slots.rows.live, tuple(shape), out_sharding=sharding.spec(*split))
-  position = jnp.where(live, position, EMPTY)
+  position = jnp.where(live, position, cache.EMPTY)
   return slots._replace(cache=slots.cache | {"position": position})
 
 
@@ -625,7 +625,7 @@ def sample(
     axes=axes,
   )
   last = run(sampler)
-  mask = last.written.tokens != EMPTY
+  mask = last.written.tokens != NOT_SAMPLED
   tokens = jnp.where(mask, last.written.tokens, 0)
   length = jnp.sum(mask, axis=1, dtype=jnp.int32)
   final = jnp.sum(jnp.where(returns.at_last_token(mask), tokens, 0), axis=1)

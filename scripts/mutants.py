@@ -927,7 +927,7 @@ MUTANTS["rollout"] = [
     "a slot without a row is read",
   ),
   M(
-    "position = jnp.where(live, position, EMPTY)",
+    "position = jnp.where(live, position, cache.EMPTY)",
     "position = position + 0",
     "a row sees what its slot held before",
   ),

@@ -21,7 +21,6 @@ from instructjax.stages import reward, running, stems, trainable
 from instructjax.stages.wiring import (
   Part,
   Stage,
-  batch_shards,
   learning_rate,
   optimizer,
   rows_of,
@@ -57,7 +56,7 @@ def wire(
   Raises UserError where the batch does not divide over the mesh, or rows are longer than the
   context.
   """
-  reward.check_batch(settings, batch_shards())
+  reward.check_batch(settings, sharding.batch_shards())
   length = row_length(settings)
   origin.fits(lm, length, "config.data.prompt + config.data.response")
   rate = learning_rate(settings.optimizer, calls)

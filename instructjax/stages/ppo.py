@@ -27,7 +27,6 @@ from instructjax.stages import running, stems, trainable, trips
 from instructjax.stages.wiring import (
   Part,
   Stage,
-  batch_shards,
   demonstrations_of,
   learning_rate,
   missing_eos,
@@ -130,7 +129,7 @@ def wire(
 
   Raises UserError where batches do not divide over the mesh, or rows are longer than a context.
   """
-  check_batch(settings, batch_shards())
+  check_batch(settings, sharding.batch_shards())
   policy, reward_lm = experiment.lm, experiment.reward_lm or experiment.lm
   for lm in (policy, reward_lm):
     origin.fits(lm, row_length(settings), "config.data.prompt + config.sampling.response")

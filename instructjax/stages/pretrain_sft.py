@@ -32,7 +32,6 @@ from instructjax.stages import running, stems, trainable
 from instructjax.stages.wiring import (
   Part,
   Stage,
-  batch_shards,
   demonstrations_of,
   learning_rate,
   optimizer,
@@ -72,8 +71,8 @@ def packed_rows(settings: SupervisedSettings) -> PackedRows | None:
   if isinstance(settings, PretrainSettings) or not settings.data.pack:
     return None
   few = -(-TOKENS_AT_ONCE // row_length(settings))
-  most = max(settings.batch // (settings.micro * batch_shards()), 1)
-  rows = min(settings.rows_at_once or few, most) * batch_shards()
+  most = max(settings.batch // (settings.micro * sharding.batch_shards()), 1)
+  rows = min(settings.rows_at_once or few, most) * sharding.batch_shards()
   return PackedRows(rows, parts=-(-settings.batch // rows))
 
 
@@ -98,7 +97,10 @@ def wire(
   """
   length = row_length(settings)
   require_multiple(
-    settings.batch, settings.micro * batch_shards(), "config.batch", "config.micro x devices"
+    settings.batch,
+    settings.micro * sharding.batch_shards(),
+    "config.batch",
+    "config.micro x devices",
   )
   # Text is marked everywhere, so that its logits are needed at every position.
   with_text = text_rows(settings) > 0

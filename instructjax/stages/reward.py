@@ -28,7 +28,6 @@ from instructjax.stages import running, stems, trainable
 from instructjax.stages.wiring import (
   Part,
   Stage,
-  batch_shards,
   learning_rate,
   optimizer,
   require_multiple,
@@ -52,7 +51,7 @@ def wire(
   Raises UserError where the batch does not divide over the mesh, or rows are longer than the
   context.
   """
-  check_batch(settings, batch_shards())
+  check_batch(settings, sharding.batch_shards())
   length = settings.data.prompt + settings.data.response
   origin.fits(lm, length, "config.data.prompt + config.data.response")
   rate = learning_rate(settings.optimizer, calls)
@@ -119,7 +118,7 @@ def planned_layout(
   length = settings.data.prompt + answers
   return branches.layout_for(
     settings.batch,
-    batch_shards(),
+    sharding.batch_shards(),
     longest=length,
     shortest=length,
     completions=completions,

@@ -20,7 +20,6 @@ from instructjax import sharding
 from instructjax.data.batches import branches
 from instructjax.errors import UserError
 from instructjax.stages.running import rows_for
-from instructjax.stages.wiring import batch_shards
 from instructjax.types import LM, Params, PyTree
 
 ROWS = 64  # that are computed together
@@ -36,7 +35,7 @@ def with_stems(lm: LM, trunk: Params, batch: PyTree, dtype: str) -> PyTree:
   tokens, valid = (
     np.asarray(array).reshape(-1, array.shape[-1]) for array in (batch.tokens, batch.valid)
   )
-  size = rows_for(ROWS, batch_shards())
+  size = rows_for(ROWS, sharding.batch_shards())
   compute = jax.jit(partial(_stem, lm, dtype=jnp.dtype(dtype)))
   # Rows without a real token are padded completions; they stay zero and cost nothing.
   stems = np.zeros((*tokens.shape, lm.width), jnp.dtype(dtype))
@@ -59,7 +58,7 @@ def kept_branches(lm: LM, trunk: Params, groups: Any, dtype: str) -> list[branch
   Raises UserError for groups that are no list, as `kept_rows` does.
   """
   check_kept(groups, trunk)
-  shards = batch_shards()
+  shards = sharding.batch_shards()
   layout = branches.layout(groups, rows_for(len(groups), shards), shards)
   slots = branches.slots_of(groups, layout)
   batch = branches.pack(groups, layout)

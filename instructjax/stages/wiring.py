@@ -164,8 +164,3 @@ def require_multiple(rows: int, parts: int, name: str, by: str) -> None:
   """Raises UserError where `rows` do not divide into `parts`."""
   if parts < 1 or rows < 1 or rows % parts:
     raise UserError(f"{name}={rows} does not divide by {by}={parts}; choose a multiple of it")
-
-
-def batch_shards() -> int:
-  """The number of parts that the mesh splits a batch into; 1 without a mesh."""
-  return sharding.batch_shards()
