@@ -113,7 +113,7 @@ def pack_demonstrations() -> Any:
 def rows_at_once() -> Any:
   return setting(
     0,
-    "Packed rows that a device computes at once; 0 takes as few as hold 256 tokens.",
+    "Packed rows that a device computes at once; 0 takes what holds some 200 tokens.",
     low=0,
     high=1_000_000,
   )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax import sft, sharding, steps
+from instructjax import packs, sft, sharding, steps
 from instructjax.data.batches import corpora, packing, pipeline
 from instructjax.data.batches.mixture import Rows
 from instructjax.data.tokens import chat
@@ -63,16 +63,18 @@ class PackedRows(NamedTuple):
   parts: int  # the most that a batch may need, one row for each demonstration
 
 
-TOKENS_AT_ONCE = 256  # below this, a device computes a row for hardly less than two
-
-
 def packed_rows(settings: SupervisedSettings) -> PackedRows | None:
   """The parts of a batch whose demonstrations are packed; None where they are not, and for text."""
   if isinstance(settings, PretrainSettings) or not settings.data.pack:
     return None
-  few = -(-TOKENS_AT_ONCE // row_length(settings))
-  most = max(settings.batch // (settings.micro * sharding.batch_shards()), 1)
-  rows = min(settings.rows_at_once or few, most) * sharding.batch_shards()
+  shards = sharding.batch_shards()
+  on_a_device = packs.rows_at_once(
+    settings.batch // shards,
+    row_length(settings),
+    rows=settings.rows_at_once,
+    micro=settings.micro,
+  )
+  rows = on_a_device * shards
   return PackedRows(rows, parts=-(-settings.batch // rows))
 
 

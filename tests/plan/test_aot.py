@@ -71,7 +71,7 @@ def test_gradients_of_matrices_are_scattered_as_they_are_summed(monkeypatch):
   moved = {c["kind"]: c["bytes"] for c in row["compiled"]["collectives"]}
   matrix = 4 * wide.width**2  # bytes; a layer has twelve such
   assert moved["all-reduce"] < matrix
-  parts = 2  # eight rows of full length, and each device computes one at a time
+  parts = 4  # each of four devices computes its four rows of full length one at a time
   # What is joined is padded.
   assert 12 * parts * matrix <= moved["reduce-scatter"] < 15 * parts * matrix
 

@@ -62,11 +62,11 @@ def test_text_has_no_loops_whose_trips_vary():
 
 
 def test_demonstrations_by_hand():
-  """Packed rows of 224 tokens, 2 a part: 16 rows of 112 fill 8 of them, and one more token 16."""
+  """Packed rows of 224 tokens, one a part: 16 rows of 112 fill 8 of them, and one more token 16."""
   (part,), _ = parts_of("sft")
   half = np.full(16, 56)
-  assert trips.of_batch(CONFIGS["sft"], part, Lengths(half, half)) == {"parts": 4}
-  assert trips.of_batch(CONFIGS["sft"], part, Lengths(half + 1, half)) == {"parts": 8}
+  assert trips.of_batch(CONFIGS["sft"], part, Lengths(half, half)) == {"parts": 8}
+  assert trips.of_batch(CONFIGS["sft"], part, Lengths(half + 1, half)) == {"parts": 16}
 
 
 @pytest.mark.parametrize("source", ["paper", "uniform"])

@@ -389,8 +389,8 @@ def test_collectives_by_arithmetic():
     (program,) = built("sft:tiny")
     cost = counting.count(aot.trace(program).jaxpr, [True] * 500, program.part.trips)
   lm = models.build(origin.SHAPES["tiny"])
-  parts = 4  # of the 8 rows of a device, 2 at a time
-  rows = 2 * 224 * 32 * 4  # activations of a device
+  parts = 8  # of the 8 rows of a device, one at a time
+  rows = 224 * 32 * 4  # activations of a device
   # A layer: o, down; backward up, q, k, v.
   assert cost.collectives["all-reduce", ("model",)] == (parts * 12, parts * 12 * rows)
   # In each part: every matrix, the embeddings, and the embedding as unembedding.

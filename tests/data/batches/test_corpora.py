@@ -106,7 +106,7 @@ def test_packing_changes_no_demonstration_of_a_batch_and_no_metric(data, tmp_pat
 @pytest.mark.parametrize(
   ("shape", "changes", "expected"),
   [
-    ((1, 1, 1), {}, (6, 4)),  # six rows of 50 hold 256 tokens
+    ((1, 1, 1), {}, (4, 6)),  # four rows of 50 hold some 200 tokens, and divide 24
     ((1, 1, 1), {"micro": 6}, (4, 6)),
     ((2, 2, 2), {"micro": 2}, (12, 2)),
     ((2, 2, 2), {"rows_at_once": 2}, (8, 3)),
