@@ -263,8 +263,8 @@ def _count_in_segment(
   changes = valid[:, 1:] != valid[:, :-1]
   if branch is not None:
     changes = changes | (branch[:, 1:] != branch[:, :-1])
-  first_column = jnp.ones_like(valid[:, :1], bool)
-  starts = jnp.concatenate([first_column, changes], axis=1)
+  # A segment starts in the first column, whatever is there.
+  starts = jnp.pad(changes, ((0, 0), (1, 0)), constant_values=True)
   # From the count in the row, subtract the marked tokens before the segment of each token.
   before_start = jnp.where(starts, count - marks, 0)
   return count - jax.lax.cummax(before_start, axis=1)
