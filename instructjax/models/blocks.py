@@ -44,8 +44,9 @@ def matmul(
 ) -> Array:
   """Returns x w, or x w^T where `axis` is 1 and w is [O, I], partitioned as `out`.
 
-  The operands are cast to `dtype`, integers too, and the product is accumulated in float32. By a custom derivative
-  the same holds for the gradients, and each of them is partitioned as its operand.
+  The operands, which may be integers, are cast to `dtype` and the product is accumulated in
+  float32. By a custom derivative the same holds for the gradients, and each of them is partitioned
+  as its operand.
   """
   contract = ((1,), (axis,))
   return _dot(x, w, dtype, contract, out)

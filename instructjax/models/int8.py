@@ -15,19 +15,18 @@ Dimensions: I inputs and O outputs of a product (one axis or more).
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
 from instructjax.models import lora
-from instructjax.types import Array, Float, Int, Params
+from instructjax.types import Array, Params
 
 LARGEST = 127  # -128 is not used, so that the range is symmetric
 
 
 def quantise(
-  x: Float[Array, "*shape"],
+  x: Array,
   axes: tuple[int, ...],
-) -> tuple[Int[Array, "*shape"], Float[Array, "..."]]:
+) -> tuple[Array, Array]:
   """Returns x as integers, and the scale of each group of numbers: those along `axes`.
 
   The scale has the axes of x, with a length of 1 along `axes`. That of zeros alone is 1.
@@ -39,7 +38,7 @@ def quantise(
 
 
 def matrix(
-  w: Float[Array, "..."],
+  w: Array,
   inputs: int,
 ) -> Params:
   """Returns a matrix whose first `inputs` axes are summed over: `w` as integers, `scale` [O]."""

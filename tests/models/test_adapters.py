@@ -251,9 +251,9 @@ def test_a_cache_that_has_parts_without_rows_is_repeated_on_a_mesh(shape):
 
 def test_integers_are_for_our_own_families():
   lm, params = cached_model("cached")[:2]
-  with pytest.raises(UserError, match="sampling.weights=int8 is for the gpt and llama families"):
+  with pytest.raises(UserError, match="int8 is for the gpt and llama families"):
     lm.unstack(params, int8_weights=True)
-  with pytest.raises(UserError, match="Decoder keeps a cache of its own: leave it at float"):
+  with pytest.raises(UserError, match="Decoder keeps a cache of its own"):
     lm.init_cache(2, 8, None, True)
 
 

@@ -1,4 +1,4 @@
-"""Weights and caches as integers: the quantiser by hand, products, decoding, adapters and a mesh."""
+"""Weights and caches as integers: the quantiser by hand, products, decoding, adapters, a mesh."""
 
 from functools import partial
 

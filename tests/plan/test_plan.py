@@ -316,6 +316,25 @@ def test_a_decode_step_reads_less_in_integers():
 # --- collectives ---
 
 
+def test_weights_are_gathered_once_a_rollout_and_not_in_its_loops():
+  """However often its loops run; with whole=False each step gathers them again."""
+
+  def gathers(whole, times):
+    config = settings.override(settings.load("ppo:tiny"), [("sampling.whole", whole)])
+    rollout, *_ = programs.build(config, "tiny", "tiny", completions=4)
+    trips = {name: times * count for name, count in rollout.part.trips.items()}
+    cost = estimate.cost_of(rollout, aot.trace(rollout), trips)
+    count, _ = cost.collectives["all-gather", ("fsdp",)]
+    return count
+
+  with mesh_of(fsdp=2):
+    once = gathers("true", 1)
+    assert gathers("true", 3) == once
+    # Six matrices in each of two layers; the tokens, once to read and once to say; the positions.
+    assert once == 2 * 6 + 2 + 1
+    assert gathers("false", 1) > 50 * once
+
+
 def test_collectives_in_a_recorded_program():
   by_kind = {(c.kind, c.axes): c for c in collectives.read(HLO, {"data": 1, "fsdp": 2, "model": 2})}
   assert set(by_kind) == {
