@@ -23,8 +23,6 @@ from instructjax.data.batches import packing
 from instructjax.data.batches.pipeline import Group, Host, Row
 from instructjax.types import Comparisons, Predictions
 
-# A device computes at least so many positions at once where a batch has them: fewer leave it idle.
-POSITIONS = 256
 MULTIPLE = 8  # packed rows have a multiple of so many tokens
 
 
@@ -170,12 +168,13 @@ def layout_for(
   """Returns the layout of batches of `batch` groups of `shortest` to `longest` tokens.
 
   There are `micro` parts, each of as many rows as a part of `batch` / `micro` groups of the longest
-  takes. With 0 a part has as many rows as give each of the `shards` at least `POSITIONS` positions.
+  takes. With 0 a part has as many rows as give each of the `shards` at least so many positions as
+  `sharding.positions_at_once` says.
   `learnt` is the largest share of the tokens of a group that a policy learns.
   """
   length = -(-longest // MULTIPLE) * MULTIPLE
   most = -(-batch // shards)  # rows of a device, where every group takes one
-  wanted = -(-most // micro) if micro else -(-POSITIONS // length)
+  wanted = -(-most // micro) if micro else -(-sharding.positions_at_once() // length)
   rows = min(wanted, most)
   return Layout(
     rows=rows * shards,
