@@ -2122,8 +2122,8 @@ MUTANTS["data/batches/branches"] = [
     "the completions of all groups are one",
   ),
   M(
-    "wanted = -(-most // micro) if micro else -(-sharding.positions_at_once() // length)",
-    "wanted = -(-sharding.positions_at_once() // length)",
+    "rows = -(-most // micro) if micro else packs.rows_at_once(most, length)",
+    "rows = packs.rows_at_once(most, length)",
     "the number of parts is ignored",
   ),
   M("slots=min(batch, length // shortest)", "slots=1", "a row has room for one group"),
