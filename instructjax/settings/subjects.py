@@ -202,6 +202,8 @@ Shape = Literal[
   "6.7B",
   "13B",
   "175B",
+  "SmolLM2-135M",
+  "Llama-3-8B",
 ]
 
 
