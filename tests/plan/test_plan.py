@@ -317,7 +317,7 @@ def test_a_decode_step_reads_less_in_integers():
 
 
 def test_weights_are_gathered_once_a_rollout_and_not_in_its_loops():
-  """However often its loops run; with whole=False each step gathers them again."""
+  """Of bytes that the loops gather there are few; with whole=False each step gathers all again."""
 
   def gathers(whole, times):
     config = settings.override(settings.load("ppo:tiny"), [("sampling.whole", whole)])
@@ -332,8 +332,10 @@ def test_weights_are_gathered_once_a_rollout_and_not_in_its_loops():
   words = 2 * lm.vocab_size * lm.width + lm.context * lm.width
   weights = 4 * (block_weights(lm) + words)
   with mesh_of(fsdp=2):
-    # What the loops gather are a few flags: which blocks of the cache are in use.
-    assert weights <= gathers("true", 1) < gathers("true", 3) < 1.05 * weights
+    once, thrice = gathers("true", 1), gathers("true", 3)
+    # In all of their trips, some ninety, the loops gather less than the weights are: activations.
+    assert once >= weights
+    assert (thrice - once) / 2 < weights
     assert gathers("false", 1) > 50 * weights
 
 
