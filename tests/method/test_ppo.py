@@ -474,12 +474,13 @@ def test_sharded_iterations_equal_one_device(mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (1, 2, 4)], indirect=True, ids=str)
-def test_sharded_iterations_on_other_meshes(mesh):
+@pytest.mark.parametrize("mesh", [(1, 2, 4)], indirect=True, ids=str)
+def test_sharded_iterations_with_more_devices_than_key_heads(mesh):
   sharded_equal_one_device("llama")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(2, 2, 2)], indirect=True, ids=str)
 def test_sharded_iterations_of_the_other_family(mesh):
   sharded_equal_one_device("gpt")
 
