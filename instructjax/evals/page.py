@@ -65,6 +65,8 @@ def estimate(plain: Json) -> Estimate:
     _number(plain["low"]),
     _number(plain["high"]),
     int(plain["n"]),
+    # Results of an earlier version have no number of clusters.
+    int(plain.get("clusters") or 0),
   )
 
 

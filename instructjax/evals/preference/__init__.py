@@ -216,7 +216,7 @@ def together(
     rater_findings = {}
     for rater in raters:
       ratings = judging.collect_ratings(rater, answers, prompts_folder)
-      rater_findings[rater.name] = findings.of_ratings(ratings, closed, config.seed)
+      rater_findings[rater.name] = findings.of_ratings(ratings, closed)
     findings_by_prompts[name] = {"judges": judge_findings, "raters": rater_findings}
   figure_rows = figures.figure_rows(findings_by_prompts, config.baseline)
   figures.write(folder, figure_rows)

@@ -5,7 +5,7 @@ Dimensions: N votes, S draws.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,18 +17,10 @@ from instructjax.evals.preference.bradley_terry import RIDGE, sigmoid
 from instructjax.evals.preference.votes import Draws, Vote
 from instructjax.intervals import NOTHING, Estimate
 
-Shares = Mapping[str, Estimate | None]
 # The weights of votes that are in memory at a time; at 8 bytes each they take 32 MB.
 WEIGHTS_AT_ONCE = 4_000_000
 STEPS = 50  # Newton steps at most
 TOLERANCE = 1e-9  # a longest step below this ends the fit
-
-
-def main_estimate(shares: Shares) -> Estimate:
-  """Returns the estimate to print: over prompts and labelers where there are several labelers."""
-  estimate = shares["by_both"] or shares["by_prompt"]
-  assert estimate is not None
-  return estimate
 
 
 def rates_against(
@@ -52,11 +44,11 @@ def rates_against(
   pair_votes = votes.between(judged, model, baseline)
   if not pair_votes:
     return None
-  rate = votes.shares(draws, pair_votes, [vote.won for vote in pair_votes])
+  rate = votes.shares(pair_votes, [vote.won for vote in pair_votes], paired=True)
   outcomes = [_strict_outcome(vote) for vote in pair_votes]
 
   def share_of(outcome: float) -> Estimate:
-    return votes.share(draws, pair_votes, [each == outcome for each in outcomes])
+    return votes.share(pair_votes, [each == outcome for each in outcomes])
 
   controlled = rate_at_equal_length(draws, pair_votes)
   return {
@@ -65,9 +57,9 @@ def rates_against(
     "ties": share_of(0.5),
     "losses": share_of(0.0),
     "controlled": controlled,
-    "flagged": _side(main_estimate(rate)) != _side(controlled["rate"]),
-    "longer": votes.share(draws, pair_votes, [vote.ratio for vote in pair_votes]),
-    "slices": rates_by_slice(draws, pair_votes),
+    "flagged": _side(votes.main_estimate(rate)) != _side(controlled["rate"]),
+    "longer": votes.share(pair_votes, [vote.ratio for vote in pair_votes]),
+    "slices": rates_by_slice(pair_votes),
   }
 
 
@@ -89,7 +81,7 @@ def _side(rate: Estimate) -> str:
   return "undecided"
 
 
-def order_effect(judged: Sequence[Vote], draws: Draws) -> dict[str, Estimate] | None:
+def order_effect(judged: Sequence[Vote]) -> dict[str, Estimate] | None:
   """Returns what the order of the answers did, over all pairs that were shown in both orders.
 
   first         how often the answer shown first was preferred, ties as half: 1/2 is no bias
@@ -106,7 +98,7 @@ def order_effect(judged: Sequence[Vote], draws: Draws) -> dict[str, Estimate] | 
   first, second = np.array([vote.orders for vote in both]).T
 
   def share(values: np.ndarray) -> Estimate:
-    return votes.share(draws, both, values)
+    return votes.share(both, values)
 
   return {
     "first": share((first + 1 - second) / 2),
@@ -116,7 +108,7 @@ def order_effect(judged: Sequence[Vote], draws: Draws) -> dict[str, Estimate] | 
   }
 
 
-def rates_by_slice(draws: Draws, pair_votes: Sequence[Vote]) -> dict[str, dict[str, Estimate]]:
+def rates_by_slice(pair_votes: Sequence[Vote]) -> dict[str, dict[str, Estimate]]:
   """Returns the rate in each slice of the prompts, and in each quartile of the length ratio."""
   # {group: {value: the votes in this slice}}
   members: dict[str, dict[str, list[Vote]]] = {}
@@ -133,8 +125,8 @@ def rates_by_slice(draws: Draws, pair_votes: Sequence[Vote]) -> dict[str, dict[s
     rates[group] = {}
     for value in sorted(members[group]):
       inside = members[group][value]
-      shares = votes.shares(draws, inside, [vote.won for vote in inside])
-      rates[group][value] = main_estimate(shares)
+      shares = votes.shares(inside, [vote.won for vote in inside], paired=True)
+      rates[group][value] = votes.main_estimate(shares)
   return rates
 
 
@@ -177,8 +169,8 @@ def rate_at_equal_length(draws: Draws, pair_votes: Sequence[Vote]) -> dict[str, 
   drawn_coefficients = np.concatenate(parts)
   rate = float(sigmoid(point[0]))
   return {
-    "rate": intervals.with_ends(rate, sigmoid(drawn_coefficients[:, 0]), len(won)),
-    "slope": intervals.with_ends(float(point[1]), drawn_coefficients[:, 1], len(won)),
+    "rate": intervals.with_ends(rate, sigmoid(drawn_coefficients[:, 0]), len(won), len(won)),
+    "slope": intervals.with_ends(float(point[1]), drawn_coefficients[:, 1], len(won), len(won)),
   }
 
 
