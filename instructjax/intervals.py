@@ -228,6 +228,21 @@ def wilson(share: float, n: float) -> tuple[float, float]:
   return low, high
 
 
+def effective_items(estimate: Estimate) -> float:
+  """Returns how many independent items have a score interval as wide as this one."""
+  width = estimate.high - estimate.low
+  fewest, most = 1e-3, 1e12
+  # The width falls with the number of items.
+  for _ in range(80):
+    middle = math.sqrt(fewest * most)
+    low, high = wilson(estimate.value, middle)
+    if high - low > width:
+      fewest = middle
+    else:
+      most = middle
+  return most
+
+
 def _rare_end(count: float) -> float:
   """Returns the lower end of a Poisson count from 0 to 3; larger counts are not limited."""
   if count <= 0:

@@ -529,8 +529,8 @@ MUTANTS["intervals"] = [
     "single items have a design effect above 1",
   ),
   M(
-    "equal_rows = _clusters_of_equal_size(parts[:, 1])\n  half = t_quantile(max(equal_rows - 1, 1.0))",
-    "half = Z",
+    "half = t_quantile(max(equal_rows - 1, 1.0)) * math.sqrt(inflation",
+    "half = Z * math.sqrt(inflation",
     "the normal distribution for t",
   ),
   M(

@@ -34,6 +34,8 @@ class Vote(NamedTuple):
   orders   the outcome with the answer of `a` shown first, then the one with it shown second; a
            single outcome where the order plays no role or nobody recorded it
   ratio    the log of the length of a's answer over that of b's, in characters
+  longer_by
+           the length of a's answer less that of b's, in characters
   slices   the value of the prompt in each group of slices
   """
 
@@ -44,6 +46,7 @@ class Vote(NamedTuple):
   ratio: float = 0.0
   labeler: str = ""
   slices: Mapping[str, str] = {}
+  longer_by: int = 0
 
   @property
   def won(self) -> float:
@@ -54,7 +57,13 @@ class Vote(NamedTuple):
     """Returns the same vote from the side of `b`."""
     # b's answer came first in the presentation in which a's came second.
     orders = tuple(1 - outcome for outcome in reversed(self.orders))
-    return self._replace(a=self.b, b=self.a, orders=orders, ratio=-self.ratio)
+    return self._replace(
+      a=self.b,
+      b=self.a,
+      orders=orders,
+      ratio=-self.ratio,
+      longer_by=-self.longer_by,
+    )
 
 
 def between(votes: Sequence[Vote], model: str, opponent: str) -> list[Vote]:
