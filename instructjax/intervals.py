@@ -72,7 +72,7 @@ def share(
   parts: Num[np.ndarray, "N 2"],
   *,
   paired: bool = False,
-  inflation: float = 1.0,
+  more: float = 0.0,
 ) -> Estimate:
   """Returns the sum of the first column over the sum of the second, which is `n`.
 
@@ -83,8 +83,8 @@ def share(
     parts: for each row, a part and its whole.
     paired: the outcomes compare two answers. t then takes the place of the normal distribution, so
       that two equal models are called different in 5 % of all cases or fewer.
-    inflation: how many times the variance between rows the variance is, where more than the rows
-      was sampled at random (labelers).
+    more: a variance to add to that between rows, where more than the rows was sampled at random
+      (labelers); 1.96 of its standard deviations hold 95 %.
   """
   parts = _occupied(np.asarray(parts, np.float64))
   rows = len(parts)
@@ -95,9 +95,9 @@ def share(
   if not math.isfinite(value):
     low, high = math.nan, math.nan
   elif ((parts[:, 0] >= 0) & (parts[:, 0] <= parts[:, 1])).all():
-    low, high = _score_ends(parts, paired=paired, inflation=inflation)
+    low, high = _score_ends(parts, paired=paired, more=more)
   else:
-    low, high = _student_ends(value, parts, inflation)
+    low, high = _student_ends(value, parts, more)
   return Estimate(value, low, high, round(whole), rows)
 
 
@@ -152,7 +152,7 @@ def _score_ends(
   parts: Float[np.ndarray, "N 2"],
   *,
   paired: bool,
-  inflation: float = 1.0,
+  more: float = 0.0,
 ) -> tuple[float, float]:
   """Returns the ends of the score interval of a share, with the design effect of its rows.
 
@@ -187,23 +187,26 @@ def _score_ends(
   rarer = min(float(parts[:, 0].sum()), whole - float(parts[:, 0].sum()))
   evidence = min(rows, 2 * rarer)
   effect = (evidence * effect + weight * assumed) / (evidence + weight)
-  if not effect:
+  if not effect and not more:
     return value, value
   scale = t_quantile(known_df) / t_quantile(max(equal_rows - 1, 1.0))
-  effective = whole / (effect * inflation)
-  return wilson(value, effective * min(scale, 1.0) ** 2)
+  variance = effect / (whole * min(scale, 1.0) ** 2)
+  if more:
+    variance += more / (value * (1 - value))
+  return wilson(value, 1 / variance)
 
 
 def _student_ends(
   value: float,
   parts: Float[np.ndarray, "N 2"],
-  inflation: float = 1.0,
+  more: float = 0.0,
 ) -> tuple[float, float]:
   """Returns the ends of the interval of Student's t; NaN for a single row."""
   if len(parts) == 1:
     return math.nan, math.nan
   equal_rows = _clusters_of_equal_size(parts[:, 1])
-  half = t_quantile(max(equal_rows - 1, 1.0)) * math.sqrt(inflation * variance_of_share(parts))
+  quantile = t_quantile(max(equal_rows - 1, 1.0))
+  half = math.sqrt(quantile**2 * variance_of_share(parts) + Z**2 * more)
   return value - half, value + half
 
 

@@ -514,8 +514,8 @@ MUTANTS["intervals"] = [
     "many items of one row are independent",
   ),
   M(
-    "effective = whole / (effect * inflation)",
-    "effective = whole / inflation",
+    "variance = effect / (whole * min(scale, 1.0) ** 2)",
+    "variance = 1 / (whole * min(scale, 1.0) ** 2)",
     "there is no design effect",
   ),
   M(
@@ -529,8 +529,8 @@ MUTANTS["intervals"] = [
     "single items have a design effect above 1",
   ),
   M(
-    "half = t_quantile(max(equal_rows - 1, 1.0)) * math.sqrt(inflation",
-    "half = Z * math.sqrt(inflation",
+    "quantile = t_quantile(max(equal_rows - 1, 1.0))",
+    "quantile = Z",
     "the normal distribution for t",
   ),
   M(

@@ -52,7 +52,7 @@ WEIGHTS_AT_ONCE = 4_000_000
 def rate_at_equal_length(
   draws: Draws,
   pair_votes: Sequence[Vote],
-  difficulty: Sequence[float] | None = None,
+  difficulty: Float[np.ndarray, " N"] | None = None,
 ) -> dict[str, Any]:
   """Returns the rate at equal length; `difficulty` has a number for the prompt of each vote.
 
@@ -87,8 +87,8 @@ def rate_at_equal_length(
   columns = [np.ones_like(won), np.tanh(characters / deviation)]
   equal = [np.ones_like(won), np.zeros_like(won)]
   if difficulty is not None:
-    columns.append(np.asarray(difficulty, np.float64))
-    equal.append(columns[-1])
+    columns.append(difficulty)
+    equal.append(difficulty)
   features = np.stack(columns, axis=1)
   at_equal_length = np.stack(equal, axis=1)
   strength = _chosen_strength(features, won, [vote.prompt for vote in pair_votes])

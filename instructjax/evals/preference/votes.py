@@ -167,28 +167,28 @@ def share(
     return NOTHING
   parts = np.stack([np.asarray(values, np.float64), np.ones(len(votes))], axis=1)
   by_prompt = _summed([vote.prompt for vote in votes], parts)
-  inflation = _labeler_inflation(votes, parts) if both else 1.0
-  return intervals.share(by_prompt, paired=paired, inflation=inflation)
+  more = _labeler_variance(votes, parts) if both else 0.0
+  return intervals.share(by_prompt, paired=paired, more=more)
 
 
-def _labeler_inflation(votes: Sequence[Vote], parts: Float[np.ndarray, "N 2"]) -> float:
-  """Returns how many times the variance over prompts that over prompts and labelers is."""
+def _labeler_variance(votes: Sequence[Vote], parts: Float[np.ndarray, "N 2"]) -> float:
+  """Returns the variance that labelers add to that over prompts.
+
+  It is scaled so that 1.96 standard deviations hold 95 %: few labelers tell little about how much
+  they differ (Satterthwaite 1946).
+  """
   by_prompt = _summed([vote.prompt for vote in votes], parts)
   by_labeler = _summed([vote.labeler for vote in votes], parts)
   by_both = _summed([(vote.prompt, vote.labeler) for vote in votes], parts)
   if len(by_prompt) < 2 or len(by_labeler) < 2:
-    return 1.0
+    return 0.0
   over_prompts = intervals.variance_of_share(by_prompt)
-  over_labelers = intervals.variance_of_share(by_labeler)
-  if not over_prompts:
-    return 1.0
-  total = over_prompts + over_labelers - intervals.variance_of_share(by_both)
-  total = max(total, over_prompts)
-  # Satterthwaite's degrees of freedom: few labelers tell little about how much they differ.
-  more = total - over_prompts
+  more = intervals.variance_of_share(by_labeler) - intervals.variance_of_share(by_both)
+  if more <= 0:
+    return 0.0
   precision = over_prompts**2 / (len(by_prompt) - 1) + more**2 / (len(by_labeler) - 1)
-  quantile = intervals.t_quantile(total**2 / precision)
-  return total / over_prompts * (quantile / intervals.t_quantile(len(by_prompt) - 1)) ** 2
+  quantile = intervals.t_quantile((over_prompts + more) ** 2 / precision)
+  return more * (quantile / intervals.Z) ** 2
 
 
 def _summed(
