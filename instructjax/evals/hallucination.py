@@ -32,6 +32,7 @@ from instructjax.evals.tasks import (
   Scores,
   Suite,
   Task,
+  ratio,
 )
 from instructjax.runs.report import page as html
 from instructjax.settings import EvalSettings
@@ -213,12 +214,6 @@ def task(
     return [Generate(item.data["prompt"], tokens, stop=stop)]
 
   return Task(name, items, ask, partial(score, judge), metrics, about=about)
-
-
-def ratio(sums: np.ndarray) -> np.ndarray:
-  """Returns the first column over the second; NaN where that is 0."""
-  nothing = np.full(sums.shape[:-1], np.nan)
-  return np.divide(sums[..., 0], sums[..., 1], out=nothing, where=sums[..., 1] > 0)
 
 
 def score(judge: Judge, items: Sequence[Item], answers: Sequence[Reply]) -> list[Scores]:

@@ -587,10 +587,11 @@ def ratio(
   metric = Metric(name, of=log_mean)
   our_parts = _parts_of_mean(name, ours)
   their_parts = _parts_of_mean(name, theirs)
-  # The ratio is the exponential of a difference, so that the bootstrap can pair items.
+  # The ratio is the exponential of a difference, so that items are paired.
   difference = summary.difference(metric, items, our_parts, their_parts, seed)
   point = math.exp(difference.value) if math.isfinite(difference.value) else math.nan
-  return Estimate(point, math.exp(difference.low), math.exp(difference.high), difference.n)
+  low, high = math.exp(difference.low), math.exp(difference.high)
+  return Estimate(point, low, high, difference.n, difference.clusters)
 
 
 def _parts_of_mean(name: str, scores: Sequence[Scores]) -> list[Scores]:
