@@ -185,7 +185,12 @@ class BehaviourSettings:
   languages: str = setting("shipped", f"Instructions in other languages: {SHIPPED}.")
   code: str = setting("shipped", f"Questions about code: {SHIPPED}.")
   harmful: str = setting("shipped", f"Requests that harm: {SHIPPED}.")
+  over_refusal: str = setting("shipped", f"Safe requests that sound harmful: {SHIPPED}.")
   perturbations: str = setting("shipped", f"Questions that are asked worse: {SHIPPED}.")
+  judge: str = setting(
+    "",
+    "A reward that gives P(the answer refuses), or openai:URL#MODEL, for harmful and over_refusal.",
+  )
 
 
 @settings
