@@ -87,7 +87,11 @@ def settings(source: str, config: EvalSettings) -> str:
   That is the template, the prefix, the seed, the dtype and the tokenizer.
   """
   template = config.template
-  if template not in ("", chat.OWN, chat.AUTO):  # a template in a file counts by its text, not by its path
+  if template not in (
+    "",
+    chat.OWN,
+    chat.AUTO,
+  ):  # a template in a file counts by its text, not by its path
     template = chat.read(template)
   prefix = prefix_of(split(source)[1])
   facts = [template, prefix, config.seed, config.model.dtype]

@@ -49,8 +49,8 @@ def open_classifier(
   _check_choice(source, "long", options["long"], LONG)
   if options["long"] == "pieces" and options["input"] != "pair":
     raise UserError(
-      f"classifier:{source}: long=pieces with input={options['input']}; only of a pair (input=pair) "
-      "can the prompt be read in pieces"
+      f"classifier:{source}: long=pieces with input={options['input']}; only of a pair "
+      "(input=pair) can the prompt be read in pieces"
     )
   try:
     torch = importlib.import_module("torch")

@@ -63,7 +63,7 @@ def test_a_run_is_asked_as_it_was_trained(public, run, tokenizer):
 def test_a_template_that_cannot_be_used_names_the_way_out(public, tokenizer, tmp_path):
   broken = json.dumps({"chat_template": "{{ messages[0].content }}"})
   (tmp_path / "public" / "tokenizer_config.json").write_text(broken)
-  with pytest.raises(UserError, match="config.template='' asks in plain text"):
+  with pytest.raises(UserError, match=r"config\.template='' asks in plain text"):
     origin.natural_template("public", public, tokenizer)
 
 

@@ -1,5 +1,7 @@
 """A long text in overlapping pieces, of which each fits a classifier."""
 
+import itertools
+
 import pytest
 
 from instructjax.rewards import classifier
@@ -11,7 +13,7 @@ def test_pieces_fit_overlap_and_hold_everything(length):
   parts = classifier.pieces(text, lambda part: len(part) <= 10)
   assert (len(parts) == 1) == (length <= 10)
   assert all(len(part) <= 10 for part in parts) and set("".join(parts)) == set(text)
-  for part, following in zip(parts, parts[1:], strict=False):
+  for part, following in itertools.pairwise(parts):
     assert part[-1] > following[0] or length <= 10  # characters stand in two pieces
 
 

@@ -43,8 +43,8 @@ def completed(source: str) -> str:
   (term,) = terms
   if term.kind == "classifier" and term.options["as"] == "logit":
     raise UserError(
-      f"config.behaviours.judge={source}: gives logits; write #LABEL,as=probability, with the label "
-      "that stands for a refusal"
+      f"config.behaviours.judge={source}: gives logits; write #LABEL,as=probability, with the "
+      "label that stands for a refusal"
     )
   if term.kind == "openai" and not term.options["template"]:
     return f"{source},template={TEMPLATE}"

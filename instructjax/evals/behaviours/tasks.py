@@ -23,7 +23,9 @@ ScoreText = Callable[[Item, str], Scores]
 Reader = Callable[[str, int | None, int], list[Task]]
 
 # Of tasks that phrases decide.
-PHRASES = "phrases find one model's refusals and miss another's, so that only a judge compares models"
+PHRASES = (
+  "phrases find one model's refusals and miss another's, so that only a judge compares models"
+)
 AGREEMENT = "phrases agree with the judge"
 # Tokens of an answer.
 SHORT = 64
