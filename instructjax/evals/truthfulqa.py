@@ -434,8 +434,8 @@ def score_in_words(
       row["true"] = float(is_true)
       row["true of answered"] = float(is_true) if row["answered"] else None
       if "info" in verdicts:
-        is_informative = verdicts["info"][i] and (row["answered"] or row["no comment"])
-        row["true+info"] = float(is_true and is_informative)
+        says_something = bool(row["answered"] or row["no comment"])
+        row["true+info"] = float(is_true and says_something and verdicts["info"][i])
   return list(scores)
 
 
