@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from instructjax.data.batches.pipeline import Row
+from instructjax.data.tokens import chat
 from instructjax.errors import UserError
 from instructjax.evals import subject as subjects
 from instructjax.evals.batches import Entry
@@ -82,6 +83,9 @@ def main(
     running.devices(config.mesh) as parts,
     writers.open_run(workdir, to_dict(config), seed=config.seed),
   ):
+    # The harness's published tables are of plain text: a template is for those who ask for it.
+    if config.template == chat.AUTO:
+      config = dataclasses.replace(config, template="")
     model = subjects.open_subject(source, config, parts)
     writers.note(workdir, models={"model": dict(model.about)})
     results = package.simple_evaluate(
