@@ -149,7 +149,7 @@ def _past(word: str) -> str:
 
 
 def _restored(word: str) -> str:
-  """Returns a word that lost "ed" or "ing" with the "e" that it had, or without a doubled letter."""
+  """Returns a word that lost "ed" or "ing" with its "e" again, or without a doubled letter."""
   if word.endswith(("at", "bl", "iz")):
     return word + "e"
   if _ends_double(word):

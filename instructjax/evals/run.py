@@ -181,8 +181,8 @@ def earlier_replies(
   """
   replies: RepliesByTask = {task.name: {} for task in suite.tasks}
   for name, about in provenance.noted(workdir).items():
-    if name in models:
-      continue  # it is going to be asked
+    if name in models or about.get("kind") == "reward":
+      continue  # it is going to be asked, or is no language model
     begin = f"{suite.name}: {name} is left out, "
     try:
       was_asked, complete = _complete_replies(config, workdir, name, about["source"], suite)

@@ -11,11 +11,10 @@ from instructjax.settings import reading
 
 
 def test_a_long_step_is_not_silent(capsys):
-  with announce.speaking(every=0.02) as voice:
-    with announce.stepping(voice, "sft: batch", 4) as show:
-      time.sleep(0.1)  # one long batch: nothing is called meanwhile
-      show(3, "  about 2 minutes left")
-      time.sleep(0.1)
+  with announce.speaking(every=0.02) as voice, announce.stepping(voice, "sft: batch", 4) as show:
+    time.sleep(0.1)  # one long batch: nothing is called meanwhile
+    show(3, "  about 2 minutes left")
+    time.sleep(0.1)
   lines = capsys.readouterr().err.splitlines()
   assert sum("sft: batch  0/4" in line for line in lines) >= 2
   assert sum("sft: batch  3/4  about 2 minutes left  (0:00:00)" in line for line in lines) >= 2
@@ -28,7 +27,7 @@ def test_no_line_is_further_than_15_seconds_from_the_next():
 
 
 def test_the_rest_is_estimated_by_cost_without_the_first_batch():
-  """By hand: 30 s for the second and third batch of cost 1 and 2, so 10 s a unit, and 4 are left."""
+  """By hand: 30 s for the batches of cost 1 and 2 are 10 s a unit, and 4 units are left."""
   costs = [5, 1, 2, 3, 1]
   assert announce.seconds_left(costs, [100, 10, 20]) == pytest.approx(40)
   assert announce.seconds_left(costs, [100]) == pytest.approx(100 / 5 * 7)  # all there is
