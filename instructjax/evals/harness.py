@@ -3,9 +3,9 @@
 The adapter answers with the programs of `subject`, so its log-likelihoods are ours. As the harness
 does for other models, the spaces at the end of a context go to the continuation; unlike there, both
 are encoded separately, as in training. With a chat template the harness makes chats of a task's
-prompts and exemplars, and the adapter renders them with the model's own template. A context that does not fit the model loses its beginning,
-and an answer has at most half of the model's context. How often that happened stands in
-lm_eval.json under `limits`, and below the table.
+prompts and exemplars, and the adapter renders them with the model's own template. A context that
+does not fit the model loses its beginning, and an answer has at most half of the model's context.
+How often that happened stands in lm_eval.json under `limits`, and below the table.
 """
 
 from __future__ import annotations
@@ -260,9 +260,9 @@ def rendered(
   Raises:
     UserError: if the template cannot render it.
   """
-  messages: list[Message] = []
-  for message in history:
-    messages.append({"role": message["role"], "content": message["content"]})
+  messages: list[Message] = [
+    {"role": message["role"], "content": message["content"]} for message in history
+  ]
   try:
     text = chat.render(template, messages, prompt=add_generation_prompt)
   except chat.ChatError as problem:

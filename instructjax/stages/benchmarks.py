@@ -23,7 +23,7 @@ import json
 import re
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,23 +105,44 @@ def read_questions(settings: SampleSettings) -> list[Question]:
   source, format_ = settings.data.prompts, settings.format
   temperature = settings.sampling.temperature[0]
   questions, problems = [], []
-  for part in sources.parts(source):
-    for line, row in enumerate(part.rows(), 1):
-      try:
-        fields = json.loads(row) if isinstance(row, bytes | str) else dict(row)
-        questions.append(question_of(format_, fields, temperature))
-      except (ValueError, TypeError) as problem:
-        problems.append(f"{part.name}:{line}: {problem}")
+  for place, row in rows_of(source):
+    try:
+      fields = json.loads(row) if isinstance(row, bytes) else row
+      if not isinstance(fields, Mapping):
+        raise ValueError("a JSON object is expected")
+      questions.append(question_of(format_, fields, temperature))
+    except ValueError as problem:
+      problems.append(f"{place}: {problem}")
   records.report(problems)
   if not questions:
     raise UserError(f"config.data.prompts={source}: holds no questions")
   return questions[: settings.prompts or None]
 
 
+def rows_of(source: str) -> Iterator[tuple[str, Any]]:
+  """Yields (place, row) of a question file: JSONL, or one JSON list as AlpacaEval's.
+
+  Raises UserError where it cannot be read.
+  """
+  path = Path(source)
+  if path.suffix == ".json" and path.is_file():
+    try:
+      rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+      raise UserError(f"config.data.prompts={source}: cannot be read as JSON ({error})") from None
+    if isinstance(rows, list):
+      for number, row in enumerate(rows):
+        yield f"{source}[{number}]", row
+      return
+  for part in sources.parts(source):
+    for line, row in enumerate(part.rows(), 1):
+      yield f"{part.name}:{line}", row
+
+
 def question_of(format_: str, row: Mapping[str, Any], temperature: float) -> Question:
   """Returns the question of a row.  Raises ValueError where it is of another layout."""
   field, name = FIELDS[format_]
-  value = row.get(field) if isinstance(row, Mapping) else None
+  value = row.get(field)
   turns = [value] if isinstance(value, str) else value
   is_list = isinstance(turns, list) and len(turns) > 0
   if not is_list or (format_ != "mt_bench" and not isinstance(value, str)):

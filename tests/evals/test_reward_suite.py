@@ -63,7 +63,7 @@ def test_accuracy_by_group_and_calibration(tmp_path, source, capsys):
       record("b", ["2", "1"], [1, 2], labeler="y", source="chat"),
       record("c", ["1", "2"], [1, 2], labeler="y", source="code"),
       record("d", ["0.00000", "-1"], [1, 2], labeler="y", source="code"),
-      record("d", ["1", "1"], [2, 1], labeler="x", source="code"),
+      record("d", ["1", "1.0"], [2, 1], labeler="x", source="code"),
       record("e", ["1", "1"], [1, 1], source="code"),  # a tie of people: no pair
     ],
   )

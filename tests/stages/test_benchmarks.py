@@ -4,14 +4,15 @@ The question files here have the layout of the published ones and were written f
 """
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from stage_runs import run
 
+from instructjax.data.tokens import tokenizers
 from instructjax.stages import benchmarks
 from instructjax.stages.benchmarks import Question
 
+BYTES = tokenizers.of_bytes()
 SMALL = [
   "--config.data.prompt=120",
   "--config.sampling.response=4",
@@ -114,8 +115,7 @@ def test_arena_hard(tmp_path):
   question = benchmarks.question_of("arena_hard", row, 0.5)
   assert question == Question(("Q?",), row, 0.5)
   text = "# Head\n- one\n* two\n1. three\n**bold** and __bold__\n```\n# no\n- no\n```"
-  tokenizer = SimpleNamespace(encode=lambda text: list(text.split()))
-  path = benchmarks.write("arena_hard", tmp_path, [question], "mine", {0: [text]}, tokenizer)
+  path = benchmarks.write("arena_hard", tmp_path, [question], "mine", {0: [text]}, BYTES)
   assert path == tmp_path / "arena_hard" / "model_answer" / "mine.jsonl"
   (line,) = lines(path)
   assert line["uid"] == "u1" and line["model"] == "mine" and line["ans_id"]
@@ -124,7 +124,7 @@ def test_arena_hard(tmp_path):
     {"role": "assistant", "content": {"answer": text}},
   ]
   assert line["metadata"] == {
-    "token_len": 17,
+    "token_len": len(text),
     "header_count": {"h1": 1, "h2": 0, "h3": 0, "h4": 0, "h5": 0, "h6": 0},
     "list_count": {"ordered": 1, "unordered": 2},
     "bold_count": {"**": 1, "__": 1},

@@ -126,7 +126,7 @@ def main(
         task = scoring_task(file, file_cases, opened, identities[name])
         blank = [Reply(()) for _ in file_cases]
         stored = run.score(workdir, task, name, blank, voice)
-        scores_of_cases[file] = [list(row[SCORES.name]) for row in stored]
+        scores_of_cases[file] = [_columns(row) for row in stored]
       for table in tables:
         scores[table.task.name][name] = table.scores(scores_of_cases)
       del opened  # the next one needs its memory
@@ -209,6 +209,13 @@ def scoring_task(
     return scores
 
   return Task(f"reward/{file}", items, lambda item: [], score, (SCORES,), batch=32, judge=identity)
+
+
+def _columns(row: Scores) -> list[float]:
+  """Returns the scores of the answers of a case, which is several columns."""
+  values = row[SCORES.name]
+  assert not isinstance(values, float | int | None)
+  return list(values)
 
 
 # --- pairs ---
