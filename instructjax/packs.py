@@ -26,10 +26,6 @@ from flax import struct
 from instructjax import sharding
 from instructjax.types import Array, Bool, Experience, Int, PyTree, Scalar, Valid
 
-# A device computes rows of at least this many tokens at once, as far as there are that many. With
-# fewer, its matrix products are slow; with more, the last part of a batch holds more padding.
-TOKENS = 192
-
 
 @struct.dataclass
 class Part:
@@ -66,11 +62,11 @@ def rows_at_once(
 ) -> int:
   """Returns q, the rows that a device computes at once, for its `episodes` of a minibatch.
 
-  That is `rows`, or what makes TOKENS, and at most a micro-batch of `episodes / micro` rows. Where
-  up to twice as many divide the episodes, it is these: episodes of full length, which fill a row
-  each, then leave no row empty.
+  That is `rows`, or what makes `sharding.positions_at_once`, and at most a micro-batch of
+  `episodes / micro` rows. Where up to twice as many divide the episodes, it is these: episodes of
+  full length, which fill a row each, then leave no row empty.
   """
-  wanted = rows or math.ceil(TOKENS / length)
+  wanted = rows or math.ceil(sharding.positions_at_once() / length)
   most = max(1, episodes // micro)
   if wanted >= most:
     return most

@@ -153,7 +153,7 @@ def rows_at_once(minibatch: int, length: int, cfg: PPOConfig) -> int:
   return packs.rows_at_once(
     minibatch // sharding.batch_shards(),
     length,
-    rows=cfg.rows,
+    rows=cfg.rows_at_once,
     micro=cfg.micro,
   )
 

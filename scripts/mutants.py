@@ -67,7 +67,7 @@ TESTS = {
   "intervals": ["tests/method/test_intervals.py"],
   "models/heads": ["tests/models/test_heads.py"],
   "models/blocks": ["tests/models/test_branched_rows.py"],
-  "models/attention": ["tests/models/test_branched_rows.py"],
+  "models/attention": ["tests/models/test_attention.py", "tests/models/test_branched_rows.py"],
   "models/transformer": ["tests/models/test_branched_rows.py"],
   "data/batches/branches": ["tests/data/batches/test_branches.py"],
   "models/cache": ["tests/models/test_transformer.py", "tests/method/test_rollout.py"],
@@ -2031,22 +2031,37 @@ MUTANTS["models/blocks"] = [
     "a branch sees other segments",
   ),
   M(
-    "mask = mask & (query_place - key_place < window)",
-    "mask = mask & (query_column[:, None] - key_column < window)",
+    "    distance = queries.position[:, :, None] - keys.position[:, None, :]\n",
+    "    pass\n",
     "the window of a branch counts columns",
   ),
 ]
 
 MUTANTS["models/attention"] = [
   M(
-    "column = jnp.arange(N * size).reshape(N, size)",
-    "column = jnp.arange(size) + jnp.zeros((N, 1), jnp.int32)",
+    "first = queries.first + size * jnp.arange(N)",
+    "first = queries.first + 0 * jnp.arange(N)",
+    "every part has the columns of the first",
+  ),
+  M(
+    "first_key = max(0, start - window + 1)",
+    "first_key = max(0, start - window + 2)",
+    "the first query of a block misses the first key of its window",
+  ),
+  M(
+    "keys=blocks.some_columns(columns, first_key, end),",
+    "keys=blocks.some_columns(columns, 0, end - first_key),",
+    "the keys of a window are taken for the first of the row",
+  ),
+  M(
+    "queries = blocks.some_columns(columns, start, end)",
+    "queries = blocks.some_columns(columns, 0, end - start)",
     "every block has the columns of the first",
   ),
   M(
     "  body = jax.checkpoint(body, prevent_cse=False)\n",
     "",
-    "the scores of all blocks are kept for the backward pass",
+    "the scores of all parts are kept for the backward pass",
   ),
 ]
 
@@ -2107,8 +2122,8 @@ MUTANTS["data/batches/branches"] = [
     "the completions of all groups are one",
   ),
   M(
-    "wanted = -(-most // micro) if micro else -(-POSITIONS // length)",
-    "wanted = -(-POSITIONS // length)",
+    "rows = -(-most // micro) if micro else packs.rows_at_once(most, length)",
+    "rows = packs.rows_at_once(most, length)",
     "the number of parts is ignored",
   ),
   M("slots=min(batch, length // shortest)", "slots=1", "a row has room for one group"),

@@ -1,19 +1,18 @@
 """Chooses who computes the attention of whole rows; the choice is made in this file alone.
 
-    "xla"     `blocks.attention`: the reference, on every platform and for every shape
+    "xla"     `blocks.attention` in blocks of queries, on every platform and for every shape
     "splash"  the blockwise Pallas kernel for TPUs; interpreted, and slow, on a CPU
     "cudnn"   cuDNN's flash attention for NVIDIA GPUs, with bfloat16 operands only
     "auto"    where the shapes allow, the kernel of the platform that the function is compiled for;
               XLA elsewhere
 
-The kernels never hold the scores [B, H, T, T]. They attend within segments, and padding is a
-segment of its own: a real token sees what the reference shows it, and a padded token sees padding,
-so that no row is without keys. Windows are counted in columns of the row. Decoding with a cache
+Nobody holds the scores [B, H, T, T] of long rows. The kernels attend within segments, and padding
+is a segment of its own: a real token sees what XLA shows it, and a padded token sees padding, so
+that no row is without keys. Windows are counted in columns of the row. Decoding with a cache
 always uses XLA, because it has few queries a row.
 
 Rows whose segments have branches (`types.Branch`) are for XLA and cuDNN, which take any mask.
-Splash knows segments only, so XLA takes its place, and holds the scores of a block of queries at a
-time.
+Splash knows segments only, so XLA takes its place.
 
 Dimensions: B rows, T tokens, H heads, K key/value heads, C head width.
 """
@@ -35,7 +34,10 @@ from instructjax.types import Array, Bool, Branch, Float, Int, Valid
 
 KINDS = ("auto", "xla", "splash", "cudnn")
 TILES = (512, 256, 128)  # lengths of the tiles of splash: the first that divides T is used
-# The most scores that a device holds at once in rows with branches: 256 MB in float32.
+# Queries of a block for XLA, and the most blocks, because each is compiled by itself.
+QUERIES = 64
+MOST_BLOCKS = 8
+# The most scores that a device holds at once: 256 MB in float32.
 SCORES = 1 << 26
 # A function of (q, k, v, valid, window_index), and of the branches where there are any.
 Mix = Callable[..., Float[Array, "B T H C"]]
@@ -94,7 +96,7 @@ def chosen(kind: str, length: int, width: int, dtype: str, rule: Rule = PLAIN) -
   Raises:
     UserError: where `kind` names a kernel that cannot take these shapes.
   """
-  xla = partial(reference, dtype=dtype, rule=rule)
+  xla = partial(in_blocks, dtype=dtype, rule=rule)
   tpu = partial(splash, dtype=dtype, rule=rule)
   obstacles = {
     "splash": _obstacle_to_splash(length, width),
@@ -184,57 +186,83 @@ def _obstacle_to_cudnn(length: int, width: int, dtype: str, rule: Rule) -> str:
 # --- XLA ---
 
 
-def reference(
-  q: Array,
-  k: Array,
-  v: Array,
-  valid: Valid,
-  window_index: Array | int = 0,
-  *,
-  dtype: str,
-  rule: Rule = PLAIN,
-) -> Float[Array, "B T H C"]:
-  """Computes attention by XLA, with all scores at once."""
-  window = _window(rule, window_index, q.shape[1])
-  mask = blocks.causal_mask(valid, window)
-  return blocks.attention(q, k, v, mask, dtype, scale=rule.scale, softcap=rule.softcap)
-
-
 def in_blocks(
   q: Float[Array, "B T H C"],
   k: Float[Array, "B K T C"],
   v: Float[Array, "B K T C"],
   valid: Valid,
-  window_index: Array | int,
-  branch: Branch,
+  window_index: Array | int = 0,
+  branch: Branch | None = None,
   *,
   dtype: str,
   rule: Rule = PLAIN,
 ) -> Float[Array, "B T H C"]:
-  """Computes attention by XLA in rows with branches, for a block of queries at a time.
+  """Computes attention by XLA, for a block of queries at a time.
 
-  There are as many blocks as keep the scores of one within `SCORES` on a device. The backward pass
-  computes the scores of a block again.
+  A block meets the keys up to its last query and, in a window, from that of its first query on: of
+  the scores of a row, half are never computed.
   """
-  window = _window(rule, window_index, q.shape[1])
+  length = q.shape[1]
+  window = _window(rule, window_index, length)
   k = blocks.like_queries(k, q)
   v = blocks.like_queries(v, q)
-  keys = blocks.columns_of(valid, branch)
+  columns = blocks.columns_of(valid, branch)
+  size = -(-length // min(-(-length // QUERIES), MOST_BLOCKS))
+  mixed = []
+  for start in range(0, length, size):
+    end = min(start + size, length)
+    first_key = 0
+    if isinstance(window, int) and window and branch is None:
+      first_key = max(0, start - window + 1)
+    attend = partial(
+      _attend,
+      k=k[:, :, first_key:end],
+      v=v[:, :, first_key:end],
+      keys=blocks.some_columns(columns, first_key, end),
+      window=window,
+      dtype=dtype,
+      rule=rule,
+    )
+    queries = blocks.some_columns(columns, start, end)
+    mixed.append(_by_scores(attend, q[:, start:end], queries, end - first_key))
+  return mixed[0] if len(mixed) == 1 else jnp.concatenate(mixed, axis=1)
+
+
+def _attend(
+  q: Array,
+  queries: blocks.Columns,
+  *,
+  k: Array,
+  v: Array,
+  keys: blocks.Columns,
+  window: Array | int,
+  dtype: str,
+  rule: Rule,
+) -> Array:
+  mask = blocks.visible(queries, keys, window)
+  return blocks.attention(q, k, v, mask, dtype, scale=rule.scale, softcap=rule.softcap)
+
+
+def _by_scores(
+  attend: Callable[[Array, blocks.Columns], Array],
+  q: Float[Array, "B Q H C"],
+  queries: blocks.Columns,
+  keys: int,
+) -> Float[Array, "B Q H C"]:
+  """Attends in a loop, in as many parts as keep the scores of one within `SCORES` on a device.
+
+  The backward pass computes the scores of a part again.
+  """
   length = q.shape[1]
-
-  def attend(queries: blocks.Columns, column: Array, q: Array) -> Array:
-    mask = blocks.branch_mask(column, queries, keys, window)
-    return blocks.attention(q, k, v, mask, dtype, scale=rule.scale, softcap=rule.softcap)
-
-  N = _blocks_of_queries(q)
+  N = _parts_of_queries(q, keys)
   if N == 1:
-    return attend(keys, jnp.arange(length), q)
+    return attend(q, queries)
 
   size = -(-length // N)
   padding = N * size - length
 
   def cut(x: Array) -> Array:
-    """[B, T, ...] -> [N, B, T / N, ...], filled up with zeros at the end."""
+    """[B, Q, ...] -> [N, B, Q / N, ...], filled up with zeros at the end."""
     x = jnp.pad(x, [(0, 0), (0, padding), *[(0, 0)] * (x.ndim - 2)])
     split = None
     if sharding.is_sharded():
@@ -243,27 +271,27 @@ def in_blocks(
     x = jax.lax.reshape(x, (x.shape[0], N, size, *x.shape[2:]), out_sharding=split)
     return jnp.swapaxes(x, 0, 1)
 
-  def body(_: None, block: tuple) -> tuple[None, Array]:
-    return None, attend(*block)
+  def body(_: None, part: tuple[Array, blocks.Columns]) -> tuple[None, Array]:
+    return None, attend(*part)
 
-  column = jnp.arange(N * size).reshape(N, size)
-  cut_keys = cut(keys[0]), cut(keys[1]), cut(keys[2])
+  first = queries.first + size * jnp.arange(N)
+  parts = blocks.Columns(first, *jax.tree.map(cut, queries[1:]))
   # A scan needs no guard against common subexpressions.
   body = jax.checkpoint(body, prevent_cse=False)
-  _, mixed = jax.lax.scan(body, None, (cut_keys, column, cut(q)))
+  _, mixed = jax.lax.scan(body, None, (cut(q), parts))
   mixed = jnp.swapaxes(mixed, 0, 1)
   split = jax.typeof(q).sharding.spec if sharding.is_sharded() else None
   rows, _, _, *rest = mixed.shape
   return jax.lax.reshape(mixed, (rows, N * size, *rest), out_sharding=split)[:, :length]
 
 
-def _blocks_of_queries(q: Float[Array, "B T H C"]) -> int:
-  """Returns the number of blocks by which a device holds at most `SCORES` scores at once."""
+def _parts_of_queries(q: Float[Array, "B Q H C"], keys: int) -> int:
+  """Returns the number of parts by which a device holds at most `SCORES` scores at once."""
   shape = q.shape
   if sharding.is_sharded():
     shape = jax.typeof(q).sharding.shard_shape(shape)
   rows, length, heads, _ = shape
-  return min(-(-rows * heads * length * length // SCORES), length)
+  return min(-(-rows * heads * length * keys // SCORES), length)
 
 
 def _window(rule: Rule, window_index: Array | int, length: int) -> Array | int:

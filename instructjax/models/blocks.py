@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -313,50 +314,64 @@ def causal_mask(
   columns up to the query (0 means all). Where there are branches, it must be of the prompt or of
   the query's own branch, and a window counts positions: the other branches are not on the way.
   """
-  column = jnp.arange(valid.shape[1])
-  if branch is not None:
-    keys = columns_of(valid, branch)
-    return branch_mask(column, keys, keys, window)
-  key_column = column[None, :]
-  query_column = column[:, None]
-  mask = (key_column <= query_column) & (valid > 0)[:, None, :]
-  # A traced window is compared even where it turns out to hide nothing.
-  if not isinstance(window, int) or window:
-    distance = column[:, None] - column[None, :]
-    mask = mask & (distance < window)
-  if valid.dtype == jnp.bool_:
-    return mask
-  same_segment = valid[:, None, :] == valid[:, :, None]
-  return mask & same_segment
+  columns = columns_of(valid, branch)
+  return visible(columns, columns, window)
 
 
-# Of each column of packed rows: the number of its segment, of its branch, and its position.
-Columns = tuple[Int[Array, "B _"], Int[Array, "B _"], Int[Array, "B _"]]
+class Columns(NamedTuple):
+  """What a mask compares, of T columns that stand side by side in B rows."""
+
+  first: int | Int[Array, ""]  # where they begin
+  segment: Valid
+  # Where segments have branches:
+  branch: Branch | None = None
+  position: Int[Array, "B T"] | None = None
+
+  def numbers(self) -> Int[Array, " T"]:
+    """The number of each column in the row."""
+    return self.first + jnp.arange(self.segment.shape[1])
 
 
-def columns_of(valid: Valid, branch: Branch) -> Columns:
-  """Returns what `branch_mask` compares, of every column of rows with branches."""
-  return valid.astype(jnp.int32), branch, positions(valid, branch)
+def columns_of(valid: Valid, branch: Branch | None = None) -> Columns:
+  """Returns all columns of rows."""
+  if branch is None:
+    return Columns(0, valid)
+  return Columns(0, valid, branch, positions(valid, branch))
 
 
-def branch_mask(
-  query_column: Int[Array, " Q"],
+def some_columns(columns: Columns, start: int, end: int) -> Columns:
+  """Returns those from `start` to before `end`."""
+  segment = columns.segment[:, start:end]
+  if columns.branch is None or columns.position is None:
+    return Columns(columns.first + start, segment)
+  branch = columns.branch[:, start:end]
+  return Columns(columns.first + start, segment, branch, columns.position[:, start:end])
+
+
+def visible(
   queries: Columns,
   keys: Columns,
   window: Int[Array, ""] | int = 0,
-) -> Bool[Array, "B Q T"]:
-  """Returns the mask of the queries in some columns of rows with branches (`causal_mask`).
-
-  `queries` are the columns of the queries, `keys` all columns of the rows.
-  """
-  query_segment, query_branch, query_place = (x[:, :, None] for x in queries)
-  key_segment, key_branch, key_place = (x[:, None, :] for x in keys)
-  key_column = jnp.arange(keys[0].shape[1])
-  mask = (key_column <= query_column[:, None]) & (key_segment > 0)
-  mask = mask & (key_segment == query_segment)
-  mask = mask & ((key_branch == 0) | (key_branch == query_branch))
+) -> Bool[Array, "B Q S"]:
+  """Returns where the queries in some columns may see the keys in others (`causal_mask`)."""
+  query_column = queries.numbers()[:, None]
+  key_column = keys.numbers()[None, :]
+  query_segment = queries.segment[:, :, None]
+  key_segment = keys.segment[:, None, :]
+  mask = (key_column <= query_column) & (key_segment > 0)
+  if keys.segment.dtype != jnp.bool_:
+    mask = mask & (key_segment == query_segment)
+  # Of branches, what lies between in the row is not on the way.
+  distance = query_column - key_column
+  if queries.branch is not None and keys.branch is not None:
+    query_branch = queries.branch[:, :, None]
+    key_branch = keys.branch[:, None, :]
+    mask = mask & ((key_branch == 0) | (key_branch == query_branch))
+  if queries.position is not None and keys.position is not None:
+    distance = queries.position[:, :, None] - keys.position[:, None, :]
+  # A traced window is compared even where it turns out to hide nothing.
   if not isinstance(window, int) or window:
-    mask = mask & (query_place - key_place < window)
+    mask = mask & (distance < window)
   return mask
 
 

@@ -82,6 +82,18 @@ SMOLLM2_135M = LlamaConfig(
   mlp=1536,
   rope_base=100_000.0,
 )
+# Grattafiori et al. 2024, Table 3.
+LLAMA3_8B = LlamaConfig(
+  vocab_size=128_256,
+  context=8192,
+  width=4096,
+  depth=32,
+  heads=32,
+  kv_heads=8,
+  mlp=14_336,
+  rope_base=500_000.0,
+  tied=False,
+)
 
 
 # --- parameters ---

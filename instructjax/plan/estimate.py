@@ -263,7 +263,7 @@ def advice(row: Mapping[str, Any], config: Any, topology: Pod) -> str:
   if name == "scoring":
     return shortage + (
       "it holds the logits of the packed rows that it scores at once; fewer of them with "
-      "config.ppo.rows or config.ppo.micro, or more model"
+      "config.ppo.rows_at_once or config.ppo.micro, or more model"
     )
   fields = "config.micro"
   if name == "update":

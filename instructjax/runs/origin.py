@@ -26,7 +26,7 @@ from instructjax import models, sharding
 from instructjax.data.tokens import chat, tokenizers, vocabulary
 from instructjax.data.tokens.tokenizers import BYTES, Tokenizer
 from instructjax.errors import UserError, naming
-from instructjax.models import gpt, lora, peft
+from instructjax.models import gpt, llama, lora, peft
 from instructjax.runs.checkpoint import Checkpoints, load_params
 from instructjax.runs.description import (
   FAMILIES,
@@ -56,6 +56,8 @@ SHAPES: dict[str, ModelConfig] = {
   "gpt-5m": gpt.GPT_5M,
   **{f"gpt2-{name}": config for name, config in gpt.GPT2.items()},
   **gpt.GPT3,
+  "SmolLM2-135M": llama.SMOLLM2_135M,
+  "Llama-3-8B": llama.LLAMA3_8B,
 }
 
 

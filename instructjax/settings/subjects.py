@@ -32,7 +32,8 @@ def parts() -> Any:
   return setting(
     0,
     "Parts that a batch of the longest prompts is computed in; shorter ones are packed and take "
-    "fewer. 0 takes as many as leave each device 256 positions at once.",
+    "fewer. 0 takes as many as leave each device 192 positions at once, or 2,048 on an "
+    "accelerator.",
     low=0,
   )
 
@@ -113,7 +114,8 @@ def pack_demonstrations() -> Any:
 def rows_at_once() -> Any:
   return setting(
     0,
-    "Packed rows that a device computes at once; 0 takes what holds some 200 tokens.",
+    "Packed rows that a device computes at once; 0 takes what holds 192 positions, or 2,048 on an "
+    "accelerator.",
     low=0,
     high=1_000_000,
   )
@@ -200,6 +202,8 @@ Shape = Literal[
   "6.7B",
   "13B",
   "175B",
+  "SmolLM2-135M",
+  "Llama-3-8B",
 ]
 
 

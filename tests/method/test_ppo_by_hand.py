@@ -209,8 +209,8 @@ def gradients_by_hand(config, params, exp):
   [
     {},
     {"micro": 2},
-    {"rows": 1},
-    {"rows": 3},
+    {"rows_at_once": 1},
+    {"rows_at_once": 3},
     {"whiten_advantage": False},
     {"normalise": "sequence_mean", "micro": 2},
     {"value_coef": 1.0, "clip": 0.05, "value_clip": 0.5},

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from jax.sharding import NamedSharding
 
-from instructjax import sharding
+from instructjax import packs, sharding
 from instructjax.errors import UserError
 from instructjax.models import llama
 
@@ -233,3 +233,17 @@ def test_what_is_gathered_and_what_is_moved_lies_where_it_should():
 
 def test_a_mesh_may_leave_devices_alone():
   assert sharding.make_mesh(2, 1, 1).devices.ravel().tolist() == jax.devices()[:2]
+
+
+def test_an_accelerator_computes_more_positions_at_once():
+  """A plan of a topology that is not compiled for has a mesh without devices."""
+  planned = jax.sharding.AbstractMesh(
+    (2, 4, 1), sharding.AXES, (jax.sharding.AxisType.Explicit,) * 3
+  )
+  assert sharding.positions_at_once() == sharding.POSITIONS_OF_CPU
+  with jax.set_mesh(sharding.make_mesh(fsdp=8)):
+    assert sharding.positions_at_once() == sharding.POSITIONS_OF_CPU
+  with jax.sharding.use_abstract_mesh(planned):
+    assert sharding.positions_at_once() == sharding.POSITIONS
+    assert packs.rows_at_once(64, 256) == 8
+    assert packs.rows_at_once(64, 4096) == 1

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 
 from instructjax import optim, sft, sharding
 from instructjax.errors import UserError
-from instructjax.models import attention, gpt, llama
+from instructjax.models import attention, blocks, gpt, llama
 from instructjax.plan import aot, chips
 from instructjax.types import Demonstrations, TrainState
 
@@ -53,8 +53,43 @@ def with_gradients(mix, q, k, v, valid):
   return out, *grads
 
 
+def reference(q, k, v, valid, window_index=0, *, dtype="float32", rule=attention.PLAIN):
+  """All scores at once, behind one mask."""
+  windows = jnp.asarray([window or T for window in rule.windows])
+  mask = blocks.causal_mask(valid, windows[window_index])
+  return blocks.attention(q, k, v, mask, dtype, scale=rule.scale, softcap=rule.softcap)
+
+
 SPLASH = partial(attention.splash, dtype="float32", interpret=True)
-REFERENCE = partial(attention.reference, dtype="float32")
+IN_BLOCKS = partial(attention.in_blocks, dtype="float32")
+
+
+@pytest.mark.parametrize("windows", [(0,), (40,), (100, 40)], ids=str)
+@pytest.mark.parametrize("kind", ["bool", "packed"])
+def test_blocks_of_queries_equal_the_reference(kind, windows, monkeypatch):
+  """Three blocks, of which the last is shorter; a window of 40 leaves keys of the second out."""
+  monkeypatch.setattr(attention, "QUERIES", 50)
+  arrays, valid = draw(4, 2), jnp.asarray(padding()[kind])
+  options = {"rule": attention.Rule(softcap=2.0, windows=windows)}
+  index = jnp.int32(len(windows) - 1)
+  mix = lambda f: lambda q, k, v, valid: f(q, k, v, valid, index, **options)
+  got = with_gradients(mix(IN_BLOCKS), *arrays, valid)
+  expected = with_gradients(mix(reference), *arrays, valid)
+  tiny.assert_trees_close(got, expected, rtol=1e-4, atol=2e-5)
+  assert np.isfinite(IN_BLOCKS(*arrays, valid, **options)).all()  # padding and the empty row too
+
+
+@pytest.mark.parametrize(
+  "window, scores", [(0, 43 * (43 + 86 + 128)), (40, 43 * (43 + 82 + 82) - 43)]
+)
+def test_scores_that_nobody_needs_are_not_computed(window, scores, monkeypatch):
+  """Of 128 queries in blocks of 43, 43 and 42, those with the keys up to the last query."""
+  monkeypatch.setattr(attention, "QUERIES", 50)
+  arrays = draw(2, 2)
+  mix = partial(IN_BLOCKS, rule=attention.Rule(windows=(window,)))
+  jaxpr = jax.make_jaxpr(mix)(*arrays, jnp.ones((B, T), bool)).jaxpr
+  exps = [e.outvars[0].aval.size for e in tiny.equations(jaxpr) if e.primitive.name == "exp"]
+  assert sum(exps) == pytest.approx(B * 2 * scores, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +99,7 @@ REFERENCE = partial(attention.reference, dtype="float32")
 def test_splash_equals_the_reference(kind, heads, kv_heads):
   arrays, valid = draw(heads, kv_heads), jnp.asarray(padding()[kind])
   got = with_gradients(SPLASH, *arrays, valid)
-  tiny.assert_trees_close(got, with_gradients(REFERENCE, *arrays, valid), rtol=1e-4, atol=2e-5)
+  tiny.assert_trees_close(got, with_gradients(reference, *arrays, valid), rtol=1e-4, atol=2e-5)
   assert np.isfinite(SPLASH(*arrays, valid)).all()  # padding and the empty row too
 
 
@@ -75,9 +110,9 @@ def test_splash_with_windows_and_a_soft_cap_equals_the_reference(window_index):
   arrays, valid = draw(2, 1), jnp.asarray(padding()["packed"])
   mix = lambda f: lambda q, k, v, valid: f(q, k, v, valid, jnp.int32(window_index), rule=rule)
   got = with_gradients(mix(SPLASH), *arrays, valid)
-  tiny.assert_trees_close(got, with_gradients(mix(REFERENCE), *arrays, valid), rtol=1e-4, atol=2e-5)
+  tiny.assert_trees_close(got, with_gradients(mix(reference), *arrays, valid), rtol=1e-4, atol=2e-5)
   alone = with_gradients(
-    partial(REFERENCE, rule=rule._replace(windows=rule.windows[window_index : window_index + 1])),
+    partial(reference, rule=rule._replace(windows=rule.windows[window_index : window_index + 1])),
     *arrays,
     valid,
   )
@@ -101,7 +136,7 @@ def test_splash_on_a_mesh_equals_the_reference(mesh):
   """Two key heads for four queries: they are split over two devices, and repeated for four."""
   arrays, valid = draw(4, 2), padding()["bool"]
   expected = tiny.unsharded(
-    lambda: jax.tree.map(np.asarray, with_gradients(REFERENCE, *arrays, jnp.asarray(valid)))
+    lambda: jax.tree.map(np.asarray, with_gradients(reference, *arrays, jnp.asarray(valid)))
   )
   axes = (
     ("batch", None, "heads", None),
@@ -134,17 +169,17 @@ def names(kind, length=256, width=64, dtype="bfloat16"):
 
 
 def test_the_choice(monkeypatch):
-  assert names("xla") == {"default": "reference"}
-  assert names("auto") == {"tpu": "splash", "default": "reference"}
+  assert names("xla") == {"default": "in_blocks"}
+  assert names("auto") == {"tpu": "splash", "default": "in_blocks"}
   assert names("splash") == {"cpu": "splash", "default": "splash"}
   assert names("cudnn") == {"default": "cudnn"}
   for shape in [{"length": 200}, {"width": 80}]:
-    assert names("auto", **shape) == {"default": "reference"}
+    assert names("auto", **shape) == {"default": "in_blocks"}
   monkeypatch.setattr(attention, "has_cudnn", lambda: True)
-  assert names("auto") == {"tpu": "splash", "cuda": "cudnn", "default": "reference"}
-  assert names("auto", length=200, width=80) == {"cuda": "cudnn", "default": "reference"}
-  assert names("auto", dtype="float32") == {"tpu": "splash", "default": "reference"}
-  assert names("auto", length=201, width=256) == {"default": "reference"}
+  assert names("auto") == {"tpu": "splash", "cuda": "cudnn", "default": "in_blocks"}
+  assert names("auto", length=200, width=80) == {"cuda": "cudnn", "default": "in_blocks"}
+  assert names("auto", dtype="float32") == {"tpu": "splash", "default": "in_blocks"}
+  assert names("auto", length=201, width=256) == {"default": "in_blocks"}
 
 
 @pytest.mark.parametrize(

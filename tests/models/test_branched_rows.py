@@ -57,12 +57,17 @@ def qkv(heads=4, kv_heads=2, length=12):
   return q, k, v
 
 
-@pytest.mark.parametrize("blocks_of_queries", [1, 3, 5])
-def test_blocks_of_queries_change_nothing(blocks_of_queries, monkeypatch):
-  """With their gradients, a soft cap and windows; 5 blocks do not divide the 12 queries."""
-  monkeypatch.setattr(attention, "SCORES", -(-4 * 12 * 12 // blocks_of_queries))
+@pytest.mark.parametrize("queries, parts", [(12, 1), (12, 5), (5, 1), (5, 3)])
+def test_blocks_of_queries_change_nothing(queries, parts, monkeypatch):
+  """With their gradients, a soft cap and windows; in blocks of 4 queries and in loops over parts.
+
+  5 parts do not divide the 12 queries.
+  """
+  size = -(-12 // -(-12 // queries))
+  monkeypatch.setattr(attention, "QUERIES", queries)
+  monkeypatch.setattr(attention, "SCORES", -(-4 * size * 12 // parts))
   q, k, v = qkv()
-  assert attention._blocks_of_queries(q) == blocks_of_queries
+  assert attention._parts_of_queries(q[:, :size], 12) == parts
   rule = attention.Rule(scale=0.3, softcap=2.0, windows=(3, 0))
 
   def in_blocks(q, k, v):
@@ -80,8 +85,8 @@ def test_blocks_of_queries_change_nothing(blocks_of_queries, monkeypatch):
   tiny.assert_trees_close(grads, expected_grads, rtol=1e-4, atol=1e-6)
 
 
-def test_no_array_of_all_scores_in_blocks(monkeypatch):
-  """Of 12 queries in 6 blocks no value of the program has a score for each pair of columns."""
+def test_no_array_of_all_scores_in_parts(monkeypatch):
+  """Of 12 queries in 6 parts no value of the program has a score for each pair of columns."""
   monkeypatch.setattr(attention, "SCORES", 4 * 12 * 2)
   mix = partial(attention.in_blocks, dtype="float32")
   grad = jax.grad(lambda q, k, v: mix(q, k, v, VALID, 0, BRANCH).sum())

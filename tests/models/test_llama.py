@@ -14,9 +14,12 @@ from instructjax.models import blocks, llama, rope
 from instructjax.types import Leaf
 
 
-def test_smollm2_has_the_parameters_of_the_public_checkpoint():
-  params = jax.eval_shape(llama.llama(llama.SMOLLM2_135M).init, jax.random.key(0))
-  assert sum(math.prod(x.shape) for x in jax.tree.leaves(params)) == 134_515_008
+@pytest.mark.parametrize(
+  "config, count", [(llama.SMOLLM2_135M, 134_515_008), (llama.LLAMA3_8B, 8_030_261_248)]
+)
+def test_public_shapes_have_the_parameters_of_their_checkpoints(config, count):
+  params = jax.eval_shape(llama.llama(config).init, jax.random.key(0))
+  assert sum(math.prod(x.shape) for x in jax.tree.leaves(params)) == count
 
 
 def test_every_leaf_names_each_of_its_axes():

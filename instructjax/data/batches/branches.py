@@ -18,13 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from instructjax import sharding
+from instructjax import packs, sharding
 from instructjax.data.batches import packing
 from instructjax.data.batches.pipeline import Group, Host, Row
 from instructjax.types import Comparisons, Predictions
 
-# A device computes at least so many positions at once where a batch has them: fewer leave it idle.
-POSITIONS = 256
 MULTIPLE = 8  # packed rows have a multiple of so many tokens
 
 
@@ -170,13 +168,12 @@ def layout_for(
   """Returns the layout of batches of `batch` groups of `shortest` to `longest` tokens.
 
   There are `micro` parts, each of as many rows as a part of `batch` / `micro` groups of the longest
-  takes. With 0 a part has as many rows as give each of the `shards` at least `POSITIONS` positions.
+  takes. With 0 it has what `packs.rows_at_once` says for each of the `shards`.
   `learnt` is the largest share of the tokens of a group that a policy learns.
   """
   length = -(-longest // MULTIPLE) * MULTIPLE
   most = -(-batch // shards)  # rows of a device, where every group takes one
-  wanted = -(-most // micro) if micro else -(-POSITIONS // length)
-  rows = min(wanted, most)
+  rows = -(-most // micro) if micro else packs.rows_at_once(most, length)
   return Layout(
     rows=rows * shards,
     parts=-(-most // rows),

@@ -90,7 +90,7 @@ def test_a_batch_by_hand():
 
 
 def test_the_parts_of_a_batch():
-  """Rows at once are those of a micro-batch of longest groups, or as many as give 256 positions."""
+  """Rows at once are those of a micro-batch of longest groups, or as many as give 192 positions."""
   layout_for = lambda **sizes: branches.layout_for(
     **{"batch": 16, "shards": 1, "longest": 64, "shortest": 20, "completions": 4, **sizes}
   )
@@ -100,7 +100,7 @@ def test_the_parts_of_a_batch():
   assert layout_for(longest=1000) == (1, 16, 1000, 16, 4, 0)
   assert layout_for(micro=2)[:2] == (8, 2)
   assert layout_for(batch=2)[:2] == (2, 1)
-  assert layout_for(batch=9, micro=0)[:2] == (4, 3)
+  assert layout_for(batch=9, micro=0)[:2] == (3, 3)
   assert layout_for(learnt=0.5).learnt == 32
 
 
