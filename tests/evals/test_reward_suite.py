@@ -83,9 +83,9 @@ def test_accuracy_by_group_and_calibration(tmp_path, source, capsys):
   assert value("K", "3") == 0.75 and value("K", "2") == pytest.approx(2.5 / 4)
   assert value("labeler", "x") == pytest.approx(2 / 3) and value("labeler", "y") == 2 / 3
   assert value("subset", "chat") == pytest.approx(2.5 / 3)
-  assert value("length", "preferred is longer") == 1  # "0.00000" beside "-1"
+  assert value("length", "preferred is longer") == 0.75  # "0.00000" and "-1", "1.0" and "1"
   assert value("length", "preferred is shorter") == 0.5  # "3" beside "3.0"
-  assert value("length", "within 1.5 times") == pytest.approx(2.5 / 4)
+  assert value("length", "within 1.5 times") == pytest.approx(2 / 3)
 
   # p of the order it prefers: .5 twice (half right), .731 three times (one wrong), .881 once.
   p1, p2 = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-2))
