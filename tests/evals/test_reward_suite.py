@@ -102,7 +102,8 @@ def test_accuracy_by_group_and_calibration(tmp_path, source, capsys):
 
   page = (tmp_path / "run" / "report.html").read_text()
   assert "p given" in page and "Calibration" in page
-  rows = list(csv.DictReader((tmp_path / "run" / "results.csv").open()))
+  table_csv = (tmp_path / "run" / "results.csv").read_text()
+  rows = list(csv.DictReader(table_csv.splitlines()))
   assert {row["metric"] for row in rows} == set(table)
   captured = capsys.readouterr()
   assert "66.7" in captured.out and captured.err.startswith("eval: reward models rm=")

@@ -199,5 +199,5 @@ def test_chats_print_the_same_digits(folders, tmp_path, monkeypatch):
   assert table(mine) == table(public)
   (sample, *_) = json.loads((tmp_path / "eval" / "lm_eval.local_choice_shots.json").read_text())
   context = sample["arguments"][0][0]
-  assert context.startswith("[system] Be brief.\n[user] ") and context.count("[user]") == 2
+  assert context.startswith("[system] Be brief.[user] ") and context.count("[user]") == 2
   assert context.endswith("[assistant] ")
