@@ -52,6 +52,8 @@ class Subject(NamedTuple):
   plan        rows -> batches
   answer      (batch, number of its noise) -> the answers of its rows, in order
   settings    the fingerprint of what changes an answer beside the weights, see `settings`
+  own_template  gives the template that the model was trained with, or its tokenizer's; it raises
+              UserError where there is none
   """
 
   about: Mapping[str, Any]
@@ -61,6 +63,7 @@ class Subject(NamedTuple):
   plan: Callable[[Sequence[Entry]], list[Batch]]
   answer: Callable[[Batch, int], list[Answer]]
   settings: str
+  own_template: Callable[[], chat.Template | None] = lambda: None
 
 
 # --- opening a model ---
@@ -150,6 +153,7 @@ def open_subject(source: str, config: EvalSettings, parts: int) -> Subject:
     plan=make_plan,
     answer=_answering(opened.lm, opened.params, tokenizer, config.seed),
     settings=settings(source, config),
+    own_template=partial(origin.chat_template, chat.OWN, opened.about, tokenizer),
   )
 
 

@@ -172,6 +172,18 @@ class HallucinationSettings:
   labelled: str = setting("shipped", f"What the judge is measured on: {SHIPPED}.")
 
 
+@settings
+class RewardSuiteSettings:
+  """Reward models on comparisons and on RewardBench (docs/reward_model.md)."""
+
+  comparisons: str = test_set("ranked.jsonl, several as NAME=FILE; NAME=FILE")
+  spelling: str = subjects.spelling("comparisons")
+  fields: str = subjects.fields()
+  rewardbench: str = test_set("RewardBench's filtered.jsonl")
+  prior: str = test_set("its prior sets: shp=FILE; summarize=FILE")
+  rewardbench2: str = test_set("RewardBench 2's test.jsonl")
+
+
 # Items of these suites were written for this project and come with the package.
 
 
@@ -216,6 +228,7 @@ class EvalSettings:
   bias: BiasSettings = group(BiasSettings())
   hallucination: HallucinationSettings = group(HallucinationSettings())
   behaviours: BehaviourSettings = group(BehaviourSettings())
+  reward: RewardSuiteSettings = group(RewardSuiteSettings())
   mesh: MeshSettings = group(MeshSettings())
 
 
