@@ -169,15 +169,29 @@ class SampleSettings:
   batch: int = subjects.batch(8, "Prompts that are sampled together.")
   sampling: SeveralDrawSettings = group(SeveralDrawSettings())
   mesh: MeshSettings = group(MeshSettings())
+  format: Literal["", "alpaca_eval", "arena_hard", "mt_bench"] = setting(
+    "", "A benchmark whose question file data.prompts is, and whose answer files are written."
+  )
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from no_dropout(self.model)
+    if self.format:
+      # Each has one answer to a question.
+      alone = {"n": self.n != 1, "k": bool(self.k), "prompt": bool(self.prompt)}
+      alone |= {"rewards": bool(self.rewards), "sampling.temperature": self._temperatures > 1}
+      for name, is_set in alone.items():
+        if is_set:
+          yield name, f"format={self.format} has one answer to each question of its file; leave it"
     least, most = RANKED
     if self.k and not least <= self.k <= most:
       yield (
         "k",
         f"people rank {least} to {most} outputs of a prompt; choose k among them, or 0 keeps all",
       )
+
+  @property
+  def _temperatures(self) -> int:
+    return len(self.sampling.temperature)
 
 
 TINY_DRAWS = TINY_MODEL | {"data.prompt": 128}

@@ -258,6 +258,7 @@ def test_a_schedule_ends_rows_whatever_is_sampled():
     np.testing.assert_array_equal(rows.tokens[:, -5:], np.where(rows.mask, free.tokens[:, -5:], 0))
 
 
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 2, 4)], indirect=True, ids=str)
 def test_sampling_runs_sharded_and_gives_the_same_tokens(mesh):
   from instructjax import sharding
 
@@ -409,6 +410,7 @@ def test_most_of_the_work_at_real_lengths_is_useful():
   assert useful >= 0.8
 
 
+@pytest.mark.parametrize("mesh", [(2, 2, 2)], indirect=True, ids=str)
 def test_slots_on_a_mesh_are_those_of_each_device(mesh):
   from instructjax import sharding
 
