@@ -228,7 +228,7 @@ def test_most_of_what_is_computed_is_useful_at_the_lengths_of_the_paper():
 )
 def test_packed_equals_padded(place, top, normalise):
   """Scores, log-probabilities, values, the loss, every metric and every gradient."""
-  config = experiment(place=place, normalise=normalise, rows=2)
+  config = experiment(place=place, normalise=normalise, rows_at_once=2)
   params, frozen = models(top)
   rows = rollout(LENGTHS)
   scores, exp, metrics = jax.jit(partial(collect, config))(params, frozen, rows)
@@ -276,7 +276,7 @@ def moved(exp):
 
 def test_neighbours_do_not_mix():
   """Episode 3 stays as it is; all the others have other tokens."""
-  config = experiment(rows=2)
+  config = experiment(rows_at_once=2)
   params, frozen = models()
   run = jax.jit(partial(collect, config))
   rows = rollout(LENGTHS)
@@ -291,7 +291,7 @@ def test_neighbours_do_not_mix():
 
 
 def test_one_program_does_for_all_lengths():
-  config = experiment(rows=2)
+  config = experiment(rows_at_once=2)
   params, frozen = models()
   run, learn = jax.jit(partial(collect, config)), jax.jit(partial(update, config))
   for lengths in (LENGTHS, [(P, R)] * 8, [(1, 1)] * 8):
@@ -310,7 +310,7 @@ def test_ratios_begin_at_the_sampler_or_at_the_trainer():
   rows = rollout(LENGTHS)
   ratios = {}
   for old_logp in ("trainer", "sampler"):
-    config = experiment(rows=2, minibatches=2, old_logp=old_logp)
+    config = experiment(rows_at_once=2, minibatches=2, old_logp=old_logp)
 
     @jax.jit
     def run(params, frozen, rows, config=config):
@@ -330,7 +330,7 @@ def test_ratios_begin_at_the_sampler_or_at_the_trainer():
 
 
 def test_a_first_update_from_the_sampler_is_that_from_the_trainer():
-  config = experiment(rows=2)
+  config = experiment(rows_at_once=2)
   params, frozen = models()
   rows = rollout(LENGTHS)
   _, exp, _ = jax.jit(partial(collect, config))(params, frozen, rows)
@@ -345,7 +345,7 @@ def test_a_first_update_from_the_sampler_is_that_from_the_trainer():
 
 @pytest.mark.parametrize("mesh", [(2, 2, 2)], indirect=True, ids=str)
 def test_shards_pack_their_own_episodes(mesh):
-  config = experiment(rows=2, minibatches=2)
+  config = experiment(rows_at_once=2, minibatches=2)
   params, frozen = models()
   rows = tiny.unsharded(lambda: rollout(LENGTHS * 2))
 
@@ -368,7 +368,7 @@ def test_shards_pack_their_own_episodes(mesh):
 
 
 def test_the_most_parts_are_those_of_full_length():
-  config = experiment(rows=3, minibatches=2)
+  config = experiment(rows_at_once=3, minibatches=2)
   rows = rollout([(P, R)] * 16)
   layout = ppo.lay_out(rows, config)
   assert (layout.parts.valid.shape[0], 3) == ppo.most_parts(16, T, config.cfg)
