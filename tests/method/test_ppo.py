@@ -1,5 +1,6 @@
 """PPO and PPO-ptx: the checklist 4.5 of the specification, line by line."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import cache, partial
 from typing import NamedTuple
@@ -82,6 +83,37 @@ def in_bfloat16(frozen):
   return frozen.replace(
     ref=freeze.cast(frozen.ref, "bfloat16"), reward=freeze.cast(frozen.reward, "bfloat16")
   )
+
+
+def test_ratios_do_not_feel_integers_in_the_sampler():
+  """Of the same tokens, whichever model sampled them: the first update is the same to the bit."""
+  config, state, frozen = setup()
+  sampling = dataclasses.replace(config.sampling, weights="int8", cache="int8")
+  rounded = config._replace(sampling=sampling)
+  rows, _, exp, stats = collect(rounded, state, frozen)
+  assert 1e-5 < float(stats["rollout/logp_error"]) < 2e-3
+  assert float(stats["rollout/logp_error"]) < float(stats["rollout/logp_error_max"]) < 0.02
+  scores = jitted(ppo.score, config)(frozen, rows)
+  expected, _ = jitted(ppo.credit, config)(state.params, frozen, rows, scores, state.kl_coef)
+  np.testing.assert_array_equal(exp.logp, expected.logp)
+  _, metrics = minibatch_step(rounded, state, frozen, exp, None)
+  _, of_float = minibatch_step(config, state, frozen, expected, None)
+  for name in ("policy/ratio_max", "policy/ratio_min", "loss/total"):
+    assert float(metrics[name]) == float(of_float[name])
+  assert float(metrics["policy/ratio_max"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_no_ratio_begins_at_a_rounded_model():
+  config, state, frozen = setup(old_logp="sampler")
+  sampling = dataclasses.replace(config.sampling, cache="int8")
+  with pytest.raises(ValueError, match="takes the log-probabilities of a model that int8 has"):
+    ppo.rollout(
+      state.params,
+      frozen,
+      tiny.prompts(config.lm, rows=2),
+      state.key,
+      config._replace(sampling=sampling),
+    )
 
 
 @pytest.mark.parametrize("family", ["gpt", "llama"])
