@@ -70,7 +70,12 @@ TESTS = {
   "models/attention": ["tests/models/test_attention.py", "tests/models/test_branched_rows.py"],
   "models/transformer": ["tests/models/test_branched_rows.py"],
   "data/batches/branches": ["tests/data/batches/test_branches.py"],
-  "models/cache": ["tests/models/test_transformer.py", "tests/method/test_rollout.py"],
+  "models/cache": [
+    "tests/models/test_transformer.py",
+    "tests/models/test_int8.py",
+    "tests/method/test_rollout.py",
+  ],
+  "models/int8": ["tests/models/test_int8.py"],
   "models/decay": ["tests/models/test_decay.py"],
   "system/keys": ["tests/system/test_keys.py"],
 }
@@ -435,7 +440,9 @@ MUTANTS["bestofn"] = [
 ]
 
 MUTANTS["intervals"] = [
-  M("LEVEL = (0.025, 0.975)", "LEVEL = (0.05, 0.95)", "a 90 % interval"),
+  M("TAIL = 0.025", "TAIL = 0.05", "a 90 % interval"),
+  M("CORRELATION = 0.1", "CORRELATION = 0.0", "a cluster is taken as independent items"),
+  M("RARE = 3.0", "RARE = 0.0", "rare counts have Wilson's ends"),
   M(
     "indices = rng.integers(n, size=(draws, n))",
     "indices = rng.permuted(np.tile(np.arange(n), (draws, 1)), axis=1)",
@@ -472,35 +479,79 @@ MUTANTS["intervals"] = [
     "draws that are not finite count",
   ),
   M(
-    "return Estimate(value, float(low), float(high), n)",
-    "return Estimate(float(draws.mean()), float(low), float(high), n)",
+    "return Estimate(value, float(low), float(high), n, clusters)",
+    "return Estimate(float(draws.mean()), float(low), float(high), n, clusters)",
     "the mean of the draws for the value",
   ),
   M(
-    "sums = sums[sums[:, 1] > 0]",
-    "sums = np.asarray(sums)",
-    "draws with nothing to divide by count",
+    "distance = math.sqrt(clusters / (clusters - 1)) * t_quantile(clusters - 1)",
+    "distance = Z",
+    "the percentiles of few rows stay where they are",
   ),
   M(
-    "shares = sums[:, 0] / sums[:, 1]",
-    "shares = sums[:, 0] / denominator",
-    "only the numerator is resampled",
+    "if 1 < clusters < FEW:",
+    "if False:",
+    "few rows are bootstrapped",
   ),
   M(
-    "value=numerator / denominator",
-    "value=float(shares.mean())",
-    "the mean of the draws for the share",
+    "error = math.sqrt((clusters - 1) / clusters * squares)",
+    "error = math.sqrt(squares / clusters / (clusters - 1))",
+    "the standard error of a mean for the jackknife's",
   ),
   M(
-    "value=numerator / denominator",
-    "value=float(np.mean(parts[:, 0] / np.maximum(parts[:, 1], 1)))",
+    "value = float(parts[:, 0].sum()) / whole\n  if not",
+    "value = float(np.mean(parts[:, 0] / np.maximum(parts[:, 1], 1)))\n  if not",
     "every row weighs the same in a share",
   ),
-  M("n=round(denominator)", "n=len(parts)", "n counts rows, not pairs"),
   M(
-    "parts = np.stack([values, np.ones_like(values)], axis=1)",
-    "parts = np.stack([values, values != 0], axis=1)",
+    "return Estimate(value, low, high, round(whole), rows)",
+    "return Estimate(value, low, high, rows, rows)",
+    "n counts rows, not pairs",
+  ),
+  M(
+    "return np.stack([values, np.ones_like(values)], axis=1)",
+    "return np.stack([values, values != 0], axis=1).astype(float)",
     "zeros do not count in a mean",
+  ),
+  M(
+    "return wilson(value, 1.0) if whole <= 1 else (0.0, 1.0)",
+    "return wilson(value, whole)",
+    "many items of one row are independent",
+  ),
+  M(
+    "variance = effect / (whole * min(scale, 1.0) ** 2)",
+    "variance = 1 / (whole * min(scale, 1.0) ** 2)",
+    "there is no design effect",
+  ),
+  M(
+    "weight = Z**2 * float(at_an_end.mean())",
+    "weight = Z**2",
+    "measures close together get the interval of coins",
+  ),
+  M(
+    "independent = max(whole - 1, whole / 2)",
+    "independent = whole",
+    "single items have a design effect above 1",
+  ),
+  M(
+    "quantile = t_quantile(max(equal_rows - 1, 1.0))",
+    "quantile = Z",
+    "the normal distribution for t",
+  ),
+  M(
+    "low, high = _score_ends(outcomes, paired=True)",
+    "low, high = _score_ends(outcomes, paired=False)",
+    "differences of outcomes have no t",
+  ),
+  M(
+    "return share(_parts(wins), paired=True)",
+    "return share(_parts(wins))",
+    "a win rate of 11 prompts loses its level",
+  ),
+  M(
+    "below = math.hypot(ours.value - ours.low, theirs.high - theirs.value)",
+    "below = math.hypot(ours.value - ours.low, theirs.value - theirs.low)",
+    "the wrong end of theirs",
   ),
   M(
     "wins = (np.sign(difference) + 1) / 2",
@@ -516,11 +567,6 @@ MUTANTS["intervals"] = [
     "wins = (np.sign(difference) + 1) / 2",
     "wins = (difference + 1) / 2",
     "a win counts by its margin",
-  ),
-  M(
-    "sums = resampled(parts, samples, seed)",
-    "sums = resampled(parts, SAMPLES, seed)",
-    "the number of draws is ignored",
   ),
 ]
 
@@ -1013,7 +1059,50 @@ MUTANTS["packs"] = [
   ),
 ]
 
+MUTANTS["models/int8"] = [
+  M(
+    "largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True)",
+    "largest = jnp.max(x, axis=axes, keepdims=True)",
+    "the scale of negative numbers is that of the positive ones",
+  ),
+  M(
+    "jnp.round(x / scale).astype(jnp.int8)",
+    "(x / scale).astype(jnp.int8)",
+    "numbers are cut and not rounded",
+  ),
+  M(
+    "scale = jnp.where(largest > 0, largest / LARGEST, 1)",
+    "scale = largest / LARGEST",
+    "an output of zeros is divided by 0",
+  ),
+  M(
+    'matrix(part["w"], lora.INPUTS.get(name, 1))',
+    'matrix(part["w"], 1)',
+    "the output of attention has a scale for each feature of a head",
+  ),
+  M(
+    'q, scale = quantise(params["embed"]["tokens"], (1,))',
+    'q, scale = quantise(params["embed"]["tokens"], (0, 1))',
+    "all ids of a vocabulary share a scale",
+  ),
+]
+
 MUTANTS["models/cache"] = [
+  M(
+    "q, scale = int8.quantise(new, (3,))",
+    "q, scale = int8.quantise(new, (1, 3))",
+    "all heads share a scale",
+  ),
+  M(
+    "scores = scores * k_scale",
+    "scores = scores * 1",
+    "the scores of integers are not scaled",
+  ),
+  M(
+    "weights = weights * v_scale",
+    "weights = weights * 1",
+    "values that are integers are not scaled",
+  ),
   M(
     "return jax.lax.dynamic_update_slice(cached, new[None], start)",
     "return cached",

@@ -55,12 +55,28 @@ def pytest_collection_finish():
   gc.freeze()
 
 
+# Linux gives a process 65,530 mapped regions (vm.max_map_count) and lets XLA die at the next one.
+# Every compiled program has three of its own, and the tests of a worker compile 15,000 programs and
+# more, of which a module seldom needs those of another.
+MANY_REGIONS = 20_000
+
+
+def mapped_regions() -> int:
+  """The mapped regions of this process; 0 where the system does not list them."""
+  regions = Path("/proc/self/maps")
+  return regions.read_bytes().count(b"\n") if regions.exists() else 0
+
+
 @pytest.fixture(autouse=True, scope="module")
-def frozen_heap():
-  """Traced and compiled programs stay for the whole run: the collector, which loop.fit calls, need
-  not walk them again.
+def compiled_programs():
+  """Traced and compiled programs stay for the modules after this one, until they are too many.
+
+  The collector, which loop.fit calls, need not walk them again.
   """
   yield
+  if mapped_regions() > MANY_REGIONS:
+    gc.unfreeze()
+    jax.clear_caches()
   gc.collect()
   gc.freeze()
 

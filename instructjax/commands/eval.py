@@ -117,10 +117,10 @@ def check(config: EvalSettings, models: Mapping[str, str], workdir: Path) -> Non
     raise UserError(
       f"config.folder={config.folder}: no such folder; give that of the prepared TFDS data sets"
     )
-  if config.template not in ("", chat.OWN) and not Path(config.template).is_file():
+  if config.template not in ("", chat.OWN, chat.AUTO) and not Path(config.template).is_file():
     raise UserError(
-      f"config.template={config.template}: no such file; give a .jinja file, '{chat.OWN}' or '' "
-      "for plain text"
+      f"config.template={config.template}: no such file; give a .jinja file, '{chat.AUTO}', "
+      f"'{chat.OWN}' or '' for plain text"
     )
 
 

@@ -73,7 +73,7 @@ def select_prefix(
   for name, values in scores.items():
     mean = intervals.mean(values)
     # The distance is paired by prompt, and has a much narrower interval than the two means.
-    behind = intervals.mean(best - values)
+    behind = intervals.mean_difference(best, values)
     candidate = Candidate(name, mean, behind, tuple(values.tolist()))
     ranked.append(candidate)
   # The sort is stable, so that the earlier of two equal candidates stays first.

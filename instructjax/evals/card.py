@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from instructjax import intervals
 from instructjax.errors import UserError
-from instructjax.evals import page, paper
+from instructjax.evals import numbers, page, paper
 from instructjax.runs import writers
 from instructjax.runs.checkpoint import Checkpoints
 from instructjax.runs.report import files
@@ -163,6 +164,8 @@ def _model(checkpoint: Json, evaluated: Json) -> Iterator[str]:
       facts[key] = shape[key]
   facts["tokenizer"] = Path(model["tokenizer"]).name
   facts["weights (fingerprint)"] = str(evaluated.get("weights", ""))[:16]
+  if evaluated.get("asked"):
+    facts["asked"] = evaluated["asked"]
   if model.get("base"):  # the run has trained an adapter
     facts["adapter of"] = Path(model["base"]["source"]).name
   yield "## The model\n"
@@ -232,9 +235,13 @@ def _evaluation(results: Json, name: str) -> Iterator[str]:
   sizes = ", ".join(paper.SIZES)
   yield "## Evaluation\n"
   yield (
-    "95 % intervals are bootstraps over clusters of items, about other items and not about other "
-    f"training runs; n counts items. The paper's numbers are for {sizes}.\n"
+    "95 % intervals are over clusters of items, about other items and not about other training "
+    "runs; n counts items, and 60 in 20 are 60 items in 20 clusters. The paper's numbers are for "
+    f"{sizes}.\n"
   )
+  many = intervals.many(numbers.count_intervals(results))
+  if many:
+    yield f"{many}\n"
   paper_column = "paper"
   if paper.split(name)[1] and paper.sizes(name):
     # A model METHOD@SIZE has one number of the paper, and the head of its column names the size.
@@ -246,6 +253,7 @@ def _evaluation(results: Json, name: str) -> Iterator[str]:
       rows += _rows(task, about, name, baseline)
       if about["about"]:
         notes.add(about["about"])
+    rows += _rows_of_all_models(suite, part, name)
     if not rows:
       continue
     yield f"### {suite}\n"
@@ -277,11 +285,25 @@ def _rows(
     yield (
       task,
       metric["name"],
-      str(value["n"]),
+      numbers.counted(value),
       _number(metric, value),
       difference_cell,
       _paper_numbers(metric, name),
     )
+
+
+def _rows_of_all_models(suite: str, part: Json, name: str) -> Iterator[tuple[str, ...]]:
+  """Yields a line for each number that a suite has of all models together.
+
+  Those of pairs, of judges and of other models stand there too, with their names: a win rate is
+  read beside the others. What the page folds (slices) is in results.csv.
+  """
+  for number in numbers.of_all_models(suite, part):
+    if number.folded:
+      continue
+    metric = number.metric if number.model == name else f"{number.metric}: {number.model}"
+    count = numbers.counted(number.estimate)
+    yield number.task, metric, count, numbers.text(number), "–", "–"
 
 
 def _paper_numbers(metric: Json, name: str) -> str:
@@ -289,8 +311,8 @@ def _paper_numbers(metric: Json, name: str) -> str:
   values = metric["paper"].get(name, ())
   if not values:
     return "–"
-  numbers = " / ".join(_scaled(metric, value) for value in values)
-  return f"{numbers} %" if metric["percent"] else numbers
+  line = " / ".join(_scaled(metric, value) for value in values)
+  return f"{line} %" if metric["percent"] else line
 
 
 # --- limitations ---
@@ -331,7 +353,12 @@ def _measured(results: Json, name: str, measure: str) -> Iterator[str]:
     estimates = about["models"].get(name, {})
     value = estimates.get(metric["name"])
     if value and value["value"] is not None:
-      yield f"{task}: {metric['name']} {_number(metric, value)}, n {value['n']}."
+      line = f"{task}: {metric['name']} {_number(metric, value)}, n {numbers.counted(value)}"
+      # A model that says nothing errs never.
+      for other in about["metrics"]:
+        if other["name"] == "answered":
+          line += f"; answered {_number(other, estimates['answered'])}"
+      yield f"{line}."
 
 
 # --- numbers and tables ---

@@ -81,7 +81,7 @@ def main(
   Raises:
     UserError: if the harness is not installed or has no such task, or the model cannot be opened.
   """
-  if chats and config.template:
+  if chats and config.template not in ("", chat.AUTO):
     raise UserError(
       f"config.template={config.template} and --apply_chat_template: the prompts would be put into "
       "a template twice; leave one of them out"
@@ -100,6 +100,9 @@ def main(
     running.devices(config.mesh) as parts,
     writers.open_run(workdir, to_dict(config), seed=config.seed),
   ):
+    # The harness's published tables are of plain text: a template is for those who ask for it.
+    if config.template == chat.AUTO:
+      config = dataclasses.replace(config, template="")
     model = subjects.open_subject(source, config, parts)
     writers.note(workdir, models={"model": dict(model.about)})
     template = model.own_template() if chats else None

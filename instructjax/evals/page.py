@@ -13,7 +13,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from instructjax.evals import paper
+from instructjax import intervals
+from instructjax.evals import numbers, paper
 from instructjax.evals.tasks import Draw, Look
 from instructjax.intervals import Estimate
 from instructjax.runs.report import curves, figures
@@ -38,9 +39,9 @@ FINGERPRINT = 12  # characters of a fingerprint, which tell models apart
 Curve = Sequence[tuple[float, float]]  # the paper's (parameters, value)
 Json = Mapping[str, Any]  # a part of results.json, see `results`
 LEAD = (
-  "Intervals are 95 % bootstrap intervals over clusters of items (the questions on one passage are "
-  "one cluster): they are about other items, not about other training runs. The paper's numbers "
-  "are for 1.3B, 6B and 175B models."
+  "Intervals are 95 % intervals over clusters of items (the questions on one passage are one "
+  "cluster; n 60 in 20 are 60 items in 20 clusters): they are about other items, not about other "
+  "training runs. The paper's numbers are for 1.3B, 6B and 175B models."
 )
 
 
@@ -65,6 +66,8 @@ def estimate(plain: Json) -> Estimate:
     _number(plain["low"]),
     _number(plain["high"]),
     int(plain["n"]),
+    # Results of an earlier version have no number of clusters.
+    int(plain.get("clusters") or 0),
   )
 
 
@@ -91,7 +94,8 @@ def render(name: str, results: Json, draws: Mapping[str, Draw]) -> str:
     body += section
   count = len(results["models"])
   title = f"Evaluations of {count} model{'' if count == 1 else 's'}"
-  head = f'<p class="run">{escape(name)}</p><h1>{title}</h1><p>{escape(LEAD)}</p>'
+  lead = f"{LEAD} {intervals.many(numbers.count_intervals(results))}".strip()
+  head = f'<p class="run">{escape(name)}</p><h1>{title}</h1><p>{escape(lead)}</p>'
   header = f"<header>{head}<nav>{links}</nav></header>"
   return html.page(f"{name} · InstructJAX", header + body)
 
@@ -133,9 +137,10 @@ def _models(results: Json) -> tuple[str, str, str]:
     source = str(about.get("source", ""))
     parameters = about.get("parameters", 0)
     weights = str(about.get("weights", ""))[:FINGERPRINT]
-    cells = [name, source, f"{parameters:,}", weights]
+    # Models of an earlier version do not say how they were asked.
+    cells = [name, source, f"{parameters:,}", weights, str(about.get("asked", ""))]
     rows.append([escape(cell) for cell in cells])
-  head = ("name", "source", "parameters", "weights")
+  head = ("name", "source", "parameters", "weights", "asked")
   table = html.table(head, rows)
   notes = "".join(_note(f"{escape(note)}.") for note in results["notes"])
   return html.section("models", "Models", "", table, notes)
@@ -184,16 +189,23 @@ def _metric_row(
   models: Sequence[str],
 ) -> list[str]:
   """Returns the line of one metric."""
-  n = 0
   cells = []
   for model in models:
     value = estimates[model][metric["name"]]
     paper_values = metric["paper"].get(model)
     cells.append(_cell(metric, value, paper_values))
-    n = max(n, value["n"])  # a metric may apply to fewer answers of one model than of another
   arrow = ARROWS[metric["better"]]  # the direction in which the metric improves
   name = escape(metric["name"]) + arrow
-  return [escape(task), name, f"{n:,}", *cells]
+  n = _counts([estimates[model][metric["name"]] for model in models])
+  return [escape(task), name, n, *cells]
+
+
+def _counts(estimates: Sequence[Json]) -> str:
+  """Returns the items and clusters of a line.
+
+  A metric may apply to fewer answers of one model than of another; the most are shown.
+  """
+  return numbers.counted(max(estimates, key=lambda estimate: estimate["n"]))
 
 
 def _cell(metric: Json, plain: Json, paper_values: Sequence[float] | None) -> str:
@@ -240,9 +252,9 @@ def _slice_table(
   for value, row in values.items():
     # The paper has no slices, so that its numbers do not stand here.
     cells = [_cell(metric, row[model][name], None) for model in models]
-    rows.append([escape(value), *cells])
+    rows.append([escape(value), _counts([row[model][name] for model in models]), *cells])
   caption = escape(f"{task}, {name} by {group}")
-  head = [escape(text) for text in (group, *models)]
+  head = [escape(text) for text in (group, "n", *models)]
   table = html.table(head, rows)
   return f"<figure><figcaption>{caption}</figcaption>{table}</figure>"
 
@@ -366,9 +378,29 @@ def show(results: Json, suites: Sequence[str], path: Path) -> None:
       table = _terminal_table(suite, part, models)
       if table.row_count:
         console.print(table)
+    for line in _lines_of_all_models(suite, part):
+      console.print(line, highlight=False, markup=False)
+  many = intervals.many(numbers.count_intervals(results))
+  if many:
+    console.print(many, highlight=False, markup=False)
   notes = [f"note: {note}" for note in results["notes"]]
   for line in (*notes, f"Report: {path}"):
     console.print(line, highlight=False, markup=False)
+
+
+def _lines_of_all_models(suite: str, part: Json) -> list[str]:
+  """Returns a line for each number that a suite has of all models together.
+
+  What the page folds (slices) is in results.csv.
+  """
+  lines = []
+  for number in numbers.of_all_models(suite, part):
+    if number.folded:
+      continue
+    name = f"{number.task}: {number.metric}"
+    count = numbers.counted(number.estimate)
+    lines.append(f"{name:60} {number.model:16} {numbers.text(number)}  n {count}")
+  return lines
 
 
 def _terminal_table(suite: str, part: Json, models: Sequence[str]) -> Any:
@@ -383,9 +415,9 @@ def _terminal_table(suite: str, part: Json, models: Sequence[str]) -> Any:
     for metric in about["metrics"]:
       name = metric["name"]
       estimates = [estimate(about["models"][model][name]) for model in models]
-      n = max(value.n for value in estimates)
+      n = _counts([about["models"][model][name] for model in models])
       cells = [_terminal_cell(metric, value) for value in estimates]
-      table.add_row(task, name, str(n), *cells)
+      table.add_row(task, name, n, *cells)
   return table
 
 

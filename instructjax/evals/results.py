@@ -13,7 +13,9 @@ results.json holds {"models": {model: about}, "suites": {suite: part}, "notes": 
     cut          {model: items whose prompt did not fit}
   together   what the suite computes from all models at once
 
-An estimate is {value, low, high, n}: a 95 % interval over clusters of items, n items.
+An estimate is {value, low, high, n, clusters}: a 95 % interval over clusters of items, n items.
+results.csv, the terminal and the card print the list of `numbers`, which has all estimates of the
+tasks and of `together`.
 """
 
 from __future__ import annotations
@@ -26,14 +28,14 @@ from typing import Any
 
 import jax
 
-from instructjax.evals import page, paper, summary
+from instructjax.evals import numbers, page, paper, summary
 from instructjax.evals.tasks import Draw, Metric, Reply, Scores, Suite, Task
 from instructjax.runs import provenance, writers
 from instructjax.runs.report import files
 from instructjax.settings import EvalSettings
 from instructjax.system import jsons
 
-ESTIMATE = ("value", "low", "high", "n")
+ESTIMATE = ("value", "low", "high", "n", "clusters")
 COLUMNS = ("suite", "task", "metric", "model", *ESTIMATE)  # of results.csv, before the paper's
 
 
@@ -113,17 +115,17 @@ def _metric(metric: Metric, models: Sequence[str]) -> dict[str, Any]:
   """Returns what results.json holds of a metric, with the paper's numbers for these models."""
   # The paper's numbers of a method are drawn as a curve beside its models METHOD@SIZE.
   methods = [paper.split(model)[0] for model in models]
-  numbers = {}
+  paper_numbers = {}
   for name in dict.fromkeys([*models, *methods]):
     values = paper.beside(name, metric.paper)
     if values:
-      numbers[name] = values
+      paper_numbers[name] = values
   return {
     "name": metric.name,
     "better": metric.better,
     "percent": metric.percent,
     "decimals": metric.decimals,
-    "paper": numbers,
+    "paper": paper_numbers,
   }
 
 
@@ -237,26 +239,14 @@ def _is_current(
 
 
 def table_csv(results: Mapping[str, Any]) -> str:
-  """Returns results.csv: a line for each task, metric and model, the paper's numbers at its end."""
+  """Returns results.csv: a line for each number of `numbers`, the paper's at its end."""
   out = io.StringIO()
   rows = csv.writer(out, lineterminator="\n")
-  paper_columns = [f"paper {size}" for size in paper.SIZES]
-  rows.writerow([*COLUMNS, *paper_columns])
+  sizes = [f"paper {size}" for size in paper.SIZES]
+  rows.writerow([*COLUMNS, *sizes])
   for suite, part in results["suites"].items():
-    for task, about in part["tasks"].items():
-      for metric in about["metrics"]:
-        for model, estimates in about["models"].items():
-          estimate = estimates[metric["name"]]
-          numbers = [estimate[name] for name in ESTIMATE]
-          paper_numbers = _paper_columns(metric, model)
-          names = [suite, task, metric["name"], model]
-          rows.writerow([*names, *numbers, *paper_numbers])
+    for number in numbers.of_suite(suite, part):
+      estimate = [number.estimate.get(name) for name in ESTIMATE]
+      names = [suite, number.task, number.metric, number.model]
+      rows.writerow([*names, *estimate, *numbers.paper_columns(number)])
   return out.getvalue()
-
-
-def _paper_columns(metric: Mapping[str, Any], model: str) -> list[float | str]:
-  """Returns the paper's number of each size, "" where it has none for this model."""
-  numbers = metric["paper"].get(model, ())
-  # A model METHOD@SIZE has one number, in the column of its size.
-  number_by_size = dict(zip(paper.sizes(model), numbers, strict=False))
-  return [number_by_size.get(size, "") for size in paper.SIZES]

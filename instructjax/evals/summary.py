@@ -1,7 +1,7 @@
-"""Scores of items become estimates with 95 % intervals: the percentile bootstrap over clusters.
+"""Scores of items become estimates with 95 % intervals over clusters.
 
-Items of one cluster depend on each other (questions on one passage), so the bootstrap resamples
-clusters and never items; `intervals` explains it. Dimensions: G clusters, C columns of a metric,
+Items of one cluster depend on each other (questions on one passage), so that clusters are the rows
+of `intervals`, which says how each interval is made. Dimensions: G clusters, C columns of a metric,
 S resamplings.
 """
 
@@ -14,9 +14,11 @@ import numpy as np
 from jaxtyping import Float
 
 from instructjax import intervals
-from instructjax.evals.tasks import Item, Metric, Scores, Task
-from instructjax.intervals import NOTHING, SAMPLES, Estimate
+from instructjax.evals.tasks import Item, Metric, Scores, Task, ratio
+from instructjax.intervals import NOTHING, Estimate
 
+# The statistics that are shares: the mean, whose columns are (value, 1), and (part, whole).
+SHARES = (None, ratio)
 Table = dict[str, dict[str, Estimate]]  # by model and metric
 
 
@@ -30,12 +32,10 @@ def estimate(
   columns, count = _clustered(metric, items, scores)
   if columns is None:
     return NOTHING
-  totals = columns.sum(axis=0)
-  point = float(_statistic(metric, totals))
-  # The statistic is taken of the sums of each resampling, as for BLEU of a corpus.
-  sums = intervals.resampled(columns, SAMPLES, seed)
-  draws = _statistic(metric, sums)
-  return intervals.with_ends(point, draws, count)
+  if metric.of in SHARES:
+    return intervals.share(columns)._replace(n=count)
+  assert metric.of is not None
+  return intervals.of_sums(columns, metric.of, count, seed)
 
 
 def difference(
@@ -47,7 +47,7 @@ def difference(
 ) -> Estimate:
   """Returns our value less theirs on the items that have both scores.
 
-  Each resampling takes the same clusters for both sides: the difference is paired.
+  The difference is paired: each cluster has a value of both sides.
   """
   common_items, our_scores, their_scores = [], [], []
   for item, our_row, their_row in zip(items, ours, theirs, strict=True):
@@ -64,21 +64,18 @@ def difference(
   if our_columns is None or their_columns is None:
     return NOTHING
 
+  if metric.of is None:
+    return intervals.difference(our_columns, their_columns)
+
   # The columns of both sides lie beside each other, so that one resampling covers both.
   columns = np.concatenate([our_columns, their_columns], axis=1)
   width = our_columns.shape[1]
+  of = metric.of
 
-  def statistic(sums: Float[np.ndarray, "*S C"]) -> np.ndarray:
-    our_value = _statistic(metric, sums[..., :width])
-    their_value = _statistic(metric, sums[..., width:])
-    return np.asarray(our_value - their_value)
+  def gain(sums: Float[np.ndarray, "*S C"]) -> np.ndarray:
+    return np.asarray(of(sums[..., :width]) - of(sums[..., width:]))
 
-  our_totals = our_columns.sum(axis=0)
-  their_totals = their_columns.sum(axis=0)
-  totals = np.concatenate([our_totals, their_totals])
-  point = float(statistic(totals))
-  draws = statistic(intervals.resampled(columns, SAMPLES, seed))
-  return intervals.with_ends(point, draws, count)
+  return intervals.of_sums(columns, gain, count, seed)
 
 
 def table(task: Task, scores: Mapping[str, Sequence[Scores]], seed: int = 0) -> Table:
@@ -172,12 +169,3 @@ def _clustered(
   if not sums:
     return None, 0
   return np.stack(list(sums.values())), count
-
-
-def _statistic(metric: Metric, sums: Float[np.ndarray, "*S C"]) -> np.ndarray:
-  """Returns the value of a metric for summed columns."""
-  if metric.of is None:
-    value = sums[..., 0] / sums[..., 1]
-  else:
-    value = metric.of(sums)
-  return np.asarray(value)  # of one total it is a scalar of numpy

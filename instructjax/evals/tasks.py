@@ -31,8 +31,8 @@ class Item:
 
   id        a name that is unique within its task; answers are stored under it
   data      what `ask` and `score` need: the question, the references ...
-  cluster   the unit that was sampled at random: the bootstrap resamples the items of one cluster
-            (the questions on a passage) together; "" stands for the id
+  cluster   the unit that was sampled at random: intervals take the items of one cluster (the
+            questions on a passage) together; "" stands for the id
   slices    names of groups and the item's value in each: {"use_case": "Open QA"}
   """
 
@@ -147,12 +147,18 @@ Replies = Mapping[str, Sequence[Reply]]  # by the name of the model, in the orde
 # --- how replies are scored and summed up ---
 
 
+def ratio(sums: np.ndarray) -> np.ndarray:
+  """Returns the first column over the second; NaN where that is 0."""
+  nothing = np.full(sums.shape[:-1], np.nan)
+  return np.divide(sums[..., 0], sums[..., 1], out=nothing, where=sums[..., 1] > 0)
+
+
 class Metric(NamedTuple):
   """How the scores of items are summed up and shown.
 
   better    1 where higher is better, -1 where lower is, 0 where neither
   of        a statistic of summed columns, [..., C] -> [...], for a metric whose score of an item is
-            C numbers (BLEU); None is the mean
+            C numbers (BLEU); None is the mean, and `ratio` a share of (part, whole)
   paper     the row of the paper's tables beside it: (task, metric, prompt), see `paper`
   percent   whether it is shown as a percentage
   decimals  the places after the point where it is not

@@ -182,7 +182,7 @@ def summarise(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   return {
     POOLS[0]: ordering.as_json(intervals.mean(inside)),
     POOLS[1]: ordering.as_json(intervals.mean(outside)),
-    "gap": ordering.as_json(intervals.mean(inside - outside)),
+    "gap": ordering.as_json(intervals.mean_difference(inside, outside)),
     "models": list(measured),
   }
 

@@ -1,7 +1,10 @@
 """Preference: hand-worked rates and fits, judges of every kind, labels, resuming, figures."""
 
+import csv
+import io
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +12,14 @@ import pytest
 
 from instructjax import settings
 from instructjax.errors import UserError
-from instructjax.evals import preference, rows
+from instructjax.evals import card, page, preference, results, rows
 from instructjax.evals.preference import (
   agreement,
   bradley_terry,
   figures,
   judgements,
   judges,
+  length,
   rates,
   templates,
   votes,
@@ -87,39 +91,39 @@ def test_ties_count_half_and_orders_are_averaged():
   assert rates.rates_against("b", "a", judged, draws)["rate"]["by_prompt"].value == pytest.approx(
     1 - 0.55
   )
-  order = rates.order_effect(judged, draws)
+  order = rates.order_effect(judged)
   # first shown preferred: (a first) 1, 1, .5, 0, .5; (b first) 0, 1, 0, 1, .5
   assert order["first"].value == pytest.approx((3 + 2.5) / 10)
   assert [order[name].value for name in ("inconsistent", "flipped", "tied")] == [0.4, 0.2, 0.3]
-  assert rates.order_effect([vote(0, 1)], votes.draw([vote(0, 1)])) is None
+  assert rates.order_effect([vote(0, 1)]) is None
 
 
 def test_votes_of_one_prompt_hang_together():
   rng = np.random.default_rng(0)
   alone = [vote(i, rng.random() < 0.6) for i in range(50)]
   copied = [each for each in alone for _ in range(8)]
-  narrow, wide = (votes.share(votes.draw(v), v, [x.won for x in v]) for v in (alone, copied))
-  assert (narrow.low, narrow.high) == (wide.low, wide.high)
-  assert (narrow.n, wide.n) == (50, 400)
+  narrow, wide = (votes.share(v, [x.won for x in v]) for v in (alone, copied))
+  assert narrow[:3] == pytest.approx(wide[:3], abs=0.01)
+  assert (narrow.n, narrow.clusters, wide.n, wide.clusters) == (50, 50, 400, 50)
 
 
-def test_labelers_are_drawn_too():
+def test_labelers_are_a_sample_too():
   """One labeler always prefers a, one never: about other labelers nothing is known, however many
   prompts there are.
   """
   judged = [vote(i, labeler == "x", labeler=labeler) for i in range(100) for labeler in ("x", "y")]
-  both = votes.shares(votes.draw(judged), judged, [v.won for v in judged])
-  assert (both["by_prompt"].low, both["by_prompt"].high) == (0.5, 0.5)
-  assert (both["by_both"].low, both["by_both"].high) == (0, 1)
+  both = votes.shares(judged, [v.won for v in judged])
+  assert 0.4 < both["by_prompt"].low < both["by_prompt"].high < 0.6
+  assert both["by_both"].low < 0.1 and both["by_both"].high > 0.9
   lone = [vote(i, i % 2, labeler="x") for i in range(10)]
-  assert votes.shares(votes.draw(lone), lone, [v.won for v in lone])["by_both"] is None
+  assert votes.shares(lone, [v.won for v in lone])["by_both"] is None
 
 
 @pytest.mark.parametrize("labelers", [1, 8])
 def test_intervals_cover_the_truth(labelers):
   """Votes of a prompt hang together, and so do those of a labeler."""
   rng, runs, p, covered = np.random.default_rng(1), 200, 0.6, 0
-  for seed in range(runs):
+  for _ in range(runs):
     prompt, labeler = (
       rng.normal(0, 0.25, 80),
       rng.normal(0, 0.15, labelers) if labelers > 1 else [0.0],
@@ -129,39 +133,107 @@ def test_intervals_cover_the_truth(labelers):
       for i in range(80)
       for j in rng.choice(labelers, min(labelers, 2), replace=False)
     ]
-    estimate = rates.main_estimate(
-      votes.shares(votes.draw(judged, samples=300, seed=seed), judged, [v.won for v in judged])
-    )
+    estimate = votes.main_estimate(votes.shares(judged, [v.won for v in judged]))
     covered += estimate.low <= p <= estimate.high
   assert 0.89 <= covered / runs <= 1.0 if labelers > 1 else 0.91 <= covered / runs <= 0.985
 
 
+def of_lengths(rng, count, level, slope, ratio, spread):
+  """Votes by the model of `length`: answers `ratio` nats longer than a baseline's of 20 to 2,000
+  characters.
+  """
+  theirs = 20 + rng.lognormal(6.0, 0.5, count).astype(int)
+  ours = 1 + (theirs * np.exp(rng.normal(ratio, spread, count))).astype(int)
+  longer = ours - theirs
+  p = bradley_terry.sigmoid(level + slope * np.tanh(longer / longer.std(ddof=1)))
+  return [
+    vote(
+      i,
+      float(rng.random() < p[i]),
+      ratio=math.log(ours[i] / theirs[i]),
+      longer_by=int(longer[i]),
+    )
+    for i in range(count)
+  ]
+
+
 def test_length_is_held_equal():
-  """P(won) = sigmoid(.4 + 1.2 z / sd): the raw rate mixes both."""
-  rng = np.random.default_rng(2)
-  ratio = rng.normal(0.8, 1.0, 4000)
-  truth = bradley_terry.sigmoid(0.4 + 1.2 * ratio / ratio.std())
+  """The rate at equal length is sigmoid(-1) = .269; the judge likes long answers."""
+  judged = of_lengths(np.random.default_rng(2), 3000, -1.0, 1.5, 0.4, 0.5)
+  controlled = length.rate_at_equal_length(votes.draw(judged, samples=200), judged)
+  rate, slope = controlled["rate"], controlled["slope"]
+  assert rate.low < bradley_terry.sigmoid(-1.0) < rate.high < np.mean([v.won for v in judged])
+  assert rate.high - rate.low < 0.06 and (rate.n, rate.clusters) == (3000, 3000)
+  assert slope.low < 1.5 < slope.high and controlled["why"] == ""
+  row = rates.rates_against("a", "b", judged[:300], votes.draw(judged[:300], samples=100))
+  assert row["controlled"]["rate"].high < 0.5
+  assert row["flagged"] == (row["rate"]["by_prompt"].high >= 0.5)
+
+
+def test_the_difficulty_of_a_prompt_is_a_term():
+  rng = np.random.default_rng(5)
+  difficulty = rng.normal(size=2000)
+  base = of_lengths(rng, 2000, 0.0, 0.0, 0.0, 0.4)
+  p = bradley_terry.sigmoid(0.5 + 2.0 * difficulty)
+  judged = [v._replace(orders=(float(rng.random() < p[i]),)) for i, v in enumerate(base)]
+  draws = votes.draw(judged, samples=50)
+  controlled = length.rate_at_equal_length(draws, judged, difficulty)
+  assert controlled["rate"].value == pytest.approx(p.mean(), abs=0.025)
+
+
+def test_without_support_there_is_no_rate_at_equal_length():
+  """AlpacaEval 2's gpt4_gamed: 68 characters against long answers, and almost no win."""
+  rng = np.random.default_rng(6)
+  theirs = rng.integers(900, 3000, 300)
   judged = [
-    vote(i, float(rng.random() < p), ratio=float(z)) for i, (p, z) in enumerate(zip(truth, ratio))
+    vote(i, i % 25 == 0, ratio=math.log(68 / theirs[i]), longer_by=68 - int(theirs[i]))
+    for i in range(300)
   ]
-  draws = votes.draw(judged, samples=200)
-  controlled = rates.rate_at_equal_length(draws, judged)
-  assert controlled["rate"].low < bradley_terry.sigmoid(0.4) < controlled["rate"].high
-  assert controlled["slope"].low < 1.2 < controlled["slope"].high
-  assert controlled["rate"].high < np.mean([v.won for v in judged])
-  confounded = [
-    vote(i, float(z > 0.3), ratio=float(z)) for i, z in enumerate(rng.normal(0.6, 1.0, 300))
-  ]
-  assert rates.rates_against("a", "b", confounded, votes.draw(confounded, samples=200))["flagged"]
-  equal = [vote(i, i % 2) for i in range(10)]
-  assert math.isnan(rates.rate_at_equal_length(votes.draw(equal), equal)["rate"].value)
+  controlled = length.rate_at_equal_length(votes.draw(judged, samples=50), judged)
+  assert math.isnan(controlled["rate"].value) and controlled["support"] == 0
+  assert controlled["why"].startswith("0 % of the pairs have answers whose lengths are within")
+  row = rates.rates_against("a", "b", judged, votes.draw(judged, samples=50))
+  assert row["flagged"] is False and row["rate"]["by_prompt"].value == 0.04
+  # A fifth of the pairs with answers of a like length, of which few are won: no high rate.
+  alike = [v._replace(ratio=0.1, longer_by=20) if i % 5 == 0 else v for i, v in enumerate(judged)]
+  supported = length.rate_at_equal_length(votes.draw(alike, samples=50), alike)
+  assert supported["rate"].value < 0.3
+  few = alike[:4]
+  assert "fewer than 5 prompts" in length.rate_at_equal_length(votes.draw(few), few)["why"]
+  shifted = [vote(i, i % 2, ratio=0.1, longer_by=20) for i in range(10)]
+  assert "by the same length" in length.rate_at_equal_length(votes.draw(shifted), shifted)["why"]
+
+
+def test_equal_lengths_give_the_raw_rate():
+  equal = [vote(i, i % 4 == 0) for i in range(40)]
+  controlled = length.rate_at_equal_length(votes.draw(equal), equal)
+  assert controlled["rate"] == votes.share(equal, [v.won for v in equal], paired=True)
+  assert controlled["rate"].value == 0.25 and controlled["support"] == 1
+  won = [vote(i, 1, ratio=0.01 * (i % 3), longer_by=i % 3) for i in range(24)]
+  always = length.rate_at_equal_length(votes.draw(won, samples=50), won)["rate"]
+  assert always.value > 0.99 and 0.7 < always.low < 0.9  # winning all of 24 is not certainty
+
+
+def test_the_fit_is_that_of_scikit_learn():
+  linear_model = pytest.importorskip("sklearn.linear_model")
+  rng = np.random.default_rng(3)
+  features = np.stack([np.ones(200), rng.normal(size=200), rng.normal(size=200)], 1)
+  won = (rng.random(200) < bradley_terry.sigmoid(features @ [0.3, 1.0, 0.02])).astype(float)
+  for strength in (0.05, 1.0):
+    ours = length.fit(features, won, np.ones((1, 200)), np.array([strength]))[0]
+    theirs = linear_model.LogisticRegression(
+      C=strength, l1_ratio=1.0, solver="saga", max_iter=20_000, tol=1e-8
+    ).fit(features[:, 1:], won)
+    expected = [*theirs.intercept_, *theirs.coef_[0]]
+    np.testing.assert_allclose(ours, expected, atol=1e-3)
+  assert length.fit(features, won, np.ones((1, 200)), np.array([0.05]))[0, 2] == 0
 
 
 def test_logistic_regression_has_the_likeliest_coefficients():
   rng = np.random.default_rng(3)
   features = np.stack([np.ones(60), rng.normal(size=60)], 1)
   won, weights = rng.integers(0, 3, 60) / 2, rng.integers(0, 3, (2, 60)).astype(float)
-  for row, b in zip(weights, rates.logistic_coefficients(features, won, weights)):
+  for row, b in zip(weights, length.fit(features, won, weights, np.full(2, 1e9))):
     p = bradley_terry.sigmoid(features @ b)
     np.testing.assert_allclose((row * (won - p)) @ features, 0, atol=1e-4)
 
@@ -170,7 +242,7 @@ def test_slices_and_quartiles():
   assert rates.quartiles([1, 2, 3, 4]) == ["1 of 4", "2 of 4", "3 of 4", "4 of 4"]
   assert rates.quartiles([2, 2]) == ["", ""]
   judged = [vote(i, i < 3, slices={"use_case": "qa" if i < 2 else "chat"}) for i in range(4)]
-  rates_by_value = rates.rates_by_slice(votes.draw(judged), judged)["use_case"]
+  rates_by_value = rates.rates_by_slice(judged)["use_case"]
   assert {name: (e.value, e.n) for name, e in rates_by_value.items()} == {
     "qa": (1.0, 2),
     "chat": (0.5, 2),
@@ -258,8 +330,8 @@ def test_scores_judge_every_pair(config):
     judge_findings["kind"],
   ) == (1, 12, None, "scores")
   assert ppo["slices"]["use_case"] == {
-    "chat": pytest.approx({"value": 0.75, "low": 0.5, "high": 1.0, "n": 2}),
-    "qa": pytest.approx({"value": 0.5, "low": 0.0, "high": 1.0, "n": 2}),
+    "chat": pytest.approx({"value": 0.75, "low": 0.0, "high": 1.0, "n": 2, "clusters": 2}),
+    "qa": pytest.approx({"value": 0.5, "low": 0.0, "high": 1.0, "n": 2, "clusters": 2}),
   }
   assert set(ppo["slices"]) == {"use_case", "prompt_length", "length_ratio"}
   assert judge_findings["consistency"]["ppo / base"]["direct"]["value"] == 0.5
@@ -281,9 +353,9 @@ def test_figures_are_files(config):
   assert rows["sft"]["value"] == 0.5 and rows["ppo"]["value"] == 0.625
   assert rows["base"]["paper"] == [0.191, 0.219, 0.252]  # held-out labelers
   lines = (Path("out") / "figure1.csv").read_text().splitlines()
-  assert lines[0] == "prompts,judge,model,against,value,low,high,n,paper"
+  assert lines[0] == "prompts,judge,model,against,value,low,high,n,clusters,paper"
   assert lines[1].startswith("prompts,heldout,ppo,sft,0.625,") and lines[1].endswith(
-    "4,0.663 0.694 0.691"
+    "4,4,0.663 0.694 0.691"
   )
   assert (Path("out") / "figure3.csv").read_text().splitlines() == lines
   assert figures.headline("ptx", "base") == [0.85, 0.03]
@@ -449,9 +521,10 @@ def test_a_chat_model_rates(config, server, tmp_path):
   assert value("attempts_instruction", "base") == 1
   assert rater_findings["measures"]["hallucination"]["base"]["by_prompt"] == {
     "value": 1,
-    "low": 1,
+    "low": pytest.approx(0.178, abs=1e-3),  # 2 of 2
     "high": 1,
     "n": 2,
+    "clusters": 2,
   }
   assert rater_findings["over"] == {"hallucination": "closed-domain prompts"}
   likert = {row["model"]: row for row in result["figures"]["5"]}
@@ -578,6 +651,80 @@ def test_a_judge_is_checked_against_people(config, tmp_path):
     check["people"]["agreement"]["value"] == 0.5
   )  # of x and y: a, cc alike; a, bb not; bb, cc tied by x
   assert agreement.of_people([]) is None
+
+
+def test_people_reward_models_and_language_models_are_in_one_table_of_agreement(config, tmp_path):
+  """On the same answers: a judge by length, one that ties everything by taking the first, and two
+  people, of whom y ties everything.
+  """
+  (tmp_path / "pair.py").write_text(PAIRWISE)
+  labelled = [
+    {"prompt": "say 0", "completions": ["aa", "bbbb"], "ranks": ranks, "labeler": labeler}
+    for labeler, ranks in (("x", [2, 1]), ("y", [1, 1]))
+  ]
+  written(tmp_path / "ranked.jsonl", labelled)
+  judged_by = "people=labels:ranked.jsonl; rm=python:mine.py:longer; llm=python:pair.py:first"
+  config = settings.replaced(config, {"preference.judges": judged_by})
+  result = judged_results(config)
+  table = result["prompts"]["prompts"]["agreement"]
+  assert set(table) == {"people / people", "people / rm", "people / llm", "rm / llm"}
+  # The model agrees with x, and half with y, who ties.
+  assert table["people / rm"]["agreement"]["value"] == 1
+  assert table["people / rm"]["agreement_ties"]["value"] == 0.75
+  assert table["people / people"]["agreement_ties"]["value"] == 0.5
+  assert table["people / people"]["agreement"]["value"] is None
+  # 8 pairs of 4 prompts, one of them the same text: all ties of one, and one tie of the other.
+  assert table["rm / llm"]["agreement_ties"]["value"] == (7 * 0.5 + 1) / 8
+  assert table["rm / llm"]["agreement_ties"]["clusters"] == 4
+  page = preference.draw(result, LOOKS)
+  assert "Agreement of judges, prompts" in page and "<td>people / rm</td>" in page
+
+
+CELL = re.compile(r"([0-9.]+) %<small>([0-9.]+) to ([0-9.]+) %</small><small>n ([0-9,]+)")
+
+
+def test_the_page_the_terminal_the_table_and_the_card_show_the_same(config, tmp_path, capsys):
+  (tmp_path / "pair.py").write_text(PAIRWISE)
+  check = [{"prompt": "q", "completions": ["a", "bb"], "ranks": [2, 1], "labeler": n} for n in "xy"]
+  written(tmp_path / "check.jsonl", check)
+  config = settings.replaced(
+    config,
+    {
+      "preference.judges": "good=python:pair.py:longer; bias=python:pair.py:first",
+      "preference.check": "check.jsonl",
+      "preference.pairs": "all",
+    },
+  )
+  result = judged_results(config)
+  drawn = preference.draw(result, LOOKS).replace("\xa0", " ")
+  shown = CELL.findall(drawn)
+  folded = drawn[drawn.index("<details>") : drawn.rindex("</details>")]
+  assert len(shown) > 40 and len(CELL.findall(folded)) > 4
+  part = {"models": list(ANSWERS), "settings": {"baseline": "sft"}, "tasks": {}}
+  part["together"] = result
+  whole = {
+    "models": {name: {} for name in ANSWERS},
+    "suites": {"preference": part},
+    "notes": [],
+  }
+  rows = list(csv.DictReader(io.StringIO(results.table_csv(whole))))
+  scaled = {
+    (*(f"{100 * float(row[name]):.1f}" for name in ("value", "low", "high")), row["n"])
+    for row in rows
+    if row["value"]
+  }
+  assert set(shown) <= scaled
+  page.show(whole, ["preference"], tmp_path / "report.html")
+  terminal = capsys.readouterr().out
+  card_lines = "\n".join(card._evaluation(whole, "ppo"))
+  outside = set(shown) - set(CELL.findall(folded))
+  assert len(outside) > 5
+  for value, low, high, _ in outside:
+    assert f"{value} % ({low} to {high})" in " ".join(terminal.split())
+    assert f"{value} % ({low} to {high})" in card_lines
+  assert "win rate against the baseline" in terminal and "win rate" in card_lines
+  many = [line for line in terminal.splitlines() if "intervals of 95 % each" in line]
+  assert len(many) == 1 and "will miss their true value" in page.render("x", whole, {})
 
 
 def test_what_is_wrong_is_said_before_anything_runs(config):

@@ -13,7 +13,7 @@ import pytest
 
 from instructjax.errors import UserError
 from instructjax.runs import report
-from instructjax.runs.report import figures, files, page, ranking, scales, verdict
+from instructjax.runs.report import figures, files, page, scales, verdict
 
 MODELS = ("base", "sft", "ppo", "ptx")
 VOID = {"meta", "link", "br"}
@@ -350,12 +350,6 @@ def test_numbers_may_be_plain_or_estimates():
   assert page.cell(files.estimate(0.5)) == "0.50"
   assert page.cell(None) == "–"
   assert page.minus(-0.001) == "0.00"
-
-
-def test_wilson():
-  low, high = ranking.wilson(0.5, 100.0)
-  assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-  assert ranking.wilson(1.0, 10.0) == pytest.approx((0.7225, 1.0), abs=1e-4)
 
 
 @pytest.mark.parametrize("fit", [False, True])

@@ -5,8 +5,8 @@ is the paper's own (Ouyang et al. 2022, section 4.1): about 57 % of its prompts 
 generation and brainstorming, which public NLP collections hardly hold, and about 18 % are
 classification and question answering, which most of those collections are.
 
-The prompts of one user are alike, so the intervals draw users again, not records (the percentile
-bootstrap of `intervals`); a record that names nobody counts as a user of its own. Two samples of
+The prompts of one user are alike, so the intervals are over users and not over records; a record
+that names nobody counts as a user of its own. Two samples of
 one and the same mix differ by chance, too. `chance` is the 95th percentile of their distance, over
 draws of both samples from all users together. A distance below it says nothing.
 
@@ -22,10 +22,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from instructjax import intervals
 from instructjax.data.curation.contents import group_of
 from instructjax.data.curation.statistics import NONE, USE_CASES, use_case
 from instructjax.data.records.records import Labelled
-from instructjax.intervals import LEVEL, SAMPLES, Estimate
+from instructjax.intervals import SAMPLES, Estimate
 from instructjax.system.tables import Table
 
 # The paper's two groups of use cases (section 4.1).
@@ -63,11 +64,7 @@ def compare(
   counts_b = _counts(b, names)
   share_a = _shares(counts_a.sum(axis=0))
   share_b = _shares(counts_b.sum(axis=0))
-  # The shares of every draw of users, from which the intervals come.
   rng = np.random.default_rng(seed)
-  draws_a = _shares(_draw_users(counts_a, samples, rng))
-  draws_b = _shares(_draw_users(counts_b, samples, rng))
-
   # A group is the sum of its use cases, and a use case that of its own column alone.
   columns_by_name: dict[str, list[int]] = {}
   for group, members in GROUPS.items():
@@ -79,15 +76,9 @@ def compare(
   for name, columns in columns_by_name.items():
     in_a = float(share_a[columns].sum())
     in_b = float(share_b[columns].sum())
-    samples_a = draws_a[:, columns].sum(axis=1)
-    samples_b = draws_b[:, columns].sum(axis=1)
-    low, high = np.quantile(samples_a - samples_b, LEVEL)
-    difference = Estimate(
-      in_a - in_b,
-      float(low),
-      float(high),
-      len(a) + len(b),
-    )
+    estimate_a = intervals.share(_parts(counts_a, columns))
+    estimate_b = intervals.share(_parts(counts_b, columns))
+    difference = intervals.unpaired(estimate_a, estimate_b)
     shares[name] = in_a, in_b, difference
 
   # Two samples of the same sizes, both from all users together: what chance alone does.
@@ -173,6 +164,11 @@ def _draw_users(
     times = rng.multinomial(size or len(counts), probabilities, size=draws)
     sums.append(times @ kinds)
   return np.concatenate(sums)
+
+
+def _parts(counts: Float[np.ndarray, "U C"], columns: Sequence[int]) -> Float[np.ndarray, "U 2"]:
+  """Returns how many records of each user are in some of the columns, and how many there are."""
+  return np.stack([counts[:, columns].sum(axis=1), counts.sum(axis=1)], axis=1)
 
 
 def _shares(counts: Float[np.ndarray, "*N C"]) -> Float[np.ndarray, "*N C"]:

@@ -11,8 +11,8 @@ there are two figures:
 `tied` is the share of judgments that are ties, `tau_b` Kendall's tau-b, averaged over pairs of
 labelers, and `alpha/NAME` Krippendorff's alpha of a rating.
 
-Intervals are 95 % bootstrap intervals over prompts (instructjax/intervals.py), because the pairs
-of one prompt are not independent.
+Intervals are 95 % intervals over prompts (instructjax/intervals.py), because the pairs of one
+prompt are not independent.
 """
 
 from __future__ import annotations
@@ -87,7 +87,10 @@ def on_pairs(records: Sequence[Comparison]) -> Estimate:
 
 
 def as_text(estimates: dict[str, Estimate]) -> str:
-  """Returns a line for each figure, without those that rest on nothing."""
+  """Returns a line for each figure, without those that rest on nothing.
+
+  "n 60 in 20" are 60 pairs in 20 prompts.
+  """
   lines = []
   for name, estimate in estimates.items():
     if not estimate.n or math.isnan(estimate.value):
@@ -97,7 +100,9 @@ def as_text(estimates: dict[str, Estimate]) -> str:
     else:
       meaning = MEANINGS.get(name, "this labeler and the others")
     interval = f"({estimate.low:.3f} to {estimate.high:.3f})"
-    lines.append(f"{name:28} {estimate.value:6.3f}  {interval}  n {estimate.n:<6} {meaning}")
+    lines.append(
+      f"{name:28} {estimate.value:6.3f}  {interval}  n {intervals.counted(estimate):<12} {meaning}"
+    )
   return "\n".join(lines)
 
 
@@ -209,7 +214,6 @@ def _ratings(group: Group, name: str) -> list[list[float]]:
 
 def alpha(
   prompts: Sequence[Sequence[Sequence[float]]],
-  samples: int = intervals.SAMPLES,
   seed: int = 0,
 ) -> Estimate:
   """Krippendorff's alpha with squared differences: interval data, and for flags nominal data too.
@@ -222,14 +226,12 @@ def alpha(
 
   Args:
     prompts: prompts[i][j] are the ratings of output j of prompt i, at least two.
-    samples: The number of bootstrap samples.
     seed: The seed of the bootstrap.
 
   Returns:
     The estimate, whose `n` counts ratings; NaN where all ratings are the same.
   """
-  # Alpha is a function of four sums over prompts: n, sum x, sum x^2 and the sum of D_o. The
-  # bootstrap resamples their rows.
+  # Alpha is a function of four sums over prompts: n, sum x, sum x^2 and the sum of D_o.
   rows = np.zeros((len(prompts), 4))
   for row, units in enumerate(prompts):
     for ratings in units:
@@ -240,20 +242,15 @@ def alpha(
       observed = 2 * (m * square - total**2) / (m - 1)
       rows[row] += [m, total, square, observed]
   n = round(rows[:, 0].sum())
-  sums = rows.sum(axis=0, keepdims=True)
-  value = float(_alpha_of_sums(sums)[0])
+  value = float(_alpha_of_sums(rows.sum(axis=0)))
   if math.isnan(value):
-    return intervals.NOTHING._replace(n=n)
-  draws = _alpha_of_sums(intervals.resampled(rows, samples, seed))
-  # A sample in which nothing differs says nothing about the spread.
-  draws = draws[~np.isnan(draws)]
-  low, high = np.quantile(draws, intervals.LEVEL)
-  return Estimate(value, float(low), float(high), n)
+    return intervals.NOTHING._replace(n=n, clusters=len(prompts))
+  return intervals.of_sums(rows, _alpha_of_sums, n, seed)
 
 
 def _alpha_of_sums(sums: np.ndarray) -> np.ndarray:
-  """Returns alpha [S] of the four sums [S, 4]; NaN where no two ratings differ."""
-  n, total, square, within = sums.T
+  """Returns alpha [...] of the four sums [..., 4]; NaN where no two ratings differ."""
+  n, total, square, within = np.moveaxis(sums, -1, 0)
   between = 2 * (n * square - total**2)
   differs = between > 1e-9  # above the rounding errors of a difference that is zero
   safe = np.where(differs, between, 1.0)

@@ -29,7 +29,6 @@ from instructjax.intervals import NOTHING, Estimate
 Scores = Sequence[Sequence[float]] | Float[np.ndarray, "B K"]
 
 BINS = 10  # of the calibration
-Z = 1.96  # standard deviations of a normal distribution that hold 95 % of it
 STEPS = 50  # of Newton's method at most
 STEEPEST = 1e3  # a steeper slope is that of pairs that are all ordered rightly: it has no end
 
@@ -201,6 +200,7 @@ def best_accuracy(agreed: Estimate) -> Estimate:
     _best_of_agreement(agreed.low),
     _best_of_agreement(agreed.high),
     agreed.n,
+    agreed.clusters,
   )
 
 
@@ -268,10 +268,10 @@ def slope(pairs: Pairs) -> Estimate:
   """Returns the b that makes sigmoid(b × difference of scores) fit the labels best.
 
   It is 1 where the scores are calibrated log-odds, and below 1 where the model is too sure. It
-  maximises sum log sigmoid(b d), with d the difference of each pair; the interval is ±1.96
-  standard errors by the sandwich formula over prompts, sqrt(sum of squared gradients of the
-  prompts) / curvature. Where every pair is ordered rightly, or none is, there is no such b, and it
-  is unknown.
+  maximises sum log sigmoid(b d), with d the difference of each pair; the interval is that
+  of Student's t with the sandwich formula over G prompts, sqrt(G / (G - 1) × sum of squared
+  gradients of the prompts) / curvature. Where every pair is ordered rightly, or none is, there is
+  no such b, and it is unknown.
   """
   d = pairs.difference
   if not (np.any(d < 0) and np.any(d > 0)):
@@ -291,5 +291,9 @@ def slope(pairs: Pairs) -> Estimate:
     return NOTHING._replace(n=len(d))
   _, row = np.unique(pairs.prompt, return_inverse=True)
   by_prompt = np.bincount(row, d * _sigmoid(-b * d))
-  error = math.sqrt(float(np.sum(np.square(by_prompt)))) / curvature
-  return Estimate(b, b - Z * error, b + Z * error, len(d))
+  prompts = len(by_prompt)
+  if prompts < 2:
+    return Estimate(b, math.nan, math.nan, len(d), prompts)
+  variance = prompts / (prompts - 1) * float(np.sum(np.square(by_prompt)))
+  half = intervals.t_quantile(prompts - 1) * math.sqrt(variance) / curvature
+  return Estimate(b, b - half, b + half, len(d), prompts)

@@ -5,11 +5,11 @@ of config.baseline, or all answers head to head, and raters give the metadata of
 lists who can be one. The folder of the suite gets `tasks.jsonl`, the answers for
 `instructjax label`, and for each set of prompts a folder with every judgement.
 
-`together` returns the part of results.json below. An estimate is {value, low, high, n} with an
-interval over prompts. Shares are {by_prompt, by_both}; the second interval is over prompts and
-labelers, and null where there is only one labeler.
+`together` returns the part of results.json below. An estimate is {value, low, high, n,
+clusters} with an interval over prompts, which are the clusters. Shares are {by_prompt, by_both};
+the second interval is over prompts and labelers, and null where there is only one labeler.
 
-  prompts   {name of the prompts: {judges, raters}}
+  prompts   {name of the prompts: {judges, raters, agreement}}
     judges  {name of the judge: ...}
       kind, about         the kind of the judge, and what its verdicts depend on
       votes, prompts, labelers
@@ -22,10 +22,12 @@ labelers, and null where there is only one labeler.
       bradley_terry       `bradley_terry.strengths_and_rates`
       consistency         {"a / b": `bradley_terry.consistency`}
     raters  {name of the rater: `findings.of_ratings`}
+    agreement
+            {"x / y": `agreement.between_judges`}
   check     {judge: {agreement, agreement_ties, tied, inconsistent}}, and
             people: {agreement, agreement_ties, tied} or null
-  figures   {"1", "3": [{prompts, judge, model, against, value, low, high, n, paper}],
-            "4", "5": [{prompts, judge, model, measure, value, low, high, n, paper}]},
+  figures   {"1", "3": [{prompts, judge, model, against, value, low, high, n, clusters, paper}],
+            "4", "5": [{prompts, judge, model, measure, value, low, high, n, clusters, paper}]},
             which are figure1.csv and so on, too
 
 What a model has alone (the length of its answers, whether they end) is a metric of the task.
@@ -57,6 +59,7 @@ from instructjax.evals.preference import (
 from instructjax.evals.preference.answers import Answers
 from instructjax.evals.preference.judges import Judge
 from instructjax.evals.preference.people import Labels
+from instructjax.evals.preference.votes import Vote
 from instructjax.evals.tasks import (
   Generate,
   Item,
@@ -210,14 +213,23 @@ def together(
   for name, answers in answers_by_prompts.items():
     prompts_folder = folder / name
     judge_findings = {}
+    votes_by_judge = {}
     for judge in opened_judges:
-      judge_findings[judge.name] = _judge_findings(config, name, judge, answers, prompts_folder)
+      pairs = _pairs(answers.models, config.baseline, config.preference.pairs)
+      margin = config.preference.margin
+      judged = judging.collect_votes(judge, answers, pairs, prompts_folder, margin)
+      votes_by_judge[judge.name] = judged
+      judge_findings[judge.name] = _judge_findings(config, name, judge, answers.models, judged)
     closed = _closed_domain(answers)
     rater_findings = {}
     for rater in raters:
       ratings = judging.collect_ratings(rater, answers, prompts_folder)
-      rater_findings[rater.name] = findings.of_ratings(ratings, closed, config.seed)
-    findings_by_prompts[name] = {"judges": judge_findings, "raters": rater_findings}
+      rater_findings[rater.name] = findings.of_ratings(ratings, closed)
+    findings_by_prompts[name] = {
+      "judges": judge_findings,
+      "raters": rater_findings,
+      "agreement": agreement.between_judges(votes_by_judge),
+    }
   figure_rows = figures.figure_rows(findings_by_prompts, config.baseline)
   figures.write(folder, figure_rows)
   check = _check_judges(opened_judges, check_records, folder, config.preference.margin)
@@ -228,14 +240,12 @@ def _judge_findings(
   config: EvalSettings,
   prompts: str,
   judge: Judge | Labels,
-  answers: Answers,
-  folder: Path,
+  models: Sequence[str],
+  judged: Sequence[Vote],
 ) -> dict[str, Any]:
-  """Asks one judge about the answers to one set of prompts."""
-  pairs = _pairs(answers.models, config.baseline, config.preference.pairs)
-  votes = judging.collect_votes(judge, answers, pairs, folder, config.preference.margin)
+  """Returns what the votes of one judge on one set of prompts say."""
   # Intervals draw prompts by the same seed for every judge.
-  judge_findings = findings.of_votes(votes, answers.models, config.baseline, config.seed)
+  judge_findings = findings.of_votes(judged, models, config.baseline, config.seed)
   for model, model_rates in judge_findings["against_baseline"].items():
     model_rates["paper"] = figures.paper_win_rates(prompts, judge.name, model)
   if isinstance(judge, Labels):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from instructjax.errors import UserError
 from instructjax.evals.preference import judgements
 from instructjax.evals.preference.judges import SCORES, Judge
 from instructjax.evals.preference.judging import Orders, orders_of_verdicts, outcome
+from instructjax.evals.preference.votes import Vote
 
 
 class Pair(NamedTuple):
@@ -64,21 +65,63 @@ def _compare(orders: Orders, rank_a: int, rank_b: int) -> np.ndarray:
   # +1 where `a` is preferred, -1 where `b` is, 0 for a tie; rank 1 is the best.
   judge_sign = np.sign(sum(orders) - 0.5 * len(orders))
   labeler_sign = np.sign(rank_b - rank_a)
-  strict = judge_sign != 0 and labeler_sign != 0
-  same_strictly = strict and judge_sign == labeler_sign
-  agreement_with_ties = 1 - abs(judge_sign - labeler_sign) / 2
   # A judge that scores has one order, which counts neither as consistent nor as inconsistent.
   changed = orders[0] != orders[-1]
   other_orders = len(orders) - 1
   return np.array(
     [
-      *(same_strictly, strict),
-      *(agreement_with_ties, 1),
+      *_agree(float(judge_sign), float(labeler_sign)),
       *(orders.count(0.5), len(orders)),
       *(changed, other_orders),
     ],
     dtype=float,
   )
+
+
+def between_judges(votes_by_judge: Mapping[str, Sequence[Vote]]) -> dict[str, dict[str, Any]]:
+  """Returns how often each two judges agree on the same pairs of answers, people among them.
+
+  Each entry {"x / y": {agreement, agreement_ties}} has the figures of `with_people`, over the pairs
+  that both have judged. Where a judge is several people, each of them counts, and "x / x" is their
+  agreement with each other. Judges without a pair in common have no entry.
+  """
+  signs_by_judge = {judge: _signs(judged) for judge, judged in votes_by_judge.items()}
+  table = {}
+  for x, y in combinations_with_replacement(signs_by_judge, 2):
+    sums_by_prompt: dict[str, np.ndarray] = {}
+    for key, signs in signs_by_judge[x].items():
+      if x == y:
+        both = list(combinations(signs, 2))
+      else:
+        both = list(product(signs, signs_by_judge[y].get(key, ())))
+      for sign, other_sign in both:
+        sums = sums_by_prompt.setdefault(key[0], np.zeros(4))
+        sums += _agree(sign, other_sign)
+    if sums_by_prompt:
+      rows = np.stack(list(sums_by_prompt.values()))
+      table[f"{x} / {y}"] = {
+        "agreement": intervals.share(rows[:, 0:2]),
+        "agreement_ties": intervals.share(rows[:, 2:4]),
+      }
+  return table
+
+
+def _signs(judged: Sequence[Vote]) -> dict[tuple[str, str, str], list[float]]:
+  """Returns the verdicts on each pair of answers: 1 where the first won, -1, or 0 for a tie."""
+  signs: dict[tuple[str, str, str], list[float]] = {}
+  for vote in judged:
+    # Judges may name the two models in another order.
+    ordered = vote if vote.a < vote.b else vote.reversed()
+    sign = float(np.sign(ordered.won - 0.5))
+    signs.setdefault((ordered.prompt, ordered.a, ordered.b), []).append(sign)
+  return signs
+
+
+def _agree(sign: float, other_sign: float) -> tuple[float, float, float, float]:
+  """Returns (the same order, both have one) and (the agreement with ties as half, 1)."""
+  strict = sign != 0 and other_sign != 0
+  same = strict and sign == other_sign
+  return float(same), float(strict), 1 - abs(sign - other_sign) / 2, 1.0
 
 
 def of_people(records: Sequence[Comparison]) -> Mapping[str, Any] | None:

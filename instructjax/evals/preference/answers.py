@@ -55,6 +55,11 @@ class Answers:
     return self._owners.get((prompt, text.strip()), ())
 
 
+def length_difference(text: str, other_text: str) -> int:
+  """Returns how many characters the first text is longer than the second."""
+  return len(text.strip()) - len(other_text.strip())
+
+
 def log_length_ratio(text: str, other_text: str) -> float:
   """Returns the log of the ratio of two lengths in characters; an empty text counts as 1."""
   length = max(len(text.strip()), 1)

@@ -119,7 +119,7 @@ def strengths_and_rates(
   base = list(models).index(baseline) if baseline in models else 0
 
   def estimate(point: Real, drawn_points: np.ndarray) -> Estimate:
-    return intervals.with_ends(float(point), drawn_points, len(judged))
+    return intervals.with_ends(float(point), drawn_points, len(judged), len(draws.prompt))
 
   strength_estimates: dict[str, Estimate] = {}
   rate_estimates: dict[str, Estimate] = {}
@@ -173,13 +173,16 @@ def consistency(
   if not (direct_votes and a_votes and b_votes):
     return None
   direct, drawn_direct = _rate(direct_votes, draws)
+  prompts = len({vote.prompt for vote in direct_votes})
   a_rate, drawn_a = _rate(a_votes, draws)
   b_rate, drawn_b = _rate(b_votes, draws)
   # Two models that both won everything have infinite logits, whose difference is no number.
   with np.errstate(invalid="ignore"):
     implied = sigmoid(logit(a_rate) - logit(b_rate))
     drawn_implied = sigmoid(logit(drawn_a) - logit(drawn_b))
-  direct_estimate = intervals.with_ends(direct, drawn_direct, len(direct_votes))
+  direct_estimate = votes.main_estimate(
+    votes.shares(direct_votes, [vote.won for vote in direct_votes], paired=True)
+  )
   if not np.isfinite(implied):
     return {
       "direct": direct_estimate,
@@ -193,11 +196,17 @@ def consistency(
     float(direct - implied),
     drawn_difference,
     len(direct_votes),
+    prompts,
   )
   standard_error = float(np.nanstd(drawn_difference))
   return {
     "direct": direct_estimate,
-    "implied": intervals.with_ends(float(implied), drawn_implied, len(a_votes) + len(b_votes)),
+    "implied": intervals.with_ends(
+      float(implied),
+      drawn_implied,
+      len(a_votes) + len(b_votes),
+      prompts,
+    ),
     "difference": difference,
     "z": difference.value / standard_error if standard_error else float("nan"),
     "agree": difference.low <= 0 <= difference.high,

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from instructjax.evals import paper
-from instructjax.evals.preference.rates import main_estimate
+from instructjax.evals.preference.votes import main_estimate
 from instructjax.runs import writers
 
 Row = dict[str, Any]
@@ -189,7 +189,7 @@ def _win_rate_rows(
   for model, rates in against_baseline.items():
     estimates[model] = main_estimate(rates["rate"])._asdict()
   # By definition; a curve over sizes needs this point.
-  estimates[baseline] = {"value": 0.5, "low": 0.5, "high": 0.5, "n": 0}
+  estimates[baseline] = {"value": 0.5, "low": 0.5, "high": 0.5, "n": 0, "clusters": 0}
   rows = []
   for model, estimate in estimates.items():
     row = {

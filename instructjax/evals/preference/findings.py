@@ -48,7 +48,7 @@ def of_votes(
       head_to_head[pair] = {
         "a": a,
         "b": b,
-        "rate": votes.shares(draws, pair_votes, [vote.won for vote in pair_votes]),
+        "rate": votes.shares(pair_votes, [vote.won for vote in pair_votes], paired=True),
         "paper": figures.headline(a, b),
       }
     comparison = bradley_terry.consistency(a, b, baseline, judged, draws)
@@ -59,7 +59,7 @@ def of_votes(
     "prompts": len(draws.prompt),
     "labelers": len(draws.labeler),
     "same": sum(vote.orders == (0.5,) and vote.ratio == 0 for vote in judged),
-    "order": rates.order_effect(judged, draws),
+    "order": rates.order_effect(judged),
     "against_baseline": against_baseline,
     "head_to_head": head_to_head,
     "bradley_terry": bradley_terry.strengths_and_rates(present, judged, draws, baseline),
@@ -76,7 +76,6 @@ def _ordered(models: Sequence[str]) -> list[str]:
 def of_ratings(
   rated: Sequence[RatedAnswer],
   closed: Mapping[str, bool],
-  seed: int,
 ) -> dict[str, Any]:
   """Returns the mean of each rating for each model.
 
@@ -89,9 +88,9 @@ def of_ratings(
     over       {measure: the prompts that it counts on, where not all}
     measures   {measure: {model: shares}}
   """
-  # A rating has no opponent; as a vote it takes part in the draws of prompts and labelers.
+  # A rating has no opponent; as a vote it belongs to its prompt and its labeler.
   as_votes = [Vote(each.prompt, each.model, "", (), labeler=each.labeler) for each in rated]
-  draws = votes.draw(as_votes, seed=seed)
+  labelers = {each.labeler for each in rated}
   measures: dict[str, dict[str, Any]] = {}
   over: dict[str, str] = {}
   for name in RATINGS:
@@ -106,9 +105,9 @@ def of_ratings(
     for model, model_places in places_by_model.items():
       values = [_measure_value(name, rated[at].rating) for at in model_places]
       model_votes = [as_votes[at] for at in model_places]
-      shares = votes.shares(draws, model_votes, values)
+      shares = votes.shares(model_votes, values)
       measures.setdefault(OPPOSITES.get(name, name), {})[model] = shares
-  return {"n": len(rated), "labelers": len(draws.labeler), "over": over, "measures": measures}
+  return {"n": len(rated), "labelers": len(labelers), "over": over, "measures": measures}
 
 
 def _measure_value(name: str, rating: Mapping[str, Any]) -> float:

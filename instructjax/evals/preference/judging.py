@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from instructjax.evals.preference import judgements, people
-from instructjax.evals.preference.answers import Answers, log_length_ratio
+from instructjax.evals.preference.answers import Answers, length_difference, log_length_ratio
 from instructjax.evals.preference.judges import SCORES, Judge
 from instructjax.evals.preference.people import Labels, RatedAnswer
 from instructjax.evals.preference.votes import Vote
@@ -62,6 +62,7 @@ def collect_votes(
       ratio=log_length_ratio(answers.text(a, item), answers.text(b, item)),
       labeler=judge.name,
       slices=answers.items[item].slices,
+      longer_by=length_difference(answers.text(a, item), answers.text(b, item)),
     )
     votes.append(vote)
   return votes

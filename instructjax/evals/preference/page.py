@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from instructjax.evals import numbers
 from instructjax.evals.page import estimate, legend, lines
 from instructjax.evals.preference import figures
 from instructjax.evals.tasks import Look
@@ -52,6 +53,7 @@ def draw(results: Mapping[str, Any], looks: Looks) -> str:
       # A judge may have no votes: labels of other models.
       if findings["against_baseline"] or findings["head_to_head"]:
         sections.append(_judge_section(prompts, judge, findings))
+    sections.append(_agreement_section(prompts, part.get("agreement", {})))
   sections.append(_check_section(results["check"]))
   return html.grid(panels) + "".join(sections)
 
@@ -135,7 +137,7 @@ def _estimates(rows: Sequence[Entry]) -> dict[str, Estimate]:
 
 
 def _forest_row(row: Entry, looks: Looks) -> Row:
-  value, low, high, _ = estimate(row)
+  value, low, high, _, _ = estimate(row)
   model = row["model"]
   return Row(model, [(looks[model].kind, value, low, high)])
 
@@ -147,7 +149,7 @@ def _share_cell(share: Entry | None) -> str:
   """Returns a share over its interval; a dash where there is none."""
   if not share or share["value"] is None:
     return DASH
-  return html.cell(estimate(share), True)
+  return f"{html.cell(estimate(share), True)}<small>n {numbers.counted(share)}</small>"
 
 
 def _main_cell(shares: Mapping[str, Any]) -> str:
@@ -259,8 +261,7 @@ def _slices_section(against_baseline: Mapping[str, Any]) -> str:
 def _slice_cell(rates: Mapping[str, Any], group: str, value: str) -> str:
   """Returns the rate of a model in one slice, which may hold none of its prompts."""
   share = rates["slices"].get(group, {}).get(value)
-  count = f"<small>n {share['n']:,}</small>" if share else ""
-  return _share_cell(share) + count
+  return _share_cell(share)
 
 
 def _notes(findings: Mapping[str, Any]) -> str:
@@ -282,9 +283,28 @@ def _notes(findings: Mapping[str, Any]) -> str:
     notes.append(f"{findings['same']:,} pairs of the same text count as ties.")
   if any(rates["flagged"] for rates in findings["against_baseline"].values()):
     notes.append("! marks a conclusion that is another one when both answers are equally long.")
+  for model, rates in findings["against_baseline"].items():
+    if rates["controlled"]["why"]:
+      notes.append(f"{model} has no rate at equal length: {rates['controlled']['why']}.")
+  notes.append(
+    "Rates at equal length are after AlpacaEval 2, without its difficulties of the instructions, "
+    "which these prompts do not have."
+  )
   if findings["bradley_terry"]["why"]:
     notes.append(f"Bradley-Terry: {findings['bradley_terry']['why']}.")
   return f'<p class="note">{escape(" ".join(notes))}</p>'
+
+
+def _agreement_section(prompts: str, table: Mapping[str, Any]) -> str:
+  """Returns how far judges agree with each other: people, reward models and language models."""
+  rows = []
+  for pair, estimates in table.items():
+    agreement = _share_cell(estimates["agreement"])
+    rows.append([escape(pair), agreement, _share_cell(estimates["agreement_ties"])])
+  if not rows:
+    return ""
+  head = ("judges", "the same order, ties left out", "ties half")
+  return f"<h3>Agreement of judges, {escape(prompts)}</h3>" + html.table(head, rows)
 
 
 def _check_section(check: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from instructjax.data.records import sources
 from instructjax.data.records.records import Comparison
 from instructjax.errors import UserError
-from instructjax.evals.preference.answers import Answers, log_length_ratio
+from instructjax.evals.preference.answers import Answers, length_difference, log_length_ratio
 from instructjax.evals.preference.votes import Vote
 
 NOBODY = "unnamed"  # the labeler of records that name none
@@ -76,14 +76,14 @@ def _votes_of_record(
   """Returns the votes of one labeler on one prompt."""
   labeler = record.labeler or NOBODY
 
-  def vote(a: str, b: str, outcome: float, ratio: float) -> Vote:
-    return Vote(record.prompt, a, b, (outcome,), ratio, labeler, slices)
+  def vote(a: str, b: str, outcome: float, ratio: float = 0.0, longer_by: int = 0) -> Vote:
+    return Vote(record.prompt, a, b, (outcome,), ratio, labeler, slices, longer_by)
 
   record_votes = []
   # Models behind the same completion tie.
   for models in owners:
     for a, b in combinations(models, 2):
-      record_votes.append(vote(a, b, 0.5, 0.0))
+      record_votes.append(vote(a, b, 0.5))
   # Models behind different completions stand as the labeler ranked these; rank 1 is the best.
   completions = zip(owners, record.completions, record.ranks, strict=True)
   for first, second in combinations(completions, 2):
@@ -91,9 +91,10 @@ def _votes_of_record(
     second_models, second_text, second_rank = second
     outcome = 0.5 if first_rank == second_rank else float(first_rank < second_rank)
     ratio = log_length_ratio(first_text, second_text)
+    longer_by = length_difference(first_text, second_text)
     # The same model owns both where the two texts differ in their outer spaces alone.
     pairs = [(a, b) for a, b in product(first_models, second_models) if a != b]
-    record_votes += [vote(a, b, outcome, ratio) for a, b in pairs]
+    record_votes += [vote(a, b, outcome, ratio, longer_by) for a, b in pairs]
   return record_votes
 
 

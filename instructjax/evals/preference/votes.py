@@ -1,18 +1,20 @@
-"""Votes on two models' answers to one prompt, and the draws that give 95 % intervals.
+"""Votes on two models' answers to one prompt, and what gives their 95 % intervals.
 
-The bootstrap draws prompts, not votes, because the votes on one prompt are not independent. Where
-several labelers voted, a second interval draws the labelers too: a vote then counts the product of
-how often its prompt and its labeler were drawn (Owen 2007, "The pigeonhole bootstrap"). That
-interval is about other labelers as well, and it is a little too wide.
+The rows of an interval are prompts, not votes, because the votes on one prompt are not independent.
+Where several labelers voted, a second interval is about other labelers too. The variance of a share
+is then the sum of that between prompts and that between labelers, less that between single votes,
+which is in both (Cameron, Gelbach and Miller 2011, "Robust inference with multiway clustering").
 
-All numbers about the same votes use the same draws, so that they can be compared.
+Strengths and rates at equal length have no such formula and are bootstrapped: a vote counts the
+product of how often its prompt and its labeler were drawn (Owen 2007, "The pigeonhole bootstrap"),
+which is a little too wide. All of them use the same draws, so that they can be compared.
 
-Dimensions: N votes, P prompts, L labelers, C columns, S draws.
+Dimensions: N votes, P prompts, L labelers, G groups of votes, C columns, S draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +34,8 @@ class Vote(NamedTuple):
   orders   the outcome with the answer of `a` shown first, then the one with it shown second; a
            single outcome where the order plays no role or nobody recorded it
   ratio    the log of the length of a's answer over that of b's, in characters
+  longer_by
+           the length of a's answer less that of b's, in characters
   slices   the value of the prompt in each group of slices
   """
 
@@ -42,6 +46,7 @@ class Vote(NamedTuple):
   ratio: float = 0.0
   labeler: str = ""
   slices: Mapping[str, str] = {}
+  longer_by: int = 0
 
   @property
   def won(self) -> float:
@@ -52,7 +57,13 @@ class Vote(NamedTuple):
     """Returns the same vote from the side of `b`."""
     # b's answer came first in the presentation in which a's came second.
     orders = tuple(1 - outcome for outcome in reversed(self.orders))
-    return self._replace(a=self.b, b=self.a, orders=orders, ratio=-self.ratio)
+    return self._replace(
+      a=self.b,
+      b=self.a,
+      orders=orders,
+      ratio=-self.ratio,
+      longer_by=-self.longer_by,
+    )
 
 
 def between(votes: Sequence[Vote], model: str, opponent: str) -> list[Vote]:
@@ -141,29 +152,61 @@ def weights(
 
 
 def share(
-  draws: Draws,
   votes: Sequence[Vote],
   values: Values,
   *,
   both: bool = False,
+  paired: bool = False,
 ) -> Estimate:
-  """Returns the mean of a value that each vote has."""
+  """Returns the mean of a value that each vote has.
+
+  With `both` the interval is over prompts and labelers. `paired` is for outcomes that compare two
+  models, see `intervals.share`.
+  """
   if not len(votes):
     return NOTHING
-  # The sum of the values and the number of votes, whose ratio is the mean.
-  ones = np.ones(len(votes))
-  parts = np.stack([np.asarray(values, np.float64), ones], axis=1)
-  drawn_parts = sums(draws, votes, parts, both=both)
-  # A draw without any of these votes is 0 / 0; `with_ends` leaves it out.
-  with np.errstate(invalid="ignore"):
-    drawn_means = drawn_parts[:, 0] / drawn_parts[:, 1]
-  return intervals.with_ends(float(parts[:, 0].mean()), drawn_means, len(votes))
+  parts = np.stack([np.asarray(values, np.float64), np.ones(len(votes))], axis=1)
+  by_prompt = _summed([vote.prompt for vote in votes], parts)
+  more = _labeler_variance(votes, parts) if both else 0.0
+  return intervals.share(by_prompt, paired=paired, more=more)
+
+
+def _labeler_variance(votes: Sequence[Vote], parts: Float[np.ndarray, "N 2"]) -> float:
+  """Returns the variance that labelers add to that over prompts.
+
+  It is scaled so that 1.96 standard deviations hold 95 %: few labelers tell little about how much
+  they differ (Satterthwaite 1946).
+  """
+  by_prompt = _summed([vote.prompt for vote in votes], parts)
+  by_labeler = _summed([vote.labeler for vote in votes], parts)
+  by_both = _summed([(vote.prompt, vote.labeler) for vote in votes], parts)
+  if len(by_prompt) < 2 or len(by_labeler) < 2:
+    return 0.0
+  over_prompts = intervals.variance_of_share(by_prompt)
+  more = intervals.variance_of_share(by_labeler) - intervals.variance_of_share(by_both)
+  if more <= 0:
+    return 0.0
+  precision = over_prompts**2 / (len(by_prompt) - 1) + more**2 / (len(by_labeler) - 1)
+  quantile = intervals.t_quantile((over_prompts + more) ** 2 / precision)
+  return more * (quantile / intervals.Z) ** 2
+
+
+def _summed(
+  groups: Sequence[Hashable],
+  columns: Float[np.ndarray, "N C"],
+) -> Float[np.ndarray, "G C"]:
+  """Returns the column sums of each group of votes."""
+  numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+  by_group = np.zeros((len(numbers), columns.shape[1]))
+  np.add.at(by_group, [numbers[group] for group in groups], columns)
+  return by_group
 
 
 def shares(
-  draws: Draws,
   votes: Sequence[Vote],
   values: Values,
+  *,
+  paired: bool = False,
 ) -> dict[str, Estimate | None]:
   """Returns the mean of a value that each vote has, with both of its intervals.
 
@@ -171,6 +214,13 @@ def shares(
   only one labeler.
   """
   by_both = None
-  if draws.labelers is not None:
-    by_both = share(draws, votes, values, both=True)
-  return {"by_prompt": share(draws, votes, values), "by_both": by_both}
+  if len({vote.labeler for vote in votes}) > 1:
+    by_both = share(votes, values, both=True, paired=paired)
+  return {"by_prompt": share(votes, values, paired=paired), "by_both": by_both}
+
+
+def main_estimate(shares: Mapping[str, Estimate | None]) -> Estimate:
+  """Returns the estimate to print: over prompts and labelers where there are several labelers."""
+  estimate = shares["by_both"] or shares["by_prompt"]
+  assert estimate is not None
+  return estimate

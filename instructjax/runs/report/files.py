@@ -157,9 +157,10 @@ def estimate(value: Any) -> Estimate | None:
   low = number(fields.get("low"))
   high = number(fields.get("high"))
   count = number(fields.get("n"))
+  clusters = number(fields.get("clusters"))
   if low is None or high is None:
     low = high = math.nan
-  return Estimate(point, low, high, int(count or 0))
+  return Estimate(point, low, high, int(count or 0), int(clusters or 0))
 
 
 def inside(tree: Any, *path: str) -> JsonObject:

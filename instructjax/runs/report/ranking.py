@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+from instructjax.intervals import wilson
 from instructjax.runs.report import page
 from instructjax.runs.report.figures import Mark, Row, Series, forest, plot
 from instructjax.runs.report.files import Run, estimate, inside, number
@@ -33,7 +33,6 @@ REFERENCE_NOTES = {
 # (key in results.json, the word before the name) of the parts that the accuracy is split into.
 PARTS = (("by_domain", ""), ("by_pool", ""), ("by_k", "K = "), ("by_labeler", ""))
 MOST_ROWS = 16  # of one kind of parts; the others are in results.json
-Z = 1.96  # standard deviations of a normal distribution that hold 95 % of it
 
 
 def ranking(run: Run) -> Section:
@@ -179,18 +178,3 @@ def calibration_note(rm: dict[str, Any], pairs: float) -> str:
   if error is not None:
     parts.append(f"Expected calibration error {page.percent(error)}.")
   return " ".join(parts)
-
-
-def wilson(share: float, n: float, z: float = Z) -> tuple[float, float]:
-  """Returns the ends of Wilson's score interval of a share of n.
-
-    (p + z²/2n ± z √(p (1 - p)/n + z²/4n²)) / (1 + z²/n)    (Wilson 1927)
-
-  Unlike p ± z √(p (1 - p)/n) it stays within 0 and 1, and has a width where p is 0 or 1.
-  """
-  z2 = z * z
-  middle = share + z2 / (2 * n)
-  variance = share * (1 - share) / n + z2 / (4 * n * n)
-  half = z * math.sqrt(variance)
-  scale = 1 + z2 / n
-  return (middle - half) / scale, (middle + half) / scale

@@ -1,0 +1,192 @@
+"""The numbers of an evaluation as one list, which results.csv, the terminal and the card print.
+
+The list has every estimate of a suite: those of its tasks, and those that it computes from all
+models together (win rates, the alignment tax, ratios, how good a judge is). The latter are found
+wherever they stand in that part of results.json, so that none can be on the page alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from instructjax import intervals
+from instructjax.evals import paper
+
+FIELDS = frozenset(("value", "low", "high", "n"))  # of an estimate
+# Parts of a path that name a container and tell a reader nothing.
+CONTAINERS = frozenset(
+  ("prompts", "judges", "raters", "measures", "models", "tax", "ratios", "differences", "rate")
+)
+# What repeats other numbers of the same part, or is not ours.
+REPEATED = frozenset(("figures", "paper", "paper_differences", "paper_fig4"))
+# Quantities that are no shares.
+NOT_SHARES = frozenset(("slope", "longer", "strength", "overall", "tax", "ratios", "tau_b"))
+# How a reader calls what results.json calls so.
+NAMES = {
+  "against_baseline": "win rate against the baseline",
+  "head_to_head": "direct win rate",
+  "controlled": "at equal length",
+  "bradley_terry": "Bradley-Terry",
+  "check": "beside people",
+  "agreement_ties": "agreement, ties half",
+  "order": "order of the answers",
+}
+Json = Mapping[str, Any]
+
+
+class Number(NamedTuple):
+  """An estimate, and what it is of.
+
+  task      the task, or the part of the suite that it belongs to
+  model     the model, the pair of models or the judge
+  estimate  the fields of results.json
+  metric    the name, with `percent` and `decimals` as in `tasks.Metric`
+  paper     the paper's numbers beside it
+  why       why there is no number, where the suite says so
+  folded    whether the page shows it only where a reader unfolds it
+  """
+
+  task: str
+  metric: str
+  model: str
+  estimate: Json
+  percent: bool = False
+  decimals: int = 3
+  paper: Sequence[float] = ()
+  why: str = ""
+  folded: bool = False
+
+
+def of_tasks(part: Json) -> Iterator[Number]:
+  """Yields the numbers of every task of a suite, model by model."""
+  for task, about in part["tasks"].items():
+    for metric in about["metrics"]:
+      for model, estimates in about["models"].items():
+        yield Number(
+          task,
+          metric["name"],
+          model,
+          estimates[metric["name"]],
+          metric["percent"],
+          metric["decimals"],
+          metric["paper"].get(model, ()),
+        )
+
+
+def of_all_models(suite: str, part: Json) -> Iterator[Number]:
+  """Yields the numbers that a suite computed from all models together."""
+  yield from _inside(suite, part["models"], part.get("together") or {}, ())
+
+
+def of_suite(suite: str, part: Json) -> Iterator[Number]:
+  """Yields all numbers of a suite."""
+  yield from of_tasks(part)
+  yield from of_all_models(suite, part)
+
+
+def _inside(
+  suite: str,
+  models: Sequence[str],
+  tree: Any,
+  path: tuple[str, ...],
+) -> Iterator[Number]:
+  """Yields the estimates inside of a part of results.json."""
+  if isinstance(tree, Mapping):
+    if tree.keys() >= FIELDS:
+      yield _number(suite, models, tree, path)
+      return
+    if "by_prompt" in tree:
+      # Over prompts and labelers where there are several: the one that the page shows.
+      yield from _inside(suite, models, tree["by_both"] or tree["by_prompt"], path)
+      return
+    why = tree.get("why") or ""
+    for name, branch in tree.items():
+      if name in REPEATED:
+        continue
+      if name == "models" and "differences" in tree:
+        continue  # the tax repeats the values of the tasks
+      for number in _inside(suite, models, branch, (*path, name)):
+        yield number._replace(why=why) if why and number.estimate["value"] is None else number
+  elif isinstance(tree, list):
+    for place, branch in enumerate(tree):
+      # Rows of a table say what they are of; others are counted.
+      names = (str(place + 1),)
+      if isinstance(branch, Mapping):
+        names = tuple(str(branch[key]) for key in ("task", "prompt", "metric") if key in branch)
+      yield from _inside(suite, models, branch, (*path, *names))
+
+
+def _number(suite: str, models: Sequence[str], estimate: Json, path: tuple[str, ...]) -> Number:
+  """Returns an estimate with names out of the path to it."""
+  model = ""
+  for name in path:
+    if name in models or " / " in name:
+      model = name
+  places = [name for name in path if name != model and name not in CONTAINERS]
+  words = [NAMES.get(name, name.replace("_", " ")) for name in places]
+  if not model and len(words) > 1:
+    # How good a judge is: the judge stands where others have a model.
+    model = words.pop(-2)
+  return Number(
+    suite,
+    ", ".join(words),
+    model,
+    estimate,
+    percent=not NOT_SHARES & set(path),
+    folded="slices" in path,
+  )
+
+
+# --- text ---
+
+
+def text(number: Number) -> str:
+  """Returns the value with its unit and its interval on one line."""
+  value, low, high = (number.estimate[name] for name in ("value", "low", "high"))
+  if value is None:
+    return f"– ({number.why})" if number.why else "–"
+  line = scaled(number, value)
+  if number.percent:
+    line += " %"
+  if low is not None and high is not None:
+    line += f" ({scaled(number, low)} to {scaled(number, high)})"
+  return line
+
+
+def scaled(number: Number, value: float) -> str:
+  """Returns a value as its metric is shown, without the unit."""
+  if number.percent:
+    return f"{100 * value:.1f}"
+  return f"{value:.{number.decimals}f}"
+
+
+def counted(estimate: Json) -> str:
+  """Returns the number of items and of the clusters that they are in."""
+  clusters = int(estimate.get("clusters") or 0)
+  return intervals.counted(intervals.NOTHING._replace(n=int(estimate["n"]), clusters=clusters))
+
+
+def paper_columns(number: Number) -> list[float | str]:
+  """Returns the paper's number of each size, "" where it has none for this model."""
+  # A model METHOD@SIZE has one number, in the column of its size.
+  number_by_size = dict(zip(paper.sizes(number.model), number.paper, strict=False))
+  return [number_by_size.get(size, "") for size in paper.SIZES]
+
+
+def count_intervals(results: Json) -> int:
+  """Returns how many intervals an evaluation shows: of values, of differences and of slices."""
+  count = 0
+  for suite, part in results["suites"].items():
+    count += sum(number.estimate["low"] is not None for number in of_suite(suite, part))
+    for about in part["tasks"].values():
+      count += _count(about["differences"]) + _count(about["slices"])
+  return count
+
+
+def _count(tree: Any) -> int:
+  if not isinstance(tree, Mapping):
+    return 0
+  if tree.keys() >= FIELDS:
+    return int(tree["low"] is not None)
+  return sum(_count(branch) for branch in tree.values())
