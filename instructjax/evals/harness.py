@@ -100,7 +100,7 @@ def main(
     running.devices(config.mesh) as parts,
     writers.open_run(workdir, to_dict(config), seed=config.seed),
   ):
-    # The harness's published tables are of plain text: a template is for those who ask for it.
+    # Published tables of the harness are of plain text, unless its own switch asks for a template.
     if config.template == chat.AUTO:
       config = dataclasses.replace(config, template="")
     model = subjects.open_subject(source, config, parts)
