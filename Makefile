@@ -7,7 +7,7 @@ ARGS ?=
 # mesh.  For a second Python, whose jax is newer.
 NEWEST := $(addprefix tests/,$(addsuffix .py,method/test_x64 method/test_ppo_by_hand method/test_steps method/test_dpo \
   method/test_bestofn method/test_sharding models/test_gpt models/test_llama models/test_transformer \
-  models/test_attention models/test_lora system/test_keys plan/test_collectives stages/test_stages))
+  models/test_attention models/test_lora system/test_keys plan/test_plan plan/test_collectives stages/test_stages))
 TWO := $(BIN)/python -m pytest -n 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 

@@ -56,8 +56,8 @@ def pytest_collection_finish():
 
 
 # Linux gives a process 65,530 mapped regions (vm.max_map_count) and lets XLA die at the next one.
-# Every compiled program has three of its own, and the tests of a worker compile 15,000 programs and
-# more, of which a module seldom needs those of another.
+# Every compiled program has three or more of its own, and the tests of a worker would compile more
+# than 20,000 programs. A module seldom needs those of another.
 MANY_REGIONS = 20_000
 
 
@@ -67,16 +67,21 @@ def mapped_regions() -> int:
   return regions.read_bytes().count(b"\n") if regions.exists() else 0
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiled_programs():
-  """Traced and compiled programs stay for the modules after this one, until they are too many.
-
-  The collector, which loop.fit calls, need not walk them again.
-  """
-  yield
-  if mapped_regions() > MANY_REGIONS:
+def pytest_runtest_logreport(report):
+  """Drops the programs when they are too many, after what took long enough to compile many."""
+  if report.duration > 1 and mapped_regions() > MANY_REGIONS:
     gc.unfreeze()
     jax.clear_caches()
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen_heap():
+  """Traced and compiled programs stay: the collector, which loop.fit calls, need not walk them
+  again.
+  """
+  yield
   gc.collect()
   gc.freeze()
 

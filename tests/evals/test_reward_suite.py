@@ -104,7 +104,7 @@ def test_accuracy_by_group_and_calibration(tmp_path, source, capsys):
   assert "p given" in page and "Calibration" in page
   table_csv = (tmp_path / "run" / "results.csv").read_text()
   rows = list(csv.DictReader(table_csv.splitlines()))
-  assert {row["metric"] for row in rows} == set(table)
+  assert {row["metric"] for row in rows} == {*table, "reward/comparisons, slope"}
   captured = capsys.readouterr()
   assert "66.7" in captured.out and captured.err.startswith("eval: reward models rm=")
 

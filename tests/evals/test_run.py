@@ -177,7 +177,13 @@ def test_everything_is_left_in_the_directory(tmp_path):
   task = written["suites"]["plain"]["tasks"]["plain/one"]
   assert task["n"] == 6 and set(task["models"]) == {"base", "sft"} and task["about"] == "a test"
   assert task["differences"]["base"]["logp"]["value"] == 0  # the same weights
-  assert task["models"]["base"]["none"] == {"value": None, "low": None, "high": None, "n": 0}
+  assert task["models"]["base"]["none"] == {
+    "value": None,
+    "low": None,
+    "high": None,
+    "n": 0,
+    "clusters": 0,
+  }
   assert task["metrics"][0]["paper"]["base"] == [0.587, 0.654, 0.798]
   assert set(task["slices"]["size"]) == {"long", "short"}
   lines = [

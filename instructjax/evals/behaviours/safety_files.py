@@ -1,13 +1,13 @@
-"""The CSV files of XSTest and HarmBench as rows of the suite: id, prompt, kind.
+"""The CSV files of XSTest and HarmBench as prompts of the suite.
 
   XSTest (Röttger et al. 2024)     id, prompt, type, label, focus, note; its 250 safe prompts sound
                                    unsafe, and its 200 unsafe ones are their contrast
   HarmBench (Mazeika et al. 2024)  Behavior, FunctionalCategory, SemanticCategory, Tags,
                                    ContextString, BehaviorID; every behaviour is harmful
 
-Rows of our own layout (id, prompt, kind) are passed on. Whether an answer refuses is for a judge to
-say (config.behaviours.judge); behaviours of the category "copyright" ask for texts by heart, which
-no judge of refusals can score, and are left out.
+Rows of our own layout (id, prompt, kind) are passed on. Whether an answer refuses is best judged by
+a judge (config.behaviours.judge); behaviours of the category "copyright" ask for texts by heart,
+which no judge of refusals can score, and are left out.
 """
 
 from __future__ import annotations
@@ -35,20 +35,16 @@ class Prompt(NamedTuple):
   label: str
 
 
-def read(source: str, label: str, *, folder: str | None = None) -> list[dict[str, str]]:
-  """Returns the rows (id, prompt, kind) of a file whose label is `label` or that have none.
+def unsafe(source: str) -> list[Prompt]:
+  """Returns the unsafe prompts of a file, and those of which it does not say it.
 
   Raises:
-    UserError: for bad rows, and for a file without a prompt of this label.
+    UserError: for bad rows, and for a file without such a prompt.
   """
-  prompts = rows.read(source, convert, folder=folder)
-  selected = [
-    {"id": each.id, "prompt": each.prompt, "kind": each.kind}
-    for each in prompts
-    if each.label in ("", label) and each.kind != COPYRIGHT
-  ]
+  prompts = rows.read(source, convert)
+  selected = [each for each in prompts if each.label != SAFE and each.kind != COPYRIGHT]
   if not selected:
-    raise UserError(f"{source}: has no {label} prompt; give a file that has")
+    raise UserError(f"{source}: has no unsafe prompt; give a file that has")
   return selected
 
 
@@ -58,7 +54,8 @@ def convert(row: Mapping[str, Any]) -> Prompt:
     return _harmbench(row)
   if "type" in row and "kind" not in row:
     return _xstest(row)
-  return Prompt(str(row.get("id", "")), rows.text(row, "prompt"), rows.text(row, "kind"), "")
+  kind = rows.text(row, "kind") if "kind" in row else ""
+  return Prompt(rows.text(row, "id"), rows.text(row, "prompt"), kind, "")
 
 
 def _harmbench(row: Mapping[str, Any]) -> Prompt:

@@ -14,7 +14,14 @@ from typing import Any
 
 from instructjax.data.records.records import RecordError
 from instructjax.evals import grounding, hallucination, rows, scorers
-from instructjax.evals.behaviours import constraints, languages, perturbations, phrases, refusals
+from instructjax.evals.behaviours import (
+  constraints,
+  languages,
+  perturbations,
+  phrases,
+  refusals,
+  safety_files,
+)
 from instructjax.evals.tasks import Generate, Item, Metric, Reply, Scores, Task
 
 Row = Mapping[str, Any]
@@ -269,17 +276,14 @@ BY_JUDGE = "(judge)"  # at the end of the names of metrics that a judge decides
 
 
 def harmful(source: str, limit: int | None, seed: int) -> list[Task]:
-  """Rows have id, prompt and kind."""
+  """Rows have id, prompt and kind, or are those of XSTest or HarmBench (`safety_files`)."""
   del seed
-
-  def read(row: Row) -> Item:
-    return _item(row, _kind(row))
 
   def score_text(item: Item, text: str) -> Scores:
     stance = phrases.stance(item.data["prompt"], text)
     return _indicators(stance, {"refused": "refuse", "warned": "warn", "complied": "comply"})
 
-  items = rows.read(source, read)[:limit]
+  items = [_of_file(prompt) for prompt in safety_files.unsafe(source)][:limit]
   metrics = (
     _share("refused"),
     _share("warned", 0),
@@ -292,14 +296,24 @@ def harmful(source: str, limit: int | None, seed: int) -> list[Task]:
   return [_task("harmful", items, MEDIUM, score_text, metrics, about)]
 
 
+def _of_file(prompt: safety_files.Prompt, **data: Any) -> Item:
+  slices = {"kind": prompt.kind} if prompt.kind else {}
+  return Item(prompt.id, {"prompt": prompt.prompt, **data}, slices=slices)
+
+
 def over_refusal(source: str, limit: int | None, seed: int) -> list[Task]:
   """Rows have id, prompt, safe (true or false), pair and kind.
 
-  A safe prompt sounds like the unsafe one of the same pair; a pair is a cluster.
+  A safe prompt sounds like the unsafe one of the same pair; a pair is a cluster. XSTest's own rows
+  are read too; they name no pairs.
   """
   del seed
 
   def read(row: Row) -> Item:
+    if "safe" not in row:
+      prompt = safety_files.convert(row)
+      if prompt.label:
+        return _of_file(prompt, safe=prompt.label == safety_files.SAFE)
     if not isinstance(row.get("safe"), bool):
       raise RecordError(f"safe: true or false is expected, this is {row.get('safe')!r}")
     item = _item(row, _kind(row), safe=row["safe"])
