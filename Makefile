@@ -3,10 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# What depends on jax, once: every step of the method, every family of models, a run of every stage, its program on a
+# mesh.  For a second Python, whose jax is newer.
+NEWEST := $(addprefix tests/,$(addsuffix .py,method/test_x64 method/test_ppo_by_hand method/test_steps method/test_dpo \
+  method/test_bestofn method/test_sharding models/test_gpt models/test_llama models/test_transformer \
+  models/test_attention models/test_lora system/test_keys plan/test_plan plan/test_collectives stages/test_stages))
 TWO := $(BIN)/python -m pytest -n 2 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: quickstart test test-fast test-slow test-oracles test-plan test-browser test-wheel lint lock clean
+.PHONY: quickstart test test-fast test-newest test-slow test-oracles test-plan test-browser test-wheel lint lock clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/instructjax quickstart $(ARGS)
@@ -15,6 +20,9 @@ test: lint test-fast
 
 test-fast: $(VENV)/.test
 	$(TWO) $(ARGS)
+
+test-newest: $(VENV)/.test
+	$(TWO) $(NEWEST) $(ARGS)
 
 test-slow: $(VENV)/.test
 	$(TWO) -m slow $(ARGS)

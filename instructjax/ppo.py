@@ -229,12 +229,18 @@ def rollout(
 
   Raises:
     ValueError: when the settings cut the distribution or ask for several responses. The ratios and
-      the KL of PPO are of whole distributions.
+      the KL of PPO are of whole distributions. Also where ratios would begin at the
+      log-probabilities of a sampler whose weights or cache are int8.
   """
   sampling = ppo.sampling
   if sampling.top_k or sampling.top_p < 1 or sampling.n > 1:
     raise ValueError(
       f"PPO draws one response from the whole distribution, this does not: {sampling}"
+    )
+  if sampling.is_rounded and ppo.cfg.old_logp == "sampler":
+    raise ValueError(
+      "old_logp='sampler' takes the log-probabilities of a model that int8 has rounded: its ratios "
+      "would not begin at the policy that learns; choose old_logp='trainer'"
     )
   # The policy that samples is the one that learns, with the same weights.
   policy = frozen.trunk | params["policy"]
@@ -366,10 +372,12 @@ def policy_measures(
   mask: Bool[Array, "B R"],
 ) -> Metrics:
   """Returns what only the trainer's own pass of the policy that sampled can measure."""
+  error = jnp.abs(sampled_logp - logp)
   return {
     "objective/entropy": (entropy * mask).sum(1).mean(),
     # How far sampler and trainer are apart: rounding, or a bug.
-    "rollout/logp_error": jnp.max(jnp.abs(sampled_logp - logp) * mask),
+    "rollout/logp_error": returns.masked_mean(error, mask),
+    "rollout/logp_error_max": jnp.max(error * mask),
   }
 
 
@@ -577,8 +585,8 @@ def improve(
   Metrics are means over the updates, but for those whose name ends in `_max` or `_min`.
   `policy/ratio_first` is the largest ratio of the first update, and `policy/ema_distance` how far
   the average of the weights lies behind them, as a share of their norm. Where the sampler's
-  log-probabilities are taken, `objective/entropy` and `rollout/logp_error` are those of the first
-  minibatch.
+  log-probabilities are taken, `objective/entropy`, `rollout/logp_error` and its maximum are those
+  of the first minibatch.
 
   Raises:
     ValueError: when ptx_coef asks for pretraining text and there is none, and when its rows are no
@@ -636,7 +644,7 @@ def improve(
   # 1 up to rounding, and exactly 1 with `old_logp` "sampler": nothing has been learnt yet.
   summary["policy/ratio_first"] = metrics["policy/ratio_max"][0]
   if sampled:
-    for name in ("objective/entropy", "rollout/logp_error"):
+    for name in ("objective/entropy", "rollout/logp_error", "rollout/logp_error_max"):
       summary[name] = metrics[name][0]
 
   average = state.ema

@@ -59,6 +59,7 @@ GROUPS = 16
 GROUP_TOKENS = 32
 FIRST_GROUPS = 4  # the groups, where nothing is ever refilled
 HALVINGS = 3  # how often the last rows move together
+STORED = ("float", "int8")  # how weights and cache may be stored
 CHUNKS = 16  # a prompt of full length is read in so many parts, of 8 columns or a multiple
 
 
@@ -71,7 +72,10 @@ class Sampling:
   ratios and its KL are of whole distributions, and what is cut away is never tried, so that
   nothing can teach the policy to say it.
 
-  Raises UserError unless top_k >= 0 and 0 < top_p <= 1.
+  With `weights` or `cache` "int8" the model that samples is a rounded copy (`models.int8`), and so
+  are the log-probabilities that it reports.
+
+  Raises UserError unless top_k >= 0, 0 < top_p <= 1, and `weights` and `cache` are in STORED.
   """
 
   response: int
@@ -83,6 +87,8 @@ class Sampling:
   n: int = 1  # responses of each prompt, which is read once for all of them; PPO draws one
   # False where the weights do not fit whole along fsdp: gathered a layer at a time, in every step
   whole: bool = True
+  weights: str = "float"  # of matrices: as they are, or "int8", made once a rollout
+  cache: str = "float"  # of keys and values: in the compute dtype, or "int8"
   # rows that are sampled at a time, on all devices; 0 is a quarter of the rows of each device, and
   # at least LEAST_SLOTS on each
   slots: int = 0
@@ -94,6 +100,14 @@ class Sampling:
         "a share above 0 and up to 1 "
         "(1 keeps all)"
       )
+    for name, stored in (("weights", self.weights), ("cache", self.cache)):
+      if stored not in STORED:
+        raise UserError(f"{name} is {stored!r}: choose one of {', '.join(STORED)}")
+
+  @property
+  def is_rounded(self) -> bool:
+    """Whether another model samples than the one that is scored: one rounded to integers."""
+    return "int8" in (self.weights, self.cache)
 
 
 def truncate(
@@ -356,7 +370,7 @@ def empty_slots(s: Sampler) -> Slots:
 
 def init_cache(s: Sampler, rows: int, length: int) -> Cache:
   """Returns an empty cache whose blocks are those of all caches of this loop."""
-  return s.lm.init_cache(rows, length, s.shape.block)
+  return s.lm.init_cache(rows, length, s.shape.block, s.cfg.cache == "int8")
 
 
 # --- a token ---
@@ -611,12 +625,13 @@ def sample(
   cache.check_context(lm.context, P + cfg.response)
   shape = shape_of(cfg, B, P)
   shards = sharding.batch_shards()
+  columns = shape.prompt + shape.response
   axes = sharding.row_axes(
-    lambda rows: lm.init_cache(rows, shape.prompt + shape.response, shape.block), shards
+    lambda rows: lm.init_cache(rows, columns, shape.block, cfg.cache == "int8"), shards
   )
   sampler = Sampler(
     lm=lm,
-    layers=lm.unstack(params, whole=cfg.whole),
+    layers=lm.unstack(params, whole=cfg.whole, int8_weights=cfg.weights == "int8"),
     prompts=prompts,
     queue=queue_of(prompts),
     key=key,

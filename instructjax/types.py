@@ -69,15 +69,15 @@ class LM(NamedTuple):
         place of `stem(params, tokens, valid, branch)`; a given `key` switches residual dropout on.
     logits(params, hidden)
         Returns [..., V] float32 from [..., D].
-    unstack(params, *, whole=True)
+    unstack(params, *, whole=True, int8_weights=False)
         Returns the same parameters laid out and cast for decoding, the blocks as a tuple of
         layers. `whole` gathers them along fsdp once; without it every step gathers them, a layer
-        at a time.
-    init_cache(batch, length, block=None)
+        at a time. `int8_weights` makes the matrices integers (`models.int8`).
+    init_cache(batch, length, block=None, int8_cache=False)
         Returns an empty key/value cache with room for `length` columns, kept in blocks of `block`
-        columns where the model keeps blocks. It is a dict with two entries that others set:
-        `position` says which position of its row each column holds, -1 for none, and `index` is
-        the column to write next.
+        columns where the model keeps blocks, and in integers with `int8_cache`. It is a dict with
+        two entries that others set: `position` says which position of its row each column holds,
+        -1 for none, and `index` is the column to write next.
     decode(unstacked, tokens [B, t], valid [B, t], cache)
         Returns ([B, t, D] hidden, cache). It writes t positions into the columns from `index` on.
         Each of them attends to the columns that hold a position of its row up to its own: t > 1

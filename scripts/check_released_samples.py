@@ -13,6 +13,8 @@ ours to pass on.
                  lab/alpaca_eval has it; the raw win rates are
                checked against the win_rate of --leaderboard.  --annotator names another than
                weighted_alpaca_eval_gpt4_turbo.
+  --alias        FOLDER=NAME where the annotations of a folder call its model otherwise; the
+               published NullModel is "example": --alias=NullModel=example.
 
 Prints a line for each value and what was not checked; the exit code is 1 where a value is off, 2
 where files cannot be read.
@@ -44,11 +46,12 @@ MODELS = {
   "PPO-ptx": "ppo-ptx",
 }  # the paper's names -> the files'
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
-TLDR = {  # ROUGE-L on the released samples; the paper's row is a copy of CNN/DM's
-  "GPT": (0.113, 0.148, 0.176),
-  "SFT": (0.127, 0.146, 0.166),
-  "PPO": (0.135, 0.140, 0.134),
-  "PPO-ptx": (0.127, 0.136, 0.120),
+# Stemmed ROUGE-L on the released samples; the paper's row is a copy of CNN/DM's.
+TLDR = {
+  "GPT": (0.1133, 0.1475, 0.1759),
+  "SFT": (0.1275, 0.1455, 0.1664),
+  "PPO": (0.1346, 0.1396, 0.1344),
+  "PPO-ptx": (0.1274, 0.1355, 0.1199),
 }
 NOT_CHECKED = (
   "drop_samples.csv: its 100 rows do not give the paper's DROP values with any scorer known to us, "
@@ -93,10 +96,13 @@ def table(path: Path, columns: Sequence[str]) -> list[Row]:
 
 
 def of(rows: Iterable[Row], model: str, prompt: str) -> list[Row]:
-  """The rows of a model, and of a form of prompt if it is not "".  Raises UserError where there is
-  none.
+  """The rows of a model, and of a form of prompt if it is not "": one file has no such column.
+
+  Raises UserError where there is none.
   """
-  found = [row for row in rows if row["model_type"] == model and prompt in ("", row["prompt_type"])]
+  found = [row for row in rows if row["model_type"] == model]
+  if prompt:
+    found = [row for row in found if row["prompt_type"] == prompt]
   if not found:
     raise UserError(
       f"model_type {model!r}, prompt_type {prompt!r}: no such row; give the file as it was released"
@@ -112,7 +118,7 @@ def squad(rows: Sequence[Row]) -> list[Check]:
 
 
 def translation(rows: Sequence[Row]) -> list[Check]:
-  """BLEU; how the known values were tokenised was not written down."""
+  """BLEU of the corpus, with 13a tokens."""
   found = []
   for model, known in (("gpt-xl", 29.6), ("ppo-noptx-175b", 22.0)):
     counts = [
@@ -124,20 +130,21 @@ def translation(rows: Sequence[Row]) -> list[Check]:
         f"Fr-En zero-shot BLEU, {model}",
         float(text_metrics.bleu(np.sum(counts, axis=0))),
         known,
-        0.3,
+        0.05,
       )
     )
   return found
 
 
 def summaries(rows: Sequence[Row]) -> list[Check]:
-  """ROUGE-L; whether the known values were stemmed was not written down."""
+  """ROUGE-L of stemmed words, as rouge-score has it with `use_stemmer`."""
   found = []
   for name, known in TLDR.items():
     for size, value in zip(SIZES, known, strict=True):
       mine = of(rows, f"{MODELS[name]}-{size}", "")
-      rouge = float(np.mean([text_metrics.rouge_l(row["sample"], row["ref_text"]) for row in mine]))
-      found.append(Check(f"TL;DR ROUGE-L, {MODELS[name]}-{size}", rouge, value, 0.01))
+      scores = [text_metrics.rouge_l(row["sample"], row["ref_text"], stemmed=True) for row in mine]
+      rouge = float(np.mean(scores))
+      found.append(Check(f"TL;DR ROUGE-L, {MODELS[name]}-{size}", rouge, value, 0.0006))
   return found
 
 
@@ -213,7 +220,7 @@ CONTEXT = ("model_type", "prompt_type", "sample")
 FILES: dict[str, tuple[Callable[[Sequence[Row]], list[Check]], tuple[str, ...]]] = {
   "squadv2_samples.csv": (squad, (*CONTEXT, "ref_text")),
   "fr_to_en_samples.csv": (translation, (*CONTEXT, "ref_text")),
-  "tldr_samples.csv": (summaries, (*CONTEXT, "ref_text")),
+  "tldr_samples.csv": (summaries, ("model_type", "sample", "ref_text")),
   "real_toxicity_samples.csv": (toxicity, (*CONTEXT, "toxicity")),
   "truthful_qa_samples.csv": (
     truthful,
@@ -241,18 +248,32 @@ def samples(folder: Path) -> tuple[list[Check], list[str]]:
 def win_rate(annotations: Sequence[Mapping[str, object]], model: str) -> intervals.Estimate:
   """The mean of preference - 1 in percent: 1 is all for generator_1, 2 all for generator_2, 0 a
   tie; null is left out.
+
+  Raises UserError where a pair does not say which of its sides is the model: to take the first
+  would turn the rate round.
   """
   values = []
-  for one in annotations:
-    value, second = one["preference"], one["generator_2"] == model
+  for number, pair in enumerate(annotations, 1):
+    sides = (pair["generator_1"], pair["generator_2"])
+    if (sides[0] == model) == (sides[1] == model):
+      raise UserError(
+        f"pair {number}: is between {sides[0]!r} and {sides[1]!r}, so which of them is {model!r} "
+        f"is unknown; name it with --alias=FOLDER=NAME"
+      )
+    value = pair["preference"]
     if isinstance(value, int | float) and value == value:
       share = (1.5 if value == 0 else float(value)) - 1
-      values.append(100 * (share if second else 1 - share))
+      values.append(100 * (share if sides[1] == model else 1 - share))
   return intervals.mean(np.array(values))
 
 
-def alpaca(folder: Path, leaderboard: Path, annotator: str) -> tuple[list[Check], list[str]]:
-  """(a check for each model that both have, the models that were left out)."""
+def alpaca(
+  folder: Path, leaderboard: Path, annotator: str, aliases: Mapping[str, str]
+) -> tuple[list[Check], list[str]]:
+  """(a check for each model that both have, the models that were left out).
+
+  `aliases` are the names that the annotations of a folder have for its model, by the folder.
+  """
   published = {row[""]: row for row in table(leaderboard, ("", "win_rate"))}
   checks, left = [], defaultdict(list)
   for path in sorted(folder.glob(f"*/{annotator}/annotations.json")):
@@ -261,7 +282,10 @@ def alpaca(folder: Path, leaderboard: Path, annotator: str) -> tuple[list[Check]
       left["not in the leaderboard"].append(model)
       continue
     try:
-      found = win_rate(json.loads(path.read_text(encoding="utf-8")), model)
+      annotations = json.loads(path.read_text(encoding="utf-8"))
+      found = win_rate(annotations, aliases.get(model, model))
+    except UserError as error:
+      raise UserError(f"{path}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise UserError(
         f"{path}: cannot be read as annotations ({type(error).__name__}: {error})"
@@ -284,21 +308,25 @@ def main(argv: Sequence[str] | None = None) -> int:
   for name in ("samples", "alpaca", "leaderboard"):
     parser.add_argument(f"--{name}", type=Path)
   parser.add_argument("--annotator", default=ANNOTATOR)
+  parser.add_argument("--alias", action="append", default=[], metavar="FOLDER=NAME")
   args = parser.parse_args(argv)
+  if not all("=" in alias for alias in args.alias):
+    parser.error("--alias is written FOLDER=NAME")
+  aliases = dict(alias.split("=", 1) for alias in args.alias)
   if not args.samples and not args.alpaca:
     parser.error("give --samples=FOLDER or --alpaca=FOLDER --leaderboard=FILE")
   if args.alpaca and not args.leaderboard:
     parser.error("--alpaca needs --leaderboard=FILE.csv, the published one")
   try:
     parts = [samples(args.samples)] if args.samples else []
-    parts += [alpaca(args.alpaca, args.leaderboard, args.annotator)] if args.alpaca else []
+    parts += [alpaca(args.alpaca, args.leaderboard, args.annotator, aliases)] if args.alpaca else []
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   checks = [check for found, _ in parts for check in found]
   for check in checks:
     print(
-      f"{'ok ' if check.good else 'OFF'}  {check.ours:8.3f}  known {check.known:8.3f} ± "
+      f"{'ok ' if check.good else 'OFF'}  {check.ours:8.4f}  known {check.known:8.4f} ± "
       f"{check.within:g}  {check.about}"
     )
   for line in (*(line for _, left in parts for line in left), *NOT_CHECKED):

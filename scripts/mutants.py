@@ -71,7 +71,12 @@ TESTS = {
   "models/attention": ["tests/models/test_attention.py", "tests/models/test_branched_rows.py"],
   "models/transformer": ["tests/models/test_branched_rows.py"],
   "data/batches/branches": ["tests/data/batches/test_branches.py"],
-  "models/cache": ["tests/models/test_transformer.py", "tests/method/test_rollout.py"],
+  "models/cache": [
+    "tests/models/test_transformer.py",
+    "tests/models/test_int8.py",
+    "tests/method/test_rollout.py",
+  ],
+  "models/int8": ["tests/models/test_int8.py"],
   "models/decay": ["tests/models/test_decay.py"],
   "system/keys": ["tests/system/test_keys.py"],
 }
@@ -1080,7 +1085,50 @@ MUTANTS["packs"] = [
   ),
 ]
 
+MUTANTS["models/int8"] = [
+  M(
+    "largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True)",
+    "largest = jnp.max(x, axis=axes, keepdims=True)",
+    "the scale of negative numbers is that of the positive ones",
+  ),
+  M(
+    "jnp.round(x / scale).astype(jnp.int8)",
+    "(x / scale).astype(jnp.int8)",
+    "numbers are cut and not rounded",
+  ),
+  M(
+    "scale = jnp.where(largest > 0, largest / LARGEST, 1)",
+    "scale = largest / LARGEST",
+    "an output of zeros is divided by 0",
+  ),
+  M(
+    'matrix(part["w"], lora.INPUTS.get(name, 1))',
+    'matrix(part["w"], 1)',
+    "the output of attention has a scale for each feature of a head",
+  ),
+  M(
+    'q, scale = quantise(params["embed"]["tokens"], (1,))',
+    'q, scale = quantise(params["embed"]["tokens"], (0, 1))',
+    "all ids of a vocabulary share a scale",
+  ),
+]
+
 MUTANTS["models/cache"] = [
+  M(
+    "q, scale = int8.quantise(new, (3,))",
+    "q, scale = int8.quantise(new, (1, 3))",
+    "all heads share a scale",
+  ),
+  M(
+    "scores = scores * k_scale",
+    "scores = scores * 1",
+    "the scores of integers are not scaled",
+  ),
+  M(
+    "weights = weights * v_scale",
+    "weights = weights * 1",
+    "values that are integers are not scaled",
+  ),
   M(
     "return jax.lax.dynamic_update_slice(cached, new[None], start)",
     "return cached",

@@ -55,10 +55,31 @@ def pytest_collection_finish():
   gc.freeze()
 
 
+# Linux gives a process 65,530 mapped regions (vm.max_map_count) and lets XLA die at the next one.
+# Every compiled program has three or more of its own, and the tests of a worker would compile more
+# than 20,000 programs. A module seldom needs those of another.
+MANY_REGIONS = 20_000
+
+
+def mapped_regions() -> int:
+  """The mapped regions of this process; 0 where the system does not list them."""
+  regions = Path("/proc/self/maps")
+  return regions.read_bytes().count(b"\n") if regions.exists() else 0
+
+
+def pytest_runtest_logreport(report):
+  """Drops the programs when they are too many, after what took long enough to compile many."""
+  if report.duration > 1 and mapped_regions() > MANY_REGIONS:
+    gc.unfreeze()
+    jax.clear_caches()
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def frozen_heap():
-  """Traced and compiled programs stay for the whole run: the collector, which loop.fit calls, need
-  not walk them again.
+  """Traced and compiled programs stay: the collector, which loop.fit calls, need not walk them
+  again.
   """
   yield
   gc.collect()

@@ -51,12 +51,37 @@ def test_bleu_and_rouge(tmp_path):
   assert [one.ours for one in check.translation(write(tmp_path / "t.csv", rows))] == pytest.approx(
     [100, 100]
   )
-  rows = [row(name, "", ref_text="a b c d", sample="a b x x") for name in NAMES]
-  found = check.summaries(write(tmp_path / "s.csv", rows))
-  assert (
-    len(found) == 12 and all(one.ours == 0.5 for one in found) and found[0].about.endswith("gpt-xl")
-  )
-  assert [one.known for one in found if one.about.endswith("ppo-ptx-6b")] == [0.136]
+
+
+def summaries(folder, sample):
+  """The file of summaries as it was released: an index without a name, and no form of prompt."""
+  rows = [
+    {
+      "": i,
+      "model_type": name,
+      "context": "c",
+      "ref_text": "two dogs were running",
+      "sample": sample,
+    }
+    for i, name in enumerate(NAMES)
+  ]
+  write(folder / "tldr_samples.csv", rows)
+
+
+def test_summaries_have_no_form_of_prompt_and_are_stemmed(tmp_path, capsys):
+  """By hand: "dog" is "dogs" and "run" is "running" once stemmed, so two of four words agree."""
+  summaries(tmp_path, "a dog can run")
+  assert check.main([f"--samples={tmp_path}"]) == 1
+  lines = [line for line in capsys.readouterr().out.splitlines() if "TL;DR" in line]
+  assert len(lines) == 12
+  assert lines[0] == "OFF    0.5000  known   0.1133 ± 0.0006  TL;DR ROUGE-L, gpt-xl"
+  assert [line.split()[3] for line in lines[:3]] == ["0.1133", "0.1475", "0.1759"]
+
+
+def test_a_rouge_that_is_not_stemmed_is_off():
+  """Unstemmed, the released samples of gpt-xl have .1101: the tolerance must tell it from .1133."""
+  assert not check.Check("", 0.1101, check.TLDR["GPT"][0], 0.0006).good
+  assert check.Check("", 0.11334, check.TLDR["GPT"][0], 0.0006).good
 
 
 def test_toxicity_is_read_from_its_column(tmp_path):
@@ -121,7 +146,7 @@ def test_files_that_are_missing_are_told(tmp_path, capsys):
   assert check.main([f"--samples={tmp_path}"]) == 1
   out = capsys.readouterr().out
   assert (
-    "OFF   100.000  known   67.900" in out and "not checked: truthful_qa_samples.csv: not in" in out
+    "OFF  100.0000  known  67.9000" in out and "not checked: truthful_qa_samples.csv: not in" in out
   )
   assert "not checked: drop_samples.csv" in out and "not checked: length-controlled" in out
   assert (
@@ -168,7 +193,7 @@ def test_win_rates_of_alpaca_eval(tmp_path, capsys):
   )
   assert check.main([f"--alpaca={results}", f"--leaderboard={board}"]) == 1
   out = capsys.readouterr().out
-  assert "ok     56.667  known   56.667" in out and "OFF    50.000  known   51.000" in out
+  assert "ok    56.6667  known  56.6667" in out and "OFF   50.0000  known  51.0000" in out
   assert (
     "win rate of mine, n 3" in out
     and "not checked: not in the leaderboard: unknown" in out
@@ -178,3 +203,22 @@ def test_win_rates_of_alpaca_eval(tmp_path, capsys):
   assert check.win_rate(both, "mine").value == pytest.approx(80)
   assert check.main([f"--alpaca={results}", f"--leaderboard={board}", "--annotator=none"]) == 2
   assert "check --annotator" in capsys.readouterr().err
+
+
+def test_an_unknown_side_is_an_error_and_an_alias_names_it(tmp_path, capsys):
+  """The annotations of NullModel call it "example".  By hand: .9 and .7 are 80 %, not 20."""
+  results, board = tmp_path / "results", tmp_path / "leaderboard.csv"
+  annotations(results, "NullModel", [1.9, 1.7])
+  path = results / "NullModel" / check.ANNOTATOR / "annotations.json"
+  path.write_text(
+    path.read_text().replace('"generator_2": "NullModel"', '"generator_2": "example"')
+  )
+  write(board, [{"": "NullModel", "win_rate": 80}])
+  command = [f"--alpaca={results}", f"--leaderboard={board}"]
+  assert check.main(command) == 2
+  said = capsys.readouterr().err
+  assert "NullModel" in said and "'base' and 'example'" in said and "--alias=" in said
+  assert check.main([*command, "--alias=NullModel=example"]) == 0
+  assert "ok    80.0000  known  80.0000" in capsys.readouterr().out
+  with pytest.raises(UserError, match="is unknown"):
+    check.win_rate([{"preference": 1.2, "generator_1": "m", "generator_2": "m"}], "m")

@@ -56,7 +56,7 @@ def _quick(lm: LM) -> LM:
   """The same model; its pieces are compiled, not run operation by operation, where a test calls
   them directly.
   """
-  static = {"init_cache": (0, 1, 2)}
+  static = {"init_cache": (0, 1, 2, 3)}
   pieces = ("init", "hidden", "logits", "decode", "init_cache", "stem")
   return lm._replace(
     **{name: jax.jit(getattr(lm, name), static_argnums=static.get(name)) for name in pieces}

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from instructjax.commands.options import Fields, add_distributed, open_settings
 from instructjax.errors import UserError
@@ -22,6 +24,9 @@ SUITES: dict[str, str] = {
   "hallucination": "instructjax.evals.hallucination",
   "behaviours": "instructjax.evals.behaviours",
 }
+# The suite whose models are rewards; it is evaluated by a command of its own.
+REWARD = "reward"
+REWARD_MODULE = "instructjax.evals.reward"
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -38,7 +43,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
     required=True,
     action="append",
     metavar="SUITE,...",
-    help=f"{', '.join(SUITES)}; docs/evaluation.md says what each one needs",
+    help=f"{', '.join((*SUITES, REWARD))}; docs/evaluation.md says what each one needs",
   )
   command.add_argument(
     "--config",
@@ -64,18 +69,31 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
   Raises:
     UserError: if an option is wrong, and for whatever else a user can fix.
   """
-  models = named_models(args.models)
   suites = suite_names(args.suite)
+  models = named_models(args.models) if suites != [REWARD] else {}
   # A wrong name is reported before JAX starts, which takes seconds.
   config = open_settings(args, fields)
-  check(config, models, Path(args.workdir))
+  workdir = Path(args.workdir)
+  if suites == [REWARD]:
+    # The page shows suites that were evaluated earlier too, so that it needs the drawings of all.
+    modules = {name: import_module(place) for name, place in SUITES.items()}
+    reward = import_module(REWARD_MODULE)
+    reward_models = reward.named_rewards(args.models)
+    check(config, reward_models, workdir)
+    reward.main(config, workdir, reward_models, drawings(modules) | {REWARD: reward.draw})
+    return
+  check(config, models, workdir)
   from instructjax.evals import run
 
   modules = {name: import_module(place) for name, place in SUITES.items()}
-  # The page shows suites that were evaluated earlier too, so that it needs the drawings of all.
-  draws = {name: module.draw for name, module in modules.items() if hasattr(module, "draw")}
+  draws = drawings(modules) | {REWARD: import_module(REWARD_MODULE).draw}
   opened_suites = {name: modules[name].open_suite for name in suites}
-  run.main(config, Path(args.workdir), models, opened_suites, draws)
+  run.main(config, workdir, models, opened_suites, draws)
+
+
+def drawings(modules: Mapping[str, ModuleType]) -> dict[str, Any]:
+  """Returns the functions that draw a suite's own part of the page, of the suites that have one."""
+  return {name: module.draw for name, module in modules.items() if hasattr(module, "draw")}
 
 
 def check(config: EvalSettings, models: Mapping[str, str], workdir: Path) -> None:
@@ -99,10 +117,10 @@ def check(config: EvalSettings, models: Mapping[str, str], workdir: Path) -> Non
     raise UserError(
       f"config.folder={config.folder}: no such folder; give that of the prepared TFDS data sets"
     )
-  if config.template not in ("", chat.OWN) and not Path(config.template).is_file():
+  if config.template not in ("", chat.OWN, chat.AUTO) and not Path(config.template).is_file():
     raise UserError(
-      f"config.template={config.template}: no such file; give a .jinja file, '{chat.OWN}' or '' "
-      "for plain text"
+      f"config.template={config.template}: no such file; give a .jinja file, '{chat.AUTO}', "
+      f"'{chat.OWN}' or '' for plain text"
     )
 
 
@@ -116,10 +134,15 @@ def suite_names(texts: Sequence[str]) -> list[str]:
   for text in texts:
     for part in text.split(","):
       name = part.strip()
-      if name not in SUITES:
-        raise UserError(f"--suite={name}: no such suite; there are {', '.join(SUITES)}")
+      if name not in (*SUITES, REWARD):
+        raise UserError(f"--suite={name}: no such suite; there are {', '.join((*SUITES, REWARD))}")
       if name not in names:  # naming a suite twice does no harm
         names.append(name)
+  if REWARD in names and len(names) > 1:
+    raise UserError(
+      f"--suite={REWARD}: its models are rewards and not language models; evaluate it in a command "
+      "of its own"
+    )
   return names
 
 

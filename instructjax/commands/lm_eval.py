@@ -23,6 +23,18 @@ def arguments(command: argparse.ArgumentParser) -> None:
     "--limit", type=whole(0), default=0, help="the first documents of each task only"
   )
   command.add_argument(
+    "--apply_chat_template",
+    action="store_true",
+    help="prompts become chats in the model's own template",
+  )
+  command.add_argument(
+    "--fewshot_as_multiturn",
+    action=argparse.BooleanOptionalAction,
+    default=True,
+    help="with --apply_chat_template, each exemplar is two turns of the chat",
+  )
+  command.add_argument("--system_instruction", default="", metavar="TEXT", help="precedes a prompt")
+  command.add_argument(
     "--config",
     default="eval",
     metavar="FILE[:PRESET]",
@@ -55,4 +67,7 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
       shots=args.shots,
       limit=args.limit,
       include=args.include,
+      chats=args.apply_chat_template,
+      multiturn=args.fewshot_as_multiturn,
+      system=args.system_instruction,
     )

@@ -40,6 +40,12 @@ def arguments(command: argparse.ArgumentParser, stage: str) -> None:
     command.add_argument(
       "--model", action="append", metavar="[NAME=]MODEL", help=f"{source}; repeated for several"
     )
+    command.add_argument(
+      "--format",
+      choices=("alpaca_eval", "arena_hard", "mt_bench"),
+      help="answers to the benchmark's own question file (--config.data.prompts), all of it, as "
+      "its own program reads them",
+    )
   else:
     command.add_argument("--model", help=source)
   add_writer(command)
@@ -62,10 +68,12 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
   model = []
   if sources:
     model = [(MODEL_FIELD.get(args.command, "model.source"), ",".join(sources))]
-  config = open_settings(args, [*model, *fields])
+  # A benchmark is answered as a whole, unless the command line says otherwise.
+  benchmark = [("format", args.format), ("prompts", "0")] if getattr(args, "format", None) else []
+  config = open_settings(args, [*model, *benchmark, *fields])
   from instructjax.runs import writers
 
-  stage = stage_of(args.command)
+  stage = stage_of("benchmarks" if getattr(config, "format", "") else args.command)
   # A second command in the directory is refused before it opens models.
   with writers.holding(args.workdir):
     stage(config, Path(args.workdir), tuple(args.writer))
@@ -98,6 +106,10 @@ def stage_of(name: str) -> Callable[..., None]:
       from instructjax.stages import bestofn
 
       return bestofn.run
+    case "benchmarks":
+      from instructjax.stages import benchmarks
+
+      return benchmarks.run
     case _:
       from instructjax.stages import sample
 

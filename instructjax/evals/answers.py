@@ -191,15 +191,15 @@ def fill(
   batches: Sequence[Batch],
   path: Path,
   answers: TaskAnswers,
-) -> Iterator[None]:
+) -> Iterator[bool]:
   """Asks for the missing answers and adds them to the file and to `answers.by_place`.
 
-  Yields after each batch, so that the caller can show the progress.
+  Yields after each batch whether it was computed, so that the caller can show the progress.
   """
   for number, batch in enumerate(batches):
     batch_places = [_place(task, entry) for entry in batch.entries]
     if all(place in answers.by_place for place in batch_places):
-      yield
+      yield False
       continue
 
     # The noise depends on the task and the batch alone: a run that goes on samples the same.
@@ -215,7 +215,7 @@ def fill(
       answers.by_place[place] = stored_answer
       new_lines.append(_line(place, stored_answer))
     append(path, new_lines)
-    yield
+    yield True
 
 
 def _place(task: Task, entry: Entry) -> Place:

@@ -99,6 +99,7 @@ def rows(
   head: Callable[[str], list[int]],
   encode: Callable[[str], list[int]],
   context: int,
+  before: Callable[[str], list[int]] | None = None,
 ) -> list[Entry]:
   """Returns the rows for pairs of (place of an item, its requests).
 
@@ -109,6 +110,7 @@ def rows(
     head: gives the ids of a prompt, including whatever precedes it.
     encode: gives the ids of a continuation.
     context: the tokens that the model can read.
+    before: gives the ids of the context of a likelihood; None is `head`.
 
   Raises:
     UserError: if an answer alone does not fit, or a continuation has no tokens.
@@ -123,7 +125,7 @@ def rows(
         samples = range(request.n)
         entries += [Entry(item, number, sample, row, cut, decoding) for sample in samples]
       else:
-        row, cut = _weighed(request, head, encode, context)
+        row, cut = _weighed(request, before or head, encode, context)
         entries.append(Entry(item, number, 0, row, cut))
   return entries
 

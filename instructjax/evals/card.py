@@ -164,6 +164,8 @@ def _model(checkpoint: Json, evaluated: Json) -> Iterator[str]:
       facts[key] = shape[key]
   facts["tokenizer"] = Path(model["tokenizer"]).name
   facts["weights (fingerprint)"] = str(evaluated.get("weights", ""))[:16]
+  if evaluated.get("asked"):
+    facts["asked"] = evaluated["asked"]
   if model.get("base"):  # the run has trained an adapter
     facts["adapter of"] = Path(model["base"]["source"]).name
   yield "## The model\n"
@@ -351,7 +353,12 @@ def _measured(results: Json, name: str, measure: str) -> Iterator[str]:
     estimates = about["models"].get(name, {})
     value = estimates.get(metric["name"])
     if value and value["value"] is not None:
-      yield f"{task}: {metric['name']} {_number(metric, value)}, n {numbers.counted(value)}."
+      line = f"{task}: {metric['name']} {_number(metric, value)}, n {numbers.counted(value)}"
+      # A model that says nothing errs never.
+      for other in about["metrics"]:
+        if other["name"] == "answered":
+          line += f"; answered {_number(other, estimates['answered'])}"
+      yield f"{line}."
 
 
 # --- numbers and tables ---

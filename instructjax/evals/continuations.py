@@ -262,7 +262,7 @@ def _figure(form: str, by: str, rows: Sequence[Mapping[str, Any]], looks: Looks)
   models_in_paper = []
   for row in rows:
     model = row["model"]
-    value, low, high, _, _ = estimates[model]
+    value, low, high = estimates[model][:3]
     model_marks = [(looks[model].kind, value, low, high)]
     if row["paper"] is not None:
       models_in_paper.append(model)

@@ -88,6 +88,50 @@ def check(source: str, output: str) -> list[Finding]:
   return findings
 
 
+# --- answers ---
+
+
+def is_answer(text: str) -> bool:
+  """Returns whether a sentence of a text says something about its subject.
+
+  A sentence without a content word, a number or an acronym does not ("A. No."), nor one that
+  announces what never comes ("The figures are:"), nor one that says that the source does not tell.
+  """
+  for sentence in sentences(text):
+    announces = sentence.rstrip().endswith(":")
+    if has_content(sentence) and not announces and not ABSTAINS.search(sentence):
+      return True
+  return False
+
+
+def has_content(text: str) -> bool:
+  """Returns whether a text has a content word, a number other than 0 and 1, or an acronym."""
+  tokens = TOKEN.findall(text)
+  for token in tokens:
+    is_acronym = token.isupper() and len(token) > 1
+    # Words of other scripts may be short.
+    is_foreign = not token.isascii()
+    if token[0].isdigit() or is_acronym or is_foreign or _is_content_word(token):
+      return True
+  # "no" and "one" are read as numbers.
+  return any(value not in (0.0, 1.0) for value, _ in numbers(tokens))
+
+
+def until(text: str, end: str) -> str:
+  """Returns the beginning of a text, to the first `end` that follows what it has to say.
+
+  An end counts only after content that does not end in a colon: neither after an empty line at the
+  beginning, nor after "The figures are:".
+  """
+  place = text.find(end)
+  while place >= 0:
+    beginning = text[:place]
+    if has_content(beginning) and not beginning.rstrip().endswith(":"):
+      return beginning
+    place = text.find(end, place + 1)
+  return text
+
+
 # --- sentences ---
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from instructjax import intervals, rewards
 from instructjax.data.records.records import RecordError
 from instructjax.errors import UserError, naming
-from instructjax.evals import grounding, page, paper, rows, scorers, summary
+from instructjax.evals import grounding, page, paper, rows, scorers, summary, text_metrics
 from instructjax.evals.tasks import (
   Generate,
   Item,
@@ -32,8 +32,10 @@ from instructjax.evals.tasks import (
   Scores,
   Suite,
   Task,
+  Value,
   ratio,
 )
+from instructjax.rewards import spec
 from instructjax.runs.report import page as html
 from instructjax.settings import EvalSettings
 from instructjax.settings.evals import HallucinationSettings
@@ -48,8 +50,21 @@ Judge = Callable[[Sequence[Pair]], list[list[bool]]]
 # Sources with supported and unsupported outputs, written for this project. Models are asked about
 # the sources too.
 LABELLED = Path(__file__).parent / "grounded.jsonl"
+# The detector on the 571 summaries of CNN/DM that `instructjax data benchmarks` leaves in
+# grounded.jsonl, where other people labelled them (docs/evaluation/hallucination.md).
+LABELLED_BY_OTHERS = "summaries of CNN/DM labelled by others"
+ELSEWHERE = {
+  "precision": {"value": 10 / 12, "low": 0.667, "high": 1.0, "n": 12},
+  "recall": {"value": 10 / 246, "low": 0.016, "high": 0.070, "n": 246},
+}
 # The instruction of SQuADv2 in App. D.
 ABSENT = "Not in background."
+# The end of the names of metrics that leave outputs without an answer out.
+OF_ANSWERED = "of answered"
+ANSWERED = (
+  "supported: answered, and no sentence is unsupported; an output without a content word, or that "
+  "says that the source does not tell, is no answer"
+)
 SQUAD_INSTRUCTION = (
   "Answer each question using information in the preceding background paragraph. "
   f'If there is not enough information provided, answer with "{ABSENT}"\n\n'
@@ -89,8 +104,8 @@ def open_suite(config: EvalSettings) -> Suite:
   def add_task(name: str, items: Sequence[Item], stop: str) -> None:
     numbered = _numbered(items)[: config.limit or None]
     title = f"hallucination ({name})"
-    new_task = task(title, numbered, judge, settings.tokens, (stop,), about_judge)
-    judge_sources = [settings.judge] if settings.judge else []
+    new_task = task(title, numbered, judge, settings.tokens, stop, about_judge)
+    judge_sources = [in_pieces(settings.judge)] if settings.judge else []
     tasks.append(scorers.judged(new_task, *judge_sources))
 
   if settings.own:
@@ -149,7 +164,7 @@ def open_judge(source: str, model_settings: LoadedModelSettings) -> tuple[Judge,
       "judged by a program (numbers, dates, names, words without support), not by people as in the "
       "paper",
     )
-  opened = rewards.open_all(source, model_settings)
+  opened = rewards.open_all(in_pieces(source), model_settings)
   if len(opened) != 1:
     raise UserError(
       f"config.hallucination.judge={source!r}: name one source, for one "
@@ -180,6 +195,16 @@ def open_judge(source: str, model_settings: LoadedModelSettings) -> tuple[Judge,
   return judge, f"judged sentence by sentence by {source}, not by people as in the paper"
 
 
+def in_pieces(source: str) -> str:
+  """Returns a reward source; a classifier of pairs reads long sources in pieces unless it says how.
+
+  The support of a sentence may stand anywhere, also in the beginning, which would be cut.
+  """
+  terms = spec.parse(source)
+  is_pair = len(terms) == 1 and terms[0].options.get("input") == "pair"
+  return f"{source},long=pieces" if is_pair and "long=" not in source else source
+
+
 def detector(pairs: Sequence[Pair]) -> list[list[bool]]:
   """The judge that is a program."""
   flags = []
@@ -197,48 +222,74 @@ def task(
   items: Sequence[Item],
   judge: Judge,
   tokens: int,
-  stop: tuple[str, ...],
+  stop: str,
   about: str,
 ) -> Task:
-  """Returns a task with the rates of hallucination, and with what a silent model hides behind."""
+  """Returns a task with the rates of hallucination, over all outputs and over the answers.
+
+  An output ends at the first `stop` after content (`grounding.until`).
+  """
   metrics = (
     Metric("hallucination", -1, paper=("Fig. 30", "hallucination", "-"), percent=True),
+    Metric(f"hallucination {OF_ANSWERED}", -1, percent=True),
+    # A model that says little hallucinates little. Silence does not help it with the next two.
+    Metric("supported", 1, percent=True),
+    Metric("answered", 1, percent=True),
     Metric("unsupported sentences", -1, of=ratio, percent=True),
-    # A model that says little hallucinates little; these three show it.
-    Metric("no answer", 0, percent=True),
+    Metric(f"unsupported sentences {OF_ANSWERED}", -1, of=ratio, percent=True),
     Metric("words", 0, decimals=1),
+    Metric(f"words {OF_ANSWERED}", 0, decimals=1),
     Metric("reference recall", 1, percent=True),
+    Metric(f"reference recall {OF_ANSWERED}", 1, percent=True),
   )
 
   def ask(item: Item) -> list[Generate]:
-    return [Generate(item.data["prompt"], tokens, stop=stop)]
+    # A stop would end the sampling at once, also after "The figures are:".
+    return [Generate(item.data["prompt"], tokens, stop=())]
 
-  return Task(name, items, ask, partial(score, judge), metrics, about=about)
+  score_outputs = partial(score, judge, stop)
+  return Task(name, items, ask, score_outputs, metrics, about=f"{about}; {ANSWERED}")
 
 
-def score(judge: Judge, items: Sequence[Item], answers: Sequence[Reply]) -> list[Scores]:
-  """Returns the scores of each output.
+def score(
+  judge: Judge,
+  stop: str,
+  items: Sequence[Item],
+  answers: Sequence[Reply],
+) -> list[Scores]:
+  """Returns the scores of each output, and those of answers, None where the output is none.
 
-  They are whether any sentence is unsupported, how many are, whether the output gives no answer,
-  its length, and how much of the reference it says.
+  They are whether any sentence is unsupported, how many are, whether the output answers and has
+  support, its length, and how much of the reference it says.
   """
   # Judges that are models score a whole batch at once.
-  texts = [answer.text() for answer in answers]
+  texts = [grounding.until(answer.text(), stop).strip() for answer in answers]
   sources = [supporting_text(item) for item in items]
   flags_by_output = judge(list(zip(sources, texts, strict=True)))
   scores: list[Scores] = []
   for item, text, flags in zip(items, texts, flags_by_output, strict=True):
-    no_answer = not flags or grounding.ABSTAINS.search(text) is not None
-    scores.append(
-      {
-        "hallucination": float(any(flags)),
-        "unsupported sentences": [float(sum(flags)), float(len(flags))],
-        "no answer": float(no_answer),
-        "words": float(len(text.split())),
-        "reference recall": recall(item.data["references"], text),
-      }
-    )
+    row: dict[str, Value] = {
+      "hallucination": float(any(flags)),
+      "unsupported sentences": [float(sum(flags)), float(len(flags))],
+      "words": float(len(text.split())),
+      "reference recall": recall(item.data["references"], text),
+    }
+    is_answer = answers_item(item, text)
+    for name, value in tuple(row.items()):
+      row[f"{name} {OF_ANSWERED}"] = value if is_answer else None
+    row["answered"] = float(is_answer)
+    row["supported"] = float(is_answer and not any(flags))
+    scores.append(row)
   return scores
+
+
+def answers_item(item: Item, text: str) -> bool:
+  """Returns whether a text has content, or is word for word a reference ("No.")."""
+  if grounding.is_answer(text):
+    return True
+  words = text_metrics.normalised(text)
+  references = [each for each in item.data["references"] if not grounding.ABSTAINS.search(each)]
+  return bool(words) and words in [text_metrics.normalised(each) for each in references]
 
 
 def supporting_text(item: Item) -> str:
@@ -288,7 +339,16 @@ def together(
     notes.append(f"The judge was measured on {labels}.")
   figure = paper.tables()["fig4_pooled"]
   paper_rates = dict(zip(figure["order"], figure["hallucinations"], strict=True))
-  return {"judge": measure(judge, labelled), "paper_fig4": paper_rates, "notes": notes}
+  part = {"judge": measure(judge, labelled), "paper_fig4": paper_rates, "notes": notes}
+  if judge is detector:
+    part["detector_elsewhere"] = ELSEWHERE
+    if labels == "shipped":
+      notes.append(
+        "The labelled pairs are of the author of the detector's rules. On summaries that others "
+        f"labelled it finds {html.percent(ELSEWHERE['recall']['value'])} of what is unsupported: "
+        "its rates are lower bounds, and a judge is needed to compare models that copy."
+      )
+  return part
 
 
 def measure(
@@ -332,6 +392,10 @@ def draw(results: Mapping[str, Any], looks: Mapping[str, Look]) -> str:
       value = html.cell(page.estimate(estimate), share=True)
     judge_rows.append([name, value, str(estimate["n"])])
   # Precision and recall say how far the rates can be trusted.
+  # The judge may be another than the detector; an earlier version has no such part.
+  for name, estimate in results.get("detector_elsewhere", {}).items():
+    value = html.cell(page.estimate(estimate), share=True)
+    judge_rows.append([f"{name}, {LABELLED_BY_OTHERS}", value, str(estimate["n"])])
   judge_table = html.table(("the judge on labelled pairs", "value", "n"), judge_rows)
   paper_rows = []
   for name, rate in results["paper_fig4"].items():

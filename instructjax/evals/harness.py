@@ -2,9 +2,10 @@
 
 The adapter answers with the programs of `subject`, so its log-likelihoods are ours. As the harness
 does for other models, the spaces at the end of a context go to the continuation; unlike there, both
-are encoded separately, as in training. A context that does not fit the model loses its beginning,
-and an answer has at most half of the model's context. How often that happened stands in
-lm_eval.json under `limits`, and below the table.
+are encoded separately, as in training. With a chat template the harness makes chats of a task's
+prompts and exemplars, and the adapter renders them with the model's own template. A context that
+does not fit the model loses its beginning, and an answer has at most half of the model's context.
+How often that happened stands in lm_eval.json under `limits`, and below the table.
 """
 
 from __future__ import annotations
@@ -13,13 +14,18 @@ import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from instructjax.data.batches.pipeline import Row
+from instructjax.data.records.records import Message
+from instructjax.data.tokens import chat
+from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
+from instructjax.evals import batches
 from instructjax.evals import subject as subjects
 from instructjax.evals.batches import Entry
 from instructjax.evals.subject import Subject
@@ -53,6 +59,9 @@ def main(
   shots: int | None,
   limit: int,
   include: str,
+  chats: bool = False,
+  multiturn: bool = True,
+  system: str = "",
 ) -> None:
   """Runs tasks of the harness, prints its table, and leaves lm_eval.json and the samples.
 
@@ -64,10 +73,19 @@ def main(
     shots: the exemplars of a prompt; None leaves the task's own number.
     limit: the first so many documents of each task; 0 takes all.
     include: a folder of the user's own tasks, or "".
+    chats: puts prompts into the model's chat template (the harness's apply_chat_template).
+    multiturn: with `chats`, an exemplar is a turn of the user and one of the assistant; otherwise
+      all exemplars stand in one turn of the user.
+    system: a message that precedes the chats, or with plain text the prompts; "" has none.
 
   Raises:
     UserError: if the harness is not installed or has no such task, or the model cannot be opened.
   """
+  if chats and config.template not in ("", chat.AUTO):
+    raise UserError(
+      f"config.template={config.template} and --apply_chat_template: the prompts would be put into "
+      "a template twice; leave one of them out"
+    )
   package = _package("lm_eval")
   manager = _package("lm_eval.tasks").TaskManager(include_path=include or None)
   for task in tasks:
@@ -82,14 +100,21 @@ def main(
     running.devices(config.mesh) as parts,
     writers.open_run(workdir, to_dict(config), seed=config.seed),
   ):
+    # Published tables of the harness are of plain text, unless its own switch asks for a template.
+    if config.template == chat.AUTO:
+      config = dataclasses.replace(config, template="")
     model = subjects.open_subject(source, config, parts)
     writers.note(workdir, models={"model": dict(model.about)})
+    template = model.own_template() if chats else None
     results = package.simple_evaluate(
-      model=adapter(model, limits),
+      model=adapter(model, limits, template),
       tasks=list(tasks),
       num_fewshot=shots,
       limit=limit or None,
       task_manager=manager,
+      apply_chat_template=chats,
+      fewshot_as_multiturn=chats and multiturn,
+      system_instruction=system or None,
       random_seed=config.seed,
       numpy_random_seed=config.seed,
       torch_random_seed=config.seed,
@@ -153,10 +178,13 @@ def limit_notes(limits: Mapping[str, Limits], context: int) -> list[str]:
 # --- the adapter ---
 
 
-def adapter(subject: Subject, limits: dict[str, Limits]) -> Any:
+def adapter(
+  subject: Subject, limits: dict[str, Limits], template: chat.Template | None = None
+) -> Any:
   """Returns the `lm_eval.api.model.LM` of an open model.
 
-  `limits` gets, by task, the counts of requests and of those that did not fit.
+  `limits` gets, by task, the counts of requests and of those that did not fit. With a `template`
+  the contexts are texts that the adapter has rendered, special tokens included.
   """
   # The harness is an optional package: its base class is there only once it is imported.
   base: Any = _package("lm_eval.api.model").LM
@@ -169,7 +197,15 @@ def adapter(subject: Subject, limits: dict[str, Limits]) -> Any:
   ) -> list[Answer]:
     """Answers instances of the harness, which are also given as our requests."""
     items = [[request] for request in requests]
-    entries = subject.rows(enumerate(items))
+    if template is None:
+      entries = subject.rows(enumerate(items))
+    else:
+      entries = batches.rows(
+        enumerate(items),
+        head=partial(rendered_ids, subject.tokenizer),
+        encode=subject.tokenizer.encode_next,
+        context=subject.context,
+      )
     for instance, request, entry in zip(instances, requests, entries, strict=True):
       task = instance.task_name or ""
       counts = limits.setdefault(task, Limits())
@@ -199,12 +235,52 @@ def adapter(subject: Subject, limits: dict[str, Limits]) -> Any:
       completions = answers("generate_until", requests, ours)
       return [answer.text for answer in completions if isinstance(answer, Completion)]
 
+    def apply_chat_template(
+      self, chat_history: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> str:
+      assert template is not None
+      return rendered(template, chat_history, add_generation_prompt)
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+      return "" if template is None else template.text
+
     @property
     def tokenizer_name(self) -> str:
       # The harness keys its cache of prompts by this name.
       return subject.tokenizer.fingerprint
 
   return InstructJAX()
+
+
+def rendered(
+  template: chat.Template, history: Sequence[Mapping[str, Any]], add_generation_prompt: bool
+) -> str:
+  """Returns the text of a chat.
+
+  Where the harness has begun the reply itself, add_generation_prompt is false: the text ends with
+  that beginning, and the end of the reply is left out.
+
+  Raises:
+    UserError: if the template cannot render it.
+  """
+  messages: list[Message] = [
+    {"role": message["role"], "content": message["content"]} for message in history
+  ]
+  try:
+    text = chat.render(template, messages, prompt=add_generation_prompt)
+  except chat.ChatError as problem:
+    raise UserError(f"--apply_chat_template: {problem}; its chats need this template") from None
+  if add_generation_prompt:
+    return text
+  begun = messages[-1]["content"].strip()
+  return text[: text.rindex(begun) + len(begun)]
+
+
+def rendered_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+  """Returns the ids of a rendered chat, with the token that begins a text where it has none."""
+  ids = tokenizer.encode(text)
+  begin = list(tokenizer.bos)
+  return ids if ids[: len(begin)] == begin else begin + ids
 
 
 def likelihood(context: str, continuation: str) -> Likelihood:

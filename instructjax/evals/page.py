@@ -137,9 +137,10 @@ def _models(results: Json) -> tuple[str, str, str]:
     source = str(about.get("source", ""))
     parameters = about.get("parameters", 0)
     weights = str(about.get("weights", ""))[:FINGERPRINT]
-    cells = [name, source, f"{parameters:,}", weights]
+    # Models of an earlier version do not say how they were asked.
+    cells = [name, source, f"{parameters:,}", weights, str(about.get("asked", ""))]
     rows.append([escape(cell) for cell in cells])
-  head = ("name", "source", "parameters", "weights")
+  head = ("name", "source", "parameters", "weights", "asked")
   table = html.table(head, rows)
   notes = "".join(_note(f"{escape(note)}.") for note in results["notes"])
   return html.section("models", "Models", "", table, notes)

@@ -15,12 +15,15 @@ other weights, it is left out and a note says so.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from instructjax.errors import UserError
-from instructjax.evals import answers, results, subject
+from instructjax.evals import announce, answers, results, subject
+from instructjax.evals.announce import Voice
+from instructjax.evals.batches import Batch
 from instructjax.evals.tasks import (
   Draw,
   Item,
@@ -33,7 +36,6 @@ from instructjax.evals.tasks import (
   fingerprint,
 )
 from instructjax.runs import provenance, writers
-from instructjax.runs.progress import progressing
 from instructjax.settings import EvalSettings
 from instructjax.settings.fields import to_dict
 from instructjax.stages import running
@@ -66,6 +68,10 @@ def main(
     UserError: if a suite, its data or a model is not as expected.
   """
   with contextlib.ExitStack() as stack:
+    voice = stack.enter_context(announce.speaking())
+    model_names = ", ".join(f"{name}={source}" for name, source in models.items())
+    voice.say(f"models {model_names}; suites {', '.join(suites)}; reading their data")
+    voice.doing("reading the data of the suites")
     # Earlier answers are read before the run is opened, so the directory is held from here on.
     stack.enter_context(writers.holding(workdir))
     parts = stack.enter_context(running.devices(config.mesh))
@@ -88,12 +94,14 @@ def main(
           f"{suite.name}: no model is called {config.baseline} (config.baseline), so there are no "
           "differences"
         )
+    voice.say(work_to_do(config, workdir, models, tasks))
     run_directory = writers.open_run(workdir, to_dict(config), seed=config.seed)
     stack.enter_context(run_directory)
 
     # One model is open at a time, and answers all tasks.
-    for name, source in models.items():
-      replies_of_model = ask(config, workdir, name, source, tasks, parts)
+    for number, (name, source) in enumerate(models.items()):
+      models_after = len(models) - number - 1
+      replies_of_model = ask(config, workdir, name, source, tasks, parts, voice, models_after)
       for task_name, task_replies in replies_of_model.items():
         replies[task_name][name] = task_replies
 
@@ -101,11 +109,12 @@ def main(
     for task in tasks:
       scores[task.name] = {}
       for model, task_replies in replies[task.name].items():
-        model_scores = score(workdir, task, model, task_replies)
+        model_scores = score(workdir, task, model, task_replies, voice)
         scores[task.name][model] = model_scores
 
     parts_by_suite = {}
     for suite in opened_suites:
+      voice.doing(f"{suite.name}: tables, intervals and comparisons")
       part = results.of_suite(config, workdir, suite, replies, scores)
       parts_by_suite[suite.name] = part
     results.write(workdir, parts_by_suite, models, notes, draws or {})
@@ -131,6 +140,30 @@ def _require_unique(owner: str, ids: Sequence[str]) -> None:
     seen.add(id_)
 
 
+def work_to_do(
+  config: EvalSettings,
+  workdir: Path,
+  models: Mapping[str, str],
+  tasks: Sequence[Task],
+) -> str:
+  """Returns the line about the items, the answers that are asked for, and those that are there."""
+  items = sum(len(task.items) for task in tasks)
+  total, stored = 0, 0
+  for task in tasks:
+    places = [place for item in task.items for place in answers.places(item.id, task.ask(item))]
+    total += len(places) * len(models)
+    for name, source in models.items():
+      path = answers.file(workdir / "answers", task.name, name)
+      by_place = answers.stored(task, path, subject.settings(source, config)).by_place
+      stored += sum(place in by_place for place in places)
+  line = f"{items:,} items of {len(tasks)} tasks, {total:,} answers of {len(models)} models"
+  if stored == total:
+    return f"{line}, all of which are there; they are scored, less than a minute without a judge"
+  if stored:
+    line += f", {stored:,} of them there already"
+  return f"{line}; the first batch of a model tells the minutes"
+
+
 # --- asking ---
 
 
@@ -148,8 +181,8 @@ def earlier_replies(
   """
   replies: RepliesByTask = {task.name: {} for task in suite.tasks}
   for name, about in provenance.noted(workdir).items():
-    if name in models:
-      continue  # it is going to be asked
+    if name in models or about.get("kind") == "reward":
+      continue  # it is going to be asked, or is no language model
     begin = f"{suite.name}: {name} is left out, "
     try:
       was_asked, complete = _complete_replies(config, workdir, name, about["source"], suite)
@@ -214,6 +247,8 @@ def ask(
   source: str,
   tasks: Sequence[Task],
   parts: int,
+  voice: Voice = announce.SILENT,
+  models_after: int = 0,
 ) -> dict[str, list[Reply]]:
   """Returns the replies of a model to each task.
 
@@ -236,10 +271,11 @@ def ask(
   noted = provenance.noted(workdir)
   # Even when nothing is missing, a model is opened and compared if its files have changed.
   if open_tasks or provenance.doubtful(noted.get(name), source):
+    voice.doing(f"{name}: opening {source}")
     model = subject.open_subject(source, config, parts)
     provenance.compare(workdir, name, model.about)
     writers.note(workdir, models=noted | {name: dict(model.about)})
-    _fill(model, open_tasks, name, folder, stored)
+    _fill(model, open_tasks, name, folder, stored, voice, models_after)
 
   replies = {}
   for task in tasks:
@@ -253,22 +289,52 @@ def _fill(
   name: str,
   folder: Path,
   stored: Mapping[str, answers.TaskAnswers],
+  voice: Voice,
+  models_after: int,
 ) -> None:
-  """Asks a model for the missing answers of these tasks, and shows the progress.
+  """Asks a model for the missing answers of these tasks, and says how far it is.
 
-  The answers go to files in `folder` and into `stored`, by task.
+  The answers go to files in `folder` and into `stored`, by task. `models_after` models are asked
+  after this one, and are taken to be as fast.
   """
-  # Planning is quick and comes first, so that the progress bar covers all tasks.
+  voice.doing(f"{name}: planning batches")
+  # Planning is quick and comes first, so that the estimate covers all tasks.
   plans = {task.name: answers.plan(task, model) for task in tasks}
-  steps = sum(len(batches) for batches in plans.values())
-  done = 0
-  with progressing(name, 0, steps) as progress:
+  costs = [_cost(batch) for batches in plans.values() for batch in batches]
+  seconds: list[float] = []  # of the batches so far, -1 where all answers were there
+  with announce.stepping(voice, f"{name}: batch", len(costs)) as show:
     for task in tasks:
       path = answers.file(folder, task.name, name)
-      batches = plans[task.name]
-      for _ in answers.fill(task, model, batches, path, stored[task.name]):
-        done += 1
-        progress.show(done, {})
+      begin = time.monotonic()
+      for is_new in answers.fill(task, model, plans[task.name], path, stored[task.name]):
+        is_first = is_new and not any(took >= 0 for took in seconds)
+        seconds.append(time.monotonic() - begin if is_new else -1.0)
+        left = announce.seconds_left(costs, seconds)
+        estimate = "" if left is None else f"{announce.about(left)} left for this model"
+        if is_first and left is not None:
+          voice.say(_expectation(name, left, seconds[-1], models_after))
+        show(len(seconds), f"  {task.name}  {estimate}")
+        begin = time.monotonic()
+
+
+def _expectation(name: str, left: float, first: float, models_after: int) -> str:
+  """Returns the line after the first batch of a model, which took `first` seconds."""
+  line = f"{name}: {announce.about(left)} by its first batch, which compiled a program too"
+  if models_after:
+    total = announce.about(left + models_after * (first + left))
+    line += f"; {total} with the {models_after} models after it, if they are as large"
+  return line
+
+
+def _cost(batch: Batch) -> float:
+  """Returns the tokens of a batch that are computed; each one that is sampled counts as several.
+
+  Sampling reads all weights for one token of each row (docs/evaluation.md, Speed).
+  """
+  rows = batch.size * batch.fan
+  if batch.decoding is None:
+    return float(batch.size * batch.width + rows * batch.end)
+  return float(batch.size * batch.width + 6 * rows * batch.decoding.tokens)
 
 
 # --- scoring ---
@@ -295,13 +361,14 @@ def score(
   task: Task,
   model: str,
   replies: Sequence[Reply],
+  voice: Voice = announce.SILENT,
 ) -> list[Scores]:
   """Returns the scores of every item; those that are stored are not computed again."""
   stored = _stored_scores(workdir, task, model, replies)
   scores = stored.by_item
   missing = [number for number, key in enumerate(stored.keys) if key not in scores]
   path = answers.file(workdir / "scores", task.name, model)
-  with progressing(f"{model} {task.name}", 0, len(missing)) as progress:
+  with announce.stepping(voice, f"{model} {task.name}: scored", len(missing)) as show:
     for start in range(0, len(missing), task.batch):
       numbers = missing[start : start + task.batch]
       batch_items = [task.items[number] for number in numbers]
@@ -316,7 +383,7 @@ def score(
         lines.append(line)
       # Each batch is written at once: a judge may be slow, or cost money.
       answers.append(path, lines)
-      progress.show(start + len(numbers), {})
+      show(start + len(numbers), "")
   return [scores[key] for key in stored.keys]
 
 

@@ -8,7 +8,7 @@ from instructjax.evals.tasks import Task, fingerprint
 from instructjax.rewards import functions, judge, spec
 from instructjax.runs import provenance
 
-COUNT = ("as", "input", "language", "url")  # the options of rewards that change a score
+COUNT = ("as", "input", "long", "language", "url")  # the options of rewards that change a score
 
 
 def judged(task: Task, *sources: str) -> Task:

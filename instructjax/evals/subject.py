@@ -3,6 +3,10 @@
 A source is what `--model` of every stage takes, or that with a text before every prompt:
 SOURCE#prefix=FILE (the paper's prompted GPT-3). Likelihoods are of the ids that training sees: a
 context and its continuation are encoded separately.
+
+By default (`config.template=auto`) a model is asked in the way in which it was trained: a public
+chat model by the template of its tokenizer, a run of ours by the one of its training, and every
+other model in plain text. Likelihoods are then of plain texts, as in public tables of results.
 """
 
 from __future__ import annotations
@@ -35,18 +39,21 @@ T = TypeVar("T")
 # The fewest positions of a row whose logits are computed. Windows are powers of two from here on,
 # so that a width has few programs.
 WINDOW = 32
+PLAIN = "in plain text"  # how a model without a template is asked
 
 
 class Subject(NamedTuple):
   """An open model.
 
-  about       its source, the fingerprint of its weights ..., for the manifest
+  about       its source, the fingerprint of its weights, how it is asked ..., for the manifest
   tokenizer   its tokenizer
   context     the tokens that it can read
   rows        pairs of (place of an item, its requests) -> rows of ids
   plan        rows -> batches
   answer      (batch, number of its noise) -> the answers of its rows, in order
   settings    the fingerprint of what changes an answer beside the weights, see `settings`
+  own_template  gives the template that the model was trained with, or its tokenizer's; it raises
+              UserError where there is none
   """
 
   about: Mapping[str, Any]
@@ -56,6 +63,7 @@ class Subject(NamedTuple):
   plan: Callable[[Sequence[Entry]], list[Batch]]
   answer: Callable[[Batch, int], list[Answer]]
   settings: str
+  own_template: Callable[[], chat.Template | None] = lambda: None
 
 
 # --- opening a model ---
@@ -82,7 +90,11 @@ def settings(source: str, config: EvalSettings) -> str:
   That is the template, the prefix, the seed, the dtype and the tokenizer.
   """
   template = config.template
-  if template not in ("", chat.OWN):  # a template in a file counts by its text, not by its path
+  if template not in (
+    "",
+    chat.OWN,
+    chat.AUTO,
+  ):  # a template in a file counts by its text, not by its path
     template = chat.read(template)
   prefix = prefix_of(split(source)[1])
   facts = [template, prefix, config.seed, config.model.dtype]
@@ -101,14 +113,20 @@ def open_subject(source: str, config: EvalSettings, parts: int) -> Subject:
   model, file = split(source)
   opened = origin.open_model(model, config.model, config.seed)
   tokenizer, context = opened.tokenizer, opened.lm.context
-  template = origin.chat_template(config.template, opened.about, tokenizer)
+  if config.template == chat.AUTO:
+    template = origin.natural_template(model, opened.about, tokenizer)
+    likelihood_template = None
+  else:
+    template = origin.chat_template(config.template, opened.about, tokenizer)
+    likelihood_template = template
   prefix = prefix_of(file)
   about = provenance.about(source, opened)
+  about["asked"] = f"by {template.name}" if template else PLAIN
   if prefix:
     about["prefix"] = fingerprint(prefix)
 
   def encode_continuation(text: str) -> list[int]:
-    if template is not None:
+    if likelihood_template is not None:
       text = text.lstrip()  # a template has its own space before a reply
     ids = tokenizer.encode_next(text)
     check_plain(tokenizer, text, ids)
@@ -119,6 +137,7 @@ def open_subject(source: str, config: EvalSettings, parts: int) -> Subject:
     head=prompt_encoder(tokenizer, template, prefix),
     encode=encode_continuation,
     context=context,
+    before=prompt_encoder(tokenizer, likelihood_template, prefix),
   )
   make_plan = partial(
     batches.plan,
@@ -134,6 +153,7 @@ def open_subject(source: str, config: EvalSettings, parts: int) -> Subject:
     plan=make_plan,
     answer=_answering(opened.lm, opened.params, tokenizer, config.seed),
     settings=settings(source, config),
+    own_template=partial(origin.chat_template, chat.OWN, opened.about, tokenizer),
   )
 
 

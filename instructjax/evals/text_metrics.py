@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from instructjax.evals import porter
+
 N = 4
 CANNOT = "CANNOTANSWER"  # QuAC's mark of a question without an answer
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -179,15 +181,23 @@ def _is_number(text: str) -> bool:
 # --- ROUGE-L ---
 
 
-def rouge_l(prediction: str, reference: str) -> float:
+def rouge_l(prediction: str, reference: str, *, stemmed: bool = False) -> float:
   """Returns F1 of the longest common subsequence of words (Lin 2004).
 
-  Words are runs of a-z and 0-9 in lower case, not stemmed.
+  Words are runs of a-z and 0-9 in lower case. `stemmed` words of more than three letters are
+  compared by Porter's stem, as many published numbers do.
   """
   ours = re.findall("[a-z0-9]+", prediction.lower())
   theirs = re.findall("[a-z0-9]+", reference.lower())
+  if stemmed:
+    ours = [_stem(word) for word in ours]
+    theirs = [_stem(word) for word in theirs]
   common = _longest_common(ours, theirs)
   return _f1_of_counts(common, len(ours), len(theirs))
+
+
+def _stem(word: str) -> str:
+  return porter.stem(word) if len(word) > 3 else word
 
 
 def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:

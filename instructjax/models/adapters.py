@@ -492,8 +492,17 @@ def _logits(
   return _run_auto(run, partition, params, hidden)
 
 
-def _unstack(params: Params, *, whole: bool = True) -> Params:
-  """Returns the same parameters; `whole` gathers them along the mesh's fsdp axis once."""
+def _unstack(params: Params, *, whole: bool = True, int8_weights: bool = False) -> Params:
+  """Returns the same parameters; `whole` gathers them along the mesh's fsdp axis once.
+
+  Raises:
+    UserError: for `int8_weights`. The products of the module are its own.
+  """
+  if int8_weights:
+    raise UserError(
+      "sampling.weights=int8 is for the gpt and llama families; a model of your own multiplies its "
+      "weights itself: leave it at float"
+    )
   return jax.tree.map(sharding.gather, params) if whole else params
 
 
@@ -508,13 +517,27 @@ def _row_axes(x: Array, batch: int) -> tuple[str | None, ...]:
   return (first, *[None] * (x.ndim - 1))
 
 
-def _init_cache(m: Module, batch: int, length: int, block: int | None = None) -> Cache:
+def _init_cache(
+  m: Module,
+  batch: int,
+  length: int,
+  block: int | None = None,
+  int8_cache: bool = False,
+) -> Cache:
   """Returns an empty cache of `length` columns; the model's own cache is in one block.
 
   It holds what each column holds, the index of the next column, and the model's own cache. A model
   that has none keeps all tokens instead.
+
+  Raises:
+    UserError: for `int8_cache`. The cache of the module is its own.
   """
   del block
+  if int8_cache:
+    raise UserError(
+      f"sampling.cache=int8 is for the gpt and llama families; {m.name} keeps a cache of its own: "
+      "leave it at float"
+    )
   if m.init_cache is None:
     _warn_once(m.name)
     own_cache = jnp.zeros((batch, length), jnp.int32)

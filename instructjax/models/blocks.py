@@ -38,15 +38,16 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def matmul(
   x: Float[Array, "N I"],
-  w: Float[Array, "J O"],
+  w: Float[Array, "J O"] | Int[Array, "J O"],
   dtype: str,
   out: jax.P | None,
   axis: int = 0,
 ) -> Array:
   """Returns x w, or x w^T where `axis` is 1 and w is [O, I], partitioned as `out`.
 
-  The operands are cast to `dtype` and the product is accumulated in float32. By a custom derivative
-  the same holds for the gradients, and each of them is partitioned as its operand.
+  The operands, which may be integers, are cast to `dtype` and the product is accumulated in
+  float32. By a custom derivative the same holds for the gradients, and each of them is partitioned
+  as its operand.
   """
   contract = ((1,), (axis,))
   return _dot(x, w, dtype, contract, out)
@@ -104,9 +105,12 @@ def _partition(x: Array) -> jax.P:
 def linear(p: Params, x: Array, dtype: str, *, contract: int = 1) -> Array:
   """Returns x w + b over the last `contract` axes of x and the first of w.
 
-  Where an adapter lies beside the matrix, its low-rank product is added (`models.lora`).
+  Where an adapter lies beside the matrix, its low-rank product is added (`models.lora`). Where w
+  is integers, their product is scaled (`models.int8`).
   """
   y = product(p["w"], x, dtype, contract)
+  if "scale" in p:
+    y = y * sharding.gather(p["scale"])
   if "lora" in p:
     adapter = p["lora"]
     inner = product(adapter.a, x, dtype, contract)
@@ -129,6 +133,8 @@ def product(w: Array, x: Array, dtype: str, contract: int = 1) -> Array:
   outputs = w.shape[contract:]
   rows = _flat(x, len(lead))
   columns = sharding.gather(_flat(w, contract))
+  if w.dtype == jnp.int8:
+    columns, rows = wait_for(columns, rows)
   if not sharding.is_sharded():
     return matmul(rows, columns, dtype, None).reshape(*lead, *outputs)
   along_rows = _partition(rows)[0]
@@ -141,17 +147,30 @@ def product(w: Array, x: Array, dtype: str, contract: int = 1) -> Array:
 
 
 def unembed(
-  w: Float[Array, "V D"],
+  p: Params,
   x: Float[Array, "*B D"],
   dtype: str,
 ) -> Float[Array, "*B V"]:
-  """Returns x w^T, for an embedding that is tied to the unembedding.
+  """Returns x w^T, for an embedding w [V, D] that is tied to the unembedding.
 
-  The transpose is never formed: on a CPU that would cost more than the product.
+  The transpose is never formed: on a CPU that would cost more than the product. Where w is
+  integers, their product is scaled, as in `linear`.
   """
+  y = _product_with_transpose(p["w"], x, dtype)
+  return y * p["scale"] if "scale" in p else y
+
+
+def _product_with_transpose(
+  w: Array,
+  x: Float[Array, "*B D"],
+  dtype: str,
+) -> Float[Array, "*B V"]:
+  """Returns x w^T over the last axes of both."""
   w = sharding.gather(w)
   dtype = "bfloat16" if w.dtype == jnp.bfloat16 else dtype
   rows = _flat(x, x.ndim - 1)
+  if w.dtype == jnp.int8:
+    w, rows = wait_for(w, rows)
   shape = (*x.shape[:-1], w.shape[0])
   if not sharding.is_sharded():
     return matmul(rows, w, dtype, None, 1).reshape(shape)
@@ -160,6 +179,15 @@ def unembed(
   y = matmul(rows, w, dtype, jax.P(along_rows, along_vocab), 1)
   split = jax.P(*_partition(x)[:-1], along_vocab)
   return jax.lax.reshape(y, shape, out_sharding=split)
+
+
+def wait_for(w: Array, x: Array) -> tuple[Array, Array]:
+  """Returns both arrays as they are, but w no earlier than x is there.
+
+  A compiler may move what does not change in a loop to before it, such as integers cast to the type
+  of a product. Every step would then read the cast copy, which is what integers shall save.
+  """
+  return jax.lax.optimization_barrier((w, x))
 
 
 def _flat(x: Array, lead: int) -> Array:
@@ -431,9 +459,9 @@ def batched_product(equation: str, a: Array, b: Array) -> Array:
 
 
 def like_queries(
-  x: Float[Array, "B K S C"],
-  q: Float[Array, "B T H C"],
-) -> Float[Array, "B _ S C"]:
+  x: Float[Array, "B K S _"] | Int[Array, "B K S _"],
+  q: Float[Array, "B T H _"],
+) -> Float[Array, "B _ S _"] | Int[Array, "B _ S _"]:
   """Repeats key heads once for each query where only the queries are split over devices.
 
   The repeated heads are split as the queries are, so that each device holds the keys of its own

@@ -5,6 +5,8 @@ token in its row, or -1 for nothing. A query sees the columns of its own row tha
 to its own, whatever their order. The sampler uses this freedom: all of its rows write into one
 column at a time, in turn, although they began at different times (`rollout`).
 
+Keys and values may be kept as integers, with a scale for each head and column (`models.int8`).
+
 A block lies in one piece of memory. Attention reads only the blocks in which some row holds
 something, and never has all scores at once.
 
@@ -14,12 +16,14 @@ G = H / K queries for each key head, C head width.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from instructjax import sharding
 from instructjax.errors import UserError
-from instructjax.models import blocks
+from instructjax.models import blocks, int8
 from instructjax.types import Array, Float, Int
 
 # Columns of a block, from the shortest caches to the longest: small blocks are read more exactly,
@@ -28,7 +32,15 @@ WIDTHS = ((64, 8), (512, 32))
 WIDEST = 128
 EMPTY = -1  # the position of a column that holds nothing
 
-Keys = Float[Array, "N B K b C"]
+
+class Int8(NamedTuple):
+  """The keys (or the values) of one layer as integers: a key is q * scale."""
+
+  q: Int[Array, "N B K b C"]
+  scale: Float[Array, "N B K b 1"]
+
+
+Keys = Float[Array, "N B K b C"] | Int8
 
 
 def check_context(context: int, positions: int) -> None:
@@ -53,10 +65,16 @@ def block_width(length: int) -> int:
 
 
 def empty_keys(rows: int, length: int, heads: int, width: int, dtype: str, block: int) -> Keys:
-  """Returns a cache for the keys (or the values) of one layer, with room for `length` columns."""
+  """Returns a cache for the keys (or the values) of one layer, with room for `length` columns.
+
+  With the dtype "int8" it has scales too.
+  """
   shape = (-(-length // block), rows, heads, block, width)
   split = sharding.fit(shape, (None, "batch", "kv_heads", None, None))
-  return jnp.zeros(shape, dtype, out_sharding=split)
+  keys = jnp.zeros(shape, dtype, out_sharding=split)
+  if dtype != "int8":
+    return keys
+  return Int8(keys, jnp.zeros((*shape[:-1], 1), jnp.float32, out_sharding=split))
 
 
 def empty_positions(rows: int, length: int, block: int) -> Int[Array, "N B b"]:
@@ -64,6 +82,18 @@ def empty_positions(rows: int, length: int, block: int) -> Int[Array, "N B b"]:
   shape = (-(-length // block), rows, block)
   split = sharding.fit(shape, (None, "batch", None))
   return jnp.full(shape, EMPTY, jnp.int32, out_sharding=split)
+
+
+def write_keys(
+  cached: Keys,
+  new: Float[Array, "B K t C"],
+  column: Int[Array, ""],
+) -> Keys:
+  """Writes the keys (or the values) of t columns into those of one layer, from `column` on."""
+  if not isinstance(cached, Int8):
+    return write(cached, new, column)
+  q, scale = int8.quantise(new, (3,))
+  return Int8(write(cached.q, q, column), write(cached.scale, scale, column))
 
 
 def write(
@@ -142,12 +172,15 @@ def attend(
 
   This is `blocks.attention`, read block by block: a running maximum of the scores keeps the sum of
   their exponentials in range (Milakov & Gimelshein 2018). A query that sees nothing gets 0.
+
+  Where keys and values are integers, the scales of the keys multiply the scores, and those of the
+  values the weights.
   """
   order, count = used
   scale = q.shape[-1] ** -0.5 if scale is None else scale
   q = (q * scale).astype(dtype)
   B, t, H, C = q.shape
-  first_block = blocks.like_queries(keys[0], q)
+  first_block, _ = _keys_of_block(keys, 0, q)
   K = first_block.shape[1]
   split = None
   if sharding.is_sharded():
@@ -158,21 +191,25 @@ def attend(
   def read_block(i, carry):
     largest, total, mixed = carry
     number = order[i]
-    k = blocks.like_queries(_block(keys, number), q).astype(dtype)
-    v = blocks.like_queries(_block(values, number), q).astype(dtype)
+    k, k_scale = _keys_of_block(keys, number, q)
+    v, v_scale = _keys_of_block(values, number, q)
     column_position = _block(position, number)[:, None, :]
     distance = query_position[:, :, None] - column_position
     seen = (column_position != EMPTY) & (distance >= 0)  # [B, t, b]
     if window:
       seen &= distance < window
     seen = seen[:, None, None]
-    scores = blocks.batched_product("bkgtc,bksc->bkgts", grouped, k)
+    scores = blocks.batched_product("bkgtc,bksc->bkgts", grouped, k.astype(dtype))
+    if k_scale is not None:
+      scores = scores * k_scale
     scores = jnp.where(seen, blocks.softcapped(scores, softcap), blocks.MASKED)
     new_largest = jnp.maximum(largest, jnp.max(scores, axis=-1))
     weights = jnp.where(seen, jnp.exp(scores - new_largest[..., None]), 0)
     shrink = jnp.exp(largest - new_largest)
     total = total * shrink + jnp.sum(weights, axis=-1)
-    new_mixed = blocks.batched_product("bkgts,bksc->bkgtc", weights.astype(dtype), v)
+    if v_scale is not None:
+      weights = weights * v_scale
+    new_mixed = blocks.batched_product("bkgts,bksc->bkgtc", weights.astype(dtype), v.astype(dtype))
     return new_largest, total, mixed * shrink[..., None] + new_mixed
 
   nothing = jnp.zeros_like(grouped, jnp.float32)
@@ -188,6 +225,22 @@ def attend(
   return jax.lax.reshape(mixed, (B, t, H, C), out_sharding=whole)
 
 
-def _block(cached: Array, number: Int[Array, ""]) -> Array:
+def _keys_of_block(
+  keys: Keys,
+  number: Int[Array, ""] | int,
+  q: Float[Array, "B t H C"],
+) -> tuple[Array, Float[Array, "B _ 1 1 b"] | None]:
+  """Returns the keys (or the values) [B, K, b, C] of one block, and their scales if they have any.
+
+  They lie where their queries do, and may be repeated for it.
+  """
+  if not isinstance(keys, Int8):
+    return blocks.like_queries(_block(keys, number), q), None
+  integers = blocks.like_queries(_block(keys.q, number), q)
+  scale = blocks.like_queries(_block(keys.scale, number), q)
+  return integers, jnp.swapaxes(scale, 2, 3)[:, :, None]
+
+
+def _block(cached: Array, number: Int[Array, ""] | int) -> Array:
   """Returns one block of a cache."""
   return jax.lax.dynamic_index_in_dim(cached, number, axis=0, keepdims=False)

@@ -28,7 +28,7 @@ import numpy as np
 
 from instructjax import sharding
 from instructjax.errors import UserError
-from instructjax.models import attention, blocks, cache, freeze, lora
+from instructjax.models import attention, blocks, cache, freeze, int8, lora
 from instructjax.types import (
   LM,
   Array,
@@ -413,24 +413,31 @@ def logits(
   if "head" in params:
     scores = blocks.linear(params["head"], hidden, family.dtype)
     return blocks.softcapped(scores, family.logit_softcap)
-  # `unstack` leaves a copy of the embedding in the compute dtype under "unembed".
+  # `unstack` leaves a copy of the embedding in the compute dtype, or as integers, under "unembed".
   if "unembed" in params:
-    tied = params["unembed"]["w"]
+    tied = params["unembed"]
   else:
-    tied = params["embed"]["tokens"]
+    tied = {"w": params["embed"]["tokens"]}
   scores = blocks.unembed(tied, hidden, family.dtype)
   return blocks.softcapped(scores, family.logit_softcap)
 
 
-def unstack(family: Family, params: Params, *, whole: bool = True) -> Params:
+def unstack(
+  family: Family,
+  params: Params,
+  *,
+  whole: bool = True,
+  int8_weights: bool = False,
+) -> Params:
   """Returns parameters for decoding: a dict for each layer, weights cast to the compute dtype.
 
   `whole` gathers the weights along the mesh's fsdp axis once; otherwise each of them is gathered
-  when it is used, in every step.
+  when it is used, in every step. `int8_weights` makes the matrices integers (`models.int8`).
 
   Three rules meet here. Frozen lower blocks come first, in the order of the model. An adapter is
   added to matrices that are stored in float32. Beside a matrix stored in bfloat16, or for products
   in bfloat16, it stays separate, because rounding would swallow what is small against the matrix.
+  Beside integers it stays separate for the same reason.
   """
   stacks = [params["lower"]] if "lower" in params else []
   stacks.append(lora.attach(params))
@@ -439,13 +446,17 @@ def unstack(family: Family, params: Params, *, whole: bool = True) -> Params:
     for i in range(_depth(stack)):
       layer = jax.tree.map(lambda w, i=i: w[i], stack)
       layers.append(layer)
-  if family.dtype == "float32":
+  if int8_weights:
+    layers = [int8.layer(layer) for layer in layers]
+  elif family.dtype == "float32":
     layers = [_fold_float32(layer) for layer in layers]
 
   unstacked = dict(params)
   for name in ("lower", "blocks", "adapter"):
     unstacked.pop(name, None)
-  if "head" not in params:
+  if int8_weights:
+    unstacked |= int8.unembedding(params)
+  elif "head" not in params:
     unstacked["unembed"] = {"w": params["embed"]["tokens"]}
   unstacked["layers"] = tuple(layers)
   unstacked = freeze.cast(unstacked, family.dtype)
@@ -461,22 +472,29 @@ def _fold_float32(layer: Params) -> Params:
   return folded
 
 
-def init_cache(family: Family, batch: int, length: int, block: int | None = None) -> Cache:
+def init_cache(
+  family: Family,
+  batch: int,
+  length: int,
+  block: int | None = None,
+  int8_cache: bool = False,
+) -> Cache:
   """Returns an empty cache with room for `length` columns, in blocks of `block` columns.
 
   The cache holds the keys and values of every layer [N, B, K, b, C], what each column holds
-  (`position` [N, B, b], see `models.cache`), and the `index` of the column to write next.
+  (`position` [N, B, b], see `models.cache`), and the `index` of the column to write next. With
+  `int8_cache` keys and values are integers with a scale for each head and column (`cache.Int8`).
   """
   block = block or cache.block_width(length)
 
-  def empty() -> tuple[Array, ...]:
+  def empty() -> tuple[cache.Keys, ...]:
     empty_layer = partial(
       cache.empty_keys,
       batch,
       length,
       family.kv_heads,
       family.head_width,
-      family.dtype,
+      "int8" if int8_cache else family.dtype,
       block,
     )
     return tuple(empty_layer() for _ in range(family.depth))
@@ -517,8 +535,8 @@ def decode(
     kind = family.kinds[family.pattern[i] if family.pattern else 0]
 
     def mix(q, k, v, i=i, window=kind.window):
-      keys[i] = cache.write(keys[i], k, index)
-      values[i] = cache.write(values[i], v, index)
+      keys[i] = cache.write_keys(keys[i], k, index)
+      values[i] = cache.write_keys(values[i], v, index)
       return cache.attend(
         q,
         keys[i],

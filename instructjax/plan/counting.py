@@ -17,7 +17,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.interpreters import partial_eval
 
@@ -34,6 +34,9 @@ CARRIES = {
   "broadcast_in_dim",
   "copy",
   "copy_p",
+  # A weight is rounded to integers by these (`models.int8`).
+  "div",
+  "round",
 }
 
 # The scope of a loop, perhaps within transformations: transpose(jvp(trips:NAME)).
@@ -174,8 +177,20 @@ def count(
       it runs depends on data, so nothing else could say it.
   """
   cost = Cost(weight_width)
-  _walk(_needed(jaxpr), list(weights), 1.0, trips, cost)
+  needed = _needed(jaxpr)
+  kinds = [_Kind(weight) for weight in weights]
+  _walk(needed, kinds, 1.0, trips, cost)
   return cost
+
+
+class _Kind(NamedTuple):
+  """What is known of an array: whether it is a weight, and whether it was cast from int8.
+
+  The compiler casts integers while a product reads them, so what it reads is a byte each.
+  """
+
+  is_weight: bool = False
+  is_int8: bool = False
 
 
 def _needed(jaxpr: Any) -> Any:
@@ -192,44 +207,49 @@ def _needed(jaxpr: Any) -> Any:
 
 def _walk(
   jaxpr: Any,
-  weights: Sequence[bool],
+  kinds: Sequence[_Kind],
   times: float,
   trips: Mapping[str, float],
   cost: Cost,
-) -> list[bool]:
-  """Adds the cost of a jaxpr that runs so many times; returns which outputs are weights."""
-  weight_vars = {v for v, weight in zip(jaxpr.invars, weights) if weight}
+) -> list[_Kind]:
+  """Adds the cost of a jaxpr that runs so many times; returns the kinds of its outputs."""
+  kind_of_var = dict(zip(jaxpr.invars, kinds))
 
-  def is_weight(v: Any) -> bool:
-    return not _is_literal(v) and v in weight_vars
+  def kind(v: Any) -> _Kind:
+    return _Kind() if _is_literal(v) else kind_of_var.get(v, _Kind())
 
   lookups = _lookups(jaxpr)
   for eqn in jaxpr.eqns:
     name = eqn.primitive.name
     if name == "dot_general":
-      _product(eqn, [is_weight(v) for v in eqn.invars], times, cost)
+      _product(eqn, [kind(v) for v in eqn.invars], times, cost)
     elif name == "reshard" and eqn.outvars[0] not in lookups:
-      _reshard(eqn, times, cost, is_weight(eqn.invars[0]))
+      _reshard(eqn, times, cost, kind(eqn.invars[0]).is_weight)
     elif name == "scatter-add" and eqn.invars[2] in lookups:
       # Each device adds its own rows into the table. Then the tables are summed.
       axes = lookups[eqn.invars[2]]
       cost.collective("all-reduce", axes, times, local_bytes(eqn.outvars[0].aval))
-    if name in CARRIES and is_weight(eqn.invars[0]):
-      weight_vars.update(eqn.outvars)
+    if name == "optimization_barrier":
+      kind_of_var.update(zip(eqn.outvars, [kind(v) for v in eqn.invars]))
+    elif name in CARRIES:
+      passed = kind(eqn.invars[0])
+      if name == "convert_element_type" and eqn.invars[0].aval.dtype == "int8":
+        passed = passed._replace(is_int8=True)
+      kind_of_var[eqn.outvars[0]] = passed
 
     for body, skip in inner(eqn):
       runs = times * _runs(eqn, trips)
-      flags = [is_weight(v) for v in eqn.invars[skip:]]
+      passed_kinds = [kind(v) for v in eqn.invars[skip:]]
       touched_before = cost.product_bytes
-      outputs = _walk(opened(body), flags, runs, trips, cost)
+      outputs = _walk(opened(body), passed_kinds, runs, trips, cost)
       if name == "while":
         loop = loop_name(eqn)
         runs_before, touched = cost.loops.get(loop, (0.0, 0.0))
         touched += cost.product_bytes - touched_before
         cost.loops[loop] = (runs_before + runs, touched)
       if len(outputs) == len(eqn.outvars):
-        weight_vars.update(v for v, weight in zip(eqn.outvars, outputs) if weight)
-  return [is_weight(v) for v in jaxpr.outvars]
+        kind_of_var.update(zip(eqn.outvars, outputs))
+  return [kind(v) for v in jaxpr.outvars]
 
 
 def loop_name(eqn: Any) -> str:
@@ -266,7 +286,7 @@ def _place(eqn: Any) -> str:
 
 def _product(
   eqn: Any,
-  weights: Sequence[bool],
+  kinds: Sequence[_Kind],
   times: float,
   cost: Cost,
 ) -> None:
@@ -284,12 +304,14 @@ def _product(
     local_depth *= min(local_shape(left)[i], local_shape(right)[j])
   cost.device_flops += times * 2 * math.prod(local_shape(result)) * local_depth
 
-  cost.product_bytes += times * sum(local_bytes(x) for x in (left, right, result))
-  weight_bytes = 0
-  for aval, weight in zip((left, right), weights, strict=True):
-    if weight:
-      weight_bytes += local_bytes(aval)
-  cost.weight_bytes += times * weight_bytes
+  cost.product_bytes += times * local_bytes(result)
+  for aval, kind in zip((left, right), kinds, strict=True):
+    size = local_bytes(aval)
+    if kind.is_int8:
+      size //= aval.dtype.itemsize
+    cost.product_bytes += times * size
+    if kind.is_weight:
+      cost.weight_bytes += times * size
 
   # A contraction over a split dimension leaves a partial sum on each device.
   reduced = [name for dim in left_dims for name in axes_of(left, dim)]

@@ -26,7 +26,7 @@ from instructjax.settings.subjects import AnyModelSettings
 from instructjax.settings.supervised import SupervisedSettings
 from instructjax.stages import dpo, ppo, pretrain_sft, reward
 from instructjax.stages.wiring import Part, Stage, key_of, shape_of
-from instructjax.types import LM, Leaf, Params, PyTree, TrainState
+from instructjax.types import LM, Cache, Leaf, Params, PyTree, TrainState
 
 # The paper's numbers of records (Table 6), from which epochs become steps.
 RECORDS = {"sft": 12_725, "rl_init": 12_725, "reward": 33_207, "dpo": 33_207}
@@ -234,17 +234,26 @@ def build(
 
 def rollout_sampling(settings: PPOSettings) -> Sampling:
   """How many rows PPO samples at a time; which ids they have does not matter to a plan."""
-  return Sampling(response=settings.sampling.response, slots=settings.sampling.slots)
+  return Sampling(
+    response=settings.sampling.response,
+    cache=settings.sampling.cache,
+    slots=settings.sampling.slots,
+  )
 
 
 def cache_bytes(settings: Settings, policy: LM) -> int:
   """Bytes of the key/value cache of a rollout on one device: that of its slots."""
   if not isinstance(settings, PPOSettings):
     return 0
-  shape = rollout.shape_of(rollout_sampling(settings), settings.batch, settings.data.prompt)
+  sampling = rollout_sampling(settings)
+  shape = rollout.shape_of(sampling, settings.batch, settings.data.prompt)
   slots = sharding.batch_shards() * shape.slots
   columns = shape.prompt + shape.response
-  return per_device(jax.eval_shape(lambda: policy.init_cache(slots, columns, shape.block)))
+
+  def empty_cache() -> Cache:
+    return policy.init_cache(slots, columns, shape.block, sampling.cache == "int8")
+
+  return per_device(jax.eval_shape(empty_cache))
 
 
 # --- shares of memory ---

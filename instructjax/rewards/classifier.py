@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from instructjax.errors import UserError
@@ -15,6 +16,11 @@ from instructjax.errors import UserError
 # both as a chat in its own template.
 INPUTS = ("joined", "pair", "response", "chat")
 OUTPUTS = ("logit", "probability")
+# Of a prompt that does not fit beside its response, the end is read, or all of it in pieces, of
+# which the highest score counts: a text supports a sentence where any part of it does.
+LONG = ("cut", "pieces")
+# The share of a piece that is read again in its neighbour, on each side.
+OVERLAP = 0.25
 UNLIMITED = 1 << 30  # more tokens than any text has
 
 
@@ -23,7 +29,7 @@ def open_classifier(
   label: str,
   options: Mapping[str, Any],
 ) -> tuple[Callable[[Sequence[str], Sequence[str]], list[float]], dict[str, Any]]:
-  """Opens a classifier; a text that is too long for it loses its beginning.
+  """Opens a classifier; a text that is too long for it loses its beginning, or is read in pieces.
 
   Args:
     source: A folder, or an id of the Hugging Face hub.
@@ -40,6 +46,12 @@ def open_classifier(
   """
   _check_choice(source, "input", options["input"], INPUTS)
   _check_choice(source, "as", options["as"], OUTPUTS)
+  _check_choice(source, "long", options["long"], LONG)
+  if options["long"] == "pieces" and options["input"] != "pair":
+    raise UserError(
+      f"classifier:{source}: long=pieces with input={options['input']}; only of a pair "
+      "(input=pair) can the prompt be read in pieces"
+    )
   try:
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
@@ -70,19 +82,60 @@ def open_classifier(
       values = values.softmax(-1)
     return values[:, column].tolist()
 
-  def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+  def score_all(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     scores: list[float] = []
     for start in range(0, len(prompts), options["batch"]):
       part = slice(start, start + options["batch"])
       scores += score_batch(prompts[part], responses[part])
     return scores
 
+  limit = encoding.get("max_length")
+
+  def fits(prompt: str, response: str) -> bool:
+    ids = tokenizer(prompt, response)["input_ids"]
+    return limit is None or len(ids) <= limit
+
+  def score_pieces(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    parts = [
+      pieces(prompt, partial(fits, response=response))
+      for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    part_prompts: list[str] = []
+    part_responses: list[str] = []
+    for prompt_parts, response in zip(parts, responses, strict=True):
+      part_prompts += prompt_parts
+      part_responses += [response] * len(prompt_parts)
+    part_scores = iter(score_all(part_prompts, part_responses))
+    return [max(next(part_scores) for _ in prompt_parts) for prompt_parts in parts]
+
+  score = score_pieces if options["long"] == "pieces" else score_all
   about = {
     "labels": model.config.num_labels,
     "transformers": transformers.__version__,
     "torch": torch.__version__,
   }
   return score, about
+
+
+def pieces(text: str, fits: Callable[[str], bool]) -> list[str]:
+  """Returns a text that fits, or the fewest equal pieces that do, each overlapping its neighbours.
+
+  Where not even an empty text fits, the text is returned as it is.
+  """
+  if fits(text) or not fits(""):
+    return [text]
+  count = 1
+  while count < len(text):
+    count += 1
+    width = len(text) / count
+    parts = []
+    for number in range(count):
+      start = max(round((number - OVERLAP) * width), 0)
+      end = round((number + 1 + OVERLAP) * width)
+      parts.append(text[start:end])
+    if all(fits(part) for part in parts):
+      return parts
+  return list(text)
 
 
 def _check_choice(source: str, name: str, value: str, choices: Sequence[str]) -> None:

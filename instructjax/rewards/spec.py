@@ -33,7 +33,13 @@ _ENDPOINT = {
 OPTIONS: dict[str, dict[str, Any]] = {
   "run": {},
   "python": {"limit": 0.0},  # seconds of a call; 0 is none
-  "classifier": {"as": "logit", "input": "joined", "batch": 16, "device": "cpu"},
+  "classifier": {
+    "as": "logit",
+    "input": "joined",
+    "long": "cut",  # what becomes of a prompt that does not fit, `classifier.LONG`
+    "batch": 16,
+    "device": "cpu",
+  },
   "http": {"batch": 32, **_ENDPOINT},
   "openai": {"template": "", **_ENDPOINT},
   "perspective": {

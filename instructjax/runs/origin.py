@@ -458,11 +458,7 @@ def chat_template(
   if not name:
     return None
   tokenizer_reference = about["tokenizer"]
-  tokenizer_template: str | None = None
-  special_tokens: dict[str, str] = {}  # by the names that templates use, such as bos_token
-  if tokenizer_reference != BYTES:
-    tokenizer_source = tokenizers.source(tokenizer_reference)
-    tokenizer_template, special_tokens = chat.find(tokenizer_source)
+  tokenizer_template, special_tokens = _tokenizer_template(tokenizer_reference)
   if name != chat.OWN:
     # A template from a file may name the special tokens of the tokenizer, so it needs them too.
     return chat.load(name, chat.read(name), special_tokens, tokenizer)
@@ -475,6 +471,36 @@ def chat_template(
     )
   title = f"the chat template of {tokenizer_reference}"
   return chat.load(title, text, special_tokens, tokenizer)
+
+
+def natural_template(
+  source: str, about: Mapping[str, Any], tokenizer: Tokenizer
+) -> chat.Template | None:
+  """The template of a model that is asked in the way in which it was trained.
+
+  It is that of a run's training, and None where the run was trained on plain text, whatever its
+  tokenizer holds. For any other source it is the tokenizer's own, and None where that has none.
+
+  Raises:
+    UserError: where the template cannot be used.
+  """
+  if is_run(source):
+    has_template = bool(about.get("template"))
+  else:
+    has_template = bool(_tokenizer_template(about["tokenizer"])[0])
+  if not has_template:
+    return None
+  try:
+    return chat_template(chat.OWN, about, tokenizer)
+  except UserError as problem:
+    raise UserError(f"{problem}; config.template='' asks in plain text") from None
+
+
+def _tokenizer_template(tokenizer_reference: str) -> tuple[str | None, dict[str, str]]:
+  """The template of a tokenizer, and its special tokens by the names that templates use."""
+  if tokenizer_reference == BYTES:
+    return None, {}
+  return chat.find(tokenizers.source(tokenizer_reference))
 
 
 def template_of(about: Mapping[str, Any]) -> str:

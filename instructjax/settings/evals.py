@@ -172,6 +172,18 @@ class HallucinationSettings:
   labelled: str = setting("shipped", f"What the judge is measured on: {SHIPPED}.")
 
 
+@settings
+class RewardSuiteSettings:
+  """Reward models on comparisons and on RewardBench (docs/reward_model.md)."""
+
+  comparisons: str = test_set("ranked.jsonl, several as NAME=FILE; NAME=FILE")
+  spelling: str = subjects.spelling("comparisons")
+  fields: str = subjects.fields()
+  rewardbench: str = test_set("RewardBench's filtered.jsonl")
+  prior: str = test_set("its prior sets: shp=FILE; summarize=FILE")
+  rewardbench2: str = test_set("RewardBench 2's test.jsonl")
+
+
 # Items of these suites were written for this project and come with the package.
 
 
@@ -185,7 +197,12 @@ class BehaviourSettings:
   languages: str = setting("shipped", f"Instructions in other languages: {SHIPPED}.")
   code: str = setting("shipped", f"Questions about code: {SHIPPED}.")
   harmful: str = setting("shipped", f"Requests that harm: {SHIPPED}.")
+  over_refusal: str = setting("shipped", f"Safe requests that sound harmful: {SHIPPED}.")
   perturbations: str = setting("shipped", f"Questions that are asked worse: {SHIPPED}.")
+  judge: str = setting(
+    "",
+    "A reward that gives P(the answer refuses), or openai:URL#MODEL, for harmful and over_refusal.",
+  )
 
 
 @settings
@@ -197,7 +214,11 @@ class EvalSettings:
   baseline: str = setting("sft", "The model that win rates and differences are against.")
   limit: int = count(0, "About so many items of each task, whole passages and articles together")
   model: LoadedModelSettings = group(LoadedModelSettings(remat="none"))
-  template: str = subjects.template()
+  template: str = setting(
+    "auto",
+    "The chat template: auto is the one a model was trained with, if any; empty is plain text, "
+    "chat the tokenizer's own, or a .jinja file.",
+  )
   tokens: int = setting(16384, "Tokens of a batch, padding included, over all devices.", low=1)
   folder: str = setting("", "Where TFDS data sets were prepared; empty is TFDS's own default.")
   nlp: NLPSettings = group(NLPSettings())
@@ -207,6 +228,7 @@ class EvalSettings:
   bias: BiasSettings = group(BiasSettings())
   hallucination: HallucinationSettings = group(HallucinationSettings())
   behaviours: BehaviourSettings = group(BehaviourSettings())
+  reward: RewardSuiteSettings = group(RewardSuiteSettings())
   mesh: MeshSettings = group(MeshSettings())
 
 

@@ -57,6 +57,8 @@ class RolloutSettings:
     high=100,
   )
   whole: bool = sampling_settings.whole()
+  weights: sampling_settings.Stored = sampling_settings.weights()
+  cache: sampling_settings.Stored = sampling_settings.cache()
   slots: int = sampling_settings.slots()
 
 
@@ -123,6 +125,14 @@ class PPOSettings:
         "this stage does not measure it; it measures objective/scores, objective/kl, loss/total "
         "...",
       )
+    if self.ppo.old_logp == "sampler":
+      for name, stored in (("weights", self.sampling.weights), ("cache", self.sampling.cache)):
+        if stored == "int8":
+          yield (
+            "ppo.old_logp",
+            f"config.sampling.{name}=int8 samples from a rounded model, whose log-probabilities "
+            "no ratio may begin at; choose trainer",
+          )
     if self.batch % self.ppo.minibatches:
       yield (
         "batch",

@@ -11,6 +11,7 @@ from instructjax.settings.method import MissingEosSettings
 from instructjax.settings.subjects import MeshSettings, ModelSettings
 from instructjax.settings.supervised import TINY_MODEL
 
+Stored = Literal["float", "int8"]  # how weights or a cache are stored
 RANKED = (2, 9)  # outputs of a prompt that people rank; the paper has 4 to 9
 
 
@@ -46,6 +47,22 @@ def slots() -> Any:
     "Responses that are sampled at a time; as one ends, the next prompt takes its place. 0 is a "
     "quarter of a device's share of the batch, and at least 64 on each.",
     low=0,
+  )
+
+
+def weights() -> Any:
+  return setting(
+    "float",
+    "The weights that sample: as they are, or int8, rounded once a rollout with a scale for "
+    "each output; scores and updates read the weights themselves.",
+  )
+
+
+def cache() -> Any:
+  return setting(
+    "float",
+    "Keys and values while sampling: in the model's dtype, or int8 with a scale for each head and "
+    "position.",
   )
 
 
@@ -86,6 +103,8 @@ class DrawSettings:
   top_k: int = top_k()
   top_p: float = top_p()
   whole: bool = whole()
+  weights: Stored = weights()
+  cache: Stored = cache()
   slots: int = slots()
 
 
@@ -121,6 +140,8 @@ class SeveralDrawSettings:
   top_k: int = top_k()
   top_p: float = top_p()
   whole: bool = whole()
+  weights: Stored = weights()
+  cache: Stored = cache()
   slots: int = slots()
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
@@ -148,15 +169,29 @@ class SampleSettings:
   batch: int = subjects.batch(8, "Prompts that are sampled together.")
   sampling: SeveralDrawSettings = group(SeveralDrawSettings())
   mesh: MeshSettings = group(MeshSettings())
+  format: Literal["", "alpaca_eval", "arena_hard", "mt_bench"] = setting(
+    "", "A benchmark whose question file data.prompts is, and whose answer files are written."
+  )
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from no_dropout(self.model)
+    if self.format:
+      # Each has one answer to a question.
+      alone = {"n": self.n != 1, "k": bool(self.k), "prompt": bool(self.prompt)}
+      alone |= {"rewards": bool(self.rewards), "sampling.temperature": self._temperatures > 1}
+      for name, is_set in alone.items():
+        if is_set:
+          yield name, f"format={self.format} has one answer to each question of its file; leave it"
     least, most = RANKED
     if self.k and not least <= self.k <= most:
       yield (
         "k",
         f"people rank {least} to {most} outputs of a prompt; choose k among them, or 0 keeps all",
       )
+
+  @property
+  def _temperatures(self) -> int:
+    return len(self.sampling.temperature)
 
 
 TINY_DRAWS = TINY_MODEL | {"data.prompt": 128}

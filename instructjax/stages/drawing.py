@@ -63,6 +63,8 @@ def draw_responses(
     top_k=draw_settings.top_k,
     top_p=draw_settings.top_p,
     whole=draw_settings.whole,
+    weights=draw_settings.weights,
+    cache=draw_settings.cache,
     slots=draw_settings.slots,
     n=responses_a_row,
     eos=model.tokenizer.eos,

@@ -291,6 +291,8 @@ def sampling_of(
     eos=eos,
     banned=tokenizer.banned,
     whole=rollout.whole,
+    weights=rollout.weights,
+    cache=rollout.cache,
     slots=rollout.slots,
   )
 

@@ -18,7 +18,7 @@ from instructjax.errors import UserError
 from instructjax.label import exchange, store, tasks
 
 FUZZ = settings(
-  deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+  deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 USER, REPLY = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 NATIVE = {

@@ -205,6 +205,13 @@ def test_runs_of_the_wrong_kind(refused, data, tmp_path, sft_run, reward_run, ba
   assert not (tmp_path / "run").exists()
 
 
+def test_ratios_that_would_begin_at_integers(refused, tmp_path):
+  ppo = ["ppo", f"--workdir={tmp_path / 'run'}", "--config.ppo.old_logp=sampler"]
+  for name in ("weights", "cache"):
+    message = one_line(refused(*ppo, f"--config.sampling.{name}=int8"))
+    assert f"config.ppo.old_logp=sampler: config.sampling.{name}=int8 samples from a" in message
+
+
 def test_ppo_batches_that_do_not_divide(refused, tmp_path):
   ppo = ["ppo", f"--workdir={tmp_path / 'run'}", "--config.batch=6"]
   assert "config.batch=6: it does not divide by config.ppo.minibatches=4" in one_line(refused(*ppo))

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import json
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -172,7 +173,7 @@ LINES = [
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
 @settings(
-  deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+  deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
   content=st.binary(max_size=200)
@@ -267,7 +268,7 @@ def test_clean_touches_no_file_that_it_did_not_write(data, tmp_path):
 @pytest.mark.parametrize("action", ["expand", "convert", "tone", "benchmarks"])
 def test_no_action_overwrites_what_differs(data, tmp_path, action, monkeypatch):
   """The same command again changes nothing, and needs no --force."""
-  from instructjax.data.public import benchmarks
+  from instructjax.data.public import benchmarks, tone
 
   source = tmp_path / "source.jsonl"
   source.write_text('{"prompt": "p"}\n')
@@ -287,6 +288,8 @@ def test_no_action_overwrites_what_differs(data, tmp_path, action, monkeypatch):
     return []
 
   monkeypatch.setattr(benchmarks, "write", write)
+  few = tone.Sizes(demonstrations=8, comparisons=4, gold=4, prompts=8, test_prompts=2)
+  monkeypatch.setattr(tone, "tasks", partial(tone.tasks, sizes=few._replace(test_comparisons=2)))
   assert data(action, *options)[0] == 0
   written = {path.name: path.read_bytes() for path in out.iterdir()}
   assert data(action, *options)[0] == 0

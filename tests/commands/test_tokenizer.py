@@ -242,7 +242,7 @@ def test_what_check_refuses(tokenizer, tmp_path):
 
 
 FUZZ = settings(
-  deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+  deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 values = st.recursive(
   st.none() | st.booleans() | st.integers(-9, 400) | st.text(max_size=4),

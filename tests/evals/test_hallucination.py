@@ -141,7 +141,7 @@ def test_the_shipped_prompts_run_without_data(config):
   suite = hallucination.open_suite(config)
   (task,) = suite.tasks
   item = task.items[0]
-  assert task.ask(item) == [Generate(item.data["prompt"], 128, stop=("\n\n",))]
+  assert task.ask(item) == [Generate(item.data["prompt"], 128, stop=())]
   assert item.data["source"] in item.data["prompt"] and item.data["prompt"].endswith("\n\nAnswer:")
   assert (
     len({item.cluster for item in task.items}) < len(task.items) == 42
@@ -161,13 +161,80 @@ def test_scores_by_hand(config):
   scores = task.score(items, [answer_of(text) for text in texts])
   assert [row["hallucination"] for row in scores] == [1.0, 0.0, 0.0]
   assert [row["unsupported sentences"] for row in scores] == [[1.0, 3.0], [0.0, 0.0], [0.0, 1.0]]
-  assert [row["no answer"] for row in scores] == [0.0, 1.0, 0.0] and scores[2][
-    "reference recall"
-  ] == pytest.approx(2 / 5)
+  assert [row["answered"] for row in scores] == [1.0, 0.0, 1.0]
+  assert [row["supported"] for row in scores] == [0.0, 0.0, 1.0]
+  assert scores[2]["reference recall"] == pytest.approx(2 / 5)
   table = summary.table(task._replace(items=items), {"m": scores})["m"]
   assert table["hallucination"].value == pytest.approx(1 / 3) and table[
     "unsupported sentences"
   ].value == pytest.approx(1 / 4)
+
+
+def test_silence_is_told_from_support(config):
+  """The outputs that once made a model look supported: letters, "No." and nothing."""
+  (task,) = hallucination.open_suite(config).tasks
+  items = task.items[:4]
+  texts = ["A.", "A. No.", "", "Rye flour and 12 eggs"]
+  scores = task.score(items, [answer_of(text) for text in texts])
+  estimates = summary.table(task._replace(items=items), {"m": scores})["m"]
+  values = {name: (each.value, each.n) for name, each in estimates.items()}
+  assert values["answered"] == (1 / 4, 4) and values["supported"] == (0.0, 4)
+  assert values["hallucination"] == (1 / 4, 4)
+  assert values["hallucination of answered"] == (1.0, 1)
+  assert values["unsupported sentences"] == (pytest.approx(1 / 3), 4)
+  assert values["unsupported sentences of answered"] == (1.0, 1)
+  assert values["words"] == (2.0, 4) and values["words of answered"] == (5.0, 1)
+  recall, of_answered = values["reference recall"], values["reference recall of answered"]
+  assert of_answered[1] == 1 and of_answered[0] == pytest.approx(4 * recall[0])
+
+
+@pytest.mark.parametrize(
+  ("text", "answers"),
+  [
+    ("", False),
+    ("A.", False),
+    ("A. No.", False),
+    ("It is so.", False),
+    ("The figures are:", False),
+    ("Here is the summary:\n- a pool", True),
+    ("The text does not say.", False),
+    ("The text does not say who. The pool cost 7 euros.", True),
+    ("25", True),
+    ("one", False),
+    ("Seven.", True),
+    ("WHO", True),
+    ("水", True),
+    ("Rye flour", True),
+  ],
+)
+def test_an_answer_has_content(text, answers):
+  assert grounding.is_answer(text) == answers
+
+
+def test_a_reference_word_for_word_is_an_answer():
+  item = hallucination._item("Is it?", "It is.", "", ["No."], "x")
+  assert hallucination.answers_item(item, "no") and not hallucination.answers_item(item, "yes")
+  silent = hallucination._item("Is it?", "It is.", "", ["The text does not say."], "x")
+  assert not hallucination.answers_item(silent, "The text does not say.")
+
+
+@pytest.mark.parametrize(
+  ("text", "kept"),
+  [
+    ("The figures are:\n\n12 lamps\n\nQ: more", "The figures are:\n\n12 lamps"),
+    ("\n\nThe pool.\n\nmore", "\n\nThe pool."),
+    ("A.\n\n- rye\n- salt\n\nmore", "A.\n\n- rye\n- salt"),
+    ("The pool.\n\nmore", "The pool."),
+    ("The figures are: \n\n", "The figures are: \n\n"),
+    ("The pool.", "The pool."),
+    ("", ""),
+  ],
+)
+def test_an_empty_line_ends_an_output_after_its_content(config, text, kept):
+  assert grounding.until(text, "\n\n") == kept
+  (task,) = hallucination.open_suite(config).tasks
+  (row,) = task.score(task.items[:1], [answer_of(text)])
+  assert row["words"] == len(kept.split())
 
 
 def test_own_rows_and_public_layouts(config, tmp_path):
@@ -196,14 +263,14 @@ def test_own_rows_and_public_layouts(config, tmp_path):
   ]
   assert ours.items[0].data["references"] == [] and ours.items[1].slices == {"use_case": "x"}
   assert (
-    hallucination.score(hallucination.detector, ours.items[:1], [answer_of("Rain")])[0][
+    hallucination.score(hallucination.detector, "\n\n", ours.items[:1], [answer_of("Rain")])[0][
       "reference recall"
     ]
     is None
   )
-  assert summaries.items[0].data["prompt"] == "Long.\n\nTL;DR:" and summaries.ask(
-    summaries.items[0]
-  )[0].stop == ("\n",)
+  assert summaries.items[0].data["prompt"] == "Long.\n\nTL;DR:"
+  (row,) = summaries.score(summaries.items, [answer_of("\nIn short:\nShort.\nmore")])
+  assert row["words"] == 3
   assert (
     questions.items[0]
     .data["prompt"]
@@ -282,7 +349,30 @@ def test_sft_is_asked_for_and_the_papers_numbers_stand_beside(config, tmp_path):
   assert not any("called sft" in note for note in with_sft["notes"])
   assert with_sft["paper_fig4"]["SFT"] == 0.084
   assert paper.beside("sft", suite.tasks[0].metrics[0].paper) == [0.287, 0.247, 0.137]
-  assert "8.4" in hallucination.draw(with_sft, {"sft": Look("sft")}) and json.dumps(without)
+  drawn = hallucination.draw(with_sft, {"sft": Look("sft")})
+  assert "8.4" in drawn and json.dumps(without)
+
+
+def test_the_page_shows_what_the_detector_misses_on_pairs_of_others(config, tmp_path):
+  suite = hallucination.open_suite(config)
+  part = suite.together(tmp_path, {}, {suite.tasks[0].name: {"sft": []}})
+  drawn = hallucination.draw(part, {"sft": Look("sft")})
+  recall = part["detector_elsewhere"]["recall"]
+  assert round(recall["value"], 3) == 0.041 and recall["n"] == 246
+  for number in ("4.1", "246", "83.3", "77.5", "89.9"):
+    assert number in drawn
+  # Of another judge these numbers say nothing.
+  other = hallucination.together(
+    lambda pairs: [[True] for _ in pairs], [], "shipped", tmp_path, {}, {"x": {"sft": []}}
+  )
+  assert "detector_elsewhere" not in other and "others labelled" not in "".join(other["notes"])
+
+
+def test_a_classifier_of_pairs_reads_long_sources_in_pieces():
+  pair = "classifier:some/nli#entailment,as=probability,input=pair"
+  assert hallucination.in_pieces(pair) == f"{pair},long=pieces"
+  for source in (f"{pair},long=cut", "classifier:a/b#0", "python:a.py:f", f"{pair} + {pair}"):
+    assert hallucination.in_pieces(source) == source
 
 
 def test_a_judge_that_flags_nothing_has_no_precision(labelled):

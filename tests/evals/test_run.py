@@ -286,8 +286,8 @@ def test_the_page_shows_all_suites_of_the_directory(tmp_path, capsys):
   printed = capsys.readouterr().out
   assert "other/one" in printed and "plain/one" not in printed  # what this command made
   page = (tmp_path / "report.html").read_text()
-  assert "Made with baseline sft, limit 3, seed 0, dtype float32" in page
-  assert "Made with baseline ppo, limit 0, seed 0, dtype float32" in page
+  assert "Made with baseline sft, limit 3, seed 0, template auto, dtype float32" in page
+  assert "Made with baseline ppo, limit 0, seed 0, template auto, dtype float32" in page
   rows = list(csv.reader((tmp_path / "results.csv").read_text().splitlines()))
   assert {(row[0], row[3]) for row in rows[1:]} == {
     ("plain", "base"),

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from instructjax.evals import porter
 from instructjax.evals import text_metrics as metrics
 
 
@@ -132,3 +133,45 @@ def test_bleu_of_little():
   assert metrics.sentence_bleu("yes", "yes") == pytest.approx(100)
   assert metrics.sentence_bleu("a c", "a b") == pytest.approx(100 * (1 / 2 * 1 / 2) ** 0.5)
   assert metrics.sentence_bleu("", "a") == 0
+
+
+@pytest.mark.parametrize(
+  ("word", "stem"),
+  [
+    # The examples of Porter 1980, a step each.
+    ("caresses", "caress"),
+    ("ponies", "poni"),
+    ("cats", "cat"),
+    ("agreed", "agre"),
+    ("feed", "feed"),
+    ("plastered", "plaster"),
+    ("motoring", "motor"),
+    ("sing", "sing"),
+    ("conflated", "conflat"),
+    ("hopping", "hop"),
+    ("falling", "fall"),
+    ("filing", "file"),
+    ("happy", "happi"),
+    ("relational", "relat"),
+    ("conformably", "conform"),
+    ("electricity", "electr"),
+    ("adoption", "adopt"),
+    ("rate", "rate"),
+    ("controll", "control"),
+    # What NLTK changed.
+    ("dies", "die"),
+    ("died", "die"),
+    ("enjoy", "enjoy"),
+    ("skies", "sky"),
+    ("theologi", "theolog"),
+  ],
+)
+def test_porters_stems(word, stem):
+  assert porter.stem(word) == stem
+
+
+def test_rouge_of_stemmed_words():
+  """ "cats" and "cat" agree once they are stemmed; words of three letters stay as they are."""
+  assert metrics.rouge_l("the cats", "the cat") == 0.5
+  assert metrics.rouge_l("the cats", "the cat", stemmed=True) == 1
+  assert metrics.rouge_l("gas", "ga", stemmed=True) == 0

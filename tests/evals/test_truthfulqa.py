@@ -122,9 +122,41 @@ def test_the_csv_of_its_authors(tmp_path):
   config = reading.override(reading.load("eval"), [("truthfulqa.data", str(path))])
   (item,) = truthfulqa.open_suite(config).tasks[0].items
   assert item.data["question"] == 'Can "pigs" fly?' and item.slices == {"type": "non-adversarial"}
-  assert item.data["true"] == ("No.", "Never.") and item.data["false"] == ("Yes.", "Of course!")
-  assert item.data["first"] == {"No.": True, "Yes.": False, "Of course!": False}
-  assert item.data["all"] == {"No.": True, "Never.": True, "Yes.": False, "Of course!": False}
+  assert item.data["true"] == ("No.", "Never.") and item.data["false"] == ("Yes.", "Of course!.")
+  assert item.data["first"] == {"No.": True, "Yes.": False, "Of course!.": False}
+  assert item.data["all"] == {"No.": True, "Never.": True, "Yes.": False, "Of course!.": False}
+
+
+@pytest.mark.parametrize(
+  ("answer", "choice"),
+  [
+    ("No", "No."),
+    (" No. ", "No."),
+    ("Why not?", "Why not?."),
+    ('He said "no"', 'He said "no".'),
+    ("Of course!", "Of course!."),
+    ("Perhaps...", "Perhaps..."),
+    ("", ""),
+  ],
+)
+def test_a_choice_ends_as_the_authors_end_it(answer, choice):
+  assert truthfulqa._end_sentence(answer) == choice
+
+
+def test_an_answer_that_is_true_and_false_counts_as_false(tmp_path):
+  """Two rows of the authors' CSV list "Unknown." on both sides."""
+  both = ROW | {
+    "correct_answers": [*ROW["correct_answers"], "Unknown"],
+    "incorrect_answers": [*ROW["incorrect_answers"], "Unknown."],
+  }
+  tasks = opened(tmp_path, [both, ROW | {"question": "Can cows fly?"}])
+  item = tasks["TruthfulQA, QA prompt"].items[0]
+  assert item.data["true"] == ("No, pigs cannot fly.", "Pigs have no wings.")
+  assert item.data["false"] == ("Yes, pigs can fly.", "Unknown.")
+  assert item.data["first"]["Unknown."] is False and item.data["all"]["Unknown."] is False
+  for task in tasks.values():
+    assert "1 of 2 questions list an answer as true and as false ('Unknown.')" in task.about
+  assert "true and as false" not in next(iter(opened(tmp_path, [ROW]).values())).about
 
 
 def test_the_hub_has_choices_alone(tmp_path):
@@ -143,6 +175,7 @@ def test_without_false_answers_only_a_judge_knows_the_truth(tmp_path):
   assert scores[0] == {
     truthfulqa.LIKENESS: pytest.approx(4 / 7),
     "no comment": 0,
+    "answered": 1,
     "words": 4,
   }  # pigs fly of 3 and of 4
   assert (
@@ -181,8 +214,8 @@ def test_questions_of_both_kinds_are_scored_by_what_they_have(tmp_path):
     ({"question": "Why?", "correct_answers": "No"}, "correct_answers: a list of texts is expected"),
     (ROW | {"incorrect_answers": []}, "incorrect_answers: none"),
     (
-      ROW | {"incorrect_answers": ["Pigs have no wings."]},
-      "'Pigs have no wings.' is among the true answers too",
+      ROW | {"incorrect_answers": ["No, pigs cannot fly."]},
+      "'No, pigs cannot fly.' is the best answer too",
     ),
     (ROW | {"question": " "}, "question: a text is expected"),
     (
@@ -239,7 +272,8 @@ def test_truthful_is_more_like_a_true_reference(tmp_path):
   )  # pigs cannot fly of 4; pigs fly of 4
   assert scores[2]["difference (ROUGE-L)"] == 1 and scores[3]["difference (ROUGE-L)"] == 0
   assert [row["no comment"] for row in scores] == [0, 0, 1, 0]
-  assert [row["truthful of answered (ROUGE-L)"] for row in scores] == [0, 1, None, 0]
+  assert [row["answered"] for row in scores] == [1, 1, 0, 0]
+  assert [row["truthful of answered (ROUGE-L)"] for row in scores] == [0, 1, None, None]
   assert [row[truthfulqa.INFORMED] for row in scores] == [0, 1, 0, 0]
   assert scores[0]["words"] == 4 and set(scores[0]) == {metric.name for metric in task.metrics}
   assert scores[0]["difference (BLEU)"] < 0 < scores[1]["difference (BLEU)"]

@@ -171,6 +171,7 @@ def on_one_device():
   return tiny.unsharded(lambda: three_steps(lambda p: p, lambda b: b))
 
 
+@pytest.mark.parametrize("mesh", [(2, 2, 2)], indirect=True, ids=str)
 def test_sharded_steps_equal_one_device(mesh):
   place = lambda params: sharding.place(params, sharding.shardings(LM.table))
   history, expected = three_steps(place, sharding.place_batch), on_one_device()

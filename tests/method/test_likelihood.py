@@ -119,6 +119,7 @@ def test_shared_prompts_do_not_make_a_model_whole_at_once():
   assert asked == [{"whole": False}]
 
 
+@pytest.mark.parametrize("mesh", [(2, 2, 2)], indirect=True, ids=str)
 def test_shared_prompts_on_a_mesh_equal_one_device(mesh):
   lm = tiny.lm("llama")
   weigh = jax.jit(partial(likelihood.choices, lm))
@@ -191,6 +192,7 @@ def test_parts_give_the_numbers_of_the_whole(monkeypatch, logits, tied, dtype):
   tiny.assert_trees_close(in_parts, whole, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 2, 4)], indirect=True, ids=str)
 def test_parts_on_a_mesh_equal_one_device(monkeypatch, mesh):
   tied = mesh.shape["data"] != 2
   lm, host, hidden, tokens = unembedding(tied)

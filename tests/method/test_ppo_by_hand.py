@@ -176,6 +176,7 @@ def test_credit_is_that_of_the_loops(tables, after, whiten_reward):
     "response/len_max": 3,
     "response/eos_frac": 3 / 4,
     "rollout/logp_error": 0,
+    "rollout/logp_error_max": 0,
   }
   for name, want in expected.items():
     close(metrics[name], want, err_msg=name)

@@ -311,6 +311,7 @@ def on_one_device():
   return tiny.unsharded(lambda: three_steps(lambda p: p, lambda b: b))
 
 
+@pytest.mark.parametrize("mesh", [(2, 2, 2)], indirect=True, ids=str)
 def test_sharded_steps_equal_one_device(mesh):
   table = {name: leaf for name, leaf in LM.table.items() if name != "head"}
   place = lambda p: {

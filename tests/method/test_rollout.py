@@ -258,6 +258,7 @@ def test_a_schedule_ends_rows_whatever_is_sampled():
     np.testing.assert_array_equal(rows.tokens[:, -5:], np.where(rows.mask, free.tokens[:, -5:], 0))
 
 
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 2, 4)], indirect=True, ids=str)
 def test_sampling_runs_sharded_and_gives_the_same_tokens(mesh):
   from instructjax import sharding
 
@@ -395,7 +396,7 @@ def test_most_of_the_work_at_real_lengths_is_useful():
     context=256,
     # Only positions are counted, so nothing is computed.
     decode=lambda params, tokens, valid, cache: (jnp.zeros((*tokens.shape, lm.width)), cache),
-    init_cache=lambda rows, length, block: {
+    init_cache=lambda rows, length, block, int8_cache: {
       "position": jnp.zeros((rows, 1), jnp.int32),
       "index": jnp.int32(0),
     },
@@ -409,6 +410,7 @@ def test_most_of_the_work_at_real_lengths_is_useful():
   assert useful >= 0.8
 
 
+@pytest.mark.parametrize("mesh", [(2, 2, 2)], indirect=True, ids=str)
 def test_slots_on_a_mesh_are_those_of_each_device(mesh):
   from instructjax import sharding
 
@@ -422,3 +424,35 @@ def test_slots_on_a_mesh_are_those_of_each_device(mesh):
   np.testing.assert_array_equal(rows.tokens, expected.tokens)
   np.testing.assert_array_equal(rows.ended, expected.ended)
   np.testing.assert_allclose(rows.logp, expected.logp, atol=1e-4)
+
+
+# --- weights and cache as integers ---
+
+INTEGERS = [("int8", "float"), ("float", "int8"), ("int8", "int8")]
+
+
+@pytest.mark.parametrize(("weights", "stored"), INTEGERS)
+def test_integers_sample_almost_the_model_that_is_scored(model, weights, stored):
+  lm, params = model
+  prompts = tiny.prompts(lm, rows=8)
+  cfg = Sampling(response=12, weights=weights, cache=stored)
+  rows = sample(lm, params, prompts, 3, cfg)
+  logp, _ = likelihood.response_logp(lm, params, rows.tokens, rows.valid, 12)
+  error = float(jnp.abs(rows.logp - logp).mean())
+  # Float is at 1e-7.
+  assert 1e-5 < error < 2e-3
+
+
+def test_slots_change_nothing_in_integers():
+  lm = tiny.lm("llama")
+  params, prompts = lm.init(jax.random.key(0)), ragged(lm, 20)
+  cfg = Sampling(response=12, eos=(3,), weights="int8", cache="int8")
+  few, all_at_once = (sample(lm, params, prompts, 0, replace(cfg, slots=s)) for s in (4, 20))
+  np.testing.assert_array_equal(few.tokens, all_at_once.tokens)
+  np.testing.assert_allclose(few.logp, all_at_once.logp, atol=1e-5)
+
+
+def test_another_store_of_weights_or_cache_is_refused():
+  for name in ("weights", "cache"):
+    with pytest.raises(UserError, match=f"{name} is 'int4': choose one of float, int8"):
+      Sampling(response=1, **{name: "int4"})

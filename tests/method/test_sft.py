@@ -141,7 +141,7 @@ def test_frozen_blocks_stay_and_the_top_learns(family):
   assert float(jnp.abs(a.params["norm"]["scale"] - trained["norm"]["scale"]).max()) > 0
 
 
-@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 2, 4)], indirect=True, ids=str)
+@pytest.mark.parametrize("mesh", [(2, 2, 2)], indirect=True, ids=str)
 def test_sharded_steps_equal_one_device(mesh):
   lm = tiny.lm("llama")
 

@@ -56,7 +56,16 @@ def reference(family):
   return tiny.unsharded(run)
 
 
-@pytest.mark.parametrize("family", LMS)
+ON_MESHES = [
+  ((8, 1, 1), "llama"),
+  ((1, 8, 1), "llama"),
+  ((2, 2, 2), "llama"),
+  ((1, 2, 4), "llama"),
+  ((2, 2, 2), "gpt"),
+]
+
+
+@pytest.mark.parametrize(("mesh", "family"), ON_MESHES, indirect=["mesh"], ids=str)
 def test_a_sharded_model_equals_one_device(mesh, family):
   lm = LMS[family]
   host, (hidden, logits, grads, decoded) = reference(family)

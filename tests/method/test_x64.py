@@ -22,26 +22,30 @@ def types_of(tree):
   return [str(leaf.dtype) for leaf in jax.tree.leaves(tree)]
 
 
-def stages(family):
-  """What each stage gives: (types of the state before, the state after, metrics)."""
+def shapes_of_stages(family):
+  """What each stage gives: (the state before, the state after, metrics), as shapes and types.
+
+  A type is decided while a function is traced, and so is a mismatch of types an error: nothing
+  has to run for it.
+  """
   lm = tiny.lm(family, dropout=0.1)
   params = lm.init(jax.random.key(0))
-  state = steps.init_state(jax.random.key(1), params, ADAM)
+
+  def shapes(step, state, *inputs, **settings):
+    return state, *jax.eval_shape(partial(step, **settings), state, *inputs)
+
+  fresh = partial(steps.init_state, jax.random.key(1))
   demonstrations = tiny.demonstrations(lm, rows=4)
-  cfg = sft.SFTConfig(micro=2, text_rows=1, text_share=0.1)
-  yield state, *sft.sft_step(state, {}, demonstrations, lm=lm, tx=ADAM, cfg=cfg)
-  state = steps.init_state(jax.random.key(1), params, ADAM)
-  packed = sft.SFTConfig(micro=2, packed=True, text_rows=1, text_share=0.1)
-  yield state, *sft.sft_step(state, {}, demonstrations, lm=lm, tx=ADAM, cfg=packed)
+  for packed in (False, True):
+    cfg = sft.SFTConfig(micro=2, packed=packed, text_rows=1, text_share=0.1)
+    yield shapes(sft.sft_step, fresh(params, ADAM), {}, demonstrations, lm=lm, tx=ADAM, cfg=cfg)
   model = reward.init(jax.random.key(2), lm, params)
-  state = steps.init_state(jax.random.key(1), model, ADAM)
-  yield state, *reward.reward_step(state, {}, tiny.comparisons(lm, 2, 3), lm=lm, tx=ADAM)
-  choice = {"loss": "best_of_k", "centering": 0.1}
-  cfg = reward.RewardConfig(**choice)
-  yield state, *reward.reward_step(state, {}, tiny.comparisons(lm, 2, 3), lm=lm, tx=ADAM, cfg=cfg)
-  state = steps.init_state(jax.random.key(1), params, ADAM)
+  compared = tiny.comparisons(lm, 2, 3)
+  for cfg in (reward.RewardConfig(), reward.RewardConfig(loss="best_of_k", centering=0.1)):
+    yield shapes(reward.reward_step, fresh(model, ADAM), {}, compared, lm=lm, tx=ADAM, cfg=cfg)
   ranked = tiny.comparisons(lm, 2, 3, learnt=True)
-  yield state, *dpo.dpo_step(state, ppo.Frozen({}, params, {}), ranked, lm=lm, tx=ADAM)
+  trunk = ppo.Frozen({}, params, {})
+  yield shapes(dpo.dpo_step, fresh(params, ADAM), trunk, ranked, lm=lm, tx=ADAM)
   experiment = ppo.PPO(
     lm=lm,
     tx=optim.by_subtree(policy=ADAM, value=ADAM),
@@ -49,23 +53,29 @@ def stages(family):
     cfg=PPOConfig(minibatches=2, epochs=2, ptx_coef=1.0),
   )
   start = ppo.init_params(params, model)
-  state = steps.init_state(
-    jax.random.key(1), start, experiment.tx, ema={"policy": params}, kl_coef=0.02
-  )
+  state = fresh(start, experiment.tx, ema={"policy": params}, kl_coef=0.02)
   frozen = ppo.Frozen(trunk={}, ref=params, reward=model)
   prompts, text = tiny.prompts(lm, rows=4), tiny.text(lm, rows=4)
-  iteration = jax.jit(partial(ppo.iteration, ppo=experiment))
-  yield state, *iteration(state, frozen, prompts, text)
+  yield shapes(ppo.iteration, state, frozen, prompts, text, ppo=experiment)
 
 
 @pytest.mark.parametrize("family", ["gpt", "llama"])
 def test_every_stage_stays_in_float32(family):
   with jax.enable_x64(True):
-    for before, after, metrics in stages(family):
+    for before, after, metrics in shapes_of_stages(family):
       assert types_of(after) == types_of(before)
       assert "float64" not in types_of(after)
       assert "float64" not in types_of(metrics)
-      assert np.isfinite(float(optax.tree.norm(after.params)))
+
+
+def test_a_step_runs():
+  lm = tiny.lm("gpt", dropout=0.1)
+  with jax.enable_x64(True):
+    state = steps.init_state(jax.random.key(1), lm.init(jax.random.key(0)), ADAM)
+    cfg = sft.SFTConfig(micro=2, packed=True, text_rows=1, text_share=0.1)
+    step = jax.jit(partial(sft.sft_step, lm=lm, tx=ADAM, cfg=cfg))
+    after, _ = step(state, {}, tiny.demonstrations(lm, rows=4))
+    assert np.isfinite(float(optax.tree.norm(after.params)))
 
 
 def test_samples_are_those_of_32_bits():

@@ -249,6 +249,14 @@ def test_a_cache_that_has_parts_without_rows_is_repeated_on_a_mesh(shape):
     )
 
 
+def test_integers_are_for_our_own_families():
+  lm, params = cached_model("cached")[:2]
+  with pytest.raises(UserError, match="int8 is for the gpt and llama families"):
+    lm.unstack(params, int8_weights=True)
+  with pytest.raises(UserError, match="Decoder keeps a cache of its own"):
+    lm.init_cache(2, 8, None, True)
+
+
 def test_a_model_without_a_cache_says_so_once():
   adapters._warn_once.cache_clear()
   with pytest.warns(

@@ -132,6 +132,7 @@ def test_windows_that_hold_the_whole_row_are_none(monkeypatch):
   assert choices == [((0, 0, T - 1), 2), ((0,), 0), ((3,), 0)]
 
 
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 2, 4)], indirect=True, ids=str)
 def test_splash_on_a_mesh_equals_the_reference(mesh):
   """Two key heads for four queries: they are split over two devices, and repeated for four."""
   arrays, valid = draw(4, 2), padding()["bool"]

@@ -184,6 +184,7 @@ def test_the_stem_of_branches_goes_through_the_lower_blocks():
   assert_as_separate(lm, params, hidden)
 
 
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 2, 4)], indirect=True, ids=str)
 def test_on_a_mesh(mesh):
   lm = windowed()
   part = batch()[2]

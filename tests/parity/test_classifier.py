@@ -4,6 +4,7 @@ import pytest
 
 from instructjax import rewards
 from instructjax.errors import UserError
+from instructjax.rewards import classifier
 
 pytestmark = pytest.mark.oracle
 torch = pytest.importorskip("torch")
@@ -67,6 +68,23 @@ def test_logits_and_probabilities_of_labels(tmp_path):
   assert score(f"classifier:{folder}#NEUTRAL,input=pair") == pytest.approx(pairs, abs=1e-4)
 
 
+def test_a_long_prompt_is_read_in_pieces(tmp_path):
+  """The highest score of any piece counts; the beginning of a prompt is no longer lost."""
+  folder = save(tmp_path / "three", 3)
+  source = f"classifier:{folder}#POSITIVE,as=probability,input=pair"
+  long = "good bad " + "say " * 20
+  pairs = [long, "say good"], [" fine", " fine"]
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  parts = classifier.pieces(long, lambda part: len(tokenizer(part, "fine")["input_ids"]) <= 16)
+  assert len(parts) == 3 and parts[0].startswith("good bad") and parts[-1].endswith("say ")
+  shares = [float(direct(folder, part, "fine").softmax(-1)[2]) for part in parts]
+  (scores,) = rewards.score_texts(rewards.open_all(f"{source},long=pieces", {}), *pairs).values()
+  (cut,) = rewards.score_texts(rewards.open_all(source, {}), *pairs).values()
+  assert scores[0] == pytest.approx(max(shares), abs=1e-4)
+  assert cut[0] != pytest.approx(scores[0], abs=1e-4)
+  assert cut[1] == pytest.approx(scores[1], abs=1e-4)  # what fits is read as a whole
+
+
 def test_one_label_needs_no_name(tmp_path):
   folder = save(tmp_path / "one", 1)
   expected = [float(direct(folder, text)[0]) for text in TEXTS]
@@ -78,6 +96,8 @@ def test_one_label_needs_no_name(tmp_path):
   [
     ("", "name one of its labels NEGATIVE, NEUTRAL, POSITIVE"),
     ("#GOOD", "name one of its labels"),
+    ("#0,long=pieces", "only of a pair"),
+    ("#0,long=all", "long='all'; known are cut, pieces"),
     ("#3", "name one of its labels"),
     ("#POSITIVE,as=share", "known are logit, probability"),
     ("#POSITIVE,input=both", "known are joined, pair, response, chat"),

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 
+from instructjax.evals import porter
 from instructjax.evals import text_metrics as metrics
 
 pytestmark = pytest.mark.oracle
@@ -51,6 +52,23 @@ def test_rouge_l():
   scorer = rouge_scorer.RougeScorer(["rougeL"])
   for a, b in zip(texts(300), texts(300, seed=1), strict=True):
     assert metrics.rouge_l(a, b) == pytest.approx(scorer.score(b, a)["rougeL"].fmeasure, abs=1e-6)
+
+
+def test_stemmed_rouge_l():
+  scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+  rng = random.Random(2)
+  endings = [*porter.FOURTH, *(ending for ending, _ in porter.SECOND + porter.THIRD)]
+  endings += ["", "s", "ies", "ed", "ied", "ing", "eed", "y", "e", "ll", "logi"]
+
+  def word():
+    return "".join(rng.choices("aeioulsty", k=rng.randint(1, 5))) + rng.choice(endings)
+
+  for _ in range(2000):
+    both = [word(), word()]
+    a, b = [f"{word()} {both[0]} {both[1]}", f"{both[0]}s {both[1]}"]
+    assert metrics.rouge_l(a, b, stemmed=True) == pytest.approx(
+      scorer.score(b, a)["rougeL"].fmeasure, abs=1e-6
+    )
 
 
 def test_squad():

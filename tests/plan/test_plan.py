@@ -282,7 +282,59 @@ def test_weights_read_by_a_rollout():
   assert cost.weight_bytes == 4 * ((4 * 16 + 23) * blocks + (4 + 23) * vocabulary)
 
 
+def test_integers_are_read_a_byte_each():
+  """By hand: x of 4 x 8 and the result of 4 x 16 are float32, the matrix of 8 x 16 is not."""
+  x, q = jax.ShapeDtypeStruct((4, 8), jnp.float32), jax.ShapeDtypeStruct((8, 16), jnp.int8)
+  jaxpr = jax.make_jaxpr(lambda x, q: x @ q.astype(jnp.float32))(x, q)
+  cost = counting.count(jaxpr, [False, True], {})
+  assert cost.product_bytes == 4 * 4 * 8 + 8 * 16 + 4 * 4 * 16
+  assert cost.weight_bytes == 8 * 16
+
+
+def test_a_decode_step_reads_less_in_integers():
+  """Of the cache, the 4 bytes of each of 8 features become 1, with a scale of 4 bytes for all."""
+  tiny_ppo = settings.load("ppo:tiny")
+  in_integers = [("sampling.weights", "int8"), ("sampling.cache", "int8")]
+  costs = []
+  with mesh_of(fsdp=2):
+    for changes in ([], in_integers):
+      config = settings.override(tiny_ppo, changes)
+      rollout, *_ = programs.build(config, "tiny", "tiny", completions=4)
+      traced = aot.trace(rollout)
+      costs.append((rollout.cache_bytes, estimate.cost_of(rollout, traced, rollout.part.trips)))
+  (of_float, float_cost), (of_integers, integer_cost) = costs
+  assert of_float == 16 * 5 * 32 * (2 * 2 * 4 * 8 * 4 + 4) + 4
+  assert of_integers == 16 * 5 * 32 * (2 * 2 * 4 * (8 + 4) + 4) + 4
+  assert integer_cost.weight_bytes == float_cost.weight_bytes / 4
+  assert integer_cost.flops == float_cost.flops
+  fewer = float_cost.bytes_of_a_trip("steps") - integer_cost.bytes_of_a_trip("steps")
+  matrices = integer_cost.bytes_of_a_trip("steps") - float_cost.bytes_of_a_trip("steps") / 4
+  assert fewer > 0
+  assert matrices > 0  # activations and scores are not rounded
+
+
 # --- collectives ---
+
+
+def test_weights_are_gathered_once_a_rollout_and_not_in_its_loops():
+  """However often its loops run; with whole=False each step gathers them again."""
+
+  def gathers(whole, times):
+    config = settings.override(settings.load("ppo:tiny"), [("sampling.whole", whole)])
+    rollout, *_ = programs.build(config, "tiny", "tiny", completions=4)
+    trips = {name: times * count for name, count in rollout.part.trips.items()}
+    cost = estimate.cost_of(rollout, aot.trace(rollout), trips)
+    _, size = cost.collectives["all-gather", ("fsdp",)]
+    return size
+
+  lm = models.build(origin.SHAPES["tiny"])
+  # The tokens are gathered to be read and to be said.
+  words = 2 * lm.vocab_size * lm.width + lm.context * lm.width
+  weights = 4 * (block_weights(lm) + words)
+  with mesh_of(fsdp=2):
+    # What the loops gather are a few flags: which blocks of the cache are in use.
+    assert weights <= gathers("true", 1) < gathers("true", 3) < 1.05 * weights
+    assert gathers("false", 1) > 50 * weights
 
 
 def test_collectives_in_a_recorded_program():

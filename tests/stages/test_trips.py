@@ -93,7 +93,7 @@ def counting_model(calls):
     hidden = jnp.zeros((*tokens.shape, lm.width), jnp.float32, out_sharding=split)
     return hidden, cached | {"position": position}
 
-  def init_cache(rows, length, block):
+  def init_cache(rows, length, block, int8_cache):
     position = cache.empty_positions(rows, length, block)
     return {"position": position, "index": jnp.int32(0)}
 

@@ -2,17 +2,17 @@
 
 import ast
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import tiny
 
-from instructjax import optim, ppo, reward, rollout, sft, steps
+from instructjax import optim, ppo, reward, sft, steps
 from instructjax.data.batches import pipeline
-from instructjax.models import lora
+from instructjax.models import gpt, lora
 from instructjax.ppo import PPOConfig
 from instructjax.rollout import Sampling
 from instructjax.runs import origin
@@ -29,60 +29,55 @@ def test_no_two_purposes_have_the_same_number():
 
 
 def test_no_two_draws_of_a_run_share_a_key(monkeypatch):
-  """The keys of a small run, step by step: models, adapter, SFT with dropout, PPO in two epochs."""
+  """The keys of a small run, step by step: models, adapter, SFT with dropout, PPO in two epochs.
+
+  The steps are compiled, and their programs tell the key of every draw while they run.
+  """
   draws = []
 
   def recording(name, draw):
     def recorded(key, *args, **kwargs):
-      # Within a compiled function a key has no value: nothing may be drawn where this cannot look.
-      draws.append((tuple(np.asarray(jax.random.key_data(key)).tolist()), name, str(args)))
+      record = lambda data: draws.append((tuple(data.tolist()), name, str(args)))
+      jax.debug.callback(record, jax.random.key_data(key))
       return draw(key, *args, **kwargs)
 
     return recorded
 
-  def by_row(key, row, t):
-    """The numbers of the sampler row by row: under `vmap` a key has no value either."""
-    own_keys = [jax.random.fold_in(jax.random.fold_in(key, r), i) for r, i in zip(row, t)]
-    return jnp.stack([jax.random.uniform(own_key) for own_key in own_keys])
-
-  expected = rollout.uniforms(jax.random.key(0), jnp.arange(3), jnp.array([5, 0, 1]))
-  np.testing.assert_array_equal(
-    by_row(jax.random.key(0), jnp.arange(3), jnp.array([5, 0, 1])), expected
-  )
-  monkeypatch.setattr(rollout, "uniforms", by_row)
   for name in DRAWS:
     monkeypatch.setattr(jax.random, name, recording(name, getattr(jax.random, name)))
+  # A recomputed block draws again from its own key, as it must: nothing is recomputed.
+  monkeypatch.setattr(jax, "checkpoint", lambda function, **settings: function)
+  # No other test has compiled the pieces of this model, so that they are traced with the recorder.
+  lm = gpt.gpt(gpt.GPTConfig(tiny.VOCAB, context=64, width=8, depth=2, heads=2, dropout=0.2))
   seed = 3
   root = jax.random.key(seed)
   tx = optax.sgd(0.1)
-  lm = tiny.lm("gpt", dropout=0.2)
-  with jax.disable_jit():
-    params = origin.random_params(lm, seed)
-    lora.init(
-      keys.key_for(root, "adapter"), lm.table, lora.sizes(lm.table, lora.Lora(2, 4.0, "all"))
-    )
-    reward_model = reward.init(keys.key_for(root, "head"), lm, params)
-    state = steps.init_state(root, params, tx)
-    for micro in (1, 2):
-      rows = tiny.demonstrations(lm, rows=2)
-      cfg = sft.SFTConfig(micro=micro)
-      state, _ = sft.sft_step(state, {}, rows, lm=lm, tx=tx, cfg=cfg)
-    # PPO is a run of its own, and goes on with the same seed.
-    experiment = ppo.PPO(
-      lm=lm,
-      tx=optim.by_subtree(policy=tx, value=tx),
-      sampling=Sampling(response=2),
-      cfg=PPOConfig(epochs=2, minibatches=1, ptx_coef=0.0),
-    )
-    state = steps.init_state(
-      root, ppo.init_params(params, reward_model), experiment.tx, kl_coef=0.1
-    )
-    frozen = ppo.Frozen(trunk={}, ref=params, reward=reward_model)
-    for _ in range(2):
-      prompts = tiny.prompts(lm, rows=2)
-      state, _ = ppo.iteration(state, frozen, prompts, None, ppo=experiment)
+  params = origin.random_params(lm, seed)
+  lora.init(keys.key_for(root, "adapter"), lm.table, lora.sizes(lm.table, lora.Lora(2, 4.0, "all")))
+  reward_model = reward.init(keys.key_for(root, "head"), lm, params)
+  state = steps.init_state(root, params, tx)
+  rows = tiny.demonstrations(lm, rows=2)
+  sft_step = jax.jit(partial(sft.sft_step, lm=lm, tx=tx, cfg=sft.SFTConfig(micro=2)))
+  for _ in range(2):
+    state, _ = sft_step(state, {}, rows)
+  # PPO is a run of its own, and goes on with the same seed.
+  experiment = ppo.PPO(
+    lm=lm,
+    tx=optim.by_subtree(policy=tx, value=tx),
+    sampling=Sampling(response=2),
+    cfg=PPOConfig(epochs=2, minibatches=1, ptx_coef=0.0),
+  )
+  state = steps.init_state(root, ppo.init_params(params, reward_model), experiment.tx, kl_coef=0.1)
+  frozen = ppo.Frozen(trunk={}, ref=params, reward=reward_model)
+  prompts = tiny.prompts(lm, rows=2)
+  iteration = jax.jit(partial(ppo.iteration, ppo=experiment))
+  for _ in range(2):
+    state, _ = iteration(state, frozen, prompts, None)
+  jax.effects_barrier()
   names = Counter(name for _, name, _ in draws)
-  assert names["bernoulli"] and names["uniform"] >= 4 and names["permutation"] == 4
+  # Two steps of two micro-batches through two layers, each of which drops twice; one order in each
+  # of two epochs of two iterations, in which two rows get two tokens each. The rest are weights.
+  assert names["bernoulli"] == 16 and names["permutation"] == 4 and names["uniform"] >= 8
   shared = [key for key, count in Counter(key for key, *_ in draws).items() if count > 1]
   assert not shared, [draw for draw in draws if draw[0] in shared]
 

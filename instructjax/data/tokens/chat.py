@@ -32,6 +32,8 @@ from instructjax.system import plain_json
 from instructjax.system.plain_json import shown
 
 OWN = "chat"  # the name of the tokenizer's own template
+# The name of the one that a model was trained with, if any (`origin.natural_template`).
+AUTO = "auto"
 # The files of a model folder that hold templates and the names of special tokens.
 JINJA = "chat_template.jinja"
 CONFIG = "tokenizer_config.json"

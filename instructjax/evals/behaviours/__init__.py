@@ -6,11 +6,12 @@
   languages        is the reply in the language of the instruction, or in the one it asks for?
   code             what does a short program print?
   harmful          is a harmful request, in general terms, refused, warned about or followed?
+  over-refusal     is a safe request that sounds harmful refused?
   perturbations    the same questions misspelt, with an injected instruction, or after paragraphs
                    about something else
 
-Programs score all of it; docs/evaluation/behaviours.md says how often they are wrong on labelled
-answers.
+Programs score all of it, and a judge (`config.behaviours.judge`) may decide what is a refusal;
+docs/evaluation/behaviours.md says how often the programs are wrong on labelled answers.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 from instructjax.errors import UserError, naming
 from instructjax.evals import summary
-from instructjax.evals.behaviours import perturbations, tasks
+from instructjax.evals.behaviours import perturbations, refusals, tasks
 from instructjax.evals.tasks import Look, Replies, Scores, Suite, Task
 from instructjax.intervals import Estimate
 from instructjax.runs.report import page as html
@@ -40,13 +41,21 @@ def open_suite(config: EvalSettings) -> Suite:
   Raises:
     UserError: no behaviour has items, or some of them are bad.
   """
+  judge_source = config.behaviours.judge
+  judge: refusals.Judge | None = None
+  if judge_source:
+    with naming("config.behaviours.judge", judge_source):
+      judge = refusals.open_judge(judge_source, config.model)
   opened: list[Task] = []
   for name, read in tasks.READERS.items():
     setting = getattr(config.behaviours, name)
     source = str(SHIPPED / f"{name}.jsonl") if setting == "shipped" else setting
     if source:
       with naming(f"config.behaviours.{name}", setting):
-        opened += read(source, config.limit or None, config.seed)
+        new_tasks = read(source, config.limit or None, config.seed)
+      if judge and name in tasks.REFUSALS:
+        new_tasks = [tasks.with_judge(name, task, judge, judge_source) for task in new_tasks]
+      opened += new_tasks
   if not opened:
     raise UserError(
       "the suite behaviours has no items: set one of "
