@@ -64,6 +64,7 @@ TESTS = {
   ],
   "dpo": ["tests/method/test_dpo.py"],
   "bestofn": ["tests/method/test_bestofn.py"],
+  "evals/preference/length": ["tests/evals/test_preference.py"],
   "intervals": ["tests/method/test_intervals.py"],
   "models/heads": ["tests/models/test_heads.py"],
   "models/blocks": ["tests/models/test_branched_rows.py"],
@@ -436,6 +437,31 @@ MUTANTS["bestofn"] = [
     '"gold": float((ranked_gold @ weights).mean())',
     '"gold": float((ranked_proxy @ weights).mean())',
     "proxy for gold",
+  ),
+]
+
+MUTANTS["evals/preference/length"] = [
+  M("SUPPORT = 0.15", "SUPPORT = 0.0", "a rate at equal length without support"),
+  M("penalty[:, 0] = 0.0", "penalty[:, :] = 0.0", "there is no penalty"),
+  M(
+    "np.tanh(characters / deviation)",
+    "np.tanh(characters / 1000.0)",
+    "the difference of the lengths is not standardised",
+  ),
+  M(
+    "equal = [np.ones_like(won), np.zeros_like(won)]",
+    "equal = [np.ones_like(won), columns[1]]",
+    "the rate is that at the lengths as they are",
+  ),
+  M(
+    "if not characters.any():",
+    "if False:",
+    "equal lengths have no rate",
+  ),
+  M(
+    "effective / max(loss, 1.0)",
+    "effective",
+    "holding the length costs no precision",
   ),
 ]
 

@@ -59,19 +59,28 @@ class Number(NamedTuple):
 
 
 def of_tasks(part: Json) -> Iterator[Number]:
-  """Yields the numbers of every task of a suite, model by model."""
+  """Yields the numbers of every task of a suite: values, then differences and slices."""
+  baseline = part["settings"]["baseline"]
   for task, about in part["tasks"].items():
     for metric in about["metrics"]:
-      for model, estimates in about["models"].items():
-        yield Number(
-          task,
-          metric["name"],
-          model,
-          estimates[metric["name"]],
-          metric["percent"],
-          metric["decimals"],
-          metric["paper"].get(model, ()),
-        )
+      name = metric["name"]
+      for number in _of_table(task, name, metric, about["models"]):
+        yield number._replace(paper=metric["paper"].get(number.model, ()))
+      yield from _of_table(task, f"{name} less {baseline}", metric, about["differences"])
+    # The page has a table of slices of the first metric.
+    for metric in about["metrics"][:1]:
+      for group, values in about["slices"].items():
+        for value, table in values.items():
+          title = f"{metric['name']}, {group} {value}"
+          for number in _of_table(task, title, metric, table):
+            yield number._replace(folded=True)
+
+
+def _of_table(task: str, title: str, metric: Json, table: Json) -> Iterator[Number]:
+  """Yields one metric of each model of a table, under a title."""
+  for model, estimates in table.items():
+    estimate = estimates[metric["name"]]
+    yield Number(task, title, model, estimate, metric["percent"], metric["decimals"])
 
 
 def of_all_models(suite: str, part: Json) -> Iterator[Number]:
@@ -175,18 +184,9 @@ def paper_columns(number: Number) -> list[float | str]:
 
 
 def count_intervals(results: Json) -> int:
-  """Returns how many intervals an evaluation shows: of values, of differences and of slices."""
+  """Returns how many intervals an evaluation has: of values, of differences and of slices."""
   count = 0
   for suite, part in results["suites"].items():
-    count += sum(number.estimate["low"] is not None for number in of_suite(suite, part))
-    for about in part["tasks"].values():
-      count += _count(about["differences"]) + _count(about["slices"])
+    for number in of_suite(suite, part):
+      count += number.estimate["low"] is not None
   return count
-
-
-def _count(tree: Any) -> int:
-  if not isinstance(tree, Mapping):
-    return 0
-  if tree.keys() >= FIELDS:
-    return int(tree["low"] is not None)
-  return sum(_count(branch) for branch in tree.values())

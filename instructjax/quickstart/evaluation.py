@@ -2,8 +2,8 @@
 
 The prompts and the comparisons are of texts and templates that no training saw. Gold is a second
 reward model, fitted on other texts with the ratings of other people. `follows` is the verdict of
-the VADER lexicon on the tone. Neither of them trains or chooses anything. Intervals are bootstraps
-over prompts.
+the VADER lexicon on the tone. Neither of them trains or chooses anything. Intervals are over
+prompts.
 
 Dimensions: N prompts, or rows of text.
 """

@@ -379,7 +379,7 @@ def test_a_judge_that_flags_nothing_has_no_precision(labelled):
   quiet = lambda pairs: [[False] for _ in pairs]
   rates = hallucination.measure(quiet, labelled)
   assert (
-    rates["precision"] == {"value": None, "low": None, "high": None, "n": 0}
+    rates["precision"] == {"value": None, "low": None, "high": None, "n": 0, "clusters": 0}
     and rates["recall"]["value"] == 0
   )
   json.dumps(rates, allow_nan=False)

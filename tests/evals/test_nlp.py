@@ -627,5 +627,6 @@ def test_the_tax_is_paired(tmp_path):
   results = tax.together([task], tmp_path, {}, scores, 0)
   (row,) = results["tax"]
   assert results["bases"] == {"sft": "base"} and row["differences"]["sft"]["value"] == -0.25
-  assert row["differences"]["sft"]["high"] <= 0
+  # Two of eight answers were lost: two equal models come to that, too.
+  assert row["differences"]["sft"]["low"] < -0.5 and 0 < row["differences"]["sft"]["high"] < 0.35
   assert tax.together([task], tmp_path, {}, {task.name: {"sft": bad, "mine": good}}, 0) == {}

@@ -164,6 +164,9 @@ def test_length_is_held_equal():
   rate, slope = controlled["rate"], controlled["slope"]
   assert rate.low < bradley_terry.sigmoid(-1.0) < rate.high < np.mean([v.won for v in judged])
   assert rate.high - rate.low < 0.06 and (rate.n, rate.clusters) == (3000, 3000)
+  # A part of what the votes tell goes into the slope.
+  raw = votes.share(judged, [v.won for v in judged], paired=True)
+  assert rate.high - rate.low > 1.1 * (raw.high - raw.low)
   assert slope.low < 1.5 < slope.high and controlled["why"] == ""
   row = rates.rates_against("a", "b", judged[:300], votes.draw(judged[:300], samples=100))
   assert row["controlled"]["rate"].high < 0.5

@@ -193,7 +193,7 @@ def test_everything_is_left_in_the_directory(tmp_path):
   mean = sum(line["scores"]["logp"] for line in lines) / 6
   assert task["models"]["base"]["logp"]["value"] == pytest.approx(mean)
   rows = list(csv.reader((tmp_path / "results.csv").read_text().splitlines()))
-  assert rows[0][:4] == ["suite", "task", "metric", "model"] and len(rows) == 1 + 3 * 2
+  assert rows[0][:4] == ["suite", "task", "metric", "model"] and len(rows) == 1 + 3 * 2 + 3 + 4
   page = (tmp_path / "report.html").read_text()
   assert "plain/one" in page and "paper 0.587 / 0.654 / 0.798" in page and "a test" in page
 

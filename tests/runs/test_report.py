@@ -343,7 +343,7 @@ def test_the_verdict_is_what_the_interval_says(wins, words):
 
 def test_numbers_may_be_plain_or_estimates():
   assert files.estimate(0.5)[0] == 0.5
-  assert files.estimate({"value": 1, "low": 0, "high": 2, "n": 9}) == (1.0, 0.0, 2.0, 9)
+  assert files.estimate({"value": 1, "low": 0, "high": 2, "n": 9}) == (1.0, 0.0, 2.0, 9, 0)
   assert [files.number(v) for v in (None, True, "1", float("nan"), {"value": None}, 10**400)] == [
     None
   ] * 6

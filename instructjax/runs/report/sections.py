@@ -56,7 +56,7 @@ TERMS = (
   "KL: to the model that PPO started from, a response. "
   "Ended: the response ended before its limit. "
   "Text: loss on held-out pretraining text (NYT editorials in the quickstart). "
-  "Small print: 95 % bootstrap intervals over prompts, over texts in the last column."
+  "Small print: 95 % intervals over prompts, over texts in the last column."
 )
 
 

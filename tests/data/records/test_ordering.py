@@ -48,7 +48,7 @@ def test_by_hand():
 
 def test_what_rests_on_no_pairs_is_unknown():
   measured = ordering.measure([[1.0, 2.0]], [ranked(1, 1)])
-  nothing = {"value": None, "low": None, "high": None, "n": 0}
+  nothing = {"value": None, "low": None, "high": None, "n": 0, "clusters": 0}
   assert measured["pair_accuracy"] == measured["log_loss"] == measured["slope"] == nothing
   assert measured["ece"] is None
   assert measured["calibration"] == []
