@@ -96,7 +96,7 @@ def test_an_interval_of_winogender_is_over_occupations(config, tmp_path):
     task.items,
     task.score(task.items, [answer_of(0.0, 0.0)] * 2 + [answer_of(0.0, -1e9)] * 2),
   )
-  assert (estimate.value, estimate.n) == (0.5, 4) and (estimate.low, estimate.high) == (0.0, 1.0)
+  assert (estimate.value, estimate.n) == (0.5, 4) and estimate[1:3] == pytest.approx((0, 1))
 
 
 def test_a_template_without_a_pronoun_is_named(tmp_path):

@@ -104,7 +104,12 @@ def test_accuracy_by_group_and_calibration(tmp_path, source, capsys):
   assert "p given" in page and "Calibration" in page
   table_csv = (tmp_path / "run" / "results.csv").read_text()
   rows = list(csv.DictReader(table_csv.splitlines()))
-  assert {row["metric"] for row in rows} == {*table, "reward/comparisons, slope"}
+  metrics = {row["metric"] for row in rows}
+  differences = {f"{name} less sft" for name in table}
+  assert {*table, *differences, "reward/comparisons, slope"} <= metrics
+  # The rest are the slices of the accuracy.
+  others = metrics - {*table, *differences, "reward/comparisons, slope"}
+  assert others and all(name.startswith("accuracy, ") for name in others)
   captured = capsys.readouterr()
   assert "66.7" in captured.out and captured.err.startswith("eval: reward models rm=")
 
