@@ -322,7 +322,7 @@ def _expectation(name: str, left: float, first: float, models_after: int) -> str
   line = f"{name}: {announce.about(left)} by its first batch, which compiled a program too"
   if models_after:
     total = announce.about(left + models_after * (first + left))
-    line += f"; {total} with the {models_after} models after it, if they are as large"
+    line += f"; {total} with those after it ({models_after}), if they are as large"
   return line
 
 
