@@ -11,9 +11,10 @@ from instructjax.plan import lengths, programs, trips
 from instructjax.plan.lengths import Lengths
 
 CONFIGS = {
-  "ppo": settings.load("ppo:tiny"),
-  "sft": settings.load("sft:tiny"),
-  "rl_init": settings.replaced(settings.load("rl_init:tiny"), {"batch": 24}),
+  # One row at once, where the accelerator of a plan would compute all of these small batches.
+  "ppo": settings.replaced(settings.load("ppo:tiny"), {"ppo.rows_at_once": 1}),
+  "sft": settings.replaced(settings.load("sft:tiny"), {"rows_at_once": 1}),
+  "rl_init": settings.replaced(settings.load("rl_init:tiny"), {"batch": 24, "rows_at_once": 1}),
   "reward": settings.load("reward:tiny"),
   "dpo": settings.load("dpo:tiny"),
 }

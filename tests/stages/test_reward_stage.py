@@ -116,7 +116,8 @@ def test_pairs_that_all_tie_leave_the_accuracy_unknown(data, base, tmp_path, cap
   assert metrics(tmp_path / "run")[-1]["eval/accuracy"] is None
   assert "the accuracy is unknown" in capsys.readouterr().out
   measured = json.loads((tmp_path / "run" / "results.json").read_text())["rm"]
-  assert measured["pair_accuracy"] == {"value": None, "low": None, "high": None, "n": 0}
+  unknown = {"value": None, "low": None, "high": None, "n": 0, "clusters": 0}
+  assert measured["pair_accuracy"] == unknown
   assert 'id="ranking"' not in report.write(tmp_path / "run").read_text()
 
 

@@ -6,8 +6,19 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 from instructjax.commands import cli
 from instructjax.system import interrupts
+
+
+@pytest.fixture(autouse=True)
+def in_the_foreground():
+  """A job in the background of a shell ignores Ctrl-C, and so does what it starts."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
 
 # A weak reference whose callback is interrupted stands for the one in which JAX frees memory.
 DROPPED = """
