@@ -48,6 +48,11 @@ pytest_plugins = [
 ]  # fixtures that several files share; imported after the lines above
 
 
+def pytest_collection_modifyitems(items):
+  """The notebook takes as long as many others together, in one process: it begins first."""
+  items.sort(key=lambda item: item.name != "test_notebook_runs")
+
+
 def pytest_collection_finish():
   import_module(
     "hypothesis"
