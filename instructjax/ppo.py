@@ -41,7 +41,7 @@ from instructjax import (
   steps,
 )
 from instructjax.models import heads
-from instructjax.rollout import Sampling, sample
+from instructjax.rollout import Sampling, sample, useful_share
 from instructjax.settings.method import PPOConfig
 from instructjax.system import keys
 from instructjax.types import (
@@ -358,7 +358,7 @@ def credit(
     "scoring/useful": packs.useful(layout, rows.valid),
   }
   if rows.computed is not None:
-    metrics["rollout/useful"] = jnp.sum(rows.valid) / jnp.sum(rows.computed)
+    metrics["rollout/useful"] = useful_share(rows)
   if recompute:
     _, entropy = of_policy
     metrics |= policy_measures(logp, entropy, rows.logp, mask)

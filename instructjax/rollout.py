@@ -46,6 +46,7 @@ from instructjax.types import (
   Prompts,
   PyTree,
   Rollout,
+  Scalar,
 )
 
 # Ids in a block of the two-level search of `categorical`; about the root of a vocabulary.
@@ -596,6 +597,18 @@ def move_together(s: Sampler, slots: Slots, size: int) -> Slots:
     cache=sharding.take_rows(slots.cache, s.axes, chosen),
     rows=jax.tree.map(partial(take, numbers=chosen), slots.rows),
   )
+
+
+def useful_share(rows: Rollout) -> Scalar:
+  """Returns the share of the computed positions that read a token; the last of a row is never read.
+
+  Raises:
+    ValueError: where the rollout does not say what was computed.
+  """
+  if rows.computed is None:
+    raise ValueError("the rollout has no count of computed positions: sample it, or give one")
+  read = jnp.sum(rows.valid) - rows.valid.shape[0]
+  return read / jnp.sum(rows.computed)
 
 
 def sample(

@@ -40,7 +40,7 @@ from instructjax.errors import UserError, naming
 from instructjax.models import gpt, heads, llama
 from instructjax.plan import counting, lengths, programs, useful
 from instructjax.plan.lengths import Lengths
-from instructjax.rollout import Sampling
+from instructjax.rollout import Sampling, useful_share
 from instructjax.runs import origin
 from instructjax.stages import dpo, ppo, pretrain_sft, reward, running
 from instructjax.stages.wiring import Stage
@@ -708,8 +708,7 @@ def measure(b: Bench) -> dict[str, Any]:
 def useful_metrics(outputs: Any) -> dict[str, float]:
   """The shares of useful positions among the metrics of a step, or that of a rollout alone."""
   if isinstance(outputs, Rollout):
-    assert outputs.computed is not None  # the sampler counts them
-    return {"rollout/useful": float(jnp.sum(outputs.valid) / jnp.sum(outputs.computed))}
+    return {"rollout/useful": float(useful_share(outputs))}
   return {name: float(value) for name, value in outputs.items() if name.endswith("useful")}
 
 

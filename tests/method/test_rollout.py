@@ -406,8 +406,13 @@ def test_most_of_the_work_at_real_lengths_is_useful():
   prompts = Prompts(jnp.asarray(valid, jnp.int32), jnp.asarray(valid), jnp.asarray(response))
   rows = sample(lm, tiny.lm("gpt").init(jax.random.key(0)), prompts, 0, Sampling(response=128))
   np.testing.assert_array_equal(rows.mask.sum(1), response)
-  useful = (prompt.sum() + response.sum()) / rows.computed.sum()
+  useful = (prompt.sum() + response.sum() - 256) / rows.computed.sum()  # the last is never read
   assert useful >= 0.8
+  assert float(rollout.useful_share(rows)) == pytest.approx(float(useful))
+  # At full length with a slot for each row nothing is padding.
+  full = Prompts(jnp.ones((64, 8), jnp.int32), jnp.ones((64, 8), bool), jnp.full(64, 5))
+  rows = sample(lm, tiny.lm("gpt").init(jax.random.key(0)), full, 0, Sampling(response=5))
+  assert float(rollout.useful_share(rows)) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("mesh", [(2, 2, 2)], indirect=True, ids=str)
