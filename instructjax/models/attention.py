@@ -200,7 +200,7 @@ def in_blocks(
   """Computes attention by XLA, for a block of queries at a time.
 
   A block meets the keys up to its last query and, in a window, from that of its first query on: of
-  the scores of a row, half are never computed.
+  the scores of a long row, nearly half are never computed.
   """
   length = q.shape[1]
   window = _window(rule, window_index, length)
