@@ -37,6 +37,16 @@ def test_an_output_that_is_zero_and_one_that_is_negative():
   np.testing.assert_allclose(p["scale"], [1, 2])
 
 
+def test_a_tied_embedding_has_a_scale_for_each_id():
+  """Rows of ids as far apart as 2.54 and .0127 keep two digits each; x (1, 1) sums a row."""
+  tokens = jnp.array([[2.54, -0.5], [0.0127, 0.005]])
+  p = int8.unembedding({"embed": {"tokens": tokens}})["unembed"]
+  np.testing.assert_array_equal(p["w"], [[127, -25], [127, 50]])
+  np.testing.assert_allclose(p["scale"], [0.02, 0.0001], rtol=1e-6)
+  y = blocks.unembed(p, jnp.array([[1.0, 1.0]]), "float32")
+  np.testing.assert_allclose(y, [[2.04, 0.0177]], rtol=1e-6)
+
+
 def test_a_matrix_of_two_input_axes_has_a_scale_for_each_output():
   """As `o`, which sums over heads and their features."""
   w = jax.random.normal(jax.random.key(0), (4, 8, 5))
