@@ -59,14 +59,17 @@ def rows_at_once(
   *,
   rows: int = 0,
   micro: int = 1,
+  learnt: bool = True,
 ) -> int:
   """Returns q, the rows that a device computes at once, for its `episodes` of a minibatch.
+
+  `learnt` is whether they are learnt from, or else scored alone.
 
   That is `rows`, or what makes `sharding.positions_at_once`, and at most a micro-batch of
   `episodes / micro` rows. Where up to twice as many divide the episodes, it is these: episodes of
   full length, which fill a row each, then leave no row empty.
   """
-  wanted = rows or math.ceil(sharding.positions_at_once() / length)
+  wanted = rows or math.ceil(sharding.positions_at_once(learnt=learnt) / length)
   most = max(1, episodes // micro)
   if wanted >= most:
     return most

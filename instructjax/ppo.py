@@ -144,17 +144,22 @@ def lay_out(rows: Rollout, ppo: PPO) -> packs.Layout:
   """Packs all episodes of an iteration, for their scores."""
   mask = returns.value_mask(rows.mask, ppo.place)
   episodes, length = rows.tokens.shape
-  at_once = rows_at_once(episodes // ppo.cfg.minibatches, length, ppo.cfg)
+  minibatch = episodes // ppo.cfg.minibatches
+  at_once = rows_at_once(minibatch, length, ppo.cfg, learnt=False)
   return packs.lay_out(rows.valid, mask, at_once)
 
 
-def rows_at_once(minibatch: int, length: int, cfg: PPOConfig) -> int:
-  """Returns the rows that a device computes at once where a minibatch has so many episodes."""
+def rows_at_once(minibatch: int, length: int, cfg: PPOConfig, *, learnt: bool) -> int:
+  """Returns the rows that a device computes at once where a minibatch has so many episodes.
+
+  `learnt` is whether they are learnt from, or else scored alone.
+  """
   return packs.rows_at_once(
     minibatch // sharding.batch_shards(),
     length,
     rows=cfg.rows_at_once,
     micro=cfg.micro,
+    learnt=learnt,
   )
 
 
@@ -164,8 +169,10 @@ def most_parts(episodes: int, length: int, cfg: PPOConfig) -> tuple[int, int]:
   That is where all of them have full length, one a row.
   """
   minibatch = episodes // cfg.minibatches
-  at_once = rows_at_once(minibatch, length, cfg) * sharding.batch_shards()
-  return math.ceil(episodes / at_once), math.ceil(minibatch / at_once)
+  shards = sharding.batch_shards()
+  scored = shards * rows_at_once(minibatch, length, cfg, learnt=False)
+  learnt = shards * rows_at_once(minibatch, length, cfg, learnt=True)
+  return math.ceil(episodes / scored), math.ceil(minibatch / learnt)
 
 
 def policy_logp(
@@ -492,7 +499,7 @@ def minibatch_step(
     return ppo_loss(params, batch, key, frozen=frozen, ppo=ppo, first=first)
 
   episodes, length = exp.tokens.shape
-  at_once = rows_at_once(episodes, length, cfg)
+  at_once = rows_at_once(episodes, length, cfg, learnt=True)
   layout = packs.lay_out(exp.valid, exp.value_mask, at_once)
   grads, loss, measured = steps.gradients_of_parts(
     loss_of_part,

@@ -73,26 +73,35 @@ def batch_shards() -> int:
   return math.prod(sizes[name] for name in RULES["batch"])
 
 
+def is_on_cpu() -> bool:
+  """Whether the devices of the mesh, or this machine's without a mesh, are CPUs."""
+  if not is_sharded():
+    return jax.default_backend() == "cpu"
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device is not None and device.platform == "cpu"  # a mesh without devices is of a plan
+
+
 # A device computes packed rows of at least so many positions at once, where a batch has them. A few
-# cores are as fast as they get with these.
+# cores are as fast as they get with these: with more where nothing is learnt, and no gradients of
+# all weights are added up after each part.
 POSITIONS_OF_CPU = 192
+SCORED_POSITIONS_OF_CPU = 768
 # Of an accelerator, every part gathers the weights that `fsdp` splits. A TPU v5p (459 TFLOP/s,
 # 600 GB/s) computes 765 positions of a forward pass meanwhile, of 2 FLOP and 2 bytes a weight.
 POSITIONS = 2048
 
 
-def positions_at_once() -> int:
+def positions_at_once(*, learnt: bool = True) -> int:
   """How many positions of packed rows a device of the mesh, or of this machine, computes at once.
+
+  `learnt` is whether they are learnt from, or else scored alone.
 
   With fewer, matrix products and gathered weights are slow; with more, the last part of a batch
   holds more padding.
   """
-  if is_sharded():
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    on_cpu = device is not None and device.platform == "cpu"  # a mesh without devices is of a plan
-  else:
-    on_cpu = jax.default_backend() == "cpu"
-  return POSITIONS_OF_CPU if on_cpu else POSITIONS
+  if not is_on_cpu():
+    return POSITIONS
+  return POSITIONS_OF_CPU if learnt else SCORED_POSITIONS_OF_CPU
 
 
 # Partitions

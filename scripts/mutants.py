@@ -72,6 +72,7 @@ TESTS = {
   "models/transformer": ["tests/models/test_branched_rows.py"],
   "data/batches/branches": ["tests/data/batches/test_branches.py"],
   "models/cache": [
+    "tests/models/test_cache.py",
     "tests/models/test_transformer.py",
     "tests/models/test_int8.py",
     "tests/method/test_rollout.py",
@@ -1150,25 +1151,36 @@ MUTANTS["models/cache"] = [
     "the empty blocks are read",
   ),
   M(
-    "seen = (column_position != EMPTY) & (distance >= 0)  # [B, t, b]",
+    "seen = (column_position != EMPTY) & (distance >= 0)  # [n, B, t, b]",
     "seen = distance >= 0",
     "empty columns are seen",
   ),
   M(
-    "seen = (column_position != EMPTY) & (distance >= 0)  # [B, t, b]",
+    "seen = (column_position != EMPTY) & (distance >= 0)  # [n, B, t, b]",
     "seen = column_position + 0 * distance != EMPTY",
     "a prompt sees what comes after",
   ),
   M("seen &= distance < window", "seen &= distance <= window", "a window is one too wide"),
   M(
-    "total = total * shrink + jnp.sum(weights, axis=-1)",
-    "total = total + jnp.sum(weights, axis=-1)",
+    "total = total * shrink + jnp.sum(weights, axis=(0, -1))",
+    "total = total + jnp.sum(weights, axis=(0, -1))",
     "the sums of blocks are of different scales",
   ),
   M(
-    "return new_largest, total, mixed * shrink[..., None] + new_mixed",
-    "return new_largest, total, mixed + new_mixed",
+    "return new_largest, total, mixed * shrink[..., None] + _mixed(weights, part, dtype)",
+    "return new_largest, total, mixed + _mixed(weights, part, dtype)",
     "the values of blocks are of different scales",
+  ),
+  M(
+    "largest = jnp.max(scores, axis=(0, -1))\n",
+    "largest = jnp.max(scores, axis=-1)[0]\n",
+    "a cache that is read at once is scaled by the scores of its first block",
+    equivalent="the scale of the exponentials cancels, unless they overflow",
+  ),
+  M(
+    "  total = jnp.sum(weights, axis=(0, -1))\n  return _divided",
+    "  total = jnp.sum(weights, axis=-1)[0]\n  return _divided",
+    "a cache that is read at once is divided by the weights of its first block",
   ),
 ]
 

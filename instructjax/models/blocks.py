@@ -459,9 +459,9 @@ def batched_product(equation: str, a: Array, b: Array) -> Array:
 
 
 def like_queries(
-  x: Float[Array, "B K S _"] | Int[Array, "B K S _"],
+  x: Float[Array, "*N B K S _"] | Int[Array, "*N B K S _"],
   q: Float[Array, "B T H _"],
-) -> Float[Array, "B _ S _"] | Int[Array, "B _ S _"]:
+) -> Float[Array, "*N B _ S _"] | Int[Array, "*N B _ S _"]:
   """Repeats key heads once for each query where only the queries are split over devices.
 
   The repeated heads are split as the queries are, so that each device holds the keys of its own
@@ -470,12 +470,11 @@ def like_queries(
   if not sharding.is_sharded():
     return x
   rows, _, heads, _ = _partition(q)
-  if heads == _partition(x)[1]:
+  if heads == _partition(x)[-3]:
     return x
-  B, K, S, C = x.shape
+  *lead, K, S, C = x.shape
   H = q.shape[2]
-  groups = (B, K, H // K, S, C)
-  x = jnp.broadcast_to(x[:, :, None], groups)
-  x = x.reshape(B, H, S, C)
-  split = jax.P(rows, heads, None, None)
+  x = jnp.broadcast_to(x[..., None, :, :], (*lead, K, H // K, S, C))
+  x = x.reshape(*lead, H, S, C)
+  split = jax.P(*[None] * (len(lead) - 1), rows, heads, None, None)
   return jax.sharding.reshard(x, split)

@@ -16,6 +16,7 @@ G = H / K queries for each key head, C head width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ from instructjax.types import Array, Float, Int
 # large ones in fewer turns.
 WIDTHS = ((64, 8), (512, 32))
 WIDEST = 128
+READ_AT_ONCE = 4  # blocks that a CPU reads for one query, whether they are in use or not
 EMPTY = -1  # the position of a column that holds nothing
 
 
@@ -170,47 +172,124 @@ def attend(
 ) -> Float[Array, "B t H C"]:
   """Attends from every new position to the cached ones up to itself, within its window.
 
-  This is `blocks.attention`, read block by block: a running maximum of the scores keeps the sum of
-  their exponentials in range (Milakov & Gimelshein 2018). A query that sees nothing gets 0.
+  This is `blocks.attention` over the cache. A query that sees nothing gets 0.
 
   Where keys and values are integers, the scales of the keys multiply the scores, and those of the
   values the weights.
   """
-  order, count = used
   scale = q.shape[-1] ** -0.5 if scale is None else scale
   q = (q * scale).astype(dtype)
   B, t, H, C = q.shape
-  first_block, _ = _keys_of_block(keys, 0, q)
-  K = first_block.shape[1]
+  K = _of_blocks(keys, slice(0, 1), q)[0].shape[2]
   split = None
   if sharding.is_sharded():
     split = jax.P(*jax.typeof(q).sharding.spec[:3], None, None)
   grouped = jax.lax.reshape(q, (B, t, K, H // K, C), out_sharding=split)
   grouped = jnp.moveaxis(grouped, 1, 3)  # [B, K, G, t, C]
 
+  def weigh(blocks_read: Blocks) -> Array:
+    return _scores(grouped, blocks_read, query_position, dtype, window, softcap)
+
+  def read(which: slice | Int[Array, ""]) -> Blocks:
+    return Blocks(_of_blocks(keys, which, q), _of_blocks(values, which, q), _take(position, which))
+
+  # A CPU copies a block before it multiplies it, which costs more than one query for each row can
+  # repay: it reads a short cache as it lies there, the empty blocks too.
+  is_short = position.shape[0] <= READ_AT_ONCE
+  if t == 1 and is_short and sharding.is_on_cpu():
+    mixed = _mix_at_once(read(slice(None)), weigh, dtype)
+  else:
+    mixed = _mix_by_block(read, used, weigh, grouped, dtype)
+  mixed = jnp.moveaxis(mixed, 3, 1)
+  whole = jax.typeof(q).sharding.spec if sharding.is_sharded() else None
+  return jax.lax.reshape(mixed, (B, t, H, C), out_sharding=whole)
+
+
+class Blocks(NamedTuple):
+  """Some blocks of a cache, n of them: keys and values with their scales, if they have any."""
+
+  keys: tuple[Float[Array, "n B K b C"], Float[Array, "n B K 1 1 b"] | None]
+  values: tuple[Float[Array, "n B K b C"], Float[Array, "n B K 1 1 b"] | None]
+  position: Int[Array, "n B b"]
+
+
+Weigh = Callable[[Blocks], Float[Array, "n B K G t b"]]
+
+
+def _scores(
+  grouped: Float[Array, "B K G t C"],
+  part: Blocks,
+  query_position: Int[Array, "B t"],
+  dtype: str,
+  window: int,
+  softcap: float,
+) -> Float[Array, "n B K G t b"]:
+  """Returns the scores of the columns of some blocks, MASKED where a query does not see one."""
+  column_position = part.position[:, :, None, :]
+  distance = query_position[:, :, None] - column_position
+  seen = (column_position != EMPTY) & (distance >= 0)  # [n, B, t, b]
+  if window:
+    seen &= distance < window
+  k, k_scale = part.keys
+  # A product over rows that repeats them for each block takes the keys as they lie in memory.
+  queries = jnp.broadcast_to(grouped, (k.shape[0], *grouped.shape))
+  scores = blocks.batched_product("nbkgtc,nbksc->nbkgts", queries, k.astype(dtype))
+  if k_scale is not None:
+    scores = scores * k_scale
+  scores = blocks.softcapped(scores, softcap)
+  return jnp.where(seen[:, :, None, None], scores, blocks.MASKED)
+
+
+def _mixed(
+  weights: Float[Array, "n B K G t b"],
+  part: Blocks,
+  dtype: str,
+) -> Float[Array, "B K G t C"]:
+  """Returns the sum of the values of some blocks, each with its weight."""
+  v, v_scale = part.values
+  if v_scale is not None:
+    weights = weights * v_scale
+  mixed = blocks.batched_product("nbkgts,nbksc->nbkgtc", weights.astype(dtype), v.astype(dtype))
+  return jnp.sum(mixed, axis=0)
+
+
+def _exponentials(scores: Array, largest: Array) -> Array:
+  """Returns exp(scores - largest), and 0 where a query does not see the column."""
+  return jnp.where(scores > blocks.MASKED, jnp.exp(scores - largest), 0)
+
+
+def _mix_at_once(part: Blocks, weigh: Weigh, dtype: str) -> Float[Array, "B K G t C"]:
+  """Reads all blocks of a cache."""
+  scores = weigh(part)
+  largest = jnp.max(scores, axis=(0, -1))
+  weights = _exponentials(scores, largest[..., None])
+  total = jnp.sum(weights, axis=(0, -1))
+  return _divided(_mixed(weights, part, dtype), total)
+
+
+def _mix_by_block(
+  read: Callable[[Int[Array, ""]], Blocks],
+  used: tuple[Int[Array, " N"], Int[Array, ""]],
+  weigh: Weigh,
+  grouped: Float[Array, "B K G t C"],
+  dtype: str,
+) -> Float[Array, "B K G t C"]:
+  """Reads the blocks in use, one after the other.
+
+  A running maximum of the scores keeps the sum of their exponentials in range (Milakov & Gimelshein
+  2018).
+  """
+  order, count = used
+
   def read_block(i, carry):
     largest, total, mixed = carry
-    number = order[i]
-    k, k_scale = _keys_of_block(keys, number, q)
-    v, v_scale = _keys_of_block(values, number, q)
-    column_position = _block(position, number)[:, None, :]
-    distance = query_position[:, :, None] - column_position
-    seen = (column_position != EMPTY) & (distance >= 0)  # [B, t, b]
-    if window:
-      seen &= distance < window
-    seen = seen[:, None, None]
-    scores = blocks.batched_product("bkgtc,bksc->bkgts", grouped, k.astype(dtype))
-    if k_scale is not None:
-      scores = scores * k_scale
-    scores = jnp.where(seen, blocks.softcapped(scores, softcap), blocks.MASKED)
-    new_largest = jnp.maximum(largest, jnp.max(scores, axis=-1))
-    weights = jnp.where(seen, jnp.exp(scores - new_largest[..., None]), 0)
+    part = read(order[i])
+    scores = weigh(part)
+    new_largest = jnp.maximum(largest, jnp.max(scores, axis=(0, -1)))
+    weights = _exponentials(scores, new_largest[..., None])
     shrink = jnp.exp(largest - new_largest)
-    total = total * shrink + jnp.sum(weights, axis=-1)
-    if v_scale is not None:
-      weights = weights * v_scale
-    new_mixed = blocks.batched_product("bkgts,bksc->bkgtc", weights.astype(dtype), v.astype(dtype))
-    return new_largest, total, mixed * shrink[..., None] + new_mixed
+    total = total * shrink + jnp.sum(weights, axis=(0, -1))
+    return new_largest, total, mixed * shrink[..., None] + _mixed(weights, part, dtype)
 
   nothing = jnp.zeros_like(grouped, jnp.float32)
   nothing_yet = nothing[..., 0]
@@ -218,29 +297,33 @@ def attend(
   # The name is that of the loop where its trips are counted (`plan.counting`).
   with jax.named_scope("trips:blocks"):
     _, total, mixed = jax.lax.fori_loop(0, count, read_block, start)
+  return _divided(mixed, total)
+
+
+def _divided(mixed: Array, total: Array) -> Array:
+  """Returns a sum by weights divided by the sum of the weights; 0 where that is 0."""
   smallest = jnp.finfo(jnp.float32).tiny
-  mixed = mixed / jnp.maximum(total, smallest)[..., None]
-  mixed = jnp.moveaxis(mixed, 3, 1)
-  whole = jax.typeof(q).sharding.spec if sharding.is_sharded() else None
-  return jax.lax.reshape(mixed, (B, t, H, C), out_sharding=whole)
+  return mixed / jnp.maximum(total, smallest)[..., None]
 
 
-def _keys_of_block(
+def _of_blocks(
   keys: Keys,
-  number: Int[Array, ""] | int,
+  which: slice | Int[Array, ""],
   q: Float[Array, "B t H C"],
-) -> tuple[Array, Float[Array, "B _ 1 1 b"] | None]:
-  """Returns the keys (or the values) [B, K, b, C] of one block, and their scales if they have any.
+) -> tuple[Array, Float[Array, "n B _ 1 1 b"] | None]:
+  """Returns the keys (or the values) [n, B, K, b, C] of some blocks, and their scales if any.
 
   They lie where their queries do, and may be repeated for it.
   """
   if not isinstance(keys, Int8):
-    return blocks.like_queries(_block(keys, number), q), None
-  integers = blocks.like_queries(_block(keys.q, number), q)
-  scale = blocks.like_queries(_block(keys.scale, number), q)
-  return integers, jnp.swapaxes(scale, 2, 3)[:, :, None]
+    return blocks.like_queries(_take(keys, which), q), None
+  integers = blocks.like_queries(_take(keys.q, which), q)
+  scale = blocks.like_queries(_take(keys.scale, which), q)
+  return integers, jnp.swapaxes(scale, 3, 4)[:, :, :, None]
 
 
-def _block(cached: Array, number: Int[Array, ""] | int) -> Array:
-  """Returns one block of a cache."""
-  return jax.lax.dynamic_index_in_dim(cached, number, axis=0, keepdims=False)
+def _take(cached: Array, which: slice | Int[Array, ""]) -> Array:
+  """Returns some blocks of a cache: those of a slice, or the one of a number."""
+  if isinstance(which, slice):
+    return cached[which]
+  return jax.lax.dynamic_slice_in_dim(cached, which, 1, axis=0)

@@ -64,15 +64,16 @@ def episode_parts(settings: PPOSettings, part: Part, batch: Lengths) -> float:
   """The parts of packed episodes of all of a batch, or the mean over its minibatches."""
   length = settings.data.prompt + settings.sampling.response
   minibatch = settings.batch // settings.ppo.minibatches
-  group = settings.batch if part.name == "scoring" else minibatch
+  learnt = part.name == "update"
+  group = minibatch if learnt else settings.batch
   shards = sharding.batch_shards()
-  rows = ppo.rows_at_once(minibatch, length, settings.ppo)
+  rows = ppo.rows_at_once(minibatch, length, settings.ppo, learnt=learnt)
   counts = []
   for start in range(0, settings.batch, group):
     prompt, response = (x[start : start + group] for x in batch)
     # What the shards get is dealt by length (`packs.deal`), in scoring as it comes.
     order = np.arange(group)
-    if part.name == "update":
+    if learnt:
       longest_first = np.argsort(-(prompt + response), kind="stable").reshape(-1, shards)
       longest_first[1::2] = longest_first[1::2, ::-1]
       order = longest_first.T.reshape(-1)

@@ -176,6 +176,7 @@ def test_there_and_back_is_the_identity():
 def test_rows_at_once_by_hand():
   assert packs.rows_at_once(32, 256) == 1  # a row is long enough
   assert packs.rows_at_once(8, 96) == 2
+  assert packs.rows_at_once(32, 96, learnt=False) == 8  # four times as many where none is learnt
   assert packs.rows_at_once(9, 96) == 3  # which divides nine episodes
   assert packs.rows_at_once(7, 96) == 2  # nothing near divides seven
   assert packs.rows_at_once(8, 96, rows=3) == 3

@@ -250,9 +250,11 @@ def test_an_accelerator_computes_more_positions_at_once():
     (2, 4, 1), sharding.AXES, (jax.sharding.AxisType.Explicit,) * 3
   )
   assert sharding.positions_at_once() == sharding.POSITIONS_OF_CPU
+  assert sharding.positions_at_once(learnt=False) == sharding.SCORED_POSITIONS_OF_CPU
   with jax.set_mesh(sharding.make_mesh(fsdp=8)):
     assert sharding.positions_at_once() == sharding.POSITIONS_OF_CPU
   with jax.sharding.use_abstract_mesh(planned):
     assert sharding.positions_at_once() == sharding.POSITIONS
+    assert sharding.positions_at_once(learnt=False) == sharding.POSITIONS
     assert packs.rows_at_once(64, 256) == 8
     assert packs.rows_at_once(64, 4096) == 1
