@@ -1,4 +1,4 @@
-"""Attention over a cache: read at once or block by block, it is the softmax written down by hand."""
+"""Attention over a cache, read at once or block by block, is the softmax by hand."""
 
 import jax
 import jax.numpy as jnp
