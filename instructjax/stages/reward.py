@@ -15,8 +15,7 @@ import numpy as np
 from instructjax import reward, sharding, steps
 from instructjax.data.batches import branches, corpora, pipeline
 from instructjax.data.batches.mixture import Mixture, Rows
-from instructjax.data.records import ordering
-from instructjax.data.records import places
+from instructjax.data.records import ordering, places
 from instructjax.data.records.records import Comparison, report
 from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer

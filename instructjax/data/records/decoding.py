@@ -18,6 +18,7 @@ PYTHON_WORDS = ("None", "True", "False")
 # A text that ends within a value is refused at its end, or a few characters before where a letter
 # is spelled \u00e9.
 LONGEST_ESCAPE = 12
+NUMBER_TAIL = 3  # characters after a number, with its last digit, that may still belong to it
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -149,8 +150,8 @@ class Scanner:
         raise
       except RecursionError:
         raise RecordError(too_deep()) from None
-      # A number that ends with the piece may go on in the next one.
-      if end == len(self.text) and self._read_on():
+      # A number may go on in the next piece, of which "1e+" at the end shows a 1 alone.
+      if end > len(self.text) - NUMBER_TAIL and self._read_on():
         continue
       self.position = end
       return value

@@ -32,18 +32,19 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Compression(NamedTuple):
-  """A way of compressing a file: its name, how such a file begins, and what opens it."""
+  """A way of compressing a file: its name, what such a file is, how it begins, what opens it."""
 
   name: str
+  adjective: str
   begin: bytes
   open: Callable[[Any], Any]
 
 
 # By the ending of the file's name.
 COMPRESSIONS = {
-  ".gz": Compression("gzip", b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
-  ".bz2": Compression("bzip2", b"BZh", bz2.BZ2File),
-  ".xz": Compression("xz", b"\xfd7zXZ\0", lzma.LZMAFile),
+  ".gz": Compression("gzip", "gzipped", b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
+  ".bz2": Compression("bzip2", "compressed with bzip2", b"BZh", bz2.BZ2File),
+  ".xz": Compression("xz", "compressed with xz", b"\xfd7zXZ\0", lzma.LZMAFile),
 }
 # What separates the columns of a table.
 TABLES = {".csv": ",;\t", ".tsv": "\t"}
@@ -71,7 +72,8 @@ JSONL = "give one JSON object a line"
 def rows(path: Any, name: str | None = None) -> Iterator[Row]:
   """Yields the rows of a file of records with their places.
 
-  The path is a `pathlib.Path`, or one of etils to a file in a bucket. `name` stands in the places and in messages; it is the path unless it is given.
+  The path is a `pathlib.Path`, or one of etils to a file in a bucket. `name` stands in the places
+  and in messages; it is the path unless it is given.
 
   Raises:
     UserError: if the file cannot be read, where it is cut off, and if it is no file of records.
@@ -168,8 +170,8 @@ def _compression(path: Any, begin: bytes, name: str) -> Compression | None:
     if other:
       raise UserError(f"{places.line(name, 1)}: {other}")
     raise UserError(
-      f"{places.line(name, 1)}: not compressed with {COMPRESSIONS[ending].name}, though its name "
-      f"ends in {ending}; rename the file, or fetch it again"
+      f"{places.line(name, 1)}: not {COMPRESSIONS[ending].adjective}, though its name ends in "
+      f"{ending}; rename the file, or fetch it again"
     )
   return None
 

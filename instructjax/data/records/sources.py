@@ -35,7 +35,7 @@ from instructjax.data.records.records import Record, Spelling, native
 from instructjax.errors import UserError
 
 # With one of these endings, the last part of a hub address is a file and no configuration.
-FILES = (".jsonl", ".json", ".parquet", *files.TABLES, *files.COMPRESSIONS)
+FILES = (".jsonl", ".json", ".parquet", ".zst", *files.TABLES, *files.COMPRESSIONS)
 # A path with one of these characters is a pattern.
 PATTERN = "*?["
 
