@@ -423,7 +423,8 @@ def clean(args: argparse.Namespace) -> None:
       "same --seed"
     )
   tokenizer = _tokenizer(args.tokenizer)
-  cleaned = hygiene.clean(rows, settings, tokenizer)
+  with counting("clean", "records searched for personal data") as show_searched:
+    cleaned = hygiene.clean(rows, settings, tokenizer, show=show_searched)
   report = {"files": args.files, "tokenizer": args.tokenizer, **hygiene.report(cleaned, settings)}
   with _placing(args, out) as folder:
     for name, target in targets.items():
