@@ -28,4 +28,6 @@ def naming(field: str, value: object) -> Iterator[None]:
   except UserError as error:
     if field in str(error) or str(error).startswith("config."):
       raise
-    raise UserError(f"{field}={value}: {error}") from error
+    # A message that begins with the value says it already.
+    setting = field if str(error).startswith(str(value)) else f"{field}={value}"
+    raise UserError(f"{setting}: {error}") from error

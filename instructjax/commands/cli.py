@@ -167,6 +167,20 @@ def fields_of(settings_name: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs a command and returns its exit code."""
   words = list(sys.argv[1:] if arguments is None else arguments)
+  try:
+    try:
+      return main_of(words)
+    finally:
+      # What Python still holds would otherwise be written at its very end, where nothing could
+      # catch the error of an output that is closed.
+      sys.stdout.flush()
+      sys.stderr.flush()
+  except BrokenPipeError:
+    return output_closed()
+
+
+def main_of(words: Sequence[str]) -> int:
+  """Runs the command of these words and returns its exit code."""
   with interrupts.arriving() as is_interrupted:
     try:
       commands = all_commands()
@@ -199,6 +213,8 @@ def run(command: Command, args: argparse.Namespace, rest: Sequence[str]) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2
   except SystemExit as stop:
+    if isinstance(stop.__context__, BrokenPipeError):
+      raise stop.__context__ from None  # rich has made it of that
     # Only `argparse` may end the program, and it has done so before. Code of a user, or of a
     # package, that ends it here would end a run as if it had succeeded.
     print(f"error: {ended_by(stop)}", file=sys.stderr)
@@ -208,11 +224,16 @@ def run(command: Command, args: argparse.Namespace, rest: Sequence[str]) -> int:
       raise
     print(f"error: {no_device(error)}", file=sys.stderr)
     return 2
-  except BrokenPipeError:
-    # The reader has closed the output, as `head` does; Python must not write to it at the end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 141  # 128 + SIGPIPE
   return 0
+
+
+def output_closed() -> int:
+  """Returns the exit code where the reader has closed the output, as `head` does."""
+  # Python must not write to it at the end.
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  for stream in (sys.stdout, sys.stderr):
+    os.dup2(nowhere, stream.fileno())
+  return 128 + 13  # SIGPIPE, which Windows does not name
 
 
 def require_local_output(args: argparse.Namespace) -> None:

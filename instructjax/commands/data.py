@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import filecmp
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from instructjax.data.records import records, sources, spellings
+from instructjax.data.records.problems import Problems
+from instructjax.data.records.records import Record, Spelling
 from instructjax.data.tokens.vocabulary import Tokenizer
 from instructjax.errors import UserError
 from instructjax.system import jsons
+from instructjax.system.counting import counting
 
 # The kinds of records that have a prompt. Documents have none, so the hygiene rules and the tables
 # do not apply to them.
 KINDS = tuple(kind for kind in records.KINDS if kind != "text")
+BATCH = 1024  # records whose tokens are counted at once
 
 
 # --- options ---
@@ -273,7 +279,16 @@ def _placing(args: argparse.Namespace, folder: Path) -> Iterator[Path]:
 
 def _would_change(target: Path, file: Path) -> bool:
   """Returns whether something else than the content of a file is at its target."""
-  return target.exists() and target.read_bytes() != file.read_bytes()
+  return target.exists() and not filecmp.cmp(target, file, shallow=False)
+
+
+class Checked(NamedTuple):
+  """What a file holds: how many records of which kind, its problems, and what a stage would cut."""
+
+  records: int
+  kind: str
+  problems: Problems
+  cuts: str = ""
 
 
 def check(args: argparse.Namespace) -> None:
@@ -281,66 +296,113 @@ def check(args: argparse.Namespace) -> None:
 
   With a tokenizer it also prints what a stage would cut and leave out.
   """
-  from instructjax.data.tokens import tokenizers
-
-  tokenizer = tokenizers.by_reference(args.tokenizer) if args.tokenizer else None
+  tokenizer = _tokenizer(args.tokenizer)
   bad_files = 0
   total = 0
   for file in args.files:
-    rows, kind, problems = _examine(file, args)
-    counted = ""
-    if tokenizer is not None and not problems:
-      counted, problems = _count(file, rows, kind, args, tokenizer)
+    checked = _check_file(file, args, tokenizer)
     # Problems go to stderr, so that stdout has the good files alone.
-    for problem in problems:
-      print(problem, file=sys.stderr)
-    total += len(problems)
-    if problems:
+    for line in checked.problems.lines():
+      print(line, file=sys.stderr)
+    total += checked.problems.count
+    if checked.problems.count:
       bad_files += 1
     else:
-      print(f"{file}: {len(rows)} {kind}s, no problem")
-      if counted:
-        print(f"  {counted}")
+      print(f"{file}: {checked.records} {checked.kind}s, no problem")
+      if checked.cuts:
+        print(f"  {checked.cuts}")
   if total:
     problems_in_all = _counted(total, "problem")
     files_in_all = _counted(len(args.files), "file")
     raise UserError(f"{problems_in_all} in {bad_files} of {files_in_all}; correct the lines above")
 
 
-def _count(
-  file: str,
-  rows: list,
-  kind: str,
-  args: argparse.Namespace,
-  tokenizer: Tokenizer,
-) -> tuple[str, list[str]]:
-  """Returns what a stage would cut of a file and find too long, in words, and the problems."""
-  from instructjax.data.batches import counts, pipeline
-
-  numbers = counts.Counts()
-  if kind == "demonstration":
-    make = partial(pipeline.demonstrations, response=args.response_tokens, separator=args.separator)
-  elif kind == "comparison":
-    make = partial(pipeline.comparisons, response=args.response_tokens, separator=args.separator)
-  elif kind == "prompt":
-    make = pipeline.prompts
-  else:  # documents are never cut, and few-shot prompts become demonstrations first
-    make = None
+def _check_file(file: str, args: argparse.Namespace, tokenizer: Tokenizer | None) -> Checked:
+  """Reads a file, of which a batch of records at most is in memory."""
+  problems = Problems()
   try:
-    if make is not None:
-      make(rows, tokenizer, prompt=args.prompt_tokens, name=file, long="drop", counts=numbers)
-      return counts.sentence(numbers, "too long"), []
-    if kind == "text":
-      pipeline.document_ids(rows, tokenizer, file)
+    kind, spelling = _kind_and_spelling(file, args)
   except UserError as error:
-    return "", str(error).split("\n")
-  return "", []
+    for line in str(error).split("\n"):
+      problems.add(line)
+    return Checked(0, "record", problems)
+  cuts = _Cuts(file, kind, args, tokenizer) if tokenizer is not None else None
+  count = 0
+  with counting(f"check {file}", f"{kind}s") as show:
+    for record, row_problems in sources.each(file, kind, spelling):
+      for problem in row_problems:
+        problems.add(problem)
+      if record is None:
+        continue
+      count += 1
+      show(count)
+      for problem in cuts.add(record) if cuts is not None else ():
+        problems.add(problem)
+  for problem in cuts.finish() if cuts is not None else ():
+    problems.add(problem)
+  return Checked(count, kind, problems, cuts.sentence() if cuts is not None else "")
+
+
+class _Cuts:
+  """Counts what a stage would cut of the records of a file and find too long."""
+
+  def __init__(self, file: str, kind: str, args: argparse.Namespace, tokenizer: Tokenizer):
+    from instructjax.data.batches import counts, pipeline
+
+    self.numbers = counts.Counts()
+    self.batch: list = []
+    # How a batch becomes rows of tokens. Few-shot prompts become demonstrations first.
+    self.make: Callable[[list], object] | None = None
+    if kind in ("demonstration", "comparison"):
+      answers = pipeline.demonstrations if kind == "demonstration" else pipeline.comparisons
+      self.make = partial(
+        answers,
+        tokenizer=tokenizer,
+        prompt=args.prompt_tokens,
+        response=args.response_tokens,
+        separator=args.separator,
+        name=file,
+        long="drop",
+        counts=self.numbers,
+      )
+    elif kind == "prompt":
+      self.make = partial(
+        pipeline.prompts,
+        tokenizer=tokenizer,
+        prompt=args.prompt_tokens,
+        name=file,
+        long="drop",
+        counts=self.numbers,
+      )
+    elif kind == "text":  # which is never cut
+      self.make = partial(pipeline.document_ids, tokenizer=tokenizer, name=file)
+
+  def add(self, record: Record) -> list[str]:
+    """Takes a record and returns the problems of its batch where that is full."""
+    if self.make is not None:
+      self.batch.append(record)
+    return self.finish() if len(self.batch) == BATCH else []
+
+  def finish(self) -> list[str]:
+    """Returns the problems of the records since the last batch."""
+    batch, self.batch = self.batch, []
+    try:
+      if batch and self.make is not None:
+        self.make(batch)
+    except UserError as error:
+      return str(error).split("\n")
+    return []
+
+  def sentence(self) -> str:
+    """Returns the numbers in words; "" for records of which nothing is cut."""
+    from instructjax.data.batches import counts
+
+    return counts.sentence(self.numbers, "too long") if self.numbers.prompts else ""
 
 
 def clean(args: argparse.Namespace) -> None:
   """Applies the hygiene rules to the files and writes the splits and a report."""
   from instructjax.data.curation import hygiene
-  from instructjax.data.tokens import tokenizers
   from instructjax.system.tables import Table, show
 
   # What the command line leaves out keeps the default of the settings.
@@ -360,8 +422,9 @@ def clean(args: argparse.Namespace) -> None:
       f"--in: {' and '.join(sorted(kinds))} files together; clean each kind by itself, with the "
       "same --seed"
     )
-  tokenizer = tokenizers.by_reference(args.tokenizer) if args.tokenizer else None
-  cleaned = hygiene.clean(rows, settings, tokenizer)
+  tokenizer = _tokenizer(args.tokenizer)
+  with counting("clean", "records searched for personal data") as show_searched:
+    cleaned = hygiene.clean(rows, settings, tokenizer, show=show_searched)
   report = {"files": args.files, "tokenizer": args.tokenizer, **hygiene.report(cleaned, settings)}
   with _placing(args, out) as folder:
     for name, target in targets.items():
@@ -454,17 +517,32 @@ def expand(args: argparse.Namespace) -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
-  """Writes the records of any source as one JSONL file."""
-  rows, kind, problems = _examine(args.source, args)
-  # Where there is not a single record, there is nothing to go on with.
-  if not args.leave_out or not rows:
-    records.report(problems)
-  for problem in problems:
-    print(f"left out: {problem}", file=sys.stderr)
+  """Writes the records of any source as one JSONL file, a record at a time."""
+  kind, spelling = _kind_and_spelling(args.source, args)
+  problems = Problems()
+  count = 0
+
+  def good_records() -> Iterator[Record]:
+    nonlocal count
+    with counting(f"convert {args.source}", f"{kind}s") as show:
+      for record, row_problems in sources.each(args.source, kind, spelling):
+        for problem in row_problems:
+          problems.add(problem)
+        # After a problem there is nothing to write, but the other problems are to be listed.
+        if record is not None and (args.leave_out or not problems.count):
+          count += 1
+          yield record
+          show(count)
+
   out = Path(args.out)
   with _placing(args, out.parent) as folder:
-    records.write(folder / out.name, rows)
-  print(f"{args.out}: {_counted(len(rows), kind)}; {_counted(len(problems), 'problem')}")
+    records.write(folder / out.name, good_records())
+    # Where there is not a single record, there is nothing to leave in the file.
+    if problems.count and not (args.leave_out and count):
+      raise UserError("\n".join(problems.lines()))
+  for line in problems.lines():
+    print(f"left out: {line}", file=sys.stderr)
+  print(f"{args.out}: {_counted(count, kind)}; {_counted(problems.count, 'problem')}")
 
 
 def tone(args: argparse.Namespace) -> None:
@@ -505,22 +583,19 @@ def infer(source: str, spelling: str = "native", fields: str = "") -> str | None
   return spellings.kind(spelling, fields) or sources.kind_of(source)
 
 
-def _examine(source: str, args: argparse.Namespace) -> tuple[list, str, list[str]]:
-  """Returns the records of a source, their kind, and all problems. It raises none of them."""
-  kind = args.kind
-  try:
-    kind = kind or infer(source, args.spelling, args.fields)
-    if kind is None:
-      problem = (
-        f"{source}: no line has the fields of a record; give its kind, "
-        f"--kind={'|'.join(records.KINDS)}"
-      )
-      return [], "record", [problem]
-    spelling = spellings.choose(args.spelling, kind, args.fields, place="--")
-  except UserError as error:
-    return [], kind or "record", str(error).split("\n")
-  rows, problems = sources.examine(source, kind, spelling)
-  return rows, kind, problems
+def _kind_and_spelling(source: str, args: argparse.Namespace) -> tuple[str, Spelling | None]:
+  """Returns the kind of record that a source holds, and how its rows are read.
+
+  Raises:
+    UserError: if nothing says what kind it is, or the options do not fit together.
+  """
+  kind = args.kind or infer(source, args.spelling, args.fields)
+  if kind is None:
+    raise UserError(
+      f"{source}: no line has the fields of a record; give its kind, "
+      f"--kind={'|'.join(records.KINDS)}"
+    )
+  return kind, spellings.choose(args.spelling, kind, args.fields, place="--")
 
 
 def _read(file: str, args: argparse.Namespace) -> tuple[list, str]:
@@ -529,8 +604,18 @@ def _read(file: str, args: argparse.Namespace) -> tuple[list, str]:
   Raises:
     UserError: for every problem, and for documents, which have no prompts.
   """
-  rows, kind, problems = _examine(file, args)
-  records.report(problems)
+  kind, spelling = _kind_and_spelling(file, args)
+  problems = Problems()
+  rows = []
+  with counting(f"read {file}", f"{kind}s") as show:
+    for record, row_problems in sources.each(file, kind, spelling):
+      for problem in row_problems:
+        problems.add(problem)
+      if record is not None:
+        rows.append(record)
+        show(len(rows))
+  if problems.count:
+    raise UserError("\n".join(problems.lines()))
   if kind == "text":
     raise UserError(f"{file}: holds documents without prompts; give {', '.join(KINDS)} files")
   return rows, kind
@@ -545,6 +630,15 @@ def _read_all(args: argparse.Namespace) -> tuple[list, set[str]]:
     all_rows += rows
     kinds.add(kind)
   return all_rows, kinds
+
+
+def _tokenizer(reference: str | None) -> Tokenizer | None:
+  """Returns the tokenizer of --tokenizer. Without one, nothing slow is imported."""
+  if not reference:
+    return None
+  from instructjax.data.tokens import tokenizers
+
+  return tokenizers.by_reference(reference)
 
 
 def _length_function(reference: str | None) -> tuple[Callable[[str], int], str]:

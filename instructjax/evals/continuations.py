@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from instructjax.data.records import records, sources
+from instructjax.data.records import places, records, sources
 from instructjax.data.records.records import CONTINUATION, Comparison
 from instructjax.errors import UserError
 from instructjax.evals import paper, summary
@@ -68,13 +68,13 @@ def open_people(file: str) -> People:
   """
   comparisons: list[Comparison] = sources.load(file, "comparison")
   ratings: dict[TaskKey, dict[str, list[Mapping[str, int]]]] = {}
-  for number, record in enumerate(comparisons, 1):
+  for number, record in enumerate(comparisons):
     record_ratings = record.ratings or ()
     # Records of comparisons have the ratings of Table 3 instead.
     are_complete = all(set(CONTINUATION) <= set(rating) for rating in record_ratings)
     if not record_ratings or not are_complete:
       raise UserError(
-        f"config.toxicity.labels={file}: record {number} has no ratings of continuations "
+        f"config.toxicity.labels: {places.of(record, file, number)}: no ratings of continuations "
         f"({', '.join(CONTINUATION)}); label the tasks.jsonl of the suite with "
         "`instructjax label --kind=continuation`, then export"
       )

@@ -7,13 +7,12 @@ Sources are JSONL, Parquet, prepared TFDS data sets, the hub and buckets. A file
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from instructjax.data.records import records, sources
+from instructjax.data.records import places, records, sources, validation
 from instructjax.data.records.records import RecordError
 from instructjax.errors import UserError
 from instructjax.system import jsons
@@ -42,13 +41,13 @@ def read(
   converted: list[T] = []
   problems: list[str] = []
   for part in _parts(source, folder):
-    for line, row in enumerate(part.rows(), 1):
+    for place, row in part.rows():
       try:
-        converted.append(convert(_object(row)))
+        converted.append(convert(validation.json_object(row)))
       except RecordError as problem:
-        problems += [f"{part.name}:{line}: {complaint}" for complaint in problem.args]
+        problems += [places.problem(place, complaint) for complaint in problem.args]
       except KeyError as problem:
-        problems.append(f"{part.name}:{line}: {problem.args[0]}: missing")
+        problems.append(places.problem(place, f"{problem.args[0]}: missing"))
   records.report(problems)
   if not converted:
     raise UserError(f"{source}: holds no rows; give evaluation data, one JSON object a line")
@@ -84,7 +83,7 @@ def named(text: str, default: str) -> dict[str, str]:
 def _parts(source: str, folder: str | None) -> list[sources.Part]:
   """Returns the files of a source."""
   if source.endswith((".csv", ".tsv")):
-    return [sources.Part(source, lambda: _table(Path(source)))]
+    return [sources.Part(source, lambda: places.numbered(_table(Path(source)), source))]
   return sources.parts(source, folder)
 
 
@@ -112,22 +111,6 @@ def _table(path: Path) -> Iterator[Mapping[str, str]]:
         yield dict(zip(names, cells, strict=True))
   except (OSError, UnicodeDecodeError, csv.Error) as error:
     raise UserError(f"{path}: cannot be read as a table in UTF-8 ({error})") from None
-
-
-def _object(row: Any) -> Mapping[str, Any]:
-  """Returns a row as a mapping; rows of JSONL come as bytes.
-
-  Raises:
-    RecordError: if it is none.
-  """
-  if isinstance(row, bytes):
-    try:
-      row = json.loads(row)
-    except (ValueError, RecursionError) as error:
-      raise RecordError(f"not JSON ({error})") from None
-  if not isinstance(row, Mapping):
-    raise RecordError(f"a JSON object is expected, this is a {type(row).__name__}")
-  return row
 
 
 # --- fields ---

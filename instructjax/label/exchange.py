@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from instructjax.data.records import records, validation
+from instructjax.data.records import places, records, validation
 from instructjax.data.records.records import Comparison, Demonstration, RecordError
 from instructjax.errors import UserError
 from instructjax.label import argilla, labelstudio
@@ -86,7 +86,7 @@ def from_records(path: Path, kind: str) -> Loaded:
   tasks, answers, problems = [], [], []
   # Continuations are stored as comparisons with other ratings, which `check` tells from ours.
   record_kind = "demonstration" if kind == "demonstration" else "comparison"
-  for line, record in enumerate(records.read(path, record_kind), start=1):
+  for number, record in enumerate(records.read(path, record_kind)):
     task = unanswered(record)
     answer = _answer_of(record, task)
     tasks.append(task)
@@ -94,7 +94,7 @@ def from_records(path: Path, kind: str) -> Loaded:
     try:
       check(kind, answer.value, len(task.completions))
     except UserError as error:
-      problems.append(f"{path}:{line}: {error}")
+      problems.append(places.problem(places.of(record, str(path), number), str(error)))
   records.report(problems)
   return tasks, answers
 

@@ -19,7 +19,6 @@ on with the turn that was not finished.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 import zlib
@@ -28,7 +27,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from instructjax import rewards
-from instructjax.data.records import records, sources
+from instructjax.data.records import places, records, sources, validation
+from instructjax.data.records.places import Row
 from instructjax.data.records.records import Prompt
 from instructjax.data.records.validation import chat, transcript
 from instructjax.data.tokens.tokenizers import Tokenizer
@@ -107,36 +107,23 @@ def read_questions(settings: SampleSettings) -> list[Question]:
   questions, problems = [], []
   for place, row in rows_of(source):
     try:
-      fields = json.loads(row) if isinstance(row, bytes) else row
-      if not isinstance(fields, Mapping):
-        raise ValueError("a JSON object is expected")
+      fields = validation.json_object(row)
       questions.append(question_of(format_, fields, temperature))
     except ValueError as problem:
-      problems.append(f"{place}: {problem}")
+      problems.append(places.problem(place, str(problem)))
   records.report(problems)
   if not questions:
     raise UserError(f"config.data.prompts={source}: holds no questions")
   return questions[: settings.prompts or None]
 
 
-def rows_of(source: str) -> Iterator[tuple[str, Any]]:
-  """Yields (place, row) of a question file: JSONL, or one JSON list as AlpacaEval's.
+def rows_of(source: str) -> Iterator[Row]:
+  """Yields the rows of a question file with their places.
 
   Raises UserError where it cannot be read.
   """
-  path = Path(source)
-  if path.suffix == ".json" and path.is_file():
-    try:
-      rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-      raise UserError(f"config.data.prompts={source}: cannot be read as JSON ({error})") from None
-    if isinstance(rows, list):
-      for number, row in enumerate(rows):
-        yield f"{source}[{number}]", row
-      return
   for part in sources.parts(source):
-    for line, row in enumerate(part.rows(), 1):
-      yield f"{part.name}:{line}", row
+    yield from part.rows()
 
 
 def question_of(format_: str, row: Mapping[str, Any], temperature: float) -> Question:

@@ -23,7 +23,7 @@ import numpy as np
 
 from instructjax import intervals
 from instructjax.data.batches import corpora
-from instructjax.data.records import ordering, records
+from instructjax.data.records import ordering, places, records
 from instructjax.data.records.records import Comparison
 from instructjax.errors import UserError
 from instructjax.runs import writers
@@ -88,9 +88,10 @@ def read(settings: RewardSettings) -> tuple[list[Comparison], list[Comparison]]:
   held_out = corpora.read_one(data, "valid", "comparison")
   problems = []
   for name, part in ((data.comparisons, training), (data.valid, held_out)):
-    for line, record in enumerate(part, 1):
+    for number, record in enumerate(part):
       if not record.labeler:
-        problems.append(f"{name}:{line}: labeler: none; cross-validation is over labelers")
+        place = places.field(places.of(record, name, number), "labeler")
+        problems.append(f"{place}: none; cross-validation is over labelers")
   records.report(problems)
   return training, held_out
 

@@ -15,7 +15,7 @@ import numpy as np
 from instructjax import reward, sharding, steps
 from instructjax.data.batches import branches, corpora, pipeline
 from instructjax.data.batches.mixture import Mixture, Rows
-from instructjax.data.records import ordering
+from instructjax.data.records import ordering, places
 from instructjax.data.records.records import Comparison, report
 from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
@@ -153,13 +153,14 @@ def with_ratings(
     return groups
   problems = []
   rated = []
-  for line, (group, record) in enumerate(zip(groups, records, strict=True), 1):
+  for number, (group, record) in enumerate(zip(groups, records, strict=True)):
     ratings = [rating["overall"] for rating in record.ratings or () if "overall" in rating]
     if len(ratings) == len(group.rows):
       rated.append(group._replace(ratings=tuple(float(rating) for rating in ratings)))
       continue
+    place = places.field(places.of(record, name, number), "ratings")
     problems.append(
-      f"{name}:{line}: ratings: config.margin_by=rating needs the overall rating of every "
+      f"{place}: config.margin_by=rating needs the overall rating of every "
       "completion; rate them, or count the margin by rank"
     )
   report(problems)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
 def replace(path: Path, content: str | bytes) -> None:
@@ -15,17 +17,29 @@ def replace(path: Path, content: str | bytes) -> None:
   """
   if isinstance(content, str):
     content = content.encode()
+  with replacing(path) as file:
+    file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+  """Opens a file beside its place, which moves there when all of it is written.
+
+  Raises:
+    OSError: the file could not be written. An old file in its place is untouched then, as after
+      any other exception.
+  """
   part = path.with_name(path.name + ".part")
   try:
     with part.open("wb") as file:
-      file.write(content)
+      yield file
       file.flush()
       # The content must be on the disk before the name is: a machine that loses its power in
       # between would otherwise leave an empty file under the right name.
       os.fsync(file.fileno())
     # A rename within a folder is atomic.
     part.replace(path)
-  except OSError:
+  except BaseException:
     part.unlink(missing_ok=True)
     raise
   _sync_folder(path.parent)

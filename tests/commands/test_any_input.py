@@ -179,9 +179,12 @@ def broken(draw, row):
 
 
 def file_of(row):
-  """The bytes of a file with rows like this one, and now and then a line that is none."""
+  """The bytes of a file with rows like this one, and now and then a line that is none.
+
+  No such line opens a bracket, with which the file might be an array.
+  """
   line = broken(row).map(lambda row: json.dumps(row).encode()) | st.binary(max_size=12).filter(
-    lambda line: b"\n" not in line
+    lambda line: not set(b"\n[{") & set(line)
   )
   return st.lists(line, min_size=1, max_size=4).map(b"\n".join)
 
@@ -200,8 +203,8 @@ def command(*arguments) -> tuple[int, list[str], list[str]]:
 
 
 def lines_of(content: bytes) -> int:
-  lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-  return len(lines) - (lines[-1] == b"")
+  """The lines of a file but for the empty ones at its end."""
+  return len(content.removeprefix(b"\xef\xbb\xbf").rstrip().split(b"\n"))
 
 
 @pytest.mark.parametrize("kind", records.KINDS)

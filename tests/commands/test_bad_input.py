@@ -75,7 +75,7 @@ def sft(refused, tmp_path):
       ["d.jsonl:1: completion: text is expected, this is a number"],
     ),
     ('{"prompt": "a", "completion": "b", "labler": "x"}\n', ["d.jsonl:1: labler"]),
-    ("", ["d.jsonl: no records"]),
+    ("", ["config.data.demonstrations: ", "d.jsonl:1: an empty file, no records"]),
     (
       '{"prompt": "longer than twelve", "completion": "b"}\n',
       ["d.jsonl:1: prompt: 18 tokens, the limit is 12"],

@@ -1,9 +1,11 @@
 """The command line starts at once, reads configurations and overrides, and runs the commands."""
 
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -257,3 +259,28 @@ def test_ctrl_c_anywhere_is_130(monkeypatch, capsys):
   monkeypatch.setattr(options, "prepare_jax", stop)
   assert cli.main(["sft"]) == 130
   assert capsys.readouterr().err == "stopped\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["config", "ppo"], ["data", "check", "none.jsonl"]])
+def test_an_output_that_is_closed_ends_a_command_quietly(words, monkeypatch):
+  """As `head` closes it once it has what it wants; the second of these goes on to write."""
+  read_end, write_end = os.pipe()
+  os.close(read_end)
+  # The words of the third go to stderr, which is the same pipe (2>&1).
+  with os.fdopen(write_end, "w") as out, os.fdopen(os.dup(write_end), "w") as err:
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert cli.main(words) == 141
+    monkeypatch.undo()
+
+
+def test_a_table_whose_reader_has_gone_ends_a_command_quietly(monkeypatch, tmp_path):
+  """rich makes an end of the program of it."""
+  (tmp_path / "p.jsonl").write_text('{"prompt": "p"}\n')
+  read_end, write_end = os.pipe()
+  os.close(read_end)
+  with os.fdopen(write_end, "w") as out, Path(os.devnull).open("w") as err:
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert cli.main(["data", "stats", str(tmp_path / "p.jsonl")]) == 141
+    monkeypatch.undo()

@@ -121,20 +121,70 @@ def test_check_names_equal_texts_with_different_ranks(data, tmp_path):
 def test_check_lists_every_problem_of_every_file(data, tmp_path):
   good, bad, worse, none = (tmp_path / name for name in ("good", "bad", "worse", "none"))
   good.write_text('{"prompt": "p"}\n')
-  bad.write_text('{"prompt": "p"}\n' + '{"prompt": "", "usr": "x"}\n' * 30)
+  bad.write_text('{"prompt": "p"}\n' + '{"prompt": "", "usr": "x"}\n' * 30 + '{"prompt": 1}\n')
   worse.write_text("not JSON\n")
   code, out, err = data("check", bad, good, worse, none)
   assert code == 2
   assert out == f"{good}: 1 prompts, no problem\n"
   lines = err.splitlines()
-  assert lines[0] == f"{bad}:2: usr: unknown field; did you mean 'user'?"
-  assert lines[1].startswith(f"{bad}:2: prompt: empty") and lines[58].startswith(f"{bad}:31: usr")
-  assert lines[60].startswith(
-    f"{worse}: no line has the fields of a record; give its kind, --kind=demonstration|"
-  )
-  assert lines[61].startswith(f"{none}: no such file")
-  assert lines[62:] == ["error: 62 problems in 3 of 4 files; correct the lines above"]
+  more = "(and 29 more like this)"
+  assert lines == [
+    f"{bad}:2: usr: unknown field; did you mean 'user'? {more}",
+    f"{bad}:2: prompt: empty; give a text or take the record out {more}",
+    f"{bad}:32: prompt: text is expected, this is a number",
+    f"{worse}:1: not JSON, it begins 'not JSON'; give one JSON object a line",
+    f"{none}: no such file; give one JSON object a line",
+    "error: 63 problems in 3 of 4 files; correct the lines above",
+  ]
   assert data("check", worse, "--kind=prompt")[2].startswith(f"{worse}:1: not JSON")
+
+
+def test_check_counts_what_it_does_not_list(data, tmp_path):
+  """The 999 objects of an array were 4,997 lines once."""
+  file = tmp_path / "x.json"
+  rows = [{"prompt": f"p{i}", "colour": "red"} for i in range(999)]
+  file.write_text(json.dumps(rows, indent=2))
+  code, out, err = data("check", file)
+  assert (code, out) == (2, "")
+  assert err.splitlines() == [
+    f"{file}[0].colour: unknown field; known are prompt, id, user, source, use_case, organisation, "
+    "consent, annotations (and 998 more like this)",
+    "error: 999 problems in 1 of 1 file; correct the lines above",
+  ]
+
+
+def test_check_and_convert_read_arrays_and_tables(data, tmp_path):
+  array, table, out = tmp_path / "a.json", tmp_path / "a.csv", tmp_path / "out.jsonl"
+  array.write_text('[\n  {"prompt": "a"},\n  {"prompt": "b"}\n]')
+  table.write_text("prompt,completion\na,b\n")
+  code, printed, err = data("check", array, table)
+  assert (code, err) == (0, "")
+  assert printed == f"{array}: 2 prompts, no problem\n{table}: 1 demonstrations, no problem\n"
+  assert data("convert", array, f"--out={out}")[1] == f"{out}: 2 prompts; 0 problems\n"
+  assert out.read_text() == '{"prompt": "a"}\n{"prompt": "b"}\n'
+
+
+def test_convert_keeps_what_comes_before_the_end_of_a_file_that_is_cut_off(data, tmp_path):
+  source, out = tmp_path / "x.json", tmp_path / "out.jsonl"
+  source.write_text('[{"prompt": "a"}, {"prompt": "b"}, {"prom')
+  code, _, err = data("convert", source, f"--out={out}")
+  assert code == 2 and f"{source}[2]: not JSON" in err
+  assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+  code, printed, err = data("convert", source, f"--out={out}", "--leave-out")
+  assert (code, printed) == (0, f"{out}: 2 prompts; 1 problem\n")
+  assert err.startswith(f"left out: {source}[2]: not JSON")
+
+
+def test_check_counts_tokens_of_more_than_a_batch(data, tmp_path, monkeypatch):
+  """Places and numbers are those of the file, not of a batch."""
+  monkeypatch.setattr(data_command, "BATCH", 2)
+  file = tmp_path / "d.jsonl"
+  rows = [{"prompt": "p" * (1 + i), "completion": "c"} for i in range(5)]
+  file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  code, out, _ = data("check", file, "--tokenizer=bytes", "--prompt-tokens=3")
+  assert code == 0 and out.endswith("5 prompts, 2 too long\n")
+  file.write_text(file.read_text() + '{"prompt": "<|endoftext|>", "completion": "c"}\n')
+  assert f"{file}:6: prompt: holds" in data("check", file, "--tokenizer=bytes")[2]
 
 
 def test_check_of_a_spelling(data, tmp_path):

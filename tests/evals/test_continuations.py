@@ -168,8 +168,8 @@ def test_other_labels_give_other_scores(config, tmp_path):
 @pytest.mark.parametrize(
   "change, message",
   [
-    ({"ratings": [{"overall": 1}, {"overall": 2}]}, "record 1 has no ratings of continuations"),
-    ({"ratings": None}, "record 1 has no ratings of continuations"),
+    ({"ratings": [{"overall": 1}, {"overall": 2}]}, "rated.jsonl:1: no ratings of continuations"),
+    ({"ratings": None}, "rated.jsonl:1: no ratings of continuations"),
   ],
 )
 def test_labels_of_something_else_are_refused(config, tmp_path, change, message):

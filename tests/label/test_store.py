@@ -295,3 +295,14 @@ def test_bad_tasks_are_named_by_line_and_field(tmp_path):
     [Task("p", id="1")],
     [],
   )
+
+
+def test_tasks_may_be_an_array_of_json(tmp_path):
+  path = tmp_path / "t.json"
+  path.write_text('[{"prompt": "a"},\n {"prompt": "b"}]')
+  prompts, left_out = tasks.read(path, "demonstration")
+  assert [task.prompt for task in prompts] == ["a", "b"] and not left_out
+  path.write_text('[{"prompt": "a", "completions": ["x", "y"]}, {"prompt": ""}]')
+  with pytest.raises(UserError) as error:
+    tasks.read(path, "comparison")
+  assert f"{path}[1]" in str(error.value)

@@ -32,7 +32,8 @@ import numpy as np
 from jaxtyping import Int
 
 from instructjax.data.batches.pipeline import Row, special_problems
-from instructjax.data.records import records, sources
+from instructjax.data.records import files, places, records, sources
+from instructjax.data.records.places import Row as PlacedRow
 from instructjax.data.records.records import Spelling, Text, native
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.data.tokens.vocabulary import document_end
@@ -41,14 +42,17 @@ from instructjax.system import download
 
 TABLES = 16  # row groups of a Parquet file that are held at once
 CHECKS = 2  # another number counts, and so checks, all texts again
-UTF8_MARK = b"\xef\xbb\xbf"  # the byte order mark that some editors put before the first line
 
 
 # --- rows by their number ---
 
 
 class Lines:
-  """The lines of a JSONL file. Only the places where they begin are held in memory."""
+  """The lines of a JSONL file. Only the places where they begin are held in memory.
+
+  Raises:
+    UserError: if the file cannot be read, or is in another layout.
+  """
 
   def __init__(self, path: Path):
     self.content: Any = b""
@@ -60,6 +64,9 @@ class Lines:
       raise UserError(
         f"{path}: cannot be read ({error}); give a JSONL file, one record a line"
       ) from None
+    head = bytes(self.content[: files.PIECE])
+    if not files.holds_lines(head, len(head) == len(self.content), str(path)):
+      raise _not_lazy(str(path))
     begins = [0]
     newline = self.content.find(b"\n")
     while newline >= 0:
@@ -69,6 +76,9 @@ class Lines:
     # end that it would have with one.
     if begins[-1] < len(self.content):
       begins.append(len(self.content) + 1)
+    # Empty lines at the end are none.
+    while len(begins) > 1 and not self.content[begins[-2] : begins[-1]].strip():
+      begins.pop()
     self.begins = np.asarray(begins, np.int64)
 
   def __len__(self) -> int:
@@ -76,7 +86,7 @@ class Lines:
 
   def __getitem__(self, i: int) -> bytes:
     line = bytes(self.content[self.begins[i] : self.begins[i + 1] - 1])
-    return line.removeprefix(UTF8_MARK) if i == 0 else line
+    return line.removeprefix(files.BYTE_ORDER_MARK) if i == 0 else line
 
 
 class ParquetRows:
@@ -125,9 +135,14 @@ def by_number(part: sources.Part) -> Any:
     return ParquetRows(path)
   if part.reach:  # a prepared TFDS data set
     return part.reach()
-  raise UserError(
-    f"{part.name}: cannot be read lazily; give a JSONL file that is not gzipped, a Parquet file or "
-    "a prepared TFDS data set on this machine, or leave config.data.lazy off"
+  raise _not_lazy(part.name)
+
+
+def _not_lazy(name: str) -> UserError:
+  return UserError(
+    f"{name}: cannot be read lazily; give a JSONL file that is not compressed (instructjax data "
+    "convert writes one), a Parquet file or a prepared TFDS data set on this machine, or leave "
+    "config.data.lazy off"
   )
 
 
@@ -166,7 +181,7 @@ class Texts:
   def place(self, i: int) -> str:
     """Returns where document i stands, as `file:line`."""
     name, _, _, number = self._find(i)
-    return f"{name}:{number + 1}"
+    return places.line(name, number + 1)
 
   def _find(self, i: int) -> tuple[str, Any, Spelling, int]:
     """Returns (name, rows, spelling) of the part that holds document i, and its number there."""
@@ -180,7 +195,7 @@ class Texts:
 
 def _scan_row(name: str, rows: Any, number: int, spelling: Spelling) -> tuple[list, list[str]]:
   """Returns what `Texts.scan` returns, for a row of one part."""
-  place = f"{name}:{number + 1}"
+  place = places.line(name, number + 1)
   try:
     row = rows[number]
   # These are the errors of a row group of Parquet, and of a record of TFDS.
@@ -189,9 +204,7 @@ def _scan_row(name: str, rows: Any, number: int, spelling: Spelling) -> tuple[li
       f"{place}: cannot be read ({_reason(error)}); the file is damaged: put a whole copy in its "
       "place"
     ) from error
-  documents, problems = records.scan([row], "text", spelling, name="")
-  # `records.scan` counts from 1 in what it was given, which is this row alone.
-  return documents, [f"{place}:{problem.removeprefix(':1:')}" for problem in problems]
+  return records.collect([PlacedRow(place, row)], "text", spelling)
 
 
 def texts(source: str, spelling: Spelling | None = None, spelling_name: str = "") -> Texts:

@@ -28,6 +28,7 @@ from jaxtyping import Bool, Int
 
 from instructjax.data.batches.counts import Counts
 from instructjax.data.batches.mixture import Rows, endless
+from instructjax.data.records import places
 from instructjax.data.records.records import (
   Comparison,
   Demonstration,
@@ -120,7 +121,7 @@ def demonstrations(
   problems: list[str] = []
   rows: list[Row] = []
   for number, record in enumerate(records):
-    place = f"{name}:{number + 1}"  # lines of a file are counted from 1
+    place = places.of(record, name, number)
     rows += _rows(record, {"completion": record.completion}, layout, number, place, problems)
   report(problems)
   return rows
@@ -154,7 +155,8 @@ def comparisons(
   groups = []
   for number, record in enumerate(records):
     completions = {f"completions[{k}]": text for k, text in enumerate(record.completions)}
-    rows = _rows(record, completions, layout, number, f"{name}:{number + 1}", problems)
+    place = places.of(record, name, number)
+    rows = _rows(record, completions, layout, number, place, problems)
     if not rows:  # its prompt is too long
       continue
     ids = [row.ids.tobytes() for row in rows]
@@ -185,7 +187,7 @@ def prompts(
   problems: list[str] = []
   rows = []
   for number, record in enumerate(records):
-    place = f"{name}:{number + 1}: prompt"
+    place = places.field(places.of(record, name, number), "prompt")
     ids = _prompt_ids(record, layout, place, problems)
     if ids is not None and _is_short(len(ids), layout, number, place, problems):
       rows.append(_row(ids, len(ids)))
@@ -265,9 +267,10 @@ def document_ids(
   end = document_end(tokenizer)
   problems: list[str] = []
   ids_of_each = []
-  for line, record in enumerate(records, 1):
+  for number, record in enumerate(records):
     ids = tokenizer.encode(record.text)
-    problems += special_problems(tokenizer, record.text, ids, f"{name}:{line}: text")
+    place = places.field(places.of(record, name, number), "text")
+    problems += special_problems(tokenizer, record.text, ids, place)
     ids_of_each.append([*ids, end])
   report(problems)
   return ids_of_each
@@ -304,13 +307,13 @@ def _rows(
   if layout.template is not None:
     return _chat_rows(record, completions, layout, number, place, problems)
   # All completions share the ids of the prompt, which is encoded and checked once.
-  prompt_place = f"{place}: prompt"
+  prompt_place = places.field(place, "prompt")
   prompt_ids = _prompt_ids(record, layout, prompt_place, problems)
   assert prompt_ids is not None  # only a chat may have none
   if not _is_short(len(prompt_ids), layout, number, prompt_place, problems):
     return []
   return [
-    _plain_row(prompt_ids, completion, layout, f"{place}: {field}", problems)
+    _plain_row(prompt_ids, completion, layout, places.field(place, field), problems)
     for field, completion in completions.items()
   ]
 
@@ -385,7 +388,7 @@ def _chat_rows(
   template = layout.template
   assert template is not None
   # What is wrong with the prompt is said once, and not for each completion.
-  prompt_place = f"{place}: prompt"
+  prompt_place = places.field(place, "prompt")
   prompt_ids = _prompt_ids(record, layout, prompt_place, problems)
   if prompt_ids is None:
     return []
@@ -402,7 +405,7 @@ def _chat_rows(
         completion,
       )
     except chat.ChatError as problem:
-      problems.append(f"{place}: {field}: {problem}")
+      problems.append(f"{places.field(place, field)}: {problem}")
       continue
     end = start + layout.response
     is_cut = len(ids) > end

@@ -22,7 +22,7 @@ import dataclasses
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from instructjax.data.curation import dedup, pii
@@ -242,16 +242,19 @@ def without_pii(
   rows: Sequence[Labelled],
   action: str = "drop",
   detectors: Mapping[str, pii.Detector] = pii.DETECTORS,
+  show: Callable[[int], None] = lambda done: None,
 ) -> tuple[list[Labelled], dict[str, tuple[int, int]]]:
   """Drops the records with personal data, or masks the data in them.
 
-  Returns (rows, {kind: (spans, records that hold some)}).
+  `show` is called after each record with how many are done. Returns (rows, {kind: (spans, records
+  that hold some)}).
   """
   clean_rows: list[Labelled] = []
   spans_of_kind = Counter[str]()
   records_of_kind = Counter[str]()
-  for row in rows:
+  for done, row in enumerate(rows, 1):
     masked, spans = _masked(row, detectors)
+    show(done)
     kinds = [span.kind for span in spans]
     spans_of_kind.update(kinds)
     records_of_kind.update(set(kinds))
@@ -295,9 +298,11 @@ def clean(
   settings: Hygiene,
   tokenizer: Tokenizer | None = None,
   detectors: Mapping[str, pii.Detector] = pii.DETECTORS,
+  show: Callable[[int], None] = lambda done: None,
 ) -> Cleaned:
   """Applies every rule in the paper's order.
 
+  `show` is called with how many records were searched for personal data, which takes longest.
   Without a tokenizer there is no rule of length, and the list of rules says so.
   """
   rules: list[Rule] = []
@@ -311,7 +316,7 @@ def clean(
   # Only what a model is trained on could teach it personal data.
   if settings.pii != "off":
     before = splits["train"]
-    splits["train"], pii_counts = without_pii(before, settings.pii, detectors)
+    splits["train"], pii_counts = without_pii(before, settings.pii, detectors, show)
     spans = ", ".join(f"{kind} {count}" for kind, (count, _) in pii_counts.items())
     note = f"{settings.pii}: {spans or 'nothing found'}"
     rules.append(_rule("PII, train", before, splits["train"], note))

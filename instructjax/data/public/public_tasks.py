@@ -161,11 +161,8 @@ def _examples(
       continue
     # A hash of the index rather than a draw: the wording of a row does not depend on other rows.
     form = forms[zlib.crc32(f"{seed}/{index}".encode()) % len(forms)]
-    rows, row_problems = records.scan([row], "demonstration", form, name=part.name)
-    # `scan` saw a single row and calls it number 1.
-    problems += [
-      problem.replace(f"{part.name}:1:", f"{part.name}:{index + 1}:", 1) for problem in row_problems
-    ]
+    rows, row_problems = records.collect([row], "demonstration", form, name=part.name)
+    problems += row_problems
     demonstrations += [dataclasses.replace(row, source=row.source or part.name) for row in rows]
   return demonstrations, problems
 

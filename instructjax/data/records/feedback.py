@@ -118,7 +118,7 @@ def summarize_feedback(row: Row, kind: str) -> Row:
 # --- Open Assistant ---
 
 
-def oasst(rows: list[tuple[int, Row]], kind: str) -> Iterator[tuple[int, Row | RecordError]]:
+def oasst(rows: list[tuple[str, Row]], kind: str) -> Iterator[tuple[str, Row | RecordError]]:
   """Reads message trees, which give a record for each of many messages of a prompter.
 
   A row is one message (message_id, parent_id, role, text, rank) or a whole tree (prompt, an object
@@ -126,30 +126,30 @@ def oasst(rows: list[tuple[int, Row]], kind: str) -> Iterator[tuple[int, Row | R
   comparison has the replies to it that have a rank, where there are at least two. A demonstration
   has the best of them, or the only reply. Deleted messages are left out.
 
-  `rows` are (line, row) pairs. Yields (line, fields of a record) and (line, problem) pairs.
+  `rows` are (place, row) pairs. Yields (place, fields of a record) and (place, problem) pairs.
   """
-  numbered_messages: list[tuple[int, Row]] = []
-  for line, row in rows:
+  placed_messages: list[tuple[str, Row]] = []
+  for place, row in rows:
     try:
-      numbered_messages += [(line, message) for message in _messages(row)]
+      placed_messages += [(place, message) for message in _messages(row)]
     except RecordError as error:
-      yield line, error
+      yield place, error
 
   # Rows come in any order, so the trees are put together before any record is made.
   by_id: dict[str, Row] = {}
   children: dict[str, list[Row]] = defaultdict(list)
-  unique_messages: list[tuple[int, Row]] = []
-  for line, message in numbered_messages:
+  unique_messages: list[tuple[str, Row]] = []
+  for place, message in placed_messages:
     name = message["message_id"]
     if name in by_id:
-      yield line, RecordError(f"message_id: {name!r} appears twice")
+      yield place, RecordError(f"message_id: {name!r} appears twice")
       continue
     by_id[name] = message
-    unique_messages.append((line, message))
+    unique_messages.append((place, message))
     if message["parent_id"] is not None:
       children[message["parent_id"]].append(message)
 
-  for line, message in unique_messages:
+  for place, message in unique_messages:
     try:
       chat = _ancestry(message, by_id)
       # Nothing that follows a deleted message is used, because its prompt has a hole.
@@ -159,9 +159,9 @@ def oasst(rows: list[tuple[int, Row]], kind: str) -> Iterator[tuple[int, Row | R
       fields = _record_of_replies(kind, _as_chat(chat), replies)
       if fields:
         fields["id"] = message["message_id"]
-        yield line, fields
+        yield place, fields
     except RecordError as error:
-      yield line, error
+      yield place, error
 
 
 def _messages(row: Row) -> list[Row]:

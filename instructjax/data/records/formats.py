@@ -115,7 +115,10 @@ def alpaca(row: dict[str, Any], kind: str) -> dict[str, Any]:
     raise RecordError("instruction, input: texts are expected")
   # Most rows have no input, or an empty one.
   prompt = f"{instruction}\n\n{task_input}" if task_input else instruction
-  return _demonstration_fields(kind, prompt, _field(row, "output"))
+  output = _field(row, "output")
+  if not isinstance(output, str):
+    raise RecordError("output: text is expected; correct it or take the record out")
+  return _demonstration_fields(kind, prompt, output)
 
 
 def messages(row: dict[str, Any], kind: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reading, checking and writing the five kinds of records, one JSON object a line.
+"""Reading, checking and writing the five kinds of records.
 
   demonstration  prompt, completion           [FROM, annotations]
   comparison     prompt, completions, ranks   [labeler, FROM, annotations, ratings, sources]
@@ -19,24 +19,29 @@ the name of the model.
 
 A few_shot record is a labeler's instruction with at least two {input, output} pairs.
 
-`read` checks every line before it returns anything and lists all problems in one error: nothing is
-skipped.
+`read` checks every row before it returns anything and lists all problems in one error: nothing is
+skipped. `files` knows the layouts in which rows stand in a file. `each` takes one row at a time,
+for files of any length.
 """
 
 from __future__ import annotations
 
+import bz2
 import dataclasses
-import gzip
 import hashlib
+import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
-from instructjax.data.records import validation
+from instructjax.data.records import files, places, validation
+from instructjax.data.records.places import Row
+from instructjax.data.records.problems import Problems
 from instructjax.data.records.schemas import (
   ANNOTATIONS,
   CONTINUATION,
+  DERIVED,
   KINDS,
   RATINGS,
   Comparison,
@@ -54,21 +59,18 @@ from instructjax.data.records.validation import TURN, chat, transcript
 from instructjax.errors import UserError
 from instructjax.system import atomic, jsons
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
 # --- spellings ---
 
 
 class Whole(NamedTuple):
   """A spelling that needs all the rows at once, because a record is made of several of them.
 
-  `spell` takes (line, row) pairs and the kind of record. It gives pairs of a line and the fields of
-  a record, or of a line and what is wrong there.
+  `spell` takes (place, row) pairs and the kind of record. It gives pairs of a place and the fields
+  of a record, or of a place and what is wrong there.
   """
 
   spell: Callable[
-    [list[tuple[int, dict[str, Any]]], str], Iterable[tuple[int, dict[str, Any] | RecordError]]
+    [list[tuple[str, dict[str, Any]]], str], Iterable[tuple[str, dict[str, Any] | RecordError]]
   ]
 
 
@@ -86,15 +88,15 @@ def native(row: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def read(path: str | Path, kind: str, spelling: Spelling = native) -> list:
-  """Returns all records of a JSONL file, which is gzipped where its name ends in .gz.
-
-  Record n of the list is line n + 1 of the file, unless the spelling is a `Whole` one.
+  """Returns all records of a file, in any layout of `files`.
 
   Raises:
     UserError: with a line for every problem: the place, the field and what to do.
   """
   path = Path(path)
-  return parse(lines(path), kind, spelling, name=str(path))
+  records, problems = collect(files.rows(path), kind, spelling, name=str(path))
+  report(problems)
+  return records
 
 
 def parse(
@@ -123,105 +125,130 @@ def scan(
   Raises:
     UserError: for an unknown kind.
   """
+  return collect(places.numbered(rows, name), kind, spelling, name=name)
+
+
+def collect(
+  rows: Iterable[Row], kind: str, spelling: Spelling = native, *, name: str = "data"
+) -> tuple[list, list[str]]:
+  """Returns the records of rows with places, and the problems, as `scan` does.
+
+  Raises:
+    UserError: for an unknown kind, and what the rows raise.
+  """
+  records, all_problems = [], []
+  for record, problems in each(rows, kind, spelling, name=name):
+    if record is not None:
+      records.append(record)
+    all_problems += problems
+  return records, all_problems
+
+
+def each(
+  rows: Iterable[Row], kind: str, spelling: Spelling = native, *, name: str = "data"
+) -> Iterator[tuple[Record | None, list[str]]]:
+  """Yields each record with no problem, or none with its problems. One row is in memory at a time.
+
+  No rows at all are a problem.
+
+  Raises:
+    UserError: for an unknown kind, and what the rows raise.
+  """
   if kind not in KINDS:
     raise UserError(f"unknown kind of record {kind!r}; there are {', '.join(KINDS)}")
-  records, problems = [], []
   is_empty = True
-  for line, fields in _spelled(rows, kind, spelling):
+  for place, fields in _spelled(rows, kind, spelling):
     is_empty = False
     try:
       if isinstance(fields, RecordError):
         raise fields
-      records.append(validation.record(fields, kind))
+      record = validation.record(fields, kind, place)
     except RecordError as error:
       # The place goes in front here, because a check does not know where its row is from.
-      problems += [f"{name}:{line}: {validation.printable(message)}" for message in error.args]
+      yield None, [places.problem(place, validation.printable(text)) for text in error.args]
+    else:
+      yield record, []
   if is_empty:
     hint = f"give one JSON object a line with the fields {validation.required(kind)}"
-    problems.append(f"{name}: no records; {hint}")
-  return records, problems
+    yield None, [f"{name}: no records; {hint}"]
 
 
 def _spelled(
-  rows: Iterable[Any], kind: str, spelling: Spelling
-) -> Iterator[tuple[int, dict[str, Any] | RecordError]]:
-  """Yields the number of each line with the fields of its record, or with what is wrong there."""
-  numbered_rows = []
-  for line, row in enumerate(rows, 1):
+  rows: Iterable[Row], kind: str, spelling: Spelling
+) -> Iterator[tuple[str, dict[str, Any] | RecordError]]:
+  """Yields the place of each row with the fields of its record, or with what is wrong there."""
+  placed_rows = []
+  for place, value in rows:
     try:
-      fields = validation.json_object(row)
+      fields = validation.json_object(value)
       if isinstance(spelling, Whole):
         # It is spelled below, when all the rows are there.
-        numbered_rows.append((line, fields))
+        placed_rows.append((place, fields))
         continue
       fields = spelling(fields, kind)
     except RecordError as error:
-      yield line, error
+      yield place, error
     else:
-      yield line, fields
+      yield place, fields
   if isinstance(spelling, Whole):
-    yield from spelling.spell(numbered_rows, kind)
+    yield from spelling.spell(placed_rows, kind)
 
 
-def report(problems: Sequence[str], limit: int = 20) -> None:
-  """Raises one UserError with the first problems, a line each; does nothing where there are none.
+def report(problems: Sequence[str]) -> None:
+  """Raises one UserError with the problems, a line each; does nothing where there are none.
 
-  At most `limit` problems are listed, and the last line says how many more there are.
+  Many problems are a line for each sort of them, and the last line says how many more there are.
   """
-  if not problems:
-    return
-  messages = list(problems[:limit])
-  if len(problems) > limit:
-    messages.append(f"... and {len(problems) - limit} more problems")
-  raise UserError("\n".join(messages))
-
-
-@runtime_checkable
-class PathLike(Protocol):
-  """What `lines` needs of a path: `pathlib.Path` has it, and so have the paths of etils."""
-
-  @property
-  def suffix(self) -> str: ...
-
-  def read_bytes(self) -> bytes: ...
-
-
-def lines(path: PathLike) -> list[bytes]:
-  """Returns the lines of a file. An empty line at the end, after the last newline, is none.
-
-  Raises:
-    UserError: if the file cannot be read.
-  """
-  try:
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-      content = gzip.decompress(content)
-  except FileNotFoundError:
-    raise UserError(f"{path}: no such file; give a JSONL file, one record a line") from None
-  # A name with a NUL character is a ValueError.
-  except (OSError, EOFError, ValueError, zlib.error) as error:
-    raise UserError(
-      f"{path}: cannot be read ({error}); give a JSONL file, gzipped if it ends in .gz"
-    ) from None
-  pieces = content.removeprefix(BYTE_ORDER_MARK).split(b"\n")
-  return pieces[:-1] if pieces[-1] == b"" else pieces
+  listed = Problems()
+  for problem in problems:
+    listed.add(problem)
+  if listed.count:
+    raise UserError("\n".join(listed.lines()))
 
 
 # --- writing ---
 
+# The fields that the row of each kind may have, in their order.
+FIELDS = {
+  kind: [field.name for field in dataclasses.fields(kind) if field.name not in DERIVED]
+  for kind in KINDS.values()
+}
+
 
 def write(path: str | Path, records: Iterable[Record]) -> None:
-  """Writes one JSON object a line without its empty fields, gzipped where the name ends in .gz.
+  """Writes one JSON object a line without its empty fields, compressed as the name's ending says.
 
-  The file is replaced at once, so that nobody ever finds half of it.
+  The file is replaced at once, so that nobody ever finds half of it. One record is in memory at a
+  time.
   """
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  content = b"".join(_line(record) for record in records)
-  if path.suffix == ".gz":
-    # Without the time of the compression, equal records make equal files.
-    content = gzip.compress(content, mtime=0)
-  atomic.replace(path, content)
+  with atomic.replacing(path) as file:
+    compressor = _compressor(path.suffix)
+    for record in records:
+      file.write(compressor.compress(_line(record)))
+    file.write(compressor.flush())
+
+
+class _Plain:
+  """What leaves the lines as they are, in the place of a compressor."""
+
+  def compress(self, content: bytes) -> bytes:
+    return content
+
+  def flush(self) -> bytes:
+    return b""
+
+
+def _compressor(suffix: str) -> Any:
+  """Returns what compresses a file with this ending. Equal records make equal files."""
+  if suffix == ".gz":
+    return zlib.compressobj(level=9, wbits=31)  # as gzip, without the time
+  if suffix == ".bz2":
+    return bz2.BZ2Compressor()
+  if suffix == ".xz":
+    return lzma.LZMACompressor()
+  return _Plain()
 
 
 def fingerprint(records: Iterable[Record]) -> str:
@@ -238,8 +265,12 @@ def fingerprint(records: Iterable[Record]) -> str:
 
 def as_row(record: Record) -> dict[str, Any]:
   """Returns the JSON object of a record, without its empty fields."""
-  fields = {key: value for key, value in dataclasses.asdict(record).items() if value is not None}
-  turns = fields.pop("turns", None)
+  fields = {}
+  for name in FIELDS[type(record)]:
+    value = getattr(record, name)
+    if value is not None:
+      fields[name] = value
+  turns = getattr(record, "turns", None)
   if turns:
     # A chat is written as its messages. The transcript is made of them when they are read.
     fields["prompt"] = turns
@@ -263,7 +294,6 @@ __all__ = [
   "K",
   "Labelled",
   "Message",
-  "PathLike",
   "Prompt",
   "Record",
   "RecordError",
@@ -272,8 +302,9 @@ __all__ = [
   "Whole",
   "as_row",
   "chat",
+  "collect",
+  "each",
   "fingerprint",
-  "lines",
   "native",
   "parse",
   "read",

@@ -26,6 +26,8 @@ class Demonstration:
   # The messages of a prompt that is a chat. They do not count when records are compared, since
   # `prompt` holds the same chat as a transcript.
   turns: tuple[Message, ...] | None = dataclasses.field(default=None, compare=False)
+  # Where it was read, for messages: it is no part of the data.
+  place: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Comparison:
   sources: tuple[Mapping[str, Any], ...] | None = None
   # The messages of a prompt that is a chat, as in `Demonstration`.
   turns: tuple[Message, ...] | None = dataclasses.field(default=None, compare=False)
+  place: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Prompt:
   annotations: Mapping[str, bool] | None = None
   # The messages of a prompt that is a chat, as in `Demonstration`.
   turns: tuple[Message, ...] | None = dataclasses.field(default=None, compare=False)
+  place: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +89,7 @@ class FewShot:
   organisation: str | None = None
   consent: bool | None = None
   annotations: Mapping[str, bool] | None = None
+  place: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +99,7 @@ class Text:
   text: str
   id: str | None = None
   source: str | None = None
+  place: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 Labelled = Demonstration | Comparison | Prompt | FewShot
@@ -106,6 +112,9 @@ KINDS: dict[str, type] = {
   "text": Text,
 }
 
+# What a record has besides the fields of its row: the messages of a chat come out of its prompt,
+# and the place is where it was read.
+DERIVED = ("turns", "place")
 # The smallest and the largest number of completions of a comparison.
 K = (2, 9)
 # The fields of one entry of a comparison's `sources`. Only the model is required.

@@ -1,13 +1,17 @@
 """Where records come from: files, prepared TFDS data sets, data sets on the hub, and buckets.
 
-  path/to/file.jsonl[.gz], file.parquet
-      files on this machine; several by commas or patterns, such as data/*.jsonl,more.parquet
+  path/to/file.jsonl, file.json, file.csv, file.parquet
+      files on this machine in the layouts of `files`; several by commas or patterns, such as
+      data/*.jsonl.gz,more.parquet
   tfds:NAME[/CONFIG][@SPLIT]
       a TFDS data set that was prepared under TFDS_DATA_DIR or in TFDS's own default folder
   tfds-dir:FOLDER[@SPLIT]
       the folder of a prepared TFDS data set, which holds dataset_info.json
+  path/to/folder[@SPLIT]
+      a folder that save_to_disk of `datasets` wrote, if that library is installed; or the folder of
+      a prepared TFDS data set
   hub:OWNER/NAME/path/file.jsonl
-      one file of a hub data set (.jsonl, .jsonl.gz or .parquet)
+      one file of a hub data set, in the layouts of `files` or .parquet
   hub:OWNER/NAME[/CONFIG][@SPLIT]
       a hub data set through the `datasets` library, if it is installed
   gs://BUCKET/file.jsonl
@@ -18,31 +22,26 @@ SPLIT is train unless it is given; TFDS also has slices, such as @train[:10%].
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from instructjax.data.records import mappings, records, validation
+from instructjax.data.records import files, mappings, places, records, validation
 from instructjax.data.records.mappings import Mapping
-from instructjax.data.records.records import Spelling, native
+from instructjax.data.records.places import Row
+from instructjax.data.records.records import Record, Spelling, native
 from instructjax.errors import UserError
 
 # With one of these endings, the last part of a hub address is a file and no configuration.
-FILES = (
-  ".jsonl",
-  ".json",
-  ".gz",
-  ".parquet",
-)
-# Files of records end in one of these, or in .gz after it. Any other file may be plain text.
-RECORDS = (
-  ".jsonl",
-  ".json",
-  ".parquet",
-)
+FILES = (".jsonl", ".json", ".parquet", ".zst", *files.TABLES, *files.COMPRESSIONS)
 # A path with one of these characters is a pattern.
 PATTERN = "*?["
+
+# A folder that `save_to_disk` of the `datasets` library wrote holds one of these. The first is of
+# one data set, the second of several, which are called splits.
+SAVED = ("state.json", "dataset_dict.json")
 
 # The first of these fields that a row has says which kind of record it is. Prompt comes last,
 # because most kinds have one.
@@ -60,17 +59,17 @@ class Part(NamedTuple):
 
   Attributes:
     name: stands before the number of the line or the row in messages.
-    rows: opens the rows, which are dicts or lines of JSON.
+    rows: opens the rows with their places.
     mapping: the ready mapping of a TFDS data set.
     reach: opens the rows of a TFDS data set for access by their number.
-    plain: where text is wanted, the rows are lines of plain text; the name of the file says so.
+    lines: opens the lines of a file that is plain text where text is wanted, by its name.
   """
 
   name: str
-  rows: Callable[[], Iterable[Any]]
+  rows: Callable[[], Iterable[Row]]
   mapping: Mapping | None = None
   reach: Callable[[], Any] | None = None
-  plain: bool = False
+  lines: Callable[[], Iterable[Row]] | None = None
 
 
 def load(
@@ -98,19 +97,37 @@ def examine(
   source: str | Path, kind: str, spelling: Spelling | None = None, *, folder: str | None = None
 ) -> tuple[list, list[str]]:
   """Returns the records of a source and all its problems. It never raises because of the source."""
-  rows, problems = [], []
+  rows, all_problems = [], []
+  for record, problems in each(source, kind, spelling, folder=folder):
+    if record is not None:
+      rows.append(record)
+    all_problems += problems
+  return rows, all_problems
+
+
+def each(
+  source: str | Path, kind: str, spelling: Spelling | None = None, *, folder: str | None = None
+) -> Iterator[tuple[Record | None, list[str]]]:
+  """Yields what `examine` returns, a record or the problems of a row at a time.
+
+  What follows a problem that ends the reading of a file, as where it is cut off, is its next file.
+  """
   try:
-    for part in parts(source, folder):
-      default = part.mapping.spell if part.mapping else native
-      part_rows, part_problems = records.scan(
-        part.rows(), kind, spelling or default, name=part.name
-      )
-      rows += part_rows
-      problems += part_problems
+    all_parts = parts(source, folder)
   except UserError as error:
-    # One error may hold several problems, a line each.
-    problems += str(error).split("\n")
-  return rows, problems
+    yield None, _problems_of(error)
+    return
+  for part in all_parts:
+    default = part.mapping.spell if part.mapping else native
+    try:
+      yield from records.each(part.rows(), kind, spelling or default, name=part.name)
+    except UserError as error:
+      yield None, _problems_of(error)
+
+
+def _problems_of(error: UserError) -> list[str]:
+  """Returns the problems that an error holds, a line each."""
+  return str(error).split("\n")
 
 
 # --- kinds ---
@@ -172,8 +189,11 @@ def _parts_of_piece(piece: str, folder: str | None) -> list[Part]:
     return [hub(piece.removeprefix("hub:"))]
   if "://" in piece:
     return [file(path) for path in _bucket_paths(piece)]
+  folder_name = piece.partition("@")[0]
+  if any(exists(f"{folder_name}/{name}") for name in SAVED):
+    return [saved(piece)]
   # The folder of a prepared TFDS data set may stand without its prefix.
-  if exists(f"{piece.partition('@')[0]}/dataset_info.json"):
+  if exists(f"{folder_name}/dataset_info.json"):
     return [tfds_folder(piece)]
   if _is_pattern(piece) and not exists(piece):
     # `glob` wants a relative pattern, so it starts at the root for an absolute path.
@@ -201,16 +221,26 @@ def exists(text: str) -> bool:
 # --- files ---
 
 
-def file(path: Any) -> Part:
-  """Returns the rows of a JSONL or Parquet file under a `Path` or under etils' path of a bucket."""
+def file(path: Any, name: str | None = None) -> Part:
+  """Returns the rows of a file under a `Path` or under etils' path of a bucket.
 
-  def rows() -> Iterable[Any]:
-    if path.suffix == ".parquet":
-      return parquet(path)
-    return _read_path(path, records.lines)
+  `name` is what messages call it: the path unless it is given.
+  """
+  file_name = name or str(path)
+  has_records = files.is_records(path.name)
 
-  has_records = str(path).removesuffix(".gz").endswith(RECORDS)
-  return Part(str(path), rows, plain=not has_records)
+  def rows() -> Iterator[Row]:
+    with _reaching(path):
+      if path.suffix == ".parquet":
+        yield from places.numbered(parquet(path), file_name)
+      else:
+        yield from files.rows(path, file_name)
+
+  def lines() -> Iterator[Row]:
+    with _reaching(path):
+      yield from files.lines(path, file_name)
+
+  return Part(file_name, rows, lines=None if has_records else lines)
 
 
 def parquet(path: Any) -> Iterator[Any]:
@@ -223,12 +253,8 @@ def parquet(path: Any) -> Iterator[Any]:
     module = importlib.import_module("pyarrow.parquet")
   except ImportError:
     raise UserError(f"{path}: pyarrow is not installed; run pip install pyarrow") from None
-
-  def open_binary(path: Any) -> Any:
-    return path.open("rb")
-
   try:
-    with _read_path(path, open_binary) as stream, module.ParquetFile(stream) as table:
+    with path.open("rb") as stream, module.ParquetFile(stream) as table:
       for batch in table.iter_batches(batch_size=1024):
         yield from map(plain, batch.to_pylist())
   except FileNotFoundError:
@@ -257,18 +283,21 @@ def _bucket_paths(address: str) -> list[Any]:
     ) from None
   if not _is_pattern(path.name):
     return [path]
-  paths = sorted(_read_path(path.parent, lambda parent: list(parent.glob(path.name))))
+  with _reaching(path.parent):
+    paths = sorted(path.parent.glob(path.name))
   if not paths:
     raise UserError(f"{address}: no file has such a name")
   return paths
 
 
-def _read_path(path: Any, read: Callable[[Any], Any]) -> Any:
-  """Returns read(path), where whatever the client of a bucket raises becomes a UserError."""
+@contextlib.contextmanager
+def _reaching(path: Any) -> Iterator[None]:
+  """Turns whatever the client of a bucket raises into a UserError."""
   if isinstance(path, Path):
-    return read(path)
+    yield
+    return
   try:
-    return read(path)
+    yield
   except UserError:
     raise
   except ImportError as error:
@@ -331,7 +360,10 @@ def _prepared_part(place: str, read: Callable[[Any], Any], name: str) -> Part:
   def reach() -> Any:
     return _open_prepared(place, read)
 
-  return Part(place, lambda: map(plain, reach()), mappings.of(name), reach)
+  def rows() -> Iterator[Row]:
+    return places.numbered(map(plain, reach()), place)
+
+  return Part(place, rows, mappings.of(name), reach)
 
 
 def _open_prepared(place: str, read: Callable[[Any], Any]) -> Any:
@@ -385,7 +417,7 @@ def _hub_file(repository: str, inside: str, path: str) -> Part:
       "give a file"
     ) from error
   # Messages name the address, not the file in the cache.
-  return file(Path(local))._replace(name=f"hub:{path}")
+  return file(Path(local), f"hub:{path}")
 
 
 def _hub_data_set(path: str) -> Part:
@@ -407,7 +439,46 @@ def _hub_data_set(path: str) -> Part:
       f"hub:{path}: cannot be loaded ({_first_line(error)}); check the name, the configuration, "
       "the split and the network"
     ) from error
-  return Part(f"hub:{name}@{split or 'train'}", lambda: map(plain, rows))
+  place = f"hub:{name}@{split or 'train'}"
+  return Part(place, lambda: places.numbered(map(plain, rows), place))
+
+
+# --- folders of the `datasets` library ---
+
+
+def saved(place: str) -> Part:
+  """Returns the rows of a folder that `save_to_disk` of `datasets` wrote.
+
+  The split is train where the folder has splits and none is named.
+
+  Raises:
+    UserError: if the library is not installed, or the folder cannot be opened or has no such split.
+  """
+  folder, _, split = place.partition("@")
+  try:
+    datasets = importlib.import_module("datasets")
+  except ImportError:
+    raise UserError(
+      f"{folder}: a folder that save_to_disk of the datasets library wrote, and the library is not "
+      "installed; run pip install 'instructjax[hub]', or write the data set with to_json"
+    ) from None
+  try:
+    rows = datasets.load_from_disk(folder)
+  except Exception as error:
+    # The library's errors have no type in common.
+    raise UserError(
+      f"{folder}: cannot be opened by the datasets library ({_first_line(error)}); write the data "
+      "set again with save_to_disk or to_json"
+    ) from error
+  name = folder
+  if isinstance(rows, dict):
+    name = f"{folder}@{split or 'train'}"
+    if (split or "train") not in rows:
+      raise UserError(f"{name}: no such split; there are {', '.join(rows)}")
+    rows = rows[split or "train"]
+  elif split:
+    raise UserError(f"{place}: this folder has no splits; leave @{split} out")
+  return Part(name, lambda: places.numbered(map(plain, rows), name))
 
 
 # --- values ---

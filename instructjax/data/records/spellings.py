@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from instructjax.data.records import formats, records, sources
 from instructjax.data.records.feedback import oasst, summarize_feedback, ultrafeedback
 from instructjax.data.records.records import Spelling, Whole
+from instructjax.data.records.schemas import DERIVED
 from instructjax.errors import UserError
 
 SPELLINGS: dict[str, Spelling] = {
@@ -139,5 +140,5 @@ def _fields(kind: str) -> list[str]:
   """Returns the fields that a file may have for a kind of record; none for an unknown kind."""
   if kind not in records.KINDS:
     return []
-  # The turns of a chat are read out of its prompt.
-  return [field.name for field in dataclasses.fields(records.KINDS[kind]) if field.name != "turns"]
+  fields = dataclasses.fields(records.KINDS[kind])
+  return [field.name for field in fields if field.name not in DERIVED]

@@ -10,15 +10,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from instructjax.data.records import decoding
+from instructjax.data.records.places import Row
 from instructjax.data.records.schemas import (
   ANNOTATIONS,
   CONTINUATION,
+  DERIVED,
   KINDS,
   NOT_TEXT,
   ORIGIN,
@@ -44,59 +45,41 @@ MESSAGE_LENGTH = 400
 # --- JSON ---
 
 
-def objects(rows: Iterable[Any]) -> Iterator[dict[str, Any]]:
-  """Yields the rows that are JSON objects and leaves out the others."""
+def objects(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+  """Yields the rows that are objects and leaves out the others."""
   for row in rows:
     with contextlib.suppress(RecordError):
-      yield json_object(row)
+      yield json_object(row.value)
 
 
-def json_object(row: Any) -> dict[str, Any]:
-  """Returns a row as a dict; a row of bytes is one JSON object in UTF-8.
+def json_object(value: Any) -> dict[str, Any]:
+  """Returns the value of a row as a dict; bytes are one JSON object in UTF-8.
 
   Raises:
-    RecordError: if the row is no JSON object.
+    RecordError: if it is no JSON object, or was none where it was read.
   """
-  if isinstance(row, bytes):
-    try:
-      row = json.loads(row.decode("utf-8"), object_pairs_hook=_unique_keys)
-    except UnicodeDecodeError as error:
-      raise RecordError(f"not UTF-8 at byte {error.start}; save the file as UTF-8") from None
-    except RecordError:
-      # This is a ValueError too, but it already says what is wrong.
-      raise
-    except RecursionError:
-      raise RecordError(
-        "nested too deeply; a record is an object of texts and short lists"
-      ) from None
-    except ValueError as error:
-      raise RecordError(f"not JSON ({error}); write one object a line, no empty lines") from None
-  if not isinstance(row, dict):
-    raise RecordError(f"a JSON object is expected, this is {_type_name(row)}")
-  return row
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """Returns a JSON object as a dict and refuses a repeated key, which would lose a value."""
-  fields = dict(pairs)
-  if len(fields) < len(pairs):
-    counts = Counter(key for key, _ in pairs)
-    repeated_key = counts.most_common(1)[0][0]
-    raise RecordError(f"{repeated_key}: occurs twice in one object; keep one")
-  return fields
+  if isinstance(value, RecordError):
+    raise value
+  if isinstance(value, bytes):
+    objects_of_line = decoding.values(value)
+    if len(objects_of_line) > 1:
+      raise RecordError(f"{len(objects_of_line)} objects; write one object a line")
+    (value,) = objects_of_line
+  if not isinstance(value, dict):
+    raise RecordError(f"a JSON object is expected, this is {_type_name(value)}")
+  return value
 
 
 # --- records ---
 
 
-def record(row: dict[str, Any], kind: str) -> Record:
-  """Returns the record of this kind that a row holds.
+def record(row: dict[str, Any], kind: str, place: str | None = None) -> Record:
+  """Returns the record of this kind that a row holds, which stands at `place`.
 
   Raises:
     RecordError: with all the problems of the row.
   """
-  # The turns are no field that a row may have: they come out of a prompt that is a chat.
-  fields = [field for field in dataclasses.fields(KINDS[kind]) if field.name != "turns"]
+  fields = [field for field in dataclasses.fields(KINDS[kind]) if field.name not in DERIVED]
   is_required = {field.name: field.default is dataclasses.MISSING for field in fields}
   turns = None
   if isinstance(row.get("prompt"), list) and "prompt" in is_required:
@@ -121,7 +104,7 @@ def record(row: dict[str, Any], kind: str) -> Record:
     )
   if turns:
     values["turns"] = turns
-  return KINDS[kind](**values)
+  return KINDS[kind](**values, place=place)
 
 
 def _field_problems(row: dict[str, Any], kind: str, is_required: dict[str, bool]) -> list[str]:
@@ -346,7 +329,9 @@ def _text_problems(place: str, value: Any) -> list[str]:
   if not isinstance(value, str):
     return [f"{place}: text is expected, this is {_type_name(value)}"]
   # JSON can spell half a surrogate pair, but no tokenizer and no UTF-8 file can hold one.
-  if any("\ud800" <= letter <= "\udfff" for letter in value):
+  try:
+    value.encode()
+  except UnicodeEncodeError:
     return [f"{place}: half a surrogate pair, which is no character; take it out of the text"]
   return [] if value.strip() else [f"{place}: empty; give a text or take the record out"]
 

@@ -1,16 +1,17 @@
 """Text of any source, piece by piece: what a tokenizer is trained on and checked with.
 
-A file named .jsonl, .json or .parquet (or .gz of one) holds records, and so does anything that is
-not a file. Each of their texts is a piece. Any other file is plain text, and each of its lines is
-a piece.
+A file named .jsonl, .json, .csv, .tsv or .parquet (or .gz of one) holds records, and so does
+anything that is not a file. Each of their texts is a piece. Any other file is plain text, and each
+of its lines is a piece.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from instructjax.data.records import records, sources, spellings
+from instructjax.data.records.places import Row
 from instructjax.data.records.records import Comparison, Demonstration, FewShot, Record, Text
 from instructjax.data.records.sources import Part
 from instructjax.errors import UserError
@@ -23,23 +24,21 @@ def texts(source: str | Path, spelling: str = "native", fields: str = "") -> Ite
     UserError: names the place of whatever is not UTF-8 or not a record.
   """
   for part in sources.parts(source):
-    if part.plain:
-      yield from lines(part)
+    if part.lines is not None:
+      yield from lines(part.lines())
       continue
     for record in _records(part, spelling, fields):
       yield from pieces(record)
 
 
-def lines(part: Part) -> Iterator[str]:
+def lines(rows: Iterable[Row]) -> Iterator[str]:
   """Yields the lines of a plain text without their ends."""
-  for number, line in enumerate(part.rows(), 1):
+  for place, line in rows:
     try:
       # The rows end at "\n"; a file from Windows still has a "\r" there.
       yield line.decode("utf-8").removesuffix("\r")
     except UnicodeDecodeError as error:
-      raise UserError(
-        f"{part.name}:{number}: not UTF-8 at byte {error.start}; save the file as UTF-8"
-      ) from None
+      raise UserError(f"{place}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
 
 
 def _records(part: Part, spelling: str, fields: str) -> list:
@@ -53,7 +52,7 @@ def _records(part: Part, spelling: str, fields: str) -> list:
   chosen = spellings.choose(spelling, kind, fields, place="--")
   if chosen is None:
     chosen = part.mapping.spell if part.mapping else records.native
-  rows, problems = records.scan(part.rows(), kind, chosen, name=part.name)
+  rows, problems = records.collect(part.rows(), kind, chosen, name=part.name)
   records.report(problems)
   return rows
 

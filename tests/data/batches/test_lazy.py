@@ -11,7 +11,7 @@ import pytest
 from letters import letters
 
 from instructjax.data.batches import lazy, packing, pipeline
-from instructjax.data.records import records, sources
+from instructjax.data.records import files, records, sources
 from instructjax.errors import UserError
 
 TEXTS = ["abc", "de", "", "f" * 30, "ghijklmnop", "q"]
@@ -156,7 +156,7 @@ def test_what_does_not_fill_a_window(file):
 def test_what_cannot_be_reached_by_number(tmp_path):
   (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n'))
   with pytest.raises(
-    UserError, match=r"a.jsonl.gz: cannot be read lazily; give a JSONL file that is not gzipped"
+    UserError, match=r"a.jsonl.gz: cannot be read lazily; give a JSONL file that is not compressed"
   ):
     lazy.texts(str(tmp_path / "a.jsonl.gz"))
   with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
@@ -175,7 +175,7 @@ def test_an_empty_file_is_named_as_in_memory(file, tmp_path, use):
   for source in (tmp_path / "none.jsonl", f"{file},{tmp_path / 'none.jsonl'}"):
     with pytest.raises(UserError) as memory:
       sources.load(source, "text")
-    with pytest.raises(UserError, match=r"none\.jsonl: no records") as error:
+    with pytest.raises(UserError, match=r"none\.jsonl:1: an empty file, no records") as error:
       texts = lazy.texts(str(source))
       use(texts, lazy.index(texts, letters()), letters(), 8)
     assert str(error.value) == str(memory.value)
@@ -184,17 +184,29 @@ def test_an_empty_file_is_named_as_in_memory(file, tmp_path, use):
 @pytest.mark.parametrize(
   ("content", "lines"),
   [
-    (b"", []),
-    (b"a", [b"a"]),
-    (b"a\n", [b"a"]),
-    (b"\xef\xbb\xbfa\n\nb", [b"a", b"", b"b"]),
-    (b"\n", [b""]),
+    (b"{}", [b"{}"]),
+    (b"{}\n", [b"{}"]),
+    (b"\xef\xbb\xbf{}\n\n[]", [b"{}", b"", b"[]"]),
+    (b"{}\n\n \r\n", [b"{}"]),
+    (b"{}\n\n ", [b"{}"]),
   ],
 )
 def test_lines_of_a_file(tmp_path, content, lines):
-  (tmp_path / "t.jsonl").write_bytes(content)
-  rows = lazy.Lines(tmp_path / "t.jsonl")
-  assert [rows[i] for i in range(len(rows))] == lines == records.lines(tmp_path / "t.jsonl")
+  path = tmp_path / "t.jsonl"
+  path.write_bytes(content)
+  rows = lazy.Lines(path)
+  assert [rows[i] for i in range(len(rows))] == lines
+  last = f"{path}:{len(lines)}"
+  assert [place for place, _ in files.rows(path)][-1] == last
+
+
+@pytest.mark.parametrize("content", [b'[{"text": "a"}]', b'{\n"text": "a"}', b"\x1f\x8b"])
+def test_other_layouts_are_not_read_by_the_number_of_a_line(tmp_path, content):
+  (tmp_path / "t.json").write_bytes(content)
+  with pytest.raises(
+    UserError, match=r"t\.json: cannot be read lazily; .* data convert writes one"
+  ):
+    lazy.Lines(tmp_path / "t.json")
 
 
 def test_prepared_data_sets_are_reached_by_number(monkeypatch):

@@ -45,7 +45,7 @@ def template(text=PLAIN, tokenizer=TOK):
 
 @pytest.fixture
 def demo():
-  return records.parse([{"messages": CHAT}], "demonstration", formats.messages)
+  return records.parse([{"messages": CHAT}], "demonstration", formats.messages, name="d")
 
 
 @pytest.mark.parametrize("text", [PLAIN, MARKED])
@@ -126,7 +126,7 @@ def test_hh_transcripts_become_turns():
   ],
 )
 def test_what_is_wrong_is_named(row, problem):
-  demonstrations = records.parse([row], "demonstration")
+  demonstrations = records.parse([row], "demonstration", name="d")
   with pytest.raises(UserError) as error:
     pipeline.demonstrations(
       demonstrations, TOK, prompt=9, response=9, name="d", template=template()

@@ -60,10 +60,12 @@ def test_what_cannot_be_read(tmp_path):
   (tmp_path / "a.txt").write_bytes(b"good\nbad \xff\n")
   (tmp_path / "b.jsonl").write_text('{"text": "good"}\n{"text": 1}\n')
   (tmp_path / "c.jsonl").write_text("plain\n")
+  (tmp_path / "d.jsonl").write_text('{"a": "b"}\n')
   for name, problem in [
     ("a.txt", "a.txt:2: not UTF-8 at byte 4"),
     ("b.jsonl", "b.jsonl:2: text: text is expected"),
-    ("c.jsonl", "c.jsonl: no line has the fields of a record"),
+    ("c.jsonl", "c.jsonl:1: not JSON, it begins 'plain'"),
+    ("d.jsonl", "d.jsonl: no line has the fields of a record"),
     ("none.txt", "none.txt: no such file"),
   ]:
     with pytest.raises(UserError, match=problem):
