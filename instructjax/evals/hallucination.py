@@ -387,16 +387,13 @@ def draw(results: Mapping[str, Any], looks: Mapping[str, Look]) -> str:
   del looks
   judge_rows = []
   for name, estimate in results["judge"].items():
-    value = "–"
-    if estimate["value"] is not None:
-      value = html.cell(page.estimate(estimate), share=True)
-    judge_rows.append([name, value, str(estimate["n"])])
+    judge_rows.append([name, page.counted_cell(estimate, share=True)])
   # Precision and recall say how far the rates can be trusted.
   # The judge may be another than the detector; an earlier version has no such part.
   for name, estimate in results.get("detector_elsewhere", {}).items():
-    value = html.cell(page.estimate(estimate), share=True)
-    judge_rows.append([f"{name}, {LABELLED_BY_OTHERS}", value, str(estimate["n"])])
-  judge_table = html.table(("the judge on labelled pairs", "value", "n"), judge_rows)
+    cell = page.counted_cell(estimate, share=True)
+    judge_rows.append([f"{name}, {LABELLED_BY_OTHERS}", cell])
+  judge_table = html.table(("the judge on labelled pairs", "value"), judge_rows)
   paper_rows = []
   for name, rate in results["paper_fig4"].items():
     paper_rows.append([escape(name.replace("_", "-")), html.percent(rate)])

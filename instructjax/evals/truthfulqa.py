@@ -684,7 +684,7 @@ def _ratio_cell(row: Mapping[str, Any], model: str) -> str:
   estimate = row["models"].get(model)
   cell = "–"
   if estimate is not None and estimate["value"] is not None:
-    cell = html.cell(page.estimate(estimate))
+    cell = page.counted_cell(estimate)
   for who in ("judge", "human"):
     paper_ratios = row[who].get(model)
     if paper_ratios:

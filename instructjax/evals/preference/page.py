@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from instructjax.evals import numbers
-from instructjax.evals.page import estimate, legend, lines
+from instructjax.evals.page import counted_cell, estimate, legend, lines
 from instructjax.evals.preference import figures
 from instructjax.evals.tasks import Look
 from instructjax.intervals import Estimate
@@ -149,7 +148,7 @@ def _share_cell(share: Entry | None) -> str:
   """Returns a share over its interval; a dash where there is none."""
   if not share or share["value"] is None:
     return DASH
-  return f"{html.cell(estimate(share), True)}<small>n {numbers.counted(share)}</small>"
+  return counted_cell(share, True)
 
 
 def _main_cell(shares: Mapping[str, Any]) -> str:
