@@ -80,14 +80,19 @@ def accuracy(rm: dict[str, Any]) -> str:
     entries.append((REFERENCES.get(name, name), "base", value))
 
   rows = []
+  shares = {}
   for label, look, value in entries:
     share = estimate(value)
     if share is not None:
       mark: Mark = (look, share.value, share.low, share.high)
       rows.append(Row(label, [mark]))
+      shares[label] = share
   if not rows:
     return ""
   notes = [text for name, text in REFERENCE_NOTES.items() if name in others]
+  counts = page.counts_note(shares)
+  if counts:
+    notes.append(counts)
   # The references also run through all rows as dotted lines, to be compared with each of them.
   levels = [number(value) for value in others.values()]
   return forest(
@@ -107,15 +112,20 @@ def cross_validation(run: Run) -> str:
   """
   summary = inside(run.results, "rm_cv")
   rows = []
+  shares = {}
   for name in ("training labelers", "held-out labelers"):
     share = estimate(summary.get(name))
     if share is not None:
+      shares[name] = share
       rows.append(Row(name, [("rm", share.value, share.low, share.high)]))
   if not rows:
     return ""
   models = summary.get("models")
   count = len(models) if isinstance(models, list) else 0
-  note = f"Means over {count} models, each trained without one group of labelers."
+  note = (
+    f"Means over {count} models, each trained without one group of labelers. "
+    f"{page.counts_note(shares)}"
+  )
   gap = estimate(summary.get("gap"))
   if gap is not None:
     note += f" The difference is {page.with_ends(gap)}."

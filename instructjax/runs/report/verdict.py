@@ -94,7 +94,7 @@ def against_sft(name: str, wins: Estimate) -> str:
   share = page.percent(wins.value)
   if not math.isfinite(wins.low + wins.high):
     return f"{name} wins {share} of test prompts against SFT (no interval is given)"
-  ends = f"(95\u00a0% interval {page.interval(wins, share=True)})"
+  ends = f"(95\u00a0% interval {page.interval(wins, share=True)}{page.n_after_comma(wins)})"
   # The whole interval must lie on one side of a half, where a model does as well as SFT.
   if wins.low > 0.5:
     verdict = f"{name} beats SFT"
