@@ -1,7 +1,8 @@
-"""Rows of evaluation data, from any source of `data.sources` and from CSV and TSV files.
+"""Rows of evaluation data, from any source of `data.sources`, CSV and TSV files and JSON arrays.
 
 Sources are JSONL, Parquet, prepared TFDS data sets, the hub and buckets. A file whose name ends in
-.csv or .tsv names its columns in the first line.
+.csv or .tsv names its columns in the first line. One whose name ends in .json may be an array of
+objects; the number after its name in a message is then that of the object.
 """
 
 from __future__ import annotations
@@ -85,7 +86,30 @@ def _parts(source: str, folder: str | None) -> list[sources.Part]:
   """Returns the files of a source."""
   if source.endswith((".csv", ".tsv")):
     return [sources.Part(source, lambda: _table(Path(source)))]
+  if source.endswith(".json") and _is_array(Path(source)):
+    return [sources.Part(source, lambda: iter(_array(Path(source))))]
   return sources.parts(source, folder)
+
+
+def _is_array(path: Path) -> bool:
+  """Returns whether a file begins as a JSON array; False where it cannot be read."""
+  try:
+    with path.open("rb") as file:
+      return file.read(1024).lstrip().startswith(b"[")
+  except OSError:
+    return False
+
+
+def _array(path: Path) -> list[Any]:
+  """Returns the elements of a JSON array.
+
+  Raises:
+    UserError: if the file is none.
+  """
+  try:
+    return list(json.loads(path.read_text(encoding="utf-8")))
+  except (OSError, ValueError, RecursionError) as error:
+    raise UserError(f"{path}: cannot be read as a JSON array in UTF-8 ({error})") from None
 
 
 def _table(path: Path) -> Iterator[Mapping[str, str]]:

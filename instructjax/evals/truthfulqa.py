@@ -205,7 +205,8 @@ def _read_pairs(file: str) -> str:
 def question(row: Row) -> Question:
   """Returns the question of a row.
 
-  Rows are those of TruthfulQA.csv, of the hub's "generation" or "multiple_choice", or our own,
+  Rows are those of TruthfulQA.csv, of the authors' mc_task.json, of the hub's "generation" or
+  "multiple_choice", or our own,
   which are like "generation". Of a copy without false answers, {"question", "correct_answers"} is
   enough.
   """
@@ -248,10 +249,15 @@ def question(row: Row) -> Question:
 
 
 def _read_targets(row: Row, field: str) -> dict[str, bool]:
-  """Returns {choice: whether it is true} of the hub's "multiple_choice"."""
+  """Returns {choice: whether it is true}.
+
+  The hub's "multiple_choice" has {"choices", "labels"}, the authors' mc_task.json {choice: label}.
+  """
   value = row.get(field)
   if not isinstance(value, Mapping):
     raise RecordError(f"{field}: an object with choices and labels is expected")
+  if "choices" not in value and "labels" not in value:
+    value = {"choices": list(value), "labels": list(value.values())}
   choices = rows.texts(value, "choices")
   labels = value.get("labels")
   if not isinstance(labels, Sequence) or len(labels) != len(choices) or set(labels) != {0, 1}:
