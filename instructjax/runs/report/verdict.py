@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from instructjax.intervals import Estimate
 from instructjax.runs.report import page
-from instructjax.runs.report.files import Run, estimate, inside, number
+from instructjax.runs.report.files import Run, estimate, inside, number, ordering
 from instructjax.runs.report.names import MODELS, rl_stages, stage_title
 
 POLICIES = ("ptx", "ppo")  # the better one according to the paper comes first
@@ -81,9 +81,10 @@ def headline(run: Run) -> str:
     wins = _wins(run, name)
     if wins:
       return against_sft(MODELS[name], wins)
-  accuracy = estimate(inside(run.results, "rm").get("pair_accuracy"))
+  name, measured = ordering(run)
+  accuracy = estimate(measured.get("pair_accuracy"))
   if accuracy:
-    return f"The reward model orders {page.with_ends(accuracy)} of held-out pairs as people do"
+    return f"The {name} orders {page.with_ends(accuracy)} of held-out pairs as people do"
   changes = [f"{fact.title} {fact.value}" for fact in curve_facts(run)]
   # A headline has room for three stages. A run with nothing but settings has only its name.
   return "; ".join(changes[:3]) or f"Run {run.name}"
@@ -125,16 +126,17 @@ def _win_facts(run: Run) -> list[Fact]:
 
 
 def _accuracy_facts(run: Run) -> list[Fact]:
-  accuracy = estimate(inside(run.results, "rm").get("pair_accuracy"))
+  name, measured = ordering(run)
+  accuracy = estimate(measured.get("pair_accuracy"))
   if not accuracy:
     return []
   value = page.percent(accuracy.value)
-  return [Fact("Reward model, pairs right", value, accuracy_references(run))]
+  return [Fact(f"{name.capitalize()}, pairs right", value, accuracy_references(run))]
 
 
 def accuracy_references(run: Run) -> str:
   """Returns the references of the reward model's accuracy, in percent."""
-  references = inside(run.results, "rm", "references")
+  references = inside(ordering(run).measured, "references")
   parts = []
   for name, words in REFERENCES.items():
     share = number(references.get(name))
