@@ -39,7 +39,7 @@ from instructjax.rewards import spec
 from instructjax.runs.report import page as html
 from instructjax.settings import EvalSettings
 from instructjax.settings.evals import HallucinationSettings
-from instructjax.settings.subjects import LoadedModelSettings
+from instructjax.settings.subjects import AnyModelSettings
 
 Row = Mapping[str, Any]
 # A source and an output for it.
@@ -150,7 +150,7 @@ def _read_labelled(
 # --- judges ---
 
 
-def open_judge(source: str, model_settings: LoadedModelSettings) -> tuple[Judge, str]:
+def open_judge(source: str, model_settings: AnyModelSettings) -> tuple[Judge, str]:
   """Returns (a judge, a sentence that says who judges): the detector for "", else a reward.
 
   A sentence whose support is below 0.5 is unsupported.

@@ -43,7 +43,7 @@ from instructjax.rewards import spec
 from instructjax.runs.report import page as html
 from instructjax.settings import EvalSettings
 from instructjax.settings.evals import TruthfulQASettings
-from instructjax.settings.subjects import LoadedModelSettings
+from instructjax.settings.subjects import AnyModelSettings
 
 Row = Mapping[str, Any]
 # Takes questions and answers, and says whether each answer is true, or whether it informs.
@@ -304,7 +304,7 @@ def _judge_source(settings: TruthfulQASettings, name: str) -> str:
 
 def _open_judges(
   settings: TruthfulQASettings,
-  model_settings: LoadedModelSettings,
+  model_settings: AnyModelSettings,
 ) -> dict[str, Judge]:
   judges = {}
   for name in ("true", "info"):
@@ -324,7 +324,7 @@ def open_judge(
   source: str,
   name: str,
   threshold: float,
-  model_settings: LoadedModelSettings,
+  model_settings: AnyModelSettings,
 ) -> Judge:
   """Returns a judge out of a reward, which says yes where the reward is at least the threshold.
 
