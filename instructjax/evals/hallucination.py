@@ -243,9 +243,13 @@ def task(
     Metric(f"reference recall {OF_ANSWERED}", 1, percent=True),
   )
 
+  def is_over(text: str) -> bool:
+    text = text.lstrip()
+    return grounding.until(text, stop) != text
+
   def ask(item: Item) -> list[Generate]:
     # A stop would end the sampling at once, also after "The figures are:".
-    return [Generate(item.data["prompt"], tokens, stop=())]
+    return [Generate(item.data["prompt"], tokens, stop=(), is_over=is_over)]
 
   score_outputs = partial(score, judge, stop)
   return Task(name, items, ask, score_outputs, metrics, about=f"{about}; {ANSWERED}")
