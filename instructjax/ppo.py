@@ -534,7 +534,7 @@ def minibatch_step(
   if cfg.old_logp == "sampler":
     metrics |= policy_measures(logp, entropy, exp.logp, exp.mask)
 
-  if text is not None and cfg.ptx_coef:
+  if text is not None:
     # The pretraining loss touches the policy alone. It has micro-batches of its own, because its
     # rows are more than the episodes (the paper: 8 to 1).
     ptx_grads, ptx, _ = steps.gradients(

@@ -30,7 +30,7 @@ TRAINING = {
 }
 LENGTHS = {"data.prompt": 12, "data.response": 12}
 DRAWS = {
-  **SMALL_MODEL,
+  "model.dtype": "float32",
   "model.source": "policy",
   "data.prompts": "prompts.jsonl",
   "data.prompt": 12,

@@ -158,9 +158,11 @@ def stored(task: Task, path: Path, settings: str) -> TaskAnswers:
 def _question(request: Request) -> list[Any]:
   """Returns the parts of a request that the fingerprint of its answers covers."""
   fields = list(request)
-  if isinstance(request, Generate) and request.top_p == 1.0 and request.top_k == 0:
-    # These two cut nothing away, and are left out: files from before requests had them stay valid.
-    fields = fields[:-2]
+  if isinstance(request, Generate):
+    fields = fields[:-1]  # `is_over` changes no score
+    if request.top_p == 1.0 and request.top_k == 0:
+      # These two cut nothing away: files from before requests had them stay valid.
+      fields = fields[:-2]
   return [type(request).__name__, *fields]
 
 

@@ -35,6 +35,7 @@ class Decoding(NamedTuple):
   stop: tuple[str, ...]
   top_p: float = 1.0
   top_k: int = 0
+  is_over: Callable[[str], bool] | None = None
 
 
 class Entry(NamedTuple):
@@ -149,6 +150,8 @@ def _decoding(request: Generate) -> Decoding:
     request.stop,
     request.top_p,
     request.top_k,
+    # Sampled answers are drawn whole: what a row draws depends on how often it begins anew.
+    request.is_over if request.temperature == 0 else None,
   )
 
 

@@ -39,7 +39,7 @@ from instructjax.rewards import spec
 from instructjax.runs.report import page as html
 from instructjax.settings import EvalSettings
 from instructjax.settings.evals import HallucinationSettings
-from instructjax.settings.subjects import LoadedModelSettings
+from instructjax.settings.subjects import AnyModelSettings
 
 Row = Mapping[str, Any]
 # A source and an output for it.
@@ -150,7 +150,7 @@ def _read_labelled(
 # --- judges ---
 
 
-def open_judge(source: str, model_settings: LoadedModelSettings) -> tuple[Judge, str]:
+def open_judge(source: str, model_settings: AnyModelSettings) -> tuple[Judge, str]:
   """Returns (a judge, a sentence that says who judges): the detector for "", else a reward.
 
   A sentence whose support is below 0.5 is unsupported.
@@ -243,9 +243,13 @@ def task(
     Metric(f"reference recall {OF_ANSWERED}", 1, percent=True),
   )
 
+  def is_over(text: str) -> bool:
+    text = text.lstrip()
+    return grounding.until(text, stop) != text
+
   def ask(item: Item) -> list[Generate]:
     # A stop would end the sampling at once, also after "The figures are:".
-    return [Generate(item.data["prompt"], tokens, stop=())]
+    return [Generate(item.data["prompt"], tokens, stop=(), is_over=is_over)]
 
   score_outputs = partial(score, judge, stop)
   return Task(name, items, ask, score_outputs, metrics, about=f"{about}; {ANSWERED}")
@@ -387,16 +391,13 @@ def draw(results: Mapping[str, Any], looks: Mapping[str, Look]) -> str:
   del looks
   judge_rows = []
   for name, estimate in results["judge"].items():
-    value = "–"
-    if estimate["value"] is not None:
-      value = html.cell(page.estimate(estimate), share=True)
-    judge_rows.append([name, value, str(estimate["n"])])
+    judge_rows.append([name, page.counted_cell(estimate, share=True)])
   # Precision and recall say how far the rates can be trusted.
   # The judge may be another than the detector; an earlier version has no such part.
   for name, estimate in results.get("detector_elsewhere", {}).items():
-    value = html.cell(page.estimate(estimate), share=True)
-    judge_rows.append([f"{name}, {LABELLED_BY_OTHERS}", value, str(estimate["n"])])
-  judge_table = html.table(("the judge on labelled pairs", "value", "n"), judge_rows)
+    cell = page.counted_cell(estimate, share=True)
+    judge_rows.append([f"{name}, {LABELLED_BY_OTHERS}", cell])
+  judge_table = html.table(("the judge on labelled pairs", "value"), judge_rows)
   paper_rows = []
   for name, rate in results["paper_fig4"].items():
     paper_rows.append([escape(name.replace("_", "-")), html.percent(rate)])

@@ -20,8 +20,22 @@ CONTAINERS = frozenset(
 )
 # What repeats other numbers of the same part, or is not ours.
 REPEATED = frozenset(("figures", "paper", "paper_differences", "paper_fig4"))
-# Quantities that are no shares.
-NOT_SHARES = frozenset(("slope", "longer", "strength", "overall", "tax", "ratios", "tau_b"))
+# Quantities that are no shares, with the places after the point that the page shows. Rows of the
+# tax have the places of their metrics.
+NOT_SHARES = {
+  "slope": 2,
+  "longer": 2,
+  "strength": 2,
+  "overall": 2,
+  "tax": 3,
+  "ratios": 2,
+  "tau_b": 2,
+  "figure7": 3,
+}
+# What a reader unfolds on the page.
+FOLDED = frozenset(("slices", "bins"))
+# The fields of a row of a table that say what it is of.
+OF_ROWS = ("task", "prompt", "metric", "form", "by", "model")
 # How a reader calls what results.json calls so.
 NAMES = {
   "against_baseline": "win rate against the baseline",
@@ -31,6 +45,7 @@ NAMES = {
   "check": "beside people",
   "agreement_ties": "agreement, ties half",
   "order": "order of the answers",
+  "figure7": "toxicity of what people rated",
 }
 Json = Mapping[str, Any]
 
@@ -120,10 +135,10 @@ def _inside(
   elif isinstance(tree, list):
     for place, branch in enumerate(tree):
       # Rows of a table say what they are of; others are counted.
-      names = (str(place + 1),)
-      if isinstance(branch, Mapping):
-        names = tuple(str(branch[key]) for key in ("task", "prompt", "metric") if key in branch)
-      yield from _inside(suite, models, branch, (*path, *names))
+      row: Mapping[str, Any] = branch if isinstance(branch, Mapping) else {}
+      names = [str(row[field]) for field in OF_ROWS if field in row] or [str(place + 1)]
+      for number in _inside(suite, models, branch, (*path, *names)):
+        yield number._replace(decimals=row.get("decimals", number.decimals))
 
 
 def _number(suite: str, models: Sequence[str], estimate: Json, path: tuple[str, ...]) -> Number:
@@ -137,13 +152,15 @@ def _number(suite: str, models: Sequence[str], estimate: Json, path: tuple[str, 
   if not model and len(words) > 1:
     # How good a judge is: the judge stands where others have a model.
     model = words.pop(-2)
+  decimals = [places for name, places in NOT_SHARES.items() if name in path]
   return Number(
     suite,
     ", ".join(words),
     model,
     estimate,
-    percent=not NOT_SHARES & set(path),
-    folded="slices" in path,
+    percent=not decimals,
+    decimals=decimals[0] if decimals else 1,
+    folded=bool(FOLDED & set(path)),
   )
 
 

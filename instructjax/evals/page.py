@@ -75,6 +75,14 @@ def _number(value: float | None) -> float:
   return math.nan if value is None else float(value)
 
 
+def counted_cell(plain: Json, share: bool = False, decimals: int = 2) -> str:
+  """Returns an estimate of results.json over its interval and its numbers of items and clusters."""
+  if plain["value"] is None:
+    return "–"
+  cell = html.cell(estimate(plain), share, decimals)
+  return f"{cell}<small>n {numbers.counted(plain)}</small>"
+
+
 # --- the page ---
 
 
@@ -189,35 +197,44 @@ def _metric_row(
   models: Sequence[str],
 ) -> list[str]:
   """Returns the line of one metric."""
+  n = _counts([estimates[model][metric["name"]] for model in models])
   cells = []
   for model in models:
     value = estimates[model][metric["name"]]
     paper_values = metric["paper"].get(model)
-    cells.append(_cell(metric, value, paper_values))
+    cells.append(_cell(metric, value, n, paper_values))
   arrow = ARROWS[metric["better"]]  # the direction in which the metric improves
   name = escape(metric["name"]) + arrow
-  n = _counts([estimates[model][metric["name"]] for model in models])
   return [escape(task), name, n, *cells]
 
 
 def _counts(estimates: Sequence[Json]) -> str:
   """Returns the items and clusters of a line.
 
-  A metric may apply to fewer answers of one model than of another; the most are shown.
+  A metric may apply to fewer answers of one model than of another. The most are shown, and the cell
+  of another model has its own.
   """
   return numbers.counted(max(estimates, key=lambda estimate: estimate["n"]))
 
 
-def _cell(metric: Json, plain: Json, paper_values: Sequence[float] | None) -> str:
-  """Returns an estimate, with the paper's values in small print under it."""
+def _cell(
+  metric: Json,
+  plain: Json,
+  n_of_line: str,
+  paper_values: Sequence[float] | None = None,
+) -> str:
+  """Returns an estimate, with its n where the line has another one, and the paper's values."""
   value = estimate(plain)
   if math.isnan(value.value):
     return "–"
   cell = html.cell(value, metric["percent"], metric["decimals"])
-  if not paper_values:
-    return cell
-  numbers = " / ".join(_formatted(metric, number) for number in paper_values)
-  return f"{cell}<small>paper {numbers}</small>"
+  n = numbers.counted(plain)
+  if n != n_of_line:
+    cell += f"<small>n {n}</small>"
+  if paper_values:
+    paper_numbers = " / ".join(_formatted(metric, number) for number in paper_values)
+    cell += f"<small>paper {paper_numbers}</small>"
+  return cell
 
 
 def _formatted(metric: Json, number: float) -> str:
@@ -250,9 +267,10 @@ def _slice_table(
   models = [model for model in look if model in models_in_table]
   rows = []
   for value, row in values.items():
+    n = _counts([row[model][name] for model in models])
     # The paper has no slices, so that its numbers do not stand here.
-    cells = [_cell(metric, row[model][name], None) for model in models]
-    rows.append([escape(value), _counts([row[model][name] for model in models]), *cells])
+    cells = [_cell(metric, row[model][name], n) for model in models]
+    rows.append([escape(value), n, *cells])
   caption = escape(f"{task}, {name} by {group}")
   head = [escape(text) for text in (group, "n", *models)]
   table = html.table(head, rows)
@@ -414,15 +432,16 @@ def _terminal_table(suite: str, part: Json, models: Sequence[str]) -> Any:
   for task, about in part["tasks"].items():
     for metric in about["metrics"]:
       name = metric["name"]
-      estimates = [estimate(about["models"][model][name]) for model in models]
-      n = _counts([about["models"][model][name] for model in models])
-      cells = [_terminal_cell(metric, value) for value in estimates]
+      estimates = [about["models"][model][name] for model in models]
+      n = _counts(estimates)
+      cells = [_terminal_cell(metric, plain, n) for plain in estimates]
       table.add_row(task, name, n, *cells)
   return table
 
 
-def _terminal_cell(metric: Json, value: Estimate) -> str:
-  """Returns the value on one line and its interval on the next."""
+def _terminal_cell(metric: Json, plain: Json, n_of_line: str) -> str:
+  """Returns the value, its interval and, where the line has another one, its n, a line each."""
+  value = estimate(plain)
   if math.isnan(value.value):
     return "-"
   scale, places = 1, metric["decimals"]
@@ -431,4 +450,6 @@ def _terminal_cell(metric: Json, value: Estimate) -> str:
   middle = f"{scale * value.value:.{places}f}"
   low = f"{scale * value.low:.{places}f}"
   high = f"{scale * value.high:.{places}f}"
-  return f"{middle}\n{low} to {high}"
+  cell = f"{middle}\n{low} to {high}"
+  n = numbers.counted(plain)
+  return cell if n == n_of_line else f"{cell}\nn {n}"

@@ -1,7 +1,8 @@
-"""Rows of evaluation data, from any source of `data.sources` and from CSV and TSV files.
+"""Rows of evaluation data, from any source of `data.sources`, CSV and TSV files and JSON arrays.
 
 Sources are JSONL, Parquet, prepared TFDS data sets, the hub and buckets. A file whose name ends in
-.csv or .tsv names its columns in the first line.
+.csv or .tsv names its columns in the first line. One whose name ends in .json may be an array of
+objects; the number after its name in a message is then that of the object.
 """
 
 from __future__ import annotations

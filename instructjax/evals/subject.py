@@ -27,7 +27,7 @@ from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.data.tokens.vocabulary import document_end, named_specials, refusal
 from instructjax.errors import UserError
 from instructjax.evals import batches
-from instructjax.evals.batches import Batch, Entry
+from instructjax.evals.batches import Batch, Decoding, Entry
 from instructjax.evals.tasks import Answer, Completion, Logp, Reply, Request, fingerprint
 from instructjax.rollout import Sampling
 from instructjax.runs import origin, provenance
@@ -39,6 +39,8 @@ T = TypeVar("T")
 # The fewest positions of a row whose logits are computed. Windows are powers of two from here on,
 # so that a width has few programs.
 WINDOW = 32
+# Tokens of the first part of an answer that may be over before its last token.
+FIRST_PART = 32
 PLAIN = "in plain text"  # how a model without a template is asked
 
 
@@ -246,6 +248,19 @@ def _answering(
   def continue_batch(batch: Batch, number: int) -> list[Answer]:
     decoding = batch.decoding
     assert decoding is not None
+    key = keys.run_key(seed, "evaluation", number)
+    if decoding.is_over and batch.fan == 1:
+      return _in_parts(batch, decoding, tokenizer, partial(sampled, key=key))
+    rows = sampled(_prompts(batch), decoding, batch.fan, key=key)
+    answers: list[Answer] = []
+    for ids, ended in _own(batch, rows):
+      answers.append(completion(tokenizer, ids, ended, decoding.stop))
+    return answers
+
+  def sampled(
+    prompts: Prompts, decoding: Decoding, fan: int, *, key: Any
+  ) -> list[tuple[np.ndarray, bool]]:
+    """Returns the sampled ids of each row, and whether it has ended."""
     # Every stop ends sampling where it can; `completion` cuts the text.
     eos = (*tokenizer.eos, *stops(decoding.stop))
     cfg = Sampling(
@@ -255,20 +270,14 @@ def _answering(
       top_p=decoding.top_p,
       eos=eos,
       banned=tokenizer.banned,
-      n=batch.fan,
+      n=fan,
     )
-    key = keys.run_key(seed, "evaluation", number)
-    prompts = sharding.place_batch(_prompts(batch))
     sample = sampler(cfg)
-    samples = sharding.fetch(sample(params, prompts, key))
+    samples = sharding.fetch(sample(params, sharding.place_batch(prompts), key))
     # The rows of `tokens` hold the prompt too, those of `mask` the response alone.
     responses = samples.tokens[:, -decoding.tokens :]
     rows = zip(responses, samples.mask, samples.ended, strict=True)
-    answers: list[Answer] = []
-    for ids, mask, ended in _own(batch, rows):
-      answer = completion(tokenizer, ids[mask], bool(ended), decoding.stop)
-      answers.append(answer)
-    return answers
+    return [(ids[mask], bool(ended)) for ids, mask, ended in rows]
 
   def answer_batch(batch: Batch, number: int) -> list[Answer]:
     if batch.decoding is None:
@@ -276,6 +285,51 @@ def _answering(
     return continue_batch(batch, number)
 
   return answer_batch
+
+
+def _in_parts(
+  batch: Batch,
+  decoding: Decoding,
+  tokenizer: Tokenizer,
+  sample: Callable[[Prompts, Decoding, int], list[tuple[np.ndarray, bool]]],
+) -> list[Answer]:
+  """Continues greedily in parts, and after each of them looks which answers are over.
+
+  A model that rambles would otherwise be sampled to the last token of every answer. `sample` gives
+  the ids of each row of prompts, and whether it has ended.
+  """
+  assert decoding.is_over is not None
+  prompt_ids = [entry.row.ids[: entry.prompt_length] for entry in batch.entries]
+  responses = [np.zeros(0, np.int32)] * len(prompt_ids)
+  answers: list[Completion | None] = [None] * len(prompt_ids)
+  done = 0
+  for tokens in parts_of(decoding.tokens):
+    unfinished = [row for row, answer in enumerate(answers) if answer is None]
+    if not unfinished:
+      break
+    rows = []
+    for place in range(batch.size):
+      row = unfinished[place % len(unfinished)]  # the rest is filling
+      rows.append(Row(np.concatenate([prompt_ids[row], responses[row]]), 0))
+    prompts = pipeline.pad_prompts(rows, length=batch.width + done)
+    results = sample(prompts, decoding._replace(tokens=tokens), 1)
+    done += tokens
+    for row, (ids, ended) in zip(unfinished, results[: len(unfinished)], strict=True):
+      responses[row] = np.concatenate([responses[row], ids])
+      answer = completion(tokenizer, responses[row], ended, decoding.stop)
+      if decoding.is_over(answer.text):
+        answer = answer._replace(ended=True)
+      if answer.ended or done == decoding.tokens:
+        answers[row] = answer
+  return [answer for answer in answers if answer is not None]
+
+
+def parts_of(tokens: int) -> list[int]:
+  """Returns the tokens of the parts of an answer: 32, and then as many as there are already."""
+  parts: list[int] = []
+  while sum(parts) < tokens:
+    parts.append(min(sum(parts) or FIRST_PART, tokens - sum(parts)))
+  return parts
 
 
 def _filled(batch: Batch) -> list[Entry]:

@@ -51,6 +51,10 @@ class Generate(NamedTuple):
   The text is cut before the first of `stop`. Temperature 0 is greedy. Any higher one samples among
   the `top_k` likeliest tokens (0 takes all), and of these from the smallest set that holds mass
   `top_p`.
+
+  `is_over` says of the text so far whether nothing that follows can change what the answer is
+  worth. A greedy answer then ends, where it is looked at: after 32, 64, 128 ... tokens. It is no
+  part of the fingerprint of an answer, whose worth does not depend on it.
   """
 
   prompt: str
@@ -60,6 +64,7 @@ class Generate(NamedTuple):
   n: int = 1
   top_p: float = 1.0
   top_k: int = 0
+  is_over: Callable[[str], bool] | None = None
 
 
 class Likelihood(NamedTuple):

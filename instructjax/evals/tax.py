@@ -180,7 +180,7 @@ def _cell(row: Mapping[str, Any], model: str) -> str:
   if difference is None or difference["value"] is None:
     return "–"
   decimals = row["decimals"]
-  cell = html.cell(page.estimate(difference), False, decimals)
+  cell = page.counted_cell(difference, False, decimals)
   paper_differences = row["paper_differences"].get(model)
   if not paper_differences:  # the paper has no such model or no such task
     return cell

@@ -22,7 +22,7 @@ from instructjax.evals.continuations import People
 from instructjax.evals.tasks import Generate, Item, Metric, Reply, Scores, Suite, Task
 from instructjax.settings import EvalSettings
 from instructjax.settings.evals import ToxicitySettings
-from instructjax.settings.subjects import LoadedModelSettings
+from instructjax.settings.subjects import AnyModelSettings
 
 # Returns scores from 0 to 1 for texts.
 Scorer = Callable[[Sequence[str]], list[float]]
@@ -110,7 +110,7 @@ def _describe(settings: ToxicitySettings, people: People | None, left_out: int) 
 # --- the scorer ---
 
 
-def open_scorer(source: str, model_settings: LoadedModelSettings) -> tuple[Scorer, str]:
+def open_scorer(source: str, model_settings: AnyModelSettings) -> tuple[Scorer, str]:
   """Returns (a scorer, a sentence that says what it is) of a reward source, or "stand-in".
 
   The scorer is tried once, before any model is opened. A reward sees an empty prompt.

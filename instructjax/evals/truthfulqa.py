@@ -43,7 +43,7 @@ from instructjax.rewards import spec
 from instructjax.runs.report import page as html
 from instructjax.settings import EvalSettings
 from instructjax.settings.evals import TruthfulQASettings
-from instructjax.settings.subjects import LoadedModelSettings
+from instructjax.settings.subjects import AnyModelSettings
 
 Row = Mapping[str, Any]
 # Takes questions and answers, and says whether each answer is true, or whether it informs.
@@ -205,7 +205,8 @@ def _read_pairs(file: str) -> str:
 def question(row: Row) -> Question:
   """Returns the question of a row.
 
-  Rows are those of TruthfulQA.csv, of the hub's "generation" or "multiple_choice", or our own,
+  Rows are those of TruthfulQA.csv, of the authors' mc_task.json, of the hub's "generation" or
+  "multiple_choice", or our own,
   which are like "generation". Of a copy without false answers, {"question", "correct_answers"} is
   enough.
   """
@@ -248,10 +249,15 @@ def question(row: Row) -> Question:
 
 
 def _read_targets(row: Row, field: str) -> dict[str, bool]:
-  """Returns {choice: whether it is true} of the hub's "multiple_choice"."""
+  """Returns {choice: whether it is true}.
+
+  The hub's "multiple_choice" has {"choices", "labels"}, the authors' mc_task.json {choice: label}.
+  """
   value = row.get(field)
   if not isinstance(value, Mapping):
     raise RecordError(f"{field}: an object with choices and labels is expected")
+  if "choices" not in value and "labels" not in value:
+    value = {"choices": list(value), "labels": list(value.values())}
   choices = rows.texts(value, "choices")
   labels = value.get("labels")
   if not isinstance(labels, Sequence) or len(labels) != len(choices) or set(labels) != {0, 1}:
@@ -298,7 +304,7 @@ def _judge_source(settings: TruthfulQASettings, name: str) -> str:
 
 def _open_judges(
   settings: TruthfulQASettings,
-  model_settings: LoadedModelSettings,
+  model_settings: AnyModelSettings,
 ) -> dict[str, Judge]:
   judges = {}
   for name in ("true", "info"):
@@ -318,7 +324,7 @@ def open_judge(
   source: str,
   name: str,
   threshold: float,
-  model_settings: LoadedModelSettings,
+  model_settings: AnyModelSettings,
 ) -> Judge:
   """Returns a judge out of a reward, which says yes where the reward is at least the threshold.
 
@@ -684,7 +690,7 @@ def _ratio_cell(row: Mapping[str, Any], model: str) -> str:
   estimate = row["models"].get(model)
   cell = "–"
   if estimate is not None and estimate["value"] is not None:
-    cell = html.cell(page.estimate(estimate))
+    cell = page.counted_cell(estimate)
   for who in ("judge", "human"):
     paper_ratios = row[who].get(model)
     if paper_ratios:

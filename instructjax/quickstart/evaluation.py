@@ -114,13 +114,15 @@ def policy_rows(
     for measure, column in values.items():
       row[measure] = intervals.mean(column)._asdict()
 
-    # A prompt is won where the response has a higher gold score than that of the SFT model.
-    row["win_rate_vs_sft"] = intervals.win_rate(gold, sft_gold)._asdict()
-    wins_by_slice = {}
-    for part, members in members_by_slice.items():
-      wins = intervals.win_rate(gold[members], sft_gold[members])
-      wins_by_slice[part] = wins._asdict()
-    row["win_rate_by_slice"] = wins_by_slice
+    # A prompt is won where the response has a higher gold score than that of the SFT model, which
+    # has no win rate against itself.
+    if name != "sft":
+      row["win_rate_vs_sft"] = intervals.win_rate(gold, sft_gold)._asdict()
+      wins_by_slice = {}
+      for part, members in members_by_slice.items():
+        wins = intervals.win_rate(gold[members], sft_gold[members])
+        wins_by_slice[part] = wins._asdict()
+      row["win_rate_by_slice"] = wins_by_slice
     rows_by_name[name] = row
   return rows_by_name
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from instructjax import intervals
+from instructjax.intervals import Estimate
 from instructjax.system import tables
 from instructjax.system.tables import Table
 
@@ -49,9 +51,9 @@ def ranking_table(rm: dict[str, Any]) -> Table:
   estimates["half of the raters against the other"] = references["ceiling"]
   rows = []
   for name, estimate in estimates.items():
-    rows.append((name, with_interval(estimate), estimate["n"]))
+    rows.append((name, with_interval(estimate), counted(estimate)))
   title = "Reward model: pairs ordered as people did, held-out texts and templates"
-  columns = ("", "accuracy, 95 % interval", "pairs")
+  columns = ("", "accuracy, 95 % interval", "pairs in prompts")
   return Table(title, columns, rows)
 
 
@@ -63,13 +65,27 @@ def policy_table(models: dict[str, Any]) -> Table:
     for row in models.values():
       value = row[measure]["value"]
       cells.append(f"{value:.{digits}f}")
-    rows.append((measure, *cells))
+    # All models have answered the same prompts and read the same texts.
+    n = counted(models["sft"][measure])
+    rows.append((measure, n, *cells))
   # Of the win rate the interval counts: does it contain a half?
-  wins = [with_interval(row["win_rate_vs_sft"]) for row in models.values()]
-  rows.append(("gold win rate against sft", *wins))
+  wins = []
+  n = ""
+  for row in models.values():
+    if "win_rate_vs_sft" not in row:
+      wins.append("–")  # nobody wins against themselves
+      continue
+    wins.append(with_interval(row["win_rate_vs_sft"]))
+    n = counted(row["win_rate_vs_sft"])
+  rows.append(("gold win rate against sft", n, *wins))
   prompts = models["sft"]["gold"]["n"]
   title = f"Policies on {prompts} prompts that no training saw"
-  return Table(title, ("", *models), rows)
+  return Table(title, ("", "n", *models), rows)
+
+
+def counted(estimate: dict[str, Any]) -> str:
+  """Returns the number of items of an estimate and of the clusters that they are in."""
+  return intervals.counted(Estimate(**estimate))
 
 
 def with_interval(estimate: dict[str, Any]) -> str:

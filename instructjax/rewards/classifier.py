@@ -97,7 +97,7 @@ def open_classifier(
 
   def score_pieces(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     parts = [
-      pieces(prompt, partial(fits, response=response))
+      pieces(prompt, partial(fits, response=response), tokens_of(tokenizer, prompt), limit)
       for prompt, response in zip(prompts, responses, strict=True)
     ]
     part_prompts: list[str] = []
@@ -117,25 +117,54 @@ def open_classifier(
   return score, about
 
 
-def pieces(text: str, fits: Callable[[str], bool]) -> list[str]:
+def pieces(
+  text: str,
+  fits: Callable[[str], bool],
+  tokens: Sequence[str],
+  limit: int | None = None,
+) -> list[str]:
   """Returns a text that fits, or the fewest equal pieces that do, each overlapping its neighbours.
+
+  Args:
+    text: The text.
+    fits: Whether a text fits beside its response.
+    tokens: The text in parts, between which it may be cut: a piece has whole parts, as many as its
+      neighbours, and one at least.
+    limit: No text of more parts fits, so that no larger pieces are tried.
 
   Where not even an empty text fits, the text is returned as it is.
   """
   if fits(text) or not fits(""):
     return [text]
-  count = 1
-  while count < len(text):
+  count = max(len(tokens) // limit, 1) if limit else 1
+  while count < len(tokens):
     count += 1
-    width = len(text) / count
+    width = len(tokens) / count
     parts = []
     for number in range(count):
       start = max(round((number - OVERLAP) * width), 0)
       end = round((number + 1 + OVERLAP) * width)
-      parts.append(text[start:end])
+      parts.append("".join(tokens[start:end]))
     if all(fits(part) for part in parts):
       return parts
-  return list(text)
+  return list(tokens)
+
+
+def tokens_of(tokenizer: Any, text: str) -> list[str]:
+  """Returns a text in parts, one for each of its tokens.
+
+  A tokenizer that does not say where its tokens stand has one part for each character.
+  """
+  if not tokenizer.is_fast:
+    return list(text)
+  encoded = tokenizer(
+    text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+  )
+  # What stands between two tokens (spaces) belongs to the first; the bytes of one character may be
+  # several tokens, which begin at the same place.
+  starts = sorted({0, *(start for start, _ in encoded["offset_mapping"])})
+  ends = [*starts[1:], len(text)]
+  return [text[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 def _check_choice(source: str, name: str, value: str, choices: Sequence[str]) -> None:

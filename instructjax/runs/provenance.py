@@ -19,6 +19,7 @@ from instructjax.errors import UserError
 from instructjax.runs import origin, writers
 from instructjax.system import jsons
 
+DIGITS = 16  # of a digest
 END = 1 << 16  # bytes at the end of a file, where weights that were trained again differ
 
 # What a manifest says of a model: source, weights, parameters, files, and perhaps prefix.
@@ -29,8 +30,8 @@ def digest(source: str) -> str:
   """A hash by which a source is recognised without reading its weights; "" where it is not here.
 
   A run is known by its manifest, which says when it began, a Python function by its file, and a
-  hub id by the commit in the hub's cache. Any other folder or file is known by the names, sizes
-  and ends of its files.
+  hub id by the commit in the hub's cache (40 digits). Any other folder or file is known by the
+  names, sizes and ends of its files.
   """
   location = source
   if origin.is_python(source):
@@ -40,7 +41,7 @@ def digest(source: str) -> str:
     return models.revision(source)
   manifest = path / "manifest.json"
   if manifest.is_file():
-    return hashlib.sha256(manifest.read_bytes()).hexdigest()
+    return hashlib.sha256(manifest.read_bytes()).hexdigest()[:DIGITS]
   if path.is_dir():
     # In an order that does not depend on the file system.
     files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -49,7 +50,7 @@ def digest(source: str) -> str:
   ends = [(str(file.relative_to(path)), *_size_and_end(file)) for file in files]
   # Manifests hold these digests, so their form may not change.
   text = jsons.text([ends])
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
 def _size_and_end(file: Path) -> tuple[int, str]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from instructjax.settings import subjects
 from instructjax.settings.fields import group, kinds, setting, settings
-from instructjax.settings.subjects import LoadedModelSettings, MeshSettings
+from instructjax.settings.subjects import EvaluatedModelSettings, MeshSettings
 
 SHIPPED = "our items (shipped), a file of the same fields, or empty to leave it out"
 
@@ -213,7 +213,7 @@ class EvalSettings:
   seed: int = subjects.seed()
   baseline: str = setting("sft", "The model that win rates and differences are against.")
   limit: int = count(0, "About so many items of each task, whole passages and articles together")
-  model: LoadedModelSettings = group(LoadedModelSettings(remat="none"))
+  model: EvaluatedModelSettings = group(EvaluatedModelSettings())
   template: str = setting(
     "auto",
     "The chat template: auto is the one a model was trained with, if any; empty is plain text, "

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from instructjax.settings import subjects
 from instructjax.settings.fields import group, replaced, setting, settings
 from instructjax.settings.method import MissingEosSettings
-from instructjax.settings.subjects import MeshSettings, ModelSettings
-from instructjax.settings.supervised import TINY_MODEL
+from instructjax.settings.subjects import MeshSettings, SampledModelSettings
+from instructjax.settings.supervised import TINY_DRAWN_MODEL
 
 Stored = Literal["float", "int8"]  # how weights or a cache are stored
 RANKED = (2, 9)  # outputs of a prompt that people rank; the paper has 4 to 9
@@ -66,12 +66,6 @@ def cache() -> Any:
   )
 
 
-def no_dropout(model: ModelSettings) -> Iterator[tuple[str, str]]:
-  """Yields the conflict of a dropout where nothing is trained."""
-  if model.dropout:
-    yield "model.dropout", "nothing is trained here, and samples are drawn without it; leave it 0"
-
-
 @settings
 class PromptData:
   """Prompts to answer."""
@@ -116,7 +110,7 @@ class BestOfNSettings:
   seed: int = subjects.seed()
   rewards: str = setting("", "What chooses: a reward run, or any sum of rewards (docs/rewards.md).")
   gold: str = setting("", "A second reward that judges the choice; empty has none.")
-  model: ModelSettings = group(ModelSettings(remat="none"))
+  model: SampledModelSettings = group(SampledModelSettings())
   data: PromptData = group(PromptData())
   prompts: int = setting(512, "The first prompts of the file; 0 takes all.", low=0)
   n: int = setting(64, "Responses of a prompt.", low=1, high=100_000)
@@ -124,9 +118,6 @@ class BestOfNSettings:
   sampling: DrawSettings = group(DrawSettings())
   missing_eos: MissingEosSettings = group(MissingEosSettings())
   mesh: MeshSettings = group(MeshSettings())
-
-  def conflicts(self) -> Iterator[tuple[str, str]]:
-    yield from no_dropout(self.model)
 
 
 @settings
@@ -159,7 +150,7 @@ class SampleSettings:
   rewards: str = setting(
     "", "Scores for samples.jsonl: runs/reward, python:my.py:f ... (docs/rewards.md)."
   )
-  model: ModelSettings = group(ModelSettings(remat="none"))
+  model: SampledModelSettings = group(SampledModelSettings())
   data: PromptData = group(PromptData())
   prompts: int = setting(8, "The first prompts of the file; 0 takes all.", low=0)
   n: int = setting(1, "Responses of each model at each temperature.", low=1, high=100_000)
@@ -174,7 +165,6 @@ class SampleSettings:
   )
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
-    yield from no_dropout(self.model)
     if self.format:
       # Each has one answer to a question.
       alone = {"n": self.n != 1, "k": bool(self.k), "prompt": bool(self.prompt)}
@@ -194,7 +184,7 @@ class SampleSettings:
     return len(self.sampling.temperature)
 
 
-TINY_DRAWS = TINY_MODEL | {"data.prompt": 128}
+TINY_DRAWS = TINY_DRAWN_MODEL | {"data.prompt": 128}
 TINY_BESTOFN = {"prompts": 32, "n": 8, "batch": 4, "sampling.response": 24}
 # The size is that of the model: the presets of the paper's sizes are one.
 BESTOFN: Mapping[str, BestOfNSettings] = {

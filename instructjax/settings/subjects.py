@@ -46,6 +46,13 @@ def dtype() -> Any:
   return setting("bfloat16", "The type of matrix products; parameters and sums are float32.")
 
 
+def source() -> Any:
+  return setting(
+    "",
+    "A run, a model folder, a .gguf file, a hub id or file.py:function; empty is random weights.",
+  )
+
+
 def remat(default: Remat) -> Any:
   return setting(
     default, "What the backward pass computes again: nothing, whole blocks, or all but products."
@@ -211,10 +218,7 @@ Shape = Literal[
 class ModelSettings:
   """The model that a stage starts from, and how it is computed."""
 
-  source: str = setting(
-    "",
-    "A run, a model folder, a .gguf file, a hub id or file.py:function; empty is random weights.",
-  )
+  source: str = source()
   shape: Shape = setting("tiny", "The shape of random weights, where there is no source.")
   tokenizer: str = tokenizer()
   dtype: Dtype = dtype()
@@ -227,7 +231,7 @@ class ModelSettings:
 
 @settings
 class LoadedModelSettings:
-  """How a model is computed whose source is named elsewhere, as PPO's `rl_init` is."""
+  """How a model is trained whose source is named elsewhere, as PPO's `rl_init` is."""
 
   shape: Shape = setting(
     "tiny", "The shape of random weights, or the one that is planned, where there is no source."
@@ -241,11 +245,58 @@ class LoadedModelSettings:
 
   @property
   def dropout(self) -> float:
-    """None, and no setting: neither PPO nor an evaluation drops anything out."""
+    """None, and no setting: PPO drops nothing out."""
     return 0.0
 
 
-AnyModelSettings = ModelSettings | LoadedModelSettings
+@settings
+class SampledModelSettings:
+  """The model that answers, and how it is computed: without a backward pass and dropout."""
+
+  source: str = source()
+  shape: Shape = setting("tiny", "The shape of random weights, where there is no source.")
+  tokenizer: str = tokenizer()
+  dtype: Dtype = dtype()
+  unroll: int = unroll()
+  sequence: bool = sequence()
+  attention: Attention = attention()
+
+  @property
+  def remat(self) -> Remat:
+    """No setting: there is no backward pass that could compute anything again."""
+    return "none"
+
+  @property
+  def dropout(self) -> float:
+    """None, and no setting: samples are drawn without it."""
+    return 0.0
+
+
+@settings
+class EvaluatedModelSettings:
+  """How the models of an evaluation are computed, whose sources are those of --models."""
+
+  shape: Shape = setting("tiny", "The shape of random weights, where there is no source.")
+  tokenizer: str = tokenizer()
+  dtype: Dtype = dtype()
+  unroll: int = unroll()
+  sequence: bool = sequence()
+  attention: Attention = attention()
+
+  @property
+  def remat(self) -> Remat:
+    """No setting: there is no backward pass that could compute anything again."""
+    return "none"
+
+  @property
+  def dropout(self) -> float:
+    """None, and no setting: nothing is trained."""
+    return 0.0
+
+
+AnyModelSettings = (
+  ModelSettings | LoadedModelSettings | SampledModelSettings | EvaluatedModelSettings
+)
 
 
 @settings

@@ -266,7 +266,9 @@ def chosen_metric(
 
 # Sizes, learning rates and batches are those of the paper's Appendix C and of Brown et al. 2020.
 
-TINY_MODEL = {"model.shape": "tiny", "model.dtype": "float32", "model.remat": "none"}
+# A model that is not trained has no `remat`.
+TINY_DRAWN_MODEL = {"model.shape": "tiny", "model.dtype": "float32"}
+TINY_MODEL = TINY_DRAWN_MODEL | {"model.remat": "none"}
 # A tiny run is over in seconds: one checkpoint at the end, every step logged.
 TINY_RUN = {"checkpoint_every": 0, "keep": 1, "log_every": 1, "evaluate_every": 0}
 # The quickstart's sentences fit these lengths in bytes.

@@ -20,12 +20,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from instructjax import intervals
 from instructjax.data.batches import corpora
 from instructjax.data.records import ordering, places, records
 from instructjax.data.records.records import Comparison
 from instructjax.errors import UserError
+from instructjax.intervals import Estimate
 from instructjax.runs import writers
 from instructjax.settings.fields import replaced, to_dict
 from instructjax.settings.reward import RewardSettings
@@ -176,24 +178,42 @@ def accuracies(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def summarise(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """Both accuracies and their difference, as means over models with intervals over models."""
-  inside, outside = (
-    np.asarray([model[pool]["value"] for model in measured], np.float64) for pool in POOLS
-  )
+  """Both accuracies and their difference, as means over models.
+
+  Intervals are over the groups of labelers: the models of a group differ by their seeds alone.
+  """
+  inside, outside = (_sums_of_groups(measured, pool) for pool in POOLS)
   return {
-    POOLS[0]: ordering.as_json(intervals.mean(inside)),
-    POOLS[1]: ordering.as_json(intervals.mean(outside)),
-    "gap": ordering.as_json(intervals.mean_difference(inside, outside)),
+    POOLS[0]: ordering.as_json(intervals.share(inside)),
+    POOLS[1]: ordering.as_json(intervals.share(outside)),
+    "gap": ordering.as_json(intervals.difference(inside, outside)),
     "models": list(measured),
   }
 
 
+def _sums_of_groups(
+  measured: Sequence[Mapping[str, Any]], pool: str
+) -> Float[np.ndarray, "groups 2"]:
+  """Returns the sum of the accuracies of each group's models, and the number of its models."""
+  sums: dict[tuple[str, ...], np.ndarray] = {}
+  for model in measured:
+    group = tuple(model["group"])
+    value_and_count = np.array([model[pool]["value"], 1.0])
+    sums[group] = sums.get(group, np.zeros(2)) + value_and_count
+  return np.stack(list(sums.values()))
+
+
 def describe(summary: Mapping[str, Any], groups: int, seeds: int) -> str:
   """Three lines: the two accuracies and their difference."""
-  lines = [f"{groups} groups of labelers, {seeds} seeds; 95 % intervals over the models"]
+  lines = [
+    f"{groups} groups of labelers, {seeds} seeds; 95 % intervals over the groups (n: models in "
+    "groups)"
+  ]
   for name in (*POOLS, "gap"):
     part = summary[name]
-    lines.append(f"{name:18} {part['value']:.3f} ({part['low']:.3f} to {part['high']:.3f})")
+    counts = intervals.counted(Estimate(**part))
+    interval = f"({part['low']:.3f} to {part['high']:.3f})"
+    lines.append(f"{name:18} {part['value']:.3f} {interval}  n {counts}")
   if summary["left_out"]:
     lines.append(
       f"{summary['left_out']} held-out comparisons are by other labelers and were not counted"

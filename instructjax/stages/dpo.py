@@ -191,7 +191,9 @@ def run(settings: DPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
       writers.note(workdir, rows=corpora.facts(counts))
       final = running.train(settings, workdir, writer, training)
       if measures is not None:
-        running.show(reward.describe(measures.report(final, 1.0)))
+        measured = measures.report(final, 1.0)
+        writers.keep_results(workdir, {"dpo": measured})
+        running.show(reward.describe(measured))
       params = running.whole_model(
         settings.top, source, settings.model, settings.seed, final.params
       )

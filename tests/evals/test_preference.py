@@ -184,6 +184,41 @@ def test_the_difficulty_of_a_prompt_is_a_term():
   assert controlled["rate"].value == pytest.approx(p.mean(), abs=0.025)
 
 
+def test_the_difficulties_are_those_of_the_other_models():
+  """Half of the prompts are hard, and there the model writes short answers: it wins 80 % of the
+  easy and 20 % of the hard ones whatever their length. Alone it seems to lose by its short answers.
+  """
+  rng = np.random.default_rng(8)
+  prompts = np.arange(800)
+  is_hard = prompts % 2 == 1
+
+  def judged_model(name, short_on_hard):
+    ours = 1000 + rng.normal(0, 200, len(prompts)) - 300 * short_on_hard * is_hard
+    return [
+      vote(i, float(rng.random() < (0.2 if is_hard[i] else 0.8)), name, "sft")._replace(
+        ratio=math.log(ours[i] / 1000), longer_by=round(ours[i] - 1000)
+      )
+      for i in prompts
+    ]
+
+  model = judged_model("ppo", 1.0)
+  others = [each for n in range(24) for each in judged_model(f"other{n}", 0.0)]
+  draws = votes.draw(model + others, samples=30)
+  alone = rates.rates_against("ppo", "sft", model, draws)["controlled"]
+  assert alone["rate"].value > 0.6 and alone["difficulty_from"] == 0
+  among = rates.rates_against("ppo", "sft", model + others, draws)["controlled"]
+  assert among["rate"].value == pytest.approx(0.5, abs=0.04) and among["difficulty_from"] == 24
+  assert abs(among["slope"].value) < 0.5 < alone["slope"].value
+  # The model's own verdicts have no part in the difficulties.
+  lost = [each._replace(orders=(0.0,)) for each in model]
+  easiness, _ = length.difficulties("ppo", "sft", model + others)
+  assert length.difficulties("ppo", "sft", lost + others)[0] == easiness
+  values = np.array([easiness[str(i)] for i in prompts])
+  # Odds of 4 and of 1/4 against their mean.
+  assert values[~is_hard].mean() == pytest.approx(math.log(4), abs=0.25)
+  assert abs(values.mean()) < 1e-9
+
+
 def test_without_support_there_is_no_rate_at_equal_length():
   """AlpacaEval 2's gpt4_gamed: 68 characters against long answers, and almost no win."""
   rng = np.random.default_rng(6)

@@ -91,6 +91,12 @@ def test_accuracy_by_group_and_calibration(tmp_path, source, capsys):
   p1, p2 = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-2))
   measured = together["reward/comparisons"]["rm"]
   assert [row["n"] for row in measured["calibration"]] == [2, 3, 1]
+  # Intervals are over prompts: a and d, then b, c and d, then a.
+  shares = [row["share right"] for row in measured["bins"]]
+  assert [(share["n"], share["clusters"]) for share in shares] == [(2, 2), (3, 3), (1, 1)]
+  assert [share["value"] for share in shares] == pytest.approx([0.5, 2 / 3, 1])
+  assert measured["bins"][1]["p given"]["value"] == pytest.approx(1 / (1 + math.exp(-1)))
+  assert measured["slope"]["n"] == 6 and measured["slope"]["clusters"] == 4
   ece = (2 * 0 + 3 * abs(p1 - 2 / 3) + abs(p2 - 1)) / 6
   assert measured["ece"] == pytest.approx(ece)
   assert table["calibration error"]["value"] == pytest.approx(ece)
@@ -107,9 +113,11 @@ def test_accuracy_by_group_and_calibration(tmp_path, source, capsys):
   metrics = {row["metric"] for row in rows}
   differences = {f"{name} less sft" for name in table}
   assert {*table, *differences, "reward/comparisons, slope"} <= metrics
-  # The rest are the slices of the accuracy.
+  # The rest are the slices of the accuracy, and the bins of the calibration.
   others = metrics - {*table, *differences, "reward/comparisons, slope"}
-  assert others and all(name.startswith("accuracy, ") for name in others)
+  bins = {name for name in others if name.startswith("reward/comparisons, bins, ")}
+  assert len(bins) == 6 and others - bins
+  assert all(name.startswith("accuracy, ") for name in others - bins)
   captured = capsys.readouterr()
   assert "66.7" in captured.out and captured.err.startswith("eval: reward models rm=")
 
@@ -119,6 +127,16 @@ def test_accuracy_by_group_and_calibration(tmp_path, source, capsys):
   evaluated(tmp_path, {"rm": source, "sft": source.replace(":number", ":turned")}, comparisons=file)
   again = (tmp_path / "run" / "scores" / "reward_comparisons" / "rm.jsonl").read_text()
   assert again == scored
+
+
+def test_one_model_is_no_plural():
+  assert reward.described(1, 2, 1) == (
+    "1 prompt with 2 answers for the reward model; its first batch tells the minutes"
+  )
+  assert reward.described(1000, 4000, 2) == (
+    "1,000 prompts with 4,000 answers for each of 2 reward models; the first batch of each tells "
+    "the minutes"
+  )
 
 
 def pair(subset, chosen, rejected, prompt="p"):

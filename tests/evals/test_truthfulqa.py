@@ -9,7 +9,7 @@ import math
 import pytest
 
 from instructjax.errors import UserError
-from instructjax.evals import truthfulqa
+from instructjax.evals import rows, truthfulqa
 from instructjax.evals.tasks import Completion, Generate, Likelihood, Logp, Look, Reply
 from instructjax.settings import reading
 
@@ -91,6 +91,26 @@ def test_the_pairs_may_be_the_papers(tmp_path):
 
 
 # --- data ---
+
+
+def test_the_choices_of_its_authors(tmp_path):
+  """mc_task.json: one JSON array, {choice: label}."""
+  targets = {"No.": 1, "They have no wings.": 1, "Yes.": 0}
+  first = {"No.": 1, "Yes.": 0}
+  row = {"question": "Can pigs fly?", "mc1_targets": first, "mc2_targets": targets}
+  path = tmp_path / "mc_task.json"
+  path.write_text(json.dumps([row, row | {"question": "Can they swim?"}], indent=2))
+  (read, other) = rows.read(str(path), truthfulqa.question)
+  assert read.first == {"No.": True, "Yes.": False} and other.text == "Can they swim?"
+  assert read.all == {"No.": True, "They have no wings.": True, "Yes.": False}
+  path.write_text(json.dumps([row, row | {"mc1_targets": targets}]))
+  with pytest.raises(UserError, match=r"mc_task\.json\[1\]\.mc1_targets: labels: one true choice"):
+    rows.read(str(path), truthfulqa.question)
+  path.write_text("[{")
+  with pytest.raises(UserError, match=r"mc_task\.json"):
+    rows.read(str(path), truthfulqa.question)
+  path.write_text(json.dumps(row) + "\n")  # JSONL under this name
+  assert len(rows.read(str(path), truthfulqa.question)) == 1
 
 
 def test_the_csv_of_its_authors(tmp_path):

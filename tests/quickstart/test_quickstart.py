@@ -14,7 +14,7 @@ from instructjax import quickstart
 from instructjax.data.public import tone
 from instructjax.data.records.records import Comparison, Text
 from instructjax.models import llama, save
-from instructjax.quickstart import data, ranking, recipe
+from instructjax.quickstart import data, ranking, recipe, tables
 from instructjax.runs import loop, origin
 from instructjax.runs.checkpoint import Checkpoints
 from instructjax.settings.subjects import ModelSettings
@@ -99,24 +99,23 @@ def finished(model, tmp_path_factory):
 def test_results_are_complete(finished):
   workdir, results = finished
   assert set(results["models"]) == {"base", "sft", "ppo", "ptx"}
-  for row in results["models"].values():
-    assert set(row) == {
-      "score",
-      "gold",
-      "follows",
-      "win_rate_vs_sft",
-      "win_rate_by_slice",
-      "kl",
-      "length",
-      "eos_rate",
-      "pretrain_nll",
-    }
+  for name, row in results["models"].items():
+    measures = {"score", "gold", "follows", "kl", "length", "eos_rate", "pretrain_nll"}
+    assert row["pretrain_nll"]["n"] == 4
+    if name == "sft":  # nobody wins against themselves
+      assert set(row) == measures
+      continue
+    assert set(row) == {*measures, "win_rate_vs_sft", "win_rate_by_slice"}
     wins = row["win_rate_vs_sft"]
     assert wins["n"] == 9
     assert 0 <= wins["low"] <= wins["high"] <= 1
     assert set(row["win_rate_by_slice"]) == {*tone.TEST, *tone.DIRECTIONS}
-    assert row["pretrain_nll"]["n"] == 4
-  assert results["models"]["sft"]["win_rate_vs_sft"]["value"] == 0.5
+  rates = tables.policy_table(results["models"]).rows[-1]
+  assert rates[:2] == ("gold win rate against sft", "9")
+  assert rates[3] == "–" and all(" to " in rate for rate in (rates[2], *rates[4:]))
+  accuracies = tables.ranking_table(results["rm"]).rows
+  pairs, prompts = (results["rm"]["pair_accuracy"][name] for name in ("n", "clusters"))
+  assert pairs > prompts and accuracies[0][2] == f"{pairs} in {prompts}"
   assert list(results["rm"]["by_domain"]) == ["movies", "tweets", "amazon"]
   assert sum(row["n"] for row in results["rm"]["calibration"]) > 0
   assert results["seed"] == 0

@@ -89,3 +89,13 @@ def test_another_prefix_before_the_prompts_of_a_model_is_an_error(tmp_path):
       provenance.compare(tmp_path, name, changed)
   with pytest.raises(UserError, match="another prefix"):
     provenance.compare(tmp_path, "p", {"source": "m", "weights": "1"})
+
+
+def test_every_digest_is_as_long(tmp_path):
+  """A run, a folder and a file: 16 digits each; the fingerprint of what is not here is empty."""
+  run, folder = tmp_path / "run", tmp_path / "folder"
+  for each, name in ((run, "manifest.json"), (folder, "weights")):
+    each.mkdir()
+    (each / name).write_text("x")
+  digests = [provenance.digest(str(path)) for path in (run, folder, folder / "weights")]
+  assert [len(digest) for digest in digests] == [16, 16, 16] and len(set(digests)) == 3

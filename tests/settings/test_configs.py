@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from instructjax import settings
+from instructjax.errors import UserError
 from instructjax.models import gpt
+from instructjax.settings import reading
 from instructjax.stages import wiring
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -177,3 +179,14 @@ def test_every_preset_loads_and_says_its_command(stage):
   text = (ROOT / "configs" / f"{stage}.py").read_text()
   assert f"instructjax {stage} --config={stage}:tiny" in text
   assert load(stage) == load(f"{stage}:tiny")
+
+
+@pytest.mark.parametrize("stage", ["sample", "bestofn", "eval"])
+def test_what_only_training_reads_is_no_field_where_nothing_is_trained(stage):
+  """No backward pass computes anything again, and nothing drops out."""
+  config = settings.load(stage)
+  assert (config.model.remat, config.model.dropout) == ("none", 0.0)
+  assert not {"remat", "dropout"} & set(settings.to_dict(config)["model"])
+  for name, value in (("remat", "blocks"), ("dropout", "0.1")):
+    with pytest.raises(UserError, match=f"config.model.{name}"):
+      reading.override(config, [(f"model.{name}", value)])

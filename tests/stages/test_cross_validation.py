@@ -60,6 +60,7 @@ def test_every_group_is_held_out_once_a_seed(options, tmp_path, capsys, monkeypa
   assert cli.main([*options, "--groups=2", "--seeds=2"]) == 0, capsys.readouterr().err
   out = capsys.readouterr().out
   assert "1 held-out comparisons are by other labelers" in out
+  assert out.count("  n 4 in 2\n") == 3
   folder = tmp_path / "cv"
   summary = json.loads((folder / "results.json").read_text())["rm_cv"]
   groups = [tuple(model["group"]) for model in summary["models"]]
@@ -78,10 +79,32 @@ def test_every_group_is_held_out_once_a_seed(options, tmp_path, capsys, monkeypa
   page = report.write(folder).read_text()
   assert "Labelers of the training data, and others" in page
   assert "Means over 4 models" in page
+  assert "n: training labelers 4 in 2, held-out labelers 4 in 2." in page
 
   # The same command again trains nothing.
   monkeypatch.setattr(cross_validation.reward, "run", None)
   assert cli.main([*options, "--groups=2", "--seeds=2"]) == 0
+
+
+def test_intervals_are_over_groups():
+  """Models of one group are as good as each other: ten seeds tell no more than one."""
+
+  def models(seeds):
+    values = {"ana": (0.8, 0.7), "ben": (0.7, 0.68), "cem": (0.76, 0.7)}
+    return [
+      {"group": [group], "seed": seed}
+      | {"training labelers": {"value": own}, "held-out labelers": {"value": other}}
+      for group, (own, other) in values.items()
+      for seed in range(seeds)
+    ]
+
+  few, many = (cross_validation.summarise(models(seeds)) for seeds in (1, 10))
+  for name in ("training labelers", "held-out labelers", "gap"):
+    ends = [(part[name]["low"], part[name]["high"]) for part in (few, many)]
+    assert ends[1] == pytest.approx(ends[0], abs=0.02)
+    assert (many[name]["n"], many[name]["clusters"]) == (30, 3)
+  # By hand: gaps of .1, .02 and .06, whose t interval of 2 degrees is .06 ± 4.303 × .04 / √3.
+  assert few["gap"]["low"] == pytest.approx(0.06 - 4.303 * 0.04 / 3**0.5, abs=1e-4)
 
 
 def test_what_cannot_be_cross_validated_is_said(options, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """The DPO stage on tiny files: what it leaves, goes on with, and refuses."""
 
+import json
+
 import numpy as np
 import pytest
 from stage_runs import TUNE, files, leaves, metrics, run, stop_after
@@ -37,6 +39,19 @@ def test_it_leaves_a_policy_that_prefers_what_people_do(dpo_run, base):
   page = report.write(dpo_run).read_text()
   assert "DPO: loss" in page
   assert "DPO: eval/accuracy" in page
+
+
+def test_it_leaves_its_accuracy_with_an_interval(dpo_run):
+  measured = json.loads((dpo_run / "results.json").read_text())["dpo"]
+  accuracy, last = measured["pair_accuracy"], metrics(dpo_run)[-1]
+  assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+  assert accuracy["n"] >= accuracy["clusters"] > 1
+  for name in ("value", "low", "high"):
+    suffix = "" if name == "value" else f"_{name}"
+    assert accuracy[name] == pytest.approx(last[f"eval/accuracy{suffix}"])
+  page = report.write(dpo_run).read_text()
+  assert "The implicit reward orders" in page and ">Implicit reward</h2>" in page
+  assert "reward model" not in page.lower()
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(data, base, dpo_run, tmp_path, monkeypatch):

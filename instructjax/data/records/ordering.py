@@ -238,15 +238,10 @@ def reliability(difference: Float[np.ndarray, " N"], bins: int = BINS) -> list[d
   pairs, the share of them that people ordered so, `correct`, and their number `n`. Bins are of one
   width from 0.5 to 1; those without pairs are left out.
   """
-  p = _sigmoid(np.abs(difference))
+  p = certainty(difference)
   right = is_right(difference)
-  # The last bin has 1 itself too.
-  bin_of_pair = np.minimum(((p - 0.5) * 2 * bins).astype(int), bins - 1)
   table = []
-  for number in range(bins):
-    members = bin_of_pair == number
-    if not members.any():
-      continue
+  for members in bins_of_pairs(difference, bins):
     row = {
       "p": float(p[members].mean()),
       "correct": float(right[members].mean()),
@@ -254,6 +249,21 @@ def reliability(difference: Float[np.ndarray, " N"], bins: int = BINS) -> list[d
     }
     table.append(row)
   return table
+
+
+def certainty(difference: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+  """Returns the probability that the model gives to the order that it prefers, from 0.5 to 1."""
+  return _sigmoid(np.abs(difference))
+
+
+def bins_of_pairs(
+  difference: Float[np.ndarray, " N"], bins: int = BINS
+) -> list[Bool[np.ndarray, " N"]]:
+  """Returns which pairs are in each bin of `reliability` that has pairs."""
+  # The last bin has 1 itself too.
+  bin_of_pair = np.minimum(((certainty(difference) - 0.5) * 2 * bins).astype(int), bins - 1)
+  members = [bin_of_pair == number for number in range(bins)]
+  return [pairs for pairs in members if pairs.any()]
 
 
 def calibration_error(bins: Sequence[Mapping[str, Any]]) -> float | None:

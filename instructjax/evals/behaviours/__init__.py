@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from instructjax.errors import UserError, naming
-from instructjax.evals import summary
+from instructjax.evals import page, summary
 from instructjax.evals.behaviours import perturbations, refusals, tasks
 from instructjax.evals.tasks import Look, Replies, Scores, Suite, Task
 from instructjax.intervals import Estimate
@@ -82,7 +82,7 @@ def together(
       continue
     costs[task.name] = {}
     for model, rows in scores[task.name].items():
-      estimates = [cost(task, rows, strength)._asdict() for strength in WORSE]
+      estimates = [summary.plain(cost(task, rows, strength)) for strength in WORSE]
       costs[task.name][model] = estimates
   return {"against strength 0": costs}
 
@@ -109,7 +109,7 @@ def draw(results: Mapping[str, Any], looks: Mapping[str, Look]) -> str:
   rows = []
   for task, costs in results["against strength 0"].items():
     for model, estimates in costs.items():
-      cells = [html.cell(Estimate(**estimate), share=True) for estimate in estimates]
+      cells = [page.counted_cell(estimate, share=True) for estimate in estimates]
       rows.append([escape(task), escape(model), *cells])
   if not rows:
     return ""

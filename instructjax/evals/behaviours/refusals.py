@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from instructjax import rewards
 from instructjax.errors import UserError
 from instructjax.rewards import spec
-from instructjax.settings.subjects import LoadedModelSettings
+from instructjax.settings.subjects import AnyModelSettings
 
 # Takes prompts and answers, and says whether each answer refuses.
 Judge = Callable[[Sequence[str], Sequence[str]], Bool[np.ndarray, " N"]]
@@ -51,7 +51,7 @@ def completed(source: str) -> str:
   return source
 
 
-def open_judge(source: str, model_settings: LoadedModelSettings) -> Judge:
+def open_judge(source: str, model_settings: AnyModelSettings) -> Judge:
   """Opens a judge of refusals.
 
   An answer without a word is not shown to it, and is no refusal.

@@ -47,12 +47,13 @@ def _task(
   score_text: ScoreText,
   metrics: Sequence[Metric],
   about: str = "",
+  is_over: Callable[[str], bool] | None = None,
 ) -> Task:
   """Returns a task whose prompts are answered once, greedily, up to so many tokens."""
 
   def ask(item: Item) -> list[Generate]:
     # Answers have paragraphs, so that no text ends them.
-    return [Generate(item.data["prompt"], tokens, stop=())]
+    return [Generate(item.data["prompt"], tokens, stop=(), is_over=is_over)]
 
   def score(items: Sequence[Item], answers: Sequence[Reply]) -> list[Scores]:
     pairs = zip(items, answers, strict=True)
@@ -159,7 +160,16 @@ def hedging(source: str, limit: int | None, seed: int) -> list[Task]:
   about = (
     "direct: the right answer stands in the first sentence, and the first paragraph does not hedge"
   )
-  return [_task("hedging", items, MEDIUM, score_text, metrics, about)]
+  return [_task("hedging", items, MEDIUM, score_text, metrics, about, is_plainly_over)]
+
+
+def is_plainly_over(text: str) -> bool:
+  """Returns whether a plain question is answered, and the model asks itself another one.
+
+  What `hedging` reads then stands: the first paragraph, and the text up to that question.
+  """
+  text = text.strip()
+  return phrases.opening(text) != text and phrases.answer(text) != text
 
 
 def _answers(row: Row) -> list[str]:

@@ -34,7 +34,7 @@ from instructjax.rewards import Reward, functions, judge, spec
 from instructjax.runs import origin, provenance
 from instructjax.settings import EvalSettings
 from instructjax.settings.evals import PreferenceSettings
-from instructjax.settings.subjects import LoadedModelSettings
+from instructjax.settings.subjects import AnyModelSettings
 from instructjax.system import user_code
 
 # (prompt, response) to score or to rate; (prompt, first answer, second answer) to compare.
@@ -131,7 +131,7 @@ def _open_rater(name: str, source: str) -> Judge | Labels:
 # --- kinds ---
 
 
-def _scoring_judge(name: str, source: str, model_settings: LoadedModelSettings) -> Judge:
+def _scoring_judge(name: str, source: str, model_settings: AnyModelSettings) -> Judge:
   """Opens rewards as a judge.
 
   Our own models load when they are first asked, so that an evaluation whose judgements are all on

@@ -11,7 +11,10 @@ have an L1 penalty, whose strength is chosen among ten by cross-validation in fi
 things differ from AlpacaEval 2:
 
   difficulty   AlpacaEval fits a number for each of its 805 instructions from all models of its
-               leaderboard. Other prompts have none, and the term is then left out.
+               leaderboard. Here it is fitted from the other models that were judged against the
+               same baseline (`difficulties`); the model itself has no part in it. Without other
+               models the term is left out, and the rate is less right: where a model writes least
+               on the hard prompts, the slope takes the blame for them.
   prior        AlpacaEval adds, with a small weight, verdicts on answers of its baseline that were
                made longer and shorter, which other prompts have not either. Without them nothing
                ties φ where both answers hardly ever have a like length, so that there is no rate
@@ -39,6 +42,11 @@ from instructjax.intervals import NOTHING, Estimate
 
 LIKE = 1.5  # the factor within which two lengths are alike
 SUPPORT = 0.15  # the least share of pairs of like length that supports a rate at equal length
+# The standard deviation of the difficulties in nats of odds, as that of AlpacaEval's instructions.
+SPREAD = 1.7
+# The coefficients of the other models are held by a little of this, should one win or lose always.
+HOLD = 0.05
+ROUNDS = 25  # of the fit of the difficulties
 # The strengths of the likelihood beside the penalty: from 50 % to a fit without a penalty.
 STRENGTHS = np.logspace(-4, 4, 10)
 PARTS = 5  # of the cross-validation
@@ -105,6 +113,53 @@ def rate_at_equal_length(
     "support": support,
     "why": "",
   }
+
+
+def difficulties(
+  model: str,
+  baseline: str,
+  judged: Sequence[Vote],
+) -> tuple[dict[str, float], int]:
+  """Returns how easy each prompt is to win against the baseline, and how many models say so.
+
+  It is the d of a fit to the votes on all other models j against the baseline,
+
+      P(j won on prompt i) = sigmoid(θ_j + φ_j tanh(Δ_ij / sd(Δ_j)) + d_i),  d ~ N(0, SPREAD²),
+
+  by turns of Newton steps for the models and for the prompts. Prompts without a vote on another
+  model are left out.
+  """
+  opponents = dict.fromkeys(vote.b if vote.a == baseline else vote.a for vote in judged)
+  fitted = []
+  for other in opponents:
+    votes_of_other = votes.between(judged, other, baseline)
+    if other not in (model, baseline) and votes_of_other:
+      fitted.append(votes_of_other)
+  numbers: dict[str, int] = {}
+  rows = []
+  for votes_of_other in fitted:
+    longer = np.array([float(vote.longer_by) for vote in votes_of_other])
+    features = np.stack([np.ones_like(longer), np.tanh(longer / (longer.std() or 1.0))], axis=1)
+    won = np.array([vote.won for vote in votes_of_other])
+    prompts = [numbers.setdefault(vote.prompt, len(numbers)) for vote in votes_of_other]
+    rows.append((features, won, np.array(prompts)))
+  difficulty = np.zeros(len(numbers))
+  coefficients = np.zeros((len(rows), 2))
+  for _ in range(ROUNDS):
+    gradient = -difficulty / SPREAD**2
+    curvature = np.full(len(numbers), 1 / SPREAD**2)
+    for row, (features, won, prompts) in enumerate(rows):
+      p = sigmoid(features @ coefficients[row] + difficulty[prompts])
+      bend = (features * (p * (1 - p))[:, None]).T @ features + HOLD * np.eye(2)
+      slope = features.T @ (won - p) - HOLD * coefficients[row]
+      coefficients[row] += np.clip(np.linalg.solve(bend, slope), -1, 1)
+      p = sigmoid(features @ coefficients[row] + difficulty[prompts])
+      np.add.at(gradient, prompts, won - p)
+      np.add.at(curvature, prompts, p * (1 - p))
+    difficulty += np.clip(gradient / curvature, -1, 1)
+    # The level belongs to the models.
+    difficulty -= difficulty.mean() if len(numbers) else 0.0
+  return dict(zip(numbers, difficulty.tolist(), strict=True)), len(rows)
 
 
 def _with_ends(

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from instructjax.evals import numbers
-from instructjax.evals.page import estimate, legend, lines
+from instructjax.evals.page import counted_cell, estimate, legend, lines
 from instructjax.evals.preference import figures
 from instructjax.evals.tasks import Look
 from instructjax.intervals import Estimate
@@ -149,7 +148,7 @@ def _share_cell(share: Entry | None) -> str:
   """Returns a share over its interval; a dash where there is none."""
   if not share or share["value"] is None:
     return DASH
-  return f"{html.cell(estimate(share), True)}<small>n {numbers.counted(share)}</small>"
+  return counted_cell(share, True)
 
 
 def _main_cell(shares: Mapping[str, Any]) -> str:
@@ -286,13 +285,29 @@ def _notes(findings: Mapping[str, Any]) -> str:
   for model, rates in findings["against_baseline"].items():
     if rates["controlled"]["why"]:
       notes.append(f"{model} has no rate at equal length: {rates['controlled']['why']}.")
-  notes.append(
-    "Rates at equal length are after AlpacaEval 2, without its difficulties of the instructions, "
-    "which these prompts do not have."
-  )
+  others = [
+    rates["controlled"].get("difficulty_from", 0) for rates in findings["against_baseline"].values()
+  ]
+  if others:
+    notes.append(_difficulty_note(min(others)))
   if findings["bradley_terry"]["why"]:
     notes.append(f"Bradley-Terry: {findings['bradley_terry']['why']}.")
   return f'<p class="note">{escape(" ".join(notes))}</p>'
+
+
+def _difficulty_note(others: int) -> str:
+  """Returns what a rate at equal length rests on: the more other models, the better."""
+  if not others:
+    return (
+      "Rates at equal length are after AlpacaEval 2 without difficulties of the prompts, for which "
+      "other models have to be judged too: on its models such rates are as far from the published "
+      "ones as the raw rates."
+    )
+  models = "1 other model" if others == 1 else f"{others} other models"
+  return (
+    "Rates at equal length are after AlpacaEval 2; the difficulties of the prompts are from the "
+    f"verdicts on {models}."
+  )
 
 
 def _agreement_section(prompts: str, table: Mapping[str, Any]) -> str:

@@ -23,7 +23,8 @@ def rates_against(
   rate         win 1, tie 1/2, loss 0, with both orders of a pair averaged: {by_prompt, by_both}
   wins ...     strict shares: a win is preferred in every order, a loss is preferred in none, and
                everything else is a tie
-  controlled   the rate at equal length, see `length.rate_at_equal_length`
+  controlled   the rate at equal length, see `length.rate_at_equal_length`; `difficulty_from` is
+               the number of other models whose votes say how hard the prompts are
   flagged      the raw and the controlled rate lie on different sides of 1/2, or only one of them
                lies surely on its side; False where there is no controlled rate
   longer       the mean log ratio of the lengths: 0.69 says that ours are twice as long
@@ -39,18 +40,35 @@ def rates_against(
   def share_of(outcome: float) -> Estimate:
     return votes.share(pair_votes, [each == outcome for each in outcomes])
 
-  controlled = length.rate_at_equal_length(draws, pair_votes)
-  equal = controlled["rate"]
+  at_equal_length = controlled(model, baseline, judged, draws)
+  equal = at_equal_length["rate"]
   return {
     "rate": rate,
     "wins": share_of(1.0),
     "ties": share_of(0.5),
     "losses": share_of(0.0),
-    "controlled": controlled,
+    "controlled": at_equal_length,
     "flagged": equal.n > 0 and _side(votes.main_estimate(rate)) != _side(equal),
     "longer": votes.share(pair_votes, [vote.ratio for vote in pair_votes]),
     "slices": rates_by_slice(pair_votes),
   }
+
+
+def controlled(
+  model: str,
+  baseline: str,
+  judged: Sequence[Vote],
+  draws: Draws,
+) -> dict[str, Any]:
+  """Returns the rate of a model at equal length, with difficulties from the votes on the others."""
+  pair_votes = votes.between(judged, model, baseline)
+  easiness, models = length.difficulties(model, baseline, judged)
+  difficulty = None
+  if models:
+    # A prompt on which nobody else was judged is as hard as the mean.
+    difficulty = np.array([easiness.get(vote.prompt, 0.0) for vote in pair_votes])
+  rate = length.rate_at_equal_length(draws, pair_votes, difficulty)
+  return rate | {"difficulty_from": models}
 
 
 def _strict_outcome(vote: Vote) -> float:

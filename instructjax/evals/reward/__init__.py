@@ -13,9 +13,9 @@ goes on. The tables have
 A pair whose scores are equal is half right in `accuracy`; RewardBench's own score counts it as
 wrong. Intervals are over prompts: the pairs of one prompt are not independent.
 
-`together` has the calibration of each model, {table: {model: {calibration, ece, slope, n}}}, as
-`data.records.ordering` measures it: sigmoid(difference of scores) is taken as the probability that
-the first answer is preferred.
+`together` has the calibration of each model, {table: {model: {calibration, bins, ece, slope, n}}},
+as `data.records.ordering` measures it: sigmoid(difference of scores) is taken as the probability
+that the first answer is preferred. `bins` are those of `calibration` as estimates.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 
-from instructjax import rewards
+from instructjax import intervals, rewards
 from instructjax.data.records import ordering
 from instructjax.errors import UserError, naming
-from instructjax.evals import announce, results, rows, run, scorers
+from instructjax.evals import announce, page, results, rows, run, scorers, summary
 from instructjax.evals.reward import bench
 from instructjax.evals.reward import cases as readers
 from instructjax.evals.reward.bench import Part
@@ -110,10 +110,7 @@ def main(
       )
     answers = sum(len(case.texts) for file_cases in files.values() for case in file_cases)
     count = sum(len(file_cases) for file_cases in files.values())
-    voice.say(
-      f"{count:,} prompts with {answers:,} answers for each of {len(models)} reward models; the "
-      "first batch of each tells the minutes"
-    )
+    voice.say(described(count, answers, len(models)))
     stack.enter_context(writers.open_run(workdir, to_dict(config), seed=config.seed))
     scores: dict[str, dict[str, list[Scores]]] = {table.task.name: {} for table in tables}
     for name, source in models.items():
@@ -131,12 +128,21 @@ def main(
         scores[table.task.name][name] = table.scores(scores_of_cases)
       del opened  # the next one needs its memory
     voice.doing("tables and intervals")
-    suite = Suite("reward", [table.task for table in tables], _together)
+    tasks = [table.task for table in tables]
+    suite = Suite("reward", tasks, partial(_together, tasks))
     replies = {
       task.name: {name: [Reply(())] * len(task.items) for name in models} for task in suite.tasks
     }
     part = results.of_suite(config, workdir, suite, replies, scores)
     results.write(workdir, {"reward": part}, models, notes, draws or {})
+
+
+def described(prompts: int, answers: int, models: int) -> str:
+  """Returns how much there is to do, as the command says it before it begins."""
+  to_read = f"{prompts:,} prompt{'' if prompts == 1 else 's'} with {answers:,} answers"
+  if models == 1:
+    return f"{to_read} for the reward model; its first batch tells the minutes"
+  return f"{to_read} for each of {models} reward models; the first batch of each tells the minutes"
 
 
 # --- the files ---
@@ -452,22 +458,26 @@ def best_tables(file_cases: Sequence[Case]) -> list[Table]:
 
 
 def _together(
+  tasks: Sequence[Task],
   folder: Path,
   replies: Mapping[str, Any],
   scores: Mapping[str, Mapping[str, Sequence[Scores]]],
 ) -> dict[str, Any]:
   """Returns the calibration of each model on the pairs of each file."""
+  del folder, replies
   tables: dict[str, Any] = {}
-  for task, scores_by_model in scores.items():
-    for model, pair_scores in scores_by_model.items():
+  for task in tasks:
+    # The pairs of one prompt are one cluster.
+    _, prompts = np.unique([item.cluster for item in task.items], return_inverse=True)
+    for model, pair_scores in scores[task.name].items():
       if not pair_scores or DIFFERENCE not in pair_scores[0]:
         continue
       differences = np.array([row[DIFFERENCE] for row in pair_scores], np.float64)
-      numbers = np.arange(len(differences))
       bins = ordering.reliability(differences)
-      slope = ordering.slope(ordering.Pairs(differences, numbers, numbers))
-      tables.setdefault(task, {})[model] = {
+      slope = ordering.slope(ordering.Pairs(differences, prompts, np.arange(len(differences))))
+      tables.setdefault(task.name, {})[model] = {
         "calibration": bins,
+        "bins": _estimates_of_bins(differences, prompts),
         "slope": ordering.as_json(slope),
         "ece": ordering.calibration_error(bins),
         "n": len(differences),
@@ -475,19 +485,36 @@ def _together(
   return tables
 
 
+def _estimates_of_bins(
+  differences: Float[np.ndarray, " N"],
+  prompts: Int[np.ndarray, " N"],
+) -> list[dict[str, Any]]:
+  """Returns for each bin of the calibration the mean p and the share right, as estimates."""
+  estimates = []
+  for members in ordering.bins_of_pairs(differences):
+    _, rows = np.unique(prompts[members], return_inverse=True)
+    p = ordering.certainty(differences[members])
+    right = ordering.is_right(differences[members])
+    pairs = np.bincount(rows)
+    given = intervals.share(np.stack([np.bincount(rows, p), pairs], axis=1))
+    share = intervals.share(np.stack([np.bincount(rows, right), pairs], axis=1))
+    estimates.append({"p given": summary.plain(given), "share right": summary.plain(share)})
+  return estimates
+
+
 def draw(tables: Mapping[str, Any], looks: Mapping[str, Look]) -> str:
-  """Returns the reliability diagram of each model, and the table of its bins."""
+  """Returns the reliability diagram of each model, and the table of its bins, folded."""
   parts = []
   for task, models in tables.items():
     for model, measured in models.items():
-      head = [escape(text) for text in ("p given", "share right", "pairs")]
-      bin_rows = [
-        [f"{100 * row['p']:.1f} %", f"{100 * row['correct']:.1f} %", f"{row['n']:,}"]
-        for row in measured["calibration"]
-      ]
-      caption = f"<figcaption>{escape(task)}, {escape(model)}</figcaption>"
       figure = ranking.calibration(dict(measured))
-      parts.append(figure + f"<figure>{caption}{html.table(head, bin_rows)}</figure>")
+      # An earlier version has no estimates of the bins.
+      bin_rows = [
+        [page.counted_cell(estimate, share=True) for estimate in row.values()]
+        for row in measured.get("bins", [])
+      ]
+      table = html.table(("p given", "share right"), bin_rows)
+      parts.append(figure + html.details(f"{task}, {model}: calibration", table))
   return html.grid(parts) if parts else ""
 
 

@@ -163,6 +163,25 @@ def estimate(value: Any) -> Estimate | None:
   return Estimate(point, low, high, int(count or 0), int(clusters or 0))
 
 
+class Ordering(NamedTuple):
+  """How well scores order held-out comparisons: those of a reward model, or of a DPO policy.
+
+  name       what gives the scores, as a row of a figure has it
+  measured   the measures; empty where a run has none
+  """
+
+  name: str
+  measured: JsonObject
+
+
+def ordering(run: Run) -> Ordering:
+  """Returns the measures of a run's reward model, else those of its policy's implicit reward."""
+  implicit = inside(run.results, "dpo")
+  if implicit and "rm" not in run.results:
+    return Ordering("implicit reward", implicit)
+  return Ordering("reward model", inside(run.results, "rm"))
+
+
 def inside(tree: Any, *path: str) -> JsonObject:
   """Returns the object at a path of keys; empty where the path ends early."""
   for name in path:

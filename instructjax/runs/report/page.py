@@ -6,10 +6,11 @@ The page holds no script and makes no request, so that it can be opened anywhere
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from instructjax import intervals
 from instructjax.intervals import Estimate
 from instructjax.runs.report.style import STYLE
 from instructjax.system import jsons
@@ -150,7 +151,23 @@ def cell(
 
 
 def with_ends(estimate: Estimate, share: bool = True) -> str:
-  """Returns a value and its interval as they stand in a sentence."""
+  """Returns a value, its interval and its n as they stand in a sentence."""
   value = _value(estimate.value, share, decimals=2)
   ends = interval(estimate, share)
-  return f"{value} (95\u00a0% interval {ends})" if ends else value
+  if not ends:
+    return value
+  return f"{value} (95\u00a0% interval {ends}{n_after_comma(estimate)})"
+
+
+def n_after_comma(estimate: Estimate) -> str:
+  """Returns ", n 60 in 20": 60 items in 20 clusters; nothing where the number is not recorded."""
+  return f", n {intervals.counted(estimate)}" if estimate.n else ""
+
+
+def counts_note(estimates: Mapping[str, Estimate]) -> str:
+  """Returns the items and clusters of each estimate of a figure, by its label, as a sentence."""
+  parts = []
+  for label, estimate in estimates.items():
+    if estimate.n:
+      parts.append(f"{label} {intervals.counted(estimate)}")
+  return f"n: {', '.join(parts)}." if parts else ""

@@ -7,7 +7,7 @@ from typing import Any
 from instructjax.intervals import wilson
 from instructjax.runs.report import page
 from instructjax.runs.report.figures import Mark, Row, Series, forest, plot
-from instructjax.runs.report.files import Run, estimate, inside, number
+from instructjax.runs.report.files import Run, estimate, inside, number, ordering
 from instructjax.runs.report.names import SLICES
 from instructjax.runs.report.page import Section
 
@@ -37,11 +37,11 @@ MOST_ROWS = 16  # of one kind of parts; the others are in results.json
 
 def ranking(run: Run) -> Section:
   """Returns the accuracy on pairs beside its references, and the calibration."""
-  rm = inside(run.results, "rm")
-  figures = [accuracy(rm), calibration(rm), cross_validation(run)]
+  name, rm = ordering(run)
+  figures = [accuracy(rm, name), calibration(rm), cross_validation(run)]
   body = page.grid([figure for figure in figures if figure])
   lead = LEAD_OF_DOMAINS if "by_domain" in rm else LEAD
-  return page.section("ranking", "Reward model", lead, body)
+  return page.section("ranking", name.capitalize(), lead, body)
 
 
 def parts_of_accuracy(rm: dict[str, Any]) -> list[tuple[str, str, Any]]:
@@ -62,32 +62,38 @@ def parts_of_accuracy(rm: dict[str, Any]) -> list[tuple[str, str, Any]]:
   return entries
 
 
-def accuracy(rm: dict[str, Any]) -> str:
+def accuracy(rm: dict[str, Any], name: str = "reward model") -> str:
   """Returns a forest plot of the share of pairs that are ordered as people order them.
 
-  The rows are the reward model, its parts (domains, numbers of completions, labelers), the gold
-  model, and the references in grey: a lexicon, and people themselves.
+  The rows are the reward model (or what else `name` is), its parts (domains, numbers of
+  completions, labelers), the gold model, and the references in grey: a lexicon, and people
+  themselves.
   """
   references = inside(rm, "references")
   chance = number(references.get("chance"))
   # Chance is the dashed line of the figure, the other references are rows of it.
   others = {name: value for name, value in references.items() if name != "chance"}
 
-  entries = [("reward model", "rm", rm.get("pair_accuracy"))]
+  entries = [(name, "rm", rm.get("pair_accuracy"))]
   entries += parts_of_accuracy(rm)
   entries.append(("gold model", "gold", rm.get("gold_pair_accuracy")))
-  for name, value in others.items():
-    entries.append((REFERENCES.get(name, name), "base", value))
+  for reference, value in others.items():
+    entries.append((REFERENCES.get(reference, reference), "base", value))
 
   rows = []
+  shares = {}
   for label, look, value in entries:
     share = estimate(value)
     if share is not None:
       mark: Mark = (look, share.value, share.low, share.high)
       rows.append(Row(label, [mark]))
+      shares[label] = share
   if not rows:
     return ""
-  notes = [text for name, text in REFERENCE_NOTES.items() if name in others]
+  notes = [text for reference, text in REFERENCE_NOTES.items() if reference in others]
+  counts = page.counts_note(shares)
+  if counts:
+    notes.append(counts)
   # The references also run through all rows as dotted lines, to be compared with each of them.
   levels = [number(value) for value in others.values()]
   return forest(
@@ -107,15 +113,20 @@ def cross_validation(run: Run) -> str:
   """
   summary = inside(run.results, "rm_cv")
   rows = []
+  shares = {}
   for name in ("training labelers", "held-out labelers"):
     share = estimate(summary.get(name))
     if share is not None:
+      shares[name] = share
       rows.append(Row(name, [("rm", share.value, share.low, share.high)]))
   if not rows:
     return ""
   models = summary.get("models")
   count = len(models) if isinstance(models, list) else 0
-  note = f"Means over {count} models, each trained without one group of labelers."
+  note = (
+    f"Means over {count} models, each trained without one group of labelers. "
+    f"{page.counts_note(shares)}"
+  )
   gap = estimate(summary.get("gap"))
   if gap is not None:
     note += f" The difference is {page.with_ends(gap)}."

@@ -9,6 +9,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any, NamedTuple
 
+from instructjax import intervals
 from instructjax.runs.report import page
 from instructjax.runs.report.figures import Mark, Row, bars, forest
 from instructjax.runs.report.files import Run, estimate, inside, number
@@ -82,6 +83,9 @@ def results(run: Run) -> Section:
       cells.append(page.cell(value, column.share, column.decimals))
     rows.append(cells)
 
+  counts_row = _counts_row(models, names)
+  if any(counts_row):
+    rows.append(["n", *counts_row])
   # Only compared models say how many prompts there were; SFT itself does not.
   wins = [estimate(inside(models, name).get(WINS)) for name in names]
   most_prompts = max((share.n for share in wins if share is not None), default=0)
@@ -91,6 +95,16 @@ def results(run: Run) -> Section:
   head = ["", *(column.title for column in COLUMNS)]
   terms = f'<p class="terms">{TERMS}</p>'
   return page.section("results", "Results", lead, page.table(head, rows), terms)
+
+
+def _counts_row(models: dict[str, Any], names: list[str]) -> list[str]:
+  """Returns the items and clusters of each column: the most, where models differ."""
+  cells = []
+  for column in COLUMNS:
+    values = [estimate(inside(models, name).get(column.key)) for name in names]
+    most = max((value for value in values if value), key=lambda value: value.n, default=None)
+    cells.append(intervals.counted(most) if most and most.n else "")
+  return cells
 
 
 def slices(run: Run) -> Section:
@@ -111,15 +125,22 @@ def slices(run: Run) -> Section:
       rows.append(Row(SLICES.get(part, part), marks))
   if not rows:
     return page.section("slices", "Win rate by slice", "")
-  overall = _marks({name: inside(models, name).get(WINS) for name in by_model})
+  wins_by_model = {name: inside(models, name).get(WINS) for name in by_model}
+  overall = _marks(wins_by_model)
   if overall:  # stands above its slices
     rows.insert(0, Row("all prompts", overall))
+  # The models have answered the same prompts.
+  first = next(iter(by_model))
+  counted = {"all prompts": estimate(wins_by_model[first])}
+  for part in slice_names:
+    counted[SLICES.get(part, part)] = estimate(by_model[first].get(part))
   body = forest(
     "Prompts won against SFT",
     rows,
     "share of prompts, gold score",
     reference=0.5,
     legend=[(name, MODELS[name]) for name in by_model],
+    note=page.counts_note({label: share for label, share in counted.items() if share}),
   )
   lead = "Dots with 95 % intervals; at the dashed line, 50 %, a model does as well as SFT."
   return page.section("slices", "Win rate by slice", lead, page.grid([body]))

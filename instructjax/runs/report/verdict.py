@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from instructjax.intervals import Estimate
 from instructjax.runs.report import page
-from instructjax.runs.report.files import Run, estimate, inside, number
+from instructjax.runs.report.files import Run, estimate, inside, number, ordering
 from instructjax.runs.report.names import MODELS, rl_stages, stage_title
 
 POLICIES = ("ptx", "ppo")  # the better one according to the paper comes first
@@ -81,9 +81,10 @@ def headline(run: Run) -> str:
     wins = _wins(run, name)
     if wins:
       return against_sft(MODELS[name], wins)
-  accuracy = estimate(inside(run.results, "rm").get("pair_accuracy"))
+  name, measured = ordering(run)
+  accuracy = estimate(measured.get("pair_accuracy"))
   if accuracy:
-    return f"The reward model orders {page.with_ends(accuracy)} of held-out pairs as people do"
+    return f"The {name} orders {page.with_ends(accuracy)} of held-out pairs as people do"
   changes = [f"{fact.title} {fact.value}" for fact in curve_facts(run)]
   # A headline has room for three stages. A run with nothing but settings has only its name.
   return "; ".join(changes[:3]) or f"Run {run.name}"
@@ -94,7 +95,7 @@ def against_sft(name: str, wins: Estimate) -> str:
   share = page.percent(wins.value)
   if not math.isfinite(wins.low + wins.high):
     return f"{name} wins {share} of test prompts against SFT (no interval is given)"
-  ends = f"(95\u00a0% interval {page.interval(wins, share=True)})"
+  ends = f"(95\u00a0% interval {page.interval(wins, share=True)}{page.n_after_comma(wins)})"
   # The whole interval must lie on one side of a half, where a model does as well as SFT.
   if wins.low > 0.5:
     verdict = f"{name} beats SFT"
@@ -125,16 +126,17 @@ def _win_facts(run: Run) -> list[Fact]:
 
 
 def _accuracy_facts(run: Run) -> list[Fact]:
-  accuracy = estimate(inside(run.results, "rm").get("pair_accuracy"))
+  name, measured = ordering(run)
+  accuracy = estimate(measured.get("pair_accuracy"))
   if not accuracy:
     return []
   value = page.percent(accuracy.value)
-  return [Fact("Reward model, pairs right", value, accuracy_references(run))]
+  return [Fact(f"{name.capitalize()}, pairs right", value, accuracy_references(run))]
 
 
 def accuracy_references(run: Run) -> str:
   """Returns the references of the reward model's accuracy, in percent."""
-  references = inside(run.results, "rm", "references")
+  references = inside(ordering(run).measured, "references")
   parts = []
   for name, words in REFERENCES.items():
     share = number(references.get(name))
