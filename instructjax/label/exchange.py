@@ -87,6 +87,9 @@ def from_records(path: Path, kind: str) -> Loaded:
   # Continuations are stored as comparisons with other ratings, which `check` tells from ours.
   record_kind = "demonstration" if kind == "demonstration" else "comparison"
   for line, record in enumerate(records.read(path, record_kind), start=1):
+    if isinstance(record, Comparison) and record.pairs:
+      problems.append(f"{path}:{line}: pairs: an answer has ranks; take the record out")
+      continue
     task = unanswered(record)
     answer = _answer_of(record, task)
     tasks.append(task)

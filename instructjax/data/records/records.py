@@ -2,6 +2,7 @@
 
   demonstration  prompt, completion           [FROM, annotations]
   comparison     prompt, completions, ranks   [labeler, FROM, annotations, ratings, sources]
+                 or pairs in place of ranks
   prompt         prompt                       [FROM, annotations]
   few_shot       instruction, pairs           [FROM, annotations]
   text           text                         [id, source]
@@ -13,6 +14,7 @@ A prompt is a text, or a chat: a list of {role, content} messages, which is also
 transcript that HH uses. `annotations` is the metadata of a prompt in Table 7 of Ouyang et al. 2022.
 
 A comparison has K of 2 to 9 completions and as many ranks: 1 is best, and equal ranks are ties.
+Labels of pairs that are no ranking stand in `pairs` instead (`schemas.Comparison`).
 `ratings` is Table 3's metadata of each completion, or that of Fig. 11 for the continuation of a
 text. `sources` says where each completion is from: {model, temperature, seed}, or a text, which is
 the name of the model.
@@ -113,12 +115,18 @@ def parse(
 
 
 def scan(
-  rows: Iterable[Any], kind: str, spelling: Spelling = native, *, name: str = "data"
+  rows: Iterable[Any],
+  kind: str,
+  spelling: Spelling = native,
+  *,
+  name: str = "data",
+  empty_completions: bool = False,
 ) -> tuple[list, list[str]]:
   """Returns the records of rows and the problems, each of them as `name:line: problem`.
 
   Every row gives a record or at least one problem. With a `Whole` spelling a record may be made of
-  several rows, and a row need not give any.
+  several rows, and a row need not give any. With `empty_completions` a comparison may rank an empty
+  text.
 
   Raises:
     UserError: for an unknown kind.
@@ -132,7 +140,7 @@ def scan(
     try:
       if isinstance(fields, RecordError):
         raise fields
-      records.append(validation.record(fields, kind))
+      records.append(validation.record(fields, kind, empty_completions=empty_completions))
     except RecordError as error:
       # The place goes in front here, because a check does not know where its row is from.
       problems += [f"{name}:{line}: {validation.printable(message)}" for message in error.args]
@@ -239,6 +247,9 @@ def fingerprint(records: Iterable[Record]) -> str:
 def as_row(record: Record) -> dict[str, Any]:
   """Returns the JSON object of a record, without its empty fields."""
   fields = {key: value for key, value in dataclasses.asdict(record).items() if value is not None}
+  if isinstance(record, Comparison) and record.pairs:
+    # The pairs stand in the place of the ranks, which are empty.
+    del fields["ranks"]
   turns = fields.pop("turns", None)
   if turns:
     # A chat is written as its messages. The transcript is made of them when they are read.

@@ -66,7 +66,7 @@ def test_a_batch_by_hand():
     )
   ]
   layout = branches.layout(runs, 3, 1, micro=3)
-  assert layout == (1, 3, 8, 2, 3, 6)
+  assert layout == (1, 3, 8, 2, 3, 6, False)
   batch = branches.pack(runs, layout)
   assert batch.tokens[0].tolist() == [
     [1, 2, 3, 3, 4, 4, 5, 5],
@@ -94,10 +94,10 @@ def test_the_parts_of_a_batch():
   layout_for = lambda **sizes: branches.layout_for(
     **{"batch": 16, "shards": 1, "longest": 64, "shortest": 20, "completions": 4, **sizes}
   )
-  assert layout_for() == (4, 4, 64, 3, 4, 0)
+  assert layout_for() == (4, 4, 64, 3, 4, 0, False)
   assert layout_for(longest=57)[:3] == (4, 4, 64)
-  assert layout_for(shards=4) == (16, 1, 64, 3, 4, 0)
-  assert layout_for(longest=1000) == (1, 16, 1000, 16, 4, 0)
+  assert layout_for(shards=4) == (16, 1, 64, 3, 4, 0, False)
+  assert layout_for(longest=1000) == (1, 16, 1000, 16, 4, 0, False)
   assert layout_for(micro=2)[:2] == (8, 2)
   assert layout_for(batch=2)[:2] == (2, 1)
   assert layout_for(batch=9, micro=0)[:2] == (3, 3)

@@ -117,15 +117,15 @@ BAD = [
   ),
   (
     "demonstration",
-    {"prompt": "p", "completion": "c", "id": 7},
+    {"prompt": "p", "completion": "c", "id": 7.5},
     "id: text is expected, this is a number",
   ),
   ("demonstration", {"prompt": "p", "completion": "\ud800"}, "completion: half a surrogate pair"),
   ("prompt", {"prompt": "p", "consent": "yes"}, "consent: 'yes'; give true or false"),
   (
     "prompt",
-    {"prompt": "p", "organisation": 1},
-    "organisation: text is expected, this is a number",
+    {"prompt": "p", "organisation": True},
+    "organisation: text is expected, this is true or false",
   ),
   (
     "prompt",
