@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from instructjax.data.records import records, sources, spellings
+from instructjax.data.records.detect import Notes, sentences
+from instructjax.data.records.named import LAYOUTS
 from instructjax.data.tokens.vocabulary import Tokenizer
 from instructjax.errors import UserError
 from instructjax.system import jsons
@@ -199,12 +201,22 @@ def _add_kind_options(command: argparse.ArgumentParser, kinds: Sequence[str]) ->
     choices=kinds,
     help="default: what the fields of a file's first record say",
   )
-  command.add_argument("--spelling", default="native", choices=[*spellings.SPELLINGS])
+  command.add_argument(
+    "--spelling",
+    default="",
+    choices=[*LAYOUTS],
+    help="default: what the fields of the first records say",
+  )
   command.add_argument(
     "--fields",
     default="",
     metavar="OURS=THEIRS,...",
     help="such as prompt=question,completion=answer",
+  )
+  command.add_argument(
+    "--empty-completions",
+    action="store_true",
+    help="an empty text may be ranked among the completions",
   )
 
 
@@ -497,7 +509,7 @@ def benchmarks(args: argparse.Namespace) -> None:
 # --- files ---
 
 
-def infer(source: str, spelling: str = "native", fields: str = "") -> str | None:
+def infer(source: str, spelling: str = "", fields: str = "") -> str | None:
   """Returns the kind of record that a source holds, or None if nothing says so.
 
   The spelling says it first, then the mapping of fields, and then the first readable row.
@@ -511,15 +523,27 @@ def _examine(source: str, args: argparse.Namespace) -> tuple[list, str, list[str
   try:
     kind = kind or infer(source, args.spelling, args.fields)
     if kind is None:
-      problem = (
-        f"{source}: no line has the fields of a record; give its kind, "
-        f"--kind={'|'.join(records.KINDS)}"
-      )
-      return [], "record", [problem]
+      hints = [sources.hint(part, "--") for part in sources.parts(source)]
+      known = [hint for hint in hints if hint]
+      if known:
+        return [], "record", known
+      # No row is an object: reading them says of each what it is.
+      return [], "record", sources.examine(source, "prompt", place="--")[1]
     spelling = spellings.choose(args.spelling, kind, args.fields, place="--")
   except UserError as error:
     return [], kind or "record", str(error).split("\n")
-  rows, problems = sources.examine(source, kind, spelling)
+  notes = Notes()
+  rows, problems = sources.examine(
+    source,
+    kind,
+    spelling,
+    notes=notes,
+    place="--",
+    empty_completions=args.empty_completions,
+  )
+  # They go to stderr, as problems do, so that stdout has the good files alone.
+  for line in sentences(notes, source):
+    print(line, file=sys.stderr)
   return rows, kind, problems
 
 

@@ -129,9 +129,7 @@ def test_check_lists_every_problem_of_every_file(data, tmp_path):
   lines = err.splitlines()
   assert lines[0] == f"{bad}:2: usr: unknown field; did you mean 'user'?"
   assert lines[1].startswith(f"{bad}:2: prompt: empty") and lines[58].startswith(f"{bad}:31: usr")
-  assert lines[60].startswith(
-    f"{worse}: no line has the fields of a record; give its kind, --kind=demonstration|"
-  )
+  assert lines[60].startswith(f"{worse}:1: not JSON")
   assert lines[61].startswith(f"{none}: no such file")
   assert lines[62:] == ["error: 62 problems in 3 of 4 files; correct the lines above"]
   assert data("check", worse, "--kind=prompt")[2].startswith(f"{worse}:1: not JSON")

@@ -54,7 +54,7 @@ def ultrafeedback(row: Row, kind: str) -> Row:
   ]
   if problems:
     raise RecordError(*problems)
-  return _ranked_fields(kind, prompt, texts, ranks(scores))
+  return ranked_fields(kind, prompt, texts, ranks(scores))
 
 
 def _completion_score(completion: Row, place: str) -> float:
@@ -100,7 +100,7 @@ def summarize_feedback(row: Row, kind: str) -> Row:
     _text(summary, "text", f"summaries[{index}].").removeprefix(" ")
     for index, summary in enumerate(summaries)
   ]
-  fields = _ranked_fields(kind, prompt, texts, [1, 2] if choice == 0 else [2, 1])
+  fields = ranked_fields(kind, prompt, texts, [1, 2] if choice == 0 else [2, 1])
   if kind == "comparison" and row.get("worker") is not None:
     fields["labeler"] = row["worker"]
   return fields
@@ -226,16 +226,18 @@ def _record_of_replies(kind: str, prompt: list[Row], replies: list[Row]) -> Row 
     return None
   texts = [reply["text"] for reply in ranked]
   # Open Assistant's best rank is 0, so the negated rank is a score.
-  return _ranked_fields(kind, prompt, texts, ranks([-reply["rank"] for reply in ranked]))
+  return ranked_fields(kind, prompt, texts, ranks([-reply["rank"] for reply in ranked]))
 
 
 # --- fields and values ---
 
 
-def _ranked_fields(kind: str, prompt: Any, texts: list[str], order: list[int]) -> Row:
+def ranked_fields(kind: str, prompt: Any, texts: list[str], order: list[int]) -> Row:
   """Returns the fields of a comparison, or of the demonstration of the first best completion."""
   if kind == "comparison":
     return {"prompt": prompt, "completions": texts, "ranks": order}
+  if kind == "prompt":
+    return {"prompt": prompt}
   if kind == "demonstration":
     if not texts:
       # The check of the record says that the completion is missing.

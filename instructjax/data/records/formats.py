@@ -42,23 +42,31 @@ def preference(row: dict[str, Any], kind: str) -> dict[str, Any]:
   chosen = _as_chat(_field(row, "chosen"))
   rejected = _as_chat(_field(row, "rejected"))
   prompt = _prompt_of_preference(row)
-  if isinstance(prompt, list) and isinstance(chosen, list) and isinstance(rejected, list):
-    chosen = _after_prompt(prompt, chosen)
-    rejected = _after_prompt(prompt, rejected)
   if isinstance(chosen, list) and isinstance(rejected, list):
-    # A prompt that is a text only repeats a message that is in both chats. The binarized version of
-    # UltraFeedback has one.
-    if prompt is None or isinstance(prompt, str):
-      shared = _shared_length(chosen, rejected)
-      if shared or prompt is None:
-        prompt = chosen[:shared]
-      chosen = chosen[shared:]
-      rejected = rejected[shared:]
-    chosen = _reply("chosen", chosen)
-    rejected = _reply("rejected", rejected)
+    prompt, chosen, rejected = split_chats(prompt, chosen, rejected)
   elif prompt is None:
     return hh(row, kind)
   return _preference_fields(kind, prompt, chosen, rejected)
+
+
+def split_chats(
+  prompt: Any, first: list[Any], second: list[Any], names: tuple[str, str] = PAIR
+) -> tuple[Any, str, str]:
+  """Returns the prompt of two chats and the reply of each, the one message that follows it.
+
+  Without a prompt it is what the chats share at their start. A prompt that is a text only repeats
+  a message that is in both chats: the binarized version of UltraFeedback has one.
+
+  Raises:
+    RecordError: names one of the columns `names` where it has not one reply of the assistant.
+  """
+  if isinstance(prompt, list):
+    shared = len(prompt) if first[: len(prompt)] == second[: len(prompt)] == prompt else 0
+  else:
+    shared = _shared_length(first, second)
+    if shared or prompt is None:
+      prompt = first[:shared]
+  return prompt, _reply(names[0], first[shared:]), _reply(names[1], second[shared:])
 
 
 def _prompt_of_preference(row: dict[str, Any]) -> Any:
@@ -66,7 +74,7 @@ def _prompt_of_preference(row: dict[str, Any]) -> Any:
   if row.get("prompt") is not None:
     return row["prompt"]
   if row.get("instruction") is not None:
-    return _task_prompt(row, "input")
+    return task_prompt(row, "input")
   chats = [row[name] for name in CHATS if row.get(name) is not None]
   if not chats:
     return None
@@ -76,11 +84,6 @@ def _prompt_of_preference(row: dict[str, Any]) -> Any:
 def _as_chat(value: Any) -> Any:
   """Returns one message as a list of one, and any other value as it is."""
   return [value] if isinstance(value, dict) else value
-
-
-def _after_prompt(prompt: list[Any], chat: list[Any]) -> list[Any]:
-  """Returns what follows the prompt in a chat that may repeat it."""
-  return chat[len(prompt) :] if chat[: len(prompt)] == prompt else chat
 
 
 def hh(row: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -151,15 +154,15 @@ def alpaca(row: dict[str, Any], kind: str) -> dict[str, Any]:
 
   LLaMA-Factory's system and history, where they are there, make a chat of it.
   """
-  return _demonstration_fields(row, kind, _task_prompt(row, "input"), _field(row, "output"))
+  return _demonstration_fields(row, kind, task_prompt(row, "input"), _field(row, "output"))
 
 
 def dolly(row: dict[str, Any], kind: str) -> dict[str, Any]:
   """Reads instruction, context and response; the passage follows the instruction, as in Alpaca."""
-  return _demonstration_fields(row, kind, _task_prompt(row, "context"), _field(row, "response"))
+  return _demonstration_fields(row, kind, task_prompt(row, "context"), _field(row, "response"))
 
 
-def _task_prompt(row: dict[str, Any], material: str) -> Any:
+def task_prompt(row: dict[str, Any], material: str) -> Any:
   """Returns the prompt of an instruction and of what it is about, which may be empty.
 
   It is a chat where a system message or earlier turns come before it.

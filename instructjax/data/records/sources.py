@@ -19,12 +19,15 @@ SPLIT is train unless it is given; TFDS also has slices, such as @train[:10%].
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from instructjax.data.records import mappings, records, validation
+from instructjax.data.records import detect, mappings, records, validation
+from instructjax.data.records.detect import Notes
 from instructjax.data.records.mappings import Mapping
+from instructjax.data.records.named import Layout
 from instructjax.data.records.records import Spelling, native
 from instructjax.errors import UserError
 
@@ -41,18 +44,10 @@ RECORDS = (
   ".json",
   ".parquet",
 )
+# The rows at the beginning of a file of which some may say how it is read.
+HEAD = 64
 # A path with one of these characters is a pattern.
 PATTERN = "*?["
-
-# The first of these fields that a row has says which kind of record it is. Prompt comes last,
-# because most kinds have one.
-KIND_BY_FIELD = {
-  "completions": "comparison",
-  "completion": "demonstration",
-  "pairs": "few_shot",
-  "text": "text",
-  "prompt": "prompt",
-}
 
 
 class Part(NamedTuple):
@@ -74,36 +69,63 @@ class Part(NamedTuple):
 
 
 def load(
-  source: str | Path, kind: str, spelling: Spelling | None = None, *, folder: str | None = None
+  source: str | Path,
+  kind: str,
+  spelling: Spelling | Layout | None = None,
+  *,
+  folder: str | None = None,
+  notes: Notes | None = None,
+  place: str = "config.data.",
+  empty_completions: bool = False,
 ) -> list:
   """Returns the records of one kind that a source holds.
 
   Args:
     source: an address, as above.
     kind: the kind of record that is wanted.
-    spelling: how the rows are read. By default it is the ready mapping of a TFDS name, and our own
-      field names for any other source.
+    spelling: how the rows are read. By default the source says it: the ready mapping of a TFDS
+      name, or the columns of the first rows.
     folder: where TFDS data sets were prepared.
+    notes: get what there is to say about how the source was read (`detect.sentences`).
+    place: what stands before `spelling` and `fields` in messages.
+    empty_completions: whether a comparison may rank an empty text.
 
   Raises:
     UserError: if the source cannot be read, and for bad records with the place of each: the file
       and the line, or the data set and the number of the row.
   """
-  rows, problems = examine(source, kind, spelling, folder=folder)
+  rows, problems = examine(
+    source,
+    kind,
+    spelling,
+    folder=folder,
+    notes=notes,
+    place=place,
+    empty_completions=empty_completions,
+  )
   records.report(problems)
   return rows
 
 
 def examine(
-  source: str | Path, kind: str, spelling: Spelling | None = None, *, folder: str | None = None
+  source: str | Path,
+  kind: str,
+  spelling: Spelling | Layout | None = None,
+  *,
+  folder: str | None = None,
+  notes: Notes | None = None,
+  place: str = "config.data.",
+  empty_completions: bool = False,
 ) -> tuple[list, list[str]]:
   """Returns the records of a source and all its problems. It never raises because of the source."""
   rows, problems = [], []
+  notes = Notes() if notes is None else notes
   try:
     for part in parts(source, folder):
-      default = part.mapping.spell if part.mapping else native
       part_rows, part_problems = records.scan(
-        part.rows(), kind, spelling or default, name=part.name
+        *read_part(part, kind, spelling, notes, place),
+        name=part.name,
+        empty_completions=empty_completions,
       )
       rows += part_rows
       problems += part_problems
@@ -111,6 +133,44 @@ def examine(
     # One error may hold several problems, a line each.
     problems += str(error).split("\n")
   return rows, problems
+
+
+def read_part(
+  part: Part,
+  kind: str,
+  spelling: Spelling | Layout | None,
+  notes: Notes,
+  place: str = "config.data.",
+) -> tuple[Iterable[Any], str, Spelling]:
+  """Returns (rows, kind, spelling), as `records.scan` takes them, of a file or data set.
+
+  Raises:
+    UserError: if nothing says how the rows are read, or they are of another kind.
+  """
+  rows = iter(part.rows())
+  first = list(itertools.islice(rows, HEAD))
+  objects = validation.objects(first)
+  spell = _spelling_of_part(part, objects, kind, spelling, notes, place)
+  return itertools.chain(first, rows), kind, spell
+
+
+def _spelling_of_part(
+  part: Part,
+  first: Iterator[dict[str, Any]],
+  kind: str,
+  spelling: Spelling | Layout | None,
+  notes: Notes,
+  place: str,
+) -> Spelling:
+  """Returns how the rows of a part are read; `first` are its first ones that are objects."""
+  if spelling is not None and not isinstance(spelling, Layout):
+    return spelling
+  is_native = spelling is None or spelling.name == "native"
+  if part.mapping and is_native:
+    return part.mapping.spell
+  if spelling is not None and is_native:
+    return native
+  return detect.reader(part.name, first, kind, spelling, place, notes)
 
 
 # --- kinds ---
@@ -132,17 +192,16 @@ def kind_of_part(part: Part) -> str | None:
   """Returns the kind of record that the rows of one file or data set are."""
   if part.mapping:
     return part.mapping.kind
-  for row in validation.objects(part.rows()):
-    kind = kind_of_fields(row)
-    if kind:
-      return kind
-  return None
+  return detect.kind_of(detect.columns_of(validation.objects(part.rows())))
 
 
-def kind_of_fields(fields: Iterable[str]) -> str | None:
-  """Returns the kind of record that has these fields."""
-  names = set(fields)
-  return next((kind for field, kind in KIND_BY_FIELD.items() if field in names), None)
+def hint(part: Part, place: str) -> str | None:
+  """Returns a sentence about rows of no known kind, with the option that reads them.
+
+  It is None where no row is an object.
+  """
+  columns = detect.columns_of(validation.objects(part.rows()))
+  return f"{part.name}: {detect.hint(columns, None, place)}" if columns else None
 
 
 # --- addresses ---

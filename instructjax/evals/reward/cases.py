@@ -44,7 +44,7 @@ def comparisons(source: str, spelling: str, fields: str, folder: str | None) -> 
     UserError: if the file or a record is wrong.
   """
   spell = spellings.choose(spelling, "comparison", fields, place="config.reward.")
-  records = sources.load(source, "comparison", spell, folder=folder)
+  records = sources.load(source, "comparison", spell, folder=folder, place="config.reward.")
   return [_case_of_record(number, record) for number, record in enumerate(records, 1)]
 
 

@@ -63,7 +63,7 @@ def test_what_cannot_be_read(tmp_path):
   for name, problem in [
     ("a.txt", "a.txt:2: not UTF-8 at byte 4"),
     ("b.jsonl", "b.jsonl:2: text: text is expected"),
-    ("c.jsonl", "c.jsonl: no line has the fields of a record"),
+    ("c.jsonl", "c.jsonl: no row is a record"),
     ("none.txt", "none.txt: no such file"),
   ]:
     with pytest.raises(UserError, match=problem):
