@@ -232,7 +232,7 @@ def _record_of_replies(kind: str, prompt: list[Row], replies: list[Row]) -> Row 
 # --- fields and values ---
 
 
-def ranked_fields(kind: str, prompt: Any, texts: list[str], order: list[int]) -> Row:
+def ranked_fields(kind: str, prompt: Any, texts: list[Any], order: list[int]) -> Row:
   """Returns the fields of a comparison, or of the demonstration of the first best completion."""
   if kind == "comparison":
     return {"prompt": prompt, "completions": texts, "ranks": order}
