@@ -167,9 +167,9 @@ def counted(layout: Layout, left_out: LeftOut) -> Spelling:
 
   def count(row: Row) -> None:
     left_out.rows += 1
-    for name in row.keys() - columns:
+    for name, value in row.items():
       # An empty list or text says nothing, so nothing is lost with it.
-      if row[name] not in (None, "", [], {}):
+      if name not in columns and value not in (None, "", [], {}):
         left_out.columns[name] += 1
 
   if isinstance(spell, Whole):
