@@ -299,13 +299,19 @@ def _hint(columns: Columns, kind: str | None, place: str) -> str:
     return f"holds {own_kind}s (fields {listed}), no {kind}s; give a file of {kind}s"
   mapping = _mapping(columns, kind)
   if mapping:
-    return f"its fields are {listed}; read it with {place}fields={mapping}"
+    return f"its fields are {listed}; read it with {_option(place, mapping)}"
   example = {
     "text": "text=COLUMN",
     "prompt": "prompt=COLUMN",
     "comparison": "prompt=COLUMN,completions=COLUMN|COLUMN,choice=COLUMN",
   }.get(kind or "", "prompt=COLUMN,completion=COLUMN")
-  return f"its fields are {listed}; say which of them are ours with {place}fields={example}"
+  return f"its fields are {listed}; say which of them are ours with {_option(place, example)}"
+
+
+def _option(place: str, mapping: str) -> str:
+  """Returns the option of a mapping, in quotes where a shell would read something else."""
+  quote = "'" if "|" in mapping or " " in mapping else ""
+  return f"{place}fields={quote}{mapping}{quote}"
 
 
 def _mapping(columns: Columns, kind: str | None) -> str:
@@ -428,5 +434,5 @@ def _refuse_pair(name: str, layout: Layout, columns: Columns, place: str) -> Non
   column = order.split(",")[0].partition("=")[2].replace("|", ", ")
   raise UserError(
     f"{name}: {chosen} is not the better answer in every row, as {column} says which one is; read "
-    f"it with {place}fields={','.join(parts)}"
+    f"it with {_option(place, ','.join(parts))}"
   )

@@ -139,3 +139,16 @@ def test_every_row_can_be_read_back(parts, shards):
       assert np.flatnonzero(path).max() == end
   leaves = jax.tree.leaves(batch)
   assert all(leaf.shape[:2] == (layout.rows, layout.parts) for leaf in leaves)
+
+
+def test_labels_of_pairs_stand_beside_those_of_ranks():
+  ranked = branches.of_group(group("123", "124"))
+  labels = np.array([[0, 0, 0.5], [1, 0, 0], [0, 2, 0]])
+  circle = branches.of_group(group("125", "126", "127")._replace(ranks=(1, 1, 1), labels=labels))
+  layout = branches.layout([ranked, circle], 2, 1, micro=2)
+  assert layout.labels
+  assert not branches.layout([ranked], 2, 1).labels
+  batch = branches.pack([ranked, circle], layout)
+  by_slot = {int(part): batch.label[0, part, 0].tolist() for part in (0, 1)}
+  assert sorted(by_slot.values()) == sorted([labels.tolist(), [[0, 1, 0], [0] * 3, [0] * 3]])
+  assert branches.pack([ranked], branches.layout([ranked], 1, 1)).label is None

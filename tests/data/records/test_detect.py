@@ -315,7 +315,8 @@ def test_the_error_is_one_sentence_with_the_option(load, row, kind, option):
   message = str(error.value)
   assert "\n" not in message
   assert f"its fields are {', '.join(row)}" in message
-  assert message.endswith(f"--fields={option}")
+  # What a shell takes for a pipe is in quotes.
+  assert message.endswith(f"--fields='{option}'" if "|" in option else f"--fields={option}")
   if "COLUMN" not in option and "FIRST" not in option:
     # What the sentence says does read the file.
     assert len(load(*[row] * 5, kind=kind, fields=option)[0]) == 5
@@ -370,7 +371,7 @@ def test_a_column_that_is_called_chosen_beside_the_choice_is_refused(load):
     load(row, kind="comparison", fields=fields)
   assert str(error.value).endswith(
     "x.jsonl: answer_0 is not the better answer in every row, as score_0, score_1 says which one "
-    f"is; read it with --fields={right}"
+    f"is; read it with --fields='{right}'"
   )
   assert load(row, kind="comparison", fields=right)[0][0].ranks == (2, 1)
 
