@@ -73,7 +73,12 @@ def read(data: DataSettings, name: str, kind: str, *, lazily: bool = False) -> l
         continue
       notes = Notes()
       source_records = sources.load(
-        source, kind, spelling, notes=notes, empty_completions=empty_completions
+        source,
+        kind,
+        spelling,
+        notes=notes,
+        place="config.data.",
+        empty_completions=empty_completions,
       )
       _say_notes(notes, source)
       parts.append(Part(weight, source, source_records))

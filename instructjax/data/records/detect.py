@@ -8,6 +8,7 @@ one option that reads the file.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -61,12 +62,16 @@ ANSWERS = (
 TEXTS = ("text", "content", "document", "body", "passage", "article", "story", "raw_content")
 # Parts of the names of columns that say which of two answers is the better one.
 CHOICES = ("choice", "prefer", "winner", "better", "annotator", "verdict", "label")
-SCORES = ("score", "rating", "votes", "rank")
+# Parts of the names of columns with a number for each answer, the highest for the best.
+SCORES = ("score", "rating", "votes", "winner")
 # Parts of the names of columns that are the better and the worse answer in every row.
 BETTER = ("chosen", "better", "good", "win", "prefer", "positive", "accept")
 WORSE = ("reject", "worse", "bad", "lose", "loser", "negative")
 # The most columns that a message lists.
 LISTED = 12
+# How like one of ours a name is that is taken for it: "usr" is 0.86 like "user", and "score" 0.73
+# like "source".
+SLIP = 0.8
 LONGEST = 800  # characters of a hint
 
 # The columns of most of the first rows, each with a value.
@@ -120,7 +125,7 @@ def spelling_of(columns: Columns) -> str | None:
   if _has(columns, "instruction", "pairs"):
     return "native"
   if _has(columns, "prompt", "completion"):
-    has_verdict = isinstance(columns.get("label"), bool)
+    has_verdict = any(isinstance(columns.get(name), bool) for name in formats.VERDICTS)
     is_native = isinstance(columns["completion"], str) and not has_verdict
     return "native" if is_native else "prompt_completion"
   if isinstance(columns.get("messages"), list):
@@ -135,7 +140,8 @@ def spelling_of(columns: Columns) -> str | None:
     return "native"
   # An answer beside a prompt may be what a reward checks, but a response is there to be learnt.
   has_response = any(name in columns for name in ("response", "output", "reply"))
-  return "native" if "prompt" in columns and not has_response else None
+  is_prompt = "prompt" in columns and not has_response and not _pair_mapping(columns, "prompt")
+  return "native" if is_prompt else None
 
 
 def _pairwise_spelling(columns: Columns) -> str | None:
@@ -240,10 +246,14 @@ def reader(
     # What is wrong with the rows is said of each of them.
     return LAYOUTS["native"].spell
   detected = spelling_of(columns)
+  if detected is None and kind == "prompt" and "prompt" in columns:
+    detected = "native"
   if detected is None or (detected == "native" and not _is_of_kind(columns, kind)):
     raise UserError(f"{name}: {hint(columns, kind, place)}")
   layout = LAYOUTS[detected]
-  if detected != "native":
+  if detected == "native":
+    _refuse_more_columns(name, columns, kind, place)
+  else:
     fields = ", ".join(column for column in columns if column in _telling(layout))
     option = f"{place}spelling={detected} (fields {fields})"
     _require_kind(name, layout, kind, f"looks like {option}, which has")
@@ -270,11 +280,33 @@ def _is_of_kind(columns: Columns, kind: str) -> bool:
   another kind are refused at once.
   """
   own_kind = native_kind(columns)
-  if own_kind in (kind, None) or kind == "prompt":
-    return "prompt" in columns if own_kind and kind == "prompt" else True
-  assert own_kind is not None, "it was compared with None above"
+  if own_kind in (kind, None):
+    return True
+  if kind == "prompt":
+    return "prompt" in columns
+  if own_kind == "prompt":
+    # An answer under another name is mapped; a completion that is misspelt is said of its row.
+    return not _mapping(columns, kind)
   is_whole = all(field in columns for field in _required(own_kind))
-  return own_kind == "prompt" or not is_whole or all(f in columns for f in _required(kind))
+  return not is_whole or all(field in columns for field in _required(kind))
+
+
+def _refuse_more_columns(name: str, columns: Columns, kind: str, place: str) -> None:
+  """Raises UserError where whole records of ours have more columns, none of them a slip of the pen.
+
+  A prompt may have any, and what is missing or misspelt is said of each row.
+  """
+  allowed = [field.name for field in dataclasses.fields(KINDS[kind])]
+  unknown = [column for column in columns if column not in allowed]
+  is_whole = all(field in columns for field in _required(kind) if field != "ranks")
+  if kind == "prompt" or not unknown or not is_whole:
+    return
+  if any(difflib.get_close_matches(column, allowed, 1, SLIP) for column in unknown):
+    return
+  ours = ",".join(f"{column}={column}" for column in columns if column in allowed)
+  are = "is no field" if len(unknown) == 1 else "are no fields"
+  text = f"{', '.join(unknown[:LISTED])} {are} of a {kind}; leave out what you do not need with "
+  raise UserError(f"{name}: {validation.printable(text + _option(place, ours), LONGEST)}")
 
 
 def _required(kind: str) -> list[str]:
@@ -362,7 +394,7 @@ def _numbered(names: Iterable[str]) -> list[str]:
 def _order(columns: Columns, answers: Sequence[str]) -> str:
   """Returns the part of a mapping that says which of the answers is the better one, or ""."""
   endings = [name[-1] for name in answers]
-  for part in SCORES[:-1]:
+  for part in SCORES:
     scores = [name for name in columns if part in name.lower() and _is_number(columns[name])]
     by_ending = {name[-1]: name for name in scores}
     if all(ending in by_ending for ending in endings):

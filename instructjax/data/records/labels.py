@@ -123,7 +123,7 @@ def of_votes(choices: Sequence[int | None], count: int) -> list[int]:
   return ranks([sum(choice == index for choice in choices) for index in range(count)])
 
 
-def of_pair_labels(labels: Sequence[Any], count: int, values: Sequence[str], place: str) -> dict:
+def of_pair_labels(labels: Any, count: int, values: Sequence[str], place: str) -> dict:
   """Returns the ranks that labels of pairs say, or the pairs where no ranks say the same.
 
   The pairs come as 1 and 2, 1 and 3, ..., 2 and 3, ...; `values` are those of the first of a pair,

@@ -80,18 +80,29 @@ LAYOUTS = {
       "prompt chosen rejected messages conversations conversation instruction input system history",
     ),
     _layout(
-      "alpaca", formats.alpaca, DEMONSTRATIONS, "instruction input output system history kto_tag"
+      "alpaca",
+      formats.alpaca,
+      DEMONSTRATIONS,
+      "instruction input output system history label kto_tag",
     ),
-    _layout("dolly", formats.dolly, DEMONSTRATIONS, "instruction context response system history"),
-    _layout("messages", formats.messages, DEMONSTRATIONS, "messages system label"),
+    _layout(
+      "dolly",
+      formats.dolly,
+      DEMONSTRATIONS,
+      "instruction context response system history label kto_tag",
+    ),
+    _layout("messages", formats.messages, DEMONSTRATIONS, "messages system label kto_tag"),
     _layout(
       "conversations",
       formats.conversations,
       DEMONSTRATIONS,
-      "conversations conversation system kto_tag",
+      "conversations conversation system label kto_tag",
     ),
     _layout(
-      "prompt_completion", formats.prompt_completion, DEMONSTRATIONS, "prompt completion label"
+      "prompt_completion",
+      formats.prompt_completion,
+      DEMONSTRATIONS,
+      "prompt completion label kto_tag",
     ),
     _layout("hh", formats.hh, LABELLED, "chosen rejected"),
     _layout(

@@ -44,6 +44,8 @@ RECORDS = (
   ".json",
   ".parquet",
 )
+# What stands before `spelling` and `fields` in messages where a source has no such settings.
+CONVERT = "instructjax data convert --"
 # The rows at the beginning of a file of which some may say how it is read.
 HEAD = 64
 # A path with one of these characters is a pattern.
@@ -75,7 +77,7 @@ def load(
   *,
   folder: str | None = None,
   notes: Notes | None = None,
-  place: str = "config.data.",
+  place: str = CONVERT,
   empty_completions: bool = False,
 ) -> list:
   """Returns the records of one kind that a source holds.
@@ -114,7 +116,7 @@ def examine(
   *,
   folder: str | None = None,
   notes: Notes | None = None,
-  place: str = "config.data.",
+  place: str = CONVERT,
   empty_completions: bool = False,
 ) -> tuple[list, list[str]]:
   """Returns the records of a source and all its problems. It never raises because of the source."""
@@ -140,7 +142,7 @@ def read_part(
   kind: str,
   spelling: Spelling | Layout | None,
   notes: Notes,
-  place: str = "config.data.",
+  place: str = CONVERT,
 ) -> tuple[Iterable[Any], str, Spelling]:
   """Returns (rows, kind, spelling), as `records.scan` takes them, of a file or data set.
 

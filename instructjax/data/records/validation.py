@@ -199,10 +199,15 @@ def chat(place: str, messages: list[Any]) -> tuple[Message, ...]:
     if role not in (*SYSTEM, *ROLES):
       known = ", ".join((*SYSTEM, *ROLES))
       raise RecordError(f"{place}[{index}].role: {_excerpt(role)}; known are {known}")
+    if role in SYSTEM and not content.strip():
+      # Many chats begin with a system message that says nothing.
+      continue
     problems = _text_problems(f"{place}[{index}].content", content)
     if problems:
       raise RecordError(problems[0])
     turns.append({"role": STANDARD_ROLES.get(role, role), "content": content})
+  if not turns:
+    raise RecordError(f"{place}: no messages with a text; give a list of {{role, content}} objects")
   return tuple(turns)
 
 

@@ -280,6 +280,12 @@ def test_our_own_columns_of_a_public_row_are_kept(load):
     ({"question": "q", "answer": "a"}, "demonstration", "prompt=question,completion=answer"),
     ({"question": "q", "answer": "a"}, "prompt", "prompt=question"),
     ({"prompt": "q", "response": "a"}, "demonstration", "prompt=prompt,completion=response"),
+    ({"prompt": "q", "answer": "a"}, "demonstration", "prompt=prompt,completion=answer"),
+    (
+      {"prompt": "q", "response_a": "a", "response_b": "b", "winner_a": 0, "winner_b": 1},
+      "comparison",
+      "prompt=prompt,completions=response_a|response_b,scores=winner_a|winner_b",
+    ),
     (
       {"question": "q", "answers": {"text": ["a"]}, "answer": {"text": "b"}},
       "demonstration",
@@ -360,6 +366,28 @@ def test_a_slip_of_the_pen_is_said_of_its_row(load):
     load({"prompt": "q", "compeltion": "a"}, kind="demonstration")
 
 
+def test_further_columns_of_our_own_records_are_said_once(load):
+  row = {"prompt": "q", "completion": "a", "user": "u", "url": "x", "score": 1}
+  with pytest.raises(UserError) as error:
+    load(*[row] * 5)
+  fields = "prompt=prompt,completion=completion,user=user"
+  assert str(error.value).endswith(
+    "x.jsonl: url, score are no fields of a demonstration; leave out what you do not need with "
+    f"--fields={fields}"
+  )
+  (record, *_), said = load(*[row] * 5, kind="demonstration", fields=fields)
+  assert record == Demonstration("q", "a", user="u")
+  assert said == ["x.jsonl: left out: url (5 of 5 rows), score (5)"]
+
+
+def test_a_pair_beside_a_prompt_is_no_prompt_alone(load):
+  row = {"prompt": "q", "response_a": "a", "response_b": "b", "winner": "a"}
+  assert detect.kind_of(row) is None
+  assert detect.hint(row, None, "--").endswith(
+    "--fields='prompt=prompt,completions=response_a|response_b,choice=winner'"
+  )
+
+
 # --- what turns labels round ---
 
 
@@ -394,8 +422,7 @@ def test_a_column_that_says_that_it_is_the_better_one_is_taken(load):
 @pytest.mark.parametrize("column", ["label", "kto_tag"])
 def test_a_bad_answer_is_never_a_demonstration(load, row, column):
   good = row | {column: True}
-  if not (column == "kto_tag" and "completion" in row):
-    assert len(load(good, kind="demonstration")[0]) == 1
+  assert len(load(good, kind="demonstration")[0]) == 1
   with pytest.raises(UserError, match=rf"x\.jsonl:1: {column}: "):
     load(row | {column: False}, kind="demonstration")
   # Prompts are prompts, whatever became of them.
@@ -436,10 +463,9 @@ def test_several_files_are_said_in_one_line(tmp_path):
     (tmp_path / f"{name}.jsonl").write_text('{"instruction": "q", "output": "a", "n": 1}\n')
   notes = Notes()
   source = f"{tmp_path}/*.jsonl"
-  assert len(sources.load(source, "demonstration", notes=notes)) == 3
+  assert len(sources.load(source, "demonstration", notes=notes, place="--")) == 3
   assert detect.sentences(notes, source) == [
-    f"{tmp_path}/a.jsonl and 2 more: read as config.data.spelling=alpaca (fields instruction, "
-    "output)",
+    f"{tmp_path}/a.jsonl and 2 more: read as --spelling=alpaca (fields instruction, output)",
     f"{source}: left out: n (3 of 3 rows)",
   ]
 
