@@ -464,7 +464,8 @@ def _refuse_pair(name: str, layout: Layout, columns: Columns, place: str) -> Non
   parts = [f"prompt={prompt}", f"completions={chosen}|{rejected}", order]
   parts += [f"{ours}={theirs}" for ours, theirs in others.items()]
   column = order.split(",")[0].partition("=")[2].replace("|", ", ")
+  says = "say" if ", " in column else "says"
   raise UserError(
-    f"{name}: {chosen} is not the better answer in every row, as {column} says which one is; read "
-    f"it with {_option(place, ','.join(parts))}"
+    f"{name}: {chosen} is not the better answer in every row, as {column} {says} which one is; "
+    f"read it with {_option(place, ','.join(parts))}"
   )

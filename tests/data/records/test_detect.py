@@ -398,7 +398,7 @@ def test_a_column_that_is_called_chosen_beside_the_choice_is_refused(load):
   with pytest.raises(UserError) as error:
     load(row, kind="comparison", fields=fields)
   assert str(error.value).endswith(
-    "x.jsonl: answer_0 is not the better answer in every row, as score_0, score_1 says which one "
+    "x.jsonl: answer_0 is not the better answer in every row, as score_0, score_1 say which one "
     f"is; read it with --fields='{right}'"
   )
   assert load(row, kind="comparison", fields=right)[0][0].ranks == (2, 1)
