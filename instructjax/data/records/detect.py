@@ -246,7 +246,9 @@ def reader(
     # What is wrong with the rows is said of each of them.
     return LAYOUTS["native"].spell
   detected = spelling_of(columns)
-  if detected is None and kind == "prompt" and "prompt" in columns:
+  is_wanted = kind in columns and kind in ("prompt", "text")
+  if is_wanted and (kind == "text" or detected is None):
+    # A prompt or a text is what it is, whatever stands beside it.
     detected = "native"
   if detected is None or (detected == "native" and not _is_of_kind(columns, kind)):
     raise UserError(f"{name}: {hint(columns, kind, place)}")

@@ -380,6 +380,13 @@ def test_further_columns_of_our_own_records_are_said_once(load):
   assert said == ["x.jsonl: left out: url (5 of 5 rows), score (5)"]
 
 
+def test_a_text_beside_a_chat_is_a_text(load):
+  row = {"messages": [ASK, GOOD], "text": "t"}
+  with pytest.raises(UserError, match=r"messages is no field of a text; leave out .*=text=text$"):
+    load(row, kind="text")
+  assert [record.text for record in load(row, kind="text", fields="text=text")[0]] == ["t"]
+
+
 def test_a_pair_beside_a_prompt_is_no_prompt_alone(load):
   row = {"prompt": "q", "response_a": "a", "response_b": "b", "winner": "a"}
   assert detect.kind_of(row) is None
