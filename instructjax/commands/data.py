@@ -524,9 +524,9 @@ def _examine(source: str, args: argparse.Namespace) -> tuple[list, str, list[str
     kind = kind or infer(source, args.spelling, args.fields)
     if kind is None:
       hints = [sources.hint(part, "--") for part in sources.parts(source)]
-      known = [hint for hint in hints if hint]
-      if known:
-        return [], "record", known
+      problems = [hint for hint in hints if hint]
+      if problems:
+        return [], "record", problems
       # No row is an object: reading them says of each what it is.
       return [], "record", sources.examine(source, "prompt", place="--")[1]
     spelling = spellings.choose(args.spelling, kind, args.fields, place="--")

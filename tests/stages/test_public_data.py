@@ -42,11 +42,11 @@ def test_transcripts_beside_our_own_demonstrations(data, base, tmp_path, capsys,
   common = [f"--config.data.comparisons={transcripts}", f"--model={base}", *LONG]
   common += [*files(data, "demonstrations"), "--config.data.valid="]
   by_itself = losses_of("reward", tmp_path / "a", *common)
-  told = capsys.readouterr().err
-  assert f"{transcripts}: read as config.data.spelling=hh (fields chosen, rejected)" in told
-  assert f"{transcripts}: left out: margin (7 of 8 rows)" not in told
-  assert f"{transcripts}: left out: margin (8 of 8 rows)" in told
-  assert "demonstrations.jsonl: read as" not in told
+  err = capsys.readouterr().err
+  assert f"{transcripts}: read as config.data.spelling=hh (fields chosen, rejected)" in err
+  assert f"{transcripts}: left out: margin (7 of 8 rows)" not in err
+  assert f"{transcripts}: left out: margin (8 of 8 rows)" in err
+  assert "demonstrations.jsonl: read as" not in err
   spelling = "--config.data.spelling=comparisons=hh,demonstrations=native"
   assert losses_of("reward", tmp_path / "b", *common, spelling) == by_itself
   assert "read as" not in capsys.readouterr().err
@@ -58,10 +58,10 @@ def test_a_file_of_another_layout_has_one_sentence(base, tmp_path, capsys):
   questions = write(tmp_path / "q.jsonl", [{"question": "q", "answer": "a"}] * 5)
   options = [f"--config.data.demonstrations={questions}", f"--model={base}", *TUNE]
   assert run("sft", tmp_path / "run", *options) == 2
-  told = capsys.readouterr().err
-  assert told.count("read it with") == 1
+  err = capsys.readouterr().err
+  assert err.count("read it with") == 1
   fields = "--config.data.fields=prompt=question,completion=answer"
-  assert fields.removeprefix("--") in told
+  assert fields.removeprefix("--") in err
   assert run("sft", tmp_path / "run", *options, fields) == 0
 
 

@@ -282,7 +282,7 @@ def _is_of_kind(columns: Columns, kind: str) -> bool:
   another kind are refused at once.
   """
   own_kind = native_kind(columns)
-  if own_kind in (kind, None):
+  if own_kind is None or own_kind == kind:
     return True
   if kind == "prompt":
     return "prompt" in columns

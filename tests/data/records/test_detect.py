@@ -28,8 +28,8 @@ def load(tmp_path):
     notes = Notes()
     layout = spellings.choose(spelling, kind, fields, place="--")
     rows_read = sources.load(path, kind, layout, notes=notes, place="--", **options)
-    said = [line.removeprefix(f"{tmp_path}/") for line in detect.sentences(notes, path)]
-    return rows_read, said
+    lines = [line.removeprefix(f"{tmp_path}/") for line in detect.sentences(notes, path)]
+    return rows_read, lines
 
   return call
 
@@ -237,9 +237,9 @@ def test_open_assistant_is_known_by_its_messages(load):
     {"message_id": "2", "parent_id": "1", "role": "assistant", "text": "a", "rank": 0},
     {"message_id": "3", "parent_id": "1", "role": "assistant", "text": "b", "rank": 1},
   ]
-  (record,), said = load(*rows)
+  (record,), lines = load(*rows)
   assert (record.completions, record.ranks) == (("a", "b"), (1, 2))
-  assert said[0].startswith("x.jsonl: read as --spelling=oasst (fields message_id,")
+  assert lines[0].startswith("x.jsonl: read as --spelling=oasst (fields message_id,")
 
 
 @pytest.mark.parametrize(
@@ -266,9 +266,9 @@ def test_one_broken_row_does_not_change_what_a_file_is(load):
 
 def test_our_own_columns_of_a_public_row_are_kept(load):
   row = {"instruction": "q", "output": "a", "id": 7, "user": "u", "consent": False, "source": {}}
-  (record,), said = load(row)
+  (record,), lines = load(row)
   assert record == Demonstration("q", "a", id="7", user="u", consent=False)
-  assert said == ["x.jsonl: read as --spelling=alpaca (fields instruction, output)"]
+  assert lines == ["x.jsonl: read as --spelling=alpaca (fields instruction, output)"]
 
 
 # --- hints ---
@@ -375,9 +375,9 @@ def test_further_columns_of_our_own_records_are_said_once(load):
     "x.jsonl: url, score are no fields of a demonstration; leave out what you do not need with "
     f"--fields={fields}"
   )
-  (record, *_), said = load(*[row] * 5, kind="demonstration", fields=fields)
+  (record, *_), lines = load(*[row] * 5, kind="demonstration", fields=fields)
   assert record == Demonstration("q", "a", user="u")
-  assert said == ["x.jsonl: left out: url (5 of 5 rows), score (5)"]
+  assert lines == ["x.jsonl: left out: url (5 of 5 rows), score (5)"]
 
 
 def test_a_text_beside_a_chat_is_a_text(load):
@@ -455,14 +455,14 @@ def test_a_message_that_is_not_to_be_learned_is_no_target(load):
 
 def test_columns_are_counted_in_the_rows_that_have_a_value(load):
   row = {"instruction": "q", "output": "a", "topic": "t", "images": []}
-  _, said = load(row, row | {"images": ["i.png"]}, row | {"topic": ""})
-  assert said[1] == "x.jsonl: left out: topic (2 of 3 rows), images (1)"
+  _, lines = load(row, row | {"images": ["i.png"]}, row | {"topic": ""})
+  assert lines[1] == "x.jsonl: left out: topic (2 of 3 rows), images (1)"
 
 
 def test_columns_that_a_mapping_leaves_out_are_named(load):
   row = {"q": {"text": "p", "id": 1}, "a": "b", "other": 0, "x\n": 1}
-  _, said = load(row, kind="demonstration", fields="prompt=q.text,completion=a")
-  assert said == [r"x.jsonl: left out: other (1 of 1 rows), x\n (1)"]
+  _, lines = load(row, kind="demonstration", fields="prompt=q.text,completion=a")
+  assert lines == [r"x.jsonl: left out: other (1 of 1 rows), x\n (1)"]
 
 
 def test_several_files_are_said_in_one_line(tmp_path):
