@@ -150,8 +150,9 @@ def dpo_step(
   key = keys.key_for(state.key, "dropout", state.step)
   parts, count = reward.into_parts(batch)
   rank, differ = reward.ranks_of(parts)
+  labels = reward.labels_of(parts)
   # The weights are shares of the whole batch, so they are made before it is split.
-  weight = losses.pair_weights(rank, cfg.pairs, distinct=differ)
+  weight = losses.pair_weights(rank, cfg.pairs, distinct=differ, labels=labels)
   grads, loss, rows = steps.gradients_of_parts(
     partial(dpo_loss, lm=lm, frozen=frozen, cfg=cfg),
     state.params,
@@ -161,9 +162,9 @@ def dpo_step(
   )
   logp, ref_logp = steps.merge(rows)
   rewards = cfg.beta * (logp - ref_logp)
-  accuracy, pair_count = reward.pair_accuracy(rewards, rank, differ)
+  accuracy, pair_count = reward.pair_accuracy(rewards, rank, differ, labels)
   # Means over pairs, whatever the loss is divided by.
-  share = losses.pair_weights(rank, distinct=differ)
+  share = losses.pair_weights(rank, distinct=differ, labels=labels)
   metrics = {
     "loss": loss,
     "accuracy": accuracy,

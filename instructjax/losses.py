@@ -139,6 +139,7 @@ def pair_weights(
   normaliser: str = "remaining",
   *,
   distinct: Bool[Array, "B K K"] | bool = True,
+  labels: Float[Array, "B K K"] | None = None,
 ) -> Float[Array, "B K K"]:
   """Returns the weight of each pair (i beats j) in Eq. 1 of Ouyang et al. 2022.
 
@@ -149,6 +150,9 @@ def pair_weights(
   `distinct` is False for pairs whose completions are the same row (`reward.ranks_of`): they have
   one score whatever the model, so they weigh nothing, as ties do.
 
+  `labels` says how much it counts that i beats j, where labels of pairs are no ranking; then the
+  ranks only say which completions are there. The weights of a prompt are shares of its labels.
+
   Raises:
     ValueError: for another normaliser, and for ranks that count from 0, where their values can be
       seen: outside of a compiled function.
@@ -156,18 +160,20 @@ def pair_weights(
   _check_ranks(rank)
   winner, loser = _pairs(rank)
   real = (winner > 0) & (loser > 0)
-  beats = real & (winner < loser) & distinct
+  ordered = winner < loser if labels is None else labels > 0
+  beats = real & ordered & distinct
+  label = jnp.where(beats, 1 if labels is None else labels, 0)
   if normaliser == "remaining":
-    pairs = jnp.sum(beats, axis=(1, 2))
+    pairs = jnp.sum(label, axis=(1, 2))
   elif normaliser == "all":
     completions = jnp.sum(rank > 0, axis=1)
     pairs = completions * (completions - 1) // 2
   else:
     raise ValueError(f'normaliser must be "remaining" or "all", got {normaliser!r}')
   prompts = jnp.sum(pairs > 0)
-  count = jnp.maximum(pairs * prompts, 1)
-  share = 1 / count.astype(jnp.float32)
-  return jnp.where(beats, share[:, None, None], 0)
+  count = pairs * prompts
+  share = 1 / jnp.where(count > 0, count, 1).astype(jnp.float32)
+  return label * share[:, None, None]
 
 
 def _check_ranks(rank: Array) -> None:
@@ -297,12 +303,14 @@ def ranking_accuracy(
   rank: Int[Array, "B K"],
   *,
   distinct: Bool[Array, "B K K"] | bool = True,
+  labels: Float[Array, "B K K"] | None = None,
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
   """Returns (pairs that the scores order as the ranks do, pairs) of each prompt.
 
   Two equal scores are half right, as a coin would be. Pairs that are not `distinct` do not count.
+  `labels` takes the place of the ranks, as in `pair_weights`; each pair counts once.
   """
-  beats = pair_weights(rank, distinct=distinct) > 0
+  beats = pair_weights(rank, distinct=distinct, labels=labels) > 0
   winner, loser = _pairs(score)
   difference = winner - loser
   # 1 where the winner scores higher, ½ where both score the same.

@@ -212,6 +212,7 @@ def pair_accuracy(
   score: Float[Array, "B K"],
   rank: Int[Array, "B K"],
   differ: Bool[Array, "B K K"] | bool = True,
+  labels: Float[Array, "B K K"] | None = None,
 ) -> tuple[Scalar, Scalar]:
   """Returns (the share of pairs that the scores order as the ranks do, the number of pairs).
 
@@ -219,7 +220,7 @@ def pair_accuracy(
   it is unknown, and 0 would say that all of them are wrong.
   """
   # Sums over prompts, so that the accuracy is that of pairs.
-  correct, pairs = losses.ranking_accuracy(score, rank, distinct=differ)
+  correct, pairs = losses.ranking_accuracy(score, rank, distinct=differ, labels=labels)
   count = pairs.sum()
   share = correct.sum() / jnp.maximum(count, 1)
   return jnp.where(count > 0, share, jnp.nan), count
@@ -251,6 +252,17 @@ def ranks_of(parts: Comparisons) -> tuple[Int[Array, "B K"], Bool[Array, "B K K"
   return rank, same[:, :, None] != same[:, None, :]
 
 
+def labels_of(parts: Comparisons) -> Float[Array, "B K K"] | None:
+  """Returns the labels of the pairs of all parts [N, G, ...], or None where ranks say it all."""
+  if parts.label is None:
+    return None
+  *_, S, K, _ = parts.label.shape
+  N, G = parts.tokens.shape[:2]
+  partition = sharding.spec(None, "batch", None, None)
+  by_prompt = jax.lax.reshape(parts.label, (N, G * S, K, K), out_sharding=partition)
+  return steps.merge(by_prompt)
+
+
 def reward_step(
   state: TrainState,
   trunk: Params,
@@ -269,8 +281,9 @@ def reward_step(
   parts, count = into_parts(batch)
   N = parts.tokens.shape[0]
   rank, differ = ranks_of(parts)
+  labels = labels_of(parts)
   # The weights are shares of the whole batch, so they are made before it is split.
-  weight = losses.pair_weights(rank, cfg.pairs, distinct=differ)
+  weight = losses.pair_weights(rank, cfg.pairs, distinct=differ, labels=labels)
   choice_weight = choice_weights(rank)
   grads, loss, scores = steps.gradients_of_parts(
     partial(reward_loss, lm=lm, trunk=trunk, cfg=cfg),
@@ -280,7 +293,7 @@ def reward_step(
     count=count,
   )
   scores = steps.merge(scores)
-  accuracy, pair_count = pair_accuracy(scores, rank, differ)
+  accuracy, pair_count = pair_accuracy(scores, rank, differ, labels)
   real = rank > 0  # the other completions are not there
   metrics = {
     "loss": loss,

@@ -130,6 +130,9 @@ class Comparisons:
 
   Rank 1 is the best, equal ranks are ties, and rank 0 is a completion that is not there. A prompt
   that is not there has ranks of 0 only.
+
+  Where some prompt of the data has labels of pairs that are no ranking, `label` holds those of all
+  prompts, and rank 1 says only that a completion is there.
   """
 
   tokens: Int[Array, "*G L"]
@@ -141,6 +144,7 @@ class Comparisons:
   stem: Float[Array, "*G L D"] | None = None  # `LM.stem` of the tokens, if computed beforehand
   rating: Float[Array, "*G S K"] | None = None  # the overall quality, where margins count it
   predictions: Predictions | None = None  # of DPO
+  label: Float[Array, "*G S K K"] | None = None  # how much it counts that i is better than j
 
 
 @struct.dataclass

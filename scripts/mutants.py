@@ -119,7 +119,7 @@ MUTANTS["losses"] = [
     "length = jnp.sum(mask, axis=0, keepdims=True)",
     "the wrong axis in the sequence mean",
   ),
-  M("beats = real & (winner < loser)", "beats = real & (winner <= loser)", "ties are counted"),
+  M("ordered = winner < loser if", "ordered = winner <= loser if", "ties are counted"),
   M(
     "real = (winner > 0) & (loser > 0)", "real = loser > 0", "a padded completion beats all others"
   ),
@@ -239,14 +239,24 @@ MUTANTS["losses"] = [
     "the sum over sequences counts empty rows",
   ),
   M(
-    "beats = pair_weights(rank, distinct=distinct) > 0",
-    "beats = pair_weights(rank) > 0",
+    "beats = pair_weights(rank, distinct=distinct, labels=labels) > 0",
+    "beats = pair_weights(rank, labels=labels) > 0",
     "equal completions count in the accuracy",
   ),
   M(
-    "beats = real & (winner < loser) & distinct",
-    "beats = real & (winner < loser)",
+    "beats = real & ordered & distinct",
+    "beats = real & ordered",
     "equal completions are a pair",
+  ),
+  M(
+    "label = jnp.where(beats, 1 if labels is None else labels, 0)",
+    "label = jnp.where(beats, 1, 0)",
+    "the weights of labels of pairs are ignored",
+  ),
+  M(
+    "ordered = winner < loser if labels is None else labels > 0",
+    "ordered = winner < loser",
+    "labels of pairs that are no ranking are ignored",
   ),
 ]
 
@@ -1661,8 +1671,8 @@ MUTANTS["reward"] = [
     "the same dropout in every step",
   ),
   M(
-    "weight = losses.pair_weights(rank, cfg.pairs, distinct=differ)",
-    "weight = losses.pair_weights(rank, distinct=differ)",
+    "weight = losses.pair_weights(rank, cfg.pairs, distinct=differ, labels=labels)",
+    "weight = losses.pair_weights(rank, distinct=differ, labels=labels)",
     "the kind of mean over pairs is ignored",
   ),
   M(
@@ -2099,13 +2109,13 @@ MUTANTS["dpo"] = [
     "the same dropout in every step",
   ),
   M(
-    "weight = losses.pair_weights(rank, cfg.pairs, distinct=differ)",
-    "weight = losses.pair_weights(rank, distinct=differ)",
+    "weight = losses.pair_weights(rank, cfg.pairs, distinct=differ, labels=labels)",
+    "weight = losses.pair_weights(rank, distinct=differ, labels=labels)",
     "the kind of mean over pairs is ignored",
   ),
   M(
-    "weight = losses.pair_weights(rank, cfg.pairs, distinct=differ)",
-    "weight = losses.pair_weights(rank, cfg.pairs)",
+    "weight = losses.pair_weights(rank, cfg.pairs, distinct=differ, labels=labels)",
+    "weight = losses.pair_weights(rank, cfg.pairs, labels=labels)",
     "equal completions are a pair",
   ),
   M(
@@ -2114,7 +2124,7 @@ MUTANTS["dpo"] = [
     "no reference in the measured rewards",
   ),
   M(
-    "share = losses.pair_weights(rank, distinct=differ)",
+    "share = losses.pair_weights(rank, distinct=differ, labels=labels)",
     "share = weight",
     "measured means are divided as the loss is",
   ),

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from instructjax.data.records import records, sources, spellings
+from instructjax.data.records.detect import Notes, sentences
+from instructjax.data.records.named import LAYOUTS, Layout
 from instructjax.data.records.problems import Problems
 from instructjax.data.records.records import Record, Spelling
 from instructjax.data.tokens.vocabulary import Tokenizer
@@ -205,12 +207,22 @@ def _add_kind_options(command: argparse.ArgumentParser, kinds: Sequence[str]) ->
     choices=kinds,
     help="default: what the fields of a file's first record say",
   )
-  command.add_argument("--spelling", default="native", choices=[*spellings.SPELLINGS])
+  command.add_argument(
+    "--spelling",
+    default="",
+    choices=[*LAYOUTS],
+    help="default: what the fields of the first records say",
+  )
   command.add_argument(
     "--fields",
     default="",
     metavar="OURS=THEIRS,...",
     help="such as prompt=question,completion=answer",
+  )
+  command.add_argument(
+    "--empty-completions",
+    action="store_true",
+    help="an empty text may be ranked among the completions",
   )
 
 
@@ -328,8 +340,9 @@ def _check_file(file: str, args: argparse.Namespace, tokenizer: Tokenizer | None
     return Checked(0, "record", problems)
   cuts = _Cuts(file, kind, args, tokenizer) if tokenizer is not None else None
   count = 0
+  notes = Notes()
   with counting(f"check {file}", f"{kind}s") as show:
-    for record, row_problems in sources.each(file, kind, spelling):
+    for record, row_problems in _each(file, kind, spelling, args, notes):
       for problem in row_problems:
         problems.add(problem)
       if record is None:
@@ -340,6 +353,7 @@ def _check_file(file: str, args: argparse.Namespace, tokenizer: Tokenizer | None
         problems.add(problem)
   for problem in cuts.finish() if cuts is not None else ():
     problems.add(problem)
+  _say(notes, file)
   return Checked(count, kind, problems, cuts.sentence() if cuts is not None else "")
 
 
@@ -520,12 +534,13 @@ def convert(args: argparse.Namespace) -> None:
   """Writes the records of any source as one JSONL file, a record at a time."""
   kind, spelling = _kind_and_spelling(args.source, args)
   problems = Problems()
+  notes = Notes()
   count = 0
 
   def good_records() -> Iterator[Record]:
     nonlocal count
     with counting(f"convert {args.source}", f"{kind}s") as show:
-      for record, row_problems in sources.each(args.source, kind, spelling):
+      for record, row_problems in _each(args.source, kind, spelling, args, notes):
         for problem in row_problems:
           problems.add(problem)
         # After a problem there is nothing to write, but the other problems are to be listed.
@@ -537,6 +552,7 @@ def convert(args: argparse.Namespace) -> None:
   out = Path(args.out)
   with _placing(args, out.parent) as folder:
     records.write(folder / out.name, good_records())
+    _say(notes, args.source)
     # Where there is not a single record, there is nothing to leave in the file.
     if problems.count and not (args.leave_out and count):
       raise UserError("\n".join(problems.lines()))
@@ -575,7 +591,7 @@ def benchmarks(args: argparse.Namespace) -> None:
 # --- files ---
 
 
-def infer(source: str, spelling: str = "native", fields: str = "") -> str | None:
+def infer(source: str, spelling: str = "", fields: str = "") -> str | None:
   """Returns the kind of record that a source holds, or None if nothing says so.
 
   The spelling says it first, then the mapping of fields, and then the first readable row.
@@ -583,7 +599,9 @@ def infer(source: str, spelling: str = "native", fields: str = "") -> str | None
   return spellings.kind(spelling, fields) or sources.kind_of(source)
 
 
-def _kind_and_spelling(source: str, args: argparse.Namespace) -> tuple[str, Spelling | None]:
+def _kind_and_spelling(
+  source: str, args: argparse.Namespace
+) -> tuple[str, Spelling | Layout | None]:
   """Returns the kind of record that a source holds, and how its rows are read.
 
   Raises:
@@ -591,11 +609,40 @@ def _kind_and_spelling(source: str, args: argparse.Namespace) -> tuple[str, Spel
   """
   kind = args.kind or infer(source, args.spelling, args.fields)
   if kind is None:
-    raise UserError(
-      f"{source}: no line has the fields of a record; give its kind, "
-      f"--kind={'|'.join(records.KINDS)}"
-    )
+    hints = [sources.hint(part, "--") for part in sources.parts(source)]
+    problems = [hint for hint in hints if hint]
+    if problems:
+      raise UserError("\n".join(problems))
+    # No row is an object: reading them as any kind says of each what it is.
+    kind = "prompt"
   return kind, spellings.choose(args.spelling, kind, args.fields, place="--")
+
+
+def _each(
+  source: str,
+  kind: str,
+  spelling: Spelling | Layout | None,
+  args: argparse.Namespace,
+  notes: Notes,
+) -> Iterator[tuple[Record | None, list[str]]]:
+  """Yields a record or the problems of a row at a time, as the options ask (`sources.each`)."""
+  return sources.each(
+    source,
+    kind,
+    spelling,
+    notes=notes,
+    place="--",
+    empty_completions=args.empty_completions,
+  )
+
+
+def _say(notes: Notes, source: str) -> None:
+  """Prints how a source was read and what was left out.
+
+  It goes to stderr, as problems do, so that stdout has the good files alone.
+  """
+  for line in sentences(notes, source):
+    print(line, file=sys.stderr)
 
 
 def _read(file: str, args: argparse.Namespace) -> tuple[list, str]:
@@ -606,14 +653,16 @@ def _read(file: str, args: argparse.Namespace) -> tuple[list, str]:
   """
   kind, spelling = _kind_and_spelling(file, args)
   problems = Problems()
+  notes = Notes()
   rows = []
   with counting(f"read {file}", f"{kind}s") as show:
-    for record, row_problems in sources.each(file, kind, spelling):
+    for record, row_problems in _each(file, kind, spelling, args, notes):
       for problem in row_problems:
         problems.add(problem)
       if record is not None:
         rows.append(record)
         show(len(rows))
+  _say(notes, file)
   if problems.count:
     raise UserError("\n".join(problems.lines()))
   if kind == "text":

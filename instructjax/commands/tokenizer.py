@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from instructjax.commands.options import number, whole
-from instructjax.data.records import spellings
+from instructjax.data.records.named import LAYOUTS
 from instructjax.data.tokens import sentencepieces, texts
 from instructjax.errors import UserError
 from instructjax.system import jsons
@@ -147,9 +147,9 @@ def _check_arguments(check: argparse.ArgumentParser) -> None:
 def _spelling_arguments(command: argparse.ArgumentParser) -> None:
   command.add_argument(
     "--spelling",
-    default="native",
-    choices=[*spellings.SPELLINGS],
-    help="of records",
+    default="",
+    choices=[*LAYOUTS],
+    help="of records; default: what the fields of the first ones say",
   )
   command.add_argument(
     "--fields",

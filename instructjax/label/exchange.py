@@ -87,6 +87,10 @@ def from_records(path: Path, kind: str) -> Loaded:
   # Continuations are stored as comparisons with other ratings, which `check` tells from ours.
   record_kind = "demonstration" if kind == "demonstration" else "comparison"
   for number, record in enumerate(records.read(path, record_kind)):
+    if isinstance(record, Comparison) and record.pairs:
+      place = places.of(record, str(path), number)
+      problems.append(f"{place}: pairs: an answer has ranks; take the record out")
+      continue
     task = unanswered(record)
     answer = _answer_of(record, task)
     tasks.append(task)

@@ -178,9 +178,9 @@ def _as_comparison(row: Row, left_out: Counter[str]) -> Row:
 
 def _outputs(row: Row) -> tuple[str, list[str]]:
   """Returns the name of the field with the outputs of a row to rank, and the outputs."""
-  if "ranks" in row or "ratings" in row:
+  if "ranks" in row or "pairs" in row or "ratings" in row:
     raise RecordError(
-      "ranks, ratings: labeled already; take them out, or use `instructjax label import`"
+      "ranks, pairs, ratings: labeled already; take them out, or use `instructjax label import`"
     )
   names = [name for name in ("completions", "responses") if name in row]
   if len(names) != 1:

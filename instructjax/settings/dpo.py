@@ -34,6 +34,7 @@ class PreferenceData:
   valid: str = setting("", "Held-out comparisons; empty evaluates nothing.")
   spelling: str = subjects.spelling("comparisons")
   fields: str = subjects.fields()
+  empty_completions: bool = subjects.empty_completions()
   template: str = subjects.template()
   prompt: int = subjects.prompt_tokens()
   response: int = subjects.response_tokens()

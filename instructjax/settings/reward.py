@@ -36,6 +36,7 @@ class ComparisonData:
   valid: str = setting("", "Held-out comparisons; empty evaluates nothing.")
   spelling: str = subjects.spelling("comparisons")
   fields: str = subjects.fields()
+  empty_completions: bool = subjects.empty_completions()
   template: str = subjects.template()
   prompt: int = subjects.prompt_tokens()
   response: int = subjects.response_tokens()

@@ -87,8 +87,16 @@ def tokenizer() -> Any:
 
 
 def spelling(kind: str) -> Any:
-  sentence = f"The spelling of the {kind}; native is ours (docs/data.md)."
-  return setting("native", sentence)
+  sentence = (
+    f"The spelling of the {kind}; empty is the file's own, native is ours, and "
+    '"comparisons=hh,valid=native" is one for each field (docs/data.md).'
+  )
+  return setting("", sentence)
+
+
+def empty_completions() -> Any:
+  sentence = "Whether an empty text may be ranked among the completions: a model may say nothing."
+  return setting(False, sentence)
 
 
 def fields() -> Any:

@@ -133,7 +133,10 @@ def comparisons_of(layout: branches.Layout, stem: tuple[int, Any] | None) -> Com
   ids = rows_of((*rows, layout.length), jnp.int32)
   ranked = rows_of((*rows, layout.slots, layout.completions), jnp.int32)
   activations = None if stem is None else rows_of((*ids.shape, stem[0]), stem[1])
-  return Comparisons(ids, ids, ids, ranked, ranked, ranked, activations)
+  label = None
+  if layout.labels:
+    label = rows_of((*ranked.shape, layout.completions), jnp.float32)
+  return Comparisons(ids, ids, ids, ranked, ranked, ranked, activations, label=label)
 
 
 # --- data ---
@@ -165,6 +168,20 @@ def with_ratings(
     )
   report(problems)
   return rated
+
+
+def require_ranks(settings: RewardSettings, groups: Sequence[pipeline.Group], name: str) -> None:
+  """Raises UserError where the settings need ranks, and the labels of some pairs are no ranking."""
+  by_rank = settings.margin and settings.margin_by == "rank"
+  if settings.loss != "best_of_k" and not by_rank:
+    return
+  setting = "config.loss=best_of_k" if settings.loss == "best_of_k" else "config.margin_by=rank"
+  unranked = sum(group.labels is not None for group in groups)
+  if unranked:
+    raise UserError(
+      f"{name}: {unranked} of {len(groups)} comparisons have pairs in place of ranks, and "
+      f"{setting} needs ranks; take these comparisons out or choose another setting"
+    )
 
 
 def packing_of(layout: branches.Layout) -> pipeline.Pad:
@@ -414,6 +431,7 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
 
     def groups_of_source(part: corpora.Part) -> list[branches.Branches]:
       source_groups, kept = groups_of(part.records, part.source)
+      require_ranks(settings, source_groups, part.source)
       rated = with_ratings(settings, source_groups, kept, part.source)
       packable = [branches.of_group(group) for group in rated]
       all_groups.extend(packable)

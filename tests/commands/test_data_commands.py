@@ -187,6 +187,55 @@ def test_check_counts_tokens_of_more_than_a_batch(data, tmp_path, monkeypatch):
   assert f"{file}:6: prompt: holds" in data("check", file, "--tokenizer=bytes")[2]
 
 
+def test_check_says_how_a_file_is_read_and_what_it_leaves_out(data, tmp_path):
+  file = tmp_path / "d.jsonl"
+  rows = [
+    {"instruction": "q", "context": "passage", "response": "a", "category": "closed_qa"},
+    {"instruction": "q", "context": "", "response": "a", "category": ""},
+  ]
+  file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  code, out, err = data("check", file)
+  assert (code, out) == (0, f"{file}: 2 demonstrations, no problem\n")
+  assert err.splitlines() == [
+    f"{file}: read as --spelling=dolly (fields instruction, context, response)",
+    f"{file}: left out: category (1 of 2 rows)",
+  ]
+  assert data("convert", file, f"--out={tmp_path}/out.jsonl")[2] == err
+  prompts = [record.prompt for record in records.read(tmp_path / "out.jsonl", "demonstration")]
+  assert prompts == ["q\n\npassage", "q"]
+
+
+def test_check_of_unknown_columns_is_one_sentence(data, tmp_path):
+  file = tmp_path / "q.jsonl"
+  file.write_text('{"question": "q", "answer": "a"}\n' * 100)
+  code, out, err = data("check", file)
+  assert (code, out) == (2, "")
+  assert err.splitlines() == [
+    f"{file}: its fields are question, answer; read it with "
+    "--fields=prompt=question,completion=answer",
+    "error: 1 problem in 1 of 1 file; correct the lines above",
+  ]
+  assert data("check", file, "--fields=prompt=question,completion=answer")[0] == 0
+
+
+def test_bad_answers_are_left_out_of_demonstrations_and_listed(data, tmp_path):
+  file, kept = tmp_path / "kto.jsonl", tmp_path / "kept.jsonl"
+  rows = [{"prompt": "p", "completion": text, "label": text == "good"} for text in ("good", "bad")]
+  file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  code, _, err = data("convert", file, f"--out={kept}")
+  assert code == 2
+  assert f"{file}:2: label: false, so the completion is a bad answer" in err
+  assert data("convert", file, f"--out={kept}", "--leave-out")[0] == 0
+  assert records.read(kept, "demonstration") == [Demonstration("p", "good")]
+
+
+def test_empty_completions_are_an_option(data, tmp_path):
+  file = tmp_path / "c.jsonl"
+  file.write_text('{"prompt": "p", "completions": ["a", ""], "ranks": [1, 2]}\n')
+  assert f"{file}:1: completions[1]: empty" in data("check", file)[2]
+  assert data("check", file, "--empty-completions")[0] == 0
+
+
 def test_check_of_a_spelling(data, tmp_path):
   file = tmp_path / "x.jsonl"
   file.write_text('{"instruction": "i", "output": "o"}\n')

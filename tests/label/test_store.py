@@ -281,7 +281,7 @@ def test_bad_tasks_are_named_by_line_and_field(tmp_path):
   expected = [
     "1: completions: 1 of them",
     "2: completions: give completions or responses",
-    "3: ranks, ratings: labeled already",
+    "3: ranks, pairs, ratings: labeled already",
     "4: prompt: empty",
     "5: responses: a list of texts",
     "6: completions[1]: empty",

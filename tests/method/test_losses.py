@@ -631,3 +631,23 @@ def test_equal_completions_are_no_pair():
   right, pairs = losses.ranking_accuracy(score, rank, distinct=distinct)
   same(right, [2, 0])
   same(pairs, [2, 0])
+
+
+def test_labels_of_pairs_take_the_place_of_ranks():
+  """A circle of which one pair counts half, and a prompt with one pair; ranks say who is there."""
+  rank = jnp.array([[1, 1, 1], [1, 1, 0]])
+  labels = jnp.array([[[0, 1, 0], [0, 0, 1], [0.5, 0, 0]], [[0, 0, 0], [2, 0, 7], [0, 0, 0]]])
+  weight = losses.pair_weights(rank, labels=labels)
+  close(weight[0], np.array([[0, 2, 0], [0, 0, 2], [1, 0, 0]]) / 10)
+  # The label of a completion that is not there counts nothing.
+  close(weight[1], [[0, 0, 0], [1 / 2, 0, 0], [0, 0, 0]])
+  close(losses.pair_weights(rank, "all", labels=labels)[0], np.array(labels[0]) / 6)
+  # A pair whose completions are one row is taken out, as it is with ranks.
+  distinct = jnp.ones((2, 3, 3), bool).at[0, 0, 1].set(False)
+  left = losses.pair_weights(rank, labels=labels, distinct=distinct)[0]
+  close(left, np.array([[0, 0, 0], [0, 0, 2], [1, 0, 0]]) / 6)
+  # In the accuracy each pair counts once: 0 over 1 and 1 over 2 are right, 2 over 0 is wrong.
+  score = jnp.array([[3.0, 2.0, 1.0], [0.0, 1.0, 0.0]])
+  correct, pairs = losses.ranking_accuracy(score, rank, labels=labels)
+  close(correct, [2, 1])
+  close(pairs, [3, 1])

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from instructjax import packs, sharding
 from instructjax.data.batches import packing
 from instructjax.data.batches.pipeline import Group, Host, Row
+from instructjax.data.records import preferences
 from instructjax.types import Comparisons, Predictions
 
 MULTIPLE = 8  # packed rows have a multiple of so many tokens
@@ -45,6 +46,7 @@ class Branches(NamedTuple):
   ratings: tuple[float, ...] = ()
   learnt: Learnt | None = None  # where a policy learns the completions
   stem: Float[np.ndarray, "n D"] | None = None  # `LM.stem` of the tokens, if computed beforehand
+  labels: Float[np.ndarray, "K K"] | None = None  # of pairs, where they are no ranking
 
 
 class Layout(NamedTuple):
@@ -56,6 +58,7 @@ class Layout(NamedTuple):
   slots: int  # S
   completions: int  # K
   learnt: int = 0  # tokens of a packed row that a policy learns, at most
+  labels: bool = False  # whether the labels of pairs are no ranking, in some group of the data
 
 
 class Slots(NamedTuple):
@@ -99,6 +102,7 @@ def of_group(group: Group, *, learnt: bool = False) -> Branches:
     ranks=group.ranks,
     ratings=group.ratings,
     learnt=_learnt(rows, starts, shared) if learnt else None,
+    labels=group.labels,
   )
 
 
@@ -152,6 +156,7 @@ def layout(groups: Sequence[Branches], batch: int, shards: int, micro: int = 0) 
     completions=max(len(group.last) for group in groups),
     learnt=max(shares, default=0.0),
     micro=micro,
+    labels=any(group.labels is not None for group in groups),
   )
 
 
@@ -164,12 +169,14 @@ def layout_for(
   completions: int,
   learnt: float = 0.0,
   micro: int = 0,
+  labels: bool = False,
 ) -> Layout:
   """Returns the layout of batches of `batch` groups of `shortest` to `longest` tokens.
 
   There are `micro` parts, each of as many rows as a part of `batch` / `micro` groups of the longest
   takes. With 0 it has what `packs.rows_at_once` says for each of the `shards`.
-  `learnt` is the largest share of the tokens of a group that a policy learns.
+  `learnt` is the largest share of the tokens of a group that a policy learns, and `labels` says
+  whether the labels of pairs of some group are no ranking.
   """
   length = -(-longest // MULTIPLE) * MULTIPLE
   most = -(-batch // shards)  # rows of a device, where every group takes one
@@ -182,6 +189,7 @@ def layout_for(
     completions=completions,
     # No packed row has a larger share than the group with the largest.
     learnt=math.ceil(learnt * length),
+    labels=labels,
   )
 
 
@@ -213,7 +221,7 @@ def pack(groups: Sequence[Branches], layout: Layout) -> Comparisons:
   Raises:
     UserError: if a group is longer than a packed row.
   """
-  G, N, L, S, K, _ = layout
+  G, N, L, S, K = layout[:5]
   tokens: Host = np.zeros((G, N, L), np.int32)
   valid: Host = np.zeros((G, N, L), np.int32)
   branch: Host = np.zeros((G, N, L), np.int32)
@@ -222,6 +230,7 @@ def pack(groups: Sequence[Branches], layout: Layout) -> Comparisons:
   same: Host = np.zeros((G, N, S, K), np.int32)
   # Either all groups have ratings or none has, and likewise stems.
   rating: Host = np.zeros((G, N, S, K), np.float32) if groups[0].ratings else None
+  label: Host = np.zeros((G, N, S, K, K), np.float32) if layout.labels else None
   stem: Host = None
   if groups[0].stem is not None:
     stem = np.zeros((G, N, L, groups[0].stem.shape[1]), groups[0].stem.dtype)
@@ -235,19 +244,23 @@ def pack(groups: Sequence[Branches], layout: Layout) -> Comparisons:
     last[completions] = start + group.last
     rank[completions] = group.ranks
     same[completions] = group.same
+    if label is not None:
+      ranked = preferences.of_ranks(group.ranks)
+      k = len(group.ranks)
+      label[row, part, slot, :k, :k] = ranked if group.labels is None else group.labels
     if rating is not None:
       rating[completions] = group.ratings
     if stem is not None:
       stem[columns] = group.stem
   predictions = _predictions(groups, slots, layout)
-  return Comparisons(tokens, valid, branch, last, rank, same, stem, rating, predictions)
+  return Comparisons(tokens, valid, branch, last, rank, same, stem, rating, predictions, label)
 
 
 def _predictions(groups: Sequence[Branches], slots: Slots, layout: Layout) -> Predictions | None:
   """Returns the tokens that a policy learns, or None where the groups do not say which."""
   if groups[0].learnt is None:
     return None
-  G, N, _, S, K, M = layout
+  G, N, _, S, K, M = layout[:6]
   before: Host = np.zeros((G, N, M), np.int32)
   token: Host = np.zeros((G, N, M), np.int32)
   completion: Host = np.full((G, N, M), S * K, np.int32)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +22,7 @@ from instructjax.data.batches.counts import Counts, sentence
 from instructjax.data.batches.counts import facts as facts_of
 from instructjax.data.batches.mixture import Mixture, Rows
 from instructjax.data.records import sources, spellings
+from instructjax.data.records.detect import Notes, sentences
 from instructjax.data.records.records import Comparison, Demonstration, Prompt, fingerprint
 from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizer_check import show
@@ -57,16 +57,39 @@ def read(data: DataSettings, name: str, kind: str, *, lazily: bool = False) -> l
       f"config.data.{name} is empty; give a JSONL file of {kind}s, a Parquet file, tfds:NAME or "
       "hub:OWNER/NAME/file.jsonl"
     )
-  spelling = spellings.choose(data.spelling, kind, data.fields)
-  if lazily:
-    load = partial(lazy.texts, spelling_name=f"{data.spelling} {data.fields}")
-  else:
-    load = partial(sources.load, kind=kind)
+  spelling = spellings.choose(data.spelling, kind, data.fields, field=name)
+  unknown = [field for field in spellings.fields_of(data.spelling) if not hasattr(data, field)]
+  if unknown:
+    raise UserError(
+      f"config.data.spelling={data.spelling!r}: config.data has no field {unknown[0]!r}"
+    )
+  empty_completions = isinstance(data, PreferenceData | ComparisonData) and data.empty_completions
   parts = []
   with naming(f"config.data.{name}", text):
     for weight, source in mixture.parse(text):
-      parts.append(Part(weight, source, load(source, spelling=spelling)))
+      if lazily:
+        spelling_name = f"{data.spelling} {data.fields}"
+        parts.append(Part(weight, source, lazy.texts(source, spelling, spelling_name)))
+        continue
+      notes = Notes()
+      source_records = sources.load(
+        source,
+        kind,
+        spelling,
+        notes=notes,
+        place="config.data.",
+        empty_completions=empty_completions,
+      )
+      _say_notes(notes, source)
+      parts.append(Part(weight, source, source_records))
   return parts
+
+
+def _say_notes(notes: Notes, source: str) -> None:
+  """Says on stderr how a source was read, in one process of several."""
+  if jax.process_index() == 0:
+    for line in sentences(notes, source):
+      print(line, file=sys.stderr, flush=True)
 
 
 def read_one(data: DataSettings, name: str, kind: str) -> list:

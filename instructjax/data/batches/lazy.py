@@ -33,6 +33,7 @@ from jaxtyping import Int
 
 from instructjax.data.batches.pipeline import Row, special_problems
 from instructjax.data.records import files, places, records, sources
+from instructjax.data.records.named import Layout
 from instructjax.data.records.places import Row as PlacedRow
 from instructjax.data.records.records import Spelling, Text, native
 from instructjax.data.tokens.tokenizers import Tokenizer
@@ -207,7 +208,7 @@ def _scan_row(name: str, rows: Any, number: int, spelling: Spelling) -> tuple[li
   return records.collect([PlacedRow(place, row)], "text", spelling)
 
 
-def texts(source: str, spelling: Spelling | None = None, spelling_name: str = "") -> Texts:
+def texts(source: str, spelling: Spelling | Layout | None = None, spelling_name: str = "") -> Texts:
   """Returns the documents of a source.
 
   `spelling_name` names the spelling: token counts in the cache are kept apart by it.
@@ -217,7 +218,9 @@ def texts(source: str, spelling: Spelling | None = None, spelling_name: str = ""
   """
   parts = []
   for part in sources.parts(source):
-    chosen = spelling or (part.mapping.spell if part.mapping else native)
+    # Rows are read one by one, so none of them says how the others are read.
+    named_spelling = spelling.spell if isinstance(spelling, Layout) else spelling
+    chosen = named_spelling or (part.mapping.spell if part.mapping else native)
     if isinstance(chosen, records.Whole):
       raise UserError(
         f"{part.name}: this spelling needs all rows at once; leave config.data.lazy off"

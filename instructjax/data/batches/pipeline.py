@@ -24,11 +24,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from instructjax.data.batches.counts import Counts
 from instructjax.data.batches.mixture import Rows, endless
-from instructjax.data.records import places
+from instructjax.data.records import places, preferences
 from instructjax.data.records.records import (
   Comparison,
   Demonstration,
@@ -64,11 +64,15 @@ class Row(NamedTuple):
 
 
 class Group(NamedTuple):
-  """The rows of one prompt's completions, the rank of each, and its overall rating if it counts."""
+  """The rows of one prompt's completions, the rank of each, and its overall rating if it counts.
+
+  Where the labels of pairs are no ranking, `labels` has them, and the ranks are all 1.
+  """
 
   rows: tuple[Row, ...]
   ranks: tuple[int, ...]
   ratings: tuple[float, ...] = ()
+  labels: Float[np.ndarray, "K K"] | None = None  # `preferences.weights`
 
   def distinct(self) -> np.ndarray:
     """Returns which pairs of rows differ in a token, [K, K]; as `reward.ranks_of` does."""
@@ -161,7 +165,11 @@ def comparisons(
       continue
     ids = [row.ids.tobytes() for row in rows]
     counts.equal += sum(a == b for a, b in itertools.combinations(ids, 2))
-    groups.append(Group(tuple(rows), tuple(record.ranks)))
+    if record.pairs:
+      labels = preferences.weights(record)
+      groups.append(Group(tuple(rows), (1,) * len(rows), labels=labels))
+    else:
+      groups.append(Group(tuple(rows), tuple(record.ranks)))
   report(problems)
   return groups
 

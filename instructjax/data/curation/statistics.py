@@ -21,6 +21,7 @@ import numpy as np
 
 from instructjax.data.curation.contents import group_of, prompt_text
 from instructjax.data.curation.hygiene import SPLITS
+from instructjax.data.records import preferences
 from instructjax.data.records.records import ANNOTATIONS, Comparison, Demonstration, Labelled
 from instructjax.system.tables import Table
 
@@ -291,12 +292,13 @@ def _ranking_table(rows: Sequence[Comparison]) -> Table:
   pairs_of = Counter[int]()
   ties_of = Counter[int]()
   for row in rows:
-    k = len(row.ranks)
-    # A rank that n completions share ties n choose 2 pairs.
-    ties = sum(_pairs(n) for n in Counter(row.ranks).values())
+    k = len(row.completions)
+    pairs = int((preferences.weights(row) > 0).sum())
+    # Every pair that was compared stands there in both directions.
+    compared = int(preferences.compared(row).sum()) // 2
     comparisons_of[k] += 1
-    pairs_of[k] += _pairs(k) - ties
-    ties_of[k] += ties
+    pairs_of[k] += pairs
+    ties_of[k] += compared - pairs
   columns_of_counts = (comparisons_of, pairs_of, ties_of)
   table: list[tuple] = []
   for k in sorted(comparisons_of):

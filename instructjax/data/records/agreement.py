@@ -25,15 +25,18 @@ from itertools import combinations
 import numpy as np
 
 from instructjax import intervals
+from instructjax.data.records import preferences
 from instructjax.data.records.records import CONTINUATION, RATINGS, Comparison
 from instructjax.errors import UserError
 from instructjax.intervals import Estimate
 
-Ranks = Sequence[int]
+# For each pair of outputs that two labelers compared, 1 where one of them prefers the first, -1
+# where they prefer the second, and 0 for a tie.
+Signs = np.ndarray
 # How much of something agrees, and how much there is of it.
 Share = tuple[float, float]
-# Compares the ranks that two labelers gave to the same outputs.
-Count = Callable[[Ranks, Ranks], Share]
+# Compares what two labelers said of the same pairs.
+Count = Callable[[Signs, Signs], Share]
 # The records of one prompt with the same outputs, by different labelers.
 Votes = list[Comparison]
 Group = list[Votes]  # of one prompt, which may have been given with different outputs
@@ -137,57 +140,47 @@ def _sums(
       for a, b in combinations(votes, 2):
         pair = (a.labeler or "", b.labeler or "")
         if labeler is None or labeler in pair:
-          sums[row] += count(a.ranks, b.ranks)
+          sums[row] += count(*_signs(a, b))
   return sums
 
 
 # --- the comparison of two labelers ---
 
 
-def _signs(a: Ranks, b: Ranks) -> tuple[np.ndarray, np.ndarray]:
-  """Returns for each labeler [pairs of outputs]: 1 where the first has the higher rank number.
-
-  Where the second has it, the sign is -1; where they are tied, 0.
-  """
-  first, second = np.triu_indices(len(a), k=1)  # all pairs of outputs
-  ranks_a = np.asarray(a)
-  ranks_b = np.asarray(b)
-  signs_a = np.sign(ranks_a[first] - ranks_a[second])
-  signs_b = np.sign(ranks_b[first] - ranks_b[second])
-  return signs_a, signs_b
+def _signs(a: Comparison, b: Comparison) -> tuple[Signs, Signs]:
+  """Returns the signs of two labelers, for the pairs that both compared."""
+  both = np.triu(preferences.compared(a) & preferences.compared(b), k=1)
+  return preferences.signs(a)[both], preferences.signs(b)[both]
 
 
-def _strict(a: Ranks, b: Ranks) -> Share:
+def _strict(x: Signs, y: Signs) -> Share:
   """Counts the pairs that both order, and of those the pairs that they order alike."""
-  x, y = _signs(a, b)
   both_order = (x != 0) & (y != 0)
   alike = both_order & (x == y)
   return float(alike.sum()), float(both_order.sum())
 
 
-def _with_ties(a: Ranks, b: Ranks) -> Share:
+def _with_ties(x: Signs, y: Signs) -> Share:
   """Counts all pairs, and of those the pairs ordered alike."""
-  x, y = _signs(a, b)
   # |x - y| is 0 for the same answer, 1 for a tie on one side and 2 for opposite preferences.
   agreed = 1 - np.abs(x - y) / 2
   return float(agreed.sum()), float(len(x))
 
 
-def _tied(a: Ranks, b: Ranks) -> Share:
+def _tied(x: Signs, y: Signs) -> Share:
   """Counts the judgments, two for each pair, and of those the ties."""
-  signs = np.stack(_signs(a, b))
+  signs = np.stack([x, y])
   ties = signs == 0
   return float(ties.sum()), float(signs.size)
 
 
-def _tau_b(a: Ranks, b: Ranks) -> Share:
+def _tau_b(x: Signs, y: Signs) -> Share:
   """Kendall's tau-b as the count of one pair of labelers, so that the sums give its mean.
 
     tau_b = sum x y / sqrt(sum |x| sum |y|),  x and y the signs of `_signs`
 
   It is undefined, and left out, where one of them ties everything.
   """
-  x, y = _signs(a, b)
   ordered_by_a = float(np.abs(x).sum())
   ordered_by_b = float(np.abs(y).sum())
   size = math.sqrt(ordered_by_a * ordered_by_b)

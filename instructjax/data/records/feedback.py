@@ -7,27 +7,18 @@ ranks. All of them become ranks from 1 without gaps, and equal scores become tie
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from instructjax.data.records.formats import lookup
+from instructjax.data.records.labels import number, ranks
 from instructjax.data.records.records import RecordError
 
 Row = dict[str, Any]
 # The names that UltraFeedback's versions have for the completions, and for the score of one.
 COMPLETIONS = ("completions", "generations", "responses")
 SCORES = ("overall_score", "rating", "score")
-
-
-def ranks(scores: Sequence[float]) -> list[int]:
-  """Returns 1 for the highest score, 2 for the next one below it, and so on.
-
-  [3, 5, 3] gives [2, 1, 2].
-  """
-  order = sorted(set(scores), reverse=True)
-  return [order.index(score) + 1 for score in scores]
 
 
 # --- UltraFeedback ---
@@ -63,13 +54,13 @@ def ultrafeedback(row: Row, kind: str) -> Row:
   ]
   if problems:
     raise RecordError(*problems)
-  return _ranked_fields(kind, prompt, texts, ranks(scores))
+  return ranked_fields(kind, prompt, texts, ranks(scores))
 
 
 def _completion_score(completion: Row, place: str) -> float:
   """Returns the score of a completion that is an object, under the first name that has a value."""
   key = next((key for key in SCORES if completion.get(key) is not None), SCORES[0])
-  return _number(completion.get(key), f"{place}.{key}")
+  return number(completion.get(key), f"{place}.{key}")
 
 
 def _scores_beside(row: Row, count: int) -> list[float]:
@@ -78,7 +69,7 @@ def _scores_beside(row: Row, count: int) -> list[float]:
   values = lookup(row, name)
   if not isinstance(values, list) or len(values) != count:
     raise RecordError(f"{name}: a list of {count} numbers is expected, one a completion")
-  return [_number(value, f"{name}[{index}]") for index, value in enumerate(values)]
+  return [number(value, f"{name}[{index}]") for index, value in enumerate(values)]
 
 
 # --- summarize-from-feedback ---
@@ -109,7 +100,7 @@ def summarize_feedback(row: Row, kind: str) -> Row:
     _text(summary, "text", f"summaries[{index}].").removeprefix(" ")
     for index, summary in enumerate(summaries)
   ]
-  fields = _ranked_fields(kind, prompt, texts, [1, 2] if choice == 0 else [2, 1])
+  fields = ranked_fields(kind, prompt, texts, [1, 2] if choice == 0 else [2, 1])
   if kind == "comparison" and row.get("worker") is not None:
     fields["labeler"] = row["worker"]
   return fields
@@ -183,7 +174,7 @@ def _messages(row: Row) -> list[Row]:
       raise RecordError("role: 'prompter' or 'assistant' is expected")
     if not isinstance(parent, str | None):
       raise RecordError("parent_id: text is expected")
-    rank = None if rank is None else _number(rank, "rank")
+    rank = None if rank is None else number(rank, "rank")
     message = {
       "message_id": _text(node, "message_id"),
       "parent_id": parent,
@@ -235,35 +226,24 @@ def _record_of_replies(kind: str, prompt: list[Row], replies: list[Row]) -> Row 
     return None
   texts = [reply["text"] for reply in ranked]
   # Open Assistant's best rank is 0, so the negated rank is a score.
-  return _ranked_fields(kind, prompt, texts, ranks([-reply["rank"] for reply in ranked]))
+  return ranked_fields(kind, prompt, texts, ranks([-reply["rank"] for reply in ranked]))
 
 
 # --- fields and values ---
 
 
-def _ranked_fields(kind: str, prompt: Any, texts: list[str], order: list[int]) -> Row:
+def ranked_fields(kind: str, prompt: Any, texts: list[Any], order: list[int]) -> Row:
   """Returns the fields of a comparison, or of the demonstration of the first best completion."""
   if kind == "comparison":
     return {"prompt": prompt, "completions": texts, "ranks": order}
+  if kind == "prompt":
+    return {"prompt": prompt}
   if kind == "demonstration":
     if not texts:
       # The check of the record says that the completion is missing.
       return {"prompt": prompt}
     return {"prompt": prompt, "completion": texts[order.index(1)]}
   raise RecordError(f"this format holds no {kind}s; choose another format or kind of record")
-
-
-def _number(value: Any, place: str) -> float:
-  """Returns a finite number, which the row may also spell as a text."""
-  is_numeric = isinstance(value, str | int | float) and not isinstance(value, bool)
-  try:
-    number = float(value) if is_numeric else math.nan
-  except (ValueError, OverflowError):
-    # It is a text that is no number, or an integer that is too large for a float.
-    number = math.nan
-  if not math.isfinite(number):
-    raise RecordError(f"{place}: a number is expected; correct it or take the record out")
-  return number
 
 
 def _text(row: Row, field: str, place: str = "") -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from instructjax import intervals
-from instructjax.data.records import agreement
+from instructjax.data.records import agreement, preferences
 from instructjax.data.records.records import Comparison
 from instructjax.intervals import NOTHING, Estimate
 
@@ -62,9 +62,8 @@ def pairs_of(
   prompts = [np.zeros(0, np.int64)]
   comparisons = [np.zeros(0, np.int64)]
   for number, (padded_scores, record) in enumerate(zip(scores, records, strict=True)):
-    rank = np.asarray(record.ranks)
-    score = np.asarray(padded_scores, np.float64)[: len(rank)]
-    beats = rank[:, None] < rank[None, :]
+    score = np.asarray(padded_scores, np.float64)[: len(record.completions)]
+    beats = preferences.weights(record) > 0
     if distinct is not None:
       beats = beats & distinct[number]
     better, worse = np.nonzero(beats)

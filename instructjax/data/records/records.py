@@ -2,6 +2,7 @@
 
   demonstration  prompt, completion           [FROM, annotations]
   comparison     prompt, completions, ranks   [labeler, FROM, annotations, ratings, sources]
+                 or pairs in place of ranks
   prompt         prompt                       [FROM, annotations]
   few_shot       instruction, pairs           [FROM, annotations]
   text           text                         [id, source]
@@ -13,6 +14,7 @@ A prompt is a text, or a chat: a list of {role, content} messages, which is also
 transcript that HH uses. `annotations` is the metadata of a prompt in Table 7 of Ouyang et al. 2022.
 
 A comparison has K of 2 to 9 completions and as many ranks: 1 is best, and equal ranks are ties.
+Labels of pairs that are no ranking stand in `pairs` instead (`schemas.Comparison`).
 `ratings` is Table 3's metadata of each completion, or that of Fig. 11 for the continuation of a
 text. `sources` says where each completion is from: {model, temperature, seed}, or a text, which is
 the name of the model.
@@ -115,21 +117,33 @@ def parse(
 
 
 def scan(
-  rows: Iterable[Any], kind: str, spelling: Spelling = native, *, name: str = "data"
+  rows: Iterable[Any],
+  kind: str,
+  spelling: Spelling = native,
+  *,
+  name: str = "data",
+  empty_completions: bool = False,
 ) -> tuple[list, list[str]]:
   """Returns the records of rows and the problems, each of them as `name:line: problem`.
 
   Every row gives a record or at least one problem. With a `Whole` spelling a record may be made of
-  several rows, and a row need not give any.
+  several rows, and a row need not give any. With `empty_completions` a comparison may rank an empty
+  text.
 
   Raises:
     UserError: for an unknown kind.
   """
-  return collect(places.numbered(rows, name), kind, spelling, name=name)
+  placed_rows = places.numbered(rows, name)
+  return collect(placed_rows, kind, spelling, name=name, empty_completions=empty_completions)
 
 
 def collect(
-  rows: Iterable[Row], kind: str, spelling: Spelling = native, *, name: str = "data"
+  rows: Iterable[Row],
+  kind: str,
+  spelling: Spelling = native,
+  *,
+  name: str = "data",
+  empty_completions: bool = False,
 ) -> tuple[list, list[str]]:
   """Returns the records of rows with places, and the problems, as `scan` does.
 
@@ -137,7 +151,9 @@ def collect(
     UserError: for an unknown kind, and what the rows raise.
   """
   records, all_problems = [], []
-  for record, problems in each(rows, kind, spelling, name=name):
+  for record, problems in each(
+    rows, kind, spelling, name=name, empty_completions=empty_completions
+  ):
     if record is not None:
       records.append(record)
     all_problems += problems
@@ -145,7 +161,12 @@ def collect(
 
 
 def each(
-  rows: Iterable[Row], kind: str, spelling: Spelling = native, *, name: str = "data"
+  rows: Iterable[Row],
+  kind: str,
+  spelling: Spelling = native,
+  *,
+  name: str = "data",
+  empty_completions: bool = False,
 ) -> Iterator[tuple[Record | None, list[str]]]:
   """Yields each record with no problem, or none with its problems. One row is in memory at a time.
 
@@ -162,7 +183,7 @@ def each(
     try:
       if isinstance(fields, RecordError):
         raise fields
-      record = validation.record(fields, kind, place)
+      record = validation.record(fields, kind, place, empty_completions=empty_completions)
     except RecordError as error:
       # The place goes in front here, because a check does not know where its row is from.
       yield None, [places.problem(place, validation.printable(text)) for text in error.args]
@@ -270,6 +291,9 @@ def as_row(record: Record) -> dict[str, Any]:
     value = getattr(record, name)
     if value is not None:
       fields[name] = value
+  if isinstance(record, Comparison) and record.pairs:
+    # The pairs stand in the place of the ranks, which are empty.
+    del fields["ranks"]
   turns = getattr(record, "turns", None)
   if turns:
     # A chat is written as its messages. The transcript is made of them when they are read.

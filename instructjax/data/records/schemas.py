@@ -34,6 +34,10 @@ class Demonstration:
 class Comparison:
   """K completions of one prompt and their ranks, where 1 is the best.
 
+  Labels of pairs that are no ranking stand in `pairs`, and then `ranks` is empty. A pair is (i, j):
+  completion i is better than completion j, counted from 0. (i, j, weight) is a pair that counts
+  `weight` times in the loss, and a tie where the weight is 0. `preferences` reads both forms.
+
   `ratings` holds one object a completion, with the fields of Table 3 or of Fig. 11. `sources` says
   which model wrote each completion, and how it was sampled.
   """
@@ -51,6 +55,7 @@ class Comparison:
   annotations: Mapping[str, bool] | None = None
   ratings: tuple[Mapping[str, Any], ...] | None = None
   sources: tuple[Mapping[str, Any], ...] | None = None
+  pairs: tuple[tuple[float, ...], ...] | None = None
   # The messages of a prompt that is a chat, as in `Demonstration`.
   turns: tuple[Message, ...] | None = dataclasses.field(default=None, compare=False)
   place: str | None = dataclasses.field(default=None, compare=False, repr=False)
@@ -154,6 +159,8 @@ ANNOTATIONS = (
   "other_explicit_constraints",
   "intent_unclear",
 )
+# The fields that name something. A number is taken as its text.
+NAMES = ("id", "user", "labeler", "organisation")
 # The fields that are no texts. `validation` has a check of its own for each of them.
 NOT_TEXT = (
   "completions",

@@ -24,34 +24,31 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from instructjax.data.records import files, mappings, places, records, validation
+from instructjax.data.records import detect, files, mappings, places, records, validation
+from instructjax.data.records.detect import Notes
 from instructjax.data.records.mappings import Mapping
+from instructjax.data.records.named import Layout
 from instructjax.data.records.places import Row
 from instructjax.data.records.records import Record, Spelling, native
 from instructjax.errors import UserError
 
 # With one of these endings, the last part of a hub address is a file and no configuration.
 FILES = (".jsonl", ".json", ".parquet", ".zst", *files.TABLES, *files.COMPRESSIONS)
+# What stands before `spelling` and `fields` in messages where a source has no such settings.
+CONVERT = "instructjax data convert --"
+# The rows at the beginning of a file of which some may say how it is read.
+HEAD = 64
 # A path with one of these characters is a pattern.
 PATTERN = "*?["
 
 # A folder that `save_to_disk` of the `datasets` library wrote holds one of these. The first is of
 # one data set, the second of several, which are called splits.
 SAVED = ("state.json", "dataset_dict.json")
-
-# The first of these fields that a row has says which kind of record it is. Prompt comes last,
-# because most kinds have one.
-KIND_BY_FIELD = {
-  "completions": "comparison",
-  "completion": "demonstration",
-  "pairs": "few_shot",
-  "text": "text",
-  "prompt": "prompt",
-}
 
 
 class Part(NamedTuple):
@@ -73,32 +70,65 @@ class Part(NamedTuple):
 
 
 def load(
-  source: str | Path, kind: str, spelling: Spelling | None = None, *, folder: str | None = None
+  source: str | Path,
+  kind: str,
+  spelling: Spelling | Layout | None = None,
+  *,
+  folder: str | None = None,
+  notes: Notes | None = None,
+  place: str = CONVERT,
+  empty_completions: bool = False,
 ) -> list:
   """Returns the records of one kind that a source holds.
 
   Args:
     source: an address, as above.
     kind: the kind of record that is wanted.
-    spelling: how the rows are read. By default it is the ready mapping of a TFDS name, and our own
-      field names for any other source.
+    spelling: how the rows are read. By default the source says it: the ready mapping of a TFDS
+      name, or the columns of the first rows.
     folder: where TFDS data sets were prepared.
+    notes: get what there is to say about how the source was read (`detect.sentences`).
+    place: what stands before `spelling` and `fields` in messages.
+    empty_completions: whether a comparison may rank an empty text.
 
   Raises:
     UserError: if the source cannot be read, and for bad records with the place of each: the file
       and the line, or the data set and the number of the row.
   """
-  rows, problems = examine(source, kind, spelling, folder=folder)
+  rows, problems = examine(
+    source,
+    kind,
+    spelling,
+    folder=folder,
+    notes=notes,
+    place=place,
+    empty_completions=empty_completions,
+  )
   records.report(problems)
   return rows
 
 
 def examine(
-  source: str | Path, kind: str, spelling: Spelling | None = None, *, folder: str | None = None
+  source: str | Path,
+  kind: str,
+  spelling: Spelling | Layout | None = None,
+  *,
+  folder: str | None = None,
+  notes: Notes | None = None,
+  place: str = CONVERT,
+  empty_completions: bool = False,
 ) -> tuple[list, list[str]]:
   """Returns the records of a source and all its problems. It never raises because of the source."""
   rows, all_problems = [], []
-  for record, problems in each(source, kind, spelling, folder=folder):
+  for record, problems in each(
+    source,
+    kind,
+    spelling,
+    folder=folder,
+    notes=notes,
+    place=place,
+    empty_completions=empty_completions,
+  ):
     if record is not None:
       rows.append(record)
     all_problems += problems
@@ -106,21 +136,31 @@ def examine(
 
 
 def each(
-  source: str | Path, kind: str, spelling: Spelling | None = None, *, folder: str | None = None
+  source: str | Path,
+  kind: str,
+  spelling: Spelling | Layout | None = None,
+  *,
+  folder: str | None = None,
+  notes: Notes | None = None,
+  place: str = CONVERT,
+  empty_completions: bool = False,
 ) -> Iterator[tuple[Record | None, list[str]]]:
   """Yields what `examine` returns, a record or the problems of a row at a time.
 
   What follows a problem that ends the reading of a file, as where it is cut off, is its next file.
   """
+  notes = Notes() if notes is None else notes
   try:
     all_parts = parts(source, folder)
   except UserError as error:
     yield None, _problems_of(error)
     return
   for part in all_parts:
-    default = part.mapping.spell if part.mapping else native
     try:
-      yield from records.each(part.rows(), kind, spelling or default, name=part.name)
+      rows, part_kind, spell = read_part(part, kind, spelling, notes, place)
+      yield from records.each(
+        rows, part_kind, spell, name=part.name, empty_completions=empty_completions
+      )
     except UserError as error:
       yield None, _problems_of(error)
 
@@ -128,6 +168,69 @@ def each(
 def _problems_of(error: UserError) -> list[str]:
   """Returns the problems that an error holds, a line each."""
   return str(error).split("\n")
+
+
+def read_part(
+  part: Part,
+  kind: str,
+  spelling: Spelling | Layout | None,
+  notes: Notes,
+  place: str = CONVERT,
+) -> tuple[Iterable[Row], str, Spelling]:
+  """Returns (rows, kind, spelling), as `records.each` takes them, of a file or data set.
+
+  Raises:
+    UserError: if nothing says how the rows are read, or they are of another kind.
+  """
+  first, rows = _head(part)
+  objects = validation.objects(first)
+  spell = _spelling_of_part(part, objects, kind, spelling, notes, place)
+  return itertools.chain(first, rows), kind, spell
+
+
+def _head(part: Part) -> tuple[list[Row], Iterator[Row]]:
+  """Returns the first rows of a part, HEAD of them at most, and those that follow.
+
+  Where a file cannot be read any further among the first ones, the error comes after them.
+
+  Raises:
+    UserError: if no row can be read.
+  """
+  rows = iter(part.rows())
+  first: list[Row] = []
+  try:
+    while len(first) < HEAD and (row := next(rows, None)) is not None:
+      first.append(row)
+  except UserError as error:
+    if not first:
+      raise
+    return first, _ending(error)
+  return first, rows
+
+
+def _ending(error: UserError) -> Iterator[Row]:
+  """Returns rows that end with an error at once."""
+  yield from ()
+  raise error
+
+
+def _spelling_of_part(
+  part: Part,
+  first: Iterator[dict[str, Any]],
+  kind: str,
+  spelling: Spelling | Layout | None,
+  notes: Notes,
+  place: str,
+) -> Spelling:
+  """Returns how the rows of a part are read; `first` are its first ones that are objects."""
+  if spelling is not None and not isinstance(spelling, Layout):
+    return spelling
+  is_native = spelling is None or spelling.name == "native"
+  if part.mapping and is_native:
+    return part.mapping.spell
+  if spelling is not None and is_native:
+    return native
+  return detect.reader(part.name, first, kind, spelling, place, notes)
 
 
 # --- kinds ---
@@ -149,17 +252,22 @@ def kind_of_part(part: Part) -> str | None:
   """Returns the kind of record that the rows of one file or data set are."""
   if part.mapping:
     return part.mapping.kind
-  for row in validation.objects(part.rows()):
-    kind = kind_of_fields(row)
-    if kind:
-      return kind
-  return None
+  return detect.kind_of(_columns(part))
 
 
-def kind_of_fields(fields: Iterable[str]) -> str | None:
-  """Returns the kind of record that has these fields."""
-  names = set(fields)
-  return next((kind for field, kind in KIND_BY_FIELD.items() if field in names), None)
+def hint(part: Part, place: str) -> str | None:
+  """Returns a sentence about rows of no known kind, with the option that reads them.
+
+  It is None where no row is an object.
+  """
+  columns = _columns(part)
+  return f"{part.name}: {detect.hint(columns, None, place)}" if columns else None
+
+
+def _columns(part: Part) -> detect.Columns:
+  """Returns the columns of the first rows of a part that are objects."""
+  first, _ = _head(part)
+  return detect.columns_of(validation.objects(first))
 
 
 # --- addresses ---

@@ -21,6 +21,7 @@ from instructjax.data.records.schemas import (
   CONTINUATION,
   DERIVED,
   KINDS,
+  NAMES,
   NOT_TEXT,
   ORIGIN,
   RATINGS,
@@ -33,7 +34,20 @@ from instructjax.data.records.schemas import (
 # The roles that a message may have, besides system, and the name of each in a transcript. `human`
 # and `gpt` are how ShareGPT and the data sets in its format spell user and assistant.
 ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant"}
-STANDARD_ROLES = {"human": "user", "gpt": "assistant"}
+STANDARD_ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}
+SYSTEM = ("system", "developer")
+# What a message has that calls a tool, and the roles of messages that are of one.
+TOOL_CALLS = ("tool_calls", "function_call")
+TOOL_ROLES = (
+  "tool",
+  "function",
+  "function_call",
+  "function_response",
+  "observation",
+  "tool_call",
+  "tool_response",
+  "ipython",
+)
 # A transcript ends with this, so that the next thing to write is the assistant's reply.
 TURN = "\n\nAssistant:"
 
@@ -73,8 +87,16 @@ def json_object(value: Any) -> dict[str, Any]:
 # --- records ---
 
 
-def record(row: dict[str, Any], kind: str, place: str | None = None) -> Record:
+def record(
+  row: dict[str, Any],
+  kind: str,
+  place: str | None = None,
+  *,
+  empty_completions: bool = False,
+) -> Record:
   """Returns the record of this kind that a row holds, which stands at `place`.
+
+  With `empty_completions` a completion of a comparison may be an empty text.
 
   Raises:
     RecordError: with all the problems of the row.
@@ -85,10 +107,14 @@ def record(row: dict[str, Any], kind: str, place: str | None = None) -> Record:
   if isinstance(row.get("prompt"), list) and "prompt" in is_required:
     turns = chat("prompt", row["prompt"])
     row = row | {"prompt": transcript(turns)}
+  row = _with_names(row)
+  if kind == "comparison" and row.get("pairs") is not None:
+    # The labels of pairs take the place of the ranks.
+    is_required["ranks"] = False
   problems = _field_problems(row, kind, is_required)
   # These two checks compare lists with each other, so they need all the fields to be there.
   if kind == "comparison" and not problems:
-    problems += _comparison_problems(row)
+    problems += _comparison_problems(row, empty_completions)
   if kind == "few_shot" and not problems:
     problems += _pair_problems(row["pairs"])
   if problems:
@@ -102,9 +128,20 @@ def record(row: dict[str, Any], kind: str, place: str | None = None) -> Record:
     values["sources"] = tuple(
       {"model": source} if isinstance(source, str) else source for source in values["sources"]
     )
+  if kind == "comparison" and values.get("pairs"):
+    values["pairs"] = tuple(tuple(pair) for pair in values["pairs"])
+    values["ranks"] = ()
   if turns:
     values["turns"] = turns
   return KINDS[kind](**values, place=place)
+
+
+def _with_names(row: dict[str, Any]) -> dict[str, Any]:
+  """Returns the row with its ids, users and labelers as texts, where they are whole numbers."""
+  numbers = {name: row[name] for name in NAMES if type(row.get(name)) is int}
+  # Python refuses to print integers of more than 4300 digits; such a one is no text.
+  texts = {name: str(value) for name, value in numbers.items() if abs(value) < 10**20}
+  return row | texts if texts else row
 
 
 def _field_problems(row: dict[str, Any], kind: str, is_required: dict[str, bool]) -> list[str]:
@@ -130,8 +167,9 @@ def _field_problems(row: dict[str, Any], kind: str, is_required: dict[str, bool]
 def chat(place: str, messages: list[Any]) -> tuple[Message, ...]:
   """Returns the messages of a list with the roles system, user and assistant.
 
-  Messages are objects of role and content, or of from and value. `place` is the field that the
-  list comes from and stands in front of the messages of errors.
+  Messages are objects of role and content, or of from and value. A content is a text, or a list of
+  parts that are all texts, which are joined. `place` is the field that the list comes from and
+  stands in front of the messages of errors.
 
   Raises:
     RecordError: for an empty list, and for the first message that is wrong.
@@ -143,16 +181,56 @@ def chat(place: str, messages: list[Any]) -> tuple[Message, ...]:
     if not isinstance(message, dict):
       raise RecordError(f"{place}[{index}]: an object with role and content is expected")
     role = message.get("role", message.get("from"))
-    content = message.get("content", message.get("value"))
+    content = _content(f"{place}[{index}].content", message)
+    _refuse_tools(f"{place}[{index}]", message, role)
     if not isinstance(role, str) or not isinstance(content, str):
       raise RecordError(f"{place}[{index}]: role and content must be texts")
-    if role not in ("system", *ROLES):
-      raise RecordError(f"{place}[{index}].role: {role!r}; known are system, {', '.join(ROLES)}")
+    if role not in (*SYSTEM, *ROLES):
+      known = ", ".join((*SYSTEM, *ROLES))
+      raise RecordError(f"{place}[{index}].role: {_excerpt(role)}; known are {known}")
+    if role in SYSTEM and not content.strip():
+      # Many chats begin with a system message that says nothing.
+      continue
     problems = _text_problems(f"{place}[{index}].content", content)
     if problems:
       raise RecordError(problems[0])
     turns.append({"role": STANDARD_ROLES.get(role, role), "content": content})
+  if not turns:
+    raise RecordError(f"{place}: no messages with a text; give a list of {{role, content}} objects")
   return tuple(turns)
+
+
+def _content(place: str, message: dict[str, Any]) -> Any:
+  """Returns the content of a message, whose text may stand in several parts.
+
+  Raises:
+    RecordError: for a part that is no text.
+  """
+  content = message.get("content", message.get("value"))
+  if not isinstance(content, list):
+    return content
+  texts = []
+  for index, part in enumerate(content):
+    text = part.get("text") if isinstance(part, dict) else part
+    kind = part.get("type", "text") if isinstance(part, dict) else "text"
+    if kind != "text" or not isinstance(text, str):
+      what = "a part without a text" if kind == "text" else f"{_excerpt(kind)}"
+      raise RecordError(
+        f"{place}[{index}]: {what}; only texts are read, no images, sounds or tools, so take the "
+        "record out"
+      )
+    texts.append(text)
+  return "".join(texts)
+
+
+def _refuse_tools(place: str, message: dict[str, Any], role: Any) -> None:
+  """Raises RecordError for a message that calls a tool, or that is what a tool gave."""
+  calls = [name for name in TOOL_CALLS if message.get(name)]
+  remedy = "only system, user and assistant are read, so take the record out"
+  if calls:
+    raise RecordError(f"{place}.{calls[0]}: the message calls a tool; {remedy}")
+  if role in TOOL_ROLES:
+    raise RecordError(f"{place}.role: {role!r}, which is a message of a tool; {remedy}")
 
 
 def transcript(messages: Sequence[Message]) -> str:
@@ -175,21 +253,29 @@ def transcript(messages: Sequence[Message]) -> str:
 # --- comparisons ---
 
 
-def _comparison_problems(row: dict[str, Any]) -> list[str]:
+def _comparison_problems(row: dict[str, Any], empty_completions: bool) -> list[str]:
   """Returns the problems of the completions, ranks, ratings and sources of a comparison."""
-  completions, ranks = row["completions"], row["ranks"]
-  if not isinstance(completions, list | tuple) or not isinstance(ranks, list | tuple):
-    types = f"{_type_name(completions)} and {_type_name(ranks)}"
-    return [f"completions, ranks: lists are expected, not {types}"]
+  completions, pairs = row["completions"], row.get("pairs")
+  if pairs is not None and row.get("ranks"):
+    return ["ranks, pairs: give one of them; pairs are for labels that are no ranking"]
+  name = "ranks" if pairs is None else "pairs"
+  if not isinstance(completions, list | tuple) or not isinstance(row[name], list | tuple):
+    types = f"{_type_name(completions)} and {_type_name(row[name])}"
+    return [f"completions, {name}: lists are expected, not {types}"]
   k = len(completions)
   problems = []
   for index, text in enumerate(completions):
+    if empty_completions and isinstance(text, str) and not text.strip():
+      continue
     problems += _text_problems(f"completions[{index}]", text)
   if not K[0] <= k <= K[1]:
     problems.append(f"completions: {k} of them; a comparison has {K[0]} to {K[1]}")
-  problems += _rank_problems(ranks, k)
-  if not problems:  # they are texts, and there are as many ranks
-    problems += _equal_text_problems(completions, ranks)
+  if pairs is not None:
+    problems += _labelled_pair_problems(pairs, completions)
+  else:
+    problems += _rank_problems(row["ranks"], k)
+    if not problems:  # they are texts, and there are as many ranks
+      problems += _equal_text_problems(completions, row["ranks"])
   if row.get("ratings") is not None:
     problems += _rating_list_problems(row["ratings"], k)
   if row.get("sources") is not None:
@@ -207,6 +293,44 @@ def _rank_problems(ranks: Sequence[Any], k: int) -> list[str]:
     return []
   hint = f"give integers from 1 (best) to {k}, equal ones for ties"
   return [f"ranks: {_excerpt(ranks)}; {hint}"]
+
+
+def _labelled_pair_problems(pairs: Sequence[Any], completions: Sequence[Any]) -> list[str]:
+  """Returns the problems of the labels of pairs of completions."""
+  if not pairs:
+    return ["pairs: none; give [better, worse] for each pair that was compared"]
+  problems = []
+  first_index: dict[tuple[int, ...], int] = {}  # of each pair, to find the ones that are repeated
+  for index, pair in enumerate(pairs):
+    place = f"pairs[{index}]"
+    problem = _labelled_pair_problem(pair, len(completions))
+    if problem:
+      problems.append(f"{place}: {problem}")
+      continue
+    i, j = sorted(pair[:2])
+    first = first_index.setdefault((i, j), index)
+    if first != index:
+      problems.append(f"{place}: {i} and {j} are compared in pairs[{first}] already; keep one")
+    elif completions[i] == completions[j] and (len(pair) == 2 or pair[2] > 0):
+      problems.append(
+        f"{place}: completions[{i}] and completions[{j}] are the same text, so neither is better; "
+        "take the pair out"
+      )
+  return problems
+
+
+def _labelled_pair_problem(pair: Any, k: int) -> str:
+  """Returns what is wrong with the label of one pair of k completions, or an empty text."""
+  hint = f"give [better, worse], two numbers from 0 to {k - 1}, and a weight where it has one"
+  if not isinstance(pair, list | tuple) or len(pair) not in (2, 3):
+    return hint
+  # `type` rather than isinstance: true and false are integers too.
+  in_range = all(type(index) is int and 0 <= index < k for index in pair[:2])
+  if not in_range or pair[0] == pair[1]:
+    return f"{_excerpt(pair)}; {hint}"
+  if len(pair) == 3 and (type(pair[2]) not in (int, float) or not 0 <= pair[2] < math.inf):
+    return f"{_excerpt(pair)}; the weight is a number, 0 (a tie) or more"
+  return ""
 
 
 def _equal_text_problems(completions: Sequence[str], ranks: Sequence[int]) -> list[str]:

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from instructjax.data.records import records, sources, spellings
+from instructjax.data.records.detect import Notes
 from instructjax.data.records.places import Row
 from instructjax.data.records.records import Comparison, Demonstration, FewShot, Record, Text
 from instructjax.data.records.sources import Part
 from instructjax.errors import UserError
 
 
-def texts(source: str | Path, spelling: str = "native", fields: str = "") -> Iterator[str]:
+def texts(source: str | Path, spelling: str = "", fields: str = "") -> Iterator[str]:
   """Yields the texts of a source.
 
   Raises:
@@ -45,14 +46,14 @@ def _records(part: Part, spelling: str, fields: str) -> list:
   """Returns the records of a part, of the kind that its spelling or its first fields say."""
   kind = spellings.kind(spelling, fields) or sources.kind_of_part(part)
   if kind is None:
+    hint = sources.hint(part, "--")
     raise UserError(
-      f"{part.name}: no line has the fields of a record; give records, or name a plain text .txt"
+      hint or f"{part.name}: no row is a record; give records, or name a plain text .txt"
     )
   # What the user names comes first, then what is known about a public data set.
   chosen = spellings.choose(spelling, kind, fields, place="--")
-  if chosen is None:
-    chosen = part.mapping.spell if part.mapping else records.native
-  rows, problems = records.collect(part.rows(), kind, chosen, name=part.name)
+  part_rows, kind, spell = sources.read_part(part, kind, chosen, Notes(), "--")
+  rows, problems = records.collect(part_rows, kind, spell, name=part.name)
   records.report(problems)
   return rows
 

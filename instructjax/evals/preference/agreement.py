@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from instructjax import intervals
-from instructjax.data.records import agreement
+from instructjax.data.records import agreement, preferences
 from instructjax.data.records.records import Comparison
 from instructjax.errors import UserError
 from instructjax.evals.preference import judgements
@@ -49,8 +49,11 @@ def with_people(
   sums_by_prompt: dict[str, np.ndarray] = {}
   for record in records:
     sums = sums_by_prompt.setdefault(record.prompt, np.zeros(8))
-    for pair, (rank_a, rank_b) in zip(_pairs(record), combinations(record.ranks, 2), strict=True):
-      sums += _compare(orders_by_pair[pair], rank_a, rank_b)
+    sign, compared = preferences.signs(record), preferences.compared(record)
+    places = combinations(range(len(record.completions)), 2)
+    for pair, place in zip(_pairs(record), places, strict=True):
+      if compared[place]:
+        sums += _compare(orders_by_pair[pair], float(sign[place]))
   rows = np.stack(list(sums_by_prompt.values()))
   return {
     "agreement": intervals.share(rows[:, 0:2]),
@@ -60,17 +63,16 @@ def with_people(
   }
 
 
-def _compare(orders: Orders, rank_a: int, rank_b: int) -> np.ndarray:
+def _compare(orders: Orders, labeler_sign: float) -> np.ndarray:
   """Returns what one pair adds to the sums, 8 numbers."""
-  # +1 where `a` is preferred, -1 where `b` is, 0 for a tie; rank 1 is the best.
+  # +1 where `a` is preferred, -1 where `b` is, 0 for a tie.
   judge_sign = np.sign(sum(orders) - 0.5 * len(orders))
-  labeler_sign = np.sign(rank_b - rank_a)
   # A judge that scores has one order, which counts neither as consistent nor as inconsistent.
   changed = orders[0] != orders[-1]
   other_orders = len(orders) - 1
   return np.array(
     [
-      *_agree(float(judge_sign), float(labeler_sign)),
+      *_agree(float(judge_sign), labeler_sign),
       *(orders.count(0.5), len(orders)),
       *(changed, other_orders),
     ],

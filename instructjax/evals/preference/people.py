@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
-from instructjax.data.records import sources
+from instructjax.data.records import preferences, sources
 from instructjax.data.records.records import Comparison
 from instructjax.errors import UserError
 from instructjax.evals.preference.answers import Answers, length_difference, log_length_ratio
@@ -84,12 +84,14 @@ def _votes_of_record(
   for models in owners:
     for a, b in combinations(models, 2):
       record_votes.append(vote(a, b, 0.5))
-  # Models behind different completions stand as the labeler ranked these; rank 1 is the best.
-  completions = zip(owners, record.completions, record.ranks, strict=True)
-  for first, second in combinations(completions, 2):
-    first_models, first_text, first_rank = first
-    second_models, second_text, second_rank = second
-    outcome = 0.5 if first_rank == second_rank else float(first_rank < second_rank)
+  # Models behind different completions stand as the labeler ordered these.
+  sign, compared = preferences.signs(record), preferences.compared(record)
+  for i, j in combinations(range(len(record.completions)), 2):
+    if not compared[i, j]:
+      continue
+    first_models, first_text = owners[i], record.completions[i]
+    second_models, second_text = owners[j], record.completions[j]
+    outcome = (1 + float(sign[i, j])) / 2
     ratio = log_length_ratio(first_text, second_text)
     longer_by = length_difference(first_text, second_text)
     # The same model owns both where the two texts differ in their outer spaces alone.

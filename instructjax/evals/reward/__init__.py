@@ -191,10 +191,7 @@ def scoring_task(
   file: str, file_cases: Sequence[Case], opened: Sequence[Reward], identity: str
 ) -> Task:
   """Returns the task whose items are cases, and whose scores are those of their answers."""
-  items = [
-    Item(case.id, {"prompt": case.prompt, "texts": list(case.texts), "ranks": list(case.ranks)})
-    for case in file_cases
-  ]
+  items = [Item(case.id, _item_data(case)) for case in file_cases]
 
   def score(batch: Sequence[Item], replies: Sequence[Reply]) -> list[Scores]:
     prompts, texts = [], []
@@ -235,10 +232,18 @@ class Pair(NamedTuple):
   worse: int
 
 
+def _item_data(case: Case) -> dict[str, Any]:
+  """Returns what is scored of a case, and what its scores are held against."""
+  data = {"prompt": case.prompt, "texts": list(case.texts), "ranks": list(case.ranks)}
+  # Where there are no pairs, the item is what it always was, so that kept scores stay valid.
+  return data | ({"pairs": [list(pair) for pair in case.pairs]} if case.pairs else {})
+
+
 def pairs_of(file_cases: Sequence[Case]) -> list[Pair]:
   """Returns the pairs of answers whose ranks differ, in the order of the cases."""
   pairs = []
   for number, case in enumerate(file_cases):
+    pairs += [Pair(number, better, worse) for better, worse in case.pairs]
     for better, rank in enumerate(case.ranks):
       for worse, other_rank in enumerate(case.ranks):
         if rank < other_rank:

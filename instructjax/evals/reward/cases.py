@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from instructjax.data.records import sources, spellings
+from instructjax.data.records import preferences, sources, spellings
 from instructjax.data.records.records import Comparison, RecordError
 from instructjax.data.records.validation import chat, transcript
 from instructjax.errors import UserError
@@ -25,6 +25,7 @@ class Case(NamedTuple):
   prompt   the prompt; a chat is the transcript that ends where the reply begins
   texts    the answers
   ranks    as many numbers, 1 the best; equal ranks are ties
+  pairs    (better, worse) places of answers, where labels of pairs are no ranking
   groups   names of groups and the value of the case in each: {"subset": "hep-cpp"}
   """
 
@@ -33,6 +34,7 @@ class Case(NamedTuple):
   texts: tuple[str, ...]
   ranks: tuple[int, ...]
   groups: Mapping[str, str]
+  pairs: tuple[tuple[int, int], ...] = ()
 
 
 def comparisons(source: str, spelling: str, fields: str, folder: str | None) -> list[Case]:
@@ -42,7 +44,7 @@ def comparisons(source: str, spelling: str, fields: str, folder: str | None) -> 
     UserError: if the file or a record is wrong.
   """
   spell = spellings.choose(spelling, "comparison", fields, place="config.reward.")
-  records = sources.load(source, "comparison", spell, folder=folder)
+  records = sources.load(source, "comparison", spell, folder=folder, place="config.reward.")
   return [_case_of_record(number, record) for number, record in enumerate(records, 1)]
 
 
@@ -53,7 +55,11 @@ def _case_of_record(number: int, record: Comparison) -> Case:
     if value:
       groups["subset" if name == "source" else name] = value
   # Several labelers may have ranked the same prompt under one id, so that ids are numbers.
-  return Case(str(number), record.prompt, record.completions, record.ranks, groups)
+  pairs = ()
+  if record.pairs:
+    better, worse = preferences.weights(record).nonzero()
+    pairs = tuple(zip(better.tolist(), worse.tolist(), strict=True))
+  return Case(str(number), record.prompt, record.completions, record.ranks, groups, pairs)
 
 
 def rewardbench(source: str, folder: str | None) -> list[Case]:

@@ -66,7 +66,7 @@ def test_a_batch_by_hand():
     )
   ]
   layout = branches.layout(runs, 3, 1, micro=3)
-  assert layout == (1, 3, 8, 2, 3, 6)
+  assert layout == (1, 3, 8, 2, 3, 6, False)
   batch = branches.pack(runs, layout)
   assert batch.tokens[0].tolist() == [
     [1, 2, 3, 3, 4, 4, 5, 5],
@@ -94,10 +94,10 @@ def test_the_parts_of_a_batch():
   layout_for = lambda **sizes: branches.layout_for(
     **{"batch": 16, "shards": 1, "longest": 64, "shortest": 20, "completions": 4, **sizes}
   )
-  assert layout_for() == (4, 4, 64, 3, 4, 0)
+  assert layout_for() == (4, 4, 64, 3, 4, 0, False)
   assert layout_for(longest=57)[:3] == (4, 4, 64)
-  assert layout_for(shards=4) == (16, 1, 64, 3, 4, 0)
-  assert layout_for(longest=1000) == (1, 16, 1000, 16, 4, 0)
+  assert layout_for(shards=4) == (16, 1, 64, 3, 4, 0, False)
+  assert layout_for(longest=1000) == (1, 16, 1000, 16, 4, 0, False)
   assert layout_for(micro=2)[:2] == (8, 2)
   assert layout_for(batch=2)[:2] == (2, 1)
   assert layout_for(batch=9, micro=0)[:2] == (3, 3)
@@ -139,3 +139,16 @@ def test_every_row_can_be_read_back(parts, shards):
       assert np.flatnonzero(path).max() == end
   leaves = jax.tree.leaves(batch)
   assert all(leaf.shape[:2] == (layout.rows, layout.parts) for leaf in leaves)
+
+
+def test_labels_of_pairs_stand_beside_those_of_ranks():
+  ranked = branches.of_group(group("123", "124"))
+  labels = np.array([[0, 0, 0.5], [1, 0, 0], [0, 2, 0]])
+  circle = branches.of_group(group("125", "126", "127")._replace(ranks=(1, 1, 1), labels=labels))
+  layout = branches.layout([ranked, circle], 2, 1, micro=2)
+  assert layout.labels
+  assert not branches.layout([ranked], 2, 1).labels
+  batch = branches.pack([ranked, circle], layout)
+  by_slot = {int(part): batch.label[0, part, 0].tolist() for part in (0, 1)}
+  assert sorted(by_slot.values()) == sorted([labels.tolist(), [[0, 1, 0], [0] * 3, [0] * 3]])
+  assert branches.pack([ranked], branches.layout([ranked], 1, 1)).label is None

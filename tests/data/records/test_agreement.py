@@ -13,7 +13,7 @@ from instructjax.errors import UserError
 
 def vote(labeler, *ranks, prompt="p", overall=None):
   ratings = tuple({"overall": value} for value in overall) if overall else None
-  return Comparison(prompt, tuple("abcd"[: len(ranks)]), ranks, labeler=labeler, ratings=ratings)
+  return Comparison(prompt, tuple("abcde"[: len(ranks)]), ranks, labeler=labeler, ratings=ratings)
 
 
 def test_by_hand():
@@ -35,7 +35,8 @@ def test_tau_b_is_scipys():
   rng = np.random.default_rng(0)
   for _ in range(50):
     a, b = (tuple(int(rank) for rank in rng.integers(1, 4, 5)) for _ in range(2))
-    value, weight = agreement._tau_b(a, b)
+    signs = agreement._signs(vote("ana", *a), vote("ben", *b))
+    value, weight = agreement._tau_b(*signs)
     expected = kendalltau(a, b).statistic if len(set(a)) > 1 and len(set(b)) > 1 else math.nan
     assert (math.isnan(expected) and not weight) or value == pytest.approx(expected, abs=1e-12)
 

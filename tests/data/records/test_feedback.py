@@ -5,11 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructjax.data.records import records, sources, spellings
-from instructjax.data.records.feedback import ranks
+from instructjax.data.records.labels import ranks
+from instructjax.data.records.named import LAYOUTS
 from instructjax.data.records.records import Comparison, Demonstration, Prompt
 from instructjax.errors import UserError
 
-SPELL = spellings.SPELLINGS
+SPELL = {name: layout.spell for name, layout in LAYOUTS.items()}
 
 
 def test_ranks_have_no_gaps_and_equal_scores_tie():
@@ -28,13 +29,15 @@ def test_ultrafeedback_in_its_two_forms():
   }
   lists = {"instruction": "q", "generations": ["a", "b", "c"], "ratings": [3.0, 4.0, 3.0]}
   for row in (objects, lists):
+    # The source of a row is ours too.
+    source = row.get("source")
     assert records.parse([row], "comparison", SPELL["ultrafeedback"]) == [
-      Comparison("q", ("a", "b", "c"), (2, 1, 2))
+      Comparison("q", ("a", "b", "c"), (2, 1, 2), source=source)
     ]
     assert records.parse([row], "demonstration", SPELL["ultrafeedback"]) == [
-      Demonstration("q", "b")
+      Demonstration("q", "b", source=source)
     ]
-    assert records.parse([row], "prompt", SPELL["ultrafeedback"]) == [Prompt("q")]
+    assert records.parse([row], "prompt", SPELL["ultrafeedback"]) == [Prompt("q", source=source)]
 
 
 def test_summarize_from_feedback_keeps_the_labeler():
@@ -231,7 +234,7 @@ def test_fields_map_any_source(tmp_path):
   assert load("prompt", both) == [Prompt("Q")]
   assert load("text", dict(pair.strip().split("=") for pair in both.split(",")))[0].text == "B"
   assert load("comparison", "chosen=good,rejected=bad") == [Comparison("own", ("g", "b"), (1, 2))]
-  assert spellings.choose("native", "text", "prompt=q") is None  # the mapping is for another kind
+  assert spellings.choose("", "text", "prompt=q") is None  # the mapping is for another kind
   with pytest.raises(UserError, match=r"x.jsonl:1: answers.3.t: missing; the row has answers"):
     load("demonstration", "prompt=q,completion=answers.3.t")
 

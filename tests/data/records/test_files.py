@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from instructjax.data.batches import pipeline
-from instructjax.data.records import decoding, files, formats, places, records, sources, spellings
+from instructjax.data.records import decoding, files, formats, named, places, records, sources
 from instructjax.data.records.problems import Problems
 from instructjax.data.records.records import Comparison, Demonstration, RecordError
 from instructjax.data.tokens import tokenizers
@@ -229,7 +229,7 @@ def test_where_an_array_ends_early(tmp_path, content, good, message):
   with pytest.raises(UserError) as error:
     values.extend(value for _, value in files.rows(path))
   assert str(error.value).removeprefix(str(path)).startswith(message)
-  rows, problems = sources.examine(path, "prompt")
+  rows, problems = sources.examine(path, "prompt", records.native)
   assert not rows and problems[-1] == str(error.value)
   # What comes before it is read.
   iterator = files.rows(path)
@@ -262,10 +262,14 @@ def test_lists_in_lines_are_no_array(tmp_path):
     ("x.jsonl", "\n<!DOCTYPE html><html>404</html>", ":1: a web page and not a file of data"),
     ("x.jsonl.gz", "<html>404</html>", ":1: a web page"),
     ("x.jsonl.gz", LINES, ":1: not gzipped, though its name ends in .gz; rename the file"),
-    ("x.jsonl.xz", gzip.compress(LINES.encode())[:-9], ":1: cut off, the gzip data end early"),
+    (
+      "x.jsonl.xz",
+      gzip.compress(LINES.encode(), mtime=0)[:-9],
+      ":1: cut off, the gzip data end early",
+    ),
     ("x.jsonl.xz", lzma.compress(LINES.encode())[:-9], ":1: cut off, the xz data end early"),
     ("x.jsonl.bz2", bz2.compress(LINES.encode())[:-9], ":1: cut off, the bzip2 data end early"),
-    ("x.jsonl.gz", gzip.compress(b"{}")[:-3] + b"abc", ":1: damaged after 0 whole lines"),
+    ("x.jsonl.gz", gzip.compress(b"{}", mtime=0)[:-3] + b"abc", ":1: damaged after 0 whole lines"),
     ("x.jsonl.zst", b"\x28\xb5\x2f\xfd", ":1: compressed with Zstandard, which is not read"),
     ("x.jsonl", b"PK\x03\x04", ":1: a zip archive; unpack it"),
     ("x.jsonl", b"PAR1", ":1: a Parquet file; give it a name that ends in .parquet"),
@@ -463,7 +467,7 @@ def test_a_tree_is_named_by_the_line_of_its_message(tmp_path):
   ]
   path = tmp_path / "trees.jsonl"
   path.write_text("".join(json.dumps(row) + "\n" for row in [message, asked, *answers]))
-  (comparison,) = sources.load(path, "comparison", spellings.SPELLINGS["oasst"])
+  (comparison,) = sources.load(path, "comparison", named.LAYOUTS["oasst"])
   assert comparison.place == f"{path}:2"
 
 

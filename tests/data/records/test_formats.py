@@ -53,7 +53,7 @@ def test_identical_chats_still_leave_a_reply():
   row = {"chosen": [ASK, say("same")], "rejected": [ASK, say("same")]}
   (record,) = records.parse([row], "prompt", formats.preference)
   assert record.turns == (ASK,)
-  with pytest.raises(UserError, match=r"data:1: completions\[1\]: the same text as completions"):
+  with pytest.raises(UserError, match="data:1: rejected: the same text as chosen"):
     records.parse([row], "comparison", formats.preference)
 
 

@@ -117,15 +117,15 @@ BAD = [
   ),
   (
     "demonstration",
-    {"prompt": "p", "completion": "c", "id": 7},
+    {"prompt": "p", "completion": "c", "id": 7.5},
     "id: text is expected, this is a number",
   ),
   ("demonstration", {"prompt": "p", "completion": "\ud800"}, "completion: half a surrogate pair"),
   ("prompt", {"prompt": "p", "consent": "yes"}, "consent: 'yes'; give true or false"),
   (
     "prompt",
-    {"prompt": "p", "organisation": 1},
-    "organisation: text is expected, this is a number",
+    {"prompt": "p", "organisation": True},
+    "organisation: text is expected, this is true or false",
   ),
   (
     "prompt",
@@ -297,6 +297,10 @@ def assert_accounted(path, kind, content: bytes) -> None:
     return
   lines = content.removeprefix(b"\xef\xbb\xbf").rstrip().split(b"\n")
   places = {f"{path}:{number}" for number in range(1, len(lines) + 1)}
+  if len(problems) == 1 and not problems[0].removeprefix(f"{path}:")[0].isdigit():
+    # Its first rows are of another layout or kind, which is said once.
+    assert not rows
+    return
   bad = {":".join(problem.split(":")[:2]) for problem in problems}
   good = {record.place for record in rows}
   assert bad | good == places and not bad & good
