@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-# One message of a chat: its `role` (system, user or assistant) and its `content`.
-Message = Mapping[str, str]
+# One message of a chat: its `role` (system, user or assistant) and its `content`. A reply that is not
+# to be learnt has `train`: False.
+Message = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Demonstration:
   organisation: str | None = None
   consent: bool | None = None
   annotations: Mapping[str, bool] | None = None
+  group: str | None = None
   # The messages of a prompt that is a chat. They do not count when records are compared, since
   # `prompt` holds the same chat as a transcript.
   turns: tuple[Message, ...] | None = dataclasses.field(default=None, compare=False)
@@ -47,6 +49,7 @@ class Comparison:
   organisation: str | None = None
   consent: bool | None = None
   annotations: Mapping[str, bool] | None = None
+  group: str | None = None
   ratings: tuple[Mapping[str, Any], ...] | None = None
   sources: tuple[Mapping[str, Any], ...] | None = None
   # The messages of a prompt that is a chat, as in `Demonstration`.
@@ -55,7 +58,11 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """A prompt without a label."""
+  """A prompt without a label.
+
+  `fields` holds whatever else its row has, by name: the right answer or the tests, for one. They
+  reach a reward that is a function or a server of the user.
+  """
 
   prompt: str
   id: str | None = None
@@ -65,6 +72,8 @@ class Prompt:
   organisation: str | None = None
   consent: bool | None = None
   annotations: Mapping[str, bool] | None = None
+  group: str | None = None
+  fields: Mapping[str, Any] | None = None
   # The messages of a prompt that is a chat, as in `Demonstration`.
   turns: tuple[Message, ...] | None = dataclasses.field(default=None, compare=False)
 
@@ -85,6 +94,7 @@ class FewShot:
   organisation: str | None = None
   consent: bool | None = None
   annotations: Mapping[str, bool] | None = None
+  group: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +155,9 @@ ANNOTATIONS = (
   "other_explicit_constraints",
   "intent_unclear",
 )
+# The fields of the dataclasses that no row has under these names: `turns` is read out of a prompt
+# that is a chat, and `fields` is what is left of the row of a prompt.
+MADE = ("turns", "fields")
 # The fields that are no texts. `validation` has a check of its own for each of them.
 NOT_TEXT = (
   "completions",

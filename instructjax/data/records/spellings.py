@@ -139,5 +139,5 @@ def _fields(kind: str) -> list[str]:
   """Returns the fields that a file may have for a kind of record; none for an unknown kind."""
   if kind not in records.KINDS:
     return []
-  # The turns of a chat are read out of its prompt.
-  return [field.name for field in dataclasses.fields(records.KINDS[kind]) if field.name != "turns"]
+  names = [field.name for field in dataclasses.fields(records.KINDS[kind])]
+  return [name for name in names if name not in records.MADE]

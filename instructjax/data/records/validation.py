@@ -13,13 +13,14 @@ import difflib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from instructjax.data.records.schemas import (
   ANNOTATIONS,
   CONTINUATION,
   KINDS,
+  MADE,
   NOT_TEXT,
   ORIGIN,
   RATINGS,
@@ -39,6 +40,12 @@ TURN = "\n\nAssistant:"
 # A value in a message has at most this many characters, and a message at most MESSAGE_LENGTH.
 VALUE_LENGTH = 40
 MESSAGE_LENGTH = 400
+# How like the name of a field another name is that is taken for it: "usr" is 0.86 like "user", and
+# "answer" 0.6.
+SLIP = 0.8
+# Of the further fields of a prompt: the longest name, and how deeply a value may be nested.
+NAME_LENGTH = 100
+DEPTH = 20
 
 
 # --- JSON ---
@@ -95,14 +102,16 @@ def record(row: dict[str, Any], kind: str) -> Record:
   Raises:
     RecordError: with all the problems of the row.
   """
-  # The turns are no field that a row may have: they come out of a prompt that is a chat.
-  fields = [field for field in dataclasses.fields(KINDS[kind]) if field.name != "turns"]
+  fields = [field for field in dataclasses.fields(KINDS[kind]) if field.name not in MADE]
   is_required = {field.name: field.default is dataclasses.MISSING for field in fields}
+  further: dict[str, Any] = {}
+  if kind == "prompt":
+    row, further = _without_further(row, is_required)
   turns = None
   if isinstance(row.get("prompt"), list) and "prompt" in is_required:
     turns = chat("prompt", row["prompt"])
     row = row | {"prompt": transcript(turns)}
-  problems = _field_problems(row, kind, is_required)
+  problems = _field_problems(row, kind, is_required) + _further_problems(further)
   # These two checks compare lists with each other, so they need all the fields to be there.
   if kind == "comparison" and not problems:
     problems += _comparison_problems(row)
@@ -121,7 +130,58 @@ def record(row: dict[str, Any], kind: str) -> Record:
     )
   if turns:
     values["turns"] = turns
+  if further:
+    values["fields"] = further
   return KINDS[kind](**values)
+
+
+def _without_further(
+  row: dict[str, Any], names: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns the fields of a prompt that have these names, and its further ones.
+
+  A name that is nearly one of ours stays among the first, where it is a problem: it is a slip of
+  the pen, and would be lost without a word. So does a name that cannot be printed.
+  """
+  ours, further = {}, {}
+  for key, value in row.items():
+    is_name = key.isprintable() and len(key) <= NAME_LENGTH
+    if not is_name or key in names or difflib.get_close_matches(key, list(names), 1, SLIP):
+      ours[key] = value
+    else:
+      further[key] = value
+  return ours, further
+
+
+def _further_problems(fields: dict[str, Any]) -> list[str]:
+  """Returns the problems of the further fields of a prompt, which may hold any JSON."""
+  problems = []
+  for key, value in fields.items():
+    problem = _json_problem(value)
+    if problem:
+      problems.append(f"{key}: {problem}")
+  return problems
+
+
+def _json_problem(value: Any) -> str | None:
+  """Returns what keeps a value of any type from being written as JSON in UTF-8, or None."""
+  # A loop rather than a recursion, since a row may be nested more deeply than Python can call.
+  waiting = [(value, 0)]
+  while waiting:
+    item, depth = waiting.pop()
+    if depth > DEPTH:
+      return f"nested more than {DEPTH} deep; make it flatter"
+    if isinstance(item, dict):
+      waiting += [(part, depth + 1) for pair in item.items() for part in pair]
+    elif isinstance(item, list | tuple):
+      waiting += [(part, depth + 1) for part in item]
+    elif isinstance(item, str) and _has_surrogate(item):
+      return "half a surrogate pair, which is no character; take it out of the text"
+    elif isinstance(item, float) and not math.isfinite(item):
+      return f"{item} is no number that JSON has; give a number, or null"
+    elif not isinstance(item, str | int | float | None):
+      return f"holds a {type(item).__name__}, which JSON does not have; make it a text or a number"
+  return None
 
 
 def _field_problems(row: dict[str, Any], kind: str, is_required: dict[str, bool]) -> list[str]:
@@ -346,9 +406,13 @@ def _text_problems(place: str, value: Any) -> list[str]:
   if not isinstance(value, str):
     return [f"{place}: text is expected, this is {_type_name(value)}"]
   # JSON can spell half a surrogate pair, but no tokenizer and no UTF-8 file can hold one.
-  if any("\ud800" <= letter <= "\udfff" for letter in value):
+  if _has_surrogate(value):
     return [f"{place}: half a surrogate pair, which is no character; take it out of the text"]
   return [] if value.strip() else [f"{place}: empty; give a text or take the record out"]
+
+
+def _has_surrogate(text: str) -> bool:
+  return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 # --- the wording of messages ---

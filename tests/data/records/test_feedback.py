@@ -87,8 +87,9 @@ def test_open_assistant_siblings_become_comparisons(rows):
     {"role": "assistant", "content": "good"},
     {"role": "user", "content": "and now?"},
   ]
-  first_fields = {"id": "q", "turns": tuple(first)}
-  second_fields = {"id": "more", "turns": tuple(second)}
+  # Both chats are of the tree that begins with q.
+  first_fields = {"id": "q", "group": "q", "turns": tuple(first)}
+  second_fields = {"id": "more", "group": "q", "turns": tuple(second)}
   assert records.parse(rows, "comparison", SPELL["oasst"]) == [
     Comparison(HELLO, ("bad", "good", "fair"), (3, 1, 2), **first_fields)
   ]
