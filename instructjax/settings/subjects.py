@@ -127,6 +127,16 @@ def lazy() -> Any:
   )
 
 
+def held_out() -> Any:
+  return setting(
+    0.0,
+    "The share of the records that is held out and measured on, in the place of `valid`: by user, "
+    "or else by the first message of a chat.",
+    low=0,
+    below=1,
+  )
+
+
 def prompt_tokens() -> Any:
   return tokens(1024, "Tokens of a prompt; a longer prompt is an error (see data.long).")
 

@@ -16,6 +16,7 @@ import numpy as np
 from instructjax import packs, sft, sharding, steps
 from instructjax.data.batches import corpora, packing, pipeline
 from instructjax.data.batches.mixture import Rows
+from instructjax.data.records.records import Demonstration
 from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.runs import origin, writers
@@ -28,7 +29,7 @@ from instructjax.settings.supervised import (
   SFTSettings,
   SupervisedSettings,
 )
-from instructjax.stages import running, stems, trainable
+from instructjax.stages import holding_out, running, stems, trainable
 from instructjax.stages.wiring import (
   Part,
   Stage,
@@ -237,11 +238,18 @@ def prepare(
     valid_text = held_out_windows(settings, held_out_text, tokenizer, settings.data.valid_text)
   rows_by_source = {}
   counts: corpora.CountsBySource = {}
-  for part in demonstrations:
-    rows_by_source[part.source] = demonstration_rows(
-      settings, part.records, tokenizer, template, part.source, counts
-    )
+  held_out_share = settings.data.held_out
+  chosen = holding_out.choose(demonstrations, held_out_share, settings.seed)
+  training_records: list[Demonstration] = []
   valid = demonstration_rows(settings, held_out, tokenizer, template, data.valid, counts)
+  for part in demonstrations:
+    rows = demonstration_rows(settings, part.records, tokenizer, template, part.source, counts)
+    halves = chosen.halves(part, rows, counts)
+    rows_by_source[part.source] = halves.training
+    training_records += halves.training_records
+    valid += halves.held_out
+    held_out = [*held_out, *halves.held_out_records]
+  holding_out.say(held_out_share, training_records, held_out)
   window = logits_of_a_row(settings, [row for rows in rows_by_source.values() for row in rows])
   rows = corpora.rows(demonstrations, lambda part: rows_by_source[part.source])
   return Prepared(rows, windows, valid, valid_text, window, prints, counts)

@@ -169,7 +169,7 @@ def _choose_among(
   chosen = min(places, key=order)
   message = first_message(rows[chosen])
   place_of_mark: dict[str, int] = {}
-  # In the order of the hashes, so that of one text the first is the chosen one, if it is among them.
+  # In the order of the hashes: of equal texts the chosen one comes first, if it is among them.
   for place in sorted(places, key=order):
     if first_message(rows[place]) != message:
       continue

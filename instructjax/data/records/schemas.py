@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-# One message of a chat: its `role` (system, user or assistant) and its `content`. A reply that is not
-# to be learnt has `train`: False.
+# One message of a chat: its `role` (system, user or assistant) and its `content`. A reply that is
+# not to be learnt has `train`: False.
 Message = Mapping[str, Any]
 
 
