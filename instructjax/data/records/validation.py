@@ -121,7 +121,7 @@ def record(row: dict[str, Any], kind: str) -> Record:
     raise RecordError(*problems)
 
   # Records are frozen, so their lists are tuples.
-  values = {}
+  values: dict[str, Any] = {}
   for key, value in row.items():
     values[key] = tuple(value) if isinstance(value, list) else value
   if values.get("sources"):
