@@ -11,6 +11,7 @@ Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "blocks", "dots"]
 Attention = Literal["auto", "xla", "splash", "cudnn"]
 Long = Literal["error", "drop"]
+Loss = Literal["all", "last"]
 
 
 # --- fields that many classes have: each call makes one, whose type stands in the class ---
@@ -124,6 +125,14 @@ def rows_at_once() -> Any:
 def lazy() -> Any:
   return setting(
     False, "Reads and tokenises text when it is needed: for a corpus larger than the memory."
+  )
+
+
+def loss() -> Any:
+  return setting(
+    "all",
+    "Under a chat template: learns all replies of a chat, but for messages of weight 0 or train "
+    "false, or the last one alone. In plain text the completion is the only reply.",
   )
 
 

@@ -12,6 +12,7 @@ from instructjax.settings.subjects import (
   Dtype,
   Long,
   LoraSettings,
+  Loss,
   MeshSettings,
   ModelSettings,
   OptimizerSettings,
@@ -50,6 +51,7 @@ class DemonstrationData:
   prompt: int = subjects.prompt_tokens()
   response: int = subjects.response_tokens()
   long: Long = subjects.long()
+  loss: Loss = subjects.loss()
   pack: bool = subjects.pack_demonstrations()
   stems: bool = subjects.stems()
   separator: str = subjects.separator()
@@ -72,6 +74,7 @@ class MixedData:
   prompt: int = subjects.prompt_tokens()
   response: int = subjects.response_tokens()
   long: Long = subjects.long()
+  loss: Loss = subjects.loss()
   pack: bool = subjects.pack_demonstrations()
   pack_text: bool = setting(
     False, "Puts several documents in a row, each by itself; else all are joined and cut in rows."
@@ -161,6 +164,7 @@ class SFTSettings:
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from one_part(self.top, self.lora)
     yield from held_out_twice(self.data.valid, self.data.held_out)
+    yield from loss_on_less(self.loss_on_prompt, self.data.loss)
     # Without a reward the checkpoint is the last one, or the best by a metric of the loss.
     if not self.select.reward.strip():
       yield from chosen_metric(
@@ -223,6 +227,7 @@ class RLInitSettings:
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from one_part(self.top, self.lora)
     yield from held_out_twice(self.data.valid, self.data.held_out)
+    yield from loss_on_less(self.loss_on_prompt, self.data.loss)
     metrics = ["loss", "loss/demonstrations", "loss/text"]
     is_measured = bool(self.data.valid or self.data.held_out)
     if is_measured:
@@ -256,6 +261,12 @@ def held_out_twice(valid: str, share: float) -> Iterator[tuple[str, str]]:
       "data.held_out",
       f"config.data.valid={valid} is measured on; leave that empty, or this 0",
     )
+
+
+def loss_on_less(loss_on_prompt: bool, loss: Loss) -> Iterator[tuple[str, str]]:
+  """Yields the conflict of a loss on whole rows and one on last replies alone."""
+  if loss_on_prompt and loss == "last":
+    yield "loss_on_prompt", "config.data.loss=last learns the last reply alone; choose one of them"
 
 
 def one_part(top: int | None, lora: LoraSettings) -> Iterator[tuple[str, str]]:

@@ -19,6 +19,7 @@ from instructjax.data.batches.mixture import Rows
 from instructjax.data.records.records import Demonstration
 from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
+from instructjax.errors import UserError
 from instructjax.runs import origin, writers
 from instructjax.runs.loop import Evaluate
 from instructjax.settings.supervised import (
@@ -263,11 +264,26 @@ def demonstration_rows(
   name: str,
   counts: corpora.CountsBySource,
 ) -> list[pipeline.Row]:
-  """The rows of demonstrations; with `loss_on_prompt` the whole row is marked."""
+  """The rows of demonstrations; with `loss_on_prompt` the whole row is marked.
+
+  Raises UserError for a reply that must not be learnt, where the whole row is.
+  """
+  if settings.loss_on_prompt:
+    marked = [line for line, record in enumerate(records, 1) if has_unlearnt(record)]
+    if marked:
+      raise UserError(
+        f"{name}:{marked[0]}: {len(marked):,} records have a reply of weight 0 or train false, and "
+        "config.loss_on_prompt=true learns whole rows; leave it false, or take the marks out"
+      )
   rows = corpora.demonstrations(settings.data, records, tokenizer, template, name, counts)
   if settings.loss_on_prompt:
     return [row._replace(start=1, mask=None) for row in rows]
   return rows
+
+
+def has_unlearnt(record: Demonstration) -> bool:
+  """Whether a record marks a reply that must not be learnt."""
+  return any(turn.get("train") is False for turn in record.turns or ())
 
 
 def logits_of_a_row(

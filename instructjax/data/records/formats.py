@@ -121,7 +121,8 @@ def alpaca(row: dict[str, Any], kind: str) -> dict[str, Any]:
 def messages(row: dict[str, Any], kind: str) -> dict[str, Any]:
   """Reads messages, a chat whose last message is the completion.
 
-  Where prompts are wanted, the chat may also end with a message of the user.
+  Where prompts are wanted, the chat may also end with a message of the user. A demonstration ends
+  with the last reply that is to be learnt: what follows teaches nothing.
   """
   chat = _field(row, "messages")
   if not isinstance(chat, list) or not chat:
@@ -130,9 +131,31 @@ def messages(row: dict[str, Any], kind: str) -> dict[str, Any]:
     turns = records.chat("messages", chat)
     if turns[-1]["role"] != "assistant":
       return {"prompt": [dict(turn) for turn in turns]}
+  if kind == "demonstration":
+    chat = _until_learnt(chat)
   reply = _reply("messages", chat[-1:])
   prompt = [dict(turn) for turn in records.chat("messages", chat[:-1])]
   return _demonstration_fields(kind, prompt, reply)
+
+
+def _until_learnt(chat: list[Any]) -> list[Any]:
+  """Returns a chat without what comes after its last reply that is to be learnt.
+
+  A chat that marks no reply is whole.
+  """
+  turns = records.chat("messages", chat)
+  if all(turn.get("train", True) for turn in turns):
+    return chat
+  learnt = [
+    index
+    for index, turn in enumerate(turns)
+    if turn["role"] == "assistant" and turn.get("train", True)
+  ]
+  if not learnt:
+    raise RecordError(
+      "messages: no reply is to be learnt (each has weight 0 or train false); take the record out"
+    )
+  return chat[: learnt[-1] + 1]
 
 
 def _demonstration_fields(kind: str, prompt: Any, completion: Any) -> dict[str, Any]:

@@ -207,8 +207,9 @@ def _field_problems(row: dict[str, Any], kind: str, is_required: dict[str, bool]
 def chat(place: str, messages: list[Any]) -> tuple[Message, ...]:
   """Returns the messages of a list with the roles system, user and assistant.
 
-  Messages are objects of role and content, or of from and value. `place` is the field that the
-  list comes from and stands in front of the messages of errors.
+  Messages are objects of role and content, or of from and value. A reply whose `weight` is 0 or
+  whose `train` is false gets `train`: False. `place` is the field that the list comes from and
+  stands in front of the messages of errors.
 
   Raises:
     RecordError: for an empty list, and for the first message that is wrong.
@@ -228,8 +229,28 @@ def chat(place: str, messages: list[Any]) -> tuple[Message, ...]:
     problems = _text_problems(f"{place}[{index}].content", content)
     if problems:
       raise RecordError(problems[0])
-    turns.append({"role": STANDARD_ROLES.get(role, role), "content": content})
+    turn: dict[str, Any] = {"role": STANDARD_ROLES.get(role, role), "content": content}
+    is_learnt = _is_learnt(f"{place}[{index}]", message)
+    if turn["role"] == "assistant" and not is_learnt:
+      turn["train"] = False
+    turns.append(turn)
   return tuple(turns)
+
+
+def _is_learnt(place: str, message: dict[str, Any]) -> bool:
+  """Returns whether a message may be learnt: unless its `weight` is 0 or its `train` false.
+
+  Raises:
+    RecordError: for any other weight than 0 and 1, and a `train` that is neither true nor false.
+  """
+  weight, train = message.get("weight"), message.get("train")
+  if weight not in (None, 0, 1) or isinstance(weight, bool):
+    raise RecordError(f"{place}.weight: {_excerpt(weight)}; give 1, or 0 for a reply to leave out")
+  if train is not None:
+    problems = _flag_problems(f"{place}.train", train)
+    if problems:
+      raise RecordError(problems[0])
+  return weight != 0 and train is not False
 
 
 def transcript(messages: Sequence[Message]) -> str:
