@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from instructjax.data.records import records
+from instructjax.data.records import records, validation
 from instructjax.data.records.records import TURN, RecordError, Spelling, native
 
 # The columns of a preference: the better completion and the worse one.
@@ -184,7 +184,7 @@ def mapped(fields: Mapping[str, str]) -> Spelling:
 
   Their name may be a path, such as "answers.text.0" for the completion of SQuAD: a dot goes into an
   object or, before a number, into a list. `chosen` and `rejected` can stand on the left in place of
-  the completions and ranks of a comparison.
+  the completions and ranks of a comparison. The other columns of a prompt are its further fields.
   """
 
   def spell(row: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -193,6 +193,9 @@ def mapped(fields: Mapping[str, str]) -> Spelling:
     if completions:
       values["completions"] = completions
       values["ranks"] = [1, 2]
+    if kind == "prompt":
+      others = {name: value for name, value in row.items() if name not in fields.values()}
+      values = validation.further_fields(others) | values
     return values
 
   return spell

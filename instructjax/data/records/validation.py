@@ -153,6 +153,16 @@ def _without_further(
   return ours, further
 
 
+def further_fields(row: dict[str, Any]) -> dict[str, Any]:
+  """Returns those columns of a row in another layout that a prompt can carry along.
+
+  Columns with the name of a field of ours, or nearly so, mean something else there.
+  """
+  names = [field.name for field in dataclasses.fields(KINDS["prompt"]) if field.name not in MADE]
+  _, further = _without_further(row, names)
+  return {key: value for key, value in further.items() if _json_problem(value) is None}
+
+
 def _further_problems(fields: dict[str, Any]) -> list[str]:
   """Returns the problems of the further fields of a prompt, which may hold any JSON."""
   problems = []

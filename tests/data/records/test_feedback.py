@@ -229,7 +229,9 @@ def test_fields_map_any_source(tmp_path):
 
   both = "prompt=q, completion=answers.0.t, text=body"
   assert load("demonstration", both) == [Demonstration("Q", "A")]
-  assert load("prompt", both) == [Prompt("Q")]
+  # What a prompt file has besides may be what a reward needs, such as the right answer.
+  others = {"answers": [{"t": "A"}], "body": "B", "good": "g", "bad": "b"}
+  assert load("prompt", both) == [Prompt("Q", fields=others)]
   assert load("text", dict(pair.strip().split("=") for pair in both.split(",")))[0].text == "B"
   assert load("comparison", "chosen=good,rejected=bad") == [Comparison("own", ("g", "b"), (1, 2))]
   assert spellings.choose("native", "text", "prompt=q") is None  # the mapping is for another kind

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instructjax.data.records import records, sources
+from instructjax.data.records import formats, records, sources
 from instructjax.data.records.records import Demonstration, Prompt
 from instructjax.errors import UserError
 
@@ -451,3 +451,11 @@ def test_a_further_field_may_not_be_nested_without_end():
 def test_only_prompts_have_further_fields():
   _, problems = records.scan([{"prompt": "a", "completion": "b", "answer": 1}], "demonstration")
   assert len(problems) == 1 and problems[0].startswith("data:1: answer: unknown field")
+
+
+def test_a_mapping_of_the_prompt_keeps_the_other_columns():
+  row = {"question": "2 + 2?", "answer": "4", "id": 7, "users": 3, "image": b"x", "n": {"a": None}}
+  spell = formats.mapped({"prompt": "question"})
+  assert records.parse([row], "prompt", spell) == [
+    Prompt("2 + 2?", fields={"answer": "4", "n": {"a": None}})
+  ]
