@@ -10,6 +10,7 @@ import socketserver
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -567,8 +568,8 @@ def test_a_function_gets_the_fields_of_the_prompts_and_may_abstain(module):
 def rollout_of(texts):
   """Responses of bytes, as a rollout on the devices and on the host, and their tokenizer."""
   ids = [list(text.encode()) for text in texts]
-  mask = np.arange(8) < np.asarray([len(row) for row in ids])[:, None]
-  tokens = np.zeros((len(texts), 8), np.int32)
+  mask = np.arange(12) < np.asarray([len(row) for row in ids])[:, None]
+  tokens = np.zeros((len(texts), 12), np.int32)
   for row, text_ids in zip(tokens, ids):
     row[: len(text_ids)] = text_ids
   rollout = Rollout(tokens, mask, mask, np.zeros(mask.shape, np.float32), np.ones(len(texts), bool))
@@ -629,6 +630,17 @@ def test_a_server_gets_fields_where_there_are_any_and_abstains_by_null(server):
   server.answer = lengths
   assert score(f"{server.url}#batch=5").tolist() == [1, 2, 3, 0, 3]
   assert set(server.asked[0][1]) == {"prompts", "responses"}
+
+
+def test_the_right_answer_of_the_documentation(module):
+  page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+  code = page.partition("# sums.py\n")[2].partition("```")[0]
+  sources = rewards.open_all(f"python:{module(code)}:right", {})
+  texts = [" It is 42.", " 42 is it", "", " 42"]
+  rollout, host, tokenizer = rollout_of(texts)
+  fields = [{"answer": 42}] * 3 + [{}]
+  scores = rewards.score_rollout(sources, rollout, host, ["p"] * 4, tokenizer, fields)
+  np.testing.assert_array_equal(scores["right"], [1, 0, 0, np.nan])
 
 
 def test_a_prompt_with_two_right_answers_is_an_error():
