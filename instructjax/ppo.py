@@ -285,11 +285,20 @@ def credit(
   ppo: PPO,
   policy_stem: Array | None = None,
   reward_stem: Array | None = None,
+  scored: Bool[Array, " B"] | None = None,
 ) -> tuple[Experience, Metrics]:
-  """Turns scores into a reward, an advantage and a target for every token."""
+  """Turns scores into a reward, an advantage and a target for every token.
+
+  `scored` says which episodes have a score; None is all of them. The tokens of the others have no
+  mark in the experience: they weigh nothing in the losses and in what is whitened, so an update is
+  that of the scored episodes alone. Their KL counts, since they were sampled as the others were.
+  """
   cfg = ppo.cfg
   mask = rows.mask
   value_mask = returns.value_mask(mask, ppo.place)
+  learnt, value_learnt = mask, value_mask
+  if scored is not None:
+    learnt, value_learnt = mask & scored[:, None], value_mask & scored[:, None]
 
   policy = frozen.trunk | params["policy"]
   reference = frozen.trunk | frozen.ref
@@ -319,7 +328,7 @@ def credit(
   token_reward = returns.token_rewards(paid, kl, mask, kl_coef, place=ppo.place)
   if cfg.whiten_reward:
     # The mean stays: to move it would pay for long responses, or for short ones.
-    token_reward = returns.whiten(token_reward, value_mask, shift_mean=False)
+    token_reward = returns.whiten(token_reward, value_learnt, shift_mean=False)
   # The value mask, so that a score that is paid after the end reaches the advantages.
   advantage, target = returns.gae(
     token_reward,
@@ -332,8 +341,8 @@ def credit(
   experience = Experience(
     tokens=rows.tokens,
     valid=rows.valid,
-    mask=mask,
-    value_mask=value_mask,
+    mask=learnt,
+    value_mask=value_learnt,
     logp=logp * mask,
     value=value,
     advantage=advantage,
@@ -348,22 +357,24 @@ def credit(
   episode_kl_k3 = jnp.where(mask, returns.kl_k3(logp, ref_logp), 0).sum(1)
   length = mask.sum(1)
   metrics = {
-    "objective/scores": score.mean(),
-    "objective/scores_std": score.std(),
+    "objective/scores": score.mean(where=scored),
+    "objective/scores_std": score.std(where=scored),
     "objective/kl": episode_kl.mean(),
     "objective/kl_k2": episode_kl_k2.mean(),
     "objective/kl_k3": episode_kl_k3.mean(),
     "objective/kl_coef": kl_coef,
     "objective/non_score_reward": -kl_coef * episode_kl.mean(),
-    "objective/rlhf_reward": (paid - kl_coef * episode_kl).mean(),
-    "val/advantage_mean": returns.masked_mean(advantage, value_mask),
-    "val/advantage_std": jnp.sqrt(returns.masked_var(advantage, value_mask)),
+    "objective/rlhf_reward": (paid - kl_coef * episode_kl).mean(where=scored),
+    "val/advantage_mean": returns.masked_mean(advantage, value_learnt),
+    "val/advantage_std": jnp.sqrt(returns.masked_var(advantage, value_learnt)),
     "response/tokens": length.sum().astype(jnp.float32),
     "response/len_mean": length.mean(dtype=jnp.float32),
     "response/len_max": length.max().astype(jnp.float32),
     "response/eos_frac": rows.ended.mean(dtype=jnp.float32),
     "scoring/useful": packs.useful(layout, rows.valid),
   }
+  if scored is not None:
+    metrics["rollout/abstained"] = 1 - scored.mean(dtype=jnp.float32)
   if rows.computed is not None:
     metrics["rollout/useful"] = useful_share(rows)
   if recompute:
@@ -697,10 +708,12 @@ def learn(
   ppo: PPO,
   policy_stem: Array | None = None,
   reward_stem: Array | None = None,
+  scored: Bool[Array, " B"] | None = None,
 ) -> tuple[TrainState, Metrics]:
   """Credits scored episodes, improves on them and sets the next KL coefficient.
 
-  This is an iteration without its first half, for scores that come from outside.
+  This is an iteration without its first half, for scores that come from outside. `scored` says
+  which episodes have one (`credit`); None is all of them.
 
   Raises:
     ValueError: when the state has no KL coefficient.
@@ -717,6 +730,7 @@ def learn(
     ppo,
     policy_stem,
     reward_stem,
+    scored,
   )
   state, metrics = improve(state, frozen, exp, text, ppo)
   episodes = rows.tokens.shape[0]

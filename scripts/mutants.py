@@ -1763,8 +1763,13 @@ MUTANTS["ppo"] = [
     "whitened advantages keep their mean",
   ),
   M(
-    "token_reward = returns.whiten(token_reward, value_mask, shift_mean=False)",
-    "token_reward = returns.whiten(token_reward, value_mask)",
+    "mask & scored[:, None], value_mask & scored[:, None]",
+    "mask, value_mask",
+    "an episode without a score is learnt from",
+  ),
+  M(
+    "token_reward = returns.whiten(token_reward, value_learnt, shift_mean=False)",
+    "token_reward = returns.whiten(token_reward, value_learnt)",
     "whitened rewards lose their mean",
   ),
   M(
@@ -1870,8 +1875,8 @@ MUTANTS["ppo"] = [
     "the values are fitted to the advantages",
   ),
   M(
-    '"objective/scores": score.mean()',
-    '"objective/scores": paid.mean()',
+    '"objective/scores": score.mean(where=scored)',
+    '"objective/scores": paid.mean(where=scored)',
     "the penalty of a missing end counts as score",
   ),
   M(
@@ -1880,8 +1885,8 @@ MUTANTS["ppo"] = [
     "sign of the reward without the score",
   ),
   M(
-    '"objective/rlhf_reward": (paid - kl_coef * episode_kl).mean()',
-    '"objective/rlhf_reward": (paid - episode_kl).mean()',
+    '"objective/rlhf_reward": (paid - kl_coef * episode_kl).mean(where=scored)',
+    '"objective/rlhf_reward": (paid - episode_kl).mean(where=scored)',
     "beta left out of the reward of an episode",
   ),
   M(

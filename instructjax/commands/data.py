@@ -494,6 +494,13 @@ def compare(args: argparse.Namespace) -> None:
 
   rows_a, _ = _read(args.files[0], args)
   rows_b, _ = _read(args.files[1], args)
+  # Shares of nothing, and a distance of 0.000 between them, would look like a result.
+  for file, rows in zip(args.files, (rows_a, rows_b), strict=True):
+    if not any(row.use_case for row in rows):
+      raise UserError(
+        f"{file}: no record names a use case, so there is nothing to compare; give the records a "
+        "use_case, one of Table 1 or your own"
+      )
   comparison = mix.compare(rows_a, rows_b, seed=args.seed)
   if args.json:
     shares = {

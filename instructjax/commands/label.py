@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from instructjax.commands.options import SEED, number, whole
 from instructjax.errors import UserError
 from instructjax.label.tasks import KINDS
 from instructjax.system import atomic, jsons
+
+LISTED = 20  # answers that an import leaves out and names
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -166,13 +169,18 @@ def _import(args: argparse.Namespace) -> None:
 
   kind = _kind(args)
   # The whole file is read and checked before anything is stored.
-  tasks, answers = exchange.load(args.file, kind, args.format)
+  tasks, answers, left_out = exchange.load(args.file, kind, args.format)
   with contextlib.closing(store.create(args.db, kind)) as db:
     new_tasks, old_tasks = store.add(db, tasks)
     new_answers, old_answers = store.put(db, answers, time.time())
+  for line in left_out[:LISTED]:
+    print(f"left out: {line}", file=sys.stderr)
+  if len(left_out) > LISTED:
+    print(f"left out: ... and {len(left_out) - LISTED} more", file=sys.stderr)
+  counted = f", {len(left_out)} answers left out" if left_out else ""
   print(
     f"{args.db}: {new_tasks} new tasks ({old_tasks} known), "
-    f"{new_answers} new answers ({old_answers} known)"
+    f"{new_answers} new answers ({old_answers} known){counted}"
   )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from instructjax import intervals, rewards
 from instructjax.data.records import sources
-from instructjax.errors import UserError
+from instructjax.errors import UserError, naming
 from instructjax.evals import subject
 from instructjax.evals.tasks import Generate
 from instructjax.intervals import Estimate
@@ -106,6 +106,8 @@ def prefix(
   # Every file is read first: opening the model and the rewards may take minutes.
   candidates = {file: subject.prefix_of(file) for file in files}
   records = sources.load(prompts, "prompt")[: config.limit or None]
+  with naming("--prompts", prompts):
+    fields = rewards.fields_by_text(records)
   sampling = config.preference
   with running.devices(config.mesh) as parts:
     opened_rewards = rewards.open_all(reward, config.model)
@@ -120,7 +122,8 @@ def prefix(
       return [reply.completions()[0].text for reply in replies]
 
     def score(texts: Sequence[str], answers: Sequence[str]) -> list[float]:
-      scores = rewards.score_texts(opened_rewards, texts, answers)
+      asked = [fields[text] for text in texts]
+      scores = rewards.score_texts(opened_rewards, texts, answers, asked)
       # The sum of the rewards with their weights, as in PPO.
       total = rewards.total(opened_rewards, scores)
       return total.tolist()

@@ -100,11 +100,18 @@ def _values_by_question(value: Value) -> dict[str, Any]:
 # --- from Argilla to us ---
 
 
-def from_row(row: Any, kind: str) -> tuple[Task, list[LabelerValue]]:
+def from_row(row: Any, kind: str) -> tuple[Task, list[LabelerValue], list[str]]:
   """Reads a record with a prompt, responses and a question `ranking` or `demonstration`.
 
+  In the place of a ranking there may be a question of any name whose answer is the name of a field
+  with an output: that output is preferred to all others, which tie.
+
+  Returns:
+    The task, the answers of its labelers, and what was left out: a line for each labeler who has
+    not finished or has answered other questions.
+
   Raises:
-    RecordError: the row is not a record, or a ranking is not complete.
+    RecordError: the row is not a record.
     UserError: the task is not one of ours.
   """
   fields = row.get("fields") if isinstance(row, dict) else None
@@ -118,15 +125,16 @@ def from_row(row: Any, kind: str) -> tuple[Task, list[LabelerValue]]:
   task_facts = _facts(row.get("id"), metadata)
   labelers = {user_id(name): name for name in metadata.get("labelers", [])}
   values: list[LabelerValue] = []
-  main_question = "demonstration" if kind == "demonstration" else "ranking"
+  left_out: list[str] = []
   questions_by_user = _questions_by_user(row.get("responses") or {})
   for user, questions in questions_by_user.items():
-    # A user who has not answered the main question has not finished.
-    if main_question in questions:
-      value = _value(questions, kind, names)
-      values.append((labelers.get(user, user), value))
+    labeler = labelers.get(user, user)
+    try:
+      values.append((labeler, _value(questions, kind, names)))
+    except RecordError as error:
+      left_out.append(f"{error} ({labeler})")
   prompt = prompts[0] if prompts else ""
-  return from_fields(kind, prompt, texts, task_facts), values
+  return from_fields(kind, prompt, texts, task_facts), values, left_out
 
 
 def _facts(record_id: Any, metadata: Row) -> Row:
@@ -157,11 +165,18 @@ def _value(
   kind: str,
   names: list[str],
 ) -> Value:
-  """Returns the value of an answer from a user's answers; `names` are the fields of the outputs."""
+  """Returns the value of an answer from a user's answers; `names` are the fields of the outputs.
+
+  Raises:
+    RecordError: there is no answer to the main question, or no rank of an output.
+  """
   if kind == "demonstration":
+    if "demonstration" not in questions:
+      raise RecordError(f"{_named(questions)}: no answer to a question 'demonstration'")
     return {"completion": questions["demonstration"]}
   rank_by_name: dict[str, Any] = {}
-  for position, item in enumerate(questions["ranking"], start=1):
+  ranking = questions["ranking"] if "ranking" in questions else _choice(questions, names)
+  for position, item in enumerate(ranking, start=1):
     # Argilla's own library gives an ordered list of names, which has lost the ties.
     if isinstance(item, dict):
       rank_by_name[item["value"]] = item.get("rank", position)
@@ -182,3 +197,28 @@ def _value(
     notes.append(questions.get(f"notes_{i}", ""))
   ranks = close_gaps([rank_by_name[name] for name in names])
   return {"ranks": ranks, "ratings": ratings, "notes": notes}
+
+
+def _choice(questions: Row, names: list[str]) -> list[Row]:
+  """Returns the ranking of a user who has named one of the outputs.
+
+  Raises:
+    RecordError: no question, or more than one, has the name of an output as its answer.
+  """
+  # A list is the answer to another kind of question, and cannot be looked up.
+  choices = [
+    question for question, value in questions.items() if isinstance(value, str) and value in names
+  ]
+  if len(choices) != 1:
+    problem = f"no ranking, and no answer is one of {', '.join(names) or 'the outputs'}"
+    if choices:
+      questions = {question: questions[question] for question in choices}
+      problem = "more than one answer is an output; keep one of these questions"
+    raise RecordError(f"{_named(questions)}: {problem}")
+  chosen = questions[choices[0]]
+  return [{"value": name, "rank": 1 if name == chosen else 2} for name in names]
+
+
+def _named(questions: Row) -> str:
+  """Returns the questions that a user has answered, as a place in a record."""
+  return ", ".join(f"responses.{question}" for question in questions)

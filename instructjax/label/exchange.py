@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from instructjax.data.records import places, records, validation
 from instructjax.data.records.records import Comparison, Demonstration, RecordError
@@ -18,8 +18,15 @@ from instructjax.label.answers import Answer, LabelerValue, check
 from instructjax.label.tasks import Row, Task, as_fields, facts, unanswered
 from instructjax.system import plain_json
 
-Loaded = tuple[list[Task], list[Answer]]
 UNNAMED = "unnamed"  # the labeler of a record that names none
+
+
+class Loaded(NamedTuple):
+  """What a file holds: tasks, answers, and a line for each answer that was left out."""
+
+  tasks: list[Task]
+  answers: list[Answer]
+  left_out: list[str]
 
 
 def comparisons(answers: Iterable[Answer]) -> list[Comparison]:
@@ -100,7 +107,7 @@ def from_records(path: Path, kind: str) -> Loaded:
     except UserError as error:
       problems.append(places.problem(places.of(record, str(path), number), str(error)))
   records.report(problems)
-  return tasks, answers
+  return Loaded(tasks, answers, [])
 
 
 def _answer_of(record: Comparison | Demonstration, task: Task) -> Answer:
@@ -125,6 +132,8 @@ def load(
 ) -> Loaded:
   """Reads the tasks and answers of a file.
 
+  An answer of another tool that is not finished, or not as ours have to be, is left out alone.
+
   Args:
     path: The file.
     kind: The kind of tasks in it.
@@ -138,12 +147,12 @@ def load(
     return from_records(path, kind)
   require_form(kind, form, path)
   from_row = labelstudio.from_row if form == "labelstudio" else argilla.from_row
-  tasks, answers, problems = [], [], []
+  tasks, answers, problems, left_out = [], [], [], []
   for position, row in enumerate(_read_rows(path, form)):
     place = f"{path}: item {position}"
     try:
-      task, values = from_row(row, kind)
-      _check_values(kind, task, values)
+      task, values, unfinished = from_row(row, kind)
+      values, refused = _valid_values(kind, task, values)
     except (UserError, RecordError) as error:
       # A RecordError may have several problems, and each text several lines.
       lines = "\n".join(str(part) for part in error.args).split("\n")
@@ -155,11 +164,12 @@ def load(
       problems.append(f"{place}: {validation.printable(text)}")
       continue
     tasks.append(task)
+    left_out += [f"{place}: {validation.printable(line)}" for line in [*unfinished, *refused]]
     for labeler, value in values:
       reason = "" if value else "skipped elsewhere"
       answers.append(Answer(task, labeler, value, reason))
   records.report(problems)
-  return tasks, answers
+  return Loaded(tasks, answers, left_out)
 
 
 def require_form(
@@ -192,12 +202,20 @@ def _read_rows(path: Path, form: str) -> list[Any]:
   return rows
 
 
-def _check_values(
+def _valid_values(
   kind: str,
   task: Task,
   values: list[LabelerValue],
-) -> None:
-  """Raises UserError for the first answer that is invalid; skips are always valid."""
-  for _, value in values:
-    if value is not None:
-      check(kind, value, len(task.completions))
+) -> tuple[list[LabelerValue], list[str]]:
+  """Returns the answers that are valid, as skips always are, and what is wrong with the others."""
+  valid: list[LabelerValue] = []
+  problems: list[str] = []
+  for labeler, value in values:
+    try:
+      if value is not None:
+        check(kind, value, len(task.completions))
+    except UserError as error:
+      problems.append(f"{error} ({labeler})")
+    else:
+      valid.append((labeler, value))
+  return valid, problems

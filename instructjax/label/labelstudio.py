@@ -174,11 +174,15 @@ def _text_region(
 # --- from Label Studio to us ---
 
 
-def from_row(row: Any, kind: str) -> tuple[Task, list[LabelerValue]]:
+def from_row(row: Any, kind: str) -> tuple[Task, list[LabelerValue], list[str]]:
   """Reads a task of ours, of a ranking without buckets, or of a pairwise comparison.
 
+  Returns:
+    The task, the answers of its labelers, and what was left out: a line for each annotation that
+    is not finished.
+
   Raises:
-    RecordError: the row is not a task, or an annotation is not complete.
+    RecordError: the row is not a task.
     UserError: the task is not one of ours.
   """
   data = row.get("data", row) if isinstance(row, dict) else None
@@ -191,15 +195,20 @@ def from_row(row: Any, kind: str) -> tuple[Task, list[LabelerValue]]:
   task_facts = {name: data.get(name) for name in FACTS}
   task = from_fields(kind, prompt, texts, task_facts)
   values: list[LabelerValue] = []
-  for annotation in row.get("annotations") or []:
+  left_out: list[str] = []
+  for number, annotation in enumerate(row.get("annotations") or []):
     value = None
+    labeler = _labeler(annotation.get("completed_by"))
     # A skip is called cancelled there.
     if not annotation.get("was_cancelled"):
       regions = annotation.get("result") or []
-      value = _value(regions, kind, ids)
-    labeler = _labeler(annotation.get("completed_by"))
+      try:
+        value = _value(regions, kind, ids)
+      except RecordError as error:
+        left_out.append(f"annotations[{number}]: {error} ({labeler})")
+        continue
     values.append((labeler, value))
-  return task, values
+  return task, values, left_out
 
 
 def _outputs(data: Row) -> tuple[list[Any], list[str]]:
@@ -280,9 +289,7 @@ def _ranks(regions: list[Region], ids: list[str]) -> list[int]:
     }
   missing = [output for output in ids if output not in ranks]
   if missing:
-    raise RecordError(
-      f"annotations: output {missing[0]} has no rank; finish the annotation or take it out"
-    )
+    raise RecordError(f"output {missing[0]} has no rank, so it is not finished")
   return [ranks[output] for output in ids]
 
 

@@ -37,6 +37,7 @@ FACTS = (
   "organisation",
   "consent",
   "annotations",
+  "group",
 )
 # Every line of a file must become a record, or the line numbers in errors would be wrong. This
 # record holds the line of a prompt that is left out; no prompt of a user can be a NUL character.
@@ -60,6 +61,7 @@ class Task:
   organisation: str | None = None
   consent: bool | None = None
   annotations: Mapping[str, bool] | None = dataclasses.field(default=None, hash=False)
+  group: str | None = None
   # The model, temperature and seed behind each output. A labeler never sees them.
   sources: Sources = dataclasses.field(default=(), hash=False)
   # The messages of a prompt that is a chat. `prompt` is their transcript, so they add nothing to

@@ -5,6 +5,10 @@ numbers for the same texts, so that a resumed run equals the run that was never 
 response is the text as it was sampled, with the space before it: prompt + response is the whole
 text. Several rewards are combined by weights; spec.py holds the grammar.
 
+A user's own function or server gets the further fields of the prompts too, such as the right
+answer, and may abstain from a response: its score is then NaN. An abstaining reward is left out of
+the sum, and a response on which all abstain has no score.
+
   sources = rewards.open_all("python:my.py:polite + 0.5*runs/reward", settings)
   scores = rewards.score_texts(sources, prompts, responses)     # by name, each [B]
   rewards.total(sources, scores)                                # [B]
@@ -21,14 +25,17 @@ import jax
 import numpy as np
 
 from instructjax import sharding
+from instructjax.data.records.records import Prompt
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.rewards import classifier, endpoint, functions, judge, perspective, runs, spec
+from instructjax.rewards.functions import Fields
 from instructjax.rewards.runs import same_ids
 from instructjax.runs.origin import Config, Origin
+from instructjax.system import jsons
 from instructjax.types import Array, Float, Rollout
 
-# Scores by the name of the reward, each float32 [B], without the weights.
+# Scores by the name of the reward, each float32 [B], without the weights; NaN where it abstains.
 Scores = dict[str, np.ndarray]
 
 
@@ -37,12 +44,14 @@ class Reward(NamedTuple):
 
   name: str
   weight: float
-  # Scores (prompts, responses).
-  texts: Callable[[Sequence[str], Sequence[str]], Any]
+  # Scores (prompts, responses); one of the user's own takes the fields of the prompts too.
+  texts: Callable[..., Any]
   # The entry in the manifest of a run.
   about: dict[str, Any]
   # Scores the token ids of a rollout directly; None where the source does not read our ids.
   ids: Callable[[Rollout], Float[Array, " B"]] | None = None
+  # Whether it is a function or a server of the user, which gets fields and may abstain.
+  own: bool = False
 
 
 def open_all(
@@ -99,7 +108,8 @@ def _open(
       texts, ids = runs.open_run(term.target, settings, policy, length, dtype)
   # `source` is safe to write down: spec.py refuses addresses with a password.
   about = {"source": term.source, "weight": term.weight} | about
-  return Reward(name, term.weight, texts, about, ids)
+  own = term.kind in ("python", "http")
+  return Reward(name, term.weight, texts, about, ids, own)
 
 
 def manifest(sources: Sequence[Reward]) -> dict[str, dict[str, Any]]:
@@ -107,26 +117,61 @@ def manifest(sources: Sequence[Reward]) -> dict[str, dict[str, Any]]:
   return {source.name: source.about for source in sources}
 
 
+def fields_of(prompts: Sequence[Prompt]) -> list[Fields]:
+  """Returns the further fields of each prompt, {} where it has none."""
+  return [prompt.fields or {} for prompt in prompts]
+
+
+def fields_by_text(prompts: Sequence[Prompt]) -> dict[str, Fields]:
+  """Returns the further fields of each prompt by its text.
+
+  Raises:
+    UserError: one prompt comes twice with other fields: a reward would not know which are meant.
+  """
+  by_text: dict[str, Fields] = {}
+  for prompt, fields in zip(prompts, fields_of(prompts), strict=True):
+    first = by_text.setdefault(prompt.prompt, fields)
+    if first != fields:
+      raise UserError(
+        f"the prompt that begins {prompt.prompt[:40]!r} comes twice, with the fields "
+        f"{_shown(first)} and {_shown(fields)}: a reward would not know which; give it once"
+      )
+  return by_text
+
+
+def _shown(fields: Fields) -> str:
+  """Returns fields for a message."""
+  return endpoint.brief(jsons.text_with_nulls(dict(fields)), 60)
+
+
+def may_abstain(sources: Sequence[Reward]) -> bool:
+  """Returns whether a response may come to have no score."""
+  return all(source.own for source in sources)
+
+
 def score_texts(
   sources: Sequence[Reward],
   prompts: Sequence[str],
   responses: Sequence[str],
+  fields: Sequence[Fields] | None = None,
 ) -> Scores:
-  """Returns the scores of every reward for B responses.
+  """Returns the scores of every reward for B responses; none may abstain.
+
+  `fields` are the further fields of the prompt of each response; None is none.
 
   With several processes all of them must call it: reward models of ours score on all devices,
   every other reward in the first process alone, which sends its scores to the others.
 
   Raises:
-    UserError: a reward failed, or did not return B finite numbers.
+    UserError: a reward failed, abstained, or did not return B finite numbers.
   """
-  outside_scores = _score_outside(sources, prompts, responses)
+  outside_scores = _score_outside(sources, prompts, responses, fields, abstain=False)
   scores = {}
   for source in sources:
     if source.ids is None:
       scores[source.name] = outside_scores[source.name]
     else:
-      scores[source.name] = _checked_texts(source, prompts, responses)
+      scores[source.name] = _checked_texts(source, prompts, responses, None, abstain=False)
   return scores
 
 
@@ -136,8 +181,9 @@ def score_rollout(
   host: Rollout,
   prompts: Sequence[str],
   tokenizer: Tokenizer,
+  fields: Sequence[Fields] | None = None,
 ) -> Scores:
-  """Returns the scores of every reward for the first B rows of a rollout.
+  """Returns the scores of every reward for the first B rows of a rollout, NaN where it abstains.
 
   Reward models of ours score the ids, on all devices. Every other reward scores texts in the
   first process, which sends its scores to the others.
@@ -148,6 +194,7 @@ def score_rollout(
     host: The same rollout on the host, by `sharding.fetch`.
     prompts: The texts of the B prompts.
     tokenizer: The tokenizer of the rollout's ids.
+    fields: The further fields of the B prompts; None is none.
 
   Raises:
     UserError: a reward failed, or did not return B finite numbers.
@@ -157,7 +204,7 @@ def score_rollout(
   texts: list[str] = []
   if any(source.ids is None for source in sources):
     texts = responses(tokenizer, host)[:count]
-  outside_scores = _score_outside(sources, prompts, texts)
+  outside_scores = _score_outside(sources, prompts, texts, fields, abstain=True)
   scores = {}
   for source in sources:
     if source.ids is None:
@@ -175,6 +222,9 @@ def _score_outside(
   sources: Sequence[Reward],
   prompts: Sequence[str],
   texts: Sequence[str],
+  fields: Sequence[Fields] | None,
+  *,
+  abstain: bool,
 ) -> Scores:
   """Returns the scores of the rewards that read texts, in every process, from the first one."""
   outside = [source for source in sources if source.ids is None]
@@ -182,7 +232,7 @@ def _score_outside(
     return {}
 
   def score() -> np.ndarray:
-    rows = [_checked_texts(source, prompts, texts) for source in outside]
+    rows = [_checked_texts(source, prompts, texts, fields, abstain=abstain) for source in outside]
     return np.stack(rows)
 
   rows = in_first(score, (len(outside), len(prompts)))
@@ -193,7 +243,7 @@ def in_first(score: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndar
   """Returns, in every process, the scores that the first process computes.
 
   Args:
-    score: Computes float32 numbers of this shape, none of which is NaN.
+    score: Computes float32 numbers of this shape.
     shape: The shape, which the other processes must know.
 
   Raises:
@@ -205,23 +255,26 @@ def in_first(score: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndar
   from jax.experimental import multihost_utils
 
   failure = None
-  # An array of NaN tells the other processes that the first one failed.
-  values = np.full(shape, np.nan, np.float32)
+  values = np.zeros(shape, np.float32)
   if jax.process_index() == 0:
     try:
       values = score()
     except UserError as error:
       failure = error
-  values = np.asarray(multihost_utils.broadcast_one_to_all(values))
+  # The other processes must learn that the first one failed.
+  outcome = (values, np.asarray(failure is not None))
+  values, has_failed = multihost_utils.broadcast_one_to_all(outcome)
   if failure is not None:
     raise failure
-  if np.isnan(values).any():
+  if has_failed:
     raise UserError("a reward or a judge failed in the first process, which says why")
-  return values
+  return np.asarray(values)
 
 
 def total(sources: Sequence[Reward], scores: Mapping[str, np.ndarray]) -> np.ndarray:
-  """Returns the weighted sum of the scores, float32 [B].
+  """Returns the weighted sum of the scores, float32 [B], without those that are NaN.
+
+  A response on which every reward abstains has no score: its sum is NaN.
 
   Raises:
     UserError: a sum is not finite, which large weights can make of finite scores.
@@ -229,7 +282,7 @@ def total(sources: Sequence[Reward], scores: Mapping[str, np.ndarray]) -> np.nda
   # The sum is taken in float64 and rounded once. What float32 cannot hold becomes infinite.
   with np.errstate(over="ignore"):
     parts = [np.float64(source.weight) * scores[source.name] for source in sources]
-    sums = np.sum(parts, axis=0).astype(np.float32)
+    sums = np.nansum(parts, axis=0).astype(np.float32)
   invalid = np.flatnonzero(~np.isfinite(sums))
   if len(invalid):
     first = int(invalid[0])
@@ -238,7 +291,7 @@ def total(sources: Sequence[Reward], scores: Mapping[str, np.ndarray]) -> np.nda
       f"the sum of the rewards of response {first} is {sums[first]}: {' + '.join(terms)}; "
       "lower the weights"
     )
-  return sums
+  return np.where(np.isnan(parts).all(axis=0), np.float32(np.nan), sums)
 
 
 def responses(tokenizer: Tokenizer, rows: Rollout) -> list[str]:
@@ -255,10 +308,17 @@ def _checked_texts(
   source: Reward,
   prompts: Sequence[str],
   texts: Sequence[str],
+  fields: Sequence[Fields] | None,
+  *,
+  abstain: bool,
 ) -> np.ndarray:
   """Returns the checked scores of one reward for texts."""
-  values = source.texts(prompts, texts)
-  return check_scores(source.name, values, prompts, texts)
+  if source.own:
+    # Whoever has no prompts of records has none that say anything more.
+    values = source.texts(prompts, texts, fields=fields or [{}] * len(prompts))
+  else:
+    values = source.texts(prompts, texts)
+  return check_scores(source.name, values, prompts, texts, abstain=source.own and abstain)
 
 
 def check_scores(
@@ -266,8 +326,12 @@ def check_scores(
   values: Any,
   prompts: Sequence[str],
   texts: Sequence[str],
+  *,
+  abstain: bool = False,
 ) -> np.ndarray:
   """Returns the scores that a reward gave to B responses as float32 [B].
+
+  With `abstain` some may be None or NaN, which become NaN.
 
   Raises:
     UserError: they are not numbers, not one for each response, or not finite.
@@ -286,22 +350,30 @@ def check_scores(
   # A number that float32 cannot hold becomes infinite, which the next check reports.
   with np.errstate(over="ignore"):
     scores = scores.astype(np.float32)
-  invalid = np.flatnonzero(~np.isfinite(scores))
+  is_valid = np.isfinite(scores) | np.isnan(scores) if abstain else np.isfinite(scores)
+  invalid = np.flatnonzero(~is_valid)
   if len(invalid):
     first = int(invalid[0])
+    remedy = "return finite numbers"
+    if np.isnan(scores[first]):
+      remedy += "; here every response needs a score, so a reward may not abstain"
     raise UserError(
       f"reward {name}: the score of response {first} is {scores[first]}; its prompt begins "
-      f"{prompts[first][:40]!r}, the response {texts[first][:40]!r}; return finite numbers"
+      f"{prompts[first][:40]!r}, the response {texts[first][:40]!r}; {remedy}"
     )
   return scores
 
 
 __all__ = [
+  "Fields",
   "Reward",
   "Scores",
   "check_scores",
+  "fields_by_text",
+  "fields_of",
   "in_first",
   "manifest",
+  "may_abstain",
   "open_all",
   "responses",
   "same_ids",

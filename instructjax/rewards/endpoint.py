@@ -2,6 +2,9 @@
 
     POST {"prompts": ["...", ...], "responses": ["...", ...]}    ->    {"scores": [1.5, ...]}
 
+Where a prompt of a run has further fields, the body has `fields` too: an object for each response,
+empty where its prompt has none. A score may be null: the server abstains.
+
 Requests go out in batches, several at a time. A request without an answer, or with the status
 408, 429 or 5xx, is tried again after wait, 2 wait, 4 wait, ... seconds, at most MAX_PAUSE. Each
 pause is shortened by up to half at random, so that many clients do not come back together. A
@@ -41,6 +44,10 @@ MAX_BYTES = 16_000_000  # of an answer; a batch of scores has a few hundred
 PASSING = (408, 429)
 
 
+# Prompts, responses and, where there are any, the further fields of the prompts.
+Batch = tuple[Sequence[str], Sequence[str], Sequence[Mapping[str, Any]] | None]
+
+
 class AgainError(Exception):
   """An attempt failed, but another may not; `pause` is the seconds that the server asks for."""
 
@@ -52,7 +59,7 @@ class AgainError(Exception):
 def open_endpoint(
   url: str,
   options: Mapping[str, Any],
-) -> Callable[[Sequence[str], Sequence[str]], list[float]]:
+) -> Callable[..., list[float]]:
   """Opens a server that scores texts.
 
   Args:
@@ -60,8 +67,9 @@ def open_endpoint(
     options: Those of `spec.OPTIONS["http"]`.
 
   Returns:
-    A function that scores (prompts, responses). It raises UserError where the server refuses,
-    does not answer in time however often it is asked, or answers with anything else.
+    A function that scores (prompts, responses) with the further fields of the prompts; NaN is a
+    response on which the server abstains. It raises UserError where the server refuses, does not
+    answer in time however often it is asked, or answers with anything else.
 
   Raises:
     UserError: the environment variable of the token is not set.
@@ -69,9 +77,12 @@ def open_endpoint(
   head = headers(url, options)
   size = options["batch"]
 
-  def score_batch(batch: tuple[Sequence[str], Sequence[str]], stop: threading.Event) -> list[float]:
-    prompts, responses = batch
-    body = {"prompts": list(prompts), "responses": list(responses)}
+  def score_batch(batch: Batch, stop: threading.Event) -> list[float]:
+    prompts, responses, fields = batch
+    body: dict[str, Any] = {"prompts": list(prompts), "responses": list(responses)}
+    # Servers that were written before there were fields need not know of them.
+    if fields is not None:
+      body["fields"] = [dict(row) for row in fields]
 
     def attempt() -> list[float]:
       answer = send(url, body, head, options["timeout"])
@@ -79,11 +90,16 @@ def open_endpoint(
 
     return retry(url, options, stop, attempt)
 
-  def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    batches = []
+  def score(
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    fields: Sequence[Mapping[str, Any]] = (),
+  ) -> list[float]:
+    has_fields = any(fields)
+    batches: list[Batch] = []
     for start in range(0, len(prompts), size):
       part = slice(start, start + size)
-      batches.append((prompts[part], responses[part]))
+      batches.append((prompts[part], responses[part], fields[part] if has_fields else None))
     scores: list[float] = []
     for batch_scores in concurrently(score_batch, batches, options["concurrent"]):
       scores += batch_scores
@@ -93,7 +109,7 @@ def open_endpoint(
 
 
 def scores_of(url: str, answer: Any, count: int) -> list[float]:
-  """Returns the `count` scores in a server's answer.
+  """Returns the `count` scores in a server's answer, NaN for null.
 
   Raises:
     UserError: the answer is anything else.
@@ -107,10 +123,10 @@ def scores_of(url: str, answer: Any, count: int) -> list[float]:
     )
   for i, value in enumerate(scores):
     # True and False are integers to Python, but no scores.
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
       text = brief(json.dumps(value))
-      raise UserError(f"{url}: score {i} of {count} is {text}, a number is expected")
-  return [float(value) for value in scores]
+      raise UserError(f"{url}: score {i} of {count} is {text}, a number or null is expected")
+  return [math.nan if value is None else float(value) for value in scores]
 
 
 def concurrently(

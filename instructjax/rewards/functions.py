@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 from instructjax.errors import UserError
 from instructjax.system import user_code
+
+# The further fields of the prompt of a response, by name.
+Fields = Mapping[str, Any]
+# The parameter of a user's function that gets those of each response.
+FIELDS = "fields"
 
 
 def open_function(
@@ -25,7 +32,8 @@ def open_function(
 
   Returns:
     A function of lists of texts, and its entry in the manifest. It raises UserError with the
-    user's line where the user's function raises anything.
+    user's line where the user's function raises anything. A user's function that has a parameter
+    `fields` gets what it is called with under that name; any other one does not.
 
   Raises:
     UserError: there is no such function, as `user_code.find` explains.
@@ -33,22 +41,34 @@ def open_function(
   function, file = user_code.find(target)
   name = target.rpartition(":")[2]
 
-  def call(arguments: Sequence[list[str]]) -> Any:
+  def call(arguments: Sequence[list[str]], named: Mapping[str, Any]) -> Any:
     with user_code.guarding(name, file.parent):
-      return function(*arguments)
+      return function(*arguments, **named)
 
-  def score(*texts: Sequence[str]) -> Any:
+  def score(*texts: Sequence[str], fields: Sequence[Fields] | None = None) -> Any:
     # The user's function may change its arguments, so it gets lists of its own.
     arguments = [list(part) for part in texts]
+    named = {}
+    if fields is not None and takes_fields(function):
+      named = {FIELDS: [copy.deepcopy(dict(row)) for row in fields]}
     if not limit:
-      return call(arguments)
-    return _within(limit, name, partial(call, arguments))
+      return call(arguments, named)
+    return _within(limit, name, partial(call, arguments, named))
 
   # A module inside an archive is not a file.
   digest = ""
   if file.is_file():
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
   return score, {"sha256": digest}
+
+
+def takes_fields(function: Callable[..., Any]) -> bool:
+  """Returns whether a user's function has a parameter `fields`."""
+  try:
+    return FIELDS in inspect.signature(function).parameters
+  except (TypeError, ValueError):
+    # Some functions of C do not say what they take.
+    return False
 
 
 def _within(limit: float, name: str, call: Callable[[], Any]) -> Any:

@@ -20,6 +20,7 @@ from instructjax.settings.supervised import (
   TINY_MODEL,
   TINY_RUN,
   chosen_metric,
+  held_out_twice,
   one_part,
 )
 
@@ -32,6 +33,7 @@ class PreferenceData:
 
   comparisons: str = setting("data/comparisons.jsonl", "Ranked completions, or a mixture of files.")
   valid: str = setting("", "Held-out comparisons; empty evaluates nothing.")
+  held_out: float = subjects.held_out()
   spelling: str = subjects.spelling("comparisons")
   fields: str = subjects.fields()
   empty_completions: bool = subjects.empty_completions()
@@ -75,7 +77,8 @@ class DPOSettings:
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from one_part(self.top, self.lora)
-    yield from chosen_metric(self.best, METRICS, bool(self.data.valid))
+    yield from held_out_twice(self.data.valid, self.data.held_out)
+    yield from chosen_metric(self.best, METRICS, bool(self.data.valid or self.data.held_out))
 
 
 def _dpo(shape: str) -> DPOSettings:

@@ -20,6 +20,7 @@ from instructjax.settings.supervised import (
   TINY_MODEL,
   TINY_RUN,
   chosen_metric,
+  held_out_twice,
   one_part,
 )
 
@@ -34,6 +35,7 @@ class ComparisonData:
     "Demonstrations that score 0 on average, by the bias; empty leaves it as it is.",
   )
   valid: str = setting("", "Held-out comparisons; empty evaluates nothing.")
+  held_out: float = subjects.held_out()
   spelling: str = subjects.spelling("comparisons")
   fields: str = subjects.fields()
   empty_completions: bool = subjects.empty_completions()
@@ -104,8 +106,9 @@ class RewardSettings:
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from one_part(self.top, self.lora)
+    yield from held_out_twice(self.data.valid, self.data.held_out)
     metrics = ("loss", "accuracy", "score/mean", "eval/accuracy", "eval/log_loss")
-    yield from chosen_metric(self.best, metrics, bool(self.data.valid))
+    yield from chosen_metric(self.best, metrics, bool(self.data.valid or self.data.held_out))
     if self.margin and self.loss == "best_of_k":
       yield (
         "margin",
@@ -117,6 +120,12 @@ class RewardSettings:
       yield "normalise", "give demonstrations to normalise on, config.data.demonstrations"
     if self.batch % self.data.together:
       yield "batch", f"choose a multiple of config.data.together={self.data.together}"
+    if self.data.together > 1 and self.data.held_out:
+      yield (
+        "data.held_out",
+        f"it would part the neighbours of config.data.together={self.data.together}; leave it 0, "
+        "and give held-out comparisons in config.data.valid",
+      )
     if self.data.together > 1 and self.data.long == "drop":
       yield (
         "data.long",

@@ -11,6 +11,7 @@ Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "blocks", "dots"]
 Attention = Literal["auto", "xla", "splash", "cudnn"]
 Long = Literal["error", "drop"]
+Loss = Literal["all", "last"]
 
 
 # --- fields that many classes have: each call makes one, whose type stands in the class ---
@@ -139,6 +140,24 @@ def rows_at_once() -> Any:
 def lazy() -> Any:
   return setting(
     False, "Reads and tokenises text when it is needed: for a corpus larger than the memory."
+  )
+
+
+def loss() -> Any:
+  return setting(
+    "all",
+    "Under a chat template: learns all replies of a chat, but for messages of weight 0 or train "
+    "false, or the last one alone. In plain text the completion is the only reply.",
+  )
+
+
+def held_out() -> Any:
+  return setting(
+    0.0,
+    "The share of the records that is held out and measured on, in the place of `valid`: by user, "
+    "or else by the first message of a chat.",
+    low=0,
+    below=1,
   )
 
 

@@ -12,6 +12,7 @@ from instructjax.settings.subjects import (
   Dtype,
   Long,
   LoraSettings,
+  Loss,
   MeshSettings,
   ModelSettings,
   OptimizerSettings,
@@ -43,12 +44,14 @@ class DemonstrationData:
     "data/demonstrations.jsonl", 'Demonstrations, or a mixture: "2*a.jsonl + b.jsonl".'
   )
   valid: str = setting("", "Held-out demonstrations; empty evaluates nothing.")
+  held_out: float = subjects.held_out()
   spelling: str = subjects.spelling("demonstrations")
   fields: str = subjects.fields()
   template: str = subjects.template()
   prompt: int = subjects.prompt_tokens()
   response: int = subjects.response_tokens()
   long: Long = subjects.long()
+  loss: Loss = subjects.loss()
   pack: bool = subjects.pack_demonstrations()
   stems: bool = subjects.stems()
   separator: str = subjects.separator()
@@ -63,6 +66,7 @@ class MixedData:
   )
   text: str = setting("data/text_train.jsonl", "Documents of the kind the model was pretrained on.")
   valid: str = setting("", "Held-out demonstrations; empty evaluates nothing.")
+  held_out: float = subjects.held_out()
   valid_text: str = setting("", "Held-out documents; empty evaluates nothing.")
   spelling: str = subjects.spelling("demonstrations")
   fields: str = subjects.fields()
@@ -70,6 +74,7 @@ class MixedData:
   prompt: int = subjects.prompt_tokens()
   response: int = subjects.response_tokens()
   long: Long = subjects.long()
+  loss: Loss = subjects.loss()
   pack: bool = subjects.pack_demonstrations()
   pack_text: bool = setting(
     False, "Puts several documents in a row, each by itself; else all are joined and cut in rows."
@@ -158,9 +163,13 @@ class SFTSettings:
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from one_part(self.top, self.lora)
+    yield from held_out_twice(self.data.valid, self.data.held_out)
+    yield from loss_on_less(self.loss_on_prompt, self.data.loss)
     # Without a reward the checkpoint is the last one, or the best by a metric of the loss.
     if not self.select.reward.strip():
-      yield from chosen_metric(self.best, ("loss", "eval/nll"), bool(self.data.valid))
+      yield from chosen_metric(
+        self.best, ("loss", "eval/nll"), bool(self.data.valid or self.data.held_out)
+      )
       return
     if self.best not in ("", "eval/score"):
       yield (
@@ -217,12 +226,15 @@ class RLInitSettings:
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from one_part(self.top, self.lora)
+    yield from held_out_twice(self.data.valid, self.data.held_out)
+    yield from loss_on_less(self.loss_on_prompt, self.data.loss)
     metrics = ["loss", "loss/demonstrations", "loss/text"]
-    if self.data.valid:
+    is_measured = bool(self.data.valid or self.data.held_out)
+    if is_measured:
       metrics.append("eval/nll")
     if self.data.valid_text:
       metrics.append("eval/nll_text")
-    if self.data.valid and self.data.valid_text:
+    if is_measured and self.data.valid_text:
       metrics.append("eval/nll_mixed")
     yield from chosen_metric(self.best, tuple(metrics), True)
     if self.rows_of_text >= self.batch:
@@ -242,6 +254,21 @@ class RLInitSettings:
 SupervisedSettings = PretrainSettings | SFTSettings | RLInitSettings
 
 
+def held_out_twice(valid: str, share: float) -> Iterator[tuple[str, str]]:
+  """Yields the conflict of two kinds of held-out records: a file, and a share of the others."""
+  if valid and share:
+    yield (
+      "data.held_out",
+      f"config.data.valid={valid} is measured on; leave that empty, or this 0",
+    )
+
+
+def loss_on_less(loss_on_prompt: bool, loss: Loss) -> Iterator[tuple[str, str]]:
+  """Yields the conflict of a loss on whole rows and one on last replies alone."""
+  if loss_on_prompt and loss == "last":
+    yield "loss_on_prompt", "config.data.loss=last learns the last reply alone; choose one of them"
+
+
 def one_part(top: int | None, lora: LoraSettings) -> Iterator[tuple[str, str]]:
   """Yields the conflict of training the top blocks and an adapter."""
   if top is not None and lora.rank:
@@ -258,7 +285,9 @@ def chosen_metric(
   # What is evaluated on held-out data is measured only where there are any.
   measured = tuple(name for name in metrics if evaluates or not name.startswith("eval/"))
   if best and best not in measured:
-    reason = "" if best not in metrics else " without held-out data (config.data.valid)"
+    reason = (
+      "" if best not in metrics else " without held-out data (config.data.valid or .held_out)"
+    )
     yield "best", f"this stage does not measure it{reason}; it measures {', '.join(measured)}"
 
 

@@ -57,11 +57,17 @@ def run(settings: BestOfNSettings, workdir: Path, sinks: tuple[str, ...] = ()) -
       writers.keep(workdir / "samples.jsonl", [])
       writer.rewind(settings.stage, 0)
       proxy_scores, gold_scores = [], []
+      left_out = 0
       for number, (prompt, drawn_responses) in enumerate(zip(prompts, groups, strict=True)):
         rows, scores = drawn_responses
         responses = rewards.responses(model.tokenizer, rows)
         texts = [as_completion(response, settings.data) for response in responses]
         total = rewards.total(proxy, scores["rewards"])
+        gold_total = rewards.total(gold, scores["gold"]) if gold else total
+        # Of fewer than n scores the best is none of n, and the mean of the curve no mean.
+        if np.isnan(total + gold_total).any():
+          left_out += 1
+          continue
         score = np.asarray(change_missing_eos(jnp.asarray(total), jnp.asarray(rows.ended)))
         # Equal scores are decided by a key of the prompt, so that a second run decides the same.
         tie_key = keys.run_key(settings.seed, "ties", number)
@@ -77,7 +83,17 @@ def run(settings: BestOfNSettings, workdir: Path, sinks: tuple[str, ...] = ()) -
           ]
         )
         proxy_scores.append(score)
-        gold_scores.append(rewards.total(gold, scores["gold"]) if gold else score)
+        gold_scores.append(gold_total if gold else score)
+      if left_out:
+        running.show(
+          f"left out: {left_out} of {len(prompts)} prompts, because a reward abstained from a "
+          "response"
+        )
+      if not proxy_scores:
+        raise UserError(
+          "config.rewards: no prompt has a score of each of its responses; give prompts that the "
+          "rewards score"
+        )
       write_curve(settings, writer, np.stack(proxy_scores), np.stack(gold_scores), bool(gold))
 
 

@@ -14,10 +14,11 @@ import numpy as np
 from instructjax import dpo, sharding, steps
 from instructjax.data.batches import branches, corpora, pipeline
 from instructjax.data.batches.mixture import Rows
+from instructjax.data.records.records import Comparison
 from instructjax.models import freeze
 from instructjax.runs import origin, writers
 from instructjax.settings.dpo import DPOSettings
-from instructjax.stages import reward, running, stems, trainable
+from instructjax.stages import holding_out, reward, running, stems, trainable
 from instructjax.stages.wiring import (
   Part,
   Stage,
@@ -136,7 +137,6 @@ def run(settings: DPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     reward.check_batch(settings, shards)
     sources = corpora.read(data, "comparisons", "comparison")
     held_out = corpora.read_one(data, "valid", "comparison") if data.valid else []
-    training_records = corpora.records(sources)
     model = running.open_policy(source, settings.model, settings.seed)
     length = row_length(settings)
     origin.fits(model.lm, length, "config.data.prompt + config.data.response")
@@ -150,32 +150,43 @@ def run(settings: DPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
 
     all_groups: list[branches.Branches] = []
 
+    chosen = holding_out.choose(sources, data.held_out, settings.seed)
+    training_records: list[Comparison] = []
+    valid: list[pipeline.Group] = []
+
     def groups_of_source(part: corpora.Part) -> list[branches.Branches]:
-      packable = packable_groups(groups_of(part.records, part.source)[0])
+      source_groups, _ = groups_of(part.records, part.source)
+      halves = chosen.halves(part, source_groups, counts)
+      training_records.extend(halves.training_records)
+      valid.extend(halves.held_out)
+      held_out.extend(halves.held_out_records)
+      packable = packable_groups(halves.training)
       all_groups.extend(packable)
       return packable
 
     groups = corpora.rows(sources, groups_of_source)
-    valid, held_out = groups_of(held_out, data.valid)
+    if data.valid:
+      valid, held_out = groups_of(held_out, data.valid)
+    holding_out.say(data.held_out, training_records, held_out)
     calls = settings.steps or corpora.batches_in(
       settings.epochs, len(groups), settings.batch, "config.epochs"
     )
     goes_on = trainable.goes_on(model, settings)
-    layout = branches.layout(all_groups, settings.batch, shards, settings.micro)
-    stage = wire(settings, model.lm, calls, layout, adapter_goes_on=goes_on)
+    layouts = branches.layouts(all_groups, settings.batch, shards, settings.micro)
+    stage = wire(settings, model.lm, calls, layouts[-1].layout, adapter_goes_on=goes_on)
     about = trainable.about_trained(model, source, settings)
     state, frozen = running.start(stage, settings.seed, model.params)
     model = model._replace(params={})  # they are held by the state and by what is frozen
     if data.stems:
       groups = stems.kept_branches(model.lm, frozen.trunk, groups, settings.model.dtype)
-    batches = draw(settings, groups, reward.packing_of(layout))
+    batches = draw(settings, groups, reward.packing_of(layouts))
     measures = None
     if valid:
       cfg = step_settings(settings)
       rewards_of = held_out_rewards(model.lm, frozen, packable_groups(valid), shards, cfg)
       training_labelers = reward.labelers_of(training_records)
       measures = reward.held_out_measures(rewards_of, held_out, valid, training_labelers)
-    prints = running.fingerprints(comparisons=training_records, valid=held_out)
+    prints = running.fingerprints(comparisons=corpora.records(sources), valid=held_out)
     training = running.Training(
       stage,
       state,

@@ -39,7 +39,7 @@ def draw_responses(
 ) -> Iterator[Drawn]:
   """Yields, for each prompt from number `start` on, its n responses and their scores.
 
-  The scores are those of each group of rewards that is not empty.
+  The scores are those of each group of rewards that is not empty; NaN is one that abstains.
 
   `start` is a multiple of SORTED batches, batch i draws with fold_in(key, i), and `name` stands
   before the progress. Everything is checked at the call, before the first draw.
@@ -84,11 +84,14 @@ def draw_responses(
 
   def score(rows: Rollout, on_host: Rollout, numbers: Sequence[int]) -> dict[str, rewards.Scores]:
     # Every response of a prompt is scored with the prompt.
-    texts = [prompts[number].prompt for number in numbers for _ in range(settings.n)]
+    asked = [prompts[number] for number in numbers for _ in range(settings.n)]
+    texts, fields = [prompt.prompt for prompt in asked], rewards.fields_of(asked)
     scores = {}
     for group, sources in rewards_by_group.items():
       if sources:
-        scores[group] = rewards.score_rollout(sources, rows, on_host, texts, model.tokenizer)
+        scores[group] = rewards.score_rollout(
+          sources, rows, on_host, texts, model.tokenizer, fields
+        )
     return scores
 
   def results() -> Iterator[tuple[list[int], list[Drawn]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from instructjax import optim, ppo, returns, rewards, sharding, steps
 from instructjax.data.batches import buckets, corpora, packing, pipeline
 from instructjax.data.batches.mixture import Mixture, Rows
+from instructjax.data.records.records import Prompt
 from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError, naming
@@ -39,6 +41,7 @@ from instructjax.system import keys
 from instructjax.types import (
   LM,
   Array,
+  Bool,
   Demonstrations,
   Experience,
   Float,
@@ -340,18 +343,18 @@ def draw_prompts(
   tokenizer: Tokenizer,
   template: chat.Template | None,
   counts: corpora.CountsBySource,
-) -> tuple[dict[bytes, str], Callable[[int], Prompts]]:
-  """(the text of each prompt by its ids, batches of prompts).
+) -> tuple[dict[bytes, Prompt], Callable[[int], Prompts]]:
+  """(the record of each prompt by its ids, batches of prompts).
 
   Raises UserError for prompts that are too long, and for a mixture in buckets.
   """
   data = settings.data
-  texts: dict[bytes, str] = {}
+  by_ids: dict[bytes, Prompt] = {}
 
   def rows_of_source(part: corpora.Part) -> list[pipeline.Row]:
     rows, records = corpora.prompts(data, part, tokenizer, template, counts)
     for row, record in zip(rows, records, strict=True):
-      texts[row.ids.tobytes()] = record.prompt
+      by_ids[row.ids.tobytes()] = record
     return rows
 
   rows = corpora.rows(sources, rows_of_source)
@@ -361,13 +364,13 @@ def draw_prompts(
   lengths = buckets.lengths(data.prompt, data.buckets)
   if len(lengths) == 1:
     pad = partial(pipeline.pad_prompts, length=data.prompt)
-    return texts, pipeline.stream(rows, pad, size=settings.batch, seed=seed, mine=mine)
+    return by_ids, pipeline.stream(rows, pad, size=settings.batch, seed=seed, mine=mine)
   if isinstance(rows, Mixture):
     raise UserError(
       f"config.data.buckets={data.buckets}: the batches of a mixture hold prompts of all lengths; "
       "take 1, or one source"
     )
-  return texts, buckets.stream(
+  return by_ids, buckets.stream(
     rows,
     pipeline.pad_prompts,
     size=settings.batch,
@@ -400,15 +403,16 @@ def step_with_rewards(
   experiment: ppo.PPO,
   state: TrainState,
   sources: Sequence[rewards.Reward],
-  texts: Mapping[bytes, str],
+  by_ids: Mapping[bytes, Prompt],
   tokenizer: Tokenizer,
   rates: Mapping[str, optim.Schedule],
 ) -> Callable[..., Any]:
   """An iteration in two compiled halves with any rewards between them.
 
-  `texts` is the text of each prompt by its ids. The second half donates the state: where a reward
-  fails, the state is still whole.
+  `by_ids` has the record of each prompt by its ids. The second half donates the state: where a
+  reward fails, the state is still whole. A response without a score is left out (`ppo.credit`).
   """
+  may_abstain = rewards.may_abstain(sources)
 
   @jax.jit
   def draw(state: TrainState, frozen: Frozen, prompts: Prompts) -> Rollout:
@@ -419,6 +423,7 @@ def step_with_rewards(
     frozen: Frozen,
     rows: Rollout,
     scores: Float[Array, " B"],
+    scored: Bool[Array, " B"] | None,
     text: Demonstrations | None,
   ) -> Any:
     policy_stem, reward_stem = ppo.stems(frozen, rows, experiment)
@@ -432,6 +437,7 @@ def step_with_rewards(
       ppo=experiment,
       policy_stem=policy_stem,
       reward_stem=reward_stem,
+      scored=scored,
     )
     return with_learning_rates(rates, first_update, outcome)
 
@@ -444,16 +450,38 @@ def step_with_rewards(
     # The texts are looked up by ids: decoding ids need not give the text that was encoded.
     prompts = []
     for ids, valid in zip(on_host.tokens[:, :width], on_host.valid[:, :width], strict=True):
-      prompts.append(texts[ids[valid].tobytes()])
-    scores = rewards.score_rollout(sources, rows, on_host, prompts, tokenizer)
-    total = sharding.place_batch(jnp.asarray(rewards.total(sources, scores)))
-    state, metrics = compiled_learn(state, frozen, rows, total, batch["text"])
-    means = {
-      f"objective/score/{name}": values.mean(dtype=np.float64) for name, values in scores.items()
-    }
-    return state, metrics | means
+      prompts.append(by_ids[ids[valid].tobytes()])
+    texts = [prompt.prompt for prompt in prompts]
+    fields = rewards.fields_of(prompts)
+    scores = rewards.score_rollout(sources, rows, on_host, texts, tokenizer, fields)
+    total = rewards.total(sources, scores)
+    scored = None
+    if may_abstain:
+      has_score = ~np.isnan(total)
+      total = np.where(has_score, total, 0)
+      scored = sharding.place_batch(jnp.asarray(has_score))
+    paid = sharding.place_batch(jnp.asarray(total))
+    state, metrics = compiled_learn(state, frozen, rows, paid, scored, batch["text"])
+    return state, metrics | measures_of_rewards(sources, scores)
 
   return step
+
+
+def measures_of_rewards(
+  sources: Sequence[rewards.Reward], scores: rewards.Scores
+) -> dict[str, float]:
+  """The mean score of each reward, and the share of responses from which it abstained.
+
+  The mean is NaN where it abstained from all; only rewards that may abstain have a share.
+  """
+  measures = {}
+  for source in sources:
+    values = np.asarray(scores[source.name], np.float64)
+    given = values[~np.isnan(values)]
+    measures[f"objective/score/{source.name}"] = float(given.mean()) if len(given) else math.nan
+    if source.own:
+      measures[f"rollout/abstained/{source.name}"] = 1 - len(given) / len(values)
+  return measures
 
 
 # --- the command ---
@@ -485,8 +513,11 @@ def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
       reward_sources = rewards.open_all(
         settings.rewards, settings.model, policy, length, settings.frozen_dtype
       )
+    if reward_sources:
+      with naming("config.data.prompts", data.prompts):
+        rewards.fields_by_text(corpora.records(prompt_sources))
     counts: corpora.CountsBySource = {}
-    texts, prompts = draw_prompts(settings, prompt_sources, policy.tokenizer, template, counts)
+    by_ids, prompts = draw_prompts(settings, prompt_sources, policy.tokenizer, template, counts)
     windows, text_print = corpora.texts(data, text_sources, policy.tokenizer, data.length)
     sampling = sampling_of(settings, policy.tokenizer, template)
     experiment = experiment_of(settings, policy.lm, judge.lm, sampling)
@@ -505,7 +536,7 @@ def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     step = None
     if reward_sources:
       step = step_with_rewards(
-        experiment, state, reward_sources, texts, policy.tokenizer, learning_rates(settings)
+        experiment, state, reward_sources, by_ids, policy.tokenizer, learning_rates(settings)
       )
     mix = draw_text(settings, windows, policy.lm, frozen.trunk)
     prints = running.fingerprints(prompts=corpora.records(prompt_sources), text=text_print)

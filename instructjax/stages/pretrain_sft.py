@@ -16,8 +16,10 @@ import numpy as np
 from instructjax import packs, sft, sharding, steps
 from instructjax.data.batches import corpora, packing, pipeline
 from instructjax.data.batches.mixture import Rows
+from instructjax.data.records.records import Demonstration
 from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
+from instructjax.errors import UserError
 from instructjax.runs import origin, writers
 from instructjax.runs.loop import Evaluate
 from instructjax.settings.supervised import (
@@ -28,7 +30,7 @@ from instructjax.settings.supervised import (
   SFTSettings,
   SupervisedSettings,
 )
-from instructjax.stages import running, stems, trainable
+from instructjax.stages import holding_out, running, stems, trainable
 from instructjax.stages.wiring import (
   Part,
   Stage,
@@ -237,11 +239,18 @@ def prepare(
     valid_text = held_out_windows(settings, held_out_text, tokenizer, settings.data.valid_text)
   rows_by_source = {}
   counts: corpora.CountsBySource = {}
-  for part in demonstrations:
-    rows_by_source[part.source] = demonstration_rows(
-      settings, part.records, tokenizer, template, part.source, counts
-    )
+  held_out_share = settings.data.held_out
+  chosen = holding_out.choose(demonstrations, held_out_share, settings.seed)
+  training_records: list[Demonstration] = []
   valid = demonstration_rows(settings, held_out, tokenizer, template, data.valid, counts)
+  for part in demonstrations:
+    rows = demonstration_rows(settings, part.records, tokenizer, template, part.source, counts)
+    halves = chosen.halves(part, rows, counts)
+    rows_by_source[part.source] = halves.training
+    training_records += halves.training_records
+    valid += halves.held_out
+    held_out = [*held_out, *halves.held_out_records]
+  holding_out.say(held_out_share, training_records, held_out)
   window = logits_of_a_row(settings, [row for rows in rows_by_source.values() for row in rows])
   rows = corpora.rows(demonstrations, lambda part: rows_by_source[part.source])
   return Prepared(rows, windows, valid, valid_text, window, prints, counts)
@@ -255,11 +264,26 @@ def demonstration_rows(
   name: str,
   counts: corpora.CountsBySource,
 ) -> list[pipeline.Row]:
-  """The rows of demonstrations; with `loss_on_prompt` the whole row is marked."""
+  """The rows of demonstrations; with `loss_on_prompt` the whole row is marked.
+
+  Raises UserError for a reply that must not be learnt, where the whole row is.
+  """
+  if settings.loss_on_prompt:
+    marked = [line for line, record in enumerate(records, 1) if has_unlearnt(record)]
+    if marked:
+      raise UserError(
+        f"{name}:{marked[0]}: {len(marked):,} records have a reply of weight 0 or train false, and "
+        "config.loss_on_prompt=true learns whole rows; leave it false, or take the marks out"
+      )
   rows = corpora.demonstrations(settings.data, records, tokenizer, template, name, counts)
   if settings.loss_on_prompt:
     return [row._replace(start=1, mask=None) for row in rows]
   return rows
+
+
+def has_unlearnt(record: Demonstration) -> bool:
+  """Whether a record marks a reply that must not be learnt."""
+  return any(turn.get("train") is False for turn in record.turns or ())
 
 
 def logits_of_a_row(

@@ -24,7 +24,7 @@ from instructjax.runs import origin, writers
 from instructjax.runs.loop import Evaluate
 from instructjax.settings.dpo import DPOSettings
 from instructjax.settings.reward import RewardSettings
-from instructjax.stages import running, stems, trainable
+from instructjax.stages import holding_out, running, stems, trainable
 from instructjax.stages.wiring import (
   Part,
   Stage,
@@ -184,10 +184,17 @@ def require_ranks(settings: RewardSettings, groups: Sequence[pipeline.Group], na
     )
 
 
-def packing_of(layout: branches.Layout) -> pipeline.Pad:
-  """The function that makes a batch of this layout, or the rows of it that this process makes."""
-  own = branches.of_this_process(layout)
-  return lambda groups: branches.pack(groups, own)
+def packing_of(layouts: Sequence[branches.Fitting]) -> pipeline.Pad:
+  """The function that makes a batch of the first layout that holds it.
+
+  Of several processes each makes its own rows.
+  """
+
+  def pad(groups: Sequence[branches.Branches]) -> Comparisons:
+    layout = branches.fitting(groups, layouts)
+    return branches.pack(groups, branches.of_this_process(layout))
+
+  return pad
 
 
 def draw_comparisons(
@@ -342,8 +349,11 @@ def describe(measured: Mapping[str, Any]) -> str:
     return "held-out comparisons: every pair ties, so the accuracy is unknown"
   text = (
     f"held-out accuracy {accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f}) "
-    f"of {accuracy['n']:,} pairs"
+    f"of {accuracy['n']:,} pairs; chance 0.500"
   )
+  longer = measured["references"].get("longer")
+  if longer is not None:
+    text += f", the longer one wins {longer['value']:.3f}"
   agreed = measured["references"].get("labelers")
   if agreed is not None:
     text += f"; labelers agree on {agreed['value']:.3f}"
@@ -429,26 +439,36 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
 
     all_groups: list[branches.Branches] = []
 
+    chosen = holding_out.choose(sources, data.held_out, settings.seed)
+    training_records: list[Comparison] = []
+    valid: list[pipeline.Group] = []
+
     def groups_of_source(part: corpora.Part) -> list[branches.Branches]:
       source_groups, kept = groups_of(part.records, part.source)
       require_ranks(settings, source_groups, part.source)
       rated = with_ratings(settings, source_groups, kept, part.source)
-      packable = [branches.of_group(group) for group in rated]
+      halves = chosen.halves(part, rated, counts)
+      training_records.extend(halves.training_records)
+      valid.extend(halves.held_out)
+      held_out.extend(halves.held_out_records)
+      packable = [branches.of_group(group) for group in halves.training]
       all_groups.extend(packable)
       return packable
 
     groups = corpora.rows(sources, groups_of_source)
-    valid, held_out = groups_of(held_out, data.valid)
+    if data.valid:
+      valid, held_out = groups_of(held_out, data.valid)
+    holding_out.say(data.held_out, training_records, held_out)
     shown = demonstration_rows(settings, demonstrations, tokenizer, template, counts)
     calls = settings.steps or corpora.batches_in(
       settings.epochs, len(groups), settings.batch, "config.epochs"
     )
-    layout = branches.layout(all_groups, settings.batch, shards, settings.micro)
+    layouts = branches.layouts(all_groups, settings.batch, shards, settings.micro)
     stage = wire(
       settings,
       model.lm,
       calls,
-      layout,
+      layouts[-1].layout,
       adapter_goes_on=trainable.goes_on(model, settings),
     )
     about = trainable.about_trained(model, source, settings)
@@ -456,11 +476,11 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
     model = model._replace(params={})  # they are donated with the state
     if data.stems:
       groups = stems.kept_branches(model.lm, trunk, groups, settings.model.dtype)
-    draw = draw_comparisons(settings, groups, packing_of(layout))
+    draw = draw_comparisons(settings, groups, packing_of(layouts))
     measures = None
     if valid:
       scores_of = reward_scores(model.lm, [branches.of_group(group) for group in valid], shards)
-      training_labelers = labelers_of(corpora.records(sources))
+      training_labelers = labelers_of(training_records)
       measures = held_out_measures(
         lambda state: scores_of(trunk, state.params), held_out, valid, training_labelers
       )
@@ -493,6 +513,8 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
         measured = measures.report(final, gain)
         writers.keep_results(workdir, {"rm": measured})
         running.show(describe(measured))
+      elif not held_out:
+        running.show(holding_out.offer("reward model"))
       body = running.whole_model(settings.top, source, settings.model, settings.seed, params["lm"])
       model_params = {"lm": body, "head": params["head"]}
       origin.finish(workdir, int(final.iteration), model_params, about, "reward")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 import zlib
@@ -20,7 +21,7 @@ from instructjax.settings.sampling import SampleSettings
 from instructjax.stages import running
 from instructjax.stages.drawing import SORTED, as_completion, draw_responses
 from instructjax.stages.wiring import require_multiple
-from instructjax.system import keys
+from instructjax.system import jsons, keys
 
 # Of draws.jsonl: model, temperature, prompt (its number), of (its fingerprint), responses, scores.
 Row = dict[str, Any]
@@ -268,7 +269,8 @@ def open_drawing(settings: SampleSettings, plan: Plan, model: Model, done: int) 
         }
         if reward_sources:
           by_name = scores["rewards"]
-          row["scores"] = {name: values.tolist() for name, values in by_name.items()}
+          # A reward that abstains gives null.
+          row["scores"] = {name: jsons.finite(values.tolist()) for name, values in by_name.items()}
         yield row
 
     return rows()
@@ -298,7 +300,9 @@ def gather(
     outputs = choose(groups, settings.k, f"{settings.seed}/{number}")
   else:
     outputs = list(itertools.chain.from_iterable(groups))
-  line = records.as_row(plan.prompts[number]) | {
+  # Further fields are for rewards: the labeling page has no place for a right answer.
+  prompt = dataclasses.replace(plan.prompts[number], fields=None)
+  line = records.as_row(prompt) | {
     "responses": [output.text for output in outputs],
     "sources": [output.source for output in outputs],
   }

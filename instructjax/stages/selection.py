@@ -24,7 +24,7 @@ from instructjax.data.batches import pipeline
 from instructjax.data.records import sources
 from instructjax.data.records.records import Prompt
 from instructjax.data.tokens import chat
-from instructjax.errors import naming
+from instructjax.errors import UserError, naming
 from instructjax.rollout import Sampling
 from instructjax.runs import origin, writers
 from instructjax.runs.checkpoint import Checkpoints
@@ -102,13 +102,23 @@ def mean_reward(
       key = keys.run_key(settings.seed, "selection", number)
       responses = draw(trunk, state.params, sharding.place_batch(padded), key)
       first = number * size
-      texts = [record.prompt for record in prompts[first : first + real]]
+      asked = prompts[first : first + real]
+      texts, fields = [record.prompt for record in asked], rewards.fields_of(asked)
       on_host = sharding.fetch(responses)
-      scores = rewards.score_rollout(reward_sources, responses, on_host, texts, model.tokenizer)
+      scores = rewards.score_rollout(
+        reward_sources, responses, on_host, texts, model.tokenizer, fields
+      )
       total = jnp.asarray(rewards.total(reward_sources, scores))
       paid = change_missing_eos(total, jnp.asarray(on_host.ended[:real]))
-      totals.append(np.asarray(paid))
-    return {SCORE: float(np.concatenate(totals).mean())}
+      # What no reward scores says nothing of a checkpoint, whatever a missing end costs.
+      totals.append(np.asarray(paid)[~np.isnan(np.asarray(total))])
+    scored = np.concatenate(totals)
+    if not len(scored):
+      raise UserError(
+        f"config.select.reward={select.reward}: it abstained from the samples of all "
+        f"{len(rows)} prompts of {select.prompts}; give prompts that it scores"
+      )
+    return {SCORE: float(scored.mean())}
 
   return evaluate
 

@@ -342,7 +342,7 @@ def test_label_import_takes_all_or_says_why_not(tmp_path, kind, form, data):
     assert all(f"{path}" in line or line.startswith("...") for line in err), err
     return
   assert kind != "continuation" or form == "records"  # other tools have no form for them
-  found, answers = exchange.load(path, kind, form)
+  found, answers, _ = exchange.load(path, kind, form)
   assert len(found) == (count or lines_of(content))
   others = () if kind == "continuation" else ("labelstudio", "argilla")
   for target in ("answers", *others, *(["records"] if any(a.value for a in answers) else [])):

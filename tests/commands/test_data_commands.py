@@ -468,6 +468,32 @@ def test_compare(data, tmp_path):
   assert comparison["shares"]["Chat"]["difference"]["value"] == 0.75
   (tmp_path / "t").write_text('{"text": "t"}\n')
   assert data("compare", tmp_path / "a", tmp_path / "t")[0] == 2
+  (tmp_path / "none").write_text('{"prompt": "p"}\n')
+  for files in (("a", "none"), ("none", "a"), ("none", "none")):
+    code, out, err = data("compare", *(tmp_path / name for name in files))
+    assert code == 2 and "0.000" not in out
+    assert f"{tmp_path / 'none'}: no record names a use case, so there is nothing to compare" in err
+
+
+def test_clean_keeps_the_turns_of_a_chat_together(data, tmp_path):
+  """Forty chats of two turns, as messages; no user is named, and turns are no duplicates."""
+  rows = []
+  for number in range(40):
+    first = {"role": "user", "content": f"Question {number}: where is it?"}
+    reply = {"role": "assistant", "content": "There."}
+    more = {"role": "user", "content": "And then?"}
+    answers = {"completions": ["x", "y"], "ranks": [1, 2]}
+    rows += [{"prompt": [first]} | answers, {"prompt": [first, reply, more]} | answers]
+  (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  options = ("--in", tmp_path / "c.jsonl", f"--out={tmp_path / 'out'}", "--valid=.3", "--test=.3")
+  assert data("clean", *options)[0] == 0
+  total, messages = 0, []
+  for name in ("train", "valid", "test"):
+    part = records.read(tmp_path / "out" / f"{name}.jsonl", "comparison")
+    total += len(part)
+    messages.append({record.turns[0]["content"] for record in part})
+  assert total == 80
+  assert sum(map(len, messages)) == len(set.union(*messages)) == 40
 
 
 def test_expand(data, tmp_path):

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -437,6 +438,22 @@ def test_a_judge_that_takes_the_first_is_found_out(config, tmp_path):
     config = settings.replaced(config, {"preference.judges": f"python:pair.py:{name}"})
     with pytest.raises(UserError, match=message):
       judged_results(config)
+
+
+def test_a_reward_that_judges_gets_the_fields_of_the_prompts(config, tmp_path):
+  """It has three parameters, as a function that compares two answers has."""
+  code = "def right(prompts, responses, fields):\n  return [f.get('answer') == r for f, r in "
+  (tmp_path / "right.py").write_text(code + "zip(fields, responses)]\n")
+  config = settings.replaced(config, {"preference.judges": "python:right.py:right"})
+  fields = {"2 + 2?": {"answer": "4"}, "Who?": {}}
+  (judge,) = judges.open_judges(config, fields)
+  questions = [("2 + 2?", "4"), ("2 + 2?", "5"), ("Who?", "I"), ("another prompt", "4")]
+  assert judge.kind == judges.SCORES
+  assert judge.ask(questions, threading.Event()) == [1, 0, 0, 0]
+  # Another right answer is another judgement.
+  (other,) = judges.open_judges(config, fields | {"2 + 2?": {"answer": "5"}})
+  (without,) = judges.open_judges(config)
+  assert judge.about != other.about and "fields" not in without.about
 
 
 def test_nothing_is_asked_twice(config, tmp_path):

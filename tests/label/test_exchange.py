@@ -225,7 +225,7 @@ def test_what_label_studio_exports_in_other_projects_is_read():
   for value in ({"ranker": ["wiki", "blog"]}, {"ranker": {"rank": ["wiki", "blog"]}}):
     annotation = {"completed_by": 7, "result": [region | {"value": value}]}
     row = {"id": 3, "data": {"text": "p", "items": items}, "annotations": [annotation]}
-    task, ((labeler, answer),) = labelstudio.from_row(row, "comparison")
+    task, ((labeler, answer),), _ = labelstudio.from_row(row, "comparison")
     assert (task, labeler, answer["ranks"]) == (Task("p", ("x", "y")), "7", [2, 1])
   pair = {
     "type": "pairwise",
@@ -237,7 +237,7 @@ def test_what_label_studio_exports_in_other_projects_is_read():
     "data": {"prompt": "p", "text1": "x", "text2": "y"},
     "annotations": [{"result": [pair]}, {"was_cancelled": True}],
   }
-  task, values = labelstudio.from_row(row, "comparison")
+  task, values, _ = labelstudio.from_row(row, "comparison")
   assert task.completions == ("x", "y") and [value and value["ranks"] for _, value in values] == [
     [2, 1],
     None,
@@ -252,8 +252,104 @@ def test_what_argillas_own_library_writes_is_read():
   user = "5b5e3b0e-0d5c-4c3b-9d0f-3a3f1d4c2f11"
   ranking = {"value": ["response-2", "response-1"], "user_id": user}
   row = {"id": "9", "fields": fields, "metadata": {}, "responses": {"ranking": [ranking]}}
-  task, ((labeler, answer),) = argilla.from_row(row, "comparison")
+  task, ((labeler, answer),), left_out = argilla.from_row(row, "comparison")
   assert (task, labeler, answer["ranks"]) == (Task("p", ("x", "y"), id="9"), user, [2, 1])
+  assert not left_out
+
+
+def argilla_record(**responses):
+  """A record of two outputs, with the value of each question by one user or by several."""
+  fields = {"instruction": "p", "response1": "x", "response2": "y"}
+  by_question = {}
+  for question, values in responses.items():
+    values = values if isinstance(values, dict) else {"ana": values}
+    by_question[question] = [{"value": value, "user_id": user} for user, value in values.items()]
+  return {"id": "9", "fields": fields, "metadata": {}, "responses": by_question}
+
+
+def test_an_output_that_is_named_by_a_label_is_preferred():
+  """A question of any name; overall and notes stand beside it as beside a ranking."""
+  row = argilla_record(preference="response2", overall_1=3, overall_2=6, notes_2="good")
+  task, ((labeler, answer),), left_out = argilla.from_row(row, "comparison")
+  assert (task.completions, labeler, answer["ranks"]) == (("x", "y"), "ana", [2, 1])
+  assert [rating["overall"] for rating in answer["ratings"]] == [3, 6]
+  assert answer["notes"] == ["", "good"] and not left_out
+  row["fields"]["response3"] = "z"
+  _, ((_, answer),), _ = argilla.from_row(row, "comparison")
+  assert answer["ranks"] == [2, 1, 2]
+
+
+@pytest.mark.parametrize(
+  ("responses", "line"),
+  [
+    (
+      {"preference": "the first"},
+      "responses.preference: no ranking, and no answer is one of response1, response2 (ana)",
+    ),
+    (
+      {"best": "response1", "worst": "response2"},
+      "responses.best, responses.worst: more than one answer is an output; keep one of these "
+      "questions (ana)",
+    ),
+    (
+      {"ranking": [{"value": "response2", "rank": 1}]},
+      "responses.ranking: response1 has no rank (ana)",
+    ),
+  ],
+)
+def test_what_argilla_holds_and_we_cannot_read_is_named(tmp_path, responses, line):
+  path = tmp_path / "x.json"
+  good = argilla_record(ranking=[{"value": "response2"}, {"value": "response1"}])
+  path.write_text(json.dumps([argilla_record(**responses), good]))
+  loaded = exchange.load(path, "comparison", "argilla")
+  assert [answer.value["ranks"] for answer in loaded.answers] == [[2, 1]]
+  assert len(loaded.tasks) == 2 and loaded.left_out == [f"{path}: item 0: {line}"]
+
+
+def test_a_demonstration_under_another_name_is_named(tmp_path):
+  path = tmp_path / "x.json"
+  path.write_text(json.dumps([argilla_record(answer={"ana": "text", "ben": "text"})]))
+  loaded = exchange.load(path, "demonstration", "argilla")
+  line = f"{path}: item 0: responses.answer: no answer to a question 'demonstration'"
+  assert loaded.left_out == [f"{line} (ana)", f"{line} (ben)"] and not loaded.answers
+
+
+def test_one_unfinished_annotation_leaves_the_others(tmp_path, capsys):
+  """Of three annotations of a pair one ranks nothing; one of the next has half a rating."""
+  pair = {"type": "pairwise", "from_name": "pw", "to_name": "a,b", "value": {"selected": "left"}}
+  flags = {
+    "type": "choices",
+    "from_name": "flags_1",
+    "to_name": "a",
+    "value": {"choices": ["opinion"]},
+  }
+  data = {"prompt": "p", "text1": "x", "text2": "y"}
+  annotations = [
+    {"completed_by": {"email": "ana@x"}, "result": [pair]},
+    {"completed_by": {"email": "ben@x"}, "result": []},
+    {"completed_by": {"email": "eve@x"}, "was_cancelled": True},
+  ]
+  incomplete = [{"completed_by": 7, "result": [pair, flags]}]
+  rows = [
+    {"data": data, "annotations": annotations},
+    {"data": data | {"prompt": "q"}, "annotations": incomplete},
+  ]
+  path = tmp_path / "x.json"
+  path.write_text(json.dumps(rows))
+  loaded = exchange.load(path, "comparison", "labelstudio")
+  assert [(answer.labeler, bool(answer.value)) for answer in loaded.answers] == [
+    ("ana@x", True),
+    ("eve@x", False),
+  ]
+  assert loaded.left_out == [
+    f"{path}: item 0: annotations[1]: output left has no rank, so it is not finished (ben@x)",
+    f"{path}: item 1: ratings[0].overall: an integer from 1 (worst) to 7 (best) is expected (7)",
+  ]
+  options = [f"--db={tmp_path / 'l.sqlite'}", f"--file={path}", "--format=labelstudio"]
+  assert cli.main(["label", "import", *options, "--kind=comparison"]) == 0
+  output = capsys.readouterr()
+  assert "2 new answers (0 known), 2 answers left out" in output.out
+  assert output.err.splitlines() == [f"left out: {line}" for line in loaded.left_out]
 
 
 def test_all_problems_of_a_foreign_file_are_listed(tmp_path):
@@ -264,7 +360,7 @@ def test_all_problems_of_a_foreign_file_are_listed(tmp_path):
     "annotations": [{"result": []}],
   }
   bad = [{"prompt": "p"}, {"prompt": "p", "items": [item]}, {"items": [item, item]}]
-  path.write_text(json.dumps([1, *({"data": data} for data in bad), unranked]))
+  path.write_text(json.dumps([1, *({"data": data} for data in bad), {"data": 1}, unranked]))
   with pytest.raises(UserError) as error:
     exchange.load(path, "comparison", "labelstudio")
   places = [

@@ -356,6 +356,48 @@ def test_the_next_coefficient_follows_the_kl_of_the_episodes(tables):
   assert new.iteration == 1
 
 
+# Episodes without a score
+
+
+@pytest.mark.parametrize("settings", [{}, {"whiten_reward": True}, {"normalise": "sequence_mean"}])
+def test_an_episode_without_a_score_moves_nothing(tables, settings):
+  """The update of rows 0 and 3 of four, where 1 and 2 have no score, is that of the two alone."""
+  config = experiment(**settings)
+  params, frozen = models()
+  state = start(config, params)
+  scored = np.array([True, False, False, True])
+  # What stands in the place of a score that is not there does not matter.
+  scores = array(np.where(scored, SCORE, 100.0))
+  all_four, metrics = ppo.learn(
+    state, frozen, episodes(), scores, None, ppo=config, scored=jnp.asarray(scored)
+  )
+  two = jax.tree.map(lambda x: x[np.flatnonzero(scored)], episodes())
+  alone, of_two = ppo.learn(state, frozen, two, array(SCORE[scored]), None, ppo=config)
+  tiny.assert_trees_close(all_four.params, alone.params, rtol=1e-5, atol=1e-6)
+  moved = np.abs(np.asarray(all_four.params["policy"]["logp"] - LOGP)).sum(axis=1) > 0
+  assert moved.tolist() == scored.tolist()
+  same = ("objective/scores", "objective/scores_std", "objective/rlhf_reward", "loss/total")
+  for name in (*same, "val/advantage_mean", "val/advantage_std"):
+    close(metrics[name], of_two[name], err_msg=name)
+  close(metrics["objective/scores"], (1.0 + 0.25) / 2)
+  close(metrics["rollout/abstained"], 0.5)
+  # They were sampled all the same, so that their KL and their lengths count.
+  close(metrics["objective/kl"], ((LOGP - REF) * MASK).sum(1).mean())
+  close(metrics["response/tokens"], MASK.sum())
+
+
+def test_a_batch_without_any_score_teaches_nothing(tables):
+  config = experiment()
+  params, frozen = models()
+  state = start(config, params)
+  none = jnp.zeros(4, bool)
+  new, metrics = ppo.learn(state, frozen, episodes(), array(SCORE), None, ppo=config, scored=none)
+  tiny.assert_trees_close(new.params, state.params, rtol=0, atol=0)
+  assert metrics["rollout/abstained"] == 1 and np.isnan(metrics["objective/scores"])
+  for name in ("loss/total", "grad/norm_ppo", "grad/norm_value"):
+    close(metrics[name], 0)
+
+
 # Which model reads what
 
 

@@ -10,6 +10,7 @@ import socketserver
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +23,15 @@ from stage_runs import files, leaves, metrics, run
 from instructjax import reward, rewards
 from instructjax.data.batches import pipeline
 from instructjax.data.records import schemas
+from instructjax.data.records.records import Prompt
+from instructjax.data.tokens import tokenizers
 from instructjax.errors import UserError
 from instructjax.rewards import endpoint, judge, spec
 from instructjax.runs import origin
 from instructjax.settings.fields import replaced
 from instructjax.settings.reading import load
 from instructjax.settings.subjects import LoadedModelSettings
+from instructjax.stages import ppo as ppo_stage
 from instructjax.stages import reward as reward_stage
 from instructjax.types import Rollout
 
@@ -253,8 +257,8 @@ def test_nobody_there_and_nobody_answering(server):
     ((401, {}, b""), "name the variable of its token with #token=VARIABLE"),
     ((302, {"Location": "http://else/"}, b""), "redirects are not followed, to http://else/"),
     ((200, {}, {"scores": [1.0]}), "answered 1 scores for 5 responses"),
-    ((200, {}, {"scores": [1, 2, 3, 4, "5"]}), 'score 4 of 5 is "5", a number is expected'),
-    ((200, {}, {"scores": [1, 2, None, 4, 5]}), "score 2 of 5 is null"),
+    ((200, {}, {"scores": [1, 2, 3, 4, "5"]}), 'score 4 of 5 is "5", a number or null is'),
+    ((200, {}, {"scores": [1, 2, None, 4, 5]}), "the score of response 2 is nan; its prompt"),
     ((200, {}, {"scores": [1, True, 3, 4, 5]}), "score 1 of 5 is true"),
     ((200, {}, {"score": 1}), 'answered {"score": 1}; {"scores": [...]} is expected'),
     (
@@ -534,6 +538,180 @@ def test_ppo_without_any_reward_says_what_to_give(data, base, tmp_path, capsys):
   assert ppo(data, tmp_path / "run", base, "") == 2
   assert "config.reward_model is empty" in capsys.readouterr().err
   assert not (tmp_path / "run").exists()
+
+
+# --- fields of prompts, and rewards that abstain ---
+
+SUMS = """
+def right(prompts, responses, fields):
+  scores = []
+  for response, field in zip(responses, fields, strict=True):
+    scores.append(float(response.strip() == field["answer"]) if "answer" in field else None)
+  return scores
+
+
+def length(prompts, responses):
+  return [float(len(text)) for text in responses]
+"""
+ASKED = [{"answer": "a"}, {"answer": "b"}, {}, {}, {"answer": "dd\u00e9", "tests": [1]}]
+
+
+def test_a_function_gets_the_fields_of_the_prompts_and_may_abstain(module):
+  sources = rewards.open_all(f"python:{module(SUMS)}:right", {})
+  rollout, host, tokenizer = rollout_of(TEXTS)
+  scores = rewards.score_rollout(sources, rollout, host, PROMPTS, tokenizer, ASKED)
+  np.testing.assert_array_equal(scores["right"], [1, 0, np.nan, np.nan, 1])
+  np.testing.assert_array_equal(rewards.total(sources, scores), [1, 0, np.nan, np.nan, 1])
+  assert rewards.may_abstain(sources)
+
+
+def rollout_of(texts):
+  """Responses of bytes, as a rollout on the devices and on the host, and their tokenizer."""
+  ids = [list(text.encode()) for text in texts]
+  mask = np.arange(12) < np.asarray([len(row) for row in ids])[:, None]
+  tokens = np.zeros((len(texts), 12), np.int32)
+  for row, text_ids in zip(tokens, ids):
+    row[: len(text_ids)] = text_ids
+  rollout = Rollout(tokens, mask, mask, np.zeros(mask.shape, np.float32), np.ones(len(texts), bool))
+  return rollout, rollout, tokenizers.of_bytes()
+
+
+def test_a_reward_that_abstains_is_left_out_of_the_sum(module):
+  """2 * length + right: of the third and the fourth response the length is all there is."""
+  file = module(SUMS)
+  sources = rewards.open_all(f"2*python:{file}:length + python:{file}:right", {})
+  rollout, host, tokenizer = rollout_of(TEXTS)
+  scores = rewards.score_rollout(sources, rollout, host, PROMPTS, tokenizer, ASKED)
+  assert rewards.total(sources, scores).tolist() == [3, 4, 6, 0, 7]
+  measures = ppo_stage.measures_of_rewards(sources, scores)
+  assert measures == {
+    "objective/score/length": pytest.approx(9 / 5),
+    "objective/score/right": pytest.approx(2 / 3),
+    "rollout/abstained/length": 0,
+    "rollout/abstained/right": pytest.approx(2 / 5),
+  }
+
+
+def test_where_every_response_needs_a_score_nobody_abstains(module):
+  (source,) = rewards.open_all(f"python:{module(SUMS)}:right", {})
+  with pytest.raises(UserError, match=r"response 2 is nan; .* a reward may not abstain"):
+    rewards.score_texts([source], PROMPTS, TEXTS, ASKED)
+  by_classifier = source._replace(own=False, texts=lambda prompts, texts: [1, np.nan, 1, 1, 1])
+  rollout, host, tokenizer = rollout_of(TEXTS)
+  with pytest.raises(UserError, match="response 1 is nan"):
+    rewards.score_rollout([by_classifier], rollout, host, PROMPTS, tokenizer, ASKED)
+  assert not rewards.may_abstain([source, by_classifier])
+
+
+def test_fields_are_the_functions_own_to_change(module):
+  code = (
+    "def f(p, r, fields):\n  fields[0]['tests'].append(2)\n  return [len(fields[0]['tests'])]\n"
+  )
+  sources = rewards.open_all(f"python:{module(code)}:f#limit=9", {})
+  fields = [{"tests": [1]}]
+  for _ in range(2):
+    assert rewards.score_texts(sources, ["p"], ["r"], fields)["f"] == 2
+  assert fields == [{"tests": [1]}]
+
+
+def test_a_server_gets_fields_where_there_are_any_and_abstains_by_null(server):
+  def answer(path, body, number):
+    scores = [None if not field else 1.0 for field in body.get("fields", [{"a": 1}] * 5)]
+    return 200, {}, {"scores": scores}
+
+  server.answer = answer
+  sources = rewards.open_all(f"{server.url}#batch=3,concurrent=1", {})
+  rollout, host, tokenizer = rollout_of(TEXTS)
+  (scores,) = rewards.score_rollout(sources, rollout, host, PROMPTS, tokenizer, ASKED).values()
+  np.testing.assert_array_equal(scores, [1, 1, np.nan, np.nan, 1])
+  assert [body["fields"] for _, body, *_ in server.asked] == [ASKED[:3], ASKED[3:]]
+  server.asked.clear()
+  # A server that was written before there were fields is asked as ever.
+  server.answer = lengths
+  assert score(f"{server.url}#batch=5").tolist() == [1, 2, 3, 0, 3]
+  assert set(server.asked[0][1]) == {"prompts", "responses"}
+
+
+def test_the_right_answer_of_the_documentation(module):
+  page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+  code = page.partition("# sums.py\n")[2].partition("```")[0]
+  sources = rewards.open_all(f"python:{module(code)}:right", {})
+  texts = [" It is 42.", " 42 is it", "", " 42"]
+  rollout, host, tokenizer = rollout_of(texts)
+  fields = [{"answer": 42}] * 3 + [{}]
+  scores = rewards.score_rollout(sources, rollout, host, ["p"] * 4, tokenizer, fields)
+  np.testing.assert_array_equal(scores["right"], [1, 0, 0, np.nan])
+
+
+def test_a_prompt_with_two_right_answers_is_an_error():
+  prompts = [Prompt("2 + 2?", fields={"answer": "4"}), Prompt("1?")]
+  assert rewards.fields_by_text(prompts) == {"2 + 2?": {"answer": "4"}, "1?": {}}
+  with pytest.raises(
+    UserError, match=r"begins '2 \+ 2\?' comes twice, with the fields .*4.* and .*5"
+  ):
+    rewards.fields_by_text([*prompts, Prompt("2 + 2?", fields={"answer": "5"})])
+
+
+VOWELS = """
+def of_field(prompts, responses, fields):
+  return [
+    float(text.count(field["letter"])) if "letter" in field else None
+    for text, field in zip(responses, fields)
+  ]
+"""
+
+
+@pytest.fixture
+def some_with_letters(tmp_path):
+  """Eight prompts, of which every other one says which letter counts."""
+  rows = [{"prompt": f"say {i}"} | ({"letter": "e"} if i % 2 else {}) for i in range(8)]
+  path = tmp_path / "letters.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return path
+
+
+def test_fields_go_through_ppo(data, base, module, some_with_letters, tmp_path, capsys):
+  options = [f"--config.data.prompts={some_with_letters}", "--config.iterations=2"]
+  source = f"python:{module(VOWELS)}:of_field"
+  assert ppo(data, tmp_path / "run", base, source, "--config.ppo.ptx_coef=0", *options) == 0
+  rows = metrics(tmp_path / "run")
+  # Two batches of four are an epoch of the eight prompts.
+  assert sum(row["rollout/abstained"] for row in rows) == pytest.approx(1)
+  assert [row["rollout/abstained"] for row in rows] == [
+    row["rollout/abstained/of_field"] for row in rows
+  ]
+  twice = tmp_path / "twice.jsonl"
+  twice.write_text('{"prompt": "say", "letter": "e"}\n{"prompt": "say", "letter": "a"}\n')
+  options = [f"--config.data.prompts={twice}", "--config.ppo.ptx_coef=0"]
+  assert ppo(data, tmp_path / "twice", base, source, *options) == 2
+  assert "config.data.prompts=" in capsys.readouterr().err
+
+
+def test_fields_go_through_best_of_n_and_sample(base, module, some_with_letters, tmp_path, capsys):
+  options = [
+    f"--config.data.prompts={some_with_letters}",
+    f"--model={base}",
+    "--config.data.prompt=12",
+    "--config.sampling.response=6",
+    "--config.batch=4",
+    "--config.prompts=0",
+    "--config.n=2",
+    f"--config.rewards=python:{module(VOWELS)}:of_field",
+  ]
+  assert run("bestofn", tmp_path / "best", *options) == 0
+  assert "left out: 4 of 8 prompts, because a reward abstained" in capsys.readouterr().out
+  lines = (tmp_path / "best" / "samples.jsonl").read_text().splitlines()
+  assert [json.loads(line)["prompt"] for line in lines] == [f"say {i}" for i in (1, 3, 5, 7)]
+  assert run("sample", tmp_path / "sample", *options) == 0
+  for number, line in enumerate((tmp_path / "sample" / "samples.jsonl").read_text().splitlines()):
+    row = json.loads(line)
+    counts = [float(text.count("e")) for text in row["responses"]]
+    assert row["scores"]["of_field"] == (counts if number % 2 else [None, None])
+    assert "letter" not in row
+  none = tmp_path / "none.jsonl"
+  none.write_text('{"prompt": "say"}\n')
+  assert run("bestofn", tmp_path / "none", *options, f"--config.data.prompts={none}") == 2
+  assert "no prompt has a score of each of its responses" in capsys.readouterr().err
 
 
 # --- bounds ---

@@ -140,3 +140,37 @@ def test_transformers_renders_the_exported_chat_as_we_do(runs):
   messages = [{"role": "user", "content": "hé"}, {"role": "assistant", "content": "b"}]
   ids = theirs.apply_chat_template(messages)["input_ids"]
   assert ids == [*"UhéAb".encode(), 256]
+
+
+def tune(runs, tmp_path, rows, *options):
+  """Trains one step on chats, from the SFT run and with its template."""
+  path = tmp_path / "chats.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  options = [f"--config.data.demonstrations={path}", "--config.data.template=chat", *options]
+  model = f"--model={runs / 'sft'}"
+  return run("sft", tmp_path / "run", model, "--config.data.spelling=messages", *SIZE, *options)
+
+
+def test_the_loss_of_a_stage_is_on_the_replies_that_are_named(runs, tmp_path, capsys):
+  text = (runs / "demonstrations.jsonl").read_text()
+  chat_rows = [json.loads(line) for line in text.splitlines()]
+  assert tune(runs, tmp_path, chat_rows, "--config.data.loss=last") == 0
+  assert "; 2 earlier replies are not learnt" in capsys.readouterr().err
+  manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+  (counts,) = manifest["rows"].values()
+  assert counts["unlearnt"] == 2
+
+
+@pytest.mark.parametrize(
+  ("option", "message"),
+  [
+    ("--config.data.loss=last", "config.data.loss=last learns the last reply alone"),
+    ("--config.data.loss=all", "chats.jsonl:2: 1 records have a reply of weight 0 or train false"),
+  ],
+)
+def test_whole_rows_and_single_replies_exclude_each_other(runs, tmp_path, capsys, option, message):
+  turns = [{"role": role, "content": "q"} for role in ("user", "assistant", "user", "assistant")]
+  marked = [turns[0], turns[1] | {"weight": 0}, *turns[2:]]
+  rows = [{"messages": turns}, {"messages": marked}]
+  assert tune(runs, tmp_path, rows, option, "--config.loss_on_prompt=true") == 2
+  assert message in capsys.readouterr().err

@@ -66,6 +66,18 @@ def test_a_run_leaves_its_accuracy_with_an_interval_by_k_and_by_labeler(labeled_
   assert last["eval/log_loss"] > 0
 
 
+def test_the_headline_stands_beside_chance_and_length(labeled_run):
+  """Of 25 pairs, 9 prefer the longer text: good, bad and fine have 4, 3 and 4 letters."""
+  measured = json.loads((labeled_run / "results.json").read_text())["rm"]
+  line = reward_stage.describe(measured)
+  value = f"held-out accuracy {measured['pair_accuracy']['value']:.3f} ("
+  assert line.startswith(value) and " of 25 pairs; chance 0.500, the longer one wins 0." in line
+  page = report.write(labeled_run).read_text()
+  longer = 100 * measured["references"]["longer"]["value"]
+  assert "of 25 held-out pairs as people do; chance 50.0" in page
+  assert f"the longer one wins {longer:.1f}" in page
+
+
 def test_the_page_shows_them(labeled_run):
   page = report.write(labeled_run).read_text()
   for words in (
@@ -119,6 +131,80 @@ def test_pairs_that_all_tie_leave_the_accuracy_unknown(data, base, tmp_path, cap
   unknown = {"value": None, "low": None, "high": None, "n": 0, "clusters": 0}
   assert measured["pair_accuracy"] == unknown
   assert 'id="ranking"' not in report.write(tmp_path / "run").read_text()
+
+
+# --- held out of the training data ---
+
+
+def test_a_share_is_held_out_by_the_first_message(base, tmp_path, capsys):
+  rows = []
+  for i in range(12):
+    question = [{"role": "user", "content": f"q {i}"}]
+    more = [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]
+    rows += [compared(question, "ana", [1, 2]), compared(question + more, "ana", [1, 2])]
+  options = [
+    f"--config.data.comparisons={write(tmp_path / 'chats.jsonl', rows)}",
+    *NOTHING_ELSE,
+    f"--model={base}",
+    *TUNE,
+    "--config.data.prompt=50",
+    "--config.data.held_out=0.3",
+  ]
+  assert run("reward", tmp_path / "run", *options) == 0
+  output = capsys.readouterr()
+  measured = json.loads((tmp_path / "run" / "results.json").read_text())["rm"]
+  held_out = measured["pair_accuracy"]["n"]
+  assert held_out and held_out % 2 == 0
+  line = (
+    f"config.data.held_out=0.3: {held_out} records are held out, {24 - held_out} are trained on"
+  )
+  assert line in output.err and "held-out records begin as" not in output.err
+  assert "nothing was held out" not in output.out
+
+
+def test_what_is_shared_with_a_held_out_file_is_said(data, base, tmp_path, capsys):
+  valid = [compared(" SAY 3", "ana", [1, 2]), compared("say 99", "ana", [1, 2])]
+  options = [
+    *files(data, "comparisons"),
+    "--config.data.demonstrations=",
+    f"--config.data.valid={write(tmp_path / 'valid.jsonl', valid)}",
+    f"--model={base}",
+    *TUNE,
+  ]
+  assert run("reward", tmp_path / "run", *options) == 0
+  line = "config.data.valid: 1 of 2 held-out records begin as one that is trained on does"
+  assert line in capsys.readouterr().err
+
+
+def test_a_run_that_holds_nothing_out_offers_to(data, base, tmp_path, capsys):
+  options = [*files(data, "comparisons"), *NOTHING_ELSE, f"--model={base}", *TUNE]
+  assert run("reward", tmp_path / "run", *options) == 0
+  assert "config.data.held_out=0.05 holds out a part of the data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    (["--config.data.held_out=0.1", "--config.data.valid=x"], "config.data.valid=x is measured on"),
+    (["--config.data.held_out=0.0001"], "none of 8 records would be held out"),
+    (["--config.data.held_out=0.9999"], "every one of 8 records would be held out"),
+  ],
+)
+def test_shares_that_cannot_be_held_out(data, base, tmp_path, capsys, options, message):
+  common = [*files(data, "comparisons"), *NOTHING_ELSE, f"--model={base}", *TUNE]
+  assert run("reward", tmp_path / "run", *common, *options) == 2
+  assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["sft", "rl_init", "dpo"])
+def test_other_stages_hold_out_in_the_same_way(data, base, tmp_path, capsys, stage):
+  names = ["comparisons"] if stage == "dpo" else ["demonstrations"]
+  options = [*files(data, *names), *(files(data, "text") if stage == "rl_init" else [])]
+  options += [f"--model={base}", *TUNE, "--config.data.valid=", "--config.data.held_out=0.3"]
+  assert run(stage, tmp_path / "run", *options) == 0
+  assert "config.data.held_out=0.3: " in capsys.readouterr().err
+  name = "eval/accuracy" if stage == "dpo" else "eval/nll"
+  assert metrics(tmp_path / "run")[-1][name] is not None
 
 
 # --- the loss that settings name ---

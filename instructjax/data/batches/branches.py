@@ -25,6 +25,7 @@ from instructjax.data.records import preferences
 from instructjax.types import Comparisons, Predictions
 
 MULTIPLE = 8  # packed rows have a multiple of so many tokens
+SHORT = 0.75  # of the longest rows: rows so much shorter are worth a program of their own
 
 
 class Learnt(NamedTuple):
@@ -59,6 +60,13 @@ class Layout(NamedTuple):
   completions: int  # K
   learnt: int = 0  # tokens of a packed row that a policy learns, at most
   labels: bool = False  # whether the labels of pairs are no ranking, in some group of the data
+
+
+class Fitting(NamedTuple):
+  """A layout, and the most tokens of a group that it is for."""
+
+  longest: int
+  layout: Layout
 
 
 class Slots(NamedTuple):
@@ -158,6 +166,35 @@ def layout(groups: Sequence[Branches], batch: int, shards: int, micro: int = 0) 
     micro=micro,
     labels=any(group.labels is not None for group in groups),
   )
+
+
+def layouts(
+  groups: Sequence[Branches], batch: int, shards: int, micro: int = 0
+) -> tuple[Fitting, ...]:
+  """Returns the layouts of batches: one, or a short one first where few groups are much longer.
+
+  A packed row is as long as the longest group, so a single record of nine completions would make
+  every batch of pairs compute longer rows with less in them. The short layout is that of the data
+  without their longest groups: at least half of all batches hold none of these, and its rows are
+  shorter by a quarter or more. Both are compiled, so there are never more than two.
+  """
+  sizes = sorted(len(group.ids) for group in groups)
+  whole = Fitting(sizes[-1], layout(groups, batch, shards, micro))
+  # A process that makes some rows of a batch alone cannot tell which layout the others need.
+  if len(sharding.local_rows(batch)) < batch:
+    return (whole,)
+  # So many of the n groups may be longer: (1 - m / n)^batch is at least a half.
+  most = math.floor(len(groups) * (1 - 0.5 ** (1 / batch)))
+  limit = sizes[len(sizes) - 1 - most]
+  common = [group for group in groups if len(group.ids) <= limit]
+  short = Fitting(limit, layout(common, batch, shards, micro))
+  return (short, whole) if short.layout.length <= SHORT * whole.layout.length else (whole,)
+
+
+def fitting(groups: Sequence[Branches], layouts: Sequence[Fitting]) -> Layout:
+  """Returns the first of the layouts that holds the groups of a batch."""
+  longest = max(len(group.ids) for group in groups)
+  return next(layout for most, layout in layouts if longest <= most)
 
 
 def layout_for(

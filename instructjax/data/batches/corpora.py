@@ -156,6 +156,8 @@ def demonstrations(
     template=template,
     long=data.long,
     counts=counts[name],
+    # Demonstrations that a reward model scores are not learnt.
+    loss="all" if isinstance(data, ComparisonData) else data.loss,
   )
   _say(name, counts[name])
   return rows

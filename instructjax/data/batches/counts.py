@@ -20,6 +20,7 @@ class Counts:
   endless      cut completions without an end-of-text token
   equal        pairs of completions of one prompt with the same ids: such a pair weighs nothing
   empty        completions without any text
+  unlearnt     replies before the last one of a chat that carry no loss
   changed      texts that the tokenizer does not give back as they were
   """
 
@@ -30,6 +31,7 @@ class Counts:
   endless: int = 0
   equal: int = 0
   empty: int = 0
+  unlearnt: int = 0
   changed: int = 0
 
   def kept(self, records: list) -> list:
@@ -54,6 +56,8 @@ def sentence(counts: Counts, long: str = "too long and left out") -> str:
     words.append(f"{counts.completions:,} completions, {counts.cut:,} cut{_endless(counts)}")
     words.append(f"{counts.equal:,} pairs equal, {counts.empty:,} empty")
   words.append(f"{counts.prompts:,} prompts, {len(counts.left_out):,} {long}")
+  if counts.unlearnt:
+    words.append(f"{counts.unlearnt:,} earlier replies are not learnt")
   if counts.changed:
     words.append(f"{counts.changed:,} texts come back changed (instructjax tokenizer check)")
   return "; ".join(words)

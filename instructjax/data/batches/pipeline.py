@@ -40,7 +40,7 @@ from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.data.tokens.vocabulary import document_end, named_specials, refusal
 from instructjax.errors import UserError
-from instructjax.settings.subjects import Long
+from instructjax.settings.subjects import Long, Loss
 from instructjax.types import Demonstrations, Prompts
 
 SEPARATOR = " "  # between a prompt and its completion
@@ -94,6 +94,7 @@ class _Layout(NamedTuple):
   end_cut: bool  # whether a completion that was cut ends with an end-of-text token
   long: Long
   counts: Counts
+  loss: Loss = "all"  # which replies of a chat carry it
 
 
 def demonstrations(
@@ -108,20 +109,22 @@ def demonstrations(
   template: chat.Template | None = None,
   long: Long = "error",
   counts: Counts | None = None,
+  loss: Loss = "all",
 ) -> list[Row]:
   """Returns the row of each demonstration, of at most `prompt` + `response` tokens.
 
   A longer response is cut, and ends with an end-of-text token only if `end_cut` is set. With a
-  `template` the record is rendered as a chat, and every reply of the assistant carries loss. A
-  record whose prompt is too long is an error or is left out, as `long` says. What is cut and left
-  out is added to `counts`.
+  `template` the record is rendered as a chat, and every reply of the assistant carries loss but for
+  those that the record marks, or, with `loss` "last", the last reply alone. A record whose prompt
+  is too long is an error or is left out, as `long` says. What is cut and left out is added to
+  `counts`.
 
   Raises:
     UserError: lists each prompt that is longer than `prompt` tokens and each text that spells a
       special token.
   """
   counts = Counts() if counts is None else counts
-  layout = _Layout(tokenizer, template, prompt, response, separator, end_cut, long, counts)
+  layout = _Layout(tokenizer, template, prompt, response, separator, end_cut, long, counts, loss)
   problems: list[str] = []
   rows: list[Row] = []
   for number, record in enumerate(records):
@@ -411,6 +414,7 @@ def _chat_rows(
         record.prompt,
         record.turns,
         completion,
+        layout.loss,
       )
     except chat.ChatError as problem:
       problems.append(f"{places.field(place, field)}: {problem}")
@@ -423,6 +427,10 @@ def _chat_rows(
       if layout.end_cut:
         ids[-1] = template.end  # in the place of the last token that fits
     _count_completion(ids[start:], layout, is_cut)
+    # A comparison learns none of them, whatever the record says.
+    if isinstance(record, Demonstration):
+      learnt = chat.learnt_replies(record.turns, layout.loss)
+      layout.counts.unlearnt += len(learnt) - sum(learnt)
     rows.append(_row(ids, start, mask))
   return rows
 

@@ -8,7 +8,14 @@ from typing import Any
 
 from instructjax.data.curation import few_shot
 from instructjax.data.records import records
-from instructjax.data.records.records import Comparison, Demonstration, FewShot, Labelled, Prompt
+from instructjax.data.records.records import (
+  TURN,
+  Comparison,
+  Demonstration,
+  FewShot,
+  Labelled,
+  Prompt,
+)
 from instructjax.data.tokens.tokenizers import Tokenizer
 
 
@@ -21,6 +28,23 @@ def prompt_text(record: Labelled) -> str:
     text = few_shot.prompt(record.instruction, record.pairs, "")
     return text.removesuffix("\n\nInput: \nOutput:")
   return record.prompt
+
+
+def first_message(record: Labelled) -> str:
+  """Returns the message with which the user begins the chat of a record.
+
+  A text in which "Human:" and "Assistant:" take turns, as in the transcripts of HH, is such a chat
+  too. Any other prompt is one message. Empty messages do not count: many chats begin with one.
+  """
+  if isinstance(record, FewShot):
+    return prompt_text(record)
+  if record.turns is not None:
+    messages = [message["content"] for message in record.turns if message["role"] == "user"]
+  else:
+    # What stands before the first name is for every chat of a product, and no message of a user.
+    turns = record.prompt.split("\n\nHuman:")[1:]
+    messages = [turn.split(TURN)[0] for turn in turns if TURN in turn]
+  return next((message for message in messages if message.strip()), record.prompt)
 
 
 def rewritten(record: Labelled, change: Callable[[str], str]) -> Labelled:

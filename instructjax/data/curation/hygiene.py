@@ -7,7 +7,8 @@ It comes rule by rule, and as one pass, `clean`:
   cap         keeps at most 200 prompts of a user, or of an organisation (section 3.2 says the one,
               A.2 the other)
   split       makes train, valid and test by user, so that "the validation and test sets contain no
-              data from users whose data is in the training set"
+              data from users whose data is in the training set"; where no user is named, by the
+              first message of the chat
   pii         takes personal data out of the training split (see `pii`)
   length      leaves out prompts over 1k tokens; longer responses are cut by the stages (appendix C)
 
@@ -26,7 +27,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from instructjax.data.curation import dedup, pii
-from instructjax.data.curation.contents import group_of, lengths, prompt_text, rewritten
+from instructjax.data.curation.contents import (
+  first_message,
+  group_of,
+  lengths,
+  prompt_text,
+  rewritten,
+)
 from instructjax.data.records import records
 from instructjax.data.records.records import Comparison, Demonstration, FewShot, Labelled
 from instructjax.data.tokens.tokenizers import Tokenizer
@@ -135,7 +142,9 @@ def deduplicated(
   """Returns one prompt of each class of near-duplicates, chosen by hash, in the order of the rows.
 
   What several people wrote for one and the same prompt is no duplicate. Of demonstrations and
-  comparisons every different record of the chosen prompt stays.
+  comparisons every different record of the chosen prompt stays. Neither are the later turns of a
+  chat, which share its beginning: with the chosen prompt, every prompt that goes on from the same
+  first message stays.
   """
   places_to_keep: list[int] = []
   for places in dedup.classes(map(prompt_text, rows), prefix):
@@ -158,15 +167,18 @@ def _choose_among(
     return number("duplicate", str(seed), marks[place])
 
   chosen = min(places, key=order)
-  text = prompt_text(rows[chosen])
+  message = first_message(rows[chosen])
   place_of_mark: dict[str, int] = {}
-  for place in places:
-    if prompt_text(rows[place]) == text:
-      place_of_mark.setdefault(marks[place], place)  # the first of equal records
-  # Of prompts one is enough, whoever wrote it.
-  if isinstance(rows[chosen], Demonstration | Comparison):
-    return list(place_of_mark.values())
-  return [place_of_mark[marks[chosen]]]
+  # In the order of the hashes: of equal texts the chosen one comes first, if it is among them.
+  for place in sorted(places, key=order):
+    if first_message(rows[place]) != message:
+      continue
+    mark = marks[place]
+    if not isinstance(rows[place], Demonstration | Comparison):
+      # Of prompts one is enough, whoever wrote it.
+      mark = prompt_text(rows[place])
+    place_of_mark.setdefault(mark, place)
+  return list(place_of_mark.values())
 
 
 def capped(
@@ -199,14 +211,45 @@ def capped(
   return rows_to_keep
 
 
-def split_of(record: Labelled, settings: Hygiene) -> str:
-  """Returns the split of a record, which is that of its user or organisation.
+def owners(rows: Sequence[Labelled], group: str = "user") -> list[str]:
+  """Returns the name of what each record belongs to: records of one owner are never parted.
 
-  The prompt decides for a record that names nobody, with near-duplicates together.
+  An owner is a user, or an organisation where `group` says so. Who names neither belongs to the
+  first message of the chat, with near-duplicates of it. A `group` of a record, such as the tree of
+  a chat, ties all of its records together, whosever they are.
   """
-  owner = group_of(record, settings.group)
+  names_of_rows = [_names(row, group) for row in rows]
+  # What is tied together points to the name that comes first in the alphabet, in several steps
+  # perhaps, so that the order of the rows does not matter.
+  parent: dict[str, str] = {}
+
+  def first_of(name: str) -> str:
+    while parent.setdefault(name, name) != name:
+      parent[name] = parent[parent[name]]  # half as far the next time
+      name = parent[name]
+    return name
+
+  for names in names_of_rows:
+    for name in names[1:]:
+      first, second = sorted((first_of(names[0]), first_of(name)))
+      parent[second] = first
+  return [first_of(names[0]) for names in names_of_rows]
+
+
+def _names(record: Labelled, group: str) -> list[str]:
+  """Returns the names of everything that a record must stay with."""
+  owner = group_of(record, group)
   if owner is None:
-    owner = f"prompt:{dedup.key(prompt_text(record))}"
+    owner = f"prompt:{dedup.key(first_message(record))}"
+  return [owner] if record.group is None else [owner, f"group:{record.group}"]
+
+
+def split_of(record: Labelled, settings: Hygiene) -> str:
+  """Returns the split of a record that nothing but its owner ties to others."""
+  return _split_of_owner(owners([record], settings.group)[0], settings)
+
+
+def _split_of_owner(owner: str, settings: Hygiene) -> str:
   # A number from 0 to 1. Test comes first, so that more validation takes from training alone.
   position = number("split", str(settings.seed), owner) / 2**64
   if position < settings.test:
@@ -214,6 +257,22 @@ def split_of(record: Labelled, settings: Hygiene) -> str:
   if position < settings.test + settings.valid:
     return "valid"
   return "train"
+
+
+def held_out(rows: Sequence[Labelled], share: float, seed: int = 0) -> list[bool]:
+  """Returns whether each record is held out: as `divided` makes a `valid` split of this share."""
+  settings = Hygiene(valid=share, test=0, seed=seed)
+  return [_split_of_owner(owner, settings) == "valid" for owner in owners(rows)]
+
+
+def shared(rows: Sequence[Labelled], others: Sequence[Labelled]) -> int:
+  """Returns how many records begin as one of the others does, or belong to a group of theirs.
+
+  Two chats begin alike where their first messages are the same, but for white space and upper case.
+  """
+  messages = {dedup.normal(first_message(other)) for other in others}
+  groups = {other.group for other in others} - {None}
+  return sum(dedup.normal(first_message(row)) in messages or row.group in groups for row in rows)
 
 
 def divided(rows: Sequence[Labelled], settings: Hygiene) -> dict[str, list]:
@@ -224,8 +283,8 @@ def divided(rows: Sequence[Labelled], settings: Hygiene) -> dict[str, list]:
   """
   splits: dict[str, list] = {name: [] for name in SPLITS}
   split_of_user: dict[str, str] = {}
-  for row in rows:
-    name = split_of(row, settings)
+  for row, owner in zip(rows, owners(rows, settings.group), strict=True):
+    name = _split_of_owner(owner, settings)
     splits[name].append(row)
     if row.user is None:
       continue

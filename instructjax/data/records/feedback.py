@@ -115,7 +115,8 @@ def oasst(rows: list[tuple[str, Row]], kind: str) -> Iterator[tuple[str, Row | R
   A row is one message (message_id, parent_id, role, text, rank) or a whole tree (prompt, an object
   that nests its replies). The prompt of a record is the chat down to a prompter's message. A
   comparison has the replies to it that have a rank, where there are at least two. A demonstration
-  has the best of them, or the only reply. Deleted messages are left out.
+  has the best of them, or the only reply. Deleted messages are left out. The tree (its
+  message_tree_id, or the id of its first message) is the `group` of a record.
 
   `rows` are (place, row) pairs. Yields (place, fields of a record) and (place, problem) pairs.
   """
@@ -150,6 +151,8 @@ def oasst(rows: list[tuple[str, Row]], kind: str) -> Iterator[tuple[str, Row | R
       fields = _record_of_replies(kind, _as_chat(chat), replies)
       if fields:
         fields["id"] = message["message_id"]
+        # The chats of one tree begin with one message, so they must not be parted by a split.
+        fields["group"] = message["tree"] or chat[0]["message_id"]
         yield place, fields
     except RecordError as error:
       yield place, error
@@ -172,12 +175,14 @@ def _messages(row: Row) -> list[Row]:
       raise RecordError("replies: a list of objects is expected")
     if node.get("role") not in ("prompter", "assistant"):
       raise RecordError("role: 'prompter' or 'assistant' is expected")
-    if not isinstance(parent, str | None):
-      raise RecordError("parent_id: text is expected")
+    tree = node.get("message_tree_id")
+    if not isinstance(parent, str | None) or not isinstance(tree, str | None):
+      raise RecordError("parent_id, message_tree_id: texts are expected")
     rank = None if rank is None else number(rank, "rank")
     message = {
       "message_id": _text(node, "message_id"),
       "parent_id": parent,
+      "tree": tree,
       "role": node["role"],
       "text": _text(node, "text"),
       "rank": rank,

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instructjax.data.records import labels, records
+from instructjax.data.records import labels, records, validation
 from instructjax.data.records.records import TURN, RecordError, Spelling, native
 
 # The columns of a preference: the better completion and the worse one.
@@ -209,7 +209,8 @@ def _with_system(row: dict[str, Any], chat: list[Any]) -> list[Any]:
 def messages(row: dict[str, Any], kind: str) -> dict[str, Any]:
   """Reads messages, a chat whose last message is the completion.
 
-  Where prompts are wanted, the chat may also end with a message of the user.
+  Where prompts are wanted, the chat may also end with a message of the user. A demonstration ends
+  with the last reply that is to be learnt: what follows teaches nothing.
   """
   return _whole_chat(row, kind, "messages")
 
@@ -225,10 +226,10 @@ def _whole_chat(row: dict[str, Any], kind: str, name: str) -> dict[str, Any]:
   chat = _field(row, name)
   if not isinstance(chat, list) or not chat:
     raise RecordError(f"{name}: a list of {{role, content}} objects is expected")
+  if kind == "demonstration":
+    chat = _until_learnt(name, chat)
   # The numbers of messages in errors are those of the column, so the system message comes later.
   turns = records.chat(name, chat)
-  if kind == "demonstration":
-    _refuse_weights(name, chat)
   prompt = _with_system(row, [dict(turn) for turn in turns])
   if kind == "prompt" and turns[-1]["role"] != "assistant":
     return {"prompt": prompt}
@@ -238,15 +239,24 @@ def _whole_chat(row: dict[str, Any], kind: str, name: str) -> dict[str, Any]:
   return _demonstration_fields(row, kind, prompt[:-1], reply)
 
 
-def _refuse_weights(name: str, chat: list[Any]) -> None:
-  """Raises RecordError for a message that is not to be learned."""
-  for index, message in enumerate(chat):
-    weight = message.get("weight")
-    if weight is not None and weight != 1:
-      raise RecordError(
-        f"{name}[{index}].weight: {str(weight)[:20]}, but every reply of a demonstration is "
-        "learned alike; take the record out, or end the chat before this message"
-      )
+def _until_learnt(name: str, chat: list[Any]) -> list[Any]:
+  """Returns a chat without what comes after its last reply that is to be learnt.
+
+  A chat that marks no reply is whole.
+  """
+  turns = records.chat(name, chat)
+  if all(turn.get("train", True) for turn in turns):
+    return chat
+  learnt = [
+    index
+    for index, turn in enumerate(turns)
+    if turn["role"] == "assistant" and turn.get("train", True)
+  ]
+  if not learnt:
+    raise RecordError(
+      f"{name}: no reply is to be learnt (each has weight 0 or train false); take the record out"
+    )
+  return chat[: learnt[-1] + 1]
 
 
 def prompt_completion(row: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -306,6 +316,8 @@ def mapped(fields: Mapping[str, str]) -> Spelling:
     choices            the choices of several people; the ranks are those of their votes
     values             what the values of choices and pairs mean: "1|2|0" (`labels`)
     pairs              with values, labels of the pairs 1 and 2, 1 and 3, ..., 2 and 3, ...
+
+  The other columns of a prompt are its further fields.
   """
 
   def spell(row: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -320,6 +332,9 @@ def mapped(fields: Mapping[str, str]) -> Spelling:
       refuse_bad(row, tuple(fields.values()))
       if "completion" in read:
         read["completion"] = _completion("completion", read["completion"])
+    if kind == "prompt":
+      others = {name: value for name, value in row.items() if name not in fields.values()}
+      return validation.further_fields(others) | read
     return _ordered(read, fields, values.split("|") if values else [])
 
   return spell

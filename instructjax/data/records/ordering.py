@@ -92,7 +92,8 @@ def measure(
   by_k            the accuracy by the number of completions
   by_labeler      the accuracy on the pairs of each labeler, where labelers have names
   by_pool         the accuracy on labelers who also labeled training data, and on the others
-  references      chance, the agreement of labelers, and what that agreement leaves to a model
+  references      chance, what it is right to prefer the longer text (in characters) for, the
+                  agreement of labelers, and what that agreement leaves to a model
   calibration     the bins of `reliability`
   slope, ece      the slope of the log-odds, and the expected calibration error
 
@@ -104,6 +105,9 @@ def measure(
   """
   pairs = pairs_of(scores, records, distinct)
   references: dict[str, Any] = {"chance": 0.5}
+  if len(pairs.difference):
+    lengths = [[len(text) for text in record.completions] for record in records]
+    references["longer"] = as_json(accuracy(pairs_of(lengths, records, distinct)))
   agreed = agreement.on_pairs(records)
   if agreed.n:
     references["labelers"] = as_json(agreed)

@@ -7,8 +7,9 @@
   few_shot       instruction, pairs           [FROM, annotations]
   text           text                         [id, source]
 
-The fields in brackets are optional. FROM stands for id, user, organisation, source, use_case and
-consent (true or false: may this be used for training?).
+The fields in brackets are optional. FROM stands for id, user, organisation, source, use_case, group
+(what belongs together, such as the tree of a chat: `hygiene` never splits it) and consent (true or
+false: may this be used for training?). A prompt may have any other field too: it reaches a reward.
 
 A prompt is a text, or a chat: a list of {role, content} messages, which is also read as the
 transcript that HH uses. `annotations` is the metadata of a prompt in Table 7 of Ouyang et al. 2022.
@@ -298,6 +299,9 @@ def as_row(record: Record) -> dict[str, Any]:
   if turns:
     # A chat is written as its messages. The transcript is made of them when they are read.
     fields["prompt"] = turns
+  if isinstance(record, Prompt):
+    # Further fields stand beside the others, as in the row that they were read from.
+    fields |= record.fields or {}
   return fields
 
 

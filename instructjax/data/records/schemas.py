@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-# One message of a chat: its `role` (system, user or assistant) and its `content`.
-Message = Mapping[str, str]
+# One message of a chat: its `role` (system, user or assistant) and its `content`. A reply that is
+# not to be learnt has `train`: False.
+Message = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Demonstration:
   organisation: str | None = None
   consent: bool | None = None
   annotations: Mapping[str, bool] | None = None
+  group: str | None = None
   # The messages of a prompt that is a chat. They do not count when records are compared, since
   # `prompt` holds the same chat as a transcript.
   turns: tuple[Message, ...] | None = dataclasses.field(default=None, compare=False)
@@ -53,6 +55,7 @@ class Comparison:
   organisation: str | None = None
   consent: bool | None = None
   annotations: Mapping[str, bool] | None = None
+  group: str | None = None
   ratings: tuple[Mapping[str, Any], ...] | None = None
   sources: tuple[Mapping[str, Any], ...] | None = None
   pairs: tuple[tuple[float, ...], ...] | None = None
@@ -63,7 +66,11 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """A prompt without a label."""
+  """A prompt without a label.
+
+  `fields` holds whatever else its row has, by name: the right answer or the tests, for one. They
+  reach a reward that is a function or a server of the user.
+  """
 
   prompt: str
   id: str | None = None
@@ -73,6 +80,8 @@ class Prompt:
   organisation: str | None = None
   consent: bool | None = None
   annotations: Mapping[str, bool] | None = None
+  group: str | None = None
+  fields: Mapping[str, Any] | None = None
   # The messages of a prompt that is a chat, as in `Demonstration`.
   turns: tuple[Message, ...] | None = dataclasses.field(default=None, compare=False)
   place: str | None = dataclasses.field(default=None, compare=False, repr=False)
@@ -94,6 +103,7 @@ class FewShot:
   organisation: str | None = None
   consent: bool | None = None
   annotations: Mapping[str, bool] | None = None
+  group: str | None = None
   place: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
@@ -117,9 +127,10 @@ KINDS: dict[str, type] = {
   "text": Text,
 }
 
-# What a record has besides the fields of its row: the messages of a chat come out of its prompt,
-# and the place is where it was read.
-DERIVED = ("turns", "place")
+# What a record has besides the fields that a row has under these names: the messages of a chat come
+# out of its prompt, `fields` is what is left of the row of a prompt, and the place is where it was
+# read.
+DERIVED = ("turns", "fields", "place")
 # The smallest and the largest number of completions of a comparison.
 K = (2, 9)
 # The fields of one entry of a comparison's `sources`. Only the model is required.
@@ -160,7 +171,7 @@ ANNOTATIONS = (
   "intent_unclear",
 )
 # The fields that name something. A number is taken as its text.
-NAMES = ("id", "user", "labeler", "organisation")
+NAMES = ("id", "user", "labeler", "organisation", "group")
 # The fields that are no texts. `validation` has a check of its own for each of them.
 NOT_TEXT = (
   "completions",

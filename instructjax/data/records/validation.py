@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from instructjax.data.records import decoding
@@ -54,6 +54,12 @@ TURN = "\n\nAssistant:"
 # A value in a message has at most this many characters, and a message at most MESSAGE_LENGTH.
 VALUE_LENGTH = 40
 MESSAGE_LENGTH = 400
+# How like the name of a field another name is that is taken for it: "usr" is 0.86 like "user", and
+# "answer" 0.6.
+SLIP = 0.8
+# Of the further fields of a prompt: the longest name, and how deeply a value may be nested.
+NAME_LENGTH = 100
+DEPTH = 20
 
 
 # --- JSON ---
@@ -103,6 +109,9 @@ def record(
   """
   fields = [field for field in dataclasses.fields(KINDS[kind]) if field.name not in DERIVED]
   is_required = {field.name: field.default is dataclasses.MISSING for field in fields}
+  further: dict[str, Any] = {}
+  if kind == "prompt":
+    row, further = _without_further(row, is_required)
   turns = None
   if isinstance(row.get("prompt"), list) and "prompt" in is_required:
     turns = chat("prompt", row["prompt"])
@@ -111,7 +120,7 @@ def record(
   if kind == "comparison" and row.get("pairs") is not None:
     # The labels of pairs take the place of the ranks.
     is_required["ranks"] = False
-  problems = _field_problems(row, kind, is_required)
+  problems = _field_problems(row, kind, is_required) + _further_problems(further)
   # These two checks compare lists with each other, so they need all the fields to be there.
   if kind == "comparison" and not problems:
     problems += _comparison_problems(row, empty_completions)
@@ -121,7 +130,7 @@ def record(
     raise RecordError(*problems)
 
   # Records are frozen, so their lists are tuples.
-  values = {}
+  values: dict[str, Any] = {}
   for key, value in row.items():
     values[key] = tuple(value) if isinstance(value, list) else value
   if values.get("sources"):
@@ -133,6 +142,8 @@ def record(
     values["ranks"] = ()
   if turns:
     values["turns"] = turns
+  if further:
+    values["fields"] = further
   return KINDS[kind](**values, place=place)
 
 
@@ -142,6 +153,65 @@ def _with_names(row: dict[str, Any]) -> dict[str, Any]:
   # Python refuses to print integers of more than 4300 digits; such a one is no text.
   texts = {name: str(value) for name, value in numbers.items() if abs(value) < 10**20}
   return row | texts if texts else row
+
+
+def _without_further(
+  row: dict[str, Any], names: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns the fields of a prompt that have these names, and its further ones.
+
+  A name that is nearly one of ours stays among the first, where it is a problem: it is a slip of
+  the pen, and would be lost without a word. So does a name that cannot be printed.
+  """
+  ours, further = {}, {}
+  for key, value in row.items():
+    is_name = key.isprintable() and len(key) <= NAME_LENGTH
+    if not is_name or key in names or difflib.get_close_matches(key, list(names), 1, SLIP):
+      ours[key] = value
+    else:
+      further[key] = value
+  return ours, further
+
+
+def further_fields(row: dict[str, Any]) -> dict[str, Any]:
+  """Returns those columns of a row in another layout that a prompt can carry along.
+
+  Columns with the name of a field of ours, or nearly so, mean something else there.
+  """
+  names = [field.name for field in dataclasses.fields(KINDS["prompt"]) if field.name not in DERIVED]
+  _, further = _without_further(row, names)
+  return {key: value for key, value in further.items() if _json_problem(value) is None}
+
+
+def _further_problems(fields: dict[str, Any]) -> list[str]:
+  """Returns the problems of the further fields of a prompt, which may hold any JSON."""
+  problems = []
+  for key, value in fields.items():
+    problem = _json_problem(value)
+    if problem:
+      problems.append(f"{key}: {problem}")
+  return problems
+
+
+def _json_problem(value: Any) -> str | None:
+  """Returns what keeps a value of any type from being written as JSON in UTF-8, or None."""
+  # A loop rather than a recursion, since a row may be nested more deeply than Python can call.
+  waiting = [(value, 0)]
+  while waiting:
+    item, depth = waiting.pop()
+    if depth > DEPTH:
+      return f"nested more than {DEPTH} deep; make it flatter"
+    if isinstance(item, dict):
+      waiting += [(part, depth + 1) for pair in item.items() for part in pair]
+    elif isinstance(item, list | tuple):
+      waiting += [(part, depth + 1) for part in item]
+    elif isinstance(item, str) and _has_surrogate(item):
+      return "half a surrogate pair, which is no character; take it out of the text"
+    elif isinstance(item, float) and not math.isfinite(item):
+      return f"{item} is no number that JSON has; give a number, or null"
+    elif not isinstance(item, str | int | float | None):
+      return f"holds a {type(item).__name__}, which JSON does not have; make it a text or a number"
+  return None
 
 
 def _field_problems(row: dict[str, Any], kind: str, is_required: dict[str, bool]) -> list[str]:
@@ -168,7 +238,8 @@ def chat(place: str, messages: list[Any]) -> tuple[Message, ...]:
   """Returns the messages of a list with the roles system, user and assistant.
 
   Messages are objects of role and content, or of from and value. A content is a text, or a list of
-  parts that are all texts, which are joined. `place` is the field that the list comes from and
+  parts that are all texts, which are joined. A reply whose `weight` is 0 or whose `train` is false
+  gets `train`: False. `place` is the field that the list comes from and
   stands in front of the messages of errors.
 
   Raises:
@@ -194,7 +265,11 @@ def chat(place: str, messages: list[Any]) -> tuple[Message, ...]:
     problems = _text_problems(f"{place}[{index}].content", content)
     if problems:
       raise RecordError(problems[0])
-    turns.append({"role": STANDARD_ROLES.get(role, role), "content": content})
+    turn: dict[str, Any] = {"role": STANDARD_ROLES.get(role, role), "content": content}
+    is_learnt = _is_learnt(f"{place}[{index}]", message)
+    if turn["role"] == "assistant" and not is_learnt:
+      turn["train"] = False
+    turns.append(turn)
   if not turns:
     raise RecordError(f"{place}: no messages with a text; give a list of {{role, content}} objects")
   return tuple(turns)
@@ -231,6 +306,22 @@ def _refuse_tools(place: str, message: dict[str, Any], role: Any) -> None:
     raise RecordError(f"{place}.{calls[0]}: the message calls a tool; {remedy}")
   if role in TOOL_ROLES:
     raise RecordError(f"{place}.role: {role!r}, which is a message of a tool; {remedy}")
+
+
+def _is_learnt(place: str, message: dict[str, Any]) -> bool:
+  """Returns whether a message may be learnt: unless its `weight` is 0 or its `train` false.
+
+  Raises:
+    RecordError: for any other weight than 0 and 1, and a `train` that is neither true nor false.
+  """
+  weight, train = message.get("weight"), message.get("train")
+  if weight not in (None, 0, 1) or isinstance(weight, bool):
+    raise RecordError(f"{place}.weight: {_excerpt(weight)}; give 1, or 0 for a reply to leave out")
+  if train is not None:
+    problems = _flag_problems(f"{place}.train", train)
+    if problems:
+      raise RecordError(problems[0])
+  return weight != 0 and train is not False
 
 
 def transcript(messages: Sequence[Message]) -> str:
@@ -453,11 +544,13 @@ def _text_problems(place: str, value: Any) -> list[str]:
   if not isinstance(value, str):
     return [f"{place}: text is expected, this is {_type_name(value)}"]
   # JSON can spell half a surrogate pair, but no tokenizer and no UTF-8 file can hold one.
-  try:
-    value.encode()
-  except UnicodeEncodeError:
+  if _has_surrogate(value):
     return [f"{place}: half a surrogate pair, which is no character; take it out of the text"]
   return [] if value.strip() else [f"{place}: empty; give a text or take the record out"]
+
+
+def _has_surrogate(text: str) -> bool:
+  return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 # --- the wording of messages ---

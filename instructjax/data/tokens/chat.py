@@ -6,7 +6,8 @@ stands before it is, id for id, the prompt from which a rollout starts:
 
   prompt of a reply   encode(render(messages before it, add_generation_prompt=True))
   its loss            the tokens of render(messages up to it) after that prompt, or those inside
-                      {% generation %} where the template has such blocks
+                      {% generation %} where the template has such blocks; none for a reply that
+                      its record, or config.data.loss, leaves out
 
 A message that names a special token ("<|im_end|>") is an error: it would end or begin a turn.
 """
@@ -28,6 +29,7 @@ from instructjax.data.tokens.jinja import BEGIN, END
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.data.tokens.vocabulary import refusal
 from instructjax.errors import UserError
+from instructjax.settings.subjects import Loss
 from instructjax.system import plain_json
 from instructjax.system.plain_json import shown
 
@@ -231,7 +233,9 @@ def _render(
   """Returns (the text of a chat, the spans that stand inside `{% generation %}`)."""
   try:
     variables = {
-      "messages": [dict(message) for message in messages],
+      "messages": [
+        {"role": message["role"], "content": message["content"]} for message in messages
+      ],
       "tools": None,  # templates ask for these two names
       "documents": None,
       "add_generation_prompt": prompt,
@@ -333,10 +337,12 @@ def reply(
   prompt: str,
   turns: Sequence[Message] | None,
   completion: str,
+  loss: Loss = "all",
 ) -> tuple[list[int], list[bool], int]:
   """Returns (ids, which of them carry loss, tokens of the prompt) of a chat.
 
-  Its last message is `completion`, and the row ends with the stop id that closes it.
+  Its last message is `completion`, and the row ends with the stop id that closes it. Of the replies
+  before it those carry loss that `learnt_replies` says.
 
   Raises:
     ChatError: as `head` does, and if the ids of an earlier prompt differ from those from which its
@@ -352,10 +358,13 @@ def reply(
     """Returns the ids of the text up to a character, as if the chat ended there."""
     return _encode(tokenizer, text[:stop], [start for start in prompts if start < stop])
 
+  is_learnt = [*learnt_replies(messages, loss), True]
   last_prompt = encode_until(prompts[-1])
   mask = [False] * len(ids)
   end = 0
   for turn, (first, last) in enumerate(spans):
+    if not is_learnt[turn]:
+      continue
     # The tokens between `opened` and `closed` hold the reply and the stop id after it.
     opened = len(last_prompt)
     closed = len(ids)
@@ -383,6 +392,12 @@ def reply(
     for i in range(opened, end):
       mask[i] = True
   return ids[:end], mask[:end], len(last_prompt)
+
+
+def learnt_replies(turns: Sequence[Message] | None, loss: Loss) -> list[bool]:
+  """Returns whether each reply in a prompt carries loss: none with "last", or those not marked."""
+  replies = [message for message in turns or () if message["role"] == "assistant"]
+  return [loss == "all" and reply.get("train", True) for reply in replies]
 
 
 def _prompt_messages(

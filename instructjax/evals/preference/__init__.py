@@ -43,6 +43,7 @@ from typing import Any
 
 import jax
 
+from instructjax import rewards
 from instructjax.data.records import records, sources
 from instructjax.data.records.records import Comparison, Prompt
 from instructjax.errors import UserError, naming
@@ -97,11 +98,16 @@ def open_suite(config: EvalSettings) -> Suite:
       "config.preference.prompts is empty; give a file of held-out prompts, one JSON object a line"
     )
   tasks = {}
+  all_prompts: list[Prompt] = []
   with naming("config.preference.prompts", settings.prompts):
     for name, source in rows.named(settings.prompts, "prompts").items():
-      tasks[name] = _open_task(name, source, config)
+      prompts = sources.load(source, "prompt", folder=config.folder or None)
+      prompts = prompts[: config.limit or None]
+      tasks[name] = _open_task(name, prompts, config)
+      all_prompts += prompts
+    fields = rewards.fields_by_text(all_prompts)
   with naming("config.preference.judges", settings.judges):
-    opened_judges = judges.open_judges(config)
+    opened_judges = judges.open_judges(config, fields)
   with naming("config.preference.raters", settings.raters):
     raters = judges.open_raters(settings)
   check_records = []
@@ -132,10 +138,8 @@ def check_models(config: EvalSettings, models: Sequence[str]) -> None:
 # --- the prompts ---
 
 
-def _open_task(name: str, source: str, config: EvalSettings) -> Task:
-  """Reads the prompts of one file."""
-  prompts: list[Prompt] = sources.load(source, "prompt", folder=config.folder or None)
-  prompts = prompts[: config.limit or None]
+def _open_task(name: str, prompts: Sequence[Prompt], config: EvalSettings) -> Task:
+  """Returns the task of the prompts of one file."""
   # Long prompts are other tasks than short ones, so their length is a slice.
   quartiles = rates.quartiles([len(record.prompt) for record in prompts])
   items = []

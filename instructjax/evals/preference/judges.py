@@ -30,12 +30,12 @@ from instructjax.evals import rows, scorers, subject
 from instructjax.evals.preference import templates
 from instructjax.evals.preference.people import Labels, open_labels
 from instructjax.evals.tasks import Likelihood
-from instructjax.rewards import Reward, functions, judge, spec
+from instructjax.rewards import Fields, Reward, functions, judge, spec
 from instructjax.runs import origin, provenance
 from instructjax.settings import EvalSettings
 from instructjax.settings.evals import PreferenceSettings
 from instructjax.settings.subjects import AnyModelSettings
-from instructjax.system import user_code
+from instructjax.system import jsons, user_code
 
 # (prompt, response) to score or to rate; (prompt, first answer, second answer) to compare.
 Question = tuple[str, ...]
@@ -68,14 +68,20 @@ class Judge(NamedTuple):
   everywhere: bool = False
 
 
-def open_judges(config: EvalSettings) -> list[Judge | Labels]:
+def open_judges(
+  config: EvalSettings, fields: Mapping[str, Fields] | None = None
+) -> list[Judge | Labels]:
   """Opens the judges of config.preference.judges; our own models load at their first question.
+
+  `fields` has the further fields of prompts by their texts, for rewards of the user.
 
   Raises:
     UserError: whatever can be seen before that is wrong.
   """
   source_by_name = rows.named(config.preference.judges, "judge")
-  return [_open_judge(name, source, config) for name, source in source_by_name.items()]
+  return [
+    _open_judge(name, source, config, fields or {}) for name, source in source_by_name.items()
+  ]
 
 
 def open_raters(settings: PreferenceSettings) -> list[Judge | Labels]:
@@ -88,12 +94,14 @@ def open_raters(settings: PreferenceSettings) -> list[Judge | Labels]:
   return [_open_rater(name, source) for name, source in source_by_name.items()]
 
 
-def _open_judge(name: str, source: str, config: EvalSettings) -> Judge | Labels:
+def _open_judge(
+  name: str, source: str, config: EvalSettings, fields: Mapping[str, Fields]
+) -> Judge | Labels:
   kind, _, rest = source.partition(":")
   if kind == "labels":
     return open_labels(name, rest)
   if kind == "score":
-    return _scoring_judge(name, rest, config.model)
+    return _scoring_judge(name, rest, config.model, fields)
   if kind == "run" and not Path(rest).is_dir():
     raise UserError(
       f"config.preference.judges: {source}: no such directory; give the --workdir of a finished run"
@@ -110,7 +118,7 @@ def _open_judge(name: str, source: str, config: EvalSettings) -> Judge | Labels:
     )
   if origin.is_run(source) and origin.kind_of(source) == "policy":
     return _likelihood_judge(name, source, config)
-  return _scoring_judge(name, source, config.model)
+  return _scoring_judge(name, source, config.model, fields)
 
 
 def _open_rater(name: str, source: str) -> Judge | Labels:
@@ -131,7 +139,9 @@ def _open_rater(name: str, source: str) -> Judge | Labels:
 # --- kinds ---
 
 
-def _scoring_judge(name: str, source: str, model_settings: AnyModelSettings) -> Judge:
+def _scoring_judge(
+  name: str, source: str, model_settings: AnyModelSettings, fields: Mapping[str, Fields]
+) -> Judge:
   """Opens rewards as a judge.
 
   Our own models load when they are first asked, so that an evaluation whose judgements are all on
@@ -152,18 +162,25 @@ def _scoring_judge(name: str, source: str, model_settings: AnyModelSettings) -> 
   def ask(questions: Sequence[Question], stop: threading.Event) -> list[float]:
     prompts = [prompt for prompt, _ in questions]
     responses = [response for _, response in questions]
-    scores = rewards.score_texts(open_rewards(), prompts, responses)
+    asked = [fields.get(prompt, {}) for prompt in prompts]
+    scores = rewards.score_texts(open_rewards(), prompts, responses, asked)
     return rewards.total(open_rewards(), scores).tolist()
 
-  about = {"source": source, "sha256": [scorers.content(term) for term in terms]}
+  about: dict[str, Any] = {"source": source, "sha256": [scorers.content(term) for term in terms]}
+  if any(fields.values()) and any(term.kind in ("python", "http") for term in terms):
+    # Another right answer is another question.
+    about["fields"] = judge.digest(jsons.text(dict(fields), sort_keys=True))
   return Judge(name, SCORES, ask, about, everywhere=True)
 
 
 def _required_arguments(target: str) -> int:
-  """Returns how many arguments of a user's function have no default."""
+  """Returns how many arguments of a user's function have no default, not counting `fields`."""
   function, _ = user_code.find(target)
-  parameters = inspect.signature(function).parameters.values()
-  return sum(parameter.default is parameter.empty for parameter in parameters)
+  parameters = inspect.signature(function).parameters
+  return sum(
+    parameter.default is parameter.empty and name != functions.FIELDS
+    for name, parameter in parameters.items()
+  )
 
 
 def _python_judge(name: str, target: str, kind: str) -> Judge:

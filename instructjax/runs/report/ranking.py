@@ -12,6 +12,7 @@ from instructjax.runs.report.names import SLICES
 from instructjax.runs.report.page import Section
 
 REFERENCES = {
+  "longer": "the longer one",
   "vader": "VADER lexicon",
   "raters": "rater and rater",
   "ceiling": "noise ceiling",
@@ -25,6 +26,7 @@ LEAD_OF_DOMAINS = (
 ACCURACY_NOTE = "Dashed: chance. Dotted: the references in grey."
 # What the references are, as the note explains those that are there.
 REFERENCE_NOTES = {
+  "longer": "The longer one: how often people prefer the text with more characters.",
   "raters": "Rater and rater: two raters of the same texts.",
   "ceiling": "Noise ceiling: one half of the raters against the other.",
   "labelers": "Two labelers: of the same completions, pairs that neither ties.",

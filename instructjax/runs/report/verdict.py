@@ -17,6 +17,7 @@ POLICIES = ("ptx", "ppo")  # the better one according to the paper comes first
 # References of the reward model's accuracy in results.json, as a sentence calls them.
 REFERENCES = {
   "chance": "chance",
+  "longer": "the longer one wins",
   "vader": "VADER",
   "raters": "two raters agree",
   "ceiling": "noise ceiling",
@@ -84,10 +85,22 @@ def headline(run: Run) -> str:
   name, measured = ordering(run)
   accuracy = estimate(measured.get("pair_accuracy"))
   if accuracy:
-    return f"The {name} orders {page.with_ends(accuracy)} of held-out pairs as people do"
+    share = page.with_ends(accuracy)
+    return f"The {name} orders {share} of held-out pairs as people do{_beside(run)}"
   changes = [f"{fact.title} {fact.value}" for fact in curve_facts(run)]
   # A headline has room for three stages. A run with nothing but settings has only its name.
   return "; ".join(changes[:3]) or f"Run {run.name}"
+
+
+def _beside(run: Run) -> str:
+  """Returns what the accuracy of the reward model stands beside, in the headline."""
+  references = inside(run.results, "rm", "references")
+  parts = []
+  for name in ("chance", "longer"):
+    share = number(references.get(name))
+    if share is not None:
+      parts.append(f"{REFERENCES[name]} {page.percent(share)}")
+  return f"; {', '.join(parts)}" if parts else ""
 
 
 def against_sft(name: str, wins: Estimate) -> str:

@@ -104,6 +104,54 @@ def test_the_parts_of_a_batch():
   assert layout_for(learnt=0.5).learnt == 32
 
 
+def computed(groups, layouts):
+  """(layout, positions that a step on a batch of these groups computes)"""
+  layout = branches.fitting(groups, layouts)
+  batch = branches.pack(groups, layout)
+  parts = int((batch.valid > 0).any((0, 2)).sum())
+  return layout, parts * layout.rows * layout.length
+
+
+def of_completions(count, prompt=100, response=40):
+  """A group of `count` completions of a prompt, which differ from their first token on."""
+  rows = []
+  for number in range(count):
+    ids = np.concatenate([np.ones(prompt), np.full(response, 2 + number)]).astype(np.int32)
+    rows.append(Row(ids, prompt))
+  return branches.of_group(Group(tuple(rows), tuple(range(1, count + 1))))
+
+
+@pytest.mark.parametrize(("prompt", "response", "size"), [(100, 40, 8), (100, 40, 32), (4, 3, 8)])
+def test_one_record_of_nine_makes_no_step_of_pairs_dearer(prompt, response, size):
+  """A batch of pairs computes the positions that it computes where no record has nine."""
+  pair, nine = (of_completions(count, prompt, response) for count in (2, 9))
+  alone = branches.layouts([pair] * 159, size, shards=1)
+  beside = branches.layouts([pair] * 159 + [nine], size, shards=1)
+  assert len(alone) == 1 and len(beside) == 2
+  assert computed([pair] * size, beside) == computed([pair] * size, alone)
+  layout, _ = computed([pair] * (size - 1) + [nine], beside)
+  assert layout == beside[1].layout and layout.completions == 9
+  # The layout of all comparisons alone would compute more.
+  assert computed([pair] * size, beside[1:])[1] > computed([pair] * size, alone)[1]
+
+
+def test_a_second_layout_is_for_few_and_much_longer_groups():
+  short, long = of_completions(2), of_completions(9)
+  # Of batches of 8, 43 % are without any of ten in a hundred, which is less than a half.
+  assert len(branches.layouts([short] * 90 + [long] * 10, 8, 1)) == 1
+  assert len(branches.layouts([short] * 92 + [long] * 8, 8, 1)) == 2
+  # 180 of 220 tokens are more than three quarters.
+  assert len(branches.layouts([short] * 99 + [of_completions(3)], 8, 1)) == 1
+  assert len(branches.layouts([short], 8, 1)) == 1
+
+
+def test_a_process_with_rows_of_its_own_has_one_layout(monkeypatch):
+  """It does not see which groups the other processes have in a batch."""
+  monkeypatch.setattr(branches.sharding, "local_rows", lambda rows: range(rows // 2))
+  groups = [of_completions(2)] * 159 + [of_completions(9)]
+  assert branches.layouts(groups, 8, 1) == (branches.Fitting(460, branches.layout(groups, 8, 1)),)
+
+
 def test_a_group_that_does_not_fit_is_an_error():
   runs = [branches.of_group(group("123456", "223456"))]
   with pytest.raises(UserError, match="a row of 12 tokens does not fit in packed rows of 8"):

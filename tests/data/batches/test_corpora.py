@@ -15,7 +15,7 @@ from stage_runs import TUNE, leaves, metrics, ppo, pretrain, run, stop_after
 
 from instructjax import settings, sharding
 from instructjax.data.batches import corpora, pipeline
-from instructjax.data.records.records import Demonstration, Text
+from instructjax.data.records.records import Demonstration, Prompt, Text
 from instructjax.data.tokens import tokenizers
 from instructjax.errors import UserError
 from instructjax.plan import bench
@@ -145,7 +145,7 @@ def test_prompts_of_ppo_come_in_lengths(tmp_path):
   rows, found, batches = sixteen(tmp_path, "a.jsonl")
   assert sorted(batch.tokens.shape for batch in batches) == [(8, 8), (8, 8), (8, 16), (8, 16)]
   texts = [
-    found[ids[valid].tobytes()]
+    found[ids[valid].tobytes()].prompt
     for batch in batches
     for ids, valid in zip(batch.tokens, batch.valid)
   ]
@@ -167,7 +167,7 @@ def test_long_prompts_of_ppo_are_left_out_with_their_records_if_the_settings_say
   config = settings.replaced(config, {"data.long": "drop"})
   counts = {}
   texts, batches = ppo_stage.draw_prompts(config, sources, tokenizers.of_bytes(), None, counts)
-  assert texts == {ids([97, 98]): "ab", ids([99]): "c"}
+  assert texts == {ids([97, 98]): Prompt("ab"), ids([99]): Prompt("c")}
   assert batches(0).tokens.shape == (4, 4)
   assert corpora.facts(counts)[str(path)]["left_out"] == 1
   assert f"{path}: 3 prompts, 1 too long and left out\n" in capsys.readouterr().err

@@ -32,6 +32,7 @@ def test_a_cut_demonstration_has_no_end_and_is_counted():
     "endless": 1,
     "equal": 0,
     "empty": 0,
+    "unlearnt": 0,
     "changed": 0,
   }
   assert counts.sentence(numbers) == (

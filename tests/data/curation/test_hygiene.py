@@ -6,6 +6,7 @@ matter to any of them.
 
 import dataclasses
 import random
+import re
 import subprocess
 import sys
 
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 
 from instructjax.data.curation import contents, hygiene
 from instructjax.data.curation.hygiene import Hygiene
-from instructjax.data.records.records import Comparison, Demonstration, FewShot, Prompt
+from instructjax.data.records import records
+from instructjax.data.records.records import Comparison, Demonstration, FewShot, Prompt, transcript
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
 
@@ -193,6 +195,115 @@ def test_rows_without_a_user_go_by_their_prompt():
     a, b = Prompt(f"ask {i}"), Demonstration(f" ASK  {i}", "answer")
     assert hygiene.split_of(a, settings) == hygiene.split_of(b, settings)
   assert len({hygiene.split_of(Prompt(f"ask {i}"), settings) for i in range(30)}) == 3
+
+
+def chats(count, kind="turns"):
+  """Comparisons of the first and the second message of `count` chats that begin like each other."""
+  opening = "A question that is long enough to be a near-duplicate of all the other ones. " * 2
+  rows = []
+  for i in range(count):
+    first = {"role": "user", "content": f"{opening}Number {i}?"}
+    reply = {"role": "assistant", "content": "There."}
+    for turns in ([first], [first, reply, {"role": "user", "content": "And then?"}]):
+      held_turns = tuple(turns) if kind == "turns" else None
+      rows.append(Comparison(transcript(turns), ("x", "y"), (1, 2), turns=held_turns))
+  return rows
+
+
+@pytest.mark.parametrize("kind", ["turns", "a text"])
+def test_no_first_message_of_a_chat_is_in_two_splits(kind):
+  rows = [
+    dataclasses.replace(row, prompt=row.prompt.replace("A question", f"{i // 2} questions"))
+    for i, row in enumerate(chats(60, "a text"))
+  ]
+  if kind == "turns":
+    rows = [
+      records.parse([{**records.as_row(row), "prompt": as_chat(row.prompt)}], "comparison")[0]
+      for row in rows
+    ]
+  for seed in range(20):
+    splits = hygiene.divided(rows, Hygiene(seed=seed, valid=0.3, test=0.3))
+    messages = [{contents.first_message(row) for row in part} for part in splits.values()]
+    assert sum(map(len, messages)) == 60
+    assert [len(part) for part in splits.values()] == [2 * len(part) for part in messages]
+
+
+def as_chat(text):
+  turns = []
+  for name, content in zip(*[iter(re.split(r"\n\n(Human|Assistant): ", text)[1:])] * 2):
+    turns.append({"role": {"Human": "user", "Assistant": "assistant"}[name], "content": content})
+  turns[-1]["content"] = turns[-1]["content"].removesuffix("\n\nAssistant:")
+  return turns
+
+
+@pytest.mark.parametrize(
+  ("prompt", "message"),
+  [
+    ("Say hello.", "Say hello."),
+    ("\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Bye\n\nAssistant:", " Hi"),
+    ("Be kind.\n\nHuman: Hi\n\nAssistant:", " Hi"),
+    ("\n\nHuman: \n\nAssistant: Yes?\n\nHuman: Bye\n\nAssistant:", " Bye"),
+    ("Who wrote\n\nHuman: All Too Human?", "Who wrote\n\nHuman: All Too Human?"),
+  ],
+)
+def test_the_first_message_of_a_text(prompt, message):
+  assert contents.first_message(Prompt(prompt)) == message
+
+
+def test_the_first_message_of_a_chat_is_the_users():
+  turns = (
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Yes?"},
+    {"role": "user", "content": "Bye"},
+  )
+  assert contents.first_message(Prompt(transcript(turns), turns=turns)) == "Hi"
+  assert contents.first_message(Prompt(transcript(turns[:1]), turns=turns[:1])).startswith(
+    "Be kind"
+  )
+
+
+def test_a_group_ties_records_together_whatever_their_prompts_and_users():
+  rows = [
+    Prompt("a", group="tree"),
+    Prompt("b", group="tree", user="u"),
+    Prompt("c", user="u"),
+    Prompt("A "),
+    Prompt("d", user="v"),
+    Prompt("e", group="other"),
+  ]
+  assert hygiene.owners(rows) == ["group:tree"] * 4 + ["user:v", "group:other"]
+  assert sorted(hygiene.owners(rows[::-1])) == sorted(hygiene.owners(rows))
+  for seed in range(20):
+    flags = hygiene.held_out(rows, 0.5, seed)
+    assert len(set(flags[:4])) == 1
+
+
+def test_what_is_held_out_is_the_valid_split_of_that_share():
+  rows = [Prompt(f"ask {i}") for i in range(200)]
+  flags = hygiene.held_out(rows, 0.2, seed=3)
+  valid = hygiene.divided(rows, Hygiene(valid=0.2, test=0, seed=3))["valid"]
+  assert [row for row, flag in zip(rows, flags) if flag] == valid and 20 < len(valid) < 60
+  assert not any(hygiene.held_out(rows, 0.0))
+
+
+def test_shared_beginnings_are_counted():
+  training = [Prompt("Ask one "), *chats(1)[:1], Prompt("z", group="tree")]
+  rows = [Prompt("ask  one"), Prompt("ask two"), chats(1)[1], Prompt("y", group="tree")]
+  assert hygiene.shared(rows, training) == 3
+  assert hygiene.shared(rows, []) == 0
+
+
+def test_later_turns_of_a_kept_chat_are_no_duplicates():
+  rows = chats(5)
+  rest = hygiene.deduplicated(rows)
+  # All ten begin alike for 128 characters; one chat stays, and both of its turns.
+  assert len(rest) == 2 and len({contents.first_message(row) for row in rest}) == 1
+  assert rest[0].prompt != rest[1].prompt
+  asked = [Prompt(row.prompt, turns=row.turns, user=user) for row in rows for user in "ab"]
+  kept = hygiene.deduplicated(asked)
+  assert len(kept) == 2 and {row.prompt for row in kept} <= {row.prompt for row in rows}
+  assert sorted(hygiene.deduplicated(asked[::-1]), key=str) == sorted(kept, key=str)
 
 
 def test_organisations_that_would_tear_a_user_apart_are_named():

@@ -90,8 +90,9 @@ def test_open_assistant_siblings_become_comparisons(rows):
     {"role": "assistant", "content": "good"},
     {"role": "user", "content": "and now?"},
   ]
-  first_fields = {"id": "q", "turns": tuple(first)}
-  second_fields = {"id": "more", "turns": tuple(second)}
+  # Both chats are of the tree that begins with q.
+  first_fields = {"id": "q", "group": "q", "turns": tuple(first)}
+  second_fields = {"id": "more", "group": "q", "turns": tuple(second)}
   assert records.parse(rows, "comparison", SPELL["oasst"]) == [
     Comparison(HELLO, ("bad", "good", "fair"), (3, 1, 2), **first_fields)
   ]
@@ -231,7 +232,9 @@ def test_fields_map_any_source(tmp_path):
 
   both = "prompt=q, completion=answers.0.t, text=body"
   assert load("demonstration", both) == [Demonstration("Q", "A")]
-  assert load("prompt", both) == [Prompt("Q")]
+  # What a prompt file has besides may be what a reward needs, such as the right answer.
+  others = {"answers": [{"t": "A"}], "body": "B", "good": "g", "bad": "b"}
+  assert load("prompt", both) == [Prompt("Q", fields=others)]
   assert load("text", dict(pair.strip().split("=") for pair in both.split(",")))[0].text == "B"
   assert load("comparison", "chosen=good,rejected=bad") == [Comparison("own", ("g", "b"), (1, 2))]
   assert spellings.choose("", "text", "prompt=q") is None  # the mapping is for another kind

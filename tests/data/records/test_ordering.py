@@ -107,7 +107,19 @@ def test_the_agreement_of_labelers_is_a_reference():
   assert references["labelers"]["value"] == pytest.approx(10 / 11)
   assert references["bayes"]["value"] > 10 / 11
   alone = ordering.measure([[1.0, 0.0]], [ranked(1, 2, labeler="a")])["references"]
-  assert alone == {"chance": 0.5}
+  assert set(alone) == {"chance", "longer"}
+
+
+def test_the_longer_text_is_a_reference():
+  """Of four pairs the longer text is preferred in two, and in one both are as long: 2.5 of 4."""
+  texts = [("long", "s"), ("s", "long"), ("aa", "bb"), ("longer", "s")]
+  records = [Comparison(f"p{i}", pair, (1, 2)) for i, pair in enumerate(texts)]
+  measured = ordering.measure([[1.0, 0.0]] * 4, records)
+  assert measured["pair_accuracy"]["value"] == 1
+  longer = measured["references"]["longer"]
+  assert (longer["value"], longer["n"]) == (2.5 / 4, 4)
+  tied = ordering.measure([[1.0, 0.0]], [ranked(1, 1)])
+  assert tied["references"] == {"chance": 0.5}
 
 
 def test_pairs_of_the_same_row_do_not_count():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instructjax.data.records import files, records, sources
+from instructjax.data.records import files, formats, records, sources
 from instructjax.data.records.records import Demonstration, Prompt
 from instructjax.errors import UserError
 
@@ -420,3 +420,55 @@ def test_any_row_gives_records_or_a_user_error(row, kind):
     assert records.parse([row], kind)
   except UserError as error:
     assert str(error)
+
+
+# --- further fields of prompts ---
+
+
+def test_a_prompt_keeps_its_further_fields(tmp_path):
+  row = {"prompt": "2 + 2?", "answer": "4", "tests": [{"in": 1}], "user": "u", "fields": 1}
+  (record,) = records.parse([row], "prompt")
+  further = {"answer": "4", "tests": [{"in": 1}], "fields": 1}
+  assert record == Prompt("2 + 2?", user="u", fields=further)
+  assert records.as_row(record) == row
+  records.write(tmp_path / "x.jsonl", [record])
+  assert records.read(tmp_path / "x.jsonl", "prompt") == [record]
+  assert records.fingerprint([record]) != records.fingerprint([Prompt("2 + 2?", user="u")])
+
+
+@pytest.mark.parametrize(
+  ("field", "problem"),
+  [
+    ({"usr": "x"}, "usr: unknown field; did you mean 'user'?"),
+    ({"answer": ["\ud83d"]}, "answer: half a surrogate pair"),
+    ({"answer": {"\ud83d": 1}}, "answer: half a surrogate pair"),
+    ({"answer": float("inf")}, "answer: inf is no number that JSON has"),
+    ({"answer": {1, 2}}, "answer: holds a set"),
+    ({"k" * 101: 1}, "k" * 101 + ": unknown field"),
+  ],
+)
+def test_further_fields_that_cannot_be_kept(field, problem):
+  records_read, problems = records.scan([{"prompt": "a"} | field], "prompt")
+  assert not records_read and len(problems) == 1
+  assert problems[0].startswith(f"data:1: {problem}")
+
+
+def test_a_further_field_may_not_be_nested_without_end():
+  value = 1
+  for _ in range(21):
+    value = [value]
+  _, problems = records.scan([{"prompt": "a", "answer": value}], "prompt")
+  assert problems == ["data:1: answer: nested more than 20 deep; make it flatter"]
+
+
+def test_only_prompts_have_further_fields():
+  _, problems = records.scan([{"prompt": "a", "completion": "b", "answer": 1}], "demonstration")
+  assert len(problems) == 1 and problems[0].startswith("data:1: answer: unknown field")
+
+
+def test_a_mapping_of_the_prompt_keeps_the_other_columns():
+  row = {"question": "2 + 2?", "answer": "4", "id": 7, "users": 3, "image": b"x", "n": {"a": None}}
+  spell = formats.mapped({"prompt": "question"})
+  assert records.parse([row], "prompt", spell) == [
+    Prompt("2 + 2?", fields={"answer": "4", "n": {"a": None}})
+  ]

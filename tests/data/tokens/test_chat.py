@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from instructjax.data.batches import pipeline
+from instructjax.data.batches import packing, pipeline
+from instructjax.data.batches.counts import Counts, sentence
 from instructjax.data.records import formats, records
 from instructjax.data.records.records import Comparison, Demonstration, Prompt
 from instructjax.data.tokens import chat
@@ -102,6 +103,92 @@ def test_a_chat_is_written_and_read_again(tmp_path, demo):
   (again,) = records.read(tmp_path / "d.jsonl", "demonstration")
   assert (again.turns, again) == (demo[0].turns, demo[0])
   assert records.fingerprint([again]) == records.fingerprint(demo)
+
+
+@pytest.mark.parametrize("text", [PLAIN, MARKED])
+def test_the_loss_may_be_on_the_last_reply_alone(demo, text):
+  numbers = Counts()
+  (row,) = pipeline.demonstrations(
+    demo, TOK, prompt=20, response=9, template=template(text), loss="last", counts=numbers
+  )
+  assert row.ids.tolist() == ids("<s>sk\nuq\nAab</s>\nur\nAcd</s>")
+  assert row.ids[row.mask].tolist() == ids("cd</s>")
+  assert numbers.unlearnt == 1 and "; 1 earlier replies are not learnt" in sentence(numbers)
+
+
+def marked(**marks):
+  """CHAT with a third question and answer, where the reply of a number has a mark."""
+  messages = [dict(message) for message in (*CHAT, SAY("user", "t"), SAY("assistant", "ef"))]
+  for number, mark in marks.items():
+    messages[{"first": 2, "second": 4, "third": 6}[number]] |= mark
+  return messages
+
+
+@pytest.mark.parametrize("text", [PLAIN, MARKED])
+@pytest.mark.parametrize(
+  ("marks", "row_text", "learnt"),
+  [
+    ({"first": {"weight": 0}}, "Aab</s>\nur\nAcd</s>\nut\nAef</s>", "cd</s>ef</s>"),
+    ({"second": {"train": False}}, "Aab</s>\nur\nAcd</s>\nut\nAef</s>", "ab</s>ef</s>"),
+    ({"first": {"weight": 1}, "second": {"train": True}}, None, "ab</s>cd</s>ef</s>"),
+    # What follows the last reply that is learnt teaches nothing.
+    ({"third": {"weight": 0}}, "Aab</s>\nur\nAcd</s>", "ab</s>cd</s>"),
+    ({"second": {"weight": 0}, "third": {"train": False}}, "Aab</s>", "ab</s>"),
+  ],
+)
+def test_a_reply_may_be_left_out_of_the_loss(text, marks, row_text, learnt):
+  records_of_chat = records.parse(
+    [{"messages": marked(**marks)}], "demonstration", formats.messages
+  )
+  (row,) = pipeline.demonstrations(
+    records_of_chat, TOK, prompt=40, response=9, template=template(text)
+  )
+  row_text = row_text or "Aab</s>\nur\nAcd</s>\nut\nAef</s>"
+  assert row.ids.tolist() == ids("<s>sk\nuq\n" + row_text)
+  assert row.ids[row.mask].tolist() == ids(learnt)
+
+
+def test_marks_are_written_and_read_again(tmp_path):
+  (record,) = records.parse(
+    [{"messages": marked(first={"weight": 0})}], "demonstration", formats.messages
+  )
+  records.write(tmp_path / "d.jsonl", [record])
+  row = json.loads((tmp_path / "d.jsonl").read_text())
+  assert row["prompt"][2] == SAY("assistant", "ab") | {"train": False}
+  (again,) = records.read(tmp_path / "d.jsonl", "demonstration")
+  assert again.turns == record.turns
+
+
+@pytest.mark.parametrize(
+  ("marks", "problem"),
+  [
+    ({"first": {"weight": 0.5}}, "messages[2].weight: 0.5; give 1, or 0 for a reply to leave out"),
+    ({"first": {"weight": True}}, "messages[2].weight: True; give 1"),
+    ({"first": {"train": 0}}, "messages[2].train: 0; give true or false"),
+    (
+      {"first": {"weight": 0}, "second": {"weight": 0}, "third": {"train": False}},
+      "messages: no reply is to be",
+    ),
+  ],
+)
+def test_marks_that_say_nothing_are_named(marks, problem):
+  _, problems = records.scan([{"messages": marked(**marks)}], "demonstration", formats.messages)
+  assert len(problems) == 1 and problems[0].startswith(f"data:1: {problem}")
+
+
+def test_masks_stay_where_rows_are_packed():
+  """Two chats in one row: of the first the last reply is learnt, of the second the first one."""
+  chats = [
+    {"messages": marked(**marks)}
+    for marks in ({"first": {"weight": 0}}, {"second": {"train": False}, "third": {"train": False}})
+  ]
+  demonstrations = records.parse(chats, "demonstration", formats.messages)
+  rows = pipeline.demonstrations(demonstrations, TOK, prompt=40, response=9, template=template())
+  batch = pipeline.pad_demonstrations(rows, length=sum(len(row.ids) for row in rows))
+  packed = packing.pack_batch(batch, rows=1, parts=2)
+  tokens, mask = np.asarray(packed.tokens), np.asarray(packed.mask)
+  assert tokens[0][mask[0]].tolist() == ids("cd</s>ef</s>ab</s>")
+  assert not mask[1].any() and np.asarray(packed.valid)[0].max() == 2
 
 
 def test_hh_transcripts_become_turns():
