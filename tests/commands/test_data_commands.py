@@ -142,13 +142,12 @@ def test_check_lists_every_problem_of_every_file(data, tmp_path):
 def test_check_counts_what_it_does_not_list(data, tmp_path):
   """The 999 objects of an array were 4,997 lines once."""
   file = tmp_path / "x.json"
-  rows = [{"prompt": f"p{i}", "colour": "red"} for i in range(999)]
+  rows = [{"prompt": f"p{i}", "usr": "red"} for i in range(999)]
   file.write_text(json.dumps(rows, indent=2))
   code, out, err = data("check", file)
   assert (code, out) == (2, "")
   assert err.splitlines() == [
-    f"{file}[0].colour: unknown field; known are prompt, id, user, source, use_case, organisation, "
-    "consent, annotations (and 998 more like this)",
+    f"{file}[0].usr: unknown field; did you mean 'user'? (and 998 more like this)",
     "error: 999 problems in 1 of 1 file; correct the lines above",
   ]
 
@@ -216,6 +215,9 @@ def test_check_of_unknown_columns_is_one_sentence(data, tmp_path):
     "error: 1 problem in 1 of 1 file; correct the lines above",
   ]
   assert data("check", file, "--fields=prompt=question,completion=answer")[0] == 0
+  # The other columns of a prompt reach a reward, so nothing is left out.
+  code, _, err = data("check", file, "--fields=prompt=question", "--kind=prompt")
+  assert (code, err) == (0, "")
 
 
 def test_bad_answers_are_left_out_of_demonstrations_and_listed(data, tmp_path):

@@ -194,7 +194,9 @@ def counted(layout: Layout, left_out: LeftOut) -> Spelling:
     return Whole(spell_rows)
 
   def spell_row(row: Row, kind: str) -> Row:
-    count(row)
+    # With a mapping, the other columns of a prompt are its further fields.
+    if kind != "prompt" or layout.fields is None:
+      count(row)
     return spell(row, kind)
 
   return spell_row

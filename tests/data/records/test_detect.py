@@ -445,8 +445,13 @@ def test_a_mapping_takes_no_bad_answer_either(load):
 
 def test_a_message_that_is_not_to_be_learned_is_no_target(load):
   chat = [ASK, BAD | {"weight": 0}, ASK, GOOD | {"weight": 1}]
-  with pytest.raises(UserError, match=r"messages\[1\]\.weight: 0, but every reply"):
-    load({"messages": chat}, kind="demonstration")
+  (record,), _ = load({"messages": chat}, kind="demonstration")
+  assert record.completion == GOOD["content"]
+  assert [turn.get("train", True) for turn in record.turns] == [True, False, True]
+  (record,), _ = load({"messages": [*chat, ASK, BAD | {"train": False}]}, kind="demonstration")
+  assert record.completion == GOOD["content"]
+  with pytest.raises(UserError, match="no reply is to be learnt"):
+    load({"messages": chat[:2]}, kind="demonstration")
   assert load({"messages": chat}, kind="prompt")[0]
 
 
