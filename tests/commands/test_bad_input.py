@@ -74,7 +74,7 @@ def sft(refused, tmp_path):
       '{"prompt": "a", "completion": 3}\n',
       ["d.jsonl:1: completion: text is expected, this is a number"],
     ),
-    ('{"prompt": "a", "completion": "b", "labler": "x"}\n', ["d.jsonl:1: labler"]),
+    ('{"prompt": "a", "completion": "b", "labler": "x"}\n', ["d.jsonl: labler is no field"]),
     ("", ["config.data.demonstrations: ", "d.jsonl:1: an empty file, no records"]),
     (
       '{"prompt": "longer than twelve", "completion": "b"}\n',

@@ -211,7 +211,7 @@ def test_statistics_of_samples_by_hand(config):
   items = task.items[:2]
   table = summary.table(task._replace(items=items), {"m": task.score(items, [first, second])})["m"]
   assert (
-    task.ask(items[0])[0][2:] == (1.0, ("\n",), 4, 0.9, 0)
+    task.ask(items[0])[0][2:7] == (1.0, ("\n",), 4, 0.9, 0)
     and "4 samples at temperature 1, top-p 0.9" in task.about
   )
   assert table["toxicity"].value == pytest.approx((1.25 / 4 + (5 / 6) / 4) / 2)

@@ -77,7 +77,8 @@ def test_episodes_are_packed_as_in_a_run(source):
   length = prompt_columns + response_columns
   minibatch = config.batch // config.ppo.minibatches
   (_, scoring, update), _ = parts_of("ppo")
-  rows = ppo.rows_at_once(minibatch, length, config.ppo)
+  scored = ppo.rows_at_once(minibatch, length, config.ppo, learnt=False)
+  learnt = ppo.rows_at_once(minibatch, length, config.ppo, learnt=True)
   for number in range(3):
     batch = lengths.draws(source, prompt_columns, response_columns)(number, config.batch)
     columns = np.arange(length)
@@ -86,13 +87,13 @@ def test_episodes_are_packed_as_in_a_run(source):
     )
     mask = valid[:, prompt_columns:]
 
-    def count(episodes, valid=valid, mask=mask):
+    def count(episodes, rows, valid=valid, mask=mask):
       return int(
         packs.lay_out(jnp.asarray(valid[episodes]), jnp.asarray(mask[episodes]), rows).count
       )
 
-    assert trips.of_batch(config, scoring, batch) == {"parts": count(slice(None))}
+    assert trips.of_batch(config, scoring, batch) == {"parts": count(slice(None), scored)}
     minibatches = [slice(i, i + minibatch) for i in range(0, config.batch, minibatch)]
     assert trips.of_batch(config, update, batch) == {
-      "parts": np.mean([count(m) for m in minibatches])
+      "parts": np.mean([count(m, learnt) for m in minibatches])
     }

@@ -74,7 +74,7 @@ def test_the_headline_stands_beside_chance_and_length(labeled_run):
   assert line.startswith(value) and " of 25 pairs; chance 0.500, the longer one wins 0." in line
   page = report.write(labeled_run).read_text()
   longer = 100 * measured["references"]["longer"]["value"]
-  assert "of 25 held-out pairs as people do; chance 50.0" in page
+  assert ") of held-out pairs as people do; chance 50.0" in page
   assert f"the longer one wins {longer:.1f}" in page
 
 

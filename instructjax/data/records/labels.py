@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-from instructjax.data.records.preferences import ranks_of_pairs
 from instructjax.data.records.schemas import RecordError
 
 # How a text says that no completion is better than the others.
@@ -142,5 +141,8 @@ def of_pair_labels(labels: Any, count: int, values: Sequence[str], place: str) -
       pairs.append([i, j, 0])
     else:
       pairs.append([j, i] if better else [i, j])
+  # NumPy is slow to import, and the help of a command needs none.
+  from instructjax.data.records.preferences import ranks_of_pairs
+
   order = ranks_of_pairs(count, pairs)
   return {"pairs": pairs} if order is None else {"ranks": order}
