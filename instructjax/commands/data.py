@@ -320,7 +320,7 @@ def check(args: argparse.Namespace) -> None:
     if checked.problems.count:
       bad_files += 1
     else:
-      print(f"{file}: {checked.records} {checked.kind}s, no problem")
+      print(f"{file}: {_counted(checked.records, checked.kind)}, no problem")
       if checked.cuts:
         print(f"  {checked.cuts}")
   if total:

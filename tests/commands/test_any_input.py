@@ -265,7 +265,8 @@ def test_check_accounts_for_every_line_of_every_kind(tmp_path, kind, name, data)
   # What is said of the whole file has no number of a line.
   bad = {place for place in places if place.isdigit()}
   if code == 0:
-    assert out == [f"{path}: {lines_of(content)} {kind}s, no problem"]
+    count = lines_of(content)
+    assert out == [f"{path}: {count} {kind}{'' if count == 1 else 's'}, no problem"]
   else:
     assert all(line.startswith(f"{path}:") and line.isprintable() for line in err[:-1]) and places
   kept = tmp_path / "kept.jsonl"

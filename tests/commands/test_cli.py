@@ -184,7 +184,7 @@ def test_data_check_counts_and_lists_problems(tmp_path, capsys):
   file = tmp_path / "d.jsonl"
   file.write_text('{"prompt": "a", "completion": "b"}\n')
   assert cli.main(["data", "check", str(file), "--kind=demonstration"]) == 0
-  assert capsys.readouterr().out.strip().endswith("1 demonstrations, no problem")
+  assert capsys.readouterr().out.strip().endswith("1 demonstration, no problem")
   file.write_text('{"prompt": "a"}\n{"prompt": "", "completion": "b"}\n')
   assert cli.main(["data", "check", str(file), "--kind=demonstration"]) == 2
   error = capsys.readouterr().err

@@ -67,11 +67,11 @@ def test_check_of_several_kinds_of_files(data, tmp_path):
   code, out, err = data("check", *files)
   assert (code, err) == (0, "")
   assert [line.removeprefix(f"{tmp_path}/") for line in out.splitlines()] == [
-    "a: 1 prompts, no problem",
-    "b: 1 demonstrations, no problem",
+    "a: 1 prompt, no problem",
+    "b: 1 demonstration, no problem",
     "t: 2 texts, no problem",
-    "c: 1 comparisons, no problem",
-    "f: 1 few_shots, no problem",
+    "c: 1 comparison, no problem",
+    "f: 1 few_shot, no problem",
   ]
 
 
@@ -92,11 +92,11 @@ def test_check_with_a_tokenizer_says_what_the_stages_would_cut(data, tmp_path):
     "d: 2 demonstrations, no problem",
     "  1 completions, 1 cut (none ends, so the model never learns to stop: raise "
     "config.data.response); 0 pairs equal, 0 empty; 2 prompts, 1 too long",
-    "c: 1 comparisons, no problem",
+    "c: 1 comparison, no problem",
     "  3 completions, 2 cut; 1 pairs equal, 0 empty; 1 prompts, 0 too long",
-    "p: 1 prompts, no problem",
+    "p: 1 prompt, no problem",
     "  1 prompts, 0 too long",
-    "t: 1 texts, no problem",
+    "t: 1 text, no problem",
   ]
   code, out, err = data("check", tmp_path / "bad", *tokens)
   assert code == 2
@@ -125,7 +125,7 @@ def test_check_lists_every_problem_of_every_file(data, tmp_path):
   worse.write_text("not JSON\n")
   code, out, err = data("check", bad, good, worse, none)
   assert code == 2
-  assert out == f"{good}: 1 prompts, no problem\n"
+  assert out == f"{good}: 1 prompt, no problem\n"
   lines = err.splitlines()
   more = "(and 29 more like this)"
   assert lines == [
@@ -158,7 +158,7 @@ def test_check_and_convert_read_arrays_and_tables(data, tmp_path):
   table.write_text("prompt,completion\na,b\n")
   code, printed, err = data("check", array, table)
   assert (code, err) == (0, "")
-  assert printed == f"{array}: 2 prompts, no problem\n{table}: 1 demonstrations, no problem\n"
+  assert printed == f"{array}: 2 prompts, no problem\n{table}: 1 demonstration, no problem\n"
   assert data("convert", array, f"--out={out}")[1] == f"{out}: 2 prompts; 0 problems\n"
   assert out.read_text() == '{"prompt": "a"}\n{"prompt": "b"}\n'
 
@@ -243,7 +243,7 @@ def test_check_of_a_spelling(data, tmp_path):
   file.write_text('{"instruction": "i", "output": "o"}\n')
   assert data("check", file, "--spelling=alpaca")[:2] == (
     0,
-    f"{file}: 1 demonstrations, no problem\n",
+    f"{file}: 1 demonstration, no problem\n",
   )
   assert data("check", file, "--spelling=hh")[0] == 2
 
