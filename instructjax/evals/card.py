@@ -365,8 +365,10 @@ def _measured(results: Json, name: str, measure: str) -> Iterator[str]:
 
 
 def _number(metric: Json, plain: Json) -> str:
-  """Returns an estimate with its unit and, where it has one, its interval."""
+  """Returns an estimate with its unit and, where it has one, its interval; a dash if unknown."""
   value = page.estimate(plain)
+  if math.isnan(value.value):
+    return "–"
   text = _scaled(metric, value.value)
   if metric["percent"]:
     text += " %"

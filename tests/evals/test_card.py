@@ -128,3 +128,11 @@ def test_an_unknown_name_and_an_unfinished_run_are_refused(run, tmp_path):
     card.write(tmp_path, run.parent / "eval", "ptx", tmp_path / "a.md")
   with pytest.raises(UserError, match="results of nobody"):
     card.write(run, tmp_path, "ptx", tmp_path / "a.md")
+
+
+def test_an_unknown_difference_is_a_dash():
+  """As between two models of which one never answered: the rate of what it answered is unknown."""
+  metric = {"name": "right of answered", "percent": True, "decimals": 1}
+  unknown = {"value": None, "low": None, "high": None, "n": 0}
+  assert card._number(metric, unknown) == "–"
+  assert card._number(metric, {"value": 0.5, "low": None, "high": None, "n": 2}) == "50.0 %"
