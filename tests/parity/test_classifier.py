@@ -75,7 +75,11 @@ def test_a_long_prompt_is_read_in_pieces(tmp_path):
   long = "good bad " + "say " * 20
   pairs = [long, "say good"], [" fine", " fine"]
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-  parts = classifier.pieces(long, lambda part: len(tokenizer(part, "fine")["input_ids"]) <= 16)
+  tokens = classifier.tokens_of(tokenizer, long)
+  assert "".join(tokens) == long
+  parts = classifier.pieces(
+    long, lambda part: len(tokenizer(part, "fine")["input_ids"]) <= 16, tokens
+  )
   assert len(parts) == 3 and parts[0].startswith("good bad") and parts[-1].endswith("say ")
   shares = [float(direct(folder, part, "fine").softmax(-1)[2]) for part in parts]
   (scores,) = rewards.score_texts(rewards.open_all(f"{source},long=pieces", {}), *pairs).values()
