@@ -11,9 +11,9 @@ from instructjax.data.public import tone_measures
 from instructjax.data.records import records
 
 ASKED = {
-  one.prompt: one
+  record.prompt: record
   for path in sorted(Path("data").glob("test_prompts_*.jsonl"))
-  for one in records.read(path, "prompt")
+  for record in records.read(path, "prompt")
 }
 
 

@@ -8,7 +8,7 @@ column at a time, in turn, although they began at different times (`rollout`).
 Keys and values may be kept as integers, with a scale for each head and column (`models.int8`).
 
 A block lies in one piece of memory. Attention reads only the blocks in which some row holds
-something, and never has all scores at once.
+something, and never has all scores at once; but a CPU reads a short cache whole (`READ_AT_ONCE`).
 
 Dimensions: N blocks, b columns of a block, B rows, t new positions, H heads, K key/value heads,
 G = H / K queries for each key head, C head width.

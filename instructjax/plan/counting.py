@@ -265,11 +265,11 @@ def _runs(eqn: Any, trips: Mapping[str, float]) -> float:
   if eqn.primitive.name == "while":
     name = loop_name(eqn)
     if name not in trips:
-      known = ", ".join(sorted(trips)) or "none"
+      loop_names = ", ".join(sorted(trips)) or "none"
       what = f"named {name!r}" if name else 'outside of any jax.named_scope("trips:NAME")'
       raise ValueError(
         f"a while loop {what}{_place(eqn)} runs as often as its data say; trips are known of: "
-        f"{known}"
+        f"{loop_names}"
       )
     return trips[name]
   return 1

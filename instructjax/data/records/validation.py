@@ -257,8 +257,8 @@ def chat(place: str, messages: list[Any]) -> tuple[Message, ...]:
     if not isinstance(role, str) or not isinstance(content, str):
       raise RecordError(f"{place}[{index}]: role and content must be texts")
     if role not in (*SYSTEM, *ROLES):
-      known = ", ".join((*SYSTEM, *ROLES))
-      raise RecordError(f"{place}[{index}].role: {_excerpt(role)}; known are {known}")
+      roles_read = ", ".join((*SYSTEM, *ROLES))
+      raise RecordError(f"{place}[{index}].role: {_excerpt(role)}; known are {roles_read}")
     if role in SYSTEM and not content.strip():
       # Many chats begin with a system message that says nothing.
       continue

@@ -104,12 +104,12 @@ def rate_at_equal_length(
   point = fit(features, won, everything, np.array([strength]))[0]
   rate = float(sigmoid(at_equal_length @ point).mean())
   # The draws have next to no penalty: a slope that was shrunk is uncertain all the same.
-  drawn = _drawn_coefficients(draws, pair_votes, features, won)
-  drawn_rates = sigmoid(drawn @ at_equal_length.T).mean(axis=1)
+  resampled = _drawn_coefficients(draws, pair_votes, features, won)
+  drawn_rates = sigmoid(resampled @ at_equal_length.T).mean(axis=1)
   prompts = raw.clusters
   return {
     "rate": _with_ends(rate, drawn_rates, draws, pair_votes, raw),
-    "slope": intervals.with_ends(float(point[1]), drawn[:, 1], len(won), prompts),
+    "slope": intervals.with_ends(float(point[1]), resampled[:, 1], len(won), prompts),
     "support": support,
     "why": "",
   }
