@@ -84,9 +84,28 @@ def _matmul_backward(dtype, out, axis, saved, g):
   dx = _dot(g, w, dtype, over_outputs, _like(x))
   # The gradient has the axes of w: [I, O], or [O, I] where w was transposed.
   left, right = (x, g) if axis == 0 else (g, x)
-  over_rows = ((0,), (0,))
-  dw = _dot(left, right, dtype, over_rows, _like(w))
+  dw = _over_rows(left, right, dtype, _like(w))
   return dx.astype(x.dtype), dw.astype(w.dtype)
+
+
+def _over_rows(
+  a: Float[Array, "N A"],
+  b: Float[Array, "N B"],
+  dtype: str,
+  out: jax.P | None,
+) -> Float[Array, "A B"]:
+  """Returns a^T b, in float32."""
+  if dtype != "bfloat16" or sharding.is_sharded() or not sharding.is_on_cpu():
+    over_rows = ((0,), (0,))
+    return _dot(a, b, dtype, over_rows, out)
+  # XLA multiplies bfloat16 in the units of a CPU (AMX) only along rows of the first matrix. As it
+  # would undo a plain transpose, the numbers are laid out as a vector in between: two to three
+  # times as fast, on an Intel Xeon, as a product that XLA widens to float32.
+  count, width = a.shape
+  transposed = a.astype(dtype).T.reshape(width * count)
+  rows = jax.lax.optimization_barrier(transposed).reshape(width, count)
+  along_rows = ((1,), (0,))
+  return jax.lax.optimization_barrier(_dot(rows, b, dtype, along_rows, out))
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)

@@ -37,6 +37,17 @@ def test_products_and_their_gradients_round_the_operands_and_accumulate_in_float
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradients_of_a_product_with_a_transpose(dtype):
+  x, w, g = draw(0, 7, 300), draw(1, 5, 300), draw(2, 7, 5)
+  _, backward = jax.vjp(lambda x, w: blocks.matmul(x, w, dtype, None, 1), x, w)
+  dx, dw = backward(g)
+  x, w, g = (wide(a.astype(dtype)) for a in (x, w, g))
+  for got, expected in ((dx, g @ w), (dw, g.T @ x)):
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
 def test_a_bfloat16_weight_is_multiplied_in_bfloat16_whatever_the_dtype():
   x, w = draw(0, 1, 2, 16), draw(1, 16, 3).astype(jnp.bfloat16)
   y = blocks.linear({"w": w}, x, "float32")
