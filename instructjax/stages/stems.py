@@ -59,7 +59,7 @@ def kept_branches(lm: LM, trunk: Params, groups: Any, dtype: str) -> list[branch
   """
   check_kept(groups, trunk)
   shards = sharding.batch_shards()
-  layout = branches.layout(groups, rows_for(len(groups), shards), shards)
+  layout = branches.layout(groups, rows_for(len(groups), shards), shards, scored=True)
   slots = branches.slots_of(groups, layout)
   batch = branches.pack(groups, layout)
   compute = jax.jit(partial(_stem, lm, dtype=jnp.dtype(dtype)))

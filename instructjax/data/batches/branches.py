@@ -147,10 +147,13 @@ def _common_prefix(rows: Sequence[np.ndarray]) -> int:
 # --- the shape of a batch ---
 
 
-def layout(groups: Sequence[Branches], batch: int, shards: int, micro: int = 0) -> Layout:
+def layout(
+  groups: Sequence[Branches], batch: int, shards: int, micro: int = 0, *, scored: bool = False
+) -> Layout:
   """Returns the layout of batches of `batch` groups, for the longest and the shortest of all.
 
-  `shards` is the number of parts that the mesh splits rows into; see `layout_for` for `micro`.
+  `shards` is the number of parts that the mesh splits rows into; see `layout_for` for `micro` and
+  `scored`.
   """
   sizes = [len(group.ids) for group in groups]
   shares = [
@@ -164,6 +167,7 @@ def layout(groups: Sequence[Branches], batch: int, shards: int, micro: int = 0) 
     completions=max(len(group.last) for group in groups),
     learnt=max(shares, default=0.0),
     micro=micro,
+    scored=scored,
     labels=any(group.labels is not None for group in groups),
   )
 
@@ -206,18 +210,20 @@ def layout_for(
   completions: int,
   learnt: float = 0.0,
   micro: int = 0,
+  scored: bool = False,
   labels: bool = False,
 ) -> Layout:
   """Returns the layout of batches of `batch` groups of `shortest` to `longest` tokens.
 
   There are `micro` parts, each of as many rows as a part of `batch` / `micro` groups of the longest
-  takes. With 0 it has what `packs.rows_at_once` says for each of the `shards`.
+  takes. With 0 it has what `packs.rows_at_once` says for each of the `shards`, for groups that are
+  `scored` and not learnt from, or else for those that are.
   `learnt` is the largest share of the tokens of a group that a policy learns, and `labels` says
   whether the labels of pairs of some group are no ranking.
   """
   length = -(-longest // MULTIPLE) * MULTIPLE
   most = -(-batch // shards)  # rows of a device, where every group takes one
-  rows = -(-most // micro) if micro else packs.rows_at_once(most, length)
+  rows = -(-most // micro) if micro else packs.rows_at_once(most, length, learnt=not scored)
   return Layout(
     rows=rows * shards,
     parts=-(-most // rows),
