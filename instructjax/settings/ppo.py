@@ -17,7 +17,7 @@ from instructjax.settings.subjects import (
   MeshSettings,
   OptimizerSettings,
 )
-from instructjax.settings.supervised import TINY_MODEL, one_part
+from instructjax.settings.supervised import TINY_MODEL, neighbours, one_part
 
 
 @settings
@@ -33,6 +33,7 @@ class PromptAndTextData:
   template: str = subjects.template()
   prompt: int = subjects.prompt_tokens()
   long: Long = subjects.long()
+  together: int = subjects.together("prompts, such as two that ask for opposite tones,")
   buckets: int = setting(
     1,
     "Lengths that prompts are padded to, each half of the next; 1 pads all to `prompt`.",
@@ -133,6 +134,9 @@ class PPOSettings:
             f"config.sampling.{name}=int8 samples from a rounded model, whose log-probabilities "
             "no ratio may begin at; choose trainer",
           )
+    yield from neighbours(self.batch, self.data.together, self.data.long)
+    if self.data.buckets > 1 and self.data.together > 1:
+      yield "data.buckets", "the prompts of a batch have one length, so neighbours would be parted"
     if self.batch % self.ppo.minibatches:
       yield (
         "batch",

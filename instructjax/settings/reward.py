@@ -21,6 +21,7 @@ from instructjax.settings.supervised import (
   TINY_RUN,
   chosen_metric,
   held_out_twice,
+  neighbours,
   one_part,
 )
 
@@ -43,12 +44,7 @@ class ComparisonData:
   prompt: int = subjects.prompt_tokens()
   response: int = subjects.response_tokens()
   long: Long = subjects.long()
-  together: int = setting(
-    1,
-    "Neighbouring comparisons that are drawn together, such as two that rank the same texts.",
-    low=1,
-    high=1000,
-  )
+  together: int = subjects.together("comparisons, such as two that rank the same texts,")
   stems: bool = subjects.stems()
   separator: str = subjects.separator()
 
@@ -118,19 +114,12 @@ class RewardSettings:
       yield "margin_by", "there is no margin to count; set config.margin too"
     if self.normalise == "mean_and_std" and not self.data.demonstrations:
       yield "normalise", "give demonstrations to normalise on, config.data.demonstrations"
-    if self.batch % self.data.together:
-      yield "batch", f"choose a multiple of config.data.together={self.data.together}"
+    yield from neighbours(self.batch, self.data.together, self.data.long)
     if self.data.together > 1 and self.data.held_out:
       yield (
         "data.held_out",
         f"it would part the neighbours of config.data.together={self.data.together}; leave it 0, "
         "and give held-out comparisons in config.data.valid",
-      )
-    if self.data.together > 1 and self.data.long == "drop":
-      yield (
-        "data.long",
-        f"a prompt that is left out would part the neighbours of config.data.together="
-        f"{self.data.together}; leave it error, and take long prompts out of the file",
       )
 
 

@@ -105,6 +105,10 @@ def fields() -> Any:
   return setting("", sentence)
 
 
+def together(records: str) -> Any:
+  return setting(1, f"Neighbouring {records} that are drawn together.", low=1, high=1000)
+
+
 def template() -> Any:
   sentence = "The chat template: empty is plain text, chat the tokenizer's own, or a .jinja file."
   return setting("", sentence)

@@ -278,6 +278,18 @@ def one_part(top: int | None, lora: LoraSettings) -> Iterator[tuple[str, str]]:
     )
 
 
+def neighbours(batch: int, together: int, long: Long) -> Iterator[tuple[str, str]]:
+  """Yields the conflicts of records that are drawn together with their neighbours."""
+  if batch % together:
+    yield "batch", f"choose a multiple of config.data.together={together}"
+  if together > 1 and long == "drop":
+    yield (
+      "data.long",
+      f"a prompt that is left out would part the neighbours of config.data.together={together}; "
+      "leave it error, and take long prompts out of the file",
+    )
+
+
 def chosen_metric(
   best: str, metrics: tuple[str, ...], evaluates: bool
 ) -> Iterator[tuple[str, str]]:

@@ -25,7 +25,7 @@ from instructjax.runs import origin, writers
 from instructjax.runs.origin import Origin
 from instructjax.settings.method import KLSettings
 from instructjax.settings.ppo import PPOSettings
-from instructjax.stages import running, stems, trainable, trips
+from instructjax.stages import neighbours, running, stems, trainable, trips
 from instructjax.stages.wiring import (
   Part,
   Stage,
@@ -279,19 +279,12 @@ def kl_control(settings: KLSettings) -> Callable:
 def sampling_of(
   settings: PPOSettings, tokenizer: Tokenizer, template: chat.Template | None = None
 ) -> Sampling:
-  """How episodes are sampled: from the whole distribution, ended by the ids of the tokenizer.
-
-  The first of them closes a response that was cut, for the reward model: in a chat it is the one
-  that its template writes.
-  """
+  """How episodes are sampled: from the whole distribution, ended by the ids of the tokenizer."""
   rollout = settings.sampling
-  eos = tokenizer.eos
-  if template is not None:
-    eos = (template.end, *(token for token in eos if token != template.end))
   return Sampling(
     response=rollout.response,
     temperature=rollout.temperature,
-    eos=eos,
+    eos=chat.ends(tokenizer, template),
     banned=tokenizer.banned,
     whole=rollout.whole,
     weights=rollout.weights,
@@ -360,11 +353,18 @@ def draw_prompts(
   rows = corpora.rows(sources, rows_of_source)
   seed = keys.seed_for(settings.seed, "prompts")
   # A bucket holds prompts of one length; padding all to `prompt` needs no buckets.
-  mine = sharding.local_rows(settings.batch)
   lengths = buckets.lengths(data.prompt, data.buckets)
   if len(lengths) == 1:
     pad = partial(pipeline.pad_prompts, length=data.prompt)
-    return by_ids, pipeline.stream(rows, pad, size=settings.batch, seed=seed, mine=mine)
+    batches = neighbours.stream(
+      rows,
+      pad,
+      size=settings.batch,
+      together=data.together,
+      seed=seed,
+      name="prompts",
+    )
+    return by_ids, batches
   if isinstance(rows, Mixture):
     raise UserError(
       f"config.data.buckets={data.buckets}: the batches of a mixture hold prompts of all lengths; "
@@ -376,7 +376,7 @@ def draw_prompts(
     size=settings.batch,
     seed=seed,
     lengths=lengths,
-    mine=mine,
+    mine=sharding.local_rows(settings.batch),
   )
 
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from instructjax import reward, sharding, steps
 from instructjax.data.batches import branches, corpora, pipeline
-from instructjax.data.batches.mixture import Mixture, Rows
 from instructjax.data.records import ordering, places
 from instructjax.data.records.records import Comparison, report
 from instructjax.data.tokens import chat
@@ -24,7 +23,7 @@ from instructjax.runs import origin, writers
 from instructjax.runs.loop import Evaluate
 from instructjax.settings.dpo import DPOSettings
 from instructjax.settings.reward import RewardSettings
-from instructjax.stages import holding_out, running, stems, trainable
+from instructjax.stages import holding_out, neighbours, running, stems, trainable
 from instructjax.stages.wiring import (
   Part,
   Stage,
@@ -197,37 +196,6 @@ def packing_of(layouts: Sequence[branches.Fitting]) -> pipeline.Pad:
   return pad
 
 
-def draw_comparisons(
-  settings: RewardSettings, rows: Rows, pad: pipeline.Pad
-) -> Callable[[int], Any]:
-  """Batches of comparisons, where `config.data.together` neighbours are drawn as one.
-
-  Two neighbours may rank the same texts by opposite instructions. In one batch, what makes a text
-  good in itself cancels out of their gradients, and the instruction remains.
-
-  Raises UserError where the comparisons do not divide into neighbours, or are a mixture.
-  """
-  together = settings.data.together
-  seed = keys.seed_for(settings.seed, "comparisons")
-  if together == 1:
-    mine = sharding.local_rows(settings.batch)
-    return pipeline.stream(rows, pad, size=settings.batch, seed=seed, mine=mine)
-  if isinstance(rows, Mixture):
-    raise UserError(
-      f"config.data.together={together}: a mixture draws from its sources in turn, so there are no "
-      "neighbours; give one source, or files with commas between"
-    )
-  require_multiple(len(rows), together, "the number of comparisons", "config.data.together")
-  neighbours = [rows[first : first + together] for first in range(0, len(rows), together)]
-
-  def pad_neighbours(parts: Sequence[Sequence]) -> Any:
-    return pad([row for part in parts for row in part])
-
-  size = settings.batch // together
-  mine = sharding.local_rows(size)
-  return pipeline.stream(neighbours, pad_neighbours, size=size, seed=seed, mine=mine)
-
-
 def demonstration_rows(
   settings: RewardSettings,
   records: Sequence,
@@ -253,7 +221,7 @@ def scores_of_groups(
   one batch, whose parts are computed one after the other.
   """
   size = running.rows_for(len(groups), shards)
-  layout = branches.layout(groups, size, shards)
+  layout = branches.layout(groups, size, shards, scored=True)
   slots = branches.slots_of(groups, layout)
   batch = branches.pack(groups, layout)
   used = int(slots.part.max()) + 1
@@ -476,7 +444,14 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
     model = model._replace(params={})  # they are donated with the state
     if data.stems:
       groups = stems.kept_branches(model.lm, trunk, groups, settings.model.dtype)
-    draw = draw_comparisons(settings, groups, packing_of(layouts))
+    draw = neighbours.stream(
+      groups,
+      packing_of(layouts),
+      size=settings.batch,
+      together=settings.data.together,
+      seed=keys.seed_for(settings.seed, "comparisons"),
+      name="comparisons",
+    )
     measures = None
     if valid:
       scores_of = reward_scores(model.lm, [branches.of_group(group) for group in valid], shards)

@@ -1,22 +1,25 @@
-"""Comparisons that are drawn together: the same texts, ranked by opposite instructions."""
+"""Records that are drawn together: the same texts, or prompts, under opposite instructions."""
 
 import pytest
 
 from instructjax.data.batches.mixture import Mixture
 from instructjax.errors import UserError
-from instructjax.settings import RewardSettings, replaced
-from instructjax.stages import reward
+from instructjax.settings import PPOSettings, RewardSettings, replaced
+from instructjax.stages import neighbours
 
 
-def drawn_numbers(**changes):
-  """The numbers of the rows of the first four batches of eight comparisons."""
-  settings = replaced(RewardSettings(), {"batch": 4, **changes})
-  draw = reward.draw_comparisons(settings, range(8), list)
+def stream(rows, together):
+  return neighbours.stream(rows, list, size=4, together=together, seed=0, name="comparisons")
+
+
+def drawn_numbers(together):
+  """The numbers of the rows of the first four batches of eight rows."""
+  draw = stream(range(8), together)
   return [draw(number) for number in range(4)]
 
 
 def test_neighbours_are_drawn_together():
-  batches = drawn_numbers(**{"data.together": 2})
+  batches = drawn_numbers(2)
   for batch in batches:
     assert [second - first for first, second in zip(batch[::2], batch[1::2], strict=True)] == [1, 1]
     assert all(first % 2 == 0 for first in batch[::2])
@@ -27,17 +30,21 @@ def test_neighbours_are_drawn_together():
 
 
 def test_each_comparison_is_drawn_alone_by_default():
-  batches = drawn_numbers()
+  batches = drawn_numbers(1)
   assert sorted(batches[0] + batches[1]) == list(range(8))
   assert any(number % 2 for batch in batches for number in batch[::2])
 
 
 def test_neighbours_that_cannot_be_drawn_together_are_an_error():
-  with pytest.raises(UserError, match=r"config\.batch=4: .*together=3"):
-    drawn_numbers(**{"data.together": 3})
-  settings = replaced(RewardSettings(), {"batch": 4, "data.together": 2})
+  for settings in (RewardSettings(), PPOSettings()):
+    with pytest.raises(UserError, match=r"config\.batch=\d+: .*together=3"):
+      replaced(settings, {"data.together": 3})
+    with pytest.raises(UserError, match=r"config\.data\.long=drop: .*would part the neighbours"):
+      replaced(settings, {"data.together": 2, "data.long": "drop"})
+  with pytest.raises(UserError, match=r"config\.data\.buckets=2: .*would be parted"):
+    replaced(PPOSettings(), {"data.together": 2, "data.buckets": 2})
   with pytest.raises(UserError, match="number of comparisons=7 does not divide"):
-    reward.draw_comparisons(settings, range(7), list)
+    stream(range(7), 2)
   mixture = Mixture((range(4), range(4)), (1.0, 1.0))
   with pytest.raises(UserError, match=r"config\.data\.together=2: a mixture"):
-    reward.draw_comparisons(settings, mixture, list)
+    stream(mixture, 2)

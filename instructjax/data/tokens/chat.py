@@ -72,6 +72,17 @@ def about(template: Template) -> dict[str, str]:
   return {"text": template.text, "fingerprint": hashlib.sha256(template.text.encode()).hexdigest()}
 
 
+def ends(tokenizer: Tokenizer, template: Template | None) -> tuple[int, ...]:
+  """Returns the ids that end a response.
+
+  The first of them closes a response that was cut, for the reward model: in a chat it is the one
+  that its template writes.
+  """
+  if template is None:
+    return tokenizer.eos
+  return (template.end, *(token for token in tokenizer.eos if token != template.end))
+
+
 # --- finding ---
 
 
