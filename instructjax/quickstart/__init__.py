@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from instructjax.data.records.records import fingerprint
-from instructjax.quickstart import data, evaluation, tables
+from instructjax.quickstart import data, evaluation, tables, telling
 from instructjax.quickstart.models import leave_base, one_line, open_trained
 from instructjax.quickstart.recipe import data_folder, model_folder, runs
 from instructjax.runs import report, writers
@@ -51,6 +51,7 @@ def main(settings: Quickstart, workdir: str | Path, sinks: tuple[str, ...] = ())
   begun = time.perf_counter()
   stage_runs = runs(settings, workdir)
   names = list(stage_runs)
+  telling.begin(settings, workdir)
   # This directory has no stage of its own, so the sinks belong to those of the runs.
   with writers.open_run(workdir, to_dict(settings), seed=settings.seed):
     with timed(workdir, "set-up"):
@@ -64,6 +65,7 @@ def main(settings: Quickstart, workdir: str | Path, sinks: tuple[str, ...] = ())
       with timed(workdir, name):
         stage_run.run(stage_run.settings, folder, sinks)
       gather_metrics(workdir, names)
+      print(telling.learnt(name, writers.rows(folder / "metrics.jsonl")), flush=True)
     # Only the evaluation opens the models: each stage holds those that it needs, and no others.
     with timed(workdir, "evaluation"):
       trained = open_trained(settings, workdir)
@@ -82,6 +84,7 @@ def main(settings: Quickstart, workdir: str | Path, sinks: tuple[str, ...] = ())
   jsons.write(workdir / "results.json", results)
   page = report.write(workdir)
   tables.show(results, page)
+  telling.finish(workdir, measured.samples)
   return page
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from instructjax.data.public import tone
-from instructjax.data.records import records
-from instructjax.data.records.records import Comparison, Prompt, Text
+from instructjax.data.records import records, validation
+from instructjax.data.records.records import Comparison, Demonstration, Prompt, Text
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.settings.quickstart import QuickstartSettings
 
@@ -32,9 +34,37 @@ def write(settings: QuickstartSettings, folder: Path, tokenizer: Tokenizer) -> t
   # drawn would only cost time.
   enough = first_texts(tasks.text_train, tokenizer, settings.text_rows * settings.text)
   tasks = tasks._replace(text_train=enough)
+  if settings.system:
+    tasks = with_system_message(tasks, settings.system)
   folder.mkdir(parents=True, exist_ok=True)
   tone.write(folder, tasks)
   return tasks
+
+
+def with_system_message(tasks: tone.Tasks, text: str) -> tone.Tasks:
+  """Returns the tasks with every prompt as a chat: a system message, and the user's instruction."""
+
+  def as_chat(record: Any) -> Any:
+    messages = (
+      {"role": "system", "content": text},
+      {"role": "user", "content": record.prompt},
+    )
+    return dataclasses.replace(record, prompt=validation.transcript(messages), turns=messages)
+
+  chats: dict[str, Any] = {}
+  for name in ("demonstrations", "comparisons", "gold", "prompts"):
+    chats[name] = [as_chat(record) for record in getattr(tasks, name)]
+  for name in ("test_prompts", "test_comparisons"):
+    by_domain = getattr(tasks, name)
+    chats[name] = {
+      domain: [as_chat(record) for record in part] for domain, part in by_domain.items()
+    }
+  return tasks._replace(**chats)
+
+
+def instruction(prompt: Demonstration | Prompt) -> str:
+  """Returns what the user says in a prompt."""
+  return prompt.turns[-1]["content"] if prompt.turns else prompt.prompt
 
 
 def first_texts(texts: Sequence[Text], tokenizer: Tokenizer, tokens: int) -> list[Text]:
@@ -50,11 +80,11 @@ def first_texts(texts: Sequence[Text], tokenizer: Tokenizer, tokens: int) -> lis
   return chosen
 
 
-def test_prompts(folder: Path) -> list[Prompt]:
-  """Returns the prompts of the evaluation, one domain after the other."""
-  prompts: list[Prompt] = []
+def test_prompts(folder: Path) -> list[Demonstration]:
+  """Returns the prompts of the evaluation with the answers of people, one domain after another."""
+  prompts: list[Demonstration] = []
   for domain in tone.TEST:
-    prompts += records.read(folder / f"test_prompts_{domain}.jsonl", "prompt")
+    prompts += records.read(folder / f"test_prompts_{domain}.jsonl", "demonstration")
   return prompts
 
 

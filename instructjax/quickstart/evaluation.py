@@ -21,13 +21,19 @@ from jaxtyping import Float, Int
 from instructjax import intervals, likelihood
 from instructjax.data.batches import pipeline
 from instructjax.data.public import tone
-from instructjax.data.records.records import Prompt, Text
-from instructjax.quickstart import data, ranking, rows
+from instructjax.data.records.records import Demonstration, Text
+from instructjax.quickstart import data, judging, ranking, rows
 from instructjax.quickstart.answers import Answers, answerer
+from instructjax.quickstart.judging import Judged
 from instructjax.quickstart.models import Trained
 from instructjax.settings.quickstart import QuickstartSettings
 from instructjax.types import Demonstrations, Params
 
+# The authors of answers, as the tables have them: people's own sentences come last.
+BEST = "best_of_n"
+AUTHORS = ("base", "sft", BEST, "ppo", "ptx", "people")
+# They are compared with all others.
+RIVALS = ("sft", "base")
 # Tokens of a row of held-out text.
 TEXT_LENGTH = 64
 # Rows of held-out text whose logits are in memory together.
@@ -59,12 +65,26 @@ class Measured(NamedTuple):
 
 
 def evaluate(settings: QuickstartSettings, trained: Trained, folder: Path) -> Measured:
-  """Measures the models on the test data in a folder."""
+  """Measures the models, and what people wrote, on the test data in a folder."""
   prompts = data.test_prompts(folder)
   answer = answerer(settings, trained)
   answers = {}
   for name, policy in trained.policies.items():
     answers[name] = answer(policy, prompts)
+  texts = {name: answers[name].texts for name in answers}
+  texts["people"] = [prompt.completion for prompt in prompts]
+  # Best-of-n chooses among the answer of SFT and n - 1 others.
+  draws = ["sft"]
+  for draw in range(1, settings.best_of):
+    name = f"sft {draw}"
+    texts[name] = answer(trained.policies["sft"], prompts, draw).texts
+    draws.append(name)
+
+  judged = judging.judge(settings, trained, prompts, texts)
+  best_texts, best = judging.best_of([(texts[name], judged[name]) for name in draws])
+  for name in draws[1:]:
+    del texts[name], judged[name]
+  texts[BEST], judged[BEST] = best_texts, best
 
   held_out = data.held_out_text(folder)
   text_loss = text_loss_on(trained, held_out, settings.text_valid)
@@ -76,7 +96,7 @@ def evaluate(settings: QuickstartSettings, trained: Trained, folder: Path) -> Me
   comparisons = data.test_comparisons(folder)
   results = {
     "rm": ranking.measure(settings, trained, comparisons),
-    "models": policy_rows(answers, losses, slices(prompts)),
+    "models": author_rows(texts, judged, answers, losses, slices(prompts)),
     "notes": list(NOTES),
   }
   metrics = []
@@ -85,49 +105,78 @@ def evaluate(settings: QuickstartSettings, trained: Trained, folder: Path) -> Me
     for step, loss in ((0, loss_at_start), (settings.iterations, losses[name])):
       point = {"step": step, "stage": name, "eval/pretrain_nll": float(loss.mean())}
       metrics.append(point)
-  return Measured(results, sample_rows(prompts, answers), metrics)
+  return Measured(results, sample_rows(prompts, texts, judged), metrics)
 
 
-# --- the policies ---
+# --- the policies and people ---
 
 
-def policy_rows(
+def author_rows(
+  texts: dict[str, list[str]],
+  judged: dict[str, Judged],
   answers: dict[str, Answers],
   losses: dict[str, Float[np.ndarray, " N"]],
   members_by_slice: dict[str, Int[np.ndarray, " n"]],
 ) -> dict[str, dict[str, Any]]:
-  """Returns `models` of results.json: every measure of every policy with its interval."""
-  sft_gold = answers["sft"].scores["gold"]
+  """Returns `models` of results.json: every measure of every author with its interval."""
   rows_by_name = {}
-  for name, answer in answers.items():
-    gold = answer.scores["gold"]
+  for name in AUTHORS:
+    verdict = judged[name]
+    is_empty = np.asarray([not text for text in texts[name]])
     values = {
-      "score": answer.scores["reward"],
-      "gold": gold,
-      "follows": answer.follows,
-      "kl": answer.kl,
-      "length": answer.length,
-      "eos_rate": answer.ended,
-      "pretrain_nll": losses[name],
+      "score": verdict.scores["reward"],
+      "gold": verdict.scores["gold"],
+      "follows": verdict.follows,
+      "directed": judging.directed(verdict),
+      "empty": is_empty.astype(np.float64),
+      "repeated": judging.repeated(texts[name]),
     }
+    for direction in tone.DIRECTIONS:
+      values[f"follows_{direction}"] = verdict.follows[members_by_slice[direction]]
+    # What people wrote was not sampled, and best-of-n is no model of its own.
+    if name in answers:
+      answer = answers[name]
+      values |= {
+        "kl": answer.kl,
+        "length": answer.length,
+        "eos_rate": answer.ended,
+        "pretrain_nll": losses[name],
+      }
     row: dict[str, Any] = {}
     for measure, column in values.items():
       row[measure] = intervals.mean(column)._asdict()
-
-    # A prompt is won where the response has a higher gold score than that of the SFT model, which
-    # has no win rate against itself.
-    if name != "sft":
-      row["win_rate_vs_sft"] = intervals.win_rate(gold, sft_gold)._asdict()
-      wins_by_slice = {}
-      for part, members in members_by_slice.items():
-        wins = intervals.win_rate(gold[members], sft_gold[members])
-        wins_by_slice[part] = wins._asdict()
-      row["win_rate_by_slice"] = wins_by_slice
+    row["distinct"] = judging.distinct(texts[name])
+    for rival in RIVALS:
+      if name != rival:
+        row |= wins_against(rival, name, texts, judged, members_by_slice)
     rows_by_name[name] = row
   return rows_by_name
 
 
-def slices(prompts: Sequence[Prompt]) -> dict[str, Int[np.ndarray, " n"]]:
+def wins_against(
+  rival: str,
+  name: str,
+  texts: dict[str, list[str]],
+  judged: dict[str, Judged],
+  members_by_slice: dict[str, Int[np.ndarray, " n"]],
+) -> dict[str, Any]:
+  """Returns how often an author has the higher gold score, on all prompts and on slices of them."""
+  ours = judged[name].scores["gold"]
+  theirs = judged[rival].scores["gold"]
+  by_slice = {}
+  for part, members in members_by_slice.items():
+    by_slice[part] = intervals.win_rate(ours[members], theirs[members])._asdict()
+  # An empty answer is easily beaten.
+  both = [bool(a and b) for a, b in zip(texts[name], texts[rival], strict=True)]
+  answered = np.flatnonzero(both)
+  return {
+    f"win_rate_vs_{rival}": intervals.win_rate(ours, theirs)._asdict(),
+    f"win_rate_vs_{rival}_by_slice": by_slice,
+    f"win_rate_vs_{rival}_answered": intervals.win_rate(ours[answered], theirs[answered])._asdict(),
+  }
+
+
+def slices(prompts: Sequence[Demonstration]) -> dict[str, Int[np.ndarray, " n"]]:
   """Returns the numbers of the prompts of each domain, and of each direction."""
   # Each prompt is in two slices.
   domains = np.asarray([prompt.source for prompt in prompts])
@@ -140,19 +189,22 @@ def slices(prompts: Sequence[Prompt]) -> dict[str, Int[np.ndarray, " n"]]:
   return members
 
 
-def sample_rows(prompts: Sequence[Prompt], answers: dict[str, Answers]) -> list[dict[str, Any]]:
-  """Returns a line of samples.jsonl for each prompt: what every policy says, and its scores."""
+def sample_rows(
+  prompts: Sequence[Demonstration], texts: dict[str, list[str]], judged: dict[str, Judged]
+) -> list[dict[str, Any]]:
+  """Returns a line of samples.jsonl for each prompt: what everybody says, and the scores."""
   lines = []
   for number, prompt in enumerate(prompts):
     responses = {}
     scores = {}
     gold_scores = {}
-    for name, answer in answers.items():
-      responses[name] = answer.texts[number]
-      scores[name] = round(float(answer.scores["reward"][number]), 3)
-      gold_scores[name] = round(float(answer.scores["gold"][number]), 3)
+    for name in AUTHORS:
+      verdict = judged[name].scores
+      responses[name] = texts[name][number]
+      scores[name] = round(float(verdict["reward"][number]), 3)
+      gold_scores[name] = round(float(verdict["gold"][number]), 3)
     line = {
-      "prompt": prompt.prompt,
+      "prompt": data.instruction(prompt),
       "domain": prompt.source,
       "use_case": prompt.use_case,
       "responses": responses,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from instructjax import models
-from instructjax.data.tokens import tokenizers
+from instructjax.data.tokens import chat, tokenizers
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.models import freeze
@@ -36,6 +36,7 @@ class Trained(NamedTuple):
 
   lm              the functions that all of them share
   tokenizer       ends a response at a new line
+  template        the chat template of the prompts, None for plain text
   dtype           the type of matrix products
   trunk           what no stage has trained
   reference       the trained part of REFERENCE
@@ -45,6 +46,7 @@ class Trained(NamedTuple):
 
   lm: LM
   tokenizer: Tokenizer
+  template: chat.Template | None
   dtype: str
   trunk: Params
   reference: Params
@@ -131,6 +133,7 @@ def open_trained(settings: QuickstartSettings, workdir: Path) -> Trained:
   # A whole model is 0.5 GB in float32, so one is let go before the next is opened.
   base = open_policy("base")
   lm, tokenizer = base.lm, base.tokenizer
+  template = origin.chat_template(settings.template, base.about, tokenizer)
   trunk, base_part = split(base.params)
   del base
   trained_parts = {"base": base_part}
@@ -149,6 +152,7 @@ def open_trained(settings: QuickstartSettings, workdir: Path) -> Trained:
   return Trained(
     lm=lm,
     tokenizer=tokenizer,
+    template=template,
     dtype=settings.dtype,
     trunk=trunk,
     reference=trained_parts.pop(REFERENCE),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from instructjax.data.batches import branches, pipeline
-from instructjax.data.public import tone_measures
+from instructjax.data.public import tone, tone_measures
 from instructjax.data.records import ordering
 from instructjax.data.records.records import Comparison
 from instructjax.quickstart.models import Trained
@@ -54,10 +54,17 @@ def measure(
   records = records[:count]
   reward_scores = scores["reward"][:count]
   gold_scores = scores["gold"][:count]
+  by_direction = {}
+  for direction in tone.DIRECTIONS:
+    numbers = [number for number in range(count) if records[number].use_case == direction]
+    by_direction[direction] = accuracy(
+      [reward_scores[number] for number in numbers], [records[number] for number in numbers]
+    )
   return {
     "pair_accuracy": accuracy(reward_scores, records),
     "gold_pair_accuracy": accuracy(gold_scores, records),
     "by_domain": by_domain,
+    "by_direction": by_direction,
     "references": references(records),
     "calibration": calibration(reward_scores, records),
   }
@@ -94,6 +101,7 @@ def score(
     trained.tokenizer,
     prompt=settings.prompt,
     response=settings.response,
+    template=trained.template,
   )
   packable = [branches.of_group(group) for group in groups]
   # The trunk is the same for all models, so it reads the rows once.

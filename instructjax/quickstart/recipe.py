@@ -73,6 +73,7 @@ def shared(settings: QuickstartSettings) -> dict[str, Any]:
     "model.unroll": settings.unroll,
     # Six small blocks fit into memory as they are.
     "model.remat": "none",
+    "data.template": settings.template,
     "data.prompt": settings.prompt,
     # The lower blocks never change: what they make of a row of data is computed once and kept.
     "data.stems": settings.top is not None,
@@ -104,6 +105,7 @@ def sft_settings(settings: QuickstartSettings, workdir: Path) -> SFTSettings:
     "model.source": str(model_folder(workdir, "base")),
     "epochs": settings.sft_epochs,
     "batch": settings.sft_batch,
+    "rows_at_once": settings.rows_at_once,
   }
   return replaced(SFTSettings(), changes)
 
@@ -115,6 +117,7 @@ def rl_init_settings(settings: QuickstartSettings, workdir: Path) -> RLInitSetti
     "data.text": data_file(workdir, "text_train"),
     "epochs": settings.sft_epochs,
     "batch": settings.sft_batch,
+    "rows_at_once": settings.rows_at_once,
     "text_share": settings.text_share,
   }
   return replaced(RLInitSettings(), changes)
@@ -141,6 +144,8 @@ def ppo_settings(settings: QuickstartSettings, workdir: Path, ptx_coef: float) -
     "rl_init": str(model_folder(workdir, "rl_init")),
     "reward_model": str(model_folder(workdir, "reward")),
     "data.prompts": data_file(workdir, "prompts"),
+    # The same instruction comes twice in a row, to praise and to criticise.
+    "data.together": 2,
     "data.text": data_file(workdir, "text_train"),
     "data.length": settings.text,
     "sampling.response": settings.response,
@@ -153,6 +158,7 @@ def ppo_settings(settings: QuickstartSettings, workdir: Path, ptx_coef: float) -
     "missing_eos.kind": "subtract",
     "missing_eos.value": settings.eos_penalty,
     "ppo.minibatches": settings.minibatches,
+    "ppo.rows_at_once": settings.rows_at_once,
     "ppo.ptx_coef": ptx_coef,
     "ppo.ptx_micro": settings.ptx_micro,
     "ppo.ema_decay": settings.ema_decay,

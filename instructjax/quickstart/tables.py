@@ -10,16 +10,27 @@ from instructjax.intervals import Estimate
 from instructjax.system import tables
 from instructjax.system.tables import Table
 
-# The measures of the policies that are printed, and their decimals.
-DIGITS = {
-  "score": 2,
-  "gold": 2,
-  "follows": 3,
-  "kl": 2,
-  "length": 1,
-  "eos_rate": 3,
-  "pretrain_nll": 3,
+# The measures that are printed, how they are called, and their decimals.
+MEASURES = {
+  "follows_praise": ("asked to praise: follows (VADER)", 3),
+  "follows_criticise": ("asked to criticise: follows (VADER)", 3),
+  "directed": ("asked both ways: praise is the nicer (gold)", 3),
+  "gold": ("gold score", 2),
+  "score": ("reward-model score", 2),
+  "empty": ("empty answers", 3),
+  "repeated": ("answers that another prompt got too", 3),
+  "distinct": ("distinct 2-grams", 3),
+  "length": ("length, tokens", 1),
+  "kl": ("KL to rl_init, nats", 1),
+  "pretrain_nll": ("held-out text, nats a token", 3),
 }
+# The win rates that are printed, and how they are called.
+WINS = {
+  "win_rate_vs_sft": "gold win rate against sft",
+  "win_rate_vs_sft_answered": "of these, where both answered",
+  "win_rate_vs_base": "gold win rate against base",
+}
+NOTHING = "–"
 
 
 def show(results: dict[str, Any], page: Path) -> None:
@@ -58,29 +69,27 @@ def ranking_table(rm: dict[str, Any]) -> Table:
 
 
 def policy_table(models: dict[str, Any]) -> Table:
-  """Returns a line for each measure, with a column for each policy."""
+  """Returns a line for each measure, with a column for each author of answers."""
   rows: list[tuple[Any, ...]] = []
-  for measure, digits in DIGITS.items():
+  for measure, (title, digits) in MEASURES.items():
+    values = [number(row.get(measure)) for row in models.values()]
+    cells = [NOTHING if value is None else f"{value:.{digits}f}" for value in values]
+    rows.append((title, *cells))
+  # Of the win rates the interval counts: does it contain a half?
+  for measure, title in WINS.items():
     cells = []
     for row in models.values():
-      value = row[measure]["value"]
-      cells.append(f"{value:.{digits}f}")
-    # All models have answered the same prompts and read the same texts.
-    n = counted(models["sft"][measure])
-    rows.append((measure, n, *cells))
-  # Of the win rate the interval counts: does it contain a half?
-  wins = []
-  n = ""
-  for row in models.values():
-    if "win_rate_vs_sft" not in row:
-      wins.append("–")  # nobody wins against themselves
-      continue
-    wins.append(with_interval(row["win_rate_vs_sft"]))
-    n = counted(row["win_rate_vs_sft"])
-  rows.append(("gold win rate against sft", n, *wins))
+      # Nobody wins against themselves.
+      cells.append(with_interval(row[measure]) if measure in row else NOTHING)
+    rows.append((title, *cells))
   prompts = models["sft"]["gold"]["n"]
-  title = f"Policies on {prompts} prompts that no training saw"
-  return Table(title, ("", "n", *models), rows)
+  title = f"Answers to {prompts} prompts that no training saw, half of each direction"
+  return Table(title, ("", *models), rows)
+
+
+def number(value: Any) -> float | None:
+  """Returns a number, or that of an estimate."""
+  return value["value"] if isinstance(value, dict) else value
 
 
 def counted(estimate: dict[str, Any]) -> str:

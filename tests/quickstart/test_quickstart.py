@@ -14,7 +14,9 @@ from instructjax import quickstart
 from instructjax.data.public import tone
 from instructjax.data.records.records import Comparison, Text
 from instructjax.models import llama, save
-from instructjax.quickstart import data, ranking, recipe, tables
+from instructjax.quickstart import data, judging, ranking, recipe, tables, telling
+from instructjax.quickstart.judging import Judged
+from instructjax.quickstart.models import POLICIES
 from instructjax.runs import loop, origin
 from instructjax.runs.checkpoint import Checkpoints
 from instructjax.settings.subjects import ModelSettings
@@ -24,13 +26,14 @@ TINY = dataclasses.replace(
   top=1,
   dtype="float32",
   unroll=1,
-  prompt=64,
+  prompt=96,
   response=16,
   text=24,
   demonstrations=32,
   comparisons=8,
   gold=8,
-  test_prompts=3,
+  test_prompts=4,
+  best_of=2,
   test_comparisons=4,
   text_rows=32,
   text_valid=4,
@@ -40,6 +43,11 @@ TINY = dataclasses.replace(
   ptx_ratio=2,
   ptx_micro=1,
 )
+TEMPLATE = (
+  "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '<|end|>' }}"
+  "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+PARTS_OF_WINS = ("", "_answered", "_by_slice")
 NAMES = ["sft", "rl_init", "reward", "gold", "ppo", "ptx"]
 MODEL = ModelSettings(dtype="float32", remat="none")
 
@@ -69,7 +77,9 @@ def model(tmp_path_factory):
   )
   save(folder, config, llama.llama(config).init(jax.random.key(0)))
   tokenizer.save(str(folder / "tokenizer.json"))
-  (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
+  (folder / "tokenizer_config.json").write_text(
+    json.dumps({"eos_token": "<|end|>", "chat_template": TEMPLATE})
+  )
   return folder
 
 
@@ -98,31 +108,43 @@ def finished(model, tmp_path_factory):
 
 def test_results_are_complete(finished):
   workdir, results = finished
-  assert set(results["models"]) == {"base", "sft", "ppo", "ptx"}
+  assert list(results["models"]) == ["base", "sft", "best_of_n", "ppo", "ptx", "people"]
   for name, row in results["models"].items():
-    measures = {"score", "gold", "follows", "kl", "length", "eos_rate", "pretrain_nll"}
-    assert row["pretrain_nll"]["n"] == 4
-    if name == "sft":  # nobody wins against themselves
-      assert set(row) == measures
-      continue
-    assert set(row) == {*measures, "win_rate_vs_sft", "win_rate_by_slice"}
-    wins = row["win_rate_vs_sft"]
-    assert wins["n"] == 9
-    assert 0 <= wins["low"] <= wins["high"] <= 1
-    assert set(row["win_rate_by_slice"]) == {*tone.TEST, *tone.DIRECTIONS}
-  rates = tables.policy_table(results["models"]).rows[-1]
-  assert rates[:2] == ("gold win rate against sft", "9")
-  assert rates[3] == "–" and all(" to " in rate for rate in (rates[2], *rates[4:]))
+    judged = {"score", "gold", "directed", "empty", "repeated", "distinct"}
+    judged |= {"follows", "follows_praise", "follows_criticise"}
+    # What people wrote was not sampled, and best-of-n is no model of its own.
+    sampled = {"kl", "length", "eos_rate", "pretrain_nll"} if name in POLICIES else set()
+    # Nobody wins against themselves.
+    rivals = [rival for rival in ("sft", "base") if rival != name]
+    wins = {f"win_rate_vs_{rival}{part}" for rival in rivals for part in PARTS_OF_WINS}
+    assert set(row) == judged | sampled | wins
+    assert row["gold"]["n"] == 12 and row["directed"]["n"] == 6
+    assert row["follows_praise"]["n"] == row["follows_criticise"]["n"] == 6
+    for rival in rivals:
+      rate = row[f"win_rate_vs_{rival}"]
+      assert rate["n"] == 12 and 0 <= rate["low"] <= rate["high"] <= 1
+      assert row[f"win_rate_vs_{rival}_answered"]["n"] <= 12
+      assert set(row[f"win_rate_vs_{rival}_by_slice"]) == {*tone.TEST, *tone.DIRECTIONS}
+  people = results["models"]["people"]
+  assert people["empty"]["value"] == 0
+  # Of several answers the one with the highest score was chosen, and SFT's is one of them.
+  best = [sample["scores"]["best_of_n"] for sample in rows(workdir / "samples.jsonl")]
+  first = [sample["scores"]["sft"] for sample in rows(workdir / "samples.jsonl")]
+  assert all(ours >= theirs for ours, theirs in zip(best, first, strict=True)) and best != first
+  rates = tables.policy_table(results["models"]).rows[-3]
+  assert rates[0] == "gold win rate against sft"
+  assert rates[2] == "–" and all(" to " in rate for rate in (rates[1], *rates[3:]))
   accuracies = tables.ranking_table(results["rm"]).rows
   pairs, prompts = (results["rm"]["pair_accuracy"][name] for name in ("n", "clusters"))
   assert pairs > prompts and accuracies[0][2] == f"{pairs} in {prompts}"
   assert list(results["rm"]["by_domain"]) == ["movies", "tweets", "amazon"]
+  assert list(results["rm"]["by_direction"]) == ["praise", "criticise"]
   assert sum(row["n"] for row in results["rm"]["calibration"]) > 0
   assert results["seed"] == 0
   assert results["peak_rss_gb"] > 0
   assert set(results["seconds"]) == {"set-up", *NAMES, "evaluation", "total"}
   samples = rows(workdir / "samples.jsonl")
-  assert len(samples) == 9
+  assert len(samples) == 12
   assert all(set(sample["responses"]) == set(results["models"]) for sample in samples)
 
 
@@ -259,3 +281,51 @@ def test_calibration_counts_pairs_by_their_probability():
   np.testing.assert_allclose(
     [row["p"] for row in table], [1 / (1 + np.exp(-1)), 1 / (1 + np.exp(-2))]
   )
+
+
+def judged(reward, gold, crossed):
+  """Verdicts about four answers, to two instructions."""
+  scores = {"reward": np.asarray(reward), "gold": np.asarray(gold)}
+  return Judged(scores, np.asarray(crossed), np.asarray(gold))
+
+
+def test_the_praise_is_directed_where_gold_finds_it_the_more_positive():
+  # Praise, criticism, praise, criticism; both criticisms under the prompt that asks for praise.
+  verdict = judged([0, 0, 0, 0], [1.0, 9.0, 2.0, 9.0], [0.5, 3.0])
+  assert judging.directed(verdict).tolist() == [1, 0]
+  assert judging.directed(judged([0] * 4, [1.0, 9, 2, 9], [1.0, 2.0])).tolist() == [0.5, 0.5]
+
+
+def test_best_of_n_is_chosen_by_the_reward_model_and_never_by_gold():
+  first = (["a", "b", "c", "d"], judged([1, 1, 1, 1], [0, 10, 20, 30], [100, 300]))
+  second = (["A", "B", "C", "D"], judged([0, 2, 0, 2], [1, 11, 21, 31], [101, 301]))
+  texts, best = judging.best_of([first, second])
+  assert texts == ["a", "B", "c", "D"]
+  assert best.scores["gold"].tolist() == [0, 11, 20, 31]
+  assert best.crossed.tolist() == [101, 301]
+
+
+def test_diversity_by_hand():
+  assert judging.distinct(["A b c", "a b"]) == 2 / 3  # a b, b c and again a b
+  assert judging.distinct(["", "one"]) == 0
+  assert judging.repeated(["x", "y", "x"]).tolist() == [1, 0, 1]
+
+
+def test_what_was_learnt_is_said_by_the_first_and_the_last_tenth():
+  metrics = [{"step": step, "loss": 4.0 - 0.1 * step, "accuracy": step / 20} for step in range(20)]
+  assert telling.ends(metrics, "loss") == (3.95, pytest.approx(2.15))
+  assert "cost 3.95 nats at first and 2.15 at last" in telling.learnt("sft", metrics)
+  assert "ordered 2% of the pairs as people did at first and 92% at last" in telling.learnt(
+    "gold", [*metrics, {"step": 20, "eval/nll": 1.0}]
+  )
+  rows_of_ppo = [{"objective/scores": -1.0, "objective/kl": 0.0}]
+  rows_of_ppo.append({"objective/scores": 1.5, "objective/kl": 7.25})
+  assert "-1.00 at first and 1.50 at last, 7.2 nats" in telling.learnt("ptx", rows_of_ppo)
+
+
+def test_the_terminal_says_what_was_learnt_and_what_to_try_next(model, finished, capsys):
+  run(model, finished[0])
+  told = capsys.readouterr().out
+  assert told.startswith("The method of InstructGPT")
+  assert told.index("SFT: a token") < told.index("PPO-ptx: the reward model scored")
+  assert f"--model={finished[0] / 'models' / 'ptx'}" in told

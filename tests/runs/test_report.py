@@ -98,7 +98,7 @@ def results(wins: float = 0.8) -> dict:
   slices = {"movies": estimate(0.8), "amazon": estimate(0.7, n=32), "praise": estimate(0.6)}
   models = {name: model | {"pretrain_nll": 3.6, "win_rate_vs_sft": None} for name in MODELS}
   for name in ("ppo", "ptx"):
-    models[name] |= {"win_rate_vs_sft": estimate(wins), "win_rate_by_slice": slices}
+    models[name] |= {"win_rate_vs_sft": estimate(wins), "win_rate_vs_sft_by_slice": slices}
   models["ppo"]["pretrain_nll"] = 3.8
   rm = {
     "pair_accuracy": estimate(0.81),
@@ -224,7 +224,7 @@ def test_every_text_of_the_data_is_escaped(tmp_path):
   model = {
     "score": 1.0,
     "win_rate_vs_sft": estimate(0.6),
-    "win_rate_by_slice": {EVIL: estimate(0.6)},
+    "win_rate_vs_sft_by_slice": {EVIL: estimate(0.6)},
   }
   rm = {"pair_accuracy": 0.8, "by_domain": {EVIL: 0.8}, "references": {EVIL: 0.7}}
   result_file = {

@@ -91,7 +91,7 @@ class Tasks(NamedTuple):
   comparisons: list[Comparison]  # ranked by half "a" of the raters
   gold: list[Comparison]  # ranked by half "b": other texts, and the templates of TRAIN and TEST
   prompts: list[Prompt]
-  test_prompts: dict[str, list[Prompt]]  # by domain
+  test_prompts: dict[str, list[Demonstration]]  # by domain, each with the answer of a person
   test_comparisons: dict[str, list[Comparison]]  # by domain, ranked by all raters
   text_train: list[Text]
   text_valid: list[Text]
@@ -115,6 +115,10 @@ def load() -> tuple[Rated, ...]:
     text = " ".join(html.unescape(text).split())
     if domain == "tweets":
       text = re.sub(r"^(@anonymous[\s:,]*)+", "", text)
+    if domain == "amazon":
+      # These were all put into small letters.
+      text = re.sub(r"\bi\b", "I", text)
+      text = text[:1].upper() + text[1:]
     # A digit is a rating plus 4, so that one character is enough.
     ratings = tuple(int(digit) - 4 for digit in digits)
     rows.append(Rated(domain, key, text, ratings))
@@ -192,13 +196,15 @@ def tasks(seed: int = 0, sizes: Sizes = QUICKSTART) -> Tasks:
   test_prompts, test_comparisons = {}, {}
   for domain in TEST:
     rows = {domain: test_texts[domain]}
-    test_prompts[domain] = prompts(
+    asked = prompts(
       generator("prompts" + domain),
       rows,
       TEST,
       size=sizes.test_prompts,
       share=sizes.opening,
     )
+    people = generator("people" + domain)
+    test_prompts[domain] = answered_by_people(people, asked, test_texts[domain])
     test_comparisons[domain] = comparisons(
       generator("test" + domain),
       rows,
@@ -261,9 +267,15 @@ def write(folder: str | Path, all_tasks: Tasks) -> list[Path]:
 
 
 def instruction(template: Template, direction: str, start: str = "") -> str:
-  """Returns a prompt: a template in its direction, and the first words if there are any."""
+  """Returns a prompt: a template in its direction, and the first words that it asks for, if any."""
   text = template[DIRECTIONS.index(direction)]
-  return f"{text} {start}" if start else text
+  return f'{text} Begin with "{start}".' if start else text
+
+
+def asked_start(prompt: str) -> str:
+  """Returns the first words that a prompt asks for, or ""."""
+  _, _, rest = prompt.partition('Begin with "')
+  return rest.removesuffix('".')
 
 
 def opening(row: Rated, words: int) -> str:
@@ -280,21 +292,19 @@ def opening(row: Rated, words: int) -> str:
 
 
 @functools.cache
-def common_openings(domain: str, least: int = 3) -> frozenset[str]:
-  """Returns the beginnings of one to three words that at least `least` texts of a domain share.
+def open_beginnings(domain: str, least: int = 3) -> frozenset[str]:
+  """Returns the beginnings of one to three words that leave the tone of a sentence open.
 
-  As a rule they leave the tone open, because texts of either tone begin with them.
+  At least `least` texts of the domain begin so that people rated above 0, and as many below.
   """
-  counts: Counter[str] = Counter()
+  counts: Counter[tuple[str, bool]] = Counter()
   for row in load():
-    if row.domain == domain:
-      counts.update(opening(row, words) for words in (1, 2, 3))
-  return frozenset(start for start, count in counts.items() if start and count >= least)
-
-
-def rest(row: Rated, start: str) -> str:
-  """Returns what follows the first words of a text."""
-  return row.text[len(start) :].lstrip()
+    if row.domain == domain and mean(row) != 0:
+      is_positive = mean(row) > 0
+      counts.update({(opening(row, words), is_positive) for words in (1, 2, 3)})
+  positive = {start for (start, is_positive), n in counts.items() if is_positive and n >= least}
+  negative = {start for (start, is_positive), n in counts.items() if not is_positive and n >= least}
+  return frozenset(positive & negative - {""})
 
 
 # --- records ---
@@ -321,7 +331,7 @@ def demonstrations(
       template = _pick(rng, TRAIN[domain])
       demonstration = Demonstration(
         prompt=instruction(template, direction, start),
-        completion=rest(row, start),
+        completion=row.text,
         id=f"sft/{domain}/{row.id}",
         source=domain,
         use_case=direction,
@@ -362,6 +372,7 @@ def comparisons(
   domains = list(rows)
   weights = _domain_weights(rows)
   comparisons: list[Comparison] = []
+  used: Counter[tuple[str, str]] = Counter()
   while len(comparisons) < size:
     domain = domains[rng.choice(len(domains), p=weights)]
     template = _pick(rng, templates[domain])
@@ -369,11 +380,11 @@ def comparisons(
     start, candidates = "", rows[domain]
     if rng.random() < share:
       start, candidates = _pick(rng, openings[domain])
-    texts = _spread(rng, candidates, min(k, len(candidates)), half)
+    texts = _spread(rng, candidates, min(k, len(candidates)), half, used)
     for direction, sign in zip(DIRECTIONS, (1, -1), strict=True):
       comparison = Comparison(
         prompt=instruction(template, direction, start),
-        completions=tuple(rest(row, start) for row in texts),
+        completions=tuple(row.text for row in texts),
         ranks=ranks([sign * mean(row, half) for row in texts]),
         id=f"{half}/{domain}/{len(comparisons)}",
         source=domain,
@@ -400,28 +411,73 @@ def prompts(
   size: int,
   share: float,
 ) -> list[Prompt]:
-  """Returns prompts without completions; `share` of them give first words that are common."""
-  # The common beginnings of one, two and three words. A beginning that more texts have is there
-  # more often. Where there is none, the prompt gives no words.
+  """Returns prompts in pairs: the same instruction twice in a row, to praise and to criticise.
+
+  `share` of the pairs ask for first words that leave the tone open.
+  """
+  # A beginning that more texts have is there more often. Where there is none, the prompt asks for
+  # no words.
   starts: dict[str, list[list[str]]] = {}
   for domain, texts in rows.items():
     starts[domain] = []
     for words in (1, 2, 3):
       openings = [opening(row, words) for row in texts]
-      common = [start for start in openings if start in common_openings(domain)]
-      starts[domain].append(common or [""])
+      open_ones = [start for start in openings if start in open_beginnings(domain)]
+      starts[domain].append(open_ones or [""])
   domains = list(rows)
   weights = _domain_weights(rows)
-  prompts = []
-  for index in range(size):
+  prompts: list[Prompt] = []
+  while len(prompts) < size:
     domain = domains[rng.choice(len(domains), p=weights)]
-    direction = DIRECTIONS[int(rng.integers(2))]
+    template = _pick(rng, templates[domain])
     start = ""
     if rng.random() < share:
       start = _pick(rng, _pick(rng, starts[domain]))
-    text = instruction(_pick(rng, templates[domain]), direction, start)
-    prompts.append(Prompt(text, id=f"prompt/{domain}/{index}", source=domain, use_case=direction))
-  return prompts
+    for direction in DIRECTIONS:
+      prompt = Prompt(
+        instruction(template, direction, start),
+        id=f"prompt/{domain}/{len(prompts)}",
+        source=domain,
+        use_case=direction,
+      )
+      prompts.append(prompt)
+  # An odd size leaves out the second direction of the last instruction.
+  return prompts[:size]
+
+
+def answered_by_people(
+  rng: np.random.Generator,
+  asked: Sequence[Prompt],
+  texts: Sequence[Rated],
+) -> list[Demonstration]:
+  """Returns prompts of one domain with sentences that people wrote.
+
+  A sentence is one that its raters found clearly in the tone that is asked for. Where a prompt asks
+  for first words that none has, it is a sentence with other words.
+  """
+  pools = {"praise": [], "criticise": []}
+  for index in rng.permutation(len(texts)):
+    tone = mean(texts[index])
+    if abs(tone) >= CLEAR:
+      pools[DIRECTIONS[int(tone < 0)]].append(texts[index])
+  answered = []
+  for prompt in asked:
+    pool = pools[str(prompt.use_case)]
+    start = asked_start(prompt.prompt)
+    fitting = [row for row in pool if row.text.startswith(f"{start} ")] if start else pool
+    row = (fitting or pool)[0]
+    # It may come again when all others have.
+    pool.remove(row)
+    pool.append(row)
+    answer = Demonstration(
+      prompt=prompt.prompt,
+      completion=row.text,
+      id=prompt.id,
+      source=prompt.source,
+      use_case=prompt.use_case,
+    )
+    answered.append(answer)
+  return answered
 
 
 def articles(seed: int = 0, valid: float = 0.15) -> tuple[list[Text], list[Text]]:
@@ -452,8 +508,16 @@ def _pick(rng: np.random.Generator, options: Sequence):
   return options[int(rng.integers(len(options)))]
 
 
-def _spread(rng: np.random.Generator, texts: list[Rated], k: int, half: str) -> list[Rated]:
-  """Returns k texts of all tones in a random order: one of each k-th of the texts sorted by tone.
+def _spread(
+  rng: np.random.Generator,
+  texts: Sequence[Rated],
+  k: int,
+  half: str,
+  used: Counter[tuple[str, str]],
+) -> list[Rated]:
+  """Returns k texts, one of each of k equal parts of `texts` in the order of their tone.
+
+  Of each part it is a text that was drawn least often, as `used` counts, and it is counted there.
 
   Raises:
     UserError: if k is smaller than K[0], because there are not enough texts.
@@ -464,7 +528,14 @@ def _spread(rng: np.random.Generator, texts: list[Rated], k: int, half: str) -> 
     )
   order = sorted(texts, key=lambda row: mean(row, half))
   edges = [len(order) * i // k for i in range(k + 1)]
-  return [order[int(rng.integers(edges[i], edges[i + 1]))] for i in rng.permutation(k)]
+  chosen = []
+  for i in rng.permutation(k):
+    part = order[edges[i] : edges[i + 1]]
+    least = min(used[row.domain, row.id] for row in part)
+    text = _pick(rng, [row for row in part if used[row.domain, row.id] == least])
+    used[text.domain, text.id] += 1
+    chosen.append(text)
+  return chosen
 
 
 def _openings(texts: list[Rated]) -> list[tuple[str, list[Rated]]]:

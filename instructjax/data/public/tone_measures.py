@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from instructjax.data.public import tone
-from instructjax.data.records.records import Comparison, Prompt
+from instructjax.data.records.records import Comparison, Demonstration, Prompt
 from instructjax.intervals import Estimate, share
 
 # The authors of VADER call a text positive from this compound score on (Hutto and Gilbert 2014).
@@ -52,8 +52,7 @@ def rated(comparison: Comparison) -> list[tone.Rated]:
   """Returns the rated texts that a comparison of `tone.tasks` is made of."""
   rows = _rows_by_text()
   domain = str(comparison.source)
-  texts = [sentence(comparison.prompt, completion) for completion in comparison.completions]
-  return [rows[domain, text] for text in texts]
+  return [rows[domain, text] for text in comparison.completions]
 
 
 def rater_agreement(comparisons: Sequence[Comparison]) -> Estimate:
@@ -132,17 +131,9 @@ def vader(text: str) -> float:
   return float(scores["compound"])
 
 
-def sentence(prompt: str, completion: str) -> str:
-  """Returns the whole sentence: the first words that the prompt gives, and the completion."""
-  # They follow the label in the last line of the prompt.
-  last_line = prompt.rsplit("\n", 1)[-1]
-  _, _, start = last_line.partition(":")
-  return " ".join(f"{start} {completion}".split())
-
-
-def vader_score(record: Prompt | Comparison, completion: str) -> float:
+def vader_score(record: Prompt | Demonstration | Comparison, completion: str) -> float:
   """Returns VADER's score of the whole sentence, negated where the prompt asks for criticism."""
-  compound = vader(sentence(record.prompt, completion))
+  compound = vader(completion)
   return compound if record.use_case == "praise" else -compound
 
 
@@ -155,6 +146,6 @@ def _vader_scores(comparison: Comparison) -> list[float]:
   return [vader_score(comparison, completion) for completion in comparison.completions]
 
 
-def follows(record: Prompt, completion: str) -> bool:
+def follows(record: Prompt | Demonstration, completion: str) -> bool:
   """Returns whether VADER hears the tone that the prompt asks for."""
   return vader_score(record, completion) >= POSITIVE

@@ -5,7 +5,14 @@ from __future__ import annotations
 from instructjax.runs.report.files import Run
 
 # The models of the quickstart, in the order of the method.
-MODELS = {"base": "base", "sft": "SFT", "ppo": "PPO", "ptx": "PPO-ptx"}
+MODELS = {
+  "base": "base, in its own template",
+  "sft": "SFT",
+  "best_of_n": "best of n of SFT",
+  "ppo": "PPO",
+  "ptx": "PPO-ptx",
+  "people": "people",
+}
 
 STAGES = {
   "sft": "SFT",
@@ -16,7 +23,11 @@ STAGES = {
   "dpo": "DPO",
 }
 
-SLICES = {"amazon": "amazon (new domain)"}
+SLICES = {
+  "amazon": "amazon (new domain)",
+  "praise": "asked to praise",
+  "criticise": "asked to criticise",
+}
 
 # A look is a class of the page, which gives the colour, and a shape of `svg.SHAPES`.
 LOOKS = {

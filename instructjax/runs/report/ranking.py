@@ -33,7 +33,13 @@ REFERENCE_NOTES = {
   "bayes": "Best possible: a perfect model on single labels of people who agree so much.",
 }
 # (key in results.json, the word before the name) of the parts that the accuracy is split into.
-PARTS = (("by_domain", ""), ("by_pool", ""), ("by_k", "K = "), ("by_labeler", ""))
+PARTS = (
+  ("by_domain", ""),
+  ("by_direction", ""),
+  ("by_pool", ""),
+  ("by_k", "K = "),
+  ("by_labeler", ""),
+)
 MOST_ROWS = 16  # of one kind of parts; the others are in results.json
 
 

@@ -6,6 +6,7 @@ HTML is empty and the page leaves it out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -38,26 +39,45 @@ class Column(NamedTuple):
 
 
 WINS = "win_rate_vs_sft"
-COLUMNS = (
-  Column("score", "RM score ↑", share=False, decimals=2),
-  Column("gold", "gold score ↑", share=False, decimals=2),
-  Column("follows", "follows ↑", share=True, decimals=1),
+# What the judges say of the answers.
+JUDGED = (
   Column(WINS, "wins against SFT ↑", share=True, decimals=1),
-  Column("kl", "KL, nats", share=False, decimals=1),
+  Column("win_rate_vs_sft_answered", "of answered ↑", share=True, decimals=1),
+  Column("win_rate_vs_base", "wins against base ↑", share=True, decimals=1),
+  Column("directed", "both ways ↑", share=True, decimals=1),
+  Column("follows", "follows ↑", share=True, decimals=1),
+  Column("follows_praise", "asked to praise ↑", share=True, decimals=1),
+  Column("follows_criticise", "asked to criticise ↑", share=True, decimals=1),
+  Column("gold", "gold score ↑", share=False, decimals=2),
+  Column("score", "RM score ↑", share=False, decimals=2),
+)
+# What the answers are like, and what the training cost.
+FORM = (
+  Column("empty", "empty ↓", share=True, decimals=1),
+  Column("repeated", "repeated ↓", share=True, decimals=1),
+  Column("distinct", "distinct 2-grams ↑", share=False, decimals=3),
   Column("length", "length, tokens", share=False, decimals=1),
   Column("eos_rate", "ended", share=True, decimals=1),
+  Column("kl", "KL, nats", share=False, decimals=1),
   Column("pretrain_nll", "text, nats/token ↓", share=False, decimals=3),
 )
-TERMS = (
-  "RM score: of the reward model that PPO was trained on. "
+TERMS_OF_JUDGED = (
+  "Wins: share of prompts with the higher gold score, ties half; of answered: where neither answer "
+  "is empty. "
   "Gold score: of a second reward model, fitted on other texts and the ratings of other people, "
-  "never trained on. "
-  "Follows: the sentiment lexicon finds the tone that was asked for. "
-  "Wins against SFT: share of prompts with the higher gold score, ties half. "
-  "KL: to the model that PPO started from, a response. "
+  "never trained on. RM score: of the reward model that PPO was trained on. "
+  "Both ways: of one instruction asked both ways, how often gold finds the praise more positive "
+  "than the criticism. "
+  "Follows: the sentiment lexicon finds the tone that was asked for, over all prompts and apart. "
+  "Small print: 95 % intervals over prompts."
+)
+TERMS_OF_FORM = (
+  "Repeated: another prompt got the same answer, word for word. "
+  "Distinct 2-grams: the share of different pairs of neighbouring words. "
   "Ended: the response ended before its limit. "
-  "Text: loss on held-out pretraining text (NYT editorials in the quickstart). "
-  "Small print: 95 % intervals over prompts, over texts in the last column."
+  "KL: to the model that PPO started from, a response. "
+  "Text: loss on held-out pretraining text (NYT editorials in the quickstart), the interval over "
+  "texts."
 )
 
 
@@ -65,7 +85,7 @@ TERMS = (
 
 
 def results(run: Run) -> Section:
-  """Returns the table of models and measures."""
+  """Returns the tables of models and measures."""
   models = inside(run.results, "models")
   # Models of the method come first, in its order, then those that only this run has.
   own_models = [name for name in models if name not in MODELS]
@@ -73,38 +93,47 @@ def results(run: Run) -> Section:
   if not names:
     return page.section("results", "Results", "")
 
-  rows = []
-  for name in names:
-    cells = [escape(MODELS.get(name, name))]
-    for column in COLUMNS:
-      value = estimate(inside(models, name).get(column.key))
-      if name == "sft" and column.key == WINS:
-        value = None  # nobody wins against themselves
-      cells.append(page.cell(value, column.share, column.decimals))
-    rows.append(cells)
-
-  counts_row = _counts_row(models, names)
-  if any(counts_row):
-    rows.append(["n", *counts_row])
   # Only compared models say how many prompts there were; SFT itself does not.
   wins = [estimate(inside(models, name).get(WINS)) for name in names]
   most_prompts = max((share.n for share in wins if share is not None), default=0)
   lead = ""
   if most_prompts:
     lead = f"On {most_prompts:,} prompts that no training saw, one sampled response each."
-  head = ["", *(column.title for column in COLUMNS)]
-  terms = f'<p class="terms">{TERMS}</p>'
-  return page.section("results", "Results", lead, page.table(head, rows), terms)
+  parts = []
+  for columns, terms in ((JUDGED, TERMS_OF_JUDGED), (FORM, TERMS_OF_FORM)):
+    table = _table_of(models, names, columns)
+    if table:
+      parts += [table, f'<p class="terms">{terms}</p>']
+  return page.section("results", "Results", lead, *parts)
 
 
-def _counts_row(models: dict[str, Any], names: list[str]) -> list[str]:
-  """Returns the items and clusters of each column: the most, where models differ."""
-  cells = []
-  for column in COLUMNS:
-    values = [estimate(inside(models, name).get(column.key)) for name in names]
-    most = max((value for value in values if value), key=lambda value: value.n, default=None)
-    cells.append(intervals.counted(most) if most and most.n else "")
-  return cells
+def _table_of(models: dict[str, Any], names: list[str], columns: Sequence[Column]) -> str:
+  """Returns a line for each model, of the columns that some model has; "" where there are none."""
+  values = {}
+  for name in names:
+    for column in columns:
+      values[name, column.key] = estimate(inside(models, name).get(column.key))
+    if name == "sft":
+      values[name, WINS] = None  # nobody wins against themselves
+  known = [
+    column for column in columns if any(values[name, column.key] is not None for name in names)
+  ]
+  if not known:
+    return ""
+  rows = []
+  for name in names:
+    cells = [page.cell(values[name, column.key], column.share, column.decimals) for column in known]
+    rows.append([escape(MODELS.get(name, name)), *cells])
+  counts_row = []
+  for column in known:
+    measured = [value for name in names if (value := values[name, column.key]) is not None]
+    # The most items and clusters, where models differ.
+    most = max(measured, key=lambda value: value.n)
+    counts_row.append(intervals.counted(most) if most.n else "")
+  if any(counts_row):
+    rows.append(["n", *counts_row])
+  head = ["", *(column.title for column in known)]
+  return page.table(head, rows)
 
 
 def slices(run: Run) -> Section:
@@ -112,7 +141,7 @@ def slices(run: Run) -> Section:
   models = inside(run.results, "models")
   by_model = {}
   for name in ("ppo", "ptx"):
-    rates = inside(models, name, "win_rate_by_slice")
+    rates = inside(models, name, "win_rate_vs_sft_by_slice")
     if rates:
       by_model[name] = rates
   # The slices of all models in their order; a dict keeps it, a set would not.

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import importlib.util
+from collections import Counter
 from importlib import resources
 from itertools import pairwise, permutations
 from pathlib import Path
@@ -35,7 +36,7 @@ def texts(part) -> set[str]:
   for record in part:
     is_demonstration = isinstance(record, records.Demonstration)
     completions = (record.completion,) if is_demonstration else record.completions
-    sentences |= {words(measures.sentence(record.prompt, text)) for text in completions}
+    sentences |= {words(text) for text in completions}
   return sentences
 
 
@@ -112,7 +113,7 @@ def test_product_reviews_are_in_no_training_data(tasks):
 
 
 def test_the_prompts_of_the_evaluation_have_templates_of_their_own(tasks):
-  stem = lambda record: record.prompt.rpartition(":")[0]
+  stem = lambda record: record.prompt.partition(" Begin with ")[0]
   train = {
     stem(r) for part in (tasks.demonstrations, tasks.comparisons, tasks.prompts) for r in part
   }
@@ -166,25 +167,64 @@ def test_ranks_share_ties():
 def test_the_texts_of_a_comparison_span_the_tones():
   rows = [tone.Rated("movies", str(i), f"text {i}", (i - 4,)) for i in range(8)]
   for seed in range(20):
-    texts_of_all_tones = tone._spread(np.random.default_rng(seed), rows, 4, "all")
+    texts_of_all_tones = tone._spread(np.random.default_rng(seed), rows, 4, "all", Counter())
     assert sorted((row.ratings[0] + 4) // 2 for row in texts_of_all_tones) == [0, 1, 2, 3]
   with pytest.raises(UserError, match="a comparison of 4 texts is asked for, but there are 3"):
-    tone._spread(np.random.default_rng(0), rows[:3], 3, "all")
+    tone._spread(np.random.default_rng(0), rows[:3], 3, "all", Counter())
 
 
 def test_demonstrations_are_clear_and_follow_their_instruction(tasks):
   rated = {(row.domain, row.text): row for row in tone.load()}
   for record in tasks.demonstrations:
-    row = rated[record.source, measures.sentence(record.prompt, record.completion)]
+    row = rated[record.source, record.completion]
     value = tone.mean(row, "a")
     assert abs(value) >= tone.CLEAR and (value > 0) == (record.use_case == "praise")
-    assert record.completion.strip() == record.completion != ""
+    start = tone.asked_start(record.prompt)
+    assert record.completion.startswith(start)
 
 
-def test_prompts_hold_both_directions_and_some_first_words(tasks):
-  with_first_words = [record for record in tasks.prompts if not record.prompt.endswith(":")]
-  assert 0.1 < len(with_first_words) / len(tasks.prompts) < 0.5
-  assert {record.use_case for record in tasks.prompts} == set(tone.DIRECTIONS)
+def test_texts_are_drawn_as_often_as_each_other():
+  rows = [tone.Rated("movies", str(i), f"text {i}", (i - 4,)) for i in range(8)]
+  used = Counter()
+  for draw in range(3):
+    tone._spread(np.random.default_rng(draw), rows, 4, "all", used)
+    tone._spread(np.random.default_rng(draw), rows, 4, "all", used)
+    assert set(used.values()) == {draw + 1} and len(used) == 8
+
+
+def test_prompts_come_in_pairs_and_some_ask_for_first_words(tasks):
+  for part in (tasks.prompts, *tasks.test_prompts.values()):
+    starts = [tone.asked_start(record.prompt) for record in part]
+    assert 0.1 < sum(map(bool, starts)) / len(part) < 0.6
+    for praise, criticism in zip(part[::2], part[1::2], strict=True):
+      assert (praise.use_case, criticism.use_case) == tone.DIRECTIONS
+      assert praise.source == criticism.source and praise.prompt != criticism.prompt
+      assert tone.asked_start(praise.prompt) == tone.asked_start(criticism.prompt)
+  templates = {pair for pairs in tone.TRAIN.values() for pair in pairs}
+  first, second = (record.prompt.partition(" Begin with ")[0] for record in tasks.prompts[:2])
+  assert (first, second) in templates
+
+
+def test_first_words_that_are_asked_for_leave_the_tone_open():
+  rows = [row for row in tone.load() if row.domain == "movies"]
+  starts = tone.open_beginnings("movies")
+  assert "The film" in starts and "" not in starts
+  for start in ("The film", "It's a"):
+    tones = {tone.mean(row) > 0 for row in rows if row.text.startswith(f"{start} ")}
+    assert tones == {True, False}
+  assert tone.asked_start('Praise the film. Begin with "It\'s a".') == "It's a"
+  assert tone.asked_start("Praise the film.") == ""
+
+
+def test_people_answer_the_test_prompts_clearly_and_in_the_tone(tasks):
+  rated = {(row.domain, row.text): row for row in tone.load()}
+  for part in tasks.test_prompts.values():
+    for record in part:
+      value = tone.mean(rated[record.source, record.completion])
+      assert abs(value) >= tone.CLEAR and (value > 0) == (record.use_case == "praise")
+  parts = [texts(part) for part in tasks.test_prompts.values()]
+  trained = texts(tasks.demonstrations) | texts(tasks.comparisons) | texts(tasks.gold)
+  assert not any(part & trained for part in parts[:2])
 
 
 def test_the_same_seed_gives_the_same_tasks_and_another_one_others(tasks):
@@ -203,7 +243,7 @@ def test_what_is_written_can_be_read(tasks, tmp_path):
   paths = tone.write(tmp_path, tasks)
   names = {path.stem: path for path in paths}
   assert records.read(names["comparisons"], "comparison") == tasks.comparisons
-  assert records.read(names["test_prompts_amazon"], "prompt") == tasks.test_prompts["amazon"]
+  assert records.read(names["test_prompts_amazon"], "demonstration") == tasks.test_prompts["amazon"]
   assert len(names) == 5 + 1 + 6
 
 
@@ -221,12 +261,11 @@ def test_openings(text, n, expected):
   assert tone.opening(tone.Rated("movies", "1", text, (1,)), n) == expected
 
 
-def test_every_template_has_two_directions_and_a_label():
+def test_every_template_has_two_directions():
   pairs = [pair for part in (tone.TRAIN, tone.TEST) for pairs in part.values() for pair in pairs]
   for praise, criticism in pairs:
     assert praise != criticism
-    for instruction in (praise, criticism):
-      assert instruction.endswith(":") and instruction.count("\n") == 1
+    assert all(text[-1] in ".?" and "\n" not in text for text in (praise, criticism))
 
 
 def test_the_shares_of_the_splits_sum_to_one():
