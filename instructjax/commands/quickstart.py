@@ -9,7 +9,9 @@ from instructjax.commands.options import SEED, Fields, add_writer, open_settings
 
 def arguments(command: argparse.ArgumentParser) -> None:
   """The options of `instructjax quickstart`."""
-  command.add_argument("--fast", action="store_true", help="smaller, at most three minutes")
+  command.add_argument(
+    "--fast", action="store_true", help="smaller: minutes, and too little to learn much"
+  )
   command.add_argument("--seed", type=SEED)
   command.add_argument("--workdir", help="default runs/quickstart, or runs/quickstart-fast")
   command.add_argument(

@@ -84,7 +84,7 @@ def main(settings: Quickstart, workdir: str | Path, sinks: tuple[str, ...] = ())
   jsons.write(workdir / "results.json", results)
   page = report.write(workdir)
   tables.show(results, page)
-  telling.finish(workdir, measured.samples)
+  telling.finish(settings, workdir, measured.samples)
   return page
 
 

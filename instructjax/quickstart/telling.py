@@ -5,13 +5,13 @@ Every sentence is made of the metrics that a run has left.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from instructjax.data.records.records import read
-from instructjax.quickstart import data
 from instructjax.quickstart.recipe import data_folder, model_folder
 from instructjax.settings.quickstart import QuickstartSettings
 
@@ -70,19 +70,24 @@ def ends(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float]
   return fmean(values[:tenth]), fmean(values[-tenth:])
 
 
-def finish(workdir: Path, samples: Sequence[Mapping[str, Any]]) -> None:
+def finish(
+  settings: QuickstartSettings, workdir: Path, samples: Sequence[Mapping[str, Any]]
+) -> None:
   """Shows what everybody said to the first instruction, both ways, and what to try next."""
   for sample in samples[:2]:
     print(f"\n{sample['prompt']}")
     for name, text in sample["responses"].items():
       print(f"  {name:10} {text or '(nothing)'}")
-  # A prompt of the training data shows the template and the lengths that the models know.
+  # A prompt of the training data has the template and the system message that the models know.
   asked = read(data_folder(workdir) / "prompts.jsonl", "prompt")[0]
+  line = json.dumps({"prompt": asked.turns or asked.prompt})
   print(
-    "\nTry a sentence of your own, with the reward of each answer:\n"
-    f"instructjax sample --model={model_folder(workdir, 'ptx')} "
-    f"--config.prompt='{data.instruction(asked)}' --config.n=4 \\\n"
-    f"  --config.data.template=chat --config.sampling.response=24 "
-    f"--config.sampling.temperature=0.7 \\\n"
+    "\nTry an instruction of your own. The reward of each answer is in samples.jsonl:\n"
+    f"echo '{line}' > own.jsonl\n"
+    f"instructjax sample --model={model_folder(workdir, 'ptx')} --config.data.prompts=own.jsonl "
+    "--config.n=4 \\\n"
+    f"  --config.data.template={settings.template} "
+    f"--config.sampling.response={settings.response} "
+    f"--config.sampling.temperature={settings.temperature} \\\n"
     f"  --config.rewards={model_folder(workdir, 'reward')} --workdir={workdir / 'sample'}"
   )

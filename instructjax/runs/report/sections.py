@@ -45,39 +45,45 @@ JUDGED = (
   Column("win_rate_vs_sft_answered", "of answered ↑", share=True, decimals=1),
   Column("win_rate_vs_base", "wins against base ↑", share=True, decimals=1),
   Column("directed", "both ways ↑", share=True, decimals=1),
-  Column("follows", "follows ↑", share=True, decimals=1),
   Column("follows_praise", "asked to praise ↑", share=True, decimals=1),
   Column("follows_criticise", "asked to criticise ↑", share=True, decimals=1),
+)
+# How the judges score them, and what the training cost.
+SCORED = (
   Column("gold", "gold score ↑", share=False, decimals=2),
   Column("score", "RM score ↑", share=False, decimals=2),
+  Column("follows", "follows ↑", share=True, decimals=1),
+  Column("kl", "KL, nats", share=False, decimals=1),
+  Column("pretrain_nll", "text, nats/token ↓", share=False, decimals=3),
 )
-# What the answers are like, and what the training cost.
+# What they are like.
 FORM = (
   Column("empty", "empty ↓", share=True, decimals=1),
   Column("repeated", "repeated ↓", share=True, decimals=1),
   Column("distinct", "distinct 2-grams ↑", share=False, decimals=3),
   Column("length", "length, tokens", share=False, decimals=1),
   Column("eos_rate", "ended", share=True, decimals=1),
-  Column("kl", "KL, nats", share=False, decimals=1),
-  Column("pretrain_nll", "text, nats/token ↓", share=False, decimals=3),
 )
 TERMS_OF_JUDGED = (
   "Wins: share of prompts with the higher gold score, ties half; of answered: where neither answer "
   "is empty. "
-  "Gold score: of a second reward model, fitted on other texts and the ratings of other people, "
-  "never trained on. RM score: of the reward model that PPO was trained on. "
   "Both ways: of one instruction asked both ways, how often gold finds the praise more positive "
   "than the criticism. "
-  "Follows: the sentiment lexicon finds the tone that was asked for, over all prompts and apart. "
+  "Asked to praise, to criticise: the sentiment lexicon finds the tone that was asked for. "
   "Small print: 95 % intervals over prompts."
+)
+TERMS_OF_SCORED = (
+  "Gold score: of a second reward model, fitted on other texts and the ratings of other people, "
+  "never trained on. RM score: of the reward model that PPO was trained on. "
+  "Follows: by the lexicon, over all prompts. "
+  "KL: to the model that PPO started from, a response. "
+  "Text: loss on held-out pretraining text (NYT editorials in the quickstart), the interval over "
+  "texts."
 )
 TERMS_OF_FORM = (
   "Repeated: another prompt got the same answer, word for word. "
   "Distinct 2-grams: the share of different pairs of neighbouring words. "
-  "Ended: the response ended before its limit. "
-  "KL: to the model that PPO started from, a response. "
-  "Text: loss on held-out pretraining text (NYT editorials in the quickstart), the interval over "
-  "texts."
+  "Ended: the response ended before its limit."
 )
 
 
@@ -100,7 +106,8 @@ def results(run: Run) -> Section:
   if most_prompts:
     lead = f"On {most_prompts:,} prompts that no training saw, one sampled response each."
   parts = []
-  for columns, terms in ((JUDGED, TERMS_OF_JUDGED), (FORM, TERMS_OF_FORM)):
+  tables = ((JUDGED, TERMS_OF_JUDGED), (SCORED, TERMS_OF_SCORED), (FORM, TERMS_OF_FORM))
+  for columns, terms in tables:
     table = _table_of(models, names, columns)
     if table:
       parts += [table, f'<p class="terms">{terms}</p>']
