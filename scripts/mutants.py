@@ -2264,10 +2264,11 @@ MUTANTS["data/batches/branches"] = [
     "the completions of all groups are one",
   ),
   M(
-    "rows = -(-most // micro) if micro else packs.rows_at_once(most, length)",
-    "rows = packs.rows_at_once(most, length)",
+    "rows = -(-most // micro) if micro else packs.rows_at_once(most, length, learnt=not scored)",
+    "rows = packs.rows_at_once(most, length, learnt=not scored)",
     "the number of parts is ignored",
   ),
+  M("length, learnt=not scored)", "length)", "scores are computed in parts as small as gradients"),
   M("slots=min(batch, length // shortest)", "slots=1", "a row has room for one group"),
 ]
 

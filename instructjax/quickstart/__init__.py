@@ -60,11 +60,10 @@ def main(settings: Quickstart, workdir: str | Path, sinks: tuple[str, ...] = ())
     gather_metrics(workdir, names)
     for name, stage_run in stage_runs.items():
       folder = model_folder(workdir, name)
-      if is_finished(folder):
-        continue
-      with timed(workdir, name):
-        stage_run.run(stage_run.settings, folder, sinks)
-      gather_metrics(workdir, names)
+      if not is_finished(folder):
+        with timed(workdir, name):
+          stage_run.run(stage_run.settings, folder, sinks)
+        gather_metrics(workdir, names)
       print(telling.learnt(name, writers.rows(folder / "metrics.jsonl")), flush=True)
     # Only the evaluation opens the models: each stage holds those that it needs, and no others.
     with timed(workdir, "evaluation"):

@@ -145,6 +145,15 @@ def test_a_second_layout_is_for_few_and_much_longer_groups():
   assert len(branches.layouts([short], 8, 1)) == 1
 
 
+def test_scores_are_computed_in_larger_parts_than_gradients():
+  """Without gradients to add up after each part, a CPU is faster with more positions at once."""
+  groups = [of_completions(2)] * 40
+  learnt = branches.layout(groups, 40, 1)
+  scored = branches.layout(groups, 40, 1, scored=True)
+  assert scored.length == learnt.length
+  assert scored.rows * scored.length >= 768 > learnt.rows * learnt.length >= 192
+
+
 def test_a_process_with_rows_of_its_own_has_one_layout(monkeypatch):
   """It does not see which groups the other processes have in a batch."""
   monkeypatch.setattr(branches.sharding, "local_rows", lambda rows: range(rows // 2))

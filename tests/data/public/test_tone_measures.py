@@ -69,11 +69,6 @@ def test_people_agree_more_than_chance_and_halves_more_than_single_raters():
   assert 0.6 < raters.low < raters.value < halves.value <= 1
 
 
-def test_a_sentence_begins_with_the_words_that_the_prompt_gave():
-  assert measures.sentence("Write it.\nPraise: It is", " good .") == "It is good ."
-  assert measures.sentence("Write it.\nPraise:", "Good: very") == "Good: very"
-
-
 @pytest.mark.parametrize(
   ("direction", "completion", "expected"),
   [
