@@ -31,7 +31,7 @@ def begin(settings: QuickstartSettings, workdir: Path) -> None:
     "The method of InstructGPT on SmolLM2-135M and sentences whose tone people rated: the model\n"
     "learns to praise or to criticise, as it is asked. Six runs follow: SFT, the model that RL\n"
     "starts from, a reward model, a second one that only judges, PPO and PPO-ptx. Then all answer\n"
-    f"{3 * settings.test_prompts} new prompts. README.md has the minutes and what to expect.\n"
+    f"{3 * settings.test_prompts} new prompts. The README has the minutes and what to expect.\n"
     f"Everything is in {workdir}. Stop at any time: the same command goes on.",
     flush=True,
   )
