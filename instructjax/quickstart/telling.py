@@ -5,7 +5,6 @@ Every sentence is made of the metrics that a run has left.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -80,7 +79,7 @@ def finish(
       print(f"  {name:10} {text or '(nothing)'}")
   # A prompt of the training data has the template and the system message that the models know.
   asked = read(data_folder(workdir) / "prompts.jsonl", "prompt")[0]
-  line = json.dumps({"prompt": asked.turns or asked.prompt})
+  line = jsons.text({"prompt": asked.turns or asked.prompt})
   print(
     "\nTry an instruction of your own. The reward of each answer is in samples.jsonl:\n"
     f"echo '{line}' > own.jsonl\n"
