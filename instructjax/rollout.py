@@ -59,7 +59,6 @@ LEAST_SLOTS = 64
 GROUPS = 16
 GROUP_TOKENS = 32
 FIRST_GROUPS = 4  # the groups, where nothing is ever refilled
-HALVINGS = 3  # how often the last rows move together
 STORED = ("float", "int8")  # how weights and cache may be stored
 CHUNKS = 16  # a prompt of full length is read in so many parts, of 8 columns or a multiple
 
@@ -93,6 +92,8 @@ class Sampling:
   # rows that are sampled at a time, on all devices; 0 is a quarter of the rows of each device, and
   # at least LEAST_SLOTS on each
   slots: int = 0
+  # how often the last rows move together into half as many slots; each time is a loop to compile
+  halvings: int = 3
 
   def __post_init__(self):
     if self.top_k < 0 or not 0 < self.top_p <= 1:
@@ -276,10 +277,10 @@ def shape_of(cfg: Sampling, prompts: int, length: int) -> Shape:
   )
 
 
-def sizes_of(slots: int) -> list[int]:
+def sizes_of(slots: int, halvings: int) -> list[int]:
   """Returns the numbers of slots in which the rows of a device are sampled, and 0 at the end."""
   sizes = [slots]
-  while len(sizes) <= HALVINGS and sizes[-1] >= 8:
+  while len(sizes) <= halvings and sizes[-1] >= 8:
     sizes.append(sizes[-1] // 2)
   return [*sizes, 0]
 
@@ -551,7 +552,7 @@ def read(
 
 def run(s: Sampler) -> Slots:
   """Samples every row: refills and steps until the queue is empty, then ever fewer slots."""
-  sizes = sizes_of(s.shape.slots)
+  sizes = sizes_of(s.shape.slots, s.cfg.halvings)
 
   def live_at_most(slots: Slots, most: int) -> Bool[Array, ""]:
     def on_device(live: Array) -> Array:

@@ -238,6 +238,7 @@ def rollout_sampling(settings: PPOSettings) -> Sampling:
     response=settings.sampling.response,
     cache=settings.sampling.cache,
     slots=settings.sampling.slots,
+    halvings=settings.sampling.halvings,
   )
 
 

@@ -61,6 +61,7 @@ class RolloutSettings:
   weights: sampling_settings.Stored = sampling_settings.weights()
   cache: sampling_settings.Stored = sampling_settings.cache()
   slots: int = sampling_settings.slots()
+  halvings: int = sampling_settings.halvings()
 
 
 @settings

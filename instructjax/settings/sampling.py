@@ -50,6 +50,16 @@ def slots() -> Any:
   )
 
 
+def halvings() -> Any:
+  return setting(
+    3,
+    "How often the last responses move together into half as many slots. Each time saves steps and "
+    "takes longer to compile, so a short run wants fewer.",
+    low=0,
+    high=16,
+  )
+
+
 def weights() -> Any:
   return setting(
     "float",
@@ -100,6 +110,7 @@ class DrawSettings:
   weights: Stored = weights()
   cache: Stored = cache()
   slots: int = slots()
+  halvings: int = halvings()
 
 
 @settings
@@ -134,6 +145,7 @@ class SeveralDrawSettings:
   weights: Stored = weights()
   cache: Stored = cache()
   slots: int = slots()
+  halvings: int = halvings()
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     if not self.temperature or len(set(self.temperature)) < len(self.temperature):

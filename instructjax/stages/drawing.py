@@ -66,6 +66,7 @@ def draw_responses(
     weights=draw_settings.weights,
     cache=draw_settings.cache,
     slots=draw_settings.slots,
+    halvings=draw_settings.halvings,
     n=responses_a_row,
     eos=model.tokenizer.eos,
     banned=model.tokenizer.banned,

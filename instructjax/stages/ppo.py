@@ -290,6 +290,7 @@ def sampling_of(
     weights=rollout.weights,
     cache=rollout.cache,
     slots=rollout.slots,
+    halvings=rollout.halvings,
   )
 
 

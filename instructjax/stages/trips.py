@@ -25,7 +25,7 @@ def of_rollout(
   """
   shards = sharding.batch_shards()
   shape = rollout.shape_of(cfg, len(prompt), columns)
-  sizes = rollout.sizes_of(shape.slots)
+  sizes = rollout.sizes_of(shape.slots, cfg.halvings)
   devices = [
     _Device(*lengths)
     for lengths in zip(np.split(prompt, shards), np.split(response, shards), strict=True)

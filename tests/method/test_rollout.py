@@ -357,6 +357,20 @@ def test_slots_change_nothing_but_the_work(model, n):
   assert (length == schedule).mean() > 0.8  # the others drew an end of text before
 
 
+def test_halvings_change_nothing_but_the_work(model):
+  """The last rows move together never or often: the same tokens, and fewer positions."""
+  lm, params = model
+  prompts = ragged(lm, 40)
+  cfg = Sampling(response=12, eos=(3,), slots=32)
+  never, often = (sample(lm, params, prompts, 0, replace(cfg, halvings=h)) for h in (0, 3))
+  np.testing.assert_array_equal(never.tokens, often.tokens)
+  np.testing.assert_allclose(never.logp, often.logp, atol=1e-5)
+  assert often.computed.sum() < never.computed.sum()
+  assert rollout.sizes_of(32, 0) == [32, 0]
+  assert rollout.sizes_of(32, 2) == [32, 16, 8, 0]
+  assert rollout.sizes_of(12, 3) == [12, 6, 0]
+
+
 def test_the_order_of_rows_in_the_queue_changes_nothing():
   """A neighbour's prompt of another length moves a row in the queue, and not what it says."""
   lm = tiny.lm("llama")
