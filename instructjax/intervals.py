@@ -23,7 +23,7 @@ Dimensions: N rows, M of them that hold something, S bootstrap draws of N rows, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -319,6 +319,33 @@ def unpaired(ours: Estimate, theirs: Estimate) -> Estimate:
     value + above,
     ours.n + theirs.n,
     ours.clusters + theirs.clusters,
+  )
+
+
+def over_runs(estimates: Sequence[Estimate]) -> Estimate:
+  """Returns the mean of what several runs measured, with an interval over runs and rows.
+
+  The runs differ in their seed, and so in their models and in the rows that they were measured on.
+  Student's t over their values holds both. Few runs may agree by chance, so the interval is never
+  narrower than that of the rows of all runs.
+
+  Raises:
+    ValueError: for fewer than two runs, which do not tell how they differ.
+  """
+  if len(estimates) < 2:
+    raise ValueError(f"{len(estimates)} runs do not tell how runs differ: give two or more")
+  values = np.asarray([estimate.value for estimate in estimates])
+  value = float(values.mean())
+  spread = float(values.std(ddof=1)) * t_quantile(len(values) - 1)
+  below = [estimate.value - estimate.low for estimate in estimates]
+  above = [estimate.high - estimate.value for estimate in estimates]
+  root = math.sqrt(len(values))
+  return Estimate(
+    value,
+    value - max(spread, float(np.mean(below))) / root,
+    value + max(spread, float(np.mean(above))) / root,
+    sum(estimate.n for estimate in estimates),
+    len(values),
   )
 
 

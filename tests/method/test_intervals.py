@@ -327,3 +327,31 @@ def test_ends_are_those_of_the_finite_draws():
   value, low, high, n, clusters = intervals.with_ends(7.0, np.array([np.nan]), 3, 2)
   assert (value, n, clusters) == (7.0, 3, 2)
   assert math.isnan(low) and math.isnan(high)
+
+
+# --- several runs ---
+
+
+def test_runs_have_t_over_their_values_and_no_less_than_the_rows_of_all():
+  apart = [intervals.Estimate(value, value - 0.01, value + 0.01, 10) for value in (0.5, 0.6, 0.7)]
+  estimate = intervals.over_runs(apart)
+  half = 4.3027 * 0.1 / math.sqrt(3)
+  assert estimate == pytest.approx((0.6, 0.6 - half, 0.6 + half, 30, 3), abs=1e-4)
+  agreeing = [intervals.Estimate(0.6, 0.5, 0.66, 10)] * 4
+  assert intervals.over_runs(agreeing) == pytest.approx((0.6, 0.55, 0.63, 40, 4))
+  with pytest.raises(ValueError, match="1 runs do not tell how runs differ: give two or more"):
+    intervals.over_runs(agreeing[:1])
+
+
+@pytest.mark.parametrize("between", [0.0, 0.03, 0.1])
+@pytest.mark.parametrize("p", [0.6, 0.9])
+def test_the_interval_over_3_runs_covers_93_in_100(p, between):
+  """Wins on 216 prompts a run, at rates that differ from run to run."""
+  rng = np.random.default_rng(int(1000 * p + 100 * between))
+
+  def estimate(run):
+    rates = np.clip(rng.normal(p, between, 3), 0, 1)
+    wins = rng.random((3, 216)) < rates[:, None]
+    return intervals.over_runs([intervals.mean(row.astype(float)) for row in wins])
+
+  assert coverage(estimate, p, 400) >= 0.93
