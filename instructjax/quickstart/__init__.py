@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from instructjax.data.records.records import fingerprint
-from instructjax.quickstart import data, evaluation, tables, telling
+from instructjax.quickstart import data, evaluation, examples, tables, telling
 from instructjax.quickstart.models import leave_base, one_line, open_trained
 from instructjax.quickstart.recipe import data_folder, model_folder, runs
 from instructjax.runs import report, writers
@@ -58,13 +58,15 @@ def main(settings: Quickstart, workdir: str | Path, sinks: tuple[str, ...] = ())
       set_up(settings, workdir)
     # From here on the directory belongs to these settings: other ones are refused.
     gather_metrics(workdir, names)
+    example_of = examples.teller(settings, workdir)
     for name, stage_run in stage_runs.items():
       folder = model_folder(workdir, name)
       if not is_finished(folder):
         with timed(workdir, name):
           stage_run.run(stage_run.settings, folder, sinks)
         gather_metrics(workdir, names)
-      print(telling.learnt(name, writers.rows(folder / "metrics.jsonl")), flush=True)
+      sentence = telling.learnt(name, writers.rows(folder / "metrics.jsonl"))
+      print("\n".join([sentence, *example_of(name)]), flush=True)
     # Only the evaluation opens the models: each stage holds those that it needs, and no others.
     with timed(workdir, "evaluation"):
       trained = open_trained(settings, workdir)

@@ -17,13 +17,15 @@ from instructjax import likelihood, rewards, rollout
 from instructjax.data.batches import pipeline
 from instructjax.data.records.records import Demonstration, Prompt
 from instructjax.data.tokens import chat
+from instructjax.data.tokens.tokenizers import Tokenizer
+from instructjax.quickstart import rows
 from instructjax.quickstart.models import Trained
 from instructjax.rollout import Sampling
 from instructjax.settings.quickstart import QuickstartSettings
 from instructjax.system import keys
 from instructjax.types import LM, Array, Key, Params, Prompts, Rollout
 
-# Prompts that are answered together.
+# Answers whose log-probabilities are computed together: all of their logits are in memory.
 BATCH = 64
 
 
@@ -45,15 +47,10 @@ class Answers(NamedTuple):
 def answerer(settings: QuickstartSettings, trained: Trained) -> Callable[..., Answers]:
   """Returns the function (policy, prompts, draw=0) to its answers.
 
-  The batches of every policy are sampled with the same keys, and all are compiled once. Another
-  `draw` gives other answers to the same prompts.
+  Every policy is sampled with the same key, and all are compiled once. Another `draw` gives other
+  answers to the same prompts.
   """
-  sampling = Sampling(
-    response=settings.response,
-    temperature=settings.temperature,
-    eos=chat.ends(trained.tokenizer, trained.template),
-    banned=trained.tokenizer.banned,
-  )
+  sampling = sampling_of(settings, trained.tokenizer, trained.template)
 
   # Compiled here and not in `answer`, which is called for every policy.
   @jax.jit
@@ -66,34 +63,42 @@ def answerer(settings: QuickstartSettings, trained: Trained) -> Callable[..., An
     return rollout.sample(trained.lm, trunk | policy, prompts, key, sampling)
 
   log_ratio = jax.jit(partial(log_ratios, trained.lm, sampling))
-  pad = partial(pipeline.pad_prompts, length=settings.prompt)
 
   def answer(policy: Params, prompts: Sequence[Demonstration], draw: int = 0) -> Answers:
     asked = [Prompt(prompt.prompt, turns=prompt.turns) for prompt in prompts]
-    rows = pipeline.prompts(
+    tokens = pipeline.prompts(
       asked, trained.tokenizer, prompt=settings.prompt, template=trained.template
     )
-    texts: list[str] = []
-    kl, length, ended = [], [], []
-    batches = pipeline.once(rows, pad, size=BATCH)
-    for number, (batch, real) in enumerate(batches):
-      batch_key = keys.run_key(settings.seed, "quickstart answers", draw, number)
-      responses = sample(trained.trunk, policy, batch, batch_key)
-      of_batch = log_ratio(trained.trunk, trained.reference, responses)
-      on_host = jax.device_get(responses)
-      # The last batch is filled up with prompts that were answered before.
-      texts += rewards.responses(trained.tokenizer, on_host)[:real]
+    # All of them in one call: as an answer ends, the next prompt takes its slot.
+    padded = pipeline.pad_prompts(tokens, length=settings.prompt)
+    key = keys.run_key(settings.seed, "quickstart answers", draw)
+    responses = jax.device_get(sample(trained.trunk, policy, padded, key))
+    texts = rewards.responses(trained.tokenizer, responses)
+    kl = []
+    for batch, real in rows.batches(responses, len(prompts), BATCH):
+      of_batch = log_ratio(trained.trunk, trained.reference, batch)
       kl.append(np.asarray(of_batch, np.float64)[:real])
-      length.append(on_host.mask.sum(1)[:real])
-      ended.append(on_host.ended[:real])
     return Answers(
       [text.strip() for text in texts],
       np.concatenate(kl),
-      np.concatenate(length).astype(np.float64),
-      np.concatenate(ended).astype(np.float64),
+      responses.mask.sum(1).astype(np.float64),
+      responses.ended.astype(np.float64),
     )
 
   return answer
+
+
+def sampling_of(
+  settings: QuickstartSettings, tokenizer: Tokenizer, template: chat.Template | None
+) -> Sampling:
+  """Returns how answers are sampled, which is how PPO samples its episodes."""
+  return Sampling(
+    response=settings.response,
+    temperature=settings.temperature,
+    halvings=settings.halvings,
+    eos=chat.ends(tokenizer, template),
+    banned=tokenizer.banned,
+  )
 
 
 def log_ratios(
@@ -101,17 +106,17 @@ def log_ratios(
   sampling: Sampling,
   trunk: Params,
   reference: Params,
-  rows: Rollout,
+  responses: Rollout,
 ) -> Float[Array, " B"]:
   """Returns log π(y|x) - log π_ref(y|x) of B responses, at the temperature of the sampler."""
   # What the policy gives its tokens is known since they were sampled.
   logp, _ = likelihood.response_logp(
     lm,
     trunk | reference,
-    rows.tokens,
-    rows.valid,
+    responses.tokens,
+    responses.valid,
     sampling.response,
     temperature=sampling.temperature,
     banned=sampling.banned,
   )
-  return ((rows.logp - logp) * rows.mask).sum(1)
+  return ((responses.logp - logp) * responses.mask).sum(1)

@@ -109,23 +109,28 @@ def one_line(tokenizer: Tokenizer) -> Tokenizer:
 # --- what the runs left ---
 
 
-def open_trained(settings: QuickstartSettings, workdir: Path) -> Trained:
-  """Opens all finished runs, and keeps one trunk of them.
-
-  Raises:
-    UserError: a run is not finished.
-  """
+def model_settings(settings: QuickstartSettings) -> ModelSettings:
+  """Returns how the models of finished runs are opened."""
   changes = {
     "dtype": settings.dtype,
     "unroll": settings.unroll,
     # Nothing is trained here, so there is nothing to compute again.
     "remat": "none",
   }
-  model_settings = replaced(ModelSettings(), changes)
+  return replaced(ModelSettings(), changes)
+
+
+def open_trained(settings: QuickstartSettings, workdir: Path) -> Trained:
+  """Opens all finished runs, and keeps one trunk of them.
+
+  Raises:
+    UserError: a run is not finished.
+  """
+  opened_as = model_settings(settings)
 
   def open_policy(name: str) -> Origin:
     source = str(model_folder(workdir, name))
-    return origin.open_model(source, model_settings, settings.seed)
+    return origin.open_model(source, opened_as, settings.seed)
 
   def split(params: Params) -> tuple[Params, Params]:
     return freeze.split(params, settings.top, dtype=settings.trunk_dtype)
@@ -145,7 +150,7 @@ def open_trained(settings: QuickstartSettings, workdir: Path) -> Trained:
   reward_models = {}
   for name in REWARD_MODELS:
     source = str(model_folder(workdir, name))
-    model = origin.open_reward_model(source, model_settings)
+    model = origin.open_reward_model(source, opened_as)
     _, body = split(model.params)
     reward_models[name] = {"lm": body, "head": model.head}
     del model

@@ -150,6 +150,10 @@ def ppo_settings(settings: QuickstartSettings, workdir: Path, ptx_coef: float) -
     "data.length": settings.text,
     "sampling.response": settings.response,
     "sampling.temperature": settings.temperature,
+    # Every episode has a slot: nothing waits. Fewer loops compile sooner, and the iterations are
+    # too few to gain by more of them.
+    "sampling.slots": settings.episodes,
+    "sampling.halvings": settings.halvings,
     "iterations": settings.iterations,
     "batch": settings.episodes,
     "ptx_ratio": settings.ptx_ratio,
@@ -158,15 +162,20 @@ def ppo_settings(settings: QuickstartSettings, workdir: Path, ptx_coef: float) -
     "missing_eos.kind": "subtract",
     "missing_eos.value": settings.eos_penalty,
     "ppo.minibatches": settings.minibatches,
+    # The model that samples is the one that learns, with the same weights in the same type: its
+    # log-probabilities serve, and a pass of the policy is saved.
+    "ppo.old_logp": "sampler",
+    # Values begin far from the targets, and in as few updates cannot come there in steps of .2.
+    "ppo.value_clip": None,
     "ppo.rows_at_once": settings.rows_at_once,
     "ppo.ptx_coef": ptx_coef,
     "ppo.ptx_micro": settings.ptx_micro,
     "ppo.ema_decay": settings.ema_decay,
     "policy_optimizer.lr": settings.ppo_lr,
     "policy_optimizer.schedule": "constant",
-    # The rate of the first iteration is half of the others', as few as they are.
+    # In the first iteration the values are far off, and so is what the policy would learn of them.
     "policy_optimizer.warmup": 1,
-    "policy_optimizer.start": 0.5,
+    "policy_optimizer.start": 0.2,
     "value_optimizer.lr": settings.value_lr,
   }
   for name in ("policy_optimizer", "value_optimizer"):

@@ -11,8 +11,10 @@ from statistics import fmean
 from typing import Any
 
 from instructjax.data.records.records import read
+from instructjax.quickstart import duration
 from instructjax.quickstart.recipe import data_folder, model_folder
 from instructjax.settings.quickstart import QuickstartSettings
+from instructjax.system import jsons
 
 TITLES = {
   "sft": "SFT",
@@ -26,11 +28,13 @@ TITLES = {
 
 def begin(settings: QuickstartSettings, workdir: Path) -> None:
   """Says what will happen."""
+  minutes = duration.minutes(settings)
+  how_long = "" if minutes is None else f"All of it takes about {minutes:.0f} minutes here. "
   print(
     "The method of InstructGPT on SmolLM2-135M and sentences whose tone people rated: the model\n"
     "learns to praise or to criticise, as it is asked. Six runs follow: SFT, the model that RL\n"
     "starts from, a reward model, a second one that only judges, PPO and PPO-ptx. Then all answer\n"
-    f"{3 * settings.test_prompts} new prompts. The README has the minutes and what to expect.\n"
+    f"{3 * settings.test_prompts} new prompts. {how_long}The README has what to expect.\n"
     f"Everything is in {workdir}. Stop at any time: the same command goes on.",
     flush=True,
   )

@@ -33,7 +33,7 @@ class QuickstartSettings:
     "Answer in one sentence.", "The system message of every prompt; empty gives none."
   )
   # The gradients of six blocks are added up after each part of a batch: small parts are slow.
-  rows_at_once: int = setting(6, "Packed rows of a policy that are computed at once.", low=1)
+  rows_at_once: int = setting(8, "Packed rows of a policy that are computed at once.", low=1)
   # Lengths.
   prompt: int = subjects.tokens(40, "Tokens of a prompt.")
   response: int = subjects.tokens(24, "Tokens of a response.")
@@ -46,7 +46,7 @@ class QuickstartSettings:
   gold: int = setting(
     320, "Comparisons of other people that the gold model is trained on.", low=2, high=100_000
   )
-  test_prompts: int = setting(84, "Test prompts of each of three domains.", low=2, high=100_000)
+  test_prompts: int = setting(72, "Test prompts of each of three domains.", low=2, high=100_000)
   best_of: int = setting(4, "Answers of SFT of which the reward model chooses one.", low=1, high=64)
   test_comparisons: int = setting(36, "Test comparisons of each domain.", low=1, high=100_000)
   text_rows: int = setting(1024, "Rows of pretraining text.", low=1, high=1_000_000)
@@ -63,23 +63,26 @@ class QuickstartSettings:
   reward_batch: int = setting(2, "Prompts of a batch of the reward models.", low=2)
   reward_lr: float = setting(6e-4, "The peak of the reward models' learning rate.", above=0, high=1)
   # PPO and PPO-ptx share everything but the pretraining mix.
-  iterations: int = setting(10, "Iterations of PPO.", low=1, high=100_000)
-  episodes: int = setting(64, "Episodes of an iteration.", low=1)
+  iterations: int = setting(14, "Iterations of PPO.", low=1, high=100_000)
+  episodes: int = setting(128, "Episodes of an iteration.", low=1)
   minibatches: int = setting(8, "Minibatches of an iteration.", low=1)
-  temperature: float = setting(0.7, "The temperature of the policy (paper: 1).", above=0, high=100)
-  ppo_lr: float = setting(2.5e-4, "The learning rate of the policy.", above=0, high=1)
-  value_lr: float = setting(1e-3, "The peak of the value network's learning rate.", above=0, high=1)
-  kl_coef: float = setting(0.1, "The coefficient of the KL penalty (paper: .02).", low=0, high=1000)
-  ptx_coef: float = setting(
-    1.0, "The weight of the pretraining loss (paper: 27.8).", above=0, high=1e6
+  halvings: int = setting(
+    1, "How often the last rows of a rollout move together (sampling.halvings).", low=0, high=16
   )
-  ptx_ratio: int = setting(2, "Rows of pretraining text an episode (paper: 8).", low=1, high=10_000)
+  temperature: float = setting(0.7, "The temperature of the policy (paper: 1).", above=0, high=100)
+  ppo_lr: float = setting(2.2e-4, "The learning rate of the policy.", above=0, high=1)
+  value_lr: float = setting(1e-3, "The peak of the value network's learning rate.", above=0, high=1)
+  kl_coef: float = setting(0.2, "The coefficient of the KL penalty (paper: .02).", low=0, high=1000)
+  ptx_coef: float = setting(
+    0.5, "The weight of the pretraining loss (paper: 27.8).", above=0, high=1e6
+  )
+  ptx_ratio: int = setting(1, "Rows of pretraining text an episode (paper: 8).", low=1, high=10_000)
   ptx_micro: int = setting(1, "Micro-batches of the pretraining loss.", low=1)
   ema_decay: float = setting(
-    0.9, "The decay of the average of weights, over 80 updates.", low=0, below=1
+    0.9, "The decay of the average of weights, over 112 updates.", low=0, below=1
   )
   eos_penalty: float = setting(
-    1.0, "Taken from the score of a response that did not end; not in the paper.", low=0, high=1e6
+    0.5, "Taken from the score of a response that did not end; not in the paper.", low=0, high=1e6
   )
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
@@ -101,7 +104,8 @@ FAST = replaced(
     "test_comparisons": 16,
     "text_rows": 256,
     "text_valid": 24,
-    "iterations": 2,
+    "iterations": 3,
+    "episodes": 64,
   },
 )
 QUICKSTART: Mapping[str, QuickstartSettings] = {"full": FULL, "fast": FAST}

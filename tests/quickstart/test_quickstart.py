@@ -14,7 +14,7 @@ from instructjax import quickstart
 from instructjax.data.public import tone
 from instructjax.data.records.records import Comparison, Text
 from instructjax.models import llama, save
-from instructjax.quickstart import data, judging, ranking, recipe, tables, telling
+from instructjax.quickstart import data, duration, judging, ranking, recipe, tables, telling
 from instructjax.quickstart.judging import Judged
 from instructjax.quickstart.models import POLICIES
 from instructjax.runs import loop, origin
@@ -311,6 +311,25 @@ def test_diversity_by_hand():
   assert judging.repeated(["x", "y", "x"]).tolist() == [1, 0, 1]
 
 
+def test_the_duration_follows_the_speed_of_the_machine(monkeypatch):
+  whole = duration.Whole(products=300.0, rest=120.0)
+  same = duration.estimate(whole, duration.REFERENCE)
+  assert same == pytest.approx(420)
+  compiling, products = duration.REFERENCE
+  slower = duration.Speed(2 * compiling, products / 4)
+  assert duration.estimate(whole, slower) == pytest.approx(4 * 300 + 2 * 120)
+  monkeypatch.setattr(duration, "measure", lambda: slower)
+  fast, full = (duration.minutes(preset) for preset in (quickstart.FAST, quickstart.Quickstart()))
+  assert fast is not None and full is not None and 0 < fast < full
+  assert duration.minutes(dataclasses.replace(quickstart.FAST, seed=7, model="folder")) == fast
+  assert duration.minutes(TINY) is None
+
+
+def test_a_machine_is_timed():
+  speed = duration.measure()
+  assert 0 < speed.compiling < 60 and speed.products > 0
+
+
 def test_what_was_learnt_is_said_by_the_first_and_the_last_tenth():
   metrics = [{"step": step, "loss": 4.0 - 0.1 * step, "accuracy": step / 20} for step in range(20)]
   assert telling.ends(metrics, "loss") == (3.95, pytest.approx(2.15))
@@ -328,4 +347,10 @@ def test_the_terminal_says_what_was_learnt_and_what_to_try_next(model, finished,
   told = capsys.readouterr().out
   assert told.startswith("The method of InstructGPT")
   assert told.index("SFT: a token") < told.index("PPO-ptx: the reward model scored")
+  # After each of six runs: two answers of a policy, or two scores of a reward model.
+  first = rows(finished[0] / "samples.jsonl")[0]
+  assert told.count(f"  {first['prompt']} -> ") == 4 + 2 * 2
+  assert told.count(f"  {first['prompt']} -> {first['responses']['people']} (score ") == 2
+  # No run with these settings was ever timed.
+  assert "minutes here" not in told
   assert f"--model={finished[0] / 'models' / 'ptx'}" in told
