@@ -104,7 +104,7 @@ FAST = replaced(
     "test_comparisons": 16,
     "text_rows": 256,
     "text_valid": 24,
-    "iterations": 3,
+    "iterations": 2,
     "episodes": 64,
   },
 )

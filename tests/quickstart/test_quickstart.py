@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import signal
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -354,3 +356,39 @@ def test_the_terminal_says_what_was_learnt_and_what_to_try_next(model, finished,
   # No run with these settings was ever timed.
   assert "minutes here" not in told
   assert f"--model={finished[0] / 'models' / 'ptx'}" in told
+
+
+# --- the experiments of docs/quickstart.md ---
+
+
+def experiment(name):
+  path = Path(__file__).parent.parent.parent / "experiments" / "quickstart" / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def test_runs_are_one_table(finished, capsys):
+  pool = experiment("pool")
+  pool.main([str(finished[0])] * 2)
+  table = capsys.readouterr().out
+  lines = [line for line in table.splitlines() if line.startswith("|")]
+  assert len(lines) == len(pool.MEASURES) + 2
+  assert all(line.count("|") == len(pool.AUTHORS) + 2 for line in lines[2:])
+  # A number above 1 keeps its zeros.
+  values = [{"value": 10.25, "low": 0.5, "high": 20.0, "n": 4}] * 2
+  low, high = 10.25 - 9.75 / 2**0.5, 10.25 + 9.75 / 2**0.5
+  assert pool.cell(values) == f"10.250 ({low:.3f} to {high:.3f})"
+  assert pool.cell([0.5, 0.5]) == ".500 (.500 to .500)"
+  assert pool.cell([None, None]) == "–"
+
+
+def test_a_variant_of_ppo_leaves_the_quickstart_as_it_is(finished, capsys):
+  workdir, _ = finished
+  before = {path: path.stat().st_mtime_ns for path in (workdir / "models").rglob("*")}
+  experiment("variant").main(str(workdir), "lambda", "ppo.lam=0.5", "iterations=1")
+  assert "lambda: gold win rate against SFT" in capsys.readouterr().out
+  config = json.loads((workdir / "variants" / "lambda" / "config.json").read_text())
+  assert (config["ppo"]["lam"], config["iterations"]) == (0.5, 1)
+  assert {path: path.stat().st_mtime_ns for path in (workdir / "models").rglob("*")} == before
