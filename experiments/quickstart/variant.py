@@ -55,7 +55,9 @@ def judge(quickstart: QuickstartSettings, workdir: Path, left: Path, name: str) 
   _, policy = freeze.split(opened.params, quickstart.top, dtype=quickstart.trunk_dtype)
   prompts = data.test_prompts(recipe.data_folder(workdir))
   answer = answers.answerer(quickstart, trained)
-  sft, ours = (answer(part, prompts) for part in (trained.policies["sft"], policy))
+  sft, ours = (
+    answer.measure(answer.draw(part, prompts)) for part in (trained.policies["sft"], policy)
+  )
   judged = judging.judge(quickstart, trained, prompts, {"sft": sft.texts, name: ours.texts})
 
   gold: dict[str, Any] = {author: judged[author].scores["gold"] for author in judged}

@@ -44,15 +44,28 @@ class Answers(NamedTuple):
   ended: Float[np.ndarray, " N"]
 
 
-def answerer(settings: QuickstartSettings, trained: Trained) -> Callable[..., Answers]:
-  """Returns the function (policy, prompts, draw=0) to its answers.
+class Answerer(NamedTuple):
+  """What is compiled once, for all policies.
 
-  Every policy is sampled with the same key, and all are compiled once. Another `draw` gives other
-  answers to the same prompts.
+  draw      (policy, prompts, number=0) -> the responses of a policy, on the host
+  texts     (responses) -> their texts
+  measure   (responses) -> the answers with their measures
+  """
+
+  draw: Callable[..., Rollout]
+  texts: Callable[[Rollout], list[str]]
+  measure: Callable[[Rollout], Answers]
+
+
+def answerer(settings: QuickstartSettings, trained: Trained) -> Answerer:
+  """Returns how policies answer.
+
+  Every policy is sampled with the same key. Another number of the draw gives other answers to the
+  same prompts.
   """
   sampling = sampling_of(settings, trained.tokenizer, trained.template)
 
-  # Compiled here and not in `answer`, which is called for every policy.
+  # Compiled here and not in `draw`, which is called for every policy.
   @jax.jit
   def sample(
     trunk: Params,
@@ -64,28 +77,32 @@ def answerer(settings: QuickstartSettings, trained: Trained) -> Callable[..., An
 
   log_ratio = jax.jit(partial(log_ratios, trained.lm, sampling))
 
-  def answer(policy: Params, prompts: Sequence[Demonstration], draw: int = 0) -> Answers:
+  def draw(policy: Params, prompts: Sequence[Demonstration], number: int = 0) -> Rollout:
     asked = [Prompt(prompt.prompt, turns=prompt.turns) for prompt in prompts]
     tokens = pipeline.prompts(
       asked, trained.tokenizer, prompt=settings.prompt, template=trained.template
     )
     # All of them in one call: as an answer ends, the next prompt takes its slot.
     padded = pipeline.pad_prompts(tokens, length=settings.prompt)
-    key = keys.run_key(settings.seed, "quickstart answers", draw)
-    responses = jax.device_get(sample(trained.trunk, policy, padded, key))
-    texts = rewards.responses(trained.tokenizer, responses)
+    key = keys.run_key(settings.seed, "quickstart answers", number)
+    return jax.device_get(sample(trained.trunk, policy, padded, key))
+
+  def texts(responses: Rollout) -> list[str]:
+    return [text.strip() for text in rewards.responses(trained.tokenizer, responses)]
+
+  def measure(responses: Rollout) -> Answers:
     kl = []
-    for batch, real in rows.batches(responses, len(prompts), BATCH):
+    for batch, real in rows.batches(responses, len(responses.ended), BATCH):
       of_batch = log_ratio(trained.trunk, trained.reference, batch)
       kl.append(np.asarray(of_batch, np.float64)[:real])
     return Answers(
-      [text.strip() for text in texts],
+      texts(responses),
       np.concatenate(kl),
-      responses.mask.sum(1).astype(np.float64),
-      responses.ended.astype(np.float64),
+      np.asarray(responses.mask, np.float64).sum(1),
+      np.asarray(responses.ended, np.float64),
     )
 
-  return answer
+  return Answerer(draw, texts, measure)
 
 
 def sampling_of(

@@ -70,14 +70,14 @@ def evaluate(settings: QuickstartSettings, trained: Trained, folder: Path) -> Me
   answer = answerer(settings, trained)
   answers = {}
   for name, policy in trained.policies.items():
-    answers[name] = answer(policy, prompts)
+    answers[name] = answer.measure(answer.draw(policy, prompts))
   texts = {name: answers[name].texts for name in answers}
   texts["people"] = [prompt.completion for prompt in prompts]
   # Best-of-n chooses among the answer of SFT and n - 1 others.
   draws = ["sft"]
   for draw in range(1, settings.best_of):
     name = f"sft {draw}"
-    texts[name] = answer(trained.policies["sft"], prompts, draw).texts
+    texts[name] = answer.texts(answer.draw(trained.policies["sft"], prompts, draw))
     draws.append(name)
 
   judged = judging.judge(settings, trained, prompts, texts)
