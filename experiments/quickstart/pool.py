@@ -52,11 +52,15 @@ MEASURES: dict[str, Measure] = {
   "KL to `rl_init`, nats": named("kl"),
   "held-out text, nats a token": named("pretrain_nll"),
 }
+NO_SHARES = ("tokens", "KL to `rl_init`, nats", "held-out text, nats a token")
 RANKING = ("pair_accuracy", "gold_pair_accuracy")
 
 
-def cell(values: list[Any]) -> str:
-  """Returns a measure over runs as the table shows it; "–" where an author has none."""
+def cell(values: list[Any], is_share: bool = True) -> str:
+  """Returns a measure over runs as the table shows it; "–" where an author has none.
+
+  The interval of a share ends at 0 and 1.
+  """
   if any(value is None for value in values):
     return "–"
   # Distinct 2-grams are of all answers together, and have no interval of their own.
@@ -65,7 +69,10 @@ def cell(values: list[Any]) -> str:
     for value in values
   ]
   pooled = over_runs(parts)
-  text = f"{pooled.value:.3f} ({pooled.low:.3f} to {pooled.high:.3f})"
+  low, high = pooled.low, pooled.high
+  if is_share:
+    low, high = max(low, 0.0), min(high, 1.0)
+  text = f"{pooled.value:.3f} ({low:.3f} to {high:.3f})"
   return re.sub(r"\b0\.", ".", text)
 
 
@@ -75,7 +82,8 @@ def main(folders: list[str]) -> None:
   print("|---" * (len(AUTHORS) + 1) + "|")
   for title, measure in MEASURES.items():
     rows = {author: [result["models"][author] for result in results] for author in AUTHORS}
-    cells = [cell([measure(row) for row in rows[author]]) for author in AUTHORS]
+    is_share = title not in NO_SHARES
+    cells = [cell([measure(row) for row in rows[author]], is_share) for author in AUTHORS]
     print(f"| {title.strip()} | " + " | ".join(cells) + " |")
   print()
   for name in RANKING:

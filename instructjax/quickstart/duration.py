@@ -1,9 +1,8 @@
 """How long the quickstart will take on this machine, from measurements of a second.
 
-Nearly all of its time goes into three things: XLA compiles programs, the CPU multiplies matrices,
-and the rest, which moves through memory or waits for Python. The first two are timed here on a
-small scale and compared with the machine on which the whole was timed. The rest is taken to be as
-fast as compiling, which a single core does too.
+Nearly all of its time goes into two things: XLA compiles programs, and the CPU computes, mostly
+matrix products. Both are timed here on a small scale and compared with the machine on which the
+whole was timed.
 """
 
 from __future__ import annotations
@@ -41,18 +40,21 @@ class Speed(NamedTuple):
 class Whole(NamedTuple):
   """The seconds of a whole run on the machine of REFERENCE, alone on it.
 
-  products   in matrix products
-  rest       in everything else, most of it compiling
+  compiling   in XLA and in tracing
+  products    in everything else, most of it matrix products
   """
 
+  compiling: float
   products: float
-  rest: float
 
 
 # Two cores of an Intel Xeon with AMX. `python -m instructjax.quickstart.duration` prints the speed
 # of a machine; the seconds of the whole runs are those of the README.
-REFERENCE = Speed(compiling=1.0, products=500.0)
-WHOLE: Mapping[str, Whole] = {"full": Whole(products=1.0, rest=1.0), "fast": Whole(1.0, 1.0)}
+REFERENCE = Speed(compiling=0.21, products=1000.0)
+WHOLE: Mapping[str, Whole] = {
+  "full": Whole(compiling=166.0, products=1129.0),
+  "fast": Whole(compiling=140.0, products=160.0),
+}
 
 
 def minutes(settings: QuickstartSettings) -> float | None:
@@ -66,8 +68,8 @@ def minutes(settings: QuickstartSettings) -> float | None:
 
 def estimate(whole: Whole, here: Speed) -> float:
   """Returns the seconds of a run on a machine of another speed than REFERENCE."""
-  products = whole.products * REFERENCE.products / here.products
-  return products + whole.rest * here.compiling / REFERENCE.compiling
+  compiling = whole.compiling * here.compiling / REFERENCE.compiling
+  return compiling + whole.products * REFERENCE.products / here.products
 
 
 def measure() -> Speed:

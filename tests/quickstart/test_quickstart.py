@@ -314,7 +314,7 @@ def test_diversity_by_hand():
 
 
 def test_the_duration_follows_the_speed_of_the_machine(monkeypatch):
-  whole = duration.Whole(products=300.0, rest=120.0)
+  whole = duration.Whole(compiling=120.0, products=300.0)
   same = duration.estimate(whole, duration.REFERENCE)
   assert same == pytest.approx(420)
   compiling, products = duration.REFERENCE
@@ -379,7 +379,9 @@ def test_runs_are_one_table(finished, capsys):
   # A number above 1 keeps its zeros.
   values = [{"value": 10.25, "low": 0.5, "high": 20.0, "n": 4}] * 2
   low, high = 10.25 - 9.75 / 2**0.5, 10.25 + 9.75 / 2**0.5
-  assert pool.cell(values) == f"10.250 ({low:.3f} to {high:.3f})"
+  assert pool.cell(values, is_share=False) == f"10.250 ({low:.3f} to {high:.3f})"
+  apart = [0.1, 0.9]
+  assert pool.cell(apart) == ".500 (.000 to 1.000)"
   assert pool.cell([0.5, 0.5]) == ".500 (.500 to .500)"
   assert pool.cell([None, None]) == "–"
 
