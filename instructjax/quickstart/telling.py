@@ -43,7 +43,7 @@ def begin(settings: QuickstartSettings, workdir: Path) -> None:
 def learnt(name: str, metrics: Sequence[Mapping[str, Any]]) -> str:
   """Returns one sentence about a run, of its metrics.
 
-  The first and the last tenth of its steps are compared. What a step measures it measures before
+  The first and the last quarter of its steps are compared. What a step measures it measures before
   it learns, and SFT and the reward models see every record once: these are figures of new data.
   """
   title = TITLES[name]
@@ -67,10 +67,10 @@ def learnt(name: str, metrics: Sequence[Mapping[str, Any]]) -> str:
 
 
 def ends(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float]:
-  """Returns the means of a metric over the first and the last tenth of the steps."""
+  """Returns the means of a metric over the first and the last quarter of the steps."""
   values = [row[name] for row in metrics if name in row]
-  tenth = max(1, len(values) // 10)
-  return fmean(values[:tenth]), fmean(values[-tenth:])
+  quarter = max(1, len(values) // 4)
+  return fmean(values[:quarter]), fmean(values[-quarter:])
 
 
 def finish(
