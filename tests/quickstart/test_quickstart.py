@@ -242,7 +242,7 @@ def test_the_recipe_is_that_of_the_method(tmp_path):
   # PPO and PPO-ptx differ in the mix alone.
   ppo = settings["ppo"]
   assert (ppo.rl_init, ppo.reward_model) == (str(folder / "rl_init"), str(folder / "reward"))
-  with_mix = dataclasses.replace(ppo.ppo, ptx_coef=1.0)
+  with_mix = dataclasses.replace(ppo.ppo, ptx_coef=quickstart.Quickstart().ptx_coef)
   assert (ppo.ppo.ptx_coef, dataclasses.replace(ppo, ppo=with_mix)) == (0.0, settings["ptx"])
 
 
