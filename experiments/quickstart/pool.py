@@ -35,23 +35,24 @@ def named(name: str) -> Measure:
   return lambda row: row.get(name)
 
 
-MEASURES: dict[str, Measure] = {
-  "gold win rate against SFT": win_rate("sft"),
-  "of these, asked to praise": win_rate("sft", "praise"),
-  "of these, asked to criticise": win_rate("sft", "criticise"),
-  "gold win rate against base": win_rate("base"),
-  "of these, asked to praise ": win_rate("base", "praise"),
-  "of these, asked to criticise ": win_rate("base", "criticise"),
-  "asked both ways, the praise is the nicer (gold)": named("directed"),
-  "praises when asked (VADER)": named("follows_praise"),
-  "criticises when asked (VADER)": named("follows_criticise"),
-  "empty": named("empty"),
-  "the same answer as to another prompt": named("repeated"),
-  "distinct 2-grams": named("distinct"),
-  "tokens": named("length"),
-  "KL to `rl_init`, nats": named("kl"),
-  "held-out text, nats a token": named("pretrain_nll"),
-}
+# The rows of the table in their order; two rivals have rows of the same title.
+MEASURES: tuple[tuple[str, Measure], ...] = (
+  ("gold win rate against SFT", win_rate("sft")),
+  ("of these, asked to praise", win_rate("sft", "praise")),
+  ("of these, asked to criticise", win_rate("sft", "criticise")),
+  ("gold win rate against base", win_rate("base")),
+  ("of these, asked to praise", win_rate("base", "praise")),
+  ("of these, asked to criticise", win_rate("base", "criticise")),
+  ("asked both ways, the praise is the nicer (gold)", named("directed")),
+  ("praises when asked (VADER)", named("follows_praise")),
+  ("criticises when asked (VADER)", named("follows_criticise")),
+  ("empty", named("empty")),
+  ("the same answer as to another prompt", named("repeated")),
+  ("distinct 2-grams", named("distinct")),
+  ("tokens", named("length")),
+  ("KL to `rl_init`, nats", named("kl")),
+  ("held-out text, nats a token", named("pretrain_nll")),
+)
 NO_SHARES = ("tokens", "KL to `rl_init`, nats", "held-out text, nats a token")
 RANKING = ("pair_accuracy", "gold_pair_accuracy")
 
@@ -80,11 +81,11 @@ def main(folders: list[str]) -> None:
   results = [json.loads((Path(folder) / "results.json").read_text()) for folder in folders]
   print("| | " + " | ".join(AUTHORS) + " |")
   print("|---" * (len(AUTHORS) + 1) + "|")
-  for title, measure in MEASURES.items():
+  for title, measure in MEASURES:
     rows = {author: [result["models"][author] for result in results] for author in AUTHORS}
     is_share = title not in NO_SHARES
     cells = [cell([measure(row) for row in rows[author]], is_share) for author in AUTHORS]
-    print(f"| {title.strip()} | " + " | ".join(cells) + " |")
+    print(f"| {title} | " + " | ".join(cells) + " |")
   print()
   for name in RANKING:
     print(f"{name}: {cell([result['rm'][name] for result in results])}")
