@@ -659,6 +659,11 @@ def improve(
       summary[name] = per_update.min()
     else:
       summary[name] = per_update.mean()
+  # Padding left out, and each token once, however often it is learnt from.
+  summary["tokens/episodes"] = jnp.sum(exp.valid > 0)
+  summary["tokens/real"] = summary["tokens/episodes"]
+  if text is not None:
+    summary["tokens/real"] += jnp.sum(text.valid > 0)
   # 1 up to rounding, and exactly 1 with `old_logp` "sampler": nothing has been learnt yet.
   summary["policy/ratio_first"] = metrics["policy/ratio_max"][0]
   if sampled:
@@ -732,8 +737,25 @@ def learn(
     reward_stem,
     scored,
   )
+  return advance(state, frozen, exp, rollout_metrics, text, ppo)
+
+
+def advance(
+  state: TrainState,
+  frozen: Frozen,
+  exp: Experience,
+  rollout_metrics: Metrics,
+  text: Demonstrations | None,
+  ppo: PPO,
+) -> tuple[TrainState, Metrics]:
+  """Improves on credited episodes and sets the next KL coefficient: the end of an iteration.
+
+  `rollout_metrics` are those of `credit`; they come back beside the metrics of the updates.
+  """
+  kl_coef = state.kl_coef
+  assert kl_coef is not None  # the episodes were credited with it
   state, metrics = improve(state, frozen, exp, text, ppo)
-  episodes = rows.tokens.shape[0]
+  episodes = exp.tokens.shape[0]
   state = dataclasses.replace(
     state,
     kl_coef=ppo.kl_control(kl_coef, rollout_metrics["objective/kl"], episodes),

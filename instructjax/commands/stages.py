@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from instructjax.commands.options import Fields, add_distributed, add_writer, open_settings
 from instructjax.errors import UserError
@@ -19,6 +20,7 @@ STAGES = {
   "bestofn": "keep the best of n samples under a reward model",
   "sample": "sample responses",
 }
+TRAINING = ("pretrain", "sft", "rl_init", "reward", "ppo", "dpo")
 MODEL_FIELD = {"ppo": "rl_init"}  # the field that --model sets, where it is not model.source
 
 
@@ -76,7 +78,17 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
   stage = stage_of("benchmarks" if getattr(config, "format", "") else args.command)
   # A second command in the directory is refused before it opens models.
   with writers.holding(args.workdir):
-    stage(config, Path(args.workdir), tuple(args.writer))
+    stage(config, Path(args.workdir), tuple(args.writer), *watching(args))
+
+
+def watching(args: argparse.Namespace) -> list[Any]:
+  """Who looks on while a stage trains; nothing for a stage that draws samples."""
+  if args.command not in TRAINING:
+    return []
+  from instructjax.plan import meter
+  from instructjax.stages import running
+
+  return [running.Watch(meter.seconds_at_peak)]
 
 
 def stage_of(name: str) -> Callable[..., None]:

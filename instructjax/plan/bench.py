@@ -38,10 +38,13 @@ from instructjax.data.batches.pipeline import Host
 from instructjax.data.tokens import tokenizers
 from instructjax.errors import UserError, naming
 from instructjax.models import gpt, heads, llama
-from instructjax.plan import counting, lengths, programs, useful
+from instructjax.plan import counting, lengths, useful
 from instructjax.plan.lengths import Lengths
+from instructjax.plan.meter import costs_of
+from instructjax.ppo import PPO
 from instructjax.rollout import Sampling, useful_share
 from instructjax.runs import origin
+from instructjax.runs.stopwatch import stopwatch
 from instructjax.stages import dpo, ppo, pretrain_sft, reward, running
 from instructjax.stages.wiring import Stage
 from instructjax.system import jsons, keys, memory
@@ -107,6 +110,8 @@ class Work(NamedTuple):
   counts         what call i of the step makes or reads, for the rates: real tokens alone
   shares         of each part, the share that the rows of call i are of its work at full length
   real           the share of real positions in those of the rows of call i at full length
+  step           the compiled step, where it is not that of the wiring
+  programs       what it compiles
   """
 
   stage: Stage
@@ -116,6 +121,8 @@ class Work(NamedTuple):
   counts: Callable[[int], Mapping[str, int]]
   shares: Callable[[int], Mapping[str, useful.Share]]
   real: Callable[[int], float]
+  step: Callable[..., Any] | None = None
+  programs: tuple[Any, ...] = ()
 
 
 # --- settings ---
@@ -430,13 +437,16 @@ def start_on_rankings(b: Bench, lm: LM, stage: Stage, comparisons: Comparing) ->
   )
 
 
-def wire_ppo(b: Bench, lm: LM) -> Stage:
-  """The PPO stage with a reward model of the policy's shape and base."""
-  config = ppo_settings(b)
+def experiment_of(b: Bench, lm: LM) -> PPO:
+  """PPO with a reward model of the policy's shape."""
   # No id ends a response: only a schedule does.
   sampling = Sampling(response=b.response)
-  experiment = ppo.experiment_of(config, lm, lm, sampling)
-  return ppo.wire(config, experiment, shares_trunk=True)
+  return ppo.experiment_of(ppo_settings(b), lm, lm, sampling)
+
+
+def wire_ppo(b: Bench, lm: LM) -> Stage:
+  """The PPO stage with a reward model of the policy's shape and base."""
+  return ppo.wire(ppo_settings(b), experiment_of(b, lm), shares_trunk=True)
 
 
 def prompts_of(b: Bench, part: Lengths, number: int, ids: int) -> Prompts:
@@ -469,7 +479,11 @@ def start_ppo(b: Bench, lm: LM) -> Work:
   head = heads.init_head(keys.run_key(0, "head"), lm.width)
   stage = wire_ppo(b, lm)
   state, frozen = running.start(stage, 0, params, params, head)
-  return work_on_prompts(b, lm, stage, state, frozen)
+  work = work_on_prompts(b, lm, stage, state, frozen)
+  # In parts, as a run does it.
+  rates = ppo.learning_rates(ppo_settings(b))
+  iteration = ppo.step_in_parts(experiment_of(b, lm), state, rates, stopwatch())
+  return work._replace(step=iteration.step, programs=iteration.programs)
 
 
 def start_rollout(b: Bench, lm: LM) -> Work:
@@ -550,30 +564,6 @@ STAGES: Mapping[str, Callable[[Bench, LM], Work]] = {
 # --- costs and limits ---
 
 
-def costs_of(
-  stage: Stage,
-  state: TrainState,
-  frozen: PyTree,
-  batch: Mapping[str, Any],
-) -> dict[str, counting.Cost]:
-  """What a call of each part of a stage costs at full length, by the name of the part."""
-  values = dict(batch)
-  costs = {}
-  for part in stage.parts:
-    inputs = tuple(values[name] for name in part.reads)
-    kinds = (
-      programs.kinds_of_state(state),
-      programs.label("frozen", frozen),
-      programs.label("other", inputs),
-    )
-    weights = [kind in ("params", "frozen") for kind in jax.tree.leaves(kinds)]
-    traced = jax.jit(part.function, keep_unused=True).trace(state, frozen, *inputs)
-    costs[part.name] = counting.count(traced.jaxpr, weights, part.trips)
-    if part.writes != "state":
-      values[part.writes] = jax.eval_shape(part.function, state, frozen, *inputs)
-  return costs
-
-
 class Limit(NamedTuple):
   """The useful work of a call, and its least seconds on this machine."""
 
@@ -650,7 +640,10 @@ def measure(b: Bench) -> dict[str, Any]:
   check(b)
   work = STAGES[b.stage](b, language_model(b))
   stage, state, frozen = work.stage, work.state, work.frozen
-  step: Any = steps.compiled(stage.step, state)
+  step, compiled = work.step, work.programs
+  if step is None:
+    step = steps.compiled(stage.step, state)
+    compiled = (step,)
   batch: dict[str, Any] = {}
   seconds = []
   metrics: list[dict[str, float]] = []
@@ -665,7 +658,7 @@ def measure(b: Bench) -> dict[str, Any]:
       metrics.append(useful_metrics(outputs))
       memory.release()
   peak = memory.peak_gb()  # before the machine itself is measured, which takes memory too
-  compilations = step._cache_size()
+  compilations = max(program._cache_size() for program in compiled)
   costs = costs_of(stage, state, frozen, batch)
   flop_rate, byte_rate = machine_rates()
   first, *repeats = seconds

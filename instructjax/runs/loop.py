@@ -30,13 +30,17 @@ from instructjax.types import Metrics, TrainState
 # None for what it cannot know, such as an accuracy where every pair ties.
 VITAL = ("loss", "grad/norm", "eval/")
 
-# What a stage counts of a step: tokens that carry loss (SFT), that are read (reward models and DPO)
-# or that are sampled (PPO).
-TOKENS = ("tokens", "response/tokens")
+# The metrics that tell of the machine and not of the model: two equal runs differ in them.
+OF_MACHINE = ("time/", "tokens/s", "mfu", "memory/")
+
+# What counts the real tokens of a step, padding left out; the first of them that a stage has.
+REAL_TOKENS = ("tokens/real", "tokens")
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 # A value of None is unknown: there was nothing to measure it on.
 Evaluate = Callable[[TrainState], Mapping[str, Any]]
+# Of the metrics of a step: the seconds that its work takes at the peak of the devices.
+SecondsAtPeak = Callable[[Mapping[str, float]], float]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -64,6 +68,9 @@ def fit(
   evaluate: Evaluate | None = None,
   evaluate_every: int = 0,
   extra: Mapping[str, Any] | None = None,
+  seconds_at_peak: SecondsAtPeak | None = None,
+  part_seconds: Callable[[], Mapping[str, float]] | None = None,
+  first_start: float | None = None,
 ) -> TrainState:
   """Runs `step` on batches `state.iteration` to `steps - 1` and returns the last state.
 
@@ -74,6 +81,12 @@ def fit(
   while the next one runs; those of every `log_every`-th step and of the last are written.
   `evaluate` runs every `evaluate_every` steps, at the end, and before a checkpoint where it
   measures `checkpoints.best`. An interval of 0 means that nothing happens before the end.
+
+  Beside the metrics of a step stand those of the machine (OF_MACHINE): the seconds of the step and,
+  from `part_seconds`, of its parts; real tokens a second; `mfu` where `seconds_at_peak` is known;
+  the peak of memory; and, where `first_start` says when the run was first started (seconds since
+  1970), its goodput (`Goodput`). A step that compiles or stands beside an evaluation or a
+  checkpoint has no seconds.
 
   The metrics of VITAL are looked at in each step. A loss tells of the state before its update, so
   the state itself is looked at before every evaluation and checkpoint and at the end.
@@ -92,21 +105,30 @@ def fit(
   # Metrics of steps that are dispatched but not fetched, so that the device need not wait for us.
   pending: list[tuple[int, Metrics]] = []
   last_metrics: dict[str, float] = {}  # of the last step that was fetched, with its evaluation
-  clock = step_clock()
+  clock = step_clock(seconds_at_peak)
+  goodput = goodput_of(checkpoints)
   best = checkpoints.best if checkpoints is not None else ""
 
   def flush(leave: int = 0) -> None:
     """Fetches, writes, shows and checks the pending metrics, except for the last `leave` steps."""
     while len(pending) > leave:
       iteration, metrics = pending.pop(0)
+      # Before the metrics, which come with the last of the parts.
+      parts = part_seconds() if part_seconds is not None else {}
       values = _floats(jax.device_get(metrics))
       # Metrics come at the pace of the steps only while one step is always left running.
       if leave:
-        values |= clock.measures(values)
+        measured = clock.measures(values)
+        if measured:
+          values |= measured | parts
+          goodput.count(measured["time/seconds"])
       else:
         clock.restart()
       if iteration % log_every == 0 or iteration == steps:
-        writer.metrics(iteration, stage, values)
+        of_run: dict[str, float] = {"memory/peak": memory.device_peak()}
+        if first_start is not None:
+          of_run |= goodput.measures(iteration, time.time() - first_start)
+        writer.metrics(iteration, stage, values | of_run)
       progress.show(iteration, values)
       # After the metrics are written, so that the file shows where a loss became NaN.
       check_metrics(values, stage, iteration, checkpoints)
@@ -129,7 +151,7 @@ def fit(
     flush()
     check_state(state, stage, iteration, checkpoints)
     if checkpoints is not None:
-      about = {"stage": stage, "steps": steps, **(extra or {})}
+      about = {"stage": stage, "steps": steps, **(extra or {}), TIMED: goodput.timed()}
       checkpoints.save(iteration, state, about, last_metrics)
 
   @contextlib.contextmanager
@@ -209,8 +231,9 @@ def fit(
 class Clock(NamedTuple):
   """How long a step takes, from the metrics of one step to those of the next.
 
-  measures(values)   the seconds of the step whose metrics have come, and its tokens a second where
-                     the metrics count tokens; nothing for the first one after a restart
+  measures(values)   the seconds of the step whose metrics have come, its real tokens a second where
+                     the metrics count them and its MFU where the peak of the devices is known;
+                     nothing for the first one after a restart
   restart()          before an evaluation or a checkpoint, whose time is not that of a step
   """
 
@@ -218,7 +241,7 @@ class Clock(NamedTuple):
   restart: Callable[[], None]
 
 
-def step_clock() -> Clock:
+def step_clock(seconds_at_peak: SecondsAtPeak | None = None) -> Clock:
   """Returns a clock at rest: the first step compiles, and is not measured."""
   began: float | None = None
 
@@ -230,9 +253,11 @@ def step_clock() -> Clock:
       return {}
     seconds = now - before
     measured = {"time/seconds": seconds}
-    for name in TOKENS:
-      if name in values:
-        measured["time/tokens_per_second"] = values[name] / seconds
+    counts = [values[name] for name in REAL_TOKENS if name in values]
+    if counts:
+      measured["tokens/s"] = counts[0] / seconds
+    if seconds_at_peak is not None:
+      measured["mfu"] = seconds_at_peak(values) / seconds
     return measured
 
   def restart() -> None:
@@ -240,6 +265,52 @@ def step_clock() -> Clock:
     began = None
 
   return Clock(measures, restart)
+
+
+# What a checkpoint says of the steps up to it that have seconds: how many, and their sum.
+TIMED = "timed"
+
+
+class Goodput(NamedTuple):
+  """The share of the time since the first start of a run that was spent in steps it has kept.
+
+  The steps it has kept are those up to now: what a crash threw away is computed again and counts
+  once. Each counts the mean of the steps that have seconds. All the rest is lost: starting,
+  compiling, evaluations, checkpoints, steps that are computed again, and the time between two
+  starts.
+
+  count(seconds)            a step of so many seconds was kept
+  measures(steps, elapsed)  the goodput after so many steps and seconds since the first start;
+                            nothing while no step has seconds
+  timed()                   what the next start needs to know, for a checkpoint
+  """
+
+  count: Callable[[float], None]
+  measures: Callable[[int, float], dict[str, float]]
+  timed: Callable[[], dict[str, float]]
+
+
+def goodput_of(checkpoints: Checkpoints | None) -> Goodput:
+  """Returns the goodput of a run that goes on from its last checkpoint, if there is one."""
+  steps, total = 0, 0.0
+  if checkpoints is not None and checkpoints.latest() is not None:
+    saved = checkpoints.extra().get(TIMED, {})  # earlier versions saved none
+    steps, total = saved.get("steps", 0), saved.get("seconds", 0.0)
+
+  def count(seconds: float) -> None:
+    nonlocal steps, total
+    steps += 1
+    total += seconds
+
+  def measures(kept: int, elapsed: float) -> dict[str, float]:
+    if not steps or elapsed <= 0:
+      return {}
+    return {"time/goodput": kept * total / steps / elapsed}
+
+  def timed() -> dict[str, float]:
+    return {"steps": steps, "seconds": total}
+
+  return Goodput(count, measures, timed)
 
 
 def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -310,8 +381,7 @@ def check_best(best: str, metrics: Mapping[str, float]) -> None:
   Raises:
     UserError: where it is not.
   """
-  # How long a step took says nothing about its model.
-  names = [name for name in metrics if not name.startswith("time/")]
+  names = [name for name in metrics if not name.startswith(OF_MACHINE)]
   if best and best not in names:
     raise UserError(
       f"config.best={best!r}: this stage does not measure it; "

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from instructjax.models import freeze
 from instructjax.rollout import Sampling
 from instructjax.runs import origin, writers
 from instructjax.runs.origin import Origin
+from instructjax.runs.stopwatch import Stopwatch, stopwatch
 from instructjax.settings.method import KLSettings
 from instructjax.settings.ppo import PPOSettings
 from instructjax.stages import neighbours, running, stems, trainable, trips
@@ -35,6 +36,7 @@ from instructjax.stages.wiring import (
   optimizer,
   require_multiple,
   rows_of,
+  share_of_real,
   whole_on_each_device,
 )
 from instructjax.system import keys
@@ -233,6 +235,7 @@ def parts_of(
     np.full(settings.batch, response),
   )
   scored_parts, learnt_parts = ppo.most_parts(settings.batch, length, settings.ppo)
+  share = share_of_real("tokens/episodes", settings.batch * length)
   return (
     Part(
       "rollout",
@@ -241,6 +244,7 @@ def parts_of(
       "rollout",
       tokens=settings.batch * response,
       trips=rollout_trips,
+      share=share,
     ),
     Part(
       "scoring",
@@ -249,6 +253,7 @@ def parts_of(
       "experience",
       tokens=settings.batch * length,
       trips={"parts": scored_parts},
+      share=share,
     ),
     Part(
       "update",
@@ -258,8 +263,21 @@ def parts_of(
       tokens=settings.ppo.epochs * trained,
       updates=settings.updates,
       trips={"parts": learnt_parts},
+      share=partial(
+        share_of_update, settings.batch * length, 0 if text is None else text.tokens.size
+      ),
     ),
   )
+
+
+def share_of_update(episodes: int, text: int, metrics: Mapping[str, float]) -> float:
+  """How much of an update was real tokens, of so many positions of episodes and of text.
+
+  Two networks learn from an episode, and one of them from text.
+  """
+  of_episodes = metrics["tokens/episodes"]
+  of_text = metrics["tokens/real"] - of_episodes
+  return (2 * of_episodes + of_text) / (2 * episodes + text)
 
 
 # --- the functions that settings name ---
@@ -397,55 +415,108 @@ def draw_text(
   return pipeline.stream(rows, pad, size=size, seed=seed, mine=mine)
 
 
-# --- rewards from outside ---
+# --- an iteration in its parts ---
+
+# The scores of a rollout from outside, which episodes have one (None: all of them), and what is
+# logged of them.
+Scored = tuple[Float[Array, " B"], Bool[Array, " B"] | None, dict[str, float]]
+ScoreOutside = Callable[[Rollout], Scored]
 
 
-def step_with_rewards(
+class Iteration(NamedTuple):
+  """An iteration as it is run: (state, frozen, batch) -> (state, metrics), and what it compiles."""
+
+  step: Callable[..., Any]
+  programs: tuple[Any, ...]
+
+
+def step_in_parts(
   experiment: ppo.PPO,
   state: TrainState,
-  sources: Sequence[rewards.Reward],
-  by_ids: Mapping[bytes, Prompt],
-  tokenizer: Tokenizer,
   rates: Mapping[str, optim.Schedule],
-) -> Callable[..., Any]:
-  """An iteration in two compiled halves with any rewards between them.
+  times: Stopwatch,
+  score_outside: ScoreOutside | None = None,
+) -> Iteration:
+  """An iteration in three compiled parts, rollout, scoring and update, which `times` measures.
 
-  `by_ids` has the record of each prompt by its ids. The second half donates the state: where a
-  reward fails, the state is still whole. A response without a score is left out (`ppo.credit`).
+  They are what is planned. Between the first two of them `score_outside` may score the responses;
+  the reward model does where there is none. The update donates the state: where a reward fails, the
+  state is still whole. A response without a score is left out (`ppo.credit`).
   """
-  may_abstain = rewards.may_abstain(sources)
 
   @jax.jit
   def draw(state: TrainState, frozen: Frozen, prompts: Prompts) -> Rollout:
     return ppo.rollout(state.params, frozen, prompts, ppo.rollout_key(state), experiment)
 
-  def learn(
+  @jax.jit
+  def credit(
     state: TrainState,
     frozen: Frozen,
     rows: Rollout,
-    scores: Float[Array, " B"],
+    scores: Float[Array, " B"] | None,
     scored: Bool[Array, " B"] | None,
-    text: Demonstrations | None,
-  ) -> Any:
+  ) -> tuple[Experience, Metrics]:
     policy_stem, reward_stem = ppo.stems(frozen, rows, experiment)
-    first_update = state.step
-    outcome = ppo.learn(
-      state,
+    if scores is None:
+      scores = ppo.score(frozen, rows, experiment, reward_stem)
+    assert state.kl_coef is not None  # `init` sets it
+    return ppo.credit(
+      state.params,
       frozen,
       rows,
       scores,
-      text,
-      ppo=experiment,
-      policy_stem=policy_stem,
-      reward_stem=reward_stem,
-      scored=scored,
+      state.kl_coef,
+      experiment,
+      policy_stem,
+      reward_stem,
+      scored,
     )
+
+  def improve(
+    state: TrainState,
+    frozen: Frozen,
+    experience: Experience,
+    metrics: Metrics,
+    text: Demonstrations | None,
+  ) -> Any:
+    first_update = state.step
+    outcome = ppo.advance(state, frozen, experience, metrics, text, experiment)
     return with_learning_rates(rates, first_update, outcome)
 
-  compiled_learn = steps.compiled(learn, state)
+  compiled_improve = steps.compiled(improve, state)
 
   def step(state: TrainState, frozen: Frozen, batch: dict[str, Any]) -> tuple[TrainState, dict]:
+    times.begin()
     rows = draw(state, frozen, batch["prompts"])
+    times.mark("rollout", rows.ended)
+    scores, scored, measures = None, None, {}
+    if score_outside is not None:
+      # The host waits for the responses now. The times of all that came before are settled on the
+      # way; those of the step before would otherwise be looked at when this one is over.
+      times.settle()
+      scores, scored, measures = score_outside(rows)
+    experience, metrics = credit(state, frozen, rows, scores, scored)
+    times.mark("scoring", metrics["objective/kl"])
+    state, metrics = compiled_improve(state, frozen, experience, metrics, batch["text"])
+    times.mark("update", metrics["loss/total"])
+    return state, metrics | measures
+
+  return Iteration(step, (draw, credit, compiled_improve))
+
+
+# --- rewards from outside ---
+
+
+def scoring_outside(
+  sources: Sequence[rewards.Reward], by_ids: Mapping[bytes, Prompt], tokenizer: Tokenizer
+) -> ScoreOutside:
+  """A function of a rollout that asks any rewards for its scores.
+
+  `by_ids` has the record of each prompt by its ids.
+  """
+  may_abstain = rewards.may_abstain(sources)
+
+  def score(rows: Rollout) -> Scored:
     on_host = sharding.fetch(rows)
     width = on_host.tokens.shape[1] - on_host.mask.shape[1]
     # The texts are looked up by ids: decoding ids need not give the text that was encoded.
@@ -462,10 +533,9 @@ def step_with_rewards(
       total = np.where(has_score, total, 0)
       scored = sharding.place_batch(jnp.asarray(has_score))
     paid = sharding.place_batch(jnp.asarray(total))
-    state, metrics = compiled_learn(state, frozen, rows, paid, scored, batch["text"])
-    return state, metrics | measures_of_rewards(sources, scores)
+    return paid, scored, measures_of_rewards(sources, scores)
 
-  return step
+  return score
 
 
 def measures_of_rewards(
@@ -488,11 +558,16 @@ def measures_of_rewards(
 # --- the command ---
 
 
-def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
+def run(
+  settings: PPOSettings,
+  workdir: Path,
+  sinks: tuple[str, ...] = (),
+  watch: running.Watch = running.NOBODY,
+) -> None:
   """PPO-ptx (PPO where ptx_coef is 0).
 
-  Against the reward model alone a whole iteration is one compiled function; with
-  `config.rewards` it is two, with the rewards between them.
+  An iteration is three compiled functions, rollout, scoring and update. With `config.rewards` the
+  rewards stand between the first two.
 
   Raises UserError for whatever is wrong with the settings, the data or the models, before
   anything is written.
@@ -534,11 +609,12 @@ def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     )
     # The state and what is frozen hold copies; these would keep two more models in memory.
     policy, judge = policy._replace(params={}), judge._replace(params={})
-    step = None
+    score_outside = None
     if reward_sources:
-      step = step_with_rewards(
-        experiment, state, reward_sources, by_ids, policy.tokenizer, learning_rates(settings)
-      )
+      score_outside = scoring_outside(reward_sources, by_ids, policy.tokenizer)
+    times = stopwatch()
+    rates = learning_rates(settings)
+    iteration = step_in_parts(experiment, state, rates, times, score_outside)
     mix = draw_text(settings, windows, policy.lm, frozen.trunk)
     prints = running.fingerprints(prompts=corpora.records(prompt_sources), text=text_print)
     training = running.Training(
@@ -548,14 +624,15 @@ def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
       lambda number: {"prompts": prompts(number), "text": mix(number)},
       about,
       prints,
-      step=step,
+      step=iteration.step,
+      part_seconds=times.seconds,
     )
     del state  # the first step takes it over
     with running.open_run(settings, workdir, sinks, prints) as writer:
       writers.note(workdir, rows=corpora.facts(counts))
       if reward_sources:
         writers.note(workdir, rewards=rewards.manifest(reward_sources))
-      final = running.train(settings, workdir, writer, training)
+      final = running.train(settings, workdir, writer, training, watch)
       # The paper leaves the average of the policy's weights (App. C.4).
       trained = final.params["policy"] if final.ema is None else final.ema["policy"]
       params = running.whole_model(
