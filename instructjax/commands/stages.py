@@ -7,8 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from instructjax.commands.options import Fields, add_distributed, add_writer, open_settings
-from instructjax.errors import UserError
+from instructjax.commands.options import (
+  Fields,
+  add_distributed,
+  add_writer,
+  open_settings,
+  whole,
+)
+from instructjax.errors import UserError, naming
 
 STAGES = {
   "pretrain": "train on plain text",
@@ -50,6 +56,24 @@ def arguments(command: argparse.ArgumentParser, stage: str) -> None:
     )
   else:
     command.add_argument("--model", help=source)
+  if stage in TRAINING:
+    command.add_argument(
+      "--hook",
+      metavar="FILE.py:FUNCTION",
+      help="a function of yours that is called with (step, metrics, state), and may stop the run",
+    )
+    command.add_argument(
+      "--hook-every",
+      type=whole(1),
+      default=1,
+      metavar="STEPS",
+      help="the steps between its calls; default 1",
+    )
+    command.add_argument(
+      "--profile",
+      metavar="START:STEPS",
+      help="a trace of these steps for XProf and TensorBoard, in WORKDIR/profile",
+    )
   add_writer(command)
   add_distributed(command)
 
@@ -86,9 +110,18 @@ def watching(args: argparse.Namespace) -> list[Any]:
   if args.command not in TRAINING:
     return []
   from instructjax.plan import meter
+  from instructjax.runs import hooks
+  from instructjax.runs import profile as profiles
   from instructjax.stages import running
 
-  return [running.Watch(meter.seconds_at_peak)]
+  hook = None
+  if args.hook:
+    with naming("--hook", args.hook):
+      hook = hooks.open_hook(args.hook, args.hook_every)
+  profile = None
+  if args.profile is not None:
+    profile = profiles.read(args.profile, Path(args.workdir) / "profile")
+  return [running.Watch(meter.seconds_at_peak, hook, profile)]
 
 
 def stage_of(name: str) -> Callable[..., None]:

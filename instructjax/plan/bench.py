@@ -640,7 +640,8 @@ def measure(b: Bench) -> dict[str, Any]:
   check(b)
   work = STAGES[b.stage](b, language_model(b))
   stage, state, frozen = work.stage, work.state, work.frozen
-  step, compiled = work.step, work.programs
+  step: Any = work.step
+  compiled = work.programs
   if step is None:
     step = steps.compiled(stage.step, state)
     compiled = (step,)

@@ -20,6 +20,8 @@ import jax
 
 from instructjax.errors import UserError
 from instructjax.runs.checkpoint import Checkpoints, first_not_finite
+from instructjax.runs.hooks import Hook
+from instructjax.runs.profile import Profile, tracing
 from instructjax.runs.progress import open_progress
 from instructjax.runs.writers import Writer
 from instructjax.system import memory
@@ -71,6 +73,8 @@ def fit(
   seconds_at_peak: SecondsAtPeak | None = None,
   part_seconds: Callable[[], Mapping[str, float]] | None = None,
   first_start: float | None = None,
+  hook: Hook | None = None,
+  profile: Profile | None = None,
 ) -> TrainState:
   """Runs `step` on batches `state.iteration` to `steps - 1` and returns the last state.
 
@@ -88,19 +92,30 @@ def fit(
   1970), its goodput (`Goodput`). A step that compiles or stands beside an evaluation or a
   checkpoint has no seconds.
 
+  `hook` is called with the metrics and the state after each of its steps and after the last one. It
+  may stop the run, which then ends as after its last step, with an evaluation and a checkpoint. A
+  run that its hook has stopped does not go on when it is started again with a hook; without one it
+  does.
+
+  `profile` names steps whose trace is written.
+
   The metrics of VITAL are looked at in each step. A loss tells of the state before its update, so
   the state itself is looked at before every evaluation and checkpoint and at the end.
 
   Raises:
     UserError: when a metric of VITAL, a parameter, an average or a part of the optimizer's state is
-      not finite. What is on disk stays good.
+      not finite. What is on disk stays good. Also where `profile` names steps that are not there.
     Interrupted: on Ctrl-C or SIGTERM.
     Exception: whatever a step, a batch or `evaluate` raises, after the last whole state is saved.
       With several processes it is saved only where all of them raise the error, which holds for
       a UserError of a step or of `evaluate`.
   """
   state, start = resume(state, checkpoints, steps, stage, extra or {})
+  if hook is not None and start < steps and (reason := stopped_before(checkpoints)):
+    print(f"{stage}: was stopped at step {start} of {steps}: {reason}", file=sys.stderr, flush=True)
+    return state
   writer.rewind(stage, start)  # later lines are of steps that run again
+  trace = tracing(profile, stage, start, steps)
   progress = open_progress(stage, start, steps)
   # Metrics of steps that are dispatched but not fetched, so that the device need not wait for us.
   pending: list[tuple[int, Metrics]] = []
@@ -120,7 +135,7 @@ def fit(
       if leave:
         measured = clock.measures(values)
         if measured:
-          values |= measured | parts
+          values |= measured | {**parts}
           goodput.count(measured["time/seconds"])
       else:
         clock.restart()
@@ -146,12 +161,32 @@ def fit(
     check_metrics(measured, stage, iteration, checkpoints)
     last_metrics.update(measured | unknown)
 
-  def save(iteration: int) -> None:
-    """Starts to write a checkpoint, after the metrics up to it and the state are checked."""
+  def ask(iteration: int, hook: Hook) -> str:
+    """Calls the hook on the metrics and the state of a step; returns why the run stops, or ""."""
+    flush()
+    # A hook looks at what it likes, so it may fail in one process alone.
+    with saving_on_error(iteration, in_all_processes=False):
+      reason = hook.call(iteration, last_metrics, state)
+    if not reason or iteration == steps:
+      return ""
+    if iteration % log_every:
+      writer.metrics(iteration, stage, last_metrics)
+    text = f"{stage}: stopped at step {iteration} of {steps} by {hook.name}: {reason}"
+    if jax.process_index() == 0:
+      print(text, file=sys.stderr, flush=True)
+    return f"{hook.name}: {reason}"
+
+  def save(iteration: int, stopped: str = "") -> None:
+    """Starts to write a checkpoint, after the metrics up to it and the state are checked.
+
+    `stopped` says which hook stopped the run there, and why.
+    """
     flush()
     check_state(state, stage, iteration, checkpoints)
     if checkpoints is not None:
       about = {"stage": stage, "steps": steps, **(extra or {}), TIMED: goodput.timed()}
+      if stopped:
+        about[STOPPED] = stopped
       checkpoints.save(iteration, state, about, last_metrics)
 
   @contextlib.contextmanager
@@ -183,7 +218,12 @@ def fit(
     try:
       batch = batches(start) if start < steps else None
       for iteration in range(start + 1, steps + 1):
-        with saving_on_error(iteration - 1):  # a reward from outside may fail within a step
+        if trace.begins(iteration):
+          flush()  # the steps before it are over
+          trace.start()
+        name_in_trace = jax.profiler.StepTraceAnnotation(stage, step_num=iteration)
+        # A reward from outside may fail within a step.
+        with saving_on_error(iteration - 1), name_in_trace:
           state, metrics = step(state, batch)
         pending.append((iteration, metrics))
 
@@ -192,6 +232,9 @@ def fit(
         with saving_on_error(iteration, in_all_processes=False):
           batch = batches(iteration) if iteration < steps else None
         flush(leave=1)
+        if trace.ends(iteration):
+          flush()
+          trace.stop()
         if iteration == start + 1:
           memory.release()  # what compiling left behind
 
@@ -203,9 +246,17 @@ def fit(
           flush()
           check_state(state, stage, iteration, checkpoints)
           measure(iteration, evaluate)
-        if is_checkpoint:
-          save(iteration)
+        stopped = ""
+        if hook is not None and (is_last or _is_due(iteration, hook.every)):
+          stopped = ask(iteration, hook)
+        if stopped and evaluate is not None and not is_evaluation:
+          check_state(state, stage, iteration, checkpoints)
+          measure(iteration, evaluate)
+        if is_checkpoint or stopped:
+          save(iteration, stopped)
           check_best(best, last_metrics)
+        if stopped:
+          break
         if number := signal_after(iteration):
           raise Interrupted("", number)  # the message is made below, after saving
       if checkpoints is not None:
@@ -222,6 +273,7 @@ def fit(
       number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
       raise Interrupted(interruption(stage, steps, checkpoints), number) from None
     finally:
+      trace.stop()
       progress.close()
       if checkpoints is not None:
         checkpoints.wait()
@@ -369,6 +421,17 @@ def resume(
       "name another --workdir"
     )
   return state, start
+
+
+# What a checkpoint says where a hook stopped the run: which one, and why.
+STOPPED = "stopped"
+
+
+def stopped_before(checkpoints: Checkpoints | None) -> str:
+  """Returns which hook stopped the run at its last checkpoint, and why; "" where none did."""
+  if checkpoints is None or checkpoints.latest() is None:
+    return ""
+  return checkpoints.extra().get(STOPPED, "")
 
 
 def _brief(fingerprint: str | None) -> str:

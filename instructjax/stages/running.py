@@ -19,7 +19,9 @@ from instructjax.errors import UserError, naming
 from instructjax.models import lora
 from instructjax.runs import origin, writers
 from instructjax.runs.checkpoint import Checkpoints, first_not_finite
-from instructjax.runs.loop import Evaluate, SecondsAtPeak, fit
+from instructjax.runs.hooks import Hook
+from instructjax.runs.loop import Evaluate, SecondsAtPeak, fit, stopped_before
+from instructjax.runs.profile import Profile
 from instructjax.settings import AnySettings, TrainingSettings
 from instructjax.settings.fields import to_dict
 from instructjax.settings.subjects import AnyModelSettings, MeshSettings
@@ -165,10 +167,14 @@ Meter = Callable[[Stage, TrainState, PyTree], Mapping[str, float] | None]
 class Watch(NamedTuple):
   """Who looks on while a stage trains; nobody, as it is.
 
-  meter   counts the work of a step, for its MFU
+  meter    counts the work of a step, for its MFU
+  hook     is called at its steps, and may stop the run
+  profile  names steps whose trace is written
   """
 
   meter: Meter | None = None
+  hook: Hook | None = None
+  profile: Profile | None = None
 
 
 NOBODY = Watch()
@@ -182,11 +188,8 @@ def seconds_at_peak(watch: Watch, training: Training) -> SecondsAtPeak | None:
   at_full_length = watch.meter(stage, training.state, training.frozen)
   if at_full_length is None:
     return None
-
-  def seconds(metrics: Mapping[str, float]) -> float:
-    return sum(part.share(metrics) * at_full_length[part.name] for part in stage.parts)
-
-  return seconds
+  parts = [(at_full_length[part.name], part.share) for part in stage.parts]
+  return lambda metrics: sum(seconds * share(metrics) for seconds, share in parts)
 
 
 def first_start(workdir: Path, stage: str) -> float:
@@ -194,11 +197,16 @@ def first_start(workdir: Path, stage: str) -> float:
 
   It stands in manifest.json, so that it survives whatever ends the run.
   """
-  starts = writers.read_manifest(workdir).get("first_start", {})
+  starts = read_noted(workdir, "first_start")
   if stage not in starts:
-    starts = {**starts, stage: round(time.time(), 3)}
+    starts = starts | {stage: round(time.time(), 3)}
     writers.note(workdir, first_start=starts)
   return starts[stage]
+
+
+def read_noted(workdir: Path, name: str) -> dict[str, Any]:
+  """What manifest.json says of each stage under a name; empty where it says nothing."""
+  return writers.read_manifest(workdir).get(name, {})
 
 
 def train(
@@ -242,7 +250,12 @@ def train(
       seconds_at_peak=seconds_at_peak(watch, training),
       part_seconds=training.part_seconds,
       first_start=first_start(workdir, settings.stage),
+      hook=watch.hook,
+      profile=watch.profile,
     )
+  if reason := stopped_before(checkpoints):
+    stopped = {"step": int(state.iteration), "by": reason}
+    writers.note(workdir, stopped=read_noted(workdir, "stopped") | {settings.stage: stopped})
   elapsed = time.perf_counter() - begun
   seconds = {"data": round(feed.waited(), 3), "training": round(elapsed, 3)}
   writers.note(workdir, seconds={settings.stage: seconds})

@@ -15,6 +15,7 @@ from instructjax import steps
 from instructjax.errors import UserError
 from instructjax.runs import loop, writers
 from instructjax.runs.checkpoint import Checkpoints
+from instructjax.runs.hooks import hook
 from instructjax.runs.loop import fit
 
 TX = optax.sgd(0.1)
@@ -716,7 +717,7 @@ def test_a_metric_that_is_no_loss_may_be_nan(writer, tmp_path):
     {"explained": jnp.float32("nan")},
   )
   fit(step, fresh(), batch, steps=2, stage="a", writer=writer)
-  assert rows(tmp_path)[0] == {"step": 1, "stage": "a", "explained": None}
+  assert rows_without_times(tmp_path)[0] == {"step": 1, "stage": "a", "explained": None}
 
 
 def test_checkpoints_of_another_stage_are_refused(step, writer, tmp_path):
@@ -742,3 +743,78 @@ def test_checkpoints_of_other_data_or_settings_are_refused(step, writer, tmp_pat
     fit(step, fresh(), batch, extra={"fingerprints": more}, **settings)
   with pytest.raises(UserError, match=r"with another text \(aaaaaaaa, this one is none\)"):
     fit(step, fresh(), batch, **settings)
+
+
+# --- hooks ---
+
+
+def stopping(at, seen):
+  def stop(step, metrics, state):
+    seen.append((step, metrics["w"], float(state.params["w"])))
+    return f"w is {metrics['w']:.2f}" if step == at else None
+
+  return stop
+
+
+def test_a_hook_sees_the_metrics_and_the_state_of_its_steps(step, writer):
+  seen = []
+  fit(step, fresh(), batch, steps=5, stage="a", writer=writer, hook=hook(stopping(0, seen), 2))
+  assert [number for number, _, _ in seen] == [2, 4, 5]
+  for _, measured, w in seen:
+    assert w == pytest.approx(measured)  # both are after the update
+
+
+def test_a_hook_stops_the_run_in_order(step, writer, tmp_path, capsys):
+  """With its metrics, an evaluation and a checkpoint, as after the last step."""
+  checkpoints = Checkpoints(tmp_path / "c")
+  run = {
+    "steps": 9,
+    "stage": "a",
+    "writer": writer,
+    "checkpoints": checkpoints,
+    "log_every": 5,
+    "evaluate": lambda state: {"eval/w": state.params["w"]},
+  }
+  state = fit(step, fresh(), batch, **run, hook=hook(stopping(4, []), 2, name="mine"))
+  assert int(state.iteration) == 4
+  assert checkpoints.latest() == 4
+  assert checkpoints.extra()["stopped"] == "mine: w is 1.22"
+  assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [4]
+  assert [row["step"] for row in rows(tmp_path) if "eval/w" in row] == [4]
+  assert "a: stopped at step 4 of 9 by mine: w is 1.22" in capsys.readouterr().err
+
+  # The same command leaves it there, and one without a hook goes on.
+  again = fit(step, fresh(), batch, **run, hook=hook(stopping(0, []), 2, name="mine"))
+  assert int(again.iteration) == 4
+  assert "a: was stopped at step 4 of 9: mine: w is 1.22" in capsys.readouterr().err
+  assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [4]
+  on = fit(step, fresh(), batch, **run)
+  assert int(on.iteration) == 9
+  assert "stopped" not in checkpoints.extra()
+
+
+def test_a_hook_that_fails_loses_no_step(step, writer, tmp_path):
+  def broken(number, metrics, state):
+    return metrics["lss"]
+
+  checkpoints = Checkpoints(tmp_path / "c")
+  with pytest.raises(UserError, match=r"KeyError: 'lss' at .*test_loop.py:\d+. a: step 3 of 9"):
+    fit(
+      step,
+      fresh(),
+      batch,
+      steps=9,
+      stage="a",
+      writer=writer,
+      checkpoints=checkpoints,
+      hook=hook(broken, 3),
+    )
+  assert checkpoints.latest() == 3
+
+
+def test_a_stop_at_the_last_step_is_no_stop(step, writer, tmp_path):
+  """The run is finished, and a longer one may go on from there."""
+  checkpoints = Checkpoints(tmp_path / "c")
+  run = {"stage": "a", "writer": writer, "checkpoints": checkpoints}
+  fit(step, fresh(), batch, steps=2, **run, hook=hook(stopping(2, [])))
+  assert "stopped" not in checkpoints.extra()

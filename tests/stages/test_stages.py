@@ -45,7 +45,7 @@ def machine_rows(workdir):
 
 
 @pytest.mark.parametrize(
-  "name", ["base", "sft_run", "init_run", "reward_run", "ppo_run", "dpo_run"]
+  "name", ["base", "sft_run", "init_run", "ranked_run", "ppo_run", "dpo_run"]
 )
 def test_every_stage_says_what_the_machine_did(name, request):
   """The last step and the first have no seconds: the one compiles, the other ends the run."""
@@ -112,6 +112,15 @@ def test_reward_model_scores_demonstrations_0_on_average(data, reward_run):
   assert abs(reward_stage.demonstration_scores(judge.lm, params, rows, 1).mean()) < 1e-5
   assert float(judge.head["b"]) != 0
   assert 0 <= metrics(reward_run)[-1]["eval/accuracy"] <= 1
+
+
+@pytest.fixture(scope="module")
+def ranked_run(data, tmp_path_factory, sft_run):
+  """A reward model, over more steps than that of the other tests."""
+  folder = tmp_path_factory.mktemp("runs") / "reward"
+  options = [*files(data, "comparisons", "demonstrations"), f"--model={sft_run}", *TUNE]
+  assert run("reward", folder, *options, "--config.data.valid=", "--config.epochs=2") == 0
+  return folder
 
 
 @pytest.fixture(scope="module")
