@@ -399,6 +399,24 @@ def policy_measures(
   }
 
 
+def sampled_kl(frozen: Frozen, rows: Rollout, ppo: PPO) -> Float[Array, " B"]:
+  """Returns Σ log(π(y|x) / π_ref(y|x)) of each response, in nats, as it was sampled.
+
+  π is the policy that sampled, by the log-probabilities of the sampler: it may have learnt since.
+  """
+  reference = frozen.trunk | frozen.ref
+
+  def measure(part: packs.Part) -> Array:
+    packed = packs.rows_of(part, rows.tokens, rows.mask)
+    ref_logp, _ = policy_logp(ppo.lm, reference, packed, None, ppo.sampling)
+    return ref_logp
+
+  layout = lay_out(rows, ppo)
+  measured = steps.rows_of_parts(measure, layout.parts, layout.count)
+  ref_logp = packs.give_responses(layout, measured, rows.mask)
+  return jnp.sum((rows.logp - ref_logp) * rows.mask, axis=1)
+
+
 # Losses and updates
 
 

@@ -47,7 +47,8 @@ def hook(function: Function, every: int = 1, *, name: str = "", folder: Path | N
   something else.
   """
   shown_name = name or getattr(function, "__qualname__", "the hook")
-  place = folder or Path(function.__code__.co_filename).parent
+  code = getattr(function, "__code__", None)  # an object that can be called has none
+  place = folder or (Path(code.co_filename).parent if code else Path.cwd())
 
   def call(step: int, metrics: Mapping[str, float], state: TrainState) -> str:
     with user_code.guarding(shown_name, place):

@@ -75,6 +75,7 @@ def fit(
   first_start: float | None = None,
   hook: Hook | None = None,
   profile: Profile | None = None,
+  samples: Hook | None = None,
 ) -> TrainState:
   """Runs `step` on batches `state.iteration` to `steps - 1` and returns the last state.
 
@@ -97,7 +98,7 @@ def fit(
   run that its hook has stopped does not go on when it is started again with a hook; without one it
   does.
 
-  `profile` names steps whose trace is written.
+  `samples` is called as a hook is, and stops nothing. `profile` names steps whose trace is written.
 
   The metrics of VITAL are looked at in each step. A loss tells of the state before its update, so
   the state itself is looked at before every evaluation and checkpoint and at the end.
@@ -246,6 +247,10 @@ def fit(
           flush()
           check_state(state, stage, iteration, checkpoints)
           measure(iteration, evaluate)
+        if samples is not None and (is_last or _is_due(iteration, samples.every)):
+          flush()
+          with saving_on_error(iteration, in_all_processes=False):
+            samples.call(iteration, last_metrics, state)
         stopped = ""
         if hook is not None and (is_last or _is_due(iteration, hook.every)):
           stopped = ask(iteration, hook)

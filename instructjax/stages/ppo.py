@@ -26,7 +26,7 @@ from instructjax.runs.origin import Origin
 from instructjax.runs.stopwatch import Stopwatch, stopwatch
 from instructjax.settings.method import KLSettings
 from instructjax.settings.ppo import PPOSettings
-from instructjax.stages import neighbours, running, stems, trainable, trips
+from instructjax.stages import looking, neighbours, running, stems, trainable, trips
 from instructjax.stages.wiring import (
   Part,
   Stage,
@@ -424,10 +424,16 @@ ScoreOutside = Callable[[Rollout], Scored]
 
 
 class Iteration(NamedTuple):
-  """An iteration as it is run: (state, frozen, batch) -> (state, metrics), and what it compiles."""
+  """An iteration as it is run.
+
+  step       (state, frozen, batch) -> (state, metrics)
+  programs   what it compiles
+  latest     the responses of the last step, their scores, and which of them have one
+  """
 
   step: Callable[..., Any]
   programs: tuple[Any, ...]
+  latest: looking.Latest
 
 
 def step_in_parts(
@@ -455,12 +461,12 @@ def step_in_parts(
     rows: Rollout,
     scores: Float[Array, " B"] | None,
     scored: Bool[Array, " B"] | None,
-  ) -> tuple[Experience, Metrics]:
+  ) -> tuple[tuple[Experience, Metrics], Float[Array, " B"]]:
     policy_stem, reward_stem = ppo.stems(frozen, rows, experiment)
     if scores is None:
       scores = ppo.score(frozen, rows, experiment, reward_stem)
     assert state.kl_coef is not None  # `init` sets it
-    return ppo.credit(
+    credited = ppo.credit(
       state.params,
       frozen,
       rows,
@@ -471,6 +477,7 @@ def step_in_parts(
       reward_stem,
       scored,
     )
+    return credited, scores
 
   def improve(
     state: TrainState,
@@ -484,8 +491,10 @@ def step_in_parts(
     return with_learning_rates(rates, first_update, outcome)
 
   compiled_improve = steps.compiled(improve, state)
+  latest: Any = None
 
   def step(state: TrainState, frozen: Frozen, batch: dict[str, Any]) -> tuple[TrainState, dict]:
+    nonlocal latest
     times.begin()
     rows = draw(state, frozen, batch["prompts"])
     times.mark("rollout", rows.ended)
@@ -495,13 +504,14 @@ def step_in_parts(
       # way; those of the step before would otherwise be looked at when this one is over.
       times.settle()
       scores, scored, measures = score_outside(rows)
-    experience, metrics = credit(state, frozen, rows, scores, scored)
+    (experience, metrics), scores = credit(state, frozen, rows, scores, scored)
+    latest = (rows, scores, scored)
     times.mark("scoring", metrics["objective/kl"])
     state, metrics = compiled_improve(state, frozen, experience, metrics, batch["text"])
     times.mark("update", metrics["loss/total"])
     return state, metrics | measures
 
-  return Iteration(step, (draw, credit, compiled_improve))
+  return Iteration(step, (draw, credit, compiled_improve), lambda: latest)
 
 
 # --- rewards from outside ---
@@ -518,11 +528,7 @@ def scoring_outside(
 
   def score(rows: Rollout) -> Scored:
     on_host = sharding.fetch(rows)
-    width = on_host.tokens.shape[1] - on_host.mask.shape[1]
-    # The texts are looked up by ids: decoding ids need not give the text that was encoded.
-    prompts = []
-    for ids, valid in zip(on_host.tokens[:, :width], on_host.valid[:, :width], strict=True):
-      prompts.append(by_ids[ids[valid].tobytes()])
+    prompts = looking.prompts_of(on_host, by_ids)
     texts = [prompt.prompt for prompt in prompts]
     fields = rewards.fields_of(prompts)
     scores = rewards.score_rollout(sources, rows, on_host, texts, tokenizer, fields)
@@ -576,6 +582,7 @@ def run(
   with running.devices(settings.mesh) as shards:
     check_batch(settings, shards)
     prompt_sources = corpora.read(data, "prompts", "prompt")
+    held_out_records = corpora.read_one(data, "valid", "prompt") if data.valid else []
     text_sources = []
     if settings.ppo.ptx_coef:
       text_sources = corpora.read(data, "text", "text", lazily=data.lazy)
@@ -592,6 +599,8 @@ def run(
     if reward_sources:
       with naming("config.data.prompts", data.prompts):
         rewards.fields_by_text(corpora.records(prompt_sources))
+    with naming("config.gold", settings.gold):
+      gold = rewards.open_all(settings.gold, settings.model, policy, length, settings.frozen_dtype)
     counts: corpora.CountsBySource = {}
     by_ids, prompts = draw_prompts(settings, prompt_sources, policy.tokenizer, template, counts)
     windows, text_print = corpora.texts(data, text_sources, policy.tokenizer, data.length)
@@ -615,8 +624,16 @@ def run(
     times = stopwatch()
     rates = learning_rates(settings)
     iteration = step_in_parts(experiment, state, rates, times, score_outside)
+    evaluate = None
+    if held_out_records:
+      held_out = looking.read_held_out(
+        settings, held_out_records, policy.tokenizer, template, counts, reward_sources, gold
+      )
+      evaluate = looking.evaluate(settings, experiment, frozen, policy.tokenizer, held_out)
     mix = draw_text(settings, windows, policy.lm, frozen.trunk)
     prints = running.fingerprints(prompts=corpora.records(prompt_sources), text=text_print)
+    if held_out_records:
+      prints |= running.fingerprints(valid=held_out_records)
     training = running.Training(
       stage,
       state,
@@ -624,6 +641,8 @@ def run(
       lambda number: {"prompts": prompts(number), "text": mix(number)},
       about,
       prints,
+      evaluate,
+      settings.evaluate_every,
       step=iteration.step,
       part_seconds=times.seconds,
     )
@@ -632,6 +651,12 @@ def run(
       writers.note(workdir, rows=corpora.facts(counts))
       if reward_sources:
         writers.note(workdir, rewards=rewards.manifest(reward_sources))
+      if gold:
+        writers.note(workdir, gold=rewards.manifest(gold))
+      samples = looking.sampler(
+        settings, experiment, frozen, by_ids, policy.tokenizer, iteration.latest, writer
+      )
+      training = training._replace(samples=samples)
       final = running.train(settings, workdir, writer, training, watch)
       # The paper leaves the average of the policy's weights (App. C.4).
       trained = final.params["policy"] if final.ema is None else final.ema["policy"]

@@ -145,6 +145,7 @@ class Training(NamedTuple):
   evaluate_every  steps between evaluations; 0 evaluates at the end alone
   step            the compiled step, where it is not that of the wiring
   part_seconds    the seconds of the parts of a step, where it is made of several
+  samples         writes samples, where the stage draws any
   """
 
   stage: Stage
@@ -157,6 +158,7 @@ class Training(NamedTuple):
   evaluate_every: int = 0
   step: Callable[..., Any] | None = None
   part_seconds: Callable[[], Mapping[str, float]] | None = None
+  samples: Hook | None = None
 
 
 # Of (stage, state, what is frozen): the seconds of each part of a step with rows of full length at
@@ -252,6 +254,7 @@ def train(
       first_start=first_start(workdir, settings.stage),
       hook=watch.hook,
       profile=watch.profile,
+      samples=training.samples,
     )
   if reason := stopped_before(checkpoints):
     stopped = {"step": int(state.iteration), "by": reason}
