@@ -640,11 +640,8 @@ def measure(b: Bench) -> dict[str, Any]:
   check(b)
   work = STAGES[b.stage](b, language_model(b))
   stage, state, frozen = work.stage, work.state, work.frozen
-  step: Any = work.step
-  compiled = work.programs
-  if step is None:
-    step = steps.compiled(stage.step, state)
-    compiled = (step,)
+  compiled: tuple[Any, ...] = work.programs or (steps.compiled(stage.step, state),)
+  step: Any = work.step or compiled[0]
   batch: dict[str, Any] = {}
   seconds = []
   metrics: list[dict[str, float]] = []
