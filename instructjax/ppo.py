@@ -404,11 +404,11 @@ def sampled_kl(frozen: Frozen, rows: Rollout, ppo: PPO) -> Float[Array, " B"]:
 
   π is the policy that sampled, by the log-probabilities of the sampler: it may have learnt since.
   """
-  reference = frozen.trunk | frozen.ref
+  reference_params = frozen.trunk | frozen.ref
 
   def measure(part: packs.Part) -> Array:
     packed = packs.rows_of(part, rows.tokens, rows.mask)
-    ref_logp, _ = policy_logp(ppo.lm, reference, packed, None, ppo.sampling)
+    ref_logp, _ = policy_logp(ppo.lm, reference_params, packed, None, ppo.sampling)
     return ref_logp
 
   layout = lay_out(rows, ppo)
