@@ -399,6 +399,24 @@ def policy_measures(
   }
 
 
+def sampled_kl(frozen: Frozen, rows: Rollout, ppo: PPO) -> Float[Array, " B"]:
+  """Returns Σ log(π(y|x) / π_ref(y|x)) of each response, in nats, as it was sampled.
+
+  π is the policy that sampled, by the log-probabilities of the sampler: it may have learnt since.
+  """
+  reference_params = frozen.trunk | frozen.ref
+
+  def measure(part: packs.Part) -> Array:
+    packed = packs.rows_of(part, rows.tokens, rows.mask)
+    ref_logp, _ = policy_logp(ppo.lm, reference_params, packed, None, ppo.sampling)
+    return ref_logp
+
+  layout = lay_out(rows, ppo)
+  measured = steps.rows_of_parts(measure, layout.parts, layout.count)
+  ref_logp = packs.give_responses(layout, measured, rows.mask)
+  return jnp.sum((rows.logp - ref_logp) * rows.mask, axis=1)
+
+
 # Losses and updates
 
 
@@ -659,6 +677,11 @@ def improve(
       summary[name] = per_update.min()
     else:
       summary[name] = per_update.mean()
+  # Padding left out, and each token once, however often it is learnt from.
+  summary["tokens/episodes"] = jnp.sum(exp.valid > 0)
+  summary["tokens/real"] = summary["tokens/episodes"]
+  if text is not None:
+    summary["tokens/real"] += jnp.sum(text.valid > 0)
   # 1 up to rounding, and exactly 1 with `old_logp` "sampler": nothing has been learnt yet.
   summary["policy/ratio_first"] = metrics["policy/ratio_max"][0]
   if sampled:
@@ -748,6 +771,7 @@ def update(
   `rollout_metrics` are those of `credit`, which the metrics of the iteration include.
   """
   kl_coef = state.kl_coef
+  assert kl_coef is not None  # the episodes were credited with it
   state, metrics = improve(state, frozen, exp, text, ppo)
   episodes = exp.tokens.shape[0]
   state = dataclasses.replace(

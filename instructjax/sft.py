@@ -184,6 +184,8 @@ def sft_step(
   metrics = {
     "loss": loss,
     "tokens": mask.sum(),
+    # Padding left out: the tokens that are read, whether or not they carry loss.
+    "tokens/real": (batch.valid > 0).sum(),
     "grad/norm": optax.tree.norm(grads),
     # The share of the computed positions that hold a token.
     "update/useful": (batch.valid > 0).sum() / jnp.float32(computed * length),

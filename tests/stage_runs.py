@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from instructjax.commands import cli
+from instructjax.runs.loop import OF_MACHINE
 
 SMALL = ["--config.data.prompt=12", "--config.data.response=12"]
 TUNE = [*SMALL, "--config.epochs=1", "--config.batch=4"]
@@ -44,9 +45,9 @@ def files(data: Path, *names: str) -> list[str]:
 
 
 def metrics(workdir: Path) -> list[dict]:
-  """The lines of metrics.jsonl, without the times: two equal runs take different ones."""
+  """The lines of metrics.jsonl, without what the machine did: two equal runs differ in it."""
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  return [{name: row[name] for name in row if not name.startswith("time/")} for row in rows]
+  return [{name: row[name] for name in row if not name.startswith(OF_MACHINE)} for row in rows]
 
 
 def leaves(workdir: Path, stage: str) -> dict[str, np.ndarray]:

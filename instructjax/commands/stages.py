@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from instructjax.commands.options import Fields, add_distributed, add_writer, open_settings
-from instructjax.errors import UserError
+from instructjax.commands.options import (
+  Fields,
+  add_distributed,
+  add_writer,
+  open_settings,
+  whole,
+)
+from instructjax.errors import UserError, naming
 
 STAGES = {
   "pretrain": "train on plain text",
@@ -20,7 +27,7 @@ STAGES = {
   "sample": "sample responses",
 }
 # Those that leave a model, and say in manifest.json that they are finished.
-TRAINS = ("pretrain", "sft", "rl_init", "reward", "ppo", "dpo")
+TRAINING = ("pretrain", "sft", "rl_init", "reward", "ppo", "dpo")
 MODEL_FIELD = {"ppo": "rl_init"}  # the field that --model sets, where it is not model.source
 
 
@@ -50,12 +57,29 @@ def arguments(command: argparse.ArgumentParser, stage: str) -> None:
     )
   else:
     command.add_argument("--model", help=source)
-  if stage in TRAINS:
+  if stage in TRAINING:
     command.add_argument(
       "--unless-finished",
       action="store_true",
       help="end at once where a run of these settings is finished in --workdir; the data are not "
       "read again",
+    )
+    command.add_argument(
+      "--hook",
+      metavar="FILE.py:FUNCTION",
+      help="a function of yours that is called with (step, metrics, state), and may stop the run",
+    )
+    command.add_argument(
+      "--hook-every",
+      type=whole(1),
+      default=1,
+      metavar="STEPS",
+      help="the steps between its calls; default 1",
+    )
+    command.add_argument(
+      "--profile",
+      metavar="START:STEPS",
+      help="a trace of these steps for XProf and TensorBoard, in WORKDIR/profile",
     )
   add_writer(command)
   add_distributed(command)
@@ -90,7 +114,26 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
 
       if running.is_finished(config, Path(args.workdir)):
         return
-    stage(config, Path(args.workdir), tuple(args.writer))
+    stage(config, Path(args.workdir), tuple(args.writer), *watching(args))
+
+
+def watching(args: argparse.Namespace) -> list[Any]:
+  """Who looks on while a stage trains; nothing for a stage that draws samples."""
+  if args.command not in TRAINING:
+    return []
+  from instructjax.plan import meter
+  from instructjax.runs import hooks
+  from instructjax.runs import profile as profiles
+  from instructjax.stages import running
+
+  hook = None
+  if args.hook:
+    with naming("--hook", args.hook):
+      hook = hooks.open_hook(args.hook, args.hook_every)
+  profile = None
+  if args.profile is not None:
+    profile = profiles.read(args.profile, Path(args.workdir) / "profile")
+  return [running.Watch(meter.seconds_at_peak, hook, profile)]
 
 
 def stage_of(name: str) -> Callable[..., None]:

@@ -38,8 +38,10 @@ from instructjax.data.batches.pipeline import Host
 from instructjax.data.tokens import tokenizers
 from instructjax.errors import UserError, naming
 from instructjax.models import gpt, heads, llama
-from instructjax.plan import counting, lengths, programs, useful
+from instructjax.plan import counting, lengths, useful
 from instructjax.plan.lengths import Lengths
+from instructjax.plan.meter import costs_of
+from instructjax.ppo import PPO
 from instructjax.rollout import Sampling, useful_share
 from instructjax.runs import origin
 from instructjax.stages import dpo, ppo, pretrain_sft, reward, running
@@ -430,13 +432,16 @@ def start_on_rankings(b: Bench, lm: LM, stage: Stage, comparisons: Comparing) ->
   )
 
 
-def wire_ppo(b: Bench, lm: LM) -> Stage:
-  """The PPO stage with a reward model of the policy's shape and base."""
-  config = ppo_settings(b)
+def experiment_of(b: Bench, lm: LM) -> PPO:
+  """PPO with a reward model of the policy's shape."""
   # No id ends a response: only a schedule does.
   sampling = Sampling(response=b.response)
-  experiment = ppo.experiment_of(config, lm, lm, sampling)
-  return ppo.wire(config, experiment, shares_trunk=True)
+  return ppo.experiment_of(ppo_settings(b), lm, lm, sampling)
+
+
+def wire_ppo(b: Bench, lm: LM) -> Stage:
+  """The PPO stage with a reward model of the policy's shape and base."""
+  return ppo.wire(ppo_settings(b), experiment_of(b, lm), shares_trunk=True)
 
 
 def prompts_of(b: Bench, part: Lengths, number: int, ids: int) -> Prompts:
@@ -548,30 +553,6 @@ STAGES: Mapping[str, Callable[[Bench, LM], Work]] = {
 
 
 # --- costs and limits ---
-
-
-def costs_of(
-  stage: Stage,
-  state: TrainState,
-  frozen: PyTree,
-  batch: Mapping[str, Any],
-) -> dict[str, counting.Cost]:
-  """What a call of each part of a stage costs at full length, by the name of the part."""
-  values = dict(batch)
-  costs = {}
-  for part in stage.parts:
-    inputs = tuple(values[name] for name in part.reads)
-    kinds = (
-      programs.kinds_of_state(state),
-      programs.label("frozen", frozen),
-      programs.label("other", inputs),
-    )
-    weights = [kind in ("params", "frozen") for kind in jax.tree.leaves(kinds)]
-    traced = jax.jit(part.function, keep_unused=True).trace(state, frozen, *inputs)
-    costs[part.name] = counting.count(traced.jaxpr, weights, part.trips)
-    if part.writes != "state":
-      values[part.writes] = jax.eval_shape(part.function, state, frozen, *inputs)
-  return costs
 
 
 class Limit(NamedTuple):

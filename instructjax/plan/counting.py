@@ -42,15 +42,20 @@ CARRIES = {
 # The scope of a loop, perhaps within transformations: transpose(jvp(trips:NAME)).
 _NAME = re.compile(r"trips:([\w-]+)")
 
+# The scope in which `jax.checkpoint` computes activations once more.
+RECOMPUTED = "rematted_computation"
+
 
 @dataclasses.dataclass
 class Cost:
-  """The cost of one call. All but `flops` are of one device."""
+  """The cost of one call. `flops` are of all devices, and the rest is of one of them."""
 
   # Bytes of an element of a weight that is gathered: the compiler casts weights to the compute
   # dtype before it gathers them.
   weight_width: int = 4
   flops: float = 0.0
+  # The part of them that computes activations once more for the backward pass.
+  recomputed_flops: float = 0.0
   device_flops: float = 0.0
   product_bytes: float = 0.0  # what matrix products read and write
   weight_bytes: float = 0.0  # the part of it that is parameters
@@ -241,7 +246,11 @@ def _walk(
       runs = times * _runs(eqn, trips)
       passed_kinds = [kind(v) for v in eqn.invars[skip:]]
       touched_before = cost.product_bytes
+      flops_before, recomputed_before = cost.flops, cost.recomputed_flops
       outputs = _walk(opened(body), passed_kinds, runs, trips, cost)
+      if is_recomputed(eqn):
+        # What lies in it says nothing of the scope that it lies in.
+        cost.recomputed_flops = recomputed_before + cost.flops - flops_before
       if name == "while":
         loop = loop_name(eqn)
         runs_before, touched = cost.loops.get(loop, (0.0, 0.0))
@@ -256,6 +265,11 @@ def loop_name(eqn: Any) -> str:
   """The name of a while loop, which the innermost scope around it gives; "" where it has none."""
   names = _NAME.findall(str(eqn.source_info.name_stack))
   return names[-1] if names else ""
+
+
+def is_recomputed(eqn: Any) -> bool:
+  """Whether an equation computes activations once more for the backward pass."""
+  return RECOMPUTED in str(eqn.source_info.name_stack)
 
 
 def _runs(eqn: Any, trips: Mapping[str, float]) -> float:
@@ -296,7 +310,10 @@ def _product(
   result = eqn.outvars[0].aval
 
   depth = math.prod(left.shape[dim] for dim in left_dims)
-  cost.flops += times * 2 * math.prod(result.shape) * depth
+  flops = times * 2 * math.prod(result.shape) * depth
+  cost.flops += flops
+  if is_recomputed(eqn):
+    cost.recomputed_flops += flops
 
   # A contracted dimension is as short as its shorter side: the other one is cut to it.
   local_depth = 1

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from instructjax.data.records.records import fingerprint
+from instructjax.plan import meter
 from instructjax.quickstart import data, evaluation, examples, tables, telling
 from instructjax.quickstart.models import leave_base, one_line, open_trained
 from instructjax.quickstart.recipe import data_folder, model_folder, runs
@@ -29,6 +30,7 @@ from instructjax.runs import report, writers
 from instructjax.runs.checkpoint import Checkpoints
 from instructjax.settings.fields import to_dict
 from instructjax.settings.quickstart import FAST, QuickstartSettings
+from instructjax.stages import running
 from instructjax.system import jsons, memory
 
 # The name that notebooks use.
@@ -65,7 +67,8 @@ def main(settings: Quickstart, workdir: str | Path, sinks: tuple[str, ...] = ())
       folder = model_folder(workdir, name)
       if not is_finished(folder):
         with timed(workdir, name):
-          stage_run.run(stage_run.settings, folder, sinks)
+          watch = running.Watch(meter.seconds_at_peak)
+          stage_run.run(stage_run.settings, folder, sinks, watch)
         gather_metrics(workdir, names)
       sentence = telling.learnt(name, writers.rows(folder / "metrics.jsonl"))
       print("\n".join([sentence, *example_of(name)]), flush=True)

@@ -19,12 +19,13 @@ from instructjax.settings.quickstart import QuickstartSettings
 from instructjax.settings.reward import RewardSettings
 from instructjax.settings.supervised import RLInitSettings, SFTSettings
 from instructjax.stages import ppo, pretrain_sft, reward
+from instructjax.stages.running import Watch
 
 
 class StageRun(NamedTuple):
-  """A stage with its settings: `run(settings, directory, sinks)` trains it."""
+  """A stage with its settings: `run(settings, directory, sinks, watch)` trains it."""
 
-  run: Callable[[Any, Path, tuple[str, ...]], None]
+  run: Callable[[Any, Path, tuple[str, ...], Watch], None]
   settings: TrainingSettings
 
 
@@ -154,6 +155,8 @@ def ppo_settings(settings: QuickstartSettings, workdir: Path, ptx_coef: float) -
     # too few to gain by more of them.
     "sampling.slots": settings.episodes,
     "sampling.halvings": settings.halvings,
+    # The quickstart shows answers to test prompts, and its own are quicker without these.
+    "sample_every": 0,
     "iterations": settings.iterations,
     "batch": settings.episodes,
     "ptx_ratio": settings.ptx_ratio,

@@ -21,6 +21,8 @@ import jax
 
 from instructjax.errors import UserError
 from instructjax.runs.checkpoint import Checkpoints, first_not_finite
+from instructjax.runs.hooks import Hook
+from instructjax.runs.profile import Profile, tracing
 from instructjax.runs.progress import open_progress
 from instructjax.runs.writers import Writer
 from instructjax.system import memory
@@ -31,9 +33,11 @@ from instructjax.types import Metrics, TrainState
 # None for what it cannot know, such as an accuracy where every pair ties.
 VITAL = ("loss", "grad/norm", "eval/")
 
-# What a stage counts of a step: tokens that carry loss (SFT), that are read (reward models and DPO)
-# or that are sampled (PPO).
-TOKENS = ("tokens", "response/tokens")
+# The metrics that tell of the machine and not of the model: two equal runs differ in them.
+OF_MACHINE = ("time/", "tokens/s", "mfu", "memory/")
+
+# What counts the real tokens of a step, padding left out; the first of them that a stage has.
+REAL_TOKENS = ("tokens/real", "tokens")
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 # A part of a step that comes before the state changes: it turns a batch into what the next part,
@@ -41,6 +45,8 @@ Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 EarlyPart = Callable[[TrainState, Any], Any]
 # A value of None is unknown: there was nothing to measure it on.
 Evaluate = Callable[[TrainState], Mapping[str, Any]]
+# Of the metrics of a step: the seconds that its work takes at the peak of the devices.
+SecondsAtPeak = Callable[[Mapping[str, float]], float]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -69,6 +75,12 @@ def fit(
   evaluate: Evaluate | None = None,
   evaluate_every: int = 0,
   extra: Mapping[str, Any] | None = None,
+  seconds_at_peak: SecondsAtPeak | None = None,
+  part_seconds: Callable[[], Mapping[str, float]] | None = None,
+  first_start: float | None = None,
+  hook: Hook | None = None,
+  profile: Profile | None = None,
+  samples: Hook | None = None,
 ) -> TrainState:
   """Runs `step` on batches `state.iteration` to `steps - 1` and returns the last state.
 
@@ -85,24 +97,42 @@ def fit(
   `evaluate` runs every `evaluate_every` steps, at the end, and before a checkpoint where it
   measures `checkpoints.best`. An interval of 0 means that nothing happens before the end.
 
+  Beside the metrics of a step stand those of the machine (OF_MACHINE): the seconds of the step and,
+  from `part_seconds`, of its parts; real tokens a second; `mfu` where `seconds_at_peak` is known;
+  the peak of memory; and, where `first_start` says when the run was first started (seconds since
+  1970), its goodput (`Goodput`). A step that compiles or stands beside an evaluation or a
+  checkpoint has no seconds.
+
+  `hook` is called with the metrics and the state after each of its steps and after the last one. It
+  may stop the run, which then ends as after its last step, with an evaluation and a checkpoint. A
+  run that its hook has stopped does not go on when it is started again with a hook; without one it
+  does.
+
+  `samples` is called as a hook is, and stops nothing. `profile` names steps whose trace is written.
+
   The metrics of VITAL are looked at in each step. A loss tells of the state before its update, so
   the state itself is looked at before every evaluation and checkpoint and at the end.
 
   Raises:
     UserError: when a metric of VITAL, a parameter, an average or a part of the optimizer's state is
-      not finite. What is on disk stays good.
+      not finite. What is on disk stays good. Also where `profile` names steps that are not there.
     Interrupted: on Ctrl-C or SIGTERM.
     Exception: whatever a step, a batch or `evaluate` raises, after the last whole state is saved.
       With several processes it is saved only where all of them raise the error, which holds for
       a UserError of a step or of `evaluate`.
   """
   state, start = resume(state, checkpoints, steps, stage, extra or {})
+  if hook is not None and start < steps and (reason := stopped_before(checkpoints)):
+    print(f"{stage}: was stopped at step {start} of {steps}: {reason}", file=sys.stderr, flush=True)
+    return state
   writer.rewind(stage, start)  # later lines are of steps that run again
+  trace = tracing(profile, stage, start, steps)
   progress = open_progress(stage, start, steps)
   # Metrics of steps that are dispatched but not fetched, so that the device need not wait for us.
   pending: list[tuple[int, Metrics]] = []
   last_metrics: dict[str, float] = {}  # of the last step that was fetched, with its evaluation
-  clock = step_clock()
+  clock = step_clock(seconds_at_peak)
+  goodput = goodput_of(checkpoints)
   best = checkpoints.best if checkpoints is not None else ""
   questions = itertools.count(1)  # to all processes, whether one of them has got a signal
 
@@ -110,14 +140,22 @@ def fit(
     """Fetches, writes, shows and checks the pending metrics, except for the last `leave` steps."""
     while len(pending) > leave:
       iteration, metrics = pending.pop(0)
+      # Before the metrics, which come with the last of the parts.
+      parts = part_seconds() if part_seconds is not None else {}
       values = _floats(jax.device_get(metrics))
       # Metrics come at the pace of the steps only while one step is always left running.
       if leave:
-        values |= clock.measures(values)
+        measured = clock.measures(values)
+        if measured:
+          values |= measured | {**parts}
+          goodput.count(measured["time/seconds"])
       else:
         clock.restart()
       if iteration % log_every == 0 or iteration == steps:
-        writer.metrics(iteration, stage, values)
+        of_run: dict[str, float] = {"memory/peak": memory.device_peak()}
+        if first_start is not None:
+          of_run |= goodput.measures(iteration, time.time() - first_start)
+        writer.metrics(iteration, stage, values | of_run)
       progress.show(iteration, values)
       # After the metrics are written, so that the file shows where a loss became NaN.
       check_metrics(values, stage, iteration, checkpoints)
@@ -135,12 +173,32 @@ def fit(
     check_metrics(measured, stage, iteration, checkpoints)
     last_metrics.update(measured | unknown)
 
-  def save(iteration: int) -> None:
-    """Starts to write a checkpoint, after the metrics up to it and the state are checked."""
+  def ask(iteration: int, hook: Hook) -> str:
+    """Calls the hook on the metrics and the state of a step; returns why the run stops, or ""."""
+    flush()
+    # A hook looks at what it likes, so it may fail in one process alone.
+    with saving_on_error(iteration, in_all_processes=False):
+      reason = hook.call(iteration, last_metrics, state)
+    if not reason or iteration == steps:
+      return ""
+    if iteration % log_every:
+      writer.metrics(iteration, stage, last_metrics)
+    text = f"{stage}: stopped at step {iteration} of {steps} by {hook.name}: {reason}"
+    if jax.process_index() == 0:
+      print(text, file=sys.stderr, flush=True)
+    return f"{hook.name}: {reason}"
+
+  def save(iteration: int, stopped: str = "") -> None:
+    """Starts to write a checkpoint, after the metrics up to it and the state are checked.
+
+    `stopped` says which hook stopped the run there, and why.
+    """
     flush()
     check_state(state, stage, iteration, checkpoints)
     if checkpoints is not None:
-      about = {"stage": stage, "steps": steps, **(extra or {})}
+      about = {"stage": stage, "steps": steps, **(extra or {}), TIMED: goodput.timed()}
+      if stopped:
+        about[STOPPED] = stopped
       checkpoints.save(iteration, state, about, last_metrics)
 
   @contextlib.contextmanager
@@ -178,7 +236,12 @@ def fit(
     try:
       batch = batches(start) if start < steps else None
       for iteration in range(start + 1, steps + 1):
-        with saving_on_error(iteration - 1):  # a reward from outside may fail within a step
+        if trace.begins(iteration):
+          flush()  # the steps before it are over
+          trace.start()
+        name_in_trace = jax.profiler.StepTraceAnnotation(stage, step_num=iteration)
+        # A reward from outside may fail within a step.
+        with saving_on_error(iteration - 1), name_in_trace:
           for part in early:
             batch = jax.block_until_ready(part(state, batch))
             stop_if_asked()
@@ -190,6 +253,9 @@ def fit(
         with saving_on_error(iteration, in_all_processes=False):
           batch = batches(iteration) if iteration < steps else None
         flush(leave=1)
+        if trace.ends(iteration):
+          flush()
+          trace.stop()
         if iteration == start + 1:
           memory.release()  # what compiling left behind
 
@@ -201,9 +267,21 @@ def fit(
           flush()
           check_state(state, stage, iteration, checkpoints)
           measure(iteration, evaluate)
-        if is_checkpoint:
-          save(iteration)
+        if samples is not None and (is_last or _is_due(iteration, samples.every)):
+          flush()
+          with saving_on_error(iteration, in_all_processes=False):
+            samples.call(iteration, last_metrics, state)
+        stopped = ""
+        if hook is not None and (is_last or _is_due(iteration, hook.every)):
+          stopped = ask(iteration, hook)
+        if stopped and evaluate is not None and not is_evaluation:
+          check_state(state, stage, iteration, checkpoints)
+          measure(iteration, evaluate)
+        if is_checkpoint or stopped:
+          save(iteration, stopped)
           check_best(best, last_metrics)
+        if stopped:
+          break
         if early:
           # Otherwise the next part would be waiting behind this step, and a signal behind both.
           jax.block_until_ready(state)
@@ -222,6 +300,7 @@ def fit(
       number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
       raise Interrupted(interruption(stage, steps, checkpoints), number) from None
     finally:
+      trace.stop()
       progress.close()
       if checkpoints is not None:
         checkpoints.wait()
@@ -231,8 +310,9 @@ def fit(
 class Clock(NamedTuple):
   """How long a step takes, from the metrics of one step to those of the next.
 
-  measures(values)   the seconds of the step whose metrics have come, and its tokens a second where
-                     the metrics count tokens; nothing for the first one after a restart
+  measures(values)   the seconds of the step whose metrics have come, its real tokens a second where
+                     the metrics count them and its MFU where the peak of the devices is known;
+                     nothing for the first one after a restart
   restart()          before an evaluation or a checkpoint, whose time is not that of a step
   """
 
@@ -240,7 +320,7 @@ class Clock(NamedTuple):
   restart: Callable[[], None]
 
 
-def step_clock() -> Clock:
+def step_clock(seconds_at_peak: SecondsAtPeak | None = None) -> Clock:
   """Returns a clock at rest: the first step compiles, and is not measured."""
   began: float | None = None
 
@@ -252,9 +332,11 @@ def step_clock() -> Clock:
       return {}
     seconds = now - before
     measured = {"time/seconds": seconds}
-    for name in TOKENS:
-      if name in values:
-        measured["time/tokens_per_second"] = values[name] / seconds
+    counts = [values[name] for name in REAL_TOKENS if name in values]
+    if counts:
+      measured["tokens/s"] = counts[0] / seconds
+    if seconds_at_peak is not None:
+      measured["mfu"] = seconds_at_peak(values) / seconds
     return measured
 
   def restart() -> None:
@@ -262,6 +344,52 @@ def step_clock() -> Clock:
     began = None
 
   return Clock(measures, restart)
+
+
+# What a checkpoint says of the steps up to it that have seconds: how many, and their sum.
+TIMED = "timed"
+
+
+class Goodput(NamedTuple):
+  """The share of the time since the first start of a run that was spent in steps it has kept.
+
+  The steps it has kept are those up to now: what a crash threw away is computed again and counts
+  once. Each counts the mean of the steps that have seconds. All the rest is lost: starting,
+  compiling, evaluations, checkpoints, steps that are computed again, and the time between two
+  starts.
+
+  count(seconds)            a step of so many seconds was kept
+  measures(steps, elapsed)  the goodput after so many steps and seconds since the first start;
+                            nothing while no step has seconds
+  timed()                   what the next start needs to know, for a checkpoint
+  """
+
+  count: Callable[[float], None]
+  measures: Callable[[int, float], dict[str, float]]
+  timed: Callable[[], dict[str, float]]
+
+
+def goodput_of(checkpoints: Checkpoints | None) -> Goodput:
+  """Returns the goodput of a run that goes on from its last checkpoint, if there is one."""
+  steps, total = 0, 0.0
+  if checkpoints is not None and checkpoints.latest() is not None:
+    saved = checkpoints.extra().get(TIMED, {})  # earlier versions saved none
+    steps, total = saved.get("steps", 0), saved.get("seconds", 0.0)
+
+  def count(seconds: float) -> None:
+    nonlocal steps, total
+    steps += 1
+    total += seconds
+
+  def measures(kept: int, elapsed: float) -> dict[str, float]:
+    if not steps or elapsed <= 0:
+      return {}
+    return {"time/goodput": kept * total / steps / elapsed}
+
+  def timed() -> dict[str, float]:
+    return {"steps": steps, "seconds": total}
+
+  return Goodput(count, measures, timed)
 
 
 def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -322,6 +450,17 @@ def resume(
   return state, start
 
 
+# What a checkpoint says where a hook stopped the run: which one, and why.
+STOPPED = "stopped"
+
+
+def stopped_before(checkpoints: Checkpoints | None) -> str:
+  """Returns which hook stopped the run at its last checkpoint, and why; "" where none did."""
+  if checkpoints is None or checkpoints.latest() is None:
+    return ""
+  return checkpoints.extra().get(STOPPED, "")
+
+
 def _brief(fingerprint: str | None) -> str:
   return "none" if fingerprint is None else fingerprint[:8]
 
@@ -332,8 +471,7 @@ def check_best(best: str, metrics: Mapping[str, float]) -> None:
   Raises:
     UserError: where it is not.
   """
-  # How long a step took says nothing about its model.
-  names = [name for name in metrics if not name.startswith("time/")]
+  names = [name for name in metrics if not name.startswith(OF_MACHINE)]
   if best and best not in names:
     raise UserError(
       f"config.best={best!r}: this stage does not measure it; "

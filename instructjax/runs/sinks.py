@@ -1,18 +1,18 @@
 """Other places where metrics may go besides metrics.jsonl: TensorBoard and Weights & Biases.
 
-A sink is a function of a step, the name of its stage and its metrics. What opens one is a context
-manager, which closes it at the end of the run.
+What opens a sink is a context manager, which closes it at the end of the run.
 """
 
 from __future__ import annotations
 
 import contextlib
+import html
 import importlib
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from instructjax.errors import UserError
 from instructjax.system import jsons
@@ -21,7 +21,20 @@ WANDB = "wandb.json"  # holds the id of the run
 
 Config = Mapping[str, Any]  # the settings of a run, as they stand in its config.json
 Scalars = Mapping[str, float]  # metrics by name
-Sink = Callable[[int, str, Scalars], None]
+Rows = Sequence[Mapping[str, Any]]  # of a table, all with the same columns
+
+
+class Sink(NamedTuple):
+  """Functions of a step and the name of its stage.
+
+  scalars(step, stage, metrics)   shows the metrics
+  table(step, stage, rows)        shows samples
+  """
+
+  scalars: Callable[[int, str, Scalars], None]
+  table: Callable[[int, str, Rows], None]
+
+
 OpenSink = Callable[[Path, Config], contextlib.AbstractContextManager[Sink]]
 
 
@@ -31,12 +44,15 @@ def tensorboard(workdir: Path, config: Config) -> Iterator[Sink]:
   tensorboardX = _import_package("tensorboardX", "tensorboard")
   events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
 
-  def sink(step: int, stage: str, scalars: Scalars) -> None:
+  def show_scalars(step: int, stage: str, scalars: Scalars) -> None:
     for name, value in scalars.items():
       events.add_scalar(f"{stage}/{name}", value, step)
 
+  def show_table(step: int, stage: str, rows: Rows) -> None:
+    events.add_text(f"{stage}/samples", markdown(rows), step)
+
   try:
-    yield sink
+    yield Sink(show_scalars, show_table)
   finally:
     events.close()
 
@@ -57,17 +73,34 @@ def wandb(workdir: Path, config: Config) -> Iterator[Sink]:
     resume="allow",
   )
 
-  def sink(step: int, stage: str, scalars: Scalars) -> None:
+  def show_scalars(step: int, stage: str, scalars: Scalars) -> None:
     row = {f"{stage}/{name}": value for name, value in scalars.items()}
     # A run has several stages that all count from 1, while the step of Weights & Biases may only
     # grow. So the step is a metric of its own.
     row[f"{stage}/step"] = step
     run.log(row)
 
+  def show_table(step: int, stage: str, rows: Rows) -> None:
+    columns = list(rows[0])
+    table = package.Table(columns=columns, data=[list(row.values()) for row in rows])
+    run.log({f"{stage}/samples": table, f"{stage}/step": step})
+
   try:
-    yield sink
+    yield Sink(show_scalars, show_table)
   finally:
     run.finish()
+
+
+def markdown(rows: Rows) -> str:
+  """A table in Markdown, as TensorBoard shows it; a line break within a cell is one of HTML."""
+
+  def line(cells: Iterable[Any]) -> str:
+    texts = [html.escape(str(cell)) for cell in cells]
+    joined = " | ".join(text.replace("|", "&#124;").replace("\n", "<br>") for text in texts)
+    return f"| {joined} |"
+
+  head = list(rows[0])
+  return "\n".join([line(head), line("---" for _ in head), *(line(row.values()) for row in rows)])
 
 
 def _wandb_id(workdir: Path) -> str:

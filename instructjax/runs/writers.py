@@ -14,7 +14,7 @@ import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,16 @@ PACKAGES = ("instructjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint",
 # The layout of config.json. Version 0.1 wrote none, and its settings had other fields.
 FORMAT = 2
 # Fields that may change when a run goes on. They change no number, except for the order of sums.
-FREE = ("mesh", "checkpoint_every", "keep", "best", "log_every", "evaluate_every")
+FREE = (
+  "mesh",
+  "checkpoint_every",
+  "keep",
+  "best",
+  "log_every",
+  "evaluate_every",
+  "sample_every",
+  "samples",
+)
 
 DRAWS = "draws.jsonl"  # the responses of a run that samples, from which it goes on
 
@@ -42,12 +51,14 @@ class Writer(NamedTuple):
   """Three functions by which a stage leaves its numbers.
 
   `metrics(step, stage, scalars)` adds a line to metrics.jsonl, where a number that is not finite
-  becomes null. `samples(rows)` adds lines to samples.jsonl. `rewind(stage, step)` drops what the
-  stage wrote after `step`, because it will be written again.
+  becomes null. `samples(rows)` adds lines to samples.jsonl. `table(step, stage, rows)` does so too,
+  with the stage and the step (as `iteration`) in each line, and gives the rows to the sinks.
+  `rewind(stage, step)` drops what the stage wrote after `step`, because it will be written again.
   """
 
   metrics: Callable[[int, str, Scalars], None]
   samples: Callable[[Iterable[Row]], None]
+  table: Callable[[int, str, Sequence[Row]], None]
   rewind: Callable[[str, int], None]
 
 
@@ -55,6 +66,7 @@ class Writer(NamedTuple):
 SILENT = Writer(
   metrics=lambda step, stage, scalars: None,
   samples=lambda rows: None,
+  table=lambda step, stage, rows: None,
   rewind=lambda stage, step: None,
 )
 
@@ -208,22 +220,28 @@ def _writer(workdir: Path, open_sinks: list[Sink]) -> Writer:
       row[name] = value if math.isfinite(value) else None
     append(workdir / "metrics.jsonl", [row])
     for sink in open_sinks:
-      sink(step, stage, values)
+      sink.scalars(step, stage, values)
 
   def write_samples(rows: Iterable[Row]) -> None:
     append(workdir / "samples.jsonl", rows)
 
-  def rewind(stage: str, step: int) -> None:
-    path = workdir / "metrics.jsonl"
-    if not path.is_file():
-      return
-    lines = path.read_text(errors="replace").splitlines(keepends=True)
-    remaining = [line for line in lines if not _is_after(line, stage, step)]
-    if len(remaining) < len(lines):  # else the file is left alone
-      with _writable(path):
-        replace(path, "".join(remaining))
+  def write_table(step: int, stage: str, rows: Sequence[Row]) -> None:
+    write_samples([{"stage": stage, "iteration": step, **row} for row in rows])
+    for sink in open_sinks:
+      sink.table(step, stage, rows)
 
-  return Writer(metrics=write_metrics, samples=write_samples, rewind=rewind)
+  def rewind(stage: str, step: int) -> None:
+    for name, is_after in (("metrics.jsonl", _is_after), ("samples.jsonl", _is_sample_after)):
+      path = workdir / name
+      if not path.is_file():
+        continue
+      lines = path.read_text(errors="replace").splitlines(keepends=True)
+      remaining = [line for line in lines if not is_after(line, stage, step)]
+      if len(remaining) < len(lines):  # else the file is left alone
+        with _writable(path):
+          replace(path, "".join(remaining))
+
+  return Writer(metrics=write_metrics, samples=write_samples, table=write_table, rewind=rewind)
 
 
 def _is_after(line: str, stage: str, step: int) -> bool:
@@ -238,6 +256,18 @@ def _is_after(line: str, stage: str, step: int) -> bool:
     return row["stage"] == stage and row["step"] > step
   except (ValueError, TypeError, KeyError):
     return True
+
+
+def _is_sample_after(line: str, stage: str, step: int) -> bool:
+  """Returns whether `stage` wrote a sample after `step`, or whether the line is not whole."""
+  if not line.endswith("\n"):
+    return True
+  try:
+    row = json.loads(line)
+  except ValueError:
+    return True
+  # What no stage of training wrote has no iteration, and stays.
+  return isinstance(row, dict) and row.get("stage") == stage and row.get("iteration", 0) > step
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:

@@ -28,6 +28,9 @@ class PromptAndTextData:
   text: str = setting(
     "data/text_train.jsonl", "Documents of the pretraining mix; plain PPO reads none."
   )
+  valid: str = setting(
+    "", "Held-out prompts that are answered now and then; empty evaluates nothing."
+  )
   spelling: str = subjects.spelling("prompts")
   fields: str = subjects.fields()
   template: str = subjects.template()
@@ -81,6 +84,11 @@ class PPOSettings:
     "What scores a response: a sum such as runs/reward + 0.5*python:my.py:f; empty is the reward "
     "model alone.",
   )
+  gold: str = setting(
+    "",
+    "A second reward that judges the responses to held-out prompts and is never trained on; empty "
+    "has none.",
+  )
   model: LoadedModelSettings = group(LoadedModelSettings())
   data: PromptAndTextData = group(PromptAndTextData())
   sampling: RolloutSettings = group(RolloutSettings())
@@ -106,6 +114,11 @@ class PPOSettings:
   checkpoint_every: int = subjects.checkpoint_every(25)
   keep: int = subjects.keep()
   log_every: int = subjects.log_every(1)
+  evaluate_every: int = subjects.evaluate_every(25)
+  sample_every: int = setting(
+    25, "Iterations between samples in samples.jsonl; 0 writes none.", low=0
+  )
+  samples: int = setting(8, "Responses that are written each time.", low=1, high=100_000)
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from one_part(self.top, self.lora)
@@ -121,6 +134,10 @@ class PPOSettings:
       "scoring/",
       "update/",
     )
+    if self.data.valid:
+      groups = (*groups, "eval/")
+    if self.gold.strip() and not self.data.valid:
+      yield "gold", "it judges responses to held-out prompts; name some in config.data.valid"
     if self.best and not self.best.startswith(groups):
       yield (
         "best",

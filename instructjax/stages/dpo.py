@@ -25,6 +25,7 @@ from instructjax.stages.wiring import (
   learning_rate,
   optimizer,
   rows_of,
+  share_of_real,
 )
 from instructjax.system import keys
 from instructjax.types import LM, Comparisons, Frozen, Params, Predictions, TrainState
@@ -94,6 +95,7 @@ def wire(
     tokens=settings.batch * layout.length,
     updates=1,
     trips={"parts": layout.parts},
+    share=share_of_real("tokens", layout.parts * layout.rows * layout.length),
   )
   return Stage("dpo", init, step, {"comparisons": batch}, (part,), calls)
 
@@ -126,7 +128,12 @@ def draw(settings: DPOSettings, rows: Rows, pad: pipeline.Pad) -> Callable[[int]
   return pipeline.stream(rows, pad, size=settings.batch, seed=seed, mine=mine)
 
 
-def run(settings: DPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
+def run(
+  settings: DPOSettings,
+  workdir: Path,
+  sinks: tuple[str, ...] = (),
+  watch: running.Watch = running.NOBODY,
+) -> None:
   """Trains the policy and leaves it.
 
   Raises UserError for whatever is wrong with the settings, the data or the model, before
@@ -200,7 +207,7 @@ def run(settings: DPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     del state  # the first step takes it over
     with running.open_run(settings, workdir, sinks, prints) as writer:
       writers.note(workdir, rows=corpora.facts(counts))
-      final = running.train(settings, workdir, writer, training)
+      final = running.train(settings, workdir, writer, training, watch)
       if measures is not None:
         measured = measures.report(final, 1.0)
         writers.keep_results(workdir, {"dpo": measured})

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,10 @@ from instructjax.models import freeze
 from instructjax.rollout import Sampling
 from instructjax.runs import origin, writers
 from instructjax.runs.origin import Origin
+from instructjax.runs.stopwatch import Stopwatch, stopwatch
 from instructjax.settings.method import KLSettings
 from instructjax.settings.ppo import PPOSettings
-from instructjax.stages import neighbours, running, stems, trainable, trips
+from instructjax.stages import looking, neighbours, running, stems, trainable, trips
 from instructjax.stages.wiring import (
   Part,
   Stage,
@@ -35,6 +36,7 @@ from instructjax.stages.wiring import (
   optimizer,
   require_multiple,
   rows_of,
+  share_of_real,
   whole_on_each_device,
 )
 from instructjax.system import keys
@@ -227,6 +229,7 @@ def parts_of(
     np.full(settings.batch, response),
   )
   scored_parts, learnt_parts = ppo.most_parts(settings.batch, length, settings.ppo)
+  share = share_of_real("tokens/episodes", settings.batch * length)
   return (
     Part(
       "rollout",
@@ -235,6 +238,7 @@ def parts_of(
       "rollout",
       tokens=settings.batch * response,
       trips=rollout_trips,
+      share=share,
     ),
     Part(
       "scoring",
@@ -243,6 +247,7 @@ def parts_of(
       "experience",
       tokens=settings.batch * length,
       trips={"parts": scored_parts},
+      share=share,
     ),
     Part(
       "update",
@@ -252,6 +257,9 @@ def parts_of(
       tokens=settings.ppo.epochs * trained,
       updates=settings.updates,
       trips={"parts": learnt_parts},
+      share=partial(
+        share_of_update, settings.batch * length, 0 if text is None else text.tokens.size
+      ),
     ),
   )
 
@@ -271,6 +279,16 @@ def update_of(settings: PPOSettings, experiment: ppo.PPO) -> Callable[..., Any]:
     return with_learning_rates(rates, first_update, outcome)
 
   return update
+
+
+def share_of_update(episodes: int, text: int, metrics: Mapping[str, float]) -> float:
+  """How much of an update was real tokens, of so many positions of episodes and of text.
+
+  Two networks learn from an episode, and one of them from text.
+  """
+  of_episodes = metrics["tokens/episodes"]
+  of_text = metrics["tokens/real"] - of_episodes
+  return (2 * of_episodes + of_text) / (2 * episodes + text)
 
 
 # --- the functions that settings name ---
@@ -408,23 +426,38 @@ def draw_text(
   return pipeline.stream(rows, pad, size=size, seed=seed, mine=mine)
 
 
-# --- rewards from outside ---
+# --- an iteration in its parts ---
+
+# The scores of a rollout from outside, which episodes have one (None: all of them), and what is
+# logged of them.
+Scored = tuple[Float[Array, " B"], Bool[Array, " B"] | None, dict[str, float]]
+ScoreOutside = Callable[[Rollout], Scored]
 
 
-def programs_with_rewards(
+class Iteration(NamedTuple):
+  """An iteration as it is run.
+
+  programs   its compiled parts
+  latest     the responses of the last step, their scores, and which of them have one
+  """
+
+  programs: running.Programs
+  latest: looking.Latest
+
+
+def iteration_in_parts(
   settings: PPOSettings,
   experiment: ppo.PPO,
   state: TrainState,
-  sources: Sequence[rewards.Reward],
-  by_ids: Mapping[bytes, Prompt],
-  tokenizer: Tokenizer,
-) -> running.Programs:
-  """An iteration whose scores come from any rewards, between two compiled parts.
+  times: Stopwatch,
+  score_outside: ScoreOutside | None = None,
+) -> Iteration:
+  """An iteration in three compiled parts, rollout, scoring and update, which `times` measures.
 
-  `by_ids` has the record of each prompt by its ids. The last part alone donates the state: where a
-  reward fails, the state is still whole. A response without a score is left out (`ppo.credit`).
+  They are what is planned. Between the first two of them `score_outside` may score the responses;
+  the reward model does where there is none. The update donates the state: where a reward fails, the
+  state is still whole. A response without a score is left out (`ppo.credit`).
   """
-  may_abstain = rewards.may_abstain(sources)
 
   @jax.jit
   def draw(state: TrainState, frozen: Frozen, prompts: Prompts) -> Rollout:
@@ -435,12 +468,14 @@ def programs_with_rewards(
     state: TrainState,
     frozen: Frozen,
     rows: Rollout,
-    scores: Float[Array, " B"],
+    scores: Float[Array, " B"] | None,
     scored: Bool[Array, " B"] | None,
-  ) -> tuple[Experience, Metrics]:
+  ) -> tuple[tuple[Experience, Metrics], Float[Array, " B"]]:
     policy_stem, reward_stem = ppo.stems(frozen, rows, experiment)
+    if scores is None:
+      scores = ppo.score(frozen, rows, experiment, reward_stem)
     assert state.kl_coef is not None  # `init` sets it
-    return ppo.credit(
+    credited = ppo.credit(
       state.params,
       frozen,
       rows,
@@ -452,19 +487,56 @@ def programs_with_rewards(
       scored,
     )
 
+    return credited, scores
+
   update = steps.compiled(update_of(settings, experiment), state)
+  latest: Any = None
 
   def rollout(state: TrainState, frozen: Frozen, batch: dict[str, Any]) -> dict[str, Any]:
-    return {**batch, "rollout": draw(state, frozen, batch["prompts"])}
+    times.settle()  # the loop has waited for the part before, here as below
+    times.begin()
+    rows = draw(state, frozen, batch["prompts"])
+    times.mark("rollout", rows.ended)
+    return {**batch, "rollout": rows}
 
   def scoring(state: TrainState, frozen: Frozen, values: dict[str, Any]) -> dict[str, Any]:
+    nonlocal latest
+    times.settle()
     rows = values["rollout"]
+    scores, scored, measures = None, None, {}
+    if score_outside is not None:
+      scores, scored, measures = score_outside(rows)
+    credited, scores = credit(state, frozen, rows, scores, scored)
+    latest = (rows, scores, scored)
+    _, metrics = credited
+    times.mark("scoring", metrics["objective/kl"])
+    return {**values, "experience": credited, "measures": measures}
+
+  def last(state: TrainState, frozen: Frozen, values: dict[str, Any]) -> tuple[TrainState, dict]:
+    times.settle()
+    state, metrics = update(state, frozen, values["experience"], values["text"])
+    times.mark("update", metrics["loss/total"])
+    return state, metrics | values["measures"]
+
+  programs = running.Programs((rollout, scoring), last, (draw, credit, update))
+  return Iteration(programs, lambda: latest)
+
+
+# --- rewards from outside ---
+
+
+def scoring_outside(
+  sources: Sequence[rewards.Reward], by_ids: Mapping[bytes, Prompt], tokenizer: Tokenizer
+) -> ScoreOutside:
+  """A function of a rollout that asks any rewards for its scores.
+
+  `by_ids` has the record of each prompt by its ids.
+  """
+  may_abstain = rewards.may_abstain(sources)
+
+  def score(rows: Rollout) -> Scored:
     on_host = sharding.fetch(rows)
-    width = on_host.tokens.shape[1] - on_host.mask.shape[1]
-    # The texts are looked up by ids: decoding ids need not give the text that was encoded.
-    prompts = []
-    for ids, valid in zip(on_host.tokens[:, :width], on_host.valid[:, :width], strict=True):
-      prompts.append(by_ids[ids[valid].tobytes()])
+    prompts = looking.prompts_of(on_host, by_ids)
     texts = [prompt.prompt for prompt in prompts]
     fields = rewards.fields_of(prompts)
     scores = rewards.score_rollout(sources, rows, on_host, texts, tokenizer, fields)
@@ -475,17 +547,9 @@ def programs_with_rewards(
       total = np.where(has_score, total, 0)
       scored = sharding.place_batch(jnp.asarray(has_score))
     paid = sharding.place_batch(jnp.asarray(total))
-    return {
-      **values,
-      "experience": credit(state, frozen, rows, paid, scored),
-      "measures": measures_of_rewards(sources, scores),
-    }
+    return paid, scored, measures_of_rewards(sources, scores)
 
-  def last(state: TrainState, frozen: Frozen, values: dict[str, Any]) -> tuple[TrainState, dict]:
-    state, metrics = update(state, frozen, values["experience"], values["text"])
-    return state, metrics | values["measures"]
-
-  return running.Programs((rollout, scoring), last, (draw, credit, update))
+  return score
 
 
 def measures_of_rewards(
@@ -508,7 +572,12 @@ def measures_of_rewards(
 # --- the command ---
 
 
-def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
+def run(
+  settings: PPOSettings,
+  workdir: Path,
+  sinks: tuple[str, ...] = (),
+  watch: running.Watch = running.NOBODY,
+) -> None:
   """PPO-ptx (PPO where ptx_coef is 0).
 
   An iteration is three compiled parts, between which a run can stop. With `config.rewards` the
@@ -521,6 +590,7 @@ def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
   with running.devices(settings.mesh) as shards:
     check_batch(settings, shards)
     prompt_sources = corpora.read(data, "prompts", "prompt")
+    held_out_records = corpora.read_one(data, "valid", "prompt") if data.valid else []
     text_sources = []
     if settings.ppo.ptx_coef:
       text_sources = corpora.read(data, "text", "text", lazily=data.lazy)
@@ -537,6 +607,8 @@ def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     if reward_sources:
       with naming("config.data.prompts", data.prompts):
         rewards.fields_by_text(corpora.records(prompt_sources))
+    with naming("config.gold", settings.gold):
+      gold = rewards.open_all(settings.gold, settings.model, policy, length, settings.frozen_dtype)
     counts: corpora.CountsBySource = {}
     by_ids, prompts = draw_prompts(settings, prompt_sources, policy.tokenizer, template, counts)
     windows, text_print = corpora.texts(data, text_sources, policy.tokenizer, data.length)
@@ -554,13 +626,21 @@ def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     )
     # The state and what is frozen hold copies; these would keep two more models in memory.
     policy, judge = policy._replace(params={}), judge._replace(params={})
-    programs = None
+    score_outside = None
     if reward_sources:
-      programs = programs_with_rewards(
-        settings, experiment, state, reward_sources, by_ids, policy.tokenizer
+      score_outside = scoring_outside(reward_sources, by_ids, policy.tokenizer)
+    times = stopwatch()
+    iteration = iteration_in_parts(settings, experiment, state, times, score_outside)
+    evaluate = None
+    if held_out_records:
+      held_out = looking.read_held_out(
+        settings, held_out_records, policy.tokenizer, template, counts, reward_sources, gold
       )
+      evaluate = looking.evaluate(settings, experiment, frozen, policy.tokenizer, held_out)
     mix = draw_text(settings, windows, policy.lm, frozen.trunk)
     prints = running.fingerprints(prompts=corpora.records(prompt_sources), text=text_print)
+    if held_out_records:
+      prints |= running.fingerprints(valid=held_out_records)
     training = running.Training(
       stage,
       state,
@@ -568,14 +648,23 @@ def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
       lambda number: {"prompts": prompts(number), "text": mix(number)},
       about,
       prints,
-      programs=programs,
+      evaluate,
+      settings.evaluate_every,
+      programs=iteration.programs,
+      part_seconds=times.seconds,
     )
     del state  # the first step takes it over
     with running.open_run(settings, workdir, sinks, prints) as writer:
       writers.note(workdir, rows=corpora.facts(counts))
       if reward_sources:
         writers.note(workdir, rewards=rewards.manifest(reward_sources))
-      final = running.train(settings, workdir, writer, training)
+      if gold:
+        writers.note(workdir, gold=rewards.manifest(gold))
+      samples = looking.sampler(
+        settings, experiment, frozen, by_ids, policy.tokenizer, iteration.latest, writer
+      )
+      training = training._replace(samples=samples)
+      final = running.train(settings, workdir, writer, training, watch)
       # The paper leaves the average of the policy's weights (App. C.4).
       trained = final.params["policy"] if final.ema is None else final.ema["policy"]
       params = running.whole_model(

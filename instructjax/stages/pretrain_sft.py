@@ -39,6 +39,7 @@ from instructjax.stages.wiring import (
   optimizer,
   require_multiple,
   rows_of,
+  share_of_real,
 )
 from instructjax.system import keys
 from instructjax.types import LM, Demonstrations, Params, TrainState
@@ -140,6 +141,7 @@ def wire(
     return step(state, trunk, {"rows": rows})
 
   stem = stems.stem_type(lm, settings.model.dtype) if keeps_stems(settings) else None
+  size = packed.rows * packed.parts if packed else settings.batch
   part = Part(
     settings.stage,
     train_rows,
@@ -148,8 +150,8 @@ def wire(
     tokens=settings.batch * length,
     updates=1,
     trips={"parts": packed.parts} if packed else {},
+    share=share_of_real("tokens/real", size * length),
   )
-  size = packed.rows * packed.parts if packed else settings.batch
   rows = demonstrations_of(size, length, stem)
   if packed:
     # The number of the segment of each token.
@@ -529,6 +531,7 @@ def run(
   settings: SupervisedSettings,
   workdir: Path,
   sinks: tuple[str, ...] = (),
+  watch: running.Watch = running.NOBODY,
   selection: Selection | None = None,
 ) -> None:
   """Trains and leaves the last state, or the one that `selection` chooses.
@@ -594,7 +597,7 @@ def run(
     del state  # the first step takes it over
     with running.open_run(settings, workdir, sinks, prints) as writer:
       writers.note(workdir, rows=corpora.facts(prepared.counts))
-      final = running.train(settings, workdir, writer, training)
+      final = running.train(settings, workdir, writer, training, watch)
       if selection is not None:
         final = selection.choose(final)
       params = running.whole_model(

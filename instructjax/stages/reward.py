@@ -31,6 +31,7 @@ from instructjax.stages.wiring import (
   optimizer,
   require_multiple,
   rows_of,
+  share_of_real,
   whole_on_each_device,
 )
 from instructjax.system import keys
@@ -96,6 +97,7 @@ def wire(
     tokens=settings.batch * layout.length,
     updates=1,
     trips={"parts": layout.parts},
+    share=share_of_real("tokens", layout.parts * layout.rows * layout.length),
   )
   return Stage("reward", init, step, {"comparisons": batch}, (part,), calls)
 
@@ -381,7 +383,12 @@ def normalise(kind: str, params: Params, scores: np.ndarray) -> Normalised:
 # --- the command ---
 
 
-def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
+def run(
+  settings: RewardSettings,
+  workdir: Path,
+  sinks: tuple[str, ...] = (),
+  watch: running.Watch = running.NOBODY,
+) -> None:
   """Trains the reward model, fits its bias, and leaves it.
 
   Raises UserError for whatever is wrong with the settings, the data or the model, before
@@ -475,7 +482,7 @@ def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) ->
     del state  # the first step takes it over
     with running.open_run(settings, workdir, sinks, prints) as writer:
       writers.note(workdir, rows=corpora.facts(counts))
-      final = running.train(settings, workdir, writer, training)
+      final = running.train(settings, workdir, writer, training, watch)
       params, gain = final.params, 1.0
       # Eq. 1 does not see the bias: it is fitted last, and the value network inherits it.
       if shown:

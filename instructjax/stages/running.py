@@ -20,7 +20,9 @@ from instructjax.errors import UserError, naming
 from instructjax.models import lora
 from instructjax.runs import origin, writers
 from instructjax.runs.checkpoint import Checkpoints, first_not_finite
-from instructjax.runs.loop import Evaluate, fit
+from instructjax.runs.hooks import Hook
+from instructjax.runs.loop import Evaluate, SecondsAtPeak, fit, stopped_before
+from instructjax.runs.profile import Profile
 from instructjax.settings import AnySettings, TrainingSettings
 from instructjax.settings.fields import to_dict
 from instructjax.settings.subjects import AnyModelSettings, MeshSettings
@@ -184,6 +186,8 @@ class Training(NamedTuple):
   evaluate        what is measured on held-out data, if anything
   evaluate_every  steps between evaluations; 0 evaluates at the end alone
   programs        the compiled step, where it is not that of the wiring
+  part_seconds    the seconds of the parts of a step, where it is made of several
+  samples         writes samples, where the stage draws any
   """
 
   stage: Stage
@@ -195,10 +199,66 @@ class Training(NamedTuple):
   evaluate: Evaluate | None = None
   evaluate_every: int = 0
   programs: Programs | None = None
+  part_seconds: Callable[[], Mapping[str, float]] | None = None
+  samples: Hook | None = None
+
+
+# Of (stage, state, what is frozen): the seconds of each part of a step with rows of full length at
+# the peak of the devices; None where that is not known (`plan.meter`).
+Meter = Callable[[Stage, TrainState, PyTree], Mapping[str, float] | None]
+
+
+class Watch(NamedTuple):
+  """Who looks on while a stage trains; nobody, as it is.
+
+  meter    counts the work of a step, for its MFU
+  hook     is called at its steps, and may stop the run
+  profile  names steps whose trace is written
+  """
+
+  meter: Meter | None = None
+  hook: Hook | None = None
+  profile: Profile | None = None
+
+
+NOBODY = Watch()
+
+
+def seconds_at_peak(watch: Watch, training: Training) -> SecondsAtPeak | None:
+  """The seconds that the real tokens of a step take at the peak; None where it is not known."""
+  if watch.meter is None:
+    return None
+  stage = training.stage
+  at_full_length = watch.meter(stage, training.state, training.frozen)
+  if at_full_length is None:
+    return None
+  parts = [(at_full_length[part.name], part.share) for part in stage.parts]
+  return lambda metrics: sum(seconds * share(metrics) for seconds, share in parts)
+
+
+def first_start(workdir: Path, stage: str) -> float:
+  """When a stage was first started in this directory, in seconds since 1970; now, if never.
+
+  It stands in manifest.json, so that it survives whatever ends the run.
+  """
+  starts = read_noted(workdir, "first_start")
+  if stage not in starts:
+    starts = starts | {stage: round(time.time(), 3)}
+    writers.note(workdir, first_start=starts)
+  return starts[stage]
+
+
+def read_noted(workdir: Path, name: str) -> dict[str, Any]:
+  """What manifest.json says of each stage under a name; empty where it says nothing."""
+  return writers.read_manifest(workdir).get(name, {})
 
 
 def train(
-  settings: TrainingSettings, workdir: Path, writer: writers.Writer, training: Training
+  settings: TrainingSettings,
+  workdir: Path,
+  writer: writers.Writer,
+  training: Training,
+  watch: Watch = NOBODY,
 ) -> TrainState:
   """Runs the loop of a stage and returns its last state.
 
@@ -232,7 +292,16 @@ def train(
       evaluate=training.evaluate,
       evaluate_every=training.evaluate_every,
       extra={"model": training.about, "fingerprints": prints},
+      seconds_at_peak=seconds_at_peak(watch, training),
+      part_seconds=training.part_seconds,
+      first_start=first_start(workdir, settings.stage),
+      hook=watch.hook,
+      profile=watch.profile,
+      samples=training.samples,
     )
+  if reason := stopped_before(checkpoints):
+    stopped = {"step": int(state.iteration), "by": reason}
+    writers.note(workdir, stopped=read_noted(workdir, "stopped") | {settings.stage: stopped})
   elapsed = time.perf_counter() - begun
   seconds = {"data": round(feed.waited(), 3), "training": round(elapsed, 3)}
   writers.note(workdir, seconds={settings.stage: seconds})

@@ -39,11 +39,16 @@ from instructjax.types import Params, Prompts, Rollout, TrainState
 SCORE, NLL = "eval/score", "eval/nll"
 
 
-def run(settings: SFTSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
+def run(
+  settings: SFTSettings,
+  workdir: Path,
+  sinks: tuple[str, ...] = (),
+  watch: running.Watch = running.NOBODY,
+) -> None:
   """SFT; with config.select.reward it leaves the checkpoint that scores highest."""
   select = settings.select
   if not select.reward.strip():
-    pretrain_sft.run(settings, workdir, sinks)
+    pretrain_sft.run(settings, workdir, sinks, watch)
     return
   # The best checkpoint so far must be kept, however many come after it.
   settings = dataclasses.replace(settings, best=SCORE)
@@ -54,7 +59,7 @@ def run(settings: SFTSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> No
     choose=partial(choose_checkpoint, settings, workdir),
     prints=running.fingerprints(select=prompts),
   )
-  pretrain_sft.run(settings, workdir, sinks, selection)
+  pretrain_sft.run(settings, workdir, sinks, watch, selection)
 
 
 def mean_reward(

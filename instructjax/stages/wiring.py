@@ -33,6 +33,7 @@ class Part(NamedTuple):
   tokens      tokens that a call trains on or makes
   updates     optimizer updates of a call
   trips       how often each of its while loops runs, by name, where all rows are full length
+  share       of the metrics of a step: how much of a call with rows of full length was real tokens
   """
 
   name: str
@@ -42,6 +43,7 @@ class Part(NamedTuple):
   tokens: int
   updates: int = 0
   trips: Mapping[str, float] = MappingProxyType({})
+  share: Callable[[Mapping[str, float]], float] = lambda metrics: 1.0
 
 
 class Stage(NamedTuple):
@@ -61,6 +63,11 @@ class Stage(NamedTuple):
   batch: dict[str, PyTree]
   parts: tuple[Part, ...]
   calls: int
+
+
+def share_of_real(name: str, positions: int) -> Callable[[Mapping[str, float]], float]:
+  """A function of the metrics of a step: the tokens that one of them counts over `positions`."""
+  return lambda metrics: metrics[name] / positions
 
 
 # --- shapes ---

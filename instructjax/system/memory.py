@@ -1,4 +1,4 @@
-"""Host memory: the peak so far, and returning what the allocator holds without need."""
+"""Memory: its peak so far, and returning what the host's allocator holds without need."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import gc
 import resource
 import sys
 from pathlib import Path
+
+import jax
 
 
 def peak_gb() -> float:
@@ -20,6 +22,19 @@ def peak_gb() -> float:
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   # macOS counts bytes, other systems kB.
   return peak / (1e9 if sys.platform == "darwin" else 1e6)
+
+
+def device_peak() -> int:
+  """Returns the most bytes that a device of this process has held so far.
+
+  The host's own, which is that of this process, where devices do not count: those of a CPU.
+  """
+  peaks = []
+  for device in jax.local_devices():
+    statistics = device.memory_stats() or {}  # a CPU has none
+    if "peak_bytes_in_use" in statistics:
+      peaks.append(statistics["peak_bytes_in_use"])
+  return max(peaks) if peaks else round(peak_gb() * 1e9)
 
 
 def release() -> None:

@@ -96,9 +96,11 @@ def numbers(results):
 
 
 def rows(path):
-  """The objects of a file, without times, which differ from run to run."""
+  """The objects of a file, without what the machine did, which differs from run to run."""
   objects = [json.loads(line) for line in path.read_text().splitlines()]
-  return [{name: row[name] for name in row if not name.startswith("time/")} for row in objects]
+  return [
+    {name: row[name] for name in row if not name.startswith(loop.OF_MACHINE)} for row in objects
+  ]
 
 
 @pytest.fixture(scope="module")

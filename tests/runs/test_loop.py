@@ -15,6 +15,7 @@ from instructjax import steps
 from instructjax.errors import UserError
 from instructjax.runs import loop, writers
 from instructjax.runs.checkpoint import Checkpoints
+from instructjax.runs.hooks import hook
 from instructjax.runs.loop import fit
 
 TX = optax.sgd(0.1)
@@ -53,7 +54,7 @@ def rows(tmp_path):
 
 def rows_without_times(tmp_path):
   """The same of two equal runs, which take different times."""
-  return [{k: row[k] for k in row if not k.startswith("time/")} for row in rows(tmp_path)]
+  return [{k: row[k] for k in row if not k.startswith(loop.OF_MACHINE)} for row in rows(tmp_path)]
 
 
 def test_steps_have_their_seconds_and_tokens(step, writer, tmp_path):
@@ -78,7 +79,101 @@ def test_steps_have_their_seconds_and_tokens(step, writer, tmp_path):
   assert sorted(timed) == [2, 3, 6, 7]
   for row in timed.values():
     assert 0.01 < row["time/seconds"] < 5
-    assert row["time/tokens_per_second"] == pytest.approx(7 / row["time/seconds"])
+    assert row["tokens/s"] == pytest.approx(7 / row["time/seconds"])
+
+
+def test_tokens_a_second_are_real_ones(step, writer, tmp_path):
+  """Where a stage counts the tokens that carry loss too, these are not the rate."""
+
+  def with_tokens(state, x):
+    state, metrics = step(state, x)
+    return state, metrics | {"tokens": jnp.float32(7), "tokens/real": jnp.float32(70)}
+
+  fit(with_tokens, fresh(), batch, steps=3, stage="a", writer=writer)
+  row = rows(tmp_path)[1]
+  assert row["tokens/s"] == pytest.approx(70 / row["time/seconds"])
+
+
+def test_mfu_is_the_seconds_at_the_peak_over_those_of_the_step(step, writer, tmp_path):
+  fit(
+    step,
+    fresh(),
+    batch,
+    steps=4,
+    stage="a",
+    writer=writer,
+    seconds_at_peak=lambda metrics: 1e-3 * metrics["w"],
+  )
+  first, *others = rows(tmp_path)[:-1]
+  assert "mfu" not in first  # which compiles
+  for row in others:
+    assert row["mfu"] == pytest.approx(1e-3 * row["w"] / row["time/seconds"])
+
+
+def test_each_line_has_the_peak_of_memory_and_no_mfu_where_the_peak_is_unknown(
+  step, writer, tmp_path
+):
+  fit(step, fresh(), batch, steps=3, stage="a", writer=writer)
+  for row in rows(tmp_path):
+    assert 1e7 < row["memory/peak"] < 1e12  # bytes
+    assert "mfu" not in row
+
+
+def test_the_parts_of_a_step_stand_beside_its_seconds(step, writer, tmp_path):
+  """Where the step has seconds: the first one compiles, and so do its parts."""
+  asked = []
+
+  def part_seconds():
+    asked.append(len(asked) + 1)
+    return {"time/rollout": float(len(asked))}
+
+  fit(step, fresh(), batch, steps=4, stage="a", writer=writer, part_seconds=part_seconds)
+  assert asked == [1, 2, 3, 4]  # once a step, or the times would be those of another one
+  times = [row.get("time/rollout") for row in rows(tmp_path)]
+  assert times == [None, 2.0, 3.0, None]
+
+
+def test_goodput_is_the_time_of_kept_steps_over_all_time_since_the_first_start():
+  """Three steps were kept, of which two took 2 and 4 seconds: 3 x 3 s of 18."""
+  goodput = loop.goodput_of(None)
+  assert goodput.measures(1, 5.0) == {}  # no step has seconds yet
+  goodput.count(2.0)
+  goodput.count(4.0)
+  assert goodput.measures(3, 18.0) == {"time/goodput": 0.5}
+  assert goodput.timed() == {"steps": 2, "seconds": 6.0}
+
+
+def test_goodput_goes_on_from_the_checkpoint(step, tmp_path):
+  """The seconds of the steps up to the checkpoint are in it; a day passed since the first start."""
+  checkpoints = Checkpoints(tmp_path / "c")
+  about = {"stage": "a", "steps": 3, loop.TIMED: {"steps": 2, "seconds": 6.0}}
+  state = fresh()
+  for i in range(3):
+    state, _ = step(state, batch(i))
+  checkpoints.save(3, state, about)
+  checkpoints.wait()
+  day = 24 * 3600
+  with writers.open_run(tmp_path / "run", {"lr": 0.1}, seed=1) as writer:
+    fit(
+      step,
+      fresh(),
+      batch,
+      steps=4,
+      stage="a",
+      writer=writer,
+      checkpoints=checkpoints,
+      first_start=time.time() - day,
+    )
+  (row,) = rows(tmp_path)
+  # Step 4 has no seconds: it compiles. It counts as the others do, 3 seconds.
+  assert row["time/goodput"] == pytest.approx(4 * 3 / day, rel=1e-3)
+  assert checkpoints.extra()[loop.TIMED] == {"steps": 2, "seconds": 6.0}
+
+
+def test_a_metric_of_the_machine_chooses_no_checkpoint():
+  metrics = {"loss": 1.0, "tokens/s": 7.0, "memory/peak": 1e9, "mfu": 0.4, "time/seconds": 1.0}
+  with pytest.raises(UserError, match=r"'mfu': .* it measures loss$"):
+    loop.check_best("mfu", metrics)
 
 
 def test_every_step_sees_its_batch_and_is_written_once(step, writer, tmp_path):
@@ -111,7 +206,8 @@ def test_cadence_of_lines_evaluations_and_checkpoints(step, writer, tmp_path):
   assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [3, 6, 7]
   assert [row["step"] for row in rows(tmp_path) if "eval/w" in row] == [2, 4, 6, 7]
   assert sorted(int(path.name) for path in (tmp_path / "c").iterdir()) == [3, 6, 7]
-  assert checkpoints.extra() == {"stage": "a", "steps": 7, "x": 1}
+  extra = checkpoints.extra()
+  assert {"stage": "a", "steps": 7, "x": 1}.items() <= extra.items()
 
 
 def test_metrics_are_fetched_while_the_next_step_runs(writer):
@@ -707,7 +803,7 @@ def test_a_metric_that_is_no_loss_may_be_nan(writer, tmp_path):
     {"explained": jnp.float32("nan")},
   )
   fit(step, fresh(), batch, steps=2, stage="a", writer=writer)
-  assert rows(tmp_path)[0] == {"step": 1, "stage": "a", "explained": None}
+  assert rows_without_times(tmp_path)[0] == {"step": 1, "stage": "a", "explained": None}
 
 
 def test_checkpoints_of_another_stage_are_refused(step, writer, tmp_path):
@@ -733,3 +829,78 @@ def test_checkpoints_of_other_data_or_settings_are_refused(step, writer, tmp_pat
     fit(step, fresh(), batch, extra={"fingerprints": more}, **settings)
   with pytest.raises(UserError, match=r"with another text \(aaaaaaaa, this one is none\)"):
     fit(step, fresh(), batch, **settings)
+
+
+# --- hooks ---
+
+
+def stopping(at, seen):
+  def stop(step, metrics, state):
+    seen.append((step, metrics["w"], float(state.params["w"])))
+    return f"w is {metrics['w']:.2f}" if step == at else None
+
+  return stop
+
+
+def test_a_hook_sees_the_metrics_and_the_state_of_its_steps(step, writer):
+  seen = []
+  fit(step, fresh(), batch, steps=5, stage="a", writer=writer, hook=hook(stopping(0, seen), 2))
+  assert [number for number, _, _ in seen] == [2, 4, 5]
+  for _, measured, w in seen:
+    assert w == pytest.approx(measured)  # both are after the update
+
+
+def test_a_hook_stops_the_run_in_order(step, writer, tmp_path, capsys):
+  """With its metrics, an evaluation and a checkpoint, as after the last step."""
+  checkpoints = Checkpoints(tmp_path / "c")
+  run = {
+    "steps": 9,
+    "stage": "a",
+    "writer": writer,
+    "checkpoints": checkpoints,
+    "log_every": 5,
+    "evaluate": lambda state: {"eval/w": state.params["w"]},
+  }
+  state = fit(step, fresh(), batch, **run, hook=hook(stopping(4, []), 2, name="mine"))
+  assert int(state.iteration) == 4
+  assert checkpoints.latest() == 4
+  assert checkpoints.extra()["stopped"] == "mine: w is 1.22"
+  assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [4]
+  assert [row["step"] for row in rows(tmp_path) if "eval/w" in row] == [4]
+  assert "a: stopped at step 4 of 9 by mine: w is 1.22" in capsys.readouterr().err
+
+  # The same command leaves it there, and one without a hook goes on.
+  again = fit(step, fresh(), batch, **run, hook=hook(stopping(0, []), 2, name="mine"))
+  assert int(again.iteration) == 4
+  assert "a: was stopped at step 4 of 9: mine: w is 1.22" in capsys.readouterr().err
+  assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [4]
+  on = fit(step, fresh(), batch, **run)
+  assert int(on.iteration) == 9
+  assert "stopped" not in checkpoints.extra()
+
+
+def test_a_hook_that_fails_loses_no_step(step, writer, tmp_path):
+  def broken(number, metrics, state):
+    return metrics["lss"]
+
+  checkpoints = Checkpoints(tmp_path / "c")
+  with pytest.raises(UserError, match=r"KeyError: 'lss' at .*test_loop.py:\d+. a: step 3 of 9"):
+    fit(
+      step,
+      fresh(),
+      batch,
+      steps=9,
+      stage="a",
+      writer=writer,
+      checkpoints=checkpoints,
+      hook=hook(broken, 3),
+    )
+  assert checkpoints.latest() == 3
+
+
+def test_a_stop_at_the_last_step_is_no_stop(step, writer, tmp_path):
+  """The run is finished, and a longer one may go on from there."""
+  checkpoints = Checkpoints(tmp_path / "c")
+  run = {"stage": "a", "writer": writer, "checkpoints": checkpoints}
+  fit(step, fresh(), batch, steps=2, **run, hook=hook(stopping(2, [])))
+  assert "stopped" not in checkpoints.extra()

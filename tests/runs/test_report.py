@@ -267,6 +267,39 @@ def test_a_run_of_one_stage_shows_its_curve(tmp_path):
   )  # every step, running mean, two more metrics
 
 
+def test_a_run_that_is_not_finished_says_so(tmp_path):
+  rows = [{"step": i, "stage": "ppo", "objective/scores": 0.1} for i in range(1, 13)]
+  config = {"stage": "ppo", "iterations": 500}
+  run = put(tmp_path, rows, config=config)
+  sentence = "Not finished: its last line is of step 12 of 500. Run its command again to go on."
+  assert sentence in Page(report.write(run).read_text()).text
+  # A step that is being written has another name.
+  (tmp_path / "checkpoints" / "final" / "500.orbax-checkpoint-tmp").mkdir(parents=True)
+  assert sentence in Page(report.write(run).read_text()).text
+  (tmp_path / "checkpoints" / "final" / "500").mkdir()
+  assert "finished" not in Page(report.write(run).read_text()).text
+
+
+def test_a_run_that_a_hook_stopped_says_so(tmp_path):
+  stopped = {"sft": {"step": 4, "by": "mine.py:stop: KL is <12>"}}
+  run = put(tmp_path, config={"stage": "sft"}, manifest={"stopped": stopped})
+  (tmp_path / "checkpoints" / "final" / "4").mkdir(parents=True)
+  text = Page(report.write(run).read_text()).text
+  assert "Stopped at step 4 by mine.py:stop: KL is <12>." in text
+
+
+def test_samples_of_training_are_those_of_the_first_and_the_last_iteration(tmp_path):
+  samples = [
+    {"stage": "ppo", "iteration": i, "prompt": EVIL, "response": f"r{i}", "score": -i, "kl": 0.5}
+    for i in (25, 50, 75)
+  ]
+  text = Page(report.write(put(tmp_path, samples=samples)).read_text()).text
+  assert "The first responses of iterations 25 and 75, not chosen" in text
+  assert "r25" in text
+  assert "r50" not in text
+  assert "score −75.00 · KL 0.50" in text
+
+
 @pytest.mark.parametrize("name", files.NAMES)
 def test_one_file_alone_is_enough(tmp_path, name):
   full(tmp_path)

@@ -9,6 +9,7 @@ import pytest
 
 from instructjax.errors import UserError
 from instructjax.runs import writers
+from instructjax.runs.sinks import Sink
 
 
 @pytest.fixture
@@ -83,12 +84,73 @@ def test_sinks_get_every_metric(tmp_path, monkeypatch):
 
   @contextlib.contextmanager
   def sink(workdir, config):
-    yield lambda step, stage, scalars: seen.append((step, stage, dict(scalars)))
+    yield Sink(
+      lambda step, stage, scalars: seen.append((step, stage, dict(scalars))),
+      lambda step, stage, rows: seen.append((step, stage, list(rows))),
+    )
 
   monkeypatch.setitem(writers.SINKS, "tensorboard", sink)
   with writers.open_run(tmp_path, {}, sinks=("tensorboard",)) as writer:
     writer.metrics(3, "a", {"loss": 1.5})
-  assert seen == [(3, "a", {"loss": 1.5})]
+    writer.table(4, "a", [{"prompt": "p", "kl": 0.5}])
+  assert seen == [(3, "a", {"loss": 1.5}), (4, "a", [{"prompt": "p", "kl": 0.5}])]
+
+
+def samples(tmp_path):
+  lines = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def test_samples_after_the_checkpoint_are_dropped_and_those_of_others_stay(writer, tmp_path):
+  writer.samples([{"prompt": "of a test"}])
+  writer.table(2, "ppo", [{"prompt": "p"}])
+  writer.table(4, "ppo", [{"prompt": "q"}])
+  writer.table(4, "other", [{"prompt": "r"}])
+  writer.rewind("ppo", 3)
+  assert samples(tmp_path) == [
+    {"prompt": "of a test"},
+    {"stage": "ppo", "iteration": 2, "prompt": "p"},
+    {"stage": "other", "iteration": 4, "prompt": "r"},
+  ]
+
+
+class Events:
+  """A SummaryWriter that keeps what it gets."""
+
+  def __init__(self, folder=""):
+    self.seen = []
+    Events.last = self
+
+  def add_text(self, *arguments):
+    self.seen.append(arguments)
+
+  def add_scalar(self, *arguments):
+    self.seen.append(arguments)
+
+  def close(self):
+    self.seen.append("closed")
+
+
+def test_tensorboard_shows_samples_as_a_table(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=Events))
+  with writers.open_run(tmp_path, {}, sinks=("tensorboard",)) as writer:
+    writer.table(
+      4, "ppo", [{"prompt": "a|b", "response": "1\n<b>"}, {"prompt": "", "response": "2"}]
+    )
+  text = "| prompt | response |\n| --- | --- |\n| a&#124;b | 1<br>&lt;b&gt; |\n|  | 2 |"
+  assert Events.last.seen == [("ppo/samples", text, 4), "closed"]
+
+
+def test_wandb_shows_samples_as_a_table(tmp_path, monkeypatch):
+  logged = []
+  opened = SimpleNamespace(log=logged.append, finish=lambda: None)
+  package = SimpleNamespace(
+    init=lambda **options: opened, Table=lambda columns, data: (columns, data)
+  )
+  monkeypatch.setitem(sys.modules, "wandb", package)
+  with writers.open_run(tmp_path, {}, sinks=("wandb",)) as writer:
+    writer.table(4, "ppo", [{"prompt": "p", "score": 1.5}])
+  assert logged == [{"ppo/samples": (["prompt", "score"], [["p", 1.5]]), "ppo/step": 4}]
 
 
 @pytest.mark.parametrize("content", ["", '{"seed": 1', "[]"])

@@ -13,6 +13,7 @@ import pytest
 from stage_runs import TUNE, files, leaves, metrics, ppo, pretrain, run, stop_after
 
 from instructjax.errors import UserError
+from instructjax.plan import chips, meter, useful
 from instructjax.runs import origin, writers
 from instructjax.settings.subjects import LoadedModelSettings, MeshSettings
 from instructjax.stages import reward as reward_stage
@@ -39,6 +40,48 @@ def test_only_the_top_block_changes_under_top_1(base, init_run):
   np.testing.assert_array_equal(w(before, 0), w(after, 0))
   np.testing.assert_array_equal(before["embed"]["tokens"], after["embed"]["tokens"])
   assert (w(before, 1) != w(after, 1)).any()
+
+
+def machine_rows(workdir):
+  """The lines of steps in metrics.jsonl, with what the machine did."""
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return [row for row in rows if "memory/peak" in row]
+
+
+@pytest.mark.parametrize(
+  "name", ["base", "sft_run", "init_run", "ranked_run", "ppo_run", "dpo_run"]
+)
+def test_every_stage_says_what_the_machine_did(name, request):
+  """The last step and the first have no seconds: the one compiles, the other ends the run."""
+  rows = machine_rows(request.getfixturevalue(name))
+  timed = [row for row in rows if "time/seconds" in row]
+  assert len(rows) > 2
+  assert [row["step"] for row in timed] == [row["step"] for row in rows[1:-1]]
+  for row in timed:
+    tokens = row.get("tokens/real", row.get("tokens"))
+    assert row["tokens/s"] == pytest.approx(tokens / row["time/seconds"])
+    assert 0 < row["time/goodput"] <= 1
+    assert "mfu" not in row  # nobody knows the peak of a CPU
+    if row["stage"] == "ppo":
+      parts = [row[f"time/{part}"] for part in ("rollout", "scoring", "update")]
+      assert min(parts) > 0
+      assert sum(parts) == pytest.approx(row["time/seconds"], rel=0.5)
+
+
+def test_mfu_is_logged_where_the_peak_is_known(data, base, tmp_path, monkeypatch):
+  """As on a chip of 1 GFLOP/s: what is padding is no work."""
+  kind = jax.devices()[0].device_kind
+  monkeypatch.setitem(meter.KINDS, kind, "v5e")
+  monkeypatch.setitem(chips.CHIPS, "v5e", chips.CHIPS["v5e"]._replace(flops=1e9))
+  assert pretrain(data, tmp_path / "run", "--config.steps=4") == 0
+  for row in machine_rows(tmp_path / "run")[1:-1]:
+    assert 0.001 < row["mfu"] < 1000
+  # A parameter of a matrix product costs 6 FLOPs a token.
+  lm = origin.open_model(str(base), PLAIN, 0).lm
+  matrices = useful.model_of(lm)
+  least = 3 * (matrices.layers + matrices.unembedding) * 4 * 24 / 1e9
+  for row in machine_rows(tmp_path / "run")[1:-1]:
+    assert least < row["mfu"] * row["time/seconds"] < 1.3 * least
 
 
 def stages_model(workdir):
@@ -73,6 +116,23 @@ def test_reward_model_scores_demonstrations_0_on_average(data, reward_run):
   assert abs(reward_stage.demonstration_scores(judge.lm, params, rows, 1).mean()) < 1e-5
   assert float(judge.head["b"]) != 0
   assert 0 <= metrics(reward_run)[-1]["eval/accuracy"] <= 1
+
+
+@pytest.fixture(scope="module")
+def ranked_run(data, tmp_path_factory, sft_run):
+  """A reward model, over more steps than that of the other tests."""
+  folder = tmp_path_factory.mktemp("runs") / "reward"
+  options = [*files(data, "comparisons", "demonstrations"), f"--model={sft_run}", *TUNE]
+  assert run("reward", folder, *options, "--config.data.valid=", "--config.epochs=2") == 0
+  return folder
+
+
+@pytest.fixture(scope="module")
+def dpo_run(data, tmp_path_factory, sft_run):
+  folder = tmp_path_factory.mktemp("runs") / "dpo"
+  options = [*files(data, "comparisons"), f"--model={sft_run}", *TUNE, "--config.data.valid="]
+  assert run("dpo", folder, *options, "--config.epochs=2") == 0
+  return folder
 
 
 @pytest.fixture(scope="module")

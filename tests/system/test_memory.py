@@ -1,7 +1,13 @@
-"""Host memory: the peak is in GB, and freed memory goes back to the system."""
+"""Memory: the peaks, and freed memory goes back to the system."""
 
 import subprocess
 import sys
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from instructjax.system import memory
 
 CODE = """
 import numpy as np
@@ -34,3 +40,19 @@ def test_the_peak_is_in_gb_and_what_is_free_goes_back():
   assert 0.5 < peak - before < 0.7  # GB
   assert after > peak - 0.01  # it never falls, but for the error of the counter
   assert now < before + 0.1
+
+
+def device(**statistics):
+  return SimpleNamespace(memory_stats=lambda: statistics or None)
+
+
+def test_the_peak_of_devices_is_that_of_the_fullest(monkeypatch):
+  devices = [device(peak_bytes_in_use=5, bytes_in_use=1), device(peak_bytes_in_use=7)]
+  monkeypatch.setattr(jax, "local_devices", lambda: devices)
+  assert memory.device_peak() == 7
+
+
+def test_where_devices_do_not_count_it_is_that_of_the_host(monkeypatch):
+  monkeypatch.setattr(jax, "local_devices", lambda: [device(), device(bytes_in_use=1)])
+  monkeypatch.setattr(memory, "peak_gb", lambda: 2.5)
+  assert memory.device_peak() == pytest.approx(2.5e9)

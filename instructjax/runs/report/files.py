@@ -32,6 +32,7 @@ class Run(NamedTuple):
   config: JsonObject
   manifest: JsonObject
   problems: list[str]
+  left_model: bool = True  # whether a stage of training has left its model, which it does last
 
 
 def read(workdir: Path) -> Run:
@@ -55,7 +56,17 @@ def read(workdir: Path) -> Run:
     raise UserError(
       f"{workdir} holds nothing to report ({causes}); a run directory has {', '.join(NAMES)}"
     )
-  return Run(workdir.resolve().name, curves, samples, results, config, manifest, problems)
+  name = workdir.resolve().name
+  final = left_model(workdir)
+  return Run(name, curves, samples, results, config, manifest, problems, final)
+
+
+def left_model(workdir: Path) -> bool:
+  """Returns whether a run has left a model for the next stage.
+
+  The folder of a step gets its number as its name when all of it is written.
+  """
+  return any(step.name.isdigit() for step in (workdir / "checkpoints" / "final").glob("*"))
 
 
 def lines(path: Path, problems: list[str]) -> Iterator[JsonObject]:

@@ -197,6 +197,8 @@ def _marks(values: dict[str, Any]) -> list[Mark]:
 
 def samples(run: Run) -> Section:
   """Returns the first records of samples.jsonl, as they come."""
+  if any("iteration" in record for record in run.samples):
+    return samples_of_training(run)
   cards = [sample(record) for record in run.samples[:SAMPLES]]
   if not cards:
     return page.section("samples", "Samples", "")
@@ -206,6 +208,35 @@ def samples(run: Run) -> Section:
     body += page.details(f"{len(folded_cards)} more", "".join(folded_cards))
   lead = f"The first {len(cards)} of {len(run.samples):,} test prompts, not chosen."
   return page.section("samples", "Samples, side by side", lead, body)
+
+
+def samples_of_training(run: Run) -> Section:
+  """Returns what PPO sampled at its first and its last iteration with samples."""
+  records = [record for record in run.samples if number(record.get("iteration")) is not None]
+  iterations = sorted({int(record["iteration"]) for record in records})
+  body = ""
+  for iteration in dict.fromkeys((iterations[0], iterations[-1])):
+    cards = [sample_of_training(record) for record in records if record["iteration"] == iteration]
+    body += page.details(f"Iteration {iteration}", "".join(cards[:SAMPLES]))
+  lead = (
+    f"The first responses of iterations {iterations[0]} and {iterations[-1]}, not chosen; "
+    "samples.jsonl has those of "
+    f"{len(iterations)} iterations."
+  )
+  return page.section("samples", "Samples of training", lead, body)
+
+
+def sample_of_training(record: dict[str, Any]) -> str:
+  """Returns a prompt and its response, with score and KL."""
+  facts = []
+  for name, label in (("score", "score"), ("kl", "KL")):
+    value = number(record.get(name))
+    if value is not None:
+      facts.append(f"{label} {page.minus(value)}")
+  prompt, response = escape(str(record.get("prompt", ""))), escape(str(record.get("response", "")))
+  title = f'<dt class="ppo">PPO <small>{" · ".join(facts)}</small></dt>'
+  answer = f"<div>{title}<dd>{response or '<em>empty</em>'}</dd></div>"
+  return f'<div class="sample"><p>{prompt}</p><dl>{answer}</dl></div>'
 
 
 def sample(record: dict[str, Any]) -> str:

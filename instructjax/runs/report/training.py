@@ -24,6 +24,7 @@ ENDS = ("_low", "_high")
 # (metric, title, unit) of the figures about PPO.
 RL_FIGURES = (
   ("objective/scores", "Score of the reward model", "score"),
+  ("eval/score", "Score on held-out prompts", "score"),
   ("eval/gold", "Score of the gold model", "score"),
   ("objective/kl", "KL to the starting point", "nats a response"),
   ("response/len_mean", "Length of responses", "tokens"),

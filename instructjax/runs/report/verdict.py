@@ -38,6 +38,7 @@ def head(run: Run) -> str:
   """Returns headline, facts and caveats."""
   run_name = f"InstructJAX · run {escape(run.name)}"
   parts = [f'<p class="run">{run_name}</p><h1>{escape(headline(run))}</h1>']
+  parts.extend(f"<p><strong>{escape(sentence)}</strong></p>" for sentence in progress(run))
   run_facts = facts(run)
   if len(run_facts) == 1:
     # The headline already holds this number, so only its small print is left to say.
@@ -48,6 +49,27 @@ def head(run: Run) -> str:
   parts.append(_caveat_box("Read this with the numbers", caveats(run)))
   parts.append(_caveat_box("Left out", run.problems))
   return "".join(parts)
+
+
+# The stages that leave a model.
+TRAINING = ("pretrain", "sft", "rl_init", "reward", "ppo", "dpo")
+
+
+def progress(run: Run) -> list[str]:
+  """Returns that a stage of training is not finished, or that a hook has stopped it."""
+  stage = run.config.get("stage")
+  if stage not in TRAINING:
+    return []
+  stopped = inside(run.manifest, "stopped", stage)
+  if run.left_model:
+    if not stopped:
+      return []
+    return [f"Stopped at step {stopped.get('step')} by {stopped.get('by')}."]
+  steps = [step for curve in run.curves.get(stage, {}).values() for step in curve]
+  total = run.config.get("iterations") or run.config.get("steps")
+  of_all = f" of {total:,}" if isinstance(total, int) else ""
+  done = f"its last line is of step {max(steps):,}{of_all}" if steps else "it has no step yet"
+  return [f"Not finished: {done}. Run its command again to go on."]
 
 
 def _fact_cell(fact: Fact) -> str:
