@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from instructjax.commands.options import Fields
+from instructjax.system import places
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -17,4 +17,4 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
   """Writes the page and prints its path."""
   from instructjax.runs import report
 
-  print(report.write(Path(args.workdir)))
+  print(report.write(places.directory(args.workdir)))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 from instructjax.commands.options import Fields, add_distributed, add_writer, open_settings
 from instructjax.errors import UserError
+from instructjax.system import places
 
 STAGES = {
   "pretrain": "train on plain text",
@@ -75,8 +75,9 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
 
   stage = stage_of("benchmarks" if getattr(config, "format", "") else args.command)
   # A second command in the directory is refused before it opens models.
-  with writers.holding(args.workdir):
-    stage(config, Path(args.workdir), tuple(args.writer))
+  workdir = places.directory(args.workdir)
+  with writers.holding(workdir):
+    stage(config, workdir, tuple(args.writer))
 
 
 def stage_of(name: str) -> Callable[..., None]:

@@ -129,6 +129,8 @@ def fit(
     flush()
     check_state(state, stage, iteration, checkpoints)
     if checkpoints is not None:
+      # A run that goes on from this checkpoint does not write the metrics before it again.
+      writer.flush()
       about = {"stage": stage, "steps": steps, **(extra or {})}
       checkpoints.save(iteration, state, about, last_metrics)
 

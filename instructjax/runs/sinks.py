@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from instructjax.errors import UserError
-from instructjax.system import jsons
+from instructjax.system import jsons, places
+from instructjax.system.places import AnyPath
 
 WANDB = "wandb.json"  # holds the id of the run
 
 Config = Mapping[str, Any]  # the settings of a run, as they stand in its config.json
 Scalars = Mapping[str, float]  # metrics by name
 Sink = Callable[[int, str, Scalars], None]
-OpenSink = Callable[[Path, Config], contextlib.AbstractContextManager[Sink]]
+OpenSink = Callable[[AnyPath, Config], contextlib.AbstractContextManager[Sink]]
 
 
 @contextlib.contextmanager
-def tensorboard(workdir: Path, config: Config) -> Iterator[Sink]:
+def tensorboard(workdir: AnyPath, config: Config) -> Iterator[Sink]:
   """Writes event files under `tensorboard/`, with one tag for each stage and metric."""
   tensorboardX = _import_package("tensorboardX", "tensorboard")
   events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
@@ -42,17 +43,19 @@ def tensorboard(workdir: Path, config: Config) -> Iterator[Sink]:
 
 
 @contextlib.contextmanager
-def wandb(workdir: Path, config: Config) -> Iterator[Sink]:
+def wandb(workdir: AnyPath, config: Config) -> Iterator[Sink]:
   """Logs to a Weights & Biases run that is named after the directory.
 
   Its id stays in wandb.json, so that a run that goes on is the same one there too.
   """
   package = _import_package("wandb", "wandb")
+  # Its own files stay on this machine; it has a temporary folder for them where none is given.
+  own_folder = None if places.is_address(workdir) else str(workdir)
   run = package.init(
     project="instructjax",
     name=workdir.name,
     id=_wandb_id(workdir),
-    dir=str(workdir),
+    dir=own_folder,
     config=dict(config),
     resume="allow",
   )
@@ -70,7 +73,7 @@ def wandb(workdir: Path, config: Config) -> Iterator[Sink]:
     run.finish()
 
 
-def _wandb_id(workdir: Path) -> str:
+def _wandb_id(workdir: AnyPath) -> str:
   """Returns the id of the run in a directory, which is drawn where it has none."""
   path = workdir / WANDB
   if path.exists():

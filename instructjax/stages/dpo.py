@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,6 +26,7 @@ from instructjax.stages.wiring import (
   rows_of,
 )
 from instructjax.system import keys
+from instructjax.system.places import AnyPath
 from instructjax.types import LM, Comparisons, Frozen, Params, Predictions, TrainState
 
 
@@ -126,7 +126,7 @@ def draw(settings: DPOSettings, rows: Rows, pad: pipeline.Pad) -> Callable[[int]
   return pipeline.stream(rows, pad, size=settings.batch, seed=seed, mine=mine)
 
 
-def run(settings: DPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
+def run(settings: DPOSettings, workdir: AnyPath, sinks: tuple[str, ...] = ()) -> None:
   """Trains the policy and leaves it.
 
   Raises UserError for whatever is wrong with the settings, the data or the model, before

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,6 +37,7 @@ from instructjax.stages.wiring import (
   whole_on_each_device,
 )
 from instructjax.system import keys
+from instructjax.system.places import AnyPath
 from instructjax.types import (
   LM,
   Array,
@@ -488,7 +488,7 @@ def measures_of_rewards(
 # --- the command ---
 
 
-def run(settings: PPOSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
+def run(settings: PPOSettings, workdir: AnyPath, sinks: tuple[str, ...] = ()) -> None:
   """PPO-ptx (PPO where ptx_coef is 0).
 
   Against the reward model alone a whole iteration is one compiled function; with

@@ -6,7 +6,6 @@ import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -41,6 +40,7 @@ from instructjax.stages.wiring import (
   rows_of,
 )
 from instructjax.system import keys
+from instructjax.system.places import AnyPath
 from instructjax.types import LM, Demonstrations, Params, TrainState
 
 
@@ -527,7 +527,7 @@ class Selection(NamedTuple):
 
 def run(
   settings: SupervisedSettings,
-  workdir: Path,
+  workdir: AnyPath,
   sinks: tuple[str, ...] = (),
   selection: Selection | None = None,
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +33,7 @@ from instructjax.stages.wiring import (
   whole_on_each_device,
 )
 from instructjax.system import keys
+from instructjax.system.places import AnyPath
 from instructjax.types import LM, Comparisons, Params, TrainState
 
 
@@ -381,7 +381,7 @@ def normalise(kind: str, params: Params, scores: np.ndarray) -> Normalised:
 # --- the command ---
 
 
-def run(settings: RewardSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
+def run(settings: RewardSettings, workdir: AnyPath, sinks: tuple[str, ...] = ()) -> None:
   """Trains the reward model, fits its bias, and leaves it.
 
   Raises UserError for whatever is wrong with the settings, the data or the model, before

@@ -6,7 +6,6 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +24,7 @@ from instructjax.settings.fields import to_dict
 from instructjax.settings.subjects import AnyModelSettings, MeshSettings
 from instructjax.stages import trainable
 from instructjax.stages.wiring import Stage
+from instructjax.system.places import AnyPath
 from instructjax.types import Params, PyTree, TrainState
 
 
@@ -108,14 +108,14 @@ def rows_for(size: int, shards: int) -> int:
 
 
 def open_run(
-  settings: AnySettings, workdir: Path, sinks: tuple[str, ...], prints: Mapping[str, str]
+  settings: AnySettings, workdir: AnyPath, sinks: tuple[str, ...], prints: Mapping[str, str]
 ) -> contextlib.AbstractContextManager[writers.Writer]:
   """The run directory; other data under the same names are another run."""
   config = run_config(settings, prints)
   return writers.open_run(workdir, config, seed=settings.seed, sinks=sinks)
 
 
-def check_same_run(settings: AnySettings, workdir: Path, prints: Mapping[str, str]) -> None:
+def check_same_run(settings: AnySettings, workdir: AnyPath, prints: Mapping[str, str]) -> None:
   """Raises UserError where a directory holds results of other settings or other data."""
   writers.check_same_run(workdir, run_config(settings, prints))
 
@@ -156,7 +156,7 @@ class Training(NamedTuple):
 
 
 def train(
-  settings: TrainingSettings, workdir: Path, writer: writers.Writer, training: Training
+  settings: TrainingSettings, workdir: AnyPath, writer: writers.Writer, training: Training
 ) -> TrainState:
   """Runs the loop of a stage and returns its last state.
 
@@ -212,7 +212,7 @@ def whole_model(
   return trainable.joined(base, trained)
 
 
-def leave_policy(workdir: Path, step: int, params: Params, about: Mapping[str, Any]) -> None:
+def leave_policy(workdir: AnyPath, step: int, params: Params, about: Mapping[str, Any]) -> None:
   """Leaves a policy for the next stage; an adapter also in the layout of PEFT, in `adapter/`.
 
   Raises UserError where a weight is not finite, before anything is written.
