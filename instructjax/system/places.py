@@ -81,8 +81,19 @@ def directory(place: str | AnyPath) -> AnyPath:
       f"{place}: {' and '.join(missing)} open buckets and are not installed; run pip install "
       "'instructjax[gcs]', or mount the bucket and give its path"
     )
+  see_all_writers()
   _, _, rest = str(place).partition(":/")
   return epath.Path(f"{name}://{rest.lstrip('/')}")
+
+
+def see_all_writers() -> None:
+  """Keeps the client of buckets from remembering what is in a folder; called before its first use.
+
+  Tensorstore and other processes write into the same folders, and the client would not notice.
+  """
+  import fsspec.config
+
+  fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
 
 
 def _is_installed(package: str) -> bool:
