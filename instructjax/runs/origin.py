@@ -224,7 +224,9 @@ def is_run(source: str) -> bool:
   """Returns whether a source is the directory of a run."""
   if not source:
     return False
-  folder = places.directory(source) / "checkpoints"
+  # Another source may look like an address, such as python:/folder/file.py:function.
+  place = places.directory(source) if places.is_address(source) else Path(source)
+  folder = place / "checkpoints"
   with places.reaching(folder):
     return folder.is_dir()
 

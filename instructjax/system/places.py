@@ -36,13 +36,13 @@ def scheme(place: object) -> str:
   single letter before the colon is a drive.
   """
   name, colon, _ = str(place).partition(":/")
-  is_address = bool(colon) and len(name) > 1 and name.replace("+", "").isalnum()
-  return name if is_address else ""
+  is_scheme = bool(colon) and len(name) > 1 and name.replace("+", "").isalnum()
+  return name if is_scheme else ""
 
 
 def is_address(place: object) -> bool:
-  """Returns whether a place is an address, such as that of a bucket."""
-  return bool(scheme(place))
+  """Returns whether a place is an address in a bucket, as `directory` takes it."""
+  return scheme(place) == SCHEME
 
 
 def require_local(place: object, option: str) -> None:

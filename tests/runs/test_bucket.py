@@ -141,5 +141,9 @@ def test_rows_and_manifest_of_a_bucket(bucket):
 
 
 def test_a_reward_in_a_bucket_is_the_directory_of_a_run():
+  for text, kind in (("python:/a/file.py:f", "python"), ("classifier:/a/b", "classifier")):
+    (term,) = spec.parse(text)
+    assert term.kind == kind
+    assert not origin.is_run(text)
   (term,) = spec.parse("0.5*gs://bucket/run/reward")
   assert (term.kind, term.target, term.weight) == ("run", "gs://bucket/run/reward", 0.5)
