@@ -732,8 +732,24 @@ def learn(
     reward_stem,
     scored,
   )
+  return update(state, frozen, exp, rollout_metrics, text, ppo)
+
+
+def update(
+  state: TrainState,
+  frozen: Frozen,
+  exp: Experience,
+  rollout_metrics: Metrics,
+  text: Demonstrations | None,
+  ppo: PPO,
+) -> tuple[TrainState, Metrics]:
+  """The last part of an iteration: improves on the experience and sets the next KL coefficient.
+
+  `rollout_metrics` are those of `credit`, which the metrics of the iteration include.
+  """
+  kl_coef = state.kl_coef
   state, metrics = improve(state, frozen, exp, text, ppo)
-  episodes = rows.tokens.shape[0]
+  episodes = exp.tokens.shape[0]
   state = dataclasses.replace(
     state,
     kl_coef=ppo.kl_control(kl_coef, rollout_metrics["objective/kl"], episodes),

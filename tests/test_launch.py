@@ -6,7 +6,9 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -53,41 +55,227 @@ def test_the_stages_are_commands_that_instructjax_knows():
     config = settings.override(settings.load(args.config), settings.assignments(rest))
     assert config.stage == args.command
     assert config.mesh == MeshSettings(data=1, fsdp=8, model=2)
-    assert args.distributed
+    assert args.distributed and args.unless_finished
     workdirs.append(args.workdir)
   assert len(set(workdirs)) == 5
   assert shlex.split(lines[4])[3:5] == ["--model=runs/rl_init", "--config.reward_model=runs/reward"]
   assert shlex.split(lines[3])[3] == f"--model={workdirs[2]}"
 
 
-def test_a_finished_stage_is_passed_over(tmp_path):
+def test_a_folder_is_no_finished_stage(tmp_path):
+  """It is there before the model is written in it; whether a stage is finished, it says itself."""
   (tmp_path / "sft" / "checkpoints" / "final").mkdir(parents=True)
   lines = dry("tpu/stages.sh", **STAGES | {"RUNS": str(tmp_path)})
-  assert [shlex.split(line)[1] for line in lines] == ["rl_init", "sft", "reward", "ppo"]
+  assert [shlex.split(line)[1] for line in lines] == ["sft", "rl_init", "sft", "reward", "ppo"]
+
+
+def stand_in(folder: Path, name: str, text: str) -> None:
+  """A program of this name, in bash, for a folder that comes first in PATH."""
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+  (folder / name).chmod(0o755)
+
+
+def environment(folder: Path, **variables: str) -> dict[str, str]:
+  """The environment of scripts whose stand-ins are in `folder / "bin"`."""
+  path = f"{folder / 'bin'}:{os.environ['PATH']}"
+  log = {"RUNS": str(folder), "LOG": str(folder / "log"), "PATH": path}
+  return os.environ | STAGES | log | variables
+
+
+def wait_for(path: Path, text: str) -> None:
+  """Returns when a file holds a text."""
+  end = time.monotonic() + 30
+  while not path.is_file() or text not in path.read_text():
+    assert time.monotonic() < end, f"{path} never held {text!r}"
+    time.sleep(0.01)
 
 
 def test_a_preempted_stage_is_started_again_and_a_failed_one_is_not(tmp_path):
   """A stand-in for the command: preempted twice, then done; `reward` fails for good."""
-  fake = tmp_path / "instructjax"
-  fake.write_text(
-    '#!/usr/bin/env bash\necho "$1" >> "$LOG"\n[ "$1" = reward ] && exit 2\n'
-    '[ "$(grep -c "^$1$" "$LOG")" -lt 3 ] && exit 143\nexit 0\n'
-  )
-  fake.chmod(0o755)
-  log = tmp_path / "log"
-  env = (
-    os.environ
-    | STAGES
-    | {"RUNS": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log)}
+  stand_in(
+    tmp_path / "bin",
+    "instructjax",
+    'echo "$1" >> "$LOG"\n[ "$1" = reward ] && exit 2\n'
+    '[ "$(grep -c "^$1$" "$LOG")" -lt 3 ] && exit 143\nexit 0',
   )
   done = subprocess.run(
-    ["bash", str(ROOT / "experiments/tpu/stages.sh")], env=env, check=False, timeout=60
+    ["bash", str(ROOT / "experiments/tpu/stages.sh")],
+    env=environment(tmp_path),
+    check=False,
+    timeout=60,
   )
   assert done.returncode == 2
-  assert log.read_text().split() == ["sft"] * 3 + ["rl_init"] * 3 + ["sft", "reward"]
+  assert (tmp_path / "log").read_text().split() == ["sft"] * 3 + ["rl_init"] * 3 + ["sft", "reward"]
 
 
-@pytest.mark.parametrize("action", ["create", "start", "watch", "logs", "report", "delete"])
+# A stage that saves for a while when it gets SIGTERM, and then ends with the code that it is given.
+SAVES = """
+trap 'trap "" TERM; echo signalled >> "$LOG"; sleep 0.5; echo saved >> "$LOG"; exit "$CODE"' TERM
+echo "$1" >> "$LOG"
+while true; do sleep 0.05; done
+"""
+
+
+def as_xpk_runs_it(command: str) -> list[str]:
+  """A command in a container of xpk: a subshell in the background, whose process is signalled."""
+  wrapper = f"""
+forward() {{ kill -TERM $!; }}
+trap forward TERM
+({command}) & main=$!
+while kill -0 $main 2>/dev/null; do sleep 0.1; done
+wait $main
+exit $?
+"""
+  return ["bash", "-c", wrapper]
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True], ids=["direct", "xpk"])
+@pytest.mark.parametrize(
+  ("code", "expected", "signals"), [(143, 143, 1), (143, 143, 2), (0, 143, 1), (1, 1, 1)]
+)
+def test_sigterm_reaches_the_stage_which_saves(tmp_path, is_wrapped, code, expected, signals):
+  """Its exit code is that of the script; where the stage was finished, the run is not."""
+  stand_in(tmp_path / "bin", "instructjax", SAVES)
+  env = environment(tmp_path, CODE=str(code))
+  command = ["bash", "experiments/tpu/stages.sh"]
+  if is_wrapped:
+    words = shlex.split(dry("tpu/xpk.sh", "start", **STAGES)[0])
+    (of_workload,) = [word for word in words if word.startswith("--command=")]
+    command = as_xpk_runs_it(of_workload.removeprefix("--command="))
+  log = tmp_path / "log"
+  with subprocess.Popen(command, env=env, cwd=ROOT) as script:
+    wait_for(log, "sft")
+    for _ in range(signals):
+      script.send_signal(signal.SIGTERM)
+      wait_for(log, "signalled")
+    assert script.wait(timeout=30) == expected
+  assert log.read_text().split() == ["sft", "signalled", "saved"]
+
+
+def test_sigint_is_not_ignored_by_a_stage(tmp_path):
+  """Bash would have a process in the background ignore it; a terminal sends it to both."""
+  stand_in(tmp_path / "bin", "instructjax", SAVES.replace("TERM", "INT"))
+  env = environment(tmp_path, CODE="130")
+  command = ["bash", "experiments/tpu/stages.sh"]
+  with subprocess.Popen(command, env=env, cwd=ROOT, start_new_session=True) as script:
+    wait_for(tmp_path / "log", "sft")
+    os.killpg(script.pid, signal.SIGINT)
+    assert script.wait(timeout=30) == 130
+  assert (tmp_path / "log").read_text().split() == ["sft", "signalled", "saved"]
+
+
+def test_all_processes_take_part_in_the_report_and_compile_into_the_cache(tmp_path):
+  stand_in(
+    tmp_path / "bin", "instructjax", 'echo "$1 $JAX_COMPILATION_CACHE_DIR ${*: -1}" >> "$LOG"'
+  )
+  env = environment(tmp_path, DISTRIBUTED="1", CACHE="/mnt/b/cache")
+  subprocess.run(["bash", "experiments/tpu/stages.sh"], env=env, cwd=ROOT, check=True, timeout=60)
+  lines = (tmp_path / "log").read_text().splitlines()
+  assert lines[-1] == "report /mnt/b/cache --distributed"
+  assert {line.split()[1] for line in lines} == {"/mnt/b/cache"}
+
+
+def test_the_cache_is_in_the_bucket():
+  for script in ("tpu/pod.sh", "tpu/xpk.sh"):
+    lines = dry(script, "start", BUCKET="b", NAME="mine", CACHE="")
+    (command,) = [word for word in shlex.split(lines[-1]) if word.startswith("--command=")]
+    assert "CACHE=/mnt/b/cache" in shlex.split(command)
+
+
+# --- a worker of a slice ---
+
+
+@pytest.fixture
+def worker(tmp_path):
+  """The folder of a worker whose run says that it has begun, waits for a file and ends with 7.
+
+  Nothing is installed: the programs that would are stand-ins.
+  """
+  programs = tmp_path / "bin"
+  for name in ("python3", "git", "uv", "sudo"):
+    stand_in(programs, name, ":")
+  stand_in(programs, "mountpoint", "exit 1")
+  stand_in(programs, "gcsfuse", 'echo "mounted $(ls /proc/self/fd | grep -c "^9$")" >> "$LOG"')
+  stand_in(tmp_path / "venv" / "bin", "python", "echo 0.0")
+  (tmp_path / "instructjax").mkdir()
+  (tmp_path / "worker.sh").write_text((ROOT / "experiments/tpu/worker.sh").read_text())
+  (tmp_path / "stages.sh").write_text(
+    'trap "echo stopped; exit 143" TERM\necho begun; echo begun >> "$LOG"\n'
+    "while [ ! -f go ]; do sleep 0.05; done\necho done; exit 7\n"
+  )
+  yield tmp_path
+  (tmp_path / "go").touch()  # what a failed test has left waiting
+
+
+def connect(worker: Path, *words: str) -> subprocess.Popen:
+  """What a connection runs on a worker."""
+  env = environment(
+    worker,
+    HOME=str(worker),
+    NAME="mine",
+    BUCKET="b",
+    REPOSITORY="here",
+    REVISION="main",
+  )
+  return subprocess.Popen(
+    ["bash", "worker.sh", *words],
+    cwd=worker,
+    env=env,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    start_new_session=True,
+  )
+
+
+def test_a_dropped_connection_starts_no_second_run(worker):
+  """The second one shows the log of the run that goes on, and ends with its exit code."""
+  log = worker / "log"
+  with connect(worker) as first:
+    wait_for(log, "begun")
+    os.killpg(first.pid, signal.SIGKILL)
+  with connect(worker) as second:
+    assert "a run is going on here" in second.stderr.readline()
+    (worker / "go").touch()
+    out, err = second.communicate(timeout=30)
+  assert second.returncode == 7
+  assert out.splitlines() == ["begun", "done"]
+  assert "the run ended with exit code 7" in err
+  assert log.read_text().split() == ["mounted", "0", "begun"]  # the lock is not kept by the mount
+  # It has ended, so the next connection starts one.
+  with connect(worker) as third:
+    assert third.wait(timeout=30) == 7
+  assert log.read_text().count("begun") == 2
+
+
+def test_a_run_that_is_killed_has_no_exit_code_of_before(worker):
+  (worker / "go").touch()
+  with connect(worker) as first:
+    assert first.wait(timeout=30) == 7
+  (worker / "go").unlink()
+  with connect(worker) as second:
+    wait_for(worker / "log", "begun\nmounted 0\nbegun")
+    os.killpg(int((worker / "run" / "pid").read_text()), signal.SIGKILL)
+    _, err = second.communicate(timeout=30)
+  assert second.returncode == 1
+  assert "the run was killed" in err
+
+
+def test_a_run_is_stopped_by_asking_it_to_save(worker):
+  with connect(worker) as first:
+    wait_for(worker / "log", "begun")
+    with connect(worker, "stop") as stop:
+      assert stop.wait(timeout=30) == 0
+    out, _ = first.communicate(timeout=30)
+  assert first.returncode == 143
+  assert out.splitlines()[0] == "begun" and out.splitlines()[-1] == "stopped"
+  with connect(worker, "stop") as stop:
+    _, err = stop.communicate(timeout=30)
+  assert stop.returncode == 0 and "no run is going on here" in err
+
+
+@pytest.mark.parametrize("action", ["create", "start", "watch", "stop", "logs", "report", "delete"])
 def test_pod_prints_its_commands(action):
   lines = dry("tpu/pod.sh", action, NAME="mine", PROJECT="p", ZONE="z-a", TYPE="v5p-8")
   assert lines

@@ -12,4 +12,4 @@ if [ "${DRY_RUN:-0}" != 1 ]; then
   version=$(.venv/bin/python -c 'import importlib.metadata as m; print(m.version("jax"))')
   .venv/bin/python -m pip install --quiet "jax[cuda13]==$version"
 fi
-PATH="$PWD/.venv/bin:$PATH" bash experiments/tpu/stages.sh
+PATH="$PWD/.venv/bin:$PATH" exec bash experiments/tpu/stages.sh

@@ -3,9 +3,12 @@
 #
 #   DRY_RUN=1 experiments/tpu/pod.sh create     prints what would run
 #   experiments/tpu/pod.sh create               asks for the slice and waits for it
-#   experiments/tpu/pod.sh start                installs and starts the stages on all workers
+#   experiments/tpu/pod.sh start                installs and starts the stages on all workers, and shows their logs
 #   experiments/tpu/pod.sh watch                the same, again and again: a preempted slice is asked for anew
+#   experiments/tpu/pod.sh stop                 lets the stages save and end
 #   experiments/tpu/pod.sh logs | report | delete
+#
+# The stages run on when the connection or this script ends; another `start` or `watch` shows them again.
 set -euo pipefail
 here=$(dirname "$0")
 source "$here/settings.sh"
@@ -31,6 +34,7 @@ create() {
 
 delete() { run gcloud compute tpus queued-resources delete "$NAME" "${at[@]}" --force --quiet; }
 
+# What has been started runs detached under a lock: a second start shows it and starts nothing (worker.sh).
 start() {
   run gcloud compute tpus tpu-vm scp "$here/worker.sh" "$here/stages.sh" "$NAME:" "${at[@]}" --worker=all
   on_all "$(exported) bash worker.sh"
@@ -49,11 +53,13 @@ watch() {
   done
 }
 
+stop() { on_all "bash worker.sh stop"; }
+
 logs() { run gcloud compute tpus tpu-vm ssh "$NAME" "${at[@]}" --worker=0 --command="tail -n 40 $RUNS/*/metrics.jsonl"; }
 
 report() { run gcloud storage cp "gs://$BUCKET/runs/$NAME/ppo/report.html" "$NAME.html"; }
 
 case "${1:-}" in
-  create | start | watch | logs | report | delete) "$1" ;;
-  *) sed -n '2,9p' "$0" >&2; exit 2 ;;
+  create | start | watch | stop | logs | report | delete) "$1" ;;
+  *) sed -n '2,12p' "$0" >&2; exit 2 ;;
 esac

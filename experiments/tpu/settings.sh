@@ -8,8 +8,10 @@
 : "${MESH:=data=1,fsdp=64,model=1}"   # from `instructjax plan --search`
 : "${POLICY_BASE:=/mnt/$BUCKET/models/policy}" "${REWARD_BASE:=/mnt/$BUCKET/models/reward}" # or hub ids
 : "${DATA:=/mnt/$BUCKET/data}" "${RUNS:=/mnt/$BUCKET/runs/$NAME}"
+: "${CACHE:=/mnt/$BUCKET/cache}"      # compiled programs, which a new slice of the same kind does not compile again
 : "${SPOT:=1}"
-export PROJECT ZONE NAME TYPE RUNTIME BUCKET REPOSITORY REVISION SIZE REWARD_SIZE MESH POLICY_BASE REWARD_BASE DATA RUNS SPOT
+export PROJECT ZONE NAME TYPE RUNTIME BUCKET REPOSITORY REVISION SIZE REWARD_SIZE MESH POLICY_BASE REWARD_BASE DATA RUNS
+export CACHE SPOT
 
 # run COMMAND...: runs it, or with DRY_RUN=1 prints it.
 run() {
@@ -24,7 +26,7 @@ run() {
 # The settings as words of a command line on another machine.
 exported() {
   local name
-  for name in NAME BUCKET REPOSITORY REVISION SIZE REWARD_SIZE MESH POLICY_BASE REWARD_BASE DATA RUNS; do
+  for name in NAME BUCKET REPOSITORY REVISION SIZE REWARD_SIZE MESH POLICY_BASE REWARD_BASE DATA RUNS CACHE; do
     printf '%s=%q ' "$name" "${!name}"
   done
 }

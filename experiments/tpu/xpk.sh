@@ -5,10 +5,11 @@
 #   experiments/tpu/xpk.sh image | cluster | start | logs | delete
 #
 # `start` restarts the workload up to RESTARTS times, after preemption too; each start goes on from the last checkpoint.
+# An exit code below 127 is an error, which xpk does not restart.  The stages have GRACE seconds to save.
 # The nodes need access to the bucket, which the Cloud Storage FUSE driver mounts (`xpk storage attach`).
 set -euo pipefail
 source "$(dirname "$0")/settings.sh"
-: "${CLUSTER:=$NAME}" "${SLICES:=1}" "${RESTARTS:=100}" "${IMAGE:=gcr.io/$PROJECT/instructjax:$REVISION}"
+: "${CLUSTER:=$NAME}" "${SLICES:=1}" "${RESTARTS:=100}" "${GRACE:=300}" "${IMAGE:=gcr.io/$PROJECT/instructjax:$REVISION}"
 at=(--cluster="$CLUSTER" --project="$PROJECT" --zone="$ZONE")
 
 image() {
@@ -24,10 +25,11 @@ cluster() {
     --readonly=false --size=1000 --auto-mount=true
 }
 
+# xpk signals the process of the command.  `exec` makes that the script, which passes SIGTERM on.
 start() {
   run xpk workload create "${at[@]}" --workload="$NAME" --tpu-type="$TYPE" --num-slices="$SLICES" \
-    --max-restarts="$RESTARTS" --docker-image="$IMAGE" \
-    --command="$(exported) DISTRIBUTED=1 bash experiments/tpu/stages.sh"
+    --max-restarts="$RESTARTS" --termination-grace-period-seconds="$GRACE" --docker-image="$IMAGE" \
+    --command="exec env $(exported) DISTRIBUTED=1 bash experiments/tpu/stages.sh"
 }
 
 logs() { run kubectl logs --selector="jobset.sigs.k8s.io/jobset-name=$NAME" --tail=40; }
@@ -36,5 +38,5 @@ delete() { run xpk workload delete "${at[@]}" --workload="$NAME"; }
 
 case "${1:-}" in
   image | cluster | start | logs | delete) "$1" ;;
-  *) sed -n '2,8p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,9p' "$0" >&2; exit 2 ;;
 esac

@@ -3,8 +3,8 @@
 Whatever is slow to import is imported by the command that needs it.
 
 Exit codes: 0 success, 2 an error that the user can fix, 130 Ctrl-C, 143 SIGTERM (128 + 15, as a
-shell counts). On SIGTERM (a preemption) a stage finishes its step and saves; a launcher that
-sees 143 runs the same command again to go on.
+shell counts). On SIGTERM (a preemption) a stage finishes its step, or the part of it that is
+running, and saves; a launcher that sees 143 runs the same command again to go on.
 
 Several processes (a TPU pod, Slurm): the same command in each with `--distributed`, and a
 `--workdir` that all of them see. Where JAX does not find the others by itself:

@@ -68,6 +68,19 @@ def open_settings(args: argparse.Namespace, fields: Fields) -> Any:
   return opened
 
 
+def join_others(args: argparse.Namespace) -> bool:
+  """Joins the other processes of a command that one does for all; returns whether this is that one.
+
+  Without --distributed there are no others.
+  """
+  if not args.distributed:
+    return True
+  import jax
+
+  processes.join(args.distributed)
+  return jax.process_index() == 0
+
+
 def prepare_jax() -> None:
   """Keeps compiled programs in the user's cache, so that the second run starts at once."""
   import logging

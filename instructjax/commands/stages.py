@@ -19,6 +19,8 @@ STAGES = {
   "bestofn": "keep the best of n samples under a reward model",
   "sample": "sample responses",
 }
+# Those that leave a model, and say in manifest.json that they are finished.
+TRAINS = ("pretrain", "sft", "rl_init", "reward", "ppo", "dpo")
 MODEL_FIELD = {"ppo": "rl_init"}  # the field that --model sets, where it is not model.source
 
 
@@ -48,6 +50,13 @@ def arguments(command: argparse.ArgumentParser, stage: str) -> None:
     )
   else:
     command.add_argument("--model", help=source)
+  if stage in TRAINS:
+    command.add_argument(
+      "--unless-finished",
+      action="store_true",
+      help="end at once where a run of these settings is finished in --workdir; the data are not "
+      "read again",
+    )
   add_writer(command)
   add_distributed(command)
 
@@ -77,6 +86,11 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
   # A second command in the directory is refused before it opens models.
   workdir = places.directory(args.workdir)
   with writers.holding(workdir):
+    if getattr(args, "unless_finished", False):
+      from instructjax.stages import running
+
+      if running.is_finished(config, workdir):
+        return
     stage(config, workdir, tuple(args.writer))
 
 

@@ -650,7 +650,7 @@ def measure(b: Bench) -> dict[str, Any]:
   check(b)
   work = STAGES[b.stage](b, language_model(b))
   stage, state, frozen = work.stage, work.state, work.frozen
-  step: Any = steps.compiled(stage.step, state)
+  run = running.programs_of(stage, state)
   batch: dict[str, Any] = {}
   seconds = []
   metrics: list[dict[str, float]] = []
@@ -659,13 +659,16 @@ def measure(b: Bench) -> dict[str, Any]:
     for number in range(calls):
       begun = time.perf_counter()
       batch = feed.batch(number)
-      state, outputs = step(state, frozen, batch)
+      values = batch
+      for program in run.early:
+        values = program(state, frozen, values)
+      state, outputs = run.last(state, frozen, values)
       jax.block_until_ready((state, outputs))
       seconds.append(time.perf_counter() - begun)
       metrics.append(useful_metrics(outputs))
       memory.release()
   peak = memory.peak_gb()  # before the machine itself is measured, which takes memory too
-  compilations = step._cache_size()
+  compilations = max(program._cache_size() for program in run.jitted)
   costs = costs_of(stage, state, frozen, batch)
   flop_rate, byte_rate = machine_rates()
   first, *repeats = seconds

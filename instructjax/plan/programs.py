@@ -192,7 +192,7 @@ def build(
 ) -> list[Program]:
   """The programs of a configuration's stage under the mesh that is set.
 
-  PPO is three programs, all of which hold the whole state, as a run does; `ppo.iteration` is the
+  PPO is three programs, as in a run, all of which hold the whole state; `ppo.iteration` is the
   three as one function.
 
   Raises UserError where batch, heads or widths do not divide over the mesh.

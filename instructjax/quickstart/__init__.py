@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from instructjax.data.records.records import fingerprint
 from instructjax.quickstart import data, evaluation, examples, tables, telling
 from instructjax.quickstart.models import leave_base, one_line, open_trained
@@ -116,7 +118,9 @@ def timed(workdir: Path, name: str) -> Iterator[None]:
   """Adds the seconds of a part to `seconds.json`, over all calls with the same directory."""
   begun = time.perf_counter()
   yield
-  # Compiling leaves much free memory with the allocator, which the next stage would add to.
+  # No later stage calls the programs of this one. Compiling them leaves much free memory with the
+  # allocator, which the next stage would add to.
+  jax.clear_caches()
   memory.release()
   elapsed = time.perf_counter() - begun
   seconds = read_seconds(workdir)

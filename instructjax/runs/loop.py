@@ -7,13 +7,14 @@ finite, and loses no finished step to Ctrl-C, SIGTERM or an error.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,9 @@ VITAL = ("loss", "grad/norm", "eval/")
 TOKENS = ("tokens", "response/tokens")
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+# A part of a step that comes before the state changes: it turns a batch into what the next part,
+# or the step itself, takes in its place.
+EarlyPart = Callable[[TrainState, Any], Any]
 # A value of None is unknown: there was nothing to measure it on.
 Evaluate = Callable[[TrainState], Mapping[str, Any]]
 
@@ -58,6 +62,7 @@ def fit(
   steps: int,
   stage: str,
   writer: Writer,
+  early: Sequence[EarlyPart] = (),
   checkpoints: Checkpoints | None = None,
   checkpoint_every: int = 0,
   log_every: int = 1,
@@ -67,11 +72,16 @@ def fit(
 ) -> TrainState:
   """Runs `step` on batches `state.iteration` to `steps - 1` and returns the last state.
 
-  `step` is compiled and donates its state (`steps.compiled`). Where `checkpoints` holds a step,
-  the run goes on from there, and metrics that were written after it are dropped. A checkpoint is
-  saved every `checkpoint_every` steps, at the end and on Ctrl-C or SIGTERM, with `extra` and the
-  name of the stage; it is written while the next steps run. The metrics of a step are fetched
-  while the next one runs; those of every `log_every`-th step and of the last are written.
+  `step` is compiled and donates its state (`steps.compiled`). A step that takes longer than the
+  notice of a preemption has parts: those of `early` run first, one after the other, and leave the
+  state as it is. A signal that comes during one of them ends the run after it: the state of the
+  step before is saved, and the step is repeated when the run goes on.
+
+  Where `checkpoints` holds a step, the run goes on from there, and metrics that were written after
+  it are dropped. A checkpoint is saved every `checkpoint_every` steps, at the end and on Ctrl-C or
+  SIGTERM, with `extra` and the name of the stage; it is written while the next steps run. The
+  metrics of a step are fetched while the next one runs; those of every `log_every`-th step and of
+  the last are written.
   `evaluate` runs every `evaluate_every` steps, at the end, and before a checkpoint where it
   measures `checkpoints.best`. An interval of 0 means that nothing happens before the end.
 
@@ -94,6 +104,7 @@ def fit(
   last_metrics: dict[str, float] = {}  # of the last step that was fetched, with its evaluation
   clock = step_clock()
   best = checkpoints.best if checkpoints is not None else ""
+  questions = itertools.count(1)  # to all processes, whether one of them has got a signal
 
   def flush(leave: int = 0) -> None:
     """Fetches, writes, shows and checks the pending metrics, except for the last `leave` steps."""
@@ -159,11 +170,20 @@ def fit(
       error.add_note(advice)
       raise
 
-  with stop_signal() as signal_after:
+  with stop_signal() as signal_at:
+
+    def stop_if_asked() -> None:
+      """Ends the run where a signal has come; the message is made below, after saving."""
+      if number := signal_at(next(questions)):
+        raise Interrupted("", number)
+
     try:
       batch = batches(start) if start < steps else None
       for iteration in range(start + 1, steps + 1):
         with saving_on_error(iteration - 1):  # a reward from outside may fail within a step
+          for part in early:
+            batch = jax.block_until_ready(part(state, batch))
+            stop_if_asked()
           state, metrics = step(state, batch)
         pending.append((iteration, metrics))
 
@@ -186,13 +206,15 @@ def fit(
         if is_checkpoint:
           save(iteration)
           check_best(best, last_metrics)
-        if number := signal_after(iteration):
-          raise Interrupted("", number)  # the message is made below, after saving
+        if early:
+          # Otherwise the next part would be waiting behind this step, and a signal behind both.
+          jax.block_until_ready(state)
+        stop_if_asked()
       if checkpoints is not None:
         checkpoints.wait()
       # A signal that came while the last checkpoint was written counts too: more may follow.
-      if start < steps and (number := signal_after(steps + 1)):
-        raise Interrupted("", number)
+      if start < steps:
+        stop_if_asked()
     except KeyboardInterrupt as stop:
       # A second Ctrl-C may cut a step in half. Its donated state is then gone, and the last
       # checkpoint is what remains.
@@ -375,17 +397,19 @@ def interruption(stage: str, steps: int, checkpoints: Checkpoints | None) -> str
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[int], int]]:
-  """Turns the first Ctrl-C or SIGTERM into a number that is asked for after each step.
+  """Turns the first Ctrl-C or SIGTERM into a number that is asked for after each step or part.
 
-  A step is thus never cut in half. The second signal acts at once. Signals are left alone outside
-  the main thread.
+  Neither is thus ever cut in half. A second Ctrl-C acts at once. A second SIGTERM does not: where
+  a machine is shut down, every process gets one, and a launcher passes on its own besides. Signals
+  are left alone outside the main thread.
 
-  Several processes stop at the same step, whichever of them got the signal. JAX's preemption
+  Several processes stop at the same place, whichever of them got the signal. JAX's preemption
   service, which listens to SIGTERM in each process, lets them agree on it; a Ctrl-C is passed on
   to the service as a SIGTERM.
 
   Yields:
-    A function from the step just done to the number of the signal, or 0 where the run goes on.
+    A function from the number of the question, from 1 on and the same in all processes, to the
+    number of the signal, or 0 where the run goes on.
   """
   signal_number = 0  # of the signal that has come
   is_distributed = jax.process_count() > 1
@@ -403,19 +427,21 @@ def stop_signal() -> Iterator[Callable[[int], int]]:
 
   def handle(number, frame) -> None:
     nonlocal signal_number
+    is_first = signal_number == 0
     signal_number = number
-    restore_handlers()  # so that the next signal acts at once
+    signal.signal(signal.SIGINT, handlers_before[signal.SIGINT])  # the next Ctrl-C acts at once
     if is_distributed:
       os.kill(os.getpid(), signal.SIGTERM)
-    print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+    if is_first:
+      print("stopping after this step; Ctrl-C now stops at once", file=sys.stderr, flush=True)
 
-  def own_signal(iteration: int) -> int:
+  def own_signal(question: int) -> int:
     return signal_number
 
-  def agreed_signal(iteration: int) -> int:
+  def agreed_signal(question: int) -> int:
     from jax.experimental import multihost_utils
 
-    if not multihost_utils.reached_preemption_sync_point(iteration):
+    if not multihost_utils.reached_preemption_sync_point(question):
       return 0
     return signal_number or signal.SIGTERM  # 0 here means that another process got the signal
 

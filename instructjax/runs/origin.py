@@ -273,6 +273,11 @@ def finish(
   final.wait()
 
 
+def has_left_model(workdir: AnyPath, step: int) -> bool:
+  """Returns whether the model that a run left at this step is there."""
+  return _final(workdir).latest() == step
+
+
 def finished(workdir: AnyPath, kind: str = "") -> dict[str, Any]:
   """The description of the model that a run left, of any kind where `kind` is empty.
 

@@ -165,6 +165,35 @@ def read_manifest(workdir: AnyPath) -> dict[str, Any]:
   return jsons.read_object(path, remedy)
 
 
+def mark_finished(workdir: AnyPath, stage: str, step: int) -> None:
+  """Notes that a stage is finished, after everything else that it leaves is written.
+
+  Raises:
+    UserError: where manifest.json is damaged or cannot be written.
+  """
+  now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+  note(workdir, finished={"stage": stage, "step": step, "at": now})
+
+
+def finished_step(workdir: AnyPath, config: Config) -> int | None:
+  """The step at which a run of these settings is finished; None where it is not.
+
+  The data are not read again: their fingerprints, which config.json holds, are left out.
+
+  Raises:
+    UserError: where config.json or manifest.json is damaged.
+  """
+  path = workdir / "config.json"
+  finished = read_manifest(workdir).get("finished")
+  if finished is None or not path.is_file():
+    return None
+  saved_config = jsons.read_object(path, "name another --workdir")
+  saved_config.pop("fingerprints", None)
+  if _binding(saved_config) != _binding(_as_json(config)):
+    return None
+  return finished["step"]
+
+
 def manifest(seed: int) -> dict[str, Any]:
   """The versions, the devices and the seed with which a run starts."""
   return {

@@ -208,4 +208,4 @@ def run(settings: DPOSettings, workdir: AnyPath, sinks: tuple[str, ...] = ()) ->
       params = running.whole_model(
         settings.top, source, settings.model, settings.seed, final.params
       )
-      running.leave_policy(workdir, int(final.iteration), params, about)
+      running.leave_policy(settings, workdir, int(final.iteration), params, about)

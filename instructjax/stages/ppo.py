@@ -199,7 +199,7 @@ def parts_of(
   def rollout(state: TrainState, frozen: Frozen, prompts: Prompts) -> Rollout:
     return ppo.rollout(state.params, frozen, prompts, ppo.rollout_key(state), experiment)
 
-  def scoring(state: TrainState, frozen: Frozen, rows: Rollout) -> Experience:
+  def scoring(state: TrainState, frozen: Frozen, rows: Rollout) -> tuple[Experience, Metrics]:
     policy_stem, reward_stem = ppo.stems(frozen, rows, experiment)
     # What comes from outside costs the device nothing, whatever it is.
     if from_outside:
@@ -207,7 +207,7 @@ def parts_of(
     else:
       scores = ppo.score(frozen, rows, experiment, reward_stem)
     assert state.kl_coef is not None  # `init` sets it
-    experience, _ = ppo.credit(
+    return ppo.credit(
       state.params,
       frozen,
       rows,
@@ -217,12 +217,6 @@ def parts_of(
       policy_stem,
       reward_stem,
     )
-    return experience
-
-  def update(
-    state: TrainState, frozen: Frozen, experience: Experience, text: Demonstrations | None
-  ) -> Any:
-    return ppo.improve(state, frozen, experience, text, experiment)
 
   length, response = row_length(settings), settings.sampling.response
   trained = settings.batch * length + (0 if text is None else text.tokens.size)
@@ -252,7 +246,7 @@ def parts_of(
     ),
     Part(
       "update",
-      update,
+      update_of(settings, experiment),
       ("experience", "text"),
       "state",
       tokens=settings.ppo.epochs * trained,
@@ -260,6 +254,23 @@ def parts_of(
       trips={"parts": learnt_parts},
     ),
   )
+
+
+def update_of(settings: PPOSettings, experiment: ppo.PPO) -> Callable[..., Any]:
+  """The part of an iteration that changes the state."""
+  rates = learning_rates(settings)
+
+  def update(
+    state: TrainState,
+    frozen: Frozen,
+    credited: tuple[Experience, Metrics],
+    text: Demonstrations | None,
+  ) -> tuple[TrainState, Metrics]:
+    first_update = state.step
+    outcome = ppo.update(state, frozen, *credited, text, experiment)
+    return with_learning_rates(rates, first_update, outcome)
+
+  return update
 
 
 # --- the functions that settings name ---
@@ -400,17 +411,17 @@ def draw_text(
 # --- rewards from outside ---
 
 
-def step_with_rewards(
+def programs_with_rewards(
+  settings: PPOSettings,
   experiment: ppo.PPO,
   state: TrainState,
   sources: Sequence[rewards.Reward],
   by_ids: Mapping[bytes, Prompt],
   tokenizer: Tokenizer,
-  rates: Mapping[str, optim.Schedule],
-) -> Callable[..., Any]:
-  """An iteration in two compiled halves with any rewards between them.
+) -> running.Programs:
+  """An iteration whose scores come from any rewards, between two compiled parts.
 
-  `by_ids` has the record of each prompt by its ids. The second half donates the state: where a
+  `by_ids` has the record of each prompt by its ids. The last part alone donates the state: where a
   reward fails, the state is still whole. A response without a score is left out (`ppo.credit`).
   """
   may_abstain = rewards.may_abstain(sources)
@@ -419,33 +430,35 @@ def step_with_rewards(
   def draw(state: TrainState, frozen: Frozen, prompts: Prompts) -> Rollout:
     return ppo.rollout(state.params, frozen, prompts, ppo.rollout_key(state), experiment)
 
-  def learn(
+  @jax.jit
+  def credit(
     state: TrainState,
     frozen: Frozen,
     rows: Rollout,
     scores: Float[Array, " B"],
     scored: Bool[Array, " B"] | None,
-    text: Demonstrations | None,
-  ) -> Any:
+  ) -> tuple[Experience, Metrics]:
     policy_stem, reward_stem = ppo.stems(frozen, rows, experiment)
-    first_update = state.step
-    outcome = ppo.learn(
-      state,
+    assert state.kl_coef is not None  # `init` sets it
+    return ppo.credit(
+      state.params,
       frozen,
       rows,
       scores,
-      text,
-      ppo=experiment,
-      policy_stem=policy_stem,
-      reward_stem=reward_stem,
-      scored=scored,
+      state.kl_coef,
+      experiment,
+      policy_stem,
+      reward_stem,
+      scored,
     )
-    return with_learning_rates(rates, first_update, outcome)
 
-  compiled_learn = steps.compiled(learn, state)
+  update = steps.compiled(update_of(settings, experiment), state)
 
-  def step(state: TrainState, frozen: Frozen, batch: dict[str, Any]) -> tuple[TrainState, dict]:
-    rows = draw(state, frozen, batch["prompts"])
+  def rollout(state: TrainState, frozen: Frozen, batch: dict[str, Any]) -> dict[str, Any]:
+    return {**batch, "rollout": draw(state, frozen, batch["prompts"])}
+
+  def scoring(state: TrainState, frozen: Frozen, values: dict[str, Any]) -> dict[str, Any]:
+    rows = values["rollout"]
     on_host = sharding.fetch(rows)
     width = on_host.tokens.shape[1] - on_host.mask.shape[1]
     # The texts are looked up by ids: decoding ids need not give the text that was encoded.
@@ -462,10 +475,17 @@ def step_with_rewards(
       total = np.where(has_score, total, 0)
       scored = sharding.place_batch(jnp.asarray(has_score))
     paid = sharding.place_batch(jnp.asarray(total))
-    state, metrics = compiled_learn(state, frozen, rows, paid, scored, batch["text"])
-    return state, metrics | measures_of_rewards(sources, scores)
+    return {
+      **values,
+      "experience": credit(state, frozen, rows, paid, scored),
+      "measures": measures_of_rewards(sources, scores),
+    }
 
-  return step
+  def last(state: TrainState, frozen: Frozen, values: dict[str, Any]) -> tuple[TrainState, dict]:
+    state, metrics = update(state, frozen, values["experience"], values["text"])
+    return state, metrics | values["measures"]
+
+  return running.Programs((rollout, scoring), last, (draw, credit, update))
 
 
 def measures_of_rewards(
@@ -491,8 +511,8 @@ def measures_of_rewards(
 def run(settings: PPOSettings, workdir: AnyPath, sinks: tuple[str, ...] = ()) -> None:
   """PPO-ptx (PPO where ptx_coef is 0).
 
-  Against the reward model alone a whole iteration is one compiled function; with
-  `config.rewards` it is two, with the rewards between them.
+  An iteration is three compiled parts, between which a run can stop. With `config.rewards` the
+  rewards come between the first and the second.
 
   Raises UserError for whatever is wrong with the settings, the data or the models, before
   anything is written.
@@ -534,10 +554,10 @@ def run(settings: PPOSettings, workdir: AnyPath, sinks: tuple[str, ...] = ()) ->
     )
     # The state and what is frozen hold copies; these would keep two more models in memory.
     policy, judge = policy._replace(params={}), judge._replace(params={})
-    step = None
+    programs = None
     if reward_sources:
-      step = step_with_rewards(
-        experiment, state, reward_sources, by_ids, policy.tokenizer, learning_rates(settings)
+      programs = programs_with_rewards(
+        settings, experiment, state, reward_sources, by_ids, policy.tokenizer
       )
     mix = draw_text(settings, windows, policy.lm, frozen.trunk)
     prints = running.fingerprints(prompts=corpora.records(prompt_sources), text=text_print)
@@ -548,7 +568,7 @@ def run(settings: PPOSettings, workdir: AnyPath, sinks: tuple[str, ...] = ()) ->
       lambda number: {"prompts": prompts(number), "text": mix(number)},
       about,
       prints,
-      step=step,
+      programs=programs,
     )
     del state  # the first step takes it over
     with running.open_run(settings, workdir, sinks, prints) as writer:
@@ -561,4 +581,4 @@ def run(settings: PPOSettings, workdir: AnyPath, sinks: tuple[str, ...] = ()) ->
       params = running.whole_model(
         settings.top, settings.rl_init, settings.model, settings.seed, trained
       )
-      running.leave_policy(workdir, int(final.iteration), params, about)
+      running.leave_policy(settings, workdir, int(final.iteration), params, about)

@@ -600,4 +600,4 @@ def run(
       params = running.whole_model(
         settings.top, source, settings.model, settings.seed, final.params
       )
-      running.leave_policy(workdir, int(final.iteration), params, about)
+      running.leave_policy(settings, workdir, int(final.iteration), params, about)

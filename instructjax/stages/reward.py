@@ -492,4 +492,4 @@ def run(settings: RewardSettings, workdir: AnyPath, sinks: tuple[str, ...] = ())
         running.show(holding_out.offer("reward model"))
       body = running.whole_model(settings.top, source, settings.model, settings.seed, params["lm"])
       model_params = {"lm": body, "head": params["head"]}
-      origin.finish(workdir, int(final.iteration), model_params, about, "reward")
+      running.leave_model(settings, workdir, int(final.iteration), model_params, about, "reward")

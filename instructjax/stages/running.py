@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from instructjax import sharding, steps
 from instructjax.data.batches import corpora, prefetch
@@ -23,7 +24,7 @@ from instructjax.settings import AnySettings, TrainingSettings
 from instructjax.settings.fields import to_dict
 from instructjax.settings.subjects import AnyModelSettings, MeshSettings
 from instructjax.stages import trainable
-from instructjax.stages.wiring import Stage
+from instructjax.stages.wiring import Part, Stage
 from instructjax.system.places import AnyPath
 from instructjax.types import Params, PyTree, TrainState
 
@@ -131,6 +132,47 @@ def start(stage: Stage, seed: int, *models: Params) -> tuple[TrainState, PyTree]
   return steps.commit(state), frozen
 
 
+class Programs(NamedTuple):
+  """A step as it runs: its compiled programs, of which the last one takes the state over.
+
+  early   (state, frozen, batch) -> what the next one takes in the place of the batch
+  last    (state, frozen, what the early ones have made of the batch) -> (state, metrics)
+  jitted  those that `jax.jit` made, whose compilations can be counted
+  """
+
+  early: tuple[Callable[..., Any], ...]
+  last: Callable[..., tuple[TrainState, Any]]
+  jitted: tuple[Any, ...]
+
+
+def programs_of(stage: Stage, state: TrainState) -> Programs:
+  """Compiles a step. One of several parts is as many programs, so that a run can stop between them.
+
+  What a part writes takes its place beside the batch, under its name.
+  """
+  if len(stage.parts) == 1:
+    step = steps.compiled(stage.step, state)
+    return Programs((), step, (step,))
+  *early, last = stage.parts
+  early_programs = [jax.jit(part.function) for part in early]
+  last_program = steps.compiled(last.function, state)
+
+  def early_part(part: Part, program: Callable[..., Any]) -> Callable[..., Any]:
+    def run(state: TrainState, frozen: PyTree, values: Mapping[str, Any]) -> dict[str, Any]:
+      inputs = [values[name] for name in part.reads]
+      return {**values, part.writes: program(state, frozen, *inputs)}
+
+    return run
+
+  def run_last(state: TrainState, frozen: PyTree, values: Mapping[str, Any]) -> Any:
+    inputs = [values[name] for name in last.reads]
+    return last_program(state, frozen, *inputs)
+
+  return Programs(
+    tuple(map(early_part, early, early_programs)), run_last, (*early_programs, last_program)
+  )
+
+
 class Training(NamedTuple):
   """What the loop of a stage needs besides its settings.
 
@@ -141,7 +183,7 @@ class Training(NamedTuple):
   prints          fingerprints of the data
   evaluate        what is measured on held-out data, if anything
   evaluate_every  steps between evaluations; 0 evaluates at the end alone
-  step            the compiled step, where it is not that of the wiring
+  programs        the compiled step, where it is not that of the wiring
   """
 
   stage: Stage
@@ -152,7 +194,7 @@ class Training(NamedTuple):
   prints: Mapping[str, str]
   evaluate: Evaluate | None = None
   evaluate_every: int = 0
-  step: Callable[..., Any] | None = None
+  programs: Programs | None = None
 
 
 def train(
@@ -164,10 +206,10 @@ def train(
   ahead; how long the steps waited for them stands in manifest.json.
   """
   stage, frozen = training.stage, training.frozen
-  step = training.step or steps.compiled(stage.step, training.state)
+  programs = training.programs or programs_of(stage, training.state)
 
-  def one_step(state: TrainState, batch: Any) -> Any:
-    return step(state, frozen, batch)
+  def with_frozen(program: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
+    return lambda state, values: program(state, frozen, values)
 
   # A checkpoint of other settings or other data is refused when the run goes on.
   prints = {"configuration": writers.fingerprint(to_dict(settings))} | dict(training.prints)
@@ -177,9 +219,10 @@ def train(
   begun = time.perf_counter()
   with prefetch.ahead(corpora.place_batches(training.batches), stop=stage.calls) as feed:
     state = fit(
-      one_step,
+      with_frozen(programs.last),
       training.state,
       feed.batch,
+      early=[with_frozen(program) for program in programs.early],
       steps=stage.calls,
       stage=settings.stage,
       writer=writer,
@@ -212,7 +255,9 @@ def whole_model(
   return trainable.joined(base, trained)
 
 
-def leave_policy(workdir: AnyPath, step: int, params: Params, about: Mapping[str, Any]) -> None:
+def leave_policy(
+  settings: AnySettings, workdir: AnyPath, step: int, params: Params, about: Mapping[str, Any]
+) -> None:
   """Leaves a policy for the next stage; an adapter also in the layout of PEFT, in `adapter/`.
 
   Raises UserError where a weight is not finite, before anything is written.
@@ -225,7 +270,45 @@ def leave_policy(workdir: AnyPath, step: int, params: Params, about: Mapping[str
     )
   if "adapter" in about:
     trainable.save_adapter(workdir / "adapter", params["adapter"], about)
-  origin.finish(workdir, step, params, about, "policy")
+  leave_model(settings, workdir, step, params, about, "policy")
+
+
+def leave_model(
+  settings: AnySettings,
+  workdir: AnyPath,
+  step: int,
+  params: PyTree,
+  about: Mapping[str, Any],
+  kind: str,
+) -> None:
+  """Leaves the model of a stage, and says in manifest.json, last of all, that it is finished.
+
+  Raises UserError where a weight is not finite, and where the disk does not take it.
+  """
+  origin.finish(workdir, step, params, about, kind)
+  writers.mark_finished(workdir, settings.stage, step)
+
+
+def is_finished(settings: AnySettings, workdir: AnyPath) -> bool:
+  """Returns whether a run of these settings is finished; it says so where it is.
+
+  The first of several processes looks, and all get its answer: another one may see an older state
+  of a shared folder. A damaged file is for the run itself to name.
+  """
+  step = None
+  if jax.process_index() == 0:
+    with contextlib.suppress(UserError):
+      step = writers.finished_step(workdir, to_dict(settings))
+    if step is not None and not origin.has_left_model(workdir, step):
+      step = None
+  is_done = step is not None
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    is_done = bool(multihost_utils.broadcast_one_to_all(jnp.asarray(is_done)))
+  if is_done:
+    show(f"{workdir}: is finished already, at step {step}")
+  return is_done
 
 
 def show(text: str) -> None:

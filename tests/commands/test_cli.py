@@ -7,12 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from instructjax import settings
 from instructjax.commands import cli, options, stages
 from instructjax.errors import UserError
 from instructjax.settings import fields
+from instructjax.system import processes
 
 COMMANDS = [
   *stages.STAGES,
@@ -215,6 +217,22 @@ def test_report_writes_the_page(tmp_path, capsys):
   assert cli.main(["report", f"--workdir={tmp_path}"]) == 0
   assert (tmp_path / "report.html").is_file()
   assert "report.html" in capsys.readouterr().out
+
+
+def test_of_several_processes_the_first_writes_the_report(tmp_path, monkeypatch, capsys):
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1, "stage": "sft", "loss": 2.0}\n')
+  joined = []
+  monkeypatch.setattr(processes, "join", joined.append)
+  index = 1
+  monkeypatch.setattr(jax, "process_index", lambda: index)
+  words = ["report", f"--workdir={tmp_path}", "--distributed"]
+  assert cli.main(words) == 0
+  assert capsys.readouterr().out == ""
+  assert not (tmp_path / "report.html").exists()
+  index = 0
+  assert cli.main(words) == 0
+  assert (tmp_path / "report.html").is_file()
+  assert joined == ["auto", "auto"]
 
 
 def test_bench_gets_its_options(monkeypatch):

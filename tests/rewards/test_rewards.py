@@ -414,7 +414,7 @@ def test_ppo_learns_a_function(data, base, module, tmp_path):
 
 @pytest.mark.slow
 def test_the_same_reward_model_inside_and_outside(data, base, reward_run, tmp_path):
-  """One compiled iteration and two halves with the scores between them give the same run."""
+  """Scores that a compiled part computes, and those that come between two, give the same run."""
   judged = f"--config.reward_model={reward_run}"
   assert ppo(data, tmp_path / "in", base, "", judged, "--config.iterations=2") == 0
   assert ppo(data, tmp_path / "out", base, str(reward_run), judged, "--config.iterations=2") == 0

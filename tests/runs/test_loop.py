@@ -230,6 +230,92 @@ def test_sigterm_finishes_the_step_and_is_reported(step, writer, tmp_path, capsy
   assert checkpoints.latest() == 2
 
 
+def test_a_second_sigterm_lets_the_checkpoint_be_written(step, writer, tmp_path, capsys):
+  """A launcher passes one on, beside that which every process of a machine gets."""
+  checkpoints = Checkpoints(tmp_path / "c")
+
+  def preempted(i):
+    if i == 2:
+      os.kill(os.getpid(), signal.SIGTERM)
+      os.kill(os.getpid(), signal.SIGTERM)
+    return batch(i)
+
+  before = signal.signal(signal.SIGTERM, lambda number, frame: pytest.fail("it came through"))
+  try:
+    with pytest.raises(loop.Interrupted, match="a: stopped at step 2 of 9") as stop:
+      fit(step, fresh(), preempted, steps=9, stage="a", writer=writer, checkpoints=checkpoints)
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  assert stop.value.number == signal.SIGTERM
+  assert checkpoints.latest() == 2
+  assert capsys.readouterr().err.count("stopping after this step") == 1
+
+
+def test_a_second_ctrl_c_acts_at_once(step, writer, tmp_path):
+  checkpoints = Checkpoints(tmp_path / "c")
+
+  def pressed(i):
+    if i == 2:
+      os.kill(os.getpid(), signal.SIGTERM)
+      os.kill(os.getpid(), signal.SIGINT)
+      pytest.fail("the second signal was to act at once")
+    return batch(i)
+
+  with pytest.raises(loop.Interrupted, match="a: stopped at step 2 of 9"):
+    fit(step, fresh(), pressed, steps=9, stage="a", writer=writer, checkpoints=checkpoints)
+  assert checkpoints.latest() == 2
+
+
+@pytest.mark.parametrize("part_at", [0, 1])
+def test_a_signal_within_a_step_ends_the_run_after_that_part(step, writer, tmp_path, part_at):
+  """Of the third step's parts, one gets SIGTERM: the state of step 2 is saved, the step itself is
+  not begun, and the run that goes on is that of nobody's signal.
+  """
+  calls = []
+  is_armed = True
+
+  def part(number):
+    def run(state, value):
+      calls.append((number, int(state.iteration)))
+      if is_armed and calls[-1] == (part_at, 2):
+        os.kill(os.getpid(), signal.SIGTERM)
+      return value + number  # the last part adds 1
+
+    return run
+
+  checkpoints = Checkpoints(tmp_path / "c")
+  settings = {"steps": 4, "writer": writer, "early": [part(0), part(1)]}
+  with pytest.raises(loop.Interrupted, match="a: stopped at step 2 of 4") as stop:
+    fit(step, fresh(), batch, stage="a", checkpoints=checkpoints, **settings)
+  assert stop.value.number == signal.SIGTERM
+  assert calls == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)][: 5 + part_at]
+  assert checkpoints.latest() == 2
+  assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+  is_armed = False
+  parts = fit(step, fresh(), batch, stage="a", checkpoints=checkpoints, **settings)
+  whole = fit(step, fresh(), batch, stage="whole", **settings)
+  assert parts.params["w"] == whole.params["w"]
+  # By hand: w <- w - 0.1 (w - x) for x = 1, 2, 3, 4, from 1 on.
+  assert float(whole.params["w"]) == pytest.approx(1.561, abs=1e-6)
+
+
+def test_no_part_begins_before_the_step_before_it_is_done(step, writer, monkeypatch):
+  """Or a signal during the step would be seen after the part that waits behind it."""
+  events = []
+  monkeypatch.setattr(jax, "block_until_ready", lambda value: events.append("wait") or value)
+
+  def part(state, value):
+    events.append("part")
+    return value
+
+  def run(state, value):
+    events.append("step")
+    return step(state, value)
+
+  fit(run, fresh(), batch, steps=2, stage="a", writer=writer, early=[part])
+  assert events == ["part", "wait", "step", "wait"] * 2
+
+
 def test_several_processes_stop_where_the_preemption_service_says(
   step, writer, tmp_path, monkeypatch, capsys
 ):

@@ -114,12 +114,16 @@ def test_two_processes_do_what_one_does(launch, together, tmp_path):
 def test_ppo_in_two_processes_of_which_one_is_killed(together, init_run, reward_run, tmp_path):
   """The other process ends by itself; started again, both go on bit for bit.  First the one that
   does not write is killed, within an iteration, then the one that writes, within a checkpoint.
+  Before that one gets SIGTERM, and both stop at the same part of an iteration.
   """
   whole, parts = tmp_path / "whole", tmp_path / "parts"
   for folder in (whole, parts):
     for run in (init_run, reward_run):
       shutil.copytree(run, folder / run.name)
   assert [code for code, _, _ in together(whole, ["", ""], "ppo")] == [0, 0]
+  ends = together(parts, ["", "ppo:term:1"], "ppo")
+  assert [code for code, _, _ in ends] == [128 + signal.SIGTERM] * 2, ends
+  assert all("ppo: stopped at step 1 of 3" in err for _, _, err in ends), ends
   for plans in (["", "ppo:step:2"], ["ppo:write:2", ""]):
     ends = together(parts, plans, "ppo")
     killed = plans.index(max(plans))

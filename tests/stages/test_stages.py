@@ -1,6 +1,10 @@
 """Every stage through the command line on tiny files, chained, and resumed bit for bit."""
 
 import json
+import os
+import shutil
+import signal
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +13,7 @@ import pytest
 from stage_runs import TUNE, files, leaves, metrics, ppo, pretrain, run, stop_after
 
 from instructjax.errors import UserError
-from instructjax.runs import origin
+from instructjax.runs import origin, writers
 from instructjax.settings.subjects import LoadedModelSettings, MeshSettings
 from instructjax.stages import reward as reward_stage
 from instructjax.stages import running
@@ -166,6 +170,109 @@ def test_a_finished_run_is_not_run_again(data, base):
   before = (base / "metrics.jsonl").read_text()
   assert pretrain(data, base) == 0
   assert (base / "metrics.jsonl").read_text() == before
+
+
+@pytest.fixture
+def opened(monkeypatch):
+  """The sources of the models that stages open."""
+  sources = []
+  whole = origin.open_model
+
+  def noting(source, settings, seed):
+    sources.append(source)
+    return whole(source, settings, seed)
+
+  monkeypatch.setattr(origin, "open_model", noting)
+  return sources
+
+
+def test_a_finished_run_ends_at_once_where_it_is_asked_to(data, base, opened, tmp_path, capsys):
+  again = partial(pretrain, data, tmp_path / "run", "--unless-finished")
+  assert again() == 0
+  finished = json.loads((tmp_path / "run" / "manifest.json").read_text())["finished"]
+  assert (finished["stage"], finished["step"]) == ("pretrain", 6)
+  opened.clear()
+  capsys.readouterr()
+  assert again() == 0
+  assert capsys.readouterr().out == f"{tmp_path / 'run'}: is finished already, at step 6\n"
+  assert not opened
+  # With other settings it is another run.
+  assert again("--config.optimizer.lr=1e-5") == 2
+  assert "holds a run with config.optimizer.lr=" in capsys.readouterr().err
+
+
+def test_a_folder_of_a_model_that_is_not_there_is_no_finished_run(data, opened, tmp_path, capsys):
+  """The folder is made before the writing; and without its model a run is finished no more."""
+  final = tmp_path / "run" / "checkpoints" / "final"
+  final.mkdir(parents=True)
+  again = partial(pretrain, data, tmp_path / "run", "--unless-finished")
+  assert again() == 0
+  shutil.rmtree(final / "6")
+  opened.clear()
+  assert again() == 0
+  assert "is finished already" not in capsys.readouterr().out
+  assert opened
+  assert (final / "6").is_dir()
+
+
+def test_a_run_whose_model_is_not_yet_said_to_be_there_is_not_finished(data, tmp_path, monkeypatch):
+  """The manifest says it last: where it cannot be written, the stage is done again."""
+  again = partial(pretrain, data, tmp_path / "run", "--unless-finished")
+
+  def fail(workdir, stage, step):
+    raise UserError("no room")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(writers, "mark_finished", fail)
+    assert again() == 2
+  assert "finished" not in json.loads((tmp_path / "run" / "manifest.json").read_text())
+  assert again() == 0
+  assert "finished" in json.loads((tmp_path / "run" / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize("part", ["rollout", "scoring"])
+def test_ppo_that_gets_sigterm_within_an_iteration_goes_on_bit_for_bit(
+  data, init_run, reward_run, ppo_run, tmp_path, monkeypatch, capsys, part
+):
+  """In the third iteration, whose updates are not begun: the state of the second is saved."""
+  compile_parts = running.programs_of
+
+  def programs_of(stage, state):
+    programs = compile_parts(stage, state)
+
+    def preempted(program):
+      def run(state, frozen, values):
+        if int(state.iteration) == 2:
+          os.kill(os.getpid(), signal.SIGTERM)
+        return program(state, frozen, values)
+
+      return run
+
+    number = [one.name for one in stage.parts].index(part)
+    early = list(programs.early)
+    early[number] = preempted(early[number])
+    return programs._replace(early=tuple(early), last=checked(programs.last))
+
+  def checked(last):
+    def run(state, frozen, values):
+      assert int(state.iteration) < 2
+      return last(state, frozen, values)
+
+    return run
+
+  folder = tmp_path / "ppo"
+  with monkeypatch.context() as patch:
+    patch.setattr(running, "programs_of", programs_of)
+    assert ppo(data, folder, init_run, reward_run) == 128 + signal.SIGTERM
+  assert "ppo: stopped at step 2 of 4" in capsys.readouterr().err
+  assert [row["step"] for row in metrics(folder)] == [1, 2]
+  assert ppo(data, folder, init_run, reward_run) == 0
+  assert metrics(folder) == metrics(ppo_run)
+  for kind in ("ppo", "final"):
+    whole, parts = leaves(ppo_run, kind), leaves(folder, kind)
+    assert whole.keys() == parts.keys()
+    for name in whole:
+      np.testing.assert_array_equal(whole[name], parts[name], err_msg=name)
 
 
 def test_a_mesh_gives_the_same_numbers(data, base, tmp_path):
