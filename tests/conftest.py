@@ -45,6 +45,7 @@ shapes.install()
 pytest_plugins = [
   "stage_runs",
   "servers",
+  "buckets",
 ]  # fixtures that several files share; imported after the lines above
 
 

@@ -237,14 +237,17 @@ def output_closed() -> int:
 
 
 def require_local_output(args: argparse.Namespace) -> None:
-  """Checks that what a command writes to is on this machine.
+  """Checks that what a command writes to is on this machine; a stage's run may be in a bucket.
 
   Raises:
     UserError: for an address, such as that of a bucket.
   """
+  from instructjax.commands.stages import STAGES
+
   for option in ("workdir", "out", "db"):
     place = getattr(args, option, None)
-    if place is not None:
+    may_be_address = option == "workdir" and args.command in (*STAGES, "report")
+    if place is not None and not may_be_address:
       places.require_local(place, f"--{option}")
 
 

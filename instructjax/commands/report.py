@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from instructjax.commands.options import Fields, add_distributed, join_others
+from instructjax.system import places
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -20,4 +20,4 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
     return
   from instructjax.runs import report
 
-  print(report.write(Path(args.workdir)))
+  print(report.write(places.directory(args.workdir)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from instructjax.commands.options import (
@@ -15,6 +14,7 @@ from instructjax.commands.options import (
   whole,
 )
 from instructjax.errors import UserError, naming
+from instructjax.system import places
 
 STAGES = {
   "pretrain": "train on plain text",
@@ -108,13 +108,14 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
 
   stage = stage_of("benchmarks" if getattr(config, "format", "") else args.command)
   # A second command in the directory is refused before it opens models.
-  with writers.holding(args.workdir):
+  workdir = places.directory(args.workdir)
+  with writers.holding(workdir):
     if getattr(args, "unless_finished", False):
       from instructjax.stages import running
 
-      if running.is_finished(config, Path(args.workdir)):
+      if running.is_finished(config, workdir):
         return
-    stage(config, Path(args.workdir), tuple(args.writer), *watching(args))
+    stage(config, workdir, tuple(args.writer), *watching(args))
 
 
 def watching(args: argparse.Namespace) -> list[Any]:
@@ -132,7 +133,7 @@ def watching(args: argparse.Namespace) -> list[Any]:
       hook = hooks.open_hook(args.hook, args.hook_every)
   profile = None
   if args.profile is not None:
-    profile = profiles.read(args.profile, Path(args.workdir) / "profile")
+    profile = profiles.read(args.profile, places.directory(args.workdir) / "profile")
   return [running.Watch(meter.seconds_at_peak, hook, profile)]
 
 

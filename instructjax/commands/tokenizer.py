@@ -15,7 +15,7 @@ from instructjax.commands.options import number, whole
 from instructjax.data.records.named import LAYOUTS
 from instructjax.data.tokens import sentencepieces, texts
 from instructjax.errors import UserError
-from instructjax.system import jsons
+from instructjax.system import jsons, places
 
 if TYPE_CHECKING:
   from instructjax.data.tokens.tokenizer_check import Measured
@@ -363,7 +363,7 @@ def _model_tokens(source: str, tokenizer: str) -> ModelTokens:
   from instructjax.runs import origin
 
   if origin.is_run(source):
-    about = origin.finished(Path(source))
+    about = origin.finished(places.directory(source))
     if about["family"] == "python":  # the run of a function that makes a model
       lm, *_ = origin.call_python(about["source"])
       return ModelTokens(lm.vocab_size, about, {})

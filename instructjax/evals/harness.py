@@ -35,7 +35,7 @@ from instructjax.runs.progress import progressing
 from instructjax.settings import EvalSettings
 from instructjax.settings.fields import to_dict
 from instructjax.stages import running
-from instructjax.system import jsons
+from instructjax.system import jsons, places
 
 TOKENS = 256  # tokens of an answer, where a task names no number
 # The options of a request for text that the adapter understands.
@@ -86,6 +86,7 @@ def main(
       f"config.template={config.template} and --apply_chat_template: the prompts would be put into "
       "a template twice; leave one of them out"
     )
+  places.require_local(workdir, "--workdir")
   package = _package("lm_eval")
   manager = _package("lm_eval.tasks").TaskManager(include_path=include or None)
   for task in tasks:

@@ -39,7 +39,7 @@ from instructjax.runs import provenance, writers
 from instructjax.settings import EvalSettings
 from instructjax.settings.fields import to_dict
 from instructjax.stages import running
-from instructjax.system import jsons
+from instructjax.system import jsons, places
 
 Open = Callable[[EvalSettings], Suite]
 # By the names of the task and of the model, in the order of the items.
@@ -67,6 +67,7 @@ def main(
   Raises:
     UserError: if a suite, its data or a model is not as expected.
   """
+  places.require_local(workdir, "--workdir")
   with contextlib.ExitStack() as stack:
     voice = stack.enter_context(announce.speaking())
     model_names = ", ".join(f"{name}={source}" for name, source in models.items())

@@ -25,7 +25,8 @@ from instructjax.models.hf import tensors
 from instructjax.models.lora import Adapter
 from instructjax.models.weights import Config, Tensor
 from instructjax.settings.fields import Limits
-from instructjax.system import jsons, plain_json
+from instructjax.system import jsons, places, plain_json
+from instructjax.system.places import AnyPath
 from instructjax.system.plain_json import shown
 from instructjax.types import Leaf, Params
 
@@ -122,7 +123,7 @@ def _outputs(tensor: Tensor) -> Tensor:
 
 
 def save(
-  folder: str | Path,
+  folder: str | AnyPath,
   config: Config,
   adapter: dict[str, Adapter],
   base: str = "",
@@ -169,15 +170,15 @@ def save(
   # Only the first process writes.
   if jax.process_index():
     return
-  folder = Path(folder)
+  folder = places.directory(folder)
   # PEFT does not read our metadata. It lets `load` divide a joined matrix as it was before.
   own_ranks = {name: part.a.shape[-1] for name, part in host.items()}
   metadata = {"format": "pt", "ranks": jsons.text(own_ranks, ascii_only=True)}
   try:
-    folder.mkdir(parents=True, exist_ok=True)
-    numpy.save_file(content, folder / WEIGHTS, metadata=metadata)
-    text = jsons.text(settings, indent=2, ascii_only=True) + "\n"
-    (folder / CONFIG).write_text(text, "utf-8")
+    with places.filling(folder) as place:
+      numpy.save_file(content, place / WEIGHTS, metadata=metadata)
+      text = jsons.text(settings, indent=2, ascii_only=True) + "\n"
+      (place / CONFIG).write_text(text, "utf-8")
   except (OSError, SafetensorError) as error:
     raise UserError(
       f"{folder}: the adapter could not be written ({error}); make room or choose another"

@@ -31,7 +31,7 @@ from instructjax.runs.checkpoint import Checkpoints
 from instructjax.settings.fields import to_dict
 from instructjax.settings.quickstart import FAST, QuickstartSettings
 from instructjax.stages import running
-from instructjax.system import jsons, memory
+from instructjax.system import jsons, memory, places
 
 # The name that notebooks use.
 Quickstart = QuickstartSettings
@@ -51,6 +51,7 @@ def main(settings: Quickstart, workdir: str | Path, sinks: tuple[str, ...] = ())
   Raises:
     UserError: the model cannot be fetched, or the directory holds a run with other settings.
   """
+  places.require_local(workdir, "--workdir")
   workdir = Path(workdir)
   begun = time.perf_counter()
   stage_runs = runs(settings, workdir)
@@ -88,7 +89,8 @@ def main(settings: Quickstart, workdir: str | Path, sinks: tuple[str, ...] = ())
   results["peak_rss_gb"] = round(memory.peak_gb(), 2)
   results["seed"] = settings.seed
   jsons.write(workdir / "results.json", results)
-  page = report.write(workdir)
+  report.write(workdir)
+  page = workdir / "report.html"
   tables.show(results, page)
   telling.finish(settings, workdir, measured.samples)
   return page

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from instructjax.data.batches.mixture import TERM
 from instructjax.errors import UserError
+from instructjax.system import places
 
 GRAMMAR = (
   "rewards are written SOURCE, WEIGHT*SOURCE, or several of them with ' + ' between; a source is "
@@ -123,6 +124,8 @@ def _kind(source: str) -> tuple[str, str]:
   word, colon, rest = source.partition(":")
   if word in ("http", "https"):
     return "http", source
+  if places.is_address(source):  # of a run in a bucket
+    return "run", source
   if colon and word in OPTIONS and rest:
     return word, rest
   # A single letter before the colon is a drive, as in C:\runs. A longer word is a misspelt kind,

@@ -26,10 +26,15 @@ import jax
 import jax.numpy as jnp
 
 from instructjax.errors import UserError
-from instructjax.system import jsons
+from instructjax.system import jsons, places
+from instructjax.system.places import AnyPath
 from instructjax.types import PyTree
 
 # Orbax is imported where it is used, because its import is slow and few commands need it.
+
+# Orbax leaves this file in a step of a bucket when all of the step is there, because folders cannot
+# be renamed in a bucket.
+COMPLETE = "commit_success.txt"
 
 # A metric with one of these words in its name is better lower, any other is better higher.
 LOWER = ("loss", "nll")
@@ -68,8 +73,8 @@ class Checkpoints:
   before is not written again. With several processes all of them call every method.
   """
 
-  def __init__(self, folder: str | Path, keep: int = 2, best: str = ""):
-    self.folder = Path(folder).absolute()
+  def __init__(self, folder: str | AnyPath, keep: int = 2, best: str = ""):
+    self.folder = places.absolute(folder)
     self.keep = keep
     self.best = best
     self._manager: Any = None  # Orbax's manager, from the first save until `wait`
@@ -148,10 +153,10 @@ class Checkpoints:
   def steps(self) -> list[int]:
     """All complete steps, in order."""
     self.wait()
-    if not self.folder.is_dir():
-      return []
-    # While Orbax writes a step, its folder has a longer name.
-    return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+    with places.reaching(self.folder):
+      if not self.folder.is_dir():
+        return []
+      return sorted(int(path.name) for path in self.folder.iterdir() if _is_complete(path))
 
   def extra(self, step: int | None = None) -> dict[str, Any]:
     """The JSON object that was saved with a step, or with the last one.
@@ -234,9 +239,9 @@ class Checkpoints:
     Raises:
       UserError: where there is no such step.
     """
-    last = self.latest()
-    number = last if step is None else step
-    if number is None or not (self.folder / str(number)).is_dir():
+    steps = self.steps()
+    number = max(steps, default=None) if step is None else step
+    if number is None or number not in steps:
       which_step = "" if step is None else f" of step {step}"
       raise UserError(f"{self.folder}: holds no checkpoint{which_step}; run it first")
     return number
@@ -357,10 +362,9 @@ class Checkpoints:
     except KeyboardInterrupt:
       self._finish_interrupted()
       raise
-    except (OSError, ValueError, RuntimeError, MemoryError) as error:
-      # Tensorstore, below Orbax, reports a full disk as a ValueError. Closing the manager may
-      # fail for the same reason, and what it has begun to write is removed.
-      with contextlib.suppress(OSError, ValueError, RuntimeError, MemoryError):
+    except self._failures() as error:
+      # Closing the manager may fail for the same reason, and what it has begun to write is removed.
+      with contextlib.suppress(*self._failures()):
         self._close()
       self._sweep()
       last = self.latest()
@@ -371,12 +375,24 @@ class Checkpoints:
           f"{self._step} ({problem}); {remains}. Make room in memory and run the same "
           "command again"
         ) from error
-      free_mib = shutil.disk_usage(_nearest_existing(self.folder)).free >> 20
       raise UserError(
         f"{self.folder}: the checkpoint of step {self._step} could not be written "
-        f"({reason(error)}); {remains}. Free some space ({free_mib} MiB are left) and run the same "
-        "command again"
+        f"({reason(error)}); {remains}. {self._remedy()} and run the same command again"
       ) from error
+
+  def _failures(self) -> tuple[type[Exception], ...]:
+    """The types of error that a failed write is reported with."""
+    if not isinstance(self.folder, Path):
+      return (Exception,)  # the errors of the clients of a bucket have no type in common
+    # Tensorstore, below Orbax, reports a full disk as a ValueError.
+    return (OSError, ValueError, RuntimeError, MemoryError)
+
+  def _remedy(self) -> str:
+    """What a user can do about a place that takes no checkpoint."""
+    if not isinstance(self.folder, Path):
+      return "Check your rights in the bucket and the network"
+    free_mib = shutil.disk_usage(_nearest_existing(self.folder)).free >> 20
+    return f"Free some space ({free_mib} MiB are left)"
 
   def _finish_interrupted(self) -> None:
     """Completes a write that Ctrl-C interrupts; a second Ctrl-C leaves it incomplete."""
@@ -397,12 +413,20 @@ class Checkpoints:
       manager.close()
 
   def _sweep(self) -> None:
-    """Removes what an interrupted save left behind; complete steps have numbers as names."""
-    if not self.folder.is_dir():
-      return
-    for path in self.folder.glob("*"):
-      if not path.name.isdigit():
-        shutil.rmtree(path, ignore_errors=True)
+    """Removes what an interrupted save left behind."""
+    # The user hears why the write failed, and that may also be why nothing can be removed.
+    with contextlib.suppress(Exception):
+      for path in list(self.folder.iterdir()):
+        if not _is_complete(path):
+          places.remove(path)
+
+
+def _is_complete(path: AnyPath) -> bool:
+  """Returns whether a path in a folder of checkpoints is a step that is there as a whole."""
+  # While Orbax writes a step on a disk, its folder has a longer name.
+  if not path.name.isdigit():
+    return False
+  return isinstance(path, Path) or (path / COMPLETE).is_file()
 
 
 @contextlib.contextmanager
@@ -464,7 +488,7 @@ def _digest(plain: Mapping[str, Any]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load_params(folder: str | Path, like: PyTree) -> PyTree:
+def load_params(folder: str | AnyPath, like: PyTree) -> PyTree:
   """Reads the parameters that `origin.finish` left, in the shapes and shardings of `like`."""
   state, _ = Checkpoints(folder).restore({"params": like})
   return state["params"]
@@ -473,7 +497,7 @@ def load_params(folder: str | Path, like: PyTree) -> PyTree:
 def compare(
   saved: Mapping[str, Description],
   expected: Mapping[str, Description],
-  place: Path,
+  place: AnyPath,
 ) -> None:
   """Checks that a checkpoint has just the leaves that are expected.
 

@@ -24,6 +24,7 @@ from instructjax.errors import UserError
 from instructjax.models import gpt, llama
 from instructjax.runs import writers
 from instructjax.runs.checkpoint import flatten, sums
+from instructjax.system import places
 from instructjax.types import Params
 
 ModelConfig = gpt.GPTConfig | llama.LlamaConfig
@@ -69,8 +70,8 @@ def adapted(
   The adapter is saved without its base. So the description says where the base is, and holds the
   fingerprint by which a base that has changed since is recognised.
   """
-  path = Path(source)
-  location = str(path.absolute()) if path.exists() else source  # a hub id stays as it is
+  is_here = places.is_address(source) or Path(source).exists()
+  location = str(places.absolute(source)) if is_here else source  # a hub id stays as it is
   base_facts = {"source": location, "fingerprint": fingerprint(base)}
   return {**about, "adapter": sizes, "base": base_facts}
 

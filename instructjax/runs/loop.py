@@ -196,6 +196,8 @@ def fit(
     flush()
     check_state(state, stage, iteration, checkpoints)
     if checkpoints is not None:
+      # A run that goes on from this checkpoint does not write the metrics before it again.
+      writer.flush()
       about = {"stage": stage, "steps": steps, **(extra or {}), TIMED: goodput.timed()}
       if stopped:
         about[STOPPED] = stopped

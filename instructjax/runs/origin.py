@@ -39,7 +39,8 @@ from instructjax.runs.description import (
 )
 from instructjax.runs.python_models import call_python, is_python, lasting_source
 from instructjax.settings.subjects import AnyModelSettings
-from instructjax.system import keys
+from instructjax.system import keys, places
+from instructjax.system.places import AnyPath
 from instructjax.types import LM, Leaf, Params, PyTree
 
 Config = Any  # ml_collections.ConfigDict
@@ -90,8 +91,9 @@ def open_model(source: str, settings: AnyModelSettings, seed: int) -> Origin:
   """
   overrides = {name: getattr(settings, name) for name in POLICY_OVERRIDES}
   if is_run(source):
-    origin = open_run(Path(source), overrides, "policy")
+    origin = open_run(places.directory(source), overrides, "policy")
     return _with_tokenizer(origin, settings.tokenizer)
+  _require_run_or_path(source)
   if is_python(source):
     return open_python(source, settings.tokenizer)
   if source and peft.is_adapter(source):
@@ -189,7 +191,8 @@ def open_reward_model(
   overrides: dict[str, Any] = {name: getattr(settings, name) for name in REWARD_OVERRIDES}
   overrides["dropout"] = 0.0  # a score is not a matter of chance
   if is_run(source):
-    return open_run(Path(source), overrides, "reward", opened)
+    return open_run(places.directory(source), overrides, "reward", opened)
+  _require_run_or_path(source)
   if not source or not (Path(source) / "config.json").is_file():
     raise UserError(
       f"reward model {source!r}: not the directory of a finished `instructjax reward` run, nor the "
@@ -219,10 +222,25 @@ def fits(lm: LM, length: int, name: str) -> None:
 
 def is_run(source: str) -> bool:
   """Returns whether a source is the directory of a run."""
-  return bool(source) and (Path(source) / "checkpoints").is_dir()
+  if not source:
+    return False
+  # Another source may look like an address, such as python:/folder/file.py:function.
+  place = places.directory(source) if places.is_address(source) else Path(source)
+  folder = place / "checkpoints"
+  with places.reaching(folder):
+    return folder.is_dir()
 
 
-def _final(workdir: Path, keep: int = 2) -> Checkpoints:
+def _require_run_or_path(source: str) -> None:
+  """Raises UserError for an address in a bucket where there is no run: only runs are read there."""
+  if places.is_address(source):
+    raise UserError(
+      f"{source}: there is no run; models of other kinds are read from this machine, so copy the "
+      "folder here, or mount the bucket and give its path"
+    )
+
+
+def _final(workdir: AnyPath, keep: int = 2) -> Checkpoints:
   """The checkpoint that a finished run leaves for the next stage."""
   return Checkpoints(workdir / "checkpoints" / "final", keep=keep)
 
@@ -232,13 +250,14 @@ def kind_of(source: str) -> str:
 
   It is "policy" for every other source, because public files hold language models.
   """
-  final = _final(Path(source))
-  is_finished = is_run(source) and final.latest() is not None
-  return final.extra()["kind"] if is_finished else "policy"
+  if not is_run(source):
+    return "policy"
+  final = _final(places.directory(source))
+  return final.extra()["kind"] if final.latest() is not None else "policy"
 
 
 def finish(
-  workdir: Path,
+  workdir: AnyPath,
   step: int,
   params: PyTree,
   about: Mapping[str, Any],
@@ -254,12 +273,12 @@ def finish(
   final.wait()
 
 
-def has_left_model(workdir: Path, step: int) -> bool:
+def has_left_model(workdir: AnyPath, step: int) -> bool:
   """Returns whether the model that a run left at this step is there."""
   return _final(workdir).latest() == step
 
 
-def finished(workdir: Path, kind: str = "") -> dict[str, Any]:
+def finished(workdir: AnyPath, kind: str = "") -> dict[str, Any]:
   """The description of the model that a run left, of any kind where `kind` is empty.
 
   Raises:
@@ -278,7 +297,7 @@ def finished(workdir: Path, kind: str = "") -> dict[str, Any]:
 
 
 def open_run(
-  workdir: Path,
+  workdir: AnyPath,
   changes: Overrides,
   kind: str,
   opened: Origin | None = None,
@@ -331,7 +350,7 @@ def _abstract_head(lm: LM) -> Params:
 
 def open_base(
   base: Mapping[str, str],
-  workdir: Path,
+  workdir: AnyPath,
   lm: LM,
   opened: Origin | None = None,
 ) -> Params:
@@ -362,7 +381,7 @@ def open_base(
 def _base_params(source: str) -> Params:
   """The parameters of the base of an adapter, as its fingerprint was taken: nothing is merged."""
   if is_run(source):
-    return open_run(Path(source), {}, "policy").params
+    return open_run(places.directory(source), {}, "policy").params
   if peft.is_adapter(source):
     loaded = models.load(peft.base(source))
     return {**loaded.params, "adapter": peft.load(source, loaded.config)}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
 from instructjax.errors import UserError
+from instructjax.system.places import AnyPath
 
 
 class Profile(NamedTuple):
@@ -17,7 +17,7 @@ class Profile(NamedTuple):
 
   first: int
   steps: int
-  folder: Path
+  folder: AnyPath
 
   @property
   def last(self) -> int:
@@ -36,7 +36,7 @@ class Tracing(NamedTuple):
   stop: Callable[[], None]
 
 
-def read(text: str, folder: Path) -> Profile:
+def read(text: str, folder: AnyPath) -> Profile:
   """Reads START:STEPS, such as 100:5 for steps 100 to 104.
 
   Raises:

@@ -17,7 +17,8 @@ import jax
 from instructjax import models
 from instructjax.errors import UserError
 from instructjax.runs import origin, writers
-from instructjax.system import jsons
+from instructjax.system import jsons, places
+from instructjax.system.places import AnyPath
 
 DIGITS = 16  # of a digest
 END = 1 << 16  # bytes at the end of a file, where weights that were trained again differ
@@ -36,12 +37,14 @@ def digest(source: str) -> str:
   location = source
   if origin.is_python(source):
     location, _, _ = source.rpartition(":")
+  if places.is_address(location):
+    with places.reaching(places.directory(location)):
+      return _manifest_digest(places.directory(location))  # nothing but runs is read there
   path = Path(location)
   if not source or not path.exists():
     return models.revision(source)
-  manifest = path / "manifest.json"
-  if manifest.is_file():
-    return hashlib.sha256(manifest.read_bytes()).hexdigest()[:DIGITS]
+  if manifest_digest := _manifest_digest(path):
+    return manifest_digest
   if path.is_dir():
     # In an order that does not depend on the file system.
     files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -51,6 +54,14 @@ def digest(source: str) -> str:
   # Manifests hold these digests, so their form may not change.
   text = jsons.text([ends])
   return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
+def _manifest_digest(folder: AnyPath) -> str:
+  """A hash of the manifest of a run; "" where there is none."""
+  manifest = folder / "manifest.json"
+  if not manifest.is_file():
+    return ""
+  return hashlib.sha256(manifest.read_bytes()).hexdigest()[:DIGITS]
 
 
 def _size_and_end(file: Path) -> tuple[int, str]:
@@ -77,7 +88,7 @@ def about(source: str, opened: origin.Origin) -> dict[str, Any]:
   }
 
 
-def noted(workdir: Path) -> dict[str, dict[str, Any]]:
+def noted(workdir: AnyPath) -> dict[str, dict[str, Any]]:
   """The facts in the manifest of a directory about the models that answered, by name."""
   return writers.read_manifest(workdir).get("models", {})
 
@@ -93,7 +104,7 @@ def doubtful(before: Facts | None, source: str) -> bool:
   return before["source"] != source or before.get("files") != files
 
 
-def compare(workdir: Path, name: str, now: Facts) -> None:
+def compare(workdir: AnyPath, name: str, now: Facts) -> None:
   """Checks a model against the one that has answered under the same name.
 
   Raises:

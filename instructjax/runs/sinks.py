@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from instructjax.errors import UserError
-from instructjax.system import jsons
+from instructjax.system import jsons, places
+from instructjax.system.places import AnyPath
 
 WANDB = "wandb.json"  # holds the id of the run
 
@@ -35,11 +36,11 @@ class Sink(NamedTuple):
   table: Callable[[int, str, Rows], None]
 
 
-OpenSink = Callable[[Path, Config], contextlib.AbstractContextManager[Sink]]
+OpenSink = Callable[[AnyPath, Config], contextlib.AbstractContextManager[Sink]]
 
 
 @contextlib.contextmanager
-def tensorboard(workdir: Path, config: Config) -> Iterator[Sink]:
+def tensorboard(workdir: AnyPath, config: Config) -> Iterator[Sink]:
   """Writes event files under `tensorboard/`, with one tag for each stage and metric."""
   tensorboardX = _import_package("tensorboardX", "tensorboard")
   events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
@@ -58,17 +59,19 @@ def tensorboard(workdir: Path, config: Config) -> Iterator[Sink]:
 
 
 @contextlib.contextmanager
-def wandb(workdir: Path, config: Config) -> Iterator[Sink]:
+def wandb(workdir: AnyPath, config: Config) -> Iterator[Sink]:
   """Logs to a Weights & Biases run that is named after the directory.
 
   Its id stays in wandb.json, so that a run that goes on is the same one there too.
   """
   package = _import_package("wandb", "wandb")
+  # Its own files stay on this machine; it has a temporary folder for them where none is given.
+  own_folder = None if places.is_address(workdir) else str(workdir)
   run = package.init(
     project="instructjax",
     name=workdir.name,
     id=_wandb_id(workdir),
-    dir=str(workdir),
+    dir=own_folder,
     config=dict(config),
     resume="allow",
   )
@@ -103,7 +106,7 @@ def markdown(rows: Rows) -> str:
   return "\n".join([line(head), line("---" for _ in head), *(line(row.values()) for row in rows)])
 
 
-def _wandb_id(workdir: Path) -> str:
+def _wandb_id(workdir: AnyPath) -> str:
   """Returns the id of the run in a directory, which is drawn where it has none."""
   path = workdir / WANDB
   if path.exists():

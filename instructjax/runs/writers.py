@@ -14,16 +14,17 @@ import importlib.metadata
 import json
 import math
 import platform
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from instructjax.errors import UserError
 from instructjax.runs.sinks import SINKS, Config, Scalars, Sink
-from instructjax.system import jsons, lock, places
+from instructjax.system import growing, jsons, lock, places
 from instructjax.system.atomic import replace
+from instructjax.system.places import AnyPath
 
 Row = Mapping[str, Any]  # the object of one line
 
@@ -48,18 +49,21 @@ DRAWS = "draws.jsonl"  # the responses of a run that samples, from which it goes
 
 
 class Writer(NamedTuple):
-  """Three functions by which a stage leaves its numbers.
+  """Four functions by which a stage leaves its numbers.
 
   `metrics(step, stage, scalars)` adds a line to metrics.jsonl, where a number that is not finite
   becomes null. `samples(rows)` adds lines to samples.jsonl. `table(step, stage, rows)` does so too,
   with the stage and the step (as `iteration`) in each line, and gives the rows to the sinks.
   `rewind(stage, step)` drops what the stage wrote after `step`, because it will be written again.
+  `flush()` brings every line into the directory: those for a bucket wait in memory for their time
+  (`system.growing`).
   """
 
   metrics: Callable[[int, str, Scalars], None]
   samples: Callable[[Iterable[Row]], None]
   table: Callable[[int, str, Sequence[Row]], None]
   rewind: Callable[[str, int], None]
+  flush: Callable[[], None]
 
 
 # The writer of every process but the first.
@@ -68,12 +72,13 @@ SILENT = Writer(
   samples=lambda rows: None,
   table=lambda step, stage, rows: None,
   rewind=lambda stage, step: None,
+  flush=lambda: None,
 )
 
 
 @contextlib.contextmanager
 def open_run(
-  workdir: str | Path,
+  workdir: str | AnyPath,
   config: Config,
   *,
   seed: int = 0,
@@ -87,7 +92,7 @@ def open_run(
     UserError: where the directory cannot be written, where another process writes there, where it
       holds a run with another configuration, or where a package for a sink is missing.
   """
-  workdir = Path(workdir)
+  workdir = places.directory(workdir)
   if jax.process_index() > 0:
     yield SILENT
     return
@@ -103,21 +108,36 @@ def open_run(
 
 
 @contextlib.contextmanager
-def holding(workdir: str | Path) -> Iterator[None]:
+def holding(workdir: str | AnyPath) -> Iterator[None]:
   """Keeps every other command out of a run directory, which is made where it is missing.
 
   Of several processes of one command the first one holds it for all. Within a process it may be
-  held again, so a command can hold its directory before it reads anything.
+  held again, so a command can hold its directory before it reads anything. In the end, also after
+  an error, every line is in the directory.
 
   Raises:
     UserError: where another process writes there, or where the directory cannot be written.
   """
-  places.require_local(workdir, "--workdir")
-  with contextlib.ExitStack() as stack:
-    if jax.process_index() == 0:
-      with _writable(Path(workdir)):
-        stack.enter_context(lock.holding(Path(workdir)))
+  folder = places.directory(workdir)
+  if jax.process_index() > 0:
     yield
+    return
+  with contextlib.ExitStack() as stack:
+    with _writable(folder):
+      stack.enter_context(lock.holding(folder))
+    try:
+      yield
+    except BaseException:
+      # What has stopped the run counts more than a bucket that cannot be written.
+      try:
+        growing.flush(folder)
+      except UserError as error:
+        print(f"note: {error}; the last lines are lost", file=sys.stderr, flush=True)
+      raise
+    else:
+      growing.flush(folder)
+    finally:
+      growing.forget(folder)
 
 
 def fingerprint(config: Config) -> str:
@@ -131,7 +151,7 @@ def _binding(config: Config) -> dict[str, Any]:
   return {name: value for name, value in config.items() if name not in FREE}
 
 
-def note(workdir: str | Path, **facts: Any) -> None:
+def note(workdir: str | AnyPath, **facts: Any) -> None:
   """Adds facts to manifest.json, for example the fingerprints of the data.
 
   Raises:
@@ -139,13 +159,13 @@ def note(workdir: str | Path, **facts: Any) -> None:
   """
   if jax.process_index() > 0:
     return
-  path = Path(workdir) / "manifest.json"
-  content = read_manifest(Path(workdir)) | facts
+  path = places.directory(workdir) / "manifest.json"
+  content = read_manifest(path.parent) | facts
   with _writable(path):
     jsons.write(path, content)
 
 
-def read_manifest(workdir: Path) -> dict[str, Any]:
+def read_manifest(workdir: AnyPath) -> dict[str, Any]:
   """The facts in manifest.json; none where there is no file.
 
   Raises:
@@ -158,7 +178,7 @@ def read_manifest(workdir: Path) -> dict[str, Any]:
   return jsons.read_object(path, remedy)
 
 
-def mark_finished(workdir: Path, stage: str, step: int) -> None:
+def mark_finished(workdir: AnyPath, stage: str, step: int) -> None:
   """Notes that a stage is finished, after everything else that it leaves is written.
 
   Raises:
@@ -168,7 +188,7 @@ def mark_finished(workdir: Path, stage: str, step: int) -> None:
   note(workdir, finished={"stage": stage, "step": step, "at": now})
 
 
-def finished_step(workdir: Path, config: Config) -> int | None:
+def finished_step(workdir: AnyPath, config: Config) -> int | None:
   """The step at which a run of these settings is finished; None where it is not.
 
   The data are not read again: their fingerprints, which config.json holds, are left out.
@@ -209,7 +229,7 @@ def _version(package: str) -> str:
     return "not installed"
 
 
-def _writer(workdir: Path, open_sinks: list[Sink]) -> Writer:
+def _writer(workdir: AnyPath, open_sinks: list[Sink]) -> Writer:
   """The writer of the first process."""
 
   def write_metrics(step: int, stage: str, scalars: Scalars) -> None:
@@ -233,15 +253,22 @@ def _writer(workdir: Path, open_sinks: list[Sink]) -> Writer:
   def rewind(stage: str, step: int) -> None:
     for name, is_after in (("metrics.jsonl", _is_after), ("samples.jsonl", _is_sample_after)):
       path = workdir / name
+      growing.flush(path)
       if not path.is_file():
         continue
-      lines = path.read_text(errors="replace").splitlines(keepends=True)
+      with _writable(path):
+        content = path.read_bytes().decode(errors="replace")
+      lines = content.splitlines(keepends=True)
       remaining = [line for line in lines if not is_after(line, stage, step)]
       if len(remaining) < len(lines):  # else the file is left alone
-        with _writable(path):
-          replace(path, "".join(remaining))
+        _replace(path, "".join(remaining))
 
-  return Writer(metrics=write_metrics, samples=write_samples, table=write_table, rewind=rewind)
+  def flush() -> None:
+    growing.flush(workdir)
+
+  return Writer(
+    metrics=write_metrics, samples=write_samples, table=write_table, rewind=rewind, flush=flush
+  )
 
 
 def _is_after(line: str, stage: str, step: int) -> bool:
@@ -270,8 +297,8 @@ def _is_sample_after(line: str, stage: str, step: int) -> bool:
   return isinstance(row, dict) and row.get("stage") == stage and row.get("iteration", 0) > step
 
 
-def append(path: Path, rows: Iterable[Row]) -> None:
-  """Adds lines to a file, in the first process.
+def append(path: AnyPath, rows: Iterable[Row]) -> None:
+  """Adds lines to a file, in the first process; in a bucket they may wait in memory (`flush`).
 
   Raises:
     UserError: where the file cannot be written, or a row holds a number that is not finite.
@@ -279,11 +306,21 @@ def append(path: Path, rows: Iterable[Row]) -> None:
   if jax.process_index() > 0:
     return
   text = _json_lines(path, rows)  # in one piece, so that a crash cuts one line at most
-  with _writable(path), path.open("a", encoding="utf-8") as file:
-    file.write(text)
+  with _writable(path):
+    growing.append(path, text)
 
 
-def keep(path: Path, rows: Iterable[Row]) -> None:
+def flush(workdir: AnyPath) -> None:
+  """Brings every line that waits into a directory, in the first process.
+
+  Raises:
+    UserError: where a bucket cannot be written.
+  """
+  if jax.process_index() == 0:
+    growing.flush(workdir)
+
+
+def keep(path: AnyPath, rows: Iterable[Row]) -> None:
   """Leaves a file with just these lines, in the first process.
 
   Raises:
@@ -291,12 +328,17 @@ def keep(path: Path, rows: Iterable[Row]) -> None:
   """
   if jax.process_index() > 0:
     return
-  text = _json_lines(path, rows)
+  _replace(path, _json_lines(path, rows))
+
+
+def _replace(path: AnyPath, text: str) -> None:
+  """Leaves a file of lines with this content, whatever waits for it."""
+  growing.forget(path)
   with _writable(path):
     replace(path, text)
 
 
-def _json_lines(path: Path, rows: Iterable[Row]) -> str:
+def _json_lines(path: AnyPath, rows: Iterable[Row]) -> str:
   """The lines of a file.
 
   Raises:
@@ -314,7 +356,7 @@ def _json_lines(path: Path, rows: Iterable[Row]) -> str:
   return "".join(texts)
 
 
-def keep_results(workdir: Path, results: Mapping[str, Any]) -> None:
+def keep_results(workdir: AnyPath, results: Mapping[str, Any]) -> None:
   """Leaves what a stage measured at its end in results.json, in the first process.
 
   Raises:
@@ -327,23 +369,28 @@ def keep_results(workdir: Path, results: Mapping[str, Any]) -> None:
     jsons.write(path, results)
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
+def rows(path: AnyPath) -> list[dict[str, Any]]:
   """The lines of a file up to the first that is not whole; none where there is no file."""
+  flush(path)
+  content = b""
+  with contextlib.suppress(FileNotFoundError), places.reaching(path):
+    content = path.read_bytes()
   whole_rows = []
-  with contextlib.suppress(FileNotFoundError, ValueError), path.open(encoding="utf-8") as file:
-    for line in file:
-      row = json.loads(line)
-      if not line.endswith("\n") or not isinstance(row, dict):
+  with contextlib.suppress(ValueError):
+    for line in content.splitlines(keepends=True):
+      row = json.loads(line.decode())
+      if not line.endswith(b"\n") or not isinstance(row, dict):
         break
       whole_rows.append(row)
   return whole_rows
 
 
 @contextlib.contextmanager
-def _writable(path: Path) -> Iterator[None]:
-  """Turns an error of the operating system into a UserError that names the path."""
+def _writable(path: AnyPath) -> Iterator[None]:
+  """Turns an error of the disk, or of a bucket, into a UserError that names the path."""
   try:
-    yield
+    with places.reaching(path):
+      yield
   except OSError as error:
     raise UserError(
       f"{path}: cannot be written ({error.strerror or error}); free some space or name another "
@@ -356,7 +403,7 @@ def _as_json(config: Config) -> dict[str, Any]:
   return json.loads(jsons.text(config)) | {"format": FORMAT}
 
 
-def check_same_run(workdir: Path, config: Config) -> None:
+def check_same_run(workdir: AnyPath, config: Config) -> None:
   """Checks that a directory with results belongs to a run with these settings.
 
   Where a run has settings but no metrics, draws or checkpoints yet, the settings may change.

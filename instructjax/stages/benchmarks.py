@@ -23,7 +23,6 @@ import re
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from instructjax import rewards
@@ -40,6 +39,7 @@ from instructjax.stages.drawing import draw_responses
 from instructjax.stages.sample import Model
 from instructjax.stages.wiring import require_multiple
 from instructjax.system import jsons, keys
+from instructjax.system.places import AnyPath
 
 TURNS = "turns.jsonl"
 # The temperatures of MT-bench's categories (Zheng et al. 2023, in FastChat).
@@ -74,7 +74,7 @@ class Question(NamedTuple):
 Answers = dict[int, list[str]]
 
 
-def run(settings: SampleSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
+def run(settings: SampleSettings, workdir: AnyPath, sinks: tuple[str, ...] = ()) -> None:
   """Answers every question with every model and writes the files of the benchmark.
 
   Raises UserError for a question file of another layout, and for what else is wrong.
@@ -148,7 +148,7 @@ def question_of(format_: str, row: Mapping[str, Any], temperature: float) -> Que
 
 def answer(
   settings: SampleSettings,
-  workdir: Path,
+  workdir: AnyPath,
   questions: Sequence[Question],
   model: Model,
   stored: Sequence[Mapping[str, Any]],
@@ -224,12 +224,12 @@ def prompt_of(question: Question, answers: Sequence[str]) -> Prompt:
 
 def write(
   format_: str,
-  workdir: Path,
+  workdir: AnyPath,
   questions: Sequence[Question],
   name: str,
   answers: Answers,
   tokenizer: Tokenizer,
-) -> Path:
+) -> AnyPath:
   """Writes the answers of a model as the benchmark's program reads them, and returns the path."""
   folder = workdir / format_
   now = time.time()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,9 +15,10 @@ from instructjax.stages import running
 from instructjax.stages.drawing import as_completion, draw_responses
 from instructjax.stages.wiring import missing_eos, require_multiple
 from instructjax.system import keys
+from instructjax.system.places import AnyPath
 
 
-def run(settings: BestOfNSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
+def run(settings: BestOfNSettings, workdir: AnyPath, sinks: tuple[str, ...] = ()) -> None:
   """Leaves the best responses in samples.jsonl, and the score over the KL bound in metrics.jsonl.
 
   Raises UserError for whatever is wrong with the settings, the prompts or the models, before the

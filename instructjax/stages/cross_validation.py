@@ -33,6 +33,7 @@ from instructjax.settings.fields import replaced, to_dict
 from instructjax.settings.reward import RewardSettings
 from instructjax.stages import reward, running
 from instructjax.system import memory
+from instructjax.system.places import require_local
 
 POOLS = ("training labelers", "held-out labelers")  # the names that `ordering` gives them
 
@@ -44,6 +45,7 @@ def run(
 
   Raises UserError for data without labelers, and for whatever is wrong with the reward stage.
   """
+  require_local(workdir, "--workdir")
   training, held_out = read(settings)
   members = split_labelers(training, groups)
   numbers = {labeler: number for number, group in enumerate(members) for labeler in group}

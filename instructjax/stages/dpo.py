@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +27,7 @@ from instructjax.stages.wiring import (
   share_of_real,
 )
 from instructjax.system import keys
+from instructjax.system.places import AnyPath
 from instructjax.types import LM, Comparisons, Frozen, Params, Predictions, TrainState
 
 
@@ -130,7 +130,7 @@ def draw(settings: DPOSettings, rows: Rows, pad: pipeline.Pad) -> Callable[[int]
 
 def run(
   settings: DPOSettings,
-  workdir: Path,
+  workdir: AnyPath,
   sinks: tuple[str, ...] = (),
   watch: running.Watch = running.NOBODY,
 ) -> None:

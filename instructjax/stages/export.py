@@ -19,7 +19,7 @@ from instructjax.runs.checkpoint import Checkpoints
 from instructjax.runs.origin import Origin
 from instructjax.settings.subjects import LoadedModelSettings
 from instructjax.stages import trainable
-from instructjax.system import jsons
+from instructjax.system import jsons, places
 from instructjax.types import Params
 
 WEIGHTS = ("", "ema", "raw")
@@ -93,7 +93,7 @@ def choose_weights(source: str, model: Origin, weights: str) -> Params:
   """The parameters that `weights` asks for.  Raises UserError where the run does not have them."""
   if weights not in WEIGHTS:
     raise UserError(f"--weights={weights}: choose ema or raw")
-  last = Checkpoints(Path(source) / "checkpoints" / "ppo")
+  last = Checkpoints(places.directory(source) / "checkpoints" / "ppo")
   leaves = last.leaves() if last.latest() is not None else {}
   has_average = any(name.startswith("ema/policy/") for name in leaves)
   if weights == "ema" and not has_average:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +39,7 @@ from instructjax.stages.wiring import (
   whole_on_each_device,
 )
 from instructjax.system import keys
+from instructjax.system.places import AnyPath
 from instructjax.types import (
   LM,
   Array,
@@ -574,7 +574,7 @@ def measures_of_rewards(
 
 def run(
   settings: PPOSettings,
-  workdir: Path,
+  workdir: AnyPath,
   sinks: tuple[str, ...] = (),
   watch: running.Watch = running.NOBODY,
 ) -> None:

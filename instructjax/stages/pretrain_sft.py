@@ -6,7 +6,6 @@ import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -42,6 +41,7 @@ from instructjax.stages.wiring import (
   share_of_real,
 )
 from instructjax.system import keys
+from instructjax.system.places import AnyPath
 from instructjax.types import LM, Demonstrations, Params, TrainState
 
 
@@ -529,7 +529,7 @@ class Selection(NamedTuple):
 
 def run(
   settings: SupervisedSettings,
-  workdir: Path,
+  workdir: AnyPath,
   sinks: tuple[str, ...] = (),
   watch: running.Watch = running.NOBODY,
   selection: Selection | None = None,

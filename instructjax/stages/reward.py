@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +34,7 @@ from instructjax.stages.wiring import (
   whole_on_each_device,
 )
 from instructjax.system import keys
+from instructjax.system.places import AnyPath
 from instructjax.types import LM, Comparisons, Params, TrainState
 
 
@@ -385,7 +385,7 @@ def normalise(kind: str, params: Params, scores: np.ndarray) -> Normalised:
 
 def run(
   settings: RewardSettings,
-  workdir: Path,
+  workdir: AnyPath,
   sinks: tuple[str, ...] = (),
   watch: running.Watch = running.NOBODY,
 ) -> None:

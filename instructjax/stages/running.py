@@ -6,7 +6,6 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +27,7 @@ from instructjax.settings.fields import to_dict
 from instructjax.settings.subjects import AnyModelSettings, MeshSettings
 from instructjax.stages import trainable
 from instructjax.stages.wiring import Part, Stage
+from instructjax.system.places import AnyPath
 from instructjax.types import Params, PyTree, TrainState
 
 
@@ -111,14 +111,14 @@ def rows_for(size: int, shards: int) -> int:
 
 
 def open_run(
-  settings: AnySettings, workdir: Path, sinks: tuple[str, ...], prints: Mapping[str, str]
+  settings: AnySettings, workdir: AnyPath, sinks: tuple[str, ...], prints: Mapping[str, str]
 ) -> contextlib.AbstractContextManager[writers.Writer]:
   """The run directory; other data under the same names are another run."""
   config = run_config(settings, prints)
   return writers.open_run(workdir, config, seed=settings.seed, sinks=sinks)
 
 
-def check_same_run(settings: AnySettings, workdir: Path, prints: Mapping[str, str]) -> None:
+def check_same_run(settings: AnySettings, workdir: AnyPath, prints: Mapping[str, str]) -> None:
   """Raises UserError where a directory holds results of other settings or other data."""
   writers.check_same_run(workdir, run_config(settings, prints))
 
@@ -236,7 +236,7 @@ def seconds_at_peak(watch: Watch, training: Training) -> SecondsAtPeak | None:
   return lambda metrics: sum(seconds * share(metrics) for seconds, share in parts)
 
 
-def first_start(workdir: Path, stage: str) -> float:
+def first_start(workdir: AnyPath, stage: str) -> float:
   """When a stage was first started in this directory, in seconds since 1970; now, if never.
 
   It stands in manifest.json, so that it survives whatever ends the run.
@@ -248,14 +248,14 @@ def first_start(workdir: Path, stage: str) -> float:
   return starts[stage]
 
 
-def read_noted(workdir: Path, name: str) -> dict[str, Any]:
+def read_noted(workdir: AnyPath, name: str) -> dict[str, Any]:
   """What manifest.json says of each stage under a name; empty where it says nothing."""
   return writers.read_manifest(workdir).get(name, {})
 
 
 def train(
   settings: TrainingSettings,
-  workdir: Path,
+  workdir: AnyPath,
   writer: writers.Writer,
   training: Training,
   watch: Watch = NOBODY,
@@ -325,7 +325,7 @@ def whole_model(
 
 
 def leave_policy(
-  settings: AnySettings, workdir: Path, step: int, params: Params, about: Mapping[str, Any]
+  settings: AnySettings, workdir: AnyPath, step: int, params: Params, about: Mapping[str, Any]
 ) -> None:
   """Leaves a policy for the next stage; an adapter also in the layout of PEFT, in `adapter/`.
 
@@ -344,7 +344,7 @@ def leave_policy(
 
 def leave_model(
   settings: AnySettings,
-  workdir: Path,
+  workdir: AnyPath,
   step: int,
   params: PyTree,
   about: Mapping[str, Any],
@@ -358,7 +358,7 @@ def leave_model(
   writers.mark_finished(workdir, settings.stage, step)
 
 
-def is_finished(settings: AnySettings, workdir: Path) -> bool:
+def is_finished(settings: AnySettings, workdir: AnyPath) -> bool:
   """Returns whether a run of these settings is finished; it says so where it is.
 
   The first of several processes looks, and all get its answer: another one may see an older state

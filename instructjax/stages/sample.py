@@ -21,7 +21,8 @@ from instructjax.settings.sampling import SampleSettings
 from instructjax.stages import running
 from instructjax.stages.drawing import SORTED, as_completion, draw_responses
 from instructjax.stages.wiring import require_multiple
-from instructjax.system import jsons, keys
+from instructjax.system import jsons, keys, places
+from instructjax.system.places import AnyPath
 
 # Of draws.jsonl: model, temperature, prompt (its number), of (its fingerprint), responses, scores.
 Row = dict[str, Any]
@@ -90,7 +91,7 @@ class Plan(NamedTuple):
     return first + self.temperatures.index(temperature)
 
 
-def run(settings: SampleSettings, workdir: Path, sinks: tuple[str, ...] = ()) -> None:
+def run(settings: SampleSettings, workdir: AnyPath, sinks: tuple[str, ...] = ()) -> None:
   """Leaves in samples.jsonl, for each prompt, `n` responses of each model at each temperature.
 
   With `k` it leaves that many different responses of all. Models are opened one after the other.
@@ -163,7 +164,7 @@ def make_plan(settings: SampleSettings) -> Plan:
   models = named_models(settings.model.source, settings.model.shape)
   for model in models:
     if origin.is_run(model.source):
-      origin.finished(Path(model.source), "policy")
+      origin.finished(places.directory(model.source), "policy")
   temperatures = settings.sampling.temperature
   most = settings.n * len(models) * len(temperatures)
   if settings.k > most:
@@ -203,7 +204,7 @@ def named_models(text: str, shape: str) -> tuple[Model, ...]:
 # --- drawing ---
 
 
-def read_draws(path: Path, plan: Plan) -> list[Row]:
+def read_draws(path: AnyPath, plan: Plan) -> list[Row]:
   """The rows of draws.jsonl, each of which is at its place in the plan.
 
   Raises UserError for a row of another model, temperature or prompt than belongs there.
@@ -223,7 +224,7 @@ def read_draws(path: Path, plan: Plan) -> list[Row]:
   return rows
 
 
-def check_unchanged(settings: SampleSettings, workdir: Path, model: Model) -> None:
+def check_unchanged(settings: SampleSettings, workdir: AnyPath, model: Model) -> None:
   """Opens a model that has drawn everything, where it may be another one now.
 
   Raises UserError where it is.
@@ -315,7 +316,7 @@ def gather(
 def describe(
   settings: SampleSettings,
   samples: Sequence[Mapping[str, Any]],
-  path: Path,
+  path: AnyPath,
   *,
   drawn_before: bool,
 ) -> str:

@@ -12,7 +12,6 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,6 +33,7 @@ from instructjax.settings.supervised import SFTSettings
 from instructjax.stages import pretrain_sft, running
 from instructjax.stages.wiring import missing_eos
 from instructjax.system import keys
+from instructjax.system.places import AnyPath
 from instructjax.types import Params, Prompts, Rollout, TrainState
 
 SCORE, NLL = "eval/score", "eval/nll"
@@ -41,7 +41,7 @@ SCORE, NLL = "eval/score", "eval/nll"
 
 def run(
   settings: SFTSettings,
-  workdir: Path,
+  workdir: AnyPath,
   sinks: tuple[str, ...] = (),
   watch: running.Watch = running.NOBODY,
 ) -> None:
@@ -128,7 +128,7 @@ def mean_reward(
   return evaluate
 
 
-def choose_checkpoint(settings: SFTSettings, workdir: Path, state: TrainState) -> TrainState:
+def choose_checkpoint(settings: SFTSettings, workdir: AnyPath, state: TrainState) -> TrainState:
   """The checkpoint with the highest score.
 
   manifest.json gets `selection`: which checkpoint it is, and which one the loss would have chosen.
@@ -136,6 +136,7 @@ def choose_checkpoint(settings: SFTSettings, workdir: Path, state: TrainState) -
   checkpoints = Checkpoints(
     workdir / "checkpoints" / settings.stage, keep=settings.keep, best=SCORE
   )
+  writers.flush(workdir)
   measured = evaluations(workdir / "metrics.jsonl", settings.stage)
   scored = [step for step in checkpoints.steps() if SCORE in measured.get(step, {})]
   # Of equal scores the earliest checkpoint is taken.
@@ -162,7 +163,7 @@ def describe(selection: Mapping[str, Any]) -> str:
   )
 
 
-def evaluations(path: Path, stage: str) -> dict[int, dict[str, float]]:
+def evaluations(path: AnyPath, stage: str) -> dict[int, dict[str, float]]:
   """{step: {metric: value}} of the evaluations of a run."""
   measured: dict[int, dict[str, float]] = {}
   for line in path.read_text(encoding="utf-8").splitlines():

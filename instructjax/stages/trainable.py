@@ -8,7 +8,6 @@ empty. In each case `trunk | trained` is a model again, and the trunk is kept in
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ from instructjax.models import freeze, lora, peft
 from instructjax.runs.origin import Origin, adapted, model_config
 from instructjax.settings import TrainingSettings
 from instructjax.settings.subjects import LoraSettings
+from instructjax.system.places import AnyPath
 from instructjax.types import LM, Array, Key, Params
 
 
@@ -139,6 +139,6 @@ def joined(whole: Params, trained: Params) -> Params:
   return kept | trained | {"blocks": blocks}
 
 
-def save_adapter(folder: Path, adapter: Params, about: Mapping[str, Any]) -> None:
+def save_adapter(folder: AnyPath, adapter: Params, about: Mapping[str, Any]) -> None:
   """Writes an adapter in the layout of PEFT, with the name of its base."""
   peft.save(folder, model_config(str(folder), about), adapter, about["base"]["source"])

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from instructjax.system import places
+from instructjax.system.places import AnyPath
 
-def replace(path: Path, content: str | bytes) -> None:
+
+def replace(path: AnyPath, content: str | bytes) -> None:
   """Writes a file beside its place, then moves it there; a text is written as UTF-8.
 
   Raises:
@@ -22,13 +26,22 @@ def replace(path: Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: AnyPath) -> Iterator[BinaryIO]:
   """Opens a file beside its place, which moves there when all of it is written.
+
+  In a bucket, where an object appears when all of it has arrived, the file is gathered in memory.
 
   Raises:
     OSError: the file could not be written. An old file in its place is untouched then, as after
       any other exception.
+    UserError: the bucket could not be written.
   """
+  if not isinstance(path, Path):
+    gathered = io.BytesIO()
+    yield gathered
+    with places.reaching(path):
+      path.write_bytes(gathered.getvalue())
+    return
   part = path.with_name(path.name + ".part")
   try:
     with part.open("wb") as file:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from instructjax.errors import UserError
-from instructjax.system import atomic
+from instructjax.system import atomic, places
+from instructjax.system.places import AnyPath
 
 
 def text(
@@ -75,7 +75,7 @@ def finite(value: Any) -> Any:
   return value
 
 
-def write(path: Path, value: Any, indent: int | None = 2) -> None:
+def write(path: AnyPath, value: Any, indent: int | None = 2) -> None:
   """Leaves a value in a file, whole or not at all; a number that is not finite becomes null.
 
   Raises:
@@ -84,20 +84,24 @@ def write(path: Path, value: Any, indent: int | None = 2) -> None:
   atomic.replace(path, text_with_nulls(value, indent=indent) + "\n")
 
 
-def read(path: Path, remedy: str) -> Any:
+def read(path: AnyPath, remedy: str) -> Any:
   """Returns the value of a file that `write` left.
 
   Raises:
     UserError: the file is missing or is no JSON. The message ends with `remedy`.
   """
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
+    with places.reaching(path):
+      content = path.read_text(encoding="utf-8")
+    return json.loads(content)
+  except UserError:  # of a bucket that cannot be reached
+    raise
   except (OSError, ValueError, RecursionError) as error:
     problem = error.strerror if isinstance(error, OSError) else error
     raise UserError(f"{path}: cannot be read ({problem}); {remedy}") from error
 
 
-def read_object(path: Path, remedy: str) -> dict[str, Any]:
+def read_object(path: AnyPath, remedy: str) -> dict[str, Any]:
   """Returns the object of a file that `write` left.  Raises as `read`, also for another value."""
   value = read(path, remedy)
   if not isinstance(value, dict):

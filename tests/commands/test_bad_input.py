@@ -338,11 +338,11 @@ def test_a_directory_that_cannot_be_written(refused, data, tmp_path):
 @pytest.mark.parametrize(
   "command",
   [
-    ["pretrain", "--workdir=gs://bucket/run"],
+    ["pretrain", "--workdir=s3://bucket/run"],
     ["quickstart", "--workdir=s3://bucket/run"],
     ["eval", "--models=a=b", "--suite=bias", "--workdir=gs://bucket/run"],
     ["lm_eval", "--model=a", "--tasks=b", "--workdir=gs://bucket/run"],
-    ["report", "--workdir=gs://bucket/run"],
+    ["report", "--workdir=s3://bucket/run"],
     ["export", "--model=a", "--out=gs://bucket/run"],
     ["data", "tone", "--out=gs://bucket/run"],
     ["label", "--db=gs://bucket/labels.sqlite"],

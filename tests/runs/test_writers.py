@@ -192,7 +192,7 @@ def test_another_process_cannot_open_the_run(writer, tmp_path, monkeypatch):
     assert silent is writers.SILENT
 
 
-@pytest.mark.parametrize("place", ["gs://bucket/run", "s3://bucket/run"])
+@pytest.mark.parametrize("place", ["hdfs://bucket/run", "s3://bucket/run"])
 def test_an_address_is_no_directory(place, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for workdir in (place, Path(place)):

@@ -8,16 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from instructjax.errors import UserError
-from instructjax.system import lock
+from instructjax.system import lock, places
 
 HOLD = """
 import sys
+import threading
 from pathlib import Path
-from instructjax.system import lock
+from instructjax.system import lock, places
 
 with lock.holding(Path(sys.argv[1])):
   print("held", flush=True)
@@ -118,3 +120,75 @@ def test_without_locks_a_living_process_and_another_machine_hold_and_a_dead_one_
     with lock.holding(tmp_path):
       assert json.loads(path.read_text()) == {"pid": os.getpid(), "host": here}
     assert not path.exists()
+
+
+# --- in a bucket, where the file of a living process changes ---
+
+
+@pytest.fixture
+def place(bucket):
+  return places.directory("gs://bucket/run")
+
+
+def beat(pid, number):
+  return json.dumps({"pid": pid, "host": "elsewhere", "beat": number})
+
+
+def test_a_directory_in_a_bucket_is_held_and_given_up(place):
+  with lock.holding(place):
+    assert json.loads((place / lock.NAME).read_text())["pid"] == os.getpid()
+    with lock.holding(place):
+      pass
+    assert (place / lock.NAME).exists()
+  assert not (place / lock.NAME).exists()
+
+
+def test_a_holder_in_a_bucket_writes_its_file_anew(place, monkeypatch):
+  monkeypatch.setattr(lock, "BEAT", 0.001)
+  second_beat = threading.Event()
+  write = lock._write_beat
+
+  def write_and_tell(path, number):
+    write(path, number)
+    if number == 2:
+      second_beat.set()
+
+  monkeypatch.setattr(lock, "_write_beat", write_and_tell)
+  with lock.holding(place):
+    assert second_beat.wait(60)
+  assert not (place / lock.NAME).exists()
+
+
+def test_a_living_holder_in_a_bucket_is_left_alone(place, monkeypatch):
+  (place / lock.NAME).write_text(beat(7, 1))
+  waited = []
+
+  def sleep(seconds):
+    waited.append(seconds)
+    (place / lock.NAME).write_text(beat(7, 1 + len(waited) // 2))
+
+  monkeypatch.setattr(lock.time, "sleep", sleep)
+  message = "run: process 7 on elsewhere is writing here; wait until"
+  with pytest.raises(UserError, match=message), lock.holding(place):
+    pass
+  assert waited == [20.0, 20.0]
+  assert (place / lock.NAME).exists()
+
+
+def test_a_dead_holder_in_a_bucket_is_passed_over(place, monkeypatch, capsys):
+  (place / lock.NAME).write_text(beat(7, 1))
+  waited = []
+  monkeypatch.setattr(lock.time, "sleep", waited.append)
+  with lock.holding(place):
+    assert json.loads((place / lock.NAME).read_text())["pid"] == os.getpid()
+  assert waited == [20.0] * 3
+  assert "waiting 60 s to see whether it still runs" in capsys.readouterr().err
+
+
+def test_a_dead_holder_of_this_machine_is_passed_over_at_once(place, monkeypatch):
+  ended = subprocess.Popen([sys.executable, "-c", ""])
+  ended.wait()
+  (place / lock.NAME).write_text(json.dumps({"pid": ended.pid, "host": socket.gethostname()}))
+  monkeypatch.setattr(lock.time, "sleep", pytest.fail)
+  with lock.holding(place):
+    pass

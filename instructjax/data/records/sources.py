@@ -36,6 +36,7 @@ from instructjax.data.records.named import Layout
 from instructjax.data.records.places import Row
 from instructjax.data.records.records import Record, Spelling, native
 from instructjax.errors import UserError
+from instructjax.system.places import see_all_writers
 
 # With one of these endings, the last part of a hub address is a file and no configuration.
 FILES = (".jsonl", ".json", ".parquet", ".zst", *files.TABLES, *files.COMPRESSIONS)
@@ -382,6 +383,7 @@ def _bucket_paths(address: str) -> list[Any]:
   """
   from etils import epath
 
+  see_all_writers()  # runs may lie in the same bucket, and the client is made once
   try:
     path = epath.Path(address)
   except (KeyError, NotImplementedError, ValueError) as error:

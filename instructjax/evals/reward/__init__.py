@@ -56,6 +56,7 @@ from instructjax.runs.report import ranking
 from instructjax.settings import EvalSettings
 from instructjax.settings.fields import to_dict
 from instructjax.stages import running
+from instructjax.system import places
 
 LONGER = 1.5  # the ratio of lengths from which the preferred answer counts as longer
 BINS = ordering.BINS
@@ -92,6 +93,7 @@ def main(
   Raises:
     UserError: if a file or a reward is not as expected.
   """
+  places.require_local(workdir, "--workdir")
   with contextlib.ExitStack() as stack:
     voice = stack.enter_context(announce.speaking())
     names = ", ".join(f"{name}={source}" for name, source in models.items())

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from html import escape
-from pathlib import Path
 
 from instructjax.errors import UserError
 from instructjax.runs.report import page, sections, verdict
 from instructjax.runs.report.files import Run, read
 from instructjax.system import atomic
+from instructjax.system.places import AnyPath
 
 __all__ = ["render", "write"]
 
@@ -30,7 +30,7 @@ def render(run: Run) -> str:
   return page.page(f"{run.name} · InstructJAX", body)
 
 
-def write(workdir: Path) -> Path:
+def write(workdir: AnyPath) -> AnyPath:
   """Writes report.html into the run directory, whole or not at all, and returns its path.
 
   Raises:

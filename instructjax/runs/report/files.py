@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from instructjax.errors import UserError
 from instructjax.intervals import Estimate
+from instructjax.system import places
+from instructjax.system.places import AnyPath
 
 JsonObject = dict[str, Any]
 Curve = dict[int, float]  # step -> value
@@ -35,13 +37,15 @@ class Run(NamedTuple):
   left_model: bool = True  # whether a stage of training has left its model, which it does last
 
 
-def read(workdir: Path) -> Run:
+def read(workdir: AnyPath) -> Run:
   """Reads the five files.
 
   Raises:
     UserError: where none of them holds anything.
   """
-  if not workdir.is_dir():
+  with places.reaching(workdir):
+    is_directory = workdir.is_dir()
+  if not is_directory:
     raise UserError(
       f"{workdir} is no directory; give the directory of a run, the one that was its --workdir"
     )
@@ -56,12 +60,12 @@ def read(workdir: Path) -> Run:
     raise UserError(
       f"{workdir} holds nothing to report ({causes}); a run directory has {', '.join(NAMES)}"
     )
-  name = workdir.resolve().name
+  name = workdir.resolve().name if isinstance(workdir, Path) else workdir.name
   final = left_model(workdir)
   return Run(name, curves, samples, results, config, manifest, problems, final)
 
 
-def left_model(workdir: Path) -> bool:
+def left_model(workdir: AnyPath) -> bool:
   """Returns whether a run has left a model for the next stage.
 
   The folder of a step gets its number as its name when all of it is written.
@@ -69,16 +73,16 @@ def left_model(workdir: Path) -> bool:
   return any(step.name.isdigit() for step in (workdir / "checkpoints" / "final").glob("*"))
 
 
-def lines(path: Path, problems: list[str]) -> Iterator[JsonObject]:
+def lines(path: AnyPath, problems: list[str]) -> Iterator[JsonObject]:
   """Yields the objects of a JSONL file; the numbers of the other lines go to `problems`."""
   if not path.is_file():
     return
   bad_lines = []
-  with path.open(encoding="utf-8", errors="replace") as file:
+  with path.open("rb") as file:
     for line_number, line in enumerate(file, start=1):
       if not line.strip():
         continue
-      record = parse(line)
+      record = parse(line.decode("utf-8", "replace"))
       if isinstance(record, dict):
         yield record
       else:
@@ -90,11 +94,11 @@ def lines(path: Path, problems: list[str]) -> Iterator[JsonObject]:
     problems.append(f"{path.name}: left out what is no JSON object, line {examples}{more}")
 
 
-def whole(path: Path, problems: list[str]) -> JsonObject:
+def whole(path: AnyPath, problems: list[str]) -> JsonObject:
   """Returns the object of a JSON file; empty where there is none."""
   if not path.is_file():
     return {}
-  record = parse(path.read_text(encoding="utf-8", errors="replace"))
+  record = parse(path.read_bytes().decode("utf-8", "replace"))
   if isinstance(record, dict):
     return record
   problems.append(f"{path.name}: left out, it is no JSON object")
