@@ -318,22 +318,34 @@ def _count_in_segment(
   return count - jax.lax.cummax(before_start, axis=1)
 
 
-def rotate(
-  x: Float[Array, "B T H C"],
+class Turns(NamedTuple):
+  """The angles by which positions turn the pairs of a head (Su et al. 2021)."""
+
+  cos: Float[Array, "B T F"]
+  sin: Float[Array, "B T F"]
+
+
+def turns(
   positions: Int[Array, "B T"],
   frequency: Float[Array, " F"] | np.ndarray,
-) -> Float[Array, "B T H C"]:
-  """Applies rotary positions (Su et al. 2021) to the first 2F features of each head.
+) -> Turns:
+  """Returns the turn of each pair of features: at position t, the angle t * frequency."""
+  angle = positions[:, :, None].astype(jnp.float32) * frequency
+  found = Turns(jnp.cos(angle), jnp.sin(angle))
+  # All layers read them. On a CPU XLA would compute them anew in each, once for each use.
+  return jax.lax.optimization_barrier(found) if sharding.is_on_cpu() else found
 
-  At position t the pair (x_i, x_{i + F}), i < F, turns by the angle t * frequency_i. Features from
-  2F on stay as they are; so do all of them where there is no frequency, or all are 0.
+
+def rotate(x: Float[Array, "B T H C"], turns: Turns) -> Float[Array, "B T H C"]:
+  """Turns the first 2F features of each head: the pair (x_i, x_{i + F}), i < F, by its angle.
+
+  Features from 2F on stay as they are; so do all of them where there is no frequency, or all are 0.
   """
-  half = frequency.shape[0]
+  half = turns.cos.shape[-1]
   if not half:
     return x
-  angle = positions[:, :, None, None].astype(jnp.float32) * frequency
-  cos = jnp.cos(angle)
-  sin = jnp.sin(angle)
+  cos = turns.cos[:, :, None]
+  sin = turns.sin[:, :, None]
   a = x[..., :half]
   b = x[..., half : 2 * half]
   rest = x[..., 2 * half :]

@@ -66,6 +66,15 @@ def block_width(length: int) -> int:
   return WIDEST
 
 
+def dtype_of(dtype: str) -> str:
+  """Returns the type in which keys and values are kept, for products of operands of `dtype`.
+
+  That is `dtype`, but on a CPU float32. There XLA can write into bfloat16 only by a copy of all of
+  it in float32, in every step, and the products of attention are float32 anyway.
+  """
+  return "float32" if sharding.is_on_cpu() else dtype
+
+
 def empty_keys(rows: int, length: int, heads: int, width: int, dtype: str, block: int) -> Keys:
   """Returns a cache for the keys (or the values) of one layer, with room for `length` columns.
 
@@ -90,10 +99,14 @@ def write_keys(
   cached: Keys,
   new: Float[Array, "B K t C"],
   column: Int[Array, ""],
+  dtype: str,
 ) -> Keys:
-  """Writes the keys (or the values) of t columns into those of one layer, from `column` on."""
+  """Writes the keys (or the values) of t columns into those of one layer, from `column` on.
+
+  They are rounded to `dtype`, in which they are multiplied.
+  """
   if not isinstance(cached, Int8):
-    return write(cached, new, column)
+    return write(cached, new.astype(dtype), column)
   q, scale = int8.quantise(new, (3,))
   return Int8(write(cached.q, q, column), write(cached.scale, scale, column))
 

@@ -18,7 +18,7 @@ K key/value heads, C head width, L layers, F rotary frequencies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -196,8 +196,7 @@ def attend(
   family: Family,
   p: Params,
   x: Float[Array, "B T D"],
-  positions: Int[Array, "B T"],
-  frequency: Array | np.ndarray,
+  turns: blocks.Turns,
   mix: Callable[[Array, Array, Array], Array],
 ) -> Float[Array, "B T D"]:
   """Returns the output of the attention half of a block.
@@ -213,8 +212,8 @@ def attend(
   if "q_norm" in p:
     q = family.norm(p["q_norm"], q)
     k = family.norm(p["k_norm"], k)
-  q = blocks.rotate(q, positions, frequency)
-  k = blocks.rotate(k, positions, frequency)
+  q = blocks.rotate(q, turns)
+  k = blocks.rotate(k, turns)
   # Keys and values have their heads before their positions, as caches do.
   k = jnp.swapaxes(k, 1, 2)
   v = jnp.swapaxes(v, 1, 2)
@@ -256,21 +255,23 @@ def block(
   family: Family,
   x: Float[Array, "B T D"],
   layer: Layer,
-  positions: Int[Array, "B T"],
+  turns: Sequence[blocks.Turns],
   mix: Callable,
 ) -> tuple[Float[Array, "B T D"], None]:
-  """Applies one layer to the residual stream, in the form that `jax.lax.scan` asks of its body."""
+  """Applies one layer to the residual stream, in the form that `jax.lax.scan` asks of its body.
+
+  `turns` has those of each kind of layer.
+  """
   p, key, kind = layer
   if kind is None:
-    frequency = family.kinds[0].frequency
+    own_turns = turns[0]
     window_index = 0
   else:
-    # The number of the kind is traced, so the frequencies of all kinds are in the program.
-    frequencies = [k.frequency for k in family.kinds]
-    frequency = jnp.asarray(frequencies)[kind]
+    # The number of the kind is traced, so the turns of all kinds are in the program.
+    own_turns = jax.tree.map(lambda *of_kinds: jnp.stack(of_kinds)[kind], *turns)
     window_index = kind
   mix = partial(mix, window_index=window_index)
-  attended = attend(family, p, x, positions, frequency, mix)
+  attended = attend(family, p, x, own_turns, mix)
   return add_halves(family, p, x, attended, key), None
 
 
@@ -302,7 +303,8 @@ def run(
     branch=branch,
   )
   positions = blocks.positions(valid, branch)
-  body = partial(block, family, positions=positions, mix=mix)
+  turns = [blocks.turns(positions, kind.frequency) for kind in family.kinds]
+  body = partial(block, family, turns=turns, mix=mix)
   if family.sequence:
     body = partial(split_stream, body)
   if family.remat != "none":
@@ -312,19 +314,62 @@ def run(
     body = jax.checkpoint(body, prevent_cse=False, policy=policy)
 
   depth = _depth(layers)
+  bits = bits_of(layers)
   keys = None if key is None else jax.random.split(key, depth)
   kinds = None
   if len(family.kinds) > 1:
     own_pattern = family.pattern[first : first + depth]
     kinds = jnp.asarray(own_pattern, jnp.int32)
-  stack = (layers, keys, kinds)
+
+  def read_and_apply(x, stacked):
+    layer, layer_bits, layer_key, layer_kind = stacked
+    return body(x, (with_bits(layer, layer_bits), layer_key, layer_kind))
+
+  stack = (layers, bits, keys, kinds)
   unroll = min(family.unroll, depth)
   if not family.sequence:
-    x, _ = jax.lax.scan(body, x, stack, unroll=unroll)
+    x, _ = jax.lax.scan(read_and_apply, x, stack, unroll=unroll)
     return x
   x = along_sequence(x)
-  x, _ = jax.lax.scan(body, x, stack, unroll=unroll)
+  x, _ = jax.lax.scan(read_and_apply, x, stack, unroll=unroll)
   return sharding.reshard(x, "batch", None, None)
+
+
+def bits_of(stack: Params) -> PyTree:
+  """Returns the bits of stacked bfloat16 matrices as integers on a CPU, and None for other leaves.
+
+  On a CPU XLA cannot slice bfloat16. To take the matrix of one layer it would widen those of all
+  layers to float32, in every call. Integers are sliced as they are.
+  """
+
+  def bits_of_leaf(w: Array) -> Array | None:
+    if w.dtype != jnp.bfloat16 or not sharding.is_on_cpu():
+      return None
+    return jax.lax.bitcast_convert_type(w, jnp.uint16)
+
+  return jax.tree.map(bits_of_leaf, stack)
+
+
+def with_bits(layer: Params, bits: PyTree) -> Params:
+  """Returns the matrices of one layer, read from their bits where there are any (`bits_of`)."""
+
+  def read(w: Array, own_bits: Array | None) -> Array:
+    return w if own_bits is None else _from_bits(own_bits, w)
+
+  return jax.tree.map(read, layer, bits)
+
+
+@jax.custom_jvp
+def _from_bits(bits: Array, w: Array) -> Array:
+  """Returns w, computed from its bits alone. A gradient is that of w."""
+  return jax.lax.bitcast_convert_type(bits, w.dtype)
+
+
+@_from_bits.defjvp
+def _from_bits_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]):
+  """Returns w and the tangent of w: integers have none."""
+  _, tangent = tangents
+  return _from_bits(*primals), tangent
 
 
 def _depth(stack: Params) -> int:
@@ -494,7 +539,7 @@ def init_cache(
       length,
       family.kv_heads,
       family.head_width,
-      "int8" if int8_cache else family.dtype,
+      "int8" if int8_cache else cache.dtype_of(family.dtype),
       block,
     )
     return tuple(empty_layer() for _ in range(family.depth))
@@ -528,15 +573,17 @@ def decode(
   position = cache.write(cached["position"][..., None], new_position[..., None], index)[..., 0]
   used = cache.in_use(position)
   x = family.embed(params["embed"], tokens, query_position)
+  turns = [blocks.turns(query_position, kind.frequency) for kind in family.kinds]
 
   keys = list(cached["keys"])
   values = list(cached["values"])
   for i, p in enumerate(params["layers"]):
-    kind = family.kinds[family.pattern[i] if family.pattern else 0]
+    number = family.pattern[i] if family.pattern else 0
+    window = family.kinds[number].window
 
-    def mix(q, k, v, i=i, window=kind.window):
-      keys[i] = cache.write_keys(keys[i], k, index)
-      values[i] = cache.write_keys(values[i], v, index)
+    def mix(q, k, v, i=i, window=window):
+      keys[i] = cache.write_keys(keys[i], k, index, family.dtype)
+      values[i] = cache.write_keys(values[i], v, index, family.dtype)
       return cache.attend(
         q,
         keys[i],
@@ -550,7 +597,7 @@ def decode(
         softcap=family.softcap,
       )
 
-    attended = attend(family, p, x, query_position, kind.frequency, mix)
+    attended = attend(family, p, x, turns[number], mix)
     x = add_halves(family, p, x, attended)
   new_cache = {
     "keys": tuple(keys),

@@ -5,6 +5,7 @@ Dimensions: N prompts, B rows of a batch, P prompt, R response, T = P + R.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from jaxtyping import Float
 
 from instructjax import likelihood, rewards, rollout
 from instructjax.data.batches import pipeline
+from instructjax.data.public import tone
 from instructjax.data.records.records import Demonstration, Prompt
 from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
@@ -64,6 +66,9 @@ def answerer(settings: QuickstartSettings, trained: Trained) -> Answerer:
   same prompts.
   """
   sampling = sampling_of(settings, trained.tokenizer, trained.template)
+  # All prompts are answered at once, as the episodes of PPO are: nothing waits for a slot.
+  prompts_in_all = len(tone.TEST) * settings.test_prompts
+  sampling = dataclasses.replace(sampling, slots=prompts_in_all)
 
   # Compiled here and not in `draw`, which is called for every policy.
   @jax.jit
@@ -82,7 +87,6 @@ def answerer(settings: QuickstartSettings, trained: Trained) -> Answerer:
     tokens = pipeline.prompts(
       asked, trained.tokenizer, prompt=settings.prompt, template=trained.template
     )
-    # All of them in one call: as an answer ends, the next prompt takes its slot.
     padded = pipeline.pad_prompts(tokens, length=settings.prompt)
     key = keys.run_key(settings.seed, "quickstart answers", number)
     return jax.device_get(sample(trained.trunk, policy, padded, key))

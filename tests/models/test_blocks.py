@@ -84,12 +84,12 @@ def test_a_soft_cap_bends_towards_the_cap():
 
 def test_features_beyond_the_rotated_ones_and_those_of_frequency_0_stay():
   x, at = draw(0, 1, 4, 2, 8), jnp.array([[0, 1, 2, 90]])
-  y = blocks.rotate(x, at, np.array([0.5, 0.0], np.float32))
+  y = blocks.rotate(x, blocks.turns(at, np.array([0.5, 0.0], np.float32)))
   np.testing.assert_array_equal(y[..., 4:], x[..., 4:])
   np.testing.assert_array_equal(y[..., [1, 3]], x[..., [1, 3]])
   turned = np.cos(45.0) * wide(x)[0, 3, :, 0] - np.sin(45.0) * wide(x)[0, 3, :, 2]
   np.testing.assert_allclose(y[0, 3, :, 0], turned, atol=1e-5)
-  assert blocks.rotate(x, at, np.zeros(0, np.float32)) is x
+  assert blocks.rotate(x, blocks.turns(at, np.zeros(0, np.float32))) is x
 
 
 def test_a_window_holds_the_query_and_those_before_it():

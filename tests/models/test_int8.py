@@ -74,7 +74,7 @@ def test_keys_are_scaled_by_head_and_column():
   """Written into two columns of a cache, they come back at most half a step off."""
   empty = cache.empty_keys(2, 8, 3, 4, "int8", 4)
   new = jax.random.normal(jax.random.key(0), (2, 3, 2, 4)) * jnp.array([1.0, 100.0])[:, None]
-  filled = cache.write_keys(empty, new, jnp.int32(3))  # columns 3 and 4, in two blocks
+  filled = cache.write_keys(empty, new, jnp.int32(3), "float32")  # columns 3 and 4, in two blocks
   assert filled.q.dtype == jnp.int8
   assert filled.scale.shape == (2, 2, 3, 4, 1)
   values = np.moveaxis(np.asarray(filled.q * filled.scale), 0, 2).reshape(2, 3, 8, 4)

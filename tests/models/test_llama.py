@@ -1,7 +1,6 @@
 """Llama: parameter count, rotary positions, the gated MLP, tied and untied heads."""
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -34,15 +33,19 @@ def test_rotation_by_complex_numbers():
   at = np.array([[0, 1, 7, 1000]])
   turn = np.exp(1j * at[..., None] * 100.0 ** (-np.arange(3) / 3))[:, :, None]
   z = (x[..., :3] + 1j * x[..., 3:]) * turn
-  got = blocks.rotate(jnp.asarray(x), jnp.asarray(at), rope.frequencies(6, 100.0))
+  got = blocks.rotate(jnp.asarray(x), blocks.turns(jnp.asarray(at), rope.frequencies(6, 100.0)))
   np.testing.assert_allclose(got, np.concatenate([z.real, z.imag], -1), atol=2e-4)
   np.testing.assert_array_equal(got[:, 0], x[:, 0])
 
 
 def test_scores_depend_on_the_distance_alone():
   q, k = jax.random.normal(jax.random.key(1), (2, 1, 1, 1, 8))
-  rotate = partial(blocks.rotate, frequency=rope.frequencies(8, 10_000.0))
-  score = lambda t, s: float((rotate(q, jnp.array([[t]])) * rotate(k, jnp.array([[s]]))).sum())
+
+  def rotated(x, position):
+    turns = blocks.turns(jnp.array([[position]]), rope.frequencies(8, 10_000.0))
+    return blocks.rotate(x, turns)
+
+  score = lambda t, s: float((rotated(q, t) * rotated(k, s)).sum())
   assert score(9, 4) == pytest.approx(score(105, 100), abs=1e-4)
   assert score(9, 4) != pytest.approx(score(9, 5), abs=1e-3)
 

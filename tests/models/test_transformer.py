@@ -12,6 +12,7 @@ from families import FAMILIES
 
 from instructjax import models, sharding
 from instructjax.errors import UserError
+from instructjax.models import cache as model_cache
 from instructjax.models import freeze, gpt, transformer
 from instructjax.models.cache import check_context
 
@@ -243,8 +244,49 @@ def test_bfloat16_products_stay_near_float32():
   assert b.dtype == half.logits(params, b).dtype == jnp.float32
   assert 1e-5 < float(jnp.abs(a - b).max()) < 0.1
   cached, cache = half.decode(half.unstack(params), tokens, valid, half.init_cache(2, 8))
-  assert cache["keys"][0].dtype == jnp.bfloat16
   np.testing.assert_allclose(cached, b, atol=0.05)
+  # On a CPU the cache is float32, and holds what bfloat16 can hold.
+  keys = cache["keys"][0]
+  assert keys.dtype == jnp.float32
+  np.testing.assert_array_equal(keys, keys.astype(jnp.bfloat16).astype(jnp.float32))
+
+
+def test_a_bfloat16_cache_stays_bfloat16_on_a_tpu():
+  planned = jax.sharding.AbstractMesh(
+    (1, 1, 1), sharding.AXES, (jax.sharding.AxisType.Explicit,) * 3
+  )
+  with jax.sharding.use_abstract_mesh(planned):
+    assert model_cache.dtype_of("bfloat16") == "bfloat16"
+  assert model_cache.dtype_of("bfloat16") == "float32"
+
+
+def test_a_call_does_not_widen_the_bfloat16_matrices_of_all_layers():
+  """Slices of bfloat16 are made in float32 by XLA, which then widens the stack before the loop."""
+  config = gpt.GPTConfig(vocab_size=48, context=64, width=32, depth=4, heads=4, dtype="bfloat16")
+  lm = gpt.gpt(config)
+  trunk, _ = freeze.split(lm.init(jax.random.key(0)), 1, dtype="bfloat16")
+  program = jax.jit(lm.stem).lower(trunk, text(2, 8), jnp.ones((2, 8), bool)).compile().as_text()
+  stack = trunk["lower"]["up"]["w"]
+  assert stack.shape == (3, 32, 128)
+  assert "u16[3,32,128]" in program
+  assert "f32[3,32,128]" not in program
+
+
+def test_a_gradient_of_bfloat16_blocks_is_as_without_their_bits(monkeypatch):
+  config = gpt.GPTConfig(vocab_size=48, context=64, width=32, depth=3, heads=4, dtype="bfloat16")
+  lm = gpt.gpt(config)
+  params = tiny.perturb(lm.init(jax.random.key(0)), 0.2)
+  half = params | {"blocks": jax.tree.map(lambda w: w.astype(jnp.bfloat16), params["blocks"])}
+  tokens, valid = text(2, 8), jnp.ones((2, 8), bool)
+
+  def loss(blocks):
+    return jnp.sum(lm.hidden(half | {"blocks": blocks}, tokens, valid) ** 2)
+
+  by_bits = jax.grad(loss)(half["blocks"])
+  monkeypatch.setattr(transformer, "bits_of", lambda stack: jax.tree.map(lambda w: None, stack))
+  plain = jax.grad(loss)(half["blocks"])
+  assert float(jnp.abs(plain["up"]["w"]).max()) > 0.1
+  tiny.assert_trees_close(by_bits, plain, rtol=1e-2, atol=1e-2)
 
 
 def test_too_long_rows_and_caches_say_what_fits(model):
