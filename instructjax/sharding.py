@@ -65,15 +65,16 @@ def make_mesh(
       f"mesh data={data} fsdp={fsdp} model={model} needs {size} devices and {len(available)} are "
       f"there: choose three positive numbers whose product is at most {len(available)}"
     )
-  platform = available[0].platform
+  used = available[:size]
+  platform = used[0].platform
   if platform == "tpu":
-    grid = _grid_of_tpus(shape, available[:size], len(available))
+    grid = _grid_of_tpus(shape, used, len(available))
   elif platform == "gpu":
     # JAX numbers GPUs host after host, yet it lists them process after process.
-    numbered = sorted(available[:size], key=lambda device: (_slice_of(device), device.id))
+    numbered = sorted(used, key=lambda device: (_slice_of(device), device.id))
     grid = np.array(numbered).reshape(shape)
   else:
-    grid = np.array(available[:size]).reshape(shape)
+    grid = np.array(used).reshape(shape)
   return Mesh(grid, AXES, axis_types=AXIS_TYPES)
 
 

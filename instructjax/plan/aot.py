@@ -20,12 +20,12 @@ from typing import Any
 
 from instructjax import sharding
 from instructjax.errors import UserError
-from instructjax.plan import collectives
+from instructjax.plan import chips, collectives
 from instructjax.plan.chips import GiB, Pod
 from instructjax.plan.programs import Program
 from instructjax.system import jsons
 
-FORMAT = 2  # of the cached reports
+FORMAT = 3  # of the cached reports
 
 # GiB in a unit of the compiler's messages.
 UNITS = {"K": 1 / 1024**2, "M": 1 / 1024, "G": 1.0, "T": 1024.0}
@@ -154,7 +154,8 @@ def report(
   with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged report is made anew
     return json.loads(path.read_text())
   compiling()
-  result = _compile(lowered, mesh, trips)
+  _, mesh_in_slices = chips.in_slices(topology, mesh)
+  result = _compile(lowered, mesh_in_slices, trips)
   folder.mkdir(parents=True, exist_ok=True)
   jsons.write(path, result, indent=None)
   return result

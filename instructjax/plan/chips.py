@@ -295,6 +295,18 @@ def written(sizes: Mapping[str, int]) -> str:
 # Time on the links
 
 
+def in_slices(topology: Pod, sizes: Mapping[str, int]) -> tuple[Pod, dict[str, int]]:
+  """Returns one slice of a topology and the part of a mesh in it, with `slices` as a further axis.
+
+  So the compiler writes a program, in which only what says so goes between slices.
+  """
+  axis = sharding.axis_over_slices(**sizes, slices=topology.slices)
+  in_slice = {
+    name: size // topology.slices if name == axis else size for name, size in sizes.items()
+  }
+  return topology._replace(slices=1), {"slices": topology.slices, **in_slice}
+
+
 def split(
   topology: Pod,
   sizes: Mapping[str, int],
@@ -303,7 +315,8 @@ def split(
   """Splits the devices of a collective into near and far.
 
   Returns:
-    How many of them lie in one slice or node, and how many slices or nodes there are.
+    How many of them lie in one slice or node, and how many slices or nodes there are. Along the
+    `slices` of a compiled program (`in_slices`), each device has another one in each slice.
   """
   total = math.prod(sizes[name] for name in along)
   if topology.chip.near:
@@ -312,7 +325,9 @@ def split(
     index = tuple(slice(None) if name in along else 0 for name in sizes)
     group = ids[index].ravel()
     near = int((group < topology.chip.near).sum())
-  elif sharding.axis_over_slices(**sizes, slices=topology.slices) in along:
+  elif "slices" in along:
+    near = 1
+  elif topology.slices > 1 and sharding.axis_over_slices(**sizes, slices=topology.slices) in along:
     near = total // topology.slices
   else:
     near = total

@@ -50,6 +50,7 @@ def test_reports_are_kept():
     ("v6e:2x2", 1, 4, "fsdp=4"),
     ("tpu7x:2x2x1", 1, 8, "fsdp=4,model=2"),  # two devices a chip
     ("v5e:2x2", 2, 8, "data=2,fsdp=4"),
+    ("v5e:2x2", 2, 8, "fsdp=4,model=2"),
   ],
 )
 def test_every_kind_of_chip_and_several_slices(topology, slices, devices, mesh):
@@ -57,7 +58,7 @@ def test_every_kind_of_chip_and_several_slices(topology, slices, devices, mesh):
   assert found["devices"] == devices
   (row,) = found["programs"]
   assert row["compiled"]["limit"] > row["compiled"]["peak"] > row["compiled"]["arguments"] * 0.9
-  crossing = [c for c in row["compiled"]["collectives"] if "data" in c["axes"]]
+  crossing = [c for c in row["compiled"]["collectives"] if "slices" in c["axes"]]
   assert bool(crossing) == (slices > 1)
 
 
