@@ -9,20 +9,22 @@ Without a mesh every function of this file is the identity.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 
 from instructjax.errors import UserError
 from instructjax.types import Array, Int, Leaf, PyTree
 
 # From the outermost to the innermost: neighbours along `model` talk most.
 AXES = ("data", "fsdp", "model")
+AXIS_TYPES = (AxisType.Explicit,) * len(AXES)
 RULES: dict[str, tuple[str, ...]] = {
   "batch": ("data", "fsdp"),
   "embed": ("fsdp",),
@@ -38,26 +40,122 @@ RULES: dict[str, tuple[str, ...]] = {
 MAY_BE_WHOLE = ("kv_heads", "vocab", "sequence")
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, model: int = 1) -> Mesh:
+def make_mesh(
+  data: int = 1,
+  fsdp: int = 1,
+  model: int = 1,
+  devices: Sequence[Any] | None = None,
+) -> Mesh:
   """Returns a mesh of explicit axes over the first data * fsdp * model devices.
 
+  On TPUs the axes follow the links, and two axes may share a side of the topology. Slices of TPUs
+  lie along one axis (`axis_over_slices`). CPUs keep their order, and so do GPUs, host after host,
+  so that the inner axes stay within a host for as long as they can.
+
+  `devices` are by default those that are there; a plan gives those of a topology that is not.
+
   Raises:
-    UserError: when there are fewer devices than that.
+    UserError: when there are fewer devices than that, or when they make no such mesh.
   """
   shape = (data, fsdp, model)
   size = math.prod(shape)
-  devices = jax.devices()
-  if min(shape) < 1 or size > len(devices):
+  available = jax.devices() if devices is None else devices
+  if min(shape) < 1 or size > len(available):
     raise UserError(
-      f"mesh data={data} fsdp={fsdp} model={model} needs {size} devices and {len(devices)} are "
-      f"there: choose three positive numbers whose product is at most {len(devices)}"
+      f"mesh data={data} fsdp={fsdp} model={model} needs {size} devices and {len(available)} are "
+      f"there: choose three positive numbers whose product is at most {len(available)}"
     )
-  return jax.make_mesh(
-    shape,
-    AXES,
-    axis_types=(AxisType.Explicit,) * len(AXES),
-    devices=devices[:size],
-  )
+  used = available[:size]
+  platform = used[0].platform
+  if platform == "tpu":
+    grid = _grid_of_tpus(shape, used, len(available))
+  elif platform == "gpu":
+    # JAX numbers GPUs host after host, yet it lists them process after process.
+    numbered = sorted(used, key=lambda device: (_slice_of(device), device.id))
+    grid = np.array(numbered).reshape(shape)
+  else:
+    grid = np.array(used).reshape(shape)
+  return Mesh(grid, AXES, axis_types=AXIS_TYPES)
+
+
+def abstract_mesh(data: int = 1, fsdp: int = 1, model: int = 1) -> AbstractMesh:
+  """Returns a mesh without devices, on which arrays have the types that they have in a run."""
+  return AbstractMesh((data, fsdp, model), AXES, axis_types=AXIS_TYPES)
+
+
+def axis_over_slices(data: int, fsdp: int, model: int, slices: int) -> str | None:
+  """Returns the axis along which the slices of a mesh lie; None where there can be none.
+
+  The network between slices is slow, so this is the outermost axis that they divide, `data` or
+  else `fsdp`. It is never `model`, along which every layer talks.
+  """
+  sizes = {"data": data, "fsdp": fsdp, "model": model}
+  for name in RULES["batch"]:
+    if sizes[name] % slices == 0:
+      return name
+  return None
+
+
+def _slice_of(device: Any) -> int:
+  """The number of the slice of a device; 0 where devices do not say."""
+  return getattr(device, "slice_index", 0)
+
+
+def _grid_of_tpus(shape: tuple[int, ...], devices: Sequence[Any], available: int) -> np.ndarray:
+  """The first TPUs of those that are available in the shape of a mesh, slice by slice."""
+  devices_by_slice: dict[int, list[Any]] = {}
+  for device in devices:
+    devices_by_slice.setdefault(_slice_of(device), []).append(device)
+  slices = [devices_by_slice[number] for number in sorted(devices_by_slice)]
+
+  taken = "all" if len(devices) == available else "the first"
+  mesh = " ".join(f"{name}={size}" for name, size in zip(AXES, shape, strict=True))
+  begin = f"mesh {mesh} takes {taken} {len(devices)} of {available} TPU devices"
+  sizes = [len(part) for part in slices]
+  if len(set(sizes)) > 1:
+    numbers = " and ".join(map(str, sizes))
+    raise UserError(
+      f"{begin}, which are {numbers} of {len(slices)} slices: choose three numbers whose product "
+      f"is {sizes[0]} or takes as many of each slice"
+    )
+  for part in slices:
+    if not _is_box(part):
+      works = max(n for n in range(1, len(part)) if _is_box(part[:n]))
+      raise UserError(
+        f"{begin}, which are no box of the topology: choose three numbers whose product is {works}"
+      )
+
+  axis = axis_over_slices(*shape, slices=len(slices))
+  if axis is None:
+    raise UserError(
+      f"{begin} in {len(slices)} slices, which lie along data or fsdp: choose a multiple of "
+      f"{len(slices)} for one of these"
+    )
+  in_slice = [
+    size // len(slices) if name == axis else size for name, size in zip(AXES, shape, strict=True)
+  ]
+  grids = [_grid_of_slice(tuple(in_slice), part) for part in slices]
+  return np.concatenate(grids, AXES.index(axis))
+
+
+def _is_box(devices: Sequence[Any]) -> bool:
+  """Whether TPUs fill a box of their topology, with as many cores of every chip."""
+  places = {tuple(device.coords) for device in devices}
+  cores = {device.core_on_chip for device in devices}
+  sides = [max(column) - min(column) + 1 for column in zip(*places, strict=True)]
+  return len(places) == math.prod(sides) and len(devices) == len(places) * len(cores)
+
+
+def _grid_of_slice(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+  """The TPUs of one slice in a shape whose inner axes talk most."""
+  try:
+    # So does `jax.make_mesh`, but on other chips than v5e it lets no two axes share a side.
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  except (TypeError, ValueError):
+    # JAX 0.10 does not find the factor 7 of a side of 28, and then loses chips or has no axis for
+    # them. In the order of their places they are neighbours all the same.
+    by_place = sorted(devices, key=lambda device: (*device.coords, device.core_on_chip))
+    return np.array(by_place).reshape(shape)
 
 
 def is_sharded() -> bool:
@@ -233,13 +331,33 @@ def local_rows(size: int) -> list[int]:
 
 
 def place_rows(tree: PyTree) -> PyTree:
-  """Does what `place_batch` does, where each process passes only its `local_rows`."""
+  """Does what `place_batch` does, where each process passes only its `local_rows`.
+
+  Raises:
+    UserError: when the rows do not divide over the devices.
+  """
   if jax.process_count() == 1 or not is_sharded():
     return place_batch(tree)
   split_rows = NamedSharding(jax.sharding.get_mesh(), jax.P(RULES["batch"]))
+  # A process may hold a part that another one holds too and one that it does not, where `model`
+  # has three devices and a host four. JAX cannot tell then how many rows there are in all.
+  parts = batch_shards()
+  own_parts = local_rows(parts)
 
   def place_leaf(x):
-    return jax.make_array_from_process_local_data(split_rows, np.asarray(x))
+    own = np.asarray(x)
+    rows, rest = divmod(len(own), len(own_parts))
+    if rest:
+      raise UserError(
+        f"{len(own)} rows of this process do not divide over its {len(own_parts)} parts of a batch"
+      )
+
+    def rows_at(index):
+      part = (index[0].start or 0) // rows
+      start = own_parts.index(part) * rows
+      return own[start : start + rows]
+
+    return jax.make_array_from_callback((rows * parts, *own.shape[1:]), split_rows, rows_at)
 
   return jax.tree.map(place_leaf, tree)
 

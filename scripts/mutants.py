@@ -1412,14 +1412,22 @@ MUTANTS["sharding"] = [
     "an odd vocabulary is refused",
   ),
   M(
-    "if min(shape) < 1 or size > len(devices):",
-    "if min(shape) < 1 or size >= len(devices):",
+    "if min(shape) < 1 or size > len(available):",
+    "if min(shape) < 1 or size >= len(available):",
     "a mesh may not have all devices",
   ),
   M(
-    "if min(shape) < 1 or size > len(devices):", "if size > len(devices):", "a mesh without devices"
+    "if min(shape) < 1 or size > len(available):",
+    "if size > len(available):",
+    "a mesh without devices",
   ),
-  M("devices=devices[:size]", "devices=devices[-size:]", "a mesh has the last devices"),
+  M("used = available[:size]", "used = available[-size:]", "a mesh has the last devices"),
+  M(
+    "allow_split_physical_axes=True",
+    "allow_split_physical_axes=False",
+    "two axes may not share a side of the topology",
+  ),
+  M("(_slice_of(device), device.id)", "device.process_index", "GPUs of two hosts stand in turn"),
   M("if length % devices == 0:", "if length >= devices:", "an axis that does not divide is split"),
   M(
     "elif axis in MAY_BE_WHOLE:",

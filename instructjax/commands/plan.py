@@ -20,7 +20,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
   command.add_argument("--topology", required=True, help=topologies)
   mesh = "data=1,fsdp=64,model=16; the product is the number of devices"
   command.add_argument("--mesh", default="", help=mesh)
-  slices = "slices of that topology; data lies across them"
+  slices = "slices of that topology; data or else fsdp lies across them"
   command.add_argument("--slices", type=whole(1, 100_000), default=1, help=slices)
   policy = "a shape such as 175B in the place of config.model.shape"
   command.add_argument("--policy", help=policy)

@@ -18,14 +18,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from instructjax import sharding
 from instructjax.errors import UserError
-from instructjax.plan import collectives
+from instructjax.plan import chips, collectives
 from instructjax.plan.chips import GiB, Pod
 from instructjax.plan.programs import Program
-from instructjax.sharding import AXES
 from instructjax.system import jsons
 
-FORMAT = 2  # of the cached reports
+FORMAT = 3  # of the cached reports
 
 # GiB in a unit of the compiler's messages.
 UNITS = {"K": 1 / 1024**2, "M": 1 / 1024, "G": 1.0, "T": 1024.0}
@@ -40,38 +40,17 @@ def device_mesh(topology: Pod, mesh: Mapping[str, int]) -> Any:
   """Returns the mesh over the compile-only devices of a topology.
 
   Raises:
+    UserError: for a shape that libtpu does not give, and for a mesh that its slices do not divide.
+  """
+  return sharding.make_mesh(**mesh, devices=devices(topology))
+
+
+def devices(topology: Pod) -> list[Any]:
+  """Returns the compile-only devices of a topology.
+
+  Raises:
     UserError: for a shape that libtpu does not know, or of which it gives other devices.
   """
-  from jax.experimental import mesh_utils
-  from jax.sharding import AxisType, Mesh
-
-  devices = _devices(topology)
-  if len(devices) != topology.devices:
-    raise UserError(
-      f"--topology={topology.name}: libtpu gives {len(devices)} devices, {topology.devices} are "
-      "expected"
-    )
-  shape = tuple(mesh.values())
-  if topology.slices > 1:
-    # Slices lie along data, the first axis.
-    shape_in_slice = (shape[0] // topology.slices, *shape[1:])
-    grid = mesh_utils.create_hybrid_device_mesh(
-      shape_in_slice,
-      (topology.slices, 1, 1),
-      devices,
-      allow_split_physical_axes=True,
-    )
-  else:
-    grid = mesh_utils.create_device_mesh(
-      shape,
-      devices,
-      allow_split_physical_axes=True,
-    )
-  return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 3)
-
-
-def _devices(topology: Pod) -> list[Any]:
-  """The compile-only devices of a topology."""
   from jax.experimental import topologies
 
   # Without the first two variables libtpu looks for a metadata server and reports that on stderr.
@@ -91,12 +70,18 @@ def _devices(topology: Pod) -> list[Any]:
       platform="tpu",
       **options,
     )
-    return list(description.devices)
   except Exception as error:  # the plugin's own errors have no common type
     first_line = str(error).strip().partition("\n")[0]
     raise UserError(
       f"--topology={topology.name}: libtpu does not give it ({first_line[:160]}); try another shape"
     ) from error
+  compile_only = list(description.devices)
+  if len(compile_only) != topology.devices:
+    raise UserError(
+      f"--topology={topology.name}: libtpu gives {len(compile_only)} devices, {topology.devices} "
+      "are expected"
+    )
+  return compile_only
 
 
 @contextlib.contextmanager
@@ -107,18 +92,12 @@ def on(
 ) -> Iterator[None]:
   """Sets the mesh: of compile-only devices when `compiling`, else of no devices at all."""
   import jax
-  from jax.sharding import AbstractMesh, AxisType
 
   if compiling:
     with _without_cache(), jax.set_mesh(device_mesh(topology, mesh)):
       yield
     return
-  abstract = AbstractMesh(
-    tuple(mesh.values()),
-    AXES,
-    axis_types=(AxisType.Explicit,) * 3,
-  )
-  with jax.sharding.use_abstract_mesh(abstract):
+  with jax.sharding.use_abstract_mesh(sharding.abstract_mesh(**mesh)):
     yield
 
 
@@ -175,7 +154,8 @@ def report(
   with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged report is made anew
     return json.loads(path.read_text())
   compiling()
-  result = _compile(lowered, mesh, trips)
+  _, mesh_in_slices = chips.in_slices(topology, mesh)
+  result = _compile(lowered, mesh_in_slices, trips)
   folder.mkdir(parents=True, exist_ok=True)
   jsons.write(path, result, indent=None)
   return result

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from instructjax import sharding
 from instructjax.errors import UserError
 
 
@@ -222,7 +223,8 @@ def mesh(text: str, topology: Pod) -> dict[str, int]:
   An axis that is left out is 1. An empty text puts all devices of a slice along fsdp.
 
   Raises:
-    UserError: when the product is not the number of devices, with the nearest mesh that works.
+    UserError: when the product is not the number of devices, with the nearest mesh that works, and
+      when the slices do not divide it.
   """
   sizes = _mesh_sizes(text, topology)
   devices = topology.devices
@@ -234,11 +236,11 @@ def mesh(text: str, topology: Pod) -> dict[str, int]:
       f"--mesh={text}: {product} devices, {topology.name}{slices} has {devices} "
       f"({too_small}nearest that works: --mesh={nearest(sizes, topology)})"
     )
-  # Slices are joined along `data` alone, since the network between them is slow.
-  if sizes["data"] % topology.slices:
+  if sharding.axis_over_slices(**sizes, slices=topology.slices) is None:
     raise UserError(
-      f"--mesh: data={sizes['data']} does not divide over --slices={topology.slices}; choose a "
-      "multiple of it"
+      f"--mesh={text}: --slices={topology.slices} lie along data or fsdp, and divide neither "
+      f"data={sizes['data']} nor fsdp={sizes['fsdp']} "
+      f"(nearest that works: --mesh={nearest(sizes, topology)})"
     )
   return sizes
 
@@ -271,17 +273,17 @@ def nearest(sizes: Mapping[str, int], topology: Pod) -> str:
 
 
 def meshes(topology: Pod) -> list[dict[str, int]]:
-  """Returns every mesh over all devices of a topology; slices lie along data."""
+  """Returns every mesh over all devices of a topology that its slices divide."""
   devices = topology.devices
   divisors = [n for n in range(1, devices + 1) if devices % n == 0]
   candidates = []
-  for data in divisors:
-    if data % topology.slices:
+  for data, fsdp in itertools.product(divisors, repeat=2):
+    model, rest = divmod(devices, data * fsdp)
+    sizes = {"data": data, "fsdp": fsdp, "model": model}
+    if rest:
       continue
-    for fsdp in divisors:
-      model, rest = divmod(devices, data * fsdp)
-      if not rest:
-        candidates.append({"data": data, "fsdp": fsdp, "model": model})
+    if sharding.axis_over_slices(**sizes, slices=topology.slices):
+      candidates.append(sizes)
   return candidates
 
 
@@ -293,6 +295,18 @@ def written(sizes: Mapping[str, int]) -> str:
 # Time on the links
 
 
+def in_slices(topology: Pod, sizes: Mapping[str, int]) -> tuple[Pod, dict[str, int]]:
+  """Returns one slice of a topology and the part of a mesh in it, with `slices` as a further axis.
+
+  So the compiler writes a program, in which only what says so goes between slices.
+  """
+  axis = sharding.axis_over_slices(**sizes, slices=topology.slices)
+  in_slice = {
+    name: size // topology.slices if name == axis else size for name, size in sizes.items()
+  }
+  return topology._replace(slices=1), {"slices": topology.slices, **in_slice}
+
+
 def split(
   topology: Pod,
   sizes: Mapping[str, int],
@@ -301,7 +315,8 @@ def split(
   """Splits the devices of a collective into near and far.
 
   Returns:
-    How many of them lie in one slice or node, and how many slices or nodes there are.
+    How many of them lie in one slice or node, and how many slices or nodes there are. Along the
+    `slices` of a compiled program (`in_slices`), each device has another one in each slice.
   """
   total = math.prod(sizes[name] for name in along)
   if topology.chip.near:
@@ -310,7 +325,9 @@ def split(
     index = tuple(slice(None) if name in along else 0 for name in sizes)
     group = ids[index].ravel()
     near = int((group < topology.chip.near).sum())
-  elif "data" in along:
+  elif "slices" in along:
+    near = 1
+  elif topology.slices > 1 and sharding.axis_over_slices(**sizes, slices=topology.slices) in along:
     near = total // topology.slices
   else:
     near = total

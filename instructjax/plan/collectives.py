@@ -9,7 +9,8 @@ compares with a constant, or the loop has a name whose trips are known (`countin
 The TPU compiler cuts one collective into several fusions that share a channel. They count once.
 
 What goes from slice to slice is written as pairs of a send and a receive through the host, which
-name the collective that they are a part of.
+name the collective that they are a part of. It lies along `slices`, and the rest of the program is
+that of one slice.
 """
 
 from __future__ import annotations
@@ -236,16 +237,16 @@ def frequencies(
 def between_slices(
   received: str,
   transfer: str,
-  mesh: Mapping[str, int],
+  slices: int,
 ) -> tuple[str, int]:
-  """Returns (kind, payload) of a receive from other slices, which lie along data.
+  """Returns (kind, payload) of a receive from other slices.
 
   The payload is what each device holds after its own slice's part.
   """
   kind = transfer.lower().replace("_", "-")
   payload = size(received)
   if kind == "reduce-scatter":
-    payload *= mesh["data"]
+    payload *= slices
   if kind not in KINDS:
     kind = "collective-permute"
   return kind, payload
@@ -258,8 +259,10 @@ def read(
 ) -> list[Collective]:
   """Returns the collectives of a module, the largest first.
 
-  `mesh` gives the size of each axis in order, and `trips_by_loop` how often loops with a name run.
+  `mesh` gives the size of each axis in order, where there are several slices that of one with their
+  number (`chips.in_slices`). `trips_by_loop` says how often loops with a name run.
   """
+  in_slice = {name: size for name, size in mesh.items() if name != "slices"}
   lines_by_name = computations(text)
   times_by_name = frequencies(lines_by_name, trips_by_loop)
   operations: dict[tuple, Operation] = {}
@@ -269,10 +272,10 @@ def read(
     for number, line in enumerate(lines):
       times = times_by_name[name]
       if match := _BETWEEN_SLICES.search(line):
-        kind, payload = between_slices(match[1], match[2], mesh)
-        operations[name, number] = Operation(kind, ("data",), times, times * payload)
+        kind, payload = between_slices(match[1], match[2], mesh["slices"])
+        operations[name, number] = Operation(kind, ("slices",), times, times * payload)
         continue
-      operation = _operation(line, name, times, mesh)
+      operation = _operation(line, name, times, in_slice)
       if operation is None:
         continue
       # Parts of one collective share its channel. The largest of them stands for it.

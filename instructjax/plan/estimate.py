@@ -170,18 +170,12 @@ def program_report(
       error_of_arithmetic = by_arithmetic["peak"] / compiled["peak"] - 1
 
   # A program that the compiler refuses has no collectives to read.
-  best = by_arithmetic
-  if compiled and not compiled["refused"]:
-    best = compiled
   memory = shares(program)
-  bounds = seconds(
-    program,
-    cost,
-    best["collectives"],
-    memory,
-    topology,
-    mesh,
-  )
+  if compiled and not compiled["refused"]:
+    moved = compiled["collectives"]
+    bounds = seconds(program, cost, moved, memory, *chips.in_slices(topology, mesh))
+  else:
+    bounds = seconds(program, cost, by_arithmetic["collectives"], memory, topology, mesh)
   # The slowest of the three bounds the step, and the others hide behind it.
   bound = max(bounds, key=lambda name: bounds[name])
   step = bounds[bound]

@@ -1,6 +1,7 @@
 """Models on four meshes against one device, and what the mesh refuses."""
 
 import dataclasses
+import itertools
 from functools import cache, partial
 
 import jax
@@ -242,6 +243,107 @@ def test_what_is_gathered_and_what_is_moved_lies_where_it_should():
 
 def test_a_mesh_may_leave_devices_alone():
   assert sharding.make_mesh(2, 1, 1).devices.ravel().tolist() == jax.devices()[:2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+  """Stands in for a device of a pod: what says where it is."""
+
+  id: int
+  device_kind: str
+  platform: str = "tpu"
+  coords: tuple[int, int, int] = (0, 0, 0)
+  core_on_chip: int = 0
+  slice_index: int = 0
+  process_index: int = 0
+
+
+def tpus(kind: str, sides: tuple[int, int, int], slices: int = 1, cores: int = 1) -> list[Device]:
+  """The TPUs of some slices, in the order in which JAX lists those of one host."""
+  x, y, z = (range(side) for side in sides)
+  places = itertools.product(range(slices), z, y, x, range(cores))
+  return [
+    Device(number, kind, coords=(x, y, z), core_on_chip=core, slice_index=part)
+    for number, (part, z, y, x, core) in enumerate(places)
+  ]
+
+
+def every_shape(devices: int) -> list[tuple[int, int, int]]:
+  divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+  return [
+    (data, fsdp, devices // data // fsdp)
+    for data, fsdp in itertools.product(divisors, repeat=2)
+    if devices % (data * fsdp) == 0
+  ]
+
+
+@pytest.mark.parametrize(
+  ("kind", "sides", "cores", "count"),
+  [
+    ("TPU v6 lite", (4, 4, 1), 1, 15),
+    ("TPU v5 lite", (4, 8, 1), 1, 21),
+    ("TPU v5", (4, 4, 4), 1, 28),
+    ("TPU v4", (4, 4, 28), 1, 84),  # of which JAX 0.10 does not find all factors
+    ("TPU7x", (2, 2, 2), 2, 15),
+  ],
+)
+def test_a_slice_of_tpus_takes_every_mesh(kind, sides, cores, count):
+  """`jax.make_mesh` lets axes share a side of the topology on v5e alone."""
+  devices = tpus(kind, sides, cores=cores)
+  shapes = every_shape(len(devices))
+  assert len(shapes) == count
+  for shape in shapes:
+    grid = sharding.make_mesh(*shape, devices=devices).devices
+    assert grid.shape == shape and set(grid.flat) == set(devices)
+
+
+def test_slices_lie_along_the_outermost_axis_that_they_divide():
+  devices = tpus("TPU v6 lite", (4, 4, 1), slices=2)
+
+  def slices_of(shape):
+    grid = sharding.make_mesh(*shape, devices=devices).devices
+    assert set(grid.flat) == set(devices)
+    return np.vectorize(lambda device: device.slice_index)(grid)
+
+  along_data = slices_of((4, 4, 2))
+  assert (along_data[:2] == 0).all() and (along_data[2:] == 1).all()
+  along_fsdp = slices_of((1, 8, 4))
+  assert (along_fsdp[:, :4] == 0).all() and (along_fsdp[:, 4:] == 1).all()
+  with pytest.raises(
+    UserError,
+    match="mesh data=1 fsdp=1 model=32 takes all 32 of 32 TPU devices in 2 slices, which lie along "
+    "data or fsdp: choose a multiple of 2 for one of these",
+  ):
+    slices_of((1, 1, 32))
+
+
+def test_a_part_of_the_tpus_is_a_box_or_refused():
+  host = tpus("TPU v6 lite", (2, 4, 1))
+  assert set(sharding.make_mesh(2, 1, 2, devices=host).devices.flat) == set(host[:4])
+  with pytest.raises(
+    UserError,
+    match="mesh data=7 fsdp=1 model=1 takes the first 7 of 8 TPU devices, which are no box of the "
+    "topology: choose three numbers whose product is 6",
+  ):
+    sharding.make_mesh(7, 1, 1, devices=host)
+  with pytest.raises(UserError, match=r"which are 8 and 4 of 2 slices: .* product is 8"):
+    sharding.make_mesh(1, 12, 1, devices=tpus("TPU v6 lite", (2, 4, 1), slices=2))
+
+
+def test_gpus_stand_host_after_host():
+  """With a process for each GPU, JAX may list those of two hosts in turn, each host a slice."""
+  devices = [
+    Device(number, "NVIDIA H100 80GB HBM3", "gpu", slice_index=number // 4)
+    for number in (0, 4, 1, 5, 2, 6, 3, 7)
+  ]
+  for shape in every_shape(8):
+    grid = sharding.make_mesh(*shape, devices=devices).devices
+    assert [device.id for device in grid.flat] == list(range(8))
+
+
+def test_cpus_keep_their_order():
+  order = [jax.devices()[number] for number in (3, 0, 7, 4)]
+  assert sharding.make_mesh(2, 1, 2, devices=order).devices.ravel().tolist() == order
 
 
 def test_an_accelerator_computes_more_positions_at_once():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from instructjax import settings
+from instructjax import settings, sharding
 from instructjax.models import blocks, gpt
 from instructjax.plan import aot, chips, collectives, planning
 from instructjax.plan.planning import Options
@@ -50,6 +50,7 @@ def test_reports_are_kept():
     ("v6e:2x2", 1, 4, "fsdp=4"),
     ("tpu7x:2x2x1", 1, 8, "fsdp=4,model=2"),  # two devices a chip
     ("v5e:2x2", 2, 8, "data=2,fsdp=4"),
+    ("v5e:2x2", 2, 8, "fsdp=4,model=2"),
   ],
 )
 def test_every_kind_of_chip_and_several_slices(topology, slices, devices, mesh):
@@ -57,7 +58,7 @@ def test_every_kind_of_chip_and_several_slices(topology, slices, devices, mesh):
   assert found["devices"] == devices
   (row,) = found["programs"]
   assert row["compiled"]["limit"] > row["compiled"]["peak"] > row["compiled"]["arguments"] * 0.9
-  crossing = [c for c in row["compiled"]["collectives"] if "data" in c["axes"]]
+  crossing = [c for c in row["compiled"]["collectives"] if "slices" in c["axes"]]
   assert bool(crossing) == (slices > 1)
 
 
@@ -103,3 +104,26 @@ def test_how_a_gradient_is_summed_is_the_compilers_choice_for_the_topology(topol
   assert moved == (
     {kind: expected[kind] for kind in kinds} if len(kinds) > 1 else {"all-reduce": 6 * part}
   )
+
+
+# Of each kind of chip a host or a part of one, a square or a cube, and a longer shape. The last of
+# v5p has a factor of 3, and that of v4 a factor of 7.
+SHAPES = {
+  "v4": ("2x2x1", "2x2x4", "4x4x4", "4x4x28"),
+  "v5e": ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+  "v5p": ("2x2x1", "2x2x2", "2x4x4", "4x4x4", "4x4x12", "8x8x16"),
+  "v6e": ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+  "tpu7x": ("2x2x1", "2x2x2", "2x2x4", "4x4x4", "4x4x8"),
+}
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_every_mesh_of_a_search_can_be_made(kind, slices):
+  """On libtpu's own devices, by the function that makes the mesh of a run."""
+  for shape in SHAPES[kind]:
+    pod = chips.pod(f"{kind}:{shape}", slices)
+    devices = aot.devices(pod)
+    for mesh in chips.meshes(pod):
+      grid = sharding.make_mesh(**mesh, devices=devices).devices
+      assert grid.shape == tuple(mesh.values()) and set(grid.flat) == set(devices)

@@ -397,8 +397,23 @@ def test_what_goes_between_slices_is_a_receive_through_the_host():
     text = "ENTRY %main.1 (a: f32[]) -> f32[] {\n" + "".join(
       line.format(what, i, transfer) for i, what in enumerate(("send", "recv"))
     )
-    transfers = collectives.read(text, {"data": 2, "fsdp": 4, "model": 1})
-    assert transfers == [(kind, ("data",), 1, factor * 4 * 16 * 8)]
+    transfers = collectives.read(text, {"slices": 2, "data": 2, "fsdp": 4, "model": 1})
+    assert transfers == [(kind, ("slices",), 1, factor * 4 * 16 * 8)]
+
+
+def test_a_program_for_slices_has_the_groups_of_one():
+  """Two slices of 6 along fsdp; the first slice has positions 0 to 5, of which 0 and 1 are fsdp."""
+  text = (
+    "ENTRY %main.1 (a: f32[]) -> f32[] {\n"
+    "  %g = f32[8]{0} all-gather(%a), channel_id=1, replica_groups={{0,1},{2,3},{4,5}}\n"
+  )
+  pod = chips.Pod("v5e", (2, 3), 2)
+  slice_of_pod, mesh = chips.in_slices(pod, {"data": 3, "fsdp": 4, "model": 1})
+  assert (slice_of_pod.slices, mesh) == (1, {"slices": 2, "data": 3, "fsdp": 2, "model": 1})
+  assert collectives.read(text, mesh) == [("all-gather", ("fsdp",), 1, 4 * 8)]
+  # What goes between them is a device's own, whatever the other axes are.
+  assert chips.split(slice_of_pod, mesh, ("slices",)) == (1, 2)
+  assert chips.split(slice_of_pod, mesh, ("fsdp",)) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -527,8 +542,11 @@ def test_bad_input_names_what_works(topology, mesh, words):
     ("sample:tiny", Options("h100:8"), ["stage 'sample' has no plan"]),
     (
       "sft:tiny",
-      Options("v5e:2x2", slices=2, mesh="fsdp=8"),
-      ["data=1 does not divide over --slices=2"],
+      Options("v5e:2x2", slices=2, mesh="model=8"),
+      [
+        "--mesh=model=8: --slices=2 lie along data or fsdp, and divide neither data=1 nor fsdp=1 "
+        "(nearest that works: --mesh=data=1,fsdp=2,model=4)"
+      ],
     ),
   ],
 )
@@ -772,3 +790,13 @@ def test_the_slow_network_carries_what_leaves_the_node():
   slices = chips.pod("v5e:4x4", 2)
   assert chips.split(slices, mesh, ("data", "fsdp")) == (4, 2)
   assert chips.split(slices, mesh, ("fsdp",)) == (4, 1)
+  along_fsdp = {"data": 1, "fsdp": 16, "model": 2}
+  assert chips.split(slices, along_fsdp, ("fsdp",)) == (8, 2)
+  assert chips.split(slices, along_fsdp, ("model",)) == (2, 1)
+
+
+def test_slices_lie_along_data_or_else_fsdp():
+  found = [tuple(mesh.values()) for mesh in chips.meshes(chips.pod("v5e:2x2", 2))]
+  assert (1, 8, 1) in found and (2, 1, 4) in found
+  assert (1, 1, 8) not in found
+  assert chips.mesh("", chips.pod("v5e:2x2", 2)) == {"data": 2, "fsdp": 4, "model": 1}

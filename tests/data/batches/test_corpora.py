@@ -297,8 +297,11 @@ class Seen:
   def __getitem__(self, i):
     made.append(i)
     return rows[i]
-for shape in ((8, 1, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8)):
-  with jax.set_mesh(sharding.make_mesh(*shape)):
+shapes = [(8, 1, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8), (1, 4, 2)]
+orders = [range(8)] * 4 + [(0, 1, 2, 4, 3, 5, 6, 7)]  # pairs, of which two have a device of each
+for shape, order in zip(shapes, orders):
+  devices = [jax.devices()[i] for i in order]
+  with jax.set_mesh(sharding.make_mesh(*shape, devices=devices)):
     made.clear()
     mine = sharding.local_rows(16)
     pad = partial(pipeline.pad_demonstrations, length=24)
@@ -315,7 +318,7 @@ for shape in ((8, 1, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8)):
 @pytest.mark.slow
 def test_two_processes_make_half_of_the_rows_each_and_one_batch():
   """On every mesh the global batch is that of one process; where the rows lie on one process, it
-  alone makes them.
+  alone makes them. The last mesh has two rows of devices that the processes share.
   """
 
   def start(place, index, devices):
@@ -339,11 +342,11 @@ def test_two_processes_make_half_of_the_rows_each_and_one_batch():
     [line.rsplit(" (16, 24) ") for line in out.splitlines() if "(16, 24)" in line]
     for out, _ in ends
   ]
-  assert len(lines[2]) == 4
+  assert len(lines[2]) == 5
   assert (
     [line[1] for line in lines[0]]
     == [line[1] for line in lines[1]]
     == [line[1] for line in lines[2]]
   )
   counts = [[int(line[0].rsplit(" ", 1)[1]) for line in each] for each in lines]
-  assert counts == [[8, 8, 8, 16], [8, 8, 8, 16], [16, 16, 16, 16]]
+  assert counts == [[8, 8, 8, 16, 12], [8, 8, 8, 16, 12], [16] * 5]
