@@ -2,6 +2,7 @@
 `instructjax` commands are real.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -28,6 +29,21 @@ STAGES = {
   "POLICY_BASE": "models/policy",
   "REWARD_BASE": "models/reward",
 }
+
+
+@contextlib.contextmanager
+def started(command, env):
+  """A program in a group of its own, which is killed where the test fails."""
+  # A test that runs in the background ignores SIGINT, and so would the program.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  program = subprocess.Popen(command, env=env, cwd=ROOT, start_new_session=True)
+  signal.signal(signal.SIGINT, before)
+  try:
+    yield program
+  finally:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(program.pid, signal.SIGKILL)
+    program.wait()
 
 
 def dry(script: str, *words: str, **variables: str) -> list[str]:
@@ -144,7 +160,7 @@ def test_sigterm_reaches_the_stage_which_saves(tmp_path, is_wrapped, code, expec
     (of_workload,) = [word for word in words if word.startswith("--command=")]
     command = as_xpk_runs_it(of_workload.removeprefix("--command="))
   log = tmp_path / "log"
-  with subprocess.Popen(command, env=env, cwd=ROOT) as script:
+  with started(command, env) as script:
     wait_for(log, "sft")
     for _ in range(signals):
       script.send_signal(signal.SIGTERM)
@@ -158,7 +174,7 @@ def test_sigint_is_not_ignored_by_a_stage(tmp_path):
   stand_in(tmp_path / "bin", "instructjax", SAVES.replace("TERM", "INT"))
   env = environment(tmp_path, CODE="130")
   command = ["bash", "experiments/tpu/stages.sh"]
-  with subprocess.Popen(command, env=env, cwd=ROOT, start_new_session=True) as script:
+  with started(command, env) as script:
     wait_for(tmp_path / "log", "sft")
     os.killpg(script.pid, signal.SIGINT)
     assert script.wait(timeout=30) == 130

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 from instructjax import settings
 from instructjax.commands import cli, options, stages
 from instructjax.errors import UserError
+from instructjax.runs.report import verdict
 from instructjax.settings import fields
 from instructjax.system import processes
 
@@ -131,6 +133,12 @@ def test_wrong_overrides_are_named(name, text, message):
   with pytest.raises(UserError) as error:
     settings.override(settings.load("sft:1.3b"), [(name, text)])
   assert str(error.value).startswith(message)
+
+
+def test_the_command_line_and_the_report_know_the_same_stages_of_training():
+  training = set(typing.get_args(settings.TrainingSettings))
+  of_command_line = {name for name in stages.STAGES if type(settings.load(name)) in training}
+  assert set(stages.TRAINING) == set(verdict.TRAINING) == of_command_line
 
 
 def test_words_of_the_command_line_become_assignments():
