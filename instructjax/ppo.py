@@ -680,7 +680,7 @@ def improve(
   # Padding left out, and each token once, however often it is learnt from.
   summary["tokens/episodes"] = jnp.sum(exp.valid > 0)
   summary["tokens/real"] = summary["tokens/episodes"]
-  if text is not None:
+  if text is not None and cfg.ptx_coef:
     summary["tokens/real"] += jnp.sum(text.valid > 0)
   # 1 up to rounding, and exactly 1 with `old_logp` "sampler": nothing has been learnt yet.
   summary["policy/ratio_first"] = metrics["policy/ratio_max"][0]

@@ -169,7 +169,7 @@ def test_model_is_short_for_a_field(monkeypatch, tmp_path):
     == 0
   )
   assert cli.main(["ppo", "--config=ppo:1.3b", "--model=y"]) == 0
-  (sft, workdir, sinks), (ppo, _, none) = seen
+  (sft, workdir, sinks, _), (ppo, _, none, _) = seen
   assert (sft.model.source, sft.seed, workdir, sinks) == ("x", 3, tmp_path, ("wandb",))
   assert (ppo.rl_init, ppo.batch, none) == ("y", 512, ())
 

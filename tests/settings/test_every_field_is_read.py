@@ -132,5 +132,6 @@ def test_the_clip_of_ppo_reaches_its_loss(tmp_path, monkeypatch, capsys):
   words = ["ppo", "--config=ppo:tiny", "--workdir=run"]
   assert cli.main([*words, *options_of({**RICH["ppo"], **changes})]) == 0, capsys.readouterr().err
   assert set(clips) == {1e-6}
-  (row,) = metrics(tmp_path / "run")
+  row, of_held_out = metrics(tmp_path / "run")
   assert row["policy/clipfrac_avg"] > 0
+  assert "eval/score" in of_held_out

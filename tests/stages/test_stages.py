@@ -16,6 +16,7 @@ from instructjax.errors import UserError
 from instructjax.plan import chips, meter, useful
 from instructjax.runs import origin, writers
 from instructjax.settings.subjects import LoadedModelSettings, MeshSettings
+from instructjax.stages import ppo as ppo_stage
 from instructjax.stages import reward as reward_stage
 from instructjax.stages import running
 
@@ -295,10 +296,11 @@ def test_ppo_that_gets_sigterm_within_an_iteration_goes_on_bit_for_bit(
   data, init_run, reward_run, ppo_run, tmp_path, monkeypatch, capsys, part
 ):
   """In the third iteration, whose updates are not begun: the state of the second is saved."""
-  compile_parts = running.programs_of
+  compile_parts = ppo_stage.iteration_in_parts
 
-  def programs_of(stage, state):
-    programs = compile_parts(stage, state)
+  def iteration_in_parts(*args):
+    iteration = compile_parts(*args)
+    programs = iteration.programs
 
     def preempted(program):
       def run(state, frozen, values):
@@ -308,10 +310,11 @@ def test_ppo_that_gets_sigterm_within_an_iteration_goes_on_bit_for_bit(
 
       return run
 
-    number = [one.name for one in stage.parts].index(part)
+    number = ("rollout", "scoring").index(part)
     early = list(programs.early)
     early[number] = preempted(early[number])
-    return programs._replace(early=tuple(early), last=checked(programs.last))
+    programs = programs._replace(early=tuple(early), last=checked(programs.last))
+    return iteration._replace(programs=programs)
 
   def checked(last):
     def run(state, frozen, values):
@@ -322,7 +325,7 @@ def test_ppo_that_gets_sigterm_within_an_iteration_goes_on_bit_for_bit(
 
   folder = tmp_path / "ppo"
   with monkeypatch.context() as patch:
-    patch.setattr(running, "programs_of", programs_of)
+    patch.setattr(ppo_stage, "iteration_in_parts", iteration_in_parts)
     assert ppo(data, folder, init_run, reward_run) == 128 + signal.SIGTERM
   assert "ppo: stopped at step 2 of 4" in capsys.readouterr().err
   assert [row["step"] for row in metrics(folder)] == [1, 2]
