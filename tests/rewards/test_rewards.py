@@ -369,7 +369,7 @@ def test_ppo_goes_on_after_its_server_failed_bit_for_bit(
   """
   sources = f"python:{module(COUNT)}:letters + 0.5*{server.url}#batch=3,{FAST} + 2*{reward_run}"
   again = partial(ppo, data, init=base, source=sources)
-  with tiny.compilations("draw") as drawing, tiny.compilations("learn") as learning:
+  with tiny.compilations("draw") as drawing, tiny.compilations("update") as learning:
     assert again(tmp_path / "whole") == 0
   assert (len(drawing), len(learning)) == (1, 1)
   name = spec.names(spec.parse(server.url))[0]
