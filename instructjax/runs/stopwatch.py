@@ -3,7 +3,8 @@
 A device works through the parts in their order while the host goes on, so a part takes from the end
 of the part before it to the moment at which its result is there; what the host does between two
 parts belongs to the second. The first part of a step takes from its own dispatch where that is
-later. Nobody waits for these moments but who waits for the metrics of the step anyway.
+later. Nobody waits for these moments but who waits for the metrics of the step anyway. A loop that
+waits between the parts, as that of PPO does, settles them there.
 """
 
 from __future__ import annotations
