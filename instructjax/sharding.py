@@ -171,12 +171,20 @@ def batch_shards() -> int:
   return math.prod(sizes[name] for name in RULES["batch"])
 
 
+def platform() -> str:
+  """The platform of the devices of the mesh, or of this machine's without a mesh.
+
+  It is empty for a mesh without devices, which is of a plan.
+  """
+  if not is_sharded():
+    return jax.default_backend()
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return "" if device is None else device.platform
+
+
 def is_on_cpu() -> bool:
   """Whether the devices of the mesh, or this machine's without a mesh, are CPUs."""
-  if not is_sharded():
-    return jax.default_backend() == "cpu"
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return device is not None and device.platform == "cpu"  # a mesh without devices is of a plan
+  return platform() == "cpu"
 
 
 # A device computes packed rows of at least so many positions at once, where a batch has them. A few

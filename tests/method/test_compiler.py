@@ -1,0 +1,70 @@
+"""The table of the compiler's options, and what a user changes of it."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from instructjax import compiler
+from instructjax.errors import UserError
+from instructjax.settings.subjects import MeshSettings
+from instructjax.stages import running
+
+FLAG = "xla_gpu_enable_latency_hiding_scheduler"
+
+
+def on(platform, monkeypatch):
+  monkeypatch.setattr(compiler.sharding, "platform", lambda: platform)
+
+
+def test_each_platform_has_its_own_options(monkeypatch):
+  on("tpu", monkeypatch)
+  assert compiler.options_for() == dict(compiler.OPTIONS["tpu"])
+  on("gpu", monkeypatch)
+  assert compiler.options_for() == {FLAG: True}
+  for plain in ("cpu", "", "rocm"):
+    on(plain, monkeypatch)
+    assert compiler.options_for() == {}
+
+
+def test_a_user_adds_replaces_and_leaves_out(monkeypatch):
+  on("gpu", monkeypatch)
+  assert compiler.options_for("xla_a=65536, xla_b=true") == {
+    FLAG: True,
+    "xla_a": "65536",
+    "xla_b": "true",
+  }
+  assert compiler.options_for(f"{FLAG}=false") == {FLAG: "false"}
+  assert compiler.options_for(f"{FLAG}=none") == {}
+
+
+@pytest.mark.parametrize("text", ["xla_a", "=true", "xla_a=", "xla_a=1,b"])
+def test_what_is_no_option_is_named(text):
+  with pytest.raises(UserError, match=r"config\.mesh\.compiler=.* is no NAME=VALUE"):
+    compiler.options_for(text)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("xla_no_such_option=true", "for cpu does not take xla_no_such_option=true .*No such"),
+    (f"{FLAG}=perhaps", f"does not take {FLAG}=perhaps"),
+    (f"{FLAG}=none", f"{FLAG}=none leaves nothing out on cpu"),
+  ],
+)
+def test_an_option_that_the_compiler_does_not_take_ends_a_run_at_its_start(text, message):
+  with pytest.raises(UserError, match=message), running.devices(MeshSettings(compiler=text)):
+    raise AssertionError("the run has begun")
+
+
+@pytest.mark.parametrize("mesh", [{}, {"fsdp": 2}], ids=str)
+def test_the_options_reach_the_compiler(mesh, monkeypatch):
+  """By an option that changes the text of a compiled program on a CPU."""
+  settings = MeshSettings(**mesh, compiler="xla_embed_ir_in_executable=true")
+  with running.devices(settings):
+    options = compiler.jit(jnp.sin, settings.compiler).lower(1.0)._lowering.compile_args
+  assert dict(options["compiler_options_kvs"]) == {"xla_embed_ir_in_executable": "true"}
+
+
+def test_the_options_of_a_gpu_are_known_by_name():
+  """XLA knows the names of its own options on every platform; those of a TPU only libtpu knows."""
+  jax.jit(jnp.sin, compiler_options=dict(compiler.OPTIONS["gpu"])).lower(1.0).compile()
