@@ -12,7 +12,6 @@ option of the table out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -26,19 +25,17 @@ Value = bool | int | str
 # Those of a TPU are what MaxText calls continuation fusion: a collective is cut into steps, each of
 # which is fused with a part of a product that runs meanwhile. The one of a GPU orders operations so
 # that collectives and copies run beside products.
-OPTIONS: Mapping[str, Mapping[str, Value]] = MappingProxyType(
-  {
-    "tpu": {
-      "xla_enable_async_all_gather": True,
-      "xla_tpu_enable_async_collective_fusion": True,
-      "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
-      "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
-      "xla_tpu_overlap_compute_collective_tc": True,
-    },
-    "gpu": {"xla_gpu_enable_latency_hiding_scheduler": True},
-    "cpu": {},
-  }
-)
+OPTIONS: Mapping[str, Mapping[str, Value]] = {
+  "tpu": {
+    "xla_enable_async_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+    "xla_tpu_overlap_compute_collective_tc": True,
+  },
+  "gpu": {"xla_gpu_enable_latency_hiding_scheduler": True},
+  "cpu": {},
+}
 
 
 def options_for(own: str = "") -> dict[str, Value]:
@@ -58,13 +55,13 @@ def options_for(own: str = "") -> dict[str, Value]:
   return chosen
 
 
-def read(text: str) -> dict[str, str]:
+def read(text: str) -> dict[str, Value]:
   """Returns the options of a text such as `xla_a=true,xla_b=65536`.
 
   Raises:
     UserError: for a part that is no NAME=VALUE.
   """
-  values: dict[str, str] = {}
+  values: dict[str, Value] = {}
   for part in filter(None, text.split(",")):
     name, equals, value = part.strip().partition("=")
     if not equals or not name or not value:
@@ -72,8 +69,15 @@ def read(text: str) -> dict[str, str]:
         f"config.mesh.compiler={text}: '{part.strip()}' is no NAME=VALUE; write options as "
         "xla_a=true,xla_b=65536, and NAME=none to leave one of ours out"
       )
-    values[name] = value
+    values[name] = _value(value)
   return values
+
+
+def _value(text: str) -> Value:
+  """A value as the compiler takes it: true or false, a whole number, or a word."""
+  if text in ("true", "false"):
+    return text == "true"
+  return int(text) if text.isdecimal() else text
 
 
 def jit(function: Callable, options: str = "", **settings: Any) -> Any:
@@ -112,7 +116,8 @@ def check(own: str) -> None:
       jax.jit(jnp.negative, compiler_options={name: value}).lower(scalar).compile()
     except (jax.errors.JaxRuntimeError, ValueError) as error:
       reason = str(error).strip().partition("\n")[0]
+      written = str(value).lower() if isinstance(value, bool) else value
       raise UserError(
-        f"config.mesh.compiler: the compiler for {platform} does not take {name}={value} "
+        f"config.mesh.compiler: the compiler for {platform} does not take {name}={written} "
         f"({reason[:160]}); correct it or leave it out"
       ) from error

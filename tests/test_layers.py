@@ -79,7 +79,7 @@ STANDARD_OF_FILES = {
   "tempfile",
   "warnings",
 }
-MODULES, ROOMS = 18, 12  # the most that the top level may hold
+MODULES, ROOMS = 19, 12  # the most that the top level may hold
 
 
 def module_of(path: Path) -> str:

@@ -25,7 +25,7 @@ from instructjax.plan.chips import GiB, Pod
 from instructjax.plan.programs import Program
 from instructjax.system import jsons
 
-FORMAT = 3  # of the cached reports
+FORMAT = 4  # of the cached reports
 
 # GiB in a unit of the compiler's messages.
 UNITS = {"K": 1 / 1024**2, "M": 1 / 1024, "G": 1.0, "T": 1024.0}

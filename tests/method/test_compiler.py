@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
-from instructjax import compiler
+from instructjax import compiler, steps
 from instructjax.errors import UserError
 from instructjax.settings.subjects import MeshSettings
 from instructjax.stages import running
@@ -30,10 +31,10 @@ def test_a_user_adds_replaces_and_leaves_out(monkeypatch):
   on("gpu", monkeypatch)
   assert compiler.options_for("xla_a=65536, xla_b=true") == {
     FLAG: True,
-    "xla_a": "65536",
-    "xla_b": "true",
+    "xla_a": 65536,
+    "xla_b": True,
   }
-  assert compiler.options_for(f"{FLAG}=false") == {FLAG: "false"}
+  assert compiler.options_for(f"{FLAG}=false") == {FLAG: False}
   assert compiler.options_for(f"{FLAG}=none") == {}
 
 
@@ -58,11 +59,15 @@ def test_an_option_that_the_compiler_does_not_take_ends_a_run_at_its_start(text,
 
 @pytest.mark.parametrize("mesh", [{}, {"fsdp": 2}], ids=str)
 def test_the_options_reach_the_compiler(mesh, monkeypatch):
-  """By an option that changes the text of a compiled program on a CPU."""
+  """Of a step and of a part of one; without any, the call is that of a plain `jax.jit`."""
   settings = MeshSettings(**mesh, compiler="xla_embed_ir_in_executable=true")
   with running.devices(settings):
-    options = compiler.jit(jnp.sin, settings.compiler).lower(1.0)._lowering.compile_args
-  assert dict(options["compiler_options_kvs"]) == {"xla_embed_ir_in_executable": "true"}
+    state = steps.new_state(jax.random.key(0), {"w": jnp.zeros(2)}, optax.sgd(0.1))
+    monkeypatch.setattr(compiler.jax, "jit", lambda function, **given: given["compiler_options"])
+    assert compiler.jit(jnp.sin) is None
+    expected = {"xla_embed_ir_in_executable": True}
+    assert compiler.jit(jnp.sin, settings.compiler) == expected
+    assert steps.compiled(jnp.sin, state, settings.compiler) == expected
 
 
 def test_the_options_of_a_gpu_are_known_by_name():
