@@ -91,7 +91,8 @@ def _matmul_backward(dtype, out, axis, stored, saved, g):
     dw = _over_rows(left, right, dtype, None)
   else:
     own = sharding.unreduced(_partition(w), _partition(x)[0])
-    dw = sharding.scatter(_over_rows(left, right, dtype, own), stored)
+    # It is rounded to the type of the weight before it is summed over devices, as that is sent.
+    dw = sharding.scatter(_over_rows(left, right, dtype, own).astype(w.dtype), stored)
   return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
