@@ -5,12 +5,12 @@
   .venv/bin/python experiments/trl/ppo_speed.py --lengths=paper
   .venv/bin/python experiments/trl/ppo_speed.py --dtype=bfloat16   # TRL's bf16=True, autocast
 
-Random weights, float32 masters, and prompts and responses of the lengths that the benchmark draws, in the
-same iterations (`instructjax.plan.lengths`).  At full length nothing ends a response.  Else row i
-samples the stop token at its scheduled length and not before, TRL cuts it there, and generation
-stops as soon as the last row of a generated batch has ended; prompts are padded on the left to the
-longest of their batch.  The first iteration is left out.  The README of this folder holds the
-figures.
+Weights are random and float32, and prompts and responses have the lengths that the benchmark
+draws, in the same iterations (`instructjax.plan.lengths`).  At full length nothing ends a response.
+Else row i samples the stop token at its scheduled length and not before, TRL cuts it there, and
+generation stops as soon as the last row of a generated batch has ended; prompts are padded on the
+left to the longest of their batch.  The first iteration is left out.  The README of this folder
+holds the figures.
 """
 
 import argparse
