@@ -11,7 +11,7 @@ option of the table out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ Value = bool | int | str
 # Those of a TPU are what MaxText calls continuation fusion: a collective is cut into steps, each of
 # which is fused with a part of a product that runs meanwhile. The one of a GPU orders operations so
 # that collectives and copies run beside products.
-OPTIONS: Mapping[str, Mapping[str, Value]] = {
+OPTIONS: dict[str, dict[str, Value]] = {
   "tpu": {
     "xla_enable_async_all_gather": True,
     "xla_tpu_enable_async_collective_fusion": True,

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from instructjax import settings, sharding
+from instructjax import compiler, settings, sharding
 from instructjax.models import blocks, gpt
-from instructjax.plan import aot, chips, collectives, planning
+from instructjax.plan import aot, chips, collectives, planning, programs
 from instructjax.plan.planning import Options
 from instructjax.runs import origin
 from instructjax.stages import wiring
@@ -76,6 +76,39 @@ def test_gradients_of_matrices_are_scattered_as_they_are_summed(monkeypatch):
   assert moved["all-reduce"] < matrix
   # Once, for all rows of a device are computed at once. What is joined is padded.
   assert 12 * matrix <= moved["reduce-scatter"] < 15 * matrix
+
+
+WIDE = gpt.GPTConfig(vocab_size=257, context=256, width=1024, depth=2, heads=8)
+
+
+def gathers_of(stage: str, monkeypatch) -> dict[str, tuple[float, float]]:
+  """How many all-gathers each program of a stage has, and how many run beside computation."""
+  monkeypatch.setitem(origin.SHAPES, "wide", WIDE)
+  pod = chips.pod("v6e:2x4")
+  mesh = chips.mesh("fsdp=8", pod)
+  _, laid = chips.in_slices(pod, mesh)
+  config = settings.override(settings.load(f"{stage}:tiny"), [("model.attention", "xla")])
+  gathers = {}
+  with aot.on(pod, mesh, True):
+    for program in programs.build(config, "wide", "wide"):
+      text = aot.trace(program).lower().compile().as_text()
+      moved = collectives.read(text, laid, program.part.trips)
+      of_weights = [c for c in moved if c.kind == "all-gather"]
+      gathers[program.name] = (sum(c.count for c in of_weights), sum(c.beside for c in of_weights))
+  return gathers
+
+
+@pytest.mark.parametrize("stage", ["rl_init", "sft", "reward", "ppo", "dpo"])
+def test_weights_are_gathered_beside_computation(stage, monkeypatch):
+  """In every program of every stage; the text of a program names what is only started."""
+  for name, (count, beside) in gathers_of(stage, monkeypatch).items():
+    assert beside >= LEAST[name] * count, (name, count, beside)
+
+
+def test_without_our_options_a_step_waits_for_its_weights(monkeypatch):
+  monkeypatch.setitem(compiler.OPTIONS, "tpu", {})
+  ((count, beside),) = gathers_of("sft", monkeypatch).values()
+  assert count > 10 and beside == 0
 
 
 @pytest.mark.parametrize(
