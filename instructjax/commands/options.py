@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from instructjax.system import processes
+from instructjax.system import accelerators, processes
 
 Fields = Sequence[tuple[str, str]]  # of the settings, which the command line sets
 WRITERS = ("tensorboard", "wandb")
@@ -65,6 +65,8 @@ def open_settings(args: argparse.Namespace, fields: Fields) -> Any:
   prepare_jax()
   if getattr(args, "distributed", None):
     processes.join(args.distributed)
+  # After the processes have met: this may start JAX.
+  accelerators.warn_if_unseen()
   return opened
 
 
