@@ -299,7 +299,8 @@ def choices(
 
   Example:
     >>> ends = jnp.array([[3, 7], [4, 0], [5, 7], [6, 0]])  # two of each prompt
-    >>> total, count, likeliest = likelihood.choices(lm, params, prompts, ends, ends > 0)
+    >>> score = jax.jit(partial(likelihood.choices, lm))
+    >>> total, count, likeliest = score(params, prompts, ends, ends > 0)
     >>> print(total.shape, count)
     (4,) [2 1 2 1]
   """

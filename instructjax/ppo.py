@@ -572,7 +572,8 @@ def minibatch_step(
   learnt since (`ppo_loss`).
 
   Example:
-    >>> state, metrics = ppo.minibatch_step(state, (exp, None), frozen=frozen, ppo=experiment)
+    >>> step = jax.jit(partial(ppo.minibatch_step, frozen=frozen, ppo=experiment))
+    >>> state, metrics = step(state, (exp, None))
     >>> print(state.step, f"{metrics['policy/ratio_max']:.3f}")
     1 1.000
   """
@@ -699,7 +700,8 @@ def improve(
       multiple of the episodes. The rest would never be trained on.
 
   Example:
-    >>> state, metrics = ppo.improve(state, frozen, exp, None, experiment)
+    >>> improve = jax.jit(partial(ppo.improve, text=None, ppo=experiment))
+    >>> state, metrics = improve(state, frozen, exp)
     >>> print(state.step, f"{metrics['policy/ratio_first']:.3f}")
     1 1.000
   """
@@ -822,7 +824,8 @@ def learn(
 
   Example:
     >>> scores = rows.ended.astype(jnp.float32)  # any function of the responses
-    >>> state, metrics = ppo.learn(state, frozen, rows, scores, None, ppo=experiment)
+    >>> learn = jax.jit(partial(ppo.learn, text=None, ppo=experiment))
+    >>> state, metrics = learn(state, frozen, rows, scores)
     >>> print(state.iteration, metrics["objective/scores"])
     1 0.5
   """
@@ -887,7 +890,6 @@ def iteration(
   ptx_coef is 0.
 
   Example:
-    >>> from functools import partial
     >>> iterate = jax.jit(partial(ppo.iteration, ppo=experiment))
     >>> state, metrics = iterate(state, frozen, prompts, None)
     >>> print(state.iteration, metrics["objective/kl"].shape)

@@ -326,7 +326,8 @@ def reward_step(
     >>> batch = branches.pack([group], branches.layout([group], 1, shards=1, micro=1))
     >>> state = steps.init_state(jax.random.key(2), model, tx)
     >>> batch = jax.tree.map(jnp.asarray, batch)
-    >>> state, metrics = reward.reward_step(state, {}, batch, lm=lm, tx=tx)
+    >>> step = jax.jit(partial(reward.reward_step, lm=lm, tx=tx))
+    >>> state, metrics = step(state, {}, batch)
     >>> print(state.step, metrics["pairs"])
     1 2.0
   """

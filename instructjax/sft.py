@@ -184,7 +184,8 @@ def sft_step(
   Example:
     >>> state = steps.init_state(jax.random.key(1), params, tx)
     >>> cfg = sft.SFTConfig(dropout=False)
-    >>> state, metrics = sft.sft_step(state, {}, text, lm=lm, tx=tx, cfg=cfg)
+    >>> step = jax.jit(partial(sft.sft_step, lm=lm, tx=tx, cfg=cfg))
+    >>> state, metrics = step(state, {}, text)
     >>> print(state.step, metrics["tokens"], metrics["loss"].shape)
     1 5 ()
   """
