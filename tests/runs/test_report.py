@@ -81,7 +81,7 @@ def curves(steps: int = 10) -> list[dict]:
         "eval/pretrain_nll": 3.6,
         "grad/norm_ppo": 1.0,
       }
-      row |= {"policy/clipfrac_avg": float(rng.random())}
+      row |= {"policy/clipfrac_avg": float(rng.random()) / 10}
       rows.append(row | ({"loss/ptx": 3.5, "grad/norm_ptx": 6.0} if stage == "ptx" else {}))
   return rows
 

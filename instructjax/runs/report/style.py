@@ -51,6 +51,8 @@ figure { margin: 0; min-width: 0; }
 figcaption { font-size: 14px; font-weight: 600; }
 figure > svg { display: block; width: 100%; max-width: 440px; height: auto; }
 .note, .legend { margin: 2px 0; color: var(--soft); font-size: 13px; }
+.advice { margin: 4px 0; padding: 6px 10px; border-left: 3px solid var(--ppo);
+  background: var(--panel); font-size: 13px; }
 .legend { display: flex; flex-wrap: wrap; gap: 0 14px; }
 .key { width: 22px; height: 10px; margin-right: 5px; }
 svg { overflow: visible; }

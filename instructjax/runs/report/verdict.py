@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from html import escape
 from typing import NamedTuple
 
@@ -88,10 +87,7 @@ def _caveat_box(title: str, sentences: list[str]) -> str:
   """Returns a list of sentences, in which `words` become code; nothing where there are none."""
   if not sentences:
     return ""
-  items = ""
-  for sentence in sentences:
-    marked = re.sub("`([^`]+)`", r"<code>\1</code>", escape(sentence))
-    items += f"<li>{marked}</li>"
+  items = "".join(f"<li>{page.with_code(sentence)}</li>" for sentence in sentences)
   return f'<div class="caveats"><strong>{title}</strong><ul>{items}</ul></div>'
 
 
