@@ -295,7 +295,8 @@ METRICS = (
   Metric("rollout/useful", "share of the sampler's work that was no padding", "above .5"),
   Metric(
     "rollout/abstained",
-    "share of episodes that rewards from outside gave no score (only where one abstains)",
+    "share of episodes without a score, where a reward from outside abstains; "
+    "`rollout/abstained/NAME` is that of each reward",
     "0",
     (
       Alarm(
