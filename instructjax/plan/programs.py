@@ -18,9 +18,9 @@ import numpy as np
 from instructjax import compiler, models, rollout, sharding
 from instructjax.data.batches import pipeline
 from instructjax.data.tokens.tokenizers import Tokenizer
-from instructjax.errors import UserError
 from instructjax.rollout import Sampling
 from instructjax.runs import origin
+from instructjax.runs.description import ModelConfig
 from instructjax.settings import DPOSettings, PPOSettings, RewardSettings
 from instructjax.settings.subjects import AnyModelSettings
 from instructjax.settings.supervised import SupervisedSettings
@@ -31,6 +31,8 @@ from instructjax.types import LM, Cache, Leaf, Params, PyTree, TrainState
 # The paper's numbers of records (Table 6), from which epochs become steps.
 RECORDS = {"sft": 12_725, "rl_init": 12_725, "reward": 33_207, "dpo": 33_207}
 Settings = SupervisedSettings | RewardSettings | PPOSettings | DPOSettings
+# A name of `origin.SHAPES`, or the configuration of another model.
+Shape = str | ModelConfig
 
 
 class Program(NamedTuple):
@@ -66,19 +68,9 @@ class Program(NamedTuple):
 # --- models ---
 
 
-def named_shape(name: str, option: str) -> str:
-  """A shape of `origin.SHAPES` as it is spelt there.
-
-  Raises UserError where there is no such one.
-  """
-  spellings = {shape.lower(): shape for shape in origin.SHAPES}
-  if name.lower() not in spellings:
-    raise UserError(f"{option}={name}: choose a shape among {', '.join(origin.SHAPES)}")
-  return spellings[name.lower()]
-
-
-def language_model(shape: str, settings: AnyModelSettings, remat: str = "") -> LM:
+def language_model(shape: Shape, settings: AnyModelSettings, remat: str = "") -> LM:
   """A model of a shape under the settings of a stage; `remat` stands in the place of theirs."""
+  config = origin.SHAPES[shape] if isinstance(shape, str) else shape
   changes = {
     "dtype": settings.dtype,
     "remat": remat or settings.remat,
@@ -87,7 +79,7 @@ def language_model(shape: str, settings: AnyModelSettings, remat: str = "") -> L
     "attention": settings.attention,
     "dropout": settings.dropout,
   }
-  return models.build(dataclasses.replace(origin.SHAPES[shape], **changes))
+  return models.build(dataclasses.replace(config, **changes))
 
 
 def parameters(lm: LM) -> Params:
@@ -129,8 +121,8 @@ def steps_of(
 
 def plan_stage(
   settings: Settings,
-  shape: str,
-  reward_shape: str,
+  shape: Shape,
+  reward_shape: Shape,
   *,
   records: int | None = None,
   completions: int = 9,
@@ -178,15 +170,15 @@ def planned_window(settings: SupervisedSettings) -> int | None:
   return settings.data.response
 
 
-def check(settings: Settings, shape: str, reward_shape: str) -> None:
+def check(settings: Settings, shape: Shape, reward_shape: Shape) -> None:
   """Raises UserError where batch, heads or widths do not divide over the mesh that is set."""
   plan_stage(settings, shape, reward_shape)
 
 
 def build(
   settings: Settings,
-  shape: str,
-  reward_shape: str,
+  shape: Shape,
+  reward_shape: Shape,
   *,
   records: int | None = None,
   completions: int = 9,

@@ -242,6 +242,7 @@ Shape = Literal[
   "175B",
   "SmolLM2-135M",
   "Llama-3-8B",
+  "Qwen2.5-7B",
 ]
 
 

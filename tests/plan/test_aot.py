@@ -70,7 +70,7 @@ def test_gradients_of_matrices_are_scattered_as_they_are_summed(monkeypatch):
   """
   wide = gpt.GPTConfig(vocab_size=257, context=256, width=1024, depth=1, heads=8)
   monkeypatch.setitem(origin.SHAPES, "wide", wide)
-  (row,) = compiled("sft:tiny", Options("v5e:2x2", "fsdp=4", policy="wide"))["programs"]
+  (row,) = compiled("sft:tiny", Options("v5e:2x2", "fsdp=4", model="wide"))["programs"]
   moved = {c["kind"]: c["bytes"] for c in row["compiled"]["collectives"]}
   matrix = 4 * wide.width**2  # bytes; a layer has twelve such
   assert moved["all-reduce"] < matrix

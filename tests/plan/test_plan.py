@@ -561,7 +561,7 @@ def test_bad_input_names_what_works(topology, mesh, words):
 @pytest.mark.parametrize(
   ("config", "options", "words"),
   [
-    ("ppo:1.3b", Options("h100:8", policy="1.4b"), ["--policy=1.4b", "1.3B"]),
+    ("ppo:1.3b", Options("h100:8", model="1.4b"), ["--model=1.4b: no such", "1.3B"]),
     ("ppo:1.3b", Options("h100:8", reward="7b"), ["--reward=7b", "6.7B"]),
     ("sample:tiny", Options("h100:8"), ["stage 'sample' has no plan"]),
     (
