@@ -79,6 +79,7 @@ def language_model(shape: str, settings: AnyModelSettings, remat: str = "") -> L
   """A model of a shape under the settings of a stage; `remat` stands in the place of theirs."""
   changes = {
     "dtype": settings.dtype,
+    "stream": settings.stream,
     "remat": remat or settings.remat,
     "unroll": settings.unroll,
     "sequence": settings.sequence,
