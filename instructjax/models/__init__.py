@@ -45,7 +45,15 @@ EMBEDDINGS = (
 
 
 def build(config: GPTConfig | LlamaConfig) -> LM:
-  """Returns the language model of a configuration of either family."""
+  """Returns the language model of a configuration of either family.
+
+  Example:
+    >>> config = models.GPTConfig(vocab_size=8, context=16, width=8, depth=1, heads=2)
+    >>> lm = models.build(config)
+    >>> params = lm.init(jax.random.key(0))
+    >>> print(lm.hidden(params, tokens, valid).shape)
+    (2, 5, 8)
+  """
   if isinstance(config, GPTConfig):
     return gpt.gpt(config)
   return llama.llama(config)
@@ -60,6 +68,15 @@ def load(source: str | Path, **changes: Any) -> Loaded:
   Raises:
     UserError: where there is no such model, it cannot be read, or a change is of an unknown setting
       or of one that changes a shape.
+
+  Example:
+    >>> import tempfile
+    >>> config = models.GPTConfig(vocab_size=8, context=16, width=8, depth=1, heads=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   models.save(folder, config, params)
+    ...   loaded = models.load(folder, dtype="bfloat16")
+    >>> print(loaded.lm.vocab_size, loaded.config.dtype)
+    8 bfloat16
   """
   path = Path(source)
   if path.is_file():
@@ -84,6 +101,15 @@ def override(
 
   Raises:
     UserError: for an unknown setting, and for one that changes the shape of a weight.
+
+  Example:
+    >>> config = models.GPTConfig(vocab_size=8, context=16, width=8, depth=1, heads=2)
+    >>> print(models.override(config, {"dropout": 0.1}).dropout)
+    0.1
+    >>> models.override(config, {"widht": 16})
+    Traceback (most recent call last):
+      ...
+    instructjax.errors.UserError: a model has no setting 'widht': did you mean 'width'?
   """
   settings = [field.name for field in dataclasses.fields(config)]
   for name in overrides:
@@ -114,6 +140,14 @@ def embedding_rows(source: str | Path) -> int:
 
   Raises:
     UserError: as `load` does.
+
+  Example:
+    >>> import tempfile
+    >>> config = models.GPTConfig(vocab_size=8, context=16, width=8, depth=1, heads=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   models.save(folder, config, params)
+    ...   print(models.embedding_rows(folder))
+    8
   """
   path = Path(source)
   if path.is_file():
@@ -163,6 +197,12 @@ def fetch(name: str, files: tuple[str, ...] = MODEL) -> Path:
   Raises:
     UserError: for a name that cannot be a hub id, an unknown or private model, and where the hub
       cannot be reached.
+
+  Example:
+    >>> models.fetch("no such/model")
+    Traceback (most recent call last):
+      ...
+    instructjax.errors.UserError: no such/model: no such file or folder; give ...
   """
   if not re.fullmatch(HUB_ID, name) or name.endswith(".gguf"):
     raise UserError(
@@ -203,6 +243,10 @@ def revision(name: str) -> str:
   """Returns the commit of a hub id in the hub's cache; "" where none is there.
 
   It is the one that `fetch` opens, unless the hub has a newer one.
+
+  Example:
+    >>> models.revision("owner/not-in-the-cache")
+    ''
   """
   if not re.fullmatch(HUB_ID, name):
     return ""

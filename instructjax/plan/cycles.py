@@ -22,7 +22,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from instructjax.plan import collectives
+from instructjax.plan import collectives, links
+from instructjax.plan.chips import Pod
 from instructjax.plan.collectives import Operation
 
 # `%name = TYPE opcode(`.
@@ -75,9 +76,19 @@ class Prediction(NamedTuple):
   def total(self) -> float:
     return self.compute + self.kernels + self.links + self.memory
 
+  def as_row(self) -> dict[str, float]:
+    """Returns the prediction as plain data for a report."""
+    return self._asdict() | {"step": self.total}
+
   def plus(self, other: Prediction, times: float = 1.0) -> Prediction:
     """The sum with another one that runs so many times."""
     return Prediction(*(a + times * b for a, b in zip(self, other, strict=True)))
+
+
+def machine(topology: Pod, places: Sequence[links.Place]) -> Machine:
+  """Returns the rates of a device of a slice; `places` are as `links.timed` takes them."""
+  chip = topology.chip
+  return Machine(chip.clock, chip.flops, chip.bandwidth, links.timed(topology, places))
 
 
 class Program(NamedTuple):

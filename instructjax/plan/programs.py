@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax import models, rollout, sharding
+from instructjax import compiler, models, rollout, sharding
 from instructjax.data.batches import pipeline
 from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.rollout import Sampling
@@ -47,6 +47,7 @@ class Program(NamedTuple):
   part         the part of the stage that it is
   cache_bytes  bytes of the key/value cache on one device
   width        bytes of an operand of a matrix product
+  options      the user's options for the compiler
   """
 
   name: str
@@ -61,6 +62,7 @@ class Program(NamedTuple):
   updates: int = 0
   cache_bytes: int = 0
   width: int = 4
+  options: str = ""
 
 
 # --- models ---
@@ -187,8 +189,10 @@ def build(
   PPO is three programs, as in a run, all of which hold the whole state; `ppo.iteration` is the
   three as one function.
 
-  Raises UserError where batch, heads or widths do not divide over the mesh.
+  Raises UserError where batch, heads or widths do not divide over the mesh, and for an option that
+  its compiler does not take.
   """
+  compiler.check(settings.mesh.compiler)
   planned = plan_stage(
     settings, shape, reward_shape, records=records, completions=completions, remat=remat
   )
@@ -217,6 +221,7 @@ def build(
         updates=part.updates,
         cache_bytes=cache_bytes(settings, planned.policy) if part.name == "rollout" else 0,
         width=jnp.dtype(settings.model.dtype).itemsize,
+        options=settings.mesh.compiler,
       )
     )
     if not trains:
