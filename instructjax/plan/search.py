@@ -40,6 +40,11 @@ def with_micro(
   return replaced(config, changes), options
 
 
+def by_layers(config: Settings) -> Settings:
+  """Returns the settings of PPO with weights that the sampler gathers a layer at a time."""
+  return replaced(config, {"sampling.whole": False})
+
+
 def possible(
   config: Settings,
   topology: Pod,
@@ -70,6 +75,7 @@ def try_mesh(
   It has the seconds of a step of the run, and the peak of the largest program in bytes.
   """
   n = 1
+  whole = True
   with aot.on(topology, mesh, False):
     first, _ = with_micro(config, n, mesh)
     built = build(first)
@@ -90,9 +96,15 @@ def try_mesh(
         break  # the rows do not divide any further
       n *= 2
 
-    # Then the others, which micro-batches do not change.
+    # Then the others, which micro-batches do not change. Where the sampler has no room for all
+    # weights of a device's share of `model`, it gathers a layer at a time.
     if need.fits:
       more = _need([program for program in built if not program.updates], topology, mesh)
+      if not more.fits and isinstance(config, PPOSettings) and config.sampling.whole:
+        whole = False
+        by_layer, _ = with_micro(by_layers(config), n, mesh)
+        built = build(by_layer)
+        more = _need([program for program in built if not program.updates], topology, mesh)
       need = Need(
         peak=max(need.peak, more.peak),
         seconds=need.seconds + more.seconds,
@@ -101,8 +113,9 @@ def try_mesh(
   _, flags = with_micro(config, n, mesh)
   return {
     "mesh": dict(mesh),
-    "flags": flags,
+    "flags": flags if whole else f"{flags} --config.sampling.whole=False",
     "micro": n,
+    "whole": whole,
     "fits": need.fits,
     "peak": need.peak,
     "seconds": need.seconds if need.fits else None,
