@@ -171,6 +171,14 @@ def configuration(source: str | Path) -> GPTConfig | LlamaConfig:
 
   Raises:
     UserError: as `load` does.
+
+  Example:
+    >>> import tempfile
+    >>> config = models.GPTConfig(vocab_size=8, context=16, width=8, depth=1, heads=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   models.save(folder, config, params)
+    ...   print(models.configuration(folder).width)
+    8
   """
   path = Path(source)
   if path.suffix == ".gguf" and path.is_file():
