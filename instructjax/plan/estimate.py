@@ -224,8 +224,7 @@ def prediction(
   """Returns what a call is expected to take, in seconds, and from what that follows.
 
   A compiled program has the compiler's cycles (`cycles`). For GPUs, which are never compiled, the
-  bounds are divided by the shares of the peaks that others have measured
-  (`published.GPU_SHARES`), and the largest counts. A TPU by arithmetic alone has no prediction.
+  bounds are divided by shares of the peaks (`published.GPU_SHARES`), and the largest counts. A TPU by arithmetic alone has no prediction.
   """
   if compiled and compiled.get("predicted"):
     return {**compiled["predicted"], "by": "cycles"}

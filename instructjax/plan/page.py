@@ -161,7 +161,7 @@ def _time_table(rows: Sequence[Row]) -> Table:
 # What a prediction follows from, by the name in a report.
 BY = {
   "cycles": "predicted by the compiler's cycles",
-  "shares": "predicted by shares of the peaks that others measured",
+  "shares": "predicted by shares of the peaks (docs/scaling.md)",
 }
 
 

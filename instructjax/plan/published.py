@@ -14,14 +14,13 @@ from instructjax.models import build
 from instructjax.plan import chips, useful
 from instructjax.runs.description import ModelConfig
 
-# The shares of the peaks of GPUs that programs are predicted at.
+# The shares of the peaks of GPUs that programs are predicted at. The first is published.
 #
 # compute  torchtitan, Llama 3.1 8B on 8 H100 with torch.compile: 39 % by the full convention, of
 #          the peak of an SXM (benchmarks/llama3_h100_202412_torchtitan.md).
-# memory   the share of the bandwidth that decoding reached on 8 A100 of 80 GB, 60 %: Databricks,
-#          "LLM Inference Performance Engineering: Best Practices" (2023).
-# links    nothing published that fits was found; the share of compute has the links of its 8 GPUs
-#          in it, so they count as they are.
+# memory   an assumption: no published share of a decoder's bandwidth was checked for this.
+# links    an assumption too: the share of compute has the links of its 8 GPUs in it already, so they
+#          count as they are.
 GPU_SHARES = {"compute": 0.39, "memory": 0.6, "links": 1.0}
 
 
