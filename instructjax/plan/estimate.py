@@ -182,7 +182,7 @@ def program_report(
   bound = max(bounds, key=lambda name: bounds[name])
   step = bounds[bound]
   verdict = compiled or by_arithmetic
-  predicted = prediction(program, bounds, compiled, topology)
+  predicted = prediction(bounds, compiled, topology)
   predicted["mfu"] = share_of_peak(model_flops, topology, predicted["step"])
   at_lengths = None
   if trips_at_lengths is not None:
@@ -216,7 +216,6 @@ def share_of_peak(flops: float, topology: Pod, step: float) -> float:
 
 
 def prediction(
-  program: Program,
   bounds: Mapping[str, float],
   compiled: Mapping[str, Any] | None,
   topology: Pod,
@@ -224,7 +223,8 @@ def prediction(
   """Returns what a call is expected to take, in seconds, and from what that follows.
 
   A compiled program has the compiler's cycles (`cycles`). For GPUs, which are never compiled, the
-  bounds are divided by shares of the peaks (`published.GPU_SHARES`), and the largest counts. A TPU by arithmetic alone has no prediction.
+  bounds are divided by shares of the peaks (`published.GPU_SHARES`), and the largest counts. A TPU
+  by arithmetic alone has no prediction.
   """
   if compiled and compiled.get("predicted"):
     return {**compiled["predicted"], "by": "cycles"}

@@ -19,8 +19,8 @@ from instructjax.runs.description import ModelConfig
 # compute  torchtitan, Llama 3.1 8B on 8 H100 with torch.compile: 39 % by the full convention, of
 #          the peak of an SXM (benchmarks/llama3_h100_202412_torchtitan.md).
 # memory   an assumption: no published share of a decoder's bandwidth was checked for this.
-# links    an assumption too: the share of compute has the links of its 8 GPUs in it already, so they
-#          count as they are.
+# links    an assumption too: the share of compute has the links of its 8 GPUs in it already, so
+#          they count as they are.
 GPU_SHARES = {"compute": 0.39, "memory": 0.6, "links": 1.0}
 
 
