@@ -57,26 +57,26 @@ def machine(asked=None):
 def test_what_the_core_computes_and_waits_for():
   """A trip gathers for 5,000 ns beside 3,000 of computing. 2,000 bytes are fetched beside 1,000."""
   asked = []
-  found = cycles.predict(HLO, MESH, {}, machine(asked))
-  assert found.compute == pytest.approx((1000 + 4 * 3000) * 1e-9)
-  assert found.links == pytest.approx((5000 + 4 * 2000) * 1e-9)
-  assert found.memory == pytest.approx(1000e-9)
-  assert found.kernels == 0 and found.unknown == 0
-  assert found.as_row()["step"] == pytest.approx(27_000e-9)
+  prediction = cycles.predict(HLO, MESH, {}, machine(asked))
+  assert prediction.compute == pytest.approx((1000 + 4 * 3000) * 1e-9)
+  assert prediction.links == pytest.approx((5000 + 4 * 2000) * 1e-9)
+  assert prediction.memory == pytest.approx(1000e-9)
+  assert prediction.kernels == 0 and prediction.unknown == 0
+  assert prediction.as_row()["step"] == pytest.approx(27_000e-9)
   assert asked == [("all-reduce", (0, 1), 32.0), ("all-gather", (0, 1), 32.0)]
 
 
 def test_what_is_ready_when_it_is_needed_costs_nothing():
   longer = HLO.replace('"3000"', '"6000"')
-  found = cycles.predict(longer, MESH, {}, machine())
-  assert found.links == pytest.approx(5000e-9)  # the all-reduce alone
+  prediction = cycles.predict(longer, MESH, {}, machine())
+  assert prediction.links == pytest.approx(5000e-9)  # the all-reduce alone
 
 
 def test_what_no_trip_ends_takes_no_less_than_the_links():
   """A gather that a trip starts for the next one: 4 trips of 3,000 ns start 5,000 ns each."""
   ends_later = HLO.replace("calls=%gather_ends", "calls=%nothing")
-  found = cycles.predict(ends_later, MESH, {}, machine())
-  assert found.links == pytest.approx((5000 + 4 * 2000) * 1e-9)
+  prediction = cycles.predict(ends_later, MESH, {}, machine())
+  assert prediction.links == pytest.approx((5000 + 4 * 2000) * 1e-9)
 
 
 def test_attention_is_counted_by_its_products():
@@ -88,7 +88,7 @@ custom_call_target="tpu_custom_call"
   %another = bf16[8]{0} custom-call(%q), custom_call_target="tpu_custom_call"
 }
 """
-  found = cycles.predict(text, MESH, {}, machine())
+  prediction = cycles.predict(text, MESH, {}, machine())
   flops = 0.5 * 2 * (2 * 256 * 256 * 64) * 2
-  assert found.kernels == pytest.approx(flops / 0.5e9)
-  assert found.unknown == 1
+  assert prediction.kernels == pytest.approx(flops / 0.5e9)
+  assert prediction.unknown == 1
