@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from instructjax import optim, sharding
+from instructjax import compiler, optim, sharding
 from instructjax.types import Array, Int, Key, Params, PyTree, Scalar, TrainState
 
 # Maps (params, batch, key) to (scalar, rows).
@@ -318,10 +318,11 @@ def update(
   )
 
 
-def compiled(step: Callable, state: TrainState) -> Callable:
+def compiled(step: Callable, state: TrainState, options: str = "") -> Callable:
   """Returns `jax.jit` of a step with the state donated and its shardings pinned.
 
   The state that comes out then has the type of the one that went in, so no step compiles twice.
+  `options` are the user's for the compiler, beside those of its platform (`compiler.OPTIONS`).
 
   Example:
     >>> sgd = optax.sgd(0.5)
@@ -335,8 +336,9 @@ def compiled(step: Callable, state: TrainState) -> Callable:
   """
   state_shardings = jax.tree.map(lambda x: x.sharding, state)
   metric_shardings = None  # the compiler's choice
-  return jax.jit(
+  return compiler.jit(
     step,
+    options,
     donate_argnums=0,
     out_shardings=(state_shardings, metric_shardings),
   )

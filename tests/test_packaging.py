@@ -1,5 +1,6 @@
 """The package that is built holds every folder of code, and configs/ beside them."""
 
+import importlib.metadata
 import subprocess
 import sys
 import tomllib
@@ -10,7 +11,8 @@ import pytest
 import instructjax
 
 ROOT = Path(__file__).parent.parent
-TOOL = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+TOOL = SETTINGS["tool"]["setuptools"]
 
 
 def test_the_packages_are_the_folders_of_code():
@@ -40,6 +42,16 @@ def test_the_files_beside_the_code_are_carried():
     path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts
   }
   assert {path for path in files if path.suffix != ".py"} <= carried
+
+
+def test_the_extras_of_devices_are_names_that_jax_has():
+  extras = SETTINGS["project"]["optional-dependencies"]
+  of_jax = importlib.metadata.metadata("jax").get_all("Provides-Extra")
+  for name in ("tpu", "cuda", "cuda12", "cuda13"):
+    (requirement,) = extras[name]
+    package, _, rest = requirement.partition("[")
+    assert package == "jax"
+    assert rest.partition("]")[0] in of_jax
 
 
 def test_the_version_is_the_same_everywhere():

@@ -163,11 +163,44 @@ def embedding_rows(source: str | Path) -> int:
   )
 
 
+def configuration(source: str | Path) -> GPTConfig | LlamaConfig:
+  """Returns the configuration of a model, without reading its weights.
+
+  `source` is what `load` opens, or the path of a config.json. Of a hub id the configuration alone
+  is fetched.
+
+  Raises:
+    UserError: as `load` does.
+
+  Example:
+    >>> import tempfile
+    >>> config = models.GPTConfig(vocab_size=8, context=16, width=8, depth=1, heads=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   models.save(folder, config, params)
+    ...   print(models.configuration(folder).width)
+    8
+  """
+  path = Path(source)
+  if path.suffix == ".gguf" and path.is_file():
+    return gguf.configuration(path)
+  if path.suffix == ".json" and path.is_file():
+    return hf.parse(hf.read_json(path), path)
+  folder = path if path.is_dir() else fetch(str(source), CONFIGURATION)
+  file = folder / "config.json"
+  return hf.parse(hf.read_json(file), file)
+
+
 # --- the Hugging Face hub ---
 
+# The files of a model that are fetched, and those of its configuration alone.
+MODEL = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model")
+CONFIGURATION = ("config.json",)
 
-def fetch(name: str) -> Path:
+
+def fetch(name: str, files: tuple[str, ...] = MODEL) -> Path:
   """Returns the folder of a model of the hub, which is fetched unless it is in the hub's cache.
+
+  `files` are the patterns of those that are fetched.
 
   Raises:
     UserError: for a name that cannot be a hub id, an unknown or private model, and where the hub
@@ -195,7 +228,7 @@ def fetch(name: str) -> Path:
   try:
     folder = huggingface_hub.snapshot_download(
       name,
-      allow_patterns=["*.json", "*.jinja", "*.safetensors", "tokenizer.model"],
+      allow_patterns=list(files),
       # These are the same weights again, under other names.
       ignore_patterns=["consolidated*", "*/*"],
     )
@@ -240,6 +273,7 @@ __all__ = [
   "LlamaConfig",
   "Loaded",
   "build",
+  "configuration",
   "embedding_rows",
   "fetch",
   "load",

@@ -84,6 +84,6 @@ def warn_if_unseen(root: Path = Path("/")) -> None:
     return
   import jax
 
-  was_asked_for = bool(jax.config.jax_platforms)
+  was_asked_for = bool(jax.config.values["jax_platforms"])
   if not was_asked_for and jax.default_backend() == "cpu":
     print(warning(accelerator, jax.__version__), file=sys.stderr, flush=True)
