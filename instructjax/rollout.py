@@ -122,6 +122,11 @@ def truncate(
   The `top_k` likeliest tokens stay (Fan et al. 2018), and of these the smallest set that holds mass
   `top_p` (Holtzman et al. 2020). Tokens that are as likely as the last one to stay, stay too. With
   top_k 0 and top_p 1 nothing is sorted.
+
+  Example:
+    >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
+    >>> print(jax.nn.softmax(rollout.truncate(logits, top_k=2, top_p=1.0)))
+    [[0.625 0.375 0.   ]]
   """
   if top_k:
     k = min(top_k, logits.shape[-1])
@@ -164,6 +169,11 @@ def categorical(
 
   This is an inverse CDF in two levels: the block, then the id within. It takes one number a row and
   one pass over the vocabulary. Gumbel noise would take a random number for every id.
+
+  Example:
+    >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]))
+    >>> print(rollout.categorical(jnp.array([0.4, 0.9]), logits))
+    [0 2]
   """
   rows, vocab_size = logits.shape
   top = jnp.max(logits, axis=-1, keepdims=True)
@@ -190,6 +200,13 @@ def draw(
   """Returns a token and its log-probability under the distribution that it was sampled from.
 
   Greedy decoding (temperature 0) has no such distribution and reports that of temperature 1.
+
+  Example:
+    >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]))
+    >>> greedy = rollout.Sampling(response=1, temperature=0)
+    >>> token, logp = rollout.draw(jnp.array([0.4, 0.9]), logits, greedy)
+    >>> print(token, logp)
+    [0 0] [-0.693 -0.693]
   """
   if cfg.temperature == 0:
     logits = losses.temper(logits, 1.0, cfg.banned)
@@ -217,7 +234,12 @@ def uniforms(
 
 
 def is_end(token: Int[Array, " B"], eos: tuple[int, ...]) -> Array:
-  """Whether each token is one of the end-of-text ids."""
+  """Whether each token is one of the end-of-text ids.
+
+  Example:
+    >>> print(rollout.is_end(jnp.array([3, 7]), eos=(7,)))
+    [False  True]
+  """
   if not eos:
     return jnp.zeros_like(token, bool)
   return jnp.isin(token, jnp.asarray(eos, jnp.int32))
@@ -605,6 +627,11 @@ def useful_share(rows: Rollout) -> Scalar:
 
   Raises:
     ValueError: where the rollout does not say what was computed.
+
+  Example:
+    >>> counted = rows.replace(computed=jnp.array([5.0, 5.0]))
+    >>> print(f"{rollout.useful_share(counted):.1f}")  # six of ten positions
+    0.6
   """
   if rows.computed is None:
     raise ValueError("the rollout has no count of computed positions: sample it, or give one")
@@ -632,6 +659,12 @@ def sample(
     ValueError: for prompts that are padded on the right, where their values can be seen: outside of
       a compiled function. The response would follow the padding.
     UserError: where prompts and responses do not fit the context of the model.
+
+  Example:
+    >>> sampling = rollout.Sampling(response=3, eos=(7,), banned=(0,), n=2)
+    >>> samples = rollout.sample(lm, params, prompts, jax.random.key(1), sampling)
+    >>> print(samples.tokens.shape, samples.mask.shape)  # two rows of each prompt
+    (4, 5) (4, 3)
   """
   _check_prompts(prompts)
   prompts = jax.tree.map(lambda x: sharding.reshard(x, "batch", *[None] * (x.ndim - 1)), prompts)
@@ -671,3 +704,15 @@ def sample(
     ended=ended,
     computed=jnp.zeros_like(last.written.logp[:, 0]) + each,
   )
+
+
+# What is promised; the other functions are the parts of these.
+__all__ = [
+  "Sampling",
+  "categorical",
+  "draw",
+  "is_end",
+  "sample",
+  "truncate",
+  "useful_share",
+]

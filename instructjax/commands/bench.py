@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 
 from instructjax.commands.options import Fields, prepare_jax, whole
+from instructjax.system import accelerators
 
 # Options that are a number and whose name says what it counts (`plan.bench.Bench`).
 NUMBERS = (
@@ -53,6 +54,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, fields: Fields) -> None:
   """Measures a stage and prints a table, or one JSON object."""
   prepare_jax()
+  accelerators.warn_if_unseen()
   # Both are imported late: they load JAX, which the other commands need not wait for.
   if args.stage == "eval":
     from instructjax.evals import speed

@@ -35,22 +35,24 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 # --- matrix products ---
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def matmul(
   x: Float[Array, "N I"],
   w: Float[Array, "J O"] | Int[Array, "J O"],
   dtype: str,
   out: jax.P | None,
   axis: int = 0,
+  stored: jax.P | None = None,
 ) -> Array:
   """Returns x w, or x w^T where `axis` is 1 and w is [O, I], partitioned as `out`.
 
   The operands, which may be integers, are cast to `dtype` and the product is accumulated in
   float32. By a custom derivative the same holds for the gradients, and each of them is partitioned
-  as its operand.
+  as its operand. On a mesh w lies in parts, as `stored` says, and is gathered here; its gradient is
+  scattered as it is summed.
   """
   contract = ((1,), (axis,))
-  return _dot(x, w, dtype, contract, out)
+  return _dot(x, sharding.gather(w), dtype, contract, out)
 
 
 def _dot(
@@ -71,20 +73,26 @@ def _dot(
   )
 
 
-def _matmul_forward(x, w, dtype, out, axis):
+def _matmul_forward(x, w, dtype, out, axis, stored):
   """Returns the product, and the operands for the backward pass."""
   contract = ((1,), (axis,))
+  w = sharding.gather(w)
   return _dot(x, w, dtype, contract, out), (x, w)
 
 
-def _matmul_backward(dtype, out, axis, saved, g):
+def _matmul_backward(dtype, out, axis, stored, saved, g):
   """Returns the gradients of both operands from g, the gradient of the product [N, O]."""
   x, w = saved
   over_outputs = ((1,), (1 - axis,))
   dx = _dot(g, w, dtype, over_outputs, _like(x))
   # The gradient has the axes of w: [I, O], or [O, I] where w was transposed.
   left, right = (x, g) if axis == 0 else (g, x)
-  dw = _over_rows(left, right, dtype, _like(w))
+  if stored is None:
+    dw = _over_rows(left, right, dtype, None)
+  else:
+    own = sharding.unreduced(_partition(w), _partition(x)[0])
+    # It is rounded to the type of the weight before it is summed over devices, as that is sent.
+    dw = sharding.scatter(_over_rows(left, right, dtype, own).astype(w.dtype), stored)
   return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
@@ -144,21 +152,22 @@ def product(w: Array, x: Array, dtype: str, contract: int = 1) -> Array:
   """Returns x w over the last `contract` axes of x and the first of w.
 
   The leading axes are flattened: on a CPU the gradient of a weight is twice as fast from [N, I]
-  as from [B, T, I]. The weight is flattened before it is gathered: where a reshape stands between
-  the sum of a gradient and its scatter, the TPU compiler sums all of it on every device.
+  as from [B, T, I]. The weight is flattened before it is gathered: no reshape then stands between
+  the sum of a gradient and its scatter.
   """
   dtype = "bfloat16" if w.dtype == jnp.bfloat16 else dtype
   lead = x.shape[: x.ndim - contract]
   outputs = w.shape[contract:]
   rows = _flat(x, len(lead))
-  columns = sharding.gather(_flat(w, contract))
+  columns = _flat(w, contract)
   if w.dtype == jnp.int8:
-    columns, rows = wait_for(columns, rows)
+    columns, rows = wait_for(sharding.gather(columns), rows)
   if not sharding.is_sharded():
     return matmul(rows, columns, dtype, None).reshape(*lead, *outputs)
   along_rows = _partition(rows)[0]
-  along_columns = _partition(columns)[1]
-  y = matmul(rows, columns, dtype, jax.P(along_rows, along_columns))
+  stored = _partition(columns)
+  along_columns = sharding.whole(stored)[1]
+  y = matmul(rows, columns, dtype, jax.P(along_rows, along_columns), 0, stored)
   # Of the outputs only the first axis may be split (the heads of a query).
   inner = [None] * (len(outputs) - 1)
   split = jax.P(*_partition(x)[: len(lead)], along_columns, *inner)
@@ -185,17 +194,17 @@ def _product_with_transpose(
   dtype: str,
 ) -> Float[Array, "*B V"]:
   """Returns x w^T over the last axes of both."""
-  w = sharding.gather(w)
   dtype = "bfloat16" if w.dtype == jnp.bfloat16 else dtype
   rows = _flat(x, x.ndim - 1)
   if w.dtype == jnp.int8:
-    w, rows = wait_for(w, rows)
+    w, rows = wait_for(sharding.gather(w), rows)
   shape = (*x.shape[:-1], w.shape[0])
   if not sharding.is_sharded():
     return matmul(rows, w, dtype, None, 1).reshape(shape)
-  along_vocab = _partition(w)[0]
+  stored = _partition(w)
+  along_vocab = sharding.whole(stored)[0]
   along_rows = _partition(rows)[0]
-  y = matmul(rows, w, dtype, jax.P(along_rows, along_vocab), 1)
+  y = matmul(rows, w, dtype, jax.P(along_rows, along_vocab), 1, stored)
   split = jax.P(*_partition(x)[:-1], along_vocab)
   return jax.lax.reshape(y, shape, out_sharding=split)
 

@@ -94,6 +94,21 @@ LLAMA3_8B = LlamaConfig(
   rope_base=500_000.0,
   tied=False,
 )
+# The config.json of Qwen/Qwen2.5-7B (Qwen Team 2024, arXiv 2412.15115, Table 1).
+QWEN25_7B = LlamaConfig(
+  vocab_size=152_064,
+  context=131_072,
+  width=3584,
+  depth=28,
+  heads=28,
+  kv_heads=4,
+  mlp=18_944,
+  rope_base=1_000_000.0,
+  norm_eps=1e-6,
+  tied=False,
+  model_type="qwen2",
+  qkv_bias=True,
+)
 
 
 # --- parameters ---

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from instructjax.errors import UserError
 from instructjax.plan import aot, chips, estimate, programs
 from instructjax.plan.chips import Pod
-from instructjax.plan.programs import Program, Settings
+from instructjax.plan.programs import Program, Settings, Shape
 from instructjax.settings import PPOSettings, replaced
 
 Build = Callable[[Settings], list[Program]]
@@ -43,8 +43,8 @@ def with_micro(
 def possible(
   config: Settings,
   topology: Pod,
-  shape: str,
-  judge: str,
+  shape: Shape,
+  judge: Shape,
 ) -> Iterator[dict[str, int]]:
   """Yields the meshes over all devices that divide the batch, the heads and the widths.
 

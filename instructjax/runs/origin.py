@@ -59,6 +59,7 @@ SHAPES: dict[str, ModelConfig] = {
   **gpt.GPT3,
   "SmolLM2-135M": llama.SMOLLM2_135M,
   "Llama-3-8B": llama.LLAMA3_8B,
+  "Qwen2.5-7B": llama.QWEN25_7B,
 }
 
 
@@ -203,6 +204,35 @@ def open_reward_model(
   lm = models.build(config)
   about = describe(config, source)
   return Origin(lm, params, _open_tokenizer(source, lm), about, sharding.replicate(head))
+
+
+def configuration(source: str, option: str) -> tuple[str, ModelConfig]:
+  """Returns a short name and the configuration of a model, whose weights are not read.
+
+  `source` is a name of `SHAPES` in any case, the directory of a finished run, a model folder, a
+  config.json, a .gguf file, or a hub id with its owner. `option` stands for it in the messages.
+
+  Raises:
+    UserError: for anything else, for a run of a Python model, and where the hub cannot be reached.
+  """
+  for name, config in SHAPES.items():
+    if name.lower() == source.lower():
+      return name, config
+  with naming(option, source):
+    if is_run(source):
+      about = finished(places.directory(source))
+      return Path(source).name, model_config(source, about)
+    _require_run_or_path(source)
+    path = Path(source)
+    if not path.exists() and "/" not in source:
+      raise UserError(
+        f"no such shape or file; choose a shape among {', '.join(SHAPES)}, or give a run, a "
+        "config.json, a model folder, a .gguf file or a hub id as owner/name"
+      )
+    config = models.configuration(source)
+  # A config.json is named for its folder.
+  named = path.absolute().parent if path.name == "config.json" else path
+  return named.name, config
 
 
 def fits(lm: LM, length: int, name: str) -> None:

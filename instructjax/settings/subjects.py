@@ -242,6 +242,7 @@ Shape = Literal[
   "175B",
   "SmolLM2-135M",
   "Llama-3-8B",
+  "Qwen2.5-7B",
 ]
 
 
@@ -355,6 +356,10 @@ class MeshSettings:
   )
   model: int = setting(
     1, "Devices that split heads, hidden units and the vocabulary.", low=1, high=1_000_000
+  )
+  compiler: str = setting(
+    "",
+    'Options of the compiler of a step, "xla_a=true,xla_b=none", beside ours (docs/scaling.md).',
   )
 
 

@@ -1,5 +1,6 @@
 """What PPO shows of itself: samples, held-out prompts, and a hook that stops it."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -154,6 +155,17 @@ def test_a_hook_stops_ppo_by_its_kl(data, init_run, reward_run, own, tmp_path, c
   assert ppo(data, folder, init_run, reward_run, hook) == 0
   assert "ppo: was stopped at step 2 of 4" in capsys.readouterr().err
   assert [row["step"] for row in metrics(folder)] == [1, 2]
+  # For a command with the hook it is finished; one without goes on, and then it is stopped no more.
+  assert ppo(data, folder, init_run, reward_run, hook, "--unless-finished") == 0
+  said = capsys.readouterr().out
+  assert f"{folder}: is finished already, at step 2, where a hook stopped it: {own}" in said
+  assert "without --hook it goes on" in said
+  assert ppo(data, folder, init_run, reward_run, "--unless-finished") == 0
+  assert [row["step"] for row in metrics(folder)] == [1, 2, 3, 4]
+  manifest = json.loads((folder / "manifest.json").read_text())
+  assert (manifest["stopped"], manifest["finished"]["step"]) == ({}, 4)
+  content = (own / "stop.py").read_bytes()
+  assert manifest["hook"]["ppo"]["sha256"] == hashlib.sha256(content).hexdigest()
 
 
 @pytest.mark.parametrize(

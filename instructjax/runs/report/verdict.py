@@ -7,6 +7,7 @@ from html import escape
 from typing import NamedTuple
 
 from instructjax.intervals import Estimate
+from instructjax.runs import TRAINING
 from instructjax.runs.report import headline as headlines
 from instructjax.runs.report import page
 from instructjax.runs.report.files import Run, estimate, inside, number, ordering
@@ -54,10 +55,6 @@ def head(run: Run) -> str:
   parts.append(_caveat_box("Read this with the numbers", caveats(run)))
   parts.append(_caveat_box("Left out", run.problems))
   return "".join(parts)
-
-
-# The stages that leave a model.
-TRAINING = ("pretrain", "sft", "rl_init", "reward", "ppo", "dpo")
 
 
 def progress(run: Run) -> list[str]:
