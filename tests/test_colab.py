@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import os
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -79,6 +81,40 @@ def test_installing_pins_the_jax_that_is_there():
   ]
 
 
+INSTALL = '%pip install -q "{package}"'
+
+
+@pytest.mark.parametrize(
+  ("packages", "repository", "requirement", "says_older"),
+  [
+    ({}, "..", "..", False),
+    ({"jax": "0.10.2", "jax_cuda12_plugin": "0.10.2"}, "..", "..[cuda12]", False),
+    ({"jax": "0.7.2", "jax-cuda13-plugin": "0.7.2"}, "a.whl", "a.whl[cuda13]", True),
+    (
+      {"jax": "0.11.0.dev1", "libtpu": "0.0.50"},
+      "git+https://host/a",
+      "instructjax[tpu] @ git+https://host/a",
+      False,
+    ),
+  ],
+)
+def test_installing_keeps_the_plugin_of_jax(
+  packages, repository, requirement, says_older, monkeypatch, capsys
+):
+  """A jax that is replaced takes its plugin along, so that no accelerator is lost."""
+  cell = source(cells("quickstart", "code")[0])
+  assert cell.count(INSTALL) == 1
+  installed = [SimpleNamespace(name=name, version=number) for name, number in packages.items()]
+  monkeypatch.setattr(metadata, "distributions", lambda: installed)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setenv("INSTRUCTJAX_REPOSITORY", repository)
+  names = {}
+  exec(cell.replace(INSTALL, ""), names)
+  assert names["package"] == requirement
+  output = capsys.readouterr().out
+  assert (output.count("\n") == 1 and packages["jax"] in output) if says_older else output == ""
+
+
 def execute(name: str, folder: Path) -> list[dict]:
   """Executes a notebook in an empty folder and returns its cells."""
   nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
@@ -123,7 +159,7 @@ def test_a_notebook_runs_from_a_wheel_in_an_empty_folder(name, wheel, tmp_path, 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of the kernel's own machinery
 def test_the_quickstart_runs(wheel, tmp_path, monkeypatch):
-  monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(wheel)]))
+  monkeypatch.setenv("PYTHONPATH", str(wheel))
   monkeypatch.setenv("INSTRUCTJAX_FAST", "1")
   monkeypatch.setenv("INSTRUCTJAX_WORKDIR", str(tmp_path / "run"))
   monkeypatch.delenv("XLA_FLAGS", raising=False)

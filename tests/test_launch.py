@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 
 from instructjax import settings
 from instructjax.commands import cli
+from instructjax.plan import estimate
 from instructjax.settings.subjects import MeshSettings
 
 ROOT = Path(__file__).parent.parent
@@ -213,7 +216,6 @@ def worker(tmp_path):
     stand_in(programs, name, ":")
   stand_in(programs, "mountpoint", "exit 1")
   stand_in(programs, "gcsfuse", 'echo "mounted $(ls /proc/self/fd | grep -c "^9$")" >> "$LOG"')
-  stand_in(tmp_path / "venv" / "bin", "python", "echo 0.0")
   (tmp_path / "instructjax").mkdir()
   (tmp_path / "worker.sh").write_text((ROOT / "experiments/tpu/worker.sh").read_text())
   (tmp_path / "stages.sh").write_text(
@@ -291,6 +293,137 @@ def test_a_run_is_stopped_by_asking_it_to_save(worker):
   assert stop.returncode == 0 and "no run is going on here" in err
 
 
+# --- GPU hosts ---
+
+# Slurm, for two processes on this machine: SIGTERM goes to all processes of the step, and the
+# exit code is the largest.
+SRUN = """
+echo "srun $*" >> "$LOG"
+while [[ "$1" == --* ]]; do shift; done
+for index in 0 1; do
+  SLURM_PROCID=$index SLURM_LOCALID=$index env --default-signal=INT setsid "$@" &
+  pids[index]=$!
+done
+echo "${pids[@]}" > "$RUNS/step"
+largest=0
+for pid in "${pids[@]}"; do
+  code=0; wait "$pid" || code=$?
+  [ "$code" -le "$largest" ] || largest=$code
+done
+exit "$largest"
+"""
+
+
+@pytest.fixture
+def job(tmp_path):
+  """The environment of a job: a folder of stand-ins, in a copy of the scripts."""
+  for name in ("gpu", "tpu"):
+    shutil.copytree(ROOT / "experiments" / name, tmp_path / "experiments" / name)
+  stand_in(tmp_path / "bin", "srun", SRUN)
+  stand_in(tmp_path / "bin", "scontrol", 'echo "scontrol $*" >> "$LOG"')
+  return environment(
+    tmp_path,
+    SLURM_SUBMIT_DIR=str(tmp_path),
+    SLURM_JOB_ID="71",
+    SLURM_NTASKS_PER_NODE="2",
+    SLURM_CPUS_ON_NODE="16",
+  )
+
+
+def submitted() -> list[str]:
+  return ["bash", str(ROOT / "experiments/gpu/slurm.sh")]
+
+
+def test_slurm_gives_each_process_its_share_of_the_node(job, tmp_path):
+  stand_in(
+    tmp_path / ".venv" / "bin",
+    "instructjax",
+    'echo "$1 $SLURM_PROCID ${*: -1} $XLA_PYTHON_CLIENT_MEM_FRACTION" >> "$LOG"',
+  )
+  subprocess.run(submitted(), env=job, check=True, timeout=60)
+  first, *lines = (tmp_path / "log").read_text().splitlines()
+  assert "--cpus-per-task=8" in first.split() and "--kill-on-bad-exit=0" in first.split()
+  stages = ["sft", "rl_init", "sft", "reward", "ppo", "report"]
+  for index in "01":
+    own = [line.split() for line in lines if line.split()[1] == index]
+    assert own == [[stage, index, "--distributed", "0.9"] for stage in stages]
+
+
+@pytest.mark.parametrize(
+  ("sent", "code", "is_queued_again"),
+  [("TERM", 143, True), ("INT", 130, False)],
+)
+def test_slurm_queues_a_job_again_whose_stage_has_saved(job, tmp_path, sent, code, is_queued_again):
+  """SIGTERM comes when the time is up; SIGINT is that of a user who ends the job for good."""
+  stand_in(tmp_path / ".venv" / "bin", "instructjax", SAVES.replace("TERM", sent))
+  log = tmp_path / "log"
+  with started(submitted(), job | {"CODE": str(code)}) as script:
+    end = time.monotonic() + 30
+    while not log.is_file() or log.read_text().split().count("sft") < 2:
+      assert time.monotonic() < end
+      time.sleep(0.01)
+    for pid in (tmp_path / "step").read_text().split():
+      os.killpg(int(pid), getattr(signal, f"SIG{sent}"))
+    assert script.wait(timeout=30) == code
+  lines = log.read_text().splitlines()
+  assert lines.count("saved") == 2
+  assert ("scontrol requeue 71" in lines) == is_queued_again
+
+
+def test_slurm_does_not_queue_a_failed_job_again(job, tmp_path):
+  stand_in(tmp_path / ".venv" / "bin", "instructjax", '[ "$SLURM_PROCID" = 0 ] || exit 2')
+  done = subprocess.run(submitted(), env=job, check=False, timeout=60)
+  assert done.returncode == 2
+  assert "scontrol" not in (tmp_path / "log").read_text()
+
+
+def test_slurm_says_what_is_to_be_installed_first(job):
+  done = subprocess.run(
+    submitted(), env=job, check=False, timeout=60, capture_output=True, text=True
+  )
+  assert done.returncode == 2
+  assert "run experiments/gpu/install.sh first" in done.stderr
+
+
+def test_hosts_without_slurm_are_named_by_an_address():
+  lines = dry("gpu/host.sh", DISTRIBUTED="gpu-1:1234,2,1", **STAGES)
+  assert {shlex.split(line)[-1] for line in lines} == {"--distributed=gpu-1:1234,2,1"}
+  (line,) = dry("gpu/slurm.sh", SLURM_SUBMIT_DIR=str(ROOT))
+  assert shlex.split(line)[-2:] == ["bash", "experiments/tpu/stages.sh"]
+
+
+def test_a_gpu_gives_jax_what_the_plan_counts_on():
+  """By itself jax takes three quarters, and the plan counts on more."""
+  line = (ROOT / "experiments/gpu/settings.sh").read_text().splitlines()[-1]
+  fraction = float(line.rpartition(":-")[2].rstrip('}"'))
+  assert 0.75 < estimate.SURE < fraction < 0.95
+
+
+@pytest.mark.slow
+def test_two_processes_find_each_other_by_what_slurm_tells_them(tmp_path):
+  """The first one writes the run, of which each has made half of the rows."""
+  (tmp_path / "text.jsonl").write_text(json.dumps({"text": "the quick brown fox " * 60}) + "\n")
+  command = [sys.executable, "-m", "instructjax", "pretrain", "--config=pretrain:tiny"]
+  command += [f"--workdir={tmp_path / 'run'}", f"--config.data.text={tmp_path / 'text.jsonl'}"]
+  command += ["--config.data.length=16", "--config.batch=4", "--config.steps=2"]
+  command += ["--config.data.valid=", "--config.mesh.data=2", "--distributed"]
+  job = os.environ | {
+    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
+    "SLURM_JOB_ID": str(os.getpid()),  # of which jax makes the port
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS": "2",
+  }
+  both = [
+    subprocess.Popen(command, env=job | {"SLURM_PROCID": index, "SLURM_LOCALID": index})
+    for index in ("0", "1")
+  ]
+  assert [process.wait(timeout=300) for process in both] == [0, 0]
+  manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+  assert (manifest["processes"], manifest["finished"]["step"]) == (2, 2)
+
+
 @pytest.mark.parametrize("action", ["create", "start", "watch", "stop", "logs", "report", "delete"])
 def test_pod_prints_its_commands(action):
   lines = dry("tpu/pod.sh", action, NAME="mine", PROJECT="p", ZONE="z-a", TYPE="v5p-8")
@@ -298,11 +431,34 @@ def test_pod_prints_its_commands(action):
   assert all(shlex.split(line)[0] == "gcloud" for line in lines)
   if action == "create":
     assert "--accelerator-type=v5p-8" in lines[0] and "--spot" in lines[0]
+  if action in ("logs", "report"):
+    assert lines[0].split()[:3] == ["gcloud", "storage", "cat" if action == "logs" else "cp"]
+    assert "gs://my-bucket/runs/mine/" in lines[0]
   if action == "start":
     (remote,) = (word for word in shlex.split(lines[1]) if word.startswith("--command="))
     words = shlex.split(remote.removeprefix("--command="))
     assert words[-2:] == ["bash", "worker.sh"]
     assert {"NAME=mine", "MESH=data=1,fsdp=64,model=1"} <= set(words)
+
+
+@pytest.mark.parametrize(
+  ("runs", "logs", "report"),
+  [
+    ("gs://b/mine", "gs://b/mine/*/metrics.jsonl", "gs://b/mine/ppo/report.html"),
+    ("/mnt/b/mine", "gs://b/mine/*/metrics.jsonl", "gs://b/mine/ppo/report.html"),
+    (
+      "/disk/mine",
+      "--command=tail -n 40 /disk/mine/*/metrics.jsonl",
+      "pod:/disk/mine/ppo/report.html",
+    ),
+  ],
+)
+def test_pod_reads_the_runs_where_they_are(runs, logs, report):
+  settings_of_run = {"NAME": "pod", "BUCKET": "b", "RUNS": runs}
+  (line,) = dry("tpu/pod.sh", "logs", **settings_of_run)
+  assert logs in shlex.split(line)
+  (line,) = dry("tpu/pod.sh", "report", **settings_of_run)
+  assert report in shlex.split(line)
 
 
 @pytest.mark.parametrize("codes, ends, starts", [([143, 1, 0], 0, 3), ([1, 2], 2, 2)])

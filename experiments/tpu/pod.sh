@@ -55,9 +55,28 @@ watch() {
 
 stop() { on_all "bash worker.sh stop"; }
 
-logs() { run gcloud compute tpus tpu-vm ssh "$NAME" "${at[@]}" --worker=0 --command="tail -n 40 $RUNS/*/metrics.jsonl"; }
+# The runs as an address, where they are in the mounted bucket; else as they are named.
+address() {
+  case "$RUNS" in
+    "/mnt/$BUCKET"/*) echo "gs://$BUCKET/${RUNS#"/mnt/$BUCKET/"}" ;;
+    *) echo "$RUNS" ;;
+  esac
+}
 
-report() { run gcloud storage cp "gs://$BUCKET/runs/$NAME/ppo/report.html" "$NAME.html"; }
+# A folder that is in no bucket is read on the first worker.
+logs() {
+  case "$(address)" in
+    gs://*) run gcloud storage cat --range=-8000 "$(address)/*/metrics.jsonl" ;;
+    *) run gcloud compute tpus tpu-vm ssh "$NAME" "${at[@]}" --worker=0 --command="tail -n 40 $RUNS/*/metrics.jsonl" ;;
+  esac
+}
+
+report() {
+  case "$(address)" in
+    gs://*) run gcloud storage cp "$(address)/ppo/report.html" "$NAME.html" ;;
+    *) run gcloud compute tpus tpu-vm scp "$NAME:$RUNS/ppo/report.html" "$NAME.html" "${at[@]}" --worker=0 ;;
+  esac
+}
 
 case "${1:-}" in
   create | start | watch | stop | logs | report | delete) "$1" ;;

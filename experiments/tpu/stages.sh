@@ -8,7 +8,11 @@ set -euo pipefail
 
 mesh=() distributed=()
 for axis in ${MESH//,/ }; do mesh+=("--config.mesh.$axis"); done
-[ "${DISTRIBUTED:-0}" = 1 ] && distributed=(--distributed)
+case "${DISTRIBUTED:-0}" in
+  0) ;;
+  1) distributed=(--distributed) ;;                # a TPU slice, or Slurm: jax finds the others
+  *) distributed=("--distributed=$DISTRIBUTED") ;; # HOST:PORT,PROCESSES,INDEX
+esac
 
 child='' stopped=0 signals=0
 stop() { stopped=$1 signals=$((signals + 1)); }

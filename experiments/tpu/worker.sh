@@ -16,9 +16,8 @@ install() {
   git -C instructjax checkout --quiet FETCH_HEAD
   [ -d venv ] || uv venv --quiet --python 3.12 venv
   uv pip install --quiet --python venv/bin/python --require-hashes -r instructjax/requirements.lock
-  version=$(venv/bin/python -c 'import importlib.metadata as m; print(m.version("jax"))')
-  uv pip install --quiet --python venv/bin/python "jax[tpu]==$version"
-  uv pip install --quiet --python venv/bin/python --no-deps -e instructjax
+  # What is pinned there stays, and the rest comes: libtpu, and the clients of buckets.
+  uv pip install --quiet --python venv/bin/python -e "./instructjax[tpu,gcs]"
 
   if ! mountpoint -q "/mnt/$BUCKET"; then
     command -v gcsfuse >/dev/null || {

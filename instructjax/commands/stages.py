@@ -14,6 +14,7 @@ from instructjax.commands.options import (
   whole,
 )
 from instructjax.errors import UserError, naming
+from instructjax.runs import TRAINING
 from instructjax.system import places
 
 STAGES = {
@@ -26,8 +27,6 @@ STAGES = {
   "bestofn": "keep the best of n samples under a reward model",
   "sample": "sample responses",
 }
-# Those that leave a model, and say in manifest.json that they are finished.
-TRAINING = ("pretrain", "sft", "rl_init", "reward", "ppo", "dpo")
 MODEL_FIELD = {"ppo": "rl_init"}  # the field that --model sets, where it is not model.source
 
 
@@ -113,7 +112,7 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
     if getattr(args, "unless_finished", False):
       from instructjax.stages import running
 
-      if running.is_finished(config, workdir):
+      if running.is_finished(config, workdir, has_hook=bool(args.hook)):
         return
     stage(config, workdir, tuple(args.writer), *watching(args))
 

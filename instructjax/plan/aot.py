@@ -18,14 +18,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from instructjax import sharding
+from instructjax import compiler, sharding
 from instructjax.errors import UserError
 from instructjax.plan import chips, collectives
 from instructjax.plan.chips import GiB, Pod
 from instructjax.plan.programs import Program
 from instructjax.system import jsons
 
-FORMAT = 3  # of the cached reports
+FORMAT = 4  # of the cached reports
 
 # GiB in a unit of the compiler's messages.
 UNITS = {"K": 1 / 1024**2, "M": 1 / 1024, "G": 1.0, "T": 1024.0}
@@ -119,16 +119,14 @@ def _without_cache() -> Iterator[None]:
 
 
 def trace(program: Program) -> Any:
-  """Traces a program on its abstract arguments."""
-  import jax
-
+  """Traces a program on its abstract arguments, with the compiler's options of a run."""
   settings: dict[str, Any] = {}
   if program.donate:
     settings["donate_argnums"] = (0,)
   if program.outputs is not None:
     settings["out_shardings"] = program.outputs
   # Arguments that the program does not read stay, since a run holds them too.
-  jitted = jax.jit(program.function, keep_unused=True, **settings)
+  jitted = compiler.jit(program.function, program.options, keep_unused=True, **settings)
   return jitted.trace(*program.arguments)
 
 
@@ -139,16 +137,20 @@ def report(
   folder: Path,
   trips: Mapping[str, float],
   compiling: Callable[[], None] = lambda: None,
+  options: str = "",
 ) -> dict[str, Any]:
   """Returns what the compiler reports of one device: its memory and the collectives.
 
   `trips` says how often its named loops run (`counting.count`). `compiling` is called where no
-  report of this program is kept in `folder`.
+  report of this program is kept in `folder`. `options` are those with which it was traced.
   """
   lowered = traced.lower()
   versions = "/".join(metadata.version(name) for name in ("jax", "libtpu"))
   # Everything that a report depends on.
-  key = f"{FORMAT} {versions} {topology} {dict(mesh)} {dict(trips)} {lowered.as_text()}"
+  key = (
+    f"{FORMAT} {versions} {topology} {dict(mesh)} {dict(trips)} {compiler.options_for(options)} "
+    f"{lowered.as_text()}"
+  )
   digest = hashlib.sha256(key.encode()).hexdigest()
   path = folder / f"{digest[:32]}.json"
   with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged report is made anew

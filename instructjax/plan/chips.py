@@ -298,13 +298,20 @@ def written(sizes: Mapping[str, int]) -> str:
 def in_slices(topology: Pod, sizes: Mapping[str, int]) -> tuple[Pod, dict[str, int]]:
   """Returns one slice of a topology and the part of a mesh in it, with `slices` as a further axis.
 
-  So the compiler writes a program, in which only what says so goes between slices.
+  So the compiler writes a program, in which only what says so goes between slices. Where the mesh
+  of a run lays `fsdp` as two axes, so does this.
   """
   axis = sharding.axis_over_slices(**sizes, slices=topology.slices)
   in_slice = {
     name: size // topology.slices if name == axis else size for name, size in sizes.items()
   }
-  return topology._replace(slices=1), {"slices": topology.slices, **in_slice}
+  outer, inner = in_slice["fsdp"], 1
+  if not topology.chip.near:
+    outer, inner = sharding.parts_of_fsdp(**in_slice, sides=topology.shape)
+  two_axes = {sharding.INNER: inner} if inner > 1 else {}
+  data, model = in_slice["data"], in_slice["model"]
+  laid = {"data": data, "fsdp": outer, **two_axes, "model": model}
+  return topology._replace(slices=1), {"slices": topology.slices, **laid}
 
 
 def split(

@@ -1,12 +1,15 @@
 """The collectives of a compiled program, read in its HLO text.
 
 Each has a kind, the mesh axes along which it communicates, how often it runs and how many bytes it
-moves. Three things make this more than a search for names:
+moves, and how often it runs beside computation. Four things make this more than a search for names:
 
 An operation in the body of a loop counts as often as the loop runs, where the condition of the loop
 compares with a constant, or the loop has a name whose trips are known (`counting.count`).
 
 The TPU compiler cuts one collective into several fusions that share a channel. They count once.
+
+A collective runs beside computation where it is only started and waited for later. The TPU compiler
+writes a fusion that starts it, and fuses steps of it with the products that run meanwhile.
 
 What goes from slice to slice is written as pairs of a send and a receive through the host, which
 name the collective that they are a part of. It lies along `slices`, and the rest of the program is
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -67,6 +70,7 @@ class Collective(NamedTuple):
   axes: tuple[str, ...]
   count: float
   bytes: float  # the payload of one device, whole along these axes
+  beside: float = 0.0  # how many of these run beside computation
 
   def as_row(self) -> dict[str, Any]:
     """Returns the collective as plain data for a report."""
@@ -75,6 +79,7 @@ class Collective(NamedTuple):
       "axes": list(self.axes),
       "count": self.count,
       "bytes": self.bytes,
+      "beside": self.beside,
     }
 
 
@@ -282,7 +287,7 @@ def read(
       key = _channel(line) or (name, number)
       if key not in operations or operations[key].bytes < operation.bytes:
         operations[key] = operation
-  return _sums(operations.values())
+  return _sums(operations, _started(lines_by_name))
 
 
 def _operation(
@@ -308,6 +313,25 @@ def _operation(
   return Operation(kind, axes(devices, mesh), times, times * payload)
 
 
+def _started(lines_by_name: Mapping[str, Sequence[str]]) -> set[tuple[str, str]]:
+  """The kinds and channels of the collectives that are started in one place and end in another.
+
+  The TPU compiler starts some in a fusion, which it names `async-collective-start`.
+  """
+  lines = [(name, line) for name, lines in lines_by_name.items() for line in lines]
+  starts = set()
+  for _, line in lines:
+    if line.lstrip().startswith("%async-collective-start"):
+      starts.update(_CALLS.findall(line))
+  channels = set()
+  for name, line in lines:
+    operation = _OPERATION.search(line)
+    number = _CHANNEL.search(line)
+    if operation and number and (operation[3] or name in starts):
+      channels.add((operation[2], number[1]))
+  return channels
+
+
 def _channel(line: str) -> tuple[str, str] | None:
   """The kind and channel that the parts of one collective share."""
   operation = _OPERATION.search(line)
@@ -317,15 +341,19 @@ def _channel(line: str) -> tuple[str, str] | None:
   return operation[2], channel[1]
 
 
-def _sums(operations: Iterable[Operation]) -> list[Collective]:
-  """The sums of operations over kinds and axes, the largest first."""
+def _sums(operations: Mapping[tuple, Operation], started: set[tuple[str, str]]) -> list[Collective]:
+  """The sums of operations over kinds and axes, the largest first.
+
+  Those whose key is among the `started` run beside computation.
+  """
   sums: dict[tuple[str, tuple[str, ...]], Collective] = {}
-  for kind, along, times, payload in operations:
+  for key, (kind, along, times, payload) in operations.items():
     if not along:
       continue  # a group of one device moves nothing
     before = sums.get((kind, along), Collective(kind, along, 0.0, 0.0))
     sums[kind, along] = before._replace(
       count=before.count + times,
       bytes=before.bytes + payload,
+      beside=before.beside + (times if key in started else 0.0),
     )
   return sorted(sums.values(), key=lambda collective: -collective.bytes)

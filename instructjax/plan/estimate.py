@@ -164,7 +164,9 @@ def program_report(
   error_of_arithmetic = None
   if folder is not None:
     announce = partial(say, f"compiling {program.name} for {topology.name} ...")
-    compiled = aot.report(traced, topology, mesh, folder, program.part.trips, announce)
+    compiled = aot.report(
+      traced, topology, mesh, folder, program.part.trips, announce, program.options
+    )
     compiled = with_limit(compiled, topology, by_compiler=True)
     if compiled["peak"]:
       error_of_arithmetic = by_arithmetic["peak"] / compiled["peak"] - 1
@@ -252,7 +254,7 @@ def advice(row: Mapping[str, Any], config: Any, topology: Pod) -> str:
       "smaller config.batch"
     )
   # The rollout has no backward pass, so the next advice is for the other programs.
-  if config.model.remat != "blocks":
+  if config.model.remat not in ("blocks", "offload"):
     return shortage + "keep less for the backward pass with --config.model.remat=blocks"
   if name == "scoring":
     return shortage + (

@@ -8,3 +8,6 @@ python_models
 provenance                   which model it was that answered
 report/                      one page a run
 """
+
+# The stages that leave a model, and say in manifest.json that they are finished.
+TRAINING = ("pretrain", "sft", "rl_init", "reward", "ppo", "dpo")

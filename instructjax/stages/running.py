@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from instructjax import sharding, steps
+from instructjax import compiler, sharding, steps
 from instructjax.data.batches import corpora, prefetch
 from instructjax.data.records import records
 from instructjax.data.tokens import chat
@@ -36,7 +36,8 @@ def devices(mesh: MeshSettings) -> Iterator[int]:
   """Sets the mesh and yields the number of parts of a batch; one device works without a mesh.
 
   Raises UserError where there are fewer devices than the mesh takes, and where several processes
-  would not use all of theirs: some would wait for others that have no part.
+  would not use all of theirs: some would wait for others that have no part. An option that the
+  compiler does not know is a UserError too.
   """
   # The product is checked here, where the fields have names, and not in `sharding.make_mesh`.
   wanted, available = mesh.data * mesh.fsdp * mesh.model, jax.device_count()
@@ -57,9 +58,11 @@ def devices(mesh: MeshSettings) -> Iterator[int]:
     )
   # One device needs no mesh: every helper of `sharding` is then the identity.
   if wanted == 1:
+    compiler.check(mesh.compiler)
     yield 1
     return
   with jax.set_mesh(sharding.make_mesh(mesh.data, mesh.fsdp, mesh.model)):
+    compiler.check(mesh.compiler)
     yield mesh.data * mesh.fsdp
 
 
@@ -147,17 +150,18 @@ class Programs(NamedTuple):
   jitted: tuple[Any, ...]
 
 
-def programs_of(stage: Stage, state: TrainState) -> Programs:
+def programs_of(stage: Stage, state: TrainState, options: str = "") -> Programs:
   """Compiles a step. One of several parts is as many programs, so that a run can stop between them.
 
-  What a part writes takes its place beside the batch, under its name.
+  What a part writes takes its place beside the batch, under its name. `options` are the user's for
+  the compiler.
   """
   if len(stage.parts) == 1:
-    step = steps.compiled(stage.step, state)
+    step = steps.compiled(stage.step, state, options)
     return Programs((), step, (step,))
   *early, last = stage.parts
-  early_programs = [jax.jit(part.function) for part in early]
-  last_program = steps.compiled(last.function, state)
+  early_programs = [compiler.jit(part.function, options) for part in early]
+  last_program = steps.compiled(last.function, state, options)
 
   def early_part(part: Part, program: Callable[..., Any]) -> Callable[..., Any]:
     def run(state: TrainState, frozen: PyTree, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,7 +270,7 @@ def train(
   ahead; how long the steps waited for them stands in manifest.json.
   """
   stage, frozen = training.stage, training.frozen
-  programs = training.programs or programs_of(stage, training.state)
+  programs = training.programs or programs_of(stage, training.state, settings.mesh.compiler)
 
   def with_frozen(program: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
     return lambda state, values: program(state, frozen, values)
@@ -276,6 +280,9 @@ def train(
   checkpoints = Checkpoints(
     workdir / "checkpoints" / settings.stage, keep=settings.keep, best=settings.best
   )
+  if watch.hook is not None:
+    called = {"name": watch.hook.name, "every": watch.hook.every, "sha256": watch.hook.sha256}
+    writers.note(workdir, hook=read_noted(workdir, "hook") | {settings.stage: called})
   begun = time.perf_counter()
   with prefetch.ahead(corpora.place_batches(training.batches), stop=stage.calls) as feed:
     state = fit(
@@ -299,13 +306,23 @@ def train(
       profile=watch.profile,
       samples=training.samples,
     )
-  if reason := stopped_before(checkpoints):
-    stopped = {"step": int(state.iteration), "by": reason}
-    writers.note(workdir, stopped=read_noted(workdir, "stopped") | {settings.stage: stopped})
+  note_stop(workdir, settings.stage, int(state.iteration), stopped_before(checkpoints))
   elapsed = time.perf_counter() - begun
   seconds = {"data": round(feed.waited(), 3), "training": round(elapsed, 3)}
   writers.note(workdir, seconds={settings.stage: seconds})
   return state
+
+
+def note_stop(workdir: AnyPath, stage: str, step: int, reason: str) -> None:
+  """Notes in manifest.json that a hook stopped a stage, and why; with "" that none did.
+
+  A run that a hook has stopped may go on without it, and is then stopped no more.
+  """
+  before = read_noted(workdir, "stopped")
+  others = {name: stop for name, stop in before.items() if name != stage}
+  stops = others | {stage: {"step": step, "by": reason}} if reason else others
+  if stops != before:
+    writers.note(workdir, stopped=stops)
 
 
 # --- what a stage leaves ---
@@ -358,17 +375,22 @@ def leave_model(
   writers.mark_finished(workdir, settings.stage, step)
 
 
-def is_finished(settings: AnySettings, workdir: AnyPath) -> bool:
+def is_finished(settings: AnySettings, workdir: AnyPath, has_hook: bool = False) -> bool:
   """Returns whether a run of these settings is finished; it says so where it is.
+
+  A run that a hook has stopped is finished for a command with a hook, and goes on without one.
 
   The first of several processes looks, and all get its answer: another one may see an older state
   of a shared folder. A damaged file is for the run itself to name.
   """
-  step = None
+  step, reason = None, ""
   if jax.process_index() == 0:
     with contextlib.suppress(UserError):
       step = writers.finished_step(workdir, to_dict(settings))
+      reason = read_noted(workdir, "stopped").get(settings.stage, {}).get("by", "")
     if step is not None and not origin.has_left_model(workdir, step):
+      step = None
+    if reason and not has_hook:
       step = None
   is_done = step is not None
   if jax.process_count() > 1:
@@ -376,7 +398,8 @@ def is_finished(settings: AnySettings, workdir: AnyPath) -> bool:
 
     is_done = bool(multihost_utils.broadcast_one_to_all(jnp.asarray(is_done)))
   if is_done:
-    show(f"{workdir}: is finished already, at step {step}")
+    stopped = f", where a hook stopped it: {reason}; without --hook it goes on" if reason else ""
+    show(f"{workdir}: is finished already, at step {step}{stopped}")
   return is_done
 
 

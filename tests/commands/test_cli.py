@@ -11,10 +11,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from instructjax import settings
+from instructjax import runs, settings
 from instructjax.commands import cli, options, stages
 from instructjax.errors import UserError
-from instructjax.runs.report import verdict
 from instructjax.settings import fields
 from instructjax.system import processes
 
@@ -135,10 +134,10 @@ def test_wrong_overrides_are_named(name, text, message):
   assert str(error.value).startswith(message)
 
 
-def test_the_command_line_and_the_report_know_the_same_stages_of_training():
+def test_the_stages_of_training_are_those_with_settings_of_training():
   training = set(typing.get_args(settings.TrainingSettings))
   of_command_line = {name for name in stages.STAGES if type(settings.load(name)) in training}
-  assert set(stages.TRAINING) == set(verdict.TRAINING) == of_command_line
+  assert set(runs.TRAINING) == of_command_line
 
 
 def test_words_of_the_command_line_become_assignments():

@@ -1,5 +1,6 @@
 """A user's function that looks on: what stops a run, what goes on, and what is an error."""
 
+import hashlib
 import re
 
 import jax
@@ -56,6 +57,13 @@ def test_a_function_is_found_by_file_and_name(tmp_path):
   hook = hooks.open_hook(f"{path}:stop", every=5)
   assert (hook.name, hook.every) == (f"{path}:stop", 5)
   assert hook.call(3, {"a": 1.0}, STATE) == "3 {'a': 1.0} 0"
+  assert hook.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_function_that_was_typed_in_has_no_file():
+  typed: dict = {}
+  exec("def stop(step, metrics, state): pass", typed)
+  assert hooks.hook(typed["stop"]).sha256 == ""
 
 
 def test_what_it_raises_is_named_with_its_line(tmp_path):

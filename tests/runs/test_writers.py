@@ -141,6 +141,21 @@ def test_tensorboard_shows_samples_as_a_table(tmp_path, monkeypatch):
   assert Events.last.seen == [("ppo/samples", text, 4), "closed"]
 
 
+def test_tensorboard_writes_into_the_bucket_of_the_run(bucket, monkeypatch):
+  """It has a writer of its own for such an address."""
+  folders = []
+
+  def open_events(folder):
+    folders.append(folder)
+    return Events(folder)
+
+  monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=open_events))
+  with writers.open_run("gs://bucket/runs/a", {}, sinks=("tensorboard",)) as writer:
+    writer.metrics(1, "sft", {"loss": 2.0})
+  assert folders == ["gs://bucket/runs/a/tensorboard"]
+  assert Events.last.seen == [("sft/loss", 2.0, 1), "closed"]
+
+
 def test_wandb_shows_samples_as_a_table(tmp_path, monkeypatch):
   logged = []
   opened = SimpleNamespace(log=logged.append, finish=lambda: None)

@@ -1,5 +1,6 @@
 """What PPO shows of itself: samples, held-out prompts, and a hook that stops it."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 from stage_runs import files, metrics, ppo, stop_after
 
+from instructjax.runs.loop import OF_MACHINE
+from instructjax.runs.report.ppo_metrics import BY_NAME
 from instructjax.settings import load, replaced
 
 LENGTH = """
@@ -96,6 +99,15 @@ def test_held_out_prompts_are_answered_and_judged_twice(looked):
     assert abs(row["eval/kl"]) < 50
 
 
+def test_every_metric_of_a_run_is_on_the_page_and_the_page_has_no_other(looked):
+  """Of the machine's own, a CPU has some; only a reward that abstains counts its abstentions."""
+  lines = (looked / "metrics.jsonl").read_text().splitlines()
+  written = {name for line in lines for name in json.loads(line)} - {"step", "stage"}
+  assert written - {*BY_NAME} == set()
+  absent = {name for name in BY_NAME if name not in written and not name.startswith(OF_MACHINE)}
+  assert absent == {"rollout/abstained"}
+
+
 def test_a_stopped_run_has_each_sample_once(
   looked, data, init_run, reward_run, run_options, tmp_path, monkeypatch
 ):
@@ -143,6 +155,17 @@ def test_a_hook_stops_ppo_by_its_kl(data, init_run, reward_run, own, tmp_path, c
   assert ppo(data, folder, init_run, reward_run, hook) == 0
   assert "ppo: was stopped at step 2 of 4" in capsys.readouterr().err
   assert [row["step"] for row in metrics(folder)] == [1, 2]
+  # For a command with the hook it is finished; one without goes on, and then it is stopped no more.
+  assert ppo(data, folder, init_run, reward_run, hook, "--unless-finished") == 0
+  said = capsys.readouterr().out
+  assert f"{folder}: is finished already, at step 2, where a hook stopped it: {own}" in said
+  assert "without --hook it goes on" in said
+  assert ppo(data, folder, init_run, reward_run, "--unless-finished") == 0
+  assert [row["step"] for row in metrics(folder)] == [1, 2, 3, 4]
+  manifest = json.loads((folder / "manifest.json").read_text())
+  assert (manifest["stopped"], manifest["finished"]["step"]) == ({}, 4)
+  content = (own / "stop.py").read_bytes()
+  assert manifest["hook"]["ppo"]["sha256"] == hashlib.sha256(content).hexdigest()
 
 
 @pytest.mark.parametrize(
