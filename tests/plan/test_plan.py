@@ -359,7 +359,7 @@ def test_collectives_in_a_recorded_program():
 
 def test_a_collective_that_is_only_started_runs_beside_computation():
   """In a fusion of the TPU compiler, which has a name for that, or by its own pair of lines."""
-  groups = "replica_groups={{0,1},{2,3}}"
+  groups = "replica_groups={{0,2},{1,3}}"
   text = f"""
 %fused_computation.1 (p: bf16[4]) -> bf16[8] {{
   %a.1 = bf16[8]{{0}} all-gather(%p), channel_id=3, {groups}
@@ -606,6 +606,7 @@ def test_a_report_is_one_json_object(capsys):
     "programs",
     "fits",
     "hours",
+    "predicted_hours",
     "chip_hours",
     "advice",
   }
@@ -628,6 +629,8 @@ def test_a_report_is_one_json_object(capsys):
       "seconds",
       "bound",
       "mfu",
+      "predicted",
+      "attention_flops",
       "tokens_per_s",
       "at_lengths",
     }
