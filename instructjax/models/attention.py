@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 
 from instructjax import sharding
@@ -44,7 +45,7 @@ KEYS_AT_ONCE = 512
 # tile of keys, so beyond so many tiles two kernels take its place.
 FUSED_TILES = 8
 # The name of what the heads have read, by which a backward pass may keep it
-# (`transformer.recomputed`).
+# (`transformer.recomputed`). Splash gives it to what its own backward pass needs; cuDNN gives none.
 ATTENDED = "attended"
 # Queries of a block for XLA, and the most blocks, because each is compiled by itself.
 QUERIES = 64
@@ -237,7 +238,8 @@ def in_blocks(
     )
     queries = blocks.some_columns(columns, start, end)
     mixed.append(_by_scores(attend, q[:, start:end], queries, end - first_key))
-  return mixed[0] if len(mixed) == 1 else jnp.concatenate(mixed, axis=1)
+  joined = mixed[0] if len(mixed) == 1 else jnp.concatenate(mixed, axis=1)
+  return checkpoint_name(joined, ATTENDED)
 
 
 def _attend(

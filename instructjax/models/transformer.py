@@ -229,7 +229,6 @@ def attend(
   k = jnp.swapaxes(k, 1, 2)
   v = jnp.swapaxes(v, 1, 2)
   mixed = mix(q, k, v).astype(family.stream)
-  mixed = checkpoint_name(mixed, attention.ATTENDED)
   y = scattered(family, blocks.linear(p["o"], mixed, family.dtype, contract=2))
   if "attn_post" in p:
     y = family.norm(p["attn_post"], y)
