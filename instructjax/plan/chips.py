@@ -319,7 +319,7 @@ def in_slices(topology: Pod, sizes: Mapping[str, int]) -> tuple[Pod, dict[str, i
     name: size // topology.slices if name == axis else size for name, size in sizes.items()
   }
   outer, inner = in_slice["fsdp"], 1
-  if not topology.chip.near:
+  if not topology.chip.near and axis != "fsdp":
     outer, inner = sharding.parts_of_fsdp(**in_slice, sides=topology.shape)
   two_axes = {sharding.INNER: inner} if inner > 1 else {}
   data, model = in_slice["data"], in_slice["model"]

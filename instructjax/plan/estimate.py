@@ -286,7 +286,7 @@ def advice(row: Mapping[str, Any], config: Any, topology: Pod) -> str:
       f"--config.sampling.whole=False, {remedies}"
     )
   # The rollout has no backward pass, so the next advice is for the other programs.
-  if config.model.remat != "blocks":
+  if config.model.remat not in ("blocks", "offload"):
     return shortage + "keep less for the backward pass with --config.model.remat=blocks"
   if name == "scoring":
     return shortage + (

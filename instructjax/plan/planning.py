@@ -202,7 +202,7 @@ def find_meshes(
   rows = search.search(settings, pod, meshes, build, say)
   fitting = [row for row in rows if row["fits"]]
   for row in fitting[: options.top]:
-    changed, _ = search.with_micro(settings, row["micro"], row["mesh"])
+    changed, _ = search.with_micro(settings, row["micro"], row["mesh"], row["remat"])
     if not row["whole"]:
       changed = search.by_layers(changed)
     with_mesh = dataclasses.replace(options, mesh=chips.written(row["mesh"]), search=False)
