@@ -278,9 +278,12 @@ def advice(row: Mapping[str, Any], config: Any, topology: Pod) -> str:
       f"(a larger topology, as --topology={enough}), or train fewer blocks with config.top"
     )
   if name == "rollout":
+    remedies = "fewer config.sampling.slots, more model, or a smaller config.batch"
+    if not config.sampling.whole:
+      return shortage + f"the KV cache is {cache:.1f} GB; {remedies}"
     return shortage + (
-      f"the KV cache is {cache:.1f} GB and the weights are whole along fsdp; more model, or a "
-      "smaller config.batch"
+      f"the KV cache is {cache:.1f} GB and the weights are whole along fsdp; "
+      f"--config.sampling.whole=False, {remedies}"
     )
   # The rollout has no backward pass, so the next advice is for the other programs.
   if config.model.remat not in ("blocks", "offload"):
