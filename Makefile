@@ -9,9 +9,10 @@ NEWEST := $(addprefix tests/,$(addsuffix .py,method/test_x64 method/test_ppo_by_
   method/test_bestofn method/test_sharding models/test_gpt models/test_llama models/test_transformer \
   models/test_attention models/test_lora system/test_keys plan/test_plan plan/test_collectives stages/test_stages))
 TWO := $(BIN)/python -m pytest -n 2 --dist worksteal
+SPHINX := JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -q --keep-going
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: quickstart test test-fast test-newest test-slow test-oracles test-plan test-browser test-wheel lint lock clean
+.PHONY: quickstart test test-fast test-newest test-slow test-oracles test-plan test-browser test-wheel lint docs docs-links lock clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/instructjax quickstart $(ARGS)
@@ -44,6 +45,13 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
+docs: $(VENV)/.docs  ## the pages and the reference, into build/docs; a link that leads nowhere is an error
+	$(SPHINX) -W -b html docs build/docs
+	@echo "open build/docs/index.html"
+
+docs-links: $(VENV)/.docs  ## asks the addresses of other sites too
+	$(SPHINX) -b linkcheck docs build/links
+
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"InstructJAX needs Python 3.11 or newer and found {v[0]}.{v[1]}: run `make $(MAKECMDGOALS) PYTHON=python3.12`")'
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +72,10 @@ $(VENV)/.oracles: $(VENV)/.test
 
 $(VENV)/.plan: $(VENV)/.test constraints-plan.txt
 	$(INSTALL) -c constraints-plan.txt -e '.[plan]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.runtime constraints-docs.txt
+	$(INSTALL) -c constraints-docs.txt -e '.[docs]'
 	@touch $@
 
 lock:  ## pins names, versions and hashes for every supported Python; no addresses

@@ -61,7 +61,13 @@ def logp_and_entropy(
   logits: Float[Array, "B M V"],
   tokens: Int[Array, "B M"],
 ) -> tuple[Float[Array, "B M"], Float[Array, "B M"]]:
-  """Returns log p(token) and the entropy of the distribution, both in nats."""
+  """Returns log p(token) and the entropy of the distribution, both in nats.
+
+  Example:
+    >>> logp, entropy = likelihood.logp_and_entropy(jnp.zeros((2, 3, 8)), rows.tokens[:, 2:])
+    >>> print(logp[0], entropy[0])
+    [-2.079 -2.079 -2.079] [2.079 2.079 2.079]
+  """
   return losses.token_logp(logits, tokens), losses.entropy(logits)
 
 
@@ -72,6 +78,13 @@ def logp_and_likeliest(
   """Returns log p(token), and whether no other token is likelier.
 
   That is whether greedy decoding would choose the token, or one that ties with it.
+
+  Example:
+    >>> logits = jnp.zeros((2, 3, 8)).at[0, :, 4].set(1.0)
+    >>> logp, likeliest = likelihood.logp_and_likeliest(logits, rows.tokens[:, 2:])
+    >>> print(likeliest)
+    [[False  True False]
+     [ True  True  True]]
   """
   # Both numbers come from the same function, so a tie is an exact equality.
   likeliest = jnp.argmax(logits, axis=-1).astype(tokens.dtype)
@@ -95,6 +108,12 @@ def of_tokens(
   The default gives log p(token | the hidden state before it) and the entropy. Several parts are a
   scan whose gradient computes the logits of a part again, so the logits of the whole batch never
   exist at once.
+
+  Example:
+    >>> hidden = lm.hidden(params, rows.tokens, rows.valid)
+    >>> logp, entropy = likelihood.of_tokens(lm, params, hidden[:, 1:-1], rows.tokens[:, 2:])
+    >>> print(logp.shape, entropy.shape)
+    (2, 3) (2, 3)
   """
 
   def measure_part(params, hidden, tokens):
@@ -172,6 +191,11 @@ def response_logp(
   """Returns log p(y_t | x, y_<t) and the entropy at each of the last `response` tokens of a row.
 
   With `before`, the response tokens are those after these columns, as in packed rows.
+
+  Example:
+    >>> logp, entropy = likelihood.response_logp(lm, params, rows.tokens, rows.valid, response=3)
+    >>> print((logp * mask).sum(axis=1).shape)  # of whole responses
+    (2,)
   """
   hidden = lm.hidden(params, tokens, valid, stem=stem, key=key)
   if before is None:
@@ -196,6 +220,11 @@ def states_before(
   """Returns the hidden state before each response token, which predicts it.
 
   The response tokens are the last `response` of a row, or those after the columns `before`.
+
+  Example:
+    >>> hidden = jnp.arange(10.0).reshape(2, 5, 1)
+    >>> print(likelihood.states_before(hidden, response=3)[0, :, 0])
+    [1. 2. 3.]
   """
   if before is None:
     return hidden[:, -response - 1 : -1]
@@ -226,6 +255,14 @@ def masked_logp(
   With a `window`, a row is taken to have at most so many marked tokens, wherever they stand. Only
   their logits are computed, and R = window: they come first and in their order. Without one,
   R = T - 1.
+
+  Example:
+    >>> logp, marked = likelihood.masked_logp(lm, params, text)
+    >>> print(logp.shape, marked.sum(axis=1))
+    (2, 4) [3 2]
+    >>> logp, marked = likelihood.masked_logp(lm, params, text, window=3)
+    >>> print(logp.shape, marked.sum(axis=1))
+    (2, 3) [3 2]
   """
   hidden, targets, mask = _marked(lm, params, batch, window, key)
   logp, _ = of_tokens(lm, params, hidden, targets)
@@ -238,7 +275,13 @@ def continuation(
   batch: Demonstrations,
   window: int | None = None,
 ) -> RowScores:
-  """Scores the marked tokens of each row, as multiple-choice evaluations do."""
+  """Scores the marked tokens of each row, as multiple-choice evaluations do.
+
+  Example:
+    >>> total, count, likeliest = likelihood.continuation(lm, params, text)
+    >>> print(total.shape, count)
+    (2,) [3 2]
+  """
   hidden, targets, mask = _marked(lm, params, batch, window)
   return _score_ends(lm, params, hidden, targets, mask)
 
@@ -253,6 +296,13 @@ def choices(
   """Returns what `continuation` does, for n ends of each prompt, which is read once for all.
 
   The ends are right padded, and those of one prompt follow each other.
+
+  Example:
+    >>> ends = jnp.array([[3, 7], [4, 0], [5, 7], [6, 0]])  # two of each prompt
+    >>> score = jax.jit(partial(likelihood.choices, lm))
+    >>> total, count, likeliest = score(params, prompts, ends, ends > 0)
+    >>> print(total.shape, count)
+    (4,) [2 1 2 1]
   """
   rows, width = prompts.tokens.shape
   end_count, length = ends.shape
@@ -318,3 +368,19 @@ def _marked(
     return x.at[row_indices, columns].get(out_sharding=spec)
 
   return take_window(hidden), take_window(targets), take_window(mask)
+
+
+# What is promised; the other functions are the parts of these.
+__all__ = [
+  "LOGITS",
+  "Measure",
+  "RowScores",
+  "choices",
+  "continuation",
+  "logp_and_entropy",
+  "logp_and_likeliest",
+  "masked_logp",
+  "of_tokens",
+  "response_logp",
+  "states_before",
+]

@@ -45,6 +45,13 @@ def temper(
   Raises:
     ValueError: unless τ > 0.
     IndexError: for a banned id outside the vocabulary.
+
+  Example:
+    >>> logits = jnp.array([2.0, 4.0, 6.0])
+    >>> print(losses.temper(logits, 2.0))
+    [1. 2. 3.]
+    >>> print(jax.nn.softmax(losses.temper(logits, banned=(1, 2))))
+    [1. 0. 0.]
   """
   if not temperature > 0:
     raise ValueError(f"temperature must be above 0, got {temperature}")
@@ -66,6 +73,12 @@ def token_logp(
       log softmax(logits)[token] = logit[token] - log Σ_v e^logit[v]
 
   The log-softmax of the whole vocabulary is never formed.
+
+  Example:
+    >>> logits = jnp.zeros((2, 3, 8))  # eight ids, all alike
+    >>> print(losses.token_logp(logits, jnp.array([[1, 2, 3], [4, 5, 6]])))
+    [[-2.079 -2.079 -2.079]
+     [-2.079 -2.079 -2.079]]
   """
   vocabulary_is_whole = jax.typeof(logits).sharding.spec[-1] is None
   if vocabulary_is_whole:
@@ -82,7 +95,13 @@ def token_logp(
 
 
 def entropy(logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:
-  """Returns H = - Σ_v p_v log p_v in nats, where p = softmax(logits)."""
+  """Returns H = - Σ_v p_v log p_v in nats, where p = softmax(logits).
+
+  Example:
+    >>> print(losses.entropy(jnp.zeros((2, 3, 8))))  # log 8
+    [[2.079 2.079 2.079]
+     [2.079 2.079 2.079]]
+  """
   # A logit of -inf is as banned as BANNED is, and with the finite number 0 log 0 comes out as 0.
   logits = jnp.maximum(logits.astype(jnp.float32), BANNED)
   # With z = logits - top, H = log Σ e^z - Σ z e^z / Σ e^z. No exponent is above 0.
@@ -98,14 +117,26 @@ def entropy(logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:
 
 
 def token_mean(mask: Bool[Array, "*B R"]) -> Float[Array, "*B R"]:
-  """Returns w = m / Σ m, by which every marked token of the batch counts the same."""
+  """Returns w = m / Σ m, by which every marked token of the batch counts the same.
+
+  Example:
+    >>> print(losses.token_mean(mask))
+    [[0.2 0.2 0.2]
+     [0.2 0.2 0. ]]
+  """
   require_mask(mask)
   count = jnp.maximum(jnp.sum(mask), 1)  # an empty mask has weights of 0, not NaN
   return jnp.where(mask, 1 / count.astype(jnp.float32), 0)
 
 
 def sequence_mean(mask: Bool[Array, "B R"]) -> Float[Array, "B R"]:
-  """Returns w = m / (tokens of the row × rows), by which every row counts the same."""
+  """Returns w = m / (tokens of the row × rows), by which every row counts the same.
+
+  Example:
+    >>> print(losses.sequence_mean(mask))
+    [[0.167 0.167 0.167]
+     [0.25  0.25  0.   ]]
+  """
   require_mask(mask)
   length = jnp.sum(mask, axis=-1, keepdims=True)
   # Only rows with a marked token are counted.
@@ -119,6 +150,11 @@ def sequence_sum(mask: Bool[Array, "B R"]) -> Float[Array, "B R"]:
 
   The weighted sum is the mean over rows of what their tokens add up to, which is the expectation
   over episodes and over documents of Eq. 2 as it is printed.
+
+  Example:
+    >>> print(losses.sequence_sum(mask))
+    [[0.5 0.5 0.5]
+     [0.5 0.5 0. ]]
   """
   # Only rows with a marked token are counted.
   rows = jnp.sum(jnp.any(mask, axis=-1))
@@ -156,6 +192,12 @@ def pair_weights(
   Raises:
     ValueError: for another normaliser, and for ranks that count from 0, where their values can be
       seen: outside of a compiled function.
+
+  Example:
+    >>> print(losses.pair_weights(jnp.array([[1, 2, 2]])))  # a tie weighs nothing
+    [[[0.  0.5 0.5]
+      [0.  0.  0. ]
+      [0.  0.  0. ]]]
   """
   _check_ranks(rank)
   winner, loser = _pairs(rank)
@@ -235,6 +277,11 @@ def nll(
 
   It is also the pretraining term of PPO-ptx. Eq. 2 maximises + γ E log π(x), so γ × nll is added
   to the loss.
+
+  Example:
+    >>> logp = jnp.array([[-1.0, -2.0, -3.0], [-1.0, -2.0, jnp.nan]])
+    >>> print(f"{losses.nll(logp, losses.token_mean(mask)):.3f}")
+    1.800
   """
   (logp,) = _weighed(weight, logp)
   return -jnp.sum(weight * logp)
@@ -254,6 +301,12 @@ def ranking(
       L = - Σ_{i beats j} w_ij log σ(r_i - r_j)
 
   `margin` is subtracted from r_i - r_j (Touvron et al. 2023, section 3.2.2).
+
+  Example:
+    >>> score = jnp.array([[2.0, 0.0, 0.0]])
+    >>> weight = losses.pair_weights(jnp.array([[1, 2, 2]]))
+    >>> print(f"{losses.ranking(score, weight):.3f}")  # - log σ(2)
+    0.127
   """
   winner, loser = _pairs(score.astype(jnp.float32))
   difference = winner - loser - margin
@@ -270,6 +323,11 @@ def centering(
       L = Σ_{i beats j} w_ij (r_i + r_j)²
 
   Eq. 1 sees only differences of scores, so without it their level may drift.
+
+  Example:
+    >>> score = jnp.array([[2.0, 0.0, 0.0]])
+    >>> print(losses.centering(score, losses.pair_weights(jnp.array([[1, 2, 2]]))))
+    4.0
   """
   winner, loser = _pairs(score.astype(jnp.float32))
   total = winner + loser
@@ -287,6 +345,11 @@ def best_of_k(
       L = - Σ_b w_b log softmax(r_b)[best]
 
   Completions that share rank 1 share the target equally. A row without a rank 1 does not count.
+
+  Example:
+    >>> score, rank = jnp.array([[2.0, 0.0, 0.0]]), jnp.array([[1, 2, 2]])
+    >>> print(f"{losses.best_of_k(score, rank, weight=jnp.array([1.0])):.3f}")
+    0.240
   """
   best = rank == 1
   # A row without a rank 1 has a target of 0 everywhere.
@@ -309,6 +372,12 @@ def ranking_accuracy(
 
   Two equal scores are half right, as a coin would be. Pairs that are not `distinct` do not count.
   `labels` takes the place of the ranks, as in `pair_weights`; each pair counts once.
+
+  Example:
+    >>> score, rank = jnp.array([[2.0, 3.0, 0.0]]), jnp.array([[1, 2, 2]])
+    >>> correct, pairs = losses.ranking_accuracy(score, rank)
+    >>> print(correct, pairs)
+    [1.] [2.]
   """
   beats = pair_weights(rank, distinct=distinct, labels=labels) > 0
   winner, loser = _pairs(score)
@@ -332,6 +401,11 @@ def probability_ratio(
 
   Beyond a log-ratio of 40 the exponential goes on as its tangent. An infinite ratio would make the
   loss NaN where the advantage is 0, and the gradient NaN where the clip leaves none.
+
+  Example:
+    >>> p, old_p = jnp.array([0.4, 0.1]), jnp.array([0.2, 0.2])
+    >>> print(losses.probability_ratio(jnp.log(p), jnp.log(old_p)))
+    [2.  0.5]
   """
   log_ratio = logp - old_logp
   bounded = jnp.minimum(log_ratio, LARGEST_LOG_RATIO)
@@ -366,6 +440,15 @@ def clipped_policy(
 
   `old_logp` belongs to the policy that sampled, and stays the same over all minibatches of an
   iteration.
+
+  Example:
+    >>> old_logp = jnp.full((2, 3), -2.0)
+    >>> advantage = jnp.array([[1.0, 1.0, 1.0], [-1.0, -1.0, 0.0]])
+    >>> weight = losses.token_mean(mask)
+    >>> print(f"{losses.clipped_policy(old_logp, old_logp, advantage, weight):.3f}")  # ratios of 1
+    -0.200
+    >>> print(f"{losses.clipped_policy(old_logp + 1, old_logp, advantage, weight):.3f}")
+    0.367
   """
   logp, old_logp, advantage = _weighed(weight, logp, old_logp, advantage)
   _, unclipped, clipped = _policy_terms(logp, old_logp, advantage, clip)
@@ -397,6 +480,11 @@ def clipped_value(
       L = ½ Σ_t w_t max((V_t - G_t)², (clip(V_t, V_old ± ε) - G_t)²),        G the target
 
   Nothing is clipped when `clip` is None.
+
+  Example:
+    >>> value, target = jnp.ones((2, 3)), jnp.zeros((2, 3))
+    >>> print(losses.clipped_value(value, value, target, losses.token_mean(mask)))
+    0.5
   """
   value, old_value, target = _weighed(weight, value, old_value, target)
   unclipped, clipped = _value_terms(value, old_value, target, clip)
@@ -414,6 +502,12 @@ def policy_metrics(
   """Returns what to watch in `clipped_policy`, as means over the marked tokens.
 
   `approxkl` is the mean of ½ (log ρ)², and `clipfrac` the share of tokens without a gradient.
+
+  Example:
+    >>> old_logp = jnp.full((2, 3), -2.0)
+    >>> metrics = losses.policy_metrics(old_logp + 1, old_logp, jnp.ones((2, 3)), mask)
+    >>> print(metrics["policy/clipfrac_avg"], metrics["policy/approxkl_avg"])
+    1.0 0.5
   """
   logp, old_logp, advantage = _zero_outside(mask, logp, old_logp, advantage)
   ratio, unclipped, clipped = _policy_terms(logp, old_logp, advantage, clip)
@@ -441,6 +535,12 @@ def value_metrics(
   """Returns what to watch in `clipped_value`, as means over the marked tokens.
 
   `explained_var` is 1 - Var[G - V] / Var[G]: 1 at best, and 0 for a constant.
+
+  Example:
+    >>> target = jnp.array([[1.0, 2.0, 3.0], [1.0, 2.0, 0.0]])
+    >>> metrics = losses.value_metrics(target, target, target, mask)
+    >>> print(metrics["val/explained_var"], metrics["val/clipfrac_avg"])
+    1.0 0.0
   """
   value, old_value, target = _zero_outside(mask, value, old_value, target)
   unclipped, clipped = _value_terms(value, old_value, target, clip)
@@ -476,6 +576,13 @@ def dpo(
 
   Raises:
     AssertionError: for log-probabilities of single tokens.
+
+  Example:
+    >>> chosen, rejected = jnp.array([-3.0]), jnp.array([-5.0])
+    >>> reference = jnp.array([-4.0])
+    >>> loss = losses.dpo(chosen, rejected, reference, reference, jnp.array([1.0]), beta=0.5)
+    >>> print(f"{loss:.3f}")  # - log σ(0.5 · 2)
+    0.313
   """
   chex.assert_rank([logp_chosen, logp_rejected, ref_chosen, ref_rejected, weight], 1)
   chosen = logp_chosen.astype(jnp.float32) - ref_chosen.astype(jnp.float32)

@@ -95,7 +95,7 @@ def lay_out(
   split = sharding.spec("batch")
   split_parts = sharding.spec(None, "batch")
   lay_out_shards = jax.shard_map(
-    partial(_lay_out_shard, rows=rows, axes=sharding.RULES["batch"]),
+    partial(_lay_out_shard, rows=rows, axes=sharding.mesh_axes("batch")),
     in_specs=(split, split),
     out_specs=(split_parts, jax.P(), split),
   )

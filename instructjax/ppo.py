@@ -86,6 +86,10 @@ def init_params(policy: Params, reward_params: Params) -> Params:
   """Returns a policy from `rl_init`, and a value network that starts as the reward model.
 
   The value network has its own parameters, and its bias is the reward model's (section 3.5).
+
+  Example:
+    >>> print(sorted(ppo.init_params(params, model)))
+    ['policy', 'value']
   """
   return {
     "policy": jax.tree.map(jnp.copy, policy),
@@ -104,6 +108,10 @@ def stems(
   """Returns the activations of the untrained trunk of the policy side and of the reward side.
 
   A side that trains all of its blocks has no stem.
+
+  Example:
+    >>> print(ppo.stems(frozen, rows, experiment))  # no block is frozen
+    (None, None)
   """
   # The reward model reads an end of text at the end of a response that was cut. Policy and value
   # network never read that position: they look at the state before each token. So one stem does for
@@ -182,7 +190,13 @@ def policy_logp(
   stem: Array | None,
   sampling: Sampling,
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
-  """Returns (logp, entropy) of the response tokens, at the temperature of the sampler."""
+  """Returns (logp, entropy) of the response tokens, at the temperature of the sampler.
+
+  Example:
+    >>> logp, entropy = ppo.policy_logp(lm, params, exp, None, experiment.sampling)
+    >>> print(logp.shape)
+    (2, 3)
+  """
   response = rows.mask.shape[1]
   return likelihood.response_logp(
     lm,
@@ -203,7 +217,12 @@ def response_values(
   rows: Experience | packs.Rows,
   stem: Array | None,
 ) -> Float[Array, "B R"]:
-  """Returns V of the state before each response token."""
+  """Returns V of the state before each response token.
+
+  Example:
+    >>> print(ppo.response_values(lm, state.params["value"], exp, None).shape)
+    (2, 3)
+  """
   response = rows.mask.shape[1]
   hidden = lm.hidden(params["lm"], rows.tokens, rows.valid, stem=stem)
   before = likelihood.states_before(hidden, response, rows.before)
@@ -217,7 +236,12 @@ def token_scores(
   valid: Valid,
   stem: Array | None,
 ) -> Float[Array, "B T"]:
-  """Returns what a reward model gives at every token."""
+  """Returns what a reward model gives at every token.
+
+  Example:
+    >>> print(ppo.token_scores(lm, frozen.reward, rows.tokens, rows.valid, None).shape)
+    (2, 5)
+  """
   hidden = lm.hidden(params["lm"], tokens, valid, stem=stem)
   return heads.values(params["head"], hidden)
 
@@ -238,6 +262,11 @@ def rollout(
     ValueError: when the settings cut the distribution or ask for several responses. The ratios and
       the KL of PPO are of whole distributions. Also where ratios would begin at the
       log-probabilities of a sampler whose weights or cache are int8.
+
+  Example:
+    >>> sampled = ppo.rollout(state.params, frozen, prompts, ppo.rollout_key(state), experiment)
+    >>> print(sampled.mask.shape)
+    (2, 3)
   """
   sampling = ppo.sampling
   if sampling.top_k or sampling.top_p < 1 or sampling.n > 1:
@@ -260,7 +289,12 @@ def score(
   ppo: PPO,
   stem: Array | None = None,
 ) -> Float[Array, " B"]:
-  """Returns r_θ(x, y) of each episode, read at its end of text (`reward.closed`)."""
+  """Returns r_θ(x, y) of each episode, read at its end of text (`reward.closed`).
+
+  Example:
+    >>> print(ppo.score(frozen, rows, experiment).shape)
+    (2,)
+  """
   lm = _reward_lm(ppo)
   params = reward_side(frozen, frozen.reward)
   tokens = reward.closed(rows, ppo.sampling.eos)
@@ -292,6 +326,12 @@ def credit(
   `scored` says which episodes have a score; None is all of them. The tokens of the others have no
   mark in the experience: they weigh nothing in the losses and in what is whitened, so an update is
   that of the scored episodes alone. Their KL counts, since they were sampled as the others were.
+
+  Example:
+    >>> scores = jnp.array([1.0, 2.0])
+    >>> exp, metrics = ppo.credit(state.params, frozen, rows, scores, state.kl_coef, experiment)
+    >>> print(exp.advantage.shape, metrics["objective/scores"])
+    (2, 3) 1.5
   """
   cfg = ppo.cfg
   mask = rows.mask
@@ -403,6 +443,10 @@ def sampled_kl(frozen: Frozen, rows: Rollout, ppo: PPO) -> Float[Array, " B"]:
   """Returns Σ log(π(y|x) / π_ref(y|x)) of each response, in nats, as it was sampled.
 
   π is the policy that sampled, by the log-probabilities of the sampler: it may have learnt since.
+
+  Example:
+    >>> print(ppo.sampled_kl(frozen, rows, experiment).shape)
+    (2,)
   """
   reference_params = frozen.trunk | frozen.ref
 
@@ -437,6 +481,13 @@ def ppo_loss(
 
   Returns:
     The loss, and (logp, value, entropy) as the rows of `steps.gradients`.
+
+  Example:
+    >>> weight = losses.token_mean(mask)
+    >>> batch = (exp, weight, weight)
+    >>> loss, measured = ppo.ppo_loss(state.params, batch, None, frozen=frozen, ppo=experiment)
+    >>> print(loss.shape, len(measured))
+    () 3
   """
   exp, weight, value_weight = batch
   cfg = ppo.cfg
@@ -476,6 +527,12 @@ def ptx_loss(
   """The pretraining loss - E log π(x), with the weight of each row's tokens (`row_shares`).
 
   It is minimised with the weight γ, where Eq. 2 maximises γ E log π(x).
+
+  Example:
+    >>> batch = (text, ppo.row_shares(text, "token_mean"))
+    >>> loss, _ = ppo.ptx_loss(params, batch, None, frozen=frozen, ppo=experiment)
+    >>> print(loss.shape)
+    ()
   """
   text, share = batch
   logp, mask = likelihood.masked_logp(ppo.lm, frozen.trunk | policy, text)
@@ -490,6 +547,10 @@ def row_shares(
   """Returns the weight that every token of a row has in the pretraining loss.
 
   A row carries its share into its micro-batch, and so the loss is that of the whole minibatch.
+
+  Example:
+    >>> print(ppo.row_shares(text, "token_mean"))  # five marked tokens
+    [0.2 0.2]
   """
   # The first token of a row is never predicted, so its mask does not count.
   weight = losses.WEIGHTS[normalise](text.mask[:, 1:])
@@ -509,6 +570,12 @@ def minibatch_step(
 
   Where the log-probabilities of the experience are the sampler's, `first` says that nothing was
   learnt since (`ppo_loss`).
+
+  Example:
+    >>> step = jax.jit(partial(ppo.minibatch_step, frozen=frozen, ppo=experiment))
+    >>> state, metrics = step(state, (exp, None))
+    >>> print(state.step, f"{metrics['policy/ratio_max']:.3f}")
+    1 1.000
   """
   cfg = ppo.cfg
   exp, text = batch
@@ -597,6 +664,10 @@ def order(
 
   Raises:
     ValueError: when the rows do not divide into minibatches.
+
+  Example:
+    >>> print(ppo.order(jax.random.key(0), 4, ppo.PPOConfig(minibatches=2, epochs=1)).shape)
+    (2, 2)
   """
   if rows % cfg.minibatches:
     raise ValueError(f"{rows} episodes do not divide into {cfg.minibatches} minibatches")
@@ -627,6 +698,12 @@ def improve(
   Raises:
     ValueError: when ptx_coef asks for pretraining text and there is none, and when its rows are no
       multiple of the episodes. The rest would never be trained on.
+
+  Example:
+    >>> improve = jax.jit(partial(ppo.improve, text=None, ppo=experiment))
+    >>> state, metrics = improve(state, frozen, exp)
+    >>> print(state.step, f"{metrics['policy/ratio_first']:.3f}")
+    1 1.000
   """
   cfg = ppo.cfg
   if cfg.ptx_coef and text is None:
@@ -717,6 +794,10 @@ def rollout_key(state: TrainState) -> Key[Array, ""]:
   """Returns the key of this iteration's samples.
 
   It is new for each iteration, and the same after a restart.
+
+  Example:
+    >>> print(ppo.rollout_key(state).shape)
+    ()
   """
   return keys.key_for(state.key, "responses", state.step)
 
@@ -740,6 +821,13 @@ def learn(
 
   Raises:
     ValueError: when the state has no KL coefficient.
+
+  Example:
+    >>> scores = rows.ended.astype(jnp.float32)  # any function of the responses
+    >>> learn = jax.jit(partial(ppo.learn, text=None, ppo=experiment))
+    >>> state, metrics = learn(state, frozen, rows, scores)
+    >>> print(state.iteration, metrics["objective/scores"])
+    1 0.5
   """
   kl_coef = state.kl_coef
   if kl_coef is None:
@@ -769,6 +857,12 @@ def update(
   """The last part of an iteration: improves on the experience and sets the next KL coefficient.
 
   `rollout_metrics` are those of `credit`, which the metrics of the iteration include.
+
+  Example:
+    >>> measured = {"objective/kl": jnp.float32(0)}
+    >>> state, metrics = ppo.update(state, frozen, exp, measured, None, experiment)
+    >>> print(state.iteration, state.kl_coef)
+    1 0.02
   """
   kl_coef = state.kl_coef
   assert kl_coef is not None  # the episodes were credited with it
@@ -794,6 +888,12 @@ def iteration(
 
   `text` holds a fixed number of pretraining rows for each prompt (the paper: 8). It is None when
   ptx_coef is 0.
+
+  Example:
+    >>> iterate = jax.jit(partial(ppo.iteration, ppo=experiment))
+    >>> state, metrics = iterate(state, frozen, prompts, None)
+    >>> print(state.iteration, metrics["objective/kl"].shape)
+    1 ()
   """
   rows = rollout(state.params, frozen, prompts, rollout_key(state), ppo)
   policy_stem, reward_stem = stems(frozen, rows, ppo)
@@ -808,3 +908,29 @@ def iteration(
     policy_stem=policy_stem,
     reward_stem=reward_stem,
   )
+
+
+# What is promised; the other functions are the parts of these.
+__all__ = [
+  "PPO",
+  "PPOConfig",
+  "credit",
+  "improve",
+  "init_params",
+  "iteration",
+  "learn",
+  "minibatch_step",
+  "order",
+  "policy_logp",
+  "ppo_loss",
+  "ptx_loss",
+  "response_values",
+  "rollout",
+  "rollout_key",
+  "row_shares",
+  "sampled_kl",
+  "score",
+  "stems",
+  "token_scores",
+  "update",
+]

@@ -33,6 +33,13 @@ def require_mask(mask: Array) -> None:
 
   Raises:
     TypeError: otherwise. `~` of integers flips their bits, and an index by them picks rows.
+
+  Example:
+    >>> returns.require_mask(mask)
+    >>> returns.require_mask(jnp.array([1, 0]))
+    Traceback (most recent call last):
+      ...
+    TypeError: a mask is boolean, this one is int32: mask > 0 makes it so
   """
   if mask.dtype != bool:
     raise TypeError(f"a mask is boolean, this one is {mask.dtype}: mask > 0 makes it so")
@@ -42,7 +49,13 @@ def masked_mean(
   x: Float[Array, "*B"],
   mask: Bool[Array, "*B"],
 ) -> Scalar:
-  """Returns Σ_t m_t x_t / Σ_t m_t over the whole array, and 0 where the mask is empty."""
+  """Returns Σ_t m_t x_t / Σ_t m_t over the whole array, and 0 where the mask is empty.
+
+  Example:
+    >>> x = jnp.array([[1.0, 2.0, 3.0], [1.0, 2.0, jnp.nan]])
+    >>> print(f"{returns.masked_mean(x, mask):.3f}")
+    1.800
+  """
   require_mask(mask)
   count = jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)
   total = jnp.sum(jnp.where(mask, x.astype(jnp.float32), 0))
@@ -55,7 +68,15 @@ def masked_var(
   *,
   unbiased: bool = False,
 ) -> Scalar:
-  """Returns Σ_t m_t (x_t - mean)² / n, with n = Σ_t m_t, or n - 1 when `unbiased`."""
+  """Returns Σ_t m_t (x_t - mean)² / n, with n = Σ_t m_t, or n - 1 when `unbiased`.
+
+  Example:
+    >>> x = jnp.array([[1.0, 2.0, 3.0], [1.0, 2.0, jnp.nan]])
+    >>> print(f"{returns.masked_var(x, mask):.3f}")
+    0.560
+    >>> print(f"{returns.masked_var(x, mask, unbiased=True):.3f}")
+    0.700
+  """
   deviation = x.astype(jnp.float32) - masked_mean(x, mask)
   var = masked_mean(jnp.square(deviation), mask)
   if not unbiased:
@@ -77,6 +98,12 @@ def whiten(
   The mean is put back when `shift_mean` is False. Ziegler et al. 2019 whiten advantages, and
   rewards with `shift_mean=False`, by the biased variance; other implementations take the unbiased
   one.
+
+  Example:
+    >>> x = jnp.array([[1.0, 2.0, 3.0], [1.0, 2.0, jnp.nan]])
+    >>> print(returns.whiten(x, mask))
+    [[-1.069  0.267  1.604]
+     [-1.069  0.267  0.   ]]
   """
   mean = masked_mean(x, mask)
   var = masked_var(x, mask, unbiased=unbiased)
@@ -97,6 +124,11 @@ def kl_k1(
   """Returns d, which is unbiased and of either sign.
 
   This is the penalty of the paper (Ouyang et al. 2022, section 3.5, Eq. 2).
+
+  Example:
+    >>> logp, ref_logp = jnp.array([-1.0, -2.0]), jnp.array([-2.0, -1.0])
+    >>> print(returns.kl_k1(logp, ref_logp))
+    [ 1. -1.]
   """
   return logp.astype(jnp.float32) - ref_logp.astype(jnp.float32)
 
@@ -105,7 +137,13 @@ def kl_k2(
   logp: Float[Array, "*B"],
   ref_logp: Float[Array, "*B"],
 ) -> Float[Array, "*B"]:
-  """Returns d²/2, biased as a value, whose gradient is an unbiased gradient of KL(π‖ρ)."""
+  """Returns d²/2, biased as a value, whose gradient is an unbiased gradient of KL(π‖ρ).
+
+  Example:
+    >>> logp, ref_logp = jnp.array([-1.0, -2.0]), jnp.array([-2.0, -1.0])
+    >>> print(returns.kl_k2(logp, ref_logp))
+    [0.5 0.5]
+  """
   d = kl_k1(logp, ref_logp)
   return 0.5 * jnp.square(d)
 
@@ -114,7 +152,13 @@ def kl_k3(
   logp: Float[Array, "*B"],
   ref_logp: Float[Array, "*B"],
 ) -> Float[Array, "*B"]:
-  """Returns e^(-d) - 1 + d, which is unbiased and never negative."""
+  """Returns e^(-d) - 1 + d, which is unbiased and never negative.
+
+  Example:
+    >>> logp, ref_logp = jnp.array([-1.0, -2.0]), jnp.array([-2.0, -1.0])
+    >>> print(returns.kl_k3(logp, ref_logp))
+    [0.368 0.718]
+  """
   d = kl_k1(logp, ref_logp)
   return jnp.expm1(-d) + d
 
@@ -126,6 +170,11 @@ def at_last_token(mask: Mask) -> Mask:
   """Marks the position e of the last True of each row (Ziegler et al. 2019).
 
   A row without a True gets no mark.
+
+  Example:
+    >>> print(returns.at_last_token(mask))
+    [[False False  True]
+     [False  True False]]
   """
   require_mask(mask)
   position = jnp.arange(mask.shape[-1])
@@ -138,6 +187,11 @@ def after_last_token(mask: Mask) -> Mask:
 
   The value at e + 1 is that of the state after the end of text, so the value function is trained
   there too (see `value_mask`).
+
+  Example:
+    >>> print(returns.after_last_token(mask))  # the first row has no room
+    [[False False  True]
+     [False False  True]]
   """
   last = at_last_token(mask)
   has_room = ~last[..., -1:]
@@ -147,7 +201,12 @@ def after_last_token(mask: Mask) -> Mask:
 
 
 def value_mask(mask: Mask, place: Place = at_last_token) -> Mask:
-  """Marks where the value function is trained: the response and the position that is paid."""
+  """Marks where the value function is trained: the response and the position that is paid.
+
+  Example:
+    >>> print(returns.value_mask(mask, returns.after_last_token)[1])
+    [ True  True  True]
+  """
   return mask | place(mask)
 
 
@@ -164,6 +223,12 @@ def token_rewards(
       r_t = s 1[t = place] - β kl_t m_t,        kl_t = log π(y_t|x,y_<t) - log π_ref(y_t|x,y_<t)
 
   The sum over t is the paper's r_θ(x,y) - β log(π(y|x) / π_ref(y|x)).
+
+  Example:
+    >>> kl = jnp.full((2, 3), 0.5)
+    >>> print(returns.token_rewards(jnp.array([1.0, 2.0]), kl, mask, kl_coef=0.1))
+    [[-0.05 -0.05  0.95]
+     [-0.05  1.95  0.  ]]
   """
   chex.assert_equal_shape([kl, mask])
   # A score of [B, 1] would be spread over all pairs of rows.
@@ -182,6 +247,10 @@ def replace_missing_eos(
   """Returns the score, or `value` for a response that did not end.
 
   Stiennon et al. 2020 and Huang et al. 2024 do this, so that a policy learns to stop.
+
+  Example:
+    >>> print(returns.replace_missing_eos(jnp.array([3.0, 2.0]), rows.ended))
+    [-1.  2.]
   """
   return jnp.where(ended, score.astype(jnp.float32), value)
 
@@ -192,7 +261,12 @@ def penalise_missing_eos(
   *,
   penalty: float = 1.0,
 ) -> Float[Array, "*B"]:
-  """Returns the score, less `penalty` for a response that did not end."""
+  """Returns the score, less `penalty` for a response that did not end.
+
+  Example:
+    >>> print(returns.penalise_missing_eos(jnp.array([3.0, 2.0]), rows.ended))
+    [2. 2.]
+  """
   score = score.astype(jnp.float32)
   return jnp.where(ended, score, score - penalty)
 
@@ -216,6 +290,13 @@ def gae(
   such as somebody else's words in a dialogue, is stepped over: nothing in it is paid or discounted.
   After the last position the episode is over, so V = A = 0. Both results are 0 outside the mask.
   The paper has γ = 1 and prints no λ.
+
+  Example:
+    >>> reward = jnp.array([[0.0, 0.0, 1.0], [0.0, 2.0, 0.0]])
+    >>> advantage, target = returns.gae(reward, jnp.zeros((2, 3)), mask, lam=0.5)
+    >>> print(advantage)
+    [[0.25 0.5  1.  ]
+     [1.   2.   0.  ]]
   """
   require_mask(mask)
   chex.assert_equal_shape([reward, value, mask])
@@ -247,7 +328,12 @@ def gae(
 
 
 def fixed_kl(coef: Scalar, kl: Scalar, n: int) -> Scalar:
-  """Leaves β as it is (Ouyang et al. 2022, App. C.4: 0.02)."""
+  """Leaves β as it is (Ouyang et al. 2022, App. C.4: 0.02).
+
+  Example:
+    >>> print(returns.fixed_kl(jnp.float32(0.25), kl=jnp.float32(9.0), n=64))
+    0.25
+  """
   del kl, n
   return coef
 
@@ -267,6 +353,11 @@ def adaptive_kl(
   `kl` is in nats an episode: the mean over episodes of the sum over tokens. `n` is the number of
   episodes. A call moves β by a fifth at most: without that bound β would be negative as soon as n
   is more than five horizons, and would reward the policy for leaving the reference.
+
+  Example:
+    >>> coef, kl = jnp.float32(0.02), jnp.float32(9.0)
+    >>> print(f"{returns.adaptive_kl(coef, kl, 64, target=6.0, horizon=640):.4f}")
+    0.0204
   """
   error = jnp.clip(kl / target - 1, -0.2, 0.2)
   return coef * (1 + error * min(n / horizon, 1.0))
@@ -279,6 +370,10 @@ def bon_kl(n: int) -> float:
   """Returns KL(best of n ‖ one sample) = log n - (n-1)/n in nats (Stiennon et al. 2020, Table 10).
 
   Ties make the real divergence smaller.
+
+  Example:
+    >>> print(round(returns.bon_kl(4), 3))
+    0.636
   """
   return math.log(n) - (n - 1) / n
 
@@ -293,6 +388,10 @@ def bon_weights(N: int, n: int) -> np.ndarray:
 
   Raises:
     ValueError: unless 1 <= n <= N.
+
+  Example:
+    >>> print(returns.bon_weights(N=4, n=2))  # of the smallest sample first
+    [0.    0.167 0.333 0.5  ]
   """
   if not 1 <= n <= N:
     raise ValueError(f"best of n needs 1 <= n <= N, got n={n} with N={N} samples")

@@ -60,6 +60,11 @@ def init(key: Key[Array, ""], lm: LM, trained: Params) -> Params:
   """Returns a reward model that starts from the SFT model, with its unembedding removed.
 
   `trained` is the trained part of that language model.
+
+  Example:
+    >>> model = reward.init(jax.random.key(1), lm, params)
+    >>> print(sorted(model), model["head"]["w"].shape)
+    ['head', 'lm'] (8,)
   """
   # A tied model has no "head": its embedding stays, because it embeds the tokens.
   body = {name: leaf for name, leaf in trained.items() if name != "head"}
@@ -70,7 +75,12 @@ def init(key: Key[Array, ""], lm: LM, trained: Params) -> Params:
 
 
 def join(trunk: Params, params: Params) -> Params:
-  """Returns the whole reward (or value) model from its untrained trunk and its trained part."""
+  """Returns the whole reward (or value) model from its untrained trunk and its trained part.
+
+  Example:
+    >>> print(sorted(reward.join({}, model)))  # all of it is trained
+    ['head', 'lm']
+  """
   return {
     "lm": trunk | params["lm"],
     "head": params["head"],
@@ -86,7 +96,12 @@ def score(
   stem: Float[Array, "B T D"] | None = None,
   key: Key[Array, ""] | None = None,
 ) -> Float[Array, " B"]:
-  """Returns r(x, y), read at the last real token of each row."""
+  """Returns r(x, y), read at the last real token of each row.
+
+  Example:
+    >>> print(reward.score(lm, model, rows.tokens, rows.valid).shape)
+    (2,)
+  """
   hidden = lm.hidden(params["lm"], tokens, valid, stem=stem, key=key)
   return heads.score(params["head"], hidden, valid)
 
@@ -98,6 +113,11 @@ def closed(rows: Rollout, eos: tuple[int, ...]) -> Int[Array, "B T"]:
   cut is scored as if it had ended there: the first id of `eos`, which closes completions in
   training, takes the place of its last token. Whoever scores a response does this, and the rows of
   comparisons and of the demonstrations that fit the bias are made in the same way.
+
+  Example:
+    >>> print(reward.closed(rows, eos=(7,)))  # the first response was cut
+    [[1 2 3 4 7]
+     [0 1 6 7 0]]
   """
   if not eos:
     return rows.tokens
@@ -116,6 +136,17 @@ def score_comparisons(
   """Returns r(x, y_k) of every completion of a part [G, ...], read at its last token.
 
   What it returns for completions that are not there says nothing.
+
+  Example:
+    >>> import numpy as np
+    >>> from instructjax.data.batches import branches, pipeline
+    >>> completions = tuple(pipeline.Row(np.array([1, 2, n, 7]), start=2) for n in (3, 4, 5))
+    >>> group = branches.of_group(pipeline.Group(completions, ranks=(1, 2, 2)))
+    >>> batch = branches.pack([group], branches.layout([group], 1, shards=1, micro=1))
+    >>> parts, count = reward.into_parts(jax.tree.map(jnp.asarray, batch))
+    >>> part = jax.tree.map(lambda x: x[0], parts)
+    >>> print(reward.score_comparisons(lm, model, part).shape)
+    (1, 3)
   """
   hidden = lm.hidden(
     params["lm"],
@@ -173,7 +204,12 @@ def margins(
 
 
 def choice_weights(rank: Int[Array, "B K"]) -> Float[Array, " B"]:
-  """Returns the weight of each prompt in `losses.best_of_k`: all prompts with a best one alike."""
+  """Returns the weight of each prompt in `losses.best_of_k`: all prompts with a best one alike.
+
+  Example:
+    >>> print(reward.choice_weights(jnp.array([[1, 2, 2], [1, 1, 2]])))
+    [0.5 0.5]
+  """
   has_best = jnp.any(rank == 1, axis=1)
   count = jnp.maximum(jnp.sum(has_best), 1)
   return has_best / count.astype(jnp.float32)
@@ -218,6 +254,11 @@ def pair_accuracy(
 
   Pairs that do not `differ` in a token do not count (`ranks_of`). Over no pairs the share is NaN:
   it is unknown, and 0 would say that all of them are wrong.
+
+  Example:
+    >>> score, rank = jnp.array([[2.0, 3.0, 0.0]]), jnp.array([[1, 2, 2]])
+    >>> print(*reward.pair_accuracy(score, rank))
+    0.5 2.0
   """
   # Sums over prompts, so that the accuracy is that of pairs.
   correct, pairs = losses.ranking_accuracy(score, rank, distinct=differ, labels=labels)
@@ -276,6 +317,19 @@ def reward_step(
 
   The batch is [G, N, ...]. Its parts are computed one after the other, and parts that hold nothing
   are not computed.
+
+  Example:
+    >>> import numpy as np
+    >>> from instructjax.data.batches import branches, pipeline
+    >>> completions = tuple(pipeline.Row(np.array([1, 2, n, 7]), start=2) for n in (3, 4, 5))
+    >>> group = branches.of_group(pipeline.Group(completions, ranks=(1, 2, 2)))
+    >>> batch = branches.pack([group], branches.layout([group], 1, shards=1, micro=1))
+    >>> state = steps.init_state(jax.random.key(2), model, tx)
+    >>> batch = jax.tree.map(jnp.asarray, batch)
+    >>> step = jax.jit(partial(reward.reward_step, lm=lm, tx=tx))
+    >>> state, metrics = step(state, {}, batch)
+    >>> print(state.step, metrics["pairs"])
+    1 2.0
   """
   key = keys.key_for(state.key, "dropout", state.step)
   parts, count = into_parts(batch)
@@ -315,6 +369,12 @@ def fit_bias(params: Params, demonstration_score: Scalar) -> Params:
 
   `demonstration_score` is the mean score of the labelers' demonstrations under `params`. Eq. 1 sees
   only differences and leaves the bias free. PPO's value network inherits it.
+
+  Example:
+    >>> mean = reward.score(lm, model, tokens, valid).mean()
+    >>> fitted = reward.fit_bias(model, mean)
+    >>> print(abs(reward.score(lm, fitted, tokens, valid).mean()) < 1e-6)
+    True
   """
   return rescale(params, 1.0, -demonstration_score)
 
@@ -324,6 +384,11 @@ def rescale(params: Params, gain: Scalar | float, shift: Scalar | float) -> Para
 
   Ziegler et al. 2019 (section 2.1) choose both so that responses of the reference policy have mean
   0 and variance 1, which gives the KL coefficient one meaning for all reward models.
+
+  Example:
+    >>> model = {"head": {"w": jnp.array([1.0, 2.0]), "b": jnp.float32(0.5)}}
+    >>> print(reward.rescale(model, gain=2.0, shift=1.0)["head"])
+    {'w': Array([2., 4.], dtype=float32), 'b': Array(2., dtype=float32)}
   """
   head = params["head"]
   scaled_head = {
@@ -331,3 +396,19 @@ def rescale(params: Params, gain: Scalar | float, shift: Scalar | float) -> Para
     "b": head["b"] * gain + shift,
   }
   return params | {"head": head | scaled_head}
+
+
+# What is promised; the other functions are the parts of these.
+__all__ = [
+  "RewardConfig",
+  "choice_weights",
+  "closed",
+  "fit_bias",
+  "init",
+  "join",
+  "pair_accuracy",
+  "rescale",
+  "reward_step",
+  "score",
+  "score_comparisons",
+]

@@ -73,6 +73,13 @@ def sft_loss(
 
   Returns:
     The loss, and (logp, mask) as the rows of `steps.gradients`.
+
+  Example:
+    >>> batch = (text, sft.token_shares(text))
+    >>> cfg = sft.SFTConfig(dropout=False)
+    >>> loss, (logp, marked) = sft.sft_loss(params, batch, None, lm=lm, trunk={}, cfg=cfg)
+    >>> print(loss.shape, marked.sum())
+    () 5
   """
   demonstrations, share = batch
   logp, mask = likelihood.masked_logp(
@@ -90,6 +97,10 @@ def is_text(rows: int, cfg: SFTConfig) -> Bool[Array, " B"]:
   """Returns which rows of a batch are text: the last ones, or the first ones of a packed batch.
 
   Packed rows are numbered through the micro-batches, each of which is every N-th row of the batch.
+
+  Example:
+    >>> print(sft.is_text(4, sft.SFTConfig(text_rows=1, text_share=0.25)))
+    [False False False  True]
   """
   number = jnp.arange(rows)
   if not cfg.packed:
@@ -112,6 +123,10 @@ def token_shares(
 
   A row carries its share into its micro-batch, and so the loss stays that of the batch however the
   batch is split.
+
+  Example:
+    >>> print(sft.token_shares(text))  # five marked tokens
+    [0.2 0.2]
   """
   rows = batch.tokens.shape[0]
   # The first token of a row is never predicted, so its mask does not count.
@@ -164,7 +179,16 @@ def sft_step(
   tx: optax.GradientTransformation,
   cfg: SFTConfig = SFTConfig(),
 ) -> tuple[TrainState, Metrics]:
-  """Makes one update on a batch of demonstrations, by the token mean over the whole batch."""
+  """Makes one update on a batch of demonstrations, by the token mean over the whole batch.
+
+  Example:
+    >>> state = steps.init_state(jax.random.key(1), params, tx)
+    >>> cfg = sft.SFTConfig(dropout=False)
+    >>> step = jax.jit(partial(sft.sft_step, lm=lm, tx=tx, cfg=cfg))
+    >>> state, metrics = step(state, {}, text)
+    >>> print(state.step, metrics["tokens"], metrics["loss"].shape)
+    1 5 ()
+  """
   key = keys.key_for(state.key, "dropout", state.step)
   rows, length = batch.tokens.shape
   text = is_text(rows, cfg) if cfg.text_rows else None
@@ -208,6 +232,22 @@ def evaluate(
   """Returns (negative log-likelihood in nats, number of marked tokens) of a batch, no dropout.
 
   Both are sums, so those of several batches may be added before they are divided.
+
+  Example:
+    >>> total, count = sft.evaluate(params, text, lm=lm)
+    >>> print((total / count).shape, count)
+    () 5.0
   """
   logp, mask = likelihood.masked_logp(lm, params, batch, window)
   return -(logp * mask).sum(), mask.sum(dtype=jnp.float32)
+
+
+# What is promised; the other functions are the parts of these.
+__all__ = [
+  "SFTConfig",
+  "evaluate",
+  "is_text",
+  "sft_loss",
+  "sft_step",
+  "token_shares",
+]

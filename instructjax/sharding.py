@@ -4,6 +4,9 @@ The mesh has three axes. `data` splits the batch; `fsdp` splits the batch and th
 `model` splits heads, the hidden units of the MLP and the vocabulary. All are explicit: the sharding
 of an array is part of its type, and a function that needs a sharding asks for it by logical names.
 Without a mesh every function of this file is the identity.
+
+On some topologies `fsdp` is laid as two axes, `fsdp` and `fsdp2`, each along links of its own
+(`parts_of_fsdp`). A user writes fsdp=64, whatever it is laid as.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from instructjax.types import Array, Int, Leaf, PyTree
 
 # From the outermost to the innermost: neighbours along `model` talk most.
 AXES = ("data", "fsdp", "model")
-AXIS_TYPES = (AxisType.Explicit,) * len(AXES)
+# The inner one of two axes that `fsdp` is laid as, and the axes of a mesh that has it.
+INNER = "fsdp2"
+WITH_INNER = ("data", "fsdp", INNER, "model")
 RULES: dict[str, tuple[str, ...]] = {
   "batch": ("data", "fsdp"),
   "embed": ("fsdp",),
@@ -45,6 +50,7 @@ def make_mesh(
   fsdp: int = 1,
   model: int = 1,
   devices: Sequence[Any] | None = None,
+  inner: int = 0,
 ) -> Mesh:
   """Returns a mesh of explicit axes over the first data * fsdp * model devices.
 
@@ -53,6 +59,8 @@ def make_mesh(
   so that the inner axes stay within a host for as long as they can.
 
   `devices` are by default those that are there; a plan gives those of a topology that is not.
+  `inner` is how much of `fsdp` a second axis takes, by default what the topology asks for
+  (`parts_of_fsdp`).
 
   Raises:
     UserError: when there are fewer devices than that, or when they make no such mesh.
@@ -68,19 +76,28 @@ def make_mesh(
   used = available[:size]
   platform = used[0].platform
   if platform == "tpu":
-    grid = _grid_of_tpus(shape, used, len(available))
+    grid = _grid_of_tpus(shape, used, len(available), inner)
   elif platform == "gpu":
     # JAX numbers GPUs host after host, yet it lists them process after process.
     numbered = sorted(used, key=lambda device: (_slice_of(device), device.id))
     grid = np.array(numbered).reshape(shape)
   else:
     grid = np.array(used).reshape(shape)
-  return Mesh(grid, AXES, axis_types=AXIS_TYPES)
+  # A grid of TPUs may have `fsdp` in two parts already; that of other devices has it in one.
+  if grid.ndim == len(AXES) and inner > 1:
+    grid = grid.reshape(data, fsdp // inner, inner, model)
+  axes = AXES if grid.ndim == len(AXES) else WITH_INNER
+  return Mesh(grid, axes, axis_types=_explicit(axes))
 
 
 def abstract_mesh(data: int = 1, fsdp: int = 1, model: int = 1) -> AbstractMesh:
   """Returns a mesh without devices, on which arrays have the types that they have in a run."""
-  return AbstractMesh((data, fsdp, model), AXES, axis_types=AXIS_TYPES)
+  return AbstractMesh((data, fsdp, model), AXES, axis_types=_explicit(AXES))
+
+
+def _explicit(axes: Sequence[str]) -> tuple[AxisType, ...]:
+  """The types of the axes of a mesh: shardings along them are a part of an array's type."""
+  return (AxisType.Explicit,) * len(axes)
 
 
 def axis_over_slices(data: int, fsdp: int, model: int, slices: int) -> str | None:
@@ -96,13 +113,34 @@ def axis_over_slices(data: int, fsdp: int, model: int, slices: int) -> str | Non
   return None
 
 
+def parts_of_fsdp(data: int, fsdp: int, model: int, sides: Sequence[int]) -> tuple[int, int]:
+  """Returns the sizes of the two axes that `fsdp` is laid as in a slice; the second may be 1.
+
+  The sizes of the mesh are those in the slice, whose chips are a box of these sides. Where `fsdp`
+  takes all of it, a device a chip, and it is a square or has three sides, the TPU compiler has no
+  reduce-scatter along it as one axis. It has one along the longest side, and one along the rest
+  (docs/scaling.md).
+  """
+  long = sorted(side for side in sides if side > 1)
+  is_square = len(long) == 2 and long[0] == long[1] > 2
+  takes_all = fsdp == math.prod(sides) and data * model == 1
+  if not takes_all or not (is_square or len(long) == 3):
+    return fsdp, 1
+  return fsdp // long[-1], long[-1]
+
+
 def _slice_of(device: Any) -> int:
   """The number of the slice of a device; 0 where devices do not say."""
   return getattr(device, "slice_index", 0)
 
 
-def _grid_of_tpus(shape: tuple[int, ...], devices: Sequence[Any], available: int) -> np.ndarray:
-  """The first TPUs of those that are available in the shape of a mesh, slice by slice."""
+def _grid_of_tpus(
+  shape: tuple[int, int, int], devices: Sequence[Any], available: int, inner: int
+) -> np.ndarray:
+  """The first TPUs of those that are available in the shape of a mesh, slice by slice.
+
+  It has four axes where `fsdp` is laid as two of them.
+  """
   devices_by_slice: dict[int, list[Any]] = {}
   for device in devices:
     devices_by_slice.setdefault(_slice_of(device), []).append(device)
@@ -131,10 +169,17 @@ def _grid_of_tpus(shape: tuple[int, ...], devices: Sequence[Any], available: int
       f"{begin} in {len(slices)} slices, which lie along data or fsdp: choose a multiple of "
       f"{len(slices)} for one of these"
     )
-  in_slice = [
+  data, fsdp, model = (
     size // len(slices) if name == axis else size for name, size in zip(AXES, shape, strict=True)
-  ]
-  grids = [_grid_of_slice(tuple(in_slice), part) for part in slices]
+  )
+  outer, second = fsdp, 1
+  # Slices along `fsdp` would send more over their network if it were two axes.
+  if axis != "fsdp":
+    outer, second = parts_of_fsdp(data, fsdp, model, _sides(slices[0]))
+  if inner:
+    outer, second = fsdp // inner, inner
+  in_slice = (data, outer, second, model) if second > 1 else (data, fsdp, model)
+  grids = [_grid_of_slice(in_slice, part) for part in slices]
   return np.concatenate(grids, AXES.index(axis))
 
 
@@ -142,8 +187,14 @@ def _is_box(devices: Sequence[Any]) -> bool:
   """Whether TPUs fill a box of their topology, with as many cores of every chip."""
   places = {tuple(device.coords) for device in devices}
   cores = {device.core_on_chip for device in devices}
-  sides = [max(column) - min(column) + 1 for column in zip(*places, strict=True)]
-  return len(places) == math.prod(sides) and len(devices) == len(places) * len(cores)
+  size = math.prod(_sides(devices))
+  return len(places) == size and len(devices) == len(places) * len(cores)
+
+
+def _sides(devices: Sequence[Any]) -> list[int]:
+  """The sides of the box in which TPUs lie."""
+  columns = zip(*[device.coords for device in devices], strict=True)
+  return [max(column) - min(column) + 1 for column in columns]
 
 
 def _grid_of_slice(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
@@ -167,16 +218,30 @@ def batch_shards() -> int:
   """The number of parts that the mesh splits a batch into; 1 without a mesh."""
   if not is_sharded():
     return 1
-  sizes = dict(jax.sharding.get_abstract_mesh().shape)
+  sizes = sizes_of_mesh()
   return math.prod(sizes[name] for name in RULES["batch"])
+
+
+def sizes_of_mesh() -> dict[str, int]:
+  """Returns the devices along each axis of the mesh that is set, as a user writes them."""
+  sizes = dict(jax.sharding.get_abstract_mesh().shape)
+  return {name: sizes[name] * (sizes.get(INNER, 1) if name == "fsdp" else 1) for name in AXES}
+
+
+def platform() -> str:
+  """The platform of the devices of the mesh, or of this machine's without a mesh.
+
+  It is empty for a mesh without devices, which is of a plan.
+  """
+  if not is_sharded():
+    return jax.default_backend()
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return "" if device is None else device.platform
 
 
 def is_on_cpu() -> bool:
   """Whether the devices of the mesh, or this machine's without a mesh, are CPUs."""
-  if not is_sharded():
-    return jax.default_backend() == "cpu"
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return device is not None and device.platform == "cpu"  # a mesh without devices is of a plan
+  return platform() == "cpu"
 
 
 # A device computes packed rows of at least so many positions at once, where a batch has them. A few
@@ -225,7 +290,7 @@ def fit(
   """
   if not is_sharded():
     return None
-  sizes = dict(jax.sharding.get_abstract_mesh().shape)
+  sizes = sizes_of_mesh()
   entries = []
   # An axis without a name, or whose rule is empty, is whole: it lies on one device.
   for length, axis in zip(shape, axes, strict=True):
@@ -244,13 +309,32 @@ def fit(
   return jax.P(*entries)
 
 
+def mesh_axes(axis: str | None) -> tuple[str, ...]:
+  """Returns the axes of the mesh that is set along which a logical axis lies."""
+  names = RULES[axis] if axis else ()
+  if "fsdp" not in names or INNER not in jax.sharding.get_abstract_mesh().axis_names:
+    return names
+  behind = names.index("fsdp") + 1
+  return (*names[:behind], INNER, *names[behind:])
+
+
 def _mesh_axes(axis: str | None) -> str | tuple[str, ...] | None:
   """The entry of a partition for one logical axis."""
-  names = RULES[axis] if axis else ()
+  return _entry(mesh_axes(axis))
+
+
+def _entry(names: tuple[str, ...]) -> str | tuple[str, ...] | None:
+  """The entry of a partition for these axes of the mesh, as JAX writes it in types."""
   if not names:
     return None
-  # A single name stands alone, as JAX writes it in types: `gather` looks for "fsdp".
   return names[0] if len(names) == 1 else names
+
+
+def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  """The axes of the mesh in an entry of a partition."""
+  if entry is None:
+    return ()
+  return (entry,) if isinstance(entry, str) else entry
 
 
 def named(spec: jax.P) -> NamedSharding:
@@ -338,7 +422,7 @@ def place_rows(tree: PyTree) -> PyTree:
   """
   if jax.process_count() == 1 or not is_sharded():
     return place_batch(tree)
-  split_rows = NamedSharding(jax.sharding.get_mesh(), jax.P(RULES["batch"]))
+  split_rows = NamedSharding(jax.sharding.get_mesh(), jax.P(mesh_axes("batch")))
   # A process may hold a part that another one holds too and one that it does not, where `model`
   # has three devices and a host four. JAX cannot tell then how many rows there are in all.
   parts = batch_shards()
@@ -512,13 +596,51 @@ def on_each_device(f: Callable, out: PyTree, *args: Array) -> Any:
 
 
 def gather(w: Array) -> Array:
-  """Makes a parameter whole along `fsdp`, just before it is used.
+  """Makes a parameter whole along `fsdp`, just before it is used, axis by axis.
 
-  The transpose of this is a reduce-scatter: the gradient is summed over the devices and stored in
-  parts, as the parameter is.
+  The transpose of this stores a gradient in parts, as the parameter is. The gradient of a matrix
+  is summed in the same go (`scatter`).
   """
   if not is_sharded():
     return w
-  stored = jax.typeof(w).sharding.spec
-  whole = [None if entry == "fsdp" else entry for entry in stored]
-  return jax.sharding.reshard(w, jax.P(*whole))
+  # From the innermost axis on, so that each step joins neighbours.
+  for name in reversed(mesh_axes("embed")):
+    stored = jax.typeof(w).sharding.spec
+    entries = [_without(entry, (name,)) for entry in stored]
+    if entries != list(stored):
+      w = jax.sharding.reshard(w, jax.P(*entries))
+  return w
+
+
+def whole(stored: jax.P) -> jax.P:
+  """Returns the partition of a parameter that is whole along `fsdp`."""
+  return jax.P(*[_without(entry, mesh_axes("embed")) for entry in stored])
+
+
+def _without(entry: str | tuple[str, ...] | None, names: Sequence[str]) -> Any:
+  """An entry of a partition without some axes of the mesh."""
+  return _entry(tuple(name for name in _names(entry) if name not in names))
+
+
+def unreduced(whole: jax.P, rows: str | tuple[str, ...] | None) -> jax.P:
+  """Returns the partition of a sum over rows of which each device has added up its own alone.
+
+  `whole` is that of the sum, and `rows` the entry of the partition along which the rows lie.
+  """
+  return jax.P(*whole, unreduced=frozenset(_names(rows)))
+
+
+def scatter(x: Array, stored: jax.P) -> Array:
+  """Sums what each device has added up (`unreduced`), into the parts in which a parameter lies.
+
+  The sum goes along one axis of the mesh after the other, each of which leaves a device less to
+  sum: first along `fsdp`, in parts, then along what is left, whole. Where `fsdp` lies along a whole
+  topology, the TPU compiler makes a reduce-scatter of each step and an all-reduce of one step.
+  """
+  left = set(jax.typeof(x).sharding.spec.unreduced)
+  later = [name for name in mesh_axes("embed") if any(name in _names(entry) for entry in stored)]
+  while later and later[0] in left:
+    left.remove(later.pop(0))
+    entries = [_without(entry, later) for entry in stored]
+    x = jax.sharding.reshard(x, jax.P(*entries, unreduced=frozenset(left)))
+  return jax.sharding.reshard(x, stored)

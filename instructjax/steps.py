@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from instructjax import optim, sharding
+from instructjax import compiler, optim, sharding
 from instructjax.types import Array, Int, Key, Params, PyTree, Scalar, TrainState
 
 # Maps (params, batch, key) to (scalar, rows).
@@ -38,6 +38,11 @@ def new_state(
 
   `ema` holds the weights to average, or None for no average. `kl_coef` is the first coefficient of
   PPO's KL penalty; the other stages have none.
+
+  Example:
+    >>> state = steps.new_state(jax.random.key(0), params, tx)
+    >>> print(state.step, state.iteration)
+    0 0
   """
   return TrainState(
     step=jnp.int32(0),
@@ -55,6 +60,11 @@ def commit(state: TrainState) -> TrainState:
   """Returns the state committed to its devices, as the outputs of a step are.
 
   Otherwise the second step would not fit the compilation of the first, and would compile again.
+
+  Example:
+    >>> state = steps.commit(steps.new_state(jax.random.key(0), params, tx))
+    >>> print(state.step.committed)
+    True
   """
 
   def commit_leaf(x):
@@ -71,7 +81,13 @@ def init_state(
   ema: Params | None = None,
   kl_coef: float | None = None,
 ) -> TrainState:
-  """Returns a state at step 0 that is committed to its devices (`new_state`, then `commit`)."""
+  """Returns a state at step 0 that is committed to its devices (`new_state`, then `commit`).
+
+  Example:
+    >>> state = steps.init_state(jax.random.key(0), params, tx, kl_coef=0.02)
+    >>> print(state.step, state.kl_coef)
+    0 0.02
+  """
   state = new_state(
     key,
     params,
@@ -89,6 +105,11 @@ def split(batch: PyTree, n: int) -> PyTree:
 
   Raises:
     ValueError: when the rows do not divide.
+
+  Example:
+    >>> print(steps.split(jnp.arange(4), 2))
+    [[0 2]
+     [1 3]]
   """
 
   def split_leaf(x: Array) -> Array:
@@ -104,7 +125,12 @@ def split(batch: PyTree, n: int) -> PyTree:
 
 
 def merge(rows: PyTree) -> PyTree:
-  """[N, B/N, ...] -> [B, ...], the inverse of `split`."""
+  """[N, B/N, ...] -> [B, ...], the inverse of `split`.
+
+  Example:
+    >>> print(steps.merge(steps.split(jnp.arange(4), 2)))
+    [0 1 2 3]
+  """
 
   def merge_leaf(x: Array) -> Array:
     x = jnp.swapaxes(x, 0, 1)
@@ -126,6 +152,15 @@ def gradients(
   """Returns (gradient, loss, rows) of the whole batch.
 
   They are computed in `micro` parts, one after the other, whose gradients and losses are summed.
+
+  Example:
+    >>> def loss(params, batch, key):
+    ...   return params["w"] * batch.sum() / 4, batch
+    ...
+    >>> w = {"w": jnp.float32(2.0)}
+    >>> grads, value, batch = steps.gradients(loss, w, jnp.arange(4.0), micro=2)
+    >>> print(grads["w"], value, batch)
+    1.5 3.0 [0. 1. 2. 3.]
   """
   if micro > 1:
     grads, value, rows = gradients_of_parts(loss, params, split(batch, micro), key)
@@ -149,6 +184,16 @@ def gradients_of_parts(
   The parts are computed one after the other, and their gradients and losses are summed. With a
   `count`, which may be traced, only the first `count` of them are computed: what holds nothing
   costs nothing, and one compiled program does for every number. The rows of the others are 0.
+
+  Example:
+    >>> def loss(params, part, key):
+    ...   return params["w"] * part.sum(), part
+    ...
+    >>> parts = steps.split(jnp.arange(4.0), 2)
+    >>> w = {"w": jnp.float32(2.0)}
+    >>> grads, value, rows = steps.gradients_of_parts(loss, w, parts, count=jnp.int32(1))
+    >>> print(grads["w"], value)  # of rows 0 and 2 alone
+    2.0 4.0
   """
   value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
@@ -182,7 +227,14 @@ def rows_of_parts(
   parts: PyTree,
   count: Int[Array, ""],
 ) -> PyTree:
-  """Returns [N, B/N, ...], what a function makes of the first `count` parts; the rest is 0."""
+  """Returns [N, B/N, ...], what a function makes of the first `count` parts; the rest is 0.
+
+  Example:
+    >>> parts = steps.split(jnp.arange(4.0), 2)
+    >>> print(steps.rows_of_parts(jnp.square, parts, jnp.int32(2)))
+    [[0. 4.]
+     [1. 9.]]
+  """
 
   def one_part(i, nothing):
     return nothing, function(_part(parts, i))
@@ -239,7 +291,15 @@ def update(
   *,
   ema_decay: float | None = None,
 ) -> TrainState:
-  """Applies one optimizer update, and averages into `state.ema` when a decay is given."""
+  """Applies one optimizer update, and averages into `state.ema` when a decay is given.
+
+  Example:
+    >>> sgd = optax.sgd(0.5)
+    >>> state = steps.init_state(jax.random.key(0), {"w": jnp.float32(2.0)}, sgd)
+    >>> state = steps.update(state, {"w": jnp.float32(1.0)}, sgd)
+    >>> print(state.step, state.params["w"])
+    1 1.5
+  """
   # A loss of a part of the parameters would leave the rest without a gradient, and silently fixed.
   chex.assert_trees_all_equal_shapes(grads, state.params)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -258,15 +318,43 @@ def update(
   )
 
 
-def compiled(step: Callable, state: TrainState) -> Callable:
+def compiled(step: Callable, state: TrainState, options: str = "") -> Callable:
   """Returns `jax.jit` of a step with the state donated and its shardings pinned.
 
   The state that comes out then has the type of the one that went in, so no step compiles twice.
+  `options` are the user's for the compiler, beside those of its platform (`compiler.OPTIONS`).
+
+  Example:
+    >>> sgd = optax.sgd(0.5)
+    >>> def step(state, batch):
+    ...   return steps.update(state, {"w": batch.sum()}, sgd), {"loss": state.params["w"]}
+    ...
+    >>> state = steps.init_state(jax.random.key(0), {"w": jnp.float32(2.0)}, sgd)
+    >>> state, metrics = steps.compiled(step, state)(state, jnp.ones(2))
+    >>> print(state.params["w"], metrics["loss"])
+    1.0 2.0
   """
   state_shardings = jax.tree.map(lambda x: x.sharding, state)
   metric_shardings = None  # the compiler's choice
-  return jax.jit(
+  return compiler.jit(
     step,
+    options,
     donate_argnums=0,
     out_shardings=(state_shardings, metric_shardings),
   )
+
+
+# What is promised; the other functions are the parts of these.
+__all__ = [
+  "Loss",
+  "commit",
+  "compiled",
+  "gradients",
+  "gradients_of_parts",
+  "init_state",
+  "merge",
+  "new_state",
+  "rows_of_parts",
+  "split",
+  "update",
+]

@@ -56,29 +56,29 @@ class LM(NamedTuple):
   are not trained (`models.freeze.split`). No gradient with respect to `blocks` reaches `lower`, so
   the backward pass stops above it.
 
-    table
+    `table`
         A pytree of `Leaf`: the source of shapes, shardings and initial values.
-    init(key)
+    `init(key)`
         Returns float32 parameters.
-    stem(params, tokens, valid, branch=None)
+    `stem(params, tokens, valid, branch=None)`
         Returns the embeddings [B, T, D] carried through `lower`, or just the embeddings.
-    hidden(params, tokens, valid, *, branch=None, stem=None, key=None)
+    `hidden(params, tokens, valid, *, branch=None, stem=None, key=None)`
         Returns [B, T, D] float32 after the final norm. `branch` [B, T] says which tokens of a
         segment are a prompt and which are its branches (`Branch`): a token then sees only the
         prompt and its own branch, from which its position is counted too. A given `stem` takes the
         place of `stem(params, tokens, valid, branch)`; a given `key` switches residual dropout on.
-    logits(params, hidden)
+    `logits(params, hidden)`
         Returns [..., V] float32 from [..., D].
-    unstack(params, *, whole=True, int8_weights=False)
+    `unstack(params, *, whole=True, int8_weights=False)`
         Returns the same parameters laid out and cast for decoding, the blocks as a tuple of
         layers. `whole` gathers them along fsdp once; without it every step gathers them, a layer
         at a time. `int8_weights` makes the matrices integers (`models.int8`).
-    init_cache(batch, length, block=None, int8_cache=False)
+    `init_cache(batch, length, block=None, int8_cache=False)`
         Returns an empty key/value cache with room for `length` columns, kept in blocks of `block`
         columns where the model keeps blocks, and in integers with `int8_cache`. It is a dict with
         two entries that others set: `position` says which position of its row each column holds,
         -1 for none, and `index` is the column to write next.
-    decode(unstacked, tokens [B, t], valid [B, t], cache)
+    `decode(unstacked, tokens [B, t], valid [B, t], cache)`
         Returns ([B, t, D] hidden, cache). It writes t positions into the columns from `index` on.
         Each of them attends to the columns that hold a position of its row up to its own: t > 1
         reads a prompt, t = 1 is a step of the sampler.

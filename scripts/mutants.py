@@ -1472,14 +1472,24 @@ MUTANTS["sharding"] = [
   ),
   M("index[axis] = rows\n", "index[0] = rows\n", "rows are put along another axis"),
   M(
-    'whole = [None if entry == "fsdp" else entry for entry in stored]',
-    'whole = [None if entry == "model" else entry for entry in stored]',
+    'for name in reversed(mesh_axes("embed")):',
+    'for name in reversed(mesh_axes("mlp")):',
     "a parameter is made whole along model",
   ),
   M(
-    'whole = [None if entry == "fsdp" else entry for entry in stored]',
-    "whole = [None for entry in stored]",
+    "entries = [_without(entry, (name,)) for entry in stored]",
+    "entries = [None for entry in stored]",
     "a parameter is made whole on every device",
+  ),
+  M(
+    "return fsdp // long[-1], long[-1]",
+    "return long[-1], fsdp // long[-1]",
+    "the longest side is the outer of the two axes of fsdp",
+  ),
+  M(
+    "len(long) == 2 and long[0] == long[1] > 2",
+    "len(long) == 2 and long[0] == long[1]",
+    "fsdp lies along two axes of two chips each",
   ),
   M(
     "return jax.sharding.reshard(x, spec(*axes))",

@@ -1,8 +1,14 @@
 """The package that is built holds every folder of code, and configs/ beside them."""
 
 import importlib.metadata
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
+
+import pytest
+
+import instructjax
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -46,3 +52,27 @@ def test_the_extras_of_devices_are_names_that_jax_has():
     package, _, rest = requirement.partition("[")
     assert package == "jax"
     assert rest.partition("]")[0] in of_jax
+
+
+def test_the_version_is_the_same_everywhere():
+  version = instructjax.__version__
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  assert project["version"] == version
+  assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+  assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_promised_modules_are_there_and_load_when_they_are_named():
+  program = (
+    "import sys, instructjax\n"
+    "assert 'jax' not in sys.modules\n"
+    "instructjax.losses.ranking\n"
+    "assert set(instructjax.__all__) <= set(dir(instructjax))\n"
+  )
+  subprocess.run([sys.executable, "-c", program], check=True)
+  assert instructjax.__all__ == sorted(instructjax.__all__)
+  for name in instructjax.__all__:
+    assert getattr(instructjax, name).__name__ == f"instructjax.{name}"
+  misspelt = "loses"
+  with pytest.raises(AttributeError, match="no attribute 'loses'"):
+    getattr(instructjax, misspelt)

@@ -10,12 +10,13 @@ from instructjax import settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 MOST_STATEMENTS = 10  # of the first example, imports apart: a newcomer reads it at a glance
 
 
-def blocks(language: str) -> list[str]:
-  """The code blocks of one language, in their order."""
-  return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+  """The code blocks of one language of a page, in their order."""
+  return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
 def test_the_losses_run():
@@ -33,7 +34,7 @@ def test_the_losses_run():
 
 def test_the_configuration_file_loads(tmp_path):
   file = tmp_path / "my_ppo.py"
-  file.write_text(blocks("python")[1])
+  file.write_text(blocks("python", SETTINGS)[0])
   config = settings.load(str(file))
   assert (config.stage, config.model.shape) == ("ppo", "6B")
   assert (config.ppo.clip, config.kl.coef, config.policy_optimizer.lr) == (0.1, 0.05, 1e-5)

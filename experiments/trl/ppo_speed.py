@@ -3,13 +3,14 @@
   make test-oracles                                            # brings torch, transformers, TRL
   .venv/bin/python experiments/trl/ppo_speed.py                # one JSON object
   .venv/bin/python experiments/trl/ppo_speed.py --lengths=paper
+  .venv/bin/python experiments/trl/ppo_speed.py --dtype=bfloat16   # TRL's bf16=True, autocast
 
-Random weights, float32, and prompts and responses of the lengths that the benchmark draws, in the
-same iterations (`instructjax.plan.lengths`).  At full length nothing ends a response.  Else row i
-samples the stop token at its scheduled length and not before, TRL cuts it there, and generation
-stops as soon as the last row of a generated batch has ended; prompts are padded on the left to the
-longest of their batch.  The first iteration is left out.  The README of this folder holds the
-figures.
+Weights are random and float32, and prompts and responses have the lengths that the benchmark
+draws, in the same iterations (`instructjax.plan.lengths`).  At full length nothing ends a response.
+Else row i samples the stop token at its scheduled length and not before, TRL cuts it there, and
+generation stops as soon as the last row of a generated batch has ended; prompts are padded on the
+left to the longest of their batch.  The first iteration is left out.  The README of this folder
+holds the figures.
 """
 
 import argparse
@@ -103,6 +104,7 @@ def seconds(
   epochs: int,
   minibatches: int,
   repeats: int,
+  dtype: str,
   source: str,
 ) -> tuple[list[float], list[Lengths]]:
   """Returns (seconds, lengths of the rows) of each iteration after the first."""
@@ -138,7 +140,7 @@ def seconds(
       temperature=1.0,
       stop_token_id=stop,
       kl_coef=0.02,
-      bf16=False,
+      bf16=dtype == "bfloat16",
       gradient_checkpointing=False,
       report_to=[],
       use_cpu=True,
@@ -182,6 +184,7 @@ if __name__ == "__main__":
     parser.add_argument(f"--{name}", type=int, default=default)
   sources = "full, uniform, paper, or a file of JSON lines, as of `instructjax bench`"
   parser.add_argument("--lengths", default="full", metavar="SOURCE", help=sources)
+  parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
   settings = vars(parser.parse_args())
   options = {name: value for name, value in settings.items() if name != "lengths"}
   taken, rows_of_iterations = seconds(**options, source=settings["lengths"])

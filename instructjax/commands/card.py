@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from instructjax.commands.options import add_push, check_push, push
+
 
 def arguments(command: argparse.ArgumentParser) -> None:
   """Adds the options of the command."""
@@ -22,6 +24,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
   )
   command.add_argument("--name", required=True, help="what the model is called there")
   command.add_argument("--out", default="model_card.md", metavar="FILE")
+  add_push(command)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -30,6 +33,9 @@ def run(args: argparse.Namespace) -> None:
   Raises:
     UserError: for whatever a user can fix.
   """
+  check_push(args)
   from instructjax.evals import card  # slow to import
 
-  print(card.write(Path(args.model), Path(args.eval), args.name, Path(args.out)))
+  file = card.write(Path(args.model), Path(args.eval), args.name, Path(args.out))
+  print(file)
+  push(args, file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from instructjax.commands.options import Fields, prepare_jax
+from instructjax.commands.options import Fields, add_push, check_push, prepare_jax, push
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -16,10 +16,12 @@ def arguments(command: argparse.ArgumentParser) -> None:
   command.add_argument("--weights", default="", choices=["ema", "raw"], help=weights)
   command.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
   command.add_argument("--tokenizer", default="", help="another than the model's own")
+  add_push(command)
 
 
 def run(args: argparse.Namespace, fields: Fields) -> None:
-  """Writes the folder and prints its path."""
+  """Writes the folder, prints its path, and uploads it where that is asked for."""
+  check_push(args)
   prepare_jax()
   from instructjax.stages.export import export
 
@@ -27,3 +29,4 @@ def run(args: argparse.Namespace, fields: Fields) -> None:
     args.model, args.out, weights=args.weights, dtype=args.dtype, tokenizer=args.tokenizer
   )
   print(folder)
+  push(args, folder)

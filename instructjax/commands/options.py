@@ -7,9 +7,11 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from instructjax.system import processes
+from instructjax.errors import UserError
+from instructjax.system import accelerators, hub, processes
 
 Fields = Sequence[tuple[str, str]]  # of the settings, which the command line sets
 WRITERS = ("tensorboard", "wandb")
@@ -57,6 +59,35 @@ def add_distributed(command: argparse.ArgumentParser) -> None:
   processes.argument(command)
 
 
+def add_push(command: argparse.ArgumentParser) -> None:
+  """Adds `--push-to-hub` and `--private`."""
+  command.add_argument(
+    "--push-to-hub",
+    default="",
+    metavar="OWNER/NAME",
+    help="upload it to the Hugging Face hub, with the token of HF_TOKEN or `hf auth login`",
+  )
+  command.add_argument("--private", action="store_true", help="make the model of the hub private")
+
+
+def check_push(args: argparse.Namespace) -> None:
+  """Checks `--push-to-hub` before any work is done.
+
+  Raises:
+    UserError: where nothing could be uploaded, and for --private without it.
+  """
+  if args.push_to_hub:
+    hub.check(args.push_to_hub)
+  elif args.private:
+    raise UserError("--private says how --push-to-hub makes a model: give --push-to-hub=OWNER/NAME")
+
+
+def push(args: argparse.Namespace, path: Path) -> None:
+  """Uploads what a command has written, where `--push-to-hub` asks for it, and prints where."""
+  if args.push_to_hub:
+    print(hub.push(path, args.push_to_hub, private=args.private))
+
+
 def open_settings(args: argparse.Namespace, fields: Fields) -> Any:
   """The settings of --config with these fields; JAX is ready then, and has its other processes."""
   from instructjax import settings
@@ -65,6 +96,8 @@ def open_settings(args: argparse.Namespace, fields: Fields) -> Any:
   prepare_jax()
   if getattr(args, "distributed", None):
     processes.join(args.distributed)
+  # After the processes have met: this may start JAX.
+  accelerators.warn_if_unseen()
   return opened
 
 

@@ -22,9 +22,9 @@ def arguments(command: argparse.ArgumentParser) -> None:
   command.add_argument("--mesh", default="", help=mesh)
   slices = "slices of that topology; data or else fsdp lies across them"
   command.add_argument("--slices", type=whole(1, 100_000), default=1, help=slices)
-  policy = "a shape such as 175B in the place of config.model.shape"
-  command.add_argument("--policy", help=policy)
-  networks = "shape of the reward and value networks of PPO; default 6B, the paper's"
+  model = "in the place of config.model.shape: 175B, Llama-3-8B, a config.json, a run, a hub id"
+  command.add_argument("--model", help=model)
+  networks = "PPO's reward and value networks; default 6B for its vocabulary, else the policy's"
   command.add_argument("--reward", help=networks)
   records = "rows of data, for the steps of an epoch; default the paper's"
   command.add_argument("--records", type=whole(1), help=records)

@@ -16,10 +16,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import jax
 import numpy as np
 
-from instructjax import likelihood, rollout, sharding
+from instructjax import compiler, likelihood, rollout, sharding
 from instructjax.data.batches import pipeline
 from instructjax.data.batches.pipeline import Row
 from instructjax.data.tokens import chat
@@ -153,7 +152,7 @@ def open_subject(source: str, config: EvalSettings, parts: int) -> Subject:
     context=context,
     rows=make_rows,
     plan=make_plan,
-    answer=_answering(opened.lm, opened.params, tokenizer, config.seed),
+    answer=_answering(opened.lm, opened.params, tokenizer, config.seed, config.mesh.compiler),
     settings=settings(source, config),
     own_template=partial(origin.chat_template, chat.OWN, opened.about, tokenizer),
   )
@@ -214,17 +213,21 @@ def _answering(
   params: Params,
   tokenizer: Tokenizer,
   seed: int,
+  options: str,
 ) -> Callable[[Batch, int], list[Answer]]:
-  """Returns the function that answers a batch; its programs are compiled once for each shape."""
+  """Returns the function that answers a batch; its programs are compiled once for each shape.
+
+  `options` are the user's for the compiler.
+  """
   weigh_rows = partial(likelihood.continuation, lm)
-  weigh = jax.jit(weigh_rows, static_argnums=2)  # the window decides a shape
-  weigh_ends = jax.jit(partial(likelihood.choices, lm))
+  weigh = compiler.jit(weigh_rows, options, static_argnums=2)  # the window decides a shape
+  weigh_ends = compiler.jit(partial(likelihood.choices, lm), options)
   stops = cache(partial(stop_ids, tokenizer))
 
   @cache
   def sampler(cfg: Sampling) -> Callable[..., Any]:
     sample = partial(rollout.sample, lm, cfg=cfg)
-    return jax.jit(sample)
+    return compiler.jit(sample, options)
 
   def weigh_batch(batch: Batch) -> list[Answer]:
     if batch.end:

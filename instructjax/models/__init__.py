@@ -45,7 +45,15 @@ EMBEDDINGS = (
 
 
 def build(config: GPTConfig | LlamaConfig) -> LM:
-  """Returns the language model of a configuration of either family."""
+  """Returns the language model of a configuration of either family.
+
+  Example:
+    >>> config = models.GPTConfig(vocab_size=8, context=16, width=8, depth=1, heads=2)
+    >>> lm = models.build(config)
+    >>> params = lm.init(jax.random.key(0))
+    >>> print(lm.hidden(params, tokens, valid).shape)
+    (2, 5, 8)
+  """
   if isinstance(config, GPTConfig):
     return gpt.gpt(config)
   return llama.llama(config)
@@ -60,6 +68,15 @@ def load(source: str | Path, **changes: Any) -> Loaded:
   Raises:
     UserError: where there is no such model, it cannot be read, or a change is of an unknown setting
       or of one that changes a shape.
+
+  Example:
+    >>> import tempfile
+    >>> config = models.GPTConfig(vocab_size=8, context=16, width=8, depth=1, heads=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   models.save(folder, config, params)
+    ...   loaded = models.load(folder, dtype="bfloat16")
+    >>> print(loaded.lm.vocab_size, loaded.config.dtype)
+    8 bfloat16
   """
   path = Path(source)
   if path.is_file():
@@ -84,6 +101,15 @@ def override(
 
   Raises:
     UserError: for an unknown setting, and for one that changes the shape of a weight.
+
+  Example:
+    >>> config = models.GPTConfig(vocab_size=8, context=16, width=8, depth=1, heads=2)
+    >>> print(models.override(config, {"dropout": 0.1}).dropout)
+    0.1
+    >>> models.override(config, {"widht": 16})
+    Traceback (most recent call last):
+      ...
+    instructjax.errors.UserError: a model has no setting 'widht': did you mean 'width'?
   """
   settings = [field.name for field in dataclasses.fields(config)]
   for name in overrides:
@@ -114,6 +140,14 @@ def embedding_rows(source: str | Path) -> int:
 
   Raises:
     UserError: as `load` does.
+
+  Example:
+    >>> import tempfile
+    >>> config = models.GPTConfig(vocab_size=8, context=16, width=8, depth=1, heads=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   models.save(folder, config, params)
+    ...   print(models.embedding_rows(folder))
+    8
   """
   path = Path(source)
   if path.is_file():
@@ -129,15 +163,54 @@ def embedding_rows(source: str | Path) -> int:
   )
 
 
+def configuration(source: str | Path) -> GPTConfig | LlamaConfig:
+  """Returns the configuration of a model, without reading its weights.
+
+  `source` is what `load` opens, or the path of a config.json. Of a hub id the configuration alone
+  is fetched.
+
+  Raises:
+    UserError: as `load` does.
+
+  Example:
+    >>> import tempfile
+    >>> config = models.GPTConfig(vocab_size=8, context=16, width=8, depth=1, heads=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   models.save(folder, config, params)
+    ...   print(models.configuration(folder).width)
+    8
+  """
+  path = Path(source)
+  if path.suffix == ".gguf" and path.is_file():
+    return gguf.configuration(path)
+  if path.suffix == ".json" and path.is_file():
+    return hf.parse(hf.read_json(path), path)
+  folder = path if path.is_dir() else fetch(str(source), CONFIGURATION)
+  file = folder / "config.json"
+  return hf.parse(hf.read_json(file), file)
+
+
 # --- the Hugging Face hub ---
 
+# The files of a model that are fetched, and those of its configuration alone.
+MODEL = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model")
+CONFIGURATION = ("config.json",)
 
-def fetch(name: str) -> Path:
+
+def fetch(name: str, files: tuple[str, ...] = MODEL) -> Path:
   """Returns the folder of a model of the hub, which is fetched unless it is in the hub's cache.
+
+  `files` are the patterns of those that are fetched.
 
   Raises:
     UserError: for a name that cannot be a hub id, an unknown or private model, and where the hub
       cannot be reached.
+
+  Example:
+    >>> models.fetch("no such/model")
+    Traceback (most recent call last):
+      ...
+    instructjax.errors.UserError: no such/model: no such file or folder; give ...
   """
   if not re.fullmatch(HUB_ID, name) or name.endswith(".gguf"):
     raise UserError(
@@ -155,7 +228,7 @@ def fetch(name: str) -> Path:
   try:
     folder = huggingface_hub.snapshot_download(
       name,
-      allow_patterns=["*.json", "*.jinja", "*.safetensors", "tokenizer.model"],
+      allow_patterns=list(files),
       # These are the same weights again, under other names.
       ignore_patterns=["consolidated*", "*/*"],
     )
@@ -178,6 +251,10 @@ def revision(name: str) -> str:
   """Returns the commit of a hub id in the hub's cache; "" where none is there.
 
   It is the one that `fetch` opens, unless the hub has a newer one.
+
+  Example:
+    >>> models.revision("owner/not-in-the-cache")
+    ''
   """
   if not re.fullmatch(HUB_ID, name):
     return ""
@@ -196,6 +273,7 @@ __all__ = [
   "LlamaConfig",
   "Loaded",
   "build",
+  "configuration",
   "embedding_rows",
   "fetch",
   "load",

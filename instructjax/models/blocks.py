@@ -1,8 +1,10 @@
 """The operations of both kinds of model: products, norms, dropout, positions and attention.
 
-The residual stream, norms and softmax are float32. Matrix products take operands of the compute
-dtype and accumulate in float32. A weight that is stored in bfloat16 (a frozen trunk) is multiplied
-in bfloat16 whatever the compute dtype.
+Norms and softmax are float32, and so is the residual stream, unless a model asks for bfloat16
+(`transformer.Family.stream`). Matrix products take operands of the compute dtype and accumulate in
+float32; the product of rows that are bfloat16 is rounded to it, and where a product is summed over
+devices, so is the sum. A weight that is stored in bfloat16 (a frozen trunk) is multiplied in
+bfloat16 whatever the compute dtype.
 
 Dimensions: B rows, T queries, S keys, D width, H heads, K key/value heads, G = H / K queries for
 each key head, C head width, F rotary frequencies, V vocabulary, N = B * T, I inputs and O outputs
@@ -23,6 +25,7 @@ import numpy as np
 from instructjax import sharding
 from instructjax.types import Array, Bool, Branch, Float, Int, Key, Params, Valid
 
+FLOAT32 = jnp.dtype(jnp.float32)
 MASKED = -1e30  # a masked attention score: finite, so that a row without keys has no NaN
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   "silu": jax.nn.silu,
@@ -35,22 +38,29 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 # --- matrix products ---
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def matmul(
   x: Float[Array, "N I"],
   w: Float[Array, "J O"] | Int[Array, "J O"],
   dtype: str,
   out: jax.P | None,
   axis: int = 0,
+  stored: jax.P | None = None,
 ) -> Array:
   """Returns x w, or x w^T where `axis` is 1 and w is [O, I], partitioned as `out`.
 
   The operands, which may be integers, are cast to `dtype` and the product is accumulated in
-  float32. By a custom derivative the same holds for the gradients, and each of them is partitioned
-  as its operand.
+  float32. It is bfloat16 where x is, and else float32. By a custom derivative the same holds for
+  the gradients: each of them is partitioned as its operand and has its type. On a mesh w lies in
+  parts, as `stored` says, and is gathered here; its gradient is scattered as it is summed.
   """
   contract = ((1,), (axis,))
-  return _dot(x, w, dtype, contract, out)
+  return _dot(x, sharding.gather(w), dtype, contract, out, _result_type(x))
+
+
+def _result_type(x: Array) -> jnp.dtype:
+  """Returns the type of a product of rows: bfloat16 where they are, else float32."""
+  return jnp.dtype(jnp.bfloat16 if x.dtype == jnp.bfloat16 else jnp.float32)
 
 
 def _dot(
@@ -59,32 +69,39 @@ def _dot(
   dtype: str,
   contract: tuple[tuple[int], tuple[int]],
   out: jax.P | None,
+  result: jnp.dtype = FLOAT32,
 ) -> Array:
-  """Returns the product of two matrices over the axes `contract`, in float32."""
+  """Returns the product of two matrices over the axes `contract`, in the type `result`."""
   no_batch = ((), ())
   return jax.lax.dot_general(
     a.astype(dtype),
     b.astype(dtype),
     (contract, no_batch),
-    preferred_element_type=jnp.float32,
+    preferred_element_type=result,
     out_sharding=out,
   )
 
 
-def _matmul_forward(x, w, dtype, out, axis):
+def _matmul_forward(x, w, dtype, out, axis, stored):
   """Returns the product, and the operands for the backward pass."""
   contract = ((1,), (axis,))
-  return _dot(x, w, dtype, contract, out), (x, w)
+  w = sharding.gather(w)
+  return _dot(x, w, dtype, contract, out, _result_type(x)), (x, w)
 
 
-def _matmul_backward(dtype, out, axis, saved, g):
+def _matmul_backward(dtype, out, axis, stored, saved, g):
   """Returns the gradients of both operands from g, the gradient of the product [N, O]."""
   x, w = saved
   over_outputs = ((1,), (1 - axis,))
-  dx = _dot(g, w, dtype, over_outputs, _like(x))
+  dx = _dot(g, w, dtype, over_outputs, _like(x), _result_type(x))
   # The gradient has the axes of w: [I, O], or [O, I] where w was transposed.
   left, right = (x, g) if axis == 0 else (g, x)
-  dw = _over_rows(left, right, dtype, _like(w))
+  if stored is None:
+    dw = _over_rows(left, right, dtype, None)
+  else:
+    own = sharding.unreduced(_partition(w), _partition(x)[0])
+    # It is rounded to the type of the weight before it is summed over devices, as that is sent.
+    dw = sharding.scatter(_over_rows(left, right, dtype, own).astype(w.dtype), stored)
   return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
@@ -125,7 +142,7 @@ def linear(p: Params, x: Array, dtype: str, *, contract: int = 1) -> Array:
   """Returns x w + b over the last `contract` axes of x and the first of w.
 
   Where an adapter lies beside the matrix, its low-rank product is added (`models.lora`). Where w
-  is integers, their product is scaled (`models.int8`).
+  is integers, their product is scaled (`models.int8`). The result is bfloat16 where x is.
   """
   y = product(p["w"], x, dtype, contract)
   if "scale" in p:
@@ -135,30 +152,31 @@ def linear(p: Params, x: Array, dtype: str, *, contract: int = 1) -> Array:
     inner = product(adapter.a, x, dtype, contract)
     low_rank = product(adapter.b, inner, dtype)
     y = y + adapter.scale * low_rank
-  if "b" not in p:
-    return y
-  return y + p["b"]
+  if "b" in p:
+    y = y + p["b"]
+  return y.astype(_result_type(x))
 
 
 def product(w: Array, x: Array, dtype: str, contract: int = 1) -> Array:
   """Returns x w over the last `contract` axes of x and the first of w.
 
   The leading axes are flattened: on a CPU the gradient of a weight is twice as fast from [N, I]
-  as from [B, T, I]. The weight is flattened before it is gathered: where a reshape stands between
-  the sum of a gradient and its scatter, the TPU compiler sums all of it on every device.
+  as from [B, T, I]. The weight is flattened before it is gathered: no reshape then stands between
+  the sum of a gradient and its scatter.
   """
   dtype = "bfloat16" if w.dtype == jnp.bfloat16 else dtype
   lead = x.shape[: x.ndim - contract]
   outputs = w.shape[contract:]
   rows = _flat(x, len(lead))
-  columns = sharding.gather(_flat(w, contract))
+  columns = _flat(w, contract)
   if w.dtype == jnp.int8:
-    columns, rows = wait_for(columns, rows)
+    columns, rows = wait_for(sharding.gather(columns), rows)
   if not sharding.is_sharded():
     return matmul(rows, columns, dtype, None).reshape(*lead, *outputs)
   along_rows = _partition(rows)[0]
-  along_columns = _partition(columns)[1]
-  y = matmul(rows, columns, dtype, jax.P(along_rows, along_columns))
+  stored = _partition(columns)
+  along_columns = sharding.whole(stored)[1]
+  y = matmul(rows, columns, dtype, jax.P(along_rows, along_columns), 0, stored)
   # Of the outputs only the first axis may be split (the heads of a query).
   inner = [None] * (len(outputs) - 1)
   split = jax.P(*_partition(x)[: len(lead)], along_columns, *inner)
@@ -185,17 +203,17 @@ def _product_with_transpose(
   dtype: str,
 ) -> Float[Array, "*B V"]:
   """Returns x w^T over the last axes of both."""
-  w = sharding.gather(w)
   dtype = "bfloat16" if w.dtype == jnp.bfloat16 else dtype
   rows = _flat(x, x.ndim - 1)
   if w.dtype == jnp.int8:
-    w, rows = wait_for(w, rows)
+    w, rows = wait_for(sharding.gather(w), rows)
   shape = (*x.shape[:-1], w.shape[0])
   if not sharding.is_sharded():
     return matmul(rows, w, dtype, None, 1).reshape(shape)
-  along_vocab = _partition(w)[0]
+  stored = _partition(w)
+  along_vocab = sharding.whole(stored)[0]
   along_rows = _partition(rows)[0]
-  y = matmul(rows, w, dtype, jax.P(along_rows, along_vocab), 1)
+  y = matmul(rows, w, dtype, jax.P(along_rows, along_vocab), 1, stored)
   split = jax.P(*_partition(x)[:-1], along_vocab)
   return jax.lax.reshape(y, shape, out_sharding=split)
 
@@ -233,10 +251,11 @@ def rms_norm(
   eps: float,
   offset: float = 0.0,
 ) -> Float[Array, "B T *D"]:
-  """Returns (offset + scale) * x / sqrt(mean(x^2) + eps) over the last axis.
+  """Returns (offset + scale) * x / sqrt(mean(x^2) + eps) over the last axis, in float32.
 
   The norm is that of Zhang & Sennrich 2019; Gemma's offset is 1.
   """
+  x = x.astype(jnp.float32)
   mean_square = jnp.mean(x * x, axis=-1, keepdims=True)
   normed = x * jax.lax.rsqrt(mean_square + eps)
   return normed * (offset + p["scale"])
@@ -247,7 +266,8 @@ def layer_norm(
   x: Float[Array, "B T D"],
   eps: float,
 ) -> Float[Array, "B T D"]:
-  """Returns scale * (x - mean) / sqrt(var + eps) + bias   (Ba et al. 2016)."""
+  """Returns scale * (x - mean) / sqrt(var + eps) + bias, in float32   (Ba et al. 2016)."""
+  x = x.astype(jnp.float32)
   x = x - jnp.mean(x, axis=-1, keepdims=True)
   variance = jnp.mean(x * x, axis=-1, keepdims=True)
   normed = x * jax.lax.rsqrt(variance + eps)

@@ -152,6 +152,17 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
 # --- the configuration ---
 
 
+def configuration(path: Path) -> Config:
+  """Returns the configuration of a file, whose tensors are not read.
+
+  Raises:
+    UserError: as `load` does for the metadata of a file.
+  """
+  reader = opened(path)
+  names = [tensor.name for tensor in reader.tensors]
+  return read_config(contents(reader, path), tied="output.weight" not in names, path=path)
+
+
 def read_config(metadata: Metadata, *, tied: bool, path: Path) -> Config:
   """Returns the configuration that the metadata describe.
 

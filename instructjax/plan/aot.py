@@ -18,14 +18,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from instructjax import sharding
+from instructjax import compiler, sharding
 from instructjax.errors import UserError
-from instructjax.plan import chips, collectives
+from instructjax.plan import chips, collectives, cycles
 from instructjax.plan.chips import GiB, Pod
 from instructjax.plan.programs import Program
 from instructjax.system import jsons
 
-FORMAT = 3  # of the cached reports
+FORMAT = 5  # of the cached reports
 
 # GiB in a unit of the compiler's messages.
 UNITS = {"K": 1 / 1024**2, "M": 1 / 1024, "G": 1.0, "T": 1024.0}
@@ -84,6 +84,16 @@ def devices(topology: Pod) -> list[Any]:
   return compile_only
 
 
+def places(topology: Pod, mesh: Mapping[str, int]) -> list[tuple[int, ...]]:
+  """Returns where the chips of the devices of the first slice stand, in the order of the mesh."""
+  in_first = [
+    device
+    for device in device_mesh(topology, mesh).devices.flatten()
+    if getattr(device, "slice_index", 0) == 0
+  ]
+  return [tuple(device.coords) for device in in_first]
+
+
 @contextlib.contextmanager
 def on(
   topology: Pod,
@@ -119,16 +129,14 @@ def _without_cache() -> Iterator[None]:
 
 
 def trace(program: Program) -> Any:
-  """Traces a program on its abstract arguments."""
-  import jax
-
+  """Traces a program on its abstract arguments, with the compiler's options of a run."""
   settings: dict[str, Any] = {}
   if program.donate:
     settings["donate_argnums"] = (0,)
   if program.outputs is not None:
     settings["out_shardings"] = program.outputs
   # Arguments that the program does not read stay, since a run holds them too.
-  jitted = jax.jit(program.function, keep_unused=True, **settings)
+  jitted = compiler.jit(program.function, program.options, keep_unused=True, **settings)
   return jitted.trace(*program.arguments)
 
 
@@ -139,23 +147,28 @@ def report(
   folder: Path,
   trips: Mapping[str, float],
   compiling: Callable[[], None] = lambda: None,
+  options: str = "",
 ) -> dict[str, Any]:
   """Returns what the compiler reports of one device: its memory and the collectives.
 
   `trips` says how often its named loops run (`counting.count`). `compiling` is called where no
-  report of this program is kept in `folder`.
+  report of this program is kept in `folder`. `options` are those with which it was traced.
   """
   lowered = traced.lower()
   versions = "/".join(metadata.version(name) for name in ("jax", "libtpu"))
   # Everything that a report depends on.
-  key = f"{FORMAT} {versions} {topology} {dict(mesh)} {dict(trips)} {lowered.as_text()}"
+  key = (
+    f"{FORMAT} {versions} {topology} {dict(mesh)} {dict(trips)} {compiler.options_for(options)} "
+    f"{lowered.as_text()}"
+  )
   digest = hashlib.sha256(key.encode()).hexdigest()
   path = folder / f"{digest[:32]}.json"
   with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged report is made anew
     return json.loads(path.read_text())
   compiling()
-  _, mesh_in_slices = chips.in_slices(topology, mesh)
-  result = _compile(lowered, mesh_in_slices, trips)
+  slice_topology, mesh_in_slices = chips.in_slices(topology, mesh)
+  machine = cycles.machine(slice_topology, places(topology, mesh))
+  result = _compile(lowered, mesh_in_slices, trips, machine)
   folder.mkdir(parents=True, exist_ok=True)
   jsons.write(path, result, indent=None)
   return result
@@ -165,6 +178,7 @@ def _compile(
   lowered: Any,
   mesh: Mapping[str, int],
   trips: Mapping[str, float],
+  machine: cycles.Machine,
 ) -> dict[str, Any]:
   """Compiles a program and reads its memory in bytes, or why the compiler refuses it."""
   import jax
@@ -174,7 +188,8 @@ def _compile(
   except jax.errors.JaxRuntimeError as error:
     return _refusal(str(error))
   memory = compiled.memory_analysis()
-  moved = collectives.read(compiled.as_text(), mesh, trips)
+  text = compiled.as_text()
+  moved = collectives.read(text, mesh, trips)
   return {
     "peak": memory.peak_memory_in_bytes,
     "arguments": memory.argument_size_in_bytes,
@@ -183,6 +198,7 @@ def _compile(
     "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
     "refused": None,
     "collectives": [collective.as_row() for collective in moved],
+    "predicted": cycles.predict(text, mesh, trips, machine).as_row(),
   }
 
 

@@ -56,6 +56,9 @@ class Cost:
   flops: float = 0.0
   # The part of them that computes activations once more for the backward pass.
   recomputed_flops: float = 0.0
+  # The part of `flops` that multiplies activations by activations in each head, as attention does:
+  # the scores and the mix. Blocks of queries leave out most of what is hidden from them.
+  attention_flops: float = 0.0
   device_flops: float = 0.0
   product_bytes: float = 0.0  # what matrix products read and write
   weight_bytes: float = 0.0  # the part of it that is parameters
@@ -78,8 +81,12 @@ class Cost:
     times: float,
     size: float,
   ) -> None:
-    """Adds a collective of `size` bytes that runs so many times."""
-    key = (kind, tuple(axes))
+    """Adds a collective of `size` bytes that runs so many times.
+
+    Two axes that `fsdp` is laid as are named as the one that a user writes.
+    """
+    names = ["fsdp" if name == "fsdp2" else name for name in axes]
+    key = (kind, tuple(dict.fromkeys(names)))
     count, total = self.collectives.get(key, (0.0, 0.0))
     self.collectives[key] = (count + times, total + times * size)
 
@@ -114,7 +121,7 @@ def axes_of(aval: Any, dim: int) -> tuple[str, ...]:
   sharding = getattr(aval, "sharding", None)
   if sharding is None or sharding.mesh.empty:
     return ()
-  entry = sharding.spec[dim]
+  entry = sharding.spec.partitions[dim]
   if entry is None:
     return ()
   names = entry if isinstance(entry, tuple) else (entry,)
@@ -127,6 +134,15 @@ def all_axes(aval: Any) -> Counter[str]:
   for dim in range(len(aval.shape)):
     names.update(axes_of(aval, dim))
   return names
+
+
+def partial_axes(aval: Any) -> tuple[str, ...]:
+  """Returns the mesh axes of more than one device along which each device has a part of a sum."""
+  sharding = getattr(aval, "sharding", None)
+  if sharding is None or sharding.mesh.empty:
+    return ()
+  sizes = sharding.mesh.shape
+  return tuple(name for name in sizes if name in sharding.spec.unreduced and sizes[name] > 1)
 
 
 # Equations
@@ -305,7 +321,7 @@ def _product(
   cost: Cost,
 ) -> None:
   """Adds a matrix product: 2 FLOPs for each multiplication with its addition."""
-  (left_dims, right_dims), _ = eqn.params["dimension_numbers"]
+  (left_dims, right_dims), (left_batch, _) = eqn.params["dimension_numbers"]
   left, right = (v.aval for v in eqn.invars)
   result = eqn.outvars[0].aval
 
@@ -314,6 +330,8 @@ def _product(
   cost.flops += flops
   if is_recomputed(eqn):
     cost.recomputed_flops += flops
+  if left_batch and not any(kind.is_weight for kind in kinds):
+    cost.attention_flops += flops
 
   # A contracted dimension is as short as its shorter side: the other one is cut to it.
   local_depth = 1
@@ -332,17 +350,28 @@ def _product(
 
   # A contraction over a split dimension leaves a partial sum on each device.
   reduced = [name for dim in left_dims for name in axes_of(left, dim)]
-  if reduced:
-    # A gradient that is then stored along fsdp is scattered as it is summed.
-    kind = "reduce-scatter" if "fsdp" in reduced else "all-reduce"
-    cost.collective(kind, reduced, times, local_bytes(result))
+  # What stays partial, as a gradient does, is summed where it is resharded.
+  summed = [name for name in reduced if name not in partial_axes(result)]
+  if summed:
+    cost.collective("all-reduce", summed, times, local_bytes(result))
 
 
 def _reshard(eqn: Any, times: float, cost: Cost, is_weight: bool) -> None:
-  """Adds the all-gather of a reshard, if some axis splits the array before it and not after."""
+  """Adds the collectives of a reshard.
+
+  There is an all-gather if some axis splits the array before it and not after. Partial sums are
+  reduce-scattered along axes that split the sum, and all-reduced along the others.
+  """
   before = eqn.invars[0].aval
   after = eqn.outvars[0].aval
   axes_after = all_axes(after)
+  summed = [name for name in partial_axes(before) if name not in partial_axes(after)]
+  scattered = [name for name in summed if name in axes_after]
+  kept_whole = [name for name in summed if name not in axes_after]
+  if scattered:
+    cost.collective("reduce-scatter", scattered, times, local_bytes(before))
+  if kept_whole:
+    cost.collective("all-reduce", kept_whole, times, local_bytes(after))
   gathered = [name for name in all_axes(before) if name not in axes_after]
   if not gathered:
     return

@@ -12,14 +12,17 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from instructjax.errors import UserError
 from instructjax.plan import aot, chips, estimate, programs, search, trips
+from instructjax.runs import origin
+from instructjax.runs.description import ModelConfig
 from instructjax.settings import AnySettings, PPOSettings
 from instructjax.system.download import cache_folder
 
 PLANNED = ("pretrain", "sft", "rl_init", "reward", "ppo", "dpo")
+PAPER_REWARD = "6B"  # the shape of the paper's reward model, for policies of every size
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,11 @@ class Options:
   topology: str
   mesh: str = ""
   slices: int = 1
-  policy: str | None = None  # a shape in the place of the one that the settings name
-  reward: str | None = (
-    None  # the shape of PPO's reward and value networks; by default the paper's 6B
-  )
+  # A model in the place of the one that the settings name, as `origin.configuration` takes it.
+  model: str | None = None
+  # The model of PPO's reward and value networks. By default it is the paper's 6B for policies that
+  # have its vocabulary, and of the policy's own shape for others.
+  reward: str | None = None
   records: int | None = None  # rows of data, for the steps of an epoch; by default the paper's
   completions: int = 9  # of a prompt of the reward model
   arithmetic: bool = False  # asks no compiler
@@ -48,16 +52,40 @@ def require_planned(settings: AnySettings) -> programs.Settings:
   return settings
 
 
-def shapes(settings: programs.Settings, options: Options) -> tuple[str, str]:
-  """The shapes of the policy and of PPO's reward and value networks (or the first again).
+class Models(NamedTuple):
+  """The models of a stage: the policy, and PPO's reward and value networks (or the policy again).
 
-  Raises UserError for an unknown shape.
+  `title` names them in the report.
   """
-  shape = programs.named_shape(options.policy or settings.model.shape, "--policy")
+
+  policy: ModelConfig
+  reward: ModelConfig
+  title: str
+
+
+def models_of(settings: programs.Settings, options: Options) -> Models:
+  """The models that the command line and the settings name.
+
+  Raises UserError for a model that there is not, that cannot be read, or, in the place of PPO's
+  reward model, has another vocabulary than the policy.
+  """
+  source = options.model or settings.model.shape
+  name, policy = origin.configuration(source, "--model")
   if not isinstance(settings, PPOSettings):
-    return shape, shape
-  usual = "tiny" if shape == "tiny" else "6B"
-  return shape, programs.named_shape(options.reward or usual, "--reward")
+    return Models(policy, policy, name)
+  usual_name, usual = origin.configuration(PAPER_REWARD, "--reward")
+  if usual.vocab_size != policy.vocab_size:
+    usual_name, usual = name, policy
+  reward_name, reward = usual_name, usual
+  if options.reward:
+    reward_name, reward = origin.configuration(options.reward, "--reward")
+  if reward.vocab_size != policy.vocab_size:
+    raise UserError(
+      f"--reward={options.reward}: has {reward.vocab_size} ids, the policy {name} has "
+      f"{policy.vocab_size}; a reward model reads what the policy wrote, so choose one with the "
+      f"same vocabulary, such as {usual_name}"
+    )
+  return Models(policy, reward, f"{name}, reward and value {reward_name}")
 
 
 def plan(
@@ -65,7 +93,7 @@ def plan(
 ) -> dict[str, Any]:
   """The report of a stage on a pod under one mesh, as plain data.
 
-  Raises UserError for a stage that has no plan, for an unknown topology or shape, for a mesh that
+  Raises UserError for a stage that has no plan, for an unknown topology or model, for a mesh that
   does not divide, with one that does, and for lengths that cannot be drawn.
   """
   settings = require_planned(config)
@@ -74,15 +102,15 @@ def plan(
     batches = trips.batches_of(settings, options.lengths, options.completions)
   pod = chips.pod(options.topology, options.slices)
   mesh = chips.mesh(options.mesh, pod)
-  shape, reward_shape = shapes(settings, options)
+  models = models_of(settings, options)
   compiling = aot.available() and not options.arithmetic and not pod.chip.near
-  require_mesh(settings, pod, mesh, shape, reward_shape)
+  require_mesh(settings, pod, mesh, models)
   folder = cache_folder() / "plans" if compiling else None
   build = partial(
     programs.build,
     settings,
-    shape,
-    reward_shape,
+    models.policy,
+    models.reward,
     records=options.records,
     completions=options.completions,
   )
@@ -97,11 +125,13 @@ def plan(
       row = estimate.program_report(program, useful, pod, mesh, folder, say, at_lengths)
       rows.append(row)
   hours = sum(row["calls"] * row["seconds"]["step"] for row in rows) / 3600
+  predicted_hours = None
+  if all(row["predicted"]["by"] for row in rows):
+    predicted_hours = sum(row["calls"] * row["predicted"]["step"] for row in rows) / 3600
   advice = (estimate.advice(row, settings, pod) for row in rows)
-  networks = f", reward and value {reward_shape}" if isinstance(settings, PPOSettings) else ""
   return {
     "stage": settings.stage,
-    "model": shape + networks,
+    "model": models.title,
     "topology": pod.name,
     "slices": pod.slices,
     "devices": pod.devices,
@@ -112,20 +142,21 @@ def plan(
     "programs": rows,
     "fits": all(row["fits"] for row in rows),
     "hours": hours,
+    "predicted_hours": predicted_hours,
     "chip_hours": hours * pod.chips,
     "advice": [line for line in advice if line],
   }
 
 
 def require_mesh(
-  settings: programs.Settings, pod: chips.Pod, mesh: dict[str, int], shape: str, reward_shape: str
+  settings: programs.Settings, pod: chips.Pod, mesh: dict[str, int], models: Models
 ) -> None:
   """Raises UserError for a mesh that does not divide, with the nearest one that does."""
   try:
     with aot.on(pod, mesh, False):
-      programs.check(settings, shape, reward_shape)
+      programs.check(settings, models.policy, models.reward)
   except UserError as error:
-    working = list(search.possible(settings, pod, shape, reward_shape))
+    working = list(search.possible(settings, pod, models.policy, models.reward))
     nearest = min(working, key=partial(distance, mesh), default=None)
     hint = "; no mesh over this topology works: choose another topology or config.batch"
     if nearest is not None:
@@ -152,26 +183,28 @@ def find_meshes(
 ) -> dict[str, Any]:
   """The meshes of a topology by arithmetic, of which the best few are compiled too.
 
-  Raises UserError for a stage that has no plan, and for an unknown topology or shape.
+  Raises UserError for a stage that has no plan, and for an unknown topology or model.
   """
   settings = require_planned(config)
   pod = chips.pod(options.topology, options.slices)
-  shape, reward_shape = shapes(settings, options)
+  models = models_of(settings, options)
 
   def build(changed: programs.Settings) -> list[programs.Program]:
     return programs.build(
       changed,
-      shape,
-      reward_shape,
+      models.policy,
+      models.reward,
       records=options.records,
       completions=options.completions,
     )
 
-  meshes = list(search.possible(settings, pod, shape, reward_shape))
+  meshes = list(search.possible(settings, pod, models.policy, models.reward))
   rows = search.search(settings, pod, meshes, build, say)
   fitting = [row for row in rows if row["fits"]]
   for row in fitting[: options.top]:
-    changed, _ = search.with_micro(settings, row["micro"], row["mesh"])
+    changed, _ = search.with_micro(settings, row["micro"], row["mesh"], row["remat"])
+    if not row["whole"]:
+      changed = search.by_layers(changed)
     with_mesh = dataclasses.replace(options, mesh=chips.written(row["mesh"]), search=False)
     row["plan"] = plan(changed, with_mesh, say)
   return {

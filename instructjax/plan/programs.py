@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax import models, rollout, sharding
+from instructjax import compiler, models, rollout, sharding
 from instructjax.data.batches import pipeline
 from instructjax.data.tokens.tokenizers import Tokenizer
-from instructjax.errors import UserError
 from instructjax.rollout import Sampling
 from instructjax.runs import origin
+from instructjax.runs.description import ModelConfig
 from instructjax.settings import DPOSettings, PPOSettings, RewardSettings
 from instructjax.settings.subjects import AnyModelSettings
 from instructjax.settings.supervised import SupervisedSettings
@@ -31,6 +31,8 @@ from instructjax.types import LM, Cache, Leaf, Params, PyTree, TrainState
 # The paper's numbers of records (Table 6), from which epochs become steps.
 RECORDS = {"sft": 12_725, "rl_init": 12_725, "reward": 33_207, "dpo": 33_207}
 Settings = SupervisedSettings | RewardSettings | PPOSettings | DPOSettings
+# A name of `origin.SHAPES`, or the configuration of another model.
+Shape = str | ModelConfig
 
 
 class Program(NamedTuple):
@@ -45,6 +47,7 @@ class Program(NamedTuple):
   part         the part of the stage that it is
   cache_bytes  bytes of the key/value cache on one device
   width        bytes of an operand of a matrix product
+  options      the user's options for the compiler
   """
 
   name: str
@@ -59,33 +62,25 @@ class Program(NamedTuple):
   updates: int = 0
   cache_bytes: int = 0
   width: int = 4
+  options: str = ""
 
 
 # --- models ---
 
 
-def named_shape(name: str, option: str) -> str:
-  """A shape of `origin.SHAPES` as it is spelt there.
-
-  Raises UserError where there is no such one.
-  """
-  spellings = {shape.lower(): shape for shape in origin.SHAPES}
-  if name.lower() not in spellings:
-    raise UserError(f"{option}={name}: choose a shape among {', '.join(origin.SHAPES)}")
-  return spellings[name.lower()]
-
-
-def language_model(shape: str, settings: AnyModelSettings, remat: str = "") -> LM:
+def language_model(shape: Shape, settings: AnyModelSettings, remat: str = "") -> LM:
   """A model of a shape under the settings of a stage; `remat` stands in the place of theirs."""
+  config = origin.SHAPES[shape] if isinstance(shape, str) else shape
   changes = {
     "dtype": settings.dtype,
+    "stream": settings.stream,
     "remat": remat or settings.remat,
     "unroll": settings.unroll,
     "sequence": settings.sequence,
     "attention": settings.attention,
     "dropout": settings.dropout,
   }
-  return models.build(dataclasses.replace(origin.SHAPES[shape], **changes))
+  return models.build(dataclasses.replace(config, **changes))
 
 
 def parameters(lm: LM) -> Params:
@@ -127,8 +122,8 @@ def steps_of(
 
 def plan_stage(
   settings: Settings,
-  shape: str,
-  reward_shape: str,
+  shape: Shape,
+  reward_shape: Shape,
   *,
   records: int | None = None,
   completions: int = 9,
@@ -176,15 +171,15 @@ def planned_window(settings: SupervisedSettings) -> int | None:
   return settings.data.response
 
 
-def check(settings: Settings, shape: str, reward_shape: str) -> None:
+def check(settings: Settings, shape: Shape, reward_shape: Shape) -> None:
   """Raises UserError where batch, heads or widths do not divide over the mesh that is set."""
   plan_stage(settings, shape, reward_shape)
 
 
 def build(
   settings: Settings,
-  shape: str,
-  reward_shape: str,
+  shape: Shape,
+  reward_shape: Shape,
   *,
   records: int | None = None,
   completions: int = 9,
@@ -195,8 +190,10 @@ def build(
   PPO is three programs, as in a run, all of which hold the whole state; `ppo.iteration` is the
   three as one function.
 
-  Raises UserError where batch, heads or widths do not divide over the mesh.
+  Raises UserError where batch, heads or widths do not divide over the mesh, and for an option that
+  its compiler does not take.
   """
+  compiler.check(settings.mesh.compiler)
   planned = plan_stage(
     settings, shape, reward_shape, records=records, completions=completions, remat=remat
   )
@@ -225,6 +222,7 @@ def build(
         updates=part.updates,
         cache_bytes=cache_bytes(settings, planned.policy) if part.name == "rollout" else 0,
         width=jnp.dtype(settings.model.dtype).itemsize,
+        options=settings.mesh.compiler,
       )
     )
     if not trains:

@@ -118,10 +118,7 @@ def open_run(
 
 def _batch_size() -> int:
   """Returns the rows of a batch on the current mesh."""
-  if not sharding.is_sharded():
-    return BATCH
-  mesh = jax.sharding.get_abstract_mesh().shape
-  return BATCH * mesh["data"] * mesh["fsdp"]
+  return BATCH * sharding.batch_shards()
 
 
 def _row(

@@ -48,7 +48,7 @@ Overrides = Mapping[str, Any]  # fields of a model's configuration that the user
 
 # Settings that change how a model computes, but not what its parameters are. They replace the
 # fields of the configuration with which it was saved.
-REWARD_OVERRIDES = ("dtype", "remat", "unroll", "sequence", "attention")
+REWARD_OVERRIDES = ("dtype", "stream", "remat", "unroll", "sequence", "attention")
 POLICY_OVERRIDES = (*REWARD_OVERRIDES, "dropout")
 
 # Shapes of models with random weights, by the name that `config.model.shape` takes.
@@ -59,6 +59,8 @@ SHAPES: dict[str, ModelConfig] = {
   **gpt.GPT3,
   "SmolLM2-135M": llama.SMOLLM2_135M,
   "Llama-3-8B": llama.LLAMA3_8B,
+  "Llama-3.1-8B": llama.LLAMA31_8B,
+  "Qwen2.5-7B": llama.QWEN25_7B,
 }
 
 
@@ -83,8 +85,8 @@ class Origin(NamedTuple):
 def open_model(source: str, settings: AnyModelSettings, seed: int) -> Origin:
   """Opens the language model of a source under `config.model`.
 
-  The settings are shape (for random weights), tokenizer, dtype, remat, unroll, sequence, attention
-  and dropout. A tokenizer that they name takes the place of the model's own.
+  The settings are shape (for random weights), tokenizer, dtype, stream, remat, unroll, sequence,
+  attention and dropout. A tokenizer that they name takes the place of the model's own.
 
   Raises:
     UserError: for an unknown shape or source, and where the tokenizer does not fit the model.
@@ -203,6 +205,35 @@ def open_reward_model(
   lm = models.build(config)
   about = describe(config, source)
   return Origin(lm, params, _open_tokenizer(source, lm), about, sharding.replicate(head))
+
+
+def configuration(source: str, option: str) -> tuple[str, ModelConfig]:
+  """Returns a short name and the configuration of a model, whose weights are not read.
+
+  `source` is a name of `SHAPES` in any case, the directory of a finished run, a model folder, a
+  config.json, a .gguf file, or a hub id with its owner. `option` stands for it in the messages.
+
+  Raises:
+    UserError: for anything else, for a run of a Python model, and where the hub cannot be reached.
+  """
+  for name, config in SHAPES.items():
+    if name.lower() == source.lower():
+      return name, config
+  with naming(option, source):
+    if is_run(source):
+      about = finished(places.directory(source))
+      return Path(source).name, model_config(source, about)
+    _require_run_or_path(source)
+    path = Path(source)
+    if not path.exists() and "/" not in source:
+      raise UserError(
+        f"no such shape or file; choose a shape among {', '.join(SHAPES)}, or give a run, a "
+        "config.json, a model folder, a .gguf file or a hub id as owner/name"
+      )
+    config = models.configuration(source)
+  # A config.json is named for its folder.
+  named = path.absolute().parent if path.name == "config.json" else path
+  return named.name, config
 
 
 def fits(lm: LM, length: int, name: str) -> None:

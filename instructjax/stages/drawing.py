@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from instructjax import rewards, rollout, sharding
+from instructjax import compiler, rewards, rollout, sharding
 from instructjax.data.batches import buckets, pipeline
 from instructjax.data.records.records import Prompt
 from instructjax.data.tokens import chat
@@ -71,7 +71,8 @@ def draw_responses(
     eos=model.tokenizer.eos,
     banned=model.tokenizer.banned,
   )
-  draw = jax.jit(partial(rollout.sample, model.lm, cfg=sampling))
+  sample = partial(rollout.sample, model.lm, cfg=sampling)
+  draw = compiler.jit(sample, settings.mesh.compiler)
   lengths = buckets.lengths(data.prompt, data.buckets)
   group_size = SORTED * settings.batch
 

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax import optim, ppo, returns, rewards, sharding, steps
+from instructjax import compiler, optim, ppo, returns, rewards, sharding, steps
 from instructjax.data.batches import buckets, corpora, packing, pipeline
 from instructjax.data.batches.mixture import Mixture, Rows
 from instructjax.data.records.records import Prompt
@@ -459,11 +458,13 @@ def iteration_in_parts(
   state is still whole. A response without a score is left out (`ppo.credit`).
   """
 
-  @jax.jit
+  jit = partial(compiler.jit, options=settings.mesh.compiler)
+
+  @jit
   def draw(state: TrainState, frozen: Frozen, prompts: Prompts) -> Rollout:
     return ppo.rollout(state.params, frozen, prompts, ppo.rollout_key(state), experiment)
 
-  @jax.jit
+  @jit
   def credit(
     state: TrainState,
     frozen: Frozen,
@@ -489,7 +490,7 @@ def iteration_in_parts(
 
     return credited, scores
 
-  update = steps.compiled(update_of(settings, experiment), state)
+  update = steps.compiled(update_of(settings, experiment), state, settings.mesh.compiler)
   latest: Any = None
 
   def rollout(state: TrainState, frozen: Frozen, batch: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from instructjax import sharding, steps
+from instructjax import compiler, sharding, steps
 from instructjax.data.batches import corpora, prefetch
 from instructjax.data.records import records
 from instructjax.data.tokens import chat
@@ -36,7 +36,8 @@ def devices(mesh: MeshSettings) -> Iterator[int]:
   """Sets the mesh and yields the number of parts of a batch; one device works without a mesh.
 
   Raises UserError where there are fewer devices than the mesh takes, and where several processes
-  would not use all of theirs: some would wait for others that have no part.
+  would not use all of theirs: some would wait for others that have no part. An option that the
+  compiler does not know is a UserError too.
   """
   # The product is checked here, where the fields have names, and not in `sharding.make_mesh`.
   wanted, available = mesh.data * mesh.fsdp * mesh.model, jax.device_count()
@@ -57,9 +58,11 @@ def devices(mesh: MeshSettings) -> Iterator[int]:
     )
   # One device needs no mesh: every helper of `sharding` is then the identity.
   if wanted == 1:
+    compiler.check(mesh.compiler)
     yield 1
     return
   with jax.set_mesh(sharding.make_mesh(mesh.data, mesh.fsdp, mesh.model)):
+    compiler.check(mesh.compiler)
     yield mesh.data * mesh.fsdp
 
 
@@ -147,17 +150,18 @@ class Programs(NamedTuple):
   jitted: tuple[Any, ...]
 
 
-def programs_of(stage: Stage, state: TrainState) -> Programs:
+def programs_of(stage: Stage, state: TrainState, options: str = "") -> Programs:
   """Compiles a step. One of several parts is as many programs, so that a run can stop between them.
 
-  What a part writes takes its place beside the batch, under its name.
+  What a part writes takes its place beside the batch, under its name. `options` are the user's for
+  the compiler.
   """
   if len(stage.parts) == 1:
-    step = steps.compiled(stage.step, state)
+    step = steps.compiled(stage.step, state, options)
     return Programs((), step, (step,))
   *early, last = stage.parts
-  early_programs = [jax.jit(part.function) for part in early]
-  last_program = steps.compiled(last.function, state)
+  early_programs = [compiler.jit(part.function, options) for part in early]
+  last_program = steps.compiled(last.function, state, options)
 
   def early_part(part: Part, program: Callable[..., Any]) -> Callable[..., Any]:
     def run(state: TrainState, frozen: PyTree, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,7 +270,7 @@ def train(
   ahead; how long the steps waited for them stands in manifest.json.
   """
   stage, frozen = training.stage, training.frozen
-  programs = training.programs or programs_of(stage, training.state)
+  programs = training.programs or programs_of(stage, training.state, settings.mesh.compiler)
 
   def with_frozen(program: Callable[..., Any]) -> Callable[[TrainState, Any], Any]:
     return lambda state, values: program(state, frozen, values)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from functools import cache, partial
 
 import jax
@@ -63,6 +64,8 @@ ON_MESHES = [
   ((2, 2, 2), "llama"),
   ((1, 2, 4), "llama"),
   ((2, 2, 2), "gpt"),
+  ((1, 8, 1, None, 4), "llama"),  # fsdp laid as two axes
+  ((2, 4, 1, None, 2), "gpt"),
 ]
 
 
@@ -294,7 +297,78 @@ def test_a_slice_of_tpus_takes_every_mesh(kind, sides, cores, count):
   assert len(shapes) == count
   for shape in shapes:
     grid = sharding.make_mesh(*shape, devices=devices).devices
-    assert grid.shape == shape and set(grid.flat) == set(devices)
+    assert math.prod(grid.shape) == math.prod(shape) and set(grid.flat) == set(devices)
+
+
+@pytest.mark.parametrize(
+  ("kind", "sides", "mesh", "laid"),
+  [
+    ("TPU v5 lite", (4, 4, 1), (1, 16, 1), (1, 4, 4, 1)),
+    ("TPU v6 lite", (8, 8, 1), (1, 64, 1), (1, 8, 8, 1)),
+    ("TPU v5", (4, 4, 4), (1, 64, 1), (1, 16, 4, 1)),
+    ("TPU v5", (2, 2, 4), (1, 16, 1), (1, 4, 4, 1)),
+    ("TPU v5", (4, 4, 8), (1, 128, 1), (1, 16, 8, 1)),
+    # Where one axis has its reduce-scatter, it stays one.
+    ("TPU v5 lite", (4, 8, 1), (1, 32, 1), (1, 32, 1)),
+    ("TPU v5 lite", (2, 2, 1), (1, 4, 1), (1, 4, 1)),
+    ("TPU v5", (4, 4, 4), (1, 16, 4), (1, 16, 4)),
+    ("TPU v5", (4, 4, 4), (2, 32, 1), (2, 32, 1)),
+    ("TPU7x", (2, 2, 2), (1, 16, 1), (1, 16, 1)),
+  ],
+)
+def test_fsdp_over_a_whole_topology_is_laid_as_two_axes(kind, sides, mesh, laid):
+  """A user writes one; each of the two lies along links of its own."""
+  made = sharding.make_mesh(*mesh, devices=tpus(kind, sides, cores=1 + (kind == "TPU7x")))
+  assert made.devices.shape == laid
+  assert made.axis_names == (sharding.AXES if len(laid) == 3 else sharding.WITH_INNER)
+  if len(laid) == 4 and min(sides[:2]) > 2:
+    # Neighbours along the inner axis differ in one coordinate alone.
+    for row in made.devices.reshape(-1, laid[2]):
+      places = np.array([device.coords for device in row])
+      assert (np.ptp(places, axis=0) > 0).sum() == 1
+
+
+def test_slices_along_fsdp_leave_it_one_axis():
+  """The first of two axes would carry more of a gradient over the network between the slices."""
+  devices = tpus("TPU v6 lite", (4, 4, 1), slices=2)
+  assert sharding.make_mesh(1, 32, 1, devices=devices).devices.shape == (1, 32, 1)
+  along_data = sharding.make_mesh(2, 16, 1, devices=devices).devices
+  assert along_data.shape == (2, 4, 4, 1)
+  slices = np.vectorize(lambda device: device.slice_index)(along_data)
+  assert (slices[0] == 0).all() and (slices[1] == 1).all()
+
+
+def test_two_axes_of_fsdp_are_one_for_whoever_reads_the_mesh():
+  with jax.set_mesh(sharding.make_mesh(2, 4, 1, inner=2)):
+    assert sharding.sizes_of_mesh() == {"data": 2, "fsdp": 4, "model": 1}
+    assert sharding.batch_shards() == 8
+    assert sharding.fit((8, 3), ("embed", None)) == jax.P(("fsdp", "fsdp2"), None)
+    with pytest.raises(UserError, match=r"'batch' of length 7 .*8 devices \(data=2 x fsdp=4\)"):
+      sharding.place_batch(np.zeros((7, 3)))
+    weight = sharding.place(np.zeros((4, 4)), jax.P(("fsdp", "fsdp2"), None))
+    assert jax.typeof(sharding.gather(weight)).sharding.spec == jax.P(None, None)
+    rows = sharding.place_batch(np.arange(16).reshape(8, 2))
+    assert sharding.local_rows(8) == list(range(8))
+    np.testing.assert_array_equal(rows.addressable_shards[0].data, [[0, 1]])
+
+
+@pytest.mark.parametrize("inner", [0, 2])
+def test_a_gradient_is_summed_axis_by_axis(inner):
+  """What each of eight devices has added up lands in the parts in which the parameter lies."""
+  with jax.set_mesh(sharding.make_mesh(2, 4, 1, inner=inner)):
+    stored = sharding.spec(None, "embed")
+    rows = sharding.place_batch(np.arange(48.0).reshape(8, 6))
+    columns = sharding.place_batch(np.arange(64.0).reshape(8, 8))
+
+    def summed(rows, columns):
+      own = sharding.unreduced(jax.P(None, None), jax.typeof(rows).sharding.spec[0])
+      product = jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())), out_sharding=own)
+      return sharding.scatter(product, stored)
+
+    result = jax.jit(summed)(rows, columns)
+    assert jax.typeof(result).sharding.spec == stored
+    expected = np.arange(48.0).reshape(8, 6).T @ np.arange(64.0).reshape(8, 8)
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_slices_lie_along_the_outermost_axis_that_they_divide():

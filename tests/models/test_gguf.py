@@ -116,7 +116,9 @@ def test_what_was_written_is_read(tmp_path, params, kind):
 def test_an_untied_head_is_read(tmp_path):
   config = dataclasses.replace(CONFIG, tied=False)
   params = llama.llama(config).init(jax.random.key(0))
-  read_config, loaded, _ = gguf.load(write(tmp_path / "m.gguf", config, params))
+  path = write(tmp_path / "m.gguf", config, params)
+  read_config, loaded, _ = gguf.load(path)
+  assert models.configuration(path) == read_config  # of the metadata alone
   assert read_config == config
   tiny.assert_trees_equal(loaded, params)
 

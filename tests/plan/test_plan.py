@@ -353,8 +353,32 @@ def test_collectives_in_a_recorded_program():
     24,
     24 * 2 * 32 * 64,
   )  # one channel in two fusions is one collective
-  assert by_kind["all-reduce", ("model",)][2:] == (24, 24 * 4 * 8 * 32)
-  assert by_kind["reduce-scatter", ("fsdp",)][2:] == (1, 4 * 64 * 32)
+  assert by_kind["all-reduce", ("model",)][2:] == (24, 24 * 4 * 8 * 32, 0)
+  assert by_kind["reduce-scatter", ("fsdp",)][2:] == (1, 4 * 64 * 32, 0)
+
+
+def test_a_collective_that_is_only_started_runs_beside_computation():
+  """In a fusion of the TPU compiler, which has a name for that, or by its own pair of lines."""
+  groups = "replica_groups={{0,2},{1,3}}"
+  text = f"""
+%fused_computation.1 (p: bf16[4]) -> bf16[8] {{
+  %a.1 = bf16[8]{{0}} all-gather(%p), channel_id=3, {groups}
+}}
+%async_collective_fusion.2 (p: bf16[4]) -> bf16[8] {{
+  %a.2 = bf16[8]{{0}} all-gather(%p), channel_id=3, {groups}
+}}
+%fused_computation.3 (p: bf16[4]) -> bf16[8] {{
+  %a.3 = bf16[8]{{0}} all-gather(%p), channel_id=4, {groups}
+}}
+ENTRY %main.1 (a: bf16[4]) -> bf16[8] {{
+  %async-collective-start.7 = (bf16[4]{{0}}, bf16[8]{{0}}) fusion(%a), calls=%fused_computation.1
+  %step = bf16[8]{{0}} fusion(%a), kind=kCustom, calls=%async_collective_fusion.2
+  %waits = bf16[8]{{0}} fusion(%a), kind=kCustom, calls=%fused_computation.3
+  %begun = (bf16[4]{{0}}, bf16[8]{{0}}) all-gather-start(%a), channel_id=5, {groups}
+}}
+"""
+  (gathers,) = collectives.read(text, {"data": 1, "fsdp": 2, "model": 2})
+  assert gathers == ("all-gather", ("fsdp",), 3, 3 * 8 * 2, 2)
 
 
 def test_a_loop_of_a_compiled_program_runs_as_often_as_its_name_says():
@@ -398,7 +422,7 @@ def test_what_goes_between_slices_is_a_receive_through_the_host():
       line.format(what, i, transfer) for i, what in enumerate(("send", "recv"))
     )
     transfers = collectives.read(text, {"slices": 2, "data": 2, "fsdp": 4, "model": 1})
-    assert transfers == [(kind, ("slices",), 1, factor * 4 * 16 * 8)]
+    assert transfers == [(kind, ("slices",), 1, factor * 4 * 16 * 8, 0)]
 
 
 def test_a_program_for_slices_has_the_groups_of_one():
@@ -410,7 +434,7 @@ def test_a_program_for_slices_has_the_groups_of_one():
   pod = chips.Pod("v5e", (2, 3), 2)
   slice_of_pod, mesh = chips.in_slices(pod, {"data": 3, "fsdp": 4, "model": 1})
   assert (slice_of_pod.slices, mesh) == (1, {"slices": 2, "data": 3, "fsdp": 2, "model": 1})
-  assert collectives.read(text, mesh) == [("all-gather", ("fsdp",), 1, 4 * 8)]
+  assert collectives.read(text, mesh) == [("all-gather", ("fsdp",), 1, 4 * 8, 0)]
   # What goes between them is a device's own, whatever the other axes are.
   assert chips.split(slice_of_pod, mesh, ("slices",)) == (1, 2)
   assert chips.split(slice_of_pod, mesh, ("fsdp",)) == (2, 1)
@@ -537,7 +561,7 @@ def test_bad_input_names_what_works(topology, mesh, words):
 @pytest.mark.parametrize(
   ("config", "options", "words"),
   [
-    ("ppo:1.3b", Options("h100:8", policy="1.4b"), ["--policy=1.4b", "1.3B"]),
+    ("ppo:1.3b", Options("h100:8", model="1.4b"), ["--model=1.4b: no such", "1.3B"]),
     ("ppo:1.3b", Options("h100:8", reward="7b"), ["--reward=7b", "6.7B"]),
     ("sample:tiny", Options("h100:8"), ["stage 'sample' has no plan"]),
     (
@@ -582,6 +606,7 @@ def test_a_report_is_one_json_object(capsys):
     "programs",
     "fits",
     "hours",
+    "predicted_hours",
     "chip_hours",
     "advice",
   }
@@ -604,6 +629,8 @@ def test_a_report_is_one_json_object(capsys):
       "seconds",
       "bound",
       "mfu",
+      "predicted",
+      "attention_flops",
       "tokens_per_s",
       "at_lengths",
     }
@@ -767,6 +794,36 @@ def test_a_search_adds_micro_batches_until_it_fits():
   assert (
     found["fits"] and found["micro"] > 1 and found["flags"] == f"--config.micro={found['micro']}"
   )
+
+
+def test_a_search_chooses_what_the_backward_pass_keeps(monkeypatch):
+  """By numbers of our own: of the two best meshes the second gains by keeping products."""
+  seconds = {"blocks": (4.0, 5.0, 6.0), "dots": (4.5, 3.0, 1.0), "none": (1.0, 1.0, 1.0)}
+  asked = []
+
+  def try_mesh(config, topology, mesh, build, remat=""):
+    chosen = remat or config.model.remat
+    asked.append((mesh["model"], chosen))
+    fits = chosen != "none"  # keeping all would be the fastest
+    needed = seconds.get(chosen, (9.0, 9.0, 9.0))[mesh["model"]]
+    return {"mesh": mesh, "fits": fits, "seconds": needed, "peak": 1.0, "remat": chosen}
+
+  monkeypatch.setattr(search, "try_mesh", try_mesh)
+  monkeypatch.setattr(search, "REMAT_MESHES", 2)
+  meshes = [{"data": 1, "fsdp": 1, "model": i} for i in range(3)]
+  config = settings.load("sft:6b")
+  plans = search.search(config, chips.pod("v5e:2x2"), meshes, builder("6B"))
+  assert [(plan["mesh"]["model"], plan["remat"]) for plan in plans] == [
+    (1, "dots"),
+    (0, "blocks"),
+    (2, "blocks"),
+  ]
+  assert (2, "dots") not in asked
+  assert search.with_micro(config, 2, meshes[0], "dots") == (
+    settings.override(config, [("micro", "2"), ("model.remat", "dots")]),
+    "--config.micro=2 --config.model.remat=dots",
+  )
+  assert search.with_micro(config, 2, meshes[0], "blocks")[1] == "--config.micro=2"
 
 
 def test_the_pretraining_mix_is_cut_further_than_the_episodes():

@@ -106,6 +106,7 @@ def test_the_code_of_a_room_names_every_field(stage, room):
     "mesh",
     "data",
     "fsdp",
+    "compiler",
   }  # that the commands and `running` read
   for field in fields.walk(settings.load(stage)):
     assert {*field.path.split(".")} <= names | shared, field.path

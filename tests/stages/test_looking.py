@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from stage_runs import files, metrics, ppo, stop_after
 
+from instructjax.runs.loop import OF_MACHINE
+from instructjax.runs.report.ppo_metrics import BY_NAME
 from instructjax.settings import load, replaced
 
 LENGTH = """
@@ -95,6 +97,15 @@ def test_held_out_prompts_are_answered_and_judged_twice(looked):
     assert 0 <= row["eval/ended"] <= 1
     assert row["eval/gold"] >= 0  # characters
     assert abs(row["eval/kl"]) < 50
+
+
+def test_every_metric_of_a_run_is_on_the_page_and_the_page_has_no_other(looked):
+  """Of the machine's own, a CPU has some; only a reward that abstains counts its abstentions."""
+  lines = (looked / "metrics.jsonl").read_text().splitlines()
+  written = {name for line in lines for name in json.loads(line)} - {"step", "stage"}
+  assert written - {*BY_NAME} == set()
+  absent = {name for name in BY_NAME if name not in written and not name.startswith(OF_MACHINE)}
+  assert absent == {"rollout/abstained"}
 
 
 def test_a_stopped_run_has_each_sample_once(

@@ -71,6 +71,15 @@ def save_reward(
 
   Raises:
     UserError: as `save` does, and for a pad id that is not in the vocabulary.
+
+  Example:
+    >>> import os, tempfile
+    >>> config = models.LlamaConfig(8, context=16, width=8, depth=1, heads=2, kv_heads=1, mlp=16)
+    >>> body = models.build(config).init(jax.random.key(0))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   models.save_reward(folder, config, body, model["head"], pad_token_id=0)
+    ...   print(sorted(os.listdir(folder)))
+    ['config.json', 'model.safetensors']
   """
   if not 0 <= pad_token_id < config.vocab_size:
     raise UserError(
@@ -149,6 +158,16 @@ def load_reward(folder: str | Path) -> tuple[Config, Params, Params]:
 
   Raises:
     UserError: as `load` does, for a language model, and for a classifier with several labels.
+
+  Example:
+    >>> import tempfile
+    >>> config = models.LlamaConfig(8, context=16, width=8, depth=1, heads=2, kv_heads=1, mlp=16)
+    >>> body = models.build(config).init(jax.random.key(0))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   models.save_reward(folder, config, body, model["head"], pad_token_id=0)
+    ...   config, body, head = models.load_reward(folder)
+    >>> print(head["w"].shape)
+    (8,)
   """
   folder = Path(folder)
   path = folder / configs.CONFIG

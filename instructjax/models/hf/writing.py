@@ -42,6 +42,14 @@ def save(
   Raises:
     UserError: for parameters of another shape, a setting that the family has no words for, and
       where the disk does not take the files.
+
+  Example:
+    >>> import os, tempfile
+    >>> config = models.GPTConfig(vocab_size=8, context=16, width=8, depth=1, heads=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   models.save(folder, config, params)
+    ...   print(sorted(os.listdir(folder)))
+    ['config.json', 'model.safetensors']
   """
   raw = rendering.render(config, dtype) | dict(extra or {})
   wanted = (*tensors.body(config), *tensors.head(config))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from instructjax.runs.report import page
 from instructjax.runs.report.scales import Axis, Real, axis, tick_labels
 from instructjax.runs.report.svg import horizontal, mark, polyline, rule, short, text, vertical
 
@@ -107,8 +108,9 @@ def figure(
   legend: Legend = (),
   note: str = "",
   height: Real = HEIGHT,
+  advice: str = "",
 ) -> str:
-  """Returns the drawing `body` in its frame: title, legend, drawing, note."""
+  """Returns the drawing `body` in its frame: title, legend, drawing, note, advice."""
   parts = [f"<figure><figcaption>{escape(title)}</figcaption>"]
   if legend:
     entries = "".join(_legend_entry(look, label) for look, label in legend)
@@ -117,6 +119,8 @@ def figure(
   parts.append(f'<svg {view} role="img" aria-label="{escape(title)}">{body}</svg>')
   if note:
     parts.append(f'<p class="note">{escape(note)}</p>')
+  if advice:
+    parts.append(f'<p class="advice">{page.with_code(advice)}</p>')
   parts.append("</figure>")
   return "".join(parts)
 
@@ -203,6 +207,7 @@ def plot(
   level: tuple[Real, str] | None = None,
   diagonal: bool = False,
   note: str = "",
+  advice: str = "",
 ) -> str:
   """Returns curves or points over two linear axes.
 
@@ -238,7 +243,7 @@ def plot(
   legend = [(curve.look, curve.label) for curve in series if not curve.faint]
   if len(legend) == 1:  # the title says what a single curve is
     legend = []
-  return figure(title, body, legend, note)
+  return figure(title, body, legend, note, advice=advice)
 
 
 def forest(

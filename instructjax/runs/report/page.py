@@ -83,6 +83,15 @@ def details(title: str, body: str) -> str:
   return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
 
+def with_code(sentence: str) -> str:
+  """Returns a sentence as HTML, in which `words` are code."""
+  parts = escape(sentence).split("`")
+  if len(parts) % 2 == 0:  # a mark without its partner is itself
+    return "`".join(parts)
+  marked = [f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts)]
+  return "".join(marked)
+
+
 def settings(title: str, tree: dict[str, Any]) -> str:
   """Returns a folded table of names and values; nothing where there are none."""
   rows = [_table_row([escape(name), escape(value)]) for name, value in flat(tree)]

@@ -23,9 +23,8 @@ p { margin: 6px 0; }
 nav { display: flex; flex-wrap: wrap; gap: 2px 16px; margin-top: 16px; font-size: 14px; }
 a { color: var(--sft); text-underline-offset: 2px; }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr));
-  gap: 1px; margin: 20px 0; background: var(--line); border: 1px solid var(--line);
-  border-radius: 8px; overflow: hidden; }
-.facts div { padding: 12px 16px; background: var(--page); }
+  margin: 20px 0; border: 1px solid var(--line); border-radius: 8px; overflow: hidden; }
+.facts div { padding: 12px 16px; box-shadow: 0 0 0 1px var(--line); }
 .facts dt { color: var(--soft); font-size: 13px; }
 .facts dd { margin: 0; font-size: 24px; font-weight: 600; font-variant-numeric: tabular-nums; }
 .facts small { display: block; color: var(--soft); font-size: 13px; font-weight: 400;
@@ -52,6 +51,8 @@ figure { margin: 0; min-width: 0; }
 figcaption { font-size: 14px; font-weight: 600; }
 figure > svg { display: block; width: 100%; max-width: 440px; height: auto; }
 .note, .legend { margin: 2px 0; color: var(--soft); font-size: 13px; }
+.advice { margin: 4px 0; padding: 6px 10px; border-left: 3px solid var(--ppo);
+  background: var(--panel); font-size: 13px; }
 .legend { display: flex; flex-wrap: wrap; gap: 0 14px; }
 .key { width: 22px; height: 10px; margin-right: 5px; }
 svg { overflow: visible; }

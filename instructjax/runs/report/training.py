@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from instructjax.runs.report import page
+from instructjax.runs.report import page, ppo_metrics
 from instructjax.runs.report.figures import Series, plot, smooth, thinned
 from instructjax.runs.report.files import Curve, Run, inside, number
 from instructjax.runs.report.names import rl_stages, stage_look, stage_title
@@ -101,9 +101,30 @@ def overlay(
     curve = run.curves[stage][metric]
     look = stage_look(run, stage)
     series.extend(with_running_mean(stage_title(stage), look, curve, LONG_RL))
+  advice = _advice(run, measured, metric)
   if len(measured) == 1 < len(stages):  # without a legend the title must say whose curve it is
     title = f"{title} ({stage_title(measured[0])})"
-  return plot(title, series, "iteration", unit, **options)
+  return plot(title, series, "iteration", unit, advice=advice, **options)
+
+
+def _advice(run: Run, stages: Sequence[str], metric: str) -> str:
+  """Returns what is not healthy about a metric of PPO, stage by stage where there are several."""
+  sentences = []
+  for stage in stages:
+    advice = ppo_metrics.advice(metric, list(run.curves[stage].get(metric, {}).values()))
+    if advice:
+      sentences.append(f"{stage_title(stage)}: {advice}" if len(stages) > 1 else advice)
+  return " ".join(sentences)
+
+
+def _unhealthy(run: Run) -> list[str]:
+  """Returns the metrics of PPO that need advice and have no figure of their own, in order."""
+  stages = rl_stages(run)
+  return [
+    metric.name
+    for metric in ppo_metrics.METRICS
+    if metric.name not in FEATURED_METRICS and _advice(run, stages, metric.name)
+  ]
 
 
 def _smoothing_lead(figures: Sequence[str], unit: str) -> str:
@@ -175,6 +196,8 @@ def ppo_curves(run: Run) -> Section:
     figure = overlay(run, stages, metric, title, unit, percent=percent)
     if figure:
       figures.append(figure)
+  # What is not healthy must not lie folded among all the others.
+  figures += [overlay(run, stages, metric, metric, "") for metric in _unhealthy(run)]
   lead = _smoothing_lead(figures, "iteration")
   return page.section("ppo", "PPO, iteration by iteration", lead, page.grid(figures))
 
@@ -268,7 +291,7 @@ def other_metrics(run: Run) -> Section:
   """Returns every metric that no other section shows, folded."""
   stages = rl_stages(run)
   rl_metrics = {metric for stage in stages for metric in run.curves[stage]}
-  remaining = sorted(rl_metrics - FEATURED_METRICS)
+  remaining = sorted(rl_metrics - FEATURED_METRICS - {*_unhealthy(run)})
   figures = [overlay(run, stages, metric, metric, "") for metric in remaining]
   for stage, metrics in run.curves.items():
     if stage in stages:

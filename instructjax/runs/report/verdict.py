@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from html import escape
 from typing import NamedTuple
 
 from instructjax.intervals import Estimate
 from instructjax.runs import TRAINING
+from instructjax.runs.report import headline as headlines
 from instructjax.runs.report import page
 from instructjax.runs.report.files import Run, estimate, inside, number, ordering
+from instructjax.runs.report.headline import Change, Headline, Measures
 from instructjax.runs.report.names import MODELS, rl_stages, stage_title
 
 POLICIES = ("ptx", "ppo")  # the better one according to the paper comes first
@@ -47,6 +48,10 @@ def head(run: Run) -> str:
   elif run_facts:
     cells = "".join(_fact_cell(fact) for fact in run_facts)
     parts.append(f'<dl class="facts">{cells}</dl>')
+  of_policy = policy_headline(run)
+  if of_policy is not None:
+    parts.append(_caveat_box("What else is measured", of_policy.findings))
+    parts.append(_caveat_box("Not known", of_policy.unknown))
   parts.append(_caveat_box("Read this with the numbers", caveats(run)))
   parts.append(_caveat_box("Left out", run.problems))
   return "".join(parts)
@@ -79,10 +84,7 @@ def _caveat_box(title: str, sentences: list[str]) -> str:
   """Returns a list of sentences, in which `words` become code; nothing where there are none."""
   if not sentences:
     return ""
-  items = ""
-  for sentence in sentences:
-    marked = re.sub("`([^`]+)`", r"<code>\1</code>", escape(sentence))
-    items += f"<li>{marked}</li>"
+  items = "".join(f"<li>{page.with_code(sentence)}</li>" for sentence in sentences)
   return f'<div class="caveats"><strong>{title}</strong><ul>{items}</ul></div>'
 
 
@@ -91,16 +93,72 @@ def _wins(run: Run, name: str) -> Estimate | None:
   return estimate(inside(run.results, "models", name).get("win_rate_vs_sft"))
 
 
+def policy_headline(run: Run) -> Headline | None:
+  """Returns what all measures say of the policy; None where a run has trained none.
+
+  Of two policies it is the one that the paper finds better.
+  """
+  for name in POLICIES:
+    if _wins(run, name):
+      return headlines.headline(measures_of_results(run, name))
+  stages = rl_stages(run)
+  for stage in (*POLICIES, *stages):
+    if stage in stages:
+      return headlines.headline(measures_of_curves(run, stage))
+  return None
+
+
+def measures_of_results(run: Run, name: str) -> Measures:
+  """Returns what the results say of a policy beside SFT."""
+  ours = inside(run.results, "models", name)
+  sft = inside(run.results, "models", "sft")
+
+  def change(measure: str) -> Change | None:
+    before = estimate(sft.get(measure))
+    after = estimate(ours.get(measure))
+    if before is None or after is None:
+      return None
+    return headlines.change_between(before, after)
+
+  reward = change("score")
+  if headlines.direction(reward) is None and name in run.curves:
+    reward = measures_of_curves(run, name).reward or reward
+  return Measures(
+    MODELS[name],
+    wins=_wins(run, name),
+    judge=estimate(inside(run.results, "rm").get("gold_pair_accuracy")),
+    reward=reward,
+    kl=estimate(ours.get("kl")),
+    lexicon=change("follows"),
+    distinct=change("distinct"),
+    empty=change("empty"),
+    repeated=change("repeated"),
+  )
+
+
+def measures_of_curves(run: Run, stage: str) -> Measures:
+  """Returns what the curves of PPO say: held-out prompts where there are some."""
+  metrics = run.curves[stage]
+  scores = metrics.get("eval/score") or metrics.get("objective/scores") or {}
+  distances = list(metrics.get("objective/kl", {}).values())
+  kl = Estimate(distances[-1], math.nan, math.nan, 0) if distances else None
+  return Measures(
+    stage_title(stage),
+    gold=headlines.change_of_curve(list(metrics.get("eval/gold", {}).values())),
+    reward=headlines.change_of_curve(list(scores.values())),
+    kl=kl,
+  )
+
+
 def headline(run: Run) -> str:
   """Returns the verdict in one sentence.
 
   It is about the policies where there are any, else about the reward model, else about where the
   curves went.
   """
-  for name in POLICIES:
-    wins = _wins(run, name)
-    if wins:
-      return against_sft(MODELS[name], wins)
+  of_policy = policy_headline(run)
+  if of_policy is not None:
+    return of_policy.sentence
   name, measured = ordering(run)
   accuracy = estimate(measured.get("pair_accuracy"))
   if accuracy:
@@ -120,22 +178,6 @@ def _beside(run: Run) -> str:
     if share is not None:
       parts.append(f"{REFERENCES[name]} {page.percent(share)}")
   return f"; {', '.join(parts)}" if parts else ""
-
-
-def against_sft(name: str, wins: Estimate) -> str:
-  """Returns whether a model is better or worse than SFT, as far as the interval allows."""
-  share = page.percent(wins.value)
-  if not math.isfinite(wins.low + wins.high):
-    return f"{name} wins {share} of test prompts against SFT (no interval is given)"
-  ends = f"(95\u00a0% interval {page.interval(wins, share=True)}{page.n_after_comma(wins)})"
-  # The whole interval must lie on one side of a half, where a model does as well as SFT.
-  if wins.low > 0.5:
-    verdict = f"{name} beats SFT"
-  elif wins.high < 0.5:
-    verdict = f"{name} is worse than SFT"
-  else:
-    verdict = f"{name} does not differ clearly from SFT"
-  return f"{verdict}: it wins {share} of test prompts {ends}"
 
 
 def facts(run: Run) -> list[Fact]:
