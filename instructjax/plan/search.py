@@ -51,6 +51,11 @@ def with_micro(
   return replaced(config, changes), options
 
 
+def by_layers(config: Settings) -> Settings:
+  """Returns the settings of PPO with weights that the sampler gathers a layer at a time."""
+  return replaced(config, {"sampling.whole": False})
+
+
 def possible(
   config: Settings,
   topology: Pod,
@@ -82,6 +87,7 @@ def try_mesh(
   It has the seconds of a step of the run, and the peak of the largest program in bytes.
   """
   n = 1
+  whole = True
   with aot.on(topology, mesh, False):
     first, _ = with_micro(config, n, mesh, remat)
     built = build(first)
@@ -102,9 +108,15 @@ def try_mesh(
         break  # the rows do not divide any further
       n *= 2
 
-    # Then the others, which micro-batches do not change.
+    # Then the others, which micro-batches do not change. Where the sampler has no room for all
+    # weights of a device's share of `model`, it gathers a layer at a time.
     if need.fits:
       more = _need([program for program in built if not program.updates], topology, mesh)
+      if not more.fits and isinstance(config, PPOSettings) and config.sampling.whole:
+        whole = False
+        by_layer, _ = with_micro(by_layers(config), n, mesh, remat)
+        built = build(by_layer)
+        more = _need([program for program in built if not program.updates], topology, mesh)
       need = Need(
         peak=max(need.peak, more.peak),
         seconds=need.seconds + more.seconds,
@@ -113,9 +125,10 @@ def try_mesh(
   _, flags = with_micro(config, n, mesh, remat)
   return {
     "mesh": dict(mesh),
-    "flags": flags,
+    "flags": flags if whole else f"{flags} --config.sampling.whole=False",
     "micro": n,
     "remat": remat or config.model.remat,
+    "whole": whole,
     "fits": need.fits,
     "peak": need.peak,
     "seconds": need.seconds if need.fits else None,

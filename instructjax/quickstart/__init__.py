@@ -28,6 +28,7 @@ from instructjax.quickstart.models import leave_base, one_line, open_trained
 from instructjax.quickstart.recipe import data_folder, model_folder, runs
 from instructjax.runs import report, writers
 from instructjax.runs.checkpoint import Checkpoints
+from instructjax.runs.report import files, verdict
 from instructjax.settings.fields import to_dict
 from instructjax.settings.quickstart import FAST, QuickstartSettings
 from instructjax.stages import running
@@ -92,6 +93,7 @@ def main(settings: Quickstart, workdir: str | Path, sinks: tuple[str, ...] = ())
   report.write(workdir)
   page = workdir / "report.html"
   tables.show(results, page)
+  print(f"All measures together: {verdict.headline(files.read(workdir))}.")
   telling.finish(settings, workdir, measured.samples)
   return page
 

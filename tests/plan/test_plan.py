@@ -606,6 +606,7 @@ def test_a_report_is_one_json_object(capsys):
     "programs",
     "fits",
     "hours",
+    "predicted_hours",
     "chip_hours",
     "advice",
   }
@@ -628,6 +629,8 @@ def test_a_report_is_one_json_object(capsys):
       "seconds",
       "bound",
       "mfu",
+      "predicted",
+      "attention_flops",
       "tokens_per_s",
       "at_lengths",
     }

@@ -99,7 +99,7 @@ def test_the_sentence_knows_all_measures(measures, verdict, words):
 def test_what_is_measured_and_what_is_not_are_said_apart():
   made = headline(Measures("PPO", wins=WON, judge=WEAK_JUDGE, reward=STILL, kl=MOVED))
   text = " ".join(made.findings).replace("\u00a0", " ")
-  assert "0.60, SFT's 0.50: no change, where one of 0.50 would be seen" in text
+  assert "0.60, SFT's 0.50: no clear difference, where one of 0.50 would be seen" in text
   assert "The judge is right on 65.8 %" in text
   assert "The paper's reward models reach 69.6 to 72.4 %" in text
   assert "4.30 nats" in text

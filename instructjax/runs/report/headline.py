@@ -307,9 +307,9 @@ def _moved(change: Change, share: bool = False) -> str:
   if move is None:
     return f"{before} (no interval)"
   if move:
-    return f"{before}: it {'rose' if move == 1 else 'fell'}"
+    return f"{before}: clearly {'higher' if move == 1 else 'lower'}"
   least = f"{100 * change.half:.1f} points" if share else page.minus(change.half)
-  return f"{before}: no change, where one of {least} would be seen"
+  return f"{before}: no clear difference, where one of {least} would be seen"
 
 
 def unknown(measures: Measures) -> list[str]:
