@@ -3,8 +3,8 @@
 Import the modules you need: `from instructjax import losses, returns, ppo`. The package itself
 imports nothing, so that the command line starts at once; a module is imported when it is named.
 
-`__all__` names the modules that are promised: what they hold without an underscore changes only as
-CHANGELOG.md says. Everything else may change without a word.
+`__all__` names the modules that are promised: what their own `__all__` lists, or what has no
+underscore where there is none, changes only as CHANGELOG.md says. The rest may change at any time.
 
 With `INSTRUCTJAX_CHECK_SHAPES=1` in the environment every function checks the shapes and types of
 its arguments (docs/research.md).

@@ -121,13 +121,15 @@ def truncate(
 
   The `top_k` likeliest tokens stay (Fan et al. 2018), and of these the smallest set that holds mass
   `top_p` (Holtzman et al. 2020). Tokens that are as likely as the last one to stay, stay too. With
-  top_k 0 and top_p 1 nothing is sorted.
+  top_k 0 and top_p 1 nothing is sorted. Else a vocabulary that is split over devices is gathered.
 
   Example:
     >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
     >>> print(jax.nn.softmax(rollout.truncate(logits, top_k=2, top_p=1.0)))
     [[0.625 0.375 0.   ]]
   """
+  if vocabulary_axis(logits) is not None and (top_k or top_p < 1):
+    logits = sharding.reshard(logits, "batch", None)
   if top_k:
     k = min(top_k, logits.shape[-1])
     largest, _ = jax.lax.top_k(logits, k)
@@ -161,6 +163,12 @@ def first_above(
   return index, jnp.maximum(u - before[:, 0], 0.0)
 
 
+def vocabulary_axis(logits: Float[Array, "B V"]) -> str | None:
+  """Returns the axis of the mesh over which the vocabulary is split; None where it is whole."""
+  partition = sharding.partition(logits)
+  return None if partition is None else partition[-1]
+
+
 def categorical(
   u: Float[Array, " B"],
   logits: Float[Array, "B V"],
@@ -170,26 +178,78 @@ def categorical(
   This is an inverse CDF in two levels: the block, then the id within. It takes one number a row and
   one pass over the vocabulary. Gumbel noise would take a random number for every id.
 
+  A vocabulary that is split over devices stays where it is. What they exchange is the mass of each
+  block, so that all of them choose the same one; the device that has it searches within.
+
   Example:
     >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]))
     >>> print(rollout.categorical(jnp.array([0.4, 0.9]), logits))
     [0 2]
   """
+  axis = vocabulary_axis(logits)
+  search = partial(_search, axis=axis)
+  if axis is None:
+    return search(u, logits)
+  return sharding.on_each_device(search, sharding.partition(u), u, logits)
+
+
+def _search(
+  u: Float[Array, " B"],
+  logits: Float[Array, "B V"],
+  axis: str | None,
+) -> Int[Array, " B"]:
+  """Returns the samples, where logits are those of this device's part of the vocabulary.
+
+  The parts lie along `axis` of the mesh; None means that this part is all of it.
+  """
   rows, vocab_size = logits.shape
   top = jnp.max(logits, axis=-1, keepdims=True)
+  if axis is not None:
+    top = jax.lax.pmax(top, axis)
   mass = jnp.exp(logits - top)
   # The padding of the last block has no mass, so it is never chosen.
   padding = -vocab_size % BLOCK
   mass = jnp.pad(mass, ((0, 0), (0, padding)))
   mass = mass.reshape(rows, -1, BLOCK)
-  block_mass = mass.sum(-1)
+  own_mass = mass.sum(-1)
+  part = 0
+  block_mass = own_mass
+  if axis is not None:
+    part = jax.lax.axis_index(axis)
+    block_mass = jax.lax.all_gather(own_mass, axis, axis=1, tiled=True)
   # The mass is not normalised, so u runs up to its total.
   u = u * block_mass.sum(-1)
   block, u = first_above(block_mass, u)
   # The rest of u searches within the block.
-  mass_within = jnp.take_along_axis(mass, block[:, None, None], axis=1)
+  own_block = block - part * own_mass.shape[1]
+  is_here = (own_block >= 0) & (own_block < own_mass.shape[1])
+  place = jnp.where(is_here, own_block, 0)
+  mass_within = jnp.take_along_axis(mass, place[:, None, None], axis=1)
   within, _ = first_above(mass_within[:, 0], u)
-  return (block * BLOCK + within).astype(jnp.int32)
+  token = (part * vocab_size + place * BLOCK + within).astype(jnp.int32)
+  if axis is None:
+    return token
+  return jax.lax.psum(jnp.where(is_here, token, 0), axis)
+
+
+def likeliest(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
+  """Returns the likeliest token of each row, the first of those that are equally likely.
+
+  Where the vocabulary is split over devices, each of them names the likeliest of its part.
+  """
+  axis = vocabulary_axis(logits)
+  if axis is None:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+  def on_device(logits: Array) -> Array:
+    vocab_size = logits.shape[-1]
+    own_top = jnp.max(logits, axis=-1)
+    own = jnp.argmax(logits, axis=-1) + jax.lax.axis_index(axis) * vocab_size
+    is_top = own_top == jax.lax.pmax(own_top, axis)
+    beyond = jnp.iinfo(jnp.int32).max
+    return jax.lax.pmin(jnp.where(is_top, own, beyond).astype(jnp.int32), axis)
+
+  return sharding.on_each_device(on_device, sharding.spec("batch"), logits)
 
 
 def draw(
@@ -210,7 +270,7 @@ def draw(
   """
   if cfg.temperature == 0:
     logits = losses.temper(logits, 1.0, cfg.banned)
-    token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    token = likeliest(logits)
   else:
     logits = losses.temper(logits, cfg.temperature, cfg.banned)
     logits = truncate(logits, cfg.top_k, cfg.top_p)
@@ -407,8 +467,10 @@ def choose(
   hidden: Float[Array, "S D"],
 ) -> tuple[Rows, Written]:
   """Samples the next token of every row from its hidden state, and writes it down."""
-  # The sampler sees the whole vocabulary of its rows.
-  logits = sharding.reshard(s.lm.logits(s.layers, hidden), "batch", None)
+  logits = s.lm.logits(s.layers, hidden)
+  # Where the vocabulary is split over devices, it stays so.
+  vocabulary = None if vocabulary_axis(logits) is None else "vocab"
+  logits = sharding.reshard(logits, "batch", vocabulary)
   token, logp = draw(uniforms(s.key, rows.number, rows.t), logits, s.cfg)
 
   def put(buffer: Array, x: Array) -> Array:

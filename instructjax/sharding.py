@@ -172,7 +172,10 @@ def _grid_of_tpus(
   data, fsdp, model = (
     size // len(slices) if name == axis else size for name, size in zip(AXES, shape, strict=True)
   )
-  outer, second = parts_of_fsdp(data, fsdp, model, _sides(slices[0]))
+  outer, second = fsdp, 1
+  # Slices along `fsdp` would send more over their network if it were two axes.
+  if axis != "fsdp":
+    outer, second = parts_of_fsdp(data, fsdp, model, _sides(slices[0]))
   if inner:
     outer, second = fsdp // inner, inner
   in_slice = (data, outer, second, model) if second > 1 else (data, fsdp, model)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from typing import get_args
 
 from instructjax.commands.options import Fields, prepare_jax, whole
+from instructjax.settings.subjects import Remat
 from instructjax.system import accelerators
 
 # Options that are a number and whose name says what it counts (`plan.bench.Bench`).
@@ -47,7 +49,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
   command.add_argument("--lengths", metavar="SOURCE", help=lengths)
   command.add_argument("--dtype", choices=DTYPES)
   command.add_argument("--frozen-dtype", choices=DTYPES)
-  command.add_argument("--remat", choices=["none", "blocks", "dots"])
+  command.add_argument("--remat", choices=get_args(Remat))
   command.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -33,7 +33,19 @@ from instructjax.models import blocks
 from instructjax.types import Array, Bool, Branch, Float, Int, Valid
 
 KINDS = ("auto", "xla", "splash", "cudnn")
-TILES = (512, 256, 128)  # lengths of the tiles of splash: the first that divides T is used
+TILES = (1024, 512, 256, 128)  # lengths of the tiles of splash: the first that divides T is used
+# The longest of them for wide heads, and the most keys whose scores are computed at once. MaxText's
+# models for v6e take 2048 for both, with more vector memory than a program has by default (its
+# benchmarks/maxtext_trillium_model_configs.py); these compile with the default of every chip.
+WIDE_HEAD = 128
+WIDE_TILE = 512
+KEYS_AT_ONCE = 512
+# As there, one kernel computes all gradients. It writes a part of those of the queries for every
+# tile of keys, so beyond so many tiles two kernels take its place.
+FUSED_TILES = 8
+# The name of what the heads have read, by which a backward pass may keep it
+# (`transformer.recomputed`).
+ATTENDED = "attended"
 # Queries of a block for XLA, and the most blocks, because each is compiled by itself.
 QUERIES = 64
 MOST_BLOCKS = 8
@@ -331,8 +343,8 @@ def splash(
     v: Array,
     segments: Int[Array, "B T"],
   ) -> Float[Array, "B T H C"]:
-    length, heads = q.shape[1:3]
-    kernel = _splash_kernel(length, heads, window, rule.softcap, interpret)
+    length, heads, width = q.shape[1:]
+    kernel = _splash_kernel(length, heads, width, window, rule.softcap, interpret)
 
     def attend_row(q: Array, k: Array, v: Array, ids: Int[Array, " T"]) -> Array:
       return kernel(q, k, v, segment_ids=pallas.SegmentIds(ids, ids))
@@ -355,25 +367,35 @@ def splash(
   return _on_each_device(attend_locally, q, k, v, valid, window_index)
 
 
+def tiles(length: int, width: int) -> pallas.BlockSizes:
+  """Returns the tiles of the kernels for rows of `length` tokens and heads of `width` features."""
+  longest = TILES[0] if width <= WIDE_HEAD else WIDE_TILE
+  tile = next(size for size in TILES if size <= longest and length % size == 0)
+  at_once = min(tile, KEYS_AT_ONCE)
+  is_fused = length // tile <= FUSED_TILES
+  return pallas.BlockSizes(
+    block_q=tile,
+    block_kv=tile,
+    block_kv_compute=at_once,
+    block_q_dkv=tile,
+    block_kv_dkv=tile,
+    block_kv_dkv_compute=at_once,
+    block_q_dq=None if is_fused else tile,
+    block_kv_dq=None if is_fused else tile,
+    use_fused_bwd_kernel=is_fused,
+  )
+
+
 def _splash_kernel(
   length: int,
   heads: int,
+  width: int,
   window: int,
   softcap: float,
   interpret: bool,
 ) -> Callable[..., Any]:
   """Builds the Pallas kernel of one row: q [H, T, C], k and v [K, T, C] -> [H, T, C]."""
-  tile = next(size for size in TILES if length % size == 0)
-  sizes = pallas.BlockSizes(
-    block_q=tile,
-    block_kv=tile,
-    block_kv_compute=tile,
-    block_q_dkv=tile,
-    block_kv_dkv=tile,
-    block_kv_dkv_compute=tile,
-    block_q_dq=tile,
-    block_kv_dq=tile,
-  )
+  sizes = tiles(length, width)
   if window:
     # The window counts the query itself, the mask counts the columns to its left.
     mask = pallas.LocalMask((length, length), (window - 1, 0), 0)
@@ -383,6 +405,7 @@ def _splash_kernel(
     pallas.MultiHeadMask([mask] * heads),
     block_sizes=sizes,
     attn_logits_soft_cap=softcap or None,
+    residual_checkpoint_name=ATTENDED,
     interpret=interpret,
   )
 

@@ -1,8 +1,10 @@
 """The operations of both kinds of model: products, norms, dropout, positions and attention.
 
-The residual stream, norms and softmax are float32. Matrix products take operands of the compute
-dtype and accumulate in float32. A weight that is stored in bfloat16 (a frozen trunk) is multiplied
-in bfloat16 whatever the compute dtype.
+Norms and softmax are float32, and so is the residual stream, unless a model asks for bfloat16
+(`transformer.Family.stream`). Matrix products take operands of the compute dtype and accumulate in
+float32; the product of rows that are bfloat16 is rounded to it, and where a product is summed over
+devices, so is the sum. A weight that is stored in bfloat16 (a frozen trunk) is multiplied in
+bfloat16 whatever the compute dtype.
 
 Dimensions: B rows, T queries, S keys, D width, H heads, K key/value heads, G = H / K queries for
 each key head, C head width, F rotary frequencies, V vocabulary, N = B * T, I inputs and O outputs
@@ -23,6 +25,7 @@ import numpy as np
 from instructjax import sharding
 from instructjax.types import Array, Bool, Branch, Float, Int, Key, Params, Valid
 
+FLOAT32 = jnp.dtype(jnp.float32)
 MASKED = -1e30  # a masked attention score: finite, so that a row without keys has no NaN
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   "silu": jax.nn.silu,
@@ -47,12 +50,17 @@ def matmul(
   """Returns x w, or x w^T where `axis` is 1 and w is [O, I], partitioned as `out`.
 
   The operands, which may be integers, are cast to `dtype` and the product is accumulated in
-  float32. By a custom derivative the same holds for the gradients, and each of them is partitioned
-  as its operand. On a mesh w lies in parts, as `stored` says, and is gathered here; its gradient is
-  scattered as it is summed.
+  float32. It is bfloat16 where x is, and else float32. By a custom derivative the same holds for
+  the gradients: each of them is partitioned as its operand and has its type. On a mesh w lies in
+  parts, as `stored` says, and is gathered here; its gradient is scattered as it is summed.
   """
   contract = ((1,), (axis,))
-  return _dot(x, sharding.gather(w), dtype, contract, out)
+  return _dot(x, sharding.gather(w), dtype, contract, out, _result_type(x))
+
+
+def _result_type(x: Array) -> jnp.dtype:
+  """Returns the type of a product of rows: bfloat16 where they are, else float32."""
+  return jnp.dtype(jnp.bfloat16 if x.dtype == jnp.bfloat16 else jnp.float32)
 
 
 def _dot(
@@ -61,14 +69,15 @@ def _dot(
   dtype: str,
   contract: tuple[tuple[int], tuple[int]],
   out: jax.P | None,
+  result: jnp.dtype = FLOAT32,
 ) -> Array:
-  """Returns the product of two matrices over the axes `contract`, in float32."""
+  """Returns the product of two matrices over the axes `contract`, in the type `result`."""
   no_batch = ((), ())
   return jax.lax.dot_general(
     a.astype(dtype),
     b.astype(dtype),
     (contract, no_batch),
-    preferred_element_type=jnp.float32,
+    preferred_element_type=result,
     out_sharding=out,
   )
 
@@ -77,14 +86,14 @@ def _matmul_forward(x, w, dtype, out, axis, stored):
   """Returns the product, and the operands for the backward pass."""
   contract = ((1,), (axis,))
   w = sharding.gather(w)
-  return _dot(x, w, dtype, contract, out), (x, w)
+  return _dot(x, w, dtype, contract, out, _result_type(x)), (x, w)
 
 
 def _matmul_backward(dtype, out, axis, stored, saved, g):
   """Returns the gradients of both operands from g, the gradient of the product [N, O]."""
   x, w = saved
   over_outputs = ((1,), (1 - axis,))
-  dx = _dot(g, w, dtype, over_outputs, _like(x))
+  dx = _dot(g, w, dtype, over_outputs, _like(x), _result_type(x))
   # The gradient has the axes of w: [I, O], or [O, I] where w was transposed.
   left, right = (x, g) if axis == 0 else (g, x)
   if stored is None:
@@ -133,7 +142,7 @@ def linear(p: Params, x: Array, dtype: str, *, contract: int = 1) -> Array:
   """Returns x w + b over the last `contract` axes of x and the first of w.
 
   Where an adapter lies beside the matrix, its low-rank product is added (`models.lora`). Where w
-  is integers, their product is scaled (`models.int8`).
+  is integers, their product is scaled (`models.int8`). The result is bfloat16 where x is.
   """
   y = product(p["w"], x, dtype, contract)
   if "scale" in p:
@@ -143,9 +152,9 @@ def linear(p: Params, x: Array, dtype: str, *, contract: int = 1) -> Array:
     inner = product(adapter.a, x, dtype, contract)
     low_rank = product(adapter.b, inner, dtype)
     y = y + adapter.scale * low_rank
-  if "b" not in p:
-    return y
-  return y + p["b"]
+  if "b" in p:
+    y = y + p["b"]
+  return y.astype(_result_type(x))
 
 
 def product(w: Array, x: Array, dtype: str, contract: int = 1) -> Array:
@@ -242,10 +251,11 @@ def rms_norm(
   eps: float,
   offset: float = 0.0,
 ) -> Float[Array, "B T *D"]:
-  """Returns (offset + scale) * x / sqrt(mean(x^2) + eps) over the last axis.
+  """Returns (offset + scale) * x / sqrt(mean(x^2) + eps) over the last axis, in float32.
 
   The norm is that of Zhang & Sennrich 2019; Gemma's offset is 1.
   """
+  x = x.astype(jnp.float32)
   mean_square = jnp.mean(x * x, axis=-1, keepdims=True)
   normed = x * jax.lax.rsqrt(mean_square + eps)
   return normed * (offset + p["scale"])
@@ -256,7 +266,8 @@ def layer_norm(
   x: Float[Array, "B T D"],
   eps: float,
 ) -> Float[Array, "B T D"]:
-  """Returns scale * (x - mean) / sqrt(var + eps) + bias   (Ba et al. 2016)."""
+  """Returns scale * (x - mean) / sqrt(var + eps) + bias, in float32   (Ba et al. 2016)."""
+  x = x.astype(jnp.float32)
   x = x - jnp.mean(x, axis=-1, keepdims=True)
   variance = jnp.mean(x * x, axis=-1, keepdims=True)
   normed = x * jax.lax.rsqrt(variance + eps)

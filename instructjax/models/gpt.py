@@ -32,7 +32,8 @@ class GPTConfig:
   # added (Ouyang et al. 2022, App. C.1).
   dropout: float = 0.0
   dtype: str = "float32"  # of the operands of matrix products
-  remat: str = "none"  # what the backward pass recomputes: none, blocks, dots
+  stream: str = "float32"  # of the residual stream and what is added to it
+  remat: str = "none"  # what the backward pass keeps, one of `transformer.REMAT`
   unroll: int = 1  # layers in one step of the scan
   sequence: bool = False  # splits what is kept between blocks along the sequence
   attention: str = "auto"  # who computes it, one of `attention.KINDS`
@@ -222,6 +223,7 @@ def gpt(config: GPTConfig) -> LM:
     head_width=config.width // config.heads,
     dropout=config.dropout,
     dtype=config.dtype,
+    stream=config.stream,
     remat=config.remat,
     unroll=config.unroll,
     sequence=config.sequence,

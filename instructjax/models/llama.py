@@ -9,7 +9,7 @@ width, L layers, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -41,7 +41,8 @@ class LlamaConfig:
   tied: bool = True  # the unembedding is the embedding
   dropout: float = 0.0  # residual, as in `gpt.GPTConfig`
   dtype: str = "float32"  # of the operands of matrix products
-  remat: str = "none"  # what the backward pass recomputes: none, blocks, dots
+  stream: str = "float32"  # of the residual stream and what is added to it
+  remat: str = "none"  # what the backward pass keeps, one of `transformer.REMAT`
   unroll: int = 1  # layers in one step of the scan
   sequence: bool = False  # splits what is kept between blocks along the sequence
   attention: str = "auto"  # who computes it, one of `attention.KINDS`
@@ -93,6 +94,14 @@ LLAMA3_8B = LlamaConfig(
   mlp=14_336,
   rope_base=500_000.0,
   tied=False,
+)
+# The same sizes, taught to read 16 times as much (section 3.4.2).
+LLAMA31_8B = replace(
+  LLAMA3_8B,
+  context=131_072,
+  rope_scaling="llama3",
+  rope_factor=8.0,
+  rope_context=8192,
 )
 # The config.json of Qwen/Qwen2.5-7B (Qwen Team 2024, arXiv 2412.15115, Table 1).
 QWEN25_7B = LlamaConfig(
@@ -304,6 +313,7 @@ def llama(config: LlamaConfig) -> LM:
     head_width=head_width(config),
     dropout=config.dropout,
     dtype=config.dtype,
+    stream=config.stream,
     remat=config.remat,
     unroll=config.unroll,
     sequence=config.sequence,

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from instructjax import sharding
 from instructjax.errors import UserError
@@ -45,7 +46,9 @@ from instructjax.types import (
 )
 
 DTYPES = ("float32", "bfloat16")
-REMAT = ("none", "blocks", "dots")
+REMAT = ("none", "dots", "attention", "blocks", "offload")
+# The name of the residual stream before a block, which may wait in the memory of the host.
+STREAM = "stream"
 
 
 class Kind(NamedTuple):
@@ -73,8 +76,9 @@ Layer = tuple[
 class Family(NamedTuple):
   """The sizes and the parts of one model.
 
-  Layer i is of kind `kinds[pattern[i]]`. `sequence` splits what is kept between blocks along the
-  sequence, over the mesh's `model` axis, which saves memory in the backward pass.
+  Layer i is of kind `kinds[pattern[i]]`. `sequence` splits the residual stream along the sequence,
+  over the mesh's `model` axis, which saves memory in the backward pass. Each half of a block
+  gathers what it reads, and its sums over that axis are scattered.
   """
 
   vocab_size: int
@@ -85,7 +89,8 @@ class Family(NamedTuple):
   head_width: int
   dropout: float
   dtype: str  # of the operands of matrix products, one of DTYPES
-  remat: str  # one of REMAT; "dots" recomputes everything but matrix products
+  stream: str  # of the residual stream and what is added to it, one of DTYPES
+  remat: str  # one of REMAT, see `recomputed`
   unroll: int  # layers in one step of the scan
   sequence: bool
   attention: str  # one of `attention.KINDS`
@@ -151,12 +156,18 @@ def build(family: Family) -> LM:
   """Returns the language model as pure functions.
 
   Raises:
-    UserError: for an unknown `dtype`, `remat` or `attention`, an `unroll` below 1, and a dropout
-      rate outside [0, 1).
+    UserError: for an unknown `dtype`, `stream`, `remat` or `attention`, a stream that is narrower
+      than the products, an `unroll` below 1, and a dropout rate outside [0, 1).
   """
   check_choice("dtype", family.dtype, DTYPES)
+  check_choice("stream", family.stream, DTYPES)
   check_choice("remat", family.remat, REMAT)
   check_choice("attention", family.attention, attention.KINDS)
+  if family.stream == "bfloat16" and family.dtype != "bfloat16":
+    raise UserError(
+      f"stream is 'bfloat16' and dtype {family.dtype!r}: products in float32 would be rounded as "
+      "they are added; choose dtype 'bfloat16', or stream 'float32'"
+    )
   if family.unroll < 1:
     raise UserError(f"unroll is {family.unroll}: choose 1 or more layers a step of the scan")
   if not 0 <= family.dropout < 1:
@@ -204,7 +215,7 @@ def attend(
   `mix` takes queries [B, T, H, C] and keys and values [B, K, T, C], and returns [B, T, H, C]:
   it is the one step that differs between training and decoding.
   """
-  x = family.norm(p["attn_norm"], x)
+  x = gathered(family, family.norm(p["attn_norm"], x).astype(family.stream))
   q = blocks.linear(p["q"], x, family.dtype)
   k = blocks.linear(p["k"], x, family.dtype)
   v = blocks.linear(p["v"], x, family.dtype)
@@ -217,9 +228,12 @@ def attend(
   # Keys and values have their heads before their positions, as caches do.
   k = jnp.swapaxes(k, 1, 2)
   v = jnp.swapaxes(v, 1, 2)
-  mixed = mix(q, k, v)
-  y = blocks.linear(p["o"], mixed, family.dtype, contract=2)
-  return family.norm(p["attn_post"], y) if "attn_post" in p else y
+  mixed = mix(q, k, v).astype(family.stream)
+  mixed = checkpoint_name(mixed, attention.ATTENDED)
+  y = scattered(family, blocks.linear(p["o"], mixed, family.dtype, contract=2))
+  if "attn_post" in p:
+    y = family.norm(p["attn_post"], y)
+  return y.astype(family.stream)
 
 
 def transform(
@@ -230,8 +244,11 @@ def transform(
   """Returns the output of the MLP half of a block."""
   # A parallel block may have one norm for both halves (Phi).
   norm = p["mlp_norm"] if "mlp_norm" in p else p["attn_norm"]
-  y = family.mlp(p, family.norm(norm, x))
-  return family.norm(p["mlp_post"], y) if "mlp_post" in p else y
+  normed = family.norm(norm, x).astype(family.stream)
+  y = scattered(family, family.mlp(p, gathered(family, normed)))
+  if "mlp_post" in p:
+    y = family.norm(p["mlp_post"], y)
+  return y.astype(family.stream)
 
 
 def add_halves(
@@ -305,13 +322,7 @@ def run(
   positions = blocks.positions(valid, branch)
   turns = [blocks.turns(positions, kind.frequency) for kind in family.kinds]
   body = partial(block, family, turns=turns, mix=mix)
-  if family.sequence:
-    body = partial(split_stream, body)
-  if family.remat != "none":
-    keep_dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    policy = keep_dots if family.remat == "dots" else None
-    # A scan already keeps XLA from merging the two forward passes, so `prevent_cse` is not needed.
-    body = jax.checkpoint(body, prevent_cse=False, policy=policy)
+  body = recomputed(body, family.remat)
 
   depth = _depth(layers)
   bits = bits_of(layers)
@@ -333,6 +344,48 @@ def run(
   x = along_sequence(x)
   x, _ = jax.lax.scan(read_and_apply, x, stack, unroll=unroll)
   return sharding.reshard(x, "batch", None, None)
+
+
+def recomputed(body: Callable, remat: str) -> Callable:
+  """Returns the body of a scan over blocks, of which the backward pass computes a part again.
+
+  `remat` says what the backward pass keeps of a block beside its input:
+
+      none        all that it needs
+      dots        the products with weights, so that only what is cheap is computed again
+      attention   what the heads have read; a kernel for TPUs then attends once and not twice
+      blocks      nothing
+      offload     nothing, and the input waits in the memory of the host
+  """
+  policies = jax.checkpoint_policies
+  match remat:
+    case "none":
+      return body
+    case "dots":
+      policy = policies.dots_with_no_batch_dims_saveable
+    case "attention":
+      policy = policies.save_only_these_names(attention.ATTENDED)
+    case "offload":
+      body = named_input(body)
+      policy = policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[STREAM],
+        offload_src="device",
+        offload_dst="pinned_host",
+      )
+    case _:
+      policy = None
+  # A scan already keeps XLA from merging the two forward passes, so `prevent_cse` is not needed.
+  return jax.checkpoint(body, prevent_cse=False, policy=policy)
+
+
+def named_input(body: Callable) -> Callable:
+  """Returns a body whose residual stream has the name STREAM, by which it is kept elsewhere."""
+
+  def apply(x: Array, layer: Layer) -> tuple[Array, None]:
+    return body(checkpoint_name(x, STREAM), layer)
+
+  return apply
 
 
 def bits_of(stack: Params) -> PyTree:
@@ -383,18 +436,17 @@ def along_sequence(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
   return x if spec is None else jax.sharding.reshard(x, spec)
 
 
-def split_stream(
-  body: Callable,
-  x: Float[Array, "B T D"],
-  layer: Layer,
-) -> tuple[Float[Array, "B T D"], None]:
-  """Runs a block on whole sequences, but takes and returns x split along the sequence.
+def gathered(family: Family, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+  """Returns what a half of a block reads, whole along the sequence."""
+  return sharding.reshard(x, "batch", None, None) if family.sequence else x
 
-  The backward pass keeps the input of every block, so this is what it holds in memory.
+
+def scattered(family: Family, y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+  """Returns what a half of a block adds to the stream, split along the sequence as the stream is.
+
+  Its sum over the devices of `model` is then needed in parts only.
   """
-  whole = sharding.reshard(x, "batch", None, None)
-  x, _ = body(whole, layer)
-  return along_sequence(x), None
+  return along_sequence(y) if family.sequence else y
 
 
 # --- the functions of the LM ---
@@ -420,7 +472,7 @@ def embed_and_carry(
       f"rows of {tokens.shape[1]} tokens do not fit the model's context of {family.context}: "
       "shorten the rows"
     )
-  x = family.embed(params["embed"], tokens, blocks.positions(valid, branch))
+  x = family.embed(params["embed"], tokens, blocks.positions(valid, branch)).astype(family.stream)
   if "lower" not in params:
     return x
   x = run(family, params["lower"], x, valid, branch=branch)
@@ -441,7 +493,7 @@ def hidden(
   if stem is None:
     x = embed_and_carry(family, params, tokens, valid, branch)
   else:
-    x = stem.astype(jnp.float32)
+    x = stem.astype(family.stream)
   # The upper layers of a split model start at this number.
   first = family.depth - _depth(params["blocks"])
   layers = lora.attach(params)
@@ -564,6 +616,8 @@ def decode(
   They are written into the columns from `index` on. Every new position attends to the real
   positions of its row up to itself that lie within its window.
   """
+  # A few positions at a time are not worth splitting.
+  family = family._replace(sequence=False)
   index = cached["index"]
   # The position of a token is the number of real tokens before it in its row.
   earlier = jnp.max(cached["position"], axis=(0, 2)) + 1
@@ -572,7 +626,7 @@ def decode(
   new_position = jnp.where(valid, query_position, cache.EMPTY)
   position = cache.write(cached["position"][..., None], new_position[..., None], index)[..., 0]
   used = cache.in_use(position)
-  x = family.embed(params["embed"], tokens, query_position)
+  x = family.embed(params["embed"], tokens, query_position).astype(family.stream)
   turns = [blocks.turns(query_position, kind.frequency) for kind in family.kinds]
 
   keys = list(cached["keys"])

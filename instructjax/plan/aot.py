@@ -20,12 +20,12 @@ from typing import Any
 
 from instructjax import compiler, sharding
 from instructjax.errors import UserError
-from instructjax.plan import chips, collectives
+from instructjax.plan import chips, collectives, cycles
 from instructjax.plan.chips import GiB, Pod
 from instructjax.plan.programs import Program
 from instructjax.system import jsons
 
-FORMAT = 4  # of the cached reports
+FORMAT = 5  # of the cached reports
 
 # GiB in a unit of the compiler's messages.
 UNITS = {"K": 1 / 1024**2, "M": 1 / 1024, "G": 1.0, "T": 1024.0}
@@ -82,6 +82,16 @@ def devices(topology: Pod) -> list[Any]:
       "are expected"
     )
   return compile_only
+
+
+def places(topology: Pod, mesh: Mapping[str, int]) -> list[tuple[int, ...]]:
+  """Returns where the chips of the devices of the first slice stand, in the order of the mesh."""
+  in_first = [
+    device
+    for device in device_mesh(topology, mesh).devices.flatten()
+    if getattr(device, "slice_index", 0) == 0
+  ]
+  return [tuple(device.coords) for device in in_first]
 
 
 @contextlib.contextmanager
@@ -156,8 +166,9 @@ def report(
   with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged report is made anew
     return json.loads(path.read_text())
   compiling()
-  _, mesh_in_slices = chips.in_slices(topology, mesh)
-  result = _compile(lowered, mesh_in_slices, trips)
+  slice_topology, mesh_in_slices = chips.in_slices(topology, mesh)
+  machine = cycles.machine(slice_topology, places(topology, mesh))
+  result = _compile(lowered, mesh_in_slices, trips, machine)
   folder.mkdir(parents=True, exist_ok=True)
   jsons.write(path, result, indent=None)
   return result
@@ -167,6 +178,7 @@ def _compile(
   lowered: Any,
   mesh: Mapping[str, int],
   trips: Mapping[str, float],
+  machine: cycles.Machine,
 ) -> dict[str, Any]:
   """Compiles a program and reads its memory in bytes, or why the compiler refuses it."""
   import jax
@@ -176,7 +188,8 @@ def _compile(
   except jax.errors.JaxRuntimeError as error:
     return _refusal(str(error))
   memory = compiled.memory_analysis()
-  moved = collectives.read(compiled.as_text(), mesh, trips)
+  text = compiled.as_text()
+  moved = collectives.read(text, mesh, trips)
   return {
     "peak": memory.peak_memory_in_bytes,
     "arguments": memory.argument_size_in_bytes,
@@ -185,6 +198,7 @@ def _compile(
     "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
     "refused": None,
     "collectives": [collective.as_row() for collective in moved],
+    "predicted": cycles.predict(text, mesh, trips, machine).as_row(),
   }
 
 

@@ -32,6 +32,12 @@ class Chip(NamedTuple):
   near: int = 0  # GPUs of a node; 0 for TPUs
   devices: int = 1  # of a chip
   largest: int = 0  # chips of the largest slice; 0: there is no limit
+  cycle: int = 0  # FLOP of all matrix units in a cycle; 0 for GPUs
+
+  @property
+  def clock(self) -> float:
+    """Cycles/s, as the peak and the matrix units give them: 1.5 GHz for a v5e."""
+    return self.flops / self.cycle
 
 
 GiB = 1024**3
@@ -47,12 +53,19 @@ GiB = 1024**3
 #
 # GPUs: NVIDIA's data sheets of H100 SXM and H200 SXM. 1,979 TFLOP/s are with sparsity, and half of
 # them dense; NVLink has 900 GB/s in both directions; 400 Gb/s a GPU between nodes, as in a DGX.
+#
+# Matrix units: the same pages and Jouppi et al. 2023. A v4 and a v5p are two cores of four units of
+# 128 x 128, a v5e one such core; v6e and a device of tpu7x have units of 256 x 256.
+UNIT_128 = 2 * 128**2  # FLOP of a unit in a cycle
+UNIT_256 = 2 * 256**2
 CHIPS: dict[str, Chip] = {
-  "v4": Chip(275e12, 32 * GiB, 1200e9, 300e9, 6.25e9, 3, largest=4096),
-  "v5e": Chip(197e12, 16 * GiB, 819e9, 200e9, 3.125e9, 2, largest=256),
-  "v5p": Chip(459e12, 95 * GiB, 2765e9, 600e9, 6.25e9, 3, largest=6144),
-  "v6e": Chip(918e12, 32 * GiB, 1638e9, 400e9, 12.5e9, 2, largest=256),
-  "tpu7x": Chip(1153.5e12, 96 * GiB, 3690e9, 300e9, 6.25e9, 3, devices=2, largest=9216),
+  "v4": Chip(275e12, 32 * GiB, 1200e9, 300e9, 6.25e9, 3, largest=4096, cycle=8 * UNIT_128),
+  "v5e": Chip(197e12, 16 * GiB, 819e9, 200e9, 3.125e9, 2, largest=256, cycle=4 * UNIT_128),
+  "v5p": Chip(459e12, 95 * GiB, 2765e9, 600e9, 6.25e9, 3, largest=6144, cycle=8 * UNIT_128),
+  "v6e": Chip(918e12, 32 * GiB, 1638e9, 400e9, 12.5e9, 2, largest=256, cycle=4 * UNIT_256),
+  "tpu7x": Chip(
+    1153.5e12, 96 * GiB, 3690e9, 300e9, 6.25e9, 3, devices=2, largest=9216, cycle=4 * UNIT_256
+  ),
   "h100": Chip(989.5e12, 80e9, 3350e9, 450e9, 50e9, 0, near=8),
   "h200": Chip(989.5e12, 141e9, 4800e9, 450e9, 50e9, 0, near=8),
 }
@@ -306,7 +319,7 @@ def in_slices(topology: Pod, sizes: Mapping[str, int]) -> tuple[Pod, dict[str, i
     name: size // topology.slices if name == axis else size for name, size in sizes.items()
   }
   outer, inner = in_slice["fsdp"], 1
-  if not topology.chip.near:
+  if not topology.chip.near and axis != "fsdp":
     outer, inner = sharding.parts_of_fsdp(**in_slice, sides=topology.shape)
   two_axes = {sharding.INNER: inner} if inner > 1 else {}
   data, model = in_slice["data"], in_slice["model"]

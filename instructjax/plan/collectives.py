@@ -109,6 +109,11 @@ def size(text: str, last: bool = False) -> int:
   return _array_bytes(*candidates[-1]) if candidates else 0
 
 
+def shapes(text: str) -> list[tuple[int, ...]]:
+  """Returns the shapes of the arrays of an HLO type."""
+  return [tuple(_integers(dims)) for _, dims in _ARRAY.findall(text)]
+
+
 def _array_bytes(dtype: str, dims: str) -> int:
   """The bytes of one array, from its HLO type such as `bf16` and `4,8`."""
   elements = math.prod(_integers(dims))
@@ -199,6 +204,35 @@ def trips(condition: Sequence[str]) -> int:
   return max(constants, default=1)
 
 
+def loop_of(
+  line: str,
+  lines_by_name: Mapping[str, Sequence[str]],
+  trips_by_loop: Mapping[str, float],
+) -> tuple[str, str, float] | None:
+  """Returns the body and the condition of a loop and its trips; None for other instructions."""
+  loop = _LOOP.search(line)
+  if not loop:
+    return None
+  condition, body = loop.groups()
+  name = _LOOP_NAME.search(line)
+  if name and name[1] in trips_by_loop:
+    return body, condition, trips_by_loop[name[1]]
+  return body, condition, trips(lines_by_name.get(condition, []))
+
+
+def callees_of(line: str) -> list[str]:
+  """Returns the computations that an instruction calls, which is neither a loop nor a choice."""
+  return _CALLS.findall(line)
+
+
+def branches_of(line: str) -> list[str]:
+  """Returns the computations of which an instruction runs one."""
+  names = []
+  for branches in _BRANCHES.findall(line):
+    names.extend(callee.strip().lstrip("%") for callee in branches.split(","))
+  return names
+
+
 def frequencies(
   lines_by_name: Mapping[str, Sequence[str]],
   trips_by_loop: Mapping[str, float],
@@ -215,22 +249,14 @@ def frequencies(
       return
     times_by_name[name] = times
     for line in lines_by_name[name]:
-      loop = _LOOP.search(line)
-      if loop:
-        condition, body = loop.groups()
-        name_of_loop = _LOOP_NAME.search(line)
-        if name_of_loop and name_of_loop[1] in trips_by_loop:
-          runs = times * trips_by_loop[name_of_loop[1]]
-        else:
-          runs = times * trips(lines_by_name.get(condition, []))
-        visit(condition, runs)
-        visit(body, runs)
+      loop = loop_of(line, lines_by_name, trips_by_loop)
+      if loop is not None:
+        body, condition, trips_of_loop = loop
+        visit(condition, times * trips_of_loop)
+        visit(body, times * trips_of_loop)
         continue
-      for callee in _CALLS.findall(line):
+      for callee in (*callees_of(line), *branches_of(line)):
         visit(callee, times)
-      for branches in _BRANCHES.findall(line):
-        for callee in branches.split(","):
-          visit(callee.strip().lstrip("%"), times)
 
   visit("", 1.0)
   return times_by_name
@@ -267,7 +293,6 @@ def read(
   `mesh` gives the size of each axis in order, where there are several slices that of one with their
   number (`chips.in_slices`). `trips_by_loop` says how often loops with a name run.
   """
-  in_slice = {name: size for name, size in mesh.items() if name != "slices"}
   lines_by_name = computations(text)
   times_by_name = frequencies(lines_by_name, trips_by_loop)
   operations: dict[tuple, Operation] = {}
@@ -275,28 +300,27 @@ def read(
     if name not in times_by_name:
       continue  # nothing calls it
     for number, line in enumerate(lines):
-      times = times_by_name[name]
-      if match := _BETWEEN_SLICES.search(line):
-        kind, payload = between_slices(match[1], match[2], mesh["slices"])
-        operations[name, number] = Operation(kind, ("slices",), times, times * payload)
-        continue
-      operation = _operation(line, name, times, in_slice)
-      if operation is None:
+      moved = operation(line, name, times_by_name[name], mesh)
+      if moved is None:
         continue
       # Parts of one collective share its channel. The largest of them stands for it.
-      key = _channel(line) or (name, number)
-      if key not in operations or operations[key].bytes < operation.bytes:
-        operations[key] = operation
+      key = channel(line) or (name, number)
+      if key not in operations or operations[key].bytes < moved.bytes:
+        operations[key] = moved
   return _sums(operations, _started(lines_by_name))
 
 
-def _operation(
+def operation(
   line: str,
   computation: str,
   times: float,
   mesh: Mapping[str, int],
 ) -> Operation | None:
-  """The collective operation of a line, if there is one."""
+  """Returns the collective operation of a line of a computation that runs so often, if any."""
+  if match := _BETWEEN_SLICES.search(line):
+    kind, payload = between_slices(match[1], match[2], mesh["slices"])
+    return Operation(kind, ("slices",), times, times * payload)
+  in_slice = {name: size for name, size in mesh.items() if name != "slices"}
   match = _OPERATION.search(line)
   if not match:
     return None
@@ -310,7 +334,7 @@ def _operation(
   elif kind == "reduce-scatter":
     # The result is one device's part of the payload.
     payload *= max(len(devices), 1)
-  return Operation(kind, axes(devices, mesh), times, times * payload)
+  return Operation(kind, axes(devices, in_slice), times, times * payload)
 
 
 def _started(lines_by_name: Mapping[str, Sequence[str]]) -> set[tuple[str, str]]:
@@ -332,13 +356,13 @@ def _started(lines_by_name: Mapping[str, Sequence[str]]) -> set[tuple[str, str]]
   return channels
 
 
-def _channel(line: str) -> tuple[str, str] | None:
-  """The kind and channel that the parts of one collective share."""
-  operation = _OPERATION.search(line)
-  channel = _CHANNEL.search(line)
-  if operation is None or channel is None:
+def channel(line: str) -> tuple[str, str] | None:
+  """Returns the kind and channel that the parts of one collective share."""
+  match = _OPERATION.search(line)
+  number = _CHANNEL.search(line)
+  if match is None or number is None:
     return None
-  return operation[2], channel[1]
+  return match[2], number[1]
 
 
 def _sums(operations: Mapping[tuple, Operation], started: set[tuple[str, str]]) -> list[Collective]:

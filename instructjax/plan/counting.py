@@ -56,6 +56,9 @@ class Cost:
   flops: float = 0.0
   # The part of them that computes activations once more for the backward pass.
   recomputed_flops: float = 0.0
+  # The part of `flops` that multiplies activations by activations in each head, as attention does:
+  # the scores and the mix. Blocks of queries leave out most of what is hidden from them.
+  attention_flops: float = 0.0
   device_flops: float = 0.0
   product_bytes: float = 0.0  # what matrix products read and write
   weight_bytes: float = 0.0  # the part of it that is parameters
@@ -318,7 +321,7 @@ def _product(
   cost: Cost,
 ) -> None:
   """Adds a matrix product: 2 FLOPs for each multiplication with its addition."""
-  (left_dims, right_dims), _ = eqn.params["dimension_numbers"]
+  (left_dims, right_dims), (left_batch, _) = eqn.params["dimension_numbers"]
   left, right = (v.aval for v in eqn.invars)
   result = eqn.outvars[0].aval
 
@@ -327,6 +330,8 @@ def _product(
   cost.flops += flops
   if is_recomputed(eqn):
     cost.recomputed_flops += flops
+  if left_batch and not any(kind.is_weight for kind in kinds):
+    cost.attention_flops += flops
 
   # A contracted dimension is as short as its shorter side: the other one is cut to it.
   local_depth = 1

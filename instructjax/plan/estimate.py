@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from instructjax.plan import aot, chips, counting
+from instructjax.plan import aot, chips, counting, published
 from instructjax.plan.chips import Pod
 from instructjax.plan.collectives import Collective
 from instructjax.plan.programs import Program, local_bytes
@@ -182,6 +182,8 @@ def program_report(
   bound = max(bounds, key=lambda name: bounds[name])
   step = bounds[bound]
   verdict = compiled or by_arithmetic
+  predicted = prediction(bounds, compiled, topology)
+  predicted["mfu"] = share_of_peak(model_flops, topology, predicted["step"])
   at_lengths = None
   if trips_at_lengths is not None:
     at_lengths = report_at_lengths(program, traced, trips_at_lengths, topology, mesh)
@@ -200,10 +202,37 @@ def program_report(
     "decode_step_bytes": cost.bytes_of_a_trip(DECODE_STEP),
     "seconds": bounds | {"step": step},
     "bound": bound,
-    "mfu": model_flops / topology.devices / topology.chip.flops / step if step else 0.0,
+    "mfu": share_of_peak(model_flops, topology, step),
+    "predicted": predicted,
+    "attention_flops": cost.attention_flops,
     "tokens_per_s": program.tokens / step if step else 0.0,
     "at_lengths": at_lengths,
   }
+
+
+def share_of_peak(flops: float, topology: Pod, step: float) -> float:
+  """The share of the peak of all devices at which so many FLOPs of a call are computed."""
+  return flops / topology.devices / topology.chip.flops / step if step else 0.0
+
+
+def prediction(
+  bounds: Mapping[str, float],
+  compiled: Mapping[str, Any] | None,
+  topology: Pod,
+) -> dict[str, Any]:
+  """Returns what a call is expected to take, in seconds, and from what that follows.
+
+  A compiled program has the compiler's cycles (`cycles`). For GPUs, which are never compiled, the
+  bounds are divided by shares of the peaks (`published.GPU_SHARES`), and the largest counts. A TPU
+  by arithmetic alone has no prediction.
+  """
+  if compiled and compiled.get("predicted"):
+    return {**compiled["predicted"], "by": "cycles"}
+  if topology.chip.near:
+    shares_of_bounds = published.GPU_SHARES
+    parts = {name: bounds[name] / shares_of_bounds[name] for name in bounds}
+    return {**parts, "step": max(parts.values()), "by": "shares"}
+  return {"step": 0.0, "by": ""}
 
 
 def report_at_lengths(
@@ -254,7 +283,7 @@ def advice(row: Mapping[str, Any], config: Any, topology: Pod) -> str:
       "smaller config.batch"
     )
   # The rollout has no backward pass, so the next advice is for the other programs.
-  if config.model.remat != "blocks":
+  if config.model.remat not in ("blocks", "offload"):
     return shortage + "keep less for the backward pass with --config.model.remat=blocks"
   if name == "scoring":
     return shortage + (

@@ -61,16 +61,26 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
   console.print(_headline(result))
   console.print(_memory_table(rows, compiled=result["compiled"]))
   console.print(_time_table(rows))
+  predictions = _prediction_table(rows)
+  if predictions.row_count:
+    console.print(predictions)
   collectives = _collectives_table(rows)
   if collectives.row_count:
     console.print(collectives)
   console.print(
     f"whole run: at least {result['hours']:.2f} hours, {result['chip_hours']:,.0f} chip-hours"
+    + _expected(result)
   )
   if result["lengths"] != "full":
     console.print(_at_lengths(result))
   if result["fits"]:
     console.print("everything fits")
+
+
+def _expected(result: Mapping[str, Any]) -> str:
+  """The hours of the run as predicted, where there is a prediction."""
+  hours = result["predicted_hours"]
+  return f"; predicted {hours:.2f} hours" if hours else ""
 
 
 def _at_lengths(result: Mapping[str, Any]) -> str:
@@ -143,7 +153,38 @@ def _time_table(rows: Sequence[Row]) -> Table:
   add("at least", lambda row: f"{time(row['seconds']['step'])} ({row['bound']})")
   add("MFU at most", lambda row: f"{100 * row['mfu']:.0f} %")
   add("tokens/s at most", lambda row: f"{row['tokens_per_s']:,.0f}")
+  add("attention of it", lambda row: f"{row['attention_flops']:.3g}")
   add("calls in the run", lambda row: f"{row['calls']:,}")
+  return table
+
+
+# What a prediction follows from, by the name in a report.
+BY = {
+  "cycles": "predicted by the compiler's cycles",
+  "shares": "predicted by shares of the peaks (docs/scaling.md)",
+}
+
+
+def _prediction_table(rows: Sequence[Row]) -> Table:
+  """What one call is expected to take: a column a program, and no rows where nothing is known."""
+  by = rows[0]["predicted"]["by"]
+  table = _table_of_programs(BY.get(by, ""), rows)
+  if not all(row["predicted"]["by"] for row in rows):
+    return table
+
+  def add(label: str, cell: Callable[[Row], str]) -> None:
+    table.add_row(label, *[cell(row["predicted"]) for row in rows])
+
+  add("compute", lambda predicted: time(predicted["compute"]))
+  if by == "cycles":
+    add("attention kernels", lambda predicted: time(predicted["kernels"]))
+    add("waiting for links", lambda predicted: time(predicted["links"]))
+    add("waiting for memory", lambda predicted: time(predicted["memory"]))
+  else:
+    add("memory", lambda predicted: time(predicted["memory"]))
+    add("links", lambda predicted: time(predicted["links"]))
+  add("a call", lambda predicted: time(predicted["step"]))
+  add("MFU", lambda predicted: f"{100 * predicted['mfu']:.0f} %")
   return table
 
 

@@ -125,6 +125,9 @@ def plan(
       row = estimate.program_report(program, useful, pod, mesh, folder, say, at_lengths)
       rows.append(row)
   hours = sum(row["calls"] * row["seconds"]["step"] for row in rows) / 3600
+  predicted_hours = None
+  if all(row["predicted"]["by"] for row in rows):
+    predicted_hours = sum(row["calls"] * row["predicted"]["step"] for row in rows) / 3600
   advice = (estimate.advice(row, settings, pod) for row in rows)
   return {
     "stage": settings.stage,
@@ -139,6 +142,7 @@ def plan(
     "programs": rows,
     "fits": all(row["fits"] for row in rows),
     "hours": hours,
+    "predicted_hours": predicted_hours,
     "chip_hours": hours * pod.chips,
     "advice": [line for line in advice if line],
   }
@@ -198,7 +202,9 @@ def find_meshes(
   rows = search.search(settings, pod, meshes, build, say)
   fitting = [row for row in rows if row["fits"]]
   for row in fitting[: options.top]:
-    changed, _ = search.with_micro(settings, row["micro"], row["mesh"])
+    changed, _ = search.with_micro(settings, row["micro"], row["mesh"], row["remat"])
+    if not row["whole"]:
+      changed = search.by_layers(changed)
     with_mesh = dataclasses.replace(options, mesh=chips.written(row["mesh"]), search=False)
     row["plan"] = plan(changed, with_mesh, say)
   return {

@@ -73,6 +73,7 @@ def language_model(shape: Shape, settings: AnyModelSettings, remat: str = "") ->
   config = origin.SHAPES[shape] if isinstance(shape, str) else shape
   changes = {
     "dtype": settings.dtype,
+    "stream": settings.stream,
     "remat": remat or settings.remat,
     "unroll": settings.unroll,
     "sequence": settings.sequence,

@@ -48,7 +48,7 @@ Overrides = Mapping[str, Any]  # fields of a model's configuration that the user
 
 # Settings that change how a model computes, but not what its parameters are. They replace the
 # fields of the configuration with which it was saved.
-REWARD_OVERRIDES = ("dtype", "remat", "unroll", "sequence", "attention")
+REWARD_OVERRIDES = ("dtype", "stream", "remat", "unroll", "sequence", "attention")
 POLICY_OVERRIDES = (*REWARD_OVERRIDES, "dropout")
 
 # Shapes of models with random weights, by the name that `config.model.shape` takes.
@@ -59,6 +59,7 @@ SHAPES: dict[str, ModelConfig] = {
   **gpt.GPT3,
   "SmolLM2-135M": llama.SMOLLM2_135M,
   "Llama-3-8B": llama.LLAMA3_8B,
+  "Llama-3.1-8B": llama.LLAMA31_8B,
   "Qwen2.5-7B": llama.QWEN25_7B,
 }
 
@@ -84,8 +85,8 @@ class Origin(NamedTuple):
 def open_model(source: str, settings: AnyModelSettings, seed: int) -> Origin:
   """Opens the language model of a source under `config.model`.
 
-  The settings are shape (for random weights), tokenizer, dtype, remat, unroll, sequence, attention
-  and dropout. A tokenizer that they name takes the place of the model's own.
+  The settings are shape (for random weights), tokenizer, dtype, stream, remat, unroll, sequence,
+  attention and dropout. A tokenizer that they name takes the place of the model's own.
 
   Raises:
     UserError: for an unknown shape or source, and where the tokenizer does not fit the model.

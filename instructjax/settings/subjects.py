@@ -8,7 +8,7 @@ from typing import Any, Literal
 from instructjax.settings.fields import setting, settings
 
 Dtype = Literal["float32", "bfloat16"]
-Remat = Literal["none", "blocks", "dots"]
+Remat = Literal["none", "dots", "attention", "blocks", "offload"]
 Attention = Literal["auto", "xla", "splash", "cudnn"]
 Long = Literal["error", "drop"]
 Loss = Literal["all", "last"]
@@ -47,6 +47,13 @@ def dtype() -> Any:
   return setting("bfloat16", "The type of matrix products; parameters and sums are float32.")
 
 
+def stream() -> Any:
+  return setting(
+    "float32",
+    "The type of the residual stream and of sums over mesh.model; norms and losses are float32.",
+  )
+
+
 def source() -> Any:
   return setting(
     "",
@@ -56,7 +63,9 @@ def source() -> Any:
 
 def remat(default: Remat) -> Any:
   return setting(
-    default, "What the backward pass computes again: nothing, whole blocks, or all but products."
+    default,
+    "What the backward pass keeps of a block: all of it (none), products (dots), what heads have "
+    "read (attention), its input (blocks), or its input in the host's memory (offload).",
   )
 
 
@@ -242,6 +251,7 @@ Shape = Literal[
   "175B",
   "SmolLM2-135M",
   "Llama-3-8B",
+  "Llama-3.1-8B",
   "Qwen2.5-7B",
 ]
 
@@ -254,6 +264,7 @@ class ModelSettings:
   shape: Shape = setting("tiny", "The shape of random weights, where there is no source.")
   tokenizer: str = tokenizer()
   dtype: Dtype = dtype()
+  stream: Dtype = stream()
   remat: Remat = remat("blocks")
   unroll: int = unroll()
   sequence: bool = sequence()
@@ -270,6 +281,7 @@ class LoadedModelSettings:
   )
   tokenizer: str = tokenizer()
   dtype: Dtype = dtype()
+  stream: Dtype = stream()
   remat: Remat = remat("blocks")
   unroll: int = unroll()
   sequence: bool = sequence()
@@ -289,6 +301,7 @@ class SampledModelSettings:
   shape: Shape = setting("tiny", "The shape of random weights, where there is no source.")
   tokenizer: str = tokenizer()
   dtype: Dtype = dtype()
+  stream: Dtype = stream()
   unroll: int = unroll()
   sequence: bool = sequence()
   attention: Attention = attention()
@@ -311,6 +324,7 @@ class EvaluatedModelSettings:
   shape: Shape = setting("tiny", "The shape of random weights, where there is no source.")
   tokenizer: str = tokenizer()
   dtype: Dtype = dtype()
+  stream: Dtype = stream()
   unroll: int = unroll()
   sequence: bool = sequence()
   attention: Attention = attention()

@@ -258,27 +258,52 @@ def test_a_schedule_ends_rows_whatever_is_sampled():
     np.testing.assert_array_equal(rows.tokens[:, -5:], np.where(rows.mask, free.tokens[:, -5:], 0))
 
 
-@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 2, 4)], indirect=True, ids=str)
-def test_sampling_runs_sharded_and_gives_the_same_tokens(mesh):
+@pytest.mark.parametrize(
+  ("mesh", "cut"),
+  [((2, 2, 2), {"top_k": 40, "top_p": 0.9}), ((1, 2, 4), {})],
+  indirect=["mesh"],
+  ids=str,
+)
+def test_sampling_runs_sharded_and_gives_the_same_tokens(mesh, cut):
   from instructjax import sharding
 
   lm = tiny.lm("llama")
-  run = jax.jit(
-    partial(rollout.sample, lm, cfg=Sampling(response=5, eos=(3,), top_k=40, top_p=0.9))
-  )
+  cfg = Sampling(response=5, eos=(3,), **cut)
+  run = jax.jit(partial(rollout.sample, lm, cfg=cfg))
   inputs = lambda: (lm.init(jax.random.key(0)), tiny.prompts(lm, rows=8))
   expected = tiny.unsharded(lambda: run(*inputs(), jax.random.key(1)))
   params, prompts = inputs()
   placed = sharding.place(params, sharding.shardings(lm.table))
-  apart = jax.jit(
-    partial(
-      rollout.sample, lm, cfg=Sampling(response=5, eos=(3,), top_k=40, top_p=0.9, whole=False)
-    )
-  )
+  apart = jax.jit(partial(rollout.sample, lm, cfg=replace(cfg, whole=False)))
   for one in (run, apart):  # weights whole along fsdp, and gathered a layer at a time
     rows = one(placed, sharding.place_batch(prompts), jax.random.key(1))
     np.testing.assert_array_equal(rows.tokens, expected.tokens)
     np.testing.assert_allclose(rows.logp, expected.logp, atol=1e-4)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 8)], indirect=True, ids=str)
+def test_a_split_vocabulary_draws_the_same_tokens_and_is_never_gathered(mesh):
+  rows, vocab_size = 512, 4096  # two blocks on each device
+  logits = jax.random.normal(jax.random.key(0), (rows, vocab_size)) * 3
+  # The same likeliest token stands on two devices: the first counts.
+  logits = logits.at[0, jnp.array([700, 3500])].set(50.0)
+  u = jax.random.uniform(jax.random.key(1), (rows,))
+  split = jax.sharding.reshard(logits, jax.P(("data", "fsdp"), "model"))
+  u_on_mesh = jax.sharding.reshard(u, jax.P(("data", "fsdp")))
+  for temperature in (0.0, 0.7):
+    cfg = Sampling(response=1, temperature=temperature, banned=(0,))
+    draw = jax.jit(partial(rollout.draw, cfg=cfg))
+    expected = tiny.unsharded(lambda draw=draw: draw(np.asarray(u), np.asarray(logits)))
+    token, logp = draw(u_on_mesh, split)
+    np.testing.assert_array_equal(token, expected[0])
+    np.testing.assert_allclose(logp, expected[1], atol=1e-5)
+    if temperature == 0:
+      assert np.asarray(token)[0] == 700
+    program = draw.lower(u_on_mesh, split).compile().as_text()
+    gathers = [line for line in program.splitlines() if "= " in line and "all-gather(" in line]
+    # The masses of 16 blocks are gathered, of 4096 ids.
+    assert all("f32[512,16]" in line for line in gathers)
+    assert len(gathers) == (temperature > 0)
 
 
 def test_temperature_shapes_sampler_and_scorer_alike():

@@ -328,12 +328,14 @@ def test_fsdp_over_a_whole_topology_is_laid_as_two_axes(kind, sides, mesh, laid)
       assert (np.ptp(places, axis=0) > 0).sum() == 1
 
 
-def test_two_slices_lie_along_the_outer_axis():
+def test_slices_along_fsdp_leave_it_one_axis():
+  """The first of two axes would carry more of a gradient over the network between the slices."""
   devices = tpus("TPU v6 lite", (4, 4, 1), slices=2)
-  grid = sharding.make_mesh(1, 32, 1, devices=devices).devices
-  assert grid.shape == (1, 8, 4, 1)
-  slices = np.vectorize(lambda device: device.slice_index)(grid)
-  assert (slices[:, :4] == 0).all() and (slices[:, 4:] == 1).all()
+  assert sharding.make_mesh(1, 32, 1, devices=devices).devices.shape == (1, 32, 1)
+  along_data = sharding.make_mesh(2, 16, 1, devices=devices).devices
+  assert along_data.shape == (2, 4, 4, 1)
+  slices = np.vectorize(lambda device: device.slice_index)(along_data)
+  assert (slices[0] == 0).all() and (slices[1] == 1).all()
 
 
 def test_two_axes_of_fsdp_are_one_for_whoever_reads_the_mesh():

@@ -119,6 +119,26 @@ def test_splash_with_windows_and_a_soft_cap_equals_the_reference(window_index):
   tiny.assert_trees_close(got, alone, rtol=1e-4, atol=2e-5)
 
 
+def test_the_tiles_of_splash_by_length_and_width():
+  def of(length, width):
+    sizes = attention.tiles(length, width)
+    return sizes.block_q, sizes.block_kv_compute, sizes.use_fused_bwd_kernel
+
+  assert of(128, 64) == (128, 128, True)
+  assert of(2304, 128) == (256, 256, False)  # nine tiles
+  assert of(8192, 128) == (1024, 512, True)
+  assert of(131_072, 128) == (1024, 512, False)
+  assert of(4096, 256) == (512, 512, True)
+
+
+def test_two_kernels_give_the_gradients_of_one(monkeypatch):
+  arrays, valid = draw(2, 1), jnp.asarray(padding()["packed"])
+  assert attention.tiles(T, arrays[0].shape[-1]).use_fused_bwd_kernel
+  fused = with_gradients(SPLASH, *arrays, valid)
+  monkeypatch.setattr(attention, "FUSED_TILES", 0)
+  tiny.assert_trees_close(with_gradients(SPLASH, *arrays, valid), fused, rtol=1e-4, atol=2e-5)
+
+
 def test_windows_that_hold_the_whole_row_are_none(monkeypatch):
   choices = []
   take = lambda rule: lambda *arrays: choices.append((rule.windows, int(arrays[-1]))) or arrays[0]

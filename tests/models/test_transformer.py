@@ -6,6 +6,7 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 from families import FAMILIES
@@ -13,7 +14,7 @@ from families import FAMILIES
 from instructjax import models, sharding
 from instructjax.errors import UserError
 from instructjax.models import cache as model_cache
-from instructjax.models import freeze, gpt, transformer
+from instructjax.models import freeze, gpt, llama, transformer
 from instructjax.models.cache import check_context
 
 
@@ -224,9 +225,37 @@ def gradient(remat, unroll=1):
   return jax.jit(jax.grad(loss))(params)
 
 
-@pytest.mark.parametrize("remat", ["blocks", "dots"])
+@pytest.mark.parametrize("remat", transformer.REMAT[1:])
 def test_rematerialisation_changes_no_gradient(remat):
   tiny.assert_trees_close(gradient("none"), gradient(remat), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mesh", [(1, 2, 4)], indirect=True, ids=str)
+def test_a_stream_split_along_the_sequence_changes_no_gradient(mesh):
+  """Eight tokens lie on four devices; a row of six, which these do not divide, stays whole."""
+  config = llama.LlamaConfig(48, 64, width=32, depth=2, heads=4, kv_heads=2, mlp=64)
+  lm = llama.llama(dataclasses.replace(config, sequence=True, remat="blocks"))
+  valid = np.ones((2, 8), bool)
+
+  def gradients(params, tokens, valid):
+    return jax.grad(lambda params: (lm.hidden(params, tokens, valid) ** 3).sum())(params)
+
+  def run(length):
+    tokens = np.asarray(text(2, length))
+    params = jax.jit(lm.init)(jax.random.key(0))
+    if sharding.is_sharded():
+      params = sharding.place(params, sharding.shardings(lm.table))
+    batch = sharding.place_batch((tokens, valid[:, :length]))
+    return jax.tree.map(np.asarray, jax.jit(gradients)(params, *batch))
+
+  for length in (8, 6):
+    expected = tiny.unsharded(partial(run, length))
+    tiny.assert_trees_close(run(length), expected, rtol=1e-3, atol=1e-4)
+  params = sharding.place(lm.init(jax.random.key(0)), sharding.shardings(lm.table))
+  batch = sharding.place_batch((np.zeros((2, 8), np.int32), valid))
+  program = str(jax.make_jaxpr(lm.hidden)(params, *batch))
+  # What is carried from block to block, and what halves add to it, lies in parts.
+  assert "f32[2@(data,fsdp),8@model,32]" in program
 
 
 @pytest.mark.parametrize("unroll", [2, 8])  # three layers: one step is left over, or one holds all
@@ -249,6 +278,79 @@ def test_bfloat16_products_stay_near_float32():
   keys = cache["keys"][0]
   assert keys.dtype == jnp.float32
   np.testing.assert_array_equal(keys, keys.astype(jnp.bfloat16).astype(jnp.float32))
+
+
+def narrow(**changes):
+  """A small model in bfloat16, with its stream in bfloat16 too where `stream` says so."""
+  config = llama.LlamaConfig(
+    vocab_size=48, context=64, width=32, depth=2, heads=4, kv_heads=2, mlp=64, dtype="bfloat16"
+  )
+  return llama.llama(dataclasses.replace(config, **changes))
+
+
+def test_a_bfloat16_stream_rounds_all_but_norms_logits_and_gradients_of_weights():
+  lm = narrow(stream="bfloat16", remat="blocks")
+  params = lm.init(jax.random.key(0))
+  tokens, valid = text(2, 8), jnp.ones((2, 8), bool)
+
+  def loss(params):
+    hidden = lm.hidden(params, tokens, valid)
+    logits = lm.logits(params, hidden)
+    assert lm.stem(params, tokens, valid).dtype == jnp.bfloat16
+    assert hidden.dtype == logits.dtype == jnp.float32
+    return jax.nn.logsumexp(logits).sum()
+
+  program = str(jax.make_jaxpr(jax.grad(loss))(params))
+  # What a scan carries and keeps of the stream is bfloat16: a float32 stream is nowhere.
+  assert "bf16[2,2,8,32]" in program
+  assert "f32[2,2,8,32]" not in program
+  # Sums of products over devices are made in the type of the product: of `o` and of `down` forward,
+  # of q, k, v, gate and up backward. Only the gradient from the logits is float32.
+  assert "bf16[16,32] = dot_general" in program
+  assert program.count(":f32[16,32] = dot_general") == 1
+  assert {g.dtype for g in jax.tree.leaves(jax.grad(loss)(params))} == {jnp.dtype("float32")}
+
+
+def test_a_bfloat16_stream_stays_near_a_float32_one_in_rows_and_in_decoding():
+  params = narrow().init(jax.random.key(0))
+  tokens, valid = text(2, 8), jnp.ones((2, 8), bool)
+  wide_hidden = jitted(narrow()).hidden(params, tokens, valid)
+  lm = jitted(narrow(stream="bfloat16"))
+  hidden = lm.hidden(params, tokens, valid)
+  assert 1e-5 < float(jnp.abs(hidden - wide_hidden).max()) < 0.1
+  decoded, _ = lm.decode(lm.unstack(params), tokens, valid, lm.init_cache(2, 8))
+  np.testing.assert_allclose(decoded, hidden, atol=0.05)
+
+
+def test_a_bfloat16_stream_learns_as_a_float32_one():
+  """The loss curves of 80 steps of Adam differ by less than those of two orders of the data."""
+  rows = jax.random.randint(jax.random.key(1), (64, 1), 0, 40)
+  # Each row counts up from its first token: there is something to learn.
+  tokens = (rows + jnp.arange(12)) % 40
+  valid = jnp.ones(tokens.shape, bool)
+
+  def curve(stream, order=0):
+    lm = narrow(stream=stream)
+    tx = optax.adam(3e-3)
+    params = lm.init(jax.random.key(0))
+
+    def loss(params, batch):
+      logits = lm.logits(params, lm.hidden(params, batch[:, :-1], valid[:8, :-1]))
+      return optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean()
+
+    def step(carry, number):
+      params, state = carry
+      batch = jax.lax.dynamic_slice_in_dim(tokens, 8 * ((number + order) % 8), 8)
+      value, grads = jax.value_and_grad(loss)(params, batch)
+      updates, state = tx.update(grads, state)
+      return (optax.apply_updates(params, updates), state), value
+
+    return jax.jit(lambda: jax.lax.scan(step, (params, tx.init(params)), jnp.arange(80))[1])()
+
+  wide, half, reordered = curve("float32"), curve("bfloat16"), curve("float32", order=3)
+  assert float(wide[-8:].mean()) < 0.5 * float(wide[0])
+  assert float(jnp.abs(wide - half)[-8:].mean()) < 0.02
+  assert float(jnp.abs(wide - half).mean()) < float(jnp.abs(wide - reordered).mean())
 
 
 def test_a_bfloat16_cache_stays_bfloat16_on_a_tpu():
@@ -301,7 +403,9 @@ def test_too_long_rows_and_caches_say_what_fits(model):
   "change, message",
   [
     ({"dtype": "float16"}, "dtype is 'float16': choose one of float32, bfloat16"),
-    ({"remat": "block"}, "remat is 'block': choose one of none, blocks, dots"),
+    ({"stream": "float16"}, "stream is 'float16': choose one of float32, bfloat16"),
+    ({"stream": "bfloat16"}, "stream is 'bfloat16' and dtype 'float32'"),
+    ({"remat": "block"}, "remat is 'block': choose one of none, dots, attention, blocks"),
     ({"unroll": 0}, "unroll is 0: choose 1 or more"),
     ({"dropout": 1.0}, "dropout is 1.0"),
   ],

@@ -102,13 +102,13 @@ NORMS = (
 # part.
 PARTS = ("all-reduce", ("fsdp",))
 KEPT = ("all-reduce", ("data",))
-LOGITS = ("all-gather", ("model",))  # the sampler sees the whole vocabulary
+MASSES = ("all-gather", ("model",))  # of the blocks of the vocabulary, one of which is drawn
 SHUFFLE = ("all-gather", ("data",))  # rows of a random minibatch come from every device
 LENGTHS = ("all-gather", ("data", "fsdp"))  # of all episodes, by which they are dealt to devices
 TABLE = {
   sft_step: {PARAMETERS, BATCH, PRODUCTS, NORMS, PARTS, KEPT},
   reward_step: {PARAMETERS, BATCH, PRODUCTS, NORMS, PARTS, KEPT},
-  sampling: {PARAMETERS, BATCH, PRODUCTS, NORMS, LOGITS},
+  sampling: {PARAMETERS, BATCH, PRODUCTS, NORMS, MASSES},
   credit: {PARAMETERS, BATCH, PRODUCTS},
   improve: {PARAMETERS, BATCH, PRODUCTS, NORMS, PARTS, KEPT, SHUFFLE, LENGTHS},
 }

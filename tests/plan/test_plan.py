@@ -359,7 +359,7 @@ def test_collectives_in_a_recorded_program():
 
 def test_a_collective_that_is_only_started_runs_beside_computation():
   """In a fusion of the TPU compiler, which has a name for that, or by its own pair of lines."""
-  groups = "replica_groups={{0,1},{2,3}}"
+  groups = "replica_groups={{0,2},{1,3}}"
   text = f"""
 %fused_computation.1 (p: bf16[4]) -> bf16[8] {{
   %a.1 = bf16[8]{{0}} all-gather(%p), channel_id=3, {groups}
@@ -606,6 +606,7 @@ def test_a_report_is_one_json_object(capsys):
     "programs",
     "fits",
     "hours",
+    "predicted_hours",
     "chip_hours",
     "advice",
   }
@@ -628,6 +629,8 @@ def test_a_report_is_one_json_object(capsys):
       "seconds",
       "bound",
       "mfu",
+      "predicted",
+      "attention_flops",
       "tokens_per_s",
       "at_lengths",
     }
@@ -791,6 +794,36 @@ def test_a_search_adds_micro_batches_until_it_fits():
   assert (
     found["fits"] and found["micro"] > 1 and found["flags"] == f"--config.micro={found['micro']}"
   )
+
+
+def test_a_search_chooses_what_the_backward_pass_keeps(monkeypatch):
+  """By numbers of our own: of the two best meshes the second gains by keeping products."""
+  seconds = {"blocks": (4.0, 5.0, 6.0), "dots": (4.5, 3.0, 1.0), "none": (1.0, 1.0, 1.0)}
+  asked = []
+
+  def try_mesh(config, topology, mesh, build, remat=""):
+    chosen = remat or config.model.remat
+    asked.append((mesh["model"], chosen))
+    fits = chosen != "none"  # keeping all would be the fastest
+    needed = seconds.get(chosen, (9.0, 9.0, 9.0))[mesh["model"]]
+    return {"mesh": mesh, "fits": fits, "seconds": needed, "peak": 1.0, "remat": chosen}
+
+  monkeypatch.setattr(search, "try_mesh", try_mesh)
+  monkeypatch.setattr(search, "REMAT_MESHES", 2)
+  meshes = [{"data": 1, "fsdp": 1, "model": i} for i in range(3)]
+  config = settings.load("sft:6b")
+  plans = search.search(config, chips.pod("v5e:2x2"), meshes, builder("6B"))
+  assert [(plan["mesh"]["model"], plan["remat"]) for plan in plans] == [
+    (1, "dots"),
+    (0, "blocks"),
+    (2, "blocks"),
+  ]
+  assert (2, "dots") not in asked
+  assert search.with_micro(config, 2, meshes[0], "dots") == (
+    settings.override(config, [("micro", "2"), ("model.remat", "dots")]),
+    "--config.micro=2 --config.model.remat=dots",
+  )
+  assert search.with_micro(config, 2, meshes[0], "blocks")[1] == "--config.micro=2"
 
 
 def test_the_pretraining_mix_is_cut_further_than_the_episodes():

@@ -45,7 +45,7 @@ def stand_in(monkeypatch):
           if entry["key"] == "file":
             content = base64.b64decode(entry["value"]["content"])
             state.files[entry["value"]["path"]] = content
-        self.reply(200, {"commitUrl": f"{url}/commit/1", "commitOid": "1", "success": True})
+        self.reply(200, {"commitUrl": f"{url}/me/my-model/commit/1", "commitOid": "1"})
       else:
         self.reply(200, {"errors": [], "warnings": []})  # the check of a card
 

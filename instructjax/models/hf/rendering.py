@@ -14,7 +14,7 @@ from instructjax.models.llama import LlamaConfig
 from instructjax.models.weights import Config
 
 # Settings of a run, which are not part of a saved model.
-RUN = ("dropout", "dtype", "remat", "unroll", "sequence", "attention")
+RUN = ("dropout", "dtype", "stream", "remat", "unroll", "sequence", "attention")
 
 
 def render(config: Config, dtype: str) -> Raw:
