@@ -39,7 +39,7 @@ DEVICES = {
 def peak(stage: str, shape: str, preset: str, changes: dict[str, object]) -> float:
   """Returns the bytes that the largest program of a stage needs on one device."""
   config = settings.replaced(settings.preset(stage, preset), changes)
-  options = planning.Options("h200:1", policy=shape, reward=shape, arithmetic=True)
+  options = planning.Options("h200:1", model=shape, reward=shape, arithmetic=True)
   report = planning.plan(config, options)
   return max(program["arithmetic"]["peak"] for program in report["programs"])
 
