@@ -22,13 +22,17 @@ STAGES = {
   "rl_init": "the model that PPO starts from: demonstrations and pretraining text",
   "reward": "train a reward model on ranked completions",
   "ppo": "PPO-ptx against a reward model",
+  "grpo": "a policy from rewards, compared within groups of responses",
   "dpo": "a policy from ranked completions, without a reward model",
   "bestofn": "keep the best of n samples under a reward model",
   "sample": "sample responses",
 }
 # Those that leave a model, and say in manifest.json that they are finished.
-TRAINING = ("pretrain", "sft", "rl_init", "reward", "ppo", "dpo")
-MODEL_FIELD = {"ppo": "rl_init"}  # the field that --model sets, where it is not model.source
+TRAINING = ("pretrain", "sft", "rl_init", "reward", "ppo", "grpo", "dpo")
+MODEL_FIELD = {
+  "ppo": "rl_init",
+  "grpo": "rl_init",
+}  # the field that --model sets, where it is not model.source
 
 
 def arguments(command: argparse.ArgumentParser, stage: str) -> None:
@@ -156,6 +160,10 @@ def stage_of(name: str) -> Callable[..., None]:
       from instructjax.stages import ppo
 
       return ppo.run
+    case "grpo":
+      from instructjax.stages import grpo
+
+      return grpo.run
     case "dpo":
       from instructjax.stages import dpo
 

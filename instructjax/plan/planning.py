@@ -19,7 +19,7 @@ from instructjax.plan import aot, chips, estimate, programs, search, trips
 from instructjax.settings import AnySettings, PPOSettings
 from instructjax.system.download import cache_folder
 
-PLANNED = ("pretrain", "sft", "rl_init", "reward", "ppo", "dpo")
+PLANNED = ("pretrain", "sft", "rl_init", "reward", "ppo", "grpo", "dpo")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from instructjax.errors import UserError
 from instructjax.plan import aot, chips, estimate, programs
 from instructjax.plan.chips import Pod
 from instructjax.plan.programs import Program, Settings
-from instructjax.settings import PPOSettings, replaced
+from instructjax.settings import GRPOSettings, PPOSettings, replaced
 
 Build = Callable[[Settings], list[Program]]
 MOST_MICRO_BATCHES = 64
@@ -36,6 +36,9 @@ def with_micro(
     episodes = config.batch // config.ppo.minibatches
     rows = max(episodes // (mesh["data"] * mesh["fsdp"]), 1)
     changes = {"ppo.micro": min(count, rows), "ppo.ptx_micro": count}
+  if isinstance(config, GRPOSettings):
+    episodes = config.episodes // config.grpo.minibatches
+    changes = {"grpo.micro": min(count, max(episodes // (mesh["data"] * mesh["fsdp"]), 1))}
   options = " ".join(f"--config.{name}={value}" for name, value in changes.items())
   return replaced(config, changes), options
 

@@ -23,6 +23,7 @@ from instructjax.rollout import Sampling
 from instructjax.runs import origin, writers
 from instructjax.runs.origin import Origin
 from instructjax.runs.stopwatch import Stopwatch, stopwatch
+from instructjax.settings.grpo import EpisodeSettings
 from instructjax.settings.method import KLSettings
 from instructjax.settings.ppo import PPOSettings
 from instructjax.stages import looking, neighbours, running, stems, trainable, trips
@@ -251,7 +252,7 @@ def parts_of(
     ),
     Part(
       "update",
-      update_of(settings, experiment),
+      update_of(learning_rates(settings), experiment),
       ("experience", "text"),
       "state",
       tokens=settings.ppo.epochs * trained,
@@ -264,9 +265,8 @@ def parts_of(
   )
 
 
-def update_of(settings: PPOSettings, experiment: ppo.PPO) -> Callable[..., Any]:
-  """The part of an iteration that changes the state."""
-  rates = learning_rates(settings)
+def update_of(rates: Mapping[str, optim.Schedule], experiment: ppo.PPO) -> Callable[..., Any]:
+  """The part of an iteration that changes the state; its learning rates are logged."""
 
   def update(
     state: TrainState,
@@ -306,7 +306,7 @@ def kl_control(settings: KLSettings) -> Callable:
 
 
 def sampling_of(
-  settings: PPOSettings, tokenizer: Tokenizer, template: chat.Template | None = None
+  settings: EpisodeSettings, tokenizer: Tokenizer, template: chat.Template | None = None
 ) -> Sampling:
   """How episodes are sampled: from the whole distribution, ended by the ids of the tokenizer."""
   rollout = settings.sampling
@@ -326,7 +326,7 @@ def sampling_of(
 # --- models ---
 
 
-def open_rl_init(settings: PPOSettings) -> Origin:
+def open_rl_init(settings: EpisodeSettings) -> Origin:
   """The model that PPO starts from.  Raises UserError where none is named, or it is none."""
   if not settings.rl_init:
     raise UserError("config.rl_init is empty; give the directory of a finished run, or --model")
@@ -361,7 +361,7 @@ def open_judge(settings: PPOSettings, policy: Origin) -> Origin:
 
 
 def draw_prompts(
-  settings: PPOSettings,
+  settings: EpisodeSettings,
   sources: Sequence[corpora.Part],
   tokenizer: Tokenizer,
   template: chat.Template | None,
@@ -446,7 +446,7 @@ class Iteration(NamedTuple):
 
 
 def iteration_in_parts(
-  settings: PPOSettings,
+  rates: Mapping[str, optim.Schedule],
   experiment: ppo.PPO,
   state: TrainState,
   times: Stopwatch,
@@ -489,7 +489,7 @@ def iteration_in_parts(
 
     return credited, scores
 
-  update = steps.compiled(update_of(settings, experiment), state)
+  update = steps.compiled(update_of(rates, experiment), state)
   latest: Any = None
 
   def rollout(state: TrainState, frozen: Frozen, batch: dict[str, Any]) -> dict[str, Any]:
@@ -630,7 +630,9 @@ def run(
     if reward_sources:
       score_outside = scoring_outside(reward_sources, by_ids, policy.tokenizer)
     times = stopwatch()
-    iteration = iteration_in_parts(settings, experiment, state, times, score_outside)
+    iteration = iteration_in_parts(
+      learning_rates(settings), experiment, state, times, score_outside
+    )
     evaluate = None
     if held_out_records:
       held_out = looking.read_held_out(

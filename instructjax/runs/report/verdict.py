@@ -52,7 +52,7 @@ def head(run: Run) -> str:
 
 
 # The stages that leave a model.
-TRAINING = ("pretrain", "sft", "rl_init", "reward", "ppo", "dpo")
+TRAINING = ("pretrain", "sft", "rl_init", "reward", "ppo", "grpo", "dpo")
 
 
 def progress(run: Run) -> list[str]:
