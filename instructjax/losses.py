@@ -14,12 +14,14 @@ sharded). `*B` is any number of batch dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax.returns import masked_mean, masked_var, require_mask
+from instructjax.returns import kl_k3, masked_mean, masked_var, require_mask
 from instructjax.types import Array, Bool, Float, Int, Metrics, Scalar
 
 # The logit of a banned token: e^BANNED is exactly 0, and unlike -inf it can be multiplied by 0.
@@ -417,10 +419,12 @@ def _policy_terms(
   old_logp: Array,
   advantage: Array,
   clip: float,
+  clip_high: float | None = None,
 ) -> tuple[Array, Array, Array]:
   """Returns (probability ratio, unclipped loss, clipped loss) of each token."""
   ratio = probability_ratio(logp, old_logp)
-  near = jnp.clip(ratio, 1 - clip, 1 + clip)
+  high = clip if clip_high is None else clip_high
+  near = jnp.clip(ratio, 1 - clip, 1 + high)
   unclipped = -advantage * ratio
   clipped = -advantage * near
   return ratio, unclipped, clipped
@@ -433,13 +437,15 @@ def clipped_policy(
   weight: Float[Array, "*B R"],
   *,
   clip: float = 0.2,
+  clip_high: float | None = None,
 ) -> Scalar:
   """Clipped surrogate loss of the policy (Schulman et al. 2017, Eq. 7).
 
       L = Σ_t w_t max(-A_t ρ_t, -A_t clip(ρ_t, 1-ε, 1+ε)),        ρ = π / π_old
 
   `old_logp` belongs to the policy that sampled, and stays the same over all minibatches of an
-  iteration.
+  iteration. `clip_high` is ε above 1, where it is another one (Yu et al. 2025, section 3.1): so
+  unlikely tokens may become likely in fewer steps.
 
   Example:
     >>> old_logp = jnp.full((2, 3), -2.0)
@@ -451,8 +457,85 @@ def clipped_policy(
     0.367
   """
   logp, old_logp, advantage = _weighed(weight, logp, old_logp, advantage)
-  _, unclipped, clipped = _policy_terms(logp, old_logp, advantage, clip)
+  _, unclipped, clipped = _policy_terms(logp, old_logp, advantage, clip, clip_high)
   return jnp.sum(weight * jnp.maximum(unclipped, clipped))
+
+
+def dual_clipped_policy(
+  logp: Float[Array, "*B R"],
+  old_logp: Float[Array, "*B R"],
+  advantage: Float[Array, "*B R"],
+  weight: Float[Array, "*B R"],
+  *,
+  clip: float = 0.2,
+  bound: float = 3.0,
+) -> Scalar:
+  """Clipped surrogate with a bound where the advantage is negative (Ye et al. 2020, Eq. 3).
+
+      L = Σ_t w_t l_t                where A_t >= 0,        l_t that of `clipped_policy`
+      L = Σ_t w_t min(l_t, -c A_t)   where A_t < 0
+
+  Without the bound c > 1 a token that has become likely, and should not have, has an unbounded
+  loss.
+
+  Raises:
+    ValueError: unless bound > 1.
+
+  Example:
+    >>> old_logp = jnp.full((2, 3), -2.0)
+    >>> advantage = jnp.array([[1.0, 1.0, 1.0], [-1.0, -1.0, 0.0]])
+    >>> weight = losses.token_mean(mask)
+    >>> loss = losses.dual_clipped_policy(old_logp + 2, old_logp, advantage, weight)
+    >>> print(f"{loss:.3f}")  # ratios of 7.4, bounded by 3 where the advantage is negative
+    0.480
+  """
+  if not bound > 1:
+    raise ValueError(f"the bound of a ratio is above 1, got {bound}")
+  logp, old_logp, advantage = _weighed(weight, logp, old_logp, advantage)
+  _, unclipped, clipped = _policy_terms(logp, old_logp, advantage, clip)
+  term = jnp.maximum(unclipped, clipped)
+  term = jnp.where(advantage < 0, jnp.minimum(term, -bound * advantage), term)
+  return jnp.sum(weight * term)
+
+
+def kl(
+  logp: Float[Array, "*B R"],
+  ref_logp: Float[Array, "*B R"],
+  weight: Float[Array, "*B R"],
+  *,
+  estimate: Callable = kl_k3,
+) -> Scalar:
+  """KL of the policy from its reference, as a term of the loss (Shao et al. 2024, Eq. 4).
+
+      L = Σ_t w_t k(log π(y_t), log π_ref(y_t)),        k = `returns.kl_k3` or another estimate
+
+  It is in nats a token. Of these estimates k2 alone has the gradient of the KL; that of k3 is
+  the gradient of KL(π_ref‖π) under the tokens of π, which is near where the two are.
+
+  Example:
+    >>> logp, ref_logp = jnp.full((2, 3), -1.0), jnp.full((2, 3), -2.0)
+    >>> print(f"{losses.kl(logp, ref_logp, losses.token_mean(mask)):.3f}")
+    0.368
+  """
+  logp, ref_logp = _weighed(weight, logp, ref_logp)
+  return jnp.sum(weight * estimate(logp, ref_logp))
+
+
+def entropy_bonus(
+  entropy: Float[Array, "*B R"],
+  weight: Float[Array, "*B R"],
+  *,
+  coef: float,
+) -> Scalar:
+  """Rewards a policy for its entropy (Mnih et al. 2016): L = - coef Σ_t w_t H_t, H in nats.
+
+  Example:
+    >>> entropy = jnp.full((2, 3), 2.0)
+    >>> print(f"{losses.entropy_bonus(entropy, losses.token_mean(mask), coef=0.5):.3f}")
+    -1.000
+  """
+  (entropy,) = _weighed(weight, entropy)
+  return -coef * jnp.sum(weight * entropy)
 
 
 def _value_terms(

@@ -250,8 +250,8 @@ def rows_of(part: Part, tokens: Int[Array, "B T"], mask: Bool[Array, "B R"]) -> 
 def experience(part: Part, exp: Experience) -> Experience:
   """Returns the packed rows of a part, with everything that the update holds fixed."""
   tokens, stem, value_stem = take_tokens(part, (exp.tokens, exp.stem, exp.value_stem))
-  held = (exp.mask, exp.value_mask, exp.logp, exp.value, exp.advantage, exp.target)
-  mask, value_mask, logp, value, advantage, target = take_responses(part, held)
+  held = (exp.mask, exp.value_mask, exp.logp, exp.value, exp.advantage, exp.target, exp.ref_logp)
+  mask, value_mask, logp, value, advantage, target, ref_logp = take_responses(part, held)
   return Experience(
     tokens=tokens,
     valid=part.valid,
@@ -264,6 +264,7 @@ def experience(part: Part, exp: Experience) -> Experience:
     stem=stem,
     value_stem=value_stem,
     before=part.before,
+    ref_logp=ref_logp,
   )
 
 

@@ -6,6 +6,10 @@
 `credit`, then `improve`. Each part can be jitted alone, so that the score may come from any Python
 function between them. The environment is a bandit: one response, one score.
 
+What a new method changes is a function in a field of `PPO`: the advantages, the losses, and where
+the KL is paid. RLOO and GRPO are such fields (docs/research.md has an example of each). Where
+the parameters hold no "value", there is no value network: the advantages must then need none.
+
 Scores and updates are computed on packed episodes (`packs`), so that padding costs next to nothing.
 Everything else, and what the functions here take and return, has a row an episode.
 
@@ -66,7 +70,11 @@ from instructjax.types import (
 
 
 class PPO(NamedTuple):
-  """The functions and settings of one experiment."""
+  """The functions and settings of one experiment; a function that is None is that of the paper.
+
+  A loss is given weights that are shares of the minibatch, and sums weight × term over tokens
+  (`losses`). Its arrays are packed rows: neighbours in a row may belong to different episodes.
+  """
 
   lm: LM
   tx: optax.GradientTransformation
@@ -80,19 +88,37 @@ class PPO(NamedTuple):
   missing_eos: Callable = lambda score, ended: score
   # Maps (coefficient, mean KL in nats an episode, episodes) to the next KL coefficient.
   kl_control: Callable = returns.fixed_kl
+  # Maps (reward, value, mask), each [B, R], to (advantage, target): `returns.gae` with
+  # `cfg.discount` and `cfg.lam`. The responses of a prompt follow each other. Value and target are
+  # None where there is no value network, and an episode without a score has no mark.
+  advantages: Callable | None = None
+  # Maps (logp, old_logp, advantage, weight) to a loss: `losses.clipped_policy` with `cfg.clip`.
+  policy_loss: Callable | None = None
+  # Maps (value, old_value, target, weight) to a loss: `losses.clipped_value` with `cfg.value_clip`.
+  value_loss: Callable | None = None
+  # Maps (logp, ref_logp) to the KL of each token that the reward is reduced by; None pays none.
+  kl_reward: Callable | None = returns.kl_k1
+  # Maps (logp, ref_logp, weight) to a KL that is added to the loss, such as `losses.kl`. Both KLs
+  # have the coefficient of the state.
+  kl_loss: Callable | None = None
+  # Maps (entropy, weight) to a term that is added to the loss, such as `losses.entropy_bonus`.
+  entropy_loss: Callable | None = None
 
 
-def init_params(policy: Params, reward_params: Params) -> Params:
+def init_params(policy: Params, reward_params: Params | None) -> Params:
   """Returns a policy from `rl_init`, and a value network that starts as the reward model.
 
   The value network has its own parameters, and its bias is the reward model's (section 3.5).
+  Without `reward_params` there is none.
 
   Example:
     >>> print(sorted(ppo.init_params(params, model)))
     ['policy', 'value']
   """
-  return {
-    "policy": jax.tree.map(jnp.copy, policy),
+  params = {"policy": jax.tree.map(jnp.copy, policy)}
+  if reward_params is None:
+    return params
+  return params | {
     "value": jax.tree.map(jnp.copy, reward_params),
   }
 
@@ -256,12 +282,12 @@ def rollout(
   key: Key[Array, ""],
   ppo: PPO,
 ) -> Rollout:
-  """Samples one response to each prompt from the current policy.
+  """Samples `sampling.n` responses to each prompt from the current policy, which follow each other.
 
   Raises:
-    ValueError: when the settings cut the distribution or ask for several responses. The ratios and
-      the KL of PPO are of whole distributions. Also where ratios would begin at the
-      log-probabilities of a sampler whose weights or cache are int8.
+    ValueError: when the settings cut the distribution. The ratios and the KL of PPO are of whole
+      distributions. Also where ratios would begin at the log-probabilities of a sampler whose
+      weights or cache are int8.
 
   Example:
     >>> sampled = ppo.rollout(state.params, frozen, prompts, ppo.rollout_key(state), experiment)
@@ -269,10 +295,8 @@ def rollout(
     (2, 3)
   """
   sampling = ppo.sampling
-  if sampling.top_k or sampling.top_p < 1 or sampling.n > 1:
-    raise ValueError(
-      f"PPO draws one response from the whole distribution, this does not: {sampling}"
-    )
+  if sampling.top_k or sampling.top_p < 1:
+    raise ValueError(f"PPO samples from the whole distribution, this does not: {sampling}")
   if sampling.is_rounded and ppo.cfg.old_logp == "sampler":
     raise ValueError(
       "old_logp='sampler' takes the log-probabilities of a model that int8 has rounded: its ratios "
@@ -327,6 +351,10 @@ def credit(
   mark in the experience: they weigh nothing in the losses and in what is whitened, so an update is
   that of the scored episodes alone. Their KL counts, since they were sampled as the others were.
 
+  Raises:
+    ValueError: where the advantages are those of the paper and there is no value network, and where
+      there is one and the advantages have no target for it.
+
   Example:
     >>> scores = jnp.array([1.0, 2.0])
     >>> exp, metrics = ppo.credit(state.params, frozen, rows, scores, state.kl_coef, experiment)
@@ -346,13 +374,15 @@ def credit(
   # last bits. With `old_logp` "sampler" it does not, and the first update starts at its own.
   recompute = cfg.old_logp == "trainer"
   # The value network lies on the reward side: it started as the reward model.
-  value_model = reward_side(frozen, params["value"])
+  value_model = reward_side(frozen, params["value"]) if "value" in params else None
 
-  def measure(part: packs.Part) -> tuple[Array, Array, tuple[Array, ...]]:
+  def measure(part: packs.Part) -> tuple[Array, Array | None, tuple[Array, ...]]:
     packed = packs.rows_of(part, rows.tokens, mask)
     stem, value_stem = packs.take_tokens(part, (policy_stem, reward_stem))
     ref_logp, _ = policy_logp(ppo.lm, reference, packed, stem, ppo.sampling)
-    value = response_values(_reward_lm(ppo), value_model, packed, value_stem)
+    value = None
+    if value_model is not None:
+      value = response_values(_reward_lm(ppo), value_model, packed, value_stem)
     if not recompute:
       return ref_logp, value, ()
     return ref_logp, value, policy_logp(ppo.lm, policy, packed, stem, ppo.sampling)
@@ -362,21 +392,24 @@ def credit(
   ref_logp, value, of_policy = packs.give_responses(layout, measured, value_mask)
   logp = of_policy[0] if recompute else rows.logp
   kl = (logp - ref_logp) * mask
-  value = value * value_mask
+  if value is not None:
+    value = value * value_mask
 
   paid = ppo.missing_eos(score, rows.ended)
-  token_reward = returns.token_rewards(paid, kl, mask, kl_coef, place=ppo.place)
+  paid_kl = jnp.zeros_like(kl)
+  if ppo.kl_reward is not None:
+    paid_kl = jnp.where(mask, ppo.kl_reward(logp, ref_logp), 0)
+  token_reward = returns.token_rewards(paid, paid_kl, mask, kl_coef, place=ppo.place)
   if cfg.whiten_reward:
     # The mean stays: to move it would pay for long responses, or for short ones.
     token_reward = returns.whiten(token_reward, value_learnt, shift_mean=False)
   # The value mask, so that a score that is paid after the end reaches the advantages.
-  advantage, target = returns.gae(
-    token_reward,
-    value,
-    value_mask,
-    discount=cfg.discount,
-    lam=cfg.lam,
-  )
+  advantage, target = _advantages(ppo)(token_reward, value, value_learnt)
+  if value is not None and target is None:
+    raise ValueError(
+      "the advantages have no target for the value network: leave it out, ppo.init_params(policy, "
+      "None), or let the function return (advantage, target)"
+    )
 
   experience = Experience(
     tokens=rows.tokens,
@@ -390,9 +423,11 @@ def credit(
     stem=policy_stem,
     # A shared trunk has one stem, which is held once.
     value_stem=None if frozen.reward_trunk is None else reward_stem,
+    ref_logp=None if ppo.kl_loss is None else ref_logp * mask,
   )
   # Sums over the tokens of an episode, in nats.
   episode_kl = kl.sum(1)
+  episode_paid_kl = paid_kl.sum(1)
   episode_kl_k2 = (returns.kl_k2(logp, ref_logp) * mask).sum(1)
   episode_kl_k3 = jnp.where(mask, returns.kl_k3(logp, ref_logp), 0).sum(1)
   length = mask.sum(1)
@@ -403,8 +438,8 @@ def credit(
     "objective/kl_k2": episode_kl_k2.mean(),
     "objective/kl_k3": episode_kl_k3.mean(),
     "objective/kl_coef": kl_coef,
-    "objective/non_score_reward": -kl_coef * episode_kl.mean(),
-    "objective/rlhf_reward": (paid - kl_coef * episode_kl).mean(where=scored),
+    "objective/non_score_reward": -kl_coef * episode_paid_kl.mean(),
+    "objective/rlhf_reward": (paid - kl_coef * episode_paid_kl).mean(where=scored),
     "val/advantage_mean": returns.masked_mean(advantage, value_learnt),
     "val/advantage_std": jnp.sqrt(returns.masked_var(advantage, value_learnt)),
     "response/tokens": length.sum().astype(jnp.float32),
@@ -415,12 +450,55 @@ def credit(
   }
   if scored is not None:
     metrics["rollout/abstained"] = 1 - scored.mean(dtype=jnp.float32)
+  if ppo.sampling.n > 1:
+    metrics |= group_measures(score, scored, ppo.sampling.n)
   if rows.computed is not None:
     metrics["rollout/useful"] = useful_share(rows)
   if recompute:
     _, entropy = of_policy
     metrics |= policy_measures(logp, entropy, rows.logp, mask)
   return experience, metrics
+
+
+def _advantages(ppo: PPO) -> Callable:
+  """The function (reward, value, mask) -> (advantage, target)."""
+  if ppo.advantages is not None:
+    return ppo.advantages
+
+  def generalised(reward: Array, value: Array | None, mask: Array) -> tuple[Array, Array]:
+    if value is None:
+      raise ValueError(
+        "generalised advantages need a value network, and the parameters have none: give PPO "
+        "advantages that need none, such as partial(returns.leave_one_out, n=4)"
+      )
+    return returns.gae(
+      reward,
+      value,
+      mask,
+      discount=ppo.cfg.discount,
+      lam=ppo.cfg.lam,
+    )
+
+  return generalised
+
+
+def group_measures(
+  score: Float[Array, " B"],
+  scored: Bool[Array, " B"] | None,
+  n: int,
+) -> Metrics:
+  """Returns how far the scores of the n responses of a prompt are apart.
+
+  `rollout/group_std` is the mean of their standard deviations. `rollout/group_even` is the share of
+  prompts whose responses all have the same score, from which nothing is learnt.
+  """
+  if scored is None:
+    scored = jnp.ones_like(score, bool)
+  _, std = returns.group_statistics(score, scored, n)
+  return {
+    "rollout/group_std": std.mean(),
+    "rollout/group_even": jnp.mean(std == 0, dtype=jnp.float32),
+  }
 
 
 def policy_measures(
@@ -472,12 +550,13 @@ def ppo_loss(
   frozen: Frozen,
   ppo: PPO,
   first: Bool[Array, ""] | bool = False,
-) -> tuple[Scalar, tuple[Array, Array, Array]]:
-  """Clipped policy loss + value_coef * clipped value loss.
+  kl_coef: Scalar | float = 0.0,
+) -> tuple[Scalar, tuple[Array, Array | None, Array]]:
+  """Policy loss + value_coef * value loss, and the terms of the KL and of the entropy, if any.
 
   `batch` holds the experience, the weight of each token in the policy loss and its weight in the
   value loss. The key is not read: PPO runs without dropout. `first` says that the policy is still
-  the one that sampled: its ratios are then exactly 1.
+  the one that sampled: its ratios are then exactly 1. `kl_coef` is the weight of `PPO.kl_loss`.
 
   Returns:
     The loss, and (logp, value, entropy) as the rows of `steps.gradients`.
@@ -493,27 +572,35 @@ def ppo_loss(
   cfg = ppo.cfg
   policy = frozen.trunk | params["policy"]
   logp, entropy = policy_logp(ppo.lm, policy, exp, exp.stem, ppo.sampling)
-  policy_loss = losses.clipped_policy(
+  loss = _policy_loss(ppo)(
     logp,
     jnp.where(first, jax.lax.stop_gradient(logp), exp.logp),
     exp.advantage,
     weight,
-    clip=cfg.clip,
   )
+  if ppo.kl_loss is not None:
+    loss += kl_coef * ppo.kl_loss(logp, exp.ref_logp, weight)
+  if ppo.entropy_loss is not None:
+    loss += ppo.entropy_loss(entropy, weight)
 
-  value_model = reward_side(frozen, params["value"])
-  value_stem = exp.stem if frozen.reward_trunk is None else exp.value_stem
-  value = response_values(_reward_lm(ppo), value_model, exp, value_stem)
-  value_loss = losses.clipped_value(
-    value,
-    exp.value,
-    exp.target,
-    value_weight,
-    clip=cfg.value_clip,
-  )
-  loss = policy_loss + cfg.value_coef * value_loss
-  # The entropy is a metric and no bonus, so its gradient is cut.
+  value = None
+  if "value" in params:
+    value_model = reward_side(frozen, params["value"])
+    value_stem = exp.stem if frozen.reward_trunk is None else exp.value_stem
+    value = response_values(_reward_lm(ppo), value_model, exp, value_stem)
+    loss += cfg.value_coef * _value_loss(ppo)(value, exp.value, exp.target, value_weight)
+  # As a metric the entropy has no gradient.
   return loss, (logp, value, jax.lax.stop_gradient(entropy))
+
+
+def _policy_loss(ppo: PPO) -> Callable:
+  """The function (logp, old_logp, advantage, weight) -> loss."""
+  return ppo.policy_loss or partial(losses.clipped_policy, clip=ppo.cfg.clip)
+
+
+def _value_loss(ppo: PPO) -> Callable:
+  """The function (value, old_value, target, weight) -> loss."""
+  return ppo.value_loss or partial(losses.clipped_value, clip=ppo.cfg.value_clip)
 
 
 def ptx_loss(
@@ -592,7 +679,15 @@ def minibatch_step(
     packed = packs.experience(part, exp)
     packed_weights = packs.take_responses(part, weights)
     batch = (packed, *packed_weights)
-    return ppo_loss(params, batch, key, frozen=frozen, ppo=ppo, first=first)
+    return ppo_loss(
+      params,
+      batch,
+      key,
+      frozen=frozen,
+      ppo=ppo,
+      first=first,
+      kl_coef=0.0 if state.kl_coef is None else state.kl_coef,
+    )
 
   episodes, length = exp.tokens.shape
   at_once = rows_at_once(episodes, length, cfg, learnt=True)
@@ -604,29 +699,34 @@ def minibatch_step(
     count=layout.count,
   )
   logp, value, entropy = packs.give_responses(layout, measured, exp.value_mask)
-  policy_metrics = losses.policy_metrics(
-    logp,
-    jnp.where(first, logp, exp.logp),
-    exp.advantage,
-    exp.mask,
-    clip=cfg.clip,
-  )
-  value_metrics = losses.value_metrics(
-    value,
-    exp.value,
-    exp.target,
-    exp.value_mask,
-    clip=cfg.value_clip,
-  )
+  old_logp = jnp.where(first, logp, exp.logp)
   metrics = {
     "loss/total": loss,
-    **policy_metrics,
-    **value_metrics,
+    **losses.policy_metrics(logp, old_logp, exp.advantage, exp.mask, clip=cfg.clip),
     "policy/entropy_avg": returns.masked_mean(entropy, exp.mask),
     "grad/norm_ppo": optax.tree.norm(grads["policy"]),
-    "grad/norm_value": optax.tree.norm(grads["value"]),
     "update/useful": packs.useful(layout, exp.valid),
   }
+  if value is not None:
+    assert exp.value is not None and exp.target is not None  # `credit` made them of a network
+    metrics |= losses.value_metrics(
+      value,
+      exp.value,
+      exp.target,
+      exp.value_mask,
+      clip=cfg.value_clip,
+    )
+    metrics["grad/norm_value"] = optax.tree.norm(grads["value"])
+  # The terms of other losses are those of the whole minibatch, without their gradient.
+  weight, value_weight = weights
+  if ppo.policy_loss is not None:
+    metrics["loss/policy_avg"] = ppo.policy_loss(logp, old_logp, exp.advantage, weight)
+  if ppo.value_loss is not None and value is not None:
+    metrics["loss/value_avg"] = ppo.value_loss(value, exp.value, exp.target, value_weight)
+  if ppo.kl_loss is not None:
+    metrics["loss/kl"] = ppo.kl_loss(logp, exp.ref_logp, weight)
+  if ppo.entropy_loss is not None:
+    metrics["loss/entropy"] = ppo.entropy_loss(entropy, weight)
   if cfg.old_logp == "sampler":
     metrics |= policy_measures(logp, entropy, exp.logp, exp.mask)
 
@@ -807,7 +907,7 @@ def learn(
   frozen: Frozen,
   rows: Rollout,
   scores: Float[Array, " B"],
-  text: Demonstrations | None,
+  text: Demonstrations | None = None,
   *,
   ppo: PPO,
   policy_stem: Array | None = None,
@@ -816,8 +916,9 @@ def learn(
 ) -> tuple[TrainState, Metrics]:
   """Credits scored episodes, improves on them and sets the next KL coefficient.
 
-  This is an iteration without its first half, for scores that come from outside. `scored` says
-  which episodes have one (`credit`); None is all of them.
+  This is an iteration without its first half, for scores that come from outside: any function of
+  the rollout may make them. `scored` says which episodes have one (`credit`); None is all of them.
+  The stems are those of `stems`, where a trunk is frozen; without them they are computed again.
 
   Raises:
     ValueError: when the state has no KL coefficient.
@@ -880,7 +981,7 @@ def iteration(
   state: TrainState,
   frozen: Frozen,
   prompts: Prompts,
-  text: Demonstrations | None,
+  text: Demonstrations | None = None,
   *,
   ppo: PPO,
 ) -> tuple[TrainState, Metrics]:

@@ -324,6 +324,142 @@ def gae(
   return advantage, advantage + value
 
 
+# Advantages without a value network: of an episode among the n responses to its prompt, which
+# follow each other. They take what `gae` takes, and every token has the advantage of its episode.
+
+
+def leave_one_out(
+  reward: Float[Array, "B R"],
+  value: Float[Array, "B R"] | None,
+  mask: Bool[Array, "B R"],
+  *,
+  n: int,
+) -> tuple[Float[Array, "B R"], None]:
+  """Returns the return of an episode less the mean of the others (RLOO, Ahmadian et al. 2024).
+
+      A_i = G_i - 1/(n-1) Σ_{j ≠ i} G_j,        G_i = Σ_t r_it
+
+  The target of a value network is None. An episode without a mark has no score: it is none of the
+  others. One that is alone has an advantage of 0. An advantage is in the units of the reward.
+
+  Raises:
+    ValueError: where the episodes do not divide into groups of n, and unless n > 1.
+
+  Example:
+    >>> reward = jnp.array([[0.0, 0.0, 1.0], [0.0, 2.0, 0.0]])
+    >>> advantage, _ = returns.leave_one_out(reward, None, mask, n=2)
+    >>> print(advantage)
+    [[-1. -1. -1.]
+     [ 1.  1.  0.]]
+  """
+  del value
+  total, scored = _episode_returns(reward, mask)
+  by_prompt, is_scored = _groups(total, n), _groups(scored, n)
+  others = jnp.sum(is_scored, axis=1, keepdims=True) - is_scored
+  baseline = (jnp.sum(by_prompt, axis=1, keepdims=True) - by_prompt) / jnp.maximum(others, 1)
+  advantage = jnp.where(is_scored & (others > 0), by_prompt - baseline, 0)
+  return _to_tokens(advantage, mask), None
+
+
+def group_normalised(
+  reward: Float[Array, "B R"],
+  value: Float[Array, "B R"] | None,
+  mask: Bool[Array, "B R"],
+  *,
+  n: int,
+  scale: str = "group",
+  eps: float = 1e-4,
+) -> tuple[Float[Array, "B R"], None]:
+  """Returns the return of an episode, normalised within its group (GRPO, Shao et al. 2024).
+
+      A_i = (G_i - mean_j G_j) / (std_j G_j + eps),        G_i = Σ_t r_it
+
+  `scale` says what divides: the deviation within the "group"; that of the whole "batch"; or "none"
+  (Liu et al. 2025, who show that the first favours prompts that are too easy or too hard). The
+  deviation is the unbiased one. The target of a value network is None, and an episode without a
+  mark has no score: it counts in no mean.
+
+  Raises:
+    ValueError: for another scale, where the episodes do not divide into groups of n, and unless
+      n > 1.
+
+  Example:
+    >>> reward = jnp.array([[0.0, 0.0, 1.0], [0.0, 2.0, 0.0]])
+    >>> advantage, _ = returns.group_normalised(reward, None, mask, n=2, scale="none")
+    >>> print(advantage)
+    [[-0.5 -0.5 -0.5]
+     [ 0.5  0.5  0. ]]
+  """
+  del value
+  total, scored = _episode_returns(reward, mask)
+  mean, std = group_statistics(total, scored, n)
+  if scale == "batch":
+    std = jnp.sqrt(masked_var(total, scored, unbiased=True))
+  elif scale == "none":
+    std, eps = jnp.float32(1), 0.0
+  elif scale == "group":
+    std = std[:, None]
+  else:
+    raise ValueError(f'scale is "group", "batch" or "none", got {scale!r}')
+  advantage = (_groups(total, n) - mean[:, None]) / (std + eps)
+  return _to_tokens(advantage, mask), None
+
+
+def group_statistics(
+  score: Float[Array, " B"],
+  scored: Bool[Array, " B"],
+  n: int,
+) -> tuple[Float[Array, " G"], Float[Array, " G"]]:
+  """Returns (mean, unbiased standard deviation) of the scored among every n episodes, B = G * n.
+
+  Of a single scored episode the deviation is 0, and of none the mean is 0 too.
+
+  Raises:
+    ValueError: where the episodes do not divide into groups of n, and unless n > 1.
+
+  Example:
+    >>> score, scored = jnp.array([1.0, 2.0, 4.0, 4.0]), jnp.array([True, True, True, True])
+    >>> mean, std = returns.group_statistics(score, scored, n=2)
+    >>> print(mean, std)
+    [1.5 4. ] [0.707 0.   ]
+  """
+  is_scored = _groups(scored, n)
+  by_prompt = jnp.where(is_scored, _groups(score.astype(jnp.float32), n), 0)
+  count = jnp.sum(is_scored, axis=1)
+  mean = jnp.sum(by_prompt, axis=1) / jnp.maximum(count, 1)
+  deviation = jnp.where(is_scored, by_prompt - mean[:, None], 0)
+  var = jnp.sum(jnp.square(deviation), axis=1) / jnp.maximum(count - 1, 1)
+  return mean, jnp.sqrt(var)
+
+
+def _episode_returns(reward: Array, mask: Array) -> tuple[Array, Array]:
+  """Returns the sum of the rewards of each episode, and whether it has a mark."""
+  require_mask(mask)
+  chex.assert_equal_shape([reward, mask])
+  total = jnp.sum(jnp.where(mask, reward.astype(jnp.float32), 0), axis=-1)
+  return total, jnp.any(mask, axis=-1)
+
+
+def _groups(x: Array, n: int) -> Array:
+  """[B] -> [B/n, n]; the episodes of a prompt stay on their device."""
+  if n < 2 or x.shape[0] % n:
+    raise ValueError(
+      f"{x.shape[0]} episodes are no groups of {n}: several responses to each prompt are compared, "
+      "as Sampling(n=...) draws them"
+    )
+  where = jax.typeof(x).sharding
+  split = None if where.mesh.empty else jax.P(where.spec[0], None)
+  return jax.lax.reshape(x, (x.shape[0] // n, n), out_sharding=split)
+
+
+def _to_tokens(advantage: Array, mask: Array) -> Array:
+  """[B/n, n] -> [B, R]: the advantage of an episode at each of its marks, else 0."""
+  where = jax.typeof(mask).sharding
+  split = None if where.mesh.empty else jax.P(where.spec[0])
+  by_episode = jax.lax.reshape(advantage, (mask.shape[0],), out_sharding=split)
+  return jnp.where(mask, by_episode[:, None], 0)
+
+
 # The KL coefficient
 
 

@@ -84,7 +84,7 @@ class Sampling:
   top_p: float = 1.0
   eos: tuple[int, ...] = ()
   banned: tuple[int, ...] = ()
-  n: int = 1  # responses of each prompt, which is read once for all of them; PPO draws one
+  n: int = 1  # responses of each prompt, which is read once for all of them
   # False where the weights do not fit whole along fsdp: gathered a layer at a time, in every step
   whole: bool = True
   weights: str = "float"  # of matrices: as they are, or "int8", made once a rollout

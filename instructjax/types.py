@@ -180,13 +180,14 @@ class Experience:
   # Equal to `mask`, or one position longer where the score is paid after the end.
   value_mask: Bool[Array, "*B R"]
   logp: Float[Array, "*B R"]
-  value: Float[Array, "*B R"]
+  value: Float[Array, "*B R"] | None  # None, as the target, where there is no value network
   advantage: Float[Array, "*B R"]
-  target: Float[Array, "*B R"]
+  target: Float[Array, "*B R"] | None
   stem: Float[Array, "*B T D"] | None = None
   value_stem: Float[Array, "*B T D2"] | None = None  # where the reward side has its own trunk
   # The column of the token before each response token; None where responses end the rows.
   before: Int[Array, "*B R"] | None = None
+  ref_logp: Float[Array, "*B R"] | None = None  # where the loss has a KL term
 
 
 @struct.dataclass

@@ -174,8 +174,8 @@ MUTANTS["losses"] = [
     "the ratio overflows",
   ),
   M(
-    "near = jnp.clip(ratio, 1 - clip, 1 + clip)",
-    "near = jnp.clip(ratio, None, 1 + clip)",
+    "near = jnp.clip(ratio, 1 - clip, 1 + high)",
+    "near = jnp.clip(ratio, None, 1 + high)",
     "the ratio is clipped from above alone",
   ),
   M(
@@ -1851,8 +1851,8 @@ MUTANTS["ppo"] = [
   M("kl = (logp - ref_logp) * mask", "kl = logp - ref_logp", "padding in the KL"),
   M("    logp=logp * mask,", "    logp=ref_logp * mask,", "the ratio is to the reference"),
   M(
-    'value_model = reward_side(frozen, params["value"])\n\n  def measure',
-    "value_model = reward_side(frozen, frozen.reward)\n\n  def measure",
+    'value_model = reward_side(frozen, params["value"]) if "value" in params else None',
+    "value_model = reward_side(frozen, frozen.reward)",
     "the reward model values the states",
   ),
   M(
@@ -1866,25 +1866,25 @@ MUTANTS["ppo"] = [
     "a score paid after the end reaches no advantage",
   ),
   M(
-    "token_reward = returns.token_rewards(paid, kl, mask, kl_coef, place=ppo.place)",
-    "token_reward = returns.token_rewards(paid, kl, mask, kl_coef)",
+    "token_reward = returns.token_rewards(paid, paid_kl, mask, kl_coef, place=ppo.place)",
+    "token_reward = returns.token_rewards(paid, paid_kl, mask, kl_coef)",
     "the place of the score is ignored",
   ),
   M(
-    "token_reward = returns.token_rewards(paid, kl, mask, kl_coef, place=ppo.place)",
-    "token_reward = returns.token_rewards(paid, kl, mask, 0.0, place=ppo.place)",
+    "token_reward = returns.token_rewards(paid, paid_kl, mask, kl_coef, place=ppo.place)",
+    "token_reward = returns.token_rewards(paid, paid_kl, mask, 0.0, place=ppo.place)",
     "no KL penalty",
   ),
   M(
-    "token_reward = returns.token_rewards(paid, kl, mask, kl_coef, place=ppo.place)",
+    "token_reward = returns.token_rewards(paid, paid_kl, mask, kl_coef, place=ppo.place)",
     "token_reward = returns.token_rewards(paid, entropy, mask, kl_coef, place=ppo.place)",
     "the entropy is penalised",
   ),
-  M("    discount=cfg.discount,\n", "    discount=1.0,\n", "gamma not applied"),
-  M("    lam=cfg.lam,\n", "    lam=0.95,\n", "lambda not applied"),
+  M("discount=ppo.cfg.discount,\n", "discount=1.0,\n", "gamma not applied"),
+  M("lam=ppo.cfg.lam,\n", "lam=0.95,\n", "lambda not applied"),
   M(
-    "discount=cfg.discount,\n    lam=cfg.lam",
-    "discount=cfg.lam,\n    lam=cfg.discount",
+    "discount=ppo.cfg.discount,\n      lam=ppo.cfg.lam",
+    "discount=ppo.cfg.lam,\n      lam=ppo.cfg.discount",
     "discount and lambda swapped",
   ),
   M(
@@ -1898,13 +1898,13 @@ MUTANTS["ppo"] = [
     "the penalty of a missing end counts as score",
   ),
   M(
-    '"objective/non_score_reward": -kl_coef * episode_kl.mean()',
-    '"objective/non_score_reward": kl_coef * episode_kl.mean()',
+    '"objective/non_score_reward": -kl_coef * episode_paid_kl.mean()',
+    '"objective/non_score_reward": kl_coef * episode_paid_kl.mean()',
     "sign of the reward without the score",
   ),
   M(
-    '"objective/rlhf_reward": (paid - kl_coef * episode_kl).mean(where=scored)',
-    '"objective/rlhf_reward": (paid - episode_kl).mean(where=scored)',
+    '"objective/rlhf_reward": (paid - kl_coef * episode_paid_kl).mean(where=scored)',
+    '"objective/rlhf_reward": (paid - episode_paid_kl).mean(where=scored)',
     "beta left out of the reward of an episode",
   ),
   M(
@@ -1913,34 +1913,54 @@ MUTANTS["ppo"] = [
     "padding in the entropy",
   ),
   M(
-    "    exp.value,\n    exp.target,\n    value_weight,",
-    "    value,\n    exp.target,\n    value_weight,",
+    "_value_loss(ppo)(value, exp.value, exp.target, value_weight)",
+    "_value_loss(ppo)(value, value, exp.target, value_weight)",
     "value clip around the new value",
   ),
   M(
-    "    value_weight,\n    clip=cfg.value_clip",
-    "    weight,\n    clip=cfg.value_clip",
+    "_value_loss(ppo)(value, exp.value, exp.target, value_weight)",
+    "_value_loss(ppo)(value, exp.value, exp.target, weight)",
     "the value loss is not of the state after the end",
   ),
   M(
-    "    value_weight,\n    clip=cfg.value_clip",
-    "    value_weight,\n    clip=cfg.clip",
+    "partial(losses.clipped_value, clip=ppo.cfg.value_clip)",
+    "partial(losses.clipped_value, clip=ppo.cfg.clip)",
     "the clip of the policy for the values",
   ),
   M(
-    "    weight,\n    clip=cfg.clip",
-    "    weight,\n    clip=cfg.value_clip or 0.2",
+    "partial(losses.clipped_policy, clip=ppo.cfg.clip)",
+    "partial(losses.clipped_policy, clip=ppo.cfg.value_clip or 0.2)",
     "the clip of the values for the policy",
   ),
   M(
-    "loss = policy_loss + cfg.value_coef * value_loss",
-    "loss = policy_loss + value_loss",
+    "loss += cfg.value_coef * _value_loss",
+    "loss += _value_loss",
     "the coefficient of the values is ignored",
   ),
   M(
-    "loss = policy_loss + cfg.value_coef * value_loss",
-    "loss = policy_loss - cfg.value_coef * value_loss",
+    "loss += cfg.value_coef * _value_loss",
+    "loss -= cfg.value_coef * _value_loss",
     "sign of the value loss",
+  ),
+  M(
+    "loss += kl_coef * ppo.kl_loss(",
+    "loss += ppo.kl_loss(",
+    "the coefficient of the KL in the loss is ignored",
+  ),
+  M(
+    "loss += ppo.entropy_loss(entropy, weight)",
+    "loss -= ppo.entropy_loss(entropy, weight)",
+    "sign of the entropy in the loss",
+  ),
+  M(
+    "paid_kl = jnp.where(mask, ppo.kl_reward(logp, ref_logp), 0)",
+    "paid_kl = kl",
+    "another estimate of the KL is not paid",
+  ),
+  M(
+    "(token_reward, value, value_learnt)",
+    "(token_reward, value, value_mask)",
+    "an episode without a score is one of its group",
   ),
   M(
     "value_stem = exp.stem if frozen.reward_trunk is None else exp.value_stem",

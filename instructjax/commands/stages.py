@@ -23,11 +23,13 @@ STAGES = {
   "rl_init": "the model that PPO starts from: demonstrations and pretraining text",
   "reward": "train a reward model on ranked completions",
   "ppo": "PPO-ptx against a reward model",
+  "grpo": "a policy from rewards, compared within groups of responses",
   "dpo": "a policy from ranked completions, without a reward model",
   "bestofn": "keep the best of n samples under a reward model",
   "sample": "sample responses",
 }
-MODEL_FIELD = {"ppo": "rl_init"}  # the field that --model sets, where it is not model.source
+# The field that --model sets, where it is not model.source.
+MODEL_FIELD = {"ppo": "rl_init", "grpo": "rl_init"}
 
 
 def arguments(command: argparse.ArgumentParser, stage: str) -> None:
@@ -155,6 +157,10 @@ def stage_of(name: str) -> Callable[..., None]:
       from instructjax.stages import ppo
 
       return ppo.run
+    case "grpo":
+      from instructjax.stages import grpo
+
+      return grpo.run
     case "dpo":
       from instructjax.stages import dpo
 

@@ -34,6 +34,7 @@ def _facts(term: spec.Term) -> tuple[Any, ...]:
   """Returns everything that changes the scores of a term."""
   # Other options say how fast a server is asked and where its replies are cached.
   options = {name: term.options[name] for name in COUNT if name in term.options}
+  group = () if term.group is None else (str(term.group), term.group.number)
   return (
     term.kind,
     term.target,
@@ -41,6 +42,7 @@ def _facts(term: spec.Term) -> tuple[Any, ...]:
     term.weight,
     options,
     content(term),
+    *group,
   )
 
 

@@ -21,7 +21,7 @@ from instructjax.runs.description import ModelConfig
 from instructjax.settings import AnySettings, PPOSettings
 from instructjax.system.download import cache_folder
 
-PLANNED = ("pretrain", "sft", "rl_init", "reward", "ppo", "dpo")
+PLANNED = ("pretrain", "sft", "rl_init", "reward", "ppo", "grpo", "dpo")
 PAPER_REWARD = "6B"  # the shape of the paper's reward model, for policies of every size
 
 

@@ -21,16 +21,22 @@ from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.rollout import Sampling
 from instructjax.runs import origin
 from instructjax.runs.description import ModelConfig
-from instructjax.settings import DPOSettings, PPOSettings, RewardSettings
+from instructjax.settings import (
+  DPOSettings,
+  EpisodeSettings,
+  GRPOSettings,
+  PPOSettings,
+  RewardSettings,
+)
 from instructjax.settings.subjects import AnyModelSettings
 from instructjax.settings.supervised import SupervisedSettings
-from instructjax.stages import dpo, ppo, pretrain_sft, reward
+from instructjax.stages import dpo, grpo, ppo, pretrain_sft, reward
 from instructjax.stages.wiring import Part, Stage, key_of, shape_of
 from instructjax.types import LM, Cache, Leaf, Params, PyTree, TrainState
 
 # The paper's numbers of records (Table 6), from which epochs become steps.
 RECORDS = {"sft": 12_725, "rl_init": 12_725, "reward": 33_207, "dpo": 33_207}
-Settings = SupervisedSettings | RewardSettings | PPOSettings | DPOSettings
+Settings = SupervisedSettings | RewardSettings | PPOSettings | GRPOSettings | DPOSettings
 # A name of `origin.SHAPES`, or the configuration of another model.
 Shape = str | ModelConfig
 
@@ -137,13 +143,14 @@ def plan_stage(
   Raises UserError where batch, heads or widths do not divide over the mesh.
   """
   policy = language_model(shape, settings.model, remat)
+  # Which ids end a response does not change a shape.
+  end = (policy.vocab_size - 1,)
+  tokenizer = Tokenizer(lambda text: [], lambda ids: "", policy.vocab_size, end, (), (), "planned")
+  if isinstance(settings, GRPOSettings):
+    experiment = grpo.experiment_of(settings, policy, grpo.sampling_of(settings, tokenizer))
+    return Planned(grpo.wire(settings, experiment), (parameters(policy),), policy)
   if isinstance(settings, PPOSettings):
     reward_lm = language_model(reward_shape, settings.model, remat)
-    # Which ids end a response does not change a shape.
-    end = (policy.vocab_size - 1,)
-    tokenizer = Tokenizer(
-      lambda text: [], lambda ids: "", policy.vocab_size, end, (), (), "planned"
-    )
     sampling = ppo.sampling_of(settings, tokenizer)
     experiment = ppo.experiment_of(settings, policy, reward_lm, sampling)
     stage = ppo.wire(settings, experiment, shares_trunk=shape == reward_shape)
@@ -200,7 +207,7 @@ def build(
   stage = planned.stage
   state, frozen = planned.start()
   # A trunk is part of the model that is trained; the reference and the reward model are others.
-  has_reference = isinstance(settings, PPOSettings | DPOSettings)
+  has_reference = isinstance(settings, EpisodeSettings | DPOSettings)
   frozen_kind = "frozen" if has_reference else "params"
   held = (kinds_of_state(state), label(frozen_kind, frozen))
   values = dict(stage.batch)
@@ -230,19 +237,20 @@ def build(
   return programs
 
 
-def rollout_sampling(settings: PPOSettings) -> Sampling:
-  """How many rows PPO samples at a time; which ids they have does not matter to a plan."""
+def rollout_sampling(settings: EpisodeSettings) -> Sampling:
+  """How many rows are sampled at a time; which ids they have does not matter to a plan."""
   return Sampling(
     response=settings.sampling.response,
     cache=settings.sampling.cache,
     slots=settings.sampling.slots,
     halvings=settings.sampling.halvings,
+    n=settings.episodes // settings.batch,
   )
 
 
 def cache_bytes(settings: Settings, policy: LM) -> int:
   """Bytes of the key/value cache of a rollout on one device: that of its slots."""
-  if not isinstance(settings, PPOSettings):
+  if not isinstance(settings, EpisodeSettings):
     return 0
   sampling = rollout_sampling(settings)
   shape = rollout.shape_of(sampling, settings.batch, settings.data.prompt)

@@ -9,7 +9,7 @@ from instructjax.errors import UserError
 from instructjax.plan import aot, chips, estimate, programs
 from instructjax.plan.chips import Pod
 from instructjax.plan.programs import Program, Settings, Shape
-from instructjax.settings import PPOSettings, replaced
+from instructjax.settings import GRPOSettings, PPOSettings, replaced
 from instructjax.settings.subjects import Remat
 
 Build = Callable[[Settings], list[Program]]
@@ -45,6 +45,9 @@ def with_micro(
     episodes = config.batch // config.ppo.minibatches
     rows = max(episodes // (mesh["data"] * mesh["fsdp"]), 1)
     changes = {"ppo.micro": min(count, rows), "ppo.ptx_micro": count}
+  if isinstance(config, GRPOSettings):
+    episodes = config.episodes // config.grpo.minibatches
+    changes = {"grpo.micro": min(count, max(episodes // (mesh["data"] * mesh["fsdp"]), 1))}
   if remat and remat != config.model.remat:
     changes["model.remat"] = remat
   options = " ".join(f"--config.{name}={value}" for name, value in changes.items())

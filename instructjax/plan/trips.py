@@ -17,7 +17,7 @@ from instructjax.errors import UserError
 from instructjax.plan import lengths, programs
 from instructjax.plan.lengths import Lengths
 from instructjax.plan.programs import Settings
-from instructjax.settings import DPOSettings, PPOSettings, RewardSettings
+from instructjax.settings import DPOSettings, EpisodeSettings, RewardSettings
 from instructjax.settings.supervised import PretrainSettings
 from instructjax.stages import pretrain_sft, reward
 from instructjax.stages import trips as stage_trips
@@ -34,10 +34,11 @@ def expected(settings: Settings, part: Part, batches: Sequence[Lengths]) -> Mapp
 
 def of_batch(settings: Settings, part: Part, batch: Lengths) -> Mapping[str, float]:
   """The trips of the loops of a part at the lengths of one batch."""
-  if isinstance(settings, PPOSettings):
+  if isinstance(settings, EpisodeSettings):
     if part.name == "rollout":
       sampling = programs.rollout_sampling(settings)
-      return stage_trips.of_rollout(sampling, settings.data.prompt, *batch)
+      prompt = batch.prompt[:: sampling.n]
+      return stage_trips.of_rollout(sampling, settings.data.prompt, prompt, batch.response)
     return {"parts": episode_parts(settings, part, batch)}
   if isinstance(settings, RewardSettings | DPOSettings):
     return {"parts": comparison_parts(settings, batch)}
@@ -60,16 +61,16 @@ def comparison_parts(settings: RewardSettings | DPOSettings, batch: Lengths) -> 
   return packing.into_parts(sizes, layout.length, layout.rows).count
 
 
-def episode_parts(settings: PPOSettings, part: Part, batch: Lengths) -> float:
+def episode_parts(settings: EpisodeSettings, part: Part, batch: Lengths) -> float:
   """The parts of packed episodes of all of a batch, or the mean over its minibatches."""
   length = settings.data.prompt + settings.sampling.response
-  minibatch = settings.batch // settings.ppo.minibatches
+  minibatch = settings.episodes // settings.ppo.minibatches
   learnt = part.name == "update"
-  group = minibatch if learnt else settings.batch
+  group = minibatch if learnt else settings.episodes
   shards = sharding.batch_shards()
   rows = ppo.rows_at_once(minibatch, length, settings.ppo, learnt=learnt)
   counts = []
-  for start in range(0, settings.batch, group):
+  for start in range(0, settings.episodes, group):
     prompt, response = (x[start : start + group] for x in batch)
     # What the shards get is dealt by length (`packs.deal`), in scoring as it comes.
     order = np.arange(group)
@@ -113,12 +114,15 @@ def batches_of(settings: Settings, source: str, completions: int) -> list[Length
   """
   if isinstance(settings, PretrainSettings):
     raise UserError(f"--lengths={source}: pretraining has documents and no prompts; leave it out")
-  if isinstance(settings, PPOSettings):
+  if isinstance(settings, EpisodeSettings):
     response = settings.sampling.response
+    each = settings.episodes // settings.batch
   else:
     response = settings.data.response
-  rows = settings.batch
-  if settings.stage in ("reward", "dpo"):
-    rows *= completions
+    each = completions if settings.stage in ("reward", "dpo") else 1
   draw = lengths.draws(source, settings.data.prompt, response)
-  return [draw(number, rows) for number in range(DRAWS)]
+  batches = [draw(number, settings.batch * each) for number in range(DRAWS)]
+  if not isinstance(settings, EpisodeSettings) or each == 1:
+    return batches
+  # The responses of a group follow one prompt.
+  return [batch._replace(prompt=np.repeat(batch.prompt[::each], each)) for batch in batches]

@@ -3,7 +3,8 @@
 A reward is a function of texts, `(prompts, responses) -> B finite numbers`. It must give the same
 numbers for the same texts, so that a resumed run equals the run that was never stopped. A
 response is the text as it was sampled, with the space before it: prompt + response is the whole
-text. Several rewards are combined by weights; spec.py holds the grammar.
+text. Several rewards are combined by weights, by their minimum or by their mean less a deviation;
+spec.py holds the grammar.
 
 A user's own function or server gets the further fields of the prompts too, such as the right
 answer, and may abstain from a response: its score is then NaN. An abstaining reward is left out of
@@ -52,6 +53,8 @@ class Reward(NamedTuple):
   ids: Callable[[Rollout], Float[Array, " B"]] | None = None
   # Whether it is a function or a server of the user, which gets fields and may abstain.
   own: bool = False
+  # The rewards that make one term of the sum with it; None is no other.
+  group: spec.Group | None = None
 
 
 def open_all(
@@ -108,8 +111,10 @@ def _open(
       texts, ids = runs.open_run(term.target, settings, policy, length, dtype)
   # `source` is safe to write down: spec.py refuses addresses with a password.
   about = {"source": term.source, "weight": term.weight} | about
+  if term.group is not None:
+    about["combined"] = str(term.group)
   own = term.kind in ("python", "http")
-  return Reward(name, term.weight, texts, about, ids, own)
+  return Reward(name, term.weight, texts, about, ids, own, term.group)
 
 
 def manifest(sources: Sequence[Reward]) -> dict[str, dict[str, Any]]:
@@ -271,17 +276,64 @@ def in_first(score: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndar
   return np.asarray(values)
 
 
-def total(sources: Sequence[Reward], scores: Mapping[str, np.ndarray]) -> np.ndarray:
-  """Returns the weighted sum of the scores, float32 [B], without those that are NaN.
+def minimum(scores: Float[np.ndarray, "N B"]) -> Float[np.ndarray, " B"]:
+  """Returns the least of N scores of each response: the worst case of an ensemble.
 
-  A response on which every reward abstains has no score: its sum is NaN.
+  Coste et al. 2023 optimise it against over-optimisation. A score that is NaN is left out, and the
+  minimum of none is NaN.
+  """
+  # fmin prefers what is no NaN.
+  return np.fmin.reduce(np.asarray(scores), axis=0)
+
+
+def mean_less_deviation(
+  scores: Float[np.ndarray, "N B"],
+  deviations: float = 1.0,
+) -> Float[np.ndarray, " B"]:
+  """Returns mean - deviations * standard deviation over N scores of each response.
+
+  A response on which the members of an ensemble disagree is worth less (Coste et al. 2023, who
+  subtract the variance; the deviation has the units of the scores). A score that is NaN is left
+  out, and of none the result is NaN. The deviation divides by N.
+  """
+  values = np.asarray(scores, np.float64)
+  count = (~np.isnan(values)).sum(axis=0)
+  known = np.maximum(count, 1)
+  mean = np.nansum(values, axis=0) / known
+  variance = np.nansum(np.square(values - mean), axis=0) / known
+  return np.where(count > 0, mean - deviations * np.sqrt(variance), np.nan)
+
+
+def _terms(sources: Sequence[Reward], scores: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+  """Returns the terms of the sum, float64 [B] each: weighted scores, and groups as one."""
+  terms: list[np.ndarray] = []
+  groups: dict[spec.Group, list[np.ndarray]] = {}
+  for source in sources:
+    weighted = np.float64(source.weight) * scores[source.name]
+    if source.group is None:
+      terms.append(weighted)
+    else:
+      groups.setdefault(source.group, []).append(weighted)
+  for group, members in groups.items():
+    if group.deviations is None:
+      terms.append(minimum(np.stack(members)))
+    else:
+      terms.append(mean_less_deviation(np.stack(members), group.deviations))
+  return terms
+
+
+def total(sources: Sequence[Reward], scores: Mapping[str, np.ndarray]) -> np.ndarray:
+  """Returns the sum of the weighted scores, float32 [B], without those that are NaN.
+
+  The scores of a group are one term: their minimum, or their mean less a deviation. A response on
+  which every reward abstains has no score: its sum is NaN.
 
   Raises:
     UserError: a sum is not finite, which large weights can make of finite scores.
   """
   # The sum is taken in float64 and rounded once. What float32 cannot hold becomes infinite.
   with np.errstate(over="ignore"):
-    parts = [np.float64(source.weight) * scores[source.name] for source in sources]
+    parts = _terms(sources, scores)
     sums = np.nansum(parts, axis=0).astype(np.float32)
   invalid = np.flatnonzero(~np.isfinite(sums))
   if len(invalid):
@@ -374,6 +426,8 @@ __all__ = [
   "in_first",
   "manifest",
   "may_abstain",
+  "mean_less_deviation",
+  "minimum",
   "open_all",
   "responses",
   "same_ids",

@@ -1,14 +1,16 @@
 """The grammar of rewards in a configuration, and the options of each kind of source.
 
 python:my.py:polite + 0.5*http://localhost:8000/score#batch=8
+min(runs/reward-1, runs/reward-2, runs/reward-3) + 0.1*python:my.py:polite
+mean - 0.5*std(runs/reward-1, runs/reward-2, runs/reward-3)
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from instructjax.data.batches.mixture import TERM
@@ -19,7 +21,8 @@ GRAMMAR = (
   "rewards are written SOURCE, WEIGHT*SOURCE, or several of them with ' + ' between; a source is "
   "the directory of a reward run, python:FILE.py:FUNCTION, python:MODULE:FUNCTION, "
   "classifier:FOLDER_OR_HUB_ID#LABEL, http://..., https://..., openai:URL#MODEL or "
-  "perspective:ATTRIBUTE"
+  "perspective:ATTRIBUTE; a term of the sum may also be min(SOURCE, SOURCE, ...), or "
+  "mean - NUMBER*std(SOURCE, SOURCE, ...)"
 )
 # The options of all kinds that send requests. An option has the type of its default.
 _ENDPOINT = {
@@ -65,6 +68,16 @@ _LEAST = {
 }
 
 
+class Group(NamedTuple):
+  """Sources that make one term of a sum together."""
+
+  number: int  # the place of that term in the sum; terms of other sums may have the same
+  deviations: float | None  # subtracted from the mean; None takes the least of the scores
+
+  def __str__(self) -> str:
+    return "min" if self.deviations is None else f"mean - {self.deviations:g}*std"
+
+
 @dataclass(frozen=True)
 class Term:
   """One source of a sum, with its weight."""
@@ -75,6 +88,7 @@ class Term:
   target: str  # what follows the kind: a path, a function, an address
   choice: str  # the bare word after the #: a label or a model; "" without one
   options: dict[str, Any]
+  group: Group | None = None  # None stands in the sum by itself
 
 
 def parse(text: str) -> tuple[Term, ...]:
@@ -85,7 +99,39 @@ def parse(text: str) -> tuple[Term, ...]:
   """
   # A plus sign without spaces may be part of an address.
   parts = re.split(r"\s\+\s", text)
-  return tuple(_term(part.strip()) for part in parts)
+  terms: list[Term] = []
+  for number, part in enumerate(parts):
+    terms.extend(_terms(part.strip(), number))
+  return tuple(terms)
+
+
+def _terms(text: str, number: int) -> list[Term]:
+  """Returns the sources of one part of a sum: a single one, or those of a group."""
+  head, opening, rest = text.partition("(")
+  is_mean = head.startswith("mean - ") and head.endswith("std")
+  if not opening or not (head == "min" or is_mean):
+    return [_term(text)]
+  # What follows a comma alone is an option of a source.
+  members = [member.strip() for member in rest.removesuffix(")").split(", ")]
+  if not rest.endswith(")") or len(members) < 2:
+    raise UserError(f"{text}: write two sources or more, with ', ' between and no sum: {GRAMMAR}")
+  deviations = None
+  if is_mean:
+    factor = head.removeprefix("mean - ").removesuffix("std").strip().removesuffix("*").strip()
+    deviations = _deviations(text, factor)
+  group = Group(number, deviations)
+  return [replace(_term(member), group=group) for member in members]
+
+
+def _deviations(text: str, factor: str) -> float:
+  """Returns the number before std(...), which is 1 where none is written."""
+  try:
+    deviations = float(factor or 1)
+  except ValueError:
+    raise UserError(f"{text}: {factor!r} is no number: {GRAMMAR}") from None
+  if not 0 < deviations <= _MOST:
+    raise UserError(f"{text}: the factor of std must be above 0, at most {_MOST:,.0f}")
+  return deviations
 
 
 def _term(text: str) -> Term:

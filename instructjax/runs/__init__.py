@@ -10,4 +10,4 @@ report/                      one page a run
 """
 
 # The stages that leave a model, and say in manifest.json that they are finished.
-TRAINING = ("pretrain", "sft", "rl_init", "reward", "ppo", "dpo")
+TRAINING = ("pretrain", "sft", "rl_init", "reward", "ppo", "grpo", "dpo")

@@ -12,6 +12,7 @@ An object cannot be made with a value out of its range: `UserError` names the fi
 from instructjax.settings.dpo import DPOSettings
 from instructjax.settings.evals import EvalSettings
 from instructjax.settings.fields import replaced, to_dict
+from instructjax.settings.grpo import EpisodeSettings, GRPOSettings
 from instructjax.settings.ppo import PPOSettings
 from instructjax.settings.quickstart import QuickstartSettings
 from instructjax.settings.reading import (
@@ -37,7 +38,9 @@ __all__ = [
   "BestOfNSettings",
   "DPOSettings",
   "DataSettings",
+  "EpisodeSettings",
   "EvalSettings",
+  "GRPOSettings",
   "PPOSettings",
   "PretrainSettings",
   "QuickstartSettings",

@@ -72,6 +72,52 @@ class PPOConfig:
 
 
 @settings
+class GRPOConfig:
+  """An iteration of group-relative policy optimisation (Shao et al. 2024).
+
+  The defaults are those of DeepSeekMath: one update on the episodes of an iteration.
+  """
+
+  advantage: Literal["group", "batch", "none", "leave_one_out"] = setting(
+    "group",
+    "A return less the mean of its group, over the deviation of the group, of the batch, or over "
+    "nothing; or less the mean of the others (RLOO).",
+  )
+  kl: Literal["loss", "reward"] = setting(
+    "loss", "Whether the KL is a term of the loss (its k3), or paid in the reward (its k1)."
+  )
+  epochs: int = setting(1, "Passes over the episodes of an iteration.", low=1, high=10_000)
+  minibatches: int = setting(1, "Optimizer updates of a pass.", low=1)
+  clip: float = setting(0.2, "Half the width of the clipped probability ratio.", above=0, below=1)
+  clip_high: float | None = setting(
+    None, "How far a ratio may rise above 1, where it is not `clip` (DAPO: .28).", above=0, high=1e6
+  )
+  bound: float | None = setting(
+    None,
+    "The bound of a ratio where the advantage is negative (dual clip); none has none.",
+    above=1,
+  )
+  normalise: Normalise = setting(
+    "sequence_mean", "The mean over tokens, over responses of their means, or of their sums."
+  )
+  old_logp: Literal["trainer", "sampler"] = setting(
+    "trainer", "Whose log-probabilities ratios begin at, as in PPO."
+  )
+  rows_at_once: int = setting(
+    0,
+    "Packed rows that a device computes at once; 0 takes what holds 192 positions, or 2,048 on an "
+    "accelerator.",
+    low=0,
+    high=100_000,
+  )
+  micro: int = setting(1, "Micro-batches: no more rows than one has are computed at once.", low=1)
+
+  def conflicts(self) -> Iterator[tuple[str, str]]:
+    if self.bound is not None and self.clip_high is not None:
+      yield "clip_high", "the dual clip has one clip; leave out grpo.bound or this"
+
+
+@settings
 class KLSettings:
   """The coefficient of the KL penalty, fixed or adaptive (Ziegler et al. 2019, section 2.2)."""
 

@@ -67,6 +67,17 @@ class RolloutSettings:
   halvings: int = sampling_settings.halvings()
 
 
+def rounded_sampler(sampling: RolloutSettings, name: str) -> Iterator[tuple[str, str]]:
+  """What is in conflict with ratios that begin at the sampler, under the name of that field."""
+  for part, stored in (("weights", sampling.weights), ("cache", sampling.cache)):
+    if stored == "int8":
+      yield (
+        name,
+        f"config.sampling.{part}=int8 samples from a rounded model, whose log-probabilities "
+        "no ratio may begin at; choose trainer",
+      )
+
+
 @settings
 class PPOSettings:
   """PPO with the pretraining mix, PPO-ptx (Ouyang et al. 2022, Eq. 2 and App. C.4)."""
@@ -145,13 +156,7 @@ class PPOSettings:
         "...",
       )
     if self.ppo.old_logp == "sampler":
-      for name, stored in (("weights", self.sampling.weights), ("cache", self.sampling.cache)):
-        if stored == "int8":
-          yield (
-            "ppo.old_logp",
-            f"config.sampling.{name}=int8 samples from a rounded model, whose log-probabilities "
-            "no ratio may begin at; choose trainer",
-          )
+      yield from rounded_sampler(self.sampling, "ppo.old_logp")
     yield from neighbours(self.batch, self.data.together, self.data.long)
     if self.data.buckets > 1 and self.data.together > 1:
       yield "data.buckets", "the prompts of a batch have one length, so neighbours would be parted"
@@ -161,6 +166,11 @@ class PPOSettings:
         f"it does not divide by config.ppo.minibatches={self.ppo.minibatches}; choose a multiple "
         "of it",
       )
+
+  @property
+  def episodes(self) -> int:
+    """Responses of an iteration: one to each prompt."""
+    return self.batch
 
   @property
   def updates(self) -> int:

@@ -13,12 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from instructjax.errors import UserError
-from instructjax.settings import dpo, evals, fields, ppo, quickstart, reward, sampling, supervised
+from instructjax.settings import (
+  dpo,
+  evals,
+  fields,
+  grpo,
+  ppo,
+  quickstart,
+  reward,
+  sampling,
+  supervised,
+)
 from instructjax.system import user_code
 
 # The settings of a stage that trains, of any stage, and the parts that say which data are read.
 TrainingSettings = (
-  supervised.SupervisedSettings | reward.RewardSettings | ppo.PPOSettings | dpo.DPOSettings
+  supervised.SupervisedSettings
+  | reward.RewardSettings
+  | ppo.PPOSettings
+  | grpo.GRPOSettings
+  | dpo.DPOSettings
 )
 AnySettings = (
   TrainingSettings
@@ -30,7 +44,13 @@ AnySettings = (
 TextSettings = (
   supervised.TextData | supervised.DemonstrationData | supervised.MixedData | ppo.PromptAndTextData
 )
-DataSettings = TextSettings | reward.ComparisonData | dpo.PreferenceData | sampling.PromptData
+DataSettings = (
+  TextSettings
+  | reward.ComparisonData
+  | dpo.PreferenceData
+  | grpo.AnsweredData
+  | sampling.PromptData
+)
 
 # The stages and their presets; the first preset of a stage is the one that is taken where none is
 # named.
@@ -40,6 +60,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
   "rl_init": supervised.RL_INIT,
   "reward": reward.REWARD,
   "ppo": ppo.PPO,
+  "grpo": grpo.GRPO,
   "dpo": dpo.DPO,
   "bestofn": sampling.BESTOFN,
   "sample": sampling.SAMPLE,

@@ -1,4 +1,4 @@
-"""What PPO shows of itself: samples of its iterations, and what it says to held-out prompts."""
+"""What PPO and GRPO show of a run: samples of iterations, and answers to held-out prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.runs import writers
 from instructjax.runs.hooks import Hook
 from instructjax.runs.loop import Evaluate
-from instructjax.settings.ppo import PPOSettings
+from instructjax.settings.grpo import EpisodeSettings
 from instructjax.system import keys
 from instructjax.types import Array, Float, Frozen, Params, Prompts, Rollout, TrainState
 
@@ -39,7 +39,7 @@ class HeldOut(NamedTuple):
 
 
 def read_held_out(
-  settings: PPOSettings,
+  settings: EpisodeSettings,
   records: Sequence[Prompt],
   tokenizer: Tokenizer,
   template: chat.Template | None,
@@ -58,7 +58,7 @@ def read_held_out(
 
 
 def evaluate(
-  settings: PPOSettings,
+  settings: EpisodeSettings,
   experiment: ppo.PPO,
   frozen: Frozen,
   tokenizer: Tokenizer,
@@ -110,7 +110,7 @@ def evaluate(
   return measure
 
 
-def rows_together(settings: PPOSettings, prompts: int) -> int:
+def rows_together(settings: EpisodeSettings, prompts: int) -> int:
   """The prompts that are answered at once: at most a batch, and whole micro-batches of it."""
   unit = settings.ppo.minibatches * settings.ppo.micro * sharding.batch_shards()
   return min(settings.batch, unit * math.ceil(prompts / unit))
@@ -142,7 +142,7 @@ Latest = Callable[[], tuple[Rollout, Float[Array, " B"], Any]]
 
 
 def sampler(
-  settings: PPOSettings,
+  settings: EpisodeSettings,
   experiment: ppo.PPO,
   frozen: Frozen,
   by_ids: Mapping[bytes, Prompt],

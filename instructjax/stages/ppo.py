@@ -22,6 +22,7 @@ from instructjax.rollout import Sampling
 from instructjax.runs import origin, writers
 from instructjax.runs.origin import Origin
 from instructjax.runs.stopwatch import Stopwatch, stopwatch
+from instructjax.settings.grpo import EpisodeSettings
 from instructjax.settings.method import KLSettings
 from instructjax.settings.ppo import PPOSettings
 from instructjax.stages import looking, neighbours, running, stems, trainable, trips
@@ -250,7 +251,7 @@ def parts_of(
     ),
     Part(
       "update",
-      update_of(settings, experiment),
+      update_of(learning_rates(settings), experiment),
       ("experience", "text"),
       "state",
       tokens=settings.ppo.epochs * trained,
@@ -263,9 +264,8 @@ def parts_of(
   )
 
 
-def update_of(settings: PPOSettings, experiment: ppo.PPO) -> Callable[..., Any]:
-  """The part of an iteration that changes the state."""
-  rates = learning_rates(settings)
+def update_of(rates: Mapping[str, optim.Schedule], experiment: ppo.PPO) -> Callable[..., Any]:
+  """The part of an iteration that changes the state; its learning rates are logged."""
 
   def update(
     state: TrainState,
@@ -305,7 +305,7 @@ def kl_control(settings: KLSettings) -> Callable:
 
 
 def sampling_of(
-  settings: PPOSettings, tokenizer: Tokenizer, template: chat.Template | None = None
+  settings: EpisodeSettings, tokenizer: Tokenizer, template: chat.Template | None = None
 ) -> Sampling:
   """How episodes are sampled: from the whole distribution, ended by the ids of the tokenizer."""
   rollout = settings.sampling
@@ -325,7 +325,7 @@ def sampling_of(
 # --- models ---
 
 
-def open_rl_init(settings: PPOSettings) -> Origin:
+def open_rl_init(settings: EpisodeSettings) -> Origin:
   """The model that PPO starts from.  Raises UserError where none is named, or it is none."""
   if not settings.rl_init:
     raise UserError("config.rl_init is empty; give the directory of a finished run, or --model")
@@ -360,7 +360,7 @@ def open_judge(settings: PPOSettings, policy: Origin) -> Origin:
 
 
 def draw_prompts(
-  settings: PPOSettings,
+  settings: EpisodeSettings,
   sources: Sequence[corpora.Part],
   tokenizer: Tokenizer,
   template: chat.Template | None,
@@ -445,20 +445,21 @@ class Iteration(NamedTuple):
 
 
 def iteration_in_parts(
-  settings: PPOSettings,
+  rates: Mapping[str, optim.Schedule],
   experiment: ppo.PPO,
   state: TrainState,
   times: Stopwatch,
   score_outside: ScoreOutside | None = None,
+  options: str = "",
 ) -> Iteration:
   """An iteration in three compiled parts, rollout, scoring and update, which `times` measures.
 
   They are what is planned. Between the first two of them `score_outside` may score the responses;
   the reward model does where there is none. The update donates the state: where a reward fails, the
-  state is still whole. A response without a score is left out (`ppo.credit`).
+  state is still whole. A response without a score is left out (`ppo.credit`). `options` are the
+  user's for the compiler.
   """
-
-  jit = partial(compiler.jit, options=settings.mesh.compiler)
+  jit = partial(compiler.jit, options=options)
 
   @jit
   def draw(state: TrainState, frozen: Frozen, prompts: Prompts) -> Rollout:
@@ -490,7 +491,7 @@ def iteration_in_parts(
 
     return credited, scores
 
-  update = steps.compiled(update_of(settings, experiment), state, settings.mesh.compiler)
+  update = steps.compiled(update_of(rates, experiment), state, options)
   latest: Any = None
 
   def rollout(state: TrainState, frozen: Frozen, batch: dict[str, Any]) -> dict[str, Any]:
@@ -631,7 +632,9 @@ def run(
     if reward_sources:
       score_outside = scoring_outside(reward_sources, by_ids, policy.tokenizer)
     times = stopwatch()
-    iteration = iteration_in_parts(settings, experiment, state, times, score_outside)
+    iteration = iteration_in_parts(
+      learning_rates(settings), experiment, state, times, score_outside, settings.mesh.compiler
+    )
     evaluate = None
     if held_out_records:
       held_out = looking.read_held_out(

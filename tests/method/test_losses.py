@@ -14,6 +14,7 @@ from jax.test_util import check_grads as finite_differences
 from oracles import losses as oracle
 
 from instructjax import losses as plain
+from instructjax import returns
 
 losses = tiny.whole(plain)
 P = jax.P
@@ -603,6 +604,44 @@ def test_no_log_ratio_makes_the_policy_loss_or_its_gradient_nan(log_ratio, advan
     assert gradient[0] == 0
   elif log_ratio > 0:
     assert gradient[0] > 0  # a descent makes the token less likely again
+
+
+def test_dual_clipped_policy_by_hand():
+  """Ratios of 4, 2, ½ and 4 with A = -1, -1, -1 and 1: the bound of 3 holds the first alone."""
+  logp = jnp.log(jnp.array([[4.0, 2, 0.5, 4]]))
+  advantage = jnp.array([[-1.0, -1, -1, 1]])
+  f = lambda lp: losses.dual_clipped_policy(lp, jnp.zeros((1, 4)), advantage, jnp.ones((1, 4)))
+  close(f(logp), 3 + 2 + 0.8 - 1.2)
+  close(jax.grad(f)(logp), [[0, 2, 0, 0]])
+  with pytest.raises(ValueError, match="the bound of a ratio is above 1, got 1"):
+    losses.dual_clipped_policy(logp, logp, advantage, jnp.ones((1, 4)), bound=1)
+
+
+def test_the_clip_above_one_may_be_another():
+  logp = jnp.log(jnp.array([[1.25, 1.25, 0.75, 0.6]]))
+  advantage = jnp.array([[1.0, 1, -1, -1]])
+  f = lambda lp: losses.clipped_policy(
+    lp, jnp.zeros((1, 4)), advantage, jnp.ones((1, 4)), clip=0.2, clip_high=0.28
+  )
+  close(f(logp), -1.25 - 1.25 + 0.8 + 0.8)
+  close(jax.grad(f)(logp), [[-1.25, -1.25, 0, 0]])
+
+
+def test_the_term_of_the_kl_by_hand():
+  """With d = log 2 and -log 2: k3 is ½ - 1 + log 2 and 2 - 1 - log 2; its gradient 1 - e^-d."""
+  d = jnp.log(jnp.array([[2.0, 0.5, 3.0]]))
+  weight = jnp.array([[0.5, 0.5, 0.0]])
+  f = lambda lp, **more: losses.kl(lp, jnp.zeros((1, 3)), weight, **more)
+  close(f(d), 0.25)
+  close(jax.grad(f)(d), [[0.25, -0.5, 0]])
+  close(f(d, estimate=returns.kl_k2), 0.5 * np.log(2) ** 2)
+
+
+def test_the_bonus_of_the_entropy_by_hand():
+  entropy, weight = jnp.array([[2.0, 1.0, jnp.nan]]), jnp.array([[0.5, 0.5, 0.0]])
+  f = lambda h: losses.entropy_bonus(h, weight, coef=0.1)
+  close(f(entropy), -0.15)
+  close(jax.grad(f)(entropy), [[-0.05, -0.05, 0]])
 
 
 def test_the_ratio_is_exact_where_it_can_be():

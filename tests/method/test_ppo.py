@@ -549,13 +549,63 @@ def iterations(family, place_params, place_batch):
   return history, jax.tree.map(np.asarray, state.params)
 
 
-@pytest.mark.parametrize("cut", [{"top_p": 0.9}, {"top_k": 5}, {"n": 2}])
-def test_a_cut_distribution_and_several_responses_are_refused(cut):
+@pytest.mark.parametrize("cut", [{"top_p": 0.9}, {"top_k": 5}])
+def test_a_cut_distribution_is_refused(cut):
   """Its log-probabilities are not those that the update computes: ratios would not begin at 1."""
   config, state, frozen = setup()
   config = config._replace(sampling=Sampling(response=R, **cut))
-  with pytest.raises(ValueError, match="one response from the whole distribution"):
+  with pytest.raises(ValueError, match="samples from the whole distribution"):
     ppo.rollout(state.params, frozen, tiny.prompts(config.lm, rows=2), jax.random.key(0), config)
+
+
+def policy_alone(**fields):
+  """(PPO, state, frozen) of a policy without a value network, which answers a prompt four times."""
+  tx = optim.by_subtree(policy=optim.adamw(1e-3, eps=1e-5))
+  config, state, frozen = setup(tx=tx, whiten_advantage=False)
+  config = config._replace(
+    sampling=dataclasses.replace(config.sampling, n=4),
+    advantages=partial(returns.group_normalised, n=4),
+    kl_reward=None,
+    kl_loss=losses.kl,
+    **fields,
+  )
+  params = ppo.init_params(state.params["policy"], None)
+  state = steps.init_state(jax.random.key(0), params, tx, ema=None, kl_coef=0.04)
+  return config, state, frozen
+
+
+def test_a_policy_learns_from_groups_without_a_value_network():
+  config, state, frozen = policy_alone()
+  new, metrics = jitted(ppo.iteration, config)(state, frozen, tiny.prompts(config.lm, rows=2))
+  assert new.step == 2 and set(new.params) == {"policy"}
+  assert not [name for name in metrics if "value" in name or "explained" in name]
+  assert float(metrics["rollout/group_std"]) > 0 and float(metrics["rollout/group_even"]) == 0
+  assert float(metrics["val/advantage_mean"]) != 0  # a long response counts more
+  rows = jitted(ppo.rollout, config)(
+    state.params, frozen, tiny.prompts(config.lm, rows=2), ppo.rollout_key(state)
+  )
+  prompt = np.asarray(rows.tokens)[:, :5].reshape(2, 4, 5)
+  assert (prompt == prompt[:, :1]).all() and (prompt[0] != prompt[1]).any()
+  # Where all responses of a prompt have one score, nothing but the KL is learnt, and it is 0 still.
+  even = np.repeat([1.0, -2.0], 4)
+  _, metrics = jitted(ppo.learn, config)(state, frozen, rows, jnp.asarray(even, jnp.float32))
+  assert float(metrics["rollout/group_even"]) == 1
+  assert float(metrics["loss/kl"]) == pytest.approx(0, abs=1e-6)
+  assert float(metrics["grad/norm_ppo"]) == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("mesh", [(2, 2, 1)], indirect=True, ids=str)
+def test_groups_on_a_mesh_are_those_of_one_device(mesh):
+  rng = np.random.default_rng(0)
+  reward = jnp.asarray(rng.normal(size=(16, 5)), jnp.float32)
+  mask = jnp.asarray(tiny.ragged(16, 5))
+  placed = sharding.place_batch((reward, mask))
+  for estimate in (returns.leave_one_out, returns.group_normalised):
+    expected = tiny.unsharded(
+      lambda estimate=estimate: np.asarray(estimate(reward, None, mask, n=4)[0])
+    )
+    advantage, _ = jax.jit(partial(estimate, n=4))(placed[0], None, placed[1])
+    np.testing.assert_allclose(advantage, expected, rtol=1e-5, atol=1e-6)
 
 
 # --- a bandit whose responses can be counted: vocabulary 4, length 3 ---

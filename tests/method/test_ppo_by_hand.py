@@ -398,6 +398,137 @@ def test_a_batch_without_any_score_teaches_nothing(tables):
     close(metrics[name], 0)
 
 
+# Functions in the place of those of the paper
+
+
+def alone(config):
+  """The state of a policy without a value network."""
+  params, frozen = models()
+  config = config._replace(tx=optim.by_subtree(policy=optax.sgd(1.0)))
+  return config, start(config, ppo.init_params(params["policy"], None)), frozen
+
+
+def test_a_group_is_credited_without_a_value_network(tables):
+  """Rows 0 and 1 are the responses to a prompt, and 2 and 3 those to another."""
+  config = experiment(whiten_advantage=False)
+  config = config._replace(advantages=partial(returns.leave_one_out, n=2))
+  config, state, frozen = alone(config)
+  exp, _ = ppo.credit(state.params, frozen, episodes(), array(SCORE), jnp.float32(0.5), config)
+  assert exp.value is None and exp.target is None and exp.ref_logp is None
+  total = SCORE - 0.5 * ((LOGP - REF) * MASK).sum(1)
+  advantage = total - total[[1, 0, 3, 2]]
+  close(exp.advantage, advantage[:, None] * MASK)
+  new, _ = ppo.learn(state, frozen, episodes(), array(SCORE), ppo=config)
+  # At a ratio of 1 the gradient of the surrogate is - A / tokens.
+  close(new.params["policy"]["logp"] - LOGP, advantage[:, None] * MASK / MASK.sum())
+
+
+def test_an_episode_without_a_score_is_none_of_its_group(tables):
+  """Row 2 has none, so that row 3 is alone: nothing is learnt from either."""
+  config = experiment(whiten_advantage=False)
+  config = config._replace(advantages=partial(returns.leave_one_out, n=2))
+  config, state, frozen = alone(config)
+  scored = jnp.asarray([True, True, False, True])
+  exp, _ = ppo.credit(
+    state.params, frozen, episodes(), array(SCORE), jnp.float32(0.5), config, scored=scored
+  )
+  moved = np.abs(np.asarray(exp.advantage)).sum(axis=1) > 0
+  assert moved.tolist() == [True, True, False, False]
+
+
+def test_the_kl_is_paid_in_the_reward_or_added_to_the_loss(tables):
+  config = experiment(whiten_advantage=False)
+  config = config._replace(
+    advantages=partial(returns.leave_one_out, n=2), kl_reward=None, kl_loss=losses.kl
+  )
+  config, state, frozen = alone(config)
+  exp, metrics = ppo.credit(
+    state.params, frozen, episodes(), array(SCORE), jnp.float32(0.5), config
+  )
+  advantage = SCORE - SCORE[[1, 0, 3, 2]]
+  close(exp.advantage, advantage[:, None] * MASK)
+  close(metrics["objective/non_score_reward"], 0)
+  close(metrics["objective/rlhf_reward"], SCORE.mean())
+  close(metrics["objective/kl"], ((LOGP - REF) * MASK).sum(1).mean())
+  new, metrics = ppo.learn(state, frozen, episodes(), array(SCORE), ppo=config)
+  d = LOGP - REF
+  close(metrics["loss/kl"], (np.expm1(-d) + d)[MASK].mean(), rtol=1e-4)
+  # d/dlogp of k3 is 1 - e^-d, with the coefficient of the state, 0.5.
+  gradient = (-advantage[:, None] + 0.5 * (1 - np.exp(-d))) * MASK / MASK.sum()
+  close(LOGP - new.params["policy"]["logp"], gradient, rtol=1e-4)
+
+
+def test_another_estimate_of_the_kl_is_paid(tables):
+  config = experiment()._replace(kl_reward=returns.kl_k3)
+  params, frozen = models()
+  exp, metrics = ppo.credit(params, frozen, episodes(), array(SCORE), jnp.float32(0.5), config)
+  d = LOGP - REF
+  k3 = (np.expm1(-d) + d) * MASK
+  token_reward = oracle.token_rewards(SCORE, k3, MASK, 0.5, False)
+  close(exp.advantage, oracle.gae(token_reward, VALUE, MASK, 1.0, 0.95)[0], rtol=1e-4)
+  close(metrics["objective/non_score_reward"], -0.5 * k3.sum(1).mean(), rtol=1e-4)
+
+
+def test_losses_of_ones_own_move_the_tables(tables):
+  """The policy by REINFORCE and for its entropy, the value network by the absolute error."""
+
+  def reinforce(logp, old_logp, advantage, weight):
+    return -jnp.sum(weight * advantage * logp)
+
+  def absolute(value, old_value, target, weight):
+    return jnp.sum(weight * jnp.abs(value - target))
+
+  config = experiment(whiten_advantage=False, value_coef=0.3, micro=2)
+  config = config._replace(
+    policy_loss=reinforce,
+    value_loss=absolute,
+    entropy_loss=partial(losses.entropy_bonus, coef=0.2),
+  )
+  params, frozen = models()
+  exp = experience()
+  state = start(config, params)
+  new, metrics = ppo.minibatch_step(state, (exp, None), frozen=frozen, ppo=config)
+  share = MASK / MASK.sum()
+  moved = jax.tree.map(jnp.subtract, params, new.params)
+  close(moved["policy"]["logp"], -np.asarray(exp.advantage) * share)
+  close(moved["policy"]["entropy"], -0.2 * share)
+  sign = np.sign(VALUE - np.asarray(exp.target))
+  close(moved["value"]["head"]["value"], 0.3 * sign * share)
+  policy = -(share * np.asarray(exp.advantage) * LOGP).sum()
+  value = (share * np.abs(VALUE - np.asarray(exp.target))).sum()
+  bonus = -0.2 * (share * ENTROPY).sum()
+  close(metrics["loss/policy_avg"], policy)
+  close(metrics["loss/value_avg"], value)
+  close(metrics["loss/entropy"], bonus)
+  close(metrics["loss/total"], policy + 0.3 * value + bonus)
+
+
+def test_functions_of_the_paper_in_their_fields_change_nothing(tables):
+  params, frozen = models()
+  config = experiment(discount=0.9, lam=0.5)
+  same = config._replace(
+    advantages=partial(returns.gae, discount=0.9, lam=0.5),
+    policy_loss=losses.clipped_policy,
+    value_loss=losses.clipped_value,
+  )
+  runs = [
+    ppo.learn(start(c, params), frozen, episodes(), array(SCORE), ppo=c) for c in (config, same)
+  ]
+  (first, measured), (second, measured_again) = runs
+  tiny.assert_trees_equal(first, second)
+  tiny.assert_trees_close(measured, measured_again, atol=1e-6)
+
+
+def test_what_does_not_go_together_is_refused(tables):
+  config, state, frozen = alone(experiment())
+  with pytest.raises(ValueError, match="generalised advantages need a value network"):
+    ppo.learn(state, frozen, episodes(), array(SCORE), ppo=config)
+  config = experiment()._replace(advantages=partial(returns.leave_one_out, n=2))
+  params, frozen = models()
+  with pytest.raises(ValueError, match="no target for the value network"):
+    ppo.learn(start(config, params), frozen, episodes(), array(SCORE), ppo=config)
+
+
 # Which model reads what
 
 

@@ -269,6 +269,58 @@ def test_paying_after_the_end_trains_the_value_of_the_end():
     close(advantage[0, 1], want)
 
 
+# Advantages within a group
+
+
+def test_leave_one_out_by_hand():
+  """Returns of 1, 2, 6 and of 0, 0, 3; a KL is part of a return, and padding is not."""
+  reward = jnp.array([[1.0, 9], [2, 0], [5, 1], [0, 0], [0.5, -0.5], [3, 9]])
+  mask = jnp.array([[1, 0], [1, 1], [1, 1], [1, 1], [1, 1], [1, 0]], bool)
+  advantage, target = returns.leave_one_out(reward, None, mask, n=3)
+  want = np.array([1 - 4, 2 - 3.5, 6 - 1.5, -1.5, -1.5, 3])
+  close(advantage, want[:, None] * np.asarray(mask))
+  assert target is None
+
+
+def test_group_normalised_by_hand():
+  """The deviation of 1, 2, 6 is √7 and that of 0, 0, 3 is √3; of all six √5.2."""
+  reward = jnp.array([[1.0], [2], [6], [0], [0], [3]])
+  mask = jnp.ones((6, 1), bool)
+  centred = np.array([-2, -1, 3, -1, -1, 2.0])[:, None]
+  deviation = np.repeat(np.sqrt([7, 3]), 3)[:, None]
+  of = partial(returns.group_normalised, reward, None, mask, n=3)
+  close(of()[0], centred / (deviation + 1e-4))
+  close(of(scale="none")[0], centred)
+  close(of(scale="batch", eps=0.0)[0], centred / np.sqrt(np.var([1, 2, 6, 0, 0, 3], ddof=1)))
+  assert of()[1] is None
+  with pytest.raises(ValueError, match='"group", "batch" or "none", got \'prompt\''):
+    of(scale="prompt")
+
+
+def test_a_group_of_equal_scores_has_no_advantage():
+  reward, mask = jnp.full((4, 2), 0.7), jnp.ones((4, 2), bool)
+  for estimate in (returns.leave_one_out, returns.group_normalised):
+    same(estimate(reward, None, mask, n=4)[0], np.zeros((4, 2)))
+
+
+def test_an_episode_without_a_score_is_none_of_its_group():
+  """Of the first group one is left out, of the second all but one: that one has no other."""
+  reward = jnp.array([[1.0], [50], [6], [5], [50], [50]])
+  mask = jnp.array([1, 0, 1, 1, 0, 0], bool)[:, None]
+  advantage, _ = returns.leave_one_out(reward, None, mask, n=3)
+  close(advantage[:, 0], [-5, 0, 5, 0, 0, 0])
+  advantage, _ = returns.group_normalised(reward, None, mask, n=3, eps=0.5)
+  half = 2.5 / (np.sqrt(12.5) + 0.5)
+  close(advantage[:, 0], [-half, 0, half, 0, 0, 0])
+
+
+def test_what_is_no_group_is_refused():
+  reward, mask = jnp.zeros((6, 1)), jnp.ones((6, 1), bool)
+  for n in (1, 4):
+    with pytest.raises(ValueError, match=f"6 episodes are no groups of {n}"):
+      returns.leave_one_out(reward, None, mask, n=n)
+
+
 # KL coefficient
 
 

@@ -118,6 +118,12 @@ def test_a_sum_has_weights_kinds_and_options():
       "environment variable NO_SUCH_VARIABLE of #token= is not set",
     ),
     ("http://h/s#header=X-Key", "needs #token=VARIABLE"),
+    ("min(runs/a)", "write two sources or more"),
+    ("min(runs/a + runs/b)", "write two sources or more"),
+    ("min(runs/a, runs/b", "write two sources or more"),
+    ("mean - x*std(runs/a, runs/b)", "'x' is no number"),
+    ("mean - -1*std(runs/a, runs/b)", "the factor of std must be above 0"),
+    ("min(runs/a, )", "a reward is empty"),
   ],
 )
 def test_what_cannot_be_read_is_explained(text, message):
@@ -143,6 +149,46 @@ def test_weights_make_the_sum(module):
 
 
 # --- Python functions ---
+
+
+ENSEMBLE = """
+def a(p, r):
+  return [1, 2, 3, None, None]
+def b(p, r):
+  return [4, 0, 3, 5, None]
+def c(p, r):
+  return [1, 1, 1, 1, 1]
+"""
+
+
+def test_an_ensemble_is_one_term_of_the_sum(module):
+  """The least of the weighted scores; a member that abstains is none, and all of them no term."""
+  file = module(ENSEMBLE)
+  a, b, c = (f"python:{file}:{name}#limit=9" for name in "abc")
+  sources = rewards.open_all(f"min({a}, 0.5*{b}) + 10*{c}", {})
+  scores = {"a": np.array([1, 2, 3, np.nan, np.nan]), "b": np.array([4, 0, 3, 5, np.nan])}
+  scores["c"] = np.ones(5)
+  np.testing.assert_array_equal(rewards.total(sources, scores), [11, 10, 11.5, 12.5, 10])
+  assert [about.get("combined") for about in rewards.manifest(sources).values()] == [
+    "min",
+    "min",
+    None,
+  ]
+  sources = rewards.open_all(f"{c} + mean - 0.5*std({a}, {b})", {})
+  assert [source.name for source in sources] == ["c", "a", "b"]
+  expected = [1 + 2.5 - 0.75, 1 + 1 - 0.5, 1 + 3, 1 + 5, 1]
+  np.testing.assert_allclose(rewards.total(sources, scores), expected)
+  (first, second) = rewards.open_all(f"mean - std({a}, {b})", {})
+  assert first.group == second.group == spec.Group(0, 1.0)
+  assert np.isnan(rewards.total((first, second), scores)).tolist() == [False] * 4 + [True]
+
+
+def test_two_ensembles_are_two_terms(module):
+  file = module(ENSEMBLE)
+  pair = f"min(python:{file}:a, python:{file}:b)"
+  sources = rewards.open_all(f"{pair} + {pair}", {})
+  scores = {source.name: np.array([2.0]) for source in sources}
+  np.testing.assert_array_equal(rewards.total(sources, scores), [4])
 
 
 def test_a_module_by_name_and_one_with_neighbours(module):

@@ -31,6 +31,7 @@ from instructjax.data.tokens.vocabulary import document_end
 from instructjax.errors import UserError, naming
 from instructjax.settings import DataSettings, TextSettings
 from instructjax.settings.dpo import PreferenceData
+from instructjax.settings.grpo import AnsweredData
 from instructjax.settings.ppo import PromptAndTextData
 from instructjax.settings.reward import ComparisonData
 from instructjax.settings.supervised import DemonstrationData, MixedData
@@ -197,7 +198,7 @@ def comparisons(
 
 
 def prompts(
-  data: PromptAndTextData,
+  data: PromptAndTextData | AnsweredData,
   part: Part,
   tokenizer: Tokenizer,
   template: chat.Template | None,

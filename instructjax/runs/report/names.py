@@ -21,6 +21,7 @@ STAGES = {
   "gold": "Gold model",
   "pretrain": "Pretraining",
   "dpo": "DPO",
+  "grpo": "GRPO",
 }
 
 SLICES = {
