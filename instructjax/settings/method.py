@@ -96,6 +96,7 @@ class GRPOConfig:
     None,
     "The bound of a ratio where the advantage is negative (dual clip); none has none.",
     above=1,
+    high=100,
   )
   normalise: Normalise = setting(
     "sequence_mean", "The mean over tokens, over responses of their means, or of their sums."

@@ -11,7 +11,7 @@ from instructjax.settings import reading
 from instructjax.stages import wiring
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-STAGES = ("pretrain", "sft", "rl_init", "reward", "ppo", "dpo", "bestofn", "sample")
+STAGES = ("pretrain", "sft", "rl_init", "reward", "ppo", "grpo", "dpo", "bestofn", "sample")
 SIZES = ("1.3b", "6b", "175b")
 
 

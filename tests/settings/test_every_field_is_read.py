@@ -32,6 +32,7 @@ RUNS = {
     {**TOP, "data.stems": True},
     {**ADAPTED, "rewards": "", "policy_optimizer.schedule": "linear"},
   ],
+  "grpo": [TOP, {**ADAPTED, "optimizer.schedule": "linear", "grpo.advantage": "leave_one_out"}],
   "bestofn": [{}, {"model.source": ""}],
   "sample": [{}, {"model.source": ""}],
 }
