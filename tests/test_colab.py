@@ -72,6 +72,14 @@ def test_the_table_names_every_notebook():
     assert f"]({path.name})" in table, path.name
 
 
+def test_links_between_notebooks_lead_somewhere():
+  for path in FOLDER.glob("*.ipynb"):
+    text = "".join(source(cell) for cell in cells(path.stem, "markdown"))
+    for link in text.split("](")[1:]:
+      target = link.partition(")")[0]
+      assert target.startswith("http") or (FOLDER / target).exists(), (path.name, target)
+
+
 def test_installing_pins_the_jax_that_is_there():
   lines = source(cells("losses", "code")[0]).splitlines()
   commands = [line.strip() for line in lines if line.strip().startswith(("!", "%"))]
