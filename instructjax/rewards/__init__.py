@@ -298,9 +298,9 @@ def mean_less_deviation(
   """
   values = np.asarray(scores, np.float64)
   count = (~np.isnan(values)).sum(axis=0)
-  known = np.maximum(count, 1)
-  mean = np.nansum(values, axis=0) / known
-  variance = np.nansum(np.square(values - mean), axis=0) / known
+  divisor = np.maximum(count, 1)
+  mean = np.nansum(values, axis=0) / divisor
+  variance = np.nansum(np.square(values - mean), axis=0) / divisor
   return np.where(count > 0, mean - deviations * np.sqrt(variance), np.nan)
 
 

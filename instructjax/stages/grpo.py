@@ -14,14 +14,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax import losses, optim, ppo, returns, rewards, sharding, steps
+from instructjax import losses, optim, ppo, returns, sharding, steps
 from instructjax.data.batches import corpora
 from instructjax.data.tokens import chat
 from instructjax.data.tokens.tokenizers import Tokenizer
-from instructjax.errors import UserError, naming
+from instructjax.errors import UserError
 from instructjax.models import freeze
 from instructjax.rollout import Sampling
-from instructjax.runs import origin, writers
+from instructjax.runs import origin
 from instructjax.runs.stopwatch import stopwatch
 from instructjax.settings.grpo import GRPOSettings
 from instructjax.settings.method import GRPOConfig
@@ -241,13 +241,7 @@ def run(
         "config.rewards is empty; say what scores a response, such as python:my.py:right: "
         "docs/rewards.md"
       )
-    dtype = settings.frozen_dtype
-    with naming("config.rewards", settings.rewards):
-      reward_sources = rewards.open_all(settings.rewards, settings.model, policy, length, dtype)
-    with naming("config.data.prompts", data.prompts):
-      rewards.fields_by_text(corpora.records(sources))
-    with naming("config.gold", settings.gold):
-      gold = rewards.open_all(settings.gold, settings.model, policy, length, dtype)
+    scorers = ppo_stage.open_scorers(settings, policy, sources)
     counts: corpora.CountsBySource = {}
     by_ids, prompts = ppo_stage.draw_prompts(settings, sources, policy.tokenizer, template, counts)
     sampling = sampling_of(settings, policy.tokenizer, template)
@@ -258,14 +252,14 @@ def run(
     state, frozen = running.start(stage, settings.seed, policy.params)
     policy = policy._replace(params={})  # they are held by the state and by what is frozen
     times = stopwatch()
-    score_outside = ppo_stage.scoring_outside(reward_sources, by_ids, policy.tokenizer)
+    score_outside = ppo_stage.scoring_outside(scorers.rewards, by_ids, policy.tokenizer)
     iteration = ppo_stage.iteration_in_parts(
       learning_rates(settings), experiment, state, times, score_outside, settings.mesh.compiler
     )
     evaluate = None
     if held_out_records:
       held_out = looking.read_held_out(
-        settings, held_out_records, policy.tokenizer, template, counts, reward_sources, gold
+        settings, held_out_records, policy.tokenizer, template, counts, *scorers
       )
       # A held-out prompt is answered once.
       once = experiment._replace(sampling=dataclasses.replace(sampling, n=1))
@@ -286,16 +280,7 @@ def run(
       part_seconds=times.seconds,
     )
     del state  # the first step takes it over
-    with running.open_run(settings, workdir, sinks, prints) as writer:
-      writers.note(workdir, rows=corpora.facts(counts), rewards=rewards.manifest(reward_sources))
-      if gold:
-        writers.note(workdir, gold=rewards.manifest(gold))
-      samples = looking.sampler(
-        settings, experiment, frozen, by_ids, policy.tokenizer, iteration.latest, writer
-      )
-      training = training._replace(samples=samples)
-      final = running.train(settings, workdir, writer, training, watch)
-      params = running.whole_model(
-        settings.top, settings.rl_init, settings.model, settings.seed, final.params["policy"]
-      )
-      running.leave_policy(settings, workdir, int(final.iteration), params, about)
+    episodes = ppo_stage.Episodes(
+      experiment, frozen, policy.tokenizer, by_ids, iteration, scorers, counts
+    )
+    ppo_stage.train_and_leave(settings, workdir, sinks, watch, training, episodes)

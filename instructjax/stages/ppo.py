@@ -571,7 +571,92 @@ def measures_of_rewards(
   return measures
 
 
+class Scorers(NamedTuple):
+  """The rewards that are trained on, beside PPO's own reward model, and those that judge alone."""
+
+  rewards: Sequence[rewards.Reward]
+  gold: Sequence[rewards.Reward]
+
+
+def open_scorers(
+  settings: EpisodeSettings, policy: origin.Origin, sources: Sequence[corpora.Part]
+) -> Scorers:
+  """Opens `config.rewards` and `config.gold`; `sources` are the prompts, whose fields they see.
+
+  Raises:
+    UserError: for a reward that cannot be opened, and for prompts with one text and other fields.
+  """
+  length = settings.data.prompt + settings.sampling.response
+  open_all = partial(
+    rewards.open_all,
+    settings=settings.model,
+    policy=policy,
+    length=length,
+    dtype=settings.frozen_dtype,
+  )
+  with naming("config.rewards", settings.rewards):
+    reward_sources = open_all(settings.rewards)
+  if reward_sources:
+    with naming("config.data.prompts", settings.data.prompts):
+      rewards.fields_by_text(corpora.records(sources))
+  with naming("config.gold", settings.gold):
+    gold = open_all(settings.gold)
+  return Scorers(reward_sources, gold)
+
+
 # --- the command ---
+
+
+class Episodes(NamedTuple):
+  """What a run of episodes is made of, beside its settings.
+
+  by_ids   the record of each prompt by its ids
+  counts   the records of each file that were taken and left out
+  """
+
+  experiment: ppo.PPO
+  frozen: Frozen
+  tokenizer: Tokenizer
+  by_ids: Mapping[bytes, Prompt]
+  iteration: Iteration
+  scorers: Scorers
+  counts: corpora.CountsBySource
+
+
+def train_and_leave(
+  settings: EpisodeSettings,
+  workdir: AnyPath,
+  sinks: tuple[str, ...],
+  watch: running.Watch,
+  training: running.Training,
+  episodes: Episodes,
+) -> None:
+  """Trains a policy on episodes, writes their samples, and leaves the policy as a whole model.
+
+  What is left is the average of the policy's weights where there is one (App. C.4).
+  """
+  with running.open_run(settings, workdir, sinks, training.prints) as writer:
+    writers.note(workdir, rows=corpora.facts(episodes.counts))
+    if episodes.scorers.rewards:
+      writers.note(workdir, rewards=rewards.manifest(episodes.scorers.rewards))
+    if episodes.scorers.gold:
+      writers.note(workdir, gold=rewards.manifest(episodes.scorers.gold))
+    samples = looking.sampler(
+      settings,
+      episodes.experiment,
+      episodes.frozen,
+      episodes.by_ids,
+      episodes.tokenizer,
+      episodes.iteration.latest,
+      writer,
+    )
+    training = training._replace(samples=samples)
+    final = running.train(settings, workdir, writer, training, watch)
+    trained = final.params["policy"] if final.ema is None else final.ema["policy"]
+    params = running.whole_model(
+      settings.top, settings.rl_init, settings.model, settings.seed, trained
+    )
+    running.leave_policy(settings, workdir, int(final.iteration), params, training.about)
 
 
 def run(
@@ -602,15 +687,7 @@ def run(
     length = row_length(settings)
     for model in (policy, judge):
       origin.fits(model.lm, length, "config.data.prompt + config.sampling.response")
-    with naming("config.rewards", settings.rewards):
-      reward_sources = rewards.open_all(
-        settings.rewards, settings.model, policy, length, settings.frozen_dtype
-      )
-    if reward_sources:
-      with naming("config.data.prompts", data.prompts):
-        rewards.fields_by_text(corpora.records(prompt_sources))
-    with naming("config.gold", settings.gold):
-      gold = rewards.open_all(settings.gold, settings.model, policy, length, settings.frozen_dtype)
+    scorers = open_scorers(settings, policy, prompt_sources)
     counts: corpora.CountsBySource = {}
     by_ids, prompts = draw_prompts(settings, prompt_sources, policy.tokenizer, template, counts)
     windows, text_print = corpora.texts(data, text_sources, policy.tokenizer, data.length)
@@ -629,8 +706,8 @@ def run(
     # The state and what is frozen hold copies; these would keep two more models in memory.
     policy, judge = policy._replace(params={}), judge._replace(params={})
     score_outside = None
-    if reward_sources:
-      score_outside = scoring_outside(reward_sources, by_ids, policy.tokenizer)
+    if scorers.rewards:
+      score_outside = scoring_outside(scorers.rewards, by_ids, policy.tokenizer)
     times = stopwatch()
     iteration = iteration_in_parts(
       learning_rates(settings), experiment, state, times, score_outside, settings.mesh.compiler
@@ -638,7 +715,7 @@ def run(
     evaluate = None
     if held_out_records:
       held_out = looking.read_held_out(
-        settings, held_out_records, policy.tokenizer, template, counts, reward_sources, gold
+        settings, held_out_records, policy.tokenizer, template, counts, *scorers
       )
       evaluate = looking.evaluate(settings, experiment, frozen, policy.tokenizer, held_out)
     mix = draw_text(settings, windows, policy.lm, frozen.trunk)
@@ -658,20 +735,5 @@ def run(
       part_seconds=times.seconds,
     )
     del state  # the first step takes it over
-    with running.open_run(settings, workdir, sinks, prints) as writer:
-      writers.note(workdir, rows=corpora.facts(counts))
-      if reward_sources:
-        writers.note(workdir, rewards=rewards.manifest(reward_sources))
-      if gold:
-        writers.note(workdir, gold=rewards.manifest(gold))
-      samples = looking.sampler(
-        settings, experiment, frozen, by_ids, policy.tokenizer, iteration.latest, writer
-      )
-      training = training._replace(samples=samples)
-      final = running.train(settings, workdir, writer, training, watch)
-      # The paper leaves the average of the policy's weights (App. C.4).
-      trained = final.params["policy"] if final.ema is None else final.ema["policy"]
-      params = running.whole_model(
-        settings.top, settings.rl_init, settings.model, settings.seed, trained
-      )
-      running.leave_policy(settings, workdir, int(final.iteration), params, about)
+    episodes = Episodes(experiment, frozen, policy.tokenizer, by_ids, iteration, scorers, counts)
+    train_and_leave(settings, workdir, sinks, watch, training, episodes)

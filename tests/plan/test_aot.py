@@ -188,8 +188,8 @@ def test_sums_over_model_are_scattered_along_the_sequence_in_bfloat16():
   """Of the gradient of two layers; what is summed whole are the scales of norms."""
   moved = {}
   for sequence in (False, True):
-    _, found = gradient_of_hidden({"data": 1, "fsdp": 1, "model": 4}, sequence=sequence)
-    moved[sequence] = {c.kind: c.bytes for c in found if c.axes == ("model",)}
+    _, sums = gradient_of_hidden({"data": 1, "fsdp": 1, "model": 4}, sequence=sequence)
+    moved[sequence] = {c.kind: c.bytes for c in sums if c.axes == ("model",)}
   rows = 4 * 256 * 512  # numbers of a residual stream
   assert set(moved[False]) == {"all-reduce"}
   # One of the embeddings and five of a layer: two forward, three backward. Two bytes a number.

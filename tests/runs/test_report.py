@@ -362,11 +362,11 @@ def test_a_step_that_was_run_again_counts_once():
 
 def test_a_win_without_a_rise_of_the_reward_is_no_headline(tmp_path):
   """Two iterations, 63 prompts and a judge that errs on a third: nothing is known."""
-  found = results(0.68)
+  measured = results(0.68)
   for name in ("sft", "ptx"):
-    found["models"][name] |= {"score": estimate(0.3, 0.4), "empty": estimate(0.0, 0.02)}
-  found["rm"]["gold_pair_accuracy"] = estimate(0.658)
-  text = Page(report.write(put(tmp_path, curves(2), results=found)).read_text()).text
+    measured["models"][name] |= {"score": estimate(0.3, 0.4), "empty": estimate(0.0, 0.02)}
+  measured["rm"]["gold_pair_accuracy"] = estimate(0.658)
+  text = Page(report.write(put(tmp_path, curves(2), results=measured)).read_text()).text
   assert "The measures disagree on PPO-ptx: it wins 68.0" in text
   assert "beats" not in text
   assert "Not known" not in text
