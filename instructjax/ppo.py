@@ -453,7 +453,7 @@ def credit(
   if ppo.sampling.n > 1:
     metrics |= group_measures(score, scored, ppo.sampling.n)
   if rows.computed is not None:
-    metrics["rollout/useful"] = useful_share(rows)
+    metrics["rollout/useful"] = useful_share(rows, ppo.sampling.n)
   if recompute:
     _, entropy = of_policy
     metrics |= policy_measures(logp, entropy, rows.logp, mask)

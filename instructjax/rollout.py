@@ -684,8 +684,10 @@ def move_together(s: Sampler, slots: Slots, size: int) -> Slots:
   )
 
 
-def useful_share(rows: Rollout) -> Scalar:
+def useful_share(rows: Rollout, n: int = 1) -> Scalar:
   """Returns the share of the computed positions that read a token; the last of a row is never read.
+
+  `n` rows of a prompt follow each other, and the prompt is read once for all of them.
 
   Raises:
     ValueError: where the rollout does not say what was computed.
@@ -697,7 +699,9 @@ def useful_share(rows: Rollout) -> Scalar:
   """
   if rows.computed is None:
     raise ValueError("the rollout has no count of computed positions: sample it, or give one")
-  read = jnp.sum(rows.valid) - rows.valid.shape[0]
+  sampled = jnp.sum(rows.mask)
+  of_prompts = (jnp.sum(rows.valid) - sampled) / n
+  read = of_prompts + sampled - rows.mask.shape[0]
   return read / jnp.sum(rows.computed)
 
 

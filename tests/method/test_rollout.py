@@ -450,8 +450,12 @@ def test_most_of_the_work_at_real_lengths_is_useful():
   assert float(rollout.useful_share(rows)) == pytest.approx(float(useful))
   # At full length with a slot for each row nothing is padding.
   full = Prompts(jnp.ones((64, 8), jnp.int32), jnp.ones((64, 8), bool), jnp.full(64, 5))
-  rows = sample(lm, tiny.lm("gpt").init(jax.random.key(0)), full, 0, Sampling(response=5))
+  params = tiny.lm("gpt").init(jax.random.key(0))
+  rows = sample(lm, params, full, 0, Sampling(response=5))
   assert float(rollout.useful_share(rows)) == pytest.approx(1)
+  # A prompt is read once for its four responses.
+  rows = sample(lm, params, full, 0, Sampling(response=5, n=4, slots=256))
+  assert float(rollout.useful_share(rows, 4)) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("mesh", [(2, 2, 2)], indirect=True, ids=str)

@@ -393,7 +393,18 @@ def test_numbers_may_be_plain_or_estimates():
 
 @pytest.mark.parametrize("fit", [False, True])
 @pytest.mark.parametrize(
-  "values", [(0, 1), (3.59, 3.61), (-2, 900), (1e-7, 4e-7), (5, 5), (0, 0), (-1e9, 1e9), (0.7, 0.7)]
+  "values",
+  [
+    (0, 1),
+    (3.59, 3.61),
+    (-2, 900),
+    (1e-7, 4e-7),
+    (0, 3.1e-16),
+    (5, 5),
+    (0, 0),
+    (-1e9, 1e9),
+    (0.7, 0.7),
+  ],
 )
 def test_axes_hold_their_values_and_have_round_ticks(values, fit):
   scale = scales.axis(values, 40, 340, fit=fit)

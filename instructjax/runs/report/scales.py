@@ -59,7 +59,9 @@ def axis(
   else:
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)
-  ticks = tuple(round(i * step, 12) for i in range(first, last + 1))
+  # All decimals of a step are kept, however small it is: ticks differ from each other.
+  decimals = max(12, 1 - math.floor(math.log10(step)))
+  ticks = tuple(round(i * step, decimals) for i in range(first, last + 1))
   if not fit:
     low = ticks[0]
     high = ticks[-1]
