@@ -46,7 +46,8 @@ def test_it_leaves_a_policy_and_measures_its_groups(grpo_run, base):
   before, after = (origin.open_model(str(folder), PLAIN, 0).params for folder in (base, grpo_run))
   assert (before["blocks"]["up"]["w"] != after["blocks"]["up"]["w"]).any()
   assert origin.kind_of(str(grpo_run)) == "policy"
-  assert "GRPO" in report.write(grpo_run).read_text()
+  assert "GRPO, iteration by iteration" in report.write(grpo_run).read_text()
+  assert all(0 < row["rollout/useful"] <= 1 for row in rows)
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(options, grpo_run, tmp_path, monkeypatch):

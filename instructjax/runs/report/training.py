@@ -199,7 +199,9 @@ def ppo_curves(run: Run) -> Section:
   # What is not healthy must not lie folded among all the others.
   figures += [overlay(run, stages, metric, metric, "") for metric in _unhealthy(run)]
   lead = _smoothing_lead(figures, "iteration")
-  return page.section("ppo", "PPO, iteration by iteration", lead, page.grid(figures))
+  # PPO-ptx is PPO too, and a quickstart has both.
+  method = stage_title("grpo" if stages == ["grpo"] else "ppo")
+  return page.section("ppo", f"{method}, iteration by iteration", lead, page.grid(figures))
 
 
 def overoptimisation(run: Run) -> Section:
