@@ -699,8 +699,8 @@ def useful_share(rows: Rollout, n: int = 1) -> Scalar:
   """
   if rows.computed is None:
     raise ValueError("the rollout has no count of computed positions: sample it, or give one")
-  sampled = jnp.sum(rows.mask)
-  of_prompts = (jnp.sum(rows.valid) - sampled) / n
+  sampled = jnp.sum(rows.mask, dtype=jnp.float32)
+  of_prompts = (jnp.sum(rows.valid, dtype=jnp.float32) - sampled) / n
   read = of_prompts + sampled - rows.mask.shape[0]
   return read / jnp.sum(rows.computed)
 
