@@ -18,7 +18,7 @@ import world
 from instructjax import likelihood, losses, optim, steps
 
 PROMPTS = 128
-TX = optim.adamw(3e-4)
+TX = optim.adamw(1e-4)
 
 
 # The method
@@ -32,7 +32,7 @@ def log_probability(params, rows):
   return jnp.sum(jnp.where(rows.mask, logp, 0), axis=1)
 
 
-def loss(params, pairs, key, reference, beta=0.1):
+def loss(params, pairs, key, reference, beta):
   """Returns the loss of pairs (chosen, rejected, weight)."""
   chosen, rejected, weight = pairs
   policy = log_probability(params, chosen), log_probability(params, rejected)
@@ -40,10 +40,11 @@ def loss(params, pairs, key, reference, beta=0.1):
   return losses.dpo(*policy, *ref, weight, beta=beta), ()
 
 
-@jax.jit
-def update(state, pairs, reference):
+@partial(jax.jit, static_argnames="beta")
+def update(state, pairs, reference, beta):
   """Makes one step; returns the state and the loss."""
-  grads, value, _ = steps.gradients(partial(loss, reference=reference), state.params, pairs)
+  loss_of = partial(loss, reference=reference, beta=beta)
+  grads, value, _ = steps.gradients(loss_of, state.params, pairs)
   return steps.update(state, grads, TX), value
 
 
@@ -57,22 +58,22 @@ def sampled_pairs(params, key, reward=world.reward):
   return best, worst, differ / jnp.maximum(jnp.sum(differ), 1)
 
 
-def train(start, seed, batches, epochs):
+def train(start, seed, batches, beta):
   """Returns the parameters, and the loss of each update."""
   keys = jax.random.split(jax.random.key(seed + 1000), batches)
   data = [sampled_pairs(start, key) for key in keys]
   state = steps.init_state(jax.random.key(seed), start, TX)
   values = []
-  for pairs in data * epochs:
-    state, value = update(state, pairs, start)
+  for pairs in data:
+    state, value = update(state, pairs, start, beta)
     values.append(value)
   return state.params, values
 
 
 def main(words=None):
-  args = world.arguments(words, batches=60, epochs=1, warm=300)
+  args = world.arguments(words, batches=60, beta=2.0, warm=300)
   start = world.warm_start(args.seed, args.warm)
-  policy, values = train(start, args.seed, args.batches, args.epochs)
+  policy, values = train(start, args.seed, args.batches, args.beta)
   print(f"loss {values[0]:.3f} at first and {values[-1]:.3f} at last")
   return world.compare("DPO", args.seed, start, policy)
 

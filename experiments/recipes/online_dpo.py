@@ -18,13 +18,13 @@ from instructjax import steps
 # The method
 
 
-def train(start, seed, iterations, reward=world.reward):
+def train(start, seed, iterations, beta, reward=world.reward):
   """Returns the parameters, and of each batch the loss and the share that gave a pair."""
   state = steps.init_state(jax.random.key(seed), start, dpo.TX)
   measured = []
   for key in jax.random.split(jax.random.key(seed + 1000), iterations):
     pairs = dpo.sampled_pairs(state.params, key, reward)
-    state, value = dpo.update(state, pairs, start)
+    state, value = dpo.update(state, pairs, start, beta)
     measured.append((value, (pairs[2] > 0).mean()))
   return state.params, measured
 
@@ -33,9 +33,9 @@ def train(start, seed, iterations, reward=world.reward):
 
 
 def main(words=None):
-  args = world.arguments(words, iterations=60, warm=300)
+  args = world.arguments(words, iterations=60, beta=0.1, warm=300)
   start = world.warm_start(args.seed, args.warm)
-  policy, measured = train(start, args.seed, args.iterations)
+  policy, measured = train(start, args.seed, args.iterations, args.beta)
   (_, first), (_, last) = measured[0], measured[-1]
   print(f"{first:.0%} of the first prompts gave a pair, and {last:.0%} of the last ones")
   return world.compare("online DPO", args.seed, start, policy)
