@@ -5,8 +5,8 @@
     python experiments/recipes/rloo.py --seed=0
 
 It is `grpo` with other functions in its fields: nothing is divided by a deviation, and the KL is
-paid in the reward. With one update on the episodes of an iteration all ratios are 1, so the clipped loss has
-the gradient of REINFORCE. Each response counts once, as a sum over its tokens.
+paid in the reward. With one update on the episodes of an iteration all ratios are 1, so the clipped
+loss has the gradient of REINFORCE. Each response counts once, as a sum over its tokens.
 """
 
 import dataclasses
