@@ -535,9 +535,7 @@ def test_clipped_values_are_those_of_the_loss_that_is_used(tables):
   params, frozen = models()
   for clip, share in ((0.2, 3 / 9), (0.6, 0.0)):
     config = experiment()._replace(value_loss=partial(losses.clipped_value, clip=clip))
-    _, metrics = ppo.minibatch_step(
-      start(config, params), (exp, None), frozen=frozen, ppo=config
-    )
+    _, metrics = ppo.minibatch_step(start(config, params), (exp, None), frozen=frozen, ppo=config)
     close(metrics["val/clipfrac_avg"], share)
 
 

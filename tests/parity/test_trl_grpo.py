@@ -92,7 +92,7 @@ def test_advantages_are_those_of_trl(tmp_path, scale):
 
 
 def test_the_biased_deviation_is_neither_ours_nor_theirs(tmp_path):
-  """DeepSeekMath prints std without saying which: dividing by n gives advantages √(4/3) as large."""
+  """The paper prints std and not which: dividing by n gives advantages √(4/3) as large."""
   total = SCORES[:, 0].copy()
   total[5] = 0.0
   got = np.asarray(our_advantages("group", total, np.ones(ROWS, bool)))[:GROUP, 0]
@@ -180,7 +180,7 @@ def test_loss_and_gradient_are_those_of_trl(tmp_path, loss_type, clip, beta):
 
 # Whole updates
 
-RATE = 0.2
+RATE = 0.02
 
 
 def settings_of(**changes):
@@ -190,10 +190,10 @@ def settings_of(**changes):
     {
       "batch": ROWS // GROUP,
       "n": GROUP,
-      "kl.coef": 0.3,
+      "kl.coef": 0.04,
       "sampling.response": R,
       "grpo.epochs": 2,
-      "grpo.clip": 0.05,
+      "grpo.clip": 0.02,
     }
     | {f"grpo.{name}": value for name, value in changes.items()},
   )
@@ -204,8 +204,8 @@ def settings_of(**changes):
   [
     ({"loss_type": "grpo"}, {}),
     (
-      {"loss_type": "dapo", "scale_rewards": "none", "epsilon_high": 0.1},
-      {"normalise": "token_mean", "advantage": "none", "clip_high": 0.1},
+      {"loss_type": "dapo", "scale_rewards": "none", "epsilon_high": 0.03},
+      {"normalise": "token_mean", "advantage": "none", "clip_high": 0.03},
     ),
   ],
   ids=["grpo", "dapo"],
@@ -256,7 +256,8 @@ def test_new_weights_are_those_of_trl(tmp_path, theirs, ours):
 
   close(metrics["loss/total"], np.mean(their_losses), rtol=1e-4, atol=1e-5)
   close(metrics["policy/clipfrac_avg"], np.mean(clipped), atol=1e-6)
-  close(metrics["loss/kl"], np.mean(trainer._metrics["train"]["kl"]), rtol=1e-4)
+  if config.grpo.normalise == "token_mean":  # theirs is a mean over tokens in either case
+    close(metrics["loss/kl"], np.mean(trainer._metrics["train"]["kl"]), rtol=1e-4)
   step = lambda new: jax.tree.map(lambda x, old: np.asarray(x - old), new, params)
   want, got = step(expected), step(state.params["policy"])
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(want))

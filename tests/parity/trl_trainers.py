@@ -56,6 +56,8 @@ def grpo(folder, *, model=None, reference=None, rows=12, group=4, response=7, **
     num_generations=group,
     num_iterations=2,
     max_completion_length=response,
+    # TRL's default multiplies the KL by the ratio (DeepSeek-V3.2), which Shao et al. 2024 do not.
+    use_bias_correction_kl=False,
     **OF_MACHINE,
     **settings,
   )
@@ -145,6 +147,36 @@ def dpo(folder, model, reference, **settings):
       "_total_train_tokens": 0,
     },
   )
+
+
+def dpo_loss(trainer, logp, ref_logp):
+  """The loss of the trainer where whole responses [2, B] have these log-probabilities.
+
+  Each has one token of a vocabulary of two, and its logits are (log p, log (1 - p)).
+  """
+  both = lambda x: torch.cat([x[0], x[1]])
+
+  def logits(x):
+    p = both(x).double()
+    of_token = torch.stack([p, torch.log1p(-torch.exp(p))], dim=-1).float()
+    # The first position predicts the token, and the last one predicts nothing.
+    return torch.stack([of_token, torch.zeros_like(of_token)], dim=1)
+
+  rows = both(logp).shape[0]
+  inputs = {
+    "input_ids": torch.zeros(rows, 2, dtype=torch.long),
+    "attention_mask": torch.ones(rows, 2, dtype=torch.long),
+    "completion_mask": torch.tensor([[0, 1]] * rows),
+  }
+
+  def answer(x):
+    model = torch.nn.Module()
+    model.forward = lambda **batch: SimpleNamespace(logits=logits(x))
+    return model
+
+  trainer.model = SimpleNamespace(training=True, is_gradient_checkpointing=False)
+  trainer.ref_model = answer(ref_logp)
+  return trainer._compute_loss(answer(logp), inputs, return_outputs=False)
 
 
 def descend(model, losses, rate: float) -> tuple[list[float], LlamaForCausalLM]:
