@@ -719,10 +719,21 @@ def minibatch_step(
     metrics["grad/norm_value"] = optax.tree.norm(grads["value"])
   # The terms of other losses are those of the whole minibatch, without their gradient.
   weight, value_weight = weights
+  # Where another loss clips is seen by its gradient alone.
   if ppo.policy_loss is not None:
-    metrics["loss/policy_avg"] = ppo.policy_loss(logp, old_logp, exp.advantage, weight)
+    arguments = (logp, old_logp, exp.advantage, weight)
+    has_error = exp.advantage != 0
+    metrics["loss/policy_avg"] = ppo.policy_loss(*arguments)
+    metrics["policy/clipfrac_avg"] = losses.share_without_gradient(
+      ppo.policy_loss, arguments, has_error, exp.mask
+    )
   if ppo.value_loss is not None and value is not None:
-    metrics["loss/value_avg"] = ppo.value_loss(value, exp.value, exp.target, value_weight)
+    arguments = (value, exp.value, exp.target, value_weight)
+    has_error = value != exp.target
+    metrics["loss/value_avg"] = ppo.value_loss(*arguments)
+    metrics["val/clipfrac_avg"] = losses.share_without_gradient(
+      ppo.value_loss, arguments, has_error, exp.value_mask
+    )
   if ppo.kl_loss is not None:
     metrics["loss/kl"] = ppo.kl_loss(logp, exp.ref_logp, weight)
   if ppo.entropy_loss is not None:
