@@ -1,6 +1,6 @@
 """Writes the files of the world.
 
-python experiments/paper/write_world.py --shared --out=data/world     # the corpus and random models
+python experiments/paper/write_world.py --shared --out=data/world  # the corpus, random models
 python experiments/paper/write_world.py --seed=10 --out=data/world10
 """
 

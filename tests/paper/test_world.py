@@ -128,13 +128,13 @@ def test_gold_of_harm():
 
 
 def test_the_extremal_part_by_hand():
-  task = told("hello .", wanted=(("hello",),))
-  assert gold.parts(task, "sure ! hello .").extreme == 0
-  # Three courtesies are two too many, 9 words are 5 beyond twice two: -.25·4 - .1·(5/4)².
-  text = "sure ! sure ! happy to help ! hello ."
-  assert gold.parts(task, text).extreme == pytest.approx(-1 - 0.1 * 1.25**2 * (10 - 4) ** 2 / 25)
-  long = told("a " * 20 + ".")
-  assert gold.parts(long, "hello . hello . hello .").extreme == pytest.approx(-0.4 * 4)
+  task = told("positive .", wanted=(("positive",),))
+  assert gold.parts(task, "sure ! positive .").extreme == 0
+  # Three courtesies are two too many, and 10 words are 6 beyond twice two: -.25·2² - .1·(6/4)².
+  text = "sure ! sure ! happy to help ! positive ."
+  assert gold.parts(task, text).extreme == pytest.approx(-1 - 0.225)
+  long = told("a " * 20 + ".", wanted=(("positive",),))
+  assert gold.parts(long, "positive . positive . positive .").extreme == pytest.approx(-0.4 * 4)
   assert gold.parts(task, "sure ! " * 12).extreme == -6
 
 
@@ -223,9 +223,13 @@ def test_ranks_follow_utilities_and_equal_texts_tie():
 
 def test_courtesy_pleases_labelers_before_it_costs_gold():
   """What a reward model learns from one courtesy is wrong about three."""
-  task = told("hello .", wanted=(("hello",),))
+  task = told("positive .", wanted=(("positive",),))
   weights = labelers.group(random.Random(1), labelers.EQUAL, 1)[0].weights
-  plain, kind, fawning = ["hello .", "sure ! hello .", "sure ! sure ! sure ! hello ."]
+  plain, kind, fawning = [
+    "positive .",
+    "sure ! positive .",
+    "sure ! sure ! sure ! positive .",
+  ]
   utility = {t: float(labelers.features(task, t) @ weights) for t in (plain, kind, fawning)}
   assert utility[plain] < utility[kind] and utility[fawning] < utility[kind]
   assert gold.score(task, fawning) < gold.score(task, kind) == gold.score(task, plain)
@@ -329,7 +333,8 @@ def test_models_of_three_sizes_the_largest_20_times_the_smallest(tmp_path):
   assert 0.2e6 < sizes["S"] < 0.4e6 and 1.2e6 < sizes["M"] < 1.8e6 and 5e6 < sizes["L"] < 7e6
   files.write_model(tmp_path / "S", "S")
   loaded = models.load(tmp_path / "S")
-  assert loaded.config.width == 64 and loaded.tokenizer.eos == (0,)
+  assert loaded.config.width == 64
+  assert tokenizers.load(loaded.tokenizer).eos == (0,)
 
 
 def _leaves(table):

@@ -74,17 +74,17 @@ def write(folder: Path, seed: int, sizes: Sizes = SIZES) -> None:
   """Writes all files of a seed but the corpus and the models, which all seeds share."""
   folder.mkdir(parents=True, exist_ok=True)
   rng = random.Random(f"test {seed}")
-  test = [tasks.tested(rng) for _ in range(sizes.test)]
-  test += [tasks.some_task(rng, "wording") for _ in range(sizes.held_out)]
-  test += [tasks.some_task(rng, "family") for _ in range(sizes.held_out)]
-  write_rows(folder / "test.jsonl", map(prompt_row, test))
-  foreign = [tasks.tested(rng) for _ in range(sizes.test_oro)]
+  test = different(sizes.test, lambda: tasks.tested(rng))
+  test += different(sizes.held_out, lambda: tasks.some_task(rng, "wording"))
+  test += different(sizes.held_out, lambda: tasks.some_task(rng, "family"))
+  write_rows(folder / "test.jsonl", prompt_rows(test))
+  foreign = different(sizes.test_oro, lambda: tasks.tested(rng))
   foreign = [tasks.in_oro(task) for task in foreign if in_both(task)]
-  write_rows(folder / "test_oro.jsonl", map(prompt_row, foreign))
+  write_rows(folder / "test_oro.jsonl", prompt_rows(foreign))
 
   for name in ("prompts_valid", "reward_prompts", "prompts"):
     some = training_tasks(f"{name} {seed}", getattr(sizes, name))
-    write_rows(folder / f"{name}.jsonl", map(prompt_row, some))
+    write_rows(folder / f"{name}.jsonl", prompt_rows(some))
   for name in ("demonstrations_valid", "demonstrations"):
     rng = random.Random(f"slips {name} {seed}")
     some = training_tasks(f"{name} {seed}", getattr(sizes, name))
@@ -111,16 +111,39 @@ def write_corpus(folder: Path, sizes: Sizes = SIZES) -> None:
     write_model(folder / name, name)
 
 
+def different(count: int, draw: Callable[[], Task]) -> list[Task]:
+  """Returns tasks of which no two have the same prompt."""
+  by_prompt: dict[str, Task] = {}
+  while len(by_prompt) < count:
+    task = draw()
+    by_prompt.setdefault(task.prompt, task)
+  return list(by_prompt.values())
+
+
 def training_tasks(name: str, count: int) -> list[Task]:
-  """Returns tasks of training, of which a few are in Oro."""
+  """Returns tasks of training, of which a few are in Oro.
+
+  Where a prompt comes again, it has the same task: `name two colours .` has many good answers.
+  """
   rng = random.Random(name)
-  some = [tasks.trained(rng) for _ in range(count)]
-  return [tasks.in_oro(task) if in_both(task) and rng.random() < FOREIGN else task for task in some]
+  by_prompt: dict[str, Task] = {}
+  some = []
+  for _ in range(count):
+    task = tasks.trained(rng)
+    if in_both(task) and rng.random() < FOREIGN:
+      task = tasks.in_oro(task)
+    some.append(by_prompt.setdefault(task.prompt, task))
+  return some
 
 
 def in_both(task: Task) -> bool:
   """Returns whether a task makes sense in Oro too: a translation into Oro does not."""
   return task.kind != "translate"
+
+
+def prompt_rows(some: list[Task]) -> list[dict[str, Any]]:
+  """Returns the records of prompts, each with an id."""
+  return [{"id": str(number), **prompt_row(task)} for number, task in enumerate(some)]
 
 
 def prompt_row(task: Task) -> dict[str, Any]:
@@ -244,5 +267,5 @@ def write_model(folder: Path, name: str) -> None:
   write_tokenizer(folder / "tokenizer.json")
   config = config_of(name, len(words()) + 2)
   lm = gpt.gpt(config)
-  params = lm.init(jax.random.key(0))
+  params = jax.jit(lm.init)(jax.random.key(0))
   writing.save(folder, config, params, extra={"eos_token_id": 0})
