@@ -142,6 +142,12 @@ def measure(
   return lines
 
 
+def read_table(path: Path) -> list[dict[str, str]]:
+  """Returns the lines of a CSV file."""
+  with path.open(encoding="utf-8", newline="") as file:
+    return list(csv.DictReader(file))
+
+
 def write_table(path: Path, columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> None:
   """Writes lines as CSV."""
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ from world.tasks import Task
 END, UNKNOWN = "<|endoftext|>", "<unk>"
 # The share of instructions in Oro: the paper's data were 4 % in other languages.
 FOREIGN = 0.04
-PREFIXES, SHOTS = 4, 4
+PREFIXES, SHOTS, LONGEST_SHOT = 4, 4, 30
 CONTEXT = 256
 
 
@@ -177,7 +177,12 @@ def closed_rows(seed: int, count: int) -> list[dict[str, Any]]:
 def prefix(seed: int, number: int) -> str:
   """Returns the examples that a candidate for the prompted base model begins with."""
   rng = random.Random(f"prefix {number} {seed}")
-  shots = [tasks.trained(rng) for _ in range(SHOTS)]
+  shots: list[Task] = []
+  while len(shots) < SHOTS:
+    task = tasks.trained(rng)
+    # All of them and a prompt have to fit the context.
+    if len(f"{task.prompt} {task.answer}".split()) <= LONGEST_SHOT:
+      shots.append(task)
   return "".join(f"{task.prompt} {task.answer} # " for task in shots)
 
 
