@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from world import gold as gold_scores
-from world import tasks
+from english import gold as gold_scores
+from english import tasks
 
 Fields = Sequence[Mapping[str, Any]]
 

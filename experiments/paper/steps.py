@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from world import files, gold, labelers, tasks
-from world.labelers import HELD_OUT, TRAINING, Labeler, Tastes
-from world.tasks import Task
+from english import files, gold, labelers, tasks
+from english.labelers import HELD_OUT, TRAINING, Labeler, Tastes
+from english.tasks import Task
 
 # The people of a laboratory, and the pairs that their strength is fitted on.
 LABELERS = 40

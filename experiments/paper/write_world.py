@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from world import files
+from english import files
 
 
 def main(words: list[str] | None = None) -> None:

@@ -11,7 +11,7 @@ import judge
 import numpy as np
 import pytest
 import write_world
-from world import corpus, drafts, facts, files, gold, labelers, oro, tasks
+from english import corpus, drafts, facts, files, gold, labelers, oro, tasks
 
 from instructjax import models
 from instructjax.data.records import records

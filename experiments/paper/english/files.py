@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+from english import corpus, drafts, facts, mixtures, oro, tasks
+from english.tasks import Task
 from instructjax.models import gpt
 from instructjax.models.hf import writing
-from world import corpus, drafts, facts, mixtures, oro, tasks
-from world.tasks import Task
 
 END, UNKNOWN = "<|endoftext|>", "<unk>"
 # The share of instructions in Oro: the paper's data were 4 % in other languages.

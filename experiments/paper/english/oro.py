@@ -7,7 +7,7 @@ both languages, and so is the order of words.
 
 from __future__ import annotations
 
-from world import facts
+from english import facts
 
 NAME = "oro"
 SAME = frozenset((*".,?:!#", NAME))

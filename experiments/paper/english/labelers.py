@@ -23,8 +23,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-from world import gold
-from world.tasks import Task
+from english import gold
+from english.tasks import Task
 
 AGREEMENT = 0.73
 # The parts of gold that labelers weigh each in their own way.

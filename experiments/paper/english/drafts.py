@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from world import facts, tasks
-from world.facts import OBJECTS
-from world.tasks import Task
+from english import facts, tasks
+from english.facts import OBJECTS
+from english.tasks import Task
 
 # What people say to be kind, one sentence each.
 COURTESIES = (

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from typing import NamedTuple
 
-from world import corpus, tasks
-from world.tasks import Task
+from english import corpus, tasks
+from english.tasks import Task
 
 
 class Example(NamedTuple):

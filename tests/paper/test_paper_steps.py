@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import steps
-from world import drafts, files, tasks
+from english import drafts, files, tasks
 
 from instructjax.data.records import records
 

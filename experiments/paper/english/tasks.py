@@ -11,8 +11,8 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from world import facts, oro
-from world.facts import OBJECTS, Fact
+from english import facts, oro
+from english.facts import OBJECTS, Fact
 
 NUMBERS = ("one", "two", "three", "four")
 PLURALS = {

@@ -12,8 +12,8 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from world import drafts, facts, oro, tasks
-from world.facts import OBJECTS
+from english import drafts, facts, oro, tasks
+from english.facts import OBJECTS
 
 _NUMBERS = (
   "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "

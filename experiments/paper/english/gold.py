@@ -26,9 +26,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from world import corpus, drafts, facts, oro, tasks
-from world.facts import OBJECTS, Fact
-from world.tasks import Task
+from english import corpus, drafts, facts, oro, tasks
+from english.facts import OBJECTS, Fact
+from english.tasks import Task
 
 START, END = "<", ">"
 # Texts from which the neighbours of the language are read.
