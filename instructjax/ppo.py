@@ -713,6 +713,9 @@ def minibatch_step(
   )
   logp, value, entropy = packs.give_responses(layout, measured, exp.value_mask)
   old_logp = jnp.where(first, logp, exp.logp)
+  # The terms of other losses are those of the whole minibatch, without their gradient. Where such
+  # a loss clips is seen by its gradient alone.
+  weight, value_weight = weights
   metrics = {
     "loss/total": loss,
     **losses.policy_metrics(logp, old_logp, exp.advantage, exp.mask, clip=cfg.clip),
@@ -730,22 +733,17 @@ def minibatch_step(
       clip=cfg.value_clip,
     )
     metrics["grad/norm_value"] = optax.tree.norm(grads["value"])
-  # The terms of other losses are those of the whole minibatch, without their gradient.
-  weight, value_weight = weights
-  # Where another loss clips is seen by its gradient alone.
+    if ppo.value_loss is not None:
+      value_arguments = (value, exp.value, exp.target, value_weight)
+      metrics["loss/value_avg"] = ppo.value_loss(*value_arguments)
+      metrics["val/clipfrac_avg"] = losses.share_without_gradient(
+        ppo.value_loss, value_arguments, value != exp.target, exp.value_mask
+      )
   if ppo.policy_loss is not None:
     arguments = (logp, old_logp, exp.advantage, weight)
-    has_error = exp.advantage != 0
     metrics["loss/policy_avg"] = ppo.policy_loss(*arguments)
     metrics["policy/clipfrac_avg"] = losses.share_without_gradient(
-      ppo.policy_loss, arguments, has_error, exp.mask
-    )
-  if ppo.value_loss is not None and value is not None:
-    arguments = (value, exp.value, exp.target, value_weight)
-    has_error = value != exp.target
-    metrics["loss/value_avg"] = ppo.value_loss(*arguments)
-    metrics["val/clipfrac_avg"] = losses.share_without_gradient(
-      ppo.value_loss, arguments, has_error, exp.value_mask
+      ppo.policy_loss, arguments, exp.advantage != 0, exp.mask
     )
   if ppo.kl_loss is not None:
     metrics["loss/kl"] = ppo.kl_loss(logp, exp.ref_logp, weight)
