@@ -64,6 +64,8 @@ def answers(
     settings.data.response,
     # Weights that are gathered layer by layer fit wherever the training did.
     whole=False,
+    # A few rows: fewer programs to compile are worth more than fewer idle rows.
+    halvings=0,
     eos=tokenizer.eos,
     banned=tokenizer.banned,
   )
