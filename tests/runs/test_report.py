@@ -280,6 +280,21 @@ def test_a_run_that_is_not_finished_says_so(tmp_path):
   assert "finished" not in Page(report.write(run).read_text()).text
 
 
+@pytest.mark.parametrize(("low", "says_so"), [(0.46, True), (0.51, False)])
+def test_a_headline_says_where_a_reward_model_may_be_right_by_chance(tmp_path, low, says_so):
+  accuracy = {"value": 0.56, "low": low, "high": 0.63, "n": 120}
+  run = put(tmp_path, [], results={"rm": {"pair_accuracy": accuracy}})
+  text = Page(report.write(run).read_text()).text
+  assert ("as people do, which may be chance" in text) == says_so
+
+
+def test_a_run_that_did_all_steps_and_left_no_model_says_so(tmp_path):
+  rows = [{"step": i, "stage": "dpo", "loss/total": 0.1} for i in range(1, 21)]
+  run = put(tmp_path, rows, config={"stage": "dpo", "steps": 20})
+  sentence = "Not finished: all steps are done, and no model is left yet. Run its command again."
+  assert sentence in Page(report.write(run).read_text()).text
+
+
 def test_a_run_that_a_hook_stopped_says_so(tmp_path):
   stopped = {"sft": {"step": 4, "by": "mine.py:stop: KL is <12>"}}
   run = put(tmp_path, config={"stage": "sft"}, manifest={"stopped": stopped})
@@ -434,6 +449,7 @@ def test_numbers_may_be_plain_or_estimates():
     (0, 0),
     (-1e9, 1e9),
     (0.7, 0.7),
+    (0.69308, 0.69318),
   ],
 )
 def test_axes_hold_their_values_and_have_round_ticks(values, fit):

@@ -83,7 +83,9 @@ def tick_labels(ticks: Sequence[Real], percent: bool) -> list[str]:
   step = min(steps, default=1.0)
   largest = max(map(abs, values), default=0.0)
   if largest >= 1e5 or step < 1e-4:  # such numbers would be too long with all their digits
-    return [f"{value:.3g}".replace("e+0", "e") for value in values]
+    # As many as tell two neighbours apart.
+    digits = math.floor(math.log10(largest)) - math.floor(math.log10(step) + 1e-9) + 1
+    return [f"{value:.{max(3, digits)}g}".replace("e+0", "e") for value in values]
   # A step of 0.2 needs one decimal, one of 20 none.
   power = math.floor(math.log10(step) + 1e-9)
   decimals = max(0, -power)

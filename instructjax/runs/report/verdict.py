@@ -69,6 +69,8 @@ def progress(run: Run) -> list[str]:
     return [f"Stopped at step {stopped.get('step')} by {stopped.get('by')}."]
   steps = [step for curve in run.curves.get(stage, {}).values() for step in curve]
   total = run.config.get("iterations") or run.config.get("steps")
+  if steps and isinstance(total, int) and max(steps) >= total:
+    return ["Not finished: all steps are done, and no model is left yet. Run its command again."]
   of_all = f" of {total:,}" if isinstance(total, int) else ""
   done = f"its last line is of step {max(steps):,}{of_all}" if steps else "it has no step yet"
   return [f"Not finished: {done}. Run its command again to go on."]
@@ -163,7 +165,8 @@ def headline(run: Run) -> str:
   accuracy = estimate(measured.get("pair_accuracy"))
   if accuracy:
     share = page.with_ends(accuracy)
-    return f"The {name} orders {share} of held-out pairs as people do{_beside(run)}"
+    chance = ", which may be chance" if accuracy.low <= 0.5 <= accuracy.high else ""
+    return f"The {name} orders {share} of held-out pairs as people do{chance}{_beside(run)}"
   changes = [f"{fact.title} {fact.value}" for fact in curve_facts(run)]
   # A headline has room for three stages. A run with nothing but settings has only its name.
   return "; ".join(changes[:3]) or f"Run {run.name}"
