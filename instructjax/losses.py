@@ -584,7 +584,8 @@ def policy_metrics(
 ) -> Metrics:
   """Returns what to watch in `clipped_policy`, as means over the marked tokens.
 
-  `approxkl` is the mean of ½ (log ρ)², and `clipfrac` the share of tokens without a gradient.
+  `approxkl` is the mean of ½ (log ρ)², and `clipfrac` the share of tokens without a gradient. Of
+  another loss `share_without_gradient` gives the latter.
 
   Example:
     >>> old_logp = jnp.full((2, 3), -2.0)
@@ -605,6 +606,31 @@ def policy_metrics(
     "val/ratio": masked_mean(ratio, mask),
     "val/ratio_var": masked_var(ratio, mask),
   }
+
+
+def share_without_gradient(
+  loss: Callable[..., Scalar],
+  arguments: tuple[Array, ...],
+  has_error: Bool[Array, "*B R"],
+  mask: Bool[Array, "*B R"],
+) -> Scalar:
+  """Returns the share of the marked tokens that a loss gives no gradient though they have an error.
+
+  The gradient is that of the first argument, and an error is an advantage that is not 0, or a value
+  that is not its target. Of `clipped_policy` and `clipped_value` this is `clipfrac`; of another
+  loss it is the share of whatever that one clips.
+
+  Example:
+    >>> old_logp, advantage = jnp.full((2, 3), -2.0), jnp.ones((2, 3))
+    >>> logp = old_logp + jnp.log(jnp.array([[1.4, 1.4, 1.4], [1.6, 1.6, 1.6]]))
+    >>> arguments = (logp, old_logp, advantage, losses.token_mean(mask))
+    >>> loss = partial(losses.clipped_policy, clip=0.2, clip_high=0.5)
+    >>> print(losses.share_without_gradient(loss, arguments, advantage != 0, mask))
+    0.4
+  """
+  gradient = jax.grad(loss)(*arguments)
+  is_stopped = has_error & (gradient == 0)
+  return masked_mean(is_stopped.astype(jnp.float32), mask)
 
 
 def value_metrics(

@@ -177,10 +177,24 @@ def reward_side(frozen: Frozen, params: Params) -> Params:
 def lay_out(rows: Rollout, ppo: PPO) -> packs.Layout:
   """Packs all episodes of an iteration, for their scores."""
   mask = returns.value_mask(rows.mask, ppo.place)
-  episodes, length = rows.tokens.shape
-  minibatch = episodes // ppo.cfg.minibatches
-  at_once = rows_at_once(minibatch, length, ppo.cfg, learnt=False)
-  return packs.lay_out(rows.valid, mask, at_once)
+  minibatch = rows.tokens.shape[0] // ppo.cfg.minibatches
+  return _lay_out(rows.valid, mask, minibatch, ppo, learnt=False)
+
+
+def _lay_out(
+  valid: Valid,
+  value_mask: Bool[Array, "B R"],
+  minibatch: int,
+  ppo: PPO,
+  *,
+  learnt: bool,
+) -> packs.Layout:
+  """Packs episodes, of which a minibatch has so many, in rows that fit all models."""
+  length = valid.shape[1]
+  at_once = rows_at_once(minibatch, length, ppo.cfg, learnt=learnt)
+  context = min(ppo.lm.context, _reward_lm(ppo).context)
+  width = packs.width_of(at_once, length, context)
+  return packs.lay_out(valid, value_mask, at_once // width, width)
 
 
 def rows_at_once(minibatch: int, length: int, cfg: PPOConfig, *, learnt: bool) -> int:
@@ -689,9 +703,8 @@ def minibatch_step(
       kl_coef=0.0 if state.kl_coef is None else state.kl_coef,
     )
 
-  episodes, length = exp.tokens.shape
-  at_once = rows_at_once(episodes, length, cfg, learnt=True)
-  layout = packs.lay_out(exp.valid, exp.value_mask, at_once)
+  episodes = exp.tokens.shape[0]
+  layout = _lay_out(exp.valid, exp.value_mask, episodes, ppo, learnt=True)
   grads, loss, measured = steps.gradients_of_parts(
     loss_of_part,
     state.params,
@@ -700,6 +713,9 @@ def minibatch_step(
   )
   logp, value, entropy = packs.give_responses(layout, measured, exp.value_mask)
   old_logp = jnp.where(first, logp, exp.logp)
+  # The terms of other losses are those of the whole minibatch, without their gradient. Where such
+  # a loss clips is seen by its gradient alone.
+  weight, value_weight = weights
   metrics = {
     "loss/total": loss,
     **losses.policy_metrics(logp, old_logp, exp.advantage, exp.mask, clip=cfg.clip),
@@ -717,12 +733,18 @@ def minibatch_step(
       clip=cfg.value_clip,
     )
     metrics["grad/norm_value"] = optax.tree.norm(grads["value"])
-  # The terms of other losses are those of the whole minibatch, without their gradient.
-  weight, value_weight = weights
+    if ppo.value_loss is not None:
+      value_arguments = (value, exp.value, exp.target, value_weight)
+      metrics["loss/value_avg"] = ppo.value_loss(*value_arguments)
+      metrics["val/clipfrac_avg"] = losses.share_without_gradient(
+        ppo.value_loss, value_arguments, value != exp.target, exp.value_mask
+      )
   if ppo.policy_loss is not None:
-    metrics["loss/policy_avg"] = ppo.policy_loss(logp, old_logp, exp.advantage, weight)
-  if ppo.value_loss is not None and value is not None:
-    metrics["loss/value_avg"] = ppo.value_loss(value, exp.value, exp.target, value_weight)
+    arguments = (logp, old_logp, exp.advantage, weight)
+    metrics["loss/policy_avg"] = ppo.policy_loss(*arguments)
+    metrics["policy/clipfrac_avg"] = losses.share_without_gradient(
+      ppo.policy_loss, arguments, exp.advantage != 0, exp.mask
+    )
   if ppo.kl_loss is not None:
     metrics["loss/kl"] = ppo.kl_loss(logp, exp.ref_logp, weight)
   if ppo.entropy_loss is not None:

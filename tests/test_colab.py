@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
-from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "colab"
 # The notebooks that keep what they printed.
-SHOWN = sorted(path.stem for path in FOLDER.glob("*.ipynb") if path.stem != "quickstart")
-BADGE = "https://colab.research.google.com/github/OWNER/instructjax/blob/main/colab/"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+SHOWN = [name for name in NAMES if name != "quickstart"]
+BADGE = "https://colab.research.google.com/github/{owner}/instructjax/blob/main/colab/{name}.ipynb"
+ADDRESS = "git+https://github.com/{owner}/instructjax"
 
 
 def cells(name: str, kind: str = "") -> list[dict]:
@@ -35,19 +36,56 @@ def is_code(line: str) -> bool:
   return bool(words) and not words[0].startswith("#") and words[0] not in ("import", "from")
 
 
-@pytest.mark.parametrize("name", SHOWN)
+def owners(folder: Path) -> set[str]:
+  """The accounts that the notebooks of a folder and its table name."""
+  names = set()
+  for path in [*folder.glob("*.ipynb"), folder / "README.md"]:
+    before, *rest = path.read_text().split("/instructjax")
+    for part in rest:
+      account = before.rpartition("/")[2]
+      if before.endswith((f"github/{account}", f"github.com/{account}")):
+        names.add(account)
+      before = part
+  return names
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_is_short_and_says_what_it_takes(name):
   assert 10 <= len(cells(name)) <= 25
   code = [source(cell) for cell in cells(name, "code")]
   assert sum(is_code(line) for cell in code for line in cell.splitlines()) < 90
   head = source(cells(name)[0])
-  assert f"({BADGE}{name}.ipynb)" in head
+  [owner] = owners(FOLDER)
+  assert f"({BADGE.format(owner=owner, name=name)})" in head
   assert "**Runtime:**" in head
   text = " ".join(source(cell) for cell in cells(name, "markdown"))
   assert len(text.split()) > 250
-  assert any("# @param" in cell for cell in code[1:])
-  # All of them install in the same way.
-  assert code[0] == source(cells("losses", "code")[0])
+  choices = "".join(code[1:]).count("# @param")
+  assert choices >= 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_notebooks_install_in_the_same_way(name):
+  assert source(cells(name, "code")[0]) == source(cells("losses", "code")[0])
+  paragraphs = [source(cells(notebook)[0]).rpartition("\n\n")[2] for notebook in (name, "losses")]
+  assert paragraphs[0] == paragraphs[1]
+
+
+def test_one_command_puts_an_account_in_all_notebooks(tmp_path):
+  """The command of colab/README.md; no badge and no address is left out."""
+  readme = (FOLDER / "README.md").read_text()
+  command = readme.partition("```bash\n")[2].partition("\n```")[0]
+  [owner] = owners(FOLDER)
+  shutil.copytree(FOLDER, tmp_path / "colab")
+  command = command.replace("YOU", "somebody")
+  subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+  assert owners(tmp_path / "colab") == {"somebody"}
+  for name in NAMES:
+    changed = (tmp_path / "colab" / f"{name}.ipynb").read_text()
+    assert changed.count("somebody") == 2, name
+    assert ADDRESS.format(owner="somebody") in changed
+    assert BADGE.format(owner="somebody", name=name) in changed
+    assert f"/{owner}/" not in changed
 
 
 @pytest.mark.parametrize("name", SHOWN)
@@ -80,47 +118,27 @@ def test_links_between_notebooks_lead_somewhere():
       assert target.startswith("http") or (FOLDER / target).exists(), (path.name, target)
 
 
-def test_installing_pins_the_jax_that_is_there():
-  lines = source(cells("losses", "code")[0]).splitlines()
-  commands = [line.strip() for line in lines if line.strip().startswith(("!", "%"))]
-  assert commands == [
-    '!pip freeze | grep -iE "^(jax|libtpu)" > pins.txt',
-    '%pip install -q -c pins.txt "{SOURCE}" matplotlib',
-  ]
-
-
-INSTALL = '%pip install -q "{package}"'
-
-
 @pytest.mark.parametrize(
-  ("packages", "repository", "requirement", "says_older"),
-  [
-    ({}, "..", "..", False),
-    ({"jax": "0.10.2", "jax_cuda12_plugin": "0.10.2"}, "..", "..[cuda12]", False),
-    ({"jax": "0.7.2", "jax-cuda13-plugin": "0.7.2"}, "a.whl", "a.whl[cuda13]", True),
-    (
-      {"jax": "0.11.0.dev1", "libtpu": "0.0.50"},
-      "git+https://host/a",
-      "instructjax[tpu] @ git+https://host/a",
-      False,
-    ),
-  ],
+  ("files", "requirement"),
+  [((), ADDRESS), (("instructjax-1.2-py3-none-any.whl",), "instructjax-1.2-py3-none-any.whl")],
 )
-def test_installing_keeps_the_plugin_of_jax(
-  packages, repository, requirement, says_older, monkeypatch, capsys
-):
-  """A jax that is replaced takes its plugin along, so that no accelerator is lost."""
-  cell = source(cells("quickstart", "code")[0])
-  assert cell.count(INSTALL) == 1
-  installed = [SimpleNamespace(name=name, version=number) for name, number in packages.items()]
-  monkeypatch.setattr(metadata, "distributions", lambda: installed)
+def test_installing_pins_the_jax_that_is_there(files, requirement, tmp_path, monkeypatch):
+  """Neither jax nor its plugin is replaced, and a wheel that lies there is preferred."""
+  lines = source(cells("losses", "code")[0]).splitlines()
+  freeze = '  !pip freeze | grep -iE "^(jax|libtpu)" > pins.txt'
+  assert lines[-2:] == [freeze, '  %pip install -q -c pins.txt "{package}" matplotlib']
+  monkeypatch.chdir(tmp_path)
+  for file in files:
+    (tmp_path / file).touch()
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  monkeypatch.setenv("INSTRUCTJAX_REPOSITORY", repository)
   names = {}
-  exec(cell.replace(INSTALL, ""), names)
-  assert names["package"] == requirement
-  output = capsys.readouterr().out
-  assert (output.count("\n") == 1 and packages["jax"] in output) if says_older else output == ""
+  exec("\n".join(line for line in lines if line not in lines[-2:]), names)
+  [owner] = owners(FOLDER)
+  assert names["package"] == requirement.format(owner=owner)
+  packages = "flax==1\njax==0.10.2\njax-cuda12-plugin==0.10.2\njaxlib==0.10.2\nlibtpu==0.0.42\n"
+  filter_command = freeze.partition("| ")[2]
+  subprocess.run(["bash", "-c", filter_command], input=packages, text=True, check=True)
+  assert (tmp_path / "pins.txt").read_text() == packages.removeprefix("flax==1\n")
 
 
 def execute(name: str, folder: Path) -> list[dict]:

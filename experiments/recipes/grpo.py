@@ -38,31 +38,33 @@ def experiment(learning_rate=5e-4):
   )
 
 
-def iteration(state, key, frozen, method):
+def iteration(state, key, frozen, method, reward):
   """Samples, verifies and learns."""
   prompts = world.training_prompts(key, PROMPTS)
   rows = ppo.rollout(state.params, frozen, prompts, ppo.rollout_key(state), method)
-  return ppo.learn(state, frozen, rows, world.reward(rows), ppo=method)
+  return ppo.learn(state, frozen, rows, reward(rows), ppo=method)
 
 
-def train(policy, seed, iterations, method, kl_coef=0.04):
-  """Returns the parameters after so many iterations from the policy, and the metrics of each."""
-  params = ppo.init_params(policy, None)
+def train(start, seed, count, method, kl_coef=0.04, reward=world.reward):
+  """Returns the parameters after so many iterations, and the metrics of each."""
+  params = ppo.init_params(start, None)
   state = steps.init_state(jax.random.key(seed), params, method.tx, kl_coef=kl_coef)
-  frozen = Frozen(trunk={}, ref=policy, reward={})
-  keys = jax.random.split(jax.random.key(seed + 1000), iterations)
-  step = partial(iteration, frozen=frozen, method=method)
+  frozen = Frozen(trunk={}, ref=start, reward={})
+  keys = jax.random.split(jax.random.key(seed + 1000), count)
+  step = partial(iteration, frozen=frozen, method=method, reward=reward)
   state, metrics = jax.jit(partial(jax.lax.scan, step))(state, keys)
   return state.params["policy"], metrics
+
+
+# The run
 
 
 def main(words=None):
   args = world.arguments(words, iterations=60, warm=300)
   start = world.warm_start(args.seed, args.warm)
   policy, metrics = train(start, args.seed, args.iterations, experiment())
-  before, after = world.evaluate(start, args.seed), world.evaluate(policy, args.seed)
   print(f"KL {metrics['objective/kl'][-1]:.2f} nats an episode at the end")
-  return world.report("GRPO", args.seed, before, after)
+  return world.compare("GRPO", args.seed, start, policy)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ Dimensions: B rows, P = 5 prompt tokens, R = 6 response tokens.
 """
 
 import argparse
+import dataclasses
 from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax import intervals, likelihood, models, optim, rollout, sft, steps
+from instructjax import bestofn, intervals, likelihood, models, optim, rollout, sft, steps
 from instructjax.models import gpt
 from instructjax.types import Demonstrations, Prompts
 
@@ -106,11 +107,55 @@ def warm_start(seed, updates=300):
   return state.params
 
 
+@partial(jax.jit, static_argnames="n")
+def sample(params, prompts, key, n=1):
+  """Returns n responses to each prompt at temperature 1, which follow each other."""
+  return rollout.sample(LM, params, prompts, key, dataclasses.replace(SAMPLING, n=n))
+
+
+@partial(jax.jit, static_argnames=("prompts", "n", "reward"))
+def best_and_worst(params, key, prompts, n, reward=reward):
+  """Returns the best and the worst of n responses to each of so many new prompts.
+
+  Where all n have the same reward, both are chosen at random.
+  """
+  keys = jax.random.split(key, 4)
+  rows = sample(params, training_prompts(keys[0], prompts), keys[1], n)
+  scores = reward(rows).reshape(prompts, n)
+  best = bestofn.pick(rows, bestofn.choose(keys[2], scores), n)
+  worst = bestofn.pick(rows, bestofn.choose(keys[3], -scores), n)
+  return best, worst
+
+
+def held_out(params, seed, rows=HELD_OUT):
+  """Returns a response to each held-out prompt."""
+  return sample(params, prompts_of(numbers()[:rows]), jax.random.fold_in(jax.random.key(seed), 2))
+
+
 def evaluate(params, seed, rows=HELD_OUT):
-  """Returns the reward of a response to each held-out prompt, sampled at temperature 1: [rows]."""
-  sample = jax.jit(partial(rollout.sample, LM, cfg=SAMPLING))
-  key = jax.random.fold_in(jax.random.key(seed), 2)
-  return np.asarray(reward(sample(params, prompts_of(numbers()[:rows]), key)))
+  """Returns the reward of a response to each held-out prompt: [rows]."""
+  return np.asarray(reward(held_out(params, seed, rows)))
+
+
+def well_formed(rows):
+  """Returns whether each response is four digits and an end, whatever the digits: [B]."""
+  tokens = rows.tokens[:, PROMPT:]
+  return np.asarray(jnp.all(tokens[:, :4] >= ZERO, axis=1) & (tokens[:, 4] == EOS))
+
+
+def written(rows):
+  """Returns the rows as texts, such as "3141=1134.", where "." is the end of text."""
+  signs = [" ", ".", "=", *"0123456789"]
+  return ["".join(signs[token] for token in row).strip() for row in np.asarray(rows.tokens)]
+
+
+def compare(name, seed, start, policy):
+  """Prints what both write for the held-out prompts, and the report; returns the gain."""
+  for word, params in (("before", start), ("after", policy)):
+    rows = held_out(params, seed)
+    share = well_formed(rows).mean()
+    print(f"{word}: {' '.join(written(rows)[:6])}; {share:.1%} are four digits and an end")
+  return report(name, seed, evaluate(start, seed), evaluate(policy, seed))
 
 
 def report(name, seed, before, after):

@@ -17,13 +17,14 @@ NUMBERS = (
   "response",
   "length",
   "completions",
+  "n",
   "epochs",
   "minibatches",
   "ptx",
   "unroll",
   "repeats",
 )
-LEAST = {"completions": 2, "ptx": 0}  # the least of a number; of all others it is 1
+LEAST = {"completions": 2, "n": 2, "ptx": 0}  # the least of a number; of all others it is 1
 DTYPES = ("float32", "bfloat16")
 
 
@@ -33,14 +34,14 @@ def arguments(command: argparse.ArgumentParser) -> None:
   They have no defaults here, so that `run` can leave out those that were not given.
   """
   # Evaluations are no stage of training; `evals.speed` times them.
-  stages = ["sft", "reward", "rollout", "ppo", "dpo", "eval"]
+  stages = ["sft", "reward", "rollout", "ppo", "dpo", "grpo", "eval"]
   command.add_argument("--stage", required=True, choices=stages)
   command.add_argument("--shape", default="gpt-5m", help="gpt-5m or smollm2-135m")
   for name in NUMBERS:
     command.add_argument(f"--{name}", type=whole(LEAST.get(name, 1)))
-  top = "sft, reward, ppo and dpo: train only this many blocks from the top"
+  top = "sft, reward, ppo, dpo and grpo: train only this many blocks from the top"
   command.add_argument("--top", type=whole(0), help=top)
-  adapter = "sft, reward, ppo and dpo: train an adapter of this rank"
+  adapter = "sft, reward, ppo, dpo and grpo: train an adapter of this rank"
   command.add_argument("--lora", type=whole(0), metavar="RANK", help=adapter)
   text = "sft: documents that are tokenised and packed while it runs"
   command.add_argument("--text", metavar="SOURCE", help=text)

@@ -44,7 +44,7 @@ from instructjax.plan.meter import costs_of
 from instructjax.ppo import PPO
 from instructjax.rollout import Sampling, useful_share
 from instructjax.runs import origin
-from instructjax.stages import dpo, ppo, pretrain_sft, reward, running
+from instructjax.stages import dpo, grpo, ppo, pretrain_sft, reward, running
 from instructjax.stages.wiring import Stage
 from instructjax.system import jsons, keys, memory
 from instructjax.types import (
@@ -69,6 +69,12 @@ ROWS = {
   "rollout": 64,
   "ppo": 64,
   "dpo": 32,
+  "grpo": 16,
+}
+# The optimizer updates of a pass where none are asked for: those of a run.
+MINIBATCHES = {
+  "ppo": 8,
+  "grpo": 1,
 }
 
 
@@ -83,11 +89,12 @@ class Bench:
   response: int = 64  # tokens
   length: int = 256  # tokens of an SFT row
   completions: int = 2  # K of a reward row, each prompt + response tokens long
+  n: int = 4  # responses to each prompt of GRPO
   epochs: int = 1
-  minibatches: int = 8
+  minibatches: int = 0  # 0 takes the number of the stage in `MINIBATCHES`
   ptx: int = 0  # rows of pretraining text an episode
   dtype: str = "float32"
-  # The type of PPO's reference and reward model, and of what `top` and `lora` do not train.
+  # The type of the reference and of the reward model, and of what `top` and `lora` do not train.
   frozen_dtype: str = "float32"
   top: int = 0  # trains only this many blocks from the top; 0 trains everything
   remat: str = "none"  # what the backward pass computes again
@@ -126,6 +133,11 @@ class Work(NamedTuple):
 def rows_of(b: Bench) -> int:
   """The rows of a batch."""
   return b.batch or ROWS[b.stage]
+
+
+def minibatches_of(b: Bench) -> int:
+  """The optimizer updates of a pass over the episodes; 1 where the stage has none."""
+  return b.minibatches or MINIBATCHES.get(b.stage, 1)
 
 
 def settings_of(
@@ -213,7 +225,7 @@ def dpo_settings(b: Bench) -> settings.DPOSettings:
 def ppo_settings(b: Bench) -> settings.PPOSettings:
   """The settings of PPO, or of PPO-ptx where there is pretraining text."""
   # A rollout makes no updates, and its episodes need not divide into minibatches.
-  minibatches = 1 if b.stage == "rollout" else b.minibatches
+  minibatches = 1 if b.stage == "rollout" else minibatches_of(b)
   changes = {
     "data.prompt": b.prompt,
     "data.length": b.prompt + b.response,
@@ -229,6 +241,21 @@ def ppo_settings(b: Bench) -> settings.PPOSettings:
     "value_optimizer": optimizer(1e-6, eps=1e-5),
   }
   return settings_of(b, "ppo", changes)
+
+
+def grpo_settings(b: Bench) -> settings.GRPOSettings:
+  """The settings of GRPO on `n` responses to each prompt."""
+  changes = {
+    "data.prompt": b.prompt,
+    "sampling.response": b.response,
+    "iterations": b.repeats + 1,
+    "n": b.n,
+    "frozen_dtype": b.frozen_dtype,
+    "grpo.epochs": b.epochs,
+    "grpo.minibatches": minibatches_of(b),
+    "optimizer": optimizer(1e-6),
+  }
+  return settings_of(b, "grpo", changes)
 
 
 # --- stages ---
@@ -502,29 +529,44 @@ def start_rollout(b: Bench, lm: LM) -> Work:
   return work_on_prompts(b, lm, stage, state, frozen)
 
 
+def start_grpo(b: Bench, lm: LM) -> Work:
+  """GRPO on random prompts, whose rewards cost nothing."""
+  config = grpo_settings(b)
+  # No id ends a response: only a schedule does.
+  sampling = Sampling(response=b.response, n=b.n)
+  stage = grpo.wire(config, grpo.experiment_of(config, lm, sampling))
+  state, frozen = running.start(stage, 0, origin.random_params(lm, 0))
+  return work_on_prompts(b, lm, stage, state, frozen)
+
+
 def work_on_prompts(b: Bench, lm: LM, stage: Stage, state: TrainState, frozen: Frozen) -> Work:
-  """PPO, or its rollout alone, on random prompts and the same text in every call."""
+  """PPO, its rollout alone, or GRPO, on random prompts and the same text in every call."""
   rows = rows_at(b, rows_of(b), b.prompt, b.response)
   model = useful.model_of(lm)
   text = text_of(b, lm.vocab_size)
   text_rows, length = b.ptx * rows_of(b), b.prompt + b.response
+  responses = b.n if b.stage == "grpo" else 1
+  work = useful.GRPO if b.stage == "grpo" else useful.PPO
 
   def batch(number: int) -> dict[str, Any]:
-    return {"prompts": prompts_of(b, rows.draw(number), number, lm.vocab_size), "text": text}
+    prompts = prompts_of(b, rows.draw(number), number, lm.vocab_size)
+    return {"prompts": prompts} if b.stage == "grpo" else {"prompts": prompts, "text": text}
 
   def update_flops(part: Lengths) -> float:
     text_flops = useful.text_flops(model, text_rows, length)
-    return useful.update_flops(model, part) + text_flops
+    return useful.update_flops(model, part, work) + text_flops
 
+  # The responses to a prompt have one length, so the work of a prompt is a share of the same work
+  # at full length, however many they are. In the rollout alone a prompt is read once for all.
   def shares(number: int) -> dict[str, useful.Share]:
     return {
       # The weights are read for each token of a response that is sampled.
       "rollout": rows.share(
         number,
-        partial(useful.rollout_flops, model),
+        partial(useful.rollout_flops, model, responses=responses),
         lambda part: float(part.response.sum()),
       ),
-      "scoring": rows.share(number, partial(useful.scoring_flops, model)),
+      "scoring": rows.share(number, partial(useful.scoring_flops, model, work=work)),
       "update": rows.share(
         number,
         update_flops,
@@ -535,9 +577,9 @@ def work_on_prompts(b: Bench, lm: LM, stage: Stage, state: TrainState, frozen: F
   def counts(number: int) -> dict[str, int]:
     part = rows.draw(number)
     return {
-      "episodes": len(part.prompt),
-      "sampled tokens": int(part.response.sum()),
-      "tokens": useful.tokens(part),
+      "episodes": responses * len(part.prompt),
+      "sampled tokens": responses * int(part.response.sum()),
+      "tokens": responses * useful.tokens(part),
     }
 
   return Work(stage, state, frozen, batch, counts, shares, rows.real)
@@ -549,6 +591,7 @@ STAGES: Mapping[str, Callable[[Bench, LM], Work]] = {
   "rollout": start_rollout,
   "ppo": start_ppo,
   "dpo": start_dpo,
+  "grpo": start_grpo,
 }
 
 
@@ -616,6 +659,8 @@ def check(b: Bench) -> None:
     raise UserError(f"bench: --lengths={b.lengths} draws rows, and --text={b.text} reads them")
   if b.text and b.stage != "sft":
     raise UserError(f"bench: --text={b.text} feeds sft only, not {b.stage}; leave it out")
+  if b.stage == "grpo" and b.ptx:
+    raise UserError(f"bench: --ptx={b.ptx} is text of PPO-ptx, and grpo learns from none")
   if b.stage == "rollout" and (b.top or b.lora):
     option = f"--top={b.top}" if b.top else f"--lora={b.lora}"
     raise UserError(f"bench: {option} says what is trained, and a rollout trains nothing")
@@ -658,6 +703,7 @@ def measure(b: Bench) -> dict[str, Any]:
   median = statistics.median(repeats)
   report = dataclasses.asdict(b) | {
     "batch": rows_of(b),
+    "minibatches": minibatches_of(b),
     "jax": jax.__version__,
     "device": jax.devices()[0].device_kind,
     "seconds": repeats,

@@ -56,23 +56,44 @@ def leaves(table: Mapping) -> list:
   return [leaf for part in nested for leaf in part]
 
 
-def rollout_flops(model: Model, rows: Lengths) -> float:
-  """Of sampling: the last token of a response is never read."""
+class Networks(NamedTuple):
+  """The networks that read an episode, and those among them that give logits."""
+
+  scoring: int
+  scoring_logits: int
+  update: int
+  update_logits: int
+
+
+# Policy, reference, reward model and value network; the first two give logits.
+PPO = Networks(scoring=4, scoring_logits=2, update=2, update_logits=1)
+# Policy and reference: rewards come from outside, and no value network learns.
+GRPO = Networks(scoring=2, scoring_logits=2, update=1, update_logits=1)
+
+
+def rollout_flops(model: Model, rows: Lengths, responses: int = 1) -> float:
+  """Of sampling so many responses of one length to each prompt, which is read once for them.
+
+  The last token of a response is never read. Of the others, all meet the keys of their prompt.
+  """
   prompt, response = wide(rows)
-  unembedded = model.unembedding * response
-  return float(np.sum(model.trunk(prompt + response - 1) + unembedded))
+  of_prompts = model.trunk(prompt)
+  of_responses = model.trunk(response - 1, prompt) + model.unembedding * response
+  return float(np.sum(of_prompts + responses * of_responses))
 
 
-def scoring_flops(model: Model, rows: Lengths) -> float:
-  """Of policy, reference, reward model and value network; the first two give logits."""
+def scoring_flops(model: Model, rows: Lengths, work: Networks = PPO) -> float:
+  """Of the networks that score an episode."""
   prompt, response = wide(rows)
-  return float(np.sum(4 * model.trunk(prompt + response) + 2 * model.unembedding * response))
+  trunk = work.scoring * model.trunk(prompt + response)
+  return float(np.sum(trunk + work.scoring_logits * model.unembedding * response))
 
 
-def update_flops(model: Model, rows: Lengths) -> float:
-  """Of policy and value network, forward."""
+def update_flops(model: Model, rows: Lengths, work: Networks = PPO) -> float:
+  """Of the networks that learn from an episode, forward."""
   prompt, response = wide(rows)
-  return float(np.sum(2 * model.trunk(prompt + response) + model.unembedding * response))
+  trunk = work.update * model.trunk(prompt + response)
+  return float(np.sum(trunk + work.update_logits * model.unembedding * response))
 
 
 def text_flops(model: Model, rows: int, length: int) -> float:

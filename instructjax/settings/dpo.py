@@ -74,6 +74,7 @@ class DPOSettings:
   keep: int = subjects.keep()
   log_every: int = subjects.log_every(1)
   evaluate_every: int = subjects.evaluate_every(100)
+  samples: int = subjects.samples("an answer is left")
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from one_part(self.top, self.lora)

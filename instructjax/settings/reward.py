@@ -99,6 +99,7 @@ class RewardSettings:
   keep: int = subjects.keep()
   log_every: int = subjects.log_every(1)
   evaluate_every: int = subjects.evaluate_every(100)
+  samples: int = subjects.samples("the highest and the lowest score are shown")
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from one_part(self.top, self.lora)

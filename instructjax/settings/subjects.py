@@ -219,6 +219,16 @@ def keep() -> Any:
   return setting(2, "Checkpoints that are kept, the last ones.", low=1, high=10_000)
 
 
+def samples(what: str) -> Any:
+  """`what` is left of each held-out prompt."""
+  return setting(
+    8,
+    f"Held-out prompts of which {what} at the end, in samples.jsonl; 0 writes none.",
+    low=0,
+    high=100_000,
+  )
+
+
 def log_every(default: int) -> Any:
   return setting(
     default, "Steps between lines of metrics.jsonl; the last step is always written.", low=1

@@ -160,6 +160,7 @@ class SFTSettings:
   keep: int = subjects.keep()
   log_every: int = subjects.log_every(1)
   evaluate_every: int = subjects.evaluate_every(500)
+  samples: int = subjects.samples("an answer is left")
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from one_part(self.top, self.lora)
@@ -223,6 +224,7 @@ class RLInitSettings:
   keep: int = subjects.keep()
   log_every: int = subjects.log_every(1)
   evaluate_every: int = subjects.evaluate_every(500)
+  samples: int = subjects.samples("an answer is left")
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     yield from one_part(self.top, self.lora)

@@ -17,7 +17,7 @@ from instructjax.data.records.records import Comparison
 from instructjax.models import freeze
 from instructjax.runs import origin, writers
 from instructjax.settings.dpo import DPOSettings
-from instructjax.stages import holding_out, reward, running, stems, trainable
+from instructjax.stages import closing, holding_out, reward, running, stems, trainable
 from instructjax.stages.wiring import (
   Part,
   Stage,
@@ -193,6 +193,7 @@ def run(
       rewards_of = held_out_rewards(model.lm, frozen, packable_groups(valid), shards, cfg)
       training_labelers = reward.labelers_of(training_records)
       measures = reward.held_out_measures(rewards_of, held_out, valid, training_labelers)
+    answers = closing.answers(settings, model.lm, tokenizer, template, held_out, shards)
     prints = running.fingerprints(comparisons=corpora.records(sources), valid=held_out)
     training = running.Training(
       stage,
@@ -212,7 +213,10 @@ def run(
         measured = measures.report(final, 1.0)
         writers.keep_results(workdir, {"dpo": measured})
         running.show(reward.describe(measured))
+      step = int(final.iteration)
+      rows = answers(frozen.trunk | final.params)
+      closing.leave(workdir, writer, step, settings.stage, rows)
       params = running.whole_model(
         settings.top, source, settings.model, settings.seed, final.params
       )
-      running.leave_policy(settings, workdir, int(final.iteration), params, about)
+      running.leave_policy(settings, workdir, step, params, about)

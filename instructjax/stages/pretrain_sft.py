@@ -29,7 +29,7 @@ from instructjax.settings.supervised import (
   SFTSettings,
   SupervisedSettings,
 )
-from instructjax.stages import holding_out, running, stems, trainable
+from instructjax.stages import closing, holding_out, running, stems, trainable
 from instructjax.stages.wiring import (
   Part,
   Stage,
@@ -172,6 +172,7 @@ class Prepared(NamedTuple):
   window                 the most marked tokens of a row; None where most tokens may be marked
   prints                 fingerprints of the records
   counts                 what was cut or left out, by source
+  asked                  the records of the held-out rows, where these are demonstrations
   """
 
   demonstrations: Rows
@@ -181,6 +182,7 @@ class Prepared(NamedTuple):
   window: int | None
   prints: Mapping[str, str]
   counts: corpora.CountsBySource
+  asked: Sequence[Demonstration] = ()
 
 
 class Records(NamedTuple):
@@ -255,7 +257,7 @@ def prepare(
   holding_out.say(held_out_share, training_records, held_out)
   window = logits_of_a_row(settings, [row for rows in rows_by_source.values() for row in rows])
   rows = corpora.rows(demonstrations, lambda part: rows_by_source[part.source])
-  return Prepared(rows, windows, valid, valid_text, window, prints, counts)
+  return Prepared(rows, windows, valid, valid_text, window, prints, counts, held_out)
 
 
 def demonstration_rows(
@@ -576,6 +578,11 @@ def run(
       rows, name = prepared.held_out_text, "eval/nll_text"
       pack = corpora.packs_text(settings.data)
       measures.append(held_out_nll(model.lm, trunk, rows, length, multiple, name=name, pack=pack))
+    answers = None
+    if not isinstance(settings, PretrainSettings):
+      answers = closing.answers(
+        settings, model.lm, model.tokenizer, template, prepared.asked, shards
+      )
     prints = dict(prepared.prints)
     if selection is not None:
       measures.append(selection.measure(model, template, trunk, shards))
@@ -600,7 +607,11 @@ def run(
       final = running.train(settings, workdir, writer, training, watch)
       if selection is not None:
         final = selection.choose(final)
+      step = int(final.iteration)
+      if answers is not None:
+        rows = answers(trunk | final.params)
+        closing.leave(workdir, writer, step, settings.stage, rows)
       params = running.whole_model(
         settings.top, source, settings.model, settings.seed, final.params
       )
-      running.leave_policy(settings, workdir, int(final.iteration), params, about)
+      running.leave_policy(settings, workdir, step, params, about)

@@ -22,7 +22,7 @@ from instructjax.runs import origin, writers
 from instructjax.runs.loop import Evaluate
 from instructjax.settings.dpo import DPOSettings
 from instructjax.settings.reward import RewardSettings
-from instructjax.stages import holding_out, neighbours, running, stems, trainable
+from instructjax.stages import closing, holding_out, neighbours, running, stems, trainable
 from instructjax.stages.wiring import (
   Part,
   Stage,
@@ -256,10 +256,12 @@ class HeldOut(NamedTuple):
 
   evaluate   (state) -> the metrics of the whole set
   report     (last state, gain) -> everything about it, as results.json holds it
+  scores     (state) -> the score of each completion [B, K], before any gain
   """
 
   evaluate: Evaluate
   report: Callable[[TrainState, float], dict[str, Any]]
+  scores: Callable[[TrainState], np.ndarray]
 
 
 def held_out_measures(
@@ -304,7 +306,7 @@ def held_out_measures(
     scores = gain * scores_at(state)
     return ordering.measure(scores, records, distinct=distinct, training_labelers=training_labelers)
 
-  return HeldOut(evaluate, report_on)
+  return HeldOut(evaluate, report_on, scores_at)
 
 
 def labelers_of(records: Sequence[Comparison]) -> list[str]:
@@ -343,11 +345,13 @@ class Normalised(NamedTuple):
 
   params   the model
   gain     1 where the mean alone is normalised
+  shift    what is added to gain * r
   about    both scales, as manifest.json holds them
   """
 
   params: Params
   gain: float
+  shift: float
   about: dict[str, Any]
 
 
@@ -365,7 +369,8 @@ def normalise(kind: str, params: Params, scores: np.ndarray) -> Normalised:
         "deviation cannot be 1; give more of them, or normalise the mean alone"
       )
     gain = 1 / std
-  normalised = reward.rescale(params, gain, -gain * mean)
+  shift = -gain * mean
+  normalised = reward.rescale(params, gain, shift)
   scaled = gain * (scores - mean)
   about = {
     "demonstrations": len(scores),
@@ -377,7 +382,7 @@ def normalise(kind: str, params: Params, scores: np.ndarray) -> Normalised:
       "bias": float(normalised["head"]["b"]),
     },
   }
-  return Normalised(normalised, gain, about)
+  return Normalised(normalised, gain, shift, about)
 
 
 # --- the command ---
@@ -483,18 +488,21 @@ def run(
     with running.open_run(settings, workdir, sinks, prints) as writer:
       writers.note(workdir, rows=corpora.facts(counts))
       final = running.train(settings, workdir, writer, training, watch)
-      params, gain = final.params, 1.0
+      params, gain, shift = final.params, 1.0, 0.0
       # Eq. 1 does not see the bias: it is fitted last, and the value network inherits it.
       if shown:
         whole = reward.join(trunk, params)
         shown_scores = demonstration_scores(model.lm, whole, shown, shards)
         normalised = normalise(settings.normalise, params, shown_scores)
-        params, gain = normalised.params, normalised.gain
+        params, gain, shift = normalised.params, normalised.gain, normalised.shift
         writers.note(workdir, normalisation=normalised.about)
       if measures is not None:
         measured = measures.report(final, gain)
         writers.keep_results(workdir, {"rm": measured})
         running.show(describe(measured))
+        final_scores = gain * measures.scores(final) + shift
+        rows = closing.best_and_worst(held_out, final_scores, settings.samples)
+        closing.leave(workdir, writer, int(final.iteration), settings.stage, rows)
       elif not held_out:
         running.show(holding_out.offer("reward model"))
       body = running.whole_model(settings.top, source, settings.model, settings.seed, params["lm"])

@@ -242,9 +242,9 @@ def test_episodes_and_text_have_micro_batches_of_their_own(tables, monkeypatch):
     rows_of_text.append(batch.tokens.shape[0])
     return masked_logp(lm, params, batch, window)
 
-  def record_rows(valid, mask, rows):
-    rows_at_once.append(rows)
-    return lay_out(valid, mask, rows)
+  def record_rows(valid, mask, rows, width):
+    rows_at_once.append(rows * width)
+    return lay_out(valid, mask, rows, width)
 
   monkeypatch.setattr(likelihood, "masked_logp", record_text)
   monkeypatch.setattr(packs, "lay_out", record_rows)
@@ -501,6 +501,42 @@ def test_losses_of_ones_own_move_the_tables(tables):
   close(metrics["loss/value_avg"], value)
   close(metrics["loss/entropy"], bonus)
   close(metrics["loss/total"], policy + 0.3 * value + bonus)
+
+
+@pytest.mark.parametrize(
+  ("loss", "clipped"),
+  [
+    (losses.clipped_policy, [1, 1, 0, 1]),
+    (partial(losses.clipped_policy, clip_high=0.5), [1, 0, 0, 1]),
+    (partial(losses.dual_clipped_policy, bound=3.0), [1, 1, 1, 1]),
+  ],
+  ids=["clip", "clip_high", "dual clip"],
+)
+def test_clipped_tokens_are_those_of_the_loss_that_is_used(tables, loss, clipped):
+  """Ratios of 2, 1.25, 4 and ½ with A = 1, 1, -1, -1; a fifth token has no advantage."""
+  config = experiment(whiten_advantage=False)._replace(policy_loss=loss)
+  config, state, frozen = alone(config)
+  ratio, advantage = np.ones((4, R)), np.zeros((4, R))
+  ratio[:2, :2] = [[2, 1.25], [4, 0.5]]
+  advantage[:2, :2] = [[1, 1], [-1, -1]]
+  ratio[3, 0] = 9
+  exp = experience().replace(
+    logp=array(LOGP - np.log(ratio)), advantage=array(advantage), value=None, target=None
+  )
+  _, metrics = ppo.minibatch_step(state, (exp, None), frozen=frozen, ppo=config)
+  close(metrics["policy/clipfrac_avg"], sum(clipped) / MASK.sum())
+
+
+def test_clipped_values_are_those_of_the_loss_that_is_used(tables):
+  """The values of row 1 have moved by .5 towards their target, those of the others by nothing."""
+  moved = np.zeros((4, R))
+  moved[1] = 0.5
+  exp = experience().replace(value=array(VALUE - moved), target=array(VALUE + 1))
+  params, frozen = models()
+  for clip, share in ((0.2, 3 / 9), (0.6, 0.0)):
+    config = experiment()._replace(value_loss=partial(losses.clipped_value, clip=clip))
+    _, metrics = ppo.minibatch_step(start(config, params), (exp, None), frozen=frozen, ppo=config)
+    close(metrics["val/clipfrac_avg"], share)
 
 
 def test_functions_of_the_paper_in_their_fields_change_nothing(tables):

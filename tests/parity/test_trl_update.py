@@ -10,7 +10,6 @@ import optax
 import pytest
 
 from instructjax import losses, ppo, returns, steps
-from instructjax.models import hf, llama
 from instructjax.rollout import Sampling
 from instructjax.types import Frozen, Rollout
 
@@ -83,28 +82,6 @@ def test_losses_of_every_epoch_are_those_of_trl(update):
 # The same update by `instructjax.ppo`, from the same weights
 
 
-def params_of(net, folder):
-  """(LM, parameters) of a transformers model, by way of a folder; a scalar head stands beside its
-  trunk.
-  """
-  from transformers import LlamaForCausalLM
-
-  whole = LlamaForCausalLM(net.config)
-  whole.model.load_state_dict(net.model.state_dict())
-  scalar = hasattr(net, "score")
-  if not scalar:
-    whole.lm_head.load_state_dict(net.lm_head.state_dict())
-  whole.save_pretrained(folder)
-  config, params = hf.load(folder)
-  if not scalar:
-    return llama.llama(config), params
-  trunk = {name: leaf for name, leaf in params.items() if name != "head"}
-  return llama.llama(config), {
-    "lm": trunk,
-    "head": {"w": jnp.asarray(net.score.weight[0].detach().numpy()), "b": jnp.float32(0)},
-  }
-
-
 @pytest.mark.parametrize(
   ("theirs", "ours", "epochs"),
   [
@@ -122,7 +99,7 @@ def test_new_weights_are_those_of_trl(tmp_path, monkeypatch, theirs, ours, epoch
   with monkeypatch.context() as patch:
     run = trl.run(patch, str(tmp_path / "trl"), theirs, epochs, False)
   load = lambda models: {
-    name: params_of(net, tmp_path / name) for name, net in models._asdict().items()
+    name: trl.params_of(net, tmp_path / name) for name, net in models._asdict().items()
   }
   before, after = load(run.before), load(run.after)
   lm = before["policy"][0]

@@ -9,8 +9,11 @@ import os
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import torch
+
+from instructjax.models import hf, llama
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 from datasets import Dataset
@@ -70,6 +73,26 @@ def models() -> Models:
       for p, q in zip(near.parameters(), far.parameters()):
         p.copy_(q + 0.1 * (p - q))
   return Models(policy, ref, reward, value)
+
+
+def params_of(net, folder):
+  """(LM, parameters) of a transformers model, by way of a folder; a scalar head stands beside its
+  trunk.
+  """
+  whole = LlamaForCausalLM(net.config)
+  whole.model.load_state_dict(net.model.state_dict())
+  scalar = hasattr(net, "score")
+  if not scalar:
+    whole.lm_head.load_state_dict(net.lm_head.state_dict())
+  whole.save_pretrained(folder)
+  config, params = hf.load(folder)
+  if not scalar:
+    return llama.llama(config), params
+  trunk = {name: leaf for name, leaf in params.items() if name != "head"}
+  return llama.llama(config), {
+    "lm": trunk,
+    "head": {"w": jnp.asarray(net.score.weight[0].detach().numpy()), "b": jnp.float32(0)},
+  }
 
 
 def rollout() -> tuple[np.ndarray, np.ndarray]:

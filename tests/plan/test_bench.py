@@ -19,6 +19,7 @@ RATES = {
   "rollout": {"sampled tokens/s": 4 * 8, "episodes/s": 4},
   "ppo": {"episodes/s": 4, "sampled tokens/s": 4 * 8},
   "dpo": {"pairs/s": 4, "tokens/s": 4 * (8 + 2 * 8)},
+  "grpo": {"episodes/s": 4 * 4, "sampled tokens/s": 16 * 8, "tokens/s": 16 * (8 + 8)},
 }
 
 
@@ -75,7 +76,7 @@ def test_an_iteration_costs_what_its_parts_cost():
   )
 
 
-@pytest.mark.parametrize("stage", ["sft", "rollout", "ppo", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "rollout", "ppo", "dpo", "grpo"])
 def test_drawn_lengths_are_those_of_the_batch_and_their_rates_are_of_real_tokens(stage):
   """Every repeat has other rows, of which nothing is compiled again."""
   b = options(stage, lengths="uniform", completions=3)
@@ -86,19 +87,37 @@ def test_drawn_lengths_are_those_of_the_batch_and_their_rates_are_of_real_tokens
   assert jax.tree.all(jax.tree.map(lambda x, y: (x == y).all(), first, again))
   name = {"sft": "rows", "reward": "comparisons", "dpo": "comparisons"}.get(stage, "prompts")
   assert (first[name].tokens != second[name].tokens).any()
+  responses = 4 if stage == "grpo" else 1  # to each prompt, all of one length
   for number, batch in enumerate([first, second]):
     real = (batch[name].valid > 0).sum()
     if name == "prompts":
       real += batch[name].ends.sum()
       assert batch[name].valid[:, -1].all()  # padded on the left
     counts = work.counts(number)
-    assert counts["tokens"] == real
-  positions = {"sft": 4 * 16, "dpo": 4 * (8 + 3 * 8)}.get(stage, 4 * (8 + 8))
+    assert counts["tokens"] == responses * real
+  positions = {"sft": 4 * 16, "dpo": 4 * (8 + 3 * 8)}.get(stage, responses * 4 * (8 + 8))
   counts = [work.counts(number)["tokens"] for number in (1, 2)]
   assert report["real_share"] == pytest.approx(np.mean(counts) / positions)
   rates = np.divide(counts, report["seconds"])
   assert report["tokens/s"] == pytest.approx(np.median(rates))
   assert 0 < report["flops"] < flops(stage, completions=3)
+
+
+def test_a_run_and_its_benchmark_make_as_many_updates():
+  assert [bench.minibatches_of(bench.Bench(stage)) for stage in ("ppo", "grpo", "sft")] == [8, 1, 1]
+  assert bench.minibatches_of(bench.Bench("grpo", minibatches=2)) == 2
+
+
+def test_grpo_computes_no_value_network_and_reads_a_prompt_once():
+  """Its 16 episodes cost less than those of PPO, but for the rollout nearly 4 times those of 4."""
+  by_part = {}
+  for stage, batch in (("ppo", 16), ("grpo", 4)):
+    b = options(stage, batch=batch)
+    work = bench.STAGES[stage](b, bench.language_model(b))
+    costs = bench.costs_of(work.stage, work.state, work.frozen, work.batches(0))
+    by_part[stage] = {name: cost.flops for name, cost in costs.items()}
+  assert by_part["grpo"].keys() == by_part["ppo"].keys() == {"rollout", "scoring", "update"}
+  assert all(by_part["grpo"][name] < cost for name, cost in by_part["ppo"].items())
 
 
 def test_responses_end_by_the_schedule():
@@ -175,9 +194,11 @@ def test_the_report_is_printed_as_a_table_or_as_json(capsys):
 @pytest.mark.parametrize(
   ("b", "message"),
   [
-    (options("grpo"), "unknown stage 'grpo'; choose one of sft, reward, rollout, ppo"),
+    (options("grop"), "unknown stage 'grop'; choose one of sft, reward, rollout, ppo"),
     (bench.Bench("sft", "7b"), "unknown shape '7b'; choose one of tiny"),
     (options("sft", repeats=0), "--repeats=0 measures nothing"),
+    (options("grpo", ptx=1), "--ptx=1 is text of PPO-ptx, and grpo learns from none"),
+    (options("grpo", minibatches=3), "it has 16 episodes, which do not divide"),
     (options("rollout", lora=8), "--lora=8 says what is trained"),
     (options("sft", top=1, lora=8), r"config\.(top|lora)"),
     (options("sft", text="a.jsonl", lengths="paper"), "--lengths=paper draws rows, and --text"),

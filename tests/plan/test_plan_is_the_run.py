@@ -22,7 +22,7 @@ from instructjax.runs import origin
 from instructjax.settings.subjects import MeshSettings
 from instructjax.stages import running
 
-STAGES = ("pretrain", "sft", "rl_init", "reward", "ppo", "dpo")
+STAGES = ("pretrain", "sft", "rl_init", "reward", "ppo", "dpo", "grpo")
 SIZES = ("1.3b", "6b", "175b")
 FILES = {
   "pretrain": ("text",),
@@ -31,6 +31,7 @@ FILES = {
   "reward": ("comparisons", "demonstrations"),
   "ppo": ("prompts", "text"),
   "dpo": ("comparisons",),
+  "grpo": ("prompts",),
 }
 ROWS = {"data.prompt": 12, "data.response": 12, "batch": 8}
 SMALL = {
@@ -40,6 +41,7 @@ SMALL = {
   "reward": {**ROWS, "data.valid": ""},
   "dpo": {**ROWS, "data.valid": ""},
   "ppo": {"data.prompt": 12, "data.length": 24, "sampling.response": 6, "ptx_ratio": 1},
+  "grpo": {"data.prompt": 12, "sampling.response": 6, "batch": 8},
 }
 COMPLETIONS = 4  # of a prompt in the tests' comparisons, at most
 MESHES = {
@@ -113,6 +115,8 @@ def small_settings(stage, data, folder, changes):
   sources = {"model.source": str(folder / "policy")}
   if stage == "ppo":
     sources = {"rl_init": str(folder / "policy"), "reward_model": str(folder / "reward")}
+  if stage == "grpo":
+    sources = {"rl_init": str(folder / "policy"), "rewards": f"python:{folder}/length.py:score"}
   return settings_of(stage, "tiny", data, {**SMALL[stage], **sources, **changes})
 
 
@@ -214,7 +218,7 @@ def every_case():
   for stage in STAGES:
     for changes in PARTS:
       usual = changes.get("trunk_dtype", "bfloat16") == "bfloat16"
-      daily = not changes or (usual and stage in ("sft", "reward", "ppo", "dpo"))
+      daily = not changes or (usual and stage in ("sft", "reward", "ppo", "dpo", "grpo"))
       marks = () if daily else pytest.mark.slow
       yield pytest.param(stage, changes, id=f"{stage} {words(changes)}", marks=marks)
 
@@ -280,9 +284,14 @@ def test_a_trunk_that_models_share_is_counted_once(changes, data):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_presets(stage, size, data, monkeypatch, tmp_path):
+def test_the_presets(stage, size, data, folder, monkeypatch, tmp_path):
   changes = {"model.tokenizer": "bytes", "mesh.fsdp": 8}
-  changes |= {"rl_init": "policy", "reward_model": "reward"} if stage == "ppo" else {"steps": 1}
+  if stage == "ppo":
+    changes |= {"rl_init": "policy", "reward_model": "reward"}
+  elif stage == "grpo":
+    changes |= {"rl_init": "policy", "rewards": f"python:{folder}/length.py:score"}
+  else:
+    changes["steps"] = 1
   if "text" in FILES[stage]:
     (tmp_path / "long.jsonl").write_text(json.dumps({"text": "a row of the paper " * 200}) + "\n")
     changes["data.text"] = str(tmp_path / "long.jsonl")
@@ -318,7 +327,7 @@ def test_bytes_by_kind_equal_a_sum_by_hand(stage, size, data):
   trained, frozen, average = policy, 0, 0
   if stage == "reward":
     trained = judge + head
-  if stage == "dpo":
+  if stage in ("dpo", "grpo"):
     frozen = 4 * policy - 2 * policy_matrices  # the reference
   if stage == "ppo":
     trained, average = policy + judge + head, policy

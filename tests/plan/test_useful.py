@@ -24,7 +24,11 @@ def test_the_parts_of_an_iteration_by_hand():
   part = rows([3, 1], [2, 1])
   # Prompt and response without the last token: 4 and 1 tokens, with 10 and 1 keys.
   assert useful.rollout_flops(MODEL, part) == 100 * 5 + 11 + 10 * 3
+  # A second response reads the prompts no more: 1 token that meets 4 keys, and a last one.
+  assert useful.rollout_flops(MODEL, part, responses=2) == (541 + (100 * 1 + 4) + 10 * 3)
   trunk = 100 * 7 + 15 + 3
+  assert useful.scoring_flops(MODEL, part, useful.GRPO) == 2 * trunk + 2 * 10 * 3
+  assert useful.update_flops(MODEL, part, useful.GRPO) == trunk + 10 * 3
   assert useful.scoring_flops(MODEL, part) == 4 * trunk + 2 * 10 * 3
   assert useful.update_flops(MODEL, part) == 2 * trunk + 10 * 3
   assert useful.text_flops(MODEL, 2, 3) == 2 * (100 * 3 + 6 + 10 * 3)

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from instructjax import settings
 from instructjax.runs import report
 from instructjax.runs.report.ppo_metrics import BY_NAME, METRICS, advice
+from instructjax.settings import fields
 
 
 @pytest.mark.parametrize(
@@ -37,6 +39,18 @@ def test_an_alarm_sounds_where_the_end_of_a_curve_is_not_healthy(name, unhealthy
 def test_what_has_no_alarm_or_no_values_needs_no_advice():
   assert advice("lr", [9.0]) == advice("objective/kl", []) == advice("mine", [1.0]) == ""
   assert len(BY_NAME) == len(METRICS)
+
+
+def test_advice_names_settings_that_the_stage_has():
+  for metric in METRICS:
+    values = [0.0] * 6 + [99.0] * 2
+    for word in advice(metric.name, values, "grpo").split("`"):
+      path = word.removeprefix("config.")
+      if path != word:
+        names = [field.path for field in fields.walk(settings.preset("grpo"))]
+        assert path in names, f"{metric.name}: {word}"
+  assert "`config.grpo.epochs`" in advice("policy/clipfrac_avg", [0.5], "grpo")
+  assert "`config.optimizer.lr`" in advice("policy/clipfrac_avg", [0.5], "grpo")
 
 
 def test_advice_stands_beside_its_curve_and_not_among_the_folded_ones(tmp_path):

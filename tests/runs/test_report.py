@@ -300,6 +300,36 @@ def test_samples_of_training_are_those_of_the_first_and_the_last_iteration(tmp_p
   assert "score −75.00 · KL 0.50" in text
 
 
+def test_the_samples_of_a_stage_stand_beside_the_answers_of_people(tmp_path):
+  row = {"stage": "dpo", "iteration": 9, "prompt": EVIL, "response": "", "reference": "a & b"}
+  text = Page(report.write(put(tmp_path, samples=[row])).read_text()).text
+  assert "Answers to the first held-out prompts" in text
+  assert "DPO" in text and "empty" in text
+  assert "people" in text and "a & b" in text
+  assert "PPO" not in text
+
+
+def test_a_reward_model_shows_what_it_scores_highest_and_lowest(tmp_path):
+  row = {
+    "stage": "reward",
+    "iteration": 9,
+    "prompt": "p",
+    "responses": {"highest": "fine", "lowest": "poor"},
+    "scores": {"highest": 1.5, "lowest": -2},
+    "ranks": {"highest": 2, "lowest": None},
+  }
+  text = Page(report.write(put(tmp_path, samples=[row])).read_text()).text
+  assert "highest score RM 1.50 · rank 2" in text
+  assert "lowest score RM −2.00" in text
+
+
+@pytest.mark.parametrize(("held_out", "says"), [(0, True), (0.05, False)])
+def test_a_stage_without_held_out_prompts_says_how_to_get_samples(tmp_path, held_out, says):
+  config = {"stage": "sft", "data": {"valid": "", "held_out": held_out}}
+  text = Page(report.write(put(tmp_path, config=config)).read_text()).text
+  assert ("config.data.held_out=0.05" in text) == says
+
+
 @pytest.mark.parametrize("name", files.NAMES)
 def test_one_file_alone_is_enough(tmp_path, name):
   full(tmp_path)

@@ -9,7 +9,14 @@ from instructjax.runs import origin, report
 from instructjax.settings.subjects import LoadedModelSettings
 
 PLAIN = LoadedModelSettings(dtype="float32", remat="none")
-SCORE = "def letters(prompts, responses):\n  return [text.count('e') * 1.0 for text in responses]\n"
+SCORE = """
+def letters(prompts, responses):
+  return [text.count("e") * 1.0 for text in responses]
+
+
+def length(prompts, responses):
+  return [len(text) * 1.0 for text in responses]
+"""
 SIZE = [
   "--config.batch=4",
   "--config.n=4",
@@ -25,7 +32,8 @@ def options(data, base, tmp_path_factory):
   file = tmp_path_factory.mktemp("rewards") / "mine.py"
   file.write_text(SCORE)
   held_out = f"--config.data.valid={data / 'prompts.jsonl'}"
-  reward = f"--config.rewards=python:{file}:letters"
+  letters, length = f"python:{file}:letters", f"python:{file}:length"
+  reward = f"--config.rewards=min({letters}, {length}) + 0.1*{length}"
   return [*files(data, "prompts"), held_out, f"--model={base}", reward, *SIZE]
 
 
@@ -48,6 +56,14 @@ def test_it_leaves_a_policy_and_measures_its_groups(grpo_run, base):
   assert origin.kind_of(str(grpo_run)) == "policy"
   assert "GRPO, iteration by iteration" in report.write(grpo_run).read_text()
   assert all(0 < row["rollout/useful"] <= 1 for row in rows)
+
+
+def test_rewards_of_an_ensemble_are_one_term(grpo_run):
+  """No response has more letters than its length, so the least of the two is the letters."""
+  for row in metrics(grpo_run):
+    if "objective/scores" in row:
+      letters, length = row["objective/score/letters"], row["objective/score/length"]
+      assert row["objective/scores"] == pytest.approx(letters + 0.1 * length, rel=1e-5)
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(options, grpo_run, tmp_path, monkeypatch):

@@ -49,6 +49,8 @@ def stage_look(run: Run, stage: str) -> str:
   if stage in LOOKS:
     return LOOKS[stage]
   unknown_stages = [name for name in run.curves if name not in LOOKS]
+  if stage not in unknown_stages:  # it has samples and no curve
+    return "base"
   return SPARE_LOOKS[unknown_stages.index(stage) % len(SPARE_LOOKS)]
 
 

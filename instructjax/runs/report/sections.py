@@ -14,7 +14,7 @@ from instructjax import intervals
 from instructjax.runs.report import page
 from instructjax.runs.report.figures import Mark, Row, bars, forest
 from instructjax.runs.report.files import Run, estimate, inside, number
-from instructjax.runs.report.names import LOOKS, MODELS, SLICES
+from instructjax.runs.report.names import LOOKS, MODELS, SLICES, stage_look, stage_title
 from instructjax.runs.report.page import Section
 from instructjax.runs.report.ranking import ranking
 from instructjax.runs.report.training import (
@@ -86,6 +86,19 @@ TERMS_OF_FORM = (
   "Ended: the response ended before its limit."
 )
 
+# What the samples of a stage are, which it leaves at its end.
+LEADS_OF_SAMPLES = {
+  "sft": "Answers to the first held-out prompts, sampled at temperature 1 and not chosen, beside "
+  "the demonstrations of people.",
+  "rl_init": "Answers to the first held-out prompts, sampled at temperature 1 and not chosen, "
+  "beside the demonstrations of people.",
+  "dpo": "Answers to the first held-out prompts, sampled at temperature 1 and not chosen, beside "
+  "the completion that people prefer.",
+  "reward": "Of the first held-out prompts, the completions that the model scores highest and "
+  "lowest. The rank is the labeler's, 1 is the best.",
+}
+# The names of a reward model's samples in samples.jsonl, as readers see them.
+SCORED_ENDS = {"highest": "highest score", "lowest": "lowest score"}
 
 # --- results ---
 
@@ -199,44 +212,97 @@ def samples(run: Run) -> Section:
   """Returns the first records of samples.jsonl, as they come."""
   if any("iteration" in record for record in run.samples):
     return samples_of_training(run)
-  cards = [sample(record) for record in run.samples[:SAMPLES]]
-  if not cards:
-    return page.section("samples", "Samples", "")
-  folded_cards = cards[OPEN:]
-  body = "".join(cards[:OPEN])
-  if folded_cards:
-    body += page.details(f"{len(folded_cards)} more", "".join(folded_cards))
-  lead = f"The first {len(cards)} of {len(run.samples):,} test prompts, not chosen."
+  if not run.samples:
+    return page.section("samples", "Samples", "", _why_no_samples(run))
+  body = _some_open([sample(record) for record in run.samples[:SAMPLES]])
+  count = min(SAMPLES, len(run.samples))
+  lead = f"The first {count} of {len(run.samples):,} test prompts, not chosen."
   return page.section("samples", "Samples, side by side", lead, body)
 
 
-def samples_of_training(run: Run) -> Section:
-  """Returns what PPO sampled at its first and its last iteration with samples."""
-  records = [record for record in run.samples if number(record.get("iteration")) is not None]
-  iterations = sorted({int(record["iteration"]) for record in records})
-  body = ""
-  for iteration in dict.fromkeys((iterations[0], iterations[-1])):
-    cards = [sample_of_training(record) for record in records if record["iteration"] == iteration]
-    body += page.details(f"Iteration {iteration}", "".join(cards[:SAMPLES]))
-  lead = (
-    f"The first responses of iterations {iterations[0]} and {iterations[-1]}, not chosen; "
-    "samples.jsonl has those of "
-    f"{len(iterations)} iterations."
+def _some_open(cards: Sequence[str]) -> str:
+  """Returns the first cards, and the others folded."""
+  body = "".join(cards[:OPEN])
+  folded_cards = cards[OPEN:]
+  if folded_cards:
+    body += page.details(f"{len(folded_cards)} more", "".join(folded_cards))
+  return body
+
+
+def _why_no_samples(run: Run) -> str:
+  """Returns how a stage that samples at its end gets held-out prompts, where it had none."""
+  data = inside(run.config, "data")
+  has_none_held_out = not (data.get("valid") or data.get("held_out"))
+  if run.config.get("stage") not in LEADS_OF_SAMPLES or not has_none_held_out:
+    return ""
+  sentence = (
+    "None: nothing was held out, and answers to what a model has learnt would look too good. "
+    "`config.data.held_out=0.05` holds out a part of the data, `config.data.valid` names a file."
   )
-  return page.section("samples", "Samples of training", lead, body)
+  return f'<p class="advice">{page.with_code(sentence)}</p>'
 
 
-def sample_of_training(record: dict[str, Any]) -> str:
-  """Returns a prompt and its response, with score and KL."""
+def samples_of_training(run: Run) -> Section:
+  """Returns what stages of training sampled: the first and the last samples of each."""
+  by_stage: dict[str, list[tuple[float, dict[str, Any]]]] = {}
+  for record in run.samples:
+    iteration = number(record.get("iteration"))
+    if iteration is not None:
+      by_stage.setdefault(str(record.get("stage", "ppo")), []).append((iteration, record))
+  bodies = [_samples_of_stage(run, stage, records) for stage, records in by_stage.items()]
+  return page.section("samples", "Samples of training", "", *bodies)
+
+
+def _samples_of_stage(run: Run, stage: str, records: Sequence[tuple[float, dict[str, Any]]]) -> str:
+  """Returns the samples of one stage, with a sentence that says what they are.
+
+  `records` are pairs of an iteration and a record.
+  """
+  iterations = sorted({iteration for iteration, _ in records})
+  first, last = iterations[0], iterations[-1]
+
+  def cards_of(wanted: float) -> list[str]:
+    of_iteration = [record for iteration, record in records if iteration == wanted]
+    return [_sample_card(run, stage, record) for record in of_iteration[:SAMPLES]]
+
+  if stage in LEADS_OF_SAMPLES:
+    return f"<p>{escape(LEADS_OF_SAMPLES[stage])}</p>{_some_open(cards_of(last))}"
+  # What the policy says now is what a reader wants to see first.
+  body = f"<h3>Iteration {last:.0f}</h3>{_some_open(cards_of(last))}"
+  if first == last:
+    return f"<p>The first responses of an iteration, not chosen.</p>{body}"
+  lead = (
+    f"The first responses of iterations {first:.0f} and {last:.0f}, not chosen; "
+    f"samples.jsonl has those of {len(iterations)} iterations."
+  )
+  body += page.details(f"Iteration {first:.0f}", "".join(cards_of(first)))
+  return f"<p>{lead}</p>{body}"
+
+
+def _sample_card(run: Run, stage: str, record: dict[str, Any]) -> str:
+  """Returns a prompt with one response, or with several that a reward model has scored."""
+  return sample(record) if "responses" in record else sample_of_training(run, stage, record)
+
+
+def sample_of_training(run: Run, stage: str, record: dict[str, Any]) -> str:
+  """Returns a prompt and its response, with score and KL, beside the answer of people."""
   facts = []
   for name, label in (("score", "score"), ("kl", "KL")):
     value = number(record.get(name))
     if value is not None:
       facts.append(f"{label} {page.minus(value)}")
-  prompt, response = escape(str(record.get("prompt", ""))), escape(str(record.get("response", "")))
-  title = f'<dt class="ppo">PPO <small>{" · ".join(facts)}</small></dt>'
-  answer = f"<div>{title}<dd>{response or '<em>empty</em>'}</dd></div>"
-  return f'<div class="sample"><p>{prompt}</p><dl>{answer}</dl></div>'
+  look, title = stage_look(run, stage), stage_title(stage)
+  answers = _answer(look, title, " · ".join(facts), record.get("response", ""))
+  if record.get("reference") is not None:
+    answers += _answer("base", "people", "", record["reference"])
+  prompt = escape(str(record.get("prompt", "")))
+  return f'<div class="sample"><p>{prompt}</p><dl>{answers}</dl></div>'
+
+
+def _answer(look: str, title: str, facts: str, text: Any) -> str:
+  """Returns one answer under the name of whoever gave it; `facts` are the small print beside it."""
+  head = f'<dt class="{look}">{escape(title)} <small>{facts}</small></dt>'
+  return f"<div>{head}<dd>{escape(str(text)) or '<em>empty</em>'}</dd></div>"
 
 
 def sample(record: dict[str, Any]) -> str:
@@ -247,10 +313,8 @@ def sample(record: dict[str, Any]) -> str:
   answers = ""
   for name, response in inside(record, "responses").items():
     look = LOOKS.get(name, "base")
-    title = escape(MODELS.get(name, name))  # names come from the file
-    scores = _scores(record, name)
-    text = escape(str(response)) or "<em>empty</em>"
-    answers += f'<div><dt class="{look}">{title} <small>{scores}</small></dt><dd>{text}</dd></div>'
+    title = MODELS.get(name) or SCORED_ENDS.get(name, name)
+    answers += _answer(look, title, _scores(record, name), response)
   return f'<div class="sample">{head}<dl>{answers}</dl></div>'
 
 
@@ -261,6 +325,9 @@ def _scores(record: dict[str, Any], name: str) -> str:
     score = number(inside(record, key).get(name))
     if score is not None:
       parts.append(f"{judge} {page.minus(score)}")
+  rank = number(inside(record, "ranks").get(name))
+  if rank is not None:
+    parts.append(f"rank {rank:.0f}")
   return " · ".join(parts)
 
 

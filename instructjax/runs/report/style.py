@@ -19,6 +19,7 @@ header p, section > p, .caveats { max-width: 46rem; }
 h1 { margin: 4px 0 12px; max-width: 46rem; font-size: clamp(22px, 4.5vw, 30px); line-height: 1.25;
   font-weight: 650; text-wrap: balance; }
 h2 { margin: 48px 0 4px; font-size: 20px; line-height: 1.3; }
+h3 { margin: 20px 0 4px; font-size: 16px; }
 p { margin: 6px 0; }
 nav { display: flex; flex-wrap: wrap; gap: 2px 16px; margin-top: 16px; font-size: 14px; }
 a { color: var(--sft); text-underline-offset: 2px; }

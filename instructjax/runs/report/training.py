@@ -111,7 +111,8 @@ def _advice(run: Run, stages: Sequence[str], metric: str) -> str:
   """Returns what is not healthy about a metric of PPO, stage by stage where there are several."""
   sentences = []
   for stage in stages:
-    advice = ppo_metrics.advice(metric, list(run.curves[stage].get(metric, {}).values()))
+    values = list(run.curves[stage].get(metric, {}).values())
+    advice = ppo_metrics.advice(metric, values, stage)
     if advice:
       sentences.append(f"{stage_title(stage)}: {advice}" if len(stages) > 1 else advice)
   return " ".join(sentences)
