@@ -25,7 +25,7 @@ def test_a_sample_has_no_banned_token_and_nothing_after_its_end():
   np.testing.assert_array_equal(response > 0, places <= ends[:, None])
   np.testing.assert_array_equal(rows.mask, response > 0)
   assert 0 < rows.ended.sum() < 100 and not (response == world.EQUALS).any()
-  logits = np.asarray(model(rows.tokens)[0, world.PROMPT - 1])
+  logits = np.array(model(rows.tokens)[0, world.PROMPT - 1])
   logits[list(nnx_loop.BANNED)] = -np.inf
   expected = logits[response[0, 0]] - np.log(np.exp(logits).sum())
   np.testing.assert_allclose(rows.logp[0, 0], expected, rtol=1e-5)
@@ -45,12 +45,14 @@ def test_supervised_steps_make_the_answers_likely():
   assert answer_logp() > -5
 
 
-def test_a_policy_learns_where_rewards_differ(monkeypatch):
+def parameters(model):
+  return jax.tree.leaves(nnx.state(model, nnx.Param))
+
+
+def test_a_policy_learns_nothing_where_all_rewards_are_the_same():
   model, optimizer = model_and_optimizer()
   reference = nnx.clone(model)
-  monkeypatch.setattr(world, "reward", lambda rows: rows.tokens[:, world.PROMPT] * 0.0)
+  # No response of a random model is right, and the KL from itself is 0.
   nnx_loop.policy_step(model, reference, optimizer, PROMPTS, jax.random.key(0))
-  for old, new in zip(
-    jax.tree.leaves(nnx.state(reference)), jax.tree.leaves(nnx.state(model)), strict=True
-  ):
+  for old, new in zip(parameters(reference), parameters(model), strict=True):
     np.testing.assert_array_equal(old, new)
