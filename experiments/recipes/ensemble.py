@@ -8,8 +8,9 @@ A policy that maximises one reward model finds responses that this model alone t
 The members of an ensemble learn the same rankings, and differ in their heads and in the order of
 the data. The paper subtracts the variance where `mean_less_deviation` has the deviation.
 
-Here the members learn few rankings of which a quarter is wrong, as in the paper, so that one of
-them can be over-optimised. The verified reward says what was really gained.
+Here the members learn 2,000 rankings of which a tenth is wrong, and one of them is over-optimised
+within a few iterations, in spite of a penalty on the KL. The verified reward says what was really
+gained.
 """
 
 import jax
@@ -28,25 +29,25 @@ OBJECTIVES = {
 }
 
 
-def ensemble(start, seed, pairs, members, updates=200):
+def ensemble(start, seed, pairs, members, noise=0.1, updates=200):
   """Returns so many reward models, stacked, that have learnt the same noisy rankings."""
   key = jax.random.key(seed + 2000)
-  rows, ranks = learned_reward.rankings(start, key, pairs)
+  rows, ranks = learned_reward.rankings(start, key, pairs, noise=noise)
   keys = jax.random.split(jax.random.fold_in(key, 1), members)
   return learned_reward.train(keys, start, rows, ranks, updates)
 
 
-def optimise(objective, models, start, seed, iterations):
+def optimise(objective, models, start, seed, iterations, kl_coef=0.1):
   """Returns the policy, and the mean verified reward of each iteration."""
 
   def score(rows):
     return objective(np.asarray(learned_reward.scores(models, rows)))
 
-  return learned_reward.maximise(score, start, seed, iterations)
+  return learned_reward.maximise(score, start, seed, iterations, kl_coef=kl_coef)
 
 
 def main(words=None):
-  args = world.arguments(words, iterations=60, warm=300, pairs=200, members=5)
+  args = world.arguments(words, iterations=30, warm=300, pairs=2000, members=5)
   start = world.warm_start(args.seed, args.warm)
   models = ensemble(start, args.seed, args.pairs, args.members)
   before, of_one = world.evaluate(start, args.seed), None

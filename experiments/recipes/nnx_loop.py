@@ -76,7 +76,7 @@ def policy_step(model, reference, optimizer, prompts, key):
 
 
 def main(words=None):
-  args = world.arguments(words, updates=600, iterations=100)
+  args = world.arguments(words, updates=150, iterations=100)
   keys = jax.random.split(jax.random.key(args.seed), args.updates + args.iterations)
   model = Recurrent(world.LM.vocab_size, 128, nnx.Rngs(args.seed))
   optimizer = nnx.Optimizer(model, optax.adam(3e-3), wrt=nnx.Param)

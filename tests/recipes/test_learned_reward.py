@@ -32,7 +32,7 @@ RIGHT_AND_WRONG = rows_of(
 def test_tokens_in_place():
   rows = rows_of("3141=1134.", "3141=1143.", "3141=113411")
   np.testing.assert_allclose(learned_reward.in_place(rows), [1, 4 / 6, 4 / 6])
-  np.testing.assert_allclose(length_penalty.liked(rows), [2.5, 4 / 6 + 1.5, 4 / 6 + 1.8], rtol=1e-6)
+  np.testing.assert_allclose(length_penalty.liked(rows), [6, 4 / 6 + 5, 4 / 6 + 6], rtol=1e-6)
 
 
 def test_ranks_follow_the_quality_unless_the_labeler_is_wrong():
@@ -69,9 +69,13 @@ def test_objectives(name, expected):
   np.testing.assert_allclose(ensemble.OBJECTIVES[name](scores), expected)
 
 
-def test_the_penalty_is_a_deviation_at_twice_the_length():
-  scores, lengths = np.array([0.0, 2.0, 0.0, 2.0]), np.array([5, 6, 10, 0])
-  np.testing.assert_allclose(length_penalty.penalised(scores, lengths), [0, 1.8, -1, 3])
+def test_the_penalty_falls_to_1_at_the_limit():
+  lengths = np.array([3, 5, 6, 8])
+  np.testing.assert_array_equal(length_penalty.penalty(lengths), [0, 0, -1, -1])
+  np.testing.assert_allclose(length_penalty.penalty(lengths, 4, 9), [0, -0.2, -0.4, -0.8])
+  rows = rows_of("3141=1134.", "3141=113411")
+  expected = length_penalty.liked(rows) - [0, 1]
+  np.testing.assert_allclose(length_penalty.penalised(rows), expected)
 
 
 def test_a_policy_maximises_a_score_from_the_host():
