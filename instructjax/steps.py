@@ -322,6 +322,8 @@ def compiled(step: Callable, state: TrainState, options: str = "") -> Callable:
   """Returns `jax.jit` of a step with the state donated and its shardings pinned.
 
   The state that comes out then has the type of the one that went in, so no step compiles twice.
+  The arrays of the state that goes in are gone afterwards, the parameters that it was made of among
+  them: a reference that stays needs a copy of its own, `jax.tree.map(jnp.copy, params)`.
   `options` are the user's for the compiler, beside those of its platform (`compiler.OPTIONS`).
 
   Example:
