@@ -8,21 +8,7 @@ import length_penalty
 import numpy as np
 import pytest
 import world
-
-from instructjax.types import Rollout
-
-
-def rows_of(*texts):
-  """The rollout of texts such as "3141=1134."; "." is the end."""
-  signs = " .=0123456789"
-  tokens = np.zeros((len(texts), world.PROMPT + world.RESPONSE), np.int32)
-  for row, text in zip(tokens, texts, strict=True):
-    row[: len(text)] = [signs.index(sign) for sign in text]
-  tokens = jnp.asarray(tokens)
-  mask = tokens[:, world.PROMPT :] > 0
-  ended = jnp.any(tokens == world.EOS, axis=1)
-  return Rollout(tokens, tokens > 0, mask, jnp.zeros(mask.shape), ended)
-
+from sorted_digits import rows_of
 
 RIGHT_AND_WRONG = rows_of(
   "3141=1134.", "3141=3141.", "9020=0029.", "9020=9020.", "7766=6677.", "7766=7766."
