@@ -72,9 +72,9 @@ class Sampling:
   ratios and its KL are of whole distributions, and what is cut away is never tried, so that
   nothing can teach the policy to say it.
 
-  `slots` are the responses that are sampled at a time (0 chooses), and `halvings` how often the last
-  of them move into half as many; both change the speed alone.  `whole` gathers the weights along
-  fsdp once, and else a layer at a time.
+  `slots` are the responses that are sampled at a time (0 chooses), and `halvings` how often the
+  last of them move into half as many; both change the speed alone.  `whole` gathers the weights
+  along fsdp once, and else a layer at a time.
 
   With `weights` or `cache` "int8" the model that samples is a rounded copy (`models.int8`), and so
   are the log-probabilities that it reports.
