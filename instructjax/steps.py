@@ -18,6 +18,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
 from instructjax import compiler, optim, sharding
 from instructjax.types import Array, Int, Key, Params, PyTree, Scalar, TrainState
@@ -68,7 +69,11 @@ def commit(state: TrainState) -> TrainState:
   """
 
   def commit_leaf(x):
-    return jax.device_put(x, x.sharding)
+    where = x.sharding
+    # On a mesh of one device JAX says of a new key how its words lie, an axis more than a key has.
+    if isinstance(where, NamedSharding) and len(where.spec) > x.ndim:
+      where = where.update(spec=jax.P(*where.spec[: x.ndim]))
+    return jax.device_put(x, where)
 
   return jax.tree.map(commit_leaf, state)
 

@@ -144,3 +144,18 @@ def test_a_compiled_step_keeps_the_shardings_of_its_state():
 
     new, _ = steps.compiled(whole, state)(state)
     assert new.params["w"].sharding.spec == jax.P("fsdp")
+
+
+def test_a_state_on_a_mesh_of_one_device():
+  sgd = optax.sgd(0.5)
+
+  def step(state, batch):
+    return steps.update(state, {"w": batch.sum()}, sgd), {}
+
+  with jax.set_mesh(sharding.make_mesh(data=1)):
+    state = steps.init_state(jax.random.key(0), {"w": jnp.float32(2.0)}, sgd)
+    compiled = steps.compiled(step, state)
+    for _ in range(2):
+      state, _ = compiled(state, jnp.ones(2))
+  assert float(state.params["w"]) == 0
+  assert compiled._cache_size() == 1
