@@ -203,11 +203,11 @@ def test_the_width_of_rows_by_hand():
 
 
 def test_long_rows_waste_less_on_short_episodes():
-  """Prompts of 20 to 44 tokens and responses of 4 to 20: three of four rows of 64 hold only one."""
+  """Prompts of 20 to 44 tokens and responses of 4 to 20: few pairs of them fit into 64."""
   rng = np.random.default_rng(0)
   prompt, response = rng.integers(20, 45, 64), rng.integers(4, 21, 64)
-  mask = np.arange(20) < response[:, None]
-  valid = np.concatenate([np.arange(44) >= 44 - prompt[:, None], mask], axis=1)
+  mask = jnp.arange(20) < response[:, None]
+  valid = jnp.concatenate([jnp.arange(44) >= 44 - prompt[:, None], mask], axis=1)
   shares = [float(packs.useful(packs.lay_out(valid, mask, 4 // w, w), valid)) for w in (1, 4)]
   assert shares[0] < 0.75
   assert shares[1] > 0.9
