@@ -3,16 +3,14 @@
 An episode of P + R tokens at most is mostly padding. Here the real tokens of several episodes stand
 in one row, each episode a segment of its own, and R places of the row are for response tokens. So a
 packed row has the shape of an episode's row, a full-length episode fills one, and logits and losses
-see [.., R] as before. Where episodes are short, a packed row is as long as several of them
-(`width_of`), because two of them seldom fit into one. The rows are computed in parts of a few at a
-time, of which only those that hold something are computed (`steps.rows_of_parts`,
-`steps.gradients_of_parts`): one compiled program does for all lengths.
+see [.., R] as before. The rows are computed in parts of a few at a time, of which only those that
+hold something are computed (`steps.rows_of_parts`, `steps.gradients_of_parts`): one compiled
+program does for all lengths.
 
 On a mesh every shard of the batch packs its own episodes, and no episode leaves its device.
 
 Dimensions: B episodes, n of them a shard, P prompt, R response, T = P + R; N parts of Q rows, q of
-them a shard; w full episodes in a packed row of W = w T positions, with room for A = w R response
-tokens.
+them a shard.
 """
 
 from __future__ import annotations
@@ -28,23 +26,19 @@ from flax import struct
 from instructjax import sharding
 from instructjax.types import Array, Bool, Experience, Int, PyTree, Scalar, Valid
 
-# A packed row of short episodes has up to so many positions. Attention computes scores between the
-# episodes of a row too, and up to here they cost next to nothing beside the matrix products.
-LONGEST = 256
-
 
 @struct.dataclass
 class Part:
   """What stands in packed rows; episodes are counted within their shard."""
 
-  valid: Int[Array, "*N Q W"]  # the segment of each position, and 0 for padding
-  episode: Int[Array, "*N Q W"]
-  column: Int[Array, "*N Q W"]  # in the row of the episode
+  valid: Int[Array, "*N Q T"]  # the segment of each position, and 0 for padding
+  episode: Int[Array, "*N Q T"]
+  column: Int[Array, "*N Q T"]  # in the row of the episode
   # Of each place for a response token:
-  holds: Bool[Array, "*N Q A"]
-  response_episode: Int[Array, "*N Q A"]
-  response_column: Int[Array, "*N Q A"]  # in the response of the episode
-  before: Int[Array, "*N Q A"]  # the position of the token before it, whose state predicts it
+  holds: Bool[Array, "*N Q R"]
+  response_episode: Int[Array, "*N Q R"]
+  response_column: Int[Array, "*N Q R"]  # in the response of the episode
+  before: Int[Array, "*N Q R"]  # the position of the token before it, whose state predicts it
 
 
 @struct.dataclass
@@ -85,36 +79,23 @@ def rows_at_once(
   return wanted
 
 
-def width_of(rows: int, length: int, context: int) -> int:
-  """Returns w, how many episodes of `length` positions a packed row is as long as.
-
-  It divides `rows`, the full episodes that are computed at once, so a part has as many positions as
-  with rows of one episode. The row fits `LONGEST` and the model's context, or is one episode's.
-  """
-  longest = min(LONGEST, context)
-  fitting = [w for w in range(1, rows + 1) if rows % w == 0 and w * length <= longest]
-  return max(fitting, default=1)
-
-
 def lay_out(
   valid: Valid,
   mask: Bool[Array, "B R"],
   rows: int,
-  width: int = 1,
 ) -> Layout:
   """Chooses a place for every episode, from its real tokens and the marks of its response.
 
-  A part has q packed rows, each as long as `width` episodes of full length. A response counts up
-  to its last mark. It may be a position longer than the real tokens, as where a score is paid after
-  the end.
+  `rows` is q. A response counts up to its last mark. It may be a position longer than the real
+  tokens, as where a score is paid after the end.
   """
   if not sharding.is_sharded():
-    parts, count, places = _lay_out_shard(valid, mask, rows=rows, width=width)
+    parts, count, places = _lay_out_shard(valid, mask, rows=rows)
     return Layout(parts, count, *places)
   split = sharding.spec("batch")
   split_parts = sharding.spec(None, "batch")
   lay_out_shards = jax.shard_map(
-    partial(_lay_out_shard, rows=rows, width=width, axes=sharding.mesh_axes("batch")),
+    partial(_lay_out_shard, rows=rows, axes=sharding.mesh_axes("batch")),
     in_specs=(split, split),
     out_specs=(split_parts, jax.P(), split),
   )
@@ -122,13 +103,12 @@ def lay_out(
   return Layout(parts, count, *places)
 
 
-@partial(jax.jit, static_argnames=("rows", "width", "axes"))
+@partial(jax.jit, static_argnames=("rows", "axes"))
 def _lay_out_shard(
   valid: Array,
   mask: Array,
   *,
   rows: int,
-  width: int,
   axes: tuple[str, ...] = (),
 ) -> tuple[Part, Array, tuple[Array, Array, Array]]:
   """The parts, their count and (row, shift, place) of the n episodes of one shard.
@@ -137,7 +117,6 @@ def _lay_out_shard(
   """
   n, T = valid.shape
   R = mask.shape[1]
-  W, A = width * T, width * R  # positions and places of a packed row
   first, length = _spans(valid, T - R)
   response = _extent(mask)
 
@@ -145,20 +124,19 @@ def _lay_out_shard(
   size = jnp.maximum(length * R, response * T)
   order = jnp.argsort(-size, stable=True).astype(jnp.int32)
   length_by_rank, response_by_rank = length[order], response[order]
-  # A row takes `width` episodes at least, as long as there are any: it has room for full ones.
-  N = math.ceil(n / (rows * width))
-  row, start, place = _fit(length_by_rank, response_by_rank, N * rows, W, A)
+  N = math.ceil(n / rows)
+  row, start, place = _fit(length_by_rank, response_by_rank, N * rows, T, R)
 
   # Each position belongs to the episode of the last start before it.
-  rank = _last_mark(row, start, N * rows, W)
-  offset = jnp.arange(W, dtype=jnp.int32) - start[rank]
+  rank = _last_mark(row, start, N * rows, T)
+  offset = jnp.arange(T, dtype=jnp.int32) - start[rank]
   inside = (offset >= 0) & (offset < length_by_rank[rank]) & (row[rank] == _numbers(N * rows))
   episode = jnp.where(inside, order[rank], 0)
   column = jnp.where(inside, first[order][rank] + offset, 0)
   segment = jnp.where(inside & (valid[episode, column] > 0), rank + 1, 0)
 
-  response_rank = _last_mark(row, place, N * rows, A)
-  token = jnp.arange(A, dtype=jnp.int32) - place[response_rank]
+  response_rank = _last_mark(row, place, N * rows, R)
+  token = jnp.arange(R, dtype=jnp.int32) - place[response_rank]
   holds = (token >= 0) & (token < response_by_rank[response_rank])
   holds &= row[response_rank] == _numbers(N * rows)
   response_episode = jnp.where(holds, order[response_rank], 0)
@@ -212,8 +190,8 @@ def _fit(
   length: Array,
   response: Array,
   rows: int,
-  W: int,
-  A: int,
+  T: int,
+  R: int,
 ) -> tuple[Array, Array, Array]:
   """Returns (row, first position, first place for a response token) of each episode.
 
@@ -225,7 +203,7 @@ def _fit(
   def put(used: tuple[Array, Array], episode: tuple[Array, Array]):
     positions, places = used
     episode_length, episode_response = episode
-    has_room = (positions + episode_length <= W) & (places + episode_response <= A)
+    has_room = (positions + episode_length <= T) & (places + episode_response <= R)
     row = jnp.argmax(has_room).astype(jnp.int32)
     start, place = positions[row], places[row]
     used = (positions.at[row].add(episode_length), places.at[row].add(episode_response))
@@ -291,12 +269,12 @@ def experience(part: Part, exp: Experience) -> Experience:
 
 
 def take_tokens(part: Part, x: PyTree) -> PyTree:
-  """[B, T, ...] -> [Q, W, ...]: what belongs to each position of the rows, and 0 in padding."""
+  """[B, T, ...] -> [Q, T, ...]: what belongs to each position of the rows, and 0 in padding."""
   return _take(part.valid > 0, part.episode, part.column, x)
 
 
 def take_responses(part: Part, x: PyTree) -> PyTree:
-  """[B, R, ...] -> [Q, A, ...]: what belongs to each response token of the rows, else 0."""
+  """[B, R, ...] -> [Q, R, ...]: what belongs to each response token of the rows, else 0."""
   return _take(part.holds, part.response_episode, part.response_column, x)
 
 
@@ -317,7 +295,7 @@ def _like(mask: Array, x: Array) -> Array:
 
 
 def give_tokens(layout: Layout, x: PyTree, valid: Valid) -> PyTree:
-  """[N, Q, W, ...] -> [B, T, ...]: what was computed of each real token, and 0 in padding."""
+  """[N, Q, T, ...] -> [B, T, ...]: what was computed of each real token, and 0 in padding."""
 
   def give_shard(row: Array, shift: Array, valid: Array, x: Array) -> Array:
     columns = jnp.arange(valid.shape[1], dtype=jnp.int32) + shift[:, None]
@@ -327,7 +305,7 @@ def give_tokens(layout: Layout, x: PyTree, valid: Valid) -> PyTree:
 
 
 def give_responses(layout: Layout, x: PyTree, mask: Bool[Array, "B R"]) -> PyTree:
-  """[N, Q, A, ...] -> [B, R, ...]: what was computed of each response token, else 0."""
+  """[N, Q, R, ...] -> [B, R, ...]: what was computed of each response token, else 0."""
 
   def give_shard(row: Array, place: Array, mask: Array, x: Array) -> Array:
     columns = jnp.arange(mask.shape[1], dtype=jnp.int32) + place[:, None]

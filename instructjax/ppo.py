@@ -177,24 +177,10 @@ def reward_side(frozen: Frozen, params: Params) -> Params:
 def lay_out(rows: Rollout, ppo: PPO) -> packs.Layout:
   """Packs all episodes of an iteration, for their scores."""
   mask = returns.value_mask(rows.mask, ppo.place)
-  minibatch = rows.tokens.shape[0] // ppo.cfg.minibatches
-  return _lay_out(rows.valid, mask, minibatch, ppo, learnt=False)
-
-
-def _lay_out(
-  valid: Valid,
-  value_mask: Bool[Array, "B R"],
-  minibatch: int,
-  ppo: PPO,
-  *,
-  learnt: bool,
-) -> packs.Layout:
-  """Packs episodes, of which a minibatch has so many, in rows that fit all models."""
-  length = valid.shape[1]
-  at_once = rows_at_once(minibatch, length, ppo.cfg, learnt=learnt)
-  context = min(ppo.lm.context, _reward_lm(ppo).context)
-  width = packs.width_of(at_once, length, context)
-  return packs.lay_out(valid, value_mask, at_once // width, width)
+  episodes, length = rows.tokens.shape
+  minibatch = episodes // ppo.cfg.minibatches
+  at_once = rows_at_once(minibatch, length, ppo.cfg, learnt=False)
+  return packs.lay_out(rows.valid, mask, at_once)
 
 
 def rows_at_once(minibatch: int, length: int, cfg: PPOConfig, *, learnt: bool) -> int:
@@ -703,8 +689,9 @@ def minibatch_step(
       kl_coef=0.0 if state.kl_coef is None else state.kl_coef,
     )
 
-  episodes = exp.tokens.shape[0]
-  layout = _lay_out(exp.valid, exp.value_mask, episodes, ppo, learnt=True)
+  episodes, length = exp.tokens.shape
+  at_once = rows_at_once(episodes, length, cfg, learnt=True)
+  layout = packs.lay_out(exp.valid, exp.value_mask, at_once)
   grads, loss, measured = steps.gradients_of_parts(
     loss_of_part,
     state.params,

@@ -1054,13 +1054,13 @@ MUTANTS["rollout"] = [
 
 MUTANTS["packs"] = [
   M(
-    "has_room = (positions + episode_length <= W) & (places + episode_response <= A)",
-    "has_room = positions + episode_length <= W",
+    "has_room = (positions + episode_length <= T) & (places + episode_response <= R)",
+    "has_room = positions + episode_length <= T",
     "a row holds more response tokens than it has places for",
   ),
   M(
-    "has_room = (positions + episode_length <= W) & (places + episode_response <= A)",
-    "has_room = places + episode_response <= A",
+    "has_room = (positions + episode_length <= T) & (places + episode_response <= R)",
+    "has_room = places + episode_response <= R",
     "a row holds more tokens than it has",
   ),
   M("rank + 1, 0)", "1, 0)", "neighbours are one segment"),

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from instructjax import packs, ppo, sharding
+from instructjax import ppo, sharding
 from instructjax.data.batches import packing
 from instructjax.errors import UserError
 from instructjax.plan import lengths, programs
@@ -68,10 +68,7 @@ def episode_parts(settings: EpisodeSettings, part: Part, batch: Lengths) -> floa
   learnt = part.name == "update"
   group = minibatch if learnt else settings.episodes
   shards = sharding.batch_shards()
-  at_once = ppo.rows_at_once(minibatch, length, settings.ppo, learnt=learnt)
-  # The context of a model that is planned for is longer than any row of several episodes.
-  width = packs.width_of(at_once, length, packs.LONGEST)
-  most = settings.sampling.response
+  rows = ppo.rows_at_once(minibatch, length, settings.ppo, learnt=learnt)
   counts = []
   for start in range(0, settings.episodes, group):
     prompt, response = (x[start : start + group] for x in batch)
@@ -82,32 +79,22 @@ def episode_parts(settings: EpisodeSettings, part: Part, batch: Lengths) -> floa
       longest_first[1::2] = longest_first[1::2, ::-1]
       order = longest_first.T.reshape(-1)
     packed_rows = [
-      first_fit(prompt[shard], response[shard], length, most, width)
+      first_fit(prompt[shard], response[shard], length, settings.sampling.response)
       for shard in np.split(order, shards)
     ]
-    counts.append(math.ceil(max(packed_rows) * width / at_once))
+    counts.append(math.ceil(max(packed_rows) / rows))
   return float(np.mean(counts))
 
 
-def first_fit(
-  prompt: np.ndarray,
-  response: np.ndarray,
-  length: int,
-  most: int,
-  width: int = 1,
-) -> int:
-  """Rows that episodes take, by the rule of `packs`.
-
-  An episode has up to `length` tokens, `most` of them of its response; a row is as long as `width`
-  full ones.
-  """
+def first_fit(prompt: np.ndarray, response: np.ndarray, length: int, most: int) -> int:
+  """Rows that episodes take, by the rule of `packs`: of `length` tokens, `most` of a response."""
   size = np.maximum((prompt + response) * most, response * length)
   positions: list[int] = []
   places: list[int] = []
   for i in np.argsort(-size, kind="stable").tolist():
     tokens, answer = int(prompt[i] + response[i]), int(response[i])
     for row in range(len(positions)):
-      if positions[row] + tokens <= width * length and places[row] + answer <= width * most:
+      if positions[row] + tokens <= length and places[row] + answer <= most:
         positions[row] += tokens
         places[row] += answer
         break

@@ -242,9 +242,9 @@ def test_episodes_and_text_have_micro_batches_of_their_own(tables, monkeypatch):
     rows_of_text.append(batch.tokens.shape[0])
     return masked_logp(lm, params, batch, window)
 
-  def record_rows(valid, mask, rows, width):
-    rows_at_once.append(rows * width)
-    return lay_out(valid, mask, rows, width)
+  def record_rows(valid, mask, rows):
+    rows_at_once.append(rows)
+    return lay_out(valid, mask, rows)
 
   monkeypatch.setattr(likelihood, "masked_logp", record_text)
   monkeypatch.setattr(packs, "lay_out", record_rows)
