@@ -155,7 +155,8 @@ def test_a_state_on_a_mesh_of_one_device():
   with jax.set_mesh(sharding.make_mesh(data=1)):
     state = steps.init_state(jax.random.key(0), {"w": jnp.float32(2.0)}, sgd)
     compiled = steps.compiled(step, state)
-    for _ in range(2):
-      state, _ = compiled(state, jnp.ones(2))
+    with tiny.compilations("step") as compilations:
+      for _ in range(2):
+        state, _ = compiled(state, jnp.ones(2))
   assert float(state.params["w"]) == 0
-  assert compiled._cache_size() == 1
+  assert len(compilations) == 1
