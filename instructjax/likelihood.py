@@ -22,6 +22,7 @@ from instructjax.types import (
   LM,
   Array,
   Bool,
+  Branch,
   Demonstrations,
   Float,
   Int,
@@ -184,24 +185,25 @@ def response_logp(
   *,
   temperature: float = 1.0,
   banned: tuple[int, ...] = (),
-  before: Int[Array, "B R"] | None = None,
+  before: Int[Array, "B A"] | None = None,
+  targets: Int[Array, "B A"] | None = None,
+  branch: Branch | None = None,
   stem: Float[Array, "B T D"] | None = None,
   key: Key[Array, ""] | None = None,
-) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
+) -> tuple[Float[Array, "B A"], Float[Array, "B A"]]:
   """Returns log p(y_t | x, y_<t) and the entropy at each of the last `response` tokens of a row.
 
-  With `before`, the response tokens are those after these columns, as in packed rows.
+  In packed rows the response tokens are `targets`, each after what stands up to its column
+  `before`, and `branch` says where responses share a prompt.
 
   Example:
     >>> logp, entropy = likelihood.response_logp(lm, params, rows.tokens, rows.valid, response=3)
     >>> print((logp * mask).sum(axis=1).shape)  # of whole responses
     (2,)
   """
-  hidden = lm.hidden(params, tokens, valid, stem=stem, key=key)
-  if before is None:
+  hidden = lm.hidden(params, tokens, valid, branch=branch, stem=stem, key=key)
+  if targets is None:
     targets = tokens[:, -response:]
-  else:
-    targets = at_columns(tokens, jnp.minimum(before + 1, tokens.shape[1] - 1))
   return of_tokens(
     lm,
     params,

@@ -52,6 +52,7 @@ from instructjax.types import (
   LM,
   Array,
   Bool,
+  Branch,
   Demonstrations,
   Experience,
   Float,
@@ -150,10 +151,10 @@ def stems(
     layout = lay_out(rows, ppo)
 
     def stem_of_part(part: packs.Part) -> Array | None:
-      return lm.stem(trunk, packs.take_tokens(part, tokens), part.valid)
+      return lm.stem(trunk, packs.take_tokens(part, tokens), part.valid, part.branch)
 
     packed = steps.rows_of_parts(stem_of_part, layout.parts, layout.count)
-    return packs.give_tokens(layout, packed, rows.valid)
+    return packs.give_tokens(layout, packed, rows.valid, rows.mask.shape[1])
 
   policy_stem = stem(ppo.lm, frozen.trunk)
   if frozen.reward_trunk is None:
@@ -177,36 +178,65 @@ def reward_side(frozen: Frozen, params: Params) -> Params:
 def lay_out(rows: Rollout, ppo: PPO) -> packs.Layout:
   """Packs all episodes of an iteration, for their scores."""
   mask = returns.value_mask(rows.mask, ppo.place)
-  episodes, length = rows.tokens.shape
-  minibatch = episodes // ppo.cfg.minibatches
-  at_once = rows_at_once(minibatch, length, ppo.cfg, learnt=False)
-  return packs.lay_out(rows.valid, mask, at_once)
+  minibatch = rows.tokens.shape[0] // ppo.cfg.minibatches
+  return _lay_out(rows.tokens, rows.valid, mask, minibatch, ppo, learnt=False)
 
 
-def rows_at_once(minibatch: int, length: int, cfg: PPOConfig, *, learnt: bool) -> int:
+def _lay_out(
+  tokens: Int[Array, "B T"],
+  valid: Valid,
+  value_mask: Bool[Array, "B R"],
+  minibatch: int,
+  ppo: PPO,
+  *,
+  learnt: bool,
+) -> packs.Layout:
+  """Packs episodes; a minibatch has so many of them."""
+  response = value_mask.shape[1]
+  form = form_of(tokens.shape[1] - response, response, minibatch, ppo.sampling.n)
+  rows = rows_at_once(minibatch, form, ppo.cfg, learnt=learnt)
+  return packs.lay_out(tokens, valid, value_mask, rows, form.together)
+
+
+def form_of(prompt: int, response: int, minibatch: int, n: int) -> packs.Form:
+  """Returns the form of packed rows where each prompt has n responses that follow each other."""
+  return packs.form_of(prompt, response, together_of(minibatch, n))
+
+
+def together_of(minibatch: int, n: int) -> int:
+  """Returns how many responses of a prompt stay together: all n, or else each stands alone.
+
+  All do where the minibatch of each device is made of whole groups.
+  """
+  return n if minibatch // sharding.batch_shards() % n == 0 else 1
+
+
+def rows_at_once(minibatch: int, form: packs.Form, cfg: PPOConfig, *, learnt: bool) -> int:
   """Returns the rows that a device computes at once where a minibatch has so many episodes.
 
   `learnt` is whether they are learnt from, or else scored alone.
   """
   return packs.rows_at_once(
-    minibatch // sharding.batch_shards(),
-    length,
+    form.most_rows(minibatch // sharding.batch_shards()),
+    form.positions,
     rows=cfg.rows_at_once,
     micro=cfg.micro,
     learnt=learnt,
   )
 
 
-def most_parts(episodes: int, length: int, cfg: PPOConfig) -> tuple[int, int]:
+def most_parts(episodes: int, form: packs.Form, cfg: PPOConfig) -> tuple[int, int]:
   """Returns in how many parts all episodes are scored and a minibatch is learnt from, at most.
 
-  That is where all of them have full length, one a row.
+  That is where all of them have full length.
   """
   minibatch = episodes // cfg.minibatches
   shards = sharding.batch_shards()
-  scored = shards * rows_at_once(minibatch, length, cfg, learnt=False)
-  learnt = shards * rows_at_once(minibatch, length, cfg, learnt=True)
-  return math.ceil(episodes / scored), math.ceil(minibatch / learnt)
+  parts = []
+  for count, learnt in ((episodes, False), (minibatch, True)):
+    rows = rows_at_once(minibatch, form, cfg, learnt=learnt)
+    parts.append(math.ceil(form.most_rows(count // shards) / rows))
+  return parts[0], parts[1]
 
 
 def policy_logp(
@@ -231,6 +261,8 @@ def policy_logp(
     rows.valid,
     response,
     before=rows.before,
+    targets=rows.targets,
+    branch=rows.branch,
     temperature=sampling.temperature,
     banned=sampling.banned,
     stem=stem,
@@ -250,7 +282,7 @@ def response_values(
     (2, 3)
   """
   response = rows.mask.shape[1]
-  hidden = lm.hidden(params["lm"], rows.tokens, rows.valid, stem=stem)
+  hidden = lm.hidden(params["lm"], rows.tokens, rows.valid, branch=rows.branch, stem=stem)
   before = likelihood.states_before(hidden, response, rows.before)
   return heads.values(params["head"], before)
 
@@ -261,6 +293,7 @@ def token_scores(
   tokens: Int[Array, "B T"],
   valid: Valid,
   stem: Array | None,
+  branch: Branch | None = None,
 ) -> Float[Array, "B T"]:
   """Returns what a reward model gives at every token.
 
@@ -268,7 +301,7 @@ def token_scores(
     >>> print(ppo.token_scores(lm, frozen.reward, rows.tokens, rows.valid, None).shape)
     (2, 5)
   """
-  hidden = lm.hidden(params["lm"], tokens, valid, stem=stem)
+  hidden = lm.hidden(params["lm"], tokens, valid, branch=branch, stem=stem)
   return heads.values(params["head"], hidden)
 
 
@@ -326,10 +359,10 @@ def score(
 
   def scores_of_part(part: packs.Part) -> Array:
     part_tokens, part_stem = packs.take_tokens(part, (tokens, stem))
-    return token_scores(lm, params, part_tokens, part.valid, part_stem)
+    return token_scores(lm, params, part_tokens, part.valid, part_stem, part.branch)
 
   packed = steps.rows_of_parts(scores_of_part, layout.parts, layout.count)
-  scores = packs.give_tokens(layout, packed, rows.valid)
+  scores = packs.give_tokens(layout, packed, rows.valid, rows.mask.shape[1])
   last = returns.at_last_token(rows.valid)
   return jnp.sum(jnp.where(last, scores, 0), axis=1)
 
@@ -446,7 +479,7 @@ def credit(
     "response/len_mean": length.mean(dtype=jnp.float32),
     "response/len_max": length.max().astype(jnp.float32),
     "response/eos_frac": rows.ended.mean(dtype=jnp.float32),
-    "scoring/useful": packs.useful(layout, rows.valid),
+    "scoring/useful": packs.useful(layout),
   }
   if scored is not None:
     metrics["rollout/abstained"] = 1 - scored.mean(dtype=jnp.float32)
@@ -689,9 +722,8 @@ def minibatch_step(
       kl_coef=0.0 if state.kl_coef is None else state.kl_coef,
     )
 
-  episodes, length = exp.tokens.shape
-  at_once = rows_at_once(episodes, length, cfg, learnt=True)
-  layout = packs.lay_out(exp.valid, exp.value_mask, at_once)
+  episodes = exp.tokens.shape[0]
+  layout = _lay_out(exp.tokens, exp.valid, exp.value_mask, episodes, ppo, learnt=True)
   grads, loss, measured = steps.gradients_of_parts(
     loss_of_part,
     state.params,
@@ -708,7 +740,7 @@ def minibatch_step(
     **losses.policy_metrics(logp, old_logp, exp.advantage, exp.mask, clip=cfg.clip),
     "policy/entropy_avg": returns.masked_mean(entropy, exp.mask),
     "grad/norm_ppo": optax.tree.norm(grads["policy"]),
-    "update/useful": packs.useful(layout, exp.valid),
+    "update/useful": packs.useful(layout),
   }
   if value is not None:
     assert exp.value is not None and exp.target is not None  # `credit` made them of a network
@@ -766,10 +798,12 @@ def order(
   key: Key[Array, ""],
   rows: int,
   cfg: PPOConfig,
+  together: int = 1,
 ) -> Int[Array, "EN M"]:
   """Returns the row numbers of each minibatch: [epochs * N, rows / N].
 
-  Every row occurs once an epoch, and each epoch has a new permutation.
+  Every row occurs once an epoch, and each epoch has a new permutation. Rows that stand `together`,
+  such as the responses to one prompt, stay so.
 
   Raises:
     ValueError: when the rows do not divide into minibatches.
@@ -782,7 +816,8 @@ def order(
     raise ValueError(f"{rows} episodes do not divide into {cfg.minibatches} minibatches")
 
   def permute(epoch):
-    return jax.random.permutation(jax.random.fold_in(key, epoch), rows)
+    groups = jax.random.permutation(jax.random.fold_in(key, epoch), rows // together)
+    return packs.rows_of_groups(groups, together)
 
   permutations = jnp.stack([permute(epoch) for epoch in range(cfg.epochs)])
   updates = cfg.epochs * cfg.minibatches
@@ -828,12 +863,13 @@ def improve(
   lengths = sharding.reshard(jnp.sum(exp.valid > 0, axis=1, dtype=jnp.int32), None)
 
   sampled = cfg.old_logp == "sampler"
+  together = together_of(rows // cfg.minibatches, ppo.sampling.n)
 
   def update_on(state, numbered_episodes):
     number, episodes = numbered_episodes
     if shards > 1:
       # All of them compute as long as the fullest one. A minibatch keeps its episodes.
-      episodes = episodes[packs.deal(lengths[episodes], shards)]
+      episodes = episodes[packs.deal(lengths[episodes], shards, together)]
     minibatch = _take(exp, episodes)
     text_minibatch = None
     if text is not None and cfg.ptx_coef:
@@ -851,7 +887,7 @@ def improve(
 
   # The key is new in each iteration, because the step has moved on.
   order_key = keys.key_for(state.key, "minibatches", state.step)
-  minibatches = order(order_key, rows, cfg)
+  minibatches = order(order_key, rows, cfg, together)
   numbers = jnp.arange(minibatches.shape[0])
   state, metrics = jax.lax.scan(update_on, state, (numbers, minibatches))
 

@@ -185,8 +185,10 @@ class Experience:
   target: Float[Array, "*B R"] | None
   stem: Float[Array, "*B T D"] | None = None
   value_stem: Float[Array, "*B T D2"] | None = None  # where the reward side has its own trunk
-  # The column of the token before each response token; None where responses end the rows.
+  # Of packed rows: the response tokens, the column before each, and where they share prompts.
+  targets: Int[Array, "*B R"] | None = None
   before: Int[Array, "*B R"] | None = None
+  branch: Int[Array, "*B T"] | None = None
   ref_logp: Float[Array, "*B R"] | None = None  # where the loss has a KL term
 
 

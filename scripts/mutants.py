@@ -825,23 +825,18 @@ MUTANTS["likelihood"] = [
     "a token is scored by the state after it",
   ),
   M(
-    "targets = at_columns(tokens, jnp.minimum(before + 1, tokens.shape[1] - 1))",
-    "targets = at_columns(tokens, before)",
-    "in packed rows the token before is scored",
-  ),
-  M(
     "return at_columns(hidden, before)",
     "return hidden[:, -response - 1 : -1]",
     "in packed rows the last states are read",
   ),
   M(
-    "hidden = lm.hidden(params, tokens, valid, stem=stem, key=key)",
-    "hidden = lm.hidden(params, tokens, valid, key=key)",
+    "hidden = lm.hidden(params, tokens, valid, branch=branch, stem=stem, key=key)",
+    "hidden = lm.hidden(params, tokens, valid, branch=branch, key=key)",
     "the stem of a rollout is computed again",
   ),
   M(
-    "hidden = lm.hidden(params, tokens, valid, stem=stem, key=key)",
-    "hidden = lm.hidden(params, tokens, valid, stem=stem)",
+    "hidden = lm.hidden(params, tokens, valid, branch=branch, stem=stem, key=key)",
+    "hidden = lm.hidden(params, tokens, valid, branch=branch, stem=stem)",
     "no dropout in the log-probabilities of a response",
   ),
   M(
@@ -1054,24 +1049,49 @@ MUTANTS["rollout"] = [
 
 MUTANTS["packs"] = [
   M(
-    "has_room = (positions + episode_length <= T) & (places + episode_response <= R)",
-    "has_room = positions + episode_length <= T",
+    "has_room = enough & (positions + size.prompt + size.response <= W)",
+    "has_room = positions + size.prompt + size.response <= W",
     "a row holds more response tokens than it has places for",
   ),
   M(
-    "has_room = (positions + episode_length <= T) & (places + episode_response <= R)",
-    "has_room = places + episode_response <= R",
+    "has_room = enough & (positions + size.prompt + size.response <= W)",
+    "has_room = enough",
     "a row holds more tokens than it has",
   ),
-  M("rank + 1, 0)", "1, 0)", "neighbours are one segment"),
+  M("begun[rank] + 1, 0)", "1, 0)", "neighbours are one segment"),
   M(
-    "real = (valid > 0) | (columns == prompt - 1)",
-    "real = (valid > 0) | (columns == 0)",
+    "in_response, rank + 1, 0)",
+    "in_response, 1, 0)",
+    "the responses to a prompt see each other",
+  ),
+  M(
+    "goes_on = share & enough[last_row] & (positions[last_row] + size.response <= W)",
+    "goes_on = share",
+    "a response stands beyond the end of a full row",
+  ),
+  M(
+    "return same & ~is_first",
+    "return ~is_first",
+    "a response shares the prompt of another",
+  ),
+  M(
+    "shifts = jnp.where(column < prompt, prompt_shift[:, None], shift[:, None])",
+    "shifts = shift[:, None]",
+    "the states of a shared prompt are read beside it",
+  ),
+  M(
+    "before = jnp.where(token == 0, prompt_end, start",
+    "before = jnp.where(token < 0, prompt_end, start",
+    "a second response is predicted by the end of the first",
+  ),
+  M(
+    "real = (valid[:, :prompt] > 0) | (columns == prompt - 1)",
+    "real = (valid[:, :prompt] > 0) | (columns == 0)",
     "padding before a prompt is packed too",
   ),
   M(
-    "before = shift_by_rank[response_rank] + (T - R - 1) + token",
-    "before = shift_by_rank[response_rank] + (T - R) + token",
+    "start.response[response_rank] + token - 1)",
+    "start.response[response_rank] + token)",
     "a response token is predicted by its own state",
   ),
   M(
@@ -1085,13 +1105,13 @@ MUTANTS["packs"] = [
     "the first shard gets the longest of every round",
   ),
   M(
-    "longest_first = jnp.argsort(-length, stable=True)",
-    "longest_first = jnp.argsort(0 * length, stable=True)",
+    "longest_first = jnp.argsort(-group_length, stable=True)",
+    "longest_first = jnp.argsort(0 * group_length, stable=True)",
     "episodes are dealt in the order of the batch",
   ),
   M(
-    "most = max(1, episodes // micro)",
-    "most = max(1, episodes)",
+    "limit = max(1, most // micro)",
+    "limit = max(1, most)",
     "micro-batches do not bound the rows",
   ),
 ]
@@ -2009,8 +2029,8 @@ MUTANTS["ppo"] = [
     "the value of the end has no weight",
   ),
   M(
-    'old_logp == "sampler"\n\n',
-    'old_logp == "trainer"\n\n',
+    'sampled = cfg.old_logp == "sampler"',
+    'sampled = cfg.old_logp == "trainer"',
     "with the sampler's log-probabilities the first ratio is not 1",
   ),
   M(
@@ -2046,18 +2066,18 @@ MUTANTS["ppo"] = [
     "an average of updates moves with each iteration too",
   ),
   M(
-    "jax.random.permutation(jax.random.fold_in(key, epoch), rows)",
-    "jax.random.permutation(key, rows)",
+    "jax.random.permutation(jax.random.fold_in(key, epoch), rows // together)",
+    "jax.random.permutation(key, rows // together)",
     "every epoch has the same order",
   ),
   M(
-    "jax.random.permutation(jax.random.fold_in(key, epoch), rows)",
-    "jnp.roll(jnp.arange(rows), epoch)",
+    "jax.random.permutation(jax.random.fold_in(key, epoch), rows // together)",
+    "jnp.roll(jnp.arange(rows // together), epoch)",
     "the order is not random",
   ),
   M(
-    "jax.random.permutation(jax.random.fold_in(key, epoch), rows)",
-    "jax.random.randint(jax.random.fold_in(key, epoch), (rows,), 0, rows)",
+    "jax.random.permutation(jax.random.fold_in(key, epoch), rows // together)",
+    "jax.random.randint(jax.random.fold_in(key, epoch), (rows // together,), 0, rows // together)",
     "rows are drawn with replacement",
   ),
   M(

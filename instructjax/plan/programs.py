@@ -147,7 +147,7 @@ def plan_stage(
   end = (policy.vocab_size - 1,)
   tokenizer = Tokenizer(lambda text: [], lambda ids: "", policy.vocab_size, end, (), (), "planned")
   if isinstance(settings, GRPOSettings):
-    experiment = grpo.experiment_of(settings, policy, grpo.sampling_of(settings, tokenizer))
+    experiment = grpo.experiment_of(settings, policy, ppo.sampling_of(settings, tokenizer))
     return Planned(grpo.wire(settings, experiment), (parameters(policy),), policy)
   if isinstance(settings, PPOSettings):
     reward_lm = language_model(reward_shape, settings.model, remat)
@@ -244,7 +244,7 @@ def rollout_sampling(settings: EpisodeSettings) -> Sampling:
     cache=settings.sampling.cache,
     slots=settings.sampling.slots,
     halvings=settings.sampling.halvings,
-    n=settings.episodes // settings.batch,
+    n=settings.n,
   )
 
 

@@ -42,7 +42,7 @@ def with_micro(
   if isinstance(config, PPOSettings):
     # A micro-batch has at least one row on each device, and the episodes of a minibatch may be too
     # few for `count`. The rows of pretraining text are more.
-    episodes = config.batch // config.ppo.minibatches
+    episodes = config.episodes // config.ppo.minibatches
     rows = max(episodes // (mesh["data"] * mesh["fsdp"]), 1)
     changes = {"ppo.micro": min(count, rows), "ppo.ptx_micro": count}
   if isinstance(config, GRPOSettings):

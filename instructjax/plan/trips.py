@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from instructjax import ppo, sharding
+from instructjax import packs, ppo, sharding
 from instructjax.data.batches import packing
 from instructjax.errors import UserError
 from instructjax.plan import lengths, programs
@@ -63,44 +63,58 @@ def comparison_parts(settings: RewardSettings | DPOSettings, batch: Lengths) -> 
 
 def episode_parts(settings: EpisodeSettings, part: Part, batch: Lengths) -> float:
   """The parts of packed episodes of all of a batch, or the mean over its minibatches."""
-  length = settings.data.prompt + settings.sampling.response
   minibatch = settings.episodes // settings.ppo.minibatches
   learnt = part.name == "update"
   group = minibatch if learnt else settings.episodes
   shards = sharding.batch_shards()
-  rows = ppo.rows_at_once(minibatch, length, settings.ppo, learnt=learnt)
+  form = ppo.form_of(settings.data.prompt, settings.sampling.response, minibatch, settings.n)
+  rows = ppo.rows_at_once(minibatch, form, settings.ppo, learnt=learnt)
   counts = []
   for start in range(0, settings.episodes, group):
-    prompt, response = (x[start : start + group] for x in batch)
+    prompt, response = (
+      x[start : start + group].reshape(-1, form.together).astype(np.int64) for x in batch
+    )
     # What the shards get is dealt by length (`packs.deal`), in scoring as it comes.
-    order = np.arange(group)
+    order = np.arange(len(prompt))
     if learnt:
-      longest_first = np.argsort(-(prompt + response), kind="stable").reshape(-1, shards)
+      length = (prompt + response).sum(axis=1)
+      longest_first = np.argsort(-length, kind="stable").reshape(-1, shards)
       longest_first[1::2] = longest_first[1::2, ::-1]
       order = longest_first.T.reshape(-1)
     packed_rows = [
-      first_fit(prompt[shard], response[shard], length, settings.sampling.response)
-      for shard in np.split(order, shards)
+      first_fit(prompt[shard, 0], response[shard], form) for shard in np.split(order, shards)
     ]
     counts.append(math.ceil(max(packed_rows) / rows))
   return float(np.mean(counts))
 
 
-def first_fit(prompt: np.ndarray, response: np.ndarray, length: int, most: int) -> int:
-  """Rows that episodes take, by the rule of `packs`: of `length` tokens, `most` of a response."""
-  size = np.maximum((prompt + response) * most, response * length)
+def first_fit(prompt: np.ndarray, response: np.ndarray, form: packs.Form) -> int:
+  """Rows that groups of episodes take, by the rule of `packs`.
+
+  `prompt` has the tokens of each group's prompt, and `response` [G, n] those of its responses.
+  """
+  total = response.sum(axis=1)
+  size = np.maximum((prompt + total) * form.places, total * form.positions)
   positions: list[int] = []
   places: list[int] = []
-  for i in np.argsort(-size, kind="stable").tolist():
-    tokens, answer = int(prompt[i] + response[i]), int(response[i])
-    for row in range(len(positions)):
-      if positions[row] + tokens <= length and places[row] + answer <= most:
-        positions[row] += tokens
-        places[row] += answer
-        break
-    else:
-      positions.append(tokens)
-      places.append(answer)
+
+  def has_room(row: int, tokens: int, answer: int) -> bool:
+    return positions[row] + tokens <= form.positions and places[row] + answer <= form.places
+
+  for group in np.argsort(-size, kind="stable").tolist():
+    row = None
+    for answer in response[group].tolist():
+      tokens = answer
+      if row is None or not has_room(row, tokens, answer):
+        # The prompt stands before the response, in the first row with room for both.
+        tokens = int(prompt[group]) + answer
+        fitting = [row for row in range(len(positions)) if has_room(row, tokens, answer)]
+        row = fitting[0] if fitting else len(positions)
+        if not fitting:
+          positions.append(0)
+          places.append(0)
+      positions[row] += tokens
+      places[row] += answer
   return len(positions)
 
 
@@ -116,7 +130,7 @@ def batches_of(settings: Settings, source: str, completions: int) -> list[Length
     raise UserError(f"--lengths={source}: pretraining has documents and no prompts; leave it out")
   if isinstance(settings, EpisodeSettings):
     response = settings.sampling.response
-    each = settings.episodes // settings.batch
+    each = settings.n
   else:
     response = settings.data.response
     each = completions if settings.stage in ("reward", "dpo") else 1

@@ -24,8 +24,8 @@ def write(settings: QuickstartSettings, folder: Path, tokenizer: Tokenizer) -> t
     demonstrations=settings.demonstrations,
     comparisons=settings.comparisons,
     gold=settings.gold,
-    # Every episode of PPO gets a prompt of its own.
-    prompts=settings.iterations * settings.episodes,
+    # Every prompt is answered in one iteration of PPO alone.
+    prompts=settings.iterations * settings.prompts,
     test_prompts=settings.test_prompts,
     test_comparisons=settings.test_comparisons,
   )

@@ -158,7 +158,8 @@ def ppo_settings(settings: QuickstartSettings, workdir: Path, ptx_coef: float) -
     # The quickstart shows answers to test prompts, and its own are quicker without these.
     "sample_every": 0,
     "iterations": settings.iterations,
-    "batch": settings.episodes,
+    "batch": settings.prompts,
+    "n": settings.responses,
     "ptx_ratio": settings.ptx_ratio,
     "kl.coef": settings.kl_coef,
     # A response that runs into the limit is no sentence, whatever the reward model says of it.

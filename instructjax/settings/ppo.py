@@ -103,8 +103,14 @@ class PPOSettings:
   model: LoadedModelSettings = group(LoadedModelSettings())
   data: PromptAndTextData = group(PromptAndTextData())
   sampling: RolloutSettings = group(RolloutSettings())
-  iterations: int = setting(500, "Iterations of `batch` episodes (paper: 256,000 episodes).", low=1)
-  batch: int = subjects.batch(512, "Episodes of an iteration.")
+  iterations: int = setting(500, "Iterations of `batch` prompts (paper: 256,000 episodes).", low=1)
+  batch: int = subjects.batch(512, "Prompts of an iteration.")
+  n: int = setting(
+    1,
+    "Responses to each prompt, which is then computed once for all of them (paper: 1).",
+    low=1,
+    high=10_000,
+  )
   ptx_ratio: int = setting(8, "Rows of pretraining text an episode (paper: 8).", low=1, high=10_000)
   kl: KLSettings = group(KLSettings())
   place: Literal["at_last_token", "after_last_token"] = setting(
@@ -160,17 +166,17 @@ class PPOSettings:
     yield from neighbours(self.batch, self.data.together, self.data.long)
     if self.data.buckets > 1 and self.data.together > 1:
       yield "data.buckets", "the prompts of a batch have one length, so neighbours would be parted"
-    if self.batch % self.ppo.minibatches:
+    if self.episodes % self.ppo.minibatches:
       yield (
         "batch",
-        f"it does not divide by config.ppo.minibatches={self.ppo.minibatches}; choose a multiple "
-        "of it",
+        f"with config.n={self.n} it has {self.episodes} episodes, which do not divide by "
+        f"config.ppo.minibatches={self.ppo.minibatches}; choose a multiple of it",
       )
 
   @property
   def episodes(self) -> int:
-    """Responses of an iteration: one to each prompt."""
-    return self.batch
+    """Responses of an iteration."""
+    return self.batch * self.n
 
   @property
   def updates(self) -> int:

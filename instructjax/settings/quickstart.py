@@ -65,6 +65,7 @@ class QuickstartSettings:
   # PPO and PPO-ptx share everything but the pretraining mix.
   iterations: int = setting(14, "Iterations of PPO.", low=1, high=100_000)
   episodes: int = setting(128, "Episodes of an iteration.", low=1)
+  responses: int = setting(1, "Responses to each prompt of an iteration (paper: 1).", low=1)
   minibatches: int = setting(8, "Minibatches of an iteration.", low=1)
   halvings: int = setting(
     1, "How often the last rows of a rollout move together (sampling.halvings).", low=0, high=16
@@ -87,9 +88,20 @@ class QuickstartSettings:
 
   def conflicts(self) -> Iterator[tuple[str, str]]:
     # Both comparisons of the same texts are in one batch.
-    for name in ("comparisons", "gold", "reward_batch", "test_prompts", "episodes"):
+    for name in ("comparisons", "gold", "reward_batch", "test_prompts"):
       if getattr(self, name) % 2:
         yield name, "instructions come in pairs, of praise and of criticism; take an even number"
+    if self.episodes % (2 * self.responses):
+      yield (
+        "episodes",
+        "instructions come in pairs, of praise and of criticism; take a multiple of "
+        f"2 x responses={self.responses}",
+      )
+
+  @property
+  def prompts(self) -> int:
+    """The prompts of an iteration of PPO."""
+    return self.episodes // self.responses
 
 
 # The README holds what each preset costs and gives.

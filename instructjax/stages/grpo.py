@@ -6,7 +6,6 @@ network. Rewards come between the rollout and the scoring, as any other than PPO
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,8 +15,6 @@ import numpy as np
 
 from instructjax import losses, optim, ppo, returns, sharding, steps
 from instructjax.data.batches import corpora
-from instructjax.data.tokens import chat
-from instructjax.data.tokens.tokenizers import Tokenizer
 from instructjax.errors import UserError
 from instructjax.models import freeze
 from instructjax.rollout import Sampling
@@ -79,13 +76,6 @@ def policy_loss_of(grpo: GRPOConfig) -> Callable:
   if grpo.bound is not None:
     return partial(losses.dual_clipped_policy, clip=grpo.clip, bound=grpo.bound)
   return partial(losses.clipped_policy, clip=grpo.clip, clip_high=grpo.clip_high)
-
-
-def sampling_of(
-  settings: GRPOSettings, tokenizer: Tokenizer, template: chat.Template | None = None
-) -> Sampling:
-  """How episodes are sampled: a group to each prompt."""
-  return dataclasses.replace(ppo_stage.sampling_of(settings, tokenizer, template), n=settings.n)
 
 
 def experiment_of(settings: GRPOSettings, policy: LM, sampling: Sampling) -> ppo.PPO:
@@ -182,7 +172,7 @@ def parts_of(settings: GRPOSettings, experiment: ppo.PPO) -> tuple[Part, ...]:
     np.full(settings.batch, settings.data.prompt),
     np.full(settings.episodes, response),
   )
-  scored_parts, learnt_parts = ppo.most_parts(settings.episodes, length, settings.ppo)
+  scored_parts, learnt_parts = ppo_stage.most_parts(settings)
   share = share_of_real("tokens/episodes", positions)
   return (
     Part(
@@ -244,7 +234,7 @@ def run(
     scorers = ppo_stage.open_scorers(settings, policy, sources)
     counts: corpora.CountsBySource = {}
     by_ids, prompts = ppo_stage.draw_prompts(settings, sources, policy.tokenizer, template, counts)
-    sampling = sampling_of(settings, policy.tokenizer, template)
+    sampling = ppo_stage.sampling_of(settings, policy.tokenizer, template)
     experiment = experiment_of(settings, policy.lm, sampling)
     goes_on = trainable.goes_on(policy, settings)
     stage = wire(settings, experiment, adapter_goes_on=goes_on)
@@ -261,8 +251,7 @@ def run(
       held_out = looking.read_held_out(
         settings, held_out_records, policy.tokenizer, template, counts, *scorers
       )
-      # A held-out prompt is answered once.
-      once = experiment._replace(sampling=dataclasses.replace(sampling, n=1))
+      once = ppo_stage.once(experiment)
       evaluate = looking.evaluate(settings, once, frozen, policy.tokenizer, held_out)
     prints = running.fingerprints(prompts=corpora.records(sources))
     if held_out_records:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -64,11 +65,15 @@ def row_length(settings: PPOSettings) -> int:
 def check_batch(settings: PPOSettings, shards: int) -> None:
   """Raises UserError where episodes or text do not divide into micro-batches over the devices."""
   ppo_settings = settings.ppo
-  episodes = settings.batch // ppo_settings.minibatches
+  episodes = settings.episodes // ppo_settings.minibatches
+  name = f"config.batch={settings.batch}"
+  if settings.n > 1:
+    require_multiple(settings.batch, shards, "config.batch", "devices")
+    name += f", config.n={settings.n}"
   require_multiple(
     episodes,
     ppo_settings.micro * shards,
-    f"config.batch={settings.batch}: a minibatch",
+    f"{name}: a minibatch",
     "config.ppo.micro x devices",
   )
   if ppo_settings.ptx_coef:
@@ -76,7 +81,7 @@ def check_batch(settings: PPOSettings, shards: int) -> None:
     require_multiple(
       rows,
       ppo_settings.ptx_micro * shards,
-      f"config.batch={settings.batch}: a minibatch of text",
+      f"{name}: a minibatch of text",
       "config.ppo.ptx_micro x devices",
     )
 
@@ -181,7 +186,7 @@ def wire(
   text = None
   if settings.ppo.ptx_coef:
     stem = stems.stem_type(policy, settings.model.dtype) if settings.data.stems else None
-    text = demonstrations_of(settings.batch * settings.ptx_ratio, settings.data.length, stem)
+    text = demonstrations_of(settings.episodes * settings.ptx_ratio, settings.data.length, stem)
   prompts = Prompts(rows_of(shape, jnp.int32), rows_of(shape, jnp.bool_))
   batch = {"prompts": prompts, "text": text}
   parts = parts_of(settings, experiment, from_outside, text)
@@ -221,22 +226,23 @@ def parts_of(
     )
 
   length, response = row_length(settings), settings.sampling.response
-  trained = settings.batch * length + (0 if text is None else text.tokens.size)
+  positions = settings.episodes * length
+  trained = positions + (0 if text is None else text.tokens.size)
   rollout_trips = trips.of_rollout(
     experiment.sampling,
     settings.data.prompt,
     np.full(settings.batch, settings.data.prompt),
-    np.full(settings.batch, response),
+    np.full(settings.episodes, response),
   )
-  scored_parts, learnt_parts = ppo.most_parts(settings.batch, length, settings.ppo)
-  share = share_of_real("tokens/episodes", settings.batch * length)
+  scored_parts, learnt_parts = most_parts(settings)
+  share = share_of_real("tokens/episodes", positions)
   return (
     Part(
       "rollout",
       rollout,
       ("prompts",),
       "rollout",
-      tokens=settings.batch * response,
+      tokens=settings.episodes * response,
       trips=rollout_trips,
       share=share,
     ),
@@ -245,7 +251,7 @@ def parts_of(
       scoring,
       ("rollout",),
       "experience",
-      tokens=settings.batch * length,
+      tokens=positions,
       trips={"parts": scored_parts},
       share=share,
     ),
@@ -257,11 +263,21 @@ def parts_of(
       tokens=settings.ppo.epochs * trained,
       updates=settings.updates,
       trips={"parts": learnt_parts},
-      share=partial(
-        share_of_update, settings.batch * length, 0 if text is None else text.tokens.size
-      ),
+      share=partial(share_of_update, positions, 0 if text is None else text.tokens.size),
     ),
   )
+
+
+def once(experiment: ppo.PPO) -> ppo.PPO:
+  """The experiment that answers each prompt once, as held-out prompts are."""
+  return experiment._replace(sampling=dataclasses.replace(experiment.sampling, n=1))
+
+
+def most_parts(settings: EpisodeSettings) -> tuple[int, int]:
+  """In how many parts all episodes are scored and a minibatch is learnt from, at full length."""
+  minibatch = settings.episodes // settings.ppo.minibatches
+  form = ppo.form_of(settings.data.prompt, settings.sampling.response, minibatch, settings.n)
+  return ppo.most_parts(settings.episodes, form, settings.ppo)
 
 
 def update_of(rates: Mapping[str, optim.Schedule], experiment: ppo.PPO) -> Callable[..., Any]:
@@ -319,6 +335,7 @@ def sampling_of(
     cache=rollout.cache,
     slots=rollout.slots,
     halvings=rollout.halvings,
+    n=settings.n,
   )
 
 
@@ -415,7 +432,7 @@ def draw_text(
   """Batches of the pretraining mix; None each time where the mix is off."""
   if not settings.ppo.ptx_coef:
     return lambda number: None
-  data, size = settings.data, settings.batch * settings.ptx_ratio
+  data, size = settings.data, settings.episodes * settings.ptx_ratio
   pad_rows = packing.pad_packed if data.pack else pipeline.pad_demonstrations
   rows, pad = windows, partial(pad_rows, length=data.length)
   if data.stems:
@@ -717,7 +734,7 @@ def run(
       held_out = looking.read_held_out(
         settings, held_out_records, policy.tokenizer, template, counts, *scorers
       )
-      evaluate = looking.evaluate(settings, experiment, frozen, policy.tokenizer, held_out)
+      evaluate = looking.evaluate(settings, once(experiment), frozen, policy.tokenizer, held_out)
     mix = draw_text(settings, windows, policy.lm, frozen.trunk)
     prints = running.fingerprints(prompts=corpora.records(prompt_sources), text=text_print)
     if held_out_records:

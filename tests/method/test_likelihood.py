@@ -266,7 +266,7 @@ def test_the_stem_and_the_key_that_are_given_reach_the_model():
   """A stem that was computed again is as slow as none, and a lost key is a lost dropout."""
   calls = []
 
-  def hidden(params, tokens, valid, *, stem=None, key=None):
+  def hidden(params, tokens, valid, *, branch=None, stem=None, key=None):
     calls.append((stem, key))
     return jnp.zeros((*tokens.shape, LM.width))
 

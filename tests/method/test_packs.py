@@ -40,9 +40,9 @@ def rollout(lengths, seed=0, tokens=None):
 
 
 @cache
-def experiment(place=returns.at_last_token, **settings):
+def experiment(place=returns.at_last_token, n=1, **settings):
   settings = {"minibatches": 1, "ptx_coef": 0.0, "ema_decay": None} | settings
-  sampling = Sampling(response=R, temperature=0.7, eos=(3,))
+  sampling = Sampling(response=R, temperature=0.7, eos=(3,), n=n)
   return ppo.PPO(lm=LM, tx=SGD, sampling=sampling, cfg=PPOConfig(**settings), place=place)
 
 
@@ -125,7 +125,7 @@ def occupied(layout):
 @pytest.mark.parametrize("q", [1, 3, 8])
 def test_every_token_stands_once_and_an_episode_in_one_row(q):
   rows = rollout(LENGTHS)
-  layout = packs.lay_out(rows.valid, rows.mask, q)
+  layout = packs.lay_out(rows.tokens, rows.valid, rows.mask, q)
   positions = occupied(layout)
   expected = {(int(e), int(c)) for e, c in np.argwhere(rows.valid)}
   assert len(positions) == len(expected)
@@ -137,12 +137,12 @@ def test_every_token_stands_once_and_an_episode_in_one_row(q):
   assert used == 5
   assert layout.count == -(-used // q)
   assert layout.parts.valid.shape[:2] == (-(-8 // q), q)
-  assert float(packs.useful(layout, rows.valid)) == pytest.approx(55 / (layout.count * q * T))
+  assert float(packs.useful(layout)) == pytest.approx(55 / (layout.count * q * T))
 
 
 def test_a_segment_is_an_episode_and_its_states_are_its_own():
   rows = rollout(LENGTHS)
-  parts = packs.lay_out(rows.valid, rows.mask, 1).parts
+  parts = packs.lay_out(rows.tokens, rows.valid, rows.mask, 1).parts
   part = on_host(jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), parts))
   mask = np.asarray(rows.mask)
   seen = []
@@ -161,10 +161,10 @@ def test_a_segment_is_an_episode_and_its_states_are_its_own():
 
 def test_there_and_back_is_the_identity():
   rows = rollout(LENGTHS)
-  layout = packs.lay_out(rows.valid, rows.mask, 3)
+  layout = packs.lay_out(rows.tokens, rows.valid, rows.mask, 3)
   x = {"tokens": jnp.arange(8 * T).reshape(8, T), "stem": jnp.ones((8, T, 2))}
   packed = jax.vmap(lambda part: packs.take_tokens(part, x))(layout.parts)
-  back = packs.give_tokens(layout, packed, rows.valid)
+  back = packs.give_tokens(layout, packed, rows.valid, R)
   np.testing.assert_array_equal(back["tokens"], x["tokens"] * rows.valid)
   np.testing.assert_array_equal(back["stem"], x["stem"] * rows.valid[..., None])
   packed = jax.vmap(lambda part: packs.take_responses(part, rows.logp))(layout.parts)
@@ -206,14 +206,143 @@ def test_most_of_what_is_computed_is_useful_at_the_lengths_of_the_paper():
 
   @jax.jit
   def useful(valid, mask):
-    layout = packs.lay_out(valid, mask, packs.rows_at_once(32, 256))
-    return packs.useful(layout, valid)
+    tokens = valid.astype(jnp.int32)
+    layout = packs.lay_out(tokens, valid, mask, packs.rows_at_once(32, 256))
+    return packs.useful(layout)
 
   shares = [float(useful(v, m)) for v, m in zip(valid, mask)]
   assert valid.mean() < 0.2
   # Rows that hold as many tokens as there are, rounded up, would give .88.
   assert np.mean(shares) >= 0.85
   assert useful._cache_size() == 1
+
+
+# Responses that share their prompt
+
+# Four prompts with four responses each. The last responses to the second are to another prompt.
+GROUPS = [[(P, r) for r in (R, R, R, R)], [(3, r) for r in (1, 2, 6, 3)]]
+GROUPS += [[(1, 1)] * 4, [(5, r) for r in (2, 1, 4, 5)]]
+SHARED = [lengths for group in GROUPS for lengths in group]
+
+
+def shared_rollout(seed=0):
+  """Random episodes of `SHARED`: the responses of a group have one prompt."""
+  rows = rollout(SHARED, seed)
+  tokens = np.array(rows.tokens)
+  for first in range(0, len(SHARED), 4):
+    tokens[first : first + 4, :P] = tokens[first, :P]
+  return rows.replace(tokens=jnp.asarray(tokens))
+
+
+@pytest.mark.parametrize("q", [1, 2])
+def test_a_shared_prompt_stands_once_in_a_row(q):
+  rows = shared_rollout()
+  layout = packs.lay_out(rows.tokens, rows.valid, rows.mask, q, together=4)
+  form = packs.form_of(P, R, together=4)
+  assert layout.parts.valid.shape[-1] == form.positions == 192
+  assert layout.parts.holds.shape[-1] == form.places == 144  # 24 of 32 full positions
+  # All stand in one row: the prompts have 8, 3, 1 and 5 tokens, the responses 24, 12, 4 and 12.
+  assert layout.count == 1
+  positions = occupied(layout)
+  assert {row for row, *_ in positions} == {0}
+  assert len(positions) == 8 + 3 + 1 + 5 + 24 + 12 + 4 + 12
+  assert float(packs.useful(layout)) == pytest.approx(69 / (192 * q))
+
+
+def test_a_branch_continues_from_its_own_prompt():
+  rows = shared_rollout()
+  parts = packs.lay_out(rows.tokens, rows.valid, rows.mask, 1, together=4).parts
+  part = on_host(jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), parts))
+  mask, tokens = np.asarray(rows.mask), np.asarray(rows.tokens)
+  seen = []
+  for row in range(part.valid.shape[0]):
+    for place in np.flatnonzero(part.holds[row]):
+      episode, token = part.response_episode[row, place], part.response_column[row, place]
+      before = part.before[row, place]
+      segment = part.valid[row, before]
+      # What the state before a token sees: the prompt of the episode, and its response so far.
+      visible = (part.valid[row] == segment) & (np.arange(part.valid.shape[1]) <= before)
+      visible &= (part.branch[row] == 0) | (part.branch[row] == part.branch[row, before])
+      read = tokens[part.episode[row], part.column[row]][visible]
+      expected = tokens[episode][np.asarray(rows.valid)[episode] & (np.arange(T) < P + token)]
+      np.testing.assert_array_equal(read, expected)
+      seen.append((episode, token))
+  assert sorted(seen) == [tuple(x) for x in np.argwhere(mask)]
+
+
+def test_a_full_row_parts_the_responses_of_a_prompt(monkeypatch):
+  """A row has room for a prompt and two full responses, or else for what is shorter."""
+  monkeypatch.setattr(sharding, "positions_at_once", lambda learnt: P + 2 * R)
+  rows = shared_rollout()
+  layout = packs.lay_out(rows.tokens, rows.valid, rows.mask, 1, together=4)
+  form = packs.form_of(P, R, together=4)
+  assert (form.positions, form.places, form.most_rows(16)) == (20, 15, 8)
+  positions = occupied(layout)
+  covered = {(int(e), int(c)) for _, e, c in positions}
+  assert {(e, c) for e, c in np.argwhere(rows.valid) if c >= P} <= covered
+  # The first prompt is there for two of its responses, and again for the other two.
+  prompt_columns = [(row, e) for row, e, c in positions if e < 4 and c == P - 1]
+  assert sorted(e for _, e in prompt_columns) == [0, 2]
+  x = jnp.arange(16 * T).reshape(16, T) * rows.valid
+  same_prompt = x.at[:, :P].set(jnp.repeat(x[::4, :P], 4, axis=0) * rows.valid[:, :P])
+  packed = jax.vmap(lambda part: packs.take_tokens(part, same_prompt))(layout.parts)
+  back = packs.give_tokens(layout, packed, rows.valid, R)
+  np.testing.assert_array_equal(back, same_prompt)
+
+
+def test_another_prompt_is_not_shared():
+  rows = shared_rollout()
+  other = rows.tokens.at[2, P - 1].add(1)
+  layout = packs.lay_out(other, rows.valid, rows.mask, 1, together=4)
+  prompts = [(e, c) for _, e, c in occupied(layout) if e < 4 and c == P - 1]
+  # The third response has another prompt, and the fourth that of the first again.
+  assert sorted(e for e, _ in prompts) == [0, 2, 3]
+
+
+def test_episodes_that_share_nothing_have_room(monkeypatch):
+  """As where somebody gives a minibatch in an order of their own: all of full length, one a row."""
+  monkeypatch.setattr(sharding, "positions_at_once", lambda learnt: T)
+  rows = rollout([(P, R)] * 8)
+  layout = packs.lay_out(rows.tokens, rows.valid, rows.mask, 2, together=4)
+  assert layout.count == 4
+  assert len(set(occupied(layout))) == 8 * T
+
+
+@pytest.mark.parametrize("top, positions", [(0, 192), (1, 20)])
+def test_shared_prompts_equal_prompts_that_stand_alone(top, positions, monkeypatch):
+  """Scores, log-probabilities, values, every metric of the update and every gradient."""
+  monkeypatch.setattr(sharding, "positions_at_once", lambda learnt: positions)
+  params, frozen = models(top)
+  rows = shared_rollout()
+  results = []
+  for n in (1, 4):
+    config = experiment(n=n, rows_at_once=2)
+    scores, exp, metrics = jax.jit(partial(collect, config))(params, frozen, rows)
+    change, of_update = jax.jit(partial(update, config))(params, frozen, moved(exp))
+    results.append(((scores, exp.logp, exp.value), change, metrics | of_update))
+  (alone, change, metrics), (shared, shared_change, shared_metrics) = results
+  tiny.assert_trees_close(shared, alone, rtol=1e-5, atol=1e-5)
+  tiny.assert_trees_close(shared_change, change, rtol=1e-4, atol=1e-5)
+  for name, expected in metrics.items():
+    if not name.endswith("useful"):
+      np.testing.assert_allclose(shared_metrics[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_the_responses_of_a_prompt_stay_in_one_minibatch():
+  cfg = PPOConfig(minibatches=4, epochs=2)
+  orders = np.asarray(ppo.order(jax.random.key(0), 32, cfg, together=4))
+  assert orders.shape == (8, 8)
+  assert sorted(orders[:4].reshape(-1)) == list(range(32))
+  groups = orders.reshape(-1, 4)
+  np.testing.assert_array_equal(groups - groups[:, :1], np.tile(np.arange(4), (16, 1)))
+  assert ppo.together_of(8, 4) == 4
+  assert ppo.together_of(6, 4) == 1  # a group would be parted
+
+
+def test_shards_get_whole_groups():
+  length = jnp.array([5, 4, 1, 1, 2, 2, 3, 3])
+  dealt = np.asarray(packs.deal(length, 2, together=2))
+  np.testing.assert_array_equal(dealt, [0, 1, 2, 3, 6, 7, 4, 5])
 
 
 # Packed equals padded
@@ -345,10 +474,11 @@ def test_a_first_update_from_the_sampler_is_that_from_the_trainer():
 
 
 @pytest.mark.parametrize("mesh", [(2, 2, 2)], indirect=True, ids=str)
-def test_shards_pack_their_own_episodes(mesh):
-  config = experiment(rows_at_once=2, minibatches=2)
+@pytest.mark.parametrize("n", [1, 4])
+def test_shards_pack_their_own_episodes(mesh, n):
+  config = experiment(n=n, rows_at_once=2, minibatches=1)
   params, frozen = models()
-  rows = tiny.unsharded(lambda: rollout(LENGTHS * 2))
+  rows = tiny.unsharded(lambda: rollout(LENGTHS * 2) if n == 1 else shared_rollout())
 
   def run(params, frozen, rows):
     scores, exp, metrics = collect(config, params, frozen, rows)
@@ -364,13 +494,13 @@ def test_shards_pack_their_own_episodes(mesh):
   for name, value in expected[1].items():
     if not name.endswith("useful"):
       np.testing.assert_allclose(results[1][name], value, rtol=1e-3, atol=1e-4, err_msg=name)
-  # A shard has four episodes and so at most four rows.
-  assert 0.25 < float(results[1]["scoring/useful"]) <= 1
+  # A shard has four episodes and so at most four rows, or one where they share their prompt.
+  assert 0.05 < float(results[1]["scoring/useful"]) <= 1
 
 
 def test_the_most_parts_are_those_of_full_length():
   config = experiment(rows_at_once=3, minibatches=2)
   rows = rollout([(P, R)] * 16)
   layout = ppo.lay_out(rows, config)
-  assert (layout.parts.valid.shape[0], 3) == ppo.most_parts(16, T, config.cfg)
+  assert (layout.parts.valid.shape[0], 3) == ppo.most_parts(16, packs.form_of(P, R), config.cfg)
   assert layout.count == 6

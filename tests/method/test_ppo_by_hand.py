@@ -242,9 +242,9 @@ def test_episodes_and_text_have_micro_batches_of_their_own(tables, monkeypatch):
     rows_of_text.append(batch.tokens.shape[0])
     return masked_logp(lm, params, batch, window)
 
-  def record_rows(valid, mask, rows):
+  def record_rows(tokens, valid, mask, rows, together):
     rows_at_once.append(rows)
-    return lay_out(valid, mask, rows)
+    return lay_out(tokens, valid, mask, rows, together)
 
   monkeypatch.setattr(likelihood, "masked_logp", record_text)
   monkeypatch.setattr(packs, "lay_out", record_rows)
@@ -329,9 +329,9 @@ def test_the_order_and_the_noise_are_new_in_each_iteration(tables, monkeypatch):
   order_keys = []
   order = ppo.order
 
-  def recorded(key, rows, cfg):
+  def recorded(key, rows, cfg, together):
     order_keys.append(key)
-    return order(key, rows, cfg)
+    return order(key, rows, cfg, together)
 
   monkeypatch.setattr(ppo, "order", recorded)
   config = experiment()
@@ -616,7 +616,7 @@ def two_trunks():
   The stem of a trunk is the number in it times the tokens.
   """
 
-  def stem(trunk, tokens, valid):
+  def stem(trunk, tokens, valid, branch=None):
     return trunk["lower"] * tokens[..., None].astype(jnp.float32)
 
   lm, reward_lm = LM._replace(stem=stem), OTHER._replace(stem=stem)
@@ -653,7 +653,7 @@ def test_the_reward_side_has_its_own_model_trunk_and_stem(tables, monkeypatch):
     note("value", rows.tokens, stem[..., 0])
     return table(lm, params, rows, stem)
 
-  def token_scores(lm, params, tokens, valid, stem):
+  def token_scores(lm, params, tokens, valid, stem, branch):
     calls.append((lm, params["lm"]["lower"]))
     close(params["head"]["value"], REWARD_VALUE)
     note("score", tokens, stem[..., 0])

@@ -70,17 +70,22 @@ def test_demonstrations_by_hand():
   assert trips.of_batch(CONFIGS["sft"], part, Lengths(half + 1, half)) == {"parts": 16}
 
 
+@pytest.mark.parametrize("n", [1, 4])
 @pytest.mark.parametrize("source", ["paper", "uniform"])
-def test_episodes_are_packed_as_in_a_run(source):
-  config = CONFIGS["ppo"]
+def test_episodes_are_packed_as_in_a_run(source, n, monkeypatch):
+  # Rows of a prompt and two responses, so that some groups do not fit into one.
+  monkeypatch.setattr(sharding, "positions_at_once", lambda *, learnt: 80)
+  config = settings.replaced(CONFIGS["ppo"], {"batch": CONFIGS["ppo"].batch // n, "n": n})
   prompt_columns, response_columns = config.data.prompt, config.sampling.response
   length = prompt_columns + response_columns
-  minibatch = config.batch // config.ppo.minibatches
+  minibatch = config.episodes // config.ppo.minibatches
   (_, scoring, update), _ = parts_of("ppo")
-  scored = ppo.rows_at_once(minibatch, length, config.ppo, learnt=False)
-  learnt = ppo.rows_at_once(minibatch, length, config.ppo, learnt=True)
+  form = ppo.form_of(prompt_columns, response_columns, minibatch, config.n)
+  scored = ppo.rows_at_once(minibatch, form, config.ppo, learnt=False)
+  learnt = ppo.rows_at_once(minibatch, form, config.ppo, learnt=True)
   for number in range(3):
-    batch = lengths.draws(source, prompt_columns, response_columns)(number, config.batch)
+    batch = lengths.draws(source, prompt_columns, response_columns)(number, config.episodes)
+    batch = batch._replace(prompt=np.repeat(batch.prompt[::n], n))
     columns = np.arange(length)
     valid = (columns >= prompt_columns - batch.prompt[:, None]) & (
       columns < prompt_columns + batch.response[:, None]
@@ -88,12 +93,12 @@ def test_episodes_are_packed_as_in_a_run(source):
     mask = valid[:, prompt_columns:]
 
     def count(episodes, rows, valid=valid, mask=mask):
-      return int(
-        packs.lay_out(jnp.asarray(valid[episodes]), jnp.asarray(mask[episodes]), rows).count
-      )
+      valid, mask = jnp.asarray(valid[episodes]), jnp.asarray(mask[episodes])
+      layout = packs.lay_out(valid.astype(jnp.int32), valid, mask, rows, form.together)
+      return int(layout.count)
 
     assert trips.of_batch(config, scoring, batch) == {"parts": count(slice(None), scored)}
-    minibatches = [slice(i, i + minibatch) for i in range(0, config.batch, minibatch)]
+    minibatches = [slice(i, i + minibatch) for i in range(0, config.episodes, minibatch)]
     assert trips.of_batch(config, update, batch) == {
       "parts": np.mean([count(m, learnt) for m in minibatches])
     }
