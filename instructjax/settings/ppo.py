@@ -167,10 +167,12 @@ class PPOSettings:
     if self.data.buckets > 1 and self.data.together > 1:
       yield "data.buckets", "the prompts of a batch have one length, so neighbours would be parted"
     if self.episodes % self.ppo.minibatches:
+      what = "it does not divide"
+      if self.n > 1:
+        what = f"with config.n={self.n} it has {self.episodes} episodes, which do not divide"
       yield (
         "batch",
-        f"with config.n={self.n} it has {self.episodes} episodes, which do not divide by "
-        f"config.ppo.minibatches={self.ppo.minibatches}; choose a multiple of it",
+        f"{what} by config.ppo.minibatches={self.ppo.minibatches}; choose a multiple of it",
       )
 
   @property
