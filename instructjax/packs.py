@@ -52,18 +52,25 @@ class Form(NamedTuple):
 
   def most_rows(self, episodes: int) -> int:
     """Returns the rows that episodes take, at most: all of them have full length."""
+    groups = episodes // self.together
+    responses = self.together * self.response
+    whole = min(self.positions // (self.prompt + responses), self.places // responses)
+    if whole:
+      return math.ceil(groups / whole)
     fit = min((self.positions - self.prompt) // self.response, self.places // self.response)
-    return episodes // self.together * math.ceil(self.together / min(fit, self.together))
+    return groups * math.ceil(self.together / fit)
 
 
-def form_of(prompt: int, response: int, together: int = 1) -> Form:
+def form_of(prompt: int, response: int, together: int = 1, groups: int = 1) -> Form:
   """Returns the form of packed rows for prompts that have `together` responses each.
 
-  A row is as long as an episode, or where prompts are shared, as what a device computes at once.
+  A row is as long as an episode, or where prompts are shared, as what a device computes at once,
+  but no longer than all of the `groups` that a device has of a minibatch.
   """
   positions = prompt + response
   if together > 1:
-    positions = max(positions, sharding.positions_at_once(learnt=True))
+    all_groups = groups * (prompt + together * response)
+    positions = max(positions, min(sharding.positions_at_once(learnt=True), all_groups))
   return Form(prompt, response, together, positions)
 
 
@@ -126,16 +133,14 @@ def lay_out(
   valid: Valid,
   mask: Bool[Array, "B R"],
   rows: int,
-  together: int = 1,
+  form: Form,
 ) -> Layout:
   """Chooses a place for every episode, from its real tokens and the marks of its response.
 
   `rows` is q. A response counts up to its last mark. It may be a position longer than the real
-  tokens, as where a score is paid after the end. Of `together` episodes that follow each other, one
-  shares the prompt of the episode before it if it has the same one and they stand in one row.
+  tokens, as where a score is paid after the end. Of episodes that stand together, one shares the
+  prompt of the episode before it if it has the same one and they stand in one row.
   """
-  response = mask.shape[1]
-  form = form_of(tokens.shape[1] - response, response, together)
   if not sharding.is_sharded():
     parts, count, places = _lay_out_shard(tokens, valid, mask, rows=rows, form=form)
     return Layout(parts, count, *places)

@@ -195,12 +195,14 @@ def _lay_out(
   response = value_mask.shape[1]
   form = form_of(tokens.shape[1] - response, response, minibatch, ppo.sampling.n)
   rows = rows_at_once(minibatch, form, ppo.cfg, learnt=learnt)
-  return packs.lay_out(tokens, valid, value_mask, rows, form.together)
+  return packs.lay_out(tokens, valid, value_mask, rows, form)
 
 
 def form_of(prompt: int, response: int, minibatch: int, n: int) -> packs.Form:
   """Returns the form of packed rows where each prompt has n responses that follow each other."""
-  return packs.form_of(prompt, response, together_of(minibatch, n))
+  together = together_of(minibatch, n)
+  groups = minibatch // sharding.batch_shards() // together
+  return packs.form_of(prompt, response, together, groups)
 
 
 def together_of(minibatch: int, n: int) -> int:

@@ -18,6 +18,7 @@ from instructjax.types import Rollout
 
 P, R = 8, 6
 T = P + R
+FORM = packs.form_of(P, R)
 SGD = optim.by_subtree(policy=optax.sgd(1.0), value=optax.sgd(1.0))
 LM = tiny.lm("llama")
 # (prompt, response): one of full length, one of a token each, two cut ones, and several that share
@@ -125,7 +126,7 @@ def occupied(layout):
 @pytest.mark.parametrize("q", [1, 3, 8])
 def test_every_token_stands_once_and_an_episode_in_one_row(q):
   rows = rollout(LENGTHS)
-  layout = packs.lay_out(rows.tokens, rows.valid, rows.mask, q)
+  layout = packs.lay_out(rows.tokens, rows.valid, rows.mask, q, FORM)
   positions = occupied(layout)
   expected = {(int(e), int(c)) for e, c in np.argwhere(rows.valid)}
   assert len(positions) == len(expected)
@@ -142,7 +143,7 @@ def test_every_token_stands_once_and_an_episode_in_one_row(q):
 
 def test_a_segment_is_an_episode_and_its_states_are_its_own():
   rows = rollout(LENGTHS)
-  parts = packs.lay_out(rows.tokens, rows.valid, rows.mask, 1).parts
+  parts = packs.lay_out(rows.tokens, rows.valid, rows.mask, 1, FORM).parts
   part = on_host(jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), parts))
   mask = np.asarray(rows.mask)
   seen = []
@@ -161,7 +162,7 @@ def test_a_segment_is_an_episode_and_its_states_are_its_own():
 
 def test_there_and_back_is_the_identity():
   rows = rollout(LENGTHS)
-  layout = packs.lay_out(rows.tokens, rows.valid, rows.mask, 3)
+  layout = packs.lay_out(rows.tokens, rows.valid, rows.mask, 3, FORM)
   x = {"tokens": jnp.arange(8 * T).reshape(8, T), "stem": jnp.ones((8, T, 2))}
   packed = jax.vmap(lambda part: packs.take_tokens(part, x))(layout.parts)
   back = packs.give_tokens(layout, packed, rows.valid, R)
@@ -207,7 +208,9 @@ def test_most_of_what_is_computed_is_useful_at_the_lengths_of_the_paper():
   @jax.jit
   def useful(valid, mask):
     tokens = valid.astype(jnp.int32)
-    layout = packs.lay_out(tokens, valid, mask, packs.rows_at_once(32, 256))
+    layout = packs.lay_out(
+      tokens, valid, mask, packs.rows_at_once(32, 256), packs.form_of(128, 128)
+    )
     return packs.useful(layout)
 
   shares = [float(useful(v, m)) for v, m in zip(valid, mask)]
@@ -225,6 +228,10 @@ GROUPS += [[(1, 1)] * 4, [(5, r) for r in (2, 1, 4, 5)]]
 SHARED = [lengths for group in GROUPS for lengths in group]
 
 
+def shared_form(groups=100):
+  return packs.form_of(P, R, together=4, groups=groups)
+
+
 def shared_rollout(seed=0):
   """Random episodes of `SHARED`: the responses of a group have one prompt."""
   rows = rollout(SHARED, seed)
@@ -237,8 +244,8 @@ def shared_rollout(seed=0):
 @pytest.mark.parametrize("q", [1, 2])
 def test_a_shared_prompt_stands_once_in_a_row(q):
   rows = shared_rollout()
-  layout = packs.lay_out(rows.tokens, rows.valid, rows.mask, q, together=4)
-  form = packs.form_of(P, R, together=4)
+  layout = packs.lay_out(rows.tokens, rows.valid, rows.mask, q, shared_form())
+  form = shared_form()
   assert layout.parts.valid.shape[-1] == form.positions == 192
   assert layout.parts.holds.shape[-1] == form.places == 144  # 24 of 32 full positions
   # All stand in one row: the prompts have 8, 3, 1 and 5 tokens, the responses 24, 12, 4 and 12.
@@ -251,7 +258,7 @@ def test_a_shared_prompt_stands_once_in_a_row(q):
 
 def test_a_branch_continues_from_its_own_prompt():
   rows = shared_rollout()
-  parts = packs.lay_out(rows.tokens, rows.valid, rows.mask, 1, together=4).parts
+  parts = packs.lay_out(rows.tokens, rows.valid, rows.mask, 1, shared_form()).parts
   part = on_host(jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), parts))
   mask, tokens = np.asarray(rows.mask), np.asarray(rows.tokens)
   seen = []
@@ -274,8 +281,8 @@ def test_a_full_row_parts_the_responses_of_a_prompt(monkeypatch):
   """A row has room for a prompt and two full responses, or else for what is shorter."""
   monkeypatch.setattr(sharding, "positions_at_once", lambda learnt: P + 2 * R)
   rows = shared_rollout()
-  layout = packs.lay_out(rows.tokens, rows.valid, rows.mask, 1, together=4)
-  form = packs.form_of(P, R, together=4)
+  layout = packs.lay_out(rows.tokens, rows.valid, rows.mask, 1, shared_form())
+  form = shared_form()
   assert (form.positions, form.places, form.most_rows(16)) == (20, 15, 8)
   positions = occupied(layout)
   covered = {(int(e), int(c)) for _, e, c in positions}
@@ -293,7 +300,7 @@ def test_a_full_row_parts_the_responses_of_a_prompt(monkeypatch):
 def test_another_prompt_is_not_shared():
   rows = shared_rollout()
   other = rows.tokens.at[2, P - 1].add(1)
-  layout = packs.lay_out(other, rows.valid, rows.mask, 1, together=4)
+  layout = packs.lay_out(other, rows.valid, rows.mask, 1, shared_form())
   prompts = [(e, c) for _, e, c in occupied(layout) if e < 4 and c == P - 1]
   # The third response has another prompt, and the fourth that of the first again.
   assert sorted(e for e, _ in prompts) == [0, 2, 3]
@@ -303,7 +310,7 @@ def test_episodes_that_share_nothing_have_room(monkeypatch):
   """As where somebody gives a minibatch in an order of their own: all of full length, one a row."""
   monkeypatch.setattr(sharding, "positions_at_once", lambda learnt: T)
   rows = rollout([(P, R)] * 8)
-  layout = packs.lay_out(rows.tokens, rows.valid, rows.mask, 2, together=4)
+  layout = packs.lay_out(rows.tokens, rows.valid, rows.mask, 2, shared_form())
   assert layout.count == 4
   assert len(set(occupied(layout))) == 8 * T
 
@@ -326,6 +333,16 @@ def test_shared_prompts_equal_prompts_that_stand_alone(top, positions, monkeypat
   for name, expected in metrics.items():
     if not name.endswith("useful"):
       np.testing.assert_allclose(shared_metrics[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_the_most_rows_by_hand():
+  assert packs.form_of(P, R).most_rows(8) == 8
+  form = shared_form()._replace(positions=70)
+  assert form.places == 53
+  assert form.most_rows(16) == 2  # two groups of 32 positions a row
+  assert form._replace(positions=32).most_rows(16) == 4
+  assert form._replace(positions=26).most_rows(16) == 8  # a prompt and three responses, and one
+  assert shared_form(groups=2).positions == 64  # a minibatch of two groups fills no longer row
 
 
 def test_the_responses_of_a_prompt_stay_in_one_minibatch():

@@ -242,9 +242,9 @@ def test_episodes_and_text_have_micro_batches_of_their_own(tables, monkeypatch):
     rows_of_text.append(batch.tokens.shape[0])
     return masked_logp(lm, params, batch, window)
 
-  def record_rows(tokens, valid, mask, rows, together):
+  def record_rows(tokens, valid, mask, rows, form):
     rows_at_once.append(rows)
-    return lay_out(tokens, valid, mask, rows, together)
+    return lay_out(tokens, valid, mask, rows, form)
 
   monkeypatch.setattr(likelihood, "masked_logp", record_text)
   monkeypatch.setattr(packs, "lay_out", record_rows)

@@ -94,7 +94,7 @@ def test_episodes_are_packed_as_in_a_run(source, n, monkeypatch):
 
     def count(episodes, rows, valid=valid, mask=mask):
       valid, mask = jnp.asarray(valid[episodes]), jnp.asarray(mask[episodes])
-      layout = packs.lay_out(valid.astype(jnp.int32), valid, mask, rows, form.together)
+      layout = packs.lay_out(valid.astype(jnp.int32), valid, mask, rows, form)
       return int(layout.count)
 
     assert trips.of_batch(config, scoring, batch) == {"parts": count(slice(None), scored)}

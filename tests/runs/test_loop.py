@@ -352,8 +352,9 @@ def test_a_second_ctrl_c_acts_at_once(step, writer, tmp_path):
 
   def pressed(i):
     if i == 2:
-      os.kill(os.getpid(), signal.SIGTERM)
-      os.kill(os.getpid(), signal.SIGINT)
+      # Another thread may take the signals of `os.kill`, and Python then acts a little later.
+      signal.raise_signal(signal.SIGTERM)
+      signal.raise_signal(signal.SIGINT)
       pytest.fail("the second signal was to act at once")
     return batch(i)
 
