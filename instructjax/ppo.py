@@ -210,7 +210,12 @@ def together_of(minibatch: int, n: int) -> int:
 
   All do where the minibatch of each device is made of whole groups.
   """
-  return n if minibatch // sharding.batch_shards() % n == 0 else 1
+  return whole_groups(minibatch // sharding.batch_shards(), n)
+
+
+def whole_groups(episodes: int, n: int) -> int:
+  """Returns n where episodes are made of whole groups of n, else 1."""
+  return n if episodes % n == 0 else 1
 
 
 def rows_at_once(minibatch: int, form: packs.Form, cfg: PPOConfig, *, learnt: bool) -> int:
@@ -865,7 +870,8 @@ def improve(
   lengths = sharding.reshard(jnp.sum(exp.valid > 0, axis=1, dtype=jnp.int32), None)
 
   sampled = cfg.old_logp == "sampler"
-  together = together_of(rows // cfg.minibatches, ppo.sampling.n)
+  minibatch = rows // cfg.minibatches
+  together = together_of(minibatch, ppo.sampling.n)
 
   def update_on(state, numbered_episodes):
     number, episodes = numbered_episodes
@@ -889,7 +895,8 @@ def improve(
 
   # The key is new in each iteration, because the step has moved on.
   order_key = keys.key_for(state.key, "minibatches", state.step)
-  minibatches = order(order_key, rows, cfg, together)
+  # The order is the same on every mesh, also where no device has whole groups of a minibatch.
+  minibatches = order(order_key, rows, cfg, whole_groups(minibatch, ppo.sampling.n))
   numbers = jnp.arange(minibatches.shape[0])
   state, metrics = jax.lax.scan(update_on, state, (numbers, minibatches))
 

@@ -356,6 +356,26 @@ def test_the_responses_of_a_prompt_stay_in_one_minibatch():
   assert ppo.together_of(6, 4) == 1  # a group would be parted
 
 
+def test_the_order_does_not_depend_on_the_mesh(monkeypatch):
+  """Two devices have half a group each of a minibatch of four: they stay in it nevertheless."""
+  seen = []
+  order = ppo.order
+
+  def recorded(key, rows, cfg, together):
+    seen.append(together)
+    return order(key, rows, cfg, together)
+
+  monkeypatch.setattr(ppo, "order", recorded)
+  config = experiment(n=4, minibatches=4)
+  params, frozen = models()
+  _, exp, _ = collect(config, params, frozen, shared_rollout())
+  state = steps.new_state(jax.random.key(0), params, config.tx, kl_coef=0.1)
+  for shards in (1, 2):
+    monkeypatch.setattr(sharding, "batch_shards", lambda shards=shards: shards)
+    jax.eval_shape(lambda state: ppo.improve(state, frozen, exp, None, config), state)
+  assert seen == [4, 4]
+
+
 def test_shards_get_whole_groups():
   length = jnp.array([5, 4, 1, 1, 2, 2, 3, 3])
   dealt = np.asarray(packs.deal(length, 2, together=2))
