@@ -32,7 +32,7 @@ def compiled(preset: str, options: Options, say=lambda text: None) -> dict:
   return found
 
 
-@pytest.mark.parametrize("stage", ["sft", "rl_init", "reward", "ppo"])
+@pytest.mark.parametrize("stage", ["sft", "rl_init", "reward", "ppo", "dpo", "grpo"])
 def test_every_stage_compiles_for_a_tpu(stage):
   for row in compiled(f"{stage}:tiny", Options("v5e:2x2", "fsdp=2,model=2"))["programs"]:
     assert row["compiled"]["temp"] >= 0 and row["compiled"]["arguments"] > 0
