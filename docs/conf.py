@@ -49,6 +49,9 @@ def as_written(app: Any, what: str, name: str, value: Any, *rest: Any) -> tuple[
   """Returns the signature of a function or class, with annotations as they stand in the code."""
   if what not in ("function", "method", "class"):
     return None
+  # What a module has imported is asked about as well, and left out afterwards.
+  if not getattr(value, "__module__", "").startswith("instructjax"):
+    return None
   # Annotations are strings, because every module defers their evaluation.
   signature = inspect.signature(value)
   parameters = [shown(parameter) for parameter in signature.parameters.values()]

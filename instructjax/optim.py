@@ -176,11 +176,27 @@ def adamw(
 
 
 def by_subtree(**transforms: optax.GradientTransformation) -> optax.GradientTransformation:
-  """A transformation for each top-level key, such as `by_subtree(policy=..., value=...)`."""
+  """A transformation for each top-level key, such as `by_subtree(policy=..., value=...)`.
+
+  PPO with a value network needs both; without one (GRPO, RLOO) it needs `policy` alone.
+
+  Raises:
+    ValueError: from `init`, where the parameters have other top-level keys than those.
+  """
   by_name: dict[Hashable, optax.GradientTransformation] = {**transforms}
   # Each top-level key labels everything below it.
   labels = {name: name for name in transforms}
-  return optax.partition(by_name, labels)
+  partition = optax.partition(by_name, labels)
+
+  def init(params: Any) -> optax.OptState:
+    if params.keys() != transforms.keys():
+      raise ValueError(
+        f"by_subtree has optimizers for {sorted(transforms)}, and the parameters are "
+        f"{sorted(params)}: name one for each, such as by_subtree(policy=..., value=...)"
+      )
+    return partition.init(params)
+
+  return optax.GradientTransformationExtraArgs(init, partition.update)
 
 
 def ema(average: Params, params: Params, decay: float) -> Params:

@@ -142,7 +142,9 @@ def score_comparisons(
     >>> from instructjax.data.batches import branches, pipeline
     >>> completions = tuple(pipeline.Row(np.array([1, 2, n, 7]), start=2) for n in (3, 4, 5))
     >>> group = branches.of_group(pipeline.Group(completions, ranks=(1, 2, 2)))
-    >>> batch = branches.pack([group], branches.layout([group], 1, shards=1, micro=1))
+    >>> prompts_in_a_batch = 1
+    >>> layout = branches.layout([group], prompts_in_a_batch, shards=1, micro=1)
+    >>> batch = branches.pack([group], layout)
     >>> parts, count = reward.into_parts(jax.tree.map(jnp.asarray, batch))
     >>> part = jax.tree.map(lambda x: x[0], parts)
     >>> print(reward.score_comparisons(lm, model, part).shape)

@@ -37,14 +37,24 @@ def new_state(
 ) -> TrainState:
   """Returns a state at step 0, on arrays or, under `jax.eval_shape`, on shapes.
 
-  `ema` holds the weights to average, or None for no average. `kl_coef` is the first coefficient of
-  PPO's KL penalty; the other stages have none.
+  `ema` holds the weights to average: some of the top-level entries of `params`, for PPO
+  `{"policy": params["policy"]}`. They are copied. With None there is no average, whatever decay a
+  step has. `kl_coef` is the first coefficient of PPO's KL penalty; the other stages have none.
+
+  Raises:
+    ValueError: `ema` has an entry that the parameters do not have.
 
   Example:
     >>> state = steps.new_state(jax.random.key(0), params, tx)
     >>> print(state.step, state.iteration)
     0 0
   """
+  unknown = sorted((ema or {}).keys() - params.keys())
+  if unknown:
+    raise ValueError(
+      f"ema has the entries {unknown}, and the parameters have {sorted(params)}: take top-level "
+      'entries of them, for PPO ema={"policy": params["policy"]}'
+    )
   return TrainState(
     step=jnp.int32(0),
     iteration=jnp.int32(0),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import instructjax
+from instructjax import rewards
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
 # The modules whose functions have examples; the others are promised all the same.
@@ -62,6 +63,12 @@ def test_the_examples_run():
       functions = promised_functions(getattr(instructjax, name))
       results.append(run_examples(functions, names))
       assert results[-1].attempted >= len(functions)
+    # Of the rewards the reference has the functions of arrays alone.
+    of_arrays = {
+      function.__name__: function for function in (rewards.minimum, rewards.mean_less_deviation)
+    }
+    results.append(run_examples(of_arrays, names))
+    assert results[-1].attempted == 2
   assert not any(result.failed for result in results)
 
 
@@ -80,5 +87,5 @@ def test_a_wrong_example_fails(capsys):
 
 def test_every_module_has_a_page():
   index = (REFERENCE / "index.md").read_text()
-  for name in [*MODULES, "types"]:
+  for name in [*MODULES, "types", "optim", "sharding", "dpo", "rewards"]:
     assert f"\n{name}\n" in index and (REFERENCE / f"{name}.md").is_file()

@@ -7,12 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PAGE = (Path(__file__).parent.parent / "docs" / "research.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+PATH = Path(__file__).parent.parent / "docs" / "research.md"
+
+
+def blocks(page: str) -> list[str]:
+  return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+
+BLOCKS = blocks(PATH.read_text())
 
 
 def test_the_slots_run():
-  _, whole, others, _ = BLOCKS
+  _, whole, others, *_ = BLOCKS
   names = {}
   exec(whole, names)
   assert names["scores"].shape == (8,)
@@ -50,3 +56,28 @@ def test_the_loop_resumes(tmp_path):
   resumed = names["train"](4, tmp_path / "half")
   whole = names["train"](4, tmp_path / "whole")
   jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+
+
+def test_a_mesh_changes_no_metric_of_ppo():
+  names = {}
+  exec(BLOCKS[4], names)
+  alone = names["iterations"](2, data=1)
+  meshed = names["iterations"](2, data=2, fsdp=2, model=2)
+  for name, value in alone.items():
+    np.testing.assert_allclose(meshed[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_the_ensemble_is_the_score():
+  page = PATH.with_name("rewards.md").read_text()
+  [program] = [block for block in blocks(page) if "rewards.minimum" in block]
+  names = {}
+  exec(program, names)
+  members = [
+    names["reward"].score(
+      names["lm"], member, names["reward"].closed(names["rows"], (1,)), names["rows"].valid
+    )
+    for member in names["members"]
+  ]
+  np.testing.assert_allclose(
+    names["metrics"]["objective/scores"], np.mean(np.min(members, axis=0)), rtol=1e-5
+  )

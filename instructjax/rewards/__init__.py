@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from instructjax import sharding
@@ -38,6 +39,9 @@ from instructjax.types import Array, Float, Rollout
 
 # Scores by the name of the reward, each float32 [B], without the weights; NaN where it abstains.
 Scores = dict[str, np.ndarray]
+# Scores by the N members of an ensemble, and one of each response.
+Members = Float[Array, "N B"] | Float[np.ndarray, "N B"]
+Responses = Float[Array, " B"] | Float[np.ndarray, " B"]
 
 
 class Reward(NamedTuple):
@@ -276,32 +280,50 @@ def in_first(score: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndar
   return np.asarray(values)
 
 
-def minimum(scores: Float[np.ndarray, "N B"]) -> Float[np.ndarray, " B"]:
+def minimum(scores: Members) -> Responses:
   """Returns the least of N scores of each response: the worst case of an ensemble.
 
   Coste et al. 2023 optimise it against over-optimisation. A score that is NaN is left out, and the
-  minimum of none is NaN.
+  minimum of none is NaN. Scores of NumPy give an array of NumPy; those of JAX give one of JAX, in a
+  compiled function too.
+
+  Example:
+    >>> print(rewards.minimum(jnp.array([[1.0, 4.0], [3.0, 2.0]])))
+    [1. 2.]
   """
-  # fmin prefers what is no NaN.
-  return np.fmin.reduce(np.asarray(scores), axis=0)
+  xp = _arrays(scores)
+  missing = xp.isnan(scores)
+  least = xp.where(missing, xp.inf, scores).min(axis=0)
+  return xp.where(missing.all(axis=0), xp.nan, least)
 
 
 def mean_less_deviation(
-  scores: Float[np.ndarray, "N B"],
+  scores: Members,
   deviations: float = 1.0,
-) -> Float[np.ndarray, " B"]:
+) -> Responses:
   """Returns mean - deviations * standard deviation over N scores of each response.
 
   A response on which the members of an ensemble disagree is worth less (Coste et al. 2023, who
   subtract the variance; the deviation has the units of the scores). A score that is NaN is left
-  out, and of none the result is NaN. The deviation divides by N.
+  out, and of none the result is NaN. The deviation divides by N. Scores of NumPy give an array of
+  NumPy in float64; those of JAX give one of JAX, in a compiled function too.
+
+  Example:
+    >>> print(rewards.mean_less_deviation(jnp.array([[1.0, 4.0], [3.0, 4.0]]), deviations=0.5))
+    [1.5 4. ]
   """
-  values = np.asarray(scores, np.float64)
-  count = (~np.isnan(values)).sum(axis=0)
-  divisor = np.maximum(count, 1)
-  mean = np.nansum(values, axis=0) / divisor
-  variance = np.nansum(np.square(values - mean), axis=0) / divisor
-  return np.where(count > 0, mean - deviations * np.sqrt(variance), np.nan)
+  xp = _arrays(scores)
+  values = scores if isinstance(scores, jax.Array) else np.asarray(scores, np.float64)
+  count = (~xp.isnan(values)).sum(axis=0)
+  divisor = xp.maximum(count, 1)
+  mean = xp.nansum(values, axis=0) / divisor
+  variance = xp.nansum(xp.square(values - mean), axis=0) / divisor
+  return xp.where(count > 0, mean - deviations * xp.sqrt(variance), xp.nan)
+
+
+def _arrays(x: Any) -> Any:
+  """Returns the library that an array belongs to."""
+  return jnp if isinstance(x, jax.Array) else np
 
 
 def _terms(sources: Sequence[Reward], scores: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -316,9 +338,10 @@ def _terms(sources: Sequence[Reward], scores: Mapping[str, np.ndarray]) -> list[
       groups.setdefault(source.group, []).append(weighted)
   for group, members in groups.items():
     if group.deviations is None:
-      terms.append(minimum(np.stack(members)))
+      terms.append(np.asarray(minimum(np.stack(members))))
     else:
-      terms.append(mean_less_deviation(np.stack(members), group.deviations))
+      worth = mean_less_deviation(np.stack(members), group.deviations)
+      terms.append(np.asarray(worth))
   return terms
 
 

@@ -46,7 +46,8 @@ class PPOConfig:
   )
   ema_decay: float | None = setting(
     0.992,
-    "The decay of the average of weights, which the run leaves; none leaves the last ones.",
+    "The decay of the average of weights, which the run leaves; none leaves the last ones. In "
+    "Python there is an average only where the state has one (`ema=`).",
     low=0,
     below=1,
   )

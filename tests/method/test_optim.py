@@ -94,6 +94,14 @@ def test_each_subtree_has_its_own_rate():
   np.testing.assert_allclose(updates["value"]["b"], -np.ones(3))
 
 
+@pytest.mark.parametrize("names", [["policy"], ["policy", "value", "head"]])
+def test_a_subtree_without_an_optimizer_is_named(names):
+  tx = optim.by_subtree(**dict.fromkeys(names, optax.sgd(0.1)))
+  params = {"policy": {"a": jnp.ones(2)}, "value": {"b": jnp.ones(3)}}
+  with pytest.raises(ValueError, match=r"parameters are \['policy', 'value'\]: name one for each"):
+    tx.init(params)
+
+
 def test_average_has_its_closed_form():
   decay, n = 0.992, 86
   average = {"w": jnp.float32(0)}

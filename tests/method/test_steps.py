@@ -160,3 +160,11 @@ def test_a_state_on_a_mesh_of_one_device():
         state, _ = compiled(state, jnp.ones(2))
   assert float(state.params["w"]) == 0
   assert len(compilations) == 1
+
+
+def test_an_average_is_of_entries_of_the_parameters():
+  tx = optax.sgd(0.1)
+  state = steps.init_state(jax.random.key(0), start(), tx, ema={"b": start()["b"]})
+  assert sorted(state.ema) == ["b"]
+  with pytest.raises(ValueError, match=r"ema has the entries \['policy'\].*\['b', 'w'\]"):
+    steps.init_state(jax.random.key(0), start(), tx, ema={"policy": start()})

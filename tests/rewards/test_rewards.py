@@ -183,6 +183,16 @@ def test_an_ensemble_is_one_term_of_the_sum(module):
   assert np.isnan(rewards.total((first, second), scores)).tolist() == [False] * 4 + [True]
 
 
+def test_an_ensemble_is_combined_in_a_compiled_function_too():
+  scores = np.asarray([[1.0, 4.0, np.nan], [3.0, np.nan, np.nan]], np.float32)
+  for combine in (rewards.minimum, partial(rewards.mean_less_deviation, deviations=0.5)):
+    on_the_host = combine(scores)
+    compiled = jax.jit(combine)(scores)
+    assert isinstance(on_the_host, np.ndarray) and isinstance(compiled, jax.Array)
+    np.testing.assert_allclose(compiled, on_the_host, rtol=1e-6)
+  np.testing.assert_allclose(on_the_host, [1.5, 4.0, np.nan])
+
+
 def test_two_ensembles_are_two_terms(module):
   file = module(ENSEMBLE)
   pair = f"min(python:{file}:a, python:{file}:b)"
