@@ -50,8 +50,8 @@ pytest_plugins = [
 
 
 def pytest_collection_modifyitems(items):
-  """The notebook takes as long as many others together, in one process: it begins first."""
-  items.sort(key=lambda item: item.name != "test_notebook_runs")
+  """What takes as long as many others together, in one process, begins first."""
+  items.sort(key=lambda item: item.get_closest_marker("first") is None)
 
 
 def pytest_collection_finish():

@@ -183,6 +183,7 @@ def test_a_notebook_runs_from_a_wheel_in_an_empty_folder(name, wheel, tmp_path, 
 
 
 @pytest.mark.slow
+@pytest.mark.first
 @pytest.mark.filterwarnings("default")  # of the kernel's own machinery
 def test_the_quickstart_runs(wheel, tmp_path, monkeypatch):
   monkeypatch.setenv("PYTHONPATH", str(wheel))

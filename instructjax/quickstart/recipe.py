@@ -171,7 +171,7 @@ def ppo_settings(settings: QuickstartSettings, workdir: Path, ptx_coef: float) -
     "ppo.old_logp": "sampler",
     # Values begin far from the targets, and in as few updates cannot come there in steps of .2.
     "ppo.value_clip": None,
-    "ppo.rows_at_once": settings.rows_at_once,
+    "ppo.rows_at_once": settings.ppo_rows_at_once,
     "ppo.ptx_coef": ptx_coef,
     "ppo.ptx_micro": settings.ptx_micro,
     "ppo.ema_decay": settings.ema_decay,

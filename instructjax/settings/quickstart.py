@@ -65,14 +65,16 @@ class QuickstartSettings:
   # PPO and PPO-ptx share everything but the pretraining mix.
   iterations: int = setting(14, "Iterations of PPO.", low=1, high=100_000)
   episodes: int = setting(128, "Episodes of an iteration.", low=1)
-  responses: int = setting(1, "Responses to each prompt of an iteration (paper: 1).", low=1)
+  responses: int = setting(4, "Responses to each prompt of an iteration (paper: 1).", low=1)
+  # The responses to a prompt share its row, so few rows are many episodes.
+  ppo_rows_at_once: int = setting(3, "Packed rows of PPO that are computed at once.", low=1)
   minibatches: int = setting(8, "Minibatches of an iteration.", low=1)
   halvings: int = setting(
     1, "How often the last rows of a rollout move together (sampling.halvings).", low=0, high=16
   )
   temperature: float = setting(0.7, "The temperature of the policy (paper: 1).", above=0, high=100)
   ppo_lr: float = setting(2.2e-4, "The learning rate of the policy.", above=0, high=1)
-  value_lr: float = setting(1e-3, "The peak of the value network's learning rate.", above=0, high=1)
+  value_lr: float = setting(4e-4, "The peak of the value network's learning rate.", above=0, high=1)
   kl_coef: float = setting(0.2, "The coefficient of the KL penalty (paper: .02).", low=0, high=1000)
   ptx_coef: float = setting(
     0.5, "The weight of the pretraining loss (paper: 27.8).", above=0, high=1e6
