@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 PATH = Path(__file__).parent.parent / "docs" / "research.md"
 
@@ -58,6 +59,7 @@ def test_the_loop_resumes(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_no_metric_of_ppo():
   names = {}
   exec(BLOCKS[4], names)
