@@ -3,16 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# What depends on jax, once: every step of the method, every family of models, a run of every stage, its program on a
-# mesh.  For a second Python, whose jax is newer.
+# What depends on jax, once: the steps of the method, a model, a run of every stage. For a second Python, whose jax is
+# newer.
 NEWEST := $(addprefix tests/,$(addsuffix .py,method/test_x64 method/test_ppo_by_hand method/test_steps method/test_dpo \
-  method/test_bestofn method/test_sharding models/test_gpt models/test_llama models/test_transformer \
-  models/test_attention models/test_lora system/test_keys plan/test_plan plan/test_collectives stages/test_stages))
+  models/test_gpt models/test_llama models/test_lora system/test_keys stages/test_stages))
 TWO := $(BIN)/python -m pytest -n 2 --dist worksteal
 SPHINX := JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -q --keep-going
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: quickstart test test-fast test-newest test-slow test-oracles test-plan test-browser test-wheel lint docs docs-links lock clean
+.PHONY: quickstart test test-fast test-newest test-slow test-release test-oracles test-plan test-browser test-wheel lint docs docs-links lock clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/instructjax quickstart $(ARGS)
@@ -27,6 +26,9 @@ test-newest: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(TWO) -m slow $(ARGS)
+
+test-release: $(VENV)/.test  ## minutes long, of what the other tests cover in parts; not in CI
+	$(TWO) -m release $(ARGS)
 
 test-oracles: $(VENV)/.oracles
 	$(TWO) -m oracle $(ARGS)

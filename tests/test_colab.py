@@ -182,7 +182,7 @@ def test_a_notebook_runs_from_a_wheel_in_an_empty_folder(name, wheel, tmp_path, 
   assert "minutes" in json.dumps([cell.get("outputs", []) for cell in run[-2:]])
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.first
 @pytest.mark.filterwarnings("default")  # of the kernel's own machinery
 def test_the_quickstart_runs(wheel, tmp_path, monkeypatch):

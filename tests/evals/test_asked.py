@@ -25,7 +25,7 @@ def close(results, expected, place="results"):
     ), place
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_two_processes_ask_and_judge_as_one_does(data, finished, reward_run, server, tmp_path):
   """Samples for labelers, then two evaluations with judges of every kind, on 2 x 2 x 2 devices."""
   (tmp_path / "judge.py").write_text(asked.JUDGE)

@@ -416,7 +416,7 @@ def test_a_cut_response_is_scored_at_an_end_of_text():
   assert not np.allclose(scores[~ended], as_it_was[~ended], atol=1e-3)
 
 
-@pytest.mark.parametrize("family", [pytest.param("gpt", marks=pytest.mark.slow), "llama"])
+@pytest.mark.parametrize("family", [pytest.param("gpt", marks=pytest.mark.release), "llama"])
 def test_a_shared_frozen_trunk_changes_nothing(family):
   """Precomputed trunk activations give the iteration that full forward passes give."""
   from instructjax.models import freeze
@@ -505,13 +505,13 @@ def test_sharded_iterations_equal_one_device(mesh):
   sharded_equal_one_device("llama")
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("mesh", [(1, 2, 4)], indirect=True, ids=str)
 def test_sharded_iterations_with_more_devices_than_key_heads(mesh):
   sharded_equal_one_device("llama")
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("mesh", [(2, 2, 2)], indirect=True, ids=str)
 def test_sharded_iterations_of_the_other_family(mesh):
   sharded_equal_one_device("gpt")
@@ -661,7 +661,7 @@ def toy(iterations, width=32, depth=2):
   return Toy(config, frozen, step)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_policy_converges_to_the_analytic_optimum():
   """pi* = rho exp(r / beta) / Z; the trained policy has KL(pi || pi*) < .01."""
   beta, iterations = 1.0, 200  # with beta 1 no response is too rare to be met again

@@ -543,7 +543,7 @@ def test_the_documented_file_is_trained_and_sampled(folder, tuned, capsys):
 
 
 @quietly
-@pytest.mark.slow
+@pytest.mark.release
 def test_reward_model_and_ppo_go_on_from_it(folder, tuned):
   more = [
     *files(folder, "comparisons", "demonstrations"),

@@ -132,6 +132,7 @@ def test_an_adapter_stays_in_float_beside_integers():
   assert float(jnp.abs(low_rank).max()) > 1e-5
 
 
+@pytest.mark.parametrize("mesh", [(2, 2, 2)], indirect=True, ids=str)
 @pytest.mark.parametrize("whole", [True, False])
 def test_integers_on_a_mesh_are_those_of_a_device(mesh, whole):
   lm = tiny.lm("llama")

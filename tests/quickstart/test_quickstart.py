@@ -204,7 +204,7 @@ def test_a_finished_run_trains_nothing_again(model, finished, monkeypatch):
   assert (workdir / "metrics.jsonl").read_text() == metrics
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_an_interrupted_run_goes_on_to_the_same_numbers(model, finished, tmp_path, monkeypatch):
   workdir, results = finished
   whole = loop.stop_signal

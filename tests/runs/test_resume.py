@@ -110,7 +110,7 @@ def test_two_processes_do_what_one_does(launch, together, tmp_path):
   assert samples[0].count("\n") == samples[1].count("\n") == 3
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_ppo_in_two_processes_of_which_one_is_killed(together, init_run, reward_run, tmp_path):
   """The other process ends by itself; started again, both go on bit for bit.  First the one that
   does not write is killed, within an iteration, then the one that writes, within a checkpoint.

@@ -252,7 +252,7 @@ def test_a_mixture_of_prompts_has_no_lengths(tmp_path):
     sixteen(tmp_path, "a.jsonl", "b.jsonl")
 
 
-@pytest.mark.slow  # needs all the stages before it
+@pytest.mark.release  # needs all the stages before it
 def test_ppo_runs_on_prompts_of_two_lengths(data, init_run, reward_run, tmp_path):
   sixteen(tmp_path, "prompts.jsonl")
   prompts = [
