@@ -661,7 +661,7 @@ def toy(iterations, width=32, depth=2):
   return Toy(config, frozen, step)
 
 
-@pytest.mark.release
+@pytest.mark.slow
 def test_policy_converges_to_the_analytic_optimum():
   """pi* = rho exp(r / beta) / Z; the trained policy has KL(pi || pi*) < .01."""
   beta, iterations = 1.0, 200  # with beta 1 no response is too rare to be met again
